@@ -144,17 +144,13 @@ func (l *lab) serve(ns netns.Doer, numbers ...int32) {
 		}))
 		closers = append(closers, tcp, udp)
 		wg.Go(func() {
-			for {
-				c, err := tcp.Accept()
-				if err != nil {
-					return
-				}
+			testenv.Accept(tcp, func(c net.Conn) {
 				wg.Go(func() {
 					defer c.Close()
 					defer context.AfterFunc(ctx, func() { c.Close() })()
 					_, _ = io.Copy(c, c)
 				})
-			}
+			})
 		})
 		wg.Go(func() {
 			b := make([]byte, 100)

@@ -72,11 +72,7 @@ func serveLong(t *testing.T, in netns.Doer, name string) {
 		wg.Wait()
 	})
 	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
+		testenv.Accept(l, func(c net.Conn) {
 			mu.Lock()
 			open = append(open, c)
 			mu.Unlock()
@@ -90,7 +86,7 @@ func serveLong(t *testing.T, in netns.Doer, name string) {
 					fmt.Fprintln(c, name)
 				}
 			})
-		}
+		})
 	})
 }
 

@@ -36,16 +36,10 @@ func listening(t *testing.T, common string) *Server {
 	stop := s.admission.Serve(context.Background())
 	t.Cleanup(stop)
 	l := s.peers.Listener(s.port.Route(peertls.Protocol))
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = c.Read(make([]byte, 1)) // the handshake
-			_ = c.Close()
-		}
-	}()
+	go testenv.Accept(l, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 1)) // the handshake
+		_ = c.Close()
+	})
 	return s
 }
 

@@ -47,27 +47,21 @@ func newServerOf(t *testing.T, ca *testca.Authority, name, address, host string)
 	testenv.NoError(t, err)
 	s := &server{t: t, name: name, address: l.Addr().String(), listener: l, conns: make(chan net.Conn, 100)}
 	t.Cleanup(s.stop)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s.conns <- c
-			go func() {
-				c := tls.Server(c, config)
-				defer c.Close()
-				lines := bufio.NewReader(c)
-				for {
-					line, err := lines.ReadString('\n')
-					if err != nil {
-						return
-					}
-					_, _ = fmt.Fprintf(c, "%s %s", name, line)
+	go testenv.Accept(l, func(c net.Conn) {
+		s.conns <- c
+		go func() {
+			c := tls.Server(c, config)
+			defer c.Close()
+			lines := bufio.NewReader(c)
+			for {
+				line, err := lines.ReadString('\n')
+				if err != nil {
+					return
 				}
-			}()
-		}
-	}()
+				_, _ = fmt.Fprintf(c, "%s %s", name, line)
+			}
+		}()
+	})
 	return s
 }
 

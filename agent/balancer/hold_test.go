@@ -87,23 +87,17 @@ func TestServerWithSlowHandshakeIsUsed(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
 	config := serverConfig(t, ours, "127.0.0.1")
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
+	go testenv.Accept(l, func(c net.Conn) {
+		go func() {
+			defer c.Close()
+			time.Sleep(dialTimeout + dialTimeout/2) // the line
+			s := tls.Server(c, config)
+			line := make([]byte, 3)
+			if _, err := s.Read(line); err == nil {
+				_, _ = fmt.Fprintf(s, "slow %s", line)
 			}
-			go func() {
-				defer c.Close()
-				time.Sleep(dialTimeout + dialTimeout/2) // the line
-				s := tls.Server(c, config)
-				line := make([]byte, 3)
-				if _, err := s.Read(line); err == nil {
-					_, _ = fmt.Fprintf(s, "slow %s", line)
-				}
-			}()
-		}
-	}()
+		}()
+	})
 	findsAtLast(t, startUsual(t, Options{Server: l.Addr().String()}), "slow")
 }
 

@@ -290,15 +290,7 @@ func TestResponsiveServerGetsNoHandshake(t *testing.T) {
 func TestStoppingServerCostsOneTry(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_ = c.Close()
-		}
-	}()
+	go testenv.Accept(l, func(c net.Conn) { _ = c.Close() })
 	two := newServer(t, "two", "127.0.0.1:0")
 	b := startStill(t, Options{Server: l.Addr().String()})
 	testenv.NoError(t, b.Set([]string{l.Addr().String(), two.address}))

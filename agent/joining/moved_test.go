@@ -71,15 +71,9 @@ func otherCluster(t *testing.T, address string) string {
 	t.Helper()
 	l := testenv.Must(net.Listen("tcp", address))(t)
 	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = c.Write([]byte("220 a mail server\r\n"))
-			_ = c.Close()
-		}
-	}()
+	go testenv.Accept(l, func(c net.Conn) {
+		_, _ = c.Write([]byte("220 a mail server\r\n"))
+		_ = c.Close()
+	})
 	return l.Addr().String()
 }

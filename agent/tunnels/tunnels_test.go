@@ -42,11 +42,7 @@ func newFakeServer(t *testing.T, ca *testca.Authority, name, protocol string) *f
 	f := &fakeServer{address: l.Addr().String()}
 	var running sync.WaitGroup
 	running.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
+		testenv.Accept(l, func(c net.Conn) {
 			running.Go(func() {
 				defer c.Close()
 				if c.(*tls.Conn).HandshakeContext(t.Context()) != nil {
@@ -64,7 +60,7 @@ func newFakeServer(t *testing.T, ca *testca.Authority, name, protocol string) *f
 				f.sessions = slices.DeleteFunc(f.sessions, func(o *nodetunnel.Session) bool { return o == s })
 				f.mu.Unlock()
 			})
-		}
+		})
 	})
 	t.Cleanup(func() {
 		_ = l.Close()
@@ -105,16 +101,10 @@ func TestRun(t *testing.T) {
 	own, err := net.Listen("tcp", "127.0.0.1:0")
 	testenv.NoError(t, err)
 	defer own.Close()
-	go func() {
-		for {
-			c, err := own.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(c, "kubelet")
-			_ = c.Close()
-		}
-	}()
+	go testenv.Accept(own, func(c net.Conn) {
+		_, _ = io.WriteString(c, "kubelet")
+		_ = c.Close()
+	})
 
 	first, second := newFakeServer(t, ca, protocol.ServerName, nodetunnel.Protocol), newFakeServer(t, ca, protocol.ServerName, nodetunnel.Protocol)
 	other, err := testca.New(t.TempDir())

@@ -23,20 +23,14 @@ func agent(t *testing.T, answer wire.Response) (socket string, requests <-chan w
 	l := testenv.Must(net.Listen("unix", socket))(t)
 	t.Cleanup(func() { l.Close() })
 	seen := make(chan wire.Request, 10) // more than any test makes
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			var req wire.Request
-			if wire.Read(c, &req) == nil {
-				seen <- req
-				_ = wire.Write(c, answer)
-			}
-			c.Close()
+	go testenv.Accept(l, func(c net.Conn) {
+		var req wire.Request
+		if wire.Read(c, &req) == nil {
+			seen <- req
+			_ = wire.Write(c, answer)
 		}
-	}()
+		c.Close()
+	})
 	return socket, seen
 }
 

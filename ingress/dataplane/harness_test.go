@@ -120,15 +120,7 @@ func listen(t testing.TB) net.Listener {
 func accepting(t testing.TB, serve func(net.Conn)) string {
 	t.Helper()
 	l := listen(t)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go serve(conn)
-		}
-	}()
+	go testenv.Accept(l, func(conn net.Conn) { go serve(conn) })
 	return l.Addr().String()
 }
 

@@ -42,17 +42,13 @@ func serverTLS(t testing.TB, protocols ...string) *tls.Config {
 // answering serves a route: each connection is told the route's name, over TLS.
 func answering(wg *sync.WaitGroup, l net.Listener, name string) {
 	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
+		testenv.Accept(l, func(c net.Conn) {
 			wg.Go(func() {
 				defer c.Close()
 				_ = c.SetDeadline(time.Now().Add(patience))
 				_, _ = io.WriteString(c, name) // the client says what it got
 			})
-		}
+		})
 	})
 }
 

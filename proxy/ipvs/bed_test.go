@@ -75,25 +75,19 @@ func serveEcho(t *testing.T, ns *netns.NS, name string) {
 		return err
 	}))
 	t.Cleanup(func() { l.Close(); d.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				buf := make([]byte, 64)
-				for {
-					n, err := c.Read(buf)
-					if err != nil {
-						return
-					}
-					fmt.Fprintf(c, "%s %s", name, buf[:n])
+	go testenv.Accept(l, func(c net.Conn) {
+		go func() {
+			defer c.Close()
+			buf := make([]byte, 64)
+			for {
+				n, err := c.Read(buf)
+				if err != nil {
+					return
 				}
-			}()
-		}
-	}()
+				fmt.Fprintf(c, "%s %s", name, buf[:n])
+			}
+		}()
+	})
 	go func() {
 		buf := make([]byte, 64)
 		for {

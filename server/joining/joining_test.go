@@ -259,16 +259,10 @@ func TestImpostors(t *testing.T) {
 		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*f.leaf(f.pki.NodeServing("", "n", nil))}, NextProtos: []string{"h2"}})
 		testenv.NoError(t, err)
 		defer l.Close()
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				_ = c.(*tls.Conn).Handshake()
-				_ = c.Close()
-			}
-		}()
+		go testenv.Accept(l, func(c net.Conn) {
+			_ = c.(*tls.Conn).Handshake()
+			_ = c.Close()
+		})
 		q := f.question()
 		q.Address = l.Addr().String()
 		testenv.WantError(t, testenv.Err(protocol.Ask(t.Context(), q)), "is no server of a Coracle cluster")
@@ -287,16 +281,10 @@ func TestImpostors(t *testing.T) {
 			f := newFixture(t)
 			l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 			defer l.Close()
-			go func() {
-				for {
-					c, err := l.Accept()
-					if err != nil {
-						return
-					}
-					_, _ = io.ReadFull(c, make([]byte, read))
-					_ = c.Close()
-				}
-			}()
+			go testenv.Accept(l, func(c net.Conn) {
+				_, _ = io.ReadFull(c, make([]byte, read))
+				_ = c.Close()
+			})
 			q := f.question()
 			q.Address = l.Addr().String()
 			want := "no server answers at " + q.Address + ", though a machine is there: it takes the connection and closes it"

@@ -121,11 +121,7 @@ func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 		}
 		var serving sync.WaitGroup
 		serving.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
+			testenv.Accept(l, func(c net.Conn) {
 				serving.Go(func() {
 					defer c.Close()
 					if tt.ca == nil {
@@ -134,7 +130,7 @@ func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 					}
 					_ = tls.Server(c, config).HandshakeContext(t.Context()) // the other end says what it was
 				})
-			}
+			})
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		testenv.Equal(t, Shows(ctx, n, authorities, time.Now()), tt.want, "%s:", what)

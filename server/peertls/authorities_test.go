@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -142,16 +143,10 @@ func TestNoSessionIsResumed(t *testing.T) {
 		if unchanged == "listener" {
 			in = server.Listener(l)
 		}
-		go func() {
-			for {
-				c, err := in.Accept()
-				if err != nil {
-					return
-				}
-				_, _ = io.Copy(c, c)
-				c.Close()
-			}
-		}()
+		go testenv.Accept(in, func(c net.Conn) {
+			_, _ = io.Copy(c, c)
+			c.Close()
+		})
 		dial := func(address string) (*tls.Conn, error) { return tls.Dial("tcp", address, foreign) }
 		if unchanged == "dialer" {
 			dial = func(address string) (*tls.Conn, error) {

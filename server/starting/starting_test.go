@@ -45,15 +45,7 @@ func TestAnswerStarting(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
 	New(Options{PKI: func() *pki.PKI { return keys }, Opened: new(atomic.Pointer[raftstore.Store]), Begin: func(answer func(net.Conn)) {
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go answer(c)
-			}
-		}()
+		go testenv.Accept(l, func(c net.Conn) { go answer(c) })
 	}}).begin()
 	client := testenv.Must(kubernetes.NewForConfig(&rest.Config{
 		Host: "https://" + l.Addr().String(), TLSClientConfig: rest.TLSClientConfig{CAData: keys.CAPEM(pki.ServerCA)},

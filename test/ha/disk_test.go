@@ -145,15 +145,7 @@ func TestStalledDiskOfNode(t *testing.T) {
 func answer(t *testing.T, m *harness.Machine) net.Listener {
 	t.Helper()
 	l := testenv.Must(m.Listen("127.0.0.1:9999"))(t)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_ = c.Close()
-		}
-	}()
+	go testenv.Accept(l, func(c net.Conn) { _ = c.Close() })
 	t.Cleanup(func() { _ = l.Close() })
 	return l
 }

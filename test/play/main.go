@@ -85,27 +85,21 @@ func relay(t testing.TB, m *harness.Machine) string {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() }) // ends the loop below
 	at := l.Addr().String()
-	go func() {
-		for {
-			outside, err := l.Accept()
+	go testenv.Accept(l, func(outside net.Conn) {
+		go func() {
+			defer outside.Close()
+			inside, err := m.Dial(context.Background(), "tcp", at)
 			if err != nil {
-				return
+				return // the browser sees a closed connection
 			}
+			defer inside.Close()
 			go func() {
-				defer outside.Close()
-				inside, err := m.Dial(context.Background(), "tcp", at)
-				if err != nil {
-					return // the browser sees a closed connection
-				}
-				defer inside.Close()
-				go func() {
-					_, _ = io.Copy(inside, outside) // either end may close
-					_ = inside.Close()
-				}()
-				_, _ = io.Copy(outside, inside)
+				_, _ = io.Copy(inside, outside) // either end may close
+				_ = inside.Close()
 			}()
-		}
-	}()
+			_, _ = io.Copy(outside, inside)
+		}()
+	})
 	_, port, err := net.SplitHostPort(at)
 	testenv.NoError(t, err)
 	return port

@@ -4,6 +4,7 @@ package testenv
 
 import (
 	"context"
+	"net"
 	"sync"
 	"testing"
 )
@@ -21,4 +22,15 @@ func Run(t testing.TB, part func(context.Context) error) (stop func()) {
 	})
 	t.Cleanup(stop)
 	return stop
+}
+
+// Accept hands the connections that arrive at l to serve, one after the other, until l is closed.
+func Accept(l net.Listener, serve func(net.Conn)) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		serve(c)
+	}
 }
