@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // commentColumns is how wide a comment may be, a tab counting as four columns.
@@ -20,7 +22,7 @@ const commentColumns = 120
 var prose = regexp.MustCompile(`^\t*// \S+ `)
 
 func TestCommentsAreNotWide(t *testing.T) {
-	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	testenv.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
@@ -44,8 +46,5 @@ func TestCommentsAreNotWide(t *testing.T) {
 			}
 		}
 		return lines.Err()
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 }

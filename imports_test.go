@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const module = "github.com/coracle-k8s/coracle/"
@@ -80,9 +82,7 @@ var noLeaf = []string{"cmd", "test", "packaging"}
 
 func TestImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-e", "-f", `{{.ImportPath}}:{{range .Imports}} {{.}}{{end}}`, "./...").Output()
-	if err != nil {
-		t.Fatalf("go list: %v", err)
-	}
+	testenv.NoError(t, err, "go list")
 	edges := map[string]map[string]string{} // folder → folder → an example
 	packages := 0
 	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
@@ -114,9 +114,7 @@ func TestImports(t *testing.T) {
 		}
 	}
 	for a := range allowed {
-		if cycle := reach(a, a, map[string]bool{}); cycle != "" {
-			t.Errorf("the allowed imports have a cycle: %s", cycle)
-		}
+		testenv.Equal(t, reach(a, a, map[string]bool{}), "", "the allowed imports have a cycle:")
 	}
 }
 

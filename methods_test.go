@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // mostMethods are types that once did everything, each with how many methods it may have. What one of them would do
@@ -26,20 +28,14 @@ var mostMethods = map[string]struct {
 
 func TestTypesHaveFewMethods(t *testing.T) {
 	for what, of := range mostMethods {
-		paths, err := filepath.Glob(filepath.Join(of.folder, "*.go"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		paths := testenv.Must(filepath.Glob(filepath.Join(of.folder, "*.go")))(t)
 		var methods []string
 		found := false
 		for _, path := range paths {
 			if strings.HasSuffix(path, "_test.go") {
 				continue
 			}
-			f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
-			if err != nil {
-				t.Fatal(err)
-			}
+			f := testenv.Must(parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution))(t)
 			ast.Inspect(f, func(n ast.Node) bool {
 				switch n := n.(type) {
 				case *ast.FuncDecl:

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const table = "docs/architecture.md"
@@ -23,10 +25,7 @@ const table = "docs/architecture.md"
 // directive and every assignment to an exported variable has a row that names it and its file, and every such row has
 // one. Calls that change something for the whole process cannot be told from others; their rows are kept by hand.
 func TestUpstreamTable(t *testing.T) {
-	text, err := os.ReadFile(table)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(os.ReadFile(table))(t)
 	_, section, found := strings.Cut(string(text), "## What of other modules' we set")
 	section, _, _ = strings.Cut(section, "\n## ")
 	if !found {
@@ -68,7 +67,7 @@ type setting struct {
 func settingsOfOthers(t *testing.T) []setting {
 	t.Helper()
 	var out []setting
-	err := filepath.WalkDir(".", func(p string, d fs.DirEntry, err error) error {
+	testenv.NoError(t, filepath.WalkDir(".", func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -88,10 +87,7 @@ func settingsOfOthers(t *testing.T) []setting {
 			}
 		}
 		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	return out
 }
 

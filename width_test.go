@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -22,7 +24,7 @@ const (
 
 // TestCodeIsNotWide: no line of code needs a second look at its end.
 func TestCodeIsNotWide(t *testing.T) {
-	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	testenv.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
@@ -43,10 +45,7 @@ func TestCodeIsNotWide(t *testing.T) {
 			}
 		}
 		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 }
 
 // longTexts returns for each line, counted from 1, how many columns of its texts do not count.

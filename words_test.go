@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"unicode"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // plainer are everyday words that name nothing in an identifier, each with words of the field to take instead.
@@ -50,7 +52,7 @@ var logMethod = regexp.MustCompile(`\.(Debug|Info|Warn|Error)$`)
 
 func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 	files := token.NewFileSet()
-	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	testenv.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
@@ -65,9 +67,7 @@ func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 		}
 		for _, id := range declared(f) {
 			for _, word := range wordsOf(id.Name) {
-				if better := plainer[word]; better != "" {
-					t.Errorf("%s: %s: %q is no word of the field; better: %s", files.Position(id.Pos()), id.Name, word, better)
-				}
+				testenv.Equal(t, plainer[word], "", "%s: %s: %q is no word of the field; better:", files.Position(id.Pos()), id.Name, word)
 			}
 		}
 		checkDocComments(t, files, f)
@@ -75,18 +75,12 @@ func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 			checkLogged(t, files, f)
 		}
 		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 }
 
 // TestGlossaryAndWordsAgree: no word that identifiers may not have is one that the glossary asks for.
 func TestGlossaryAndWordsAgree(t *testing.T) {
-	page, err := os.ReadFile("docs/CONTRIBUTING.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := testenv.Must(os.ReadFile("docs/CONTRIBUTING.md"))(t)
 	_, glossary, _ := strings.Cut(string(page), "\n## Words\n")
 	glossary, _, _ = strings.Cut(glossary, "\n## ")
 	rows := 0
@@ -111,9 +105,7 @@ func TestWordsOf(t *testing.T) {
 	for name, want := range map[string]string{
 		"x": "x", "hangUp": "hang up", "ErrAnew": "err anew", "change": "change", "TLSTold": "tls told", "told_us": "told us", "v6Look": "v6 look", "onHTTP": "on http",
 	} {
-		if got := strings.Join(wordsOf(name), " "); got != want {
-			t.Errorf("wordsOf(%s) is %q, want %q", name, got, want)
-		}
+		testenv.Equal(t, strings.Join(wordsOf(name), " "), want, "wordsOf(%s) is", name)
 	}
 }
 

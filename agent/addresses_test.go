@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestExternalAddresses(t *testing.T) {
@@ -19,23 +21,14 @@ func TestExternalAddresses(t *testing.T) {
 	want := o.addresses()
 	client := fake.NewClientset()
 	nodes := client.CoreV1().Nodes()
-	if err := setAddresses(t.Context(), nodes, "n", want); err == nil || !strings.Contains(err.Error(), "not found") {
-		t.Errorf("before it is registered: %v", err)
-	}
+	testenv.WantError(t, setAddresses(t.Context(), nodes, "n", want), "not found")
 	registered := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
 		{Type: corev1.NodeInternalIP, Address: "10.0.0.9"}, {Type: corev1.NodeExternalIP, Address: "203.0.113.9"}}}}
-	if _, err := nodes.Create(t.Context(), registered, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(nodes.Create(t.Context(), registered, metav1.CreateOptions{}))(t)
 	for range 2 {
-		if err := setAddresses(t.Context(), nodes, "n", want); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, setAddresses(t.Context(), nodes, "n", want))
 	}
-	got, err := nodes.Get(t.Context(), "n", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testenv.Must(nodes.Get(t.Context(), "n", metav1.GetOptions{}))(t)
 	if expect := []corev1.NodeAddress{{Type: "InternalIP", Address: "10.0.0.2"}, {Type: "InternalIP", Address: "fd00::2"}, {Type: "ExternalIP", Address: "203.0.113.2"},
 		{Type: "ExternalIP", Address: "2001:db8::2"}, {Type: "Hostname", Address: "n"}}; !slices.Equal(got.Status.Addresses, expect) {
 		t.Errorf("%v", got.Status.Addresses)
@@ -46,9 +39,7 @@ func TestExternalAddresses(t *testing.T) {
 			patches++
 		}
 	}
-	if patches != 1 {
-		t.Errorf("%d patches", patches)
-	}
+	testenv.Equal(t, patches, 1, "patches:")
 }
 
 // TestExternalAddressesAndCloudProvider: both would set the node's addresses, whichever way the kubelet's flag is

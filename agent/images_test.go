@@ -27,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testImage is a one-layer image as a registry and an OCI layout hold it.
@@ -36,9 +37,7 @@ func makeImage(t *testing.T, text, arch string) testImage {
 	t.Helper()
 	var b bytes.Buffer
 	im := imagetar.Image{Name: "x:1", Architecture: arch, Entrypoint: []string{"/x"}, Files: []imagetar.File{{Path: "/x", Body: []byte(text)}}}
-	if err := imagetar.Write(&b, im); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, imagetar.Write(&b, im))
 	var out testImage
 	for name, data := range untar(t, b.Bytes()) {
 		switch {
@@ -67,11 +66,7 @@ func descriptor(mediaType string, data []byte) map[string]any {
 
 func encode(t *testing.T, v any) []byte {
 	t.Helper()
-	data, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
+	return testenv.Must(json.Marshal(v))(t)
 }
 
 func untar(t *testing.T, data []byte) map[string][]byte {
@@ -82,12 +77,9 @@ func untar(t *testing.T, data []byte) map[string][]byte {
 		if errors.Is(err, io.EOF) {
 			return out
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if out[h.Name], err = io.ReadAll(tr); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
+		out[h.Name], err = io.ReadAll(tr)
+		testenv.NoError(t, err)
 	}
 }
 
@@ -106,16 +98,10 @@ func (im testImage) layout(t *testing.T, ref string) []byte {
 	var b bytes.Buffer
 	tw := tar.NewWriter(&b)
 	for name, data := range files {
-		if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data))}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := tw.Write(data); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data))}))
+		testenv.Must(tw.Write(data))(t)
 	}
-	if err := tw.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, tw.Close())
 	return b.Bytes()
 }
 
@@ -123,41 +109,28 @@ func gzipped(t *testing.T, data []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
-	if _, err := w.Write(data); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(w.Write(data))(t)
+	testenv.NoError(t, w.Close())
 	return b.Bytes()
 }
 
 func zstandard(t *testing.T, data []byte) []byte {
 	t.Helper()
-	w, err := zstd.NewWriter(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := testenv.Must(zstd.NewWriter(nil))(t)
 	return w.EncodeAll(data, nil)
 }
 
 // has says whether the runtime would run the image, and whether the kubelet's garbage collection leaves it alone.
 func (n *node) has(name string) (present, pinned bool) {
 	n.t.Helper()
-	resp, err := n.images.ImageStatus(context.Background(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}})
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	resp := testenv.Must(n.images.ImageStatus(context.Background(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}}))(n.t)
 	return resp.Image != nil, resp.Image.GetPinned()
 }
 
 // imported says whether the node knows of an image that it came from an archive.
 func (n *node) imported(im testImage) bool {
 	n.t.Helper()
-	c, err := client.New(runtimeOptions(n.dir).Address())
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	c := testenv.Must(client.New(runtimeOptions(n.dir).Address()))(n.t)
 	defer c.Close()
 	return images.Containerd{Client: c, Namespace: containerd.Namespace}.Imported(n.t.Context(), digest(im.config))
 }
@@ -182,9 +155,7 @@ mirrors:
 configs:
   "%[1]s": {auth: {username: user, password: word}}
 `, host)
-	if err := os.WriteFile(filepath.Join(n.dir, "registries.yaml"), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(n.dir, "registries.yaml"), []byte(config), 0o600))
 	n.start()
 
 	for name, want := range map[string]bool{
@@ -212,10 +183,8 @@ configs:
 	n.signal(os.Interrupt)
 	n.archive("layout.tar.gz", gzipped(t, makeImage(t, "changed", "").layout(t, "example.org/one:1")))
 	n.start()
-	resp, err := n.images.ImageStatus(context.Background(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: "example.org/one:1"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testenv.Must(
+		n.images.ImageStatus(context.Background(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: "example.org/one:1"}}))(t)
 	if want := digest(makeImage(t, "changed", "").config); resp.Image.GetId() != want {
 		t.Errorf("the changed archive's image is %s, want %s", resp.Image.GetId(), want)
 	}

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func nodeThatIs(name string, ready corev1.ConditionStatus) *corev1.Node {
@@ -47,22 +48,14 @@ func TestKubeletReportsWhileReadyIsUnknown(t *testing.T) {
 		}
 		v.observe(nodeThatIs("n1", corev1.ConditionTrue))
 		v.observe(nodeThatIs("n1", corev1.ConditionFalse))
-		if n := reports(time.Hour); n != 0 {
-			t.Errorf("%d reports of a node of which something is known", n)
-		}
+		testenv.Equal(t, reports(time.Hour), 0, "reports of a node of which something is known:")
 		v.observe(nodeThatIs("n1", corev1.ConditionUnknown))
 		<-report // at once: nothing else wakes in fake time
-		if n := reports(2*reportPause + reportPause/2); n != 2 {
-			t.Errorf("%d more reports in two and a half pauses", n)
-		}
+		testenv.Equal(t, reports(2*reportPause+reportPause/2), 2, "more reports in two and a half pauses:")
 		v.observe(nodeThatIs("n1", corev1.ConditionTrue))
-		if n := reports(time.Hour); n != 0 {
-			t.Errorf("%d reports after it was taken back", n)
-		}
+		testenv.Equal(t, reports(time.Hour), 0, "reports after it was taken back:")
 		v.observe(nodeThatIs("n1", corev1.ConditionUnknown))
-		if n := reports(time.Hour); n != reportTries {
-			t.Errorf("%d reports that change nothing, want %d", n, reportTries)
-		}
+		testenv.Equal(t, reports(time.Hour), reportTries, "reports that change nothing:")
 		cancel()
 		<-ended
 	})
@@ -76,21 +69,15 @@ func TestReadyUnknownFollowsItsNode(t *testing.T) {
 	defer factory.Shutdown()
 	defer cancel()
 	v := newReadyUnknown()
-	if err := v.follow(factory.Core().V1().Nodes(), "own", func(bool) {}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, v.follow(factory.Core().V1().Nodes(), "own", func(bool) {}))
 	factory.Start(ctx.Done())
 	factory.WaitForCacheSync(ctx.Done())
-	if _, err := client.CoreV1().Nodes().UpdateStatus(ctx, nodeThatIs("own", corev1.ConditionUnknown), metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(client.CoreV1().Nodes().UpdateStatus(ctx, nodeThatIs("own", corev1.ConditionUnknown), metav1.UpdateOptions{}))(t)
 	<-v.news
 	if !v.unknown.Load() {
 		t.Error("nothing is known of this node, and that is not noted")
 	}
-	if err := client.CoreV1().Nodes().Delete(ctx, "own", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, client.CoreV1().Nodes().Delete(ctx, "own", metav1.DeleteOptions{}))
 	for v.unknown.Load() {
 		time.Sleep(time.Millisecond) // until the event has come
 	}

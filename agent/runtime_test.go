@@ -122,40 +122,27 @@ func newNode(t *testing.T) *node {
 	t.Helper()
 	testenv.RequireRoot(t, "it runs containers")
 	dir, err := os.MkdirTemp("", "coracle-rt") // short: socket names below it are limited
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	n := &node{t: t, dir: dir}
 	t.Cleanup(n.remove)
 	programs, err := embedded.Unpack(dir)
 	if errors.Is(err, embedded.ErrNotEmbedded) {
 		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	chat := filepath.Join(dir, "chat")
 	n.build(chat, "./testdata/chat")
 	n.programs(programs)
-	if err := os.Mkdir(filepath.Join(dir, "images"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	pause, err := os.ReadFile(programs.File("pause.tar"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(filepath.Join(dir, "images"), 0o755))
+	pause := testenv.Must(os.ReadFile(programs.File("pause.tar")))(t)
 	n.archive("pause.tar", pause)
 	var b bytes.Buffer
 	im := imagetar.Image{Name: chatImage, Entrypoint: []string{"/chat"}, Files: []imagetar.File{{Path: "/chat", Mode: 0o755, Source: chat}}}
-	if err := imagetar.Write(&b, im); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, imagetar.Write(&b, im))
 	n.archive("chat.tar", b.Bytes())
 
-	conn, err := grpc.NewClient("unix://"+runtimeOptions(dir).Address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(
+		grpc.NewClient("unix://"+runtimeOptions(dir).Address(), grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
 	n.conn = conn
 	n.runtime, n.images = cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
 	return n
@@ -175,22 +162,16 @@ func (n *node) build(out, pkg string) {
 func (n *node) programs(from embedded.Dir) {
 	n.t.Helper()
 	bin := runtimeOptions(n.dir).BinDir
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		n.t.Fatal(err)
-	}
+	testenv.NoError(n.t, os.MkdirAll(bin, 0o755))
 	n.build(filepath.Join(bin, "coracle-helper"), "../cmd/coracle-helper")
 	for name, target := range map[string]string{"runc": from.File("runc"), "containerd-shim-runc-v2": "coracle-helper", "coracle-cni": "coracle-helper"} {
-		if err := os.Symlink(target, filepath.Join(bin, name)); err != nil {
-			n.t.Fatal(err)
-		}
+		testenv.NoError(n.t, os.Symlink(target, filepath.Join(bin, name)))
 	}
 }
 
 func (n *node) archive(name string, data []byte) {
 	n.t.Helper()
-	if err := os.WriteFile(filepath.Join(n.dir, "images", name), data, 0o600); err != nil {
-		n.t.Fatal(err)
-	}
+	testenv.NoError(n.t, os.WriteFile(filepath.Join(n.dir, "images", name), data, 0o600))
 }
 
 // start starts the runtime and waits until it serves.
@@ -199,13 +180,8 @@ func (n *node) start() {
 	n.cmd = exec.Command(os.Args[0])
 	n.cmd.Env = append(os.Environ(), childDir+"="+n.dir)
 	n.cmd.Stderr = os.Stderr
-	out, err := n.cmd.StdoutPipe()
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	if err := n.cmd.Start(); err != nil {
-		n.t.Fatal(err)
-	}
+	out := testenv.Must(n.cmd.StdoutPipe())(n.t)
+	testenv.NoError(n.t, n.cmd.Start())
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
 		n.t.Fatalf("the runtime did not start: %q, %v", line, err)
 	}
@@ -227,9 +203,7 @@ func (n *node) remove() {
 			n.start()
 		}
 		ctx := context.Background()
-		if _, err := n.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: n.sandbox}); err != nil {
-			n.t.Errorf("stop the pod: %v", err)
-		}
+		testenv.Check(n.t, testenv.Err(n.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: n.sandbox})), "stop the pod")
 		if _, err := n.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: n.sandbox}); err != nil {
 			n.t.Errorf("remove the pod: %v", err)
 		}
@@ -252,9 +226,7 @@ func (n *node) remove() {
 			}
 		}
 	}
-	if err := os.RemoveAll(n.dir); err != nil {
-		n.t.Error(err)
-	}
+	testenv.Check(n.t, os.RemoveAll(n.dir))
 }
 
 func (n *node) cgroup() string { return "/coracle-test-" + filepath.Base(n.dir) }
@@ -274,9 +246,7 @@ func mountsBelow(dir string) []string {
 func (n *node) pod() {
 	n.t.Helper()
 	logs := filepath.Join(n.dir, "logs")
-	if err := os.MkdirAll(logs, 0o755); err != nil {
-		n.t.Fatal(err)
-	}
+	testenv.NoError(n.t, os.MkdirAll(logs, 0o755))
 	n.config = &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: "pod", Uid: "uid-" + filepath.Base(n.dir), Namespace: "test"},
 		LogDirectory: logs,
@@ -284,10 +254,7 @@ func (n *node) pod() {
 			NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
 		}},
 	}
-	resp, err := n.runtime.RunPodSandbox(context.Background(), &cri.RunPodSandboxRequest{Config: n.config})
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	resp := testenv.Must(n.runtime.RunPodSandbox(context.Background(), &cri.RunPodSandboxRequest{Config: n.config}))(n.t)
 	n.sandbox = resp.PodSandboxId
 }
 
@@ -295,41 +262,29 @@ func (n *node) pod() {
 func (n *node) container(name string, args ...string) (id string, pid int) {
 	n.t.Helper()
 	ctx := context.Background()
-	made, err := n.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
+	made := testenv.Must(n.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
 		PodSandboxId: n.sandbox, SandboxConfig: n.config,
 		Config: &cri.ContainerConfig{
 			Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: chatImage}, Args: args, LogPath: name + ".log",
 			Linux: &cri.LinuxContainerConfig{},
 		},
-	})
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	if _, err := n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
-		n.t.Fatal(err)
-	}
+	}))(n.t)
+	testenv.Must(n.runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId}))(n.t)
 	return made.ContainerId, n.pid(made.ContainerId)
 }
 
 func (n *node) pid(id string) int {
 	n.t.Helper()
-	data, err := os.ReadFile(filepath.Join(n.dir, "state", "io.containerd.runtime.v2.task", containerd.Namespace, id, "init.pid"))
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(string(data))
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	data := testenv.Must(
+		os.ReadFile(filepath.Join(n.dir, "state", "io.containerd.runtime.v2.task", containerd.Namespace, id, "init.pid")))(n.t)
+	pid := testenv.Must(strconv.Atoi(string(data)))(n.t)
 	return pid
 }
 
 // written is the number of lines that the container has got rid of.
 func (n *node) written(pid int) int {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/written", pid))
-	if err != nil {
-		n.t.Fatalf("the container has ended: %v", err)
-	}
+	testenv.NoError(n.t, err, "the container has ended")
 	lines, _ := strconv.Atoi(strings.TrimSpace(string(data)))
 	return lines
 }
@@ -354,10 +309,7 @@ func (n *node) logged(name string) []int {
 
 func (n *node) status(id string) *cri.ContainerStatus {
 	n.t.Helper()
-	resp, err := n.runtime.ContainerStatus(context.Background(), &cri.ContainerStatusRequest{ContainerId: id})
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	resp := testenv.Must(n.runtime.ContainerStatus(context.Background(), &cri.ContainerStatusRequest{ContainerId: id}))(n.t)
 	return resp.Status
 }
 
@@ -379,17 +331,13 @@ func TestContainersOutliveTheRuntime(t *testing.T) {
 	before := n.written(chattyPID) // the container goes on meanwhile, and on a busy machine for long
 	n.signal(syscall.SIGKILL)
 	atKill := n.written(chattyPID)
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/root/go", burstPID), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(fmt.Sprintf("/proc/%d/root/go", burstPID), nil, 0o600))
 	// Three megabytes each: FIFOs hold 64 KiB.
 	n.waitFor("three megabytes from a container that nobody reads", func() bool { return n.written(chattyPID) > atKill+30000 })
 	n.waitFor("the other container's end", func() bool { return unix.Kill(burstPID, 0) == unix.ESRCH })
 
 	n.start()
-	if got := n.status(chatty); got.State != cri.ContainerState_CONTAINER_RUNNING {
-		t.Errorf("the chatty container is %s", got.State)
-	}
+	testenv.Equal(t, n.status(chatty).State, cri.ContainerState_CONTAINER_RUNNING, "the chatty container is")
 	if got := n.pid(chatty); got != chattyPID {
 		t.Errorf("the chatty container's process is %d, was %d", got, chattyPID)
 	}

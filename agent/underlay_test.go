@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestUnderlayIsKept: what a node says of where it is found comes back when a client has removed it from its Node, or
@@ -38,26 +39,18 @@ func TestUnderlayIsKept(t *testing.T) {
 			}
 		}
 		for _, what := range []string{"registered", "made anew"} {
-			if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, metav1.CreateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, metav1.CreateOptions{}))(t)
 			expect(addressCheck, what, "203.0.113.5")
-			if err := nodes.Delete(ctx, "n", metav1.DeleteOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, nodes.Delete(ctx, "n", metav1.DeleteOptions{}))
 		}
 		if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{clusterconfig.UnderlayAnnotation: "10.0.0.9"}}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		expect(addressCheck, "changed", "203.0.113.5")
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 		o.NetworkExternal = false
-		if err := o.publishUnderlay(t.Context(), nodes); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, o.publishUnderlay(t.Context(), nodes))
 		ctx = t.Context()
 		expect(0, "switched off", "")
 	})
@@ -84,8 +77,6 @@ func TestUnderlayIsPublished(t *testing.T) {
 		{"10.0.0.5", "10.0.0.5", true, ""},
 	} {
 		o := Options{NodeIPs: addrs(c.own), ExternalIPs: addrs(c.external), NetworkExternal: c.on}
-		if got, err := o.underlay(); err != nil || got != c.want {
-			t.Errorf("%+v: %q, %v", c, got, err)
-		}
+		testenv.Equal(t, testenv.Must(o.underlay())(t), c.want, "%+v:", c)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // What a pod may try with the rights that pods have, CAP_NET_RAW among them.
@@ -38,9 +39,7 @@ func (n *node) guarded(on bool) {
 		nft(n.t, "flush chain inet coracle guard")
 		return
 	}
-	if err := n.server.applyRules(context.Background()); err != nil {
-		n.t.Fatal(err)
-	}
+	testenv.NoError(n.t, n.server.applyRules(context.Background()))
 }
 
 // hostLinkLocal is the node's IPv6 address on every pod's link: it follows from the Ethernet address.
@@ -119,10 +118,7 @@ func TestPodsAreNoRouters(t *testing.T) {
 		}
 	}
 	// The one that was heard, without the guard, did nothing.
-	l, err := netlink.LinkByName(device)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(netlink.LinkByName(device))(t)
 	if routes, err := netlink.RouteList(l, netlink.FAMILY_V6); err != nil || strings.Contains(fmt.Sprint(routes), "2001:db8:bad::") {
 		t.Errorf("the pod is a router: %v, %v", routes, err)
 	}
@@ -131,10 +127,7 @@ func TestPodsAreNoRouters(t *testing.T) {
 // snmp6 reads a counter of a device of this namespace.
 func snmp6(t *testing.T, device, name string) int {
 	t.Helper()
-	data, err := os.ReadFile("/proc/thread-self/net/dev_snmp6/" + device)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(os.ReadFile("/proc/thread-self/net/dev_snmp6/" + device))(t)
 	for line := range strings.Lines(string(data)) {
 		if f := strings.Fields(line); len(f) == 2 && f[0] == name {
 			n, _ := strconv.Atoi(f[1]) // the kernel's
@@ -192,16 +185,12 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 				"add rule inet svc pre "+family+" daddr "+f.service+" udp dport 53 dnat "+family+" to "+hostPortOf(f.out, 8472))
 			t.Cleanup(func() { nft(t, "delete table inet svc") })
 			if f.name == "IPv6" {
-				if err := netns.AddRoute("fd43::/112", outAddr6); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, netns.AddRoute("fd43::/112", outAddr6))
 			}
 			in := netns.ListenPacket(t, n.outside, "udp", hostPortOf(f.out, 8472))
 			send := func(from netns.Doer, to, text string) {
 				t.Helper()
-				if err := netns.SendDatagram(from, "", to, text); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, netns.SendDatagram(from, "", to, text))
 			}
 			// What must not arrive is sent first.
 			first := func() string {
@@ -212,14 +201,10 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 				send(here{}, hostPortOf(f.out, 8472), "the node's")
 				_ = in.SetReadDeadline(time.Now().Add(2 * time.Minute))
 				k, _, err := in.ReadFrom(buf)
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, err)
 				return string(buf[:k])
 			}
-			if got := first(); got != "the node's" {
-				t.Errorf("%q arrived", got)
-			}
+			testenv.Equal(t, first(), "the node's", "arrived:")
 			nft(t, "flush chain inet coracle tunnel-out")
 			eventually(t, func() error { // of two that different processors send the kernel may deliver the second one first
 				if got := first(); got != "a pod's" {

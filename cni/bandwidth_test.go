@@ -17,6 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestBandwidthOfConfiguration(t *testing.T) {
@@ -43,14 +44,9 @@ func TestBandwidthOfConfiguration(t *testing.T) {
 			"kubernetes.io/ingress-bandwidth: a burst of 34359738368 bits: it has to be below 4 GiB"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			conf, err := parseConf([]byte(`{"cniVersion":"1.1.0","runtimeConfig":` + c.runtimeConfig + `}`))
-			if err != nil {
-				t.Fatal(err)
-			}
+			conf := testenv.Must(parseConf([]byte(`{"cniVersion":"1.1.0","runtimeConfig":` + c.runtimeConfig + `}`)))(t)
 			got, err := conf.bandwidth()
-			if got != c.want {
-				t.Errorf("got %v, want %v", got, c.want)
-			}
+			testenv.Equal(t, got, c.want, "")
 			var e *wire.Error
 			switch {
 			case c.err == "" && err != nil, c.err != "" && err == nil:
@@ -118,10 +114,7 @@ func (n *node) limited(id string, ingress, egress uint64) *pod {
 func (n *node) limits(p *pod) string {
 	n.t.Helper()
 	k := key{p.id, "eth0"}
-	have, err := newKernel().observe(Bridge, nil)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	have := testenv.Must(newKernel().observe(Bridge, nil))(n.t)
 	var out []string
 	for _, o := range have {
 		switch o.(type) {
@@ -145,9 +138,7 @@ func TestBandwidth(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	free, both, in := n.pod("free"), n.limited("both", 80e6, 8e6), n.limited("in", 8e9, 0)
 	for _, p := range []*pod{both, in} {
-		if err := n.add(p); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, n.add(p))
 	}
 	const wantBoth = `link IFB ifb mtu 1500 up
 redirect dev VETH to IFB
@@ -159,9 +150,7 @@ shaper dev VETH rate 80000000bit burst 200000 limit 700000`
 		for p, want := range map[*pod]string{free: "", both: wantBoth, in: wantIn} {
 			// The kernel rounds a burst down.
 			got := strings.NewReplacer("burst 19999 ", "burst 20000 ", "burst 199999 ", "burst 200000 ", "burst 8388607 ", "burst 8388608 ").Replace(n.limits(p))
-			if got != want {
-				t.Errorf("%s, limits of pod %s: got\n%s\nwant\n%s", when, p.id, got, want)
-			}
+			testenv.Equal(t, got, want, "%s, limits of pod %s:", when, p.id)
 		}
 		for _, ip := range both.ips {
 			expect(t, free, when+", pod to a limited one", net.JoinHostPort(ip, "80"), "both "+free.ips[slices.Index(both.ips, ip)])
@@ -194,9 +183,7 @@ shaper dev VETH rate 80000000bit burst 200000 limit 700000`
 	}
 
 	n.del(both)
-	if have := n.limits(both); have != "" {
-		t.Errorf("after DEL there is\n%s", have)
-	}
+	testenv.Equal(t, n.limits(both), "", "after DEL there is")
 	if _, err := netlink.LinkByName(shaperName(key{"both", "eth0"})); err == nil {
 		t.Error("after DEL the device of the pod's egress is still there")
 	}
@@ -242,9 +229,7 @@ func TestBandwidthHoldsBack(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	const bits = 8000
 	slow := n.limited("slow", bits, bits)
-	if err := n.add(slow); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, n.add(slow))
 	k := key{"slow", "eth0"}
 	for _, c := range []struct {
 		what, device, to string
@@ -282,14 +267,8 @@ func TestBandwidthHoldsBack(t *testing.T) {
 // heldBack is how often the device's token bucket had no tokens for a packet.
 func heldBack(t *testing.T, device string) uint32 {
 	t.Helper()
-	l, err := netlink.LinkByName(device)
-	if err != nil {
-		t.Fatal(err)
-	}
-	qdiscs, err := netlink.QdiscList(l)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(netlink.LinkByName(device))(t)
+	qdiscs := testenv.Must(netlink.QdiscList(l))(t)
 	for _, q := range qdiscs {
 		if q, ok := q.(*netlink.Tbf); ok && q.Statistics != nil && q.Statistics.Queue != nil {
 			return q.Statistics.Queue.Overlimits

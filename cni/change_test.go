@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestBackendChanges: a node goes by the back end that the cluster says, from one moment to the next and over restarts,
@@ -85,15 +86,11 @@ func TestBackendChanges(t *testing.T) {
 	is(tunnel, 1450)
 	backends <- clusterconfig.NetworkHostGateway
 	is(plain, 1500)
-	if _, err := netlink.LinkByName(wireGuardDevice); err == nil {
-		t.Error("there is a WireGuard device without WireGuard")
-	}
+	testenv.Fails(t, testenv.Err(netlink.LinkByName(wireGuardDevice)), "there is a WireGuard device without WireGuard")
 	backends <- clusterconfig.NetworkWireGuard
 	is(sealed, 1440)
 	n.stop()
-	if got := KnownBackend(n.o.StateDir); got != clusterconfig.NetworkWireGuard {
-		t.Errorf("the node remembers %q", got)
-	}
+	testenv.Equal(t, KnownBackend(n.o.StateDir), clusterconfig.NetworkWireGuard, "the node remembers")
 	start() // the API has said nothing yet
 	is(sealed, 1440)
 	backends <- clusterconfig.NetworkHostGateway

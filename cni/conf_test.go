@@ -9,23 +9,18 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestConflistIsSeen: containerd reloads on a write, a rename or a removal in the folder, never on a file's appearance:
 // a configuration that is only moved into place would never be seen, and the node never be ready.
 func TestConflistIsSeen(t *testing.T) {
 	s := &Server{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := testenv.Must(fsnotify.NewWatcher())(t)
 	defer w.Close()
-	if err := w.Add(s.o.ConfDir); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.writeConflist(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, w.Add(s.o.ConfDir))
+	testenv.NoError(t, s.writeConflist())
 	path := filepath.Join(s.o.ConfDir, conflistName)
 	for {
 		select {
@@ -47,14 +42,10 @@ func TestConflistIsClosed(t *testing.T) {
 	s := &Server{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
 	path := filepath.Join(s.o.ConfDir, conflistName)
 	for range 2 {
-		if err := s.writeConflist(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.writeConflist())
 		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("mode %v, %v", fi.Mode(), err)
 		}
-		if err := os.Chmod(path, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Chmod(path, 0o644))
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // slowPolicies have pods wait for their rules until the test lets them go on.
@@ -67,23 +68,16 @@ func TestPodDuringChange(t *testing.T) {
 		return <-done
 	}
 	p := n.sandbox("aaa")
-	if err := attach(p); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, attach(p))
 	inPod := 0
-	if err := p.Do(func() error {
+	testenv.NoError(t, p.Do(func() error {
 		l, err := netlink.LinkByName("eth0")
 		if err == nil {
 			inPod = l.Attrs().MTU
 		}
 		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	host, err := netlink.LinkByName(deviceName(key{"aaa", "eth0"}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
+	host := testenv.Must(netlink.LinkByName(deviceName(key{"aaa", "eth0"})))(t)
 	if inPod != 1450 || host.Attrs().MTU != 1450 {
 		t.Errorf("the pod's device has %d, the host's %d, want 1450", inPod, host.Attrs().MTU)
 	}
@@ -104,7 +98,7 @@ func TestResizeIsTriedAgain(t *testing.T) {
 	p := n.pod("aaa")
 	gateways := func(change func(*netlink.Route) error) (defaults []netlink.Route) {
 		t.Helper()
-		if err := p.Do(func() error {
+		testenv.NoError(t, p.Do(func() error {
 			l, err := netlink.LinkByName("eth0")
 			if err != nil {
 				return err
@@ -114,9 +108,7 @@ func TestResizeIsTriedAgain(t *testing.T) {
 			}
 			defaults, err = netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0"))}, netlink.RT_FILTER_DST)
 			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
+		}))
 		return defaults
 	}
 	gateways(func(r *netlink.Route) error { // the kernel does not take a route by a gateway to which there is none
@@ -136,12 +128,8 @@ func TestResizeIsTriedAgain(t *testing.T) {
 	if defaults := gateways(netlink.RouteAdd); len(defaults) > 0 {
 		t.Fatalf("the pod's way is there already: %v", defaults)
 	}
-	if got := failed(); got != 0 {
-		t.Errorf("%d pods are without their size", got)
-	}
-	if defaults := gateways(func(*netlink.Route) error { return nil }); len(defaults) != 1 {
-		t.Errorf("the pod's way is %v", defaults)
-	}
+	testenv.Equal(t, failed(), 0, "pods are without their size:")
+	testenv.Equal(t, len(gateways(func(*netlink.Route) error { return nil })), 1, "the pod's way is")
 	const says = "A running pod keeps its MTU"
 	if got := strings.Count(n.log(), says); got != 1 {
 		t.Errorf("it is logged %d times", got)
@@ -185,10 +173,7 @@ func TestNothingIsLeft(t *testing.T) {
 		t.Helper()
 		k := newKernel()
 		k.wg = n.server.wg
-		have, err := k.observe(Bridge, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		have := testenv.Must(k.observe(Bridge, nil))(t)
 		var lines []string
 		for _, o := range have {
 			lines = append(lines, o.String())
@@ -250,9 +235,7 @@ func TestTwoInterfaces(t *testing.T) {
 				return err
 			})
 		}
-		if got := n.server.Backend(); got != c.backend {
-			t.Errorf("the node goes by %s, want %s", got, c.backend)
-		}
+		testenv.Equal(t, n.server.Backend(), c.backend, "the node goes by")
 	}
 }
 
@@ -296,9 +279,7 @@ func TestPeerThatLies(t *testing.T) {
 	says("node liar: the kernel takes no way to it: making route 10.42.9.0/24 via " + broadcast)
 	for _, backend := range []string{clusterconfig.NetworkVXLAN, clusterconfig.NetworkHostGateway} {
 		to(backend)
-		if got := n.server.Backend(); got != backend {
-			t.Errorf("the node goes by %s, want %s", got, backend)
-		}
+		testenv.Equal(t, n.server.Backend(), backend, "the node goes by")
 		if routes, err := netlink.RouteGet(netip.MustParseAddr("10.42.8.5").AsSlice()); err != nil || len(routes) == 0 || (routes[0].Gw.String() == outsideAddr) != (backend == clusterconfig.NetworkHostGateway) {
 			t.Errorf("%s: the way to the honest one is %v, %v", backend, routes, err)
 		}

@@ -11,22 +11,19 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // exchange is datagrams that go back and forth between two pods by ports that anybody can guess.
 func exchange(t *testing.T, from, to *pod, at, by netip.AddrPort) {
 	t.Helper()
 	var server, client *net.UDPConn
-	if err := to.Do(func() (err error) { server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); return err }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, to.Do(func() (err error) { server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); return err }))
 	defer server.Close()
-	if err := from.Do(func() (err error) {
+	testenv.NoError(t, from.Do(func() (err error) {
 		client, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(by), net.UDPAddrFromAddrPort(at))
 		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
+	}))
 	defer client.Close()
 	buf := make([]byte, 10)
 	eventually(t, func() error { // datagrams may be lost

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestWaysByExternalAddresses: nodes in networks of their own reach one another's pods at addresses that a router
@@ -17,9 +18,7 @@ func TestWaysByExternalAddresses(t *testing.T) {
 	external := func(i int) []string { return []string{fmt.Sprintf("203.0.113.%d/32", i)} }
 	netns.RequireNFT(t)
 	s := &segment{T: t, c: wayCluster{vxlan{}, dualPods, external, 1500}, device: "eth0"}
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
 	rules := `add table ip translator
 add chain ip translator pre { type nat hook prerouting priority -100; }
 add chain ip translator post { type nat hook postrouting priority 100; }
@@ -31,9 +30,7 @@ add rule ip translator through drop
 		ns, outer := netns.New(t), netip.MustParsePrefix(external(i)[0]).Addr()
 		inner, router := fmt.Sprintf("192.168.%d.2", i), fmt.Sprintf("192.168.%d.1", i)
 		ns.Link(t, fmt.Sprintf("port%d", i), "eth0", []string{router + "/24"}, []string{inner + "/24"})
-		if err := ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", router) }); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", router) }))
 		rules += fmt.Sprintf("add rule ip translator pre ip daddr %s dnat to %s\nadd rule ip translator post ip saddr %s snat to %s\n", outer, inner, inner, outer)
 		s.nodes = append(s.nodes, ns)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestBackendThatFails: where the cluster's back end cannot be made, the node says so, what heals does not bring back
@@ -25,10 +26,7 @@ func TestBackendThatFails(t *testing.T) {
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(nodeAddr)}
 	changes := 0
 	n.o.Changed = func() { changes++ }
-	s, err := NewServer(n.o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(NewServer(n.o))(t)
 	t.Cleanup(s.wg.close)
 	st := networkState{PodCIDRs: prefixes("10.42.7.0/24"), Peers: []Peer{{
 		Name: "b", PodCIDRs: prefixes("10.42.8.0/24"), WireGuardKey: testKey(2).PublicKey().String(), Underlay: []netip.Addr{netip.MustParseAddr(outsideAddr)},
@@ -43,10 +41,7 @@ func TestBackendThatFails(t *testing.T) {
 	}
 	tunnels := func(want ...string) {
 		t.Helper()
-		links, err := netlink.LinkList()
-		if err != nil {
-			t.Fatal(err)
-		}
+		links := testenv.Must(netlink.LinkList())(t)
 		var got []string
 		for _, l := range links {
 			if strings.HasPrefix(l.Attrs().Name, tunnelPrefix) {
@@ -62,10 +57,7 @@ func TestBackendThatFails(t *testing.T) {
 	}
 	tunnels(deviceVXLAN4)
 
-	inTheWay, err := net.ListenUDP("udp", &net.UDPAddr{Port: clusterconfig.WireGuardPort})
-	if err != nil {
-		t.Fatal(err)
-	}
+	inTheWay := testenv.Must(net.ListenUDP("udp", &net.UDPAddr{Port: clusterconfig.WireGuardPort}))(t)
 	defer inTheWay.Close()
 	for range 2 {
 		if err := pass(clusterconfig.NetworkWireGuard); err == nil || !strings.Contains(reported, "the pod network could not be set up") {
@@ -82,9 +74,7 @@ func TestBackendThatFails(t *testing.T) {
 		t.Errorf("%v; it says %s", err, reported)
 	}
 	tunnels(deviceVXLAN4)
-	if err := pass(clusterconfig.NetworkWireGuard); err == nil {
-		t.Error("it works without its port")
-	}
+	testenv.Fails(t, pass(clusterconfig.NetworkWireGuard), "it works without its port")
 	inTheWay.Close()
 	if err := pass(clusterconfig.NetworkWireGuard); err != nil || reported != "<nil>" || s.Backend() != clusterconfig.NetworkWireGuard || changes != 2 {
 		t.Errorf("%v; it says %s, and that it goes by %q, after %d changes", err, reported, s.Backend(), changes)

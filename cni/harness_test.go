@@ -60,13 +60,8 @@ func newNode(t *testing.T, clusterCIDRs ...string) *node {
 	t.Helper()
 	netns.RequireNFT(t)
 	dir := t.TempDir()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(exe, filepath.Join(dir, PluginName)); err != nil {
-		t.Fatal(err)
-	}
+	exe := testenv.Must(os.Executable())(t)
+	testenv.NoError(t, os.Symlink(exe, filepath.Join(dir, PluginName)))
 	n := &node{
 		t:       t,
 		outside: netns.New(t),
@@ -81,18 +76,12 @@ func newNode(t *testing.T, clusterCIDRs ...string) *node {
 	for _, c := range clusterCIDRs {
 		n.o.ClusterCIDRs = append(n.o.ClusterCIDRs, netip.MustParsePrefix(c))
 	}
-	if err := os.Mkdir(n.o.StateDir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(n.o.StateDir, 0o700))
 	n.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outAddr6 + "/64"})
-	if err := netns.AddRoute("0.0.0.0/0", outsideAddr); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netns.AddRoute("0.0.0.0/0", outsideAddr))
 	t.Cleanup(func() {
 		n.stop()
-		if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}))
 	})
 	n.start()
 	return n
@@ -103,10 +92,7 @@ func (n *node) start() {
 	n.cidrs = make(chan []netip.Prefix, 1)
 	n.o.PodCIDRs = n.cidrs
 	n.o.Logger = ktesting.NewLogger(n.t, ktesting.NewConfig(ktesting.BufferLogs(true)))
-	s, err := NewServer(n.o)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	s := testenv.Must(NewServer(n.o))(n.t)
 	s.guard, s.hello = cmp.Or(n.guard, 100*time.Millisecond), cmp.Or(n.hello, s.hello)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done, n.server = cancel, make(chan error, 1), s
@@ -161,9 +147,7 @@ type pod struct {
 func (n *node) pod(id string, ports ...PortMapping) *pod {
 	n.t.Helper()
 	p := n.sandbox(id, ports...)
-	if err := n.add(p); err != nil {
-		n.t.Fatalf("ADD %s: %v", id, err)
-	}
+	testenv.NoError(n.t, n.add(p), "ADD %s", id)
 	return p
 }
 
@@ -178,10 +162,7 @@ func (n *node) sandbox(id string, ports ...PortMapping) *pod {
 
 func (n *node) conflist() *libcni.NetworkConfigList {
 	n.t.Helper()
-	list, err := libcni.ConfListFromFile(filepath.Join(n.o.ConfDir, conflistName))
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	list := testenv.Must(libcni.ConfListFromFile(filepath.Join(n.o.ConfDir, conflistName)))(n.t)
 	return list
 }
 
@@ -191,10 +172,7 @@ func (n *node) add(p *pod) error {
 	if err != nil {
 		return err
 	}
-	r, err := types100.NewResultFromResult(res)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	r := testenv.Must(types100.NewResultFromResult(res))(n.t)
 	p.ips = nil
 	for _, ip := range r.IPs {
 		p.ips = append(p.ips, ip.Address.IP.String())
@@ -204,9 +182,7 @@ func (n *node) add(p *pod) error {
 
 func (n *node) del(p *pod) {
 	n.t.Helper()
-	if err := n.runtime.DelNetworkList(context.Background(), n.conflist(), p.rt); err != nil {
-		n.t.Fatalf("DEL %s: %v", p.id, err)
-	}
+	testenv.NoError(n.t, n.runtime.DelNetworkList(context.Background(), n.conflist(), p.rt), "DEL %s", p.id)
 }
 
 // here is the node's own namespace.
@@ -221,9 +197,7 @@ func ask(from netns.Doer, addr string) (answer string, err error) { return netns
 
 func expect(t *testing.T, ns netns.Doer, what, addr, want string) {
 	t.Helper()
-	if got, err := netns.AskFor(ns, addr, 2*time.Minute); err != nil || got != want {
-		t.Errorf("%s (%s): got %q, %v; want %q", what, addr, got, err, want)
-	}
+	testenv.Equal(t, testenv.Must(netns.AskFor(ns, addr, 2*time.Minute))(t), want, "%s (%s):", what, addr)
 }
 
 func refuse(t *testing.T, ns netns.Doer, what, addr string) {

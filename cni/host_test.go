@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func testRecord(id string, ips ...string) *record {
@@ -139,9 +140,7 @@ func TestDifference(t *testing.T) {
 			for _, o := range remove {
 				got = append(got, "- "+o.String())
 			}
-			if g := strings.Join(got, ", "); g != c.want {
-				t.Errorf("got  %s\nwant %s", g, c.want)
-			}
+			testenv.Equal(t, strings.Join(got, ", "), c.want, "")
 		})
 	}
 }
@@ -173,12 +172,8 @@ func TestKernelMatchesDesired(t *testing.T) {
 	}
 	in.advertised = routerAdvertised(in.bridge) // a leftover's far end went with it
 	desired = desiredHost(in)
-	if got := pass(t, in.bridge, desired); got != "" {
-		t.Errorf("done again: %s", got)
-	}
-	if _, err := netlink.LinkByName("vethcorold"); err == nil {
-		t.Error("the leftover device is still there")
-	}
+	testenv.Equal(t, pass(t, in.bridge, desired), "", "done again:")
+	testenv.Fails(t, testenv.Err(netlink.LinkByName("vethcorold")), "the leftover device is still there")
 	if _, err := netlink.LinkByName("vethother"); err != nil {
 		t.Error("another program's device is gone:", err)
 	}
@@ -195,22 +190,15 @@ func TestKernelMatchesDesired(t *testing.T) {
 	in.podCIDRs, in.serviceCIDRs, in.pods = prefixes("10.42.9.0/24"), prefixes("10.43.0.0/16"), nil
 	desired = desiredHost(in)
 	pass(t, in.bridge, desired)
-	if got := pass(t, in.bridge, desired); got != "" {
-		t.Errorf("done again after the change: %s", got)
-	}
-	have, err := newKernel().observe(in.bridge, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Equal(t, pass(t, in.bridge, desired), "", "done again after the change:")
+	have := testenv.Must(newKernel().observe(in.bridge, nil))(t)
 	for id := range have {
 		if strings.Contains(id, "10.42.7") || strings.Contains(id, "fd4") || strings.Contains(id, devicePrefix) {
 			t.Errorf("%s is left", id)
 		}
 	}
 	for _, name := range []string{in.bridge, "vethother"} {
-		if err := removeDevice(name); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, removeDevice(name))
 	}
 }
 
@@ -224,22 +212,15 @@ func pass(t *testing.T, bridge string, desired []wanted) string {
 		}
 	}
 	k := newKernel()
-	have, err := k.observe(bridge, sysctls)
-	if err != nil {
-		t.Fatal(err)
-	}
+	have := testenv.Must(k.observe(bridge, sysctls))(t)
 	ensure, remove := difference(desired, have)
 	var did []string
 	for _, w := range ensure {
-		if err := k.ensure(w.object); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, k.ensure(w.object))
 		did = append(did, w.String())
 	}
 	for _, o := range remove {
-		if err := k.remove(o); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, k.remove(o))
 		did = append(did, "- "+o.String())
 	}
 	return strings.Join(did, ", ")
@@ -249,9 +230,7 @@ func addVeth(t *testing.T, name string) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.Flags = name, net.FlagUp
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "p" + name[4:]}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "p" + name[4:]}))
 }
 
 // addRoute takes "10.77.0.0/16 dev NAME".
@@ -262,17 +241,12 @@ func addRoute(t *testing.T, s string, protocol netlink.RouteProtocol) {
 	if err == nil {
 		err = netlink.RouteAdd(&netlink.Route{Dst: ipNet(netip.MustParsePrefix(dst)), LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK, Protocol: protocol})
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 }
 
 func routesOf(t *testing.T) []string {
 	t.Helper()
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		t.Fatal(err)
-	}
+	routes := testenv.Must(netlink.RouteList(nil, netlink.FAMILY_V4))(t)
 	var out []string
 	for _, r := range routes {
 		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
@@ -287,10 +261,7 @@ func TestHostSideHeals(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	a := n.pod("aaa")
 	serve(t, a, "a", "tcp", ":80")
-	device, err := netlink.LinkByName(deviceName(key{a.id, "eth0"}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	device := testenv.Must(netlink.LinkByName(deviceName(key{a.id, "eth0"})))(t)
 	ip := netip.MustParseAddr(a.ips[0])
 	for what, harm := range map[string]func() error{
 		"the pod's route": func() error {
@@ -301,9 +272,7 @@ func TestHostSideHeals(t *testing.T) {
 		"the bridge":          func() error { return removeDevice(Bridge) },
 		"forwarding":          func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0) },
 	} {
-		if err := harm(); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
+		testenv.NoError(t, harm(), "%s", what)
 		eventually(t, func() error {
 			got, err := ask(here{}, a.ips[0]+":80")
 			fwd, _ := os.ReadFile("/proc/sys/net/ipv4/ip_forward")

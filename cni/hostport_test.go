@@ -77,9 +77,7 @@ func TestOwnListenersKeepTheirConnections(t *testing.T) {
 	n.o.ReservedPorts = []uint16{6443, 8080}
 	expect(t, here{}, "a port that was not reserved by the run before", "127.0.0.1:8080", "pod "+nodeAddr)
 	for range 2 {
-		if err := ProtectOwnConnections(t.Context(), n.o.ReservedPorts); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, ProtectOwnConnections(t.Context(), n.o.ReservedPorts))
 		expect(t, here{}, "the same port before the network starts", "127.0.0.1:8080", "node 127.0.0.1")
 		expect(t, here{}, "a port that is nobody else's, before the network starts", "127.0.0.1:8081", "pod "+nodeAddr)
 	}
@@ -93,21 +91,17 @@ func TestOwnListenersKeepTheirConnections(t *testing.T) {
 	expect(t, n.outside, "outside, a port that was the pod's before it was reserved", nodeAddr+":8080", "pod "+outsideAddr)
 	n.stop()
 	nft(t, "delete table inet coracle")
-	if err := ProtectOwnConnections(t.Context(), n.o.ReservedPorts); err != nil {
-		t.Errorf("without a table: %v", err)
-	}
+	testenv.Check(t, ProtectOwnConnections(t.Context(), n.o.ReservedPorts), "without a table")
 }
 
 // A sender that never pauses must reach the pod that has the port now, not the one that had it.
 func TestUDPHostPortFollowsThePod(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	var client net.Conn
-	if err := n.outside.Do(func() (err error) {
+	testenv.NoError(t, n.outside.Do(func() (err error) {
 		client, err = net.Dial("udp", nodeAddr+":5353")
 		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
+	}))
 	defer client.Close()
 	echo := func(want string) {
 		t.Helper()
@@ -150,7 +144,7 @@ func TestLoopbackStaysClosedToPods(t *testing.T) {
 	n := unguarded(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	p := n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
 	serve(t, here{}, "node", "tcp", "127.0.0.1:9999")
-	if err := p.Do(func() error {
+	testenv.NoError(t, p.Do(func() error {
 		for _, cmd := range []string{
 			"ip addr del 127.0.0.1/8 dev lo",
 			"ip route add 127.0.0.1/32 via 10.42.7.1 dev eth0 src " + p.ips[0],
@@ -160,9 +154,7 @@ func TestLoopbackStaysClosedToPods(t *testing.T) {
 			}
 		}
 		return writeSysctl(sysctl{"net/ipv4/conf/eth0/route_localnet", "1"})
-	}); err != nil {
-		t.Fatal(err)
-	}
+	}))
 	refuse(t, p, "pod to the host's loopback", "127.0.0.1:9999")
 	// Without the guard it would have worked, so the refusal above is the guard's.
 	nft(t, "flush chain inet coracle guard")
@@ -213,15 +205,11 @@ func TestHostPortsLeaveServicesAlone(t *testing.T) {
 	testenv.Until(t, 2*time.Minute, "the network has started", n.server.Ready)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = servicerules.IPVSDevice
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil { // few kernels of test machines have dummy
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})) // few kernels of test machines have dummy
 	const clusterIP, externalIP, laterIP = "10.43.0.9", "203.0.113.8", "203.0.113.9"
 	address := func(ip string) {
 		t.Helper()
-		if err := netns.AddAddress(servicerules.IPVSDevice, ip+"/32"); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, netns.AddAddress(servicerules.IPVSDevice, ip+"/32"))
 	}
 	address(clusterIP)
 	address(externalIP)
@@ -238,15 +226,11 @@ func TestHostPortsLeaveServicesAlone(t *testing.T) {
 		return nil
 	}
 	for _, ip := range []string{clusterIP, externalIP} {
-		if err := served(ip); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, served(ip))
 	}
 	address(laterIP)
 	eventually(t, func() error { return served(laterIP) })
-	if err := netlink.LinkDel(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.LinkDel(&netlink.Bridge{LinkAttrs: attrs}))
 	eventually(t, func() error {
 		if out := nft(t, "list set inet coracle services4"); strings.Contains(out, externalIP) {
 			return fmt.Errorf("the table still has an address of before:\n%s", out)

@@ -11,24 +11,17 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNoLockIsInherited: a program that is started while addresses are in use gets no descriptor of their folder. A
 // shim that kept a lock of a killed process would keep the node from ever giving an address again.
 func TestNoLockIsInherited(t *testing.T) {
 	dir := t.TempDir()
-	a, err := openIPAM(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := testenv.Must(openIPAM(dir))(t)
 	network := netip.MustParsePrefix("10.42.7.0/24")
-	if _, err := a.allocate(key{"pod", "eth0"}, []netip.Prefix{network}); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command("ls", "-l", "/proc/self/fd/").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(a.allocate(key{"pod", "eth0"}, []netip.Prefix{network}))(t)
+	out := testenv.Must(exec.Command("ls", "-l", "/proc/self/fd/").Output())(t)
 	if strings.Contains(string(out), dir) {
 		t.Errorf("a program that is started has\n%s", out)
 	}
@@ -38,10 +31,7 @@ func TestNoLockIsInherited(t *testing.T) {
 func TestAddressesOfTheNode(t *testing.T) {
 	for _, text := range []string{"10.42.7.0/29", "fd00:42::8/125"} {
 		t.Run(text, func(t *testing.T) {
-			a, err := openIPAM(t.TempDir())
-			if err != nil {
-				t.Fatal(err)
-			}
+			a := testenv.Must(openIPAM(t.TempDir()))(t)
 			network := netip.MustParsePrefix(text)
 			for i := range 6 {
 				got, err := a.allocate(key{fmt.Sprint("pod", i), "eth0"}, []netip.Prefix{network})
@@ -51,9 +41,7 @@ func TestAddressesOfTheNode(t *testing.T) {
 					}
 					continue
 				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, err)
 				if got[0] == clusterconfig.NodeSource(network) || got[0] == clusterconfig.IngressSource(network) || got[0] == network.Addr() {
 					t.Errorf("a pod has the node's address %v", got[0])
 				}

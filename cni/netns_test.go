@@ -9,30 +9,22 @@ import (
 	vishnetns "github.com/vishvananda/netns"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestProcessStaysWhereItIs: what others see of the process, and what it reads of itself below /proc/self and
 // /proc/net, is the node's for ever, though threads of it have been with pods.
 func TestProcessStaysWhereItIs(t *testing.T) {
-	pod, err := vishnetns.GetFromPath(netns.New(t).Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pod := testenv.Must(vishnetns.GetFromPath(netns.New(t).Path))(t)
 	defer pod.Close()
 	where := func(file string) string {
 		t.Helper()
-		to, err := os.Readlink(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return to
+		return testenv.Must(os.Readlink(file))(t)
 	}
 	before := where("/proc/thread-self/ns/net")
 	for i := range 1000 {
 		inside := ""
-		if err := inNetns(pod, func() (err error) { inside, err = os.Readlink("/proc/thread-self/ns/net"); return err }); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, inNetns(pod, func() (err error) { inside, err = os.Readlink("/proc/thread-self/ns/net"); return err }))
 		if inside == before {
 			t.Fatal("the function does not run in the pod's namespace")
 		}

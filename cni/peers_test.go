@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func testNode(name string, age int, cidrs []string, addrs ...string) *corev1.Node {
@@ -53,9 +54,7 @@ far[10.42.3.0/24][203.0.113.3]
 odd[10.42.4.0/24][]
 vpn[10.42.5.0/24][10.99.0.5 fd99::5]
 thief[10.42.6.0/24][192.0.2.6]`
-	if g := strings.Join(got, "\n"); g != want {
-		t.Errorf("got\n%s\nwant\n%s", g, want)
-	}
+	testenv.Equal(t, strings.Join(got, "\n"), want, "")
 }
 
 // TestPeersOfAnyOrder: a machine that has the external address of one before it, whose Node has not been deleted, is
@@ -89,9 +88,7 @@ func TestWatchPeers(t *testing.T) {
 	client := fake.NewClientset()
 	for i := range 20 {
 		n := testNode(fmt.Sprintf("n%02d", i), 100-i, []string{fmt.Sprintf("10.42.%d.0/24", i)}, fmt.Sprintf("InternalIP 192.0.2.%d", i+1))
-		if _, err := client.CoreV1().Nodes().Create(ctx, n, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(client.CoreV1().Nodes().Create(ctx, n, metav1.CreateOptions{}))(t)
 	}
 	// The fake API server tells a watch nothing of what was between the list and its beginning.
 	watching := make(chan struct{}, 100) // more than watches begin here
@@ -101,10 +98,7 @@ func TestWatchPeers(t *testing.T) {
 		return true, events, err
 	})
 	factory := informers.NewSharedInformerFactory(client, 0)
-	peers, err := WatchPeers(ctx, factory.Core().V1().Nodes(), "n07")
-	if err != nil {
-		t.Fatal(err)
-	}
+	peers := testenv.Must(WatchPeers(ctx, factory.Core().V1().Nodes(), "n07"))(t)
 	factory.Start(ctx.Done())
 	t.Cleanup(factory.Shutdown)
 	next := func(what string) []Peer {
@@ -120,16 +114,12 @@ func TestWatchPeers(t *testing.T) {
 		t.Fatalf("the first list has %d nodes: %v", len(got), got)
 	}
 	<-watching
-	if err := client.CoreV1().Nodes().Delete(ctx, "n03", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, client.CoreV1().Nodes().Delete(ctx, "n03", metav1.DeleteOptions{}))
 	if got := next("a node less"); len(got) != 18 || slices.ContainsFunc(got, func(p Peer) bool { return p.Name == "n03" }) {
 		t.Errorf("a node less: %v", got)
 	}
 	moved := testNode("n04", 96, []string{"10.42.4.0/24"}, "InternalIP 192.0.2.44")
-	if _, err := client.CoreV1().Nodes().Update(ctx, moved, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(client.CoreV1().Nodes().Update(ctx, moved, metav1.UpdateOptions{}))(t)
 	if got := next("another address"); got[3].Name != "n04" || got[3].Underlay[0] != netip.MustParseAddr("192.0.2.44") {
 		t.Errorf("another address: %v", got)
 	}
@@ -200,9 +190,7 @@ func TestNumbersOfPrefixes(t *testing.T) {
 		"10.42.1.0/24": "0x0a2a0100-0x0a2a01ff", "10.42.1.7/32": "0x0a2a0107", "10.42.0.0/15": "0x0a2a0000-0x0a2bffff",
 		"fd42:0:0:1::/64": "0xfd420000000000010000000000000000-0xfd42000000000001ffffffffffffffff",
 	} {
-		if got := numbers(netip.MustParsePrefix(text)); got != want {
-			t.Errorf("%s: %s, want %s", text, got, want)
-		}
+		testenv.Equal(t, numbers(netip.MustParsePrefix(text)), want, "%s:", text)
 	}
 }
 
@@ -268,9 +256,7 @@ func setMTU(t *testing.T, device string, mtu int) {
 	if err == nil {
 		err = netlink.LinkSetMTU(l, mtu)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 }
 
 // podSizes compares the MTU of a pod's device, and of its default IPv4 route.

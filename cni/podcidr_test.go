@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestWatchPodCIDRs(t *testing.T) {
@@ -17,10 +19,7 @@ func TestWatchPodCIDRs(t *testing.T) {
 	other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.9.0/24"}}}
 	client := fake.NewClientset(node, other)
 	factory := informers.NewSharedInformerFactory(client, 0)
-	cidrs, err := WatchPodCIDRs(factory.Core().V1().Nodes(), "n1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	cidrs := testenv.Must(WatchPodCIDRs(factory.Core().V1().Nodes(), "n1"))(t)
 	factory.Start(t.Context().Done())
 	factory.WaitForCacheSync(t.Context().Done())
 	for _, step := range []struct {
@@ -31,11 +30,7 @@ func TestWatchPodCIDRs(t *testing.T) {
 		{[]string{"10.42.1.0/24"}, "[10.42.1.0/24]"},
 	} {
 		node.Spec.PodCIDRs = step.set
-		if _, err := client.CoreV1().Nodes().Update(t.Context(), node, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		if got := fmt.Sprint(<-cidrs); got != step.want {
-			t.Errorf("got %s, want %s", got, step.want)
-		}
+		testenv.Must(client.CoreV1().Nodes().Update(t.Context(), node, metav1.UpdateOptions{}))(t)
+		testenv.Equal(t, fmt.Sprint(<-cidrs), step.want, "")
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"sigs.k8s.io/knftables"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func prefixes(ss ...string) []netip.Prefix {
@@ -122,9 +124,8 @@ add element inet coracle cluster6 { fd42::/56 }
 			nft := knftables.NewFake(knftables.InetFamily, tableName)
 			expectForeignRules(t, nft)
 			for range 2 { // applying twice is applying once
-				if err := apply(context.Background(), nft, desired(c.pods, cluster, c.services, c.ports, []uint16{6443, 10250, 6443})); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t,
+					apply(context.Background(), nft, desired(c.pods, cluster, c.services, c.ports, []uint16{6443, 10250, 6443})))
 				if got, want := lines(nft.Dump()), lines(c.want); got != want {
 					t.Errorf("got\n%s\nwant\n%s", got, want)
 				}
@@ -145,9 +146,7 @@ func expectForeignRules(t *testing.T, nft knftables.Interface) {
 	tx.Add(&knftables.Rule{Chain: "old-b", Rule: "ip daddr vmap @old-map"})
 	tx.Add(&knftables.Set{Name: "pods4", Type: "ipv4_addr", Flags: []knftables.SetFlag{knftables.IntervalFlag}})
 	tx.Add(&knftables.Element{Set: "pods4", Key: []string{"10.99.0.0/24"}})
-	if err := nft.Run(context.Background(), tx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, nft.Run(context.Background(), tx))
 }
 
 func lines(s string) string {

@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestPodNetwork(t *testing.T) {
@@ -52,13 +53,9 @@ func TestPodNetwork(t *testing.T) {
 			expect(t, here{}, "node to Service", "10.43.0.9:80", "b 10.42.7.1")
 			expect(t, a, "pod to outside, masqueraded", outsideAddr+":82", "outside "+nodeAddr)
 
-			uplink, err := netlink.LinkByName("uplink")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := netlink.RouteDel(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0")), LinkIndex: uplink.Attrs().Index}); err != nil {
-				t.Fatal(err)
-			}
+			uplink := testenv.Must(netlink.LinkByName("uplink"))(t)
+			testenv.NoError(t,
+				netlink.RouteDel(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0")), LinkIndex: uplink.Attrs().Index}))
 			expect(t, here{}, "node without default route to Service", "10.43.0.9:80", "b 10.42.7.1")
 			expect(t, a, "pod to Service, node without default route", "10.43.0.9:80", "b "+a.ips[0])
 
@@ -95,29 +92,23 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 	n := unguarded(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	a, b := n.pod("aaa"), n.pod("bbb")
 	const spoofed = "10.42.7.99"
-	if err := a.Do(func() error {
+	testenv.NoError(t, a.Do(func() error {
 		link, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return err
 		}
 		return netlink.AddrAdd(link, &netlink.Addr{IPNet: hostNet(netip.MustParseAddr(spoofed))})
-	}); err != nil {
-		t.Fatal(err)
-	}
+	}))
 	inbox := netns.ListenPacket(t, b, "udp", b.ips[0]+":5000")
 	// first sends from the false address, then from the true one, and returns which of them arrives first.
 	first := func() string {
 		t.Helper()
 		for _, from := range []string{spoofed, a.ips[0]} {
-			if err := netns.SendDatagram(a, from, b.ips[0]+":5000", "x"); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, netns.SendDatagram(a, from, b.ips[0]+":5000", "x"))
 		}
 		_ = inbox.SetReadDeadline(time.Now().Add(2 * time.Minute))
 		_, from, err := inbox.ReadFrom(make([]byte, 1))
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		host, _, _ := net.SplitHostPort(from.String())
 		return host
 	}
@@ -136,26 +127,18 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 func TestNotReadyWithoutPodCIDR(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	conf, err := conflist(n.o.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	list, err := libcni.ConfListFromBytes(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	p := n.sandbox("aaa")
 	_, err = n.runtime.AddNetworkList(context.Background(), list, p.rt)
 	wantCode(t, err, wire.CodeTryAgainLater, "network not ready yet")
-	if _, err := os.Stat(filepath.Join(n.o.ConfDir, conflistName)); err == nil {
-		t.Error("the node is network-ready without a pod CIDR")
-	}
+	testenv.Fails(t, testenv.Err(os.Stat(filepath.Join(n.o.ConfDir, conflistName))), "the node is network-ready without a pod CIDR")
 	if err := n.runtime.DelNetworkList(context.Background(), list, p.rt); err != nil {
 		t.Error("DEL of nothing:", err)
 	}
 	n.ready("10.42.7.0/24")
-	if err := n.add(p); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, n.add(p))
 }
 
 func TestRestartKeepsStateWithoutAPI(t *testing.T) {
@@ -185,12 +168,8 @@ func TestRestartKeepsStateWithoutAPI(t *testing.T) {
 	if r := n.server.records.get(key{"dead", "eth0"}); r != nil {
 		t.Error("the sandbox that died meanwhile is still known")
 	}
-	if _, err := os.Stat(filepath.Join(n.o.StateDir, "ipam", "10.42.7.0_24", dead.ips[0])); err == nil {
-		t.Error("its address is still taken")
-	}
-	if err := n.add(b); err == nil {
-		t.Error("ADD of what is attached already succeeded")
-	}
+	testenv.Fails(t, testenv.Err(os.Stat(filepath.Join(n.o.StateDir, "ipam", "10.42.7.0_24", dead.ips[0]))), "its address is still taken")
+	testenv.Fails(t, n.add(b), "ADD of what is attached already succeeded")
 }
 
 // A node object that was deleted and made again may come with another pod CIDR.
@@ -228,10 +207,7 @@ func TestStopWithSilentPlugin(t *testing.T) {
 	n.hello = time.Hour // longer than any test takes
 	n.start()
 	n.ready("10.42.7.0/24")
-	conn, err := net.Dial("unix", n.o.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.Dial("unix", n.o.Socket))(t)
 	defer conn.Close()
 	n.pod("aaa") // its call came later and was served: the silent one has been accepted
 	n.stop()
@@ -246,9 +222,7 @@ func TestPodNetworkWithoutFreeAddresses(t *testing.T) {
 	late := n.sandbox("late")
 	err := n.add(late)
 	wantCode(t, err, wire.CodeExhausted, "no free address in pod CIDR 10.42.7.0/29")
-	if _, err := netlink.LinkByName(deviceName(key{"late", "eth0"})); err == nil {
-		t.Error("a failed ADD left a device")
-	}
+	testenv.Fails(t, testenv.Err(netlink.LinkByName(deviceName(key{"late", "eth0"}))), "a failed ADD left a device")
 	pods[2].Close() // a crash of the runtime: no DEL ever comes
 	if err := n.add(late); err != nil {
 		t.Fatal("the address of a dead sandbox was not collected:", err)
@@ -265,17 +239,12 @@ func TestGarbageCollection(t *testing.T) {
 		"cniVersion": "1.1.0", "name": NetworkName, "type": PluginName, "socket": n.o.Socket,
 		"cni.dev/valid-attachments": []map[string]string{{"containerID": "keep", "ifname": "eth0"}},
 	}
-	data, err := json.Marshal(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(json.Marshal(conf))(t)
 	resp, err := wire.Call(context.Background(), n.o.Socket, wire.Request{Command: wire.CommandGC, Config: data})
 	if err != nil || resp.Error != nil {
 		t.Fatal("GC:", err, resp.Error)
 	}
-	if _, err := netlink.LinkByName(deviceName(key{"lost", "eth0"})); err == nil {
-		t.Error("GC left a device")
-	}
+	testenv.Fails(t, testenv.Err(netlink.LinkByName(deviceName(key{"lost", "eth0"}))), "GC left a device")
 	if out := nft(t, "list table inet coracle"); strings.Contains(out, lost.ips[0]) {
 		t.Error("GC left host ports")
 	}
@@ -301,22 +270,14 @@ func TestCleanupLeavesNothing(t *testing.T) {
 			n.ready("10.42.7.0/24")
 			n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
 			n.stop()
-			if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
-				t.Fatal(err)
-			}
-			links, err := netlink.LinkList()
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}))
+			links := testenv.Must(netlink.LinkList())(t)
 			for _, l := range links {
 				if name := l.Attrs().Name; name != "lo" && name != "uplink" {
 					t.Errorf("device %s is left", name)
 				}
 			}
-			routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
-			if err != nil {
-				t.Fatal(err)
-			}
+			routes := testenv.Must(netlink.RouteList(nil, netlink.FAMILY_V4))(t)
 			for _, r := range routes {
 				if r.Dst != nil && (strings.HasPrefix(r.Dst.String(), "10.42") || strings.HasPrefix(r.Dst.String(), "10.43")) {
 					t.Errorf("route %v is left", r)
@@ -326,9 +287,7 @@ func TestCleanupLeavesNothing(t *testing.T) {
 				t.Errorf("tables left: %s", out)
 			}
 			for _, dir := range []string{n.o.StateDir, filepath.Join(n.o.ConfDir, conflistName)} {
-				if _, err := os.Stat(dir); err == nil {
-					t.Errorf("%s is left", dir)
-				}
+				testenv.Fails(t, testenv.Err(os.Stat(dir)), "%s is left", dir)
 			}
 			if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
 				t.Error("again:", err)
@@ -351,9 +310,7 @@ func TestManyAtOnce(t *testing.T) {
 			go func() { errs <- f(p) }()
 		}
 		for range pods {
-			if err := <-errs; err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, <-errs)
 		}
 	}
 	list := n.conflist()
@@ -363,9 +320,7 @@ func TestManyAtOnce(t *testing.T) {
 		return err
 	})
 	t.Logf("%d ADDs at once took %v", many, time.Since(start))
-	if out := nft(t, "list map inet coracle ports4"); strings.Count(out, ". 80") != many {
-		t.Errorf("not every host port is there:\n%s", out)
-	}
+	testenv.Equal(t, strings.Count(nft(t, "list map inet coracle ports4"), ". 80"), many, "not every host port is there:")
 	seen := map[netip.Addr]bool{}
 	for _, r := range n.server.records.list() {
 		if seen[r.IPs[0]] {
@@ -374,9 +329,7 @@ func TestManyAtOnce(t *testing.T) {
 		seen[r.IPs[0]] = true
 	}
 	each(func(p *pod) error { return n.runtime.DelNetworkList(context.Background(), list, p.rt) })
-	if left := n.server.records.list(); len(left) != 0 {
-		t.Errorf("%d records left", len(left))
-	}
+	testenv.Equal(t, len(n.server.records.list()), 0, "records left:")
 	owners, err := n.server.ipam.owners()
 	if err != nil || len(owners) != 0 {
 		t.Errorf("addresses left: %v, %v", owners, err)

@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // segment is a network with nodes on it, each in a namespace. A node's pods are its own addresses in its pod networks.
@@ -39,9 +40,7 @@ func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Flags = "segment0", c.mtu, net.FlagUp
 	bridge := &netlink.Bridge{LinkAttrs: attrs}
-	if err := netlink.LinkAdd(bridge); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.LinkAdd(bridge))
 	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
 	s := &segment{T: t, c: c}
 	for i := 1; i <= nodes; i++ {
@@ -53,9 +52,7 @@ func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
 			eth0, err := netlink.LinkByName("eth0")
 			return errors.Join(err, netlink.LinkSetMTU(eth0, c.mtu))
 		}))
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		s.nodes = append(s.nodes, ns)
 	}
 	return s
@@ -64,9 +61,7 @@ func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
 func (s *segment) input(i int) waysInput {
 	in := waysOf(i, len(s.nodes), s.c)
 	if s.device != "" {
-		if err := s.nodes[i-1].Do(func() (err error) { in.underlay, err = findUnderlay(nil, s.device); return err }); err != nil {
-			s.Fatal(err)
-		}
+		testenv.NoError(s, s.nodes[i-1].Do(func() (err error) { in.underlay, err = findUnderlay(nil, s.device); return err }))
 		in.sizes = sizesFor(in.underlay.mtu, in.overhead(s.c.backend), in.podCIDRs)
 	}
 	in.peers = slices.DeleteFunc(in.peers, func(p Peer) bool {
@@ -84,7 +79,7 @@ func (s *segment) pass(i int) (did string) {
 	if len(trouble) > 0 {
 		s.Fatal(trouble)
 	}
-	err := s.nodes[i-1].Do(func() error {
+	testenv.NoError(s, s.nodes[i-1].Do(func() error {
 		did = pass(s.T, Bridge, append(desired, ways...))
 		rs := desiredRules(in, s.c.backend)
 		nft, err := newNFT()
@@ -98,10 +93,7 @@ func (s *segment) pass(i int) (did string) {
 			return fmt.Errorf("what was just written is not whole: %+v, %w", have, err)
 		}
 		return nil
-	})
-	if err != nil {
-		s.Fatal(err)
-	}
+	}))
 	return did
 }
 
@@ -165,17 +157,13 @@ func TestRoutesOfEachBackend(t *testing.T) {
 			s := newSegment(t, c.c, 3)
 			s.passAll()
 			for i := range s.nodes {
-				if did := s.pass(i + 1); did != "" {
-					t.Errorf("node %d, done again: %s", i+1, did)
-				}
+				testenv.Equal(t, s.pass(i+1), "", "node %d, done again:", i+1)
 			}
 			s.meets()
 			s.wholePackets()
 			s.isMended()
 			s.dead = []int{3}
-			if did := s.pass(1); !strings.Contains(did, "- route 10.42.3.0/24") {
-				t.Errorf("node 3 is gone: %s", did)
-			}
+			testenv.Contains(t, s.pass(1), "- route 10.42.3.0/24", "node 3 is gone:")
 			s.nothingOf("10.42.3.", "fd42:0:0:3:", "192.0.2.3", "2001:db8::3", vtepMAC(dualPods(3)))
 		})
 	}
@@ -249,15 +237,9 @@ func (s *segment) isMended() {
 		if _, ok := w.object.(sysctl); ok {
 			continue
 		}
-		if err := s.nodes[0].Do(func() error { return newKernel().remove(w.object) }); err != nil {
-			s.Fatal(err)
-		}
-		if did := s.pass(1); !strings.Contains(did, w.String()) {
-			s.Errorf("%s was removed, and done was %q", w, did)
-		}
-		if did := s.pass(1); did != "" {
-			s.Errorf("%s was removed and is there again, and then is done %q", w, did)
-		}
+		testenv.NoError(s, s.nodes[0].Do(func() error { return newKernel().remove(w.object) }))
+		testenv.Contains(s, s.pass(1), w.String(), "%s was removed, and done was", w)
+		testenv.Equal(s, s.pass(1), "", "%s was removed and is there again, and then is done", w)
 	}
 	s.meets()
 }
@@ -265,7 +247,7 @@ func (s *segment) isMended() {
 // nothingOf sees that no object of node 1 says any of these.
 func (s *segment) nothingOf(words ...string) {
 	s.Helper()
-	err := s.nodes[0].Do(func() error {
+	testenv.NoError(s, s.nodes[0].Do(func() error {
 		have, err := newKernel().observe(Bridge, nil)
 		for _, o := range have {
 			for _, w := range words {
@@ -275,10 +257,7 @@ func (s *segment) nothingOf(words ...string) {
 			}
 		}
 		return err
-	})
-	if err != nil {
-		s.Fatal(err)
-	}
+	}))
 }
 
 // TestBackendChangeRemovesOldRoutes: another back end leaves nothing of the one before, and Cleanup nothing at all.
@@ -290,9 +269,7 @@ func TestBackendChangeRemovesOldRoutes(t *testing.T) {
 	s.passAll()
 	s.meets()
 	s.nothingOf(tunnelPrefix)
-	if err := s.nodes[0].Do(func() error { return Cleanup(CleanupOptions{}) }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.nodes[0].Do(func() error { return Cleanup(CleanupOptions{}) }))
 	s.nothingOf("10.42.", "fd42:")
 }
 
@@ -317,9 +294,7 @@ func TestTunnelTrust(t *testing.T) {
 					text := fmt.Sprintf("from %d as %s", d.from, d.source)
 					inner := wrapped(vtepMAC(dualPods(d.from)), vtepMAC(dualPods(1)), d.source, target, text)
 					at := netip.AddrPortFrom(peerOf(1, s.c).Underlay[0], 8472).String()
-					if err := netns.SendDatagram(s.nodes[d.from-1], "", at, string(inner)); err != nil {
-						t.Fatal(err)
-					}
+					testenv.NoError(t, netns.SendDatagram(s.nodes[d.from-1], "", at, string(inner)))
 				}
 				// What must not arrive is sent first: the first one that arrives has to be the right one, which is sent
 				// until it does.
@@ -358,9 +333,7 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 		}
 		return errors.Join(err, netns.AddRoute(target.String()+"/32", node))
 	}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	first := func() string {
 		t.Helper()
 		buf, n := make([]byte, 100), 0
@@ -380,9 +353,7 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	if got := first(); got != unknownPeer {
 		t.Errorf("what says that it is from %s arrived", got)
 	}
-	if err := s.nodes[0].Do(func() error { nft(t, "flush chain inet coracle guard"); return nil }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.nodes[0].Do(func() error { nft(t, "flush chain inet coracle guard"); return nil }))
 	eventually(t, func() error { // there may be some on their way from before
 		if got := first(); got != invented {
 			return fmt.Errorf("unguarded, %s arrived first: this test proves nothing", got)
@@ -418,23 +389,17 @@ func wrapped(from, to string, source, dst netip.Addr, text string) []byte {
 func TestChecksumsOfAnAdministrator(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
 	s.passAll()
-	if err := s.nodes[0].Do(func() error { return checksumsBySoftware(deviceVXLAN4) }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.nodes[0].Do(func() error { return checksumsBySoftware(deviceVXLAN4) }))
 	for range 2 {
-		if did := s.pass(1); did != "" {
-			t.Errorf("there is nothing to do, and done was %q", did)
-		}
+		testenv.Equal(t, s.pass(1), "", "there is nothing to do, and done was")
 	}
-	if err := s.nodes[0].Do(func() error {
+	testenv.Check(t, s.nodes[0].Do(func() error {
 		software, err := sendsSoftwareChecksums(deviceVXLAN4)
 		if err == nil && !software {
 			err = errors.New("the device leaves checksums to others again")
 		}
 		return err
-	}); err != nil {
-		t.Error(err)
-	}
+	}))
 	s.meets()
 }
 
@@ -462,9 +427,7 @@ func TestChecksums(t *testing.T) {
 		if least > 64<<10 {
 			t.Errorf("%d bytes to ask", least)
 		}
-		if _, err := sendsSoftwareChecksums("none"); err == nil {
-			t.Error("a device that is not there answers")
-		}
+		testenv.Fails(t, testenv.Err(sendsSoftwareChecksums("none")), "a device that is not there answers")
 		if err := newKernel().ensure(want); err != nil {
 			return err
 		}
@@ -474,23 +437,17 @@ func TestChecksums(t *testing.T) {
 		}
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	s.meets()
 }
 
 func TestBadChecksums(t *testing.T) {
 	class := t.TempDir()
 	for _, dir := range []string{"vm0/device", "eth0/device", "bond0/lower_eth0", "bond0/lower_vm0"} {
-		if err := os.MkdirAll(class+"/"+dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(class+"/"+dir, 0o755))
 	}
 	for device, driver := range map[string]string{"vm0": "vmxnet3", "eth0": "virtio_net"} {
-		if err := os.Symlink("../../bus/"+driver, class+"/"+device+"/device/driver"); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Symlink("../../bus/"+driver, class+"/"+device+"/device/driver"))
 	}
 	for _, c := range []struct {
 		release, device string
@@ -499,8 +456,6 @@ func TestBadChecksums(t *testing.T) {
 		{"4.19.0-27-amd64", "eth0", true}, {"5.6.19", "eth0", true}, {"5.7.0", "eth0", false}, {"6.12.25+rpt-rpi-v8", "eth0", false},
 		{"6.1.0", "vm0", true}, {"6.1.0", "bond0", true}, {"6.1.0", "", false}, {"unknown", "eth0", false},
 	} {
-		if got := badChecksums(c.release, class, c.device); got != c.want {
-			t.Errorf("kernel %s, %s: %v", c.release, c.device, got)
-		}
+		testenv.Equal(t, badChecksums(c.release, class, c.device), c.want, "kernel %s, %s:", c.release, c.device)
 	}
 }

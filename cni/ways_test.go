@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // wayCluster is what several nodes on one segment are made from.
@@ -154,9 +156,7 @@ thief[fd42:0:0:9::/64]
 ! n4: its pod network 192.168.0.0/16 is not in the cluster's [10.42.0.0/16 fd42::/48]
 ! n5: its pod network 10.42.1.0/24 is another node's, too
 ! n5: its pod network fd42:0:0:1::/64 is another node's, too`
-	if g := strings.Join(got, "\n"); g != want {
-		t.Errorf("got\n%s\nwant\n%s", g, want)
-	}
+	testenv.Equal(t, strings.Join(got, "\n"), want, "")
 }
 
 func TestSizes(t *testing.T) {
@@ -176,8 +176,6 @@ func TestSizes(t *testing.T) {
 		{9000, vxlanOverhead4, both, sizes{mtu: 8950}},
 		{68, vxlanOverhead4, four, sizes{mtu: minMTU4}},
 	} {
-		if got := sizesFor(c.underlay, c.overhead, c.pods); got != c.want {
-			t.Errorf("underlay %d, overhead %d, %v: %+v, want %+v", c.underlay, c.overhead, c.pods, got, c.want)
-		}
+		testenv.Equal(t, sizesFor(c.underlay, c.overhead, c.pods), c.want, "underlay %d, overhead %d, %v:", c.underlay, c.overhead, c.pods)
 	}
 }

@@ -102,10 +102,7 @@ func testTranslatedPeer(t *testing.T, otherInProcess bool) {
 	}
 	n.encryptedBy(kernel)
 	m.encryptedBy(kernel && !otherInProcess)
-	have, err := n.observeAll()
-	if err != nil {
-		t.Fatal(err)
-	}
+	have := testenv.Must(n.observeAll())(t)
 	if p, ok := have["wireguard peer "+publicKey(2)+" dev "+wireGuardDevice].(wgPeer); !ok || p.endpoint.IsValid() {
 		t.Errorf("the node was told of a place for the peer: %v", have)
 	}
@@ -134,10 +131,7 @@ func TestWireGuardManyPeers(t *testing.T) {
 		return nw != nil && len(nw.ways.peers) == many
 	})
 	n.encryptedBy(kernelHasWireGuard(t))
-	have, err := n.observeAll()
-	if err != nil {
-		t.Fatal(err)
-	}
+	have := testenv.Must(n.observeAll())(t)
 	count := 0
 	for _, o := range have {
 		if _, ok := o.(wgPeer); ok {
@@ -251,15 +245,11 @@ func TestForeignSharedKey(t *testing.T) {
 	d.user = &wgUser{dev}
 	defer d.close()
 	want := wgPeer{device: "wg", key: publicKey(2), allowed: "10.42.8.0/24"}
-	if err := d.ensurePeer(want); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.ensurePeer(want))
 	satisfied := func() bool {
 		t.Helper()
 		have := map[string]object{}
-		if err := d.observe(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "wg"}}, func(o object) { have[o.id()] = o }); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.observe(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "wg"}}, func(o object) { have[o.id()] = o }))
 		o, ok := have[want.id()]
 		return ok && want.satisfiedBy(o)
 	}
@@ -267,15 +257,12 @@ func TestForeignSharedKey(t *testing.T) {
 		t.Error("a peer that was told all is not what it should be")
 	}
 	foreign := testKey(9)
-	if err := d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: testKey(2).PublicKey(), PresharedKey: &foreign}}}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: testKey(2).PublicKey(), PresharedKey: &foreign}}}))
 	if !d.changed() || satisfied() {
 		t.Error("nobody notices a preshared key, with which nothing is understood any more")
 	}
-	if err := d.ensurePeer(want); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.ensurePeer(want))
 	if !satisfied() {
 		t.Error("the preshared key stays")
 	}
@@ -284,10 +271,7 @@ func TestForeignSharedKey(t *testing.T) {
 // TestWireGuardPortIsTaken: the log says so, and the network is set up as soon as the port is free.
 func TestWireGuardPortIsTaken(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
-	other, err := net.ListenUDP("udp", &net.UDPAddr{Port: clusterconfig.WireGuardPort})
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := testenv.Must(net.ListenUDP("udp", &net.UDPAddr{Port: clusterconfig.WireGuardPort}))(t)
 	defer func() { _ = other.Close() }()
 	n.encrypted(nodeAddr)
 	n.cidrs <- prefixes("10.42.7.0/24")
@@ -329,9 +313,7 @@ func TestWireGuardDeviceGoes(t *testing.T) {
 	n.ready("10.42.7.0/24")
 	testenv.Eventually(t, 2*time.Minute, "another back end removes the device", waitRemoved)
 	stopped()
-	if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}))
 	if err := waitRemoved(); err != nil {
 		t.Error("after the clean-up:", err)
 	}

@@ -55,9 +55,7 @@ func newWGMachine(t *testing.T, n *node, inProcess bool) *wgMachine {
 
 func (m *wgMachine) do(f func() error) {
 	m.t.Helper()
-	if err := m.ns.Do(f); err != nil {
-		m.t.Fatal(err)
-	}
+	testenv.NoError(m.t, m.ns.Do(f))
 }
 
 // open makes the tunnel with a key, in place of an earlier one.
@@ -237,12 +235,10 @@ func wantMTU(t *testing.T, want int) {
 
 func deviceIndex(t *testing.T) (index int) {
 	t.Helper()
-	if err := onDevice(wireGuardDevice, func(l netlink.Link) error {
+	testenv.NoError(t, onDevice(wireGuardDevice, func(l netlink.Link) error {
 		index = l.Attrs().Index
 		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	}))
 	return index
 }
 
@@ -252,9 +248,7 @@ func (n *node) disturb(key wgtypes.Key, peer wgtypes.Key) {
 	d := n.server.wg
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.configureLocked(wgtypes.Config{PrivateKey: &key, Peers: []wgtypes.PeerConfig{{PublicKey: peer, Remove: true}}}); err != nil {
-		n.t.Fatal(err)
-	}
+	testenv.NoError(n.t, d.configureLocked(wgtypes.Config{PrivateKey: &key, Peers: []wgtypes.PeerConfig{{PublicKey: peer, Remove: true}}}))
 }
 
 // conversation is a connection that stays open. The other end says what it hears.
@@ -266,9 +260,7 @@ type conversation struct {
 func converse(t *testing.T, from, to netns.Doer, addr string) *conversation {
 	t.Helper()
 	var l net.Listener
-	if err := to.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, to.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -288,9 +280,7 @@ func converse(t *testing.T, from, to netns.Doer, addr string) *conversation {
 		_ = l.Close()
 		<-done
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return out
 }
 

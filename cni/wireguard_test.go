@@ -161,10 +161,7 @@ func otherWords(key string) string {
 
 func TestWireGuardKeyIsKept(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	first, err := wireGuardKey(dir, klog.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := testenv.Must(wireGuardKey(dir, klog.Background()))(t)
 	path := filepath.Join(dir, wireGuardKeyFile)
 	info, err := os.Stat(path)
 	if err != nil || info.Mode() != 0o600 {
@@ -174,9 +171,7 @@ func TestWireGuardKeyIsKept(t *testing.T) {
 	if err != nil || again != first {
 		t.Errorf("the second time another key, or %v", err)
 	}
-	if err := os.WriteFile(path, []byte("half a k"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path, []byte("half a k"), 0o600))
 	other, err := wireGuardKey(dir, klog.Background())
 	if err != nil || other == first || other == (wgtypes.Key{}) {
 		t.Errorf("after damage the key is %v, %v; want a new one", other, err)
@@ -240,22 +235,17 @@ func testWireGuard(t *testing.T, otherInProcess bool) {
 	peers <- []Peer{m.asPeer(outsideAddr)}
 	both("after the other node's key changed")
 
-	if err := removeDevice(wireGuardDevice); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, removeDevice(wireGuardDevice))
 	both("after another program removed the device")
 	n.encryptedBy(kernel)
-	if err := onDevice(wireGuardDevice, func(l netlink.Link) error { return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetMTU(l, 1300)) }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		onDevice(wireGuardDevice, func(l netlink.Link) error { return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetMTU(l, 1300)) }))
 	both("after another program set the device down and changed its MTU")
 	wantMTU(t, 1440)
 	n.disturb(testKey(9), m.dev.key.PublicKey())
 	both("after another program changed the key and removed the peer")
 
-	if got := plain(); got != "0" {
-		t.Errorf("%s packets of pods were on the wire in the clear", got)
-	}
+	testenv.Equal(t, plain(), "0", "packets of pods were on the wire in the clear:")
 
 	// A node that goes takes its way along.
 	peers <- []Peer{}
@@ -271,9 +261,7 @@ func testWireGuard(t *testing.T, otherInProcess bool) {
 
 	// That the counter counts: without the blackhole a packet for a pod that no node has leaves by the default route.
 	n.stop()
-	if err := netlink.RouteDel(blackhole{netip.MustParsePrefix("10.42.0.0/16")}.route()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.RouteDel(blackhole{netip.MustParsePrefix("10.42.0.0/16")}.route()))
 	testenv.Eventually(t, 2*time.Minute, "a packet in the clear is counted", func() error {
 		c, err := net.Dial("udp", wgPeerIP+":9")
 		if err != nil {
@@ -323,7 +311,7 @@ func TestWireGuardForgedPackets(t *testing.T) {
 	n.ready("10.42.7.0/24")
 	a := n.pod("aaa")
 	inbox := netns.ListenPacket(t, a, "udp", a.ips[0]+":5000")
-	if err := n.outside.Do(func() error {
+	testenv.NoError(t, n.outside.Do(func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return err
@@ -332,19 +320,13 @@ func TestWireGuardForgedPackets(t *testing.T) {
 			return err
 		}
 		return netns.AddRoute("10.42.7.0/24", nodeAddr)
-	}); err != nil {
-		t.Fatal(err)
-	}
+	}))
 	for _, from := range []string{wgPeerIP, outsideAddr} { // the second is not what this is about: the LAN may speak to pods
-		if err := netns.SendDatagram(n.outside, from, a.ips[0]+":5000", "x"); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, netns.SendDatagram(n.outside, from, a.ips[0]+":5000", "x"))
 	}
 	_ = inbox.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	_, from, err := inbox.ReadFrom(make([]byte, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if !strings.HasPrefix(from.String(), outsideAddr+":") {
 		t.Errorf("a packet arrived that says %s had sent it", from)
 	}

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // inMemory answers requests without a network, so that time can be that of a test.
@@ -88,10 +90,7 @@ func (a *drainAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // run drains node n with options, and returns what was reported, by pod.
 func (a *drainAPI) run(ctx context.Context, t *testing.T, query url.Values) (map[string][]string, error) {
 	t.Helper()
-	o, err := newDrainOptions(query)
-	if err != nil {
-		t.Fatal(err)
-	}
+	o := testenv.Must(newDrainOptions(query))(t)
 	if a.refusals == nil {
 		a.refusals = map[string]int{}
 	}
@@ -122,17 +121,12 @@ func TestDrainEvictsAndWaits(t *testing.T) {
 			refusals: map[string]int{"guarded": 3}, slow: map[string]int{"web": 4},
 		}
 		started := time.Now()
-		got, err := a.run(t.Context(), t, url.Values{"ignoreDaemonSets": {"true"}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		got := testenv.Must(a.run(t.Context(), t, url.Values{"ignoreDaemonSets": {"true"}}))(t)
 		const budget = "refused Cannot evict. The disruption budget b needs 1 healthy pods and has 1 currently"
 		for pod, want := range map[string]string{
 			"": "cordoned", "a/web": "evicted, gone", "a/guarded": budget + ", evicted, gone", "a/daemon": "ignored a DaemonSet has it", "a/ended": "evicted, gone",
 		} {
-			if text := strings.Join(got[pod], ", "); text != want {
-				t.Errorf("%q: %s, want %s", pod, text, want)
-			}
+			testenv.Equal(t, strings.Join(got[pod], ", "), want, "%q:", pod)
 		}
 		if len(got) != 5 || !a.cordoned {
 			t.Errorf("cordoned %t; reported: %v", a.cordoned, got)
@@ -207,11 +201,7 @@ func TestReadOnlyRefusesStreams(t *testing.T) {
 		if op == "drain" {
 			path = "/api/v1/nodes/n"
 		}
-		if err := conn.WriteJSON(pageMessage{ID: int64(i + 1), Op: op, Path: path}); err != nil {
-			t.Fatal(err)
-		}
-		if m := next(t, conn, "end"); m["code"] != 403.0 {
-			t.Errorf("%s: %v", op, m)
-		}
+		testenv.NoError(t, conn.WriteJSON(pageMessage{ID: int64(i + 1), Op: op, Path: path}))
+		testenv.Equal(t, next(t, conn, "end")["code"], 403.0, "%s:", op)
 	}
 }

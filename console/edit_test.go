@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // editAPI is an API with one object, which answers a patch with 'patched', and hands it to took.
@@ -61,9 +63,7 @@ func TestEditWritesOnlyWhatTheUserChanged(t *testing.T) {
 			body, err := json.Marshal(editRequest{
 				Path: "/apis/apps/v1/namespaces/n/deployments/a", Base: object(c.kind, "1", c.base[0], c.base[1]), Text: object(c.kind, "1", c.text[0], c.text[1]),
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			code, text, _ := roundTrip(t, s, "POST", "/edit", string(body), "Authorization", bearer)
 			if patch != c.patch || contentType != c.contentType {
 				t.Errorf("the API got %q %s\nwant %q %s", contentType, patch, c.contentType, c.patch)
@@ -90,10 +90,7 @@ func TestEditRefusesWhatIsNoEdit(t *testing.T) {
 		"a key twice":       base + "data: {a: x}\ndata: {a: y}\n",
 		"a bomb of aliases": "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]\n",
 	} {
-		body, err := json.Marshal(editRequest{Path: "/api/v1/namespaces/n/configmaps/a", Base: base, Text: text})
-		if err != nil {
-			t.Fatal(err)
-		}
+		body := testenv.Must(json.Marshal(editRequest{Path: "/api/v1/namespaces/n/configmaps/a", Base: base, Text: text}))(t)
 		if code, answer, _ := roundTrip(t, s, "POST", "/edit", string(body), "Authorization", bearer); code != http.StatusUnprocessableEntity {
 			t.Errorf("%s: %d %s", name, code, answer)
 		}

@@ -21,6 +21,8 @@ import (
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/streaming/pkg/httpstream"
 	streamspdy "k8s.io/streaming/pkg/httpstream/spdy"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // podAPI is an API with one pod, whose port 80 sends back what it gets. Port 81 fails.
@@ -113,9 +115,7 @@ func forwardsOf(t *testing.T, s *httptest.Server) []forwardState {
 	t.Helper()
 	_, text, _ := roundTrip(t, s, "GET", "/forwards", "", "Authorization", bearer)
 	var out struct{ Forwards []forwardState }
-	if err := json.Unmarshal([]byte(text), &out); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal([]byte(text), &out))
 	return out.Forwards
 }
 
@@ -136,10 +136,7 @@ func eventually(t *testing.T, s *httptest.Server, wanted func(all []forwardState
 func dialForward(t *testing.T, f forwardState) net.Conn {
 	t.Helper()
 	var d net.Dialer
-	conn, err := d.DialContext(t.Context(), "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(f.Local)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(d.DialContext(t.Context(), "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(f.Local))))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 	return conn
@@ -280,9 +277,7 @@ func TestForwardsAreBounded(t *testing.T) {
 	h, _ := s.Config.Handler.(*Handler)
 	h.forwards.all[3].end("for a test")
 	forwardOf(t, s, "/api/v1/namespaces/a/pods/web", "80")
-	if n := len(forwardsOf(t, s)); n != maxForwards {
-		t.Errorf("%d forwards are kept", n)
-	}
+	testenv.Equal(t, len(forwardsOf(t, s)), maxForwards, "forwards are kept:")
 }
 
 func TestForwardsAreRefused(t *testing.T) {
@@ -352,15 +347,9 @@ func TestPagesBehindForwardsAreRefused(t *testing.T) {
 
 // What a pod's page leaves in a browser for its address must not be there for a console.
 func TestConsoleHasNoPortOfForwards(t *testing.T) {
-	inRange, err := listenForward(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	inRange := testenv.Must(listenForward(t.Context()))(t)
 	var lc net.ListenConfig
-	other, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := testenv.Must(lc.Listen(t.Context(), "tcp4", "127.0.0.1:0"))(t)
 	given := []net.Listener{inRange, other}
 	l, err := listenBesideForwards(0, func() (net.Listener, error) {
 		next := given[0]
@@ -371,7 +360,5 @@ func TestConsoleHasNoPortOfForwards(t *testing.T) {
 		t.Errorf("the console has %v, %v", l.Addr(), err)
 	}
 	_ = other.Close()
-	if _, err := inRange.Accept(); err == nil {
-		t.Error("the port that was not taken is open")
-	}
+	testenv.Fails(t, testenv.Err(inRange.Accept()), "the port that was not taken is open")
 }

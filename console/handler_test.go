@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // consoleOf makes a console whose API is answered by api, and whose one token is "good".
@@ -39,10 +41,7 @@ func consoleOf(t *testing.T, api http.HandlerFunc, change ...func(*Options)) *ht
 	for _, f := range change {
 		f(&o)
 	}
-	h, err := New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := testenv.Must(New(o))(t)
 	s := httptest.NewServer(h)
 	t.Cleanup(func() { h.Close(); s.Close() })
 	return s
@@ -57,10 +56,7 @@ func noAPI(t *testing.T) http.HandlerFunc {
 // roundTrip makes a request and reads the answer; headers are pairs.
 func roundTrip(t *testing.T, s *httptest.Server, method, path, body string, headers ...string) (int, string, http.Header) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), method, s.URL+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := testenv.Must(http.NewRequestWithContext(t.Context(), method, s.URL+path, strings.NewReader(body)))(t)
 	for i := 0; i < len(headers); i += 2 {
 		if headers[i] == "Host" {
 			r.Host = headers[i+1]
@@ -68,15 +64,9 @@ func roundTrip(t *testing.T, s *httptest.Server, method, path, body string, head
 		}
 		r.Header.Set(headers[i], headers[i+1])
 	}
-	response, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	response := testenv.Must(http.DefaultClient.Do(r))(t)
 	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(io.ReadAll(response.Body))(t)
 	return response.StatusCode, string(text), response.Header
 }
 
@@ -139,9 +129,7 @@ func TestEveryAnswerHasThePolicy(t *testing.T) {
 			"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin", "X-Frame-Options": "DENY",
 			"Set-Cookie": "", "Access-Control-Allow-Origin": "",
 		} {
-			if got := header.Get(name); got != want {
-				t.Errorf("%s: %s is %q, want %q", path, name, got, want)
-			}
+			testenv.Equal(t, header.Get(name), want, "%s: %s is", path, name)
 		}
 	}
 }
@@ -186,22 +174,14 @@ func TestReadOnlyRefusesChanges(t *testing.T) {
 func TestCodeIsGoodOnce(t *testing.T) {
 	l := &Loopback{token: "t", loggedIn: make(chan struct{}, 1)}
 	l.code, l.expires = "c", time.Now().Add(time.Minute)
-	if _, err := l.login("wrong"); err == nil {
-		t.Error("another code was taken")
-	}
+	testenv.Fails(t, testenv.Err(l.login("wrong")), "another code was taken")
 	if token, err := l.login("c"); token != "t" || err != nil {
 		t.Errorf("the login: %q, %v", token, err)
 	}
-	if _, err := l.login("c"); err == nil {
-		t.Error("the code was taken twice")
-	}
-	if _, err := l.login(""); err == nil {
-		t.Error("no code was taken")
-	}
+	testenv.Fails(t, testenv.Err(l.login("c")), "the code was taken twice")
+	testenv.Fails(t, testenv.Err(l.login("")), "no code was taken")
 	l.code, l.expires = "c", time.Now().Add(-time.Second)
-	if _, err := l.login("c"); err == nil {
-		t.Error("a code that is too old was taken")
-	}
+	testenv.Fails(t, testenv.Err(l.login("c")), "a code that is too old was taken")
 }
 
 func TestPathsOfTheAPI(t *testing.T) {
@@ -211,9 +191,7 @@ func TestPathsOfTheAPI(t *testing.T) {
 		"": false, "api/v1": false, "/metrics": false, "/api/v1/../../metrics": false, "/api/v1//pods": false, "/api/v1/nodes/a/proxy": false,
 		"/api/v1/nodes/a?x": false, "/coracle/ca": false, "/apis/a/v1/namespaces/b/things/c/proxy/d": false,
 	} {
-		if err := apiPath(http.MethodGet, path); (err == nil) != good {
-			t.Errorf("%q: %v", path, err)
-		}
+		testenv.Equal(t, (apiPath(http.MethodGet, path) == nil), good, "%q:", path)
 	}
 }
 

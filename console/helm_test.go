@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // packed is a text as Helm keeps it.
@@ -19,12 +21,8 @@ func packed(t *testing.T, text io.Reader) string {
 	t.Helper()
 	var out bytes.Buffer
 	z := gzip.NewWriter(&out)
-	if _, err := io.Copy(z, text); err != nil {
-		t.Fatal(err)
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.Copy(z, text))(t)
+	testenv.NoError(t, z.Close())
 	return base64.StdEncoding.EncodeToString(out.Bytes())
 }
 

@@ -18,6 +18,8 @@ import (
 	"golang.org/x/net/proxy"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // idleNetwork is a network in memory behind a proxy, which ends a connection on which nothing passed for its patience.
@@ -120,10 +122,8 @@ func idleShell(t *testing.T, beforeConsole, beforeAPI time.Duration) (map[string
 	toAPI = newIdleNetwork(beforeAPI)
 	api := &http.Server{Handler: http.HandlerFunc(echoShell), ReadHeaderTimeout: time.Minute}
 	config := &rest.Config{Host: "http://api", Proxy: func(*http.Request) (*url.URL, error) { return &url.URL{Scheme: "idle"}, nil }}
-	h, err := New(Options{Mode: ModeLoopback, Hosts: loopbackName, User: func(string) (*rest.Config, bool) { return config, true }})
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := testenv.Must(
+		New(Options{Mode: ModeLoopback, Hosts: loopbackName, User: func(string) (*rest.Config, bool) { return config, true }}))(t)
 	console := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
 	go func() { _ = api.Serve(toAPI) }()
 	go func() { _ = console.Serve(toConsole) }()
@@ -135,14 +135,11 @@ func idleShell(t *testing.T, beforeConsole, beforeAPI time.Duration) (map[string
 		Subprotocols: []string{protocol, tokenProtocol + base64.RawURLEncoding.EncodeToString([]byte("good"))},
 	}
 	conn, response, err := d.DialContext(t.Context(), "ws://127.0.0.1/ws", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	_ = response.Body.Close()
 	defer func() { _ = conn.Close() }()
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "exec", Path: "/api/v1/namespaces/a/pods/b/exec", Command: []string{"sh"}, TTY: true}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		conn.WriteJSON(pageMessage{ID: 1, Op: "exec", Path: "/api/v1/namespaces/a/pods/b/exec", Command: []string{"sh"}, TTY: true}))
 	type got struct {
 		message map[string]any
 		err     error

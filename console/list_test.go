@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // tableAPI answers a list of two pages, and a watch with the given events; after them it is open until the client goes.
@@ -40,23 +42,14 @@ func TestListComesInPagesAndThenItsChanges(t *testing.T) {
 		`{"type":"MODIFIED","object":{"kind":"Table","columnDefinitions":[{"name":"Name","type":"string"}],"rows":[{"cells":["b2"],"object":{"metadata":{"name":"b","uid":"2","resourceVersion":"8"}}}]}}`,
 		`{"type":"DELETED","object":{"kind":"Table","rows":[{"cells":["a"],"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"9"}}}]}}`))
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}))
 	next(t, conn, "columns")
-	if m := next(t, conn, "rows"); m["remaining"] != 1.0 {
-		t.Errorf("the first page is %v", m)
-	}
+	testenv.Equal(t, next(t, conn, "rows")["remaining"], 1.0, "the first page is")
 	next(t, conn, "rows")
-	if m := next(t, conn, "synced"); m["rv"] != "7" {
-		t.Errorf("the list ends with %v", m)
-	}
+	testenv.Equal(t, next(t, conn, "synced")["rv"], "7", "the list ends with")
 	next(t, conn, "state")
 	changes := next(t, conn, "changes")
-	text, err := json.Marshal(changes)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(json.Marshal(changes))(t)
 	if want := `{"del":["1"],"id":1,"rv":"9","set":[{"cells":["b2"],"name":"b","uid":"2"}],"type":"changes"}`; string(text) != want {
 		t.Errorf("the changes are\n%s, want\n%s", text, want)
 	}
@@ -65,9 +58,7 @@ func TestListComesInPagesAndThenItsChanges(t *testing.T) {
 func TestListRestartsWhenItsRevisionIsTooOld(t *testing.T) {
 	s := consoleOf(t, tableAPI(t))
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods", RV: "1"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods", RV: "1"}))
 	next(t, conn, "state")
 	next(t, conn, "reset")
 	next(t, conn, "columns")
@@ -80,9 +71,7 @@ func TestForbiddenListEnds(t *testing.T) {
 		_, _ = io.WriteString(w, `{"kind":"Status","code":403,"reason":"Forbidden","message":"you may not"}`)
 	})
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}))
 	if m := next(t, conn, "end"); m["code"] != 403.0 || m["message"] != "you may not" {
 		t.Errorf("the stream ends with %v", m)
 	}
@@ -93,9 +82,7 @@ func TestLongLineOfALogIsCut(t *testing.T) {
 		_, _ = io.WriteString(w, "first\n"+strings.Repeat("x", 10<<20)+"\n\xff\nlast")
 	})
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}))
 	var lines []string
 	for len(lines) < 4 {
 		m := next(t, conn, "lines")
@@ -109,9 +96,7 @@ func TestLongLineOfALogIsCut(t *testing.T) {
 	if lines[0] != "first" || !cut || lines[2] != "\uFFFD" || lines[3] != "last" {
 		t.Errorf("the lines are %.40q %q… %q %q", lines[0], lines[1][len(lines[1])-40:], lines[2], lines[3])
 	}
-	if m := next(t, conn, "end"); m["code"] != 0.0 {
-		t.Errorf("the log ends with %v", m)
-	}
+	testenv.Equal(t, next(t, conn, "end")["code"], 0.0, "the log ends with")
 }
 
 func TestObjectThatComesBackIntoASelectionStays(t *testing.T) {

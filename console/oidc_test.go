@@ -21,21 +21,16 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/oidcprovider"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // consoleWith makes a server's console whose users log in at a provider.
 func consoleWith(t *testing.T, change ...func(*OIDC)) (*httptest.Server, *oidcprovider.Provider) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
 	p := oidcprovider.New("https://" + l.Addr().String())
-	ca, err := p.ServeTLS(l)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(p.ServeTLS(l))(t)
 	o := &OIDC{Issuer: p.Issuer, ClientID: p.ClientID, Roots: x509.NewCertPool()}
 	o.Roots.AppendCertsFromPEM(ca)
 	for _, f := range change {
@@ -83,16 +78,11 @@ func code(s *httptest.Server, p *oidcprovider.Provider, verifier, nonce string) 
 
 func postLogin(t *testing.T, s *httptest.Server, path string, in loginRequest) (int, loginAnswer, string) {
 	t.Helper()
-	body, err := json.Marshal(in)
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := testenv.Must(json.Marshal(in))(t)
 	status, text, _ := roundTrip(t, s, "POST", path, string(body), "Content-Type", "application/json")
 	var out loginAnswer
 	if status == http.StatusOK {
-		if err := json.Unmarshal([]byte(text), &out); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, json.Unmarshal([]byte(text), &out))
 	}
 	return status, out, text
 }
@@ -258,9 +248,8 @@ func TestLoginsAreBounded(t *testing.T) {
 	var release func()
 	for n := range maxExchanges {
 		var err error
-		if release, err = working.wait(t.Context(), strconv.Itoa(n)); err != nil {
-			t.Fatal(err)
-		}
+		release, err = working.wait(t.Context(), strconv.Itoa(n))
+		testenv.NoError(t, err)
 	}
 	answered := make(chan int)
 	go func() {
@@ -278,9 +267,7 @@ func TestLoginsAreBounded(t *testing.T) {
 	default:
 	}
 	release()
-	if status := <-answered; status != http.StatusOK {
-		t.Errorf("with a place: %d", status)
-	}
+	testenv.Equal(t, <-answered, http.StatusOK, "with a place:")
 }
 
 func TestProviderIsAskedOnceForItself(t *testing.T) {
@@ -328,9 +315,7 @@ func TestRefusedTokenIsExplained(t *testing.T) {
 		"abc":                                      "of another cluster",
 		"..":                                       "of another cluster",
 	} {
-		if got := whyRefused(token, now); !strings.Contains(got, want) {
-			t.Errorf("%s: %s", token, got)
-		}
+		testenv.Contains(t, whyRefused(token, now), want, "%s:", token)
 	}
 	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)

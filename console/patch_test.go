@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // mustObject reads an object of a test.
@@ -76,17 +78,11 @@ func TestConflictsOfTwoWhoEdit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			base, mine, others := mustObject(t, c.base), mustObject(t, c.mine), mustObject(t, c.others)
-			p, err := newPatch(base, mine)
-			if err != nil {
-				t.Fatal(err)
-			}
+			p := testenv.Must(newPatch(base, mine))(t)
 			if field := p.mine.conflict(p.between(base, others)); field != c.field {
 				t.Errorf("the conflict is %q, want %q", field, c.field)
 			}
-			merged, err := p.onTopOf(others)
-			if err != nil {
-				t.Fatal(err)
-			}
+			merged := testenv.Must(p.onTopOf(others))(t)
 			if c.merged == "" {
 				return
 			}
@@ -99,17 +95,10 @@ func TestConflictsOfTwoWhoEdit(t *testing.T) {
 
 func TestAnotherObjectOfTheNameIsAConflict(t *testing.T) {
 	base := mustObject(t, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, uid: one}\n")
-	p, err := newPatch(base, base)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(newPatch(base, base))(t)
 	again := mustObject(t, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, uid: two}\n")
-	if err := p.checkIdentity(again); err == nil {
-		t.Error("a new object of the name was taken for the one of before")
-	}
-	if err := p.checkIdentity(base); err != nil {
-		t.Error(err)
-	}
+	testenv.Fails(t, p.checkIdentity(again), "a new object of the name was taken for the one of before")
+	testenv.Check(t, p.checkIdentity(base))
 }
 
 func TestWholeNumbersStayAsTheyAre(t *testing.T) {
@@ -121,9 +110,7 @@ func TestWholeNumbersStayAsTheyAre(t *testing.T) {
 	if mustObject(t, "num: 9007199254740993")["num"] == mustObject(t, "num: 9007199254740992")["num"] {
 		t.Error("two numbers are the same")
 	}
-	if _, err := yaml.YAMLToJSON([]byte(text)); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(yaml.YAMLToJSON([]byte(text))))
 }
 
 func TestLongListIsPatchedWhole(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // searchAPI has pods in two pages, Secrets that may not be read, and a kind that fails.
@@ -49,14 +51,10 @@ func searchAPI(t *testing.T, most *atomic.Int64) http.HandlerFunc {
 // searchFor returns what a search finds, what it says is wrong, and how it ends.
 func searchFor(t *testing.T, conn *websocket.Conn, id int64, text string, paths ...string) (all []map[string]any, trouble string, last, end map[string]any) {
 	t.Helper()
-	if err := conn.WriteJSON(pageMessage{ID: id, Op: "search", Query: map[string]string{"text": text}, Paths: paths}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: id, Op: "search", Query: map[string]string{"text": text}, Paths: paths}))
 	for {
 		var m map[string]any
-		if err := conn.ReadJSON(&m); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, conn.ReadJSON(&m))
 		if m["type"] == "end" {
 			return all, trouble, last, m
 		}
@@ -124,19 +122,13 @@ func TestNewSearchEndsTheOlder(t *testing.T) {
 	conn, _ := tab(t, s, "good", nil)
 	for i, path := range []string{"/api/v1/pods", "/api/v1/nodes"} {
 		m := pageMessage{ID: int64(i + 1), Op: "search", Query: map[string]string{"text": "web"}, Paths: []string{path}}
-		if err := conn.WriteJSON(m); err != nil {
-			t.Fatal(err)
-		}
-		if got := <-arrived; got != path {
-			t.Errorf("the API is asked for %s, want %s", got, path)
-		}
+		testenv.NoError(t, conn.WriteJSON(m))
+		testenv.Equal(t, <-arrived, path, "the API is asked for")
 	}
 	<-ended
 	for {
 		var m map[string]any
-		if err := conn.ReadJSON(&m); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, conn.ReadJSON(&m))
 		if m["id"] != 2.0 {
 			t.Errorf("the older search sends %v", m)
 		}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/gorilla/websocket"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // tab opens a WebSocket as a page does.
@@ -38,9 +40,7 @@ func tab(t *testing.T, s *httptest.Server, token string, header http.Header) (*w
 func next(t *testing.T, conn *websocket.Conn, kind string) map[string]any {
 	t.Helper()
 	var m map[string]any
-	if err := conn.ReadJSON(&m); err != nil {
-		t.Fatalf("waiting for %s: %v", kind, err)
-	}
+	testenv.NoError(t, conn.ReadJSON(&m), "waiting for %s", kind)
 	if m["type"] != kind {
 		t.Fatalf("the message is %v, want one of type %s", m, kind)
 	}
@@ -61,10 +61,7 @@ func TestSocketsOfOthersAreRefused(t *testing.T) {
 }
 
 func TestCloseEndsTabs(t *testing.T) {
-	h, err := New(Options{Hosts: loopbackName, User: func(string) (*rest.Config, bool) { return &rest.Config{}, true }})
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := testenv.Must(New(Options{Hosts: loopbackName, User: func(string) (*rest.Config, bool) { return &rest.Config{}, true }}))(t)
 	s := httptest.NewServer(h)
 	defer s.Close()
 	conn, _ := tab(t, s, "good", nil)
@@ -87,14 +84,10 @@ func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
 		}
 	})
 	slow, _ := tab(t, s, "good", nil)
-	if err := slow.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, slow.WriteJSON(pageMessage{ID: 1, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}))
 	next(t, slow, "lines") // it reads one message, and no other
 	other, _ := tab(t, s, "good", nil)
-	if err := other.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, other.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}))
 	next(t, other, "columns")
 }
 

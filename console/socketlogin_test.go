@@ -12,6 +12,8 @@ import (
 
 	"github.com/gorilla/websocket"
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // asServer makes a console that of a server: tokens are the API's.
@@ -51,19 +53,13 @@ func TestStreamsGoOnWithARenewedToken(t *testing.T) {
 	s := consoleOf(t, usersAPI(map[string]string{"one": "ada", "two": "ada"}, got), asServer)
 	conn, _ := tab(t, s, "one", nil)
 	log := func(id int64) string {
-		if err := conn.WriteJSON(pageMessage{ID: id, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, conn.WriteJSON(pageMessage{ID: id, Op: "log", Path: "/api/v1/namespaces/a/pods/b/log"}))
 		next(t, conn, "lines")
 		next(t, conn, "end")
 		return <-got
 	}
-	if used := log(1); used != "one" {
-		t.Errorf("the first stream used %q", used)
-	}
-	if err := conn.WriteJSON(pageMessage{Op: "token", Data: "two"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Equal(t, log(1), "one", "the first stream used")
+	testenv.NoError(t, conn.WriteJSON(pageMessage{Op: "token", Data: "two"}))
 	for id, deadline := int64(2), time.Now().Add(20*time.Second); ; id++ {
 		if used := log(id); used == "two" {
 			break
@@ -79,9 +75,7 @@ func TestTokenOfAnotherUserEndsTheTab(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := consoleOf(t, usersAPI(map[string]string{"one": "ada", "eves": "eve"}, nil), asServer)
 			conn, _ := tab(t, s, "one", nil)
-			if err := conn.WriteJSON(pageMessage{Op: "token", Data: token}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, conn.WriteJSON(pageMessage{Op: "token", Data: token}))
 			if _, _, err := conn.ReadMessage(); err == nil {
 				t.Error("the tab goes on")
 			}
@@ -136,9 +130,7 @@ func TestNoLeaderIsExplained(t *testing.T) {
 		t.Errorf("%d %s", code, text)
 	}
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}))
 	if m := next(t, conn, "state"); m["ok"] != false || !strings.Contains(m["message"].(string), "a majority of its servers") {
 		t.Errorf("a list says %v", m)
 	}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestTurns: few are at work, one of each user, and who gives up keeps nothing.
@@ -23,11 +25,7 @@ func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := newTurns(2, 1)
 		take := func(user string) func() {
-			release, err := turns.wait(t.Context(), user)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return release
+			return testenv.Must(turns.wait(t.Context(), user))(t)
 		}
 		first := take("ada")
 		second := make(chan func())
@@ -37,9 +35,7 @@ func TestTurns(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		for _, user := range []string{"ada", "bob"} { // whose turn it is not, and for whom there is no place
-			if _, err := turns.wait(ctx, user); err == nil {
-				t.Errorf("%s has a third turn", user)
-			}
+			testenv.Fails(t, testenv.Err(turns.wait(ctx, user)), "%s has a third turn", user)
 		}
 		first()
 		release := <-second
@@ -67,14 +63,10 @@ func TestSlowRequestsHoldUpTheirOwnUser(t *testing.T) {
 	})
 	for range 2 * maxTexts {
 		conn, err := net.Dial("tcp", s.Listener.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		t.Cleanup(func() { _ = conn.Close() })
 		_, err = io.WriteString(conn, "POST /edit HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer eve\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	h, _ := s.Config.Handler.(*Handler)
 	for waits := false; !waits; runtime.Gosched() {
@@ -96,9 +88,7 @@ func TestShellThatDoesNotOpenEndsWithTheTab(t *testing.T) {
 	})
 	t.Cleanup(func() { close(silent) })
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "exec", Path: "/api/v1/namespaces/a/pods/b/exec", Command: []string{"sh"}}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "exec", Path: "/api/v1/namespaces/a/pods/b/exec", Command: []string{"sh"}}))
 	<-asked
 	h, _ := s.Config.Handler.(*Handler)
 	h.Close() // returns
@@ -123,9 +113,7 @@ func TestPageThatIsTooLongIsReadInParts(t *testing.T) {
 		}
 	})
 	conn, _ := tab(t, s, "good", nil)
-	if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/configmaps"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/configmaps"}))
 	next(t, conn, "columns")
 	if rows, _ := next(t, conn, "rows")["rows"].([]any); len(rows) != 1 {
 		t.Errorf("the rows are %v", rows)
@@ -153,8 +141,6 @@ func TestConnectionsOfUsersAreIdentified(t *testing.T) {
 	for token, want := range map[string]int64{"bad": 0, "good": 1} {
 		identified.Store(0)
 		_, _, _ = roundTrip(t, s, http.MethodGet, "/k8s/version", "", "Authorization", "Bearer "+token)
-		if n := identified.Load(); n != want {
-			t.Errorf("%s: %d", token, n)
-		}
+		testenv.Equal(t, identified.Load(), want, "%s:", token)
 	}
 }

@@ -218,9 +218,7 @@ func (c *cluster) certificate(t *testing.T) {
 	cert := testenv.Must(x509.ParseCertificate(block.Bytes))(t)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(testenv.Must(os.ReadFile(c.path("ca.crt")))(t))
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})))
 }
 
 func (c *cluster) quota(t *testing.T, ns string) {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestDiscoveryIsAskedOnlyWhenItMayHaveChanged(t *testing.T) {
@@ -56,13 +58,9 @@ func TestGroupsWithoutObjectsAreLeftOut(t *testing.T) {
 		}
 		return out
 	}
-	if got := without(nil); len(got) != len(lists) {
-		t.Errorf("where nothing is said there are %v", got)
-	}
+	testenv.Equal(t, len(without(nil)), len(lists), "where nothing is said there are")
 	if got := without(func(group string) bool { return group == "custom.example" }); !slices.Equal(got, []string{"v1", "apps/v1", "other.example/v1"}) {
 		t.Errorf("without the group that has no objects there are %v", got)
 	}
-	if got := without(func(string) bool { return true }); !slices.Equal(got, []string{"v1"}) {
-		t.Errorf("the core group is left out: %v", got)
-	}
+	testenv.EqualSlices(t, without(func(string) bool { return true }), []string{"v1"}, "the core group is left out:")
 }

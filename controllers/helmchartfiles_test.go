@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // put lays a chart's file into the folder, as a whole, with a time that no other one has.
@@ -27,9 +28,7 @@ func (h *charts) put(name, text string) {
 	if err == nil {
 		err = os.Rename(path+".new", path)
 	}
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	testenv.NoError(h.t, err)
 }
 
 // appliedOf counts how often Helm was asked to make a release.
@@ -68,9 +67,7 @@ func (h *charts) files(t *testing.T) {
 	h.put("b-file.tgz", "two") // it is looked at after the other one
 	h.awaitRevision("b-file", 2)
 	h.awaitRevision("a-file", 1)
-	if err := os.Remove(filepath.Join(h.folder, "b-file.tgz")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(filepath.Join(h.folder, "b-file.tgz")))
 	h.awaitFile("b-file", true)
 	h.awaitEvent("b-file", helmcharts.ReasonFileMissing, "has no file b-file.tgz")
 	h.put("b-file.tgz", "two")

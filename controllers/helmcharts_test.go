@@ -68,9 +68,7 @@ func newCharts(t *testing.T, name string) *charts {
 func (h *charts) namespace1(name string) string {
 	h.t.Helper()
 	_, err := h.client.CoreV1().Namespaces().Create(h.t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	testenv.NoError(h.t, err)
 	return name
 }
 
@@ -82,9 +80,7 @@ func (h *charts) begin() (end func()) {
 	var once sync.Once
 	end = func() {
 		once.Do(func() {
-			if err := stop(); err != nil {
-				h.t.Errorf("the term ended with: %v", err)
-			}
+			testenv.Check(h.t, stop(), "the term ended with")
 		})
 	}
 	h.t.Cleanup(end)
@@ -496,9 +492,7 @@ func (h *charts) rivals(t *testing.T) {
 	h.create("shared", map[string]any{"chart": "other.tgz", "targetNamespace": older})
 	h.await("shared", helmcharts.ReasonReleaseTaken)
 	h.ns = older
-	if chart := h.await("shared", helmcharts.ReasonDeployed); chart.Status.Revision != 1 {
-		t.Errorf("the older one's release is at revision %d", chart.Status.Revision)
-	}
+	testenv.Equal(t, h.await("shared", helmcharts.ReasonDeployed).Status.Revision, 1, "the older one's release is at revision")
 	h.removed("shared")
 	h.ns = younger
 	h.await("shared", helmcharts.ReasonDeployed)

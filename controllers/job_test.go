@@ -50,9 +50,7 @@ func (c *cluster) job(t *testing.T, ns string) {
 	spec := batchv1.JobSpec{Template: podTemplate("once"), TTLSecondsAfterFinished: ptr.To[int32](1)}
 	spec.Template.Spec.RestartPolicy = corev1.RestartPolicyNever
 	_, err := c.client.BatchV1().Jobs(ns).Create(t.Context(), &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "once"}, Spec: spec}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	eventually(t, "the job's pod", func(ctx context.Context) error { return c.bound(ctx, ns, "once", 1) })
 	c.play(t, ns, "once", corev1.PodSucceeded)
 	watch := testenv.Must(c.client.BatchV1().Jobs(ns).Watch(t.Context(), metav1.ListOptions{}))(t)

@@ -17,6 +17,8 @@ import (
 	"k8s.io/controller-manager/pkg/clientbuilder"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // builder counts how often a controller is built: each asks for a discovery client once.
@@ -54,17 +56,13 @@ func TestPolicyStatusBeginsWithTheFirstPolicy(t *testing.T) {
 		policies := b.client.AdmissionregistrationV1().ValidatingAdmissionPolicies()
 		for round := range 3 {
 			policy := &admissionv1.ValidatingAdmissionPolicy{ObjectMeta: metav1.ObjectMeta{Name: "p", Generation: 1}}
-			if _, err := policies.Create(ctx, policy, metav1.CreateOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(policies.Create(ctx, policy, metav1.CreateOptions{}))(t)
 			sleep(time.Hour)
 			got, err := policies.Get(ctx, "p", metav1.GetOptions{})
 			if err != nil || got.Status.ObservedGeneration != 1 || b.built != 1 {
 				t.Fatalf("round %d, %d built: status %+v, %v", round, b.built, got.Status, err)
 			}
-			if err := policies.Delete(ctx, "p", metav1.DeleteOptions{}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, policies.Delete(ctx, "p", metav1.DeleteOptions{}))
 		}
 		cancel()
 		<-ended

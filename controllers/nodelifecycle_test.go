@@ -15,6 +15,7 @@ import (
 	"k8s.io/kubernetes/pkg/controller/nodelifecycle/scheduler"
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // countedLimiter refuses, and counts how often it is asked.
@@ -37,16 +38,9 @@ func TestTaintPeriod(t *testing.T) {
 		all := informers.NewSharedInformerFactory(client, 0)
 		c, err := nodelifecycle.NewNodeLifecycleController(ctx, all.Coordination().V1().Leases(), all.Core().V1().Pods(), all.Core().V1().Nodes(),
 			all.Apps().V1().DaemonSets(), client, 5*time.Second, time.Minute, time.Minute, 0.1, 0.01, 50, 0.55)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := slowTaints(ctx, c); err != nil {
-			t.Fatal(err)
-		}
-		zones, err := kubecompat.Field[map[string]*scheduler.RateLimitedTimedQueue](c, []string{"zoneNoExecuteTainter"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
+		testenv.NoError(t, slowTaints(ctx, c))
+		zones := testenv.Must(kubecompat.Field[map[string]*scheduler.RateLimitedTimedQueue](c, []string{"zoneNoExecuteTainter"}))(t)
 		asked := 0
 		(*zones)["counted"] = scheduler.NewRateLimitedTimedQueue(countedLimiter{asked: &asked})
 		(*zones)["counted"].Add("node", "")

@@ -9,6 +9,8 @@ import (
 
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestOptionsBecomeUpstreams(t *testing.T) {
@@ -16,9 +18,7 @@ func TestOptionsBecomeUpstreams(t *testing.T) {
 		ClusterCIDR: "10.42.0.0/16,fd00:42::/56", ServiceCIDR: "10.43.0.0/16,fd00:43::/112",
 		Small: true, ExtraArgs: []string{"node-cidr-mask-size-ipv6=72", "concurrent-gc-syncs=9", "kube-api-qps=50", "kube-api-burst=60", "leader-elect=false"},
 	}.upstream()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	c := u.config
 	for _, check := range []struct {
 		what      string
@@ -36,9 +36,7 @@ func TestOptionsBecomeUpstreams(t *testing.T) {
 		{"QPS", u.qps, float32(50)},
 		{"burst", u.burst, 60},
 	} {
-		if check.got != check.want {
-			t.Errorf("%s: got %v, want %v", check.what, check.got, check.want)
-		}
+		testenv.Equal(t, check.got, check.want, "%s:", check.what)
 	}
 	if u, err = (Options{}).upstream(); err != nil || u.qps >= 0 {
 		t.Errorf("no arguments: QPS %v, error %v", u.qps, err)
@@ -60,9 +58,7 @@ func TestValidateNamesTheMistake(t *testing.T) {
 			t.Errorf("%s: error %v, want %s in it", arg, err, want)
 		}
 	}
-	if err := (Options{ClusterCIDR: "10.42.0.0"}).Validate(); err == nil || !strings.Contains(err.Error(), "10.42.0.0") {
-		t.Errorf("a cluster CIDR that is none: error %v", err)
-	}
+	testenv.WantError(t, (Options{ClusterCIDR: "10.42.0.0"}).Validate(), "10.42.0.0")
 }
 
 func TestBootstrapControllersAreOn(t *testing.T) {
@@ -73,8 +69,6 @@ func TestBootstrapControllersAreOn(t *testing.T) {
 		{[]string{"*", "-tokencleaner"}, []string{"*", "-tokencleaner", names.BootstrapSignerController}},
 		{[]string{"job-controller"}, []string{"job-controller"}},
 	} {
-		if got := withBootstrap(slices.Clone(tc.list), app.ControllerAliases()); !slices.Equal(got, tc.want) {
-			t.Errorf("%v: got %v, want %v", tc.list, got, tc.want)
-		}
+		testenv.EqualSlices(t, withBootstrap(slices.Clone(tc.list), app.ControllerAliases()), tc.want, "%v: got", tc.list)
 	}
 }

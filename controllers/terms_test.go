@@ -51,9 +51,7 @@ func TestTwentyTerms(t *testing.T) {
 		worked, running, used := time.Since(begin), runtime.NumGoroutine(), liveHeap()
 
 		begin = time.Now()
-		if err := stop(); err != nil {
-			t.Fatalf("term %d: %v", i+2, err)
-		}
+		testenv.NoError(t, stop(), "term %d", i+2)
 		stopped := time.Since(begin)
 		left := settle(t, goroutines)
 		live := liveHeap()
@@ -82,9 +80,7 @@ func TestStopAnyTime(t *testing.T) {
 		stop := shared.lead(ctx, 1)
 		<-ctx.Done()
 		begin := time.Now()
-		if err := stop(); err != nil {
-			t.Errorf("a term that ended after %s: %v", after*time.Millisecond, err)
-		}
+		testenv.Check(t, stop(), "a term that ended after %s", after*time.Millisecond)
 		t.Logf("a term that ended after %3d ms stopped in %d ms", after, time.Since(begin).Milliseconds())
 		if took := time.Since(begin); took > stopWithin {
 			t.Errorf("a term that ended after %s took %s to stop", after*time.Millisecond, took)

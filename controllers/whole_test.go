@@ -38,7 +38,7 @@ func (c *cluster) lead(ctx context.Context, number uint64, more ...term.Part) (s
 					VolumePlugins: plugins,
 					Term:          t, ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16", Small: true,
 					ClusterSigningCertFile: c.path("ca.crt"), ClusterSigningKeyFile: c.path("ca.key"),
-					RootCAFile: c.path("ca.crt"), ServiceAccountPrivateKeyFile: c.path("sa.key"),
+					RootCAFile: c.path("ca.crt"), ServiceAccountPrivateKeyFile: c.path("server.key"),
 					FlexVolumePluginDir: c.path("flexvolume"),
 				})
 			},
@@ -54,11 +54,7 @@ func (c *cluster) lead(ctx context.Context, number uint64, more ...term.Part) (s
 func (c *cluster) term(t *testing.T) {
 	t.Helper()
 	stop := c.lead(t.Context(), 1)
-	t.Cleanup(func() {
-		if err := stop(); err != nil {
-			t.Errorf("the term ended with: %v", err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, stop(), "the term ended with") })
 }
 
 // eventually polls until check returns nil.

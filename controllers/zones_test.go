@@ -39,9 +39,7 @@ func TestZoneModes(t *testing.T) {
 		pod.Spec.NodeName = add()
 		pod.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](0)}}
 		_, err := c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "on-" + pod.Spec.NodeName, Labels: pod.Labels}, Spec: pod.Spec}, metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	eventually(t, "upstream knows the nodes", func(context.Context) error { return unhealthyNodes(0, 4) })
 	lost := nodes[:3]

@@ -66,9 +66,7 @@ func BenchmarkSearchList(b *testing.B) {
 	a.many(1000, 3)
 	outside(b, "127.0.0.51:53", "192.0.2.9")
 	run(b, a, func(o *Options) {
-		if err := os.WriteFile(o.ResolvConf, []byte("nameserver 127.0.0.51\n"), 0o644); err != nil {
-			b.Fatal(err)
-		}
+		testenv.NoError(b, os.WriteFile(o.ResolvConf, []byte("nameserver 127.0.0.51\n"), 0o644))
 	})
 	const name = "web.outside.example."
 	testenv.Eventually(b, 2*time.Minute, "names are found", func() error {
@@ -79,17 +77,11 @@ func BenchmarkSearchList(b *testing.B) {
 		}
 		return nil
 	})
-	conn, err := dns.Dial("udp", net.JoinHostPort(listenAddr, fmt.Sprint(Port)))
-	if err != nil {
-		b.Fatal(err)
-	}
+	conn := testenv.Must(dns.Dial("udp", net.JoinHostPort(listenAddr, fmt.Sprint(Port))))(b)
 	defer conn.Close()
 	ask := func(b *testing.B, name string, want int) {
 		for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} {
-			err := conn.WriteMsg(new(dns.Msg).SetQuestion(name, kind))
-			if err != nil {
-				b.Fatal(err)
-			}
+			testenv.NoError(b, conn.WriteMsg(new(dns.Msg).SetQuestion(name, kind)))
 			r, err := conn.ReadMsg()
 			if err != nil || r.Rcode != want {
 				b.Fatalf("%s: %v, %v", name, r, err)
@@ -119,8 +111,6 @@ func BenchmarkSearchList(b *testing.B) {
 func processorTime(b *testing.B) time.Duration {
 	b.Helper()
 	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -139,9 +139,7 @@ var registerUpstream = sync.OnceValue(func() error {
 // TestSameAnswersAsUpstreamsCaches asks two servers of one process everything: ours, which reads the caches of the
 // node, and one with upstream's own.
 func TestSameAnswersAsUpstreamsCaches(t *testing.T) {
-	if err := registerUpstream(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, registerUpstream())
 	a := newAPI(t)
 	namedThings(t, a)
 	runBesideUpstream(t, a)

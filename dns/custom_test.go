@@ -109,23 +109,15 @@ func TestServerKeys(t *testing.T) {
 		"lab": "lab:10053", "lab:53": "lab:10053", ".:53": ".:10053", ".": ".:10053", "dns://lab:53": "lab:10053", "lab:5300": "lab:5300",
 		"10.0.0.0/8": "10.0.0.0/8:10053", "10.0.0.0/8:53": "10.0.0.0/8:10053", "tls://lab:853": "tls://lab:853", "fd00::/8": "fd00::/8:10053",
 	} {
-		if got := onOurPort(key); got != want {
-			t.Errorf("%s becomes %s, want %s", key, got, want)
-		}
+		testenv.Equal(t, onOurPort(key), want, "%s becomes", key)
 	}
 }
 
 // What is written again means the same, whatever was quoted.
 func TestDirectivesAreWrittenAgain(t *testing.T) {
 	const text = ".:0 {\n hosts {\n  192.0.2.1 a b\n  fallthrough\n }\n rewrite name \"a b\" c\n rewrite name d \"e#f\"\n log . \"{remote} \\\"x\\\"\"\n}\n"
-	parsed, err := caddyfile.Parse("a", strings.NewReader(text), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	again, err := caddyfile.Parse("a", strings.NewReader(".:0 {\n"+directives(parsed[0].Tokens).text()+"}\n"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	parsed := testenv.Must(caddyfile.Parse("a", strings.NewReader(text), nil))(t)
+	again := testenv.Must(caddyfile.Parse("a", strings.NewReader(".:0 {\n"+directives(parsed[0].Tokens).text()+"}\n"), nil))(t)
 	for name, tokens := range parsed[0].Tokens {
 		var was, is []string
 		for i, token := range tokens {
@@ -139,9 +131,7 @@ func TestDirectivesAreWrittenAgain(t *testing.T) {
 		}
 	}
 	b := blocks{main: directives{}}
-	if err := b.parse(Options{}, "x.override", "}\nevil:53 {\n"); err == nil {
-		t.Error("an override leaves the block of the cluster")
-	}
+	testenv.Fails(t, b.parse(Options{}, "x.override", "}\nevil:53 {\n"), "an override leaves the block of the cluster")
 }
 
 // Whoever is neither in the cluster nor on this machine is refused.
@@ -151,9 +141,7 @@ func TestGateAdmitsClusterAndHost(t *testing.T) {
 	for a, want := range map[string]bool{
 		"127.0.0.1": true, "::1": true, "10.42.7.9": true, "fd42::9": true, "192.0.2.1": true, "192.0.2.2": false, "10.43.0.1": false, "2001:db8::1": false,
 	} {
-		if got := g.prefixAdmits(netip.MustParseAddr(a)); got != want {
-			t.Errorf("%s: %v", a, got)
-		}
+		testenv.Equal(t, g.prefixAdmits(netip.MustParseAddr(a)), want, "%s:", a)
 	}
 }
 

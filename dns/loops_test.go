@@ -13,16 +13,15 @@ import (
 
 	"github.com/miekg/dns"
 	"k8s.io/klog/v2"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestSilentResolver: a resolver that does not answer in time whether it leads back here is what it was when it did,
 // and is asked again soon, less and less often while it is silent: the machine may give it no processor time for a
 // while.
 func TestSilentResolver(t *testing.T) {
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc := testenv.Must(net.ListenPacket("udp", "127.0.0.1:0"))(t)
 	var answer atomic.Pointer[string] // the text of its answers; nil: it does not answer
 	resolver := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
 		text := answer.Load()
@@ -37,9 +36,7 @@ func TestSilentResolver(t *testing.T) {
 	go func() { done <- resolver.ActivateAndServe() }()
 	defer func() {
 		_ = resolver.Shutdown()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 	}()
 	at := pc.LocalAddr().(*net.UDPAddr).AddrPort()
 	s := &Server{o: Options{id: "one"}, log: klog.Background(), looped: map[netip.AddrPort]bool{}}
@@ -77,7 +74,5 @@ func TestSilentResolver(t *testing.T) {
 	for range 20 {
 		_, next = s.withoutLoops(ended, []netip.AddrPort{at})
 	}
-	if next != loopEvery {
-		t.Errorf("one that is silent for long is asked after %v", next)
-	}
+	testenv.Equal(t, next, loopEvery, "one that is silent for long is asked after")
 }

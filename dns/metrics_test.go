@@ -16,10 +16,7 @@ import (
 // answers is how many answers of a kind the process' metrics count.
 func answers(t *testing.T, rcode string) (n float64) {
 	t.Helper()
-	families, err := legacyregistry.DefaultGatherer.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+	families := testenv.Must(legacyregistry.DefaultGatherer.Gather())(t)
 	for _, f := range families {
 		if f.GetName() != "coredns_dns_responses_total" {
 			continue

@@ -101,55 +101,33 @@ func startNode(t *testing.T, a *api) {
 	t.Helper()
 	dir := t.TempDir()
 	nodeDirs.bin, nodeDirs.conf = dir, filepath.Join(dir, "net.d")
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(exe, filepath.Join(dir, cni.PluginName)); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(filepath.Join(dir, "state"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	exe := testenv.Must(os.Executable())(t)
+	testenv.NoError(t, os.Symlink(exe, filepath.Join(dir, cni.PluginName)))
+	testenv.NoError(t, os.Mkdir(filepath.Join(dir, "state"), 0o700))
 	a.Put(&corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.7.0/24"}},
 	})
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	client, shared := a.informers(t, netinformers.Options{Services: true, Names: true})
-	podCIDRs, err := cni.WatchPodCIDRs(shared.Nodes(), "n1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	podCIDRs := testenv.Must(cni.WatchPodCIDRs(shared.Nodes(), "n1"))(t)
 	cluster, services := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}
 	node := []netip.Addr{netip.MustParseAddr(nodeAddr)}
-	pods, err := cni.NewServer(cni.Options{
+	pods := testenv.Must(cni.NewServer(cni.Options{
 		Socket: filepath.Join(dir, "cni.sock"), StateDir: filepath.Join(dir, "state"), ConfDir: nodeDirs.conf,
 		PodCIDRs: podCIDRs, ClusterCIDRs: cluster, ServiceCIDRs: services, Logger: log,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	record := filepath.Join(dir, "service-proxy")
 	balancer, err := proxy.New(t.Context(), proxy.Options{
 		NodeIPs: node, ClusterCIDRs: cluster, ServiceCIDRs: services, Mode: proxy.ModeNFTables, Informers: shared, RecordFile: record, Logger: log,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	names, err := NewServer(Options{
+	testenv.NoError(t, err)
+	names := testenv.Must(NewServer(Options{
 		Addresses: node, Informers: shared, Client: client, Clients: cluster, ClusterDNS: []netip.Addr{netip.MustParseAddr(dnsAddr)},
 		Settings: clustersettings.NewCache(), ResolvConf: filepath.Join(dir, "resolv.conf"), Logger: log,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	t.Cleanup(func() {
-		if err := cni.Cleanup(cni.CleanupOptions{}); err != nil {
-			t.Error(err)
-		}
-		if _, err := servicerules.Remove(record); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, cni.Cleanup(cni.CleanupOptions{}))
+		testenv.Check(t, testenv.Err(servicerules.Remove(record)))
 	})
 	runParts(t, shared.Run, pods.Run, balancer.Run, names.Run)
 }

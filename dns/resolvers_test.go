@@ -18,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestUpstreams(t *testing.T) {
@@ -35,10 +36,7 @@ func TestUpstreams(t *testing.T) {
 		{"nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\nnameserver 192.0.2.4\n", "[192.0.2.1:53 192.0.2.2:53 192.0.2.3:53]"},
 	} {
 		write(t, path, c.file)
-		servers, err := resolvconf.Servers(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		servers := testenv.Must(resolvconf.Servers(path))(t)
 		if got := fmt.Sprint(upstreams(servers, clusterIPs)); got != c.want {
 			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
 		}

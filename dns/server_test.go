@@ -136,22 +136,15 @@ func (a *api) headless(t *testing.T, name string, hostnames map[string]string) {
 func write(t testing.TB, path, content string) {
 	t.Helper()
 	// As a careful writer does it: the watch has to see a rename.
-	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path+".new", []byte(content), 0o600))
+	testenv.NoError(t, os.Rename(path+".new", path))
 }
 
 // resolver is a resolver of the host, until the test ends.
 func resolver(t testing.TB, listen string, answer dns.HandlerFunc) {
 	t.Helper()
 	netns.Require(t) // for the port
-	pc, err := net.ListenPacket("udp", listen)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc := testenv.Must(net.ListenPacket("udp", listen))(t)
 	s := &dns.Server{PacketConn: pc, Handler: answer}
 	done := make(chan error, 1) // read in the clean-up only
 	go func() { done <- s.ActivateAndServe() }()
@@ -209,10 +202,7 @@ func run(t testing.TB, a *api, change func(*Options)) *Server {
 	if change != nil {
 		change(&o)
 	}
-	s, err := NewServer(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(NewServer(o))(t)
 	runParts(t, shared.Run, s.Run)
 	return s
 }
@@ -227,9 +217,7 @@ func runParts(t testing.TB, parts ...func(context.Context) error) {
 	t.Cleanup(func() {
 		cancel()
 		for range parts {
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, <-done)
 		}
 	})
 }
@@ -237,15 +225,9 @@ func runParts(t testing.TB, parts ...func(context.Context) error) {
 // informers are a node's, which the caller runs.
 func (a *api) informers(t testing.TB, o netinformers.Options) (kubernetes.Interface, *netinformers.Informers) {
 	t.Helper()
-	client, err := netinformers.NewClient(a.kubeconfig(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := testenv.Must(netinformers.NewClient(a.kubeconfig(t)))(t)
 	o.Client, o.NodeName = client, "n1"
-	shared, err := netinformers.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	shared := testenv.Must(netinformers.New(o))(t)
 	return client, shared
 }
 
@@ -330,9 +312,7 @@ func TestNamesOutside(t *testing.T) {
 	write(t, path, "nameserver 127.0.0.54\n")
 	wantAnswer(t, "other.example.org", dns.TypeA, "192.0.2.54")
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(path))
 	write(t, path+".unrelated", "x")
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
 }
@@ -382,10 +362,7 @@ func TestPortTakenIsRetried(t *testing.T) {
 	a.namespace(t, "default")
 	a.service(t, "web", "10.43.0.9")
 	netns.Require(t)
-	l, err := net.Listen("tcp", net.JoinHostPort(listenAddr, fmt.Sprint(Port)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", net.JoinHostPort(listenAddr, fmt.Sprint(Port))))(t)
 	run(t, a, nil)
 	time.AfterFunc(500*time.Millisecond, func() { l.Close() })
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
@@ -414,24 +391,15 @@ func TestStopRightAfterStart(t *testing.T) {
 	netns.Require(t)
 	defer goruntime.GOMAXPROCS(goruntime.GOMAXPROCS(1)) // so that what is begun has not run yet
 	client, shared := newAPI(t).informers(t, netinformers.Options{Names: true})
-	s, err := NewServer(Options{
+	s := testenv.Must(NewServer(Options{
 		Addresses: []netip.Addr{netip.MustParseAddr(listenAddr)},
 		Informers: shared, Client: client, Settings: clustersettings.NewCache(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	before := goleak.IgnoreCurrent()
 	text := fmt.Sprintf(".:%d {\n bind %s\n %s\n}\n", Port, listenAddr, clients(s.o))
 	for range 20 {
-		instance, err := s.launch(nil, text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		next, err := s.launch(instance, text)
-		if err != nil {
-			t.Fatal(err)
-		}
+		instance := testenv.Must(s.launch(nil, text))(t)
+		next := testenv.Must(s.launch(instance, text))(t)
 		stop(next)
 	}
 	testenv.NoGoroutineLeft(t, before)
@@ -442,20 +410,15 @@ func TestStopRightAfterStart(t *testing.T) {
 func TestFailedStartKeepsNoSocket(t *testing.T) {
 	netns.Require(t)
 	client, shared := newAPI(t).informers(t, netinformers.Options{Names: true})
-	s, err := NewServer(Options{
+	s := testenv.Must(NewServer(Options{
 		Addresses: []netip.Addr{netip.MustParseAddr(listenAddr), netip.MustParseAddr("192.0.2.7")},
 		Informers: shared, Client: client, Settings: clustersettings.NewCache(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	if instance, err := s.start(nil, nil, nil); err == nil {
 		stop(instance)
 		t.Fatal("started at an address that is not there")
 	} else if !strings.Contains(err.Error(), "192.0.2.7") {
 		t.Errorf("the error does not name the address: %v", err)
 	}
-	if err := free(s.o.Addresses[:1]); err != nil {
-		t.Errorf("a start that failed left a socket: %v", err)
-	}
+	testenv.Check(t, free(s.o.Addresses[:1]), "a start that failed left a socket")
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // counts is a Reach that counts its calls.
@@ -44,13 +46,9 @@ func FuzzMessage(f *testing.F) {
 		m := unheard(reach)
 		delegate{m}.NotifyMsg(text)
 		all := m.Members()
-		if len(all) != 3 {
-			t.Errorf("%d members", len(all))
-		}
+		testenv.Equal(t, len(all), 3, "members:")
 		for _, i := range all {
-			if i.State != Alive {
-				t.Errorf("%s is %s", i.Name, i.State)
-			}
+			testenv.Equal(t, i.State, Alive, "%s is", i.Name)
 		}
 		if reach.left+reach.reported > 1 {
 			t.Errorf("counted %+v", reach)

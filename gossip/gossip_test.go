@@ -78,9 +78,7 @@ func (g *group) add(change ...func(*Options)) *Member {
 	g.members = append(g.members, m)
 	g.stops = append(g.stops, sync.OnceFunc(func() {
 		cancel()
-		if err := <-done; err != nil {
-			g.t.Errorf("%s: %v", o.Name, err)
-		}
+		testenv.Check(g.t, <-done, "%s", o.Name)
 	}))
 	return m
 }
@@ -175,9 +173,7 @@ func TestMembersLeaveAndReturn(t *testing.T) {
 		}
 		g.crash(2)
 		start := time.Now()
-		if got := <-suspects; got != "m2" {
-			t.Errorf("suspected: %s", got)
-		}
+		testenv.Equal(t, <-suspects, "m2", "suspected:")
 		t.Logf("nominated %v after it vanished", time.Since(start))
 		g.within(time.Second, "m0 alive, m1 left, m2 silent", g.members[0])
 		// It comes back at another address.
@@ -187,9 +183,7 @@ func TestMembersLeaveAndReturn(t *testing.T) {
 			o.Ask = func() []netip.AddrPort { return []netip.AddrPort{at(0)} }
 		})
 		g.within(10*time.Second, "m0 alive, m1 left, m2 alive", g.members[0])
-		if got := g.members[0].Members()[2].Address; got != at(77) {
-			t.Errorf("it is known at %v", got)
-		}
+		testenv.Equal(t, g.members[0].Members()[2].Address, at(77), "it is known at")
 	})
 }
 
@@ -240,9 +234,7 @@ func TestMemberStartsFromItsFile(t *testing.T) {
 		g.stops[2]()
 		g.members, g.stops = g.members[:2], g.stops[:2]
 		g.add(func(o *Options) { o.File, o.Ask = filepath.Join(dir, o.Name), nil })
-		if got := g.known[3]; got != "m0 remembered, m1 remembered, m2 alive" {
-			t.Errorf("at its start it knows: %s", got)
-		}
+		testenv.Equal(t, g.known[3], "m0 remembered, m1 remembered, m2 alive", "at its start it knows:")
 		g.within(spread, all, g.members...)
 	})
 }
@@ -288,9 +280,7 @@ func TestTwoOfOneName(t *testing.T) {
 		g.add(func(o *Options) { o.Name, o.Ask = "m1", func() []netip.AddrPort { return []netip.AddrPort{at(0)} } })
 		time.Sleep(2 * time.Minute)
 		g.within(0, "m0 alive, m1 alive", g.members[0])
-		if got := g.members[0].Members()[1].Address; got != at(1) {
-			t.Errorf("m1 is at %v", got)
-		}
+		testenv.Equal(t, g.members[0].Members()[1].Address, at(1), "m1 is at")
 		if n := strings.Count(log.String(), "both say that they are the node m1"); n != 1 {
 			t.Errorf("%d lines about it:\n%s", n, log.String())
 		}
@@ -325,9 +315,7 @@ func TestRotation(t *testing.T) {
 			time.Sleep(spread)
 			for _, m := range g.members {
 				for _, i := range m.Members() {
-					if i.KeyGeneration != keys.Generation {
-						t.Errorf("%s hears of %s the generation %d, want %d", m.o.Name, i.Name, i.KeyGeneration, keys.Generation)
-					}
+					testenv.Equal(t, i.KeyGeneration, keys.Generation, "%s hears of %s the generation", m.o.Name, i.Name)
 				}
 			}
 		}
@@ -360,9 +348,7 @@ func TestBadMeta(t *testing.T) {
 			if got := m.Members()[1]; got.Role != 0 || got.Version != "" {
 				t.Errorf("%s takes it for %+v", m.o.Name, got)
 			}
-			if got := m.Members()[0]; got.Role != RoleServer {
-				t.Errorf("%s takes the server for %+v", m.o.Name, got)
-			}
+			testenv.Equal(t, m.Members()[0].Role, RoleServer, "%s takes the server for", m.o.Name)
 		}
 	})
 }
@@ -379,29 +365,23 @@ func TestBadNames(t *testing.T) {
 		h := g.net.host(at(50))
 		o := Options{Name: "m50\x1b[2J", Address: at(50), Packets: h, Streams: h, Keys: g.keys, Reach: nopObserver{},
 			Logger: slog.New(slog.DiscardHandler)}
-		if _, err := New(o); err == nil {
-			t.Error("a program of ours takes such a name")
-		}
+		testenv.Fails(t, testenv.Err(New(o)), "a program of ours takes such a name")
 		h = g.net.host(at(51))
 		o.Address, o.Packets, o.Streams = at(51), h, h
 		bad := &Member{o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
 			metaChanged: make(chan struct{}, 1), failed: make(chan error, 1)}
 		var err error
-		if bad.ring, err = memberlist.NewKeyring(g.keys.Keys, g.keys.Keys[0]); err != nil {
-			t.Fatal(err)
-		}
+		bad.ring, err = memberlist.NewKeyring(g.keys.Keys, g.keys.Keys[0])
+		testenv.NoError(t, err)
 		bad.transport = newTransport(&o, nil, func(error) {}, bad.dialed)
 		config := bad.config()
 		config.Alive = nil
-		if bad.list, err = memberlist.Create(config); err != nil {
-			t.Fatal(err)
-		}
+		bad.list, err = memberlist.Create(config)
+		testenv.NoError(t, err)
 		testenv.Must(bad.list.Join([]string{at(0).String()}))(t)
 		time.Sleep(spread) // the bubble's time: what must not happen has no event to wait for
 		for _, m := range good.Members() {
-			if m.Name != name(0) {
-				t.Errorf("%q is a member", m.Name)
-			}
+			testenv.Equal(t, m.Name, name(0), "is a member:")
 		}
 		if text := log.String(); strings.Contains(text, "\x1b") || !strings.Contains(text, "cannot be a node's name") {
 			t.Errorf("the log:\n%q", text)

@@ -3,7 +3,6 @@
 package gossip
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -33,9 +32,7 @@ func twoMachines(t *testing.T, family string) (a, b machine) {
 	runtime.LockOSThread() // for ever: the thread ends with the test's goroutine, wherever it is then
 	must := func(err error) {
 		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	home, err := netns.Get()
 	must(err)
@@ -84,13 +81,7 @@ func findsServer(t *testing.T, family string) {
 		Name: "server", Address: server, Packets: there.packets, Streams: streams, Keys: keys, Links: there.links,
 		Meta: Meta{Role: RoleServer, API: []netip.AddrPort{server}}, Logger: slog.New(slog.DiscardHandler),
 	}))(t)
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- m.Run(ctx) }()
-	defer func() {
-		stop()
-		testenv.Check(t, <-done)
-	}()
+	defer testenv.Run(t, m.Run)()
 	testenv.Eventually(t, 2*time.Minute, "the server is found", func() error { // an IPv6 address is tried out for a second first
 		found, err := Search(t.Context(), SearchOptions{Packets: here.packets, Keys: keys, Links: here.links})
 		if err == nil && !slices.Equal(found, []netip.AddrPort{server}) {

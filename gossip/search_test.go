@@ -127,9 +127,7 @@ func TestMayAnswer(t *testing.T) {
 			answered++
 		}
 	}
-	if answered != answersAtOnce {
-		t.Errorf("%d answers at once", answered)
-	}
+	testenv.Equal(t, answered, answersAtOnce, "answers at once:")
 	if s.mayAnswer(challenge{0, 0}, sender(0), now.Add(time.Minute)) {
 		t.Error("a question that was recorded is answered once more")
 	}
@@ -206,9 +204,7 @@ func TestInventedMembers(t *testing.T) {
 		}
 		for _, m := range members {
 			for _, i := range m.Members() {
-				if err := (names{members[0]}).NotifyAlive(&memberlist.Node{Name: i.Name}); err != nil {
-					t.Errorf("%s: %v", i.Name, err)
-				}
+				testenv.Check(t, (names{members[0]}).NotifyAlive(&memberlist.Node{Name: i.Name}), "%s", i.Name)
 			}
 		}
 		most = 0 // not known

@@ -36,9 +36,7 @@ func newAuthority(t *testing.T) *authority {
 	if err == nil {
 		a.cert, err = x509.ParseCertificate(der)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return a
 }
 
@@ -50,9 +48,7 @@ func (a *authority) issue(name, group string, usage x509.ExtKeyUsage, until time
 	key := newKey(a.t)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: until,
 		Subject: pkix.Name{CommonName: name, Organization: []string{group}}, ExtKeyUsage: []x509.ExtKeyUsage{usage}}, a.cert, key.Public(), a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	testenv.NoError(a.t, err)
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
@@ -129,9 +125,7 @@ func TestStreamsBetweenServersAndNodes(t *testing.T) {
 	}
 	for from, a := range members {
 		for to, b := range members {
-			if err := talk(a, b); err != nil {
-				t.Errorf("from a %s to a %s: %v", from, to, err)
-			}
+			testenv.Check(t, talk(a, b), "from a %s to a %s", from, to)
 		}
 	}
 	for who, s := range unauthenticated {

@@ -30,9 +30,7 @@ func newFolders(t *testing.T, paths ...string) *Folders {
 func do(t *testing.T, f *Folders, r Request) Answer {
 	t.Helper()
 	a, err := f.Do(r)
-	if err != nil {
-		t.Fatalf("%s: %v", r.Op, err)
-	}
+	testenv.NoError(t, err, "%s", r.Op)
 	return a
 }
 
@@ -46,21 +44,14 @@ func refuses(t *testing.T, f *Folders, r Request, want string) {
 
 func mode(t *testing.T, path string) os.FileMode {
 	t.Helper()
-	i, err := os.Lstat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	i := testenv.Must(os.Lstat(path))(t)
 	return i.Mode().Perm()
 }
 
 func write(t *testing.T, path, text string) {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	testenv.NoError(t, os.WriteFile(path, []byte(text), 0o644))
 }
 
 // run runs the cleaner until the test ends.
@@ -96,16 +87,10 @@ func TestMake(t *testing.T) {
 		if want := filepath.Join(folder, volume); a.Path != want || a.Free <= 0 {
 			t.Fatalf("%+v, want %s", a, want)
 		}
-		if got := mode(t, a.Path); got != 0o777 {
-			t.Errorf("the volume has mode %o", got)
-		}
-		if got := mode(t, folder); got != 0o700 {
-			t.Errorf("the folder has mode %o", got)
-		}
+		testenv.Equal(t, mode(t, a.Path), 0o777, "the volume has mode")
+		testenv.Equal(t, mode(t, folder), 0o700, "the folder has mode")
 		// A crash between the two steps leaves this.
-		if err := os.Chmod(a.Path, 0o700); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Chmod(a.Path, 0o700))
 	}
 	if a := do(t, f, Request{Op: Space}); a.Path != folder || a.Free <= 0 {
 		t.Errorf("space: %+v", a)
@@ -117,9 +102,7 @@ func TestNames(t *testing.T) {
 	if len(long) != 255 || !isVolume(long) {
 		t.Errorf("a long name has %d bytes: %s", len(long), long)
 	}
-	if got := Name("pvc-0a1b2c3d-0000-4000-8000-00000000abcd", "default", "data-web-0"); got != volume {
-		t.Errorf("%s, want %s", got, volume)
-	}
+	testenv.Equal(t, Name("pvc-0a1b2c3d-0000-4000-8000-00000000abcd", "default", "data-web-0"), volume, "")
 	for _, path := range []string{"storage/" + volume, "/storage/../" + volume, "/storage/" + volume + "/", "/", "", "/etc", "/storage/" + volume + "/../x"} {
 		if folder, name, ok := Split(path); ok {
 			t.Errorf("%q is split into %q and %q", path, folder, name)
@@ -155,22 +138,16 @@ func TestOnlyVolumesAreTouched(t *testing.T) {
 	refuses(t, f, Request{Op: "format", Name: volume}, "cannot")
 	// What has a volume's name and is none: nobody but root can have put it there.
 	const link, file = "pvc-00000000-0000-4000-8000-000000000001_default_link", "pvc-00000000-0000-4000-8000-000000000002_default_file"
-	if err := os.Symlink(filepath.Join(dir, "outside"), filepath.Join(folder, link)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Symlink(filepath.Join(dir, "outside"), filepath.Join(folder, link)))
 	write(t, filepath.Join(folder, file), "x")
 	for _, name := range []string{link, file} {
 		refuses(t, f, Request{Op: Make, Name: name}, "no directory")
 		refuses(t, f, Request{Op: Remove, Name: name}, "no directory")
 	}
 	for _, path := range []string{"outside/file", "storage/notes", "storage/" + file, "storage/" + volume} {
-		if _, err := os.Lstat(filepath.Join(dir, path)); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(os.Lstat(filepath.Join(dir, path))))
 	}
-	if got := mode(t, filepath.Join(dir, "outside")); got != 0o755 {
-		t.Errorf("the folder behind a link has mode %o", got)
-	}
+	testenv.Equal(t, mode(t, filepath.Join(dir, "outside")), 0o755, "the folder behind a link has mode")
 }
 
 func TestSpace(t *testing.T) {
@@ -182,9 +159,7 @@ func TestSpace(t *testing.T) {
 	}
 	do(t, f, Request{Op: Make, Name: volume, Bytes: 3 << 30})
 	for n, want := range map[int64]string{5: "5 bytes", 1536: "1.5 KiB", 1 << 20: "1.0 MiB", 5 << 40: "5.0 TiB"} {
-		if got := Size(n); got != want {
-			t.Errorf("Size(%d) is %s, want %s", n, got, want)
-		}
+		testenv.Equal(t, Size(n), want, "Size(%d) is", n)
 	}
 }
 
@@ -199,16 +174,12 @@ func TestMissingFolderIsNotMade(t *testing.T) {
 	if _, err := os.Lstat(other); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the operator's folder was made: %v", err)
 	}
-	if err := os.Mkdir(other, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(other, 0o755))
 	a := do(t, f, Request{Op: Make, Folder: other, Name: volume})
 	if a.Path != filepath.Join(other, volume) || mode(t, other) != 0o700 {
 		t.Errorf("%+v, the folder has mode %o", a, mode(t, other))
 	}
-	if err := os.RemoveAll(other); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.RemoveAll(other))
 	refuses(t, f, Request{Op: Remove, Folder: other, Name: volume}, "is not there")
 }
 
@@ -216,17 +187,11 @@ func TestMissingFolderIsNotMade(t *testing.T) {
 func TestFolderOfOthers(t *testing.T) {
 	folder := t.TempDir()
 	write(t, filepath.Join(folder, "photo"), "x")
-	if err := os.Chmod(folder, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Chmod(folder, 0o755))
 	f := newFolders(t, folder)
 	refuses(t, f, Request{Op: Make, Name: volume}, "photo")
-	if got := mode(t, folder); got != 0o755 {
-		t.Errorf("the folder has mode %o", got)
-	}
-	if err := os.Chmod(folder, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Equal(t, mode(t, folder), 0o755, "the folder has mode")
+	testenv.NoError(t, os.Chmod(folder, 0o700))
 	do(t, f, Request{Op: Make, Name: volume})
 }
 
@@ -245,9 +210,7 @@ func TestServe(t *testing.T) {
 	if err != nil || a.Path != filepath.Join(folder, volume) {
 		t.Fatalf("%+v, %v", a, err)
 	}
-	if _, err := ask(t.Context(), Request{Op: Make, Name: "x"}); err == nil || !strings.Contains(err.Error(), "not the name") {
-		t.Errorf("a mistake: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(ask(t.Context(), Request{Op: Make, Name: "x"})), "not the name")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := ask(ctx, Request{Op: Space}); !errors.Is(err, context.Canceled) {

@@ -40,9 +40,7 @@ func TestQuota(t *testing.T) {
 				testenv.Missing(t, testenv.XFS, "%v", err) // ext4's is with loop devices
 			}
 			file, folder := filepath.Join(t.TempDir(), "disk"), filepath.Join(t.TempDir(), "storage")
-			if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 320<<20), os.Mkdir(folder, 0o700)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 320<<20), os.Mkdir(folder, 0o700)))
 			command(t, append(mkfs, file)...)
 			mount(t, file, folder, "loop,prjquota")
 			t.Run("limits", func(t *testing.T) { testLimits(t, folder) })
@@ -74,18 +72,13 @@ func mount(t *testing.T, file, at, options string) {
 func fill(t *testing.T, path string, bytes string) (int64, error) {
 	t.Helper()
 	file, err := os.OpenFile(filepath.Join(path, "file"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o666)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer file.Close()
 	c := exec.Command("head", "-c", bytes, "/dev/zero")
 	c.Stdout = file // root may write more than a quota allows, and others cannot get into the folder
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000}}
 	err = c.Run()
-	i, statErr := file.Stat()
-	if statErr != nil {
-		t.Fatal(statErr)
-	}
+	i := testenv.Must(file.Stat())(t)
 	return i.Size(), err
 }
 
@@ -121,10 +114,7 @@ func testLimits(t *testing.T, folder string) {
 
 func open(t *testing.T, path string) *os.File {
 	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := testenv.Must(os.Open(path))(t)
 	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
@@ -139,9 +129,7 @@ func testLimitRemoved(t *testing.T, folder string) {
 		t.Fatal("the volume has no project")
 	}
 	do(t, f, Request{Op: Remove, Name: name})
-	if err := f.clean(t.Context()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, f.clean(t.Context()))
 	testenv.Eventually(t, 2*time.Minute, "nothing is left of the quota of a volume that was removed", func() error { // XFS counts what is gone a moment longer
 		var q diskQuota
 		err := quotactl(dir, getQuota, project, unsafe.Pointer(&q))
@@ -185,16 +173,12 @@ func testStolen(t *testing.T, folder string) {
 	a, err := attributes(mine)
 	b, err2 := attributes(victimFile)
 	a.project = b.project
-	if err := errors.Join(err, err2, ioctl(mine, fsSetXattr, &a)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(err, err2, ioctl(mine, fsSetXattr, &a)))
 	if a := do(t, f, Request{Op: Grow, Name: thief, Bytes: 64 << 20}); a.Quota {
 		t.Error("another volume's limit was raised")
 	}
 	do(t, f, Request{Op: Remove, Name: thief})
-	if err := f.clean(t.Context()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, f.clean(t.Context()))
 	if n, err := fill(t, filepath.Join(folder, victim), "8M"); err == nil || n > 4<<20 {
 		t.Errorf("the other volume, of 4 MiB, took %d bytes, %v", n, err)
 	}
@@ -216,15 +200,11 @@ func testTaken(t *testing.T, folder string) {
 
 func testFolderOfProject(t *testing.T, folder string) {
 	own := filepath.Join(folder, "own")
-	if err := os.Mkdir(own, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(own, 0o700))
 	dir := open(t, own)
 	a, err := attributes(dir)
 	a.project, a.flags = 7, a.flags|inheritsProject
-	if err := errors.Join(err, ioctl(dir, fsSetXattr, &a)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(err, ioctl(dir, fsSetXattr, &a)))
 	f := newFolders(t, own)
 	if a := do(t, f, Request{Op: Make, Name: volume, Bytes: 4 << 20}); a.Quota {
 		t.Error("a volume in a folder of a project has a quota of its own")
@@ -233,9 +213,7 @@ func testFolderOfProject(t *testing.T, folder string) {
 		t.Error("and it grows")
 	}
 	do(t, f, Request{Op: Remove, Name: volume})
-	if err := f.clean(t.Context()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, f.clean(t.Context()))
 }
 
 func testNotEnforced(t *testing.T, folder string) {

@@ -33,23 +33,15 @@ func TestRemove(t *testing.T) {
 	for link, to := range map[string]string{
 		"absolute": outside, "relative": "../../outside", "sub/up": "../..", "sub/dir/root": "/", "file": filepath.Join(outside, "deep", "file"), "loop": "loop",
 	} {
-		if err := os.Symlink(to, filepath.Join(path, link)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Symlink(to, filepath.Join(path, link)))
 	}
-	if err := os.Link(filepath.Join(outside, "deep", "file"), filepath.Join(path, "hard")); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mkfifo(filepath.Join(path, "fifo"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Link(filepath.Join(outside, "deep", "file"), filepath.Join(path, "hard")))
+	testenv.NoError(t, unix.Mkfifo(filepath.Join(path, "fifo"), 0o600))
 	for i := range 3 * batch {
 		write(t, filepath.Join(path, "many", strconv.Itoa(i)), "")
 	}
 	if os.Getuid() == 0 { // others could not look into it
-		if err := os.Chmod(filepath.Join(path, "sub"), 0); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Chmod(filepath.Join(path, "sub"), 0))
 	}
 	do(t, f, Request{Op: Remove, Name: volume})
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
@@ -57,9 +49,7 @@ func TestRemove(t *testing.T) {
 	}
 	do(t, f, Request{Op: Remove, Name: volume}) // who was not heard asks again
 	empty(t, folder)
-	if text, err := os.ReadFile(filepath.Join(outside, "deep", "file")); err != nil || string(text) != "x" {
-		t.Errorf("what lies outside is %q, %v", text, err)
-	}
+	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(outside, "deep", "file")))(t)), "x", "what lies outside is")
 	// The same claim's name may come again and go again.
 	for range 3 {
 		do(t, f, Request{Op: Make, Name: volume})
@@ -95,9 +85,7 @@ func TestRemoveAfterCrash(t *testing.T) {
 		}
 		return err
 	})
-	if text, err := os.ReadFile(filepath.Join(path, "data")); err != nil || string(text) != "kept" {
-		t.Errorf("the volume that stays has %q, %v", text, err)
-	}
+	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(path, "data")))(t)), "kept", "the volume that stays has")
 }
 
 // TestRemoveDeep: a pod nests more directories than the process may have open files.
@@ -118,7 +106,7 @@ func TestRemoveDeep(t *testing.T) {
 func inMountNamespace(t *testing.T, f func()) {
 	t.Helper()
 	testenv.RequireRoot(t, "mounting")
-	err := netlinkutil.Do(func() error {
+	testenv.NoError(t, netlinkutil.Do(func() error {
 		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
@@ -127,10 +115,7 @@ func inMountNamespace(t *testing.T, f func()) {
 			f()
 		}
 		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 }
 
 // TestRemoveMounted: what is mounted in a volume is not the volume's.
@@ -152,21 +137,13 @@ func TestRemoveMounted(t *testing.T) {
 		}
 		refuses(t, f, Request{Op: Remove, Name: volume}, "mounted at "+at)
 		// Mounted a moment later, when the volume was set aside already.
-		if err := os.Rename(a.Path, filepath.Join(folder, asideName(volume, 0))); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, os.Rename(a.Path, filepath.Join(folder, asideName(volume, 0))))
 		if err := f.clean(t.Context()); !errors.Is(err, errMounted) {
 			t.Errorf("cleaning: %v", err)
 		}
-		if text, err := os.ReadFile(filepath.Join(outside, "file")); err != nil || string(text) != "x" {
-			t.Errorf("what was mounted has %q, %v", text, err)
-		}
-		if err := unix.Unmount(filepath.Join(folder, asideName(volume, 0), "sub", "mount"), 0); err != nil {
-			t.Error(err)
-		}
-		if err := f.clean(t.Context()); err != nil {
-			t.Error(err)
-		}
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(outside, "file")))(t)), "x", "what was mounted has")
+		testenv.Check(t, unix.Unmount(filepath.Join(folder, asideName(volume, 0), "sub", "mount"), 0))
+		testenv.Check(t, f.clean(t.Context()))
 		if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
 			t.Errorf("left: %v, %v", left, err)
 		}
@@ -226,9 +203,7 @@ func TestDisks(t *testing.T) {
 		defer func() { _ = unix.Unmount(folder, 0) }()
 		f := newFolders(t, folder)
 		refuses(t, f, Request{Op: Make, Name: volume, Bytes: 2 << 20}, "are free in "+folder)
-		if _, err := f.Do(Request{Op: Make, Name: volume, Bytes: 1 << 19}); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(f.Do(Request{Op: Make, Name: volume, Bytes: 1 << 19})))
 		for i := range 8 { // until there are no more files
 			_ = os.WriteFile(filepath.Join(folder, volume, strconv.Itoa(i)), nil, 0o600)
 		}
@@ -245,12 +220,8 @@ func TestDisks(t *testing.T) {
 			return
 		}
 		// A full disk is where removing matters most.
-		if _, err := f.Do(Request{Op: Remove, Name: volume}); err != nil {
-			t.Error(err)
-		}
-		if err := f.clean(t.Context()); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(f.Do(Request{Op: Remove, Name: volume})))
+		testenv.Check(t, f.clean(t.Context()))
 		left, err := os.ReadDir(folder)
 		if err != nil || slices.ContainsFunc(left, func(e os.DirEntry) bool { return e.Name() != second }) {
 			t.Errorf("left: %v, %v", left, err)

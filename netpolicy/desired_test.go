@@ -90,10 +90,7 @@ func (w *world) pod(namespace, name, node string, number int, its map[string]str
 
 func (w *world) policy(t testing.TB, namespace, name, spec string) {
 	t.Helper()
-	p, err := policymodel.Policy(namespace, name, spec)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(policymodel.Policy(namespace, name, spec))(t)
 	w.add(p)
 }
 

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"strings"
 	"testing"
 	"time"
 
@@ -45,15 +44,9 @@ func start(t *testing.T, api *fake.Clientset, sandboxes ...Sandbox) *running {
 // startWith says how often it looks after its table, and where it keeps its rules.
 func startWith(t *testing.T, api *fake.Clientset, guard time.Duration, keep string, sandboxes ...Sandbox) *running {
 	t.Helper()
-	informers, err := netinformers.New(netinformers.Options{Client: api, NodeName: "n1", AllNodes: true, Policies: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	informers := testenv.Must(netinformers.New(netinformers.Options{Client: api, NodeName: "n1", AllNodes: true, Policies: true}))(t)
 	board := status.NewBoard(time.Now)
-	e, err := New(Options{Informers: informers, Part: board.Part("network policies"), KeepFile: keep})
-	if err != nil {
-		t.Fatal(err)
-	}
+	e := testenv.Must(New(Options{Informers: informers, Part: board.Part("network policies"), KeepFile: keep}))(t)
 	e.guard, e.wait = guard, patience
 	e.Restore(sandboxes)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -68,9 +61,7 @@ func startWith(t *testing.T, api *fake.Clientset, guard time.Duration, keep stri
 		}
 		stopped = true
 		cancel()
-		if err := errors.Join(<-done, <-done); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, errors.Join(<-done, <-done))
 	}
 	t.Cleanup(r.stop)
 	return r
@@ -109,9 +100,7 @@ func TestPodIsClosedBeforeItsFirstPacket(t *testing.T) {
 	l := newLab(t, w)
 	e := start(t, w.api())
 	for _, b := range w.Sandboxes {
-		if err := e.Admit(t.Context(), b); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, e.Admit(t.Context(), b))
 		// Whoever was admitted is judged, at once.
 		r := Desired(l.State, DefaultLimits())
 		for _, c := range []connection{
@@ -158,9 +147,7 @@ func TestAdmitWaits(t *testing.T) {
 	// The API in memory loses what happens between an informer's list and its watch: say it until it was heard.
 	testenv.Eventually(t, patience, "the pod is admitted", func() error {
 		pod.ResourceVersion += "1"
-		if _, err := e.api.CoreV1().Pods("x").Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(e.api.CoreV1().Pods("x").Update(t.Context(), pod, metav1.UpdateOptions{}))(t)
 		select {
 		case err := <-done:
 			return err
@@ -181,14 +168,11 @@ func TestAdmitGivesUp(t *testing.T) {
 	e := start(t, w.api())
 	e.wait = 50 * time.Millisecond // whenever that is: nothing comes
 	err := e.Admit(t.Context(), Sandbox{ID: "a", Namespace: "x", Name: "unheard-of", UID: "u", IPs: []netip.Addr{netip.MustParseAddr("10.42.1.9")}})
-	if err == nil || !strings.Contains(err.Error(), "try again later") {
-		t.Errorf("got %v", err)
-	}
+	testenv.WantError(t, err, "try again later")
 	// A namespace without policies has nothing to wait for.
 	e.wait = patience
-	if err := e.Admit(t.Context(), Sandbox{ID: "b", Namespace: "y", Name: "free", UID: "u", IPs: []netip.Addr{netip.MustParseAddr("10.42.1.10")}}); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t,
+		e.Admit(t.Context(), Sandbox{ID: "b", Namespace: "y", Name: "free", UID: "u", IPs: []netip.Addr{netip.MustParseAddr("10.42.1.10")}}))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := e.Admit(ctx, Sandbox{ID: "c", Namespace: "x", Name: "gone", UID: "u"}); !errors.Is(err, context.Canceled) {
@@ -201,9 +185,7 @@ func TestNothingWithoutPolicies(t *testing.T) {
 	namespaceTable(t)
 	w := dozen()
 	old := Desired(func() State { s := *w; s.policy(t, "x", "p", `{podSelector: {}}`); return s.State }(), DefaultLimits())
-	if err := new(table).apply(t.Context(), old.Ruleset); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, new(table).apply(t.Context(), old.Ruleset))
 	w.Policies = nil
 	e := start(t, w.api(), w.Sandboxes...)
 	thereIs(t, false)
@@ -214,20 +196,14 @@ func TestNothingWithoutPolicies(t *testing.T) {
 	}
 	policy := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "deny"}}
 	policy.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
-	if _, err := e.api.NetworkingV1().NetworkPolicies("x").Create(t.Context(), policy, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(e.api.NetworkingV1().NetworkPolicies("x").Create(t.Context(), policy, metav1.CreateOptions{}))(t)
 	testenv.Until(t, patience, "the first policy makes the table", func() bool {
 		policy.ResourceVersion += "1" // as above
-		if _, err := e.api.NetworkingV1().NetworkPolicies("x").Update(t.Context(), policy, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(e.api.NetworkingV1().NetworkPolicies("x").Update(t.Context(), policy, metav1.UpdateOptions{}))(t)
 		ok, err := nfttable.Exists(kernelTable)
 		return err == nil && ok
 	})
-	if err := e.api.NetworkingV1().NetworkPolicies("x").Delete(t.Context(), "deny", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, e.api.NetworkingV1().NetworkPolicies("x").Delete(t.Context(), "deny", metav1.DeleteOptions{}))
 	thereIs(t, false)
 }
 
@@ -258,9 +234,7 @@ func TestRestart(t *testing.T) {
 		return false
 	})
 	closed("working again")
-	if err := run(t.Context(), []byte("flush ruleset")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, run(t.Context(), []byte("flush ruleset")))
 	thereIs(t, true)
 	closed("mended")
 }
@@ -273,9 +247,7 @@ func TestDeletedTableComesBackAtOnce(t *testing.T) {
 	startWith(t, w.api(), time.Hour, "", w.Sandboxes...)
 	for range 5 {
 		thereIs(t, true)
-		if err := run(t.Context(), []byte("flush ruleset")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, run(t.Context(), []byte("flush ruleset")))
 	}
 	thereIs(t, true)
 }
@@ -295,18 +267,13 @@ func TestKeptRules(t *testing.T) {
 		return false
 	})
 	e.stop()
-	want, err := nfttable.Count(kernelTable)
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := testenv.Must(nfttable.Count(kernelTable))(t)
 	silent := w.api()
 	silent.PrependReactor("list", "networkpolicies", func(k8stesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("no server answers")
 	})
 	for range 2 { // and one more time
-		if err := run(t.Context(), []byte("flush ruleset")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, run(t.Context(), []byte("flush ruleset")))
 		e = startWith(t, silent, time.Hour, file, w.Sandboxes...)
 		thereIs(t, true)
 		if got, err := nfttable.Count(kernelTable); err != nil || !reflect.DeepEqual(got, want) {
@@ -333,9 +300,5 @@ func TestKeptRules(t *testing.T) {
 // namespaceTable is for tests that write the table and send no packets.
 func namespaceTable(t *testing.T) {
 	netns.RequireNFT(t)
-	t.Cleanup(func() {
-		if err := Remove(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, Remove()) })
 }

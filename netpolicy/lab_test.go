@@ -26,6 +26,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/policymodel"
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -43,18 +44,12 @@ func newLab(t *testing.T, w *world) *lab {
 	sysctls(t, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/icmp_ratelimit=0", "ipv6/icmp/ratelimit=0")
 	// The tests' pods have the same addresses: a new connection is not to be taken for one of an earlier test, which
 	// may never have ended.
-	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.ConntrackTableFlush(netlink.ConntrackTable))
 	l := &lab{w, t, map[netip.Addr]*netns.NS{}}
 	for _, b := range w.Sandboxes {
 		l.plug(b.IPs)
 	}
-	t.Cleanup(func() {
-		if err := Remove(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, Remove()) })
 	return l
 }
 
@@ -63,9 +58,7 @@ func (l *lab) plug(ips []netip.Addr) {
 	ns := netns.New(l.t)
 	device := fmt.Sprint("vethcor", len(l.ns)/len(ips))
 	ns.Link(l.t, device, "eth0", nil, []string{ips[0].String() + "/32", ips[1].String() + "/128"})
-	if err := wire(ns, device, ips); err != nil {
-		l.t.Fatal(err)
-	}
+	testenv.NoError(l.t, wire(ns, device, ips))
 	for _, ip := range ips {
 		l.ns[ip] = ns
 	}
@@ -125,9 +118,7 @@ func sysctls(t *testing.T, all ...string) {
 	t.Helper()
 	for _, s := range all {
 		name, value, _ := strings.Cut(s, "=")
-		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile("/proc/sys/net/"+name, []byte(value), 0))
 	}
 }
 
@@ -145,28 +136,21 @@ func (l *lab) serve(ns netns.Doer, numbers ...int32) {
 	for _, port := range numbers {
 		var tcp net.Listener
 		var udp net.PacketConn
-		err := ns.Do(func() (err error) {
+		testenv.NoError(l.t, ns.Do(func() (err error) {
 			if tcp, err = net.Listen("tcp", fmt.Sprint(":", port)); err == nil {
 				udp, err = net.ListenPacket("udp", fmt.Sprint(":", port))
 			}
 			return err
-		})
-		if err != nil {
-			l.t.Fatal(err)
-		}
+		}))
 		closers = append(closers, tcp, udp)
 		wg.Go(func() {
-			for {
-				c, err := tcp.Accept()
-				if err != nil {
-					return
-				}
+			testenv.Accept(tcp, func(c net.Conn) {
 				wg.Go(func() {
 					defer c.Close()
 					defer context.AfterFunc(ctx, func() { c.Close() })()
 					_, _ = io.Copy(c, c)
 				})
-			}
+			})
 		})
 		wg.Go(func() {
 			b := make([]byte, 100)
@@ -186,9 +170,7 @@ func (l *lab) serve(ns netns.Doer, numbers ...int32) {
 // apply puts the rules of the world into the kernel.
 func (l *lab) apply(tab *table) {
 	l.t.Helper()
-	if err := tab.apply(l.t.Context(), Desired(l.State, DefaultLimits()).Ruleset); err != nil {
-		l.t.Fatal(err)
-	}
+	testenv.NoError(l.t, tab.apply(l.t.Context(), Desired(l.State, DefaultLimits()).Ruleset))
 }
 
 // refused turns the kernel's several words into one.
@@ -266,10 +248,7 @@ func ping(conn net.Conn) error {
 
 // TestLateAnswers: an answer that comes twice, as it does where the first one was late, is none to what is asked later.
 func TestLateAnswers(t *testing.T) {
-	server, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := testenv.Must(net.ListenPacket("udp", "127.0.0.1:0"))(t)
 	var arrived atomic.Int32
 	done := make(chan struct{})
 	go func() {
@@ -293,15 +272,10 @@ func TestLateAnswers(t *testing.T) {
 		}
 	}()
 	defer func() { server.Close(); <-done }()
-	c, err := net.Dial("udp", server.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(net.Dial("udp", server.LocalAddr().String()))(t)
 	defer c.Close()
 	for range 2 {
-		if err := ping(c); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, ping(c))
 	}
 	if n := arrived.Load(); n < 3 {
 		t.Errorf("the second datagram has no answer, and of %d one was taken for it", n)

@@ -107,9 +107,7 @@ func TestRevokedConnectionsAreReset(t *testing.T) {
 					if err == nil {
 						err = ping(conn)
 					}
-					if err != nil {
-						t.Fatal(err)
-					}
+					testenv.NoError(t, err)
 					t.Cleanup(func() { conn.Close() })
 					return conn
 				}
@@ -124,9 +122,7 @@ func TestRevokedConnectionsAreReset(t *testing.T) {
 				if err := ping(udp); !errors.Is(err, errRefused) {
 					t.Errorf("the UDP flow that is forbidden now: %v", err)
 				}
-				if err := errors.Join(ping(stays), ping(self)); err != nil {
-					t.Errorf("connections that are still allowed: %v", err)
-				}
+				testenv.Check(t, errors.Join(ping(stays), ping(self)), "connections that are still allowed")
 				l.Policies = nil
 				l.apply(&tab)
 				if err := errors.Join(ping(stays), l.try(connection{from, to, corev1.ProtocolTCP, 80}), ping(udp)); err != nil {
@@ -182,9 +178,7 @@ func TestNode(t *testing.T) {
 			err = ping(conn)
 			conn.Close()
 		}
-		if err != nil {
-			t.Errorf("%s: the node does not reach its pod: %v", c.name, err)
-		}
+		testenv.Check(t, err, "%s: the node does not reach its pod", c.name)
 	}
 }
 
@@ -248,9 +242,7 @@ func TestNoticesChanges(t *testing.T) {
 		if !tab.intact() {
 			t.Fatal("the table is not counted as whole")
 		}
-		if err := run(t.Context(), []byte(change)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, run(t.Context(), []byte(change)))
 		if tab.intact() {
 			t.Errorf("nobody noticed: %s", change)
 		}
@@ -280,9 +272,7 @@ func TestGeneratedTables(t *testing.T) {
 		if changes.applied == nil {
 			changes.applied = newRuleset()
 		}
-		if err := run(t.Context(), difference(changes.applied, to)); err != nil {
-			t.Fatalf("case %d of seed %d, as a change: %v", i, seed, err)
-		}
+		testenv.NoError(t, run(t.Context(), difference(changes.applied, to)), "case %d of seed %d, as a change", i, seed)
 		changes.applied = to
 		if !changes.intact() {
 			t.Fatalf("case %d of seed %d, as a change: it is not counted as whole", i, seed)

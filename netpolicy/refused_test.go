@@ -45,9 +45,7 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 	}
 	for _, b := range w.Sandboxes {
 		for _, ip := range b.IPs {
-			if chain := r.Ruleset.Pods[ingress][ip]; (chain == closed) != (b.Namespace == "x") {
-				t.Errorf("a pod of %s has the chain %q", b.Namespace, chain)
-			}
+			testenv.Equal(t, (r.Ruleset.Pods[ingress][ip] == closed), (b.Namespace == "x"), "a pod of %s has the chain", b.Namespace)
 		}
 	}
 	w.Policies = w.Policies[1:]
@@ -89,15 +87,10 @@ func TestRefusedByTheKernel(t *testing.T) {
 // then.
 func standIn(t *testing.T, word string) string {
 	t.Helper()
-	real, err := exec.LookPath("nft")
-	if err != nil {
-		t.Fatal(err)
-	}
+	real := testenv.Must(exec.LookPath("nft"))(t)
 	dir, message := t.TempDir(), "refused by a stand-in"
 	script := fmt.Sprintf("#!/bin/sh\nin=%s/in.$$\ncat >$in\nif grep -qF '%s' $in; then echo '%s' >&2; rm $in; exit 1; fi\n'%s' \"$@\" <$in\ncode=$?\nrm $in\nexit $code\n", dir, word, message, real)
-	if err := os.WriteFile(filepath.Join(dir, "nft"), []byte(script), 0o700); err != nil { //nolint:gosec // it is to be run
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "nft"), []byte(script), 0o700)) //nolint:gosec // it is to be run
 	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	return message
 }

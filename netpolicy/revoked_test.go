@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // revoking are the policies that forbid the pods of namespace y what those of x have opened.
@@ -31,21 +32,16 @@ func (l *lab) pair(from, to netip.Addr) (client, server *net.TCPConn) {
 		at, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(to, 0)))
 		return err
 	})
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	testenv.NoError(l.t, err)
 	defer at.Close()
 	err = l.in(from).Do(func() (err error) {
 		client, err = net.DialTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), at.Addr().(*net.TCPAddr))
 		return err
 	})
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	testenv.NoError(l.t, err)
 	l.t.Cleanup(func() { client.Close() })
-	if server, err = at.AcceptTCP(); err != nil {
-		l.t.Fatal(err)
-	}
+	server, err = at.AcceptTCP()
+	testenv.NoError(l.t, err)
 	l.t.Cleanup(func() { server.Close() })
 	return client, server
 }
@@ -60,9 +56,7 @@ func hears(c net.Conn) error {
 // forget has conntrack forget all connections.
 func forget(t *testing.T) {
 	t.Helper()
-	if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.ConntrackTableFlush(netlink.ConntrackTable))
 }
 
 // TestBothEndsHear: of a TCP connection that a policy forbids each end hears when it sends something, and the second
@@ -90,9 +84,8 @@ func TestBothEndsHear(t *testing.T) {
 						if first == "server" {
 							one, other = other, one
 						}
-						if err := other.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second}); err != nil {
-							t.Fatal(err)
-						}
+						testenv.NoError(t,
+							other.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second}))
 						l.Policies = nil
 						l.policy(t, d.namespace, "a", d.spec)
 						l.apply(&tab)
@@ -139,12 +132,8 @@ func TestRevokedConnectionStaysClosedWithoutConntrack(t *testing.T) {
 						}
 					}
 					for _, ends := range [][2]net.Conn{{free, open}, {open, free}} {
-						if _, err := ends[0].Write([]byte("x")); err != nil {
-							t.Error(err)
-						}
-						if err := hears(ends[1]); err != nil {
-							t.Errorf("a connection between pods that are not restricted: %v", err)
-						}
+						testenv.Check(t, testenv.Err(ends[0].Write([]byte("x"))))
+						testenv.Check(t, hears(ends[1]), "a connection between pods that are not restricted")
 					}
 				})
 			}
@@ -190,12 +179,8 @@ func TestForgottenWithNode(t *testing.T) {
 					}
 					for _, e := range ends {
 						for _, way := range [][2]net.Conn{{e[0], e[1]}, {e[1], e[0]}} {
-							if _, err := way[0].Write([]byte("x")); err != nil {
-								t.Error(err)
-							}
-							if err := hears(way[1]); err != nil {
-								t.Errorf("from %v to %v: %v", way[0].LocalAddr(), way[1].LocalAddr(), err)
-							}
+							testenv.Check(t, testenv.Err(way[0].Write([]byte("x"))))
+							testenv.Check(t, hears(way[1]), "from %v to %v", way[0].LocalAddr(), way[1].LocalAddr())
 						}
 					}
 				})
@@ -255,14 +240,9 @@ func TestNoWayRoundSYN(t *testing.T) {
 // a bind to it fails until the kernel's own work has looked at it.
 func (l *lab) ofNode(t *testing.T, ip netip.Addr) {
 	t.Helper()
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
+	lo := testenv.Must(netlink.LinkByName("lo"))(t)
 	a := &netlink.Addr{IPNet: netlink.NewIPNet(ip.AsSlice()), Flags: unix.IFA_F_NODAD}
-	if err := netlink.AddrReplace(lo, a); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.AddrReplace(lo, a))
 	t.Cleanup(func() { _ = netlink.AddrDel(lo, a) })
 }
 

@@ -85,9 +85,7 @@ func newServiceLab(t *testing.T, mode string) *serviceLab {
 		return errors.Join(netns.AddRoute("0.0.0.0/0", "192.0.2.1"), netns.AddRoute("::/0", "2001:db8::1"))
 	})
 	// Without a route the node's own packets meet no rule.
-	if err := errors.Join(err, netns.AddRoute("0.0.0.0/0", "192.0.2.2"), netns.AddRoute("::/0", outside[2].String())); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(err, netns.AddRoute("0.0.0.0/0", "192.0.2.2"), netns.AddRoute("::/0", outside[2].String())))
 	for _, ip := range outside {
 		l.ns[ip] = ns
 	}
@@ -115,14 +113,9 @@ func (l *serviceLab) serveServices(t *testing.T, mode string) {
 		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.43.0.0/16", "fd43::/112"}},
 	})
 	for _, o := range objects {
-		if err := api.Tracker().Add(o); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, api.Tracker().Add(o))
 	}
-	informers, err := netinformers.New(netinformers.Options{Client: api, NodeName: l.Node, Services: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	informers := testenv.Must(netinformers.New(netinformers.Options{Client: api, NodeName: l.Node, Services: true}))(t)
 	record := filepath.Join(t.TempDir(), "service-proxy")
 	ctx, cancel := context.WithCancel(context.Background())
 	p, err := proxy.New(ctx, proxy.Options{
@@ -140,12 +133,8 @@ func (l *serviceLab) serveServices(t *testing.T, mode string) {
 	go func() { done <- p.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := errors.Join(<-done, <-done); err != nil {
-			t.Error(err)
-		}
-		if _, err := servicerules.Remove(record); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, errors.Join(<-done, <-done))
+		testenv.Check(t, testenv.Err(servicerules.Remove(record)))
 	})
 	testenv.Eventually(t, 2*patience, "Services are served", func() error {
 		if h := p.Health(); !h.Synced || h.Err != nil {

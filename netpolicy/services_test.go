@@ -148,9 +148,7 @@ func (l *serviceLab) openAt(t *testing.T, c connection, at netip.AddrPort) net.C
 	if err == nil {
 		err = ping(conn)
 	}
-	if err != nil {
-		t.Fatalf("%v to %v: %v", c.from, at, err)
-	}
+	testenv.NoError(t, err, "%v to %v", c.from, at)
 	t.Cleanup(func() { conn.Close() })
 	return conn
 }
@@ -202,15 +200,11 @@ func (l *serviceLab) revoke(t *testing.T, w way, family int, namespace, spec str
 	if err := ping(foreign); (namespace == "y") != errors.Is(err, errRefused) {
 		t.Errorf("the connection from outside: %v", err)
 	}
-	if err := errors.Join(ping(stays), ping(self)); err != nil {
-		t.Errorf("connections that are still allowed: %v", err)
-	}
+	testenv.Check(t, errors.Join(ping(stays), ping(self)), "connections that are still allowed")
 	l.Policies = nil
 	l.apply(&tab)
 	again := connection{client, server, corev1.ProtocolTCP, 80}
-	if err := errors.Join(ping(stays), l.tryAt(again, l.at(w, again)), ping(udp)); err != nil {
-		t.Errorf("without policies: %v", err)
-	}
+	testenv.Check(t, errors.Join(ping(stays), l.tryAt(again, l.at(w, again)), ping(udp)), "without policies")
 }
 
 // testNode: what the node itself sends reaches every pod of its own, through Services too.
@@ -230,9 +224,7 @@ func (l *serviceLab) testNode(t *testing.T) {
 						err = ping(conn)
 						conn.Close()
 					}
-					if err != nil {
-						t.Errorf("the node does not reach %v by %s %v: %v", ip, w, at, err)
-					}
+					testenv.Check(t, err, "the node does not reach %v by %s %v", ip, w, at)
 				}
 			}
 		}

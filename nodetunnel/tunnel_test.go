@@ -29,10 +29,7 @@ func connect(t *testing.T, n Node) *Session {
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { _ = n.Serve(ctx, a) })
-	s, err := NewSession(b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(NewSession(b))(t)
 	running.Go(func() { _ = s.Wait() })
 	t.Cleanup(func() {
 		cancel()
@@ -89,9 +86,7 @@ func TestStreams(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if n := s.Streams(); n != 0 {
-			t.Errorf("%d streams are left", n)
-		}
+		testenv.Equal(t, s.Streams(), 0, "streams are left:")
 	})
 }
 
@@ -105,10 +100,7 @@ func TestOthersAddresses(t *testing.T) {
 		}
 	}
 	// Other names of what is the node's are the same.
-	c, err := s.Dial(t.Context(), netip.MustParseAddrPort("[::ffff:10.0.0.7]:10250"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(s.Dial(t.Context(), netip.MustParseAddrPort("[::ffff:10.0.0.7]:10250")))(t)
 	c.Close()
 }
 
@@ -142,12 +134,7 @@ func TestLiveness(t *testing.T) {
 	s := connect(t, n)
 	for range 5 {
 		last := s.Heard()
-		testenv.Eventually(t, 2*time.Minute, "the node is heard again", func() error {
-			if !s.Heard().After(last) {
-				return errors.New("it is not")
-			}
-			return nil
-		})
+		testenv.Until(t, 2*time.Minute, "the node is heard again", func() bool { return s.Heard().After(last) })
 	}
 
 	a, b := net.Pipe()
@@ -193,10 +180,7 @@ func TestSlowAnswers(t *testing.T) {
 		return due
 	}
 	a, b := net.Pipe()
-	s, err := NewSession(b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(NewSession(b))(t)
 	node := &slowAnswers{Conn: a, wrote: make(chan struct{}, 100)} // more than are written meanwhile
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -222,10 +206,7 @@ func TestSlowAnswers(t *testing.T) {
 // A node that opens streams itself is hung up on.
 func TestNodeOpens(t *testing.T) {
 	a, b := net.Pipe()
-	s, err := NewSession(b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(NewSession(b))(t)
 	go func() {
 		_, _ = a.Write([]byte{0, 1, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0}) // a window update with SYN, of stream 2
 		_, _ = io.Copy(io.Discard, a)
@@ -239,16 +220,9 @@ func TestNodeOpens(t *testing.T) {
 // A connection that ends takes its streams with it.
 func TestStreamsEndWithTheConnection(t *testing.T) {
 	s := connect(t, echo())
-	c, err := s.Dial(t.Context(), kubelet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Error(err)
-	}
-	if _, err := c.Read(make([]byte, 1)); err == nil {
-		t.Error("the stream outlives its connection")
-	}
+	c := testenv.Must(s.Dial(t.Context(), kubelet))(t)
+	testenv.Check(t, s.Close())
+	testenv.Fails(t, testenv.Err(c.Read(make([]byte, 1))), "the stream outlives its connection")
 	if _, err := s.Dial(t.Context(), kubelet); err == nil || errors.Is(err, ErrRefused) {
 		t.Errorf("a stream over a connection that has ended: %v", err)
 	}
@@ -274,9 +248,7 @@ func FuzzTarget(f *testing.F) {
 			t.Fatalf("%v was taken", to)
 		}
 		var again bytes.Buffer
-		if err := writeMessage(&again, to.String()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, writeMessage(&again, to.String()))
 		if back, err := readTarget(&again); err != nil || back != to {
 			t.Fatalf("%v becomes %v, %v", to, back, err)
 		}

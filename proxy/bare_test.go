@@ -15,16 +15,14 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // bareNFTables is the nftables back end without the front, of IPv4 or of both families. It has the networks of
 // Services, the node's labels and its tables.
 func bareNFTables(t testing.TB, families ...corev1.IPFamily) *nftables {
 	t.Helper()
-	shared, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	shared := testenv.Must(netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true}))(t)
 	o := Options{Informers: shared}
 	for _, f := range families {
 		if f == corev1.IPv4Protocol {
@@ -33,22 +31,15 @@ func bareNFTables(t testing.TB, families ...corev1.IPFamily) *nftables {
 			o.NodeIPs, o.ClusterCIDRs = append(o.NodeIPs, netip.MustParseAddr(nodeAddr6)), append(o.ClusterCIDRs, netip.MustParsePrefix("fd42::/56"))
 		}
 	}
-	b, err := openNFTables(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(openNFTables(t.Context(), o))(t)
 	t.Cleanup(func() {
 		for _, table := range b.(tabled).ownTables() {
-			if err := nfttable.Delete(table); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, nfttable.Delete(table))
 		}
 	})
 	b.OnTopologyChange(theNode().Labels)
 	b.OnServiceCIDRsChanged(ofServices.Spec.CIDRs)
-	if err := b.prepare(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.prepare())
 	return b.(*nftables)
 }
 
@@ -56,11 +47,7 @@ func bareNFTables(t testing.TB, families ...corev1.IPFamily) *nftables {
 func ofProxier[T any](t *testing.T, b *nftables, family corev1.IPFamily, field string) *T {
 	t.Helper()
 	at := map[corev1.IPFamily]string{corev1.IPv4Protocol: "ipv4Proxier", corev1.IPv6Protocol: "ipv6Proxier"}[family]
-	out, err := kubecompat.Field[T](b.Provider, []string{at, field})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return testenv.Must(kubecompat.Field[T](b.Provider, []string{at, field}))(t)
 }
 
 // untilTidy waits until upstream's proxier has deleted the chains that no Service needs any more.
@@ -77,9 +64,7 @@ func untilTidy(t *testing.T, b *nftables) {
 			return nil
 		}
 		if age > time.Second { // upstream deletes what no sync has seen for a second, and each sync begins that again
-			if err := b.sync(false); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, b.sync(false))
 		}
 		return fmt.Errorf("there are %d chains, for %v", left, age)
 	})
@@ -93,9 +78,7 @@ func wantAsUpstream(t *testing.T, b *nftables, there []served) {
 	for _, s := range there {
 		b.OnServiceDelete(s.service)
 	}
-	if err := b.sync(false); err != nil { // listeners of health check node ports end
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.sync(false)) // listeners of health check node ports end
 	nft(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
 	upstreamRules := theirRules(t, there)
 	for _, line := range ours {

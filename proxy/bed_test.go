@@ -65,9 +65,7 @@ func newTestbed(t *testing.T, mode string) *testbed {
 		// packet puts off the refusal that its rate limit would allow, and no connection is refused any more.
 		"conf/all/send_redirects": "0", "conf/default/send_redirects": "0",
 	} {
-		if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0))
 	}
 	b.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
 	for i, ip := range []string{"10.42.0.2", "10.42.0.6"} {
@@ -75,18 +73,12 @@ func newTestbed(t *testing.T, mode string) *testbed {
 		prefix := netip.MustParsePrefix(ip + "/30")
 		gw := prefix.Masked().Addr().Next().String()
 		ns.Link(t, fmt.Sprintf("pod%d", i), "eth0", []string{gw + "/30"}, []string{ip + "/30"})
-		if err := ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", gw) }); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", gw) }))
 		b.pods[ip] = ns
 		netns.Serve(t, ns, ip, "tcp", ":8080")
 	}
-	if err := b.outside.Do(func() error { return netns.AddRoute("10.43.0.0/16", nodeAddr) }); err != nil {
-		t.Fatal(err)
-	}
-	if err := netns.AddRoute("0.0.0.0/0", outsideAddr); err != nil { // without a route the node's own packets meet no rule
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.outside.Do(func() error { return netns.AddRoute("10.43.0.0/16", nodeAddr) }))
+	testenv.NoError(t, netns.AddRoute("0.0.0.0/0", outsideAddr)) // without a route the node's own packets meet no rule
 	b.api = watchapi.New(
 		bedNode("east"),
 		&networkingv1.ServiceCIDR{
@@ -113,9 +105,7 @@ func (b *testbed) removeRules(t *testing.T) {
 		nft(t, "add table ip kube-proxy; add table ip6 kube-proxy; delete table ip kube-proxy; delete table ip6 kube-proxy")
 		return
 	}
-	if name, err := servicerules.Remove(b.record); err != nil || name != b.mode {
-		t.Errorf("removed %q, %v", name, err)
-	}
+	testenv.Equal(t, testenv.Must(servicerules.Remove(b.record))(t), b.mode, "removed")
 }
 
 // start has Services served until b.stop.
@@ -139,10 +129,8 @@ func (b *testbed) start(t *testing.T) {
 	if b.options != nil {
 		b.options(&o)
 	}
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: b.url, ContentConfig: rest.ContentConfig{ContentType: runtime.ContentTypeProtobuf}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := testenv.Must(
+		kubernetes.NewForConfig(&rest.Config{Host: b.url, ContentConfig: rest.ContentConfig{ContentType: runtime.ContentTypeProtobuf}}))(t)
 	shared, p := newTestProxy(t, ctx, client, o)
 	p.guard = 100 * time.Millisecond
 	done := make(chan error, 2)
@@ -152,9 +140,7 @@ func (b *testbed) start(t *testing.T) {
 	b.stop = func() {
 		cancel()
 		for range 2 {
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, <-done)
 		}
 		b.stop = func() {}
 	}
@@ -164,15 +150,10 @@ func (b *testbed) start(t *testing.T) {
 func newTestProxy(t *testing.T, ctx context.Context, client kubernetes.Interface, o Options) (*netinformers.Informers, *Proxy) {
 	t.Helper()
 	shared, err := netinformers.New(netinformers.Options{Client: client, NodeName: "n1", AllNodes: true, Services: true, Names: true}) // as a node has them
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	o.Informers = shared
 	o.Logger = ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
-	p, err := New(ctx, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(New(ctx, o))(t)
 	return shared, p
 }
 

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -94,18 +95,14 @@ const externalIP, balancerIP = "203.0.113.7", "203.0.113.8"
 // routed is a bed in which the machine outside and the pods send Services' addresses to the node.
 func routed(t *testing.T, mode string) *testbed {
 	b := newTestbed(t, mode)
-	if err := b.outside.Do(func() error { return netns.AddRoute("203.0.113.0/24", nodeAddr) }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.outside.Do(func() error { return netns.AddRoute("203.0.113.0/24", nodeAddr) }))
 	return b
 }
 
 // routeBack lets the machine outside answer pods.
 func (b *testbed) routeBack(t *testing.T) {
 	t.Helper()
-	if err := b.outside.Do(func() error { return netns.AddRoute("10.42.0.0/16", nodeAddr) }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.outside.Do(func() error { return netns.AddRoute("10.42.0.0/16", nodeAddr) }))
 }
 
 // refused waits until a connection is refused at once.
@@ -232,9 +229,7 @@ func testNoEndpoints(t *testing.T, mode string) {
 // serveDatagrams answers each with the name, until the test ends.
 func serveDatagrams(t *testing.T, in netns.Doer, name string) {
 	var d net.PacketConn
-	if err := in.Do(func() (err error) { d, err = net.ListenPacket("udp", ":8080"); return err }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, in.Do(func() (err error) { d, err = net.ListenPacket("udp", ":8080"); return err }))
 	done := make(chan struct{})
 	t.Cleanup(func() { d.Close(); <-done })
 	go func() {
@@ -259,9 +254,7 @@ func testDatagrams(t *testing.T, mode string) {
 	b.protocol = corev1.ProtocolUDP
 	for _, from := range []netns.Doer{b.outside, here{}} {
 		var c net.Conn
-		if err := from.Do(func() (err error) { c, err = net.Dial("udp", clusterIP+":80"); return err }); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, from.Do(func() (err error) { c, err = net.Dial("udp", clusterIP+":80"); return err }))
 		defer c.Close()
 		for _, ip := range []string{"10.42.0.2", "10.42.0.6", "10.42.0.2"} {
 			b.endpoints(t, ip)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestConntrackLimits(t *testing.T) {
@@ -36,20 +38,12 @@ func TestConntrackLimits(t *testing.T) {
 			root := t.TempDir()
 			for file, text := range c.have {
 				path := filepath.Join(root, file)
-				if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+				testenv.NoError(t, os.WriteFile(path, []byte(text), 0o644))
 			}
-			if err := limitConntrack(root, conntrackLimits(c.cores)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, limitConntrack(root, conntrackLimits(c.cores)))
 			for file, want := range c.want {
-				if got, err := os.ReadFile(filepath.Join(root, file)); err != nil || strings.TrimSpace(string(got)) != want {
-					t.Errorf("%s: %q, %v; want %s", file, got, err, want)
-				}
+				testenv.Equal(t, strings.TrimSpace(string(testenv.Must(os.ReadFile(filepath.Join(root, file)))(t))), want, "%s:", file)
 			}
 		})
 	}

@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testPoolAddress is about a load balancer's address in the LAN of the nodes. The node serves what is sent to it, but
@@ -39,9 +40,7 @@ func testPoolAddress(t *testing.T, mode string) {
 		t.Errorf("nobody announces the address, and %s answers", got)
 	}
 	node, err := netlink.LinkByName("uplink")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	err = b.outside.Do(func() error { // the announcer's answer
 		eth0, err := netlink.LinkByName("eth0")
 		if err != nil {
@@ -52,18 +51,14 @@ func testPoolAddress(t *testing.T, mode string) {
 			IP: net.ParseIP(pooled), HardwareAddr: node.Attrs().HardwareAddr,
 		})
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	reaches(t, b.outside, "when it is announced", pooled+":80")
 }
 
 // serveLong answers what comes with the name, on port 9090, until the client goes or the test ends.
 func serveLong(t *testing.T, in netns.Doer, name string) {
 	var l net.Listener
-	if err := in.Do(func() (err error) { l, err = net.Listen("tcp", ":9090"); return err }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, in.Do(func() (err error) { l, err = net.Listen("tcp", ":9090"); return err }))
 	var mu sync.Mutex
 	var open []io.Closer
 	var wg sync.WaitGroup
@@ -77,11 +72,7 @@ func serveLong(t *testing.T, in netns.Doer, name string) {
 		wg.Wait()
 	})
 	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
+		testenv.Accept(l, func(c net.Conn) {
 			mu.Lock()
 			open = append(open, c)
 			mu.Unlock()
@@ -95,7 +86,7 @@ func serveLong(t *testing.T, in netns.Doer, name string) {
 					fmt.Fprintln(c, name)
 				}
 			})
-		}
+		})
 	})
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -49,9 +50,7 @@ func TestHostNetwork(t *testing.T) {
 		"192.0.2.1": isLocal, "192.0.2.255": isLocal, "2001:db8::": isLocal, "198.51.100.77": isLocal, "192.0.2.2": isGateway, "192.0.2.3": isGateway, "2001:db8::3": isGateway,
 		"192.0.2.53": isResolver, "fe80::53": isResolver, "203.0.113.1": "", "192.0.2.9": "", "2001:db8::9": "",
 	} {
-		if got := h.reason(netip.MustParseAddr(address)); got != want {
-			t.Errorf("%s %q, want %q", address, got, want)
-		}
+		testenv.Equal(t, h.reason(netip.MustParseAddr(address)), want, "%s", address)
 	}
 }
 
@@ -60,28 +59,21 @@ func TestHostNetwork(t *testing.T) {
 func TestHostNetworkOfTheKernel(t *testing.T) {
 	ns := netns.New(t)
 	file := filepath.Join(t.TempDir(), "resolv.conf")
-	if err := os.WriteFile(file, []byte("nameserver 10.99.0.53\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(file, []byte("nameserver 10.99.0.53\n"), 0o600))
 	ns.Link(t, "hosttest0", "second", nil, []string{"10.99.0.7/24"})
 	ns.Link(t, "hosttest1", servicerules.IPVSDevice, nil, []string{"203.0.113.7/32"})
 	var h hostNetwork
-	err := ns.Do(func() (err error) {
+	testenv.NoError(t, ns.Do(func() (err error) {
 		if err := netns.AddRoute("0.0.0.0/0", "10.99.0.1"); err != nil {
 			return err
 		}
 		h, err = readHostNetwork(file)
 		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	for address, want := range map[string]string{
 		"10.99.0.7": isLocal, "10.99.0.255": isLocal, "10.99.0.1": isGateway, "10.99.0.53": isResolver, "203.0.113.7": "", "10.99.0.8": "",
 	} {
-		if got := h.reason(netip.MustParseAddr(address)); got != want {
-			t.Errorf("%s %q, want %q", address, got, want)
-		}
+		testenv.Equal(t, h.reason(netip.MustParseAddr(address)), want, "%s", address)
 	}
 }
 

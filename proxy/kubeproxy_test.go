@@ -95,14 +95,8 @@ func requireKubeProxy(t *testing.T) {
 func (b *testbed) startKubeProxy(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
-	conf, err := kubeproxy.Configuration{API: b.url, NodeName: "n1", ClusterCIDR: b.clusterCIDR()}.Write(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conf := testenv.Must(kubeproxy.Configuration{API: b.url, NodeName: "n1", ClusterCIDR: b.clusterCIDR()}.Write(dir))(t)
+	log := testenv.Must(os.Create(filepath.Join(dir, "log")))(t)
 	cmd := exec.Command(os.Getenv(kubeproxy.ProgramVar), "--config", conf)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -115,9 +109,7 @@ func (b *testbed) startKubeProxy(t *testing.T) {
 			ended <- cmd.Wait()
 		}
 	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, <-started)
 	b.stop = func() {
 		select {
 		case err := <-ended:

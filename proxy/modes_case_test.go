@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	proxyipvs "github.com/coracle-k8s/coracle/proxy/ipvs"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -125,34 +126,23 @@ func testModeChange(t *testing.T) {
 	if _, why := b.proxy.Backend(); !strings.Contains(why, "the module ip_vs") {
 		t.Errorf("the reason for nftables is %q", why)
 	}
-	if _, err := netlink.LinkByName(servicerules.IPVSDevice); err == nil {
-		t.Error("the device of IPVS' addresses is still there")
-	}
+	testenv.Fails(t, testenv.Err(netlink.LinkByName(servicerules.IPVSDevice)), "the device of IPVS' addresses is still there")
 	b.openLong(t)
 }
 
 // unloadIPVS removes all virtual servers and the module, as another program may, and keeps it from being loaded again.
 func unloadIPVS(t *testing.T) {
 	t.Helper()
-	h, err := ipvs.New("")
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := testenv.Must(ipvs.New(""))(t)
 	defer h.Close()
-	if err := h.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile("/proc/sys/kernel/modprobe", []byte("/nonexistent\n"), 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, h.Flush())
+	testenv.NoError(t, os.WriteFile("/proc/sys/kernel/modprobe", []byte("/nonexistent\n"), 0))
 	programs := t.TempDir() // nft alone: no modprobe
 	found, err := exec.LookPath("nft")
 	if err == nil {
 		err = os.Symlink(found, filepath.Join(programs, "nft"))
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	t.Setenv("PATH", programs)
 	for _, s := range proxyipvs.Schedulers {
 		if err := unix.DeleteModule("ip_vs_"+s, unix.O_NONBLOCK); err != nil && !errors.Is(err, unix.ENOENT) {

@@ -151,13 +151,9 @@ func TestDualStack(t *testing.T) {
 	})
 	cancel()
 	for range 2 {
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 	}
-	if _, err := servicerules.Remove(record); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(servicerules.Remove(record)))
 }
 
 // A kernel's refusal of the rules is reported, and the sync is tried again.
@@ -219,16 +215,12 @@ func TestHourlySyncRepairsTables(t *testing.T) {
 					b.OnEndpointSliceAdd(slice)
 				}
 			}
-			if err := b.sync(true); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, b.sync(true))
 			nft(t, drift)
 			if ok, err := b.intact(); !ok || err != nil {
 				t.Errorf("tables that are there are not intact: %v, %v", ok, err)
 			}
-			if err := b.sync(true); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, b.sync(true))
 			untilTidy(t, b)
 			wantAsUpstream(t, b, all)
 			if ok, err := b.intact(); ok || err != nil {
@@ -253,15 +245,11 @@ func TestStopLeavesNoGoroutine(t *testing.T) {
 func TestMissingNFTIsReported(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	shared, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	_, err = New(t.Context(), Options{
 		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr)},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 		Informers:    shared,
 	})
-	if err == nil || !strings.Contains(err.Error(), "nft") {
-		t.Errorf("got %v, want an error that names nft", err)
-	}
+	testenv.WantError(t, err, "nft")
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestTunnelIsNoNodePort: where packets from other nodes come in no Service has a node port, whenever that begins and
@@ -22,9 +23,8 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 	p := frontOf(t, h)
 	const vxlan, wireGuard = 8472, 51820
 	var err error
-	if p.o.Informers, err = netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n0", Services: true}); err != nil {
-		t.Fatal(err)
-	}
+	p.o.Informers, err = netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n0", Services: true})
+	testenv.NoError(t, err)
 	p.ReserveTunnel(vxlan)
 	wants := func(name string, protocol corev1.Protocol, port int32) {
 		p.services(nil, &corev1.Service{
@@ -38,9 +38,7 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 	for _, step := range []struct{ tunnel, a, c int32 }{{vxlan, 0, wireGuard}, {wireGuard, vxlan, 0}, {0, vxlan, wireGuard}, {vxlan, 0, wireGuard}} {
 		p.ReserveTunnel(int(step.tunnel))
 		for name, want := range map[string]int32{"a": step.a, "b": vxlan, "c": step.c} {
-			if got := h.now[name].Spec.Ports[0].NodePort; got != want {
-				t.Errorf("with the tunnel at %d: %s has node port %d, want %d", step.tunnel, name, got, want)
-			}
+			testenv.Equal(t, h.now[name].Spec.Ports[0].NodePort, want, "with the tunnel at %d: %s has node port", step.tunnel, name)
 		}
 	}
 	// The cluster changes, and nodes follow one after the other.
@@ -65,9 +63,7 @@ func TestTunnelIsNoNodePort(t *testing.T) {
 	} {
 		step.do()
 		for name, want := range map[string]int32{"a": step.a, "b": vxlan, "c": step.c} {
-			if got := h.now[name].Spec.Ports[0].NodePort; got != want {
-				t.Errorf("after step %d: %s has node port %d, want %d", i, name, got, want)
-			}
+			testenv.Equal(t, h.now[name].Spec.Ports[0].NodePort, want, "after step %d: %s has node port", i, name)
 		}
 	}
 	if x := p.o.externals; len(x.tunnels)+len(x.senders) > 0 {
@@ -107,9 +103,7 @@ func TestBalancersPortIsNoNodePort(t *testing.T) {
 	}
 	has := func(what, name string, want int32) {
 		t.Helper()
-		if got := h.now[name].Spec.Ports[0].NodePort; got != want {
-			t.Errorf("%s: %s has node port %d, want %d", what, name, got, want)
-		}
+		testenv.Equal(t, h.now[name].Spec.Ports[0].NodePort, want, "%s: %s has node port", what, name)
 	}
 	thief := wants("thief", corev1.ProtocolTCP)
 	p.services(nil, thief)

@@ -19,6 +19,7 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // recorder is a back end that writes down what the front asks of it.
@@ -86,10 +87,8 @@ func (r *recorder) intact() (bool, error) {
 func front(t *testing.T, f func(*Proxy, events, *recorder), change ...func(*Options)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{}
-		informers, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true, AllNodes: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		informers := testenv.Must(
+			netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true, AllNodes: true}))(t)
 		p := &Proxy{
 			o: Options{Informers: informers}, log: ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))),
 			backend: r, reachable: newReachabilityFilter(r), guard: guardPeriod, wake: make(chan struct{}, 1),
@@ -97,14 +96,9 @@ func front(t *testing.T, f func(*Proxy, events, *recorder), change ...func(*Opti
 		for _, f := range change {
 			f(&p.o)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1) // read when the test is over
-		go func() { done <- p.Run(ctx) }()
+		stop := testenv.Run(t, p.Run)
 		f(p, events{p}, r)
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		stop()
 	})
 }
 
@@ -118,9 +112,7 @@ func synced(e events) {
 
 func want(t *testing.T, r *recorder, what, calls string) {
 	t.Helper()
-	if got := r.take(); got != calls {
-		t.Errorf("%s: the back end was asked for %q, want %q", what, got, calls)
-	}
+	testenv.Equal(t, r.take(), calls, "%s: the back end was asked for", what)
 }
 
 func TestHalfAViewIsNotWritten(t *testing.T) {
@@ -262,9 +254,7 @@ func TestCandidates(t *testing.T) {
 			t.Errorf("%q: %q, %v; want %q", mode, got, err, want)
 		}
 	}
-	if _, err := candidatesOf("iptables"); err == nil {
-		t.Error("there is a mode iptables")
-	}
+	testenv.Fails(t, testenv.Err(candidatesOf("iptables")), "there is a mode iptables")
 }
 
 // TestStatusFollowsFailedSyncs: what status says changes with the first attempt that fails, and with the first one that
@@ -279,9 +269,7 @@ func TestStatusFollowsFailedSyncs(t *testing.T) {
 		r.set(func() { r.err = nil })
 		time.Sleep(2 * retryPause) // fake time
 	}, func(o *Options) { o.Report = func(err error) { reports = append(reports, fmt.Sprint(err)) } })
-	if got := strings.Join(reports, ", "); got != "lost, <nil>" {
-		t.Errorf("reported: %s", got)
-	}
+	testenv.Equal(t, strings.Join(reports, ", "), "lost, <nil>", "reported:")
 }
 
 func TestChoose(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Cases of what becomes of a Service, and of its ports.
@@ -36,9 +37,7 @@ func askDatagram(c net.Conn) (string, error) {
 
 func dialDatagrams(t *testing.T, from netns.Doer, addr string) (c net.Conn) {
 	t.Helper()
-	if err := from.Do(func() (err error) { c, err = net.Dial("udp", addr); return err }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, from.Do(func() (err error) { c, err = net.Dial("udp", addr); return err }))
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -172,9 +171,7 @@ func testServiceGoes(t *testing.T, mode string) {
 func remembered(t *testing.T, c net.Conn) bool {
 	t.Helper()
 	known, err := os.ReadFile("/proc/thread-self/net/ip_vs_conn") // the process's first thread may have gone to a pod's namespace
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	client := c.LocalAddr().(*net.TCPAddr)
 	return strings.Contains(string(known), fmt.Sprintf(" %X %04X ", []byte(client.IP.To4()), client.Port))
 }
@@ -221,9 +218,7 @@ func openLong(t *testing.T, from netns.Doer, addr, want string) (c net.Conn) {
 func testBalancerItself(t *testing.T, mode string) {
 	b := routed(t, mode)
 	b.routeBack(t)
-	if err := b.outside.Do(func() error { return netns.AddAddress("lo", balancerIP+"/32") }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.outside.Do(func() error { return netns.AddAddress("lo", balancerIP+"/32") }))
 	netns.Serve(t, b.outside, "balancer", "tcp", balancerIP+":80")
 	b.service(t, func(s *corev1.Service) {
 		balancer(s)
@@ -290,9 +285,7 @@ func testGivenPorts(t *testing.T, mode string) {
 func testServerAway(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	const server = "192.0.2.3"
-	if err := b.outside.Do(func() error { return netns.AddAddress("eth0", server+"/24") }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.outside.Do(func() error { return netns.AddAddress("eth0", server+"/24") }))
 	netns.Serve(t, b.outside, "server", "tcp", server+":6443")
 	b.service(t, func(s *corev1.Service) {
 		s.Spec.Ports[0].Port = 6443

@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestStaleChainsGo: a chain that no Service needs any more is deleted a second after that began, though Services
@@ -24,19 +25,14 @@ func TestStaleChainsGo(t *testing.T) {
 		b.OnServiceAdd(dualService(i))
 		b.OnEndpointSliceAdd(sliceOf(dualService(i), discoveryv1.AddressTypeIPv4, at("10.42.0.5", "n1", "rs")))
 	}
-	way, err := kubecompat.Field[map[string]time.Time](b.Provider, staleChainsField)
-	if err != nil {
-		t.Fatal(err)
-	}
+	way := testenv.Must(kubecompat.Field[map[string]time.Time](b.Provider, staleChainsField))(t)
 	syncs := 0
 	sync := func(full bool) map[string]time.Time {
 		t.Helper()
 		syncs++
 		endpoint := at([]string{"10.42.0.5", "10.42.0.6"}[syncs%2], "n1", "rs")
 		b.OnEndpointSliceUpdate(nil, sliceOf(dualService(1), discoveryv1.AddressTypeIPv4, endpoint))
-		if err := b.sync(full); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, b.sync(full))
 		out := map[string]time.Time{} // by Services' names
 		for chain, since := range *way {
 			out[strings.Split(chain, "/")[1]] = since
@@ -69,9 +65,7 @@ func TestStaleChainsGo(t *testing.T) {
 		return nil
 	})
 	sync(false)
-	if rules := nft(t, "list table ip kube-proxy"); strings.Count(rules, "dnat to") != 2 {
-		t.Errorf("not both Services that are left are served:\n%s", rules)
-	}
+	testenv.Equal(t, strings.Count(nft(t, "list table ip kube-proxy"), "dnat to"), 2, "not both Services that are left are served:")
 }
 
 // TestStaleDatesAreKept: a chain keeps its first date, and gets a new one after upstream has tried to delete it.

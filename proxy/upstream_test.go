@@ -139,9 +139,7 @@ func oursRules(t *testing.T, all []served) []string {
 	})
 	b.stop() // which waits for what is being written
 	out := dumped(t)
-	if _, err := servicerules.Remove(b.record); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(servicerules.Remove(b.record))(t)
 	return out
 }
 
@@ -159,9 +157,7 @@ func theirRules(t *testing.T, all []served) []string {
 		corev1.IPv4Protocol: proxyutil.NewDetectLocalByCIDR("10.42.0.0/16"), corev1.IPv6Protocol: proxyutil.NewDetectLocalByCIDR("fd42::/56"),
 	}, "n1", map[corev1.IPFamily]net.IP{corev1.IPv4Protocol: net.ParseIP(nodeAddr), corev1.IPv6Protocol: net.ParseIP(nodeAddr6)}, nil,
 		healthcheck.NewProxyHealthServer("", time.Minute, nil), false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	tellUpstream(p, all)
 	out := dumped(t)
 	for _, s := range all { // listeners of health check node ports end
@@ -192,9 +188,7 @@ func dumped(t *testing.T) []string {
 	rules := map[string][]string{}
 	for _, family := range []string{"ip", "ip6"} {
 		var all struct{ Nftables []map[string]map[string]any }
-		if err := json.Unmarshal([]byte(nft(t, "-j", "list table "+family+" kube-proxy")), &all); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, json.Unmarshal([]byte(nft(t, "-j", "list table "+family+" kube-proxy")), &all))
 		for _, entry := range all.Nftables {
 			for kind, o := range entry {
 				delete(o, "handle")
@@ -238,9 +232,6 @@ func uncomment(element any) {
 
 func asJSON(t *testing.T, v any) string {
 	t.Helper()
-	b, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(json.Marshal(v))(t)
 	return string(b)
 }

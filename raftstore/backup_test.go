@@ -58,9 +58,7 @@ func TestBackupWithoutReader(t *testing.T) {
 		if err := <-failed; status.Code(err) != codes.Aborted {
 			c.Errorf("the backup ended with %v", err)
 		}
-		if _, err := mvcc.Restore(&r.Buffer); err == nil {
-			c.Error("what was received can be restored")
-		}
+		testenv.Fails(c, testenv.Err(mvcc.Restore(&r.Buffer)), "what was received can be restored")
 	})
 }
 
@@ -88,14 +86,10 @@ func TestSlowBackup(t *testing.T) {
 		testenv.NoError(c, <-failed)
 		state := testenv.Must(mvcc.Restore(&r.Buffer))(c)
 		state.Freeze().Walk([]byte("k"), nil, state.Freeze().Revision(), func(v *mvcc.Version) bool {
-			if got := string(v.KV().Value); got != "before" {
-				c.Errorf("the backup has %q", got)
-			}
+			testenv.Equal(c, string(v.KV().Value), "before", "the backup has")
 			return true
 		})
-		if keys := state.Freeze().Stats().Keys; keys != 1 {
-			c.Errorf("%d keys", keys)
-		}
+		testenv.Equal(c, state.Freeze().Stats().Keys, 1, "keys:")
 	})
 }
 
@@ -116,12 +110,8 @@ func TestTooManyBackups(t *testing.T) {
 		}
 		close(let)
 		for range maxBackups {
-			if err := <-failed; err != nil {
-				c.Errorf("a backup whose reader went on: %v", err)
-			}
+			testenv.Check(c, <-failed, "a backup whose reader went on")
 		}
-		if _, err := s.Backup(c.ctx, io.Discard); err != nil {
-			c.Errorf("after the others: %v", err)
-		}
+		testenv.Check(c, testenv.Err(s.Backup(c.ctx, io.Discard)), "after the others")
 	})
 }

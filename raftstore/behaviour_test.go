@@ -55,9 +55,7 @@ func TestLeasesExpire(t *testing.T) {
 		_, ok := s.lessor.remaining(int64(short.ID))
 		return !ok
 	})
-	if events := collect(ctx, t, watch, 1); events[0].Type != clientv3.EventTypeDelete {
-		t.Errorf("%v", events)
-	}
+	testenv.Equal(t, collect(ctx, t, watch, 1)[0].Type, clientv3.EventTypeDelete, "")
 	// A new leader, here after a restart, gives a lease its whole time again.
 	testenv.NoError(t, s.Close(ctx))
 	s = openStore(t, Options{Dir: dir, Clock: clock})
@@ -266,9 +264,7 @@ func TestLeadershipIsReported(t *testing.T) {
 			t.Fatalf("%+v after closing", got)
 		}
 	}
-	if _, err := s.Client().Put(ctx, "/a", "1"); err == nil {
-		t.Error("a closed store took a write")
-	}
+	testenv.Fails(t, testenv.Err(s.Client().Put(ctx, "/a", "1")), "a closed store took a write")
 }
 
 func TestCloseEndsEverything(t *testing.T) {

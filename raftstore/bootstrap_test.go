@@ -93,16 +93,12 @@ func TestAdmission(t *testing.T) {
 		defer mu.Unlock()
 		return asked > 2
 	})
-	if got := first.cluster.Members(); len(got) != 1 {
-		t.Errorf("it was taken in: %v", got)
-	}
+	testenv.Equal(t, len(first.cluster.Members()), 1, "it was taken in:")
 	mu.Lock()
 	shared = "new"
 	mu.Unlock()
 	testenv.NoError(t, late.WaitReady(t.Context()))
-	if got := first.cluster.Members(); len(got) != 2 {
-		t.Errorf("members: %v", got)
-	}
+	testenv.Equal(t, len(first.cluster.Members()), 2, "members:")
 	until(testContext(t), t, "what was held is released", func() bool {
 		mu.Lock()
 		defer mu.Unlock()

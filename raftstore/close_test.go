@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Raft loses the futures of entries that wait for its state machine when it is
@@ -15,12 +17,8 @@ import (
 func TestCloseUnderLoad(t *testing.T) {
 	for round := range 60 {
 		s, err := Open(t.Context(), Options{Dir: t.TempDir(), NodeID: "one", Logger: testLog("one")})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.WaitReady(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
+		testenv.NoError(t, s.WaitReady(t.Context()))
 		var writers sync.WaitGroup
 		c := s.Client()
 		for w := range 16 {

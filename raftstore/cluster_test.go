@@ -141,18 +141,12 @@ func TestMaintenanceOfThree(t *testing.T) {
 		if err == nil {
 			err = Restore(Options{Dir: dir, Logger: testLog("restored")}, bytes.NewReader(blob), 0)
 		}
-		if err != nil {
-			t.Errorf("a backup of server %d: %v", i, err)
-		}
+		testenv.Check(t, err, "a backup of server %d", i)
 	}
 	if len(leads) != 1 || !leads[stores[0].replica.memberID] {
 		t.Errorf("leaders: %v", leads)
 	}
-	if _, err := clients[0].MoveLeader(ctx, stores[2].replica.memberID); err != nil {
-		t.Errorf("move the leader: %v", err)
-	}
+	testenv.Check(t, testenv.Err(clients[0].MoveLeader(ctx, stores[2].replica.memberID)), "move the leader")
 	until(ctx, t, "another leads", func() bool { return stores[2].Status().Leadership.Leader })
-	if _, err := clients[0].MoveLeader(ctx, stores[1].replica.memberID); err == nil {
-		t.Error("a follower moved the leader")
-	}
+	testenv.Fails(t, testenv.Err(clients[0].MoveLeader(ctx, stores[1].replica.memberID)), "a follower moved the leader")
 }

@@ -56,9 +56,7 @@ func (h *history) write(n, size int) (rev int64) {
 // interval lets an interval pass, and returns the revision compacted to.
 func (h *history) interval() int64 {
 	h.Helper()
-	if err := h.byAge(context.Background()); err != nil {
-		h.Error(err)
-	}
+	testenv.Check(h, h.byAge(context.Background()))
 	return h.view().Compacted()
 }
 

@@ -102,13 +102,10 @@ func TestWithoutLeader(t *testing.T) {
 	leases, alive := map[string]clientv3.LeaseID{}, map[string]<-chan *clientv3.LeaseKeepAliveResponse{}
 	for face, c := range clients {
 		grant, err := c.Grant(ctx, 600)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		leases[face] = grant.ID
-		if alive[face], err = c.KeepAlive(clientv3.WithRequireLeader(ctx), grant.ID); err != nil {
-			t.Fatal(err)
-		}
+		alive[face], err = c.KeepAlive(clientv3.WithRequireLeader(ctx), grant.ID)
+		testenv.NoError(t, err)
 		if resp := <-alive[face]; resp == nil {
 			t.Fatal("a lease is not kept alive")
 		}
@@ -156,9 +153,7 @@ func TestWithoutLeader(t *testing.T) {
 				}
 				break
 			}
-			if err := c.Lease.Close(); err != nil { // or it tries again for as long as the process lives
-				t.Error(err)
-			}
+			testenv.Check(t, c.Lease.Close()) // or it tries again for as long as the process lives
 		})
 	}
 }
@@ -167,14 +162,10 @@ func TestWithoutLeader(t *testing.T) {
 func TestMoveLeader(t *testing.T) {
 	ctx := testContext(t)
 	standalone := openStore(t, Options{Dir: t.TempDir()})
-	if _, err := dial(t, standalone).MoveLeader(ctx, standalone.replica.memberID); err != nil {
-		t.Errorf("the only server to itself: %v", err)
-	}
+	testenv.Check(t, testenv.Err(dial(t, standalone).MoveLeader(ctx, standalone.replica.memberID)), "the only server to itself")
 	stores := openCluster(t, 3)
 	leader := dial(t, stores[0])
-	if _, err := leader.MoveLeader(ctx, stores[0].replica.memberID); err != nil {
-		t.Errorf("the leader to itself: %v", err)
-	}
+	testenv.Check(t, testenv.Err(leader.MoveLeader(ctx, stores[0].replica.memberID)), "the leader to itself")
 	if !stores[0].Status().Leadership.Leader {
 		t.Error("it leads no longer")
 	}
@@ -230,9 +221,7 @@ func TestRangeStreamOrder(t *testing.T) {
 			return clientv3.GetStreamToGetResponse(stream)
 		}
 		for _, target := range []clientv3.SortTarget{clientv3.SortByKey, clientv3.SortByVersion, clientv3.SortByModRevision} {
-			if got, err := get(target, clientv3.SortNone); err != nil || len(got.Kvs) != 2 {
-				t.Errorf("no order by %v: %v, %v", target, got, err)
-			}
+			testenv.Equal(t, len(testenv.Must(get(target, clientv3.SortNone))(t).Kvs), 2, "no order by %v:", target)
 		}
 		if _, err := get(clientv3.SortByVersion, clientv3.SortAscend); status.Code(err) != codes.Unimplemented {
 			t.Errorf("an order: %v", err)

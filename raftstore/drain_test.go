@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Drain waits for the writes of before, those of before an earlier Drain among them, and for no others.
@@ -16,9 +18,7 @@ func TestDrain(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		s := &Store{replica: &replica{lifecycle: lifecycle{ctx: context.Background()}}, writer: &writer{}}
-		if err := s.Drain(ctx); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Drain(ctx))
 		first, second := s.writer.writes.begin(), s.writer.writes.begin()
 		short, stop := context.WithTimeout(ctx, time.Second)
 		defer stop()
@@ -39,9 +39,7 @@ func TestDrain(t *testing.T) {
 			end()
 			synctest.Wait()
 		}
-		if err := <-drained; err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, <-drained)
 		fourth()
 		if err := s.Drain(ctx); err != nil || len(s.writer.writes.open) != 0 {
 			t.Fatalf("nothing is under way: %v, %d sets", err, len(s.writer.writes.open))

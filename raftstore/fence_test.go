@@ -10,6 +10,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A term's writes are done where it leads, and nowhere else; a refusal is told
@@ -44,20 +45,14 @@ func TestWritesOfATerm(t *testing.T) {
 			}
 		}
 	}
-	if refused != 3*8 {
-		t.Errorf("%d refusals were told", refused)
-	}
+	testenv.Equal(t, refused, 3*8, "refusals were told:")
 	if now := leader.replica.fsm.view().Revision(); now != rev {
 		t.Errorf("revision %d after %d", now, rev)
 	}
 
 	// A leader that a majority does not answer cannot say that its term goes on.
 	for _, s := range stores[1:] {
-		if err := s.Close(ctx); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Close(ctx))
 	}
-	if err := leader.ConfirmTerm(in(term)); err == nil {
-		t.Error("confirmed alone")
-	}
+	testenv.Fails(t, leader.ConfirmTerm(in(term)), "confirmed alone")
 }

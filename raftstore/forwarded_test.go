@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // An answer may be larger than what a server may ask of another.
@@ -31,16 +32,12 @@ func TestHugeAnswerThroughAFollower(t *testing.T) {
 	const size = 1 << 20
 	const n = peer.MaxCall/size + 2
 	for i := range n {
-		if _, err := s.api.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "huge/%d", i), Value: []byte(noise(size))}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, testenv.Err(s.api.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "huge/%d", i), Value: []byte(noise(size))})))
 	}
 	var writes sync.WaitGroup
 	for i := range 50 {
 		writes.Go(func() {
-			if _, err := s.api.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "small/%d", i)}); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, testenv.Err(s.api.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "small/%d", i)})))
 		})
 	}
 	deleted, err := s.api.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("huge/"), RangeEnd: []byte("huge0"), PrevKv: true})

@@ -64,9 +64,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	filler := filepath.Join(path, "filler")
 	f, err := os.Create(filler)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	for err == nil { // take what the store would have left
 		_, err = f.Write(make([]byte, 4096))
 	}
@@ -99,9 +97,7 @@ func TestDiskFull(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	if err != nil {
-		t.Fatalf("write with room again: %v", err)
-	}
+	testenv.NoError(t, err, "write with room again")
 	testenv.NoError(t, s.Close(ctx))
 	c = openStore(t, Options{Dir: dir}).Client()
 	for _, key := range append(acknowledged, "/more") {

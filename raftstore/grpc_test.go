@@ -90,9 +90,7 @@ func like(o Options) func(*Options) {
 func dial(t testing.TB, s *Store) *clientv3.Client {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "s") // short: a socket's path has a limit
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	socket := filepath.Join(dir, "store.sock")
 	l := testenv.Must(net.Listen("unix", socket))(t)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -233,9 +231,7 @@ func TestRequestErrors(t *testing.T) {
 		if resp.CompactRevision != rev+1 || !resp.Canceled {
 			t.Errorf("watch of a compacted revision: %+v", resp)
 		}
-		if got, err := c.Get(ctx, "/x"); err != nil || len(got.Kvs) != 0 {
-			t.Errorf("a refused write left a trace: %v, %v", got, err)
-		}
+		testenv.Equal(t, len(testenv.Must(c.Get(ctx, "/x"))(t).Kvs), 0, "a refused write left a trace:")
 	})
 }
 
@@ -257,9 +253,7 @@ func TestWatch(t *testing.T) {
 		testenv.Must(c.Txn(ctx).Then(clientv3.OpDelete("/w/a"), clientv3.OpPut("/w/b", "3")).Commit())(t)
 		want := fmt.Sprintf("PUT:/w/a=1@%d PUT:/w/a=2@%d(was 1@%d) DELETE:/w/a=@%d(was 2@%d) PUT:/w/b=3@%d",
 			first, first+2, first, first+3, first+2, first+3)
-		if got := show(collect(ctx, t, all, 4)); got != want {
-			t.Errorf("got  %s\nwant %s", got, want)
-		}
+		testenv.Equal(t, show(collect(ctx, t, all, 4)), want, "")
 		if got, want := show(collect(ctx, t, one, 1)), fmt.Sprintf("DELETE:/w/a=@%d", first+3); got != want {
 			t.Errorf("filtered: got %s, want %s", got, want)
 		}
@@ -315,9 +309,7 @@ func TestLeases(t *testing.T) {
 			t.Fatalf("%+v", resp)
 		}
 		stop()
-		if err := c.Lease.Close(); err != nil { // or it tries again for as long as the process lives
-			t.Error(err)
-		}
+		testenv.Check(t, c.Lease.Close()) // or it tries again for as long as the process lives
 		all, err := c.Leases(ctx)
 		if err != nil || len(all.Leases) != 1 || all.Leases[0].ID != lease.ID {
 			t.Fatalf("%+v, %v", all, err)
@@ -354,9 +346,7 @@ func TestMaintenance(t *testing.T) {
 	if err != nil || len(members.Members) != 1 || members.Members[0].Name != "one" {
 		t.Errorf("%v, %v", members, err)
 	}
-	if alarms, err := c.AlarmList(ctx); err != nil || len(alarms.Alarms) != 0 {
-		t.Errorf("%v, %v", alarms, err)
-	}
+	testenv.Equal(t, len(testenv.Must(c.AlarmList(ctx))(t).Alarms), 0, "")
 	if _, err := c.UserList(ctx); status.Code(err) != codes.Unimplemented {
 		t.Errorf("authentication: %v", err)
 	}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/client/v3/kubernetes"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const writerDir = "CORACLE_TEST_WRITER_DIR"
@@ -55,13 +57,8 @@ func TestKilledProcess(t *testing.T) {
 	for range 5 {
 		cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestWriter$")
 		cmd.Env = append(os.Environ(), writerDir+"="+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		out := testenv.Must(cmd.StdoutPipe())(t)
+		testenv.NoError(t, cmd.Start())
 		lines := bufio.NewScanner(out)
 		for n := 0; lines.Scan(); n++ {
 			var key string

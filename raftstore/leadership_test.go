@@ -58,9 +58,7 @@ func TestReadyOnlyOnceTheLeaderIsKnown(t *testing.T) {
 	s.leader.set(leader{})
 	early, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := s.WaitReady(early); err == nil {
-		t.Error("ready while no leader is known")
-	}
+	testenv.Fails(t, s.WaitReady(early), "ready while no leader is known")
 	s.leader.set(lead)
 	s.leader.refreshing.Unlock()
 	testenv.Check(t, s.WaitReady(t.Context()))

@@ -30,9 +30,7 @@ func TestCollector(t *testing.T) {
 		"etcd_debugging_snap_save_total_duration_seconds": 1, "etcd_server_proposals_pending": 0,
 		"coracle_store_voters": 1, "coracle_store_members": 1, "coracle_store_writes_refused": 0,
 	} {
-		if got[name] != want {
-			t.Errorf("%s is %v, want %v", name, got[name], want)
-		}
+		testenv.Equal(t, got[name], want, "%s is", name)
 	}
 	for _, name := range []string{
 		"etcd_disk_wal_fsync_duration_seconds", "etcd_disk_wal_write_bytes_total", "etcd_server_proposals_applied_total",
@@ -73,12 +71,8 @@ func TestCollectorOfThree(t *testing.T) {
 		leader := c.leader()
 		follower := c.others(leader)[0]
 		s := follower.running()
-		if _, err := s.api.Put(c.ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("v")}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.api.Range(c.ctx, &pb.RangeRequest{Key: []byte("a")}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(s.api.Put(c.ctx, &pb.PutRequest{Key: []byte("a"), Value: []byte("v")}))(t)
+		testenv.Must(s.api.Range(c.ctx, &pb.RangeRequest{Key: []byte("a")}))(t)
 		atLeader := gathered(t, leader.running())
 		for _, name := range []string{
 			"etcd_network_peer_round_trip_time_seconds", "etcd_network_peer_sent_bytes_total",

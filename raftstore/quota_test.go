@@ -96,14 +96,10 @@ func TestHistoryGoesBeforeWritesAreRefused(t *testing.T) {
 			testenv.Must(kv.Delete(c.ctx, fmt.Sprintf("/%03d", i)))(c)
 		}
 		c.pass(time.Second)
-		if _, err := kv.Put(c.ctx, "/small", "x"); err != nil {
-			t.Errorf("a small write, after 2 MB of 16 were deleted: %v", err)
-		}
+		testenv.Check(t, testenv.Err(kv.Put(c.ctx, "/small", "x")), "a small write, after 2 MB of 16 were deleted")
 		// Overwritten, the rest makes more history than the keys leave room for.
 		for i := 20; i < 100; i++ {
-			if _, err := kv.Put(c.ctx, fmt.Sprintf("/%03d", i), value); err != nil {
-				c.Fatalf("overwrite %d: %v", i, err)
-			}
+			testenv.NoError(c, testenv.Err(kv.Put(c.ctx, fmt.Sprintf("/%03d", i), value)), "overwrite %d", i)
 			c.pass(time.Millisecond)
 		}
 	})
@@ -159,9 +155,8 @@ func TestLeadersQuota(t *testing.T) {
 		entry := mvcc.NewEntry(nil)
 		for _, command := range []mvcc.Command{put, remove, put} {
 			var err error
-			if entry, err = mvcc.AppendCommand(entry, command); err != nil {
-				c.Fatal(err)
-			}
+			entry, err = mvcc.AppendCommand(entry, command)
+			testenv.NoError(c, err)
 		}
 		results, err := peersOf(through).forwarder.forward(entry)()
 		if err != nil || len(results) != 3 {
@@ -176,8 +171,6 @@ func TestLeadersQuota(t *testing.T) {
 			t.Errorf("%v instead of %d deletions", results[1].Response, n)
 		}
 		c.pass(time.Second)
-		if _, err := kv.Put(c.ctx, "/again", "x"); err != nil {
-			t.Errorf("after the deletion: %v", err)
-		}
+		testenv.Check(t, testenv.Err(kv.Put(c.ctx, "/again", "x")), "after the deletion")
 	})
 }

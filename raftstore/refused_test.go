@@ -195,7 +195,5 @@ func TestRefusedServerRenews(t *testing.T) {
 	if n := renewed.Load(); n != 2 {
 		t.Errorf("the keys were fetched %d times", n)
 	}
-	if n := len(first.cluster.Members()); n != 2 {
-		t.Errorf("%d members", n)
-	}
+	testenv.Equal(t, len(first.cluster.Members()), 2, "members:")
 }

@@ -31,9 +31,7 @@ func TestInterruptedRestore(t *testing.T) {
 		t.Fatalf("%v, %v: there is a store already", used, err)
 	}
 	testenv.NoError(t, Restore(o, bytes.NewReader(backup.Bytes()), 0))
-	if _, err := os.Stat(o.Dir + ".restoring"); err == nil {
-		t.Error("what was built is still beside")
-	}
+	testenv.Fails(t, testenv.Err(os.Stat(o.Dir+".restoring")), "what was built is still beside")
 	got, err := openStore(t, o).Client().KV.Get(ctx, "key")
 	if err != nil || len(got.Kvs) != 1 {
 		t.Fatalf("%v, %v", got, err)

@@ -346,9 +346,7 @@ func (n *node) options(join ...string) Options {
 // start starts the server, in its directory if there is one.
 func (n *node) start(join ...string) {
 	n.c.Helper()
-	if err := n.tryStart(join...); err != nil {
-		n.c.Fatalf("start %s: %v", n.name, err)
-	}
+	testenv.NoError(n.c, n.tryStart(join...), "start %s", n.name)
 }
 
 func (n *node) tryStart(join ...string) error { return n.open(n.options(join...), false) }
@@ -402,9 +400,7 @@ func (n *node) stop() {
 		return
 	}
 	n.cancel()
-	if err := s.Close(context.Background()); err != nil {
-		n.c.Errorf("seed %d: close %s: %v", n.c.seed, n.name, err)
-	}
+	testenv.Check(n.c, s.Close(context.Background()), "seed %d: close %s", n.c.seed, n.name)
 }
 
 // crash stops the server without a word: its connections fail, and whatever

@@ -130,9 +130,7 @@ func TestScenarioStalledFollower(t *testing.T) {
 		c.pass(10 * time.Second)
 		slow.faults.DelayFlushes(0)
 		c.serves(slow)
-		if leader.term() != term {
-			c.Errorf("seed %d: term %d became %d", c.seed, term, leader.term())
-		}
+		testenv.Equal(c, leader.term(), term, "seed %d: term %d became", c.seed, term)
 		w.stop()
 	})
 }
@@ -189,9 +187,7 @@ func TestScenarioDamage(t *testing.T) {
 			leader := c.leader().running()
 			return len(leader.cluster.Members()) == 3 && c.voters(c.leader()) == 3
 		})
-		if moved, err := filepath.Glob(victim.dir + ".damaged-*"); err != nil || len(moved) != 1 {
-			c.Errorf("seed %d: moved away: %v, %v", c.seed, moved, err)
-		}
+		testenv.Equal(c, len(testenv.Must(filepath.Glob(victim.dir+".damaged-*"))(c)), 1, "seed %d: moved away:", c.seed)
 		w.stop()
 	})
 }

@@ -10,6 +10,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The disks of as many followers are full as are missing for a majority then, while the leader's has room. What would
@@ -48,12 +50,8 @@ func TestScenarioFullMajority(t *testing.T) {
 				c.eventually("every server refuses what would add to the store", 10*time.Second, refused(true))
 				for _, f := range c.nodes {
 					kv := f.running().Client().KV
-					if _, err := kv.Get(c.within(5*time.Second), "k"); err != nil {
-						t.Errorf("%s: a read: %v", f.name, err)
-					}
-					if _, err := kv.Delete(c.within(5*time.Second), "k", clientv3.WithPrefix()); err != nil {
-						t.Errorf("%s: a deletion: %v", f.name, err)
-					}
+					testenv.Check(t, testenv.Err(kv.Get(c.within(5*time.Second), "k")), "%s: a read", f.name)
+					testenv.Check(t, testenv.Err(kv.Delete(c.within(5*time.Second), "k", clientv3.WithPrefix())), "%s: a deletion", f.name)
 				}
 				if _, err := leader.running().Client().KV.Compact(c.within(5*time.Second), leader.running().Status().Revision); err != nil {
 					t.Errorf("a compaction: %v", err)

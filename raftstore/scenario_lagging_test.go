@@ -69,9 +69,7 @@ func TestEntriesBehind(t *testing.T) {
 				t.Errorf("%d bytes in %d of %d entries, where %d may be", took, len(got), last-first, bytes)
 			}
 		}
-		if got := peersOf(s).entriesBehind(term-1, first, 1<<30); len(got) != 0 {
-			t.Errorf("%d entries for a term that is over", len(got))
-		}
+		testenv.Equal(t, len(peersOf(s).entriesBehind(term-1, first, 1<<30)), 0, "entries for a term that is over:")
 	})
 }
 

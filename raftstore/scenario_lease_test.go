@@ -12,6 +12,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestKeepAliveAtExpiry renews leases through changing servers in the moments in
@@ -33,10 +34,7 @@ func (c *cluster) keepAliveAtExpiry() {
 	leader := c.leader().running()
 	var ids []int64
 	for range leases {
-		grant, err := leader.API().LeaseGrant(c.ctx, &pb.LeaseGrantRequest{TTL: ttl})
-		if err != nil {
-			c.Fatal(err)
-		}
+		grant := testenv.Must(leader.API().LeaseGrant(c.ctx, &pb.LeaseGrantRequest{TTL: ttl}))(c)
 		ids = append(ids, grant.ID)
 	}
 	granted := time.Now()
@@ -102,9 +100,7 @@ func TestScenarioRepeatedLeaseCommands(t *testing.T) {
 		const id, ttl = 7, 5 // seconds
 		s := c.leader().running()
 		through := c.others(c.leader())[0].running()
-		if _, err := through.API().Put(c.ctx, &pb.PutRequest{Key: []byte("k")}); err != nil { // opens the session
-			c.Fatal(err)
-		}
+		testenv.NoError(c, testenv.Err(through.API().Put(c.ctx, &pb.PutRequest{Key: []byte("k")}))) // opens the session
 		number := func(r mvcc.Request) mvcc.Command {
 			command := mvcc.Command{Request: r}
 			if _, ok := peersOf(through).forwarder.session.number(&command); !ok {
@@ -124,9 +120,7 @@ func TestScenarioRepeatedLeaseCommands(t *testing.T) {
 		if _, ok := s.lessor.remaining(id); ok {
 			c.Errorf("seed %d: the lessor knows a lease that does not exist", c.seed)
 		}
-		if _, err := s.API().LeaseGrant(c.ctx, &pb.LeaseGrantRequest{ID: id, TTL: ttl}); err != nil {
-			c.Fatal(err)
-		}
+		testenv.Must(s.API().LeaseGrant(c.ctx, &pb.LeaseGrantRequest{ID: id, TTL: ttl}))(c)
 		send(revoke)
 		if answer, err := s.API().KeepAlive(c.ctx, &pb.LeaseKeepAliveRequest{ID: id}); err != nil || answer.TTL != ttl {
 			c.Errorf("seed %d: a keep-alive of a lease that exists: %v, %v", c.seed, answer, err)

@@ -155,9 +155,7 @@ func TestScenarioPromote(t *testing.T) {
 			return standby.running().cluster.PromoteMember(ctx, name) // it is forwarded to the leader
 		}
 		for name, want := range map[string]codes.Code{standby.name: codes.FailedPrecondition, lost.name: codes.FailedPrecondition, "nobody": codes.NotFound} {
-			if err := promote(name); status.Code(err) != want {
-				c.Errorf("promoting %s while all is well: %v", name, err)
-			}
+			testenv.Equal(c, status.Code(promote(name)), want, "promoting %s while all is well:", name)
 		}
 		lost.crash()
 		c.pass(2 * healthyWithin)
@@ -267,9 +265,7 @@ func TestScenarioRemoval(t *testing.T) {
 				if victim.running().Health().MembershipConfirmed() || !rest[0].running().Health().MembershipConfirmed() {
 					c.Errorf("seed %d: counted: the removed server: %v, another one: %v", c.seed, victim.running().Health().MembershipConfirmed(), rest[0].running().Health().MembershipConfirmed())
 				}
-				if now := c.leader(rest...).term(); now != term {
-					c.Errorf("seed %d: the removed server raised the term from %d to %d", c.seed, term, now)
-				}
+				testenv.Equal(c, c.leader(rest...).term(), term, "seed %d: the removed server raised the term from %d to", c.seed, term)
 				victim.stop()
 				victim.wipe()
 				victim.start(names(rest)...)
@@ -285,9 +281,7 @@ func TestScenarioRemoval(t *testing.T) {
 func TestScenarioRemovalRefused(t *testing.T) {
 	scenario(t, 1, 1, func(c *cluster) {
 		for _, name := range []string{"a", "nobody"} {
-			if err := c.nodes[0].running().cluster.RemoveMember(c.within(time.Second), name); err == nil {
-				t.Errorf("%s was removed", name)
-			}
+			testenv.Fails(t, c.nodes[0].running().cluster.RemoveMember(c.within(time.Second), name), "%s was removed", name)
 		}
 		c.serves(c.nodes[0])
 	})
@@ -332,13 +326,9 @@ func TestScenarioWrongCluster(t *testing.T) {
 		o := foreign.options("a")
 		o.ClusterID = "another"
 		s := testenv.Must(Open(c.ctx, o))(t)
-		if err := s.WaitReady(c.within(10 * time.Second)); err == nil {
-			t.Error("a server of another cluster is ready")
-		}
+		testenv.Fails(t, s.WaitReady(c.within(10*time.Second)), "a server of another cluster is ready")
 		testenv.Check(t, s.Close(context.Background()))
-		if n := len(c.nodes[0].running().cluster.Members()); n != 3 {
-			t.Errorf("there are %d members", n)
-		}
+		testenv.Equal(t, len(c.nodes[0].running().cluster.Members()), 3, "members:")
 		o = foreign.options("a")
 		mismatch := (*MismatchError)(nil)
 		if _, err := Open(c.ctx, o); !errors.As(err, &mismatch) {
@@ -412,9 +402,7 @@ func TestScenarioMovedServers(t *testing.T) {
 		c.rest(10*time.Second, 3, "a", "b", "c")
 		for _, n := range c.nodes {
 			for _, m := range n.running().cluster.Members() {
-				if m.Address != "new "+m.Name {
-					c.Errorf("seed %d: %s thinks that %s is at %q", c.seed, n.name, m.Name, m.Address)
-				}
+				testenv.Equal(c, m.Address, "new "+m.Name, "seed %d: %s thinks that %s is at", c.seed, n.name, m.Name)
 			}
 		}
 		w.stop()

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A follower that lags is reached over a narrow link only. It catches up at the speed of the link, whatever is in the
@@ -28,9 +30,7 @@ func TestScenarioNarrowLink(t *testing.T) {
 				c.isolate(far)
 				value := noise(of.size)
 				for i := range of.values {
-					if _, err := leader.running().Client().KV.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), value); err != nil {
-						t.Fatal(err)
-					}
+					testenv.Must(leader.running().Client().KV.Put(c.within(5*time.Second), fmt.Sprintf("k%d", i%100), value))(t)
 				}
 				newest, had := leader.running().replica.raft.LastIndex(), last()
 				began, takes := time.Now(), time.Duration(of.values*(of.size+200))*time.Second/time.Duration(of.rate)
@@ -93,9 +93,7 @@ func TestScenarioMajorityCatchesUpOverNarrowLinks(t *testing.T) {
 		}
 		c.isolate(far...)
 		for range 40 {
-			if _, err := leader.running().Client().KV.Put(c.within(5*time.Second), "k", noise(40<<10)); err != nil {
-				c.Fatal(err)
-			}
+			testenv.Must(leader.running().Client().KV.Put(c.within(5*time.Second), "k", noise(40<<10)))(c)
 		}
 		term := leader.term()
 		lost.crash()

@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Large packets from the leader's machine are lost, and its heartbeats arrive. Another server leads soon, and writes go
@@ -25,18 +27,14 @@ func TestScenarioLargePacketsLost(t *testing.T) {
 				t.Logf("seed %d: the first write: %v", seed, err)
 			}
 			next := c.leader(others...)
-			if _, err := next.running().Client().KV.Put(c.within(time.Minute), "large", large); err != nil {
-				t.Errorf("seed %d: %v", seed, err)
-			}
+			testenv.Check(t, testenv.Err(next.running().Client().KV.Put(c.within(time.Minute), "large", large)), "seed %d", seed)
 			if took := time.Since(began); took > 15*time.Second {
 				t.Errorf("seed %d: a write after %v", seed, took)
 			}
 			term := next.term()
 			for range 30 {
 				c.pass(2 * time.Second)
-				if _, err := next.running().Client().KV.Put(c.within(5*time.Second), "large", large); err != nil {
-					t.Errorf("seed %d: %v", seed, err)
-				}
+				testenv.Check(t, testenv.Err(next.running().Client().KV.Put(c.within(5*time.Second), "large", large)), "seed %d", seed)
 			}
 			if grown := c.leader(others...).term() - term; grown > 0 {
 				t.Errorf("seed %d: %d elections after the first", seed, grown)

@@ -8,6 +8,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Two of three servers are lost for good. What would be lost with them is shown,
@@ -37,9 +39,7 @@ func TestScenarioRecovery(t *testing.T) {
 		if err != nil || plan.Revision < revision || len(plan.Members) != 3 || plan.Node != survivor.name || plan.LastIndex == 0 {
 			c.Fatalf("seed %d: %+v, %v, instead of revision %d at least", c.seed, plan, err, revision)
 		}
-		if again, err := PlanRecovery(o); err != nil || fmt.Sprint(again) != fmt.Sprint(plan) {
-			c.Errorf("seed %d: the plan changed something: %+v, %v", c.seed, again, err)
-		}
+		testenv.Equal(c, fmt.Sprint(testenv.Must(PlanRecovery(o))(c)), fmt.Sprint(plan), "seed %d: the plan changed something:", c.seed)
 		c.leapt.Store(revision)
 		c.recover(survivor)
 		if now := survivor.running(); now.replica.id == was || now.Status().Revision < plan.Revision+revisionLeap || len(now.cluster.Members()) != 1 {
@@ -102,9 +102,7 @@ func TestScenarioRecoveredBesideAMajority(t *testing.T) {
 				}
 			}
 		}
-		if m := survivor.running().cluster.Members(); len(m) != 1 {
-			c.Errorf("seed %d: the one that was recovered has the members %v", c.seed, m)
-		}
+		testenv.Equal(c, len(survivor.running().cluster.Members()), 1, "seed %d: the one that was recovered has the members", c.seed)
 	})
 }
 
@@ -118,12 +116,8 @@ func TestScenarioRecoveryRefused(t *testing.T) {
 			t.Errorf("a running server was recovered: %v", err)
 		}
 		o.Dir = o.Dir + "x"
-		if err := Recover(o); err == nil {
-			t.Error("nothing was recovered")
-		}
-		if _, err := os.Stat(o.Dir); err == nil {
-			t.Error("a directory was made")
-		}
+		testenv.Fails(t, Recover(o), "nothing was recovered")
+		testenv.Fails(t, testenv.Err(os.Stat(o.Dir)), "a directory was made")
 		c.serves(c.nodes[0])
 	})
 }

@@ -13,6 +13,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A watch on a server that is cut off ends if its client requires a leader.
@@ -40,14 +42,10 @@ func TestScenarioWatchWithoutLeader(t *testing.T) {
 			t.Errorf("a new one: %+v", again)
 		}
 		c.net.HealAll()
-		if events := collect(c.within(time.Minute), t, patient, 1); string(events[0].Kv.Value) != "while away" {
-			t.Errorf("%v", events)
-		}
+		testenv.Equal(t, string(collect(c.within(time.Minute), t, patient, 1)[0].Kv.Value), "while away", "")
 		again := client.Watch(clientv3.WithRequireLeader(c.within(time.Minute)), "k")
 		c.put(c.within(time.Second), leader.name, kv, "k", "back")
-		if events := collect(c.within(time.Minute), t, again, 1); string(events[0].Kv.Value) != "back" {
-			t.Errorf("%v", events)
-		}
+		testenv.Equal(t, string(collect(c.within(time.Minute), t, again, 1)[0].Kv.Value), "back", "")
 	})
 }
 
@@ -112,9 +110,7 @@ func TestScenarioImpatientClients(t *testing.T) {
 		}
 		for range 5 {
 			c.pass(300 * time.Millisecond)
-			if err := c.leader().running().cluster.TransferLeadership(c.within(5 * time.Second)); err != nil {
-				c.Errorf("seed %d: %v", c.seed, err)
-			}
+			testenv.Check(c, c.leader().running().cluster.TransferLeadership(c.within(5*time.Second)), "seed %d", c.seed)
 		}
 		cancel()
 		all.Wait()

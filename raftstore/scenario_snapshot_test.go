@@ -41,9 +41,7 @@ func (c *cluster) forget(n *node) {
 	if c.trail == nil {
 		s.replica.dir.Log.SetTrailing(5, 0)
 	}
-	if err := s.snapshotter.once(); err != nil {
-		c.Fatalf("seed %d: snapshot of %s: %v", c.seed, n.name, err)
-	}
+	testenv.NoError(c, s.snapshotter.once(), "seed %d: snapshot of %s", c.seed, n.name)
 }
 
 // A follower is away for so long that the others' logs do not reach back to
@@ -246,9 +244,7 @@ func TestScenarioLeases(t *testing.T) {
 			c.Errorf("seed %d: left: %v, kept: %v", c.seed, exists("left"), exists("kept"))
 		}
 		leader.start()
-		if _, err := through.Revoke(c.within(5*time.Second), kept.ID); err != nil {
-			c.Errorf("seed %d: %v", c.seed, err)
-		}
+		testenv.Check(c, testenv.Err(through.Revoke(c.within(5*time.Second), kept.ID)), "seed %d", c.seed)
 		if exists("kept") {
 			c.Errorf("seed %d: the lease is revoked, its key there", c.seed)
 		}

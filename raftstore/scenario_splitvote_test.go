@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Five voters. The one that comes first had a gap in the leader's messages a moment ago, so that it waits longer than
@@ -30,9 +32,7 @@ func TestScenarioOneCandidateAtATime(t *testing.T) {
 						c.pass(stalled)
 						c.mendDisks()
 					}
-					if err := c.writes(leader, 2*time.Minute); err != nil {
-						t.Fatal(err)
-					}
+					testenv.NoError(t, c.writes(leader, 2*time.Minute))
 					c.pass(3 * time.Second)
 					leader = c.leader()
 					left := c.others(leader)
@@ -46,9 +46,7 @@ func TestScenarioOneCandidateAtATime(t *testing.T) {
 					c.pass(1500 * time.Millisecond)
 					c.partition(with, []*node{leader, cutOff})
 					began := time.Now()
-					if err := c.writes(with[0], time.Minute); err != nil {
-						t.Fatal(err)
-					}
+					testenv.NoError(t, c.writes(with[0], time.Minute))
 					if took := time.Since(began); took > 1500*time.Millisecond {
 						t.Errorf("%v without a write", took)
 					}

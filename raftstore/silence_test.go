@@ -2,7 +2,11 @@
 
 package raftstore
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
 
 // What another voter answers to one that misses the leader in term 5, with a log up to 9 of term 4.
 func TestStandingSettles(t *testing.T) {
@@ -24,9 +28,7 @@ func TestStandingSettles(t *testing.T) {
 		"stood before, and is in an old term":  {standing{Term: 4, LogTerm: 4, LogIndex: 9, Follower: true}, false},
 		"begins to stand, its term is not new": {standing{Term: 5, LogTerm: 4, LogIndex: 9, Standing: true, Follower: true}, true},
 	} {
-		if got := c.answer.settles(own); got != c.want {
-			t.Errorf("%s: %v", what, got)
-		}
+		testenv.Equal(t, c.answer.settles(own), c.want, "%s:", what)
 	}
 }
 
@@ -43,9 +45,7 @@ func TestStandingAhead(t *testing.T) {
 		"a log of a later term":       {standing{ID: "c", LogTerm: 5, LogIndex: 2}, true},
 		"a long log of an older term": {standing{ID: "a", LogTerm: 3, LogIndex: 20}, false},
 	} {
-		if got := c.a.ahead(b); got != c.want {
-			t.Errorf("%s: %v", what, got)
-		}
+		testenv.Equal(t, c.a.ahead(b), c.want, "%s:", what)
 		if c.want == b.ahead(c.a) {
 			t.Errorf("%s: both or neither come first", what)
 		}

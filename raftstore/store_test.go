@@ -30,11 +30,7 @@ func openStore(t testing.TB, o Options) *Store {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := testenv.Must(Open(ctx, o))(t)
-	t.Cleanup(func() {
-		if err := s.Close(context.Background()); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, s.Close(context.Background()), "close") })
 	testenv.NoError(t, s.WaitReady(ctx))
 	return s
 }

@@ -14,6 +14,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 	fwk "k8s.io/kube-scheduler/framework"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // refusedBy has how long ago nodes refused claims, by "UID node".
@@ -27,9 +29,8 @@ func (r refusedBy) Since(claim types.UID, node string) (time.Duration, bool) {
 func TestRefusedVolumes(t *testing.T) {
 	claims := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 	for name, uid := range map[string]types.UID{"data": "u-data", "logs": "u-logs", "pod-own": "u-own"} {
-		if err := claims.Add(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: uid}}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t,
+			claims.Add(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: uid}}))
 	}
 	p := &refusedVolumes{claims: corelisters.NewPersistentVolumeClaimLister(claims), refusals: refusedBy{
 		"u-data a": time.Second, "u-data b": 6 * time.Minute, "u-logs b": 2 * time.Minute, "u-own a": 30 * time.Hour,
@@ -118,16 +119,13 @@ func TestEachNodeIsAsked(t *testing.T) {
 
 // TestRefusedVolumesInEachProfile: those of a configuration file have it too.
 func TestRefusedVolumesInEachProfile(t *testing.T) {
-	s, err := Options{ExtraArgs: []string{"config=" + file(t, `
+	s := testenv.Must(Options{ExtraArgs: []string{"config=" + file(t, `
 apiVersion: kubescheduler.config.k8s.io/v1
 kind: KubeSchedulerConfiguration
 profiles:
 - schedulerName: default-scheduler
 - schedulerName: packed
-`)}}.settings()
-	if err != nil {
-		t.Fatal(err)
-	}
+`)}}.settings())(t)
 	registry := addRefusedVolumes(s.config.Profiles, refusedBy{})
 	if registry[refusedVolumesName] == nil {
 		t.Error("nobody makes the plugin")

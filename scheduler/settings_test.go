@@ -8,14 +8,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func file(t *testing.T, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "scheduler.yaml")
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path, []byte(content), 0o600))
 	return path
 }
 
@@ -32,9 +32,7 @@ profiles:
     args: {scoringStrategy: {type: MostAllocated}}
 `), "pod-max-in-unschedulable-pods-duration=1m", "kube-api-qps=7"}}
 	s, err := o.settings()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if n := len(s.config.Profiles); n != 2 || s.config.Profiles[1].SchedulerName != "packed" {
 		t.Errorf("got %d profiles", n)
 	}

@@ -131,9 +131,7 @@ func TestUnfinishedPods(t *testing.T) {
 			_, err = api.Update(t.Context(), pod, metav1.UpdateOptions{})
 			pods[name] = pod.Status.Phase
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 
 	expectPods()

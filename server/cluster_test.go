@@ -122,17 +122,13 @@ type clients struct {
 func newClients(t *testing.T, o Options) *clients {
 	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", o.Kubeconfigs[0].Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	config.QPS = -1
 	c := &clients{config: config, versions: map[string]string{}}
-	if c.kube, err = kubernetes.NewForConfig(config); err != nil {
-		t.Fatal(err)
-	}
-	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
-		t.Fatal(err)
-	}
+	c.kube, err = kubernetes.NewForConfig(config)
+	testenv.NoError(t, err)
+	c.dynamic, err = dynamic.NewForConfig(config)
+	testenv.NoError(t, err)
 	return c
 }
 
@@ -144,13 +140,11 @@ func (c *clients) testBootstrap(t *testing.T) {
 	}
 	c.versions["kube-dns"] = svc.ResourceVersion
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "boat"}}
-	if _, err = c.kube.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = c.kube.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
+	testenv.NoError(t, err)
 	status := []byte(`{"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}`)
-	if _, err = c.kube.CoreV1().Nodes().Patch(ctx, "boat", types.MergePatchType, status, metav1.PatchOptions{}, "status"); err != nil {
-		t.Fatal(err)
-	}
+	_, err = c.kube.CoreV1().Nodes().Patch(ctx, "boat", types.MergePatchType, status, metav1.PatchOptions{}, "status")
+	testenv.NoError(t, err)
 	waitFor(t, "the node's DNS endpoint", func() bool {
 		s, err := c.kube.DiscoveryV1().EndpointSlices("kube-system").Get(ctx, "kube-dns-boat", metav1.GetOptions{})
 		return err == nil && s.Endpoints[0].Addresses[0] == "192.0.2.1"
@@ -338,9 +332,7 @@ func testIdentities(t *testing.T, s *Server, c *clients) {
 	}
 	ctx := t.Context()
 	kubelet, network := as(cred.KubeletKubeconfig), as(cred.NetworkKubeconfig)
-	if _, err := kubelet.CoreV1().Nodes().Get(ctx, "boat", metav1.GetOptions{}); err != nil {
-		t.Errorf("the kubelet cannot read its node: %v", err)
-	}
+	testenv.Check(t, testenv.Err(kubelet.CoreV1().Nodes().Get(ctx, "boat", metav1.GetOptions{})), "the kubelet cannot read its node")
 	label := []byte(`{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":null}}}`)
 	if _, err := kubelet.CoreV1().Nodes().Patch(ctx, "boat", types.MergePatchType, label, metav1.PatchOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("the kubelet may take the role of servers from its node: %v", err)
@@ -370,9 +362,7 @@ func testIdentities(t *testing.T, s *Server, c *clients) {
 			return err
 		},
 	} {
-		if err := list(ctx, metav1.ListOptions{}); err != nil {
-			t.Errorf("the network identity cannot list %s: %v", what, err)
-		}
+		testenv.Check(t, list(ctx, metav1.ListOptions{}), "the network identity cannot list %s", what)
 	}
 	if _, err := network.CoreV1().Secrets("default").List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("the network identity may read Secrets: %v", err)
@@ -503,9 +493,7 @@ func TestStoreOfAnotherCluster(t *testing.T) {
 	_, stop := start(t, o)
 	stop()
 	s, err := New(t.Context(), other)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	testenv.NoError(t, s.Close())
 	o.TLSDir = other.TLSDir
 	testenv.WantError(t, testenv.Err(New(t.Context(), o)), "two clusters are mixed")
@@ -514,9 +502,7 @@ func TestStoreOfAnotherCluster(t *testing.T) {
 		testenv.NoError(t, os.WriteFile(filepath.Join(o.ServerDir, name), data, 0o600))
 	}
 	s, err = New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	err = s.Run(t.Context())
 	testenv.WantError(t, err, "cluster")
 	t.Log(err)

@@ -28,9 +28,7 @@ func TestTermIsFenced(t *testing.T) {
 	s := testenv.Must(New(ctx, options(t, t.TempDir())))(t)
 	defer func() { testenv.Check(t, s.Close()) }()
 	store, others, err := s.openStore(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer func() { testenv.Check(t, store.Close(context.Background())) }()
 	testenv.NoError(t, s.waitStore(ctx, store, others))
 	api := testenv.Must(s.newAPI(ctx, store))(t)
@@ -63,9 +61,7 @@ func TestTermIsFenced(t *testing.T) {
 	}
 	now := store.Status().Leadership.Term
 	for name, do := range map[string]term.Part{"a token": issue, "a write": write} {
-		if err := leading.RunTerm(ctx, api, s.log, now, do); err != nil {
-			t.Errorf("%s in the store's term: %v", name, err)
-		}
+		testenv.Check(t, leading.RunTerm(ctx, api, s.log, now, do), "%s in the store's term", name)
 		err := leading.RunTerm(ctx, api, s.log, now-1, func(ctx context.Context, t *term.Term) error {
 			if do(ctx, t) == nil {
 				return errors.New("it was done")

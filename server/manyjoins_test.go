@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/roster"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // joinAs asks a server for a node's credentials.
@@ -97,15 +98,11 @@ func testJoinsAtOnce(t *testing.T, s *Server, c *clients, now time.Time) {
 		t.Errorf("%d machines with one address were let in: %v", in, got)
 	}
 	// Their Secrets are all that there is of them.
-	secrets, err := c.kube.CoreV1().Secrets("kube-system").List(t.Context(), metav1.ListOptions{LabelSelector: roster.ManagedBy + "=coracle"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	secrets := testenv.Must(
+		c.kube.CoreV1().Secrets("kube-system").List(t.Context(), metav1.ListOptions{LabelSelector: roster.ManagedBy + "=coracle"}))(t)
 	for _, secret := range secrets.Items {
 		if secret.Type == corev1.SecretTypeOpaque && strings.HasSuffix(secret.Name, roster.RegistrationSuffix) {
-			if err := c.kube.CoreV1().Secrets("kube-system").Delete(t.Context(), secret.Name, metav1.DeleteOptions{}); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, c.kube.CoreV1().Secrets("kube-system").Delete(t.Context(), secret.Name, metav1.DeleteOptions{}))
 		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/component-base/metrics/legacyregistry"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMetricsOfTwoServers: the registry is the process', and tests run several servers in one.
@@ -20,10 +22,7 @@ func TestMetricsOfTwoServers(t *testing.T) {
 	}
 	shown := func() float64 {
 		t.Helper()
-		families, err := legacyregistry.DefaultGatherer.Gather()
-		if err != nil {
-			t.Fatal(err)
-		}
+		families := testenv.Must(legacyregistry.DefaultGatherer.Gather())(t)
 		for _, f := range families {
 			if f.GetName() == "coracle_test_server" {
 				return f.Metric[0].Gauge.GetValue()
@@ -41,12 +40,8 @@ func TestMetricsOfTwoServers(t *testing.T) {
 		t.Errorf("the second server ended: %v is shown, want the first", got)
 	}
 	stopFirst()
-	if got := shown(); got != 0 {
-		t.Errorf("both ended: %v is shown", got)
-	}
+	testenv.Equal(t, shown(), 0, "both ended: is shown:")
 	stopThird := serveMetrics(gauge(3), log)
-	if got := shown(); got != 3 {
-		t.Errorf("a later server: %v is shown", got)
-	}
+	testenv.Equal(t, shown(), 3, "a later server: is shown:")
 	stopThird()
 }

@@ -36,16 +36,10 @@ func listening(t *testing.T, common string) *Server {
 	stop := s.admission.Serve(context.Background())
 	t.Cleanup(stop)
 	l := s.peers.Listener(s.port.Route(peertls.Protocol))
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = c.Read(make([]byte, 1)) // the handshake
-			_ = c.Close()
-		}
-	}()
+	go testenv.Accept(l, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 1)) // the handshake
+		_ = c.Close()
+	})
 	return s
 }
 
@@ -54,9 +48,7 @@ func TestWhyUnreached(t *testing.T) {
 	there := listening(t, "")
 	waiting := listening(t, there.o.ServerDir)
 	asked := net.JoinHostPort("127.0.0.1", there.openPort())
-	if why := waiting.starting.WhyUnreached(t.Context(), []string{waiting.peerAddress(), asked}); why != "" {
-		t.Errorf("it is reached: %s", why)
-	}
+	testenv.Equal(t, waiting.starting.WhyUnreached(t.Context(), []string{waiting.peerAddress(), asked}), "", "it is reached:")
 	expect := func(what, want string) {
 		t.Helper()
 		if why := waiting.starting.WhyUnreached(t.Context(), []string{asked}); !strings.Contains(why, want) ||
@@ -71,9 +63,7 @@ func TestWhyUnreached(t *testing.T) {
 	waiting.listener = third.listener
 	expect("another server's address", "another server answers there")
 	dead := net.JoinHostPort("127.0.0.1", strconv.Itoa(testenv.Port(t)))
-	if why := waiting.starting.WhyUnreached(t.Context(), []string{dead}); !strings.Contains(why, "no other server answers") {
-		t.Errorf("%q", why)
-	}
+	testenv.Contains(t, waiting.starting.WhyUnreached(t.Context(), []string{dead}), "no other server answers", "")
 }
 
 // TestWhyUnreachedByMutePeer: a server that is off, and that takes no connections and refuses none, does not keep the
@@ -81,21 +71,15 @@ func TestWhyUnreached(t *testing.T) {
 func TestWhyUnreachedByMutePeer(t *testing.T) {
 	fd := testenv.Must(unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))(t)
 	defer func() { _ = unix.Close(fd) }()
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil { // the kernel chooses a port
-		t.Fatal(err)
-	}
-	if err := unix.Listen(fd, 0); err != nil { // room for one connection
-		t.Fatal(err)
-	}
+	testenv.NoError(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})) // the kernel chooses a port
+	testenv.NoError(t, unix.Listen(fd, 0))                                              // room for one connection
 	bound := testenv.Must(unix.Getsockname(fd))(t)
 	mute := net.JoinHostPort("127.0.0.1", strconv.Itoa(bound.(*unix.SockaddrInet4).Port)) //nolint:forcetypeassert // of its family
 	first := testenv.Must(net.Dial("tcp", mute))(t)
 	defer func() { _ = first.Close() }()
 	waiting := listening(t, "")
 	began := time.Now()
-	if why := waiting.starting.WhyUnreached(t.Context(), []string{mute}); !strings.Contains(why, "no other server answers") {
-		t.Errorf("%q", why)
-	}
+	testenv.Contains(t, waiting.starting.WhyUnreached(t.Context(), []string{mute}), "no other server answers", "")
 	if took := time.Since(began); took >= protocol.Patience {
 		t.Errorf("the reason is known after %v", took)
 	}

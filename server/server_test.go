@@ -98,9 +98,7 @@ func refused(t *testing.T, o Options, want ...string) {
 			t.Errorf("the message lacks %q: %v", w, err)
 		}
 	}
-	if after := snapshot(t, o.DataDir); after != before {
-		t.Errorf("files changed:\n%s\nnow:\n%s", before, after)
-	}
+	testenv.Equal(t, snapshot(t, o.DataDir), before, "files changed:\n%s\nnow:", before)
 }
 
 func TestRefusals(t *testing.T) {
@@ -133,9 +131,7 @@ func TestRefusals(t *testing.T) {
 	}
 	testenv.NoError(t, os.WriteFile(identity, good, 0o600))
 	again, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatalf("after all that it should start: %v", err)
-	}
+	testenv.NoError(t, err, "after all that it should start")
 	if again.data.ServerID() != s.data.ServerID() {
 		t.Error("it took another identity")
 	}
@@ -163,13 +159,9 @@ func TestTidiesUp(t *testing.T) {
 	testenv.NoError(t, errors.Join(os.MkdirAll(half, 0o700), os.MkdirAll(o.ServerDir, 0o700), datadir.NoteReset(o.ServerDir, "it")))
 	s := testenv.Must(New(t.Context(), o))(t)
 	testenv.Check(t, s.Close())
-	if what, err := datadir.WasReset(o.ServerDir); err != nil || what != "" {
-		t.Errorf("%q, %v", what, err)
-	}
+	testenv.Equal(t, testenv.Must(datadir.WasReset(o.ServerDir))(t), "", "")
 	for _, path := range []string{half, half + ".unfinished"} {
-		if _, err := os.Stat(path); err == nil {
-			t.Errorf("%s is left", path)
-		}
+		testenv.Fails(t, testenv.Err(os.Stat(path)), "%s is left", path)
 	}
 }
 
@@ -182,9 +174,7 @@ func TestAdmitMember(t *testing.T) {
 	testenv.WantError(t, testenv.Err(s.admitMember("another")), "joins again")
 	for _, share := range []string{secrets.KeysShare(o.CredDir, o.Logger), ""} {
 		release, err := s.admitMember(share)
-		if err != nil {
-			t.Fatalf("%q: %v", share, err)
-		}
+		testenv.NoError(t, err, "%q", share)
 		release()
 	}
 	if len(secrets.KeysShare(o.CredDir, o.Logger)) < 32 {
@@ -226,9 +216,7 @@ func start(t *testing.T, o Options) (*Server, func()) {
 		cancel()
 		select {
 		case err := <-done:
-			if err != nil {
-				t.Errorf("the server ended with: %v", err)
-			}
+			testenv.Check(t, err, "the server ended with")
 		case <-time.After(2 * time.Minute):
 			t.Error("the server does not stop")
 		}

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // shouter is a responder with a clock and a network of the test's.
@@ -83,9 +85,7 @@ func TestPausedMachineSendsNothingAfterwards(t *testing.T) {
 	s = newShouter()
 	s.responder.send = func([]byte) error { s.sent++; s.clock = s.clock.After(time.Minute); return nil }
 	s.transmit(ctx, four.announcements()...)
-	if s.sent != 1 {
-		t.Errorf("%d frames were sent, of which all but the first after waking", s.sent)
-	}
+	testenv.Equal(t, s.sent, 1, "frames were sent, of which all but the first after waking:")
 }
 
 // TestConfirmIsBounded: a question that nobody answers holds up the others for half a second.
@@ -143,9 +143,7 @@ func TestClaimsOfMany(t *testing.T) {
 	}
 	s.clock = s.clock.After(defendEvery)
 	claim(8)
-	if len(s.other) != maxClaimants+1 {
-		t.Errorf("after a while: told of %d", len(s.other))
-	}
+	testenv.Equal(t, len(s.other), maxClaimants+1, "after a while: told of")
 }
 
 func TestAnnouncementsAreRepeated(t *testing.T) {

@@ -5,8 +5,9 @@ package vip
 import (
 	"net"
 	"net/netip"
-	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestCheck(t *testing.T) {
@@ -15,9 +16,7 @@ func TestCheck(t *testing.T) {
 		"10.0.0.100": true, "fd00::100": true, "10.42.3.4": false, "224.0.0.1": false, "ff02::1": false, "127.0.0.1": false, "::1": false,
 		"169.254.1.1": false, "fe80::1": false, "0.0.0.0": false, "::": false, "255.255.255.255": false, "fd00::1%eth0": false,
 	} {
-		if err := Check(netip.MustParseAddr(text), reserved); (err == nil) != ok {
-			t.Errorf("%s: %v", text, err)
-		}
+		testenv.Equal(t, (Check(netip.MustParseAddr(text), reserved) == nil), ok, "%s:", text)
 	}
 }
 
@@ -51,9 +50,7 @@ func TestFind(t *testing.T) {
 		if err != nil {
 			text = err.Error()
 		}
-		if !strings.Contains(text, tt.want) {
-			t.Errorf("%s on %q: %s, want %s", tt.address, tt.on, text, tt.want)
-		}
+		testenv.Contains(t, text, tt.want, "%s on %q:", tt.address, tt.on)
 	}
 	if p, _ := Find(links, v6, ""); p.source != netip.MustParseAddr("fe80::1") || p.hw != own || p.index != 4 {
 		t.Errorf("IPv6 messages come from %s, %x, interface %d", p.source, p.hw, p.index)

@@ -78,13 +78,7 @@ func (n *network) place(t *testing.T, address netip.Addr) Interface {
 func announce(t *testing.T, a Announcement) (stop func()) {
 	t.Helper()
 	a.Logger = slog.New(slog.DiscardHandler)
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1) // one: the sender need not wait
-	go func() { ended <- Announce(ctx, a) }()
-	return func() {
-		cancel()
-		testenv.Check(t, <-ended)
-	}
+	return testenv.Run(t, func(ctx context.Context) error { return Announce(ctx, a) })
 }
 
 func always(context.Context) (Moment, error) { return Now().After(time.Second), nil }
@@ -108,9 +102,7 @@ func (n *network) forget(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 }
 
 // TestKernelClient: a Linux kernel finds an announced address, reaches a port of this machine at it, and finds nothing
@@ -216,12 +208,8 @@ func TestAnnounceEndsWithItsInterface(t *testing.T) {
 	if err == nil {
 		err = netlink.LinkDel(l)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := <-ended; err == nil {
-		t.Error("it ended without an error")
-	}
+	testenv.NoError(t, err)
+	testenv.Fails(t, <-ended, "it ended without an error")
 }
 
 // TestRedirectsArePruned: what an earlier process left goes, in both families.

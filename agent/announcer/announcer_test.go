@@ -44,7 +44,7 @@ func newBed(t *testing.T) *bed {
 		T: t, client: fake.NewClientset(), settings: clustersettings.NewCache(), now: map[netip.Addr]vip.Announcement{},
 	}
 	link := vip.Link{Interface: net.Interface{Name: "eth0", Index: 2, Flags: net.FlagUp, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 1}}, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}}
-	a, err := New(Options{
+	a := testenv.Must(New(Options{
 		Client: b.client, Settings: b.settings, NodeName: "here", Now: vip.Now,
 		Links: func() ([]vip.Link, error) { return []vip.Link{link}, nil },
 		Announce: func(ctx context.Context, n vip.Announcement) error {
@@ -57,10 +57,7 @@ func newBed(t *testing.T) *bed {
 			b.mu.Unlock()
 			return nil
 		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	b.a = a
 	return b
 }
@@ -69,17 +66,13 @@ func newBed(t *testing.T) *bed {
 func (b *bed) publish(r loadbalancer.Record) {
 	b.Helper()
 	data, err := r.Write()
-	if err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, err)
 	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: loadbalancer.ConfigMap}, Data: data}
 	maps := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	if _, err = maps.Update(b.Context(), m, metav1.UpdateOptions{}); err != nil {
 		_, err = maps.Create(b.Context(), m, metav1.CreateOptions{})
 	}
-	if err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, err)
 	b.settings.Set(loadbalancer.ConfigMap, data)
 }
 
@@ -103,19 +96,14 @@ func (b *bed) announces(want ...netip.Addr) {
 func TestAnnouncer(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	b := newBed(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- b.a.Run(ctx) }()
+	stop := testenv.Run(t, b.a.Run)
 	b.publish(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}, netip.MustParseAddr("10.9.0.1"): {Node: "here", Term: 1}})
 	b.announces(first)
 	b.publish(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 2}})
 	b.announces(first, second)
 	b.publish(loadbalancer.Record{first: {Node: "there", Term: 3}, second: {Node: "here", Term: 2}})
 	b.announces(second)
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	b.announces()
 }
 
@@ -157,9 +145,7 @@ func TestHolderAnswersWhileTheStoreSaysSo(t *testing.T) {
 	}
 	b.publish(loadbalancer.Record{first: {Node: "there", Term: 6}})
 	asked := now
-	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != asked.After(loadbalancer.Lease) {
-		t.Errorf("a word of just now: until %v, %v", until, err)
-	}
+	testenv.Equal(t, testenv.Must(b.a.confirm(t.Context(), first, mine))(t), asked.After(loadbalancer.Lease), "a word of just now: until")
 	now = now.After(loadbalancer.Lease / 2)
 	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("another node is the holder, and it may answer until %v", until)
@@ -169,9 +155,8 @@ func TestHolderAnswersWhileTheStoreSaysSo(t *testing.T) {
 	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("there was another holder in between, and it may answer until %v", until)
 	}
-	if err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), loadbalancer.ConfigMap, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), loadbalancer.ConfigMap, metav1.DeleteOptions{}))
 	now = now.After(loadbalancer.Lease)
 	if until, err := b.a.confirm(t.Context(), first, loadbalancer.Holder{Node: "here", Term: 7}); err == nil {
 		t.Errorf("nothing is known, and it may answer until %v", until)
@@ -263,9 +248,7 @@ func TestProofIsReported(t *testing.T) {
 		if asked.Load() != 1 || len(reported) != 2 || reported[1] != "" {
 			t.Errorf("asked %d times, the cluster heard %q", asked.Load(), reported)
 		}
-		if _, err := b.a.confirm(t.Context(), first, running); err != nil {
-			t.Errorf("the record has it as proven: %v", err)
-		}
+		testenv.Check(t, testenv.Err(b.a.confirm(t.Context(), first, running)), "the record has it as proven")
 		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
 		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})

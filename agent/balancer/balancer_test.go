@@ -44,32 +44,24 @@ func newServerOf(t *testing.T, ca *testca.Authority, name, address, host string)
 	t.Helper()
 	config := serverConfig(t, ca, host)
 	l, err := net.Listen("tcp", testenv.Address(t, address)) // which may be listened on again
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	s := &server{t: t, name: name, address: l.Addr().String(), listener: l, conns: make(chan net.Conn, 100)}
 	t.Cleanup(s.stop)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s.conns <- c
-			go func() {
-				c := tls.Server(c, config)
-				defer c.Close()
-				lines := bufio.NewReader(c)
-				for {
-					line, err := lines.ReadString('\n')
-					if err != nil {
-						return
-					}
-					_, _ = fmt.Fprintf(c, "%s %s", name, line)
+	go testenv.Accept(l, func(c net.Conn) {
+		s.conns <- c
+		go func() {
+			c := tls.Server(c, config)
+			defer c.Close()
+			lines := bufio.NewReader(c)
+			for {
+				line, err := lines.ReadString('\n')
+				if err != nil {
+					return
 				}
-			}()
-		}
-	}()
+				_, _ = fmt.Fprintf(c, "%s %s", name, line)
+			}
+		}()
+	})
 	return s
 }
 
@@ -100,14 +92,8 @@ func TestMain(m *testing.M) {
 
 func serverConfig(t testing.TB, ca *testca.Authority, host string) *tls.Config {
 	t.Helper()
-	files, err := ca.Issue(protocol.ServerName, host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := testenv.Must(ca.Issue(protocol.ServerName, host))(t)
+	pair := testenv.Must(tls.LoadX509KeyPair(files.Cert, files.Key))(t)
 	return &tls.Config{Certificates: []tls.Certificate{pair}}
 }
 
@@ -163,20 +149,9 @@ func startAs(t *testing.T, o Options, change func(*Balancer)) *Balancer {
 	if o.File == "" {
 		o.File = filepath.Join(t.TempDir(), "servers.json")
 	}
-	b, err := New(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(New(t.Context(), o))(t)
 	change(b)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- b.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	testenv.Run(t, b.Run)
 	return b
 }
 
@@ -193,14 +168,9 @@ func newClient(c net.Conn) *client {
 
 func connectTo(t *testing.T, b *Balancer) *client {
 	t.Helper()
-	c, err := net.Dial("tcp", b.listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(net.Dial("tcp", b.listener.Addr().String()))(t)
 	t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 	return newClient(c)
 }
 
@@ -238,9 +208,7 @@ func findsAtLast(t *testing.T, b *Balancer, want string) {
 func TestFormerServersAreKept(t *testing.T) {
 	b := start(t, Options{Server: "127.0.0.1:1"})
 	for i := range 3 * most {
-		if err := b.Set([]string{fmt.Sprintf("127.0.0.1:%d", 100+i), "127.0.0.1:99"}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, b.Set([]string{fmt.Sprintf("127.0.0.1:%d", 100+i), "127.0.0.1:99"}))
 	}
 	got := b.Servers()
 	if len(got) != most || got[1] != fmt.Sprintf("127.0.0.1:%d", 99+3*most) || !slices.Contains(got, "127.0.0.1:1") || !slices.Contains(got, "127.0.0.1:99") {
@@ -252,18 +220,14 @@ func TestFormerServersAreKept(t *testing.T) {
 func TestLongListsKeepServerInUseAndNamedServer(t *testing.T) {
 	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address})
-	if err := b.Set([]string{two.address}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Set([]string{two.address}))
 	one.stop()
 	wantAnswer(t, b, "two")
 	var invented []string
 	for i := range 3 * most {
 		invented = append(invented, fmt.Sprintf("192.0.2.%d:6443", i+1))
 	}
-	if err := b.Set(invented); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Set(invented))
 	if known := b.Servers(); len(known) > most || known[0] != two.address || !slices.Contains(known, one.address) {
 		t.Errorf("%d are known: %q", len(known), known)
 	}
@@ -276,9 +240,7 @@ func TestConnectionsEndWithTheirServer(t *testing.T) {
 	one, _, b := twoServers(t)
 	c := wantAnswer(t, b, "one")
 	one.stop()
-	if _, err := c.ask(); err == nil {
-		t.Error("a connection outlives its server")
-	}
+	testenv.Fails(t, testenv.Err(c.ask()), "a connection outlives its server")
 	wantAnswer(t, b, "two")
 	newServer(t, "one", one.address)
 	wantAnswer(t, b, "two")
@@ -320,9 +282,7 @@ func TestConnectionWaitsForAServer(t *testing.T) {
 	case <-time.After(2 * holdPause): // what must not happen has no event to wait for
 	}
 	newServer(t, "one", one.address)
-	if err := <-answer; err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, <-answer)
 }
 
 // TestStaleConnectionsCloseWhenMachineReturns: those from before a server's machine could not be reached are closed
@@ -366,9 +326,7 @@ func TestListIsKept(t *testing.T) {
 	gone.stop()
 	file := filepath.Join(t.TempDir(), "servers.json")
 	first := start(t, Options{Server: gone.address, File: file})
-	if err := first.Set([]string{two.address}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, first.Set([]string{two.address}))
 	b := start(t, Options{Server: gone.address, File: file})
 	wantAnswer(t, b, "two")
 	if got, want := b.Servers(), []string{two.address, gone.address}; !slices.Equal(got, want) {
@@ -380,15 +338,9 @@ func TestListIsKept(t *testing.T) {
 func TestHalfClosedConnectionKeepsItsOtherDirection(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	c := connectTo(t, start(t, Options{Server: one.address}))
-	if _, err := io.WriteString(c, "bye\n"); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := io.ReadAll(c.lines); err != nil || string(got) != "one bye\n" {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.Must(io.WriteString(c, "bye\n"))(t)
+	testenv.NoError(t, c.CloseWrite())
+	testenv.Equal(t, string(testenv.Must(io.ReadAll(c.lines))(t)), "one bye\n", "")
 }
 
 // twoServers are known to a balancer that was given the first of them.
@@ -411,8 +363,6 @@ func twoServersOf(t *testing.T, start func(*testing.T, Options) *Balancer) (one,
 	t.Helper()
 	one, two = newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
 	b = start(t, Options{Server: one.address})
-	if err := b.Set([]string{one.address, two.address}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Set([]string{one.address, two.address}))
 	return one, two, b
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestForwardedConnectionsGoToNamedServersOnly: another machine's connection goes to a server that the cluster has
@@ -17,40 +19,25 @@ func TestForwardedConnectionsGoToNamedServersOnly(t *testing.T) {
 	b := start(t, Options{Server: given.address, File: file})
 	at := forwarding(t, b)
 	ask := func() (string, error) {
-		c, err := net.Dial("tcp", at)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(net.Dial("tcp", at))(t)
 		t.Cleanup(func() { c.Close() })
-		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 		return newClient(c).ask()
 	}
 	if got, err := ask(); err == nil {
 		t.Errorf("passed on before any server is known: %q", got)
 	}
 	wantAnswer(t, b, "given") // this machine's own connections go there
-	if err := b.Set([]string{named.address}); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := ask(); err != nil || got != "named hi\n" {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.NoError(t, b.Set([]string{named.address}))
+	testenv.Equal(t, testenv.Must(ask())(t), "named hi\n", "")
 	// The address that was given turns out to be an agent's.
 	b.Exclude([]string{given.address})
 	wantAnswer(t, b, "named")
-	if err := b.Set([]string{named.address}); err != nil {
-		t.Fatal(err)
-	}
-	if got := b.Servers(); len(got) != 1 {
-		t.Errorf("an agent is taken for a server: %v", got)
-	}
+	testenv.NoError(t, b.Set([]string{named.address}))
+	testenv.Equal(t, len(b.Servers()), 1, "an agent is taken for a server:")
 	// With no server known at all the address that was given is better than none.
 	b.Exclude([]string{given.address, named.address})
-	if got := b.Servers(); len(got) != 1 {
-		t.Errorf("nothing is left: %v", got)
-	}
+	testenv.Equal(t, len(b.Servers()), 1, "nothing is left:")
 	// The next start has it from the file.
 	again := start(t, Options{Server: given.address, File: file})
 	if got := again.namedServers(); len(got) != 1 || got[0] != named.address {

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // passing hands connections to a balancer whose only server has just ended. What is returned makes one: its client's
@@ -23,21 +25,12 @@ func passing(t *testing.T) func() (client *net.TCPConn, passed chan struct{}) {
 	b := start(t, Options{Server: one.address})
 	wantAnswer(t, b, "one")
 	one.stop()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { l.Close() })
 	return func() (*net.TCPConn, chan struct{}) {
-		c, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(net.Dial("tcp", l.Addr().String()))(t)
 		t.Cleanup(func() { c.Close() })
-		accepted, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		accepted := testenv.Must(l.Accept())(t)
 		passed := make(chan struct{})
 		go func() {
 			defer close(passed)
@@ -77,9 +70,7 @@ func TestWaitingClientLeaves(t *testing.T) {
 			pass := passing(t)
 			client, passed := pass()
 			_, stays := pass()
-			if err := leave(client); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, leave(client))
 			<-passed
 			select {
 			case <-stays:
@@ -93,29 +84,20 @@ func TestWaitingClientLeaves(t *testing.T) {
 // TestServerWithSlowHandshakeIsUsed: one that needs longer for a handshake than is waited for it is found nevertheless,
 // as over a line on which a packet needs a second.
 func TestServerWithSlowHandshakeIsUsed(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
 	config := serverConfig(t, ours, "127.0.0.1")
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
+	go testenv.Accept(l, func(c net.Conn) {
+		go func() {
+			defer c.Close()
+			time.Sleep(dialTimeout + dialTimeout/2) // the line
+			s := tls.Server(c, config)
+			line := make([]byte, 3)
+			if _, err := s.Read(line); err == nil {
+				_, _ = fmt.Fprintf(s, "slow %s", line)
 			}
-			go func() {
-				defer c.Close()
-				time.Sleep(dialTimeout + dialTimeout/2) // the line
-				s := tls.Server(c, config)
-				line := make([]byte, 3)
-				if _, err := s.Read(line); err == nil {
-					_, _ = fmt.Fprintf(s, "slow %s", line)
-				}
-			}()
-		}
-	}()
+		}()
+	})
 	findsAtLast(t, startUsual(t, Options{Server: l.Addr().String()}), "slow")
 }
 
@@ -130,14 +112,9 @@ func TestListIsBounded(t *testing.T) {
 		for len(list) < n {
 			list = append(list, many...)
 		}
-		data, err := json.Marshal(list[:n])
-		if err != nil {
-			t.Fatal(err)
-		}
+		data := testenv.Must(json.Marshal(list[:n]))(t)
 		file := filepath.Join(t.TempDir(), "servers.json")
-		if err := os.WriteFile(file, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(file, data, 0o600))
 		if got := start(t, Options{Server: "127.0.0.1:1", File: file}).Servers(); len(got) > want || got[0] != "127.0.0.1:1" {
 			t.Errorf("of %d in the file: %d, %q first, want %d", n, len(got), got[0], want)
 		}
@@ -149,14 +126,10 @@ func TestDamagedListFallsBackToNamedServer(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	for _, text := range []string{"", "null", "[", `[""]`, `["x",null]`, `{"a":1}`, `["no address","[::1","300.0.0.1:5","127.0.0.1:0","[fe80::1%nowhere]:6443","127.0.0.1:70000",":"]`, "\x00\x00"} {
 		file := filepath.Join(t.TempDir(), "servers.json")
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 		b := start(t, Options{Server: one.address, File: file})
 		wantAnswer(t, b, "one")
-		if err := b.Set([]string{one.address}); err != nil {
-			t.Errorf("%q: %v", text, err)
-		}
+		testenv.Check(t, b.Set([]string{one.address}), "%q", text)
 		if got := b.Servers(); !slices.Contains(got, one.address) {
 			t.Errorf("%q: %q", text, got)
 		}

@@ -15,19 +15,8 @@ import (
 // forwarding passes connections of other machines on, as an agent does at its open port.
 func forwarding(t *testing.T, b *Balancer) (address string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- b.Forward(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	testenv.Run(t, func(ctx context.Context) error { return b.Forward(ctx, l) })
 	return l.Addr().String()
 }
 
@@ -71,9 +60,7 @@ func TestOwnAddressIsNeverDialled(t *testing.T) {
 			one := newServer(t, "one", "127.0.0.1:0")
 			b := start(t, Options{Server: "127.0.0.1:1"})
 			at := own(t, b)
-			if err := b.Set([]string{at, one.address}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, b.Set([]string{at, one.address}))
 			const clients = 5
 			for range clients {
 				wantAnswer(t, b, "one")
@@ -93,20 +80,13 @@ func TestOwnAddressIsNeverDialled(t *testing.T) {
 // TestOwnAddressAloneIsNoServer: nothing but the own address is known.
 func TestOwnAddressAloneIsNoServer(t *testing.T) {
 	at := testenv.Address(t, "127.0.0.1:0")
-	b, err := New(t.Context(), Options{Address: at, Server: at, File: filepath.Join(t.TempDir(), "servers.json"), ServerCAFile: oursFile})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
+	b := testenv.Must(
+		New(t.Context(), Options{Address: at, Server: at, File: filepath.Join(t.TempDir(), "servers.json"), ServerCAFile: oursFile}))(t)
+	stop := testenv.Run(t, b.Run)
 	if got, err := connectTo(t, b).ask(); err == nil {
 		t.Errorf("%q of nobody", got)
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	if len(b.pairs) != 0 || len(b.open) != 0 {
 		t.Errorf("left: %v, %v", b.pairs, b.open)
 	}
@@ -123,9 +103,7 @@ func TestAgentsDoNotForwardInACircle(t *testing.T) {
 		agents, ports = append(agents, b), append(ports, forwarding(t, b))
 	}
 	for i, b := range agents {
-		if err := b.Set([]string{ports[1-i], one.address}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, b.Set([]string{ports[1-i], one.address}))
 	}
 	for i, b := range agents {
 		findsAtLast(t, b, "one")

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,9 +19,7 @@ const localServer = "192.0.2.1:6443"
 
 func watchedIs(t *testing.T, b *Balancer, what string, servers ...string) {
 	t.Helper()
-	if got := b.Watched(); !slices.Equal(got, servers) {
-		t.Errorf("%s: connections to %v, want %v", what, got, servers)
-	}
+	testenv.EqualSlices(t, b.Watched(), servers, "%s: connections to", what)
 }
 
 // TestNodeWithoutLocalWayIsNotHeard: where connections to the local address never arrive, servers are not to hear the
@@ -101,24 +98,16 @@ func TestOneProbeIsNotEnough(t *testing.T) {
 
 // TestProbeArrives: a probe of a real address arrives where it is served, and not where nothing is accepted.
 func TestProbeArrives(t *testing.T) {
-	b, err := New(t.Context(), Options{
+	b := testenv.Must(New(t.Context(), Options{
 		Address: "127.0.0.1:0", File: filepath.Join(t.TempDir(), "servers.json"), Server: "127.0.0.1:1",
 		ServerCAFile: oursFile, Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if b.reached(short) {
 		t.Error("nothing is accepted, and a probe arrives")
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
+	stop := testenv.Run(t, b.Run)
 	testenv.Until(t, patience, "a probe arrives", func() bool { return b.reached(t.Context()) })
 	stop()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
 }

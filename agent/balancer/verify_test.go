@@ -26,10 +26,7 @@ import (
 // mute takes connections and says nothing: what a process that hangs looks like, since its kernel accepts.
 func mute(t *testing.T, address string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", address))(t)
 	t.Cleanup(func() { l.Close() })
 	return l.Addr().String()
 }
@@ -123,13 +120,9 @@ func TestForeignServersAreNotUsed(t *testing.T) {
 	foreign := newServerOf(t, others, "foreign", "127.0.0.1:0", "127.0.0.1")
 	real := newServer(t, "real", "127.0.0.1:0")
 	b := startUsual(t, Options{Server: foreign.address})
-	if err := b.Set([]string{mute(t, "127.0.0.1:0"), foreign.address, real.address}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Set([]string{mute(t, "127.0.0.1:0"), foreign.address, real.address}))
 	findsAtLast(t, b, "real")
-	if got := b.Servers()[0]; got != real.address {
-		t.Errorf("%s is the one in use", got)
-	}
+	testenv.Equal(t, b.Servers()[0], real.address, "is the one in use:")
 }
 
 // TestUnresponsiveAddressesDelayAStartOnce: however many addresses are named at which nobody says anything, the first
@@ -141,9 +134,7 @@ func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 	}
 	real := newServer(t, "real", "127.0.0.1:0")
 	b := startUsual(t, Options{Server: mute(t, "127.0.0.1:0")})
-	if err := b.Set(append(named, real.address)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Set(append(named, real.address)))
 	findsAtLast(t, b, "real")
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := oneInUse(t)
@@ -211,9 +202,7 @@ func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 		if line := <-said; !strings.Contains(line, "is unresponsive while another one answers") { // not because it was asked
 			t.Error(line)
 		}
-		if first := b.candidates()[0]; first != "other" {
-			t.Errorf("%s is tried first", first)
-		}
+		testenv.Equal(t, b.candidates()[0], "other", "is tried first:")
 	})
 }
 
@@ -245,9 +234,7 @@ func (r reasons) Write(line []byte) (int, error) {
 func TestGossipCannotDisplaceProvedServers(t *testing.T) {
 	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
 	b := start(t, Options{Server: "127.0.0.1:1"})
-	if err := b.Set([]string{one.address, two.address}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Set([]string{one.address, two.address}))
 	wantAnswer(t, b, "one")
 	b.Answered(two.address, true) // the node's own connection to it
 	var invented []string
@@ -255,9 +242,7 @@ func TestGossipCannotDisplaceProvedServers(t *testing.T) {
 		invented = append(invented, fmt.Sprintf("192.0.2.%d:6443", i+1))
 	}
 	b.Exclude([]string{one.address, two.address})
-	if err := b.Set(invented); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Set(invented))
 	b.Exclude([]string{one.address, two.address})
 	got := b.Servers()
 	if len(got) > most || !slices.Contains(got, one.address) || !slices.Contains(got, two.address) {
@@ -276,9 +261,7 @@ func TestExcludedIsBetterThanNone(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := start(t, Options{Server: one.address})
 	b.Exclude([]string{one.address})
-	if err := b.Set([]string{"127.0.0.1:1", "127.0.0.1:2"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Set([]string{"127.0.0.1:1", "127.0.0.1:2"}))
 	b.Exclude([]string{one.address})
 	if got := b.Servers(); slices.Contains(got, one.address) {
 		t.Errorf("%q", got)
@@ -305,25 +288,12 @@ func TestResponsiveServerGetsNoHandshake(t *testing.T) {
 // TestStoppingServerCostsOneTry: one that still answers on the node's own connection and hangs up on each connection to
 // its API costs one try.
 func TestStoppingServerCostsOneTry(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_ = c.Close()
-		}
-	}()
+	go testenv.Accept(l, func(c net.Conn) { _ = c.Close() })
 	two := newServer(t, "two", "127.0.0.1:0")
 	b := startStill(t, Options{Server: l.Addr().String()})
-	if err := b.Set([]string{l.Addr().String(), two.address}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.Set([]string{l.Addr().String(), two.address}))
 	b.Answered(l.Addr().String(), true)
 	if got, err := connectTo(t, b).ask(); err == nil {
 		t.Fatalf("%q", got)
@@ -338,17 +308,10 @@ func TestStoppingServerCostsOneTry(t *testing.T) {
 // first, it closes the connection itself.
 func sendPlaintext(t *testing.T, address string, first bool) {
 	t.Helper()
-	c, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(net.Dial("tcp", address))(t)
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(c, "no TLS, is it?"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+	testenv.Must(io.WriteString(c, "no TLS, is it?"))(t)
 	if first {
 		return
 	}
@@ -400,13 +363,8 @@ func TestPortProbesCostNoHandshake(t *testing.T) {
 	one, _, b := heardServers(t)
 	const times = 5
 	for range times {
-		c, err := net.Dial("tcp", b.listener.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(net.Dial("tcp", b.listener.Addr().String()))(t)
+		testenv.NoError(t, c.(*net.TCPConn).CloseWrite())
 		_, _ = c.Read(make([]byte, 1)) // the end has come back from the server
 		_ = c.Close()
 	}

@@ -63,12 +63,8 @@ func TestChooseSnapshotter(t *testing.T) {
 			t.Errorf("%s: %s, %v", name, got, err)
 		}
 	}
-	if _, err := chooseSnapshotter("zfs", root, log); err == nil || !strings.Contains(err.Error(), "zfs") {
-		t.Errorf("zfs: %v", err)
-	}
-	if err := os.WriteFile(filepath.Join(root, snapshotterFile), []byte("native\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.WantError(t, testenv.Err(chooseSnapshotter("zfs", root, log)), "zfs")
+	testenv.NoError(t, os.WriteFile(filepath.Join(root, snapshotterFile), []byte("native\n"), 0o600))
 	if got, err := chooseSnapshotter("auto", root, log); got != "native" || err != nil {
 		t.Errorf("an earlier run's choice is not kept: %s, %v", got, err)
 	}
@@ -85,9 +81,7 @@ func TestChooseSnapshotter(t *testing.T) {
 
 func TestHasCapability(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "status")
-	if err := os.WriteFile(file, []byte("Name:\tx\nCapEff:\t000001fffeffffff\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(file, []byte("Name:\tx\nCapEff:\t000001fffeffffff\n"), 0o600))
 	if hasCapability(file, 24) {
 		t.Error("CAP_SYS_RESOURCE is bit 24, which is not set")
 	}
@@ -137,9 +131,7 @@ func TestRelease(t *testing.T) {
 	if got := release(version.Version); strings.Contains(got, "unknown") || !strings.HasPrefix(got, "2.") {
 		t.Errorf("nodes would show containerd://%s", got)
 	}
-	if got := release("2.9.0+vendor.1"); got != "2.9.0+vendor.1" {
-		t.Errorf("got %s", got)
-	}
+	testenv.Equal(t, release("2.9.0+vendor.1"), "2.9.0+vendor.1", "")
 }
 
 func TestShimSocketDir(t *testing.T) {

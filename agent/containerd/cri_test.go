@@ -37,23 +37,13 @@ func TestListsAsOverTheSocket(t *testing.T) {
 	dir := t.TempDir()
 	o := Options{Root: dir + "/root", State: dir + "/s", BinDir: dir + "/bin", CNIBinDir: dir + "/bin", CNIConfDir: dir + "/net.d", RegistryDir: dir + "/certs.d", PauseImage: "pause:1", Snapshotter: "native"}
 	for _, name := range []string{"runc", shimName} { // nothing is run
-		if err := os.MkdirAll(o.BinDir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(o.BinDir, name), []byte("#!/bin/false\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(o.BinDir, 0o755))
+		testenv.NoError(t, os.WriteFile(filepath.Join(o.BinDir, name), []byte("#!/bin/false\n"), 0o755))
 	}
 	t.Setenv("PATH", os.Getenv("PATH")) // Start adds to it
-	s, err := Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(Start(t.Context(), o))(t)
 	defer s.Stop()
-	conn, err := grpc.NewClient("unix://"+o.Address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(grpc.NewClient("unix://"+o.Address(), grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
 	defer conn.Close()
 	socket, lists := runtimeapi.NewRuntimeServiceClient(conn), s.Lists()
 

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/filewatch"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fakeStore understands archives that consist of "image NAME" lines.
@@ -94,20 +95,14 @@ func (x *fixture) folder() *Folder {
 func (x *fixture) put(name, content string) string {
 	x.t.Helper()
 	path := filepath.Join(x.dir, "images", name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		x.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		x.t.Fatal(err)
-	}
+	testenv.NoError(x.t, os.MkdirAll(filepath.Dir(path), 0o755))
+	testenv.NoError(x.t, os.WriteFile(path, []byte(content), 0o600))
 	return path
 }
 
 func (x *fixture) importAll() {
 	x.t.Helper()
-	if err := x.folder().ImportAll(context.Background()); err != nil {
-		x.t.Fatal(err)
-	}
+	testenv.NoError(x.t, x.folder().ImportAll(context.Background()))
 }
 
 func (x *fixture) wantImports(n int) {
@@ -143,9 +138,7 @@ func TestRestartImportsNothingAgain(t *testing.T) {
 	x.importAll()
 	x.wantImports(1)
 
-	if err := os.Chtimes(path, time.Now(), time.Now().Add(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Chtimes(path, time.Now(), time.Now().Add(time.Hour)))
 	x.importAll() // touched only: the hash tells
 	x.wantImports(1)
 
@@ -162,9 +155,7 @@ func TestDamagedRecordCountsAsNone(t *testing.T) {
 	x := newFixture(t)
 	x.put("a.tar", "images a:1")
 	x.importAll()
-	if err := os.WriteFile(filepath.Join(x.dir, "record.json"), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(x.dir, "record.json"), []byte("{"), 0o600))
 	x.importAll()
 	x.wantImports(2)
 }
@@ -172,24 +163,14 @@ func TestDamagedRecordCountsAsNone(t *testing.T) {
 func TestRunWatches(t *testing.T) {
 	x := newFixture(t)
 	x.put("first.tar", "images first:1")
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- x.folder().Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	defer testenv.Run(t, x.folder().Run)()
 	x.waitFor("the first archive", func() bool { return len(x.store.imported()) == 1 })
 
 	x.put("second.tar", "images second:1")
 	x.waitFor("the second archive", func() bool { return len(x.store.imported()) == 2 })
 
 	tmp := x.put(".third.tar.part", "images third:1")
-	if err := os.Rename(tmp, filepath.Join(x.dir, "images", "third.tar")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Rename(tmp, filepath.Join(x.dir, "images", "third.tar")))
 	x.waitFor("the renamed archive", func() bool { return len(x.store.imported()) == 3 })
 }
 
@@ -200,9 +181,7 @@ func TestRunWithoutNotices(t *testing.T) {
 		x.put("first.tar", "images first:1")
 		folder := x.folder()
 		folder.newWatcher = func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan error, 1)
-		go func() { done <- folder.Run(ctx) }()
+		stop := testenv.Run(t, folder.Run)
 		synctest.Wait()
 		x.wantImports(1)
 
@@ -210,13 +189,8 @@ func TestRunWithoutNotices(t *testing.T) {
 		time.Sleep(filewatch.Every) // of the bubble
 		synctest.Wait()
 		x.wantImports(2)
-		if !strings.Contains(x.logged(), "not noticed at once but within 15s") {
-			t.Errorf("the log does not say that files are noticed late:\n%s", x.logged())
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Contains(t, x.logged(), "not noticed at once but within 15s", "the log does not say that files are noticed late:")
+		stop()
 	})
 }
 
@@ -225,14 +199,8 @@ func TestRunWaitsForTheWriter(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	path := x.put("slow.tar", "images ")
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	probe, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := testenv.Must(os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0))(t)
+	probe := testenv.Must(os.Open(path))(t)
 	leases := beingWritten(probe)
 	probe.Close()
 	if !leases {
@@ -241,23 +209,17 @@ func TestRunWaitsForTheWriter(t *testing.T) {
 	go func() { done <- x.folder().Run(ctx) }()
 	defer func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-done)
 	}()
 
 	x.put("other.tar", "images other:1")
 	x.waitFor("the other archive", func() bool { return len(x.store.imported()) == 1 })
 	for i := range 5 { // many settle times pass while the writer holds the file
-		if _, err := fmt.Fprintf(f, "slow:%d ", i); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(fmt.Fprintf(f, "slow:%d ", i))(t)
 		time.Sleep(25 * time.Millisecond)
 	}
 	x.wantImports(1)
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f.Close())
 	x.waitFor("the slow archive", func() bool { has, _ := x.store.Has(ctx, "slow:4"); return has })
 }
 
@@ -277,9 +239,7 @@ func TestImportOnce(t *testing.T) {
 	ctx := context.Background()
 	once := func(want int) {
 		t.Helper()
-		if err := ImportOnce(ctx, x.store, path, "pause:1", record); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, ImportOnce(ctx, x.store, path, "pause:1", record))
 		x.wantImports(want)
 	}
 	once(1)
@@ -290,9 +250,7 @@ func TestImportOnce(t *testing.T) {
 	once(3)
 	x.put("pause.tar", "images other:1")
 	x.store.images = map[string]bool{}
-	if err := ImportOnce(ctx, x.store, path, "pause:1", record); err == nil || !strings.Contains(err.Error(), "pause:1") {
-		t.Errorf("an archive without the image: %v", err)
-	}
+	testenv.WantError(t, ImportOnce(ctx, x.store, path, "pause:1", record), "pause:1")
 }
 
 func TestFallbackName(t *testing.T) {
@@ -301,9 +259,7 @@ func TestFallbackName(t *testing.T) {
 		"My App_1.2.tar.zst": "docker.io/library/my-app_1.2",
 		"x.tgz":              "docker.io/library/x",
 	} {
-		if got := FallbackName(file); got != want {
-			t.Errorf("%s: %s, want %s", file, got, want)
-		}
+		testenv.Equal(t, FallbackName(file), want, "%s:", file)
 	}
 }
 

@@ -23,6 +23,8 @@ import (
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.etcd.io/bbolt"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // blobStore is containerd's own store of content and names, without the rest of containerd.
@@ -36,25 +38,15 @@ func blobStore(t *testing.T) (context.Context, Containerd) {
 func collectedStore(t *testing.T) (context.Context, Containerd, *metadata.DB) {
 	t.Helper()
 	dir := t.TempDir()
-	blobs, err := local.NewStore(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file, err := bbolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	blobs := testenv.Must(local.NewStore(dir))(t)
+	file := testenv.Must(bbolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil))(t)
 	t.Cleanup(func() { _ = file.Close() })
 	db := metadata.NewDB(file, blobs, nil)
 	ctx := namespaces.WithNamespace(t.Context(), "test")
-	if err := db.Init(ctx); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, db.Init(ctx))
 	c, err := client.New("", client.WithServices(client.WithContentStore(db.ContentStore()), client.WithImageStore(metadata.NewImageStore(db)),
 		client.WithLeasesService(metadata.NewLeaseManager(db))))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return ctx, Containerd{Client: c, Namespace: "test"}, db
 }
 
@@ -73,12 +65,8 @@ func makeParts(t *testing.T) parts {
 	p := parts{plain: archive(t, map[string][]byte{"etc/secret": []byte("a tenant's")})}
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
-	if _, err := w.Write(p.plain); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(w.Write(p.plain))(t)
+	testenv.NoError(t, w.Close())
 	p.layer = b.Bytes()
 	p.config = encode(t, ocispec.Image{Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"},
 		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(p.plain)}}})
@@ -90,11 +78,7 @@ func makeParts(t *testing.T) parts {
 
 func encode(t *testing.T, v any) []byte {
 	t.Helper()
-	data, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
+	return testenv.Must(json.Marshal(v))(t)
 }
 
 func archive(t *testing.T, files map[string][]byte) []byte {
@@ -102,16 +86,10 @@ func archive(t *testing.T, files map[string][]byte) []byte {
 	var b bytes.Buffer
 	tw := tar.NewWriter(&b)
 	for name, data := range files {
-		if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data))}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := tw.Write(data); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data))}))
+		testenv.Must(tw.Write(data))(t)
 	}
-	if err := tw.Close(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, tw.Close())
 	return b.Bytes()
 }
 
@@ -165,12 +143,8 @@ func TestOnlyWhatTheArchiveHeldIsImported(t *testing.T) {
 			if err != nil || len(imported) != 1 {
 				t.Fatalf("imported %v: %v", imported, err)
 			}
-			if err := s.label(ctx, imported[0], blobs); err != nil {
-				t.Fatal(err)
-			}
-			if got := s.Imported(ctx, digest.FromBytes(p.config).String()); got != test.want {
-				t.Errorf("it is for every pod: %v, want %v", got, test.want)
-			}
+			testenv.NoError(t, s.label(ctx, imported[0], blobs))
+			testenv.Equal(t, s.Imported(ctx, digest.FromBytes(p.config).String()), test.want, "it is for every pod:")
 		})
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestForeignLayersAreRefused: an archive holds the configuration of a tenant's image, and as many layers as it names.
@@ -30,9 +32,7 @@ func TestForeignLayersAreRefused(t *testing.T) {
 		if err == nil {
 			err = w.Close()
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		return b.Bytes()
 	}
 	garbage, otherTar := []byte("nothing at all"), archive(t, map[string][]byte{"etc/other": []byte("not a tenant's")})
@@ -63,17 +63,14 @@ func TestForeignLayersAreRefused(t *testing.T) {
 			put := func(data []byte, opts ...content.Opt) {
 				t.Helper()
 				d := descriptorOf("", data)
-				if err := content.WriteBlob(ctx, s.Client.ContentStore(), "pulled-"+d.Digest.String(), bytes.NewReader(data), d, opts...); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t,
+					content.WriteBlob(ctx, s.Client.ContentStore(), "pulled-"+d.Digest.String(), bytes.NewReader(data), d, opts...))
 			}
 			put(p.manifest)
 			put(p.config)
 			put(p.layer, content.WithLabels(map[string]string{labels.LabelUncompressed: digest.FromBytes(p.plain).String()}))
 			var m ocispec.Manifest
-			if err := json.Unmarshal(p.manifest, &m); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, json.Unmarshal(p.manifest, &m))
 			m.Layers = nil
 			q := p
 			files := map[string][]byte{digest.FromBytes(p.config).Encoded(): p.config}

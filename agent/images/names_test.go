@@ -13,6 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // useless is an archive whose images, of these names, lack all but their manifests.
@@ -42,18 +44,13 @@ func stored(ctx context.Context, t *testing.T, s Containerd, name string) images
 			t.Fatal(err)
 		}
 	}
-	if err := images.Dispatch(ctx, images.SetChildrenLabels(s.Client.ContentStore(), images.ChildrenHandler(s.Client.ContentStore())), nil, p.descriptor); err != nil {
-		t.Fatal(err)
-	}
-	im, err := s.Client.ImageService().Create(ctx, images.Image{Name: name, Target: p.descriptor, Labels: map[string]string{"whose": "a tenant's"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		images.Dispatch(ctx, images.SetChildrenLabels(s.Client.ContentStore(), images.ChildrenHandler(s.Client.ContentStore())), nil, p.descriptor))
+	im := testenv.Must(
+		s.Client.ImageService().Create(ctx, images.Image{Name: name, Target: p.descriptor, Labels: map[string]string{"whose": "a tenant's"}}))(t)
 	for _, data := range [][]byte{p.layer, p.config, p.manifest} {
 		info := content.Info{Digest: digest.FromBytes(data), Labels: map[string]string{"containerd.io/gc.root": ""}}
-		if _, err := s.Client.ContentStore().Update(ctx, info, "labels.containerd.io/gc.root"); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(s.Client.ContentStore().Update(ctx, info, "labels.containerd.io/gc.root"))(t)
 	}
 	return im
 }
@@ -72,9 +69,7 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 			was := map[string]images.Image{old: stored(ctx, t, s, old), second: stored(ctx, t, s, second)}
 			asBefore := func() {
 				t.Helper()
-				if _, err := db.GarbageCollect(ctx); err != nil {
-					t.Error(err)
-				}
+				testenv.Check(t, testenv.Err(db.GarbageCollect(ctx)))
 				for name, before := range was {
 					now, err := s.Client.ImageService().Get(ctx, name)
 					if err != nil || now.Target.Digest != before.Target.Digest || now.Labels["whose"] != before.Labels["whose"] || now.Labels[pinnedLabel] != "" {
@@ -82,9 +77,7 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 					}
 				}
 				for _, data := range [][]byte{makeParts(t).layer, makeParts(t).config, makeParts(t).manifest} {
-					if _, err := s.Client.ContentStore().Info(ctx, digest.FromBytes(data)); err != nil {
-						t.Error(err)
-					}
+					testenv.Check(t, testenv.Err(s.Client.ContentStore().Info(ctx, digest.FromBytes(data))))
 				}
 				if has, err := s.Has(ctx, fresh); has || err != nil {
 					t.Errorf("the name that nobody had: %v, %v", has, err)
@@ -97,25 +90,17 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 
 			// Content without a name is collected in between.
 			leased, done, err := s.Client.WithLease(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			w := newWrittenNames(s.Client)
 			if _, _, err := s.read(leased, bytes.NewReader(archive), "docker.io/library/x", w); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := db.GarbageCollect(ctx); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(db.GarbageCollect(ctx))(t)
 			if im, err := s.Client.ImageService().Get(ctx, old); err != nil || im.Target.Digest == was[old].Target.Digest {
 				t.Fatalf("in between %s is %v, %v: this proves nothing", old, im.Target.Digest, err)
 			}
-			if err := w.restore(leased); err != nil {
-				t.Error(err)
-			}
-			if err := done(ctx); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, w.restore(leased))
+			testenv.Check(t, done(ctx))
 			asBefore()
 		})
 	}
@@ -134,9 +119,7 @@ func TestTakenNamesOfOthers(t *testing.T) {
 		if errdefs.IsNotFound(err) {
 			out, err = in.Create(ctx, im)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		return out
 	}
 	w := newWrittenNames(s.Client)
@@ -148,12 +131,8 @@ func TestTakenNamesOfOthers(t *testing.T) {
 		}
 	}
 	put(is, pulled, "pulled")
-	if err := is.Delete(ctx, deletedImage); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.restore(ctx); err != nil {
-		t.Error(err)
-	}
+	testenv.NoError(t, is.Delete(ctx, deletedImage))
+	testenv.Check(t, w.restore(ctx))
 	for name, want := range map[string]string{pulled: "pulled", deletedImage: "", kept: "the archive's"} {
 		if im, err := is.Get(ctx, name); want == "" && !errdefs.IsNotFound(err) || want != "" && im.Target.Digest != digest.FromString(want) {
 			t.Errorf("%s is %v, %v", name, im.Target.Digest, err)

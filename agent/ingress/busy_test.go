@@ -2,7 +2,11 @@
 
 package ingress
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
 
 // TestFirstOwnerKeepsItsPort: the first one keeps a port, also over the end of this process.
 func TestFirstOwnerKeepsItsPort(t *testing.T) {
@@ -35,13 +39,9 @@ func TestFirstOwnerKeepsItsPort(t *testing.T) {
 			var all portOwners
 			for i, l := range c.observations {
 				all.update(l.ports, l.programs, c.said)
-				if got := all.annotation(); got != l.annotation {
-					t.Errorf("look %d: the annotation has %q, want %q", i, got, l.annotation)
-				}
+				testenv.Equal(t, all.annotation(), l.annotation, "look %d: the annotation has", i)
 			}
-			if got := all.problem(); got != c.problem {
-				t.Errorf("the problem is %q, want %q", got, c.problem)
-			}
+			testenv.Equal(t, all.problem(), c.problem, "the problem is")
 		})
 	}
 }

@@ -16,21 +16,16 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // hostile is a proxy that strangers have taken over: it answers each line of its agent as it likes.
 func hostile(t *testing.T, answer func(conn *net.UnixConn)) (dir string, e entry) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "i")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir = testenv.Must(os.MkdirTemp("", "i"))(t)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	e = entry{PID: os.Getpid(), Socket: "control-1.sock"}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, e.Socket), Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, e.Socket), Net: "unix"}))(t)
 	var running sync.WaitGroup
 	t.Cleanup(func() {
 		_ = l.Close()
@@ -55,9 +50,7 @@ func hostile(t *testing.T, answer func(conn *net.UnixConn)) (dir string, e entry
 
 func send(t *testing.T, conn *net.UnixConn, a table.Answer, files ...*os.File) {
 	text, err := json.Marshal(a)
-	if err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, err)
 	var descriptors []int
 	for _, f := range files {
 		descriptors = append(descriptors, int(f.Fd()))
@@ -67,20 +60,11 @@ func send(t *testing.T, conn *net.UnixConn, a table.Answer, files ...*os.File) {
 
 // TestSocketsOfAHostileProxy: what is no socket for clients is not taken.
 func TestSocketsOfAHostileProxy(t *testing.T) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
+	null := testenv.Must(os.Open(os.DevNull))(t)
 	defer null.Close()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
-	good, err := l.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
+	good := testenv.Must(l.(*net.TCPListener).File())(t)
 	defer good.Close()
 	for name, answer := range map[string]func(conn *net.UnixConn){
 		"a file": func(conn *net.UnixConn) {
@@ -113,10 +97,7 @@ func TestSocketsOfAHostileProxy(t *testing.T) {
 }
 
 func openFiles(t *testing.T) int {
-	all, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
+	all := testenv.Must(os.ReadDir("/proc/self/fd"))(t)
 	return len(all)
 }
 
@@ -140,15 +121,10 @@ func TestAnswersOfAHostileProxyAreBounded(t *testing.T) {
 			_, err = conn.Write(piece)
 		}
 	})
-	p, err := connect(dir, e)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(connect(dir, e))(t)
 	p.reading.Go(p.read)
 	defer p.close()
-	if _, err := p.conn.Write([]byte("\n")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(p.conn.Write([]byte("\n")))(t)
 	select {
 	case err := <-p.ended:
 		if !strings.Contains(err.Error(), "bytes") {

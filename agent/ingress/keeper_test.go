@@ -18,24 +18,18 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestStartTakesOverEarlierRuns: whatever an earlier run has left, the next one serves, with the same process where
 // that is of use.
 func TestStartTakesOverEarlierRuns(t *testing.T) {
 	rewrite := func(n *testNode, change func(r *record)) {
-		r, err := readRecord(n.o.Dir)
-		if err != nil {
-			n.t.Fatal(err)
-		}
+		r := testenv.Must(readRecord(n.o.Dir))(n.t)
 		change(&r)
-		text, err := json.Marshal(r)
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		if err := os.WriteFile(recordIn(n.o.Dir), text, 0o600); err != nil {
-			n.t.Fatal(err)
-		}
+		text := testenv.Must(json.Marshal(r))(n.t)
+		testenv.NoError(n.t, os.WriteFile(recordIn(n.o.Dir), text, 0o600))
 	}
 	for name, c := range map[string]struct {
 		prepare func(n *testNode, k *keeper)
@@ -51,22 +45,16 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 			_ = syscall.Kill(k.now.PID, syscall.SIGKILL)
 			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
 			bystander := exec.Command("sleep", "600")
-			if err := bystander.Start(); err != nil {
-				n.t.Fatal(err)
-			}
+			testenv.NoError(n.t, bystander.Start())
 			n.t.Cleanup(func() {
-				if err := bystander.Process.Signal(syscall.Signal(0)); err != nil {
-					n.t.Errorf("a process of somebody else's was ended: %v", err)
-				}
+				testenv.Check(n.t, bystander.Process.Signal(syscall.Signal(0)), "a process of somebody else's was ended")
 				_ = bystander.Process.Kill()
 				_ = bystander.Wait()
 			})
 			rewrite(n, func(r *record) { r.Processes[0].PID = bystander.Process.Pid })
 		}, false, false},
 		"the record is half written": {func(n *testNode, k *keeper) {
-			if err := os.WriteFile(recordIn(n.o.Dir), []byte(`{"processes":[{"pid":`), 0o600); err != nil {
-				n.t.Fatal(err)
-			}
+			testenv.NoError(n.t, os.WriteFile(recordIn(n.o.Dir), []byte(`{"processes":[{"pid":`), 0o600))
 		}, true, false},
 		"the record is lost": {func(n *testNode, k *keeper) { _ = os.Remove(recordIn(n.o.Dir)) }, true, false},
 		"nobody listens at its control socket": {func(n *testNode, k *keeper) {
@@ -97,26 +85,18 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 			c.prepare(n, k)
 			k.forget()
 			k = n.keeper()
-			if err := k.begin(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, k.begin())
 			if k.held == nil { // it is known by no answer, which takes half a minute; that is another test's
 				k.now.close()
 				k.now.began = time.Now()
 				p := k.now
 				k.now = nil
-				if err := p.signal(syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, p.signal(syscall.SIGKILL))
 				eventually(t, "it is gone", func() bool { return !p.alive() })
-				if err := k.start(true); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, k.start(true))
 			}
 			n.serve(k)
-			if err := ask(fresh(), k.url()); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, ask(fresh(), k.url()))
 			if (k.now.PID == pid) != c.same {
 				t.Errorf("process %d serves after %d", k.now.PID, pid)
 			}
@@ -144,18 +124,14 @@ func TestFirstVersionIsReplaced(t *testing.T) {
 	if k.url() != url || k.now.PID == pid {
 		t.Errorf("process %d serves at %s, before %d at %s", k.now.PID, k.url(), pid, url)
 	}
-	if err := ask(fresh(), k.url()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, ask(fresh(), k.url()))
 	eventually(t, "one process is left", func() bool { return len(n.processes()) == 1 })
 }
 
 // TestFirstVersionsRecord: what the first version wrote of its only process is understood.
 func TestFirstVersionsRecord(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(recordIn(dir), []byte(`{"pid":4,"started":7,"ports":{"http":10080}}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(recordIn(dir), []byte(`{"pid":4,"started":7,"ports":{"http":10080}}`), 0o600))
 	r, err := readRecord(dir)
 	if want := []entry{{PID: 4, Started: 7, Socket: firstSocket}}; err != nil || !slices.Equal(r.Processes, want) {
 		t.Errorf("%v, %v", r, err)
@@ -177,9 +153,7 @@ func TestNodesAddressesChange(t *testing.T) {
 		t.Errorf("the ports are %v, and were %v", k.held.ports(), ports)
 	}
 	for _, ip := range n.o.NodeIPs {
-		if err := ask(fresh(), strings.Replace(k.url(), "127.0.0.1", ip.String(), 1)); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, ask(fresh(), strings.Replace(k.url(), "127.0.0.1", ip.String(), 1)))
 	}
 	eventually(t, "one process listens", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
 }
@@ -200,13 +174,9 @@ func TestProbe(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	for range 3 {
-		if err := k.now.probe(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, k.now.probe(t.Context()))
 	}
-	if err := ask(fresh(), k.url()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, ask(fresh(), k.url()))
 	ctx, cancel := context.WithCancel(t.Context())
 	_ = syscall.Kill(k.now.PID, syscall.SIGSTOP)
 	eventually(t, "all its threads are stopped", func() bool {
@@ -217,9 +187,7 @@ func TestProbe(t *testing.T) {
 		})
 	})
 	cancel()
-	if err := k.now.probe(ctx); err == nil {
-		t.Error("a process that is stopped answers")
-	}
+	testenv.Fails(t, k.now.probe(ctx), "a process that is stopped answers")
 }
 
 func TestControlGroups(t *testing.T) {
@@ -232,12 +200,8 @@ func TestControlGroups(t *testing.T) {
 	}
 	touch := func(path string) {
 		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		testenv.NoError(t, os.WriteFile(path, nil, 0o644))
 	}
 	for version, files := range map[string]map[string]string{
 		"v2": {"memory.max": "268435456", "memory.high": "251658240", "pids.max": "512", "cgroup.procs": "4711", "../cpu.weight": "20"},
@@ -251,9 +215,7 @@ func TestControlGroups(t *testing.T) {
 		} else {
 			events = "memory/" + events
 		}
-		if err := groups(root).join("4711", 4711); err == nil {
-			t.Errorf("%s: there are no files to write, and no error", version)
-		}
+		testenv.Fails(t, groups(root).join("4711", 4711), "%s: there are no files to write, and no error", version)
 		at := func(file string) string {
 			if h, f, ok := strings.Cut(file, "/"); ok && h != ".." {
 				touch(filepath.Join(root, h, "cgroup.procs"))
@@ -264,21 +226,13 @@ func TestControlGroups(t *testing.T) {
 		for file := range files {
 			touch(at(file))
 		}
-		if err := groups(root).join("4711", 4711); err != nil {
-			t.Errorf("%s: %v", version, err)
-		}
+		testenv.Check(t, groups(root).join("4711", 4711), "%s", version)
 		for file, want := range files {
-			if got := read(at(file)); got != want {
-				t.Errorf("%s: %s holds %s, want %s", version, file, got, want)
-			}
+			testenv.Equal(t, read(at(file)), want, "%s: %s holds", version, file)
 		}
 		for text, want := range map[string]bool{"low 0\noom 3\noom_kill 0\n": false, "oom_kill 1\n": true} {
-			if err := os.WriteFile(at(events), []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			if got := groups(root).killed("4711"); got != want {
-				t.Errorf("%s: %q says %t", version, text, got)
-			}
+			testenv.NoError(t, os.WriteFile(at(events), []byte(text), 0o644))
+			testenv.Equal(t, groups(root).killed("4711"), want, "%s: %q says", version, text)
 		}
 	}
 }
@@ -286,14 +240,9 @@ func TestControlGroups(t *testing.T) {
 // TestGroupOfTheKernel moves a process to a real control group, where this machine lets a test make one.
 func TestGroupOfTheKernel(t *testing.T) {
 	cmd := exec.Command("cat") // waits for its input
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	in := testenv.Must(cmd.StdinPipe())(t)
 	defer in.Close()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, cmd.Start())
 	name := fmt.Sprintf("test-%d", cmd.Process.Pid)
 	defer groups(cgroupRoot).sweep()
 	defer func() {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMetrics: what a proxy has counted is shown, and nothing once there is no proxy.
@@ -23,23 +24,16 @@ func TestMetrics(t *testing.T) {
 	n := newTestNode(t)
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
 	n.table = table.Sections{}
-	if err := n.table.Put(table.HostKey(table.SiteIngress, "a.example"), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix}}}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		n.table.Put(table.HostKey(table.SiteIngress, "a.example"), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix}}}))
 	a := startAgent(n)
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(a.node.Metrics())
 	eventually(t, "the node says where it serves", func() bool { return a.annotation() != "" })
 	for _, host := range []string{"a.example", "a.example", "other.example"} {
-		req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://%s:%d/", machineIP, table.NodeHTTPPort), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		req := testenv.Must(http.NewRequest(http.MethodGet, fmt.Sprintf("http://%s:%d/", machineIP, table.NodeHTTPPort), nil))(t)
 		req.Host = host
-		res, err := fresh().Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := testenv.Must(fresh().Do(req))(t)
 		_ = res.Body.Close()
 	}
 	want := `# HELP coracle_ingress_requests_total Requests that the node's ingress proxy has answered.
@@ -56,9 +50,7 @@ coracle_ingress_requests_total{host="other",site="",status="4xx"} 1
 	if count, err := testutil.GatherAndCount(registry, "coracle_ingress_request_duration_seconds"); err != nil || count != 2 {
 		t.Errorf("%d histograms, %v", count, err)
 	}
-	if err := a.client.CoreV1().Services(metav1.NamespaceSystem).Delete(t.Context(), table.Service, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, a.client.CoreV1().Services(metav1.NamespaceSystem).Delete(t.Context(), table.Service, metav1.DeleteOptions{}))
 	eventually(t, "no process is left", func() bool { return len(n.processes()) == 0 })
 	if count, err := testutil.GatherAndCount(registry); err != nil || count != 0 {
 		t.Errorf("%d series without a proxy, %v", count, err)

@@ -25,6 +25,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func endpointSlice(name, port string, number int32, endpoints ...discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
@@ -64,13 +65,9 @@ func TestEndpointsOfABackend(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			factory := informers.NewSharedInformerFactory(fake.NewClientset(), 0)
 			services, all := factory.Core().V1().Services(), factory.Discovery().V1().EndpointSlices()
-			if err := services.Informer().GetStore().Add(web); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, services.Informer().GetStore().Add(web))
 			for _, s := range c.slices {
-				if err := all.Informer().GetStore().Add(s); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, all.Informer().GetStore().Add(s))
 			}
 			n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), Services: services}}
 			if got := strings.Join(n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: c.port}, c.slices,
@@ -88,9 +85,7 @@ func TestExternalNameHasNoEndpoints(t *testing.T) {
 	web := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeExternalName, ExternalName: "web.example", Ports: []corev1.ServicePort{{Name: "http", Port: 80}},
 	}}
-	if err := services.Informer().GetStore().Add(web); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, services.Informer().GetStore().Add(web))
 	n := Node{o: Options{Nodes: factory.Core().V1().Nodes(), Services: services}}
 	slice := endpointSlice("a", "http", 8080, endpoint("10.0.0.1", true, true))
 	if got := n.endpoints(table.Backend{Namespace: "shop", Service: "web", Port: "80"},
@@ -111,9 +106,7 @@ func TestPlaceOfTheNode(t *testing.T) {
 	nodes := factory.Core().V1().Nodes()
 	for name, zone := range map[string]string{"a": "z1", "b": "z2"} {
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone}}}
-		if err := nodes.Informer().GetStore().Add(n); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, nodes.Informer().GetStore().Add(n))
 	}
 	n := Node{o: Options{NodeName: "a", Nodes: nodes, Unreachable: unreachable{map[string]bool{"b": true}}}}
 	if p := n.proxyNode(); p.Name != "a" || p.Zone != "z1" || !p.Unreachable["b"] {
@@ -130,13 +123,9 @@ func TestSettingsOfTheTable(t *testing.T) {
 		Logger:   slog.New(slog.DiscardHandler),
 	}}
 	in := table.Sections{}
-	if err := in.Put(table.KindSettings, table.Settings{TrustedProxies: []string{"192.0.2.0/24"}, ProxyProtocol: true}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, in.Put(table.KindSettings, table.Settings{TrustedProxies: []string{"192.0.2.0/24"}, ProxyProtocol: true}))
 	var got table.Settings
-	if err := json.Unmarshal(n.complete(in)[table.KindSettings], &got); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(n.complete(in)[table.KindSettings], &got))
 	if !got.ProxyProtocol || !slices.Equal(got.TrustedProxies, []string{"192.0.2.0/24"}) || !slices.Equal(got.ClusterNetworks, []string{"10.42.0.0/16"}) {
 		t.Errorf("the settings are %+v", got)
 	}
@@ -148,9 +137,7 @@ func TestStreamCountsFromItsCommit(t *testing.T) {
 	text := func(changes ...table.Change) io.ReadCloser {
 		var out bytes.Buffer
 		for _, c := range changes {
-			if err := json.NewEncoder(&out).Encode(c); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, json.NewEncoder(&out).Encode(c))
 		}
 		return io.NopCloser(&out)
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // In namespaces of their own, so that no other test has the ports, and the kernel's table guards nothing else.
@@ -58,12 +59,8 @@ type testNode struct {
 func newTestNode(t *testing.T) *testNode {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "i") // a socket's path has to be short; t.TempDir's is closed to the proxy's user
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	testenv.NoError(t, os.Chmod(dir, 0o755))
 	n := &testNode{t: t, seen: map[int]uint64{}, o: Options{
 		Program: filepath.Join(dir, "coracle-ingress"), Dir: filepath.Join(dir, "run"), NodeIPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), cgroups: filepath.Join(dir, "no-cgroups"),
@@ -89,10 +86,7 @@ func newTestNode(t *testing.T) *testNode {
 // install makes the program one with another content.
 func (n *testNode) install(version string) {
 	n.t.Helper()
-	program, err := build()
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	program := testenv.Must(build())(n.t)
 	n.installFile(version, append(program[:len(program):len(program)], version...))
 }
 
@@ -102,15 +96,9 @@ func (n *testNode) installFile(version string, content []byte) {
 	syscall.ForkLock.RLock() // a child that another test starts meanwhile would have the file open for writing: "text file busy"
 	err := os.WriteFile(path, content, 0o755)
 	syscall.ForkLock.RUnlock()
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	if err := os.Symlink(path, path+".new"); err != nil {
-		n.t.Fatal(err)
-	}
-	if err := os.Rename(path+".new", n.o.Program); err != nil {
-		n.t.Fatal(err)
-	}
+	testenv.NoError(n.t, err)
+	testenv.NoError(n.t, os.Symlink(path, path+".new"))
+	testenv.NoError(n.t, os.Rename(path+".new", n.o.Program))
 }
 
 // to is a table that sends everything to one address.
@@ -119,9 +107,7 @@ func (n *testNode) to(address string) table.Sections {
 	b := table.Backend{Namespace: "n", Service: "s", Port: "80"}
 	h := table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix, Backends: []table.Backend{b}}}}
 	for key, value := range map[string]any{table.HostKey(table.SiteIngress, ""): h, b.Key(): table.Endpoints{Addresses: []string{address}}} {
-		if err := s.Put(key, value); err != nil {
-			n.t.Fatal(err)
-		}
+		testenv.NoError(n.t, s.Put(key, value))
 	}
 	return s
 }
@@ -217,10 +203,7 @@ func eventually(t *testing.T, what string, met func() bool) {
 // keeper is that of a run of the agent.
 func (n *testNode) keeper() *keeper {
 	n.t.Helper()
-	k, err := newKeeper(n.o, groups(n.o.cgroups))
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	k := testenv.Must(newKeeper(n.o, groups(n.o.cgroups)))(n.t)
 	n.t.Cleanup(k.forget)
 	k.want(n.http3)
 	return k
@@ -231,9 +214,7 @@ func (n *testNode) keeper() *keeper {
 func (n *testNode) run() *keeper {
 	n.t.Helper()
 	k := n.keeper()
-	if err := k.begin(); err != nil {
-		n.t.Fatal(err)
-	}
+	testenv.NoError(n.t, k.begin())
 	n.serve(k)
 	return k
 }
@@ -242,19 +223,13 @@ func (n *testNode) serve(k *keeper) {
 	n.t.Helper()
 	if _, err := k.put(n.t.Context(), n.table); err != nil { // it was ending when it was found, as one without a table does
 		n.t.Log(k.lost(err))
-		if err := k.start(true); err != nil {
-			n.t.Fatal(err)
-		}
-		if _, err := k.put(n.t.Context(), n.table); err != nil {
-			n.t.Fatal(err)
-		}
+		testenv.NoError(n.t, k.start(true))
+		testenv.Must(k.put(n.t.Context(), n.table))(n.t)
 	}
 	if !k.outdated() {
 		return
 	}
-	if _, err := k.takeOver(n.t.Context(), n.table); err != nil {
-		n.t.Fatal(err)
-	}
+	testenv.Must(k.takeOver(n.t.Context(), n.table))(n.t)
 }
 
 func (k *keeper) url() string { return fmt.Sprintf("http://127.0.0.1:%d/", k.held.ports()[table.HTTP]) }
@@ -280,10 +255,7 @@ func fresh() *http.Client {
 // websocket is a connection on which the backend echoes.
 func websocket(t *testing.T, url string) func() error {
 	t.Helper()
-	conn, err := net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/")))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 	r := bufio.NewReader(conn)

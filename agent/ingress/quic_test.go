@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func (k *keeper) http3URL() string {
@@ -39,9 +40,7 @@ func newHTTP3Node(t *testing.T) *testNode {
 	t.Helper()
 	n := newTestNode(t)
 	n.http3 = true
-	if err := n.table.Put(table.HTTP3Key(table.SiteIngress), table.HTTP3{Port: 443, Key: make([]byte, quicKeyBytes)}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, n.table.Put(table.HTTP3Key(table.SiteIngress), table.HTTP3{Port: 443, Key: make([]byte, quicKeyBytes)}))
 	return n
 }
 
@@ -69,10 +68,7 @@ func TestUpgradesFailNoHTTP3Request(t *testing.T) {
 func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 	n := newHTTP3Node(t)
 	arrived, release := make(chan struct{}, 8), make(chan struct{})
-	l, err := net.Listen("tcp", machineIP+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", machineIP+":0"))(t)
 	const size = 4 << 20 // what needs acknowledgements
 	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		arrived <- struct{}{}
@@ -83,9 +79,7 @@ func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 	t.Cleanup(func() { _ = s.Close() })
 	address, hello := l.Addr().String(), n.table
 	n.table = n.to(address)
-	if err := n.table.Put(table.HTTP3Key(table.SiteIngress), table.HTTP3{Port: 443}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, n.table.Put(table.HTTP3Key(table.SiteIngress), table.HTTP3{Port: 443}))
 	k := n.run()
 	old := k.now.PID
 	answers := make(chan error, 8) // one of each request
@@ -115,15 +109,11 @@ func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 		t.Fatal("no other has taken over")
 	}
 	for range 8 {
-		if err := ask(http3Client(t), k.http3URL()); err != nil {
-			t.Errorf("a request to the next process: %v", err)
-		}
+		testenv.Check(t, ask(http3Client(t), k.http3URL()), "a request to the next process")
 	}
 	close(release)
 	for range 8 {
-		if err := <-answers; err != nil {
-			t.Errorf("a request to the process that drains: %v", err)
-		}
+		testenv.Check(t, <-answers, "a request to the process that drains")
 	}
 	eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.now.PID}) })
 }
@@ -135,68 +125,47 @@ func TestHTTP3FollowsTheServicesPort(t *testing.T) {
 	n := newTestNode(t)
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
 	n.table = table.Sections{}
-	if err := n.table.Put(table.HostKey(table.SiteIngress, ""), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix}}}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		n.table.Put(table.HostKey(table.SiteIngress, ""), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix}}}))
 	a := startAgent(n)
 	change := func(ports ...corev1.ServicePort) {
-		svc, err := a.client.CoreV1().Services(metav1.NamespaceSystem).Get(t.Context(), table.Service, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		svc := testenv.Must(a.client.CoreV1().Services(metav1.NamespaceSystem).Get(t.Context(), table.Service, metav1.GetOptions{}))(t)
 		svc.Spec.Ports = ports
-		if _, err := a.client.CoreV1().Services(metav1.NamespaceSystem).Update(t.Context(), svc, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(a.client.CoreV1().Services(metav1.NamespaceSystem).Update(t.Context(), svc, metav1.UpdateOptions{}))(t)
 	}
 	announced := func() string {
 		c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, Timeout: 30 * time.Second}
-		res, err := c.Get(fmt.Sprintf("https://%s:%d/", machineIP, table.NodeHTTPSPort))
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := testenv.Must(c.Get(fmt.Sprintf("https://%s:%d/", machineIP, table.NodeHTTPSPort)))(t)
 		_ = res.Body.Close()
 		return res.Header.Get("Alt-Svc")
 	}
 	eventually(t, "the node says where it serves", func() bool { return a.annotation() == "http=10054,https=10055" })
-	if got := announced(); got != "" {
-		t.Errorf("without the port it is announced: %q", got)
-	}
+	testenv.Equal(t, announced(), "", "without the port it is announced:")
 	change(corev1.ServicePort{Name: table.QUIC, Port: 8443, Protocol: corev1.ProtocolUDP})
 	eventually(t, "the node serves HTTP/3", func() bool { return a.annotation() == "http=10054,http3=10055,https=10055" })
 	if got := announced(); !strings.HasPrefix(got, `h3=":8443"`) {
 		t.Errorf("it is announced as %q", got)
 	}
-	res, err := http3Client(t).Get(fmt.Sprintf("https://%s:%d/", machineIP, table.NodeHTTPSPort))
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(http3Client(t).Get(fmt.Sprintf("https://%s:%d/", machineIP, table.NodeHTTPSPort)))(t)
 	_ = res.Body.Close()
 	if res.StatusCode != http.StatusServiceUnavailable || res.ProtoMajor != 3 {
 		t.Errorf("answered with %s %s", res.Proto, res.Status)
 	}
 	change()
 	eventually(t, "the node serves HTTP/3 no more", func() bool { return a.annotation() == "http=10054,https=10055" })
-	if got := announced(); got != "" {
-		t.Errorf("when the port has gone it is announced: %q", got)
-	}
+	testenv.Equal(t, announced(), "", "when the port has gone it is announced:")
 }
 
 // TestPortOfHTTP3IsTaken: another one is used, as for TCP.
 func TestPortOfHTTP3IsTaken(t *testing.T) {
-	other, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: table.NodeHTTPSPort})
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := testenv.Must(net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: table.NodeHTTPSPort}))(t)
 	defer other.Close()
 	n := newHTTP3Node(t)
 	k := n.run()
 	if port := k.held.ports()[table.QUIC]; port == 0 || port == table.NodeHTTPSPort {
 		t.Errorf("it has the port %d", port)
 	}
-	if err := ask(http3Client(t), k.http3URL()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, ask(http3Client(t), k.http3URL()))
 	url := k.http3URL()
 	n.install("next")
 	n.serve(k)
@@ -208,19 +177,12 @@ func TestPortOfHTTP3IsTaken(t *testing.T) {
 // TestHTTP3AtBothFamilies: a node has sockets at its addresses of both families, at one port.
 func TestHTTP3AtBothFamilies(t *testing.T) {
 	for _, ip := range []string{"127.0.0.1", "::1"} {
-		d, err := openQUIC(netip.AddrPortFrom(netip.MustParseAddr(ip), 0), 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := testenv.Must(openQUIC(netip.AddrPortFrom(netip.MustParseAddr(ip), 0), 0))(t)
 		at, err := unix.Getsockname(d)
-		if err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, err)
 		if _, v4 := at.(*unix.SockaddrInet4); v4 != (ip == "127.0.0.1") {
 			t.Errorf("the socket at %s is at %v", ip, at)
 		}
-		if err := unix.Close(d); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, unix.Close(d))
 	}
 }

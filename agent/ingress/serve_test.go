@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // agentRun is a whole Node, with a stream that sends the table, and what send gives.
@@ -79,10 +80,7 @@ func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
 		return nil
 	}
 	o.Annotation = func(context.Context) (string, error) { return a.annotation(), nil }
-	node, err := New(o)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	node := testenv.Must(New(o))(n.t)
 	a.node = node
 	ctx, cancel := context.WithCancel(n.t.Context())
 	factory.Start(ctx.Done())
@@ -90,9 +88,7 @@ func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
 	go func() { ended <- node.Run(ctx) }()
 	a.stop = sync.OnceFunc(func() {
 		cancel()
-		if err := <-ended; err != nil {
-			n.t.Errorf("Run: %v", err)
-		}
+		testenv.Check(n.t, <-ended, "Run")
 		factory.Shutdown()
 	})
 	n.t.Cleanup(a.stop)
@@ -113,9 +109,8 @@ func TestNodeServesUntilTheLastIngressGoes(t *testing.T) {
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}
 	// The endpoints are those of the table, and not those of a Service: the host is answered by itself.
 	n.table = table.Sections{}
-	if err := n.table.Put(table.HostKey(table.SiteIngress, ""), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix}}}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		n.table.Put(table.HostKey(table.SiteIngress, ""), table.Host{Routes: []table.Route{{Path: "/", Kind: table.PathPrefix}}}))
 	url := fmt.Sprintf("http://%s:%d/", machineIP, table.NodeHTTPPort)
 	answered := func() error {
 		res, err := fresh().Get(url)
@@ -130,19 +125,13 @@ func TestNodeServesUntilTheLastIngressGoes(t *testing.T) {
 	}
 	a := startAgent(n)
 	eventually(t, "the node says where it serves", func() bool { return a.annotation() == "http=10054,https=10055" })
-	if err := answered(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, answered())
 	first := n.processes()[0]
 
-	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, syscall.Kill(first, syscall.SIGKILL))
 	began := time.Now()
 	for range 10 {
-		if err := answered(); err != nil {
-			t.Errorf("after the proxy was killed: %v", err)
-		}
+		testenv.Check(t, answered(), "after the proxy was killed")
 	}
 	t.Logf("ten requests right after its end took %s", time.Since(began))
 	eventually(t, "the board says which process serves", func() bool {
@@ -150,9 +139,7 @@ func TestNodeServesUntilTheLastIngressGoes(t *testing.T) {
 		return c.State == status.Running && !strings.Contains(c.Message, fmt.Sprint("process ", first))
 	})
 
-	if err := nfttable.Delete(NFTable()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, nfttable.Delete(NFTable()))
 	eventually(t, "the kernel's table is written again", func() bool {
 		c, err := nfttable.Count(NFTable())
 		return err == nil && len(c.Rules) > 0
@@ -161,26 +148,18 @@ func TestNodeServesUntilTheLastIngressGoes(t *testing.T) {
 	before := n.processes()
 	a.stop()
 	n.install("next")
-	if err := answered(); err != nil {
-		t.Errorf("without an agent: %v", err)
-	}
+	testenv.Check(t, answered(), "without an agent")
 	a = startAgent(n)
 	eventually(t, "another version has taken over", func() bool {
 		now := n.listening()
 		return len(now) == 1 && !slices.Contains(before, now[0])
 	})
-	if err := answered(); err != nil {
-		t.Error(err)
-	}
-	if err := a.client.CoreV1().Services(metav1.NamespaceSystem).Delete(t.Context(), table.Service, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Check(t, answered())
+	testenv.NoError(t, a.client.CoreV1().Services(metav1.NamespaceSystem).Delete(t.Context(), table.Service, metav1.DeleteOptions{}))
 	eventually(t, "no process is left", func() bool { return len(n.processes()) == 0 })
 	eventually(t, "no table is left", func() bool {
 		there, err := nfttable.Exists(NFTable())
 		return err == nil && !there
 	})
-	if a.annotation() != "" {
-		t.Errorf("the Node says %q", a.annotation())
-	}
+	testenv.Equal(t, a.annotation(), "", "the Node says")
 }

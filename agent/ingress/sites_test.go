@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // withSites is a table with sites of Gateways, by name with their ports, each of which answers with a status of its
@@ -29,12 +30,8 @@ func withSites(t *testing.T, codes map[string]int, sites map[string]uint16) tabl
 	out := table.Sections{}
 	for name, port := range sites {
 		r := table.Route{Path: "/", Kind: table.PathPrefix, Policy: &table.Policy{Redirect: &table.Redirect{Status: codes[name], Location: "/"}}}
-		if err := out.Put(table.SiteKey(name), table.Site{NodePort: port}); err != nil {
-			t.Fatal(err)
-		}
-		if err := out.Put(table.HostKey(name, ""), table.Host{Routes: []table.Route{r}}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, out.Put(table.SiteKey(name), table.Site{NodePort: port}))
+		testenv.NoError(t, out.Put(table.HostKey(name, ""), table.Host{Routes: []table.Route{r}}))
 	}
 	return out
 }
@@ -45,14 +42,10 @@ func TestSiteSockets(t *testing.T) {
 		"a:g:80": {NodePort: 10060}, "b:g:80": {NodePort: 10060}, "a:g:443": {NodePort: 10061, TLS: true},
 		"a:g:22": {NodePort: 22}, "a:g:6443": {NodePort: 10250}, "a:g:81": {NodePort: 10054}, "a:g:82": {},
 	} {
-		if err := s.Put(table.SiteKey(name), site); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Put(table.SiteKey(name), site))
 	}
 	s[table.SiteKey("a:g:90")] = []byte(`{"nodePort":"10070"}`)
-	if got := fmt.Sprint(siteSockets(s)); got != "map[a:g:443/https:10061 a:g:80/http:10060]" {
-		t.Errorf("the sockets are %s", got)
-	}
+	testenv.Equal(t, fmt.Sprint(siteSockets(s)), "map[a:g:443/https:10061 a:g:80/http:10060]", "the sockets are")
 }
 
 // TestSitesOfGateways: a node's sockets follow the sites of its table, through another version of the proxy and a
@@ -87,18 +80,13 @@ func TestSitesOfGateways(t *testing.T) {
 		want := word(sites)
 		eventually(t, "the node says "+want, func() bool { return a.annotation() == want })
 	}
-	occupied, err := net.Listen("tcp", machineIP+":10062")
-	if err != nil {
-		t.Fatal(err)
-	}
+	occupied := testenv.Must(net.Listen("tcp", machineIP+":10062"))(t)
 	defer occupied.Close()
 
 	n.table = withSites(t, codes, map[string]uint16{a: 10060, c: 10062})
 	run := startAgent(n)
 	says(run, map[int]string{10060: a})
-	if got := answers(10060); got != codes[a] {
-		t.Errorf("the Gateway answers %d", got)
-	}
+	testenv.Equal(t, answers(10060), codes[a], "the Gateway answers")
 	eventually(t, "the board names the port that another program has", func() bool {
 		now := run.board.Components()[0]
 		return now.State == status.Degraded && strings.Contains(now.Message, "10062")
@@ -141,12 +129,8 @@ func TestSitesOfGateways(t *testing.T) {
 	if now := n.listening(); !slices.Equal(now, []int{process}) {
 		t.Errorf("processes %v serve after %d", now, process)
 	}
-	if err := syscall.Kill(process, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	if got := answers(10060); got != codes[b] {
-		t.Errorf("after the end of the proxy the Gateway answers %d", got)
-	}
+	testenv.NoError(t, syscall.Kill(process, syscall.SIGKILL))
+	testenv.Equal(t, answers(10060), codes[b], "after the end of the proxy the Gateway answers")
 }
 
 // TestServiceAloneServesNothing: a tenant's Service with the label of Gateways has the node ask, and nothing more.

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // upgrade has five versions take over from each other, each found by another run of the agent, while eight clients ask
@@ -85,9 +87,7 @@ func TestUpgradesFailNoRequest(t *testing.T) {
 	for _, c := range clients {
 		c.CloseIdleConnections()
 	}
-	if err := echo(); err != nil {
-		t.Errorf("the websocket of the first version: %v", err)
-	}
+	testenv.Check(t, echo(), "the websocket of the first version")
 	// The second to the fifth end by themselves: their connections end with a response.
 	eventually(t, "only the websocket's process drains", func() bool { return len(n.processes()) == 2 })
 	k.forget()
@@ -110,18 +110,12 @@ func TestFailedTakeOver(t *testing.T) {
 			if !k.outdated() {
 				t.Fatal("the version counts as the same")
 			}
-			if _, err := k.takeOver(t.Context(), n.table); err == nil {
-				t.Error("it has taken over")
-			}
+			testenv.Fails(t, testenv.Err(k.takeOver(t.Context(), n.table)), "it has taken over")
 			if k.now.PID != pid || k.url() != url {
 				t.Errorf("process %d serves at %s, was %d at %s", k.now.PID, k.url(), pid, url)
 			}
-			if err := ask(fresh(), url); err != nil {
-				t.Error(err)
-			}
-			if r, err := readRecord(n.o.Dir); err != nil || len(r.Processes) != 1 {
-				t.Errorf("the record holds %v, %v", r, err)
-			}
+			testenv.Check(t, ask(fresh(), url))
+			testenv.Equal(t, len(testenv.Must(readRecord(n.o.Dir))(t).Processes), 1, "the record holds")
 			n.install("good")
 			n.serve(k)
 			if k.now.PID == pid {
@@ -136,9 +130,7 @@ func TestCrashKeepsConnections(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	url, pid := k.url(), k.now.PID
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	cause := <-k.now.ended
 	eventually(t, "it is gone", func() bool { return len(n.processes()) == 0 })
 	waiting := make(chan error, 10) // one from each request
@@ -147,15 +139,11 @@ func TestCrashKeepsConnections(t *testing.T) {
 	}
 	began := time.Now()
 	t.Log(k.lost(cause))
-	if err := k.start(false); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, k.start(false))
 	n.serve(k)
 	t.Logf("another serves after %s", time.Since(began))
 	for range cap(waiting) {
-		if err := <-waiting; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-waiting)
 	}
 	if k.url() != url || k.now.PID == pid {
 		t.Errorf("process %d at %s after %d at %s", k.now.PID, k.url(), pid, url)
@@ -216,9 +204,7 @@ func TestKilledBetweenSteps(t *testing.T) {
 					}
 				}
 				for range 20 {
-					if err := ask(fresh(), k.url()); err != nil {
-						t.Error(err)
-					}
+					testenv.Check(t, ask(fresh(), k.url()))
 				}
 				if strings.HasSuffix(k.now.Program, "-v0") {
 					t.Error("the old version serves")

@@ -67,31 +67,20 @@ func newServers(t *testing.T) *servers {
 	t.Helper()
 	s := &servers{t: t}
 	var err error
-	if s.pki, err = pki.Open(pki.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}); err != nil {
-		t.Fatal(err)
-	}
-	if s.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: s.pki.Root(), Logger: slog.New(slog.DiscardHandler)}); err != nil {
-		t.Fatal(err)
-	}
+	s.pki, err = pki.Open(pki.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	testenv.NoError(t, err)
+	s.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: s.pki.Root(), Logger: slog.New(slog.DiscardHandler)})
+	testenv.NoError(t, err)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	chain, err := s.pki.Sign(s.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"}), request)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.shown, err = tls.X509KeyPair(chain, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	s.shown, err = tls.X509KeyPair(chain, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
+	testenv.NoError(t, err)
 	s.shown.Certificate = append(s.shown.Certificate, s.pki.Root().Raw)
 	s.start("127.0.0.1:0")
 	return s
@@ -100,9 +89,7 @@ func newServers(t *testing.T) *servers {
 func (s *servers) start(address string) {
 	s.t.Helper()
 	l, err := net.Listen("tcp", testenv.Address(s.t, address)) // which may be listened on again
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	testenv.NoError(s.t, err)
 	s.address = l.Addr().String()
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(s.pki.CAPEM(pki.ClientCA))
@@ -110,19 +97,14 @@ func (s *servers) start(address string) {
 		Listener: l, ClientCA: clients, Tokens: func() token.Set { return s.tokens }, Logger: slog.New(slog.DiscardHandler),
 		Certificate: func() (*tls.Certificate, error) { return &s.shown, nil }, Admit: s.admit,
 	})
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- server.Run(ctx) }()
+	stop := testenv.Run(s.t, server.Run)
 	stopped := false
 	s.stop = func() {
 		if stopped {
 			return
 		}
 		stopped = true
-		cancel()
-		if err := <-done; err != nil {
-			s.t.Error(err)
-		}
+		stop()
 	}
 	s.t.Cleanup(s.stop)
 }
@@ -161,10 +143,7 @@ func (s *servers) options(dir string) joining.Options {
 // TestJoin follows a machine through its first start and later ones.
 func TestJoin(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
-	n, err := joining.Join(t.Context(), s.options(dir))
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
 	if n.Settings.Domain != "cluster.local" || len(s.joins) != 1 || s.joins[0].Joined {
 		t.Errorf("%+v, %d", n.Settings, len(s.joins))
 	}
@@ -182,9 +161,7 @@ func TestJoin(t *testing.T) {
 	t.Run("again, by certificate", func(t *testing.T) {
 		o := s.options(dir)
 		o.Token = s.tokens.Agent.String()[:len("CRC1")+64] + "::agent:replaced" // the secret was, and the node stays
-		if _, err := joining.Join(t.Context(), o); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(joining.Join(t.Context(), o))(t)
 		if len(s.joins) != 2 || !s.joins[1].Joined {
 			t.Errorf("asked %d times", len(s.joins))
 		}
@@ -200,24 +177,18 @@ func TestJoin(t *testing.T) {
 	t.Run("while the server is not ready", func(t *testing.T) {
 		s.refuse = protocol.Refuse(protocol.CodeStarting, "starting")
 		defer func() { s.refuse = nil }()
-		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(joining.Join(t.Context(), s.options(dir))))
 	})
 	t.Run("when it is not taken any more", func(t *testing.T) { // another machine has the name
 		s.refuse = protocol.Refuse(protocol.CodeName, "no")
 		defer func() { s.refuse = nil }()
-		if _, err := joining.Join(t.Context(), s.options(dir)); err == nil || !strings.Contains(err.Error(), "not take this machine") {
-			t.Error(err)
-		}
+		testenv.WantError(t, testenv.Err(joining.Join(t.Context(), s.options(dir))), "not take this machine")
 	})
 	t.Run("API at another address", func(t *testing.T) {
 		s.stop()
 		o := s.options(dir)
 		o.API = "https://127.0.0.1:7444"
-		if _, err := joining.Join(t.Context(), o); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(joining.Join(t.Context(), o)))
 		text, err := os.ReadFile(f.KubeletKubeconfig)
 		if err != nil || !strings.Contains(string(text), o.API) {
 			t.Errorf("%v: the kubelet looks for the API where it was:\n%s", err, text)
@@ -241,17 +212,13 @@ func TestJoin(t *testing.T) {
 			defer func() { s.refuse = nil }()
 			o := s.options(dir)
 			change(&o)
-			if _, err := joining.Join(t.Context(), o); err == nil || !strings.Contains(err.Error(), "no such") {
-				t.Error(err)
-			}
+			testenv.WantError(t, testenv.Err(joining.Join(t.Context(), o)), "no such")
 		})
 	}
 	for _, file := range []string{filepath.Join(dir, "cluster.json"), f.KubeletPair, f.KubeletServing, f.NetworkPair, f.ServerCAFile} {
 		t.Run("damaged "+filepath.Base(file), func(t *testing.T) {
 			before := len(s.joins)
-			if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.WriteFile(file, []byte("{"), 0o600))
 			if _, err := joining.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
 				t.Errorf("%v, asked %d times", err, len(s.joins)-before)
 			}
@@ -259,15 +226,11 @@ func TestJoin(t *testing.T) {
 	}
 	t.Run("without the authority of callers", func(t *testing.T) {
 		before := len(s.joins)
-		if err := os.Remove(f.ClientCAFile); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Remove(f.ClientCAFile))
 		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
 			t.Errorf("%v, asked %d times", err, len(s.joins)-before)
 		}
-		if _, err := os.Stat(f.ClientCAFile); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(os.Stat(f.ClientCAFile)))
 	})
 	t.Run("by a clock that is 400 days ahead", func(t *testing.T) {
 		o := s.options(dir)
@@ -284,19 +247,14 @@ func TestJoin(t *testing.T) {
 func (s *servers) at(t *testing.T, then time.Time) *pki.PKI {
 	t.Helper()
 	p, err := pki.Open(pki.Options{Dir: s.pki.Dir(), Established: true, BuildTime: then.AddDate(-1, 0, 0), Clock: testclock.NewFakeClock(then), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return p
 }
 
 // serial is that of the certificate in a file.
 func serial(t *testing.T, path string) string {
 	t.Helper()
-	pair, err := tls.LoadX509KeyPair(path, path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pair := testenv.Must(tls.LoadX509KeyPair(path, path))(t)
 	return pair.Leaf.SerialNumber.String()
 }
 
@@ -306,9 +264,7 @@ func TestStartWritesNothing(t *testing.T) {
 	f := nodecreds.In(filepath.Join(dir, "cred"))
 	pairs := []string{f.KubeletPair, f.KubeletServing, f.NetworkPair}
 	serials := func() (out []string) {
-		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
 		for _, path := range pairs {
 			out = append(out, serial(t, path))
 		}
@@ -335,9 +291,7 @@ func TestExpiredCertificatesNeedTheToken(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
 	now := s.pki
 	s.pki = s.at(t, time.Now().AddDate(0, 0, -400))
-	if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
 	path := nodecreds.In(filepath.Join(dir, "cred")).KubeletPair
 	if pair, err := tls.LoadX509KeyPair(path, path); err != nil || time.Since(pair.Leaf.NotAfter) < 30*24*time.Hour {
 		t.Fatalf("the certificate is to have run out: %v, %v", pair.Leaf.NotAfter, err)
@@ -349,9 +303,7 @@ func TestExpiredCertificatesNeedTheToken(t *testing.T) {
 	if _, err := joining.Join(t.Context(), without); !errors.As(err, &refusal) || refusal.Code != protocol.CodeToken {
 		t.Errorf("without a token that works: %v", err)
 	}
-	if _, err := joining.Join(t.Context(), s.options(dir)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
 	pair, err := tls.LoadX509KeyPair(path, path)
 	if err != nil || time.Until(pair.Leaf.NotAfter) < 300*24*time.Hour {
 		t.Errorf("%v, %v", pair.Leaf.NotAfter, err)
@@ -379,28 +331,13 @@ func TestRenewalIsLive(t *testing.T) {
 	api.StartTLS()
 	defer api.Close()
 	o.API = api.URL
-	n, err := joining.Join(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, err := clientcmd.BuildConfigFromFlags("", n.Credentials.KubeletKubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	client, err := rest.HTTPClientFor(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := testenv.Must(joining.Join(t.Context(), o))(t)
+	config := testenv.Must(clientcmd.BuildConfigFromFlags("", n.Credentials.KubeletKubeconfig))(t)
+	client := testenv.Must(rest.HTTPClientFor(config))(t)
 	shown := func() string {
-		r, err := client.Get(api.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
+		r := testenv.Must(client.Get(api.URL))(t)
 		defer r.Body.Close()
-		text, err := io.ReadAll(r.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testenv.Must(io.ReadAll(r.Body))(t)
 		return string(text)
 	}
 	first := shown()
@@ -408,21 +345,14 @@ func TestRenewalIsLive(t *testing.T) {
 		t.Fatalf("the client shows %s", first)
 	}
 	s.pki = now
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
+	stop := testenv.Run(t, n.Run)
 	for deadline := time.Now().Add(2 * time.Minute); shown() == first; time.Sleep(50 * time.Millisecond) { // between two looks
 		if time.Now().After(deadline) {
 			t.Fatal("the client shows the certificate that runs out")
 		}
 	}
 	stop()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	if got := shown(); got != serial(t, n.Credentials.KubeletPair) {
-		t.Errorf("the client shows %s", got)
-	}
+	testenv.Equal(t, shown(), serial(t, n.Credentials.KubeletPair), "the client shows")
 	if last := s.joins[len(s.joins)-1]; len(s.joins) != 2 || !last.Joined {
 		t.Errorf("asked %d times", len(s.joins))
 	}
@@ -446,9 +376,7 @@ func TestJoinWaits(t *testing.T) {
 	}
 	s.refuse = nil
 	s.start(s.address)
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, <-done)
 }
 
 func TestTokensThatNeverLeave(t *testing.T) {

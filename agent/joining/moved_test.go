@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMemberFindsMovedServers: this machine and the servers have other addresses, and another machine has the servers'
@@ -22,17 +23,12 @@ func TestMemberFindsMovedServers(t *testing.T) {
 	for name, joined := range map[string]time.Time{"a day ago": time.Now().AddDate(0, 0, -1), "400 days ago": time.Now().AddDate(0, 0, -400)} {
 		t.Run(name, func(t *testing.T) {
 			s, dir := newServers(t), t.TempDir()
-			keys, err := clusterconfig.NewGossipKeys()
-			if err != nil {
-				t.Fatal(err)
-			}
+			keys := testenv.Must(clusterconfig.NewGossipKeys())(t)
 			s.gossip = &keys
 			now := s.pki
 			s.pki = s.at(t, joined)
 			old := s.options(dir)
-			if _, err := joining.Join(t.Context(), old); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(joining.Join(t.Context(), old))(t)
 			s.pki = now
 			s.stop()
 			otherCluster(t, s.address)
@@ -50,9 +46,7 @@ func TestMemberFindsMovedServers(t *testing.T) {
 					found = []string{s.address}
 				}
 			}
-			if _, err := joining.Join(t.Context(), o); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(joining.Join(t.Context(), o))(t)
 			if last := s.joins[len(s.joins)-1]; searches != 2 || last.Node.Addresses[0] != o.Addresses[0] || last.Joined != (name == "a day ago") {
 				t.Errorf("%d searches; joined as %+v with the certificate: %t", searches, last.Node.Addresses, last.Joined)
 			}
@@ -69,28 +63,17 @@ func TestForeignServerIsRefusedAtFirst(t *testing.T) {
 	o.Search = func(context.Context, clusterconfig.GossipKeys) {
 		t.Error("it looks for the servers of a cluster that it does not know")
 	}
-	if _, err := joining.Join(t.Context(), o); err == nil {
-		t.Error("it joined a stranger")
-	}
+	testenv.Fails(t, testenv.Err(joining.Join(t.Context(), o)), "it joined a stranger")
 }
 
 // otherCluster is a program that is none of the cluster's, at an address, until the test ends.
 func otherCluster(t *testing.T, address string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", address))(t)
 	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = c.Write([]byte("220 a mail server\r\n"))
-			_ = c.Close()
-		}
-	}()
+	go testenv.Accept(l, func(c net.Conn) {
+		_, _ = c.Write([]byte("220 a mail server\r\n"))
+		_ = c.Close()
+	})
 	return l.Addr().String()
 }

@@ -11,6 +11,8 @@ import (
 	"k8s.io/klog/v2"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 	"k8s.io/kubernetes/pkg/kubelet/cm"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 type someCgroups struct {
@@ -26,14 +28,9 @@ func TestCgroupsAreSweptRarely(t *testing.T) {
 		pods := cm.NewFakePodContainerManager()
 		pods.Cgroups["a pod"] = nil
 		k := &struct{ containerManager cm.ContainerManager }{someCgroups{pods: pods}}
-		if err := sweepRarely(k); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, sweepRarely(k))
 		for round := range 11 {
-			found, err := k.containerManager.NewPodContainerManager().GetAllPodsFromCgroups(klog.Background())
-			if err != nil {
-				t.Fatal(err)
-			}
+			found := testenv.Must(k.containerManager.NewPodContainerManager().GetAllPodsFromCgroups(klog.Background()))(t)
 			if want := round%5 == 0; (len(found) > 0) != want {
 				t.Errorf("after %d s: %v", 2*round, found)
 			}
@@ -47,7 +44,5 @@ func TestWayToTheCgroups(t *testing.T) {
 	if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(cgroupsAt[0]); !ok || f.Type != reflect.TypeFor[cm.ContainerManager]() {
 		t.Errorf("a kubelet's %s: %v", cgroupsAt[0], f.Type)
 	}
-	if err := sweepRarely(&struct{ containerManager int }{}); err == nil {
-		t.Error("there is no manager, and no error")
-	}
+	testenv.Fails(t, sweepRarely(&struct{ containerManager int }{}), "there is no manager, and no error")
 }

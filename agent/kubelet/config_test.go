@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/seccomp"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func testOptions() Options {
@@ -29,11 +31,7 @@ func testOptions() Options {
 
 func mustServer(t *testing.T, o Options) *options.KubeletServer {
 	t.Helper()
-	s, err := newServer(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return testenv.Must(newServer(o))(t)
 }
 
 func TestDefaults(t *testing.T) {
@@ -79,9 +77,8 @@ func TestHardeningIsOnesOwn(t *testing.T) {
 // TestPorts: the ports are those of the finished configuration, flags and files included.
 func TestPorts(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubelet.yaml")
-	if err := os.WriteFile(file, []byte("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nreadOnlyPort: 10255\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t,
+		os.WriteFile(file, []byte("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nreadOnlyPort: 10255\n"), 0o600))
 	for _, c := range []struct {
 		args []string
 		want []uint16
@@ -115,12 +112,8 @@ func TestPrecedence(t *testing.T) {
 	o.Args = []string{"config=" + file, "config-dir=" + filepath.Join(dir, "d"), "max-pods=30", "--image-gc-high-threshold=70", "image-gc-low-threshold=60",
 		"node-labels=disk=ssd,rack=b", "register-with-taints=x=y:NoExecute", "feature-gates=GracefulNodeShutdown=true"}
 	s := mustServer(t, o)
-	if s.MaxPods != 30 {
-		t.Errorf("a flag does not beat the file: maxPods %d", s.MaxPods)
-	}
-	if s.PodsPerCore != 4 {
-		t.Errorf("a drop-in does not beat the file: podsPerCore %d", s.PodsPerCore)
-	}
+	testenv.Equal(t, s.MaxPods, 30, "a flag does not beat the file: maxPods")
+	testenv.Equal(t, s.PodsPerCore, 4, "a drop-in does not beat the file: podsPerCore")
 	if s.EvictionHard["memory.available"] != "50Mi" || s.EvictionHard["nodefs.available"] != "5%" {
 		t.Errorf("the file is not merged over the defaults: %v", s.EvictionHard)
 	}
@@ -136,13 +129,9 @@ func TestPrecedence(t *testing.T) {
 	if _, ok := s.FeatureGates["EventedPLEG"]; !ok || !s.FeatureGates["GracefulNodeShutdown"] {
 		t.Errorf("feature gates: %v", s.FeatureGates)
 	}
-	if s.ImageGCHighThresholdPercent != 70 {
-		t.Errorf("image gc: %d", s.ImageGCHighThresholdPercent)
-	}
+	testenv.Equal(t, s.ImageGCHighThresholdPercent, 70, "image gc:")
 	o.Args = []string{"config_dir=" + filepath.Join(dir, "d")}
-	if s := mustServer(t, o); s.PodsPerCore != 4 {
-		t.Errorf("drop-ins of a folder that is named by config_dir do not count: podsPerCore %d", s.PodsPerCore)
-	}
+	testenv.Equal(t, mustServer(t, o).PodsPerCore, 4, "drop-ins of a folder that is named by config_dir do not count: podsPerCore")
 }
 
 func TestMistakes(t *testing.T) {
@@ -214,9 +203,7 @@ func TestCheckArgs(t *testing.T) {
 
 func TestPreflight(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer l.Close()
 	dir := t.TempDir()
 	o := testOptions()
@@ -235,11 +222,7 @@ func TestPreflight(t *testing.T) {
 
 func write(t *testing.T, path, text string) string {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	testenv.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 	return path
 }

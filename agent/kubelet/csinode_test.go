@@ -28,18 +28,14 @@ import (
 	"k8s.io/kubernetes/pkg/volume/csi"
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The kubelet asks a plugin what it is by its methods, so ours has to have all of upstream's.
 func TestPatientPluginIsAllThatUpstreamsIs(t *testing.T) {
-	plugins, err := app.ProbeVolumePlugins(t.Context(), utilfeature.DefaultFeatureGate)
-	if err != nil {
-		t.Fatal(err)
-	}
+	plugins := testenv.Must(app.ProbeVolumePlugins(t.Context(), utilfeature.DefaultFeatureGate))(t)
 	before := len(plugins)
-	if err := patient(plugins); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, patient(plugins))
 	found := 0
 	for _, p := range plugins {
 		ours, ok := p.(patientCSI)
@@ -89,9 +85,7 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 		})
 		host := startingHost{client: client, reported: make(chan error, 100)} // more than there are reports
 		p := patientCSI{csi.ProbeVolumePlugins()[0].(csiPlugin)}
-		if err := p.Init(host); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, p.Init(host))
 		var last error
 		for last = range host.reported {
 			if last == nil {

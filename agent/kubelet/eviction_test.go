@@ -21,6 +21,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // someNode has so much memory and disk left, and one pod.
@@ -97,17 +98,9 @@ func TestEvictionHasPodsFiguresWhenItEvicts(t *testing.T) {
 				threshold(evictionapi.SignalMemoryAvailable, 100*mega, 0), threshold(evictionapi.SignalNodeFsAvailable, 50*mega, 10*mega),
 			}}, nil, nil, nil, nil, nil, clock.RealClock{}, true)
 			k := &struct{ evictionManager eviction.Manager }{m}
-			if err := evictByNode(t.Context(), k, &c.node); err != nil {
-				t.Fatal(err)
-			}
-			provider, err := kubecompat.Field[stats.SummaryProvider](k, evictionStatsAt)
-			if err != nil {
-				t.Fatal(err)
-			}
-			s, err := (*provider).Get(t.Context(), true)
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, evictByNode(t.Context(), k, &c.node))
+			provider := testenv.Must(kubecompat.Field[stats.SummaryProvider](k, evictionStatsAt))(t)
+			s := testenv.Must((*provider).Get(t.Context(), true))(t)
 			if len(s.Pods) != c.want {
 				t.Errorf("there are figures of %d pods, want %d", len(s.Pods), c.want)
 			}
@@ -123,7 +116,5 @@ func TestWayToTheEvictionManager(t *testing.T) {
 	if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(evictionStatsAt[0]); !ok || f.Type != reflect.TypeFor[eviction.Manager]() {
 		t.Errorf("a kubelet's %s: %v", evictionStatsAt[0], f.Type)
 	}
-	if err := evictByNode(t.Context(), &struct{ evictionManager int }{}, &someNode{}); err == nil {
-		t.Error("there is no eviction manager, and no error")
-	}
+	testenv.Fails(t, evictByNode(t.Context(), &struct{ evictionManager int }{}, &someNode{}), "there is no eviction manager, and no error")
 }

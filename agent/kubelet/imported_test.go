@@ -21,6 +21,8 @@ import (
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
 	"k8s.io/kubernetes/pkg/kubelet/images"
 	"k8s.io/kubernetes/pkg/kubelet/images/pullmanager"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -58,19 +60,10 @@ type puller struct {
 func newPuller(t *testing.T, dir string) *puller {
 	t.Helper()
 	logger := klog.Background()
-	files, err := pullmanager.NewFSPullRecordsAccessor(logger, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	policy, err := pullmanager.NewImagePullCredentialVerificationPolicy(kubeletconfig.NeverVerifyPreloadedImages, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := testenv.Must(pullmanager.NewFSPullRecordsAccessor(logger, dir))(t)
+	policy := testenv.Must(pullmanager.NewImagePullCredentialVerificationPolicy(kubeletconfig.NeverVerifyPreloadedImages, nil))(t)
 	records := pullmanager.NewCachedPullRecordsAccessor(logger, files, 10, 10, 10)
-	pulls, err := pullmanager.NewImagePullManager(t.Context(), records, policy, imageService{}, 10)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pulls := testenv.Must(pullmanager.NewImagePullManager(t.Context(), records, policy, imageService{}, 10))(t)
 	p := &puller{pulls: pulls}
 	p.images = images.NewImageManager(record.NewFakeRecorder(1000), credentialprovider.UnionDockerKeyring{}, imageService{}, pulls,
 		flowcontrol.NewBackOff(time.Second, time.Minute), false, nil, 0, 0, noTimes{})
@@ -89,17 +82,13 @@ func (p *puller) may(t *testing.T, image string, policy v1.PullPolicy) bool {
 
 func (p *puller) trust(t *testing.T, policy kubeletconfig.ImagePullCredentialsVerificationPolicy) {
 	t.Helper()
-	if err := trustImported(p, string(policy), func(_ context.Context, ref string) bool { return ref == "sha256:imported" }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, trustImported(p, string(policy), func(_ context.Context, ref string) bool { return ref == "sha256:imported" }))
 }
 
 func TestImportedImages(t *testing.T) {
 	// What holds an image back for other pods, as upstream does it.
 	pulling := func(t *testing.T, p *puller, _ string) *puller {
-		if err := p.pulls.RecordPullIntent(klog.Background(), imported); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, p.pulls.RecordPullIntent(klog.Background(), imported))
 		return p
 	}
 	killed := func(t *testing.T, p *puller, dir string) *puller { // amid a pull, and started again
@@ -107,9 +96,7 @@ func TestImportedImages(t *testing.T) {
 		return newPuller(t, dir)
 	}
 	withSecret := func(t *testing.T, p *puller, _ string) *puller {
-		if err := p.pulls.RecordPullIntent(klog.Background(), imported); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, p.pulls.RecordPullIntent(klog.Background(), imported))
 		p.pulls.RecordImagePulled(t.Context(), imported, "sha256:imported", credentialsOf("tenant"))
 		return p
 	}
@@ -135,9 +122,7 @@ func TestImportedImages(t *testing.T) {
 func TestOtherImagesAreVerified(t *testing.T) {
 	p := newPuller(t, t.TempDir())
 	p.trust(t, kubeletconfig.NeverVerifyPreloadedImages)
-	if err := p.pulls.RecordPullIntent(klog.Background(), private); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.pulls.RecordPullIntent(klog.Background(), private))
 	if p.may(t, private, v1.PullIfNotPresent) {
 		t.Error("a pod without credentials has an image that is being pulled with some")
 	}
@@ -153,9 +138,7 @@ func TestOtherImagesAreVerified(t *testing.T) {
 	for _, policy := range []kubeletconfig.ImagePullCredentialsVerificationPolicy{kubeletconfig.AlwaysVerify, kubeletconfig.NeverVerifyAllowlistedImages} {
 		strict := newPuller(t, t.TempDir())
 		strict.trust(t, policy)
-		if err := strict.pulls.RecordPullIntent(klog.Background(), imported); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, strict.pulls.RecordPullIntent(klog.Background(), imported))
 		if strict.may(t, imported, v1.PullIfNotPresent) {
 			t.Errorf("%s is not obeyed", policy)
 		}

@@ -15,6 +15,8 @@ import (
 	remote "k8s.io/cri-client/pkg"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // someRuntime answers with its name.
@@ -44,34 +46,21 @@ func (r someRuntime) Status(context.Context, *runtimeapi.StatusRequest) (*runtim
 // Upstream's client of a runtime asks in this process what it asks all the time, and the rest over the socket.
 func TestListsWithoutTheSocket(t *testing.T) {
 	socket := t.TempDir() + "/runtime.sock"
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("unix", socket))(t)
 	s := grpc.NewServer()
 	runtimeapi.RegisterRuntimeServiceServer(s, someRuntime{name: "socket"})
 	served := make(chan error, 1) // one: the test may have failed already
 	go func() { served <- s.Serve(l) }()
 	defer func() {
 		s.Stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-served)
 	}()
-	service, err := remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(runtimeEndpoint(socket)).WithConnectionTimeout(time.Minute).Build(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	service := testenv.Must(
+		remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(runtimeEndpoint(socket)).WithConnectionTimeout(time.Minute).Build(t.Context()))(t)
 	k := &struct{ runtimeService internalapi.RuntimeService }{service}
-	if err := askInProcess(k, nil); err != nil {
-		t.Fatal(err)
-	}
-	if pods, err := service.ListPodSandbox(t.Context(), nil); err != nil || pods[0].Id != "socket" {
-		t.Errorf("without lists in this process: %v, %v", pods, err)
-	}
-	if err := askInProcess(k, someRuntime{name: "process"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, askInProcess(k, nil))
+	testenv.Equal(t, testenv.Must(service.ListPodSandbox(t.Context(), nil))(t)[0].Id, "socket", "without lists in this process:")
+	testenv.NoError(t, askInProcess(k, someRuntime{name: "process"}))
 	pods, err := service.ListPodSandbox(t.Context(), nil)
 	if err != nil || pods[0].Id != "process" {
 		t.Errorf("pods: %v, %v", pods, err)
@@ -110,7 +99,5 @@ func TestWayToTheRuntimesClient(t *testing.T) {
 	if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(clientAt[0]); !ok || f.Type != reflect.TypeFor[internalapi.RuntimeService]() {
 		t.Errorf("a kubelet's %s: %v", clientAt[0], f.Type)
 	}
-	if err := askInProcess(&struct{ runtimeService int }{}, someRuntime{}); err == nil {
-		t.Error("there is no client, and no error")
-	}
+	testenv.Fails(t, askInProcess(&struct{ runtimeService int }{}, someRuntime{}), "there is no client, and no error")
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // askedCAdvisor notes how old the figures may be that it was asked for last.
@@ -40,9 +41,7 @@ func TestContainersAreMeasuredWhenAsked(t *testing.T) {
 		cadvisor      cadvisor.Interface
 		StatsProvider *upstreamstats.Provider
 	}{asked, provider}
-	if err := measureWhenAsked(k); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, measureWhenAsked(k))
 	_, _ = provider.GetCgroupCPUAndMemoryStats("/", false) // there are no figures
 	if asked.maxAge == nil || *asked.maxAge != oldestStats {
 		t.Errorf("a cgroup's figures may be %v old", asked.maxAge)
@@ -52,10 +51,7 @@ func TestContainersAreMeasuredWhenAsked(t *testing.T) {
 		t.Errorf("new figures of a cgroup may be %v old", asked.maxAge)
 	}
 	for _, way := range statsAt {
-		at, err := kubecompat.Field[cadvisor.Interface](k, way)
-		if err != nil {
-			t.Fatal(err)
-		}
+		at := testenv.Must(kubecompat.Field[cadvisor.Interface](k, way))(t)
 		for _, o := range []cadvisorapi.RequestOptions{{}, {MaxAge: ptr.To(time.Minute)}} {
 			want := oldestStats
 			if o.MaxAge != nil {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // countedPods are a kubelet's pods, and count how often they are asked for.
@@ -69,26 +70,19 @@ type someKubelet struct {
 func runVolumes(t *testing.T, ctx context.Context) (*someKubelet, *rounds) {
 	t.Helper()
 	plugins := &volume.VolumePluginMgr{}
-	if err := plugins.InitPlugins(nil, nil, nil); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, plugins.InitPlugins(nil, nil, nil))
 	k := &someKubelet{podManager: kubepod.NewBasicPodManager()}
 	pods := &countedPods{Manager: k.podManager}
 	k.volumeManager = volumemanager.NewVolumeManager(true, "node", pods, noPodEnds{}, fake.NewClientset(), plugins,
 		mount.NewFakeMounter(nil), hostutil.NewFakeHostUtil(nil), t.TempDir(), record.NewFakeRecorder(1000), volumepathhandler.NewBlockVolumePathHandler(), nil, 0)
 	r := &rounds{pods: pods}
-	hasAdded, err := kubecompat.Field[func() bool](k, hasAddedAt)
-	if err != nil {
-		t.Fatal(err)
-	}
+	hasAdded := testenv.Must(kubecompat.Field[func() bool](k, hasAddedAt))(t)
 	ask := *hasAdded
 	*hasAdded = func() bool {
 		r.reconciled.Add(1)
 		return ask()
 	}
-	if err := restVolumes(k); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, restVolumes(k))
 	go k.volumeManager.Run(ctx, config.NewSourcesReady(func(sets.Set[string]) bool { return true }))
 	return k, r
 }
@@ -138,9 +132,7 @@ func TestVolumesRest(t *testing.T) {
 		if p, c := r.pods.asked.Load()-populated, r.reconciled.Load()-reconciled; p < 1 || c != 1 {
 			t.Errorf("a moment after a pod has begun to wait: %d and %d rounds", p, c)
 		}
-		if err := <-ended; err == nil {
-			t.Error("the volume was mounted, by no plugin")
-		}
+		testenv.Fails(t, <-ended, "the volume was mounted, by no plugin")
 		time.Sleep(volumesLong + volumesRest)
 
 		other := podWithVolume() // of which the loops do not know: nothing ever comes of its volumes
@@ -151,17 +143,13 @@ func TestVolumesRest(t *testing.T) {
 		pace("when a pod begins to wait", volumesFirst, 98, 101)
 		pace("while a pod waits", 5*time.Second, 49, 51)
 		stop()
-		if err := <-ended; err == nil {
-			t.Error("the volume was mounted, by no plugin")
-		}
+		testenv.Fails(t, <-ended, "the volume was mounted, by no plugin")
 		pace("after a pod has waited long", volumesLong, 29, 31)
 		time.Sleep(volumesRest)
 		pace("at rest again", time.Minute, 29, 31)
 
 		k.podManager.RemovePod(pod)
-		if err := k.volumeManager.WaitForUnmount(ctx, pod); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, k.volumeManager.WaitForUnmount(ctx, pod))
 		pace("after a pod had nothing to wait for", volumesAfter, 4, 6)
 		time.Sleep(volumesRest)
 		pace("at rest at last", time.Minute, 29, 31)
@@ -181,9 +169,7 @@ func TestVolumesWake(t *testing.T) {
 		}()
 		synctest.Wait()
 		done := p.wait()
-		if after := <-passed; after != volumesSecond {
-			t.Errorf("a loop slept for another %s", after)
-		}
+		testenv.Equal(t, <-passed, volumesSecond, "a loop slept for another")
 		p.pass(volumesSecond)
 		if time.Since(began) != volumesSecond {
 			t.Error("a loop rests while a pod waits")
@@ -294,7 +280,5 @@ func TestWayToTheVolumeManager(t *testing.T) {
 			t.Errorf("a kubelet's %s: %v", c.way[0], f.Type)
 		}
 	}
-	if err := restVolumes(&struct{ volumeManager int }{}); err == nil {
-		t.Error("there is no volume manager, and no error")
-	}
+	testenv.Fails(t, restVolumes(&struct{ volumeManager int }{}), "there is no volume manager, and no error")
 }

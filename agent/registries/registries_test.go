@@ -8,23 +8,19 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func mustParse(t *testing.T, text string) *Config {
 	t.Helper()
-	c, err := parse([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return testenv.Must(parse([]byte(text)))(t)
 }
 
 func TestHostsFilesOfEachRegistry(t *testing.T) {
 	dir := t.TempDir()
 	ca := filepath.Join(dir, "ca.pem")
-	if err := os.WriteFile(ca, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(ca, nil, 0o600))
 	c := mustParse(t, strings.ReplaceAll(`
 mirrors:
   docker.io:
@@ -87,12 +83,8 @@ skip_verify = true
 
 func TestWriteReplacesAll(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "certs.d")
-	if err := mustParse(t, "mirrors: {a.example.org: {endpoint: [b.example.org]}}").Write(dir, nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := mustParse(t, "mirrors: {c.example.org: {endpoint: [b.example.org]}}").Write(dir, nil); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, mustParse(t, "mirrors: {a.example.org: {endpoint: [b.example.org]}}").Write(dir, nil))
+	testenv.NoError(t, mustParse(t, "mirrors: {c.example.org: {endpoint: [b.example.org]}}").Write(dir, nil))
 	got, err := filepath.Glob(dir + "/*/hosts.toml")
 	if err != nil || len(got) != 1 || !strings.HasSuffix(got[0], "c.example.org/hosts.toml") {
 		t.Errorf("%v, %v", got, err)
@@ -126,9 +118,7 @@ func TestMistakesInTheFileAreNamed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "registries.yaml")
-			if err := os.WriteFile(path, []byte(tc.text), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.WriteFile(path, []byte(tc.text), 0o600))
 			_, err := Load(path)
 			if err == nil {
 				t.Fatal("no error")

@@ -3,7 +3,6 @@
 package registries
 
 import (
-	"context"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -53,9 +52,7 @@ func mirror(t *testing.T) *httptest.Server {
 func TestRelay(t *testing.T) {
 	server := mirror(t)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
 	host := strings.TrimPrefix(server.URL, "https://")
 	c := mustParse(t, strings.NewReplacer("CA", ca, "HOST", host).Replace(`
 mirrors:
@@ -65,19 +62,8 @@ mirrors:
 configs:
   "HOST": {auth: {username: u, password: p}, tls: {ca_file: CA}}
 `))
-	relay, err := NewRelay(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- relay.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	relay := testenv.Must(NewRelay(c))(t)
+	defer testenv.Run(t, relay.Run)()
 	base := relay.url("docker.io", "https://"+host)
 	if toml := c.files(relay)[0].toml; !strings.Contains(toml, base) || strings.Contains(toml, host+"/v2\"]") {
 		t.Errorf("containerd is not led to the relay:\n%s", toml)
@@ -113,24 +99,13 @@ func (failing) Accept() (net.Conn, error) { return nil, unix.ENOMEM }
 
 // TestRelayRunsAgain: after a failure the relay answers at the address that containerd knows.
 func TestRelayRunsAgain(t *testing.T) {
-	relay, err := NewRelay(mustParse(t, `mirrors: {a.example.org: {endpoint: [b.example.org], rewrite: {"^x": "y"}}}`))
-	if err != nil {
-		t.Fatal(err)
-	}
+	relay := testenv.Must(NewRelay(mustParse(t, `mirrors: {a.example.org: {endpoint: [b.example.org], rewrite: {"^x": "y"}}}`)))(t)
 	base := relay.url("a.example.org", "nobody")
 	relay.listener = failing{relay.listener}
 	if err := relay.Run(t.Context()); !errors.Is(err, unix.ENOMEM) {
 		t.Errorf("a kernel without memory: %v", err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- relay.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	defer testenv.Run(t, relay.Run)()
 	testenv.Eventually(t, 2*time.Minute, "an answer", func() error {
 		answer, err := http.Get(base)
 		if err == nil {
@@ -142,22 +117,13 @@ func TestRelayRunsAgain(t *testing.T) {
 
 func get(t *testing.T, url, ranges string) (int, string) {
 	t.Helper()
-	req, err := http.NewRequest(http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testenv.Must(http.NewRequest(http.MethodGet, url, nil))(t)
 	if ranges != "" {
 		req.Header.Set("Range", ranges)
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := testenv.Must(http.DefaultClient.Do(req))(t)
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := testenv.Must(io.ReadAll(resp.Body))(t)
 	return resp.StatusCode, string(body)
 }
 

@@ -11,19 +11,14 @@ import (
 
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // handshake connects to a server with a certificate of that authority, name and address, and returns what it showed.
 func handshake(t *testing.T, ca *testca.Authority, name, host, offered, caFile, protocol string, now func() time.Time) (tls.ConnectionState, error) {
 	t.Helper()
-	files, err := ca.Issue(name, host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := testenv.Must(ca.Issue(name, host))(t)
+	pair := testenv.Must(tls.LoadX509KeyPair(files.Cert, files.Key))(t)
 	otherConfig := &tls.Config{Certificates: []tls.Certificate{pair}}
 	if offered != "" {
 		otherConfig.NextProtos = []string{offered}
@@ -32,10 +27,7 @@ func handshake(t *testing.T, ca *testca.Authority, name, host, offered, caFile, 
 	if err != nil {
 		return tls.ConnectionState{}, err
 	}
-	l, err := tls.Listen("tcp", "127.0.0.1:0", otherConfig)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(tls.Listen("tcp", "127.0.0.1:0", otherConfig))(t)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -55,14 +47,8 @@ func handshake(t *testing.T, ca *testca.Authority, name, host, offered, caFile, 
 
 func TestConfig(t *testing.T) {
 	dir, otherDir := t.TempDir(), t.TempDir()
-	ca, err := testca.New(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	other, err := testca.New(otherDir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(dir))(t)
+	other := testenv.Must(testca.New(otherDir))(t)
 	file := filepath.Join(dir, "ca.crt")
 	later := func() time.Time { return time.Now().AddDate(2, 0, 0) }
 	for what, tt := range map[string]struct {
@@ -90,17 +76,9 @@ func TestConfig(t *testing.T) {
 
 func TestNamesAddress(t *testing.T) {
 	dir := t.TempDir()
-	ca, err := testca.New(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := handshake(t, ca, protocol.ServerName, "192.0.2.7", "", filepath.Join(dir, "ca.crt"), "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(dir))(t)
+	s := testenv.Must(handshake(t, ca, protocol.ServerName, "192.0.2.7", "", filepath.Join(dir, "ca.crt"), "", nil))(t)
 	for address, want := range map[string]bool{"192.0.2.7:6443": true, "192.0.2.8:6443": false, "192.0.2.7": false, "": false} {
-		if got := NamesAddress(s, address); got != want {
-			t.Errorf("%q: %v", address, got)
-		}
+		testenv.Equal(t, NamesAddress(s, address), want, "%q:", address)
 	}
 }

@@ -35,26 +35,14 @@ type fakeServer struct {
 
 func newFakeServer(t *testing.T, ca *testca.Authority, name, protocol string) *fakeServer {
 	t.Helper()
-	files, err := ca.Issue(name, "127.0.0.1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := testenv.Must(ca.Issue(name, "127.0.0.1"))(t)
+	pair := testenv.Must(tls.LoadX509KeyPair(files.Cert, files.Key))(t)
 	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{protocol}, ClientAuth: tls.RequireAnyClientCert})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	f := &fakeServer{address: l.Addr().String()}
 	var running sync.WaitGroup
 	running.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
+		testenv.Accept(l, func(c net.Conn) {
 			running.Go(func() {
 				defer c.Close()
 				if c.(*tls.Conn).HandshakeContext(t.Context()) != nil {
@@ -72,7 +60,7 @@ func newFakeServer(t *testing.T, ca *testca.Authority, name, protocol string) *f
 				f.sessions = slices.DeleteFunc(f.sessions, func(o *nodetunnel.Session) bool { return o == s })
 				f.mu.Unlock()
 			})
-		}
+		})
 	})
 	t.Cleanup(func() {
 		_ = l.Close()
@@ -93,58 +81,34 @@ func (f *fakeServer) session() *nodetunnel.Session {
 
 func wait(t *testing.T, f *fakeServer) *nodetunnel.Session {
 	t.Helper()
-	testenv.Eventually(t, 2*time.Minute, "the node is connected", func() error {
-		if f.session() == nil {
-			return errors.New("it is not")
-		}
-		return nil
-	})
+	testenv.Until(t, 2*time.Minute, "the node is connected", func() bool { return f.session() != nil })
 	return f.session()
 }
 
 func TestRun(t *testing.T) {
 	dir := t.TempDir()
 	ca, err := testca.New(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	node, err := ca.Issue("system:node:n1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	pair := filepath.Join(dir, "pair.pem")
 	var both []byte
 	for _, file := range []string{node.Cert, node.Key} {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		data := testenv.Must(os.ReadFile(file))(t)
 		both = append(both, data...)
 	}
-	if err := os.WriteFile(pair, both, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(pair, both, 0o600))
 	own, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer own.Close()
-	go func() {
-		for {
-			c, err := own.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(c, "kubelet")
-			_ = c.Close()
-		}
-	}()
+	go testenv.Accept(own, func(c net.Conn) {
+		_, _ = io.WriteString(c, "kubelet")
+		_ = c.Close()
+	})
 
 	first, second := newFakeServer(t, ca, protocol.ServerName, nodetunnel.Protocol), newFakeServer(t, ca, protocol.ServerName, nodetunnel.Protocol)
 	other, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	otherServers := []*fakeServer{
 		newFakeServer(t, ca, "system:node:n2", nodetunnel.Protocol),       // another node
 		newFakeServer(t, other, protocol.ServerName, nodetunnel.Protocol), // another cluster
@@ -186,9 +150,7 @@ func TestRun(t *testing.T) {
 
 	s := wait(t, first)
 	c, err := s.Dial(t.Context(), netip.MustParseAddrPort(own.Addr().String()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if got, _ := io.ReadAll(c); string(got) != "kubelet" {
 		t.Errorf("%q", got)
 	}
@@ -198,12 +160,9 @@ func TestRun(t *testing.T) {
 	}
 
 	// A server asks for volumes inside the connection, and there is no other way to ask.
-	if c, err = s.Dial(t.Context(), localvolume.Target); err != nil {
-		t.Fatal(err)
-	}
-	if a, err := localvolume.Ask(t.Context(), c, localvolume.Request{Op: localvolume.Space}); err != nil || a.Path != storage {
-		t.Errorf("%+v, %v", a, err)
-	}
+	c, err = s.Dial(t.Context(), localvolume.Target)
+	testenv.NoError(t, err)
+	testenv.Equal(t, testenv.Must(localvolume.Ask(t.Context(), c, localvolume.Request{Op: localvolume.Space}))(t).Path, storage, "")
 	beside := netip.AddrPortFrom(localvolume.Target.Addr(), localvolume.Target.Port()+1)
 	if _, err := s.Dial(t.Context(), beside); !errors.Is(err, nodetunnel.ErrRefused) {
 		t.Errorf("another port of that address: %v", err)
@@ -226,12 +185,7 @@ func TestRun(t *testing.T) {
 	servers = append(servers[1:], second.address)
 	mu.Unlock()
 	wait(t, second)
-	testenv.Eventually(t, 2*time.Minute, "the node leaves a server that is none any more", func() error {
-		if first.session() != nil {
-			return errors.New("it does not")
-		}
-		return nil
-	})
+	testenv.Until(t, 2*time.Minute, "the node leaves a server that is none any more", func() bool { return first.session() == nil })
 	for i, s := range otherServers {
 		if s.taken > 0 {
 			t.Errorf("the node showed itself to stranger %d", i)
@@ -251,8 +205,6 @@ func TestAllowed(t *testing.T) {
 		"10.0.0.7:10250": true, "10.42.1.5:80": true, "[fd42:1::5]:80": true,
 		"10.0.0.8:10250": false, "127.0.0.1:10250": false, "[::1]:22": false, "10.42.2.5:80": false, "169.254.169.254:80": false,
 	} {
-		if got := o.allowed(netip.MustParseAddrPort(to)); got != want {
-			t.Errorf("%s: %v", to, got)
-		}
+		testenv.Equal(t, o.allowed(netip.MustParseAddrPort(to)), want, "%s:", to)
 	}
 }

@@ -92,12 +92,8 @@ func TestOutputGoesThroughAPipe(t *testing.T) {
 	testenv.Must(io.WriteString(inner.stdout, "hello"))(t)
 	inner.stdout.Close()
 	_ = reader.SetReadDeadline(time.Now().Add(2 * time.Minute))
-	if got, err := io.ReadAll(reader); err != nil || string(got) != "hello" {
-		t.Errorf("read %q, %v", got, err)
-	}
-	if resp, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}); err != nil || resp.ExitStatus != 3 {
-		t.Errorf("%v, %v", resp, err)
-	}
+	testenv.Equal(t, string(testenv.Must(io.ReadAll(reader))(t)), "hello", "read")
+	testenv.Equal(t, testenv.Must(s.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}))(t).ExitStatus, 3, "")
 	if len(s.tasks) != 0 {
 		t.Error("a deleted task is remembered")
 	}
@@ -115,9 +111,7 @@ func TestOutputEndsBeforeStart(t *testing.T) {
 	if got, err := io.ReadAll(reader); err != nil || len(got) > 0 {
 		t.Errorf("read %q, %v", got, err)
 	}
-	if _, err := s.Delete(t.Context(), &taskapi.DeleteRequest{ID: "c"}); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(s.Delete(t.Context(), &taskapi.DeleteRequest{ID: "c"})))
 }
 
 // TestShimWithoutTaskEnds: a shim whose containerd was killed before it created a task does not stay.
@@ -147,9 +141,7 @@ func TestOtherOutputIsLeftAlone(t *testing.T) {
 		if _, err := s.Create(context.Background(), &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: target}); err == nil {
 			t.Fatal("the failure was swallowed")
 		}
-		if inner.created.Stdout != target {
-			t.Errorf("%q became %q", target, inner.created.Stdout)
-		}
+		testenv.Equal(t, inner.created.Stdout, target, "%q became", target)
 		if len(s.tasks) != 0 {
 			t.Error("a task that was not created is remembered")
 		}
@@ -168,19 +160,13 @@ func TestEndedTaskStillHasItsProcess(t *testing.T) {
 		t.Errorf("ended: %v", got)
 	}
 	inner.processes = []*types.ProcessInfo{{Pid: 42}, {Pid: 43}}
-	if got := pids("c"); len(got) != 2 {
-		t.Errorf("running: %v", got)
-	}
+	testenv.Equal(t, len(pids("c")), 2, "running:")
 	inner.processes = nil
-	if got := pids("other"); len(got) != 0 {
-		t.Errorf("never created: %v", got)
-	}
+	testenv.Equal(t, len(pids("other")), 0, "never created:")
 	testenv.Must(s.Delete(ctx, &taskapi.DeleteRequest{ID: "c", ExecID: "exec"}))(t)
 	if got := pids("c"); len(got) != 1 {
 		t.Error("deleting a process started by exec forgot the task")
 	}
 	testenv.Must(s.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}))(t)
-	if got := pids("c"); len(got) != 0 {
-		t.Errorf("deleted: %v", got)
-	}
+	testenv.Equal(t, len(pids("c")), 0, "deleted:")
 }

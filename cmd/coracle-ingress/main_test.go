@@ -158,9 +158,7 @@ func hasCgo() bool {
 
 func TestNamesOfSocketsAreChecked(t *testing.T) {
 	for _, names := range []string{"", "control,control", "a/http", "a/ftp,control", "http,control"} {
-		if err := run(context.Background(), slog.New(slog.DiscardHandler), names); err == nil {
-			t.Errorf("the names %q are taken", names)
-		}
+		testenv.Fails(t, run(context.Background(), slog.New(slog.DiscardHandler), names), "the names %q are taken", names)
 	}
 }
 
@@ -280,9 +278,7 @@ func BenchmarkIdleHTTP3(b *testing.B) {
 			}}
 		defer tr.Close()
 		req, err := http.NewRequest(http.MethodTrace, "https://"+p.http3, nil) // the proxy answers it by itself
-		if err != nil {
-			b.Fatal(err)
-		}
+		testenv.NoError(b, err)
 		res := testenv.Must(tr.RoundTrip(req))(b)
 		_ = res.Body.Close()
 	}

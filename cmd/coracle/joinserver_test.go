@@ -139,9 +139,7 @@ func TestJoinedOptions(t *testing.T) {
 		if err == nil {
 			err = os.WriteFile(filepath.Join(dir, "joined.json"), data, 0o600)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		own := server.Options{ServerDir: dir, ManifestsDir: ownFolder, LBReserved: []string{"22"}, LBPool: []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.99"), Last: netip.MustParseAddr("192.0.2.99")}}}
 		return testenv.Must(joinedOptions(t.Context(), c, own))(t)
 	}
@@ -188,9 +186,7 @@ func TestJoinedConsole(t *testing.T) {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "joined.json"), data, 0o600)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if o, err := joinedOptions(t.Context(), c, server.Options{ServerDir: dir}); err != nil || !o.Cluster.ConsoleDisabled() {
 		t.Errorf("the cluster's console is disabled: %v, %v", o.Cluster.ConsoleDisabled(), err)
 	}

@@ -81,7 +81,5 @@ func TestAgentThatWaitsForItsPortStops(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	o := balancer.Options{Address: other.Addr().String(), Logger: slog.New(slog.DiscardHandler)}
-	if _, err := openBalancer(ctx, status.NewBoard(time.Now), o); err == nil {
-		t.Error("it goes on")
-	}
+	testenv.Fails(t, testenv.Err(openBalancer(ctx, status.NewBoard(time.Now), o)), "it goes on")
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/virtualip"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestVIPIsChecked: a flag that is not what the cluster has counts for nothing, and is told with both; what the cluster
@@ -22,31 +23,21 @@ func TestVIPIsChecked(t *testing.T) {
 	one, two := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2") // a network for documentation: no machine has it
 	o := server.Options{ServerDir: t.TempDir()}
 	c := &config.Server{}
-	if err := checkVIPs(t.Context(), c, o); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, checkVIPs(t.Context(), c, o))
 	c.VIPs = []netip.Addr{one}
-	if err := checkVIPs(t.Context(), c, o); err == nil || !strings.Contains(err.Error(), "in no network") || !strings.Contains(err.Error(), "Nothing was changed") {
-		t.Errorf("an address of no network: %v", err)
-	}
+	testenv.WantError(t, checkVIPs(t.Context(), c, o), "in no network", "Nothing was changed")
 	o.Join = []string{"192.0.2.1:6443"}
-	if err := checkVIPs(t.Context(), c, o); err != nil {
-		t.Errorf("with other servers it is checked when the cluster was asked: %v", err)
-	}
+	testenv.Check(t, checkVIPs(t.Context(), c, o), "with other servers it is checked when the cluster was asked")
 	o.Join = nil
 	for kept, warned := range map[string]bool{one.String(): false, two.String(): true, "": true} {
 		addresses, err := virtualip.Parse(kept, nil)
 		if err == nil {
 			err = clusterconfig.WriteVIPs(o.ServerDir, addresses)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		var output bytes.Buffer
 		o.Logger = slog.New(slog.NewTextHandler(&output, nil))
-		if err := checkVIPs(t.Context(), c, o); err != nil {
-			t.Errorf("the cluster has %q: %v", kept, err)
-		}
+		testenv.Check(t, checkVIPs(t.Context(), c, o), "the cluster has %q", kept)
 		if got := strings.Contains(output.String(), one.String()) && strings.Contains(output.String(), kept); got != warned {
 			t.Errorf("the cluster has %q: it is said %q", kept, output.String())
 		}

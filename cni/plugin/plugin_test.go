@@ -13,32 +13,24 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/cni/wire"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // agent answers one call after another and notes the requests.
 func agent(t *testing.T, answer wire.Response) (socket string, requests <-chan wire.Request) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "cni.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("unix", socket))(t)
 	t.Cleanup(func() { l.Close() })
 	seen := make(chan wire.Request, 10) // more than any test makes
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			var req wire.Request
-			if wire.Read(c, &req) == nil {
-				seen <- req
-				_ = wire.Write(c, answer)
-			}
-			c.Close()
+	go testenv.Accept(l, func(c net.Conn) {
+		var req wire.Request
+		if wire.Read(c, &req) == nil {
+			seen <- req
+			_ = wire.Write(c, answer)
 		}
-	}()
+		c.Close()
+	})
 	return socket, seen
 }
 
@@ -49,9 +41,7 @@ func call(t *testing.T, stdin string, env map[string]string) (code int, out map[
 		Getenv: func(k string) string { return env[k] }, Stdin: strings.NewReader(stdin), Stdout: &stdout,
 	})
 	if stdout.Len() > 0 {
-		if err := json.Unmarshal(stdout.Bytes(), &out); err != nil {
-			t.Fatalf("printed %q: %v", stdout.String(), err)
-		}
+		testenv.NoError(t, json.Unmarshal(stdout.Bytes(), &out), "printed %q", stdout.String())
 	}
 	return code, out
 }
@@ -135,12 +125,7 @@ func TestVersion(t *testing.T) {
 
 // The helper starts for every pod: what it links from this repository must not pull in more than these two packages.
 func TestImportsStayStandard(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", "-f", `{{if not .Standard}}{{.ImportPath}}{{end}}`, ".").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(exec.Command("go", "list", "-deps", "-f", `{{if not .Standard}}{{.ImportPath}}{{end}}`, ".").Output())(t)
 	const root = "github.com/coracle-k8s/coracle/cni/"
-	if got := strings.Fields(string(out)); fmt.Sprint(got) != fmt.Sprint([]string{root + "wire", root + "plugin"}) {
-		t.Errorf("imports %v", got)
-	}
+	testenv.Equal(t, fmt.Sprint(strings.Fields(string(out))), fmt.Sprint([]string{root + "wire", root + "plugin"}), "imports")
 }

@@ -12,14 +12,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestFraming(t *testing.T) {
 	var buf bytes.Buffer
 	for _, command := range []string{CommandAdd, CommandDel} {
-		if err := Write(&buf, Request{Command: command, Config: json.RawMessage(`{"a":1}`)}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Write(&buf, Request{Command: command, Config: json.RawMessage(`{"a":1}`)}))
 	}
 	for _, want := range []string{CommandAdd, CommandDel} {
 		var got Request
@@ -39,13 +39,9 @@ func TestFramingRefusesWhatIsNoMessage(t *testing.T) {
 		"not JSON":      {0, 0, 0, 1, '{'},
 	} {
 		var got Request
-		if err := Read(bytes.NewReader(data), &got); err == nil {
-			t.Errorf("%s: read %+v", name, got)
-		}
+		testenv.Fails(t, Read(bytes.NewReader(data), &got), "%s: read %+v", name, got)
 	}
-	if err := Write(&bytes.Buffer{}, strings.Repeat("x", MaxMessage)); err == nil {
-		t.Error("wrote a message beyond the bound")
-	}
+	testenv.Fails(t, Write(&bytes.Buffer{}, strings.Repeat("x", MaxMessage)), "wrote a message beyond the bound")
 }
 
 func TestCallWithoutAgent(t *testing.T) {
@@ -53,10 +49,7 @@ func TestCallWithoutAgent(t *testing.T) {
 	if _, err := Call(t.Context(), socket, Request{}); !errors.Is(err, ErrNoAgent) {
 		t.Errorf("no socket: %v", err)
 	}
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("unix", socket))(t)
 	defer l.Close()
 	go func() {
 		c, err := l.Accept()

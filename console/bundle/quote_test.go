@@ -41,21 +41,13 @@ func TestQuotedWords(t *testing.T) {
 		}
 		words = append(words, word.String())
 	}
-	input, err := json.Marshal(words)
-	if err != nil {
-		t.Fatal(err)
-	}
+	input := testenv.Must(json.Marshal(words))(t)
 	cmd := exec.CommandContext(t.Context(), node, "-e", string(built.OutputFiles[0].Contents)+
 		`;console.log(JSON.stringify(JSON.parse(require("fs").readFileSync(0)).map(shell.quote)))`)
 	cmd.Stdin = strings.NewReader(string(input))
-	output, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	output := testenv.Must(cmd.Output())(t)
 	var quoted []string
-	if err := json.Unmarshal(output, &quoted); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(output, &quoted))
 	for _, shell := range []string{"bash", "dash", "busybox"} {
 		t.Run(shell, func(t *testing.T) {
 			program, err := exec.LookPath(shell)

@@ -159,9 +159,7 @@ func (b *bed) leadUntil(ctx context.Context, cancel func(), o Options) (end func
 		m.Want(slices.Clone(b.orders))
 	}
 	handler := cache.ResourceEventHandlerFuncs{AddFunc: want, UpdateFunc: func(_, s any) { want(s) }, DeleteFunc: want}
-	if _, err := factory.Core().V1().Secrets().Informer().AddEventHandler(handler); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Must(factory.Core().V1().Secrets().Informer().AddEventHandler(handler))(b)
 	factory.Start(ctx.Done())
 	factory.WaitForCacheSync(ctx.Done())
 	synctest.Wait() // watches have begun: the fake store does not send what was between a list and its watch
@@ -196,9 +194,7 @@ func (b *bed) secret(namespace, name string) *corev1.Secret {
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
-	if err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, err)
 	return s
 }
 
@@ -209,18 +205,14 @@ func (b *bed) certificate(namespace, name string) *x509.Certificate {
 		return nil
 	}
 	pair, err := tls.X509KeyPair(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey])
-	if err != nil {
-		b.Fatalf("the Secret %s holds no certificate: %v", name, err)
-	}
+	testenv.NoError(b, err, "the Secret %s holds no certificate", name)
 	return pair.Leaf
 }
 
 // kept are the orders in the store.
 func (b *bed) kept() []string {
-	all, err := b.client.CoreV1().Secrets("kube-system").List(b.Context(), metav1.ListOptions{LabelSelector: orderLabel + "=true"})
-	if err != nil {
-		b.Fatal(err)
-	}
+	all := testenv.Must(
+		b.client.CoreV1().Secrets("kube-system").List(b.Context(), metav1.ListOptions{LabelSelector: orderLabel + "=true"}))(b)
 	var out []string
 	for _, s := range all.Items {
 		out = append(out, s.Annotations[forAnnotation])
@@ -258,9 +250,7 @@ func TestCertificateArrives(t *testing.T) {
 		if s := b.secret("shop", "cert"); s.Type != corev1.SecretTypeTLS || !isOwned(s) {
 			t.Errorf("the Secret is %v", s)
 		}
-		if kept := b.kept(); len(kept) != 0 {
-			t.Errorf("orders are left: %v", kept)
-		}
+		testenv.Equal(t, len(b.kept()), 0, "orders are left:")
 		if got, want := b.said(), "Normal CertificateIssued the Secret cert has a certificate for a.example, b.example until 2000-03-30"; got != want {
 			t.Errorf("events: %s", got)
 		}
@@ -270,9 +260,7 @@ func TestCertificateArrives(t *testing.T) {
 		}
 		before := len(b.ca.requests)
 		b.pass(50 * 24 * time.Hour)
-		if n := len(b.ca.requests) - before; n != 0 {
-			t.Errorf("%d requests while nothing is to be done", n)
-		}
+		testenv.Equal(t, len(b.ca.requests)-before, 0, "requests while nothing is to be done:")
 	})
 }
 
@@ -322,9 +310,7 @@ func TestYearOfRenewals(t *testing.T) {
 			if most := slices.Max(slices.Collect(maps.Values(moments))); most > 10 {
 				t.Errorf("%d of the certificates were renewed within one hour", most)
 			}
-			if n := len(b.ca.failures); n != 0 {
-				t.Errorf("%d hosts had failures", n)
-			}
+			testenv.Equal(t, len(b.ca.failures), 0, "hosts had failures:")
 		})
 	}
 }
@@ -371,9 +357,7 @@ func TestLeaderKilledAnywhere(t *testing.T) {
 				if c := b.certificate("shop", "cert"); c == nil {
 					t.Fatalf("killed after %s %d (%s): there is no certificate; events: %s", what, at, last, b.said())
 				}
-				if kept := b.kept(); len(kept) != 0 {
-					t.Errorf("killed after %s %d (%s): orders are left: %v", what, at, last, kept)
-				}
+				testenv.Equal(t, len(b.kept()), 0, "killed after %s %d (%s): orders are left:", what, at, last)
 				most := 1
 				if what == "request" && last == "/order" { // the leader never heard of its order
 					most = 2
@@ -473,9 +457,7 @@ func TestHostIsAdded(t *testing.T) {
 		b.wants("shop/cert=a.example")
 		defer b.lead()()
 		b.pass(time.Minute)
-		if n := len(b.ca.orders); n != 2 {
-			t.Errorf("%d orders after a host was taken out, which needs none", n)
-		}
+		testenv.Equal(t, len(b.ca.orders), 2, "orders after a host was taken out, which needs none:")
 	})
 }
 
@@ -556,9 +538,7 @@ func TestDiskFull(t *testing.T) {
 		if len(b.ca.orders) != 0 {
 			t.Error("there is an order that could not be written down")
 		}
-		if events := b.said(); !strings.Contains(events, "database space exceeded") {
-			t.Errorf("events: %s", events)
-		}
+		testenv.Contains(t, b.said(), "database space exceeded", "events:")
 		b.full.Store(false)
 		b.pass(16 * time.Minute)
 		end()
@@ -616,9 +596,7 @@ func TestWrongClock(t *testing.T) {
 		if len(b.ca.requests) != 0 {
 			t.Errorf("requests by a clock that is before the program: %v", b.ca.requests)
 		}
-		if events := b.said(); !strings.Contains(events, "this program was built at 2000-01-01T01:00:00Z") {
-			t.Errorf("events: %s", events)
-		}
+		testenv.Contains(t, b.said(), "this program was built at 2000-01-01T01:00:00Z", "events:")
 		b.pass(time.Hour)
 		if b.certificate("shop", "cert") == nil {
 			t.Errorf("there is no certificate: %s", b.said())
@@ -644,9 +622,7 @@ func TestSecretsOfOthers(t *testing.T) {
 		defer b.lead()()
 		b.pass(80 * 24 * time.Hour)
 		for host, want := range map[string]int{"a.example": 2, "b.example": 1, "c.example": 1, "d.example": 0} {
-			if n := len(b.ca.issued[host]); n != want {
-				t.Errorf("%s: %d certificates, want %d", host, n, want)
-			}
+			testenv.Equal(t, len(b.ca.issued[host]), want, "%s: certificates:", host)
 		}
 	})
 }
@@ -671,9 +647,7 @@ func TestRateLimit(t *testing.T) {
 		}
 		b.ca.change(func() { b.ca.noOrders = nil })
 		b.pass(6 * time.Hour)
-		if n := len(b.ca.issued); n != 50 {
-			t.Errorf("%d certificates after the limits", n)
-		}
+		testenv.Equal(t, len(b.ca.issued), 50, "certificates after the limits:")
 	})
 }
 
@@ -731,14 +705,10 @@ func TestUnwantedOrders(t *testing.T) {
 		end = b.lead()
 		b.pass(time.Minute)
 		end()
-		if n := len(b.kept()); n != 1 {
-			t.Errorf("%d orders are kept after a failure a minute ago", n)
-		}
+		testenv.Equal(t, len(b.kept()), 1, "orders are kept after a failure a minute ago:")
 		b.pass(15 * time.Minute)
 		defer b.lead()()
 		b.pass(time.Minute)
-		if n := len(b.kept()); n != 0 {
-			t.Errorf("%d orders are kept that nothing asks for", n)
-		}
+		testenv.Equal(t, len(b.kept()), 0, "orders are kept that nothing asks for:")
 	})
 }

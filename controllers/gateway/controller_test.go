@@ -33,9 +33,7 @@ import (
 func TestChoosePorts(t *testing.T) {
 	have := map[string]uint16{"a:g:80": 10060, "b:g:80": 10062, "gone:g:80": 10061}
 	data, without := choosePorts(have, []string{"c:g:80", "b:g:80", "a:g:80", "c:g:443"})
-	if got := fmt.Sprint(data, without); got != "map[10060:a:g:80 10061:c:g:443 10062:b:g:80 10063:c:g:80] []" {
-		t.Errorf("the ports are %s", got)
-	}
+	testenv.Equal(t, fmt.Sprint(data, without), "map[10060:a:g:80 10061:c:g:443 10062:b:g:80 10063:c:g:80] []", "the ports are")
 	var many []string
 	for i := range table.LastGatewayPort - table.FirstGatewayPort + 3 {
 		many = append(many, fmt.Sprintf("n%d:g:%05d", i%3, i))
@@ -144,18 +142,11 @@ func (b *bed) gateway() *gatewayv1.Gateway {
 
 func (b *bed) service(namespace, name string) *corev1.Service {
 	b.Helper()
-	svc, err := b.client.CoreV1().Services(namespace).Get(b.Context(), name, metav1.GetOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	return svc
+	return testenv.Must(b.client.CoreV1().Services(namespace).Get(b.Context(), name, metav1.GetOptions{}))(b)
 }
 
 func (b *bed) services() (out []string) {
-	all, err := b.client.CoreV1().Services("").List(b.Context(), metav1.ListOptions{})
-	if err != nil {
-		b.Fatal(err)
-	}
+	all := testenv.Must(b.client.CoreV1().Services("").List(b.Context(), metav1.ListOptions{}))(b)
 	for _, s := range all.Items {
 		out = append(out, s.Namespace+"/"+s.Name)
 	}
@@ -171,10 +162,8 @@ func (b *bed) ports() map[string]string {
 }
 
 func (b *bed) slices() string {
-	all, err := b.client.DiscoveryV1().EndpointSlices("").List(b.Context(), metav1.ListOptions{LabelSelector: labels.Everything().String()})
-	if err != nil {
-		b.Fatal(err)
-	}
+	all := testenv.Must(
+		b.client.DiscoveryV1().EndpointSlices("").List(b.Context(), metav1.ListOptions{LabelSelector: labels.Everything().String()}))(b)
 	var out []string
 	for _, s := range all.Items {
 		text := s.Namespace + "/" + s.Labels["kubernetes.io/service-name"]
@@ -234,9 +223,7 @@ func TestAGatewaysLife(t *testing.T) {
 		if !isOf(svc, g) {
 			t.Errorf("its owner is %v", svc.OwnerReferences)
 		}
-		if got := fmt.Sprint(b.ports()); got != "map[10060:shop:web:80 10061:shop:web:8080]" {
-			t.Errorf("the ports are %s", got)
-		}
+		testenv.Equal(t, fmt.Sprint(b.ports()), "map[10060:shop:web:80 10061:shop:web:8080]", "the ports are")
 
 		// Nodes: one serves both ports, one another Gateway's site at the same port.
 		said := "http=10054,https=10055,10060=" + table.SiteMark("shop:web:80") + ",10061=" + table.SiteMark("shop:web:8080")
@@ -245,9 +232,7 @@ func TestAGatewaysLife(t *testing.T) {
 			testenv.Must(b.client.CoreV1().Nodes().Create(b.Context(), n, metav1.CreateOptions{}))(t)
 		}
 		time.Sleep(time.Second)
-		if got := b.slices(); got != "shop/gateway-web port-80=10060 port-8080=10061 a" {
-			t.Errorf("the slices are %s", got)
-		}
+		testenv.Equal(t, b.slices(), "shop/gateway-web port-80=10060 port-8080=10061 a", "the slices are")
 
 		if got := <-b.events.Events; !strings.Contains(got, "the node c is no address of the Gateway: another program there listens at TCP 8080 ") {
 			t.Errorf("the event is %s", got)
@@ -278,9 +263,7 @@ func TestAGatewaysLife(t *testing.T) {
 		if got := b.service("shop", "gateway-web"); got.Spec.Ports[0].TargetPort.StrVal != "port-80" {
 			t.Errorf("the Service leads to %v", got.Spec.Ports)
 		}
-		if got := fmt.Sprint(b.ports()); got != "map[10060:shop:web:80 10061:shop:web:8080]" {
-			t.Errorf("the ports are %s", got)
-		}
+		testenv.Equal(t, fmt.Sprint(b.ports()), "map[10060:shop:web:80 10061:shop:web:8080]", "the ports are")
 
 		// Objects that are being read again are not gone.
 		b.mu.Lock()
@@ -289,21 +272,15 @@ func TestAGatewaysLife(t *testing.T) {
 		b.mu.Unlock()
 		b.controller.Changed()
 		time.Sleep(time.Minute)
-		if got := b.services(); len(got) != 1 {
-			t.Errorf("while objects are read there are %v", got)
-		}
+		testenv.Equal(t, len(b.services()), 1, "while objects are read there are")
 		b.set(func(s *gateway.State) { *s, b.complete = before, true })
 
 		// One listener less, then the Gateway's end.
 		less := b.gateway().DeepCopy()
 		less.Spec.Listeners = less.Spec.Listeners[1:]
 		b.set(func(s *gateway.State) { s.Gateways = []*gatewayv1.Gateway{less} })
-		if got := fmt.Sprint(b.ports()); got != "map[10061:shop:web:8080]" {
-			t.Errorf("with one listener the ports are %s", got)
-		}
-		if got := b.slices(); got != "shop/gateway-web port-8080=10061 a c" {
-			t.Errorf("with one listener the slices are %s", got)
-		}
+		testenv.Equal(t, fmt.Sprint(b.ports()), "map[10061:shop:web:8080]", "with one listener the ports are")
+		testenv.Equal(t, b.slices(), "shop/gateway-web port-8080=10061 a c", "with one listener the slices are")
 		b.set(func(s *gateway.State) { s.Gateways = nil })
 		time.Sleep(time.Second)
 		if got := b.services(); len(got) > 0 || b.ports() != nil || b.slices() != "" {

@@ -40,9 +40,7 @@ func (s shelf) put(folder int, name, text string, at time.Time) string {
 	if err == nil {
 		err = os.Chtimes(path, at, at)
 	}
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	testenv.NoError(s.t, err)
 	return path
 }
 
@@ -113,14 +111,10 @@ func TestFilesRefused(t *testing.T) {
 	}
 	testenv.NoError(t, unix.Mkfifo(filepath.Join(s.folders[1], "pipe.tgz"), 0o600))
 	_, err = s.sum("pipe.tgz")
-	if message := r.lacking("pipe.tgz", err); !strings.Contains(message, "cannot read the chart's file") {
-		t.Errorf("of a pipe: %v, %q", err, message)
-	}
+	testenv.Contains(t, r.lacking("pipe.tgz", err), "cannot read the chart's file", "of a pipe: %v,", err)
 	large := s.put(1, "large.tgz", "", testNow)
 	testenv.NoError(t, os.Truncate(large, helmjob.MaxArchive+1))
-	if got := s.mustSum("large.tgz"); got != "104857601 bytes" {
-		t.Errorf("a file that is too large is %q", got)
-	}
+	testenv.Equal(t, s.mustSum("large.tgz"), "104857601 bytes", "a file that is too large is")
 }
 
 func TestFileOf(t *testing.T) {
@@ -133,9 +127,7 @@ func TestFileOf(t *testing.T) {
 		{kinds.ChartSpec{Chart: "web.tgz", ChartContent: "sha256:1"}, ""},
 		{kinds.ChartSpec{Chart: "web.tgz", Repo: "https://charts.example"}, ""},
 	} {
-		if got := fileOf(&kinds.HelmChart{Spec: tt.spec}); got != tt.want {
-			t.Errorf("%+v is the file %q, want %q", tt.spec, got, tt.want)
-		}
+		testenv.Equal(t, fileOf(&kinds.HelmChart{Spec: tt.spec}), tt.want, "%+v is the file", tt.spec)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var testNow = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
@@ -89,9 +90,7 @@ func TestLimit(t *testing.T) {
 	for timeout, want := range map[time.Duration]time.Duration{
 		0: 55 * time.Minute, time.Second: 5*time.Minute + 10*time.Second, math.MaxInt64: 10*longest + 5*time.Minute,
 	} {
-		if got := limit(timeout); got != want {
-			t.Errorf("with a timeout of %s it is %s, want %s", timeout, got, want)
-		}
+		testenv.Equal(t, limit(timeout), want, "with a timeout of %s it is", timeout)
 	}
 }
 
@@ -196,9 +195,7 @@ func TestDecide(t *testing.T) {
 				if d.Event != nil {
 					event = d.Event.Reason
 				}
-				if event != tc.event {
-					t.Errorf("event %q, want %q", event, tc.event)
-				}
+				testenv.Equal(t, event, tc.event, "event")
 			}
 		})
 	}
@@ -250,9 +247,7 @@ func TestMissingChartFileIsReportedByTheLeader(t *testing.T) {
 	for name, v := range map[string][]func(*View){
 		"a server that has it": {}, "a chart that is removed": {lacking, removed}, "a chart that nobody manages": {lacking, annotated(Unmanaged, "")},
 	} {
-		if got := describe(v...); got != "" {
-			t.Errorf("%s: it says %q", name, got)
-		}
+		testenv.Equal(t, describe(v...), "", "%s: it says", name)
 	}
 	v := installed(lacking, func(v *View) { v.Chart.Status.ChartDigest = "digest" })
 	v.Chart.Status = *Decide(v).Status

@@ -21,9 +21,7 @@ func (b bed) defaultCertificate() *corev1.Secret {
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
-	if err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, err)
 	return s
 }
 

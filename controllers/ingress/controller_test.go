@@ -26,6 +26,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func node(name, ports string, ready bool, addresses ...string) *corev1.Node {
@@ -82,13 +83,9 @@ func TestSlicesNameNodesThatServe(t *testing.T) {
 		{"with a forged annotation", []*corev1.Node{node("a", "http=0,https=70000,ssh=22,https=-1,=", true, "192.0.2.1")}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := slicesText(slicesOf(c.nodes)); got != c.want {
-				t.Errorf("the slices are %s", got)
-			}
+			testenv.Equal(t, slicesText(slicesOf(c.nodes)), c.want, "the slices are")
 			slices.Reverse(c.nodes)
-			if got := slicesText(slicesOf(c.nodes)); got != c.want {
-				t.Errorf("in another order they are %s", got)
-			}
+			testenv.Equal(t, slicesText(slicesOf(c.nodes)), c.want, "in another order they are")
 		})
 	}
 	var many []*corev1.Node
@@ -118,18 +115,11 @@ func runPrepared(t *testing.T, prepare func(*fake.Clientset), test func(b bed)) 
 		b := bed{t, fake.NewClientset(), record.NewFakeRecorder(100)}
 		prepare(b.client)
 		factory := informers.NewSharedInformerFactory(b.client, 0)
-		c, err := New(Options{Client: b.client, Informers: factory, Recorder: b.events})
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := testenv.Must(New(Options{Client: b.client, Informers: factory, Recorder: b.events}))(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		factory.Start(ctx.Done())
-		running.Go(func() {
-			if err := c.Run(ctx); err != nil {
-				t.Error(err)
-			}
-		})
+		running.Go(func() { testenv.Check(t, c.Run(ctx)) })
 		test(b)
 		cancel()
 		running.Wait()
@@ -148,17 +138,13 @@ func (b bed) service() *corev1.Service {
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
-	if err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, err)
 	return svc
 }
 
 func (b bed) slices() string {
 	all, err := b.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).List(b.Context(), metav1.ListOptions{LabelSelector: labels.Everything().String()})
-	if err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, err)
 	out := map[string]*discoveryv1.EndpointSlice{}
 	for i := range all.Items {
 		out[all.Items[i].Name] = &all.Items[i]
@@ -179,9 +165,7 @@ func (b bed) said() string {
 }
 
 func (b bed) create(ing *networkingv1.Ingress) {
-	if _, err := b.client.NetworkingV1().Ingresses(ing.Namespace).Create(b.Context(), ing, metav1.CreateOptions{}); err != nil {
-		b.Fatal(err)
-	}
+	testenv.Must(b.client.NetworkingV1().Ingresses(ing.Namespace).Create(b.Context(), ing, metav1.CreateOptions{}))(b)
 }
 
 func web() *networkingv1.Ingress {
@@ -197,9 +181,7 @@ func web() *networkingv1.Ingress {
 func TestServiceFollowsIngresses(t *testing.T) {
 	run(t, func(b bed) {
 		nodes := b.client.CoreV1().Nodes()
-		if _, err := nodes.Create(b.Context(), node("a", "http=10080,https=10443", true, "192.0.2.1"), metav1.CreateOptions{}); err != nil {
-			b.Fatal(err)
-		}
+		testenv.Must(nodes.Create(b.Context(), node("a", "http=10080,https=10443", true, "192.0.2.1"), metav1.CreateOptions{}))(b)
 		b.settle()
 		if b.service() != nil || b.slices() != "" {
 			t.Fatal("there is a Service without an Ingress")
@@ -210,34 +192,20 @@ func TestServiceFollowsIngresses(t *testing.T) {
 		if svc == nil || svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
 			t.Fatalf("the Service is %v", svc)
 		}
-		if got := b.slices(); got != "IPv4 http=10080 https=10443 192.0.2.1@a" {
-			t.Errorf("the slices are %s", got)
-		}
-		if got := b.said(); got != "Warning BadBackend there is no Service web in the namespace shop" {
-			t.Errorf("events: %s", got)
-		}
+		testenv.Equal(t, b.slices(), "IPv4 http=10080 https=10443 192.0.2.1@a", "the slices are")
+		testenv.Equal(t, b.said(), "Warning BadBackend there is no Service web in the namespace shop", "events:")
 		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
-		if _, err := b.client.CoreV1().Services(metav1.NamespaceSystem).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
-			b.Fatal(err)
-		}
-		if _, err := nodes.Update(b.Context(), node("a", "http=10080,https=10443", false, "192.0.2.1"), metav1.UpdateOptions{}); err != nil {
-			b.Fatal(err)
-		}
+		testenv.Must(b.client.CoreV1().Services(metav1.NamespaceSystem).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}))(b)
+		testenv.Must(nodes.Update(b.Context(), node("a", "http=10080,https=10443", false, "192.0.2.1"), metav1.UpdateOptions{}))(b)
 		b.settle()
 		ing, err := b.client.NetworkingV1().Ingresses("shop").Get(b.Context(), "web", metav1.GetOptions{})
 		if err != nil || len(ing.Status.LoadBalancer.Ingress) != 1 || ing.Status.LoadBalancer.Ingress[0].IP != "192.0.2.1" {
 			t.Errorf("the Ingress' status is %v (%v)", ing.Status, err)
 		}
-		if got := b.slices(); got != "IPv4 http=10080 https=10443 192.0.2.1@a(not ready)" {
-			t.Errorf("the slices are %s", got)
-		}
-		if got := b.said(); got != "" {
-			t.Errorf("said again: %s", got)
-		}
+		testenv.Equal(t, b.slices(), "IPv4 http=10080 https=10443 192.0.2.1@a(not ready)", "the slices are")
+		testenv.Equal(t, b.said(), "", "said again:")
 
-		if err := b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}); err != nil {
-			b.Fatal(err)
-		}
+		testenv.NoError(b, b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}))
 		time.Sleep(unusedFor - time.Minute)
 		if b.service() == nil {
 			t.Error("the Service has gone with its only Ingress, which may be replaced")
@@ -260,9 +228,7 @@ func TestServiceHasThePortOfHTTP3(t *testing.T) {
 			if taken {
 				other.Spec.Ports[0].Protocol = corev1.ProtocolUDP
 			}
-			if _, err := b.client.CoreV1().Services("other").Create(b.Context(), other, metav1.CreateOptions{}); err != nil {
-				b.Fatal(err)
-			}
+			testenv.Must(b.client.CoreV1().Services("other").Create(b.Context(), other, metav1.CreateOptions{}))(b)
 			b.settle()
 			b.create(web())
 			b.settle()
@@ -280,17 +246,13 @@ func TestServiceHasThePortOfHTTP3(t *testing.T) {
 func TestForeignServiceIsNotChanged(t *testing.T) {
 	run(t, func(b bed) {
 		other := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: table.Service}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP}}
-		if _, err := b.client.CoreV1().Services(metav1.NamespaceSystem).Create(b.Context(), other, metav1.CreateOptions{}); err != nil {
-			b.Fatal(err)
-		}
+		testenv.Must(b.client.CoreV1().Services(metav1.NamespaceSystem).Create(b.Context(), other, metav1.CreateOptions{}))(b)
 		b.create(web())
 		b.settle()
 		if svc := b.service(); svc == nil || svc.Spec.Type != corev1.ServiceTypeClusterIP {
 			t.Errorf("the Service is %v", svc)
 		}
-		if got := b.slices(); got != "" {
-			t.Errorf("it has slices: %s", got)
-		}
+		testenv.Equal(t, b.slices(), "", "it has slices:")
 	})
 }
 
@@ -303,9 +265,7 @@ func TestProgramsOfNodes(t *testing.T) {
 			node("a", "http=10054,https=10055", true, "192.0.2.1"), node("b", "http=10054,https=10055,busy=80,busy=443", true, "192.0.2.2"),
 			node("c", "http=10054,https=10055,busy=8080", true, "192.0.2.3"), // no port of the Service
 		} {
-			if _, err := nodes.Create(b.Context(), n, metav1.CreateOptions{}); err != nil {
-				b.Fatal(err)
-			}
+			testenv.Must(nodes.Create(b.Context(), n, metav1.CreateOptions{}))(b)
 		}
 		ing := web()
 		ing.Spec.DefaultBackend = nil // of which nothing is to be said
@@ -313,9 +273,7 @@ func TestProgramsOfNodes(t *testing.T) {
 		b.settle()
 		const two = "IPv4 http=10054 https=10055 192.0.2.1@a 192.0.2.3@c"
 		const all = "IPv4 http=10054 https=10055 192.0.2.1@a 192.0.2.2@b 192.0.2.3@c"
-		if got := b.slices(); got != two {
-			t.Errorf("the slices are %s", got)
-		}
+		testenv.Equal(t, b.slices(), two, "the slices are")
 		said := b.said()
 		if strings.Count(said, ReasonPortInUse) != 1 || !strings.Contains(said, "the node b is no address of Ingresses: another program there listens at TCP 80, 443") {
 			t.Errorf("the events are %q", said)
@@ -326,33 +284,21 @@ func TestProgramsOfNodes(t *testing.T) {
 			for _, ip := range ips {
 				svc.Status.LoadBalancer.Ingress = append(svc.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: ip})
 			}
-			if _, err := b.client.CoreV1().Services(metav1.NamespaceSystem).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
-				b.Fatal(err)
-			}
+			testenv.Must(b.client.CoreV1().Services(metav1.NamespaceSystem).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}))(b)
 			b.settle()
 		}
 		addresses("192.0.2.1", "192.0.2.3")
-		if got := b.slices(); got != two {
-			t.Errorf("with addresses of nodes the slices are %s", got)
-		}
+		testenv.Equal(t, b.slices(), two, "with addresses of nodes the slices are")
 		addresses("198.51.100.7")
-		if got := b.slices(); got != all {
-			t.Errorf("with an address of a pool the slices are %s", got)
-		}
+		testenv.Equal(t, b.slices(), all, "with an address of a pool the slices are")
 		addresses("192.0.2.1", "192.0.2.3")
 		if got := b.slices(); got != two || !strings.Contains(b.said(), ReasonPortInUse) {
 			t.Errorf("with addresses of nodes again the slices are %s", got)
 		}
-		if _, err := nodes.Update(b.Context(), node("b", "http=10054,https=10055", true, "192.0.2.2"), metav1.UpdateOptions{}); err != nil {
-			b.Fatal(err)
-		}
+		testenv.Must(nodes.Update(b.Context(), node("b", "http=10054,https=10055", true, "192.0.2.2"), metav1.UpdateOptions{}))(b)
 		b.settle()
-		if got := b.slices(); got != all {
-			t.Errorf("when the program has ended the slices are %s", got)
-		}
-		if got := b.said(); got != "" {
-			t.Errorf("events: %s", got)
-		}
+		testenv.Equal(t, b.slices(), all, "when the program has ended the slices are")
+		testenv.Equal(t, b.said(), "", "events:")
 	})
 }
 
@@ -368,21 +314,15 @@ func TestEventsOfDefaults(t *testing.T) {
 			Data:       map[string]string{"proxy-body-size": "much", "worker-processes": "4"},
 		}
 		client := b.client.CoreV1().ConfigMaps(m.Namespace)
-		if _, err := client.Create(b.Context(), m, metav1.CreateOptions{}); err != nil {
-			b.Fatal(err)
-		}
+		testenv.Must(client.Create(b.Context(), m, metav1.CreateOptions{}))(b)
 		b.settle()
 		said := b.said()
 		if strings.Count(said, "worker-processes") != 1 || strings.Count(said, `proxy-body-size is "much"`) != 2 { // of the ConfigMap and of the Ingress
 			t.Errorf("the events are %q", said)
 		}
 		m.Data = map[string]string{"proxy-body-size": "8m", "worker-processes": "4"}
-		if _, err := client.Update(b.Context(), m, metav1.UpdateOptions{}); err != nil {
-			b.Fatal(err)
-		}
+		testenv.Must(client.Update(b.Context(), m, metav1.UpdateOptions{}))(b)
 		b.settle()
-		if said := b.said(); said != "" {
-			t.Errorf("the events after the correction are %q", said)
-		}
+		testenv.Equal(t, b.said(), "", "the events after the correction are")
 	})
 }

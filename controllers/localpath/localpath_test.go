@@ -97,9 +97,7 @@ func newFixture(t *testing.T, names ...string) *fixture {
 		Client: f.client, NodeInformer: factory.Core().V1().Nodes(), VolumeInformer: factory.Core().V1().PersistentVolumes(), Nodes: f.nodes, Context: ctx, Part: f.board.Part("local storage"),
 		Logger: slog.New(slog.DiscardHandler),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	f.Volumes = v
 	factory.Start(ctx.Done())
 	factory.WaitForCacheSync(ctx.Done())
@@ -133,14 +131,11 @@ func (f *fixture) provision(t *testing.T, c *corev1.PersistentVolumeClaim, param
 	p, err := f.NewProvisioner(klog.Background(), volume.VolumeOptions{
 		PVName: name, PVC: c, Parameters: parameters, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	var n *corev1.Node
 	if node != "" {
-		if n, err = f.o.NodeInformer.Lister().Get(node); err != nil {
-			t.Fatal(err)
-		}
+		n, err = f.o.NodeInformer.Lister().Get(node)
+		testenv.NoError(t, err)
 	}
 	return p.Provision(n, nil)
 }
@@ -172,18 +167,13 @@ func (f *fixture) run(t *testing.T) {
 func TestProvision(t *testing.T) {
 	f := newFixture(t, "n1")
 	pv, err := f.provision(t, claim(), nil, "n1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := f.nodes.take(); got != "n1 make  "+dir {
-		t.Errorf("asked: %s", got)
-	}
+	testenv.NoError(t, err)
+	testenv.Equal(t, f.nodes.take(), "n1 make  "+dir, "asked:")
 	if pv.Spec.Local == nil || pv.Spec.Local.Path != "/storage/"+dir || hostOf(pv) != "host-of-n1" || pv.Annotations[nodeAnnotation] != "n1" {
 		t.Errorf("the volume is %+v", pv)
 	}
-	if q := pv.Spec.Capacity[corev1.ResourceStorage]; q.String() != "5Mi" {
-		t.Errorf("its capacity is %s", q.String())
-	}
+	capacity := pv.Spec.Capacity[corev1.ResourceStorage]
+	testenv.Equal(t, capacity.String(), "5Mi", "its capacity is")
 	if pv, err = f.provision(t, claim(), map[string]string{"nodePath": "/disk"}, "n1"); err != nil || pv.Spec.Local.Path != "/disk/"+dir {
 		t.Errorf("in another folder: %v, %v", pv, err)
 	}
@@ -210,9 +200,7 @@ func TestProvision(t *testing.T) {
 		node := change(c, p)
 		testenv.WantError(t, testenv.Err(f.provision(t, c, p, node)), want)
 	}
-	if got := f.nodes.take(); got != "" {
-		t.Errorf("a node was asked for what cannot be: %s", got)
-	}
+	testenv.Equal(t, f.nodes.take(), "", "a node was asked for what cannot be:")
 	f.nodes.fails = errors.New("5.0 MiB are asked for and 1.0 MiB are free in /storage")
 	testenv.WantError(t, testenv.Err(f.provision(t, claim(), nil, "n1")), "node n1: 5.0 MiB are asked for")
 	f.nodes.fails, f.nodes.folder = nil, "/etc/.."
@@ -225,16 +213,12 @@ func TestDelete(t *testing.T) {
 	f := newFixture(t, "n1")
 	pv := f.made(t)
 	testenv.NoError(t, f.delete(t, pv))
-	if got := f.nodes.take(); got != "n1 remove /storage "+dir {
-		t.Errorf("asked: %s", got)
-	}
+	testenv.Equal(t, f.nodes.take(), "n1 remove /storage "+dir, "asked:")
 	// k3s made hostPath volumes, and older ones without the annotation.
 	pv.Spec.HostPath, pv.Spec.Local = &corev1.HostPathVolumeSource{Path: pv.Spec.Local.Path}, nil
 	delete(pv.Annotations, nodeAnnotation)
 	testenv.NoError(t, f.delete(t, pv))
-	if got := f.nodes.take(); got != "n1 remove /storage "+dir {
-		t.Errorf("asked: %s", got)
-	}
+	testenv.Equal(t, f.nodes.take(), "n1 remove /storage "+dir, "asked:")
 	f.nodes.setAway("n1", true)
 	if err := f.delete(t, pv); !volumeerrors.IsDeletedVolumeInUse(err) || !strings.Contains(err.Error(), "n1 is away") {
 		t.Errorf("while the node is away: %v", err)
@@ -258,9 +242,7 @@ func TestDeleteRetained(t *testing.T) {
 	if err := d.Delete(); !volumeerrors.IsDeletedVolumeInUse(err) {
 		t.Errorf("deleting it: %v", err)
 	}
-	if asked := f.nodes.take(); asked != "" {
-		t.Errorf("the node was asked for %s", asked)
-	}
+	testenv.Equal(t, f.nodes.take(), "", "the node was asked for")
 }
 
 // TestDeleteNothingElse: whoever may write PersistentVolumes has nothing removed that is not theirs.
@@ -279,15 +261,11 @@ func TestDeleteNothingElse(t *testing.T) {
 	pv := f.made(t)
 	for provisioner, want := range map[string]bool{Provisioner: true, "": false, "other.example.com": false} {
 		pv.Annotations[storagehelpers.AnnDynamicallyProvisioned] = provisioner
-		if got := f.CanSupport(volume.NewSpecFromPersistentVolume(pv, false)); got != want {
-			t.Errorf("a volume of %q is ours: %v", provisioner, got)
-		}
+		testenv.Equal(t, f.CanSupport(volume.NewSpecFromPersistentVolume(pv, false)), want, "a volume of %q is ours:", provisioner)
 	}
 	pv.Annotations, pv.Spec.NodeAffinity = nil, nil
 	testenv.WantError(t, f.delete(t, pv), "which node")
-	if got := f.nodes.take(); got != "" {
-		t.Errorf("asked: %s", got)
-	}
+	testenv.Equal(t, f.nodes.take(), "", "asked:")
 }
 
 func (f *fixture) record(t *testing.T) map[string]string {
@@ -296,9 +274,7 @@ func (f *fixture) record(t *testing.T) map[string]string {
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return m.Data
 }
 
@@ -337,9 +313,7 @@ func TestVolumesOfADeletedNode(t *testing.T) {
 	state("directories of removed volumes are left on nodes that are away: n1")
 	f.node(t, "n1")
 	testenv.Until(t, 2*time.Minute, "the record is empty", func() bool { return f.record(t) == nil })
-	if got := f.nodes.take(); got != "n1 remove /storage "+dir {
-		t.Errorf("asked: %s", got)
-	}
+	testenv.Equal(t, f.nodes.take(), "n1 remove /storage "+dir, "asked:")
 	state("")
 }
 
@@ -389,12 +363,9 @@ func TestExpand(t *testing.T) {
 	f := newFixture(t, "n1")
 	spec := volume.NewSpecFromPersistentVolume(f.made(t), false)
 	from := resource.MustParse("5Mi")
-	if to, err := f.ExpandVolumeDevice(spec, resource.MustParse("1Gi"), from); err != nil || to.String() != "1Gi" {
-		t.Errorf("%s, %v", to.String(), err)
-	}
-	if got := f.nodes.take(); got != "n1 space /storage " {
-		t.Errorf("asked: %s", got)
-	}
+	size := testenv.Must(f.ExpandVolumeDevice(spec, resource.MustParse("1Gi"), from))(t)
+	testenv.Equal(t, size.String(), "1Gi", "it grew to")
+	testenv.Equal(t, f.nodes.take(), "n1 space /storage ", "asked:")
 	testenv.WantError(t, testenv.Err(f.ExpandVolumeDevice(spec, resource.MustParse("2Gi"), from)), "1.0 GiB left in /storage")
 }
 
@@ -410,16 +381,9 @@ func TestQuota(t *testing.T) {
 		t.Errorf("a volume with a limit does not say so: %v", pv.Annotations)
 	}
 	spec, from := volume.NewSpecFromPersistentVolume(pv, false), resource.MustParse("5Mi")
-	if to, err := f.ExpandVolumeDevice(spec, resource.MustParse("6Mi"), from); err != nil || to.String() != "6Mi" {
-		t.Errorf("%s, %v", to.String(), err)
-	}
-	if got := f.nodes.take(); got != "n1 space /storage ; n1 grow /storage "+dir {
-		t.Errorf("asked: %s", got)
-	}
-	if _, err := f.ExpandVolumeDevice(spec, resource.MustParse("2Gi"), from); err == nil {
-		t.Error("it grows beyond its disk")
-	}
-	if got := f.nodes.take(); got != "n1 space /storage " {
-		t.Errorf("asked: %s", got)
-	}
+	size := testenv.Must(f.ExpandVolumeDevice(spec, resource.MustParse("6Mi"), from))(t)
+	testenv.Equal(t, size.String(), "6Mi", "it grew to")
+	testenv.Equal(t, f.nodes.take(), "n1 space /storage ; n1 grow /storage "+dir, "asked:")
+	testenv.Fails(t, testenv.Err(f.ExpandVolumeDevice(spec, resource.MustParse("2Gi"), from)), "it grows beyond its disk")
+	testenv.Equal(t, f.nodes.take(), "n1 space /storage ", "asked:")
 }

@@ -46,9 +46,7 @@ func TestOlderServiceTakesNoPort(t *testing.T) {
 			if v := plan[key(c.victim)]; text(v.Addresses) != c.want {
 				t.Errorf("the Service that had the port has %q now, want %q: %s", text(v.Addresses), c.want, v.Message)
 			}
-			if v := plan[key(c.thief)]; text(v.Addresses) != c.gets {
-				t.Errorf("the other one has %q, want %q", text(v.Addresses), c.gets)
-			}
+			testenv.Equal(t, text(plan[key(c.thief)].Addresses), c.gets, "the other one has")
 		})
 	}
 }
@@ -78,9 +76,7 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 	}
 	expect := func(what, want string) {
 		t.Helper()
-		if got := state(); got != want {
-			t.Errorf("%s: %s, want %s", what, got, want)
-		}
+		testenv.Equal(t, state(), want, "%s:", what)
 	}
 	expect("alone", "10.0.0.1")
 	s.Slices = nil
@@ -316,7 +312,5 @@ func TestPlacesText(t *testing.T) {
 	for i := range 2 * maxKept {
 		many = append(many, addressPort{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), loadbalancer.PortOf(corev1.ProtocolTCP, 80)})
 	}
-	if n := len(parseAddressPorts(addressPortsText(many))); n != maxKept {
-		t.Errorf("%d places are written, want %d", n, maxKept)
-	}
+	testenv.Equal(t, len(parseAddressPorts(addressPortsText(many))), maxKept, "places are written:")
 }

@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMachinesWithoutNodes: where a pool covers machines, a Service does not get the address of one whose Node was
@@ -44,16 +46,11 @@ func TestMachinesWithoutNodes(t *testing.T) {
 					return []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")}, c.fail
 				}
 			})
-			if err := known.Add(c.svc.DeepCopy()); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, known.Add(c.svc.DeepCopy()))
 			if done := controller.round(t.Context()); done == (c.fail != nil && c.asks > 0) {
 				t.Errorf("the round says that all was done: %v", done)
 			}
-			got, err := client.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			got := testenv.Must(client.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{}))(t)
 			if text := ingressText(got.Status.LoadBalancer); text != c.want || asked != c.asks {
 				t.Errorf("it has %s, want %s; machines were asked for %d times, want %d", text, c.want, asked, c.asks)
 			}

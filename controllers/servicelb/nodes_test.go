@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNodesAreNotBelieved: what a Service has from a pool, what another node has and what is a server's or the API's is
@@ -30,9 +32,7 @@ func TestNodesAreNotBelieved(t *testing.T) {
 	}
 	expect := func(what, want string) {
 		t.Helper()
-		if got := state(); got != want {
-			t.Errorf("%s: %s, want %s", what, got, want)
-		}
+		testenv.Equal(t, state(), want, "%s:", what)
 	}
 	expect("at first", "10.0.0.200, 10.0.0.1 10.0.0.2")
 	takenOver := testNode("c", "ext:10.0.0.200", "ext:10.0.0.1", "10.0.0.99", "10.0.0.4")
@@ -48,9 +48,7 @@ func TestNodesAreNotBelieved(t *testing.T) {
 	server := with(testNode("server", "10.0.0.3"), serverLabel, "true")
 	s.Nodes = append(s.Nodes, server)
 	expect("a server's own", "10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4 10.0.0.3, 10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4 10.0.0.3")
-	if got := fmt.Sprint(s.believed()["c"]); got != "[10.0.0.200 10.0.0.4]" {
-		t.Errorf("of c is believed %s", got)
-	}
+	testenv.Equal(t, fmt.Sprint(s.believed()["c"]), "[10.0.0.200 10.0.0.4]", "of c is believed")
 }
 
 // TestMappedAddresses: an address is the same in both its forms, and only the short one can be in a Service's status.
@@ -60,18 +58,14 @@ func TestMappedAddresses(t *testing.T) {
 		Services: []*corev1.Service{dual}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1", "fd00::1"), testNode("c", "::ffff:10.0.0.4", "::ffff:10.0.0.1", "::ffff:10.0.0.99")},
 		Barred: []netip.Addr{netip.MustParseAddr("10.0.0.99")},
 	}
-	if got := fmt.Sprint(s.believed()["c"]); got != "[10.0.0.4]" {
-		t.Errorf("of c is believed %s", got)
-	}
+	testenv.Equal(t, fmt.Sprint(s.believed()["c"]), "[10.0.0.4]", "of c is believed")
 	status, _ := StatusOf(dual, Plan(s)[key(dual)])
 	for _, in := range status.LoadBalancer.Ingress {
 		if errs := validation.IsValidIPForLegacyField(field.NewPath("ip"), in.IP, true, nil); len(errs) > 0 {
 			t.Errorf("the API server refuses the status: %v", errs)
 		}
 	}
-	if got := ingressText(status.LoadBalancer); got != "10.0.0.1 fd00::1 10.0.0.4" {
-		t.Errorf("it has %s", got)
-	}
+	testenv.Equal(t, ingressText(status.LoadBalancer), "10.0.0.1 fd00::1 10.0.0.4", "it has")
 }
 
 // TestHostIPOfAnotherNode: a pod has host ports at its own node's addresses, whatever host IP it names.
@@ -101,16 +95,12 @@ func TestHealthChecksKeepTheirPort(t *testing.T) {
 	late := testService("late", 5, onPorts("31999/TCP"), func(s *corev1.Service) { s.Namespace = "mallory" })
 	s := &State{Services: []*corev1.Service{checked, late}, Nodes: twoNodes()}
 	status, _ := StatusOf(late, Plan(s)[key(late)])
-	if got := ingressText(status.LoadBalancer); got != "none" {
-		t.Errorf("the port of another Service's health checks is given at %s", got)
-	}
+	testenv.Equal(t, ingressText(status.LoadBalancer), "none", "the port of another Service's health checks is given at")
 	if c := meta.FindStatusCondition(status.Conditions, Condition); c == nil || !strings.Contains(c.Message, "the health checks of the Service default/checked") {
 		t.Errorf("it is told %v", c)
 	}
 	early := testService("early", 5, onPorts("31999/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
 	s.Services = []*corev1.Service{checked, early}
 	status, _ = StatusOf(early, Plan(s)[key(early)])
-	if got := ingressText(status.LoadBalancer); got != "10.0.0.1 10.0.0.2" {
-		t.Errorf("who had the port before has it at %s", got)
-	}
+	testenv.Equal(t, ingressText(status.LoadBalancer), "10.0.0.1 10.0.0.2", "who had the port before has it at")
 }

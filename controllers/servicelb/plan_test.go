@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -88,13 +89,9 @@ func TestPlanGivesAddressesOfNodes(t *testing.T) {
 func TestPlanLeavesOthersAlone(t *testing.T) {
 	clusterIP := testService("inside", 0, func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP })
 	s := &State{Services: []*corev1.Service{testService("other", 0, class("example.com/lb")), clusterIP}, Nodes: twoNodes()}
-	if plan := Plan(s); len(plan) != 0 {
-		t.Errorf("got %v", plan)
-	}
+	testenv.Equal(t, len(Plan(s)), 0, "")
 	s = &State{Services: []*corev1.Service{testService("web", 0)}, Nodes: twoNodes(), Disabled: true}
-	if plan := Plan(s); len(plan) != 0 {
-		t.Errorf("switched off, it gives %v", plan)
-	}
+	testenv.Equal(t, len(Plan(s)), 0, "switched off, it gives")
 }
 
 func nodePortService(name string, age int, port int32) *corev1.Service {

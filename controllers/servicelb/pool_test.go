@@ -158,25 +158,19 @@ func TestAssign(t *testing.T) {
 	if first[a].Node == first[b].Node || first[a].Term != 7 {
 		t.Errorf("not spread: %v", first)
 	}
-	if again := Assign(first, 8, both, alive, said{}); fmt.Sprint(again) != fmt.Sprint(first) {
-		t.Errorf("without a reason %v became %v", first, again)
-	}
+	testenv.Equal(t, fmt.Sprint(Assign(first, 8, both, alive, said{})), fmt.Sprint(first), "without a reason %v became", first)
 	silent[first[a].Node] = true
 	moved := Assign(first, 8, both, alive, said{})
 	if moved[a].Node != first[b].Node || moved[a].Term != 8 || moved[b] != first[b] {
 		t.Errorf("%v became %v", first, moved)
 	}
 	silent["m"], silent["n"] = true, true
-	if none := Assign(moved, 9, both, alive, said{}); fmt.Sprint(none) != fmt.Sprint(moved) {
-		t.Errorf("all are silent, and %v became %v", moved, none)
-	}
+	testenv.Equal(t, fmt.Sprint(Assign(moved, 9, both, alive, said{})), fmt.Sprint(moved), "all are silent, and %v became", moved)
 	silent = map[string]bool{}
 	if left := Assign(moved, 9, map[netip.Addr][]string{a: nil, b: {"m"}}, alive, said{}); left[a].Node != "" || left[b].Node != "m" {
 		t.Errorf("without candidates: %v", left)
 	}
-	if gone := Assign(moved, 9, nil, alive, said{}); len(gone) != 0 {
-		t.Errorf("without addresses: %v", gone)
-	}
+	testenv.Equal(t, len(Assign(moved, 9, nil, alive, said{})), 0, "without addresses:")
 
 	noHolder := Assign(loadbalancer.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
 	if late := Assign(noHolder, 8, both, alive, said{}); !late[a].New {
@@ -282,7 +276,5 @@ func TestManyWaitForAnAddress(t *testing.T) {
 			t.Fatalf("there is %s", a)
 		}
 	}
-	if got := l.searches[rangeOf{&s.Pools[0], 0}].sweeps; got != 1<<16 {
-		t.Errorf("%d addresses were looked at", got)
-	}
+	testenv.Equal(t, l.searches[rangeOf{&s.Pools[0], 0}].sweeps, 1<<16, "addresses were looked at:")
 }

@@ -90,15 +90,11 @@ func TestPools(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			pools, flaws := Pools(ranges(strings.Fields(c.flag)...), c.objects, networks)
-			if got := poolsAs(pools); got != c.want {
-				t.Errorf("got %q, want %q", got, c.want)
-			}
+			testenv.Equal(t, poolsAs(pools), c.want, "")
 			var got []string
 			for name, f := range flaws {
 				got = append(got, name+" "+f.Reason)
-				if !strings.Contains(f.Message, c.says) {
-					t.Errorf("%s says %q, want %q", name, f.Message, c.says)
-				}
+				testenv.Contains(t, f.Message, c.says, "%s says", name)
 			}
 			if strings.Join(got, ", ") != c.flaws {
 				t.Errorf("flaws %v, want %s", got, c.flaws)
@@ -203,9 +199,7 @@ func TestPoolSize(t *testing.T) {
 		p := &Pool{Ranges: ranges(strings.Fields(text)...)}
 		plain := p.size()
 		p.AvoidBuggy = true
-		if got := [2]int{plain, p.size()}; got != want {
-			t.Errorf("%s: %v, want %v", text, got, want)
-		}
+		testenv.Equal(t, [2]int{plain, p.size()}, want, "%s:", text)
 		if a := netip.MustParseAddr("10.0.0.255"); p.has(a) {
 			t.Errorf("%s has %s", text, a)
 		}
@@ -232,9 +226,7 @@ func TestPoolStatus(t *testing.T) {
 	status := PoolStatus(s, plan, objects, flaws)
 	for name, want := range map[string]string{"near": "2 of 4: Ready", "far": "0 of 1: OutOfReach", "rack": "1 of 1: Ready", "none": "0 of 1: OutOfReach"} {
 		st := status[name]
-		if got := fmt.Sprintf("%d of %d: %s", st.Used, st.Total, st.Conditions[0].Reason); got != want {
-			t.Errorf("%s: %s, want %s", name, got, want)
-		}
+		testenv.Equal(t, fmt.Sprintf("%d of %d: %s", st.Used, st.Total, st.Conditions[0].Reason), want, "%s:", name)
 	}
 	if got, want := fmt.Sprint(Candidates(s, plan)), "map[10.0.0.200:[m n] 10.0.0.201:[m n] 10.0.0.210:[n]]"; got != want {
 		t.Errorf("candidates %s, want %s", got, want)
@@ -242,15 +234,11 @@ func TestPoolStatus(t *testing.T) {
 	for i, o := range objects { // written down, it is the same again
 		objects[i].Status = status[o.Name]
 	}
-	if again := PoolStatus(s, plan, objects, flaws); fmt.Sprint(again) != fmt.Sprint(status) {
-		t.Errorf("%v became %v", status, again)
-	}
+	testenv.Equal(t, fmt.Sprint(PoolStatus(s, plan, objects, flaws)), fmt.Sprint(status), "%v became", status)
 }
 
 func TestAddressesWithoutPool(t *testing.T) {
 	s := &State{Nodes: twoNodes(), Pools: flagged("10.0.0.200")}
 	had := []netip.Addr{netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.9")}
-	if got := text(s.withoutPool(had, had[3:])); got != "10.0.0.201" {
-		t.Errorf("got %s", got)
-	}
+	testenv.Equal(t, text(s.withoutPool(had, had[3:])), "10.0.0.201", "")
 }

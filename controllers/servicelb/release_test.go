@@ -19,6 +19,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // limit is how large an object may be in a test's store.
@@ -155,17 +156,11 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 	}
 	services := client.CoreV1().Services("default")
 	full.Store(true)
-	if _, err := services.Create(t.Context(), testService("web", 1), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(services.Create(t.Context(), testService("web", 1), metav1.CreateOptions{}))(t)
 	now, err := services.Get(t.Context(), "old", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	onPorts("80/TCP", "81/TCP")(now)
-	if _, err := services.Update(t.Context(), now, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(services.Update(t.Context(), now, metav1.UpdateOptions{}))(t)
 	awaitAddresses(t, client, "web", "10.0.0.1")
 	now, err = services.Get(t.Context(), "old", metav1.GetOptions{})
 	if want := []Port{loadbalancer.PortOf(corev1.ProtocolTCP, 80)}; err != nil || !slices.Equal(loadbalancer.Held(now), want) {
@@ -216,9 +211,7 @@ func TestShrunkStatusKeepsTheRest(t *testing.T) {
 		if k := meta.FindStatusCondition(status.Conditions, KeptCondition); k != nil {
 			words = append(words, "kept "+k.Message)
 		}
-		if got := strings.Join(words, " "); got != c.want {
-			t.Errorf("without %v: %s, want %s", c.released, got, c.want)
-		}
+		testenv.Equal(t, strings.Join(words, " "), c.want, "without %v:", c.released)
 		if before, after := s.Status.Size(), status.Size(); after >= before {
 			t.Errorf("without %v it is %d bytes, and was %d", c.released, after, before)
 		}

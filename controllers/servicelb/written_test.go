@@ -59,17 +59,13 @@ func TestOwnWritesAreSeen(t *testing.T) {
 		if err == nil {
 			err = known.Add(made.DeepCopy())
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	has := func(when, web, old string) {
 		t.Helper()
 		for name, want := range map[string]string{"web": web, "old": old} {
 			s := testenv.Must(client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{}))(t)
-			if got := ingressText(s.Status.LoadBalancer); got != want {
-				t.Errorf("%s: %s has %s, want %s", when, name, got, want)
-			}
+			testenv.Equal(t, ingressText(s.Status.LoadBalancer), want, "%s: %s has", when, name)
 		}
 	}
 	round := func() {
@@ -120,9 +116,7 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 		if err == nil {
 			err = known.Add(made.DeepCopy())
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		fails = name == "web"
 		for range 2 {
 			if fails && c.round(t.Context()) {
@@ -137,9 +131,7 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 		}
 		for name, want := range map[string]string{"web": "10.0.0.1", "old": "none"} {
 			s := testenv.Must(client.CoreV1().Services("default").Get(t.Context(), name, metav1.GetOptions{}))(t)
-			if got := ingressText(s.Status.LoadBalancer); got != want {
-				t.Errorf("%s has %s, want %s", name, got, want)
-			}
+			testenv.Equal(t, ingressText(s.Status.LoadBalancer), want, "%s has", name)
 		}
 	}
 	if len(c.unsure) > 0 {
@@ -158,9 +150,7 @@ func TestOwnWritesCountUntilTheCacheHasThem(t *testing.T) {
 	cached := []*corev1.Service{service("newer", "1", "99"), service("as old", "2", "7"), service("older", "3", "100"), service("anew", "40", "8"), service("no number", "6", "5"), service("never written", "7", "1")}
 	got := w.over(cached)
 	for i, want := range []string{"100", "7", "100", "8", "5", "1"} {
-		if got[i].ResourceVersion != want {
-			t.Errorf("%s is taken at revision %s, want %s", got[i].Name, got[i].ResourceVersion, want)
-		}
+		testenv.Equal(t, got[i].ResourceVersion, want, "%s is taken at revision", got[i].Name)
 	}
 	if len(w) != 1 || w[key(cached[0])] == nil {
 		t.Errorf("%d are kept", len(w))

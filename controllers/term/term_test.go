@@ -128,9 +128,7 @@ func TestTermsFollowOneAnother(t *testing.T) {
 			cancel()
 			return nil
 		})
-		if err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, err)
 	}
 }
 
@@ -251,9 +249,7 @@ func TestTheServersSideIsNotCounted(t *testing.T) {
 		_, err := t.Client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 		return err
 	})
-	if err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, err)
 }
 
 func TestTrimDropsManagedFields(t *testing.T) {
@@ -270,24 +266,14 @@ func TestListenersBuffersBeginEmpty(t *testing.T) {
 		client := fake.NewClientset()
 		for i := range pods {
 			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint(i)}}
-			if err := client.Tracker().Add(pod); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, client.Tracker().Add(pod))
 		}
 		factory := informers.NewSharedInformerFactory(client, 0)
 		informer := factory.Core().V1().Pods().Informer()
 		seen := 0
-		listener, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { seen++ }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := emptyBuffers(factory); err != nil {
-			t.Fatal(err)
-		}
-		pending, err := kubecompat.Field[buffer.TypedRingGrowing[any]](listener, []string{"pendingNotifications"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		listener := testenv.Must(informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { seen++ }}))(t)
+		testenv.NoError(t, emptyBuffers(factory))
+		pending := testenv.Must(kubecompat.Field[buffer.TypedRingGrowing[any]](listener, []string{"pendingNotifications"}))(t)
 		if pending.Cap() != 0 {
 			t.Errorf("a buffer of %d places", pending.Cap())
 		}

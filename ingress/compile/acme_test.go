@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // acme makes an Ingress that asks for certificates; each entry is "secret=host,host".
@@ -78,18 +79,14 @@ func TestOrders(t *testing.T) {
 					}
 				}
 			}
-			if got := strings.Join(out, "; "); got != c.orders {
-				t.Errorf("the orders are %s\nwant %s", got, c.orders)
-			}
+			testenv.Equal(t, strings.Join(out, "; "), c.orders, "the orders are")
 			var here []string
 			for _, f := range strings.Split(findings(r), "; ") {
 				if !strings.HasSuffix(f, ReasonSecret) { // of Secrets that are cert-manager's or nobody's
 					here = append(here, f)
 				}
 			}
-			if got := strings.Join(here, "; "); got != c.findings {
-				t.Errorf("the findings are %s", got)
-			}
+			testenv.Equal(t, strings.Join(here, "; "), c.findings, "the findings are")
 		})
 	}
 }
@@ -120,9 +117,7 @@ func TestOrdersOfHostsThatBelongToNamespaces(t *testing.T) {
 			for _, o := range r.Orders {
 				out = append(out, fmt.Sprintf("%s: %s", o.Secret, strings.Join(o.Hosts, " ")))
 			}
-			if got := strings.Join(out, "; "); got != c.orders {
-				t.Errorf("the orders are %q, want %q", got, c.orders)
-			}
+			testenv.Equal(t, strings.Join(out, "; "), c.orders, "the orders are")
 		})
 	}
 }
@@ -136,9 +131,7 @@ func withRule(ing *networkingv1.Ingress, host string) *networkingv1.Ingress {
 // account the event says what the annotation needs.
 func TestSecretThatIsOrdered(t *testing.T) {
 	s := State{Ingresses: []*networkingv1.Ingress{acme("shop/web", 1, "cert=web.example")}, Account: &corev1.Secret{}, Secrets: map[types.NamespacedName]*corev1.Secret{}}
-	if r := desired(t, s); findings(r) != "" {
-		t.Errorf("findings: %s", findings(r))
-	}
+	testenv.Equal(t, findings(desired(t, s)), "", "findings:")
 	s.Account = nil
 	all := desired(t, s).Findings[types.NamespacedName{Namespace: "shop", Name: "web"}]
 	if len(all) != 1 || !strings.Contains(all[0].Message, "--ingress-acme-email") {
@@ -175,16 +168,12 @@ func TestPathsOfChallenges(t *testing.T) {
 				main.Spec.TLS = []networkingv1.IngressTLS{{Hosts: []string{"web.example"}, SecretName: "cert"}}
 				r := desired(t, State{Ingresses: []*networkingv1.Ingress{main, solver}})
 				var h table.Host
-				if err := json.Unmarshal(r.Sections[table.HostKey(table.SiteIngress, "web.example")], &h); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, json.Unmarshal(r.Sections[table.HostKey(table.SiteIngress, "web.example")], &h))
 				first := h.Routes[0]
 				if first.Object != "Ingress/shop/solver" || len(first.Backends) != 1 || first.Backends[0].Service != "solver" || first.Refused != "" {
 					t.Errorf("the first route is %+v", first)
 				}
-				if first.RedirectHTTPS != 0 {
-					t.Errorf("it redirects: %d", first.RedirectHTTPS)
-				}
+				testenv.Equal(t, first.RedirectHTTPS, 0, "it redirects:")
 				if p := first.Policy; p != nil && (p.Basic != nil || p.External != nil || p.Redirect != nil || p.AppRoot != "" || p.Allow != nil || p.Deny != nil || p.Limit != nil) {
 					t.Errorf("its policy is %+v", *p)
 				}
@@ -209,8 +198,6 @@ func TestDefaultCertificateSection(t *testing.T) {
 		if c.served {
 			s.Ingresses = []*networkingv1.Ingress{ingress("shop/web", 1, "web.example/=web:80")}
 		}
-		if got := desired(t, s).Sections[table.DefaultCertificate] != nil; got != c.want {
-			t.Errorf("%s: it is in the table: %t", c.name, got)
-		}
+		testenv.Equal(t, desired(t, s).Sections[table.DefaultCertificate] != nil, c.want, "%s: it is in the table:", c.name)
 	}
 }

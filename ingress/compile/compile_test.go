@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ingress makes one of a namespace and name, so many seconds old, with rules such as "a.example/foo=web:80" and
@@ -73,9 +74,7 @@ func text(t *testing.T, s table.Sections) string {
 			continue
 		}
 		var h table.Host
-		if err := json.Unmarshal(s[key], &h); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, json.Unmarshal(s[key], &h))
 		for _, r := range h.Routes {
 			to := "503"
 			if len(r.Backends) == 1 && r.Refused == "" {
@@ -103,11 +102,7 @@ func findings(r Result) string {
 
 func desired(t *testing.T, s State) Result {
 	t.Helper()
-	r, err := Desired(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return testenv.Must(Desired(s))(t)
 }
 
 func TestIngressBecomesRoutes(t *testing.T) {
@@ -156,12 +151,8 @@ func TestIngressBecomesRoutes(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := desired(t, State{Ingresses: c.ingresses})
-			if got := text(t, r.Sections); got != c.want {
-				t.Errorf("the table is\n%s\nwant\n%s", got, c.want)
-			}
-			if got := findings(r); got != c.findings {
-				t.Errorf("findings: %s; want %s", got, c.findings)
-			}
+			testenv.Equal(t, text(t, r.Sections), c.want, "the table is")
+			testenv.Equal(t, findings(r), c.findings, "findings:")
 		})
 	}
 }
@@ -228,18 +219,14 @@ func TestCertificates(t *testing.T) {
 			}
 			r := desired(t, State{Ingresses: []*networkingv1.Ingress{ing}, Secrets: secrets})
 			var h table.Host
-			if err := json.Unmarshal(r.Sections[table.HostKey(table.SiteIngress, c.host)], &h); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, json.Unmarshal(r.Sections[table.HostKey(table.SiteIngress, c.host)], &h))
 			if got := h.Certificate == table.CertificateKey("a", "s"); got != c.want {
 				t.Errorf("the host has the certificate %q", h.Certificate)
 			}
 			if !r.Wanted[name] {
 				t.Error("the Secret is not asked for")
 			}
-			if got := findings(r); got != c.findings {
-				t.Errorf("findings: %s; want %s", got, c.findings)
-			}
+			testenv.Equal(t, findings(r), c.findings, "findings:")
 		})
 	}
 }
@@ -248,19 +235,13 @@ func TestCertificates(t *testing.T) {
 func keyPair(t *testing.T, hosts ...string) (chain, key []byte) {
 	t.Helper()
 	ca, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	files, err := ca.Issue("leaf", hosts...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if chain, err = os.ReadFile(files.Cert); err == nil {
 		key, err = os.ReadFile(files.Key)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return chain, key
 }
 
@@ -313,9 +294,7 @@ func TestOrderChangesNothing(t *testing.T) {
 // FuzzDesired looks for an object that ends the program.
 func FuzzDesired(f *testing.F) {
 	ing, err := json.Marshal(ingress("a/x", 1, "h/p=s:80"))
-	if err != nil {
-		f.Fatal(err)
-	}
+	testenv.NoError(f, err)
 	f.Add(ing)
 	for _, value := range []string{"true", "/$2", "(((", "10.0.0.0/8, x", "https://$host/x", "a/b", "\x00\r\n", "-1", "5m", "cookie"} {
 		for _, class := range []string{"nginx", Class} {
@@ -326,9 +305,8 @@ func FuzzDesired(f *testing.F) {
 					i.Annotations[nginxPrefix+a.Name] = value
 				}
 			}
-			if ing, err = json.Marshal(i); err != nil {
-				f.Fatal(err)
-			}
+			ing, err = json.Marshal(i)
+			testenv.NoError(f, err)
 			f.Add(ing)
 		}
 	}
@@ -337,8 +315,7 @@ func FuzzDesired(f *testing.F) {
 		if json.Unmarshal(text, &i) != nil {
 			return
 		}
-		if _, err := Desired(State{Ingresses: []*networkingv1.Ingress{&i}, Secrets: map[types.NamespacedName]*corev1.Secret{}}); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t,
+			testenv.Err(Desired(State{Ingresses: []*networkingv1.Ingress{&i}, Secrets: map[types.NamespacedName]*corev1.Secret{}})))
 	})
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestDocumentationHasAllAnnotations compares the tables of docs/ingress-nginx.md with Annotations and ConfigKeys.
@@ -40,10 +42,7 @@ func TestDocumentationHasAllAnnotations(t *testing.T) {
 
 func compareTable(t *testing.T, begin, end, want string) {
 	const file = "../../docs/ingress-nginx.md"
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(os.ReadFile(file))(t)
 	before, rest, ok := strings.Cut(string(text), begin)
 	have, after, closed := strings.Cut(rest, end)
 	if !ok || !closed {
@@ -55,7 +54,5 @@ func compareTable(t *testing.T, begin, end, want string) {
 	if os.Getenv("CORACLE_UPDATE") == "" {
 		t.Fatalf("the table of %s after %s is not that of the code; CORACLE_UPDATE=1 writes it", file, begin)
 	}
-	if err := os.WriteFile(file, []byte(before+begin+want+end+after), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(file, []byte(before+begin+want+end+after), 0o644))
 }

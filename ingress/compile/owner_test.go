@@ -12,6 +12,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestHostOwner(t *testing.T) {
@@ -45,12 +46,8 @@ func TestHostOwner(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			for range 2 {
 				r := desired(t, State{Ingresses: c.ingresses, Rules: Rules{HostOwner: true}})
-				if got := text(t, r.Sections); got != c.want {
-					t.Errorf("the table is\n%s\nwant\n%s", got, c.want)
-				}
-				if got := findings(r); got != c.findings {
-					t.Errorf("findings: %s; want %s", got, c.findings)
-				}
+				testenv.Equal(t, text(t, r.Sections), c.want, "the table is")
+				testenv.Equal(t, findings(r), c.findings, "findings:")
 				var final []string
 				for key, value := range r.Sections {
 					var h table.Host
@@ -59,9 +56,7 @@ func TestHostOwner(t *testing.T) {
 					}
 				}
 				slices.Sort(final)
-				if got := strings.Join(final, " "); got != c.final {
-					t.Errorf("final hosts: %s; want %s", got, c.final)
-				}
+				testenv.Equal(t, strings.Join(final, " "), c.final, "final hosts:")
 				slices.Reverse(c.ingresses)
 			}
 		})

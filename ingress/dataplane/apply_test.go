@@ -8,15 +8,12 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func mustNew(t testing.TB) *Proxy {
 	t.Helper()
-	p, err := New(Options{Logger: quiet()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return testenv.Must(New(Options{Logger: quiet()}))(t)
 }
 
 // routed is the host of a table with one route to a backend of that name for each path; a path that ends with "$" is
@@ -66,9 +63,7 @@ func TestHostsAndPathsSelectRoutes(t *testing.T) {
 				}
 			}
 		}
-		if got != c.want {
-			t.Errorf("%s%s goes to %q, want %q", c.host, c.path, got, c.want)
-		}
+		testenv.Equal(t, got, c.want, "%s%s goes to", c.host, c.path)
 	}
 }
 
@@ -202,13 +197,9 @@ func large(t testing.TB) table.Sections {
 			h.Routes = append(h.Routes, table.Route{
 				Path: fmt.Sprintf("/path-%d", j), Kind: table.PathPrefix, Object: "Ingress/namespace/name", Backends: []table.Backend{b},
 			})
-			if err := s.Put(b.Key(), table.Endpoints{Addresses: []string{"10.42.0.1:8080", "10.42.1.1:8080"}}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, s.Put(b.Key(), table.Endpoints{Addresses: []string{"10.42.0.1:8080", "10.42.1.1:8080"}}))
 		}
-		if err := s.Put(table.HostKey("s", fmt.Sprintf("host-%d.example.org", i)), h); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Put(table.HostKey("s", fmt.Sprintf("host-%d.example.org", i)), h))
 	}
 	return s
 }

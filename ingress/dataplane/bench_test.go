@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // meter measures the CPU time of the whole process, which a loaded machine changes less than the time of the clock.
@@ -28,9 +30,7 @@ func cpuTime(t testing.TB) *meter {
 
 func (m *meter) now() time.Duration {
 	var use syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &use); err != nil {
-		m.t.Fatal(err)
-	}
+	testenv.NoError(m.t, syscall.Getrusage(syscall.RUSAGE_SELF, &use))
 	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
 }
 
@@ -91,9 +91,7 @@ func benchmarkRequests(b *testing.B, address string) {
 	}
 	close(work)
 	for range clients {
-		if err := <-done; err != nil {
-			b.Fatal(err)
-		}
+		testenv.NoError(b, <-done)
 	}
 	cpu.report(b)
 }

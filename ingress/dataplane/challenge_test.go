@@ -11,29 +11,19 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const thumbprint = "LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ"
 
 // ingressProxy is a proxy that serves the site of Ingress objects, and the address of its listener.
 func ingressProxy(t *testing.T, secure bool, changes ...table.Change) (p *Proxy, address string) {
-	p, err := New(Options{Logger: quiet()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p = testenv.Must(New(Options{Logger: quiet()}))(t)
 	if problems := p.Apply(changes); len(problems) > 0 {
 		t.Fatalf("the table has problems: %v", problems)
 	}
 	l := listen(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1) // one: Serve's only result
-	go func() { ended <- p.Serve(ctx, table.SiteIngress, secure, l) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Serve: %v", err)
-		}
-	})
+	testenv.Run(t, func(ctx context.Context) error { return p.Serve(ctx, table.SiteIngress, secure, l) })
 	return p, l.Addr().String()
 }
 
@@ -77,14 +67,8 @@ func TestChallengesAreAnswered(t *testing.T) {
 		{"without a token", http.MethodGet, "http://bare.example/.well-known/acme-challenge/", 404, "no route for this host and path"},
 	} {
 		t.Run(one.name, func(t *testing.T) {
-			req, err := http.NewRequestWithContext(t.Context(), one.method, one.url, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			res, err := c.Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
+			req := testenv.Must(http.NewRequestWithContext(t.Context(), one.method, one.url, nil))(t)
+			res := testenv.Must(c.Do(req))(t)
 			if text := body(t, res); res.StatusCode != one.status || text != one.text {
 				t.Errorf("the answer is %d %q, want %d %q", res.StatusCode, text, one.status, one.text)
 			}
@@ -116,10 +100,7 @@ func TestDefaultCertificate(t *testing.T) {
 		section(t, table.HostKey(table.SiteIngress, "lost.example"), table.Host{Routes: []table.Route{}}),
 	)
 	shown := func(name string) string {
-		conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, ServerName: name})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, ServerName: name}))(t)
 		defer conn.Close()
 		return encoded(conn.ConnectionState().PeerCertificates[0])
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // agent is the other end of a control connection.
@@ -24,10 +25,7 @@ type agent struct {
 
 func dialAgent(t testing.TB, socket string) *agent {
 	t.Helper()
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.Dial("unix", socket))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	return &agent{t, conn, bufio.NewReader(conn)}
 }
@@ -36,18 +34,11 @@ func dialAgent(t testing.TB, socket string) *agent {
 func (a *agent) commit(changes ...table.Change) table.Answer {
 	a.t.Helper()
 	for _, c := range append(changes, table.Change{Commit: true}) {
-		if err := json.NewEncoder(a.conn).Encode(c); err != nil {
-			a.t.Fatal(err)
-		}
+		testenv.NoError(a.t, json.NewEncoder(a.conn).Encode(c))
 	}
-	line, err := a.r.ReadBytes('\n')
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	line := testenv.Must(a.r.ReadBytes('\n'))(a.t)
 	var answer table.Answer
-	if err := json.Unmarshal(line, &answer); err != nil {
-		a.t.Fatal(err)
-	}
+	testenv.NoError(a.t, json.Unmarshal(line, &answer))
 	return answer
 }
 
@@ -55,18 +46,9 @@ func startControl(t *testing.T) (*Proxy, string) {
 	t.Helper()
 	p := mustNew(t)
 	socket := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- (&Control{Proxy: p, Logger: quiet(), Listeners: NewListeners(p, nil)}).Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Serve: %v", err)
-		}
+	l := testenv.Must(net.Listen("unix", socket))(t)
+	testenv.Run(t, func(ctx context.Context) error {
+		return (&Control{Proxy: p, Logger: quiet(), Listeners: NewListeners(p, nil)}).Serve(ctx, l)
 	})
 	return p, socket
 }
@@ -121,9 +103,7 @@ func TestLinesAreBounded(t *testing.T) {
 	if line, err := readLine(r); err != nil || len(line) != 100_001 {
 		t.Errorf("read %d bytes, %v", len(line), err)
 	}
-	if _, err := readLine(r); err == nil || !strings.Contains(err.Error(), "line of more than") {
-		t.Errorf("an endless line: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(readLine(r)), "line of more than")
 }
 
 // endless is a line without end.

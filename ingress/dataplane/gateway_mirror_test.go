@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // mirrorTo is a route to b with mirrors.
@@ -75,13 +76,8 @@ func TestMirrorsGetCopies(t *testing.T) {
 		if chunked {
 			from = io.MultiReader(from)
 		}
-		res, err := client(t, f.http, "http1").Post("http://a/up", "text/plain", from)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := body(t, res); got != "b /new/up" {
-			t.Errorf("a POST is answered with %q", got)
-		}
+		res := testenv.Must(client(t, f.http, "http1").Post("http://a/up", "text/plain", from))(t)
+		testenv.Equal(t, body(t, res), "b /new/up", "a POST is answered with")
 		want := fmt.Sprintf("%d %x <nil>", len(text), sum[:4])
 		for _, got := range []string{receive1(t, gotOne), receive1(t, gotTwo)} {
 			if !strings.HasSuffix(got, want) {
@@ -90,9 +86,7 @@ func TestMirrorsGetCopies(t *testing.T) {
 		}
 	}
 	waitUntil(t, "nothing is held", func() bool { return f.mirrors.Load() == 0 && f.mirrorMemory.Load() == 0 })
-	if n := f.Stats().MirrorsDropped.Load() + f.Stats().MirrorsFailed.Load(); n != 0 {
-		t.Errorf("%d mirrored requests were dropped or failed", n)
-	}
+	testenv.Equal(t, f.Stats().MirrorsDropped.Load()+f.Stats().MirrorsFailed.Load(), 0, "mirrored requests were dropped or failed:")
 }
 
 func TestMirrorsGetTheirShare(t *testing.T) {
@@ -136,10 +130,7 @@ func TestStuckMirrorsCostNothing(t *testing.T) {
 			from = bytes.NewReader(large)
 		}
 		req, _ := http.NewRequest(http.MethodPost, "http://a/", from)
-		res, err := c.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := testenv.Must(c.Do(req))(t)
 		if got := body(t, res); got != "b /new/" {
 			t.Fatalf("the answer is %q", got)
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const gatewayObjects = `
@@ -67,9 +68,7 @@ func serveGateway(t *testing.T) *fixture {
 	var s gateway.State
 	documents := strings.Split(gatewayObjects, "\n---\n")
 	read := func(i int, to any) {
-		if err := yaml.UnmarshalStrict([]byte(documents[i]), to); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, yaml.UnmarshalStrict([]byte(documents[i]), to))
 	}
 	g, web, pass, end, policy := &gatewayv1.Gateway{}, &gatewayv1.HTTPRoute{}, &gatewayv1.TLSRoute{}, &gatewayv1.TLSRoute{}, &gatewayv1.BackendTLSPolicy{}
 	for i, to := range []any{g, web, pass, end, policy} {
@@ -96,10 +95,7 @@ func serveGateway(t *testing.T) *fixture {
 	}
 	s.GatewayServices = []*corev1.Service{{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: gateway.ServiceName("g")}}}
 	s.NodePorts = map[string]uint16{gateway.Site("ns", "g", 80): 10060, gateway.Site("ns", "g", 443): 10061}
-	r, err := gateway.Desired(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := testenv.Must(gateway.Desired(s))(t)
 	return gatewaySockets(t, r.Sections, map[string]string{
 		"one": backendServer(t, showing("one")), "two": backendServer(t, showing("two")), "tls": tlsEcho(t, nil), "plain": accepting(t, echoEnd),
 		"secure": secureBackend(t, &tls.Config{Certificates: []tls.Certificate{pair(t, ca.issue("secure.internal"))}}),
@@ -109,10 +105,7 @@ func serveGateway(t *testing.T) *fixture {
 // gatewaySockets serves the two ports of the Gateway as the sites of a fixture.
 func gatewaySockets(t *testing.T, sections table.Sections, endpoints map[string]string) *fixture {
 	t.Helper()
-	backends, err := sections.Backends()
-	if err != nil {
-		t.Fatal(err)
-	}
+	backends := testenv.Must(sections.Backends())(t)
 	var changes []table.Change
 	for key, value := range sections {
 		changes = append(changes, table.Change{Key: key, Value: json.RawMessage(value)})
@@ -147,16 +140,9 @@ func TestGatewayFromObjectsToAnswers(t *testing.T) {
 		t.Errorf("a request by another listener's connection: %v, %v", res, err)
 	}
 	for name, want := range map[string]string{"pass.example": "backend", "end.example": "a.web.example"} {
-		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: name, InsecureSkipVerify: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; got != want {
-			t.Errorf("the certificate of %s is that of %s, want %s", name, got, want)
-		}
-		if got, err := converse(t, conn, "hello"); err != nil || got != "helloend" {
-			t.Errorf("%s answers %q, %v", name, got, err)
-		}
+		conn := testenv.Must(tls.Dial("tcp", f.https, &tls.Config{ServerName: name, InsecureSkipVerify: true}))(t)
+		testenv.Equal(t, conn.ConnectionState().PeerCertificates[0].Subject.CommonName, want, "the certificate of %s is that of", name)
+		testenv.Equal(t, testenv.Must(converse(t, conn, "hello"))(t), "helloend", "%s answers", name)
 		_ = conn.Close()
 	}
 	if conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "other.example", InsecureSkipVerify: true}); err == nil {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // hostWith serves routes at a final host of any name. Services without endpoints of their own are an echo that names
@@ -32,10 +33,7 @@ func withEchoes(t testing.TB, changes ...table.Change) []table.Change {
 	for _, c := range changes {
 		sections.Apply(c)
 	}
-	backends, err := sections.Backends()
-	if err != nil {
-		t.Fatal(err)
-	}
+	backends := testenv.Must(sections.Backends())(t)
 	for key, b := range backends {
 		if _, ok := sections[key]; !ok {
 			changes = append(changes, section(t, key, table.Endpoints{Addresses: []string{backendServer(t, showing(b.Service))}}))
@@ -88,13 +86,8 @@ func TestConditionsChooseRoutes(t *testing.T) {
 	}
 	req, _ := http.NewRequest(http.MethodGet, "http://a/", nil)
 	req.Header["List"] = []string{"a", "b"}
-	res, err := client(t, f.http, "http1").Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := body(t, res); got != "list /" {
-		t.Errorf("a header that is sent twice leads to %q", got)
-	}
+	res := testenv.Must(client(t, f.http, "http1").Do(req))(t)
+	testenv.Equal(t, body(t, res), "list /", "a header that is sent twice leads to")
 }
 
 func TestHostsOfAnyDepth(t *testing.T) {
@@ -161,9 +154,7 @@ func TestPathsAndHeadersChangeOnTheWay(t *testing.T) {
 	} {
 		res := e.check(t, f)
 		if e.headers != nil {
-			if got := fmt.Sprint(res.Header["X-Backend"]); got != "[route c]" {
-				t.Errorf("the header that both add is %s", got)
-			}
+			testenv.Equal(t, fmt.Sprint(res.Header["X-Backend"]), "[route c]", "the header that both add is")
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestRequestsEndInTime(t *testing.T) {
@@ -38,10 +39,7 @@ func TestRequestsEndInTime(t *testing.T) {
 	exchanged{url: "http://a/fast", status: 200}.check(t, f)
 	c := client(t, f.http, "http1")
 	c.Timeout = 30 * time.Second
-	res, err := c.Get("http://a/begun")
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(c.Get("http://a/begun"))(t)
 	defer res.Body.Close()
 	if text, err := io.ReadAll(res.Body); err == nil || string(text) != "begun" || strings.Contains(err.Error(), "Timeout") {
 		t.Errorf("a response that has begun gives %q, %v", text, err)
@@ -51,10 +49,7 @@ func TestRequestsEndInTime(t *testing.T) {
 // TestErrorsForOthersStayHTTP asks as a client of gRPC-Web does.
 func TestErrorsForOthersStayHTTP(t *testing.T) {
 	f := newFixture(t, Options{})
-	res, err := client(t, f.http, "h2c").Post("http://a/s/m", "application/grpc-web+proto", strings.NewReader("x"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(client(t, f.http, "h2c").Post("http://a/s/m", "application/grpc-web+proto", strings.NewReader("x")))(t)
 	if body(t, res); res.StatusCode != http.StatusNotFound || res.Header.Get("Grpc-Status") != "" {
 		t.Errorf("an error for gRPC-Web is %s %v", res.Status, res.Header)
 	}
@@ -77,16 +72,10 @@ func TestErrorsHaveStatusOfGRPC(t *testing.T) {
 			address, scheme = f.https, "https"
 		}
 		for path, want := range map[string]string{"/s/absent": "12", "/s/dead": "14", "/s/none": "14", "/s/invalid": "14", "/s/denied": "7", "/s/%00": "13"} {
-			req, err := http.NewRequest(http.MethodPost, scheme+"://a"+path, strings.NewReader("\x00\x00\x00\x00\x00"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			req := testenv.Must(http.NewRequest(http.MethodPost, scheme+"://a"+path, strings.NewReader("\x00\x00\x00\x00\x00")))(t)
 			req.Header.Set("Content-Type", "application/grpc+proto")
 			req.Header.Set("TE", "trailers")
-			res, err := client(t, address, protocol).Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
+			res := testenv.Must(client(t, address, protocol).Do(req))(t)
 			text := body(t, res)
 			if protocol == "http1" {
 				if res.StatusCode < 400 || res.Header.Get("Grpc-Status") != "" {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // authority signs certificates in tests.
@@ -32,19 +33,13 @@ type authority struct {
 
 func newAuthority(t testing.TB, name string) *authority {
 	t.Helper()
-	ca, err := testca.New(filepath.Join(t.TempDir(), name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(filepath.Join(t.TempDir(), name)))(t)
 	return &authority{ca, t}
 }
 
 func (a *authority) read(file string) string {
 	a.t.Helper()
-	text, err := os.ReadFile(file)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	text := testenv.Must(os.ReadFile(file))(a.t)
 	return string(text)
 }
 
@@ -62,20 +57,13 @@ func (a *authority) pool() *x509.CertPool {
 // issue signs a certificate for DNS names and URIs, which servers and clients can use.
 func (a *authority) issue(names ...string) table.Certificate {
 	a.t.Helper()
-	f, err := a.Issue(names[0], names...)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	f := testenv.Must(a.Issue(names[0], names...))(a.t)
 	return table.Certificate{Chain: a.read(f.Cert), Key: a.read(f.Key)}
 }
 
 func pair(t testing.TB, c table.Certificate) tls.Certificate {
 	t.Helper()
-	out, err := tls.X509KeyPair([]byte(c.Chain), []byte(c.Key))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return testenv.Must(tls.X509KeyPair([]byte(c.Chain), []byte(c.Key)))(t)
 }
 
 // asks is a client of the fixture's TLS socket that names a host in its handshake; certificate may be nil.
@@ -104,17 +92,13 @@ func TestClientsNeedCertificates(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if got := body(t, res); got != "b /" {
-				t.Errorf("the answer is %q", got)
-			}
+			testenv.Equal(t, body(t, res), "b /", "the answer is")
 		}
 		return nil
 	}
 	expect := func(when string, certificate *tls.Certificate, in bool) {
 		t.Helper()
-		if err := try(certificate); (err == nil) != in {
-			t.Errorf("%s: %v", when, err)
-		}
+		testenv.Equal(t, (try(certificate) == nil), in, "%s:", when)
 	}
 	expect("a signed certificate", &friend, true)
 	expect("another authority's certificate", &untrusted, false)
@@ -173,10 +157,7 @@ func TestMisdirectedRequests(t *testing.T) {
 	} {
 		req := httptest.NewRequest(http.MethodGet, "https://"+c.host+"/", nil)
 		req.RequestURI = ""
-		res, err := f.asks(t, "h2", c.server, nil).Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := testenv.Must(f.asks(t, "h2", c.server, nil).Do(req))(t)
 		if text := body(t, res); res.StatusCode != c.status {
 			t.Errorf("%s by a connection to %s: %d %q, want %d", c.host, c.server, res.StatusCode, text, c.status)
 		}
@@ -230,17 +211,11 @@ func TestStreamsPassTLSThrough(t *testing.T) {
 		section(t, b.Key(), table.Endpoints{Addresses: []string{tlsEcho(t, nil)}}))...)
 	large := strings.Repeat("some text ", 100_000)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "tls.example", InsecureSkipVerify: true, MinVersion: version, MaxVersion: version})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(
+			tls.Dial("tcp", f.https, &tls.Config{ServerName: "tls.example", InsecureSkipVerify: true, MinVersion: version, MaxVersion: version}))(t)
 		defer conn.Close()
-		if name := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; name != "backend" {
-			t.Errorf("the certificate is that of %s", name)
-		}
-		if n := f.Stats().Tunnels.Load(); n != 1 {
-			t.Errorf("%d tunnels are counted", n)
-		}
+		testenv.Equal(t, conn.ConnectionState().PeerCertificates[0].Subject.CommonName, "backend", "the certificate is that of")
+		testenv.Equal(t, f.Stats().Tunnels.Load(), 1, "tunnels are counted:")
 		go func() { _, _ = io.WriteString(conn, large); _ = conn.CloseWrite() }()
 		_ = conn.SetDeadline(time.Now().Add(time.Minute))
 		if got, err := io.ReadAll(conn); err != nil || string(got) != large+"end" {
@@ -257,9 +232,7 @@ func TestStreamsPassTLSThrough(t *testing.T) {
 	}
 	exchanged{url: "http://tls.example/", status: 404}.check(t, f)
 	f.stop()
-	if n := f.Stats().Connections.Load(); n != 0 {
-		t.Errorf("%d connections are left", n)
-	}
+	testenv.Equal(t, f.Stats().Connections.Load(), 0, "connections are left:")
 }
 
 // TestStreamsBeginWithTheWholeHello sends the first message in pieces, with bytes of the next one beside it.
@@ -275,31 +248,21 @@ func TestStreamsBeginWithTheWholeHello(t *testing.T) {
 	if hello.Len() < 100 {
 		t.Fatalf("the first message has %d bytes", hello.Len())
 	}
-	conn, err := net.Dial("tcp", f.https)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.Dial("tcp", f.https))(t)
 	defer conn.Close()
 	sent := hello.String() + "what follows"
 	for _, piece := range []string{sent[:3], sent[3:60], sent[60 : len(sent)-20], sent[len(sent)-20:]} {
-		if _, err := io.WriteString(conn, piece); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(io.WriteString(conn, piece))(t)
 		time.Sleep(10 * time.Millisecond) // so that pieces come by themselves; nothing fails without it
 	}
-	backend, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	backend := testenv.Must(l.Accept())(t)
 	defer backend.Close()
 	got := make([]byte, len(sent))
 	if _, err := io.ReadFull(backend, got); err != nil || string(got) != sent {
 		t.Errorf("the backend does not get what the client sent: %v", err)
 	}
 	// The proxy adds nothing of its own, such as an alert.
-	if _, err := io.WriteString(backend, "answer"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(backend, "answer"))(t)
 	expect(t, conn, "answer")
 }
 
@@ -332,10 +295,7 @@ func TestStreamsEndTLS(t *testing.T) {
 		section(t, secured.Key(), table.Endpoints{Addresses: []string{over}}), section(t, wrong.Key(), table.Endpoints{Addresses: []string{over}}))
 	roots := ownCA.pool()
 	for name, want := range map[string]string{"plain.example": "helloend", "secured.example": "helloend", "wrong.example": ""} {
-		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: name, RootCAs: roots})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(tls.Dial("tcp", f.https, &tls.Config{ServerName: name, RootCAs: roots}))(t)
 		if got, err := converse(t, conn, "hello"); got != want || err != nil && want != "" {
 			t.Errorf("%s answers %q, %v", name, got, err)
 		}
@@ -346,10 +306,7 @@ func TestStreamsEndTLS(t *testing.T) {
 	f.Apply([]table.Change{section(t, table.SiteKey("s"), table.Site{TLS: true, ClientAuthorities: key}), section(t, key, good.section())})
 	friend := pair(t, good.issue("client"))
 	for _, with := range [][]tls.Certificate{nil, {friend}} {
-		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "plain.example", RootCAs: roots, Certificates: with})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(tls.Dial("tcp", f.https, &tls.Config{ServerName: "plain.example", RootCAs: roots, Certificates: with}))(t)
 		got, _ := converse(t, conn, "hello")
 		if (got == "helloend") != (with != nil) {
 			t.Errorf("with %d certificates the answer is %q", len(with), got)
@@ -365,10 +322,7 @@ func TestStreamsAreBoundedAndDrained(t *testing.T) {
 		section(t, b.Key(), table.Endpoints{Addresses: []string{tlsEcho(t, nil)}}))
 	var open []*tls.Conn
 	for range 2 { // half of all, which one source may have
-		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "a", InsecureSkipVerify: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(tls.Dial("tcp", f.https, &tls.Config{ServerName: "a", InsecureSkipVerify: true}))(t)
 		defer conn.Close()
 		open = append(open, conn)
 	}
@@ -490,17 +444,9 @@ func TestBackendsCertificatesAreVerified(t *testing.T) {
 // handshakeStatus asks for a websocket at a path and returns the answer's status.
 func handshakeStatus(t testing.TB, f *fixture, path string) (int, string) {
 	t.Helper()
-	conn, err := net.Dial("tcp", f.http)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.Dial("tcp", f.http))(t)
 	defer conn.Close()
-	if _, err := io.WriteString(conn, strings.Replace(handshake, "/ws", path, 1)); err != nil {
-		t.Fatal(err)
-	}
-	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(conn, strings.Replace(handshake, "/ws", path, 1)))(t)
+	res := testenv.Must(http.ReadResponse(bufio.NewReader(conn), nil))(t)
 	return res.StatusCode, res.Header.Get("Upgrade")
 }

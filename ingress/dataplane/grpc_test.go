@@ -18,6 +18,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestGRPCPassesThroughTLS: unary calls, errors that are trailers only, and a stream that is silent for longer than
@@ -30,10 +31,8 @@ func TestGRPCPassesThroughTLS(t *testing.T) {
 	t.Cleanup(server.Stop)
 	idle := time.Second
 	f := newFixture(t, Options{IdleTimeout: idle}, site(t, table.H2C, l.Addr().String())...)
-	conn, err := grpc.NewClient(f.https, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})))
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(
+		grpc.NewClient(f.https, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}))))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	c := grpc_health_v1.NewHealthClient(conn)
 	ctx := context.Background()
@@ -43,18 +42,13 @@ func TestGRPCPassesThroughTLS(t *testing.T) {
 	if _, err := c.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: "unknown"}); status.Code(err) != codes.NotFound {
 		t.Errorf("Check of an unknown service: %v, want NotFound", err)
 	}
-	watch, err := c.Watch(ctx, &grpc_health_v1.HealthCheckRequest{Service: "later"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	watch := testenv.Must(c.Watch(ctx, &grpc_health_v1.HealthCheckRequest{Service: "later"}))(t)
 	if res, err := watch.Recv(); err != nil || res.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVICE_UNKNOWN {
 		t.Fatalf("Watch: %v, %v", res, err)
 	}
 	<-time.After(5 * idle)
 	service.SetServingStatus("later", grpc_health_v1.HealthCheckResponse_SERVING)
-	if res, err := watch.Recv(); err != nil || res.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-		t.Errorf("Watch after silence: %v, %v", res, err)
-	}
+	testenv.Equal(t, testenv.Must(watch.Recv())(t).GetStatus(), grpc_health_v1.HealthCheckResponse_SERVING, "Watch after silence:")
 }
 
 // TestGRPCOfIngresses: a call from a client with TLS, and one without it, to a backend with TLS, and to one without it.
@@ -74,10 +68,7 @@ func TestGRPCOfIngresses(t *testing.T) {
 			for address, with := range map[string]credentials.TransportCredentials{
 				f.http: insecure.NewCredentials(), f.https: credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, ServerName: "echo"}),
 			} {
-				conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(with), grpc.WithAuthority("echo"))
-				if err != nil {
-					t.Fatal(err)
-				}
+				conn := testenv.Must(grpc.NewClient(address, grpc.WithTransportCredentials(with), grpc.WithAuthority("echo")))(t)
 				t.Cleanup(func() { _ = conn.Close() })
 				res, err := grpc_health_v1.NewHealthClient(conn).Check(context.Background(), &grpc_health_v1.HealthCheckRequest{})
 				if err != nil || res.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {

@@ -59,11 +59,7 @@ func newProxy(t testing.TB, o Options) *Proxy {
 		o.Logger = quiet()
 	}
 	o.Refuse = func(netip.Addr) bool { return false } // backends of tests are on loopback
-	p, err := New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
+	return testenv.Must(New(o))(t)
 }
 
 // serve serves the sites until the test ends.
@@ -99,9 +95,7 @@ func serve(t testing.TB, p *Proxy, sites [2]string, changes ...table.Change) *fi
 		stopped = true
 		cancel()
 		for range 3 {
-			if err := <-ended; err != nil {
-				t.Errorf("Serve: %v", err)
-			}
+			testenv.Check(t, <-ended, "Serve")
 		}
 		p.http1.CloseIdleConnections()
 		p.h2c.CloseIdleConnections()
@@ -117,10 +111,7 @@ func serve(t testing.TB, p *Proxy, sites [2]string, changes ...table.Change) *fi
 
 func listen(t testing.TB) net.Listener {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
 	return l
 }
@@ -129,15 +120,7 @@ func listen(t testing.TB) net.Listener {
 func accepting(t testing.TB, serve func(net.Conn)) string {
 	t.Helper()
 	l := listen(t)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go serve(conn)
-		}
-	}()
+	go testenv.Accept(l, func(conn net.Conn) { go serve(conn) })
 	return l.Addr().String()
 }
 
@@ -148,10 +131,7 @@ func waitUntil(t testing.TB, what string, met func() bool) {
 
 func listenUDP(t testing.TB) *net.UDPConn {
 	t.Helper()
-	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
@@ -159,10 +139,7 @@ func listenUDP(t testing.TB) *net.UDPConn {
 // section is one change.
 func section(t testing.TB, key string, value any) table.Change {
 	t.Helper()
-	text, err := json.Marshal(value)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(json.Marshal(value))(t)
 	return table.Change{Key: key, Value: text}
 }
 
@@ -232,34 +209,22 @@ func client(t testing.TB, address, protocol string) *http.Client {
 // get sends a GET and returns status and body.
 func get(t testing.TB, c *http.Client, url string) (int, string) {
 	t.Helper()
-	res, err := c.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(c.Get(url))(t)
 	return res.StatusCode, body(t, res)
 }
 
 func body(t testing.TB, res *http.Response) string {
 	t.Helper()
 	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(io.ReadAll(res.Body))(t)
 	return strings.TrimSpace(string(text))
 }
 
 // pemCertificate is a self-signed certificate as a section holds it.
 func pemCertificate(t testing.TB) table.Certificate {
 	t.Helper()
-	own, err := ownCertificate(time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
+	own := testenv.Must(ownCertificate(time.Now()))(t)
+	key := testenv.Must(x509.MarshalPKCS8PrivateKey(own.PrivateKey))(t)
 	return table.Certificate{
 		Chain: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]})),
 		Key:   string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
@@ -269,14 +234,9 @@ func pemCertificate(t testing.TB) table.Certificate {
 // exchangeRaw sends bytes to address and returns all that comes back until the connection ends.
 func exchangeRaw(t testing.TB, address, request string) string {
 	t.Helper()
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.Dial("tcp", address))(t)
 	defer conn.Close()
-	if _, err := io.WriteString(conn, request); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(conn, request))(t)
 	text, _ := io.ReadAll(conn) // a reset after the answer is no matter
 	return string(text)
 }

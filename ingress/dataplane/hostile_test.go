@@ -16,6 +16,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestExpressionsTakeBoundedTime: what a path costs follows from its length and from all expressions that it may be
@@ -76,28 +77,18 @@ func TestDisguisedPathsAreRefused(t *testing.T) {
 func TestRequestLinesAreOfOneTarget(t *testing.T) {
 	backend, got := recorder(t)
 	f := newFixture(t, Options{}, site(t, "", backend)...)
-	conn, err := tls.Dial("tcp", f.https, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(tls.Dial("tcp", f.https, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}))(t)
 	defer conn.Close()
 	var fields bytes.Buffer
 	encoder := hpack.NewEncoder(&fields)
 	for _, h := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "a"}, {":path", "/a b?x HTTP/1.0"}} {
-		if err := encoder.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, encoder.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}))
 	}
 	framer := http2.NewFramer(conn, conn)
-	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
-		t.Fatal(err)
-	}
-	if err := framer.WriteSettings(); err != nil {
-		t.Fatal(err)
-	}
-	if err := framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: fields.Bytes(), EndHeaders: true, EndStream: true}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(conn, http2.ClientPreface))(t)
+	testenv.NoError(t, framer.WriteSettings())
+	testenv.NoError(t,
+		framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: fields.Bytes(), EndHeaders: true, EndStream: true}))
 	if line, _, _ := strings.Cut(<-got, "\r\n"); line != "GET /a%20b?x%20HTTP/1.0 HTTP/1.1" {
 		t.Errorf("the backend got %q", line)
 	}
@@ -190,16 +181,10 @@ func TestLimitsCountMachines(t *testing.T) {
 
 func statusOf(t *testing.T, f *fixture, e exchanged) (int, string) {
 	t.Helper()
-	req, err := http.NewRequest(http.MethodGet, e.url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testenv.Must(http.NewRequest(http.MethodGet, e.url, nil))(t)
 	for name, value := range e.headers {
 		req.Header.Set(name, value)
 	}
-	res, err := client(t, f.http, "http1").Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(client(t, f.http, "http1").Do(req))(t)
 	return res.StatusCode, body(t, res)
 }

@@ -21,6 +21,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // dialQUIC opens a connection without HTTP.
@@ -41,30 +42,19 @@ func TestHTTP3IsAnnouncedWhileItIsServed(t *testing.T) {
 	})
 	f := newFixture(t, Options{}, site(t, "", backend)...)
 	altSvc := func(c *http.Client, url string) string {
-		res, err := c.Get(url)
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := testenv.Must(c.Get(url))(t)
 		_ = body(t, res)
 		return res.Header.Get("Alt-Svc")
 	}
 	h1, h2 := client(t, f.https, "http1"), client(t, f.https, "h2")
-	if got := altSvc(h1, "https://a.example"); got != "" {
-		t.Errorf("before the table says so it is announced: %q", got)
-	}
+	testenv.Equal(t, altSvc(h1, "https://a.example"), "", "before the table says so it is announced:")
 	f.Apply([]table.Change{section(t, table.HTTP3Key("s"), table.HTTP3{Port: 8443})})
 	for _, c := range []*http.Client{h1, h2} {
-		if got := altSvc(c, "https://a.example"); got != `h3=":8443"; ma=3600` {
-			t.Errorf("it is announced as %q", got)
-		}
+		testenv.Equal(t, altSvc(c, "https://a.example"), `h3=":8443"; ma=3600`, "it is announced as")
 	}
-	if got := altSvc(client(t, f.http, "http1"), "http://a.example"); got != "" {
-		t.Errorf("without TLS it is announced: %q", got)
-	}
+	testenv.Equal(t, altSvc(client(t, f.http, "http1"), "http://a.example"), "", "without TLS it is announced:")
 	f.Apply([]table.Change{section(t, table.HTTP3Key("another"), table.HTTP3{Port: 8443}), {Key: table.HTTP3Key("s")}})
-	if got := altSvc(h1, "https://a.example"); got != "" {
-		t.Errorf("when the table says so no more it is announced: %q", got)
-	}
+	testenv.Equal(t, altSvc(h1, "https://a.example"), "", "when the table says so no more it is announced:")
 }
 
 // TestHTTP3EndsGracefully: a request that is under way is answered, the client opens no other on the connection, and
@@ -78,10 +68,7 @@ func TestHTTP3EndsGracefully(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, "done")
 	})
-	p, err := New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }}))(t)
 	p.Apply(append(site(t, "", backend), section(t, table.HTTP3Key("s"), table.HTTP3{Port: 443})))
 	udp := listenUDP(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -103,12 +90,8 @@ func TestHTTP3EndsGracefully(t *testing.T) {
 	cancel(ErrHandedOver)
 	waitUntil(t, "it is announced no more", func() bool { return p.alternatives["s"].header() == nil })
 	close(release)
-	if got := <-answer; got != "done" {
-		t.Errorf("the request that was under way ended with %q", got)
-	}
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	testenv.Equal(t, <-answer, "done", "the request that was under way ended with")
+	testenv.Check(t, <-ended)
 	waitUntil(t, "no connection is left and none counts", func() bool { // contexts end in goroutines of their own
 		p.limit.mu.Lock()
 		defer p.limit.mu.Unlock()
@@ -127,12 +110,8 @@ func errorText(err error) string {
 func TestHTTP3ConnectionsAreBounded(t *testing.T) {
 	f := newFixture(t, Options{MaxConnections: 4 * quicPart}) // half of its part for one source
 	first, err := dialQUIC(t, f.http3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := dialQUIC(t, f.http3); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	testenv.Must(dialQUIC(t, f.http3))(t)
 	_, err = dialQUIC(t, f.http3)
 	var refused *quic.TransportError
 	if !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
@@ -150,19 +129,14 @@ func TestHTTP3ConnectionsAreBounded(t *testing.T) {
 		defer f.limit.mu.Unlock()
 		return f.limit.all == 1
 	})
-	if _, err := dialQUIC(t, f.http3); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(dialQUIC(t, f.http3)))
 	waitUntil(t, "no handshake is under way", func() bool { return f.handshakes.Load() == 0 })
 }
 
 // TestHTTP3ConnectionWithoutRequestsEnds: whatever streams the client opens.
 func TestHTTP3ConnectionWithoutRequestsEnds(t *testing.T) {
 	f := newFixture(t, Options{KeepAlive: time.Millisecond})
-	conn, err := dialQUIC(t, f.http3)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(dialQUIC(t, f.http3))(t)
 	for range 3 {
 		s, err := conn.OpenStream()
 		if err != nil {
@@ -184,18 +158,11 @@ func TestHTTP3ClientsProveTheirAddressUnderLoad(t *testing.T) {
 	if status, _ := get(t, client(t, f.http3, "h3"), "https://a.example"); status != http.StatusOK {
 		t.Errorf("answered with %d", status)
 	}
-	if n := f.handshakes.Load(); n != freeHandshakes {
-		t.Errorf("%d handshakes are under way", n)
-	}
+	testenv.Equal(t, f.handshakes.Load(), freeHandshakes, "handshakes are under way:")
 	// A client that does not answer takes no connection.
 	conn := listenUDP(t)
-	to, err := net.ResolveUDPAddr("udp", f.http3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := conn.WriteTo(initialPacket(t), to); err != nil {
-		t.Fatal(err)
-	}
+	to := testenv.Must(net.ResolveUDPAddr("udp", f.http3))(t)
+	testenv.Must(conn.WriteTo(initialPacket(t), to))(t)
 	answer := make([]byte, 1500)
 	n, err := conn.Read(answer)
 	if err != nil || n < 7 || answer[0]&0xf0 != 0xf0 { // a long header of the type Retry
@@ -213,10 +180,7 @@ func initialPacket(t *testing.T) []byte {
 		_, _ = quic.DialAddr(ctx, l.LocalAddr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
 	}()
 	packet := make([]byte, 1500)
-	n, err := l.Read(packet)
-	if err != nil {
-		t.Fatal(err)
-	}
+	n := testenv.Must(l.Read(packet))(t)
 	return packet[:n]
 }
 
@@ -224,10 +188,7 @@ func initialPacket(t *testing.T) []byte {
 func TestManyConnectionsHaveFewStreams(t *testing.T) {
 	f := newFixture(t, Options{})
 	for i := range freeConnections + 1 {
-		conn, err := dialQUIC(t, f.http3)
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(dialQUIC(t, f.http3))(t)
 		streams := 0
 		for ; ; streams++ {
 			if _, err := conn.OpenStream(); err != nil {
@@ -247,16 +208,11 @@ func TestManyConnectionsHaveFewStreams(t *testing.T) {
 func TestHTTP3HeadersAreBounded(t *testing.T) {
 	f := newFixture(t, Options{}, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
 	c := client(t, f.http3, "h3")
-	req, err := http.NewRequest(http.MethodGet, "https://a.example", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testenv.Must(http.NewRequest(http.MethodGet, "https://a.example", nil))(t)
 	req.Header.Set("X-Long", strings.Repeat("x", maxRequestHeader))
 	if res, err := c.Do(req); err == nil {
 		_ = res.Body.Close()
-		if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
-			t.Errorf("a header of %d bytes is answered with %d", maxRequestHeader, res.StatusCode)
-		}
+		testenv.Equal(t, res.StatusCode, http.StatusRequestHeaderFieldsTooLarge, "a header of %d bytes is answered with", maxRequestHeader)
 	}
 	if status, _ := get(t, c, "https://a.example"); status != http.StatusOK {
 		t.Errorf("another request is answered with %d", status)
@@ -292,43 +248,25 @@ func TestNoEarlyData(t *testing.T) {
 func TestNextProcessEndsConnections(t *testing.T) {
 	udp := listenUDP(t)
 	raw, err := udp.File() // as the agent keeps it
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer raw.Close()
 	serve := func(conn *net.UDPConn) <-chan error {
-		p, err := New(Options{Logger: quiet()})
-		if err != nil {
-			t.Fatal(err)
-		}
+		p := testenv.Must(New(Options{Logger: quiet()}))(t)
 		p.Apply([]table.Change{section(t, table.HTTP3Key("s"), table.HTTP3{Key: []byte("secret")})})
 		ended := make(chan error, 1)
 		go func() { ended <- p.ServeHTTP3(t.Context(), "s", conn) }()
 		return ended
 	}
 	first := serve(udp)
-	conn, err := dialQUIC(t, udp.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(dialQUIC(t, udp.LocalAddr().String()))(t)
 	// With the server's first stream comes its confirmation of the handshake, before which QUIC resets nothing.
-	if _, err := conn.AcceptUniStream(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(conn.AcceptUniStream(t.Context()))(t)
 	_ = udp.Close() // the process says nothing to its clients
-	if err := <-first; err == nil {
-		t.Error("ServeHTTP3 has no error")
-	}
-	next, err := net.FilePacketConn(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Fails(t, <-first, "ServeHTTP3 has no error")
+	next := testenv.Must(net.FilePacketConn(raw))(t)
 	t.Cleanup(func() { _ = next.Close() })
 	serve(next.(*net.UDPConn))
-	s, err := conn.OpenStream()
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := testenv.Must(conn.OpenStream())(t)
 	_, _ = s.Write(make([]byte, 1000))
 	<-conn.Context().Done()
 	var reset *quic.StatelessResetError
@@ -375,19 +313,11 @@ func TestHTTP3WithoutMemory(t *testing.T) {
 func TestHTTP3ConnectionsAreShed(t *testing.T) {
 	var used atomic.Int64
 	p := newFixtureOfMemory(t, Options{}, 1600, used.Load, site(t, "", backendServer(t, func(http.ResponseWriter, *http.Request) {}))...)
-	heavy, err := dialQUIC(t, p.http3)
-	if err != nil {
-		t.Fatal(err)
-	}
+	heavy := testenv.Must(dialQUIC(t, p.http3))(t)
 	header := append(quicvarint.Append([]byte{1}, maxRequestHeader-1), make([]byte, maxRequestHeader-100)...)
 	for range 3 {
-		s, err := heavy.OpenStream()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Write(header); err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(heavy.OpenStream())(t)
+		testenv.Must(s.Write(header))(t)
 	}
 	c := client(t, p.http3, "h3")
 	if status, _ := get(t, c, "https://a.example"); status != http.StatusOK {
@@ -413,30 +343,19 @@ func TestHTTP3ConnectionsAreShed(t *testing.T) {
 // TestAnotherSocketEndsNoConnection: a packet of a connection that comes to another address of the node is not answered
 // with the token that ends the connection.
 func TestAnotherSocketEndsNoConnection(t *testing.T) {
-	p, err := New(Options{Logger: quiet()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(New(Options{Logger: quiet()}))(t)
 	p.Apply([]table.Change{section(t, table.HTTP3Key("s"), table.HTTP3{Key: []byte("secret")})})
 	ctx, cancel := context.WithCancel(t.Context())
 	cut := func(at string) (reset []byte) {
-		udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		udp := testenv.Must(net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at))))(t)
 		address := udp.LocalAddr().String()
 		ended := make(chan error, 1)
 		go func() { ended <- p.ServeHTTP3(ctx, "s", udp) }()
 		t.Cleanup(func() {
 			cancel()
-			if err := <-ended; err != nil {
-				t.Errorf("serving HTTP/3 at %s ended: %v", address, err)
-			}
+			testenv.Check(t, <-ended, "serving HTTP/3 at %s ended", address)
 		})
-		conn, err := net.Dial("udp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(net.Dial("udp", address))(t)
 		defer conn.Close()
 		packet := append([]byte{0x40, 1, 2, 3, 4, 5, 6, 7}, make([]byte, 1000)...) // of a connection that nobody knows
 		answer := make([]byte, 1500)
@@ -472,10 +391,7 @@ func TestHTTP3RestrictsAsTCPDoes(t *testing.T) {
 			t.Fatal("the client is not one of HTTP/3")
 		}
 		tr.TLSClientConfig.ServerName, tr.TLSClientConfig.Certificates = server, certificates
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		req := testenv.Must(http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/", nil))(t)
 		for name, value := range headers {
 			req.Header.Set(name, value)
 		}
@@ -505,8 +421,6 @@ func TestHTTP3RestrictsAsTCPDoes(t *testing.T) {
 		{"passed through by another host's connection", "open.example", "pass.example", nil, nil, 421},
 		{"passed through", "pass.example", "pass.example", nil, nil, 0},
 	} {
-		if got := ask(c.server, c.host, c.headers, c.certificates...); got != c.want {
-			t.Errorf("%s: answered with %d, want %d", c.name, got, c.want)
-		}
+		testenv.Equal(t, ask(c.server, c.host, c.headers, c.certificates...), c.want, "%s: answered with", c.name)
 	}
 }

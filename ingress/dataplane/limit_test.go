@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestLimit(t *testing.T) {
@@ -20,9 +22,7 @@ func TestLimit(t *testing.T) {
 		source netip.Addr
 		want   bool
 	}{{a, true}, {a, true}, {a, false}, {b, true}, {c, true}, {c, false}, {b, false}} {
-		if got := l.acquire(step.source); got != step.want {
-			t.Errorf("connection %d from %s is taken: %t", i, step.source, got)
-		}
+		testenv.Equal(t, l.acquire(step.source), step.want, "connection %d from %s is taken:", i, step.source)
 	}
 	l.give(a)
 	if !l.acquire(b) {
@@ -42,9 +42,7 @@ func TestSourceOfAConnection(t *testing.T) {
 	for from, want := range map[string]string{
 		"192.0.2.1:80": "192.0.2.1", "[::ffff:192.0.2.1]:80": "192.0.2.1", "[2001:db8::1:2:3:4]:80": "2001:db8::", "[fe80::1%1]:80": "fe80::",
 	} {
-		if got := sourceOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from))); got.String() != want {
-			t.Errorf("%s counts for %s, want %s", from, got, want)
-		}
+		testenv.Equal(t, sourceOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from))).String(), want, "%s counts for", from)
 	}
 }
 
@@ -54,17 +52,12 @@ func TestConnectionsAreBounded(t *testing.T) {
 	f := newFixture(t, Options{MaxConnections: 4}, site(t, "", websocketBackend(t, echo))...)
 	first, _ := dialWebsocket(t, f, false, "") // all are of one source
 	dialWebsocket(t, f, true, "")
-	refused, err := net.Dial("tcp", f.http)
-	if err != nil {
-		t.Fatal(err)
-	}
+	refused := testenv.Must(net.Dial("tcp", f.http))(t)
 	defer refused.Close()
 	if n, err := refused.Read(make([]byte, 1)); n != 0 || err == nil {
 		t.Errorf("a connection beyond the limit got %d bytes, %v", n, err)
 	}
-	if n := f.Stats().Refused.Load(); n != 1 {
-		t.Errorf("%d are counted as refused", n)
-	}
+	testenv.Equal(t, f.Stats().Refused.Load(), 1, "are counted as refused:")
 	_ = first.Close()
 	waitUntil(t, "the limit has room again", func() bool {
 		f.limit.mu.Lock()
@@ -77,10 +70,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 // TestKeptConnectionClosesWithAResponse: a connection that is kept alive is closed with a response, never before one,
 // and a websocket goes on until End.
 func TestKeptConnectionClosesWithAResponse(t *testing.T) {
-	p, err := New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }, DrainTimeout: time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }, DrainTimeout: time.Millisecond}))(t)
 	p.Apply(site(t, "", websocketBackend(t, echo)))
 	l := listen(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -89,10 +79,7 @@ func TestKeptConnectionClosesWithAResponse(t *testing.T) {
 	tunnel, answers := dialWebsocket(t, &fixture{http: l.Addr().String()}, false, "")
 	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
 	ask := func() *http.Response {
-		res, err := client.Post("http://"+l.Addr().String(), "text/plain", strings.NewReader("not to be sent twice"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := testenv.Must(client.Post("http://"+l.Addr().String(), "text/plain", strings.NewReader("not to be sent twice")))(t)
 		_, _ = io.Copy(io.Discard, res.Body)
 		_ = res.Body.Close()
 		return res
@@ -111,9 +98,7 @@ func TestKeptConnectionClosesWithAResponse(t *testing.T) {
 	if !ask().Close {
 		t.Error("a response after the handover keeps its connection")
 	}
-	if _, err := io.WriteString(tunnel, "twelve bytes"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(tunnel, "twelve bytes"))(t)
 	expect(t, answers, "twelve bytes")
 	select {
 	case err := <-ended:
@@ -121,7 +106,5 @@ func TestKeptConnectionClosesWithAResponse(t *testing.T) {
 	default:
 	}
 	p.End()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, <-ended)
 }

@@ -15,33 +15,26 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // listening is a socket, as an agent has it; the caller closes the descriptor.
 func listening(t *testing.T) (address string, descriptor int) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer l.Close()
 	s := Socket{Listener: l}
-	if descriptor, err = s.duplicate(); err != nil {
-		t.Fatal(err)
-	}
+	descriptor, err = s.duplicate()
+	testenv.NoError(t, err)
 	return l.Addr().String(), descriptor
 }
 
 // send sends a line with descriptors.
 func (a *agent) send(c table.Change, descriptors ...int) {
 	a.t.Helper()
-	line, err := json.Marshal(c)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	if err := table.Send(a.conn.(*net.UnixConn), append(line, '\n'), descriptors); err != nil {
-		a.t.Fatal(err)
-	}
+	line := testenv.Must(json.Marshal(c))(a.t)
+	testenv.NoError(a.t, table.Send(a.conn.(*net.UnixConn), append(line, '\n'), descriptors))
 }
 
 // startServing is a whole proxy whose sockets come from agents; what it returns ends it and returns what failed.
@@ -49,10 +42,7 @@ func startServing(t *testing.T) (socket string, end func() error) {
 	t.Helper()
 	p := mustNew(t)
 	socket = filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("unix", socket))(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	ended := make(chan error, 2) // of both
@@ -98,9 +88,7 @@ func TestSocketsComeAndGoWithCommits(t *testing.T) {
 	if code, err := codeAt(second); code != http.StatusNotFound {
 		t.Errorf("the other socket after the first was closed: %d, %v", code, err)
 	}
-	if err := end(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, end())
 }
 
 // TestSocketChangesItsName: the agent keeps the socket, so that no connection is refused meanwhile.
@@ -117,9 +105,7 @@ func TestSocketChangesItsName(t *testing.T) {
 	if code, err := codeAt(address); code != http.StatusServiceUnavailable {
 		t.Errorf("the socket with another name: %d, %v", code, err)
 	}
-	if err := end(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, end())
 }
 
 // TestManySocketsAreHandedOver: more than one message of the kernel's carries.
@@ -139,23 +125,16 @@ func TestManySocketsAreHandedOver(t *testing.T) {
 	a.send(table.Change{Sockets: true})
 	r := &table.Receiver{Conn: a.conn.(*net.UnixConn)}
 	var answer table.Answer
-	if err := json.NewDecoder(r).Decode(&answer); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.NewDecoder(r).Decode(&answer))
 	descriptors, err := r.Take(many)
 	if err != nil || !slices.Equal(answer.Sockets, want) {
 		t.Fatalf("%d sockets are named: %v", len(answer.Sockets), err)
 	}
 	for i, d := range descriptors {
-		s, err := Inherit(answer.Sockets[i], d)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := testenv.Must(Inherit(answer.Sockets[i], d))(t)
 		_ = s.Listener.Close()
 	}
-	if err := end(); err != nil { // no socket has become one that blocks
-		t.Error(err)
-	}
+	testenv.Check(t, end()) // no socket has become one that blocks
 }
 
 // TestUncommittedSocketsAreClosed: the agent's end of the connection closes what it sent last.
@@ -167,9 +146,7 @@ func TestUncommittedSocketsAreClosed(t *testing.T) {
 		a.send(table.Change{Listen: names}, d)
 		closeAll([]int{d})
 		_ = a.conn.(*net.UnixConn).CloseWrite()
-		if _, err := a.r.ReadByte(); err == nil {
-			t.Errorf("%v is answered", names)
-		}
+		testenv.Fails(t, testenv.Err(a.r.ReadByte()), "%v is answered", names)
 		if code, err := codeAt(address); err == nil {
 			t.Errorf("%v: a socket that was not committed answers %d", names, code)
 		}

@@ -14,15 +14,14 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // dialFrom dials from an address of this machine.
 func dialFrom(t *testing.T, source, address string) net.Conn {
 	t.Helper()
-	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}).Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must((&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}).Dial("tcp", address))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
@@ -59,12 +58,8 @@ func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
 		much, little bool
 	}{{scarce - 1, true, true}, {scarce, false, true}, {short, false, true}, {none, false, false}} {
 		level(c.level)
-		if got := served(much); got != c.much {
-			t.Errorf("with %d sixteenths in use the source that has much is served: %v", c.level, got)
-		}
-		if got := served(little); got != c.little {
-			t.Errorf("with %d sixteenths in use the other source is served: %v", c.level, got)
-		}
+		testenv.Equal(t, served(much), c.much, "with %d sixteenths in use the source that has much is served:", c.level)
+		testenv.Equal(t, served(little), c.little, "with %d sixteenths in use the other source is served:", c.level)
 	}
 	level(0)
 	closed := 0
@@ -102,9 +97,7 @@ func TestStreamsCountAsConnections(t *testing.T) {
 	}
 	close(release)
 	for range 4 {
-		if status := <-answers; status != http.StatusOK {
-			t.Errorf("one is answered with %d", status)
-		}
+		testenv.Equal(t, <-answers, http.StatusOK, "one is answered with")
 	}
 	go func() { <-arrived }()
 	if status, _ := get(t, c, "https://a/"); status != http.StatusOK {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestRequestsAreCountedByHost(t *testing.T) {
@@ -60,9 +61,7 @@ func TestCountedHostsAreBounded(t *testing.T) {
 		changes = append(changes, section(t, table.HostKey("s", fmt.Sprint("h", i)), table.Host{}))
 	}
 	f.Apply(changes)
-	if n := len(f.Report().Hosts); n != table.MaxCountedHosts+1 {
-		t.Errorf("%d hosts are reported", n)
-	}
+	testenv.Equal(t, len(f.Report().Hosts), table.MaxCountedHosts+1, "hosts are reported:")
 }
 
 func TestDurationsAreCountedByBuckets(t *testing.T) {
@@ -70,7 +69,5 @@ func TestDurationsAreCountedByBuckets(t *testing.T) {
 	for _, took := range []time.Duration{0, 5 * time.Millisecond, 6 * time.Millisecond, 10 * time.Second, time.Hour} {
 		s.count(200, took, false)
 	}
-	if got := s.read("", "").Durations; got != [12]uint64{2, 1, 10: 1, 11: 1} {
-		t.Errorf("%v", got)
-	}
+	testenv.Equal(t, s.read("", "").Durations, [12]uint64{2, 1, 10: 1, 11: 1}, "")
 }

@@ -14,6 +14,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func with(more ...map[string]string) map[string]string {
@@ -75,10 +76,7 @@ func TestSourceRanges(t *testing.T) {
 }
 
 func TestBasicAuthentication(t *testing.T) {
-	strong, err := bcrypt.GenerateFromPassword([]byte("right"), bcrypt.MinCost)
-	if err != nil {
-		t.Fatal(err)
-	}
+	strong := testenv.Must(bcrypt.GenerateFromPassword([]byte("right"), bcrypt.MinCost))(t)
 	costly := strings.Replace(string(strong), "$04$", "$31$", 1)
 	file := func(text string) map[string]string { return map[string]string{"auth": text} }
 	basic := annotations{"auth-type": "basic", "auth-secret": "s", "auth-realm": "my realm"}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestAnnotationsMirror(t *testing.T) {
@@ -32,13 +34,8 @@ func TestAnnotationsMirror(t *testing.T) {
 	}.serve(t)
 	post := func(path string) {
 		t.Helper()
-		res, err := client(t, f.http, "http1").Post("http://a.example"+path, "text/plain", strings.NewReader("text"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if text := body(t, res); text != "read" {
-			t.Errorf("%s is answered with %s %q", path, res.Status, text)
-		}
+		res := testenv.Must(client(t, f.http, "http1").Post("http://a.example"+path, "text/plain", strings.NewReader("text")))(t)
+		testenv.Equal(t, body(t, res), "read", "%s is answered with %s", path, res.Status)
 	}
 	post("/service/x?q=1")
 	if have, want := receive1(t, got), "POST copy.example /new/service/x?q=1   4 982d9e3e <nil>"; have != want {
@@ -138,9 +135,7 @@ func TestAnnotationsReplaceInAnswers(t *testing.T) {
 		{"/never", "http://internal/app/", "http://internal/app/", "5; URL=http://internal/app/next", "[a=1; Domain=.INTERNAL; Path=/app/x; Secure b=2; path=/other; domain=elsewhere]"},
 	} {
 		res := exchanged{url: "http://a.example" + c.path, headers: map[string]string{"X-Location": c.location}, status: 302, answer: map[string]string{"Location": c.want, "Refresh": c.refresh}}.check(t, f)
-		if got := fmt.Sprint(res.Header["Set-Cookie"]); got != c.cookies {
-			t.Errorf("%s: the cookies are %s, want %s", c.path, got, c.cookies)
-		}
+		testenv.Equal(t, fmt.Sprint(res.Header["Set-Cookie"]), c.cookies, "%s: the cookies are", c.path)
 	}
 	for _, path := range []string{"regex", "one", "words"} {
 		exchanged{url: "http://a.example/" + path, status: 503}.check(t, f)

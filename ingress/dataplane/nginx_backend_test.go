@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // tlsBackend runs a handler over TLS with a certificate that nobody trusts.
@@ -35,10 +37,7 @@ func TestBackendProtocol(t *testing.T) {
 		t.Run(c.protocol, func(t *testing.T) {
 			f, r := cluster{ingresses: []*networkingv1.Ingress{object("a/x", "nginx", annotations{"backend-protocol": c.protocol, "proxy-ssl-verify": "off"}, "h/=w")},
 				endpoints: map[string]string{"a/w": c.address}}.serve(t)
-			res, err := client(t, f.http, "http1").Post("http://h/a/%2F?q", "text/plain", strings.NewReader("x"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			res := testenv.Must(client(t, f.http, "http1").Post("http://h/a/%2F?q", "text/plain", strings.NewReader("x")))(t)
 			want := strings.Replace(c.want, "//", "/", 1)
 			if got := body(t, res); got != want && (c.want != "closed" || res.StatusCode != http.StatusServiceUnavailable || reasons(r) == "") {
 				t.Errorf("%d %q, want %q", res.StatusCode, got, want)

@@ -12,6 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestAffinity(t *testing.T) {
@@ -36,10 +37,7 @@ func TestAffinity(t *testing.T) {
 		for range 3 {
 			req, _ := http.NewRequest(http.MethodGet, "http://h/", nil)
 			req.Header.Set("Cookie", cookie)
-			res, err := client(t, f.http, "http1").Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
+			res := testenv.Must(client(t, f.http, "http1").Do(req))(t)
 			got := body(t, res)
 			if first != "" && first != got {
 				t.Errorf("the client went from %q to %q", first, got)

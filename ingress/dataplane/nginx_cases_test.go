@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNginxCases reads the tables of ingress-nginx's own end-to-end tests. Each case has one of our tests that shows
@@ -59,10 +61,7 @@ func testsOf(t *testing.T, folder string) map[string]string {
 	out := map[string]string{}
 	for _, name := range files {
 		text := source(t, name)
-		file, err := parser.ParseFile(gotoken.NewFileSet(), name, text, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		file := testenv.Must(parser.ParseFile(gotoken.NewFileSet(), name, text, 0))(t)
 		for _, d := range file.Decls {
 			if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && strings.HasPrefix(f.Name.Name, "Test") {
 				out[f.Name.Name] = text
@@ -73,9 +72,6 @@ func testsOf(t *testing.T, folder string) map[string]string {
 }
 
 func source(t *testing.T, name string) string {
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(os.ReadFile(name))(t)
 	return string(text)
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // annotations are those of ingress-nginx, without their prefix.
@@ -102,14 +103,8 @@ func (c cluster) changes(t testing.TB) ([]table.Change, compile.Result) {
 	if s.Rules = c.rules; c.defaults != nil {
 		s.Defaults = &corev1.ConfigMap{Data: c.defaults}
 	}
-	r, err := compile.Desired(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	backends, err := r.Sections.Backends()
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := testenv.Must(compile.Desired(s))(t)
+	backends := testenv.Must(r.Sections.Backends())(t)
 	var changes []table.Change
 	for key, value := range r.Sections {
 		key = strings.Replace(key, "host/"+table.SiteIngress+"/", "host/s/", 1)
@@ -172,18 +167,13 @@ func (e exchanged) check(t *testing.T, f *fixture) *http.Response {
 	}
 	c := client(t, address, "http1")
 	c.Timeout = 20 * time.Second
-	res, err := c.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(c.Do(req))(t)
 	got := body(t, res)
 	if res.StatusCode != e.status || e.body != "" && got != e.body {
 		t.Errorf("%s %s %v: %d %q, want %d %q", e.method, e.url, e.headers, res.StatusCode, got, e.status, e.body)
 	}
 	for name, want := range e.answer {
-		if have := res.Header.Get(name); have != want {
-			t.Errorf("%s %s %v: the header %s is %q, want %q", e.method, e.url, e.headers, name, have, want)
-		}
+		testenv.Equal(t, res.Header.Get(name), want, "%s %s %v: the header %s is", e.method, e.url, e.headers, name)
 	}
 	return res
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // keys are those of the ConfigMap for all Ingresses.
@@ -216,10 +217,7 @@ func TestObjectsChange(t *testing.T) {
 		state.change(t, f)
 		exchanged{url: "http://h.example/", status: c.status}.check(t, f)
 		exchanged{url: "https://h.example./", status: c.status}.check(t, f)
-		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "h.example", InsecureSkipVerify: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(tls.Dial("tcp", f.https, &tls.Config{ServerName: "h.example", InsecureSkipVerify: true}))(t)
 		shown := encoded(conn.ConnectionState().PeerCertificates[0])
 		_ = conn.Close()
 		if c.shown == nil && (shown == first[corev1.TLSCertKey] || shown == second[corev1.TLSCertKey]) || c.shown != nil && shown != c.shown[corev1.TLSCertKey] {

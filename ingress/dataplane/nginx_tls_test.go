@@ -13,6 +13,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestAnnotationSSLPassthrough(t *testing.T) {
@@ -27,24 +28,14 @@ func TestAnnotationSSLPassthrough(t *testing.T) {
 		},
 		endpoints: map[string]string{"a/secure": tlsEcho(t, nil)},
 	}.serve(t)
-	conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "pass.example", InsecureSkipVerify: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(tls.Dial("tcp", f.https, &tls.Config{ServerName: "pass.example", InsecureSkipVerify: true}))(t)
 	defer conn.Close()
-	if name := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; name != "backend" {
-		t.Errorf("the certificate is that of %s", name)
-	}
-	if got, err := converse(t, conn, "hello"); err != nil || got != "helloend" {
-		t.Errorf("the backend answers %q, %v", got, err)
-	}
+	testenv.Equal(t, conn.ConnectionState().PeerCertificates[0].Subject.CommonName, "backend", "the certificate is that of")
+	testenv.Equal(t, testenv.Must(converse(t, conn, "hello"))(t), "helloend", "the backend answers")
 	exchanged{url: "http://pass.example/x", status: 308, answer: map[string]string{"Location": "https://pass.example/x"}}.check(t, f)
 	req := httptest.NewRequest(http.MethodGet, "https://pass.example/", nil)
 	req.RequestURI = ""
-	res, err := f.asks(t, "h2", "web.example", nil).Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(f.asks(t, "h2", "web.example", nil).Do(req))(t)
 	if body(t, res); res.StatusCode != http.StatusMisdirectedRequest {
 		t.Errorf("a request by another host's connection is answered with %d", res.StatusCode)
 	}
@@ -57,9 +48,7 @@ func TestAnnotationSSLPassthrough(t *testing.T) {
 	exchanged{url: "https://both.example/x", body: "web /x"}.check(t, f)
 	exchanged{url: "http://both.example/", status: 503}.check(t, f)
 	for _, want := range []string{"whitelist-source-range cannot hold", "needs a host and the path /", "Ingress/a/first has paths at the host \"both.example\""} {
-		if !strings.Contains(reasons(r), want) {
-			t.Errorf("no event says %q: %s", want, reasons(r))
-		}
+		testenv.Contains(t, reasons(r), want, "no event says %q:", want)
 	}
 }
 
@@ -110,9 +99,7 @@ func TestAnnotationsProxySSL(t *testing.T) {
 		}
 		e.check(t, f)
 	}
-	if !strings.Contains(reasons(r), "the Secret absent does not exist") {
-		t.Errorf("no event says that a Secret is missing: %s", reasons(r))
-	}
+	testenv.Contains(t, reasons(r), "the Secret absent does not exist", "no event says that a Secret is missing:")
 }
 
 func TestAnnotationsAuthTLS(t *testing.T) {
@@ -183,10 +170,7 @@ func TestAnnotationsAuthTLS(t *testing.T) {
 			req.Header.Set("Ssl-Client-Verify", "forged")
 			client := f.asks(t, protocol, "tls.example", c.certificate)
 			for range 2 {
-				res, err := client.Do(req)
-				if err != nil {
-					t.Fatal(err)
-				}
+				res := testenv.Must(client.Do(req))(t)
 				if got := body(t, res); res.StatusCode != c.status || c.body != "" && got != c.body {
 					t.Errorf("%s by %s: %d %q, want %d %q", c.path, protocol, res.StatusCode, got, c.status, c.body)
 				}
@@ -201,10 +185,7 @@ func TestAnnotationsAuthTLS(t *testing.T) {
 		if path == "page" {
 			certificate = nil
 		}
-		res, err := f.asks(t, "h2", "tls.example", certificate).Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := testenv.Must(f.asks(t, "h2", "tls.example", certificate).Do(req))(t)
 		if got := res.Header.Get("Location") + body(t, res); !strings.HasPrefix(got, want) {
 			t.Errorf("%s: the answer is %q", path, got)
 		}
@@ -217,16 +198,11 @@ func TestAnnotationsAuthTLS(t *testing.T) {
 	exchanged{url: "http://alone.example/", status: 503}.check(t, f)
 	req := httptest.NewRequest(http.MethodGet, "https://tls.example/on", nil)
 	req.RequestURI = ""
-	res, err := f.asks(t, "h2", "web.example", &friend).Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(f.asks(t, "h2", "web.example", &friend).Do(req))(t)
 	if body(t, res); res.StatusCode != http.StatusMisdirectedRequest {
 		t.Errorf("a request by a connection that was not asked for a certificate is answered with %d", res.StatusCode)
 	}
-	if !strings.Contains(reasons(r), "the Secret none does not exist") {
-		t.Errorf("no event says that a Secret is missing: %s", reasons(r))
-	}
+	testenv.Contains(t, reasons(r), "the Secret none does not exist", "no event says that a Secret is missing:")
 	f.Apply([]table.Change{section(t, table.AuthoritiesKey("secret", "a", "ca"), bad.section())})
 	if res, err := f.asks(t, "http1", "tls.example", &friend).Get("https://tls.example/on"); err != nil || res.StatusCode != http.StatusBadRequest {
 		t.Errorf("a certificate of authorities that were replaced: %v, %v", res, err)

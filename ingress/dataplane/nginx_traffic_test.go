@@ -14,6 +14,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestBodySize(t *testing.T) {
@@ -38,10 +39,7 @@ func TestBodySize(t *testing.T) {
 				if c.chunked {
 					from = struct{ io.Reader }{from}
 				}
-				res, err := client(t, f.http, protocol).Post("http://h/", "text/plain", from)
-				if err != nil {
-					t.Fatal(err)
-				}
+				res := testenv.Must(client(t, f.http, protocol).Post("http://h/", "text/plain", from))(t)
 				if text := body(t, res); res.StatusCode != c.status {
 					t.Errorf("%s: %d %q, want %d", protocol, res.StatusCode, text, c.status)
 				}
@@ -88,13 +86,9 @@ func TestLimiter(t *testing.T) {
 		}
 		return passed
 	}
-	if got := take(10); got != 3 {
-		t.Errorf("%d requests at once, want 3", got)
-	}
+	testenv.Equal(t, take(10), 3, "requests at once:")
 	now = now.Add(time.Second)
-	if got := take(10); got != 2 {
-		t.Errorf("%d requests after a second, want 2", got)
-	}
+	testenv.Equal(t, take(10), 2, "requests after a second:")
 	for i := range 3 * maxClients {
 		l.acquire(fmt.Sprint(i), now.Add(time.Duration(i)*time.Millisecond))() // each with something owed for half a second
 	}
@@ -125,9 +119,7 @@ func TestLimitConnections(t *testing.T) {
 	<-arrived
 	exchanged{url: "http://h/", status: 503}.check(t, f)
 	close(leave)
-	if got := <-first; got != 200 {
-		t.Errorf("the first request gave %d", got)
-	}
+	testenv.Equal(t, <-first, 200, "the first request gave")
 }
 
 func TestCORS(t *testing.T) {

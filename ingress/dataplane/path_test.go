@@ -7,6 +7,8 @@ import (
 	"path"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestNormalisedPaths(t *testing.T) {
@@ -55,17 +57,13 @@ func TestLenientPaths(t *testing.T) {
 	for match, want := range map[string]string{
 		"/a/b": "/a/b", "/a%2Fb": "/a/b", `/a\b`: "/a/b", "/a;x=1/b": "/a/b", "/a;/": "/a/", "/;x/a": "/a", "/a%2F": "/a/", "/a;": "/a", "/%25a": "/%25a", "/;": "/", "/a%2F;b%2Fc": "/a/c",
 	} {
-		if got := lenientPath(match); got != want {
-			t.Errorf("lenientPath(%q) = %q, want %q", match, got, want)
-		}
+		testenv.Equal(t, lenientPath(match), want, "lenientPath(%q) =", match)
 	}
 }
 
 func TestQueriesAreOfOneWord(t *testing.T) {
 	for raw, want := range map[string]string{"": "", "a=1;b=2&c=%20+": "a=1;b=2&c=%20+", "x HTTP/1.1": "x%20HTTP/1.1", "ä#": "%C3%A4%23", "a\"<>'": "a\"<>'"} {
-		if got := cleanQuery(raw); got != want {
-			t.Errorf("cleanQuery(%q) = %q, want %q", raw, got, want)
-		}
+		testenv.Equal(t, cleanQuery(raw), want, "cleanQuery(%q) =", raw)
 	}
 }
 
@@ -87,9 +85,7 @@ func FuzzPath(f *testing.F) {
 			t.Fatalf("normalise(%q) = %+v, and of that %+v, %v", raw, got, again, err)
 		}
 		decoded, err := url.PathUnescape(got.forward)
-		if err != nil {
-			t.Fatalf("normalise(%q) = %q, which nobody can decode: %v", raw, got.forward, err)
-		}
+		testenv.NoError(t, err, "normalise(%q) = %q, which nobody can decode", raw, got.forward)
 		if decoded != strings.NewReplacer("%2F", "/", "%25", "%").Replace(got.match) {
 			t.Fatalf("normalise(%q) matches %q but sends %q", raw, got.match, got.forward)
 		}

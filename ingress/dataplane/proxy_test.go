@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // allProtocols runs a test for each protocol of clients with the URL to use.
@@ -43,18 +44,13 @@ func TestRequestsArriveAsTheyWereSent(t *testing.T) {
 		f := newFixture(t, Options{}, site(t, backendProtocol, backend)...)
 		allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
 			scheme, _, _ := strings.Cut(url, ":")
-			req, err := http.NewRequest(http.MethodPost, url+"/x", io.MultiReader(strings.NewReader("some "), strings.NewReader("body")))
-			if err != nil {
-				t.Fatal(err)
-			}
+			req := testenv.Must(
+				http.NewRequest(http.MethodPost, url+"/x", io.MultiReader(strings.NewReader("some "), strings.NewReader("body"))))(t)
 			req.URL.Opaque = "/a//b%2Fc/../d%2fe"
 			req.URL.RawQuery = "a=1;b=2&c"
 			req.Host = "Example.org:8443"
 			req.Header["User-Agent"] = []string{""}
-			res, err := c.Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
+			res := testenv.Must(c.Do(req))(t)
 			want := fmt.Sprintf("POST Example.org:8443 /a/d%%2Fe?a=1;b=2&c %s  %q", scheme, "some body")
 			if got := body(t, res); got != want || res.StatusCode != http.StatusOK {
 				t.Errorf("the backend saw\n%s, want\n%s", got, want)
@@ -118,14 +114,9 @@ func TestAnswersOfTheProxy(t *testing.T) {
 	if f.Stats().DialFailures.Load() != 1 {
 		t.Errorf("%d dial failures, want one", f.Stats().DialFailures.Load())
 	}
-	res, err := c.Get("http://A.example:80/r//x?a=1;b")
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(c.Get("http://A.example:80/r//x?a=1;b"))(t)
 	_ = body(t, res)
-	if got := res.Header.Get("Location"); got != "https://a.example/r/x?a=1;b" {
-		t.Errorf("redirected to %q", got)
-	}
+	testenv.Equal(t, res.Header.Get("Location"), "https://a.example/r/x?a=1;b", "redirected to")
 	if status, _ := get(t, client(t, f.https, "http1"), "https://a.example/r/x"); status != 503 {
 		t.Errorf("with TLS the redirect's route gives %d, want its 503", status)
 	}
@@ -146,10 +137,7 @@ func TestFailedConnectionsGoToAnotherEndpoint(t *testing.T) {
 		f := newFixture(t, Options{}, site(t, protocol, closed.Addr().String(), backend)...)
 		c := client(t, f.http, "http1")
 		for range 4 {
-			res, err := c.Post("http://a.example/", "text/plain", io.MultiReader(strings.NewReader("body")))
-			if err != nil {
-				t.Fatal(err)
-			}
+			res := testenv.Must(c.Post("http://a.example/", "text/plain", io.MultiReader(strings.NewReader("body"))))(t)
 			if got := body(t, res); got != "body" || res.StatusCode != http.StatusOK {
 				t.Errorf("%q: answered with %d %q", protocol, res.StatusCode, got)
 			}
@@ -192,9 +180,7 @@ func TestTimeouts(t *testing.T) {
 			t.Errorf("a silent backend is answered with %d %q, want 504", status, text)
 		}
 		res, err := c.Get(url + "/half")
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		if text, err := io.ReadAll(res.Body); err == nil {
 			t.Errorf("a response that stops is read as whole: %q", text)
 		}
@@ -209,17 +195,13 @@ func TestTimeouts(t *testing.T) {
 			}
 			_ = pieces.Close()
 		}()
-		if res, err = c.Post(url+"/", "text/plain", slow); err != nil {
-			t.Fatal(err)
-		}
-		if text := body(t, res); text != "xxxxxx" {
-			t.Errorf("a slow body came back as %q", text)
-		}
+		res, err = c.Post(url+"/", "text/plain", slow)
+		testenv.NoError(t, err)
+		testenv.Equal(t, body(t, res), "xxxxxx", "a slow body came back as")
 		never, stuck := io.Pipe()
 		defer stuck.Close()
-		if res, err = c.Post(url+"/", "text/plain", never); err != nil {
-			t.Fatal(err)
-		}
+		res, err = c.Post(url+"/", "text/plain", never)
+		testenv.NoError(t, err)
 		if _ = body(t, res); res.StatusCode != http.StatusRequestTimeout {
 			t.Errorf("a body that does not come is answered with %d, want 408", res.StatusCode)
 		}
@@ -240,10 +222,7 @@ func TestClientThatDoesNotReadIsCut(t *testing.T) {
 	f := newFixture(t, Options{IdleTimeout: 100 * time.Millisecond}, site(t, "", backend)...)
 	allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
 		for _, kind := range []string{"text/plain", "text/event-stream"} {
-			res, err := c.Get(url + "?type=" + kind)
-			if err != nil {
-				t.Fatal(err)
-			}
+			res := testenv.Must(c.Get(url + "?type=" + kind))(t)
 			<-ended
 			_ = res.Body.Close()
 		}
@@ -260,10 +239,7 @@ func TestResponseBeforeTheEndOfTheBodyArrives(t *testing.T) {
 			never, stuck := io.Pipe()
 			defer stuck.Close()
 			go func() { _, _ = stuck.Write(make([]byte, 1<<10)) }()
-			res, err := c.Post(url, "text/plain", never)
-			if err != nil {
-				t.Fatal(err)
-			}
+			res := testenv.Must(c.Post(url, "text/plain", never))(t)
 			if text := body(t, res); res.StatusCode != http.StatusOK || text != "Hello, world!" {
 				t.Errorf("answered with %d %q", res.StatusCode, text)
 			}
@@ -288,10 +264,7 @@ func TestBothBodiesStreamAtOnce(t *testing.T) {
 		f := newFixture(t, Options{}, site(t, protocol, backend)...)
 		allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
 			up, pieces := io.Pipe()
-			res, err := c.Post(url, "text/plain", up)
-			if err != nil {
-				t.Fatal(err)
-			}
+			res := testenv.Must(c.Post(url, "text/plain", up))(t)
 			defer res.Body.Close()
 			for i := range 3 {
 				piece := fmt.Sprintf("%04d", i)
@@ -299,9 +272,7 @@ func TestBothBodiesStreamAtOnce(t *testing.T) {
 				expect(t, res.Body, piece)
 			}
 			_ = pieces.Close()
-			if rest, err := io.ReadAll(res.Body); err != nil || len(rest) != 0 {
-				t.Errorf("after the end of the request: %q, %v", rest, err)
-			}
+			testenv.Equal(t, len(testenv.Must(io.ReadAll(res.Body))(t)), 0, "after the end of the request:")
 		})
 	}
 }
@@ -323,15 +294,9 @@ func TestTrailersAndInformationalResponsesPass(t *testing.T) {
 				hints += fmt.Sprint(code, h.Get("Link"))
 				return nil
 			}})
-			req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, io.MultiReader(strings.NewReader("body")))
-			if err != nil {
-				t.Fatal(err)
-			}
+			req := testenv.Must(http.NewRequestWithContext(ctx, http.MethodPost, url, io.MultiReader(strings.NewReader("body"))))(t)
 			req.Trailer = http.Header{"X-Request-Sum": {"42"}, "X-Real-Ip": {"1.1.1.1"}}
-			res, err := c.Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
+			res := testenv.Must(c.Do(req))(t)
 			text := body(t, res)
 			if text != "body" || res.Trailer.Get("X-Sum") != "42" || hints != "103</style.css>" || res.Header.Get("Link") != "" {
 				t.Errorf("got %q, trailers %v, informational %q, headers %v", text, res.Trailer, hints, res.Header)
@@ -370,10 +335,7 @@ func TestEachPieceOfAResponseIsSentAtOnce(t *testing.T) {
 	})
 	f := newFixture(t, Options{}, site(t, "", backend)...)
 	allProtocols(t, f, func(t *testing.T, c *http.Client, url string) {
-		res, err := c.Get(url)
-		if err != nil {
-			t.Fatal(err)
-		}
+		res := testenv.Must(c.Get(url))(t)
 		defer res.Body.Close()
 		for range 3 {
 			var piece [5]byte
@@ -393,18 +355,12 @@ func TestCertificatesAreChosenByServerName(t *testing.T) {
 		section(t, table.HostKey("s", "*.example.org"), table.Host{Certificate: table.CertificateKey("n", "wild")}),
 		section(t, table.HostKey("s", "none.example.org"), table.Host{}))
 	served := func(name string) string {
-		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: name, InsecureSkipVerify: true})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(tls.Dial("tcp", f.https, &tls.Config{ServerName: name, InsecureSkipVerify: true}))(t)
 		defer conn.Close()
 		return string(conn.ConnectionState().PeerCertificates[0].Raw)
 	}
 	raw := func(c table.Certificate) string {
-		pair, err := tls.X509KeyPair([]byte(c.Chain), []byte(c.Key))
-		if err != nil {
-			t.Fatal(err)
-		}
+		pair := testenv.Must(tls.X509KeyPair([]byte(c.Chain), []byte(c.Key)))(t)
 		return string(pair.Certificate[0])
 	}
 	own := string(f.own.Certificate[0])
@@ -455,9 +411,7 @@ func TestDrainWaitsForRequests(t *testing.T) {
 		_ = conn.Close()
 	}
 	close(release)
-	if got := <-answered; got != "done<nil>" {
-		t.Errorf("the request that was under way ended with %q", got)
-	}
+	testenv.Equal(t, <-answered, "done<nil>", "the request that was under way ended with")
 	<-stopped
 }
 
@@ -470,9 +424,7 @@ func TestPanicEndsOneRequestOnly(t *testing.T) {
 		t.Errorf("a panic is answered with %d", status)
 	}
 	f.current.Store(good)
-	if n := f.Stats().Panics.Load(); n != 1 {
-		t.Errorf("%d panics counted", n)
-	}
+	testenv.Equal(t, f.Stats().Panics.Load(), 1, "panics counted:")
 	if n := f.Stats().Requests[5].Load(); n != 1 {
 		t.Errorf("%d answers of the class 5xx counted, want one", n)
 	}
@@ -510,18 +462,10 @@ func TestEndOfConnectionIsAnnounced(t *testing.T) {
 	for request, want := range map[string]bool{
 		"Content-Length: 8388608\r\n\r\nx": true, "Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n": true, "Content-Length: 1\r\n\r\nx": false, "\r\n": false,
 	} {
-		conn, err := net.Dial("tcp", f.http)
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(net.Dial("tcp", f.http))(t)
 		defer conn.Close()
-		if _, err := io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\n"+request); err != nil {
-			t.Fatal(err)
-		}
-		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\n"+request))(t)
+		res := testenv.Must(http.ReadResponse(bufio.NewReader(conn), nil))(t)
 		if res.StatusCode != http.StatusOK || res.Close != want {
 			t.Errorf("%q: %s, and the end of the connection is announced: %v", request, res.Status, res.Close)
 		}

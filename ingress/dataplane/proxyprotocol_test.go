@@ -20,6 +20,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Headers of version 2, as their specification writes them.
@@ -48,14 +49,9 @@ var behindProxy = table.Settings{TrustedProxies: []string{"127.0.0.1/32"}, Proxy
 func ask(t *testing.T, from, to, header string, secure bool) (string, error) {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
-	conn, err := d.Dial("tcp", to)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(d.Dial("tcp", to))(t)
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	if _, err := io.WriteString(conn, header); err != nil {
 		return "", err
 	}
@@ -156,14 +152,9 @@ func TestProxyProtocolCarriesThePort(t *testing.T) {
 // TestProxyProtocolDoesNotBlockOthers: a trusted proxy that has not sent the header yet keeps nobody from being served.
 func TestProxyProtocolDoesNotBlockOthers(t *testing.T) {
 	f := proxied(t, Options{}, behindProxy)
-	silent, err := net.Dial("tcp", f.http)
-	if err != nil {
-		t.Fatal(err)
-	}
+	silent := testenv.Must(net.Dial("tcp", f.http))(t)
 	defer silent.Close()
-	if got, err := ask(t, "127.0.0.1", f.http, v24, false); err != nil || got != "203.0.113.7 203.0.113.7" {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.Equal(t, testenv.Must(ask(t, "127.0.0.1", f.http, v24, false))(t), "203.0.113.7 203.0.113.7", "")
 }
 
 // TestProxyProtocolLimits: of many clients behind a trusted proxy none has more than half of the connections, and all
@@ -172,13 +163,9 @@ func TestProxyProtocolLimits(t *testing.T) {
 	f := proxied(t, Options{MaxConnections: 4}, behindProxy)
 	open := func(client int) (io.Closer, bool) {
 		conn, err := net.Dial("tcp", f.http)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		t.Cleanup(func() { _ = conn.Close() })
-		if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 		fmt.Fprintf(conn, "PROXY TCP4 203.0.113.%d 127.0.0.1 4386 80\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", client)
 		_, err = http.ReadResponse(bufio.NewReader(conn), nil)
 		return conn, err == nil

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const handshake = "GET /ws HTTP/1.1\r\nHost: a.example\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n" +
@@ -54,18 +56,12 @@ func dialWebsocket(t testing.TB, f *fixture, secure bool, late string) (net.Conn
 	} else {
 		conn, err = net.Dial("tcp", f.http)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
-	if _, err := io.WriteString(conn, handshake+late); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(conn, handshake+late))(t)
 	r := bufio.NewReader(conn)
 	res, err := http.ReadResponse(r, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Sec-Websocket-Accept") != "x" || res.Header.Get("Upgrade") != "websocket" {
 		t.Fatalf("the handshake is answered with %s %v", res.Status, res.Header)
 	}
@@ -105,9 +101,7 @@ func TestWebsocketCarriesBytesBothWays(t *testing.T) {
 		if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, large) {
 			t.Errorf("a megabyte came back changed: %v", err)
 		}
-		if err := <-sent; err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, <-sent)
 	})
 }
 
@@ -120,9 +114,7 @@ func TestHalfClosedWebsocketStillDelivers(t *testing.T) {
 	bothSchemes(t, func(t *testing.T, secure bool) {
 		conn, r := dialWebsocket(t, f, secure, "")
 		_, _ = io.WriteString(conn, "text")
-		if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, conn.(interface{ CloseWrite() error }).CloseWrite())
 		expect(t, r, "TEXT")
 		if _, err := r.ReadByte(); err != io.EOF {
 			t.Errorf("after the end: %v", err)
@@ -138,9 +130,7 @@ func TestHalfClosedWebsocketIsNotKeptForever(t *testing.T) {
 	bothSchemes(t, func(t *testing.T, secure bool) {
 		conn, r := dialWebsocket(t, f, secure, "")
 		_ = conn.(interface{ CloseWrite() error }).CloseWrite()
-		if _, err := r.ReadByte(); err == nil {
-			t.Error("a silent backend sent a byte")
-		}
+		testenv.Fails(t, testenv.Err(r.ReadByte()), "a silent backend sent a byte")
 	})
 }
 
@@ -149,14 +139,10 @@ func TestSilentWebsocketEndsOnlyWhenAskedFor(t *testing.T) {
 	f := newFixture(t, Options{IdleTimeout: 2 * time.Second}, site(t, "", backend)...)
 	conn, r := dialWebsocket(t, f, true, "")
 	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-	if _, err := r.ReadByte(); err == nil || !strings.Contains(err.Error(), "timeout") {
-		t.Errorf("a silent websocket ended: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(r.ReadByte()), "timeout")
 	limited := newFixture(t, Options{TunnelTimeout: 200 * time.Millisecond}, site(t, "", backend)...)
 	_, r = dialWebsocket(t, limited, true, "")
-	if _, err := r.ReadByte(); err == nil {
-		t.Error("a byte came from nowhere")
-	}
+	testenv.Fails(t, testenv.Err(r.ReadByte()), "a byte came from nowhere")
 }
 
 func TestRefusedWebsocketIsAnswered(t *testing.T) {
@@ -165,15 +151,9 @@ func TestRefusedWebsocketIsAnswered(t *testing.T) {
 	_ = closed.Close()
 	f := newFixture(t, Options{}, site(t, "", closed.Addr().String(), backend)...)
 	c := client(t, f.http, "http1")
-	req, err := http.NewRequest(http.MethodGet, "http://a.example/", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := testenv.Must(http.NewRequest(http.MethodGet, "http://a.example/", nil))(t)
 	req.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}
-	res, err := c.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := testenv.Must(c.Do(req))(t)
 	if got := body(t, res); res.StatusCode != http.StatusForbidden || got != "not you" {
 		t.Errorf("answered with %d %q", res.StatusCode, got)
 	}
@@ -184,16 +164,12 @@ func TestDrainEndsTunnelsAfterItsTime(t *testing.T) {
 	f := newFixture(t, Options{DrainTimeout: 50 * time.Millisecond}, site(t, "", backend)...)
 	_, r := dialWebsocket(t, f, true, "")
 	_, plain := dialWebsocket(t, f, false, "")
-	if n := f.Stats().Tunnels.Load(); n != 2 {
-		t.Errorf("%d tunnels are counted, want 2", n)
-	}
+	testenv.Equal(t, f.Stats().Tunnels.Load(), 2, "tunnels are counted:")
 	f.stop()
 	for _, r := range []io.Reader{r, plain} {
 		if _, err := io.ReadAll(r); err != nil && err != io.ErrUnexpectedEOF && !strings.Contains(err.Error(), "reset") {
 			t.Error(err)
 		}
 	}
-	if n := f.Stats().Tunnels.Load(); n != 0 {
-		t.Errorf("%d tunnels are left", n)
-	}
+	testenv.Equal(t, f.Stats().Tunnels.Load(), 0, "tunnels are left:")
 }

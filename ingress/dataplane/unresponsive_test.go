@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
@@ -42,13 +43,10 @@ func newMachine(t *testing.T) machine {
 		<-r.Context().Done()
 	}))
 	_ = s.Listener.Close()
-	err := ns.Do(func() (err error) {
+	testenv.NoError(t, ns.Do(func() (err error) {
 		s.Listener, err = net.Listen("tcp", otherMachine+":0")
 		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	s.Start()
 	t.Cleanup(s.CloseClientConnections) // Close would wait for connections whose link is cut
 	t.Cleanup(func() { _ = s.Listener.Close() })
@@ -58,7 +56,7 @@ func newMachine(t *testing.T) machine {
 // cut takes the machine's link down, or up again: nothing that is sent arrives, and no connection is reset.
 func (m machine) cut(t *testing.T, down bool) {
 	t.Helper()
-	err := m.Do(func() error {
+	testenv.NoError(t, m.Do(func() error {
 		link, err := netlink.LinkByName("uplink")
 		if err != nil {
 			return err
@@ -67,10 +65,7 @@ func (m machine) cut(t *testing.T, down bool) {
 			return netlink.LinkSetDown(link)
 		}
 		return netlink.LinkSetUp(link)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 }
 
 // TestTunnelEndsWithItsMachine: a websocket to a machine whose power was cut ends, whether something is sent on it or
@@ -84,9 +79,7 @@ func TestTunnelEndsWithItsMachine(t *testing.T) {
 			expect(t, r, "late")
 			m.cut(t, true)
 			if sends {
-				if _, err := io.WriteString(conn, "lost"); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(io.WriteString(conn, "lost"))(t)
 			}
 			ends(t, conn, r)
 		})
@@ -94,18 +87,11 @@ func TestTunnelEndsWithItsMachine(t *testing.T) {
 	t.Run("events", func(t *testing.T) {
 		m := newMachine(t)
 		f := newFixture(t, Options{Unresponsive: 3 * time.Second}, site(t, "", m.address)...)
-		conn, err := net.Dial("tcp", f.http)
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := testenv.Must(net.Dial("tcp", f.http))(t)
 		defer conn.Close()
-		if _, err := io.WriteString(conn, "GET /events HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(io.WriteString(conn, "GET /events HTTP/1.1\r\nHost: h\r\n\r\n"))(t)
 		first := make([]byte, 16)
-		if _, err := io.ReadFull(conn, first); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(io.ReadFull(conn, first))(t)
 		m.cut(t, true)
 		ends(t, conn, conn)
 	})
@@ -127,9 +113,7 @@ func TestTunnelOutlivesAShortCut(t *testing.T) {
 	conn, r := dialWebsocket(t, f, false, "late")
 	expect(t, r, "late")
 	m.cut(t, true)
-	if _, err := io.WriteString(conn, "waits"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.WriteString(conn, "waits"))(t)
 	m.cut(t, false)
 	_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
 	expect(t, r, "waits")

@@ -7,6 +7,8 @@ import (
 	"regexp/syntax"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestCompile(t *testing.T) {
@@ -65,14 +67,8 @@ func FuzzCompile(f *testing.F) {
 		if _, err := regexp.Compile(text); err != nil || r == nil {
 			t.Fatalf("%q is let through, and is none: %v", text, err)
 		}
-		tree, err := syntax.Parse(text, syntax.Perl)
-		if err != nil {
-			t.Fatal(err)
-		}
-		prog, err := syntax.Compile(tree.Simplify())
-		if err != nil {
-			t.Fatal(err)
-		}
+		tree := testenv.Must(syntax.Parse(text, syntax.Perl))(t)
+		prog := testenv.Must(syntax.Compile(tree.Simplify()))(t)
 		if len(prog.Inst) > 3*n+16 {
 			t.Errorf("%q has %d instructions, and %d were estimated", text, len(prog.Inst), n)
 		}

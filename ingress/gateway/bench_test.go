@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // BenchmarkDesired compiles 1,000 HTTPRoutes of three rules each at one Gateway with HTTP and HTTPS. cpu-ms/op is the
@@ -50,9 +52,7 @@ spec:
 	w.settle(b)
 	before := processorTime(b)
 	for b.Loop() {
-		if _, err := Desired(w.State); err != nil {
-			b.Fatal(err)
-		}
+		testenv.Must(Desired(w.State))(b)
 	}
 	b.ReportMetric(float64((processorTime(b)-before).Microseconds())/1000/float64(b.N), "cpu-ms/op")
 }
@@ -60,8 +60,6 @@ spec:
 func processorTime(b *testing.B) time.Duration {
 	b.Helper()
 	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -19,6 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/gateway-api/pkg/features"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // worlds are the objects of testdata, by the names of the files.
@@ -30,10 +32,7 @@ func worlds(t testing.TB) map[string]string {
 	}
 	out := map[string]string{}
 	for _, f := range files {
-		text, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
+		text := testenv.Must(os.ReadFile(f))(t)
 		out[strings.TrimSuffix(f, ".yaml")] = string(text)
 	}
 	return out
@@ -45,14 +44,9 @@ func TestDesired(t *testing.T) {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			got := summary(t, load(t, objects).settle(t))
 			if os.Getenv("WRITE_TESTDATA") != "" {
-				if err := os.WriteFile(name+".txt", []byte(got), 0o600); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, os.WriteFile(name+".txt", []byte(got), 0o600))
 			}
-			want, err := os.ReadFile(name + ".txt")
-			if err != nil {
-				t.Fatal(err)
-			}
+			want := testenv.Must(os.ReadFile(name + ".txt"))(t)
 			if got != string(want) {
 				t.Errorf("%s follows from the objects, and not what %s.txt says; the first line that differs is\n%s", name, name, firstDifference(got, string(want)))
 			}
@@ -78,9 +72,7 @@ func TestOrderOfInputChangesNothing(t *testing.T) {
 		w := load(t, objects)
 		w.settle(t)
 		r, err := Desired(w.State)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		want := text(t, r)
 		for range 20 {
 			shuffle(random, w.Classes)
@@ -93,9 +85,8 @@ func TestOrderOfInputChangesNothing(t *testing.T) {
 			shuffle(random, w.Policies)
 			shuffle(random, w.Namespaces)
 			shuffle(random, w.GatewayServices)
-			if r, err = Desired(w.State); err != nil {
-				t.Fatal(err)
-			}
+			r, err = Desired(w.State)
+			testenv.NoError(t, err)
 			if got := text(t, r); got != want {
 				t.Fatalf("%s: in another order the result is another; the first line that differs is\n%s", name, firstDifference(got, want))
 			}
@@ -126,11 +117,7 @@ func TestObjectsAreNotChanged(t *testing.T) {
 
 func must(t testing.TB, s State) Result {
 	t.Helper()
-	r, err := Desired(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
+	return testenv.Must(Desired(s))(t)
 }
 
 const oneRoute = `
@@ -227,18 +214,14 @@ func TestAddresses(t *testing.T) {
 		t.Fatal("no condition Programmed")
 		return metav1.Condition{}
 	}
-	if got := programmed(); got.Status != metav1.ConditionTrue {
-		t.Errorf("with its address the Gateway is %+v", got)
-	}
+	testenv.Equal(t, programmed().Status, metav1.ConditionTrue, "with its address the Gateway is")
 	w.GatewayServices[0].Status.LoadBalancer.Ingress[0].IP = "192.0.2.1"
 	if got := programmed(); got.Reason != string(gatewayv1.GatewayReasonAddressNotUsable) {
 		t.Errorf("with another address than that which it asks for, the Gateway is %+v", got)
 	}
 	w.Gateways[0].Spec.Addresses = nil
 	w.GatewayServices[0].Status.LoadBalancer.Ingress = nil
-	if got := programmed(); got.Reason != string(gatewayv1.GatewayReasonAddressNotAssigned) {
-		t.Errorf("without an address the Gateway is %+v", got)
-	}
+	testenv.Equal(t, programmed().Reason, string(gatewayv1.GatewayReasonAddressNotAssigned), "without an address the Gateway is")
 	w.NodePorts = nil
 	r := must(t, w.State)
 	if got := r.GatewayStatus[nameOf(w.Gateways[0])].Listeners[0].Conditions[1]; got.Reason != string(gatewayv1.ListenerReasonPending) {
@@ -262,9 +245,7 @@ func TestClasses(t *testing.T) {
 		t.Fatalf("no condition SupportedVersion in %+v", status)
 		return metav1.Condition{}
 	}
-	if got := condition(); got.Status != metav1.ConditionTrue {
-		t.Errorf("CRDs %s: %+v", w.CRDVersion, got)
-	}
+	testenv.Equal(t, condition().Status, metav1.ConditionTrue, "CRDs %s:", w.CRDVersion)
 	w.CRDVersion = "v1.7.0"
 	if got := condition(); got.Status != metav1.ConditionFalse || got.Reason != string(gatewayv1.GatewayClassReasonUnsupportedVersion) {
 		t.Errorf("CRDs %s: %+v", w.CRDVersion, got)
@@ -336,9 +317,7 @@ func FuzzDesired(f *testing.F) {
 			return
 		}
 		r, err := Desired(s)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		for _, reverse := range []func(){
 			func() { s.Gateways = reversed(s.Gateways) }, func() { s.ListenerSets = reversed(s.ListenerSets) }, func() { s.HTTPRoutes = reversed(s.HTTPRoutes) },
 			func() { s.GRPCRoutes = reversed(s.GRPCRoutes) }, func() { s.TLSRoutes = reversed(s.TLSRoutes) }, func() { s.Policies = reversed(s.Policies) },
@@ -346,9 +325,7 @@ func FuzzDesired(f *testing.F) {
 			reverse()
 		}
 		again, err := Desired(s)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		if one, other := text(t, r), text(t, again); one != other {
 			t.Errorf("in another order the result is\n%s\nand not\n%s", other, one)
 		}
@@ -363,11 +340,7 @@ func reversed[T any](in []T) []T {
 
 func asJSON(t testing.TB, o any) []byte {
 	t.Helper()
-	out, err := json.Marshal(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return testenv.Must(json.Marshal(o))(t)
 }
 
 // with adds an object, in the place of the one of its name.

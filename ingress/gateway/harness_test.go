@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // born is when the first object of a world was made; each later one in its file is a second younger, unless it says
@@ -54,9 +55,7 @@ func load(t testing.TB, text string) *world {
 	}
 	for i, document := range strings.Split(text, "\n---\n") {
 		var kind metav1.TypeMeta
-		if err := yaml.Unmarshal([]byte(document), &kind); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, yaml.Unmarshal([]byte(document), &kind))
 		w.read(t, kind.Kind, []byte(document), metav1.NewTime(born.Add(time.Duration(i)*time.Second)))
 	}
 	return w
@@ -114,9 +113,7 @@ func (w *world) read(t testing.TB, kind string, document []byte, at metav1.Time)
 
 func object[T metav1.Object](t testing.TB, document []byte, at metav1.Time, out T) T {
 	t.Helper()
-	if err := yaml.UnmarshalStrict(document, out); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, yaml.UnmarshalStrict(document, out))
 	if made := out.GetCreationTimestamp(); made.IsZero() {
 		out.SetCreationTimestamp(at)
 	}
@@ -128,19 +125,13 @@ func object[T metav1.Object](t testing.TB, document []byte, at metav1.Time, out 
 func issued(t testing.TB, names ...string) (chain, key []byte) {
 	t.Helper()
 	ca, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	files, err := ca.Issue("made", names...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if chain, err = os.ReadFile(files.Cert); err == nil {
 		key, err = os.ReadFile(files.Key)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return chain, key
 }
 
@@ -148,9 +139,7 @@ func issued(t testing.TB, names ...string) (chain, key []byte) {
 func (w *world) settle(t testing.TB) Result {
 	t.Helper()
 	r, err := Desired(w.State)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	w.GatewayServices, w.NodePorts = nil, map[string]uint16{}
 	node := uint16(table.FirstGatewayPort)
 	for _, name := range slices.SortedFunc(maps.Keys(r.Services), func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) }) {
@@ -171,17 +160,14 @@ func (w *world) settle(t testing.TB) Result {
 		w.GatewayServices = append(w.GatewayServices, s)
 	}
 	for range 2 { // entries that are stale go with the first
-		if r, err = Desired(w.State); err != nil {
-			t.Fatal(err)
-		}
+		r, err = Desired(w.State)
+		testenv.NoError(t, err)
 		w.write(r)
 	}
 	again := w.State
 	again.Now = again.Now.Add(time.Hour)
 	settled, err := Desired(again)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if before, after := text(t, r), text(t, settled); before != after {
 		t.Errorf("with its own status written, the result is another:\n%s\nand not\n%s", after, before)
 	}
@@ -217,10 +203,7 @@ func text(t testing.TB, r Result) string {
 		r.Sections, r.ClassStatus, named(r.GatewayStatus), named(r.ListenerSetStatus), named(r.HTTPRouteStatus), named(r.GRPCRouteStatus), named(r.TLSRouteStatus),
 		named(r.PolicyStatus), named(r.Secrets), named(r.ConfigMaps),
 	} {
-		encoded, err := json.MarshalIndent(part, "", " ")
-		if err != nil {
-			t.Fatal(err)
-		}
+		encoded := testenv.Must(json.MarshalIndent(part, "", " "))(t)
 		out.Write(encoded)
 	}
 	for _, name := range slices.Sorted(maps.Keys(named(r.Services))) {
@@ -320,9 +303,7 @@ func sections(t testing.TB, out *strings.Builder, all table.Sections) {
 		var h table.Host
 		switch table.Kind(key) {
 		case table.KindHost:
-			if err := json.Unmarshal(all[key], &h); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, json.Unmarshal(all[key], &h))
 			fmt.Fprintf(out, "%s", key)
 			if h.Certificate != "" {
 				fmt.Fprintf(out, " %s", h.Certificate)
@@ -387,8 +368,6 @@ func encoded(t testing.TB, v any) string {
 	var out bytes.Buffer
 	e := json.NewEncoder(&out)
 	e.SetEscapeHTML(false)
-	if err := e.Encode(v); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, e.Encode(v))
 	return strings.TrimSpace(out.String())
 }

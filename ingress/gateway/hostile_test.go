@@ -17,6 +17,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // accepted is the reason of the condition Accepted of an HTTPRoute at its first parent.
@@ -60,9 +61,7 @@ func TestOneNamespaceDoesNotFillTheTable(t *testing.T) {
 	}
 	r := w.settle(t)
 	for route, want := range map[string]string{"before/r": "Accepted", "greedy/r": "TooLarge", "behind/r": "Accepted"} {
-		if got := accepted(t, r, route); got != want {
-			t.Errorf("the route %s is %s, not %s", route, got, want)
-		}
+		testenv.Equal(t, accepted(t, r, route), want, "the route %s is", route)
 	}
 	if n := r.GatewayStatus[types.NamespacedName{Namespace: "a", Name: "g"}].Listeners[0].AttachedRoutes; n != 2 {
 		t.Errorf("%d routes are attached to a listener", n)
@@ -75,9 +74,7 @@ func TestOneNamespaceDoesNotFillTheTable(t *testing.T) {
 		t.Errorf("the table has %d bytes", size)
 	}
 	w.HTTPRoutes[1].Spec.Hostnames = []gatewayv1.Hostname{"h1.example"}
-	if got := accepted(t, w.settle(t), "greedy/r"); got != "Accepted" {
-		t.Errorf("at one host the route is %s", got)
-	}
+	testenv.Equal(t, accepted(t, w.settle(t), "greedy/r"), "Accepted", "at one host the route is")
 }
 
 // shared is a Gateway for all namespaces, with a route of the namespace shop that has all of its hosts.
@@ -115,9 +112,7 @@ func TestYoungerRoutesDisplaceNone(t *testing.T) {
 	}
 	r := w.settle(t)
 	for route, want := range map[string]string{"shop/r": "Accepted", "evil/r0": "Accepted", "evil/r499": "TooLarge"} {
-		if got := accepted(t, r, route); got != want {
-			t.Errorf("the route %s is %s, not %s", route, got, want)
-		}
+		testenv.Equal(t, accepted(t, r, route), want, "the route %s is", route)
 	}
 }
 
@@ -160,10 +155,7 @@ func FuzzYoungest(f *testing.F) {
 		last := slices.MaxFunc(slices.Concat(objectsOf(w.HTTPRoutes), objectsOf(w.GRPCRoutes)), older)
 		w.HTTPRoutes = slices.DeleteFunc(w.HTTPRoutes, func(o *gatewayv1.HTTPRoute) bool { return metav1.Object(o) == last })
 		w.GRPCRoutes = slices.DeleteFunc(w.GRPCRoutes, func(o *gatewayv1.GRPCRoute) bool { return metav1.Object(o) == last })
-		without, err := Desired(w.State)
-		if err != nil {
-			t.Fatal(err)
-		}
+		without := testenv.Must(Desired(w.State))(t)
 		for name, s := range without.HTTPRouteStatus {
 			if one, other := asJSON(t, s), asJSON(t, with.HTTPRouteStatus[name]); !bytes.Equal(one, other) {
 				t.Errorf("beside the younger %s the HTTPRoute %s is\n%s\nand not\n%s", last.GetName(), name, other, one)
@@ -246,13 +238,9 @@ func TestExpressionsOfOneRouteAreBounded(t *testing.T) {
 		read++
 		return httpMatches(matches, steps)
 	})
-	if read != 1 {
-		t.Errorf("%d rules are read", read)
-	}
+	testenv.Equal(t, read, 1, "rules are read:")
 	w.HTTPRoutes[0].Spec.Rules[0].Matches = matches
-	if got := accepted(t, w.settle(t), "a/r"); got != "TooLarge" {
-		t.Errorf("the route is %s", got)
-	}
+	testenv.Equal(t, accepted(t, w.settle(t), "a/r"), "TooLarge", "the route is")
 }
 
 // TestServiceOfOneGateway: of two Gateways whose Services have one name, the older has it.

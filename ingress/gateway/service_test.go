@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestServiceNamesAreLabels(t *testing.T) {
@@ -26,9 +28,7 @@ func TestServiceNamesAreLabels(t *testing.T) {
 			t.Errorf("the label %s: %v", LabelValue(gateway), wrong)
 		}
 	}
-	if got := ServiceName("web"); got != "gateway-web" {
-		t.Errorf("the Service of web is %s", got)
-	}
+	testenv.Equal(t, ServiceName("web"), "gateway-web", "the Service of web is")
 }
 
 func TestHostNames(t *testing.T) {
@@ -49,9 +49,7 @@ func TestHostNames(t *testing.T) {
 			if !ok {
 				got = "none"
 			}
-			if got != c.both {
-				t.Errorf("%q and %q have the hosts %q, not %q", c.pattern, c.name, got, c.both)
-			}
+			testenv.Equal(t, got, c.both, "%q and %q have the hosts", c.pattern, c.name)
 			c.pattern, c.name = c.name, c.pattern
 		}
 	}

@@ -121,10 +121,7 @@ func TestObjectsAreFollowedWhileThereAreSome(t *testing.T) {
 	s := httptest.NewServer(a)
 	defer s.Close()
 	defer close(a.end)
-	client, err := New(&rest.Config{Host: s.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := testenv.Must(New(&rest.Config{Host: s.URL}))(t)
 	u := &use{changed: make(chan struct{})}
 	changed := make(chan struct{}, 1000) // more than there are changes
 	o := NewObjects(client, func() { changed <- struct{}{} }, slog.New(slog.NewTextHandler(t.Output(), nil)))
@@ -150,9 +147,7 @@ func TestObjectsAreFollowedWhileThereAreSome(t *testing.T) {
 		t.Errorf("the Gateway is %+v", g)
 	}
 	eventually(t, "both kinds are watched", func() bool { _, watches := a.now(); return watches == 2 })
-	if err := client.UpdateStatus(t.Context(), Gateways, g); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, client.UpdateStatus(t.Context(), Gateways, g))
 	a.mu.Lock()
 	written := a.written
 	a.mu.Unlock()

@@ -6,13 +6,12 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestVerify(t *testing.T) {
-	own, err := bcrypt.GenerateFromPassword([]byte("secret pass"), bcrypt.MinCost)
-	if err != nil {
-		t.Fatal(err)
-	}
+	own := testenv.Must(bcrypt.GenerateFromPassword([]byte("secret pass"), bcrypt.MinCost))(t)
 	for _, hash := range []string{ // but for the first by openssl and Python
 		string(own), "$2y" + string(own[3:]),
 		"$apr1$abcdefgh$ZAdX7G.l3eDbgTYbm5ePE0", "{SHA}O1hAcUlX7zkBbV+/3rmbDfUlbNM=", "{SSHA}t0FqK/zuD7c+eUt/5FsWSzkVI81zYWx0",

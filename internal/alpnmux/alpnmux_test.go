@@ -42,17 +42,13 @@ func serverTLS(t testing.TB, protocols ...string) *tls.Config {
 // answering serves a route: each connection is told the route's name, over TLS.
 func answering(wg *sync.WaitGroup, l net.Listener, name string) {
 	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
+		testenv.Accept(l, func(c net.Conn) {
 			wg.Go(func() {
 				defer c.Close()
 				_ = c.SetDeadline(time.Now().Add(patience))
 				_, _ = io.WriteString(c, name) // the client says what it got
 			})
-		}
+		})
 	})
 }
 
@@ -226,9 +222,7 @@ func TestSilentClients(t *testing.T) {
 		}
 		silent = append(silent, c)
 	}
-	if got, err := ask(address, &tls.Config{NextProtos: []string{"peer"}}, nil); err != nil || got != "peer" {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.Equal(t, testenv.Must(ask(address, &tls.Config{NextProtos: []string{"peer"}}, nil))(t), "peer", "")
 	for _, c := range silent[:80] { // the oldest had to make room
 		closedWithin(t, c)
 	}
@@ -254,9 +248,7 @@ func TestRoutesEndApart(t *testing.T) {
 	defer waiting.Close()
 	hello := clientHello(t, "idle")
 	testenv.Must(waiting.Write(hello))(t)
-	if got, err := ask(l.Addr().String(), &tls.Config{NextProtos: []string{"peer"}}, nil); err != nil || got != "peer" {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.Equal(t, testenv.Must(ask(l.Addr().String(), &tls.Config{NextProtos: []string{"peer"}}, nil))(t), "peer", "")
 	for _, r := range []net.Listener{idle, m.Default()} {
 		testenv.Check(t, errors.Join(r.Close(), r.Close()))
 		if _, err := r.Accept(); !errors.Is(err, net.ErrClosed) {
@@ -264,17 +256,11 @@ func TestRoutesEndApart(t *testing.T) {
 		}
 	}
 	closedWithin(t, waiting)
-	if _, err := ask(l.Addr().String(), &tls.Config{}, nil); err == nil {
-		t.Error("a closed default route answers")
-	}
-	if got, err := ask(l.Addr().String(), &tls.Config{NextProtos: []string{"peer"}}, nil); err != nil || got != "peer" {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.Fails(t, testenv.Err(ask(l.Addr().String(), &tls.Config{}, nil)), "a closed default route answers")
+	testenv.Equal(t, testenv.Must(ask(l.Addr().String(), &tls.Config{NextProtos: []string{"peer"}}, nil))(t), "peer", "")
 	// With the last one the port is closed.
 	testenv.Check(t, peer.Close())
-	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
-		t.Error("the port is still open")
-	}
+	testenv.Fails(t, testenv.Err(net.Dial("tcp", l.Addr().String())), "the port is still open")
 	testenv.Check(t, m.Close())
 	wg.Wait()
 }
@@ -298,9 +284,7 @@ func TestAcceptGoesOn(t *testing.T) {
 	var wg sync.WaitGroup
 	answering(&wg, tls.NewListener(m.Default(), serverTLS(t)), "default")
 	for range 2 {
-		if got, err := ask(l.Addr().String(), &tls.Config{}, nil); err != nil || got != "default" {
-			t.Errorf("%q, %v", got, err)
-		}
+		testenv.Equal(t, testenv.Must(ask(l.Addr().String(), &tls.Config{}, nil))(t), "default", "")
 	}
 	testenv.Check(t, m.Close())
 	wg.Wait()

@@ -6,15 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestWriteReplacesAndSetsMode(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
 	for _, content := range []string{"one", "two"} {
-		if err := Write(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Write(path, []byte(content), 0o600))
 		got, err := os.ReadFile(path)
 		if err != nil || string(got) != content {
 			t.Fatalf("read %q, %v; want %q", got, err, content)
@@ -33,9 +33,7 @@ func TestWriteReplacesAndSetsMode(t *testing.T) {
 func TestFailedWriteKeepsTheOldFileAndNoRemains(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "d")
-	if err := os.MkdirAll(filepath.Join(path, "occupied"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(filepath.Join(path, "occupied"), 0o755))
 	if err := Write(path, []byte("x"), 0o600); err == nil {
 		t.Fatal("replaced a folder by a file")
 	}

@@ -16,9 +16,7 @@ func TestKeptBackend(t *testing.T) {
 	dir := t.TempDir()
 	is := func(want string) {
 		t.Helper()
-		if got := ReadBackend(dir); got != want {
-			t.Errorf("it is %q, want %q", got, want)
-		}
+		testenv.Equal(t, ReadBackend(dir), want, "it is")
 	}
 	is("")
 	for _, name := range RunningBackends() {

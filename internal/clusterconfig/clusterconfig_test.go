@@ -6,8 +6,9 @@ import (
 	"encoding/json"
 	"net/netip"
 	"reflect"
-	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func settings() Settings {
@@ -22,9 +23,7 @@ func TestValidate(t *testing.T) {
 	for _, l := range []Liveness{ByConnection, ByLease} {
 		s := settings()
 		s.Liveness = l
-		if err := s.Validate(); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, s.Validate())
 	}
 	for want, spoil := range map[string]func(*Settings){
 		"0 networks for pods":     func(s *Settings) { s.PodCIDRs = nil },
@@ -37,9 +36,7 @@ func TestValidate(t *testing.T) {
 	} {
 		s := settings()
 		spoil(&s)
-		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, want %q", err, want)
-		}
+		testenv.WantError(t, s.Validate(), want)
 	}
 }
 
@@ -50,18 +47,13 @@ func TestAPIAddresses(t *testing.T) {
 		t.Errorf("%v, %v", got, err)
 	}
 	s.ServiceCIDRs = []netip.Prefix{netip.MustParsePrefix("10.43.0.9/32")}
-	if _, err := s.APIAddresses(); err == nil {
-		t.Error("a network of one address has a first one for the API")
-	}
+	testenv.Fails(t, testenv.Err(s.APIAddresses()), "a network of one address has a first one for the API")
 }
 
 // What a server tells an agent is what the agent gets.
 func TestJSON(t *testing.T) {
 	for _, s := range []Settings{settings(), {PodCIDRs: []netip.Prefix{}, ServiceCIDRs: []netip.Prefix{}}} {
-		b, err := json.Marshal(s)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := testenv.Must(json.Marshal(s))(t)
 		var again Settings
 		if err := json.Unmarshal(b, &again); err != nil || !reflect.DeepEqual(s, again) {
 			t.Errorf("%s became %+v, %v", b, again, err)

@@ -147,9 +147,7 @@ func (b *bed) hears(name string, want ...string) {
 	synctest.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !slices.Equal(b.heard[name], want) {
-		b.Errorf("of %s it heard %q, want %q", name, b.heard[name], want)
-	}
+	testenv.EqualSlices(b, b.heard[name], want, "of %s it heard", name)
 }
 
 // TestStreamClientFollowsAll: one stream serves the followers of all ConfigMaps, each with its own one's changes alone.
@@ -170,9 +168,7 @@ func TestStreamClientFollowsAll(t *testing.T) {
 		b.hears("b", "1")
 		b.set("b", "2")
 		b.hears("b", "1", "2")
-		if b.streams != 2 {
-			t.Errorf("%d streams", b.streams)
-		}
+		testenv.Equal(t, b.streams, 2, "streams:")
 	})
 }
 
@@ -351,9 +347,7 @@ func TestSlowNetwork(t *testing.T) {
 		text := `{"name": "a", "data": {"v": "1"}}` + "\n"
 		heard := begins(t, &trickle{Reader: strings.NewReader(text), each: eventTimeout / 2})
 		time.Sleep(time.Duration(len(text)) * eventTimeout / 2) // fake time
-		if words := heard(); !slices.Equal(words, []string{"1"}) {
-			t.Errorf("it heard %q", words)
-		}
+		testenv.EqualSlices(t, heard(), []string{"1"}, "it heard")
 	})
 }
 

@@ -100,9 +100,7 @@ func TestDropInsAndLists(t *testing.T) {
 		"config.yaml.d/readme.txt": "not: read\n",
 	}
 	s, err := load(t, files, []string{"CORACLE_KUBE_CONTROLLER_MANAGER_ARG=v=1,a=b\\,c", "CORACLE_KUBE_PROXY_ARG=nodeport-addresses=192.0.2.0/24\\,fd00::/64"}, board)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	checks := map[string]struct{ got, want []string }{
 		"appended":   {s.Node.KubeletArgs, []string{"v=2", "max-pods=20"}},
 		"replaced":   {s.TLSSANs, []string{"c.example.com"}},
@@ -231,9 +229,7 @@ func TestEverySettingIsRead(t *testing.T) {
 
 func TestK3sSettingsAreExplained(t *testing.T) {
 	page, err := os.ReadFile("../../docs/coming-from-k3s.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	listed := 0
 	for _, row := range regexp.MustCompile(`(?m)^\| (`+"`--[^|]*"+`)\|`).FindAllStringSubmatch(string(page), -1) {
 		for _, flag := range regexp.MustCompile("--([a-z0-9-]+)").FindAllStringSubmatch(row[1], -1) {
@@ -290,9 +286,7 @@ func TestNearest(t *testing.T) {
 		"cluster-cdir": "cluster-cidr", "clustercidr": "cluster-cidr", "kubelet_arg": "kubelet-arg", "data": "data-dir",
 		"tls-sans": "tls-san", "x": "", "zzzzzzzzzz": "", "kube-api-server-arg": "kube-apiserver-arg", "TOKEN": "token",
 	} {
-		if got := Nearest(typed, candidates); got != want {
-			t.Errorf("%q: got %q, want %q", typed, got, want)
-		}
+		testenv.Equal(t, Nearest(typed, candidates), want, "%q:", typed)
 	}
 }
 
@@ -398,9 +392,7 @@ func TestNameWithID(t *testing.T) {
 	if err != nil || len(first) != len("board1-00000000") || !strings.HasPrefix(first, "board1-") {
 		t.Fatalf("%q, %v", first, err)
 	}
-	if again, err := NameWithID("board1", dir); err != nil || again != first {
-		t.Errorf("a second start: %q, %v", again, err)
-	}
+	testenv.Equal(t, testenv.Must(NameWithID("board1", dir))(t), first, "a second start:")
 	if other, err := NameWithID("board1", t.TempDir()); err != nil || other == first {
 		t.Errorf("another machine: %q, %v", other, err)
 	}

@@ -26,9 +26,7 @@ func TestReplacingHost(t *testing.T) {
 	runtime.LockOSThread() // for ever: the thread ends with the test's goroutine, wherever it is then
 	must := func(err error) {
 		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	home, err := netns.Get()
 	must(err)

@@ -6,17 +6,14 @@ import (
 	"bytes"
 	"os"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestDocumentationIsFresh(t *testing.T) {
-	want, err := os.ReadFile("../../docs/configuration.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := testenv.Must(os.ReadFile("../../docs/configuration.md"))(t)
 	var got bytes.Buffer
-	if err := WriteMarkdown(&got); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, WriteMarkdown(&got))
 	if !bytes.Equal(got.Bytes(), want) {
 		t.Error("docs/configuration.md does not match the table of settings; run: go generate ./internal/config")
 	}

@@ -56,22 +56,12 @@ func TestServe(t *testing.T) {
 	for range 2 {
 		dial()
 	}
-	if _, err := oldest.Read(make([]byte, 1)); err == nil {
-		t.Error("the oldest that says nothing stays")
-	}
-	if err := readAll(known); err != nil {
-		t.Errorf("one that has said who it is: %v", err)
-	}
+	testenv.Fails(t, testenv.Err(oldest.Read(make([]byte, 1))), "the oldest that says nothing stays")
+	testenv.Check(t, readAll(known), "one that has said who it is")
 	cancel()
 	testenv.Check(t, <-done)
-	if n := serving.Load(); n != 0 {
-		t.Errorf("%d are still served", n)
-	}
-	if err := readAll(known); err == nil {
-		t.Error("a connection outlives the end")
-	}
+	testenv.Equal(t, serving.Load(), 0, "are still served:")
+	testenv.Fails(t, readAll(known), "a connection outlives the end")
 	// A listener that breaks is told.
-	if err := Serve(t.Context(), l, 2, nil); err == nil {
-		t.Error("a listener that is closed is not told")
-	}
+	testenv.Fails(t, Serve(t.Context(), l, 2, nil), "a listener that is closed is not told")
 }

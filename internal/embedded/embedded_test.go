@@ -113,9 +113,7 @@ func TestUnpackFirst(t *testing.T) {
 	var first os.FileInfo
 	for range 2 { // a process that ended before it unpacked the rest, and the next
 		d, _, err := unpack(src, bin, "/proc")
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		fi, err := os.Stat(filepath.Join(d.Stable, "alias"))
 		if err != nil || first != nil && !os.SameFile(first, fi) {
 			t.Errorf("the node's program was written again, or is not there: %v", err)
@@ -299,9 +297,7 @@ func TestEmbedded(t *testing.T) {
 	if errors.Is(err, ErrNotEmbedded) {
 		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	t.Cleanup(func() { letGo(t, &d) })
 	for _, name := range []string{
 		"runc", "coracle-helper", "containerd-shim-runc-v2", "coracle-cni", "nft", "coracle-tools", "kubectl", "ctr", "helm",

@@ -27,9 +27,7 @@ func TestPause(t *testing.T) {
 	if errors.Is(err, ErrNotEmbedded) {
 		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	t.Cleanup(func() { letGo(t, &d) })
 	program := filepath.Join(t.TempDir(), "pause")
 	extractPause(t, d.File("pause.tar"), program)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNoInstances: without an inotify instance the caller polls and the board says so, until there is one.
@@ -32,9 +33,7 @@ func TestNoInstances(t *testing.T) {
 			}
 			began := time.Now()
 			<-w.Poll()
-			if took := time.Since(began); took != Every {
-				t.Errorf("polled after %s", took)
-			}
+			testenv.Equal(t, time.Since(began), Every, "polled after")
 		}
 		if c := board.Components(); len(c) != 1 || c[0].State != status.Degraded {
 			t.Errorf("the board says %+v", c)
@@ -70,9 +69,7 @@ func TestNoticesAreBack(t *testing.T) {
 	if c := board.Components(); len(c) != 1 || c[0].State != status.Running {
 		t.Errorf("the board says %+v", c)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
 	if e := <-w.Events(); filepath.Base(e.Name) != "file" {
 		t.Errorf("noticed %v", e)
 	}
@@ -95,16 +92,12 @@ func TestNextWatcherIsNotStopped(t *testing.T) {
 	first := New(o)
 	first.Add(dir)
 	first.Close()
-	if got := state(); got != status.Stopped {
-		t.Errorf("after the end it is %s", got)
-	}
+	testenv.Equal(t, state(), status.Stopped, "after the end it is")
 	for _, folder := range []string{dir, filepath.Join(dir, "missing")} {
 		o.New = fsnotify.NewWatcher
 		next := New(o)
 		next.Add(folder)
-		if got := state(); got != status.Running {
-			t.Errorf("with notices it is %s", got)
-		}
+		testenv.Equal(t, state(), status.Running, "with notices it is")
 		next.Close()
 		if got := state(); got != status.Stopped {
 			t.Errorf("after the end it is %s again", got)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestRaise: limits that are too low are raised, others stay, and what cannot be read or written is said.
@@ -13,19 +15,13 @@ func TestRaise(t *testing.T) {
 	dir := t.TempDir()
 	files := map[string]string{"max_user_instances": "128\n", "max_user_watches": "1000000\n"}
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
-	if err := raise(dir); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, raise(dir))
 	for name, want := range map[string]string{"max_user_instances": "1024", "max_user_watches": "1000000\n"} {
 		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
 			t.Errorf("%s is %q (%v), want %q", name, got, err, want)
 		}
 	}
-	if err := raise(filepath.Join(dir, "none")); err == nil {
-		t.Error("a kernel without the limits is not told")
-	}
+	testenv.Fails(t, raise(filepath.Join(dir, "none")), "a kernel without the limits is not told")
 }

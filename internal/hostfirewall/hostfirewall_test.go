@@ -150,9 +150,7 @@ func TestConcern(t *testing.T) {
 			for _, i := range c.want {
 				want = append(want, all[i])
 			}
-			if got := (Needs{Port: 6443, Pods: c.pods}).Concern(all); !slices.Equal(got, want) {
-				t.Errorf("got %v, want %v", got, want)
-			}
+			testenv.EqualSlices(t, (Needs{Port: 6443, Pods: c.pods}).Concern(all), want, "")
 		})
 	}
 }
@@ -205,7 +203,5 @@ func TestDescribe(t *testing.T) {
 	})
 	const want = "ufw drops what comes to this machine (ip filter INPUT, ip6 filter INPUT) and what pods send and receive (ip filter FORWARD), where no rule of its own accepts it; " +
 		"Docker drops what pods send and receive (ip filter FORWARD), where no rule of its own accepts it"
-	if got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
+	testenv.Equal(t, got, want, "")
 }

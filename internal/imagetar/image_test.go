@@ -69,9 +69,7 @@ func TestWriteLayout(t *testing.T) {
 	if got := content["bin/alias"].head; got.Typeflag != tar.TypeSymlink || got.Linkname != "prog" {
 		t.Errorf("bin/alias: %+v", got)
 	}
-	if got := content["tmp/"].head; got.Mode != 0o1777 {
-		t.Errorf("tmp mode %o", got.Mode)
-	}
+	testenv.Equal(t, content["tmp/"].head.Mode, 0o1777, "tmp mode")
 	if got := content["etc/deep/"].head; got == nil || got.Typeflag != tar.TypeDir {
 		t.Errorf("the missing parent etc/deep was not added: %+v", got)
 	}
@@ -123,9 +121,7 @@ func untar(t *testing.T, data []byte) map[string]entry {
 		if errors.Is(err, io.EOF) {
 			return out
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		body := testenv.Must(io.ReadAll(tr))(t)
 		out[h.Name] = entry{h, body}
 	}

@@ -9,6 +9,8 @@ import (
 	clientset "k8s.io/client-go/kubernetes"
 	"k8s.io/kubernetes/pkg/volume"
 	"k8s.io/kubernetes/pkg/volume/csi"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // host is as much of a volume host as initializing the CSI plugin takes.
@@ -22,9 +24,7 @@ func (h host) GetKubeClient() clientset.Interface { return nil }
 
 func initCSI(t *testing.T, node types.NodeName) {
 	t.Helper()
-	if err := csi.ProbeVolumePlugins()[0].Init(host{node: node}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, csi.ProbeVolumePlugins()[0].Init(host{node: node}))
 }
 
 func TestKeep(t *testing.T) {
@@ -34,9 +34,7 @@ func TestKeep(t *testing.T) {
 		t.Fatalf("upstream's variable holds a manager for node %q: has it moved?", got)
 	}
 	Keep(func() { initCSI(t, "") })
-	if got := nodeOf(manager); got != "kubelets-node" {
-		t.Errorf("after a controller's CSI plugin started, the variable is for node %q", got)
-	}
+	testenv.Equal(t, nodeOf(manager), "kubelets-node", "after a controller's CSI plugin started, the variable is for node")
 	manager = nil
 	Keep(func() { initCSI(t, "") })
 	if manager != nil {
@@ -45,7 +43,5 @@ func TestKeep(t *testing.T) {
 }
 
 func TestWriteWithoutAKubelet(t *testing.T) {
-	if err := Write(); err == nil {
-		t.Error("an object was written for no node")
-	}
+	testenv.Fails(t, Write(), "an object was written for no node")
 }

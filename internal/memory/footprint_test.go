@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"unsafe"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestCleanTakesOnlyWhatWasNeverWritten(t *testing.T) {
@@ -19,10 +21,7 @@ c000000000-c000400000 rw-p 00000000 00:00 0
 7f0000000000-7f0000001000 r--s 00000000 fe:00 99   /var/lib/coracle/server/store/raft.db
 7fff00000000-7fff00002000 r-xp 00000000 00:00 0   [vdso]
 `
-	got, err := clean(strings.NewReader(maps), "/usr/local/bin/coracle")
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testenv.Must(clean(strings.NewReader(maps), "/usr/local/bin/coracle"))(t)
 	if want := []mapping{{0x400000, 0x6d5a000}, {0x6d5a000, 0xa000000}}; !slices.Equal(got, want) {
 		t.Errorf("clean mappings %x, want %x", got, want)
 	}
@@ -31,9 +30,7 @@ c000000000-c000400000 rw-p 00000000 00:00 0
 // The program goes on after its pages were forgotten, read-only data included.
 func TestTrim(t *testing.T) {
 	for i := range 3 {
-		if err := Trim(i > 0); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Trim(i > 0))
 	}
 	if s := strings.Repeat("still here ", 2); s != "still here still here " {
 		t.Error(s)
@@ -43,33 +40,24 @@ func TestTrim(t *testing.T) {
 // A byte that is read brings its page and not those around it: of every 64 KB one page is mapped, not sixteen.
 func TestTrimMapsPagesSingly(t *testing.T) {
 	resident := func() (kb int) {
-		data, err := os.ReadFile("/proc/self/status")
-		if err != nil {
-			t.Fatal(err)
-		}
+		data := testenv.Must(os.ReadFile("/proc/self/status"))(t)
 		_, rest, _ := strings.Cut(string(data), "RssFile:")
-		if _, err := fmt.Sscan(rest, &kb); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(fmt.Sscan(rest, &kb))(t)
 		return kb
 	}
 	touch := func() (touched int) {
 		var sum byte
-		if err := eachOwn(func(m mapping) error {
+		testenv.NoError(t, eachOwn(func(m mapping) error {
 			for at := m.start; at < m.end; at += 64 << 10 {
 				sum += *(*byte)(unsafe.Add(unsafe.Pointer(nil), at))
 				touched++
 			}
 			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
+		}))
 		_ = sum
 		return touched
 	}
-	if err := Trim(false); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Trim(false))
 	if open, err := os.ReadDir("/proc/self/fd"); err != nil || !slices.ContainsFunc(open, func(e os.DirEntry) bool {
 		to, _ := os.Readlink("/proc/self/fd/" + e.Name())
 		return strings.Contains(to, "userfaultfd")

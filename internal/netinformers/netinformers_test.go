@@ -121,18 +121,10 @@ func listed(actions []clienttesting.Action) string {
 
 func TestAskingForWhatIsNotWatched(t *testing.T) {
 	i := testenv.Must(New(Options{Client: fake.NewClientset(), NodeName: "n1"}))(t)
-	if _, err := i.Services(); err == nil {
-		t.Error("Services that nobody watches were handed out: they would stay empty for ever")
-	}
-	if _, err := i.Policies(); err == nil {
-		t.Error("policies that nobody watches were handed out")
-	}
-	if _, err := i.Names(); err == nil {
-		t.Error("what has a name and nobody watches was handed out")
-	}
-	if _, err := New(Options{NodeName: "n1"}); err == nil {
-		t.Error("no client, and no error")
-	}
+	testenv.Fails(t, testenv.Err(i.Services()), "Services that nobody watches were handed out: they would stay empty for ever")
+	testenv.Fails(t, testenv.Err(i.Policies()), "policies that nobody watches were handed out")
+	testenv.Fails(t, testenv.Err(i.Names()), "what has a name and nobody watches was handed out")
+	testenv.Fails(t, testenv.Err(New(Options{NodeName: "n1"})), "no client, and no error")
 }
 
 // TestCachesHoldTrimmedObjects checks the way from the API to a cache, and that Run leaves nothing behind.
@@ -238,9 +230,7 @@ func TestTrim(t *testing.T) {
 	} {
 		name := fmt.Sprintf("%T", c.in)
 		got, err := trim(c.in)
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
+		testenv.Check(t, err, "%s", name)
 		if !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: got\n%+v\nwant\n%+v", name, got, c.want)
 		}

@@ -38,9 +38,8 @@ func TestServedIsWhatSelectorsLetThrough(t *testing.T) {
 	withoutOthers, withoutHeadless := labels.Everything(), labels.Everything()
 	for at, text := range map[*labels.Selector]string{&withoutOthers: "!" + apis.LabelServiceProxyName, &withoutHeadless: "!" + corev1.IsHeadlessService} {
 		var err error
-		if *at, err = labels.Parse(text); err != nil {
-			t.Fatal(err)
-		}
+		*at, err = labels.Parse(text)
+		testenv.NoError(t, err)
 	}
 	hasAddress := fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone)
 	for _, ip := range []string{"", "None", "10.43.0.9", "fd43::9"} {
@@ -87,9 +86,7 @@ func TestProxyHearsOfWhatIsServed(t *testing.T) {
 		default:
 			_, err = informer.AddEventHandlerWithOptions(h, cache.HandlerOptions{})
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	add(from.Services.Informer(), 0)
 	add(from.EndpointSlices.Informer(), 1)
@@ -159,7 +156,5 @@ func (h *heard) want(t *testing.T, events ...string) {
 		return nil
 	})
 	slices.Sort(got)
-	if !slices.Equal(got, events) {
-		t.Errorf("heard %v, want %v", got, events)
-	}
+	testenv.EqualSlices(t, got, events, "heard")
 }

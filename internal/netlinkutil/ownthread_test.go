@@ -80,10 +80,6 @@ func TestThreadEndsWithTheFunction(t *testing.T) {
 // TestDoReturnsTheError: Do returns the function's error, and one if the function does not return.
 func TestDoReturnsTheError(t *testing.T) {
 	want := errors.New("why")
-	if err := Do(func() error { return want }); err != want {
-		t.Errorf("got %v, want %v", err, want)
-	}
-	if err := Do(func() error { runtime.Goexit(); return nil }); err != errNoReturn {
-		t.Errorf("the goroutine ended: %v", err)
-	}
+	testenv.Equal(t, Do(func() error { return want }), want, "")
+	testenv.Equal(t, Do(func() error { runtime.Goexit(); return nil }), errNoReturn, "the goroutine ended:")
 }

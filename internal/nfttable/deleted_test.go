@@ -18,13 +18,7 @@ import (
 func hear(t *testing.T, gone func(), tables ...Table) {
 	t.Helper()
 	d := testenv.Must(HearDeletions(tables...))(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- d.Run(ctx, gone) }()
-	t.Cleanup(func() {
-		cancel()
-		testenv.Check(t, <-done)
-	})
+	testenv.Run(t, func(ctx context.Context) error { return d.Run(ctx, gone) })
 }
 
 func TestDeletionsAreHeard(t *testing.T) {

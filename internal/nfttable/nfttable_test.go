@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -21,9 +22,7 @@ func TestTables(t *testing.T) {
 		if got, err := Exists(table); got != want || err != nil {
 			t.Errorf("exists: %v, %v; want %v", got, err, want)
 		}
-		if err := Ensure(table); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Ensure(table))
 	}
 	if got, err := Exists(Table{Family: IPv4, Name: "x"}); got || err != nil {
 		t.Errorf("exists in another family: %v, %v", got, err)
@@ -34,9 +33,7 @@ func TestTables(t *testing.T) {
 	if got, err := Exists(table); !got || err != nil {
 		t.Errorf("the table of another family was deleted too: %v, %v", got, err)
 	}
-	if err := Delete(table); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Delete(table))
 	if got, err := Exists(table); got || err != nil {
 		t.Errorf("exists after deleting: %v, %v", got, err)
 	}

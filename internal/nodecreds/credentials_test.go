@@ -8,35 +8,28 @@ import (
 	"testing"
 
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestPublish(t *testing.T) {
 	f := In(filepath.Join(t.TempDir(), "cred"))
 	c := Cluster{URL: "https://192.0.2.1:6443", ServerName: "127.0.0.1", ServerCA: []byte("server"), ClientCA: []byte("client")}
 	for range 2 { // the second time there is nothing to do
-		if err := f.Publish(c); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, f.Publish(c))
 	}
 	for path, want := range map[string]string{f.ServerCAFile: "server", f.ClientCAFile: "client"} {
-		if got, err := os.ReadFile(path); err != nil || string(got) != want {
-			t.Errorf("%s: %q, %v", path, got, err)
-		}
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(path))(t)), want, "%s:", path)
 		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: mode %v, %v", path, fi.Mode(), err)
 		}
 	}
 	for path, pair := range map[string]string{f.KubeletKubeconfig: f.KubeletPair, f.NetworkKubeconfig: f.NetworkPair} {
-		k, err := clientcmd.LoadFromFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		k := testenv.Must(clientcmd.LoadFromFile(path))(t)
 		user, cluster := k.AuthInfos["default"], k.Clusters["default"]
 		if user.ClientCertificate != pair || user.ClientKey != pair || cluster.Server != c.URL || cluster.TLSServerName != c.ServerName || cluster.CertificateAuthority != f.ServerCAFile {
 			t.Errorf("%s: %+v, %+v", path, user, cluster)
 		}
 	}
-	if err := (Files{}).Publish(c); err == nil {
-		t.Error("published nowhere")
-	}
+	testenv.Fails(t, (Files{}).Publish(c), "published nowhere")
 }

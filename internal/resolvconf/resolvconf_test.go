@@ -7,13 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func write(t *testing.T, path, content string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path, []byte(content), 0o600))
 }
 
 func TestChoose(t *testing.T) {
@@ -28,13 +28,9 @@ func TestChoose(t *testing.T) {
 		{"", missing, etc},
 	} {
 		write(t, etc, c.file)
-		if got := Choose([]string{etc, c.systemd}); got != c.want {
-			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
-		}
+		testenv.Equal(t, Choose([]string{etc, c.systemd}), c.want, "%q:", c.file)
 	}
-	if got := Choose([]string{missing, systemd}); got != systemd {
-		t.Errorf("without the first file: got %s", got)
-	}
+	testenv.Equal(t, Choose([]string{missing, systemd}), systemd, "without the first file:")
 }
 
 func TestServers(t *testing.T) {
@@ -44,7 +40,5 @@ func TestServers(t *testing.T) {
 	if got := fmt.Sprint(servers); err != nil || got != "[192.0.2.1 2001:db8::1 192.0.2.2]" {
 		t.Errorf("got %s, %v", got, err)
 	}
-	if _, err := Servers(path + "x"); err == nil {
-		t.Error("a missing file is no error")
-	}
+	testenv.Fails(t, testenv.Err(Servers(path+"x")), "a missing file is no error")
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestParse(t *testing.T) {
@@ -32,9 +33,7 @@ func TestParse(t *testing.T) {
 	slices.Sort(wrong)
 	want := []string{AccessKey, Bucket, Lookup, Endpoint, EndpointCA, Insecure, Proxy, Retention, Timeout}
 	slices.Sort(want)
-	if !slices.Equal(wrong, want) {
-		t.Errorf("wrong are %q, want %q", wrong, want)
-	}
+	testenv.EqualSlices(t, wrong, want, "wrong are")
 }
 
 // TestFromSecret: the keys of k3s' Secrets.
@@ -47,13 +46,8 @@ func TestFromSecret(t *testing.T) {
 
 func TestCertificates(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := testca.New(dir); err != nil {
-		t.Fatal(err)
-	}
-	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(testca.New(dir))(t)
+	ca := testenv.Must(os.ReadFile(filepath.Join(dir, "ca.crt")))(t)
 	for _, text := range []string{string(ca), base64.StdEncoding.EncodeToString(ca)} {
 		if s, err := Parse(map[string]string{Bucket: "b", EndpointCA: text}); err != nil || s.CA == nil {
 			t.Errorf("%.20q: %v", text, err)
@@ -67,9 +61,7 @@ func TestFolder(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "", "/": "", ".": "", "a": "a", "a/b/": "a/b", "/a//b": "a/b", "./a": "a", "a/./b": "a/b", "a/../b": "b", "a/..": "", "..a/b..": "..a/b..",
 	} {
-		if s, err := Parse(map[string]string{Bucket: "b", Folder: text}); err != nil || s.Folder != want {
-			t.Errorf("%q is the folder %q, %v; want %q", text, s.Folder, err, want)
-		}
+		testenv.Equal(t, testenv.Must(Parse(map[string]string{Bucket: "b", Folder: text}))(t).Folder, want, "%q is the folder", text)
 	}
 	for _, text := range []string{"..", "../a", "a/../../b", "/../a", "a\x00b", "a\nb"} {
 		if _, err := Parse(map[string]string{Bucket: "b", Folder: text}); len(Each(err)) != 1 || Each(err)[0].Name != Folder {

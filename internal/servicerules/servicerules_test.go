@@ -19,9 +19,7 @@ var tables = []nfttable.Table{{Family: nfttable.IPv4, Name: NFTable}, {Family: n
 func expect(t *testing.T, there bool, when string) {
 	t.Helper()
 	for _, table := range tables {
-		if got, err := nfttable.Exists(table); err != nil || got != there {
-			t.Errorf("%s: table %v is there: %v, %v", when, table, got, err)
-		}
+		testenv.Equal(t, testenv.Must(nfttable.Exists(table))(t), there, "%s: table %v is there:", when, table)
 	}
 }
 
@@ -40,9 +38,7 @@ func TestRemoveGoesByTheRecord(t *testing.T) {
 		t.Errorf("got %q, %v", name, err)
 	}
 	expect(t, false, "with a record")
-	if _, err := os.Stat(record); err == nil {
-		t.Error("the record is still there: the next time another program's rules would be removed")
-	}
+	testenv.Fails(t, testenv.Err(os.Stat(record)), "the record is still there: the next time another program's rules would be removed")
 	testenv.NoError(t, Write(record, NFTables))
 	if name, err := Remove(record); name != NFTables || err != nil {
 		t.Errorf("with a record but no tables: %q, %v", name, err)
@@ -77,9 +73,7 @@ func TestModeChanges(t *testing.T) {
 
 func TestUnknownBackEnd(t *testing.T) {
 	record := RecordIn(t.TempDir())
-	if err := Write(record, "of the future"); err == nil {
-		t.Error("a back end whose rules cannot be removed may be recorded")
-	}
+	testenv.Fails(t, Write(record, "of the future"), "a back end whose rules cannot be removed may be recorded")
 	testenv.NoError(t, os.WriteFile(record, []byte("of the future\n"), 0o600))
 	testenv.WantError(t, testenv.Err(Remove(record)), "of the future")
 }

@@ -60,13 +60,7 @@ func serve(t *testing.T, socket string, b *Board) (*Server, func()) {
 	t.Helper()
 	s := NewServer(socket, Identity{Role: "server", Version: "v1", Node: "n", DataDir: "/d", Started: time.Unix(1, 0)}, b)
 	l := testenv.Must(s.Listen())(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx, l) }()
-	return s, func() {
-		cancel()
-		testenv.Check(t, <-done)
-	}
+	return s, testenv.Run(t, func(ctx context.Context) error { return s.Serve(ctx, l) })
 }
 
 // TestLongStartIsAProblem: a part that does not come to an end of its start is wrong, even where it reports nothing.
@@ -86,9 +80,7 @@ func TestLongStartIsAProblem(t *testing.T) {
 			b := NewBoard(time.Now)
 			b.Part("containerd").Set(tt.state, tt.message)
 			time.Sleep(tt.ago) // fake time
-			if got := fmt.Sprint(makeReport(Identity{}, b).Problems); got != tt.want {
-				t.Errorf("%s for %v: %s, want %s", tt.state, tt.ago, got, tt.want)
-			}
+			testenv.Equal(t, fmt.Sprint(makeReport(Identity{}, b).Problems), tt.want, "%s for %v:", tt.state, tt.ago)
 		})
 	}
 }
@@ -140,9 +132,7 @@ func TestServerAndClient(t *testing.T) {
 func TestErrorsKeepSecrets(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer l.Close()
 	go func() {
 		for c, err := l.Accept(); err == nil; c, err = l.Accept() {

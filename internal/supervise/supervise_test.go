@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestKeep: a part that fails is started again after longer and longer waits, which begin anew once it has run for a
@@ -53,14 +54,10 @@ func TestKeep(t *testing.T) {
 				t.Fatalf("started after %v, want seconds %v", starts, want)
 			}
 		}
-		if c := board.Components(); c[0].State != status.Running {
-			t.Errorf("the board says %+v", c)
-		}
+		testenv.Equal(t, board.Components()[0].State, status.Running, "the board says")
 		cancel()
 		synctest.Wait()
-		if c := board.Components(); c[0].State != status.Stopped {
-			t.Errorf("at the end the board says %+v", c)
-		}
+		testenv.Equal(t, board.Components()[0].State, status.Stopped, "at the end the board says")
 	})
 }
 

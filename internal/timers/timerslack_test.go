@@ -97,9 +97,7 @@ func TestNoSlackIsSetWithoutPrivilege(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	for line := range strings.Lines(string(out)) {
-		if line != "50000 <nil>\n" {
-			t.Errorf("a thread has the slack %s", line)
-		}
+		testenv.Equal(t, line, "50000 <nil>\n", "a thread has the slack")
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/joining/token"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestRequestSurvivesTheWire(t *testing.T) {
@@ -22,9 +23,7 @@ func TestRequestSurvivesTheWire(t *testing.T) {
 		Node: Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("fd00::1")}, Password: "p", KubeletRequest: []byte{3}, ServingRequest: []byte{4}, NetworkRequest: []byte{5}},
 	}
 	var wire bytes.Buffer
-	if err := write(&wire, maxRequest, want); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, write(&wire, maxRequest, want))
 	got, err := ReadRequest(&wire)
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v, want %+v", got, err, want)
@@ -35,17 +34,13 @@ func TestTooLong(t *testing.T) {
 	if err := write(&bytes.Buffer{}, maxRequest, Request{Program: strings.Repeat("x", maxRequest)}); err == nil {
 		t.Error("a request was sent that no server reads")
 	}
-	if _, err := ReadRequest(bytes.NewReader(binary.BigEndian.AppendUint32(nil, maxRequest+1))); err == nil || !strings.Contains(err.Error(), "at most") {
-		t.Error(err)
-	}
+	testenv.WantError(t, testenv.Err(ReadRequest(bytes.NewReader(binary.BigEndian.AppendUint32(nil, maxRequest+1)))), "at most")
 }
 
 // FuzzReadRequest: whatever comes is a request or an error, and costs no more than its length allows.
 func FuzzReadRequest(f *testing.F) {
 	var wire bytes.Buffer
-	if err := write(&wire, maxRequest, Request{Node: Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}); err != nil {
-		f.Fatal(err)
-	}
+	testenv.NoError(f, write(&wire, maxRequest, Request{Node: Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}}))
 	f.Add(wire.Bytes())
 	f.Add([]byte("\x00\x00\x00\x04null"))
 	f.Add([]byte("\xff\xff\xff\xff"))
@@ -68,9 +63,7 @@ func FuzzReadAnswer(f *testing.F) {
 		{ServerCA: append([]byte("-----BEGIN X-----\n"), own...)},
 	} {
 		var wire bytes.Buffer
-		if err := a.Write(&wire); err != nil {
-			f.Fatal(err)
-		}
+		testenv.NoError(f, a.Write(&wire))
 		f.Add(wire.Bytes()[4:])
 	}
 	f.Add([]byte("null"))

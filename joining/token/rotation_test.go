@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestRotation(t *testing.T) {
@@ -34,9 +36,7 @@ func TestRotation(t *testing.T) {
 		} else if next.Role != Role(tt.role) || next.CAHash != hash {
 			t.Errorf("%+v: %+v", tt, next)
 		}
-		if !strings.Contains(printed, tt.want) {
-			t.Errorf("%+v: %s", tt, printed)
-		}
+		testenv.Contains(t, printed, tt.want, "%+v:", tt)
 	}
 	made, err := RotationRequest{Role: RoleServer}.Next(s)
 	if err != nil || len(made.Secret) != 32 {
@@ -50,9 +50,7 @@ func TestValid(t *testing.T) {
 	former := Token{Role: RoleServer, Secret: "old"}
 	s := Set{Server: Token{Role: RoleServer, Secret: "a"}, Agent: Token{Role: RoleAgent, Secret: "b"}, Former: []Former{{Token: former, Until: now.Add(time.Hour)}}}
 	for after, want := range map[time.Duration]int{0: 3, time.Hour - 1: 3, time.Hour: 2} {
-		if got := s.Accepted(now.Add(after)); len(got) != want {
-			t.Errorf("after %s: %v", after, got)
-		}
+		testenv.Equal(t, len(s.Accepted(now.Add(after))), want, "after %s:", after)
 	}
 }
 
@@ -61,9 +59,7 @@ func TestKeep(t *testing.T) {
 	hash, dir := strings.Repeat("a", 64), t.TempDir()
 	s := Set{Server: Token{CAHash: hash, Role: RoleServer, Secret: "a"}, Agent: Token{CAHash: hash, Role: RoleAgent, Secret: "b"}}
 	for range 2 {
-		if err := Keep(dir, s); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Keep(dir, s))
 		if got, err := Read(dir); err != nil || !reflect.DeepEqual(got, s) {
 			t.Errorf("%+v, %v", got, err)
 		}

@@ -17,6 +17,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var (
@@ -25,10 +27,7 @@ var (
 )
 
 func TestParseIsTheInverseOfString(t *testing.T) {
-	server, err := New(clusterCA, RoleServer)
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := testenv.Must(New(clusterCA, RoleServer))(t)
 	for _, want := range []Token{
 		server,
 		{CAHash: Hash(clusterCA), Role: RoleAgent, Secret: "with:colon"},
@@ -63,13 +62,8 @@ func TestParseErrorsNameTheFault(t *testing.T) {
 }
 
 func TestVerify(t *testing.T) {
-	tok, err := New(clusterCA, RoleAgent)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tok.VerifyCA(clusterCA); err != nil {
-		t.Error(err)
-	}
+	tok := testenv.Must(New(clusterCA, RoleAgent))(t)
+	testenv.Check(t, tok.VerifyCA(clusterCA))
 	if err := tok.VerifyCA(foreignCA); !errors.Is(err, ErrOtherCluster) {
 		t.Errorf("another authority: %v", err)
 	}
@@ -78,11 +72,7 @@ func TestVerify(t *testing.T) {
 func ensure(t *testing.T, o Options) Set {
 	t.Helper()
 	o.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
-	s, err := Ensure(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return testenv.Must(Ensure(o))(t)
 }
 
 func TestEnsure(t *testing.T) {
@@ -122,17 +112,11 @@ func TestEnsureRefuses(t *testing.T) {
 		"expires":    {Agent: "abcdef.0123456789abcdef"},
 	} {
 		o.Dir, o.Root, o.Logger = t.TempDir(), clusterCA, log
-		if _, err := Ensure(o); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v", want, err)
-		}
+		testenv.WantError(t, testenv.Err(Ensure(o)), want)
 	}
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, ServerFile), []byte("CRC1zz::"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Ensure(Options{Dir: dir, Root: clusterCA, Logger: log}); err == nil || !strings.Contains(err.Error(), "Restore") {
-		t.Errorf("damaged file: %v", err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, ServerFile), []byte("CRC1zz::"), 0o600))
+	testenv.WantError(t, testenv.Err(Ensure(Options{Dir: dir, Root: clusterCA, Logger: log})), "Restore")
 }
 
 func TestFilesOfAnotherCluster(t *testing.T) {
@@ -147,19 +131,10 @@ func TestFilesOfAnotherCluster(t *testing.T) {
 func TestBootstrapTokens(t *testing.T) {
 	ctx, c := t.Context(), fake.NewSimpleClientset()
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	a, err := Create(ctx, c, CreateOptions{TTL: time.Hour, Description: "for the barge", Now: now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Create(ctx, c, CreateOptions{Token: "zzzzzz.0123456789abcdef"}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Create(ctx, c, CreateOptions{Token: "zzzzzz.0123456789abcdef"}); err == nil || !strings.Contains(err.Error(), "exists") {
-		t.Errorf("the same again: %v", err)
-	}
-	if _, err := Create(ctx, c, CreateOptions{Token: "wrong"}); err == nil {
-		t.Error("a wrong form was taken")
-	}
+	a := testenv.Must(Create(ctx, c, CreateOptions{TTL: time.Hour, Description: "for the barge", Now: now}))(t)
+	testenv.Must(Create(ctx, c, CreateOptions{Token: "zzzzzz.0123456789abcdef"}))(t)
+	testenv.WantError(t, testenv.Err(Create(ctx, c, CreateOptions{Token: "zzzzzz.0123456789abcdef"})), "exists")
+	testenv.Fails(t, testenv.Err(Create(ctx, c, CreateOptions{Token: "wrong"})), "a wrong form was taken")
 	list, err := List(ctx, c)
 	if err != nil || len(list) != 2 {
 		t.Fatalf("%+v, %v", list, err)
@@ -172,15 +147,9 @@ func TestBootstrapTokens(t *testing.T) {
 	if got.Expired(now.Add(time.Hour-1)) || !got.Expired(now.Add(time.Hour)) || list[1].Expired(now.AddDate(99, 0, 0)) {
 		t.Error("Expired is wrong")
 	}
-	if err := Delete(ctx, c, a.Token(Hash(clusterCA)).String()); err != nil {
-		t.Error(err)
-	}
-	if err := Delete(ctx, c, a.ID); err == nil || !strings.Contains(err.Error(), "no token") {
-		t.Errorf("a second delete: %v", err)
-	}
-	if err := Delete(ctx, c, "nonsense"); err == nil {
-		t.Error("nonsense was deleted")
-	}
+	testenv.Check(t, Delete(ctx, c, a.Token(Hash(clusterCA)).String()))
+	testenv.WantError(t, Delete(ctx, c, a.ID), "no token")
+	testenv.Fails(t, Delete(ctx, c, "nonsense"), "nonsense was deleted")
 	_, err = c.CoreV1().Secrets("kube-system").Get(ctx, "bootstrap-token-"+a.ID, metav1.GetOptions{})
 	if !apierrors.IsNotFound(err) {
 		t.Errorf("still there: %v", err)

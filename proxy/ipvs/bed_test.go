@@ -44,9 +44,7 @@ type bed struct {
 func newBed(t *testing.T) *bed {
 	b := &bed{outside: netns.New(t), services: map[string]*corev1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{}}
 	for _, f := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
-		if err := os.WriteFile(f, []byte("1"), 0); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(f, []byte("1"), 0))
 	}
 	b.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outsideAddr6 + "/64"})
 	for i, ip := range podAddrs {
@@ -54,18 +52,13 @@ func newBed(t *testing.T) *bed {
 		gw := netip.MustParseAddr(ip).Prev().String()
 		gw6 := fmt.Sprintf("fd42:0:0:%d::1", i)
 		ns.Link(t, fmt.Sprintf("pod%d", i), "eth0", []string{gw + "/30", gw6 + "/64"}, []string{ip + "/30", pod6(i) + "/64"})
-		if err := ns.Do(func() error { return errors.Join(netns.AddRoute("0.0.0.0/0", gw), netns.AddRoute("::/0", gw6)) }); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, ns.Do(func() error { return errors.Join(netns.AddRoute("0.0.0.0/0", gw), netns.AddRoute("::/0", gw6)) }))
 		netns.Serve(t, ns, ip, "tcp", ":8080")
 		serveEcho(t, ns, ip)
 	}
-	err := b.outside.Do(func() error {
+	testenv.NoError(t, b.outside.Do(func() error {
 		return errors.Join(netns.AddRoute("10.43.0.0/16", nodeAddr), netns.AddRoute("fd43::/112", nodeAddr6))
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	return b
 }
 
@@ -75,35 +68,26 @@ func pod6(i int) string { return fmt.Sprintf("fd42:0:0:%d::2", i) }
 func serveEcho(t *testing.T, ns *netns.NS, name string) {
 	var l net.Listener
 	var d net.PacketConn
-	err := ns.Do(func() (err error) {
+	testenv.NoError(t, ns.Do(func() (err error) {
 		if l, err = net.Listen("tcp", ":9090"); err == nil {
 			d, err = net.ListenPacket("udp", ":9090")
 		}
 		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	t.Cleanup(func() { l.Close(); d.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				buf := make([]byte, 64)
-				for {
-					n, err := c.Read(buf)
-					if err != nil {
-						return
-					}
-					fmt.Fprintf(c, "%s %s", name, buf[:n])
+	go testenv.Accept(l, func(c net.Conn) {
+		go func() {
+			defer c.Close()
+			buf := make([]byte, 64)
+			for {
+				n, err := c.Read(buf)
+				if err != nil {
+					return
 				}
-			}()
-		}
-	}()
+				fmt.Fprintf(c, "%s %s", name, buf[:n])
+			}
+		}()
+	})
 	go func() {
 		buf := make([]byte, 64)
 		for {
@@ -122,22 +106,17 @@ func (b *bed) start(t *testing.T) {
 	if b.log.GetSink() == nil {
 		b.log = klog.Background()
 	}
-	p, err := New(Options{
+	p := testenv.Must(New(Options{
 		NodeName: "n1", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")},
 		NodePortAddresses: []string{nodeAddr + "/32", nodeAddr6 + "/128"}, Scheduler: b.scheduler, Logger: b.log,
 		nft: func(f knftables.Family) (knftables.Interface, error) {
 			return knftables.NewFake(f, servicerules.IPVSTable), nil
 		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	t.Cleanup(p.Close)
 	b.proxier, b.calls = p, &spy{Table: p.families[0].apply.table}
 	p.families[0].apply.table = b.calls
-	if err := p.Prepare(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.Prepare())
 	for name := range b.services {
 		p.OnServiceUpdate(nil, b.services[name])
 		p.OnEndpointSlice(b.slices[name], false)
@@ -266,33 +245,19 @@ func (b *bed) dump(t *testing.T) string {
 	t.Helper()
 	s := newDesiredState()
 	table := b.calls.Table
-	servers, err := table.Servers()
-	if err != nil {
-		t.Fatal(err)
-	}
+	servers := testenv.Must(table.Servers())(t)
 	for k, v := range servers {
-		reals, err := table.Reals(k)
-		if err != nil {
-			t.Fatal(err)
-		}
+		reals := testenv.Must(table.Reals(k))(t)
 		vs := VirtualServer{Server: v}
 		for _, r := range reals {
-			if r.Weight != 1 {
-				t.Errorf("%s in %s has weight %d", r.Addr, k, r.Weight)
-			}
+			testenv.Equal(t, r.Weight, 1, "%s in %s has weight", r.Addr, k)
 			vs.Reals = append(vs.Reals, r.Addr)
 		}
 		slices.SortFunc(vs.Reals, netip.AddrPort.Compare)
 		s.Servers[k] = vs
 	}
-	link, err := netlink.LinkByName(servicerules.IPVSDevice)
-	if err != nil {
-		t.Fatal(err)
-	}
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-	if err != nil {
-		t.Fatal(err)
-	}
+	link := testenv.Must(netlink.LinkByName(servicerules.IPVSDevice))(t)
+	addrs := testenv.Must(netlink.AddrList(link, netlink.FAMILY_V4))(t)
 	for _, a := range addrs {
 		s.Addresses[netip.MustParseAddr(a.IP.String())] = true
 	}
@@ -357,10 +322,7 @@ func index(t *testing.T, addr string) int {
 
 func (b *bed) weight(t *testing.T, k Key, addr string) (weight int, there bool) {
 	t.Helper()
-	reals, err := b.calls.Table.Reals(k)
-	if err != nil {
-		t.Fatal(err)
-	}
+	reals := testenv.Must(b.calls.Table.Reals(k))(t)
 	for _, r := range reals {
 		if r.Addr.Addr().String() == addr {
 			return r.Weight, true

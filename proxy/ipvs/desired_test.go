@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // endpoint is where one is, and in what state.
@@ -279,9 +280,7 @@ func TestRemovedServersDoNotDrain(t *testing.T) {
 	a := &applier{table: m}
 	apply := func(full bool, want map[Key]VirtualServer) {
 		t.Helper()
-		if err := a.apply(want, nil, full); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.apply(want, nil, full))
 	}
 	apply(false, map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, []netip.AddrPort{one, two}}})
 	m.reals[k][two].Connections = 1
@@ -305,9 +304,7 @@ func TestApply(t *testing.T) {
 	one, two := netip.MustParseAddrPort("10.42.0.2:80"), netip.MustParseAddrPort("10.42.0.6:80")
 	apply := func(full bool, reals ...netip.AddrPort) {
 		t.Helper()
-		if err := a.apply(map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, reals}}, nil, full); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.apply(map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, reals}}, nil, full))
 	}
 	apply(false, one, two)
 	reads := m.reads
@@ -327,9 +324,7 @@ func TestApply(t *testing.T) {
 		t.Errorf("without connections: %+v, draining %v", r, a.draining)
 	}
 	m.refuse = errors.New("no")
-	if err := a.apply(map[Key]VirtualServer{}, nil, false); err == nil {
-		t.Error("a refusal is not told")
-	}
+	testenv.Fails(t, a.apply(map[Key]VirtualServer{}, nil, false), "a refusal is not told")
 	m.refuse = nil
 	m.servers[k] = Server{Scheduler: "lc"} // what the refused call left is not known: the next looks
 	m.reals[k] = map[netip.AddrPort]*Real{}
@@ -349,9 +344,7 @@ func TestKernelLacksAScheduler(t *testing.T) {
 	apply := func(full bool, reals ...netip.AddrPort) {
 		t.Helper()
 		want := map[Key]VirtualServer{key(1): {Server{Scheduler: "mh"}, reals}, key(2): {Server{Scheduler: "lc"}, reals}, key(3): {Server{Scheduler: "mh"}, reals}}
-		if err := a.apply(want, nil, full); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, a.apply(want, nil, full))
 	}
 	has := func(when string, reals int, first, second string) {
 		t.Helper()
@@ -450,9 +443,7 @@ func TestRulesAreDifferences(t *testing.T) {
 		runs int
 	}{{viewOf(nil, here), true, 1}, {viewOf(nil, here), false, 1}, {viewOf(nodePort, here), false, 2}, {viewOf(nodePort), false, 3}, {viewOf(nodePort), true, 4}} {
 		want := Desired(c.view).Sets
-		if err := w.apply(t.Context(), want, nil, c.full); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, w.apply(t.Context(), want, nil, c.full))
 		if nft.runs != c.runs {
 			t.Errorf("step %d: nft ran %d times, want %d", i, nft.runs, c.runs)
 		}
@@ -485,20 +476,14 @@ func TestDefaultScheduler(t *testing.T) {
 		v := viewOf(func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: asks} }, here)
 		v.Scheduler = "wlc"
 		for k, server := range Desired(v).Servers {
-			if server.Scheduler != want {
-				t.Errorf("asked for %q, %s has %q, want %q", asks, k, server.Scheduler, want)
-			}
+			testenv.Equal(t, server.Scheduler, want, "asked for %q, %s has", asks, k)
 		}
 	}
-	if _, err := New(Options{Scheduler: "nonsense"}); err == nil || !strings.Contains(err.Error(), "nonsense") {
-		t.Errorf("a node's scheduler that does not exist: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(New(Options{Scheduler: "nonsense"})), "nonsense")
 }
 
 func TestKernelVersion(t *testing.T) {
 	for release, fits := range map[string]bool{"6.1.176": true, "5.9.0": true, "5.10.0-30-amd64": true, "5.8.18": false, "4.19.0": false, "x": false} {
-		if err := newEnough(release); (err == nil) != fits {
-			t.Errorf("%s: %v", release, err)
-		}
+		testenv.Equal(t, (newEnough(release) == nil), fits, "%s:", release)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestDeviceChangesAreRepaired: another program, as a manager of interfaces that takes the device for its own, takes an
@@ -23,11 +24,7 @@ func TestDeviceChangesAreRepaired(t *testing.T) {
 	bridge := func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}) }
 	link := func() netlink.Link {
 		t.Helper()
-		l, err := netlink.LinkByName(servicerules.IPVSDevice)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l
+		return testenv.Must(netlink.LinkByName(servicerules.IPVSDevice))(t)
 	}
 	set := func(texts ...string) map[netip.Addr]bool {
 		out := map[netip.Addr]bool{}
@@ -36,23 +33,15 @@ func TestDeviceChangesAreRepaired(t *testing.T) {
 		}
 		return out
 	}
-	if err := bridge(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := netlink.LinkDel(link()); err != nil {
-			t.Error(err)
-		}
-	})
+	testenv.NoError(t, bridge())
+	t.Cleanup(func() { testenv.Check(t, netlink.LinkDel(link())) })
 	four, six := &family{netlink: netlink.FAMILY_V4}, &family{netlink: netlink.FAMILY_V6}
 	p := &Proxier{families: []*family{four, six}}
 	write := func() {
 		t.Helper()
 		four.addresses, six.addresses = set("10.43.0.9", "203.0.113.7"), set("fd43::9")
 		for _, f := range p.families {
-			if err := applyAddresses(f.netlink, f.addresses, true); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, applyAddresses(f.netlink, f.addresses, true))
 		}
 	}
 	is := func(want bool, after string) {
@@ -81,16 +70,12 @@ func TestDeviceChangesAreRepaired(t *testing.T) {
 		}
 		is(false, harm.what)
 		if _, err := netlink.LinkByName(servicerules.IPVSDevice); err != nil {
-			if err := bridge(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, bridge())
 		}
 		write()
 		is(true, "it was written again")
 	}
-	if err := netlink.AddrAdd(link(), deviceAddress(netip.MustParseAddr("169.254.3.4"))); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.AddrAdd(link(), deviceAddress(netip.MustParseAddr("169.254.3.4"))))
 	is(true, "an address more")
 	four.addresses, six.addresses = nil, nil
 	is(true, "a sync that failed, so that nobody knows what is there")

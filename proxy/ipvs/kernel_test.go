@@ -92,21 +92,14 @@ func TestKernel(t *testing.T) {
 // found is what the kernel is found to lack.
 func found(t *testing.T, schedulers ...string) error {
 	t.Helper()
-	p, err := Find(schedulers, []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := testenv.Must(Find(schedulers, []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}))(t)
 	return p.Err()
 }
 
 func testSuitable(t *testing.T, b *bed) {
 	before := b.dump(t)
-	if err := found(t, Schedulers...); err != nil {
-		t.Error(err)
-	}
-	if _, err := netlink.LinkByName("trial"); err == nil {
-		t.Error("the device of the trial is left")
-	}
+	testenv.Check(t, found(t, Schedulers...))
+	testenv.Fails(t, testenv.Err(netlink.LinkByName("trial")), "the device of the trial is left")
 	if got := b.dump(t); got != before {
 		t.Errorf("the kernel has\n%s\nand had\n%s", got, before)
 	}
@@ -116,9 +109,7 @@ func testSuitable(t *testing.T, b *bed) {
 func testLost(t *testing.T, b *bed) {
 	b.service(t, "web", nil, 8080, 0, 1)
 	for _, f := range b.proxier.families {
-		if err := f.kernel.h.Flush(); err != nil { // as another program's administrator does; virtual servers hold the module
-			t.Fatal(err)
-		}
+		testenv.NoError(t, f.kernel.h.Flush()) // as another program's administrator does; virtual servers hold the module
 	}
 	for _, s := range Schedulers {
 		if err := unix.DeleteModule("ip_vs_"+s, unix.O_NONBLOCK); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -133,9 +124,7 @@ func testLost(t *testing.T, b *bed) {
 	if err := b.proxier.Sync(t.Context(), true); !errors.Is(err, ErrLost) {
 		t.Errorf("a sync ends with %v", err)
 	}
-	if err := found(t, DefaultScheduler); err == nil || !strings.Contains(err.Error(), "the module ip_vs") {
-		t.Errorf("the next start finds: %v", err)
-	}
+	testenv.WantError(t, found(t, DefaultScheduler), "the module ip_vs")
 }
 
 // testState compares, and brings back what another program changed.
@@ -144,9 +133,7 @@ func testState(t *testing.T, b *bed) {
 		Address: net.ParseIP("192.0.2.77").To4(), Protocol: unix.IPPROTO_TCP, Port: 1, AddressFamily: unix.AF_INET, SchedName: "rr", Netmask: 0xffffffff,
 	}
 	h := b.proxier.families[0].kernel.h
-	if err := h.NewService(foreign); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, h.NewService(foreign))
 	defer func() {
 		if err := h.DelService(foreign); err != nil {
 			t.Error("what is not ours was touched:", err)
@@ -193,27 +180,18 @@ address 203.0.113.7
 	same("at first")
 	table := b.calls.Table
 	web := Key{corev1.ProtocolTCP, netip.MustParseAddr(clusterIP), 80}
-	link, err := netlink.LinkByName(servicerules.IPVSDevice)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(
+	link := testenv.Must(netlink.LinkByName(servicerules.IPVSDevice))(t)
+	testenv.NoError(t, errors.Join(
 		table.DeleteReal(web, netip.MustParseAddrPort("10.42.0.2:8080")), table.SetWeight(web, netip.MustParseAddrPort("10.42.0.6:8080"), 7),
 		table.AddReal(web, netip.MustParseAddrPort("10.42.0.99:8080")),
 		table.DeleteServer(Key{corev1.ProtocolUDP, netip.MustParseAddr("10.43.0.10"), 53}),
 		table.AddServer(Key{corev1.ProtocolTCP, netip.MustParseAddr("10.43.0.88"), 80}, Server{Scheduler: "rr"}), netlink.LinkDel(link),
-	); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.proxier.Sync(t.Context(), true); err != nil {
-		t.Fatal(err)
-	}
+	))
+	testenv.NoError(t, b.proxier.Sync(t.Context(), true))
 	same("after another program's changes and a full sync")
 	b.calls.changes = nil
 	b.sync(t)
-	if err := b.proxier.Sync(t.Context(), true); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.proxier.Sync(t.Context(), true))
 	if len(b.calls.changes) > 0 {
 		t.Errorf("nothing changed, and the kernel was told: %v", b.calls.changes)
 	}
@@ -261,15 +239,10 @@ func testIdle(t *testing.T, b *bed) {
 	k := b.proxier.families[0].kernel
 	for _, want := range []time.Duration{idleMost, 2 * idleMost} {
 		if want > idleMost {
-			if err := k.h.SetConfig(&moby.Config{TimeoutTCP: want}); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, k.h.SetConfig(&moby.Config{TimeoutTCP: want}))
 			b.start(t)
 		}
-		have, err := k.h.GetConfig()
-		if err != nil {
-			t.Fatal(err)
-		}
+		have := testenv.Must(k.h.GetConfig())(t)
 		if have.TimeoutTCP != want || have.TimeoutTCPFin == 0 || have.TimeoutUDP == 0 {
 			t.Errorf("IPVS' times are %+v, want %v for TCP and its own for the others", have, want)
 		}
@@ -304,10 +277,7 @@ func testDatagrams(t *testing.T, b *bed) {
 	udp := func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolUDP }
 	b.service(t, "web", udp, 9090, 0)
 	var c net.Conn
-	err := b.outside.Do(func() (err error) { c, err = net.Dial("udp", clusterIP+":80"); return err })
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.outside.Do(func() (err error) { c, err = net.Dial("udp", clusterIP+":80"); return err }))
 	defer c.Close()
 	answers := func(want int) {
 		t.Helper()
@@ -340,17 +310,13 @@ func testNodeAddress(t *testing.T, b *bed) {
 	defer func() { b.proxier.o.NeverLocal = nil }()
 	b.service(t, "web", lb, 8080, 0, 1)
 	reaches(t, b.outside, nodeAddr+":80")
-	if got := reaches(t, b.outside, nodeAddr+":2222"); got != "the" {
-		t.Errorf("a port of the node's own is answered by %q", got)
-	}
+	testenv.Equal(t, reaches(t, b.outside, nodeAddr+":2222"), "the", "a port of the node's own is answered by")
 	if got := b.dump(t); strings.Contains(got, "address 192.0.2.") {
 		t.Errorf("a node's address was taken:\n%s", got)
 	}
 	b.delete("web")
 	b.sync(t)
-	if got := reaches(t, b.outside, nodeAddr+":2222"); got != "the" {
-		t.Errorf("after the Service is gone a port of the node's own is answered by %q", got)
-	}
+	testenv.Equal(t, reaches(t, b.outside, nodeAddr+":2222"), "the", "after the Service is gone a port of the node's own is answered by")
 }
 
 func testSchedulers(t *testing.T, b *bed) {
@@ -386,9 +352,7 @@ func testNodesScheduler(t *testing.T, b *bed) {
 func testLackingScheduler(t *testing.T, b *bed) {
 	const lacking = "mh"
 	// The kernel would load the module again.
-	if err := os.WriteFile("/proc/sys/kernel/modprobe", []byte("/nonexistent\n"), 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile("/proc/sys/kernel/modprobe", []byte("/nonexistent\n"), 0))
 	if err := unix.DeleteModule("ip_vs_"+lacking, unix.O_NONBLOCK); err != nil {
 		t.Fatal("taking the module away:", err)
 	}
@@ -416,9 +380,7 @@ func testLackingScheduler(t *testing.T, b *bed) {
 		if got := b.dump(t); strings.Contains(got, clusterIP+"\n") || !strings.Contains(got, "address 10.43.0.8\n") {
 			t.Errorf("another Service is gone, and the kernel has\n%s", got)
 		}
-		if err := b.proxier.Sync(t.Context(), true); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, b.proxier.Sync(t.Context(), true))
 		if got := logged(t, b.log); strings.Count(got, "This kernel lacks") != 1 || !strings.Contains(got, "ip_vs_"+lacking) {
 			t.Errorf("said once should be what the kernel lacks; said is\n%s", got)
 		}
@@ -501,13 +463,9 @@ func testFamilies(t *testing.T, b *bed) {
 	defer b.proxier.OnEndpointSlice(six, true)
 	b.sync(t)
 	for _, at := range []string{"[" + clusterIP6 + "]:80", "[" + nodeAddr6 + "]:30080"} {
-		if got := reaches(t, b.outside, at); got != podAddrs[1] {
-			t.Errorf("%s is answered by %s", at, got)
-		}
+		testenv.Equal(t, reaches(t, b.outside, at), podAddrs[1], "%s is answered by", at)
 	}
-	if got := reaches(t, b.outside, clusterIP+":80"); got != podAddrs[0] {
-		t.Errorf("IPv4 is answered by %s", got)
-	}
+	testenv.Equal(t, reaches(t, b.outside, clusterIP+":80"), podAddrs[0], "IPv4 is answered by")
 }
 
 func testThousand(t *testing.T, b *bed) {
@@ -539,18 +497,14 @@ func testThousand(t *testing.T, b *bed) {
 		t.Errorf("one endpoint's end took %d calls, want one for the cluster address and one for the node port", len(b.calls.changes))
 	}
 	start = time.Now()
-	if err := b.proxier.Sync(t.Context(), true); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, b.proxier.Sync(t.Context(), true))
 	t.Logf("a full sync that finds nothing to do: %v", time.Since(start))
 }
 
 func testRemove(t *testing.T, b *bed) {
 	b.service(t, "web", nil, 8080, 0)
 	record := t.TempDir() + "/record"
-	if err := servicerules.Write(record, servicerules.IPVS); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, servicerules.Write(record, servicerules.IPVS))
 	// Of nftables this kernel knows nothing: that part is tried elsewhere.
 	if _, err := servicerules.Remove(record); err != nil && !strings.Contains(err.Error(), "nftables") {
 		t.Fatal(err)
@@ -559,11 +513,7 @@ func testRemove(t *testing.T, b *bed) {
 	if err != nil || len(servers) > 0 {
 		t.Errorf("left: %v, %v", servers, err)
 	}
-	if _, err := netlink.LinkByName(servicerules.IPVSDevice); err == nil {
-		t.Error("the device is still there")
-	}
-	if err := b.proxier.Sync(context.WithoutCancel(t.Context()), true); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Fails(t, testenv.Err(netlink.LinkByName(servicerules.IPVSDevice)), "the device is still there")
+	testenv.NoError(t, b.proxier.Sync(context.WithoutCancel(t.Context()), true))
 	reaches(t, b.outside, clusterIP+":80")
 }

@@ -213,10 +213,7 @@ func wantKernel(t *testing.T, m *table, nft *failing, want DesiredState) {
 		if name == setShortcut {
 			kind = "map"
 		}
-		elements, err := nft.ListElements(t.Context(), kind, name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		elements := testenv.Must(nft.ListElements(t.Context(), kind, name))(t)
 		for _, e := range elements {
 			for text := range want.Sets[name] { // which knftables takes apart
 				if w := element(name, text); slices.Equal(w.Key, e.Key) && slices.Equal(w.Value, e.Value) {
@@ -260,14 +257,9 @@ func TestPodsAreNoOtherView(t *testing.T) {
 // value.
 func TestOneAddressOfTwoServices(t *testing.T) {
 	netns.RequireNFT(t)
-	program, err := knftables.New(knftables.IPv4Family, servicerules.IPVSTable)
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := testenv.Must(knftables.New(knftables.IPv4Family, servicerules.IPVSTable))(t)
 	t.Cleanup(func() {
-		if err := nfttable.Delete(nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, nfttable.Delete(nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}))
 	})
 	for _, order := range [][]string{{"one", "two"}, {"two", "one"}} {
 		v := View{Services: upstream.ServicePortMap{}, Endpoints: upstream.EndpointsMap{}, NodeName: "n1", Scheduler: DefaultScheduler}
@@ -293,9 +285,7 @@ func TestOneAddressOfTwoServices(t *testing.T) {
 				t.Errorf("told of %v, %s: the state is\n%s", order, what, s)
 			}
 			w := &rulesWriter{nft: program, view: ruleView{family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}}
-			if err := w.apply(t.Context(), s.Sets, nil, true); err != nil {
-				t.Errorf("told of %v, %s: %v", order, what, err)
-			}
+			testenv.Check(t, w.apply(t.Context(), s.Sets, nil, true), "told of %v, %s", order, what)
 		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 	kubeproxyconfig "k8s.io/kubernetes/pkg/proxy/apis/config"
 	"k8s.io/kubernetes/pkg/proxy/metrics"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMetrics: a sync is counted where dashboards for kube-proxy look.
@@ -19,10 +21,7 @@ func TestMetrics(t *testing.T) {
 	f := &family{name: corev1.IPv6Protocol}
 	f.tried(time.Now())
 	f.served(map[types.NamespacedName][]time.Time{{Namespace: "default", Name: "web"}: {time.Now(), time.Now()}})
-	got, err := legacyregistry.DefaultGatherer.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testenv.Must(legacyregistry.DefaultGatherer.Gather())(t)
 	counts := map[string]uint64{}
 	for _, of := range got {
 		for _, m := range of.GetMetric() {

@@ -34,40 +34,26 @@ func TestRules(t *testing.T) {
 		*netns.NS
 		gateway string
 	}{{outside, nodeAddr}, {pod, "10.42.0.1"}} {
-		if err := ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", ns.gateway) }); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", ns.gateway) }))
 	}
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
-		t.Fatal(err)
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+	lo := testenv.Must(netlink.LinkByName("lo"))(t)
 	for _, a := range []string{"10.43.0.9", "203.0.113.7"} {
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(a), Mask: net.CIDRMask(32, 32)}}
-		if err := netlink.AddrAdd(lo, addr); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, netlink.AddrAdd(lo, addr))
 		t.Cleanup(func() { _ = netlink.AddrDel(lo, addr) })
 		netns.Serve(t, netns.Own{}, a, "tcp", a+":80")
 	}
 	netns.Serve(t, netns.Own{}, "node", "tcp", ":2222")
 	netns.Serve(t, netns.Own{}, "nodeport", "tcp", nodeAddr+":30080")
 
-	nft, err := knftables.New(knftables.IPv4Family, servicerules.IPVSTable)
-	if err != nil {
-		t.Fatal(err)
-	}
+	nft := testenv.Must(knftables.New(knftables.IPv4Family, servicerules.IPVSTable))(t)
 	w := &rulesWriter{nft: nft, view: ruleView{
 		family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 	}}
 	apply := func(v View, full bool) {
 		t.Helper()
-		if err := w.apply(t.Context(), Desired(v).Sets, nil, full); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, w.apply(t.Context(), Desired(v).Sets, nil, full))
 	}
 	external := func(more func(*corev1.Service)) func(*corev1.Service) {
 		return func(s *corev1.Service) {
@@ -118,15 +104,10 @@ func TestRules(t *testing.T) {
 		// kubernetes 127410: a node's own address stays open, though it is a Service's too.
 		who(from, nodeAddr+":2222", "node")
 	}
-	uplink, err := netlink.LinkByName("uplink")
-	if err != nil {
-		t.Fatal(err)
-	}
+	uplink := testenv.Must(netlink.LinkByName("uplink"))(t)
 	// Where the pod network's route leads, but for the rule.
 	services := &netlink.Route{LinkIndex: uplink.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4(10, 43, 0, 0), Mask: net.CIDRMask(16, 32)}, Scope: netlink.SCOPE_LINK}
-	if err := netlink.RouteAdd(services); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netlink.RouteAdd(services))
 	silent(pod, "10.43.0.10:80") // no Service's
 
 	t.Log("source ranges")
@@ -157,10 +138,7 @@ func TestRules(t *testing.T) {
 	who(outside, "203.0.113.7:80", "203.0.113.7")
 	apply(viewOf(external(nil), here), true) // over what is there
 	refused(outside, "203.0.113.7:2222")
-	six, err := knftables.New(knftables.IPv6Family, servicerules.IPVSTable)
-	if err != nil {
-		t.Fatal(err)
-	}
+	six := testenv.Must(knftables.New(knftables.IPv6Family, servicerules.IPVSTable))(t)
 	w6 := &rulesWriter{nft: six, view: ruleView{
 		family: rules6, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd42::/56")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("fd43::/112")},
 	}}
@@ -179,10 +157,7 @@ func TestRulesAreCounted(t *testing.T) {
 		pods, services, address string
 	}{{knftables.IPv4Family, rules4, "10.42.0.0/16", "10.43.0.0/16", "10.43.0.9"}, {knftables.IPv6Family, rules6, "fd42::/56", "fd43::/112", "fd43::9"}} {
 		t.Run(string(c.of), func(t *testing.T) {
-			program, err := knftables.New(c.of, servicerules.IPVSTable)
-			if err != nil {
-				t.Fatal(err)
-			}
+			program := testenv.Must(knftables.New(c.of, servicerules.IPVSTable))(t)
 			w := &rulesWriter{nft: program, view: ruleView{family: c.family, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix(c.pods)}}}
 			table := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}
 			if c.of == knftables.IPv6Family {
@@ -190,9 +165,7 @@ func TestRulesAreCounted(t *testing.T) {
 			}
 			remove := func() {
 				t.Helper()
-				if err := nfttable.Delete(table); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, nfttable.Delete(table))
 			}
 			remove()
 			t.Cleanup(remove)
@@ -202,9 +175,7 @@ func TestRulesAreCounted(t *testing.T) {
 				for _, a := range addresses {
 					sets[setAddresses][a] = true
 				}
-				if err := w.apply(t.Context(), sets, nil, full); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, w.apply(t.Context(), sets, nil, full))
 			}
 			is := func(want bool, after string) {
 				t.Helper()

@@ -43,16 +43,10 @@ func drawEntry(t *rapid.T, index uint64) *raft.Log {
 func TestCachedLog(t *testing.T) {
 	scratch := memoryDir(t)
 	rapid.Check(t, func(t *rapid.T) {
-		path, err := os.MkdirTemp(scratch, "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		path := testenv.Must(os.MkdirTemp(scratch, ""))(t)
 		o := options(path)
 		o.SegmentSize = 16 << 10
-		d, err := Open(o)
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := testenv.Must(Open(o))(t)
 		defer d.Close()
 		most := rapid.Int64Range(1, 10_000).Draw(t, "cache")
 		cache := d.CachedLog(most).(*cachedLog)
@@ -69,9 +63,7 @@ func TestCachedLog(t *testing.T) {
 				batch = append(batch, e)
 				next++
 			}
-			if err := cache.StoreLogs(batch); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, cache.StoreLogs(batch))
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"store":      store,
@@ -99,9 +91,7 @@ func TestCachedLog(t *testing.T) {
 				// One that ends before, in or behind the log, and agrees with it or not.
 				wanted = false
 				end := snapshotEnd{rapid.Uint64Range(d.Log.snapshot.index, next+5).Draw(t, "index"), 9, members{}}
-				if err := d.fit(end); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, d.fit(end))
 				if last, _ := cache.LastIndex(); last == 0 {
 					next = d.Log.snapshot.index + 1
 				}
@@ -134,9 +124,7 @@ func checkCache(t *rapid.T, cache *cachedLog, next uint64, wanted bool) {
 	// The newest entry is there, if it can be.
 	var newest raft.Log
 	if last, _ := cache.LastIndex(); last != 0 && len(cache.entries) == 0 {
-		if err := cache.Log.GetLog(last, &newest); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, cache.Log.GetLog(last, &newest))
 		if cost(&newest) <= cache.max && wanted && last+1 == next && cache.first == last {
 			t.Fatalf("entry %d is not in the cache", last)
 		}
@@ -288,9 +276,7 @@ func TestCoveredEntriesStayUpToTheTrail(t *testing.T) {
 			if err := log.GetLog(first, &e); err != nil || e.Index != first {
 				t.Errorf("the first entry that stays: %v, %v", e, err)
 			}
-			if err := log.DeleteRange(end+1, entries); err != nil { // another leader has other ones
-				t.Fatal(err)
-			}
+			testenv.NoError(t, log.DeleteRange(end+1, entries)) // another leader has other ones
 			if last, _ := log.LastIndex(); last != end && (test.stay > 0 || last != 0) {
 				t.Errorf("the log ends with entry %d", last)
 			}

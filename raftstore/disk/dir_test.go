@@ -62,9 +62,7 @@ func filled(t *testing.T) string {
 		d.Log.DeleteRange(1, firstEntry-1),
 		d.Close(),
 	} {
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	return path
 }
@@ -192,9 +190,7 @@ func TestSnapshotIsReplaced(t *testing.T) {
 			t.Fatalf("%v, %v", list, err)
 		}
 		_, r, err := d.Snapshots.Open(list[0].ID)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		got, err := io.ReadAll(r)
 		if err := errors.Join(err, r.Close()); err != nil || string(got) != state {
 			t.Fatalf("%q, %v", got, err)

@@ -137,15 +137,11 @@ func TestDirectRefused(t *testing.T) {
 		},
 		"writing": func(t *testing.T, l *Log) {
 			f, err := os.Open(l.tail().path) // so that writes fail
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			if l.tail().direct != nil {
 				err = l.tail().direct.Close()
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			l.tail().direct = f
 		},
 	} {

@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coracle-k8s/coracle/raftstore/prefix"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // This file drives one real raft follower on a real directory by a leader that
@@ -191,9 +192,8 @@ func (f *follower) open() {
 	o := options(f.path)
 	o.SegmentSize, o.Faults = 16<<10, f.faults
 	var err error
-	if f.dir, err = Open(o); err != nil {
-		f.t.Fatal(err)
-	}
+	f.dir, err = Open(o)
+	testenv.NoError(f.t, err)
 	logs := raft.LogStore(f.dir.Log)
 	if f.cached {
 		logs = f.dir.CachedLog(2000)
@@ -204,9 +204,8 @@ func (f *follower) open() {
 	conf.SnapshotThreshold, conf.SnapshotInterval, conf.TrailingLogs = math.MaxUint64, 24*time.Hour, 0
 	f.dir.Log.SetTrailing(f.trailing, 0)
 	f.fsm = &checkedFSM{history: f.history, confirm: f.dir.Installed}
-	if f.raft, err = raft.NewRaft(conf, f.fsm, logs, f.dir.Vars, f.dir.Snapshots, f.filtered()); err != nil {
-		f.t.Fatal(err)
-	}
+	f.raft, err = raft.NewRaft(conf, f.fsm, logs, f.dir.Vars, f.dir.Snapshots, f.filtered())
+	testenv.NoError(f.t, err)
 	f.fsm.restored = f.moment
 }
 
@@ -251,9 +250,8 @@ func (f *follower) close() {
 	err := f.raft.Shutdown().Error()
 	f.cancel()
 	f.tasks.Wait()
-	if err = errors.Join(err, f.fsm.wrong, f.dir.Close()); err != nil {
-		f.t.Fatal(err)
-	}
+	err = errors.Join(err, f.fsm.wrong, f.dir.Close())
+	testenv.NoError(f.t, err)
 }
 
 // moment is called wherever a crash would leave something interesting.
@@ -297,10 +295,7 @@ func (f *follower) settle() {
 // snapshot has.
 func (f *follower) checkMembers() {
 	var newest raft.Log
-	list, err := f.dir.Snapshots.List()
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	list := testenv.Must(f.dir.Snapshots.List())(f.t)
 	for _, meta := range list {
 		newest.Index, newest.Data = meta.ConfigurationIndex, raft.EncodeConfiguration(meta.Configuration)
 		if index, _ := f.dir.Log.Snapshot(); index < meta.Index { // it could not be read back
@@ -311,9 +306,7 @@ func (f *follower) checkMembers() {
 	last, _ := f.dir.Log.LastIndex()
 	for i := max(first, newest.Index+1); i <= last; i++ {
 		var e raft.Log
-		if err := f.dir.Log.GetLog(i, &e); err != nil {
-			f.t.Fatal(err)
-		}
+		testenv.NoError(f.t, f.dir.Log.GetLog(i, &e))
 		if e.Type == raft.LogConfiguration {
 			newest = e
 		}
@@ -334,10 +327,7 @@ func TestFollower(t *testing.T) {
 		if within.spent(t) {
 			return
 		}
-		scratch, err := os.MkdirTemp(all, "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		scratch := testenv.Must(os.MkdirTemp(all, ""))(t)
 		defer os.RemoveAll(scratch)
 		l := newLeader(t, scratch)
 		locked := func(fn func(*rapid.T)) func(*rapid.T) {
@@ -403,9 +393,7 @@ func TestConflictAtTheEnd(t *testing.T) {
 		l.batch, l.to.cached = 64, true
 		replicate := func() {
 			for l.next <= l.last() {
-				if err := l.step(false); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, l.step(false))
 			}
 		}
 		change := func(f func()) { // the follower's state machine reads the history meanwhile
@@ -427,14 +415,10 @@ func TestConflictAtTheEnd(t *testing.T) {
 			l.committed, l.snapshot, l.first, l.next, l.acked = end, end, end+1, l.last()+1, 0
 		})
 		for range 10 {
-			if err := l.step(false); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, l.step(false))
 		}
 		change(func() { l.committed = l.last() })
-		if err := l.step(false); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, l.step(false))
 		l.to.settle()
 		l.check()
 		if applied := l.to.raft.AppliedIndex(); applied != l.last() {

@@ -23,9 +23,7 @@ func TestMemberIsNew(t *testing.T) {
 		for range 2 { // made, and opened again
 			d := testenv.Must(Open(o))(t)
 			members = append(members, d.Identity.Member)
-			if got := NodeOf(d.Identity.Member); got != o.Identity.Node {
-				t.Errorf("member %s is of node %s", d.Identity.Member, got)
-			}
+			testenv.Equal(t, NodeOf(d.Identity.Member), o.Identity.Node, "member %s is of node", d.Identity.Member)
 			closeDir(t, d)
 		}
 	}
@@ -44,9 +42,7 @@ func TestNodeOf(t *testing.T) {
 		"host.ABCDEFGHI":           "host.ABCDEFGHI",
 		"ABCDEFGHIJKLMNOPQRSTUVWX": "ABCDEFGHIJKLMNOPQRSTUVWX",
 	} {
-		if got := NodeOf(member); got != node {
-			t.Errorf("%s is of %s, want %s", member, got, node)
-		}
+		testenv.Equal(t, NodeOf(member), node, "%s is of", member)
 	}
 }
 
@@ -71,9 +67,7 @@ func TestFormat1(t *testing.T) {
 		o := options(path)
 		o.Identity.Member = ""
 		d := testenv.Must(Open(o))(t)
-		if d.Identity != testIdentity {
-			t.Errorf("identity %v, want %v", d.Identity, testIdentity)
-		}
+		testenv.Equal(t, d.Identity, testIdentity, "identity")
 		closeDir(t, d)
 		if now, err := os.ReadFile(file); err != nil || !strings.Contains(string(now), "format 2\n") {
 			t.Errorf("after opening: %s, %v", now, err)

@@ -399,9 +399,7 @@ func TestDamageWhileOpen(t *testing.T) {
 			l.last().write(t, path)
 			d := testenv.Must(Open(injectOptions(path)))(t)
 			b := change(r, bytes.Clone(l.last()[name]), nil, nil, at[place])
-			if err := os.WriteFile(filepath.Join(path, name), b, 0o600); err != nil { // truncates first
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.WriteFile(filepath.Join(path, name), b, 0o600)) // truncates first
 			if _, err := in.compare(d); err != nil {
 				in.named(fmt.Sprintf("%s, %s, at byte %d (%s)", kind, harm, at[place], place), path, err)
 			}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // leader is the model.
@@ -145,15 +147,10 @@ func (l *leader) check() {
 	o := options(path)
 	o.SegmentSize = 16 << 10
 	d, err := Open(o)
-	if err != nil {
-		l.t.Fatalf("after a crash here: %v", err)
-	}
+	testenv.NoError(l.t, err, "after a crash here")
 	defer d.Close()
 	end := uint64(0)
-	list, err := d.Snapshots.List()
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	list := testenv.Must(d.Snapshots.List())(l.t)
 	if len(list) > 0 {
 		if end = list[0].Index; end > l.committed || list[0].Term != l.at(end).Term {
 			l.t.Fatalf("a snapshot up to entry %d of term %d, committed are %d", end, list[0].Term, l.committed)
@@ -197,9 +194,7 @@ func (l *leader) catchUp() {
 	l.commitAll()
 	for range 1000 {
 		if l.acked == l.last() {
-			if err := l.step(false); err != nil { // tells what is committed
-				l.t.Fatal(err)
-			}
+			testenv.NoError(l.t, l.step(false)) // tells what is committed
 			if l.to.settle(); l.to.raft.AppliedIndex() == l.last() {
 				return
 			}
@@ -212,10 +207,7 @@ func (l *leader) catchUp() {
 }
 
 func newLeader(t *rapid.T, scratch string) *leader {
-	path, err := os.MkdirTemp(scratch, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := testenv.Must(os.MkdirTemp(scratch, ""))(t)
 	h := &history{log: []*raft.Log{{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(votersOfThree)}}}
 	l := &leader{t: t, history: h, term: 1, first: 1, next: 2, batch: rapid.Uint64Range(1, 6).Draw(t, "batch")}
 	l.to = &follower{

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // image is a directory's content, by name.
@@ -22,7 +24,7 @@ type image map[string][]byte
 func readImage(t testing.TB, dir string) image {
 	t.Helper()
 	files := image{}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	testenv.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -31,10 +33,7 @@ func readImage(t testing.TB, dir string) image {
 			files[name], err = os.ReadFile(path)
 		}
 		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	return files
 }
 
@@ -42,9 +41,7 @@ func (i image) write(t testing.TB, dir string) {
 	t.Helper()
 	for name, data := range i {
 		path := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, data, 0o600)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, data, 0o600)))
 	}
 }
 
@@ -71,9 +68,7 @@ func live(t *testing.T) *life {
 	l := &life{}
 	stage := func(term uint64, vote string, to int, more func(d *Dir) error) {
 		d, err := Open(injectOptions(path))
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		err = errors.Join(d.Vars.SetUint64([]byte("CurrentTerm"), term), d.Vars.SetUint64([]byte("LastVoteTerm"), term),
 			d.Vars.Set([]byte("LastVoteCand"), []byte(vote)))
 		for len(l.entries) < to && err == nil {
@@ -82,9 +77,8 @@ func live(t *testing.T) *life {
 			l.entries = append(l.entries, e)
 			err = d.Log.StoreLog(e)
 		}
-		if err = errors.Join(err, more(d), d.Close()); err != nil {
-			t.Fatal(err)
-		}
+		err = errors.Join(err, more(d), d.Close())
+		testenv.NoError(t, err)
 		files := readImage(t, path)
 		delete(files, "LOCK")
 		l.moments = append(l.moments, files)

@@ -30,9 +30,8 @@ func newBudget(t *testing.T, usual time.Duration) *budget {
 	t.Helper()
 	if text := os.Getenv("CORACLE_RANDOM_TIME"); text != "" {
 		var err error
-		if usual, err = time.ParseDuration(text); err != nil {
-			t.Fatal(err)
-		}
+		usual, err = time.ParseDuration(text)
+		testenv.NoError(t, err)
 	}
 	return &budget{until: time.Now().Add(usual)}
 }

@@ -64,15 +64,11 @@ func TestAppendsGoOnWhileFilesAreRemoved(t *testing.T) {
 	}()
 	select {
 	case err := <-stored:
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	case <-time.After(2 * time.Minute):
 		t.Fatal("an append waits for the removal of old files")
 	}
-	if stalled := d.Stalled(); stalled != 0 {
-		t.Errorf("the disk counts as stalled for %v", stalled)
-	}
+	testenv.Equal(t, d.Stalled(), 0, "the disk counts as stalled for")
 	if n := len(segmentsOf(t, path)); n < 4 {
 		t.Fatalf("%d segments: the test shows nothing", n)
 	}
@@ -120,19 +116,13 @@ func TestFailedRemovalFailsNothingElse(t *testing.T) {
 		unlinks++
 		return errors.New("failing")
 	}
-	if err := d.Log.DeleteRange(1, last-15); err == nil {
-		t.Error("a compaction whose files are left says nothing")
-	}
-	if err := d.Log.DeleteRange(last-9, last); err != nil {
-		t.Errorf("cut off the end: %v", err)
-	}
+	testenv.Fails(t, d.Log.DeleteRange(1, last-15), "a compaction whose files are left says nothing")
+	testenv.Check(t, d.Log.DeleteRange(last-9, last), "cut off the end")
 	if now, _ := d.Log.LastIndex(); now != last-10 {
 		t.Errorf("the log ends at %d", now)
 	}
 	testenv.NoError(t, writeSnapshotOf(d, last+10, 1, ""))
-	if err := d.Log.StoreLog(&raft.Log{Index: last + 11, Term: 1, Type: raft.LogCommand}); err != nil {
-		t.Errorf("append after a snapshot: %v", err)
-	}
+	testenv.Check(t, d.Log.StoreLog(&raft.Log{Index: last + 11, Term: 1, Type: raft.LogCommand}), "append after a snapshot")
 	if now, _ := d.Log.LastIndex(); now != last+11 || unlinks < 3 {
 		t.Errorf("the log ends at %d, after %d removals that failed", now, unlinks)
 	}

@@ -80,9 +80,7 @@ func TestStartOver(t *testing.T) {
 		}
 		closeDir(t, d)
 		d = mustOpen(t, moved)
-		if last, err := d.Log.LastIndex(); err != nil || last != lastEntry {
-			t.Errorf("the directory that was moved: last entry %d, %v", last, err)
-		}
+		testenv.Equal(t, testenv.Must(d.Log.LastIndex())(t), lastEntry, "the directory that was moved: last entry")
 		closeDir(t, d)
 	}
 }

@@ -77,9 +77,7 @@ func TestFullDisk(t *testing.T) {
 		go func() { done <- d.Log.StoreLog(big(last + 1)) }()
 		select {
 		case err := <-done:
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			last++
 		case <-time.After(2 * time.Second):
 			blocked = true

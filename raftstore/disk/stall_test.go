@@ -62,14 +62,10 @@ func TestStalled(t *testing.T) {
 			go func() { done <- write(d) }()
 			wait(t, "delayed", c.HasWaiters)
 			c.Step(3 * time.Second)
-			if got := d.Stalled(); got != 3*time.Second {
-				t.Errorf("stalled for %v", got)
-			}
+			testenv.Equal(t, d.Stalled(), 3*time.Second, "stalled for")
 			c.Step(2 * time.Second)
 			testenv.NoError(t, <-done)
-			if got := d.Stalled(); got != 0 {
-				t.Errorf("afterwards stalled for %v", got)
-			}
+			testenv.Equal(t, d.Stalled(), 0, "afterwards stalled for")
 			if took := flushed(); name != "variables" && (len(took) != 1 || took[0] != 5*time.Second) {
 				t.Errorf("flushes took %v", took)
 			}
@@ -123,9 +119,7 @@ func TestFailingWrites(t *testing.T) {
 			wait(t, "under way", func() bool { return d.stall.vars.Load() != 0 })
 			c.Step(retryEvery)
 			wait(t, "retried", c.HasWaiters)
-			if got := d.Stalled(); got != retryEvery {
-				t.Errorf("stalled for %v", got)
-			}
+			testenv.Equal(t, d.Stalled(), retryEvery, "stalled for")
 			if err := writeSnapshot(d, 1, "state"); !errors.Is(err, errno) {
 				t.Errorf("a snapshot: %v", err)
 			}
@@ -142,9 +136,7 @@ func TestFailingWrites(t *testing.T) {
 					c.Step(retryEvery) // whichever of them waits
 				}
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			wait(t, "admitted", func() bool { c.Step(checkEvery); return d.Admit() == nil })
 		})
 	}
@@ -169,9 +161,7 @@ func TestFlushTakes(t *testing.T) {
 	s := d.stall
 	expect := func(want time.Duration) {
 		t.Helper()
-		if got := d.FlushDuration(); got != want {
-			t.Errorf("a write takes %v, want %v", got, want)
-		}
+		testenv.Equal(t, d.FlushDuration(), want, "a write takes")
 	}
 	c.Step(time.Minute)
 	s.flushed(300 * time.Millisecond)
@@ -184,8 +174,6 @@ func TestFlushTakes(t *testing.T) {
 	c.Step(flushWindow + time.Second)
 	s.flushed(3 * time.Millisecond)
 	expect(3 * time.Millisecond)
-	if err := d.Log.StoreLog(&raft.Log{Index: 1, Term: 1}); err != nil { // in no time, by this clock
-		t.Fatal(err)
-	}
+	testenv.NoError(t, d.Log.StoreLog(&raft.Log{Index: 1, Term: 1})) // in no time, by this clock
 	expect(3 * time.Millisecond)
 }

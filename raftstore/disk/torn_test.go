@@ -48,13 +48,10 @@ func readAll(t *testing.T, dir string) map[string][]byte {
 	t.Helper()
 	files := map[string][]byte{}
 	names, err := filepath.Glob(filepath.Join(dir, logDir, "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	for _, name := range names {
-		if files[filepath.Base(name)], err = os.ReadFile(name); err != nil {
-			t.Fatal(err)
-		}
+		files[filepath.Base(name)], err = os.ReadFile(name)
+		testenv.NoError(t, err)
 	}
 	return files
 }

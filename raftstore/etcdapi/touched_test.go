@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func opPut(key string) *pb.RequestOp {
@@ -151,9 +152,7 @@ func TestBudgetOfNestedTransactions(t *testing.T) {
 	if err := a.checkTxn(manyOps(50_000, 128)); !errors.Is(err, rpctypes.ErrGRPCTooManyOps) {
 		t.Errorf("three levels of 128 operations each: %v", err)
 	}
-	if err := a.checkTxn(manyOps(50_000, 42)); err != nil {
-		t.Errorf("three levels of 42 operations each: %v", err)
-	}
+	testenv.Check(t, a.checkTxn(manyOps(50_000, 42)), "three levels of 42 operations each")
 	two := func(inner int) *pb.TxnRequest {
 		nested := &pb.TxnRequest{}
 		for range inner {
@@ -165,9 +164,7 @@ func TestBudgetOfNestedTransactions(t *testing.T) {
 		}
 		return r
 	}
-	if err := a.checkTxn(two(100)); err != nil {
-		t.Errorf("28 and 100 operations: %v", err)
-	}
+	testenv.Check(t, a.checkTxn(two(100)), "28 and 100 operations")
 	if err := a.checkTxn(two(101)); !errors.Is(err, rpctypes.ErrGRPCTooManyOps) {
 		t.Errorf("28 and 101 operations: %v", err)
 	}

@@ -75,9 +75,7 @@ func TestCollect(t *testing.T) {
 		"etcd_server_read_indexes_failed_total": 1,
 		"etcd_server_slow_read_indexes_total":   2, "coracle_store_snapshot_timestamp_seconds": 0,
 	} {
-		if got := number(t, all, name); got != want {
-			t.Errorf("%s is %v, want %v", name, got, want)
-		}
+		testenv.Equal(t, number(t, all, name), want, "%s is", name)
 	}
 	for _, m := range all["coracle_store_writes_refused"].Metric {
 		if got, want := m.Gauge.GetValue(), truth(m.Label[0].GetValue() == "quota"); got != want {
@@ -105,9 +103,7 @@ func TestHistogram(t *testing.T) {
 	if got := h.bucket(-time.Second); got != 0 { // a clock that was set back
 		t.Errorf("a negative duration is in bucket %d", got)
 	}
-	if got := h.bucket(time.Hour); got != 17 {
-		t.Errorf("an hour is in bucket %d", got)
-	}
+	testenv.Equal(t, h.bucket(time.Hour), 17, "an hour is in bucket")
 	c := NewCounters()
 	c.Flushed(time.Millisecond, 1)
 	c.Flushed(time.Hour, 1)

@@ -12,6 +12,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestCounts compares the counts of ranges, at each readable revision, with
@@ -40,10 +42,7 @@ func TestCounts(t *testing.T) {
 			r.Revision = rapid.Int64Range(max(1, v.Compacted()), max(v.rev, v.Compacted())).Draw(t, "revision")
 			var want int64
 			v.Walk(r.Key, r.RangeEnd, r.Revision, func(*Version) bool { want++; return true })
-			got, err := v.Range(r)
-			if err != nil {
-				t.Fatal(err)
-			}
+			got := testenv.Must(v.Range(r))(t)
 			kvs, more := want, false
 			switch {
 			case r.CountOnly:
@@ -70,13 +69,8 @@ func TestCounts(t *testing.T) {
 				views = nil // an older view may be asked for what is compacted: etcd's error, not a count
 			case 1:
 				var b bytes.Buffer
-				if _, err := s.Freeze().Snapshot().WriteTo(&b); err != nil {
-					t.Fatal(err)
-				}
-				restored, err := Restore(&b)
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(s.Freeze().Snapshot().WriteTo(&b))(t)
+				restored := testenv.Must(Restore(&b))(t)
 				s, views = restored, nil
 			default:
 				// Enough of them for full pages of turns, now and then.
@@ -150,9 +144,7 @@ func BenchmarkPageOfList(b *testing.B) {
 
 func cpuTime(b *testing.B) int64 {
 	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
+	testenv.NoError(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 

@@ -20,9 +20,8 @@ func FuzzDecodeEntry(f *testing.F) {
 	entry := NewEntry(nil)
 	for _, c := range sampleCommands() {
 		var err error
-		if entry, err = AppendCommand(entry, c); err != nil {
-			f.Fatal(err)
-		}
+		entry, err = AppendCommand(entry, c)
+		testenv.NoError(f, err)
 		f.Add(bytes.Clone(entry))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -43,9 +42,8 @@ func FuzzDecodeEntry(f *testing.F) {
 		entry := NewEntry(nil)
 		for _, c := range commands {
 			before := len(entry)
-			if entry, err = AppendCommand(entry, c); err != nil {
-				t.Fatal(err)
-			}
+			entry, err = AppendCommand(entry, c)
+			testenv.NoError(t, err)
 			if len(entry)-before > CommandSize(c) {
 				t.Fatalf("%d bytes were to be %d", len(entry)-before, CommandSize(c))
 			}

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"pgregory.net/rapid"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // machine drives the state, a replica and the model with the same entries.
@@ -104,10 +106,7 @@ func (m *machine) entry(t *rapid.T, commands []Command) {
 	m.checkReadOnly(t, decoded)
 	got := m.state.ApplyEntry(m.index, m.term, decoded)
 	m.replica.Prune()
-	again, err := DecodeEntry(entry)
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := testenv.Must(DecodeEntry(entry))(t)
 	m.compare(t, commands, got, m.replica.ApplyEntry(m.index, m.term, again), m.model.entry(m.index, m.term, commands))
 	m.ops += len(commands)
 }
@@ -117,9 +116,8 @@ func encode(t *rapid.T, commands []Command) []byte {
 	for _, c := range commands {
 		before := len(entry)
 		var err error
-		if entry, err = AppendCommand(entry, c); err != nil {
-			t.Fatal(err)
-		}
+		entry, err = AppendCommand(entry, c)
+		testenv.NoError(t, err)
 		if size := len(entry) - before; size > CommandSize(c) || CommandSize(c) > size+45 {
 			t.Fatalf("a command of %d bytes was to have %d", size, CommandSize(c))
 		}
@@ -130,10 +128,7 @@ func encode(t *rapid.T, commands []Command) []byte {
 // compare compares the results of an entry: the state's, the replica's, and
 // the state's as another server reads them, with the model's.
 func (m *machine) compare(t *rapid.T, commands []Command, got, replica []Result, want []modelAnswer) {
-	sent, err := EncodeResults(got)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sent := testenv.Must(EncodeResults(got))(t)
 	read, err := DecodeResults(sent)
 	if err != nil || len(read) != len(want) || len(got) != len(want) || len(replica) != len(want) {
 		t.Fatalf("%d, %d and %d results instead of %d: %v", len(got), len(replica), len(read), len(want), err)
@@ -272,10 +267,7 @@ func (m *machine) checkReplica(t *rapid.T) {
 
 // restart reads the state back from its snapshot.
 func (m *machine) restart(t *rapid.T) {
-	restored, err := Restore(bytes.NewReader(snapshotOf(t, m.state)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	restored := testenv.Must(Restore(bytes.NewReader(snapshotOf(t, m.state))))(t)
 	m.state, m.pins = restored, nil
 }
 
@@ -348,9 +340,7 @@ func TestModel(t *testing.T) {
 // steps makes rapid's sequences that long, on average: short ones show a
 // failure better, long ones have a past.
 func steps(t *testing.T, n int) {
-	if err := flag.Set("rapid.steps", strconv.Itoa(n)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, flag.Set("rapid.steps", strconv.Itoa(n)))
 }
 
 func (m *machine) actions() map[string]func(*rapid.T) {

@@ -42,9 +42,7 @@ func TestSessionIDs(t *testing.T) {
 		opens[i].Request = wrapperspb.String(fmt.Sprint("server ", i))
 	}
 	for i, r := range s.ApplyEntry(7, 1, opens) {
-		if id := r.Response.(*wrapperspb.UInt64Value).Value; id != 7<<12|uint64(i) {
-			t.Errorf("session %d has id %d", i, id)
-		}
+		testenv.Equal(t, r.Response.(*wrapperspb.UInt64Value).Value, 7<<12|uint64(i), "session %d has id", i)
 	}
 	// More than an entry has positions: still no id twice, nor in the next entry.
 	opens = make([]Command, 1<<positionBits+10)
@@ -55,12 +53,8 @@ func TestSessionIDs(t *testing.T) {
 	if id, last := open(t, s, 9, "next"), s.sessions[len(s.sessions)-2].id; id <= last {
 		t.Errorf("id %d after %d", id, last)
 	}
-	if len(s.sessions) != 5 {
-		t.Errorf("%d sessions", len(s.sessions))
-	}
-	if r := s.Apply(wrapperspb.String(string(make([]byte, maxSessionName+1)))); r.Err != errSessionName {
-		t.Errorf("a name that is too long: %v", r)
-	}
+	testenv.Equal(t, len(s.sessions), 5, "sessions:")
+	testenv.Equal(t, s.Apply(wrapperspb.String(string(make([]byte, maxSessionName+1)))).Err, errSessionName, "a name that is too long:")
 }
 
 func TestSessionsAreBounded(t *testing.T) {

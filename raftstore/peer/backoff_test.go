@@ -12,6 +12,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // connections is how many a server has.
@@ -28,9 +30,7 @@ func TestLossWithoutSuspicion(t *testing.T) {
 	giveUp := func(t *testing.T, a *server, address, method string, after time.Duration) {
 		ctx, cancel := context.WithTimeout(t.Context(), after)
 		defer cancel()
-		if _, err := a.Call(ctx, address, method, nil); err == nil {
-			t.Error("a call was answered")
-		}
+		testenv.Fails(t, testenv.Err(a.Call(ctx, address, method, nil)), "a call was answered")
 	}
 	for name, during := range map[string]func(t *testing.T, a *server, address string, lose func()){
 		"a short call": func(t *testing.T, a *server, address string, lose func()) {
@@ -39,9 +39,7 @@ func TestLossWithoutSuspicion(t *testing.T) {
 		},
 		"a call that began before another one was answered": func(t *testing.T, a *server, address string, lose func()) {
 			time.AfterFunc(300*time.Millisecond, func() {
-				if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
-					t.Error(err)
-				}
+				testenv.Check(t, testenv.Err(a.Call(t.Context(), address, "echo", nil)))
 				lose()
 			})
 			giveUp(t, a, address, "hang", time.Second)
@@ -53,9 +51,7 @@ func TestLossWithoutSuspicion(t *testing.T) {
 					m.Backoff(true)
 					a, b := start(t, m, 0, "a.1", serving), start(t, m, 1, "b.1", serving)
 					address := string(b.address)
-					if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
-						t.Fatal(err)
-					}
+					testenv.Must(a.Call(t.Context(), address, "echo", nil))(t)
 					time.Sleep(time.Second)         // fake time: the connection falls idle
 					lost := make(chan time.Time, 1) // once
 					during(t, a, address, func() {
@@ -158,9 +154,7 @@ func TestLeftConnection(t *testing.T) {
 				m.Partition([]string{"a"}, []string{"b"})
 				for range 8 {
 					ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-					if _, err := a.Call(ctx, address, "wait", []byte("0s")); err == nil {
-						t.Error("a call was answered")
-					}
+					testenv.Fails(t, testenv.Err(a.Call(ctx, address, "wait", []byte("0s"))), "a call was answered")
 					cancel()
 				}
 				m.HealAll()
@@ -168,9 +162,7 @@ func TestLeftConnection(t *testing.T) {
 				if _, err := a.Call(t.Context(), address, "wait", []byte("0s")); err != nil || time.Since(began) > 200*time.Millisecond {
 					t.Errorf("after the loss a call took %v: %v", time.Since(began), err)
 				}
-				if k := a.connections(); k != 2 {
-					t.Errorf("%d connections instead of one that was left and a new one", k)
-				}
+				testenv.Equal(t, a.connections(), 2, "connections instead of one that was left and a new one:")
 				if end != nil {
 					began = time.Now()
 					end(a, b)
@@ -183,9 +175,7 @@ func TestLeftConnection(t *testing.T) {
 					t.Errorf("handled %d times: %v", handled.Load(), err)
 				}
 				time.Sleep(time.Second) // fake time: what was left is closed
-				if k := a.connections(); k != 1 {
-					t.Errorf("%d connections", k)
-				}
+				testenv.Equal(t, a.connections(), 1, "connections:")
 			})
 		})
 	}

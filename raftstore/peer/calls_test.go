@@ -44,9 +44,7 @@ func TestCalls(t *testing.T) {
 		none := start(t, g, 2, "", func(o *Options) { o.Cluster, o.Listener = "", nil })
 		at := string(b.address)
 		for from, want := range map[*server]string{a: "a.1", none: ""} {
-			if got, err := from.Call(t.Context(), at, "who", nil); err != nil || string(got) != want {
-				t.Errorf("%q, %v", got, err)
-			}
+			testenv.Equal(t, string(testenv.Must(from.Call(t.Context(), at, "who", nil))(t)), want, "")
 		}
 		for _, size := range []int{0, 1, 100_000, MaxCall} {
 			body := bytes.Repeat([]byte("x"), size)

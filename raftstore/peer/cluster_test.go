@@ -61,9 +61,7 @@ func (n *node) run(t *testing.T, m memory, bootstrap *raft.Configuration) {
 		Cluster: cluster, ID: address + ".1", Address: address, Listener: l, Dial: m.dial(n.place),
 		Logger: slog.New(slog.DiscardHandler), Handle: handle, Timeout: 600 * time.Millisecond,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(address + ".1")
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = 200*time.Millisecond, 200*time.Millisecond, 150*time.Millisecond
@@ -76,9 +74,7 @@ func (n *node) run(t *testing.T, m memory, bootstrap *raft.Configuration) {
 		testenv.NoError(t, raft.BootstrapCluster(c, n.store, n.store, n.snaps, n.t, *bootstrap))
 	}
 	n.Raft, err = raft.NewRaft(c, &n.fsm, n.store, n.store, n.snaps, n.t)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 }
 
 func (n *node) stop(t *testing.T) {
@@ -239,17 +235,11 @@ func TestCloseUnderWay(t *testing.T) {
 		time.Sleep(10 * time.Millisecond) // whatever they have come to
 		testenv.NoError(t, a.Close())
 		for range 4 {
-			if err := <-failed; err == nil {
-				t.Error("something succeeded over a closed transport")
-			}
+			testenv.Fails(t, <-failed, "something succeeded over a closed transport")
 		}
 		close(stuck)
-		if _, err := a.beat(b, 1); err == nil {
-			t.Error("a heartbeat was sent after Close")
-		}
-		if _, err := a.Call(t.Context(), string(b.address), "echo", nil); err == nil {
-			t.Error("a call was made after Close")
-		}
+		testenv.Fails(t, testenv.Err(a.beat(b, 1)), "a heartbeat was sent after Close")
+		testenv.Fails(t, testenv.Err(a.Call(t.Context(), string(b.address), "echo", nil)), "a call was made after Close")
 		a.Forget(string(b.address))
 		testenv.NoError(t, a.Close())
 	})

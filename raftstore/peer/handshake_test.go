@@ -181,17 +181,11 @@ func TestSlowServer(t *testing.T) {
 		a := start(t, m, 0, "a.1", nil)
 		l, address := m.listen(t, 1)
 		said := make(chan string, 1)
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				if s := <-said; s != "" {
-					_, _ = io.WriteString(c, s)
-				}
+		go testenv.Accept(l, func(c net.Conn) {
+			if s := <-said; s != "" {
+				_, _ = io.WriteString(c, s)
 			}
-		}()
+		})
 		for _, s := range []string{"", "CRPR", "CRPR\x01\x00\x03b.1\xff\xff", "HTTP/1.1 200 OK\r\n", "CRPR\x01\x00\x00\x01\x00x"} {
 			said <- s
 			began := time.Now()

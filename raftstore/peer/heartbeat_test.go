@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A candidate hears of the leader of a later term by a heartbeat, and then gets
@@ -199,18 +201,14 @@ func TestFollowerStoresOnlyWhenItLacksNothing(t *testing.T) {
 		}
 		beat := func() {
 			t.Helper()
-			if _, err := a.beat(b, 7); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, testenv.Err(a.beat(b, 7)))
 		}
 		append := func(index uint64) error {
 			return a.AppendEntries(b.id, b.address, a.entries(7, index), &raft.AppendEntriesResponse{})
 		}
 		beat()
 		stored("it has confirmed nothing", 0, -1)
-		if err := append(3); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, append(3))
 		stored("it has confirmed an entry", 3, 0)
 		time.Sleep(5 * time.Second) // fake time
 		stored("nothing was sent to it", 3, 5*time.Second)
@@ -220,9 +218,7 @@ func TestFollowerStoresOnlyWhenItLacksNothing(t *testing.T) {
 		go func() { _ = append(4) }() // it is tried again while it is busy
 		time.Sleep(time.Second)
 		beat()
-		if _, err := a.Call(t.Context(), string(b.address), "x", nil); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(a.Call(t.Context(), string(b.address), "x", nil)))
 		stored("it replied, and lacks an entry", 3, time.Second)
 		a.Committed(7, 9)
 		if index, at := a.Stored(b.id, 8); index != 0 || !at.IsZero() {

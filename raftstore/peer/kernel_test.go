@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // deaf has the kernel drop whatever comes in on a connection, acknowledgements too, or no longer. It does so by a
@@ -19,9 +21,7 @@ import (
 func deaf(t testing.TB, c net.Conn, yes bool) {
 	t.Helper()
 	raw, err := c.(*tls.Conn).NetConn().(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	var set error
 	err = raw.Control(func(fd uintptr) {
 		if yes {
@@ -31,9 +31,7 @@ func deaf(t testing.TB, c net.Conn, yes bool) {
 			set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)
 		}
 	})
-	if err := errors.Join(err, set); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(err, set))
 }
 
 // onlyConn is a server's connection, as the network gave it.
@@ -92,21 +90,15 @@ func TestKernelBacksOff(t *testing.T) {
 			deaf(t, loses, true)
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
-			if _, err := a.Call(ctx, address, "echo", nil); err == nil {
-				t.Error("a call was answered")
-			}
+			testenv.Fails(t, testenv.Err(a.Call(ctx, address, "echo", nil)), "a call was answered")
 			until(t, "TCP sends again twice", func() bool { return retransmits(old) >= failedTries })
-			if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, testenv.Err(a.Call(t.Context(), address, "echo", nil)))
 			if k := a.connections(); k < 2 { // on a busy machine the new one may have been late, and another one made
 				t.Errorf("%d connections instead of two", k)
 			}
 			deaf(t, loses, false)
 			close(leave)
-			if err := <-long; err != nil {
-				t.Errorf("the call that was under way: %v", err)
-			}
+			testenv.Check(t, <-long, "the call that was under way")
 			until(t, "what was left is closed", func() bool { return a.connections() == 1 })
 		})
 	}
@@ -117,16 +109,12 @@ func TestKernelBacksOff(t *testing.T) {
 func TestKernelAcknowledges(t *testing.T) {
 	g := newLoopback(t)
 	a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", serving)
-	if _, err := a.Call(t.Context(), string(b.address), "echo", nil); err != nil { // so that there is a connection
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(a.Call(t.Context(), string(b.address), "echo", nil))) // so that there is a connection
 	conn := a.onlyConn(t)
 	began := time.Now()
 	for time.Since(began) < 5*leastTimeout {
 		ctx, cancel := context.WithTimeout(t.Context(), leastTimeout)
-		if _, err := a.Call(ctx, string(b.address), "hang", nil); err == nil {
-			t.Error("a call was answered")
-		}
+		testenv.Fails(t, testenv.Err(a.Call(ctx, string(b.address), "hang", nil)), "a call was answered")
 		cancel()
 	}
 	if a.onlyConn(t) != conn {
@@ -137,18 +125,12 @@ func TestKernelAcknowledges(t *testing.T) {
 	}
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer l.Close()
 	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(5 * leastTimeout)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.SetDeadline(time.Now().Add(5*leastTimeout)))
 	for err == nil {
 		_, err = c.Write(make([]byte, 1<<16))
 	}

@@ -82,9 +82,7 @@ func TestWrongServer(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if _, err := a.beat(b, 1); err != nil { // by its right name
-			t.Fatal(err)
-		}
+		testenv.NoError(t, testenv.Err(a.beat(b, 1))) // by its right name
 	})
 }
 
@@ -167,9 +165,7 @@ func TestWithhold(t *testing.T) {
 				}
 			}
 			testenv.Check(t, a.TimeoutNow(b.id, b.address, &raft.TimeoutNowRequest{}, &raft.TimeoutNowResponse{}))
-			if _, err := b.beat(a, 1); err != nil { // it still answers
-				t.Error(err)
-			}
+			testenv.Check(t, testenv.Err(b.beat(a, 1))) // it still answers
 		}
 		if s := a.Peers()[0]; s.Failures != 0 {
 			t.Fatalf("what was withheld is counted as the peer's failure: %+v", s)
@@ -224,9 +220,7 @@ func TestLeaderSeen(t *testing.T) {
 		check(a, 3, 1)
 		testenv.Must(a.beat(c, 3))(t)
 		check(a, 3, 1)
-		if _, err := a.beat(c, 4); err != nil { // the same in a new term
-			t.Fatal(err)
-		}
+		testenv.NoError(t, testenv.Err(a.beat(c, 4))) // the same in a new term
 		check(a, 4, 2)
 		// Raft is stuck; what comes its way is seen all the same.
 		stuck := make(chan struct{})
@@ -241,9 +235,7 @@ func TestLeaderSeen(t *testing.T) {
 		check(b, 5, 3)
 		close(stuck)
 		testenv.NoError(t, <-done)
-		if _, err := a.beat(c, 4); err != nil { // deposed
-			t.Fatal(err)
-		}
+		testenv.NoError(t, testenv.Err(a.beat(c, 4))) // deposed
 		check(b, 5, 3)
 	})
 }

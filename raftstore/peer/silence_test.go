@@ -73,9 +73,7 @@ func TestUnansweredCalls(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(200*time.Millisecond, lose)
 		time.AfterFunc(650*time.Millisecond, func() { cancel(ErrLeaderMoved) })
-		if _, err := a.Call(ctx, address, method, nil); err == nil {
-			t.Error("a call was answered")
-		}
+		testenv.Fails(t, testenv.Err(a.Call(ctx, address, method, nil)), "a call was answered")
 	}
 	for name, during := range map[string]func(t *testing.T, a *server, address string, lose func()){
 		"to a leader, until there is another one": func(t *testing.T, a *server, address string, lose func()) {
@@ -84,9 +82,7 @@ func TestUnansweredCalls(t *testing.T) {
 		},
 		"to a leader that answered others meanwhile": func(t *testing.T, a *server, address string, lose func()) {
 			time.AfterFunc(100*time.Millisecond, func() {
-				if _, err := a.Call(t.Context(), address, "echo", nil); err != nil {
-					t.Error(err)
-				}
+				testenv.Check(t, testenv.Err(a.Call(t.Context(), address, "echo", nil)))
 			})
 			missed(t, a, address, "hang", lose)
 		},
@@ -98,9 +94,7 @@ func TestUnansweredCalls(t *testing.T) {
 			lose()
 			for range 30 {
 				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-				if _, err := a.Call(ctx, address, "echo", nil); err == nil {
-					t.Error("a call was answered")
-				}
+				testenv.Fails(t, testenv.Err(a.Call(ctx, address, "echo", nil)), "a call was answered")
 				cancel()
 			}
 		},

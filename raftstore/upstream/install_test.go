@@ -18,6 +18,8 @@ import (
 	"k8s.io/apiserver/pkg/storage/feature"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestInstall fails if upstream no longer takes its clients from the variable
@@ -33,17 +35,13 @@ func TestInstall(t *testing.T) {
 	config := exampleConfig()
 	build, destroy, err := factory.Create(*config, func() runtime.Object { return &example.Pod{} },
 		func() runtime.Object { return &example.PodList{} }, "/pods/")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer destroy()
 	if made == 0 {
 		t.Fatal("upstream's factory built a storage without asking for our client")
 	}
 	pod := &example.Pod{ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "ns"}}
-	if err := build.Create(ctx, "/pods/ns/a", pod, &example.Pod{}, 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, build.Create(ctx, "/pods/ns/a", pod, &example.Pod{}, 0))
 	got, err := s.Client().Kubernetes.Get(ctx, "/registry/pods/ns/a", kubernetes.GetOptions{})
 	if err != nil || got.KV == nil {
 		t.Fatalf("the object is not in our store: %v, %v", got.KV, err)
@@ -51,10 +49,7 @@ func TestInstall(t *testing.T) {
 
 	stop := make(chan struct{})
 	defer close(stop)
-	check, err := factory.CreateHealthCheck(config.Config, stop)
-	if err != nil {
-		t.Fatal(err)
-	}
+	check := testenv.Must(factory.CreateHealthCheck(config.Config, stop))(t)
 	eventually(t, ctx, "healthy", func() bool { return check() == nil })
 	eventually(t, ctx, "watch progress supported", func() bool {
 		return feature.DefaultFeatureSupportChecker.Supports(storage.RequestWatchProgress)

@@ -27,9 +27,7 @@ func TestUpstreamPackages(t *testing.T) {
 	testenv.NoError(t, os.CopyFS(copied, os.DirFS(module)))
 	server := testenv.Must(os.ReadFile("testdata/test_server.go.txt"))(t)
 	target := filepath.Join(copied, "pkg/storage/etcd3/testserver/test_server.go")
-	if err := os.Remove(target); err != nil { // read-only, as the module cache is
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(target)) // read-only, as the module cache is
 	testenv.NoError(t, os.WriteFile(target, server, 0o644))
 	for _, name := range []string{"go.mod", "go.sum"} {
 		data := testenv.Must(os.ReadFile(filepath.Join(root, name)))(t)

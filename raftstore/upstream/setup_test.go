@@ -173,9 +173,7 @@ func compact(ctx context.Context, t *testing.T, client *clientv3.Client, rev int
 	if err != nil {
 		_, _, _, err = etcd3.Compact(ctx, client, version, rev)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 }
 
 func enable(t *testing.T, gate string, on bool) {

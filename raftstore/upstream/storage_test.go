@@ -21,6 +21,8 @@ import (
 	storagetesting "k8s.io/apiserver/pkg/storage/testing"
 	"k8s.io/apiserver/pkg/storage/value"
 	"k8s.io/component-base/featuregate"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func featureName(name string) featuregate.Feature { return featuregate.Feature(name) }
@@ -94,9 +96,7 @@ func testStorage(t *testing.T, setup setupFunc) {
 		t.Run(fmt.Sprintf("Stats/sized=%v", sized), func(t *testing.T) {
 			ctx, f := setup(t)
 			if sized {
-				if err := f.EnableResourceSizeEstimation(f.keys); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, f.EnableResourceSizeEstimation(f.keys))
 			}
 			storagetesting.RunTestStats(ctx, t, f, f.codec, f.prefix(), sized)
 		})
@@ -247,10 +247,7 @@ func (f *fixture) checkStored(ctx context.Context, t *testing.T, key string) {
 	if err != nil || len(got.Kvs) == 0 {
 		t.Fatalf("get %s: %v, %v", key, got, err)
 	}
-	decoded, err := runtime.Decode(f.codec, got.Kvs[0].Value[len(valuePrefix):])
-	if err != nil {
-		t.Fatal(err)
-	}
+	decoded := testenv.Must(runtime.Decode(f.codec, got.Kvs[0].Value[len(valuePrefix):]))(t)
 	if pod := decoded.(*example.Pod); pod.ResourceVersion != "" {
 		t.Errorf("stored with resource version %q", pod.ResourceVersion)
 	}

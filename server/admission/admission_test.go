@@ -78,9 +78,7 @@ func TestNodesThatPassForOthers(t *testing.T) {
 		{"multicast", machine("n", password, "224.0.0.1"), protocol.CodeAddress},
 		{"link-local", machine("n", password, "169.254.0.1"), protocol.CodeAddress},
 	} {
-		if got := code(a.checkNode(tt.m.Node, nil)); got != tt.code {
-			t.Errorf("%s: %q, want %q", tt.name, got, tt.code)
-		}
+		testenv.Equal(t, code(a.checkNode(tt.m.Node, nil)), tt.code, "%s:", tt.name)
 	}
 }
 
@@ -102,9 +100,7 @@ func TestClaimName(t *testing.T) {
 	a, api := newAdmission(clock), fake.NewClientset()
 	claim := func(what string, m joining.Machine, want protocol.Code) {
 		t.Helper()
-		if got := code(a.register(ctx, api, m)); got != want {
-			t.Errorf("%s: %q, want %q", what, got, want)
-		}
+		testenv.Equal(t, code(a.register(ctx, api, m)), want, "%s:", what)
 	}
 	ready := func(name, ip string, status corev1.ConditionStatus) {
 		t.Helper()
@@ -177,12 +173,8 @@ func TestCertifiedAddresses(t *testing.T) {
 	want := func(addresses, external string) {
 		t.Helper()
 		s := testenv.Must(api.CoreV1().Secrets("kube-system").Get(ctx, "n"+roster.RegistrationSuffix, metav1.GetOptions{}))(t)
-		if got := string(s.Data[roster.RegistrationAddresses]); got != addresses {
-			t.Errorf("addresses %q, want %q", got, addresses)
-		}
-		if got := string(s.Data[roster.RegistrationExternal]); got != external {
-			t.Errorf("external addresses %q, want %q", got, external)
-		}
+		testenv.Equal(t, string(s.Data[roster.RegistrationAddresses]), addresses, "addresses")
+		testenv.Equal(t, string(s.Data[roster.RegistrationExternal]), external, "external addresses")
 		r := roster.New(roster.Options{API: func() (kubernetes.Interface, error) { return api, nil }})
 		all, err := r.JoinedAddresses(ctx)
 		if err != nil || !slices.Equal(all, append(roster.ParseAddresses([]byte(addresses)), roster.ParseAddresses([]byte(external))...)) {
@@ -210,9 +202,7 @@ func TestCertifiedAddresses(t *testing.T) {
 	want("10.0.0.2", "198.51.100.2")
 	inside := machine("n", password, "10.0.0.2")
 	inside.Node.External = []netip.Addr{netip.MustParseAddr("10.43.0.1")}
-	if got := code(a.checkNode(inside.Node, nil)); got != protocol.CodeAddress {
-		t.Errorf("an external address in the cluster's networks: %q", got)
-	}
+	testenv.Equal(t, code(a.checkNode(inside.Node, nil)), protocol.CodeAddress, "an external address in the cluster's networks:")
 }
 
 // TestAddressOfASilentNode: a node does not take it, unless it asks from there. A machine that takes a dead one's place
@@ -244,9 +234,7 @@ func TestAddressOfASilentNode(t *testing.T) {
 		}
 		m := machine(tt.name, password, "10.0.0.3")
 		m.Joined, m.From = tt.joined, netip.MustParseAddr(tt.from)
-		if got := code(a.register(t.Context(), api, m)); got != tt.want {
-			t.Errorf("%s: %q, want %q", what, got, tt.want)
-		}
+		testenv.Equal(t, code(a.register(t.Context(), api, m)), tt.want, "%s:", what)
 	}
 }
 
@@ -276,9 +264,7 @@ func TestForeignAddressesAreRefused(t *testing.T) {
 			m.Node.External = []netip.Addr{netip.MustParseAddr(tt.external)}
 		}
 		m.Joined, m.From = tt.joined, netip.MustParseAddr(tt.from)
-		if got := code(a.register(t.Context(), api, m)); got != tt.want {
-			t.Errorf("%s: %q, want %q", what, got, tt.want)
-		}
+		testenv.Equal(t, code(a.register(t.Context(), api, m)), tt.want, "%s:", what)
 	}
 }
 
@@ -293,17 +279,11 @@ func registeredAt(name, ip string) *corev1.Node {
 func TestKeysBeforeTheNode(t *testing.T) {
 	clock := testclock.NewFakeClock(time.Now())
 	a, api := newAdmission(clock), fake.NewClientset()
-	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeCertificate {
-		t.Errorf("a machine that never joined: %q", got)
-	}
+	testenv.Equal(t, code(a.noNode(t.Context(), api, "n")), protocol.CodeCertificate, "a machine that never joined:")
 	testenv.NoError(t, a.register(t.Context(), api, machine("n", password, "10.0.0.2")))
-	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeStarting {
-		t.Errorf("right after it has joined: %q", got)
-	}
+	testenv.Equal(t, code(a.noNode(t.Context(), api, "n")), protocol.CodeStarting, "right after it has joined:")
 	clock.Step(roster.RegistrationTime + time.Second)
-	if got := code(a.noNode(t.Context(), api, "n")); got != protocol.CodeCertificate {
-		t.Errorf("later: %q", got)
-	}
+	testenv.Equal(t, code(a.noNode(t.Context(), api, "n")), protocol.CodeCertificate, "later:")
 }
 
 // TestAddressesAreReserved: between a machine's joining and its Node, nobody else is let in with its addresses,
@@ -314,9 +294,7 @@ func TestAddressesAreReserved(t *testing.T) {
 	one, two, api := newAdmission(clock), newAdmission(clock), fake.NewClientset()
 	claim := func(a *Admission, what string, m joining.Machine, want protocol.Code) {
 		t.Helper()
-		if got := code(a.register(ctx, api, m)); got != want {
-			t.Errorf("%s: %q, want %q", what, got, want)
-		}
+		testenv.Equal(t, code(a.register(ctx, api, m)), want, "%s:", what)
 	}
 	// The fake API has one revision for all, so that the earlier name counts as the earlier claim.
 	claim(one, "a machine", machine("a", password, "10.0.0.2", "fd00::2"), "")
@@ -366,15 +344,11 @@ func TestBackendOfWhoJoins(t *testing.T) {
 		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
 		a.o.Cluster.NetworkBackend = c.own
 		if c.said != "" {
-			if err := api.Tracker().Add(&corev1.ConfigMap{
+			testenv.NoError(t, api.Tracker().Add(&corev1.ConfigMap{
 				ObjectMeta: metav1.ObjectMeta{Name: clusterconfig.BackendConfigMap, Namespace: metav1.NamespaceSystem}, Data: map[string]string{clusterconfig.BackendData: c.said},
-			}); err != nil {
-				t.Fatal(err)
-			}
+			}))
 		}
-		if s, err := a.settings(t.Context(), api); err != nil || s.NetworkBackend != c.want {
-			t.Errorf("%+v: %q, %v", c, s.NetworkBackend, err)
-		}
+		testenv.Equal(t, testenv.Must(a.settings(t.Context(), api))(t).NetworkBackend, c.want, "%+v:", c)
 	}
 }
 

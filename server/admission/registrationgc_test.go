@@ -49,9 +49,7 @@ func TestRegistrationGC(t *testing.T) {
 		want = append(want, gossipmember.GossipSecret)
 		slices.Sort(got)
 		slices.Sort(want)
-		if !slices.Equal(got, want) {
-			t.Errorf("after %s: %q, want %q", after, got, want)
-		}
+		testenv.EqualSlices(t, got, want, "after %s:", after)
 	}
 	sweep(0, "node", "gone", "back")
 	sweep(orphanTime-time.Minute, "node", "gone", "back")

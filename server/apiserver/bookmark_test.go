@@ -60,9 +60,7 @@ func TestQuietWatchOutlivesHistory(t *testing.T) {
 			w := testenv.Must(tt.watch(metav1.ListOptions{ResourceVersion: began, AllowWatchBookmarks: true}))(t)
 			defer w.Stop()
 			other, err := c.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "other-"}}, metav1.CreateOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			heard := bookmarkFrom(t, w, other.ResourceVersion)
 			to := testenv.Must(strconv.ParseInt(other.ResourceVersion, 10, 64))(t)
 			testenv.Must(f.store.Client().Compact(t.Context(), to))(t)

@@ -13,6 +13,8 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/client/informers/externalversions"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNeverResync: handlers get an object once, those that were there before and those that came later. Upstream's
@@ -26,15 +28,11 @@ func TestNeverResync(t *testing.T) {
 			resyncs := 0
 			count := cache.ResourceEventHandlerFuncs{UpdateFunc: func(any, any) { resyncs++ }}
 			add := func() {
-				if _, err := informer.AddEventHandler(count); err != nil {
-					t.Fatal(err)
-				}
+				testenv.Must(informer.AddEventHandler(count))(t)
 			}
 			add()
 			if never {
-				if err := neverResync(informer); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, neverResync(informer))
 			}
 			add()
 			ctx, cancel := context.WithCancel(t.Context())

@@ -83,9 +83,7 @@ func (b configMaps) change(t *testing.T, r *rand.Rand) string {
 		m.SetAnnotations(map[string]string{"n": strconv.Itoa(r.Int())})
 		out, _, err = b.store.Update(ctx, name, rest.DefaultUpdatedObjectInfo(was), nil, rest.ValidateAllObjectUpdateFunc, false, &metav1.UpdateOptions{})
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	m, err := meta.Accessor(out)
 	if err != nil {
 		now := testenv.Must(b.store.Storage.Storage.GetCurrentResourceVersion(ctx))(t)

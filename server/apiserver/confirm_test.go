@@ -10,6 +10,8 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testConfirmed is about requests that do more than the store can refuse. For these a majority is asked first, so that
@@ -17,23 +19,15 @@ import (
 func testConfirmed(t *testing.T, s *running, fence *lateFence, old *loops, ns string) {
 	ctx, c := t.Context(), client(t, s.admin())
 	pod, err := c.CoreV1().Pods(ns).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "guarded", Labels: map[string]string{"pod": "guarded"}}, Spec: podSpec}, create)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
-	if err := second(c.CoreV1().Pods(ns).UpdateStatus(ctx, pod, update)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, second(c.CoreV1().Pods(ns).UpdateStatus(ctx, pod, update)))
 	one := intstr.FromInt32(1)
 	budget, err := c.PolicyV1().PodDisruptionBudgets(ns).Create(ctx, &policyv1.PodDisruptionBudget{ObjectMeta: named("budget"), Spec: policyv1.PodDisruptionBudgetSpec{
 		MaxUnavailable: &one, Selector: &metav1.LabelSelector{MatchLabels: pod.Labels}}}, create)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	budget.Status = policyv1.PodDisruptionBudgetStatus{ObservedGeneration: budget.Generation, DisruptionsAllowed: 1, CurrentHealthy: 1, ExpectedPods: 1}
-	if err := second(c.PolicyV1().PodDisruptionBudgets(ns).UpdateStatus(ctx, budget, update)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, second(c.PolicyV1().PodDisruptionBudgets(ns).UpdateStatus(ctx, budget, update)))
 
 	fence.unaware.Store(true)
 	defer fence.unaware.Store(false)
@@ -48,9 +42,7 @@ func testConfirmed(t *testing.T, s *running, fence *lateFence, old *loops, ns st
 			return old.kube.CoreV1().RESTClient().Post().Namespace(ns).Resource("pods").Name("guarded").SubResource("proxy").Do(ctx).Error()
 		},
 	} {
-		if err := isFenced(do()); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
+		testenv.Check(t, isFenced(do()), "%s", name)
 		if after := objectsOf(t, s.f.store, ns); !maps.Equal(before, after) { // ranges of addresses and ports, and the budget, among them
 			t.Errorf("%s changed something:\n%v\n%v", name, before, after)
 			before = after

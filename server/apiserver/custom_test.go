@@ -84,9 +84,7 @@ func testCustomResources(t *testing.T, s *running) {
 		return err
 	})
 	got, err := in.Get(ctx, "a", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if seats, _, _ := unstructured.NestedInt64(got.Object, "spec", "seats"); seats != 2 {
 		t.Errorf("seats %d, want the default of 2", seats)
 	}
@@ -100,9 +98,8 @@ func testCustomResources(t *testing.T, s *running) {
 		t.Errorf("an unknown field: %v, want a bad request", err)
 	}
 	applied := object(t, "apiVersion: example.com/v1\nkind: Boat\nmetadata: {name: a}\nspec: {seats: 5}\n")
-	if got, err = in.Apply(ctx, "a", applied, metav1.ApplyOptions{FieldManager: "test", Force: true}); err != nil {
-		t.Fatal(err)
-	}
+	got, err = in.Apply(ctx, "a", applied, metav1.ApplyOptions{FieldManager: "test", Force: true})
+	testenv.NoError(t, err)
 	if seats, _, _ := unstructured.NestedInt64(got.Object, "spec", "seats"); seats != 5 {
 		t.Errorf("seats %d after apply", seats)
 	}

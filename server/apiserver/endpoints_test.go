@@ -4,7 +4,6 @@ package apiserver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -185,12 +184,7 @@ func TestServersOfATermThatIsOver(t *testing.T) {
 	kube := client(t, f.start(t, o).LoopbackConfig())
 	become := func(what string, done func() bool) {
 		t.Helper()
-		testenv.Eventually(t, 2*time.Minute, what, func() error {
-			if !done() {
-				return errors.New("not yet")
-			}
-			return nil
-		})
+		testenv.Until(t, 2*time.Minute, what, done)
 	}
 	are := func(want ...string) func() bool {
 		return func() bool { return slices.Equal(publishedSoFar(t, kube), want) }
@@ -236,9 +230,7 @@ func published(t *testing.T, client kubernetes.Interface) []string {
 	}
 	out := []string{line}
 	parts, err := client.DiscoveryV1().EndpointSlices("default").List(t.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	for _, s := range parts.Items {
 		line := s.Name + " " + string(s.AddressType)
 		for _, e := range s.Endpoints {

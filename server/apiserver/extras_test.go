@@ -14,6 +14,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const encryptionConfig = `
@@ -41,9 +43,7 @@ func TestServerWithExtras(t *testing.T) {
 	f := newFixture(t)
 	write := func(name, text string) string {
 		path := filepath.Join(f.dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
 	o := f.options(t)
@@ -67,9 +67,7 @@ func TestServerWithExtras(t *testing.T) {
 func testEncryptionAndAudit(t *testing.T, s *running, auditLog string) {
 	c := client(t, s.admin())
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "treasure"}, StringData: map[string]string{"where": "under the palm"}}
-	if _, err := c.CoreV1().Secrets("default").Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(c.CoreV1().Secrets("default").Create(t.Context(), secret, metav1.CreateOptions{}))(t)
 	got, err := c.CoreV1().Secrets("default").Get(t.Context(), "treasure", metav1.GetOptions{})
 	if err != nil || string(got.Data["where"]) != "under the palm" {
 		t.Errorf("Get: %q, %v", got.Data["where"], err)

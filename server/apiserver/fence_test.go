@@ -68,9 +68,8 @@ func (r *running) loops(t *testing.T, term uint64) *loops {
 	t.Cleanup(func() { testenv.Check(t, stop(context.Background())) })
 	l.config, l.kube = config, client(t, config)
 	var err error
-	if l.dynamic, err = dynamic.NewForConfig(config); err != nil {
-		t.Fatal(err)
-	}
+	l.dynamic, err = dynamic.NewForConfig(config)
+	testenv.NoError(t, err)
 	return l
 }
 
@@ -205,9 +204,7 @@ func prepareWrites(t *testing.T, s *running) string {
 	ns := namespace(t, c)
 	must := func(err error) {
 		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	core := c.CoreV1()
 	for _, name := range []string{"updated", "patched", "deleted", "finalized", "ending", "many-1", "many-2", "many-3"} {
@@ -301,9 +298,7 @@ func TestFence(t *testing.T) {
 				}
 				fence.off.Store(off)
 				count := old.refused.Load()
-				if err := isFenced(w.do(ctx, old, ns)); err != nil {
-					t.Errorf("%s: %v", w.name, err)
-				}
+				testenv.Check(t, isFenced(w.do(ctx, old, ns)), "%s", w.name)
 				if old.refused.Load() == count {
 					t.Errorf("%s: nobody was told that it was refused", w.name)
 				}
@@ -328,13 +323,9 @@ func TestFence(t *testing.T) {
 	now := s.loops(t, move(0))
 	t.Run("this server leads again", refuse)
 	for _, w := range termWrites {
-		if err := w.do(ctx, now, ns); err != nil {
-			t.Errorf("%s in the right term: %v", w.name, err)
-		}
+		testenv.Check(t, w.do(ctx, now, ns), "%s in the right term", w.name)
 	}
-	if n := now.refused.Load(); n != 0 {
-		t.Errorf("%d writes of the right term were refused", n)
-	}
+	testenv.Equal(t, now.refused.Load(), 0, "writes of the right term were refused:")
 	t.Run("Unfenced", func(t *testing.T) { testUnfenced(t, s, fence) })
 }
 

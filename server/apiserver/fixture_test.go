@@ -57,9 +57,8 @@ func newFixtureOf(t testing.TB, open func(testing.TB, *fixture) servers) *fixtur
 	t.Helper()
 	f := &fixture{dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
 	var err error
-	if f.pki, err = pki.Open(pki.Options{Dir: filepath.Join(f.dir, "tls"), Logger: f.log}); err != nil {
-		t.Fatal(err)
-	}
+	f.pki, err = pki.Open(pki.Options{Dir: filepath.Join(f.dir, "tls"), Logger: f.log})
+	testenv.NoError(t, err)
 	f.leaf.serving = f.pki.APIServer(pki.APIServerNames{NodeName: "one", Domain: "cluster.local"})
 	f.leaf.kubelet, f.leaf.proxy, f.leaf.admin = f.pki.KubeletClient(), f.pki.FrontProxy(), f.pki.Admin()
 	f.leaf.node = f.pki.Node(f.dir, "one")
@@ -118,9 +117,7 @@ func (f *fixture) start(t testing.TB, o Options) *running {
 		cancel()
 		select {
 		case err := <-done:
-			if err != nil {
-				t.Errorf("Run: %v", err)
-			}
+			testenv.Check(t, err, "Run")
 		case <-time.After(patience):
 			t.Fatal("the server does not stop")
 		}

@@ -126,9 +126,7 @@ func TestFilteredWatchEndsWithItsFilters(t *testing.T) {
 		}
 	}
 	for _, args := range []string{"feature-gates=kube:AllBeta=true", "feature_gates=kube:AllBeta=true"} {
-		if got := defaultFeatureGates([]string{args}); !strings.Contains(got, "kube:"+gate+"true") {
-			t.Errorf("beside %s there is %s", args, got)
-		}
+		testenv.Contains(t, defaultFeatureGates([]string{args}), "kube:"+gate+"true", "beside %s there is", args)
 	}
 }
 
@@ -142,9 +140,7 @@ func TestNodeRestrictionStays(t *testing.T) {
 			testenv.NoError(t, applyExtraArgs(s, []string{args}))
 		}
 		keepNodeRestriction(s)
-		if got := strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","); got != want {
-			t.Errorf("%q: plugins %q, want %q", args, got, want)
-		}
+		testenv.Equal(t, strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","), want, "%q: plugins", args)
 	}
 }
 

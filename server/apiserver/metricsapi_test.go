@@ -39,9 +39,7 @@ func ownMetricsServer(t *testing.T, c kubernetes.Interface) (port string) {
 	}))
 	t.Cleanup(s.Close)
 	at, err := url.Parse(s.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	_, err = c.CoreV1().Services("default").Create(t.Context(), &corev1.Service{ObjectMeta: named("their-metrics"), Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeExternalName, ExternalName: "localhost", Ports: []corev1.ServicePort{{Port: 443}}}}, create)
 	if err != nil && !apierrors.IsAlreadyExists(err) {

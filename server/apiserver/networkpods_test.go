@@ -73,9 +73,7 @@ func makeSecretivePod(t *testing.T, c kubernetes.Interface, ns string) *corev1.P
 	ctx := t.Context()
 	_, err := c.RbacV1().ClusterRoles().Create(ctx, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "network"},
 		Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch"}}}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	testenv.Must(c.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "network"},
 		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "network"},
 		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: pki.NetworkUser}}}, metav1.CreateOptions{}))(t)
@@ -91,9 +89,8 @@ func makeSecretivePod(t *testing.T, c kubernetes.Interface, ns string) *corev1.P
 		Phase: corev1.PodRunning, Message: withheld, Reason: withheld, PodIP: "10.42.0.7", PodIPs: []corev1.PodIP{{IP: "10.42.0.7"}}, HostIP: "192.0.2.77", HostIPs: []corev1.HostIP{{IP: "192.0.2.77"}},
 		ContainerStatuses: []corev1.ContainerStatus{{Name: "main" + withheld, Image: withheld, ImageID: withheld}},
 	}
-	if made, err = c.CoreV1().Pods(ns).UpdateStatus(ctx, made, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	made, err = c.CoreV1().Pods(ns).UpdateStatus(ctx, made, metav1.UpdateOptions{})
+	testenv.NoError(t, err)
 	return made
 }
 
@@ -157,9 +154,7 @@ func checkEncodings(t *testing.T, config *rest.Config, ns string) {
 			if answer.StatusCode != http.StatusOK {
 				continue // no such form of this
 			}
-			if err != nil {
-				t.Errorf("%s as %s: %v", path, accept, err)
-			}
+			testenv.Check(t, err, "%s as %s", path, accept)
 			if len(body) > 0 {
 				answers++
 			}

@@ -107,14 +107,11 @@ func TestNodeClaims(t *testing.T) {
 	}
 	services := client(t, r.admin()).CoreV1().Services("default")
 	pooled, err := services.Create(t.Context(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "pooled"}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, Ports: []corev1.ServicePort{{Port: 443}}}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	pooled.Status.Conditions = []metav1.Condition{{Type: loadbalancer.Condition, Status: metav1.ConditionTrue, Reason: "Served", LastTransitionTime: metav1.Now()}}
 	pooled.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.3"}}
-	if pooled, err = services.UpdateStatus(t.Context(), pooled, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	pooled, err = services.UpdateStatus(t.Context(), pooled, metav1.UpdateOptions{})
+	testenv.NoError(t, err)
 	eventually(t, "a Service's address from a pool is no node's", func() error { // as soon as the plugin's informer knows it
 		_, err := node.Create(t.Context(), nodeAt("one", "198.51.100.3"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if err != nil && strings.Contains(err.Error(), "the address of the Service default/pooled") {
@@ -161,9 +158,7 @@ func TestNodeClaims(t *testing.T) {
 		t.Errorf("an address of its own: %v", err)
 	}
 	leave := `{"metadata":{"annotations":{"coracle.dev/leave":"1m0s"}}}`
-	if err := patch(node, leave); err != nil {
-		t.Errorf("a node leaves: %v", err)
-	}
+	testenv.Check(t, patch(node, leave), "a node leaves")
 	testenv.NoError(t,
 		patch(admin, `{"metadata":{"annotations":{"coracle.dev/leave":null},"finalizers":["`+clusterconfig.MemberFinalizer+`"]}}`))
 	refused("a server's node leaves by itself", "by an administrator's order", patch(node, leave))
@@ -215,13 +210,9 @@ func TestMovingNode(t *testing.T) {
 			had = append(had, next)
 		}
 	}
-	if err := says("192.0.2.17"); err != nil {
-		t.Errorf("where it is: %v", err)
-	}
+	testenv.Check(t, says("192.0.2.17"), "where it is")
 	moves("192.0.2.10")
-	if err := says("192.0.2.10"); err != nil {
-		t.Errorf("where it was first: %v", err)
-	}
+	testenv.Check(t, says("192.0.2.10"), "where it was first")
 }
 
 // TestServersNodesClaims: a server's own node may have the server's address, and any server's node another's, for two
@@ -233,9 +224,7 @@ func TestServersNodesClaims(t *testing.T) {
 	})
 	own, labelled := &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "boat"}}, &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "ship", Labels: map[string]string{"role": ""}}}
 	for _, n := range []*core.Node{own, labelled} {
-		if err := p.mayHave(t.Context(), n, core.NodeAddress{Type: core.NodeInternalIP, Address: "192.0.2.1"}); err != nil {
-			t.Errorf("%s: %v", n.Name, err)
-		}
+		testenv.Check(t, p.mayHave(t.Context(), n, core.NodeAddress{Type: core.NodeInternalIP, Address: "192.0.2.1"}), "%s", n.Name)
 		if err := p.mayHave(t.Context(), n, core.NodeAddress{Type: core.NodeInternalIP, Address: "10.42.0.1"}); err == nil {
 			t.Errorf("%s may have a pod's address", n.Name)
 		}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var (
@@ -49,9 +50,7 @@ func labelled(labels ...string) *core.Node {
 func TestServicesLabel(t *testing.T) {
 	joined, trouble := false, error(nil)
 	p := newNodeClaims(NodeClaims{Own: "boat", JustJoined: func(_ context.Context, node string) (bool, error) {
-		if node != "one" {
-			t.Errorf("asked for %s", node)
-		}
+		testenv.Equal(t, node, "one", "asked for")
 		return joined, trouble
 	}})
 	for _, label := range []string{clusterconfig.LoadBalancerLabel, clusterconfig.K3sLoadBalancerLabel} {
@@ -62,9 +61,7 @@ func TestServicesLabel(t *testing.T) {
 			if err := p.Validate(t.Context(), change(c.now, c.old, asNode), nil); err == nil || !strings.Contains(err.Error(), label+" is the administrator's") {
 				t.Errorf("%s %s by the node: %v", label, what, err)
 			}
-			if err := p.Validate(t.Context(), change(c.now, c.old, asAdmin), nil); err != nil {
-				t.Errorf("%s %s by the administrator: %v", label, what, err)
-			}
+			testenv.Check(t, p.Validate(t.Context(), change(c.now, c.old, asAdmin), nil), "%s %s by the administrator", label, what)
 		}
 		if err := p.Validate(t.Context(), change(labelled(label+"=true", "other=true"), labelled(label+"=true"), asNode), nil); err != nil {
 			t.Errorf("another label is added: %v", err)
@@ -72,9 +69,7 @@ func TestServicesLabel(t *testing.T) {
 		registers := func(by user.Info) bool {
 			t.Helper()
 			n := labelled(label + "=true")
-			if err := errors.Join(p.Admit(t.Context(), change(n, nil, by), nil), p.Validate(t.Context(), change(n, nil, by), nil)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, errors.Join(p.Admit(t.Context(), change(n, nil, by), nil), p.Validate(t.Context(), change(n, nil, by), nil)))
 			if n.Labels["kept"] != "true" {
 				t.Error("another label is lost")
 			}
@@ -96,9 +91,7 @@ func TestServicesLabel(t *testing.T) {
 	if err := p.Admit(t.Context(), change(labelled(clusterconfig.LoadBalancerLabel+"=true"), nil, asNode), nil); err == nil {
 		t.Error("it is not known when the machine joined, and the label is believed")
 	}
-	if err := p.Admit(t.Context(), change(labelled(), nil, asNode), nil); err != nil {
-		t.Errorf("without the label: %v", err)
-	}
+	testenv.Check(t, p.Admit(t.Context(), change(labelled(), nil, asNode), nil), "without the label")
 }
 
 // TestExcludedNode: a node may keep itself out of Services; once it is out, whoever put it there takes it back in.
@@ -134,9 +127,7 @@ func TestServicesAddresses(t *testing.T) {
 			s.Status.Conditions = []metav1.Condition{{Type: loadbalancer.Condition, Status: metav1.ConditionTrue}}
 		}
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{in}
-		if err := index.Add(s); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, index.Add(s))
 	}
 	p := newNodeClaims(NodeClaims{})
 	p.services = corelisters.NewServiceLister(index)

@@ -47,10 +47,8 @@ func TestIndexForPolicies(t *testing.T) {
 		ask("/openapi/v3/apis/apps/v1", 0)
 		time.AfterFunc(10*time.Second, func() {
 			policy := &admissionv1.MutatingAdmissionPolicy{ObjectMeta: metav1.ObjectMeta{Name: "p"}}
-			if _, err := client.AdmissionregistrationV1().MutatingAdmissionPolicies().Create(t.Context(), policy,
-				metav1.CreateOptions{}); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, testenv.Err(client.AdmissionregistrationV1().MutatingAdmissionPolicies().Create(t.Context(), policy,
+				metav1.CreateOptions{})))
 		})
 		ask("/openapi/v3", 10*time.Second)
 		ask("/openapi/v3", 0)

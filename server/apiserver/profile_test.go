@@ -50,9 +50,7 @@ func TestProfile(t *testing.T) {
 		}
 		return nil
 	})
-	if err := pods("kube-system"); err != nil {
-		t.Errorf("a pod of the host's in kube-system: %v", err)
-	}
+	testenv.Check(t, pods("kube-system"), "a pod of the host's in kube-system")
 	_, err := c.CoreV1().Services(ns).Create(t.Context(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s"},
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}, ExternalIPs: []string{"198.51.100.1"}}}, metav1.CreateOptions{})
 	if !apierrors.IsForbidden(err) {
@@ -71,9 +69,7 @@ func TestProfile(t *testing.T) {
 	refused := false
 	for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
 		var e auditv1.Event
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			t.Fatalf("%s: %v", lines.Text(), err)
-		}
+		testenv.NoError(t, json.Unmarshal(lines.Bytes(), &e), "%s", lines.Text())
 		if e.ObjectRef == nil { // a path, such as /flagz
 			continue
 		}
@@ -106,12 +102,8 @@ func TestProfileArgs(t *testing.T) {
 		o := Options{ConfigDir: t.TempDir(), Profile: ProfileCIS, AuditLog: "/audit.log", ExtraArgs: []string{test.own}}
 		args := testenv.Must(profileArgs(o))(t)
 		s := kubeoptions.NewServerRunOptions()
-		if err := applyExtraArgs(s, append(args, o.ExtraArgs...)); err != nil {
-			t.Fatalf("%s: %v", test.own, err)
-		}
-		if got := strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","); got != test.wantPlugins {
-			t.Errorf("%s: plugins %s, want %s", test.own, got, test.wantPlugins)
-		}
+		testenv.NoError(t, applyExtraArgs(s, append(args, o.ExtraArgs...)), "%s", test.own)
+		testenv.Equal(t, strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","), test.wantPlugins, "%s: plugins", test.own)
 		if test.ok != nil && !test.ok(s) {
 			t.Errorf("%s has no effect", test.own)
 		}
@@ -148,8 +140,6 @@ func TestAuditPolicy(t *testing.T) {
 		if c.resource == "leases" {
 			a.APIGroup = "coordination.k8s.io"
 		}
-		if got := rules.EvaluatePolicyRule(a).Level; got != c.want {
-			t.Errorf("%s, %s of %s: level %s, want %s", c.user, c.verb, c.resource, got, c.want)
-		}
+		testenv.Equal(t, rules.EvaluatePolicyRule(a).Level, c.want, "%s, %s of %s: level", c.user, c.verb, c.resource)
 	}
 }

@@ -108,9 +108,7 @@ func TestStopWhileStarting(t *testing.T) {
 	for _, delay := range []time.Duration{0, 20 * time.Millisecond, 200 * time.Millisecond} {
 		s := testenv.Must(New(t.Context(), f.options(t)))(t)
 		ctx, cancel := context.WithTimeout(t.Context(), delay)
-		if err := s.Run(ctx); err != nil {
-			t.Errorf("stopped after %v: %v", delay, err)
-		}
+		testenv.Check(t, s.Run(ctx), "stopped after %v", delay)
 		cancel()
 	}
 }

@@ -59,9 +59,7 @@ func client(t *testing.T, config *rest.Config) *kubernetes.Clientset {
 func namespace(t *testing.T, c kubernetes.Interface) string {
 	t.Helper()
 	ns, err := c.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return ns.Name
 }
 
@@ -83,9 +81,7 @@ func testDiscovery(t *testing.T, s *running) {
 		"networking.k8s.io": "v1", "node.k8s.io": "v1", "policy": "v1", "rbac.authorization.k8s.io": "v1", "resource.k8s.io": "v1",
 		"scheduling.k8s.io": "v1", "storage.k8s.io": "v1", "storagemigration.k8s.io": "v1",
 	} {
-		if served[group] != version {
-			t.Errorf("group %q: preferred version %q, want %q", group, served[group], version)
-		}
+		testenv.Equal(t, served[group], version, "group %q: preferred version", group)
 	}
 	if got := strings.Index(strings.Join(order, " ")+" ", "apps "); got < 0 || got > strings.Index(strings.Join(order, " ")+" ", "batch ") {
 		t.Errorf("apps does not come before batch: %v", order)
@@ -164,9 +160,7 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 	defer w.Stop()
 	big := strings.Repeat("x", 900<<10)
 	made, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "boat"}, Data: map[string]string{"big": big}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	made.Data["small"] = "y"
 	testenv.Must(maps.Update(ctx, made, metav1.UpdateOptions{}))(t)
 	if _, err := maps.Update(ctx, made, metav1.UpdateOptions{}); !apierrors.IsConflict(err) {
@@ -208,13 +202,9 @@ func testAnonymous(t *testing.T, s *running) {
 		"/livez": 200, "/readyz": 200, "/healthz": 200, "/version": 401, "/api": 401, "/apis": 401, "/openapi/v2": 401, "/openapi/v3": 401,
 		"/api/v1/namespaces": 401, "/api/v1/secrets": 401, "/metrics": 401, "/": 401, "/readyz/etcd": 401, "/.well-known/openid-configuration": 401,
 	} {
-		if got := statusOf(t, c, s.url+path, nil); got != want {
-			t.Errorf("anonymous GET %s: %d, want %d", path, got, want)
-		}
+		testenv.Equal(t, statusOf(t, c, s.url+path, nil), want, "anonymous GET %s:", path)
 	}
-	if got := statusOf(t, c, s.url+"/api", http.Header{"Authorization": {"Bearer nonsense"}}); got != 401 {
-		t.Errorf("a wrong token: %d", got)
-	}
+	testenv.Equal(t, statusOf(t, c, s.url+"/api", http.Header{"Authorization": {"Bearer nonsense"}}), 401, "a wrong token:")
 	// Without the front proxy's certificate its headers are only headers.
 	if got := statusOf(t, c, s.url+"/api/v1/secrets", http.Header{"X-Remote-User": {"root"}, "X-Remote-Group": {"system:masters"}}); got != 401 {
 		t.Errorf("front proxy headers from anybody: %d", got)
@@ -231,9 +221,7 @@ func testTLSVersions(t *testing.T, s *running) {
 		return err
 	}
 	for _, v := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		if err := get(v); err != nil {
-			t.Errorf("%s: %v", tls.VersionName(v), err)
-		}
+		testenv.Check(t, get(v), "%s", tls.VersionName(v))
 	}
 	old := s.anonymous(t, func(c *tls.Config) {
 		c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA}
@@ -243,9 +231,7 @@ func testTLSVersions(t *testing.T, s *running) {
 		t.Errorf("%s is accepted", tls.CipherSuiteName(resp.TLS.CipherSuite))
 	}
 	for _, v := range []uint16{tls.VersionTLS10, tls.VersionTLS11} {
-		if err := get(v); err == nil {
-			t.Errorf("%s is accepted", tls.VersionName(v))
-		}
+		testenv.Fails(t, get(v), "%s is accepted", tls.VersionName(v))
 	}
 }
 

@@ -57,11 +57,7 @@ func openStore(t testing.TB, o raftstore.Options) *raftstore.Store {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	store := testenv.Must(raftstore.Open(ctx, o))(t)
-	t.Cleanup(func() {
-		if err := store.Close(context.Background()); err != nil {
-			t.Errorf("closing the store: %v", err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, store.Close(context.Background()), "closing the store") })
 	testenv.NoError(t, store.WaitReady(ctx))
 	return store
 }

@@ -60,14 +60,11 @@ func testSettings(t *testing.T, s *running) {
 	}
 	// Who may ask for any path still hears of no ConfigMap that he may not watch.
 	role, err := admin.RbacV1().Roles(metav1.NamespaceSystem).Get(t.Context(), "system:coracle:network:holders", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	all := role.Rules
 	role.Rules = nil
-	if role, err = admin.RbacV1().Roles(metav1.NamespaceSystem).Update(t.Context(), role, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	role, err = admin.RbacV1().Roles(metav1.NamespaceSystem).Update(t.Context(), role, metav1.UpdateOptions{})
+	testenv.NoError(t, err)
 	eventually(t, "without the Role nothing is heard", func() error {
 		if err := ask(network, clustersettings.DNS); !apierrors.IsForbidden(err) {
 			return fmt.Errorf("%v", err)
@@ -103,9 +100,8 @@ func testSettings(t *testing.T, s *running) {
 	}
 	maps := admin.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: clustersettings.DNS}, Data: map[string]string{"a.server": "x"}}
-	if m, err = maps.Create(ctx, m, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	m, err = maps.Create(ctx, m, metav1.CreateOptions{})
+	testenv.NoError(t, err)
 	hears("1 false")
 	m.Data["a.server"] = strings.Repeat("x", 1<<20-64) // the largest that there can be
 	testenv.Must(maps.Update(ctx, m, metav1.UpdateOptions{}))(t)

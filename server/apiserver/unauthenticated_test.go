@@ -55,8 +55,6 @@ func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 // descriptors allow.
 func TestUnauthenticatedBoundFollowsMemory(t *testing.T) {
 	for memory, want := range map[int64]int{0: minUnauthenticated, 512 << 20: 282, 2 << 30: 1129, 64 << 30: maxUnauthenticated} {
-		if got := unauthenticatedBound(memory); got != want {
-			t.Errorf("%d MB: %d, want %d", memory>>20, got, want)
-		}
+		testenv.Equal(t, unauthenticatedBound(memory), want, "%d MB:", memory>>20)
 	}
 }

@@ -87,9 +87,7 @@ func (f *foreign) install(t *testing.T, s *running, ns string) {
 	t.Helper()
 	ctx, c := t.Context(), client(t, s.admin())
 	address, err := url.Parse(f.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	port, _ := strconv.Atoi(address.Port())
 	hook, fail, none := f.URL+"/webhook", admissionregistrationv1.Fail, admissionregistrationv1.SideEffectClassNoneOnDryRun
 	seconds := int32(30)
@@ -102,15 +100,11 @@ func (f *foreign) install(t *testing.T, s *running, ns string) {
 			Rules: []admissionregistrationv1.RuleWithOperations{{Operations: []admissionregistrationv1.OperationType{"CREATE"},
 				Rule: admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"secrets", "services"}}}},
 		}}}, create)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	// An ExternalName Service is the one kind whose address needs no network of pods.
 	_, err = c.CoreV1().Services("default").Create(ctx, &corev1.Service{ObjectMeta: named("foreign"), Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeExternalName, ExternalName: "localhost", Ports: []corev1.ServicePort{{Port: int32(port)}}}}, create)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	_, err = dynamicClient(t, s).Resource(apiServices).Create(ctx, object(t, fmt.Sprintf(`
 apiVersion: apiregistration.k8s.io/v1
 kind: APIService
@@ -123,9 +117,7 @@ spec:
   versionPriority: 10
   service: {namespace: default, name: foreign, port: %d}
 `, port)), create)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 }
 
 var (
@@ -232,12 +224,8 @@ func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 		l := term()
 		in := l.dynamic.Resource(things).Namespace(ns)
 		f.during(elect)
-		if err := second(in.Create(ctx, thing(), create)); err != nil {
-			t.Errorf("the other API server knows no terms: %v", err)
-		}
-		if got := f.called(); got != "aggregated" {
-			t.Errorf("called %q", got)
-		}
+		testenv.Check(t, second(in.Create(ctx, thing(), create)), "the other API server knows no terms")
+		testenv.Equal(t, f.called(), "aggregated", "called")
 		fence.unaware.Store(true) // a majority is asked
 		defer fence.unaware.Store(false)
 		testenv.Check(t, isFenced(second(in.Create(ctx, thing(), create))))

@@ -128,9 +128,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 	defer whole.Stop()
 	for range events {
 		text, _, err := describe(<-whole.ResultChan())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		all = append(all, text)
 	}
 	passed := make(chan struct{}, 1)
@@ -168,9 +166,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 		var got []string
 		read(ctx, w, 5*time.Millisecond, func(e watch.Event) {
 			text, _, err := describe(e)
-			if err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, err)
 			got = append(got, text)
 		})
 		for range w.ResultChan() { // until it has ended
@@ -215,13 +211,9 @@ func TestWatchEndsForWhoReadsOn(t *testing.T) {
 		ends, heard := r.IntN(20), 0
 		for e := range w.ResultChan() {
 			text, _, err := describe(e)
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			want, version, err := describe(<-whole.ResultChan())
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			if from = version; text != want {
 				t.Fatalf("event %d of a watch whose request has ended at %d is\n%s\nand should be\n%s", heard, ends, text, want)
 			}

@@ -96,9 +96,7 @@ func TestOwnDNSIsLeftAlone(t *testing.T) {
 		Spec: corev1.ServiceSpec{ClusterIP: "10.43.0.10", Selector: map[string]string{"app": "mydns"}}}
 	c := fake.NewClientset(own)
 	testenv.NoError(t, Apply(t.Context(), Options{Client: c}))
-	if _, err := c.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{}); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(c.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{})))
 }
 
 // slicesOf says which addresses the endpoint slices hold, as text.
@@ -135,9 +133,7 @@ func TestDNSEndpointsFollowNodes(t *testing.T) {
 	testenv.Must(c.CoreV1().Nodes().Create(ctx, node("c", "4", "192.0.2.3"), metav1.CreateOptions{}))(t)
 	eventually(t, "c's slice", func() bool { return strings.Contains(slicesOf(t, c), "kube-dns-c") })
 	stop()
-	if got := len(written.ResultChan()); got != 1 {
-		t.Errorf("%d writes for one new node", got)
-	}
+	testenv.Equal(t, len(written.ResultChan()), 1, "writes for one new node:")
 	stop = run(t, c, nil)
 	eventually(t, "the slices to go", func() bool { return slicesOf(t, c) == "" })
 	stop()

@@ -69,9 +69,7 @@ func TestConsoleServiceOfOthersIsLeftAlone(t *testing.T) {
 	}
 	c.at = netip.AddrPort{}
 	testenv.Check(t, c.apply(t.Context()))
-	if _, err := client.CoreV1().Services("kube-system").Get(t.Context(), "console", metav1.GetOptions{}); err != nil {
-		t.Errorf("it is gone: %v", err)
-	}
+	testenv.Check(t, testenv.Err(client.CoreV1().Services("kube-system").Get(t.Context(), "console", metav1.GetOptions{})), "it is gone")
 }
 
 func TestConsoleServiceWaitsForTheNode(t *testing.T) {

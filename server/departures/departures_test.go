@@ -88,12 +88,8 @@ func (l *leaving) node(t *testing.T) *corev1.Node {
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := l.client.CoreV1().Nodes().Get(context.Background(), "n2", metav1.GetOptions{}); err != nil {
-		t.Fatalf("the other node: %v", err)
-	}
+	testenv.NoError(t, err)
+	testenv.NoError(t, testenv.Err(l.client.CoreV1().Nodes().Get(context.Background(), "n2", metav1.GetOptions{})), "the other node")
 	return n
 }
 
@@ -116,9 +112,7 @@ func TestPodsAreEvictedBeforeTheirNodeIsDeleted(t *testing.T) {
 		t.Errorf("new pods are not kept away: %+v", n)
 	}
 	slices.Sort(l.evicted)
-	if got := strings.Join(l.evicted, " "); got != "a b" {
-		t.Errorf("evicted %q", got)
-	}
+	testenv.Equal(t, strings.Join(l.evicted, " "), "a b", "evicted")
 	if l.once(t.Context()) || l.node(t) != nil {
 		t.Error("the pods are gone, and the node is still there")
 	}

@@ -213,9 +213,7 @@ func TestRotate(t *testing.T) {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	for name, key := range c.secrets {
-		if key != "key2" {
-			t.Errorf("%s is still written with %s", name, key)
-		}
+		testenv.Equal(t, key, "key2", "%s is still written with", name)
 	}
 	if len(c.secrets) != 4 || objects < 5 {
 		t.Errorf("%d Secrets, %d written", len(c.secrets), objects)
@@ -310,9 +308,7 @@ func TestFingerprint(t *testing.T) {
 		return testenv.Must(Fingerprint(dir))(t)
 	}
 	dir, other := t.TempDir(), t.TempDir()
-	if got := print(dir); got != "" {
-		t.Errorf("without keys: %q", got)
-	}
+	testenv.Equal(t, print(dir), "", "without keys:")
 	ensure(t, Options{Dir: dir, Resources: []string{"secrets"}})
 	ensure(t, Options{Dir: other, Resources: []string{"secrets"}})
 	first := print(dir)

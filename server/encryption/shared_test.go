@@ -118,9 +118,7 @@ func newSeveral(t *testing.T, n int) *several {
 			if err == nil {
 				err = os.WriteFile(filepath.Join(dir, configFile), data, 0o600)
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 		}
 		s.dirs = append(s.dirs, dir)
 	}
@@ -217,9 +215,7 @@ func (s *several) done(key string) {
 	s.api.mu.Lock()
 	defer s.api.mu.Unlock()
 	for name, has := range s.api.secrets {
-		if has != key {
-			s.t.Errorf("%s is written with %s", name, has)
-		}
+		testenv.Equal(s.t, has, key, "%s is written with", name)
 	}
 }
 
@@ -240,9 +236,7 @@ func TestSharedRotation(t *testing.T) {
 	s.done("key3")
 	foreign := s.shared(0)
 	foreign.Secret = []byte("of another cluster")
-	if _, err := foreign.Pull(t.Context()); err == nil {
-		t.Error("another cluster's secret opens the keys")
-	}
+	testenv.Fails(t, testenv.Err(foreign.Pull(t.Context())), "another cluster's secret opens the keys")
 }
 
 // clockAhead is the machine's clock, set forward.
@@ -291,9 +285,7 @@ func TestSharedRotationWaitsForAll(t *testing.T) {
 	s.done("key2")
 	s.take(t.Context(), 0) // which is how the server learns that the rotation is done
 	release, err := HoldStill(s.dirs[0])
-	if err != nil {
-		t.Fatalf("no server may join afterwards: %v", err)
-	}
+	testenv.NoError(t, err, "no server may join afterwards")
 	release()
 }
 
@@ -319,9 +311,7 @@ func TestSharedRotationGoesOn(t *testing.T) {
 			s.kv.mu.Lock()
 			s.kv.lose = true
 			s.kv.mu.Unlock()
-			if err := s.rotation(0).Run(t.Context()); err != nil {
-				t.Fatalf("%s: %v", stop, err)
-			}
+			testenv.NoError(t, s.rotation(0).Run(t.Context()), "%s", stop)
 			s.done("key2")
 		}
 	}
@@ -356,9 +346,7 @@ func TestTakeKeepsUnknownKeys(t *testing.T) {
 	defer s.mu.Unlock()
 	path := filepath.Join(s.dirs[0], configFile)
 	l, err := readLayout(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	own := l.keys[0]
 	l.keys = []key{{Name: "key9", Secret: own.Secret}, {Name: "key1", Secret: own.Secret}}
 	testenv.Must(l.write(t.Context(), path))(t)
@@ -385,9 +373,7 @@ func TestSharedRotationLeaderDies(t *testing.T) {
 				if now.revision > 0 && now.State.Stage == StageDone { // only the last answer was lost
 					want = "key3"
 				}
-				if err := s.rotation(1).Run(t.Context()); err != nil {
-					t.Fatalf("at call %d, after it: %t: %v", n, after, err)
-				}
+				testenv.NoError(t, s.rotation(1).Run(t.Context()), "at call %d, after it: %t", n, after)
 			}
 			s.done(want)
 			s.end()

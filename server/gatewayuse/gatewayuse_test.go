@@ -15,6 +15,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // keyStore has keys alone, and one watch.
@@ -70,10 +72,7 @@ func TestGatewayUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const route, class = gatewayKeys + "httproutes/shop/web", gatewayKeys + "gatewayclasses/other"
 		s := &keyStore{keys: []string{"/registry/pods/shop/web", gatewayClassKey}, revision: 7}
-		u, err := New(t.Context(), s, s)
-		if err != nil {
-			t.Fatal(err)
-		}
+		u := testenv.Must(New(t.Context(), s, s))(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { u.Run(ctx) })

@@ -34,14 +34,11 @@ func TestGossipRotation(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				first, err := clusterconfig.NewGossipKeys()
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, err)
 				start := first
 				if interrupted {
-					if start, err = first.WithNew(); err != nil {
-						t.Fatal(err)
-					}
+					start, err = first.WithNew()
+					testenv.NoError(t, err)
 					start = start.UsingLast()
 				}
 				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
@@ -121,9 +118,7 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				first, err := clusterconfig.NewGossipKeys()
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, err)
 				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
 				testenv.NoError(t, putKeys(secret, first))
 				r := Rotation{Client: fake.NewClientset(append(tt.nodes, secret)...), Progress: func(string) {}}
@@ -141,9 +136,7 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 					t.Errorf("it took %s", took)
 				}
 				keys, err := r.read(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, err)
 				if tt.want != "" && !bytes.Equal(keys.Keys[0], first.Keys[0]) {
 					t.Error("the late member's key is not used any more")
 				}
@@ -259,9 +252,7 @@ func TestGossipRotationLeaderDies(t *testing.T) {
 // gossipRotationAtWhichTheLeaderDies has the leader die at a request, and says whether there were so many.
 func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died bool) {
 	first, err := clusterconfig.NewGossipKeys()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
 	testenv.NoError(t, putKeys(secret, first))
 	whole := fake.NewClientset(secret, nodeNamed("a"), nodeNamed("b"))

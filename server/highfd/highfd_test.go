@@ -34,20 +34,15 @@ func openFiles(t *testing.T) int {
 func pair(t *testing.T) (l net.Listener, calls, called net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	l = Listener(l)
 	t.Cleanup(func() { l.Close() })
 	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	calls = Conn(c)
 	t.Cleanup(func() { calls.Close() })
-	if called, err = l.Accept(); err != nil {
-		t.Fatal(err)
-	}
+	called, err = l.Accept()
+	testenv.NoError(t, err)
 	t.Cleanup(func() { called.Close() })
 	return l, calls, called
 }
@@ -87,9 +82,7 @@ func TestMovedConnectionsWorkAndClose(t *testing.T) {
 		c.Close()
 		t.Error("somebody listens although the listener was closed")
 	}
-	if n := openFiles(t); n != before-2 {
-		t.Errorf("%d files are open, want %d", n, before-2)
-	}
+	testenv.Equal(t, openFiles(t), before-2, "files are open:")
 }
 
 // TestNoHighNumbersLeaveTheDescriptor: without high numbers, or without a descriptor, everything stays as it is.
@@ -109,9 +102,7 @@ func TestNoHighNumbersLeaveTheDescriptor(t *testing.T) {
 	if n := openFiles(t); n != before || numberOf(t, calls) >= first {
 		t.Errorf("%d files are open, before %d", n, before)
 	}
-	if _, err := called.Write([]byte("x")); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(called.Write([]byte("x"))))
 }
 
 // TestSocketFileIsRemovedAtClose: a listener's socket file is there until it is closed, and then it is not.
@@ -119,13 +110,9 @@ func TestSocketFileIsRemovedAtClose(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
 	l := testenv.Must(net.Listen("unix", path))(t)
 	l = Listener(l)
-	if _, err := os.Stat(path); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(os.Stat(path)))
 	l.Close()
-	if _, err := os.Stat(path); err == nil {
-		t.Error("the file is left")
-	}
+	testenv.Fails(t, testenv.Err(os.Stat(path)), "the file is left")
 }
 
 // TestNothingLeaksWhenLowNumbersAreTaken: where all low numbers are taken, nothing is moved, and nothing is left open.
@@ -145,9 +132,7 @@ func TestNothingLeaksWhenLowNumbersAreTaken(t *testing.T) {
 		t.Errorf("%d files are open, before %d", n, before)
 	}
 	release, err := hold()
-	if err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, err)
 	release()
 	if n := openFiles(t); n != before {
 		t.Errorf("after holding what is free %d files are open, before %d", n, before)
@@ -238,18 +223,15 @@ func TestConcurrentOpensDoNotLowerTheNumber(t *testing.T) {
 	}
 	for range 300 {
 		c, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		moved := Conn(c)
 		if n := numberOf(t, moved); n < first {
 			t.Errorf("a connection has number %d", n)
 		}
 		moved.Close()
 		testenv.NoError(t, l.(*net.TCPListener).SetDeadline(time.Now().Add(2*time.Minute)))
-		if c, err = l.Accept(); err != nil {
-			t.Fatal(err)
-		}
+		c, err = l.Accept()
+		testenv.NoError(t, err)
 		c.Close()
 	}
 }

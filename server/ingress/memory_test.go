@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // BenchmarkNodes says what one more node costs that follows a table of 150 sections: both ends of its stream counted,
@@ -46,16 +47,11 @@ func BenchmarkNodes(b *testing.B) {
 		before := memory()
 		var end []func() error
 		for range nodes {
-			res, err := server.Client().Get(server.URL + table.Path)
-			if err != nil {
-				b.Fatal(err)
-			}
+			res := testenv.Must(server.Client().Get(server.URL + table.Path))(b)
 			end = append(end, res.Body.Close)
 			for in := json.NewDecoder(res.Body); ; {
 				var c table.Change
-				if err := in.Decode(&c); err != nil {
-					b.Fatal(err)
-				}
+				testenv.NoError(b, in.Decode(&c))
 				if c.Commit {
 					break
 				}

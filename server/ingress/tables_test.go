@@ -136,14 +136,10 @@ func (b bed) watches() int {
 func TestNodesHearOfIngresses(t *testing.T) {
 	run(t, func(b bed) {
 		time.Sleep(time.Hour)
-		if n := b.watches(); n != 0 {
-			t.Errorf("%d watches while no node asks", n)
-		}
+		testenv.Equal(t, b.watches(), 0, "watches while no node asks:")
 		f, g := b.follow(), b.follow()
 		time.Sleep(time.Second)
-		if n := b.watches(); n != 4 {
-			t.Errorf("%d watches for two nodes", n)
-		}
+		testenv.Equal(t, b.watches(), 4, "watches for two nodes:")
 		ing := &networkingv1.Ingress{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
 			Spec: networkingv1.IngressSpec{
@@ -154,15 +150,11 @@ func TestNodesHearOfIngresses(t *testing.T) {
 		testenv.Must(b.client.NetworkingV1().Ingresses("shop").Create(b.Context(), ing, metav1.CreateOptions{}))(t)
 		time.Sleep(time.Second)
 		for _, one := range []*follower{f, g} {
-			if got := one.keys(); got != "host/ingress/web.example" {
-				t.Errorf("it hears of %s", got)
-			}
+			testenv.Equal(t, one.keys(), "host/ingress/web.example", "it hears of")
 		}
 		testenv.NoError(t, b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}))
 		time.Sleep(time.Second)
-		if got := f.keys(); got != "" {
-			t.Errorf("it still hears of %s", got)
-		}
+		testenv.Equal(t, f.keys(), "", "it still hears of")
 		f.end()
 		g.end()
 		f.ended.Wait()
@@ -171,9 +163,7 @@ func TestNodesHearOfIngresses(t *testing.T) {
 		before := b.watches()
 		late := b.follow()
 		time.Sleep(time.Second)
-		if n := b.watches() - before; n != 4 {
-			t.Errorf("%d new watches for a node that asks after all have gone", n)
-		}
+		testenv.Equal(t, b.watches()-before, 4, "new watches for a node that asks after all have gone:")
 		late.end()
 		late.ended.Wait()
 	})
@@ -201,12 +191,8 @@ func TestNodesHearOfTheAccount(t *testing.T) {
 			testenv.Must(b.client.CoreV1().Secrets(metav1.NamespaceSystem).Create(b.Context(), s, metav1.CreateOptions{}))(t)
 		}
 		time.Sleep(time.Second)
-		if got := f.keys(); got != "certificate/kube-system/ingress-default challenges/h.example host/ingress/h.example" {
-			t.Errorf("it hears of %s", got)
-		}
-		if n := b.watches() - before; n != 0 {
-			t.Errorf("%d more watches", n)
-		}
+		testenv.Equal(t, f.keys(), "certificate/kube-system/ingress-default challenges/h.example host/ingress/h.example", "it hears of")
+		testenv.Equal(t, b.watches()-before, 0, "more watches:")
 		f.end()
 		f.ended.Wait()
 	})
@@ -228,9 +214,7 @@ func TestSecretsOfOtherTypes(t *testing.T) {
 		cert := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "cert"}, Type: corev1.SecretTypeOpaque, Data: pair(t)}
 		testenv.Must(b.client.CoreV1().Secrets("shop").Create(b.Context(), cert, metav1.CreateOptions{}))(t)
 		time.Sleep(2 * otherSecrets)
-		if got := f.keys(); got != "certificate/shop/cert host/ingress/h" {
-			t.Errorf("it hears of %s", got)
-		}
+		testenv.Equal(t, f.keys(), "certificate/shop/cert host/ingress/h", "it hears of")
 		f.end()
 		f.ended.Wait()
 	})
@@ -239,18 +223,13 @@ func TestSecretsOfOtherTypes(t *testing.T) {
 // pair is a certificate with its key, as a Secret has them.
 func pair(t *testing.T) map[string][]byte {
 	ca, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	files, err := ca.Issue("h", "h")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	out := map[string][]byte{}
 	for name, file := range map[string]string{corev1.TLSCertKey: files.Cert, corev1.TLSPrivateKeyKey: files.Key} {
-		if out[name], err = os.ReadFile(file); err != nil {
-			t.Fatal(err)
-		}
+		out[name], err = os.ReadFile(file)
+		testenv.NoError(t, err)
 	}
 	return out
 }

@@ -46,12 +46,10 @@ func newFixture(t *testing.T) *fixture {
 	f := &fixture{T: t, log: &bytes.Buffer{}, admitted: make(chan Machine, 10)}
 	logger := slog.New(slog.NewTextHandler(f.log, nil))
 	var err error
-	if f.pki, err = pki.Open(pki.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}); err != nil {
-		t.Fatal(err)
-	}
-	if f.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: f.pki.Root(), Logger: logger}); err != nil {
-		t.Fatal(err)
-	}
+	f.pki, err = pki.Open(pki.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	testenv.NoError(t, err)
+	f.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: f.pki.Root(), Logger: logger})
+	testenv.NoError(t, err)
 	f.bootstrap = token.Bootstrap{ID: "abcdef", Secret: "0123456789abcdef", Expires: time.Now().Add(time.Hour), Groups: []string{token.NodeGroup}, Usages: []string{"authentication"}}
 	f.serve(f.leaf(f.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"})), logger)
 	return f
@@ -59,10 +57,7 @@ func newFixture(t *testing.T) *fixture {
 
 func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 	f.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		f.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(f)
 	f.address = l.Addr().String()
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(f.pki.CAPEM(pki.ClientCA))
@@ -82,9 +77,7 @@ func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 	go func() { done <- s.Run(ctx) }()
 	f.stop = func() {
 		cancel()
-		if err := <-done; err != nil {
-			f.Error(err)
-		}
+		testenv.Check(f, <-done)
 	}
 	f.Cleanup(func() { cancel() })
 }
@@ -92,26 +85,11 @@ func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 // leaf issues a certificate whose chain ends in the root, as a server shows it.
 func (f *fixture) leaf(l pki.Leaf) *tls.Certificate {
 	f.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		f.Fatal(err)
-	}
-	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		f.Fatal(err)
-	}
-	chain, err := f.pki.Sign(l, request)
-	if err != nil {
-		f.Fatal(err)
-	}
-	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		f.Fatal(err)
-	}
-	c, err := tls.X509KeyPair(chain, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
-	if err != nil {
-		f.Fatal(err)
-	}
+	key := testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(f)
+	request := testenv.Must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key))(f)
+	chain := testenv.Must(f.pki.Sign(l, request))(f)
+	der := testenv.Must(x509.MarshalECPrivateKey(key))(f)
+	c := testenv.Must(tls.X509KeyPair(chain, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})))(f)
 	if l.Signer == pki.ServerCA {
 		c.Certificate = append(c.Certificate, f.pki.Root().Raw)
 	}
@@ -279,20 +257,12 @@ func TestImpostors(t *testing.T) {
 	t.Run("another service", func(t *testing.T) {
 		f := newFixture(t)
 		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*f.leaf(f.pki.NodeServing("", "n", nil))}, NextProtos: []string{"h2"}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		defer l.Close()
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				_ = c.(*tls.Conn).Handshake()
-				_ = c.Close()
-			}
-		}()
+		go testenv.Accept(l, func(c net.Conn) {
+			_ = c.(*tls.Conn).Handshake()
+			_ = c.Close()
+		})
 		q := f.question()
 		q.Address = l.Addr().String()
 		testenv.WantError(t, testenv.Err(protocol.Ask(t.Context(), q)), "is no server of a Coracle cluster")
@@ -311,16 +281,10 @@ func TestImpostors(t *testing.T) {
 			f := newFixture(t)
 			l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 			defer l.Close()
-			go func() {
-				for {
-					c, err := l.Accept()
-					if err != nil {
-						return
-					}
-					_, _ = io.ReadFull(c, make([]byte, read))
-					_ = c.Close()
-				}
-			}()
+			go testenv.Accept(l, func(c net.Conn) {
+				_, _ = io.ReadFull(c, make([]byte, read))
+				_ = c.Close()
+			})
 			q := f.question()
 			q.Address = l.Addr().String()
 			want := "no server answers at " + q.Address + ", though a machine is there: it takes the connection and closes it"
@@ -387,13 +351,10 @@ func TestCapturedRequest(t *testing.T) {
 			defer second.Close()
 			request := protocol.Request{Role: tt.role, Protocol: version.Protocol(), Time: time.Now(), Node: protocol.Node{Name: "n"}}
 			var err error
-			if request.Proof, err = protocol.MachineProof(first.ConnectionState(), tt.token, tt.kind); err != nil {
-				t.Fatal(err)
-			}
+			request.Proof, err = protocol.MachineProof(first.ConnectionState(), tt.token, tt.kind)
+			testenv.NoError(t, err)
 			captured, err := json.Marshal(request)
-			if err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, err)
 			if a := exchange(t, first, captured); a.Refusal != nil || len(f.admitted) != 1 {
 				t.Fatalf("the machine itself was not let in: %v", a.Refusal)
 			}
@@ -408,11 +369,7 @@ func TestCapturedRequest(t *testing.T) {
 // dial opens a connection as a machine does, to whoever answers.
 func (f *fixture) dial() *tls.Conn {
 	f.Helper()
-	c, err := tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol.Protocol}})
-	if err != nil {
-		f.Fatal(err)
-	}
-	return c
+	return testenv.Must(tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol.Protocol}}))(f)
 }
 
 // exchange sends a request as it is, and returns the answer.
@@ -440,9 +397,7 @@ func TestSilentConnectionsKeepNoMachineOut(t *testing.T) {
 			first = c
 		}
 	}
-	if _, err := protocol.Ask(t.Context(), f.question()); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(protocol.Ask(t.Context(), f.question())))
 	testenv.NoError(t, first.SetReadDeadline(time.Now().Add(identify/2)))
 	if _, err := first.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("the one that has said nothing for longest is still connected")
@@ -463,9 +418,7 @@ func TestGarbageEndsTheConnectionAlone(t *testing.T) {
 		}
 		c.Close()
 	}
-	if _, err := protocol.Ask(t.Context(), f.question()); err != nil {
-		t.Errorf("after all that: %v", err)
-	}
+	testenv.Check(t, testenv.Err(protocol.Ask(t.Context(), f.question())), "after all that")
 }
 
 // TestRequestsWithoutProofWaitTheirTurn: machines that show neither a token nor a certificate wait for their turn as

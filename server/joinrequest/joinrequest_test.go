@@ -55,9 +55,7 @@ func TestFounderAlone(t *testing.T) {
 	if j, err := WasJoined(dir); err != nil || j != nil {
 		t.Errorf("the other one never came: %v, %v", j, err)
 	}
-	if _, err := os.Lstat(file); err == nil {
-		t.Error("the note is there still")
-	}
+	testenv.Fails(t, testenv.Err(os.Lstat(file)), "the note is there still")
 }
 
 // TestFlagsOfAServerThatJoins: those in which all servers have to agree are compared, whether they were given or not.

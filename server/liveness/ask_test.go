@@ -50,26 +50,18 @@ func TestAsk(t *testing.T) {
 		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
 	}
 	idle, err := dial(ctx) // says nothing and holds nobody up
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer idle.Close()
 	for node, want := range map[string]Finding{
 		"heard": Heard, "reachable": Reachable, "another": Silent, "from the future": Silent, "": Silent, strings.Repeat("x", 300): Silent,
 	} {
-		if got := Ask(ctx, dial, node); got != want {
-			t.Errorf("%q: %v, want %v", node, got, want)
-		}
+		testenv.Equal(t, Ask(ctx, dial, node), want, "%q:", node)
 	}
 	short, cancelShort := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancelShort()
-	if got := Ask(short, dial, "slow"); got != Silent {
-		t.Errorf("a server that does not answer in time: %v", got)
-	}
+	testenv.Equal(t, Ask(short, dial, "slow"), Silent, "a server that does not answer in time:")
 	unreachable := func(context.Context) (net.Conn, error) { return nil, errors.New("nobody") }
-	if got := Ask(ctx, unreachable, "heard"); got != Silent {
-		t.Errorf("a server that is not there: %v", got)
-	}
+	testenv.Equal(t, Ask(ctx, unreachable, "heard"), Silent, "a server that is not there:")
 }
 
 // A machine that refuses connections lives as well as one that takes them.
@@ -129,11 +121,7 @@ func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 		}
 		var serving sync.WaitGroup
 		serving.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
+			testenv.Accept(l, func(c net.Conn) {
 				serving.Go(func() {
 					defer c.Close()
 					if tt.ca == nil {
@@ -142,12 +130,10 @@ func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 					}
 					_ = tls.Server(c, config).HandshakeContext(t.Context()) // the other end says what it was
 				})
-			}
+			})
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		if got := ProvesIdentity(ctx, n, authorities, time.Now()); got != tt.want {
-			t.Errorf("%s: %v", what, got)
-		}
+		testenv.Equal(t, ProvesIdentity(ctx, n, authorities, time.Now()), tt.want, "%s:", what)
 		cancel()
 		_ = l.Close()
 		serving.Wait()

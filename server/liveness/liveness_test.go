@@ -188,9 +188,7 @@ func (w *world) label(name string, labels map[string]string) {
 	if err == nil {
 		_, err = w.client.CoreV1().Nodes().Patch(w.t.Context(), name, types.MergePatchType, patch, metav1.PatchOptions{})
 	}
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	testenv.NoError(w.t, err)
 }
 
 // do changes the world.
@@ -359,52 +357,14 @@ func TestWritesThatFail(t *testing.T) {
 	})
 }
 
-// When most nodes vanish together, and upstream would evict their pods, the Nodes are left alone for a while.
+// TestEvictionWaitsWhenMostVanish: when most nodes vanish together, and upstream would evict their pods, the Nodes are
+// left alone for a while. Whoever does not count for upstream's node lifecycle controller does not count here either,
+// and who vanished long ago is none of those that vanish now.
 func TestEvictionWaitsWhenMostVanish(t *testing.T) {
-	for _, tt := range []struct {
-		name       string
-		nodes      int
-		zones      map[string]string // of nodes that have one
-		die        []string
-		now, later []string // unknown
-	}{
-		{name: "one of two", nodes: 1, die: []string{"n1"}, now: []string{"n1"}, later: []string{"n1"}},
-		{name: "two of three", nodes: 2, die: []string{"n1", "n2"}, later: []string{"n1", "n2"}},
-		{name: "two of five", nodes: 4, die: []string{"n1", "n2"}, now: []string{"n1", "n2"}, later: []string{"n1", "n2"}},
-		{name: "three of four, which upstream takes care of", nodes: 3, die: []string{"n1", "n2", "n3"},
-			now: []string{"n1", "n2", "n3"}, later: []string{"n1", "n2", "n3"}},
-		{name: "two whole zones of three, whose pods upstream would move to the third", nodes: 5, zones: map[string]string{"own": "a", "n1": "a", "n2": "b", "n3": "b", "n4": "c", "n5": "c"},
-			die: []string{"n2", "n3", "n4", "n5"}, later: []string{"n2", "n3", "n4", "n5"}},
-		{name: "most of one zone, which upstream takes care of, and another one", nodes: 5, zones: map[string]string{"own": "a", "n1": "a", "n2": "a", "n3": "a", "n4": "b", "n5": "b"},
-			die: []string{"n1", "n2", "n3", "n4", "n5"}, now: []string{"n1", "n2", "n3"}, later: []string{"n1", "n2", "n3", "n4", "n5"}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			live(t, tt.nodes, func(w *world) {
-				for name, zone := range tt.zones {
-					w.label(name, map[string]string{corev1.LabelTopologyZone: zone})
-				}
-				w.do(func() {
-					for _, name := range tt.die {
-						w.silent[name] = true
-					}
-				})
-				time.Sleep(4 * time.Second)
-				w.want("at once", tt.now, tt.die)
-				time.Sleep(hold - 10*time.Second)
-				w.want("a little before the end of the wait", tt.now, tt.die)
-				time.Sleep(20 * time.Second)
-				w.want("after it", tt.later, tt.die)
-			})
-		})
-	}
-}
-
-// TestMostVanishBesideOthers: whoever does not count for upstream's node lifecycle controller does not count here
-// either, and who vanished long ago is none of those that vanish now.
-func TestMostVanishBesideOthers(t *testing.T) {
 	six := map[string]string{"own": "a", "n1": "a", "n2": "b", "n3": "b", "n4": "b", "n5": "b", "n6": "c", "n7": "c", "n8": "c", "n9": "c", "n10": "c"}
 	for _, tt := range []struct {
 		name         string
+		nodes        int // beside the server's own
 		zones        map[string]string
 		notReady     []string // says its kubelet, which is heard
 		excluded     []string // from upstream's count, by a label
@@ -412,17 +372,26 @@ func TestMostVanishBesideOthers(t *testing.T) {
 		now          []string // unknown until the wait is over
 		afterTheWait []string
 	}{
-		{name: "two zones, of one of which a node is not ready", zones: six, notReady: []string{"n5"},
+		{name: "one of two", nodes: 1, die: []string{"n1"}, now: []string{"n1"}, afterTheWait: []string{"n1"}},
+		{name: "two of three", nodes: 2, die: []string{"n1", "n2"}, afterTheWait: []string{"n1", "n2"}},
+		{name: "two of five", nodes: 4, die: []string{"n1", "n2"}, now: []string{"n1", "n2"}, afterTheWait: []string{"n1", "n2"}},
+		{name: "three of four, which upstream takes care of", nodes: 3, die: []string{"n1", "n2", "n3"},
+			now: []string{"n1", "n2", "n3"}, afterTheWait: []string{"n1", "n2", "n3"}},
+		{name: "two whole zones of three, whose pods upstream would move to the third", nodes: 5, zones: map[string]string{"own": "a", "n1": "a", "n2": "b", "n3": "b", "n4": "c", "n5": "c"},
+			die: []string{"n2", "n3", "n4", "n5"}, afterTheWait: []string{"n2", "n3", "n4", "n5"}},
+		{name: "most of one zone, which upstream takes care of, and another one", nodes: 5, zones: map[string]string{"own": "a", "n1": "a", "n2": "a", "n3": "a", "n4": "b", "n5": "b"},
+			die: []string{"n1", "n2", "n3", "n4", "n5"}, now: []string{"n1", "n2", "n3"}, afterTheWait: []string{"n1", "n2", "n3", "n4", "n5"}},
+		{name: "two zones, of one of which a node is not ready", nodes: 10, zones: six, notReady: []string{"n5"},
 			die: []string{"n2", "n3", "n4", "n6", "n7", "n8", "n9", "n10"}, afterTheWait: []string{"n10", "n2", "n3", "n4", "n6", "n7", "n8", "n9"}},
-		{name: "two zones, of one of which a node lives that upstream does not count", zones: six, excluded: []string{"n5"},
+		{name: "two zones, of one of which a node lives that upstream does not count", nodes: 10, zones: six, excluded: []string{"n5"},
 			die: []string{"n2", "n3", "n4", "n6", "n7", "n8", "n9", "n10"}, afterTheWait: []string{"n10", "n2", "n3", "n4", "n6", "n7", "n8", "n9"}},
-		{name: "a zone of those that are left when another has been off for long", zones: map[string]string{
+		{name: "a zone of those that are left when another has been off for long", nodes: 10, zones: map[string]string{
 			"own": "a", "n1": "a", "n2": "b", "n3": "b", "n4": "b", "n5": "b", "n6": "c", "n7": "c", "n8": "c", "n9": "c", "n10": "c"},
 			before: []string{"n6", "n7", "n8", "n9", "n10"}, die: []string{"n2", "n3", "n4", "n5"},
 			now: []string{"n10", "n6", "n7", "n8", "n9"}, afterTheWait: []string{"n10", "n2", "n3", "n4", "n5", "n6", "n7", "n8", "n9"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			live(t, len(tt.zones)-1, func(w *world) {
+			live(t, tt.nodes, func(w *world) {
 				for name, zone := range tt.zones {
 					labels := map[string]string{corev1.LabelTopologyZone: zone}
 					if slices.Contains(tt.excluded, name) {
@@ -586,9 +555,7 @@ func TestSuspectedNodeIsCheckedAtOnce(t *testing.T) {
 		w.want("after a check", nil, []string{"n1"})
 		time.Sleep(CheckTimeout) // fake time, as all others; the other one is checked
 		w.want("when others have spoken", []string{"n1"}, []string{"n1"})
-		if w.checked() != 2 {
-			t.Errorf("%d checks", w.checked())
-		}
+		testenv.Equal(t, w.checked(), 2, "checks:")
 		time.Sleep(time.Minute) // fake time
 		w.want("later", []string{"n1"}, []string{"n1"})
 	})
@@ -681,9 +648,7 @@ func TestDeathOfANewNode(t *testing.T) {
 		if err == nil {
 			_, err = w.client.CoreV1().Pods("default").Create(t.Context(), pod("n9"), metav1.CreateOptions{})
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		time.Sleep(rest + 2*time.Second)
 		w.want("as soon as the judge has seen and checked it", []string{"n9"}, []string{"n9"})
 	})

@@ -162,9 +162,7 @@ func TestLoopbackAndBoundAddressAreLocal(t *testing.T) {
 	} {
 		for bound, want := range map[bool]bool{false: c.free, true: c.bound} {
 			l := New(Options{Bound: bound})
-			if got := l.fromHere(at{from: tcp(c.from), to: tcp(c.to)}); got != want {
-				t.Errorf("%s to %s, bound %v: %v", c.from, c.to, bound, got)
-			}
+			testenv.Equal(t, l.fromHere(at{from: tcp(c.from), to: tcp(c.to)}), want, "%s to %s, bound %v:", c.from, c.to, bound)
 		}
 	}
 	if New(Options{Bound: true}).fromHere(at{from: &net.UnixAddr{}, to: &net.UnixAddr{}}) {

@@ -28,11 +28,7 @@ func listen(t *testing.T, address string) net.Listener {
 // serve answers each line on l's connections with a name, until l is closed.
 func serve(running *sync.WaitGroup, l net.Listener, name string) {
 	running.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
+		testenv.Accept(l, func(c net.Conn) {
 			running.Go(func() {
 				defer c.Close()
 				for r := bufio.NewReader(c); ; {
@@ -44,7 +40,7 @@ func serve(running *sync.WaitGroup, l net.Listener, name string) {
 					}
 				}
 			})
-		}
+		})
 	})
 }
 

@@ -42,9 +42,7 @@ metadata:
 		got = append(got, o.ref().String())
 	}
 	want := []string{"Namespace x", "CustomResourceDefinition widgets.example.com", "Widget w", "ConfigMap x/a"}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
+	testenv.EqualSlices(t, got, want, "")
 	if objects[1].line != 17 || objects[2].line != 3 || objects[3].line != 7 {
 		t.Errorf("lines %d, %d, %d", objects[1].line, objects[2].line, objects[3].line)
 	}
@@ -92,22 +90,16 @@ func TestScan(t *testing.T) {
 	testenv.NoError(t, os.Symlink("nowhere", filepath.Join(dir, "broken.yaml")))
 	found := testenv.Must(scan(dir))(t)
 	want := []string{"a.yaml", "b.yml", "broken.yaml", "c.json", "g.yaml", "sub/e.yaml"}
-	if got := slices.Sorted(maps.Keys(found)); !slices.Equal(got, want) {
-		t.Errorf("found %q, want %q", got, want)
-	}
+	testenv.EqualSlices(t, slices.Sorted(maps.Keys(found)), want, "found")
 	if !found["g.yaml"].skip || found["a.yaml"].skip || found["broken.yaml"].err == nil {
 		t.Errorf("%+v", found)
 	}
-	if _, err := scan(filepath.Join(dir, "gone")); err == nil {
-		t.Error("a folder that is gone counts as empty: everything would be deleted")
-	}
+	testenv.Fails(t, testenv.Err(scan(filepath.Join(dir, "gone"))), "a folder that is gone counts as empty: everything would be deleted")
 }
 
 func TestRecordKeepsItsObjects(t *testing.T) {
 	objects, err := parse("f.yaml", []byte("{apiVersion: v1, kind: Namespace, metadata: {name: x}}\n---\n{apiVersion: apps/v1, kind: Deployment, metadata: {name: d, namespace: x}}"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	r := &record{file: "f.yaml", server: "s", status: statusApplied, hash: "h", objects: []ref{objects[0].ref(), objects[1].ref()}}
 	stored := configMapOf(r)
 	got, err := parseRecord(stored)
@@ -115,7 +107,5 @@ func TestRecordKeepsItsObjects(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	stored.Data["objects"] += "by hand\n"
-	if _, err := parseRecord(stored); err == nil {
-		t.Error("a damaged record was read")
-	}
+	testenv.Fails(t, testenv.Err(parseRecord(stored)), "a damaged record was read")
 }

@@ -72,9 +72,7 @@ func TestLastOfEarlierRun(t *testing.T) {
 		t.Errorf("%v, it knows %q", err, k.Last())
 	}
 	var disabled *Keeper
-	if last := disabled.Last(); last != "" {
-		t.Errorf("nobody knows %q", last)
-	}
+	testenv.Equal(t, disabled.Last(), "", "nobody knows")
 }
 
 // TestFlagOfBefore: a server that runs says that it would not start any more with its flag, until that is the cluster's
@@ -83,9 +81,7 @@ func TestFlagOfBefore(t *testing.T) {
 	var log testenv.Log
 	board := status.NewBoard(time.Now)
 	k, err := New(Options{Dir: t.TempDir(), Own: clusterconfig.NetworkVXLAN, Flag: clusterconfig.NetworkVXLAN, Board: board, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	k.apply(clusterconfig.NetworkVXLAN)
 	if c := board.Components(); len(c) > 0 || log.String() != "" {
 		t.Errorf("it says %v, %s", c, log.String())

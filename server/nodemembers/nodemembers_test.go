@@ -104,13 +104,9 @@ func TestNodesDeletionRemovesItsServer(t *testing.T) {
 			if ok := m.once(t.Context()); ok != c.ok {
 				t.Errorf("once says %v", ok)
 			}
-			if got := strings.Join(store.removed, " "); got != c.removed {
-				t.Errorf("removed %q, want %q", got, c.removed)
-			}
+			testenv.Equal(t, strings.Join(store.removed, " "), c.removed, "removed")
 			now := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "n2", metav1.GetOptions{}))(t)
-			if !slices.Equal(now.Finalizers, c.left) {
-				t.Errorf("finalizers %q, want %q", now.Finalizers, c.left)
-			}
+			testenv.EqualSlices(t, now.Finalizers, c.left, "finalizers")
 		})
 	}
 }
@@ -136,7 +132,5 @@ func TestNodeIsMarkedAsAServers(t *testing.T) {
 	}
 	store.alive = ""
 	store.refuses = status.Error(codes.FailedPrecondition, "no majority")
-	if err := r.mark(t.Context(), "before"); err == nil {
-		t.Error("the refusal to remove the former server is not told")
-	}
+	testenv.Fails(t, r.mark(t.Context(), "before"), "the refusal to remove the former server is not told")
 }

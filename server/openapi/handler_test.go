@@ -57,9 +57,7 @@ func newWorld(t *testing.T) *world {
 		Now:    func() time.Time { return w.now },
 		Logger: slog.New(slog.DiscardHandler),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return w
 }
 
@@ -79,9 +77,7 @@ func (w *world) index(t *testing.T) map[string]string {
 		Paths map[string]struct{ ServerRelativeURL string }
 	}
 	rec := w.get("/openapi/v3")
-	if err := json.Unmarshal(rec.Body.Bytes(), &index); err != nil {
-		t.Fatalf("%d %s: %v", rec.Code, rec.Body, err)
-	}
+	testenv.NoError(t, json.Unmarshal(rec.Body.Bytes(), &index), "%d %s", rec.Code, rec.Body)
 	urls := map[string]string{}
 	for name, p := range index.Paths {
 		urls[name] = p.ServerRelativeURL
@@ -156,9 +152,7 @@ func TestIndex(t *testing.T) {
 		t.Errorf("the same index again: %d", again.Code)
 	}
 	w.crds[0] = boat(2)
-	if again := w.get("/openapi/v3", "If-None-Match", first.Header().Get("Etag")); again.Code != http.StatusOK {
-		t.Errorf("after a change of the CRD: %d", again.Code)
-	}
+	testenv.Equal(t, w.get("/openapi/v3", "If-None-Match", first.Header().Get("Etag")).Code, http.StatusOK, "after a change of the CRD:")
 	if now := w.index(t); now["apis/example.com/v1"] == urls["apis/example.com/v1"] || now["apis/apps/v1"] != urls["apis/apps/v1"] {
 		t.Error("the wrong hash changed")
 	}
@@ -204,17 +198,11 @@ func TestNegotiation(t *testing.T) {
 			t.Errorf("Accept %q: %d, %s", accept, rec.Code, rec.Header().Get("Content-Type"))
 		}
 	}
-	if rec := w.get("/openapi/v3/apis/apps/v1", "Accept", "text/html"); rec.Code != http.StatusNotAcceptable {
-		t.Errorf("text/html: %d", rec.Code)
-	}
-	if rec := w.get("/openapi/v3/apis/policy/v1"); rec.Code != http.StatusNotFound {
-		t.Errorf("a document of something not served: %d", rec.Code)
-	}
+	testenv.Equal(t, w.get("/openapi/v3/apis/apps/v1", "Accept", "text/html").Code, http.StatusNotAcceptable, "text/html:")
+	testenv.Equal(t, w.get("/openapi/v3/apis/policy/v1").Code, http.StatusNotFound, "a document of something not served:")
 	r := httptest.NewRecorder()
 	w.ServeHTTP(r, httptest.NewRequest(http.MethodPost, "/openapi/v2", nil))
-	if r.Code != http.StatusMethodNotAllowed {
-		t.Errorf("POST: %d", r.Code)
-	}
+	testenv.Equal(t, r.Code, http.StatusMethodNotAllowed, "POST:")
 }
 
 // v2 reads the v2 document in both forms and wants them to say the same.
@@ -252,16 +240,12 @@ func TestV2(t *testing.T) {
 	without := w.v2(t)
 	etag := w.get("/openapi/v2").Header().Get("Etag")
 	w.crds = append(w.crds, boat(1))
-	if rec := w.get("/openapi/v2", "If-None-Match", etag); rec.Code != http.StatusOK {
-		t.Errorf("with a CRD more: %d", rec.Code)
-	}
+	testenv.Equal(t, w.get("/openapi/v2", "If-None-Match", etag).Code, http.StatusOK, "with a CRD more:")
 	with := w.v2(t)
 	if len(with.Definitions) != len(without.Definitions)+2 {
 		t.Errorf("a CRD brings %d definitions", len(with.Definitions)-len(without.Definitions))
 	}
-	if got := with.Definitions["com.example.v1.Boat"].Description; got != "generation 1" {
-		t.Errorf("Boat: %q", got)
-	}
+	testenv.Equal(t, with.Definitions["com.example.v1.Boat"].Description, "generation 1", "Boat:")
 	for _, kind := range []string{"NodeMetrics", "PodMetrics", "PodMetricsList", "ContainerMetrics"} {
 		if d := with.Definitions["io.k8s.metrics.pkg.apis.metrics.v1beta1."+kind]; d.Description == "" {
 			t.Errorf("nothing is said of %s", kind)
@@ -303,9 +287,7 @@ func TestAggregated(t *testing.T) {
 		}
 		return 200, wharfV2
 	}
-	if url := w.index(t)["apis/wharf.example.com/v1"]; url != "/openapi/v3/apis/wharf.example.com/v1?hash=A" {
-		t.Errorf("listed at %q", url)
-	}
+	testenv.Equal(t, w.index(t)["apis/wharf.example.com/v1"], "/openapi/v3/apis/wharf.example.com/v1?hash=A", "listed at")
 	if rec := w.get("/openapi/v3/apis/wharf.example.com/v1?hash=A"); rec.Code != 200 || !strings.Contains(rec.Body.String(), "hash=A") {
 		t.Errorf("%d %s", rec.Code, rec.Body)
 	}

@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -26,21 +27,16 @@ import (
 func signed(t *testing.T, name string, key, parentKey *ecdsa.PrivateKey, parent *x509.Certificate) *x509.Certificate {
 	t.Helper()
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<60))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	c := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	if parent == nil {
 		parent, parentKey = c, key
 	}
 	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), parentKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	c, err = x509.ParseCertificate(der)
+	testenv.NoError(t, err)
 	return c
 }
 
@@ -78,24 +74,16 @@ func operators(t *testing.T) (p *pki.PKI, signers map[pki.Signer]*x509.Certifica
 func neitherWay(t *testing.T, server *Identity, what string, c *tls.Certificate) {
 	t.Helper()
 	config := &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{Protocol}}
-	if err := call(t, server, config.Clone()); err == nil {
-		t.Errorf("%s opened a connection to a server's store", what)
-	}
-	if err := answer(t, server, config.Clone()); err == nil {
-		t.Errorf("%s passed for a server's", what)
-	}
+	testenv.Fails(t, call(t, server, config.Clone()), "%s opened a connection to a server's store", what)
+	testenv.Fails(t, answer(t, server, config.Clone()), "%s passed for a server's", what)
 }
 
 // bothWays fails unless a server takes a certificate.
 func bothWays(t *testing.T, server *Identity, what string, c *tls.Certificate) {
 	t.Helper()
 	config := &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{Protocol}}
-	if err := call(t, server, config.Clone()); err != nil {
-		t.Errorf("%s, calling: %v", what, err)
-	}
-	if err := answer(t, server, config.Clone()); err != nil {
-		t.Errorf("%s, called: %v", what, err)
-	}
+	testenv.Check(t, call(t, server, config.Clone()), "%s, calling", what)
+	testenv.Check(t, answer(t, server, config.Clone()), "%s, called", what)
 }
 
 // Authorities that have a root in common are as far apart as others.
@@ -135,9 +123,7 @@ func resumesSession(t *testing.T, address string, dial func(address string) (*tl
 		c := testenv.Must(dial(address))(t)
 		_ = c.SetDeadline(time.Now().Add(patience))
 		testenv.Must(c.Write([]byte("x")))(t)
-		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // comes after the ticket
-			t.Fatal(err)
-		}
+		testenv.NoError(t, testenv.Err(io.ReadFull(c, make([]byte, 1)))) // comes after the ticket
 		second = c.ConnectionState().DidResume
 		c.Close()
 	}
@@ -157,16 +143,10 @@ func TestNoSessionIsResumed(t *testing.T) {
 		if unchanged == "listener" {
 			in = server.Listener(l)
 		}
-		go func() {
-			for {
-				c, err := in.Accept()
-				if err != nil {
-					return
-				}
-				_, _ = io.Copy(c, c)
-				c.Close()
-			}
-		}()
+		go testenv.Accept(in, func(c net.Conn) {
+			_, _ = io.Copy(c, c)
+			c.Close()
+		})
 		dial := func(address string) (*tls.Conn, error) { return tls.Dial("tcp", address, foreign) }
 		if unchanged == "dialer" {
 			dial = func(address string) (*tls.Conn, error) {

@@ -68,12 +68,8 @@ func TestStoreOfAnotherClusterIsKeptOut(t *testing.T) {
 	}
 	waiting, done := context.WithTimeout(ctx, time.Second)
 	defer done()
-	if err := three.WaitReady(waiting); err == nil {
-		t.Error("a store of another cluster joined")
-	}
-	if n := len(one.Cluster().Members()); n != 2 {
-		t.Errorf("%d members", n)
-	}
+	testenv.Fails(t, three.WaitReady(waiting), "a store of another cluster joined")
+	testenv.Equal(t, len(one.Cluster().Members()), 2, "members:")
 	// One line in ten seconds, whatever is tried again meanwhile.
 	if n := len(linesWith(otherLog, "no connection to another server")); n > 1+int(patience/(10*time.Second)) {
 		t.Errorf("%d lines", n)

@@ -127,9 +127,7 @@ func TestFormerKubeletCAEnds(t *testing.T) {
 	o.Established = true
 	q := testenv.Must(Open(o))(t)
 	certs := testenv.Must(cert.ParseCertsPEM(q.FormerKubeletCA()))(t)
-	if got := certs[0].NotAfter.Sub(today); got != LeafLifetime {
-		t.Errorf("it is valid for %v", got)
-	}
+	testenv.Equal(t, certs[0].NotAfter.Sub(today), LeafLifetime, "it is valid for")
 }
 
 // A pair that would give nodes what is API servers' alone is refused.

@@ -25,9 +25,7 @@ func TestPeerAuthorityOfAnOlderCluster(t *testing.T) {
 	o, _ := options(dir, today)
 	o.Established = true
 	p, err := Open(o)
-	if err != nil {
-		t.Fatalf("an older cluster: %v", err)
-	}
+	testenv.NoError(t, err, "an older cluster")
 	testenv.NoError(t, p.Ensure(p.Peer("one")))
 	verify(t, p, p.Peer("one"), today)
 	remove()

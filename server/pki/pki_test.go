@@ -70,9 +70,7 @@ func TestPKIIsMadeFromNothing(t *testing.T) {
 		if fi, err := os.Stat(l.Path); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: mode %v, %v", l.Path, fi.Mode(), err)
 		}
-		if _, err := tls.LoadX509KeyPair(l.Path, l.Path); err != nil {
-			t.Errorf("%s: %v", l.Path, err)
-		}
+		testenv.Check(t, testenv.Err(tls.LoadX509KeyPair(l.Path, l.Path)), "%s", l.Path)
 	}
 	for _, name := range []string{"server-ca.key", "client-ca.key", "request-header-ca.key", "peer-ca.key", "service-account.key"} {
 		if fi, err := os.Stat(filepath.Join(dir, name)); err != nil || fi.Mode().Perm() != 0o600 {
@@ -88,9 +86,7 @@ func TestPKIIsMadeFromNothing(t *testing.T) {
 	if node.Subject.CommonName != "system:node:boat" || node.Subject.Organization[0] != "system:nodes" {
 		t.Errorf("node identity is %s", node.Subject)
 	}
-	if n := len(p.Certificates()); n != 5+len(leaves) {
-		t.Errorf("%d certificates listed", n)
-	}
+	testenv.Equal(t, len(p.Certificates()), 5+len(leaves), "certificates listed:")
 }
 
 func TestSecondOpenChangesNothing(t *testing.T) {
@@ -115,9 +111,7 @@ func TestNewNamesReissue(t *testing.T) {
 	l.DNSNames = append(l.DNSNames, "later.example.org")
 	testenv.NoError(t, p.Ensure(l))
 	testenv.Check(t, leafCert(t, l).VerifyHostname("later.example.org"))
-	if n := len(p.Certificates()); n != 6 {
-		t.Errorf("the same file is managed twice: %d certificates", n)
-	}
+	testenv.Equal(t, len(p.Certificates()), 6, "the same file is managed twice: certificates:")
 }
 
 func TestDamagedLeafIsReplaced(t *testing.T) {
@@ -130,9 +124,7 @@ func TestDamagedLeafIsReplaced(t *testing.T) {
 			content = string(whole[:len(whole)/2])
 		}
 		testenv.NoError(t, os.WriteFile(l.Path, []byte(content), 0o600))
-		if err := p.Ensure(l); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
+		testenv.NoError(t, p.Ensure(l), "%s", name)
 		verify(t, p, l, today)
 	}
 }
@@ -143,9 +135,7 @@ func TestDamagedAuthorityIsRefused(t *testing.T) {
 		open(t, dir, today)
 		path := filepath.Join(dir, file)
 		whole, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		half := whole[:len(whole)/2]
 		testenv.NoError(t, os.WriteFile(path, half, 0o600))
 		o, _ := options(dir, today)
@@ -171,9 +161,7 @@ func TestMissingAuthority(t *testing.T) {
 		}
 		// The same remains of a first start that was cut off are completed.
 		o.Established = false
-		if _, err := Open(o); err != nil {
-			t.Errorf("%s missing from a new cluster: %v", file, err)
-		}
+		testenv.Check(t, testenv.Err(Open(o)), "%s missing from a new cluster", file)
 	}
 	dir := t.TempDir()
 	open(t, dir, today)

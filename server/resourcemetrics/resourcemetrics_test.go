@@ -232,9 +232,7 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 			t.Errorf("who asks for its figures waits until it is given up: %q", got)
 		}
 		within("the kubelet is given up", kubeletTimeout)
-		if got := w.topPod(t, c, "lost"); !strings.Contains(got, silent) {
-			t.Errorf("its pod: %q", got)
-		}
+		testenv.Contains(t, w.topPod(t, c, "lost"), silent, "its pod:")
 
 		// In later rounds the others' new figures do not wait for it either.
 		w.change(func() { fine.at, fine.cpu, pod.cpu = fine.at.Add(10*time.Second), fine.cpu+5, pod.cpu+1 })
@@ -253,9 +251,7 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 		expect(t, "in the patience", w.top(c, "hung"), "hung 250m 1000M 10s")
 		expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")
 		time.Sleep(kubeletTimeout) // fake time, after which it is given up
-		if got := w.top(c, "hung"); !strings.Contains(got, silent) {
-			t.Errorf("given up: %q", got)
-		}
+		testenv.Contains(t, w.top(c, "hung"), silent, "given up:")
 	})
 }
 
@@ -316,9 +312,7 @@ func TestManyNodes(t *testing.T) {
 		}
 		c := w.run(t)
 		began := time.Now()
-		if got := w.top(c, "node-1"); got != "node-1 250m 1000M 10s" {
-			t.Errorf("%q", got)
-		}
+		testenv.Equal(t, w.top(c, "node-1"), "node-1 250m 1000M 10s", "")
 		if took := time.Since(began); took > patience {
 			t.Errorf("the first answer took %v of fake time", took)
 		}
@@ -331,9 +325,7 @@ func TestManyNodes(t *testing.T) {
 			t.Errorf("figures of %d nodes, and %d failed; want 300 and 100", n, failed)
 		}
 		expect(t, "nodes that are not ready are no trouble of this part", w.line(), "running: clients ask, so kubelets are asked every 15s")
-		if got := w.top(c, "node-396"); !strings.Contains(got, "the kubelet of node node-396 does not answer") {
-			t.Errorf("one of those that are not ready: %q", got)
-		}
+		testenv.Contains(t, w.top(c, "node-396"), "the kubelet of node node-396 does not answer", "one of those that are not ready:")
 	})
 }
 
@@ -346,9 +338,7 @@ func TestConcurrentRequestsShareARound(t *testing.T) {
 		var asking sync.WaitGroup
 		for range 50 {
 			asking.Go(func() {
-				if got := w.top(c, "one"); got != "one 250m 1000M 10s" {
-					t.Errorf("%q", got)
-				}
+				testenv.Equal(t, w.top(c, "one"), "one 250m 1000M 10s", "")
 			})
 		}
 		asking.Wait()
@@ -382,9 +372,7 @@ func TestOtherProviderIsReported(t *testing.T) {
 		w := newWorld()
 		c := w.run(t)
 		c.SetOtherProvider("kube-system/metrics-server")
-		if got := w.line(); !strings.Contains(got, "running: the Service kube-system/metrics-server answers") {
-			t.Errorf("%q", got)
-		}
+		testenv.Contains(t, w.line(), "running: the Service kube-system/metrics-server answers", "")
 		c.SetOtherProvider("")
 		expect(t, "back", w.line(), "running: at rest until a client asks")
 	})

@@ -21,6 +21,7 @@ import (
 	"k8s.io/metrics/pkg/apis/metrics"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // world is a cluster whose kubelets answer what a test says.
@@ -158,13 +159,10 @@ func response(code int, text string) *http.Response {
 // run starts a Collector in a bubble of fake time and stops it at the end of the test.
 func (w *world) run(t *testing.T) *Collector {
 	t.Helper()
-	c, err := New(Options{
+	c := testenv.Must(New(Options{
 		Nodes: corelisters.NewNodeLister(w.nodes), Pods: corelisters.NewPodLister(w.pods), Transport: w,
 		AddressTypes: []corev1.NodeAddressType{corev1.NodeInternalIP}, Part: w.board.Part("metrics"), Logger: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	go c.Run(ctx)
 	t.Cleanup(func() {

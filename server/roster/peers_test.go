@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestPeersAreKept: the others' addresses follow the members, and a damaged file is not taken for none.
@@ -27,17 +27,9 @@ func TestPeersAreKept(t *testing.T) {
 		{[]raftstore.Member{self, three}, "[10.0.0.3:6443]"},
 		{[]raftstore.Member{self}, "[]"},
 	} {
-		if err := savePeers(dir, tt.members); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := ReadPeerAddresses(dir); err != nil || fmt.Sprint(got) != tt.want {
-			t.Errorf("%v: %v, %v, want %v", tt.members, got, err, tt.want)
-		}
+		testenv.NoError(t, savePeers(dir, tt.members))
+		testenv.Equal(t, fmt.Sprint(testenv.Must(ReadPeerAddresses(dir))(t)), tt.want, "%v:", tt.members)
 	}
-	if err := os.WriteFile(filepath.Join(dir, PeersFile), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ReadPeerAddresses(dir); err == nil || !strings.Contains(err.Error(), PeersFile) {
-		t.Error(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, PeersFile), []byte("{"), 0o600))
+	testenv.WantError(t, testenv.Err(ReadPeerAddresses(dir)), PeersFile)
 }

@@ -47,16 +47,12 @@ func TestKeepFiles(t *testing.T) {
 		if fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s has the mode %v", name, fi.Mode())
 		}
-		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != string(content) {
-			t.Errorf("%s: %q, %v", name, got, err)
-		}
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(dir, name)))(t)), string(content), "%s:", name)
 	}
 	files := answer()
 	files[required[0]] = []byte("of another cluster")
 	testenv.WantError(t, o.Keep(files, AsideSuffix), "is not the cluster's")
-	if got, err := os.ReadFile(filepath.Join(dir, required[0])); err != nil || string(got) != required[0] {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(dir, required[0])))(t)), required[0], "")
 }
 
 // TestFilesOfAnInterruptedJoin: what the cluster has replaced since is replaced here too, wherever the join was

@@ -86,25 +86,17 @@ func TestGraceAfterTrouble(t *testing.T) {
 		s.now.Store(&set)
 		return len(set.Accepted(c.Now()))
 	}
-	if n := valid(); n != 3 {
-		t.Errorf("%d tokens work at first", n)
-	}
+	testenv.Equal(t, valid(), 3, "tokens work at first:")
 	s.now.Store(nil)
 	c.by = -time.Hour
-	if n := valid(); n != 2 {
-		t.Errorf("%d tokens work after the clock was set back", n)
-	}
+	testenv.Equal(t, valid(), 2, "tokens work after the clock was set back:")
 	c.by = 0
 	s.now.Store(nil)
 	record.Former = append(record.Former, formerToken{Role: token.RoleAgent, Secret: "older agents'", Until: world.Add(2 * time.Hour), Grace: 2 * time.Hour})
 	world = world.Add(59 * time.Minute)
-	if n := valid(); n != 4 {
-		t.Errorf("%d tokens work after another one was replaced", n)
-	}
+	testenv.Equal(t, valid(), 4, "tokens work after another one was replaced:")
 	world = world.Add(time.Minute)
-	if n := valid(); n != 3 {
-		t.Errorf("%d tokens work when the first one's time is over", n)
-	}
+	testenv.Equal(t, valid(), 3, "tokens work when the first one's time is over:")
 	record.Former = nil
 	valid()
 	if data, err := os.ReadFile(filepath.Join(s.o.Folders.Server, tokensSeenFile)); err != nil || string(data) != "[]\n" {

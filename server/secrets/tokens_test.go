@@ -28,9 +28,7 @@ func newTokens(t *testing.T, dir string) (*Tokens, *raftstore.Store) {
 	tokens, err := NewTokens(TokenOptions{
 		Folders: f, ServerID: "s1", Root: p.Root(), Server: "given-to-servers", Agent: "given-to-agents", Clock: clock.RealClock{}, Logger: slog.New(slog.DiscardHandler),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	store := testenv.Must(
 		raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "s1", Logger: slog.New(slog.DiscardHandler)}))(t)
 	t.Cleanup(func() { testenv.Check(t, store.Close(context.Background())) })
@@ -95,18 +93,14 @@ func TestTokensOfAStoreThatWasSetBack(t *testing.T) {
 		t.Helper()
 		r.Role, r.Now = token.RoleServer, time.Now()
 		next, _, err := RotateToken(t.Context(), kv, dir, r, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		testenv.Must(s.Pull(t.Context()))(t)
 		return next
 	}
 	rotate(token.RotationRequest{New: "leaked", Grace: time.Hour})
 	before := testenv.Must(kv.Get(t.Context(), TokensKey))(t)
 	last := rotate(token.RotationRequest{})
-	if valid := s.Now().Accepted(time.Now()); len(valid) != 2 {
-		t.Errorf("a token that was replaced without a time of grace works beside %+v", valid)
-	}
+	testenv.Equal(t, len(s.Now().Accepted(time.Now())), 2, "a token that was replaced without a time of grace works beside")
 	for what, set := range map[string]func() error{
 		"to a time between two": func() error { _, err := kv.Put(t.Context(), TokensKey, string(before.Kvs[0].Value)); return err },
 		"to before the first":   func() error { _, err := kv.Delete(t.Context(), TokensKey); return err },
@@ -146,9 +140,7 @@ func TestRotateTokenLeaderDies(t *testing.T) {
 			}
 			now = works
 			again := fmt.Sprintf("again-%d-%t", n, after)
-			if err := rotate(whole, again); err != nil {
-				t.Fatalf("at call %d, after it: %t: given again: %v", n, after, err)
-			}
+			testenv.NoError(t, rotate(whole, again), "at call %d, after it: %t: given again", n, after)
 			if now = again; !kv.Died() {
 				if n < 3 {
 					t.Errorf("a replacement had %d calls only", n-1)

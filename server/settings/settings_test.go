@@ -114,10 +114,7 @@ type stream struct {
 
 func (b *bed) open(names ...string) *stream {
 	b.Helper()
-	answer, err := http.Get(b.url + clustersettings.Path + "?" + url.Values{clustersettings.Parameter: names}.Encode())
-	if err != nil {
-		b.Fatal(err)
-	}
+	answer := testenv.Must(http.Get(b.url + clustersettings.Path + "?" + url.Values{clustersettings.Parameter: names}.Encode()))(b)
 	if answer.StatusCode != http.StatusOK {
 		b.Fatal(answer.Status)
 	}
@@ -140,9 +137,7 @@ func (s *stream) hears(want string) {
 	s.Helper()
 	select {
 	case w := <-s.words:
-		if w != want {
-			s.Errorf("it hears %q, want %q", w, want)
-		}
+		testenv.Equal(s, w, want, "it hears")
 	case <-time.After(2 * time.Minute):
 		s.Fatalf("it does not hear %q", want)
 	}
@@ -186,9 +181,7 @@ func TestWhoMayHear(t *testing.T) {
 		{"GET", "name=vip.coracle&name=coredns-custom", http.StatusForbidden},
 		{"POST", "name=vip.coracle", http.StatusMethodNotAllowed},
 	} {
-		if code := get(c.method, c.query); code != c.want {
-			t.Errorf("%s %s: %d, want %d", c.method, c.query, code, c.want)
-		}
+		testenv.Equal(t, get(c.method, c.query), c.want, "%s %s:", c.method, c.query)
 	}
 	if b.reads.Load() != 0 {
 		t.Error("the store was asked for who may hear nothing")

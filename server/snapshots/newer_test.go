@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestRestoreKeepsNewerTokens: a token that was replaced after the snapshot lets nobody in again where the server knows
@@ -16,12 +18,8 @@ func TestRestoreKeepsNewerTokens(t *testing.T) {
 	info := m.mustSave()
 	write := func(dir, name, text string) {
 		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700))
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	for what, c := range map[string]struct {
 		here func(dir string)
@@ -47,9 +45,7 @@ func TestRestoreKeepsNewerTokens(t *testing.T) {
 		to.Newer = []string{"token", "tokens-rotated"}
 		c.here(to.ServerDir)
 		r, err := Restore(to, info.Location, m.key)
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
+		testenv.NoError(t, err, "%s", what)
 		got, _ := os.ReadFile(filepath.Join(to.ServerDir, "token")) // the snapshot has none
 		if r.KeptNewer != c.kept || (string(got) == "now") != c.kept {
 			t.Errorf("%s: kept %v, the token is %q", what, r.KeptNewer, got)

@@ -55,9 +55,7 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 		if err == nil {
 			err = os.WriteFile(filepath.Join(m.o.Dir, to), data, 0o600)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		f.mu.Lock()
 		f.objects["a/b/"+to] = data
 		f.mu.Unlock()
@@ -88,12 +86,8 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 		}
 	}
 	here, onS3 := there()
-	if !slices.Equal(here, stay) {
-		t.Errorf("here are %q, want %q", here, stay)
-	}
-	if !slices.Equal(onS3, stay) {
-		t.Errorf("on S3 are %q, want %q", onS3, stay)
-	}
+	testenv.EqualSlices(t, here, stay, "here are")
+	testenv.EqualSlices(t, onS3, stay, "on S3 are")
 }
 
 // TestS3Folders: what was saved is found again, and goes, however the folder is spelt.

@@ -67,9 +67,7 @@ func TestOutageOfS3(t *testing.T) {
 	}
 	// The schedule has gone on meanwhile.
 	m.pass(12*time.Hour - 22*retry)
-	if got := m.scheduledInFolder(); len(got) != 4 {
-		t.Errorf("before its time: %q", got)
-	}
+	testenv.Equal(t, len(m.scheduledInFolder()), 4, "before its time:")
 	m.pass(2 * retry)
 	if got := m.scheduledInFolder(); len(got) != 5 || len(f.keys()) != 2 || f.keys()[1] != "a/b/"+got[4] {
 		t.Errorf("here are %q, on S3 %q", got, f.keys())
@@ -115,9 +113,7 @@ func TestTwoClustersInOneFolder(t *testing.T) {
 		t.Errorf("the first cluster says %v", err)
 	}
 	second.withS3(f, map[string]string{s3settings.Folder: "second"})
-	if err := second.scheduled(t.Context()); err != nil {
-		t.Errorf("with a folder of its own: %v", err)
-	}
+	testenv.Check(t, second.scheduled(t.Context()), "with a folder of its own")
 	// Of one length, and put there after it was looked for.
 	other := bytes.Replace(whole, []byte(first.o.Cluster), bytes.Repeat([]byte("0"), len(first.o.Cluster)), 1)
 	f.mu.Lock()
@@ -162,9 +158,7 @@ func TestManyObjectsOfOthers(t *testing.T) {
 	f.objects["a/b/z-copy"] = f.objects["a/b/"+second.Name]
 	f.objects["a/b/"], f.objects["a/b/..\n\x1b[2J"], f.objects["a/b/c/"+second.Name] = []byte(""), []byte("x"), f.objects["a/b/"+second.Name]
 	before := f.asked(http.MethodGet)
-	if deleted, err := m.Prune(t.Context(), "", 2); err != nil || len(deleted) != 1 {
-		t.Errorf("pruned %q, %v", deleted, err)
-	}
+	testenv.Equal(t, len(testenv.Must(m.Prune(t.Context(), "", 2))(t)), 1, "pruned")
 	if n := f.asked(http.MethodGet) - before; n > 10 {
 		t.Errorf("pruning one of three asked for %d objects and lists", n)
 	}
@@ -228,9 +222,7 @@ func TestFetchIsAllOrNothing(t *testing.T) {
 		}
 	}
 	f.objects[key], f.after = whole, nil
-	if path, err := Fetch(t.Context(), settings, info.Name, dir); err != nil || path != filepath.Join(dir, info.Name) {
-		t.Errorf("at last: %s, %v", path, err)
-	}
+	testenv.Equal(t, testenv.Must(Fetch(t.Context(), settings, info.Name, dir))(t), filepath.Join(dir, info.Name), "at last:")
 	for _, name := range []string{"../x", "..", "a/b", "", "a\nb", "/etc/passwd"} {
 		if path, err := Fetch(t.Context(), settings, name, dir); err == nil {
 			t.Errorf("%q was fetched to %s", name, path)

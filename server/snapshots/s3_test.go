@@ -198,25 +198,17 @@ func TestS3(t *testing.T) {
 	}
 	dir := t.TempDir()
 	path := testenv.Must(Fetch(t.Context(), settings, info.Name, dir))(t)
-	if _, err := Restore(target(t), path, m.key); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(Restore(target(t), path, m.key)))
 	testenv.WantError(t, testenv.Err(Fetch(t.Context(), settings, "nothing", dir)), "fetching nothing")
-	if left := names(t, dir); len(left) != 1 {
-		t.Errorf("left over: %q", left)
-	}
+	testenv.Equal(t, len(names(t, dir)), 1, "left over:")
 	second := m.mustSave()
 	if deleted, err := m.Prune(t.Context(), "", 1); err != nil || len(deleted) != 1 || deleted[0] != info.Name || slices.Contains(f.keys(), "a/b/"+info.Name) {
 		t.Errorf("pruned %q, %v; there are %q", deleted, err, f.keys())
 	}
 	testenv.NoError(t, os.Remove(second.Location))
-	if deleted, err := m.Delete(t.Context(), []string{second.Name}); err != nil || len(deleted) != 1 {
-		t.Errorf("what is on S3 only: %q, %v", deleted, err)
-	}
+	testenv.Equal(t, len(testenv.Must(m.Delete(t.Context(), []string{second.Name}))(t)), 1, "what is on S3 only:")
 	testenv.WantError(t, testenv.Err(m.Delete(t.Context(), []string{second.Name})), "no such snapshot")
-	if keys := f.keys(); len(keys) != 2 {
-		t.Errorf("left: %q", keys)
-	}
+	testenv.Equal(t, len(f.keys()), 2, "left:")
 }
 
 // TestS3ForOneRequest: a request may mean an object store of its own; the next one does not.
@@ -354,9 +346,7 @@ func TestS3Trouble(t *testing.T) {
 		return err
 	}
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // it takes connections and says nothing
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer silent.Close()
 	for want, change := range map[string]map[string]string{
 		"make the bucket planes first": {s3settings.Bucket: "planes"},
@@ -369,9 +359,7 @@ func TestS3Trouble(t *testing.T) {
 		testenv.WantError(t, err, want, "is saved in "+m.o.Dir)
 	}
 	for name, change := range map[string]map[string]string{"any certificate": {s3settings.EndpointCA: "", s3settings.SkipVerify: "true"}, "as it should be": {}} {
-		if err := try(change); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
+		testenv.Check(t, try(change), "%s", name)
 	}
 	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return nil, x509.UnknownAuthorityError{} }
 	list, err := m.List(t.Context())

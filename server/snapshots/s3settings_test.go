@@ -12,6 +12,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestOrdinalAmong: each server has an ordinal of its own among the members, in whichever order its store lists them,
@@ -21,17 +22,11 @@ func TestOrdinalAmong(t *testing.T) {
 	for range len(members) {
 		members = append(members[1:], members[0])
 		for want, name := range []string{"a", "b", "c", "d"} {
-			if got := OrdinalAmong(members, name); got != (Ordinal{Number: want, Of: 4}) {
-				t.Errorf("among %v server %s has place %+v", members, name, got)
-			}
+			testenv.Equal(t, OrdinalAmong(members, name), (Ordinal{Number: want, Of: 4}), "among %v server %s has place", members, name)
 		}
 	}
-	if got := OrdinalAmong(members[:1], members[0].Name); got != (Ordinal{Of: 1}) {
-		t.Errorf("the only member has place %+v", got)
-	}
-	if got := OrdinalAmong(nil, "a"); got != (Ordinal{Of: 1}) {
-		t.Errorf("without members a server has place %+v", got)
-	}
+	testenv.Equal(t, OrdinalAmong(members[:1], members[0].Name), (Ordinal{Of: 1}), "the only member has place")
+	testenv.Equal(t, OrdinalAmong(nil, "a"), (Ordinal{Of: 1}), "without members a server has place")
 }
 
 // TestS3Secret: the Secret that k3s' users have gives the settings for S3; what was given otherwise goes before.
@@ -48,9 +43,7 @@ func TestS3Secret(t *testing.T) {
 		got[s3settings.SecretKey] != "s" || got[s3settings.EndpointCA] != "-----BEGIN\n" {
 		t.Errorf("%q, %v", got, err)
 	}
-	if _, err := s3Values(t.Context(), client, "nothing", nil); err == nil || !strings.Contains(err.Error(), "reading the settings for S3") {
-		t.Error(err)
-	}
+	testenv.WantError(t, testenv.Err(s3Values(t.Context(), client, "nothing", nil)), "reading the settings for S3")
 }
 
 // TestAskedS3: what a command says of S3 goes before what its server was told.

@@ -68,12 +68,7 @@ func (m *machine) scheduler() *status.Board {
 // atRest waits until the schedule waits for the clock.
 func (m *machine) atRest() {
 	m.t.Helper()
-	testenv.Eventually(m.t, 2*time.Minute, "the schedule waits for the clock", func() error {
-		if !m.clock.HasWaiters() {
-			return errors.New("it works")
-		}
-		return nil
-	})
+	testenv.Until(m.t, 2*time.Minute, "the schedule waits for the clock", m.clock.HasWaiters)
 }
 
 func (m *machine) pass(d time.Duration) {
@@ -106,9 +101,7 @@ func TestSchedule(t *testing.T) {
 		if got := m.scheduledOnes(); len(got) != n {
 			t.Fatalf("%s: %q, want %d", why, got, n)
 		}
-		if c := board.Components()[0]; c.State != status.Running {
-			t.Errorf("%s: %+v", why, c)
-		}
+		testenv.Equal(t, board.Components()[0].State, status.Running, "%s:", why)
 	}
 	expect(0, "at the start")
 	m.pass(11 * time.Hour)
@@ -172,9 +165,7 @@ func TestScheduleFails(t *testing.T) {
 	}
 	testenv.NoError(t, os.Remove(m.o.Dir))
 	m.pass(10 * time.Minute)
-	if n := len(m.scheduledOnes()); n != 0 {
-		t.Errorf("%d too early", n)
-	}
+	testenv.Equal(t, len(m.scheduledOnes()), 0, "too early:")
 	m.pass(5 * time.Minute)
 	if c := board.Components()[0]; c.State != status.Running || len(m.scheduledOnes()) != 1 || m.counts.lastSuccess.Load() == 0 {
 		t.Errorf("%+v, %q", c, m.scheduledOnes())
@@ -189,13 +180,9 @@ func TestMissedSnapshot(t *testing.T) {
 	m.clock.Step(13 * time.Hour)
 	m.scheduler()
 	m.pass(4 * time.Minute)
-	if n := len(m.scheduledOnes()); n != 0 {
-		t.Errorf("%d before the cluster came to rest", n)
-	}
+	testenv.Equal(t, len(m.scheduledOnes()), 0, "before the cluster came to rest:")
 	m.pass(time.Minute)
-	if n := len(m.scheduledOnes()); n != 1 {
-		t.Errorf("%d snapshots", n)
-	}
+	testenv.Equal(t, len(m.scheduledOnes()), 1, "snapshots:")
 }
 
 func TestNoSchedule(t *testing.T) {
@@ -207,7 +194,5 @@ func TestNoSchedule(t *testing.T) {
 	if left := names(t, m.o.Dir); len(left) > 0 {
 		t.Errorf("what an interrupted snapshot left stays: %q", left)
 	}
-	if c := board.Components()[0]; c.State != status.Disabled {
-		t.Errorf("%+v", c)
-	}
+	testenv.Equal(t, board.Components()[0].State, status.Disabled, "")
 }

@@ -59,16 +59,13 @@ func newMachine(t *testing.T) *machine {
 	tok := testenv.Must(token.New(keys.Root(), token.RoleServer))(t)
 	cluster := token.Hash(keys.Root())
 	store, err := raftstore.Open(t.Context(), raftstore.Options{Dir: filepath.Join(dir, "store"), NodeID: "one", ClusterID: cluster, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	t.Cleanup(func() { testenv.Check(t, store.Close(context.Background())) })
 	testenv.NoError(t, store.WaitReady(t.Context()))
 	m := &machine{t: t, store: store, clock: clocktesting.NewFakeClock(start), files: map[string][]byte{}, token: tok.String()}
 	for _, name := range required {
-		if m.files[name], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
+		m.files[name], err = os.ReadFile(filepath.Join(dir, name))
+		testenv.NoError(t, err)
 	}
 	m.key = mustKey(t, m.token)
 	m.key.work = 8 // for speed; TestBlankMachine has the real one
@@ -151,9 +148,7 @@ func TestBlankMachine(t *testing.T) {
 		datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store")}))(t)
 	defer dir.Close()
 	s, err := raftstore.Open(t.Context(), raftstore.Options{Dir: filepath.Join(to.ServerDir, "store"), NodeID: dir.ServerID(), ClusterID: info.Cluster, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer s.Close(context.Background())
 	testenv.NoError(t, s.WaitReady(t.Context()))
 	got, err := s.Client().KV.Get(t.Context(), "/registry/secrets/a/b")
@@ -163,9 +158,7 @@ func TestBlankMachine(t *testing.T) {
 	if got.Header.Revision <= seen {
 		t.Errorf("revision %d, and clients have seen %d", got.Header.Revision, seen)
 	}
-	if left := names(t, to.DataDir); len(left) != 1 {
-		t.Errorf("left over: %q", left)
-	}
+	testenv.Equal(t, len(names(t, to.DataDir)), 1, "left over:")
 }
 
 // TestRestoreKeepsWhatWasThere: and keeps this server's identity.
@@ -178,12 +171,8 @@ func TestRestoreKeepsWhatWasThere(t *testing.T) {
 	id := testenv.Must(os.ReadFile(filepath.Join(to.ServerDir, "identity.json")))(t)
 	testenv.NoError(t, os.WriteFile(filepath.Join(to.ServerDir, "peers.json"), []byte(`["10.0.0.2:6443"]`), 0o600))
 	r := testenv.Must(Restore(to, info.Location, m.key))(t)
-	if r.Kept != to.ServerDir+".before-20261121T000000Z" {
-		t.Errorf("kept in %q", r.Kept)
-	}
-	if _, err := os.Stat(filepath.Join(r.Kept, "peers.json")); err != nil {
-		t.Errorf("the earlier folder: %v", err)
-	}
+	testenv.Equal(t, r.Kept, to.ServerDir+".before-20261121T000000Z", "kept in")
+	testenv.Check(t, testenv.Err(os.Stat(filepath.Join(r.Kept, "peers.json"))), "the earlier folder")
 	if _, err := os.Stat(filepath.Join(to.ServerDir, "peers.json")); err == nil {
 		t.Error("the restored server still knows the other servers: it would not begin by itself")
 	}
@@ -193,9 +182,7 @@ func TestRestoreKeepsWhatWasThere(t *testing.T) {
 	// What is damaged is replaced, too.
 	testenv.NoError(t, os.WriteFile(filepath.Join(to.ServerDir, "identity.json"), []byte("{"), 0o600))
 	to.Now = func() time.Time { return start.Add(time.Minute) }
-	if _, err := Restore(to, info.Location, m.key); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(Restore(to, info.Location, m.key)))
 }
 
 // TestEveryBitCounts: whichever part of a file is changed, and wherever it is cut, nothing is restored from it.
@@ -267,9 +254,7 @@ func TestKeys(t *testing.T) {
 	m.key = own
 	info = m.mustSave()
 	testenv.WantError(t, testenv.Err(Restore(target(t), info.Location, mustKey(t, m.token))), "--snapshot-key-file")
-	if _, err := Restore(target(t), info.Location, own); err != nil {
-		t.Errorf("with its own key: %v", err)
-	}
+	testenv.Check(t, testenv.Err(Restore(target(t), info.Location, own)), "with its own key")
 }
 
 // TestFilesOfOthers: a file's name cannot lead out of the folder, and one that no server has is not written.
@@ -327,26 +312,18 @@ func TestNothingIsLeftOfAFailure(t *testing.T) {
 		t.Errorf("left over: %q", left)
 	}
 	for _, name := range []string{"", "../x", "a/b", ".x", "a b", strings.Repeat("x", 300)} {
-		if _, err := m.folder.save(name, nil); err == nil {
-			t.Errorf("%q is a name", name)
-		}
+		testenv.Fails(t, testenv.Err(m.folder.save(name, nil)), "%q is a name", name)
 		if name == "" {
 			continue // stands for the default
 		}
-		if _, err := m.Save(t.Context(), name); err == nil {
-			t.Errorf("%q is a name", name)
-		}
-		if _, err := m.Delete(t.Context(), []string{name}); err == nil {
-			t.Errorf("%q could be deleted", name)
-		}
+		testenv.Fails(t, testenv.Err(m.Save(t.Context(), name)), "%q is a name", name)
+		testenv.Fails(t, testenv.Err(m.Delete(t.Context(), []string{name})), "%q could be deleted", name)
 	}
 }
 
 func TestListPruneDelete(t *testing.T) {
 	m := newMachine(t)
-	if list, err := m.List(t.Context()); err != nil || len(list) != 0 {
-		t.Errorf("%v, %v", list, err)
-	}
+	testenv.Equal(t, len(testenv.Must(m.List(t.Context()))(t)), 0, "")
 	var infos []Info
 	for range 4 {
 		infos = append(infos, m.mustSave())
@@ -373,9 +350,7 @@ func TestListPruneDelete(t *testing.T) {
 	}
 	deleted, err := m.Prune(t.Context(), "", 3)
 	for i := range 2 {
-		if err := os.Remove(filepath.Join(m.o.Dir, fmt.Sprintf("%s-%d", infos[0].Name, i))); err != nil {
-			t.Errorf("another's snapshot: %v", err)
-		}
+		testenv.Check(t, os.Remove(filepath.Join(m.o.Dir, fmt.Sprintf("%s-%d", infos[0].Name, i))), "another's snapshot")
 	}
 	if err != nil || len(deleted) != 1 || deleted[0] != infos[0].Name {
 		t.Errorf("pruned %q, %v", deleted, err)
@@ -385,9 +360,7 @@ func TestListPruneDelete(t *testing.T) {
 		t.Errorf("deleted %q, %v", deleted, err)
 	}
 	testenv.Check(t, m.folder.removeHalves())
-	if left := names(t, m.o.Dir); len(left) != 4 {
-		t.Errorf("left: %q", left)
-	}
+	testenv.Equal(t, len(names(t, m.o.Dir)), 4, "left:")
 }
 
 // TestClockGoesBack: snapshots that were taken while the clock was years ahead do not count as the newest for ever.
@@ -420,9 +393,7 @@ func TestClockGoesBack(t *testing.T) {
 	if got := m.scheduledOnes(); len(got) != 2 || !slices.Contains(got, third) || !slices.Contains(got, fourth) {
 		t.Errorf("after the fourth: %q", got)
 	}
-	if newest, err := m.newest(); err != nil || newest.Name != fourth {
-		t.Errorf("the newest is %+v, %v", newest, err)
-	}
+	testenv.Equal(t, testenv.Must(m.newest())(t).Name, fourth, "the newest is")
 	// Whatever the numbers say, what was just made stays.
 	if got := surplus([]Info{{Name: "made", Header: Header{Revision: 1}}, {Name: "other", Header: Header{Revision: 2}}}, 1, func(Info) bool { return true }, "made"); len(got) != 0 {
 		t.Errorf("goes: %+v", got)
@@ -436,9 +407,7 @@ func TestPowerCutWhileRestoring(t *testing.T) {
 	info := m.mustSave()
 	to := target(t)
 	half, err := storefiles.Begin(to.ServerDir, "20250101T000000Z")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	whole := to.ServerDir + ".restoring-20250202T000000Z" // exchanged already: it is what was there before
 	for _, dir := range []string{half, whole, to.ServerDir + ".mine"} {
 		testenv.NoError(t, os.MkdirAll(filepath.Join(dir, "store"), 0o700))
@@ -448,9 +417,8 @@ func TestPowerCutWhileRestoring(t *testing.T) {
 		t.Errorf("left: %q, want %q", got, want)
 	}
 	// A start without a restore tidies up as well.
-	if half, err = storefiles.Begin(to.ServerDir, "20250303T000000Z"); err != nil {
-		t.Fatal(err)
-	}
+	half, err = storefiles.Begin(to.ServerDir, "20250303T000000Z")
+	testenv.NoError(t, err)
 	testenv.Check(t, errors.Join(storefiles.Tidy(to.ServerDir), storefiles.Tidy(filepath.Join(to.DataDir, "none", "server"))))
 	if got := names(t, to.DataDir); len(got) != 3 {
 		t.Errorf("left: %q, with %s", got, half)
@@ -466,17 +434,11 @@ func TestRestoreMarkIsForgottenAtTheNextStart(t *testing.T) {
 	to := target(t)
 	to.Mark = "it is restored"
 	testenv.Must(Restore(to, info.Location, m.key))(t)
-	if got, err := datadir.WasReset(to.ServerDir); err != nil || got != to.Mark {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.Equal(t, testenv.Must(datadir.WasReset(to.ServerDir))(t), to.Mark, "")
 	d, err := datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store"), Version: "v1"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	testenv.Check(t, errors.Join(d.ForgetReset(), d.ForgetReset(), d.Close()))
-	if got, err := datadir.WasReset(to.ServerDir); err != nil || got != "" {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.Equal(t, testenv.Must(datadir.WasReset(to.ServerDir))(t), "", "")
 }
 
 // TestStateIsStreamed: what saving allocates does not grow with the store.
@@ -516,17 +478,13 @@ func TestRevisionNeverGoesBack(t *testing.T) {
 	store := filepath.Join(to.ServerDir, "store")
 	first := testenv.Must(storefiles.CheckStore(store))(t)
 	f, size, err := openFile(info.Location)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer f.Close()
 	_, _, state, err := open(f, size, m.key)
 	if err == nil {
 		err = os.RemoveAll(store)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	ahead := clocktesting.NewFakeClock(time.Now().AddDate(30, 0, 0))
 	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: info.Cluster, NodeID: "one", Logger: slog.New(slog.DiscardHandler), Clock: ahead}, state, 0); err != nil {
 		t.Fatal(err)
@@ -563,10 +521,6 @@ func TestDeleteTakesFilesOnly(t *testing.T) {
 			t.Errorf("%s: deleted %q, %v", name, deleted, err)
 		}
 	}
-	if left := names(t, m.o.Dir); len(left) != 4 {
-		t.Errorf("left: %q", left)
-	}
-	if list, err := m.List(t.Context()); err != nil || len(list) != 1 {
-		t.Errorf("%+v, %v", list, err)
-	}
+	testenv.Equal(t, len(names(t, m.o.Dir)), 4, "left:")
+	testenv.Equal(t, len(testenv.Must(m.List(t.Context()))(t)), 1, "")
 }

@@ -15,9 +15,7 @@ import (
 
 func TestSummary(t *testing.T) {
 	m := newMachine(t)
-	if got, err := m.Summary(); err != nil || got != (status.Snapshots{}) {
-		t.Errorf("before the first one: %+v, %v", got, err)
-	}
+	testenv.Equal(t, testenv.Must(m.Summary())(t), (status.Snapshots{}), "before the first one:")
 	testenv.Must(m.Save(t.Context(), ""))(t)
 	m.clock.Step(time.Hour)
 	newest := testenv.Must(m.Save(t.Context(), ""))(t)
@@ -25,7 +23,5 @@ func TestSummary(t *testing.T) {
 	// What is no snapshot does not count.
 	testenv.NoError(t, os.WriteFile(filepath.Join(m.o.Dir, "notes.txt"), []byte("hello"), 0o600))
 	want := status.Snapshots{Count: 2, Last: start.Add(time.Hour), LastSize: newest.Size, Failures: 1}
-	if got, err := m.Summary(); err != nil || got != want {
-		t.Errorf("%+v, %v, want %+v", got, err, want)
-	}
+	testenv.Equal(t, testenv.Must(m.Summary())(t), want, "")
 }

@@ -45,15 +45,7 @@ func TestAnswerStarting(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
 	New(Options{PKI: func() *pki.PKI { return keys }, Opened: new(atomic.Pointer[raftstore.Store]), Begin: func(answer func(net.Conn)) {
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go answer(c)
-			}
-		}()
+		go testenv.Accept(l, func(c net.Conn) { go answer(c) })
 	}}).begin()
 	client := testenv.Must(kubernetes.NewForConfig(&rest.Config{
 		Host: "https://" + l.Addr().String(), TLSClientConfig: rest.TLSClientConfig{CAData: keys.CAPEM(pki.ServerCA)},
@@ -115,9 +107,7 @@ func TestReadyOf(t *testing.T) {
 		{[]string{not, foreign, ready, another}, ready},
 		{[]string{silent, another, ready}, another},
 	} {
-		if got := s.readyOf(t.Context(), c.asked); got != c.want {
-			t.Errorf("%v: %q, want %q", c.asked, got, c.want)
-		}
+		testenv.Equal(t, s.readyOf(t.Context(), c.asked), c.want, "%v:", c.asked)
 	}
 }
 
@@ -169,9 +159,7 @@ func TestFailoverTargetAfterMembershipIsConfirmed(t *testing.T) {
 				for _, after := range slices.Sorted(maps.Keys(c.after)) {
 					time.Sleep(time.Until(began.Add(after)))
 					synctest.Wait()
-					if got := s.FailoverTargets() != nil; got != c.after[after] {
-						t.Errorf("after %v another server answers: %v", after, got)
-					}
+					testenv.Equal(t, s.FailoverTargets() != nil, c.after[after], "after %v another server answers:", after)
 				}
 				cancel()
 				finding.Wait()

@@ -100,15 +100,9 @@ func TestRecover(t *testing.T) {
 		t.Errorf("the plan: %+v", plan)
 	}
 	_, kept, err := s.Recover()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c, err := CheckStore(kept); err != nil || c.LastIndex != plan.LastIndex {
-		t.Errorf("the copy: %+v, %v", c, err)
-	}
-	if _, err := os.Stat(filepath.Join(kept, "RESERVE")); err == nil {
-		t.Error("the copy has the reserve")
-	}
+	testenv.NoError(t, err)
+	testenv.Equal(t, testenv.Must(CheckStore(kept))(t).LastIndex, plan.LastIndex, "the copy:")
+	testenv.Fails(t, testenv.Err(os.Stat(filepath.Join(kept, "RESERVE"))), "the copy has the reserve")
 	testenv.WantError(t, testenv.Err(s.PlanRecovery()), "only voter")
 	store, _ := s.open(t, cluster)
 	testenv.NoError(t, store.WaitReady(t.Context()))
@@ -116,7 +110,5 @@ func TestRecover(t *testing.T) {
 	if err != nil || got.Count != 20 || voters(store) != 1 {
 		t.Errorf("afterwards: %v, %v, %d voters", got, err, voters(store))
 	}
-	if _, err := store.Client().Put(t.Context(), "new", "value"); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(store.Client().Put(t.Context(), "new", "value")))
 }

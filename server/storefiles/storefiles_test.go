@@ -63,15 +63,11 @@ func TestSaveBackup(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	if _, err := SaveBackup(path, bytes.NewReader(trailed("other"))); err == nil {
-		t.Error("it replaced a backup")
-	}
+	testenv.Fails(t, testenv.Err(SaveBackup(path, bytes.NewReader(trailed("other")))), "it replaced a backup")
 	if data, err := os.ReadFile(path); err != nil || !bytes.Equal(data, whole) {
 		t.Errorf("the backup changed: %v", err)
 	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
-		t.Errorf("there are %v, %v", left, err)
-	}
+	testenv.Equal(t, len(testenv.Must(os.ReadDir(dir))(t)), 1, "there are")
 }
 
 func TestForeignFilesAreNamed(t *testing.T) {
@@ -94,9 +90,7 @@ func TestReplaceKeepsBoth(t *testing.T) {
 	}
 	holds := func(name, want string) {
 		t.Helper()
-		if data, err := os.ReadFile(filepath.Join(at(name), "f")); err != nil || string(data) != want {
-			t.Errorf("%s holds %q, %v; want %q", name, data, err, want)
-		}
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(at(name), "f")))(t)), want, "%s holds", name)
 	}
 	folder("made", "1")
 	if kept, err := Replace(at("store"), at("made"), at("kept")); err != nil || kept != "" {

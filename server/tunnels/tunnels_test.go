@@ -47,13 +47,7 @@ func newFixture(t *testing.T) *fixture {
 		Listener: l, Certificate: func() (*tls.Certificate, error) { return serving, nil }, ClientCA: p.CAPEM(pki.ClientCA),
 		Now: time.Now, Logger: slog.New(slog.DiscardHandler),
 	}))(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- f.table.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		testenv.Check(t, <-done)
-	})
+	testenv.Run(t, f.table.Run)
 	return f
 }
 
@@ -110,11 +104,9 @@ func (f *fixture) node(name string, own ...string) (stop func()) {
 		running.Wait()
 	}
 	f.t.Cleanup(stop)
-	testenv.Eventually(f.t, 2*time.Minute, "the node is connected", func() error {
-		if c, ok := f.table.Contact(name); !ok || !c.Open {
-			return errors.New("it is not")
-		}
-		return nil
+	testenv.Until(f.t, 2*time.Minute, "the node is connected", func() bool {
+		c, ok := f.table.Contact(name)
+		return !(!ok || !c.Open)
 	})
 	return stop
 }
@@ -200,11 +192,9 @@ func TestDialContext(t *testing.T) {
 	stop()
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
-	testenv.Eventually(t, 2*time.Minute, "the connection has ended", func() error {
-		if c, _ := f.table.Contact("n2"); c.Open {
-			return errors.New("it has not")
-		}
-		return nil
+	testenv.Until(t, 2*time.Minute, "the connection has ended", func() bool {
+		c, _ := f.table.Contact("n2")
+		return !c.Open
 	})
 	c = testenv.Must(f.table.DialContext(t.Context(), "tcp", l.Addr().String()))(t)
 	_ = c.Close()
@@ -226,13 +216,9 @@ func TestConnectionsOfOneNode(t *testing.T) {
 		}
 		return nil
 	})
-	if got := f.table.Indirect(); len(got) != 1 {
-		t.Errorf("never reached directly: %v", got)
-	}
+	testenv.Equal(t, len(f.table.Indirect()), 1, "never reached directly:")
 	f.table.Reached("n1")
-	if got := f.table.Indirect(); len(got) != 0 {
-		t.Errorf("never reached directly: %v", got)
-	}
+	testenv.Equal(t, len(f.table.Indirect()), 0, "never reached directly:")
 }
 
 // TestReconnects: a node that connects again and again leaves nothing behind, whichever of its connections ends first.
@@ -307,11 +293,9 @@ func TestDrainClosesSessions(t *testing.T) {
 	f.node("n1", "10.0.0.1")
 	f.table.Drain(true)
 	closed := func(name string) {
-		testenv.Eventually(t, 2*time.Minute, name+" is hung up on", func() error {
-			if c, ok := f.table.Contact(name); !ok || c.Open {
-				return errors.New("not yet")
-			}
-			return nil
+		testenv.Until(t, 2*time.Minute, name+" is hung up on", func() bool {
+			c, ok := f.table.Contact(name)
+			return !(!ok || c.Open)
 		})
 	}
 	closed("n1")

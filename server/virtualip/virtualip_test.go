@@ -77,9 +77,7 @@ func TestFailedUseIsRepeated(t *testing.T) {
 	file, full := filepath.Join(v.o.Dir, "vip.json"), errors.New("no space left on device")
 	used := 0
 	v.o.Use = func() error { used++; return full }
-	if err := errors.Join(os.RemoveAll(file), os.MkdirAll(filepath.Join(file, "x"), 0o700)); err != nil { // a folder is in the file's place
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(os.RemoveAll(file), os.MkdirAll(filepath.Join(file, "x"), 0o700))) // a folder is in the file's place
 	for range 2 {
 		if err := v.apply(t.Context(), fake.NewClientset(), vipMap("192.0.2.100")); err == nil ||
 			!strings.Contains(err.Error(), full.Error()) || !strings.Contains(err.Error(), file) {

@@ -54,13 +54,8 @@ func TestBoard(t *testing.T) {
 	c.WaitDelay = 10 * time.Second
 	var errors bytes.Buffer
 	c.Stderr = &errors
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(c.StdoutPipe())(t)
+	testenv.NoError(t, c.Start())
 	how := ""
 	for s := bufio.NewScanner(out); s.Scan(); {
 		line := strings.TrimRight(s.Text(), "\r")
@@ -80,18 +75,14 @@ func writeDisk(t *testing.T, guest, coracle string) string {
 	dir := t.TempDir()
 	root := filepath.Join(dir, "root")
 	for _, folder := range []string{"bin", "usr/local/bin", "lib", "etc", "dev", "proc", "sys", "run", "tmp", "root", "var/log", "var/lib/coracle/images"} {
-		if err := os.MkdirAll(filepath.Join(root, folder), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Join(root, folder), 0o755))
 	}
 	for name, mode := range map[string]fs.FileMode{"board.sh": 0o755, "pods.yaml": 0o644, "policy.yaml": 0o644} {
 		text, err := files.ReadFile(name)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(root, name), text, mode)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	busybox, testbox := filepath.Join(guest, "busybox"), filepath.Join(dir, "testbox")
 	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", testbox, "github.com/coracle-k8s/coracle/test/testbox")
@@ -131,14 +122,7 @@ func writeImage(t *testing.T, path, busybox, testbox string) {
 	for _, applet := range []string{"sh", "echo", "cat", "grep", "httpd", "sleep", "uname"} {
 		image.Files = append(image.Files, imagetar.File{Path: "/bin/" + applet, Link: "busybox"})
 	}
-	out, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := imagetar.Write(out, image); err != nil {
-		t.Fatal(err)
-	}
-	if err := out.Close(); err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(os.Create(path))(t)
+	testenv.NoError(t, imagetar.Write(out, image))
+	testenv.NoError(t, out.Close())
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/proc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
@@ -113,10 +114,7 @@ func (s *subject) run(into any, args ...string) {
 	args = append(args[:1:1], append([]string{"-kubeconfig", s.kubeconfig}, args[1:]...)...)
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
-	out, err := harness.Output(s.Command(ctx, s.load, args...))
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	out := testenv.Must(harness.Output(s.Command(ctx, s.load, args...)))(s.t)
 	if err := json.Unmarshal([]byte(out), into); err != nil {
 		s.t.Fatalf("%v: %s", err, out)
 	}
@@ -206,9 +204,7 @@ type readiness struct{ ReadyzMs, NodeReadyMs float64 }
 func benchCoracle(t *testing.T, load string, out *figures) {
 	m := harness.NewMachine(t)
 	s := m.NewServer()
-	if err := os.MkdirAll(filepath.Join(s.DataDir, "images"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(filepath.Join(s.DataDir, "images"), 0o755))
 	harness.WriteBoxImage(t, filepath.Join(s.DataDir, "images", "box.tar"))
 	x := &subject{
 		Machine: m, t: t, load: load, kubeconfig: s.Kubeconfig, out: out,
@@ -248,9 +244,7 @@ func benchUpstream(t *testing.T, script, load string, out *figures) {
 	if _, err := os.Stat(filepath.Join(dir, "bin", "kube-apiserver")); err != nil {
 		c := exec.Command("bash", script, "build", dir)
 		c.Stdout, c.Stderr = os.Stdout, os.Stderr
-		if err := c.Run(); err != nil {
-			t.Fatalf("build upstream: %v", err)
-		}
+		testenv.NoError(t, c.Run(), "build upstream")
 	}
 	var size float64
 	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "runc"} {

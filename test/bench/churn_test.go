@@ -17,6 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/proc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // memory is what a server takes at one moment.
@@ -62,9 +63,7 @@ func memoryOf(s *harness.Server) memory {
 // startMemory starts a server with three pods and lets it settle.
 func startMemory(t *testing.T) *harness.Server {
 	s := harness.NewMachine(t).NewServer(strings.Fields(os.Getenv("CORACLE_BENCH_ARGS"))...)
-	if err := os.MkdirAll(filepath.Join(s.DataDir, "images"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(filepath.Join(s.DataDir, "images"), 0o755))
 	harness.WriteBoxImage(t, filepath.Join(s.DataDir, "images", "box.tar"))
 	s.Start()
 	s.WaitReady()
@@ -143,8 +142,6 @@ func saveProfiles(t *testing.T, s *harness.Server, moment string) {
 		if err == nil {
 			err = os.WriteFile(filepath.Join(dir, strings.ReplaceAll(moment, " ", "-")+"."+kind), []byte(out), 0o644)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 }

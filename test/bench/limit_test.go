@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/proc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -43,14 +44,11 @@ func TestLimit(t *testing.T) {
 	settle := window(2 * time.Minute)
 	if one := os.Getenv("CORACLE_BENCH_LIMIT"); one != "" {
 		mb, err := strconv.Atoi(one)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		length := window(10 * time.Minute)
 		if text := os.Getenv("CORACLE_BENCH_LIMIT_TIME"); text != "" {
-			if length, err = time.ParseDuration(text); err != nil {
-				t.Fatal(err)
-			}
+			length, err = time.ParseDuration(text)
+			testenv.NoError(t, err)
 		}
 		fmt.Printf("limit %d MB, for %s: %s\n", mb, length, stderrOf(tryLimit(t, mb, length)))
 		return
@@ -90,9 +88,7 @@ func tryLimit(t *testing.T, limit int, length time.Duration) (err error) {
 		m := harness.NewMachine(t)
 		t.Setenv("CORACLE_BIN", limited(t, m, limit))
 		s := m.NewServer()
-		if err := os.MkdirAll(filepath.Join(s.DataDir, "images"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Join(s.DataDir, "images"), 0o755))
 		harness.WriteBoxImage(t, filepath.Join(s.DataDir, "images", "box.tar"))
 		s.Start()
 		err = healthy(s, length)
@@ -107,9 +103,7 @@ func tryLimit(t *testing.T, limit int, length time.Duration) (err error) {
 // limit when it is to be a server.
 func limited(t *testing.T, m *harness.Machine, limit int) string {
 	cold := filepath.Join(m.Dir, "coracle-cold")
-	if err := copyCold(m.Coracle(), cold); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, copyCold(m.Coracle(), cold))
 	script := filepath.Join(m.Dir, "coracle")
 	text := fmt.Sprintf(`#!/bin/sh
 [ "$1" = server ] || exec %q "$@"
@@ -121,9 +115,7 @@ else
 fi || exit 1
 echo $$ > limited/cgroup.procs && cd / && exec env %[4]s %[2]q "$@"
 `, m.Coracle(), cold, limit, os.Getenv("CORACLE_BENCH_ENV"))
-	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(script, []byte(text), 0o755))
 	return script
 }
 

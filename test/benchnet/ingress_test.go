@@ -141,9 +141,7 @@ func newProxyLab(t *testing.T, root string) *proxyLab {
 	l := &proxyLab{t: t, root: root, inside: "/bench"}
 	l.dir = filepath.Join(root, l.inside)
 	for _, dir := range []string{l.dir, filepath.Join(root, "dev")} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(dir, 0o755))
 	}
 	// Mounts of this process' namespace: they go with it.
 	for dir, mount := range map[string][2]string{l.dir: {"tmpfs", ""}, filepath.Join(root, "dev"): {"", "/dev"}} {
@@ -151,25 +149,18 @@ func newProxyLab(t *testing.T, root string) *proxyLab {
 		if mount[0] == "" {
 			flags = unix.MS_BIND
 		}
-		if err := unix.Mount(mount[1], dir, mount[0], flags, ""); err != nil {
-			t.Fatalf("mount %s: %v", dir, err)
-		}
+		testenv.NoError(t, unix.Mount(mount[1], dir, mount[0], flags, ""), "mount %s", dir)
 		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	}
-	if err := netns.AddAddress("lo", "10.42.0.1/16"); err != nil { // and with it all others of the network
-		t.Fatal(err)
-	}
+	testenv.NoError(t, netns.AddAddress("lo", "10.42.0.1/16")) // and with it all others of the network
 	authority, err := testca.New(l.dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	var names []string
 	for i := range hosts {
 		names = append(names, hostName(i))
 	}
-	if l.files, err = authority.Issue("site", names...); err != nil {
-		t.Fatal(err)
-	}
+	l.files, err = authority.Issue("site", names...)
+	testenv.NoError(t, err)
 	l.write("../etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
 	l.write("../etc/group", "root:x:0:\n")
 	l.write("../etc/hosts", "127.0.0.1 "+strings.Join(names, " ")+"\n")
@@ -179,9 +170,7 @@ func newProxyLab(t *testing.T, root string) *proxyLab {
 // write writes a file of the lab.
 func (l *proxyLab) write(name, text string) {
 	l.t.Helper()
-	if err := os.WriteFile(filepath.Join(l.dir, name), []byte(text), 0o644); err != nil {
-		l.t.Fatal(err)
-	}
+	testenv.NoError(l.t, os.WriteFile(filepath.Join(l.dir, name), []byte(text), 0o644))
 }
 
 // foreign prepares one of the unpacked programs.

@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Each proxy has its defaults, and besides: no access log; the same headers for backends; connections to backends that
@@ -50,26 +51,17 @@ http {
 func (l *proxyLab) coracle(p *webProxy) {
 	t := l.t
 	socket := filepath.Join(t.TempDir(), "control")
-	control, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	control := testenv.Must(net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}))(t)
 	defer control.Close()
 	control.SetUnlinkOnClose(false)
 	cmd := exec.Command(built(t, "coracle-ingress", "github.com/coracle-k8s/coracle/cmd/coracle-ingress"))
 	cmd.Env = []string{table.EnvNames + "=ingress/http,ingress/https," + table.ControlName, table.EnvUser + "=61080", "GOMEMLIMIT=192MiB"}
 	file := func(l interface{ File() (*os.File, error) }) {
-		f, err := l.File()
-		if err != nil {
-			t.Fatal(err)
-		}
+		f := testenv.Must(l.File())(t)
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
 	for _, port := range []int{p.http, p.tls} {
-		listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
-		if err != nil {
-			t.Fatal(err)
-		}
+		listener := testenv.Must(net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}))(t)
 		file(listener)
 		_ = listener.Close()
 	}
@@ -78,10 +70,7 @@ func (l *proxyLab) coracle(p *webProxy) {
 	for _, f := range cmd.ExtraFiles {
 		_ = f.Close()
 	}
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := testenv.Must(net.Dial("unix", socket))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	out, in := json.NewEncoder(conn), bufio.NewReader(conn)
 	send := func(changes []table.Change) error {
@@ -109,9 +98,7 @@ func (l *proxyLab) coracle(p *webProxy) {
 		have = want
 		return err
 	}
-	if err := p.change(0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.change(0))
 }
 
 // sections are the table after so many changes.
@@ -183,10 +170,7 @@ http {
 func (l *proxyLab) haproxy(p *webProxy) {
 	both := ""
 	for _, name := range []string{l.files.Cert, l.files.Key} {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			l.t.Fatal(err)
-		}
+		text := testenv.Must(os.ReadFile(name))(l.t)
 		both += string(text)
 	}
 	l.write("site.pem", both)

@@ -24,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
@@ -88,9 +89,7 @@ func newSite(t *testing.T, name string, nodes int, change func(*nodeConfig)) *si
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "br-" + name
 	bridge := &netlink.Bridge{LinkAttrs: attrs}
-	if err := errors.Join(netlink.LinkAdd(bridge), setUp(attrs.Name)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(netlink.LinkAdd(bridge), setUp(attrs.Name)))
 	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
 	for i := 1; i <= nodes; i++ {
 		n := &labNode{t: t, site: s, ns: netns.New(t)}
@@ -104,9 +103,7 @@ func newSite(t *testing.T, name string, nodes int, change func(*nodeConfig)) *si
 		if err == nil {
 			err = n.ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", "192.0.2.254") })
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		cidr := fmt.Sprintf("10.42.%d.0/24", i)
 		n.object = &corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("n", i)},
@@ -149,9 +146,7 @@ type labPod struct {
 func (n *labNode) pod(name string) *labPod {
 	n.t.Helper()
 	p := &labPod{NS: netns.New(n.t), id: name}
-	if err := n.add(p); err != nil {
-		n.t.Fatal(err)
-	}
+	testenv.NoError(n.t, n.add(p))
 	return p
 }
 

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The load is our own: blocking sockets on threads that stay inside the client's namespace, and a server of the
@@ -44,15 +45,7 @@ func serve(t testing.TB, in netns.Doer) *sink {
 				return err
 			}
 			closers = append(closers, l)
-			wg.Go(func() {
-				for {
-					c, err := l.Accept()
-					if err != nil {
-						return
-					}
-					go func() { defer c.Close(); handle(c) }()
-				}
-			})
+			wg.Go(func() { testenv.Accept(l, func(c net.Conn) { go func() { defer c.Close(); handle(c) }() }) })
 		}
 		p, err := net.ListenPacket("udp4", fmt.Sprint(":", echoPort))
 		if err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/proc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestPolicies measures what policies cost connections and packets, how fast changes of them arrive in the kernel, and
@@ -92,9 +93,7 @@ func benchPolicyChanges(t *testing.T) {
 	s := newSite(t, "chg", 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })
 	s.api.Put(town(1000, 200, 0)...)
 	n := s.nodes[0]
-	if _, err := settled(n.ns, 3*time.Second); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(settled(n.ns, 3*time.Second))(t)
 	// Each is done and undone.
 	relabelled := func(app string) runtime.Object {
 		return pod("ns0", "p500", "far", "10.42.130.1", map[string]string{"app": app})
@@ -135,9 +134,7 @@ func benchPolicyLimits(t *testing.T) {
 	s := newSite(t, "lim", 1, func(c *nodeConfig) { c.Policies = true; c.Sandboxes = residents(100) })
 	n := s.nodes[0]
 	s.api.Put(town(1000, 20, 0)...)
-	if _, err := settled(n.ns, 3*time.Second); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(settled(n.ns, 3*time.Second))(t)
 	variants := []variant{
 		{"20 policies", func() (sample, error) { return sample{"anon MB": n.anonMB(), "peak MB": n.peakMB()}, nil }},
 		{"near the limit", func() (sample, error) {

@@ -40,10 +40,7 @@ type process struct {
 func start(t testing.TB, ns netns.Doer, name string, cmd *exec.Cmd, onLine func(string)) *process {
 	t.Helper()
 	logFile := filepath.Join(t.TempDir(), name+".log")
-	out, err := os.Create(logFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(os.Create(logFile))(t)
 	cmd.Stderr = out
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -79,9 +76,7 @@ func start(t testing.TB, ns netns.Doer, name string, cmd *exec.Cmd, onLine func(
 		})
 		close(p.exited)
 	}()
-	if err := <-started; err != nil {
-		t.Fatalf("starting %s: %v", name, err)
-	}
+	testenv.NoError(t, <-started, "starting %s", name)
 	p.stop = func() {
 		select {
 		case <-p.exited:
@@ -110,10 +105,7 @@ func start(t testing.TB, ns netns.Doer, name string, cmd *exec.Cmd, onLine func(
 // startNode runs a node's parts, and returns when it says that it is ready.
 func startNode(t testing.TB, ns netns.Doer, c nodeConfig) *process {
 	t.Helper()
-	text, err := json.Marshal(c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(json.Marshal(c))(t)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), nodeVar+"="+string(text))
 	ready := make(chan string, 1)
@@ -135,10 +127,8 @@ func startNode(t testing.TB, ns netns.Doer, c nodeConfig) *process {
 // startKubeProxy runs upstream's program in nftables mode, with what else it has at its defaults.
 func startKubeProxy(t testing.TB, ns netns.Doer, program, api, metrics string) *process {
 	t.Helper()
-	conf, err := kubeproxy.Configuration{API: api, NodeName: "n1", ClusterCIDR: clusterCIDR.String(), Metrics: metrics}.Write(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	conf := testenv.Must(
+		kubeproxy.Configuration{API: api, NodeName: "n1", ClusterCIDR: clusterCIDR.String(), Metrics: metrics}.Write(t.TempDir()))(t)
 	return start(t, ns, "kube-proxy", exec.Command(program, "--config", conf), nil)
 }
 

@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
 
@@ -52,20 +53,16 @@ func newSide(t *testing.T, name string) *side {
 		device := fmt.Sprint("pod", i)
 		gateway := netip.MustParsePrefix(ip + "/30").Masked().Addr().Next().String()
 		pod.Link(t, device, "eth0", nil, []string{ip + "/30"})
-		err := errors.Join(place(s.ns, device, gateway+"/30"), pod.Do(func() error { return netns.AddRoute("0.0.0.0/0", gateway) }))
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t,
+			errors.Join(place(s.ns, device, gateway+"/30"), pod.Do(func() error { return netns.AddRoute("0.0.0.0/0", gateway) })))
 		s.pods[ip] = pod
 		netns.Serve(t, pod, ip, "tcp", fmt.Sprint(":", namePort))
 	}
 	s.sink = serve(t, s.pods[podB])
 	// kube-proxy would write a second table for IPv6, of which ours knows nothing here.
-	if err := s.ns.Do(func() error {
+	testenv.NoError(t, s.ns.Do(func() error {
 		return errors.Join(setUp("lo", nodeIP+"/32"), sysctl("ipv4/ip_forward", "1"), sysctl("ipv6/conf/all/disable_ipv6", "1"))
-	}); err != nil {
-		t.Fatal(err)
-	}
+	}))
 	return s
 }
 
@@ -160,16 +157,11 @@ func benchServices(t *testing.T, program string, n int) {
 	for i, s := range sides {
 		s.with(objects)
 		took := s.start(map[int]string{1: program}[i])
-		full, err := s.proc.scrape(metrics, "kubeproxy_sync_full_proxy_rules_duration_seconds_sum")
-		if err != nil {
-			t.Fatal(err)
-		}
+		full := testenv.Must(s.proc.scrape(metrics, "kubeproxy_sync_full_proxy_rules_duration_seconds_sum"))(t)
 		first = append(first, sample{"start to served, s": took.Seconds(), "of that the sync, s": full, "CPU s": s.proc.cpu().Seconds()})
 	}
 	for _, s := range sides {
-		if _, err := settled(s.ns, 3*time.Second); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(settled(s.ns, 3*time.Second))(t)
 	}
 	changes := pick(30, 5)
 	got := changed(t, sides, changes)
@@ -205,17 +197,13 @@ func changed(t *testing.T, sides []*side, changes int) []sample {
 		for i, s := range sides {
 			before, beforeNFT := s.proc.cpu(), s.proc.children()
 			d, err := untilWritten(s.ns, func() { s.api.Put(slice(0, namePort, pod)) })
-			if err != nil {
-				t.Fatalf("%s: %v", s.name, err)
-			}
+			testenv.NoError(t, err, "%s", s.name)
 			took[i] = append(took[i], milliseconds(d))
 			if got, err := netns.Ask(s.pods[podA], clusterIP(0)+":80"); err != nil || len(got) < len(pod) || got[:len(pod)] != pod {
 				wrong++
 				t.Logf("%s: after its change the Service leads to %q, %v", s.name, got, err)
 			}
-			if _, err := settled(s.ns, 1200*time.Millisecond); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(settled(s.ns, 1200*time.Millisecond))(t)
 			cpu[i] += s.proc.cpu() - before
 			nft[i] += s.proc.children() - beforeNFT
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
@@ -28,18 +29,13 @@ func TestChaos(t *testing.T) {
 	netns.Require(t)
 	long, seed := setting(t)
 	t.Logf("seed %d, %v: repeat with make chaos DURATION=%v SEED=%d", seed, long, long, seed)
-	dir, err := os.MkdirTemp(os.Getenv("CORACLE_TEST_DIR"), "coracle-chaos-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := testenv.Must(os.MkdirTemp(os.Getenv("CORACLE_TEST_DIR"), "coracle-chaos-"))(t)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("seed %d failed; kept %s", seed, dir)
 			return
 		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, os.RemoveAll(dir))
 	})
 	bin := buildNode(t, dir) // before the time starts: it is for the faults
 	var all totals
@@ -67,9 +63,7 @@ func runCluster(t *testing.T, bin, dir string, seed uint64, end time.Time, all *
 		logf := func(format string, args ...any) {
 			t.Logf("%6.2f "+format, append([]any{time.Since(start).Seconds()}, args...)...)
 		}
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Mkdir(dir, 0o755))
 		c := newCluster(t, bin, dir, size)
 		for number := 0; number < clusterOf && time.Now().Before(end); number++ {
 			logf("round %d: seed %d, %d servers", number, seed, size)
@@ -82,9 +76,7 @@ func runCluster(t *testing.T, bin, dir string, seed uint64, end time.Time, all *
 			if t.Failed() {
 				return
 			}
-			if err := sweep(context.Background(), c); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, sweep(context.Background(), c))
 			seed++
 		}
 	})
@@ -97,17 +89,11 @@ func runCluster(t *testing.T, bin, dir string, seed uint64, end time.Time, all *
 func setting(t *testing.T) (long time.Duration, seed uint64) {
 	long, seed = shortRun, rand.Uint64N(1_000_000)
 	if v := os.Getenv("CORACLE_CHAOS_DURATION"); v != "" {
-		d, err := time.ParseDuration(v)
-		if err != nil {
-			t.Fatal(err)
-		}
+		d := testenv.Must(time.ParseDuration(v))(t)
 		long = d
 	}
 	if v := os.Getenv("CORACLE_CHAOS_SEED"); v != "" {
-		n, err := strconv.ParseUint(v, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
+		n := testenv.Must(strconv.ParseUint(v, 10, 64))(t)
 		seed = n
 	}
 	return long, seed

@@ -12,6 +12,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	grpccodes "google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const testKey = "k"
@@ -94,9 +96,7 @@ func TestCheckerFails(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			for group, ops := range groupsOf(test.ops) {
-				if v := judge(group, ops, nil, time.Minute); v.result != test.want {
-					t.Errorf("%s, want %s", v.result, test.want)
-				}
+				testenv.Equal(t, judge(group, ops, nil, time.Minute).result, test.want, "")
 			}
 		})
 	}
@@ -161,31 +161,21 @@ func TestOperationsAgainstEvents(t *testing.T) {
 }
 
 func TestOrderChecks(t *testing.T) {
-	if errs := checkRealTime([]*Op{at(0, 1, put("a", 3)), at(2, 3, got(2))}); len(errs) != 1 {
-		t.Errorf("a read of the past: %v", errs)
-	}
-	if errs := checkRealTime([]*Op{at(0, 5, put("a", 3)), at(2, 3, got(2))}); len(errs) != 0 {
-		t.Errorf("a read meanwhile: %v", errs)
-	}
+	testenv.Equal(t, len(checkRealTime([]*Op{at(0, 1, put("a", 3)), at(2, 3, got(2))})), 1, "a read of the past:")
+	testenv.Equal(t, len(checkRealTime([]*Op{at(0, 5, put("a", 3)), at(2, 3, got(2))})), 0, "a read meanwhile:")
 	serializable := func(call, rev int64) *Op {
 		o := at(call, call+1, Op{Kind: KindSerializable, Rev: rev})
 		o.Boot = 1
 		return o
 	}
-	if errs := checkSerializable([]*Op{serializable(0, 3), serializable(2, 2)}); len(errs) != 1 {
-		t.Errorf("a server that goes back: %v", errs)
-	}
+	testenv.Equal(t, len(checkSerializable([]*Op{serializable(0, 3), serializable(2, 2)})), 1, "a server that goes back:")
 }
 
 func TestFenceChecks(t *testing.T) {
 	old, late := &fenced{Term: 2, Op: *at(0, 9, maybe(put("a", 0)))}, &fenced{Term: 2, Op: *at(1, 9, maybe(put("b", 0)))}
 	seen := newTimeline([]Event{event(testKey, "a", 2, 2, 1), event(testKey, "b", 2, 5, 2)})
-	if errs := checkFences([]*fenced{old, late}, []reign{{3, 4}}, seen); len(errs) != 1 {
-		t.Errorf("a write of term 2 after term 3 had served: %v", errs)
-	}
-	if errs := checkFences([]*fenced{old}, []reign{{3, 4}}, seen); len(errs) != 0 {
-		t.Errorf("a write of term 2 before term 3 had served: %v", errs)
-	}
+	testenv.Equal(t, len(checkFences([]*fenced{old, late}, []reign{{3, 4}}, seen)), 1, "a write of term 2 after term 3 had served:")
+	testenv.Equal(t, len(checkFences([]*fenced{old}, []reign{{3, 4}}, seen)), 0, "a write of term 2 before term 3 had served:")
 }
 
 func TestLeaseChecks(t *testing.T) {
@@ -195,15 +185,9 @@ func TestLeaseChecks(t *testing.T) {
 		return newTimeline([]Event{event("x", "a", 2, 2, 1), e})
 	}
 	held := []*tenancy{{Key: "x", Kept: []int64{0, ttl / 2}, Dropped: ttl}}
-	if errs := checkLeases(held, expiredAt(ttl+1)); len(errs) != 1 {
-		t.Errorf("a key that vanished while it was held: %v", errs)
-	}
-	if errs := checkLeases(held, expiredAt(2*ttl)); len(errs) != 0 {
-		t.Errorf("a key that vanished in time: %v", errs)
-	}
-	if errs := checkLeases(held, newTimeline([]Event{event("x", "a", 2, 2, 1)})); len(errs) != 1 {
-		t.Errorf("a key that stayed: %v", errs)
-	}
+	testenv.Equal(t, len(checkLeases(held, expiredAt(ttl+1))), 1, "a key that vanished while it was held:")
+	testenv.Equal(t, len(checkLeases(held, expiredAt(2*ttl))), 0, "a key that vanished in time:")
+	testenv.Equal(t, len(checkLeases(held, newTimeline([]Event{event("x", "a", 2, 2, 1)}))), 1, "a key that stayed:")
 }
 
 func TestOutcomes(t *testing.T) {
@@ -217,8 +201,6 @@ func TestOutcomes(t *testing.T) {
 		grpcstatus.Error(grpccodes.Unavailable, "closing"):              OutcomeMaybe,
 		grpcstatus.Error(grpccodes.FailedPrecondition, "it is fenced…"): OutcomeFailed,
 	} {
-		if got := outcomeOf(err); got != want {
-			t.Errorf("%v: %s, want %s", err, got, want)
-		}
+		testenv.Equal(t, outcomeOf(err), want, "%v:", err)
 	}
 }

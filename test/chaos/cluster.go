@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/backoff"
 
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -78,20 +79,13 @@ func buildNode(t testing.TB, dir string) string {
 // newCluster starts n servers of the program bin and waits until each of them answers.
 func newCluster(t testing.TB, bin, dir string, n int) *cluster {
 	t.Helper()
-	ca, err := testca.New(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(dir))(t)
 	c := &cluster{t: t, dir: dir, bin: bin, site: newSite(t), ca: ca}
 	t.Cleanup(c.killAll)
 	for range n {
 		s := c.newServer()
-		if err := s.start(c.peersOf(s)); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.waitReady(s); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.start(c.peersOf(s)))
+		testenv.NoError(t, c.waitReady(s))
 	}
 	return c
 }
@@ -109,9 +103,7 @@ func (c *cluster) newServer() *server {
 	if err == nil {
 		err = s.mountDisk(diskMegabytes)
 	}
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	testenv.NoError(c.t, err)
 	if !onRealDisk() {
 		c.t.Cleanup(func() { _ = syscall.Unmount(s.disk, syscall.MNT_DETACH) })
 	}

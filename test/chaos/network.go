@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -53,9 +54,7 @@ func newSite(t testing.TB) *site {
 			_ = netlink.LinkDel(l)
 		}
 	})
-	if err := addressUp(bridgeName, clientsIP+"/24"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, addressUp(bridgeName, clientsIP+"/24"))
 	return &site{t: t, hosts: map[string]*host{}}
 }
 
@@ -83,17 +82,12 @@ func (s *site) addHost(name string, number int) *host {
 	}
 	dev := fmt.Sprintf("chaos0-%d", number)
 	h.ns.Link(s.t, dev, "eth0", nil, []string{h.ip + "/24"})
-	bridge, err := netlink.LinkByName(bridgeName)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	bridge := testenv.Must(netlink.LinkByName(bridgeName))(s.t)
 	l, err := netlink.LinkByName(dev)
 	if err == nil {
 		err = netlink.LinkSetMaster(l, bridge)
 	}
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	testenv.NoError(s.t, err)
 	// Processes are started from this thread: their death signal follows it.
 	go func() {
 		runtime.LockOSThread()

@@ -13,6 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/test/guests"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -39,24 +40,17 @@ func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image
 	_ = os.Remove(server.Log)
 	server.Start()
 	server.WaitAPI()
-	token, err := os.ReadFile(server.Seen("server", "agent-token"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	token := testenv.Must(os.ReadFile(server.Seen("server", "agent-token")))(t)
 	dir := harness.GuestFolder(t)
 	const name, ip = "guest-1", "10.77.0.21" // as harness.Guest has them
 	args := fmt.Sprintf("agent --server https://%s:6443 --token %s --data-dir /run/disk/data --node-name %s --node-ip %s --private-registry %s\n",
 		server.IP, strings.TrimSpace(string(token)), name, ip, settings)
 	for file, text := range map[string]string{"machine.sh": guests.MachineScript, "modules": strings.Join(modules, "\n") + "\n", "args-" + name: args} {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o755))
 	}
 	// The image that nearly all pods have; the mirror has it and all others, whose import would take the machine
 	// minutes.
-	if err := writeImages(filepath.Join(dir, "box.tar"), carried[:1]); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, writeImages(filepath.Join(dir, "box.tar"), carried[:1]))
 	g := site.NewGuest(dir, harness.GuestOptions{
 		Number: 1, Init: filepath.Join(dir, "machine.sh"), Disk: 8 << 30, Memory: "2500M", Env: []string{"CORACLE=" + server.Coracle(), "SHARED=" + dir, "NFS="},
 	})

@@ -29,6 +29,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // leaving is why a spec is left out.
@@ -74,30 +75,19 @@ func main() {
 // do returns whether every spec that ran passed.
 func (r run) do(t testing.TB) bool {
 	root, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r.folder, err = filepath.Abs(r.folder); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	r.folder, err = filepath.Abs(r.folder)
+	testenv.NoError(t, err)
 	programs, err := findPrograms(root, r.folder)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	if !r.built {
 		fmt.Fprintln(os.Stderr, "building upstream's suite and the programs of its images")
-		if err := programs.build(root, r.folder, r.ldflags); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, programs.build(root, r.folder, r.ldflags))
 	}
 	archive := filepath.Join(r.folder, "images.tar")
 	images, err := desiredImages(programs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := writeImages(archive, images); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	testenv.NoError(t, writeImages(archive, images))
 	if r.buildOnly {
 		return true
 	}
@@ -125,9 +115,7 @@ func (r run) leftOut() []leaving {
 // suite runs the specs that the labels name and returns what became of each.
 func (r run) suite(t testing.TB, s *harness.Server, p Programs, name string, processes int, labels string) []spec {
 	bin := filepath.Join(s.Dir, "bin")
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(bin, 0o755))
 	for _, name := range []string{"kubectl", "ctr"} {
 		if err := os.Symlink(s.Coracle(), filepath.Join(bin, name)); err != nil && !os.IsExist(err) {
 			t.Fatal(err)
@@ -146,10 +134,7 @@ func (r run) suite(t testing.TB, s *harness.Server, p Programs, name string, pro
 		"--provider", "skeleton", "--kubeconfig", s.Kubeconfig, "--kubectl-path", filepath.Join(bin, "kubectl"), "--allowed-not-ready-nodes", "0",
 		"--e2e-output-dir", s.Dir, "--num-nodes", strconv.Itoa(r.servers),
 	}
-	out, err := os.Create(filepath.Join(r.folder, name+".log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(os.Create(filepath.Join(r.folder, name+".log")))(t)
 	defer out.Close()
 	fmt.Fprintf(os.Stderr, "running the %s specs; what they say is in %s\n", name, out.Name())
 	c := s.Command(context.Background(), p.Ginkgo, args...)

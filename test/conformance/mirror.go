@@ -23,6 +23,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // mirrorAddress is where the mirror answers: the site's own end of its network, where machines are too.
@@ -36,32 +37,24 @@ const mirrorSettings = "mirrors:\n  \"*\":\n    endpoint: [\"http://" + mirrorAd
 // goes on in vain, the kubelet starts no other pod with that image.
 func serveMirror(t testing.TB, site *harness.Site, folder, archive string, images []imagetar.Image) string {
 	blobs, err := os.MkdirTemp(folder, "mirror-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(blobs) })
 	handler := registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)), registry.Logger(log.New(io.Discard, "", 0)))
 	for _, image := range images {
-		if err := push(handler, archive, image.Name); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, push(handler, archive, image.Name))
 	}
 	var listener net.Listener
 	err = site.Do(func() (err error) {
 		listener, err = new(net.ListenConfig).Listen(context.Background(), "tcp", mirrorAddress)
 		return err
 	})
-	if err != nil {
-		t.Fatalf("listen for pulls: %v", err)
-	}
+	testenv.NoError(t, err, "listen for pulls")
 	server := &http.Server{Handler: handler}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }() // ends with Close
 	t.Cleanup(func() { _ = server.Close(); <-done })
 	settings := filepath.Join(folder, "registries.yaml")
-	if err := os.WriteFile(settings, []byte(mirrorSettings), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(settings, []byte(mirrorSettings), 0o644))
 	return settings
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/imagetar"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const aReport = `[{"SpecReports": [
@@ -23,14 +24,8 @@ const aReport = `[{"SpecReports": [
 func TestSummary(t *testing.T) {
 	read := func(text string) []spec {
 		file := filepath.Join(t.TempDir(), "report.json")
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		specs, err := readReport(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return specs
+		testenv.NoError(t, os.WriteFile(file, []byte(text), 0o644))
+		return testenv.Must(readReport(file))(t)
 	}
 	var out strings.Builder
 	if summary(&out, read(aReport)) {
@@ -43,9 +38,7 @@ skipped  [sig-apps] Job of two nodes
     Requires at least 2 nodes
 3 specs: 1 passed, 1 failed, 1 left themselves out
 `
-	if out.String() != want {
-		t.Errorf("the summary is\n%s\nwant\n%s", out.String(), want)
-	}
+	testenv.Equal(t, out.String(), want, "the summary is")
 	if !summary(&out, read(`[{"SpecReports": [{"LeafNodeText": "x", "LeafNodeType": "It", "State": "passed"}]}]`)) {
 		t.Error("a run of one good spec counts as bad")
 	}

@@ -55,26 +55,16 @@ var link = regexp.MustCompile(`http://127\.0\.0\.1:\d+/#code=\S+`)
 
 // openConsole starts coracle console on a machine of the site, for a user of the server, and returns its link.
 func openConsole(m *harness.Machine, k *harness.Kube, args ...string) string {
-	config, err := os.ReadFile(k.Kubeconfig)
-	if err != nil {
-		m.T.Fatal(err)
-	}
+	config := testenv.Must(os.ReadFile(k.Kubeconfig))(m.T)
 	local, remote := "https://127.0.0.1:6443", "https://"+net.JoinHostPort(k.IP, "6443")
 	if !strings.Contains(string(config), local) {
 		m.T.Fatalf("%s does not name %s", k.Kubeconfig, local)
 	}
 	kubeconfig := filepath.Join(m.T.TempDir(), "kubeconfig")
-	if err := os.WriteFile(kubeconfig, []byte(strings.ReplaceAll(string(config), local, remote)), 0o600); err != nil {
-		m.T.Fatal(err)
-	}
+	testenv.NoError(m.T, os.WriteFile(kubeconfig, []byte(strings.ReplaceAll(string(config), local, remote)), 0o600))
 	cmd := m.Command(m.T.Context(), m.Coracle(), append([]string{"console", "--no-open", "--kubeconfig", kubeconfig}, args...)...)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		m.T.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		m.T.Fatal(err)
-	}
+	out := testenv.Must(cmd.StdoutPipe())(m.T)
+	testenv.NoError(m.T, cmd.Start())
 	m.T.Cleanup(func() { _ = cmd.Wait() }) // the context has ended it
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if found := link.FindString(lines.Text()); found != "" {
@@ -139,10 +129,7 @@ window.WebSocket = new Proxy(WebSocket, { construct(target, args) {
 // open opens an address in a tab of its own.
 func (b *browser) open(address string) *page {
 	b.t.Helper()
-	u, err := url.Parse(address)
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	u := testenv.Must(url.Parse(address))(b.t)
 	p := &page{T: b.t, ctx: b.ctx, origin: u.Scheme + "://" + u.Host}
 	if b.used {
 		ctx, cancel := chromedp.NewContext(b.ctx)
@@ -150,9 +137,7 @@ func (b *browser) open(address string) *page {
 		p.ctx = ctx
 	}
 	b.used = true
-	if err := chromedp.Listen(p.ctx, p.recordEvent); err != nil {
-		b.t.Fatal(err)
-	}
+	testenv.NoError(b.t, chromedp.Listen(p.ctx, p.recordEvent))
 	p.do("preparing a tab", chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		if _, err := cdp.Call(ctx, t, network.Enable, network.EnableParams{}); err != nil {
 			return err
@@ -204,10 +189,7 @@ func (b *browser) admin(k *harness.Kube, args ...string) *page {
 func newToken(k *harness.Kube, args ...string) string {
 	k.T.Helper()
 	cmd := k.Machine.Command(k.T.Context(), k.Machine.Coracle(), append([]string{"console", "token", "--kubeconfig", k.Kubeconfig}, args...)...)
-	token, err := harness.Output(cmd)
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	token := testenv.Must(harness.Output(cmd))(k.T)
 	return strings.TrimSpace(token)
 }
 
@@ -225,9 +207,7 @@ func (b *browser) login(s *harness.Server, token string) *page {
 func (b *browser) downloads(p *page) string {
 	p.T.Helper()
 	folder := filepath.Join(b.machine.Dir, "downloads")
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		p.T.Fatal(err)
-	}
+	testenv.NoError(p.T, os.MkdirAll(folder, 0o755))
 	p.do("allowing downloads", chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
 		_, err := chromedp.CallBrowser(ctx, cdpbrowser.SetDownloadBehavior, cdpbrowser.SetDownloadBehaviorParams{
 			Behavior: cdpbrowser.SetDownloadBehaviorBehaviorAllow, DownloadPath: folder,

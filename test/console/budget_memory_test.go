@@ -25,6 +25,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/proc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestBudgetAtRest measures servers in pairs, one with the console's port and one without, side by side: what they
@@ -52,9 +53,7 @@ func TestBudgetAtRest(t *testing.T) {
 				after[i].cpu-before[i].cpu, (after[i].written-before[i].written)>>10, load())
 		}
 		for _, s := range pair {
-			if err := s.Stop(); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, s.Stop())
 		}
 	}
 }
@@ -75,13 +74,9 @@ func (v *viewers) watch(t *testing.T) (leave func()) {
 		Subprotocols: []string{"coracle.console.v1", "coracle.token." + base64.RawURLEncoding.EncodeToString([]byte(v.token))},
 	}
 	conn, response, err := d.DialContext(t.Context(), v.address+"/ws", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	_ = response.Body.Close()
-	if err := conn.WriteJSON(map[string]any{"id": 1, "op": "list", "path": "/api/v1/pods"}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, conn.WriteJSON(map[string]any{"id": 1, "op": "list", "path": "/api/v1/pods"}))
 	whole, done := make(chan int, 1), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -140,9 +135,7 @@ func kubectlWatch(t *testing.T, s *harness.Server) (leave func()) {
 	cmd := s.KubectlCommand(ctx, "get", "pods", "--all-namespaces", "--watch")
 	l := &lines{missing: manyPods, whole: make(chan struct{})}
 	cmd.Stdout = l
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, cmd.Start())
 	<-l.whole
 	return func() {
 		stop()
@@ -232,15 +225,10 @@ func TestBudgetHandler(t *testing.T) {
 	address, code, _ := strings.Cut(openConsole(m, s.In(t)), "/#code=")
 	web := http.Client{Transport: &http.Transport{DialContext: m.Dial}}
 	defer web.CloseIdleConnections()
-	response, err := web.Post(address+"/login", "application/json", strings.NewReader(`{"code":"`+code+`"}`))
-	if err != nil {
-		t.Fatal(err)
-	}
+	response := testenv.Must(web.Post(address+"/login", "application/json", strings.NewReader(`{"code":"`+code+`"}`)))(t)
 	defer response.Body.Close()
 	var login struct{ Token string }
-	if err := json.NewDecoder(response.Body).Decode(&login); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.NewDecoder(response.Body).Decode(&login))
 	v := viewers{dial: m.Dial, address: strings.Replace(address, "http", "ws", 1), token: login.Token}
 	pid := consolePid(t, m)
 	measure := func(what string) {

@@ -26,6 +26,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/proc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // What the budgets of the console are for: manyPods pods in manyNamespaces namespaces, and changesPerSecond changes of
@@ -65,17 +66,10 @@ func load() string {
 // client makes a client of a server, without a limit of its own.
 func client(t *testing.T, s *harness.Server) *kubernetes.Clientset {
 	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
+	config := testenv.Must(clientcmd.BuildConfigFromFlags("", s.Kubeconfig))(t)
 	config.QPS = -1
 	config.Dial = s.Machine.Dial
-	c, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return testenv.Must(kubernetes.NewForConfig(config))(t)
 }
 
 // parallel calls f with each number below n, from eight goroutines.

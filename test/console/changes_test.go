@@ -12,6 +12,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ctrlEnter is Enter, for ctrl: the editor reviews what was written.
@@ -37,16 +38,12 @@ func TestActions(t *testing.T) {
 	k.Kubectl("create", "namespace", "shop")
 	p.ctrl(ctrlEnter)
 	p.shows("The server would accept this", "kubectl apply")
-	if _, err := k.Try("get", "configmap", "two"); err == nil {
-		t.Error("the check has created something")
-	}
+	testenv.Fails(t, testenv.Err(k.Try("get", "configmap", "two")), "the check has created something")
 	p.focused("#create-apply")
 	p.keys(kb.Enter)
 	p.shows("Applied", "4 objects are applied")
 	k.Await(harness.Soon, "configmap/two", "{.data.a}", "b")
-	if got := k.Kubectl("-n", "shop", "get", "configmap", "one", "-o", "jsonpath={.data.c}"); got != "d" {
-		t.Errorf("the second document is %q", got)
-	}
+	testenv.Equal(t, k.Kubectl("-n", "shop", "get", "configmap", "one", "-o", "jsonpath={.data.c}"), "d", "the second document is")
 	p.keys(kb.Escape)
 
 	// Edit: a dry run, its difference, and then it is applied.
@@ -57,9 +54,7 @@ func TestActions(t *testing.T) {
 	p.replace("a: b", "a: changed")
 	p.ctrl(ctrlEnter)
 	p.shows("What will change", "-  a: b", "+  a: changed", "kubectl patch")
-	if got := k.Kubectl("-n", "shop", "get", "configmap", "one", "-o", "jsonpath={.data.a}"); got != "b" {
-		t.Errorf("the dry run has written %q", got)
-	}
+	testenv.Equal(t, k.Kubectl("-n", "shop", "get", "configmap", "one", "-o", "jsonpath={.data.a}"), "b", "the dry run has written")
 	p.focused("#edit-apply")
 	p.keys(kb.Enter)
 	p.shows("one is changed")
@@ -139,9 +134,7 @@ func TestActions(t *testing.T) {
 	p.shows("Delete 2 objects?", "default/two", "default/three", "kubectl delete")
 	p.keys(kb.Escape)
 	p.without("Delete 2 objects?")
-	if _, err := k.Try("get", "configmap", "two", "three"); err != nil {
-		t.Errorf("Esc has deleted: %v", err)
-	}
+	testenv.Check(t, testenv.Err(k.Try("get", "configmap", "two", "three")), "Esc has deleted")
 	p.keys("x")
 	p.shows("Delete 2 objects?")
 	p.keys(kb.Enter)
@@ -206,9 +199,7 @@ func twoEditors(t *testing.T, k *harness.Kube) {
 	mine.replace("third: three", "third: mine")
 	mine.ctrl(ctrlEnter)
 	mine.shows("another client has changed the same fields", "first: theirs", "first: mine", "second: theirs", "third: mine", "Your text as it was")
-	if got := k.Kubectl("get", "configmap", "shared", "-o", "jsonpath={.data.first}"); got != "theirs" {
-		t.Errorf("a conflict has written %q", got)
-	}
+	testenv.Equal(t, k.Kubectl("get", "configmap", "shared", "-o", "jsonpath={.data.first}"), "theirs", "a conflict has written")
 	// The text as it was can be seen, and put back.
 	eval[any](mine, `document.querySelector(".note details summary").focus()`)
 	mine.keys(kb.Enter)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/charts"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // moreObjects are looked at by TestMoreViews: a Service with pods behind it, what leads to it, and rights.
@@ -67,19 +68,12 @@ func newTenant(k *harness.Kube, namespace string) *harness.Kube {
 	k.T.Helper()
 	k.Kubectl("create", "namespace", namespace)
 	token, err := harness.Output(k.Machine.Command(k.T.Context(), k.Machine.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--namespace", namespace))
-	if err != nil {
-		k.T.Fatal(err)
-	}
-	config, err := os.ReadFile(k.Kubeconfig)
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	testenv.NoError(k.T, err)
+	config := testenv.Must(os.ReadFile(k.Kubeconfig))(k.T)
 	server, own := *k.Server, *k
 	own.Server = &server
 	own.Kubeconfig = filepath.Join(k.T.TempDir(), "kubeconfig")
-	if err := os.WriteFile(own.Kubeconfig, config, 0o600); err != nil {
-		k.T.Fatal(err)
-	}
+	testenv.NoError(k.T, os.WriteFile(own.Kubeconfig, config, 0o600))
 	own.Kubectl("config", "set-credentials", "tenant", "--token", strings.TrimSpace(token))
 	own.Kubectl("config", "set-context", "--current", "--user", "tenant")
 	return &own

@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/oidcprovider"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const ada = `
@@ -47,22 +48,14 @@ func (p *page) at(prefix string) {
 func TestOIDC(t *testing.T) {
 	m := harness.NewMachine(t)
 	address := net.JoinHostPort(m.IP, "9443")
-	l, err := m.Listen(address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(m.Listen(address))(t)
 	t.Cleanup(func() { _ = l.Close() })
 	provider := oidcprovider.New("https://" + address)
 	provider.ClientSecret = "hidden"
-	authority, err := provider.ServeTLS(l)
-	if err != nil {
-		t.Fatal(err)
-	}
+	authority := testenv.Must(provider.ServeTLS(l))(t)
 	ca, secret := filepath.Join(m.Dir, "provider.pem"), filepath.Join(m.Dir, "secret")
 	for name, text := range map[string][]byte{ca: authority, secret: []byte("hidden\n")} {
-		if err := os.WriteFile(name, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(name, text, 0o600))
 	}
 	s := m.NewServer("--console-listen", ":"+consolePort, "--console-oidc-client-secret-file", secret,
 		"--kube-apiserver-arg=oidc-issuer-url="+provider.Issuer, "--kube-apiserver-arg=oidc-client-id=console",
@@ -105,9 +98,7 @@ func TestOIDC(t *testing.T) {
 	p.do("logging in at the provider", chromedp.Click("#login"))
 	p.at(home)
 	p.shows("oidc:ada")
-	if year := eval[string](p, "String(new Date(Date.now()).getUTCFullYear())"); year != "1970" {
-		t.Errorf("the browser's clock has %s", year)
-	}
+	testenv.Equal(t, eval[string](p, "String(new Date(Date.now()).getUTCFullYear())"), "1970", "the browser's clock has")
 	if now := eval[string](p, "location.href"); strings.Contains(now, "code=") {
 		t.Errorf("the code is still in the address: %s", now)
 	}

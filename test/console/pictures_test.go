@@ -22,6 +22,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // shop is what the pictures of docs/console.md show.
@@ -106,24 +107,14 @@ func (p *page) picture(name string) {
 	folder := os.Getenv("CORACLE_TEST_SHOTS")
 	ctx, cancel := context.WithTimeout(p.ctx, 20*time.Second)
 	defer cancel()
-	shot, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
-	if err != nil {
-		p.T.Fatal(err)
-	}
-	full, err := png.Decode(bytes.NewReader(shot))
-	if err != nil {
-		p.T.Fatal(err)
-	}
+	shot := testenv.Must(chromedp.Run(ctx, chromedp.CaptureScreenshot()))(p.T)
+	full := testenv.Must(png.Decode(bytes.NewReader(shot)))(p.T)
 	var out bytes.Buffer
-	if err := (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&out, fewColors(full, 160)); err != nil {
-		p.T.Fatal(err)
-	}
+	testenv.NoError(p.T, (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&out, fewColors(full, 160)))
 	if out.Len() > 60<<10 {
 		p.T.Errorf("%s has %d KB", name, out.Len()>>10)
 	}
-	if err := os.WriteFile(filepath.Join(folder, name+".png"), out.Bytes(), 0o644); err != nil {
-		p.T.Fatal(err)
-	}
+	testenv.NoError(p.T, os.WriteFile(filepath.Join(folder, name+".png"), out.Bytes(), 0o644))
 }
 
 // fewColors makes each pixel the nearest of the colours that most have.

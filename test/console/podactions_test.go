@@ -16,6 +16,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const served = `
@@ -74,14 +75,8 @@ func TestActionsByKeys(t *testing.T) {
 	client := http.Client{Transport: &http.Transport{DialContext: b.machine.Dial, DisableKeepAlives: true}}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address+"env/COLOR", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	answer, err := client.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
+	request := testenv.Must(http.NewRequestWithContext(ctx, http.MethodGet, address+"env/COLOR", nil))(t)
+	answer := testenv.Must(client.Do(request))(t)
 	defer answer.Body.Close()
 	if text, err := io.ReadAll(answer.Body); strings.TrimSpace(string(text)) != "blue" {
 		t.Errorf("%s says %q, %v", address, text, err)

@@ -26,6 +26,8 @@ import (
 	"github.com/prometheus/prometheus/model/relabel"
 	"github.com/prometheus/prometheus/promql/parser"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -48,10 +50,7 @@ type target struct{ RefID, Expr, LegendFormat string }
 // targets are those of the dashboard's panels, by the panel's title.
 func targets(t *testing.T) map[string][]target {
 	t.Helper()
-	data, err := os.ReadFile(dashboardFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(os.ReadFile(dashboardFile))(t)
 	var d struct {
 		UID    string
 		Panels []struct {
@@ -61,9 +60,7 @@ func targets(t *testing.T) map[string][]target {
 			Targets     []target
 		}
 	}
-	if err := json.Unmarshal(data, &d); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal(data, &d))
 	if d.UID != "coracle" || len(d.Panels) < 20 {
 		t.Errorf("the dashboard %q has %d panels", d.UID, len(d.Panels))
 	}
@@ -92,9 +89,7 @@ func TestDashboard(t *testing.T) {
 				t.Errorf("%s: %s: %v", title, target.Expr, err)
 				continue
 			}
-			if err := all.add(expr, target.LegendFormat); err != nil {
-				t.Errorf("%s: %s: %v", title, target.Expr, err)
-			}
+			testenv.Check(t, all.add(expr, target.LegendFormat), "%s: %s", title, target.Expr)
 		}
 	}
 	var lines []string
@@ -104,9 +99,7 @@ func TestDashboard(t *testing.T) {
 	slices.Sort(lines)
 	want := []byte(strings.Join(lines, "\n") + "\n")
 	if *update {
-		if err := os.WriteFile(metricsFile, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(metricsFile, want, 0o644))
 	}
 	if got, err := os.ReadFile(metricsFile); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%s is not what the dashboard names (%v): go test ./test/dashboard -update", metricsFile, err)
@@ -192,10 +185,7 @@ type scrapeConfig struct {
 // scrapeConfigs are those of the page.
 func scrapeConfigs(t *testing.T) []scrapeConfig {
 	t.Helper()
-	page, err := os.ReadFile(pageFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := testenv.Must(os.ReadFile(pageFile))(t)
 	block := regexp.MustCompile("(?s)```yaml\nscrape_configs:.*?```").Find(page)
 	block = bytes.TrimSuffix(bytes.TrimPrefix(block, []byte("```yaml\n")), []byte("```"))
 	var c struct {
@@ -208,9 +198,7 @@ func scrapeConfigs(t *testing.T) []scrapeConfig {
 	}
 	for _, s := range c.ScrapeConfigs {
 		for _, r := range slices.Concat(s.Relabel, s.MetricRelabel) {
-			if err := r.Validate(model.UTF8Validation); err != nil {
-				t.Errorf("%s: %v", s.JobName, err)
-			}
+			testenv.Check(t, r.Validate(model.UTF8Validation), "%s", s.JobName)
 		}
 	}
 	return c.ScrapeConfigs
@@ -259,13 +247,8 @@ func TestScrapeConfig(t *testing.T) {
 			t.Errorf("%s: the targets are %v, want %s", s.JobName, found, targets[s.JobName])
 		}
 	}
-	if len(configs) != len(targets) {
-		t.Errorf("there are %d jobs, want %d", len(configs), len(targets))
-	}
-	data, err := os.ReadFile(metricsFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.Equal(t, len(configs), len(targets), "jobs:")
+	data := testenv.Must(os.ReadFile(metricsFile))(t)
 	for line := range strings.Lines(string(data)) {
 		job, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 		name, _, _ := strings.Cut(rest, " ")

@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/liveness"
 	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestAgent: a second machine joins, runs a pod that one can look into from the server's machine, and stays a node when
@@ -53,17 +54,13 @@ func TestAgent(t *testing.T) {
 	claimsOnlyItsOwn(t, s, third)
 	readsOnlyItsSecrets(t, s, a, third)
 	opensNoServersConnection(t, s, a)
-	if err := third.Stop(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, third.Stop())
 	harness.Eventually(t, soon, "the node that stopped has left", func() error { return harness.KnowOneAnother(pair, "alive alive left ") })
 	started := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}")
 
 	// The agent starts without its server, and goes on when that is back.
 	s.Kill()
-	if err := a.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, a.Stop())
 	a.Start()
 	harness.Eventually(t, soon, "the agent starts with what it knows", func() error {
 		return a.LogSays("no news from the cluster")
@@ -92,9 +89,7 @@ func claimsOnlyItsOwn(t *testing.T, s, a *harness.Server) {
 	for address, want := range map[string]string{"203.0.113.9": "is not an address for which the node", "127.0.0.1": "cannot be the address of a machine", s.IP: "is the address of a server"} {
 		// kubectl patch would read the status first, which a node may not.
 		file := filepath.Join(a.Dir, "claim.json")
-		if err := os.WriteFile(file, []byte(withAddress(t, s.Kubectl("get", "node", a.NodeName(), "-o", "json"), address)), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(file, []byte(withAddress(t, s.Kubectl("get", "node", a.NodeName(), "-o", "json"), address)), 0o600))
 		out, err := a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", "kubelet.kubeconfig"),
 			"replace", "--raw", "/api/v1/nodes/"+a.NodeName()+"/status", "-f", file)
 		if err == nil || !strings.Contains(out+err.Error(), want) {
@@ -173,16 +168,10 @@ func opensNoServersConnection(t *testing.T, s, a *harness.Server) {
 // certificate comes as the first thing to be read; where it says nothing it waits for what it is asked.
 func opens(t *testing.T, from *harness.Machine, address, protocol, file string) error {
 	t.Helper()
-	pair, err := tls.LoadX509KeyPair(file, file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pair := testenv.Must(tls.LoadX509KeyPair(file, file))(t)
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
-	raw, err := from.Dial(ctx, "tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw := testenv.Must(from.Dial(ctx, "tcp", address))(t)
 	defer raw.Close()
 	c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}, // whoever answers is looked at elsewhere
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }}) // whichever authorities it names
@@ -204,15 +193,10 @@ func opens(t *testing.T, from *harness.Machine, address, protocol, file string) 
 func withAddress(t *testing.T, node, address string) string {
 	t.Helper()
 	var n corev1.Node
-	if err := json.Unmarshal([]byte(node), &n); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal([]byte(node), &n))
 	n.ResourceVersion = "" // whatever its kubelet reports meanwhile
 	n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: address})
-	out, err := json.Marshal(&n)
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(json.Marshal(&n))(t)
 	return string(out)
 }
 
@@ -224,10 +208,7 @@ func TestAgentRefused(t *testing.T) {
 	s.WaitAPI()
 	m := site.NewMachine()
 	token := func(file string) string {
-		data, err := os.ReadFile(filepath.Join(s.DataDir, "server", file))
-		if err != nil {
-			t.Fatal(err)
-		}
+		data := testenv.Must(os.ReadFile(filepath.Join(s.DataDir, "server", file)))(t)
 		return strings.TrimSpace(string(data))
 	}
 	right := token("agent-token")
@@ -273,10 +254,7 @@ func TestAgentRefused(t *testing.T) {
 // expiredToken is a token for nodes that has worked for a second and does not any more.
 func expiredToken(t *testing.T, s *harness.Server) string {
 	t.Helper()
-	made, err := s.Run(s.Coracle(), "token", "create", "--ttl", "1s", "--quiet", "--data-dir", s.DataDir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	made := testenv.Must(s.Run(s.Coracle(), "token", "create", "--ttl", "1s", "--quiet", "--data-dir", s.DataDir))(t)
 	made = strings.TrimSpace(made)
 	_, secret, _ := strings.Cut(made, "::")
 	id, _, _ := strings.Cut(secret, ".")

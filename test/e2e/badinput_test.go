@@ -12,58 +12,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
-
-// TestBadCommandLine: what is wrong with flags, environment and files is said in words, with exit code 2, before
-// anything is started or written.
-func TestBadCommandLine(t *testing.T) {
-	m := harness.NewMachine(t)
-	dir := filepath.Join(m.Dir, "never")
-	file := func(name, text string) string {
-		path := filepath.Join(m.Dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	for _, c := range []struct {
-		name, env string
-		args      []string
-		want      []string
-	}{
-		{"command", "", []string{"sevrer"}, []string{`unknown command "sevrer"`, "server"}},
-		{"flag", "", []string{"server", "--data-dri", dir}, []string{"--data-dri", "did you mean --data-dir"}},
-		{"key", "", []string{"server", "--config", file("key.yaml", "data-dir: "+dir+"\nnode-nmae: x\n")}, []string{"key.yaml:2", "node-nmae", "did you mean node-name"}},
-		{"yaml", "", []string{"server", "--config", file("bad.yaml", "data-dir: "+dir+"\n  - nope: [\n")}, []string{"bad.yaml:2", "not valid YAML"}},
-		{"absent", "", []string{"server", "--config", filepath.Join(m.Dir, "absent.yaml")}, []string{"absent.yaml", "cannot be read"}},
-		{"unreadable", "", []string{"server", "--config", m.Dir}, []string{m.Dir, "cannot be read", "is a directory"}},
-		{"environment", "CORACLE_CLUSTER_CIDR=nope", []string{"server"}, []string{"CORACLE_CLUSTER_CIDR", "CIDR"}},
-		{"overlap", "", []string{"server", "--cluster-cidr", "10.0.0.0/12", "--service-cidr", "10.1.0.0/16"}, []string{"overlaps"}},
-		{"dns", "", []string{"server", "--cluster-dns", "192.168.1.1"}, []string{"--cluster-dns", "10.43.0.0/16"}},
-		{"taint", "", []string{"server", "--node-taint", "a=b:Never"}, []string{"--node-taint", "NoSchedule"}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			cmd := m.Command(context.Background(), m.Coracle(), c.args...)
-			if c.env != "" {
-				cmd.Env = append(cmd.Env, c.env)
-			}
-			out, err := cmd.CombinedOutput()
-			if code := cmd.ProcessState.ExitCode(); code != 2 {
-				t.Errorf("exit code %d, %v, want 2", code, err)
-			}
-			harness.Says(t, string(out), c.want...)
-		})
-	}
-	if _, err := os.Stat(dir); !os.IsNotExist(err) {
-		t.Errorf("the data directory was touched: %v", err)
-	}
-}
 
 // TestRefusals: what a server finds wrong on its host ends it with exit code 1, says what happened and what to do, and
 // leaves what is on the disk as it was.
@@ -73,62 +28,14 @@ func TestRefusals(t *testing.T) {
 	s.Start()
 	s.WaitAPI()
 	s.Kubectl("create", "configmap", "kept", "--from-literal=a=1")
-
-	t.Run("second server", func(t *testing.T) {
-		out, code := runServer(m, append(s.Args, "--https-listen-port", "7443", "--run-dir", filepath.Join(m.Dir, "run2"))...)
-		refused(t, out, code, "another coracle", s.DataDir, "--data-dir")
-	})
-	t.Run("port", func(t *testing.T) {
-		out, code := runServer(m, "--disable-agent", "--data-dir", filepath.Join(m.Dir, "other"), "--node-name", "x", "--node-ip", harness.NodeIP,
-			"--write-kubeconfig", filepath.Join(m.Dir, "kubeconfig2"))
-		refused(t, out, code, "6443", "--https-listen-port")
-	})
-	if err := s.Alive(); err != nil {
-		t.Fatal(err)
-	}
-	s.Kubectl("get", "configmap", "kept")
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Stop())
 
 	t.Run("read-only", func(t *testing.T) {
 		dir := filepath.Join(m.Dir, "read-only")
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := m.Run("mount", "-t", "tmpfs", "-o", "ro", "none", dir); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Mkdir(dir, 0o755))
+		testenv.Must(m.Run("mount", "-t", "tmpfs", "-o", "ro", "none", dir))(t)
 		out, code := runServer(m, "--disable-agent", "--data-dir", dir, "--node-name", "x", "--node-ip", harness.NodeIP, "--write-kubeconfig", filepath.Join(m.Dir, "k"))
 		refused(t, out, code, dir, "read-only")
-	})
-	t.Run("newer", func(t *testing.T) {
-		path := filepath.Join(s.DataDir, "server", "identity.json")
-		withFile(t, path, func(b []byte) []byte {
-			return regexp.MustCompile(`"format": \d+`).ReplaceAll(b, []byte(`"format": 99`))
-		}, func() {
-			out, code := runServer(m, s.Args...)
-			refused(t, out, code, "newer coracle", "Nothing was changed")
-		})
-	})
-	t.Run("another cluster's", func(t *testing.T) {
-		other := filepath.Join(m.Dir, "cluster2")
-		args := []string{"--disable-agent", "--data-dir", other, "--node-name", "x", "--node-ip", harness.NodeIP, "--write-kubeconfig", filepath.Join(m.Dir, "k2")}
-		o := &harness.Server{Machine: m, Args: args, DataDir: other, Kubeconfig: filepath.Join(m.Dir, "k2"), Log: filepath.Join(m.Dir, "log2")}
-		o.Start()
-		o.WaitAPI()
-		if err := o.Stop(); err != nil {
-			t.Fatal(err)
-		}
-		store := filepath.Join(other, "server", "store")
-		if err := os.RemoveAll(store); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.CopyFS(store, os.DirFS(filepath.Join(s.DataDir, "server", "store"))); err != nil {
-			t.Fatal(err)
-		}
-		out, code := runServer(m, args...)
-		refused(t, out, code, "cluster")
 	})
 	for _, d := range []struct {
 		name   string
@@ -168,21 +75,15 @@ func TestRefusals(t *testing.T) {
 func TestDiskFull(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--disable-agent")
-	if err := os.MkdirAll(s.DataDir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := m.Run("mount", "-t", "tmpfs", "-o", "size=160m", "none", s.DataDir); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(s.DataDir, 0o755))
+	testenv.Must(m.Run("mount", "-t", "tmpfs", "-o", "size=160m", "none", s.DataDir))(t)
 	s.Start()
 	s.WaitAPI()
 	k := s.In(t)
 	k.Kubectl("create", "configmap", "kept", "--from-literal=a=1")
 	filler := filepath.Join(s.DataDir, "filler")
-	out, err := m.Run("sh", "-c", "dd if=/dev/zero of="+filler+" bs=4096 2>/dev/null; df --output=avail "+s.DataDir+" | tail -1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(
+		m.Run("sh", "-c", "dd if=/dev/zero of="+filler+" bs=4096 2>/dev/null; df --output=avail "+s.DataDir+" | tail -1"))(t)
 	// A write that was under way has the server give up its reserve, of 16 MiB.
 	if left, err := strconv.Atoi(strings.TrimSpace(out)); err != nil || left > 16<<10 {
 		t.Fatalf("the disk is not full, but has %s KiB: %v", out, err)
@@ -204,13 +105,9 @@ func TestDiskFull(t *testing.T) {
 	for i := range refusedAt {
 		k.Kubectl("get", "configmap", "pad-"+strconv.Itoa(i), "-o", "name")
 	}
-	if _, err := m.Run("rm", filler); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(m.Run("rm", filler))(t)
 	s.Creates("configmap", "after", "--from-literal=a=1") // writes go on
-	if err := s.Alive(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Alive())
 	s.Kill()
 	s.Start()
 	s.WaitAPI()
@@ -227,9 +124,7 @@ func runServer(m *harness.Machine, args ...string) (string, int) {
 
 func refused(t *testing.T, out string, code int, want ...string) {
 	t.Helper()
-	if code != 1 {
-		t.Errorf("exit code %d, want 1", code)
-	}
+	testenv.Equal(t, code, 1, "exit code")
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	harness.Says(t, lines[len(lines)-1], append(want, "coracle: ")...)
 	if strings.Contains(out, "goroutine ") {
@@ -240,18 +135,9 @@ func refused(t *testing.T, out string, code int, want ...string) {
 // withFile changes a file while f runs and puts it back.
 func withFile(t *testing.T, path string, change func([]byte) []byte, f func()) {
 	t.Helper()
-	before, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, change(append([]byte(nil), before...)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := os.WriteFile(path, before, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}()
+	before := testenv.Must(os.ReadFile(path))(t)
+	testenv.NoError(t, os.WriteFile(path, change(append([]byte(nil), before...)), 0o600))
+	defer func() { testenv.NoError(t, os.WriteFile(path, before, 0o600)) }()
 	f()
 }
 
@@ -279,9 +165,7 @@ func storeFiles(t *testing.T, dataDir string) []string {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return out
 }
 
@@ -290,10 +174,7 @@ func hashes(t *testing.T, dataDir string) string {
 	t.Helper()
 	var out strings.Builder
 	for _, path := range storeFiles(t, dataDir) {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := testenv.Must(os.ReadFile(path))(t)
 		fmt.Fprintf(&out, "%s %x\n", filepath.Base(path), sha256.Sum256(b))
 	}
 	return out.String()

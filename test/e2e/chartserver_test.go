@@ -6,22 +6,15 @@ package e2e
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -35,70 +28,23 @@ const (
 func startChartServer(t *testing.T, m *harness.Machine, archives string) (ca string) {
 	t.Helper()
 	dir := filepath.Join(m.Dir, "shop")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(dir, 0o755))
 	program := filepath.Join(dir, "chartserver")
 	build := exec.Command("go", "build", "-tags", "no_btrfs no_zfs no_devmapper grpcnotrace", "-ldflags", "-s -w", "-o", program, "../charts/chartserver")
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the chart server: %v\n%s", err, out)
 	}
-	ca = writeCertificates(t, dir)
+	files := testenv.Must(testenv.Must(testca.New(dir))(t).Issue("server", "127.0.0.1"))(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	server := m.Command(ctx, program, "-listen", shopAddress, "-dir", archives, "-user", "me", "-password", shopPassword,
-		"-cert", filepath.Join(dir, "server.crt"), "-key", filepath.Join(dir, "server.key"))
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+		"-cert", files.Cert, "-key", files.Key)
+	log := testenv.Must(os.Create(filepath.Join(dir, "log")))(t)
 	defer log.Close() // the program has its own
 	server.Stderr = log
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, server.Start())
 	t.Cleanup(func() { cancel(); _ = server.Wait() }) // it was killed
-	return ca
-}
-
-// writeCertificates makes an authority and a certificate for this machine, and returns the file of the authority.
-func writeCertificates(t *testing.T, dir string) (ca string) {
-	t.Helper()
-	authority := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a company's authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "charts"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: authority.NotBefore, NotAfter: authority.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	write := func(name, kind string, der []byte, err error) string {
-		t.Helper()
-		name = filepath.Join(dir, name)
-		if err == nil {
-			err = os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
-	authorityKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, authority, authority, authorityKey.Public(), authorityKey)
-	ca = write("ca.crt", "CERTIFICATE", der, err)
-	der, err = x509.CreateCertificate(rand.Reader, leaf, authority, key.Public(), authorityKey)
-	write("server.crt", "CERTIFICATE", der, err)
-	der, err = x509.MarshalPKCS8PrivateKey(key)
-	write("server.key", "PRIVATE KEY", der, err)
-	return ca
+	return files.CA
 }
 
 // chartsOfPrivateServer come from a repository and from a registry whose authority is not known at first, and whose
@@ -113,10 +59,7 @@ func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 		_, err := helm("push", archive, "oci://"+shopAddress+"/charts", "--ca-file", ca, "--username", "me", "--password", shopPassword)
 		return err
 	})
-	authority, err := os.ReadFile(ca)
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	authority := testenv.Must(os.ReadFile(ca))(k.T)
 	names := []string{"shop", "registry"}
 	const (
 		fromRepository = "repo: https://" + shopAddress + "\nchart: web\nversion: 1.0.0\nset: {replicas: 0}\nauthSecret: {name: shop-login}\n"
@@ -166,7 +109,5 @@ func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 	}
 	k.Kubectl("delete", "helmchart", "shop", "registry", "--timeout=300s")
 	k.Kubectl("delete", "secret", "shop-login", "registry-login")
-	if out := k.Kubectl("get", "configmaps", "-l", "owner=helm", "-o", "name"); out != "" {
-		k.T.Errorf("the charts have left %s", out)
-	}
+	testenv.Equal(k.T, k.Kubectl("get", "configmaps", "-l", "owner=helm", "-o", "name"), "", "the charts have left")
 }

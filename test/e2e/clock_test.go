@@ -61,9 +61,8 @@ func clockless(t *testing.T, dir string, env ...string) string {
 		"con=null", "con0=null,fd:1", "panic=-1",
 	}, env...)...)
 	var err error
-	if c.Env, err = uml.Environ(dir, dir); err != nil {
-		t.Fatal(err)
-	}
+	c.Env, err = uml.Environ(dir, dir)
+	testenv.NoError(t, err)
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	out, err := c.CombinedOutput()
@@ -82,24 +81,12 @@ func TestClock(t *testing.T) {
 		testenv.Missing(t, testenv.UserModeLinux, "linux.uml is not installed: packaging/deps.sh test installs it")
 	}
 	dir, err := os.MkdirTemp("/var/tmp", "coracle-clock-") // the guest has a /run of its own, and sees the host's files elsewhere
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := os.WriteFile(filepath.Join(dir, "guest.sh"), []byte(guestScript), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	t.Cleanup(func() { testenv.Check(t, os.RemoveAll(dir)) })
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "guest.sh"), []byte(guestScript), 0o755))
 	disk := filepath.Join(dir, "disk")
-	if err := os.WriteFile(disk, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(disk, 1<<30); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(disk, nil, 0o600))
+	testenv.NoError(t, os.Truncate(disk, 1<<30))
 	if out, err := exec.Command("mkfs.ext4", "-q", disk).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // link is what coracle console prints for a browser.
@@ -43,13 +44,8 @@ func newBrowser(k *harness.Kube, args ...string) *browser {
 	k.T.Helper()
 	cmd := k.Machine.Command(k.T.Context(), k.Machine.Coracle(), append([]string{"console", "--no-open"}, args...)...)
 	cmd.Env = append(cmd.Environ(), "KUBECONFIG="+k.Kubeconfig)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		k.T.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		k.T.Fatal(err)
-	}
+	out := testenv.Must(cmd.StdoutPipe())(k.T)
+	testenv.NoError(k.T, cmd.Start())
 	k.T.Cleanup(func() { _ = cmd.Wait() }) // the context has ended it
 	b := &browser{Kube: k, http: http.Client{Transport: &http.Transport{DialContext: k.Machine.Dial}}}
 	k.T.Cleanup(b.http.CloseIdleConnections)
@@ -73,33 +69,16 @@ func newBrowser(k *harness.Kube, args ...string) *browser {
 // try makes a request and returns the answer's code and text.
 func (b *browser) try(method, path string, body any) (int, string) {
 	b.T.Helper()
-	return b.tryAs("application/json", method, path, body)
-}
-
-// tryAs is try with a body of another type.
-func (b *browser) tryAs(contentType, method, path string, body any) (int, string) {
-	b.T.Helper()
 	var text bytes.Buffer
 	if body != nil {
-		if err := json.NewEncoder(&text).Encode(body); err != nil {
-			b.T.Fatal(err)
-		}
+		testenv.NoError(b.T, json.NewEncoder(&text).Encode(body))
 	}
-	r, err := http.NewRequestWithContext(b.T.Context(), method, b.url+path, &text)
-	if err != nil {
-		b.T.Fatal(err)
-	}
-	r.Header.Set("Content-Type", contentType)
+	r := testenv.Must(http.NewRequestWithContext(b.T.Context(), method, b.url+path, &text))(b.T)
+	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer "+b.token)
-	response, err := b.http.Do(r)
-	if err != nil {
-		b.T.Fatal(err)
-	}
+	response := testenv.Must(b.http.Do(r))(b.T)
 	defer response.Body.Close()
-	out, err := io.ReadAll(response.Body)
-	if err != nil {
-		b.T.Fatal(err)
-	}
+	out := testenv.Must(io.ReadAll(response.Body))(b.T)
 	return response.StatusCode, string(out)
 }
 
@@ -122,16 +101,12 @@ func (b *browser) stream(open map[string]any) *websocket.Conn {
 		Subprotocols: []string{"coracle.console.v1", "coracle.token." + base64.RawURLEncoding.EncodeToString([]byte(b.token))},
 	}
 	conn, response, err := d.DialContext(b.T.Context(), strings.Replace(b.url, "http", "ws", 1)+"/ws", nil)
-	if err != nil {
-		b.T.Fatal(err)
-	}
+	testenv.NoError(b.T, err)
 	_ = response.Body.Close()
 	b.T.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetReadDeadline(time.Now().Add(longer))
 	open["id"] = 1
-	if err := conn.WriteJSON(open); err != nil {
-		b.T.Fatal(err)
-	}
+	testenv.NoError(b.T, conn.WriteJSON(open))
 	return conn
 }
 
@@ -146,9 +121,7 @@ func (b *browser) until(conn *websocket.Conn, what string, f func(m map[string]a
 		}
 		fmt.Fprintf(&all, "%s\n", text)
 		var m map[string]any
-		if err := json.Unmarshal(text, &m); err != nil {
-			b.T.Fatal(err)
-		}
+		testenv.NoError(b.T, json.Unmarshal(text, &m))
 		if m["type"] == "end" && m["code"] != 0.0 {
 			b.T.Fatalf("%s: the stream ended: %s", what, text)
 		}
@@ -200,9 +173,7 @@ func webConsole(k *harness.Kube) {
 	shell := b.stream(map[string]any{"op": "exec", "path": pods + "/talker/exec", "query": map[string]string{"container": "box"}, "command": []string{"sh"}, "tty": true})
 	for _, m := range []map[string]any{{"op": "resize", "cols": 91, "rows": 27}, {"op": "stdin", "data": "stty size; exit 3\n"}} {
 		m["id"] = 1
-		if err := shell.WriteJSON(m); err != nil {
-			k.T.Fatal(err)
-		}
+		testenv.NoError(k.T, shell.WriteJSON(m))
 	}
 	var output strings.Builder
 	b.until(shell, "the shell's exit", func(m map[string]any, _ string) bool {
@@ -211,9 +182,7 @@ func webConsole(k *harness.Kube) {
 		}
 		return m["type"] == "exit" && m["exit"] == 3.0
 	})
-	if !strings.Contains(output.String(), "27 91") {
-		k.T.Errorf("the shell wrote %q", output.String())
-	}
+	testenv.Contains(k.T, output.String(), "27 91", "the shell wrote")
 
 	var object struct{ YAML string }
 	words := "/api/v1/namespaces/" + namespace + "/configmaps/words"
@@ -224,9 +193,7 @@ func webConsole(k *harness.Kube) {
 	edit := map[string]any{"path": words, "base": object.YAML, "text": strings.Replace(object.YAML, "a: b", "a: c", 1), "dryRun": true}
 	var edited struct{ YAML, Diff string }
 	b.post("/edit", edit, &edited)
-	if !strings.Contains(edited.Diff, "-  a: b\n+  a: c\n") {
-		k.T.Errorf("the difference is %s", edited.Diff)
-	}
+	testenv.Contains(k.T, edited.Diff, "-  a: b\n+  a: c\n", "the difference is")
 	k.Await(soon, "configmap/words", "{.data.a}", "b") // that was a dry run
 	k.Kubectl("patch", "configmap", "words", "-p", `{"data":{"d":"e"}}`)
 	edit["dryRun"] = false
@@ -251,10 +218,7 @@ const consolePort = "8443"
 
 // remoteConsole: a user of the server's console sees what their token lets them see, and nothing without one.
 func remoteConsole(k *harness.Kube) {
-	ca, err := os.ReadFile(filepath.Join(k.DataDir, "server", "tls", "server-ca.crt"))
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	ca := testenv.Must(os.ReadFile(filepath.Join(k.DataDir, "server", "tls", "server-ca.crt")))(k.T)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
 	trust := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
@@ -272,10 +236,7 @@ func remoteConsole(k *harness.Kube) {
 		k.T.Errorf("a login without a token: %d %s", code, text)
 	}
 	cmd := k.Machine.Command(k.T.Context(), k.Machine.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--role", "view", "--namespace", k.NS, "--ttl", "10m")
-	token, err := harness.Output(cmd)
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	token := testenv.Must(harness.Output(cmd))(k.T)
 	b.token = strings.TrimSpace(token)
 	if code, text := b.try(http.MethodGet, "/session", nil); code != http.StatusOK || !strings.Contains(text, "system:serviceaccount:coracle-console:console-") {
 		k.T.Errorf("the session is %d %s", code, text)

@@ -42,13 +42,7 @@ func statefulSet(k *harness.Kube) {
 		}
 		return err
 	})
-	harness.Eventually(k.T, soon, "row-1 answers to its name", func() error {
-		got, err := k.Try("exec", "row-0", "--", "testbox", "get", "http://row-1.row:8080/", "1")
-		if err == nil && got != "row-1" {
-			err = fmt.Errorf("%q", got)
-		}
-		return err
-	})
+	k.Becomes(soon, "row-1", "exec", "row-0", "--", "testbox", "get", "http://row-1.row:8080/", "1")
 }
 
 // jobs: a Job with several completions, one that fails for good, and a CronJob's run.
@@ -119,13 +113,7 @@ spec:
 		k.T.Errorf("a boat without oars: %s %v", out, err)
 	}
 	k.Await(soon, "boat/first", "{.spec.oars}", "1")
-	harness.Eventually(k.T, soon, "explain", func() error {
-		out, err := k.Try("explain", "boat.spec.oars")
-		if err == nil && !strings.Contains(out, "How many oars it has") {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
+	k.Prints([]string{"How many oars it has"}, "explain", "boat.spec.oars")
 	contains(k, k.Kubectl("explain", "deployment.spec.strategy"), "RollingUpdate")
 }
 

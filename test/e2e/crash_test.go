@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // downtime is how long the control plane and the node's agent are away in the crash test.
@@ -25,11 +26,7 @@ func downtime(t *testing.T) time.Duration {
 	if v == "" {
 		return 10 * time.Second
 	}
-	d, err := time.ParseDuration(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
+	return testenv.Must(time.ParseDuration(v))(t)
 }
 
 // heldByPipes is more lines of the chatty pod, of 100 bytes, than pipes without a reader take.
@@ -54,9 +51,7 @@ func crash(t *testing.T, s *harness.Server) {
 
 	ask := func(name string) string {
 		out, err := s.Run(harness.Box(t), "get", address[name], "60")
-		if err != nil {
-			t.Fatalf("%s does not answer while coracle is away: %v", name, err)
-		}
+		testenv.NoError(t, err, "%s does not answer while coracle is away", name)
 		return strings.TrimSpace(out)
 	}
 	before, _ := strconv.Atoi(ask("chatty"))
@@ -105,13 +100,8 @@ func logGoesOn(k *harness.Kube, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()
 	logs := k.KubectlCommand(ctx, "-n", k.NS, "logs", "-f", "--tail=1", name)
-	pipe, err := logs.StdoutPipe()
-	if err != nil {
-		k.T.Fatal(err)
-	}
-	if err := logs.Start(); err != nil {
-		k.T.Fatal(err)
-	}
+	pipe := testenv.Must(logs.StdoutPipe())(k.T)
+	testenv.NoError(k.T, logs.Start())
 	now := func() int {
 		out := k.Kubectl("exec", name, "--", "testbox", "get", "http://127.0.0.1:8080/", "60")
 		n, _ := strconv.Atoi(out)
@@ -186,11 +176,7 @@ func otherProxy(t *testing.T, s *harness.Server) {
 	reached(false)
 	nft := filepath.Join(s.DataDir, "bin", "current", "nft")
 	tables := func() string {
-		out, err := s.Run(nft, "list", "tables")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
+		return testenv.Must(s.Run(nft, "list", "tables"))(t)
 	}
 	served := func(tables string) bool {
 		return strings.Contains(tables, "table ip kube-proxy") || strings.Contains(tables, "table ip coracle-ipvs")

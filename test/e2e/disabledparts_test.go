@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // disableParts switches off what is there without being installed.
@@ -32,12 +33,8 @@ func statusLine(s *harness.Server, part, want string) error {
 func withChart(t *testing.T, s *harness.Server) {
 	t.Helper()
 	dir := filepath.Join(s.DataDir, "manifests")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "chart.yaml"), []byte(helmChart("nothing", "chart: nothing-1.0.0.tgz")), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(dir, 0o755))
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "chart.yaml"), []byte(helmChart("nothing", "chart: nothing-1.0.0.tgz")), 0o644))
 }
 
 // partsRun: a server that was told nothing has all three parts, and the status says so.
@@ -92,9 +89,7 @@ spec: {storageClassName: local-path, accessModes: [ReadWriteOnce], resources: {r
 	k.Apply(claims)
 	for claim, why := range map[string]string{"default-class": "no storage class is set", "that-class": `storageclass.storage.k8s.io "local-path" not found`} {
 		k.Prints([]string{why}, "get", "events", "--field-selector", "involvedObject.kind=PersistentVolumeClaim,involvedObject.name="+claim, "-o", "jsonpath={.items[*].message}")
-		if phase := k.Kubectl("get", "pvc", claim, "-o", "jsonpath={.status.phase}"); phase != "Pending" {
-			t.Errorf("the claim %s is %s", claim, phase)
-		}
+		testenv.Equal(t, k.Kubectl("get", "pvc", claim, "-o", "jsonpath={.status.phase}"), "Pending", "the claim %s is", claim)
 	}
 	k.Kubectl("delete", "pvc", "--all")
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const webGateway = `---
@@ -70,12 +71,8 @@ func TestGateway(t *testing.T) {
 	harness.Eventually(t, soon, "the node has its proxy again", func() error {
 		return s.LogSays("the proxy of the run before goes on")
 	})
-	if err := asks("web\n200", site...)(); err != nil {
-		t.Errorf("after coracle was killed and started again: %v", err)
-	}
-	if now := proxyPid(t, s); now != proxy {
-		t.Errorf("the proxy was process %s and is %s", proxy, now)
-	}
+	testenv.Check(t, asks("web\n200", site...)(), "after coracle was killed and started again")
+	testenv.Equal(t, proxyPid(t, s), proxy, "the proxy was process %s and is", proxy)
 
 	k.Kubectl("delete", "gateway", "web")
 	harness.Eventually(t, soon, "nothing listens any more", func() error {
@@ -85,13 +82,7 @@ func TestGateway(t *testing.T) {
 		}
 		return nil
 	})
-	harness.Eventually(t, soon, "the Service has gone with the Gateway", func() error {
-		out, err := k.Try("get", "services,endpointslices", "-l", "coracle.dev/gateway=web", "-o", "name")
-		if err == nil && out != "" {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
+	k.Becomes(soon, "", "get", "services,endpointslices", "-l", "coracle.dev/gateway=web", "-o", "name")
 	harness.Eventually(t, soon, "and the proxy", func() error {
 		if out, err := m.Run("pgrep", "-x", "coracle-ingress"); err == nil {
 			return fmt.Errorf("it runs: %s", out)

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // control is a row of the table in docs/hardening.md that has a command.
@@ -28,10 +29,7 @@ func (c control) onlyWithProfile() bool {
 // readHardening returns the shell functions that the page's commands use, and its controls.
 func readHardening(t *testing.T) (functions string, controls []control) {
 	t.Helper()
-	data, err := os.ReadFile("../../docs/hardening.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(os.ReadFile("../../docs/hardening.md"))(t)
 	block := regexp.MustCompile("(?s)```sh\n(.*?)```").FindSubmatch(data)
 	if block == nil {
 		t.Fatal("docs/hardening.md has no block of shell functions")
@@ -84,9 +82,7 @@ func TestHardening(t *testing.T) {
 				})
 			})
 		}
-		if err := s.Stop(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Stop())
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/charts"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // webChart is a Deployment, and what values make of it: one that breaks it half-way, and a hook that never ends.
@@ -104,12 +105,8 @@ func TestHelmCharts(t *testing.T) {
 	put := func(text []byte, path ...string) {
 		t.Helper()
 		name := filepath.Join(append([]string{m.Dir}, path...)...)
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, text, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(name), 0o755))
+		testenv.NoError(t, os.WriteFile(name, text, 0o644))
 	}
 	put(webChart("1.0.0").Archive(), "data", "static", "charts", "web-1.0.0.tgz")
 	put([]byte(helmChart("folder", "chart: https://%{KUBERNETES_API}%/static/charts/web-1.0.0.tgz\ntargetNamespace: folder\ncreateNamespace: true\nset: {replicas: 0}")),
@@ -117,16 +114,11 @@ func TestHelmCharts(t *testing.T) {
 	for _, version := range []string{"1.0.0", "2.0.0"} {
 		put(webChart(version).Archive(), "repository", "web-"+version+".tgz")
 	}
-	index, err := charts.Index(filepath.Join(m.Dir, "repository"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	index := testenv.Must(charts.Index(filepath.Join(m.Dir, "repository")))(t)
 	put(index, "repository", "index.yaml")
 	ctx, cancel := context.WithCancel(context.Background())
 	repository := m.Command(ctx, "/bin/busybox", "httpd", "-f", "-p", "127.0.0.1:8879", "-h", filepath.Join(m.Dir, "repository"))
-	if err := repository.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, repository.Start())
 	defer func() { cancel(); _ = repository.Wait() }() // it was killed
 
 	ca := startChartServer(t, m, filepath.Join(m.Dir, "repository"))
@@ -140,13 +132,7 @@ func TestHelmCharts(t *testing.T) {
 	chartsOfPrivateServer(k, filepath.Join(m.Dir, "repository", "web-1.0.0.tgz"), ca)
 	chartsOfBadInput(k)
 	put(webChart("1.1.0").Archive(), "data", "static", "charts", "web-1.0.0.tgz") // another file in the place of that which was installed
-	harness.Eventually(t, longer, "the chart of the folder is upgraded", func() error {
-		got, err := k.TryKubectl("get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}")
-		if err == nil && got != "1.1.0" {
-			err = fmt.Errorf("it is of version %q", got)
-		}
-		return err
-	})
+	k.Server.In(t).Becomes(longer, "1.1.0", "get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}")
 	chartOfKilledServer(k)
 	harness.Says(t, must(m.Run(m.Coracle(), "helm", "--kubeconfig", s.Kubeconfig, "list", "-A")), "folder", "web-2.0.0", "deployed", "itself")
 	harness.Eventually(t, soon, "the status knows of three charts", func() error { // it is told after the chart's own
@@ -159,9 +145,7 @@ func TestHelmCharts(t *testing.T) {
 
 	s.Kubectl("delete", "helmcharts", "--all", "-A", "--timeout=300s")
 	for _, what := range []string{"deployments", "secrets"} {
-		if out := k.Kubectl("get", what, "-o", "name"); out != "" {
-			t.Errorf("charts that are gone have left %s", out)
-		}
+		testenv.Equal(t, k.Kubectl("get", what, "-o", "name"), "", "charts that are gone have left")
 	}
 	harness.Eventually(t, soon, "the charts' events", func() error { // they are written after what they tell of
 		out, err := k.Try("get", "events", "--field-selector=involvedObject.kind=HelmChart")
@@ -184,13 +168,7 @@ func must(out string, err error) string {
 // chartOfFolder: a manifest of the folder names a file of the folder of charts. There were no kinds when it was read.
 func chartOfFolder(k *harness.Kube) {
 	k.T.Helper()
-	harness.Eventually(k.T, longer, "the chart of the folder", func() error {
-		got, err := k.TryKubectl("get", "-n", "default", "helmchart/folder", "-o", "jsonpath="+readyReason)
-		if err == nil && got != "Deployed" {
-			err = fmt.Errorf("is %q", got)
-		}
-		return err
-	})
+	k.Server.In(k.T).Becomes(longer, "Deployed", "get", "-n", "default", "helmchart/folder", "-o", "jsonpath="+readyReason)
 	harness.Says(k.T, k.Server.Kubectl("get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}"), "1.0.0")
 	harness.Says(k.T, k.Server.Kubectl("get", "-n", "default", "helmchart/folder"), "REPO", "CHART", "TARGETNAMESPACE", "FAILED", "folder", "False", "True")
 }

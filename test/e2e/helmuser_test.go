@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // chartByHand: a user installs a chart from a folder with coracle helm, upgrades it, goes back and uninstalls it,
@@ -19,26 +20,18 @@ func chartByHand(k *harness.Kube) {
 	folder := filepath.Join(k.Dir, "chart-by-hand")
 	for path, text := range webChart("1.0.0") {
 		file := filepath.Join(folder, path)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			k.T.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			k.T.Fatal(err)
-		}
+		testenv.NoError(k.T, os.MkdirAll(filepath.Dir(file), 0o755))
+		testenv.NoError(k.T, os.WriteFile(file, []byte(text), 0o644))
 	}
 	helm := func(args ...string) string {
 		k.T.Helper()
 		out, err := k.Run(k.Coracle(), append([]string{"helm", "--kubeconfig", k.Kubeconfig, "--namespace", k.NS}, args...)...)
-		if err != nil {
-			k.T.Fatalf("coracle helm %s: %v", strings.Join(args, " "), err)
-		}
+		testenv.NoError(k.T, err, "coracle helm %s", strings.Join(args, " "))
 		return out
 	}
 	greets := func(want string) {
 		k.T.Helper()
-		if got := k.Kubectl("get", "configmap/hand-greeting", "-o", "jsonpath={.data.greeting}"); got != want {
-			k.T.Errorf("it greets with %q, want %q", got, want)
-		}
+		testenv.Equal(k.T, k.Kubectl("get", "configmap/hand-greeting", "-o", "jsonpath={.data.greeting}"), want, "it greets with")
 	}
 	others := func() string { // what the HelmChart's release wants, and its revisions; the Deployment's status may change by itself
 		return k.Kubectl("get", "deployment/web", "-o", "jsonpath={.metadata.uid} {.metadata.generation}") + "\n" +
@@ -62,8 +55,6 @@ func chartByHand(k *harness.Kube) {
 	if out := k.Kubectl("get", "deployments,configmaps", "-o", "name"); strings.Contains(out, "hand") {
 		k.T.Errorf("a release that was uninstalled has left %s", out)
 	}
-	if after := others(); after != before {
-		k.T.Errorf("the HelmChart's release was\n%s\nand is\n%s", before, after)
-	}
+	testenv.Equal(k.T, others(), before, "the HelmChart's release was\n%s\nand is", before)
 	awaitChart(k, "web", "Deployed")
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const webIngress = `---
@@ -76,23 +77,11 @@ func TestIngress(t *testing.T) {
 	site := []string{"-H", "Host: web.example", "http://" + harness.NodeIP + "/"}
 	harness.Eventually(t, soon, "the Ingress answers", asks("web\n200", site...))
 	harness.Eventually(t, soon, "another host is not found", asks("404", "-o", "/dev/null", "http://"+harness.NodeIP+"/"))
-	harness.Eventually(t, soon, "an event says that the Secret is missing", func() error {
-		out, err := k.Try("get", "events", "--field-selector", "involvedObject.name=web,reason=BadCertificate")
-		if err == nil && !strings.Contains(out, "the Secret web does not exist") {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
+	k.Prints([]string{"the Secret web does not exist"}, "get", "events", "--field-selector", "involvedObject.name=web,reason=BadCertificate")
 
 	// Another namespace has no part of the host, and a ConfigMap holds for all Ingresses.
 	s.Namespace(t, "other").Apply(strings.ReplaceAll(webIngress, "path: /,", "path: /theirs,"))
-	harness.Eventually(t, soon, "an event says whose the host is", func() error {
-		out, err := s.TryKubectl("get", "events", "-n", "other", "--field-selector", "involvedObject.name=web,reason=HostTaken")
-		if err == nil && !strings.Contains(out, "belongs to the namespace shop") {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
+	s.In(t).Prints([]string{"belongs to the namespace shop"}, "get", "events", "-n", "other", "--field-selector", "involvedObject.name=web,reason=HostTaken")
 	if out, err := curl(k, "-H", "Host: web.example", "http://"+harness.NodeIP+"/theirs"); err != nil || out != "web\n200" {
 		t.Errorf("another namespace's path of the host answers %q, %v", out, err)
 	}
@@ -108,14 +97,8 @@ func TestIngress(t *testing.T) {
 	k.Apply(fmt.Sprintf(forgedSlice, harness.NodeIP))
 	harness.Eventually(t, soon, "no way to the kubelet", asks("502", "-o", "/dev/null", "-H", "Host: kubelet.example", "http://"+harness.NodeIP+"/"))
 
-	ca, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := ca.Issue("web", "web.example")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(t.TempDir()))(t)
+	files := testenv.Must(ca.Issue("web", "web.example"))(t)
 	k.Kubectl("create", "secret", "tls", "web", "--cert", files.Cert, "--key", files.Key)
 	secure := []string{"--cacert", files.CA, "--resolve", "web.example:443:" + harness.NodeIP, "https://web.example/"}
 	harness.Eventually(t, soon, "the Secret's certificate is served", asks("web\n200", secure...))
@@ -131,12 +114,8 @@ func TestIngress(t *testing.T) {
 		return s.LogSays("the proxy of the run before goes on")
 	})
 	close(stop)
-	if err := <-failed; err != nil {
-		t.Errorf("while coracle was killed and started again: %v", err)
-	}
-	if now := proxyPid(t, s); now != proxy {
-		t.Errorf("the proxy was process %s and is %s", proxy, now)
-	}
+	testenv.Check(t, <-failed, "while coracle was killed and started again")
+	testenv.Equal(t, proxyPid(t, s), proxy, "the proxy was process %s and is", proxy)
 	k.Kubectl("delete", "ingress", "web")
 	harness.Eventually(t, soon, "nothing is left of the Ingress", asks("404", append([]string{"-o", "/dev/null"}, site...)...))
 }
@@ -148,10 +127,7 @@ type program struct {
 }
 
 func startProgram(m *harness.Machine) program {
-	l, err := m.Listen("0.0.0.0:443")
-	if err != nil {
-		m.T.Fatal(err)
-	}
+	l := testenv.Must(m.Listen("0.0.0.0:443"))(m.T)
 	m.T.Cleanup(func() { l.Close() })
 	go func() {
 		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "program") }))
@@ -163,25 +139,15 @@ func startProgram(m *harness.Machine) program {
 // Ingress, and an event says why; then it ends.
 func (p program) keepsPort(k *harness.Kube) {
 	p.t.Helper()
-	harness.Eventually(p.t, soon, "an event says that another program has the port", func() error {
-		out, err := k.Server.TryKubectl("get", "events", "-n", "kube-system", "--field-selector", "involvedObject.name=ingress,reason=PortInUse")
-		if err == nil && !strings.Contains(out, "listens at TCP 443") {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
-	if out, err := curl(k, "http://"+harness.NodeIP+":443/"); err != nil || out != "program200" {
-		p.t.Errorf("the program that has port 443 answers %q, %v", out, err)
-	}
+	k.Server.In(p.t).Prints([]string{"listens at TCP 443"}, "get", "events", "-n", "kube-system", "--field-selector", "involvedObject.name=ingress,reason=PortInUse")
+	testenv.Equal(p.t, testenv.Must(curl(k, "http://"+harness.NodeIP+":443/"))(p.t), "program200", "the program that has port 443 answers")
 	if out, err := k.Try("get", "ingress", "web", "-o", "jsonpath="+ingressPath); err != nil || strings.TrimSpace(out) != "" {
 		p.t.Errorf("the Ingress has the address %q, %v", out, err)
 	}
 	if out, err := k.Run(k.Coracle(), "status", "--data-dir", k.DataDir); !strings.Contains(out, "another program listens at TCP 443") {
 		p.t.Errorf("the status is %s, %v", out, err)
 	}
-	if err := p.Close(); err != nil {
-		p.t.Error(err)
-	}
+	testenv.Check(p.t, p.Close())
 }
 
 // curl asks from outside the machine; what it returns ends with the answer's status.
@@ -209,9 +175,6 @@ func keepAsking(k *harness.Kube, stop <-chan struct{}, args ...string) error {
 }
 
 func proxyPid(t *testing.T, s *harness.Server) string {
-	out, err := s.Run("pgrep", "-x", "coracle-ingress")
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(s.Run("pgrep", "-x", "coracle-ingress"))(t)
 	return strings.TrimSpace(out)
 }

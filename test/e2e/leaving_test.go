@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestLeaving: a node is drained and comes back; one leaves and its pods move; a server is removed by name, another one
@@ -56,23 +57,17 @@ func TestLeaving(t *testing.T) {
 		}
 		return nil
 	})
-	if err := agent.Stop(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, agent.Stop())
 
 	leaves(third, first, func() error { return nodeDeleted(third) }, "no node of the cluster any more", "node", "remove", third.NodeName())
 	harness.Eventually(t, soon, "the server's node is gone", func() error { return nodeDeleted(third) })
 	harness.Eventually(t, soon, "two servers are left", func() error { return serversAre(first, 2) })
-	if err := third.Stop(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, third.Stop())
 
 	// The first one has no node, and of the two the only vote.
 	leaves(first, first, func() error { return serversAre(second, 1) }, "no server of the cluster any more", "leave")
 	harness.Eventually(t, soon, "one server is left", func() error { return serversAre(second, 1) })
-	if err := first.Stop(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, first.Stop())
 	second.Creates("configmap", "after") // it has to win an election first
 	rolledOut(second, "deployment/d")
 	out, err := second.Run(second.Coracle(), "leave", "--data-dir", second.DataDir)

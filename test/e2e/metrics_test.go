@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // burner uses as much of a processor as it may until there is a file named stop in the machine's folder %s, and holds
@@ -92,9 +93,7 @@ func autoscaling(k *harness.Kube) {
 		k.T.Errorf("an account without rights sees nodes: %s, %v", out, err)
 	}
 
-	if err := os.WriteFile(filepath.Join(dir, "stop"), nil, 0o644); err != nil {
-		k.T.Fatal(err)
-	}
+	testenv.NoError(k.T, os.WriteFile(filepath.Join(dir, "stop"), nil, 0o644))
 	k.Await(longer, "deployment/burner", "{.spec.replicas}", "1")
 	harness.Eventually(k.T, soon, "the events of both changes", func() error { // they are written after the change
 		out, err := k.Try("describe", "hpa", "burner")
@@ -296,10 +295,7 @@ func scraped(k *harness.Kube) {
 	transport := &http.Transport{DialContext: k.Dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
 	c := &http.Client{Transport: transport, Timeout: soon}
-	needs, err := os.ReadFile("../../docs/dashboards/metrics.txt")
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	needs := testenv.Must(os.ReadFile("../../docs/dashboards/metrics.txt"))(k.T)
 	for _, s := range scrapes {
 		url := "https://" + k.IP + ":" + s.port + s.path
 		harness.Eventually(k.T, soon, url, func() error {

@@ -55,7 +55,7 @@ func TestOneNode(t *testing.T) {
 			{"init", initContainers}, {"probes", probes}, {"hooks", hooks}, {"restarts", restartPolicies},
 			{"resources", resources}, {"config", configuration}, {"volumes", volumes},
 			{"daemonset", daemonSet}, {"statefulset", statefulSet}, {"objects", objects},
-			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"loadbalancer", loadBalancer}, {"dns", dns}, {"hardened", hardenedPod}, {"custom-dns", customDNS}, {"scraped", scraped}, {"console", webConsole}, {"console-actions", consoleActions}, {"remote-console", remoteConsole},
+			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"loadbalancer", loadBalancer}, {"dns", dns}, {"hardened", hardenedPod}, {"custom-dns", customDNS}, {"scraped", scraped}, {"console", webConsole}, {"remote-console", remoteConsole},
 		} {
 			places <- struct{}{}
 			begun.Go(func() {
@@ -65,13 +65,7 @@ func TestOneNode(t *testing.T) {
 		}
 		begun.Wait()
 	})
-	harness.Eventually(t, longer, "what the scenarios left is gone", func() error {
-		out, err := s.TryKubectl("get", "pods", "-A", "-o", "name")
-		if err == nil && out != "" {
-			err = fmt.Errorf("there are still %s", out)
-		}
-		return err
-	})
+	s.In(t).Becomes(longer, "", "get", "pods", "-A", "-o", "name")
 	t.Run("version", func(t *testing.T) {
 		out := s.In(t).Kubectl("version", "-o", "json")
 		if strings.Count(out, `"gitVersion": "v1.37.`) != 2 || strings.Count(out, "+coracle") < 2 {

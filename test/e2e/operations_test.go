@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // aFirewall would drop what it was not told to accept, and was told to accept everything. It is there from the
@@ -61,9 +62,7 @@ func operations(t *testing.T, s *harness.Server) {
 		harness.Eventually(t, soon, "the mode of the Service proxy, and why it is that", func() error {
 			return statusLine(s, "service proxy", "running.*(ipvs: auto takes it where the kernel has what it needs|nftables: ipvs will not do here: the kernel )")
 		})
-		if err := s.LogSays("Chose the Service proxy's back end"); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, s.LogSays("Chose the Service proxy's back end"))
 		harness.Eventually(t, soon, "another program's firewall is named", func() error { return statusLine(s, "host firewall", "running.*inet stranger f") })
 		foreignFirewall(t, s, "delete table inet stranger")
 		harness.Eventually(t, soon, "all parts run", func() error {
@@ -90,9 +89,7 @@ func operations(t *testing.T, s *harness.Server) {
 		})
 	})
 	t.Run("token", func(t *testing.T) {
-		if got := strings.TrimSpace(do("token", "print")); !strings.Contains(got, "::agent:") {
-			t.Errorf("the agents' token is %q", got)
-		}
+		testenv.Contains(t, strings.TrimSpace(do("token", "print")), "::agent:", "the agents' token is")
 		do("token", "create", "--ttl", "1h", "--description", "for a test")
 		harness.Says(t, do("token", "list"), "for a test")
 	})
@@ -113,18 +110,10 @@ func operations(t *testing.T, s *harness.Server) {
 		write(t, filepath.Join(dir, "test.yaml"), fmt.Sprintf(object, "dropped-1", 2))
 		k.Await(soon, "configmap/dropped-1", "{.data.count}", "2")
 		awaitDeleted := func(name string) {
-			harness.Eventually(t, soon, name+" is pruned", func() error {
-				out, err := k.Try("get", "configmap", name, "--ignore-not-found", "-o", "name")
-				if err == nil && out != "" {
-					err = fmt.Errorf("it is there")
-				}
-				return err
-			})
+			k.Becomes(soon, "", "get", "configmap", name, "--ignore-not-found", "-o", "name")
 		}
 		awaitDeleted("dropped-2")
-		if err := os.Remove(filepath.Join(dir, "test.yaml")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Remove(filepath.Join(dir, "test.yaml")))
 		awaitDeleted("dropped-1")
 	})
 	t.Run("images", func(t *testing.T) { importImage(t, s, "late.tar", "coracle.test/late:1") })
@@ -159,9 +148,7 @@ func importImage(t *testing.T, s *harness.Server, archive, image string) {
 func importedWhilePulled(t *testing.T, s *harness.Server) {
 	const address = "127.0.0.1:5999"
 	registry, err := s.Listen(address) // nobody accepts: the kernel does, and no byte comes back
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer func() { _ = registry.Close() }() // it was closed unless the test failed
 	image := address + "/imported:1"
 	importImage(t, s, "imported.tar", image)
@@ -183,9 +170,7 @@ func importedWhilePulled(t *testing.T, s *harness.Server) {
 	// Else the deletion of the pod that pulls takes half a minute. Upstream's kubelet does not end a pull when its pod
 	// is deleted (pkg/kubelet/kubelet.go, SyncPod: context.WithoutCancel, kubernetes/kubernetes issue 113606), and
 	// containerd waits 30 s for the head of an answer (core/remotes/docker/registry.go, ResponseHeaderTimeout).
-	if err := registry.Close(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, registry.Close())
 	k.Kubectl("delete", "pod", "pulls-always", "if-not-present", "never-pulls")
 }
 
@@ -195,10 +180,8 @@ func encryption(t *testing.T, s *harness.Server, do func(...string) string) {
 	const word = "xyzzy-plugh-plover"
 	k.Kubectl("create", "secret", "generic", "treasure", "--from-literal=word="+word)
 	k.Kubectl("create", "configmap", "map", "--from-literal=word="+word)
-	store, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(s.DataDir, "run", "store.sock")}, DialTimeout: soon})
-	if err != nil {
-		t.Fatal(err)
-	}
+	store := testenv.Must(
+		clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(s.DataDir, "run", "store.sock")}, DialTimeout: soon}))(t)
 	defer store.Close()
 	stored := func(key string) string {
 		t.Helper()
@@ -210,9 +193,7 @@ func encryption(t *testing.T, s *harness.Server, do func(...string) string) {
 		}
 		return string(r.Kvs[0].Value)
 	}
-	if got := stored("configmaps/default/map"); !strings.Contains(got, word) {
-		t.Errorf("the ConfigMap is stored as %q", got)
-	}
+	testenv.Contains(t, stored("configmaps/default/map"), word, "the ConfigMap is stored as")
 	sealed := stored("secrets/default/treasure")
 	if !strings.HasPrefix(sealed, "k8s:enc:secretbox:") || strings.Contains(sealed, word) {
 		t.Errorf("the Secret is stored as %q", sealed)
@@ -232,7 +213,5 @@ func encryption(t *testing.T, s *harness.Server, do func(...string) string) {
 
 func write(t *testing.T, path, text string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path, []byte(text), 0o644))
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestRotateWithSeveralServers: the key that encrypts Secrets is replaced while three servers run and write; a server
@@ -118,9 +119,7 @@ func rotateUntilItWaits(t *testing.T, s *harness.Server) error {
 	if err == nil {
 		err = cmd.Start()
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	lines := bufio.NewScanner(out)
 	waits := false
 	for !waits && lines.Scan() {
@@ -187,9 +186,7 @@ func TestRotateToken(t *testing.T) {
 		}
 		return nil
 	})
-	if now := shown(servers[1]); now != before {
-		t.Errorf("it was replaced by %s", now)
-	}
+	testenv.Equal(t, shown(servers[1]), before, "it was replaced by")
 	harness.Eventually(t, soon, "the token is replaced", func() error { // a leader may have to be elected
 		err := rotate(before, "sesame-of-the-cluster")
 		if err != nil && strings.HasSuffix(shown(servers[1]), ":sesame-of-the-cluster") { // an earlier try had no answer
@@ -214,7 +211,5 @@ func TestRotateToken(t *testing.T) {
 	late := site.NewMachine().NewPeer(first, "--disable-agent")
 	late.Start()
 	late.WaitAPI()
-	if now := shown(late); now != shown(first) {
-		t.Errorf("a server that joined has %s", now)
-	}
+	testenv.Equal(t, shown(late), shown(first), "a server that joined has")
 }

@@ -42,31 +42,18 @@ func newObjectStore(t *testing.T, m *harness.Machine) *objectStore {
 	}
 	dir := filepath.Join(m.Dir, "s3")
 	for _, sub := range []string{"objects/boats", "attributes"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Join(dir, sub), 0o755))
 	}
-	ca, err := testca.New(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := ca.Issue("object-store", m.IP)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(dir))(t)
+	files := testenv.Must(ca.Issue("object-store", m.IP))(t)
 	o := &objectStore{t: t, endpoint: net.JoinHostPort(m.IP, s3Port), ca: filepath.Join(dir, "ca.crt"), objects: filepath.Join(dir, "objects")}
 	ctx, cancel := context.WithCancel(context.Background())
 	c := m.Command(ctx, program, "--access", s3Access, "--secret", s3Secret, "--port", o.endpoint, "--cert", files.Cert, "--key", files.Key,
 		"posix", "--sidecar", filepath.Join(dir, "attributes"), o.objects)
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := testenv.Must(os.Create(filepath.Join(dir, "log")))(t)
 	defer log.Close()
 	c.Stdout, c.Stderr = log, log
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.Start())
 	done := make(chan struct{})
 	go func() { _ = c.Wait(); close(done) }()
 	t.Cleanup(func() {
@@ -121,9 +108,7 @@ func TestSnapshotsInS3(t *testing.T) {
 		if err == nil {
 			err = os.WriteFile(file, cargo, 0o600)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		s.Kubectl("create", "configmap", fmt.Sprintf("cargo-%d", i), "--from-file", file)
 	}
 	saved := func(name string) string {
@@ -153,13 +138,8 @@ func TestSnapshotsInS3(t *testing.T) {
 	o.has(1)
 
 	// What is wrong is said, and the snapshot is on this machine.
-	other, err := testca.New(filepath.Join(s.Dir, "other"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := other.Issue("nobody"); err != nil {
-		t.Fatal(err)
-	}
+	other := testenv.Must(testca.New(filepath.Join(s.Dir, "other")))(t)
+	testenv.Must(other.Issue("nobody"))(t)
 	for _, wrong := range []struct {
 		name    string
 		args    []string
@@ -168,9 +148,7 @@ func TestSnapshotsInS3(t *testing.T) {
 		{"secret", o.args(o.ca, "guessed"), "check the access key"},
 		{"authority", o.args(filepath.Join(s.Dir, "other", "ca.crt"), s3Secret), "certificate signed by unknown authority"},
 	} {
-		if err := s.Stop(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Stop())
 		s.Args = slices.Concat(base, wrong.args)
 		s.Start()
 		s.WaitAPI()
@@ -184,13 +162,8 @@ func TestSnapshotsInS3(t *testing.T) {
 		o.has(1)
 	}
 
-	token, err := s.Run(s.Coracle(), "token", "print", "--server", "--data-dir", s.DataDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	token := testenv.Must(s.Run(s.Coracle(), "token", "print", "--server", "--data-dir", s.DataDir))(t)
+	testenv.NoError(t, s.Stop())
 	blank := site.NewMachine().NewServer("--node-name", s.NodeName(), "--disable-agent")
 	restore := func(ca, secret string) (string, error) {
 		return blank.Run(blank.Coracle(), append([]string{"snapshot", "restore", last, "--token", strings.TrimSpace(token), "--data-dir", blank.DataDir}, o.args(ca, secret)...)...)

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // What a server that is asked logs.
@@ -58,9 +59,7 @@ func TestServerRefused(t *testing.T) {
 		for _, want := range []string{"the server cannot join yet; it is tried again", "no server answers at 10.77.0.250:6443"} {
 			harness.Eventually(t, soon, "it says that it tries again, and why", func() error { return s.LogSays(want) })
 		}
-		if err := s.Stop(); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, s.Stop())
 	})
 	t.Run("through a node", func(t *testing.T) { joinsThroughNode(t, first, a, peer) })
 }
@@ -69,26 +68,18 @@ func TestServerRefused(t *testing.T) {
 // sent.
 func refusedTokens(t *testing.T, first, peer *harness.Server) {
 	token := func(file string) string {
-		data, err := os.ReadFile(first.Seen("server", file))
-		if err != nil {
-			t.Fatal(err)
-		}
+		data := testenv.Must(os.ReadFile(first.Seen("server", file)))(t)
 		return strings.TrimSpace(string(data))
 	}
 	right, agents := token("token"), token("agent-token")
 	hash, _, _ := strings.Cut(right, "::")
 	secret := func(token string) string { return token[strings.LastIndex(token, ":")+1:] }
-	expires, err := first.Run(first.Coracle(), "token", "create", "--ttl", "1h", "--quiet", "--data-dir", first.DataDir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	expires := testenv.Must(first.Run(first.Coracle(), "token", "create", "--ttl", "1h", "--quiet", "--data-dir", first.DataDir))(t)
 	var other net.Listener // a program that takes connections and says nothing that a server would
-	if err := first.Site.Do(func() (err error) {
+	testenv.NoError(t, first.Site.Do(func() (err error) {
 		other, err = net.Listen("tcp", net.JoinHostPort(harness.OutsideIP, "0"))
 		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
+	}))
 	defer other.Close()
 	go writeHello(other) // until that is closed
 	for _, tt := range []struct {
@@ -169,9 +160,7 @@ func refusedServer(t *testing.T, asked, peer *harness.Server, log string, want [
 	count := func(text string) int { return asked.InLog(text) }
 	before := map[string]int{letIn: count(letIn), notLetIn: count(notLetIn)}
 	out, code := runServer(peer.Machine, append(slices.Clone(peer.Args), args...)...)
-	if code != 1 {
-		t.Errorf("exit code %d, want 1", code)
-	}
+	testenv.Equal(t, code, 1, "exit code")
 	_, last, found := strings.Cut(out, "\ncoracle: ") // what it says last is for whoever started it
 	if !found {
 		last = out
@@ -207,29 +196,21 @@ func refusedWithStore(t *testing.T, first, peer *harness.Server) {
 	s.Start()
 	s.WaitAPI()
 	s.Creates("configmap", "own")
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Stop())
 	joins := *peer
 	joins.Args = append(slices.Clone(peer.Args), "--disable-agent", "--data-dir", s.DataDir)
 	refusedServer(t, first, &joins, "", []string{"of a server that started a cluster: it cannot join another one. Nothing was changed", "--data-dir"})
 	s.Start()
 	s.WaitAPI()
 	s.Kubectl("get", "configmap", "own")
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(s.Kubeconfig); err != nil { // of that cluster
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Stop())
+	testenv.NoError(t, os.Remove(s.Kubeconfig)) // of that cluster
 }
 
 // joinsThroughNode: a machine that was refused so often joins with what is right. It is given the address of a node;
 // that one leads to a server as soon as one answers.
 func joinsThroughNode(t *testing.T, first, a, peer *harness.Server) {
-	if err := first.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, first.Stop())
 	peer.Args = append(peer.Args, "--server", "https://"+a.IP+":6443")
 	peer.Start()
 	harness.Eventually(t, soon, "it waits for a server", func() error { return peer.LogSays("no server answers at " + a.IP + ":6443, though a machine is there") })
@@ -238,7 +219,5 @@ func joinsThroughNode(t *testing.T, first, a, peer *harness.Server) {
 	peer.WaitAPI()
 	peer.Kubectl("get", "configmap", "kept")
 	harness.Eventually(t, soon, "its node is ready", func() error { return first.NodeReady(peer) })
-	if out := first.Members(0, "Add a third server and any one may fail"); !strings.Contains(out, peer.NodeName()+" ") {
-		t.Errorf("it is no member:\n%s", out)
-	}
+	testenv.Contains(t, first.Members(0, "Add a third server and any one may fail"), peer.NodeName()+" ", "it is no member:")
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const spreadDeployment = `
@@ -68,9 +69,7 @@ func TestThreeServers(t *testing.T) {
 		return err
 	}
 	for _, s := range servers {
-		if err := see(s); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, see(s))
 	}
 	endpoints := func(s *harness.Server, of []*harness.Server) error {
 		out, err := s.TryKubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[?(@.conditions.ready==true)].addresses[0]}")
@@ -137,9 +136,7 @@ func TestThreeServers(t *testing.T) {
 	rest[0].Creates("configmap", "after")
 	t.Logf("a write by kubectl after %v", time.Since(killed).Round(10*time.Millisecond))
 	for _, s := range rest {
-		if err := see(s); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, see(s))
 	}
 	rest[0].Members(1, "no further one: 2 of 3 voters answer")
 	// The agent starts anew while the only server that it was told of is dead: it knows the others.
@@ -147,13 +144,7 @@ func TestThreeServers(t *testing.T) {
 	a.Start()
 	// Controllers, scheduler and agent work, each with a server that lives: a Deployment's pods run.
 	rest[1].InsistsOn(spreadDeployment)
-	harness.Eventually(t, longer, "the Deployment's pods run", func() error {
-		out, err := rest[0].TryKubectl("get", "deployment", "d", "-o", "jsonpath={.status.readyReplicas}")
-		if err == nil && out != "2" {
-			err = fmt.Errorf("ready: %q\n%s", out, a.LogTail(5))
-		}
-		return err
-	})
+	rest[0].In(t).Await(longer, "deployment/d", "{.status.readyReplicas}", "2")
 	select {
 	case took := <-left:
 		t.Logf("the dead one was behind the Service for %v", took.Round(10*time.Millisecond))
@@ -177,36 +168,24 @@ func TestThreeServers(t *testing.T) {
 	first.Start()
 	first.WaitAPI()
 	back := time.Now()
-	if err := see(first); err != nil {
-		t.Error(err)
-	}
-	if out := first.Insists("get", "configmaps", "after", "-o", "name"); out != "configmap/after" {
-		t.Errorf("the server that came back has %q", out)
-	}
+	testenv.Check(t, see(first))
+	testenv.Equal(t, first.Insists("get", "configmaps", "after", "-o", "name"), "configmap/after", "the server that came back has")
 	harness.Eventually(t, soon, "all machines know one another again", func() error { return harness.KnowOneAnother(all, alive) })
 	harness.Eventually(t, soon, "all servers are behind the Service again", func() error { return endpoints(rest[0], servers) })
 	t.Logf("all are behind the Service %v after the one that came back had an API", time.Since(back).Round(10*time.Millisecond))
 
 	// A server that has lost its store belongs to the cluster nevertheless, and begins no other one.
-	if err := first.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.RemoveAll(filepath.Join(first.DataDir, "server", "store")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, first.Stop())
+	testenv.NoError(t, os.RemoveAll(filepath.Join(first.DataDir, "server", "store")))
 	first.Start()
 	first.WaitAPI()
-	if err := see(first); err != nil {
-		t.Errorf("after its store was lost: %v", err)
-	}
+	testenv.Check(t, see(first), "after its store was lost")
 
 	// A node that is deleted takes its server out of the cluster.
 	gone := servers[2]
 	harness.Eventually(t, soon, "the third server's node is there", func() error { return rest[0].NodeReady(gone) })
 	first.Members(0, gone.NodeName()+" ")
-	if err := gone.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, gone.Stop())
 	first.Insists("delete", "node", gone.NodeName(), "--ignore-not-found") // a leader may have to be elected
 	if out := first.Members(0, "Add a third server and any one may fail"); strings.Contains(out, gone.NodeName()+" ") {
 		t.Errorf("after its node was deleted the server is a member still:\n%s", out)

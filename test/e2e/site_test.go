@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestSiteLinksFilterEachWay: what one machine hears of another one is what the site's links let through, each way by
@@ -86,14 +87,8 @@ func send(t *testing.T, from, to *harness.Machine, count, least int) (got, sent 
 // received counts large frames only: it divides bytes, which leaves out the kernel's own small ones.
 func received(t *testing.T, m *harness.Machine) int {
 	t.Helper()
-	out, err := m.Run("cat", "/sys/class/net/eth0/statistics/rx_bytes")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(out))
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(m.Run("cat", "/sys/class/net/eth0/statistics/rx_bytes"))(t)
+	n := testenv.Must(strconv.Atoi(strings.TrimSpace(out)))(t)
 	return n / (1000 + 8 + 20 + 14)
 }
 
@@ -136,17 +131,13 @@ func TestTwoMachines(t *testing.T) {
 // TestMakePlayLeavesNothing: make play's program runs a command on a cluster and leaves nothing behind.
 func TestMakePlayLeavesNothing(t *testing.T) {
 	dir, err := os.MkdirTemp("", "play-") // the kernel bounds the path of a socket below it, which holds a test's name otherwise
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer func() { _ = os.RemoveAll(dir) }()
 	program, scratch := filepath.Join(dir, "play"), filepath.Join(dir, "scratch")
 	if out, err := exec.Command("go", "build", "-tags", "no_btrfs no_zfs no_devmapper grpcnotrace", "-o", program, "../play").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if err := os.Mkdir(scratch, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(scratch, 0o755))
 	c := exec.CommandContext(context.WithoutCancel(t.Context()), program, "-c", "kubectl get nodes; ctr images ls -q; coracle status; exit 7")
 	c.Env = append(os.Environ(), "CORACLE_TEST_DIR="+scratch, "TMPDIR="+scratch)
 	var output strings.Builder

@@ -14,15 +14,13 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // slacks fails unless all threads of an agent have its timer slack, and a process in its pod the kernel's.
 func slacks(t *testing.T, s, agent *harness.Server, pod string) {
 	t.Helper()
-	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", agent.Pid()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	threads := testenv.Must(os.ReadDir(fmt.Sprintf("/proc/%d/task", agent.Pid())))(t)
 	for _, thread := range threads {
 		b, err := os.ReadFile("/proc/" + thread.Name() + "/timerslack_ns")
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {

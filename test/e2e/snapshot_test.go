@@ -17,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestSnapshotOnBlankMachine: a board is lost, and a new one under its name gets the cluster from a snapshot and the
@@ -33,10 +34,7 @@ func TestSnapshotOnBlankMachine(t *testing.T) {
 	out := snapshot(t, lost, "save", "--name", "drill")
 	file := filepath.Join(lost.DataDir, "snapshots", strings.Fields(snapshot(t, lost, "list"))[5])
 	harness.Says(t, out, "Saved the cluster to "+file)
-	token, err := lost.Run(lost.Coracle(), "token", "print", "--server", "--data-dir", lost.DataDir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	token := testenv.Must(lost.Run(lost.Coracle(), "token", "print", "--server", "--data-dir", lost.DataDir))(t)
 	lost.Kubectl("create", "configmap", "later")
 	seen := listVersion(t, lost.In(t))
 	lost.Kill()
@@ -101,9 +99,7 @@ func TestSnapshotUnderRunningNodes(t *testing.T) {
 	if out, err := s.Run(s.Coracle(), "snapshot", "restore", name, "--data-dir", s.DataDir); err == nil {
 		t.Fatalf("it was restored while the server ran:\n%s", out)
 	}
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Stop())
 	harness.Says(t, snapshot(t, s, "restore", name), "is kept in "+filepath.Join(s.DataDir, "server.before-"))
 	s.Start()
 	s.WaitAPI()
@@ -136,13 +132,7 @@ func snapshot(t *testing.T, s *harness.Server, args ...string) string {
 
 func readyPods(s *harness.Server, want string) {
 	s.T.Helper()
-	harness.Eventually(s.T, longer, want+" pods of the Deployment are ready", func() error {
-		out, err := s.TryKubectl("get", "deployment", "d", "-o", "jsonpath={.status.readyReplicas} {.status.replicas}")
-		if err == nil && out != want+" "+want {
-			err = fmt.Errorf("ready and all: %q", out)
-		}
-		return err
-	})
+	s.In(s.T).Await(longer, "deployment/d", "{.status.readyReplicas} {.status.replicas}", want+" "+want)
 }
 
 func copyTo(t *testing.T, from, to string) {
@@ -151,9 +141,7 @@ func copyTo(t *testing.T, from, to string) {
 	if err == nil {
 		err = os.WriteFile(to, data, 0o600)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 }
 
 // TestSnapshotOfThreeServers: one of them is restored, and is alone. One with the store of before does not vote with
@@ -190,9 +178,7 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 	name := strings.Fields(snapshot(t, second, "list"))[5]
 	first.Creates("configmap", "later")
 	for _, s := range servers {
-		if err := s.Stop(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Stop())
 	}
 	harness.Says(t, snapshot(t, second, "restore", name), "If the cluster had other servers")
 	second.Start()
@@ -235,20 +221,13 @@ func TestSnapshotOfThreeServers(t *testing.T) {
 		time.Sleep(500 * time.Millisecond) // the pace of the questions, not a wait for something
 	}
 	third.Kill()
-	token, err := second.Run(second.Coracle(), "token", "print", "--server", "--data-dir", second.DataDir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	token := testenv.Must(second.Run(second.Coracle(), "token", "print", "--server", "--data-dir", second.DataDir))(t)
 	for _, s := range []*harness.Server{first, third} {
-		if err := os.Rename(filepath.Join(s.DataDir, "server"), filepath.Join(s.DataDir, "server.old")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Rename(filepath.Join(s.DataDir, "server"), filepath.Join(s.DataDir, "server.old")))
 		s.Args = append(s.Args, "--server", "https://"+second.IP+":6443", "--token", strings.TrimSpace(token))
 		s.Start()
 		s.WaitAPI()
 	}
 	harness.Eventually(t, soon, "all three vote again", func() error { return members(second, 3) })
-	if out := third.Insists("get", "configmap", "kept", "-o", "name"); out != "configmap/kept" {
-		t.Errorf("a server that joined again has %q", out)
-	}
+	testenv.Equal(t, third.Insists("get", "configmap", "kept", "-o", "name"), "configmap/kept", "a server that joined again has")
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // keepers is a pod on each of two nodes, of an ordinary user, with a volume of the default class.
@@ -118,9 +119,7 @@ func TestLocalStorage(t *testing.T) {
 	giveRoom(t, a, "128m")
 	folder := func(name string) string { return filepath.Join(a.Dir, name) }
 	a.Args = append(a.Args, "--default-local-storage-path", strings.Join([]string{filepath.Join(a.DataDir, "storage"), folder("second"), folder("gone"), folder("frozen"), roomFolder}, ","))
-	if err := errors.Join(os.Mkdir(folder("second"), 0o755), os.Mkdir(folder("frozen"), 0o755)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(os.Mkdir(folder("second"), 0o755), os.Mkdir(folder("frozen"), 0o755)))
 	if _, err := a.Run("mount", "-t", "tmpfs", "-o", "ro,mode=700", "frozen", folder("frozen")); err != nil { // until the machine is switched off
 		t.Fatal(err)
 	}
@@ -139,9 +138,7 @@ func TestLocalStorage(t *testing.T) {
 		return err
 	})
 	for _, n := range []*harness.Server{s, a} {
-		if err := inStorage(n, 1); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, inStorage(n, 1))
 	}
 	for _, pod := range []string{"keep-0", "keep-1"} {
 		if out := s.Kubectl("exec", pod, "--", "sh", "-c", "echo "+pod+" > /data/who && stat -c '%u %g' /data/who"); strings.TrimSpace(out) != "1000 2000" {
@@ -171,16 +168,8 @@ func TestLocalStorage(t *testing.T) {
 	s.Kubectl("delete", "pod", "keep-0", "keep-1", "--force", "--grace-period=0")
 	s.Kubectl("delete", "pvc", "--all")
 	harness.Eventually(t, soon, "the volume of the node that is there is removed", func() error { return inStorage(s, 0) })
-	harness.Eventually(t, soon, "what waits for the other node says so", func() error {
-		out, err := s.TryKubectl("get", "events", "--field-selector", "involvedObject.kind=PersistentVolume", "-o", "jsonpath={.items[*].message}")
-		if err == nil && !strings.Contains(out, "node "+a.NodeName()+" is away") {
-			err = errors.New(out)
-		}
-		return err
-	})
-	if err := inStorage(a, 1); err != nil {
-		t.Error(err)
-	}
+	s.In(t).Prints([]string{"node " + a.NodeName() + " is away"}, "get", "events", "--field-selector", "involvedObject.kind=PersistentVolume", "-o", "jsonpath={.items[*].message}")
+	testenv.Check(t, inStorage(a, 1))
 	a.PowerOn()
 	a.Start()
 	harness.Eventually(t, longer, "the volume of the node that was off is removed", func() error {
@@ -229,18 +218,10 @@ func returnWithVolume(t *testing.T, s, a *harness.Server) {
 	s.Kubectl("delete", "node", a.NodeName())
 	s.Kubectl("delete", "pod", "left", "--force", "--grace-period=0")
 	s.Kubectl("delete", "pvc", "left")
-	harness.Eventually(t, soon, "the volume goes without its node", func() error {
-		out, err := s.TryKubectl("get", "pv", "-o", "name")
-		if err == nil && out != "" {
-			err = fmt.Errorf("there is still %s", out)
-		}
-		return err
-	})
+	s.In(t).Becomes(soon, "", "get", "pv", "-o", "name")
 	const record = "local-storage.coracle"
 	harness.Says(t, s.Kubectl("get", "configmap", record, "-n", "kube-system", "-o", "jsonpath={.data."+a.NodeName()+"}"), volume)
-	if _, err := os.Stat(filepath.Join(volume, "file")); err != nil {
-		t.Errorf("the directory on a node that is off: %v", err)
-	}
+	testenv.Check(t, testenv.Err(os.Stat(filepath.Join(volume, "file"))), "the directory on a node that is off")
 	a.PowerOn()
 	a.Start()
 	harness.Eventually(t, longer, "the directory goes when the node comes back", func() error {

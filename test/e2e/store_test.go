@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestStoreBackup goes the way of a backup: saved from the running server, put back after things changed, and the
@@ -70,9 +71,7 @@ func TestStoreBackup(t *testing.T) {
 	} else {
 		harness.Says(t, err.Error(), "the server runs", "Nothing was changed")
 	}
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Stop())
 	harness.Says(t, must("verify"), "is whole")
 	harness.Says(t, must("restore", backup), "Restored", "The earlier store is kept in "+filepath.Join(s.DataDir, "server", "store.before-"))
 	s.Start()
@@ -89,9 +88,7 @@ func TestStoreBackup(t *testing.T) {
 	k.Kubectl("create", "configmap", "new", "--from-literal=v=new")
 	k.Await(soon, "configmap/new", "{.data.v}", "new")
 	fine()
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Stop())
 }
 
 func awaitAPI(t *testing.T, s *harness.Server) {
@@ -113,9 +110,7 @@ func listVersion(t *testing.T, k *harness.Kube) string {
 	var list struct {
 		Metadata struct{ ResourceVersion string }
 	}
-	if err := json.Unmarshal([]byte(k.Kubectl("get", "--raw", "/api/v1/namespaces/default/configmaps")), &list); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, json.Unmarshal([]byte(k.Kubectl("get", "--raw", "/api/v1/namespaces/default/configmaps")), &list))
 	return list.Metadata.ResourceVersion
 }
 
@@ -137,16 +132,12 @@ func startsOver(t *testing.T, k *harness.Kube, version string) {
 
 func withStore(t *testing.T, s *harness.Server, f func(context.Context, *clientv3.Client) error) {
 	t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(s.DataDir, "run", "store.sock")}, DialTimeout: soon})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(
+		clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(s.DataDir, "run", "store.sock")}, DialTimeout: soon}))(t)
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()
-	if err := f(ctx, c); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f(ctx, c))
 }
 
 func storeRevision(t *testing.T, s *harness.Server) (revision int64) {

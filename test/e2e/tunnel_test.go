@@ -9,13 +9,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNodeBehindNAT: no server can connect to a node; logs, exec, attach, port-forward, metrics and what goes to its
@@ -49,13 +49,7 @@ func TestNodeBehindNAT(t *testing.T) {
 
 	for _, s := range servers {
 		// A server that is new to the node is connected to within half a minute: until then it cannot reach the node.
-		harness.Eventually(t, soon, "logs", func() error {
-			out, err := s.TryKubectl("logs", "guest", "--request-timeout=10s")
-			if err == nil && !strings.Contains(out, "serving on 8080") {
-				err = fmt.Errorf("%q", out)
-			}
-			return err
-		})
+		s.In(t).Prints([]string{"serving on 8080"}, "logs", "guest", "--request-timeout=10s")
 		s.In(t).Prints([]string{"hi"}, "exec", "guest", "--", "echo", "hi")
 		attached(t, s, "listener", "hello through "+s.NodeName())
 		s.In(t).Prints([]string{"container_memory_working_set_bytes"}, "get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource") // a new pod is measured some time after its start
@@ -131,9 +125,7 @@ func forwarded(t *testing.T, s *harness.Server, pod string) string {
 	if err == nil {
 		err = forward.Start()
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer func() {
 		cancel()
 		_ = forward.Wait()
@@ -145,8 +137,6 @@ func forwarded(t *testing.T, s *harness.Server, pod string) string {
 		t.Fatalf("%q: %v", line, err)
 	}
 	page, err := s.Run(harness.Box(t), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60")
-	if err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, err)
 	return page
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/creack/pty"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const webDeployment = `
@@ -95,10 +96,7 @@ func interactive(k *harness.Kube) {
 	defer cancel()
 
 	exec := k.KubectlCommand(ctx, "-n", k.NS, "exec", "-it", "shell", "--", "sh")
-	terminal, err := pty.Start(exec)
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	terminal := testenv.Must(pty.Start(exec))(k.T)
 	defer terminal.Close()
 	fmt.Fprint(terminal, "echo $((40+2)) on $(tty)\nexit 7\n")
 	output, _ := io.ReadAll(terminal) // a terminal whose other side is gone reads as an error
@@ -111,13 +109,8 @@ func interactive(k *harness.Kube) {
 	}
 
 	logs := k.KubectlCommand(ctx, "-n", k.NS, "logs", "-f", "shell")
-	pipe, err := logs.StdoutPipe()
-	if err != nil {
-		k.T.Fatal(err)
-	}
-	if err := logs.Start(); err != nil {
-		k.T.Fatal(err)
-	}
+	pipe := testenv.Must(logs.StdoutPipe())(k.T)
+	testenv.NoError(k.T, logs.Start())
 	lines := bufio.NewScanner(pipe)
 	if !lines.Scan() || !strings.Contains(lines.Text(), "serving on 8080") {
 		k.T.Errorf("the first followed line is %q", lines.Text())
@@ -126,22 +119,15 @@ func interactive(k *harness.Kube) {
 	if !lines.Scan() || !strings.Contains(lines.Text(), "asked to stop") {
 		k.T.Errorf("the last followed line is %q", lines.Text())
 	}
-	if err := logs.Wait(); err != nil {
-		k.T.Errorf("logs -f: %v", err)
-	}
+	testenv.Check(k.T, logs.Wait(), "logs -f")
 
 	// kubectl port-forward ends at the first connection that is refused.
 	const answers = "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 60}"
 	k.Apply(pod("forwarded", "[testbox, serve]", answers, ""))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/forwarded", "--timeout=180s")
 	forward := k.KubectlCommand(ctx, "-n", k.NS, "port-forward", "pod/forwarded", ":8080")
-	pipe, err = forward.StdoutPipe()
-	if err != nil {
-		k.T.Fatal(err)
-	}
-	if err := forward.Start(); err != nil {
-		k.T.Fatal(err)
-	}
+	pipe = testenv.Must(forward.StdoutPipe())(k.T)
+	testenv.NoError(k.T, forward.Start())
 	var port int
 	if line, err := bufio.NewReader(pipe).ReadString('\n'); err != nil {
 		k.T.Fatal(err)
@@ -164,9 +150,7 @@ func copyFiles(k *harness.Kube) {
 	k.Kubectl("wait", "--for=condition=Ready", "pod/store", "--timeout=180s")
 	dir := k.T.TempDir()
 	want := strings.Repeat("0123456789abcdef\n", 100_000)
-	if err := os.WriteFile(filepath.Join(dir, "up"), []byte(want), 0o644); err != nil {
-		k.T.Fatal(err)
-	}
+	testenv.NoError(k.T, os.WriteFile(filepath.Join(dir, "up"), []byte(want), 0o644))
 	k.Kubectl("cp", filepath.Join(dir, "up"), "store:/tmp/there")
 	k.Kubectl("cp", "store:/tmp/there", filepath.Join(dir, "down"))
 	got, err := os.ReadFile(filepath.Join(dir, "down"))
@@ -181,13 +165,8 @@ func watch(k *harness.Kube) {
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	defer cancel()
 	w := k.KubectlCommand(ctx, "-n", k.NS, "get", "configmap", "seen", "-w", "-o", "jsonpath={.data.a}{'\\n'}")
-	pipe, err := w.StdoutPipe()
-	if err != nil {
-		k.T.Fatal(err)
-	}
-	if err := w.Start(); err != nil {
-		k.T.Fatal(err)
-	}
+	pipe := testenv.Must(w.StdoutPipe())(k.T)
+	testenv.NoError(k.T, w.Start())
 	lines := bufio.NewScanner(pipe)
 	for i, want := range []string{"1", "2", "3"} {
 		if i > 0 {
@@ -214,13 +193,7 @@ func dns(k *harness.Kube) {
 			"kubernetes.default.svc.cluster.local": "10.43.0.1", "kube-dns.kube-system": "10.43.0.10",
 			"flock": podIP, "first.flock": podIP,
 		} {
-			harness.Eventually(k.T, soon, name+" from "+from, func() error {
-				got, err := k.Try("exec", from, "--", "testbox", "lookup", name)
-				if err == nil && got != want {
-					err = fmt.Errorf("%q, want %q", got, want)
-				}
-				return err
-			})
+			k.Becomes(soon, want, "exec", from, "--", "testbox", "lookup", name)
 		}
 	}
 	start := time.Now()
@@ -238,13 +211,7 @@ func customDNS(k *harness.Kube) {
 	system := &harness.Kube{Server: k.Server, T: k.T, NS: "kube-system"}
 	resolves := func(name, want string) {
 		k.T.Helper()
-		harness.Eventually(k.T, soon, name, func() error {
-			got, err := k.Try("exec", "asker", "--", "testbox", "lookup", name)
-			if err == nil && got != want {
-				err = fmt.Errorf("%q, want %q", got, want)
-			}
-			return err
-		})
+		k.Becomes(soon, want, "exec", "asker", "--", "testbox", "lookup", name)
 	}
 	configure := func(override, server string) {
 		k.T.Helper()
@@ -261,13 +228,7 @@ func customDNS(k *harness.Kube) {
 
 	configure(fmt.Sprintf(nas, 22)+"nonsense\n", fmt.Sprintf(corp, 3))
 	resolves("git.corp.example", "192.0.2.3") // the other key is followed
-	harness.Eventually(k.T, soon, "an event says what is wrong", func() error {
-		got, err := system.Try("get", "events", "--field-selector", "involvedObject.name=coredns-custom,reason=BadDNSConfiguration", "-o", "jsonpath={.items[*].message}")
-		if err == nil && !strings.Contains(got, "nas.override") {
-			err = fmt.Errorf("they say %q", got)
-		}
-		return err
-	})
+	system.Prints([]string{"nas.override"}, "get", "events", "--field-selector", "involvedObject.name=coredns-custom,reason=BadDNSConfiguration", "-o", "jsonpath={.items[*].message}")
 	resolves("nas.home", "192.168.1.21")
 	system.Kubectl("delete", "configmap", "coredns-custom")
 	harness.Eventually(k.T, soon, "the names are gone", func() error { // no resolver is asked for this one

@@ -34,6 +34,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -94,14 +95,8 @@ func Process() {
 // says how far it is.
 func Start(t testing.TB, m *harness.Machine, o Options) *harness.Server {
 	t.Helper()
-	text, err := json.Marshal(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(json.Marshal(o))(t)
+	self := testenv.Must(os.Executable())(t)
 	if out, err := m.Run("ip", "route", "add", "local", Network.String(), "dev", "lo"); err != nil {
 		t.Fatalf("the fleet's addresses: %v\n%s", err, out)
 	}

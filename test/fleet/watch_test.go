@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestStream: a watch begins with all that there is, says when it has had that, goes on after its end where it was, and
@@ -44,13 +45,9 @@ func TestStream(t *testing.T) {
 	complete := 0
 	s := &stream{client: server.Client(), url: server.URL, selectors: url.Values{"fieldSelector": {"a=b"}}, complete: func() { complete++ }}
 	for i := range answers {
-		if err := s.read(t.Context()); err != nil {
-			t.Fatalf("watch %d: %v", i, err)
-		}
+		testenv.NoError(t, s.read(t.Context()), "watch %d", i)
 	}
-	if complete != 1 {
-		t.Errorf("%d times complete", complete)
-	}
+	testenv.Equal(t, complete, 1, "times complete:")
 	from := func(revision string) url.Values {
 		q := url.Values{"watch": {"true"}, "allowWatchBookmarks": {"true"}, "fieldSelector": {"a=b"}}
 		if revision == "" {
@@ -66,9 +63,7 @@ func TestStream(t *testing.T) {
 			t.Errorf("watch %d asked for %v, want %v", i, asked[i], want)
 		}
 	}
-	if s.revision != "20" {
-		t.Errorf("at %q", s.revision)
-	}
+	testenv.Equal(t, s.revision, "20", "at")
 }
 
 // TestSettings: a stream of settings has begun when it has said what stands in each of them, however much that is.
@@ -97,16 +92,9 @@ func event(t *testing.T, kind watch.EventType, o runtime.Object) []byte {
 	if !ok {
 		t.Fatal("no protobuf")
 	}
-	raw, err := runtime.Encode(scheme.Codecs.EncoderForVersion(info.Serializer, corev1.SchemeGroupVersion), o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw := testenv.Must(runtime.Encode(scheme.Codecs.EncoderForVersion(info.Serializer, corev1.SchemeGroupVersion), o))(t)
 	var one, framed bytes.Buffer
-	if err := info.StreamSerializer.Encode(&metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Raw: raw}}, &one); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(info.StreamSerializer.Framer.NewFrameWriter(&framed), &one); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, info.StreamSerializer.Encode(&metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Raw: raw}}, &one))
+	testenv.Must(io.Copy(info.StreamSerializer.Framer.NewFrameWriter(&framed), &one))(t)
 	return framed.Bytes()
 }

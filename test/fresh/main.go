@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // commands are what a new user types in a clone, and what shows that it worked. Nothing but make and git is installed
@@ -68,9 +69,7 @@ func fresh(t testing.TB, name, script string) {
 	bootstrap(t, m, root)
 	clone(t, filepath.Join(root, "root/coracle"))
 	logf("running the command")
-	if err := inRoot(m, root, "cd /root/coracle\n"+script); err != nil {
-		t.Fatalf("%s in a fresh Debian: %v", name, err)
-	}
+	testenv.NoError(t, inRoot(m, root, "cd /root/coracle\n"+script), "%s in a fresh Debian", name)
 	logf("it worked")
 }
 
@@ -81,23 +80,17 @@ func connect(t testing.TB, m *harness.Machine) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	ready, readyWrite, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer ready.Close()
 	c := exec.Command("slirp4netns", "--configure", "--mtu=1500", "--disable-host-loopback", "--ready-fd=3", fmt.Sprint(m.InitPid()), "uplink")
 	c.ExtraFiles = []*os.File{readyWrite}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.Start())
 	t.Cleanup(func() {
 		_ = c.Process.Kill()
 		_ = c.Wait() // it was killed
 	})
 	readyWrite.Close()
-	if _, err := ready.Read(make([]byte, 1)); err != nil {
-		t.Fatalf("slirp4netns did not come up: %v", err)
-	}
+	testenv.NoError(t, testenv.Err(ready.Read(make([]byte, 1))), "slirp4netns did not come up")
 	if out, err := m.Run("sh", "-c", "echo nameserver 10.0.2.3 > /etc/resolv.conf"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -108,19 +101,14 @@ type archive struct{ uri, suite string }
 
 // archives asks apt for the archives of this Debian's release, the main one first.
 func archives(t testing.TB) (codename string, list []archive) {
-	release, err := os.ReadFile("/etc/os-release")
-	if err != nil {
-		t.Fatal(err)
-	}
+	release := testenv.Must(os.ReadFile("/etc/os-release"))(t)
 	for line := range strings.Lines(string(release)) {
 		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "VERSION_CODENAME="); ok {
 			codename = name
 		}
 	}
 	out, err := exec.Command("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages").Output()
-	if err != nil {
-		t.Fatalf("which package servers are set up here: %v", err)
-	}
+	testenv.NoError(t, err, "which package servers are set up here")
 	seen := map[archive]bool{}
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line)
@@ -144,10 +132,7 @@ func archives(t testing.TB) (codename string, list []archive) {
 // bootstrap makes a minimal Debian with this machine's package servers.
 func bootstrap(t testing.TB, m *harness.Machine, root string) {
 	codename, list := archives(t)
-	proxy, err := exec.Command("apt-config", "dump", "--format", "%F \"%v\";%n", "Acquire::http", "Acquire::https").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	proxy := testenv.Must(exec.Command("apt-config", "dump", "--format", "%F \"%v\";%n", "Acquire::http", "Acquire::https").Output())(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	c := m.Command(ctx, "debootstrap", "--variant=minbase", "--include=ca-certificates,git", codename, root, list[0].uri)
@@ -160,9 +145,7 @@ func bootstrap(t testing.TB, m *harness.Machine, root string) {
 		fmt.Fprintf(&sources, "deb %s %s main\n", a.uri, a.suite)
 	}
 	write := func(file, text string) {
-		if err := os.WriteFile(filepath.Join(root, file), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(root, file), []byte(text), 0o644))
 	}
 	write("etc/apt/sources.list", sources.String())
 	write("etc/apt/apt.conf.d/90machine", string(proxy))
@@ -170,13 +153,9 @@ func bootstrap(t testing.TB, m *harness.Machine, root string) {
 	write("etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n") // as Debian's installer and its images do; debootstrap does not
 	// Authorities that the operator of this machine trusts beside Debian's.
 	if own, _ := filepath.Glob("/usr/local/share/ca-certificates/*.crt"); len(own) > 0 {
-		if err := os.CopyFS(filepath.Join(root, "usr/local/share/ca-certificates"), os.DirFS("/usr/local/share/ca-certificates")); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.CopyFS(filepath.Join(root, "usr/local/share/ca-certificates"), os.DirFS("/usr/local/share/ca-certificates")))
 	}
-	if err := inRoot(m, root, "update-ca-certificates >/dev/null\napt-get -qq update"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, inRoot(m, root, "update-ca-certificates >/dev/null\napt-get -qq update"))
 }
 
 // clone copies what is committed here.

@@ -26,6 +26,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The addresses of the site's network that Gateways have: of the flag's pool, the one that a Gateway asks for (of a
@@ -66,20 +67,15 @@ func main() {
 // do returns whether every test that ran passed.
 func (r run) do(t testing.TB) bool {
 	var err error
-	if r.folder, err = filepath.Abs(r.folder); err != nil {
-		t.Fatal(err)
-	}
+	r.folder, err = filepath.Abs(r.folder)
+	testenv.NoError(t, err)
 	p := programs{suite: filepath.Join(r.folder, "conformance.test"), echo: filepath.Join(r.folder, "echo-basic")}
 	if !r.built {
 		fmt.Fprintln(os.Stderr, "building upstream's suite and the program of its images")
-		if err := p.build(r.folder); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, p.build(r.folder))
 	}
 	archive := filepath.Join(r.folder, "images.tar")
-	if err := p.writeImages(archive); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, p.writeImages(archive))
 	site := harness.NewSite(t)
 	s := site.NewCluster(r.servers, archive, r.folder, "--load-balancer-pool", pool)
 	s.Apply(usablePool)
@@ -101,24 +97,16 @@ func accepted(s *harness.Server) error {
 
 // suite runs the tests, prints what became of them, and returns whether all that ran passed.
 func (r run) suite(t testing.TB, site *harness.Site, s *harness.Server, p programs) bool {
-	config, err := os.ReadFile(s.Kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
+	config := testenv.Must(os.ReadFile(s.Kubeconfig))(t)
 	outside := filepath.Join(r.folder, "kubeconfig")
 	text := strings.Replace(string(config), "https://127.0.0.1:", "https://"+s.IP+":", 1)
 	if !strings.Contains(text, net.JoinHostPort(s.IP, "6443")) {
 		t.Fatalf("%s does not name https://127.0.0.1:6443, which is another address from outside", s.Kubeconfig)
 	}
-	if err := os.WriteFile(outside, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(outside, []byte(text), 0o600))
 	report := filepath.Join(r.folder, "report.yaml")
 	_ = os.Remove(report)
-	log, err := os.Create(filepath.Join(r.folder, "suite.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := testenv.Must(os.Create(filepath.Join(r.folder, "suite.log")))(t)
 	defer log.Close()
 	fmt.Fprintf(os.Stderr, "running the suite; what it says is in %s\n", log.Name())
 	c := site.Command(context.Background(), p.suite, "-test.v", "-test.timeout", "0", "-test.run", "^TestConformance$/^("+r.focus+")$",
@@ -129,10 +117,7 @@ func (r run) suite(t testing.TB, site *harness.Site, s *harness.Server, p progra
 	c.Env = append(os.Environ(), "KUBECONFIG="+outside)
 	c.Stdout, c.Stderr = log, log
 	ended := c.Run()
-	said, err := os.ReadFile(log.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := testenv.Must(os.ReadFile(log.Name()))(t)
 	results, err := readReport(report)
 	if err != nil {
 		t.Fatalf("%v; the suite ended with: %v\n%s", err, ended, tail(string(said), 20))

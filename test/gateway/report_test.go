@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const aReport = `
@@ -24,14 +26,8 @@ profiles:
 func TestSummary(t *testing.T) {
 	read := func(text string) []profile {
 		file := filepath.Join(t.TempDir(), "report.yaml")
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		results, err := readReport(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return results
+		testenv.NoError(t, os.WriteFile(file, []byte(text), 0o644))
+		return testenv.Must(readReport(file))(t)
 	}
 	var out strings.Builder
 	if summary(&out, read(aReport), []string{"HTTPRouteWeight/even"}) {
@@ -78,9 +74,7 @@ func TestFailures(t *testing.T) {
     --- SKIP: TestConformance/UDPRoute (0.00s)
 `)
 	want := []string{"HTTPRouteWeight/even_weights\n    error waiting for weights: Received unexpected error: context deadline exceeded", "TLSRoute"}
-	if !slices.Equal(got, want) {
-		t.Errorf("failures are %q, want %q", got, want)
-	}
+	testenv.EqualSlices(t, got, want, "failures are")
 	got = failures("    \tError:      \tno Gateways\n    \tTest:       \tTestConformance\n--- FAIL: TestConformance (9.00s)\n")
 	if want := []string{"the suite\n    no Gateways"}; !slices.Equal(got, want) {
 		t.Errorf("failures outside of the tests are %q, want %q", got, want)
@@ -90,12 +84,8 @@ func TestFailures(t *testing.T) {
 func TestImageNames(t *testing.T) {
 	folder := t.TempDir()
 	manifest := "image: registry.example/echo-basic:v2\n  - args: [image]\n    image: registry.example/other:v1\n"
-	if err := os.WriteFile(filepath.Join(folder, "a.yaml"), []byte(manifest), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(folder, "a.go"), []byte("image: no\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(folder, "a.yaml"), []byte(manifest), 0o644))
+	testenv.NoError(t, os.WriteFile(filepath.Join(folder, "a.go"), []byte("image: no\n"), 0o644))
 	names, err := imageNames(folder)
 	if want := []string{"registry.example/echo-basic:v2", "registry.example/other:v1"}; err != nil || !slices.Equal(names, want) {
 		t.Errorf("the images are %q, %v, want %q", names, err, want)

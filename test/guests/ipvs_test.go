@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // What coracle status says of the back end.
@@ -113,9 +114,7 @@ func (l *lab) answers(t *testing.T, pods ...string) {
 	for i, n := range l.nodes {
 		inPod := fmt.Sprintf("deployment/web-%d", i+1)
 		ip := l.clusterIP("web")
-		if got := l.exec(t, inPod, "testbox", "lookup", "web.default.svc.cluster.local"); got != ip {
-			t.Errorf("in a pod of %s the name is %q, want %q", n.Name, got, ip)
-		}
+		testenv.Equal(t, l.exec(t, inPod, "testbox", "lookup", "web.default.svc.cluster.local"), ip, "in a pod of %s the name is", n.Name)
 		if got := l.exec(t, inPod, "testbox", "api", "/version"); !strings.HasPrefix(got, "200\n") {
 			t.Errorf("the API answers a pod of %s at the Service kubernetes: %s", n.Name, got)
 		}
@@ -186,10 +185,7 @@ func (n *node) has(t *testing.T, backend string) {
 // hex is an IPv4 address as /proc/net/ip_vs has it.
 func hex(t *testing.T, ip string) string {
 	t.Helper()
-	a, err := netip.ParseAddr(ip)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := testenv.Must(netip.ParseAddr(ip))(t)
 	return fmt.Sprintf("%08X", a.AsSlice())
 }
 
@@ -212,18 +208,13 @@ func (n *node) opens(t *testing.T) (echo func(word string)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	c, err := n.lab.server.Dial(ctx, "tcp", net.JoinHostPort(n.IP, echoNodePort))
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(n.lab.server.Dial(ctx, "tcp", net.JoinHostPort(n.IP, echoNodePort)))(t)
 	t.Cleanup(func() { c.Close() })
 	return func(word string) {
 		t.Helper()
 		_ = c.SetDeadline(time.Now().Add(5 * time.Minute))
 		back := make([]byte, len(word))
-		if _, err := io.WriteString(c, word); err != nil {
-			t.Fatalf("the open connection, %s: %v", word, err)
-		}
+		testenv.NoError(t, testenv.Err(io.WriteString(c, word)), "the open connection, %s", word)
 		if _, err := io.ReadFull(c, back); err != nil || string(back) != word {
 			t.Fatalf("the open connection, %s: %q, %v", word, back, err)
 		}
@@ -298,9 +289,7 @@ func testTwo(t *testing.T, l *lab) {
 			t.Errorf("a pod on %s asks %s, and %q answers, want %q", n.Name, service, got, pods[other-1])
 		}
 		ip := l.kube.Kubectl("get", "pod", pods[other-1], "-o", "jsonpath={.status.podIP}")
-		if way := n.sh("ip route get " + ip); !strings.Contains(way, " dev coracle-vxlan ") {
-			t.Errorf("%s sends to the other machine's pod by %s", n.Name, way)
-		}
+		testenv.Contains(t, n.sh("ip route get "+ip), " dev coracle-vxlan ", "%s sends to the other machine's pod by", n.Name)
 		n.has(t, "ipvs")
 	}
 	l.answers(t, pods...)

@@ -58,9 +58,7 @@ func newLab(t *testing.T) *lab {
 	dir := harness.GuestFolder(t)
 	harness.WriteBoxImage(t, filepath.Join(dir, "box.tar"))
 	for name, text := range map[string]string{"machine.sh": MachineScript, "modules": strings.Join(modules, "\n") + "\n"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755))
 	}
 	server := harness.NewMachine(t).NewServer("--disable-agent", "--disable", "helm-controller,metrics-server,servicelb")
 	server.Start()
@@ -94,15 +92,10 @@ func (l *lab) add(args ...string) *node {
 // settings are what coracle on the machine is started with from now on.
 func (n *node) settings(args ...string) {
 	n.lab.t.Helper()
-	token, err := os.ReadFile(n.lab.server.Seen("server", "agent-token"))
-	if err != nil {
-		n.lab.t.Fatal(err)
-	}
+	token := testenv.Must(os.ReadFile(n.lab.server.Seen("server", "agent-token")))(n.lab.t)
 	text := fmt.Sprintf("agent --server https://%s:6443 --token %s --data-dir /run/disk/data --node-name %s --node-ip %s %s\n",
 		n.lab.server.IP, strings.TrimSpace(string(token)), n.Name, n.IP, strings.Join(args, " "))
-	if err := os.WriteFile(filepath.Join(n.lab.shared, "args-"+n.Name), []byte(text), 0o600); err != nil {
-		n.lab.t.Fatal(err)
-	}
+	testenv.NoError(n.lab.t, os.WriteFile(filepath.Join(n.lab.shared, "args-"+n.Name), []byte(text), 0o600))
 }
 
 // log is what coracle on the machine has written so far.
@@ -148,9 +141,7 @@ func (n *node) try(script string) (string, error) {
 func (n *node) sh(script string) string {
 	n.lab.t.Helper()
 	out, err := n.try(script)
-	if err != nil {
-		n.lab.t.Fatalf("%s: %s: %v", n.Name, script, err)
-	}
+	testenv.NoError(n.lab.t, err, "%s: %s", n.Name, script)
 	return out
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // testNFS: pods on both machines share a PersistentVolume of the kernel's NFS server on the first one, and nothing is
@@ -37,16 +38,10 @@ rpc.mountd -N 3`)
 		l.prints(t, "true", "get", "pod", nfsName(i+1), "-o", "jsonpath={.status.containerStatuses[0].ready}")
 	}
 	l.exec(t, nfsName(2), "sh", "-c", "echo by the second > /data/file")
-	if got := l.exec(t, nfsName(1), "cat", "/data/file"); got != "by the second" {
-		t.Errorf("the first pod reads %q", got)
-	}
+	testenv.Equal(t, l.exec(t, nfsName(1), "cat", "/data/file"), "by the second", "the first pod reads")
 	l.exec(t, nfsName(1), "sh", "-c", "echo by the first > /data/other")
-	if got := l.exec(t, nfsName(2), "sh", "-c", "cat /data/other; ls /data"); got != "by the first\nfile\nother" {
-		t.Errorf("the second pod reads %q", got)
-	}
-	if got := first.sh("cat /run/disk/export/file /run/disk/export/other"); got != "by the second\nby the first" {
-		t.Errorf("the server has %q", got)
-	}
+	testenv.Equal(t, l.exec(t, nfsName(2), "sh", "-c", "cat /data/other; ls /data"), "by the first\nfile\nother", "the second pod reads")
+	testenv.Equal(t, first.sh("cat /run/disk/export/file /run/disk/export/other"), "by the second\nby the first", "the server has")
 	for _, n := range l.nodes {
 		t.Logf("%s: %s", n.Name, n.sh(nfsMounts))
 	}
@@ -60,9 +55,7 @@ rpc.mountd -N 3`)
 			return err
 		})
 	}
-	if got := first.sh("ls /run/disk/export"); strings.Join(strings.Fields(got), " ") != "file other" {
-		t.Errorf("the server has kept %q", got)
-	}
+	testenv.Equal(t, strings.Join(strings.Fields(first.sh("ls /run/disk/export")), " "), "file other", "the server has kept")
 }
 
 const nfsMounts = `grep -E ' nfs4? ' /proc/mounts`

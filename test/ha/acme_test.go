@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/acme"
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Ports of the site, where no machine is: the gate in front of pebble, pebble, its management, and the DNS server with
@@ -103,9 +104,7 @@ func TestACME(t *testing.T) {
 		return errors.New("no server says so")
 	})
 	for _, s := range c.Servers {
-		if _, err := s.Run("rm", s.DataDir+"/ballast"); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(s.Run("rm", s.DataDir+"/ballast")))
 	}
 	a.served(c.Servers, "three")
 	a.ordered(3)
@@ -160,12 +159,9 @@ func newAuthority(t *testing.T) *authority {
 	acme.Build(t, acme.Pebble, a.program)
 	acme.Build(t, acme.DNS, filepath.Join(a.dir, "dns"))
 	ca, err := testca.New(filepath.Join(a.dir, "ca"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.files, err = ca.Issue("pebble", harness.OutsideIP, "127.0.0.1"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	a.files, err = ca.Issue("pebble", harness.OutsideIP, "127.0.0.1")
+	testenv.NoError(t, err)
 	return a
 }
 
@@ -173,17 +169,12 @@ func newAuthority(t *testing.T) *authority {
 func (a *authority) serve(site *harness.Site) {
 	a.site = site
 	a.start(filepath.Join(a.dir, "dns"), "-dnsserver", ":"+dnsPort, "-management", ":"+dnsManagement, "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "", "-defaultIPv6", "")
-	pair, err := tls.LoadX509KeyPair(a.files.Cert, a.files.Key)
-	if err != nil {
-		a.Fatal(err)
-	}
+	pair := testenv.Must(tls.LoadX509KeyPair(a.files.Cert, a.files.Key))(a)
 	var l net.Listener
-	if err := site.Do(func() (err error) {
+	testenv.NoError(a, site.Do(func() (err error) {
 		l, err = net.Listen("tcp", net.JoinHostPort(harness.OutsideIP, gatePort))
 		return err
-	}); err != nil {
-		a.Fatal(err)
-	}
+	}))
 	dial := func(ctx context.Context, network, address string) (c net.Conn, err error) {
 		err = site.Do(func() (err error) {
 			c, err = new(net.Dialer).DialContext(ctx, network, address)
@@ -256,17 +247,12 @@ func (a *authority) hold(prefix string) (held <-chan struct{}, release func()) {
 
 // start runs a program on the site until the test ends.
 func (a *authority) start(program string, args ...string) *exec.Cmd {
-	log, err := os.OpenFile(program+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		a.Fatal(err)
-	}
+	log := testenv.Must(os.OpenFile(program+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644))(a)
 	defer log.Close()
 	c := a.site.Command(context.Background(), program, args...)
 	c.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1")
 	c.Stdout, c.Stderr = log, log
-	if err := c.Start(); err != nil {
-		a.Fatal(err)
-	}
+	testenv.NoError(a, c.Start())
 	a.Cleanup(func() {
 		_ = c.Process.Kill()
 		_ = c.Wait()
@@ -291,9 +277,7 @@ func (a *authority) pebble(picky bool) {
 	text := fmt.Sprintf(`{"pebble": {"listenAddress": "127.0.0.1:%s", "managementListenAddress": "127.0.0.1:%s", "certificate": %q, "privateKey": %q, "httpPort": 80, "tlsPort": 443,
 		"externalAccountBindingRequired": %t, "retryAfter": {"authz": 1, "order": 1}, "profiles": {"default": {"description": "", "validityPeriod": 7776000}}}}`,
 		pebblePort, pebbleManagement, a.files.Cert, a.files.Key, picky)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		a.Fatal(err)
-	}
+	testenv.NoError(a, os.WriteFile(config, []byte(text), 0o600))
 	a.running = a.start(a.program, "-config", config, "-strict", "-dnsserver", "127.0.0.1:"+dnsPort)
 	harness.Eventually(a.T, soon, "pebble answers", func() error {
 		_, err := a.curl("-k", "https://127.0.0.1:"+pebblePort+"/dir")
@@ -321,14 +305,9 @@ func (a *authority) resolve(c *Cluster, name string) {
 // served waits until nodes serve all hosts of an Ingress with a certificate of pebble's.
 func (a *authority) served(by []*harness.Server, name string) {
 	a.Helper()
-	roots, err := a.curl("-k", "https://127.0.0.1:"+pebbleManagement+"/roots/0")
-	if err != nil {
-		a.Fatal(err)
-	}
+	roots := testenv.Must(a.curl("-k", "https://127.0.0.1:"+pebbleManagement+"/roots/0"))(a)
 	file := filepath.Join(a.dir, "roots.pem")
-	if err := os.WriteFile(file, []byte(roots), 0o644); err != nil {
-		a.Fatal(err)
-	}
+	testenv.NoError(a, os.WriteFile(file, []byte(roots), 0o644))
 	for _, s := range by {
 		for i := range hosts {
 			host := hostOf(name, i)
@@ -348,7 +327,5 @@ func (a *authority) ordered(want int) {
 	a.Helper()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.orders != want {
-		a.Errorf("there were %d orders, want %d", a.orders, want)
-	}
+	testenv.Equal(a, a.orders, want, "orders:")
 }

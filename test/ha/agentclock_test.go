@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ends is what the machine says of a coracle that ended by itself.
@@ -67,16 +68,12 @@ func TestAgentsClock(t *testing.T) {
 		return nil
 	})
 	right := time.Now().UTC().Truncate(time.Second)
-	if err := os.WriteFile(step, []byte(right.Format("2006-01-02T15:04:05")), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(step, []byte(right.Format("2006-01-02T15:04:05")), 0o600))
 	first := agent.ready(api, "", "NTP has set its clock")
 	t.Logf("its node is ready %v after NTP set its clock", time.Since(right).Round(time.Second))
 	ended := strings.Count(lastLine(), ends)
 	agent.PowerOff()
-	if err := os.Remove(step); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(step))
 	began := time.Now()
 	agent.boot(no)
 	agent.ready(api, first, "it came back in 1970")
@@ -113,10 +110,7 @@ func TestOff400Days(t *testing.T) {
 	uid := agent.uid(server.serves("at first"))
 	logs := func() (both string) {
 		for _, x := range []*guest{server, agent} {
-			data, err := os.ReadFile(x.reads("log"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			data := testenv.Must(os.ReadFile(x.reads("log")))(t)
 			both += string(data)
 		}
 		return both

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // guestPatience is how long something may take that takes half a minute: system calls are ten times slower in a guest.
@@ -59,9 +60,7 @@ func TestClocks(t *testing.T) {
 	}
 
 	right := time.Now().Add(20 * 24 * time.Hour).Truncate(time.Second)
-	if err := os.WriteFile(filepath.Join(g.shared, "step"), []byte(right.UTC().Format("2006-01-02T15:04:05")), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(g.shared, "step"), []byte(right.UTC().Format("2006-01-02T15:04:05")), 0o600))
 	for _, x := range all {
 		g.await(x.Name+": its clock was set right", x, func() error { return x.between(right, right.Add(2*time.Hour)) })
 	}
@@ -73,9 +72,7 @@ func TestClocks(t *testing.T) {
 		}
 	}
 	cut()
-	if err := os.Remove(filepath.Join(g.shared, "step")); err != nil { // NTP does not answer any more
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(filepath.Join(g.shared, "step"))) // NTP does not answer any more
 	for _, x := range slices.Backward(all) {
 		x.boot(no)
 	}

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -103,10 +104,7 @@ func (c *Cluster) start(servers, agents int) {
 		_, err := first.TryKubectl("get", "--raw", "/readyz")
 		return errors.Join(first.Alive(), err)
 	})
-	config, err := clientcmd.BuildConfigFromFlags("", first.Kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
+	config := testenv.Must(clientcmd.BuildConfigFromFlags("", first.Kubeconfig))(t)
 	config.QPS = -1
 	c.config, c.Servers = config, []*harness.Server{first}
 	for range servers - 1 {
@@ -167,10 +165,7 @@ func (c *Cluster) Client(from *harness.Machine, address string, timeout time.Dur
 	config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		return from.Dial(ctx, network, address)
 	}
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		c.T.Fatal(err)
-	}
+	client := testenv.Must(kubernetes.NewForConfig(config))(c.T)
 	return client
 }
 

@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestStalledDisk: the disk of the server that leads stalls, so that nothing which it writes comes to an end, nor
@@ -124,10 +125,7 @@ func TestStalledDiskOfNode(t *testing.T) {
 		})
 		answered := time.Since(asked)
 		time.Sleep(lasts - time.Since(made)) // a stall has to last for a while, and no event ends that
-		list, err := api.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		list := testenv.Must(api.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}))(t)
 		for _, n := range list.Items {
 			if Ready(&n) != corev1.ConditionTrue {
 				t.Errorf("node %s: %v", n.Name, n.Status.Conditions)
@@ -146,19 +144,8 @@ func TestStalledDiskOfNode(t *testing.T) {
 // answer has the port that the pod's readiness is open on a machine.
 func answer(t *testing.T, m *harness.Machine) net.Listener {
 	t.Helper()
-	l, err := m.Listen("127.0.0.1:9999")
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_ = c.Close()
-		}
-	}()
+	l := testenv.Must(m.Listen("127.0.0.1:9999"))(t)
+	go testenv.Accept(l, func(c net.Conn) { _ = c.Close() })
 	t.Cleanup(func() { _ = l.Close() })
 	return l
 }

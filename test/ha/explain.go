@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // explainAbove is how long a failover may take before what the servers' stores said meanwhile is printed.
@@ -21,10 +22,7 @@ func explainAbove() time.Duration {
 // explain prints what the stores of servers have logged since a moment.
 func (c *Cluster) explain(print func(format string, args ...any), servers []*harness.Server, since time.Time) {
 	for _, s := range servers {
-		log, err := os.ReadFile(s.Log)
-		if err != nil {
-			c.T.Fatal(err)
-		}
+		log := testenv.Must(os.ReadFile(s.Log))(c.T)
 		for line := range strings.Lines(string(log)) {
 			stamp, message, _ := strings.Cut(line, " ")
 			if at, err := time.Parse(time.RFC3339, stamp); err == nil && at.After(since) && strings.Contains(message, "part=store") {

@@ -5,7 +5,6 @@
 package ha
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fault is what happens to one machine, and how it is undone.
@@ -133,21 +133,16 @@ func (x *clients) balances(t *testing.T, a *harness.Server, since time.Time) {
 	if asker == nil {
 		return // a server
 	}
-	harness.Eventually(t, soon, asker.Name+" have answers again", func() error {
-		if n, _ := asker.Answered(since); n == 0 {
-			return errors.New("none has had one")
-		}
-		return nil
+	testenv.Until(t, soon, asker.Name+" have answers again", func() bool {
+		n, _ := asker.Answered(since)
+		return n != 0
 	})
 }
 
 // usedBy is the server to which an agent's balancer sends.
 func (c *Cluster) usedBy(t *testing.T, a *harness.Server) *harness.Server {
 	t.Helper()
-	log, err := os.ReadFile(a.Log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	log := testenv.Must(os.ReadFile(a.Log))(t)
 	used, at := c.Servers[0], -1
 	for _, s := range c.Servers {
 		if i := strings.LastIndex(string(log), "the API is reached through another server server="+s.IP+":"); i > at {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // crowd is how many pods a Deployment has whose leader is stopped while it makes and binds them.
@@ -74,14 +75,9 @@ func TestFencing(t *testing.T) {
 			return err
 		})
 		watching := c.Client(others[0].Machine, own, 0)
-		events, err := watching.CoreV1().Pods("default").Watch(t.Context(), metav1.ListOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		behind, err := watching.DiscoveryV1().EndpointSlices("default").Watch(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=kubernetes"})
-		if err != nil {
-			t.Fatal(err)
-		}
+		events := testenv.Must(watching.CoreV1().Pods("default").Watch(t.Context(), metav1.ListOptions{}))(t)
+		behind := testenv.Must(
+			watching.DiscoveryV1().EndpointSlices("default").Watch(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=kubernetes"}))(t)
 		leader.Resume()
 		quiet := time.NewTimer(5 * time.Second) // that nothing happens in a time has no event that ends it
 		for waiting := true; waiting; {

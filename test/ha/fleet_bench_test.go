@@ -27,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/fleet"
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/proc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // number is a whole number from the environment, or as given.
@@ -51,10 +52,7 @@ const (
 // CORACLE_FLEET_PROFILES names a folder for profiles of the server that leads.
 func TestFleet(t *testing.T) {
 	for text := range strings.SplitSeq(cmp.Or(os.Getenv("CORACLE_FLEET_NODES"), "10,100,1000"), ",") {
-		nodes, err := strconv.Atoi(text)
-		if err != nil {
-			t.Fatal(err)
-		}
+		nodes := testenv.Must(strconv.Atoi(text))(t)
 		t.Run(text, func(t *testing.T) {
 			f := newFleet(t, number("CORACLE_FLEET_SERVERS", 1), fleet.Options{Nodes: nodes, Members: min(nodes, number("CORACLE_FLEET_MEMBERS", nodes))})
 			f.rest("joined, no pods")
@@ -71,10 +69,7 @@ func TestFleet(t *testing.T) {
 // CORACLE_FLEET_SERVERS=3): they watch nothing and run no pods, so that one process has the time to be all of them.
 func TestFleetGossip(t *testing.T) {
 	for text := range strings.SplitSeq(cmp.Or(os.Getenv("CORACLE_FLEET_NODES"), "10,100,1000"), ",") {
-		nodes, err := strconv.Atoi(text)
-		if err != nil {
-			t.Fatal(err)
-		}
+		nodes := testenv.Must(strconv.Atoi(text))(t)
 		t.Run(text, func(t *testing.T) {
 			newFleet(t, number("CORACLE_FLEET_SERVERS", 3), fleet.Options{Nodes: nodes, Members: nodes, Still: true}).rest("all members")
 		})
@@ -138,10 +133,7 @@ func newFleet(t *testing.T, servers int, o fleet.Options) *fleetCluster {
 func startFleet(t *testing.T, c *Cluster, o fleet.Options) *harness.Server {
 	t.Helper()
 	m := c.Site.NewMachine()
-	token, err := os.ReadFile(c.Servers[0].Seen("server", "agent-token"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	token := testenv.Must(os.ReadFile(c.Servers[0].Seen("server", "agent-token")))(t)
 	o.Token = strings.TrimSpace(string(token))
 	for _, s := range c.Servers {
 		o.Servers = append(o.Servers, net.JoinHostPort(s.IP, "6443"))
@@ -211,9 +203,8 @@ func (f *fleetCluster) create(pods int) {
 		if made := i * replicas; made > 0 && made%batch == 0 {
 			f.ready(made)
 		}
-		if _, err := f.api.AppsV1().Deployments("default").Create(t.Context(), fleetDeployment(i, min(replicas, pods-i*replicas)), metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(
+			f.api.AppsV1().Deployments("default").Create(t.Context(), fleetDeployment(i, min(replicas, pods-i*replicas)), metav1.CreateOptions{}))(t)
 	}
 	f.ready(pods)
 	took, now, fleetNow := time.Since(began), used(t, leader), used(t, f.fleet)
@@ -317,10 +308,7 @@ func (f *fleetCluster) rest(when string) {
 // udp is how many datagrams a machine has sent and received: those of the gossip, and no others.
 func udp(t *testing.T, s *harness.Server) int64 {
 	t.Helper()
-	out, err := s.Run("cat", "/proc/net/snmp")
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(s.Run("cat", "/proc/net/snmp"))(t)
 	for line := range strings.Lines(out) {
 		if f := strings.Fields(line); f[0] == "Udp:" && f[1] != "InDatagrams" {
 			in, _ := strconv.ParseInt(f[1], 10, 64) // the kernel wrote them
@@ -339,10 +327,7 @@ func connections(t *testing.T, s *harness.Server) int {
 	own := fmt.Sprintf("%08X:", binary.LittleEndian.Uint32(net.ParseIP(s.IP).To4())) // as the kernel writes it on amd64 and arm64
 	count := 0
 	for _, file := range []string{"tcp", "tcp6"} {
-		out, err := s.Run("cat", "/proc/net/"+file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		out := testenv.Must(s.Run("cat", "/proc/net/"+file))(t)
 		for line := range strings.Lines(out) {
 			if f := strings.Fields(line); strings.HasSuffix(f[1], port) && f[3] == established && !strings.Contains(f[2], own) && !strings.Contains(f[2], loopback) {
 				count++
@@ -361,10 +346,7 @@ type fleetFigures struct {
 // metrics reads them.
 func (c *Cluster) metrics(s *harness.Server) fleetFigures {
 	c.T.Helper()
-	text, err := c.Ask(s).Discovery().RESTClient().Get().AbsPath("/metrics").DoRaw(c.T.Context())
-	if err != nil {
-		c.T.Fatal(err)
-	}
+	text := testenv.Must(c.Ask(s).Discovery().RESTClient().Get().AbsPath("/metrics").DoRaw(c.T.Context()))(c.T)
 	out := fleetFigures{map[string]float64{}, map[string]int{}}
 	for line := range strings.Lines(string(text)) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")

@@ -18,6 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/test/fleet"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // onEachNode has a pod on each node, with a token as pods have it by default.
@@ -87,11 +88,7 @@ func TestFleetIsLikeAnAgent(t *testing.T) {
 func askForSettings(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
 	stream, err := client.CoreV1().RESTClient().Get().AbsPath(clustersettings.Path).Param(clustersettings.Parameter, clustersettings.Names()[0]).Stream(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer stream.Close()
-	if _, err := stream.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(stream.Read(make([]byte, 1))))
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // guestScript is the first process of a machine with a clock of its own. Its disk is at /run/disk; what it shares with
@@ -107,9 +108,7 @@ type guest struct {
 func newGuests(t *testing.T) *guests {
 	t.Helper()
 	dir := harness.GuestFolder(t)
-	if err := os.WriteFile(filepath.Join(dir, "guest.sh"), []byte(guestScript), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "guest.sh"), []byte(guestScript), 0o755))
 	site := harness.NewSite(t)
 	return &guests{t: t, site: site, shared: dir, from: site.NewMachine()}
 }
@@ -125,9 +124,7 @@ func (g *guests) add(number int, role, args string) *guest {
 		Number: number, Init: filepath.Join(g.shared, "guest.sh"), Disk: 1 << 30, Memory: memory,
 		Env: []string{"CORACLE=" + g.from.Coracle(), "SHARED=" + g.shared, "ROLE=" + role},
 	})
-	if err := os.WriteFile(filepath.Join(g.shared, "args-"+made.Name), []byte(args), 0o600); err != nil {
-		g.t.Fatal(err)
-	}
+	testenv.NoError(g.t, os.WriteFile(filepath.Join(g.shared, "args-"+made.Name), []byte(args), 0o600))
 	return &guest{Guest: made, guests: g, clockAt: clockAt}
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/charts"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // slowChart is a ConfigMap, and what values make of it: hooks whose pods wait until the scenario lets them run, and an
@@ -186,12 +187,8 @@ func (h *helmScenario) awaitDeleted(name string, before types.UID) {
 		}
 		return fmt.Errorf("its Job %s has the status %+v, and it says %s", job.UID, job.Status, chart)
 	})
-	if out := h.kube.Insists("get", "secrets", "-l", "owner=helm,name="+name, "-o", "name"); out != "" {
-		h.t.Errorf("the release %s has left %s", name, out)
-	}
-	if out := h.kube.Insists("get", "configmap", name, "--ignore-not-found", "-o", "name"); out != "" {
-		h.t.Errorf("the release %s has left %s", name, out)
-	}
+	testenv.Equal(h.t, h.kube.Insists("get", "secrets", "-l", "owner=helm,name="+name, "-o", "name"), "", "the release %s has left", name)
+	testenv.Equal(h.t, h.kube.Insists("get", "configmap", name, "--ignore-not-found", "-o", "name"), "", "the release %s has left", name)
 }
 
 // TestHelmLeaderKilled: the server that leads is killed while hooks of an installation, an upgrade and two removals are
@@ -204,12 +201,8 @@ func TestHelmLeaderKilled(t *testing.T) {
 	h.ask(c, leader)
 	file := func(s *harness.Server) string { return filepath.Join(s.DataDir, "charts", "slow-1.0.0.tgz") }
 	for _, s := range c.Servers {
-		if err := os.MkdirAll(filepath.Dir(file(s)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file(s), slowChart().Archive(), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(filepath.Dir(file(s)), 0o755))
+		testenv.NoError(t, os.WriteFile(file(s), slowChart().Archive(), 0o644))
 	}
 	h.apply("file", "greeting: file", "chart: slow-1.0.0.tgz")
 	h.apply("old", "greeting: before", "")
@@ -222,9 +215,7 @@ func TestHelmLeaderKilled(t *testing.T) {
 	leader = c.MustLeader()
 	rest := Without(c.Servers, leader)
 	for _, s := range rest {
-		if err := os.Remove(file(s)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Remove(file(s)))
 	}
 	leader.Kill()
 	h.ask(c, rest[0])

@@ -25,6 +25,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -66,10 +67,7 @@ func TestIngressTimes(t *testing.T) {
 	c := NewOfNodes(t, 3, 0)
 	beside := c.machine()
 	for _, port := range []int{backA, backB} {
-		l, err := beside.Listen(fmt.Sprintf(":%d", port))
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := testenv.Must(beside.Listen(fmt.Sprintf(":%d", port)))(t)
 		s := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, port) })}
 		go func() { _ = s.Serve(l) }()
 		t.Cleanup(func() { _ = s.Close() })
@@ -77,12 +75,8 @@ func TestIngressTimes(t *testing.T) {
 	api, ctx := c.Ask(c.MustLeader()), t.Context()
 	slice := endpointsAt(beside.IP, backA)
 	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "site"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
-	if _, err := api.CoreV1().Services(metav1.NamespaceDefault).Create(ctx, service, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Create(ctx, slice, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(api.CoreV1().Services(metav1.NamespaceDefault).Create(ctx, service, metav1.CreateOptions{}))(t)
+	testenv.Must(api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Create(ctx, slice, metav1.CreateOptions{}))(t)
 	client := visitor(beside, 200)
 	// all waits until every node answers, and returns how long that took.
 	all := func(began time.Time, host string, port int) time.Duration {
@@ -101,9 +95,7 @@ func TestIngressTimes(t *testing.T) {
 		return time.Since(began)
 	}
 	create := func(host string) time.Time {
-		if _, err := api.NetworkingV1().Ingresses(metav1.NamespaceDefault).Create(ctx, ingressOf(host), metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(api.NetworkingV1().Ingresses(metav1.NamespaceDefault).Create(ctx, ingressOf(host), metav1.CreateOptions{}))(t)
 		return time.Now()
 	}
 	fmt.Printf("\nthe first Ingress is served by all nodes %.0f ms after its creation\n", ms(all(create("first.example"), "first.example", backA)))
@@ -117,34 +109,23 @@ func TestIngressTimes(t *testing.T) {
 	for i := range ingressRuns {
 		port := []int{backB, backA}[i%2]
 		slice.Ports[0].Port = ptr.To(int32(port))
-		if _, err := api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Update(ctx, slice, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(api.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Update(ctx, slice, metav1.UpdateOptions{}))(t)
 		used = append(used, all(time.Now(), "first.example", port))
 	}
 	ingressRow("an EndpointSlice changes: all nodes use it", used)
 
 	leader, term, err := c.Leader(ctx, c.Servers)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	flood := func(addresses ...string) func() int64 {
 		child := c.Servers[0].Outside(ctx, os.Args[0], "-test.run=^TestFlood$")
 		child.Env = append(os.Environ(), floodEnv+"="+strings.Join(addresses, ","), "GOMAXPROCS=1")
-		in, err := child.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
+		in := testenv.Must(child.StdinPipe())(t)
 		var out strings.Builder
 		child.Stdout = &out
-		if err := child.Start(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, child.Start())
 		return func() (n int64) {
 			_ = in.Close()
-			if err := child.Wait(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, child.Wait())
 			_, _ = fmt.Sscan(out.String(), &n)
 			return n
 		}
@@ -210,13 +191,10 @@ func latencies(t *testing.T, api kubernetes.Interface) (reads, writes []time.Dur
 	maps := api.CoreV1().ConfigMaps(metav1.NamespaceDefault)
 	for end := time.Now().Add(floodFor); time.Now().Before(end); pauseFor(t.Context(), 100*time.Millisecond) {
 		began := time.Now()
-		if _, err := maps.Get(t.Context(), "kube-root-ca.crt", metav1.GetOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(maps.Get(t.Context(), "kube-root-ca.crt", metav1.GetOptions{}))(t)
 		reads, began = append(reads, time.Since(began)), time.Now()
-		if _, err := maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "written-"}}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.Must(
+			maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "written-"}}, metav1.CreateOptions{}))(t)
 		writes = append(writes, time.Since(began))
 	}
 	return reads, writes

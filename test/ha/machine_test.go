@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestDelay: datagrams to one port arrive later one way, as many as are not lost; others arrive at once.
@@ -32,20 +33,12 @@ func TestDelay(t *testing.T) {
 		least, most int
 		slow        bool
 	}{{delayed, sent / 4, sent * 3 / 4, true}, {prompt, sent * 9 / 10, sent, false}} { // a busy kernel may drop some of its own
-		in, err := b.ListenPacket(net.JoinHostPort(b.IP, strconv.Itoa(tt.port)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		in := testenv.Must(b.ListenPacket(net.JoinHostPort(b.IP, strconv.Itoa(tt.port))))(t)
 		defer in.Close()
-		out, err := a.Dial(t.Context(), "udp", net.JoinHostPort(b.IP, strconv.Itoa(tt.port)))
-		if err != nil {
-			t.Fatal(err)
-		}
+		out := testenv.Must(a.Dial(t.Context(), "udp", net.JoinHostPort(b.IP, strconv.Itoa(tt.port))))(t)
 		defer out.Close()
 		for range sent {
-			if _, err := out.Write(binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))); err != nil {
-				t.Fatal(err)
-			}
+			testenv.Must(out.Write(binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))))(t)
 		}
 		got := 0
 		for buffer := make([]byte, 100); ; got++ {
@@ -79,17 +72,11 @@ func TestPower(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	program := a.Command(context.Background(), "sleep", "600")
-	if err := program.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, program.Start())
 	site.Lose(b, a, 1)
 	a.PowerOff()
-	if err := program.Wait(); err == nil {
-		t.Error("a program of a machine that is off ended well")
-	}
-	if _, err := a.Dial(t.Context(), "tcp", b.IP+":1"); err == nil {
-		t.Error("a machine that is off can connect")
-	}
+	testenv.Fails(t, program.Wait(), "a program of a machine that is off ended well")
+	testenv.Fails(t, testenv.Err(a.Dial(t.Context(), "tcp", b.IP+":1")), "a machine that is off can connect")
 	if hears(t, b, a) {
 		t.Error("a machine that is off answers")
 	}
@@ -135,10 +122,7 @@ func TestLimitCPU(t *testing.T) {
 	harness.ByHand(t)
 	m := harness.NewMachine(t)
 	spin := func() time.Duration {
-		out, err := m.Run("bash", "-c", "s=$SECONDS; while ((SECONDS < s + 3)); do :; done; cat /proc/$$/stat")
-		if err != nil {
-			t.Fatal(err)
-		}
+		out := testenv.Must(m.Run("bash", "-c", "s=$SECONDS; while ((SECONDS < s + 3)); do :; done; cat /proc/$$/stat"))(t)
 		fields := strings.Fields(out[strings.LastIndex(out, ")"):])
 		user, _ := strconv.Atoi(fields[12])
 		return time.Duration(user) * 10 * time.Millisecond

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // says waits until a command on a server's machine says something, whatever its exit code is.
@@ -55,22 +56,16 @@ func TestLostMajority(t *testing.T) {
 		alone = 10 * time.Minute
 	}
 	time.Sleep(alone) // that nothing happens in a time has no event that ends it
-	if err := left.Alive(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, left.Alive())
 	const noLeader = "there is no leader"
 	t.Log(says(t, left, noLeader, "store", "status"))
 	left.Kill()
 	left.Start()
 	t.Log(says(t, left, noLeader, "store", "status"))
 	t.Log(says(t, left, "no other server answers", "status"))
-	if err := left.Alive(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, left.Alive())
 
-	if err := left.Stop(); err != nil {
-		t.Errorf("a server without a majority cannot be stopped: %v", err)
-	}
+	testenv.Check(t, left.Stop(), "a server without a majority cannot be stopped")
 	t.Log(says(t, left, "--yes", "store", "recover"))
 	began := time.Now()
 	said, err := left.Run(left.Coracle(), "store", "recover", "--yes", "--data-dir", left.DataDir)
@@ -87,9 +82,7 @@ func TestLostMajority(t *testing.T) {
 	// One of the lost ones comes back without its store, and one on a machine that is new.
 	back := lost[0]
 	back.PowerOn()
-	if err := os.RemoveAll(filepath.Join(back.DataDir, "server", "store")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.RemoveAll(filepath.Join(back.DataDir, "server", "store")))
 	back.Start()
 	c.Servers = append(c.Servers, back)
 	c.Join()

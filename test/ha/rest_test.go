@@ -20,6 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/proc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // seconds is a window of a measurement, from the environment or as given.
@@ -39,19 +40,13 @@ type usage struct {
 
 func used(t *testing.T, s *harness.Server) usage {
 	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.Pid()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	stat := testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.Pid())))(t)
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	user, _ := strconv.ParseInt(fields[11], 10, 64) // the kernel wrote them
 	system, _ := strconv.ParseInt(fields[12], 10, 64)
 	u := usage{cpu: time.Duration(user+system) * 10 * time.Millisecond, written: proc.Written(s.Pid())}
 	for _, way := range []string{"rx_bytes", "tx_bytes"} {
-		out, err := s.Run("cat", "/sys/class/net/eth0/statistics/"+way)
-		if err != nil {
-			t.Fatal(err)
-		}
+		out := testenv.Must(s.Run("cat", "/sys/class/net/eth0/statistics/"+way))(t)
 		n, _ := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
 		u.wire += n
 	}
@@ -138,9 +133,7 @@ func TestWrites(t *testing.T) {
 	writesHeading()
 	one := New(t, 1, 0)
 	one.writes(t, "one server", one.Servers[0])
-	if err := one.Servers[0].Stop(); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, one.Servers[0].Stop())
 	three := New(t, 3, 0)
 	leader := three.MustLeader()
 	three.writes(t, "three servers, through the one that leads", leader)
@@ -152,9 +145,8 @@ func (c *Cluster) writes(t *testing.T, name string, s *harness.Server) {
 	t.Helper()
 	ns := fmt.Sprintf("w-%d", time.Now().UnixNano())
 	api := c.Client(s.Machine, own, writeTimeout)
-	if _, err := api.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(
+		api.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}}, metav1.CreateOptions{}))(t)
 	ctx, cancel := context.WithTimeout(t.Context(), seconds("CORACLE_HA_RATE", 15*time.Second))
 	defer cancel()
 	var running sync.WaitGroup

@@ -33,6 +33,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // elected are upstream's programs of which one at a time works, by a Lease of that name.
@@ -58,10 +59,7 @@ func upstreamBin(t *testing.T) string {
 		t.Skip("CORACLE_PEER names no script that builds upstream's programs (test/bench/run.sh): coracle is measured alone")
 	}
 	if dir == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
+		cache := testenv.Must(os.UserCacheDir())(t)
 		dir = filepath.Join(cache, "coracle-peer")
 	}
 	bin := filepath.Join(dir, "bin")
@@ -71,9 +69,7 @@ func upstreamBin(t *testing.T) string {
 	}) {
 		c := exec.Command("bash", script, "build", dir)
 		c.Stdout, c.Stderr = os.Stdout, os.Stderr
-		if err := c.Run(); err != nil {
-			t.Fatalf("build upstream's programs: %v", err)
-		}
+		testenv.NoError(t, c.Run(), "build upstream's programs")
 	}
 	return bin
 }
@@ -117,31 +113,24 @@ func boundTimes() int {
 func (u *upstream) certificates(t *testing.T) {
 	t.Helper()
 	ca, err := testca.New(u.pki)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	hosts := []string{"127.0.0.1", "localhost", "10.96.0.1", "kubernetes.default.svc"}
 	for _, s := range u.Servers {
 		hosts = append(hosts, s.IP)
 	}
 	for _, name := range []string{"api", "sa", "etcd"} {
-		if u.etcd, err = ca.Issue(name, hosts...); err != nil {
-			t.Fatal(err)
-		}
+		u.etcd, err = ca.Issue(name, hosts...)
+		testenv.NoError(t, err)
 	}
 	admin, err := ca.IssueTo(pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	u.config = &rest.Config{QPS: -1, TLSClientConfig: rest.TLSClientConfig{CAFile: admin.CA, CertFile: admin.Cert, KeyFile: admin.Key}}
-	if err := clientcmd.WriteToFile(clientcmdapi.Config{
+	testenv.NoError(t, clientcmd.WriteToFile(clientcmdapi.Config{
 		Clusters:       map[string]*clientcmdapi.Cluster{"own": {Server: "https://" + own, CertificateAuthority: admin.CA}},
 		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"admin": {ClientCertificate: admin.Cert, ClientKey: admin.Key}},
 		Contexts:       map[string]*clientcmdapi.Context{"own": {Cluster: "own", AuthInfo: "admin"}},
 		CurrentContext: "own",
-	}, u.file("kubeconfig")); err != nil {
-		t.Fatal(err)
-	}
+	}, u.file("kubeconfig")))
 }
 
 func (u *upstream) file(name string) string { return filepath.Join(u.pki, name) }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestWiped: one machine after the other of three servers with nodes and an agent loses its disk together with its
@@ -47,16 +48,11 @@ func (c *Cluster) comesBackEmpty(s *harness.Server) {
 		if path == "" { // an agent has no kubeconfig
 			continue
 		}
-		if err := os.RemoveAll(path); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.RemoveAll(path))
 	}
 	if s.Role != "agent" && !slices.Contains(s.Args, "--server") { // it has started the cluster
 		other := Without(c.Servers, s)[0]
-		token, err := os.ReadFile(other.Seen("server", "token"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		token := testenv.Must(os.ReadFile(other.Seen("server", "token")))(t)
 		s.Args = append(s.Args, "--server", "https://"+net.JoinHostPort(other.IP, "6443"), "--token", strings.TrimSpace(string(token)))
 	}
 	if slices.Contains(c.Nodes(), s) {

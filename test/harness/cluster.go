@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // NewCluster starts servers that run pods and have the images of an archive, with their logs in a folder, and waits
@@ -14,17 +16,10 @@ import (
 func (s *Site) NewCluster(servers int, archive, folder string, args ...string) *Server {
 	s.T.Helper()
 	start := func(s *Server) *Server {
-		data, err := os.ReadFile(archive)
-		if err != nil {
-			s.T.Fatal(err)
-		}
+		data := testenv.Must(os.ReadFile(archive))(s.T)
 		images := filepath.Join(s.DataDir, "images")
-		if err := os.MkdirAll(images, 0o755); err != nil {
-			s.T.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(images, filepath.Base(archive)), data, 0o644); err != nil {
-			s.T.Fatal(err)
-		}
+		testenv.NoError(s.T, os.MkdirAll(images, 0o755))
+		testenv.NoError(s.T, os.WriteFile(filepath.Join(images, filepath.Base(archive)), data, 0o644))
 		s.Log = filepath.Join(folder, fmt.Sprintf("coracle-%d.log", s.Number))
 		fmt.Fprintf(os.Stderr, "starting server %d; its log is %s\n", s.Number, s.Log)
 		_ = os.Remove(s.Log)

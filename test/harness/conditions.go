@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // How long scenarios wait for what has to happen, on a machine that has much else to do.
@@ -98,10 +99,7 @@ func (s *Server) NodeReady(a *Server) error {
 // InLog is how often a text is in the log.
 func (s *Server) InLog(text string) int {
 	s.T.Helper()
-	data, err := os.ReadFile(s.Log)
-	if err != nil {
-		s.T.Fatal(err)
-	}
+	data := testenv.Must(os.ReadFile(s.Log))(s.T)
 	return strings.Count(string(data), text)
 }
 

@@ -22,18 +22,12 @@ const diskSize = 1 << 30
 func (s *Server) AddDisk() {
 	s.T.Helper()
 	file := filepath.Join(s.Dir, "disk")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		s.T.Fatal(err)
-	}
-	if err := os.Truncate(file, diskSize); err != nil {
-		s.T.Fatal(err)
-	}
+	testenv.NoError(s.T, os.WriteFile(file, nil, 0o600))
+	testenv.NoError(s.T, os.Truncate(file, diskSize))
 	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", file).CombinedOutput(); err != nil {
 		testenv.Missing(s.T, testenv.LoopDevice, "mkfs.ext4: %v\n%s", err, out)
 	}
-	if err := os.Mkdir(s.DataDir, 0o755); err != nil {
-		s.T.Fatal(err)
-	}
+	testenv.NoError(s.T, os.Mkdir(s.DataDir, 0o755))
 	if out, err := s.Run("mount", "-o", "loop", file, s.DataDir); err != nil { // the loop device goes with the mount, and that with the machine
 		testenv.Missing(s.T, testenv.LoopDevice, "%v\n%s", err, out)
 	}
@@ -59,21 +53,12 @@ fsfreeze -u "$1"`
 	c := exec.Command("nsenter", "-t", strconv.Itoa(s.Machine.pid), "-m", "--", "sh", "-c", script, "stall", s.DataDir)
 	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	hold, err := c.StdinPipe() // its end, however it comes, ends the stall
-	if err != nil {
-		s.T.Fatal(err)
-	}
-	stdout, err := c.StdoutPipe()
-	if err != nil {
-		s.T.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		s.T.Fatal(err)
-	}
+	testenv.NoError(s.T, err)
+	stdout := testenv.Must(c.StdoutPipe())(s.T)
+	testenv.NoError(s.T, c.Start())
 	release = sync.OnceFunc(func() {
 		_ = hold.Close()
-		if err := c.Wait(); err != nil {
-			s.T.Errorf("let the disk of machine %d go: %v", s.Number, err)
-		}
+		testenv.Check(s.T, c.Wait(), "let the disk of machine %d go", s.Number)
 	})
 	s.T.Cleanup(release)
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {

@@ -80,9 +80,7 @@ func (s *Site) NewGuest(dir string, o GuestOptions) *Guest {
 			return succeed(s.Command(s.T.Context(), "ip", "link", "set", tap, "master", "site", "up"))
 		},
 	} {
-		if err := do(); err != nil {
-			s.T.Fatal(err)
-		}
+		testenv.NoError(s.T, do())
 	}
 	s.T.Cleanup(g.PowerOff)
 	return g
@@ -116,21 +114,16 @@ func (g *Guest) Boot(env ...string) {
 	}
 	kernel := g.Site.Command(ctx, "linux.uml", append(append(args, g.o.Env...), env...)...)
 	console, err := os.OpenFile(filepath.Join(g.Dir, "console"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		g.T.Fatal(err)
-	}
+	testenv.NoError(g.T, err)
 	defer console.Close()
 	// The kernel is not the first process of a pid namespace, which could not abort; that one ends, and all of its
 	// processes with it.
 	c := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, kernel.Args...)...)
-	if c.Env, err = uml.Environ(g.guestMemory(), g.Dir); err != nil {
-		g.T.Fatal(err)
-	}
+	c.Env, err = uml.Environ(g.guestMemory(), g.Dir)
+	testenv.NoError(g.T, err)
 	c.Stdout, c.Stderr = console, console
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: unix.CLONE_NEWPID}
-	if err := c.Start(); err != nil {
-		g.T.Fatal(err)
-	}
+	testenv.NoError(g.T, c.Start())
 	off := make(chan struct{})
 	go func() { _ = c.Wait(); close(off) }()
 	g.power, g.off = cancel, off

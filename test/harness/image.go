@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/imagetar"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // BoxImage is the test image: busybox and testbox.
@@ -78,9 +79,7 @@ func WriteBoxImage(t testing.TB, path string) {
 	if err == nil {
 		err = os.Rename(path+".part", path)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 }
 
 func packBoxImage(t testing.TB, path string) {
@@ -116,23 +115,15 @@ func WritePauseImage(t testing.TB, path, name string) {
 func writeImage(t testing.TB, path string, image imagetar.Image) {
 	t.Helper()
 	out, err := os.Create(path + ".part")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer out.Close()
 	if strings.HasSuffix(path, ".gz") {
 		z := gzip.NewWriter(out)
-		if err := imagetar.Write(z, image); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, imagetar.Write(z, image))
 		err = z.Close()
 	} else {
 		err = imagetar.Write(out, image)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".part", path); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	testenv.NoError(t, os.Rename(path+".part", path))
 }

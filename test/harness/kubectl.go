@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Kube speaks kubectl for one (sub)test, in a Kubernetes namespace of its own when made by Namespace.
@@ -68,10 +70,7 @@ func (k *Kube) Try(args ...string) (string, error) {
 // Kubectl runs kubectl in the namespace and fails the test when it fails.
 func (k *Kube) Kubectl(args ...string) string {
 	k.T.Helper()
-	out, err := k.Try(args...)
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	out := testenv.Must(k.Try(args...))(k.T)
 	return out
 }
 
@@ -95,8 +94,14 @@ func (k *Kube) TryApply(manifest string) (string, error) {
 // Await polls `kubectl get ... -o jsonpath=path` until it prints want.
 func (k *Kube) Await(within time.Duration, object, path, want string) {
 	k.T.Helper()
-	Eventually(k.T, within, object+" "+path, func() error {
-		got, err := k.Try("get", object, "-o", "jsonpath="+path)
+	k.Becomes(within, want, "get", object, "-o", "jsonpath="+path)
+}
+
+// Becomes polls kubectl until it prints want and nothing else.
+func (k *Kube) Becomes(within time.Duration, want string, args ...string) {
+	k.T.Helper()
+	Eventually(k.T, within, "kubectl "+strings.Join(args, " "), func() error {
+		got, err := k.Try(args...)
 		if err == nil && got != want {
 			err = fmt.Errorf("is %q, want %q", got, want)
 		}

@@ -93,10 +93,7 @@ func (m *Machine) boot() {
 	t, s := m.T, m.Site
 	t.Helper()
 	m.makeCgroups()
-	network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", s.holder.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	network := testenv.Must(os.Open(fmt.Sprintf("/proc/%d/ns/net", s.holder.Process.Pid)))(t)
 	defer network.Close()
 	join := "set -eu\n"
 	for _, c := range m.cgroups {
@@ -107,19 +104,13 @@ func (m *Machine) boot() {
 	args := append([]string{"-c", join, "join", m.Dir, strconv.Itoa(m.Number)}, needed...)
 	m.init = firstProcess(t, []string{"SETUP=" + machineScript}, []*os.File{network}, "sh", args...)
 	m.pid = onlyChild(t, m.init.Process.Pid)
-	own, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", m.pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	own := testenv.Must(os.Open(fmt.Sprintf("/proc/%d/ns/net", m.pid)))(t)
 	m.network.Store(own)
 }
 
 // needed is this program, and the folders of the host that the machine has to see, wherever they are.
 func (m *Machine) needed() []string {
-	self, err := os.Executable()
-	if err != nil {
-		m.T.Fatal(err)
-	}
+	self := testenv.Must(os.Executable())(m.T)
 	out := append([]string{self, filepath.Dir(self), os.TempDir()}, m.Site.Needs...)
 	if bin := os.Getenv("CORACLE_BIN"); bin != "" {
 		out = append(out, filepath.Dir(m.Coracle()))
@@ -133,18 +124,13 @@ func scratch(t testing.TB) string { return scratchIn(t, os.Getenv("CORACLE_TEST_
 // scratchIn is scratch in a folder, under a name that begins so.
 func scratchIn(t testing.TB, folder, prefix string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(folder, prefix)
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := testenv.Must(os.MkdirTemp(folder, prefix))(t)
 	t.Cleanup(func() {
 		if t.Failed() && os.Getenv("CORACLE_TEST_KEEP") != "" {
 			t.Logf("kept %s", dir)
 			return
 		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Errorf("clean up: %v", err)
-		}
+		testenv.Check(t, os.RemoveAll(dir), "clean up")
 	})
 	return dir
 }
@@ -152,10 +138,7 @@ func scratchIn(t testing.TB, folder, prefix string) string {
 // makeCgroups makes one cgroup of this machine's own in each mounted hierarchy.
 func (m *Machine) makeCgroups() {
 	name := fmt.Sprintf("coracle-e2e-%d-%d", os.Getpid(), time.Now().UnixNano()%1e9)
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		m.T.Fatal(err)
-	}
+	mounts := testenv.Must(os.ReadFile("/proc/self/mounts"))(m.T)
 	v1 := strings.Contains(string(mounts), " cgroup ")
 	for line := range strings.Lines(string(mounts)) {
 		f := strings.Fields(line)
@@ -163,15 +146,11 @@ func (m *Machine) makeCgroups() {
 			continue
 		}
 		dir := filepath.Join(f[1], name)
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			m.T.Fatal(err)
-		}
+		testenv.NoError(m.T, os.Mkdir(dir, 0o755))
 		m.cgroups = append(m.cgroups, dir)
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if v, err := os.ReadFile(filepath.Join(f[1], file)); err == nil && v1 {
-				if err := os.WriteFile(filepath.Join(dir, file), v, 0o644); err != nil {
-					m.T.Fatal(err)
-				}
+				testenv.NoError(m.T, os.WriteFile(filepath.Join(dir, file), v, 0o644))
 			}
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Server is one coracle process on a Machine, a server or an agent; it may be started again after it ended.
@@ -43,10 +45,7 @@ func (m *Machine) Coracle() string {
 	if bin == "" {
 		m.T.Fatal("CORACLE_BIN is not set: run `make e2e`, which builds the binary and says where it is")
 	}
-	abs, err := filepath.Abs(bin)
-	if err != nil {
-		m.T.Fatal(err)
-	}
+	abs := testenv.Must(filepath.Abs(bin))(m.T)
 	return abs
 }
 
@@ -66,10 +65,7 @@ func (m *Machine) NewServer(args ...string) *Server {
 // the server's matter.
 func (m *Machine) NewAgent(server *Server, args ...string) *Server {
 	m.T.Helper()
-	token, err := os.ReadFile(server.Seen("server", "agent-token"))
-	if err != nil {
-		m.T.Fatal(err)
-	}
+	token := testenv.Must(os.ReadFile(server.Seen("server", "agent-token")))(m.T)
 	s := &Server{Machine: m, Role: "agent", DataDir: filepath.Join(m.Dir, "data"), Log: filepath.Join(m.Dir, "coracle.log")}
 	s.Args = append([]string{
 		"--data-dir", s.DataDir, "--node-name", m.NodeName(), "--node-ip", m.IP,
@@ -93,19 +89,14 @@ func (s *Server) FindIP() *Server {
 func (s *Server) AddBoxImage() {
 	s.T.Helper()
 	images := s.Seen("images")
-	if err := os.MkdirAll(images, 0o755); err != nil {
-		s.T.Fatal(err)
-	}
+	testenv.NoError(s.T, os.MkdirAll(images, 0o755))
 	WriteBoxImage(s.T, filepath.Join(images, "box.tar.gz"))
 }
 
 // NewPeer prepares a server with an empty data directory that joins another one's cluster.
 func (m *Machine) NewPeer(server *Server, args ...string) *Server {
 	m.T.Helper()
-	token, err := os.ReadFile(server.Seen("server", "token"))
-	if err != nil {
-		m.T.Fatal(err)
-	}
+	token := testenv.Must(os.ReadFile(server.Seen("server", "token")))(m.T)
 	return m.NewServer(append([]string{"--server", "https://" + net.JoinHostPort(server.IP, "6443"), "--token", trim(string(token))}, args...)...)
 }
 
@@ -115,16 +106,11 @@ func (m *Machine) NodeName() string { return fmt.Sprintf("node-%d", m.Number) }
 // Start starts the process; it does not wait for it to be ready.
 func (s *Server) Start() {
 	s.T.Helper()
-	log, err := os.OpenFile(s.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		s.T.Fatal(err)
-	}
+	log := testenv.Must(os.OpenFile(s.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644))(s.T)
 	defer log.Close()
 	s.cmd = s.Command(context.Background(), cmp.Or(s.Bin, s.Coracle()), append([]string{cmp.Or(s.Role, "server")}, s.Args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
-	if err := s.cmd.Start(); err != nil {
-		s.T.Fatal(err)
-	}
+	testenv.NoError(s.T, s.cmd.Start())
 	done := make(chan struct{})
 	cmd := s.cmd
 	go func() { s.err = cmd.Wait(); close(done) }()
@@ -150,9 +136,7 @@ func (s *Server) Resume() {
 
 func (s *Server) signal(pid int, sig syscall.Signal) {
 	s.T.Helper()
-	if err := syscall.Kill(pid, sig); err != nil {
-		s.T.Fatalf("signal %v to process %d: %v", sig, pid, err)
-	}
+	testenv.NoError(s.T, syscall.Kill(pid, sig), "signal %v to process %d", sig, pid)
 }
 
 // Stop asks the process to end with SIGTERM and waits; the error is the process's own exit.

@@ -69,10 +69,7 @@ func NewSite(t testing.TB) *Site {
 	}
 	s := &Site{T: t, faults: map[link]fault{}, delays: map[link]*delay{}}
 	t.Cleanup(s.destroy)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	self := testenv.Must(os.Executable())(t)
 	s.holder = firstProcess(t, nil, nil, "unshare", "--net", "sh", "-c", siteScript, "site.sh", self)
 	return s
 }
@@ -84,9 +81,7 @@ func (s *Site) destroy() {
 		_ = s.holder.Wait()
 	}
 	if s.dir != "" {
-		if err := os.RemoveAll(s.dir); err != nil {
-			s.T.Errorf("clean up: %v", err)
-		}
+		testenv.Check(s.T, os.RemoveAll(s.dir), "clean up")
 	}
 }
 
@@ -97,15 +92,10 @@ func firstProcess(t testing.TB, env []string, files []*os.File, name string, arg
 	c.Env = append(append(os.Environ(), initEnv+"=1"), env...)
 	c.ExtraFiles = files
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := testenv.Must(c.StdoutPipe())(t)
 	var complaint bytes.Buffer
 	c.Stderr = &complaint
-	if err := c.Start(); err != nil {
-		t.Fatalf("start a machine: %v", err)
-	}
+	testenv.NoError(t, c.Start(), "start a machine")
 	ready := make([]byte, len("ready\n"))
 	if _, err := out.Read(ready); err != nil {
 		_ = c.Wait()
@@ -285,10 +275,7 @@ func LinkAddress(number int) string { return fmt.Sprintf("02:00:00:00:00:%02x", 
 func (s *Site) nft() string {
 	s.T.Helper()
 	if s.dir == "" {
-		dir, err := os.MkdirTemp("", "coracle-site-")
-		if err != nil {
-			s.T.Fatal(err)
-		}
+		dir := testenv.Must(os.MkdirTemp("", "coracle-site-"))(s.T)
 		s.dir = dir
 		if err := embedded.UnpackSome(filepath.Join(dir, "bin"), embedded.ForNFT); err != nil {
 			testenv.Missing(s.T, testenv.Embedded, "%v", err)

@@ -18,15 +18,13 @@ func TestSitesAddress(t *testing.T) {
 	s := NewSite(t)
 	is := func() (address string) {
 		t.Helper()
-		if err := s.Do(func() error {
+		testenv.NoError(t, s.Do(func() error {
 			bridge, err := net.InterfaceByName("site")
 			if err == nil {
 				address = bridge.HardwareAddr.String()
 			}
 			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
+		}))
 		return address
 	}
 	want := is()
@@ -58,7 +56,5 @@ ether saddr 02:00:00:00:00:01 tcp flags & (syn|ack) == syn drop
 }
 }
 `
-	if got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
+	testenv.Equal(t, got, want, "")
 }

@@ -62,9 +62,7 @@ func TestClients(t *testing.T) {
 	run("HTTP/1.1 200 OK", "curl", "-sSi", "-H", "Host: "+siteName, "http://"+ip+"/")
 
 	body := filepath.Join(filepath.Dir(load), "body")
-	if err := os.WriteFile(body, []byte(strings.Repeat("0123456789abcdef", 64<<10)), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(body, []byte(strings.Repeat("0123456789abcdef", 64<<10)), 0o644))
 	run("1048576", "sh", "-c", fmt.Sprintf("nghttp --no-verify-peer -H ':authority: %s' -d %s https://%s/echo | wc -c", siteName, body, ip))
 
 	quic := []string{"--exit-on-all-streams-close", "--no-quic-dump", "--sni=" + siteName, "--timeout=60s"}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/testca"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
@@ -57,9 +58,7 @@ spec:
 func program(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ingress-load-") // not t.TempDir: pods see it, too
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	path := filepath.Join(dir, "load")
 	c := exec.Command("go", "build", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", path, "github.com/coracle-k8s/coracle/test/ingress/load")
@@ -67,23 +66,15 @@ func program(t *testing.T) string {
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("building the load: %v: %s", err, out)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Chmod(dir, 0o755))
 	return path
 }
 
 // certificate makes another certificate of the site's and puts it into its Secret.
 func certificate(t *testing.T, s *harness.Server) testca.Files {
 	t.Helper()
-	ca, err := testca.New(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := ca.Issue("site", siteName)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := testenv.Must(testca.New(t.TempDir()))(t)
+	files := testenv.Must(ca.Issue("site", siteName))(t)
 	s.Apply(s.Kubectl("create", "secret", "tls", "site", "--cert", files.Cert, "--key", files.Key, "--dry-run=client", "-o", "yaml"))
 	return files
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // report is that of test/ingress/load.
@@ -43,18 +44,10 @@ func startSoak(t *testing.T, s *harness.Server, load string, ips ...string) *soa
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := s.Outside(ctx, load, append([]string{"clients"}, ips...)...)
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	in := testenv.Must(c.StdinPipe())(t)
+	out := testenv.Must(c.StdoutPipe())(t)
 	c.Stderr = os.Stderr
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.Start())
 	t.Cleanup(func() {
 		_ = in.Close()
 		cancel()
@@ -66,17 +59,11 @@ func startSoak(t *testing.T, s *harness.Server, load string, ips ...string) *soa
 // since ends a phase.
 func (s *soak) since(name string) report {
 	s.Helper()
-	if _, err := fmt.Fprintln(s.in, name); err != nil {
-		s.Fatal(err)
-	}
+	testenv.Must(fmt.Fprintln(s.in, name))(s)
 	line, err := s.out.ReadBytes('\n')
-	if err != nil {
-		s.Fatalf("the load ended: %v", err)
-	}
+	testenv.NoError(s, err, "the load ended")
 	var r report
-	if err := json.Unmarshal(line, &r); err != nil {
-		s.Fatal(err)
-	}
+	testenv.NoError(s, json.Unmarshal(line, &r))
 	s.Logf("%s", line)
 	sum := func(of map[string]int) (n int) {
 		for _, v := range of {
@@ -170,9 +157,7 @@ func TestSoak(t *testing.T) {
 
 	again := func(what, bin string) {
 		for i, n := range nodes {
-			if err := n.Stop(); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, n.Stop())
 			n.Bin = bin
 			before := n.InLog("the proxy of the run before goes on")
 			n.Start()

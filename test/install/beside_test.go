@@ -14,15 +14,13 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestBesideCluster: on a machine where coracle is installed and runs, the tests neither notice the cluster nor touch
 // it. A machine plays the contributor's, and another run of this program on it installs and uninstalls.
 func TestBesideCluster(t *testing.T) {
-	source, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
+	source := testenv.Must(os.Getwd())(t)
 	site := harness.NewSite(t)
 	site.Needs = append(site.Needs, filepath.Dir(filepath.Dir(source))) // the tree, which may be in root's home
 	h := newHostOn(t, site)
@@ -42,16 +40,11 @@ func TestBesideCluster(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	self := testenv.Must(os.Executable())(t)
 	c := h.Command(ctx, "sh", "-c", `cd "$1" && exec "$2" -test.v -test.count=1 -test.run "$3"`, "inner", source, self, "^TestInstallAndUninstall$")
 	// The machine need not have Go: a newer one than the distribution's is in root's home.
 	c.Env = append(c.Env, "PATH="+os.Getenv("PATH"), "CORACLE_BIN="+h.Coracle(), innerEnv+"="+box, "TMPDIR="+filepath.Join(h.Dir, "inner"))
-	if err := os.Mkdir(filepath.Join(h.Dir, "inner"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(filepath.Join(h.Dir, "inner"), 0o755))
 	c.WaitDelay = 5 * time.Second
 	out, err := c.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: TestInstallAndUninstall") {
@@ -59,12 +52,8 @@ func TestBesideCluster(t *testing.T) {
 	}
 
 	h.awaitAnswer()
-	if now := h.containers(); now != containers {
-		t.Errorf("containers were\n%s\nand are\n%s", containers, now)
-	}
-	if now := h.pid(); now != pid {
-		t.Errorf("coracle was process %s and is %s", pid, now)
-	}
+	testenv.Equal(t, h.containers(), containers, "containers were\n%s\nand are", containers)
+	testenv.Equal(t, h.pid(), pid, "coracle was process %s and is", pid)
 	harness.Eventually(t, 3*time.Minute, "the cluster's machine is as before", func() error { // coracle's own work comes and goes
 		if d := before.difference(h.cluster()); d != "" {
 			return errors.New(d)

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestLockOfDebianPackages: another version than the lock's is taken with a warning, since a distribution publishes
@@ -15,9 +17,7 @@ import (
 func TestLockOfDebianPackages(t *testing.T) {
 	dir := t.TempDir()
 	lock, have := filepath.Join(dir, "lock"), filepath.Join(dir, "have")
-	if err := os.WriteFile(lock, []byte("bookworm amd64 libc6 2.36-9 aa\nbookworm amd64 nftables 1.0.6-2 bb\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(lock, []byte("bookworm amd64 libc6 2.36-9 aa\nbookworm amd64 nftables 1.0.6-2 bb\n"), 0o600))
 	for _, c := range []struct {
 		name, have, want string
 		refused          bool
@@ -28,9 +28,7 @@ func TestLockOfDebianPackages(t *testing.T) {
 		{name: "another distribution", have: "trixie amd64 libc6 2.41 cc\n", want: "no packages of trixie"},
 		{name: "other content", have: "bookworm amd64 libc6 2.36-9 cc\n", want: "has the SHA-256 cc", refused: true},
 	} {
-		if err := os.WriteFile(have, []byte(c.have), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(have, []byte(c.have), 0o600))
 		cmd := exec.CommandContext(t.Context(), "../../packaging/debs.sh", "--compare", have)
 		cmd.Env = append(os.Environ(), "DEBS_LOCK="+lock)
 		out, err := cmd.CombinedOutput()

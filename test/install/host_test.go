@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // host is a machine with a release to install from.
@@ -46,15 +47,8 @@ func newHostOn(t *testing.T, site *harness.Site) *host {
 	h.Env = append(h.Env, "PATH=/usr/local/bin:/usr/bin:/bin")
 	h.release = filepath.Join(h.Dir, "release")
 	h.writeRelease()
-	tools, err := embedded.Unpack(filepath.Join(h.Dir, "tools"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tools.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	tools := testenv.Must(embedded.Unpack(filepath.Join(h.Dir, "tools")))(t)
+	t.Cleanup(func() { testenv.Check(t, tools.Close()) })
 	h.nft = tools.File("nft")
 	return h
 }
@@ -64,9 +58,7 @@ func (h *host) writeRelease() {
 	h.t.Helper()
 	name := "coracle-linux-" + runtime.GOARCH
 	binary := filepath.Join(h.release, name)
-	if err := os.MkdirAll(h.release, 0o755); err != nil {
-		h.t.Fatal(err)
-	}
+	testenv.NoError(h.t, os.MkdirAll(h.release, 0o755))
 	h.copy(h.Coracle(), binary, 0o755)
 	h.copy("../../install.sh", filepath.Join(h.release, "install.sh"), 0o755)
 	h.write(filepath.Join(h.release, "sha256sums.txt"), hash(h.t, binary)+"  "+name+"\n")
@@ -74,15 +66,10 @@ func (h *host) writeRelease() {
 
 func hash(t *testing.T, path string) string {
 	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := testenv.Must(os.Open(path))(t)
 	defer f.Close()
 	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(io.Copy(sum, f))(t)
 	return hex.EncodeToString(sum.Sum(nil))
 }
 
@@ -92,16 +79,12 @@ func (h *host) copy(from, to string, mode os.FileMode) {
 	if err == nil {
 		err = os.WriteFile(to, data, mode)
 	}
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	testenv.NoError(h.t, err)
 }
 
 func (h *host) write(path, text string) {
 	h.t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		h.t.Fatal(err)
-	}
+	testenv.NoError(h.t, os.WriteFile(path, []byte(text), 0o644))
 }
 
 // run is Machine.Run where the host's processes are.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const workload = `
@@ -45,9 +46,7 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080
 func TestInstall(t *testing.T) {
 	h := newHost(t)
 	precious := filepath.Join(h.Dir, "places/var/lib/precious")
-	if err := os.MkdirAll(precious, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(precious, 0o755))
 	h.write(filepath.Join(precious, "file"), "keep me")
 	before := h.state()
 
@@ -73,9 +72,7 @@ func TestInstall(t *testing.T) {
 		if out := h.mustInstall(nil); !strings.Contains(out, "nothing has changed") || !strings.Contains(out, "--node-name board-1") {
 			t.Errorf("the second run does not say that it changes nothing:\n%s", out)
 		}
-		if now := h.pid(); now != pid {
-			t.Errorf("the second run restarted coracle: process %s is now %s", pid, now)
-		}
+		testenv.Equal(t, h.pid(), pid, "the second run restarted coracle: process %s is now", pid)
 	})
 	t.Run("new settings", func(t *testing.T) {
 		pid := h.pid()
@@ -83,9 +80,7 @@ func TestInstall(t *testing.T) {
 		if now := h.pid(); now == pid {
 			t.Error("new arguments did not restart coracle")
 		}
-		if now := h.containers(); now != containers {
-			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
-		}
+		testenv.Equal(t, h.containers(), containers, "containers were\n%s\nand are", containers)
 	})
 	t.Run("crash", func(t *testing.T) {
 		pid := h.pid()
@@ -150,10 +145,7 @@ func TestRefusals(t *testing.T) {
 	h := newHost(t)
 	before := h.state()
 	sums := filepath.Join(h.release, "sha256sums.txt")
-	good, err := os.ReadFile(sums)
-	if err != nil {
-		t.Fatal(err)
-	}
+	good := testenv.Must(os.ReadFile(sums))(t)
 	for _, tt := range []struct {
 		name string
 		sums string
@@ -178,9 +170,7 @@ func TestRefusals(t *testing.T) {
 	t.Run("not root", func(t *testing.T) {
 		script := filepath.Join(h.release, "install.sh")
 		_, err := h.run("sh", "-c", "exec setpriv --reuid 65534 --clear-groups sh -s < "+script)
-		if err == nil || !strings.Contains(err.Error(), "takes root") {
-			t.Errorf("got %v", err)
-		}
+		testenv.WantError(t, err, "takes root")
 	})
 	h.awaitState(before)
 }
@@ -192,15 +182,8 @@ func TestPortTaken(t *testing.T) {
 	before := h.state()
 	pidFile := filepath.Join(h.Dir, "nc.pid")
 	c := h.Command(t.Context(), "sh", "-c", "echo $$ > "+pidFile+"; exec busybox nc -l -p 7443")
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	harness.Eventually(t, harness.Soon, "the port is taken", func() error {
-		if !strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":1D13 ") {
-			return errors.New("nobody listens")
-		}
-		return nil
-	})
+	testenv.NoError(t, c.Start())
+	testenv.Until(t, harness.Soon, "the port is taken", func() bool { return strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":1D13 ") })
 	out, err := h.install(nil, "server", "--https-listen-port", "7443", "-o", "/etc/coracle/admin.yaml")
 	if exitCode(err) == 0 || !strings.Contains(out, "7443") || !strings.Contains(out, "lacks something") {
 		t.Errorf("got %v and:\n%s", err, out)
@@ -216,9 +199,7 @@ func TestPortTaken(t *testing.T) {
 		t.Errorf("exit code %d, want 3: %v\n%s", exitCode(err), err, out)
 	}
 	for _, want := range []string{"coracle is gone\n", "/var/lib/kubelet was kept: it holds files of another kubelet (config.yaml)", mine + " was kept: something is mounted there"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("no %q in:\n%s", want, out)
-		}
+		testenv.Contains(t, out, want, "")
 	}
 	if got := h.must("sh", "-c", "find /var/lib/coracle -mindepth 1 | sort; cat /var/lib/kubelet/config.yaml"); got != "/var/lib/coracle/images\n"+mine+"\n"+mine+"/archive.tar\ntheirs" {
 		t.Errorf("left:\n%s", got)

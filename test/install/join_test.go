@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestJoinAndLeave adds a node and a server with the lines that coracle token print gives to paste, and takes both away
@@ -37,9 +38,7 @@ func TestJoinAndLeave(t *testing.T) {
 	harness.Eventually(t, 3*time.Minute, "one node is left", func() error { return first.hasReady("first") })
 	harness.Eventually(t, 3*time.Minute, "one server is left", func() error { return first.hasServers(1) })
 	first.must("kubectl", "create", "configmap", "after")
-	if out := first.must("coracle-uninstall"); !strings.Contains(out, "only server") {
-		t.Errorf("the only server left something:\n%s", out)
-	}
+	testenv.Contains(t, first.must("coracle-uninstall"), "only server", "the only server left something:")
 }
 
 // TestUninstallForced: coracle-uninstall on a server that cannot leave its cluster removes nothing and says how to go
@@ -70,9 +69,7 @@ func TestUninstallForced(t *testing.T) {
 			t.Errorf("%s: exit code %d, want 1: %v\n%s", when, exitCode(err), err, out)
 		}
 		for _, want := range []string{"this machine is still one of the cluster's servers", "Nothing was removed", "coracle-uninstall --force"} {
-			if !strings.Contains(out, want) {
-				t.Errorf("%s: no %q in:\n%s", when, want, out)
-			}
+			testenv.Contains(t, out, want, "%s: no %q in:", when, want)
 		}
 		if has := server.must("sh", "-c", everythingOfCoracle); has != had {
 			t.Errorf("%s: something was removed; there is\n%s\nand was\n%s", when, has, had)
@@ -85,9 +82,7 @@ func TestUninstallForced(t *testing.T) {
 	}
 	server.must("coracle-service", "stop")
 	stays("it does not run")
-	if out := server.must("coracle-uninstall", "--force"); !strings.Contains(out, "coracle is gone") {
-		t.Errorf("coracle-uninstall --force said:\n%s", out)
-	}
+	testenv.Contains(t, server.must("coracle-uninstall", "--force"), "coracle is gone", "coracle-uninstall --force said:")
 	server.awaitState(before)
 	first.must("coracle-uninstall", "--force") // it is stopped, and knows of another server
 }

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // script is the installer without its last line, which installs, with its files in a folder of the test.
@@ -22,10 +24,7 @@ type script struct {
 
 func newScript(t *testing.T) *script {
 	t.Helper()
-	b, err := os.ReadFile("../../install.sh")
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(os.ReadFile("../../install.sh"))(t)
 	text, ok := strings.CutSuffix(string(b), "main \"$@\"\n")
 	if !ok {
 		t.Fatal("install.sh does not end with main")
@@ -55,10 +54,7 @@ func (s *script) must(commands string, env ...string) {
 func (s *script) has(name string, mode fs.FileMode, lines ...string) {
 	s.Helper()
 	path := filepath.Join(s.dir, name)
-	info, err := os.Stat(path)
-	if err != nil {
-		s.Fatal(err)
-	}
+	info := testenv.Must(os.Stat(path))(s)
 	if info.Mode().Perm() != mode {
 		s.Errorf("%s has mode %v, want %v", name, info.Mode(), mode)
 	}
@@ -120,13 +116,9 @@ func TestTrust(t *testing.T) {
 	} {
 		parent := filepath.Join(s.dir, strings.ReplaceAll(strings.ReplaceAll(c.name, " ", "-"), "/", ""))
 		inner := filepath.Join(parent, "inner")
-		if err := os.MkdirAll(inner, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.MkdirAll(inner, 0o755))
 		for dir, mode := range map[string]fs.FileMode{parent: c.parent, inner: c.inner} {
-			if err := os.Chmod(dir, mode); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.Chmod(dir, mode))
 		}
 		out, err := s.run("trust " + inner)
 		if (err == nil) != (c.want == "") || !strings.Contains(out, c.want) {
@@ -135,9 +127,7 @@ func TestTrust(t *testing.T) {
 	}
 	for mode, ok := range map[fs.FileMode]bool{0o755: true, 0o757: false} { // in a folder of one's own
 		program, link := filepath.Join(s.dir, fmt.Sprintf("program%o", mode)), filepath.Join(s.dir, fmt.Sprintf("link%o", mode))
-		if err := errors.Join(os.WriteFile(program, nil, 0o755), os.Chmod(program, mode), os.Symlink(program, link)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, errors.Join(os.WriteFile(program, nil, 0o755), os.Chmod(program, mode), os.Symlink(program, link)))
 		for _, path := range []string{program, link} {
 			if out, err := s.run("trust " + path); (err == nil) != ok {
 				t.Errorf("a program with mode %o, %s: %v: %s", mode, path, err, out)
@@ -146,12 +136,8 @@ func TestTrust(t *testing.T) {
 	}
 	if os.Getuid() == 0 {
 		other := filepath.Join(s.dir, "other")
-		if err := os.Mkdir(other, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chown(other, 1234, 1234); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Mkdir(other, 0o755))
+		testenv.NoError(t, os.Chown(other, 1234, 1234))
 		if out, err := s.run("trust " + other); err == nil || !strings.Contains(out, "user 1234") {
 			t.Errorf("another user's folder: %v: %s", err, out)
 		}
@@ -172,40 +158,28 @@ func TestTrustOfContents(t *testing.T) {
 	}
 	for name, mode := range modes {
 		if path := filepath.Join(clone, name); name != "packaging" {
-			if err := errors.Join(os.WriteFile(path, nil, mode), os.Chmod(path, mode)); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, errors.Join(os.WriteFile(path, nil, mode), os.Chmod(path, mode)))
 		}
 	}
 	for name, mode := range modes {
 		path := filepath.Join(clone, name)
 		for _, open := range []fs.FileMode{0, 0o020, 0o002} { // of a group of one, too
-			if err := os.Chmod(path, mode|open); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.Chmod(path, mode|open))
 			if out, err := s.run("trust_all " + clone); (err == nil) != (open != 0o002) || err != nil && !strings.Contains(out, "every user of this machine may change what lies in "+path) {
 				t.Errorf("%s with mode %o: %v: %s", name, mode|open, err, out)
 			}
 		}
-		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Chmod(path, mode))
 		if os.Getuid() == 0 {
-			if err := os.Chown(path, 1234, 0); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.Chown(path, 1234, 0))
 			if out, err := s.run("trust_all " + clone); err == nil || !strings.Contains(out, "user 1234") {
 				t.Errorf("%s of another user: %v: %s", name, err, out)
 			}
-			if err := os.Chown(path, 0, 0); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, os.Chown(path, 0, 0))
 		}
 	}
 	sums := filepath.Join(clone, "sha256sums.txt")
-	if err := os.Chmod(sums, 0o646); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Chmod(sums, 0o646))
 	if out, err := s.run("check_sum " + filepath.Join(clone, "coracle")); err == nil || !strings.Contains(out, "may change what lies in "+sums) {
 		t.Errorf("sums that others may change: %v: %s", err, out)
 	}
@@ -220,9 +194,7 @@ func TestLogOfTheConfiguration(t *testing.T) {
 	s := newScript(t)
 	s.must(`save_settings server; write_openrc; service_script >"$etc/service"`)
 	folder := filepath.Join(s.dir, "config.yaml.d")
-	if err := os.Mkdir(folder, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(folder, 0o755))
 	for _, c := range []struct{ file, text, want string }{
 		{"config.yaml", "log-format: json\n", "/var/log/coracle.log"},
 		{"config.yaml", "log: /other.log\n", ""},
@@ -230,9 +202,7 @@ func TestLogOfTheConfiguration(t *testing.T) {
 		{"service.env", "CORACLE_LOG=\"/third.log\"\n", "/third.log"},
 	} {
 		path := filepath.Join(s.dir, c.file)
-		if err := os.WriteFile(path, []byte(c.text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(path, []byte(c.text), 0o644))
 		for name, script := range map[string]string{
 			"init":    `. "$0"`,
 			"service": `eval "$(sed -n '/^[a-z_]*=/p; /^  set -a/,/^  set +a/p' "$0")"`,
@@ -242,9 +212,7 @@ func TestLogOfTheConfiguration(t *testing.T) {
 				t.Errorf("%s with %q in %s: %v, %s, want %q", name, c.text, c.file, err, got, c.want)
 			}
 		}
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Remove(path))
 	}
 }
 
@@ -258,10 +226,7 @@ func TestCoreFiles(t *testing.T) {
 		"init":    {"\nulimit -S -c 0", ": \"${CORACLE_LOG:=/var/log/coracle.log}\""},
 		"service": {"\n  ulimit -S -c 0", ": \"${CORACLE_LOG:=$log}\""},
 	} {
-		b, err := os.ReadFile(filepath.Join(s.dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := testenv.Must(os.ReadFile(filepath.Join(s.dir, name)))(t)
 		for _, w := range want {
 			if !strings.Contains(string(b), w) {
 				t.Errorf("%s lacks %q:\n%s", name, w, b)

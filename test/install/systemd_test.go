@@ -47,18 +47,13 @@ func (h *host) bootSystemd() {
 	if _, err := os.Stat(systemd); err != nil {
 		testenv.Missing(h.t, testenv.Systemd, "this machine has no %s", systemd)
 	}
-	log, err := os.Create(filepath.Join(h.Dir, "systemd.log"))
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	log := testenv.Must(os.Create(filepath.Join(h.Dir, "systemd.log")))(h.t)
 	defer log.Close()
 	pidFile := filepath.Join(h.Dir, "systemd.pid")
 	c := h.Command(context.Background(), "sh", "-c", `unshare --pid --mount --fork --mount-proc sh -c "$1" & echo $! > "$2"; wait`, "boot", startSystemd, pidFile)
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.Start(); err != nil {
-		h.t.Fatal(err)
-	}
+	testenv.NoError(h.t, c.Start())
 	h.t.Cleanup(func() {
 		if h.t.Failed() {
 			output, err := os.ReadFile(log.Name())
@@ -100,9 +95,7 @@ func TestSystemd(t *testing.T) {
 	if strings.Contains(out, "no systemd") {
 		t.Fatal("the installer did not find systemd")
 	}
-	if got := h.property("ActiveState") + " " + h.property("UnitFileState"); got != "active enabled" {
-		t.Errorf("the service is %s", got)
-	}
+	testenv.Equal(t, h.property("ActiveState")+" "+h.property("UnitFileState"), "active enabled", "the service is")
 	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
 	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
 	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=180s")
@@ -111,9 +104,7 @@ func TestSystemd(t *testing.T) {
 
 	t.Run("restart", func(t *testing.T) {
 		h.must("systemctl", "restart", "coracle") // waits until coracle says that it is ready
-		if now := h.containers(); now != containers {
-			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
-		}
+		testenv.Equal(t, h.containers(), containers, "containers were\n%s\nand are", containers)
 	})
 	t.Run("crash", func(t *testing.T) {
 		pid := h.property("MainPID")
@@ -124,9 +115,7 @@ func TestSystemd(t *testing.T) {
 			}
 			return nil
 		})
-		if now := h.containers(); now != containers {
-			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
-		}
+		testenv.Equal(t, h.containers(), containers, "containers were\n%s\nand are", containers)
 		if n, err := strconv.Atoi(h.property("NRestarts")); err != nil || n != 1 {
 			t.Errorf("systemd counts %d restarts, %v", n, err)
 		}
@@ -134,12 +123,8 @@ func TestSystemd(t *testing.T) {
 	t.Run("stop", func(t *testing.T) {
 		h.must("systemctl", "stop", "coracle")
 		h.awaitAnswer() // pods go on without
-		if out := h.mustInstall(nil); !strings.Contains(out, "ready after") {
-			t.Errorf("the installer did not start it again:\n%s", out)
-		}
-		if now := h.containers(); now != containers {
-			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
-		}
+		testenv.Contains(t, h.mustInstall(nil), "ready after", "the installer did not start it again:")
+		testenv.Equal(t, h.containers(), containers, "containers were\n%s\nand are", containers)
 	})
 	t.Run("new settings", func(t *testing.T) {
 		pid := h.property("MainPID")
@@ -147,9 +132,7 @@ func TestSystemd(t *testing.T) {
 		if now := h.property("MainPID"); now == pid || h.property("ActiveState") != "active" {
 			t.Errorf("main process %s became %s, and the service is %s", pid, now, h.property("ActiveState"))
 		}
-		if now := h.containers(); now != containers {
-			t.Errorf("containers were\n%s\nand are\n%s", containers, now)
-		}
+		testenv.Equal(t, h.containers(), containers, "containers were\n%s\nand are", containers)
 		harness.Eventually(t, 3*time.Minute, "the node has the new setting", func() error {
 			if got := h.must("kubectl", "get", "node", "board-1", "-o", "jsonpath={.status.capacity.pods}"); got != "50" {
 				return errors.New("the node takes " + got + " pods")

@@ -134,9 +134,7 @@ func New(t testing.TB) *NS {
 	t.Helper()
 	Require(t)
 	ns := &NS{Path: filepath.Join(t.TempDir(), "netns")}
-	if err := os.WriteFile(ns.Path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(ns.Path, nil, 0o600))
 	err := netlinkutil.Do(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
@@ -192,9 +190,7 @@ func (ns *NS) Link(t testing.TB, hostDev, nsDev string, hostAddrs, nsAddrs []str
 	if err == nil {
 		err = ns.Do(func() error { return errors.Join(setup("lo", nil), setup(nsDev, nsAddrs)) })
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	testenv.Eventually(t, 2*time.Minute, "the addresses of "+hostDev+" and "+nsDev+" are local", func() error {
 		return errors.Join(local(hostAddrs), ns.Do(func() error { return local(nsAddrs) }))
 	})
@@ -272,9 +268,7 @@ func (Own) Do(f func() error) error { return f() }
 func Serve(t testing.TB, in Doer, name, network, addr string) {
 	t.Helper()
 	var l net.Listener
-	if err := in.Do(func() (err error) { l, err = net.Listen(network, addr); return err }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, in.Do(func() (err error) { l, err = net.Listen(network, addr); return err }))
 	serve(t, l, name)
 }
 

@@ -11,15 +11,15 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ListenPacket receives inside a namespace until the test ends: datagrams, or packets of a network such as "ip4:icmp".
 func ListenPacket(t testing.TB, in Doer, network, addr string) net.PacketConn {
 	t.Helper()
 	var c net.PacketConn
-	if err := in.Do(func() (err error) { c, err = net.ListenPacket(network, addr); return err }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, in.Do(func() (err error) { c, err = net.ListenPacket(network, addr); return err }))
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
@@ -47,9 +47,7 @@ func Overhears(t testing.TB, in net.PacketConn, secret, marker string, expected 
 	t.Helper()
 	buf, deadline := make([]byte, 500), time.Now().Add(2*time.Minute)
 	for {
-		if err := send(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, send())
 		_ = in.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // then it is sent again
 		for {
 			n, _, err := in.ReadFrom(buf)

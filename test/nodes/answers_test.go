@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // answers asks for an address all the time, by ARP or by neighbour discovery, and notes which machine says that it has
@@ -55,9 +56,7 @@ func watchAnswers(t *testing.T, site *harness.Site, address string) *answers {
 		}
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	stop, done := make(chan struct{}), make(chan struct{})
 	t.Cleanup(func() {
 		close(stop)
@@ -201,10 +200,7 @@ func (w *answers) oneAtATime(t *testing.T, servers []*harness.Server) {
 	changed := regexp.MustCompile(`another node answers for an address.* address=` + regexp.QuoteMeta(w.address.String()) + " ")
 	changes := 0
 	for _, s := range servers {
-		log, err := os.ReadFile(s.Log)
-		if err != nil {
-			t.Fatal(err)
-		}
+		log := testenv.Must(os.ReadFile(s.Log))(t)
 		changes += len(changed.FindAll(log, -1))
 	}
 	runs, _, frames := w.state()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/csi"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // attaching has a driver whose volumes have to be attached, with the rights that its provisioner's and its attacher's
@@ -147,9 +148,7 @@ func TestAttachedVolumes(t *testing.T) {
 	shared := t.TempDir()
 	programs, volumes := filepath.Join(shared, "programs"), filepath.Join(shared, "volumes")
 	for _, dir := range []string{programs, volumes} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Mkdir(dir, 0o755))
 	}
 	for _, p := range []string{csi.Driver, csi.Provisioner, csi.Attacher} {
 		csi.Build(t, p, filepath.Join(programs, filepath.Base(p)))
@@ -190,13 +189,7 @@ func TestAttachedVolumes(t *testing.T) {
 		}
 		s.InsistsOn(strings.NewReplacer("PROGRAMS", programs, "KUBELET", filepath.Join(n.DataDir, "agent", "kubelet"), "VOLUMES", volumes, "NODE", n.NodeName()).
 			Replace(strings.Replace(attachingNode, "CONTROLLERS", controllers, 1)))
-		harness.Eventually(t, harness.Soon, "the kubelet knows the driver", func() error {
-			out, err := s.TryKubectl("get", "csinode", n.NodeName(), "-o", "jsonpath={.spec.drivers[*].name}")
-			if err == nil && out != "csi.coracle.test" {
-				err = errors.New(out)
-			}
-			return err
-		})
+		s.In(t).Await(harness.Soon, "csinode/"+n.NodeName(), "{.spec.drivers[*].name}", "csi.coracle.test")
 	}
 
 	s.Insists("cordon", left.NodeName()) // both are to be on one machine
@@ -208,9 +201,7 @@ func TestAttachedVolumes(t *testing.T) {
 		s.Kubectl("exec", name+"-0", "--", "sh", "-c", "echo of "+name+" > /data/file")
 	}
 	s.Insists("uncordon", left.NodeName())
-	if err := attachments(s, volumes, victim.NodeName(), 2); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, attachments(s, volumes, victim.NodeName(), 2))
 
 	victim.PowerOff()
 	off := time.Now()

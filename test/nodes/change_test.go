@@ -12,6 +12,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNetworkChanges: a running cluster changes to each back end while pods visit one another, and all reach all
@@ -46,9 +47,7 @@ func TestNetworkChanges(t *testing.T) {
 	m.everybodyMeets()
 	s := m.nodes[0]
 	m.refusesVXLAN(m.site.NewMachine().NewPeer(s, "--disable-agent", "--network-backend", clusterconfig.NetworkVXLAN)) // what s was started with
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Stop())
 	m.refusesVXLAN(s)
 	flag := slices.Index(s.Args, "--network-backend")
 	s.Args = slices.Delete(s.Args, flag, flag+2)
@@ -72,11 +71,7 @@ func (m *mesh) changeBackend(to string) string {
 	m.Helper()
 	s := m.nodes[0]
 	out := m.run(0, s.Coracle(), "network-backend", "set", to, "--data-dir", s.DataDir)
-	if !strings.Contains(out, "All nodes that run go by "+to) {
-		m.Errorf("it says %q", out)
-	}
-	if shown := m.run(0, s.Coracle(), "network-backend", "show", "--data-dir", s.DataDir); shown != to {
-		m.Errorf("the cluster has %q, want %q", shown, to)
-	}
+	testenv.Contains(m, out, "All nodes that run go by "+to, "it says")
+	testenv.Equal(m, m.run(0, s.Coracle(), "network-backend", "show", "--data-dir", s.DataDir), to, "the cluster has")
 	return out
 }

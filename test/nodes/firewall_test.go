@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // firewall is one that a machine's administrator has, as its makers ship it.
@@ -149,17 +150,13 @@ func (m *mesh) advice(i int, f firewall) []string {
 	out, _ := n.Run(n.Coracle(), "check", "-o", "json", "--data-dir", n.DataDir, "--node-ip", n.IP+","+address6(i),
 		"--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112")
 	var results []struct{ Name, Level, Found, Do string }
-	if err := json.Unmarshal([]byte(out), &results); err != nil {
-		m.Fatalf("coracle check says %q: %v", out, err)
-	}
+	testenv.NoError(m, json.Unmarshal([]byte(out), &results), "coracle check says %q", out)
 	for _, r := range results {
 		if r.Name != "firewall" {
 			continue
 		}
 		for _, want := range f.found {
-			if !strings.Contains(r.Found, want) {
-				m.Errorf("node %d: coracle check says %q, want %q", i, r.Found, want)
-			}
+			testenv.Contains(m, r.Found, want, "node %d: coracle check says", i)
 		}
 		_, commands, ok := strings.Cut(r.Do, "not let through yet: ")
 		if !ok || r.Level != "WARN" {
@@ -174,10 +171,7 @@ func (m *mesh) advice(i int, f firewall) []string {
 
 func logLength(t *testing.T, n *harness.Server) int {
 	t.Helper()
-	b, err := os.ReadFile(n.Log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := testenv.Must(os.ReadFile(n.Log))(t)
 	return len(b)
 }
 
@@ -249,10 +243,7 @@ func (m *mesh) longestGap() time.Duration {
 	m.exec(0, "touch /stop")
 	longest, last := 0.0, 0.0
 	for i, text := range all {
-		at, err := strconv.ParseFloat(text, 64)
-		if err != nil {
-			m.Fatal(err)
-		}
+		at := testenv.Must(strconv.ParseFloat(text, 64))(m)
 		if i > 0 {
 			longest = max(longest, at-last)
 		}

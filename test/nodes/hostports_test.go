@@ -5,7 +5,6 @@
 package nodes
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -13,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // hostPortPod is a pod on a node with one host port.
@@ -40,10 +40,7 @@ func serverAndAgent(t *testing.T, args ...string) (server, agent *harness.Server
 // listeners are the addresses and ports, as /proc/net/tcp has them, at which programs of a machine listen by TCP.
 func listeners(m *harness.Server) []string {
 	m.T.Helper()
-	out, err := m.Run("awk", `$4 == "0A" { print $2 }`, "/proc/net/tcp", "/proc/net/tcp6")
-	if err != nil {
-		m.T.Fatal(err)
-	}
+	out := testenv.Must(m.Run("awk", `$4 == "0A" { print $2 }`, "/proc/net/tcp", "/proc/net/tcp6"))(m.T)
 	return strings.Fields(out)
 }
 
@@ -81,9 +78,7 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 	name := agent.NodeName()
 	server.Apply(hostPortPod("early", name, 6444))
 	server.Kubectl("wait", "--for=condition=Ready", "pod/early", "--timeout=180s")
-	if err := agent.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, agent.Stop())
 	agent.Args = slices.DeleteFunc(agent.Args, func(arg string) bool { return arg == "--lb-server-port=6445" })
 	agent.Start()
 	harness.Eventually(t, patient, "the agent reaches the API past the pod", func() error {
@@ -108,9 +103,7 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 	}
 	server.Apply(strings.TrimSuffix(many, ",") + "]}]}}")
 	server.Kubectl("wait", "--for=condition=Ready", "pod/victim", "pod/taker", "--timeout=180s")
-	if out := server.Kubectl("exec", "victim", "--", "echo", "it is the victim"); !strings.Contains(out, "it is the victim") {
-		t.Errorf("exec: %q", out)
-	}
+	testenv.Contains(t, server.Kubectl("exec", "victim", "--", "echo", "it is the victim"), "it is the victim", "exec:")
 	if out, err := agent.Run(harness.Box(t), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60"); err != nil || strings.TrimSpace(out) != "taker" {
 		t.Errorf("the same host port at 127.0.0.1: %q, %v", out, err)
 	}
@@ -145,12 +138,7 @@ func TestLocalAddressOfTheAPI(t *testing.T) {
 			}
 		}
 		before := agent.InLog("do not reach the local address of the API")
-		harness.Eventually(t, patient, "a node whose packets to the API are "+cut.what+" is not ready", func() error {
-			if server.NodeReady(agent) == nil {
-				return errors.New("it is ready")
-			}
-			return nil
-		})
+		testenv.Until(t, patient, "a node whose packets to the API are "+cut.what+" is not ready", func() bool { return server.NodeReady(agent) != nil })
 		if n := agent.InLog("do not reach the local address of the API"); n == before {
 			t.Errorf("packets are %s: the log does not say why", cut.what)
 		}

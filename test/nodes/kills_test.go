@@ -40,13 +40,7 @@ func TestKillsDuringPodStart(t *testing.T) {
 		k.Start()
 		for j := range pods {
 			name := fmt.Sprintf("p%d-%d", i, j)
-			harness.Eventually(t, harness.Soon, fmt.Sprintf("%s runs, killed %v after it was made", name, after), func() error {
-				out, err := k.Try("get", "pod", name, "-o", "jsonpath={.status.phase}")
-				if err == nil && out != "Running" {
-					err = fmt.Errorf("it is %s", out)
-				}
-				return err
-			})
+			k.Await(harness.Soon, "pod/"+name, "{.status.phase}", "Running")
 		}
 		k.Kubectl("delete", "pods", "--all", "--wait=false")
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Ports of the Services of TestLoadBalancerOfNodes: wide has a pod on each node, and local those with the label near,
@@ -113,11 +114,7 @@ func (m *mesh) fromOutside(text string) string {
 	m.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	out, err := harness.Output(m.nodes[0].Outside(ctx, "sh", "-c", text))
-	if err != nil {
-		m.Fatal(err)
-	}
-	return out
+	return testenv.Must(harness.Output(m.nodes[0].Outside(ctx, "sh", "-c", text)))(m)
 }
 
 // asksEverywhere: a node and its pod reach both Services at each address that they have.

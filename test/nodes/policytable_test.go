@@ -115,10 +115,7 @@ func newPolicyTable(t *testing.T) *policyTable {
 // document is an object in a manifest.
 func document(t testing.TB, object any) string {
 	t.Helper()
-	text, err := yaml.Marshal(object)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := testenv.Must(yaml.Marshal(object))(t)
 	return "---\n" + string(text)
 }
 
@@ -188,11 +185,7 @@ func (p *policyTable) listed(c policymodel.Case) *networkingv1.NetworkPolicy {
 	p.Helper()
 	one := p.model.Pods[p.generator.Near[len(p.generator.Near)-1]].Status.PodIPs
 	spec := strings.NewReplacer("10.42.1.12/31", one[0].IP+"/32", "fd00:42:0:1::c/127", one[1].IP+"/128", "10.42.2.0/24", "10.42.0.0/24", "fd00:42:0:1::/64", "fd42:0:0:1::/64").Replace(c.Spec)
-	policy, err := policymodel.Policy(c.Namespace, "listed", spec)
-	if err != nil {
-		p.Fatal(err)
-	}
-	return policy
+	return testenv.Must(policymodel.Policy(c.Namespace, "listed", spec))(p)
 }
 
 // sample is one connection of so many, and each of which the policies of before said something else.

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // portsPage has the table of the ports at which a machine listens.
@@ -25,10 +26,7 @@ var portRow = regexp.MustCompile(`^\| (\d+) (TCP and UDP|TCP|UDP) \| (.*) \|$`)
 // documentedPorts are the ports of the table, such as "8472/udp", without those of other network back ends.
 func (m *mesh) documentedPorts(backend string) []string {
 	m.Helper()
-	page, err := os.ReadFile(portsPage)
-	if err != nil {
-		m.Fatal(err)
-	}
+	page := testenv.Must(os.ReadFile(portsPage))(m)
 	_, table, _ := strings.Cut(string(page), "\n### Ports between nodes\n")
 	table, _, _ = strings.Cut(table, "\n### ")
 	var out []string

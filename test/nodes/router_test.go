@@ -12,16 +12,14 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // documented is the example of a page of docs that begins with a line.
 func documented(t *testing.T, name, first string) string {
 	t.Helper()
 	const indent = "    "
-	page, err := os.ReadFile("../../docs/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := testenv.Must(os.ReadFile("../../docs/" + name))(t)
 	_, after, ok := strings.Cut(string(page), "\n"+indent+first+"\n")
 	if !ok {
 		t.Fatalf("the page has no example that begins with %q", first)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // volumeClaim is a claim of the default class.
@@ -90,12 +91,8 @@ func (v *silentVolumes) unanswered(since time.Time) {
 			return err
 		})
 	}
-	if err := v.done(); err == nil {
-		v.t.Error("a node that is stopped has done what it was asked for")
-	}
-	if _, err := os.Stat(v.path); err != nil {
-		v.t.Errorf("the directory on a node that is stopped: %v", err)
-	}
+	testenv.Fails(v.t, v.done(), "a node that is stopped has done what it was asked for")
+	testenv.Check(v.t, testenv.Err(os.Stat(v.path)), "the directory on a node that is stopped")
 }
 
 // done fails unless all three have happened.

@@ -17,6 +17,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Lines of an agent's log.
@@ -118,9 +119,7 @@ func TestUnreachableNode(t *testing.T) {
 	eventually(t, vanished, "the rules of the node that stays have no pod of the one that vanished", func() error { return sendsTo(stays.Machine, pod, false) })
 	eventually(t, vanished, "each connection from there succeeds", func() error { return visits(stays.Machine, address) })
 	eventually(t, vanished, "the node that is cut off reaches its own pod", func() error { return visits(victim.Machine, address) })
-	if err := stays.LogSays(notReached); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, stays.LogSays(notReached))
 
 	back := time.Now()
 	site.Heal()
@@ -142,9 +141,7 @@ func TestUnreachableNode(t *testing.T) {
 func outsideNames(t *testing.T, site *harness.Site) {
 	t.Helper()
 	var c net.PacketConn
-	if err := site.Do(func() (err error) { c, err = net.ListenPacket("udp", "10.77.0.1:53"); return err }); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, site.Do(func() (err error) { c, err = net.ListenPacket("udp", "10.77.0.1:53"); return err }))
 	server := &dns.Server{PacketConn: c, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, question *dns.Msg) {
 		answer := new(dns.Msg).SetReply(question)
 		if q := question.Question[0]; q.Qtype == dns.TypeA {
@@ -154,11 +151,7 @@ func outsideNames(t *testing.T, site *harness.Site) {
 	})}
 	done := make(chan error, 1) // one result
 	go func() { done <- server.ActivateAndServe() }()
-	t.Cleanup(func() {
-		if err := errors.Join(server.Shutdown(), <-done); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { testenv.Check(t, errors.Join(server.Shutdown(), <-done)) })
 }
 
 // podOn is the address of the Service's endpoint on a node.

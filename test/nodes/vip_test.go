@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const testVIP = "10.77.0.100"
@@ -28,10 +29,7 @@ const testVIP = "10.77.0.100"
 // caOf is the authority in a kubeconfig.
 func caOf(t *testing.T, s *harness.Server) *x509.CertPool {
 	t.Helper()
-	data, err := os.ReadFile(s.Kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := testenv.Must(os.ReadFile(s.Kubeconfig))(t)
 	found := regexp.MustCompile(`certificate-authority-data: "?([A-Za-z0-9+/=]+)`).FindSubmatch(data)
 	if found == nil {
 		t.Fatalf("no authority in %s", data)
@@ -138,11 +136,9 @@ func TestVIP(t *testing.T) {
 	if out, err := c.servers[1].Run(c.servers[1].Coracle(), "token", "print", "--data-dir", c.servers[1].DataDir); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	harness.Eventually(t, harness.Soon, "somebody answers for the address", func() error {
-		if runs, _, _ := w.state(); len(runs) == 0 {
-			return errors.New("nobody")
-		}
-		return nil
+	testenv.Until(t, harness.Soon, "somebody answers for the address", func() bool {
+		runs, _, _ := w.state()
+		return len(runs) != 0
 	})
 	for _, s := range c.servers {
 		harness.Eventually(t, harness.Soon, fmt.Sprintf("machine %d reaches the address", s.Number), func() error {
@@ -177,9 +173,7 @@ func TestVIP(t *testing.T) {
 			}
 		}, undo: func(*harness.Server) { c.site.Heal() }},
 		{name: "stopped", do: func(s *harness.Server) {
-			if err := s.Stop(); err != nil {
-				t.Error(err)
-			}
+			testenv.Check(t, s.Stop())
 		}, undo: (*harness.Server).Start},
 	} {
 		before, _, _ := w.state()
@@ -258,12 +252,7 @@ func (c *vipCluster) changes() {
 	}
 	change("set", next)
 	harness.Eventually(c, harness.Soon, "the new address answers", func() error { return healthy(c.site, c.ca, next) })
-	harness.Eventually(c, harness.Soon, "the old address is silent", func() error {
-		if healthy(c.site, c.ca, testVIP) == nil {
-			return errors.New("it answers")
-		}
-		return nil
-	})
+	testenv.Until(c, harness.Soon, "the old address is silent", func() bool { return healthy(c.site, c.ca, testVIP) != nil })
 	harness.Eventually(c, harness.Soon, "the kubeconfig names the new address", func() error {
 		data, err := os.ReadFile(first.Kubeconfig)
 		if err == nil && !strings.Contains(string(data), "https://"+next+":6443") {
@@ -271,16 +260,12 @@ func (c *vipCluster) changes() {
 		}
 		return err
 	})
-	if err := first.Stop(); err != nil { // it was started with --vip and the first address
-		c.Fatal(err)
-	}
+	testenv.NoError(c, first.Stop()) // it was started with --vip and the first address
 	first.Start()
 	first.WaitAPI()
 	harness.Eventually(c, harness.Soon, "the server says which address counts", func() error { return first.LogSays("--vip is not the cluster's virtual address, which counts") })
 	harness.Says(c, first.LogTail(1000), testVIP, next, "coracle vip set")
-	if err := first.Stop(); err != nil {
-		c.Fatal(err)
-	}
+	testenv.NoError(c, first.Stop())
 	first.Args = slices.DeleteFunc(first.Args, func(a string) bool { return a == "--vip" || a == testVIP })
 	first.Start()
 	third.Start()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNetworkWireGuard: a cluster's pods, Services and hosts reach one another through the encrypted tunnel, and
@@ -36,9 +37,7 @@ func TestNetworkWireGuard(t *testing.T) {
 	}
 	m.throughTheTunnel("after a restart", i)
 	m.restart(i, func() {
-		if err := os.Remove(filepath.Join(m.nodes[i].DataDir, "agent", "cni", "wireguard.key")); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, os.Remove(filepath.Join(m.nodes[i].DataDir, "agent", "cni", "wireguard.key")))
 	})
 	m.publicKey(i, before)
 	m.throughTheTunnel("after its key changed", i)
@@ -100,9 +99,7 @@ func (m *mesh) publicKey(i int, before string) (key string) {
 // restart stops coracle on a node, does something, and starts it again. Pods go on.
 func (m *mesh) restart(i int, meanwhile func()) {
 	m.Helper()
-	if err := m.nodes[i].Stop(); err != nil {
-		m.Fatal(err)
-	}
+	testenv.NoError(m, m.nodes[i].Stop())
 	meanwhile()
 	m.nodes[i].Start()
 	m.returned(i)

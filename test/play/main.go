@@ -25,6 +25,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func main() {
@@ -46,21 +47,15 @@ func play(t testing.TB, command string, console bool, serverArgs []string) int {
 	m := harness.NewMachine(t)
 	s := m.NewServer(serverArgs...)
 	images := filepath.Join(s.DataDir, "images")
-	if err := os.MkdirAll(images, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(images, 0o755))
 	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
 	fmt.Fprintln(os.Stderr, "starting a cluster of one node")
 	s.Start()
 	s.WaitReady()
 	bin := filepath.Join(m.Dir, "bin")
-	if err := os.Mkdir(bin, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(bin, 0o755))
 	for _, name := range []string{"coracle", "kubectl", "ctr"} {
-		if err := os.Symlink(m.Coracle(), filepath.Join(bin, name)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Symlink(m.Coracle(), filepath.Join(bin, name)))
 	}
 	m.Env = append(m.Env, "CORACLE_DATA_DIR="+s.DataDir, "KUBECONFIG="+s.Kubeconfig, "PATH="+bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"PS1=coracle play# ", "TERM="+os.Getenv("TERM"))
@@ -80,45 +75,32 @@ There is one image: kubectl run box --image=%s --image-pull-policy=Never -- slee
 	if errors.As(err, &exit) {
 		return exit.ExitCode()
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return 0
 }
 
 // relay opens a free port of this machine's 127.0.0.1 that leads to the same port of the cluster's machine, and returns
 // its number.
 func relay(t testing.TB, m *harness.Machine) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() }) // ends the loop below
 	at := l.Addr().String()
-	go func() {
-		for {
-			outside, err := l.Accept()
+	go testenv.Accept(l, func(outside net.Conn) {
+		go func() {
+			defer outside.Close()
+			inside, err := m.Dial(context.Background(), "tcp", at)
 			if err != nil {
-				return
+				return // the browser sees a closed connection
 			}
+			defer inside.Close()
 			go func() {
-				defer outside.Close()
-				inside, err := m.Dial(context.Background(), "tcp", at)
-				if err != nil {
-					return // the browser sees a closed connection
-				}
-				defer inside.Close()
-				go func() {
-					_, _ = io.Copy(inside, outside) // either end may close
-					_ = inside.Close()
-				}()
-				_, _ = io.Copy(outside, inside)
+				_, _ = io.Copy(inside, outside) // either end may close
+				_ = inside.Close()
 			}()
-		}
-	}()
+			_, _ = io.Copy(outside, inside)
+		}()
+	})
 	_, port, err := net.SplitHostPort(at)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return port
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestDisk writes twice to the same place, flushes between, and cuts the power.
@@ -16,44 +18,28 @@ func TestDisk(t *testing.T) {
 	block := func(b byte) []byte { return bytes.Repeat([]byte{b}, blockSize) }
 	for _, loss := range []Loss{{Kept: 0}, {Kept: 1}, {Kept: 0.5}, {Unit: sectorSize, Kept: 0.5}} {
 		path := filepath.Join(t.TempDir(), "disk")
-		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		d, err := openDisk(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(path, make([]byte, size), 0o600))
+		d := testenv.Must(openDisk(path))(t)
 		write := func(b byte) {
 			t.Helper()
 			got := make([]byte, blockSize)
-			if err := d.Write(block(b), at); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, d.Write(block(b), at))
 			if err := d.Read(got, at); err != nil || !bytes.Equal(got, block(b)) {
 				t.Fatalf("what was written is not read: %v", err)
 			}
 		}
 		write('a')
-		if err := d.Flush(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, d.Flush())
 		write('b')
 		d.CutAfter(2)
 		write('c')
-		if err := d.Write(block('d'), at); err == nil {
-			t.Error("a write went on after the cut")
-		}
-		if err := d.Flush(); err == nil {
-			t.Error("a flush went on after the cut")
-		}
+		testenv.Fails(t, d.Write(block('d'), at), "a write went on after the cut")
+		testenv.Fails(t, d.Flush(), "a flush went on after the cut")
 		cached, err := d.Settle(rand.New(rand.NewPCG(1, 2)), loss)
 		if err != nil || cached != 3 {
 			t.Errorf("%d requests were in the cache, want 3: %v", cached, err)
 		}
-		left, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		left := testenv.Must(os.ReadFile(path))(t)
 		checkLeft(t, loss, left[at:at+blockSize])
 	}
 }

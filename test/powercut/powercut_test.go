@@ -7,6 +7,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // cut says when the power goes: when something has happened in the guest for
@@ -50,9 +52,7 @@ func TestPowerCuts(t *testing.T) {
 		c := r.nextCut(i)
 		if c.newDisk {
 			if i > 0 {
-				if err := r.check(); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, r.check())
 			}
 			r.newDisks()
 		}
@@ -66,9 +66,7 @@ func TestPowerCuts(t *testing.T) {
 			t.Fatalf("nothing was wrong, and writes failed: %v", s.lines.unknown)
 		}
 	}
-	if err := r.check(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, r.check())
 	r.summary()
 }
 
@@ -93,9 +91,7 @@ func TestFirstStart(t *testing.T) {
 		}
 		s.disk.CutAfter(0)
 		r.settle(s, []Loss{{Kept: 0}, {Kept: 1}}[n%2])
-		if err := r.check(); err != nil {
-			t.Fatalf("after a cut at %s: %v", s.cut.name, err)
-		}
+		testenv.NoError(t, r.check(), "after a cut at %s", s.cut.name)
 	}
 	r.summary()
 }
@@ -132,17 +128,13 @@ func TestPowerCutsOfThree(t *testing.T) {
 	for i := range rounds {
 		if i%10 == 0 {
 			if i > 0 {
-				if err := r.check(); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, r.check())
 			}
 			r.newDisks()
 		}
 		r.round(i%10 == 0)
 	}
-	if err := r.check(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, r.check())
 	r.summary()
 }
 

@@ -81,9 +81,7 @@ func newRig(t *testing.T, servers int) *rig {
 			Dir: filepath.Join(dir, fmt.Sprintf("server%d", i+1)), Program: program, Seed: int(seed),
 			Server: i + 1, Servers: servers, Network: r.network,
 		}}
-		if err := s.machine.prepare(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.machine.prepare())
 		s.image = filepath.Join(s.machine.Dir, "disk")
 		r.servers = append(r.servers, s)
 	}
@@ -106,9 +104,7 @@ func environment(t *testing.T, name string, otherwise uint64) uint64 {
 		return otherwise
 	}
 	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatalf("%s=%q: %v", name, text, err)
-	}
+	testenv.NoError(t, err, "%s=%q", name, text)
 	return n
 }
 
@@ -121,18 +117,13 @@ func workDir(t *testing.T) string {
 	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 4<<30 && st.Flags&unix.ST_NOEXEC == 0 {
 		parent = "/dev/shm"
 	}
-	dir, err := os.MkdirTemp(parent, "powercut")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := testenv.Must(os.MkdirTemp(parent, "powercut"))(t)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the disks and the consoles are in %s", dir)
 			return
 		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, os.RemoveAll(dir))
 	})
 	return dir
 }
@@ -150,9 +141,7 @@ func (r *rig) run(name string, args ...string) {
 func (r *rig) newDisks() {
 	r.t.Helper()
 	for _, s := range r.servers {
-		if err := errors.Join(os.WriteFile(s.image, nil, 0o600), os.Truncate(s.image, diskSize)); err != nil {
-			r.t.Fatal(err)
-		}
+		testenv.NoError(r.t, errors.Join(os.WriteFile(s.image, nil, 0o600), os.Truncate(s.image, diskSize)))
 		r.run("mkfs.ext4", "-q", "-F", "-b", strconv.Itoa(blockSize), "-J", "size=8",
 			"-E", "lazy_itable_init=0,lazy_journal_init=0", s.image)
 	}
@@ -167,9 +156,7 @@ func (r *rig) start(s *server, c cut, idle bool) {
 	r.t.Helper()
 	r.boots++
 	disk, err := openDisk(s.image)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	testenv.NoError(r.t, err)
 	disk.lies = c.lies
 	s.cut, s.disk, s.number, s.began = c, disk, r.boots, time.Now()
 	s.ready, s.acks, s.done, s.err = make(chan struct{}), make(chan struct{}, 1), make(chan struct{}), nil
@@ -241,9 +228,7 @@ func (r *rig) settle(s *server, loss Loss) {
 	for _, line := range s.lines.unknown {
 		r.t.Logf("  in doubt: %s", line)
 	}
-	if err := r.fsck(s); err != nil {
-		r.t.Fatal(err)
-	}
+	testenv.NoError(r.t, r.fsck(s))
 }
 
 // explain adds the end of the console to an error.

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // stream is what `go test -json` says about a package with a test of each kind.
@@ -34,26 +36,18 @@ const stream = `{"Action":"start","Package":"m/p"}
 func TestRead(t *testing.T) {
 	var out strings.Builder
 	c := &counter{out: &out, output: map[string][]string{}}
-	if err := c.read(strings.NewReader(stream)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, c.read(strings.NewReader(stream)))
 	for _, want := range []string{"it broke", "TestCut did not end", "the process ends here", "fail m/p 1.5 s"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("no %q in:\n%s", want, out.String())
-		}
+		testenv.Contains(t, out.String(), want, "")
 	}
 	if strings.Contains(out.String(), "chatter") {
 		t.Errorf("what a good test said is printed:\n%s", out.String())
 	}
 	want := "skipped: p TestNot: a_test.go:12: needs a moon\nslow: p TestLonger 301 s\nslow: p TestLong 60 s\n" +
 		"failed: p TestBad: a_test.go:9: it broke\n5 tests passed, 1 failed, 1 skipped in 1 packages"
-	if got := c.summary(); got != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
+	testenv.Equal(t, c.summary(), want, "")
 	want = "5 tests passed, 1 failed, 1 skipped in 1 packages\n301.4\tp\tTestLonger\n60.2\tp\tTestLong\n"
-	if got := c.note(); got != want {
-		t.Errorf("the note is %q, want %q", got, want)
-	}
+	testenv.Equal(t, c.note(), want, "the note is")
 }
 
 // TestRun: a command that fails, and one without tests, make the report fail; the note says what ran.
@@ -67,9 +61,7 @@ func TestRun(t *testing.T) {
 		"true":                        1,
 		`echo '{"Action":"fail","Package":"m/p","Test":"T"}'`: 1,
 	} {
-		if got := run(false, []string{"sh", "-c", script}); got != want {
-			t.Errorf("%s: got %d, want %d", script, got, want)
-		}
+		testenv.Equal(t, run(false, []string{"sh", "-c", script}), want, "%s:", script)
 	}
 	if got, err := os.ReadFile(note); err != nil || !strings.Contains(string(got), "tests passed") {
 		t.Errorf("the note is %q, %v", got, err)
@@ -95,8 +87,6 @@ func TestPatternWithoutMatchFails(t *testing.T) {
 	} {
 		// The shell takes what follows its script as that one's arguments.
 		args := append([]string{"sh", "-c", "echo '" + strings.Join(c.events, "'; echo '") + "'", "go"}, strings.Fields(c.args)...)
-		if got := run(false, args); got != c.want {
-			t.Errorf("with %s and %v: got %d, want %d", c.args, c.events, got, c.want)
-		}
+		testenv.Equal(t, run(false, args), c.want, "with %s and %v:", c.args, c.events)
 	}
 }

@@ -7,17 +7,11 @@ package testapi
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"net"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -26,12 +20,13 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/test/testca"
 )
 
 // Start runs an API server on what it keeps in dir until stop is called. Both configurations' users may do everything:
 // remote is for connections over TLS, and loopback stays within the process, without connections.
-// Among the files of dir are ca.crt and ca.key, the authority of its clients and of itself, and sa.key, which signs the
-// tokens of service accounts.
+// Among the files of dir are ca.crt and ca.key, the authority of its clients and of itself, and server.key, which signs
+// the tokens of service accounts, too.
 func Start(dir string) (remote, loopback *rest.Config, stop func() error, err error) {
 	if err := writeKeys(dir); err != nil {
 		return nil, nil, nil, err
@@ -65,7 +60,7 @@ func Start(dir string) (remote, loopback *rest.Config, stop func() error, err er
 	s, err := apiserver.New(ctx, apiserver.Options{
 		Listener: listener, AdvertiseAddress: net.IPv4(192, 0, 2, 10),
 		TLSCertFile: path("server.crt"), TLSKeyFile: path("server.key"), ClientCAFile: path("ca.crt"),
-		ServiceAccountKeyFiles: []string{path("sa.pub")}, ServiceAccountSigningKeyFile: path("sa.key"),
+		ServiceAccountKeyFiles: []string{path("server.crt")}, ServiceAccountSigningKeyFile: path("server.key"),
 		ServiceAccountIssuer: "https://kubernetes.default.svc.cluster.local",
 		ServiceCIDRs:         []string{"10.43.0.0/16"}, ConfigDir: dir, Logger: quiet,
 	})
@@ -83,64 +78,18 @@ func Start(dir string) (remote, loopback *rest.Config, stop func() error, err er
 		return nil, nil, nil, errors.Join(errors.New("not ready after two minutes"), stop())
 	}
 	remote = &rest.Config{Host: "https://" + listener.Addr().String(), QPS: -1, TLSClientConfig: rest.TLSClientConfig{
-		CAFile: path("ca.crt"), CertFile: path("admin.crt"), KeyFile: path("server.key"),
+		CAFile: path("ca.crt"), CertFile: path("admin.crt"), KeyFile: path("admin.key"),
 	}}
 	return remote, s.LoopbackConfig(), stop, nil
 }
 
 // writeKeys writes what an API server cannot do without.
 func writeKeys(dir string) error {
-	caKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	ca, err := testca.New(dir)
 	if err != nil {
 		return err
 	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test-ca"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "kube-apiserver"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	admin := &x509.Certificate{
-		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "test", Organization: []string{"system:masters"}},
-		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
-	if err != nil {
-		return err
-	}
-	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
-	if err != nil {
-		return err
-	}
-	adminDER, err := x509.CreateCertificate(rand.Reader, admin, ca, key.Public(), caKey)
-	if err != nil {
-		return err
-	}
-	public, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		return err
-	}
-	for name, block := range map[string]*pem.Block{
-		"ca.crt":     {Type: "CERTIFICATE", Bytes: caDER},
-		"ca.key":     {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(caKey)},
-		"server.crt": {Type: "CERTIFICATE", Bytes: leafDER},
-		"admin.crt":  {Type: "CERTIFICATE", Bytes: adminDER},
-		"server.key": {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)},
-		"sa.key":     {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)},
-		"sa.pub":     {Type: "PUBLIC KEY", Bytes: public},
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, server := ca.Issue("server", "127.0.0.1")
+	_, admin := ca.IssueTo(pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}})
+	return errors.Join(server, admin)
 }

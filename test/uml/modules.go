@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ModuleFiles are for a guest with an init of its own, which is no test's program: the files of modules in the order in
@@ -20,18 +22,9 @@ func ModuleFiles(t testing.TB, names ...string) []string {
 	if o.Kernel != "" {
 		t.Skipf("Debian has no source of its User-Mode Linux any more, and %s has neither control groups nor overlayfs, which pods need", o.Kernel)
 	}
-	dir, err := modules()
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := filesOf(dir, slices.Concat(o.Modules, names))
-	if err != nil {
-		t.Fatal(err)
-	}
-	own, err := ownFiles(o.Own)
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := testenv.Must(modules())(t)
+	files := testenv.Must(filesOf(dir, slices.Concat(o.Modules, names)))(t)
+	own := testenv.Must(ownFiles(o.Own))(t)
 	return append(files, own...)
 }
 

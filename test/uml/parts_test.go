@@ -3,8 +3,9 @@
 package uml
 
 import (
-	"slices"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestParts(t *testing.T) {
@@ -12,13 +13,9 @@ func TestParts(t *testing.T) {
 		"--- PASS: TestCases (9.00s)\r\n    --- PASS: TestCases/ipvs (9.00s)\r\n" +
 		"        --- PASS: TestCases/ipvs/one_(kubernetes_1) (4.00s)\r\n            --- PASS: TestCases/ipvs/one_(kubernetes_1)/IPv4 (1.00s)\r\n" +
 		"        --- SKIP: TestCases/ipvs/two (0.00s)\r\nPASS\r\n\r\n" + verdict + "0\r\n"))
-	if over != "0" {
-		t.Errorf("it ended with %q", over)
-	}
+	testenv.Equal(t, over, "0", "it ended with")
 	want := []part{{"", false}, {"one_(kubernetes_1)", false}, {"one_(kubernetes_1)/IPv4", false}, {"two", true}}
-	if got := partsOf("TestCases/ipvs", output); !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
+	testenv.EqualSlices(t, partsOf("TestCases/ipvs", output), want, "")
 	if got := partsOf("TestCases/ip", output); len(got) > 0 {
 		t.Errorf("%v are parts of another test", got)
 	}

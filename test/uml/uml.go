@@ -127,16 +127,13 @@ func Run(t *testing.T, o Options) {
 	t.Helper()
 	dir := workDir(t)
 	args, err := o.arguments(t.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), o.Within)
 	defer cancel()
 	// A shell in between, since the first process of a pid namespace cannot abort, which is how the kernel ends.
 	cmd := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, args...)...)
-	if cmd.Env, err = Environ(dir, dir); err != nil {
-		t.Fatal(err)
-	}
+	cmd.Env, err = Environ(dir, dir)
+	testenv.NoError(t, err)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() == 0 { // every process of the guest's ends with its first one
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID
@@ -229,10 +226,7 @@ func workDir(t *testing.T) string {
 	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 2<<30 && st.Flags&unix.ST_NOEXEC == 0 {
 		parent = "/dev/shm"
 	}
-	dir, err := os.MkdirTemp(parent, "guest")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := testenv.Must(os.MkdirTemp(parent, "guest"))(t)
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)

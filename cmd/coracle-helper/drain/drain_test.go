@@ -42,14 +42,11 @@ func newStream(t *testing.T, limit int64, stall time.Duration) *stream {
 	testenv.NoError(t, unix.Mkfifo(s.opts.Out, 0o600))
 	s.connect()
 	p, err := Start(s.opts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	s.pipe = p
 	t.Cleanup(p.Close)
-	if s.w, err = os.OpenFile(s.opts.In, os.O_WRONLY, 0); err != nil {
-		t.Fatal(err)
-	}
+	s.w, err = os.OpenFile(s.opts.In, os.O_WRONLY, 0)
+	testenv.NoError(t, err)
 	t.Cleanup(func() { s.w.Close() })
 	p.Seal()
 	return s
@@ -67,9 +64,7 @@ func (s *stream) leave() { s.r.Close() }
 func (s *stream) write(b []byte) {
 	s.t.Helper()
 	_ = s.w.SetWriteDeadline(time.Now().Add(2 * time.Minute))
-	if _, err := s.w.Write(b); err != nil {
-		s.t.Fatalf("the container's write: %v", err)
-	}
+	testenv.NoError(s.t, testenv.Err(s.w.Write(b)), "the container's write")
 }
 
 // read reads exactly n bytes.
@@ -88,9 +83,7 @@ func (s *stream) readAll() []byte {
 	s.t.Helper()
 	_ = s.r.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	data, err := io.ReadAll(s.r)
-	if err != nil {
-		s.t.Fatalf("after %d bytes: %v", len(data), err)
-	}
+	testenv.NoError(s.t, err, "after %d bytes", len(data))
 	return data
 }
 
@@ -114,13 +107,9 @@ func lines(from, to int) []byte {
 func TestPassesThrough(t *testing.T) {
 	s := newStream(t, 1<<20, time.Minute)
 	s.write([]byte("hello"))
-	if got := s.read(5); string(got) != "hello" {
-		t.Errorf("read %q", got)
-	}
+	testenv.Equal(t, string(s.read(5)), "hello", "read")
 	s.w.Close()
-	if rest := s.readAll(); len(rest) != 0 {
-		t.Errorf("unexpected output %q", rest)
-	}
+	testenv.Equal(t, len(s.readAll()), 0, "unexpected output")
 	s.waitDone()
 	if _, err := os.Stat(s.opts.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Error("files were made although somebody read all along")
@@ -160,9 +149,7 @@ func TestReaderAway(t *testing.T) {
 	waitFor(t, "direct passing again", func() bool { return !s.pipe.spooling() })
 	s.write([]byte("after\n"))
 	s.w.Close()
-	if got := s.readAll(); string(got) != "after\n" {
-		t.Errorf("after the replay: %q", got)
-	}
+	testenv.Equal(t, string(s.readAll()), "after\n", "after the replay:")
 	s.waitDone()
 	if left, _ := filepath.Glob(filepath.Join(s.opts.Dir, "*")); len(left) != 0 {
 		t.Errorf("files left behind: %v", left)
@@ -238,9 +225,7 @@ func TestStuckReaderDoesNotStopTheContainer(t *testing.T) {
 
 func TestFullDiskCountsAsMissing(t *testing.T) {
 	s := newStream(t, 1<<20, time.Minute)
-	if err := os.WriteFile(s.opts.Dir, nil, 0o600); err != nil { // a file where the folder should be
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(s.opts.Dir, nil, 0o600)) // a file where the folder should be
 	s.leave()
 	s.write(lines(0, 20_000))
 	waitFor(t, "the output to be taken", func() bool { return unreadIn(s) == 0 })
@@ -249,9 +234,7 @@ func TestFullDiskCountsAsMissing(t *testing.T) {
 	s.w.Close()
 	s.connect()
 	out := string(s.readAll())
-	if !strings.Contains(out, "bytes are missing here]\nand on\n") {
-		t.Errorf("got %q", out)
-	}
+	testenv.Contains(t, out, "bytes are missing here]\nand on\n", "")
 }
 
 func TestCloseGivesUp(t *testing.T) {

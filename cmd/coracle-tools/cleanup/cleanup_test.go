@@ -54,9 +54,7 @@ func TestProcessesOfThisBinary(t *testing.T) {
 	got := testenv.Must(processesOf(proc, bin, map[string]bool{"abc": true}))(t)
 	slices.SortFunc(got, func(a, b process) int { return a.pid - b.pid })
 	want := []process{{10, 1, true}, {11, 1, true}, {12, 10, false}, {13, 12, false}}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
+	testenv.EqualSlices(t, got, want, "")
 }
 
 func TestMountsBelow(t *testing.T) {
@@ -108,9 +106,7 @@ func TestKernelWithoutNFTables(t *testing.T) {
 		if err := cleanNetwork(run); err != nil {
 			t.Error("with a record:", err)
 		}
-		if _, err := os.Stat(servicerules.RecordIn(run)); err == nil {
-			t.Error("the record is left")
-		}
+		testenv.Fails(t, testenv.Err(os.Stat(servicerules.RecordIn(run))), "the record is left")
 	}
 }
 
@@ -119,9 +115,7 @@ func TestRefusesWhileRunning(t *testing.T) {
 	paths := config.NewPaths(t.TempDir(), "")
 	write(t, paths.PIDFile, "4711\n")
 	f, err := os.Open(paths.PIDFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer f.Close()
 	testenv.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
 	var out bytes.Buffer
@@ -137,9 +131,7 @@ func TestShimSocketDirs(t *testing.T) {
 	write(t, bundle+"/abc/bootstrap.json", `{"version":3,"address":"unix:///run/coracle-shims/0102/ffff","protocol":"ttrpc"}`)
 	write(t, bundle+"/def/bootstrap.json", `{"version":3,"address":"unix:///run/coracle/containerd/s/ffff","protocol":"ttrpc"}`)
 	write(t, bundle+"/bad/bootstrap.json", `{`)
-	if got := shimSocketDirs(state); !slices.Equal(got, []string{"/run/coracle-shims/0102"}) {
-		t.Errorf("got %q", got)
-	}
+	testenv.EqualSlices(t, shimSocketDirs(state), []string{"/run/coracle-shims/0102"}, "")
 }
 
 func TestPodUIDs(t *testing.T) {
@@ -151,9 +143,7 @@ func TestPodUIDs(t *testing.T) {
 	write(t, bundle+"/ghi/config.json", `{"annotations":{"io.kubernetes.cri.sandbox-uid":"../../../../etc/../var/lib/precious"}}`)
 	write(t, bundle+"/jkl/config.json", `{"annotations":{}}`)
 	write(t, bundle+"/bad/config.json", `{`)
-	if got := podUIDs(state); !slices.Equal(got, []string{uid}) {
-		t.Errorf("got %q", got)
-	}
+	testenv.EqualSlices(t, podUIDs(state), []string{uid}, "")
 }
 
 func TestRemoveAllKeepsWhatMatters(t *testing.T) {

@@ -104,9 +104,7 @@ func TestRepair(t *testing.T) {
 		tt.says(r, "ConfigMap "+tt.ns+"/web", "ConfigMap "+tt.ns+"/second")
 		tt.wantGreeting("web", "hello")
 		tt.wantGreeting("second", "two")
-		if r.Found != "drifted" {
-			t.Errorf("it was found %q", r.Found)
-		}
+		testenv.Equal(t, r.Found, "drifted", "it was found")
 		tt.do(req, helmjob.Unchanged, "")
 	}
 }
@@ -178,9 +176,7 @@ func TestFailed(t *testing.T) {
 			}
 		}
 		req.Values = mend
-		if r := tt.do(req, helmjob.Recovered, ""); r.Found != "failed" {
-			t.Errorf("found %q", r.Found)
-		}
+		testenv.Equal(t, tt.do(req, helmjob.Recovered, "").Found, "failed", "found")
 		tt.wantGreeting("second", "second")
 	})
 	t.Run("reinstall", func(t *testing.T) {
@@ -199,31 +195,18 @@ func TestFailed(t *testing.T) {
 // child has a request done by a process of its own.
 func (t *tester) child(ctx context.Context, req *helmjob.Request) (*helmjob.Result, error) {
 	t.Helper()
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := testenv.Must(os.Executable())(t)
 	return helmjob.Runner{Program: program}.Run(ctx, req)
 }
 
 // orphan starts a child, and returns its id and what makes it one whose parent is dead.
 func (t *tester) orphan(req *helmjob.Request) (pid int, die func() error) {
 	t.Helper()
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	program := testenv.Must(os.Executable())(t)
 	c := exec.Command(program, helmjob.Name)
-	in, err := c.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := json.NewEncoder(in).Encode(req); err != nil {
-		t.Fatal(err)
-	}
+	in := testenv.Must(c.StdinPipe())(t)
+	testenv.NoError(t, c.Start())
+	testenv.NoError(t, json.NewEncoder(in).Encode(req))
 	return c.Process.Pid, func() error { return errors.Join(in.Close(), c.Wait()) }
 }
 
@@ -234,10 +217,7 @@ func (t *tester) stepsBack(pid int) {
 	if err != nil || strings.TrimSpace(string(score)) != "1000" {
 		t.Errorf("the child's oom_score_adj is %q, %v", score, err)
 	}
-	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	limits := testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid)))(t)
 	for line := range strings.Lines(string(limits)) {
 		if f := strings.Fields(line); strings.HasPrefix(line, "Max data size") && f[3] != fmt.Sprint(maxData) {
 			t.Errorf("the child's memory is not limited: %s", line)

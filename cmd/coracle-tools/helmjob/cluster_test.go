@@ -126,9 +126,7 @@ type tester struct {
 func newTester(t *testing.T) *tester {
 	t.Helper()
 	ns, err := shared.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "helm-"}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	tt := &tester{T: t, ns: ns.Name, log: &strings.Builder{}}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -167,9 +165,7 @@ func (t *tester) do(req *helmjob.Request, action helmjob.Action, reason helmjob.
 func (t *tester) says(r *helmjob.Result, words ...string) {
 	t.Helper()
 	for _, w := range words {
-		if !strings.Contains(r.Message, w) {
-			t.Errorf("the message does not say %q: %s", w, r.Message)
-		}
+		testenv.Contains(t, r.Message, w, "the message does not say %q:", w)
 	}
 }
 
@@ -180,9 +176,7 @@ func (t *tester) greeting(name string) string {
 	if apierrors.IsNotFound(err) {
 		return ""
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return m.Data["greeting"]
 }
 
@@ -202,23 +196,16 @@ func (t *tester) leave(status common.Status) {
 // rewrite changes the newest revision's record and nothing else: its seal stays as it is.
 func (t *tester) rewrite(change func(*release.Release)) {
 	t.Helper()
-	c, err := openCluster(shared.socket, t.ns, slog.Default())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := testenv.Must(openCluster(shared.socket, t.ns, slog.Default()))(t)
 	cfg := action.NewConfiguration(action.ConfigurationSetLogger(slog.DiscardHandler))
-	if err := cfg.Init(c, t.ns, cmp.Or(t.driver, "secret")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, cfg.Init(c, t.ns, cmp.Or(t.driver, "secret")))
 	history, err := (&job{req: t.removal(), cfg: cfg}).history()
 	if err != nil || len(history) == 0 {
 		t.Fatalf("no release: %v", err)
 	}
 	last := lastOf(history)
 	change(last)
-	if err := cfg.Releases.Update(last); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, cfg.Releases.Update(last))
 }
 
 // waitForRelease waits until the newest revision has a status.

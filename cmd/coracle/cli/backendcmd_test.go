@@ -25,6 +25,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func backendNode(name, has string, ready corev1.ConditionStatus) *corev1.Node {
@@ -111,9 +112,7 @@ func TestWaitForBackend(t *testing.T) {
 	if off, err := waitForBackend(t.Context(), client, "host-gw", time.Millisecond); err == nil || !strings.Contains(err.Error(), "have not changed to it yet: d.") {
 		t.Errorf("%v, %v", off, err)
 	}
-	if err := client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), backendNode("d", "host-gw", ready), ""); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), backendNode("d", "host-gw", ready), ""))
 	if off, err := waitForBackend(t.Context(), client, "host-gw", time.Minute); err != nil || !slices.Equal(off, []string{"b"}) {
 		t.Errorf("%v, %v", off, err)
 	}
@@ -134,10 +133,7 @@ func TestBackendReplaced(t *testing.T) {
 func TestBackendOfSilentServer(t *testing.T) {
 	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	defer silent.Close()
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: silent.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := testenv.Must(kubernetes.NewForConfig(&rest.Config{Host: silent.URL}))(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	off, err := waitForBackend(ctx, client, "host-gw", 100*time.Millisecond)

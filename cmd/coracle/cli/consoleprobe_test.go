@@ -65,10 +65,7 @@ func TestProbeOfAForeignServer(t *testing.T) {
 }
 
 func TestSilentClusterDoesNotEndTheConsole(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	_ = l.Close() // a port at which nothing listens
 	said, err := probe(t.Context(), &rest.Config{Host: "http://" + l.Addr().String()})
 	if err != nil || !strings.Contains(said, "does not answer") {
@@ -80,9 +77,7 @@ func TestSilentClusterDoesNotEndTheConsole(t *testing.T) {
 func loginProgram(t *testing.T, script string, mode api.ExecInteractiveMode) *rest.Config {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "login")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o700); err != nil { //nolint:gosec // it is run
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\n"+script), 0o700)) //nolint:gosec // it is run
 	return &rest.Config{Host: "https://127.0.0.1:1", ExecProvider: &api.ExecConfig{
 		Command: path, APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: mode, StdinUnavailable: true, StdinUnavailableMessage: noStdin,
 	}}

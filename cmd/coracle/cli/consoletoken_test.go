@@ -53,15 +53,11 @@ func TestEachConsoleTokenHasItsOwnAccount(t *testing.T) {
 			t.Fatalf("%d: %q, %v", i, token, err)
 		}
 	}
-	if got := counts(t, c); got != [3]int{3, 4, 1} {
-		t.Errorf("there are %v", got)
-	}
+	testenv.Equal(t, counts(t, c), [3]int{3, 4, 1}, "there are")
 	// A later token removes what has ended, the first and the second.
 	last := consoleTokenFlags{role: "view", namespace: "shop", ttl: time.Hour}
 	testenv.Must(last.make(t.Context(), c, now.Add(2*time.Hour)))(t)
-	if got := counts(t, c); got != [3]int{2, 2, 1} {
-		t.Errorf("after two have ended there are %v", got)
-	}
+	testenv.Equal(t, counts(t, c), [3]int{2, 2, 1}, "after two have ended there are")
 }
 
 func TestNothingOfAFailedConsoleTokenStays(t *testing.T) {
@@ -74,7 +70,5 @@ func TestNothingOfAFailedConsoleTokenStays(t *testing.T) {
 			t.Errorf("%+v gave %q", f, token)
 		}
 	}
-	if got := counts(t, c); got != [3]int{} {
-		t.Errorf("there are %v", got)
-	}
+	testenv.Equal(t, counts(t, c), [3]int{}, "there are")
 }

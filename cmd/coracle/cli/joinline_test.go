@@ -27,9 +27,7 @@ func TestShellQuote(t *testing.T) {
 		"two words\tand\nanother line é": "'two words\tand\nanother line é'",
 	} {
 		got := shellQuote(text)
-		if got != want {
-			t.Errorf("%q: %s, want %s", text, got, want)
-		}
+		testenv.Equal(t, got, want, "%q:", text)
 		out, err := exec.Command("sh", "-c", "printf %s "+got).Output()
 		if err != nil || string(out) != text {
 			t.Errorf("a shell makes %q of %s: %v", out, got, err)

@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestKubeconfigOfAllServers(t *testing.T) {
@@ -40,10 +42,7 @@ func TestKubeconfigOfAllServers(t *testing.T) {
 		t.Errorf("%+v", third)
 	}
 	for server, want := range map[string]string{"": "https://10.0.0.5:6443 127.0.0.1", "https://board.example.com:6443": "https://board.example.com:6443 "} {
-		adapted, err := adapt(c, "", server)
-		if err != nil {
-			t.Fatal(err)
-		}
+		adapted := testenv.Must(adapt(c, "", server))(t)
 		if got := adapted.Clusters["site"].Server + " " + adapted.Clusters["site"].TLSServerName; got != want {
 			t.Errorf("with the address %q: %q, want %q", server, got, want)
 		}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestNotify(t *testing.T) {
@@ -16,19 +18,14 @@ func TestNotify(t *testing.T) {
 			if bind[0] == '@' {
 				bind = "\x00" + bind[1:]
 			}
-			c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: bind, Net: "unixgram"})
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := testenv.Must(net.ListenUnixgram("unixgram", &net.UnixAddr{Name: bind, Net: "unixgram"}))(t)
 			defer c.Close()
 			t.Setenv("NOTIFY_SOCKET", socket)
 			n := takeNotifier()
 			if v, ok := os.LookupEnv("NOTIFY_SOCKET"); ok {
 				t.Errorf("children would inherit NOTIFY_SOCKET=%s", v)
 			}
-			if err := n.send("READY=1"); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, n.send("READY=1"))
 			b := make([]byte, 100)
 			got, err := c.Read(b)
 			if err != nil || string(b[:got]) != "READY=1" {
@@ -36,7 +33,5 @@ func TestNotify(t *testing.T) {
 			}
 		})
 	}
-	if err := (notifier{}).send("READY=1"); err != nil {
-		t.Errorf("without systemd: %v", err)
-	}
+	testenv.Check(t, (notifier{}).send("READY=1"), "without systemd")
 }

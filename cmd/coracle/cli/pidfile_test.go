@@ -42,9 +42,7 @@ func TestPIDFileWaitsForChildrenOfAKilledProcess(t *testing.T) {
 func TestPIDFileOfALivingProcessIsRefusedAtOnce(t *testing.T) {
 	path, _ := heldPIDFile(t, os.Getpid())
 	began := time.Now()
-	if _, err := lockPIDFile(path, "server"); err == nil {
-		t.Error("two processes hold the pid file")
-	}
+	testenv.Fails(t, testenv.Err(lockPIDFile(path, "server")), "two processes hold the pid file")
 	if took := time.Since(began); took > lockPatience/2 {
 		t.Errorf("refused after %v", took)
 	}

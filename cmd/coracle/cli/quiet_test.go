@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli/logging"
 	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // buffer is a log that several goroutines write.
@@ -60,10 +61,7 @@ func TestQuiet(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var out buffer
-				l, err := logging.Setup(config.Logging{}, &out)
-				if err != nil {
-					t.Fatal(err)
-				}
+				l := testenv.Must(logging.Setup(config.Logging{}, &out))(t)
 				q := keepQuiet(l)
 				klog.Error("complaint")
 				c.play(q)

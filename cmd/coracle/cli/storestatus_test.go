@@ -28,9 +28,7 @@ func TestStatusOfAServerThatHasNotCaughtUp(t *testing.T) {
 			return new(net.Dialer).DialContext(ctx, "tcp", address) // nobody listens there
 		}},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	socket := filepath.Join(dir, "s")
 	u := testenv.Must(net.Listen("unix", socket))(t)
 	served := make(chan error, 1)

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // joined is where a long message goes on in the next line of its source.
@@ -35,13 +37,8 @@ func TestTroubleshootingQuotesRealMessages(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := os.ReadFile(root + "/docs/troubleshooting.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
+	doc := testenv.Must(os.ReadFile(root + "/docs/troubleshooting.md"))(t)
 	quotes := 0
 	for line := range strings.Lines(string(doc)) {
 		quote, ok := strings.CutPrefix(strings.TrimSpace(line), "> ")

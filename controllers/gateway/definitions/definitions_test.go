@@ -83,9 +83,7 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 			}
 			have := testenv.Must(client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{}))(t)
 			_, replaced := have.Object["spec"]
-			if replaced != c.replaced {
-				t.Errorf("replaced: %v", replaced)
-			}
+			testenv.Equal(t, replaced, c.replaced, "replaced:")
 			if a := have.GetAnnotations(); replaced && (a[version] != gateway.BundleVersion || a["other"] != "stays") {
 				t.Errorf("it has the annotations %v", a)
 			}
@@ -94,9 +92,7 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 			}
 			testenv.NoError(t, Remove(t.Context(), client))
 			_, err = client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{})
-			if notFound := apierrors.IsNotFound(err); notFound != (c.labels[managedBy] == manager) {
-				t.Errorf("removed: %v", notFound)
-			}
+			testenv.Equal(t, apierrors.IsNotFound(err), (c.labels[managedBy] == manager), "removed:")
 		})
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestSumFile: two unpacked charts have the same sum if they have the same files with the same names, wherever these
@@ -20,15 +22,11 @@ func TestSumFile(t *testing.T) {
 		if err == nil {
 			err = os.WriteFile(at(name), []byte(text), 0o644)
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	link := func(to, name string) {
 		t.Helper()
-		if err := os.Symlink(to, at(name)); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.Symlink(to, at(name)))
 	}
 	sum := func(name string) string {
 		t.Helper()
@@ -51,9 +49,7 @@ func TestSumFile(t *testing.T) {
 	if sum("app") != one {
 		t.Error("a chart has another sum by a link to its folder")
 	}
-	if err := os.Remove(at("app")); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Remove(at("app")))
 	if link("app-2", "app"); sum("app") != two {
 		t.Error("a link that leads to another chart was not noticed")
 	}

@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestRoundTrip(t *testing.T) {
@@ -13,10 +15,7 @@ func TestRoundTrip(t *testing.T) {
 		{Path: "ctr", Link: "coracle-tools"},
 		{Path: "nftables/nft", Mode: 0o555, Size: 12, SHA256: "ab"},
 	}
-	got, err := Parse(x.Encode())
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := testenv.Must(Parse(x.Encode()))(t)
 	if !reflect.DeepEqual(got, x) {
 		t.Fatalf("got %+v, want %+v", got, x)
 	}

@@ -109,9 +109,7 @@ func TestStreaming(t *testing.T) {
 func TestLargeBodies(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<18) // 4 MiB, many times the buffer
 	c, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if _, err := io.Copy(w, r.Body); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(io.Copy(w, r.Body)))
 	})
 	resp := do(t, c, request(t, t.Context(), http.MethodPost, "/", bytes.NewReader(data)))
 	got, err := io.ReadAll(resp.Body)
@@ -158,9 +156,7 @@ func TestClientLeaves(t *testing.T) {
 				w.(http.Flusher).Flush()
 				<-r.Context().Done()
 				<-w.(http.CloseNotifier).CloseNotify() //nolint:staticcheck // upstream still uses it
-				if _, err := w.Write([]byte("x")); err == nil {
-					t.Error("a write to nobody succeeds")
-				}
+				testenv.Fails(t, testenv.Err(w.Write([]byte("x"))), "a write to nobody succeeds")
 			})
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -381,9 +377,7 @@ func TestCloseEndsHandlers(t *testing.T) {
 	if !ended.Load() {
 		t.Error("Close returned before the handler")
 	}
-	if _, err := io.ReadAll(resp.Body); err != nil {
-		t.Errorf("a stream that the handler ended: %v", err)
-	}
+	testenv.Check(t, testenv.Err(io.ReadAll(resp.Body)), "a stream that the handler ended")
 }
 
 func TestBeforeServing(t *testing.T) {
@@ -407,9 +401,7 @@ func TestBeforeServing(t *testing.T) {
 		served <- err
 	}()
 	tr.SetHandler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	if err := <-served; err != nil {
-		t.Errorf("a client that waits: %v", err)
-	}
+	testenv.Check(t, <-served, "a client that waits")
 	testenv.NoError(t, tr.Close(t.Context()))
 
 	never := New(Options{})
@@ -437,9 +429,7 @@ func TestContextValues(t *testing.T) {
 	marked := tr.Marked(func(ctx context.Context) context.Context { return context.WithValue(ctx, key("term"), 8) })
 	for want, transport := range map[string]http.RoundTripper{"7 <nil>": tr, "8 <nil>": marked} {
 		resp := do(t, &http.Client{Transport: transport}, request(t, ctx, http.MethodGet, "/", nil))
-		if b, err := io.ReadAll(resp.Body); err != nil || string(b) != want {
-			t.Errorf("%q, %v, want %q", b, err, want)
-		}
+		testenv.Equal(t, string(testenv.Must(io.ReadAll(resp.Body))(t)), want, "")
 	}
 	testenv.NoError(t, tr.Close(t.Context()))
 }

@@ -10,6 +10,8 @@ import (
 
 	"k8s.io/component-base/metrics"
 	"k8s.io/component-base/metrics/legacyregistry"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var (
@@ -22,10 +24,7 @@ var (
 // lines returns how many series each of this test's metrics has.
 func lines(t *testing.T) map[string]int {
 	t.Helper()
-	families, err := legacyregistry.DefaultGatherer.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+	families := testenv.Must(legacyregistry.DefaultGatherer.Gather())(t)
 	out := map[string]int{}
 	for _, f := range families {
 		if slices.Contains([]string{"test_requests_total", "test_seconds", "test_sets", "test_total"}, f.GetName()) {
@@ -63,15 +62,11 @@ func TestDrop(t *testing.T) {
 		{"a namespace", func() int { return DropNamespace("gone") }, 1,
 			map[string]int{"test_requests_total": 6, "test_seconds": 3, "test_sets": 1, "test_total": 1}},
 	} {
-		if n := step.drop(); n != step.dropped {
-			t.Errorf("%s: %d series dropped, want %d", step.what, n, step.dropped)
-		}
+		testenv.Equal(t, step.drop(), step.dropped, "%s: series dropped:", step.what)
 		if got := lines(t); !maps.Equal(got, step.want) {
 			t.Errorf("%s: %v left, want %v", step.what, got, step.want)
 		}
 	}
 	requests.WithLabelValues("get", "a.example.com", "boats").Inc()
-	if n := lines(t)["test_requests_total"]; n != 7 {
-		t.Errorf("%d series after a dropped one came back, want 7", n)
-	}
+	testenv.Equal(t, lines(t)["test_requests_total"], 7, "series after a dropped one came back:")
 }

@@ -17,13 +17,10 @@ import (
 func smallFile(t *testing.T) (l *file, std int) {
 	t.Helper()
 	l, err := openFile(filepath.Join(t.TempDir(), "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	t.Cleanup(func() { testenv.Check(t, l.close()) })
-	if std, err = unix.Open(l.path, unix.O_WRONLY|unix.O_APPEND|unix.O_CLOEXEC, 0); err != nil {
-		t.Fatal(err)
-	}
+	std, err = unix.Open(l.path, unix.O_WRONLY|unix.O_APPEND|unix.O_CLOEXEC, 0)
+	testenv.NoError(t, err)
 	t.Cleanup(func() { unix.Close(std) })
 	l.max, l.std = 100, []int{std}
 	return l, std
@@ -116,8 +113,6 @@ func TestFileOfAnotherUser(t *testing.T) {
 	for range 4 {
 		l.put(t, forty)
 	}
-	if _, err := os.Stat(l.path + ".1"); err == nil {
-		t.Error("another one's file was moved")
-	}
+	testenv.Fails(t, testenv.Err(os.Stat(l.path+".1")), "another one's file was moved")
 	has(t, l.path+".old", strings.Repeat(forty+"\n", 5))
 }

@@ -150,9 +150,7 @@ func TestFile(t *testing.T) {
 	if got := read(); got != string(text) || !strings.HasSuffix(got, "Z INFO  hello\n") {
 		t.Errorf("file %q, standard error %q", text, got)
 	}
-	if _, err := Setup(config.Logging{File: "/proc/nothing/log"}, os.Stderr); err == nil {
-		t.Error("a log file that cannot be made is accepted")
-	}
+	testenv.Fails(t, testenv.Err(Setup(config.Logging{File: "/proc/nothing/log"}, os.Stderr)), "a log file that cannot be made is accepted")
 }
 
 // The kubelet ends the process by os.Exit after these words: they must not be kept back.

@@ -97,9 +97,7 @@ func TestProfileEndsWithItsAsker(t *testing.T) {
 	defer leave()
 	req := testenv.Must(http.NewRequestWithContext(ctx, http.MethodGet, srv.URL+ProfilePath+"?seconds=600", nil))(t)
 	first, err := srv.Client().Do(req) // returns when the profile has begun
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	defer first.Body.Close()
 	if w := ask(t.Context(), ProfilePath+"?seconds=1"); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "another client") {
 		t.Errorf("a second profile while the first is taken: code %d, %s", w.Code, w.Body)
