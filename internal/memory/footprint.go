@@ -78,8 +78,7 @@ const (
 
 // ReadPagesSingly makes the kernel read of the program's file only the pages that are used, each when it is: a slower
 // start, in which a control group with a tight limit is not charged for what was not requested. Newer kernels (seen on
-// Linux
-// 6.18) read around a fault in code all the same; data and Go's tables are the larger half of the program.
+// Linux 6.18) read around a fault in code all the same; data and Go's tables are the larger half of the program.
 func ReadPagesSingly() error { return advise(unix.MADV_RANDOM) }
 
 // advise gives the kernel advice on the program's own clean pages.
