@@ -34,6 +34,9 @@ const (
 	ownGap, reportedGap = 250 * time.Millisecond, 5 * time.Second
 	// afterBye is how long a node is looked at that has said good-bye: it may be the machine that stops.
 	afterBye = 20 * time.Second
+	// afterReturn is how long a node is checked that is reached again, or until gossip has heard of its return: until
+	// then no member probes it.
+	afterReturn = time.Minute
 	// verifyWithin is the time after a node's appearance within which it is tried for the first time, so that a new
 	// machine is not called by all others at once; verifyAgain the wait after the first failure, which doubles, and
 	// verifyMost how often it is tried.
@@ -346,7 +349,7 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 		s.verified, s.failed, s.trip = true, 0, min(trip, mostTrip)
 		if !s.down.IsZero() {
 			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node, "after", now.Sub(s.down).Round(10*time.Millisecond))
-			s.down = time.Time{}
+			s.down, s.until = time.Time{}, now.Add(afterReturn)
 			w.publish()
 		}
 	case void: // this machine was short of CPU, or stops

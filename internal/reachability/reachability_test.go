@@ -175,6 +175,41 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// TestDeathRightAfterReturn: a node that is reached again dies before gossip has heard of its return, so that no member
+// probes it, and nobody nominates it.
+func TestDeathRightAfterReturn(t *testing.T) {
+	run(t, func(w *world) {
+		w.NodeJoined("n1", port)
+		time.Sleep(verifyWithin)
+		fail := func() {
+			w.kill("n1")
+			w.ProbeFailed("n1")
+			time.Sleep(3 * time.Second)
+			w.want(t, "after its death", "n1")
+			w.kill()
+			time.Sleep(3 * time.Second)
+			w.want(t, "after its return")
+		}
+		fail()
+		w.kill("n1")
+		time.Sleep(5 * time.Second)
+		w.want(t, "after its death unheard of", "n1")
+		w.kill()
+		time.Sleep(afterReturn + 5*time.Second)
+		w.want(t, "after its second return")
+		w.checked("n1")
+		time.Sleep(time.Hour)
+		testenv.Equal(t, w.checked("n1"), 0, "checks of a node that has been reached for long:")
+
+		fail()
+		w.NodeJoined("n1", port) // from now on gossip probes it
+		time.Sleep(recheck)
+		w.checked("n1")
+		time.Sleep(time.Hour)
+		testenv.Equal(t, w.checked("n1"), 0, "checks of a node of whose return gossip has heard:")
+	})
+}
+
 func TestNeverReachedIsNeverMarked(t *testing.T) {
 	run(t, func(w *world) {
 		w.kill("n1")
