@@ -107,7 +107,7 @@ func (r *replicas) lead(i int, term time.Duration) {
 	defer running.Wait()
 	running.Go(func() { r.all[i].run(ctx) })
 	for ctx.Err() == nil {
-		time.Sleep(time.Second + r.upTo(9*time.Second))
+		time.Sleep(time.Second + r.upTo(9*time.Second)) // fake time
 		if err := r.apply(&pb.PutRequest{Key: []byte("/lease"), Value: []byte("x")}); err != nil {
 			r.Error(err)
 		}

@@ -34,14 +34,17 @@ jwt:
 	}{
 		"no OIDC":                     {},
 		"the API server's own client": {args: flags, issuer: "https://a.example", client: "kubectl"},
-		"another client":              {args: flags, own: config.ConsoleOIDC{ClientID: "console"}, issuer: "https://a.example", client: "console"},
-		"the last argument counts":    {args: append(flags, "oidc_issuer_url=https://b.example"), issuer: "https://b.example", client: "kubectl"},
-		"a secret without OIDC":       {own: config.ConsoleOIDC{ClientSecret: "x"}, err: "takes no users of OIDC"},
-		"a file, and a client of it":  {args: []string{"authentication-config=" + file}, own: config.ConsoleOIDC{ClientID: "console"}, issuer: "https://one.example", client: "console"},
-		"a file, and another client":  {args: []string{"authentication-config=" + file}, own: config.ConsoleOIDC{ClientID: "none"}, err: "takes no users of OIDC"},
-		"a file of two issuers":       {args: []string{"authentication-config=" + file}},
-		"a file that is not there":    {args: []string{"authentication-config=" + file + "x"}, err: "no such file"},
-		"authorities that are none":   {args: append(flags, "oidc-ca-file="+broken), err: "no certificate in PEM"},
+		"another client": {args: flags, own: config.ConsoleOIDC{ClientID: "console"},
+			issuer: "https://a.example", client: "console"},
+		"the last argument counts": {args: append(flags, "oidc_issuer_url=https://b.example"), issuer: "https://b.example", client: "kubectl"},
+		"a secret without OIDC":    {own: config.ConsoleOIDC{ClientSecret: "x"}, err: "takes no users of OIDC"},
+		"a file, and a client of it": {args: []string{"authentication-config=" + file},
+			own: config.ConsoleOIDC{ClientID: "console"}, issuer: "https://one.example", client: "console"},
+		"a file, and another client": {args: []string{"authentication-config=" + file},
+			own: config.ConsoleOIDC{ClientID: "none"}, err: "takes no users of OIDC"},
+		"a file of two issuers":     {args: []string{"authentication-config=" + file}},
+		"a file that is not there":  {args: []string{"authentication-config=" + file + "x"}, err: "no such file"},
+		"authorities that are none": {args: append(flags, "oidc-ca-file="+broken), err: "no certificate in PEM"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := &Options{APIServerArgs: c.args, ConsoleOIDC: c.own}

@@ -90,7 +90,7 @@ func TestServerWithSlowHandshakeIsUsed(t *testing.T) {
 	go testenv.Accept(l, func(c net.Conn) {
 		go func() {
 			defer c.Close()
-			time.Sleep(dialTimeout + dialTimeout/2) // the line
+			time.Sleep(dialTimeout + dialTimeout/2) // real time: this is the slow line itself
 			s := tls.Server(c, config)
 			line := make([]byte, 3)
 			if _, err := s.Read(line); err == nil {

@@ -45,7 +45,8 @@ func stored(ctx context.Context, t *testing.T, s Containerd, name string) images
 		}
 	}
 	testenv.NoError(t,
-		images.Dispatch(ctx, images.SetChildrenLabels(s.Client.ContentStore(), images.ChildrenHandler(s.Client.ContentStore())), nil, p.descriptor))
+		images.Dispatch(ctx, images.SetChildrenLabels(s.Client.ContentStore(),
+			images.ChildrenHandler(s.Client.ContentStore())), nil, p.descriptor))
 	im := testenv.Must(
 		s.Client.ImageService().Create(ctx, images.Image{Name: name, Target: p.descriptor, Labels: map[string]string{"whose": "a tenant's"}}))(t)
 	for _, data := range [][]byte{p.layer, p.config, p.manifest} {

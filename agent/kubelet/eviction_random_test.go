@@ -131,7 +131,8 @@ func (n *wornNode) ListPodStatsAndUpdateCPUNanoCoreUsage(context.Context) (all [
 		all = append(all, statsapi.PodStats{
 			PodRef: statsapi.PodReference{Name: p.Name, UID: string(p.UID)}, Memory: memory, EphemeralStorage: fs,
 			ProcessStats: &statsapi.ProcessStats{ProcessCount: ptr.To(n.used[i])},
-			Containers:   []statsapi.ContainerStats{{Name: "c", Memory: memory, Rootfs: fs, Logs: &statsapi.FsStats{Time: n.at, UsedBytes: ptr.To[uint64](0)}}},
+			Containers: []statsapi.ContainerStats{{Name: "c", Memory: memory, Rootfs: fs,
+				Logs: &statsapi.FsStats{Time: n.at, UsedBytes: ptr.To[uint64](0)}}},
 		})
 	}
 	return all, nil
@@ -197,7 +198,7 @@ func evictions(t *testing.T, seed uint64, byNode bool) (out []string) {
 			}
 		}
 		m.Start(ctx, n, func() []*v1.Pod { return slices.Clone(n.pods) }, func(*v1.Pod) bool { return true }, 10*time.Second)
-		for range 360 {
+		for range 360 { // fake time: neither sleep takes any; the figures change half a second before upstream reads them
 			time.Sleep(9500 * time.Millisecond)
 			n.change()
 			time.Sleep(500 * time.Millisecond)

@@ -252,7 +252,8 @@ func tlsSecret(t *testing.T, host string) *corev1.Secret {
 }
 
 func TestMissingServices(t *testing.T) {
-	external := &corev1.Service{Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "w.example", Ports: []corev1.ServicePort{{Port: 80}}}}
+	external := &corev1.Service{Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "w.example",
+		Ports: []corev1.ServicePort{{Port: 80}}}}
 	web := &corev1.Service{Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
 	r := desired(t, State{
 		Ingresses: []*networkingv1.Ingress{ingress("a/x", 1, "h/1=web:80", "h/2=web:http", "h/3=web:81", "h/4=web:grpc", "h/5=none:80", "h/6=elsewhere:80")},

@@ -176,7 +176,7 @@ func TestWatch(t *testing.T) {
 }
 
 // TestDeathRightAfterReturn: a node that is reached again dies before gossip has heard of its return, so that no member
-// probes it, and nobody nominates it.
+// probes it, and nobody nominates it. Its sleeps are of fake time, as all of this file: nothing may happen in the last.
 func TestDeathRightAfterReturn(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)

@@ -67,7 +67,8 @@ func TestTokensAreTakenOver(t *testing.T) {
 	if valid := has.Accepted(time.Now()); len(valid) != 3 || valid[2].Secret != "given-to-servers" || valid[2].Role != token.RoleServer {
 		t.Errorf("valid are %+v", valid)
 	}
-	if _, behind, err := RotateToken(t.Context(), kv, dir, token.RotationRequest{Role: token.RoleServer, Now: time.Now().Add(2 * time.Hour)}, []string{"off"}, 0); err != nil || len(behind) != 1 {
+	if _, behind, err := RotateToken(t.Context(), kv, dir,
+		token.RotationRequest{Role: token.RoleServer, Now: time.Now().Add(2 * time.Hour)}, []string{"off"}, 0); err != nil || len(behind) != 1 {
 		t.Errorf("with a server that is off: %v, %v", behind, err)
 	}
 	stop()
@@ -125,7 +126,8 @@ func TestRotateTokenLeaderDies(t *testing.T) {
 	whole := store.Client().KV
 	now := "given-to-servers"
 	rotate := func(kv clientv3.KV, next string) error {
-		_, _, err := RotateToken(t.Context(), kv, dir, token.RotationRequest{Role: token.RoleServer, Old: now, New: next, Now: time.Now()}, nil, 0)
+		_, _, err := RotateToken(t.Context(), kv, dir, token.RotationRequest{Role: token.RoleServer, Old: now, New: next,
+			Now: time.Now()}, nil, 0)
 		return err
 	}
 	for _, after := range []bool{false, true} {

@@ -81,7 +81,8 @@ func TestIngress(t *testing.T) {
 
 	// Another namespace has no part of the host, and a ConfigMap holds for all Ingresses.
 	s.Namespace(t, "other").Apply(strings.ReplaceAll(webIngress, "path: /,", "path: /theirs,"))
-	s.In(t).Prints([]string{"belongs to the namespace shop"}, "get", "events", "-n", "other", "--field-selector", "involvedObject.name=web,reason=HostTaken")
+	s.In(t).Prints([]string{"belongs to the namespace shop"}, "get", "events", "-n", "other", "--field-selector",
+		"involvedObject.name=web,reason=HostTaken")
 	if out, err := curl(k, "-H", "Host: web.example", "http://"+harness.NodeIP+"/theirs"); err != nil || out != "web\n200" {
 		t.Errorf("another namespace's path of the host answers %q, %v", out, err)
 	}
@@ -139,7 +140,8 @@ func startProgram(m *harness.Machine) program {
 // Ingress, and an event says why; then it ends.
 func (p program) keepsPort(k *harness.Kube) {
 	p.t.Helper()
-	k.Server.In(p.t).Prints([]string{"listens at TCP 443"}, "get", "events", "-n", "kube-system", "--field-selector", "involvedObject.name=ingress,reason=PortInUse")
+	k.Server.In(p.t).Prints([]string{"listens at TCP 443"}, "get", "events", "-n", "kube-system", "--field-selector",
+		"involvedObject.name=ingress,reason=PortInUse")
 	testenv.Equal(p.t, testenv.Must(curl(k, "http://"+harness.NodeIP+":443/"))(p.t), "program200", "the program that has port 443 answers")
 	if out, err := k.Try("get", "ingress", "web", "-o", "jsonpath="+ingressPath); err != nil || strings.TrimSpace(out) != "" {
 		p.t.Errorf("the Ingress has the address %q, %v", out, err)

@@ -55,7 +55,9 @@ func TestOneNode(t *testing.T) {
 			{"init", initContainers}, {"probes", probes}, {"hooks", hooks}, {"restarts", restartPolicies},
 			{"resources", resources}, {"config", configuration}, {"volumes", volumes},
 			{"daemonset", daemonSet}, {"statefulset", statefulSet}, {"objects", objects},
-			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort}, {"loadbalancer", loadBalancer}, {"dns", dns}, {"hardened", hardenedPod}, {"custom-dns", customDNS}, {"scraped", scraped}, {"console", webConsole}, {"remote-console", remoteConsole},
+			{"crd", customResource}, {"admission", admissionPolicy}, {"rbac", rbac}, {"nodeport", nodePort},
+			{"loadbalancer", loadBalancer}, {"dns", dns}, {"hardened", hardenedPod}, {"custom-dns", customDNS}, {"scraped", scraped},
+			{"console", webConsole}, {"remote-console", remoteConsole},
 		} {
 			places <- struct{}{}
 			begun.Go(func() {

@@ -52,7 +52,8 @@ livenessProbe: {exec: {command: [cat, /tmp/up]}, periodSeconds: 1, failureThresh
 	k.Kubectl("wait", "--for=condition=Ready", "pod/http", "pod/tcp", "pod/exec", "pod/slow", "--timeout=180s")
 	k.Kubectl("exec", "tcp", "--", "testbox", "get", "http://http/fail", "60")
 	k.Kubectl("wait", "--for=condition=Ready=false", "pod/http", "--timeout=180s")
-	k.Becomes(soon, "false", "get", "endpointslices", "-l", "kubernetes.io/service-name=http", "-o", "jsonpath={.items[*].endpoints[*].conditions.ready}")
+	k.Becomes(soon, "false", "get", "endpointslices", "-l", "kubernetes.io/service-name=http", "-o",
+		"jsonpath={.items[*].endpoints[*].conditions.ready}")
 	k.Kubectl("exec", "exec", "--", "rm", "/tmp/well")
 	k.Await(soon, "pod/exec", "{.status.containerStatuses[0].restartCount}", "1")
 	k.Prints([]string{"Unhealthy", "Killing"}, "get", "events", "--field-selector", "involvedObject.name=exec") // they are written after the deed

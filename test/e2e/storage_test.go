@@ -168,7 +168,8 @@ func TestLocalStorage(t *testing.T) {
 	s.Kubectl("delete", "pod", "keep-0", "keep-1", "--force", "--grace-period=0")
 	s.Kubectl("delete", "pvc", "--all")
 	harness.Eventually(t, soon, "the volume of the node that is there is removed", func() error { return inStorage(s, 0) })
-	s.In(t).Prints([]string{"node " + a.NodeName() + " is away"}, "get", "events", "--field-selector", "involvedObject.kind=PersistentVolume", "-o", "jsonpath={.items[*].message}")
+	s.In(t).Prints([]string{"node " + a.NodeName() + " is away"}, "get", "events", "--field-selector",
+		"involvedObject.kind=PersistentVolume", "-o", "jsonpath={.items[*].message}")
 	testenv.Check(t, inStorage(a, 1))
 	a.PowerOn()
 	a.Start()

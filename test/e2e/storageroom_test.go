@@ -59,7 +59,8 @@ func goesWhereRoomIs(t *testing.T, s, small, large *harness.Server) {
 	k := s.In(t)
 	expectEvent := func(reason, want string) {
 		t.Helper()
-		k.Prints([]string{want}, "get", "events", "--field-selector", "involvedObject.kind=PersistentVolumeClaim,involvedObject.name=room,reason="+reason, "-o", "jsonpath={.items[*].message}")
+		k.Prints([]string{want}, "get", "events", "--field-selector",
+			"involvedObject.kind=PersistentVolumeClaim,involvedObject.name=room,reason="+reason, "-o", "jsonpath={.items[*].message}")
 	}
 	grow := func(to string) {
 		t.Helper()

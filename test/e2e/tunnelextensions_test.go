@@ -84,7 +84,8 @@ func extendOn(t *testing.T, s, node *harness.Server) {
 func asksExtensions(t *testing.T, s *harness.Server) {
 	t.Helper()
 	// Each API server hears of the webhook, of its endpoint and of the API by watches of its own.
-	s.In(t).Becomes(soon, "extend", "create", "configmap", "asked", "--from-literal=a=b", "--dry-run=server", "-o", "jsonpath={.data.admitted}")
+	s.In(t).Becomes(soon, "extend", "create", "configmap", "asked", "--from-literal=a=b", "--dry-run=server", "-o",
+		"jsonpath={.data.admitted}")
 	harness.Eventually(t, soon, s.NodeName()+" is refused by the webhook", func() error { // a busy server may have no answer
 		out, err := s.TryKubectl("create", "configmap", "refused", "--from-literal=refuse=it")
 		if err == nil {
@@ -95,5 +96,6 @@ func asksExtensions(t *testing.T, s *harness.Server) {
 		}
 		return nil
 	})
-	s.In(t).Becomes(soon, "hello from extend", "get", "greetings.extended.coracle.test", "hello", "-o", "jsonpath={.metadata.name} from {.from}")
+	s.In(t).Becomes(soon, "hello from extend", "get", "greetings.extended.coracle.test", "hello", "-o",
+		"jsonpath={.metadata.name} from {.from}")
 }

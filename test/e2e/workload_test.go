@@ -228,7 +228,8 @@ func customDNS(k *harness.Kube) {
 
 	configure(fmt.Sprintf(nas, 22)+"nonsense\n", fmt.Sprintf(corp, 3))
 	resolves("git.corp.example", "192.0.2.3") // the other key is followed
-	system.Prints([]string{"nas.override"}, "get", "events", "--field-selector", "involvedObject.name=coredns-custom,reason=BadDNSConfiguration", "-o", "jsonpath={.items[*].message}")
+	system.Prints([]string{"nas.override"}, "get", "events", "--field-selector",
+		"involvedObject.name=coredns-custom,reason=BadDNSConfiguration", "-o", "jsonpath={.items[*].message}")
 	resolves("nas.home", "192.168.1.21")
 	system.Kubectl("delete", "configmap", "coredns-custom")
 	harness.Eventually(k.T, soon, "the names are gone", func() error { // no resolver is asked for this one

@@ -183,7 +183,8 @@ func TestPortTaken(t *testing.T) {
 	pidFile := filepath.Join(h.Dir, "nc.pid")
 	c := h.Command(t.Context(), "sh", "-c", "echo $$ > "+pidFile+"; exec busybox nc -l -p 7443")
 	testenv.NoError(t, c.Start())
-	testenv.Until(t, harness.Soon, "the port is taken", func() bool { return strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":1D13 ") })
+	testenv.Until(t, harness.Soon, "the port is taken",
+		func() bool { return strings.Contains(h.must("cat", "/proc/net/tcp", "/proc/net/tcp6"), ":1D13 ") })
 	out, err := h.install(nil, "server", "--https-listen-port", "7443", "-o", "/etc/coracle/admin.yaml")
 	if exitCode(err) == 0 || !strings.Contains(out, "7443") || !strings.Contains(out, "lacks something") {
 		t.Errorf("got %v and:\n%s", err, out)

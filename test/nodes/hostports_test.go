@@ -138,7 +138,8 @@ func TestLocalAddressOfTheAPI(t *testing.T) {
 			}
 		}
 		before := agent.InLog("do not reach the local address of the API")
-		testenv.Until(t, patient, "a node whose packets to the API are "+cut.what+" is not ready", func() bool { return server.NodeReady(agent) != nil })
+		testenv.Until(t, patient, "a node whose packets to the API are "+cut.what+" is not ready",
+			func() bool { return server.NodeReady(agent) != nil })
 		if n := agent.InLog("do not reach the local address of the API"); n == before {
 			t.Errorf("packets are %s: the log does not say why", cut.what)
 		}
