@@ -122,15 +122,12 @@ func forwardsOf(t *testing.T, s *httptest.Server) []forwardState {
 // eventually waits until a page is shown forwards as they are wanted.
 func eventually(t *testing.T, s *httptest.Server, wanted func(all []forwardState) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) { // between two questions: no forward says that it has changed
-		all := forwardsOf(t, s)
-		if wanted(all) {
-			return
+	testenv.Eventually(t, 2*time.Minute, "the forwards change", func() error {
+		if all := forwardsOf(t, s); !wanted(all) {
+			return fmt.Errorf("they are %+v", all)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the forwards are %+v", all)
-		}
-	}
+		return nil
+	})
 }
 
 func dialForward(t *testing.T, f forwardState) net.Conn {
@@ -138,7 +135,7 @@ func dialForward(t *testing.T, f forwardState) net.Conn {
 	var d net.Dialer
 	conn := testenv.Must(d.DialContext(t.Context(), "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(f.Local))))(t)
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Minute))
 	return conn
 }
 
@@ -252,16 +249,14 @@ func TestForwardToAPodThatReadsNothingEnds(t *testing.T) {
 func awaitRefusal(t *testing.T, f forwardState) {
 	t.Helper()
 	var d net.Dialer
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) { // between two dials: a port does not say that it is closed
+	testenv.Until(t, 2*time.Minute, "the port of a forward that has ended is closed", func() bool {
 		conn, err := d.DialContext(t.Context(), "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(f.Local)))
 		if err != nil {
-			return
+			return true
 		}
 		_ = conn.Close()
-		if time.Now().After(deadline) {
-			t.Fatal("the port of a forward that has ended is open")
-		}
-	}
+		return false
+	})
 }
 
 func TestForwardsAreBounded(t *testing.T) {

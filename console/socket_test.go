@@ -32,7 +32,7 @@ func tab(t *testing.T, s *httptest.Server, token string, header http.Header) (*w
 		return nil, response.StatusCode
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	return conn, response.StatusCode
 }
 

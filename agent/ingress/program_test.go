@@ -249,7 +249,7 @@ func ask(client *http.Client, url string) error {
 }
 
 func fresh() *http.Client {
-	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Minute}
 }
 
 // websocket is a connection on which the backend echoes.

@@ -32,7 +32,7 @@ func (k *keeper) http3URL() string {
 func http3Client(t *testing.T) *http.Client {
 	tr := &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	t.Cleanup(func() { _ = tr.Close() })
-	return &http.Client{Transport: tr, Timeout: 30 * time.Second}
+	return &http.Client{Transport: tr, Timeout: 2 * time.Minute}
 }
 
 // newHTTP3Node is a node whose Service has the port of HTTP/3.
@@ -134,7 +134,7 @@ func TestHTTP3FollowsTheServicesPort(t *testing.T) {
 		testenv.Must(a.client.CoreV1().Services(metav1.NamespaceSystem).Update(t.Context(), svc, metav1.UpdateOptions{}))(t)
 	}
 	announced := func() string {
-		c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, Timeout: 30 * time.Second}
+		c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, Timeout: 2 * time.Minute}
 		res := testenv.Must(c.Get(fmt.Sprintf("https://%s:%d/", machineIP, table.NodeHTTPSPort)))(t)
 		_ = res.Body.Close()
 		return res.Header.Get("Alt-Svc")

@@ -78,7 +78,7 @@ func TestUpgradesFailNoRequest(t *testing.T) {
 	for i := range 8 {
 		clients = append(clients, fresh())
 		if i%2 == 0 {
-			clients[i] = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: 30 * time.Second}
+			clients[i] = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: 2 * time.Minute}
 		}
 	}
 	k = n.upgrade(k, (*keeper).url, func(i int) error { return ask(clients[i], url) }, func(k *keeper) {

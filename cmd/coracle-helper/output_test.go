@@ -107,7 +107,7 @@ func TestOutputEndsBeforeStart(t *testing.T) {
 	fifo, reader := newFIFO(t)
 	testenv.Must(s.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c", Bundle: bundle, Stdout: fifo}))(t)
 	inner.stdout.Close() // as when its process ends
-	_ = reader.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = reader.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	if got, err := io.ReadAll(reader); err != nil || len(got) > 0 {
 		t.Errorf("read %q, %v", got, err)
 	}

@@ -192,7 +192,7 @@ func echoEnd(conn net.Conn) {
 // converse sends a text on a connection, ends its direction, and returns what comes back.
 func converse(t testing.TB, conn net.Conn, text string) (string, error) {
 	t.Helper()
-	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Minute))
 	if _, err := io.WriteString(conn, text); err != nil {
 		return "", err
 	}
@@ -338,7 +338,7 @@ func TestStreamsAreBoundedAndDrained(t *testing.T) {
 		return err == nil
 	})
 	f.stop() // must not wait for the client
-	_ = open[1].SetReadDeadline(time.Now().Add(30 * time.Second))
+	_ = open[1].SetReadDeadline(time.Now().Add(2 * time.Minute))
 	if _, err := open[1].Read(make([]byte, 1)); err == nil || strings.Contains(err.Error(), "timeout") {
 		t.Errorf("a stream is left after the drain: %v", err)
 	}

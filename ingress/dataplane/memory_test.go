@@ -43,7 +43,7 @@ func TestMemoryIsForThoseWhoHaveLittle(t *testing.T) {
 	}
 	waitUntil(t, "all are counted", func() bool { return f.stats.Connections.Load() == 20 })
 	served := func(source string) bool {
-		c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+		c := &http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 				return (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}).DialContext(ctx, network, address)
 			}}}
