@@ -11,16 +11,20 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/yaml"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -37,6 +41,8 @@ const (
 	servedPause = 200 * time.Millisecond
 	// pause is how long after a failure UntilDone tries again.
 	pause = time.Second
+	// noNode is how long AwaitTurn waits for a node: a cluster may have none for a while.
+	noNode = 15 * time.Second
 )
 
 // Kind is a kind with its definition.
@@ -155,6 +161,34 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 		return 0, fmt.Errorf("removing the definition of %s: %w", k.Resource.Resource, err)
 	}
 	return 0, nil
+}
+
+// AwaitTurn returns when one of the nodes is ready, when wanted is sent, or after fifteen seconds: at its start a server
+// has more urgent things to do than to serve kinds of which there are no objects (docs/adr/0145-start-of-a-node.md). It
+// returns false when ctx is done before. The informer is one of nodes that has been started.
+func AwaitTurn(ctx context.Context, nodes cache.SharedIndexInformer, wanted <-chan struct{}) bool {
+	ready := notify.New()
+	seen := func(o any) {
+		n, ok := o.(*corev1.Node)
+		if ok && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+		}) {
+			ready.Send()
+		}
+	}
+	r, err := nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, o any) { seen(o) }})
+	if err != nil { // of an informer that has stopped
+		return ctx.Err() == nil
+	}
+	defer func() { _ = nodes.RemoveEventHandler(r) }()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-ready:
+	case <-wanted:
+	case <-time.After(noNode):
+	}
+	return true
 }
 
 // UntilDone calls f until it succeeds or ctx is done, and says each new trouble once.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -40,8 +39,6 @@ const (
 	// firstCheck is how long after a term's beginning the objects of charts that want that are looked at for the first
 	// time at the latest.
 	firstCheck = 10 * time.Minute
-	// noNode is how long it is waited for a node before the kinds are defined: a cluster may have none for a while.
-	noNode = 15 * time.Second
 )
 
 // Engine does what a request says. The error is for what is no matter of the chart.
@@ -87,9 +84,8 @@ type Controller struct {
 	nodes      corelisters.NodeLister
 	synced     []cache.InformerSynced
 
-	wake     notify.Signal // there is something to look at
-	nodeNews notify.Signal // likewise, of nodes
-	ended    chan outcome  // capacity AtOnce: a child's end need not wait for the loop
+	wake  notify.Signal // there is something to look at
+	ended chan outcome  // capacity AtOnce: a child's end need not wait for the loop
 
 	entries  map[types.NamespacedName]*entry // the loop's alone
 	at       int                             // children at work
@@ -123,7 +119,7 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]cachedSum{}},
 			server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
-		wake: notify.New(), nodeNews: notify.New(), ended: make(chan outcome, AtOnce),
+		wake: notify.New(), ended: make(chan outcome, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
 	}
 	if o.Disabled {
@@ -165,7 +161,8 @@ func (c *Controller) Run(ctx context.Context) error {
 		return nil
 	}
 	c.o.Part.Set(status.Running, "")
-	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) || !c.awaitTurn(ctx) {
+	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) ||
+		!definition.AwaitTurn(ctx, c.o.Informers.Core().V1().Nodes().Informer(), c.o.Wanted) {
 		return nil
 	}
 	c.define(ctx)
@@ -197,37 +194,6 @@ func (c *Controller) loop(ctx context.Context) {
 				return
 			}
 		}
-	}
-}
-
-// awaitTurn returns when a node is ready, or the kinds are wanted: at its start a server has more urgent things to do
-// than to serve two kinds of which there are no objects (docs/adr/0102-helm.md).
-func (c *Controller) awaitTurn(ctx context.Context) bool {
-	informer := c.o.Informers.Core().V1().Nodes().Informer()
-	r, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { c.nodeSeen(o) },
-		UpdateFunc: func(_, o any) { c.nodeSeen(o) },
-	})
-	if err != nil { // of an informer that has stopped
-		return ctx.Err() == nil
-	}
-	defer func() { _ = informer.RemoveEventHandler(r) }()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-c.nodeNews:
-	case <-c.o.Wanted:
-	case <-time.After(noNode):
-	}
-	return true
-}
-
-func (c *Controller) nodeSeen(o any) {
-	n, ok := o.(*corev1.Node)
-	if ok && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	}) {
-		c.nodeNews.Send()
 	}
 }
 

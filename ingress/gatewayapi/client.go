@@ -10,6 +10,7 @@ package gatewayapi
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -43,6 +44,16 @@ var examples = map[string]runtime.Object{
 	HTTPRoutes: &gatewayv1.HTTPRoute{},
 	GRPCRoutes: &gatewayv1.GRPCRoute{}, TLSRoutes: &gatewayv1.TLSRoute{}, Grants: &gatewayv1.ReferenceGrant{},
 	Policies: &gatewayv1.BackendTLSPolicy{},
+}
+
+// IsServed says whether a kind of the Gateway API's group is served here.
+func IsServed(kind string) bool {
+	for _, o := range examples {
+		if reflect.TypeOf(o).Elem().Name() == kind {
+			return true
+		}
+	}
+	return false
 }
 
 // Use says whether a cluster has objects of the Gateway API, apart from the class that every cluster has.

@@ -55,6 +55,9 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 	defer beside.Wait()
 	defer cancel()
 	beside.Go(func() {
+		if !definition.AwaitTurn(ctx, t.Informers.Core().V1().Nodes().Informer(), l.gatewayWanted) {
+			return
+		}
 		definition.UntilDone(ctx, log, "gateway: the kinds of the Gateway API cannot be defined yet; it is tried again", func() error {
 			if o.Disabled {
 				return gateway.Undefine(ctx, definitions, api, use)

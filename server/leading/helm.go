@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -15,7 +14,6 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
-	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
@@ -50,13 +48,4 @@ func (l *Leader) helmPart(ctx context.Context, t *term.Term) error {
 		return nil
 	}
 	return runUntilDone(ctx, c.Run, "keeping Helm charts installed")
-}
-
-// wantKind has the kinds of Helm charts defined at once, for somebody who has an object of them.
-func (l *Leader) wantKind(of schema.GroupKind) bool {
-	if of.Group != kinds.Group || l.o.Helm.Disabled {
-		return false
-	}
-	l.helmWanted.Send()
-	return true
 }

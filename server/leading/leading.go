@@ -95,15 +95,15 @@ type API interface {
 // Leader runs what the leader does while this server leads.
 type Leader struct {
 	o Options
-	// helmWanted says that somebody has an object of the kinds of Helm charts; capacity 1: one says it.
-	helmWanted notify.Signal
+	// helmWanted and gatewayWanted say that somebody has an object of the kinds of Helm charts or of the Gateway API.
+	helmWanted, gatewayWanted notify.Signal
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
 	refusals *localpath.Refusals
 }
 
 // New makes the Leader of a server.
 func New(o Options) *Leader {
-	return &Leader{o: o, helmWanted: notify.New(), refusals: localpath.NewRefusals(time.Now)}
+	return &Leader{o: o, helmWanted: notify.New(), gatewayWanted: notify.New(), refusals: localpath.NewRefusals(time.Now)}
 }
 
 // Follow starts the loops when this server begins to lead and stops them when it ceases to, until ctx is done; it

@@ -13,8 +13,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/coracle-k8s/coracle/controllers/helmcharts"
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // loops records how follow runs terms.
@@ -107,4 +112,22 @@ func TestLoopsFollowLeadership(t *testing.T) {
 		}
 		l.check(t, "start 10", "end 10")
 	})
+}
+
+// TestWantKind: only kinds that are defined here are on their way.
+func TestWantKind(t *testing.T) {
+	for of, want := range map[schema.GroupKind]bool{
+		{Group: "helm.cattle.io", Kind: "HelmChart"}:             true,
+		{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute"}:  true,
+		{Group: "gateway.networking.k8s.io", Kind: "UDPRoute"}:   false, // of another channel
+		{Group: "gateway.example.com", Kind: "HTTPRoute"}:        false,
+		{Group: "monitoring.coreos.com", Kind: "ServiceMonitor"}: false,
+	} {
+		l := New(Options{})
+		testenv.Equal(t, l.wantKind(of), want, "%v is on its way:", of)
+		testenv.Equal(t, len(l.helmWanted)+len(l.gatewayWanted) == 1, want, "%v is defined at once:", of)
+		no := true
+		l = New(Options{Cluster: clusterconfig.Settings{NoGateway: &no}, Helm: helmcharts.Options{Disabled: true}})
+		testenv.Equal(t, l.wantKind(of), false, "%v is on its way where it is disabled:", of)
+	}
 }

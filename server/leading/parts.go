@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
@@ -20,8 +21,10 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/controllers"
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 	"github.com/coracle-k8s/coracle/controllers/localpath"
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/scheduler"
 	"github.com/coracle-k8s/coracle/server/admission"
@@ -145,6 +148,20 @@ func (l *Leader) manifestsPart(ctx context.Context, t *term.Term) error {
 		return nil
 	}
 	return m.Run(ctx)
+}
+
+// wantKind has kinds that this package defines defined at once, for somebody who has an object of them. It says whether
+// the kind is one of these.
+func (l *Leader) wantKind(of schema.GroupKind) bool {
+	switch {
+	case of.Group == kinds.Group && !l.o.Helm.Disabled:
+		l.helmWanted.Send()
+	case of.Group == gatewayv1.GroupName && gatewayapi.IsServed(of.Kind) && !l.o.Cluster.GatewayDisabled():
+		l.gatewayWanted.Send()
+	default:
+		return false
+	}
+	return true
 }
 
 // livenessPart judges nodes for a term.
