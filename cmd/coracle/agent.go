@@ -76,7 +76,7 @@ func startBalancing(ctx context.Context, servers *balancer.Balancer) (stop func(
 
 // joinAndRun joins the cluster of a server elsewhere and runs this machine's node.
 func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Agent, p *cli.Process) (err error) {
-	idle, busy := fitMemory(p)
+	start, idle, busy := fitMemory(p)
 	keepName, err := nameNode(&c.Node, c.Paths, p.Log.Logger)
 	if err != nil {
 		return err
@@ -136,7 +136,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		podSubnets: func(subnets []netip.Prefix) { member.subnets <- subnets },
 	}
 	catchFatal(stopAll)
-	pacer := pace(idle, busy)
+	pacer := pace(start, idle, busy)
 	beside := supervise.NewGroup(ctx, p.Board, p.Log.Logger)
 	beside.Go(member.run)
 	beside.Go(func(ctx context.Context) { announce(ctx, p, ready, pacer) })

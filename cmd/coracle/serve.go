@@ -51,7 +51,7 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 // serve runs a server, and the node beside it unless that is disabled. The node's parts start while the API
 // server does, and stop before it: what they still have to say is heard.
 func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Server, p *cli.Process) error {
-	idle, busy := fitMemory(p)
+	start, idle, busy := fitMemory(p)
 	keepName := func() error { return nil }
 	if !c.DisableAgent {
 		var err error
@@ -59,7 +59,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 			return err
 		}
 	}
-	pacer := pace(idle, busy)
+	pacer := pace(start, idle, busy)
 	o := serverOptions(c)
 	o.WorkEnded = pacer.Ended
 	o.Board, o.Logger = p.Board, p.Log.Logger
@@ -123,8 +123,9 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	return nodeErr
 }
 
-// fitMemory fits the process to the memory that it may use and returns the percentages of garbage for rest and work.
-func fitMemory(p *cli.Process) (idle, busy int) {
+// fitMemory fits the process to the memory that it may use and returns the percentages of garbage for a start, rest and
+// work.
+func fitMemory(p *cli.Process) (start, idle, busy int) {
 	l, err := memory.Self()
 	if err == nil {
 		err = memory.Fit(l)
@@ -133,17 +134,17 @@ func fitMemory(p *cli.Process) (idle, busy int) {
 		p.Log.Warn("the process is not fitted to how much memory there is", "error", err)
 	}
 	if memory.Tight(l) {
-		return gcPercentTight, gcPercentTightBusy
+		return gcPercentTight, gcPercentTight, gcPercentTightBusy
 	}
-	return gcPercent, gcPercentBusy
+	return gcPercentStart, gcPercent, gcPercentBusy
 }
 
 // pace collects garbage by how busy the process is. It returns nil when the environment says how.
-func pace(idle, busy int) *memory.Pacer {
+func pace(start, idle, busy int) *memory.Pacer {
 	if os.Getenv("GOGC") != "" {
 		return nil
 	}
-	return memory.NewPacer(idle, busy, time.Now)
+	return memory.NewPacer(start, idle, busy, time.Now)
 }
 
 // announce says that the process is ready once it is, and from then on gives back what only its start, or a burst of

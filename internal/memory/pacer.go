@@ -44,7 +44,8 @@ const (
 // that or less when it is not. It samples only when a collection has ended, and once after a burst of work that left
 // much behind, so it never wakes an idle process. A nil Pacer chooses nothing, and no burst of work ends for it.
 type Pacer struct {
-	idle, busy int // GOGC values, percent
+	idle, busy int  // GOGC values, percent
+	begun      bool // there was a collection
 	now        func() time.Time
 	set        func(percent int)
 	// heap tells how many collections Go began of its own accord, and of how many bytes Go takes its percentage: those
@@ -66,14 +67,14 @@ type Pacer struct {
 // stopper is a time.Timer.
 type stopper interface{ Stop() bool }
 
-// NewPacer sets the value for rest and starts to sample. now is the clock.
-func NewPacer(idle, busy int, now func() time.Time) *Pacer {
+// NewPacer sets the value for a start, which holds until the first collection, and starts to sample. now is the clock.
+func NewPacer(start, idle, busy int, now func() time.Time) *Pacer {
 	p := &Pacer{
 		idle: idle, busy: busy, now: now, set: func(percent int) { debug.SetGCPercent(percent) }, heap: heap, last: now(),
 		after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
 	}
 	p.counted, _ = heap()
-	p.Rest()
+	p.change(start)
 	p.arm()
 	return p
 }
@@ -134,11 +135,12 @@ func (p *Pacer) afterCollection() {
 	since := now.Sub(p.last)
 	p.last = now
 	switch {
-	case since < busyBelow:
+	case since < busyBelow, !p.begun:
 		p.change(underLoad(p.busy, live))
 	case since > idleAbove:
 		p.change(atRest(p.idle, live))
 	}
+	p.begun = true
 	p.await(p.known || live/100*uint64(p.current) >= worthwhile && p.current > atRest(p.idle, live))
 }
 

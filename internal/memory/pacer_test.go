@@ -17,13 +17,15 @@ func TestPacer(t *testing.T) {
 	var collections, live uint64
 	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, set: func(n int) { set = append(set, n) },
 		heap: func() (uint64, uint64) { return collections, live }, last: now, after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }}
-	p.Rest()
+	p.change(1600) // as NewPacer does
 	for i, step := range []struct {
 		after     time.Duration
 		automatic uint64
 		live      uint64 // MB
 		want      int
 	}{
+		// A start's is over with the first collection, however late that is.
+		{0, 0, 40, 1600}, {3 * time.Second, 1, 40, 100}, {11 * time.Second, 1, 40, 25},
 		{5 * time.Second, 1, 40, 25}, {time.Second, 1, 40, 100}, {5 * time.Second, 1, 40, 100}, {11 * time.Second, 1, 40, 25}, {3 * time.Second, 1, 40, 25},
 		// Trim collects twice, one right after the other. The next collection is a long time after the last that
 		// counts.
@@ -41,7 +43,7 @@ func TestPacer(t *testing.T) {
 			t.Errorf("step %d, %v after the last collection: %d, want %d", i, step.after, got, step.want)
 		}
 	}
-	if len(set) != 17 {
+	if len(set) != 19 {
 		t.Errorf("set to %v: a value that does not change is not set again", set)
 	}
 }
@@ -182,7 +184,7 @@ func TestBurstsThatComeAgainAndAgain(t *testing.T) {
 func TestPacerSeesCollections(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
 	seen := make(chan struct{}, 1) // one value says it
-	NewPacer(25, 100, func() time.Time {
+	NewPacer(100, 25, 100, func() time.Time {
 		select {
 		case seen <- struct{}{}:
 		default:
