@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/embedded/index"
 )
 
-// complete tells whether dir holds what the index lists, by names, lengths, modes and link targets. Hashes were checked
-// before the set got its name, and reading a hundred megabytes at each start would cost a small board a second.
+// complete tells whether dir holds what the index lists, by names, lengths, modes and link targets. Checksums were
+// checked before the set got its name, and reading a hundred megabytes at each start would cost a small board a second.
 func complete(x index.Index, dir string) bool {
 	for _, e := range x {
 		p := filepath.Join(dir, e.Path)

@@ -51,9 +51,9 @@ func (d Dir) Close() error { return unix.Close(d.use) }
 const forPeople = "coracle-tools"
 
 // Unpack puts the embedded programs below dataDir/bin, unless they are there, and removes sets of other versions that
-// no process uses. Each file's hash is checked on the way. The programs that a node needs appear all at once or not at
-// all, and coracle-tools after them, also after a power cut, and when several processes unpack at once. Where the set
-// is complete already nothing is written: then any user who may read the folder can call it.
+// no process uses. Each file's checksum is checked on the way. The programs that a node needs appear all at once or not
+// at all, and coracle-tools after them, also after a power cut, and when several processes unpack at once. Where the
+// set is complete already nothing is written: then any user who may read the folder can call it.
 func Unpack(dataDir string) (Dir, error) {
 	d, rest, err := UnpackFirst(dataDir)
 	if err != nil {

@@ -140,7 +140,7 @@ func TestUnpackFirst(t *testing.T) {
 	if got := sets(t, bin); len(got) != 1 {
 		t.Errorf("bin holds %v, want one set", got)
 	}
-	src[forPeople+index.Suffix] = set(t, "two")["lib/program"+index.Suffix]
+	src[forPeople+index.Suffix] = &fstest.MapFile{}
 	if _, err := unpackAll(src, filepath.Join(t.TempDir(), "bin"), "/proc"); err == nil || !strings.Contains(err.Error(), "install it again") {
 		t.Errorf("a damaged %s: %v", forPeople, err)
 	}
@@ -184,15 +184,23 @@ func TestInterruptedUnpackIsRepaired(t *testing.T) {
 }
 
 func TestDamagedBinary(t *testing.T) {
-	src, other := set(t, "one"), set(t, "two")
-	src["lib/program"+index.Suffix] = other["lib/program"+index.Suffix]
-	bin := filepath.Join(t.TempDir(), "bin")
-	_, err := unpackAll(src, bin, "/proc")
-	if err == nil || !strings.Contains(err.Error(), "install it again") {
-		t.Fatalf("got %v", err)
-	}
-	if got := sets(t, bin); len(got) != 0 {
-		t.Errorf("bin holds %v after a failure", got)
+	const file = "lib/program" + index.Suffix
+	whole := set(t, "one")[file].Data
+	for name, data := range map[string][]byte{
+		"another bit":    bytes.Replace(whole, []byte("one"), []byte("onf"), 1),
+		"another length": set(t, "three")[file].Data,
+		"cut":            whole[:len(whole)-1],
+		"empty":          nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			src := set(t, "one")
+			src[file] = &fstest.MapFile{Data: data}
+			bin := filepath.Join(t.TempDir(), "bin")
+			testenv.WantError(t, testenv.Err(unpackAll(src, bin, "/proc")), "install it again")
+			if got := sets(t, bin); len(got) != 0 {
+				t.Errorf("bin holds %v after a failure", got)
+			}
+		})
 	}
 }
 

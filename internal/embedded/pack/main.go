@@ -136,7 +136,7 @@ func compress(src, dst string) error {
 		return nil
 	}
 	tmp := dst + ".tmp"
-	cmd := exec.Command("zstd", level, "--quiet", "--force", "-T0", "-o", tmp, src)
+	cmd := exec.Command("zstd", level, "--check", "--quiet", "--force", "-T0", "-o", tmp, src)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%v: %w (Debian's package is zstd)", cmd.Args, err)
