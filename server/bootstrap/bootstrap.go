@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -60,23 +61,31 @@ type Options struct {
 
 // Apply makes the objects or puts them right. It may be called at any time and by several servers at once.
 func Apply(ctx context.Context, o Options) error {
-	if err := applyRoles(ctx, o.Client); err != nil {
+	c := o.Client
+	steps := append(roles(ctx, c),
+		func() error { return applyStorageClass(ctx, c, !o.NoLocalStorage) },
+		func() error { return applyIngressClass(ctx, c, !o.NoIngress) },
+		func() error { return beginBackend(ctx, o) },
+		func() error { return withholdTokens(ctx, c) })
+	if err := sideBySide(steps); err != nil {
 		return err
 	}
-	if err := applyStorageClass(ctx, o.Client, !o.NoLocalStorage); err != nil {
-		return err
-	}
-	if err := applyIngressClass(ctx, o.Client, !o.NoIngress); err != nil {
-		return err
-	}
-	if err := beginBackend(ctx, o); err != nil {
-		return err
-	}
-	tokens := withholdTokens(ctx, o.Client)
 	if o.ClusterDNS == nil {
-		return errors.Join(tokens, removeDNSService(ctx, o.Client))
+		return removeDNSService(ctx, c)
 	}
-	return errors.Join(tokens, applyDNSService(ctx, o.Client, o.ClusterDNS))
+	return applyDNSService(ctx, c, o.ClusterDNS) // last: ErrDNSAddress says that the rest is there
+}
+
+// sideBySide returns the errors of all steps. Their writes share flushes of the store: one after the other they take a
+// second on an SD card.
+func sideBySide(steps []func() error) error {
+	errs := make([]error, len(steps))
+	var running sync.WaitGroup
+	for i, step := range steps {
+		running.Go(func() { errs[i] = step() })
+	}
+	running.Wait()
+	return errors.Join(errs...)
 }
 
 // ErrDNSAddress says that another Service has the address of the cluster's DNS, or that no Service can have it. The
@@ -107,27 +116,40 @@ var bindings = []binding{
 var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate",
 	"system:coracle:node-certificate-renewal"}
 
-func applyRoles(ctx context.Context, c kubernetes.Interface) error {
-	errs := []error{
-		applyNetworkRole(ctx, c), applyIngressRole(ctx, c), applyHoldersRole(ctx, c), applyMetricsRole(ctx, c),
-		applyExternalIPsRole(ctx, c), removeFormerBindings(ctx, c),
-		applyURLRole(ctx, c, clusterconfig.StatusRole, status.ClusterPath), // shows the cluster's servers with their addresses
-		applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsolePath, clusterconfig.NamespacesPath),
+// roles are what makes the roles and bindings, in any order.
+func roles(ctx context.Context, c kubernetes.Interface) []func() error {
+	steps := []func() error{
+		func() error { return applyNetworkRole(ctx, c) },
+		func() error { return applyIngressRole(ctx, c) },
+		func() error { return applyHoldersRole(ctx, c) },
+		func() error { return applyMetricsRole(ctx, c) },
+		func() error { return applyExternalIPsRole(ctx, c) },
+		func() error { return removeFormerBindings(ctx, c) },
+		func() error { // shows the cluster's servers with their addresses
+			return applyURLRole(ctx, c, clusterconfig.StatusRole, status.ClusterPath)
+		},
+		func() error {
+			return applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsolePath, clusterconfig.NamespacesPath)
+		},
 	}
 	for _, b := range bindings {
-		subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
-		if b.user != "" {
-			subject.WithKind(rbacv1.UserKind).WithName(b.user)
-		} else {
-			subject.WithKind(rbacv1.GroupKind).WithName(b.group)
-		}
-		_, err := c.RbacV1().ClusterRoleBindings().Apply(ctx, rbacv1ac.ClusterRoleBinding(b.name).
-			WithLabels(map[string]string{managedBy: manager}).
-			WithRoleRef(rbacv1ac.RoleRef().WithAPIGroup(rbacv1.GroupName).WithKind("ClusterRole").WithName(b.role)).
-			WithSubjects(subject), force())
-		errs = append(errs, wrap("ClusterRoleBinding", b.name, err))
+		steps = append(steps, func() error { return b.apply(ctx, c) })
 	}
-	return errors.Join(errs...)
+	return steps
+}
+
+func (b binding) apply(ctx context.Context, c kubernetes.Interface) error {
+	subject := rbacv1ac.Subject().WithAPIGroup(rbacv1.GroupName)
+	if b.user != "" {
+		subject.WithKind(rbacv1.UserKind).WithName(b.user)
+	} else {
+		subject.WithKind(rbacv1.GroupKind).WithName(b.group)
+	}
+	_, err := c.RbacV1().ClusterRoleBindings().Apply(ctx, rbacv1ac.ClusterRoleBinding(b.name).
+		WithLabels(map[string]string{managedBy: manager}).
+		WithRoleRef(rbacv1ac.RoleRef().WithAPIGroup(rbacv1.GroupName).WithKind("ClusterRole").WithName(b.role)).
+		WithSubjects(subject), force())
+	return wrap("ClusterRoleBinding", b.name, err)
 }
 
 func removeFormerBindings(ctx context.Context, c kubernetes.Interface) error {
