@@ -225,6 +225,7 @@ type call struct {
 	s        *state
 	at       []netip.AddrPort
 	patience time.Duration
+	heard    bool // state.heard when it began
 }
 
 // dueCalls returns up to most checks that are due.
@@ -256,7 +257,7 @@ func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 		if s.urgency() > news {
 			places--
 		}
-		s.checking, s.heard, s.due = true, false, time.Time{}
+		c.heard, s.checking, s.heard, s.due = s.heard, true, false, time.Time{}
 		out = append(out, c)
 	}
 	return out
@@ -349,7 +350,10 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 		s.verified, s.failed, s.trip = true, 0, min(trip, mostTrip)
 		if !s.down.IsZero() {
 			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node, "after", now.Sub(s.down).Round(10*time.Millisecond))
-			s.down, s.until = time.Time{}, now.Add(afterReturn)
+			s.down = time.Time{}
+			if !c.heard && !s.heard {
+				s.until = now.Add(afterReturn)
+			}
 			w.publish()
 		}
 	case void: // this machine was short of CPU, or stops
