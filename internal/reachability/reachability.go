@@ -32,7 +32,8 @@ const (
 	// ownGap and reportedGap are the least times between a check's end and the next one, when this machine has reason
 	// for one itself and when another member says so.
 	ownGap, reportedGap = 250 * time.Millisecond, 5 * time.Second
-	// afterBye is how long a node is looked at that has said good-bye: it may be the machine that stops.
+	// afterBye is how long a node is looked at that has said good-bye, or that gossip has given up: it may be the
+	// machine that stops.
 	afterBye = 20 * time.Second
 	// afterReturn is how long a node is checked that is reached again, or until gossip has heard of its return: until
 	// then no member probes it.
@@ -142,13 +143,14 @@ func (w *Watch) NodeJoined(node string, port uint16) {
 	w.wake.Send()
 }
 
-// NodeLeft says that a node has said good-bye: its program ends, and perhaps its machine.
+// NodeLeft says that a node has said good-bye, or that gossip has given it up: its program ends, and perhaps its
+// machine, which no member probes any more.
 func (w *Watch) NodeLeft(node string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if s := w.nodes[node]; s != nil && s.verified {
 		now := time.Now()
-		s.until = now.Add(afterBye)
+		s.until = later(s.until, now.Add(afterBye))
 		if s.due.IsZero() {
 			s.due = now.Add(recheck)
 		}

@@ -237,6 +237,27 @@ func TestReturnThatGossipHearsFirst(t *testing.T) {
 	})
 }
 
+// TestDeathAfterAReturnThatGossipMissed: gossip gives a node up when it is reached again, since its program is not
+// there yet. That does not shorten the time for which it is checked.
+func TestDeathAfterAReturnThatGossipMissed(t *testing.T) {
+	run(t, func(w *world) {
+		w.NodeJoined("n1", port)
+		time.Sleep(verifyWithin)
+		w.kill("n1")
+		w.ProbeFailed("n1")
+		time.Sleep(time.Second)
+		w.want(t, "after its death", "n1")
+		w.kill()
+		time.Sleep(firstPatience + recheck)
+		w.NodeLeft("n1")
+		w.ProbeFailed("n1")
+		time.Sleep(afterBye + 5*time.Second)
+		w.kill("n1")
+		time.Sleep(3 * time.Second)
+		w.want(t, "after its second death", "n1")
+	})
+}
+
 func TestNeverReachedIsNeverMarked(t *testing.T) {
 	run(t, func(w *world) {
 		w.kill("n1")
