@@ -86,6 +86,7 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 		e.m.o.Logger.Info("a member has stopped", "member", n.Name, "role", after.Role, "address", after.Address)
 	default:
 		e.m.o.Logger.Warn("a member does not answer any more", "member", n.Name, "role", after.Role, "address", after.Address)
+		e.m.o.Reach.NodeLeft(n.Name) // its machine may be about to follow, and no member probes it any more
 		e.m.o.Reach.ProbeFailed(n.Name)
 		if e.m.o.Suspect != nil {
 			e.m.o.Suspect(n.Name)

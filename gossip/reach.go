@@ -14,7 +14,7 @@ import (
 type Reach interface {
 	// NodeJoined says that a member was heard, by anybody, and which port it has.
 	NodeJoined(name string, port uint16)
-	// NodeLeft says that a member has said good-bye.
+	// NodeLeft says that a member has said good-bye, or that all think it dead: no member probes it from now on.
 	NodeLeft(name string)
 	// ProbeFailed says that a member left a packet of this machine unanswered, or that all think it dead.
 	ProbeFailed(name string)

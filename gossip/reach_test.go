@@ -83,5 +83,9 @@ func TestNominations(t *testing.T) {
 		if !e.has("silent " + name(2)) {
 			t.Error("a member does not answer, and nobody heard")
 		}
+		time.Sleep(time.Minute)
+		if !e.has("stopped " + name(2)) {
+			t.Error("no member probes one any more that all think dead, and nobody heard")
+		}
 	})
 }

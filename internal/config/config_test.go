@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -352,6 +353,11 @@ func TestIngress(t *testing.T) {
 	if got, want := fmt.Sprint(s.SharedFlags()), "map[ingress-acme-email: ingress-acme-server:https://acme-v02.api.letsencrypt.org/directory "+
 		"ingress-host-owner:namespace ingress-proxy-protocol:true ingress-trusted-proxies:192.0.2.0/24,2001:db8::1/128 profile:]"; got != want {
 		t.Errorf("servers that join are compared by %s, want %s", got, want)
+	}
+	again, err := load(t, map[string]string{}, nil, board, "--ingress-trusted-proxies=2001:db8:0::1/128,192.0.2.0/24,2001:db8::1",
+		"--ingress-proxy-protocol", "--ingress-host-owner=namespace")
+	if err != nil || !maps.Equal(again.SharedFlags(), s.SharedFlags()) {
+		t.Errorf("the same networks, one of them twice, are compared by %v, want %v; %v", again.SharedFlags(), s.SharedFlags(), err)
 	}
 	if s, err := load(t, map[string]string{}, nil, board); err != nil || len(s.Ingress.TrustedProxies) > 0 || s.Ingress.ProxyProtocol || s.Ingress.HostOwner {
 		t.Errorf("the default is %+v, %v", s.Ingress, err)

@@ -124,7 +124,7 @@ func (s *Server) SharedFlags() map[string]string {
 	}
 	slices.Sort(proxies)
 	return map[string]string{
-		"profile": s.Profile, "ingress-host-owner": owner, "ingress-trusted-proxies": strings.Join(proxies, ","),
+		"profile": s.Profile, "ingress-host-owner": owner, "ingress-trusted-proxies": strings.Join(slices.Compact(proxies), ","),
 		"ingress-proxy-protocol": strconv.FormatBool(s.Ingress.ProxyProtocol),
 		"ingress-acme-email":     s.ACME.Email, "ingress-acme-server": s.ACME.Directory,
 	}

@@ -32,7 +32,8 @@ const (
 	// ownGap and reportedGap are the least times between a check's end and the next one, when this machine has reason
 	// for one itself and when another member says so.
 	ownGap, reportedGap = 250 * time.Millisecond, 5 * time.Second
-	// afterBye is how long a node is looked at that has said good-bye: it may be the machine that stops.
+	// afterBye is how long a node is looked at that has said good-bye, or that gossip has given up: it may be the
+	// machine that stops.
 	afterBye = 20 * time.Second
 	// afterReturn is how long a node is checked that is reached again, or until gossip has heard of its return: until
 	// then no member probes it.
@@ -142,13 +143,14 @@ func (w *Watch) NodeJoined(node string, port uint16) {
 	w.wake.Send()
 }
 
-// NodeLeft says that a node has said good-bye: its program ends, and perhaps its machine.
+// NodeLeft says that a node has said good-bye, or that gossip has given it up: its program ends, and perhaps its
+// machine, which no member probes any more.
 func (w *Watch) NodeLeft(node string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if s := w.nodes[node]; s != nil && s.verified {
 		now := time.Now()
-		s.until = now.Add(afterBye)
+		s.until = later(s.until, now.Add(afterBye))
 		if s.due.IsZero() {
 			s.due = now.Add(recheck)
 		}
@@ -225,6 +227,7 @@ type call struct {
 	s        *state
 	at       []netip.AddrPort
 	patience time.Duration
+	heard    bool // state.heard when it began
 }
 
 // dueCalls returns up to most checks that are due.
@@ -256,7 +259,7 @@ func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 		if s.urgency() > news {
 			places--
 		}
-		s.checking, s.heard, s.due = true, false, time.Time{}
+		c.heard, s.checking, s.heard, s.due = s.heard, true, false, time.Time{}
 		out = append(out, c)
 	}
 	return out
@@ -349,7 +352,10 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 		s.verified, s.failed, s.trip = true, 0, min(trip, mostTrip)
 		if !s.down.IsZero() {
 			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node, "after", now.Sub(s.down).Round(10*time.Millisecond))
-			s.down, s.until = time.Time{}, now.Add(afterReturn)
+			s.down = time.Time{}
+			if !c.heard && !s.heard {
+				s.until = now.Add(afterReturn)
+			}
 			w.publish()
 		}
 	case void: // this machine was short of CPU, or stops

@@ -210,6 +210,54 @@ func TestDeathRightAfterReturn(t *testing.T) {
 	})
 }
 
+// TestReturnThatGossipHearsFirst: members probe a node of whose return gossip has heard, so that it needs no checks, of
+// which each node of a large cluster would make one a second to each other one when a network is whole again.
+func TestReturnThatGossipHearsFirst(t *testing.T) {
+	run(t, func(w *world) {
+		for _, when := range []time.Duration{0, w.trip / 2} { // before the check that reaches it, and while that is under way
+			w.NodeJoined("n1", port)
+			time.Sleep(verifyWithin + time.Second)
+			w.kill("n1")
+			w.ProbeFailed("n1")
+			time.Sleep(3 * time.Second)
+			w.want(t, "after its death", "n1")
+			w.kill()
+			if when > 0 {
+				for w.checked("n1"); w.checked("n1") == 0; {
+					time.Sleep(when)
+				}
+			}
+			w.NodeJoined("n1", port)
+			time.Sleep(firstPatience + recheck) // a check that had begun before its return
+			w.want(t, "after its return")
+			w.checked("n1")
+			time.Sleep(time.Hour)
+			testenv.Equal(t, w.checked("n1"), 0, "checks of a node of whose return gossip had heard:")
+		}
+	})
+}
+
+// TestDeathAfterAReturnThatGossipMissed: gossip gives a node up when it is reached again, since its program is not
+// there yet. That does not shorten the time for which it is checked.
+func TestDeathAfterAReturnThatGossipMissed(t *testing.T) {
+	run(t, func(w *world) {
+		w.NodeJoined("n1", port)
+		time.Sleep(verifyWithin)
+		w.kill("n1")
+		w.ProbeFailed("n1")
+		time.Sleep(time.Second)
+		w.want(t, "after its death", "n1")
+		w.kill()
+		time.Sleep(firstPatience + recheck)
+		w.NodeLeft("n1")
+		w.ProbeFailed("n1")
+		time.Sleep(afterBye + 5*time.Second)
+		w.kill("n1")
+		time.Sleep(3 * time.Second)
+		w.want(t, "after its second death", "n1")
+	})
+}
+
 func TestNeverReachedIsNeverMarked(t *testing.T) {
 	run(t, func(w *world) {
 		w.kill("n1")

@@ -52,10 +52,7 @@ func (g *Group) Essential(line *status.Part, f func(context.Context) error) {
 		err := f(g.ctx)
 		if err != nil && g.ctx.Err() == nil {
 			line.Set(status.Failed, err.Error())
-			if errors.Is(err, context.Canceled) { // of something else: Wait would take it for an ordinary end
-				err = errors.New(err.Error())
-			}
-			g.cancel(err)
+			g.Stop(err)
 			return
 		}
 		line.Set(status.Stopped, "")
@@ -63,7 +60,12 @@ func (g *Group) Essential(line *status.Part, f func(context.Context) error) {
 }
 
 // Stop ends the parts; err is why, nil for an ordinary end. The first reason counts.
-func (g *Group) Stop(err error) { g.cancel(err) }
+func (g *Group) Stop(err error) {
+	if errors.Is(err, context.Canceled) { // of something else: Wait would take it for an ordinary end
+		err = errors.New(err.Error())
+	}
+	g.cancel(err)
+}
 
 // Wait returns when all parts have ended: nil when they were stopped, or why an essential one failed.
 func (g *Group) Wait() error {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestGroup(t *testing.T) {
@@ -47,6 +48,10 @@ func TestGroup(t *testing.T) {
 	if err := g.Wait(); err == nil {
 		t.Error("a failure by something that was canceled elsewhere is taken for an ordinary end")
 	}
+
+	g = NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+	g.Stop(errors.Join(context.Canceled, cause)) // as a term's parts and what outlived them
+	testenv.WantError(t, g.Wait(), cause.Error())
 	states := map[string]status.State{}
 	for _, c := range board.Components() {
 		states[c.Name] = c.State

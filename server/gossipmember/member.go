@@ -268,7 +268,10 @@ func (m *Member) watch(ctx context.Context, client kubernetes.Interface) error {
 		return err
 	}
 	if len(found.Items) == 0 {
-		if err := m.publish(ctx, client); err != nil && !apierrors.IsAlreadyExists(err) {
+		switch err := m.publish(ctx, client); {
+		case apierrors.IsAlreadyExists(err):
+			return nil // another server was faster: it is read after a pause
+		case err != nil:
 			return err
 		}
 		return m.watch(ctx, client)

@@ -3,10 +3,12 @@
 package gossipmember
 
 import (
+	"errors"
 	"log/slog"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -38,4 +40,22 @@ func TestKeysAreFollowedFromAList(t *testing.T) {
 	if from != "900" || m.Keys() == nil {
 		t.Errorf("watched from %q, want the list's 900; keys %v", from, m.Keys())
 	}
+}
+
+// TestKeysOfAnotherServerAreAskedForAfterAPause: what exists when it is to be made, and is in no list all the same,
+// does not keep the API server and the store busy.
+func TestKeysOfAnotherServerAreAskedForAfterAPause(t *testing.T) {
+	client, lists := fake.NewClientset(), 0
+	client.PrependReactor("list", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if lists++; lists > 10 {
+			return true, nil, errors.New("it is listed again and again")
+		}
+		return true, &corev1.SecretList{}, nil
+	})
+	client.PrependReactor("create", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewAlreadyExists(corev1.Resource("secrets"), GossipSecret)
+	})
+	m := &Member{o: Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}, first: make(chan struct{})}
+	testenv.NoError(t, m.watch(t.Context(), client))
+	testenv.Equal(t, lists, 1, "lists before Follow pauses:")
 }
