@@ -51,10 +51,10 @@ func endpoints(s *harness.Server, want int) error {
 	return err
 }
 
-// eventually waits for a condition and logs how long that took since a moment.
+// eventually waits for a condition, which may come after a back-off, and logs how long that took since a moment.
 func eventually(t *testing.T, since time.Time, what string, f func() error) {
 	t.Helper()
-	harness.Eventually(t, harness.Soon, what, f)
+	harness.Eventually(t, harness.Longer, what, f)
 	t.Logf("%s: after %v", what, time.Since(since).Round(10*time.Millisecond))
 }
 
