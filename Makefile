@@ -241,7 +241,7 @@ proxy-test: embedded ## the same cases of Services with our nftables back end an
 guest-test: embedded ## Services and NetworkPolicies on IPVS, and the kernel's WireGuard, in a second kernel that has nftables too (root, gcc, 140 MB of source)
 	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
 	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,embedded,user-mode-linux,guest-nftables \
-	  $(GOTEST) -count=1 -p 2 -timeout 40m -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'TestService.*/ipvs|TestKernelsWireGuard' ./proxy ./netpolicy ./cni
+	  $(GOTEST) -count=1 -p 2 -timeout 85m -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run 'TestService.*/ipvs|TestKernelsWireGuard' ./proxy ./netpolicy ./cni
 
 # The folders come from scripts that do nothing the second time.
 guest-nodes: build ## whole nodes with real pods whose kernel has IPVS and NFS, in second kernels (root, gcc, 140 MB of source, slow)

@@ -29,7 +29,7 @@ import (
 // not (docs/adr/0093).
 func TestKernelsWireGuard(t *testing.T) {
 	if !uml.Inside() {
-		uml.Run(t, uml.WithWireGuard(t, 15*time.Minute))
+		uml.Run(t, uml.WithWireGuard(t, 40*time.Minute))
 		return
 	}
 	for _, c := range []struct {

@@ -32,7 +32,7 @@ func TestServices(t *testing.T) {
 			testServices(t, proxy.ModeIPVS)
 			return
 		}
-		uml.Run(t, uml.WithNFTables(t, 15*time.Minute))
+		uml.Run(t, uml.WithNFTables(t, 40*time.Minute))
 	})
 }
 

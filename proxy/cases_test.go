@@ -86,7 +86,7 @@ func TestServiceCases(t *testing.T) {
 			}
 			return
 		}
-		uml.Run(t, uml.WithNFTables(t, 15*time.Minute))
+		uml.Run(t, uml.WithNFTables(t, 40*time.Minute))
 	})
 }
 

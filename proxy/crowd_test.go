@@ -165,7 +165,7 @@ func testThousands(t *testing.T, mode string) {
 	}
 	b.start(t)
 	if mode != kubeProxy {
-		eventually(t, "all Services are served", func() error {
+		testenv.Eventually(t, 10*time.Minute, "all Services are served", func() error { // a second kernel is slow
 			if h := b.proxy.Health(); !h.Synced {
 				return fmt.Errorf("not yet, %w", cmp.Or(h.Err, errors.New("without an error")))
 			}

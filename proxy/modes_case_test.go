@@ -94,7 +94,7 @@ func (b *testbed) becomes(t *testing.T, mode, asked, other string) {
 func TestServiceModeChanges(t *testing.T) {
 	t.Run("ipvs", func(t *testing.T) { // by that name it is among those of make guest-test
 		if !uml.Inside() {
-			uml.Run(t, uml.WithNFTables(t, 15*time.Minute))
+			uml.Run(t, uml.WithNFTables(t, 40*time.Minute))
 			return
 		}
 		testModeChange(t)

@@ -280,7 +280,7 @@ func (c *Cluster) WaitWhole() {
 }
 
 func (c *Cluster) whole(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*askTimeout) // many questions
+	ctx, cancel := context.WithTimeout(ctx, soon) // many questions, of which each has its own
 	defer cancel()
 	for _, s := range append(slices.Clone(c.Servers), c.Agents...) {
 		if err := s.Alive(); err != nil {

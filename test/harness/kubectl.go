@@ -70,16 +70,28 @@ func (k *Kube) Try(args ...string) (string, error) {
 // Kubectl runs kubectl in the namespace and fails the test when it fails.
 func (k *Kube) Kubectl(args ...string) string {
 	k.T.Helper()
-	out := testenv.Must(k.Try(args...))(k.T)
-	return out
+	return testenv.Must(k.begun(func() (string, error) { return k.Try(args...) }))(k.T)
 }
 
 // Apply applies a manifest given as text.
 func (k *Kube) Apply(manifest string) {
 	k.T.Helper()
-	if out, err := k.TryApply(manifest); err != nil {
+	if out, err := k.begun(func() (string, error) { return k.TryApply(manifest) }); err != nil {
 		k.T.Fatalf("%v\n%s", err, out)
 	}
+}
+
+// begun runs kubectl, and again where nothing of what it was to do has begun: it gives a server ten seconds for the
+// handshake of TLS, before its first request, and so does a server that passes a request on. A busy one takes longer.
+func (k *Kube) begun(kubectl func() (string, error)) (out string, err error) {
+	k.T.Helper()
+	Eventually(k.T, Soon, "a handshake with the server", func() error {
+		if out, err = kubectl(); err != nil && strings.Contains(err.Error(), "TLS handshake timeout") {
+			return err
+		}
+		return nil
+	})
+	return out, err
 }
 
 // TryApply applies a manifest given as text.

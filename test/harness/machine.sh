@@ -47,7 +47,12 @@ done
 # The machine has folders of its own wherever coracle, its installer or a kubelet writes.
 mkdir -p "$dir/places"
 if [ ! -d "$dir/places/etc" ]; then # the second time the machine is switched on, it has them
-  cp -a /etc "$dir/places/etc"
+  tries=0
+  until cp -a /etc "$dir/places/etc"; do # files come and go there while the host installs packages
+    tries=$((tries + 1))
+    [ "$tries" -lt 20 ]
+    rm -rf "$dir/places/etc"
+  done
   rm -rf "$dir/places/etc/coracle" "$dir/places/etc/cni" "$dir/places/etc/systemd/system/coracle.service"* \
     "$dir/places/etc/systemd/system/multi-user.target.wants/coracle.service" "$dir/places/etc/init.d/coracle"
 fi

@@ -33,7 +33,7 @@ type Server struct {
 	ownDisk bool
 
 	cmd  *exec.Cmd
-	pid  int
+	pid  int // 0: it has ended before it was seen
 	done chan struct{}
 	err  error
 }
@@ -115,7 +115,7 @@ func (s *Server) Start() {
 	cmd := s.cmd
 	go func() { s.err = cmd.Wait(); close(done) }()
 	s.done = done
-	s.pid = onlyChild(s.T, s.cmd.Process.Pid)
+	s.pid = onlyChild(s.T, s.cmd.Process.Pid, done)
 }
 
 // Pid is the server's process id as this process sees it.
@@ -136,6 +136,9 @@ func (s *Server) Resume() {
 
 func (s *Server) signal(pid int, sig syscall.Signal) {
 	s.T.Helper()
+	if pid == 0 { // which would be this process's own group
+		s.T.Fatalf("signal %v to a process that has ended: %v\n%s", sig, s.err, s.LogTail(40))
+	}
 	testenv.NoError(s.T, syscall.Kill(pid, sig), "signal %v to process %d", sig, pid)
 }
 

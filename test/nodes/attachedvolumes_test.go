@@ -168,7 +168,6 @@ func TestAttachedVolumes(t *testing.T) {
 	victim, left := agents[0], agents[1]
 	for _, a := range agents {
 		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
-		s.Insists("label", "node", a.NodeName(), "for=volumes")
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -192,16 +191,17 @@ func TestAttachedVolumes(t *testing.T) {
 		s.In(t).Await(harness.Soon, "csinode/"+n.NodeName(), "{.spec.drivers[*].name}", "csi.coracle.test")
 	}
 
-	s.Insists("cordon", left.NodeName()) // both are to be on one machine
+	s.Insists("label", "node", victim.NodeName(), "for=volumes") // and no other one yet: both are to be on one machine
 	for _, name := range []string{"s", "f"} {
 		s.InsistsOn(strings.ReplaceAll(attachedTo, "NAME", name))
 	}
 	for _, name := range []string{"s", "f"} {
 		harness.Eventually(t, harness.Soon, "the pod runs with its volume", func() error { return runningOn(s, name, victim.NodeName()) })
-		s.Kubectl("exec", name+"-0", "--", "sh", "-c", "echo of "+name+" > /data/file")
+		s.Insists("exec", name+"-0", "--", "sh", "-c", "echo of "+name+" > /data/file")
 	}
-	s.Insists("uncordon", left.NodeName())
-	testenv.NoError(t, attachments(s, volumes, victim.NodeName(), 2))
+	s.Insists("label", "node", left.NodeName(), "for=volumes")
+	attached := func() error { return attachments(s, volumes, victim.NodeName(), 2) }
+	harness.Eventually(t, harness.Soon, "both volumes are attached", attached)
 
 	victim.PowerOff()
 	off := time.Now()
@@ -222,15 +222,15 @@ func TestAttachedVolumes(t *testing.T) {
 		}
 		return err
 	})
-	if err := errors.Join(runningOn(s, "s"), runningOn(s, "f"), attachments(s, volumes, victim.NodeName(), 2)); err != nil {
-		t.Errorf("before anybody says that the node is out of service: %v", err)
-	}
+	harness.Eventually(t, harness.Soon, "before anybody says that the node is out of service nothing has moved", func() error {
+		return errors.Join(runningOn(s, "s"), runningOn(s, "f"), attached())
+	})
 
 	taintedAt := time.Now()
 	s.Insists("taint", "--overwrite", "node", victim.NodeName(), "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
 	for _, name := range []string{"s", "f"} {
 		eventually(t, taintedAt, "the pod of "+name+" runs with its volume on the node that is left", func() error { return runningOn(s, name, left.NodeName()) })
-		if out := s.Kubectl("exec", name+"-0", "--", "cat", "/data/file"); strings.TrimSpace(out) != "of "+name {
+		if out := s.Insists("exec", name+"-0", "--", "cat", "/data/file"); out != "of "+name {
 			t.Errorf("the volume of %s has %q", name, out)
 		}
 	}

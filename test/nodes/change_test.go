@@ -66,11 +66,15 @@ func (m *mesh) refusesVXLAN(s *harness.Server) {
 	harness.Says(m, s.LogTail(20), `--network-backend: this server was given "vxlan", and the cluster that it belongs to has "host-gw"`)
 }
 
-// changeBackend returns when all nodes that run have changed, with what the command says.
-func (m *mesh) changeBackend(to string) string {
+// changeBackend returns when all nodes that run have changed, with what the command says. It waits for a minute, which
+// busy ones may exceed, and longer when it is given again.
+func (m *mesh) changeBackend(to string) (out string) {
 	m.Helper()
 	s := m.nodes[0]
-	out := m.run(0, s.Coracle(), "network-backend", "set", to, "--data-dir", s.DataDir)
+	harness.Eventually(m, patient, "all nodes that run go by "+to, func() (err error) {
+		out, err = s.Run(s.Coracle(), "network-backend", "set", to, "--data-dir", s.DataDir)
+		return err
+	})
 	testenv.Contains(m, out, "All nodes that run go by "+to, "it says")
 	testenv.Equal(m, m.run(0, s.Coracle(), "network-backend", "show", "--data-dir", s.DataDir), to, "the cluster has")
 	return out

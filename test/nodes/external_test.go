@@ -33,7 +33,7 @@ func TestNetworkExternalAddresses(t *testing.T) {
 	m.workload()
 	for _, backend := range []string{"vxlan", "wireguard"} {
 		if backend != "vxlan" {
-			m.run(0, m.nodes[0].Coracle(), "network-backend", "set", backend, "--data-dir", m.nodes[0].DataDir)
+			m.changeBackend(backend)
 		}
 		m.everybodyMeets()
 		for i := range m.nodes {

@@ -44,11 +44,20 @@ func TestIngressOfNodes(t *testing.T) {
 	m.has("ingress/site", 0, 1)
 
 	var visits []visit
+	var urls []string
 	for i := range m.nodes {
 		for _, ip := range m.addresses(i) {
-			visits = append(visits, visit{fmt.Sprintf("http://%s/", host(ip)), "box-1"})
+			urls = append(urls, fmt.Sprintf("http://%s/", host(ip)))
+			visits = append(visits, visit{urls[len(urls)-1], "box-1"})
 		}
 	}
+	harness.Eventually(t, patient, "the proxies of all nodes know the pod", func() error { // until then they answer with an error
+		out := m.fromOutside(strings.ReplaceAll(tries(urls...), "testbox", harness.Box(m)))
+		if out != strings.Repeat(open+"\n", len(urls)) {
+			return fmt.Errorf("the attempts at %v meet\n%s", urls, out)
+		}
+		return nil
+	})
 	m.judge("outside", m.fromOutside(script(harness.Box(m), visits)), visits)
 	for _, ip := range strings.Fields(s.Insists("-n", "kube-system", "get", "service", "ingress", "-o", "jsonpath={.spec.clusterIPs[*]}")) {
 		visits = append(visits, slices.Repeat([]visit{{fmt.Sprintf("http://%s/", host(ip)), "box-1"}}, 6)...)
@@ -133,9 +142,12 @@ func (m *mesh) policiesOfIngress() {
 	for _, ip := range strings.Fields(s.Insists("get", "pod", "box-1", "-o", "jsonpath={.status.podIPs[*].ip}")) {
 		for i, want := range []string{denied, open} {
 			try := strings.ReplaceAll(tries(fmt.Sprintf("http://%s:8080/", host(ip))), "testbox", harness.Box(m))
-			if got := m.run(i, "sh", "-c", try); got != want {
-				m.Errorf("a program of node %d meets %q at the pod %s of node 1, want %s", i, got, ip, want)
-			}
+			harness.Eventually(m, patient, fmt.Sprintf("a program of node %d meets the pod %s of node 1: %s", i, ip, want), func() error {
+				if got := m.run(i, "sh", "-c", try); got != want { // an attempt is given up after three seconds
+					return fmt.Errorf("it meets %q", got)
+				}
+				return nil
+			})
 		}
 	}
 	s.Insists("delete", "--ignore-not-found", "networkpolicy", "site", "ingress-nginx")

@@ -51,10 +51,10 @@ func endpoints(s *harness.Server, want int) error {
 	return err
 }
 
-// eventually waits for a condition and logs how long that took since a moment.
+// eventually waits for a condition, which may come after a back-off, and logs how long that took since a moment.
 func eventually(t *testing.T, since time.Time, what string, f func() error) {
 	t.Helper()
-	harness.Eventually(t, harness.Soon, what, f)
+	harness.Eventually(t, harness.Longer, what, f)
 	t.Logf("%s: after %v", what, time.Since(since).Round(10*time.Millisecond))
 }
 
@@ -94,10 +94,8 @@ func TestNodeDeath(t *testing.T) {
 	site.Split(victim.Machine, agents[0].Machine)
 	eventually(t, vanished, "the node is not Ready", func() error { return isReady(s, victim, "Unknown") })
 	eventually(t, vanished, "the Service does not use it", func() error { return endpoints(s, 1) })
-	// Kubernetes' own controller would have noticed in the end, too.
-	if err := s.LogSays("a node is dead"); err != nil {
-		t.Error(err)
-	}
+	// Kubernetes' own controller would have noticed in the end, too, and on a busy machine may have done so first.
+	harness.Eventually(t, harness.Soon, "the server finds that the node is dead", func() error { return s.LogSays("a node is dead") })
 	// Whether it was taken for dead in between as well is a matter of real time: TestSilentAgentIsNotDead.
 	harness.Eventually(t, harness.Soon, "the other node is Ready", func() error { return isReady(s, agents[0], "True") })
 
@@ -189,9 +187,12 @@ func TestLeadersNodeDies(t *testing.T) {
 		site.Split(first.Machine, s.Machine)
 	}
 	eventually(t, vanished, "the dead leader's node is not Ready", func() error { return isReady(second, first, "Unknown") })
-	if servers[1].LogSays("a node is dead") != nil && servers[2].LogSays("a node is dead") != nil {
-		t.Error("no server found that the node is dead: Kubernetes' own controller did")
-	}
+	harness.Eventually(t, harness.Soon, "a server finds that the node is dead, and not Kubernetes' own controller alone", func() error {
+		if servers[1].LogSays("a node is dead") == nil {
+			return nil
+		}
+		return servers[2].LogSays("a node is dead")
+	})
 	back := time.Now()
 	site.Heal()
 	eventually(t, back, "the node is Ready again", func() error { return isReady(second, first, "True") })

@@ -121,7 +121,7 @@ func TestNetworkPolicy(t *testing.T) {
 		harness.Eventually(m, patient, "the node is ready", func() error { return s.NodeReady(n) })
 	}
 	for _, namespace := range []string{"shop", "other"} {
-		s.Kubectl("create", "namespace", namespace)
+		s.Creates("namespace", namespace)
 	}
 	var manifest strings.Builder
 	manifest.WriteString(web.yaml(m, "none", `kubernetes.io/ingress-bandwidth: 10M, kubernetes.io/egress-bandwidth: 20M`, ""))
@@ -276,8 +276,15 @@ func (m *mesh) firstPacket(closed []string) {
 	const times = 10
 	m.nodes[0].Apply(late.yaml(m, "client", "", tries(slices.Repeat(closed, times)...)+";"))
 	m.nodes[0].Kubectl("wait", "-n", late.namespace, "--for=condition=Ready", "pod/"+late.name, "--timeout=180s")
-	out := m.nodes[0].Kubectl("logs", "-n", late.namespace, late.name)
-	met := strings.Split(out, "\n") // one that was tried in vain for another reason shows nothing
+	var out string
+	var met []string // one that was tried in vain for another reason shows nothing
+	harness.Eventually(m, patient, "the log has what a new pod met before it was ready", func() (err error) {
+		out, err = m.nodes[0].TryKubectl("logs", "-n", late.namespace, late.name)
+		if met = strings.Split(out, "\n"); err == nil && len(met) <= times*len(closed) {
+			err = fmt.Errorf("%d lines of %d attempts:\n%s", len(met)-1, times*len(closed), out)
+		}
+		return err
+	})
 	if slices.Contains(met, open) || !slices.Contains(met, denied) {
 		m.Errorf("a new pod meets\n%s", out)
 	}

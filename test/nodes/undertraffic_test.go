@@ -83,7 +83,7 @@ func (m *mesh) restarts() {
 	for _, i := range again {
 		before = append(before, m.rules(i))
 	}
-	x := m.crossing("20s")
+	x := m.crossing("1m") // no machine is so busy that a request takes as long
 	for _, i := range again {
 		if err := m.nodes[i].Stop(); err != nil {
 			m.Fatal(err)
