@@ -103,7 +103,7 @@ func (m *Machine) boot() {
 	needed := m.needed()
 	args := append([]string{"-c", join, "join", m.Dir, strconv.Itoa(m.Number)}, needed...)
 	m.init = firstProcess(t, []string{"SETUP=" + machineScript}, []*os.File{network}, "sh", args...)
-	m.pid = onlyChild(t, m.init.Process.Pid)
+	m.pid = onlyChild(t, m.init.Process.Pid, nil)
 	own := testenv.Must(os.Open(fmt.Sprintf("/proc/%d/ns/net", m.pid)))(t)
 	m.network.Store(own)
 }
@@ -262,17 +262,23 @@ func (e *ExitError) Error() string {
 
 func (e *ExitError) Unwrap() error { return e.Err }
 
-// onlyChild waits for the one child of pid and returns its pid.
-func onlyChild(t testing.TB, pid int) int {
+// onlyChild waits for the one child of pid and returns its pid. It is 0 if pid has ended before that, as ended tells:
+// a child that ends at once may not have been seen.
+func onlyChild(t testing.TB, pid int, ended <-chan struct{}) int {
 	t.Helper()
 	child := 0
 	Eventually(t, 3*time.Minute, "a child process", func() error {
 		found := children(pid)
-		if len(found) != 1 {
+		if len(found) == 1 {
+			child = found[0]
+			return nil
+		}
+		select {
+		case <-ended:
+			return nil
+		default:
 			return fmt.Errorf("process %d has %d children", pid, len(found))
 		}
-		child = found[0]
-		return nil
 	})
 	return child
 }

@@ -115,7 +115,7 @@ func (s *Server) Start() {
 	cmd := s.cmd
 	go func() { s.err = cmd.Wait(); close(done) }()
 	s.done = done
-	s.pid = onlyChild(s.T, s.cmd.Process.Pid)
+	s.pid = onlyChild(s.T, s.cmd.Process.Pid, done)
 }
 
 // Pid is the server's process id as this process sees it.
@@ -136,6 +136,9 @@ func (s *Server) Resume() {
 
 func (s *Server) signal(pid int, sig syscall.Signal) {
 	s.T.Helper()
+	if pid == 0 { // to whom that is sent is this process and its like
+		s.T.Fatalf("coracle had ended before it got the signal %v: %v\n%s", sig, s.err, s.LogTail(40))
+	}
 	testenv.NoError(s.T, syscall.Kill(pid, sig), "signal %v to process %d", sig, pid)
 }
 
