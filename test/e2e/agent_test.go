@@ -90,8 +90,12 @@ func claimsOnlyItsOwn(t *testing.T, s, a *harness.Server) {
 		// kubectl patch would read the status first, which a node may not.
 		file := filepath.Join(a.Dir, "claim.json")
 		testenv.NoError(t, os.WriteFile(file, []byte(withAddress(t, s.Kubectl("get", "node", a.NodeName(), "-o", "json"), address)), 0o600))
-		out, err := a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", "kubelet.kubeconfig"),
-			"replace", "--raw", "/api/v1/nodes/"+a.NodeName()+"/status", "-f", file)
+		var out string
+		err := harness.Reaching(func() (err error) {
+			out, err = a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", "kubelet.kubeconfig"),
+				"replace", "--raw", "/api/v1/nodes/"+a.NodeName()+"/status", "-f", file)
+			return err
+		})
 		if err == nil || !strings.Contains(out+err.Error(), want) {
 			t.Errorf("the node claims %s: %s, %v, want %q", address, out, err, want)
 		}
@@ -117,8 +121,11 @@ spec:
   volumes: [{name: treasure, secret: {secretName: treasure}}]
 `, has.NodeName(), harness.BoxImage))
 	s.Kubectl("wait", "--for=condition=Ready", "pod/keeper", "--timeout=180s")
-	reads := func(a *harness.Server, identity, what string) (string, error) {
-		out, err := a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", identity+".kubeconfig"), "get", "--raw", "/api/v1/"+what)
+	reads := func(a *harness.Server, identity, what string) (out string, err error) {
+		err = harness.Reaching(func() (err error) {
+			out, err = a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", identity+".kubeconfig"), "get", "--raw", "/api/v1/"+what)
+			return err
+		})
 		if err != nil {
 			out += err.Error()
 		}

@@ -91,7 +91,9 @@ func TestDiskFull(t *testing.T) {
 	pad := strings.Repeat("x", 100_000)
 	refusedAt := -1
 	for i := range 400 {
-		_, err := k.TryApply(fmt.Sprintf(`{apiVersion: v1, kind: ConfigMap, metadata: {name: pad-%d, namespace: default}, data: {pad: "%s"}}`, i, pad))
+		err := harness.Reaching(func() error {
+			return testenv.Err(k.TryApply(fmt.Sprintf(`{apiVersion: v1, kind: ConfigMap, metadata: {name: pad-%d, namespace: default}, data: {pad: "%s"}}`, i, pad)))
+		})
 		if err != nil {
 			harness.Says(t, err.Error(), "space")
 			refusedAt = i

@@ -121,8 +121,12 @@ func logGoesOn(k *harness.Kube, name string) {
 
 // containers lists the namespace's containers with their ids and restarts.
 func containers(k *harness.Kube) string {
-	out, err := k.Try("get", "pods", "--sort-by=.metadata.name", "-o",
-		`jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`)
+	var out string
+	err := harness.Reaching(func() (err error) {
+		out, err = k.Try("get", "pods", "--sort-by=.metadata.name", "-o",
+			`jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`)
+		return err
+	})
 	if err != nil {
 		return err.Error()
 	}

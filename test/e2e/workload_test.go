@@ -115,7 +115,9 @@ func interactive(k *harness.Kube) {
 	if !lines.Scan() || !strings.Contains(lines.Text(), "serving on 8080") {
 		k.T.Errorf("the first followed line is %q", lines.Text())
 	}
-	go func() { _, _ = k.Try("delete", "pod", "shell", "--wait=false") }() // what follows sees whether it did
+	go func() { // what follows sees whether it did
+		_ = harness.Reaching(func() error { return testenv.Err(k.Try("delete", "pod", "shell", "--wait=false")) })
+	}()
 	if !lines.Scan() || !strings.Contains(lines.Text(), "asked to stop") {
 		k.T.Errorf("the last followed line is %q", lines.Text())
 	}
