@@ -37,7 +37,7 @@ func TestAgent(t *testing.T) {
 	a.AddBoxImage()
 	a.Start()
 	ready := func() error { return s.NodeReady(a) }
-	harness.Eventually(t, soon, "the node is ready", ready)
+	harness.Eventually(t, longer, "the node is ready", ready)
 	s.Kubectl("run", "guest", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sh", "-c", "echo hello; sleep 3600")
 	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=180s")
 	s.In(t).Prints([]string{"hello"}, "logs", "guest") // the pod is ready before it has said anything
@@ -49,7 +49,7 @@ func TestAgent(t *testing.T) {
 	third := site.NewMachine().NewAgent(s)
 	third.Args = append(third.Args, "--server", "https://"+a.IP+":6443", "--node-external-ip", "198.51.100.7")
 	third.Start()
-	harness.Eventually(t, soon, "the node that joined through another node is ready", func() error { return s.NodeReady(third) })
+	harness.Eventually(t, longer, "the node that joined through another node is ready", func() error { return s.NodeReady(third) })
 	harness.Eventually(t, soon, "all machines know one another", func() error { return harness.KnowOneAnother(append(pair, third), "alive alive alive ") })
 	claimsOnlyItsOwn(t, s, third)
 	readsOnlyItsSecrets(t, s, a, third)
@@ -67,7 +67,7 @@ func TestAgent(t *testing.T) {
 	})
 	s.Start()
 	s.WaitAPI()
-	harness.Eventually(t, soon, "the node is ready again", ready)
+	harness.Eventually(t, longer, "the node is ready again", ready)
 	if again := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"); again != started {
 		t.Errorf("the pod's container is %s and was %s", again, started)
 	}

@@ -119,7 +119,7 @@ func TestDiskFull(t *testing.T) {
 // runServer runs a server that is expected to refuse and returns what it said and its exit code.
 func runServer(m *harness.Machine, args ...string) (string, int) {
 	// One that does not refuse is ended inside the machine: a context would end only what entered it.
-	c := m.Command(context.Background(), "timeout", append([]string{"-k", "10", "180", m.Coracle(), "server"}, args...)...)
+	c := m.Command(context.Background(), "timeout", append([]string{"-k", "10", "300", m.Coracle(), "server"}, args...)...)
 	out, _ := c.CombinedOutput()
 	return string(out), c.ProcessState.ExitCode()
 }

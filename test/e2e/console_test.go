@@ -104,7 +104,6 @@ func (b *browser) stream(open map[string]any) *websocket.Conn {
 	testenv.NoError(b.T, err)
 	_ = response.Body.Close()
 	b.T.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetReadDeadline(time.Now().Add(longer))
 	open["id"] = 1
 	testenv.NoError(b.T, conn.WriteJSON(open))
 	return conn
@@ -113,6 +112,7 @@ func (b *browser) stream(open map[string]any) *websocket.Conn {
 // until reads a stream's messages until one of them satisfies f.
 func (b *browser) until(conn *websocket.Conn, what string, f func(m map[string]any, text string) bool) {
 	b.T.Helper()
+	_ = conn.SetReadDeadline(time.Now().Add(longer))
 	var all strings.Builder
 	harness.Eventually(b.T, longer, what, func() error {
 		_, text, err := conn.ReadMessage()

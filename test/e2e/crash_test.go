@@ -50,7 +50,7 @@ func crash(t *testing.T, s *harness.Server) {
 	s.Kill()
 
 	ask := func(name string) string {
-		out, err := s.Run(harness.Box(t), "get", address[name], "60")
+		out, err := s.Run(harness.Box(t), "get", address[name], "120")
 		testenv.NoError(t, err, "%s does not answer while coracle is away", name)
 		return strings.TrimSpace(out)
 	}
@@ -145,7 +145,7 @@ func stopAndStart(t *testing.T, s *harness.Server) {
 		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
 	}
 	t.Logf("SIGTERM to exit: %v", time.Since(began).Round(10*time.Millisecond))
-	if out, err := s.Run(harness.Box(t), "get", address, "60"); err != nil || strings.TrimSpace(out) != "serving" {
+	if out, err := s.Run(harness.Box(t), "get", address, "120"); err != nil || strings.TrimSpace(out) != "serving" {
 		t.Errorf("after SIGTERM the pod answers %q, %v", out, err)
 	}
 	s.Start()

@@ -25,7 +25,7 @@ func (c *bareServer) join() *harness.Server {
 	c.Helper()
 	a := c.site.NewMachine().NewAgent(c.s)
 	a.Start()
-	harness.Eventually(c, soon, "the node is ready", func() error { return c.s.NodeReady(a) })
+	harness.Eventually(c, longer, "the node is ready", func() error { return c.s.NodeReady(a) })
 	c.nodes = append(c.nodes, a)
 	return a
 }

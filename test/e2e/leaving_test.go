@@ -31,7 +31,7 @@ func TestLeaving(t *testing.T) {
 		m.Start()
 	}
 	for _, m := range []*harness.Server{second, third, agent} {
-		harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(m) })
+		harness.Eventually(t, longer, "the node is ready", func() error { return first.NodeReady(m) })
 	}
 	harness.Eventually(t, soon, "there are three servers", func() error { return serversAre(first, 3) })
 	drains(t, first)

@@ -38,7 +38,7 @@ func TestServerRefused(t *testing.T) {
 	first.Creates("configmap", "kept")
 	a := site.NewMachine().NewAgent(first)
 	a.Start()
-	harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(a) })
+	harness.Eventually(t, longer, "the node is ready", func() error { return first.NodeReady(a) })
 	peer := site.NewMachine().NewPeer(first)
 
 	refusedTokens(t, first, peer)
@@ -218,6 +218,6 @@ func joinsThroughNode(t *testing.T, first, a, peer *harness.Server) {
 	first.WaitAPI()
 	peer.WaitAPI()
 	peer.Kubectl("get", "configmap", "kept")
-	harness.Eventually(t, soon, "its node is ready", func() error { return first.NodeReady(peer) })
+	harness.Eventually(t, longer, "its node is ready", func() error { return first.NodeReady(peer) })
 	testenv.Contains(t, first.Members(0, "Add a third server and any one may fail"), peer.NodeName()+" ", "it is no member:")
 }

@@ -87,7 +87,7 @@ func TestSnapshotUnderRunningNodes(t *testing.T) {
 	a := site.NewMachine().NewAgent(s)
 	a.AddBoxImage()
 	a.Start()
-	harness.Eventually(t, soon, "the agent's node is ready", func() error { return s.NodeReady(a) })
+	harness.Eventually(t, longer, "the agent's node is ready", func() error { return s.NodeReady(a) })
 	s.Apply(spreadDeployment)
 	readyPods(s, "2")
 	k := s.In(t)

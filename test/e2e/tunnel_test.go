@@ -40,7 +40,7 @@ func TestNodeBehindNAT(t *testing.T) {
 	}
 	a.AddBoxImage()
 	a.Start()
-	harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(a) })
+	harness.Eventually(t, longer, "the node is ready", func() error { return first.NodeReady(a) })
 	first.InsistsOn(onNode(a, "guest", "[testbox, serve]") + "---\n" +
 		onNode(a, "listener", `[sh, -c, 'while read -r line; do echo "heard $line"; done']`))
 	extendOn(t, first, a)

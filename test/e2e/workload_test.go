@@ -58,7 +58,7 @@ func deployment(k *harness.Kube) {
 			if len(answered) == 3 && host != ip {
 				break
 			}
-			answered[k.Kubectl("exec", "client", "--", "testbox", "get", "http://"+host+"/", "60")] = true
+			answered[k.Kubectl("exec", "client", "--", "testbox", "get", "http://"+host+"/", "120")] = true
 			if host != ip {
 				break
 			}
@@ -78,10 +78,10 @@ func deployment(k *harness.Kube) {
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "two"))
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
 	// The Service proxy hears of a pod's end a moment after the roll-out does.
-	k.Prints([]string{"two"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
+	k.Prints([]string{"two"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "120")
 	k.Kubectl("rollout", "undo", "deployment/web")
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
-	k.Prints([]string{"one"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
+	k.Prints([]string{"one"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "120")
 	k.Prints([]string{"3 desired | 3 updated | 3 total | 3 available", "ScalingReplicaSet"}, "describe", "deployment", "web") // events are written after the deed
 	k.Prints([]string{"Started", "Ready             True"}, "describe", "pod", "-l", "app=web")
 	k.Kubectl("scale", "deployment/web", "--replicas=1")
@@ -137,7 +137,7 @@ func interactive(k *harness.Kube) {
 		k.T.Fatalf("%q: %v", line, err)
 	}
 	for range 3 {
-		out, err := k.Run(harness.Box(k.T), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60")
+		out, err := k.Run(harness.Box(k.T), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "120")
 		if err != nil || strings.TrimSpace(out) != "forwarded" {
 			k.T.Errorf("through the forwarded port: %q, %v", out, err)
 		}

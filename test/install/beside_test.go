@@ -38,7 +38,7 @@ func TestBesideCluster(t *testing.T) {
 	containers, pid := h.containers(), h.pid()
 	before := h.settled()
 
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	self := testenv.Must(os.Executable())(t)
 	c := h.Command(ctx, "sh", "-c", `cd "$1" && exec "$2" -test.v -test.count=1 -test.run "$3"`, "inner", source, self, "^TestInstallAndUninstall$")
