@@ -237,6 +237,12 @@ func remoteConsole(k *harness.Kube) {
 	if code, text := b.try(http.MethodGet, "/session", nil); code != http.StatusOK || !strings.Contains(text, "system:serviceaccount:coracle-console:console-") {
 		k.T.Errorf("the session is %d %s", code, text)
 	}
+	harness.Eventually(k.T, soon, "the token has its role", func() error { // the API server hears of the binding by a watch
+		if code, text := b.try(http.MethodGet, "/k8s"+pods, nil); code != http.StatusOK {
+			return fmt.Errorf("the pods are %d %s", code, text)
+		}
+		return nil
+	})
 	list := b.stream(map[string]any{"op": "list", "path": pods})
 	b.until(list, "the list is whole", func(m map[string]any, _ string) bool { return m["type"] == "synced" })
 	for path, want := range map[string]int{

@@ -7,6 +7,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -94,29 +95,36 @@ func crash(t *testing.T, s *harness.Server) {
 	k.Kubectl("delete", "pod", "serving", "chatty", "--timeout=180s")
 }
 
-// logGoesOn checks that a chatty container's log still follows what it writes now.
+// logGoesOn checks that a chatty container's log still follows what it writes now. A log that the kubelet rotates has
+// no file for a moment, and whoever asks for it just then is refused.
 func logGoesOn(k *harness.Kube, name string) {
 	k.T.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), soon)
-	defer cancel()
-	logs := k.KubectlCommand(ctx, "-n", k.NS, "logs", "-f", "--tail=1", name)
-	pipe := testenv.Must(logs.StdoutPipe())(k.T)
-	testenv.NoError(k.T, logs.Start())
-	now := func() int {
-		out := k.Kubectl("exec", name, "--", "testbox", "get", "http://127.0.0.1:8080/", "60")
-		n, _ := strconv.Atoi(out)
-		return n
-	}
-	want := now()
-	lines := bufio.NewScanner(pipe)
-	for lines.Scan() {
-		if n, err := strconv.Atoi(strings.TrimLeft(strings.Fields(lines.Text() + " x")[0], "0")); err == nil && n >= want {
-			cancel()
-			_ = logs.Wait()
-			return
+	harness.Eventually(k.T, soon, "the log of "+name+" reaches a line that was written after the restart", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), soon)
+		defer cancel()
+		logs := k.KubectlCommand(ctx, "-n", k.NS, "logs", "-f", "--tail=1", name)
+		var complaint strings.Builder
+		logs.Stderr = &complaint
+		pipe, err := logs.StdoutPipe()
+		if err == nil {
+			err = logs.Start()
 		}
-	}
-	k.T.Errorf("the log of %s did not reach line %d, which it wrote after the restart: %v", name, want, lines.Err())
+		if err != nil {
+			return err
+		}
+		want, err := strconv.Atoi(k.Kubectl("exec", name, "--", "testbox", "get", "http://127.0.0.1:8080/", "120"))
+		lines, reached := bufio.NewScanner(pipe), false
+		for !reached && lines.Scan() {
+			n, notLine := strconv.Atoi(strings.TrimLeft(strings.Fields(lines.Text() + " x")[0], "0"))
+			reached = notLine == nil && n >= want
+		}
+		cancel()
+		ended := logs.Wait()
+		if !reached {
+			err = fmt.Errorf("it did not reach line %d, but ended: %v, %s", want, errors.Join(err, lines.Err(), ended), complaint.String())
+		}
+		return err
+	})
 }
 
 // containers lists the namespace's containers with their ids and restarts.
