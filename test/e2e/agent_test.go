@@ -258,11 +258,21 @@ func TestAgentRefused(t *testing.T) {
 	}
 }
 
+// createdToken has a server make a token for nodes: again where it is too busy for an answer in time.
+func createdToken(s *harness.Server, ttl string) string {
+	s.T.Helper()
+	var made string
+	harness.Eventually(s.T, soon, "a token", func() (err error) {
+		made, err = s.Run(s.Coracle(), "token", "create", "--ttl", ttl, "--quiet", "--data-dir", s.DataDir)
+		return err
+	})
+	return strings.TrimSpace(made)
+}
+
 // expiredToken is a token for nodes that has worked for a second and does not any more.
 func expiredToken(t *testing.T, s *harness.Server) string {
 	t.Helper()
-	made := testenv.Must(s.Run(s.Coracle(), "token", "create", "--ttl", "1s", "--quiet", "--data-dir", s.DataDir))(t)
-	made = strings.TrimSpace(made)
+	made := createdToken(s, "1s")
 	_, secret, _ := strings.Cut(made, "::")
 	id, _, _ := strings.Cut(secret, ".")
 	harness.Eventually(t, soon, "the token has expired", func() error {
