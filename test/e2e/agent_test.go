@@ -37,7 +37,7 @@ func TestAgent(t *testing.T) {
 	a.AddBoxImage()
 	a.Start()
 	ready := func() error { return s.NodeReady(a) }
-	harness.Eventually(t, soon, "the node is ready", ready)
+	harness.Eventually(t, longer, "the node is ready", ready)
 	s.Kubectl("run", "guest", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sh", "-c", "echo hello; sleep 3600")
 	s.Kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=180s")
 	s.In(t).Prints([]string{"hello"}, "logs", "guest") // the pod is ready before it has said anything
@@ -49,7 +49,7 @@ func TestAgent(t *testing.T) {
 	third := site.NewMachine().NewAgent(s)
 	third.Args = append(third.Args, "--server", "https://"+a.IP+":6443", "--node-external-ip", "198.51.100.7")
 	third.Start()
-	harness.Eventually(t, soon, "the node that joined through another node is ready", func() error { return s.NodeReady(third) })
+	harness.Eventually(t, longer, "the node that joined through another node is ready", func() error { return s.NodeReady(third) })
 	harness.Eventually(t, soon, "all machines know one another", func() error { return harness.KnowOneAnother(append(pair, third), "alive alive alive ") })
 	claimsOnlyItsOwn(t, s, third)
 	readsOnlyItsSecrets(t, s, a, third)
@@ -67,7 +67,7 @@ func TestAgent(t *testing.T) {
 	})
 	s.Start()
 	s.WaitAPI()
-	harness.Eventually(t, soon, "the node is ready again", ready)
+	harness.Eventually(t, longer, "the node is ready again", ready)
 	if again := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"); again != started {
 		t.Errorf("the pod's container is %s and was %s", again, started)
 	}
@@ -90,8 +90,12 @@ func claimsOnlyItsOwn(t *testing.T, s, a *harness.Server) {
 		// kubectl patch would read the status first, which a node may not.
 		file := filepath.Join(a.Dir, "claim.json")
 		testenv.NoError(t, os.WriteFile(file, []byte(withAddress(t, s.Kubectl("get", "node", a.NodeName(), "-o", "json"), address)), 0o600))
-		out, err := a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", "kubelet.kubeconfig"),
-			"replace", "--raw", "/api/v1/nodes/"+a.NodeName()+"/status", "-f", file)
+		var out string
+		err := harness.Reaching(func() (err error) {
+			out, err = a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", "kubelet.kubeconfig"),
+				"replace", "--raw", "/api/v1/nodes/"+a.NodeName()+"/status", "-f", file)
+			return err
+		})
 		if err == nil || !strings.Contains(out+err.Error(), want) {
 			t.Errorf("the node claims %s: %s, %v, want %q", address, out, err, want)
 		}
@@ -117,8 +121,11 @@ spec:
   volumes: [{name: treasure, secret: {secretName: treasure}}]
 `, has.NodeName(), harness.BoxImage))
 	s.Kubectl("wait", "--for=condition=Ready", "pod/keeper", "--timeout=180s")
-	reads := func(a *harness.Server, identity, what string) (string, error) {
-		out, err := a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", identity+".kubeconfig"), "get", "--raw", "/api/v1/"+what)
+	reads := func(a *harness.Server, identity, what string) (out string, err error) {
+		err = harness.Reaching(func() (err error) {
+			out, err = a.Run(a.Coracle(), "kubectl", "--kubeconfig", filepath.Join(a.DataDir, "agent", "cred", identity+".kubeconfig"), "get", "--raw", "/api/v1/"+what)
+			return err
+		})
 		if err != nil {
 			out += err.Error()
 		}
@@ -251,11 +258,21 @@ func TestAgentRefused(t *testing.T) {
 	}
 }
 
+// createdToken has a server make a token for nodes: again where it is too busy for an answer in time.
+func createdToken(s *harness.Server, ttl string) string {
+	s.T.Helper()
+	var made string
+	harness.Eventually(s.T, soon, "a token", func() (err error) {
+		made, err = s.Run(s.Coracle(), "token", "create", "--ttl", ttl, "--quiet", "--data-dir", s.DataDir)
+		return err
+	})
+	return strings.TrimSpace(made)
+}
+
 // expiredToken is a token for nodes that has worked for a second and does not any more.
 func expiredToken(t *testing.T, s *harness.Server) string {
 	t.Helper()
-	made := testenv.Must(s.Run(s.Coracle(), "token", "create", "--ttl", "1s", "--quiet", "--data-dir", s.DataDir))(t)
-	made = strings.TrimSpace(made)
+	made := createdToken(s, "1s")
 	_, secret, _ := strings.Cut(made, "::")
 	id, _, _ := strings.Cut(secret, ".")
 	harness.Eventually(t, soon, "the token has expired", func() error {

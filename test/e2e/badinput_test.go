@@ -91,7 +91,9 @@ func TestDiskFull(t *testing.T) {
 	pad := strings.Repeat("x", 100_000)
 	refusedAt := -1
 	for i := range 400 {
-		_, err := k.TryApply(fmt.Sprintf(`{apiVersion: v1, kind: ConfigMap, metadata: {name: pad-%d, namespace: default}, data: {pad: "%s"}}`, i, pad))
+		err := harness.Reaching(func() error {
+			return testenv.Err(k.TryApply(fmt.Sprintf(`{apiVersion: v1, kind: ConfigMap, metadata: {name: pad-%d, namespace: default}, data: {pad: "%s"}}`, i, pad)))
+		})
 		if err != nil {
 			harness.Says(t, err.Error(), "space")
 			refusedAt = i
@@ -117,7 +119,7 @@ func TestDiskFull(t *testing.T) {
 // runServer runs a server that is expected to refuse and returns what it said and its exit code.
 func runServer(m *harness.Machine, args ...string) (string, int) {
 	// One that does not refuse is ended inside the machine: a context would end only what entered it.
-	c := m.Command(context.Background(), "timeout", append([]string{"-k", "10", "180", m.Coracle(), "server"}, args...)...)
+	c := m.Command(context.Background(), "timeout", append([]string{"-k", "10", "300", m.Coracle(), "server"}, args...)...)
 	out, _ := c.CombinedOutput()
 	return string(out), c.ProcessState.ExitCode()
 }

@@ -103,7 +103,11 @@ func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 	if out := k.Kubectl("get", "secrets,configmaps", "-l", "owner=helm,name=registry", "-o", "name"); out != "configmap/sh.helm.release.v1.registry.v1" {
 		k.T.Errorf("the release is kept in %q", out)
 	}
-	out, err := k.Run("/bin/busybox", "env", "HELM_DRIVER=configmap", k.Coracle(), "helm", "--kubeconfig", k.Kubeconfig, "-n", k.NS, "list")
+	var out string
+	err := harness.Reaching(func() (err error) {
+		out, err = k.Run("/bin/busybox", "env", "HELM_DRIVER=configmap", k.Coracle(), "helm", "--kubeconfig", k.Kubeconfig, "-n", k.NS, "list")
+		return err
+	})
 	if err != nil || !strings.Contains(out, "registry") || strings.Contains(out, "shop") {
 		k.T.Errorf("a user's helm sees %q, %v", out, err)
 	}

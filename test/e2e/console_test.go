@@ -104,7 +104,6 @@ func (b *browser) stream(open map[string]any) *websocket.Conn {
 	testenv.NoError(b.T, err)
 	_ = response.Body.Close()
 	b.T.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetReadDeadline(time.Now().Add(longer))
 	open["id"] = 1
 	testenv.NoError(b.T, conn.WriteJSON(open))
 	return conn
@@ -113,6 +112,7 @@ func (b *browser) stream(open map[string]any) *websocket.Conn {
 // until reads a stream's messages until one of them satisfies f.
 func (b *browser) until(conn *websocket.Conn, what string, f func(m map[string]any, text string) bool) {
 	b.T.Helper()
+	_ = conn.SetReadDeadline(time.Now().Add(longer))
 	var all strings.Builder
 	harness.Eventually(b.T, longer, what, func() error {
 		_, text, err := conn.ReadMessage()
@@ -139,9 +139,12 @@ func webConsole(k *harness.Kube) {
 	if code, page := b.try(http.MethodGet, "/", nil); code != http.StatusOK || !strings.Contains(page, "main.js") {
 		k.T.Errorf("the page is %d %s", code, page)
 	}
-	if code, text := b.try(http.MethodGet, "/session", nil); !strings.Contains(text, `"user":"`) {
-		k.T.Errorf("the session is %d %s", code, text)
-	}
+	harness.Eventually(k.T, soon, "the session has a user", func() error { // a busy server may be late for the first connection
+		if code, text := b.try(http.MethodGet, "/session", nil); !strings.Contains(text, `"user":"`) {
+			return fmt.Errorf("it is %d %s", code, text)
+		}
+		return nil
+	})
 	code, servers := b.try(http.MethodGet, "/k8s/coracle/status", nil)
 	if code != http.StatusOK || !strings.Contains(servers, `"role":"leader"`) || !strings.Contains(servers, `"API server"`) || !strings.Contains(servers, `"store":{"live":`) ||
 		!strings.Contains(servers, `"networkBackend":"`) || !strings.Contains(servers, `"snapshots":{`) {
@@ -231,12 +234,20 @@ func remoteConsole(k *harness.Kube) {
 	if code, text := b.try(http.MethodPost, "/login", map[string]string{"code": ""}); code == http.StatusOK {
 		k.T.Errorf("a login without a token: %d %s", code, text)
 	}
-	cmd := k.Machine.Command(k.T.Context(), k.Machine.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--role", "view", "--namespace", k.NS, "--ttl", "10m")
-	token := testenv.Must(harness.Output(cmd))(k.T)
-	b.token = strings.TrimSpace(token)
+	harness.Eventually(k.T, soon, "a token", func() error { // a busy server may be too late with an answer
+		token, err := k.Run(k.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--role", "view", "--namespace", k.NS, "--ttl", "10m")
+		b.token = strings.TrimSpace(token)
+		return err
+	})
 	if code, text := b.try(http.MethodGet, "/session", nil); code != http.StatusOK || !strings.Contains(text, "system:serviceaccount:coracle-console:console-") {
 		k.T.Errorf("the session is %d %s", code, text)
 	}
+	harness.Eventually(k.T, soon, "the token has its role", func() error { // the API server hears of the binding by a watch
+		if code, text := b.try(http.MethodGet, "/k8s"+pods, nil); code != http.StatusOK {
+			return fmt.Errorf("the pods are %d %s", code, text)
+		}
+		return nil
+	})
 	list := b.stream(map[string]any{"op": "list", "path": pods})
 	b.until(list, "the list is whole", func(m map[string]any, _ string) bool { return m["type"] == "synced" })
 	for path, want := range map[string]int{

@@ -7,6 +7,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ func crash(t *testing.T, s *harness.Server) {
 	s.Kill()
 
 	ask := func(name string) string {
-		out, err := s.Run(harness.Box(t), "get", address[name], "60")
+		out, err := s.Run(harness.Box(t), "get", address[name], "120")
 		testenv.NoError(t, err, "%s does not answer while coracle is away", name)
 		return strings.TrimSpace(out)
 	}
@@ -94,35 +95,46 @@ func crash(t *testing.T, s *harness.Server) {
 	k.Kubectl("delete", "pod", "serving", "chatty", "--timeout=180s")
 }
 
-// logGoesOn checks that a chatty container's log still follows what it writes now.
+// logGoesOn checks that a chatty container's log still follows what it writes now. A log that the kubelet rotates has
+// no file for a moment, and whoever asks for it just then is refused.
 func logGoesOn(k *harness.Kube, name string) {
 	k.T.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), soon)
-	defer cancel()
-	logs := k.KubectlCommand(ctx, "-n", k.NS, "logs", "-f", "--tail=1", name)
-	pipe := testenv.Must(logs.StdoutPipe())(k.T)
-	testenv.NoError(k.T, logs.Start())
-	now := func() int {
-		out := k.Kubectl("exec", name, "--", "testbox", "get", "http://127.0.0.1:8080/", "60")
-		n, _ := strconv.Atoi(out)
-		return n
-	}
-	want := now()
-	lines := bufio.NewScanner(pipe)
-	for lines.Scan() {
-		if n, err := strconv.Atoi(strings.TrimLeft(strings.Fields(lines.Text() + " x")[0], "0")); err == nil && n >= want {
-			cancel()
-			_ = logs.Wait()
-			return
+	harness.Eventually(k.T, soon, "the log of "+name+" reaches a line that was written after the restart", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), soon)
+		defer cancel()
+		logs := k.KubectlCommand(ctx, "-n", k.NS, "logs", "-f", "--tail=1", name)
+		var complaint strings.Builder
+		logs.Stderr = &complaint
+		pipe, err := logs.StdoutPipe()
+		if err == nil {
+			err = logs.Start()
 		}
-	}
-	k.T.Errorf("the log of %s did not reach line %d, which it wrote after the restart: %v", name, want, lines.Err())
+		if err != nil {
+			return err
+		}
+		want, err := strconv.Atoi(k.Kubectl("exec", name, "--", "testbox", "get", "http://127.0.0.1:8080/", "120"))
+		lines, reached := bufio.NewScanner(pipe), false
+		for !reached && lines.Scan() {
+			n, notLine := strconv.Atoi(strings.TrimLeft(strings.Fields(lines.Text() + " x")[0], "0"))
+			reached = notLine == nil && n >= want
+		}
+		cancel()
+		ended := logs.Wait()
+		if !reached {
+			err = fmt.Errorf("it did not reach line %d, but ended: %v, %s", want, errors.Join(err, lines.Err(), ended), complaint.String())
+		}
+		return err
+	})
 }
 
 // containers lists the namespace's containers with their ids and restarts.
 func containers(k *harness.Kube) string {
-	out, err := k.Try("get", "pods", "--sort-by=.metadata.name", "-o",
-		`jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`)
+	var out string
+	err := harness.Reaching(func() (err error) {
+		out, err = k.Try("get", "pods", "--sort-by=.metadata.name", "-o",
+			`jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`)
+		return err
+	})
 	if err != nil {
 		return err.Error()
 	}
@@ -141,7 +153,7 @@ func stopAndStart(t *testing.T, s *harness.Server) {
 		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))
 	}
 	t.Logf("SIGTERM to exit: %v", time.Since(began).Round(10*time.Millisecond))
-	if out, err := s.Run(harness.Box(t), "get", address, "60"); err != nil || strings.TrimSpace(out) != "serving" {
+	if out, err := s.Run(harness.Box(t), "get", address, "120"); err != nil || strings.TrimSpace(out) != "serving" {
 		t.Errorf("after SIGTERM the pod answers %q, %v", out, err)
 	}
 	s.Start()

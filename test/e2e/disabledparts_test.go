@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
@@ -61,20 +60,14 @@ func partsDisabled(t *testing.T, s *harness.Server) {
 	for _, part := range []string{"metrics API", "local storage", "helm charts"} {
 		harness.Eventually(t, soon, part+" is disabled", func() error { return statusLine(s, part, "disabled") })
 	}
-	fails := func(want string, args ...string) {
-		t.Helper()
-		if out, err := k.Try(args...); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("kubectl %s: %q, %v; want an error that says %q", strings.Join(args, " "), out, err, want)
-		}
-	}
-	fails("Metrics API not available", "top", "node")
-	fails("not found", "get", "apiservice", "v1beta1.metrics.k8s.io")
+	k.Refused("Metrics API not available", "top", "node")
+	k.Refused("not found", "get", "apiservice", "v1beta1.metrics.k8s.io")
 
 	// The kind would have been defined for the manifest, before this was said.
 	harness.Eventually(t, soon, "the manifest is not applied", func() error { return s.LogSays("the cluster has no kind HelmChart") })
-	fails("not found", "get", "crd", "helmcharts.helm.cattle.io")
+	k.Refused("not found", "get", "crd", "helmcharts.helm.cattle.io")
 
-	fails("not found", "get", "storageclass", "local-path")
+	k.Refused("not found", "get", "storageclass", "local-path")
 	const claims = `
 apiVersion: v1
 kind: PersistentVolumeClaim

@@ -134,7 +134,12 @@ func TestHelmCharts(t *testing.T) {
 	put(webChart("1.1.0").Archive(), "data", "static", "charts", "web-1.0.0.tgz") // another file in the place of that which was installed
 	k.Server.In(t).Becomes(longer, "1.1.0", "get", "-n", "folder", "configmap/folder-greeting", "-o", "jsonpath={.data.version}")
 	chartOfKilledServer(k)
-	harness.Says(t, must(m.Run(m.Coracle(), "helm", "--kubeconfig", s.Kubeconfig, "list", "-A")), "folder", "web-2.0.0", "deployed", "itself")
+	var releases string
+	testenv.NoError(t, harness.Reaching(func() (err error) {
+		releases, err = m.Run(m.Coracle(), "helm", "--kubeconfig", s.Kubeconfig, "list", "-A")
+		return err
+	}))
+	harness.Says(t, releases, "folder", "web-2.0.0", "deployed", "itself")
 	harness.Eventually(t, soon, "the status knows of three charts", func() error { // it is told after the chart's own
 		out, err := m.Run(m.Coracle(), "status", "--data-dir", s.DataDir)
 		if err == nil && (!strings.Contains(out, "helm charts") || !strings.Contains(out, "3 charts")) {
@@ -156,13 +161,6 @@ func TestHelmCharts(t *testing.T) {
 		}
 		return err
 	})
-}
-
-func must(out string, err error) string {
-	if err != nil {
-		return err.Error()
-	}
-	return out
 }
 
 // chartOfFolder: a manifest of the folder names a file of the folder of charts. There were no kinds when it was read.

@@ -23,9 +23,12 @@ func chartByHand(k *harness.Kube) {
 		testenv.NoError(k.T, os.MkdirAll(filepath.Dir(file), 0o755))
 		testenv.NoError(k.T, os.WriteFile(file, []byte(text), 0o644))
 	}
-	helm := func(args ...string) string {
+	helm := func(args ...string) (out string) {
 		k.T.Helper()
-		out, err := k.Run(k.Coracle(), append([]string{"helm", "--kubeconfig", k.Kubeconfig, "--namespace", k.NS}, args...)...)
+		err := harness.Reaching(func() (err error) {
+			out, err = k.Run(k.Coracle(), append([]string{"helm", "--kubeconfig", k.Kubeconfig, "--namespace", k.NS}, args...)...)
+			return err
+		})
 		testenv.NoError(k.T, err, "coracle helm %s", strings.Join(args, " "))
 		return out
 	}

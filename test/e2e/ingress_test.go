@@ -146,9 +146,12 @@ func (p program) keepsPort(k *harness.Kube) {
 	if out, err := k.Try("get", "ingress", "web", "-o", "jsonpath="+ingressPath); err != nil || strings.TrimSpace(out) != "" {
 		p.t.Errorf("the Ingress has the address %q, %v", out, err)
 	}
-	if out, err := k.Run(k.Coracle(), "status", "--data-dir", k.DataDir); !strings.Contains(out, "another program listens at TCP 443") {
-		p.t.Errorf("the status is %s, %v", out, err)
-	}
+	harness.Eventually(p.t, soon, "the status says so", func() error {
+		if out, err := k.Run(k.Coracle(), "status", "--data-dir", k.DataDir); !strings.Contains(out, "another program listens at TCP 443") {
+			return fmt.Errorf("it is %s, %w", out, err)
+		}
+		return nil
+	})
 	testenv.Check(p.t, p.Close())
 }
 

@@ -49,12 +49,12 @@ func expectStatus(t *testing.T, s *harness.Server, want ...string) {
 // operations goes through what an administrator does on the machine itself, one after the other.
 func operations(t *testing.T, s *harness.Server) {
 	k := s.In(t)
-	do := func(args ...string) string {
+	do := func(args ...string) (out string) {
 		t.Helper()
-		out, err := s.Run(s.Coracle(), append(args, "--data-dir", s.DataDir)...)
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		harness.Eventually(t, soon, "coracle "+strings.Join(args, " "), func() (err error) { // a busy server may be too late with an answer
+			out, err = s.Run(s.Coracle(), append(args, "--data-dir", s.DataDir)...)
+			return err
+		})
 		return out
 	}
 	t.Run("status", func(t *testing.T) {
@@ -188,8 +188,9 @@ func encryption(t *testing.T, s *harness.Server, do func(...string) string) {
 		ctx, cancel := context.WithTimeout(context.Background(), soon)
 		defer cancel()
 		r, err := store.Get(ctx, "/registry/"+key)
-		if err != nil || len(r.Kvs) != 1 {
-			t.Fatalf("reading %s from the store: %d keys, %v", key, len(r.Kvs), err)
+		testenv.NoError(t, err, "reading %s from the store", key)
+		if len(r.Kvs) != 1 {
+			t.Fatalf("reading %s from the store: %d keys", key, len(r.Kvs))
 		}
 		return string(r.Kvs[0].Value)
 	}

@@ -38,7 +38,7 @@ func TestServerRefused(t *testing.T) {
 	first.Creates("configmap", "kept")
 	a := site.NewMachine().NewAgent(first)
 	a.Start()
-	harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(a) })
+	harness.Eventually(t, longer, "the node is ready", func() error { return first.NodeReady(a) })
 	peer := site.NewMachine().NewPeer(first)
 
 	refusedTokens(t, first, peer)
@@ -74,7 +74,7 @@ func refusedTokens(t *testing.T, first, peer *harness.Server) {
 	right, agents := token("token"), token("agent-token")
 	hash, _, _ := strings.Cut(right, "::")
 	secret := func(token string) string { return token[strings.LastIndex(token, ":")+1:] }
-	expires := testenv.Must(first.Run(first.Coracle(), "token", "create", "--ttl", "1h", "--quiet", "--data-dir", first.DataDir))(t)
+	expires := createdToken(first, "1h")
 	var other net.Listener // a program that takes connections and says nothing that a server would
 	testenv.NoError(t, first.Site.Do(func() (err error) {
 		other, err = net.Listen("tcp", net.JoinHostPort(harness.OutsideIP, "0"))
@@ -90,7 +90,7 @@ func refusedTokens(t *testing.T, first, peer *harness.Server) {
 		{"a wrong secret", notLetIn, []string{"--token", hash + "::server:wrong"}, []string{"the token is not the cluster's", "coracle token print"}},
 		{"agents' token", "", []string{"--token", agents}, []string{"this is a token for agents; it was not sent", "coracle token print --server"}},
 		{"agents' secret alone", seldom, []string{"--token", secret(agents)}, []string{"that is a token for agents", "no server", "coracle token print --server"}},
-		{"a token that expires", "", []string{"--token", strings.TrimSpace(expires)}, []string{"this is a token for agents; it was not sent"}},
+		{"a token that expires", "", []string{"--token", expires}, []string{"this is a token for agents; it was not sent"}},
 		{"another cluster's", "", []string{"--token", "CRC1" + strings.Repeat("0", 64) + "::server:" + secret(right)}, []string{"another cluster"}},
 		{"a token that was cut off", "", []string{"--token", hash[:20] + "::server:" + secret(right)}, []string{"--token", "was it cut off when copied?"}},
 		{"another program", "", []string{"--server", "https://" + other.Addr().String()}, []string{"what answers at " + other.Addr().String() + " is no server of a Coracle cluster"}},
@@ -218,6 +218,6 @@ func joinsThroughNode(t *testing.T, first, a, peer *harness.Server) {
 	first.WaitAPI()
 	peer.WaitAPI()
 	peer.Kubectl("get", "configmap", "kept")
-	harness.Eventually(t, soon, "its node is ready", func() error { return first.NodeReady(peer) })
+	harness.Eventually(t, longer, "its node is ready", func() error { return first.NodeReady(peer) })
 	testenv.Contains(t, first.Members(0, "Add a third server and any one may fail"), peer.NodeName()+" ", "it is no member:")
 }

@@ -100,7 +100,7 @@ func TestThreeServers(t *testing.T) {
 	a := site.NewMachine().NewAgent(first)
 	a.AddBoxImage()
 	a.Start()
-	harness.Eventually(t, soon, "the agent's node is ready", func() error { return first.NodeReady(a) })
+	harness.Eventually(t, longer, "the agent's node is ready", func() error { return first.NodeReady(a) })
 
 	all := append(slices.Clone(servers), a)
 	alive := strings.Repeat("alive ", len(all))
@@ -183,7 +183,7 @@ func TestThreeServers(t *testing.T) {
 
 	// A node that is deleted takes its server out of the cluster.
 	gone := servers[2]
-	harness.Eventually(t, soon, "the third server's node is there", func() error { return rest[0].NodeReady(gone) })
+	harness.Eventually(t, longer, "the third server's node is there", func() error { return rest[0].NodeReady(gone) })
 	first.Members(0, gone.NodeName()+" ")
 	testenv.NoError(t, gone.Stop())
 	first.Insists("delete", "node", gone.NodeName(), "--ignore-not-found") // a leader may have to be elected
@@ -210,7 +210,7 @@ func TestServerAtNamedAddress(t *testing.T) {
 	first := site.NewMachine().NewServer("--proxy-mode", "nftables") // with a node, whose proxy translates what the server sends, too, by rules that are read
 	first.Start()
 	first.WaitAPI()
-	harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(first) })
+	harness.Eventually(t, longer, "the node is ready", func() error { return first.NodeReady(first) })
 	second := site.NewMachine().NewPeer(first, "--disable-agent")
 	first.Apply(fmt.Sprintf(waitingService, second.IP, 6443))
 	served := func(want bool) error {

@@ -30,7 +30,7 @@ func slacks(t *testing.T, s, agent *harness.Server, pod string) {
 			t.Errorf("the agent's thread %s has a timer slack of %q ns; %v", thread.Name(), got, err)
 		}
 	}
-	if got := s.Kubectl("exec", pod, "--", "cat", "/proc/self/timerslack_ns"); got != "50000" {
+	if got := s.Insists("exec", pod, "--", "cat", "/proc/self/timerslack_ns"); got != "50000" {
 		t.Errorf("a process in the agent's pod has a timer slack of %q ns", got)
 	}
 }

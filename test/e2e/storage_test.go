@@ -126,7 +126,7 @@ func TestLocalStorage(t *testing.T) {
 	a.AddBoxImage()
 	a.Start()
 	for _, n := range []*harness.Server{s, a} {
-		harness.Eventually(t, soon, "the nodes are ready", func() error { return s.NodeReady(n) })
+		harness.Eventually(t, longer, "the nodes are ready", func() error { return s.NodeReady(n) })
 	}
 	s.Apply(keepers)
 	harness.Eventually(t, soon, "both pods run", func() error {
@@ -160,7 +160,7 @@ func TestLocalStorage(t *testing.T) {
 	s.Start()
 	a.Start()
 	s.WaitAPI()
-	harness.Eventually(t, soon, "the node is ready again", func() error { return s.NodeReady(a) })
+	harness.Eventually(t, longer, "the node is ready again", func() error { return s.NodeReady(a) })
 	harness.Eventually(t, longer, "pods have the data after restarts", func() error { return hold(s) })
 
 	a.PowerOff()
@@ -209,7 +209,7 @@ func refuseVolumes(t *testing.T, s, a *harness.Server) {
 func returnWithVolume(t *testing.T, s, a *harness.Server) {
 	t.Helper()
 	s.Apply(claimant("left", "second", "1Mi", a))
-	s.Kubectl("wait", "--for=condition=Ready", "pod/left", "--timeout=180s")
+	s.Kubectl("wait", "--for=condition=Ready", "pod/left", "--timeout=300s") // its node has just been switched on
 	volume := s.Kubectl("get", "pv", "-o", "jsonpath={.items[*].spec.local.path}")
 	if dir, name := filepath.Split(volume); dir != filepath.Join(a.Dir, "second")+"/" || !strings.HasSuffix(name, "_default_left") {
 		t.Errorf("the volume is in %s", volume)

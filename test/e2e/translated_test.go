@@ -69,7 +69,7 @@ func TestWireGuardBehindRouter(t *testing.T) {
 	var manifest strings.Builder
 	nodes := []*harness.Server{s, a}
 	for i, n := range nodes {
-		harness.Eventually(t, soon, "the node is ready", func() error { return s.NodeReady(n) })
+		harness.Eventually(t, longer, "the node is ready", func() error { return s.NodeReady(n) })
 		fmt.Fprintf(&manifest, "---\n{apiVersion: v1, kind: Pod, metadata: {name: box-%d}, spec: {nodeName: %s, terminationGracePeriodSeconds: 0, containers: [%s, command: [testbox, serve]}]}}\n",
 			i, n.NodeName(), harness.BoxYAML)
 	}

@@ -9,13 +9,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
-	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNodeBehindNAT: no server can connect to a node; logs, exec, attach, port-forward, metrics and what goes to its
@@ -40,24 +40,24 @@ func TestNodeBehindNAT(t *testing.T) {
 	}
 	a.AddBoxImage()
 	a.Start()
-	harness.Eventually(t, soon, "the node is ready", func() error { return first.NodeReady(a) })
+	harness.Eventually(t, longer, "the node is ready", func() error { return first.NodeReady(a) })
 	first.InsistsOn(onNode(a, "guest", "[testbox, serve]") + "---\n" +
 		onNode(a, "listener", `[sh, -c, 'while read -r line; do echo "heard $line"; done']`))
 	extendOn(t, first, a)
-	first.Kubectl("wait", "--for=condition=Ready", "pod/guest", "pod/listener", "--timeout=180s")
+	first.Insists("wait", "--for=condition=Ready", "pod/guest", "pod/listener", "--timeout=180s") // a leader may have to be elected
 	slacks(t, first, a, "guest")
 
 	for _, s := range servers {
 		// A server that is new to the node is connected to within half a minute: until then it cannot reach the node.
 		s.In(t).Prints([]string{"serving on 8080"}, "logs", "guest", "--request-timeout=10s")
 		s.In(t).Prints([]string{"hi"}, "exec", "guest", "--", "echo", "hi")
-		attached(t, s, "listener", "hello through "+s.NodeName())
+		harness.Eventually(t, soon, "an answer of the pod that "+s.NodeName()+" attaches to", func() error { return attached(s, "listener", "hello through "+s.NodeName()) })
 		s.In(t).Prints([]string{"container_memory_working_set_bytes"}, "get", "--raw", "/api/v1/nodes/"+a.NodeName()+"/proxy/metrics/resource") // a new pod is measured some time after its start
 		s.In(t).Prints([]string{"guest"}, "get", "--raw", "/api/v1/namespaces/default/pods/guest:8080/proxy/")
-		harness.Says(t, forwarded(t, s, "guest"), "guest")
+		harness.Eventually(t, soon, "the pod's page through a port that "+s.NodeName()+" forwards", func() error { return forwards(s, "guest") })
 		asksExtensions(t, s)
 	}
-	pod := first.Kubectl("get", "pod", "extend", "-o", "jsonpath={.status.podIP}")
+	pod := first.Insists("get", "pod", "extend", "-o", "jsonpath={.status.podIP}")
 	for _, s := range servers {
 		for _, to := range []string{a.IP + "/10250", pod + "/8443"} {
 			if out, err := s.Run("bash", "-c", "timeout 2 bash -c '</dev/tcp/"+to+"'"); err == nil {
@@ -73,10 +73,9 @@ func onNode(node *harness.Server, name, command string) string {
 `, name, node.NodeName(), harness.BoxYAML, command)
 }
 
-// attached says a line to a pod through kubectl attach, and waits until the pod says that it has heard it.
-func attached(t *testing.T, s *harness.Server, pod, line string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), soon)
+// attached says a line to a pod through kubectl attach, and fails unless the pod says that it has heard it.
+func attached(s *harness.Server, pod, line string) error {
+	ctx, cancel := context.WithTimeout(s.T.Context(), soon)
 	attach := s.KubectlCommand(ctx, "attach", "--stdin", "--quiet", pod)
 	in, inErr := attach.StdinPipe()
 	out, outErr := attach.StdoutPipe()
@@ -86,7 +85,7 @@ func attached(t *testing.T, s *harness.Server, pod, line string) {
 	}
 	if err != nil {
 		cancel()
-		t.Fatal(err)
+		return err
 	}
 	var saying sync.WaitGroup
 	saying.Go(func() {
@@ -108,35 +107,41 @@ func attached(t *testing.T, s *harness.Server, pod, line string) {
 	var heard []string
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if lines.Text() == "heard "+line {
-			return
+			return nil
 		}
 		heard = append(heard, lines.Text())
 	}
-	t.Errorf("attached to %s through %s: no answer to %q, only %q", pod, s.NodeName(), line, heard)
+	return fmt.Errorf("no answer to %q, only %q", line, heard)
 }
 
-// forwarded reads the page of a pod's port 8080 through kubectl port-forward.
-func forwarded(t *testing.T, s *harness.Server, pod string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), soon)
+// forwards fails unless the page of a pod's port 8080 is read through kubectl port-forward, which ends with the first
+// connection to the pod that it cannot open.
+func forwards(s *harness.Server, pod string) error {
+	ctx, cancel := context.WithTimeout(s.T.Context(), soon)
 	defer cancel()
 	forward := s.KubectlCommand(ctx, "port-forward", "pod/"+pod, ":8080")
 	out, err := forward.StdoutPipe()
 	if err == nil {
 		err = forward.Start()
 	}
-	testenv.NoError(t, err)
+	if err != nil {
+		return err
+	}
 	defer func() {
 		cancel()
 		_ = forward.Wait()
 	}()
-	var port int
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatal(err)
-	} else if _, err := fmt.Sscanf(line, "Forwarding from 127.0.0.1:%d", &port); err != nil {
-		t.Fatalf("%q: %v", line, err)
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		return err
 	}
-	page, err := s.Run(harness.Box(t), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60")
-	testenv.Check(t, err)
-	return page
+	var port int
+	if _, err := fmt.Sscanf(line, "Forwarding from 127.0.0.1:%d", &port); err != nil {
+		return fmt.Errorf("%q: %w", line, err)
+	}
+	page, err := s.Run(harness.Box(s.T), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60")
+	if err == nil && strings.TrimSpace(page) != pod {
+		err = fmt.Errorf("the page is %q", page)
+	}
+	return err
 }

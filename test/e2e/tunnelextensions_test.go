@@ -76,7 +76,7 @@ func extendOn(t *testing.T, s, node *harness.Server) {
 		t.Fatal(err)
 	}
 	s.InsistsOn(fmt.Sprintf(extenderYAML, node.NodeName(), base64.StdEncoding.EncodeToString(chain), base64.StdEncoding.EncodeToString(key)))
-	s.Kubectl("wait", "--for=condition=Ready", "pod/extend", "--timeout=180s")
+	s.Insists("wait", "--for=condition=Ready", "pod/extend", "--timeout=180s") // a leader may have to be elected
 }
 
 // asksExtensions: an API server asks the pod of extendOn before it makes a ConfigMap, and serves the pod's API as its

@@ -58,7 +58,7 @@ func deployment(k *harness.Kube) {
 			if len(answered) == 3 && host != ip {
 				break
 			}
-			answered[k.Kubectl("exec", "client", "--", "testbox", "get", "http://"+host+"/", "60")] = true
+			answered[k.Kubectl("exec", "client", "--", "testbox", "get", "http://"+host+"/", "120")] = true
 			if host != ip {
 				break
 			}
@@ -78,10 +78,10 @@ func deployment(k *harness.Kube) {
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "two"))
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
 	// The Service proxy hears of a pod's end a moment after the roll-out does.
-	k.Prints([]string{"two"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
+	k.Prints([]string{"two"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "120")
 	k.Kubectl("rollout", "undo", "deployment/web")
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
-	k.Prints([]string{"one"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "60")
+	k.Prints([]string{"one"}, "exec", "client", "--", "testbox", "get", "http://web/env/GENERATION", "120")
 	k.Prints([]string{"3 desired | 3 updated | 3 total | 3 available", "ScalingReplicaSet"}, "describe", "deployment", "web") // events are written after the deed
 	k.Prints([]string{"Started", "Ready             True"}, "describe", "pod", "-l", "app=web")
 	k.Kubectl("scale", "deployment/web", "--replicas=1")
@@ -115,7 +115,9 @@ func interactive(k *harness.Kube) {
 	if !lines.Scan() || !strings.Contains(lines.Text(), "serving on 8080") {
 		k.T.Errorf("the first followed line is %q", lines.Text())
 	}
-	go func() { _, _ = k.Try("delete", "pod", "shell", "--wait=false") }() // what follows sees whether it did
+	go func() { // what follows sees whether it did
+		_ = harness.Reaching(func() error { return testenv.Err(k.Try("delete", "pod", "shell", "--wait=false")) })
+	}()
 	if !lines.Scan() || !strings.Contains(lines.Text(), "asked to stop") {
 		k.T.Errorf("the last followed line is %q", lines.Text())
 	}
@@ -125,6 +127,8 @@ func interactive(k *harness.Kube) {
 	const answers = "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 60}"
 	k.Apply(pod("forwarded", "[testbox, serve]", answers, ""))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/forwarded", "--timeout=180s")
+	ctx, cancel = context.WithTimeout(context.Background(), longer)
+	defer cancel()
 	forward := k.KubectlCommand(ctx, "-n", k.NS, "port-forward", "pod/forwarded", ":8080")
 	pipe = testenv.Must(forward.StdoutPipe())(k.T)
 	testenv.NoError(k.T, forward.Start())
@@ -135,7 +139,7 @@ func interactive(k *harness.Kube) {
 		k.T.Fatalf("%q: %v", line, err)
 	}
 	for range 3 {
-		out, err := k.Run(harness.Box(k.T), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "60")
+		out, err := k.Run(harness.Box(k.T), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "120")
 		if err != nil || strings.TrimSpace(out) != "forwarded" {
 			k.T.Errorf("through the forwarded port: %q, %v", out, err)
 		}
@@ -162,7 +166,7 @@ func copyFiles(k *harness.Kube) {
 // watch: get -w prints a change while it runs.
 func watch(k *harness.Kube) {
 	k.Kubectl("create", "configmap", "seen", "--from-literal=a=1")
-	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	ctx, cancel := context.WithTimeout(context.Background(), longer)
 	defer cancel()
 	w := k.KubectlCommand(ctx, "-n", k.NS, "get", "configmap", "seen", "-w", "-o", "jsonpath={.data.a}{'\\n'}")
 	pipe := testenv.Must(w.StdoutPipe())(k.T)

@@ -40,7 +40,7 @@ func (s *Server) Namespace(t testing.TB, name string) *Kube {
 		if t.Failed() {
 			k.Dump()
 		}
-		_, _ = s.TryKubectl("delete", "namespace", name, "--wait=false")
+		_ = Reaching(func() error { return testenv.Err(s.TryKubectl("delete", "namespace", name, "--wait=false")) })
 	})
 	return k
 }
@@ -67,31 +67,53 @@ func (k *Kube) Try(args ...string) (string, error) {
 	return trim(out), err
 }
 
+// Reaching calls f, which runs kubectl, again while the server is too busy for a TLS handshake, for which kubectl gives
+// it ten seconds: nothing was asked of it by then. It returns the error with which f ends otherwise.
+func Reaching(f func() error) (err error) {
+	for began := time.Now(); time.Since(began) < Soon; {
+		if err = f(); err == nil || !strings.Contains(err.Error(), "TLS handshake timeout") {
+			return err
+		}
+	}
+	return err
+}
+
 // Kubectl runs kubectl in the namespace and fails the test when it fails.
-func (k *Kube) Kubectl(args ...string) string {
+func (k *Kube) Kubectl(args ...string) (out string) {
 	k.T.Helper()
-	return testenv.Must(k.begun(func() (string, error) { return k.Try(args...) }))(k.T)
+	testenv.NoError(k.T, Reaching(func() (err error) {
+		out, err = k.Try(args...)
+		return err
+	}))
+	return out
+}
+
+// Refused waits until kubectl fails and says so, and fails the test if it succeeds: an error of a busy server, which is
+// too late with its answer, says something else.
+func (k *Kube) Refused(want string, args ...string) {
+	k.T.Helper()
+	Eventually(k.T, Soon, fmt.Sprintf("kubectl %s says %q", strings.Join(args, " "), want), func() error {
+		out, err := k.Try(args...)
+		if err == nil {
+			k.T.Fatalf("kubectl %s succeeds, want an error that says %q: %s", strings.Join(args, " "), want, out)
+		}
+		if strings.Contains(err.Error(), want) {
+			return nil
+		}
+		return err
+	})
 }
 
 // Apply applies a manifest given as text.
 func (k *Kube) Apply(manifest string) {
 	k.T.Helper()
-	if out, err := k.begun(func() (string, error) { return k.TryApply(manifest) }); err != nil {
-		k.T.Fatalf("%v\n%s", err, out)
-	}
-}
-
-// begun runs kubectl, and again where nothing of what it was to do has begun: it gives a server ten seconds for the
-// handshake of TLS, before its first request, and so does a server that passes a request on. A busy one takes longer.
-func (k *Kube) begun(kubectl func() (string, error)) (out string, err error) {
-	k.T.Helper()
-	Eventually(k.T, Soon, "a handshake with the server", func() error {
-		if out, err = kubectl(); err != nil && strings.Contains(err.Error(), "TLS handshake timeout") {
-			return err
+	testenv.NoError(k.T, Reaching(func() error {
+		out, err := k.TryApply(manifest)
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, out)
 		}
-		return nil
-	})
-	return out, err
+		return err
+	}))
 }
 
 // TryApply applies a manifest given as text.

@@ -262,8 +262,8 @@ func (e *ExitError) Error() string {
 
 func (e *ExitError) Unwrap() error { return e.Err }
 
-// onlyChild waits for the one child of pid and returns its pid; 0 when ended is closed before, as it is by a child that
-// has ended before anybody looked.
+// onlyChild waits for the one child of pid and returns its pid. It is 0 if pid has ended before that, as ended tells:
+// a child that ends at once may not have been seen.
 func onlyChild(t testing.TB, pid int, ended <-chan struct{}) int {
 	t.Helper()
 	child := 0

@@ -136,8 +136,8 @@ func (s *Server) Resume() {
 
 func (s *Server) signal(pid int, sig syscall.Signal) {
 	s.T.Helper()
-	if pid == 0 { // which would be this process's own group
-		s.T.Fatalf("signal %v to a process that has ended: %v\n%s", sig, s.err, s.LogTail(40))
+	if pid == 0 { // kill(2) would send it to the group of this process
+		s.T.Fatalf("coracle had ended before it got the signal %v: %v\n%s", sig, s.err, s.LogTail(40))
 	}
 	testenv.NoError(s.T, syscall.Kill(pid, sig), "signal %v to process %d", sig, pid)
 }

@@ -29,8 +29,8 @@ func TestBesideCluster(t *testing.T) {
 	harness.WriteBoxImage(t, box)
 	h.mustInstall(nil, "--node-name", "board-1")
 	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
-	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
-	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=180s")
+	h.kubectl("apply", "-f", filepath.Join(h.Dir, "web.yaml"))
+	h.kubectl("rollout", "status", "deployment/web", "--timeout=180s")
 	h.awaitAnswer()
 	if mounts := h.must("cat", "/proc/self/mounts"); !strings.Contains(mounts, " /run/coracle/") || !strings.Contains(mounts, " /var/lib/kubelet/") {
 		t.Fatalf("the cluster has no mounts to be noticed:\n%s", mounts)
@@ -38,7 +38,7 @@ func TestBesideCluster(t *testing.T) {
 	containers, pid := h.containers(), h.pid()
 	before := h.settled()
 
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	self := testenv.Must(os.Executable())(t)
 	c := h.Command(ctx, "sh", "-c", `cd "$1" && exec "$2" -test.v -test.count=1 -test.run "$3"`, "inner", source, self, "^TestInstallAndUninstall$")
@@ -106,8 +106,8 @@ func TestInstallAndUninstall(t *testing.T) {
 		_, err := h.run("kubectl", "get", "serviceaccount", "default")
 		return err
 	})
-	h.must("kubectl", "run", "box", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sleep", "3600")
-	h.must("kubectl", "wait", "pod/box", "--for=condition=Ready", "--timeout=180s")
+	h.kubectl("run", "box", "--image="+harness.BoxImage, "--image-pull-policy=Never", "--", "sleep", "3600")
+	h.kubectl("wait", "pod/box", "--for=condition=Ready", "--timeout=180s")
 	t.Log(h.must("coracle-uninstall"))
 	h.awaitState(before)
 }

@@ -102,6 +102,16 @@ func (h *host) must(name string, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
+// kubectl is must for the cluster's kubectl, which gives up where a server is busy.
+func (h *host) kubectl(args ...string) (out string) {
+	h.t.Helper()
+	testenv.NoError(h.t, harness.Reaching(func() (err error) {
+		out, err = h.run("kubectl", args...)
+		return err
+	}))
+	return strings.TrimSpace(out)
+}
+
 // install runs the release's installer and returns everything it said.
 func (h *host) install(env []string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 6*time.Minute)

@@ -58,12 +58,12 @@ func TestInstall(t *testing.T) {
 			t.Errorf("the installer does not say %q", want)
 		}
 	}
-	if got := h.must("kubectl", "get", "node", "board-1", "-o", "jsonpath={.metadata.labels.from}"); got != "environment" {
+	if got := h.kubectl("get", "node", "board-1", "-o", "jsonpath={.metadata.labels.from}"); got != "environment" {
 		t.Errorf("label from the environment is %q", got)
 	}
 	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
-	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
-	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=180s")
+	h.kubectl("apply", "-f", filepath.Join(h.Dir, "web.yaml"))
+	h.kubectl("rollout", "status", "deployment/web", "--timeout=180s")
 	h.awaitAnswer()
 	containers := h.containers()
 
@@ -136,7 +136,7 @@ func (h *host) pid() string {
 
 // containers names the workload's containers.
 func (h *host) containers() string {
-	return h.must("kubectl", "get", "pods", "-l", "app=web", "--sort-by=.metadata.name", "-o",
+	return h.kubectl("get", "pods", "-l", "app=web", "--sort-by=.metadata.name", "-o",
 		`jsonpath={range .items[*]}{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`)
 }
 

@@ -37,7 +37,7 @@ func TestJoinAndLeave(t *testing.T) {
 	}
 	harness.Eventually(t, 3*time.Minute, "one node is left", func() error { return first.hasReady("first") })
 	harness.Eventually(t, 3*time.Minute, "one server is left", func() error { return first.hasServers(1) })
-	first.must("kubectl", "create", "configmap", "after")
+	first.kubectl("create", "configmap", "after")
 	testenv.Contains(t, first.must("coracle-uninstall"), "only server", "the only server left something:")
 }
 

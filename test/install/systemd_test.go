@@ -97,8 +97,8 @@ func TestSystemd(t *testing.T) {
 	}
 	testenv.Equal(t, h.property("ActiveState")+" "+h.property("UnitFileState"), "active enabled", "the service is")
 	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
-	h.must("kubectl", "apply", "-f", filepath.Join(h.Dir, "web.yaml"))
-	h.must("kubectl", "rollout", "status", "deployment/web", "--timeout=180s")
+	h.kubectl("apply", "-f", filepath.Join(h.Dir, "web.yaml"))
+	h.kubectl("rollout", "status", "deployment/web", "--timeout=180s")
 	h.awaitAnswer()
 	containers := h.containers()
 
@@ -134,7 +134,7 @@ func TestSystemd(t *testing.T) {
 		}
 		testenv.Equal(t, h.containers(), containers, "containers were\n%s\nand are", containers)
 		harness.Eventually(t, 3*time.Minute, "the node has the new setting", func() error {
-			if got := h.must("kubectl", "get", "node", "board-1", "-o", "jsonpath={.status.capacity.pods}"); got != "50" {
+			if got := h.kubectl("get", "node", "board-1", "-o", "jsonpath={.status.capacity.pods}"); got != "50" {
 				return errors.New("the node takes " + got + " pods")
 			}
 			return nil

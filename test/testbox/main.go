@@ -121,7 +121,7 @@ func api(args []string) error {
 		return err
 	}
 	r.Header.Set("Authorization", "Bearer "+string(token))
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	client := http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 	answer, err := client.Do(r)
 	if err != nil {
 		return err
