@@ -4,12 +4,15 @@ package cni
 
 import (
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -22,6 +25,9 @@ func TestWatchPodCIDRs(t *testing.T) {
 	cidrs := testenv.Must(WatchPodCIDRs(factory.Core().V1().Nodes(), "n1"))(t)
 	factory.Start(t.Context().Done())
 	factory.WaitForCacheSync(t.Context().Done())
+	testenv.Until(t, 2*time.Minute, "nodes are watched", func() bool { // a fake tells a watch nothing of what was before it
+		return slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", "nodes") })
+	})
 	for _, step := range []struct {
 		set  []string
 		want string

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/server/virtualip"
@@ -77,6 +78,9 @@ func TestVIPsFollowTheCluster(t *testing.T) {
 		})
 	}
 	is("the address of before", one)
+	testenv.Until(t, 2*time.Minute, "the ConfigMap is watched", func() bool { // a fake tells a watch nothing of what was before it
+		return slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", "configmaps") })
+	})
 	put := func(text string) {
 		t.Helper()
 		m.Data = map[string]string{clusterconfig.VIPData: text}

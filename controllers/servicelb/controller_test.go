@@ -33,6 +33,9 @@ func run(t *testing.T, client *fake.Clientset, disabled bool, change ...func(*Op
 	c := testenv.Must(New(o))(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	factory.Start(ctx.Done())
+	for _, resource := range []string{"services", "nodes", "pods"} {
+		awaitWatch(t, client, resource)
+	}
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
 	return recorder.Events, func() {

@@ -95,7 +95,6 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 	events, stop := run(t, client, false, with)
 	awaitAddresses(t, client, "web", "10.0.0.1")
 	awaitWatch(t, objects, "addresspools")
-	awaitWatch(t, client, "services")
 
 	pools := objects.Resource(addresspool.Resource())
 	testenv.Must(pools.Create(ctx, poolObject("office", "10.0.0.200"), metav1.CreateOptions{}))(t)

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -31,14 +30,14 @@ func TestRequestsEndInTime(t *testing.T) {
 	f := newFixture(t, Options{}, append(hostWith(t,
 		with("/slow/request", table.Policy{RequestMillis: 100, Path: &table.PathChange{Value: "/slow"}}),
 		with("/slow/backend", table.Policy{RequestMillis: 60_000, BackendMillis: 100, Path: &table.PathChange{Value: "/slow"}}),
-		with("/begun", table.Policy{RequestMillis: 100}),
+		with("/begun", table.Policy{RequestMillis: int(standstill.Milliseconds())}), // it has begun by then
 		with("/fast", table.Policy{RequestMillis: 60_000}),
 	), section(t, b.Key(), table.Endpoints{Addresses: []string{slow}}))...)
 	exchanged{url: "http://a/slow/request", status: 504}.check(t, f)
 	exchanged{url: "http://a/slow/backend", status: 504}.check(t, f)
 	exchanged{url: "http://a/fast", status: 200}.check(t, f)
 	c := client(t, f.http, "http1")
-	c.Timeout = 30 * time.Second
+	c.Timeout = patience
 	res := testenv.Must(c.Get("http://a/begun"))(t)
 	defer res.Body.Close()
 	if text, err := io.ReadAll(res.Body); err == nil || string(text) != "begun" || strings.Contains(err.Error(), "Timeout") {
@@ -57,15 +56,13 @@ func TestErrorsForOthersStayHTTP(t *testing.T) {
 
 // TestErrorsHaveStatusOfGRPC asks as clients of gRPC do.
 func TestErrorsHaveStatusOfGRPC(t *testing.T) {
-	closed := listen(t)
-	_ = closed.Close()
 	dead, none := service("dead"), service("none")
 	f := newFixture(t, Options{}, append(hostWith(t,
 		table.Route{Path: "/s/dead", Kind: table.PathExact, Backends: []table.Backend{dead}},
 		table.Route{Path: "/s/none", Kind: table.PathExact, Backends: []table.Backend{none}},
 		table.Route{Path: "/s/invalid", Kind: table.PathExact, Backends: []table.Backend{{Invalid: "no Service"}}},
 		table.Route{Path: "/s/denied", Kind: table.PathExact, Backends: to("b"), Policy: &table.Policy{Allow: []string{"10.0.0.0/8"}}},
-	), section(t, dead.Key(), table.Endpoints{Addresses: []string{closed.Addr().String()}}), section(t, none.Key(), table.Endpoints{}))...)
+	), section(t, dead.Key(), table.Endpoints{Addresses: []string{closed(t)}}), section(t, none.Key(), table.Endpoints{}))...)
 	for _, protocol := range []string{"h2c", "h2", "http1"} {
 		address, scheme := f.http, "http"
 		if protocol == "h2" {

@@ -75,7 +75,7 @@ func (f *fixture) asks(t testing.TB, protocol, server string, certificate *tls.C
 	if certificate != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate, nil }
 	}
-	c.Timeout = 30 * time.Second
+	c.Timeout = patience
 	return c
 }
 
@@ -192,7 +192,7 @@ func echoEnd(conn net.Conn) {
 // converse sends a text on a connection, ends its direction, and returns what comes back.
 func converse(t testing.TB, conn net.Conn, text string) (string, error) {
 	t.Helper()
-	_ = conn.SetDeadline(time.Now().Add(2 * time.Minute))
+	_ = conn.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(conn, text); err != nil {
 		return "", err
 	}
@@ -217,7 +217,7 @@ func TestStreamsPassTLSThrough(t *testing.T) {
 		testenv.Equal(t, conn.ConnectionState().PeerCertificates[0].Subject.CommonName, "backend", "the certificate is that of")
 		testenv.Equal(t, f.Stats().Tunnels.Load(), 1, "tunnels are counted:")
 		go func() { _, _ = io.WriteString(conn, large); _ = conn.CloseWrite() }()
-		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		_ = conn.SetDeadline(time.Now().Add(patience))
 		if got, err := io.ReadAll(conn); err != nil || string(got) != large+"end" {
 			t.Errorf("%d of %d bytes came back, %v", len(got), len(large)+3, err)
 		}
@@ -338,7 +338,7 @@ func TestStreamsAreBoundedAndDrained(t *testing.T) {
 		return err == nil
 	})
 	f.stop() // must not wait for the client
-	_ = open[1].SetReadDeadline(time.Now().Add(2 * time.Minute))
+	_ = open[1].SetReadDeadline(time.Now().Add(patience))
 	if _, err := open[1].Read(make([]byte, 1)); err == nil || strings.Contains(err.Error(), "timeout") {
 		t.Errorf("a stream is left after the drain: %v", err)
 	}

@@ -29,8 +29,7 @@ func TestGRPCPassesThroughTLS(t *testing.T) {
 	grpc_health_v1.RegisterHealthServer(server, service)
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(server.Stop)
-	idle := time.Second
-	f := newFixture(t, Options{IdleTimeout: idle}, site(t, table.H2C, l.Addr().String())...)
+	f := newFixture(t, Options{IdleTimeout: standstill}, site(t, table.H2C, l.Addr().String())...)
 	conn := testenv.Must(
 		grpc.NewClient(f.https, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}))))(t)
 	t.Cleanup(func() { _ = conn.Close() })
@@ -46,7 +45,7 @@ func TestGRPCPassesThroughTLS(t *testing.T) {
 	if res, err := watch.Recv(); err != nil || res.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVICE_UNKNOWN {
 		t.Fatalf("Watch: %v, %v", res, err)
 	}
-	<-time.After(5 * idle)
+	<-time.After(2 * standstill)
 	service.SetServingStatus("later", grpc_health_v1.HealthCheckResponse_SERVING)
 	testenv.Equal(t, testenv.Must(watch.Recv())(t).GetStatus(), grpc_health_v1.HealthCheckResponse_SERVING, "Watch after silence:")
 }

@@ -32,6 +32,14 @@ type fixture struct {
 	stop               func() // drains and waits
 }
 
+const (
+	// standstill is longer than a busy machine stands still. No limit on silence that a test has pass, or not pass, is
+	// shorter.
+	standstill = 3 * time.Second
+	// patience is for what has to happen.
+	patience = 2 * time.Minute
+)
+
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func newFixture(t testing.TB, o Options, changes ...table.Change) *fixture {
@@ -53,11 +61,13 @@ func newFixtureOfMemory(t testing.TB, o Options, most int64, used func() int64, 
 	return serve(t, p, [2]string{"s", "s"}, changes...)
 }
 
+// newProxy gives clients and backends more time for what takes seconds at most otherwise.
 func newProxy(t testing.TB, o Options) *Proxy {
 	t.Helper()
 	if o.Logger == nil {
 		o.Logger = quiet()
 	}
+	o.HeaderTimeout, o.DialTimeout = patience, patience
 	o.Refuse = func(netip.Addr) bool { return false } // backends of tests are on loopback
 	return testenv.Must(New(o))(t)
 }
@@ -116,6 +126,12 @@ func listen(t testing.TB) net.Listener {
 	return l
 }
 
+// closed is an address at which nobody listens until the test ends.
+func closed(t testing.TB) string {
+	t.Helper()
+	return testenv.Address(t, "127.0.0.1:0")
+}
+
 // accepting serves each connection in a goroutine of its own until the test ends, and returns the address.
 func accepting(t testing.TB, serve func(net.Conn)) string {
 	t.Helper()
@@ -126,7 +142,7 @@ func accepting(t testing.TB, serve func(net.Conn)) string {
 
 func waitUntil(t testing.TB, what string, met func() bool) {
 	t.Helper()
-	testenv.Until(t, time.Minute, what, met)
+	testenv.Until(t, patience, what, met)
 }
 
 func listenUDP(t testing.TB) *net.UDPConn {
@@ -179,6 +195,8 @@ func client(t testing.TB, address, protocol string) *http.Client {
 	if protocol == "h3" {
 		tr := &http3.Transport{
 			Dial: func(ctx context.Context, _ string, c *tls.Config, q *quic.Config) (*quic.Conn, error) {
+				q = q.Clone()
+				q.HandshakeIdleTimeout = patience
 				return quic.DialAddr(ctx, address, c, q)
 			},
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableCompression: true,

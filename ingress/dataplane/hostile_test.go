@@ -161,7 +161,7 @@ func TestGuessesAtOneTenantsDelayNoOther(t *testing.T) {
 // TestLimitsCountMachines: whoever changes the last 64 bits of an address is the same client.
 func TestLimitsCountMachines(t *testing.T) {
 	f, _ := cluster{
-		ingresses: []*networkingv1.Ingress{object("a/x", "coracle", annotations{"limit-rps": "1", "limit-burst-multiplier": "1"}, "a/=w")},
+		ingresses: []*networkingv1.Ingress{object("a/x", "coracle", annotations{"limit-rpm": "1", "limit-burst-multiplier": "1"}, "a/=w")},
 		settings:  table.Settings{TrustedProxies: []string{"127.0.0.0/8"}},
 	}.serve(t)
 	refused := 0

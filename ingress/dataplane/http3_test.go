@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
@@ -27,7 +26,8 @@ import (
 // dialQUIC opens a connection without HTTP.
 func dialQUIC(t *testing.T, address string) (*quic.Conn, error) {
 	t.Helper()
-	conn, err := quic.DialAddr(t.Context(), address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, nil)
+	conn, err := quic.DialAddr(t.Context(), address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}},
+		&quic.Config{HandshakeIdleTimeout: patience})
 	if err == nil {
 		t.Cleanup(func() { _ = conn.CloseWithError(0x100, "") })
 	}
@@ -68,7 +68,7 @@ func TestHTTP3EndsGracefully(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, "done")
 	})
-	p := testenv.Must(New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }}))(t)
+	p := newProxy(t, Options{})
 	p.Apply(append(site(t, "", backend), section(t, table.HTTP3Key("s"), table.HTTP3{Port: 443})))
 	udp := listenUDP(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -135,7 +135,7 @@ func TestHTTP3ConnectionsAreBounded(t *testing.T) {
 
 // TestHTTP3ConnectionWithoutRequestsEnds: whatever streams the client opens.
 func TestHTTP3ConnectionWithoutRequestsEnds(t *testing.T) {
-	f := newFixture(t, Options{KeepAlive: time.Millisecond})
+	f := newFixture(t, Options{KeepAlive: standstill}) // the client has its connection by then
 	conn := testenv.Must(dialQUIC(t, f.http3))(t)
 	for range 3 {
 		s, err := conn.OpenStream()
@@ -251,7 +251,7 @@ func TestNextProcessEndsConnections(t *testing.T) {
 	testenv.NoError(t, err)
 	defer raw.Close()
 	serve := func(conn *net.UDPConn) <-chan error {
-		p := testenv.Must(New(Options{Logger: quiet()}))(t)
+		p := newProxy(t, Options{})
 		p.Apply([]table.Change{section(t, table.HTTP3Key("s"), table.HTTP3{Key: []byte("secret")})})
 		ended := make(chan error, 1)
 		go func() { ended <- p.ServeHTTP3(t.Context(), "s", conn) }()
@@ -343,7 +343,7 @@ func TestHTTP3ConnectionsAreShed(t *testing.T) {
 // TestAnotherSocketEndsNoConnection: a packet of a connection that comes to another address of the node is not answered
 // with the token that ends the connection.
 func TestAnotherSocketEndsNoConnection(t *testing.T) {
-	p := testenv.Must(New(Options{Logger: quiet()}))(t)
+	p := newProxy(t, Options{})
 	p.Apply([]table.Change{section(t, table.HTTP3Key("s"), table.HTTP3{Key: []byte("secret")})})
 	ctx, cancel := context.WithCancel(t.Context())
 	cut := func(at string) (reset []byte) {

@@ -70,7 +70,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 // TestKeptConnectionClosesWithAResponse: a connection that is kept alive is closed with a response, never before one,
 // and a websocket goes on until End.
 func TestKeptConnectionClosesWithAResponse(t *testing.T) {
-	p := testenv.Must(New(Options{Logger: quiet(), Refuse: func(netip.Addr) bool { return false }, DrainTimeout: time.Millisecond}))(t)
+	p := newProxy(t, Options{DrainTimeout: time.Millisecond})
 	p.Apply(site(t, "", websocketBackend(t, echo)))
 	l := listen(t)
 	ctx, cancel := context.WithCancelCause(t.Context())

@@ -63,8 +63,6 @@ func TestAnnotationsDefaultBackend(t *testing.T) {
 		fmt.Fprintf(w, "%s %s %s %s %s %s %s %s %s", r.Method, r.URL.Path, h.Get("X-Code"), h.Get("X-Format"), h.Get("X-Original-Uri"),
 			h.Get("X-Namespace"), h.Get("X-Ingress-Name"), h.Get("X-Service-Name"), h.Get("X-Service-Port"))
 	})
-	closed := listen(t)
-	_ = closed.Close()
 	with := func(more ...string) annotations {
 		out := annotations{"default-backend": "errors", "custom-http-errors": "404,503, 502"}
 		for i := 0; i < len(more); i += 2 {
@@ -82,7 +80,7 @@ func TestAnnotationsDefaultBackend(t *testing.T) {
 			object("a/empty", "nginx", annotations{"default-backend": "web"}, "empty.example/=empty"),
 		},
 		endpoints: map[string]string{
-			"a/failing": failing, "a/errors": errors, "a/dead": closed.Addr().String(), "a/none": closed.Addr().String(), "a/empty": "none",
+			"a/failing": failing, "a/errors": errors, "a/dead": closed(t), "a/none": closed(t), "a/empty": "none",
 		},
 	}.serve(t)
 	json := map[string]string{"Accept": "application/json"}

@@ -9,7 +9,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -166,7 +165,7 @@ func (e exchanged) check(t *testing.T, f *fixture) *http.Response {
 		req.Header.Set(name, value)
 	}
 	c := client(t, address, "http1")
-	c.Timeout = 20 * time.Second
+	c.Timeout = patience
 	res := testenv.Must(c.Do(req))(t)
 	got := body(t, res)
 	if res.StatusCode != e.status || e.body != "" && got != e.body {

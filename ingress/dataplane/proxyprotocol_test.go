@@ -51,7 +51,7 @@ func ask(t *testing.T, from, to, header string, secure bool) (string, error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 	conn := testenv.Must(d.Dial("tcp", to))(t)
 	defer conn.Close()
-	testenv.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
+	testenv.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
 	if _, err := io.WriteString(conn, header); err != nil {
 		return "", err
 	}
@@ -165,7 +165,7 @@ func TestProxyProtocolLimits(t *testing.T) {
 		conn, err := net.Dial("tcp", f.http)
 		testenv.NoError(t, err)
 		t.Cleanup(func() { _ = conn.Close() })
-		testenv.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
+		testenv.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
 		fmt.Fprintf(conn, "PROXY TCP4 203.0.113.%d 127.0.0.1 4386 80\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", client)
 		_, err = http.ReadResponse(bufio.NewReader(conn), nil)
 		return conn, err == nil

@@ -68,15 +68,13 @@ func TestAmbiguousLengthIsSentAsOneRequest(t *testing.T) {
 // TestUnreadBodyIsNotTheNextRequest: the proxy answers by itself, and the connection goes on behind the body.
 func TestUnreadBodyIsNotTheNextRequest(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "saw "+r.RequestURI) })
-	closed := routed("x", "/closed")
-	closed.Routes[0].Refused = "closed"
-	f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.HostKey("s", "a"), closed))...)
+	refused := routed("x", "/closed")
+	refused.Routes[0].Refused = "closed"
+	f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.HostKey("s", "a"), refused))...)
 	inner := "GET /inner HTTP/1.1\r\nHost: b\r\n\r\n"
 	next := "GET /next HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n"
-	dead := listen(t)
-	_ = dead.Close()
 	f.Apply([]table.Change{section(t, table.HostKey("s", "dead"), routed("dead", "/")),
-		section(t, service("dead/").Key(), table.Endpoints{Addresses: []string{dead.Addr().String()}})})
+		section(t, service("dead/").Key(), table.Endpoints{Addresses: []string{closed(t)}})})
 	for name, request := range map[string]string{
 		"no connection": fmt.Sprintf("POST / HTTP/1.1\r\nHost: dead\r\nContent-Length: %d\r\n\r\n%s", len(inner), inner),
 		"length":        fmt.Sprintf("POST /closed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", len(inner), inner),

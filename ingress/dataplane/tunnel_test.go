@@ -126,7 +126,7 @@ func TestHalfClosedWebsocketIsNotKeptForever(t *testing.T) {
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
 	backend := websocketBackend(t, func(*bufio.Reader, net.Conn) { <-release }) // says nothing, and does not end
-	f := newFixture(t, Options{IdleTimeout: 2 * time.Second}, site(t, "", backend)...)
+	f := newFixture(t, Options{IdleTimeout: standstill}, site(t, "", backend)...)
 	bothSchemes(t, func(t *testing.T, secure bool) {
 		conn, r := dialWebsocket(t, f, secure, "")
 		_ = conn.(interface{ CloseWrite() error }).CloseWrite()
@@ -136,20 +136,18 @@ func TestHalfClosedWebsocketIsNotKeptForever(t *testing.T) {
 
 func TestSilentWebsocketEndsOnlyWhenAskedFor(t *testing.T) {
 	backend := websocketBackend(t, echo)
-	f := newFixture(t, Options{IdleTimeout: 2 * time.Second}, site(t, "", backend)...)
+	f := newFixture(t, Options{IdleTimeout: standstill}, site(t, "", backend)...)
 	conn, r := dialWebsocket(t, f, true, "")
-	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetReadDeadline(time.Now().Add(2 * standstill))
 	testenv.WantError(t, testenv.Err(r.ReadByte()), "timeout")
-	limited := newFixture(t, Options{TunnelTimeout: 200 * time.Millisecond}, site(t, "", backend)...)
+	limited := newFixture(t, Options{TunnelTimeout: standstill}, site(t, "", backend)...)
 	_, r = dialWebsocket(t, limited, true, "")
 	testenv.Fails(t, testenv.Err(r.ReadByte()), "a byte came from nowhere")
 }
 
 func TestRefusedWebsocketIsAnswered(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "not you", http.StatusForbidden) })
-	closed := listen(t)
-	_ = closed.Close()
-	f := newFixture(t, Options{}, site(t, "", closed.Addr().String(), backend)...)
+	f := newFixture(t, Options{}, site(t, "", closed(t), backend)...)
 	c := client(t, f.http, "http1")
 	req := testenv.Must(http.NewRequest(http.MethodGet, "http://a.example/", nil))(t)
 	req.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}

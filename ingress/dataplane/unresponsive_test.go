@@ -100,21 +100,21 @@ func TestTunnelEndsWithItsMachine(t *testing.T) {
 // ends waits until the proxy closes the connection of a client.
 func ends(t *testing.T, conn net.Conn, r io.Reader) {
 	t.Helper()
-	_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
 	if _, err := io.Copy(io.Discard, r); err != nil && os.IsTimeout(err) {
-		t.Error("the connection is still open a minute after the link was cut")
+		t.Error("the connection is still open two minutes after the link was cut")
 	}
 }
 
 // TestTunnelOutlivesAShortCut: what is sent while the link is cut arrives when it is back.
 func TestTunnelOutlivesAShortCut(t *testing.T) {
 	m := newMachine(t)
-	f := newFixture(t, Options{Unresponsive: time.Minute}, site(t, "", m.address)...)
+	f := newFixture(t, Options{Unresponsive: 2 * patience}, site(t, "", m.address)...)
 	conn, r := dialWebsocket(t, f, false, "late")
 	expect(t, r, "late")
 	m.cut(t, true)
 	testenv.Must(io.WriteString(conn, "waits"))(t)
 	m.cut(t, false)
-	_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
 	expect(t, r, "waits")
 }

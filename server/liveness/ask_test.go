@@ -132,9 +132,16 @@ func TestOnlyTheNodesCertificateProvesLife(t *testing.T) {
 				})
 			})
 		})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		testenv.Equal(t, ProvesIdentity(ctx, n, authorities, time.Now()), tt.want, "%s:", what)
-		cancel()
+		proves := func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			return ProvesIdentity(ctx, n, authorities, time.Now())
+		}
+		if tt.want { // a busy machine may take longer to connect to itself than one that is near does to answer
+			testenv.Until(t, 2*time.Minute, what+" proves that it lives", proves)
+		} else if proves() {
+			t.Errorf("%s proves that it lives", what)
+		}
 		_ = l.Close()
 		serving.Wait()
 	}
