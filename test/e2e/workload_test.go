@@ -127,6 +127,8 @@ func interactive(k *harness.Kube) {
 	const answers = "readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 60}"
 	k.Apply(pod("forwarded", "[testbox, serve]", answers, ""))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/forwarded", "--timeout=180s")
+	ctx, cancel = context.WithTimeout(context.Background(), longer)
+	defer cancel()
 	forward := k.KubectlCommand(ctx, "-n", k.NS, "port-forward", "pod/forwarded", ":8080")
 	pipe = testenv.Must(forward.StdoutPipe())(k.T)
 	testenv.NoError(k.T, forward.Start())
@@ -164,7 +166,7 @@ func copyFiles(k *harness.Kube) {
 // watch: get -w prints a change while it runs.
 func watch(k *harness.Kube) {
 	k.Kubectl("create", "configmap", "seen", "--from-literal=a=1")
-	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	ctx, cancel := context.WithTimeout(context.Background(), longer)
 	defer cancel()
 	w := k.KubectlCommand(ctx, "-n", k.NS, "get", "configmap", "seen", "-w", "-o", "jsonpath={.data.a}{'\\n'}")
 	pipe := testenv.Must(w.StdoutPipe())(k.T)
