@@ -449,11 +449,13 @@ start() {
   if running >/dev/null; then echo "coracle runs already"; return; fi
   rm -f "$pid_file" "$restarts_file"
   setsid "$self" supervise >>"$log" 2>&1 </dev/null &
-  for _ in 1 2 3 4 5 6 7 8 9 10; do
+  n=0
+  while [ $n -lt 150 ]; do # half a minute: a busy board takes seconds to start a shell
     if running >/dev/null; then return; fi
+    n=$((n + 1))
     sleep 0.2
   done
-  echo "error: coracle did not start; see $log" >&2; exit 1
+  echo "error: coracle did not start within 30 seconds; see $log" >&2; exit 1
 }
 
 stop() {

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	clusterTimeout = 3 * time.Second
+	clusterTimeout = 10 * time.Second
 	// shownPods bounds the list: when a disk is full every pod has the same trouble.
 	shownPods = 8
 	// podLimit bounds what status reads of a big cluster.
