@@ -83,7 +83,7 @@ func TestOwnListenersKeepTheirConnections(t *testing.T) {
 	}
 	early := nft(t, "list chain inet coracle nat-output")
 	n.start()
-	testenv.Until(t, time.Minute, "the network has started", n.server.Ready)
+	testenv.Until(t, 2*time.Minute, "the network has started", n.server.Ready)
 	expect(t, here{}, "a reserved port at loopback", "127.0.0.1:8080", "node 127.0.0.1")
 	if late := nft(t, "list chain inet coracle nat-output"); late != early {
 		t.Errorf("before the network starts the chain is\n%s\nand afterwards\n%s", early, late)

@@ -84,7 +84,10 @@ func TestAdmission(t *testing.T) {
 		}
 	}
 	first := openClusterOf(t, 1, tune)[0]
-	o := Options{Dir: t.TempDir(), NodeID: "late", ClusterID: "test", Logger: testLog("late"), Network: tcpNetwork(t), Join: []string{string(first.replica.address)}}
+	o := Options{
+		Dir: t.TempDir(), NodeID: "late", ClusterID: "test", Logger: testLog("late"), Network: tcpNetwork(t),
+		Join: []string{string(first.replica.address)}, ElectionTimeout: electionOfTests,
+	}
 	tune(&o)
 	late := testenv.Must(Open(t.Context(), o))(t)
 	t.Cleanup(func() { testenv.Check(t, late.Close(context.Background())) })
@@ -116,7 +119,7 @@ func TestMaxMembers(t *testing.T) {
 	for i, name := range names {
 		o := Options{
 			Dir: t.TempDir(), NodeID: name, ClusterID: "test", Logger: testLog(name), Network: tcpNetwork(t), Join: []string{string(first.replica.address)}, MaxMembers: 3,
-			Share: func() string { asked[i].Add(1); return "" },
+			Share: func() string { asked[i].Add(1); return "" }, ElectionTimeout: electionOfTests,
 		}
 		s := testenv.Must(Open(t.Context(), o))(t)
 		t.Cleanup(func() { testenv.Check(t, s.Close(context.Background())) })

@@ -39,20 +39,19 @@ func tcpNetwork(t testing.TB) *Network {
 	}
 }
 
+// electionOfTests is the election timeout of clusters on loopback: a busy machine keeps a leader waiting for longer
+// than the usual one, and these tests want it to stay.
+const electionOfTests = 3 * time.Second
+
 // openCluster makes a cluster of n servers on loopback.
-func openCluster(t testing.TB, n int) []*Store {
-	return openClusterOf(t, n, func(o *Options) {
-		if _, measured := t.(*testing.B); !measured {
-			o.ElectionTimeout = 3 * time.Second // a busy machine keeps a leader waiting for longer than the usual one, and these tests want it to stay
-		}
-	})
-}
+func openCluster(t testing.TB, n int) []*Store { return openClusterOf(t, n, func(*Options) {}) }
 
 // openSteady makes a cluster of n servers whose first one goes on leading, however busy the machine is.
 func openSteady(t testing.TB, n int) []*Store {
 	return openClusterOf(t, n, func(o *Options) { o.ElectionTimeout = 10 * time.Second })
 }
 
+// openClusterOf makes a cluster of n servers with other options.
 func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 	dir := t.TempDir()
 	var stores []*Store
@@ -60,6 +59,9 @@ func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 		o := Options{
 			Dir: filepath.Join(dir, strconv.Itoa(i)), NodeID: fmt.Sprintf("s%d", i), ClusterID: "test",
 			Logger: testLog(strconv.Itoa(i)), Network: tcpNetwork(t),
+		}
+		if _, measured := t.(*testing.B); !measured {
+			o.ElectionTimeout = electionOfTests
 		}
 		if i > 0 {
 			o.Join = []string{string(stores[0].replica.address)}

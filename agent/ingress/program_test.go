@@ -193,11 +193,7 @@ func (n *testNode) listening() []int {
 
 func eventually(t *testing.T, what string, met func() bool) {
 	t.Helper()
-	for end := time.Now().Add(60 * time.Second); !met(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not in 60 s: %s", what)
-		}
-	}
+	testenv.Until(t, 2*time.Minute, what, met)
 }
 
 // keeper is that of a run of the agent.

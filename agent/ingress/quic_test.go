@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -30,7 +31,10 @@ func (k *keeper) http3URL() string {
 
 // http3Client is one of HTTP/3 alone, with connections that end with the test.
 func http3Client(t *testing.T) *http.Client {
-	tr := &http3.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	tr := &http3.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+		QUICConfig:      &quic.Config{HandshakeIdleTimeout: 2 * time.Minute}, // it is five seconds otherwise
+	}
 	t.Cleanup(func() { _ = tr.Close() })
 	return &http.Client{Transport: tr, Timeout: 2 * time.Minute}
 }

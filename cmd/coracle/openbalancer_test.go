@@ -21,7 +21,7 @@ import (
 // TestAgentWaitsForItsPort: while another program has the port of the API's local address, the agent says which program
 // and which port, and goes on once it is free.
 func TestAgentWaitsForItsPort(t *testing.T) {
-	other := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
+	other := testenv.Must(net.Listen("tcp", testenv.Address(t, "127.0.0.1:0")))(t) // which the agent is to have afterwards
 	defer other.Close()
 	address := other.Addr().String()
 	board := status.NewBoard(time.Now)

@@ -113,7 +113,7 @@ func (u *use) set(used bool) {
 
 func eventually(t *testing.T, what string, met func() bool) {
 	t.Helper()
-	testenv.Until(t, time.Minute, what, met)
+	testenv.Until(t, 2*time.Minute, what, met)
 }
 
 func TestObjectsAreFollowedWhileThereAreSome(t *testing.T) {

@@ -28,6 +28,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	encryption "k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
 	"k8s.io/client-go/dynamic"
@@ -228,16 +229,34 @@ func TestResumedWatchesMissNothing(t *testing.T) {
 					next := o.EncryptionConfigFile + ".next"
 					testenv.Check(t, errors.Join(os.WriteFile(next, fmt.Appendf(nil, two, key("k")), 0o600), os.Rename(next, o.EncryptionConfigFile)))
 				}
+				tries := 0
+				a.settled = func() {
+					eventually(t, "the new key is used", func() error {
+						tries++
+						change := fmt.Appendf(nil, `{"metadata":{"annotations":{"try":"%d"}}}`, tries)
+						if _, err := a.in.Patch(t.Context(), "first", types.MergePatchType, change, metav1.PatchOptions{}); err != nil {
+							return err
+						}
+						return encryptedWith(t, f, "/registry/secrets/"+ns+"/first", "two")
+					})
+				}
 			}
 			a.run(t, seed+uint64(i))
 			if kind.resource.Resource == "secrets" {
-				last, err := f.store.Client().Client.Get(t.Context(), "/registry/secrets/"+ns+"/last")
-				if err != nil || len(last.Kvs) != 1 || !bytes.HasPrefix(last.Kvs[0].Value, []byte("k8s:enc:secretbox:v1:two:")) {
-					t.Errorf("the last Secret is not encrypted with the new key: %.60q, %v", last.Kvs, err)
-				}
+				testenv.Check(t, encryptedWith(t, f, "/registry/secrets/"+ns+"/last", "two"), "the last Secret")
 			}
 		})
 	}
+}
+
+// encryptedWith returns an error unless what the store has at a key is encrypted with the named one.
+func encryptedWith(t *testing.T, f *fixture, at, name string) error {
+	t.Helper()
+	got, err := f.store.Client().Client.Get(t.Context(), at)
+	if err == nil && (len(got.Kvs) != 1 || !bytes.HasPrefix(got.Kvs[0].Value, []byte("k8s:enc:secretbox:v1:"+name+":"))) {
+		err = fmt.Errorf("it is not encrypted with the key %s: %.60q", name, got.Kvs)
+	}
+	return err
 }
 
 type resumedKind struct {
@@ -248,7 +267,8 @@ type resumedKind struct {
 
 	upgrading *http.Client // speaks HTTP/1.1
 
-	midway func() // what happens in the middle; may be nil
+	midway  func() // what happens in the middle; may be nil
+	settled func() // waits for what it brings about; may be nil
 }
 
 func (a *resumedKind) run(t *testing.T, seed uint64) {
@@ -309,6 +329,9 @@ func (a *resumedKind) run(t *testing.T, seed uint64) {
 		writing.Go(func() { a.write(t, rand.New(rand.NewPCG(seed, uint64(100+i))), i) })
 	}
 	writing.Wait()
+	if a.settled != nil {
+		a.settled()
+	}
 	last := a.like.DeepCopy()
 	last.SetName("last")
 	testenv.Must(a.in.Create(ctx, last, metav1.CreateOptions{}))(t)

@@ -99,12 +99,10 @@ func newStarting(t *testing.T, wrap ...func(net.Listener) net.Listener) *fixture
 	return f
 }
 
-// closed is an address at which nobody is.
+// closed is an address at which nobody is until the test ends.
 func closed(t *testing.T) string {
 	t.Helper()
-	l := listen(t, "127.0.0.1:0")
-	defer l.Close()
-	return l.Addr().String()
+	return testenv.Address(t, "127.0.0.1:0")
 }
 
 // client is a program's connection.

@@ -47,7 +47,7 @@ func TestHooks(t *testing.T) {
 	good := tt.request(web("1.0.0").With("templates/hook.yaml", fmt.Sprintf(hook, "pre-delete")))
 	tt.do(good, helmjob.Recovered, "")
 	gone := tt.removal()
-	gone.Timeout = time.Second
+	gone.Timeout = 5 * time.Second // its objects go meanwhile
 	tt.says(tt.do(gone, helmjob.Uninstalled, ""), "hooks failed and were left out", "web-hook")
 	tt.wantGreeting("web", "")
 	tt.do(tt.removal(), helmjob.Uninstalled, "")

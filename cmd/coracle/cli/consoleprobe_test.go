@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -65,9 +64,7 @@ func TestProbeOfAForeignServer(t *testing.T) {
 }
 
 func TestSilentClusterDoesNotEndTheConsole(t *testing.T) {
-	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	_ = l.Close() // a port at which nothing listens
-	said, err := probe(t.Context(), &rest.Config{Host: "http://" + l.Addr().String()})
+	said, err := probe(t.Context(), &rest.Config{Host: "http://" + testenv.Address(t, "127.0.0.1:0")}) // nothing listens there
 	if err != nil || !strings.Contains(said, "does not answer") {
 		t.Errorf("%q, %v", said, err)
 	}
@@ -107,14 +104,13 @@ func TestLoginProgramThatIsStuckIsNamed(t *testing.T) {
 		if !strings.Contains(line, config.ExecProvider.Command) || !strings.Contains(line, "Ctrl-C") {
 			t.Errorf("it says %q", line)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("it says nothing")
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) { // between two looks: the script says it by a file
-		if _, err := os.Stat(config.ExecProvider.Command + ".begun"); err == nil || time.Now().After(deadline) {
-			break
-		}
-	}
+	testenv.Until(t, 2*time.Minute, "the script has begun", func() bool { // it says so by a file
+		_, err := os.Stat(config.ExecProvider.Command + ".begun")
+		return err == nil
+	})
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Error(err)
