@@ -163,9 +163,10 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 	return 0, nil
 }
 
-// AwaitTurn returns when one of the nodes is ready, when wanted is sent, or after fifteen seconds: at its start a server
-// has more urgent things to do than to serve kinds of which there are no objects (docs/adr/0145-start-of-a-node.md). It
-// returns false when ctx is done before. The informer is one of nodes that has been started.
+// AwaitTurn returns when one of the nodes is ready, when wanted is sent, or after fifteen seconds: at its start a
+// server has more urgent things to do than to serve kinds of which there are no objects
+// (docs/adr/0145-start-of-a-node.md). It returns false when ctx is done before. The informer is one of nodes that has
+// been started.
 func AwaitTurn(ctx context.Context, nodes cache.SharedIndexInformer, wanted <-chan struct{}) bool {
 	ready := notify.New()
 	seen := func(o any) {
