@@ -83,7 +83,7 @@ func TestNominations(t *testing.T) {
 		if !e.has("silent " + name(2)) {
 			t.Error("a member does not answer, and nobody heard")
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		if !e.has("stopped " + name(2)) {
 			t.Error("no member probes one any more that all think dead, and nobody heard")
 		}

@@ -180,32 +180,32 @@ func TestWatch(t *testing.T) {
 func TestDeathRightAfterReturn(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)
-		time.Sleep(verifyWithin)
+		time.Sleep(verifyWithin) // fake time
 		fail := func() {
 			w.kill("n1")
 			w.ProbeFailed("n1")
-			time.Sleep(3 * time.Second)
+			time.Sleep(3 * time.Second) // fake time
 			w.want(t, "after its death", "n1")
 			w.kill()
-			time.Sleep(3 * time.Second)
+			time.Sleep(3 * time.Second) // fake time
 			w.want(t, "after its return")
 		}
 		fail()
 		w.kill("n1")
-		time.Sleep(5 * time.Second)
+		time.Sleep(5 * time.Second) // fake time
 		w.want(t, "after its death unheard of", "n1")
 		w.kill()
-		time.Sleep(afterReturn + 5*time.Second)
+		time.Sleep(afterReturn + 5*time.Second) // fake time
 		w.want(t, "after its second return")
 		w.checked("n1")
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // fake time
 		testenv.Equal(t, w.checked("n1"), 0, "checks of a node that has been reached for long:")
 
 		fail()
 		w.NodeJoined("n1", port) // from now on gossip probes it
-		time.Sleep(recheck)
+		time.Sleep(recheck)      // fake time
 		w.checked("n1")
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // fake time
 		testenv.Equal(t, w.checked("n1"), 0, "checks of a node of whose return gossip has heard:")
 	})
 }
@@ -216,22 +216,22 @@ func TestReturnThatGossipHearsFirst(t *testing.T) {
 	run(t, func(w *world) {
 		for _, when := range []time.Duration{0, w.trip / 2} { // before the check that reaches it, and while that is under way
 			w.NodeJoined("n1", port)
-			time.Sleep(verifyWithin + time.Second)
+			time.Sleep(verifyWithin + time.Second) // fake time
 			w.kill("n1")
 			w.ProbeFailed("n1")
-			time.Sleep(3 * time.Second)
+			time.Sleep(3 * time.Second) // fake time
 			w.want(t, "after its death", "n1")
 			w.kill()
 			if when > 0 {
 				for w.checked("n1"); w.checked("n1") == 0; {
-					time.Sleep(when)
+					time.Sleep(when) // fake time
 				}
 			}
 			w.NodeJoined("n1", port)
 			time.Sleep(firstPatience + recheck) // a check that had begun before its return
 			w.want(t, "after its return")
 			w.checked("n1")
-			time.Sleep(time.Hour)
+			time.Sleep(time.Hour) // fake time
 			testenv.Equal(t, w.checked("n1"), 0, "checks of a node of whose return gossip had heard:")
 		}
 	})
@@ -242,18 +242,18 @@ func TestReturnThatGossipHearsFirst(t *testing.T) {
 func TestDeathAfterAReturnThatGossipMissed(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)
-		time.Sleep(verifyWithin)
+		time.Sleep(verifyWithin) // fake time
 		w.kill("n1")
 		w.ProbeFailed("n1")
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // fake time
 		w.want(t, "after its death", "n1")
 		w.kill()
-		time.Sleep(firstPatience + recheck)
+		time.Sleep(firstPatience + recheck) // fake time
 		w.NodeLeft("n1")
 		w.ProbeFailed("n1")
-		time.Sleep(afterBye + 5*time.Second)
+		time.Sleep(afterBye + 5*time.Second) // fake time
 		w.kill("n1")
-		time.Sleep(3 * time.Second)
+		time.Sleep(3 * time.Second) // fake time
 		w.want(t, "after its second death", "n1")
 	})
 }

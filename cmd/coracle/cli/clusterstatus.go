@@ -18,7 +18,6 @@ import (
 )
 
 const (
-	clusterTimeout = 10 * time.Second
 	// shownPods bounds the list: when a disk is full every pod has the same trouble.
 	shownPods = 8
 	// podLimit bounds what status reads of a big cluster.
@@ -30,7 +29,7 @@ const (
 // askCluster adds what the API server knows about nodes and pods. What keeps it from being asked is a problem only
 // when the process says that it is ready.
 func askCluster(ctx context.Context, t *config.Tool, r *status.Report, now time.Time) {
-	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	state, err := readCluster(ctx, t, now)
 	switch {
