@@ -69,5 +69,8 @@ build_shared "$stage/nftables/protocols.so" cmd/nft/protocols.c
 for link in containerd-shim-runc-v2 coracle-cni; do ln -sfn coracle-helper "$stage/$link"; done
 for link in kubectl ctr helm; do ln -sfn coracle-tools "$stage/$link"; done
 
-"$GO" run -buildvcs=false ./internal/embedded/pack -stage "$stage" -out "internal/embedded/files/$arch" -cache "$work/../zst" \
-  -pause "$work/pause" -pause-image "$pause_image" -arch "$arch"
+# Level 19 takes a minute of two processors: releases only.
+level=12
+[ -z "${TRIMPATH:-}" ] || level=19
+"$GO" run -buildvcs=false ./internal/embedded/pack -level "$level" -stage "$stage" -out "internal/embedded/files/$arch" \
+  -cache "$work/../zst" -pause "$work/pause" -pause-image "$pause_image" -arch "$arch"

@@ -21,20 +21,18 @@ import (
 	"github.com/coracle-k8s/coracle/internal/imagetar"
 )
 
-// level is the strongest one whose window the unpacking side's memory bound allows.
-const level = "-19"
-
 func main() {
 	stage := flag.String("stage", "", "folder with the programs")
 	out := flag.String("out", "", "folder to write the set to")
-	cache := flag.String("cache", "", "folder that keeps compressed files by hash")
+	cache := flag.String("cache", "", "folder that keeps compressed files by level and hash")
+	level := flag.Int("level", 19, "zstd's level; 19 is the strongest whose window the unpacking side's memory bound allows")
 	pause := flag.String("pause", "", "the pause program, to be put into an image as STAGE/pause.tar")
 	name := flag.String("pause-image", "", "the image's name")
 	arch := flag.String("arch", "", "the image's processor, in Go's words")
 	flag.Parse()
 	err := pauseImage(*pause, *name, *arch, filepath.Join(*stage, "pause.tar"))
 	if err == nil {
-		err = pack(*stage, *out, *cache)
+		err = pack(*stage, *out, *cache, *level)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "pack:", err)
@@ -55,7 +53,7 @@ func pauseImage(program, name, arch, dst string) error {
 }
 
 // pack compresses what is new, removes what is gone, and writes the index last.
-func pack(stage, out, cache string) error {
+func pack(stage, out, cache string, level int) error {
 	for _, dir := range []string{out, cache} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -72,8 +70,8 @@ func pack(stage, out, cache string) error {
 		}
 		dst := filepath.Join(out, e.Path+index.Suffix)
 		want[dst] = true
-		compressed := filepath.Join(cache, e.SHA256+index.Suffix)
-		if err := compress(filepath.Join(stage, e.Path), compressed); err != nil {
+		compressed := filepath.Join(cache, fmt.Sprintf("%d-%s%s", level, e.SHA256, index.Suffix))
+		if err := compress(filepath.Join(stage, e.Path), compressed, level); err != nil {
 			return fmt.Errorf("compress %s: %w", e.Path, err)
 		}
 		if err := copyIfDifferent(compressed, dst); err != nil {
@@ -131,12 +129,12 @@ func describe(p string, e *index.Entry) error {
 	return nil
 }
 
-func compress(src, dst string) error {
+func compress(src, dst string, level int) error {
 	if _, err := os.Stat(dst); err == nil {
 		return nil
 	}
 	tmp := dst + ".tmp"
-	cmd := exec.Command("zstd", level, "--check", "--quiet", "--force", "-T0", "-o", tmp, src)
+	cmd := exec.Command("zstd", fmt.Sprintf("-%d", level), "--check", "--quiet", "--force", "-T0", "-o", tmp, src)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%v: %w (Debian's package is zstd)", cmd.Args, err)
