@@ -8,17 +8,20 @@ import (
 	"time"
 )
 
-// repeatInterval is how often a message of provoked has a line.
+// repeatInterval is how often a message of frequent has a line.
 const repeatInterval = 10 * time.Second
 
-// provoked are messages of upstream's that any client can cause with each request that it sends, without an identity.
-var provoked = map[string]bool{
+// frequent are messages of upstream's of which one tells as much as a hundred.
+var frequent = map[string]bool{
+	// Any client can cause these with each request that it sends, without an identity.
 	"Unable to authenticate the request":                 true, // the API server's
 	"Unable to authenticate the request due to an error": true, // the kubelet's
+	// Each of 130 watches ends with this when a server loses its leader.
+	"watch chan error: etcdserver: no leader": true,
 }
 
-// repeats bounds the lines of provoked messages, so that a client cannot drive all other lines out of the log files.
-// Its zero value is ready.
+// repeats bounds the lines of frequent messages, so that they cannot drive all other lines out of the log files. Its
+// zero value is ready.
 type repeats struct {
 	mu    sync.Mutex
 	lines map[string]repeated
@@ -32,7 +35,7 @@ type repeated struct {
 // bound says whether the record is to be left out, and adds to one that is not how many of the same message were since
 // its last line.
 func (b *repeats) bound(r *slog.Record) (drop bool) {
-	if !provoked[r.Message] {
+	if !frequent[r.Message] {
 		return false
 	}
 	b.mu.Lock()

@@ -8,14 +8,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// TestProvokedLinesAreBounded: a client that sends one wrong token after the other causes one line in ten seconds, and
-// other lines are all there.
-func TestProvokedLinesAreBounded(t *testing.T) {
+// TestFrequentLinesAreBounded: a client that sends one wrong token after the other causes one line in ten seconds, so do
+// the watches of a server that loses its leader, and other lines are all there.
+func TestFrequentLinesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, read := setup(t, config.Logging{})
 		for range 1000 {
@@ -24,7 +25,11 @@ func TestProvokedLinesAreBounded(t *testing.T) {
 		}
 		klog.ErrorS(nil, "something else")
 		klog.ErrorS(nil, "something else")
+		for range 130 {
+			klog.Errorf("watch chan error: %v", rpctypes.ErrNoLeader)
+		}
 		line := `ERROR Unable to authenticate the request err="invalid bearer token"`
-		expect(t, read(), line, line+" repeated=499", "ERROR something else", "ERROR something else")
+		expect(t, read(), line, line+" repeated=499", "ERROR something else", "ERROR something else",
+			"ERROR watch chan error: etcdserver: no leader")
 	})
 }
