@@ -21,6 +21,8 @@ const (
 	// percentage for load allows. More would save little time, and at its largest a heap is as scattered as it will
 	// stay: Go moves nothing, and a page of which one object lives on is not given back.
 	busyRoom = 64 << 20
+	// startRoom is how many bytes of garbage may pile up before the first collection.
+	startRoom = 64 << 20
 	// busyMost is how many bytes may where so much lives that half of it would be more, down to busyLeast percent. A
 	// server of a thousand nodes with ten thousand pods has 600 MB: with 160 MB of garbage 36% of its processor time
 	// under load was the collector's.
@@ -45,7 +47,7 @@ const (
 // much behind, so it never wakes an idle process. A nil Pacer chooses nothing, and no burst of work ends for it.
 type Pacer struct {
 	idle, busy int  // GOGC values, percent
-	begun      bool // there was a collection
+	begun      bool // the start is over
 	now        func() time.Time
 	set        func(percent int)
 	// heap tells how many collections Go began of its own accord, and of how many bytes Go takes its percentage: those
@@ -67,14 +69,16 @@ type Pacer struct {
 // stopper is a time.Timer.
 type stopper interface{ Stop() bool }
 
-// NewPacer sets the value for a start, which holds until the first collection, and starts to sample. now is the clock.
+// NewPacer sets the value for a start, which holds until the first collection or Rest, and starts to sample. now is the
+// clock.
 func NewPacer(start, idle, busy int, now func() time.Time) *Pacer {
 	p := &Pacer{
 		idle: idle, busy: busy, now: now, set: func(percent int) { debug.SetGCPercent(percent) }, heap: heap, last: now(),
 		after: func(d time.Duration, f func()) stopper { return time.AfterFunc(d, f) }, over: make(chan struct{}, 1),
 	}
-	p.counted, _ = heap()
-	p.change(start)
+	var live uint64
+	p.counted, live = heap()
+	p.change(atStart(start, live))
 	p.arm()
 	return p
 }
@@ -108,7 +112,14 @@ func (p *Pacer) Rest() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, live := p.heap()
+	p.begun = true
 	p.change(atRest(p.idle, live))
+}
+
+// atStart returns the percentage for a start, given the one for a process that has collected nothing yet and how many
+// bytes live: there may have been collections before a Pacer was made, as of an agent that waited for a server.
+func atStart(start int, live uint64) int {
+	return min(start, int(startRoom*100/max(live, 1)))
 }
 
 // sentinel is garbage whose finalizer tells that a collection has ended. It is large enough to be an allocation of its

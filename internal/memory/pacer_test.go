@@ -5,6 +5,7 @@ package memory
 import (
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -45,6 +46,36 @@ func TestPacer(t *testing.T) {
 	}
 	if len(set) != 19 {
 		t.Errorf("set to %v: a value that does not change is not set again", set)
+	}
+}
+
+// TestStart: before the first collection 64 MB of garbage pile up at most, however much lives by then.
+func TestStart(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	kept := make([]byte, 32<<20)
+	runtime.GC()
+	NewPacer(1600, 25, 100, time.Now)
+	goal := []metrics.Sample{{Name: "/gc/heap/goal:bytes"}}
+	metrics.Read(goal)
+	_, live := heap()
+	runtime.KeepAlive(kept)
+	if most := live + startRoom; goal[0].Value.Uint64() > most {
+		t.Errorf("the first collection is at %d MB of heap, want %d MB at most", goal[0].Value.Uint64()>>20, most>>20)
+	}
+}
+
+// TestRestEndsAStart: the first collection after Rest does not set the percentage for load.
+func TestRestEndsAStart(t *testing.T) {
+	now, collections, set := time.Unix(0, 0), uint64(0), 0
+	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, set: func(n int) { set = n },
+		heap: func() (uint64, uint64) { return collections, 40 << 20 }, last: now,
+		after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }}
+	p.change(1600) // as NewPacer does
+	p.Rest()
+	now, collections = now.Add(time.Minute), 1
+	p.afterCollection()
+	if set != 25 {
+		t.Errorf("%d%% a minute after Rest, want 25%%", set)
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// crdPatience bounds the wait for a new kind to be served; later it is a matter of trying again.
+// crdPatience bounds the wait for a file's new kinds to be served; later it is a matter of trying again.
 const crdPatience = 10 * time.Second
 
 // applyFile applies a file's objects. One that fails does not keep the others from being applied, as with kubectl.
@@ -51,12 +51,14 @@ func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 // setNamespaces sets the namespace of objects that need one and have none. A kind that is not known yet is one that a
 // CRD in the folder may bring; its objects are recorded as written.
 func (m *Manifests) setNamespaces(ctx context.Context, objects []object) ([]ref, error) {
+	patience, cancel := context.WithTimeout(ctx, crdPatience) // for all of them: other files wait meanwhile
+	defer cancel()
 	for _, o := range objects {
 		mapping, err := m.mapping(o.Unstructured)
 		switch {
 		case meta.IsNoMatchError(err):
 			if m.o.Want != nil && m.o.Want(o.GroupVersionKind().GroupKind()) {
-				m.awaitKind(ctx, o)
+				m.awaitKind(patience, o)
 			}
 		case err != nil:
 			return nil, err
@@ -67,20 +69,19 @@ func (m *Manifests) setNamespaces(ctx context.Context, objects []object) ([]ref,
 	return refs(objects), nil
 }
 
-// awaitKind waits until a kind is served that is on its way.
+// awaitKind waits until a kind is served that is on its way. One that is served in other versions alone has come.
 func (m *Manifests) awaitKind(ctx context.Context, o object) {
-	ctx, cancel := context.WithTimeout(ctx, crdPatience)
-	defer cancel()
 	for {
-		m.mapper.Reset()
 		mapping, err := m.mapping(o.Unstructured)
 		if err == nil {
 			setNamespace(o.Unstructured, mapping)
 			return
 		}
-		if !timers.Sleep(ctx, 100*time.Millisecond) {
+		_, other := m.mapper.RESTMapping(o.GroupVersionKind().GroupKind())
+		if other == nil || !timers.Sleep(ctx, 100*time.Millisecond) {
 			return // applying says what is wrong, and is tried again
 		}
+		m.mapper.Reset()
 	}
 }
 

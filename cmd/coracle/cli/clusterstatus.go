@@ -29,8 +29,6 @@ const (
 // askCluster adds what the API server knows about nodes and pods. What keeps it from being asked is a problem only
 // when the process says that it is ready.
 func askCluster(ctx context.Context, t *config.Tool, r *status.Report, now time.Time) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
 	state, err := readCluster(ctx, t, now)
 	switch {
 	case err == nil:

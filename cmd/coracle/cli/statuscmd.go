@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,8 +56,7 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 	switch {
 	case err == nil:
 		if r.Role == "server" && !r.Stopping {
-			askCluster(ctx, t, r, time.Now())
-			addServers(ctx, t, r)
+			askOthers(ctx, t, r)
 		}
 		r.Problems = append(r.Problems, diskProblems(t.Paths)...)
 		return r, nil
@@ -75,9 +75,21 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 	return r, nil
 }
 
-// addServers adds what this server knows of all of them. Without an answer the parts' states say why.
-func addServers(ctx context.Context, t *config.Tool, r *status.Report) {
-	s, err := askServers(ctx, t)
+// askOthers adds what the API server and this server know of the cluster. Both are asked at once: without a quorum the
+// API server may answer nothing for as long as status waits, and then the servers say why.
+func askOthers(ctx context.Context, t *config.Tool, r *status.Report) {
+	var servers *status.Servers
+	var err error
+	var asking sync.WaitGroup
+	asking.Go(func() { servers, err = askServers(ctx, t) })
+	askCluster(ctx, t, r, time.Now())
+	asking.Wait()
+	addServers(r, servers, err)
+}
+
+// addServers adds what this server knows of all of them, or why it does not say so. Without an answer the parts' states
+// say why.
+func addServers(r *status.Report, s *status.Servers, err error) {
 	if err != nil {
 		if !r.Ready.IsZero() {
 			r.Problems = append(r.Problems, fmt.Sprintf("this server does not say how the others are: %v", err))

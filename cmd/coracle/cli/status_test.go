@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
+
+// TestStatusWhileTheAPIServerHangs: status tells of the servers though the API server answers nothing, as without a
+// quorum.
+func TestStatusWhileTheAPIServerHangs(t *testing.T) {
+	asked := make(chan struct{})
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-asked:
+		case <-r.Context().Done():
+			t.Error("the servers are asked only when the API server was given up")
+		}
+		http.Error(w, "no leader", http.StatusServiceUnavailable)
+	}))
+	defer api.Close()
+	dir := t.TempDir()
+	p := config.Paths{AdminSocket: filepath.Join(dir, "admin.sock"), AdminKubeconfig: filepath.Join(dir, "admin.kubeconfig"),
+		TokenFile: filepath.Join(dir, "token"), AgentTokenFile: filepath.Join(dir, "agent-token"), DataDir: dir}
+	testenv.NoError(t, writeAdmin(p, api.URL))
+	var once sync.Once
+	say := func(w http.ResponseWriter, v any) { testenv.Check(t, json.NewEncoder(w).Encode(v)) }
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		say(w, status.Report{Running: true, Role: "server", Ready: time.Now()})
+	})
+	mux.HandleFunc("GET "+status.ServersPath, func(w http.ResponseWriter, _ *http.Request) {
+		say(w, status.Servers{Servers: []status.ClusterServer{{Name: "board1"}, {Name: "board2"}}, Problems: []string{"board2 is silent"}})
+		once.Do(func() { close(asked) })
+	})
+	socket := testenv.Must(net.Listen("unix", p.AdminSocket))(t)
+	admin := httptest.NewUnstartedServer(mux)
+	testenv.NoError(t, admin.Listener.Close())
+	admin.Listener = socket
+	admin.Start()
+	defer admin.Close()
+	r := testenv.Must((&App{}).findStatus(t.Context(), &config.Tool{Paths: p}))(t)
+	if r.Servers == nil || len(r.Servers.Servers) != 2 {
+		t.Errorf("status says of the servers %v; problems: %q", r.Servers, r.Problems)
+	}
+}
