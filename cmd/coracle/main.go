@@ -22,8 +22,9 @@ import (
 
 // gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load, which
 // a start is too, it is Go's own default as long as the heap is small (memory.Pacer). In a control group with little
-// memory less piles up. Until 32 MB are allocated, which a start needs, none is collected: Go takes the percentage of 4
-// MB there, and would look at what lives four times on the way. With 64 MB the start takes as long, and 5 MB more stay. GOGC in the environment overrides all.
+// memory less piles up. At a start some 4 MB live, and 32 MB of garbage may pile up before the first collection: with
+// less, Go would look at what lives four times on the way, and with twice as much the start takes as long and 5 MB more
+// stay. GOGC in the environment overrides all.
 const (
 	gcPercentStart     = 800
 	gcPercent          = 25

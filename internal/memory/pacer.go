@@ -22,7 +22,7 @@ const (
 	// stay: Go moves nothing, and a page of which one object lives on is not given back.
 	busyRoom = 64 << 20
 	// startRoom is how many bytes of garbage may pile up before the first collection.
-	startRoom = 64 << 20
+	startRoom = 32 << 20
 	// busyMost is how many bytes may where so much lives that half of it would be more, down to busyLeast percent. A
 	// server of a thousand nodes with ten thousand pods has 600 MB: with 160 MB of garbage 36% of its processor time
 	// under load was the collector's.

@@ -18,7 +18,7 @@ func TestPacer(t *testing.T) {
 	var collections, live uint64
 	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, set: func(n int) { set = append(set, n) },
 		heap: func() (uint64, uint64) { return collections, live }, last: now, after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }}
-	p.change(1600) // as NewPacer does
+	p.change(800) // as NewPacer does
 	for i, step := range []struct {
 		after     time.Duration
 		automatic uint64
@@ -26,7 +26,7 @@ func TestPacer(t *testing.T) {
 		want      int
 	}{
 		// A start's is over with the first collection, however late that is.
-		{0, 0, 40, 1600}, {3 * time.Second, 1, 40, 100}, {11 * time.Second, 1, 40, 25},
+		{0, 0, 40, 800}, {3 * time.Second, 1, 40, 100}, {11 * time.Second, 1, 40, 25},
 		{5 * time.Second, 1, 40, 25}, {time.Second, 1, 40, 100}, {5 * time.Second, 1, 40, 100}, {11 * time.Second, 1, 40, 25}, {3 * time.Second, 1, 40, 25},
 		// Trim collects twice, one right after the other. The next collection is a long time after the last that
 		// counts.
@@ -49,12 +49,12 @@ func TestPacer(t *testing.T) {
 	}
 }
 
-// TestStart: before the first collection 64 MB of garbage pile up at most, however much lives by then.
+// TestStart: before the first collection 32 MB of garbage pile up at most, however much lives by then.
 func TestStart(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
 	kept := make([]byte, 32<<20)
 	runtime.GC()
-	NewPacer(1600, 25, 100, time.Now)
+	NewPacer(800, 25, 100, time.Now)
 	goal := []metrics.Sample{{Name: "/gc/heap/goal:bytes"}}
 	metrics.Read(goal)
 	_, live := heap()
@@ -70,7 +70,7 @@ func TestRestEndsAStart(t *testing.T) {
 	p := &Pacer{idle: 25, busy: 100, now: func() time.Time { return now }, set: func(n int) { set = n },
 		heap: func() (uint64, uint64) { return collections, 40 << 20 }, last: now,
 		after: func(time.Duration, func()) stopper { return time.NewTimer(time.Hour) }}
-	p.change(1600) // as NewPacer does
+	p.change(800) // as NewPacer does
 	p.Rest()
 	now, collections = now.Add(time.Minute), 1
 	p.afterCollection()
