@@ -40,9 +40,9 @@ const (
 
 var podAddrs = []string{"10.42.0.2", "10.42.0.6"}
 
-// TestKernel runs in a second kernel, Debian's User-Mode Linux, which has IPVS. It lacks nftables for IP, so that what
-// is here is IPVS itself; the rules beside it are in proxy's TestServiceCases.
-func TestKernel(t *testing.T) {
+// TestServicesInAKernelWithIPVS runs in a second kernel, Debian's User-Mode Linux, which has IPVS. It lacks nftables
+// for IP, so that what is here is IPVS itself; the rules beside it are in proxy's TestServiceCases.
+func TestServicesInAKernelWithIPVS(t *testing.T) {
 	if !uml.Inside() {
 		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)

@@ -23,9 +23,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRules tries the rules beside IPVS on the machine's own kernel, which need not have IPVS: programs of the node's
-// stand where IPVS would, at the Services' addresses, and say who came.
-func TestRules(t *testing.T) {
+// TestRulesBesideIPVS tries the rules beside IPVS on the machine's own kernel, which need not have IPVS: programs of
+// the node's stand where IPVS would, at the Services' addresses, and say who came.
+func TestRulesBesideIPVS(t *testing.T) {
 	netns.RequireNFT(t)
 	outside, pod := netns.New(t), netns.New(t)
 	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
