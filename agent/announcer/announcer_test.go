@@ -93,7 +93,7 @@ func (b *bed) announces(want ...netip.Addr) {
 	})
 }
 
-func TestAnnouncer(t *testing.T) {
+func TestOwnAddressesAreAnnounced(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	b := newBed(t)
 	stop := testenv.Run(t, b.a.Run)

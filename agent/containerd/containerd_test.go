@@ -127,7 +127,7 @@ func TestServerConfig(t *testing.T) {
 	}
 }
 
-func TestRelease(t *testing.T) {
+func TestContainerdReleaseIsKnown(t *testing.T) {
 	if got := release(version.Version); strings.Contains(got, "unknown") || !strings.HasPrefix(got, "2.") {
 		t.Errorf("nodes would show containerd://%s", got)
 	}

@@ -158,7 +158,7 @@ func TestNodesAddressesChange(t *testing.T) {
 	eventually(t, "one process listens", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
 }
 
-func TestBackoff(t *testing.T) {
+func TestRestartBackoffResetsAfterAMinute(t *testing.T) {
 	var b backoff
 	var got []time.Duration
 	for _, lived := range []time.Duration{2 * time.Minute, 0, 0, 0, 0, 0, 0, 0, 0, time.Minute, 0} {
@@ -169,8 +169,8 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-// TestProbe: an empty commit leaves the table as it is.
-func TestProbe(t *testing.T) {
+// TestProbeLeavesTableAndFindsStoppedProxy: an empty commit leaves the table as it is.
+func TestProbeLeavesTableAndFindsStoppedProxy(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	for range 3 {

@@ -140,8 +140,8 @@ func (s *servers) options(dir string) joining.Options {
 	}
 }
 
-// TestJoin follows a machine through its first start and later ones.
-func TestJoin(t *testing.T) {
+// TestJoinByTokenThenByCertificate follows a machine through its first start and later ones.
+func TestJoinByTokenThenByCertificate(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
 	n := testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
 	if n.Settings.Domain != "cluster.local" || len(s.joins) != 1 || s.joins[0].Joined {

@@ -34,7 +34,7 @@ func mustServer(t *testing.T, o Options) *options.KubeletServer {
 	return testenv.Must(newServer(o))(t)
 }
 
-func TestDefaults(t *testing.T) {
+func TestKubeletDefaults(t *testing.T) {
 	s := mustServer(t, testOptions())
 	for name, ok := range map[string]bool{
 		"anonymous callers are refused":        !s.Authentication.Anonymous.Enabled,
@@ -74,8 +74,7 @@ func TestHardeningIsOnesOwn(t *testing.T) {
 	}
 }
 
-// TestPorts: the ports are those of the finished configuration, flags and files included.
-func TestPorts(t *testing.T) {
+func TestPortsAreThoseOfFinishedConfiguration(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubelet.yaml")
 	testenv.NoError(t,
 		os.WriteFile(file, []byte("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nreadOnlyPort: 10255\n"), 0o600))
@@ -102,7 +101,7 @@ func TestLeaseDuration(t *testing.T) {
 	}
 }
 
-func TestPrecedence(t *testing.T) {
+func TestFlagBeatsDropInBeatsFile(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "kubelet.yaml")
 	write(t, file, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 20\npodsPerCore: 3\nevictionHard: {memory.available: 50Mi}\nfeatureGates: {EventedPLEG: false}\n")
@@ -134,7 +133,7 @@ func TestPrecedence(t *testing.T) {
 	testenv.Equal(t, mustServer(t, o).PodsPerCore, 4, "drop-ins of a folder that is named by config_dir do not count: podsPerCore")
 }
 
-func TestMistakes(t *testing.T) {
+func TestMistakenKubeletConfigurationIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	unknown := filepath.Join(dir, "unknown.yaml")
 	write(t, unknown, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPodz: 20\n")
@@ -201,7 +200,7 @@ func TestCheckArgs(t *testing.T) {
 	}
 }
 
-func TestPreflight(t *testing.T) {
+func TestPreflightNamesEveryObstacle(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	testenv.NoError(t, err)
 	defer l.Close()

@@ -49,7 +49,7 @@ func mirror(t *testing.T) *httptest.Server {
 	return server
 }
 
-func TestRelay(t *testing.T) {
+func TestRelayServesMirrorWithRewritesAndCredentials(t *testing.T) {
 	server := mirror(t)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	testenv.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))

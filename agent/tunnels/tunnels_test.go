@@ -85,7 +85,7 @@ func wait(t *testing.T, f *fakeServer) *nodetunnel.Session {
 	return f.session()
 }
 
-func TestRun(t *testing.T) {
+func TestTunnelFollowsServersAndCertificates(t *testing.T) {
 	dir := t.TempDir()
 	ca, err := testca.New(dir)
 	testenv.NoError(t, err)
@@ -193,7 +193,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-func TestAllowed(t *testing.T) {
+func TestOnlyNodesOwnAddressesAndPodsAreDialed(t *testing.T) {
 	o := Options{NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.7")}}
 	if o.allowed(netip.MustParseAddrPort("10.42.1.5:80")) {
 		t.Error("a pod's address before the pods' network is known")
