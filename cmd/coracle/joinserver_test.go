@@ -21,8 +21,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestContradictions: what a server was given has to be what its cluster has; what it was not given does not matter.
-func TestContradictions(t *testing.T) {
+// TestJoiningServerMustAgreeWithTheCluster: what a server was given has to be what its cluster has; what it was not
+// given does not matter.
+func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 	network := func(text string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(text)} }
 	c := func(pods string, given ...string) *config.Server {
 		return &config.Server{

@@ -19,8 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestHooks lets hooks hang and fail, at each end of a release's life.
-func TestHooks(t *testing.T) {
+// TestStalledOrFailedHookFailsTheRelease lets hooks hang and fail, at each end of a release's life.
+func TestStalledOrFailedHookFailsTheRelease(t *testing.T) {
 	tt := newTester(t)
 	req := tt.request(web("1.0.0").With("templates/hook.yaml", fmt.Sprintf(hook, "pre-install,pre-upgrade")))
 	req.Timeout, req.FailurePolicy = time.Second, helmjob.Retry

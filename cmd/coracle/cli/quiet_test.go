@@ -35,7 +35,7 @@ func (b *buffer) take() string {
 	return b.b.String()
 }
 
-func TestQuiet(t *testing.T) {
+func TestUpstreamsComplaintsAreHeldWhileStarting(t *testing.T) {
 	t.Setenv("JOURNAL_STREAM", "8:1")
 	const complaint, late = "ERROR complaint\n", "WARN  not ready yet; what was said meanwhile follows after=20s\n"
 	cases := map[string]struct {

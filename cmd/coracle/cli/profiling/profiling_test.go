@@ -37,7 +37,7 @@ func unpacked(t *testing.T, w *httptest.ResponseRecorder) string {
 // waitHere is a goroutine whose name a test can look for.
 func waitHere(c chan struct{}) { <-c }
 
-func TestStacks(t *testing.T) {
+func TestStacksAreListedAndGrouped(t *testing.T) {
 	c := make(chan struct{})
 	defer close(c)
 	for range 3 {
@@ -61,7 +61,7 @@ func allocate() {
 	}
 }
 
-func TestHeap(t *testing.T) {
+func TestHeapProfileNamesTheHolder(t *testing.T) {
 	allocate()
 	defer func() { held = nil }()
 	if text := unpacked(t, ask(t.Context(), HeapPath)); !strings.Contains(text, "profiling.allocate") || !strings.Contains(text, "inuse_space") {
@@ -78,7 +78,7 @@ func TestHeapWithoutSamples(t *testing.T) {
 	}
 }
 
-func TestProfile(t *testing.T) {
+func TestProcessorProfileTakesOneToSixHundredSeconds(t *testing.T) {
 	if text := unpacked(t, ask(t.Context(), ProfilePath+"?seconds=1")); !strings.Contains(text, "nanoseconds") {
 		t.Error("the profile has no processor time")
 	}
