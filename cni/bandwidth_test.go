@@ -134,7 +134,7 @@ func (n *node) limits(p *pod) string {
 	return strings.Join(out, "\n")
 }
 
-func TestBandwidth(t *testing.T) {
+func TestBandwidthIsLimitedBothWays(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	free, both, in := n.pod("free"), n.limited("both", 80e6, 8e6), n.limited("in", 8e9, 0)
 	for _, p := range []*pod{both, in} {

@@ -87,7 +87,7 @@ route fd42::2/128 dev vethcora
 	}
 }
 
-func TestDifference(t *testing.T) {
+func TestHostDriftIsRepaired(t *testing.T) {
 	in := hostInput{bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24"), serviceCIDRs: prefixes("10.43.0.0/16"), pods: []*record{testRecord("a", "10.42.7.2")}}
 	asWanted := func(change func(put func(object), drop func(id string))) map[string]object {
 		have := map[string]object{}

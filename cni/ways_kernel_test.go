@@ -403,9 +403,9 @@ func TestChecksumsOfAnAdministrator(t *testing.T) {
 	s.meets()
 }
 
-// TestChecksums: the device leaves checksums to the processor where it is set to, and says so. To ask it takes no
-// megabytes: nodes do so twice a minute.
-func TestChecksums(t *testing.T) {
+// TestDeviceLeavesChecksumsToTheProcessor: the device leaves checksums to the processor where it is set to, and says
+// so. To ask it takes no megabytes: nodes do so twice a minute.
+func TestDeviceLeavesChecksumsToTheProcessor(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
 	s.passAll()
 	want := checksums{deviceVXLAN4}

@@ -181,8 +181,9 @@ func TestWireGuardPeerComesBack(t *testing.T) {
 	n.encryptedBy(kernelHasWireGuard(t))
 }
 
-// TestDigest: what another program may change is noticed, and where a peer was heard of last is not.
-func TestDigest(t *testing.T) {
+// TestDigestChangesWithConfigurationOnly: what another program may change is noticed, and where a peer was heard of
+// last is not.
+func TestDigestChangesWithConfigurationOnly(t *testing.T) {
 	device := func(change func(*wgtypes.Device)) [32]byte {
 		d := &wgtypes.Device{PrivateKey: testKey(1), ListenPort: 51820}
 		for i := range byte(2) {

@@ -125,8 +125,8 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 	}
 }
 
-// TestEndpoints: who waits for whom follows from the addresses at which both are found.
-func TestEndpoints(t *testing.T) {
+// TestPersistentKeepaliveFollowsAddresses: who waits for whom follows from the addresses at which both are found.
+func TestPersistentKeepaliveFollowsAddresses(t *testing.T) {
 	const away, home, other = "203.0.113.3", "203.0.113.2", "10.0.0.3"
 	for _, c := range []struct {
 		name, own, external, peerAddrs string

@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestFraming(t *testing.T) {
+func TestRequestsAreFramed(t *testing.T) {
 	var buf bytes.Buffer
 	for _, command := range []string{CommandAdd, CommandDel} {
 		testenv.NoError(t, Write(&buf, Request{Command: command, Config: json.RawMessage(`{"a":1}`)}))
