@@ -75,7 +75,7 @@ func helmAPI(t *testing.T) http.HandlerFunc {
 	}
 }
 
-func TestReleases(t *testing.T) {
+func TestReleasesAreListedWithinBounds(t *testing.T) {
 	s := consoleOf(t, helmAPI(t))
 	code, text, _ := roundTrip(t, s, "GET", "/helm?namespace=a", "", asUser...)
 	var got releasesAnswer
@@ -97,7 +97,7 @@ func TestReleases(t *testing.T) {
 	}
 }
 
-func TestRelease(t *testing.T) {
+func TestReleaseIsReadByNameAndRevision(t *testing.T) {
 	s := consoleOf(t, helmAPI(t))
 	for query, want := range map[string]struct {
 		code, revision int

@@ -70,7 +70,7 @@ func searchFor(t *testing.T, conn *websocket.Conn, id int64, text string, paths 
 	}
 }
 
-func TestSearch(t *testing.T) {
+func TestSearchIsBounded(t *testing.T) {
 	var most atomic.Int64
 	s := consoleOf(t, searchAPI(t, &most))
 	conn, _ := tab(t, s, "good", nil)
