@@ -53,8 +53,8 @@ func (s shelf) mustSum(name string) string {
 	return sum
 }
 
-// TestFiles: a chart is told by what is in it, and is read no more often than it changes.
-func TestFiles(t *testing.T) {
+// TestChartFileIsKnownByItsContent: a chart is told by what is in it, and is read no more often than it changes.
+func TestChartFileIsKnownByItsContent(t *testing.T) {
 	s := newShelf(t)
 	path := s.put(1, "web.tgz", "one", testNow)
 	one := s.mustSum("web.tgz")

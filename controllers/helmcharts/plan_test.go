@@ -85,8 +85,8 @@ func TestOldestChartOwnsTheRelease(t *testing.T) {
 	}
 }
 
-// TestLimit: a process gets some time with every timeout.
-func TestLimit(t *testing.T) {
+// TestProcessLimitIsLongerThanTheTimeout: a process gets some time with every timeout.
+func TestProcessLimitIsLongerThanTheTimeout(t *testing.T) {
 	for timeout, want := range map[time.Duration]time.Duration{
 		0: 55 * time.Minute, time.Second: 5*time.Minute + 10*time.Second, math.MaxInt64: 10*longest + 5*time.Minute,
 	} {
@@ -94,7 +94,7 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-func TestDecide(t *testing.T) {
+func TestDecideNamesNextStepAndCondition(t *testing.T) {
 	early := testNow.Add(time.Minute)
 	for _, tc := range []struct {
 		name  string
@@ -201,8 +201,9 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-// TestConditions: k3s' conditions mean what they mean there, and a condition that stays has the time of its beginning.
-func TestConditions(t *testing.T) {
+// TestConditionsMeanWhatTheyMeanInK3s: k3s' conditions mean what they mean there, and a condition that stays has the
+// time of its beginning.
+func TestConditionsMeanWhatTheyMeanInK3s(t *testing.T) {
 	of := func(v *View, kind string) metav1.ConditionStatus {
 		return meta.FindStatusCondition(Decide(v).Status.Conditions, kind).Status
 	}
@@ -286,7 +287,7 @@ func TestFailuresBackOff(t *testing.T) {
 	}
 }
 
-func TestClip(t *testing.T) {
+func TestLongMessageIsClippedBetweenRunes(t *testing.T) {
 	long := strings.Repeat("ä", maxMessage)
 	if got := clip(long); len(got) > maxMessage+len("…") || !strings.HasSuffix(got, "ä…") {
 		t.Errorf("%d bytes, ending in %q", len(got), got[len(got)-8:])

@@ -59,7 +59,7 @@ func awaitAddresses(t *testing.T, client *fake.Clientset, service, want string) 
 	})
 }
 
-func TestController(t *testing.T) {
+func TestControllerPublishesAddressesAndConflicts(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	ctx := t.Context()
 	client := fake.NewClientset(testService("web", 0), testNode("a", "10.0.0.1"), testNode("b", "10.0.0.2"))

@@ -149,7 +149,7 @@ func TestPlansArePeaceful(t *testing.T) {
 	}
 }
 
-func TestAssign(t *testing.T) {
+func TestHolderIsReplacedOnlyWhenUnresponsive(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
 	both := map[netip.Addr][]string{a: {"m", "n"}, b: {"m", "n"}}
 	silent := map[string]bool{}
@@ -217,7 +217,7 @@ func TestTakersProve(t *testing.T) {
 	}
 }
 
-func TestCandidates(t *testing.T) {
+func TestCandidatesAreOnTheNetworkAndHaveEndpoints(t *testing.T) {
 	m, n, far := testNode("m", "10.0.0.1"), testNode("n", "10.0.0.2"), testNode("far", "10.1.0.2")
 	for _, x := range []*corev1.Node{m, n} {
 		x.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24,fd00::/64"}
@@ -231,7 +231,7 @@ func TestCandidates(t *testing.T) {
 	}
 }
 
-func TestRanges(t *testing.T) {
+func TestAddressRangesAreParsed(t *testing.T) {
 	for in, want := range map[string]string{
 		"10.0.0.5": "10.0.0.5-10.0.0.5", "10.0.0.5-10.0.0.9": "10.0.0.5-10.0.0.9", "10.0.0.5 - 10.0.0.9": "10.0.0.5-10.0.0.9", "10.0.0.8/30": "10.0.0.9-10.0.0.10",
 		"10.0.0.8/31": "10.0.0.8-10.0.0.9", "fd00::/126": "fd00::-fd00::3", "10.0.0.9-10.0.0.5": "", "10.0.0.5-fd00::1": "", "x": "", "10.0.0.0/33": "",

@@ -66,7 +66,7 @@ func poolsAs(pools []Pool) string {
 	return strings.Join(out, "; ")
 }
 
-func TestPools(t *testing.T) {
+func TestPoolsThatOverlapOrAreInvalidAreRefused(t *testing.T) {
 	networks := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	for name, c := range map[string]struct {
 		flag    string

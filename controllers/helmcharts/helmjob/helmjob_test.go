@@ -73,7 +73,7 @@ func request(namespace string) *Request {
 	}
 }
 
-func TestRun(t *testing.T) {
+func TestRunReturnsChildsResultOrFailure(t *testing.T) {
 	r, _ := runner(t)
 	got, err := r.Run(t.Context(), request("default"))
 	if err != nil || got.Failed() || got.Action != Installed || got.Message != "a: <b>\n" {
@@ -108,7 +108,7 @@ func (h hung) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func TestStop(t *testing.T) {
+func TestStalledChildEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
 	r, _ := runner(t)
@@ -116,7 +116,7 @@ func TestStop(t *testing.T) {
 	testenv.WantError(t, testenv.Err(r.Run(ctx, request("hang"))), "the term is over")
 }
 
-func TestValidate(t *testing.T) {
+func TestInvalidRequestIsRefused(t *testing.T) {
 	for name, change := range map[string]func(*Request){
 		"operation":  func(r *Request) { r.Operation = "sail" },
 		"socket":     func(r *Request) { r.Socket = "" },
