@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestUpstreams(t *testing.T) {
+func TestUpstreamsLeaveOutOwnAddresses(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "resolv.conf")
 	clusterIPs := []netip.Addr{netip.MustParseAddr("10.43.0.10")}
