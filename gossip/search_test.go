@@ -258,9 +258,9 @@ func on(a *air, lost func() bool) func(*Options) {
 	}
 }
 
-// TestSearch: a machine that knows no address finds the servers by multicast, as long as it is lost, and is
-// silent then.
-func TestSearch(t *testing.T) {
+// TestIsolatedMachineSearchesUntilFound: a machine that knows no address finds the servers by multicast, as long as it
+// is lost, and is silent then.
+func TestIsolatedMachineSearchesUntilFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, a := newGroup(t), &air{}
 		never := func() bool { return false }
@@ -380,8 +380,8 @@ func TestFoundByName(t *testing.T) {
 	})
 }
 
-// TestResolve: names and addresses become addresses; what is neither is left out.
-func TestResolve(t *testing.T) {
+// TestNamesAndAddressesAreResolved: names and addresses become addresses; what is neither is left out.
+func TestNamesAndAddressesAreResolved(t *testing.T) {
 	got := resolve(t.Context(), net.DefaultResolver, []string{"localhost:6443", "10.0.0.5:7443", "nothing", "[fd00::5]:6443"})
 	for _, want := range []string{"127.0.0.1:6443", "10.0.0.5:7443", "[fd00::5]:6443"} {
 		if !slices.Contains(got, netip.MustParseAddrPort(want)) {
