@@ -36,7 +36,7 @@ func withAnnotation(ing *networkingv1.Ingress, name, value string) *networkingv1
 	return ing
 }
 
-func TestOrders(t *testing.T) {
+func TestCertificatesAreOrderedForAnnotatedIngresses(t *testing.T) {
 	many := make([]string, mostNames+1)
 	for i := range many {
 		many[i] = fmt.Sprintf("h%d.example", i)

@@ -187,7 +187,7 @@ func TestClassesOfOthers(t *testing.T) {
 	}
 }
 
-func TestCertificates(t *testing.T) {
+func TestCertificatesAreMatchedToHosts(t *testing.T) {
 	secret := func(data map[string][]byte) *corev1.Secret { return &corev1.Secret{Data: data} }
 	good, wild := tlsSecret(t, "h.example"), tlsSecret(t, "*.G.example")
 	for _, c := range []struct {

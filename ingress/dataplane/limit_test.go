@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestLimit(t *testing.T) {
+func TestConnectionsAreLimitedByAddressAndInAll(t *testing.T) {
 	l := limit{most: 4, of: map[netip.Addr]int{}}
 	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
 	for i, step := range []struct {

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestAffinity(t *testing.T) {
+func TestAffinityKeepsClientAtItsEndpoint(t *testing.T) {
 	a := annotations{"affinity": "cookie", "session-cookie-name": "at", "session-cookie-max-age": "60", "session-cookie-samesite": "Lax", "session-cookie-path": "/p",
 		"affinity-mode": "persistent"}
 	f, r := cluster{ingresses: []*networkingv1.Ingress{object("a/x", "nginx", a, "h/=w"), object("a/y", "nginx", annotations{"affinity": "ip"}, "g/=w"),
@@ -126,7 +126,7 @@ func TestRankMovesFewKeys(t *testing.T) {
 	}
 }
 
-func TestCanary(t *testing.T) {
+func TestCanaryAnnotations(t *testing.T) {
 	main := object("a/main", "nginx", annotations{"whitelist-source-range": "127.0.0.1"}, "h/=main", "h/p=main")
 	header := func(name, value string) map[string]string { return map[string]string{name: value} }
 	canary := func(a annotations) annotations { return with(annotations{"canary": "true"}, a) }

@@ -145,7 +145,7 @@ func TestFailedConnectionsGoToAnotherEndpoint(t *testing.T) {
 	}
 }
 
-func TestTimeouts(t *testing.T) {
+func TestUnresponsiveBackendTimesOut(t *testing.T) {
 	const idle = standstill
 	release := make(chan struct{})
 	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {

@@ -38,8 +38,8 @@ func worlds(t testing.TB) map[string]string {
 	return out
 }
 
-// TestDesired compares what follows from the objects of testdata/NAME.yaml with testdata/NAME.txt.
-func TestDesired(t *testing.T) {
+// TestDesiredFollowsObjects compares what follows from the objects of testdata/NAME.yaml with testdata/NAME.txt.
+func TestDesiredFollowsObjects(t *testing.T) {
 	for name, objects := range worlds(t) {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			got := summary(t, load(t, objects).settle(t))
@@ -201,7 +201,7 @@ func TestConditionsThatHoldNoMoreGo(t *testing.T) {
 	}
 }
 
-func TestAddresses(t *testing.T) {
+func TestGatewayWithoutItsAddressIsNotProgrammed(t *testing.T) {
 	w := load(t, oneRoute)
 	w.Gateways[0].Spec.Addresses = []gatewayv1.GatewaySpecAddress{{Value: "192.0.2.9"}}
 	w.settle(t)
@@ -232,7 +232,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-func TestClasses(t *testing.T) {
+func TestClassStatusNamesVersionAndFeatures(t *testing.T) {
 	w := load(t, oneRoute)
 	w.CRDVersion = "v1.6.1"
 	condition := func() metav1.Condition {

@@ -10,7 +10,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestVerify(t *testing.T) {
+func TestPasswordHashesAreVerified(t *testing.T) {
 	own := testenv.Must(bcrypt.GenerateFromPassword([]byte("secret pass"), bcrypt.MinCost))(t)
 	for _, hash := range []string{ // but for the first by openssl and Python
 		string(own), "$2y" + string(own[3:]),
