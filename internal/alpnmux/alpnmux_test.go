@@ -125,7 +125,7 @@ func ask(address string, c *tls.Config, wrap func(net.Conn) net.Conn) (string, e
 	return string(got), err
 }
 
-func TestRoutes(t *testing.T) {
+func TestConnectionIsRoutedByALPN(t *testing.T) {
 	_, address := serve(t, Options{})
 	long := make([]string, 0, 50)
 	for range 50 {
@@ -180,7 +180,7 @@ func TestLongHello(t *testing.T) {
 }
 
 // What is no TLS reaches the default route whole, which knows what to say to it.
-func TestPlain(t *testing.T) {
+func TestPlainHTTPReachesTheDefaultRoute(t *testing.T) {
 	m := New(Options{Listener: listen(t)})
 	s := &http.Server{TLSConfig: serverTLS(t), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	done := make(chan error, 1)

@@ -57,7 +57,7 @@ func load(t *testing.T, files map[string]string, environ []string, h Host, args 
 
 var board = host{"Board1", []string{"10.42.0.1", "192.0.2.7", "fd00::7"}}
 
-func TestDefaults(t *testing.T) {
+func TestServerDefaults(t *testing.T) {
 	s := testenv.Must(load(t, map[string]string{}, nil, board))(t)
 	if got := s.Node.IPs; len(got) != 1 || got[0].String() != "192.0.2.7" {
 		t.Errorf("node addresses %v", got)
@@ -281,7 +281,7 @@ func TestNetworkExternal(t *testing.T) {
 	}
 }
 
-func TestNearest(t *testing.T) {
+func TestNearestFlagIsSuggested(t *testing.T) {
 	candidates := names(Table(ServerCommand))
 	for typed, want := range map[string]string{
 		"cluster-cdir": "cluster-cidr", "clustercidr": "cluster-cidr", "kubelet_arg": "kubelet-arg", "data": "data-dir",
@@ -344,7 +344,7 @@ func TestLoadBalancerPool(t *testing.T) {
 	}
 }
 
-func TestIngress(t *testing.T) {
+func TestIngressFlags(t *testing.T) {
 	s, err := load(t, map[string]string{}, nil, board, "--ingress-trusted-proxies=192.0.2.0/24,2001:db8::1", "--ingress-proxy-protocol", "--ingress-host-owner=namespace")
 	if want := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")}; err != nil || !slices.Equal(s.Ingress.TrustedProxies, want) ||
 		!s.Ingress.ProxyProtocol || !s.Ingress.HostOwner {

@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestListener: connections that have not said who they are make room for others, the oldest first; one that has stays,
-// and answers are given to all.
-func TestListener(t *testing.T) {
+// TestOldestUnidentifiedConnectionMakesRoom: connections that have not said who they are make room for others, the
+// oldest first; one that has stays, and answers are given to all.
+func TestOldestUnidentifiedConnectionMakesRoom(t *testing.T) {
 	inner := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	const most = 3
 	l := NewListener(inner, most)

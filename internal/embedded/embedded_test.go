@@ -83,7 +83,7 @@ func sets(t *testing.T, bin string) (names []string) {
 	return names
 }
 
-func TestUnpack(t *testing.T) {
+func TestUnpackWritesOnce(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "data", "bin")
 	d := mustUnpack(t, set(t, "one"), bin)
 	for _, p := range []string{d.File("alias"), d.File("lib/program"), filepath.Join(d.Stable, "alias")} {
@@ -204,7 +204,7 @@ func TestDamagedBinary(t *testing.T) {
 	}
 }
 
-func TestConcurrent(t *testing.T) {
+func TestConcurrentUnpacksMakeOneSet(t *testing.T) {
 	src, bin := set(t, "same"), filepath.Join(t.TempDir(), "bin")
 	var wg sync.WaitGroup
 	for range 8 {
@@ -299,8 +299,8 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestEmbedded checks what this tree's make embedded built, by unpacking it as a server does.
-func TestEmbedded(t *testing.T) {
+// TestEmbeddedProgramsRun checks what this tree's make embedded built, by unpacking it as a server does.
+func TestEmbeddedProgramsRun(t *testing.T) {
 	d, err := Unpack(t.TempDir())
 	if errors.Is(err, ErrNotEmbedded) {
 		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")

@@ -10,8 +10,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRaise: limits that are too low are raised, others stay, and what cannot be read or written is said.
-func TestRaise(t *testing.T) {
+// TestLowInotifyLimitsAreRaised: limits that are too low are raised, others stay, and what cannot be read or written is
+// said.
+func TestLowInotifyLimitsAreRaised(t *testing.T) {
 	dir := t.TempDir()
 	files := map[string]string{"max_user_instances": "128\n", "max_user_watches": "1000000\n"}
 	for name, text := range files {

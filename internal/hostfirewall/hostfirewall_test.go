@@ -132,9 +132,9 @@ func TestUnusualNames(t *testing.T) {
 	}
 }
 
-// TestConcern: a chain of a family that no pod has, or where no pods are, is in nobody's way, and nothing is opened
-// there.
-func TestConcern(t *testing.T) {
+// TestOnlyChainsOfPodFamiliesConcern: a chain of a family that no pod has, or where no pods are, is in nobody's way,
+// and nothing is opened there.
+func TestOnlyChainsOfPodFamiliesConcern(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")
 	all := []Chain{{IPTables, Forward, "ip", "filter", "FORWARD"}, {IPTables, Forward, "ip6", "filter", "FORWARD"}, {NFTables, Forward, "inet", "a", "f"},
 		{UFW, Forward, "", "", ""}, {IPTables, Input, "ip6", "filter", "INPUT"}}
@@ -155,7 +155,7 @@ func TestConcern(t *testing.T) {
 	}
 }
 
-func TestCommands(t *testing.T) {
+func TestCommandsOpenWhatIsNeeded(t *testing.T) {
 	needs := Needs{Port: 6443, Tunnel: 8472, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}}
 	chain := func(p Program, h Hook, family, name string) Chain {
 		return Chain{Program: p, Hook: h, Family: family, Table: "filter", Name: name}
@@ -196,7 +196,7 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-func TestDescribe(t *testing.T) {
+func TestChainsAreDescribedByProgram(t *testing.T) {
 	got := Describe([]Chain{
 		{UFW, Input, "ip", "filter", "INPUT"}, {UFW, Input, "ip6", "filter", "INPUT"}, {UFW, Forward, "ip", "filter", "FORWARD"},
 		{Docker, Forward, "ip", "filter", "FORWARD"},

@@ -27,7 +27,7 @@ func initCSI(t *testing.T, node types.NodeName) {
 	testenv.NoError(t, csi.ProbeVolumePlugins()[0].Init(host{node: node}))
 }
 
-func TestKeep(t *testing.T) {
+func TestKubeletsCSIManagerIsKept(t *testing.T) {
 	defer func() { manager = nil }()
 	initCSI(t, "kubelets-node")
 	if got := nodeOf(manager); got != "kubelets-node" {

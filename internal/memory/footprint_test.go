@@ -28,7 +28,7 @@ c000000000-c000400000 rw-p 00000000 00:00 0
 }
 
 // The program goes on after its pages were forgotten, read-only data included.
-func TestTrim(t *testing.T) {
+func TestProgramRunsAfterTrim(t *testing.T) {
 	for i := range 3 {
 		testenv.NoError(t, Trim(i > 0))
 	}

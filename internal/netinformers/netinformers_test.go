@@ -149,7 +149,7 @@ func TestCachesHoldTrimmedObjects(t *testing.T) {
 	testenv.NoGoroutineLeft(t, before)
 }
 
-func TestTrim(t *testing.T) {
+func TestTrimKeepsWhatProxyAndPoliciesRead(t *testing.T) {
 	full := metav1.ObjectMeta{
 		Namespace: "ns", Name: "x", UID: "u", ResourceVersion: "7", Labels: map[string]string{"app": "web"},
 		ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "m"}}, OwnerReferences: []metav1.OwnerReference{{Name: "o"}},

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(uml.Main(m, netns.Main)) }
 
-func TestTables(t *testing.T) {
+func TestTableIsEnsuredAndDeletedByFamily(t *testing.T) {
 	netns.Require(t)
 	table := Table{Family: INet, Name: "x"}
 	for _, want := range []bool{false, true, true} {

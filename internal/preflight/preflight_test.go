@@ -116,7 +116,7 @@ func TestGoodHost(t *testing.T) {
 	}
 }
 
-func TestFindings(t *testing.T) {
+func TestFindingsSayWhatToDo(t *testing.T) {
 	denied := errors.New("operation not supported")
 	cases := map[string]struct {
 		change  func(s *setup)
@@ -262,7 +262,7 @@ func TestSettingIsNamedOnce(t *testing.T) {
 	}
 }
 
-func TestListeners(t *testing.T) {
+func TestListenersOfAPortAreFound(t *testing.T) {
 	const table = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:192B 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000 100 0 0 10 0
    1: 0100007F:192B 0100007F:A000 01 00000000:00000000 00:00000000 00000000     0        0 4712 1 0000000000000000 100 0 0 10 0

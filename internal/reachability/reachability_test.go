@@ -127,7 +127,7 @@ func (w *world) want(t *testing.T, what string, down ...string) {
 	}
 }
 
-func TestWatch(t *testing.T) {
+func TestNodesAreProbedWhenNominated(t *testing.T) {
 	run(t, func(w *world) {
 		for _, n := range []string{"n1", "n2", "n3", "other"} {
 			w.NodeJoined(n, port)

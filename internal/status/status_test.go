@@ -23,7 +23,7 @@ type clock struct{ now time.Time }
 
 func (c *clock) Now() time.Time { return c.now }
 
-func TestBoard(t *testing.T) {
+func TestBoardReportsChangesOnly(t *testing.T) {
 	c := &clock{time.Unix(1000, 0)}
 	b := NewBoard(c.Now)
 	store, api := b.Part("store"), b.Part("API server")

@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestGroup(t *testing.T) {
+func TestGroupEndsWithTheFirstFailure(t *testing.T) {
 	board := status.NewBoard(time.Now)
 	until := func(ctx context.Context) error {
 		<-ctx.Done()

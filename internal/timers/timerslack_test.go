@@ -17,7 +17,7 @@ import (
 )
 
 // All threads get the slack, also those that are started later.
-func TestSet(t *testing.T) {
+func TestTimerSlackIsSetOnAllThreads(t *testing.T) {
 	testenv.RequireRoot(t, "other threads' slack takes CAP_SYS_NICE")
 	hold := func() (release func()) { // a thread that nobody else gets
 		ready, end := make(chan struct{}), make(chan struct{})
