@@ -61,7 +61,7 @@ func TestParseErrorsNameTheFault(t *testing.T) {
 	}
 }
 
-func TestVerify(t *testing.T) {
+func TestForeignAuthorityIsRefused(t *testing.T) {
 	tok := testenv.Must(New(clusterCA, RoleAgent))(t)
 	testenv.Check(t, tok.VerifyCA(clusterCA))
 	if err := tok.VerifyCA(foreignCA); !errors.Is(err, ErrOtherCluster) {
@@ -75,7 +75,7 @@ func ensure(t *testing.T, o Options) Set {
 	return testenv.Must(Ensure(o))(t)
 }
 
-func TestEnsure(t *testing.T) {
+func TestTokensAreMadeOnceAndKept(t *testing.T) {
 	dir := t.TempDir()
 	first := ensure(t, Options{Dir: dir, Root: clusterCA})
 	if first.Server.Secret == first.Agent.Secret || first.Server.Role != RoleServer || first.Agent.Role != RoleAgent {
