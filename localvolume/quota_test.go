@@ -22,8 +22,9 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(uml.Main(m, (*testing.M).Run)) }
 
-// TestQuota runs in a second kernel, since few machines have a kernel and a filesystem with quotas of projects.
-func TestQuota(t *testing.T) {
+// TestQuotaLimitsVolume runs in a second kernel, since few machines have a kernel and a filesystem with quotas of
+// projects.
+func TestQuotaLimitsVolume(t *testing.T) {
 	if !uml.Inside() {
 		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)

@@ -19,8 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRemove: what a pod planted in its volume leads nowhere.
-func TestRemove(t *testing.T) {
+// TestRemovalFollowsNoLinkOutOfTheVolume: what a pod planted in its volume leads nowhere.
+func TestRemovalFollowsNoLinkOutOfTheVolume(t *testing.T) {
 	dir := t.TempDir()
 	folder := filepath.Join(dir, "storage")
 	f := newFolders(t, folder)
@@ -192,8 +192,9 @@ func TestRemoveAroundStuck(t *testing.T) {
 	})
 }
 
-// TestDisks: a full disk and one that is read-only are named, and nothing half-made counts as a volume.
-func TestDisks(t *testing.T) {
+// TestFullOrReadOnlyDiskIsNamed: a full disk and one that is read-only are named, and nothing half-made counts as a
+// volume.
+func TestFullOrReadOnlyDiskIsNamed(t *testing.T) {
 	inMountNamespace(t, func() {
 		folder := filepath.Join(t.TempDir(), "disk")
 		if err := errors.Join(os.Mkdir(folder, 0o700), unix.Mount("none", folder, "tmpfs", 0, "size=1m,nr_inodes=8,mode=0700")); err != nil {
