@@ -207,9 +207,9 @@ func TestNothingWithoutPolicies(t *testing.T) {
 	thereIs(t, false)
 }
 
-// TestRestart stops an Enforcer, and starts another one: the rules stay all the time, and are mended when somebody
-// removes them.
-func TestRestart(t *testing.T) {
+// TestRulesStayAcrossRestartAndAreRepaired stops an Enforcer, and starts another one: the rules stay all the time, and
+// are mended when somebody removes them.
+func TestRulesStayAcrossRestartAndAreRepaired(t *testing.T) {
 	w := dozen()
 	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
 	l := newLab(t, w)

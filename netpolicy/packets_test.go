@@ -133,8 +133,9 @@ func TestRevokedConnectionsAreReset(t *testing.T) {
 	}
 }
 
-// TestNode reaches its own pods always, and is reached by them as policies say; the cluster's DNS among that.
-func TestNode(t *testing.T) {
+// TestNodeReachesItsPods: a node reaches its own pods always, and is reached by them as policies say; the cluster's DNS
+// among that.
+func TestNodeReachesItsPods(t *testing.T) {
 	l := newLab(t, dozen())
 	node := netip.MustParseAddr("192.0.2.1")
 	l.ofNode(t, node)

@@ -23,9 +23,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-// TestServices has policies judge what goes through Services, with either back end of the Service proxy: IPVS in a
-// second kernel (docs/adr/0076).
-func TestServices(t *testing.T) {
+// TestServiceTrafficIsJudgedByPolicies has policies judge what goes through Services, with either back end of the
+// Service proxy: IPVS in a second kernel (docs/adr/0076).
+func TestServiceTrafficIsJudgedByPolicies(t *testing.T) {
 	t.Run("nftables", func(t *testing.T) { testServices(t, proxy.ModeNFTables) })
 	t.Run("ipvs", func(t *testing.T) {
 		if uml.Inside() {
