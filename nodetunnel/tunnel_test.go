@@ -62,7 +62,7 @@ func echo() Node {
 	}
 }
 
-func TestStreams(t *testing.T) {
+func TestStreamsCarryBothWays(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t, goleak.IgnoreCurrent())
 	t.Run("streams", func(t *testing.T) {
 		s := connect(t, echo())
@@ -128,7 +128,7 @@ func TestFailedDialIsReported(t *testing.T) {
 
 // The server hears from a node that has nothing to say, and a node leaves a server that is silent. In real time: yamux
 // keeps timers for all connections of a process, which testing/synctest does not bear.
-func TestLiveness(t *testing.T) {
+func TestUnresponsiveServerIsLeft(t *testing.T) {
 	n := echo()
 	n.pingEvery = 100 * time.Millisecond // fewer than the limit
 	s := connect(t, n)
@@ -168,7 +168,7 @@ func (c *slowAnswers) Read(b []byte) (int, error) {
 
 // A node that is answered after more than a ping's period speaks again at once, not at the moment after the next: the
 // server, to which it may be silent for less than one and a half periods, would take it for dead. In real time, as
-// TestLiveness.
+// TestUnresponsiveServerIsLeft.
 func TestSlowAnswers(t *testing.T) {
 	n := echo()
 	const due = 10 * time.Millisecond
