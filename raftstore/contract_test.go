@@ -251,7 +251,7 @@ func TestLeasesByExpiry(t *testing.T) {
 }
 
 // Nobody sets the alarm for lack of space: it follows what there is.
-func TestAlarm(t *testing.T) {
+func TestNoSpaceAlarmFollowsTheSpace(t *testing.T) {
 	ctx := testContext(t)
 	s := openStore(t, Options{Dir: t.TempDir(), QuotaBytes: 1 << 20})
 	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": dial(t, s)} {
@@ -284,7 +284,7 @@ func TestAlarm(t *testing.T) {
 }
 
 // The gRPC health protocol says whether clients may come.
-func TestHealth(t *testing.T) {
+func TestHealthProtocolAnswers(t *testing.T) {
 	ctx := testContext(t)
 	c := healthpb.NewHealthClient(dial(t, openStore(t, Options{Dir: t.TempDir()})).ActiveConnection())
 	resp, err := c.Check(ctx, &healthpb.HealthCheckRequest{})

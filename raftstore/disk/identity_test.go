@@ -46,9 +46,9 @@ func TestNodeOf(t *testing.T) {
 	}
 }
 
-// TestFormat1 opens a directory that the version before wrote. Its identity
-// changes only when everything else was found in order.
-func TestFormat1(t *testing.T) {
+// TestDirectoryOfFormat1IsUpgraded opens a directory that the version before wrote. Its identity changes only when
+// everything else was found in order.
+func TestDirectoryOfFormat1IsUpgraded(t *testing.T) {
 	path := filled(t)
 	old := testIdentity.encode(1)
 	file := filepath.Join(path, identityFile)
@@ -75,7 +75,7 @@ func TestFormat1(t *testing.T) {
 	}
 }
 
-func TestPeers(t *testing.T) {
+func TestPeersAreSavedAndChecked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store")
 	d := mustOpen(t, path)
 	if got, err := ReadPeers(path); err != nil || got != nil {

@@ -216,9 +216,9 @@ func (in *injector) compare(d *Dir) (whole bool, err error) {
 	return complete && term == 3 && string(vote) == "b", nil
 }
 
-// TestInjection does every harm at every kind of place of every kind of file
-// once, and then goes on until its time is over: CORACLE_RANDOM_TIME=10m.
-func TestInjection(t *testing.T) {
+// TestInjectedHarmIsFound does every harm at every kind of place of every kind of file once, and then goes on until its
+// time is over: CORACLE_RANDOM_TIME=10m.
+func TestInjectedHarmIsFound(t *testing.T) {
 	l, r := live(t), randomOf(t)
 	in := &injector{t: t, life: l, dir: memoryDir(t)}
 	kinds := l.kinds(t)

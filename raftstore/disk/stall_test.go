@@ -39,7 +39,7 @@ func onFakeDisk(t *testing.T) (*Dir, *clocktesting.FakeClock, *Faults, func() []
 	}
 }
 
-func TestStalled(t *testing.T) {
+func TestStalledWriteIsMeasured(t *testing.T) {
 	writes := map[string]func(d *Dir) error{
 		"log":       func(d *Dir) error { return d.Log.StoreLog(&raft.Log{Index: 1, Term: 1}) },
 		"log's end": func(d *Dir) error { return d.Log.DeleteRange(1, 2) },

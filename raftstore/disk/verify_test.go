@@ -32,7 +32,7 @@ func contents(t *testing.T, dir string) string {
 	return fmt.Sprintf("%x", sum.Sum(nil))
 }
 
-func TestInspect(t *testing.T) {
+func TestInspectReportsWithoutOpening(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
 	if _, err := Inspect(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("nothing there: %v", err)

@@ -47,7 +47,7 @@ func number(t *testing.T, all map[string]*dto.MetricFamily, name string) float64
 	return m.Counter.GetValue()
 }
 
-func TestCollect(t *testing.T) {
+func TestCountersAreCollected(t *testing.T) {
 	c := NewCounters()
 	c.Applied(&pb.TxnResponse{Responses: []*pb.ResponseOp{
 		{Response: &pb.ResponseOp_ResponsePut{ResponsePut: &pb.PutResponse{}}},
@@ -90,9 +90,8 @@ func TestCollect(t *testing.T) {
 	}
 }
 
-// TestHistogram checks buckets at and beside their bounds, and that etcd's
-// bounds are among ours.
-func TestHistogram(t *testing.T) {
+// TestHistogramBucketsIncludeEtcds checks buckets at and beside their bounds, and that etcd's bounds are among ours.
+func TestHistogramBucketsIncludeEtcds(t *testing.T) {
 	h := NewHistogram(125*time.Microsecond, 17)
 	for i := range 17 {
 		bound := 125 * time.Microsecond << i

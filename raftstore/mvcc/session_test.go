@@ -212,7 +212,7 @@ func restored(tb testing.TB, s *State) *State {
 	return again
 }
 
-func TestGrows(t *testing.T) {
+func TestRequestsThatGrowTheStoreAreKnown(t *testing.T) {
 	put := &pb.PutRequest{Key: []byte("k")}
 	txn := func(ops ...*pb.RequestOp) *pb.TxnRequest { return &pb.TxnRequest{Failure: ops} }
 	putOp := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put}}

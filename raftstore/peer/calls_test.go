@@ -38,7 +38,7 @@ func handle(ctx context.Context, from, method string, body []byte) ([]byte, erro
 
 func serving(o *Options) { o.Handle = handle }
 
-func TestCalls(t *testing.T) {
+func TestCallsCarryBodiesAndErrors(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", serving)
 		none := start(t, g, 2, "", func(o *Options) { o.Cluster, o.Listener = "", nil })
