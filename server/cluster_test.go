@@ -38,8 +38,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestCluster takes one server through its life: first start, use, stop, second start.
-func TestCluster(t *testing.T) {
+// TestServerServesAndRestarts takes one server through its life: first start, use, stop, second start.
+func TestServerServesAndRestarts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a whole server; -short leaves it out")
 	}

@@ -101,7 +101,7 @@ func refused(t *testing.T, o Options, want ...string) {
 	testenv.Equal(t, snapshot(t, o.DataDir), before, "files changed:\n%s\nnow:", before)
 }
 
-func TestRefusals(t *testing.T) {
+func TestServerRefusesWrongDirectoryPortOrAddress(t *testing.T) {
 	o := options(t, t.TempDir())
 	o.Port = testenv.Port(t)
 	s := testenv.Must(New(t.Context(), o))(t)

@@ -25,9 +25,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestProfile starts a server with the profile: who did something is in the log, and pods and Services are refused as
-// it says.
-func TestProfile(t *testing.T) {
+// TestCISProfileAuditsAndRefuses starts a server with the profile: who did something is in the log, and pods and
+// Services are refused as it says.
+func TestCISProfileAuditsAndRefuses(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
 	o.Profile, o.AuditLog = ProfileCIS, filepath.Join(f.dir, "logs", "audit.log")

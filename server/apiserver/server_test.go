@@ -24,8 +24,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestServer starts one server and looks at it from several sides.
-func TestServer(t *testing.T) {
+// TestAPIServerServes starts one server and looks at it from several sides.
+func TestAPIServerServes(t *testing.T) {
 	r := newFixture(t)
 	s := r.start(t, r.options(t))
 	for _, part := range []struct {

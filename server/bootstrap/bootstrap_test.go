@@ -40,7 +40,7 @@ func node(name, uid string, addresses ...string) *corev1.Node {
 	return n
 }
 
-func TestApply(t *testing.T) {
+func TestApplyMakesDNSServiceAndRoles(t *testing.T) {
 	c := fake.NewClientset()
 	ctx := t.Context()
 	for range 2 {

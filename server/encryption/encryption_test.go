@@ -198,7 +198,7 @@ func object(name string) metav1.PartialObjectMetadata {
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns"}}
 }
 
-func TestRotate(t *testing.T) {
+func TestRotationRewritesAllObjectsWithTheNewKey(t *testing.T) {
 	dir := t.TempDir()
 	old := ensure(t, Options{Dir: dir, Resources: secrets})
 	c := newCluster(t, dir)
@@ -301,8 +301,7 @@ func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
 	}
 }
 
-// TestFingerprint: it changes with the keys and not with the resources.
-func TestFingerprint(t *testing.T) {
+func TestFingerprintChangesWithKeysOnly(t *testing.T) {
 	print := func(dir string) string {
 		t.Helper()
 		return testenv.Must(Fingerprint(dir))(t)

@@ -217,8 +217,9 @@ func TestExpiredAndForeignTokens(t *testing.T) {
 	}
 }
 
-// TestImpostors: who answers without being a server of the cluster learns nothing of use and is not believed.
-func TestImpostors(t *testing.T) {
+// TestImpostorLearnsNothingAndIsNotTrusted: who answers without being a server of the cluster learns nothing of use and
+// is not believed.
+func TestImpostorLearnsNothingAndIsNotTrusted(t *testing.T) {
 	quiet := slog.New(slog.DiscardHandler)
 	t.Run("a node", func(t *testing.T) {
 		f := newFixture(t)
@@ -310,8 +311,9 @@ func liar(l net.Listener, c *tls.Certificate, ca []byte) {
 	}
 }
 
-// TestReplay: a request that was made for one connection is worth nothing on another, not even with the same server.
-func TestReplay(t *testing.T) {
+// TestProofHoldsOnlyOnItsConnection: a request that was made for one connection is worth nothing on another, not even
+// with the same server.
+func TestProofHoldsOnlyOnItsConnection(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	first, second := f.dial(), f.dial()

@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestAsk(t *testing.T) {
+func TestAskReturnsOtherServersFinding(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

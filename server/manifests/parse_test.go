@@ -80,7 +80,7 @@ func TestParseErrorsNameTheLine(t *testing.T) {
 	}
 }
 
-func TestScan(t *testing.T) {
+func TestScanFindsManifestsOnly(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a.yaml", "b.yml", "c.json", "d.txt", ".hidden.yaml", "sub/e.yaml", ".git/f.yaml", "g.yaml", "g.yaml.skip", "a.yaml~"} {
 		path := filepath.Join(dir, name)

@@ -137,7 +137,7 @@ func TestEveryDocumentIsWhole(t *testing.T) {
 	}
 }
 
-func TestIndex(t *testing.T) {
+func TestIndexListsServedGroupsAndChangesWithCRDs(t *testing.T) {
 	w := newWorld(t)
 	w.crds = append(w.crds, boat(1))
 	urls := w.index(t)
@@ -184,7 +184,7 @@ func TestHashesInURLs(t *testing.T) {
 	}
 }
 
-func TestNegotiation(t *testing.T) {
+func TestContentTypeFollowsAccept(t *testing.T) {
 	w := newWorld(t)
 	for accept, want := range map[string]string{
 		"":                 "application/json",
@@ -235,7 +235,7 @@ func (w *world) v2(t *testing.T) *spec.Swagger {
 	return &doc
 }
 
-func TestV2(t *testing.T) {
+func TestV2HasCRDsAndMetrics(t *testing.T) {
 	w := newWorld(t)
 	without := w.v2(t)
 	etag := w.get("/openapi/v2").Header().Get("Etag")
@@ -275,7 +275,7 @@ const wharfV2 = `{"swagger":"2.0","info":{"title":"wharf","version":"1"},
  "definitions":{"com.example.Pier":{"type":"object","properties":{"metadata":{"$ref":"#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}}},
                 "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta":{"type":"object","description":"an older one"}}}`
 
-func TestAggregated(t *testing.T) {
+func TestAggregatedAPIIsMergedAndCannotReplaceBuiltIns(t *testing.T) {
 	w := newWorld(t)
 	w.apis = append(w.apis, aggregated())
 	w.fetch = func(path string) (int, string) {

@@ -179,7 +179,7 @@ func TestOnlyServersGetIn(t *testing.T) {
 }
 
 // A renewed certificate serves the next connection; before the first there is none.
-func TestRenewal(t *testing.T) {
+func TestRenewedCertificateServesNextConnection(t *testing.T) {
 	p := authorities(t)
 	server, second := identity(t, p, "one"), identity(t, p, "two")
 	l := listen(t)

@@ -143,8 +143,9 @@ func (s *stream) hears(want string) {
 	}
 }
 
-// TestStream: it begins with all that is asked for, also what is not there, and goes on with each change.
-func TestStream(t *testing.T) {
+// TestStreamBeginsWithStateAndFollowsChanges: a stream begins with all that is asked for, also what is not there, and
+// goes on with each change.
+func TestStreamBeginsWithStateAndFollowsChanges(t *testing.T) {
 	b := newBed(t, configMap(clustersettings.DNS, map[string]string{"a.override": "x"}), configMap("other", map[string]string{"secret": "1"}))
 	s := b.open(clustersettings.DNS, clusterconfig.VIPConfigMap)
 	s.hears("coredns-custom map[a.override:x] false")

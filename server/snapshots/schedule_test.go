@@ -89,7 +89,7 @@ func (m *machine) scheduledOnes() (out []string) {
 	return out
 }
 
-func TestSchedule(t *testing.T) {
+func TestScheduledSnapshotIsTakenOnlyAfterChanges(t *testing.T) {
 	m := newMachine(t)
 	m.put("/registry/pods/a/one", "1")
 	m.put("/registry/minions/board1", "1")

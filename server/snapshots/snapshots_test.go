@@ -234,7 +234,7 @@ func resum(data []byte) []byte {
 	return append(out, sum[:]...)
 }
 
-func TestKeys(t *testing.T) {
+func TestSnapshotOpensOnlyWithItsKey(t *testing.T) {
 	m, other := newMachine(t), newMachine(t)
 	info := m.mustSave()
 	agent := strings.Replace(m.token, "::server:", "::agent:", 1)

@@ -221,8 +221,9 @@ func TestConnectionsOfOneNode(t *testing.T) {
 	testenv.Equal(t, len(f.table.Indirect()), 0, "never reached directly:")
 }
 
-// TestReconnects: a node that connects again and again leaves nothing behind, whichever of its connections ends first.
-func TestReconnects(t *testing.T) {
+// TestReconnectingNodeLeavesNothingBehind: a node that connects again and again leaves nothing behind, whichever of its
+// connections ends first.
+func TestReconnectingNodeLeavesNothingBehind(t *testing.T) {
 	f := newFixture(t)
 	f.node("n1", "10.0.0.1")()
 	before := runtime.NumGoroutine()
@@ -308,8 +309,8 @@ func TestDrainClosesSessions(t *testing.T) {
 	f.node("n2", "10.0.0.2")
 }
 
-// TestForget: of a node that is gone nothing is left, and one that has moved counts as never reached.
-func TestForget(t *testing.T) {
+// TestRemovedNodeIsForgotten: of a node that is gone nothing is left, and one that has moved counts as never reached.
+func TestRemovedNodeIsForgotten(t *testing.T) {
 	table := &Table{nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
 	a, b := net.Pipe()
 	defer a.Close()

@@ -27,7 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-func TestParse(t *testing.T) {
+func TestAddressesAreParsedAndChecked(t *testing.T) {
 	reserved := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	for text, want := range map[string]string{
 		"": "", "10.0.0.100": "10.0.0.100", " fd00::0100 , 10.0.0.100": "fd00::100,10.0.0.100", "boat": "not an IP address", "10.42.0.1": "cluster uses",

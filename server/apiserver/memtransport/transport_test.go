@@ -80,8 +80,7 @@ func TestRequestAsAServerSeesIt(t *testing.T) {
 	}
 }
 
-// TestStreaming wants each flushed line to arrive before the next is written.
-func TestStreaming(t *testing.T) {
+func TestFlushedLineArrivesAtOnce(t *testing.T) {
 	next := make(chan struct{})
 	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -230,7 +229,7 @@ func TestClientTimeout(t *testing.T) {
 	}
 }
 
-func TestPanics(t *testing.T) {
+func TestPanicOfHandlerIsTheClientsError(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		before func(http.ResponseWriter)
@@ -288,7 +287,7 @@ func TestStatusesWithoutABody(t *testing.T) {
 	}
 }
 
-func TestTrailers(t *testing.T) {
+func TestTrailersArriveAfterTheBody(t *testing.T) {
 	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Trailer", "Declared")
 		fmt.Fprint(w, "body")
