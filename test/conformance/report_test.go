@@ -21,7 +21,7 @@ const aReport = `[{"SpecReports": [
  {"LeafNodeType": "SynchronizedBeforeSuite", "State": "passed"}
 ]}]`
 
-func TestSummary(t *testing.T) {
+func TestSummaryFailsOnFailedOrNoSpecs(t *testing.T) {
 	read := func(text string) []spec {
 		file := filepath.Join(t.TempDir(), "report.json")
 		testenv.NoError(t, os.WriteFile(file, []byte(text), 0o644))

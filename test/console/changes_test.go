@@ -18,8 +18,8 @@ import (
 // ctrlEnter is Enter, for ctrl: the editor reviews what was written.
 const ctrlEnter = '\r'
 
-// TestActions does what the console can do, without a mouse, and looks at each result by kubectl.
-func TestActions(t *testing.T) {
+// TestActionsByKeyboard does what the console can do, without a mouse, and looks at each result by kubectl.
+func TestActionsByKeyboard(t *testing.T) {
 	k := newServer(t)
 	addWorkload(k)
 	p := newBrowser(t, k.Machine.Site).admin(k)

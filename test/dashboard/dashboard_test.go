@@ -78,8 +78,9 @@ func targets(t *testing.T) map[string][]target {
 	return out
 }
 
-// TestDashboard: each expression is one of Prometheus', says of which job it is, and names what a cluster shows.
-func TestDashboard(t *testing.T) {
+// TestDashboardsExpressionsAreValid: each expression is one of Prometheus', says of which job it is, and names what a
+// cluster shows.
+func TestDashboardsExpressionsAreValid(t *testing.T) {
 	promql := parser.NewParser(parser.Options{})
 	all := needed{}
 	for title, of := range targets(t) {

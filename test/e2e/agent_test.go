@@ -26,9 +26,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestAgent: a second machine joins, runs a pod that one can look into from the server's machine, and stays a node when
-// it starts again while its server is down.
-func TestAgent(t *testing.T) {
+// TestAgentJoinsAndRestartsWithoutItsServer: a second machine joins, runs a pod that one can look into from the
+// server's machine, and stays a node when it starts again while its server is down.
+func TestAgentJoinsAndRestartsWithoutItsServer(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()

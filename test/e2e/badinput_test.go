@@ -20,9 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRefusals: what a server finds wrong on its host ends it with exit code 1, says what happened and what to do, and
-// leaves what is on the disk as it was.
-func TestRefusals(t *testing.T) {
+// TestServerRefusesBadHostAndChangesNothing: what a server finds wrong on its host ends it with exit code 1, says what
+// happened and what to do, and leaves what is on the disk as it was.
+func TestServerRefusesBadHostAndChangesNothing(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--disable-agent")
 	s.Start()

@@ -72,10 +72,10 @@ func clockless(t *testing.T, dir string, env ...string) string {
 	return string(out)
 }
 
-// TestClock: machines without a battery. The first start is in 1970: the clock is set to when the program was built,
-// before any certificate is made, and NTP sets it right two years later, while the server runs. Then the power goes,
-// and the next start is in 1970 again: the clock is set to what the files say.
-func TestClock(t *testing.T) {
+// TestMachineWithoutClockBattery: machines without a battery. The first start is in 1970: the clock is set to when the
+// program was built, before any certificate is made, and NTP sets it right two years later, while the server runs. Then
+// the power goes, and the next start is in 1970 again: the clock is set to what the files say.
+func TestMachineWithoutClockBattery(t *testing.T) {
 	t.Parallel() // it is slow, and the others here wait
 	if _, err := exec.LookPath("linux.uml"); err != nil {
 		testenv.Missing(t, testenv.UserModeLinux, "linux.uml is not installed: packaging/deps.sh test installs it")

@@ -15,9 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestLeaving: a node is drained and comes back; one leaves and its pods move; a server is removed by name, another one
-// leaves while it leads and alone has a vote, and the last one has nothing to leave.
-func TestLeaving(t *testing.T) {
+// TestNodesAndServersLeave: a node is drained and comes back; one leaves and its pods move; a server is removed by
+// name, another one leaves while it leads and alone has a vote, and the last one has nothing to leave.
+func TestNodesAndServersLeave(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")

@@ -23,7 +23,7 @@ profiles:
   extended: {result: success, statistics: {Failed: 0, Passed: 50, Skipped: 0}, supportedFeatures: [GatewayPort8080]}
 `
 
-func TestSummary(t *testing.T) {
+func TestSummaryFailsOnFailedOrSkippedTests(t *testing.T) {
 	read := func(text string) []profile {
 		file := filepath.Join(t.TempDir(), "report.yaml")
 		testenv.NoError(t, os.WriteFile(file, []byte(text), 0o644))
@@ -57,7 +57,7 @@ GATEWAY-TLS   extended    0 passed, 0 failed, 0 skipped
 	}
 }
 
-func TestFailures(t *testing.T) {
+func TestFailuresAreExtracted(t *testing.T) {
 	got := failures(`
         http.go:280: 
             	Error Trace:	/module/http.go:280

@@ -33,10 +33,11 @@ const (
 	ended = "coracle has ended with "
 )
 
-// TestNodes: two nodes whose kernel has IPVS beside nftables. Services are served by nftables, by IPVS, and on one of
-// the two by nftables again; neither the change to IPVS nor a restart interrupts a connection; they reach pods on the
-// other machine, follow a rolling update and the death of a node; and pods on both share a volume of an NFS server.
-func TestNodes(t *testing.T) {
+// TestNodesServeByIPVSAndNFTables: two nodes whose kernel has IPVS beside nftables. Services are served by nftables, by
+// IPVS, and on one of the two by nftables again; neither the change to IPVS nor a restart interrupts a connection; they
+// reach pods on the other machine, follow a rolling update and the death of a node; and pods on both share a volume of
+// an NFS server.
+func TestNodesServeByIPVSAndNFTables(t *testing.T) {
 	l := newLab(t)
 	for _, step := range []struct {
 		name string

@@ -20,8 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestDelay: datagrams to one port arrive later one way, as many as are not lost; others arrive at once.
-func TestDelay(t *testing.T) {
+// TestDelayHoldsDatagramsOfOnePort: datagrams to one port arrive later one way, as many as are not lost; others arrive
+// at once.
+func TestDelayHoldsDatagramsOfOnePort(t *testing.T) {
 	harness.ByHand(t)
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
@@ -62,9 +63,9 @@ func TestDelay(t *testing.T) {
 	}
 }
 
-// TestPower: a machine that is switched off is gone without a word, and is as it was, but for its processes, when it is
-// switched on.
-func TestPower(t *testing.T) {
+// TestMachineIsCutOffAndReturnsUnchanged: a machine that is switched off is gone without a word, and is as it was, but
+// for its processes, when it is switched on.
+func TestMachineIsCutOffAndReturnsUnchanged(t *testing.T) {
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
 	harness.Eventually(t, soon, "the two machines hear one another", func() error { return hearing(t, b, a) })

@@ -39,7 +39,7 @@ func TestSitesAddress(t *testing.T) {
 	}
 }
 
-func TestRules(t *testing.T) {
+func TestFaultsBecomeRules(t *testing.T) {
 	got := rules([]int{1, 2}, map[link]fault{{1, 2}: {cut: true, noConnecting: true}, {2, 1}: {lossPercent: 30, bytesPerSecond: 1000}})
 	want := `table netdev site {}
 delete table netdev site

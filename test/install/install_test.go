@@ -42,8 +42,9 @@ metadata: {name: web}
 spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
 `
 
-// TestInstall takes a machine from nothing to a cluster with a workload, over a second run and an upgrade, to nothing.
-func TestInstall(t *testing.T) {
+// TestInstallUpgradeAndUninstall takes a machine from nothing to a cluster with a workload, over a second run and an
+// upgrade, to nothing.
+func TestInstallUpgradeAndUninstall(t *testing.T) {
 	h := newHost(t)
 	precious := filepath.Join(h.Dir, "places/var/lib/precious")
 	testenv.NoError(t, os.MkdirAll(precious, 0o755))
@@ -140,8 +141,8 @@ func (h *host) containers() string {
 		`jsonpath={range .items[*]}{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`)
 }
 
-// TestRefusals: what cannot work says so and installs nothing.
-func TestRefusals(t *testing.T) {
+// TestInstallerRefusesWhatCannotWork: what cannot work says so and installs nothing.
+func TestInstallerRefusesWhatCannotWork(t *testing.T) {
 	h := newHost(t)
 	before := h.state()
 	sums := filepath.Join(h.release, "sha256sums.txt")

@@ -99,8 +99,8 @@ func TestSecretsAreMoved(t *testing.T) {
 	}
 }
 
-// TestTrust: nothing is installed from a folder whose content others may change.
-func TestTrust(t *testing.T) {
+// TestInstallerRefusesFoldersOthersMayChange: nothing is installed from a folder whose content others may change.
+func TestInstallerRefusesFoldersOthersMayChange(t *testing.T) {
 	s := newScript(t)
 	for _, c := range []struct {
 		name          string

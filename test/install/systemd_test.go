@@ -84,8 +84,7 @@ func (h *host) property(name string) string {
 	return h.must("systemctl", "show", "-p", name, "--value", "coracle")
 }
 
-// TestSystemd: the service does what its unit promises.
-func TestSystemd(t *testing.T) {
+func TestServiceKeepsItsUnitsPromises(t *testing.T) {
 	h := newHost(t)
 	h.bootSystemd()
 	h.service = "" // let the installer find out

@@ -16,7 +16,7 @@ import (
 
 // TestMostNodesVanish: two of three nodes vanish together, and then all three at once, as when the server that leads is
 // cut off. Services stop sending to their pods, but no pod is moved, though one node's are moved after its tolerations
-// (TestReplacement); and when the nodes are back all is as it was.
+// (TestPodsOfDeadNodeAreReplaced); and when the nodes are back all is as it was.
 func TestMostNodesVanish(t *testing.T) {
 	if !whole {
 		t.Skip("it waits for minutes in which nothing may happen: make e2e-ha has it")

@@ -73,10 +73,10 @@ func runningOn(s *harness.Server, app string, nodes ...string) error {
 	return nil
 }
 
-// TestReplacement: a dead node's pods are replaced on another one when the cluster's tolerations are over; a
-// StatefulSet's, which may exist once only, when somebody says by the taint that the node is out of service; and the
-// node's return leaves nothing of them behind.
-func TestReplacement(t *testing.T) {
+// TestPodsOfDeadNodeAreReplaced: a dead node's pods are replaced on another one when the cluster's tolerations are
+// over; a StatefulSet's, which may exist once only, when somebody says by the taint that the node is out of service;
+// and the node's return leaves nothing of them behind.
+func TestPodsOfDeadNodeAreReplaced(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "5")
