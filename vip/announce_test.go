@@ -101,8 +101,9 @@ func TestConfirmIsBounded(t *testing.T) {
 	})
 }
 
-// TestConflict: another machine's claims are told and answered, but not more often than RFC 5227 allows.
-func TestConflict(t *testing.T) {
+// TestConflictIsDefendedWithinRFC5227sLimit: another machine's claims are told and answered, but not more often than
+// RFC 5227 allows.
+func TestConflictIsDefendedWithinRFC5227sLimit(t *testing.T) {
 	s, ctx := newShouter(), t.Context()
 	claim := arp{op: opReply, senderHW: other, sender: v4, targetHW: own, target: peer4}.frame(own)
 	for range 100 {

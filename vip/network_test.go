@@ -165,8 +165,9 @@ func TestKernelClient(t *testing.T) {
 	}
 }
 
-// TestProbe: an address that a machine of the network has, or announces, is in use; one that nobody has is not.
-func TestProbe(t *testing.T) {
+// TestProbeFindsAddressInUse: an address that a machine of the network has, or announces, is in use; one that nobody
+// has is not.
+func TestProbeFindsAddressInUse(t *testing.T) {
 	netns.Require(t)
 	n := newNetwork(t)
 	for _, text := range []string{"10.0.0.2", "fd00::2"} {
