@@ -408,8 +408,6 @@ func TestWatchFromBeforeARecovery(t *testing.T) {
 		if !ok || !errors.Is(r.Err(), rpctypes.ErrCompacted) || r.CompactRevision <= seen {
 			t.Errorf("%s: a watch after revision %d got %+v (%v)", face, seen, r, r.Err())
 		}
-		if _, err := c.Get(ctx, "/a", clientv3.WithRev(seen)); !errors.Is(err, rpctypes.ErrCompacted) {
-			t.Errorf("%s: a read at revision %d: %v", face, seen, err)
-		}
+		testenv.ErrorIs(t, testenv.Err(c.Get(ctx, "/a", clientv3.WithRev(seen))), rpctypes.ErrCompacted, "%s: a read at revision %d", face, seen)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -69,9 +68,7 @@ func TestDirectoryOfFormat1IsUpgraded(t *testing.T) {
 		d := testenv.Must(Open(o))(t)
 		testenv.Equal(t, d.Identity, testIdentity, "identity")
 		closeDir(t, d)
-		if now, err := os.ReadFile(file); err != nil || !strings.Contains(string(now), "format 2\n") {
-			t.Errorf("after opening: %s, %v", now, err)
-		}
+		testenv.Contains(t, string(testenv.Must(os.ReadFile(file))(t)), "format 2\n", "after opening:")
 	}
 }
 
@@ -94,9 +91,7 @@ func TestPeersAreSavedAndChecked(t *testing.T) {
 		closeDir(t, d)
 		d = mustOpen(t, path)
 	}
-	if got, err := ReadPeers(path); err != nil || !slices.Equal(got, want) {
-		t.Errorf("%v, want %v, %v", got, want, err)
-	}
+	testenv.EqualSlices(t, testenv.Must(ReadPeers(path))(t), want, "")
 	closeDir(t, d)
 	// Every damage is noticed, and hinders nothing.
 	data := testenv.Must(os.ReadFile(file))(t)

@@ -5,7 +5,6 @@ package metrics
 import (
 	"errors"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -138,8 +137,6 @@ func TestCountingDoesNotAllocate(t *testing.T) {
 func TestEveryMetricIsExplained(t *testing.T) {
 	page := testenv.Must(os.ReadFile("../../docs/operations/store.md"))(t)
 	for name := range gather(t, NewCounters(), Sample{Peers: []Peer{{RTT: NewPeerHistogram()}}}) {
-		if !strings.Contains(string(page), "`"+name+"`") {
-			t.Errorf("docs/operations/store.md does not explain %s", name)
-		}
+		testenv.Contains(t, string(page), "`"+name+"`", "docs/operations/store.md does not explain %s:", name)
 	}
 }

@@ -221,16 +221,12 @@ func TestRequestsThatGrowTheStoreAreKnown(t *testing.T) {
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: r}}
 	}
 	for _, r := range []Request{put, txn(putOp), &pb.TxnRequest{Success: []*pb.RequestOp{putOp}}, txn(deleteOp, nest(txn(putOp))), &pb.LeaseGrantRequest{}} {
-		if !Grows(r) {
-			t.Errorf("%v does not grow", r)
-		}
+		testenv.True(t, Grows(r), "%v does not grow", r)
 	}
 	for _, r := range []Request{
 		txn(), txn(deleteOp), txn(nest(txn(deleteOp))), &pb.DeleteRangeRequest{}, &pb.CompactionRequest{},
 		&pb.LeaseRevokeRequest{}, &pb.RangeRequest{}, wrapperspb.String("server"),
 	} {
-		if Grows(r) {
-			t.Errorf("%v grows", r)
-		}
+		testenv.False(t, Grows(r), "%v grows", r)
 	}
 }

@@ -73,9 +73,7 @@ func TestCallsCarryBodiesAndErrors(t *testing.T) {
 		if _, err := a.Call(ctx, at, "hang", nil); status.Code(err) != codes.DeadlineExceeded {
 			t.Error(err)
 		}
-		if c := a.Contact("b.1"); c.IsZero() {
-			t.Error("no contact by calls")
-		}
+		testenv.False(t, a.Contact("b.1").IsZero(), "no contact by calls")
 	})
 }
 
