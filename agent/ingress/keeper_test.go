@@ -164,9 +164,7 @@ func TestRestartBackoffResetsAfterAMinute(t *testing.T) {
 	for _, lived := range []time.Duration{2 * time.Minute, 0, 0, 0, 0, 0, 0, 0, 0, time.Minute, 0} {
 		got = append(got, b.next(lived)/time.Second)
 	}
-	if want := []time.Duration{0, 1, 2, 4, 8, 16, 32, 60, 60, 0, 1}; !slices.Equal(got, want) {
-		t.Errorf("the waits are %v, want %v", got, want)
-	}
+	testenv.EqualSlices(t, got, []time.Duration{0, 1, 2, 4, 8, 16, 32, 60, 60, 0, 1}, "the waits are")
 }
 
 // TestProbeLeavesTableAndFindsStoppedProxy: an empty commit leaves the table as it is.
@@ -252,11 +250,6 @@ func TestGroupOfTheKernel(t *testing.T) {
 	if err := groups(cgroupRoot).join(name, cmd.Process.Pid); err != nil {
 		t.Skip(err)
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
-	if err != nil || !strings.Contains(string(text), "/"+cgroupName+"/"+name) {
-		t.Errorf("the process is in %s, %v", text, err)
-	}
-	if groups(cgroupRoot).killed(name) {
-		t.Error("it counts as ended for its memory")
-	}
+	testenv.Contains(t, string(testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid)))(t)), "/"+cgroupName+"/"+name, "the process is in")
+	testenv.False(t, groups(cgroupRoot).killed(name), "it counts as ended for its memory")
 }

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -58,9 +57,7 @@ func TestKubeletDefaults(t *testing.T) {
 		"no cipher suite in CBC mode":          len(s.TLSCipherSuites) == 6 && !strings.Contains(strings.Join(s.TLSCipherSuites, ","), "CBC"),
 		"containerd's socket":                  s.ContainerRuntimeEndpoint == "unix:///run/coracle/containerd/containerd.sock",
 	} {
-		if !ok {
-			t.Errorf("not so: %s", name)
-		}
+		testenv.True(t, ok, "not so: %s", name)
 	}
 }
 
@@ -87,18 +84,14 @@ func TestPortsAreThoseOfFinishedConfiguration(t *testing.T) {
 	} {
 		o := testOptions()
 		o.Args = c.args
-		if got, err := Ports(o); err != nil || !slices.Equal(got, c.want) {
-			t.Errorf("%v: %v, %v; want %v", c.args, got, err, c.want)
-		}
+		testenv.EqualSlices(t, testenv.Must(Ports(o))(t), c.want, "%v:", c.args)
 	}
 }
 
 func TestLeaseDuration(t *testing.T) {
 	o := testOptions()
 	o.LeaseDuration = 10 * time.Minute
-	if got := mustServer(t, o).NodeLeaseDurationSeconds; got != 600 {
-		t.Error(got)
-	}
+	testenv.Equal(t, mustServer(t, o).NodeLeaseDurationSeconds, 600, "")
 }
 
 func TestFlagBeatsDropInBeatsFile(t *testing.T) {
@@ -116,9 +109,7 @@ func TestFlagBeatsDropInBeatsFile(t *testing.T) {
 	if s.EvictionHard["memory.available"] != "50Mi" || s.EvictionHard["nodefs.available"] != "5%" {
 		t.Errorf("the file is not merged over the defaults: %v", s.EvictionHard)
 	}
-	if s.FailSwapOn {
-		t.Error("the file undid a default that it does not name")
-	}
+	testenv.False(t, s.FailSwapOn, "the file undid a default that it does not name")
 	if s.NodeLabels["disk"] != "ssd" || s.NodeLabels["rack"] != "b" {
 		t.Errorf("labels: %v", s.NodeLabels)
 	}
