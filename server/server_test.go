@@ -132,9 +132,7 @@ func TestServerRefusesWrongDirectoryPortOrAddress(t *testing.T) {
 	testenv.NoError(t, os.WriteFile(identity, good, 0o600))
 	again, err := New(t.Context(), o)
 	testenv.NoError(t, err, "after all that it should start")
-	if again.data.ServerID() != s.data.ServerID() {
-		t.Error("it took another identity")
-	}
+	testenv.Equal(t, again.data.ServerID(), s.data.ServerID(), "it took another identity:")
 	testenv.NoError(t, again.Close())
 	t.Run("keys lost", func(t *testing.T) {
 		testenv.NoError(t, os.MkdirAll(filepath.Join(o.StoreDir, "data"), 0o700))

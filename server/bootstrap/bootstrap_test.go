@@ -86,9 +86,7 @@ func TestApplyMakesDNSServiceAndRoles(t *testing.T) {
 		t.Errorf("%+v, %v", s.Spec, err)
 	}
 	testenv.NoError(t, Apply(ctx, Options{Client: c}))
-	if _, err := c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{}); err == nil {
-		t.Error("DNS is off and its Service is there")
-	}
+	testenv.Fails(t, testenv.Err(c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{})), "DNS is off and its Service is there")
 }
 
 func TestOwnDNSIsLeftAlone(t *testing.T) {

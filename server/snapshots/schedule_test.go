@@ -43,9 +43,7 @@ func TestServersTakeTurnsOnSchedule(t *testing.T) {
 		now := start
 		for i, want := range c.want {
 			next := newSlot(schedule(t, c.cron), c.place, now).next(now)
-			if !next.Equal(want) {
-				t.Errorf("%s, server %+v: time %d is %v, want %v", c.cron, c.place, i, next, want)
-			}
+			testenv.True(t, next.Equal(want), "%s, server %+v: time %d is %v, want %v", c.cron, c.place, i, next, want)
 			now = next
 		}
 	}
