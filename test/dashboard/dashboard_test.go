@@ -194,9 +194,7 @@ func scrapeConfigs(t *testing.T) []scrapeConfig {
 	}
 	d := yaml.NewDecoder(bytes.NewReader(block))
 	d.KnownFields(true)
-	if err := d.Decode(&c); err != nil {
-		t.Fatalf("%v in:\n%s", err, block)
-	}
+	testenv.NoError(t, d.Decode(&c), "in:\n%s", block)
 	for _, s := range c.ScrapeConfigs {
 		for _, r := range slices.Concat(s.Relabel, s.MetricRelabel) {
 			testenv.Check(t, r.Validate(model.UTF8Validation), "%s", s.JobName)

@@ -161,9 +161,7 @@ spec:
 	if got := on("stays"); !slices.Contains(strings.Fields(got), node) {
 		t.Errorf("the DaemonSet's pod is gone from the node; there is one on %s", got)
 	}
-	if got := s.Insists("get", "node", node, "-o", "jsonpath={.spec.unschedulable}"); got != "true" {
-		t.Errorf("new pods come to the node: unschedulable is %q", got)
-	}
+	testenv.Equal(t, s.Insists("get", "node", node, "-o", "jsonpath={.spec.unschedulable}"), "true", "new pods come to the node: unschedulable is")
 	s.Insists("uncordon", node)
 	s.Insists("delete", "deployment/moves", "daemonset/stays", "--ignore-not-found")
 }

@@ -124,9 +124,7 @@ func (l *lab) answers(t *testing.T, pods ...string) {
 			n.Name:                                  n.asks(t, "web"),
 			"outside at the node port of " + n.Name: l.asksNodePort(t, n),
 		} {
-			if !slices.Contains(pods, got) {
-				t.Errorf("asked from %s, %q answers, which is none of %q", from, got, pods)
-			}
+			testenv.True(t, slices.Contains(pods, got), "asked from %s, %q answers, which is none of %q", from, got, pods)
 		}
 	}
 }

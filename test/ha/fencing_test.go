@@ -105,9 +105,7 @@ func TestLeaderOfEndedTermChangesNothing(t *testing.T) {
 		behind.Stop()
 		c.WaitWhole()
 	}
-	if midway == 0 {
-		t.Error("no leader was stopped while it wrote: this shows nothing")
-	}
+	testenv.True(t, midway != 0, "no leader was stopped while it wrote: this shows nothing")
 }
 
 // readyIn are the addresses in a slice that are ready.

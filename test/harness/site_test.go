@@ -29,14 +29,10 @@ func TestSitesAddress(t *testing.T) {
 	}
 	want := is()
 	m := s.NewMachine()
-	if got := is(); got != want {
-		t.Errorf("a machine came, and the address is %s, was %s", got, want)
-	}
+	testenv.Equal(t, is(), want, "a machine came, and the address is")
 	m.PowerOff()
 	m.PowerOn()
-	if got := is(); got != want {
-		t.Errorf("a machine was off, and the address is %s, was %s", got, want)
-	}
+	testenv.Equal(t, is(), want, "a machine was off, and the address is")
 }
 
 func TestFaultsBecomeRules(t *testing.T) {

@@ -143,7 +143,5 @@ func TestServiceKeepsItsUnitsPromises(t *testing.T) {
 	if out, err := h.run("systemctl", "status", "coracle"); exitCode(err) != 4 {
 		t.Errorf("systemd still knows the service (code %d):\n%s", exitCode(err), out)
 	}
-	if out := h.must("sh", "-c", "ls -d /var/lib/coracle /var/lib/kubelet /etc/coracle /run/coracle /usr/local/bin/* 2>/dev/null || true"); out != "" {
-		t.Errorf("left behind: %s", out)
-	}
+	testenv.Equal(t, h.must("sh", "-c", "ls -d /var/lib/coracle /var/lib/kubelet /etc/coracle /run/coracle /usr/local/bin/* 2>/dev/null || true"), "", "left behind:")
 }

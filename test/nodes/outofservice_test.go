@@ -80,18 +80,7 @@ func TestPodsOfDeadNodeAreReplaced(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "5")
-	s.Start()
-	s.WaitAPI()
-	var agents []*harness.Server
-	for range 2 {
-		a := site.NewMachine().NewAgent(s)
-		a.AddBoxImage()
-		a.Start()
-		agents = append(agents, a)
-	}
-	for _, a := range agents {
-		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
-	}
+	agents := withAgents(t, s, 2)
 	s.InsistsOn(leaveable)
 	names := []string{agents[0].NodeName(), agents[1].NodeName()}
 	harness.Eventually(t, harness.Soon, "the Deployment's pods run on both nodes", func() error { return runningOn(s, "d", names...) })

@@ -64,9 +64,7 @@ func TestReportFailsWithCommandOrWithoutTests(t *testing.T) {
 	} {
 		testenv.Equal(t, run(false, []string{"sh", "-c", script}), want, "%s:", script)
 	}
-	if got, err := os.ReadFile(note); err != nil || !strings.Contains(string(got), "tests passed") {
-		t.Errorf("the note is %q, %v", got, err)
-	}
+	testenv.Contains(t, string(testenv.Must(os.ReadFile(note))(t)), "tests passed", "the note is")
 }
 
 // TestPatternWithoutMatchFails: a pattern that no part of a test fits has the test itself pass with nothing done, and
