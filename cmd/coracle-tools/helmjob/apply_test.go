@@ -272,9 +272,7 @@ func TestNextChildGoesOnAfterAKilledOne(t *testing.T) {
 // TestNamespaceAndOwner looks at the two things that a request may allow.
 func TestNamespaceAndOwner(t *testing.T) {
 	tt := newTester(t)
-	if _, err := shared.client.CoreV1().ConfigMaps(tt.ns).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "web"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(shared.client.CoreV1().ConfigMaps(tt.ns).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "web"}}, metav1.CreateOptions{})))
 	req := tt.request(web("1.0.0"))
 	r := tt.do(req, "", helmjob.Conflict)
 	tt.says(r, "takeOwnership", `ConfigMap "web"`)

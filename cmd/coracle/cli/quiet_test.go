@@ -65,9 +65,7 @@ func TestUpstreamsComplaintsAreHeldWhileStarting(t *testing.T) {
 				q := keepQuiet(l)
 				klog.Error("complaint")
 				c.play(q)
-				if got := out.take(); got != c.want {
-					t.Errorf("got %q, want %q", got, c.want)
-				}
+				testenv.Equal(t, out.take(), c.want, "")
 			})
 		})
 	}

@@ -37,9 +37,7 @@ func setup(t *testing.T, c config.Logging) (*Log, func() string) {
 
 func expect(t *testing.T, got string, want ...string) {
 	t.Helper()
-	if w := strings.Join(want, "\n") + "\n"; got != w {
-		t.Errorf("got\n%swant\n%s", got, w)
-	}
+	testenv.Equal(t, strings.Join(want, "\n")+"\n", got, "")
 }
 
 func TestLinesAreFormattedWithoutControlCharacters(t *testing.T) {
