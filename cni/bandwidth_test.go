@@ -184,9 +184,7 @@ shaper dev VETH rate 80000000bit burst 200000 limit 700000`
 
 	n.del(both)
 	testenv.Equal(t, n.limits(both), "", "after DEL there is")
-	if _, err := netlink.LinkByName(shaperName(key{"both", "eth0"})); err == nil {
-		t.Error("after DEL the device of the pod's egress is still there")
-	}
+	testenv.Fails(t, testenv.Err(netlink.LinkByName(shaperName(key{"both", "eth0"}))), "after DEL the device of the pod's egress is still there")
 }
 
 func onDevice(name string, do func(netlink.Link) error) error {
@@ -258,9 +256,7 @@ func TestBandwidthHoldsBack(t *testing.T) {
 		if _, _, err := inbox.ReadFrom(make([]byte, 2000)); err != nil {
 			t.Errorf("%s: nothing arrived: %v", c.what, err)
 		}
-		if held := heldBack(t, c.device); held == 0 {
-			t.Errorf("%s: no packet had to wait at %d bit/s", c.what, bits)
-		}
+		testenv.True(t, heldBack(t, c.device) != 0, "%s: no packet had to wait at %d bit/s", c.what, bits)
 	}
 }
 

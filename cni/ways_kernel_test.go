@@ -251,9 +251,7 @@ func (s *segment) nothingOf(words ...string) {
 		have, err := newKernel().observe(Bridge, nil)
 		for _, o := range have {
 			for _, w := range words {
-				if strings.Contains(o.String(), w) {
-					s.Errorf("%s is left", o)
-				}
+				testenv.False(s, strings.Contains(o.String(), w), "%s is left", o)
 			}
 		}
 		return err
@@ -424,9 +422,7 @@ func TestDeviceLeavesChecksumsToTheProcessor(t *testing.T) {
 			}
 			least = min(least, after.TotalAlloc-before.TotalAlloc)
 		}
-		if least > 64<<10 {
-			t.Errorf("%d bytes to ask", least)
-		}
+		testenv.True(t, least <= 64<<10, "%d bytes to ask", least)
 		testenv.Fails(t, testenv.Err(sendsSoftwareChecksums("none")), "a device that is not there answers")
 		if err := newKernel().ensure(want); err != nil {
 			return err

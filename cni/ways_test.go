@@ -128,9 +128,7 @@ route 10.42.2.0/24 via 192.0.2.2 dev eth0 src 10.42.1.1
 			in := waysOf(1, c.n, c.c)
 			in.underlay.bare = strings.HasSuffix(c.name, "a VPN")
 			got := render(c.c.backend.desired(in))
-			if want := strings.TrimSpace(c.want); got != want {
-				t.Errorf("got\n%s\nwant\n%s", got, want)
-			}
+			testenv.Equal(t, got, strings.TrimSpace(c.want), "")
 		})
 	}
 }
