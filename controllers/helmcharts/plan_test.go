@@ -229,9 +229,7 @@ func TestConditionsMeanWhatTheyMeanInK3s(t *testing.T) {
 	if c := meta.FindStatusCondition(Decide(v).Status.Conditions, kinds.Ready); !c.LastTransitionTime.Time.Equal(testNow) || c.ObservedGeneration != 3 {
 		t.Errorf("the condition is of %s and generation %d", c.LastTransitionTime, c.ObservedGeneration)
 	}
-	if text(Decide(v).Status) != text(&v.Chart.Status) {
-		t.Error("at rest the status would be written again")
-	}
+	testenv.Equal(t, text(Decide(v).Status), text(&v.Chart.Status), "at rest the status would be written again:")
 }
 
 // TestMissingChartFileIsReportedByTheLeader: a server that leads and lacks a chart's file says so beside what is known
@@ -279,9 +277,7 @@ func TestFailuresBackOff(t *testing.T) {
 	if other := After(now, "other", 0, fails, Release{}, testNow, firstWait); other.Count != 1 || !other.Final || !strings.HasPrefix(other.Message, "Given up after one try. ") {
 		t.Errorf("without a second try: %+v", other)
 	}
-	if final := After(Tries{}, "key", defaultBackOff, &helmjob.Result{Reason: helmjob.InvalidValues}, Release{}, testNow, firstWait); !final.Final {
-		t.Error("what cannot succeed is tried again")
-	}
+	testenv.True(t, After(Tries{}, "key", defaultBackOff, &helmjob.Result{Reason: helmjob.InvalidValues}, Release{}, testNow, firstWait).Final, "what cannot succeed is tried again")
 	if removal := After(Tries{}, uninstallKey, 0, &helmjob.Result{Reason: helmjob.UninstallFailed}, Release{}, testNow, firstWait); removal.Final {
 		t.Error("a removal is not tried again")
 	}
@@ -292,7 +288,5 @@ func TestLongMessageIsClippedBetweenRunes(t *testing.T) {
 	if got := clip(long); len(got) > maxMessage+len("…") || !strings.HasSuffix(got, "ä…") {
 		t.Errorf("%d bytes, ending in %q", len(got), got[len(got)-8:])
 	}
-	if clip("short") != "short" {
-		t.Error("a short message was changed")
-	}
+	testenv.Equal(t, clip("short"), "short", "a short message was changed:")
 }

@@ -349,9 +349,7 @@ func TestRetainedVolumeKeepsItsDirectory(t *testing.T) {
 			return err
 		})
 	}
-	if got, err := volumes.Get(t.Context(), "other", metav1.GetOptions{}); err != nil || len(got.Finalizers) != 2 {
-		t.Errorf("another provisioner's volume: %+v, %v", got, err)
-	}
+	testenv.Equal(t, len(testenv.Must(volumes.Get(t.Context(), "other", metav1.GetOptions{}))(t).Finalizers), 2, "another provisioner's volume:")
 	released := pv.DeepCopy()
 	released.Finalizers, released.Status.Phase = nil, corev1.VolumeReleased
 	if _, change := finalizersOf(released); change {

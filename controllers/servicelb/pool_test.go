@@ -186,13 +186,9 @@ func TestTakersProve(t *testing.T) {
 	alive := func(n string) bool { return n != dead }
 	used := map[netip.Addr]string{a: "02:00:00:00:00:01"}
 	first := Assign(loadbalancer.Record{}, 7, both, alive, said{})
-	if !first[a].New {
-		t.Errorf("nobody has answered for it: %v", first)
-	}
+	testenv.True(t, first[a].New, "nobody has answered for it: %v", first)
 	stays := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 6}})
-	if stays[a] != first[a] {
-		t.Errorf("what was proven is another holding: %v", stays)
-	}
+	testenv.True(t, stays[a] == first[a], "what was proven is another holding: %v", stays)
 	proven := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 7}})
 	if !proven[a].Same(first[a]) || proven[a].New {
 		t.Errorf("%v was proven, and is %v", first, proven)

@@ -96,9 +96,7 @@ func TestPoolsThatOverlapOrAreInvalidAreRefused(t *testing.T) {
 				got = append(got, name+" "+f.Reason)
 				testenv.Contains(t, f.Message, c.says, "%s says", name)
 			}
-			if strings.Join(got, ", ") != c.flaws {
-				t.Errorf("flaws %v, want %s", got, c.flaws)
-			}
+			testenv.True(t, strings.Join(got, ", ") == c.flaws, "flaws %v, want %s", got, c.flaws)
 		})
 	}
 }

@@ -131,13 +131,9 @@ func TestInvalidRequestIsRefused(t *testing.T) {
 		r := request("default")
 		testenv.NoError(t, r.Validate())
 		change(r)
-		if r.Validate() == nil {
-			t.Errorf("a bad %s is taken", name)
-		}
+		testenv.Fails(t, r.Validate(), "a bad %s is taken", name)
 	}
-	if err := (&Request{Operation: Uninstall, Seal: []byte("seal"), Socket: "s", Namespace: "n", Release: "r"}).Validate(); err != nil {
-		t.Errorf("uninstalling: %v", err)
-	}
+	testenv.Check(t, (&Request{Operation: Uninstall, Seal: []byte("seal"), Socket: "s", Namespace: "n", Release: "r"}).Validate(), "uninstalling")
 }
 
 func TestLocalFile(t *testing.T) {
@@ -171,7 +167,5 @@ func TestJSON(t *testing.T) {
 	if err := json.Unmarshal(text, back); err != nil || fmt.Sprint(back) != fmt.Sprint(r) {
 		t.Errorf("%v, a request came back as another", err)
 	}
-	if bytes.ContainsRune(text, '\n') {
-		t.Error("a request is more than a line")
-	}
+	testenv.False(t, bytes.ContainsRune(text, '\n'), "a request is more than a line")
 }
