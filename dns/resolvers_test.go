@@ -37,9 +37,7 @@ func TestUpstreamsLeaveOutOwnAddresses(t *testing.T) {
 	} {
 		write(t, path, c.file)
 		servers := testenv.Must(resolvconf.Servers(path))(t)
-		if got := fmt.Sprint(upstreams(servers, clusterIPs)); got != c.want {
-			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
-		}
+		testenv.Equal(t, fmt.Sprint(upstreams(servers, clusterIPs)), c.want, "%q:", c.file)
 	}
 }
 
