@@ -296,9 +296,7 @@ func TestKeysRotateWithoutLosingMembers(t *testing.T) {
 		suspected := func(o *Options) {
 			self := o.Name
 			o.Suspect = func(name string) {
-				if !stopping.Load() {
-					t.Errorf("%s suspects %s", self, name)
-				}
+				testenv.True(t, stopping.Load(), "%s suspects %s", self, name)
 			}
 		}
 		for range 4 {
