@@ -48,20 +48,14 @@ func TestAffinityKeepsClientAtItsEndpoint(t *testing.T) {
 		}
 		seen[first] = true
 	}
-	if len(seen) < 2 {
-		t.Errorf("all clients went to %v", seen)
-	}
+	testenv.True(t, len(seen) >= 2, "all clients went to %v", seen)
 	one := map[string]bool{}
 	for range 10 {
 		_, got := get(t, client(t, f.http, "http1"), "http://k/?k=7")
 		one[got] = true
 	}
-	if len(one) != 1 {
-		t.Errorf("one key went to %v", one)
-	}
-	if !strings.Contains(reasons(r), "cookie alone") {
-		t.Error(reasons(r))
-	}
+	testenv.True(t, len(one) == 1, "one key went to %v", one)
+	testenv.Contains(t, reasons(r), "cookie alone", "")
 	exchanged{url: "http://g/", status: 503}.check(t, f)
 }
 
@@ -121,9 +115,7 @@ func TestRankMovesFewKeys(t *testing.T) {
 			t.Fatalf("the key %s went from %s to %s", key, was, is)
 		}
 	}
-	if s.rank("x", s.all(), now) != nil {
-		t.Error("an endpoint is tried twice")
-	}
+	testenv.True(t, s.rank("x", s.all(), now) == nil, "an endpoint is tried twice")
 }
 
 func TestCanaryAnnotations(t *testing.T) {

@@ -20,9 +20,7 @@ func TestPasswordHashesAreVerified(t *testing.T) {
 			t.Errorf("%s is not compared", hash)
 		}
 	}
-	if !Verify("$1$xy$sCW6WZJsSz7hVuvH0BCaf.", "pw") {
-		t.Error("MD5-crypt is not compared")
-	}
+	testenv.True(t, Verify("$1$xy$sCW6WZJsSz7hVuvH0BCaf.", "pw"), "MD5-crypt is not compared")
 	for _, hash := range []string{
 		"", "x", "plain", "{PLAIN}x", "{SHA}", "{SHA}!!", "{SSHA}", "$1$", "$apr1$toolongsalt$ZAdX7G.l3eDbgTYbm5ePE0", "$6$salt$x", "$2y$", "$2",
 		"$2y$31$LKGiBUkFHHrpJPPjKBnTAuGKTvMnDIHbRYJSYQWQOlGVLrHwzEpLS",
