@@ -56,17 +56,13 @@ func TestOldestUnidentifiedConnectionMakesRoom(t *testing.T) {
 			t.Errorf("the oldest of too many: %v", err)
 		}
 	}
-	if !ask(client(), "") {
-		t.Error("a probe without identity has no answer")
-	}
+	testenv.True(t, ask(client(), ""), "a probe without identity has no answer")
 	var open int
 	l.unknown.Range(func(_, _ any) bool { open++; return true })
 	if n := l.waiting.waiting.Len(); n > most || open > most+1 {
 		t.Errorf("%d wait, %d are remembered", n, open)
 	}
-	if !ask(known, "") {
-		t.Error("one that is known was hung up on")
-	}
+	testenv.True(t, ask(known, ""), "one that is known was hung up on")
 }
 
 // arrived is a listener of connections that somebody else makes.

@@ -87,10 +87,7 @@ func TestUnpackWritesOnce(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "data", "bin")
 	d := mustUnpack(t, set(t, "one"), bin)
 	for _, p := range []string{d.File("alias"), d.File("lib/program"), filepath.Join(d.Stable, "alias")} {
-		got, err := os.ReadFile(p)
-		if err != nil || string(got) != "one" {
-			t.Errorf("%s holds %q, %v", p, got, err)
-		}
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(p))(t)), "one", "%s holds", p)
 	}
 	fi := testenv.Must(os.Stat(d.File("lib/program")))(t)
 	if fi.Mode().Perm() != 0o555 {
@@ -119,9 +116,7 @@ func TestUnpackFirst(t *testing.T) {
 			t.Errorf("the node's program was written again, or is not there: %v", err)
 		}
 		first = fi
-		if _, err := os.Stat(d.File(forPeople)); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: %v, want nothing yet", forPeople, err)
-		}
+		testenv.ErrorIs(t, testenv.Err(os.Stat(d.File(forPeople))), fs.ErrNotExist, "%s", forPeople)
 		letGo(t, &d)
 	}
 	testenv.NoError(t, os.Mkdir(filepath.Join(bin, tempPrefix+"123"), 0o700)) // of a process that was killed meanwhile
@@ -294,9 +289,7 @@ func TestFullDisk(t *testing.T) {
 	letGo(t, d)
 	testenv.NoError(t, mount(unix.MS_REMOUNT|unix.MS_RDONLY))
 	mustUnpack(t, small, bin)
-	if _, err := unpackAll(set(t, "other"), bin, "/proc"); !errors.Is(err, unix.EROFS) {
-		t.Errorf("got %v, want a read-only file system", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(unpackAll(set(t, "other"), bin, "/proc")), unix.EROFS)
 }
 
 // TestEmbeddedProgramsRun checks what this tree's make embedded built, by unpacking it as a server does.

@@ -97,9 +97,7 @@ func TestFindNFTUnusual(t *testing.T) {
 	if want := []string{"nftables forward: inet z f"}; err != nil || !slices.Equal(texts(got), want) {
 		t.Errorf("got %q, %v, want %q", texts(got), err, want)
 	}
-	if tried < 5 {
-		t.Errorf("nft and the kernel take %d of the rules only", tried)
-	}
+	testenv.True(t, tried >= 5, "nft and the kernel take %d of the rules only", tried)
 	t.Logf("%d rules", tried)
 }
 
@@ -124,9 +122,7 @@ func TestUnusualNames(t *testing.T) {
 		t.Fatalf("found %v, %v", chains, err)
 	}
 	got := Commands(chains, Needs{Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}})
-	if want := []string{"nft insert rule inet x f ip saddr 10.42.0.0/16 accept", "nft insert rule inet x f ip daddr 10.42.0.0/16 accept"}; !slices.Equal(got, want) {
-		t.Errorf("to be typed: %q", got)
-	}
+	testenv.EqualSlices(t, got, []string{"nft insert rule inet x f ip saddr 10.42.0.0/16 accept", "nft insert rule inet x f ip daddr 10.42.0.0/16 accept"}, "to be typed:")
 	if text := Describe(chains); !strings.Contains(text, `inet "x f; reboot" "f; reboot"`) || strings.Contains(text, "\n") {
 		t.Errorf("said: %s", text)
 	}
@@ -189,9 +185,7 @@ func TestCommandsOpenWhatIsNeeded(t *testing.T) {
 			if got := Commands(c.chains, c.needs); !slices.Equal(got, c.want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 			}
-			if Persistent(c.chains) != c.lasting {
-				t.Errorf("lasting: %v", !c.lasting)
-			}
+			testenv.True(t, Persistent(c.chains) == c.lasting, "lasting: %v", !c.lasting)
 		})
 	}
 }

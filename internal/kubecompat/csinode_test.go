@@ -37,9 +37,7 @@ func TestKubeletsCSIManagerIsKept(t *testing.T) {
 	testenv.Equal(t, nodeOf(manager), "kubelets-node", "after a controller's CSI plugin started, the variable is for node")
 	manager = nil
 	Keep(func() { initCSI(t, "") })
-	if manager != nil {
-		t.Error("the controller's manager is still there, though there is no kubelet")
-	}
+	testenv.True(t, manager == nil, "the controller's manager is still there, though there is no kubelet")
 }
 
 func TestWriteWithoutAKubelet(t *testing.T) {

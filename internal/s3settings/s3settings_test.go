@@ -86,9 +86,7 @@ func TestRequestSettingsOverrideTheServers(t *testing.T) {
 			t.Errorf("%q over %q is %q, want %q", c.over, base, got, c.want)
 		}
 	}
-	if len(base) != 4 {
-		t.Errorf("the lower settings were changed: %q", base)
-	}
+	testenv.True(t, len(base) == 4, "the lower settings were changed: %q", base)
 }
 
 // TestErrorsKeepSecrets: nothing of a key or a password is in an error, wherever it was put by mistake.
@@ -123,9 +121,7 @@ func TestEndpointsAreThoseMinioTakes(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 		if err == nil {
-			if _, err := minio.New(s.Endpoint, &minio.Options{Secure: true}); err != nil {
-				t.Errorf("%q is taken, and minio says %v", text, err)
-			}
+			testenv.Check(t, testenv.Err(minio.New(s.Endpoint, &minio.Options{Secure: true})), "%q is taken, and minio says", text)
 		}
 	}
 }

@@ -37,9 +37,7 @@ func TestFailedPartRestartsWithBackoff(t *testing.T) {
 			return errors.New("no room")
 		}})
 		synctest.Wait()
-		if len(board.Components()) != 0 {
-			t.Error("a line without trouble")
-		}
+		testenv.Equal(t, len(board.Components()), 0, "a line without trouble:")
 		close(fail)
 		time.Sleep(first / 2) // fake time
 		synctest.Wait()
