@@ -171,9 +171,7 @@ func TestMissingFolderIsNotMade(t *testing.T) {
 	for _, op := range []Op{Make, Remove, Space} {
 		refuses(t, f, Request{Op: op, Folder: other, Name: volume}, "is not there")
 	}
-	if _, err := os.Lstat(other); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the operator's folder was made: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(os.Lstat(other)), os.ErrNotExist, "the operator's folder was made")
 	testenv.NoError(t, os.Mkdir(other, 0o755))
 	a := do(t, f, Request{Op: Make, Folder: other, Name: volume})
 	if a.Path != filepath.Join(other, volume) || mode(t, other) != 0o700 {
@@ -213,9 +211,7 @@ func TestRequestsAreServedOverAConnection(t *testing.T) {
 	testenv.WantError(t, testenv.Err(ask(t.Context(), Request{Op: Make, Name: "x"})), "not the name")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := ask(ctx, Request{Op: Space}); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(ask(ctx, Request{Op: Space})), context.Canceled, "cancelled")
 	// Nonsense, and more than a message may have, is hung up on.
 	for _, text := range []string{"hello\n", `{"op":"` + strings.Repeat("x", maxMessage)} {
 		here, there := net.Pipe()

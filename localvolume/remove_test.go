@@ -44,9 +44,7 @@ func TestRemovalFollowsNoLinkOutOfTheVolume(t *testing.T) {
 		testenv.NoError(t, os.Chmod(filepath.Join(path, "sub"), 0))
 	}
 	do(t, f, Request{Op: Remove, Name: volume})
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("right after the answer the volume is there: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(os.Lstat(path)), os.ErrNotExist, "right after the answer the volume is there")
 	do(t, f, Request{Op: Remove, Name: volume}) // who was not heard asks again
 	empty(t, folder)
 	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(outside, "deep", "file")))(t)), "x", "what lies outside is")
@@ -138,9 +136,7 @@ func TestRemoveMounted(t *testing.T) {
 		refuses(t, f, Request{Op: Remove, Name: volume}, "mounted at "+at)
 		// Mounted a moment later, when the volume was set aside already.
 		testenv.Check(t, os.Rename(a.Path, filepath.Join(folder, asideName(volume, 0))))
-		if err := f.clean(t.Context()); !errors.Is(err, errMounted) {
-			t.Errorf("cleaning: %v", err)
-		}
+		testenv.ErrorIs(t, f.clean(t.Context()), errMounted, "cleaning")
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(outside, "file")))(t)), "x", "what was mounted has")
 		testenv.Check(t, unix.Unmount(filepath.Join(folder, asideName(volume, 0), "sub", "mount"), 0))
 		testenv.Check(t, f.clean(t.Context()))
@@ -175,9 +171,7 @@ func TestRemoveAroundStuck(t *testing.T) {
 				write(t, filepath.Join(set, in, strconv.Itoa(i)), "")
 			}
 		}
-		if err := f.clean(t.Context()); !errors.Is(err, errMounted) {
-			t.Errorf("cleaning: %v", err)
-		}
+		testenv.ErrorIs(t, f.clean(t.Context()), errMounted, "cleaning")
 		left := 0
 		err := filepath.WalkDir(set, func(path string, d os.DirEntry, err error) error {
 			if err == nil && d.Name() == "stuck" {
