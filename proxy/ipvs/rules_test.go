@@ -142,9 +142,7 @@ func TestRulesBesideIPVS(t *testing.T) {
 	w6 := &rulesWriter{nft: six, view: ruleView{
 		family: rules6, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd42::/56")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("fd43::/112")},
 	}}
-	if err := w6.apply(t.Context(), newDesiredState().Sets, nil, true); err != nil {
-		t.Error("the rules of IPv6:", err)
-	}
+	testenv.Check(t, w6.apply(t.Context(), newDesiredState().Sets, nil, true), "the rules of IPv6")
 }
 
 // TestRulesAreCounted: another program takes rules out of the table, or adds one, of which the kernel's news say
