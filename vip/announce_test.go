@@ -79,9 +79,7 @@ func TestPausedMachineSendsNothingAfterwards(t *testing.T) {
 		return until, nil
 	}
 	s.hear(ctx, question)
-	if s.sent != 0 {
-		t.Error("it answered when it woke")
-	}
+	testenv.Equal(t, s.sent, 0, "it answered when it woke:")
 	s = newShouter()
 	s.responder.send = func([]byte) error { s.sent++; s.clock = s.clock.After(time.Minute); return nil }
 	s.transmit(ctx, four.announcements()...)
