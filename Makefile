@@ -235,7 +235,7 @@ powercut: ## cut the power of a store's machine CUTS times, and of a cluster's i
 proxy-test: embedded ## the same cases of Services with our nftables back end and with upstream's kube-proxy, which is built from its module (root, the Go module proxy, minutes)
 	@$(GOBUILD) -ldflags '-s -w $(STABLE_X)' -o $(BUILD)/kube-proxy k8s.io/kubernetes/cmd/kube-proxy
 	@CORACLE_KUBE_PROXY=$(CURDIR)/$(BUILD)/kube-proxy CORACLE_TEST_REQUIRE=root,embedded,kube-proxy $(subst /report,/report -v,$(GOTEST)) -count=1 -timeout 30m -tags '$(TAGS)' -ldflags '$(STABLE_X)' \
-	  -run '$(or $(RUN),TestDifferences|TestServiceCases/^(nftables|kube-proxy)$$)' ./proxy
+	  -run '$(or $(RUN),TestDifferencesBelongToCases|TestServiceCases/^(nftables|kube-proxy)$$)' ./proxy
 
 # Two guests side by side: each has one processor.
 guest-test: embedded ## Services and NetworkPolicies on IPVS, and the kernel's WireGuard, in a second kernel that has nftables too (root, gcc, 140 MB of source)
@@ -287,7 +287,7 @@ lint: ## golangci-lint at its pinned version
 comma := ,
 
 imports: ## the folders depend on one another as imports_test.go allows
-	$(GO) test -vet=off -tags '$(TAGS)' -run TestImports .
+	$(GO) test -vet=off -tags '$(TAGS)' -run TestImportsAreThoseAllowed .
 
 console-check: ## the types and the format of the console's pages
 	@packaging/console.sh --check $(BUILD)

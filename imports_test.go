@@ -80,7 +80,7 @@ var allowed = map[string]map[string]string{
 // noLeaf lists folders that hold programs or what tests share: only tests import them.
 var noLeaf = []string{"cmd", "test", "packaging"}
 
-func TestImports(t *testing.T) {
+func TestImportsAreThoseAllowed(t *testing.T) {
 	out, err := exec.Command("go", "list", "-e", "-f", `{{.ImportPath}}:{{range .Imports}} {{.}}{{end}}`, "./...").Output()
 	testenv.NoError(t, err, "go list")
 	edges := map[string]map[string]string{} // folder → folder → an example

@@ -34,9 +34,7 @@ func TestUpstreamTable(t *testing.T) {
 	rows := regexp.MustCompile(`(?m)^\|.*\| (?:`+"`go:linkname`"+`|assignment) \|.*$`).FindAllString(section, -1)
 	named := make([]int, len(rows)) // how many names of a row were found in the sources
 	settings := settingsOfOthers(t)
-	if len(settings) < 8 {
-		t.Errorf("only %d are found in the sources: the search is broken", len(settings))
-	}
+	testenv.True(t, len(settings) >= 8, "only %d are found in the sources: the search is broken", len(settings))
 	for _, s := range settings {
 		i := slices.IndexFunc(rows, func(row string) bool {
 			return strings.Contains(row, "`"+s.name+"`") && strings.Contains(row, "| "+s.how+" |") && strings.Contains(row, "`"+s.file+"`")

@@ -91,14 +91,10 @@ func TestGlossaryAndWordsAgree(t *testing.T) {
 		}
 		rows++
 		for _, word := range strings.FieldsFunc(strings.ToLower(cells[2]), func(r rune) bool { return !unicode.IsLetter(r) }) {
-			if plainer[word] != "" {
-				t.Errorf("docs/CONTRIBUTING.md asks for %q, which identifiers may not have: %s", word, line)
-			}
+			testenv.True(t, plainer[word] == "", "docs/CONTRIBUTING.md asks for %q, which identifiers may not have: %s", word, line)
 		}
 	}
-	if rows < 20 {
-		t.Errorf("the glossary of docs/CONTRIBUTING.md has %d rows only", rows)
-	}
+	testenv.True(t, rows >= 20, "the glossary of docs/CONTRIBUTING.md has %d rows only", rows)
 }
 
 func TestWordsOf(t *testing.T) {

@@ -185,9 +185,7 @@ configs:
 	n.start()
 	resp := testenv.Must(
 		n.images.ImageStatus(context.Background(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: "example.org/one:1"}}))(t)
-	if want := digest(makeImage(t, "changed", "").config); resp.Image.GetId() != want {
-		t.Errorf("the changed archive's image is %s, want %s", resp.Image.GetId(), want)
-	}
+	testenv.Equal(t, resp.Image.GetId(), digest(makeImage(t, "changed", "").config), "the changed archive's image is")
 }
 
 // fakeRegistry serves one image under some names, to one user (OCI distribution specification).

@@ -74,9 +74,7 @@ func TestReadyUnknownFollowsItsNode(t *testing.T) {
 	factory.WaitForCacheSync(ctx.Done())
 	testenv.Must(client.CoreV1().Nodes().UpdateStatus(ctx, nodeThatIs("own", corev1.ConditionUnknown), metav1.UpdateOptions{}))(t)
 	<-v.news
-	if !v.unknown.Load() {
-		t.Error("nothing is known of this node, and that is not noted")
-	}
+	testenv.True(t, v.unknown.Load(), "nothing is known of this node, and that is not noted")
 	testenv.NoError(t, client.CoreV1().Nodes().Delete(ctx, "own", metav1.DeleteOptions{}))
 	for v.unknown.Load() {
 		time.Sleep(time.Millisecond) // until the event has come

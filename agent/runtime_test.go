@@ -204,9 +204,7 @@ func (n *node) remove() {
 		}
 		ctx := context.Background()
 		testenv.Check(n.t, testenv.Err(n.runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: n.sandbox})), "stop the pod")
-		if _, err := n.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: n.sandbox}); err != nil {
-			n.t.Errorf("remove the pod: %v", err)
-		}
+		testenv.Check(n.t, testenv.Err(n.runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: n.sandbox})), "remove the pod")
 	}
 	n.signal(syscall.SIGTERM)
 	if n.conn != nil {
@@ -338,9 +336,7 @@ func TestContainersOutliveTheRuntime(t *testing.T) {
 
 	n.start()
 	testenv.Equal(t, n.status(chatty).State, cri.ContainerState_CONTAINER_RUNNING, "the chatty container is")
-	if got := n.pid(chatty); got != chattyPID {
-		t.Errorf("the chatty container's process is %d, was %d", got, chattyPID)
-	}
+	testenv.Equal(t, n.pid(chatty), chattyPID, "the chatty container's process is")
 	if got := n.status(burst); got.State != cri.ContainerState_CONTAINER_EXITED || got.ExitCode != 7 {
 		t.Errorf("the ended container is %s with code %d, want 7", got.State, got.ExitCode)
 	}
@@ -367,9 +363,7 @@ func checkChattyLog(t *testing.T, got []int, before, after int) {
 			t.Errorf("lines %d to %d are missing; the runtime was killed between %d and %d", got[i-1]+1, got[i]-1, before, after)
 		}
 	}
-	if gaps > 1 {
-		t.Errorf("%d gaps in the log", gaps)
-	}
+	testenv.True(t, gaps <= 1, "%d gaps in the log", gaps)
 }
 
 func isSequence(got []int, from, to int) bool {

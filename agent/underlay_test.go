@@ -43,9 +43,7 @@ func TestUnderlayIsKept(t *testing.T) {
 			expect(addressCheck, what, "203.0.113.5")
 			testenv.NoError(t, nodes.Delete(ctx, "n", metav1.DeleteOptions{}))
 		}
-		if _, err := nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{clusterconfig.UnderlayAnnotation: "10.0.0.9"}}}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, testenv.Err(nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Annotations: map[string]string{clusterconfig.UnderlayAnnotation: "10.0.0.9"}}}, metav1.CreateOptions{})))
 		expect(addressCheck, "changed", "203.0.113.5")
 		cancel()
 		testenv.Check(t, <-done)

@@ -255,9 +255,7 @@ func TestChangedTableComesBack(t *testing.T) {
 	n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
 	list := func() string { return nft(t, "--stateless", "list", "table", "inet", "coracle") }
 	before := list()
-	if !n.server.rules.intact() {
-		t.Errorf("what was just written is not whole:\n%s", before)
-	}
+	testenv.True(t, n.server.rules.intact(), "what was just written is not whole:\n%s", before)
 	for _, harm := range []string{
 		"flush chain inet coracle guard", "flush table inet coracle", "flush map inet coracle ports4", "flush set inet coracle cluster4",
 		"insert rule inet coracle guard accept", "add chain inet coracle stranger",

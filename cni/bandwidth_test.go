@@ -134,7 +134,7 @@ func (n *node) limits(p *pod) string {
 	return strings.Join(out, "\n")
 }
 
-func TestBandwidth(t *testing.T) {
+func TestBandwidthIsLimitedBothWays(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	free, both, in := n.pod("free"), n.limited("both", 80e6, 8e6), n.limited("in", 8e9, 0)
 	for _, p := range []*pod{both, in} {
@@ -184,9 +184,7 @@ shaper dev VETH rate 80000000bit burst 200000 limit 700000`
 
 	n.del(both)
 	testenv.Equal(t, n.limits(both), "", "after DEL there is")
-	if _, err := netlink.LinkByName(shaperName(key{"both", "eth0"})); err == nil {
-		t.Error("after DEL the device of the pod's egress is still there")
-	}
+	testenv.Fails(t, testenv.Err(netlink.LinkByName(shaperName(key{"both", "eth0"}))), "after DEL the device of the pod's egress is still there")
 }
 
 func onDevice(name string, do func(netlink.Link) error) error {
@@ -258,9 +256,7 @@ func TestBandwidthHoldsBack(t *testing.T) {
 		if _, _, err := inbox.ReadFrom(make([]byte, 2000)); err != nil {
 			t.Errorf("%s: nothing arrived: %v", c.what, err)
 		}
-		if held := heldBack(t, c.device); held == 0 {
-			t.Errorf("%s: no packet had to wait at %d bit/s", c.what, bits)
-		}
+		testenv.True(t, heldBack(t, c.device) != 0, "%s: no packet had to wait at %d bit/s", c.what, bits)
 	}
 }
 

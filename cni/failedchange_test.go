@@ -48,9 +48,7 @@ func TestBackendThatFails(t *testing.T) {
 				got = append(got, l.Attrs().Name)
 			}
 		}
-		if fmt.Sprint(got) != fmt.Sprint(want) {
-			t.Errorf("there are %v, want %v", got, want)
-		}
+		testenv.True(t, fmt.Sprint(got) == fmt.Sprint(want), "there are %v, want %v", got, want)
 	}
 	if err := pass(clusterconfig.NetworkVXLAN); err != nil || s.Backend() != clusterconfig.NetworkVXLAN || changes != 1 {
 		t.Fatalf("%v, %q, %d changes", err, s.Backend(), changes)

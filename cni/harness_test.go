@@ -111,9 +111,7 @@ func (n *node) stop() {
 		return
 	}
 	n.cancel()
-	if err := <-n.done; err != nil {
-		n.t.Error("server:", err)
-	}
+	testenv.Check(n.t, <-n.done, "server")
 	n.cancel = nil
 }
 

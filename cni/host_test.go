@@ -87,7 +87,7 @@ route fd42::2/128 dev vethcora
 	}
 }
 
-func TestDifference(t *testing.T) {
+func TestHostDriftIsRepaired(t *testing.T) {
 	in := hostInput{bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24"), serviceCIDRs: prefixes("10.43.0.0/16"), pods: []*record{testRecord("a", "10.42.7.2")}}
 	asWanted := func(change func(put func(object), drop func(id string))) map[string]object {
 		have := map[string]object{}
@@ -167,25 +167,17 @@ func TestKernelMatchesDesired(t *testing.T) {
 	}
 	addRoute(t, "10.79.0.0/16 dev uplink", routeProtocol) // of an earlier run
 	desired := desiredHost(in)
-	if got := pass(t, in.bridge, desired); got == "" {
-		t.Error("nothing was done")
-	}
+	testenv.True(t, pass(t, in.bridge, desired) != "", "nothing was done")
 	in.advertised = routerAdvertised(in.bridge) // a leftover's far end went with it
 	desired = desiredHost(in)
 	testenv.Equal(t, pass(t, in.bridge, desired), "", "done again:")
 	testenv.Fails(t, testenv.Err(netlink.LinkByName("vethcorold")), "the leftover device is still there")
-	if _, err := netlink.LinkByName("vethother"); err != nil {
-		t.Error("another program's device is gone:", err)
-	}
+	testenv.Check(t, testenv.Err(netlink.LinkByName("vethother")), "another program's device is gone")
 	routes := routesOf(t)
 	for _, s := range foreignRoutes {
-		if !slices.Contains(routes, s) {
-			t.Errorf("another program's route %s is gone; there are %v", s, routes)
-		}
+		testenv.True(t, slices.Contains(routes, s), "another program's route %s is gone; there are %v", s, routes)
 	}
-	if slices.Contains(routes, "10.79.0.0/16 dev uplink") {
-		t.Error("an earlier run's route is still there")
-	}
+	testenv.False(t, slices.Contains(routes, "10.79.0.0/16 dev uplink"), "an earlier run's route is still there")
 
 	in.podCIDRs, in.serviceCIDRs, in.pods = prefixes("10.42.9.0/24"), prefixes("10.43.0.0/16"), nil
 	desired = desiredHost(in)

@@ -3,7 +3,6 @@
 package cni
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -22,9 +21,7 @@ func TestNoLockIsInherited(t *testing.T) {
 	network := netip.MustParsePrefix("10.42.7.0/24")
 	testenv.Must(a.allocate(key{"pod", "eth0"}, []netip.Prefix{network}))(t)
 	out := testenv.Must(exec.Command("ls", "-l", "/proc/self/fd/").Output())(t)
-	if strings.Contains(string(out), dir) {
-		t.Errorf("a program that is started has\n%s", out)
-	}
+	testenv.False(t, strings.Contains(string(out), dir), "a program that is started has\n%s", out)
 }
 
 // TestAddressesOfTheNode: neither the node's own address nor that of its ingress proxy is given to a pod.
@@ -36,9 +33,7 @@ func TestAddressesOfTheNode(t *testing.T) {
 			for i := range 6 {
 				got, err := a.allocate(key{fmt.Sprint("pod", i), "eth0"}, []netip.Prefix{network})
 				if i == 5 {
-					if !errors.Is(err, errExhausted) {
-						t.Errorf("a sixth pod has the address %v, error %v", got, err)
-					}
+					testenv.ErrorIs(t, err, errExhausted, "a sixth pod has the address %v, error", got)
 					continue
 				}
 				testenv.NoError(t, err)

@@ -59,14 +59,10 @@ func TestPodNetwork(t *testing.T) {
 			expect(t, here{}, "node without default route to Service", "10.43.0.9:80", "b 10.42.7.1")
 			expect(t, a, "pod to Service, node without default route", "10.43.0.9:80", "b "+a.ips[0])
 
-			if err := n.runtime.CheckNetworkList(context.Background(), n.conflist(), a.rt); err != nil {
-				t.Error("CHECK:", err)
-			}
+			testenv.Check(t, n.runtime.CheckNetworkList(context.Background(), n.conflist(), a.rt), "CHECK")
 			n.del(a)
 			n.del(a) // again: what is gone is no error
-			if err := n.runtime.CheckNetworkList(context.Background(), n.conflist(), a.rt); err == nil {
-				t.Error("CHECK of a deleted attachment succeeded")
-			}
+			testenv.Fails(t, n.runtime.CheckNetworkList(context.Background(), n.conflist(), a.rt), "CHECK of a deleted attachment succeeded")
 			refuse(t, here{}, "deleted pod", a.ips[0]+":80")
 		})
 	}
@@ -126,17 +122,14 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 
 func TestNotReadyWithoutPodCIDR(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
-	conf, err := conflist(n.o.Socket)
-	testenv.NoError(t, err)
+	conf := testenv.Must(conflist(n.o.Socket))(t)
 	list, err := libcni.ConfListFromBytes(conf)
 	testenv.NoError(t, err)
 	p := n.sandbox("aaa")
 	_, err = n.runtime.AddNetworkList(context.Background(), list, p.rt)
 	wantCode(t, err, wire.CodeTryAgainLater, "network not ready yet")
 	testenv.Fails(t, testenv.Err(os.Stat(filepath.Join(n.o.ConfDir, conflistName))), "the node is network-ready without a pod CIDR")
-	if err := n.runtime.DelNetworkList(context.Background(), list, p.rt); err != nil {
-		t.Error("DEL of nothing:", err)
-	}
+	testenv.Check(t, n.runtime.DelNetworkList(context.Background(), list, p.rt), "DEL of nothing")
 	n.ready("10.42.7.0/24")
 	testenv.NoError(t, n.add(p))
 }
@@ -165,9 +158,7 @@ func TestRestartKeepsStateWithoutAPI(t *testing.T) {
 		t.Errorf("address %s given twice", b.ips[0])
 	}
 	expect(t, b, "pod from before the restart", a.ips[0]+":80", "a "+b.ips[0])
-	if r := n.server.records.get(key{"dead", "eth0"}); r != nil {
-		t.Error("the sandbox that died meanwhile is still known")
-	}
+	testenv.True(t, n.server.records.get(key{"dead", "eth0"}) == nil, "the sandbox that died meanwhile is still known")
 	testenv.Fails(t, testenv.Err(os.Stat(filepath.Join(n.o.StateDir, "ipam", "10.42.7.0_24", dead.ips[0]))), "its address is still taken")
 	testenv.Fails(t, n.add(b), "ADD of what is attached already succeeded")
 }
@@ -224,9 +215,7 @@ func TestPodNetworkWithoutFreeAddresses(t *testing.T) {
 	wantCode(t, err, wire.CodeExhausted, "no free address in pod CIDR 10.42.7.0/29")
 	testenv.Fails(t, testenv.Err(netlink.LinkByName(deviceName(key{"late", "eth0"}))), "a failed ADD left a device")
 	pods[2].Close() // a crash of the runtime: no DEL ever comes
-	if err := n.add(late); err != nil {
-		t.Fatal("the address of a dead sandbox was not collected:", err)
-	}
+	testenv.NoError(t, n.add(late), "the address of a dead sandbox was not collected")
 	if late.ips[0] != pods[2].ips[0] {
 		t.Errorf("got %s, want the dead sandbox's %s", late.ips[0], pods[2].ips[0])
 	}
@@ -245,12 +234,8 @@ func TestGarbageCollection(t *testing.T) {
 		t.Fatal("GC:", err, resp.Error)
 	}
 	testenv.Fails(t, testenv.Err(netlink.LinkByName(deviceName(key{"lost", "eth0"}))), "GC left a device")
-	if out := nft(t, "list table inet coracle"); strings.Contains(out, lost.ips[0]) {
-		t.Error("GC left host ports")
-	}
-	if err := n.runtime.CheckNetworkList(context.Background(), n.conflist(), keep.rt); err != nil {
-		t.Error("GC harmed a valid attachment:", err)
-	}
+	testenv.False(t, strings.Contains(nft(t, "list table inet coracle"), lost.ips[0]), "GC left host ports")
+	testenv.Check(t, n.runtime.CheckNetworkList(context.Background(), n.conflist(), keep.rt), "GC harmed a valid attachment")
 	resp, err = wire.Call(context.Background(), n.o.Socket, wire.Request{Command: wire.CommandStatus, Config: data})
 	if err != nil || resp.Error != nil {
 		t.Error("STATUS:", err, resp.Error)
@@ -289,9 +274,7 @@ func TestCleanupLeavesNothing(t *testing.T) {
 			for _, dir := range []string{n.o.StateDir, filepath.Join(n.o.ConfDir, conflistName)} {
 				testenv.Fails(t, testenv.Err(os.Stat(dir)), "%s is left", dir)
 			}
-			if err := Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}); err != nil {
-				t.Error("again:", err)
-			}
+			testenv.Check(t, Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}), "again")
 		})
 	}
 }
@@ -330,8 +313,5 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	each(func(p *pod) error { return n.runtime.DelNetworkList(context.Background(), list, p.rt) })
 	testenv.Equal(t, len(n.server.records.list()), 0, "records left:")
-	owners, err := n.server.ipam.owners()
-	if err != nil || len(owners) != 0 {
-		t.Errorf("addresses left: %v, %v", owners, err)
-	}
+	testenv.Equal(t, len(testenv.Must(n.server.ipam.owners())(t)), 0, "addresses left:")
 }

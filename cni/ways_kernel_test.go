@@ -251,9 +251,7 @@ func (s *segment) nothingOf(words ...string) {
 		have, err := newKernel().observe(Bridge, nil)
 		for _, o := range have {
 			for _, w := range words {
-				if strings.Contains(o.String(), w) {
-					s.Errorf("%s is left", o)
-				}
+				testenv.False(s, strings.Contains(o.String(), w), "%s is left", o)
 			}
 		}
 		return err
@@ -403,9 +401,9 @@ func TestChecksumsOfAnAdministrator(t *testing.T) {
 	s.meets()
 }
 
-// TestChecksums: the device leaves checksums to the processor where it is set to, and says so. To ask it takes no
-// megabytes: nodes do so twice a minute.
-func TestChecksums(t *testing.T) {
+// TestDeviceLeavesChecksumsToTheProcessor: the device leaves checksums to the processor where it is set to, and says
+// so. To ask it takes no megabytes: nodes do so twice a minute.
+func TestDeviceLeavesChecksumsToTheProcessor(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
 	s.passAll()
 	want := checksums{deviceVXLAN4}
@@ -424,9 +422,7 @@ func TestChecksums(t *testing.T) {
 			}
 			least = min(least, after.TotalAlloc-before.TotalAlloc)
 		}
-		if least > 64<<10 {
-			t.Errorf("%d bytes to ask", least)
-		}
+		testenv.True(t, least <= 64<<10, "%d bytes to ask", least)
 		testenv.Fails(t, testenv.Err(sendsSoftwareChecksums("none")), "a device that is not there answers")
 		if err := newKernel().ensure(want); err != nil {
 			return err

@@ -128,14 +128,12 @@ route 10.42.2.0/24 via 192.0.2.2 dev eth0 src 10.42.1.1
 			in := waysOf(1, c.n, c.c)
 			in.underlay.bare = strings.HasSuffix(c.name, "a VPN")
 			got := render(c.c.backend.desired(in))
-			if want := strings.TrimSpace(c.want); got != want {
-				t.Errorf("got\n%s\nwant\n%s", got, want)
-			}
+			testenv.Equal(t, got, strings.TrimSpace(c.want), "")
 		})
 	}
 }
 
-func TestAcceptable(t *testing.T) {
+func TestPeersWithForeignPodNetworksAreRefused(t *testing.T) {
 	c := wayCluster{vxlan{}, dualPods, underlay4, 1500}
 	own := dualPods(1)
 	thief := peerOf(2, c)
@@ -159,7 +157,7 @@ thief[fd42:0:0:9::/64]
 	testenv.Equal(t, strings.Join(got, "\n"), want, "")
 }
 
-func TestSizes(t *testing.T) {
+func TestMTULeavesRoomForTheOverhead(t *testing.T) {
 	four, both := prefixes("10.42.1.0/24"), dualPods(1)
 	for _, c := range []struct {
 		underlay, overhead int

@@ -138,9 +138,7 @@ func TestWireGuardManyPeers(t *testing.T) {
 			count++
 		}
 	}
-	if count != many {
-		t.Errorf("the device says that it has %d peers, want %d", count, many)
-	}
+	testenv.True(t, count == many, "the device says that it has %d peers, want %d", count, many)
 	if changes, err := n.server.applyHost(n.server.network.Load()); err != nil || len(changes) > 0 {
 		t.Errorf("a second look changes %v, %v; want nothing", changes, err)
 	}
@@ -181,8 +179,9 @@ func TestWireGuardPeerComesBack(t *testing.T) {
 	n.encryptedBy(kernelHasWireGuard(t))
 }
 
-// TestDigest: what another program may change is noticed, and where a peer was heard of last is not.
-func TestDigest(t *testing.T) {
+// TestDigestChangesWithConfigurationOnly: what another program may change is noticed, and where a peer was heard of
+// last is not.
+func TestDigestChangesWithConfigurationOnly(t *testing.T) {
 	device := func(change func(*wgtypes.Device)) [32]byte {
 		d := &wgtypes.Device{PrivateKey: testKey(1), ListenPort: 51820}
 		for i := range byte(2) {
@@ -205,18 +204,14 @@ func TestDigest(t *testing.T) {
 		"keeping it up": func(d *wgtypes.Device) { d.Peers[0].PersistentKeepaliveInterval = time.Second },
 		"a shared key":  func(d *wgtypes.Device) { d.Peers[0].PresharedKey = testKey(9) },
 	} {
-		if device(change) == usual {
-			t.Errorf("%s is another, and nobody notices", what)
-		}
+		testenv.True(t, device(change) != usual, "%s is another, and nobody notices", what)
 	}
 	if device(func(d *wgtypes.Device) {
 		d.Peers[0].Endpoint, d.Peers[0].ReceiveBytes, d.Peers[0].LastHandshakeTime = &net.UDPAddr{Port: 1}, 7, time.Unix(1, 0)
 	}) != usual {
 		t.Error("a peer was heard of, and that counts as a change")
 	}
-	if device(func(d *wgtypes.Device) { slices.Reverse(d.Peers) }) != usual {
-		t.Error("the peers come in another order, and that counts as a change")
-	}
+	testenv.Equal(t, device(func(d *wgtypes.Device) { slices.Reverse(d.Peers) }), usual, "the peers come in another order, and that counts as a change:")
 }
 
 // TestWireGuardGoGetsNoStateEvents: wireguard-go does not hear from its tun device that it went down or up, which may
@@ -233,9 +228,7 @@ func TestWireGuardGoGetsNoStateEvents(t *testing.T) {
 	for e := range withoutState(stateless{events: said}).Events() {
 		heard = append(heard, e)
 	}
-	if want := []tun.Event{tun.EventMTUUpdate, tun.EventMTUUpdate}; !slices.Equal(heard, want) {
-		t.Errorf("it heard %v, want %v", heard, want)
-	}
+	testenv.EqualSlices(t, heard, []tun.Event{tun.EventMTUUpdate, tun.EventMTUUpdate}, "it heard:")
 }
 
 // TestForeignSharedKey: a peer with a preshared key, which another program has set, loses it again.
@@ -253,9 +246,7 @@ func TestForeignSharedKey(t *testing.T) {
 		o, ok := have[want.id()]
 		return ok && want.satisfiedBy(o)
 	}
-	if !satisfied() {
-		t.Error("a peer that was told all is not what it should be")
-	}
+	testenv.True(t, satisfied(), "a peer that was told all is not what it should be")
 	foreign := testKey(9)
 	testenv.NoError(t,
 		d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: testKey(2).PublicKey(), PresharedKey: &foreign}}}))
@@ -263,9 +254,7 @@ func TestForeignSharedKey(t *testing.T) {
 		t.Error("nobody notices a preshared key, with which nothing is understood any more")
 	}
 	testenv.NoError(t, d.ensurePeer(want))
-	if !satisfied() {
-		t.Error("the preshared key stays")
-	}
+	testenv.True(t, satisfied(), "the preshared key stays")
 }
 
 // TestWireGuardPortIsTaken: the log says so, and the network is set up as soon as the port is free.
@@ -278,9 +267,7 @@ func TestWireGuardPortIsTaken(t *testing.T) {
 	testenv.Until(t, 2*time.Minute, "the log says whose port it is", func() bool {
 		return strings.Contains(n.log(), fmt.Sprintf("listening on UDP port %d (does another program have it?)", clusterconfig.WireGuardPort))
 	})
-	if n.server.Ready() {
-		t.Error("pods are served without a tunnel")
-	}
+	testenv.False(t, n.server.Ready(), "pods are served without a tunnel")
 	_ = other.Close()
 	testenv.Until(t, 2*time.Minute, "the network is set up", n.server.Ready)
 	n.encryptedBy(kernelHasWireGuard(t))
@@ -314,7 +301,5 @@ func TestWireGuardDeviceGoes(t *testing.T) {
 	testenv.Eventually(t, 2*time.Minute, "another back end removes the device", waitRemoved)
 	stopped()
 	testenv.NoError(t, Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}))
-	if err := waitRemoved(); err != nil {
-		t.Error("after the clean-up:", err)
-	}
+	testenv.Check(t, waitRemoved(), "after the clean-up")
 }

@@ -118,15 +118,13 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 			if g, w := strings.Join(got, "\n"), strings.TrimSpace(strings.ReplaceAll(c.want, "\n\n", "\n")); g != w {
 				t.Errorf("got\n%s\nwant\n%s", g, w)
 			}
-			if fmt.Sprint(trouble) != fmt.Sprint(c.trouble) {
-				t.Errorf("trouble: got %v, want %v", trouble, c.trouble)
-			}
+			testenv.True(t, fmt.Sprint(trouble) == fmt.Sprint(c.trouble), "trouble: got %v, want %v", trouble, c.trouble)
 		})
 	}
 }
 
-// TestEndpoints: who waits for whom follows from the addresses at which both are found.
-func TestEndpoints(t *testing.T) {
+// TestPersistentKeepaliveFollowsAddresses: who waits for whom follows from the addresses at which both are found.
+func TestPersistentKeepaliveFollowsAddresses(t *testing.T) {
 	const away, home, other = "203.0.113.3", "203.0.113.2", "10.0.0.3"
 	for _, c := range []struct {
 		name, own, external, peerAddrs string
@@ -167,10 +165,7 @@ func TestWireGuardKeyIsKept(t *testing.T) {
 	if err != nil || info.Mode() != 0o600 {
 		t.Errorf("the key's file: %v, %v; want mode 0600", info, err)
 	}
-	again, err := wireGuardKey(dir, klog.Background())
-	if err != nil || again != first {
-		t.Errorf("the second time another key, or %v", err)
-	}
+	testenv.Equal(t, testenv.Must(wireGuardKey(dir, klog.Background()))(t), first, "the second time the key is")
 	testenv.NoError(t, os.WriteFile(path, []byte("half a k"), 0o600))
 	other, err := wireGuardKey(dir, klog.Background())
 	if err != nil || other == first || other == (wgtypes.Key{}) {
@@ -221,9 +216,7 @@ func testWireGuard(t *testing.T, otherInProcess bool) {
 	n.o.Peers = peers
 	n.start()
 	testenv.Until(t, 2*time.Minute, "the network is set up again", n.server.Ready)
-	if got := n.server.WireGuardKey(); got != key {
-		t.Errorf("after a restart the key is %s, was %s", got, key)
-	}
+	testenv.Equal(t, n.server.WireGuardKey(), key, "after a restart the key is")
 	n.encryptedBy(kernel)
 	if got := deviceIndex(t); (got == device) != kernel {
 		t.Errorf("after a restart the device has index %d, had %d; the kernel's: %t", got, device, kernel)
@@ -327,8 +320,6 @@ func TestWireGuardForgedPackets(t *testing.T) {
 	_ = inbox.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	_, from, err := inbox.ReadFrom(make([]byte, 1))
 	testenv.NoError(t, err)
-	if !strings.HasPrefix(from.String(), outsideAddr+":") {
-		t.Errorf("a packet arrived that says %s had sent it", from)
-	}
+	testenv.True(t, strings.HasPrefix(from.String(), outsideAddr+":"), "a packet arrived that says %s had sent it", from)
 	n.encryptedBy(kernelHasWireGuard(t))
 }

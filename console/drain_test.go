@@ -4,7 +4,6 @@ package console
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -174,9 +173,7 @@ func TestDrainEnds(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Hour, cancel) // the user closes the dialog
-		if _, err := a.run(ctx, t, url.Values{}); !errors.Is(err, context.Canceled) {
-			t.Errorf("a drain that was ended: %v", err)
-		}
+		testenv.ErrorIs(t, testenv.Err(a.run(ctx, t, url.Values{})), context.Canceled, "a drain that was ended")
 	})
 }
 

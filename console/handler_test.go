@@ -263,7 +263,5 @@ func TestOnlyUsersKeepAConsoleUp(t *testing.T) {
 	roundTrip(t, s, "GET", "/", "")
 	roundTrip(t, s, "GET", "/mode", "")
 	roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer bad")
-	if h.used.Load() != 0 {
-		t.Error("requests of strangers count as use")
-	}
+	testenv.Equal(t, h.used.Load(), 0, "requests of strangers count as use:")
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 
@@ -59,9 +58,7 @@ func TestListComesInPagesAndThenItsChanges(t *testing.T) {
 			}
 		}
 	}
-	if want := []string{`set [{"cells":["b2"],"name":"b","uid":"2"}]`, `del ["1"]`}; !slices.Equal(all, want) {
-		t.Errorf("the changes are\n%s, want\n%s", all, want)
-	}
+	testenv.EqualSlices(t, all, []string{`set [{"cells":["b2"],"name":"b","uid":"2"}]`, `del ["1"]`}, "the changes are")
 }
 
 func TestListRestartsWhenItsRevisionIsTooOld(t *testing.T) {
@@ -111,9 +108,7 @@ func TestLongLineOfALogIsCut(t *testing.T) {
 func TestObjectThatComesBackIntoASelectionStays(t *testing.T) {
 	l, g := &list{columns: []column{{Name: "Name", Type: "string"}}}, gathered{set: map[string]row{}}
 	for _, kind := range []string{"ADDED", "DELETED", "ADDED"} {
-		if err := l.add(event{Type: kind, Object: []byte(`{"kind":"Table","rows":[{"cells":null,"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"5"}}}]}`)}, &g); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, l.add(event{Type: kind, Object: []byte(`{"kind":"Table","rows":[{"cells":null,"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"5"}}}]}`)}, &g))
 	}
 	if len(g.del) != 0 || len(g.set) != 1 || g.set["1"].Cells == nil {
 		t.Errorf("%+v", g)

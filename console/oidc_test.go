@@ -282,9 +282,7 @@ func TestProviderIsAskedOnceForItself(t *testing.T) {
 		}
 	}
 	p.Change(func(*oidcprovider.Provider) {
-		if asked != 1 {
-			t.Errorf("it was asked %d times", asked)
-		}
+		testenv.True(t, asked == 1, "it was asked %d times", asked)
 	})
 }
 

@@ -15,9 +15,7 @@ import (
 func mustObject(t *testing.T, text string) anyObject {
 	t.Helper()
 	o, err := objectOf(text)
-	if err != nil {
-		t.Fatalf("%v: %s", err, text)
-	}
+	testenv.NoError(t, err, "%s", text)
 	return o
 }
 
@@ -107,9 +105,7 @@ func TestWholeNumbersStayAsTheyAre(t *testing.T) {
 	if err != nil || !strings.Contains(text, "num: 9007199254740993") || !strings.Contains(text, "f: 1.5") {
 		t.Errorf("%s, %v", text, err)
 	}
-	if mustObject(t, "num: 9007199254740993")["num"] == mustObject(t, "num: 9007199254740992")["num"] {
-		t.Error("two numbers are the same")
-	}
+	testenv.True(t, mustObject(t, "num: 9007199254740993")["num"] != mustObject(t, "num: 9007199254740992")["num"], "two numbers are the same")
 	testenv.Check(t, testenv.Err(yaml.YAMLToJSON([]byte(text))))
 }
 
@@ -129,7 +125,5 @@ func TestManyLinesAreNotCompared(t *testing.T) {
 		a.WriteString(strings.Repeat("a", i%7) + "\n")
 		b.WriteString(strings.Repeat("b", i%5) + "\n")
 	}
-	if text, err := difference(a.String(), b.String()); err != nil || !strings.Contains(text, "too many") {
-		t.Errorf("%.100s, %v", text, err)
-	}
+	testenv.Contains(t, testenv.Must(difference(a.String(), b.String()))(t), "too many", "")
 }

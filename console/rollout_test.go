@@ -76,7 +76,7 @@ func TestRevisionsOfAWorkload(t *testing.T) {
 	}
 }
 
-func TestUndo(t *testing.T) {
+func TestRolloutIsUndone(t *testing.T) {
 	patches := make(chan string, 8)
 	s := consoleOf(t, rolloutAPI(patches))
 	const body = `{"path":"/apis/apps/v1/namespaces/a/deployments/web","revision":1,"dryRun":true}`

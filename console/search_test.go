@@ -70,7 +70,7 @@ func searchFor(t *testing.T, conn *websocket.Conn, id int64, text string, paths 
 	}
 }
 
-func TestSearch(t *testing.T) {
+func TestSearchIsBounded(t *testing.T) {
 	var most atomic.Int64
 	s := consoleOf(t, searchAPI(t, &most))
 	conn, _ := tab(t, s, "good", nil)
@@ -102,9 +102,7 @@ func TestSearch(t *testing.T) {
 	}
 	// What is no list of the API's is not asked for.
 	all, _, _, _ = searchFor(t, conn, 6, "web", "/api/v1/namespaces/a/services/b/proxy", "/debug/pprof", "/api/../pods")
-	if len(all) != 0 {
-		t.Errorf("paths that are refused: %v", all)
-	}
+	testenv.True(t, len(all) == 0, "paths that are refused: %v", all)
 }
 
 // TestNewSearchEndsTheOlder: a tab has one search; the older one asks the API for nothing more.
@@ -129,9 +127,7 @@ func TestNewSearchEndsTheOlder(t *testing.T) {
 	for {
 		var m map[string]any
 		testenv.NoError(t, conn.ReadJSON(&m))
-		if m["id"] != 2.0 {
-			t.Errorf("the older search sends %v", m)
-		}
+		testenv.True(t, m["id"] == 2.0, "the older search sends %v", m)
 		if m["type"] == "end" {
 			break
 		}

@@ -81,20 +81,14 @@ func TestTokenThatEndsEndsTheTab(t *testing.T) {
 	ended, good := jwt(`{"exp":1000}`), jwt(`{"exp":3000}`)
 	l := newSocketLogin(&Handler{o: Options{Mode: ModeServer}}, &user{config: &rest.Config{BearerToken: ended}}, "ada")
 	for at, want := range map[int64]bool{999: false, 1001: true} {
-		if l.ended(time.Unix(at, 0)) != want {
-			t.Errorf("at %d it has ended: %v", at, !want)
-		}
+		testenv.True(t, l.ended(time.Unix(at, 0)) == want, "at %d it has ended: %v", at, !want)
 	}
 	for _, token := range []string{good, "opaque"} {
 		l := newSocketLogin(&Handler{o: Options{Mode: ModeServer}}, &user{config: &rest.Config{BearerToken: token}}, "ada")
-		if l.ended(time.Unix(2000, 0)) {
-			t.Errorf("%s has ended", token)
-		}
+		testenv.False(t, l.ended(time.Unix(2000, 0)), "%s has ended", token)
 	}
 	l = newSocketLogin(&Handler{o: Options{Mode: ModeLoopback}}, &user{config: &rest.Config{BearerToken: ended}}, "")
-	if l.ended(time.Unix(2000, 0)) {
-		t.Error("on 127.0.0.1 it is the kubeconfig's")
-	}
+	testenv.False(t, l.ended(time.Unix(2000, 0)), "on 127.0.0.1 it is the kubeconfig's")
 
 	// A tab whose token has ended is told why.
 	s := consoleOf(t, usersAPI(map[string]string{ended: "ada"}, nil), asServer, func(o *Options) { o.pingEvery = time.Millisecond })

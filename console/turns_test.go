@@ -20,8 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestTurns: few are at work, one of each user, and who gives up keeps nothing.
-func TestTurns(t *testing.T) {
+// TestTurnsAreOnePerUser: few are at work, one of each user, and who gives up keeps nothing.
+func TestTurnsAreOnePerUser(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := newTurns(2, 1)
 		take := func(user string) func() {

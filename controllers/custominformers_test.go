@@ -63,9 +63,7 @@ func TestInformerOfCustomResourcesEndsWithItsLastMonitor(t *testing.T) {
 		}
 		endThird()
 		sleep(unusedFor)
-		if !informer.IsStopped() {
-			t.Error("an informer without monitors still runs")
-		}
+		testenv.True(t, informer.IsStopped(), "an informer without monitors still runs")
 		fresh, end := monitor(t, f)
 		sleep(unusedFor)
 		if fresh == informer || fresh.IsStopped() || !fresh.HasSynced() {
@@ -74,9 +72,7 @@ func TestInformerOfCustomResourcesEndsWithItsLastMonitor(t *testing.T) {
 		cancel()
 		end()
 		f.Wait()
-		if !fresh.IsStopped() {
-			t.Error("an informer outlived its term")
-		}
+		testenv.True(t, fresh.IsStopped(), "an informer outlived its term")
 	})
 }
 

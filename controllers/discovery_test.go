@@ -21,12 +21,8 @@ func TestDiscoveryIsAskedOnlyWhenItMayHaveChanged(t *testing.T) {
 	get := func(what string, want int) {
 		t.Helper()
 		asked = 0
-		if _, err := c.get("all", func() ([]*metav1.APIResourceList, error) { asked++; return nil, fail }); !errors.Is(err, fail) {
-			t.Errorf("%s: error %v", what, err)
-		}
-		if asked != want {
-			t.Errorf("%s: asked %d times, want %d", what, asked, want)
-		}
+		testenv.ErrorIs(t, testenv.Err(c.get("all", func() ([]*metav1.APIResourceList, error) { asked++; return nil, fail })), fail, "%s: error", what)
+		testenv.True(t, asked == want, "%s: asked %d times, want %d", what, asked, want)
 	}
 	get("at first", 1)
 	now = now.Add(settle / 2)

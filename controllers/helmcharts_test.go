@@ -67,8 +67,7 @@ func newCharts(t *testing.T, name string) *charts {
 // namespace1 makes a namespace without waiting for what a term brings into it.
 func (h *charts) namespace1(name string) string {
 	h.t.Helper()
-	_, err := h.client.CoreV1().Namespaces().Create(h.t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
-	testenv.NoError(h.t, err)
+	testenv.Must(h.client.CoreV1().Namespaces().Create(h.t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}))(h.t)
 	return name
 }
 
@@ -309,9 +308,7 @@ func TestHelmCharts(t *testing.T) {
 	t.Run("next term", h.nextTerm)
 	t.Run("files of the next leader", h.filesOfNext)
 	t.Run("disabled", h.withoutCharts)
-	if h.tooMany {
-		t.Error("more children were at work at once than may be")
-	}
+	testenv.False(t, h.tooMany, "more children were at work at once than may be")
 }
 
 // life: a chart is installed, follows its spec, and is put back when others change or remove its release.
@@ -554,9 +551,7 @@ func (h *charts) unmanaged(t *testing.T) {
 		return err
 	})
 	h.removed("own")
-	if len(h.releases(h.ns, "own")) != 1 {
-		t.Error("the release of a chart that is not managed was removed")
-	}
+	testenv.Equal(t, len(h.releases(h.ns, "own")), 1, "the release of a chart that is not managed was removed:")
 }
 
 // nextTerm: a leader that finds everything as it is to be asks nothing of Helm, and takes up what its predecessor left.

@@ -49,8 +49,7 @@ func (c *cluster) play(t *testing.T, ns, app string, phase corev1.PodPhase) {
 func (c *cluster) job(t *testing.T, ns string) {
 	spec := batchv1.JobSpec{Template: podTemplate("once"), TTLSecondsAfterFinished: ptr.To[int32](1)}
 	spec.Template.Spec.RestartPolicy = corev1.RestartPolicyNever
-	_, err := c.client.BatchV1().Jobs(ns).Create(t.Context(), &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "once"}, Spec: spec}, metav1.CreateOptions{})
-	testenv.NoError(t, err)
+	testenv.Must(c.client.BatchV1().Jobs(ns).Create(t.Context(), &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Name: "once"}, Spec: spec}, metav1.CreateOptions{}))(t)
 	eventually(t, "the job's pod", func(ctx context.Context) error { return c.bound(ctx, ns, "once", 1) })
 	c.play(t, ns, "once", corev1.PodSucceeded)
 	watch := testenv.Must(c.client.BatchV1().Jobs(ns).Watch(t.Context(), metav1.ListOptions{}))(t)
@@ -69,7 +68,5 @@ func (c *cluster) job(t *testing.T, ns string) {
 			t.Fatal("the finished job is still there after a minute")
 		}
 	}
-	if !complete {
-		t.Error("the job went without having counted its pod")
-	}
+	testenv.True(t, complete, "the job went without having counted its pod")
 }

@@ -177,9 +177,7 @@ func (w *witness) part(ctx context.Context, t *term.Term) error {
 // gone waits until nothing of the term is in memory: what ends a moment after it may hold something until then.
 func (w *witness) gone(t *testing.T) {
 	t.Helper()
-	if len(w.pods) == 0 {
-		t.Error("the term's informers held no pods, so nothing is known of their end")
-	}
+	testenv.True(t, len(w.pods) != 0, "the term's informers held no pods, so nothing is known of their end")
 	testenv.Eventually(t, 2*time.Minute, "the ended term is out of memory", func() error {
 		runtime.GC()
 		for _, p := range w.pods {

@@ -199,9 +199,7 @@ func TestLocalVolumes(t *testing.T) {
 	}
 	grow := func(to string) {
 		t.Helper()
-		if _, err := claims.Patch(t.Context(), "data", types.MergePatchType, []byte(`{"spec":{"resources":{"requests":{"storage":"`+to+`"}}}}`), metav1.PatchOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, testenv.Err(claims.Patch(t.Context(), "data", types.MergePatchType, []byte(`{"spec":{"resources":{"requests":{"storage":"`+to+`"}}}}`), metav1.PatchOptions{})))
 	}
 	grow("1Gi")
 	eventually(t, "the claim has grown", func(ctx context.Context) error { return size(ctx, "data", "1Gi") })
@@ -219,7 +217,5 @@ func TestLocalVolumes(t *testing.T) {
 		_, err := c.client.CoreV1().PersistentVolumes().Get(ctx, "pvc-"+string(claim.UID), metav1.GetOptions{})
 		return gone(err)
 	})
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the directory of a volume that is gone: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(os.Stat(path)), os.ErrNotExist, "the directory of a volume that is gone")
 }

@@ -38,8 +38,7 @@ func TestZoneModes(t *testing.T) {
 		pod := podTemplate("stays")
 		pod.Spec.NodeName = add()
 		pod.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr.To[int64](0)}}
-		_, err := c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "on-" + pod.Spec.NodeName, Labels: pod.Labels}, Spec: pod.Spec}, metav1.CreateOptions{})
-		testenv.NoError(t, err)
+		testenv.Must(c.client.CoreV1().Pods(ns).Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "on-" + pod.Spec.NodeName, Labels: pod.Labels}, Spec: pod.Spec}, metav1.CreateOptions{}))(t)
 	}
 	eventually(t, "upstream knows the nodes", func(context.Context) error { return unhealthyNodes(0, 4) })
 	lost := nodes[:3]
@@ -53,9 +52,7 @@ func TestZoneModes(t *testing.T) {
 	already := c.tainted(t, lost)
 	time.Sleep(25 * time.Second)
 	before := c.tainted(t, lost)
-	if len(before) > len(already)+1 {
-		t.Errorf("while three of four nodes are lost, %v are tainted, and were %v", before, already)
-	}
+	testenv.True(t, len(before) <= len(already)+1, "while three of four nodes are lost, %v are tainted, and were %v", before, already)
 	for range 3 {
 		add()
 	}

@@ -126,9 +126,7 @@ func TestDirectivesAreWrittenAgain(t *testing.T) {
 				is = append(is, again[0].Tokens[name][i].Text)
 			}
 		}
-		if strings.Join(was, "|") != strings.Join(is, "|") {
-			t.Errorf("%s was\n%q and is\n%q", name, was, is)
-		}
+		testenv.True(t, strings.Join(was, "|") == strings.Join(is, "|"), "%s was\n%q and is\n%q", name, was, is)
 	}
 	b := blocks{main: directives{}}
 	testenv.Fails(t, b.parse(Options{}, "x.override", "}\nevil:53 {\n"), "an override leaves the block of the cluster")

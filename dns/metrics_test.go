@@ -32,8 +32,7 @@ func answers(t *testing.T, rcode string) (n float64) {
 	return n
 }
 
-// TestMetrics: what is answered is counted among the process' numbers.
-func TestMetrics(t *testing.T) {
+func TestAnswersAreCounted(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")
 	a.service(t, "web", "10.43.0.9")

@@ -148,9 +148,7 @@ func addPod(t *testing.T, id string) pod {
 		return err
 	})
 	res, err := plugins.AddNetworkList(context.Background(), list, &libcni.RuntimeConf{ContainerID: id, NetNS: p.Path, IfName: "eth0"})
-	if err != nil {
-		t.Fatal("ADD:", err)
-	}
+	testenv.NoError(t, err, "ADD")
 	p.ip = res.(*types100.Result).IPs[0].Address.IP.String()
 	return p
 }

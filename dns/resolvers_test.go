@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestUpstreams(t *testing.T) {
+func TestUpstreamsLeaveOutOwnAddresses(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "resolv.conf")
 	clusterIPs := []netip.Addr{netip.MustParseAddr("10.43.0.10")}
@@ -37,9 +37,7 @@ func TestUpstreams(t *testing.T) {
 	} {
 		write(t, path, c.file)
 		servers := testenv.Must(resolvconf.Servers(path))(t)
-		if got := fmt.Sprint(upstreams(servers, clusterIPs)); got != c.want {
-			t.Errorf("%q: got %s, want %s", c.file, got, c.want)
-		}
+		testenv.Equal(t, fmt.Sprint(upstreams(servers, clusterIPs)), c.want, "%q:", c.file)
 	}
 }
 

@@ -50,9 +50,7 @@ func FuzzMessage(f *testing.F) {
 		for _, i := range all {
 			testenv.Equal(t, i.State, Alive, "%s is", i.Name)
 		}
-		if reach.left+reach.reported > 1 {
-			t.Errorf("counted %+v", reach)
-		}
+		testenv.True(t, reach.left+reach.reported <= 1, "counted %+v", reach)
 	})
 }
 
@@ -68,9 +66,7 @@ func FuzzMember(f *testing.F) {
 		m := unheard(nopObserver{})
 		n := &memberlist.Node{Name: name, Meta: meta, Addr: address, Port: port}
 		if err := (names{m}).NotifyAlive(n); err != nil {
-			if len(m.Members()) != 3 {
-				t.Errorf("%q was refused and is a member", name)
-			}
+			testenv.Equal(t, len(m.Members()), 3, "%q was refused and is a member:", name)
 			return
 		}
 		if name != "self" && name != "a" && name != "b" {

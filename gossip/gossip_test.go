@@ -287,17 +287,16 @@ func TestTwoOfOneName(t *testing.T) {
 	})
 }
 
-// TestRotation: the keys are replaced under members that talk; none is lost, and the old key is worth nothing then.
-func TestRotation(t *testing.T) {
+// TestKeysRotateWithoutLosingMembers: the keys are replaced under members that talk; none is lost, and the old key is
+// worth nothing then.
+func TestKeysRotateWithoutLosingMembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
 		var stopping atomic.Bool // a member that stops may be suspected for a moment
 		suspected := func(o *Options) {
 			self := o.Name
 			o.Suspect = func(name string) {
-				if !stopping.Load() {
-					t.Errorf("%s suspects %s", self, name)
-				}
+				testenv.True(t, stopping.Load(), "%s suspects %s", self, name)
 			}
 		}
 		for range 4 {

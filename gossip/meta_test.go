@@ -21,7 +21,7 @@ var fullMeta = Meta{
 	Version: "v1.2.3+4567", Protocol: 300, KeyGeneration: 1 << 40,
 }
 
-func TestMeta(t *testing.T) {
+func TestMetadataIsDecodedAndBounded(t *testing.T) {
 	data := fullMeta.encode()
 	got, err := decodeMeta(data)
 	if err != nil || !reflect.DeepEqual(got, fullMeta) {

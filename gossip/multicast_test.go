@@ -65,8 +65,9 @@ func twoMachines(t *testing.T, family string) (a, b machine) {
 
 func (m machine) links() ([]net.Interface, error) { return []net.Interface{m.link}, nil }
 
-// TestMulticast: a machine that knows no member finds a server on its network, by real sockets of either family.
-func TestMulticast(t *testing.T) {
+// TestServerIsFoundByMulticast: a machine that knows no member finds a server on its network, by real sockets of either
+// family.
+func TestServerIsFoundByMulticast(t *testing.T) {
 	for _, family := range []string{"udp4", "udp6"} {
 		t.Run(family, func(t *testing.T) { findsServer(t, family) })
 	}

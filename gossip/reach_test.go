@@ -42,7 +42,7 @@ func (e *ear) has(what string) bool {
 }
 
 // A member that vanishes is nominated long before memberlist calls it dead; one that stops is not. At rest none is.
-func TestNominations(t *testing.T) {
+func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
 		e := &ear{}

@@ -81,9 +81,7 @@ func FuzzSearchText(f *testing.F) {
 			t.Errorf("%d servers", len(got.servers))
 		}
 		for _, s := range got.servers {
-			if checkAddress(s) != nil {
-				t.Errorf("%v is no address to dial", s)
-			}
+			testenv.True(t, checkAddress(s) == nil, "%v is no address to dial", s)
 		}
 	})
 }
@@ -107,9 +105,7 @@ func TestQuestionsGoToServersPort(t *testing.T) {
 	defer c.Close()
 	own := uint16(c.LocalAddr().(*net.UDPAddr).Port)
 	got := ports(c, []uint16{4, 3, 2, 1, 1, defaultPort, own})
-	if want := []uint16{defaultPort, own, 1, 2}; !slices.Equal(got, want) {
-		t.Errorf("asked at %v, want %v", got, want)
-	}
+	testenv.EqualSlices(t, got, []uint16{defaultPort, own, 1, 2}, "asked at")
 }
 
 // sender is a machine of the network.
@@ -128,9 +124,7 @@ func TestMayAnswer(t *testing.T) {
 		}
 	}
 	testenv.Equal(t, answered, answersAtOnce, "answers at once:")
-	if s.mayAnswer(challenge{0, 0}, sender(0), now.Add(time.Minute)) {
-		t.Error("a question that was recorded is answered once more")
-	}
+	testenv.False(t, s.mayAnswer(challenge{0, 0}, sender(0), now.Add(time.Minute)), "a question that was recorded is answered once more")
 	for i := range 2 * seenQuestions {
 		now = now.Add(time.Second)
 		s.mayAnswer(challenge{1, byte(i), byte(i >> 8)}, sender(i), now)
@@ -258,9 +252,9 @@ func on(a *air, lost func() bool) func(*Options) {
 	}
 }
 
-// TestSearch: a machine that knows no address finds the servers by multicast, as long as it is lost, and is
-// silent then.
-func TestSearch(t *testing.T) {
+// TestIsolatedMachineSearchesUntilFound: a machine that knows no address finds the servers by multicast, as long as it
+// is lost, and is silent then.
+func TestIsolatedMachineSearchesUntilFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, a := newGroup(t), &air{}
 		never := func() bool { return false }
@@ -380,12 +374,10 @@ func TestFoundByName(t *testing.T) {
 	})
 }
 
-// TestResolve: names and addresses become addresses; what is neither is left out.
-func TestResolve(t *testing.T) {
+// TestNamesAndAddressesAreResolved: names and addresses become addresses; what is neither is left out.
+func TestNamesAndAddressesAreResolved(t *testing.T) {
 	got := resolve(t.Context(), net.DefaultResolver, []string{"localhost:6443", "10.0.0.5:7443", "nothing", "[fd00::5]:6443"})
 	for _, want := range []string{"127.0.0.1:6443", "10.0.0.5:7443", "[fd00::5]:6443"} {
-		if !slices.Contains(got, netip.MustParseAddrPort(want)) {
-			t.Errorf("%v lack %s", got, want)
-		}
+		testenv.True(t, slices.Contains(got, netip.MustParseAddrPort(want)), "%v lack %s", got, want)
 	}
 }

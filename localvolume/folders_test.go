@@ -77,7 +77,7 @@ func empty(t *testing.T, folder string) {
 	})
 }
 
-func TestMake(t *testing.T) {
+func TestVolumeFolderIsMadeWithItsMode(t *testing.T) {
 	old := unix.Umask(0o077)
 	defer unix.Umask(old)
 	folder := filepath.Join(t.TempDir(), "data", "storage")
@@ -97,7 +97,7 @@ func TestMake(t *testing.T) {
 	}
 }
 
-func TestNames(t *testing.T) {
+func TestVolumeNamesAreSplitAndChecked(t *testing.T) {
 	long := Name("pvc-0a1b2c3d-0000-4000-8000-00000000abcd", strings.Repeat("n", 63), strings.Repeat("c", 253))
 	if len(long) != 255 || !isVolume(long) {
 		t.Errorf("a long name has %d bytes: %s", len(long), long)
@@ -150,7 +150,7 @@ func TestOnlyVolumesAreTouched(t *testing.T) {
 	testenv.Equal(t, mode(t, filepath.Join(dir, "outside")), 0o755, "the folder behind a link has mode")
 }
 
-func TestSpace(t *testing.T) {
+func TestVolumeLargerThanFreeSpaceIsRefused(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "storage")
 	f := New(Options{Paths: []string{folder}, Own: folder, Free: func(*os.File) (int64, error) { return 3 << 30, nil }})
 	refuses(t, f, Request{Op: Make, Name: volume, Bytes: 10 << 30}, "10.0 GiB are asked for and 3.0 GiB are free in "+folder)
@@ -171,9 +171,7 @@ func TestMissingFolderIsNotMade(t *testing.T) {
 	for _, op := range []Op{Make, Remove, Space} {
 		refuses(t, f, Request{Op: op, Folder: other, Name: volume}, "is not there")
 	}
-	if _, err := os.Lstat(other); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the operator's folder was made: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(os.Lstat(other)), os.ErrNotExist, "the operator's folder was made")
 	testenv.NoError(t, os.Mkdir(other, 0o755))
 	a := do(t, f, Request{Op: Make, Folder: other, Name: volume})
 	if a.Path != filepath.Join(other, volume) || mode(t, other) != 0o700 {
@@ -195,7 +193,7 @@ func TestFolderOfOthers(t *testing.T) {
 	do(t, f, Request{Op: Make, Name: volume})
 }
 
-func TestServe(t *testing.T) {
+func TestRequestsAreServedOverAConnection(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "storage")
 	f := newFolders(t, folder)
 	ask := func(ctx context.Context, r Request) (Answer, error) {
@@ -213,9 +211,7 @@ func TestServe(t *testing.T) {
 	testenv.WantError(t, testenv.Err(ask(t.Context(), Request{Op: Make, Name: "x"})), "not the name")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := ask(ctx, Request{Op: Space}); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(ask(ctx, Request{Op: Space})), context.Canceled, "cancelled")
 	// Nonsense, and more than a message may have, is hung up on.
 	for _, text := range []string{"hello\n", `{"op":"` + strings.Repeat("x", maxMessage)} {
 		here, there := net.Pipe()

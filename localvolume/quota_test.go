@@ -22,8 +22,9 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(uml.Main(m, (*testing.M).Run)) }
 
-// TestQuota runs in a second kernel, since few machines have a kernel and a filesystem with quotas of projects.
-func TestQuota(t *testing.T) {
+// TestQuotaLimitsVolume runs in a second kernel, since few machines have a kernel and a filesystem with quotas of
+// projects.
+func TestQuotaLimitsVolume(t *testing.T) {
 	if !uml.Inside() {
 		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
@@ -150,9 +151,7 @@ func TestProjectsOf(t *testing.T) {
 		for i, want := range map[uint32]bool{0: true, mostTaken - 1: true, mostTaken: false, projects - 1: false} {
 			project := firstProject + (first+i)%projects
 			for _, as := range []string{name, asideName(name, 0), asideName(name, 17)} {
-				if isProjectOf(project, as) != want {
-					t.Errorf("the number %d after the first of %s: %v", i, as, !want)
-				}
+				testenv.True(t, isProjectOf(project, as) == want, "the number %d after the first of %s: %v", i, as, !want)
 			}
 		}
 	}
@@ -174,9 +173,7 @@ func testStolen(t *testing.T, folder string) {
 	b, err2 := attributes(victimFile)
 	a.project = b.project
 	testenv.NoError(t, errors.Join(err, err2, ioctl(mine, fsSetXattr, &a)))
-	if a := do(t, f, Request{Op: Grow, Name: thief, Bytes: 64 << 20}); a.Quota {
-		t.Error("another volume's limit was raised")
-	}
+	testenv.False(t, do(t, f, Request{Op: Grow, Name: thief, Bytes: 64 << 20}).Quota, "another volume's limit was raised")
 	do(t, f, Request{Op: Remove, Name: thief})
 	testenv.Check(t, f.clean(t.Context()))
 	if n, err := fill(t, filepath.Join(folder, victim), "8M"); err == nil || n > 4<<20 {
@@ -209,9 +206,7 @@ func testFolderOfProject(t *testing.T, folder string) {
 	if a := do(t, f, Request{Op: Make, Name: volume, Bytes: 4 << 20}); a.Quota {
 		t.Error("a volume in a folder of a project has a quota of its own")
 	}
-	if a := do(t, f, Request{Op: Grow, Name: volume, Bytes: 8 << 20}); a.Quota {
-		t.Error("and it grows")
-	}
+	testenv.False(t, do(t, f, Request{Op: Grow, Name: volume, Bytes: 8 << 20}).Quota, "and it grows")
 	do(t, f, Request{Op: Remove, Name: volume})
 	testenv.Check(t, f.clean(t.Context()))
 }

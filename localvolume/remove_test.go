@@ -19,8 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRemove: what a pod planted in its volume leads nowhere.
-func TestRemove(t *testing.T) {
+// TestRemovalFollowsNoLinkOutOfTheVolume: what a pod planted in its volume leads nowhere.
+func TestRemovalFollowsNoLinkOutOfTheVolume(t *testing.T) {
 	dir := t.TempDir()
 	folder := filepath.Join(dir, "storage")
 	f := newFolders(t, folder)
@@ -44,9 +44,7 @@ func TestRemove(t *testing.T) {
 		testenv.NoError(t, os.Chmod(filepath.Join(path, "sub"), 0))
 	}
 	do(t, f, Request{Op: Remove, Name: volume})
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("right after the answer the volume is there: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(os.Lstat(path)), os.ErrNotExist, "right after the answer the volume is there")
 	do(t, f, Request{Op: Remove, Name: volume}) // who was not heard asks again
 	empty(t, folder)
 	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(outside, "deep", "file")))(t)), "x", "what lies outside is")
@@ -138,9 +136,7 @@ func TestRemoveMounted(t *testing.T) {
 		refuses(t, f, Request{Op: Remove, Name: volume}, "mounted at "+at)
 		// Mounted a moment later, when the volume was set aside already.
 		testenv.Check(t, os.Rename(a.Path, filepath.Join(folder, asideName(volume, 0))))
-		if err := f.clean(t.Context()); !errors.Is(err, errMounted) {
-			t.Errorf("cleaning: %v", err)
-		}
+		testenv.ErrorIs(t, f.clean(t.Context()), errMounted, "cleaning")
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(outside, "file")))(t)), "x", "what was mounted has")
 		testenv.Check(t, unix.Unmount(filepath.Join(folder, asideName(volume, 0), "sub", "mount"), 0))
 		testenv.Check(t, f.clean(t.Context()))
@@ -175,9 +171,7 @@ func TestRemoveAroundStuck(t *testing.T) {
 				write(t, filepath.Join(set, in, strconv.Itoa(i)), "")
 			}
 		}
-		if err := f.clean(t.Context()); !errors.Is(err, errMounted) {
-			t.Errorf("cleaning: %v", err)
-		}
+		testenv.ErrorIs(t, f.clean(t.Context()), errMounted, "cleaning")
 		left := 0
 		err := filepath.WalkDir(set, func(path string, d os.DirEntry, err error) error {
 			if err == nil && d.Name() == "stuck" {
@@ -192,8 +186,9 @@ func TestRemoveAroundStuck(t *testing.T) {
 	})
 }
 
-// TestDisks: a full disk and one that is read-only are named, and nothing half-made counts as a volume.
-func TestDisks(t *testing.T) {
+// TestFullOrReadOnlyDiskIsNamed: a full disk and one that is read-only are named, and nothing half-made counts as a
+// volume.
+func TestFullOrReadOnlyDiskIsNamed(t *testing.T) {
 	inMountNamespace(t, func() {
 		folder := filepath.Join(t.TempDir(), "disk")
 		if err := errors.Join(os.Mkdir(folder, 0o700), unix.Mount("none", folder, "tmpfs", 0, "size=1m,nr_inodes=8,mode=0700")); err != nil {

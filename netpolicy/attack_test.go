@@ -50,8 +50,9 @@ func TestManyRulesShareSets(t *testing.T) {
 	}
 }
 
-// TestBudget: who asks for too much has his own restricted pods closed, and nobody else's.
-func TestBudget(t *testing.T) {
+// TestCostlyPoliciesCloseOnlyTheirNamespace: who asks for too much has his own restricted pods closed, and nobody
+// else's.
+func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 	alice := `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`
 	many := func(n int, f string) string {
 		var rules []string

@@ -164,7 +164,7 @@ func dozen() *world {
 	return w
 }
 
-func TestListed(t *testing.T) {
+func TestDocumentedPoliciesAreEnforced(t *testing.T) {
 	for _, c := range policymodel.Listed() {
 		t.Run(c.Name, func(t *testing.T) {
 			w := dozen()

@@ -175,9 +175,7 @@ func TestAdmitGivesUp(t *testing.T) {
 		e.Admit(t.Context(), Sandbox{ID: "b", Namespace: "y", Name: "free", UID: "u", IPs: []netip.Addr{netip.MustParseAddr("10.42.1.10")}}))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := e.Admit(ctx, Sandbox{ID: "c", Namespace: "x", Name: "gone", UID: "u"}); !errors.Is(err, context.Canceled) {
-		t.Errorf("a runtime that gave up: %v", err)
-	}
+	testenv.ErrorIs(t, e.Admit(ctx, Sandbox{ID: "c", Namespace: "x", Name: "gone", UID: "u"}), context.Canceled, "a runtime that gave up")
 }
 
 // TestNothingWithoutPolicies looks for a table where there is no need of one, and for one that is left from before.
@@ -190,9 +188,7 @@ func TestNothingWithoutPolicies(t *testing.T) {
 	e := start(t, w.api(), w.Sandboxes...)
 	thereIs(t, false)
 	for _, action := range e.api.Actions() {
-		if action.GetResource().Resource == "pods" {
-			t.Errorf("without policies the node does not need %v", action)
-		}
+		testenv.True(t, action.GetResource().Resource != "pods", "without policies the node does not need %v", action)
 	}
 	policy := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "deny"}}
 	policy.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
@@ -207,9 +203,9 @@ func TestNothingWithoutPolicies(t *testing.T) {
 	thereIs(t, false)
 }
 
-// TestRestart stops an Enforcer, and starts another one: the rules stay all the time, and are mended when somebody
-// removes them.
-func TestRestart(t *testing.T) {
+// TestRulesStayAcrossRestartAndAreRepaired stops an Enforcer, and starts another one: the rules stay all the time, and
+// are mended when somebody removes them.
+func TestRulesStayAcrossRestartAndAreRepaired(t *testing.T) {
 	w := dozen()
 	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
 	l := newLab(t, w)
@@ -218,9 +214,7 @@ func TestRestart(t *testing.T) {
 	thereIs(t, true)
 	closed := func(when string) {
 		t.Helper()
-		if err := l.try(connection{l.addressOf("y", "p0", 4), l.addressOf("x", "p0", 4), corev1.ProtocolTCP, 80}); !errors.Is(err, errRefused) {
-			t.Errorf("%s: %v", when, err)
-		}
+		testenv.ErrorIs(t, l.try(connection{l.addressOf("y", "p0", 4), l.addressOf("x", "p0", 4), corev1.ProtocolTCP, 80}), errRefused, "%s", when)
 	}
 	closed("running")
 	e.stop()
@@ -292,9 +286,7 @@ func TestKeptRules(t *testing.T) {
 	thereIs(t, false)
 	testenv.Until(t, patience, "it knows that there is none", func() bool { return e.table.none.Load() })
 	e.stop()
-	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("without rules something is kept: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(os.Stat(file)), fs.ErrNotExist, "without rules something is kept")
 }
 
 // namespaceTable is for tests that write the table and send no packets.

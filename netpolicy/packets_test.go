@@ -53,9 +53,7 @@ func TestTruthTable(t *testing.T) {
 	check := func(name string, share int) {
 		t.Helper()
 		l.apply(&tab)
-		if !tab.intact() {
-			t.Errorf("%s: the table is not counted as whole", name)
-		}
+		testenv.True(t, tab.intact(), "%s: the table is not counted as whole", name)
 		a, d := l.truth(r, share)
 		allowed, denied = allowed+a, denied+d
 		if t.Failed() {
@@ -116,25 +114,20 @@ func TestRevokedConnectionsAreReset(t *testing.T) {
 				l.Policies = nil
 				l.policy(t, d.namespace, "a", d.spec)
 				l.apply(&tab)
-				if err := ping(tcp); !errors.Is(err, errRefused) {
-					t.Errorf("the TCP connection that is forbidden now: %v", err)
-				}
-				if err := ping(udp); !errors.Is(err, errRefused) {
-					t.Errorf("the UDP flow that is forbidden now: %v", err)
-				}
+				testenv.ErrorIs(t, ping(tcp), errRefused, "the TCP connection that is forbidden now")
+				testenv.ErrorIs(t, ping(udp), errRefused, "the UDP flow that is forbidden now")
 				testenv.Check(t, errors.Join(ping(stays), ping(self)), "connections that are still allowed")
 				l.Policies = nil
 				l.apply(&tab)
-				if err := errors.Join(ping(stays), l.try(connection{from, to, corev1.ProtocolTCP, 80}), ping(udp)); err != nil {
-					t.Errorf("without policies: %v", err)
-				}
+				testenv.Check(t, errors.Join(ping(stays), l.try(connection{from, to, corev1.ProtocolTCP, 80}), ping(udp)), "without policies")
 			})
 		}
 	}
 }
 
-// TestNode reaches its own pods always, and is reached by them as policies say; the cluster's DNS among that.
-func TestNode(t *testing.T) {
+// TestNodeReachesItsPods: a node reaches its own pods always, and is reached by them as policies say; the cluster's DNS
+// among that.
+func TestNodeReachesItsPods(t *testing.T) {
 	l := newLab(t, dozen())
 	node := netip.MustParseAddr("192.0.2.1")
 	l.ofNode(t, node)
@@ -207,9 +200,7 @@ func TestDifferencesLeaveNoGap(t *testing.T) {
 			default:
 			}
 			c := connection{l.addressOf("y", "p0", 4), l.addressOf("x", "p0", 4), corev1.ProtocolTCP, 80}
-			if err := l.try(c); !errors.Is(err, errRefused) {
-				t.Errorf("a forbidden connection while policies change: %v", err)
-			}
+			testenv.ErrorIs(t, l.try(c), errRefused, "a forbidden connection while policies change")
 			tries++
 		}
 	})
@@ -218,9 +209,7 @@ func TestDifferencesLeaveNoGap(t *testing.T) {
 	}
 	close(done)
 	wg.Wait()
-	if tries == 0 {
-		t.Error("this proves nothing")
-	}
+	testenv.True(t, tries != 0, "this proves nothing")
 	t.Logf("%d attempts over 40 changes", tries)
 }
 
@@ -243,16 +232,10 @@ func TestNoticesChanges(t *testing.T) {
 			t.Fatal("the table is not counted as whole")
 		}
 		testenv.NoError(t, run(t.Context(), []byte(change)))
-		if tab.intact() {
-			t.Errorf("nobody noticed: %s", change)
-		}
+		testenv.False(t, tab.intact(), "nobody noticed: %s", change)
 		l.apply(&tab)
-		if err := l.try(connection{l.addressOf("y", "p0", 4), l.addressOf("x", "p0", 4), corev1.ProtocolTCP, 80}); err != nil {
-			t.Errorf("after %q was mended: %v", change, err)
-		}
-		if err := l.try(connection{l.addressOf("y", "p0", 6), l.addressOf("x", "p0", 6), corev1.ProtocolTCP, 80}); !errors.Is(err, errRefused) {
-			t.Errorf("after %q was mended, a forbidden connection: %v", change, err)
-		}
+		testenv.Check(t, l.try(connection{l.addressOf("y", "p0", 4), l.addressOf("x", "p0", 4), corev1.ProtocolTCP, 80}), "after %q was mended", change)
+		testenv.ErrorIs(t, l.try(connection{l.addressOf("y", "p0", 6), l.addressOf("x", "p0", 6), corev1.ProtocolTCP, 80}), errRefused, "after %q was mended, a forbidden connection", change)
 	}
 }
 

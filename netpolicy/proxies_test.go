@@ -34,8 +34,9 @@ func (l *lab) plugProxies() {
 	l.plug(proxySources[2:])
 }
 
-// TestControllers: a rule admits the ingress proxies of all nodes where it would admit a pod of an ingress controller.
-func TestControllers(t *testing.T) {
+// TestRuleForIngressControllersAdmitsProxies: a rule admits the ingress proxies of all nodes where it would admit a pod
+// of an ingress controller.
+func TestRuleForIngressControllersAdmitsProxies(t *testing.T) {
 	for _, c := range []struct {
 		name, peers string
 		want        bool

@@ -89,13 +89,9 @@ func TestBothEndsHear(t *testing.T) {
 						l.Policies = nil
 						l.policy(t, d.namespace, "a", d.spec)
 						l.apply(&tab)
-						if err := ping(one); !errors.Is(err, errRefused) {
-							t.Errorf("who speaks first: %v", err)
-						}
+						testenv.ErrorIs(t, ping(one), errRefused, "who speaks first")
 						began := time.Now()
-						if err := second.hears(t, other); !errors.Is(err, errRefused) {
-							t.Errorf("the other end: %v", err)
-						}
+						testenv.ErrorIs(t, second.hears(t, other), errRefused, "the other end")
 						t.Logf("the other end heard %v after the first one", time.Since(began))
 					})
 				}
@@ -127,9 +123,7 @@ func TestRevokedConnectionStaysClosedWithoutConntrack(t *testing.T) {
 					l.apply(&tab)
 					forget(t)
 					for _, end := range []net.Conn{one, other} {
-						if err := ping(end); !errors.Is(err, errRefused) {
-							t.Errorf("an end of the forbidden connection: %v", err)
-						}
+						testenv.ErrorIs(t, ping(end), errRefused, "an end of the forbidden connection")
 					}
 					for _, ends := range [][2]net.Conn{{free, open}, {open, free}} {
 						testenv.Check(t, testenv.Err(ends[0].Write([]byte("x"))))

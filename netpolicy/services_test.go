@@ -23,9 +23,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
-// TestServices has policies judge what goes through Services, with either back end of the Service proxy: IPVS in a
-// second kernel (docs/adr/0076).
-func TestServices(t *testing.T) {
+// TestServiceTrafficIsJudgedByPolicies has policies judge what goes through Services, with either back end of the
+// Service proxy: IPVS in a second kernel (docs/adr/0076).
+func TestServiceTrafficIsJudgedByPolicies(t *testing.T) {
 	t.Run("nftables", func(t *testing.T) { testServices(t, proxy.ModeNFTables) })
 	t.Run("ipvs", func(t *testing.T) {
 		if uml.Inside() {
@@ -191,12 +191,8 @@ func (l *serviceLab) revoke(t *testing.T, w way, family int, namespace, spec str
 	l.Policies = nil
 	l.policy(t, namespace, "a", spec)
 	l.apply(&tab)
-	if err := ping(tcp); !errors.Is(err, errRefused) {
-		t.Errorf("the TCP connection that is forbidden now: %v", err)
-	}
-	if err := ping(udp); !errors.Is(err, errRefused) {
-		t.Errorf("the UDP flow that is forbidden now: %v", err)
-	}
+	testenv.ErrorIs(t, ping(tcp), errRefused, "the TCP connection that is forbidden now")
+	testenv.ErrorIs(t, ping(udp), errRefused, "the UDP flow that is forbidden now")
 	if err := ping(foreign); (namespace == "y") != errors.Is(err, errRefused) {
 		t.Errorf("the connection from outside: %v", err)
 	}
@@ -280,9 +276,7 @@ func (l *serviceLab) testSCTP(t *testing.T) {
 		meets(client, server, 81, nil)
 		meets(client, server, 80, errRefused)
 		meets(outsider, server, 81, errRefused)
-		if err := l.try(connection{client, server, corev1.ProtocolTCP, 81}); !errors.Is(err, errRefused) {
-			t.Errorf("%v to %v by TCP: %v", client, server, err)
-		}
+		testenv.ErrorIs(t, l.try(connection{client, server, corev1.ProtocolTCP, 81}), errRefused, "%v to %v by TCP", client, server)
 		l.Policies = nil
 		l.apply(&tab)
 		meets(outsider, server, 80, nil)

@@ -62,7 +62,7 @@ func echo() Node {
 	}
 }
 
-func TestStreams(t *testing.T) {
+func TestStreamsCarryBothWays(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t, goleak.IgnoreCurrent())
 	t.Run("streams", func(t *testing.T) {
 		s := connect(t, echo())
@@ -95,9 +95,7 @@ func TestOthersAddresses(t *testing.T) {
 	s := connect(t, echo())
 	for _, to := range []string{"10.0.0.8:10250", "10.0.0.7:22", "127.0.0.1:10250", "[::ffff:10.0.0.8]:10250"} {
 		c, err := s.Dial(t.Context(), netip.MustParseAddrPort(to))
-		if !errors.Is(err, ErrRefused) {
-			t.Errorf("%s: %v, %v", to, c, err)
-		}
+		testenv.ErrorIs(t, err, ErrRefused, "%s: %v", to, c)
 	}
 	// Other names of what is the node's are the same.
 	c := testenv.Must(s.Dial(t.Context(), netip.MustParseAddrPort("[::ffff:10.0.0.7]:10250")))(t)
@@ -121,14 +119,12 @@ func TestFailedDialIsReported(t *testing.T) {
 	s = connect(t, n)
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(10*time.Millisecond, cancel)
-	if _, err := s.Dial(ctx, kubelet); !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
+	testenv.ErrorIs(t, testenv.Err(s.Dial(ctx, kubelet)), context.Canceled)
 }
 
 // The server hears from a node that has nothing to say, and a node leaves a server that is silent. In real time: yamux
 // keeps timers for all connections of a process, which testing/synctest does not bear.
-func TestLiveness(t *testing.T) {
+func TestUnresponsiveServerIsLeft(t *testing.T) {
 	n := echo()
 	n.pingEvery = 100 * time.Millisecond // fewer than the limit
 	s := connect(t, n)
@@ -168,7 +164,7 @@ func (c *slowAnswers) Read(b []byte) (int, error) {
 
 // A node that is answered after more than a ping's period speaks again at once, not at the moment after the next: the
 // server, to which it may be silent for less than one and a half periods, would take it for dead. In real time, as
-// TestLiveness.
+// TestUnresponsiveServerIsLeft.
 func TestSlowAnswers(t *testing.T) {
 	n := echo()
 	const due = 10 * time.Millisecond
@@ -191,9 +187,7 @@ func TestSlowAnswers(t *testing.T) {
 	running.Go(func() { _ = n.Serve(ctx, node) })
 	<-node.wrote
 	time.Sleep(2 * due) // the moment at which a ping was due passes before there is an answer
-	if len(node.wrote) > 0 {
-		t.Error("there are pings beside the one that is not answered yet")
-	}
+	testenv.True(t, len(node.wrote) == 0, "there are pings beside the one that is not answered yet")
 	answered.Store(true)
 	node.slow.Unlock()
 	select {
@@ -211,9 +205,7 @@ func TestNodeOpens(t *testing.T) {
 		_, _ = a.Write([]byte{0, 1, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0}) // a window update with SYN, of stream 2
 		_, _ = io.Copy(io.Discard, a)
 	}()
-	if err := s.Wait(); !errors.Is(err, errNodeOpened) {
-		t.Error(err)
-	}
+	testenv.ErrorIs(t, s.Wait(), errNodeOpened)
 	a.Close()
 }
 

@@ -82,13 +82,9 @@ func wantAsUpstream(t *testing.T, b *nftables, there []served) {
 	nft(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
 	upstreamRules := theirRules(t, there)
 	for _, line := range ours {
-		if !slices.Contains(upstreamRules, line) {
-			t.Errorf("too much: %s", line)
-		}
+		testenv.True(t, slices.Contains(upstreamRules, line), "too much: %s", line)
 	}
 	for _, line := range upstreamRules {
-		if !slices.Contains(ours, line) {
-			t.Errorf("missing: %s", line)
-		}
+		testenv.True(t, slices.Contains(ours, line), "missing: %s", line)
 	}
 }

@@ -87,17 +87,13 @@ func TestHostsAddresses(t *testing.T) {
 	var now hostNetwork
 	var broken error
 	x.readHost = func() (hostNetwork, error) { return now, broken }
-	if x.haveExternalIPs() {
-		t.Error("there are external IPs without a Service")
-	}
+	testenv.False(t, x.haveExternalIPs(), "there are external IPs without a Service")
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "mallory", Name: "dns"}}
 	svc.Spec.ExternalIPs = []string{"10.77.0.1", "10.99.0.7", "203.0.113.7"}
 	svc.Spec.Ports = []corev1.ServicePort{{Port: 53, Protocol: corev1.ProtocolUDP}}
 	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "10.99.0.7"}}
 	p.services(nil, svc)
-	if !x.haveExternalIPs() {
-		t.Error("its external IPs are not known")
-	}
+	testenv.True(t, x.haveExternalIPs(), "its external IPs are not known")
 	second := netlink.Route{Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Dst: prefix("10.99.0.7/32")}
 	for _, step := range []struct {
 		what     string

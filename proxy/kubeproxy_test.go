@@ -73,8 +73,8 @@ func (d difference) of(t *testing.T) bool {
 	return strings.HasSuffix(t.Name(), "/"+strings.ReplaceAll(d.in, " ", "_"))
 }
 
-// TestDifferences: each difference belongs to a case that exists, as it would never be checked otherwise.
-func TestDifferences(t *testing.T) {
+// TestDifferencesBelongToCases: each difference belongs to a case that exists, as it would never be checked otherwise.
+func TestDifferencesBelongToCases(t *testing.T) {
 	for _, d := range differences {
 		if !slices.ContainsFunc(cases, func(c serviceCase) bool { return c.name == d.in }) {
 			t.Errorf("%q is of the case %q, which there is not", d.what, d.in)

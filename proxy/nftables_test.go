@@ -49,9 +49,7 @@ func testServices(t *testing.T, mode string) {
 			t.Fatalf("a pod's address was replaced by %s on the way to another pod", peer)
 		}
 	}
-	if len(seen) != 2 {
-		t.Errorf("200 connections reached %v, want both endpoints", seen)
-	}
+	testenv.True(t, len(seen) == 2, "200 connections reached %v, want both endpoints", seen)
 	if _, peer := answered(t, b.outside, nodeAddr+":30080"); peer == outsideAddr {
 		t.Errorf("traffic from outside to a node port came from %q, want it masqueraded", peer)
 	}

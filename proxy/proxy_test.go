@@ -242,8 +242,8 @@ func TestZoneAndServiceCIDRsNeedAFullSync(t *testing.T) {
 	})
 }
 
-// TestCandidates: auto prefers IPVS, and who asks for a back end gets that one or none.
-func TestCandidates(t *testing.T) {
+// TestAutoPrefersIPVS: auto prefers IPVS, and who asks for a back end gets that one or none.
+func TestAutoPrefersIPVS(t *testing.T) {
 	for mode, want := range map[string]string{"": "ipvs nftables", ModeAuto: "ipvs nftables", ModeIPVS: ModeIPVS, ModeNFTables: ModeNFTables} {
 		from, err := candidatesOf(mode)
 		var names []string
@@ -272,7 +272,7 @@ func TestStatusFollowsFailedSyncs(t *testing.T) {
 	testenv.Equal(t, strings.Join(reports, ", "), "lost, <nil>", "reported:")
 }
 
-func TestChoose(t *testing.T) {
+func TestFirstUsableBackendIsChosen(t *testing.T) {
 	works := func(context.Context, Options) (backend, error) { return &recorder{}, nil }
 	fails := func(context.Context, Options) (backend, error) { return nil, errors.New("the kernel lacks it") }
 	for _, c := range []struct {

@@ -5,7 +5,6 @@ package raftstore
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"testing"
 	"time"
@@ -105,9 +104,7 @@ func TestTooManyBackups(t *testing.T) {
 			})
 		}
 		c.pass(time.Second)
-		if _, err := s.Backup(c.ctx, io.Discard); !errors.Is(err, errTooManyBackups) {
-			c.Errorf("one backup too many: %v", err)
-		}
+		testenv.ErrorIs(c, testenv.Err(s.Backup(c.ctx, io.Discard)), errTooManyBackups, "one backup too many")
 		close(let)
 		for range maxBackups {
 			testenv.Check(c, <-failed, "a backup whose reader went on")

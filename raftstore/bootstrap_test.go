@@ -58,9 +58,9 @@ func TestJoiningIsRemembered(t *testing.T) {
 	}
 }
 
-// TestAdmission: a server that shares what it should not is not taken in, and is when it shares what the leader does.
-// What the leader holds meanwhile is released each time.
-func TestAdmission(t *testing.T) {
+// TestServerWithOtherShareIsNotAdmitted: a server that shares what it should not is not taken in, and is when it shares
+// what the leader does. What the leader holds meanwhile is released each time.
+func TestServerWithOtherShareIsNotAdmitted(t *testing.T) {
 	var mu sync.Mutex
 	shared, held, asked := "old", 0, 0
 	tune := func(o *Options) {

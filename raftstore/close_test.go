@@ -16,8 +16,7 @@ import (
 // shut down; Close must not wait for those.
 func TestCloseUnderLoad(t *testing.T) {
 	for round := range 60 {
-		s, err := Open(t.Context(), Options{Dir: t.TempDir(), NodeID: "one", Logger: testLog("one")})
-		testenv.NoError(t, err)
+		s := testenv.Must(Open(t.Context(), Options{Dir: t.TempDir(), NodeID: "one", Logger: testLog("one")}))(t)
 		testenv.NoError(t, s.WaitReady(t.Context()))
 		var writers sync.WaitGroup
 		c := s.Client()
@@ -32,11 +31,9 @@ func TestCloseUnderLoad(t *testing.T) {
 		}
 		time.Sleep(time.Duration(round%10) * time.Millisecond) // the writes get to another point each round
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-		err = s.Close(ctx)
+		err := s.Close(ctx)
 		cancel()
-		if err != nil {
-			t.Fatalf("round %d: %v", round, err)
-		}
+		testenv.NoError(t, err, "round %d", round)
 		writers.Wait()
 	}
 }

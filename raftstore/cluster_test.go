@@ -133,10 +133,7 @@ func TestMaintenanceOfThree(t *testing.T) {
 		if first, err1 := clients[0].HashKV(ctx, clients[0].Endpoints()[0], rev); err != nil || err1 != nil || hash.Hash != first.Hash {
 			t.Errorf("hashes %v, %v, %v, %v", hash, first, err, err1)
 		}
-		members, err := c.MemberList(ctx)
-		if err != nil || len(members.Members) != 3 {
-			t.Errorf("%v, %v", members, err)
-		}
+		testenv.Equal(t, len(testenv.Must(c.MemberList(ctx))(t).Members), 3, "")
 		backup := testenv.Must(c.Snapshot(ctx))(t)
 		dir := filepath.Join(t.TempDir(), "restored")
 		blob, err := io.ReadAll(backup)

@@ -53,6 +53,19 @@ func (h *history) write(n, size int) (rev int64) {
 	return h.view().Revision()
 }
 
+// compactIfWoken does what the compactor's loop does after a write, and tells whether it was woken.
+func (h *history) compactIfWoken() bool {
+	h.Helper()
+	h.published(h.view())
+	select {
+	case <-h.wake:
+		testenv.NoError(h, h.bySize(context.Background()))
+		return true
+	default:
+		return false
+	}
+}
+
 // interval lets an interval pass, and returns the revision compacted to.
 func (h *history) interval() int64 {
 	h.Helper()
@@ -103,9 +116,7 @@ func TestMarksAreRefused(t *testing.T) {
 	h.interval()
 	full := errors.New("full")
 	h.setMark = func(context.Context, string) (int64, error) { return 0, full }
-	if err := h.byAge(context.Background()); !errors.Is(err, full) {
-		t.Errorf("the error of the mark is lost: %v", err)
-	}
+	testenv.ErrorIs(t, h.byAge(context.Background()), full, "the error of the mark is lost")
 	if to := h.view().Compacted(); to <= rev {
 		t.Errorf("compacted to %d, want more than %d", to, rev)
 	}
@@ -127,16 +138,12 @@ func TestCompactionBySize(t *testing.T) {
 			woken := 0
 			for i := range 100 {
 				write(h, i)
-				h.published(h.view())
-				select {
-				case <-h.wake:
+				if h.compactIfWoken() {
 					woken++
-					testenv.NoError(t, h.bySize(context.Background()))
 					// Whole transactions stay or go: one may be over the half.
 					if bytes := h.view().Stats().HistoryBytes(); bytes > limit/2 {
 						t.Fatalf("%d bytes of history after a compaction", bytes)
 					}
-				default:
 				}
 				if bytes := h.view().Stats().HistoryBytes(); bytes > limit {
 					t.Fatalf("%d bytes of history", bytes)
@@ -157,12 +164,8 @@ func TestPinnedHistoryDoesNotCompactAtEachWrite(t *testing.T) {
 	woken := 0
 	for range 10_000 {
 		h.write(1, 1<<10)
-		h.published(h.view())
-		select {
-		case <-h.wake:
+		if h.compactIfWoken() {
 			woken++
-			testenv.NoError(t, h.bySize(context.Background()))
-		default:
 		}
 	}
 	if woken < 2 || woken > 50 { // at 1 MB and at each quarter of it more, of 12
@@ -173,12 +176,7 @@ func TestPinnedHistoryDoesNotCompactAtEachWrite(t *testing.T) {
 	for range 2_000 {
 		h.state.Prune()
 		h.write(1, 1<<10)
-		h.published(h.view())
-		select {
-		case <-h.wake:
-			testenv.NoError(t, h.bySize(context.Background()))
-		default:
-		}
+		h.compactIfWoken()
 		if bytes := h.view().Stats().HistoryBytes(); bytes > 1<<20 {
 			t.Fatalf("%d bytes of history", bytes)
 		}

@@ -125,13 +125,9 @@ func TestWithoutLeader(t *testing.T) {
 			for errors.Is(err, io.EOF) && ctx.Err() == nil {
 				_, err = c.KeepAliveOnce(clientv3.WithRequireLeader(ctx), leases[face])
 			}
-			if !errors.Is(err, rpctypes.ErrNoLeader) {
-				t.Errorf("a keep-alive that requires a leader: %v", err)
-			}
+			testenv.ErrorIs(t, err, rpctypes.ErrNoLeader, "a keep-alive that requires a leader")
 			// The client asks again for some seconds before it gives up.
-			if _, err := c.Get(clientv3.WithRequireLeader(ctx), "/a", clientv3.WithSerializable()); !errors.Is(err, rpctypes.ErrNoLeader) {
-				t.Errorf("a read that requires a leader: %v", err)
-			}
+			testenv.ErrorIs(t, testenv.Err(c.Get(clientv3.WithRequireLeader(ctx), "/a", clientv3.WithSerializable())), rpctypes.ErrNoLeader, "a read that requires a leader")
 			txn, err := c.Txn(ctx).If(clientv3.Compare(clientv3.Version("/a"), "=", 1)).
 				Then(clientv3.OpGet("/a", clientv3.WithSerializable())).Else(clientv3.OpGet("/b", clientv3.WithSerializable())).Commit()
 			if err != nil || !txn.Succeeded || len(txn.Responses[0].GetResponseRange().Kvs) != 1 {
@@ -166,15 +162,9 @@ func TestMoveLeader(t *testing.T) {
 	stores := openCluster(t, 3)
 	leader := dial(t, stores[0])
 	testenv.Check(t, testenv.Err(leader.MoveLeader(ctx, stores[0].replica.memberID)), "the leader to itself")
-	if !stores[0].Status().Leadership.Leader {
-		t.Error("it leads no longer")
-	}
-	if _, err := leader.MoveLeader(ctx, 99); !errors.Is(err, rpctypes.ErrBadLeaderTransferee) {
-		t.Errorf("to nobody: %v", err)
-	}
-	if _, err := dial(t, stores[1]).MoveLeader(ctx, stores[0].replica.memberID); !errors.Is(err, rpctypes.ErrNotLeader) {
-		t.Errorf("a follower: %v", err)
-	}
+	testenv.True(t, stores[0].Status().Leadership.Leader, "it leads no longer")
+	testenv.ErrorIs(t, testenv.Err(leader.MoveLeader(ctx, 99)), rpctypes.ErrBadLeaderTransferee, "to nobody")
+	testenv.ErrorIs(t, testenv.Err(dial(t, stores[1]).MoveLeader(ctx, stores[0].replica.memberID)), rpctypes.ErrNotLeader, "a follower")
 }
 
 // Watches that want progress notifications get them while nothing is written,
@@ -244,20 +234,16 @@ func TestLeasesByExpiry(t *testing.T) {
 			info := testenv.Must(c.TimeToLive(ctx, l.ID))(t)
 			left = append(left, info.GrantedTTL)
 		}
-		if !slices.IsSorted(left) {
-			t.Errorf("leases of %v seconds, granted one after the other, come in this order", left)
-		}
+		testenv.True(t, slices.IsSorted(left), "leases of %v seconds, granted one after the other, come in this order", left)
 	})
 }
 
 // Nobody sets the alarm for lack of space: it follows what there is.
-func TestAlarm(t *testing.T) {
+func TestNoSpaceAlarmFollowsTheSpace(t *testing.T) {
 	ctx := testContext(t)
 	s := openStore(t, Options{Dir: t.TempDir(), QuotaBytes: 1 << 20})
 	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": dial(t, s)} {
-		if resp, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.replica.memberID, Alarm: pb.AlarmType_NOSPACE}); err != nil || len(resp.Alarms) != 0 {
-			t.Errorf("%s: disarm what does not stand: %v, %v", face, resp, err)
-		}
+		testenv.Equal(t, len(testenv.Must(c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.replica.memberID, Alarm: pb.AlarmType_NOSPACE}))(t).Alarms), 0, "%s: disarm what does not stand:", face)
 	}
 	c := dial(t, s)
 	alarm := pb.NewMaintenanceClient(c.ActiveConnection())
@@ -277,18 +263,13 @@ func TestAlarm(t *testing.T) {
 		if err != nil || len(list.Alarms) != 1 || list.Alarms[0].Alarm != pb.AlarmType_NOSPACE {
 			t.Errorf("%s: %v, %v", face, list, err)
 		}
-		if _, err := c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.replica.memberID, Alarm: pb.AlarmType_NOSPACE}); !errors.Is(err, rpctypes.ErrNoSpace) {
-			t.Errorf("%s: disarm what stands: %v", face, err)
-		}
+		testenv.ErrorIs(t, testenv.Err(c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.replica.memberID, Alarm: pb.AlarmType_NOSPACE})), rpctypes.ErrNoSpace, "%s: disarm what stands", face)
 	}
 }
 
 // The gRPC health protocol says whether clients may come.
-func TestHealth(t *testing.T) {
+func TestHealthProtocolAnswers(t *testing.T) {
 	ctx := testContext(t)
 	c := healthpb.NewHealthClient(dial(t, openStore(t, Options{Dir: t.TempDir()})).ActiveConnection())
-	resp, err := c.Check(ctx, &healthpb.HealthCheckRequest{})
-	if err != nil || resp.Status != healthpb.HealthCheckResponse_SERVING {
-		t.Errorf("%v, %v", resp, err)
-	}
+	testenv.Equal(t, testenv.Must(c.Check(ctx, &healthpb.HealthCheckRequest{}))(t).Status, healthpb.HealthCheckResponse_SERVING, "")
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Drain waits for the writes of before, those of before an earlier Drain among them, and for no others.
-func TestDrain(t *testing.T) {
+func TestDrainWaitsForEarlierWritesOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()

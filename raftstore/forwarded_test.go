@@ -72,9 +72,7 @@ func TestAnswersWithin(t *testing.T) {
 			t.Errorf("answer %d: %v instead of %v", i, results[i].Err, want)
 		}
 	}
-	if code := status.Code(results[1].Err); code != codes.Unavailable {
-		t.Errorf("code %v", code)
-	}
+	testenv.Equal(t, status.Code(results[1].Err), codes.Unavailable, "code:")
 }
 
 // A member without a vote cannot be made the leader.

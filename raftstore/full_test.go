@@ -101,8 +101,6 @@ func TestDiskFull(t *testing.T) {
 	testenv.NoError(t, s.Close(ctx))
 	c = openStore(t, Options{Dir: dir}).Client()
 	for _, key := range append(acknowledged, "/more") {
-		if got, err := c.KV.Get(ctx, key); err != nil || len(got.Kvs) != 1 {
-			t.Errorf("%s is gone: %v", key, err)
-		}
+		testenv.Equal(t, len(testenv.Must(c.KV.Get(ctx, key))(t).Kvs), 1, "%s is gone:", key)
 	}
 }

@@ -243,7 +243,7 @@ func manyPuts(n int) []clientv3.Op {
 	return ops
 }
 
-func TestWatch(t *testing.T) {
+func TestWatchThroughBothFaces(t *testing.T) {
 	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
 		first := mustPut(ctx, t, c, "/w/a", "1")
 		mustPut(ctx, t, c, "/other", "x")
@@ -292,7 +292,7 @@ func TestWatchFragments(t *testing.T) {
 	}
 }
 
-func TestLeases(t *testing.T) {
+func TestLeasesThroughBothFaces(t *testing.T) {
 	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
 		lease := testenv.Must(c.Grant(ctx, 100))(t)
 		mustPut(ctx, t, c, "/l/1", "x", clientv3.WithLease(lease.ID))
@@ -325,7 +325,7 @@ func TestLeases(t *testing.T) {
 	})
 }
 
-func TestMaintenance(t *testing.T) {
+func TestMaintenanceOverGRPC(t *testing.T) {
 	ctx := testContext(t)
 	s := openStore(t, Options{Dir: t.TempDir()})
 	c := dial(t, s)
@@ -352,8 +352,8 @@ func TestMaintenance(t *testing.T) {
 	}
 }
 
-// TestBackup takes a backup as etcdctl does, and starts a new store from it.
-func TestBackup(t *testing.T) {
+// TestDamagedBackupIsRefusedAndAWholeOneRestored takes a backup as etcdctl does, and starts a new store from it.
+func TestDamagedBackupIsRefusedAndAWholeOneRestored(t *testing.T) {
 	ctx := testContext(t)
 	s := openStore(t, Options{Dir: t.TempDir()})
 	c := dial(t, s)
@@ -408,8 +408,6 @@ func TestWatchFromBeforeARecovery(t *testing.T) {
 		if !ok || !errors.Is(r.Err(), rpctypes.ErrCompacted) || r.CompactRevision <= seen {
 			t.Errorf("%s: a watch after revision %d got %+v (%v)", face, seen, r, r.Err())
 		}
-		if _, err := c.Get(ctx, "/a", clientv3.WithRev(seen)); !errors.Is(err, rpctypes.ErrCompacted) {
-			t.Errorf("%s: a read at revision %d: %v", face, seen, err)
-		}
+		testenv.ErrorIs(t, testenv.Err(c.Get(ctx, "/a", clientv3.WithRev(seen))), rpctypes.ErrCompacted, "%s: a read at revision %d", face, seen)
 	}
 }

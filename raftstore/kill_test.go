@@ -22,9 +22,9 @@ import (
 
 const writerDir = "CORACLE_TEST_WRITER_DIR"
 
-// TestWriter is the process that TestKilledProcess kills: it writes with many
-// clients and prints each key once it is acknowledged.
-func TestWriter(t *testing.T) {
+// TestKilledProcessWriter is the process that TestKilledProcess kills: it writes with many clients and prints each key
+// once it is acknowledged.
+func TestKilledProcessWriter(t *testing.T) {
 	dir := os.Getenv(writerDir)
 	if dir == "" {
 		t.Skip("runs only as a child of TestKilledProcess")
@@ -55,7 +55,7 @@ func TestKilledProcess(t *testing.T) {
 	ctx, dir := testContext(t), t.TempDir()
 	acknowledged := map[string]int64{}
 	for range 5 {
-		cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestWriter$")
+		cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestKilledProcessWriter$")
 		cmd.Env = append(os.Environ(), writerDir+"="+dir)
 		out := testenv.Must(cmd.StdoutPipe())(t)
 		testenv.NoError(t, cmd.Start())
@@ -83,7 +83,5 @@ func TestKilledProcess(t *testing.T) {
 			t.Errorf("%s, acknowledged at revision %d: %v, %v", key, rev, got.KV, err)
 		}
 	}
-	if len(acknowledged) < 1000 {
-		t.Errorf("only %d writes were acknowledged", len(acknowledged))
-	}
+	testenv.True(t, len(acknowledged) >= 1000, "only %d writes were acknowledged", len(acknowledged))
 }

@@ -12,8 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestCollector checks that what a store does shows in its metrics.
-func TestCollector(t *testing.T) {
+func TestMetricsShowWhatTheStoreDid(t *testing.T) {
 	s := openStore(t, Options{Dir: t.TempDir()})
 	ctx := t.Context()
 	for _, key := range []string{"a", "b"} {

@@ -194,9 +194,24 @@ func (c *cluster) ready(n *node) {
 func (c *cluster) eventually(what string, within time.Duration, ok func() bool) {
 	c.Helper()
 	for deadline := time.Now().Add(within); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			c.Fatalf("seed %d: not within %v: %s\n%s", c.seed, within, what, c.state())
-		}
+		c.endIf(time.Now().After(deadline), "not within %v: %s", within, what)
+	}
+}
+
+// failIf fails the scenario where something is wrong, with its seed and the servers' state.
+func (c *cluster) failIf(wrong bool, format string, args ...any) {
+	c.Helper()
+	if wrong {
+		c.Errorf("seed %d: %s\n%s", c.seed, fmt.Sprintf(format, args...), c.state())
+	}
+}
+
+// endIf is failIf, and ends the scenario.
+func (c *cluster) endIf(wrong bool, format string, args ...any) {
+	c.Helper()
+	c.failIf(wrong, format, args...)
+	if wrong {
+		c.FailNow()
 	}
 }
 

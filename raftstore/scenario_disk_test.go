@@ -34,9 +34,7 @@ func TestScenarioStalledLeader(t *testing.T) {
 		}()
 		others := c.others(leader)
 		next := c.leader(others...)
-		for _, o := range others {
-			c.serves(o)
-		}
+		c.serves(others...)
 		if took := time.Since(stalled); took > 2*time.Second {
 			c.Errorf("seed %d: the leadership moved after %v", c.seed, took)
 		}
@@ -93,9 +91,7 @@ func TestScenarioStalledAndAlone(t *testing.T) {
 		c.pass(50 * time.Millisecond)
 		c.isolate(leader)
 		c.leader(c.others(leader)...)
-		for _, o := range c.others(leader) {
-			c.serves(o)
-		}
+		c.serves(c.others(leader)...)
 		if !leader.leads() {
 			c.Logf("seed %d: it noticed", c.seed)
 		}
@@ -120,9 +116,7 @@ func TestScenarioStalledFollower(t *testing.T) {
 		slow.faults.DelayFlushes(5 * time.Second)
 		start := time.Now()
 		for range 20 {
-			for _, o := range c.others(slow) {
-				c.serves(o)
-			}
+			c.serves(c.others(slow)...)
 		}
 		if took := time.Since(start); took > time.Second {
 			c.Errorf("seed %d: writes took %v", c.seed, took)
@@ -144,9 +138,7 @@ func TestScenarioFullLeader(t *testing.T) {
 		leader := c.leader()
 		leader.faults.FailWrites(unix.ENOSPC)
 		next := c.leader(c.others(leader)...)
-		for _, o := range c.others(leader) {
-			c.serves(o)
-		}
+		c.serves(c.others(leader)...)
 		c.pass(5 * time.Second)
 		leader.faults.FailWrites(nil)
 		c.pass(5 * time.Second)

@@ -36,9 +36,7 @@ func (c *cluster) gap(nodes []*node) time.Duration {
 			ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
 			defer cancel()
 			o := c.put(ctx, n.name, n.running().Client().KV, "gap", fmt.Sprintf("gap %v %d", start, i))
-			if o.err != nil {
-				c.Errorf("seed %d: %v", c.seed, o)
-			}
+			c.failIf(o.err != nil, "%v", o)
 			took <- time.Since(start)
 		}()
 	}
@@ -62,9 +60,7 @@ func TestScenarioLeaderLost(t *testing.T) {
 					for range 5 {
 						gap := c.lose(how)
 						gaps = append(gaps, gap)
-						if gap > time.Second {
-							c.Errorf("seed %d: the store stood still for %v", c.seed, gap)
-						}
+						c.failIf(gap > time.Second, "the store stood still for %v", gap)
 					}
 					w.stop()
 				})

@@ -53,9 +53,7 @@ func TestScenarioFullMajority(t *testing.T) {
 					testenv.Check(t, testenv.Err(kv.Get(c.within(5*time.Second), "k")), "%s: a read", f.name)
 					testenv.Check(t, testenv.Err(kv.Delete(c.within(5*time.Second), "k", clientv3.WithPrefix())), "%s: a deletion", f.name)
 				}
-				if _, err := leader.running().Client().KV.Compact(c.within(5*time.Second), leader.running().Status().Revision); err != nil {
-					t.Errorf("a compaction: %v", err)
-				}
+				testenv.Check(t, testenv.Err(leader.running().Client().KV.Compact(c.within(5*time.Second), leader.running().Status().Revision)), "a compaction")
 				if !leader.leads() {
 					t.Errorf("the leader lost its leadership\n%s", c.state())
 				}

@@ -40,9 +40,7 @@ func TestScenarioLostAnswer(t *testing.T) {
 			})
 			leader.crash()
 			o := <-done
-			if o.err != nil || !o.done {
-				c.Errorf("seed %d: %v", c.seed, o)
-			}
+			c.failIf(o.err != nil || !o.done, "%v", o)
 			c.net.HealAll()
 			leader.start()
 			c.ready(leader)
@@ -88,9 +86,7 @@ func TestScenarioRollingRestart(t *testing.T) {
 		for range 2 {
 			for _, n := range c.nodes {
 				n.stop()
-				for _, o := range c.others(n) {
-					c.serves(o)
-				}
+				c.serves(c.others(n)...)
 				n.start()
 				c.ready(n)
 			}

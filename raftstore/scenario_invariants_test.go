@@ -77,9 +77,7 @@ func (c *cluster) lively(alive []*node) {
 			with = append(with, n)
 		}
 	}
-	if !c.majority(with, alive) {
-		c.Fatalf("seed %d: too few voters are left\n%s", c.seed, c.state())
-	}
+	c.endIf(!c.majority(with, alive), "too few voters are left")
 	hosts := func(nodes []*node) []string {
 		var out []string
 		for _, n := range nodes {

@@ -37,9 +37,7 @@ func (c *cluster) check() {
 		c.Errorf("seed %d: %s", c.seed, problem)
 	}
 	for _, w := range watches {
-		if w.err != nil {
-			c.Errorf("seed %d: watch of %s: %v", c.seed, w.node, w.err)
-		}
+		c.failIf(w.err != nil, "watch of %s: %v", w.node, w.err)
 		s.compare(w, func(format string, args ...any) { c.Errorf("seed %d: "+format, append([]any{c.seed}, args...)...) })
 	}
 	if c.Failed() {

@@ -39,9 +39,7 @@ func TestScenarioLaggingFollowerCatchesUp(t *testing.T) {
 		}
 		took := time.Since(began)
 		c.Logf("seed %d: a write took %v", c.seed, took)
-		if took > within {
-			c.Errorf("seed %d: a write took %v, while the follower caught up", c.seed, took)
-		}
+		c.failIf(took > within, "a write took %v, while the follower caught up", took)
 	})
 }
 

@@ -53,9 +53,7 @@ func TestScenarioTransferWithSlowDisks(t *testing.T) {
 		for leader.leads() && time.Since(began) < 20*time.Second {
 			err = leader.running().cluster.TransferLeadership(c.within(20 * time.Second))
 		}
-		if leader.leads() {
-			c.Errorf("seed %d: after 20 s it leads still: %v\n%s", c.seed, err, c.state())
-		}
+		c.failIf(leader.leads(), "after 20 s it leads still: %v", err)
 		now := c.leader(c.others(stalled)...)
 		c.Logf("seed %d: another one leads after %v", c.seed, time.Since(began))
 		if err := c.writes(now, 10*time.Second); err != nil {

@@ -67,9 +67,7 @@ func (c *cluster) keepAliveAtExpiry() {
 		})
 	}
 	renewing.Wait()
-	if len(kept) < leases/10 || refused < leases/10 {
-		c.Fatalf("seed %d: %d leases kept, %d refused: the test does not meet the moment", c.seed, len(kept), refused)
-	}
+	c.endIf(len(kept) < leases/10 || refused < leases/10, "%d leases kept, %d refused: the test does not meet the moment", len(kept), refused)
 	for early := time.Duration(0); early < ttl*time.Second; early += 500 * time.Millisecond {
 		c.checkKept(leader, kept, ttl*time.Second)
 		c.pass(500 * time.Millisecond)
@@ -85,9 +83,7 @@ func (c *cluster) checkKept(leader *Store, kept map[int64]time.Time, ttl time.Du
 			continue
 		}
 		resp, err := leader.API().LeaseTimeToLive(context.Background(), &pb.LeaseTimeToLiveRequest{ID: id})
-		if err != nil || resp.TTL < 0 {
-			c.Fatalf("seed %d: a lease is gone %v after a keep-alive that was acknowledged: %v, %v", c.seed, since, resp, err)
-		}
+		c.endIf(err != nil || resp.TTL < 0, "a lease is gone %v after a keep-alive that was acknowledged: %v, %v", since, resp, err)
 	}
 }
 
@@ -122,12 +118,8 @@ func TestScenarioRepeatedLeaseCommands(t *testing.T) {
 		}
 		testenv.Must(s.API().LeaseGrant(c.ctx, &pb.LeaseGrantRequest{ID: id, TTL: ttl}))(c)
 		send(revoke)
-		if answer, err := s.API().KeepAlive(c.ctx, &pb.LeaseKeepAliveRequest{ID: id}); err != nil || answer.TTL != ttl {
-			c.Errorf("seed %d: a keep-alive of a lease that exists: %v, %v", c.seed, answer, err)
-		}
+		testenv.Equal(c, testenv.Must(s.API().KeepAlive(c.ctx, &pb.LeaseKeepAliveRequest{ID: id}))(c).TTL, ttl, "seed %d: a keep-alive of a lease that exists:", c.seed)
 		c.pass(2 * ttl * time.Second)
-		if s.replica.fsm.view().HasLease(id) {
-			c.Errorf("seed %d: a lease of %d s exists after twice that", c.seed, ttl)
-		}
+		c.failIf(s.replica.fsm.view().HasLease(id), "a lease of %d s exists after twice that", ttl)
 	})
 }

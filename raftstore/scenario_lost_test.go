@@ -36,16 +36,13 @@ func (c *cluster) lag(leader, follower *node, meanwhile func()) {
 	c.net.Cut(follower.name, leader.name)
 	for _, other := range c.others(leader) { // or a server leads instead that the follower reaches
 		if other != follower {
-			c.net.Cut(follower.name, other.name)
-			c.net.Cut(other.name, follower.name)
+			c.cutLink(follower, other)
 		}
 	}
 	c.pass(6 * time.Second)
 	follower.faults.DelayFlushes(0)
 	c.pass(40 * time.Second) // or the answers would only be late
-	if last() < before+40 {
-		c.Fatalf("seed %d: the follower had entries up to %d, and has those up to %d", c.seed, before, last())
-	}
+	c.endIf(last() < before+40, "the follower had entries up to %d, and has those up to %d", before, last())
 }
 
 // A follower compacts its log beyond what its leader knows that it has. The leader

@@ -70,8 +70,7 @@ func TestScenarioJoinDuringPartition(t *testing.T) {
 		d := c.join("d", leader.name)
 		e := c.join("e", leader.name)
 		for _, n := range []*node{d, e} {
-			c.net.Cut(away.name, n.name)
-			c.net.Cut(n.name, away.name)
+			c.cutLink(away, n)
 			c.ready(n)
 			c.serves(n)
 		}
@@ -206,14 +205,10 @@ func TestScenarioReplacedDisk(t *testing.T) {
 		c.pass(2 * time.Second)
 		victim.start(c.others(victim)[0].name)
 		c.ready(victim)
-		if victim.running().replica.id == was {
-			c.Errorf("seed %d: it is the same member", c.seed)
-		}
+		c.failIf(victim.running().replica.id == was, "it is the same member")
 		c.rest(30*time.Second, 3, "a", "b", "c")
 		for _, m := range c.leader().running().cluster.Members() {
-			if m.RaftID == string(was) {
-				c.Errorf("seed %d: the lost one is still a member", c.seed)
-			}
+			c.failIf(m.RaftID == string(was), "the lost one is still a member")
 		}
 		c.serves(c.nodes...)
 		w.stop()
@@ -245,22 +240,16 @@ func TestScenarioRemoval(t *testing.T) {
 				c.rest(30*time.Second, 3, names(rest)...)
 				c.net.HealAll()
 				c.pass(15 * time.Second)
-				if !victim.running().Health().Removed() {
-					c.Errorf("seed %d: the removed server does not know it", c.seed)
-				}
+				c.failIf(!victim.running().Health().Removed(), "the removed server does not know it")
 				for _, n := range rest {
-					if n.running().Health().Removed() {
-						c.Errorf("seed %d: %s takes itself for a removed one", c.seed, n.name)
-					}
+					c.failIf(n.running().Health().Removed(), "%s takes itself for a removed one", n.name)
 				}
 				term := c.leader(rest...).term()
 				w.stop()
 				victim.stop()
 				victim.start(names(rest)...)
 				c.pass(10 * time.Second)
-				for _, n := range rest {
-					c.serves(n)
-				}
+				c.serves(rest...)
 				c.refuses(victim)
 				if victim.running().Health().MembershipConfirmed() || !rest[0].running().Health().MembershipConfirmed() {
 					c.Errorf("seed %d: counted: the removed server: %v, another one: %v", c.seed, victim.running().Health().MembershipConfirmed(), rest[0].running().Health().MembershipConfirmed())
@@ -298,9 +287,7 @@ func TestScenarioTheOnlyVoterLeaves(t *testing.T) {
 		c.isolate(b)
 		c.pass(4 * time.Second)
 		err := a.running().cluster.RemoveMember(c.within(5*time.Second), "a")
-		if err == nil || c.voters(a) != 1 {
-			c.Fatalf("seed %d: the only voter was removed while nobody could take its place: %v\n%s", c.seed, err, c.state())
-		}
+		c.endIf(err == nil || c.voters(a) != 1, "the only voter was removed while nobody could take its place: %v", err)
 		c.serves(a)
 		c.net.HealAll()
 		c.pass(4 * time.Second)
@@ -395,9 +382,7 @@ func TestScenarioMovedServers(t *testing.T) {
 			n.start()
 			c.ready(n)
 			c.serves(n)
-			if n.running().replica.id != was {
-				c.Errorf("seed %d: it is another member", c.seed)
-			}
+			testenv.Equal(c, n.running().replica.id, was, "seed %d: it is another member:", c.seed)
 		}
 		c.rest(10*time.Second, 3, "a", "b", "c")
 		for _, n := range c.nodes {
@@ -427,9 +412,7 @@ func TestScenarioOneToThreeAndBack(t *testing.T) {
 		c.ready(a)
 		b, d := c.join("b", "a"), c.join("d", "a")
 		c.rest(20*time.Second, 3, "a", "b", "d")
-		for _, n := range c.nodes {
-			c.serves(n)
-		}
+		c.serves(c.nodes...)
 		for _, n := range []*node{b, d} {
 			testenv.NoError(t, a.running().cluster.RemoveMember(c.within(20*time.Second), n.name))
 			n.stop()
@@ -454,8 +437,7 @@ func TestScenarioJoinIsUndone(t *testing.T) {
 		c.partition([]*node{leader}, others)
 		d := c.join("d", leader.name)
 		for _, o := range others {
-			c.net.Cut(d.name, o.name)
-			c.net.Cut(o.name, d.name)
+			c.cutLink(d, o)
 		}
 		for range 100 { // it may be too late for that
 			if len(d.running().cluster.Members()) > 0 {

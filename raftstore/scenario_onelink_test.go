@@ -97,9 +97,7 @@ func TestScenarioCutOffFromTheLeader(t *testing.T) {
 		c.cutLink(f, cut)
 		c.cutLink(d, e)
 		c.eventually("it knows that it is cut off", time.Minute, func() bool { return cut.running().Health().CutOff() })
-		if !cut.running().Health().MembershipConfirmed() {
-			c.Errorf("seed %d: it does not know that the others count it", c.seed)
-		}
+		c.failIf(!cut.running().Health().MembershipConfirmed(), "it does not know that the others count it")
 		if to := cut.running().Health().OtherLeader(); to != d.name && to != e.name {
 			c.Errorf("seed %d: it sends its clients to %q, which does not reach the leader", c.seed, to)
 		}

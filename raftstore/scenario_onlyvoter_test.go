@@ -53,9 +53,7 @@ func TestScenarioOnlyVotersDiskStalls(t *testing.T) {
 		longest = max(longest, time.Since(last))
 		c.nodes[0].faults.DelayFlushes(0)
 		c.Logf("seed %d: the longest time without a read %v", c.seed, longest)
-		if longest > 200*time.Millisecond {
-			c.Errorf("seed %d: no read through a server without a vote for %v\n%s", c.seed, longest, c.state())
-		}
+		c.failIf(longest > 200*time.Millisecond, "no read through a server without a vote for %v", longest)
 	})
 }
 
@@ -82,9 +80,7 @@ func TestScenarioLeaderLostAfterFirstPromotion(t *testing.T) {
 		}
 		gap := c.gap(c.others(lost))
 		c.Logf("seed %d: %v", c.seed, gap)
-		if gap > time.Second {
-			c.Errorf("seed %d: the store stood still for %v", c.seed, gap)
-		}
+		c.failIf(gap > time.Second, "the store stood still for %v", gap)
 		c.pass(time.Second)
 		c.net.HealAll()
 		if lost.running() == nil {
@@ -108,9 +104,7 @@ func TestScenarioLeadersDiskStallsAfterFirstPromotion(t *testing.T) {
 		err := c.writes(b, 8*time.Second)
 		took := time.Since(began)
 		c.Logf("seed %d: a write after %v", c.seed, took)
-		if err != nil || took > 4*time.Second {
-			c.Errorf("seed %d: no write for %v: %v\n%s", c.seed, took, err, c.state())
-		}
+		c.failIf(err != nil || took > 4*time.Second, "no write for %v: %v", took, err)
 		c.nodes[0].faults.DelayFlushes(0)
 	})
 }

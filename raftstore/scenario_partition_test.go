@@ -75,23 +75,15 @@ func TestScenarioLeaderInMinority(t *testing.T) {
 
 				// Writes of this very moment, in the term that is still its own.
 				o := c.fenced(c.within(3*time.Second), leader.name, leader.running().Client().KV, "fenced", fmt.Sprintf("late %d", c.seed), term)
-				if o.err == nil {
-					c.Errorf("seed %d: a leader without a majority wrote: %v", c.seed, o)
-				}
+				c.failIf(o.err == nil, "a leader without a majority wrote: %v", o)
 				c.leader(majority...)
-				for _, m := range majority {
-					c.serves(m)
-				}
+				c.serves(majority...)
 				for _, m := range minority {
 					c.refuses(m)
 				}
-				if leader.leads() {
-					c.Errorf("seed %d: it still says that it leads", c.seed)
-				}
+				c.failIf(leader.leads(), "it still says that it leads")
 				o = c.fenced(c.within(3*time.Second), leader.name, leader.running().Client().KV, "fenced", fmt.Sprintf("later %d", c.seed), term)
-				if !errors.Is(o.err, mvcc.ErrFenced) {
-					c.Errorf("seed %d: a write in the term of its leadership: %v", c.seed, o)
-				}
+				c.failIf(!errors.Is(o.err, mvcc.ErrFenced), "a write in the term of its leadership: %v", o)
 				c.net.HealAll()
 				c.pass(time.Second)
 				c.serves(c.nodes...)
@@ -122,15 +114,11 @@ func TestScenarioPreVote(t *testing.T) {
 					}
 				}
 				c.pass(10 * time.Second)
-				for _, o := range c.others(away) {
-					c.serves(o)
-				}
+				c.serves(c.others(away)...)
 				c.net.HealAll()
 				c.pass(3 * time.Second)
 				c.serves(c.nodes...)
-				if leader.term() != term || !leader.leads() {
-					c.Errorf("seed %d: term %d became %d\n%s", c.seed, term, leader.term(), c.state())
-				}
+				c.failIf(leader.term() != term || !leader.leads(), "term %d became %d", term, leader.term())
 				w.stop()
 			})
 		})
@@ -175,8 +163,7 @@ func TestScenarioBridge(t *testing.T) {
 		c.pass(time.Second)
 		three := c.shuffled()
 		a, b, d := three[0], three[1], three[2]
-		c.net.Cut(a.name, d.name)
-		c.net.Cut(d.name, a.name)
+		c.cutLink(a, d)
 		c.pass(3 * time.Second)
 		c.leader()
 		terms := b.term()
@@ -222,9 +209,7 @@ func TestScenarioFlapping(t *testing.T) {
 		c.pass(3 * time.Second)
 		c.serves(c.nodes...)
 		w.stop()
-		if c.acked() < 100 {
-			c.Errorf("seed %d: only %d writes were acknowledged", c.seed, c.acked())
-		}
+		c.failIf(c.acked() < 100, "only %d writes were acknowledged", c.acked())
 	})
 }
 
@@ -250,8 +235,6 @@ func TestScenarioSlowLinks(t *testing.T) {
 		term := leader.term()
 		c.pass(15 * time.Second)
 		w.stop()
-		if leader.term() != term {
-			c.Errorf("seed %d: term %d became %d\n%s", c.seed, term, leader.term(), c.state())
-		}
+		c.failIf(leader.term() != term, "term %d became %d", term, leader.term())
 	})
 }

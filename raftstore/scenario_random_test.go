@@ -22,13 +22,9 @@ func TestScenarioEverything(t *testing.T) {
 		}
 		c.calm()
 		c.pass(2 * time.Second)
-		for _, n := range c.nodes {
-			c.serves(n)
-		}
+		c.serves(c.nodes...)
 		w.stop()
-		if c.acked() < 50 {
-			c.Errorf("seed %d: only %d writes were acknowledged", c.seed, c.acked())
-		}
+		c.failIf(c.acked() < 50, "only %d writes were acknowledged", c.acked())
 	})
 }
 

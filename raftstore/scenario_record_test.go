@@ -282,9 +282,7 @@ func (c *cluster) equal(nodes []*node) {
 	var first *clientv3.HashKVResponse
 	for _, n := range nodes {
 		hash, err := n.store.Client().HashKV(c.ctx, "", 0)
-		if err != nil {
-			c.Fatalf("seed %d: hash of %s: %v", c.seed, n.name, err)
-		}
+		c.endIf(err != nil, "hash of %s: %v", n.name, err)
 		if first == nil {
 			first = hash
 		}

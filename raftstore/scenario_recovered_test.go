@@ -77,9 +77,7 @@ func (c *cluster) puts(n *node, prefix string, count int) (revision int64) {
 	c.Helper()
 	for i := range count {
 		r, err := n.running().Client().KV.Put(c.within(10*time.Second), fmt.Sprint(prefix, i), "x")
-		if err != nil {
-			c.Fatalf("seed %d: %v\n%s", c.seed, err, c.state())
-		}
+		c.endIf(err != nil, "%v", err)
 		revision = r.Header.Revision
 	}
 	return revision

@@ -36,9 +36,7 @@ func TestScenarioRecovery(t *testing.T) {
 		o := survivor.options()
 		o.Network = nil
 		plan, err := PlanRecovery(o)
-		if err != nil || plan.Revision < revision || len(plan.Members) != 3 || plan.Node != survivor.name || plan.LastIndex == 0 {
-			c.Fatalf("seed %d: %+v, %v, instead of revision %d at least", c.seed, plan, err, revision)
-		}
+		c.endIf(err != nil || plan.Revision < revision || len(plan.Members) != 3 || plan.Node != survivor.name || plan.LastIndex == 0, "%+v, %v, instead of revision %d at least", plan, err, revision)
 		testenv.Equal(c, fmt.Sprint(testenv.Must(PlanRecovery(o))(c)), fmt.Sprint(plan), "seed %d: the plan changed something:", c.seed)
 		c.leapt.Store(revision)
 		c.recover(survivor)
@@ -84,9 +82,7 @@ func TestScenarioRecoveredBesideAMajority(t *testing.T) {
 		c.pass(10 * time.Second)
 		write := func(n *node, key string) {
 			c.Helper()
-			if _, err := n.running().Client().KV.Put(c.within(10*time.Second), key, "x"); err != nil {
-				c.Errorf("seed %d: %s at %s: %v", c.seed, key, n.name, err)
-			}
+			testenv.Check(c, testenv.Err(n.running().Client().KV.Put(c.within(10*time.Second), key, "x")), "seed %d: %s at %s", c.seed, key, n.name)
 		}
 		write(survivor, "recovered")
 		write(lost[0], "before")

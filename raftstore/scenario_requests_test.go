@@ -71,9 +71,7 @@ func TestScenarioLargeValues(t *testing.T) {
 		}
 		write(0, 12, c.others(away))
 		c.fill(leader, 20)
-		for _, n := range c.others(away) {
-			c.forget(n)
-		}
+		c.forget(c.others(away)...)
 		c.net.HealAll()
 		c.ready(away)
 		write(12, 24, c.nodes)

@@ -79,9 +79,7 @@ func TestScenarioFormerLeadersElect(t *testing.T) {
 		began, limit := time.Now(), slowElection(takes)
 		err := c.writes(first, limit)
 		c.Logf("seed %d: each flush takes %v: a write after %v", c.seed, takes, time.Since(began))
-		if err != nil {
-			c.Errorf("seed %d: no write within %v: %v\n%s", c.seed, limit, err, c.state())
-		}
+		c.failIf(err != nil, "no write within %v: %v", limit, err)
 		c.mendDisks()
 	})
 }

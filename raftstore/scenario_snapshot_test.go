@@ -34,14 +34,16 @@ func (c *cluster) fillWith(n *node, writes int, value string) {
 	}
 }
 
-// forget makes a server replace its log by a snapshot, all but a few entries.
-func (c *cluster) forget(n *node) {
+// forget makes servers replace their logs by snapshots, all but a few entries.
+func (c *cluster) forget(nodes ...*node) {
 	c.Helper()
-	s := n.running()
-	if c.trail == nil {
-		s.replica.dir.Log.SetTrailing(5, 0)
+	for _, n := range nodes {
+		s := n.running()
+		if c.trail == nil {
+			s.replica.dir.Log.SetTrailing(5, 0)
+		}
+		testenv.NoError(c, s.snapshotter.once(), "seed %d: snapshot of %s", c.seed, n.name)
 	}
-	testenv.NoError(c, s.snapshotter.once(), "seed %d: snapshot of %s", c.seed, n.name)
 }
 
 // A follower is away for so long that the others' logs do not reach back to
@@ -61,13 +63,9 @@ func TestScenarioSnapshotInstall(t *testing.T) {
 					c.isolate(away)
 				}
 				c.fill(leader, 150)
-				for _, n := range c.others(away) {
-					c.forget(n)
-				}
+				c.forget(c.others(away)...)
 				first, err := c.leader(c.others(away)...).running().replica.dir.Log.FirstIndex()
-				if err != nil || first < 150 {
-					c.Fatalf("seed %d: the log still begins at %d: %v", c.seed, first, err)
-				}
+				c.endIf(err != nil || first < 150, "the log still begins at %d: %v", first, err)
 				switch how {
 				case "crashed":
 					away.start()
@@ -89,9 +87,7 @@ func TestScenarioSnapshotInstall(t *testing.T) {
 				c.net.HealAll()
 				c.ready(away)
 				c.serves(away)
-				if away.running().replica.raft.Stats()["last_snapshot_index"] == "0" {
-					c.Errorf("seed %d: it got no snapshot", c.seed)
-				}
+				c.failIf(away.running().replica.raft.Stats()["last_snapshot_index"] == "0", "it got no snapshot")
 				c.pass(time.Second)
 				w.stop()
 			})
@@ -110,9 +106,7 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 				away := c.others(leader)[0]
 				c.isolate(away)
 				c.fill(leader, 150)
-				for _, n := range c.others(away) {
-					c.forget(n)
-				}
+				c.forget(c.others(away)...)
 				older := filepath.Join(away.dir, "snapshots", fmt.Sprintf("%020d-%020d.snapshot", 1, 1))
 				var broken atomic.Bool
 				if what == "removal" { // os.Remove refuses a folder that is not empty
@@ -160,20 +154,14 @@ func TestScenarioCompactionWhileAway(t *testing.T) {
 				c.isolate(away)
 				c.fill(leader, 150)
 				revision := leader.running().Status().Revision
-				if _, err := leader.running().Client().KV.Compact(c.within(5*time.Second), revision-5); err != nil {
-					c.Fatalf("seed %d: %v", c.seed, err)
-				}
+				testenv.NoError(c, testenv.Err(leader.running().Client().KV.Compact(c.within(5*time.Second), revision-5)), "seed %d", c.seed)
 				if how == "snapshot" {
-					for _, n := range c.others(away) {
-						c.forget(n)
-					}
+					c.forget(c.others(away)...)
 				}
 				c.net.HealAll()
 				c.ready(away)
 				c.pass(time.Second)
-				if _, err := away.running().Client().KV.Get(c.within(5*time.Second), "fill0", clientv3.WithRev(revision-10)); err == nil {
-					c.Errorf("seed %d: a compacted revision was read", c.seed)
-				}
+				testenv.Fails(c, testenv.Err(away.running().Client().KV.Get(c.within(5*time.Second), "fill0", clientv3.WithRev(revision-10))), "seed %d: a compacted revision was read", c.seed)
 				w.stop()
 			})
 		})
@@ -220,9 +208,7 @@ func TestScenarioLeases(t *testing.T) {
 		}
 		renew := func() {
 			resp, err := c.leader().running().Client().KeepAliveOnce(c.within(5*time.Second), kept.ID)
-			if err != nil || resp.TTL != 10 {
-				c.Errorf("seed %d: keep alive: %v, %v", c.seed, resp, err)
-			}
+			c.failIf(err != nil || resp.TTL != 10, "keep alive: %v, %v", resp, err)
 		}
 		c.pass(8 * time.Second)
 		renew()
@@ -231,23 +217,15 @@ func TestScenarioLeases(t *testing.T) {
 		next := c.leader()
 		elected := time.Now()
 		c.pass(8 * time.Second)
-		if !exists("left") {
-			c.Errorf("seed %d: a lease expired %v after the leader had changed", c.seed, time.Since(crashed))
-		}
+		c.failIf(!exists("left"), "a lease expired %v after the leader had changed", time.Since(crashed))
 		renew()
 		ttl, err := c.others(leader, next)[0].running().Client().TimeToLive(c.within(5*time.Second), left.ID, clientv3.WithAttachedKeys())
-		if err != nil || ttl.GrantedTTL != 10 || ttl.TTL < 1 || ttl.TTL > 2 || len(ttl.Keys) != 1 {
-			c.Errorf("seed %d: %+v, %v after %v", c.seed, ttl, err, time.Since(elected))
-		}
+		c.failIf(err != nil || ttl.GrantedTTL != 10 || ttl.TTL < 1 || ttl.TTL > 2 || len(ttl.Keys) != 1, "%+v, %v after %v", ttl, err, time.Since(elected))
 		c.pass(3 * time.Second)
-		if exists("left") || !exists("kept") {
-			c.Errorf("seed %d: left: %v, kept: %v", c.seed, exists("left"), exists("kept"))
-		}
+		c.failIf(exists("left") || !exists("kept"), "left: %v, kept: %v", exists("left"), exists("kept"))
 		leader.start()
 		testenv.Check(c, testenv.Err(through.Revoke(c.within(5*time.Second), kept.ID)), "seed %d", c.seed)
-		if exists("kept") {
-			c.Errorf("seed %d: the lease is revoked, its key there", c.seed)
-		}
+		c.failIf(exists("kept"), "the lease is revoked, its key there")
 		w.stop()
 	})
 }

@@ -78,9 +78,7 @@ func TestScenarioStalledStandby(t *testing.T) {
 			}
 			c.pass(5 * time.Second)
 		}
-		if c.votes(leader, standby) {
-			c.Errorf("seed %d: it has a vote\n%s", c.seed, c.state())
-		}
+		c.failIf(c.votes(leader, standby), "it has a vote")
 		standby.faults.DelayFlushes(0)
 		c.eventually("it has the vote of the lost one", 3*time.Minute, func() bool { return c.votes(leader, standby) && !c.votes(leader, lost) })
 	})
@@ -106,9 +104,7 @@ func TestScenarioRemovalBesideStalledVoter(t *testing.T) {
 		}
 		c.pass(20 * time.Second)
 		c.serves(leader, well)
-		if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), stalled.name); err != nil {
-			c.Errorf("seed %d: removing the one whose disk is stalled: %v", c.seed, err)
-		}
+		testenv.Check(c, leader.running().cluster.RemoveMember(c.within(20*time.Second), stalled.name), "seed %d: removing the one whose disk is stalled", c.seed)
 		c.serves(leader, well)
 		stalled.faults.DelayFlushes(0)
 	})
@@ -168,17 +164,13 @@ func TestScenarioSurveyedStalledVoter(t *testing.T) {
 		c.eventually("its vote goes to another one", 3*time.Minute, func() bool {
 			c.serves(leader)
 			said = slices.ContainsFunc(leader.running().cluster.Survey(c.within(time.Second)), func(m MemberState) bool {
-				if m.Stalled && m.Name != stalled.name {
-					c.Errorf("seed %d: the disk of %s is said to be stalled", c.seed, m.Name)
-				}
+				c.failIf(m.Stalled && m.Name != stalled.name, "the disk of %s is said to be stalled", m.Name)
 				return m.Stalled && m.Answers
 			})
 			c.pass(2 * time.Second)
 			return !c.votes(leader, stalled) && c.voters(leader) == 3
 		})
-		if !said {
-			c.Errorf("seed %d: the survey does not say that its disk is stalled", c.seed)
-		}
+		c.failIf(!said, "the survey does not say that its disk is stalled")
 		stalled.faults.DelayFlushes(0)
 	})
 }
@@ -218,9 +210,7 @@ func TestScenarioTransferBesideStalledVoter(t *testing.T) {
 			c.Errorf("seed %d: leadership for a server whose disk is stalled: %v", c.seed, err)
 		}
 		began := time.Now()
-		if !leader.running().cluster.TransferBeforeStop() {
-			c.Errorf("seed %d: it could not hand over\n%s", c.seed, c.state())
-		}
+		c.failIf(!leader.running().cluster.TransferBeforeStop(), "it could not hand over")
 		if took := time.Since(began); took > transferWithin {
 			c.Errorf("seed %d: it took %v", c.seed, took)
 		}
@@ -259,9 +249,7 @@ func TestScenarioProbesPause(t *testing.T) {
 		if written := leader.running().replica.raft.LastIndex() - before; written > 12 || written < 5 {
 			t.Errorf("%d entries in ten minutes", written)
 		}
-		if c.votes(leader, standby) {
-			t.Error("it has a vote")
-		}
+		testenv.False(t, c.votes(leader, standby), "it has a vote")
 		standby.faults.DelayFlushes(0)
 	})
 }

@@ -48,9 +48,7 @@ func TestScenarioLeaderlessBesideAStalledServer(t *testing.T) {
 		}
 		for range 60 {
 			c.pass(time.Second)
-			if newest.running().Health().Removed() {
-				c.Fatalf("seed %d: it takes itself for one that was taken out\n%s", c.seed, c.state())
-			}
+			c.endIf(newest.running().Health().Removed(), "it takes itself for one that was taken out")
 		}
 		stalled.faults.DelayFlushes(0)
 	})
@@ -66,13 +64,9 @@ func TestScenarioBesideOneThatJoins(t *testing.T) {
 		d.faults.DelayFlushes(time.Hour)
 		for range 30 {
 			c.pass(time.Second)
-			if away.running().Health().Removed() {
-				c.Fatalf("seed %d: it takes itself for one that was taken out\n%s", c.seed, c.state())
-			}
+			c.endIf(away.running().Health().Removed(), "it takes itself for one that was taken out")
 		}
-		if d.running().Health().OtherLeader() == "" {
-			c.Errorf("seed %d: it does not hear the leader\n%s", c.seed, c.state())
-		}
+		c.failIf(d.running().Health().OtherLeader() == "", "it does not hear the leader")
 		d.faults.DelayFlushes(0)
 	})
 }

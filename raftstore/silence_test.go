@@ -46,8 +46,6 @@ func TestStandingAhead(t *testing.T) {
 		"a long log of an older term": {standing{ID: "a", LogTerm: 3, LogIndex: 20}, false},
 	} {
 		testenv.Equal(t, c.a.ahead(b), c.want, "%s:", what)
-		if c.want == b.ahead(c.a) {
-			t.Errorf("%s: both or neither come first", what)
-		}
+		testenv.True(t, c.want != b.ahead(c.a), "%s: both or neither come first", what)
 	}
 }

@@ -178,7 +178,5 @@ func TestTimeoutOverGRPC(t *testing.T) {
 	}
 	gone, cancel := context.WithCancel(ctx)
 	cancel()
-	if _, err := client.Put(gone, "k", "never"); !errors.Is(err, context.Canceled) {
-		t.Errorf("the client went away: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(client.Put(gone, "k", "never")), context.Canceled, "the client went away")
 }

@@ -127,9 +127,7 @@ profiles:
 - schedulerName: packed
 `)}}.settings())(t)
 	registry := addRefusedVolumes(s.config.Profiles, refusedBy{})
-	if registry[refusedVolumesName] == nil {
-		t.Error("nobody makes the plugin")
-	}
+	testenv.True(t, registry[refusedVolumesName] != nil, "nobody makes the plugin")
 	for _, p := range s.config.Profiles {
 		n := 0
 		for _, e := range p.Plugins.MultiPoint.Enabled {

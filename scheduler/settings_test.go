@@ -5,7 +5,6 @@ package scheduler
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -54,13 +53,9 @@ func TestValidateNamesTheMistake(t *testing.T) {
 		`podBackofff`:                  {ExtraArgs: []string{"config=" + file(t, head+"podBackofff: 3\n")}},
 		`percentageOfNodesToScore`:     {ExtraArgs: []string{"config=" + file(t, head+"percentageOfNodesToScore: 300\n")}},
 	} {
-		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("error %v, want %s in it", err, want)
-		}
+		testenv.WantError(t, o.Validate(), want)
 	}
 	for _, arg := range []string{"leader-elect=false", "profiling=false", "bind-address=127.0.0.1"} {
-		if err := (Options{ExtraArgs: []string{arg}}).Validate(); err != nil {
-			t.Errorf("%s asks for what is the case anyway: %v", arg, err)
-		}
+		testenv.Check(t, (Options{ExtraArgs: []string{arg}}).Validate(), "%s asks for what is the case anyway", arg)
 	}
 }

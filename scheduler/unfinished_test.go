@@ -144,9 +144,7 @@ func TestUnfinishedPods(t *testing.T) {
 		t.Fatal(err1, err2, err3)
 	}
 	for what, got := range map[string]string{"all": nameList(all), "in the namespace": nameList(inNamespace), "by index": nameList(podsOf(byIndex)), "of the store": nameList(podsOf(informer.GetStore().List()))} {
-		if got != strings.Join(names, " ") {
-			t.Errorf("%s: %s, want %s", what, got, names)
-		}
+		testenv.True(t, got == strings.Join(names, " "), "%s: %s, want %s", what, got, names)
 	}
 	for i := range 12 {
 		name := "p" + strconv.Itoa(i)

@@ -38,8 +38,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestCluster takes one server through its life: first start, use, stop, second start.
-func TestCluster(t *testing.T) {
+// TestServerServesAndRestarts takes one server through its life: first start, use, stop, second start.
+func TestServerServesAndRestarts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a whole server; -short leaves it out")
 	}
@@ -83,9 +83,7 @@ func TestCluster(t *testing.T) {
 	if got := c.recordsAndObjects(t); got != strings.Join(want, "\n") {
 		t.Errorf("the second start left\n%s\nand the first had\n%s", got, manifests)
 	}
-	if _, err := c.kube.CoreV1().Secrets("default").Get(t.Context(), "treasure", metav1.GetOptions{}); err != nil {
-		t.Errorf("a Secret from before the restart: %v", err)
-	}
+	testenv.Check(t, testenv.Err(c.kube.CoreV1().Secrets("default").Get(t.Context(), "treasure", metav1.GetOptions{})), "a Secret from before the restart")
 	svc, err := c.kube.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{})
 	if err != nil || svc.ResourceVersion != versions["kube-dns"] {
 		t.Errorf("the second start wrote the DNS Service again: %v, %v", svc.ResourceVersion, err)
@@ -237,10 +235,7 @@ func testStoreSocket(t *testing.T, o Options) {
 	if fi, err := os.Stat(o.StoreSocket); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Fatalf("%v, %v", fi, err)
 	}
-	r, err := storeClient(t, o).Get(t.Context(), "/registry/namespaces/default")
-	if err != nil || len(r.Kvs) != 1 {
-		t.Errorf("%+v, %v", r, err)
-	}
+	testenv.Equal(t, len(testenv.Must(storeClient(t, o).Get(t.Context(), "/registry/namespaces/default"))(t).Kvs), 1, "")
 }
 
 // testRenewal lets time pass and watches the running server.
@@ -267,9 +262,7 @@ func testRenewal(t *testing.T, o Options, c *clients, clock *testclock.FakeClock
 	}
 	waitFor(t, "the administrator's kubeconfig", func() bool { return read() != kubeconfig })
 	for who, clients := range map[string]*clients{"old": c, "new": newClients(t, o)} {
-		if _, err := clients.kube.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{}); err != nil {
-			t.Errorf("with the %s kubeconfig: %v", who, err)
-		}
+		testenv.Check(t, testenv.Err(clients.kube.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{})), "with the %s kubeconfig", who)
 	}
 }
 
@@ -478,10 +471,7 @@ func TestDNSAddressTaken(t *testing.T) {
 	if i < 0 || !strings.Contains(components[i].Message, "--cluster-dns") {
 		t.Errorf("%+v", components)
 	}
-	svc, err := newClients(t, o).kube.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{})
-	if err != nil || svc.Spec.ClusterIP != "10.43.0.10" {
-		t.Errorf("the DNS that pods know is gone: %v, %v", svc.Spec.ClusterIP, err)
-	}
+	testenv.Equal(t, testenv.Must(newClients(t, o).kube.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{}))(t).Spec.ClusterIP, "10.43.0.10", "the DNS that pods know is gone:")
 }
 
 // TestStoreOfAnotherCluster puts the keys of one cluster beside the store of another.

@@ -47,9 +47,7 @@ func TestTermIsFenced(t *testing.T) {
 	admin := testenv.Must(kubernetes.NewForConfig(api.LoopbackConfig()))(t)
 	testenv.Must(
 		admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "fenced"}}, metav1.CreateOptions{}))(t)
-	if _, err := admin.CoreV1().ServiceAccounts("fenced").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "user"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(admin.CoreV1().ServiceAccounts("fenced").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "user"}}, metav1.CreateOptions{})))
 
 	issue := func(ctx context.Context, t *term.Term) error {
 		_, err := t.Client.CoreV1().ServiceAccounts("fenced").CreateToken(ctx, "user", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})

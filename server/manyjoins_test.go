@@ -78,9 +78,7 @@ func testJoinsAtOnce(t *testing.T, s *Server, c *clients, now time.Time) {
 		if errs[i] != nil || len(answers[i].Kubelet) == 0 || !bytes.Contains(answers[i].ServerCA, []byte("CERTIFICATE")) {
 			t.Errorf("machine %d: %v", i, errs[i])
 		}
-		if _, err := c.kube.CoreV1().Secrets("kube-system").Get(t.Context(), fmt.Sprintf("five-%d%s", i, roster.RegistrationSuffix), metav1.GetOptions{}); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, testenv.Err(c.kube.CoreV1().Secrets("kube-system").Get(t.Context(), fmt.Sprintf("five-%d%s", i, roster.RegistrationSuffix), metav1.GetOptions{})))
 	}
 	got := make([]error, n)
 	atOnce(n, func(i int) { _, got[i] = joinAs(t, s, fmt.Sprintf("same-%d", i), "192.0.2.200", now) })
@@ -94,9 +92,7 @@ func testJoinsAtOnce(t *testing.T, s *Server, c *clients, now time.Time) {
 			t.Errorf("of machines with one address: %v", err)
 		}
 	}
-	if in != 1 {
-		t.Errorf("%d machines with one address were let in: %v", in, got)
-	}
+	testenv.True(t, in == 1, "%d machines with one address were let in: %v", in, got)
 	// Their Secrets are all that there is of them.
 	secrets := testenv.Must(
 		c.kube.CoreV1().Secrets("kube-system").List(t.Context(), metav1.ListOptions{LabelSelector: roster.ManagedBy + "=coracle"}))(t)

@@ -101,7 +101,7 @@ func refused(t *testing.T, o Options, want ...string) {
 	testenv.Equal(t, snapshot(t, o.DataDir), before, "files changed:\n%s\nnow:", before)
 }
 
-func TestRefusals(t *testing.T) {
+func TestServerRefusesWrongDirectoryPortOrAddress(t *testing.T) {
 	o := options(t, t.TempDir())
 	o.Port = testenv.Port(t)
 	s := testenv.Must(New(t.Context(), o))(t)
@@ -132,9 +132,7 @@ func TestRefusals(t *testing.T) {
 	testenv.NoError(t, os.WriteFile(identity, good, 0o600))
 	again, err := New(t.Context(), o)
 	testenv.NoError(t, err, "after all that it should start")
-	if again.data.ServerID() != s.data.ServerID() {
-		t.Error("it took another identity")
-	}
+	testenv.Equal(t, again.data.ServerID(), s.data.ServerID(), "it took another identity:")
 	testenv.NoError(t, again.Close())
 	t.Run("keys lost", func(t *testing.T) {
 		testenv.NoError(t, os.MkdirAll(filepath.Join(o.StoreDir, "data"), 0o700))

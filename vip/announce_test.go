@@ -79,9 +79,7 @@ func TestPausedMachineSendsNothingAfterwards(t *testing.T) {
 		return until, nil
 	}
 	s.hear(ctx, question)
-	if s.sent != 0 {
-		t.Error("it answered when it woke")
-	}
+	testenv.Equal(t, s.sent, 0, "it answered when it woke:")
 	s = newShouter()
 	s.responder.send = func([]byte) error { s.sent++; s.clock = s.clock.After(time.Minute); return nil }
 	s.transmit(ctx, four.announcements()...)
@@ -101,8 +99,9 @@ func TestConfirmIsBounded(t *testing.T) {
 	})
 }
 
-// TestConflict: another machine's claims are told and answered, but not more often than RFC 5227 allows.
-func TestConflict(t *testing.T) {
+// TestConflictIsDefendedWithinRFC5227sLimit: another machine's claims are told and answered, but not more often than
+// RFC 5227 allows.
+func TestConflictIsDefendedWithinRFC5227sLimit(t *testing.T) {
 	s, ctx := newShouter(), t.Context()
 	claim := arp{op: opReply, senderHW: other, sender: v4, targetHW: own, target: peer4}.frame(own)
 	for range 100 {

@@ -10,7 +10,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestCheck(t *testing.T) {
+func TestReservedAndSpecialAddressesAreRefused(t *testing.T) {
 	reserved := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	for text, ok := range map[string]bool{
 		"10.0.0.100": true, "fd00::100": true, "10.42.3.4": false, "224.0.0.1": false, "ff02::1": false, "127.0.0.1": false, "::1": false,
@@ -20,7 +20,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-func TestFind(t *testing.T) {
+func TestFindChoosesInterfaceOfTheNetwork(t *testing.T) {
 	prefixes := func(texts ...string) (out []netip.Prefix) {
 		for _, s := range texts {
 			out = append(out, netip.MustParsePrefix(s))

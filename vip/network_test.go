@@ -142,9 +142,8 @@ func TestKernelClient(t *testing.T) {
 				got, err = netns.Ask(n.client, at)
 				return err
 			})
-			if host := map[string]string{"tcp4": "10.0.0.2", "tcp6": "fd00::2"}[tt.network]; got != "here "+host {
-				t.Errorf("the answer is %q; the client's address is to be seen", got)
-			}
+			host := map[string]string{"tcp4": "10.0.0.2", "tcp6": "fd00::2"}[tt.network]
+			testenv.Equal(t, got, "here "+host, "the answer, with the client's address, is")
 			if got, err := netns.AskFor(netns.Own{}, at, 2*time.Minute); err != nil {
 				t.Errorf("the machine itself: %q, %v", got, err)
 			}
@@ -165,8 +164,9 @@ func TestKernelClient(t *testing.T) {
 	}
 }
 
-// TestProbe: an address that a machine of the network has, or announces, is in use; one that nobody has is not.
-func TestProbe(t *testing.T) {
+// TestProbeFindsAddressInUse: an address that a machine of the network has, or announces, is in use; one that nobody
+// has is not.
+func TestProbeFindsAddressInUse(t *testing.T) {
 	netns.Require(t)
 	n := newNetwork(t)
 	for _, text := range []string{"10.0.0.2", "fd00::2"} {

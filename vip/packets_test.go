@@ -23,10 +23,8 @@ var (
 
 // A question as a Linux kernel sent it, and what it takes for an answer; both were captured on a veth pair.
 func TestARPOnTheWire(t *testing.T) {
-	question, err := hex.DecodeString(strings.ReplaceAll("ffffffffffff 020000000002 0806 0001 0800 06 04 0001 020000000002 0a000002 000000000000 0a000064", " ", ""))
-	testenv.NoError(t, err)
-	want, err := hex.DecodeString(strings.ReplaceAll("020000000002 020000000001 0806 0001 0800 06 04 0002 020000000001 0a000064 020000000002 0a000002", " ", ""))
-	testenv.NoError(t, err)
+	question := testenv.Must(hex.DecodeString(strings.ReplaceAll("ffffffffffff 020000000002 0806 0001 0800 06 04 0001 020000000002 0a000002 000000000000 0a000064", " ", "")))(t)
+	want := testenv.Must(hex.DecodeString(strings.ReplaceAll("020000000002 020000000001 0806 0001 0800 06 04 0002 020000000001 0a000064 020000000002 0a000002", " ", "")))(t)
 	got := four.hear(question).answer
 	if len(got) != minFrame || !bytes.Equal(got[:arpLen], want) {
 		t.Errorf("answered\n%x, want\n%x", got, want)

@@ -93,7 +93,7 @@ func (b *bed) announces(want ...netip.Addr) {
 	})
 }
 
-func TestAnnouncer(t *testing.T) {
+func TestOwnAddressesAreAnnounced(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	b := newBed(t)
 	stop := testenv.Run(t, b.a.Run)
@@ -124,9 +124,7 @@ func TestKernelDoesNotAnswerForAnnouncedAddresses(t *testing.T) {
 	}
 	fail = nil
 	b.a.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}})
-	if len(now) != 1 {
-		t.Errorf("announced %v", now)
-	}
+	testenv.True(t, len(now) == 1, "announced %v", now)
 	for _, r := range now {
 		r.stop()
 	}
@@ -233,9 +231,7 @@ func TestProofIsReported(t *testing.T) {
 		}
 		unproven, proven := loadbalancer.Record{first: {Node: "here", Term: 5, New: true}}, loadbalancer.Record{first: {Node: "here", Term: 5}}
 		look(unproven)
-		if len(reported) != 0 {
-			t.Errorf("before it was asked, the cluster heard %q", reported)
-		}
+		testenv.True(t, len(reported) == 0, "before it was asked, the cluster heard %q", reported)
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
 		look(unproven)
 		b.announces(first)

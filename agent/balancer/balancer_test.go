@@ -291,9 +291,7 @@ func TestStaleConnectionsCloseWhenMachineReturns(t *testing.T) {
 	_, _, b := twoServers(t)
 	old := wantAnswer(t, b, "one")
 	b.dropStale(b.Servers()[0], &probeState{})
-	if _, err := old.ask(); err != nil {
-		t.Error("there always was a way to its server:", err)
-	}
+	testenv.Check(t, testenv.Err(old.ask()), "there always was a way to its server")
 	b.dropStale(b.Servers()[0], &probeState{cut: true})
 	ended(t, old)
 	wantAnswer(t, b, "one")
@@ -315,9 +313,7 @@ func TestDialFailureIsUnreachable(t *testing.T) {
 	if err := b.prove(late, mute(t, "127.0.0.1:0")); !unreachable(err) {
 		t.Errorf("nobody has answered within the time: %v", err)
 	}
-	if err := error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}); !unreachable(fmt.Errorf("a server: %w", err)) {
-		t.Error("there is no route")
-	}
+	testenv.True(t, unreachable(fmt.Errorf("a server: %w", error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}))), "there is no route")
 }
 
 // TestListIsKept: a later start knows the servers, also when the one that was named is gone.

@@ -35,6 +35,33 @@ func oneInUse(t *testing.T) (*Balancer, <-chan time.Time) {
 	return b, closed
 }
 
+// leaves ends the test unless a server's connection is closed by now, or is not, as it should be.
+func leaves(t *testing.T, closed <-chan time.Time, want bool, message string, args ...any) {
+	t.Helper()
+	left := false
+	select {
+	case <-closed:
+		left = true
+	default:
+	}
+	if left != want {
+		t.Fatalf(message, args...)
+	}
+}
+
+// checkPaused checks the server one while the process is paused for as long as late says.
+func checkPaused(t *testing.T, b *Balancer, l *probeState, pause func(time.Duration), late time.Duration) {
+	t.Helper()
+	checked := make(chan struct{})
+	go func() {
+		defer close(checked)
+		b.checkServer(t.Context(), "one", l)
+	}()
+	synctest.Wait()
+	pause(late)
+	<-checked
+}
+
 // pausedProcess gives a balancer a clock that goes on while the process is paused. What is returned pauses it.
 func pausedProcess(b *Balancer) (pause func(time.Duration)) {
 	var past atomic.Int64
@@ -79,11 +106,7 @@ func TestLateProbesAreNotFailures(t *testing.T) {
 				time.Sleep(900 * time.Millisecond) // as late as the look was
 				b.Answered("one", true)
 			}
-			select {
-			case <-closed:
-				t.Errorf("a server that answers is left by a machine that is late by %v", by)
-			default:
-			}
+			leaves(t, closed, false, "a server that answers is left by a machine that is late by %v", by)
 		})
 	}
 }
@@ -100,11 +123,7 @@ func TestDeadServerIsLeftOnSlowMachine(t *testing.T) {
 			lateRound(b, pause, time.Second)
 		}
 		synctest.Wait()
-		select {
-		case <-closed:
-		default:
-			t.Errorf("after %d looks it is not left", most)
-		}
+		leaves(t, closed, true, "after %d looks it is not left", most)
 	})
 }
 
@@ -118,14 +137,7 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 		var l probeState
 		asks := func(late time.Duration) {
 			t.Helper()
-			asked := make(chan struct{})
-			go func() {
-				defer close(asked)
-				b.checkServer(t.Context(), "one", &l)
-			}()
-			synctest.Wait()
-			pause(late)
-			<-asked
+			checkPaused(t, b, &l, pause, late)
 			synctest.Wait()
 		}
 		asks(delayThreshold)
@@ -143,17 +155,9 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 		if l.missed != 1 {
 			t.Errorf("%d questions were given up late, and the next one does not count either: %+v", mostLate, l)
 		}
-		select {
-		case <-closed:
-			t.Error("the server was left")
-		default:
-		}
+		leaves(t, closed, false, "the server was left")
 		asks(0)
-		select {
-		case <-closed:
-		default:
-			t.Error("two questions were left open, and the server is not left")
-		}
+		leaves(t, closed, true, "two questions were left open, and the server is not left")
 	})
 }
 
@@ -167,22 +171,11 @@ func TestAnswersDuringLateRequestAreReadFirst(t *testing.T) {
 		b.proving["one"] = &proving{done: make(chan struct{})}
 		time.Sleep(heardFor)
 		var l probeState
-		asked := make(chan struct{})
-		go func() {
-			defer close(asked)
-			b.checkServer(t.Context(), "one", &l)
-		}()
-		synctest.Wait()
-		pause(time.Second)
-		<-asked
+		checkPaused(t, b, &l, pause, time.Second)
 		b.Answered("other", true)
 		b.checkServer(t.Context(), "one", &l)
 		synctest.Wait()
-		select {
-		case <-closed:
-			t.Error("the server was left")
-		default:
-		}
+		leaves(t, closed, false, "the server was left")
 	})
 }
 
@@ -198,11 +191,7 @@ func TestDeadServerIsLeftDespiteLateRequests(t *testing.T) {
 		watching(t, b)
 		time.Sleep(5 * time.Minute) // fake time
 		synctest.Wait()
-		select {
-		case <-closed:
-		default:
-			t.Error("it is not left")
-		}
+		leaves(t, closed, true, "it is not left")
 	})
 }
 
@@ -218,34 +207,19 @@ func TestReachableOnlyAfterAnswer(t *testing.T) {
 		var l probeState
 		states := func(late time.Duration) {
 			t.Helper()
-			checked := make(chan struct{})
-			go func() {
-				defer close(checked)
-				b.checkServer(t.Context(), "one", &l)
-			}()
-			synctest.Wait()
-			pause(late)
-			<-checked
+			checkPaused(t, b, &l, pause, late)
 			synctest.Wait()
 		}
 		states(0)           // a question that counts
 		states(time.Second) // one that does not
 		states(0)           // heard, as it seems
-		select {
-		case <-closed:
-			t.Error("its connections are closed, as if there were a way to its machine again")
-		default:
-		}
+		leaves(t, closed, false, "its connections are closed, as if there were a way to its machine again")
 		if l.missed != 1 || l.late != 1 || !l.cut {
 			t.Errorf("what was found out is forgotten: %+v", l)
 		}
 		b.Answered("one", true)
 		states(0)
-		select {
-		case <-closed:
-		default:
-			t.Error("there is a way again, and the connections of before stay")
-		}
+		leaves(t, closed, true, "there is a way again, and the connections of before stay")
 		if l.missed != 0 || l.late != 0 || l.cut {
 			t.Errorf("it has answered: %+v", l)
 		}

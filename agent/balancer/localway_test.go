@@ -104,9 +104,7 @@ func TestProbeArrives(t *testing.T) {
 	}))(t)
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if b.reached(short) {
-		t.Error("nothing is accepted, and a probe arrives")
-	}
+	testenv.False(t, b.reached(short), "nothing is accepted, and a probe arrives")
 	stop := testenv.Run(t, b.Run)
 	testenv.Until(t, patience, "a probe arrives", func() bool { return b.reached(t.Context()) })
 	stop()

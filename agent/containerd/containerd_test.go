@@ -82,15 +82,9 @@ func TestChooseSnapshotter(t *testing.T) {
 func TestHasCapability(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "status")
 	testenv.NoError(t, os.WriteFile(file, []byte("Name:\tx\nCapEff:\t000001fffeffffff\n"), 0o600))
-	if hasCapability(file, 24) {
-		t.Error("CAP_SYS_RESOURCE is bit 24, which is not set")
-	}
-	if !hasCapability(file, 21) {
-		t.Error("CAP_SYS_ADMIN is bit 21, which is set")
-	}
-	if !hasCapability(filepath.Join(t.TempDir(), "missing"), 24) {
-		t.Error("without the file the usual case is assumed")
-	}
+	testenv.False(t, hasCapability(file, 24), "CAP_SYS_RESOURCE is bit 24, which is not set")
+	testenv.True(t, hasCapability(file, 21), "CAP_SYS_ADMIN is bit 21, which is set")
+	testenv.True(t, hasCapability(filepath.Join(t.TempDir(), "missing"), 24), "without the file the usual case is assumed")
 }
 
 func TestServerConfig(t *testing.T) {
@@ -121,13 +115,11 @@ func TestServerConfig(t *testing.T) {
 		"shim":            at(runtime, "containerd", "runtimes", "runc", "runtime_path") == "/b/containerd-shim-runc-v2",
 		"cri is required": len(c.RequiredPlugins) == 1,
 	} {
-		if !ok {
-			t.Errorf("wrong: %s", name)
-		}
+		testenv.True(t, ok, "wrong: %s", name)
 	}
 }
 
-func TestRelease(t *testing.T) {
+func TestContainerdReleaseIsKnown(t *testing.T) {
 	if got := release(version.Version); strings.Contains(got, "unknown") || !strings.HasPrefix(got, "2.") {
 		t.Errorf("nodes would show containerd://%s", got)
 	}
@@ -135,9 +127,7 @@ func TestRelease(t *testing.T) {
 }
 
 func TestShimSocketDir(t *testing.T) {
-	if got := shimSocketDir("/run/coracle/containerd"); got != "/run/coracle/containerd/s" {
-		t.Error(got)
-	}
+	testenv.Equal(t, shimSocketDir("/run/coracle/containerd"), "/run/coracle/containerd/s", "")
 	long := "/" + strings.Repeat("long/", 20)
 	if got := shimSocketDir(long); len(got) > maxSocketDir || got != shimSocketDir(long) || got == shimSocketDir(long+"x") {
 		t.Error(got)

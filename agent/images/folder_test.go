@@ -122,9 +122,7 @@ func TestImportAll(t *testing.T) {
 	x.importAll()
 	x.wantImports(3)
 	for _, name := range []string{"a:1", "b:1", "c:1"} {
-		if !x.store.images[name] {
-			t.Errorf("image %s is missing", name)
-		}
+		testenv.True(t, x.store.images[name], "image %s is missing", name)
 	}
 	if log := x.logged(); !strings.Contains(log, "bad.tar.gz") || !strings.Contains(log, "not an archive") {
 		t.Errorf("the bad archive is not named in the log:\n%s", log)
@@ -264,10 +262,6 @@ func TestFallbackName(t *testing.T) {
 }
 
 func TestRefName(t *testing.T) {
-	if got := refName("v1", "docker.io/library/web"); got != "docker.io/library/web:v1" {
-		t.Error(got)
-	}
-	if got := refName("example.org/web:v1", "docker.io/library/web"); got != "example.org/web:v1" {
-		t.Error(got)
-	}
+	testenv.Equal(t, refName("v1", "docker.io/library/web"), "docker.io/library/web:v1", "")
+	testenv.Equal(t, refName("example.org/web:v1", "docker.io/library/web"), "example.org/web:v1", "")
 }

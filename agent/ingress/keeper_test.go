@@ -158,19 +158,17 @@ func TestNodesAddressesChange(t *testing.T) {
 	eventually(t, "one process listens", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
 }
 
-func TestBackoff(t *testing.T) {
+func TestRestartBackoffResetsAfterAMinute(t *testing.T) {
 	var b backoff
 	var got []time.Duration
 	for _, lived := range []time.Duration{2 * time.Minute, 0, 0, 0, 0, 0, 0, 0, 0, time.Minute, 0} {
 		got = append(got, b.next(lived)/time.Second)
 	}
-	if want := []time.Duration{0, 1, 2, 4, 8, 16, 32, 60, 60, 0, 1}; !slices.Equal(got, want) {
-		t.Errorf("the waits are %v, want %v", got, want)
-	}
+	testenv.EqualSlices(t, got, []time.Duration{0, 1, 2, 4, 8, 16, 32, 60, 60, 0, 1}, "the waits are")
 }
 
-// TestProbe: an empty commit leaves the table as it is.
-func TestProbe(t *testing.T) {
+// TestProbeLeavesTableAndFindsStoppedProxy: an empty commit leaves the table as it is.
+func TestProbeLeavesTableAndFindsStoppedProxy(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	for range 3 {
@@ -252,11 +250,6 @@ func TestGroupOfTheKernel(t *testing.T) {
 	if err := groups(cgroupRoot).join(name, cmd.Process.Pid); err != nil {
 		t.Skip(err)
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
-	if err != nil || !strings.Contains(string(text), "/"+cgroupName+"/"+name) {
-		t.Errorf("the process is in %s, %v", text, err)
-	}
-	if groups(cgroupRoot).killed(name) {
-		t.Error("it counts as ended for its memory")
-	}
+	testenv.Contains(t, string(testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid)))(t)), "/"+cgroupName+"/"+name, "the process is in")
+	testenv.False(t, groups(cgroupRoot).killed(name), "it counts as ended for its memory")
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestMetrics: what a proxy has counted is shown, and nothing once there is no proxy.
-func TestMetrics(t *testing.T) {
+// TestMetricsAreThoseOfTheProxy: what a proxy has counted is shown, and nothing once there is no proxy.
+func TestMetricsAreThoseOfTheProxy(t *testing.T) {
 	netns.RequireNFT(t)
 	n := newTestNode(t)
 	n.o.NodeIPs = []netip.Addr{netip.MustParseAddr(machineIP)}

@@ -171,9 +171,7 @@ func TestStreamCountsFromItsCommit(t *testing.T) {
 		}
 		cancel()
 		following.Wait()
-		if want := []string{"a", "b", "c"}; !slices.Equal(got, want) {
-			t.Errorf("the tables were %q, want %q", got, want)
-		}
+		testenv.EqualSlices(t, got, []string{"a", "b", "c"}, "the tables were")
 	})
 }
 

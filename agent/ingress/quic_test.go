@@ -173,9 +173,7 @@ func TestPortOfHTTP3IsTaken(t *testing.T) {
 	url := k.http3URL()
 	n.install("next")
 	n.serve(k)
-	if k.http3URL() != url {
-		t.Errorf("the next one serves at %s, was %s", k.http3URL(), url)
-	}
+	testenv.Equal(t, k.http3URL(), url, "the next one serves at")
 }
 
 // TestHTTP3AtBothFamilies: a node has sockets at its addresses of both families, at one port.

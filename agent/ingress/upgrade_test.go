@@ -118,9 +118,7 @@ func TestFailedTakeOver(t *testing.T) {
 			testenv.Equal(t, len(testenv.Must(readRecord(n.o.Dir))(t).Processes), 1, "the record holds")
 			n.install("good")
 			n.serve(k)
-			if k.now.PID == pid {
-				t.Error("a good version does not take over after a bad one")
-			}
+			testenv.True(t, k.now.PID != pid, "a good version does not take over after a bad one")
 		})
 	}
 }
@@ -199,16 +197,12 @@ func TestKilledBetweenSteps(t *testing.T) {
 					return slices.Equal(slices.DeleteFunc(n.listening(), func(pid int) bool { return slices.Contains(left, pid) }), []int{k.now.PID})
 				})
 				for _, pid := range unclaimed(n, k) { // it accepts nothing, and ends within a minute
-					if !slices.Contains([]string{"record", "connect"}, at) {
-						t.Errorf("process %d is left", pid)
-					}
+					testenv.True(t, slices.Contains([]string{"record", "connect"}, at), "process %d is left", pid)
 				}
 				for range 20 {
 					testenv.Check(t, ask(fresh(), k.url()))
 				}
-				if strings.HasSuffix(k.now.Program, "-v0") {
-					t.Error("the old version serves")
-				}
+				testenv.False(t, strings.HasSuffix(k.now.Program, "-v0"), "the old version serves")
 			})
 		}
 	}

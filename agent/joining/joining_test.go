@@ -71,12 +71,9 @@ func newServers(t *testing.T) *servers {
 	testenv.NoError(t, err)
 	s.tokens, err = token.Ensure(token.Options{Dir: t.TempDir(), Root: s.pki.Root(), Logger: slog.New(slog.DiscardHandler)})
 	testenv.NoError(t, err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	testenv.NoError(t, err)
-	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	testenv.NoError(t, err)
-	chain, err := s.pki.Sign(s.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"}), request)
-	testenv.NoError(t, err)
+	key := testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	request := testenv.Must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key))(t)
+	chain := testenv.Must(s.pki.Sign(s.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"}), request))(t)
 	der, err := x509.MarshalECPrivateKey(key)
 	testenv.NoError(t, err)
 	s.shown, err = tls.X509KeyPair(chain, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
@@ -140,8 +137,8 @@ func (s *servers) options(dir string) joining.Options {
 	}
 }
 
-// TestJoin follows a machine through its first start and later ones.
-func TestJoin(t *testing.T) {
+// TestJoinByTokenThenByCertificate follows a machine through its first start and later ones.
+func TestJoinByTokenThenByCertificate(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
 	n := testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
 	if n.Settings.Domain != "cluster.local" || len(s.joins) != 1 || s.joins[0].Joined {
@@ -168,10 +165,7 @@ func TestJoin(t *testing.T) {
 	})
 	t.Run("while no server answers", func(t *testing.T) {
 		s.stop()
-		n, err := joining.Join(t.Context(), s.options(dir))
-		if err != nil || n.Settings.Domain != "cluster.local" {
-			t.Errorf("%+v, %v", n, err)
-		}
+		testenv.Equal(t, testenv.Must(joining.Join(t.Context(), s.options(dir)))(t).Settings.Domain, "cluster.local", "")
 		s.start(s.address)
 	})
 	t.Run("while the server is not ready", func(t *testing.T) {
@@ -246,8 +240,7 @@ func TestJoin(t *testing.T) {
 // at is the cluster's authorities as they were at another time: what they sign is valid for a year from then.
 func (s *servers) at(t *testing.T, then time.Time) *pki.PKI {
 	t.Helper()
-	p, err := pki.Open(pki.Options{Dir: s.pki.Dir(), Established: true, BuildTime: then.AddDate(-1, 0, 0), Clock: testclock.NewFakeClock(then), Logger: slog.New(slog.DiscardHandler)})
-	testenv.NoError(t, err)
+	p := testenv.Must(pki.Open(pki.Options{Dir: s.pki.Dir(), Established: true, BuildTime: then.AddDate(-1, 0, 0), Clock: testclock.NewFakeClock(then), Logger: slog.New(slog.DiscardHandler)}))(t)
 	return p
 }
 
@@ -388,7 +381,5 @@ func TestTokensThatNeverLeave(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	if len(s.joins) > 0 {
-		t.Error("a server was asked")
-	}
+	testenv.True(t, len(s.joins) == 0, "a server was asked")
 }

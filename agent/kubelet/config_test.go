@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -34,7 +33,7 @@ func mustServer(t *testing.T, o Options) *options.KubeletServer {
 	return testenv.Must(newServer(o))(t)
 }
 
-func TestDefaults(t *testing.T) {
+func TestKubeletDefaults(t *testing.T) {
 	s := mustServer(t, testOptions())
 	for name, ok := range map[string]bool{
 		"anonymous callers are refused":        !s.Authentication.Anonymous.Enabled,
@@ -58,9 +57,7 @@ func TestDefaults(t *testing.T) {
 		"no cipher suite in CBC mode":          len(s.TLSCipherSuites) == 6 && !strings.Contains(strings.Join(s.TLSCipherSuites, ","), "CBC"),
 		"containerd's socket":                  s.ContainerRuntimeEndpoint == "unix:///run/coracle/containerd/containerd.sock",
 	} {
-		if !ok {
-			t.Errorf("not so: %s", name)
-		}
+		testenv.True(t, ok, "not so: %s", name)
 	}
 }
 
@@ -74,8 +71,7 @@ func TestHardeningIsOnesOwn(t *testing.T) {
 	}
 }
 
-// TestPorts: the ports are those of the finished configuration, flags and files included.
-func TestPorts(t *testing.T) {
+func TestPortsAreThoseOfFinishedConfiguration(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubelet.yaml")
 	testenv.NoError(t,
 		os.WriteFile(file, []byte("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nreadOnlyPort: 10255\n"), 0o600))
@@ -88,21 +84,17 @@ func TestPorts(t *testing.T) {
 	} {
 		o := testOptions()
 		o.Args = c.args
-		if got, err := Ports(o); err != nil || !slices.Equal(got, c.want) {
-			t.Errorf("%v: %v, %v; want %v", c.args, got, err, c.want)
-		}
+		testenv.EqualSlices(t, testenv.Must(Ports(o))(t), c.want, "%v:", c.args)
 	}
 }
 
 func TestLeaseDuration(t *testing.T) {
 	o := testOptions()
 	o.LeaseDuration = 10 * time.Minute
-	if got := mustServer(t, o).NodeLeaseDurationSeconds; got != 600 {
-		t.Error(got)
-	}
+	testenv.Equal(t, mustServer(t, o).NodeLeaseDurationSeconds, 600, "")
 }
 
-func TestPrecedence(t *testing.T) {
+func TestFlagBeatsDropInBeatsFile(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "kubelet.yaml")
 	write(t, file, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 20\npodsPerCore: 3\nevictionHard: {memory.available: 50Mi}\nfeatureGates: {EventedPLEG: false}\n")
@@ -117,9 +109,7 @@ func TestPrecedence(t *testing.T) {
 	if s.EvictionHard["memory.available"] != "50Mi" || s.EvictionHard["nodefs.available"] != "5%" {
 		t.Errorf("the file is not merged over the defaults: %v", s.EvictionHard)
 	}
-	if s.FailSwapOn {
-		t.Error("the file undid a default that it does not name")
-	}
+	testenv.False(t, s.FailSwapOn, "the file undid a default that it does not name")
 	if s.NodeLabels["disk"] != "ssd" || s.NodeLabels["rack"] != "b" {
 		t.Errorf("labels: %v", s.NodeLabels)
 	}
@@ -134,7 +124,7 @@ func TestPrecedence(t *testing.T) {
 	testenv.Equal(t, mustServer(t, o).PodsPerCore, 4, "drop-ins of a folder that is named by config_dir do not count: podsPerCore")
 }
 
-func TestMistakes(t *testing.T) {
+func TestMistakenKubeletConfigurationIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	unknown := filepath.Join(dir, "unknown.yaml")
 	write(t, unknown, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPodz: 20\n")
@@ -201,7 +191,7 @@ func TestCheckArgs(t *testing.T) {
 	}
 }
 
-func TestPreflight(t *testing.T) {
+func TestPreflightNamesEveryObstacle(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	testenv.NoError(t, err)
 	defer l.Close()

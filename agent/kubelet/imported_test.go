@@ -109,9 +109,7 @@ func TestImportedImages(t *testing.T) {
 					t.Fatal("upstream does not hold the image back any more: is importedImages still needed?")
 				}
 				p.trust(t, kubeletconfig.NeverVerifyPreloadedImages)
-				if !p.may(t, imported, policy) {
-					t.Error("a pod cannot have an image that the operator imported")
-				}
+				testenv.True(t, p.may(t, imported, policy), "a pod cannot have an image that the operator imported")
 			})
 		}
 	}
@@ -123,25 +121,17 @@ func TestOtherImagesAreVerified(t *testing.T) {
 	p := newPuller(t, t.TempDir())
 	p.trust(t, kubeletconfig.NeverVerifyPreloadedImages)
 	testenv.NoError(t, p.pulls.RecordPullIntent(klog.Background(), private))
-	if p.may(t, private, v1.PullIfNotPresent) {
-		t.Error("a pod without credentials has an image that is being pulled with some")
-	}
+	testenv.False(t, p.may(t, private, v1.PullIfNotPresent), "a pod without credentials has an image that is being pulled with some")
 	p.pulls.RecordImagePulled(t.Context(), private, "sha256:private", credentialsOf("tenant"))
 	for _, policy := range []v1.PullPolicy{v1.PullIfNotPresent, v1.PullNever} {
-		if p.may(t, private, policy) {
-			t.Errorf("%s: a pod without credentials has a private image", policy)
-		}
+		testenv.False(t, p.may(t, private, policy), "%s: a pod without credentials has a private image", policy)
 	}
-	if p.may(t, imported, v1.PullAlways) {
-		t.Error("a pod that is set to pull always did without the registry")
-	}
+	testenv.False(t, p.may(t, imported, v1.PullAlways), "a pod that is set to pull always did without the registry")
 	for _, policy := range []kubeletconfig.ImagePullCredentialsVerificationPolicy{kubeletconfig.AlwaysVerify, kubeletconfig.NeverVerifyAllowlistedImages} {
 		strict := newPuller(t, t.TempDir())
 		strict.trust(t, policy)
 		testenv.NoError(t, strict.pulls.RecordPullIntent(klog.Background(), imported))
-		if strict.may(t, imported, v1.PullIfNotPresent) {
-			t.Errorf("%s is not obeyed", policy)
-		}
+		testenv.False(t, strict.may(t, imported, v1.PullIfNotPresent), "%s is not obeyed", policy)
 	}
 }
 
@@ -157,8 +147,6 @@ func TestWayToThePullManager(t *testing.T) {
 		t.Errorf("a kubelet's %s: %v", pullManagerAt[0], field.Type)
 	}
 	for _, lost := range []any{struct{}{}, &struct{ containerRuntime int }{}, &struct{ containerRuntime kubecontainer.Runtime }{}} {
-		if err := trustImported(lost, string(kubeletconfig.NeverVerifyPreloadedImages), func(context.Context, string) bool { return true }); err == nil {
-			t.Errorf("%T has no manager of pulls, and no error", lost)
-		}
+		testenv.Fails(t, trustImported(lost, string(kubeletconfig.NeverVerifyPreloadedImages), func(context.Context, string) bool { return true }), "%T has no manager of pulls, and no error", lost)
 	}
 }

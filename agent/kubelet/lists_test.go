@@ -73,10 +73,7 @@ func TestListsWithoutTheSocket(t *testing.T) {
 	if err != nil || status.Status.Conditions[0].Reason != "process" {
 		t.Errorf("status: %v, %v", status, err)
 	}
-	version, err := service.Version(t.Context(), "v1")
-	if err != nil || version.RuntimeName != "socket" {
-		t.Errorf("version: %v, %v", version, err)
-	}
+	testenv.Equal(t, testenv.Must(service.Version(t.Context(), "v1"))(t).RuntimeName, "socket", "version:")
 }
 
 // An operator may send the kubelet to another runtime, whose pods only that one knows.
@@ -84,13 +81,9 @@ func TestListsAreOurRuntimes(t *testing.T) {
 	o := Options{RuntimeSocket: "/run/ours.sock", Lists: someRuntime{}}
 	server := &options.KubeletServer{}
 	server.ContainerRuntimeEndpoint = "unix:///run/ours.sock"
-	if o.lists(server) == nil {
-		t.Error("our own runtime is asked over its socket")
-	}
+	testenv.True(t, o.lists(server) != nil, "our own runtime is asked over its socket")
 	server.ContainerRuntimeEndpoint = "unix:///run/crio/crio.sock"
-	if o.lists(server) != nil {
-		t.Error("our own runtime is asked about another one's pods")
-	}
+	testenv.True(t, o.lists(server) == nil, "our own runtime is asked about another one's pods")
 }
 
 // Upstream's kubelet still begins the way to its client as askInProcess does; the rest of it is in

@@ -171,9 +171,7 @@ func TestVolumesWake(t *testing.T) {
 		done := p.wait()
 		testenv.Equal(t, <-passed, volumesSecond, "a loop slept for another")
 		p.pass(volumesSecond)
-		if time.Since(began) != volumesSecond {
-			t.Error("a loop rests while a pod waits")
-		}
+		testenv.Equal(t, time.Since(began), volumesSecond, "a loop rests while a pod waits:")
 		done()
 		time.Sleep(volumesAfter)
 		p.pass(0)

@@ -5,7 +5,6 @@ package registries
 import (
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -49,7 +48,7 @@ func mirror(t *testing.T) *httptest.Server {
 	return server
 }
 
-func TestRelay(t *testing.T) {
+func TestRelayServesMirrorWithRewritesAndCredentials(t *testing.T) {
 	server := mirror(t)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	testenv.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
@@ -102,9 +101,7 @@ func TestRelayRunsAgain(t *testing.T) {
 	relay := testenv.Must(NewRelay(mustParse(t, `mirrors: {a.example.org: {endpoint: [b.example.org], rewrite: {"^x": "y"}}}`)))(t)
 	base := relay.url("a.example.org", "nobody")
 	relay.listener = failing{relay.listener}
-	if err := relay.Run(t.Context()); !errors.Is(err, unix.ENOMEM) {
-		t.Errorf("a kernel without memory: %v", err)
-	}
+	testenv.ErrorIs(t, relay.Run(t.Context()), unix.ENOMEM, "a kernel without memory")
 	defer testenv.Run(t, relay.Run)()
 	testenv.Eventually(t, 2*time.Minute, "an answer", func() error {
 		answer, err := http.Get(base)

@@ -45,7 +45,7 @@ func handshake(t *testing.T, ca *testca.Authority, name, host, offered, caFile, 
 	return c.ConnectionState(), nil
 }
 
-func TestConfig(t *testing.T) {
+func TestServerCertificateIsVerified(t *testing.T) {
 	dir, otherDir := t.TempDir(), t.TempDir()
 	ca := testenv.Must(testca.New(dir))(t)
 	other := testenv.Must(testca.New(otherDir))(t)

@@ -37,8 +37,7 @@ func newFakeServer(t *testing.T, ca *testca.Authority, name, protocol string) *f
 	t.Helper()
 	files := testenv.Must(ca.Issue(name, "127.0.0.1"))(t)
 	pair := testenv.Must(tls.LoadX509KeyPair(files.Cert, files.Key))(t)
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{protocol}, ClientAuth: tls.RequireAnyClientCert})
-	testenv.NoError(t, err)
+	l := testenv.Must(tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{protocol}, ClientAuth: tls.RequireAnyClientCert}))(t)
 	f := &fakeServer{address: l.Addr().String()}
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -85,12 +84,10 @@ func wait(t *testing.T, f *fakeServer) *nodetunnel.Session {
 	return f.session()
 }
 
-func TestRun(t *testing.T) {
+func TestTunnelFollowsServersAndCertificates(t *testing.T) {
 	dir := t.TempDir()
-	ca, err := testca.New(dir)
-	testenv.NoError(t, err)
-	node, err := ca.Issue("system:node:n1")
-	testenv.NoError(t, err)
+	ca := testenv.Must(testca.New(dir))(t)
+	node := testenv.Must(ca.Issue("system:node:n1"))(t)
 	pair := filepath.Join(dir, "pair.pem")
 	var both []byte
 	for _, file := range []string{node.Cert, node.Key} {
@@ -98,8 +95,7 @@ func TestRun(t *testing.T) {
 		both = append(both, data...)
 	}
 	testenv.NoError(t, os.WriteFile(pair, both, 0o600))
-	own, err := net.Listen("tcp", "127.0.0.1:0")
-	testenv.NoError(t, err)
+	own := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer own.Close()
 	go testenv.Accept(own, func(c net.Conn) {
 		_, _ = io.WriteString(c, "kubelet")
@@ -107,8 +103,7 @@ func TestRun(t *testing.T) {
 	})
 
 	first, second := newFakeServer(t, ca, protocol.ServerName, nodetunnel.Protocol), newFakeServer(t, ca, protocol.ServerName, nodetunnel.Protocol)
-	other, err := testca.New(t.TempDir())
-	testenv.NoError(t, err)
+	other := testenv.Must(testca.New(t.TempDir()))(t)
 	otherServers := []*fakeServer{
 		newFakeServer(t, ca, "system:node:n2", nodetunnel.Protocol),       // another node
 		newFakeServer(t, other, protocol.ServerName, nodetunnel.Protocol), // another cluster
@@ -149,24 +144,18 @@ func TestRun(t *testing.T) {
 	}()
 
 	s := wait(t, first)
-	c, err := s.Dial(t.Context(), netip.MustParseAddrPort(own.Addr().String()))
-	testenv.NoError(t, err)
+	c := testenv.Must(s.Dial(t.Context(), netip.MustParseAddrPort(own.Addr().String())))(t)
 	if got, _ := io.ReadAll(c); string(got) != "kubelet" {
 		t.Errorf("%q", got)
 	}
 	_ = c.Close()
-	if _, err := s.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.2:10250")); !errors.Is(err, nodetunnel.ErrRefused) {
-		t.Errorf("an address that is not the node's: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(s.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.2:10250"))), nodetunnel.ErrRefused, "an address that is not the node's")
 
 	// A server asks for volumes inside the connection, and there is no other way to ask.
-	c, err = s.Dial(t.Context(), localvolume.Target)
-	testenv.NoError(t, err)
+	c = testenv.Must(s.Dial(t.Context(), localvolume.Target))(t)
 	testenv.Equal(t, testenv.Must(localvolume.Ask(t.Context(), c, localvolume.Request{Op: localvolume.Space}))(t).Path, storage, "")
 	beside := netip.AddrPortFrom(localvolume.Target.Addr(), localvolume.Target.Port()+1)
-	if _, err := s.Dial(t.Context(), beside); !errors.Is(err, nodetunnel.ErrRefused) {
-		t.Errorf("another port of that address: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(s.Dial(t.Context(), beside)), nodetunnel.ErrRefused, "another port of that address")
 
 	// It comes back after a connection that has broken off, to servers that are new, and leaves those that are gone.
 	_ = s.Close()
@@ -187,17 +176,13 @@ func TestRun(t *testing.T) {
 	wait(t, second)
 	testenv.Until(t, 2*time.Minute, "the node leaves a server that is none any more", func() bool { return first.session() == nil })
 	for i, s := range otherServers {
-		if s.taken > 0 {
-			t.Errorf("the node showed itself to stranger %d", i)
-		}
+		testenv.True(t, s.taken == 0, "the node showed itself to stranger %d", i)
 	}
 }
 
-func TestAllowed(t *testing.T) {
+func TestOnlyNodesOwnAddressesAndPodsAreDialed(t *testing.T) {
 	o := Options{NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.7")}}
-	if o.allowed(netip.MustParseAddrPort("10.42.1.5:80")) {
-		t.Error("a pod's address before the pods' network is known")
-	}
+	testenv.False(t, o.allowed(netip.MustParseAddrPort("10.42.1.5:80")), "a pod's address before the pods' network is known")
 	o.PodCIDRs = func() []netip.Prefix {
 		return []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24"), netip.MustParsePrefix("fd42:1::/64")}
 	}

@@ -96,9 +96,7 @@ func TestOutputGoesThroughAPipe(t *testing.T) {
 	_ = reader.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	testenv.Equal(t, string(testenv.Must(io.ReadAll(reader))(t)), "hello", "read")
 	testenv.Equal(t, testenv.Must(s.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}))(t).ExitStatus, 3, "")
-	if len(s.tasks) != 0 {
-		t.Error("a deleted task is remembered")
-	}
+	testenv.Equal(t, len(s.tasks), 0, "a deleted task is remembered:")
 }
 
 // TestOutputEndsBeforeStart: a container that was created and killed, and never started, has no more output. A
@@ -127,9 +125,7 @@ func TestShimWithoutTaskEnds(t *testing.T) {
 			}
 			time.Sleep(2 * firstTask) // fake time
 			synctest.Wait()
-			if want := 1 - tasks; ended != want {
-				t.Errorf("a shim of %d tasks ended %d times", tasks, ended)
-			}
+			testenv.True(t, ended == 1-tasks, "a shim of %d tasks ended %d times", tasks, ended)
 		})
 	}
 }
@@ -164,9 +160,7 @@ func TestOtherOutputIsLeftAlone(t *testing.T) {
 			t.Fatal("the failure was swallowed")
 		}
 		testenv.Equal(t, inner.created.Stdout, target, "%q became", target)
-		if len(s.tasks) != 0 {
-			t.Error("a task that was not created is remembered")
-		}
+		testenv.Equal(t, len(s.tasks), 0, "a task that was not created is remembered:")
 	}
 }
 
@@ -186,9 +180,7 @@ func TestEndedTaskStillHasItsProcess(t *testing.T) {
 	inner.processes = nil
 	testenv.Equal(t, len(pids("other")), 0, "never created:")
 	testenv.Must(s.Delete(ctx, &taskapi.DeleteRequest{ID: "c", ExecID: "exec"}))(t)
-	if got := pids("c"); len(got) != 1 {
-		t.Error("deleting a process started by exec forgot the task")
-	}
+	testenv.True(t, len(pids("c")) == 1, "deleting a process started by exec forgot the task")
 	testenv.Must(s.Delete(ctx, &taskapi.DeleteRequest{ID: "c"}))(t)
 	testenv.Equal(t, len(pids("c")), 0, "deleted:")
 }

@@ -130,9 +130,7 @@ func TestProcessServesByTheAgentsTableAndDrains(t *testing.T) {
 		t.Error("the process may gain privileges")
 	}
 	testenv.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
-	if err := p.cmd.Wait(); err != nil {
-		t.Errorf("SIGTERM ends the process with %v", err)
-	}
+	testenv.Check(t, p.cmd.Wait(), "SIGTERM ends the process with")
 }
 
 // TestProcessEndsWithoutAnAgent: a process whose agent goes before the first table has accepted nothing, and ends.

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestPick(t *testing.T) {
+func TestProgramIsPickedByName(t *testing.T) {
 	for _, tt := range []struct{ args, want []string }{
 		{[]string{"/data/bin/kubectl", "get", "ctr"}, []string{"kubectl", "get", "ctr"}},
 		{[]string{"coracle-tools", "ctr", "images", "ls"}, []string{"ctr", "images", "ls"}},

@@ -21,8 +21,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestContradictions: what a server was given has to be what its cluster has; what it was not given does not matter.
-func TestContradictions(t *testing.T) {
+// TestJoiningServerMustAgreeWithTheCluster: what a server was given has to be what its cluster has; what it was not
+// given does not matter.
+func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 	network := func(text string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(text)} }
 	c := func(pods string, given ...string) *config.Server {
 		return &config.Server{
@@ -43,9 +44,7 @@ func TestContradictions(t *testing.T) {
 	own.NetworkBackend = clusterconfig.NetworkHostGateway
 	testenv.Check(t, contradictions(own, joined))
 	own.Given = append(own.Given, "network-backend")
-	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--network-backend: this server was given "host-gw", and the cluster that it belongs to has "vxlan"`) {
-		t.Error(err)
-	}
+	testenv.WantError(t, contradictions(own, joined), `--network-backend: this server was given "host-gw", and the cluster that it belongs to has "vxlan"`)
 	own.NetworkBackend = clusterconfig.NetworkVXLAN // the default, however it is said
 	if own.TolerationSeconds = 10; contradictions(own, joined) == nil {
 		t.Error("another toleration is taken")
@@ -55,13 +54,9 @@ func TestContradictions(t *testing.T) {
 	testenv.WantError(t, contradictions(own, joined), "--secrets-encryption", "--disable")
 	own = c("10.42.0.0/16", "load-balancer-pool")
 	own.LBPool = []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.1"), Last: netip.MustParseAddr("192.0.2.9")}}
-	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", and the cluster that it belongs to has ""`) {
-		t.Error(err)
-	}
+	testenv.WantError(t, contradictions(own, joined), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", and the cluster that it belongs to has ""`)
 	own.Given, own.Disable = []string{"disable"}, []string{config.PartServiceLB}
-	if err := contradictions(own, joined); err == nil || !strings.Contains(err.Error(), `--disable: this server was given "servicelb", and the cluster that it belongs to has ""`) {
-		t.Error(err)
-	}
+	testenv.WantError(t, contradictions(own, joined), `--disable: this server was given "servicelb", and the cluster that it belongs to has ""`)
 	for part, unknown := range map[string]func(){ // unknown is of a cluster that began before it was asked
 		config.PartMetrics: func() { joined.Settings.NoMetrics = nil }, config.PartHelm: func() { joined.Settings.NoHelm = nil },
 		config.PartManifests: func() { joined.Settings.NoManifests = nil }, config.PartConsole: func() { joined.Settings.NoConsole = nil },
@@ -118,9 +113,7 @@ func TestKnownBackend(t *testing.T) {
 					t.Errorf("joined %v, the cluster has %q, --network-backend=%s: %v, want %q", joined, known, flag, err, want)
 				}
 			}
-			if o, err := joinedOptions(t.Context(), c, server.Options{ServerDir: serverDir}); err != nil || o.Cluster.NetworkBackend != has {
-				t.Errorf("joined %v, known %q: %q, %v", joined, known, o.Cluster.NetworkBackend, err)
-			}
+			testenv.Equal(t, testenv.Must(joinedOptions(t.Context(), c, server.Options{ServerDir: serverDir}))(t).Cluster.NetworkBackend, has, "joined %v, known %q:", joined, known)
 		}
 	}
 }
@@ -190,7 +183,5 @@ func TestJoinedConsole(t *testing.T) {
 	if o, err := joinedOptions(t.Context(), c, server.Options{ServerDir: dir}); err != nil || !o.Cluster.ConsoleDisabled() {
 		t.Errorf("the cluster's console is disabled: %v, %v", o.Cluster.ConsoleDisabled(), err)
 	}
-	if _, err := joinedOptions(t.Context(), c, server.Options{ServerDir: dir, ConsoleListen: ":8443"}); err == nil || !strings.Contains(err.Error(), "--disable console") {
-		t.Errorf("with --console-listen: %v", err)
-	}
+	testenv.WantError(t, testenv.Err(joinedOptions(t.Context(), c, server.Options{ServerDir: dir, ConsoleListen: ":8443"})), "--disable console")
 }

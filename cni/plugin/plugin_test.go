@@ -80,7 +80,7 @@ func TestNothingToPrint(t *testing.T) {
 	}
 }
 
-func TestErrors(t *testing.T) {
+func TestPluginPrintsErrorsAsCNIAsks(t *testing.T) {
 	socket, _ := agent(t, wire.Response{Error: &wire.Error{CNIVersion: "1.0.0", Code: 100, Msg: "no free address"}})
 	absent := filepath.Join(t.TempDir(), "gone.sock")
 	without := func(key string) map[string]string {
@@ -114,7 +114,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-func TestVersion(t *testing.T) {
+func TestPluginSaysItsVersions(t *testing.T) {
 	for _, stdin := range []string{"", `{"cniVersion":"1.0.0"}`} {
 		code, out := call(t, stdin, env("VERSION"))
 		if code != 0 || fmt.Sprint(out["supportedVersions"]) != "[1.0.0 1.1.0]" {

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"net"
 	"path/filepath"
 	"strings"
@@ -16,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestFraming(t *testing.T) {
+func TestRequestsAreFramed(t *testing.T) {
 	var buf bytes.Buffer
 	for _, command := range []string{CommandAdd, CommandDel} {
 		testenv.NoError(t, Write(&buf, Request{Command: command, Config: json.RawMessage(`{"a":1}`)}))
@@ -46,9 +45,7 @@ func TestFramingRefusesWhatIsNoMessage(t *testing.T) {
 
 func TestCallWithoutAgent(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	if _, err := Call(t.Context(), socket, Request{}); !errors.Is(err, ErrNoAgent) {
-		t.Errorf("no socket: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(Call(t.Context(), socket, Request{})), ErrNoAgent, "no socket")
 	l := testenv.Must(net.Listen("unix", socket))(t)
 	defer l.Close()
 	go func() {
@@ -57,9 +54,7 @@ func TestCallWithoutAgent(t *testing.T) {
 			c.Close() // an agent that dies in the middle of a call
 		}
 	}()
-	if _, err := Call(t.Context(), socket, Request{}); !errors.Is(err, ErrNoAgent) {
-		t.Errorf("hung up: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(Call(t.Context(), socket, Request{})), ErrNoAgent, "hung up")
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		c, err := l.Accept()
@@ -70,7 +65,5 @@ func TestCallWithoutAgent(t *testing.T) {
 			_, _ = c.Read(make([]byte, 1)) // and then the end of the connection
 		}
 	}()
-	if _, err := Call(ctx, socket, Request{}); !errors.Is(err, ErrNoAgent) {
-		t.Errorf("given up: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(Call(ctx, socket, Request{})), ErrNoAgent, "given up")
 }

@@ -65,9 +65,7 @@ func TestQuotedWords(t *testing.T) {
 			cmd.Dir, cmd.Stdin = dir, strings.NewReader(script.String())
 			cmd.Env = []string{"LC_ALL=C.UTF-8", "PATH=/usr/bin:/bin"}
 			out, err := cmd.CombinedOutput()
-			if err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
+			testenv.NoError(t, err, "%s", out)
 			read := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
 			if len(read) != 3*len(words) {
 				t.Fatalf("%d words were read as %d", len(words), len(read)/3)

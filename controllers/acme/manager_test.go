@@ -406,9 +406,7 @@ func TestFailuresKeepLimits(t *testing.T) {
 			if n := len(b.ca.failures["a.example"]); n < 8 || n > 14 {
 				t.Errorf("terms of %s: %d failures in two days", term, n)
 			}
-			if b.certificate("shop", "good") == nil {
-				t.Error("a host that fails keeps another from its certificate")
-			}
+			testenv.True(t, b.certificate("shop", "good") != nil, "a host that fails keeps another from its certificate")
 			events := b.said()
 			if want := "Warning CertificateFailed no certificate for the Secret cert yet: the authority could not verify a.example: 192.0.2.1: Fetching http://a.example/: Timeout during " +
 				"connect. What to do: have the DNS name lead to the addresses of the Ingress, and let port 80 in there from the whole internet. It is tried again at 2000-01-01T00:15:0"; !strings.Contains(events, want) {
@@ -417,9 +415,7 @@ func TestFailuresKeepLimits(t *testing.T) {
 			b.ca.change(func() { delete(b.ca.refused, "a.example") })
 			defer b.lead()()
 			b.pass(9 * time.Hour)
-			if b.certificate("shop", "cert") == nil {
-				t.Error("there is no certificate though the host can be verified now")
-			}
+			testenv.True(t, b.certificate("shop", "cert") != nil, "there is no certificate though the host can be verified now")
 		})
 	}
 }
@@ -535,9 +531,7 @@ func TestDiskFull(t *testing.T) {
 		b.full.Store(true)
 		end := b.lead()
 		b.pass(24 * time.Hour)
-		if len(b.ca.orders) != 0 {
-			t.Error("there is an order that could not be written down")
-		}
+		testenv.Equal(t, len(b.ca.orders), 0, "there is an order that could not be written down:")
 		testenv.Contains(t, b.said(), "database space exceeded", "events:")
 		b.full.Store(false)
 		b.pass(16 * time.Minute)
@@ -579,9 +573,7 @@ func TestWrongClock(t *testing.T) {
 		if len(b.ca.orders) != 0 || b.ca.did("/account") != 0 {
 			t.Error("something was asked for by a wrong clock")
 		}
-		if events := b.said(); !strings.Contains(events, "this server's clock shows 2000-01-01T00:00:00Z, and the authority's 2025-12-25T00:00:00Z: nothing is ordered or renewed before it is set (NTP)") {
-			t.Errorf("events: %s", events)
-		}
+		testenv.Contains(t, b.said(), "this server's clock shows 2000-01-01T00:00:00Z, and the authority's 2025-12-25T00:00:00Z: nothing is ordered or renewed before it is set (NTP)", "events:")
 		b.ca.skew = 59 * time.Minute
 		b.pass(16 * time.Minute)
 		if b.certificate("shop", "cert") == nil {
@@ -642,9 +634,7 @@ func TestRateLimit(t *testing.T) {
 		if n := b.ca.did("/order"); n > most*7 {
 			t.Errorf("%d orders were asked for within an hour of limits", n)
 		}
-		if events := b.said(); !strings.Contains(events, "the authority's limits are reached: too many new orders recently. It is tried again at 2000-01-01T02:00:0") {
-			t.Errorf("events: %s", events)
-		}
+		testenv.Contains(t, b.said(), "the authority's limits are reached: too many new orders recently. It is tried again at 2000-01-01T02:00:0", "events:")
 		b.ca.change(func() { b.ca.noOrders = nil })
 		b.pass(6 * time.Hour)
 		testenv.Equal(t, len(b.ca.issued), 50, "certificates after the limits:")
@@ -664,9 +654,7 @@ func TestOneNamespaceTakesNotAllTurns(t *testing.T) {
 		b.wants(append(all, "shop/cert=shop.example")...)
 		defer b.lead()()
 		b.pass(time.Minute)
-		if b.certificate("shop", "cert") == nil {
-			t.Error("there is no certificate after a minute")
-		}
+		testenv.True(t, b.certificate("shop", "cert") != nil, "there is no certificate after a minute")
 	})
 }
 
@@ -677,12 +665,8 @@ func TestNodesAnswerFirst(t *testing.T) {
 		b.wants("shop/cert=a.example")
 		defer b.lead()()
 		b.pass(time.Hour)
-		if len(b.ca.orders) != 0 {
-			t.Error("there is an order though a node does not answer")
-		}
-		if events := b.said(); !strings.Contains(events, "not all nodes answer challenges yet, of which the authority may ask any: the node n2 at 192.0.2.2:10054: it answers 404") {
-			t.Errorf("events: %s", events)
-		}
+		testenv.Equal(t, len(b.ca.orders), 0, "there is an order though a node does not answer:")
+		testenv.Contains(t, b.said(), "not all nodes answer challenges yet, of which the authority may ask any: the node n2 at 192.0.2.2:10054: it answers 404", "events:")
 		b.mu.Lock()
 		delete(b.deaf, "192.0.2.2:10054")
 		b.mu.Unlock()

@@ -64,8 +64,7 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 	}
 }
 
-// TestBackoffs grow, and have an end.
-func TestBackoffs(t *testing.T) {
+func TestBackoffsGrowToALimit(t *testing.T) {
 	for _, c := range []struct {
 		failures    int
 		short, long time.Duration

@@ -234,9 +234,7 @@ func TestAGatewaysLife(t *testing.T) {
 		time.Sleep(time.Second)
 		testenv.Equal(t, b.slices(), "shop/gateway-web port-80=10060 port-8080=10061 a", "the slices are")
 
-		if got := <-b.events.Events; !strings.Contains(got, "the node c is no address of the Gateway: another program there listens at TCP 8080 ") {
-			t.Errorf("the event is %s", got)
-		}
+		testenv.Contains(t, <-b.events.Events, "the node c is no address of the Gateway: another program there listens at TCP 8080 ", "the event is")
 
 		// The Service's address becomes the Gateway's. It is no node's, so the program is in nobody's way.
 		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.80"}}

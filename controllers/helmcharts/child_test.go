@@ -111,7 +111,7 @@ func children(t *testing.T) (c Children, listeners func() []string) {
 	}, func() []string { return *during.Load() }
 }
 
-func TestChild(t *testing.T) {
+func TestChildReachesAPIOnlyByItsSocket(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { testenv.NoGoroutineLeft(t, before) }) // after the API server, which children closes
 	t.Setenv("HELM_TEST_SECRET", "of the server")

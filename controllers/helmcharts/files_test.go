@@ -53,31 +53,23 @@ func (s shelf) mustSum(name string) string {
 	return sum
 }
 
-// TestFiles: a chart is told by what is in it, and is read no more often than it changes.
-func TestFiles(t *testing.T) {
+// TestChartFileIsKnownByItsContent: a chart is told by what is in it, and is read no more often than it changes.
+func TestChartFileIsKnownByItsContent(t *testing.T) {
 	s := newShelf(t)
 	path := s.put(1, "web.tgz", "one", testNow)
 	one := s.mustSum("web.tgz")
 	s.put(1, "web.tgz", "one", testNow.Add(time.Hour))
-	if got := s.mustSum("web.tgz"); got != one {
-		t.Error("a copy with another time is another chart")
-	}
+	testenv.Equal(t, s.mustSum("web.tgz"), one, "a copy with another time is another chart:")
 	s.put(1, "web.tgz", "two", testNow.Add(time.Hour)) // as no editor leaves it: neither size nor time nor file is another
-	if got := s.mustSum("web.tgz"); got != one {
-		t.Error("a file was read that looks as it did")
-	}
+	testenv.Equal(t, s.mustSum("web.tgz"), one, "a file was read that looks as it did:")
 	testenv.NoError(t, os.Rename(s.put(1, "new", "two", testNow.Add(time.Hour)), path))
 	two := s.mustSum("web.tgz")
-	if two == one {
-		t.Error("another file under the name was not noticed")
-	}
+	testenv.True(t, two != one, "another file under the name was not noticed")
 	if s.put(2, "web.tgz", "one", testNow); s.mustSum("web.tgz") != two {
 		t.Error("the second folder counts before the first")
 	}
 	testenv.NoError(t, os.Remove(path))
-	if s.mustSum("web.tgz") != one {
-		t.Error("the second folder does not count without the first")
-	}
+	testenv.Equal(t, s.mustSum("web.tgz"), one, "the second folder does not count without the first:")
 
 	s.put(1, "open/templates/a.yaml", "one", testNow)
 	open := s.mustSum("open")
@@ -96,9 +88,7 @@ func TestFiles(t *testing.T) {
 	if s.put(1, "versions/2/a.yaml", "three", testNow); sums[s.mustSum("current")] {
 		t.Error("a change behind a link was not noticed")
 	}
-	if len(sums) != 2 {
-		t.Error("a link that leads to another version was not noticed")
-	}
+	testenv.Equal(t, len(sums), 2, "a link that leads to another version was not noticed:")
 }
 
 // TestFilesRefused: what is no chart is neither waited for nor read to its end.

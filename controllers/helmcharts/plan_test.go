@@ -85,8 +85,8 @@ func TestOldestChartOwnsTheRelease(t *testing.T) {
 	}
 }
 
-// TestLimit: a process gets some time with every timeout.
-func TestLimit(t *testing.T) {
+// TestProcessLimitIsLongerThanTheTimeout: a process gets some time with every timeout.
+func TestProcessLimitIsLongerThanTheTimeout(t *testing.T) {
 	for timeout, want := range map[time.Duration]time.Duration{
 		0: 55 * time.Minute, time.Second: 5*time.Minute + 10*time.Second, math.MaxInt64: 10*longest + 5*time.Minute,
 	} {
@@ -94,7 +94,7 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-func TestDecide(t *testing.T) {
+func TestDecideNamesNextStepAndCondition(t *testing.T) {
 	early := testNow.Add(time.Minute)
 	for _, tc := range []struct {
 		name  string
@@ -201,8 +201,9 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-// TestConditions: k3s' conditions mean what they mean there, and a condition that stays has the time of its beginning.
-func TestConditions(t *testing.T) {
+// TestConditionsMeanWhatTheyMeanInK3s: k3s' conditions mean what they mean there, and a condition that stays has the
+// time of its beginning.
+func TestConditionsMeanWhatTheyMeanInK3s(t *testing.T) {
 	of := func(v *View, kind string) metav1.ConditionStatus {
 		return meta.FindStatusCondition(Decide(v).Status.Conditions, kind).Status
 	}
@@ -228,9 +229,7 @@ func TestConditions(t *testing.T) {
 	if c := meta.FindStatusCondition(Decide(v).Status.Conditions, kinds.Ready); !c.LastTransitionTime.Time.Equal(testNow) || c.ObservedGeneration != 3 {
 		t.Errorf("the condition is of %s and generation %d", c.LastTransitionTime, c.ObservedGeneration)
 	}
-	if text(Decide(v).Status) != text(&v.Chart.Status) {
-		t.Error("at rest the status would be written again")
-	}
+	testenv.Equal(t, text(Decide(v).Status), text(&v.Chart.Status), "at rest the status would be written again:")
 }
 
 // TestMissingChartFileIsReportedByTheLeader: a server that leads and lacks a chart's file says so beside what is known
@@ -278,20 +277,16 @@ func TestFailuresBackOff(t *testing.T) {
 	if other := After(now, "other", 0, fails, Release{}, testNow, firstWait); other.Count != 1 || !other.Final || !strings.HasPrefix(other.Message, "Given up after one try. ") {
 		t.Errorf("without a second try: %+v", other)
 	}
-	if final := After(Tries{}, "key", defaultBackOff, &helmjob.Result{Reason: helmjob.InvalidValues}, Release{}, testNow, firstWait); !final.Final {
-		t.Error("what cannot succeed is tried again")
-	}
+	testenv.True(t, After(Tries{}, "key", defaultBackOff, &helmjob.Result{Reason: helmjob.InvalidValues}, Release{}, testNow, firstWait).Final, "what cannot succeed is tried again")
 	if removal := After(Tries{}, uninstallKey, 0, &helmjob.Result{Reason: helmjob.UninstallFailed}, Release{}, testNow, firstWait); removal.Final {
 		t.Error("a removal is not tried again")
 	}
 }
 
-func TestClip(t *testing.T) {
+func TestLongMessageIsClippedBetweenRunes(t *testing.T) {
 	long := strings.Repeat("ä", maxMessage)
 	if got := clip(long); len(got) > maxMessage+len("…") || !strings.HasSuffix(got, "ä…") {
 		t.Errorf("%d bytes, ending in %q", len(got), got[len(got)-8:])
 	}
-	if clip("short") != "short" {
-		t.Error("a short message was changed")
-	}
+	testenv.Equal(t, clip("short"), "short", "a short message was changed:")
 }

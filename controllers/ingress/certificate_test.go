@@ -30,9 +30,7 @@ func (b bed) defaultCertificate() *corev1.Secret {
 func TestDefaultCertificateIsKept(t *testing.T) {
 	run(t, func(b bed) {
 		b.settle()
-		if b.defaultCertificate() != nil {
-			t.Error("there is a default certificate without an Ingress")
-		}
+		testenv.True(t, b.defaultCertificate() == nil, "there is a default certificate without an Ingress")
 		b.create(web())
 		b.settle()
 		first := b.defaultCertificate()
@@ -54,9 +52,7 @@ func TestDefaultCertificateIsKept(t *testing.T) {
 		}
 		time.Sleep(8 * 365 * 24 * time.Hour)
 		wake()
-		if now := b.defaultCertificate(); string(now.Data[corev1.TLSCertKey]) != string(first.Data[corev1.TLSCertKey]) {
-			t.Error("it is another one after eight years")
-		}
+		testenv.True(t, string(b.defaultCertificate().Data[corev1.TLSCertKey]) == string(first.Data[corev1.TLSCertKey]), "it is another one after eight years")
 		time.Sleep(366 * 24 * time.Hour)
 		wake()
 		now := b.defaultCertificate()
@@ -85,9 +81,7 @@ func TestDefaultCertificateOfAUser(t *testing.T) {
 				testenv.Must(b.client.CoreV1().Secrets("kube-system").Create(b.Context(), foreign, metav1.CreateOptions{}))(t)
 				b.create(web())
 				b.settle()
-				if now := b.defaultCertificate(); string(now.Data[corev1.TLSCertKey]) != string(foreign.Data[corev1.TLSCertKey]) {
-					t.Error("it was changed")
-				}
+				testenv.True(t, string(b.defaultCertificate().Data[corev1.TLSCertKey]) == string(foreign.Data[corev1.TLSCertKey]), "it was changed")
 				if said := b.said(); c.want != "" && !strings.Contains(said, c.want) || c.want == "" && strings.Contains(said, "proxy makes") {
 					t.Errorf("events: %s", said)
 				}

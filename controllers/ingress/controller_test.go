@@ -143,8 +143,7 @@ func (b bed) service() *corev1.Service {
 }
 
 func (b bed) slices() string {
-	all, err := b.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).List(b.Context(), metav1.ListOptions{LabelSelector: labels.Everything().String()})
-	testenv.NoError(b, err)
+	all := testenv.Must(b.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).List(b.Context(), metav1.ListOptions{LabelSelector: labels.Everything().String()}))(b)
 	out := map[string]*discoveryv1.EndpointSlice{}
 	for i := range all.Items {
 		out[all.Items[i].Name] = &all.Items[i]
@@ -207,14 +206,10 @@ func TestServiceFollowsIngresses(t *testing.T) {
 
 		testenv.NoError(b, b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}))
 		time.Sleep(unusedFor - time.Minute)
-		if b.service() == nil {
-			t.Error("the Service has gone with its only Ingress, which may be replaced")
-		}
+		testenv.True(t, b.service() != nil, "the Service has gone with its only Ingress, which may be replaced")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if b.service() != nil {
-			t.Error("the Service is still there")
-		}
+		testenv.True(t, b.service() == nil, "the Service is still there")
 	})
 }
 

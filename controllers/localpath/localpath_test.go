@@ -164,7 +164,7 @@ func (f *fixture) run(t *testing.T) {
 	t.Cleanup(func() { cancel(); <-done })
 }
 
-func TestProvision(t *testing.T) {
+func TestProvisionMakesFolderOrSaysWhyNot(t *testing.T) {
 	f := newFixture(t, "n1")
 	pv, err := f.provision(t, claim(), nil, "n1")
 	testenv.NoError(t, err)
@@ -209,7 +209,7 @@ func TestProvision(t *testing.T) {
 	}
 }
 
-func TestDelete(t *testing.T) {
+func TestDeleteWaitsForUnreachableNode(t *testing.T) {
 	f := newFixture(t, "n1")
 	pv := f.made(t)
 	testenv.NoError(t, f.delete(t, pv))
@@ -349,9 +349,7 @@ func TestRetainedVolumeKeepsItsDirectory(t *testing.T) {
 			return err
 		})
 	}
-	if got, err := volumes.Get(t.Context(), "other", metav1.GetOptions{}); err != nil || len(got.Finalizers) != 2 {
-		t.Errorf("another provisioner's volume: %+v, %v", got, err)
-	}
+	testenv.Equal(t, len(testenv.Must(volumes.Get(t.Context(), "other", metav1.GetOptions{}))(t).Finalizers), 2, "another provisioner's volume:")
 	released := pv.DeepCopy()
 	released.Finalizers, released.Status.Phase = nil, corev1.VolumeReleased
 	if _, change := finalizersOf(released); change {
@@ -359,7 +357,7 @@ func TestRetainedVolumeKeepsItsDirectory(t *testing.T) {
 	}
 }
 
-func TestExpand(t *testing.T) {
+func TestExpandIsRefusedBeyondFreeSpace(t *testing.T) {
 	f := newFixture(t, "n1")
 	spec := volume.NewSpecFromPersistentVolume(f.made(t), false)
 	from := resource.MustParse("5Mi")
@@ -369,8 +367,9 @@ func TestExpand(t *testing.T) {
 	testenv.WantError(t, testenv.Err(f.ExpandVolumeDevice(spec, resource.MustParse("2Gi"), from)), "1.0 GiB left in /storage")
 }
 
-// TestQuota: a volume that its node's filesystem limits says so, and its limit grows with it.
-func TestQuota(t *testing.T) {
+// TestQuotaIsAnnotatedAndGrowsWithItsVolume: a volume that its node's filesystem limits says so, and its limit grows
+// with it.
+func TestQuotaIsAnnotatedAndGrowsWithItsVolume(t *testing.T) {
 	f := newFixture(t, "n1")
 	if pv := f.made(t); pv.Annotations[QuotaAnnotation] != "" {
 		t.Errorf("a volume without a limit says that it has one: %v", pv.Annotations)

@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-func TestRefusals(t *testing.T) {
+func TestRefusalsAreForgottenAndBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := NewRefusals(time.Now)
 		expectRefusal := func(claim types.UID, node string, want time.Duration, lately bool) {

@@ -295,14 +295,10 @@ func TestPlacesText(t *testing.T) {
 	places := []addressPort{at("10.0.0.2", "80/TCP"), at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP"),
 		at("10.0.0.3", "443/UDP"), at("fd00::1", "80/TCP")}
 	text := addressPortsText(places)
-	if want := "443/TCP,80/TCP at 10.0.0.1; 443/UDP at 10.0.0.3; 80/TCP at 10.0.0.2,fd00::1"; text != want {
-		t.Errorf("got %q, want %q", text, want)
-	}
+	testenv.Equal(t, text, "443/TCP,80/TCP at 10.0.0.1; 443/UDP at 10.0.0.3; 80/TCP at 10.0.0.2,fd00::1", "")
 	got := parseAddressPorts(text)
 	for _, p := range places {
-		if !slices.Contains(got, p) {
-			t.Errorf("%v is lost: %v", p, got)
-		}
+		testenv.True(t, slices.Contains(got, p), "%v is lost: %v", p, got)
 	}
 	if len(got) != len(places) || len(parseAddressPorts("")) != 0 ||
 		len(parseAddressPorts("nonsense at 10.0.0.1; 80 at x; 99999/TCP at 10.0.0.1")) != 0 {

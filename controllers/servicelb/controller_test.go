@@ -59,7 +59,7 @@ func awaitAddresses(t *testing.T, client *fake.Clientset, service, want string) 
 	})
 }
 
-func TestController(t *testing.T) {
+func TestControllerPublishesAddressesAndConflicts(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	ctx := t.Context()
 	client := fake.NewClientset(testService("web", 0), testNode("a", "10.0.0.1"), testNode("b", "10.0.0.2"))
@@ -88,19 +88,14 @@ func TestController(t *testing.T) {
 
 	_, stop = run(t, client, true)
 	awaitAddresses(t, client, "late", "none")
-	s, err := client.CoreV1().Services("default").Get(ctx, "late", metav1.GetOptions{})
-	if err != nil || len(s.Status.Conditions) != 0 {
-		t.Errorf("switched off: %v, %v", s.Status.Conditions, err)
-	}
+	testenv.Equal(t, len(testenv.Must(client.CoreV1().Services("default").Get(ctx, "late", metav1.GetOptions{}))(t).Status.Conditions), 0, "switched off:")
 	stop()
 }
 
 func TestHeartbeatsWakeNoController(t *testing.T) {
 	old, now := testNode("a", "10.0.0.1"), testNode("a", "10.0.0.1")
 	now.Status.Conditions[0].LastHeartbeatTime = metav1.NewTime(epoch)
-	if nodeMatters(old, now) {
-		t.Error("a heartbeat matters")
-	}
+	testenv.False(t, nodeMatters(old, now), "a heartbeat matters")
 	if !nodeMatters(old, ready(now.DeepCopy(), false)) || !nodeMatters(old, with(now.DeepCopy(), NodeLabel, "true")) || !nodeMatters(old, testNode("a", "10.0.0.3")) {
 		t.Error("a change does not matter")
 	}
@@ -110,9 +105,7 @@ func TestHeartbeatsWakeNoController(t *testing.T) {
 	}
 	ended := pod.DeepCopy()
 	ended.Status.Phase = corev1.PodSucceeded
-	if !podMatters(pod, ended) {
-		t.Error("a pod that has ended does not matter")
-	}
+	testenv.True(t, podMatters(pod, ended), "a pod that has ended does not matter")
 }
 
 // awaitHolder waits until the cluster says that a node answers for an address, and "" that nobody does.

@@ -127,9 +127,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 	awaitAddresses(t, client, "web", "none")
 	stop()
 	definition := testenv.Must(addresspool.Kind().Read())(t)
-	if _, err := objects.Resource(definitions).Get(ctx, definition.GetName(), metav1.GetOptions{}); err != nil {
-		t.Errorf("the definition went, and the pool with it: %v", err)
-	}
+	testenv.Check(t, testenv.Err(objects.Resource(definitions).Get(ctx, definition.GetName(), metav1.GetOptions{})), "the definition went, and the pool with it")
 	testenv.NoError(t, pools.Delete(ctx, "office", metav1.DeleteOptions{}))
 	_, stop = run(t, client, true, with)
 	testenv.Eventually(t, 2*time.Minute, "the definition goes", func() error {

@@ -149,7 +149,7 @@ func TestPlansArePeaceful(t *testing.T) {
 	}
 }
 
-func TestAssign(t *testing.T) {
+func TestHolderIsReplacedOnlyWhenUnresponsive(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
 	both := map[netip.Addr][]string{a: {"m", "n"}, b: {"m", "n"}}
 	silent := map[string]bool{}
@@ -186,13 +186,9 @@ func TestTakersProve(t *testing.T) {
 	alive := func(n string) bool { return n != dead }
 	used := map[netip.Addr]string{a: "02:00:00:00:00:01"}
 	first := Assign(loadbalancer.Record{}, 7, both, alive, said{})
-	if !first[a].New {
-		t.Errorf("nobody has answered for it: %v", first)
-	}
+	testenv.True(t, first[a].New, "nobody has answered for it: %v", first)
 	stays := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 6}})
-	if stays[a] != first[a] {
-		t.Errorf("what was proven is another holding: %v", stays)
-	}
+	testenv.True(t, stays[a] == first[a], "what was proven is another holding: %v", stays)
 	proven := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 7}})
 	if !proven[a].Same(first[a]) || proven[a].New {
 		t.Errorf("%v was proven, and is %v", first, proven)
@@ -217,7 +213,7 @@ func TestTakersProve(t *testing.T) {
 	}
 }
 
-func TestCandidates(t *testing.T) {
+func TestCandidatesAreOnTheNetworkAndHaveEndpoints(t *testing.T) {
 	m, n, far := testNode("m", "10.0.0.1"), testNode("n", "10.0.0.2"), testNode("far", "10.1.0.2")
 	for _, x := range []*corev1.Node{m, n} {
 		x.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24,fd00::/64"}
@@ -231,7 +227,7 @@ func TestCandidates(t *testing.T) {
 	}
 }
 
-func TestRanges(t *testing.T) {
+func TestAddressRangesAreParsed(t *testing.T) {
 	for in, want := range map[string]string{
 		"10.0.0.5": "10.0.0.5-10.0.0.5", "10.0.0.5-10.0.0.9": "10.0.0.5-10.0.0.9", "10.0.0.5 - 10.0.0.9": "10.0.0.5-10.0.0.9", "10.0.0.8/30": "10.0.0.9-10.0.0.10",
 		"10.0.0.8/31": "10.0.0.8-10.0.0.9", "fd00::/126": "fd00::-fd00::3", "10.0.0.9-10.0.0.5": "", "10.0.0.5-fd00::1": "", "x": "", "10.0.0.0/33": "",

@@ -83,9 +83,7 @@ func TestGivenUpByOneThatCannotBeWritten(t *testing.T) {
 				storing(s, c.refusesPatches)
 			}
 			has, opened := ingressText(web.Status.LoadBalancer), meta.FindStatusCondition(ports.Status.Conditions, NodePortCondition) == nil
-			if want := map[bool]string{false: "10.0.0.1 10.0.0.2", true: "none"}[c.refusesPatches]; has != want {
-				t.Errorf("who waited for the port has %s, want %s", has, want)
-			}
+			testenv.Equal(t, has, map[bool]string{false: "10.0.0.1 10.0.0.2", true: "none"}[c.refusesPatches], "who waited for the port has")
 			if held := slices.Contains(loadbalancer.Held(other), loadbalancer.PortOf(corev1.ProtocolTCP, 30080)); opened == held || opened == c.refusesPatches {
 				t.Errorf("the node port is opened: %v; the proxies read that it is taken: %v", opened, held)
 			}
@@ -123,9 +121,7 @@ func TestAddressGivenUpByOneThatCannotBeWritten(t *testing.T) {
 			storing(s, refusesPatches)
 		}
 		has := ingressText(web.Status.LoadBalancer)
-		if want := map[bool]string{false: "10.0.0.200", true: "none"}[refusesPatches]; has != want {
-			t.Errorf("who waited for the address has %s, want %s", has, want)
-		}
+		testenv.Equal(t, has, map[bool]string{false: "10.0.0.200", true: "none"}[refusesPatches], "who waited for the address has")
 		other.Spec, other.Annotations = small.Spec, nil
 		storing(s, false)
 		if got := ingressText(web.Status.LoadBalancer); got != has {
@@ -151,9 +147,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 	_, stop := run(t, client, false)
 	defer stop()
 	awaitAddresses(t, client, "old", "10.0.0.1")
-	if patched.Load() {
-		t.Error("a status that could be written was patched")
-	}
+	testenv.False(t, patched.Load(), "a status that could be written was patched")
 	services := client.CoreV1().Services("default")
 	full.Store(true)
 	testenv.Must(services.Create(t.Context(), testService("web", 1), metav1.CreateOptions{}))(t)
@@ -186,9 +180,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 func TestShrunkStatusKeepsTheRest(t *testing.T) {
 	s := testService("web", 0, onPorts("443/TCP", "80/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
 	s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: KeptCondition, Message: "443/TCP,80/TCP at 10.0.0.3"})
-	if StatusWithoutReleased(s, Allocation{}) != nil {
-		t.Error("it has given up nothing, and is shrunk")
-	}
+	testenv.True(t, StatusWithoutReleased(s, Allocation{}) == nil, "it has given up nothing, and is shrunk")
 	for _, c := range []struct {
 		released []addressPort
 		want     string

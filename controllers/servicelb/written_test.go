@@ -134,9 +134,7 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 			testenv.Equal(t, ingressText(s.Status.LoadBalancer), want, "%s has", name)
 		}
 	}
-	if len(c.unsure) > 0 {
-		t.Errorf("%v are asked for again and again", c.unsure)
-	}
+	testenv.True(t, len(c.unsure) == 0, "%v are asked for again and again", c.unsure)
 }
 
 func TestOwnWritesCountUntilTheCacheHasThem(t *testing.T) {
@@ -155,7 +153,5 @@ func TestOwnWritesCountUntilTheCacheHasThem(t *testing.T) {
 	if len(w) != 1 || w[key(cached[0])] == nil {
 		t.Errorf("%d are kept", len(w))
 	}
-	if cached[0].ResourceVersion != "99" {
-		t.Error("the cache's own list was changed")
-	}
+	testenv.Equal(t, cached[0].ResourceVersion, "99", "the cache's own list was changed:")
 }

@@ -81,9 +81,7 @@ func TestRunGivesUpOnAStuckComponent(t *testing.T) {
 		straggle(release)
 		return nil
 	})
-	if !errors.Is(err, ErrStragglers) {
-		t.Errorf("got %v", err)
-	}
+	testenv.ErrorIs(t, err, ErrStragglers)
 	_, _, err = start(t.Context(), Options{Config: nowhere})
 	testenv.WantError(t, err, "previous term")
 	close(release)
@@ -280,9 +278,7 @@ func TestListenersBuffersBeginEmpty(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		factory.StartWithContext(ctx)
 		synctest.Wait()
-		if seen != pods {
-			t.Errorf("the handler has seen %d of %d pods", seen, pods)
-		}
+		testenv.True(t, seen == pods, "the handler has seen %d of %d pods", seen, pods)
 		cancel()
 		factory.Shutdown()
 	})

@@ -36,7 +36,7 @@ func withAnnotation(ing *networkingv1.Ingress, name, value string) *networkingv1
 	return ing
 }
 
-func TestOrders(t *testing.T) {
+func TestCertificatesAreOrderedForAnnotatedIngresses(t *testing.T) {
 	many := make([]string, mostNames+1)
 	for i := range many {
 		many[i] = fmt.Sprintf("h%d.example", i)
@@ -137,9 +137,7 @@ func TestSecretThatIsOrdered(t *testing.T) {
 	if len(all) != 1 || !strings.Contains(all[0].Message, "--ingress-acme-email") {
 		t.Errorf("findings without an account: %v", all)
 	}
-	if keys := desired(t, s).Sections; keys[table.ChallengesKey("web.example")] != nil {
-		t.Error("challenges are answered without an account")
-	}
+	testenv.True(t, desired(t, s).Sections[table.ChallengesKey("web.example")] == nil, "challenges are answered without an account")
 }
 
 // TestPathsOfChallenges: another solver's Ingress is served as it is, whatever redirects, restricts or authenticates

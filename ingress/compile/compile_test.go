@@ -187,7 +187,7 @@ func TestClassesOfOthers(t *testing.T) {
 	}
 }
 
-func TestCertificates(t *testing.T) {
+func TestCertificatesAreMatchedToHosts(t *testing.T) {
 	secret := func(data map[string][]byte) *corev1.Secret { return &corev1.Secret{Data: data} }
 	good, wild := tlsSecret(t, "h.example"), tlsSecret(t, "*.G.example")
 	for _, c := range []struct {
@@ -223,9 +223,7 @@ func TestCertificates(t *testing.T) {
 			if got := h.Certificate == table.CertificateKey("a", "s"); got != c.want {
 				t.Errorf("the host has the certificate %q", h.Certificate)
 			}
-			if !r.Wanted[name] {
-				t.Error("the Secret is not asked for")
-			}
+			testenv.True(t, r.Wanted[name], "the Secret is not asked for")
 			testenv.Equal(t, findings(r), c.findings, "findings:")
 		})
 	}
@@ -234,8 +232,7 @@ func TestCertificates(t *testing.T) {
 // keyPair is a certificate with its key, in PEM.
 func keyPair(t *testing.T, hosts ...string) (chain, key []byte) {
 	t.Helper()
-	ca, err := testca.New(t.TempDir())
-	testenv.NoError(t, err)
+	ca := testenv.Must(testca.New(t.TempDir()))(t)
 	files, err := ca.Issue("leaf", hosts...)
 	testenv.NoError(t, err)
 	if chain, err = os.ReadFile(files.Cert); err == nil {

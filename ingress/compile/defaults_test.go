@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// TestDefaults: what the ConfigMap says holds for an Ingress that does not say it itself.
-func TestDefaults(t *testing.T) {
+// TestDefaultsOfConfigMapHoldForIngresses: what the ConfigMap says holds for an Ingress that does not say it itself.
+func TestDefaultsOfConfigMapHoldForIngresses(t *testing.T) {
 	type keys = map[string]string
 	trusted := Rules{TrustedProxies: []string{"192.0.2.0/24"}, ProxyProtocol: true}
 	const refused = `"refused"`

@@ -14,12 +14,8 @@ import (
 
 // TestDocumentationHasAllAnnotations compares the tables of docs/ingress-nginx.md with Annotations and ConfigKeys.
 func TestDocumentationHasAllAnnotations(t *testing.T) {
-	if !slices.IsSortedFunc(Annotations, func(a, b Annotation) int { return strings.Compare(a.Name, b.Name) }) {
-		t.Error("the annotations are not in the order of their names")
-	}
-	if !slices.IsSortedFunc(ConfigKeys, func(a, b ConfigKey) int { return strings.Compare(a.Name, b.Name) }) {
-		t.Error("the keys are not in the order of their names")
-	}
+	testenv.True(t, slices.IsSortedFunc(Annotations, func(a, b Annotation) int { return strings.Compare(a.Name, b.Name) }), "the annotations are not in the order of their names")
+	testenv.True(t, slices.IsSortedFunc(ConfigKeys, func(a, b ConfigKey) int { return strings.Compare(a.Name, b.Name) }), "the keys are not in the order of their names")
 	var want strings.Builder
 	want.WriteString("\n| annotation | support | |\n| --- | --- | --- |\n")
 	for _, a := range Annotations {

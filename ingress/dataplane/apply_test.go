@@ -77,13 +77,9 @@ func TestTurnsFollowWeights(t *testing.T) {
 		t.Errorf("of 1000 requests the weights 90, 0, 10 gave %d, %d, %d", count[&r.backends[0]], count[&r.backends[1]], n)
 	}
 	single := &pool{backends: []backend{{}}}
-	if single.choose() == nil {
-		t.Error("a single backend without a weight gets nothing")
-	}
+	testenv.True(t, single.choose() != nil, "a single backend without a weight gets nothing")
 	none := &pool{backends: []backend{{}, {}}}
-	if none.choose() != nil {
-		t.Error("backends of weight 0 get requests")
-	}
+	testenv.True(t, none.choose() == nil, "backends of weight 0 get requests")
 }
 
 func TestChangeOfEndpointsKeepsRoutes(t *testing.T) {
@@ -95,9 +91,7 @@ func TestChangeOfEndpointsKeepsRoutes(t *testing.T) {
 	r := routeOf(p, "s", "a", "/")
 	kept := r.backends[0].endpoints.all()[1]
 	p.Apply([]table.Change{section(t, service("b/").Key(), table.Endpoints{Addresses: []string{"10.0.0.2:80", "10.0.0.3:80"}})})
-	if routeOf(p, "s", "a", "/") != r {
-		t.Error("the route was built again")
-	}
+	testenv.Equal(t, routeOf(p, "s", "a", "/"), r, "the route was built again:")
 	if list := r.backends[0].endpoints.all(); len(list) != 2 || list[0] != kept || list[1].address != "10.0.0.3:80" {
 		t.Errorf("the endpoints are %v", list)
 	}
@@ -139,9 +133,7 @@ func TestProblemsOfSections(t *testing.T) {
 			t.Errorf("the problem of %s is %q, want %q in it", key, problems[key], want)
 		}
 	}
-	if len(problems) != len(wants) {
-		t.Errorf("%d problems, want %d: %v", len(problems), len(wants), problems)
-	}
+	testenv.True(t, len(problems) == len(wants), "%d problems, want %d: %v", len(problems), len(wants), problems)
 	for _, name := range []string{"odd", "newer", "text"} {
 		if r := routeOf(p, "s", name, "/x"); r == nil || r.refused == "" {
 			t.Errorf("the host %s is not closed", name)
@@ -150,9 +142,7 @@ func TestProblemsOfSections(t *testing.T) {
 	if list := p.endpoints[service("b/").Key()].all(); len(list) != 1 {
 		t.Errorf("%d endpoints, want the one that may be dialled", len(list))
 	}
-	if len(p.current.Load().trusted) != 1 {
-		t.Error("the good network of trusted proxies is lost")
-	}
+	testenv.Equal(t, len(p.current.Load().trusted), 1, "the good network of trusted proxies is lost:")
 	problems = p.Replace(table.Sections{})
 	if len(problems) != 0 || len(p.endpoints) != 0 || len(p.certificates) != 1 { // the default one
 		t.Errorf("an empty table leaves %v, %d sets, %d certificates", problems, len(p.endpoints), len(p.certificates))

@@ -105,23 +105,15 @@ func TestDefaultCertificate(t *testing.T) {
 		return encoded(conn.ConnectionState().PeerCertificates[0])
 	}
 	for _, name := range []string{"lost.example", "unknown.example", ""} {
-		if shown(name) != standard.Chain {
-			t.Errorf("the host %q has another certificate", name)
-		}
+		testenv.True(t, shown(name) == standard.Chain, "the host %q has another certificate", name)
 	}
 	p.Apply([]table.Change{{Key: table.HostKey(table.SiteIngress, "lost.example")}, {Key: table.DefaultCertificate}})
-	if own := shown(""); own == standard.Chain {
-		t.Error("the table's default certificate is served after it has gone")
-	}
+	testenv.True(t, shown("") != standard.Chain, "the table's default certificate is served after it has gone")
 	other := pemCertificate(t)
 	p.Apply([]table.Change{section(t, table.DefaultCertificate, other)})
-	if shown("") != other.Chain {
-		t.Error("another default certificate is not served")
-	}
+	testenv.Equal(t, shown(""), other.Chain, "another default certificate is not served:")
 	p.Apply([]table.Change{section(t, table.DefaultCertificate, table.Certificate{Chain: "none"})})
-	if own := shown(""); own == other.Chain {
-		t.Error("a default certificate that cannot be used leaves the one before")
-	}
+	testenv.True(t, shown("") != other.Chain, "a default certificate that cannot be used leaves the one before")
 }
 
 func encoded(c *x509.Certificate) string {

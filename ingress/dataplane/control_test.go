@@ -70,9 +70,7 @@ func TestFirstCommitReplacesTheTableAndLaterOnesChangeIt(t *testing.T) {
 	if hasHost(p, "a") || hostOf(p, "s", "b") != kept {
 		t.Error("a new agent's first commit does not replace the table, or builds again what is equal")
 	}
-	if len(answer.Problems) != 1 {
-		t.Errorf("answered with %v, want one problem", answer)
-	}
+	testenv.True(t, len(answer.Problems) == 1, "answered with %v, want one problem", answer)
 	if _, err := one.r.ReadByte(); err != io.EOF {
 		t.Errorf("the first agent's connection: %v, want its end", err)
 	}

@@ -80,9 +80,7 @@ func TestMirrorsGetCopies(t *testing.T) {
 		testenv.Equal(t, body(t, res), "b /new/up", "a POST is answered with")
 		want := fmt.Sprintf("%d %x <nil>", len(text), sum[:4])
 		for _, got := range []string{receive1(t, gotOne), receive1(t, gotTwo)} {
-			if !strings.HasSuffix(got, want) {
-				t.Errorf("a mirror gets %q, want %q", got, want)
-			}
+			testenv.True(t, strings.HasSuffix(got, want), "a mirror gets %q, want %q", got, want)
 		}
 	}
 	waitUntil(t, "nothing is held", func() bool { return f.mirrors.Load() == 0 && f.mirrorMemory.Load() == 0 })
@@ -138,13 +136,9 @@ func TestStuckMirrorsCostNothing(t *testing.T) {
 		}
 	}
 	for _, n := range sizes {
-		if n > maxMirrorMemory {
-			t.Errorf("%d bytes are held for mirrors", n)
-		}
+		testenv.True(t, n <= maxMirrorMemory, "%d bytes are held for mirrors", n)
 	}
-	if n := f.Stats().MirrorsDropped.Load(); n == 0 {
-		t.Error("of 200 requests to a mirror that hangs all are held")
-	}
+	testenv.True(t, f.Stats().MirrorsDropped.Load() != 0, "of 200 requests to a mirror that hangs all are held")
 	begin := time.Now()
 	f.stop()
 	if took := time.Since(begin); took > patience {

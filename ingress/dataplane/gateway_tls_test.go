@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -163,12 +162,8 @@ func TestMisdirectedRequests(t *testing.T) {
 		}
 	}
 	f.Apply([]table.Change{section(t, table.SiteKey("s"), table.Site{TLS: true, Listeners: []string{"*.wildcard.org"}})})
-	if _, err := f.asks(t, "http1", "example.org", nil).Get("https://example.org/"); !errors.Is(err, io.EOF) {
-		t.Errorf("a handshake for a name of no listener: %v, want the end of the connection", err)
-	}
-	if _, err := f.asks(t, "http1", "x.wildcard.org", nil).Get("https://x.wildcard.org/"); err != nil {
-		t.Errorf("a handshake for a listener's name: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(f.asks(t, "http1", "example.org", nil).Get("https://example.org/")), io.EOF, "a handshake for a name of no listener")
+	testenv.Check(t, testenv.Err(f.asks(t, "http1", "x.wildcard.org", nil).Get("https://x.wildcard.org/")), "a handshake for a listener's name")
 }
 
 // tlsEcho accepts TLS connections with a certificate for "backend", sends its name and what it gets, and says so when a
@@ -224,9 +219,7 @@ func TestStreamsPassTLSThrough(t *testing.T) {
 		_ = conn.Close()
 		waitUntil(t, "the tunnel ends", func() bool { return f.Stats().Tunnels.Load() == 0 })
 	}
-	if _, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "none.example", InsecureSkipVerify: true}); err == nil {
-		t.Error("a stream without a backend is taken")
-	}
+	testenv.Fails(t, testenv.Err(tls.Dial("tcp", f.https, &tls.Config{ServerName: "none.example", InsecureSkipVerify: true})), "a stream without a backend is taken")
 	if got, err := f.asks(t, "h2", "web.example", nil).Get("https://web.example/"); err != nil || body(t, got) != "web /" {
 		t.Errorf("another host of the port is not served: %v", err)
 	}
@@ -308,9 +301,7 @@ func TestStreamsEndTLS(t *testing.T) {
 	for _, with := range [][]tls.Certificate{nil, {friend}} {
 		conn := testenv.Must(tls.Dial("tcp", f.https, &tls.Config{ServerName: "plain.example", RootCAs: roots, Certificates: with}))(t)
 		got, _ := converse(t, conn, "hello")
-		if (got == "helloend") != (with != nil) {
-			t.Errorf("with %d certificates the answer is %q", len(with), got)
-		}
+		testenv.True(t, (got == "helloend") == (with != nil), "with %d certificates the answer is %q", len(with), got)
 		_ = conn.Close()
 	}
 }
@@ -326,9 +317,7 @@ func TestStreamsAreBoundedAndDrained(t *testing.T) {
 		defer conn.Close()
 		open = append(open, conn)
 	}
-	if _, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "a", InsecureSkipVerify: true}); err == nil {
-		t.Error("a third connection is taken")
-	}
+	testenv.Fails(t, testenv.Err(tls.Dial("tcp", f.https, &tls.Config{ServerName: "a", InsecureSkipVerify: true})), "a third connection is taken")
 	_ = open[0].Close()
 	waitUntil(t, "a connection may be made again", func() bool {
 		conn, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "a", InsecureSkipVerify: true})

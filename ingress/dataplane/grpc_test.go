@@ -35,9 +35,7 @@ func TestGRPCPassesThroughTLS(t *testing.T) {
 	t.Cleanup(func() { _ = conn.Close() })
 	c := grpc_health_v1.NewHealthClient(conn)
 	ctx := context.Background()
-	if res, err := c.Check(ctx, &grpc_health_v1.HealthCheckRequest{}); err != nil || res.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-		t.Errorf("Check: %v, %v", res, err)
-	}
+	testenv.Equal(t, testenv.Must(c.Check(ctx, &grpc_health_v1.HealthCheckRequest{}))(t).GetStatus(), grpc_health_v1.HealthCheckResponse_SERVING, "Check:")
 	if _, err := c.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: "unknown"}); status.Code(err) != codes.NotFound {
 		t.Errorf("Check of an unknown service: %v, want NotFound", err)
 	}

@@ -108,9 +108,7 @@ func TestLoopsEnd(t *testing.T) {
 	exchanged{url: "http://loop.example/", status: 508}.check(t, f)
 	exchanged{url: "http://auth.example/", status: 500}.check(t, f)
 	got := exchangeRaw(t, f.http, "GET / HTTP/1.1\r\nHost: loop.example\r\nConnection: close, Upgrade, X-Coracle-Hops\r\nUpgrade: websocket\r\nX-Coracle-Hops: -1\r\n\r\n")
-	if !strings.HasPrefix(got, "HTTP/1.1 508") {
-		t.Errorf("a websocket: %q", got)
-	}
+	testenv.True(t, strings.HasPrefix(got, "HTTP/1.1 508"), "a websocket: %q", got)
 	if n := f.stats.Requests[5].Load(); n > 3*maxHops+3 {
 		t.Errorf("three requests became %d", n)
 	}
@@ -147,9 +145,7 @@ func TestGuessesAtOneTenantsDelayNoOther(t *testing.T) {
 	}
 	for place := 1; ; place++ {
 		if <-done == "b" {
-			if place > flood/2 {
-				t.Errorf("the other tenant's is number %d", place)
-			}
+			testenv.True(t, place <= flood/2, "the other tenant's is number %d", place)
 			for ; place <= flood; place++ {
 				<-done
 			}
@@ -171,9 +167,7 @@ func TestLimitsCountMachines(t *testing.T) {
 			refused++
 		}
 	}
-	if refused == 0 {
-		t.Error("twenty addresses of one machine were all let in")
-	}
+	testenv.True(t, refused != 0, "twenty addresses of one machine were all let in")
 	if status, _ := statusOf(t, f, exchanged{url: "http://a/", headers: from("2001:db8:0:1::1")}); status != 200 {
 		t.Errorf("another machine is answered with %d", status)
 	}

@@ -199,9 +199,7 @@ func TestManyConnectionsHaveFewStreams(t *testing.T) {
 		if i == freeConnections {
 			want = fewStreams
 		}
-		if streams != want {
-			t.Errorf("connection %d may have %d requests at a time, want %d", i, streams, want)
-		}
+		testenv.True(t, streams == want, "connection %d may have %d requests at a time, want %d", i, streams, want)
 	}
 }
 

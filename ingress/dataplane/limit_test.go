@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestLimit(t *testing.T) {
+func TestConnectionsAreLimitedByAddressAndInAll(t *testing.T) {
 	l := limit{most: 4, of: map[netip.Addr]int{}}
 	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
 	for i, step := range []struct {
@@ -25,9 +25,7 @@ func TestLimit(t *testing.T) {
 		testenv.Equal(t, l.acquire(step.source), step.want, "connection %d from %s is taken:", i, step.source)
 	}
 	l.give(a)
-	if !l.acquire(b) {
-		t.Error("a place that was given back is not taken")
-	}
+	testenv.True(t, l.acquire(b), "a place that was given back is not taken")
 	for range 2 {
 		l.give(b)
 	}
@@ -84,9 +82,7 @@ func TestKeptConnectionClosesWithAResponse(t *testing.T) {
 		_ = res.Body.Close()
 		return res
 	}
-	if ask().Close {
-		t.Error("a response closes its connection before the handover")
-	}
+	testenv.False(t, ask().Close, "a response closes its connection before the handover")
 	cancel(ErrHandedOver)
 	waitUntil(t, "the socket is closed", func() bool {
 		conn, err := net.Dial("tcp", l.Addr().String())
@@ -95,9 +91,7 @@ func TestKeptConnectionClosesWithAResponse(t *testing.T) {
 		}
 		return err != nil
 	})
-	if !ask().Close {
-		t.Error("a response after the handover keeps its connection")
-	}
+	testenv.True(t, ask().Close, "a response after the handover keeps its connection")
 	testenv.Must(io.WriteString(tunnel, "twelve bytes"))(t)
 	expect(t, answers, "twelve bytes")
 	select {

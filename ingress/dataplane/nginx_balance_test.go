@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestAffinity(t *testing.T) {
+func TestAffinityKeepsClientAtItsEndpoint(t *testing.T) {
 	a := annotations{"affinity": "cookie", "session-cookie-name": "at", "session-cookie-max-age": "60", "session-cookie-samesite": "Lax", "session-cookie-path": "/p",
 		"affinity-mode": "persistent"}
 	f, r := cluster{ingresses: []*networkingv1.Ingress{object("a/x", "nginx", a, "h/=w"), object("a/y", "nginx", annotations{"affinity": "ip"}, "g/=w"),
@@ -48,20 +48,14 @@ func TestAffinity(t *testing.T) {
 		}
 		seen[first] = true
 	}
-	if len(seen) < 2 {
-		t.Errorf("all clients went to %v", seen)
-	}
+	testenv.True(t, len(seen) >= 2, "all clients went to %v", seen)
 	one := map[string]bool{}
 	for range 10 {
 		_, got := get(t, client(t, f.http, "http1"), "http://k/?k=7")
 		one[got] = true
 	}
-	if len(one) != 1 {
-		t.Errorf("one key went to %v", one)
-	}
-	if !strings.Contains(reasons(r), "cookie alone") {
-		t.Error(reasons(r))
-	}
+	testenv.True(t, len(one) == 1, "one key went to %v", one)
+	testenv.Contains(t, reasons(r), "cookie alone", "")
 	exchanged{url: "http://g/", status: 503}.check(t, f)
 }
 
@@ -121,12 +115,10 @@ func TestRankMovesFewKeys(t *testing.T) {
 			t.Fatalf("the key %s went from %s to %s", key, was, is)
 		}
 	}
-	if s.rank("x", s.all(), now) != nil {
-		t.Error("an endpoint is tried twice")
-	}
+	testenv.True(t, s.rank("x", s.all(), now) == nil, "an endpoint is tried twice")
 }
 
-func TestCanary(t *testing.T) {
+func TestCanaryAnnotations(t *testing.T) {
 	main := object("a/main", "nginx", annotations{"whitelist-source-range": "127.0.0.1"}, "h/=main", "h/p=main")
 	header := func(name, value string) map[string]string { return map[string]string{name: value} }
 	canary := func(a annotations) annotations { return with(annotations{"canary": "true"}, a) }

@@ -112,7 +112,7 @@ func TestPathsOfClassNginx(t *testing.T) {
 	}, ""}})
 }
 
-func TestRedirects(t *testing.T) {
+func TestRedirectAnnotations(t *testing.T) {
 	one := func(a annotations) []*networkingv1.Ingress {
 		return []*networkingv1.Ingress{object("a/x", "nginx", a, "h.example/=w")}
 	}

@@ -41,9 +41,7 @@ func TestAnnotationSSLPassthrough(t *testing.T) {
 	}
 	exchanged{url: "http://guarded.example/", status: 503}.check(t, f)
 	exchanged{url: "http://part.example/x", status: 503}.check(t, f)
-	if _, err := tls.Dial("tcp", f.https, &tls.Config{ServerName: "guarded.example", InsecureSkipVerify: true}); err == nil {
-		t.Error("connections to a host with a restriction are passed on")
-	}
+	testenv.Fails(t, testenv.Err(tls.Dial("tcp", f.https, &tls.Config{ServerName: "guarded.example", InsecureSkipVerify: true})), "connections to a host with a restriction are passed on")
 	exchanged{url: "http://both.example/x", body: "web /x"}.check(t, f)
 	exchanged{url: "https://both.example/x", body: "web /x"}.check(t, f)
 	exchanged{url: "http://both.example/", status: 503}.check(t, f)
@@ -204,7 +202,5 @@ func TestAnnotationsAuthTLS(t *testing.T) {
 	}
 	testenv.Contains(t, reasons(r), "the Secret none does not exist", "no event says that a Secret is missing:")
 	f.Apply([]table.Change{section(t, table.AuthoritiesKey("secret", "a", "ca"), bad.section())})
-	if res, err := f.asks(t, "http1", "tls.example", &friend).Get("https://tls.example/on"); err != nil || res.StatusCode != http.StatusBadRequest {
-		t.Errorf("a certificate of authorities that were replaced: %v, %v", res, err)
-	}
+	testenv.Equal(t, testenv.Must(f.asks(t, "http1", "tls.example", &friend).Get("https://tls.example/on"))(t).StatusCode, http.StatusBadRequest, "a certificate of authorities that were replaced:")
 }

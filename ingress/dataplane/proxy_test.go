@@ -88,9 +88,7 @@ func TestForwardedHeaders(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.KindSettings, c.settings))...)
 			_, got, _ := strings.Cut(exchangeRaw(t, f.http, request), "\r\n\r\n")
-			if got != c.want {
-				t.Errorf("the backend saw\n%s, want\n%s", got, c.want)
-			}
+			testenv.Equal(t, got, c.want, "the backend saw:")
 		})
 	}
 }
@@ -145,7 +143,7 @@ func TestFailedConnectionsGoToAnotherEndpoint(t *testing.T) {
 	}
 }
 
-func TestTimeouts(t *testing.T) {
+func TestUnresponsiveBackendTimesOut(t *testing.T) {
 	const idle = standstill
 	release := make(chan struct{})
 	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
@@ -176,8 +174,7 @@ func TestTimeouts(t *testing.T) {
 		if status, text := get(t, c, url+"/silent"); status != http.StatusGatewayTimeout {
 			t.Errorf("a silent backend is answered with %d %q, want 504", status, text)
 		}
-		res, err := c.Get(url + "/half")
-		testenv.NoError(t, err)
+		res := testenv.Must(c.Get(url + "/half"))(t)
 		if text, err := io.ReadAll(res.Body); err == nil {
 			t.Errorf("a response that stops is read as whole: %q", text)
 		}
@@ -192,13 +189,11 @@ func TestTimeouts(t *testing.T) {
 			}
 			_ = pieces.Close()
 		}()
-		res, err = c.Post(url+"/", "text/plain", slow)
-		testenv.NoError(t, err)
+		res = testenv.Must(c.Post(url+"/", "text/plain", slow))(t)
 		testenv.Equal(t, body(t, res), "xxxxxx", "a slow body came back as")
 		never, stuck := io.Pipe()
 		defer stuck.Close()
-		res, err = c.Post(url+"/", "text/plain", never)
-		testenv.NoError(t, err)
+		res = testenv.Must(c.Post(url+"/", "text/plain", never))(t)
 		if _ = body(t, res); res.StatusCode != http.StatusRequestTimeout {
 			t.Errorf("a body that does not come is answered with %d, want 408", res.StatusCode)
 		}
@@ -375,18 +370,12 @@ func TestCertificatesAreChosenByServerName(t *testing.T) {
 	for name, want := range map[string]string{
 		"a.example.org": raw(exact), "A.Example.org": raw(exact), "b.example.org": raw(wild), "a.b.example.org": own, "none.example.org": own, "": own,
 	} {
-		if served(name) != want {
-			t.Errorf("%q gets another certificate", name)
-		}
+		testenv.True(t, served(name) == want, "%q gets another certificate", name)
 	}
 	renewed := pemCertificate(t)
 	f.Apply([]table.Change{section(t, table.CertificateKey("n", "exact"), renewed)})
-	if served("a.example.org") != raw(renewed) {
-		t.Error("the renewed certificate is not served")
-	}
-	if _, err := tls.Dial("tcp", f.https, &tls.Config{MaxVersion: tls.VersionTLS11, InsecureSkipVerify: true}); err == nil {
-		t.Error("TLS 1.1 is served")
-	}
+	testenv.Equal(t, served("a.example.org"), raw(renewed), "the renewed certificate is not served:")
+	testenv.Fails(t, testenv.Err(tls.Dial("tcp", f.https, &tls.Config{MaxVersion: tls.VersionTLS11, InsecureSkipVerify: true})), "TLS 1.1 is served")
 }
 
 func TestDrainWaitsForRequests(t *testing.T) {

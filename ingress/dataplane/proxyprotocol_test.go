@@ -115,9 +115,7 @@ func TestProxyProtocol(t *testing.T) {
 	}
 	if settings := (table.Settings{TrustedProxies: behindProxy.TrustedProxies}); true {
 		f := proxied(t, Options{}, settings)
-		if got, err := ask(t, "127.0.0.1", f.http, "PROXY TCP4 203.0.113.7 127.0.0.1 4386 80\r\n", false); err != nil || got != "400" {
-			t.Errorf("a header where none is asked for: %q, %v", got, err)
-		}
+		testenv.Equal(t, testenv.Must(ask(t, "127.0.0.1", f.http, "PROXY TCP4 203.0.113.7 127.0.0.1 4386 80\r\n", false))(t), "400", "a header where none is asked for:")
 	}
 }
 
@@ -172,9 +170,7 @@ func TestProxyProtocolLimits(t *testing.T) {
 	}
 	open(1)
 	first, ok := open(1)
-	if !ok {
-		t.Error("a client does not get half of the connections")
-	}
+	testenv.True(t, ok, "a client does not get half of the connections")
 	if _, ok := open(1); ok {
 		t.Error("a client gets more than half")
 	}

@@ -60,8 +60,7 @@ func dialWebsocket(t testing.TB, f *fixture, secure bool, late string) (net.Conn
 	t.Cleanup(func() { _ = conn.Close() })
 	testenv.Must(io.WriteString(conn, handshake+late))(t)
 	r := bufio.NewReader(conn)
-	res, err := http.ReadResponse(r, nil)
-	testenv.NoError(t, err)
+	res := testenv.Must(http.ReadResponse(r, nil))(t)
 	if res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Sec-Websocket-Accept") != "x" || res.Header.Get("Upgrade") != "websocket" {
 		t.Fatalf("the handshake is answered with %s %v", res.Status, res.Header)
 	}

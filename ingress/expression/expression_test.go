@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestCompile(t *testing.T) {
+func TestCostlyExpressionsAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		text string
 		good bool
@@ -33,7 +33,7 @@ func TestCompile(t *testing.T) {
 	}
 }
 
-func TestPrefix(t *testing.T) {
+func TestPrefixMatchesFromTheBeginning(t *testing.T) {
 	for _, c := range []struct {
 		text  string
 		fold  bool

@@ -38,8 +38,8 @@ func worlds(t testing.TB) map[string]string {
 	return out
 }
 
-// TestDesired compares what follows from the objects of testdata/NAME.yaml with testdata/NAME.txt.
-func TestDesired(t *testing.T) {
+// TestDesiredFollowsObjects compares what follows from the objects of testdata/NAME.yaml with testdata/NAME.txt.
+func TestDesiredFollowsObjects(t *testing.T) {
 	for name, objects := range worlds(t) {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			got := summary(t, load(t, objects).settle(t))
@@ -104,14 +104,10 @@ func TestObjectsAreNotChanged(t *testing.T) {
 		w.settle(t)
 		same.write(must(t, w.State))
 		for i := range w.Gateways {
-			if !reflect.DeepEqual(w.Gateways[i].Spec, same.Gateways[i].Spec) {
-				t.Errorf("%s: a Gateway's spec is another after compiling", name)
-			}
+			testenv.True(t, reflect.DeepEqual(w.Gateways[i].Spec, same.Gateways[i].Spec), "%s: a Gateway's spec is another after compiling", name)
 		}
 		before := text(t, must(t, w.State))
-		if after := text(t, must(t, w.State)); before != after {
-			t.Errorf("%s: the second result is another", name)
-		}
+		testenv.Equal(t, text(t, must(t, w.State)), before, "%s: the second result is another:", name)
 	}
 }
 
@@ -147,9 +143,7 @@ func TestEntriesOfOtherControllersStay(t *testing.T) {
 	}
 	w.Gateways = nil
 	got = must(t, w.State).HTTPRouteStatus[nameOf(w.HTTPRoutes[0])].Parents
-	if !reflect.DeepEqual(got, []gatewayv1.RouteParentStatus{foreignStatus}) {
-		t.Errorf("without the Gateway the parents are %+v; want the other controller's alone", got)
-	}
+	testenv.True(t, reflect.DeepEqual(got, []gatewayv1.RouteParentStatus{foreignStatus}), "without the Gateway the parents are %+v; want the other controller's alone", got)
 	w.HTTPRoutes[0].Status.Parents = got
 	if r := must(t, w.State); len(r.HTTPRouteStatus) != 0 {
 		t.Errorf("a route that does not concern this controller has the status %+v", r.HTTPRouteStatus)
@@ -193,15 +187,11 @@ func TestConditionsThatHoldNoMoreGo(t *testing.T) {
 	}
 	w.Gateways[0].Status.Conditions = append(w.Gateways[0].Status.Conditions, metav1.Condition{Type: "other.example/Own", Status: metav1.ConditionTrue})
 	w.Gateways[0].Spec.TLS = nil
-	if has(w.Gateways[0], insecure) {
-		t.Errorf("the condition %s stays without a cause", insecure)
-	}
-	if !has(w.Gateways[0], "other.example/Own") {
-		t.Error("a condition of another controller is gone")
-	}
+	testenv.False(t, has(w.Gateways[0], insecure), "the condition %s stays without a cause", insecure)
+	testenv.True(t, has(w.Gateways[0], "other.example/Own"), "a condition of another controller is gone")
 }
 
-func TestAddresses(t *testing.T) {
+func TestGatewayWithoutItsAddressIsNotProgrammed(t *testing.T) {
 	w := load(t, oneRoute)
 	w.Gateways[0].Spec.Addresses = []gatewayv1.GatewaySpecAddress{{Value: "192.0.2.9"}}
 	w.settle(t)
@@ -232,7 +222,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-func TestClasses(t *testing.T) {
+func TestClassStatusNamesVersionAndFeatures(t *testing.T) {
 	w := load(t, oneRoute)
 	w.CRDVersion = "v1.6.1"
 	condition := func() metav1.Condition {
@@ -316,16 +306,14 @@ func FuzzDesired(f *testing.F) {
 		if err != nil {
 			return
 		}
-		r, err := Desired(s)
-		testenv.NoError(t, err)
+		r := testenv.Must(Desired(s))(t)
 		for _, reverse := range []func(){
 			func() { s.Gateways = reversed(s.Gateways) }, func() { s.ListenerSets = reversed(s.ListenerSets) }, func() { s.HTTPRoutes = reversed(s.HTTPRoutes) },
 			func() { s.GRPCRoutes = reversed(s.GRPCRoutes) }, func() { s.TLSRoutes = reversed(s.TLSRoutes) }, func() { s.Policies = reversed(s.Policies) },
 		} {
 			reverse()
 		}
-		again, err := Desired(s)
-		testenv.NoError(t, err)
+		again := testenv.Must(Desired(s))(t)
 		if one, other := text(t, r), text(t, again); one != other {
 			t.Errorf("in another order the result is\n%s\nand not\n%s", other, one)
 		}

@@ -124,8 +124,7 @@ func object[T metav1.Object](t testing.TB, document []byte, at metav1.Time, out 
 // issued makes a certificate with its key.
 func issued(t testing.TB, names ...string) (chain, key []byte) {
 	t.Helper()
-	ca, err := testca.New(t.TempDir())
-	testenv.NoError(t, err)
+	ca := testenv.Must(testca.New(t.TempDir()))(t)
 	files, err := ca.Issue("made", names...)
 	testenv.NoError(t, err)
 	if chain, err = os.ReadFile(files.Cert); err == nil {
@@ -166,8 +165,7 @@ func (w *world) settle(t testing.TB) Result {
 	}
 	again := w.State
 	again.Now = again.Now.Add(time.Hour)
-	settled, err := Desired(again)
-	testenv.NoError(t, err)
+	settled := testenv.Must(Desired(again))(t)
 	if before, after := text(t, r), text(t, settled); before != after {
 		t.Errorf("with its own status written, the result is another:\n%s\nand not\n%s", after, before)
 	}

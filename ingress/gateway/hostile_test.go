@@ -70,9 +70,7 @@ func TestOneNamespaceDoesNotFillTheTable(t *testing.T) {
 	for _, s := range r.Sections {
 		size += len(s)
 	}
-	if size > 1<<20 {
-		t.Errorf("the table has %d bytes", size)
-	}
+	testenv.True(t, size <= 1<<20, "the table has %d bytes", size)
 	w.HTTPRoutes[1].Spec.Hostnames = []gatewayv1.Hostname{"h1.example"}
 	testenv.Equal(t, accepted(t, w.settle(t), "greedy/r"), "Accepted", "at one host the route is")
 }
@@ -149,9 +147,7 @@ func FuzzYoungest(f *testing.F) {
 		for _, s := range with.Sections {
 			size += len(s)
 		}
-		if size*textCost > 2*maxTable {
-			t.Errorf("the table has %d bytes", size)
-		}
+		testenv.True(t, size*textCost <= 2*maxTable, "the table has %d bytes", size)
 		last := slices.MaxFunc(slices.Concat(objectsOf(w.HTTPRoutes), objectsOf(w.GRPCRoutes)), older)
 		w.HTTPRoutes = slices.DeleteFunc(w.HTTPRoutes, func(o *gatewayv1.HTTPRoute) bool { return metav1.Object(o) == last })
 		w.GRPCRoutes = slices.DeleteFunc(w.GRPCRoutes, func(o *gatewayv1.GRPCRoute) bool { return metav1.Object(o) == last })
@@ -217,9 +213,7 @@ func TestAuthoritiesAreBounded(t *testing.T) {
 	if size == 0 || size > maxSecrets/2/secretCost*11/10 {
 		t.Errorf("the authorities of one namespace take %d bytes", size)
 	}
-	if !strings.Contains(string(r.Sections[table.HostKey(Site("infra", "g", 80), "")]), "more memory in the proxies") {
-		t.Error("a backend whose authorities are left out is not invalid")
-	}
+	testenv.Contains(t, string(r.Sections[table.HostKey(Site("infra", "g", 80), "")]), "more memory in the proxies", "a backend whose authorities are left out is not invalid:")
 }
 
 // TestExpressionsOfOneRouteAreBounded: compiling them ends when they are more than its namespace may have.
@@ -280,9 +274,7 @@ func TestExpressionsAreBounded(t *testing.T) {
 				m.QueryParams = []gatewayv1.HTTPQueryParamMatch{{Type: pointer(gatewayv1.QueryParamMatchRegularExpression), Name: "x", Value: value}}
 			}
 			w.HTTPRoutes[0].Spec.Rules[0].Matches = []gatewayv1.HTTPRouteMatch{m}
-			if got := accepted(t, w.settle(t), "a/r"); got != string(gatewayv1.RouteReasonUnsupportedValue) {
-				t.Errorf("with the %s %.20q the route is %s", kind, value, got)
-			}
+			testenv.Equal(t, accepted(t, w.settle(t), "a/r"), string(gatewayv1.RouteReasonUnsupportedValue), "with the %s %.20q the route is", kind, value)
 		}
 	}
 	for _, method := range []gatewayv1.GRPCMethodMatch{{Service: pointer(`a)|(?:b`)}, {Method: pointer(`\Qa`)}, {Service: pointer(`(`)}, {Method: pointer(strings.Repeat("(.*a){99}|", 90))}} {

@@ -10,7 +10,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestVerify(t *testing.T) {
+func TestPasswordHashesAreVerified(t *testing.T) {
 	own := testenv.Must(bcrypt.GenerateFromPassword([]byte("secret pass"), bcrypt.MinCost))(t)
 	for _, hash := range []string{ // but for the first by openssl and Python
 		string(own), "$2y" + string(own[3:]),
@@ -20,9 +20,7 @@ func TestVerify(t *testing.T) {
 			t.Errorf("%s is not compared", hash)
 		}
 	}
-	if !Verify("$1$xy$sCW6WZJsSz7hVuvH0BCaf.", "pw") {
-		t.Error("MD5-crypt is not compared")
-	}
+	testenv.True(t, Verify("$1$xy$sCW6WZJsSz7hVuvH0BCaf.", "pw"), "MD5-crypt is not compared")
 	for _, hash := range []string{
 		"", "x", "plain", "{PLAIN}x", "{SHA}", "{SHA}!!", "{SSHA}", "$1$", "$apr1$toolongsalt$ZAdX7G.l3eDbgTYbm5ePE0", "$6$salt$x", "$2y$", "$2",
 		"$2y$31$LKGiBUkFHHrpJPPjKBnTAuGKTvMnDIHbRYJSYQWQOlGVLrHwzEpLS",

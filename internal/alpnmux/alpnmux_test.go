@@ -125,7 +125,7 @@ func ask(address string, c *tls.Config, wrap func(net.Conn) net.Conn) (string, e
 	return string(got), err
 }
 
-func TestRoutes(t *testing.T) {
+func TestConnectionIsRoutedByALPN(t *testing.T) {
 	_, address := serve(t, Options{})
 	long := make([]string, 0, 50)
 	for range 50 {
@@ -149,10 +149,7 @@ func TestRoutes(t *testing.T) {
 		{name: "in many records", offer: []string{"peer"}, wrap: func(c net.Conn) net.Conn { return records{c, 50} }, want: "peer"},
 		{name: "12 KB of other names", offer: append(long, "peer"), want: "peer"},
 	} {
-		got, err := ask(address, &tls.Config{NextProtos: c.offer, MaxVersion: c.max}, c.wrap)
-		if err != nil || got != c.want {
-			t.Errorf("%s: %q, %v, want %q", c.name, got, err, c.want)
-		}
+		testenv.Equal(t, testenv.Must(ask(address, &tls.Config{NextProtos: c.offer, MaxVersion: c.max}, c.wrap))(t), c.want, "%s:", c.name)
 	}
 }
 
@@ -174,13 +171,11 @@ func TestLongHello(t *testing.T) {
 		}
 	}
 	_, address := serve(t, Options{Timeout: time.Hour})
-	if _, err := ask(address, &tls.Config{NextProtos: slices.Repeat([]string{strings.Repeat("x", 250)}, 200)}, nil); err == nil {
-		t.Error("a ClientHello of 50 KB was answered")
-	}
+	testenv.Fails(t, testenv.Err(ask(address, &tls.Config{NextProtos: slices.Repeat([]string{strings.Repeat("x", 250)}, 200)}, nil)), "a ClientHello of 50 KB was answered")
 }
 
 // What is no TLS reaches the default route whole, which knows what to say to it.
-func TestPlain(t *testing.T) {
+func TestPlainHTTPReachesTheDefaultRoute(t *testing.T) {
 	m := New(Options{Listener: listen(t)})
 	s := &http.Server{TLSConfig: serverTLS(t), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	done := make(chan error, 1)
@@ -189,14 +184,9 @@ func TestPlain(t *testing.T) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience))
 	testenv.Must(io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"))(t)
-	got, err := bufio.NewReader(c).ReadString('\n')
-	if err != nil || !strings.Contains(got, "400") {
-		t.Errorf("%q, %v", got, err)
-	}
+	testenv.Contains(t, testenv.Must(bufio.NewReader(c).ReadString('\n'))(t), "400", "")
 	testenv.Check(t, errors.Join(s.Close(), m.Close()))
-	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
-		t.Error(err)
-	}
+	testenv.ErrorIs(t, <-done, http.ErrServerClosed)
 }
 
 // closedWithin fails unless the other side closes a connection.
@@ -239,9 +229,7 @@ func TestRoutesEndApart(t *testing.T) {
 	l := listen(t)
 	m := New(Options{Listener: l})
 	peer, idle := m.Route("peer"), m.Route("idle")
-	if m.Route("peer") != peer {
-		t.Error("two routes of one name")
-	}
+	testenv.Equal(t, m.Route("peer"), peer, "two routes of one name:")
 	var wg sync.WaitGroup
 	answering(&wg, tls.NewListener(peer, serverTLS(t, "peer")), "peer")
 	waiting := testenv.Must(net.Dial("tcp", l.Addr().String()))(t)
@@ -251,9 +239,7 @@ func TestRoutesEndApart(t *testing.T) {
 	testenv.Equal(t, testenv.Must(ask(l.Addr().String(), &tls.Config{NextProtos: []string{"peer"}}, nil))(t), "peer", "")
 	for _, r := range []net.Listener{idle, m.Default()} {
 		testenv.Check(t, errors.Join(r.Close(), r.Close()))
-		if _, err := r.Accept(); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("after Close: %v", err)
-		}
+		testenv.ErrorIs(t, testenv.Err(r.Accept()), net.ErrClosed, "after Close")
 	}
 	closedWithin(t, waiting)
 	testenv.Fails(t, testenv.Err(ask(l.Addr().String(), &tls.Config{}, nil)), "a closed default route answers")

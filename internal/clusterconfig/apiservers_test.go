@@ -9,8 +9,9 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// TestReady: ports of other names, or without a number, and servers that are not ready are passed over.
-func TestReady(t *testing.T) {
+// TestOnlyReadyServersWithAPortAreListed: ports of other names, or without a number, and servers that are not ready are
+// passed over.
+func TestOnlyReadyServersWithAPortAreListed(t *testing.T) {
 	port, otherPort, name, other := int32(6443), int32(7443), "https", "metrics"
 	parts := []discoveryv1.EndpointSlice{{
 		Ports:     []discoveryv1.EndpointPort{{Name: &other, Port: &port}, {Name: &name}, {Name: &name, Port: &port}},

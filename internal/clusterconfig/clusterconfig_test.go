@@ -19,7 +19,7 @@ func settings() Settings {
 	}
 }
 
-func TestValidate(t *testing.T) {
+func TestInvalidSettingsAreRefused(t *testing.T) {
 	for _, l := range []Liveness{ByConnection, ByLease} {
 		s := settings()
 		s.Liveness = l

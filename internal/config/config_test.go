@@ -57,7 +57,7 @@ func load(t *testing.T, files map[string]string, environ []string, h Host, args 
 
 var board = host{"Board1", []string{"10.42.0.1", "192.0.2.7", "fd00::7"}}
 
-func TestDefaults(t *testing.T) {
+func TestServerDefaults(t *testing.T) {
 	s := testenv.Must(load(t, map[string]string{}, nil, board))(t)
 	if got := s.Node.IPs; len(got) != 1 || got[0].String() != "192.0.2.7" {
 		t.Errorf("node addresses %v", got)
@@ -75,9 +75,7 @@ func TestDefaults(t *testing.T) {
 		"back end":   {s.NetworkBackend, "vxlan"},
 	}
 	for name, c := range checks {
-		if !reflect.DeepEqual(c.got, c.want) {
-			t.Errorf("%s: got %v, want %v", name, c.got, c.want)
-		}
+		testenv.True(t, reflect.DeepEqual(c.got, c.want), "%s: got %v, want %v", name, c.got, c.want)
 	}
 }
 
@@ -100,8 +98,7 @@ func TestDropInsAndLists(t *testing.T) {
 		"config.yaml.d/10-a.yaml":  "# nothing but a comment\n",
 		"config.yaml.d/readme.txt": "not: read\n",
 	}
-	s, err := load(t, files, []string{"CORACLE_KUBE_CONTROLLER_MANAGER_ARG=v=1,a=b\\,c", "CORACLE_KUBE_PROXY_ARG=nodeport-addresses=192.0.2.0/24\\,fd00::/64"}, board)
-	testenv.NoError(t, err)
+	s := testenv.Must(load(t, files, []string{"CORACLE_KUBE_CONTROLLER_MANAGER_ARG=v=1,a=b\\,c", "CORACLE_KUBE_PROXY_ARG=nodeport-addresses=192.0.2.0/24\\,fd00::/64"}, board))(t)
 	checks := map[string]struct{ got, want []string }{
 		"appended":   {s.Node.KubeletArgs, []string{"v=2", "max-pods=20"}},
 		"replaced":   {s.TLSSANs, []string{"c.example.com"}},
@@ -110,9 +107,7 @@ func TestDropInsAndLists(t *testing.T) {
 		"node ports": {s.Node.NodePortAddresses, []string{"192.0.2.0/24", "fd00::/64"}},
 	}
 	for name, c := range checks {
-		if !reflect.DeepEqual(c.got, c.want) {
-			t.Errorf("%s: got %q, want %q", name, c.got, c.want)
-		}
+		testenv.True(t, reflect.DeepEqual(c.got, c.want), "%s: got %q, want %q", name, c.got, c.want)
 	}
 }
 
@@ -127,13 +122,8 @@ func TestArgsKeepTheirCommas(t *testing.T) {
 func TestTokenFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	testenv.NoError(t, os.WriteFile(file, []byte("secret\n"), 0o600))
-	s, err := load(t, map[string]string{}, nil, board, "--token-file", file)
-	if err != nil || s.Token != "secret" {
-		t.Errorf("token %q, %v", s.Token, err)
-	}
-	if _, err := load(t, map[string]string{}, nil, board, "--token-file", file, "--token", "other"); err == nil {
-		t.Error("two tokens are accepted")
-	}
+	testenv.Equal(t, testenv.Must(load(t, map[string]string{}, nil, board, "--token-file", file))(t).Token, "secret", "token:")
+	testenv.Fails(t, testenv.Err(load(t, map[string]string{}, nil, board, "--token-file", file, "--token", "other")), "two tokens are accepted")
 }
 
 func TestNoAddress(t *testing.T) {
@@ -173,9 +163,7 @@ func TestEverySettingIsDescribed(t *testing.T) {
 	for i := range table {
 		s := &table[i]
 		for _, key := range []string{s.Name, s.EnvName()} {
-			if seen[key] {
-				t.Errorf("%s is in the table twice", key)
-			}
+			testenv.False(t, seen[key], "%s is in the table twice", key)
 			seen[key] = true
 		}
 		if s.Help == "" || strings.HasSuffix(s.Help, ".") || s.Group == "" || s.Commands == 0 {
@@ -243,18 +231,12 @@ func TestK3sSettingsAreExplained(t *testing.T) {
 			}
 		}
 	}
-	if listed < 80 {
-		t.Errorf("the page lists %d flags of k3s, too few: did its tables change?", listed)
-	}
+	testenv.True(t, listed >= 80, "the page lists %d flags of k3s, too few: did its tables change?", listed)
 	for name := range k3sOnly {
-		if Lookup(name) != nil {
-			t.Errorf("--%s is in the table by now", name)
-		}
+		testenv.True(t, Lookup(name) == nil, "--%s is in the table by now", name)
 	}
 	_, err = load(t, map[string]string{"config.yaml": "flannel-backend: vxlan\n"}, nil, board)
-	if err == nil || !strings.Contains(err.Error(), `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: it is called --network-backend here`) {
-		t.Errorf("got %v", err)
-	}
+	testenv.WantError(t, err, `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: it is called --network-backend here`)
 	// Newer ones, which somebody who comes from there may have.
 	for _, name := range []string{"node-internal-dns", "node-external-dns", "tls-san-security", "egress-selector-mode", "image-credential-provider-bin-dir", "image-credential-provider-config"} {
 		if _, err := load(t, map[string]string{"config.yaml": name + ": x\n"}, nil, board); err == nil || !strings.Contains(err.Error(), `unknown key "`+name+`"; coracle does not have this setting of k3s: `) {
@@ -281,7 +263,7 @@ func TestNetworkExternal(t *testing.T) {
 	}
 }
 
-func TestNearest(t *testing.T) {
+func TestNearestFlagIsSuggested(t *testing.T) {
 	candidates := names(Table(ServerCommand))
 	for typed, want := range map[string]string{
 		"cluster-cdir": "cluster-cidr", "clustercidr": "cluster-cidr", "kubelet_arg": "kubelet-arg", "data": "data-dir",
@@ -344,7 +326,7 @@ func TestLoadBalancerPool(t *testing.T) {
 	}
 }
 
-func TestIngress(t *testing.T) {
+func TestIngressFlags(t *testing.T) {
 	s, err := load(t, map[string]string{}, nil, board, "--ingress-trusted-proxies=192.0.2.0/24,2001:db8::1", "--ingress-proxy-protocol", "--ingress-host-owner=namespace")
 	if want := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")}; err != nil || !slices.Equal(s.Ingress.TrustedProxies, want) ||
 		!s.Ingress.ProxyProtocol || !s.Ingress.HostOwner {
@@ -410,16 +392,12 @@ func TestNameWithID(t *testing.T) {
 func TestLastingFirst(t *testing.T) {
 	a, b, c := netip.MustParseAddr("2001:db8::a"), netip.MustParseAddr("2001:db8::b"), netip.MustParseAddr("192.0.2.1")
 	got := lastingFirst([]netip.Addr{a, b, c}, map[netip.Addr]bool{a: true})
-	if want := []netip.Addr{b, c, a}; !slices.Equal(got, want) {
-		t.Errorf("%v, want %v", got, want)
-	}
+	testenv.EqualSlices(t, got, []netip.Addr{b, c, a}, "")
 }
 
 func TestConsoleListen(t *testing.T) {
 	for _, good := range []string{"", ":8443", "192.0.2.1:8443", "[2001:db8::1]:8443"} {
-		if s, err := load(t, map[string]string{}, nil, board, "--console-listen="+good); err != nil || s.ConsoleListen != good {
-			t.Errorf("%q: %v", good, err)
-		}
+		testenv.Equal(t, testenv.Must(load(t, map[string]string{}, nil, board, "--console-listen="+good))(t).ConsoleListen, good, "")
 	}
 	_, err := load(t, map[string]string{}, nil, board, "--console-listen=:8443", "--disable=console")
 	testenv.WantError(t, err, "contradicts --disable console")

@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestListener: connections that have not said who they are make room for others, the oldest first; one that has stays,
-// and answers are given to all.
-func TestListener(t *testing.T) {
+// TestOldestUnidentifiedConnectionMakesRoom: connections that have not said who they are make room for others, the
+// oldest first; one that has stays, and answers are given to all.
+func TestOldestUnidentifiedConnectionMakesRoom(t *testing.T) {
 	inner := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	const most = 3
 	l := NewListener(inner, most)
@@ -56,17 +56,13 @@ func TestListener(t *testing.T) {
 			t.Errorf("the oldest of too many: %v", err)
 		}
 	}
-	if !ask(client(), "") {
-		t.Error("a probe without identity has no answer")
-	}
+	testenv.True(t, ask(client(), ""), "a probe without identity has no answer")
 	var open int
 	l.unknown.Range(func(_, _ any) bool { open++; return true })
 	if n := l.waiting.waiting.Len(); n > most || open > most+1 {
 		t.Errorf("%d wait, %d are remembered", n, open)
 	}
-	if !ask(known, "") {
-		t.Error("one that is known was hung up on")
-	}
+	testenv.True(t, ask(known, ""), "one that is known was hung up on")
 }
 
 // arrived is a listener of connections that somebody else makes.

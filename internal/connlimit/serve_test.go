@@ -12,9 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestServe: connections that say nothing do not keep others out, those that have said who they are stay, and at the
-// end all are closed.
-func TestServe(t *testing.T) {
+// TestIdentifiedConnectionsStayUntilTheEnd: connections that say nothing do not keep others out, those that have said
+// who they are stay, and at the end all are closed.
+func TestIdentifiedConnectionsStayUntilTheEnd(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

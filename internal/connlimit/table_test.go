@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-func TestTable(t *testing.T) {
+func TestTableDropsTheOldest(t *testing.T) {
 	table := Table{Max: 3}
 	var dropped []int
 	var done []func()

@@ -83,14 +83,11 @@ func sets(t *testing.T, bin string) (names []string) {
 	return names
 }
 
-func TestUnpack(t *testing.T) {
+func TestUnpackWritesOnce(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "data", "bin")
 	d := mustUnpack(t, set(t, "one"), bin)
 	for _, p := range []string{d.File("alias"), d.File("lib/program"), filepath.Join(d.Stable, "alias")} {
-		got, err := os.ReadFile(p)
-		if err != nil || string(got) != "one" {
-			t.Errorf("%s holds %q, %v", p, got, err)
-		}
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(p))(t)), "one", "%s holds", p)
 	}
 	fi := testenv.Must(os.Stat(d.File("lib/program")))(t)
 	if fi.Mode().Perm() != 0o555 {
@@ -119,9 +116,7 @@ func TestUnpackFirst(t *testing.T) {
 			t.Errorf("the node's program was written again, or is not there: %v", err)
 		}
 		first = fi
-		if _, err := os.Stat(d.File(forPeople)); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: %v, want nothing yet", forPeople, err)
-		}
+		testenv.ErrorIs(t, testenv.Err(os.Stat(d.File(forPeople))), fs.ErrNotExist, "%s", forPeople)
 		letGo(t, &d)
 	}
 	testenv.NoError(t, os.Mkdir(filepath.Join(bin, tempPrefix+"123"), 0o700)) // of a process that was killed meanwhile
@@ -204,7 +199,7 @@ func TestDamagedBinary(t *testing.T) {
 	}
 }
 
-func TestConcurrent(t *testing.T) {
+func TestConcurrentUnpacksMakeOneSet(t *testing.T) {
 	src, bin := set(t, "same"), filepath.Join(t.TempDir(), "bin")
 	var wg sync.WaitGroup
 	for range 8 {
@@ -294,13 +289,11 @@ func TestFullDisk(t *testing.T) {
 	letGo(t, d)
 	testenv.NoError(t, mount(unix.MS_REMOUNT|unix.MS_RDONLY))
 	mustUnpack(t, small, bin)
-	if _, err := unpackAll(set(t, "other"), bin, "/proc"); !errors.Is(err, unix.EROFS) {
-		t.Errorf("got %v, want a read-only file system", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(unpackAll(set(t, "other"), bin, "/proc")), unix.EROFS)
 }
 
-// TestEmbedded checks what this tree's make embedded built, by unpacking it as a server does.
-func TestEmbedded(t *testing.T) {
+// TestEmbeddedProgramsRun checks what this tree's make embedded built, by unpacking it as a server does.
+func TestEmbeddedProgramsRun(t *testing.T) {
 	d, err := Unpack(t.TempDir())
 	if errors.Is(err, ErrNotEmbedded) {
 		testenv.Missing(t, testenv.Embedded, "make embedded has not run in this tree")

@@ -19,9 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestPause runs the embedded pause program as the first process of a pid namespace, as it runs in a pod: it takes in
-// orphans, buries them, and ends when told to.
-func TestPause(t *testing.T) {
+// TestPauseReapsOrphansAndEnds runs the embedded pause program as the first process of a pid namespace, as it runs in a
+// pod: it takes in orphans, buries them, and ends when told to.
+func TestPauseReapsOrphansAndEnds(t *testing.T) {
 	testenv.RequireRoot(t, "it makes a pid namespace")
 	d, err := Unpack(t.TempDir())
 	if errors.Is(err, ErrNotEmbedded) {

@@ -53,9 +53,7 @@ func TestNoticesAreBack(t *testing.T) {
 		return fsnotify.NewWatcher()
 	}})
 	defer w.Close()
-	if len(board.Components()) != 0 {
-		t.Error("a line without trouble")
-	}
+	testenv.Equal(t, len(board.Components()), 0, "a line without trouble:")
 	w.Add(dir)
 	if w.Poll() == nil {
 		t.Fatal("nobody polls")
@@ -63,9 +61,7 @@ func TestNoticesAreBack(t *testing.T) {
 	able = true
 	w.Add(dir)
 	w.Add(filepath.Join(dir, "missing"))
-	if w.Poll() != nil {
-		t.Error("it is polled on although the kernel gives notices")
-	}
+	testenv.True(t, w.Poll() == nil, "it is polled on although the kernel gives notices")
 	if c := board.Components(); len(c) != 1 || c[0].State != status.Running {
 		t.Errorf("the board says %+v", c)
 	}

@@ -10,8 +10,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRaise: limits that are too low are raised, others stay, and what cannot be read or written is said.
-func TestRaise(t *testing.T) {
+// TestLowInotifyLimitsAreRaised: limits that are too low are raised, others stay, and what cannot be read or written is
+// said.
+func TestLowInotifyLimitsAreRaised(t *testing.T) {
 	dir := t.TempDir()
 	files := map[string]string{"max_user_instances": "128\n", "max_user_watches": "1000000\n"}
 	for name, text := range files {
@@ -19,9 +20,7 @@ func TestRaise(t *testing.T) {
 	}
 	testenv.NoError(t, raise(dir))
 	for name, want := range map[string]string{"max_user_instances": "1024", "max_user_watches": "1000000\n"} {
-		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
-			t.Errorf("%s is %q (%v), want %q", name, got, err, want)
-		}
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(dir, name)))(t)), want, "%s is", name)
 	}
 	testenv.Fails(t, raise(filepath.Join(dir, "none")), "a kernel without the limits is not told")
 }

@@ -97,9 +97,7 @@ func TestFindNFTUnusual(t *testing.T) {
 	if want := []string{"nftables forward: inet z f"}; err != nil || !slices.Equal(texts(got), want) {
 		t.Errorf("got %q, %v, want %q", texts(got), err, want)
 	}
-	if tried < 5 {
-		t.Errorf("nft and the kernel take %d of the rules only", tried)
-	}
+	testenv.True(t, tried >= 5, "nft and the kernel take %d of the rules only", tried)
 	t.Logf("%d rules", tried)
 }
 
@@ -124,17 +122,15 @@ func TestUnusualNames(t *testing.T) {
 		t.Fatalf("found %v, %v", chains, err)
 	}
 	got := Commands(chains, Needs{Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}})
-	if want := []string{"nft insert rule inet x f ip saddr 10.42.0.0/16 accept", "nft insert rule inet x f ip daddr 10.42.0.0/16 accept"}; !slices.Equal(got, want) {
-		t.Errorf("to be typed: %q", got)
-	}
+	testenv.EqualSlices(t, got, []string{"nft insert rule inet x f ip saddr 10.42.0.0/16 accept", "nft insert rule inet x f ip daddr 10.42.0.0/16 accept"}, "to be typed:")
 	if text := Describe(chains); !strings.Contains(text, `inet "x f; reboot" "f; reboot"`) || strings.Contains(text, "\n") {
 		t.Errorf("said: %s", text)
 	}
 }
 
-// TestConcern: a chain of a family that no pod has, or where no pods are, is in nobody's way, and nothing is opened
-// there.
-func TestConcern(t *testing.T) {
+// TestOnlyChainsOfPodFamiliesConcern: a chain of a family that no pod has, or where no pods are, is in nobody's way,
+// and nothing is opened there.
+func TestOnlyChainsOfPodFamiliesConcern(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")
 	all := []Chain{{IPTables, Forward, "ip", "filter", "FORWARD"}, {IPTables, Forward, "ip6", "filter", "FORWARD"}, {NFTables, Forward, "inet", "a", "f"},
 		{UFW, Forward, "", "", ""}, {IPTables, Input, "ip6", "filter", "INPUT"}}
@@ -155,7 +151,7 @@ func TestConcern(t *testing.T) {
 	}
 }
 
-func TestCommands(t *testing.T) {
+func TestCommandsOpenWhatIsNeeded(t *testing.T) {
 	needs := Needs{Port: 6443, Tunnel: 8472, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}}
 	chain := func(p Program, h Hook, family, name string) Chain {
 		return Chain{Program: p, Hook: h, Family: family, Table: "filter", Name: name}
@@ -189,14 +185,12 @@ func TestCommands(t *testing.T) {
 			if got := Commands(c.chains, c.needs); !slices.Equal(got, c.want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 			}
-			if Persistent(c.chains) != c.lasting {
-				t.Errorf("lasting: %v", !c.lasting)
-			}
+			testenv.True(t, Persistent(c.chains) == c.lasting, "lasting: %v", !c.lasting)
 		})
 	}
 }
 
-func TestDescribe(t *testing.T) {
+func TestChainsAreDescribedByProgram(t *testing.T) {
 	got := Describe([]Chain{
 		{UFW, Input, "ip", "filter", "INPUT"}, {UFW, Input, "ip6", "filter", "INPUT"}, {UFW, Forward, "ip", "filter", "FORWARD"},
 		{Docker, Forward, "ip", "filter", "FORWARD"},

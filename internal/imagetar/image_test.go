@@ -84,9 +84,7 @@ func TestWriteIsDeterministic(t *testing.T) {
 	var one, two bytes.Buffer
 	testenv.NoError(t, imagetar.Write(&one, imagetar.Image{Name: "t/x:1", Files: files}))
 	testenv.NoError(t, imagetar.Write(&two, imagetar.Image{Name: "t/x:1", Files: reversed}))
-	if !bytes.Equal(one.Bytes(), two.Bytes()) {
-		t.Error("the order of files changed the archive")
-	}
+	testenv.True(t, bytes.Equal(one.Bytes(), two.Bytes()), "the order of files changed the archive")
 }
 
 func TestWriteErrors(t *testing.T) {

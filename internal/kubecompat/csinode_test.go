@@ -27,7 +27,7 @@ func initCSI(t *testing.T, node types.NodeName) {
 	testenv.NoError(t, csi.ProbeVolumePlugins()[0].Init(host{node: node}))
 }
 
-func TestKeep(t *testing.T) {
+func TestKubeletsCSIManagerIsKept(t *testing.T) {
 	defer func() { manager = nil }()
 	initCSI(t, "kubelets-node")
 	if got := nodeOf(manager); got != "kubelets-node" {
@@ -37,9 +37,7 @@ func TestKeep(t *testing.T) {
 	testenv.Equal(t, nodeOf(manager), "kubelets-node", "after a controller's CSI plugin started, the variable is for node")
 	manager = nil
 	Keep(func() { initCSI(t, "") })
-	if manager != nil {
-		t.Error("the controller's manager is still there, though there is no kubelet")
-	}
+	testenv.True(t, manager == nil, "the controller's manager is still there, though there is no kubelet")
 }
 
 func TestWriteWithoutAKubelet(t *testing.T) {

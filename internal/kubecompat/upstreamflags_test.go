@@ -9,7 +9,7 @@ import (
 	cliflag "k8s.io/component-base/cli/flag"
 )
 
-func TestParse(t *testing.T) {
+func TestUpstreamFlagsAreParsed(t *testing.T) {
 	type values struct {
 		workers int
 		names   []string

@@ -22,19 +22,15 @@ c000000000-c000400000 rw-p 00000000 00:00 0
 7fff00000000-7fff00002000 r-xp 00000000 00:00 0   [vdso]
 `
 	got := testenv.Must(clean(strings.NewReader(maps), "/usr/local/bin/coracle"))(t)
-	if want := []mapping{{0x400000, 0x6d5a000}, {0x6d5a000, 0xa000000}}; !slices.Equal(got, want) {
-		t.Errorf("clean mappings %x, want %x", got, want)
-	}
+	testenv.EqualSlices(t, got, []mapping{{0x400000, 0x6d5a000}, {0x6d5a000, 0xa000000}}, "clean mappings:")
 }
 
 // The program goes on after its pages were forgotten, read-only data included.
-func TestTrim(t *testing.T) {
+func TestProgramRunsAfterTrim(t *testing.T) {
 	for i := range 3 {
 		testenv.NoError(t, Trim(i > 0))
 	}
-	if s := strings.Repeat("still here ", 2); s != "still here still here " {
-		t.Error(s)
-	}
+	testenv.Equal(t, strings.Repeat("still here ", 2), "still here still here ", "")
 }
 
 // A byte that is read brings its page and not those around it: of every 64 KB one page is mapped, not sixteen.
@@ -67,18 +63,14 @@ func TestTrimMapsPagesSingly(t *testing.T) {
 	// A page cache with 2 MB of a file in one piece, of which a fault would map all, is not to be had at will.
 	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err == nil {
 		smaps, err := os.ReadFile("/proc/self/smaps")
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		own := 0
 		for line := range strings.Lines(string(smaps)) {
 			if strings.HasPrefix(line, "VmFlags:") && strings.Contains(line, " uw ") && strings.Contains(line, " nh ") {
 				own++
 			}
 		}
-		if own < 2 {
-			t.Errorf("%d mappings are tracked and decline huge pages, want text and read-only data:\n%s", own, smaps)
-		}
+		testenv.True(t, own >= 2, "%d mappings are tracked and decline huge pages, want text and read-only data:\n%s", own, smaps)
 	}
 	before := resident()
 	touched := touch()

@@ -28,7 +28,7 @@ func TestHeapLimit(t *testing.T) {
 	}
 }
 
-func TestFit(t *testing.T) {
+func TestFitKeepsOperatorsLimit(t *testing.T) {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
 	l := Limit{Machine: 8 << 30, Group: 200 << 20, Bytes: 200 << 20}
 	if !Tight(l) || Tight(Limit{Machine: 8 << 30}) || Tight(Limit{Machine: 8 << 30, Group: 1 << 30}) {

@@ -16,7 +16,7 @@ const (
 	mountHybrid = mountV1 + "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
 )
 
-func TestLimit(t *testing.T) {
+func TestSmallestControlGroupLimitCounts(t *testing.T) {
 	const mb = 1 << 20
 	for name, test := range map[string]struct {
 		mounts, group string
@@ -109,7 +109,7 @@ func TestMachineMemoryMustBeThere(t *testing.T) {
 }
 
 // This machine has memory, and says where the limit comes from.
-func TestSelf(t *testing.T) {
+func TestThisMachineHasALimit(t *testing.T) {
 	l, err := Self()
 	if err != nil || l.Bytes < 1<<20 || l.Bytes > l.Machine || !strings.Contains(l.String(), " MB, the ") {
 		t.Errorf("%+v, %v, %s", l, err, l)

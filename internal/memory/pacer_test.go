@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-func TestPacer(t *testing.T) {
+func TestPacerFollowsTheHeap(t *testing.T) {
 	now := time.Unix(0, 0)
 	var set []int
 	var collections, live uint64

@@ -63,20 +63,14 @@ func TestWatchFollowsOptions(t *testing.T) {
 			i.factory.Start(ctx.Done()) // the wait knows only what has started
 			wait := run(t, ctx, i)
 			for kind, synced := range i.factory.WaitForCacheSync(ctx.Done()) {
-				if !synced {
-					t.Errorf("no %v", kind)
-				}
+				testenv.True(t, synced, "no %v", kind)
 			}
 			for kind, synced := range i.peers.WaitForCacheSync(ctx.Done()) {
-				if !synced {
-					t.Errorf("no %v", kind)
-				}
+				testenv.True(t, synced, "no %v", kind)
 			}
 			cancel()
 			wait()
-			if got := listed(client.Actions()); got != c.want {
-				t.Errorf("listed %s\nwant   %s", got, c.want)
-			}
+			testenv.Equal(t, listed(client.Actions()), c.want, "listed:")
 		})
 	}
 }
@@ -149,7 +143,7 @@ func TestCachesHoldTrimmedObjects(t *testing.T) {
 	testenv.NoGoroutineLeft(t, before)
 }
 
-func TestTrim(t *testing.T) {
+func TestTrimKeepsWhatProxyAndPoliciesRead(t *testing.T) {
 	full := metav1.ObjectMeta{
 		Namespace: "ns", Name: "x", UID: "u", ResourceVersion: "7", Labels: map[string]string{"app": "web"},
 		ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "m"}}, OwnerReferences: []metav1.OwnerReference{{Name: "o"}},
@@ -231,9 +225,7 @@ func TestTrim(t *testing.T) {
 		name := fmt.Sprintf("%T", c.in)
 		got, err := trim(c.in)
 		testenv.Check(t, err, "%s", name)
-		if !reflect.DeepEqual(got, c.want) {
-			t.Errorf("%s: got\n%+v\nwant\n%+v", name, got, c.want)
-		}
+		testenv.True(t, reflect.DeepEqual(got, c.want), "%s: got\n%+v\nwant\n%+v", name, got, c.want)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-func TestWhole(t *testing.T) {
+func TestInterruptedDumpIsRepeated(t *testing.T) {
 	broken := errors.New("broken")
 	for what, c := range map[string]struct {
 		interrupted int // so often, at first

@@ -62,9 +62,7 @@ func TestFirstThreadIsNotTaken(t *testing.T) {
 			}
 		})
 	}
-	if met == 0 {
-		t.Error("no goroutine comes to the first thread: this proves nothing")
-	}
+	testenv.True(t, met != 0, "no goroutine comes to the first thread: this proves nothing")
 }
 
 // TestThreadEndsWithTheFunction with the function.

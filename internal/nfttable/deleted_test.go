@@ -32,9 +32,7 @@ func TestDeletionsAreHeard(t *testing.T) {
 		for range want {
 			select {
 			case w := <-heard:
-				if !strings.Contains(fmt.Sprint(want), w) {
-					t.Errorf("heard %q, want %v", w, want)
-				}
+				testenv.True(t, strings.Contains(fmt.Sprint(want), w), "heard %q, want %v", w, want)
 			case <-time.After(2 * time.Minute):
 				t.Fatalf("nothing is heard, want %v", want)
 			}

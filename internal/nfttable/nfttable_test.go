@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(uml.Main(m, netns.Main)) }
 
-func TestTables(t *testing.T) {
+func TestTableIsEnsuredAndDeletedByFamily(t *testing.T) {
 	netns.Require(t)
 	table := Table{Family: INet, Name: "x"}
 	for _, want := range []bool{false, true, true} {
@@ -27,9 +27,7 @@ func TestTables(t *testing.T) {
 	if got, err := Exists(Table{Family: IPv4, Name: "x"}); got || err != nil {
 		t.Errorf("exists in another family: %v, %v", got, err)
 	}
-	if err := Delete(Table{Family: IPv4, Name: "x"}); err != nil {
-		t.Error("deleting what is not there:", err)
-	}
+	testenv.Check(t, Delete(Table{Family: IPv4, Name: "x"}), "deleting what is not there")
 	if got, err := Exists(table); !got || err != nil {
 		t.Errorf("the table of another family was deleted too: %v, %v", got, err)
 	}
@@ -49,12 +47,8 @@ nft 'add table inet x; add chain inet x c; add map inet x m { type ipv4_addr . i
 add rule inet x c meta l4proto != { ipv6-icmp, tcp } drop; add rule inet x c meta l4proto udp drop'
 nft list ruleset`
 	out, err := exec.Command("unshare", "--mount", "sh", "-ec", script).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	testenv.NoError(t, err, "%s", out)
 	for _, want := range []string{"192.0.2.1 . sctp . 80", "192.0.2.2 . tcp . 80", "{ tcp, ipv6-icmp }", "l4proto udp"} {
-		if !strings.Contains(string(out), want) {
-			t.Errorf("no %q in:\n%s", want, out)
-		}
+		testenv.True(t, strings.Contains(string(out), want), "no %q in:\n%s", want, out)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestPublish(t *testing.T) {
+func TestCredentialsArePublishedWithTheirModes(t *testing.T) {
 	f := In(filepath.Join(t.TempDir(), "cred"))
 	c := Cluster{URL: "https://192.0.2.1:6443", ServerName: "127.0.0.1", ServerCA: []byte("server"), ClientCA: []byte("client")}
 	for range 2 { // the second time there is nothing to do

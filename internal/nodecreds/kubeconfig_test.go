@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestEmbedded(t *testing.T) {
+func TestKubeconfigIsRewrittenOnlyWhenNeeded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "etc", "coracle.yaml")
 	e := Embedded{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CA: []byte("ca"), Cert: []byte("cert"), Key: []byte("key"), Path: path}
 	testenv.NoError(t, e.Write())

@@ -127,7 +127,7 @@ func (w *world) want(t *testing.T, what string, down ...string) {
 	}
 }
 
-func TestWatch(t *testing.T) {
+func TestNodesAreProbedWhenNominated(t *testing.T) {
 	run(t, func(w *world) {
 		for _, n := range []string{"n1", "n2", "n3", "other"} {
 			w.NodeJoined(n, port)
@@ -430,15 +430,11 @@ func TestOneMoreDeathAfterMostVanished(t *testing.T) {
 			w.kill(append(slices.Clone(stopped), "n250")...)
 			w.ProbeFailed("n250")
 			time.Sleep(time.Second) // fake time
-			if !w.Nodes()["n250"] {
-				t.Error("one more has died, and is not found for a second")
-			}
+			testenv.True(t, w.Nodes()["n250"], "one more has died, and is not found for a second")
 			w.kill(stopped...)
 			w.NodeJoined("n250", port)
 			time.Sleep(time.Second) // fake time
-			if w.Nodes()["n250"] {
-				t.Error("one has come back, and is not found for a second")
-			}
+			testenv.False(t, w.Nodes()["n250"], "one has come back, and is not found for a second")
 		}
 		for _, n := range stopped {
 			w.checked(n)
@@ -475,9 +471,7 @@ func TestManyBehindRouters(t *testing.T) {
 			w.kill(append(slices.Clone(far), "n250")...)
 			w.ProbeFailed("n250")
 			time.Sleep(time.Second) // fake time
-			if !w.Nodes()["n250"] {
-				t.Errorf("round %d: one has died, and is not found for a second", i)
-			}
+			testenv.True(t, w.Nodes()["n250"], "round %d: one has died, and is not found for a second", i)
 			w.kill(far...)
 			w.NodeJoined("n250", port)
 			time.Sleep(time.Second) // fake time

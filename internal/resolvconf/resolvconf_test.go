@@ -16,7 +16,7 @@ func write(t *testing.T, path, content string) {
 	testenv.NoError(t, os.WriteFile(path, []byte(content), 0o600))
 }
 
-func TestChoose(t *testing.T) {
+func TestFileWithUsableServersIsChosen(t *testing.T) {
 	dir := t.TempDir()
 	etc, systemd, missing := filepath.Join(dir, "etc"), filepath.Join(dir, "systemd"), filepath.Join(dir, "missing")
 	write(t, systemd, "nameserver 192.0.2.1\n")
@@ -33,7 +33,7 @@ func TestChoose(t *testing.T) {
 	testenv.Equal(t, Choose([]string{missing, systemd}), systemd, "without the first file:")
 }
 
-func TestServers(t *testing.T) {
+func TestServersAreParsed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	write(t, path, "# nameserver 192.0.2.9\nsearch home\nnameserver 192.0.2.1\nnameserver\t2001:db8::1 # x\nnameserver ::ffff:192.0.2.2\nnameserver bogus\nnameserver\n")
 	servers, err := Servers(path)

@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestParse(t *testing.T) {
+func TestParseNamesEveryMistake(t *testing.T) {
 	s, err := Parse(map[string]string{Bucket: "boats", Folder: "/a/b/"})
 	if err != nil || s.Endpoint != "s3.amazonaws.com" || s.Region != "us-east-1" || s.Timeout != 5*time.Minute || s.Retention != 5 || s.Folder != "a/b" || s.Lookup != "auto" {
 		t.Errorf("%+v, %v", s, err)
@@ -44,7 +44,7 @@ func TestFromSecret(t *testing.T) {
 	}
 }
 
-func TestCertificates(t *testing.T) {
+func TestCertificateIsTakenAsPEMOrBase64(t *testing.T) {
 	dir := t.TempDir()
 	testenv.Must(testca.New(dir))(t)
 	ca := testenv.Must(os.ReadFile(filepath.Join(dir, "ca.crt")))(t)
@@ -55,9 +55,9 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// TestFolder: however a folder is spelt, the objects in it are those that are listed there. One that leads out of the
-// bucket is refused.
-func TestFolder(t *testing.T) {
+// TestFolderIsCleanedAndStaysInTheBucket: however a folder is spelt, the objects in it are those that are listed there.
+// One that leads out of the bucket is refused.
+func TestFolderIsCleanedAndStaysInTheBucket(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "", "/": "", ".": "", "a": "a", "a/b/": "a/b", "/a//b": "a/b", "./a": "a", "a/./b": "a/b", "a/../b": "b", "a/..": "", "..a/b..": "..a/b..",
 	} {
@@ -86,9 +86,7 @@ func TestRequestSettingsOverrideTheServers(t *testing.T) {
 			t.Errorf("%q over %q is %q, want %q", c.over, base, got, c.want)
 		}
 	}
-	if len(base) != 4 {
-		t.Errorf("the lower settings were changed: %q", base)
-	}
+	testenv.True(t, len(base) == 4, "the lower settings were changed: %q", base)
 }
 
 // TestErrorsKeepSecrets: nothing of a key or a password is in an error, wherever it was put by mistake.
@@ -111,8 +109,8 @@ func TestErrorsKeepSecrets(t *testing.T) {
 	}
 }
 
-// TestEndpoints: what minio would refuse, or read otherwise, is refused when it is read.
-func TestEndpoints(t *testing.T) {
+// TestEndpointsAreThoseMinioTakes: what minio would refuse, or read otherwise, is refused when it is read.
+func TestEndpointsAreThoseMinioTakes(t *testing.T) {
 	for text, good := range map[string]bool{
 		"s3.example.com": true, "s3.example.com:9000": true, "10.0.0.9": true, "10.0.0.9:9000": true, "[fd00::9]:9000": true, "minio": true, "minio:9000": true,
 		"https://s3.example.com": false, "s3.example.com/boats": false, ":9000": false, "minio:": false, "minio:90000": false, "minio:http": false, "a b": false, "minio?x": false, "minio#x": false,
@@ -123,9 +121,7 @@ func TestEndpoints(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 		if err == nil {
-			if _, err := minio.New(s.Endpoint, &minio.Options{Secure: true}); err != nil {
-				t.Errorf("%q is taken, and minio says %v", text, err)
-			}
+			testenv.Check(t, testenv.Err(minio.New(s.Endpoint, &minio.Options{Secure: true})), "%q is taken, and minio says", text)
 		}
 	}
 }

@@ -19,7 +19,7 @@ func servers(roles string) []ClusterServer {
 	return out
 }
 
-func TestFailures(t *testing.T) {
+func TestStatusSaysWhichFailuresAreSurvived(t *testing.T) {
 	for _, c := range []struct{ servers, want, problem string }{
 		{"", "not known", ""},
 		{"leader", "none: this is the only server", ""},

@@ -4,7 +4,6 @@ package status
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -23,13 +22,11 @@ type clock struct{ now time.Time }
 
 func (c *clock) Now() time.Time { return c.now }
 
-func TestBoard(t *testing.T) {
+func TestBoardReportsChangesOnly(t *testing.T) {
 	c := &clock{time.Unix(1000, 0)}
 	b := NewBoard(c.Now)
 	store, api := b.Part("store"), b.Part("API server")
-	if b.Part("store").part != store.part {
-		t.Error("the same name makes a second line")
-	}
+	testenv.Equal(t, b.Part("store").part, store.part, "the same name makes a second line:")
 	changed := b.Changed()
 	c.now = time.Unix(1010, 0)
 	store.Set(Running, "leads")
@@ -89,9 +86,7 @@ func TestServerAndClient(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "run", "s")
 	ctx := context.Background()
 	c := NewClient(socket)
-	if _, err := c.Status(ctx); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("without a socket: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(c.Status(ctx)), ErrNotRunning, "without a socket")
 	b := NewBoard(time.Now)
 	b.Part("agent").Set(Degraded, "the image folder cannot be read")
 	s, stop := serve(t, socket, b)
@@ -111,18 +106,12 @@ func TestServerAndClient(t *testing.T) {
 	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode of the socket: %v %v", fi.Mode(), err)
 	}
-	if _, err := NewServer(socket, Identity{}, b).Listen(); !errors.Is(err, ErrInUse) {
-		t.Errorf("a second server took the socket of a living one: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(NewServer(socket, Identity{}, b).Listen()), ErrInUse, "a second server took the socket of a living one")
 	stop()
-	if _, err := c.Status(ctx); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("after the end: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(c.Status(ctx)), ErrNotRunning, "after the end")
 	// What a killed process leaves is taken over.
 	testenv.NoError(t, os.WriteFile(socket, nil, 0o600))
-	if _, err := c.Status(ctx); !errors.Is(err, ErrNotRunning) {
-		t.Errorf("with a dead socket: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(c.Status(ctx)), ErrNotRunning, "with a dead socket")
 	_, stop = serve(t, socket, b)
 	stop()
 }
@@ -131,15 +120,14 @@ func TestServerAndClient(t *testing.T) {
 // made.
 func TestErrorsKeepSecrets(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", socket)
-	testenv.NoError(t, err)
+	l := testenv.Must(net.Listen("unix", socket))(t)
 	defer l.Close()
 	go func() {
 		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
 			_ = c.Close() // without an answer, as a server that ends
 		}
 	}()
-	err = NewClient(socket).Do(t.Context(), http.MethodPost, "/v1/snapshots?s3=hunter2", nil)
+	err := NewClient(socket).Do(t.Context(), http.MethodPost, "/v1/snapshots?s3=hunter2", nil)
 	if err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("the error is %v", err)
 	}
@@ -147,8 +135,6 @@ func TestErrorsKeepSecrets(t *testing.T) {
 
 func TestParseMemory(t *testing.T) {
 	m := parseMemory([]byte("Name:\tx\nVmRSS:\t  2048 kB\nRssAnon:\t 1024 kB\nRssFile:\t 1000 kB\nVmSwap:\t 4 kB\n"))
-	if want := (Memory{RSS: 2 << 20, Anonymous: 1 << 20, File: 1000 << 10, Swap: 4 << 10}); m != want {
-		t.Errorf("got %+v", m)
-	}
+	testenv.Equal(t, m, (Memory{RSS: 2 << 20, Anonymous: 1 << 20, File: 1000 << 10, Swap: 4 << 10}), "")
 	testenv.WantError(t, testenv.Err(ReadMemory(0)), "process 0")
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestGroup(t *testing.T) {
+func TestGroupEndsWithTheFirstFailure(t *testing.T) {
 	board := status.NewBoard(time.Now)
 	until := func(ctx context.Context) error {
 		<-ctx.Done()
@@ -28,9 +28,7 @@ func TestGroup(t *testing.T) {
 	g := NewGroup(ctx, board, slog.New(slog.DiscardHandler))
 	g.Essential(board.Part("told to end"), until)
 	cancel()
-	if err := g.Wait(); err != nil {
-		t.Errorf("told to end: %v", err)
-	}
+	testenv.Check(t, g.Wait(), "told to end")
 
 	g = NewGroup(t.Context(), board, slog.New(slog.DiscardHandler))
 	g.Run("other", until)
@@ -39,15 +37,11 @@ func TestGroup(t *testing.T) {
 		g.Essential(board.Part("failing"), func(context.Context) error { return cause })
 		return nil
 	})
-	if err := g.Wait(); !errors.Is(err, cause) {
-		t.Errorf("got %v, want the first failure", err)
-	}
+	testenv.ErrorIs(t, g.Wait(), cause)
 
 	g = NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
 	g.Essential(nil, func(context.Context) error { return fmt.Errorf("a request of its own: %w", context.Canceled) })
-	if err := g.Wait(); err == nil {
-		t.Error("a failure by something that was canceled elsewhere is taken for an ordinary end")
-	}
+	testenv.Fails(t, g.Wait(), "a failure by something that was canceled elsewhere is taken for an ordinary end")
 
 	g = NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
 	g.Stop(errors.Join(context.Canceled, cause)) // as a term's parts and what outlived them
@@ -85,9 +79,7 @@ func TestGroupGoesOn(t *testing.T) {
 			t.Errorf("%d runs, the board says %+v", runs, c)
 		}
 		cancel()
-		if err := g.Wait(); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, g.Wait())
 	})
 }
 
@@ -104,13 +96,9 @@ func TestGroupEnds(t *testing.T) {
 		g.Go(slow)
 		g.Go(func(context.Context) {}) // which has nothing more to do, and ends nothing
 		synctest.Wait()
-		if g.Context().Err() != nil {
-			t.Error("a part that has nothing more to do has ended the others")
-		}
+		testenv.True(t, g.Context().Err() == nil, "a part that has nothing more to do has ended the others")
 		g.End()
-		if ended != 1 {
-			t.Error("a part still runs")
-		}
+		testenv.Equal(t, ended, 1, "a part still runs:")
 
 		first := errors.New("no room")
 		g = NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))

@@ -14,9 +14,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestKeep: a part that fails is started again after longer and longer waits, which begin anew once it has run for a
-// while, and the board says so.
-func TestKeep(t *testing.T) {
+// TestFailedPartRestartsWithBackoff: a part that fails is started again after longer and longer waits, which begin anew
+// once it has run for a while, and the board says so.
+func TestFailedPartRestartsWithBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board := status.NewBoard(time.Now)
 		began := time.Now()
@@ -37,9 +37,7 @@ func TestKeep(t *testing.T) {
 			return errors.New("no room")
 		}})
 		synctest.Wait()
-		if len(board.Components()) != 0 {
-			t.Error("a line without trouble")
-		}
+		testenv.Equal(t, len(board.Components()), 0, "a line without trouble:")
 		close(fail)
 		time.Sleep(first / 2) // fake time
 		synctest.Wait()

@@ -17,7 +17,7 @@ import (
 )
 
 // All threads get the slack, also those that are started later.
-func TestSet(t *testing.T) {
+func TestTimerSlackIsSetOnAllThreads(t *testing.T) {
 	testenv.RequireRoot(t, "other threads' slack takes CAP_SYS_NICE")
 	hold := func() (release func()) { // a thread that nobody else gets
 		ready, end := make(chan struct{}), make(chan struct{})
@@ -93,9 +93,7 @@ func TestNoSlackIsSetWithoutPrivilege(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), allowedNothing+"=1")
 	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	testenv.NoError(t, err, "%s", out)
 	for line := range strings.Lines(string(out)) {
 		testenv.Equal(t, line, "50000 <nil>\n", "a thread has the slack")
 	}

@@ -4,8 +4,8 @@ package version
 
 import "testing"
 
-// TestUnderstands: a version and the one before it live in one cluster, whichever end asks.
-func TestUnderstands(t *testing.T) {
+// TestNeighboringProtocolsAreUnderstood: a version and the one before it live in one cluster, whichever end asks.
+func TestNeighboringProtocolsAreUnderstood(t *testing.T) {
 	defer func(was string) { protocol = was }(protocol)
 	for own, want := range map[string]map[int]bool{
 		"1": {1: true, 2: true, 3: false},

@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestRotation(t *testing.T) {
+func TestRotateReplacesOneSecret(t *testing.T) {
 	hash, other := strings.Repeat("a", 64), strings.Repeat("b", 64)
 	s := Set{Server: Token{CAHash: hash, Role: RoleServer, Secret: "server-now"}, Agent: Token{CAHash: hash, Role: RoleAgent, Secret: "agent-now"}}
 	for _, tt := range []struct{ role, old, new, want string }{
@@ -38,14 +38,10 @@ func TestRotation(t *testing.T) {
 		}
 		testenv.Contains(t, printed, tt.want, "%+v:", tt)
 	}
-	made, err := RotationRequest{Role: RoleServer}.Next(s)
-	if err != nil || len(made.Secret) != 32 {
-		t.Errorf("%+v, %v", made, err)
-	}
+	testenv.Equal(t, len(testenv.Must(RotationRequest{Role: RoleServer}.Next(s))(t).Secret), 32, "")
 }
 
-// TestValid: a token that was replaced works until its time is up.
-func TestValid(t *testing.T) {
+func TestFormerTokenIsAcceptedUntilItExpires(t *testing.T) {
 	now := time.Now()
 	former := Token{Role: RoleServer, Secret: "old"}
 	s := Set{Server: Token{Role: RoleServer, Secret: "a"}, Agent: Token{Role: RoleAgent, Secret: "b"}, Former: []Former{{Token: former, Until: now.Add(time.Hour)}}}
@@ -54,8 +50,8 @@ func TestValid(t *testing.T) {
 	}
 }
 
-// TestKeep: what was kept is read, and node-token follows.
-func TestKeep(t *testing.T) {
+// TestKeptTokensAreRead: what was kept is read, and node-token follows.
+func TestKeptTokensAreRead(t *testing.T) {
 	hash, dir := strings.Repeat("a", 64), t.TempDir()
 	s := Set{Server: Token{CAHash: hash, Role: RoleServer, Secret: "a"}, Agent: Token{CAHash: hash, Role: RoleAgent, Secret: "b"}}
 	for range 2 {

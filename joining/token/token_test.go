@@ -35,10 +35,7 @@ func TestParseIsTheInverseOfString(t *testing.T) {
 		{Role: RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
 		{Secret: "plain"},
 	} {
-		got, err := Parse(" " + want.String() + "\n")
-		if err != nil || got != want {
-			t.Errorf("%s: %+v, %v", want, got, err)
-		}
+		testenv.Equal(t, testenv.Must(Parse(" "+want.String()+"\n"))(t), want, "")
 	}
 }
 
@@ -61,12 +58,10 @@ func TestParseErrorsNameTheFault(t *testing.T) {
 	}
 }
 
-func TestVerify(t *testing.T) {
+func TestForeignAuthorityIsRefused(t *testing.T) {
 	tok := testenv.Must(New(clusterCA, RoleAgent))(t)
 	testenv.Check(t, tok.VerifyCA(clusterCA))
-	if err := tok.VerifyCA(foreignCA); !errors.Is(err, ErrOtherCluster) {
-		t.Errorf("another authority: %v", err)
-	}
+	testenv.ErrorIs(t, tok.VerifyCA(foreignCA), ErrOtherCluster, "another authority")
 }
 
 func ensure(t *testing.T, o Options) Set {
@@ -75,7 +70,7 @@ func ensure(t *testing.T, o Options) Set {
 	return testenv.Must(Ensure(o))(t)
 }
 
-func TestEnsure(t *testing.T) {
+func TestTokensAreMadeOnceAndKept(t *testing.T) {
 	dir := t.TempDir()
 	first := ensure(t, Options{Dir: dir, Root: clusterCA})
 	if first.Server.Secret == first.Agent.Secret || first.Server.Role != RoleServer || first.Agent.Role != RoleAgent {
@@ -83,10 +78,7 @@ func TestEnsure(t *testing.T) {
 	}
 	for file, want := range map[string]Token{ServerFile: first.Server, AgentFile: first.Agent, NodeFile: first.Agent} {
 		path := filepath.Join(dir, file)
-		data, err := os.ReadFile(path)
-		if err != nil || string(data) != want.String()+"\n" {
-			t.Errorf("%s holds %q, %v", file, data, err)
-		}
+		testenv.Equal(t, string(testenv.Must(os.ReadFile(path))(t)), want.String()+"\n", "%s holds", file)
 		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", file, fi.Mode(), err)
 		}

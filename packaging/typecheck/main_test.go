@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestRun: what compiles for one processor and not for the other is found out.
-func TestRun(t *testing.T) {
+// TestErrorsOfOneArchitectureAreFound: what compiles for one processor and not for the other is found out.
+func TestErrorsOfOneArchitectureAreFound(t *testing.T) {
 	for name, tt := range map[string]struct {
 		body string
 		good map[string]bool

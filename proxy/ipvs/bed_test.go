@@ -288,9 +288,7 @@ func dial(t *testing.T, from netns.Doer, addr string) *net.TCPConn {
 func echo(t *testing.T, c net.Conn) string {
 	t.Helper()
 	who, err := tryEcho(c, patience)
-	if err != nil {
-		t.Fatal("an open connection:", err)
-	}
+	testenv.NoError(t, err, "an open connection")
 	return who
 }
 

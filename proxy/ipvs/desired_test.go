@@ -101,7 +101,7 @@ service-addresses 10.43.0.9
 service-ports 10.43.0.9 tcp 80
 `
 
-func TestDesired(t *testing.T) {
+func TestDesiredFollowsServicesAndEndpoints(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		change    func(*corev1.Service)
@@ -297,7 +297,7 @@ func TestRemovedServersDoNotDrain(t *testing.T) {
 	}
 }
 
-func TestApply(t *testing.T) {
+func TestApplyDrainsRemovedRealServers(t *testing.T) {
 	m := newTable()
 	a := &applier{table: m}
 	k := Key{corev1.ProtocolTCP, netip.MustParseAddr("10.43.0.9"), 80}

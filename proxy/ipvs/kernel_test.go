@@ -40,9 +40,9 @@ const (
 
 var podAddrs = []string{"10.42.0.2", "10.42.0.6"}
 
-// TestKernel runs in a second kernel, Debian's User-Mode Linux, which has IPVS. It lacks nftables for IP, so that what
-// is here is IPVS itself; the rules beside it are in proxy's TestServiceCases.
-func TestKernel(t *testing.T) {
+// TestServicesInAKernelWithIPVS runs in a second kernel, Debian's User-Mode Linux, which has IPVS. It lacks nftables
+// for IP, so that what is here is IPVS itself; the rules beside it are in proxy's TestServiceCases.
+func TestServicesInAKernelWithIPVS(t *testing.T) {
 	if !uml.Inside() {
 		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
@@ -121,9 +121,7 @@ func testLost(t *testing.T, b *bed) {
 	if ok, err := b.proxier.Intact(); ok || err != nil {
 		t.Errorf("what was made is said to be there: %v, %v", ok, err)
 	}
-	if err := b.proxier.Sync(t.Context(), true); !errors.Is(err, ErrLost) {
-		t.Errorf("a sync ends with %v", err)
-	}
+	testenv.ErrorIs(t, b.proxier.Sync(t.Context(), true), ErrLost, "a sync ends with")
 	testenv.WantError(t, found(t, DefaultScheduler), "the module ip_vs")
 }
 
@@ -135,9 +133,7 @@ func testState(t *testing.T, b *bed) {
 	h := b.proxier.families[0].kernel.h
 	testenv.NoError(t, h.NewService(foreign))
 	defer func() {
-		if err := h.DelService(foreign); err != nil {
-			t.Error("what is not ours was touched:", err)
-		}
+		testenv.Check(t, h.DelService(foreign), "what is not ours was touched")
 	}()
 	external := func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"203.0.113.7"} }
 	b.service(t, "web", external, 8080, 0, 1)
@@ -217,9 +213,7 @@ func testTermination(t *testing.T, b *bed) {
 		}
 		abort(n)
 	}
-	if !b.proxier.HasDraining() {
-		t.Error("nobody would look again")
-	}
+	testenv.True(t, b.proxier.HasDraining(), "nobody would look again")
 	abort(c)
 	testenv.Eventually(t, patience, "the endpoint is gone", func() error {
 		b.sync(t)
@@ -228,9 +222,7 @@ func testTermination(t *testing.T, b *bed) {
 		}
 		return nil
 	})
-	if b.proxier.HasDraining() {
-		t.Error("it is gone, and still said to drain")
-	}
+	testenv.False(t, b.proxier.HasDraining(), "it is gone, and still said to drain")
 }
 
 // testIdle: IPVS forgets a connection on which nothing is said after a day, not after a quarter of an hour; and who
@@ -353,9 +345,7 @@ func testLackingScheduler(t *testing.T, b *bed) {
 	const lacking = "mh"
 	// The kernel would load the module again.
 	testenv.NoError(t, os.WriteFile("/proc/sys/kernel/modprobe", []byte("/nonexistent\n"), 0))
-	if err := unix.DeleteModule("ip_vs_"+lacking, unix.O_NONBLOCK); err != nil {
-		t.Fatal("taking the module away:", err)
-	}
+	testenv.NoError(t, unix.DeleteModule("ip_vs_"+lacking, unix.O_NONBLOCK), "taking the module away")
 	if err := found(t, DefaultScheduler, lacking); err == nil || err.Error() != "the kernel lacks the module ip_vs_"+lacking {
 		t.Errorf("the kernel lacks a scheduler, and is found to be so: %v", err)
 	}
@@ -401,9 +391,7 @@ func testRefusedService(t *testing.T, b *bed) {
 	}, 8080, 0)
 	testDatagrams(t, b)
 	before := cleaned.times
-	if before == 0 {
-		t.Error("nobody looked for connections that lead to endpoints that are gone")
-	}
+	testenv.True(t, before != 0, "nobody looked for connections that lead to endpoints that are gone")
 	b.delete("web")
 	b.sync(t)
 	if got := b.dump(t); strings.Contains(got, clusterIP) || cleaned.times == before {

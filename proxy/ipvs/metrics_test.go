@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestMetrics: a sync is counted where dashboards for kube-proxy look.
-func TestMetrics(t *testing.T) {
+// TestSyncIsCountedWhereKubeProxyCounts: a sync is counted where dashboards for kube-proxy look.
+func TestSyncIsCountedWhereKubeProxyCounts(t *testing.T) {
 	metrics.RegisterMetrics(kubeproxyconfig.ProxyModeIPVS)
 	f := &family{name: corev1.IPv6Protocol}
 	f.tried(time.Now())

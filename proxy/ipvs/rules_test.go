@@ -23,9 +23,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRules tries the rules beside IPVS on the machine's own kernel, which need not have IPVS: programs of the node's
-// stand where IPVS would, at the Services' addresses, and say who came.
-func TestRules(t *testing.T) {
+// TestRulesBesideIPVS tries the rules beside IPVS on the machine's own kernel, which need not have IPVS: programs of
+// the node's stand where IPVS would, at the Services' addresses, and say who came.
+func TestRulesBesideIPVS(t *testing.T) {
 	netns.RequireNFT(t)
 	outside, pod := netns.New(t), netns.New(t)
 	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
@@ -142,9 +142,7 @@ func TestRules(t *testing.T) {
 	w6 := &rulesWriter{nft: six, view: ruleView{
 		family: rules6, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd42::/56")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("fd43::/112")},
 	}}
-	if err := w6.apply(t.Context(), newDesiredState().Sets, nil, true); err != nil {
-		t.Error("the rules of IPv6:", err)
-	}
+	testenv.Check(t, w6.apply(t.Context(), newDesiredState().Sets, nil, true), "the rules of IPv6")
 }
 
 // TestRulesAreCounted: another program takes rules out of the table, or adds one, of which the kernel's news say

@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-func TestProbe(t *testing.T) {
+func TestProbeNamesWhatTheKernelLacks(t *testing.T) {
 	no := errors.New("no")
 	for _, c := range []struct {
 		name  string

@@ -151,9 +151,7 @@ func TestCacheKeepsNewest(t *testing.T) {
 	if n := cap(cache.entries); n > 4*len(cache.entries) {
 		t.Errorf("places for %d entries", n)
 	}
-	if cache.IsMonotonic() {
-		t.Error("raft must leave a snapshot's consequences to the log")
-	}
+	testenv.False(t, cache.IsMonotonic(), "raft must leave a snapshot's consequences to the log")
 }
 
 // A log that nobody reads is not kept in memory; the first read brings that back.

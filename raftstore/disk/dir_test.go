@@ -88,7 +88,7 @@ func writeSnapshotOf(d *Dir, index, term uint64, state string) error {
 	return d.Installed()
 }
 
-func TestReopen(t *testing.T) {
+func TestReopenedDirectoryHasItsEntries(t *testing.T) {
 	path := filled(t)
 	d := mustOpen(t, path)
 	defer closeDir(t, d)

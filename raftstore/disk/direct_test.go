@@ -210,9 +210,7 @@ func TestLargeSectors(t *testing.T) {
 			want = append(want, e)
 			testenv.NoError(t, d.Log.StoreLog(e))
 		}
-		if !d.Log.direct.refused {
-			t.Error("the device took sectors of 512 bytes")
-		}
+		testenv.True(t, d.Log.direct.refused, "the device took sectors of 512 bytes")
 		testenv.Check(t, d.Admit())
 		if got := checkEntries(t, d, want); got != uint64(len(want)) {
 			t.Fatalf("%d entries of %d", got, len(want))

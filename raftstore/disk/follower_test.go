@@ -321,7 +321,7 @@ func (f *follower) checkMembers() {
 	}
 }
 
-func TestFollower(t *testing.T) {
+func TestFollowerModel(t *testing.T) {
 	all, within := memoryDir(t), newBudget(t, 5*time.Second)
 	rapid.Check(t, func(t *rapid.T) {
 		if within.spent(t) {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -46,9 +45,9 @@ func TestNodeOf(t *testing.T) {
 	}
 }
 
-// TestFormat1 opens a directory that the version before wrote. Its identity
-// changes only when everything else was found in order.
-func TestFormat1(t *testing.T) {
+// TestDirectoryOfFormat1IsUpgraded opens a directory that the version before wrote. Its identity changes only when
+// everything else was found in order.
+func TestDirectoryOfFormat1IsUpgraded(t *testing.T) {
 	path := filled(t)
 	old := testIdentity.encode(1)
 	file := filepath.Join(path, identityFile)
@@ -69,13 +68,11 @@ func TestFormat1(t *testing.T) {
 		d := testenv.Must(Open(o))(t)
 		testenv.Equal(t, d.Identity, testIdentity, "identity")
 		closeDir(t, d)
-		if now, err := os.ReadFile(file); err != nil || !strings.Contains(string(now), "format 2\n") {
-			t.Errorf("after opening: %s, %v", now, err)
-		}
+		testenv.Contains(t, string(testenv.Must(os.ReadFile(file))(t)), "format 2\n", "after opening:")
 	}
 }
 
-func TestPeers(t *testing.T) {
+func TestPeersAreSavedAndChecked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store")
 	d := mustOpen(t, path)
 	if got, err := ReadPeers(path); err != nil || got != nil {
@@ -94,9 +91,7 @@ func TestPeers(t *testing.T) {
 		closeDir(t, d)
 		d = mustOpen(t, path)
 	}
-	if got, err := ReadPeers(path); err != nil || !slices.Equal(got, want) {
-		t.Errorf("%v, want %v, %v", got, want, err)
-	}
+	testenv.EqualSlices(t, testenv.Must(ReadPeers(path))(t), want, "")
 	closeDir(t, d)
 	// Every damage is noticed, and hinders nothing.
 	data := testenv.Must(os.ReadFile(file))(t)

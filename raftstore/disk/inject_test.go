@@ -136,9 +136,7 @@ func (in *injector) try(what string, damagedImage image, undetectable bool) {
 		in.named(what, path, err)
 		after := readImage(in.t, path)
 		delete(after, "LOCK")
-		if !maps.EqualFunc(after, damagedImage, bytes.Equal) {
-			in.t.Errorf("%s: the refused open changed something", what)
-		}
+		testenv.True(in.t, maps.EqualFunc(after, damagedImage, bytes.Equal), "%s: the refused open changed something", what)
 		return
 	}
 	whole, err := in.compare(d)
@@ -216,9 +214,9 @@ func (in *injector) compare(d *Dir) (whole bool, err error) {
 	return complete && term == 3 && string(vote) == "b", nil
 }
 
-// TestInjection does every harm at every kind of place of every kind of file
-// once, and then goes on until its time is over: CORACLE_RANDOM_TIME=10m.
-func TestInjection(t *testing.T) {
+// TestInjectedHarmIsFound does every harm at every kind of place of every kind of file once, and then goes on until its
+// time is over: CORACLE_RANDOM_TIME=10m.
+func TestInjectedHarmIsFound(t *testing.T) {
 	l, r := live(t), randomOf(t)
 	in := &injector{t: t, life: l, dir: memoryDir(t)}
 	kinds := l.kinds(t)
@@ -357,12 +355,8 @@ func TestLostAndOldFiles(t *testing.T) {
 	now[varsFile] = l.moments[0][varsFile]
 	before := in.refused
 	in.try("variables of an earlier term", now, false)
-	if in.refused == before {
-		t.Error("variables of an earlier term than the log's entries were accepted")
-	}
-	if in.earlier == 0 {
-		t.Error("the undetectable cases were not tried")
-	}
+	testenv.True(t, in.refused != before, "variables of an earlier term than the log's entries were accepted")
+	testenv.True(t, in.earlier != 0, "the undetectable cases were not tried")
 }
 
 // TestSegmentsExchanged gives each segment the content of another.

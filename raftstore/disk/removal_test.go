@@ -92,9 +92,7 @@ func TestRemovalKeepsItsOrder(t *testing.T) {
 		}
 		return os.Remove(p)
 	}
-	if err := d.Log.DeleteRange(1, last-1); !errors.Is(err, failing) {
-		t.Errorf("the error is lost: %v", err)
-	}
+	testenv.ErrorIs(t, d.Log.DeleteRange(1, last-1), failing, "the error is lost")
 	if left := segmentsOf(t, path); !slices.Equal(left, before[1:]) {
 		t.Errorf("files %v are left of %v", left, before)
 	}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"testing"
 
@@ -18,9 +17,7 @@ import (
 
 func TestSetAside(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store")
-	if _, err := SetAside(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a directory that is not there: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(SetAside(path)), fs.ErrNotExist, "a directory that is not there")
 	// The second one is taken.
 	testenv.NoError(t, os.Mkdir(path+".damaged-2", 0o700))
 	for _, n := range []int{1, 3} {
@@ -75,9 +72,7 @@ func TestStartOver(t *testing.T) {
 		if last, err := d.Log.LastIndex(); err != nil || last != 0 || d.Identity.Member == testIdentity.Member {
 			t.Errorf("last entry %d, %v, identity %v", last, err, d.Identity)
 		}
-		if got, err := ReadPeers(path); err != nil || !slices.Equal(got, peers) {
-			t.Errorf("peers %v, %v", got, err)
-		}
+		testenv.EqualSlices(t, testenv.Must(ReadPeers(path))(t), peers, "peers:")
 		closeDir(t, d)
 		d = mustOpen(t, moved)
 		testenv.Equal(t, testenv.Must(d.Log.LastIndex())(t), lastEntry, "the directory that was moved: last entry")

@@ -23,9 +23,7 @@ func onFakeDisk(t *testing.T) (*Dir, *clocktesting.FakeClock, *Faults, func() []
 	o := options(filepath.Join(memoryDir(t), "store"))
 	o.Clock, o.Faults = c, faults
 	o.Flushed = func(took time.Duration, bytes int) {
-		if bytes <= 0 {
-			t.Errorf("an append of %d bytes", bytes)
-		}
+		testenv.True(t, bytes > 0, "an append of %d bytes", bytes)
 		flushes <- took
 	}
 	d := testenv.Must(Open(o))(t)
@@ -39,7 +37,7 @@ func onFakeDisk(t *testing.T) (*Dir, *clocktesting.FakeClock, *Faults, func() []
 	}
 }
 
-func TestStalled(t *testing.T) {
+func TestStalledWriteIsMeasured(t *testing.T) {
 	writes := map[string]func(d *Dir) error{
 		"log":       func(d *Dir) error { return d.Log.StoreLog(&raft.Log{Index: 1, Term: 1}) },
 		"log's end": func(d *Dir) error { return d.Log.DeleteRange(1, 2) },
@@ -95,14 +93,10 @@ func TestFlushOfNow(t *testing.T) {
 	if _, since := d.FlushedWithin(4 * time.Second); !ok || took != 5*time.Second || since {
 		t.Errorf("a flush of %v; it began within 5 s: %v, within 4 s: %v", took, ok, since)
 	}
-	if after, err := os.ReadFile(filepath.Join(d.path, "LOCK")); err != nil || string(after) != string(before) {
-		t.Errorf("the lock file was %q and is %q: %v", before, after, err)
-	}
+	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(d.path, "LOCK")))(t)), string(before), "the lock file was %q and is", before)
 	faults.DelayFlushes(0)
 	faults.FailWrites(unix.EIO)
-	if d.Flush() == nil {
-		t.Error("a flush that failed is reported as done")
-	}
+	testenv.Fails(t, d.Flush(), "a flush that failed is reported as done")
 }
 
 // TestFailingWrites lets a disk return errors: writes are retried and count as
@@ -120,12 +114,8 @@ func TestFailingWrites(t *testing.T) {
 			c.Step(retryEvery)
 			wait(t, "retried", c.HasWaiters)
 			testenv.Equal(t, d.Stalled(), retryEvery, "stalled for")
-			if err := writeSnapshot(d, 1, "state"); !errors.Is(err, errno) {
-				t.Errorf("a snapshot: %v", err)
-			}
-			if err := d.Admit(); !errors.Is(err, refusal) {
-				t.Errorf("new writes: %v", err)
-			}
+			testenv.ErrorIs(t, writeSnapshot(d, 1, "state"), errno, "a snapshot")
+			testenv.ErrorIs(t, d.Admit(), refusal, "new writes")
 			faults.FailWrites(nil)
 			var err error
 			for left := 2; left > 0; {

@@ -32,11 +32,9 @@ func contents(t *testing.T, dir string) string {
 	return fmt.Sprintf("%x", sum.Sum(nil))
 }
 
-func TestInspect(t *testing.T) {
+func TestInspectReportsWithoutOpening(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
-	if _, err := Inspect(dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("nothing there: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(Inspect(dir)), fs.ErrNotExist, "nothing there")
 	d := mustOpen(t, dir)
 	testenv.NoError(t, d.Vars.SetUint64([]byte("CurrentTerm"), 3))
 	for i := range uint64(5) {
@@ -64,9 +62,7 @@ func TestInspect(t *testing.T) {
 		t.Errorf("opening what is looked at: %v", err)
 	}
 	testenv.NoError(t, i.Close())
-	if contents(t, dir) != before {
-		t.Error("looking changed something")
-	}
+	testenv.Equal(t, contents(t, dir), before, "looking changed something:")
 
 	segment := segmentPath(filepath.Join(dir, logDir), 1)
 	data := testenv.Must(os.ReadFile(segment))(t)

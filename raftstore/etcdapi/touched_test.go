@@ -149,9 +149,7 @@ func manyOps(count, width int) *pb.TxnRequest {
 // only have what its own list leaves of the 128 operations.
 func TestBudgetOfNestedTransactions(t *testing.T) {
 	a := &API{o: Options{MaxTxnOps: 128, MaxRequestBytes: 3 << 19}}
-	if err := a.checkTxn(manyOps(50_000, 128)); !errors.Is(err, rpctypes.ErrGRPCTooManyOps) {
-		t.Errorf("three levels of 128 operations each: %v", err)
-	}
+	testenv.ErrorIs(t, a.checkTxn(manyOps(50_000, 128)), rpctypes.ErrGRPCTooManyOps, "three levels of 128 operations each")
 	testenv.Check(t, a.checkTxn(manyOps(50_000, 42)), "three levels of 42 operations each")
 	two := func(inner int) *pb.TxnRequest {
 		nested := &pb.TxnRequest{}
@@ -165,7 +163,5 @@ func TestBudgetOfNestedTransactions(t *testing.T) {
 		return r
 	}
 	testenv.Check(t, a.checkTxn(two(100)), "28 and 100 operations")
-	if err := a.checkTxn(two(101)); !errors.Is(err, rpctypes.ErrGRPCTooManyOps) {
-		t.Errorf("28 and 101 operations: %v", err)
-	}
+	testenv.ErrorIs(t, a.checkTxn(two(101)), rpctypes.ErrGRPCTooManyOps, "28 and 101 operations")
 }

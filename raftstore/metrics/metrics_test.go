@@ -5,7 +5,6 @@ package metrics
 import (
 	"errors"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -47,7 +46,7 @@ func number(t *testing.T, all map[string]*dto.MetricFamily, name string) float64
 	return m.Counter.GetValue()
 }
 
-func TestCollect(t *testing.T) {
+func TestCountersAreCollected(t *testing.T) {
 	c := NewCounters()
 	c.Applied(&pb.TxnResponse{Responses: []*pb.ResponseOp{
 		{Response: &pb.ResponseOp_ResponsePut{ResponsePut: &pb.PutResponse{}}},
@@ -90,9 +89,8 @@ func TestCollect(t *testing.T) {
 	}
 }
 
-// TestHistogram checks buckets at and beside their bounds, and that etcd's
-// bounds are among ours.
-func TestHistogram(t *testing.T) {
+// TestHistogramBucketsIncludeEtcds checks buckets at and beside their bounds, and that etcd's bounds are among ours.
+func TestHistogramBucketsIncludeEtcds(t *testing.T) {
 	h := NewHistogram(125*time.Microsecond, 17)
 	for i := range 17 {
 		bound := 125 * time.Microsecond << i
@@ -139,8 +137,6 @@ func TestCountingDoesNotAllocate(t *testing.T) {
 func TestEveryMetricIsExplained(t *testing.T) {
 	page := testenv.Must(os.ReadFile("../../docs/operations/store.md"))(t)
 	for name := range gather(t, NewCounters(), Sample{Peers: []Peer{{RTT: NewPeerHistogram()}}}) {
-		if !strings.Contains(string(page), "`"+name+"`") {
-			t.Errorf("docs/operations/store.md does not explain %s", name)
-		}
+		testenv.Contains(t, string(page), "`"+name+"`", "docs/operations/store.md does not explain %s:", name)
 	}
 }

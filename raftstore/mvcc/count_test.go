@@ -16,10 +16,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestCounts compares the counts of ranges, at each readable revision, with
-// those that a look at each key gives: after writes, deletions, transactions,
-// compactions, and a restore from a snapshot.
-func TestCounts(t *testing.T) {
+// TestCountsEqualThoseOfAScan compares the counts of ranges, at each readable revision, with those that a look at each
+// key gives: after writes, deletions, transactions, compactions, and a restore from a snapshot.
+func TestCountsEqualThoseOfAScan(t *testing.T) {
 	var counted, old, limited int
 	rapid.Check(t, func(t *rapid.T) {
 		s := New()

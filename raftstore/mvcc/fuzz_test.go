@@ -204,12 +204,8 @@ func TestDamagedSnapshot(t *testing.T) {
 	for i := range file {
 		changed := bytes.Clone(file)
 		changed[i] ^= 1 << (i % 8)
-		if _, err := Restore(bytes.NewReader(changed)); !errors.Is(err, ErrDamaged) {
-			t.Errorf("byte %d changed: %v", i, err)
-		}
-		if _, err := Restore(bytes.NewReader(file[:i])); !errors.Is(err, ErrDamaged) {
-			t.Errorf("cut to %d bytes: %v", i, err)
-		}
+		testenv.ErrorIs(t, testenv.Err(Restore(bytes.NewReader(changed))), ErrDamaged, "byte %d changed", i)
+		testenv.ErrorIs(t, testenv.Err(Restore(bytes.NewReader(file[:i]))), ErrDamaged, "cut to %d bytes", i)
 	}
 }
 
@@ -221,7 +217,5 @@ func TestOldSnapshot(t *testing.T) {
 		t.Errorf("got revision %d, compacted to %d, %d keys, entry %d and %d sessions",
 			s.rev, s.compacted.Load(), s.keys, s.applied, len(s.sessions))
 	}
-	if !bytes.Equal(snapshotOf(t, s), file) {
-		t.Error("it is written differently")
-	}
+	testenv.True(t, bytes.Equal(snapshotOf(t, s), file), "it is written differently")
 }

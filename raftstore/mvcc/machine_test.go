@@ -312,10 +312,9 @@ func (m *machine) checkSizes(t *rapid.T, view *View) {
 	}
 }
 
-// TestModel runs random commands on the state machine and the model, and
-// compares every answer and everything readable. CORACLE_MODEL_OPS says how
-// many commands and reads; the default takes seconds.
-func TestModel(t *testing.T) {
+// TestStateMachineEqualsModel runs random commands on the state machine and the model, and compares every answer and
+// everything readable. CORACLE_MODEL_OPS says how many commands and reads; the default takes seconds.
+func TestStateMachineEqualsModel(t *testing.T) {
 	budget, done := 60_000, 0
 	if env := os.Getenv("CORACLE_MODEL_OPS"); env != "" {
 		var err error

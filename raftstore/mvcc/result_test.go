@@ -31,9 +31,7 @@ func TestErrorsTravel(t *testing.T) {
 		testenv.Equal(t, sendError(t, err), err, "%v is not the same value:", err)
 	}
 	// A client's form of an error becomes the server's.
-	if got := sendError(t, rpctypes.ErrCompacted); !errors.Is(got, rpctypes.ErrGRPCCompacted) {
-		t.Errorf("got %v", got)
-	}
+	testenv.ErrorIs(t, sendError(t, rpctypes.ErrCompacted), rpctypes.ErrGRPCCompacted)
 	for _, err := range []error{
 		status.Error(codes.Internal, "something \xff"), errors.New("plain"), fmt.Errorf("with: %w", context.Canceled),
 		status.Error(codes.Code(999), "unheard of"), fmt.Errorf("around: %w", rpctypes.ErrGRPCNoSpace),
@@ -81,9 +79,7 @@ func TestBadResults(t *testing.T) {
 }
 
 func TestBadCommands(t *testing.T) {
-	if _, err := AppendCommand(NewEntry(nil), Command{Request: &pb.PutRequest{}, Session: 1, Seq: 1, Floor: 2}); err == nil {
-		t.Error("a floor above the number was encoded")
-	}
+	testenv.Fails(t, testenv.Err(AppendCommand(NewEntry(nil), Command{Request: &pb.PutRequest{}, Session: 1, Seq: 1, Floor: 2})), "a floor above the number was encoded")
 	testenv.Fails(t, testenv.Err(AppendCommand(NewEntry(nil), Command{Request: &pb.RangeRequest{}})), "a range was encoded")
 	for _, b := range [][]byte{
 		nil, {9}, {entryFormat, kindPut}, {entryFormat, kindPut, 0}, {entryFormat, kindPut, 0, 1}, {entryFormat, 0, 0, 0}, {entryFormat, 99, 0, 0},

@@ -212,7 +212,7 @@ func restored(tb testing.TB, s *State) *State {
 	return again
 }
 
-func TestGrows(t *testing.T) {
+func TestRequestsThatGrowTheStoreAreKnown(t *testing.T) {
 	put := &pb.PutRequest{Key: []byte("k")}
 	txn := func(ops ...*pb.RequestOp) *pb.TxnRequest { return &pb.TxnRequest{Failure: ops} }
 	putOp := &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: put}}
@@ -221,16 +221,12 @@ func TestGrows(t *testing.T) {
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: r}}
 	}
 	for _, r := range []Request{put, txn(putOp), &pb.TxnRequest{Success: []*pb.RequestOp{putOp}}, txn(deleteOp, nest(txn(putOp))), &pb.LeaseGrantRequest{}} {
-		if !Grows(r) {
-			t.Errorf("%v does not grow", r)
-		}
+		testenv.True(t, Grows(r), "%v does not grow", r)
 	}
 	for _, r := range []Request{
 		txn(), txn(deleteOp), txn(nest(txn(deleteOp))), &pb.DeleteRangeRequest{}, &pb.CompactionRequest{},
 		&pb.LeaseRevokeRequest{}, &pb.RangeRequest{}, wrapperspb.String("server"),
 	} {
-		if Grows(r) {
-			t.Errorf("%v grows", r)
-		}
+		testenv.False(t, Grows(r), "%v grows", r)
 	}
 }

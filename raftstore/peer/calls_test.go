@@ -38,7 +38,7 @@ func handle(ctx context.Context, from, method string, body []byte) ([]byte, erro
 
 func serving(o *Options) { o.Handle = handle }
 
-func TestCalls(t *testing.T) {
+func TestCallsCarryBodiesAndErrors(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", serving)
 		none := start(t, g, 2, "", func(o *Options) { o.Cluster, o.Listener = "", nil })
@@ -73,9 +73,7 @@ func TestCalls(t *testing.T) {
 		if _, err := a.Call(ctx, at, "hang", nil); status.Code(err) != codes.DeadlineExceeded {
 			t.Error(err)
 		}
-		if c := a.Contact("b.1"); c.IsZero() {
-			t.Error("no contact by calls")
-		}
+		testenv.False(t, a.Contact("b.1").IsZero(), "no contact by calls")
 	})
 }
 

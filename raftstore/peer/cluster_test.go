@@ -147,9 +147,9 @@ func (n *node) await(t *testing.T, count int64) {
 	}
 }
 
-// TestCluster runs hashicorp/raft over it: elections, partitions, crashes,
-// snapshots, and an end that leaves nothing.
-func TestCluster(t *testing.T) {
+// TestRaftClusterOverPeerTransport runs hashicorp/raft over it: elections, partitions, crashes, snapshots, and an end
+// that leaves nothing.
+func TestRaftClusterOverPeerTransport(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		for _, a := range "abc" {
 			for _, b := range "abc" {

@@ -108,8 +108,7 @@ func FuzzCall(f *testing.F) {
 	})
 }
 
-// TestGarbage speaks something else to a server.
-func TestGarbage(t *testing.T) {
+func TestForeignProtocolsAreRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
 		for say, reason := range map[string]string{

@@ -150,9 +150,7 @@ func TestNothingGathersAtAStalledDisk(t *testing.T) {
 				var beating sync.WaitGroup
 				beating.Go(func() {
 					for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
-						if _, err := a.beat(b, 7); err != nil {
-							t.Errorf("a heartbeat: %v", err)
-						}
+						testenv.Check(t, testenv.Err(a.beat(b, 7)), "a heartbeat")
 					}
 				})
 				for range n {

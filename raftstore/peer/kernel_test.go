@@ -117,15 +117,12 @@ func TestKernelAcknowledges(t *testing.T) {
 		testenv.Fails(t, testenv.Err(a.Call(ctx, string(b.address), "hang", nil)), "a call was answered")
 		cancel()
 	}
-	if a.onlyConn(t) != conn {
-		t.Error("another connection was made")
-	}
+	testenv.Equal(t, a.onlyConn(t), conn, "another connection was made:")
 	if k := retransmits(conn); k >= failedTries { // once it may be: a busy kernel is late with an acknowledgement
 		t.Errorf("sent again %d times", k)
 	}
 
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	testenv.NoError(t, err)
+	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	defer l.Close()
 	c, err := net.Dial("tcp", l.Addr().String())
 	testenv.NoError(t, err)
@@ -134,9 +131,7 @@ func TestKernelAcknowledges(t *testing.T) {
 	for err == nil {
 		_, err = c.Write(make([]byte, 1<<16))
 	}
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Error(err)
-	}
+	testenv.ErrorIs(t, err, os.ErrDeadlineExceeded)
 	if k := retransmits(c); k >= failedTries {
 		t.Errorf("sent again %d times", k)
 	}

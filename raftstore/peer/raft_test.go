@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestMessages(t *testing.T) {
+func TestRaftMessagesArrive(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
 		if r, err := a.beat(b, 7); err != nil || !r.Success || r.Term != 7 {
@@ -86,9 +86,9 @@ func TestWrongServer(t *testing.T) {
 	})
 }
 
-// TestRestart lets a peer go and come back; what pooled connections are left
-// over must not be noticed.
-func TestRestart(t *testing.T) {
+// TestRestartedPeerIsReachedByNewConnections lets a peer go and come back; what pooled connections are left over must
+// not be noticed.
+func TestRestartedPeerIsReachedByNewConnections(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
 		for range 3 {
@@ -137,7 +137,7 @@ func TestRestartUnnoticed(t *testing.T) {
 	})
 }
 
-func TestWithhold(t *testing.T) {
+func TestWithheldMessagesAreNotPeerFailures(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		var stalls atomic.Bool
 		a := start(t, g, 0, "a.1", func(o *Options) { o.Withhold = stalls.Load })
@@ -173,9 +173,9 @@ func TestWithhold(t *testing.T) {
 	})
 }
 
-// TestRefusals passes on what the other side's raft answers, with nothing of
-// earlier answers in it, and takes none of it for a confirmation of entries.
-func TestRefusals(t *testing.T) {
+// TestRefusalsConfirmNoEntries passes on what the other side's raft answers, with nothing of earlier answers in it, and
+// takes none of it for a confirmation of entries.
+func TestRefusalsConfirmNoEntries(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
 		r := raft.AppendEntriesResponse{Term: 1, LastLog: 9, Success: true, NoRetryBackoff: true}

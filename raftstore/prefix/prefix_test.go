@@ -90,7 +90,7 @@ func (f *fake) take(rpc raft.RPC) bool {
 	return true
 }
 
-func TestInstall(t *testing.T) {
+func TestSnapshotIsSkippedWhereRaftHasItsEntries(t *testing.T) {
 	busy := errors.New("busy")
 	for name, test := range map[string]struct {
 		raft      raft.AppendEntriesResponse // to the question
@@ -180,7 +180,7 @@ func TestInstallRefused(t *testing.T) {
 }
 
 // A filter whose raft has ended does not wait for an answer.
-func TestClosing(t *testing.T) {
+func TestFilterEndsWithItsRaft(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := Filter{Snapshot: func() (uint64, uint64) { return 0, 0 }, Raft: func(raft.RPC) bool { cancel(); return true }}
 	if f.Handle(ctx, raft.RPC{Command: &raft.InstallSnapshotRequest{}}) {

@@ -22,10 +22,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestInstall fails if upstream no longer takes its clients from the variable
-// that Install sets: the storage that its factory builds must write to our
-// store, and its health check must read from it.
-func TestInstall(t *testing.T) {
+// TestUpstreamTakesClientFromInstall fails if upstream no longer takes its clients from the variable that Install sets:
+// the storage that its factory builds must write to our store, and its health check must read from it.
+func TestUpstreamTakesClientFromInstall(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	s := openStore(t, 0)

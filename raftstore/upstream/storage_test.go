@@ -27,9 +27,9 @@ import (
 
 func featureName(name string) featuregate.Feature { return featuregate.Feature(name) }
 
-// TestStorage is upstream's conformance suite for storage.Interface, each test
-// set up as upstream's etcd3 package does it.
-func TestStorage(t *testing.T) { everywhere(t, testStorage) }
+// TestUpstreamStorageConformance is upstream's conformance suite for storage.Interface, each test set up as upstream's
+// etcd3 package does it.
+func TestUpstreamStorageConformance(t *testing.T) { everywhere(t, testStorage) }
 
 func testStorage(t *testing.T, setup setupFunc) {
 	plain := map[string]func(context.Context, *testing.T, storage.Interface){

@@ -10,7 +10,7 @@ import (
 
 // Whatever the members' state, as long as the leader has a majority: following
 // the plan ends, at an odd number, without risk on the way.
-func TestNext(t *testing.T) {
+func TestNextLeadsToAnOddNumberWithoutRisk(t *testing.T) {
 	kinds := []Member{
 		{Voter: true, Healthy: true},
 		{Voter: true},

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"slices"
 	"testing"
 	"time"
 
@@ -176,10 +175,7 @@ func TestCertifiedAddresses(t *testing.T) {
 		testenv.Equal(t, string(s.Data[roster.RegistrationAddresses]), addresses, "addresses")
 		testenv.Equal(t, string(s.Data[roster.RegistrationExternal]), external, "external addresses")
 		r := roster.New(roster.Options{API: func() (kubernetes.Interface, error) { return api, nil }})
-		all, err := r.JoinedAddresses(ctx)
-		if err != nil || !slices.Equal(all, append(roster.ParseAddresses([]byte(addresses)), roster.ParseAddresses([]byte(external))...)) {
-			t.Errorf("machines have joined with %v (%v)", all, err)
-		}
+		testenv.EqualSlices(t, testenv.Must(r.JoinedAddresses(ctx))(t), append(roster.ParseAddresses([]byte(addresses)), roster.ParseAddresses([]byte(external))...), "machines have joined with:")
 	}
 	ask := func(external string, ips ...string) {
 		t.Helper()

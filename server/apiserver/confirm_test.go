@@ -18,8 +18,7 @@ import (
 // nothing is done even where this server does not know yet that its term is over.
 func testConfirmed(t *testing.T, s *running, fence *lateFence, old *loops, ns string) {
 	ctx, c := t.Context(), client(t, s.admin())
-	pod, err := c.CoreV1().Pods(ns).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "guarded", Labels: map[string]string{"pod": "guarded"}}, Spec: podSpec}, create)
-	testenv.NoError(t, err)
+	pod := testenv.Must(c.CoreV1().Pods(ns).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "guarded", Labels: map[string]string{"pod": "guarded"}}, Spec: podSpec}, create))(t)
 	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 	testenv.NoError(t, second(c.CoreV1().Pods(ns).UpdateStatus(ctx, pod, update)))
 	one := intstr.FromInt32(1)

@@ -83,8 +83,7 @@ func testCustomResources(t *testing.T, s *running) {
 		_, err := in.Create(ctx, boat, metav1.CreateOptions{})
 		return err
 	})
-	got, err := in.Get(ctx, "a", metav1.GetOptions{})
-	testenv.NoError(t, err)
+	got := testenv.Must(in.Get(ctx, "a", metav1.GetOptions{}))(t)
 	if seats, _, _ := unstructured.NestedInt64(got.Object, "spec", "seats"); seats != 2 {
 		t.Errorf("seats %d, want the default of 2", seats)
 	}
@@ -98,8 +97,7 @@ func testCustomResources(t *testing.T, s *running) {
 		t.Errorf("an unknown field: %v, want a bad request", err)
 	}
 	applied := object(t, "apiVersion: example.com/v1\nkind: Boat\nmetadata: {name: a}\nspec: {seats: 5}\n")
-	got, err = in.Apply(ctx, "a", applied, metav1.ApplyOptions{FieldManager: "test", Force: true})
-	testenv.NoError(t, err)
+	got = testenv.Must(in.Apply(ctx, "a", applied, metav1.ApplyOptions{FieldManager: "test", Force: true}))(t)
 	if seats, _, _ := unstructured.NestedInt64(got.Object, "spec", "seats"); seats != 5 {
 		t.Errorf("seats %d after apply", seats)
 	}
@@ -150,9 +148,7 @@ func testOpenAPI(t *testing.T, s *running) {
 			t.Errorf("%s: %d schemas as protobuf, %d as JSON", name, got, len(doc.Components.Schemas))
 		}
 	}
-	if index.Paths["apis/resource.k8s.io/v1beta1"].ServerRelativeURL != "" {
-		t.Error("a group version that is not served has a document")
-	}
+	testenv.Equal(t, index.Paths["apis/resource.k8s.io/v1beta1"].ServerRelativeURL, "", "a group version that is not served has a document:")
 	testOpenAPIV2(t, s)
 }
 
@@ -166,9 +162,7 @@ func testOpenAPIV2(t *testing.T, s *running) {
 	var doc openapi_v2.Document
 	testenv.NoError(t, proto.Unmarshal(get(t, s, "/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"), &doc))
 	for _, name := range []string{"io.k8s.api.core.v1.Pod", "com.example.v1.Boat", "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"} {
-		if v2.Definitions[name] == nil {
-			t.Errorf("v2: no %s", name)
-		}
+		testenv.True(t, v2.Definitions[name] != nil, "v2: no %s", name)
 	}
 	if a, b := len(v2.Definitions), len(doc.Definitions.AdditionalProperties); a != b {
 		t.Errorf("v2: %d definitions as JSON, %d as protobuf", a, b)

@@ -138,9 +138,7 @@ func TestSlicesLabels(t *testing.T) {
 		t.Helper()
 		testenv.NoError(t,
 			r.ReconcileEndpoints("kubernetes", nil, []corev1.EndpointPort{{Name: "https", Port: 6443, Protocol: corev1.ProtocolTCP}}, true))
-		if got := published(t, client); !slices.Equal(got, want) {
-			t.Errorf("published are\n%q, want\n%q", got, want)
-		}
+		testenv.EqualSlices(t, published(t, client), want, "published are")
 	}
 	both := []string{"endpoints 192.0.2.1:6443 192.0.2.4:7443", "kubernetes IPv4 192.0.2.1:6443", "kubernetes-ipv4-7443 IPv4 192.0.2.4:7443"}
 	reconcile(both...)
@@ -198,9 +196,7 @@ func TestServersOfATermThatIsOver(t *testing.T) {
 		defer mu.Unlock()
 		return asked > 3
 	})
-	if got := publishedSoFar(t, kube); !slices.Equal(got, both) {
-		t.Errorf("with the list of an earlier term, published are\n%q, want\n%q", got, both)
-	}
+	testenv.EqualSlices(t, publishedSoFar(t, kube), both, "with the list of an earlier term, published are")
 	is(term, "192.0.2.10:6443")
 	become("the list of this term is published", are("endpoints 192.0.2.10:6443", "kubernetes IPv4 192.0.2.10:6443"))
 }
@@ -229,8 +225,7 @@ func published(t *testing.T, client kubernetes.Interface) []string {
 		}
 	}
 	out := []string{line}
-	parts, err := client.DiscoveryV1().EndpointSlices("default").List(t.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
-	testenv.NoError(t, err)
+	parts := testenv.Must(client.DiscoveryV1().EndpointSlices("default").List(t.Context(), metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"}))(t)
 	for _, s := range parts.Items {
 		line := s.Name + " " + string(s.AddressType)
 		for _, e := range s.Endpoints {
@@ -238,9 +233,7 @@ func published(t *testing.T, client kubernetes.Interface) []string {
 			if !*e.Conditions.Ready {
 				line += "?"
 			}
-			if *e.Conditions.Serving != *e.Conditions.Ready {
-				t.Errorf("%s: of serving and ready not the same is said", line)
-			}
+			testenv.Equal(t, *e.Conditions.Serving, *e.Conditions.Ready, "%s: of serving and ready not the same is said:", line)
 		}
 		out = append(out, line)
 	}

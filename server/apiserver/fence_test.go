@@ -271,9 +271,9 @@ func isFenced(err error) error {
 	return nil
 }
 
-// TestFence is about writes of a leader's loops: each kind is refused, and
-// changes nothing, when the term is over, and works in the right one.
-func TestFence(t *testing.T) {
+// TestWritesAfterTermEndAreRefused is about writes of a leader's loops: each kind is refused, and changes nothing, when
+// the term is over, and works in the right one.
+func TestWritesAfterTermEndAreRefused(t *testing.T) {
 	f := newFixtureOf(t, openServers)
 	fence := &lateFence{Store: f.store}
 	o := f.options(t)

@@ -107,9 +107,7 @@ func TestCheckArgs(t *testing.T) {
 	if err := CheckArgs([]string{"event-tll=2h", "max-request-inflight=3"}); err == nil || strings.Count(err.Error(), "did you mean") != 2 {
 		t.Errorf("two mistakes: %v", err)
 	}
-	if utilfeature.DefaultFeatureGate.Enabled(featuregate.Feature(gate)) != was {
-		t.Errorf("the check changed the feature gate %s of this process", gate)
-	}
+	testenv.True(t, utilfeature.DefaultFeatureGate.Enabled(featuregate.Feature(gate)) == was, "the check changed the feature gate %s of this process", gate)
 }
 
 // TestFilteredWatchEndsWithItsFilters: where something happens at a watch's end, it stays in its filters until then.
@@ -161,9 +159,7 @@ func TestNamesOfFormerPlugins(t *testing.T) {
 		if errs := s.Admission.Validate(); len(errs) > 0 {
 			t.Errorf("%s: %v", args, errs)
 		}
-		if got := fmt.Sprint(s.Admission.GenericAdmission.EnablePlugins, s.Admission.GenericAdmission.DisablePlugins); got != want {
-			t.Errorf("%s: the plugins are %s, want %s", args, got, want)
-		}
+		testenv.Equal(t, fmt.Sprint(s.Admission.GenericAdmission.EnablePlugins, s.Admission.GenericAdmission.DisablePlugins), want, "%s: the plugins are", args)
 		warned := strings.Contains(log.String(), "level=WARN") && strings.Contains(log.String(), "CoracleServiceExternalIPs")
 		if former := strings.Contains(args, "Claims"); warned != former || strings.Count(log.String(), "\n") > 1 {
 			t.Errorf("%s: the log has %q", args, log.String())
@@ -179,9 +175,7 @@ func TestOwnFlags(t *testing.T) {
 		for _, fs := range named.FlagSets {
 			found = found || fs.Lookup(name) != nil
 		}
-		if !found {
-			t.Errorf("kube-apiserver has no flag %q any more", name)
-		}
+		testenv.True(t, found, "kube-apiserver has no flag %q any more", name)
 	}
 }
 

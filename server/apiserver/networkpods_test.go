@@ -77,9 +77,7 @@ func makeSecretivePod(t *testing.T, c kubernetes.Interface, ns string) *corev1.P
 	testenv.Must(c.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "network"},
 		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "network"},
 		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: pki.NetworkUser}}}, metav1.CreateOptions{}))(t)
-	if _, err := c.CoreV1().ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(c.CoreV1().ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})))
 	var made *corev1.Pod
 	eventually(t, "the pod is admitted", func() error {
 		made, err = c.CoreV1().Pods(ns).Create(ctx, secretivePod(), metav1.CreateOptions{FieldManager: withheld})
@@ -163,7 +161,5 @@ func checkEncodings(t *testing.T, config *rest.Config, ns string) {
 			}
 		}
 	}
-	if answers < 20 {
-		t.Errorf("%d answers only: the requests are not what they are meant to be", answers)
-	}
+	testenv.True(t, answers >= 20, "%d answers only: the requests are not what they are meant to be", answers)
 }

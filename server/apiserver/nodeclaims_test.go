@@ -147,16 +147,10 @@ func TestNodeClaims(t *testing.T) {
 	refused("the load balancer's label", "is the administrator's", patch(node, `{"metadata":{"labels":{"coracle.dev/enable-servicelb":"true"}}}`))
 	refused("another's key later", "is that of the node two", patch(node, `{"metadata":{"annotations":{"`+clusterconfig.WireGuardAnnotation+`":"`+sameKey+`"}}}`))
 	for range 2 { // its own, which it may repeat
-		if err := patch(node, `{"metadata":{"annotations":{"`+clusterconfig.WireGuardAnnotation+`":"`+otherKey+`"}}}`); err != nil {
-			t.Errorf("a key of its own: %v", err)
-		}
+		testenv.Check(t, patch(node, `{"metadata":{"annotations":{"`+clusterconfig.WireGuardAnnotation+`":"`+otherKey+`"}}}`), "a key of its own")
 	}
-	if err := patch(admin, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`); err != nil {
-		t.Errorf("the controllers give it a pod network: %v", err)
-	}
-	if err := patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"198.51.100.3"}]}}`, "status"); err != nil {
-		t.Errorf("an address of its own: %v", err)
-	}
+	testenv.Check(t, patch(admin, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`), "the controllers give it a pod network")
+	testenv.Check(t, patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"198.51.100.3"}]}}`, "status"), "an address of its own")
 	leave := `{"metadata":{"annotations":{"coracle.dev/leave":"1m0s"}}}`
 	testenv.Check(t, patch(node, leave), "a node leaves")
 	testenv.NoError(t,
@@ -225,11 +219,7 @@ func TestServersNodesClaims(t *testing.T) {
 	own, labelled := &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "boat"}}, &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "ship", Labels: map[string]string{"role": ""}}}
 	for _, n := range []*core.Node{own, labelled} {
 		testenv.Check(t, p.mayHave(t.Context(), n, core.NodeAddress{Type: core.NodeInternalIP, Address: "192.0.2.1"}), "%s", n.Name)
-		if err := p.mayHave(t.Context(), n, core.NodeAddress{Type: core.NodeInternalIP, Address: "10.42.0.1"}); err == nil {
-			t.Errorf("%s may have a pod's address", n.Name)
-		}
+		testenv.Fails(t, p.mayHave(t.Context(), n, core.NodeAddress{Type: core.NodeInternalIP, Address: "10.42.0.1"}), "%s may have a pod's address", n.Name)
 	}
-	if err := p.mayHave(t.Context(), &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "raft"}}, core.NodeAddress{Type: core.NodeHostName, Address: "a-host-name"}); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, p.mayHave(t.Context(), &core.Node{ObjectMeta: metav1.ObjectMeta{Name: "raft"}}, core.NodeAddress{Type: core.NodeHostName, Address: "a-host-name"}))
 }

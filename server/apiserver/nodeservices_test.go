@@ -63,34 +63,22 @@ func TestServicesLabel(t *testing.T) {
 			}
 			testenv.Check(t, p.Validate(t.Context(), change(c.now, c.old, asAdmin), nil), "%s %s by the administrator", label, what)
 		}
-		if err := p.Validate(t.Context(), change(labelled(label+"=true", "other=true"), labelled(label+"=true"), asNode), nil); err != nil {
-			t.Errorf("another label is added: %v", err)
-		}
+		testenv.Check(t, p.Validate(t.Context(), change(labelled(label+"=true", "other=true"), labelled(label+"=true"), asNode), nil), "another label is added")
 		registers := func(by user.Info) bool {
 			t.Helper()
 			n := labelled(label + "=true")
 			testenv.NoError(t, errors.Join(p.Admit(t.Context(), change(n, nil, by), nil), p.Validate(t.Context(), change(n, nil, by), nil)))
-			if n.Labels["kept"] != "true" {
-				t.Error("another label is lost")
-			}
+			testenv.Equal(t, n.Labels["kept"], "true", "another label is lost:")
 			return n.Labels[label] == "true"
 		}
 		joined = true
-		if !registers(asNode) {
-			t.Errorf("%s: a machine that joins does not have it from --node-label", label)
-		}
+		testenv.True(t, registers(asNode), "%s: a machine that joins does not have it from --node-label", label)
 		joined = false
-		if registers(asNode) {
-			t.Errorf("%s: a node that makes itself anew has it", label)
-		}
-		if !registers(asAdmin) {
-			t.Errorf("%s: the administrator cannot give it", label)
-		}
+		testenv.False(t, registers(asNode), "%s: a node that makes itself anew has it", label)
+		testenv.True(t, registers(asAdmin), "%s: the administrator cannot give it", label)
 	}
 	trouble = errors.New("the store is away")
-	if err := p.Admit(t.Context(), change(labelled(clusterconfig.LoadBalancerLabel+"=true"), nil, asNode), nil); err == nil {
-		t.Error("it is not known when the machine joined, and the label is believed")
-	}
+	testenv.Fails(t, p.Admit(t.Context(), change(labelled(clusterconfig.LoadBalancerLabel+"=true"), nil, asNode), nil), "it is not known when the machine joined, and the label is believed")
 	testenv.Check(t, p.Admit(t.Context(), change(labelled(), nil, asNode), nil), "without the label")
 }
 

@@ -20,9 +20,7 @@ func testPoliciesSeeAllOfTheirParameters(t *testing.T, s *running) {
 	c := client(t, s.admin())
 	ctx := t.Context()
 	ns := namespace(t, c)
-	if _, err := c.CoreV1().ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(c.CoreV1().ServiceAccounts(ns).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})))
 	pod := testenv.Must(c.CoreV1().Pods(ns).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "param"}, Spec: corev1.PodSpec{
 		ServiceAccountName: "default", Containers: []corev1.Container{{Name: "c", Image: "example.invalid/none"}},
 	}}, metav1.CreateOptions{}))(t)

@@ -25,9 +25,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestProfile starts a server with the profile: who did something is in the log, and pods and Services are refused as
-// it says.
-func TestProfile(t *testing.T) {
+// TestCISProfileAuditsAndRefuses starts a server with the profile: who did something is in the log, and pods and
+// Services are refused as it says.
+func TestCISProfileAuditsAndRefuses(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
 	o.Profile, o.AuditLog = ProfileCIS, filepath.Join(f.dir, "logs", "audit.log")
@@ -56,10 +56,7 @@ func TestProfile(t *testing.T) {
 	if !apierrors.IsForbidden(err) {
 		t.Errorf("a Service with external IPs: %v", err)
 	}
-	flags, err := c.Discovery().RESTClient().Get().AbsPath("/flagz").Do(t.Context()).Raw()
-	if err != nil || !strings.Contains(string(flags), "audit-log-maxage") {
-		t.Errorf("/flagz says %q, %v", flags, err)
-	}
+	testenv.Contains(t, string(testenv.Must(c.Discovery().RESTClient().Get().AbsPath("/flagz").Do(t.Context()).Raw())(t)), "audit-log-maxage", "/flagz says")
 	s.stop()
 	fi, err := os.Stat(o.AuditLog)
 	if err != nil || fi.Mode().Perm() != 0o600 {
@@ -78,9 +75,7 @@ func TestProfile(t *testing.T) {
 			t.Errorf("this needs no line: %s", lines.Text())
 		}
 	}
-	if !refused {
-		t.Errorf("the refused pod is not in the log:\n%s", data)
-	}
+	testenv.True(t, refused, "the refused pod is not in the log:\n%s", data)
 }
 
 // TestProfileArgs: the operator's own arguments count.

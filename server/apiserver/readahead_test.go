@@ -63,9 +63,7 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 	first := writeVersions(t, objects, 300<<10, versions)
 	r := rand.New(rand.NewPCG(2, 0))
 	for i := range versions {
-		if _, err := objects.store.Create(objects.in(t.Context(), "many"), ofSize(r, "many", fmt.Sprintf("o%d", i), 300<<10), rest.ValidateAllObjectFunc, &metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, testenv.Err(objects.store.Create(objects.in(t.Context(), "many"), ofSize(r, "many", fmt.Sprintf("o%d", i), 300<<10), rest.ValidateAllObjectFunc, &metav1.CreateOptions{})))
 	}
 	var mostDecoded, mostPassed int32 // ahead of the reader, and of what decodes; one goroutine writes them at a time
 	plain := newPlainStorage()

@@ -36,14 +36,10 @@ func TestStopAndStartAgain(t *testing.T) {
 		s := f.start(t, f.options(t))
 		c := testenv.Must(kubernetes.NewForConfig(s.LoopbackConfig()))(t)
 		name := fmt.Sprintf("round-%d", i)
-		if _, err := c.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, testenv.Err(c.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})))
 		list := testenv.Must(c.CoreV1().ConfigMaps("default").List(t.Context(), metav1.ListOptions{}))(t)
 		for j := range i + 1 {
-			if !slices.ContainsFunc(list.Items, func(m corev1.ConfigMap) bool { return m.Name == fmt.Sprintf("round-%d", j) }) {
-				t.Errorf("round %d: what round %d wrote is gone", i, j)
-			}
+			testenv.True(t, slices.ContainsFunc(list.Items, func(m corev1.ConfigMap) bool { return m.Name == fmt.Sprintf("round-%d", j) }), "round %d: what round %d wrote is gone", i, j)
 		}
 		tls := testenv.Must(kubernetes.NewForConfig(s.admin()))(t)
 		var watches []watch.Interface
@@ -61,9 +57,7 @@ func TestStopAndStartAgain(t *testing.T) {
 				}
 			}
 		}
-		if _, err := c.CoreV1().ConfigMaps("default").Get(context.Background(), name, metav1.GetOptions{}); err == nil {
-			t.Error("a stopped server answers")
-		}
+		testenv.Fails(t, testenv.Err(c.CoreV1().ConfigMaps("default").Get(context.Background(), name, metav1.GetOptions{})), "a stopped server answers")
 		want := 0 // not known yet
 		if len(counts) == 2 {
 			want = counts[1] + allowedLeak
@@ -137,17 +131,13 @@ func TestStoreWithoutAnswers(t *testing.T) {
 			o := f.options(t)
 			o.Await = func(ctx context.Context) error { return tt.await(ctx, stop) }
 			s := testenv.Must(New(t.Context(), o))(t)
-			if err := s.Run(ctx); !errors.Is(err, tt.want) {
-				t.Errorf("it ended with %v", err)
-			}
+			testenv.ErrorIs(t, s.Run(ctx), tt.want, "it ended with")
 			select {
 			case <-s.Ready():
 				t.Error("it was ready")
 			default:
 			}
-			if _, err := o.Listener.Accept(); !errors.Is(err, net.ErrClosed) {
-				t.Errorf("its port is still open: %v", err)
-			}
+			testenv.ErrorIs(t, testenv.Err(o.Listener.Accept()), net.ErrClosed, "its port is still open")
 		})
 	}
 	t.Run("it answers in the end", func(t *testing.T) {

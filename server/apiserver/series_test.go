@@ -30,9 +30,7 @@ func testNativeHistograms(t *testing.T, _ *running) {
 			}
 		}
 	}
-	if histograms == 0 {
-		t.Error("there are no histograms at all")
-	}
+	testenv.True(t, histograms != 0, "there are no histograms at all")
 }
 
 // testSeries wants the metrics of a custom resource to go with its definition, and no others.
@@ -51,7 +49,5 @@ func testSeries(t *testing.T, s *running) {
 		}
 		return nil
 	})
-	if count(stays) == 0 {
-		t.Error("the metrics of a resource that is still served are gone")
-	}
+	testenv.True(t, count(stays) != 0, "the metrics of a resource that is still served are gone")
 }

@@ -24,8 +24,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestServer starts one server and looks at it from several sides.
-func TestServer(t *testing.T) {
+// TestAPIServerServes starts one server and looks at it from several sides.
+func TestAPIServerServes(t *testing.T) {
 	r := newFixture(t)
 	s := r.start(t, r.options(t))
 	for _, part := range []struct {
@@ -58,8 +58,7 @@ func client(t *testing.T, config *rest.Config) *kubernetes.Clientset {
 
 func namespace(t *testing.T, c kubernetes.Interface) string {
 	t.Helper()
-	ns, err := c.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}, metav1.CreateOptions{})
-	testenv.NoError(t, err)
+	ns := testenv.Must(c.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}, metav1.CreateOptions{}))(t)
 	return ns.Name
 }
 
@@ -130,13 +129,9 @@ func testWatchesRestAboveTheFilters(t *testing.T, _ *running) {
 			continue
 		}
 		watches += n
-		if strings.Contains(stack, "withAuthorization") {
-			t.Errorf("%d watches keep the stacks of the filters that they came through:\n%s", n, stack)
-		}
+		testenv.False(t, strings.Contains(stack, "withAuthorization"), "%d watches keep the stacks of the filters that they came through:\n%s", n, stack)
 	}
-	if watches == 0 {
-		t.Error("nobody watches anything")
-	}
+	testenv.True(t, watches != 0, "nobody watches anything")
 }
 
 // testLoopbackWatch is the same through memory.
@@ -159,8 +154,7 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 	w := testenv.Must(maps.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", "boat").String()}))(t)
 	defer w.Stop()
 	big := strings.Repeat("x", 900<<10)
-	made, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "boat"}, Data: map[string]string{"big": big}}, metav1.CreateOptions{})
-	testenv.NoError(t, err)
+	made := testenv.Must(maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "boat"}, Data: map[string]string{"big": big}}, metav1.CreateOptions{}))(t)
 	made.Data["small"] = "y"
 	testenv.Must(maps.Update(ctx, made, metav1.UpdateOptions{}))(t)
 	if _, err := maps.Update(ctx, made, metav1.UpdateOptions{}); !apierrors.IsConflict(err) {
@@ -206,9 +200,7 @@ func testAnonymous(t *testing.T, s *running) {
 	}
 	testenv.Equal(t, statusOf(t, c, s.url+"/api", http.Header{"Authorization": {"Bearer nonsense"}}), 401, "a wrong token:")
 	// Without the front proxy's certificate its headers are only headers.
-	if got := statusOf(t, c, s.url+"/api/v1/secrets", http.Header{"X-Remote-User": {"root"}, "X-Remote-Group": {"system:masters"}}); got != 401 {
-		t.Errorf("front proxy headers from anybody: %d", got)
-	}
+	testenv.Equal(t, statusOf(t, c, s.url+"/api/v1/secrets", http.Header{"X-Remote-User": {"root"}, "X-Remote-Group": {"system:masters"}}), 401, "front proxy headers from anybody:")
 }
 
 func testTLSVersions(t *testing.T, s *running) {
@@ -238,9 +230,7 @@ func testTLSVersions(t *testing.T, s *running) {
 func testServiceAccountTokens(t *testing.T, s *running) {
 	c := client(t, s.admin())
 	ns := namespace(t, c)
-	if _, err := c.CoreV1().ServiceAccounts(ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "rower"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(c.CoreV1().ServiceAccounts(ns).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "rower"}}, metav1.CreateOptions{})))
 	token := testenv.Must(
 		c.CoreV1().ServiceAccounts(ns).CreateToken(t.Context(), "rower", &authenticationv1.TokenRequest{}, metav1.CreateOptions{}))(t)
 	config := rest.AnonymousClientConfig(s.admin())
@@ -253,19 +243,14 @@ func testServiceAccountTokens(t *testing.T, s *running) {
 	if _, err := rower.CoreV1().Secrets(ns).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("listing Secrets without a role: %v", err)
 	}
-	data, err := rower.Discovery().RESTClient().Get().AbsPath("/.well-known/openid-configuration").DoRaw(t.Context())
-	if err != nil || !strings.Contains(string(data), `"issuer":"`+issuer+`"`) {
-		t.Errorf("issuer discovery: %s, %v", data, err)
-	}
+	testenv.Contains(t, string(testenv.Must(rower.Discovery().RESTClient().Get().AbsPath("/.well-known/openid-configuration").DoRaw(t.Context()))(t)), `"issuer":"`+issuer+`"`, "issuer discovery:")
 }
 
 // testNodeAuthorizer wants a node's certificate to be good for its own node only.
 func testNodeAuthorizer(t *testing.T, s *running) {
 	admin, node := client(t, s.admin()), client(t, s.withLeaf(s.f.leaf.node))
 	ctx := t.Context()
-	if _, err := node.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one"}}, metav1.CreateOptions{}); err != nil {
-		t.Errorf("registering itself: %v", err)
-	}
+	testenv.Check(t, testenv.Err(node.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one"}}, metav1.CreateOptions{})), "registering itself")
 	if _, err := node.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}}, metav1.CreateOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("registering another: %v", err)
 	}

@@ -249,9 +249,7 @@ func TestExternalIPsOfTheAPI(t *testing.T) {
 	as := rest.CopyConfig(config)
 	as.Impersonate = rest.ImpersonationConfig{UserName: "jane"}
 	jane := client(t, as).CoreV1().Services("mallory")
-	if _, err := admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "mallory"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "mallory"}}, metav1.CreateOptions{})))
 	bind(t, admin, "system:aggregate-to-edit") // which a controller puts into edit, and there is none here
 	create := func(s *corev1.Service) *corev1.Service {
 		s.Spec.Ports[0].Protocol = corev1.ProtocolTCP

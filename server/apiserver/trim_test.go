@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-func TestTrim(t *testing.T) {
+func TestTrimKeepsWhatControllersRead(t *testing.T) {
 	managed := metav1.ObjectMeta{Name: "a", UID: "u", ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "m"}}}
 	bare := metav1.ObjectMeta{Name: "a", UID: "u"}
 	claims := corev1.PodStatus{

@@ -46,9 +46,7 @@ func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 		}
 	}
 	get(r.anonymous(t, nil), "/readyz")
-	if !get(admin, "/version") {
-		t.Error("the administrator's connection was closed")
-	}
+	testenv.True(t, get(admin, "/version"), "the administrator's connection was closed")
 }
 
 // TestUnauthenticatedBoundFollowsMemory: the bound follows the memory, within what every cluster needs and what the

@@ -176,9 +176,7 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 			t.Fatalf("delivered:\n%s\nof\n%s", strings.Join(got, "\n"), strings.Join(all, "\n"))
 		}
 	}
-	if heard == 0 {
-		t.Error("no watch delivered anything")
-	}
+	testenv.True(t, heard != 0, "no watch delivered anything")
 }
 
 // TestWatchEndsForWhoReadsOn: whoever reads a watch until it ends, as upstream's handler does over WebSocket, does not
@@ -272,9 +270,7 @@ func TestStoppedWatchHoldsNothing(t *testing.T) {
 				synctest.Wait()
 				goruntime.GC()
 				goruntime.GC()
-				if held.Value() != nil {
-					t.Error("a watch that has ended holds its request")
-				}
+				testenv.True(t, held.Value() == nil, "a watch that has ended holds its request")
 			})
 		})
 	}
@@ -301,13 +297,9 @@ func TestUnreadWatchEndsByItself(t *testing.T) {
 		testenv.Must(watchWhole(ctx, &s, "", storage.ListOptions{}))(t)
 		request()
 		time.Sleep(readUntil - time.Nanosecond) // of the bubble's time
-		if s.ctx.Err() != nil {
-			t.Error("it has ended while its client may still read it")
-		}
+		testenv.True(t, s.ctx.Err() == nil, "it has ended while its client may still read it")
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		if s.ctx.Err() == nil {
-			t.Error("it goes on although no client can read it any more")
-		}
+		testenv.True(t, s.ctx.Err() != nil, "it goes on although no client can read it any more")
 	})
 }

@@ -40,7 +40,7 @@ func node(name, uid string, addresses ...string) *corev1.Node {
 	return n
 }
 
-func TestApply(t *testing.T) {
+func TestApplyMakesDNSServiceAndRoles(t *testing.T) {
 	c := fake.NewClientset()
 	ctx := t.Context()
 	for range 2 {
@@ -86,9 +86,7 @@ func TestApply(t *testing.T) {
 		t.Errorf("%+v, %v", s.Spec, err)
 	}
 	testenv.NoError(t, Apply(ctx, Options{Client: c}))
-	if _, err := c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{}); err == nil {
-		t.Error("DNS is off and its Service is there")
-	}
+	testenv.Fails(t, testenv.Err(c.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{})), "DNS is off and its Service is there")
 }
 
 func TestOwnDNSIsLeftAlone(t *testing.T) {

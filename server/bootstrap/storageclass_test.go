@@ -38,18 +38,14 @@ func TestStorageClass(t *testing.T) {
 	}
 	s.Annotations[defaultClass] = "false"
 	testenv.Must(c.StorageV1().StorageClasses().Update(t.Context(), s, metav1.UpdateOptions{}))(t)
-	if s := apply(c, true); s.Annotations[defaultClass] != "false" {
-		t.Error("it is the default again")
-	}
+	testenv.True(t, apply(c, true).Annotations[defaultClass] == "false", "it is the default again")
 	if s := apply(c, false); s != nil {
 		t.Errorf("disabled, it stays: %+v", s)
 	}
 
 	other := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "other", Annotations: map[string]string{defaultClass: "true"}}, Provisioner: "example.com/other"}
 	c = fake.NewClientset(other)
-	if s := apply(c, true); s.Annotations[defaultClass] != "false" {
-		t.Error("there are two defaults")
-	}
+	testenv.True(t, apply(c, true).Annotations[defaultClass] == "false", "there are two defaults")
 	userClass := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: storageClassName}, Provisioner: localpath.Provisioner}
 	c = fake.NewClientset(userClass)
 	for _, wanted := range []bool{true, false} {

@@ -3,7 +3,6 @@
 package consoleservice
 
 import (
-	"errors"
 	"net/netip"
 	"testing"
 
@@ -45,9 +44,7 @@ func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
 	// One server does not serve it any more, then the other.
 	one.at, two.at = netip.AddrPort{}, netip.AddrPort{}
 	testenv.NoError(t, one.apply(ctx))
-	if _, err := client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{}); err != nil {
-		t.Errorf("the Service of the other: %v", err)
-	}
+	testenv.Check(t, testenv.Err(client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{})), "the Service of the other")
 	testenv.NoError(t, two.apply(ctx))
 	if _, err := client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the Service that nobody serves: %v", err)
@@ -60,9 +57,7 @@ func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
 func TestConsoleServiceOfOthersIsLeftAlone(t *testing.T) {
 	client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "console", Namespace: "kube-system"}})
 	c := &consoleService{client: client, server: "one", at: netip.MustParseAddrPort("192.0.2.1:8443")}
-	if err := c.apply(t.Context()); !errors.Is(err, errForeignService) {
-		t.Errorf("it is taken: %v", err)
-	}
+	testenv.ErrorIs(t, c.apply(t.Context()), errForeignService, "it is taken")
 	if list, err := client.DiscoveryV1().EndpointSlices("kube-system").List(t.Context(),
 		metav1.ListOptions{}); err != nil || len(list.Items) != 0 {
 		t.Errorf("it gets %d slices, %v", len(list.Items), err)

@@ -105,9 +105,7 @@ func TestPodsAreEvictedBeforeTheirNodeIsDeleted(t *testing.T) {
 	over := plainPod("over")
 	over.Status.Phase = corev1.PodSucceeded
 	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("a"), plainPod("b"), ofDaemonSet, mirror, over)
-	if !l.once(t.Context()) {
-		t.Error("the node left before its pods")
-	}
+	testenv.True(t, l.once(t.Context()), "the node left before its pods")
 	if n := l.node(t); n == nil || !n.Spec.Unschedulable {
 		t.Errorf("new pods are not kept away: %+v", n)
 	}

@@ -73,9 +73,7 @@ func TestEnsureRefuses(t *testing.T) {
 	dir := t.TempDir()
 	testenv.WantError(t, testenv.Err(Ensure(t.Context(), Options{Dir: dir, Established: true, Logger: quiet})), "backup")
 	for _, bad := range []string{"Secrets", "a b", "", "deployments.*"} {
-		if _, err := Ensure(t.Context(), Options{Dir: t.TempDir(), Resources: []string{bad}, Logger: quiet}); err == nil {
-			t.Errorf("%q was taken", bad)
-		}
+		testenv.Fails(t, testenv.Err(Ensure(t.Context(), Options{Dir: t.TempDir(), Resources: []string{bad}, Logger: quiet})), "%q was taken", bad)
 	}
 	path := filepath.Join(dir, configFile)
 	for _, damaged := range []string{"", "{", "kind: Pod"} {
@@ -198,7 +196,7 @@ func object(name string) metav1.PartialObjectMetadata {
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns"}}
 }
 
-func TestRotate(t *testing.T) {
+func TestRotationRewritesAllObjectsWithTheNewKey(t *testing.T) {
 	dir := t.TempDir()
 	old := ensure(t, Options{Dir: dir, Resources: secrets})
 	c := newCluster(t, dir)
@@ -218,9 +216,7 @@ func TestRotate(t *testing.T) {
 	if len(c.secrets) != 4 || objects < 5 {
 		t.Errorf("%d Secrets, %d written", len(c.secrets), objects)
 	}
-	if l := ensure(t, Options{Dir: dir, Established: true, Resources: secrets}); l.keys[0].Secret == old.keys[0].Secret {
-		t.Error("the key has a new name and the old secret")
-	}
+	testenv.True(t, ensure(t, Options{Dir: dir, Established: true, Resources: secrets}).keys[0].Secret != old.keys[0].Secret, "the key has a new name and the old secret")
 	testenv.NoError(t, Rotate(t.Context(), o))
 	if s, _ := ReadStatus(dir); s.Key != "key3" {
 		t.Errorf("the second rotation ended with %s", s.Key)
@@ -301,8 +297,7 @@ func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
 	}
 }
 
-// TestFingerprint: it changes with the keys and not with the resources.
-func TestFingerprint(t *testing.T) {
+func TestFingerprintChangesWithKeysOnly(t *testing.T) {
 	print := func(dir string) string {
 		t.Helper()
 		return testenv.Must(Fingerprint(dir))(t)
@@ -316,9 +311,7 @@ func TestFingerprint(t *testing.T) {
 		t.Error("two clusters have the same")
 	}
 	ensure(t, Options{Dir: dir, Resources: []string{"secrets", "configmaps"}, Established: true})
-	if print(dir) != first {
-		t.Error("another resource changes it")
-	}
+	testenv.Equal(t, print(dir), first, "another resource changes it:")
 	l := testenv.Must(readLayout(filepath.Join(dir, configFile)))(t)
 	k := testenv.Must(newKey(l.keyNames()))(t)
 	l.keys = append(l.keys, k)
@@ -341,15 +334,11 @@ func TestRotationAndAdmissionExcludeEachOther(t *testing.T) {
 	release()
 	no := errors.New("the cluster has 2 servers")
 	if err := Rotate(t.Context(), RotateOptions{Dir: dir, Check: func() error {
-		if _, err := HoldStill(dir); !errors.Is(err, errChanging) {
-			t.Errorf("a server is admitted while a rotation begins: %v", err)
-		}
+		testenv.ErrorIs(t, testenv.Err(HoldStill(dir)), errChanging, "a server is admitted while a rotation begins")
 		return no
 	}}); !errors.Is(err, no) {
 		t.Errorf("%v", err)
 	}
 	testenv.NoError(t, (state{Stage: StageActivate, NewKey: "key2"}).write(dir))
-	if _, err := HoldStill(dir); !errors.Is(err, errChanging) {
-		t.Errorf("a server is admitted in the middle of a rotation: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(HoldStill(dir)), errChanging, "a server is admitted in the middle of a rotation")
 }

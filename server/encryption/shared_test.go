@@ -269,15 +269,9 @@ func TestSharedRotationWaitsForAll(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "server1") || !strings.Contains(err.Error(), string(StagePrepare)) {
 		t.Fatalf("with a server that is off: %v", err)
 	}
-	if !slices.Contains(waited, "server1") {
-		t.Errorf("it said that it waits for %v", waited)
-	}
-	if s.api.secrets["a"] != "key1" {
-		t.Error("something was written with the new key")
-	}
-	if _, err := HoldStill(s.dirs[0]); !errors.Is(err, errChanging) {
-		t.Errorf("a server may join meanwhile: %v", err)
-	}
+	testenv.True(t, slices.Contains(waited, "server1"), "it said that it waits for %v", waited)
+	testenv.Equal(t, s.api.secrets["a"], "key1", "something was written with the new key:")
+	testenv.ErrorIs(t, testenv.Err(HoldStill(s.dirs[0])), errChanging, "a server may join meanwhile")
 	s.mu.Lock()
 	s.off[1] = false
 	s.mu.Unlock()
@@ -328,12 +322,8 @@ func TestSharedRotationsAtOnce(t *testing.T) {
 			once()
 		}
 	}
-	if err := first.Run(t.Context()); !errors.Is(err, errOtherRotation) {
-		t.Errorf("the first: %v", err)
-	}
-	if other != nil {
-		t.Errorf("the other: %v", other)
-	}
+	testenv.ErrorIs(t, first.Run(t.Context()), errOtherRotation, "the first")
+	testenv.True(t, other == nil, "the other: %v", other)
 	s.done("key2")
 }
 

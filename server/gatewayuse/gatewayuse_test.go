@@ -79,9 +79,7 @@ func TestGatewayUse(t *testing.T) {
 		is := func(when string, want bool) {
 			t.Helper()
 			synctest.Wait()
-			if got := u.Used(); got != want {
-				t.Errorf("%s: used is %v", when, got)
-			}
+			testenv.Equal(t, u.Used(), want, "%s: used is", when)
 			if got := u.UnusedNow(ctx); got == want {
 				t.Errorf("%s: unused is %v", when, got)
 			}
@@ -112,9 +110,7 @@ func TestGatewayUse(t *testing.T) {
 		close(s.watch)
 		synctest.Wait()
 		s.keys, s.revision = append(s.keys, route), s.revision+1
-		if u.UnusedNow(ctx) {
-			t.Error("what cannot be read is called unused")
-		}
+		testenv.False(t, u.UnusedNow(ctx), "what cannot be read is called unused")
 		s.fail = nil
 		time.Sleep(3 * time.Second)
 		is("after a gap", true)

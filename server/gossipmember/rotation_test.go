@@ -117,8 +117,7 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				first, err := clusterconfig.NewGossipKeys()
-				testenv.NoError(t, err)
+				first := testenv.Must(clusterconfig.NewGossipKeys())(t)
 				secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: GossipSecret}}
 				testenv.NoError(t, putKeys(secret, first))
 				r := Rotation{Client: fake.NewClientset(append(tt.nodes, secret)...), Progress: func(string) {}}
@@ -128,15 +127,14 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 						{Name: "late", State: "alive", KeyGeneration: 1}}, err
 				}
 				began := time.Now()
-				err = r.Run(t.Context())
+				err := r.Run(t.Context())
 				if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 					t.Errorf("%v, want %q", err, tt.want)
 				}
 				if took := time.Since(began); took > 4*time.Minute {
 					t.Errorf("it took %s", took)
 				}
-				keys, err := r.read(t.Context())
-				testenv.NoError(t, err)
+				keys := testenv.Must(r.read(t.Context()))(t)
 				if tt.want != "" && !bytes.Equal(keys.Keys[0], first.Keys[0]) {
 					t.Error("the late member's key is not used any more")
 				}
@@ -275,9 +273,7 @@ func gossipRotationAtWhichTheLeaderDies(t *testing.T, n int, after bool) (died b
 		r.Client = whole
 		err = r.Run(t.Context())
 	}
-	if err != nil {
-		t.Errorf("request %d, after it: %t: run again, it says %v", n, after, err)
-	}
+	testenv.Check(t, err, "request %d, after it: %t: run again, it says", n, after)
 	stop()
 	end, err := Rotation{Client: whole}.read(t.Context())
 	if err != nil || len(end.Keys) != 1 || contains(first, end.Keys[0]) {

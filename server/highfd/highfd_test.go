@@ -3,7 +3,6 @@
 package highfd
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -33,9 +32,7 @@ func openFiles(t *testing.T) int {
 // pair connects over a listener that was moved, and moves the calling end.
 func pair(t *testing.T) (l net.Listener, calls, called net.Conn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	testenv.NoError(t, err)
-	l = Listener(l)
+	l = Listener(testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t))
 	t.Cleanup(func() { l.Close() })
 	c, err := net.Dial("tcp", l.Addr().String())
 	testenv.NoError(t, err)
@@ -90,9 +87,7 @@ func TestNoHighNumbersLeaveTheDescriptor(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	if Conn(a) != a {
-		t.Error("a connection without a descriptor was replaced")
-	}
+	testenv.Equal(t, Conn(a), a, "a connection without a descriptor was replaced:")
 	allow(t, 2*first-1)
 	l, calls, called := pair(t)
 	before := openFiles(t)
@@ -174,9 +169,7 @@ func heeds(t *testing.T, what string, deadline func(time.Time) error, wait func(
 	go func() { done <- wait() }()
 	select {
 	case err := <-done:
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%s: %v", what, err)
-		}
+		testenv.ErrorIs(t, err, os.ErrDeadlineExceeded, "%s", what)
 	case <-time.After(2 * time.Minute):
 		t.Fatalf("%s heeds no deadline", what)
 	}

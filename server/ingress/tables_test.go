@@ -222,8 +222,7 @@ func TestSecretsOfOtherTypes(t *testing.T) {
 
 // pair is a certificate with its key, as a Secret has them.
 func pair(t *testing.T) map[string][]byte {
-	ca, err := testca.New(t.TempDir())
-	testenv.NoError(t, err)
+	ca := testenv.Must(testca.New(t.TempDir()))(t)
 	files, err := ca.Issue("h", "h")
 	testenv.NoError(t, err)
 	out := map[string][]byte{}

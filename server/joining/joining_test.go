@@ -187,9 +187,7 @@ func TestWhoMayJoin(t *testing.T) {
 			}
 		})
 	}
-	if len(f.admitted)+len(other.admitted) > 0 {
-		t.Error("somebody was admitted who should not have been")
-	}
+	testenv.True(t, len(f.admitted)+len(other.admitted) == 0, "somebody was admitted who should not have been")
 }
 
 func (f *fixture) byCertificate(l pki.Leaf, root *x509.Certificate) protocol.Question {
@@ -217,16 +215,15 @@ func TestExpiredAndForeignTokens(t *testing.T) {
 	}
 }
 
-// TestImpostors: who answers without being a server of the cluster learns nothing of use and is not believed.
-func TestImpostors(t *testing.T) {
+// TestImpostorLearnsNothingAndIsNotTrusted: who answers without being a server of the cluster learns nothing of use and
+// is not believed.
+func TestImpostorLearnsNothingAndIsNotTrusted(t *testing.T) {
 	quiet := slog.New(slog.DiscardHandler)
 	t.Run("a node", func(t *testing.T) {
 		f := newFixture(t)
 		f.stop()
 		f.serve(f.leaf(f.pki.NodeServing("", "n", nil)), quiet)
-		if _, err := protocol.Ask(t.Context(), f.question()); !errors.Is(err, token.ErrOtherCluster) {
-			t.Error(err)
-		}
+		testenv.ErrorIs(t, testenv.Err(protocol.Ask(t.Context(), f.question())), token.ErrOtherCluster)
 	})
 	t.Run("a node from before nodes had an authority of their own", func(t *testing.T) {
 		f := newFixture(t)
@@ -256,8 +253,7 @@ func TestImpostors(t *testing.T) {
 	})
 	t.Run("another service", func(t *testing.T) {
 		f := newFixture(t)
-		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*f.leaf(f.pki.NodeServing("", "n", nil))}, NextProtos: []string{"h2"}})
-		testenv.NoError(t, err)
+		l := testenv.Must(tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*f.leaf(f.pki.NodeServing("", "n", nil))}, NextProtos: []string{"h2"}}))(t)
 		defer l.Close()
 		go testenv.Accept(l, func(c net.Conn) {
 			_ = c.(*tls.Conn).Handshake()
@@ -310,20 +306,17 @@ func liar(l net.Listener, c *tls.Certificate, ca []byte) {
 	}
 }
 
-// TestReplay: a request that was made for one connection is worth nothing on another, not even with the same server.
-func TestReplay(t *testing.T) {
+// TestProofHoldsOnlyOnItsConnection: a request that was made for one connection is worth nothing on another, not even
+// with the same server.
+func TestProofHoldsOnlyOnItsConnection(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	first, second := f.dial(), f.dial()
 	defer first.Close()
 	defer second.Close()
 	proof := testenv.Must(protocol.MachineProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent))(t)
-	if !proof.Verify(first.ConnectionState(), f.tokens.Agent) {
-		t.Error("a proof does not hold on its own connection")
-	}
-	if proof.Verify(second.ConnectionState(), f.tokens.Agent) {
-		t.Error("a proof holds on another connection")
-	}
+	testenv.True(t, proof.Verify(first.ConnectionState(), f.tokens.Agent), "a proof does not hold on its own connection")
+	testenv.False(t, proof.Verify(second.ConnectionState(), f.tokens.Agent), "a proof holds on another connection")
 	mac, err := protocol.ServerProof(first.ConnectionState(), f.tokens.Agent, token.RoleAgent)
 	if err != nil || bytes.Equal(mac, proof.MAC) {
 		t.Errorf("a machine's proof can be sent back as the server's: %v", err)
@@ -353,8 +346,7 @@ func TestCapturedRequest(t *testing.T) {
 			var err error
 			request.Proof, err = protocol.MachineProof(first.ConnectionState(), tt.token, tt.kind)
 			testenv.NoError(t, err)
-			captured, err := json.Marshal(request)
-			testenv.NoError(t, err)
+			captured := testenv.Must(json.Marshal(request))(t)
 			if a := exchange(t, first, captured); a.Refusal != nil || len(f.admitted) != 1 {
 				t.Fatalf("the machine itself was not let in: %v", a.Refusal)
 			}

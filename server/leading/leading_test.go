@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -59,9 +58,7 @@ func (l *loops) check(t *testing.T, want ...string) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !slices.Equal(l.events, want) {
-		t.Errorf("got %q, want %q", l.events, want)
-	}
+	testenv.EqualSlices(t, l.events, want, "")
 	l.events = nil
 }
 
@@ -107,9 +104,7 @@ func TestLoopsFollowLeadership(t *testing.T) {
 		l.fail = fmt.Errorf("%w: 3", term.ErrStragglers)
 		leadership <- raftstore.Leadership{Leader: true, Term: 10}
 		<-done
-		if err := context.Cause(ctx); !errors.Is(err, term.ErrStragglers) {
-			t.Errorf("ended with %v", err)
-		}
+		testenv.ErrorIs(t, context.Cause(ctx), term.ErrStragglers, "ended with")
 		l.check(t, "start 10", "end 10")
 	})
 }

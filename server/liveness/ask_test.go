@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestAsk(t *testing.T) {
+func TestAskReturnsOtherServersFinding(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -68,23 +68,15 @@ func TestAsk(t *testing.T) {
 func TestRefusingMachineLives(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
-	if Reach(t.Context(), n) {
-		t.Error("a node without an address is reached")
-	}
+	testenv.False(t, Reach(t.Context(), n), "a node without an address is reached")
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "127.0.0.1"}}
 	n.Status.DaemonEndpoints.KubeletEndpoint.Port = int32(l.Addr().(*net.TCPAddr).Port)
-	if !Reach(t.Context(), n) {
-		t.Error("a port that is open is not reached")
-	}
+	testenv.True(t, Reach(t.Context(), n), "a port that is open is not reached")
 	testenv.Check(t, l.Close())
-	if !Reach(t.Context(), n) {
-		t.Error("a port that refuses is not reached")
-	}
+	testenv.True(t, Reach(t.Context(), n), "a port that refuses is not reached")
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if Reach(ended, n) {
-		t.Error("something was reached in no time")
-	}
+	testenv.False(t, Reach(ended, n), "something was reached in no time")
 }
 
 // Only a node's own certificate shows that it is the node that answers.
@@ -189,9 +181,7 @@ func TestSlowNodeBesideAFastMachineCanBeChecked(t *testing.T) {
 				})
 				return here, nil
 			}
-			if got := provesIdentity(ctx, "n1", server, far); got != tt.want {
-				t.Errorf("the machine answers after %v, the node after %v more: %v", tt.machine, tt.node, got)
-			}
+			testenv.Equal(t, provesIdentity(ctx, "n1", server, far), tt.want, "the machine answers after %v, the node after %v more:", tt.machine, tt.node)
 		})
 	}
 }

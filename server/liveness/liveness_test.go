@@ -222,7 +222,7 @@ func (w *world) lost() (unknown, notReady []string) {
 	return unknown, notReady
 }
 
-func TestDeath(t *testing.T) {
+func TestDeadNodeIsFoundInSeconds(t *testing.T) {
 	live(t, 5, func(w *world) {
 		time.Sleep(10 * time.Minute)
 		w.want("after ten quiet minutes", nil, nil)

@@ -165,7 +165,5 @@ func TestLoopbackAndBoundAddressAreLocal(t *testing.T) {
 			testenv.Equal(t, l.fromHere(at{from: tcp(c.from), to: tcp(c.to)}), want, "%s to %s, bound %v:", c.from, c.to, bound)
 		}
 	}
-	if New(Options{Bound: true}).fromHere(at{from: &net.UnixAddr{}, to: &net.UnixAddr{}}) {
-		t.Error("no TCP, and from here")
-	}
+	testenv.False(t, New(Options{Bound: true}).fromHere(at{from: &net.UnixAddr{}, to: &net.UnixAddr{}}), "no TCP, and from here")
 }

@@ -49,9 +49,7 @@ metadata:
 }
 
 func TestParseJSONAndNothing(t *testing.T) {
-	if o, err := parse("f.json", []byte(`{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}`)); err != nil || len(o) != 1 {
-		t.Errorf("%v, %v", o, err)
-	}
+	testenv.Equal(t, len(testenv.Must(parse("f.json", []byte(`{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}`)))(t)), 1, "")
 	for _, empty := range []string{"", "# nothing\n", "---\n---\n"} {
 		if o, err := parse("f.yaml", []byte(empty)); err != nil || o == nil || len(o) != 0 {
 			t.Errorf("%q: %v, %v", empty, o, err)
@@ -80,7 +78,7 @@ func TestParseErrorsNameTheLine(t *testing.T) {
 	}
 }
 
-func TestScan(t *testing.T) {
+func TestScanFindsManifestsOnly(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a.yaml", "b.yml", "c.json", "d.txt", ".hidden.yaml", "sub/e.yaml", ".git/f.yaml", "g.yaml", "g.yaml.skip", "a.yaml~"} {
 		path := filepath.Join(dir, name)
@@ -98,8 +96,7 @@ func TestScan(t *testing.T) {
 }
 
 func TestRecordKeepsItsObjects(t *testing.T) {
-	objects, err := parse("f.yaml", []byte("{apiVersion: v1, kind: Namespace, metadata: {name: x}}\n---\n{apiVersion: apps/v1, kind: Deployment, metadata: {name: d, namespace: x}}"))
-	testenv.NoError(t, err)
+	objects := testenv.Must(parse("f.yaml", []byte("{apiVersion: v1, kind: Namespace, metadata: {name: x}}\n---\n{apiVersion: apps/v1, kind: Deployment, metadata: {name: d, namespace: x}}")))(t)
 	r := &record{file: "f.yaml", server: "s", status: statusApplied, hash: "h", objects: []ref{objects[0].ref(), objects[1].ref()}}
 	stored := configMapOf(r)
 	got, err := parseRecord(stored)

@@ -80,8 +80,7 @@ func TestLastOfEarlierRun(t *testing.T) {
 func TestFlagOfBefore(t *testing.T) {
 	var log testenv.Log
 	board := status.NewBoard(time.Now)
-	k, err := New(Options{Dir: t.TempDir(), Own: clusterconfig.NetworkVXLAN, Flag: clusterconfig.NetworkVXLAN, Board: board, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	testenv.NoError(t, err)
+	k := testenv.Must(New(Options{Dir: t.TempDir(), Own: clusterconfig.NetworkVXLAN, Flag: clusterconfig.NetworkVXLAN, Board: board, Logger: slog.New(slog.NewTextHandler(&log, nil))}))(t)
 	k.apply(clusterconfig.NetworkVXLAN)
 	if c := board.Components(); len(c) > 0 || log.String() != "" {
 		t.Errorf("it says %v, %s", c, log.String())

@@ -118,9 +118,7 @@ func TestNodeIsMarkedAsAServers(t *testing.T) {
 	client := fake.NewClientset(n)
 	store := &storeMembers{names: []string{"s1", "before"}}
 	r := &Role{client: client, node: "n1", id: "s1", store: store, log: slog.New(slog.DiscardHandler)}
-	if r.complete(n) {
-		t.Error("nothing to do for a node that says it is another server's")
-	}
+	testenv.False(t, r.complete(n), "nothing to do for a node that says it is another server's")
 	testenv.NoError(t, r.mark(t.Context(), "before"))
 	now := testenv.Must(client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{}))(t)
 	if !r.complete(now) || !slices.Contains(now.Finalizers, "other/one") || strings.Join(store.removed, " ") != "before" {

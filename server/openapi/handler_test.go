@@ -137,7 +137,7 @@ func TestEveryDocumentIsWhole(t *testing.T) {
 	}
 }
 
-func TestIndex(t *testing.T) {
+func TestIndexListsServedGroupsAndChangesWithCRDs(t *testing.T) {
 	w := newWorld(t)
 	w.crds = append(w.crds, boat(1))
 	urls := w.index(t)
@@ -184,7 +184,7 @@ func TestHashesInURLs(t *testing.T) {
 	}
 }
 
-func TestNegotiation(t *testing.T) {
+func TestContentTypeFollowsAccept(t *testing.T) {
 	w := newWorld(t)
 	for accept, want := range map[string]string{
 		"":                 "application/json",
@@ -221,9 +221,7 @@ func (w *world) v2(t *testing.T) *spec.Swagger {
 		seen[d.Name] = true
 	}
 	for name := range doc.Definitions {
-		if !seen[name] {
-			t.Errorf("no %s as protobuf", name)
-		}
+		testenv.True(t, seen[name], "no %s as protobuf", name)
 	}
 	if len(seen) != len(doc.Definitions) || len(binary.Paths.Path) != len(doc.Paths.Paths) || len(binary.Parameters.AdditionalProperties) != len(doc.Parameters) {
 		t.Errorf("JSON and protobuf differ: %d/%d definitions, %d/%d paths, %d/%d parameters", len(doc.Definitions), len(seen),
@@ -235,7 +233,7 @@ func (w *world) v2(t *testing.T) *spec.Swagger {
 	return &doc
 }
 
-func TestV2(t *testing.T) {
+func TestV2HasCRDsAndMetrics(t *testing.T) {
 	w := newWorld(t)
 	without := w.v2(t)
 	etag := w.get("/openapi/v2").Header().Get("Etag")
@@ -247,9 +245,7 @@ func TestV2(t *testing.T) {
 	}
 	testenv.Equal(t, with.Definitions["com.example.v1.Boat"].Description, "generation 1", "Boat:")
 	for _, kind := range []string{"NodeMetrics", "PodMetrics", "PodMetricsList", "ContainerMetrics"} {
-		if d := with.Definitions["io.k8s.metrics.pkg.apis.metrics.v1beta1."+kind]; d.Description == "" {
-			t.Errorf("nothing is said of %s", kind)
-		}
+		testenv.True(t, with.Definitions["io.k8s.metrics.pkg.apis.metrics.v1beta1."+kind].Description != "", "nothing is said of %s", kind)
 	}
 	for path, want := range map[string]bool{"/apis/apps/v1/": true, "/apis/metrics.k8s.io/v1beta1/nodes": true, "/apis/example.com/v1/boats": true, "/apis/policy/v1/": false, "/version/": true} {
 		if _, found := with.Paths.Paths[path]; found != want {
@@ -275,7 +271,7 @@ const wharfV2 = `{"swagger":"2.0","info":{"title":"wharf","version":"1"},
  "definitions":{"com.example.Pier":{"type":"object","properties":{"metadata":{"$ref":"#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}}},
                 "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta":{"type":"object","description":"an older one"}}}`
 
-func TestAggregated(t *testing.T) {
+func TestAggregatedAPIIsMergedAndCannotReplaceBuiltIns(t *testing.T) {
 	w := newWorld(t)
 	w.apis = append(w.apis, aggregated())
 	w.fetch = func(path string) (int, string) {
@@ -300,9 +296,7 @@ func TestAggregated(t *testing.T) {
 	if !found || !strings.HasPrefix(metadata.Ref.String(), "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta_") {
 		t.Errorf("Pier: %v, metadata is %s", found, metadata.Ref.String())
 	}
-	if got := doc.Definitions["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"].Description; got == "an older one" {
-		t.Error("a built-in definition was replaced")
-	}
+	testenv.True(t, doc.Definitions["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"].Description != "an older one", "a built-in definition was replaced")
 
 	asked := len(w.asked)
 	w.index(t)
@@ -312,9 +306,7 @@ func TestAggregated(t *testing.T) {
 	}
 	w.now = w.now.Add(2 * remoteFresh)
 	w.index(t)
-	if len(w.asked) == asked {
-		t.Error("not asked again after a while")
-	}
+	testenv.True(t, len(w.asked) != asked, "not asked again after a while")
 	w.apis[0].Status.Conditions[0].Status = apiregistrationv1.ConditionFalse
 	if _, found := w.index(t)["apis/wharf.example.com/v1"]; found {
 		t.Error("an API that is not available is listed")
@@ -366,9 +358,7 @@ func TestUsersServerReplacesABuiltInAPI(t *testing.T) {
  "definitions":{"io.k8s.metrics.pkg.apis.metrics.v1beta1.NodeMetrics":{"type":"object"}}}`
 	}
 	with := w.v2(t)
-	if len(w.asked) == 0 {
-		t.Error("the server was not asked")
-	}
+	testenv.True(t, len(w.asked) != 0, "the server was not asked")
 	if len(with.Paths.Paths) != len(without.Paths.Paths) || len(with.Definitions) != len(without.Definitions) {
 		t.Errorf("%d paths and %d definitions, want %d and %d", len(with.Paths.Paths), len(with.Definitions), len(without.Paths.Paths), len(without.Definitions))
 	}

@@ -26,8 +26,7 @@ import (
 // signed makes the certificate of an authority, which parent signed with its key; without a parent it signs itself.
 func signed(t *testing.T, name string, key, parentKey *ecdsa.PrivateKey, parent *x509.Certificate) *x509.Certificate {
 	t.Helper()
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<60))
-	testenv.NoError(t, err)
+	serial := testenv.Must(rand.Int(rand.Reader, big.NewInt(1<<60)))(t)
 	c := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	if parent == nil {

@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
 	"io"
 	"log/slog"
 	"math/big"
@@ -179,7 +178,7 @@ func TestOnlyServersGetIn(t *testing.T) {
 }
 
 // A renewed certificate serves the next connection; before the first there is none.
-func TestRenewal(t *testing.T) {
+func TestRenewedCertificateServesNextConnection(t *testing.T) {
 	p := authorities(t)
 	server, second := identity(t, p, "one"), identity(t, p, "two")
 	l := listen(t)
@@ -214,7 +213,5 @@ func TestRenewal(t *testing.T) {
 		t.Errorf("serial numbers %q, %q", a, b)
 	}
 	none := testenv.Must(New(Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName}))(t)
-	if err := answer(t, none, &tls.Config{Certificates: []tls.Certificate{*forged(t, p, pki.PeerCA, nil)}, NextProtos: []string{Protocol}}); !errors.Is(err, errNoCertificate) {
-		t.Errorf("without a certificate: %v", err)
-	}
+	testenv.ErrorIs(t, answer(t, none, &tls.Config{Certificates: []tls.Certificate{*forged(t, p, pki.PeerCA, nil)}, NextProtos: []string{Protocol}}), errNoCertificate, "without a certificate")
 }

@@ -38,16 +38,10 @@ func TestNodesDoNotPassForAPIServers(t *testing.T) {
 	}
 	trust := readFile(t, p.KubeletTrustFile())
 	for _, name := range []string{"kubernetes", "10.43.0.1"} {
-		if verifies(t, p.CAPEM(ServerCA), leafCert(t, l), name, today) {
-			t.Errorf("clients take a node for the API server at %s", name)
-		}
-		if !verifies(t, trust, leafCert(t, l), name, today) {
-			t.Errorf("API servers do not take the node for the one at %s", name)
-		}
+		testenv.False(t, verifies(t, p.CAPEM(ServerCA), leafCert(t, l), name, today), "clients take a node for the API server at %s", name)
+		testenv.True(t, verifies(t, trust, leafCert(t, l), name, today), "API servers do not take the node for the one at %s", name)
 	}
-	if verifies(t, trust, leafCert(t, api), "kubernetes", today) {
-		t.Error("in a new cluster API servers trust server-ca for kubelets")
-	}
+	testenv.False(t, verifies(t, trust, leafCert(t, api), "kubernetes", today), "in a new cluster API servers trust server-ca for kubelets")
 }
 
 func readFile(t *testing.T, path string) []byte {
@@ -87,21 +81,13 @@ func TestClusterFromBeforeKubeletCA(t *testing.T) {
 			first = q
 		}
 		for _, name := range []string{"kubelet-ca.crt", "kubelet-ca.key"} {
-			if !bytes.Equal(readFile(t, filepath.Join(q.Dir(), name)), readFile(t, filepath.Join(first.Dir(), name))) {
-				t.Errorf("server %d has another %s", i, name)
-			}
+			testenv.True(t, bytes.Equal(readFile(t, filepath.Join(q.Dir(), name)), readFile(t, filepath.Join(first.Dir(), name))), "server %d has another %s", i, name)
 		}
 		trust := readFile(t, q.KubeletTrustFile())
-		if !verifies(t, trust, leafCert(t, old), "boat", at) {
-			t.Errorf("server %d does not take the node's certificate", i)
-		}
-		if q.OwnKubeletCA() {
-			t.Error("the authority that it made is taken for an operator's")
-		}
+		testenv.True(t, verifies(t, trust, leafCert(t, old), "boat", at), "server %d does not take the node's certificate", i)
+		testenv.False(t, q.OwnKubeletCA(), "the authority that it made is taken for an operator's")
 		testenv.NoError(t, q.Ensure(q.NodeServing(filepath.Dir(old.Path), "boat", nil)))
-		if !verifies(t, first.CAPEM(KubeletCA), leafCert(t, old), "boat", at) {
-			t.Error("the server's own node keeps the certificate of server-ca")
-		}
+		testenv.True(t, verifies(t, first.CAPEM(KubeletCA), leafCert(t, old), "boat", at), "the server's own node keeps the certificate of server-ca")
 		old = p.NodeServing(t.TempDir(), "boat", nil)
 		old.Signer = ServerCA
 		testenv.NoError(t, p.Ensure(old))
@@ -113,9 +99,7 @@ func TestClusterFromBeforeKubeletCA(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 	later, _ := open(t, first.Dir(), today.Add(LeafLifetime+48*time.Hour))
-	if later.FormerKubeletCA() != nil {
-		t.Error("a server that joins after a year is given it still")
-	}
+	testenv.True(t, later.FormerKubeletCA() == nil, "a server that joins after a year is given it still")
 }
 
 // The former authority ends by its own date, whatever it signed.
@@ -144,9 +128,7 @@ func TestKubeletCAOfAnOperator(t *testing.T) {
 	testenv.WantError(t, testenv.Err(Open(o)), "would pass for an API server's")
 	o, _ = options(own("client-ca"), today) // two of the others are alike: no matter here
 	p := testenv.Must(Open(o))(t)
-	if !p.OwnKubeletCA() {
-		t.Error("an operator's authority is taken for one that every server makes")
-	}
+	testenv.True(t, p.OwnKubeletCA(), "an operator's authority is taken for one that every server makes")
 	testenv.NoError(t, os.Remove(p.CAKeyFile(KubeletCA)))
 	testenv.WantError(t, testenv.Err(Open(o)), "its key")
 }

@@ -52,9 +52,7 @@ func verify(t *testing.T, p *PKI, l Leaf, at time.Time) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(p.CAPEM(l.Signer))
 	for _, usage := range l.usages() { // each, and not one of them
-		if _, err := leafCert(t, l).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
-			t.Fatalf("%s at %s: %v", l.Name, at, err)
-		}
+		testenv.NoError(t, testenv.Err(leafCert(t, l).Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage}})), "%s at %s", l.Name, at)
 	}
 }
 
@@ -204,9 +202,7 @@ func TestOperatorsChain(t *testing.T) {
 	roots.AddCert(company.Root())
 	between.AddCert(pair.Chain[1])
 	testenv.Must(pair.Chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: today}))(t)
-	if !p.Root().Equal(company.Root()) {
-		t.Error("the pin is not the root")
-	}
+	testenv.True(t, p.Root().Equal(company.Root()), "the pin is not the root")
 }
 
 // TestClockInThePast starts a board whose clock is at its beginning.
@@ -223,9 +219,7 @@ func TestClockInThePast(t *testing.T) {
 	}
 	c.SetTime(today)
 	testenv.NoError(t, p.renew(false))
-	if leafCert(t, l).Equal(first) {
-		t.Error("still the certificate of the wrong clock")
-	}
+	testenv.False(t, leafCert(t, l).Equal(first), "still the certificate of the wrong clock")
 	if got := leafCert(t, l).NotAfter; got.After(today.Add(LeafLifetime)) {
 		t.Errorf("valid until %s", got)
 	}
@@ -266,9 +260,7 @@ func TestRenewsInPlace(t *testing.T) {
 	step(4 * backdate)
 	waitFor(t, "the renewal", func() bool { return !leafCert(t, l).Equal(first) })
 	verify(t, p, l, c.Now())
-	if p.renew(false) == nil {
-		t.Error("the user's failure was swallowed")
-	}
+	testenv.Fails(t, p.renew(false), "the user's failure was swallowed")
 	p.mu.Lock()
 	fail = nil
 	p.mu.Unlock()
@@ -289,9 +281,7 @@ func TestAuthorityNearItsEnd(t *testing.T) {
 	l := q.Admin()
 	testenv.NoError(t, q.Ensure(l))
 	first := leafCert(t, l)
-	if first.NotAfter.After(q.Root().NotAfter) {
-		t.Error("outlives its authority")
-	}
+	testenv.False(t, first.NotAfter.After(q.Root().NotAfter), "outlives its authority")
 	c.Step(time.Hour)
 	if err := q.renew(true); err != nil || !leafCert(t, l).Equal(first) {
 		t.Errorf("renewed without gain, %v", err)

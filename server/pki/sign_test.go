@@ -20,8 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestSign: the certificate says what the leaf says, whatever the request asks for.
-func TestSign(t *testing.T) {
+// TestSignIgnoresWhatTheRequestAsksFor: the certificate says what the leaf says, whatever the request asks for.
+func TestSignIgnoresWhatTheRequestAsksFor(t *testing.T) {
 	p := testenv.Must(Open(Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}))(t)
 	key := testenv.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	greedy := request(t, key)

@@ -2,7 +2,7 @@
 
 package resourcemetrics
 
-// All sleeps below are of fake time (synctest).
+// All sleeps below are of fake time (inWorld).
 
 import (
 	"fmt"
@@ -32,8 +32,7 @@ func TestImpossibleNumbersAreIgnored(t *testing.T) {
 		"memory, no place left": func(k *kubelet, p *podUsage) { k.memory, p.memory = 1e300, 1e300 },
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld()
+			inWorld(t, func(t *testing.T, w *world) {
 				k := w.node("one", true)
 				pod := w.pod(k, "one", "web")
 				honest := *k
@@ -45,14 +44,12 @@ func TestImpossibleNumbersAreIgnored(t *testing.T) {
 					k.at, k.cpu, k.memory, pod.cpu, pod.memory = honest.at, honest.cpu, honest.memory, honestPod.cpu, honestPod.memory
 				}
 				w.change(func() { step(3); lie(k, pod) })
-				time.Sleep(period)
-				synctest.Wait()
+				nextRound()
 				expect(t, "the node", w.top(c, "one"), "")
 				expect(t, "the pod", w.topPod(t, c, "web"), "")
 				for range 3 {
 					w.change(func() { step(3) })
-					time.Sleep(period)
-					synctest.Wait()
+					nextRound()
 				}
 				expect(t, "the node, of which the truth is told again", w.top(c, "one"), "one 200m 1000M 15s")
 				expect(t, "its pod", w.topPod(t, c, "web"), "web/main 200m 15s")
@@ -63,8 +60,7 @@ func TestImpossibleNumbersAreIgnored(t *testing.T) {
 
 // TestLyingRates: what a kubelet says of its rates is measured by its node as well.
 func TestLyingRates(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		pod := w.pod(k, "one", "web")
 		k.rate, pod.rate = math.MaxUint64, 9e9
@@ -79,8 +75,7 @@ func TestLyingRates(t *testing.T) {
 
 // TestForeignContainers: a pod has the containers that the API knows.
 func TestForeignContainers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		pod := *w.pod(k, "one", "web")
 		for i := range 1000 {
@@ -96,16 +91,14 @@ func TestForeignContainers(t *testing.T) {
 func TestClockSteps(t *testing.T) {
 	for _, step := range []time.Duration{50 * 365 * 24 * time.Hour, time.Hour, -time.Hour, -20 * 365 * 24 * time.Hour} {
 		t.Run(step.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld()
+			inWorld(t, func(t *testing.T, w *world) {
 				k := w.node("one", true)
 				pod := w.pod(k, "one", "web")
 				c := w.run(t)
 				w.top(c, "one")
 				measure := func(step time.Duration) {
 					w.change(func() { k.at, k.cpu, pod.cpu = k.at.Add(period+step), k.cpu+3, pod.cpu+1.5 })
-					time.Sleep(period)
-					synctest.Wait()
+					nextRound()
 				}
 				measure(0)
 				expect(t, "before", w.top(c, "one"), "one 200m 1000M 15s")
@@ -122,31 +115,27 @@ func TestClockSteps(t *testing.T) {
 
 // TestKubeletThatCeasedToMeasureExpires: a kubelet that answers, and has ceased to measure, is not believed for ever.
 func TestKubeletThatCeasedToMeasureExpires(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		w.pod(k, "one", "web")
 		c := w.run(t)
 		for range 6 {
 			expect(t, "in the first minutes", w.top(c, "one"), "one 250m 1000M 10s")
-			time.Sleep(period)
-			synctest.Wait()
+			nextRound()
 		}
 		time.Sleep(stale)
 		synctest.Wait()
 		expect(t, "the node later", w.top(c, "one"), "")
 		expect(t, "the pod later", w.topPod(t, c, "web"), "")
 		w.change(func() { k.at, k.cpu = k.at.Add(4*time.Minute), k.cpu+24 })
-		time.Sleep(period)
-		synctest.Wait()
+		nextRound()
 		expect(t, "when it measures again", w.top(c, "one"), "one 100m 1000M 4m0s")
 	})
 }
 
 // TestRedirectOfAKubeletIsNotFollowed: a kubelet does not choose what the API server asks with its rights.
 func TestRedirectOfAKubeletIsNotFollowed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		w.node("victim", true)
 		k := w.node("one", true)
 		var paths []string
@@ -170,8 +159,7 @@ func TestRedirectOfAKubeletIsNotFollowed(t *testing.T) {
 			if err := w.nodes.Update(n); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(period)
-			synctest.Wait()
+			nextRound()
 		}
 		expect(t, "paths that were asked for", strings.Join(paths, " "), "/metrics/resource /metrics/resource /metrics/resource /metrics/nodes/one/metrics/resource")
 	})
@@ -189,8 +177,7 @@ func TestLongErrors(t *testing.T) {
 		"a refusal":             {http.StatusForbidden, line},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld()
+			inWorld(t, func(t *testing.T, w *world) {
 				k := w.node("one", true)
 				k.answer = func(*http.Request) (*http.Response, error) {
 					r := response(bad.code, bad.text)
@@ -212,8 +199,7 @@ func TestLongErrors(t *testing.T) {
 
 // TestLongAnswers: how much is read goes by how much there can be.
 func TestLongAnswers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		k.answer = func(r *http.Request) (*http.Response, error) {
 			w.mu.Lock()
@@ -228,8 +214,7 @@ func TestLongAnswers(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 		w.pod(k, "one", "web")
-		time.Sleep(period)
-		synctest.Wait()
+		nextRound()
 		expect(t, "with a pod", w.top(c, "one"), "one 250m 1000M 10s")
 	})
 }

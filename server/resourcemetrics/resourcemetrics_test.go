@@ -21,13 +21,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// The tests that sleep run in fake time (testing/synctest), in which sleeping is how time goes by.
-
 // TestFirstRateIsTheKubelets: the first question is answered by the kubelet's own rate, later ones by what its counters
 // did meanwhile.
 func TestFirstRateIsTheKubelets(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		pod := w.pod(k, "one", "web")
 		c := w.run(t)
@@ -37,8 +34,7 @@ func TestFirstRateIsTheKubelets(t *testing.T) {
 		expect(t, "asked", w.line(), "running: clients ask, so kubelets are asked every 15s")
 
 		w.change(func() { k.at, k.cpu, pod.cpu = k.at.Add(12*time.Second), k.cpu+6, pod.cpu+1.2 })
-		time.Sleep(period)
-		synctest.Wait()
+		nextRound()
 		expect(t, "after a measurement", w.top(c, "one"), "one 500m 1000M 12s")
 		expect(t, "the pod after a measurement", w.topPod(t, c, "web"), "web/main 100m 12s")
 		time.Sleep(period)
@@ -52,8 +48,7 @@ func TestFirstRateIsTheKubelets(t *testing.T) {
 			k.at, k.cpu, k.rate = k.at.Add(30*time.Second), 1, 100e6
 			pod.started, pod.cpu, pod.rate = k.at.Add(-20*time.Second), 4, 0
 		})
-		time.Sleep(period)
-		synctest.Wait()
+		nextRound()
 		expect(t, "a machine that has started again", w.top(c, "one"), "one 100m 1000M 10s")
 		expect(t, "a container that was not measured twice", w.topPod(t, c, "web"), "web/main 200m 20s")
 		if k.summary != 2 {
@@ -64,8 +59,7 @@ func TestFirstRateIsTheKubelets(t *testing.T) {
 
 // TestKubeletsArePolledOnlyOnDemand: kubelets are asked as long as somebody asks, and not otherwise.
 func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		w.node("one", true)
 		c := w.run(t)
 		time.Sleep(time.Hour)
@@ -121,8 +115,7 @@ func TestBadKubelets(t *testing.T) {
 		}, "longer than 1032 KiB"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld()
+			inWorld(t, func(t *testing.T, w *world) {
 				w.node("good", true)
 				k := w.node("bad", true)
 				w.pod(k, "bad", "lost")
@@ -159,8 +152,7 @@ func (endless) Read(p []byte) (int, error) {
 
 // TestStrangeRates: a summary that makes no sense costs the first figures and nothing else.
 func TestStrangeRates(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		pod := w.pod(k, "one", "web")
 		k.answer = func(r *http.Request) (*http.Response, error) {
@@ -175,8 +167,7 @@ func TestStrangeRates(t *testing.T) {
 		expect(t, "before there is a rate", w.top(c, "one"), "")
 		expect(t, "the pod", w.topPod(t, c, "web"), "")
 		w.change(func() { k.at, k.cpu, pod.cpu = k.at.Add(10*time.Second), k.cpu+1, pod.cpu+1 })
-		time.Sleep(period)
-		synctest.Wait()
+		nextRound()
 		expect(t, "after another measurement", w.top(c, "one"), "one 100m 1000M 10s")
 		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 100m 10s")
 	})
@@ -184,8 +175,7 @@ func TestStrangeRates(t *testing.T) {
 
 // TestForeignPods: a kubelet speaks for its own pods only.
 func TestForeignPods(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		honest, liar := w.node("honest", true), w.node("liar", true)
 		w.pod(honest, "honest", "web")
 		liar.pods = []podUsage{
@@ -209,8 +199,7 @@ func block(r *http.Request) (*http.Response, error) {
 // TestStuckKubeletDelaysNoOthers: while a kubelet hangs, the figures of the others come as they do else; only those who
 // ask for its own figures wait for it.
 func TestStuckKubeletDelaysNoOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		hung, fine := w.node("hung", true), w.node("fine", true)
 		w.pod(hung, "hung", "lost")
 		pod := w.pod(fine, "fine", "web")
@@ -258,8 +247,7 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 // TestSingleSlowKubeletIsAwaited: a kubelet that is slower than the patience, and has no others beside it, is waited
 // for.
 func TestSingleSlowKubeletIsAwaited(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("slow", true)
 		k.answer = func(r *http.Request) (*http.Response, error) {
 			time.Sleep(patience + time.Second) // fake time: slower than others are made to wait
@@ -278,8 +266,7 @@ func TestSingleSlowKubeletIsAwaited(t *testing.T) {
 
 // TestNodeVanishes: what is gone from the cluster is gone from the figures.
 func TestNodeVanishes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		w.node("stays", true)
 		k := w.node("goes", true)
 		w.pod(k, "goes", "web")
@@ -288,12 +275,10 @@ func TestNodeVanishes(t *testing.T) {
 		w.change(func() {
 			k.answer = func(*http.Request) (*http.Response, error) { return nil, errors.New("no route to host") }
 		})
-		time.Sleep(period)
-		synctest.Wait()
+		nextRound()
 		expect(t, "one", w.top(c, "goes", "stays"), "stays 250m 1000M 10s")
 		testenv.NoError(t, w.nodes.Delete(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "goes"}}))
-		time.Sleep(period)
-		synctest.Wait()
+		nextRound()
 		expect(t, "a node that is gone", w.top(c, "goes"), "")
 		expect(t, "status", w.line(), "running: clients ask, so kubelets are asked every 15s")
 	})
@@ -302,8 +287,7 @@ func TestNodeVanishes(t *testing.T) {
 // TestManyNodes: so many kubelets are asked at a time and no more, and those of nodes that are not ready keep nobody
 // waiting.
 func TestManyNodes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		for i := range 400 {
 			name := fmt.Sprintf("node-%d", i)
 			if k := w.node(name, i%4 != 0); i%4 == 0 {
@@ -331,8 +315,7 @@ func TestManyNodes(t *testing.T) {
 
 // TestConcurrentRequestsShareARound: many that ask at once wait for one round.
 func TestConcurrentRequestsShareARound(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		w.node("one", true)
 		c := w.run(t)
 		var asking sync.WaitGroup
@@ -350,8 +333,7 @@ func TestConcurrentRequestsShareARound(t *testing.T) {
 
 // TestWaitersEndWithTheServer: who waits for an answer hears that the server stops.
 func TestWaitersEndWithTheServer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		k.answer = func(r *http.Request) (*http.Response, error) {
 			<-r.Context().Done()
@@ -368,8 +350,7 @@ func TestWaitersEndWithTheServer(t *testing.T) {
 }
 
 func TestOtherProviderIsReported(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld()
+	inWorld(t, func(t *testing.T, w *world) {
 		c := w.run(t)
 		c.SetOtherProvider("kube-system/metrics-server")
 		testenv.Contains(t, w.line(), "running: the Service kube-system/metrics-server answers", "")

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -62,6 +63,17 @@ func newWorld() *world {
 		pods:  cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}),
 		board: status.NewBoard(time.Now), kubelets: map[string]*kubelet{},
 	}
+}
+
+// inWorld runs a test in fake time (testing/synctest), in which sleeping is how time goes by.
+func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
+	synctest.Test(t, func(t *testing.T) { test(t, newWorld()) })
+}
+
+// nextRound lets fake time pass until all kubelets have been asked once more.
+func nextRound() {
+	time.Sleep(period)
+	synctest.Wait()
 }
 
 // node adds one with its kubelet.
@@ -224,7 +236,5 @@ func (w *world) line() string {
 
 func expect(t *testing.T, what, got, want string) {
 	t.Helper()
-	if got != want {
-		t.Errorf("%s: %q, want %q", what, got, want)
-	}
+	testenv.Equal(t, got, want, "%s:", what)
 }

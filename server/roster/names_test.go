@@ -33,9 +33,7 @@ func TestTellName(t *testing.T) {
 	}
 	before := testenv.Must(kv.Get(t.Context(), namesPrefix+"s1"))(t)
 	tell("s1", "arctic")
-	if after, err := kv.Get(t.Context(), namesPrefix+"s1"); err != nil || after.Header.Revision != before.Header.Revision {
-		t.Errorf("a name that is there was written again: %v", err)
-	}
+	testenv.Equal(t, testenv.Must(kv.Get(t.Context(), namesPrefix+"s1"))(t).Header.Revision, before.Header.Revision, "a name that is there was written again:")
 	members = members[:1]
 	tell("s1", "arctic")
 	if got, want := publishedNames(t.Context(), kv), map[string]string{"s1": "arctic"}; !maps.Equal(got, want) {

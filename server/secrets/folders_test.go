@@ -82,9 +82,7 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 			continue
 		}
 		for name, content := range second {
-			if got, err := os.ReadFile(o.Path(name)); err != nil || string(got) != string(content) {
-				t.Errorf("cut off after %d files: %s has %q, %v", cut, name, got, err)
-			}
+			testenv.Equal(t, string(testenv.Must(os.ReadFile(o.Path(name)))(t)), string(content), "cut off after %d files: %s has", cut, name)
 		}
 		for _, name := range names[:cut] {
 			if kept, err := os.ReadFile(o.Path(name) + AsideSuffix); replaced(name) && (err != nil || string(kept) != string(first[name])) {

@@ -99,7 +99,5 @@ func TestGraceAfterTrouble(t *testing.T) {
 	testenv.Equal(t, valid(), 3, "tokens work when the first one's time is over:")
 	record.Former = nil
 	valid()
-	if data, err := os.ReadFile(filepath.Join(s.o.Folders.Server, tokensSeenFile)); err != nil || string(data) != "[]\n" {
-		t.Errorf("what is kept of tokens that are gone: %s, %v", data, err)
-	}
+	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(s.o.Folders.Server, tokensSeenFile)))(t)), "[]\n", "what is kept of tokens that are gone:")
 }

@@ -143,8 +143,9 @@ func (s *stream) hears(want string) {
 	}
 }
 
-// TestStream: it begins with all that is asked for, also what is not there, and goes on with each change.
-func TestStream(t *testing.T) {
+// TestStreamBeginsWithStateAndFollowsChanges: a stream begins with all that is asked for, also what is not there, and
+// goes on with each change.
+func TestStreamBeginsWithStateAndFollowsChanges(t *testing.T) {
 	b := newBed(t, configMap(clustersettings.DNS, map[string]string{"a.override": "x"}), configMap("other", map[string]string{"secret": "1"}))
 	s := b.open(clustersettings.DNS, clusterconfig.VIPConfigMap)
 	s.hears("coredns-custom map[a.override:x] false")
@@ -183,9 +184,7 @@ func TestWhoMayHear(t *testing.T) {
 	} {
 		testenv.Equal(t, get(c.method, c.query), c.want, "%s %s:", c.method, c.query)
 	}
-	if b.reads.Load() != 0 {
-		t.Error("the store was asked for who may hear nothing")
-	}
+	testenv.Equal(t, b.reads.Load(), 0, "the store was asked for who may hear nothing:")
 	b.open(clusterconfig.VIPConfigMap, clusterconfig.BackendConfigMap)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -194,9 +193,7 @@ func TestWhoMayHear(t *testing.T) {
 			t.Errorf("asked whether %+v", a)
 		}
 	}
-	if !slices.ContainsFunc(b.asked, func(a authorizer.Attributes) bool { return a.GetName() == clusterconfig.BackendConfigMap }) {
-		t.Error("nobody was asked who may watch the back end")
-	}
+	testenv.True(t, slices.ContainsFunc(b.asked, func(a authorizer.Attributes) bool { return a.GetName() == clusterconfig.BackendConfigMap }), "nobody was asked who may watch the back end")
 }
 
 // TestStreamNeedsAMajorityToBegin: a stream begins with what the store says after it was asked for, or not at all. One
@@ -209,12 +206,8 @@ func TestStreamNeedsAMajorityToBegin(t *testing.T) {
 	b.fails.Store(true)
 	begin, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if err := b.fresh(begin); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("without a majority: %v", err)
-	}
-	if _, err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.ErrorIs(t, b.fresh(begin), context.DeadlineExceeded, "without a majority")
+	testenv.NoError(t, testenv.Err(b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{})))
 	b.fails.Store(false)
 	s.hears("vip.coracle map[a:1] false")
 }
@@ -229,9 +222,7 @@ func TestOneCannotBeRead(t *testing.T) {
 	b.client.PrependReactor("get", "configmaps", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		return a.(clienttesting.GetAction).GetName() == clustersettings.DNS, nil, errors.New("no key decrypts it")
 	})
-	if _, err := b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Create(t.Context(), configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}), metav1.CreateOptions{})))
 	s.hears("vip.coracle map[a:1] false")
 }
 
@@ -268,10 +259,7 @@ func TestStreamsEnd(t *testing.T) {
 	b.lasts = func() time.Duration { return time.Millisecond }
 	answer := testenv.Must(http.Get(b.url + clustersettings.Path + "?name=" + clusterconfig.VIPConfigMap))(t)
 	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
-	if err != nil || string(text) != `{"name":"vip.coracle","data":null}`+"\n" {
-		t.Errorf("%q, %v", text, err)
-	}
+	testenv.Equal(t, string(testenv.Must(io.ReadAll(answer.Body))(t)), `{"name":"vip.coracle","data":null}`+"\n", "")
 }
 
 // TestUnusedSettingsReadNothing: a server of which nobody asks reads nothing.

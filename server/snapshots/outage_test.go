@@ -109,9 +109,7 @@ func TestTwoClustersInOneFolder(t *testing.T) {
 	if keys := f.keys(); len(keys) != 1 || !bytes.Equal(f.objects[key], whole) {
 		t.Errorf("the first cluster's snapshot is no longer what it was; there are %q", keys)
 	}
-	if err := first.scheduled(t.Context()); err != nil {
-		t.Errorf("the first cluster says %v", err)
-	}
+	testenv.Check(t, first.scheduled(t.Context()), "the first cluster says")
 	second.withS3(f, map[string]string{s3settings.Folder: "second"})
 	testenv.Check(t, second.scheduled(t.Context()), "with a folder of its own")
 	// Of one length, and put there after it was looked for.

@@ -183,8 +183,9 @@ func (f *fakeS3) keys() []string {
 	return slices.Sorted(maps.Keys(f.objects))
 }
 
-// TestS3: a snapshot is on both sides, listed from both, fetched to another machine and restored there.
-func TestS3(t *testing.T) {
+// TestSnapshotInS3IsListedFetchedAndPruned: a snapshot is on both sides, listed from both, fetched to another machine
+// and restored there.
+func TestSnapshotInS3IsListedFetchedAndPruned(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.put("a", "1")
 	settings := mustS3(t, f.settings())

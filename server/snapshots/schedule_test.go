@@ -43,9 +43,7 @@ func TestServersTakeTurnsOnSchedule(t *testing.T) {
 		now := start
 		for i, want := range c.want {
 			next := newSlot(schedule(t, c.cron), c.place, now).next(now)
-			if !next.Equal(want) {
-				t.Errorf("%s, server %+v: time %d is %v, want %v", c.cron, c.place, i, next, want)
-			}
+			testenv.True(t, next.Equal(want), "%s, server %+v: time %d is %v, want %v", c.cron, c.place, i, next, want)
 			now = next
 		}
 	}
@@ -89,7 +87,7 @@ func (m *machine) scheduledOnes() (out []string) {
 	return out
 }
 
-func TestSchedule(t *testing.T) {
+func TestScheduledSnapshotIsTakenOnlyAfterChanges(t *testing.T) {
 	m := newMachine(t)
 	m.put("/registry/pods/a/one", "1")
 	m.put("/registry/minions/board1", "1")

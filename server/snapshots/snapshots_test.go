@@ -147,17 +147,14 @@ func TestBlankMachine(t *testing.T) {
 	dir := testenv.Must(
 		datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store")}))(t)
 	defer dir.Close()
-	s, err := raftstore.Open(t.Context(), raftstore.Options{Dir: filepath.Join(to.ServerDir, "store"), NodeID: dir.ServerID(), ClusterID: info.Cluster, Logger: slog.New(slog.DiscardHandler)})
-	testenv.NoError(t, err)
+	s := testenv.Must(raftstore.Open(t.Context(), raftstore.Options{Dir: filepath.Join(to.ServerDir, "store"), NodeID: dir.ServerID(), ClusterID: info.Cluster, Logger: slog.New(slog.DiscardHandler)}))(t)
 	defer s.Close(context.Background())
 	testenv.NoError(t, s.WaitReady(t.Context()))
 	got, err := s.Client().KV.Get(t.Context(), "/registry/secrets/a/b")
 	if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "treasure" {
 		t.Fatalf("%v, %v", got, err)
 	}
-	if got.Header.Revision <= seen {
-		t.Errorf("revision %d, and clients have seen %d", got.Header.Revision, seen)
-	}
+	testenv.True(t, got.Header.Revision > seen, "revision %d, and clients have seen %d", got.Header.Revision, seen)
 	testenv.Equal(t, len(names(t, to.DataDir)), 1, "left over:")
 }
 
@@ -173,9 +170,7 @@ func TestRestoreKeepsWhatWasThere(t *testing.T) {
 	r := testenv.Must(Restore(to, info.Location, m.key))(t)
 	testenv.Equal(t, r.Kept, to.ServerDir+".before-20261121T000000Z", "kept in")
 	testenv.Check(t, testenv.Err(os.Stat(filepath.Join(r.Kept, "peers.json"))), "the earlier folder")
-	if _, err := os.Stat(filepath.Join(to.ServerDir, "peers.json")); err == nil {
-		t.Error("the restored server still knows the other servers: it would not begin by itself")
-	}
+	testenv.Fails(t, testenv.Err(os.Stat(filepath.Join(to.ServerDir, "peers.json"))), "the restored server still knows the other servers: it would not begin by itself")
 	if now, err := os.ReadFile(filepath.Join(to.ServerDir, "identity.json")); err != nil || !bytes.Equal(now, id) {
 		t.Errorf("identity %s, %v; was %s", now, err, id)
 	}
@@ -234,7 +229,7 @@ func resum(data []byte) []byte {
 	return append(out, sum[:]...)
 }
 
-func TestKeys(t *testing.T) {
+func TestSnapshotOpensOnlyWithItsKey(t *testing.T) {
 	m, other := newMachine(t), newMachine(t)
 	info := m.mustSave()
 	agent := strings.Replace(m.token, "::server:", "::agent:", 1)
@@ -435,8 +430,7 @@ func TestRestoreMarkIsForgottenAtTheNextStart(t *testing.T) {
 	to.Mark = "it is restored"
 	testenv.Must(Restore(to, info.Location, m.key))(t)
 	testenv.Equal(t, testenv.Must(datadir.WasReset(to.ServerDir))(t), to.Mark, "")
-	d, err := datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store"), Version: "v1"})
-	testenv.NoError(t, err)
+	d := testenv.Must(datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store"), Version: "v1"}))(t)
 	testenv.Check(t, errors.Join(d.ForgetReset(), d.ForgetReset(), d.Close()))
 	testenv.Equal(t, testenv.Must(datadir.WasReset(to.ServerDir))(t), "", "")
 }
@@ -486,9 +480,7 @@ func TestRevisionNeverGoesBack(t *testing.T) {
 	}
 	testenv.NoError(t, err)
 	ahead := clocktesting.NewFakeClock(time.Now().AddDate(30, 0, 0))
-	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: info.Cluster, NodeID: "one", Logger: slog.New(slog.DiscardHandler), Clock: ahead}, state, 0); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, raftstore.Restore(raftstore.Options{Dir: store, ClusterID: info.Cluster, NodeID: "one", Logger: slog.New(slog.DiscardHandler), Clock: ahead}, state, 0))
 	seen, err := storefiles.CheckStore(store)
 	if err != nil || seen.Revision <= first.Revision {
 		t.Fatalf("%+v, %v", seen, err)

@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestSummary(t *testing.T) {
+func TestSummaryCountsSnapshotsAndFailures(t *testing.T) {
 	m := newMachine(t)
 	testenv.Equal(t, testenv.Must(m.Summary())(t), (status.Snapshots{}), "before the first one:")
 	testenv.Must(m.Save(t.Context(), ""))(t)

@@ -118,9 +118,7 @@ func TestReadyServer(t *testing.T) {
 	for i, step := range []struct{ found, want string }{
 		{"", ""}, {"a", "a"}, {"", "a"}, {"", "a"}, {"b", "b"}, {"", "b"}, {"", "b"}, {"", "b"}, {"", ""}, {"", ""}, {"a", "a"},
 	} {
-		if got := r.update(step.found); got != step.want {
-			t.Errorf("step %d: %q instead of %q", i, got, step.want)
-		}
+		testenv.Equal(t, r.update(step.found), step.want, "step %d:", i)
 	}
 }
 

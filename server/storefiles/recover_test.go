@@ -67,8 +67,8 @@ func eventually(t *testing.T, what string, ok func() error) {
 	testenv.Eventually(t, 2*time.Minute, what, ok)
 }
 
-// TestRecover loses two of three servers and goes on with the third.
-func TestRecover(t *testing.T) {
+// TestLastOfThreeServersIsRecovered loses two of three servers and goes on with the third.
+func TestLastOfThreeServersIsRecovered(t *testing.T) {
 	s := newServer(t)
 	testenv.WantError(t, testenv.Err(s.PlanRecovery()), "there is no store")
 	cluster := testenv.Must(s.cluster())(t)

@@ -52,9 +52,7 @@ func TestSaveBackup(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "backup")
 	broken := errors.New("the connection broke")
-	if _, err := SaveBackup(path, io.MultiReader(strings.NewReader("half"), iotest.ErrReader(broken))); !errors.Is(err, broken) {
-		t.Errorf("a broken stream: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(SaveBackup(path, io.MultiReader(strings.NewReader("half"), iotest.ErrReader(broken)))), broken, "a broken stream")
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("a broken stream left %v, %v", left, err)
 	}
@@ -102,7 +100,5 @@ func TestReplaceKeepsBoth(t *testing.T) {
 	}
 	holds("store", "2")
 	holds("kept", "1")
-	if _, err := os.Stat(at("made")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("made is still there: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(os.Stat(at("made"))), fs.ErrNotExist, "made is still there")
 }

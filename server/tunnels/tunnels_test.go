@@ -163,14 +163,10 @@ func TestDialContext(t *testing.T) {
 			continue
 		}
 		got, _ := io.ReadAll(c)
-		if string(got) != want {
-			t.Errorf("%s: %q, want %q", address, got, want)
-		}
+		testenv.True(t, string(got) == want, "%s: %q, want %q", address, got, want)
 		_ = c.Close()
 	}
-	if _, err := f.table.DialContext(t.Context(), "tcp", "10.42.2.9:443"); !errors.Is(err, nodetunnel.ErrRefused) {
-		t.Errorf("what the node refuses: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(f.table.DialContext(t.Context(), "tcp", "10.42.2.9:443")), nodetunnel.ErrRefused, "what the node refuses")
 	// What nodes serve inside the connection alone is reached by the node's name, and by nobody who dials its address.
 	volumes := netip.MustParseAddrPort("[100::1]:1")
 	f.node("n3", "100::1")
@@ -179,15 +175,9 @@ func TestDialContext(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	_ = c.Close()
-	if _, err := f.table.Open(t.Context(), "n2", volumes); !errors.Is(err, nodetunnel.ErrRefused) {
-		t.Errorf("a node that has no volumes: %v", err)
-	}
-	if _, err := f.table.Open(t.Context(), "n9", volumes); !errors.Is(err, ErrNotConnected) {
-		t.Errorf("a node that is away: %v", err)
-	}
-	if f.table.through(volumes.Addr()) != nil {
-		t.Error("it is reached by its address")
-	}
+	testenv.ErrorIs(t, testenv.Err(f.table.Open(t.Context(), "n2", volumes)), nodetunnel.ErrRefused, "a node that has no volumes")
+	testenv.ErrorIs(t, testenv.Err(f.table.Open(t.Context(), "n9", volumes)), ErrNotConnected, "a node that is away")
+	testenv.True(t, f.table.through(volumes.Addr()) == nil, "it is reached by its address")
 	// A node's connection that has ended leaves the direct way.
 	stop()
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
@@ -221,8 +211,9 @@ func TestConnectionsOfOneNode(t *testing.T) {
 	testenv.Equal(t, len(f.table.Indirect()), 0, "never reached directly:")
 }
 
-// TestReconnects: a node that connects again and again leaves nothing behind, whichever of its connections ends first.
-func TestReconnects(t *testing.T) {
+// TestReconnectingNodeLeavesNothingBehind: a node that connects again and again leaves nothing behind, whichever of its
+// connections ends first.
+func TestReconnectingNodeLeavesNothingBehind(t *testing.T) {
 	f := newFixture(t)
 	f.node("n1", "10.0.0.1")()
 	before := runtime.NumGoroutine()
@@ -308,8 +299,8 @@ func TestDrainClosesSessions(t *testing.T) {
 	f.node("n2", "10.0.0.2")
 }
 
-// TestForget: of a node that is gone nothing is left, and one that has moved counts as never reached.
-func TestForget(t *testing.T) {
+// TestRemovedNodeIsForgotten: of a node that is gone nothing is left, and one that has moved counts as never reached.
+func TestRemovedNodeIsForgotten(t *testing.T) {
 	table := &Table{nodes: map[string]*entry{}, arrived: make(chan struct{}, 1)}
 	a, b := net.Pipe()
 	defer a.Close()

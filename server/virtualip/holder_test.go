@@ -74,9 +74,9 @@ func (h *held) announce(ctx context.Context, a vip.Announcement) error {
 	return nil
 }
 
-// TestHolder: an address is announced from 0.55 s after the beginning of a term on, until its end, and never in two
-// terms at a time; translations are there all the while.
-func TestHolder(t *testing.T) {
+// TestAddressIsAnnouncedInOneTermOnly: an address is announced from 0.55 s after the beginning of a term on, until its
+// end, and never in two terms at a time; translations are there all the while.
+func TestAddressIsAnnouncedInOneTermOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		address := netip.MustParseAddr("10.0.0.100")
 		board := status.NewBoard(time.Now)

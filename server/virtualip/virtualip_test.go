@@ -27,7 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-func TestParse(t *testing.T) {
+func TestAddressesAreParsedAndChecked(t *testing.T) {
 	reserved := []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	for text, want := range map[string]string{
 		"": "", "10.0.0.100": "10.0.0.100", " fd00::0100 , 10.0.0.100": "fd00::100,10.0.0.100", "boat": "not an IP address", "10.42.0.1": "cluster uses",
@@ -157,9 +157,7 @@ func TestNewAddressesAreProven(t *testing.T) {
 	set := func(want bool, a netip.Addr) {
 		t.Helper()
 		testenv.NoError(t, v.set([]netip.Addr{a}, true))
-		if v.toProve(a) != want {
-			t.Errorf("%s is to be looked for: %v", a, !want)
-		}
+		testenv.True(t, v.toProve(a) == want, "%s is to be looked for: %v", a, !want)
 	}
 	set(false, before)
 	set(false, own)
@@ -190,12 +188,8 @@ func TestLeaseCountsFromTheQuestion(t *testing.T) {
 	if err != nil || until < began.After(leaderLease) || until > vip.Now().After(leaderLease-takes) {
 		t.Errorf("until %d, asked at %d: %v", until, began, err)
 	}
-	if _, err := confirmLead(t.Context(), slowStore{err: errors.New("another term")}, 7); err == nil {
-		t.Error("a leader that is none got a permission")
-	}
-	if leaderWait <= leaderLease {
-		t.Error("a new leader does not wait until its predecessor's permissions are over")
-	}
+	testenv.Fails(t, testenv.Err(confirmLead(t.Context(), slowStore{err: errors.New("another term")}, 7)), "a leader that is none got a permission")
+	testenv.True(t, leaderWait > leaderLease, "a new leader does not wait until its predecessor's permissions are over")
 }
 
 // newKeeper is a keeper of a server with these addresses in its flag. used are those that certificate and kubeconfigs

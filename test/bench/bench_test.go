@@ -115,9 +115,7 @@ func (s *subject) run(into any, args ...string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	out := testenv.Must(harness.Output(s.Command(ctx, s.load, args...)))(s.t)
-	if err := json.Unmarshal([]byte(out), into); err != nil {
-		s.t.Fatalf("%v: %s", err, out)
-	}
+	testenv.NoError(s.t, json.Unmarshal([]byte(out), into), "%s", out)
 }
 
 type latencies struct {
@@ -263,9 +261,7 @@ func benchUpstream(t *testing.T, script, load string, out *figures) {
 	peer := func(args ...string) string {
 		t.Helper()
 		out, err := harness.Output(m.Command(ctx, "bash", append([]string{script}, args...)...))
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		testenv.NoError(t, err, "%s", out)
 		return out
 	}
 	images := []string{filepath.Join(m.Dir, "box.tar"), filepath.Join(m.Dir, "pause.tar")}

@@ -106,9 +106,7 @@ func TestChurn(t *testing.T) {
 		t.Fatalf("%v\n%s", err, s.LogTail(20))
 	}
 	var counts map[string]float64
-	if err := json.Unmarshal([]byte(did), &counts); err != nil {
-		t.Fatalf("%v: %s", err, did)
-	}
+	testenv.NoError(t, json.Unmarshal([]byte(did), &counts), "%s", did)
 	fmt.Printf("churn: %s", did)
 	rows = append(rows, "after churn")
 	sample()

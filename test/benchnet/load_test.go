@@ -70,9 +70,7 @@ func serve(t testing.TB, in netns.Doer) *sink {
 		}
 		wg.Wait()
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	return s
 }
 

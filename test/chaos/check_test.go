@@ -190,7 +190,7 @@ func TestLeaseChecks(t *testing.T) {
 	testenv.Equal(t, len(checkLeases(held, newTimeline([]Event{event("x", "a", 2, 2, 1)}))), 1, "a key that stayed:")
 }
 
-func TestOutcomes(t *testing.T) {
+func TestOutcomeOfEachError(t *testing.T) {
 	for err, want := range map[error]string{
 		nil:                              OutcomeOK,
 		rpctypes.ErrNoSpace:              OutcomeFailed,

@@ -42,7 +42,7 @@ func TestRoundsWithoutAFaultFail(t *testing.T) {
 	}
 }
 
-func TestBit(t *testing.T) {
+func TestFaultIsCreditedWithFailuresOfItsTime(t *testing.T) {
 	s := &strike{From: 100, To: 200}
 	for _, tt := range []struct {
 		call, end int64

@@ -46,9 +46,7 @@ func newSite(t testing.TB) *site {
 	netns.Require(t)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = bridgeName
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-		t.Fatal("making a bridge:", err)
-	}
+	testenv.NoError(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}), "making a bridge")
 	t.Cleanup(func() {
 		if l, err := netlink.LinkByName(bridgeName); err == nil {
 			_ = netlink.LinkDel(l)

@@ -78,15 +78,13 @@ func (r run) do(t testing.TB) bool {
 	testenv.NoError(t, err)
 	r.folder, err = filepath.Abs(r.folder)
 	testenv.NoError(t, err)
-	programs, err := findPrograms(root, r.folder)
-	testenv.NoError(t, err)
+	programs := testenv.Must(findPrograms(root, r.folder))(t)
 	if !r.built {
 		fmt.Fprintln(os.Stderr, "building upstream's suite and the programs of its images")
 		testenv.NoError(t, programs.build(root, r.folder, r.ldflags))
 	}
 	archive := filepath.Join(r.folder, "images.tar")
-	images, err := desiredImages(programs)
-	testenv.NoError(t, err)
+	images := testenv.Must(desiredImages(programs))(t)
 	testenv.NoError(t, writeImages(archive, images))
 	if r.buildOnly {
 		return true

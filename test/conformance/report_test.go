@@ -21,16 +21,14 @@ const aReport = `[{"SpecReports": [
  {"LeafNodeType": "SynchronizedBeforeSuite", "State": "passed"}
 ]}]`
 
-func TestSummary(t *testing.T) {
+func TestSummaryFailsOnFailedOrNoSpecs(t *testing.T) {
 	read := func(text string) []spec {
 		file := filepath.Join(t.TempDir(), "report.json")
 		testenv.NoError(t, os.WriteFile(file, []byte(text), 0o644))
 		return testenv.Must(readReport(file))(t)
 	}
 	var out strings.Builder
-	if summary(&out, read(aReport)) {
-		t.Error("a run with a failed spec counts as good")
-	}
+	testenv.False(t, summary(&out, read(aReport)), "a run with a failed spec counts as good")
 	const want = `failed  [sig-apps] Job should fail
     timed out
     in vain
@@ -39,12 +37,8 @@ skipped  [sig-apps] Job of two nodes
 3 specs: 1 passed, 1 failed, 1 left themselves out
 `
 	testenv.Equal(t, out.String(), want, "the summary is")
-	if !summary(&out, read(`[{"SpecReports": [{"LeafNodeText": "x", "LeafNodeType": "It", "State": "passed"}]}]`)) {
-		t.Error("a run of one good spec counts as bad")
-	}
-	if summary(&out, read(`[{"SpecReports": []}]`)) {
-		t.Error("a run without specs counts as good")
-	}
+	testenv.True(t, summary(&out, read(`[{"SpecReports": [{"LeafNodeText": "x", "LeafNodeType": "It", "State": "passed"}]}]`)), "a run of one good spec counts as bad")
+	testenv.False(t, summary(&out, read(`[{"SpecReports": []}]`)), "a run without specs counts as good")
 	if summary(&out, read(`[{"SpecReports": [{"LeafNodeText": "x", "LeafNodeType": "It", "State": "passed"}, {"LeafNodeType": "SynchronizedBeforeSuite", "State": "failed"}]}]`)) {
 		t.Error("a suite that could not begin counts as good")
 	}
@@ -53,7 +47,5 @@ skipped  [sig-apps] Job of two nodes
 func TestMergeTakesTheLaterFile(t *testing.T) {
 	got := merge([]imagetar.File{{Path: "/a", Link: "1"}, {Path: "/b", Link: "1"}}, []imagetar.File{{Path: "/a", Link: "2"}, {Path: "/c", Link: "2"}})
 	want := []imagetar.File{{Path: "/a", Link: "2"}, {Path: "/b", Link: "1"}, {Path: "/c", Link: "2"}}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("merged: %v, want %v", got, want)
-	}
+	testenv.True(t, reflect.DeepEqual(got, want), "merged: %v, want %v", got, want)
 }

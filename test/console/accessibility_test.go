@@ -56,8 +56,8 @@ func (p *page) accessible(view, axe string) {
 	p.dark(false)
 }
 
-// TestAccessible has axe-core look at each view.
-func TestAccessible(t *testing.T) {
+// TestViewsAreAccessible has axe-core look at each view.
+func TestViewsAreAccessible(t *testing.T) {
 	axe := axeScript(t)
 	k := newServer(t)
 	addWorkload(k)

@@ -18,8 +18,8 @@ import (
 // ctrlEnter is Enter, for ctrl: the editor reviews what was written.
 const ctrlEnter = '\r'
 
-// TestActions does what the console can do, without a mouse, and looks at each result by kubectl.
-func TestActions(t *testing.T) {
+// TestActionsByKeyboard does what the console can do, without a mouse, and looks at each result by kubectl.
+func TestActionsByKeyboard(t *testing.T) {
 	k := newServer(t)
 	addWorkload(k)
 	p := newBrowser(t, k.Machine.Site).admin(k)
@@ -58,9 +58,7 @@ func TestActions(t *testing.T) {
 	p.focused("#edit-apply")
 	p.keys(kb.Enter)
 	p.shows("one is changed")
-	if got := k.Kubectl("-n", "shop", "get", "configmap", "one", "-o", "jsonpath={.data}"); got != `{"a":"changed","c":"d"}` {
-		t.Errorf("the edit has made %s", got)
-	}
+	testenv.Equal(t, k.Kubectl("-n", "shop", "get", "configmap", "one", "-o", "jsonpath={.data}"), `{"a":"changed","c":"d"}`, "the edit has made:")
 	// What the API refuses is said, and the text stays.
 	p.list("deploy default")
 	p.only("talker")
@@ -88,9 +86,7 @@ func TestActions(t *testing.T) {
 	p.shows("The pods are replaced", "kubectl rollout restart")
 	p.keys(kb.Enter)
 	p.shows("talker restarts")
-	if got := k.Kubectl("get", "deployment", "talker", "-o", "jsonpath={.spec.template.metadata.annotations}"); !strings.Contains(got, "restartedAt") {
-		t.Errorf("the template's annotations are %s", got)
-	}
+	testenv.Contains(t, k.Kubectl("get", "deployment", "talker", "-o", "jsonpath={.spec.template.metadata.annotations}"), "restartedAt", "the template's annotations are")
 	k.Kubectl("rollout", "status", "deployment/talker", "--timeout=120s")
 
 	// A node: cordon, and back.
@@ -213,9 +209,7 @@ func twoEditors(t *testing.T, k *harness.Kube) {
 	mine.focused("#edit-apply")
 	mine.keys(kb.Enter)
 	mine.shows("shared is changed")
-	if got := k.Kubectl("get", "configmap", "shared", "-o", "jsonpath={.data}"); got != `{"first":"mine","second":"theirs","third":"mine"}` {
-		t.Errorf("both edits have made %s", got)
-	}
+	testenv.Equal(t, k.Kubectl("get", "configmap", "shared", "-o", "jsonpath={.data}"), `{"first":"mine","second":"theirs","third":"mine"}`, "both edits have made:")
 	other.saysNothing()
 	mine.saysNothing("status of 409")
 }

@@ -67,8 +67,7 @@ func (p *page) open(view string) {
 func newTenant(k *harness.Kube, namespace string) *harness.Kube {
 	k.T.Helper()
 	k.Kubectl("create", "namespace", namespace)
-	token, err := harness.Output(k.Machine.Command(k.T.Context(), k.Machine.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--namespace", namespace))
-	testenv.NoError(k.T, err)
+	token := testenv.Must(harness.Output(k.Machine.Command(k.T.Context(), k.Machine.Coracle(), "console", "token", "--kubeconfig", k.Kubeconfig, "--namespace", namespace)))(k.T)
 	config := testenv.Must(os.ReadFile(k.Kubeconfig))(k.T)
 	server, own := *k.Server, *k
 	own.Server = &server

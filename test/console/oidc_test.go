@@ -114,9 +114,7 @@ func TestOIDC(t *testing.T) {
 		}
 		return nil
 	})
-	if now := eval[string](p, `sessionStorage.getItem("coracle.token")`); now == first {
-		t.Error("the tab has its first token")
-	}
+	testenv.True(t, eval[string](p, `sessionStorage.getItem("coracle.token")`) != first, "the tab has its first token")
 	k.Kubectl("delete", "pod", "broken", "--wait=false")
 	p.without("broken")
 	p.shows("talker-", "oidc:ada")
@@ -150,14 +148,10 @@ func TestOIDC(t *testing.T) {
 	p.do("logging out", chromedp.Click(`header button:last-child`))
 	p.shows("Log in with")
 	p.at(home)
-	if kept := eval[string](p, `String(sessionStorage.getItem("coracle.token")) + sessionStorage.getItem("coracle.renewal")`); kept != "nullnull" {
-		t.Errorf("the tab keeps %s", kept)
-	}
+	testenv.Equal(t, eval[string](p, `String(sessionStorage.getItem("coracle.token")) + sessionStorage.getItem("coracle.renewal")`), "nullnull", "the tab keeps:")
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, said := range p.violations {
-		if strings.Contains(said, "Content Security Policy") {
-			t.Errorf("the browser says: %s", said)
-		}
+		testenv.False(t, strings.Contains(said, "Content Security Policy"), "the browser says: %s", said)
 	}
 }

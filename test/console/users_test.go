@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestUsers: others than the admin log in to a server's console with a token. They see what they may see, and what they
-// may not says so.
-func TestUsers(t *testing.T) {
+// TestUsersSeeWhatTheyMay: others than the admin log in to a server's console with a token. They see what they may see,
+// and what they may not says so.
+func TestUsersSeeWhatTheyMay(t *testing.T) {
 	k := newServer(t)
 	addWorkload(k)
 	k.Kubectl("create", "namespace", "shop")

@@ -70,8 +70,8 @@ func addWorkload(k *harness.Kube) {
 	k.Await(harness.Soon, "pod/broken", "{.status.containerStatuses[0].state.waiting.reason}", "ErrImageNeverPull")
 }
 
-// TestViews goes through the console's views without a mouse, and kills the server that they are of.
-func TestViews(t *testing.T) {
+// TestViewsByKeyboard goes through the console's views without a mouse, and kills the server that they are of.
+func TestViewsByKeyboard(t *testing.T) {
 	k := newServer(t)
 	addWorkload(k)
 	b := newBrowser(t, k.Machine.Site)

@@ -78,8 +78,9 @@ func targets(t *testing.T) map[string][]target {
 	return out
 }
 
-// TestDashboard: each expression is one of Prometheus', says of which job it is, and names what a cluster shows.
-func TestDashboard(t *testing.T) {
+// TestDashboardsExpressionsAreValid: each expression is one of Prometheus', says of which job it is, and names what a
+// cluster shows.
+func TestDashboardsExpressionsAreValid(t *testing.T) {
 	promql := parser.NewParser(parser.Options{})
 	all := needed{}
 	for title, of := range targets(t) {
@@ -193,9 +194,7 @@ func scrapeConfigs(t *testing.T) []scrapeConfig {
 	}
 	d := yaml.NewDecoder(bytes.NewReader(block))
 	d.KnownFields(true)
-	if err := d.Decode(&c); err != nil {
-		t.Fatalf("%v in:\n%s", err, block)
-	}
+	testenv.NoError(t, d.Decode(&c), "in:\n%s", block)
 	for _, s := range c.ScrapeConfigs {
 		for _, r := range slices.Concat(s.Relabel, s.MetricRelabel) {
 			testenv.Check(t, r.Validate(model.UTF8Validation), "%s", s.JobName)

@@ -26,9 +26,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestAgent: a second machine joins, runs a pod that one can look into from the server's machine, and stays a node when
-// it starts again while its server is down.
-func TestAgent(t *testing.T) {
+// TestAgentJoinsAndRestartsWithoutItsServer: a second machine joins, runs a pod that one can look into from the
+// server's machine, and stays a node when it starts again while its server is down.
+func TestAgentJoinsAndRestartsWithoutItsServer(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()
@@ -68,9 +68,7 @@ func TestAgent(t *testing.T) {
 	s.Start()
 	s.WaitAPI()
 	harness.Eventually(t, longer, "the node is ready again", ready)
-	if again := s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"); again != started {
-		t.Errorf("the pod's container is %s and was %s", again, started)
-	}
+	testenv.Equal(t, s.Kubectl("get", "pod", "guest", "-o", "jsonpath={.status.containerStatuses[0].containerID}"), started, "the pod's container is")
 }
 
 // claimsOnlyItsOwn: a node has the external address that it was started with, and its credentials claim no other one.
@@ -100,9 +98,7 @@ func claimsOnlyItsOwn(t *testing.T, s, a *harness.Server) {
 			t.Errorf("the node claims %s: %s, %v, want %q", address, out, err, want)
 		}
 	}
-	if after := addresses(); after != before {
-		t.Errorf("its addresses are %s and were %s", after, before)
-	}
+	testenv.Equal(t, addresses(), before, "its addresses are")
 }
 
 // readsOnlyItsSecrets: a Secret that a pod of one node mounts is read by that node's kubelet, and by no credentials of

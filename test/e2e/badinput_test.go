@@ -20,9 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRefusals: what a server finds wrong on its host ends it with exit code 1, says what happened and what to do, and
-// leaves what is on the disk as it was.
-func TestRefusals(t *testing.T) {
+// TestServerRefusesBadHostAndChangesNothing: what a server finds wrong on its host ends it with exit code 1, says what
+// happened and what to do, and leaves what is on the disk as it was.
+func TestServerRefusesBadHostAndChangesNothing(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--disable-agent")
 	s.Start()
@@ -56,14 +56,10 @@ func TestRefusals(t *testing.T) {
 					out, code := runServer(m, s.Args...)
 					refused(t, out, code, filepath.Base(path))
 					harness.Says(t, out, "restore")
-					if after := hashes(t, s.DataDir); after != before {
-						t.Errorf("files changed:\n%s\nwere\n%s", after, before)
-					}
+					testenv.Equal(t, hashes(t, s.DataDir), before, "files changed:")
 				})
 			}
-			if damaged == 0 {
-				t.Error("the store has no files to damage")
-			}
+			testenv.True(t, damaged != 0, "the store has no files to damage")
 		})
 	}
 	s.Start() // with all files as they were
@@ -129,9 +125,7 @@ func refused(t *testing.T, out string, code int, want ...string) {
 	testenv.Equal(t, code, 1, "exit code")
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	harness.Says(t, lines[len(lines)-1], append(want, "coracle: ")...)
-	if strings.Contains(out, "goroutine ") {
-		t.Errorf("it crashed:\n%s", out)
-	}
+	testenv.False(t, strings.Contains(out, "goroutine "), "it crashed:\n%s", out)
 }
 
 // withFile changes a file while f runs and puts it back.

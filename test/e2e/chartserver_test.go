@@ -100,9 +100,7 @@ func chartsOfPrivateServer(k *harness.Kube, archive, ca string) {
 	if out := k.Kubectl("get", "events,helmcharts", "-o", "yaml"); strings.Contains(out, wrong) || strings.Contains(out, shopPassword) {
 		k.T.Errorf("a password is in the events or the charts:\n%s", out)
 	}
-	if out := k.Kubectl("get", "secrets,configmaps", "-l", "owner=helm,name=registry", "-o", "name"); out != "configmap/sh.helm.release.v1.registry.v1" {
-		k.T.Errorf("the release is kept in %q", out)
-	}
+	testenv.Equal(k.T, k.Kubectl("get", "secrets,configmaps", "-l", "owner=helm,name=registry", "-o", "name"), "configmap/sh.helm.release.v1.registry.v1", "the release is kept in")
 	var out string
 	err := harness.Reaching(func() (err error) {
 		out, err = k.Run("/bin/busybox", "env", "HELM_DRIVER=configmap", k.Coracle(), "helm", "--kubeconfig", k.Kubeconfig, "-n", k.NS, "list")

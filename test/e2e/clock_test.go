@@ -72,10 +72,10 @@ func clockless(t *testing.T, dir string, env ...string) string {
 	return string(out)
 }
 
-// TestClock: machines without a battery. The first start is in 1970: the clock is set to when the program was built,
-// before any certificate is made, and NTP sets it right two years later, while the server runs. Then the power goes,
-// and the next start is in 1970 again: the clock is set to what the files say.
-func TestClock(t *testing.T) {
+// TestMachineWithoutClockBattery: machines without a battery. The first start is in 1970: the clock is set to when the
+// program was built, before any certificate is made, and NTP sets it right two years later, while the server runs. Then
+// the power goes, and the next start is in 1970 again: the clock is set to what the files say.
+func TestMachineWithoutClockBattery(t *testing.T) {
 	t.Parallel() // it is slow, and the others here wait
 	if _, err := exec.LookPath("linux.uml"); err != nil {
 		testenv.Missing(t, testenv.UserModeLinux, "linux.uml is not installed: packaging/deps.sh test installs it")
@@ -97,9 +97,7 @@ func TestClock(t *testing.T) {
 	out := clockless(t, dir, "CORACLE="+coracle, "CLOCK=@100", "BOOT=1", "STEP="+later.Format("2006-01-02T15:04:05"))
 	harness.Says(t, out, "this machine's clock was behind", `1970-01-01`, "the program was built then", "ANSWERS stepped-1 "+later.Format("2006"))
 	t.Log(reports.FindAllString(out, -1))
-	if !regexp.MustCompile(`ANSWERS after-1 20[2-9]\d`).MatchString(out) {
-		t.Errorf("the first start is not in the program's time:\n%s", out)
-	}
+	testenv.True(t, regexp.MustCompile(`ANSWERS after-1 20[2-9]\d`).MatchString(out), "the first start is not in the program's time:\n%s", out)
 	out = clockless(t, dir, "CORACLE="+coracle, "CLOCK=@100", "BOOT=2")
 	t.Log(reports.FindAllString(out, -1))
 	harness.Says(t, out, "this machine's clock was behind", "was written then", "ANSWERS after-2 "+later.Format("2006"), "configmap/after-1", "configmap/stepped-1")

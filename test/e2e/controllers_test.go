@@ -19,9 +19,7 @@ const template = `{metadata: {labels: {app: %s}}, spec: {terminationGracePeriodS
 func daemonSet(k *harness.Kube) {
 	k.Apply(`{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: each}, spec: {selector: {matchLabels: {app: each}}, template: ` + fmt.Sprintf(template, "each", "[testbox, serve]") + `}}`)
 	k.Kubectl("rollout", "status", "daemonset/each", "--timeout=300s")
-	if got := k.Kubectl("get", "pods", "-l", "app=each", "-o", "jsonpath={.items[*].spec.nodeName}"); got != "node-1" {
-		k.T.Errorf("pods of the DaemonSet are on %q", got)
-	}
+	testenv.Equal(k.T, k.Kubectl("get", "pods", "-l", "app=each", "-o", "jsonpath={.items[*].spec.nodeName}"), "node-1", "pods of the DaemonSet are on:")
 }
 
 // statefulSet: pods come in order, keep their names, and answer to them.
@@ -31,9 +29,7 @@ func statefulSet(k *harness.Kube) {
 {apiVersion: apps/v1, kind: StatefulSet, metadata: {name: row}, spec: {serviceName: row, replicas: 3, selector: {matchLabels: {app: row}}, template: ` + fmt.Sprintf(template, "row", "[testbox, serve]") + `}}`)
 	k.Kubectl("rollout", "status", "statefulset/row", "--timeout=300s")
 	created := strings.Fields(k.Kubectl("get", "pods", "-l", "app=row", "--sort-by=.status.startTime", "-o", "jsonpath={.items[*].metadata.name}"))
-	if strings.Join(created, " ") != "row-0 row-1 row-2" {
-		k.T.Errorf("pods started as %v", created)
-	}
+	testenv.True(k.T, strings.Join(created, " ") == "row-0 row-1 row-2", "pods started as %v", created)
 	uid := k.Kubectl("get", "pod", "row-1", "-o", "jsonpath={.metadata.uid}")
 	k.Kubectl("delete", "pod", "row-1")
 	harness.Eventually(k.T, soon, "row-1 is back", func() error {
@@ -203,12 +199,8 @@ func nodePort(k *harness.Kube) {
 		}
 	}
 	outside := k.Outside(ctx, harness.Box(k.T), "serve", "9090")
-	if err := outside.Start(); err != nil {
-		k.T.Fatal(err)
-	}
+	testenv.NoError(k.T, outside.Start())
 	defer func() { cancel(); _ = outside.Wait() }()
 	got := k.Kubectl("exec", "np", "--", "testbox", "get", "http://"+harness.OutsideIP+":9090/peer", "120")
-	if !strings.HasPrefix(got, harness.NodeIP+":") {
-		k.T.Errorf("outside sees the pod as %s, want the node's address", got)
-	}
+	testenv.True(k.T, strings.HasPrefix(got, harness.NodeIP+":"), "outside sees the pod as %s, want the node's address", got)
 }

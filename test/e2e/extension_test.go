@@ -105,9 +105,7 @@ spec:
 func extension(k *harness.Kube) {
 	harness.WriteExtensionImage(k.T, filepath.Join(k.DataDir, "images", "extension.tar"))
 	chain, key, err := cert.GenerateSelfSignedCertKey("wardle."+k.NS+".svc", nil, nil)
-	if err != nil {
-		k.T.Fatal(err)
-	}
+	testenv.NoError(k.T, err)
 	bundle := base64.StdEncoding.EncodeToString(chain)
 	cluster := *k
 	cluster.NS = ""

@@ -29,9 +29,9 @@ const forgedGateway = `---
   spec: {ports: [{port: 80}]}}
 `
 
-// TestGateway serves a pod by a Gateway and an HTTPRoute, through a restart of coracle, and closes the listener with
-// the Gateway's end.
-func TestGateway(t *testing.T) {
+// TestGatewayServesThroughRestarts serves a pod by a Gateway and an HTTPRoute, through a restart of coracle, and closes
+// the listener with the Gateway's end.
+func TestGatewayServesThroughRestarts(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer()
 	s.AddBoxImage()

@@ -50,8 +50,8 @@ func readHardening(t *testing.T) (functions string, controls []control) {
 	return string(block[1]), controls
 }
 
-// TestHardening runs the commands of docs/hardening.md on a server without and then with --profile=cis.
-func TestHardening(t *testing.T) {
+// TestHardeningGuideHolds runs the commands of docs/hardening.md on a server without and then with --profile=cis.
+func TestHardeningGuideHolds(t *testing.T) {
 	functions, controls := readHardening(t)
 	s := harness.NewMachine(t).NewServer()
 	prologue := fmt.Sprintf("D=%s\nkubectl() { %s kubectl --kubeconfig %s \"$@\"; }\n%s\n", s.DataDir, s.Coracle(), s.Kubeconfig, functions)

@@ -45,9 +45,9 @@ metadata: {name: kubelet}
 spec: {rules: [{host: kubelet.example, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: kubelet, port: {number: 80}}}}]}}]}
 `
 
-// TestIngress serves a pod by an Ingress, over HTTP and over TLS with its Secret's certificate, while coracle itself is
-// killed and starts again.
-func TestIngress(t *testing.T) {
+// TestIngressServesThroughKillsAndRestarts serves a pod by an Ingress, over HTTP and over TLS with its Secret's
+// certificate, while coracle itself is killed and starts again.
+func TestIngressServesThroughKillsAndRestarts(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--ingress-host-owner", "namespace")
 	s.AddBoxImage()

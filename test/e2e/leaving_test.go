@@ -15,9 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestLeaving: a node is drained and comes back; one leaves and its pods move; a server is removed by name, another one
-// leaves while it leads and alone has a vote, and the last one has nothing to leave.
-func TestLeaving(t *testing.T) {
+// TestNodesAndServersLeave: a node is drained and comes back; one leaves and its pods move; a server is removed by
+// name, another one leaves while it leads and alone has a vote, and the last one has nothing to leave.
+func TestNodesAndServersLeave(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
@@ -161,9 +161,7 @@ spec:
 	if got := on("stays"); !slices.Contains(strings.Fields(got), node) {
 		t.Errorf("the DaemonSet's pod is gone from the node; there is one on %s", got)
 	}
-	if got := s.Insists("get", "node", node, "-o", "jsonpath={.spec.unschedulable}"); got != "true" {
-		t.Errorf("new pods come to the node: unschedulable is %q", got)
-	}
+	testenv.Equal(t, s.Insists("get", "node", node, "-o", "jsonpath={.spec.unschedulable}"), "true", "new pods come to the node: unschedulable is")
 	s.Insists("uncordon", node)
 	s.Insists("delete", "deployment/moves", "daemonset/stays", "--ignore-not-found")
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestMachine checks what the other scenarios take for granted of the host they run on.
-func TestMachine(t *testing.T) {
+// TestMachineIsIsolated checks what the other scenarios take for granted of the host they run on.
+func TestMachineIsIsolated(t *testing.T) {
 	m := harness.NewMachine(t)
 	for _, absent := range []string{"nft", "iptables", "ip6tables", "iptables-restore"} {
 		if out, err := m.Run("sh", "-c", "command -v "+absent); err == nil {

@@ -136,9 +136,7 @@ func importImage(t *testing.T, s *harness.Server, archive, image string) {
 		if err == nil && !strings.Contains(out, image) {
 			err = fmt.Errorf("images: %s", out)
 		}
-		if strings.Contains(out, "DEPRECATION") {
-			t.Errorf("ctr warns the user of what only coracle can change: %s", out)
-		}
+		testenv.False(t, strings.Contains(out, "DEPRECATION"), "ctr warns the user of what only coracle can change: %s", out)
 		return err
 	})
 }
@@ -207,9 +205,7 @@ func encryption(t *testing.T, s *harness.Server, do func(...string) string) {
 	if again := stored("secrets/default/treasure"); again[:30] == sealed[:30] {
 		t.Errorf("after a rotation the Secret is still under the old key: %q", again[:30])
 	}
-	if got := k.Kubectl("get", "secret", "treasure", "-o", "go-template={{.data.word | base64decode}}"); got != word {
-		t.Errorf("after a rotation the Secret holds %q", got)
-	}
+	testenv.Equal(t, k.Kubectl("get", "secret", "treasure", "-o", "go-template={{.data.word | base64decode}}"), word, "after a rotation the Secret holds")
 }
 
 func write(t *testing.T, path, text string) {

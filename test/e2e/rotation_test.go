@@ -17,6 +17,21 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
+// threeServers starts servers without nodes, of which two join the first.
+func threeServers(site *harness.Site) (servers []*harness.Server) {
+	for i := range 3 {
+		m := site.NewMachine()
+		s := m.NewServer("--disable-agent")
+		if i > 0 {
+			s = m.NewPeer(servers[0], "--disable-agent")
+		}
+		s.Start()
+		s.WaitAPI()
+		servers = append(servers, s)
+	}
+	return servers
+}
+
 // TestRotateWithSeveralServers: the key that encrypts Secrets is replaced while three servers run and write; a server
 // that is off holds the next rotation up before anything is written with its key; interrupted, and with the leader
 // killed, it is brought to its end on another server. At the end every server, and one that joins, reads everything
@@ -24,16 +39,8 @@ import (
 func TestRotateWithSeveralServers(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
-	first := site.NewMachine().NewServer("--disable-agent")
-	first.Start()
-	first.WaitAPI()
-	servers := []*harness.Server{first}
-	for range 2 {
-		s := site.NewMachine().NewPeer(first, "--disable-agent")
-		s.Start()
-		s.WaitAPI()
-		servers = append(servers, s)
-	}
+	servers := threeServers(site)
+	first := servers[0]
 	first.Creates("secret", "generic", "kept", "--from-literal=a=b")
 	readable := func(s *harness.Server) error {
 		out, err := s.TryKubectl("get", "secrets", "-A", "-o", "jsonpath={.items[*].metadata.name}")
@@ -141,16 +148,8 @@ func rotateUntilItWaits(t *testing.T, s *harness.Server) error {
 func TestRotateToken(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
-	first := site.NewMachine().NewServer("--disable-agent")
-	first.Start()
-	first.WaitAPI()
-	servers := []*harness.Server{first}
-	for range 2 {
-		s := site.NewMachine().NewPeer(first, "--disable-agent") // with --token, which will be the old one
-		s.Start()
-		s.WaitAPI()
-		servers = append(servers, s)
-	}
+	servers := threeServers(site) // those that join with --token, which will be the old one
+	first := servers[0]
 	shown := func(s *harness.Server) string {
 		out, err := s.Run(s.Coracle(), "token", "print", "--server", "--quiet", "--data-dir", s.DataDir)
 		if err != nil {

@@ -82,10 +82,7 @@ func (o *objectStore) args(ca, secret string) []string {
 // has fails unless the bucket holds so many objects in the folder.
 func (o *objectStore) has(want int) {
 	o.t.Helper()
-	found, err := filepath.Glob(filepath.Join(o.objects, "boats", "home", "*"))
-	if err != nil || len(found) != want {
-		o.t.Errorf("the bucket holds %v, want %d: %v", found, want, err)
-	}
+	testenv.Equal(o.t, len(testenv.Must(filepath.Glob(filepath.Join(o.objects, "boats", "home", "*")))(o.t)), want, "the bucket holds")
 }
 
 // TestSnapshotsInS3: an S3 server that others have written keeps a cluster's snapshots: they are saved, in several
@@ -156,9 +153,7 @@ func TestSnapshotsInS3(t *testing.T) {
 		if err == nil || !strings.Contains(out+err.Error(), wrong.message) {
 			t.Errorf("with a wrong %s it says %v\n%s", wrong.name, err, out)
 		}
-		if found, err := filepath.Glob(filepath.Join(s.DataDir, "snapshots", wrong.name+"-*")); err != nil || len(found) != 1 {
-			t.Errorf("with a wrong %s there are on this machine: %v, %v", wrong.name, found, err)
-		}
+		testenv.Equal(t, len(testenv.Must(filepath.Glob(filepath.Join(s.DataDir, "snapshots", wrong.name+"-*")))(t)), 1, "with a wrong %s there are on this machine:", wrong.name)
 		o.has(1)
 	}
 

@@ -167,9 +167,7 @@ func refusedServer(t *testing.T, asked, peer *harness.Server, log string, want [
 	}
 	harness.Says(t, last, want...)
 	t.Log(last)
-	if strings.Contains(out, "goroutine ") {
-		t.Errorf("it crashed:\n%s", out)
-	}
+	testenv.False(t, strings.Contains(out, "goroutine "), "it crashed:\n%s", out)
 	if log == letIn || log == notLetIn {
 		before[log]++
 	}

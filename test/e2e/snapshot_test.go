@@ -127,9 +127,7 @@ func TestSnapshotUnderRunningNodes(t *testing.T) {
 func snapshot(t *testing.T, s *harness.Server, args ...string) string {
 	t.Helper()
 	out, err := s.Run(s.Coracle(), append(append([]string{"snapshot"}, args...), "--data-dir", s.DataDir)...)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	testenv.NoError(t, err, "%s", out)
 	return out
 }
 
@@ -151,16 +149,8 @@ func copyTo(t *testing.T, from, to string) {
 // it; the others join it again.
 func TestSnapshotOfThreeServers(t *testing.T) {
 	site := harness.NewSite(t)
-	first := site.NewMachine().NewServer("--disable-agent")
-	first.Start()
-	first.WaitAPI()
-	servers := []*harness.Server{first}
-	for range 2 {
-		s := site.NewMachine().NewPeer(first, "--disable-agent")
-		s.Start()
-		s.WaitAPI()
-		servers = append(servers, s)
-	}
+	servers := threeServers(site)
+	first := servers[0]
 	members := func(s *harness.Server, voters int) error {
 		out, err := s.Run(s.Coracle(), "store", "status", "--data-dir", s.DataDir)
 		if n := strings.Count(out, " voter ") + strings.Count(out, " leader "); err == nil && n != voters {

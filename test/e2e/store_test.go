@@ -33,9 +33,7 @@ func TestStoreBackup(t *testing.T) {
 	must := func(args ...string) string {
 		t.Helper()
 		out, err := store(args...)
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		testenv.NoError(t, err, "%s", out)
 		return out
 	}
 	fine := func() {

@@ -67,9 +67,7 @@ func deployment(k *harness.Kube) {
 			}
 		}
 		for pod := range answered {
-			if !strings.HasPrefix(pod, "web-") {
-				k.T.Errorf("%s answered %q", host, pod)
-			}
+			testenv.True(k.T, strings.HasPrefix(pod, "web-"), "%s answered %q", host, pod)
 		}
 		if host == ip && len(answered) != 3 {
 			k.T.Errorf("thirty requests to %s reached %d of three pods", ip, len(answered))

@@ -23,9 +23,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestStream: a watch begins with all that there is, says when it has had that, goes on after its end where it was, and
-// begins anew where the server has forgotten that.
-func TestStream(t *testing.T) {
+// TestWatchResumesAndRestarts: a watch begins with all that there is, says when it has had that, goes on after its end
+// where it was, and begins anew where the server has forgotten that.
+func TestWatchResumesAndRestarts(t *testing.T) {
 	var asked []url.Values
 	answers := [][]byte{
 		slices.Concat(event(t, watch.Added, aNode("7")), event(t, watch.Bookmark, aNode("9"))),
@@ -66,8 +66,9 @@ func TestStream(t *testing.T) {
 	testenv.Equal(t, s.revision, "20", "at")
 }
 
-// TestSettings: a stream of settings has begun when it has said what stands in each of them, however much that is.
-func TestSettings(t *testing.T) {
+// TestSettingsStreamCompletesWithAllConfigMaps: a stream of settings has begun when it has said what stands in each of
+// them, however much that is.
+func TestSettingsStreamCompletesWithAllConfigMaps(t *testing.T) {
 	complete := 0
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		for _, name := range clustersettings.Names() {

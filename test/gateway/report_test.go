@@ -23,16 +23,14 @@ profiles:
   extended: {result: success, statistics: {Failed: 0, Passed: 50, Skipped: 0}, supportedFeatures: [GatewayPort8080]}
 `
 
-func TestSummary(t *testing.T) {
+func TestSummaryFailsOnFailedOrSkippedTests(t *testing.T) {
 	read := func(text string) []profile {
 		file := filepath.Join(t.TempDir(), "report.yaml")
 		testenv.NoError(t, os.WriteFile(file, []byte(text), 0o644))
 		return testenv.Must(readReport(file))(t)
 	}
 	var out strings.Builder
-	if summary(&out, read(aReport), []string{"HTTPRouteWeight/even"}) {
-		t.Error("a run with a failed test counts as good")
-	}
+	testenv.False(t, summary(&out, read(aReport), []string{"HTTPRouteWeight/even"}), "a run with a failed test counts as good")
 	const want = `failed  HTTPRouteWeight/even
 GATEWAY-HTTP  core       34 passed, 1 failed, 1 skipped
     failed   HTTPRouteWeight
@@ -46,18 +44,12 @@ GATEWAY-TLS   extended    0 passed, 0 failed, 0 skipped
 		t.Errorf("the summary is\n%swant\n%s", &out, want)
 	}
 	whole := strings.ReplaceAll(strings.ReplaceAll(aReport, "Failed: 1", "Failed: 0"), ", failedTests: [HTTPRouteWeight]", "")
-	if summary(&strings.Builder{}, read(whole), nil) {
-		t.Error("a run with a skipped test counts as good")
-	}
-	if !summary(&strings.Builder{}, read(strings.ReplaceAll(whole, "Skipped: 1", "Skipped: 0")), nil) {
-		t.Error("a run in which all tests passed counts as bad")
-	}
-	if summary(&strings.Builder{}, read("profiles: []"), nil) {
-		t.Error("a run without a test counts as good")
-	}
+	testenv.False(t, summary(&strings.Builder{}, read(whole), nil), "a run with a skipped test counts as good")
+	testenv.True(t, summary(&strings.Builder{}, read(strings.ReplaceAll(whole, "Skipped: 1", "Skipped: 0")), nil), "a run in which all tests passed counts as bad")
+	testenv.False(t, summary(&strings.Builder{}, read("profiles: []"), nil), "a run without a test counts as good")
 }
 
-func TestFailures(t *testing.T) {
+func TestFailuresAreExtracted(t *testing.T) {
 	got := failures(`
         http.go:280: 
             	Error Trace:	/module/http.go:280
@@ -76,9 +68,7 @@ func TestFailures(t *testing.T) {
 	want := []string{"HTTPRouteWeight/even_weights\n    error waiting for weights: Received unexpected error: context deadline exceeded", "TLSRoute"}
 	testenv.EqualSlices(t, got, want, "failures are")
 	got = failures("    \tError:      \tno Gateways\n    \tTest:       \tTestConformance\n--- FAIL: TestConformance (9.00s)\n")
-	if want := []string{"the suite\n    no Gateways"}; !slices.Equal(got, want) {
-		t.Errorf("failures outside of the tests are %q, want %q", got, want)
-	}
+	testenv.EqualSlices(t, got, []string{"the suite\n    no Gateways"}, "failures outside of the tests are")
 }
 
 func TestImageNames(t *testing.T) {

@@ -33,10 +33,11 @@ const (
 	ended = "coracle has ended with "
 )
 
-// TestNodes: two nodes whose kernel has IPVS beside nftables. Services are served by nftables, by IPVS, and on one of
-// the two by nftables again; neither the change to IPVS nor a restart interrupts a connection; they reach pods on the
-// other machine, follow a rolling update and the death of a node; and pods on both share a volume of an NFS server.
-func TestNodes(t *testing.T) {
+// TestNodesServeByIPVSAndNFTables: two nodes whose kernel has IPVS beside nftables. Services are served by nftables, by
+// IPVS, and on one of the two by nftables again; neither the change to IPVS nor a restart interrupts a connection; they
+// reach pods on the other machine, follow a rolling update and the death of a node; and pods on both share a volume of
+// an NFS server.
+func TestNodesServeByIPVSAndNFTables(t *testing.T) {
 	l := newLab(t)
 	for _, step := range []struct {
 		name string
@@ -123,9 +124,7 @@ func (l *lab) answers(t *testing.T, pods ...string) {
 			n.Name:                                  n.asks(t, "web"),
 			"outside at the node port of " + n.Name: l.asksNodePort(t, n),
 		} {
-			if !slices.Contains(pods, got) {
-				t.Errorf("asked from %s, %q answers, which is none of %q", from, got, pods)
-			}
+			testenv.True(t, slices.Contains(pods, got), "asked from %s, %q answers, which is none of %q", from, got, pods)
 		}
 	}
 }

@@ -203,9 +203,7 @@ func (a *authority) serve(site *harness.Site) {
 	go func() { ended <- server.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}})) }()
 	a.Cleanup(func() {
 		_ = server.Close()
-		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
-			a.Errorf("the server ended: %v", err)
-		}
+		testenv.ErrorIs(a, <-ended, http.ErrServerClosed, "the server ended")
 	})
 }
 

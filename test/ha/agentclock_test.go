@@ -133,13 +133,9 @@ func TestOff400Days(t *testing.T) {
 	t.Logf("the server serves %v after it came back", time.Since(began).Round(time.Second))
 	agent.ready(api, first, "400 days later")
 	t.Logf("the agent's node is ready %v after it came back", time.Since(began).Round(time.Second))
-	if again := agent.uid(api); again != uid {
-		t.Errorf("the node is another one: %s, and was %s", again, uid)
-	}
+	testenv.Equal(t, agent.uid(api), uid, "the node is another one:")
 	for _, until := range []time.Time{agent.shownUntil(":10250"), server.shownUntil(":6443")} {
-		if until.Before(later.Add(300 * 24 * time.Hour)) {
-			t.Errorf("a certificate is valid until %v", until)
-		}
+		testenv.False(t, until.Before(later.Add(300*24*time.Hour)), "a certificate is valid until %v", until)
 	}
 	if n := strings.Count(logs(), ends); n != ended {
 		t.Errorf("after they came back they ended %d times by themselves:\n%s", n-ended, logs())

@@ -24,12 +24,12 @@ import (
 // guestPatience is how long something may take that takes half a minute: system calls are ten times slower in a guest.
 const guestPatience = 10 * time.Minute
 
-// TestClocks: three servers on machines whose clocks have no battery. They begin in 1970, become a cluster at the time
-// at which the program was built, and NTP sets their clocks right. Then all lose their power at once, and come back in
-// other orders: all in 1970; then one in 1970, one right, one weeks behind. Each time they become one cluster with all
-// that was acknowledged, no clock is behind the newest time that its machine has seen, and none was set forward beyond
-// that.
-func TestClocks(t *testing.T) {
+// TestServersWithoutClockBatteries: three servers on machines whose clocks have no battery. They begin in 1970, become
+// a cluster at the time at which the program was built, and NTP sets their clocks right. Then all lose their power at
+// once, and come back in other orders: all in 1970; then one in 1970, one right, one weeks behind. Each time they
+// become one cluster with all that was acknowledged, no clock is behind the newest time that its machine has seen, and
+// none was set forward beyond that.
+func TestServersWithoutClockBatteries(t *testing.T) {
 	if !whole {
 		t.Skip("it takes many minutes, for system calls are slow in such a machine: make e2e-ha has it")
 	}

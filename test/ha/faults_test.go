@@ -46,9 +46,9 @@ func faults() map[string]fault {
 // everyFault are those of which a machine comes back with what it had.
 var everyFault = []string{"killed", "paused", "cut off", "switched off"}
 
-// TestFaults: whatever happens to any one machine of three servers and two agents, writes, watches, requests and visits
-// go on, and nothing that was acknowledged is lost.
-func TestFaults(t *testing.T) {
+// TestFaultsOfAnyOneMachine: whatever happens to any one machine of three servers and two agents, writes, watches,
+// requests and visits go on, and nothing that was acknowledged is lost.
+func TestFaultsOfAnyOneMachine(t *testing.T) {
 	harness.ByHand(t)
 	c := New(t, 3, 2)
 	c.faults(t, everyFault, func(run func(name string, victim *harness.Server)) {

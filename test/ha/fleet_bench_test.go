@@ -251,9 +251,7 @@ func (f *fleetCluster) remove() {
 	t.Helper()
 	leader := f.MustLeader()
 	before, began := used(t, leader), time.Now()
-	if err := f.api.AppsV1().Deployments("default").DeleteCollection(t.Context(), metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationBackground)}, metav1.ListOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, f.api.AppsV1().Deployments("default").DeleteCollection(t.Context(), metav1.DeleteOptions{PropagationPolicy: new(metav1.DeletePropagationBackground)}, metav1.ListOptions{}))
 	harness.Eventually(t, fleetPatience, "no pod is left", func() error {
 		list, err := f.api.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{Limit: 1})
 		if err == nil && len(list.Items) > 0 {
@@ -386,7 +384,5 @@ func (f *fleetCluster) profile(kind string, command ...string) {
 			err = os.WriteFile(filepath.Join(dir, file), data, 0o600)
 		}
 	}
-	if err != nil {
-		f.t.Errorf("%v\n%s", err, out)
-	}
+	testenv.Check(f.t, err, "%s", out)
 }

@@ -77,9 +77,7 @@ func TestFleetIsLikeAnAgent(t *testing.T) {
 			continue
 		}
 		fmt.Printf("| watches of %s | %d | %d |\n", name, really, here)
-		if really != here {
-			t.Errorf("an agent has %d watches of %s, a node of the fleet %d", really, name, here)
-		}
+		testenv.True(t, really == here, "an agent has %d watches of %s, a node of the fleet %d", really, name, here)
 	}
 }
 
@@ -87,8 +85,7 @@ func TestFleetIsLikeAnAgent(t *testing.T) {
 // would count as the first node's.
 func askForSettings(t *testing.T, client kubernetes.Interface) {
 	t.Helper()
-	stream, err := client.CoreV1().RESTClient().Get().AbsPath(clustersettings.Path).Param(clustersettings.Parameter, clustersettings.Names()[0]).Stream(t.Context())
-	testenv.NoError(t, err)
+	stream := testenv.Must(client.CoreV1().RESTClient().Get().AbsPath(clustersettings.Path).Param(clustersettings.Parameter, clustersettings.Names()[0]).Stream(t.Context()))(t)
 	defer stream.Close()
 	testenv.NoError(t, testenv.Err(stream.Read(make([]byte, 1))))
 }

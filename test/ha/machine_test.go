@@ -20,8 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestDelay: datagrams to one port arrive later one way, as many as are not lost; others arrive at once.
-func TestDelay(t *testing.T) {
+// TestDelayHoldsDatagramsOfOnePort: datagrams to one port arrive later one way, as many as are not lost; others arrive
+// at once.
+func TestDelayHoldsDatagramsOfOnePort(t *testing.T) {
 	harness.ByHand(t)
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
@@ -62,9 +63,9 @@ func TestDelay(t *testing.T) {
 	}
 }
 
-// TestPower: a machine that is switched off is gone without a word, and is as it was, but for its processes, when it is
-// switched on.
-func TestPower(t *testing.T) {
+// TestMachineIsCutOffAndReturnsUnchanged: a machine that is switched off is gone without a word, and is as it was, but
+// for its processes, when it is switched on.
+func TestMachineIsCutOffAndReturnsUnchanged(t *testing.T) {
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
 	harness.Eventually(t, soon, "the two machines hear one another", func() error { return hearing(t, b, a) })
@@ -77,17 +78,13 @@ func TestPower(t *testing.T) {
 	a.PowerOff()
 	testenv.Fails(t, program.Wait(), "a program of a machine that is off ended well")
 	testenv.Fails(t, testenv.Err(a.Dial(t.Context(), "tcp", b.IP+":1")), "a machine that is off can connect")
-	if hears(t, b, a) {
-		t.Error("a machine that is off answers")
-	}
+	testenv.False(t, hears(t, b, a), "a machine that is off answers")
 	a.PowerOn()
 	if out, err := a.Run("cat", "/var/lib/kept", "/etc/kept"); err != nil || out != "kept\nnew\n" {
 		t.Errorf("%v, %q", err, out)
 	}
 	site.Cut(a, b)
-	if hears(t, b, a) {
-		t.Error("a link that is cut after the machine was switched on again carries")
-	}
+	testenv.False(t, hears(t, b, a), "a link that is cut after the machine was switched on again carries")
 	site.Heal()
 	harness.Eventually(t, soon, "a link that was healed carries", func() error { return hearing(t, b, a) })
 

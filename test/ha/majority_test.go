@@ -69,9 +69,7 @@ func TestLostMajority(t *testing.T) {
 	t.Log(says(t, left, "--yes", "store", "recover"))
 	began := time.Now()
 	said, err := left.Run(left.Coracle(), "store", "recover", "--yes", "--data-dir", left.DataDir)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, said)
-	}
+	testenv.NoError(t, err, "%s", said)
 	t.Log(said)
 	left.Start()
 	c.Servers = []*harness.Server{left}

@@ -42,11 +42,11 @@ func TestPowerCut(t *testing.T) {
 // mayFail is what coracle member list says of a cluster with so many voters.
 var mayFail = map[int]string{1: "this is the only server", 3: "any one server", 5: "any 2 servers at the same time"}
 
-// TestShape: one server grows to three, five and seven; an eighth is refused. They shrink to three, and each of these
-// is replaced by a new machine: the first one when its power is gone, by the machine that was refused, which gets its
-// vote at once. All the while clients write at three servers at most and watch, and an agent's balancer reaches the
-// API.
-func TestShape(t *testing.T) {
+// TestClusterGrowsToSevenAndShrinks: one server grows to three, five and seven; an eighth is refused. They shrink to
+// three, and each of these is replaced by a new machine: the first one when its power is gone, by the machine that was
+// refused, which gets its vote at once. All the while clients write at three servers at most and watch, and an agent's
+// balancer reaches the API.
+func TestClusterGrowsToSevenAndShrinks(t *testing.T) {
 	if !whole {
 		t.Skip("it takes minutes: make e2e-ha has it")
 	}

@@ -122,8 +122,7 @@ func (u *upstream) certificates(t *testing.T) {
 		u.etcd, err = ca.Issue(name, hosts...)
 		testenv.NoError(t, err)
 	}
-	admin, err := ca.IssueTo(pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}})
-	testenv.NoError(t, err)
+	admin := testenv.Must(ca.IssueTo(pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}}))(t)
 	u.config = &rest.Config{QPS: -1, TLSClientConfig: rest.TLSClientConfig{CAFile: admin.CA, CertFile: admin.Cert, KeyFile: admin.Key}}
 	testenv.NoError(t, clientcmd.WriteToFile(clientcmdapi.Config{
 		Clusters:       map[string]*clientcmdapi.Cluster{"own": {Server: "https://" + own, CertificateAuthority: admin.CA}},

@@ -18,10 +18,11 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestWiped: one machine after the other of three servers with nodes and an agent loses its disk together with its
-// power, and comes back under its old name with nothing but the line by which machines join. It is the node that it
-// was; a server takes the place of the one that it was, so that there are three as before; and clients lose nothing.
-func TestWiped(t *testing.T) {
+// TestWipedMachineRejoinsUnderItsName: one machine after the other of three servers with nodes and an agent loses its
+// disk together with its power, and comes back under its old name with nothing but the line by which machines join. It
+// is the node that it was; a server takes the place of the one that it was, so that there are three as before; and
+// clients lose nothing.
+func TestWipedMachineRejoinsUnderItsName(t *testing.T) {
 	if !whole {
 		t.Skip("it takes minutes: make e2e-ha has it")
 	}

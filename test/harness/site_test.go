@@ -29,17 +29,13 @@ func TestSitesAddress(t *testing.T) {
 	}
 	want := is()
 	m := s.NewMachine()
-	if got := is(); got != want {
-		t.Errorf("a machine came, and the address is %s, was %s", got, want)
-	}
+	testenv.Equal(t, is(), want, "a machine came, and the address is")
 	m.PowerOff()
 	m.PowerOn()
-	if got := is(); got != want {
-		t.Errorf("a machine was off, and the address is %s, was %s", got, want)
-	}
+	testenv.Equal(t, is(), want, "a machine was off, and the address is")
 }
 
-func TestRules(t *testing.T) {
+func TestFaultsBecomeRules(t *testing.T) {
 	got := rules([]int{1, 2}, map[link]fault{{1, 2}: {cut: true, noConnecting: true}, {2, 1}: {lossPercent: 30, bytesPerSecond: 1000}})
 	want := `table netdev site {}
 delete table netdev site

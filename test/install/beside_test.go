@@ -95,7 +95,7 @@ const innerEnv = "CORACLE_TEST_BESIDE"
 func TestInstallAndUninstall(t *testing.T) {
 	box := os.Getenv(innerEnv)
 	if box == "" {
-		t.Skip("TestBesideCluster runs this, beside a cluster; TestInstall does all of it and more")
+		t.Skip("TestBesideCluster runs this, beside a cluster; TestInstallUpgradeAndUninstall does all of it and more")
 	}
 	h := newHost(t)
 	before := h.state()

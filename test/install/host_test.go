@@ -96,9 +96,7 @@ func (h *host) run(name string, args ...string) (string, error) {
 func (h *host) must(name string, args ...string) string {
 	h.t.Helper()
 	out, err := h.run(name, args...)
-	if err != nil {
-		h.t.Fatalf("%v\n%s", err, out)
-	}
+	testenv.NoError(h.t, err, "%s", out)
 	return strings.TrimSpace(out)
 }
 

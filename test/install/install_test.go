@@ -42,8 +42,9 @@ metadata: {name: web}
 spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
 `
 
-// TestInstall takes a machine from nothing to a cluster with a workload, over a second run and an upgrade, to nothing.
-func TestInstall(t *testing.T) {
+// TestInstallUpgradeAndUninstall takes a machine from nothing to a cluster with a workload, over a second run and an
+// upgrade, to nothing.
+func TestInstallUpgradeAndUninstall(t *testing.T) {
 	h := newHost(t)
 	precious := filepath.Join(h.Dir, "places/var/lib/precious")
 	testenv.NoError(t, os.MkdirAll(precious, 0o755))
@@ -54,13 +55,9 @@ func TestInstall(t *testing.T) {
 	harness.WriteBoxImage(t, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"))
 	out := h.mustInstall([]string{"CORACLE_NODE_LABEL=from=environment"}, "--node-name", "board-1")
 	for _, want := range []string{"ready after", "kubectl get pods", "coracle status"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("the installer does not say %q", want)
-		}
+		testenv.Contains(t, out, want, "the installer does not say")
 	}
-	if got := h.kubectl("get", "node", "board-1", "-o", "jsonpath={.metadata.labels.from}"); got != "environment" {
-		t.Errorf("label from the environment is %q", got)
-	}
+	testenv.Equal(t, h.kubectl("get", "node", "board-1", "-o", "jsonpath={.metadata.labels.from}"), "environment", "label from the environment is")
 	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
 	h.kubectl("apply", "-f", filepath.Join(h.Dir, "web.yaml"))
 	h.kubectl("rollout", "status", "deployment/web", "--timeout=180s")
@@ -77,9 +74,7 @@ func TestInstall(t *testing.T) {
 	t.Run("new settings", func(t *testing.T) {
 		pid := h.pid()
 		h.mustInstall(nil, "server", "--node-name", "board-1", "--node-label", "from=arguments")
-		if now := h.pid(); now == pid {
-			t.Error("new arguments did not restart coracle")
-		}
+		testenv.True(t, h.pid() != pid, "new arguments did not restart coracle")
 		testenv.Equal(t, h.containers(), containers, "containers were\n%s\nand are", containers)
 	})
 	t.Run("crash", func(t *testing.T) {
@@ -98,18 +93,14 @@ func TestInstall(t *testing.T) {
 		if _, err := h.run("test", "-d", "/var/lib/coracle/server"); err != nil {
 			t.Fatal("the data is gone")
 		}
-		if h.ask() == nil {
-			t.Error("a pod still answers")
-		}
+		testenv.Fails(t, h.ask(), "a pod still answers")
 		h.mustInstall(nil)
 		h.awaitAnswer()
 	})
 
 	t.Log(h.must("coracle-uninstall"))
 	h.awaitState(before)
-	if got, err := os.ReadFile(filepath.Join(precious, "file")); err != nil || string(got) != "keep me" {
-		t.Errorf("a file that pods had mounted from the host: %q, %v", got, err)
-	}
+	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(precious, "file")))(t)), "keep me", "a file that pods had mounted from the host:")
 }
 
 // awaitAnswer waits until the workload's node port answers.
@@ -140,8 +131,8 @@ func (h *host) containers() string {
 		`jsonpath={range .items[*]}{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{"\n"}{end}`)
 }
 
-// TestRefusals: what cannot work says so and installs nothing.
-func TestRefusals(t *testing.T) {
+// TestInstallerRefusesWhatCannotWork: what cannot work says so and installs nothing.
+func TestInstallerRefusesWhatCannotWork(t *testing.T) {
 	h := newHost(t)
 	before := h.state()
 	sums := filepath.Join(h.release, "sha256sums.txt")
@@ -202,9 +193,7 @@ func TestPortTaken(t *testing.T) {
 	for _, want := range []string{"coracle is gone\n", "/var/lib/kubelet was kept: it holds files of another kubelet (config.yaml)", mine + " was kept: something is mounted there"} {
 		testenv.Contains(t, out, want, "")
 	}
-	if got := h.must("sh", "-c", "find /var/lib/coracle -mindepth 1 | sort; cat /var/lib/kubelet/config.yaml"); got != "/var/lib/coracle/images\n"+mine+"\n"+mine+"/archive.tar\ntheirs" {
-		t.Errorf("left:\n%s", got)
-	}
+	testenv.Equal(t, h.must("sh", "-c", "find /var/lib/coracle -mindepth 1 | sort; cat /var/lib/kubelet/config.yaml"), "/var/lib/coracle/images\n"+mine+"\n"+mine+"/archive.tar\ntheirs", "left:")
 	h.must("sh", "-c", "umount "+mine+" && rm -r /var/lib/coracle /var/lib/kubelet")
 	h.awaitState(before)
 }

@@ -27,9 +27,7 @@ func TestJoinAndLeave(t *testing.T) {
 
 	for _, h := range []*host{node, server} {
 		out, err := h.run("coracle-uninstall")
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		testenv.NoError(t, err, "%s", out)
 		t.Log(out)
 		if !strings.Contains(out, "of the cluster any more") || !strings.Contains(out, "coracle is gone") {
 			t.Errorf("coracle-uninstall did not say that the machine left:\n%s", out)
@@ -71,9 +69,7 @@ func TestUninstallForced(t *testing.T) {
 		for _, want := range []string{"this machine is still one of the cluster's servers", "Nothing was removed", "coracle-uninstall --force"} {
 			testenv.Contains(t, out, want, "%s: no %q in:", when, want)
 		}
-		if has := server.must("sh", "-c", everythingOfCoracle); has != had {
-			t.Errorf("%s: something was removed; there is\n%s\nand was\n%s", when, has, had)
-		}
+		testenv.Equal(t, server.must("sh", "-c", everythingOfCoracle), had, "%s: something was removed; there is", when)
 	}
 	pid := server.pid()
 	stays("no other server answers")
@@ -99,9 +95,7 @@ func (h *host) joins(printed, name string) {
 		h.t.Fatalf("no line to paste:\n%s", printed)
 	}
 	out, err := h.run("sh", "-c", fmt.Sprintf("cd %s && INSTALL_CORACLE_SERVICE=none INSTALL_CORACLE_SYMLINK=force CORACLE_NODE_NAME=%s %s", h.release, name, line))
-	if err != nil {
-		h.t.Fatalf("%v\n%s\n%s", err, out, h.log())
-	}
+	testenv.NoError(h.t, err, "%s\n%s", out, h.log())
 	h.t.Log(out)
 }
 

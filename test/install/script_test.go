@@ -80,9 +80,7 @@ func TestSecretsAreMoved(t *testing.T) {
 	}
 
 	s = newScript(t)
-	if err := os.WriteFile(filepath.Join(s.dir, "service.args"), []byte("server\n-t\none\n--agent-token=two\n--snapshot-s3-secret-key\nthree\n--tls-san\nx y\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.WriteFile(filepath.Join(s.dir, "service.args"), []byte("server\n-t\none\n--agent-token=two\n--snapshot-s3-secret-key\nthree\n--tls-san\nx y\n"), 0o600))
 	out, err := s.run("save_settings")
 	if err != nil || strings.Contains(out, "two") {
 		t.Errorf("%v: %s", err, out)
@@ -99,8 +97,8 @@ func TestSecretsAreMoved(t *testing.T) {
 	}
 }
 
-// TestTrust: nothing is installed from a folder whose content others may change.
-func TestTrust(t *testing.T) {
+// TestInstallerRefusesFoldersOthersMayChange: nothing is installed from a folder whose content others may change.
+func TestInstallerRefusesFoldersOthersMayChange(t *testing.T) {
 	s := newScript(t)
 	for _, c := range []struct {
 		name          string
@@ -153,9 +151,7 @@ func TestTrustOfContents(t *testing.T) {
 	s := newScript(t)
 	clone := filepath.Join(s.dir, "clone")
 	modes := map[string]fs.FileMode{"Makefile": 0o644, "packaging": 0o755, "packaging/deps.sh": 0o755, "cmd/coracle/main.go": 0o644, "sha256sums.txt": 0o644}
-	if err := errors.Join(os.MkdirAll(filepath.Join(clone, "packaging"), 0o755), os.MkdirAll(filepath.Join(clone, "cmd/coracle"), 0o755), os.Symlink("Makefile", filepath.Join(clone, "link"))); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(os.MkdirAll(filepath.Join(clone, "packaging"), 0o755), os.MkdirAll(filepath.Join(clone, "cmd/coracle"), 0o755), os.Symlink("Makefile", filepath.Join(clone, "link"))))
 	for name, mode := range modes {
 		if path := filepath.Join(clone, name); name != "packaging" {
 			testenv.NoError(t, errors.Join(os.WriteFile(path, nil, mode), os.Chmod(path, mode)))
@@ -183,9 +179,7 @@ func TestTrustOfContents(t *testing.T) {
 	if out, err := s.run("check_sum " + filepath.Join(clone, "coracle")); err == nil || !strings.Contains(out, "may change what lies in "+sums) {
 		t.Errorf("sums that others may change: %v: %s", err, out)
 	}
-	if !strings.Contains(s.text, "    trust_all \"$here\"\n    build\n") {
-		t.Error("install.sh builds in a clone without a check of all that it holds")
-	}
+	testenv.Contains(t, s.text, "    trust_all \"$here\"\n    build\n", "install.sh builds in a clone without a check of all that it holds:")
 }
 
 // TestLogOfTheConfiguration: services whose log nobody else rotates name a file for it, unless the configuration names
@@ -228,9 +222,7 @@ func TestCoreFiles(t *testing.T) {
 	} {
 		b := testenv.Must(os.ReadFile(filepath.Join(s.dir, name)))(t)
 		for _, w := range want {
-			if !strings.Contains(string(b), w) {
-				t.Errorf("%s lacks %q:\n%s", name, w, b)
-			}
+			testenv.True(t, strings.Contains(string(b), w), "%s lacks %q:\n%s", name, w, b)
 		}
 	}
 }

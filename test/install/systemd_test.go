@@ -84,8 +84,7 @@ func (h *host) property(name string) string {
 	return h.must("systemctl", "show", "-p", name, "--value", "coracle")
 }
 
-// TestSystemd: the service does what its unit promises.
-func TestSystemd(t *testing.T) {
+func TestServiceKeepsItsUnitsPromises(t *testing.T) {
 	h := newHost(t)
 	h.bootSystemd()
 	h.service = "" // let the installer find out
@@ -144,7 +143,5 @@ func TestSystemd(t *testing.T) {
 	if out, err := h.run("systemctl", "status", "coracle"); exitCode(err) != 4 {
 		t.Errorf("systemd still knows the service (code %d):\n%s", exitCode(err), out)
 	}
-	if out := h.must("sh", "-c", "ls -d /var/lib/coracle /var/lib/kubelet /etc/coracle /run/coracle /usr/local/bin/* 2>/dev/null || true"); out != "" {
-		t.Errorf("left behind: %s", out)
-	}
+	testenv.Equal(t, h.must("sh", "-c", "ls -d /var/lib/coracle /var/lib/kubelet /etc/coracle /run/coracle /usr/local/bin/* 2>/dev/null || true"), "", "left behind:")
 }

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// TestRetransmits asks both ends, while nothing gets through one way or the other, how often they have sent again what
-// waits.
-func TestRetransmits(t *testing.T) {
+// TestBothEndsCountRetransmissions asks both ends, while nothing gets through one way or the other, how often they have
+// sent again what waits.
+func TestBothEndsCountRetransmissions(t *testing.T) {
 	for _, way := range []string{"ab", "ba", "both"} {
 		t.Run(way, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -121,7 +121,7 @@ func TestCutAndHeal(t *testing.T) {
 	})
 }
 
-func TestBackoff(t *testing.T) {
+func TestRetransmissionsBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()
 		n.Backoff(true)
@@ -146,7 +146,7 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
-func TestDelay(t *testing.T) {
+func TestDelayAndJitter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()
 		n.Delay("a", "b", 100*time.Millisecond, 50*time.Millisecond)
@@ -188,8 +188,8 @@ func TestDelay(t *testing.T) {
 	})
 }
 
-// TestRate: what is sent over a narrow link takes its time on each connection, after a cut too.
-func TestRate(t *testing.T) {
+// TestNarrowLinkTakesItsTime: what is sent over a narrow link takes its time on each connection, after a cut too.
+func TestNarrowLinkTakesItsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()
 		n.Delay("a", "b", time.Second, 0)
@@ -261,7 +261,7 @@ func TestDialBlocksThenIsRefused(t *testing.T) {
 	})
 }
 
-func TestPartition(t *testing.T) {
+func TestPartitionCutsAndHeals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()
 		names := []string{"a", "b", "c", "d"}
@@ -296,7 +296,7 @@ func TestPartition(t *testing.T) {
 	})
 }
 
-func TestReset(t *testing.T) {
+func TestResetEndsBothEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()
 		a, b := pair(t, n)

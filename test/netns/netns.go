@@ -144,9 +144,7 @@ func New(t testing.TB) *NS {
 	if err == nil {
 		ns.h, err = vishnetns.GetFromPath(ns.Path)
 	}
-	if err != nil {
-		t.Fatal("making a network namespace:", err)
-	}
+	testenv.NoError(t, err, "making a network namespace")
 	t.Cleanup(ns.Close)
 	return ns
 }
@@ -178,9 +176,7 @@ func (ns *NS) Link(t testing.TB, hostDev, nsDev string, hostAddrs, nsAddrs []str
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = hostDev
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: nsDev, PeerTxQLen: -1, PeerNamespace: netlink.NsFd(int(ns.h))}
-	if err := netlink.LinkAdd(veth); err != nil {
-		t.Fatal("making a veth pair:", err)
-	}
+	testenv.NoError(t, netlink.LinkAdd(veth), "making a veth pair")
 	t.Cleanup(func() {
 		if l, err := netlink.LinkByName(hostDev); err == nil {
 			_ = netlink.LinkDel(l)

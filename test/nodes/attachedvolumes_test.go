@@ -156,19 +156,9 @@ func TestAttachedVolumes(t *testing.T) {
 	site.Needs = append(site.Needs, shared)
 	s := site.NewMachine().NewServer("--default-toleration-seconds", "5")
 	s.AddBoxImage()
-	s.Start()
+	agents := withAgents(t, s, 2)
 	s.WaitReady()
-	var agents []*harness.Server
-	for range 2 {
-		a := site.NewMachine().NewAgent(s)
-		a.AddBoxImage()
-		a.Start()
-		agents = append(agents, a)
-	}
 	victim, left := agents[0], agents[1]
-	for _, a := range agents {
-		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
-	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, args := range [][]string{

@@ -6,7 +6,6 @@ package nodes
 
 import (
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -28,18 +27,14 @@ func TestNetworkChanges(t *testing.T) {
 		m.changeBackend(to)
 		gap := m.longestGap()
 		t.Logf("changing to %s: a pod reached the Service of another node's pod after %v at the latest", to, gap)
-		if gap > 30*time.Second {
-			t.Errorf("no visit succeeded for %v while the back end changed to %s", gap, to)
-		}
+		testenv.True(t, gap <= 30*time.Second, "no visit succeeded for %v while the back end changed to %s", gap, to)
 		m.everybodyMeets()
 		m.largePackets(1500, largest[to], largest[to]) // of pods that have run since before
 	}
 
 	const last = 2
 	m.restart(last, func() {
-		if out := m.changeBackend(clusterconfig.NetworkVXLAN); !strings.Contains(out, "change when they start: "+m.nodes[last].NodeName()) {
-			t.Errorf("of the node that does not run it says %q", out)
-		}
+		testenv.Contains(t, m.changeBackend(clusterconfig.NetworkVXLAN), "change when they start: "+m.nodes[last].NodeName(), "the answer is")
 	})
 	m.everybodyMeets()
 
@@ -60,9 +55,7 @@ func TestNetworkChanges(t *testing.T) {
 func (m *mesh) refusesVXLAN(s *harness.Server) {
 	m.Helper()
 	s.Start()
-	if code := s.WaitExit(harness.Soon); code == 0 {
-		m.Error("a server with another --network-backend starts")
-	}
+	testenv.True(m, s.WaitExit(harness.Soon) != 0, "a server with another --network-backend starts")
 	harness.Says(m, s.LogTail(20), `--network-backend: this server was given "vxlan", and the cluster that it belongs to has "host-gw"`)
 }
 

@@ -89,13 +89,7 @@ rm -rf /run/firewalld /run/firewalld.pid`,
 // TestForeignFirewalls: each firewall blocks the cluster, coracle says so and what to type, that is enough, and its
 // reload interrupts little.
 func TestForeignFirewalls(t *testing.T) {
-	root := foreignRoot(t)
-	m := newMesh(t, 2, "vxlan", "eth0", root)
-	m.workload()
-	for i := range m.nodes {
-		m.addForeign(i, root)
-	}
-	m.everybodyMeets()
+	m := foreignMesh(t)
 	for _, f := range firewalls {
 		t.Run(f.name, func(t *testing.T) {
 			m := *m
@@ -137,9 +131,7 @@ func (m *mesh) behind(f firewall) {
 	}
 	gap := m.longestGap()
 	m.Logf("%s: while it was loaded again, one after the other on %d nodes, no request succeeded for at most %v", f.name, len(m.nodes), gap)
-	if gap > 10*time.Second {
-		m.Errorf("no request succeeded for %v while the firewall was loaded again", gap)
-	}
+	testenv.True(m, gap <= 10*time.Second, "no request succeeded for %v while the firewall was loaded again", gap)
 }
 
 // advice is what coracle check tells the administrator of a node to type.

@@ -11,6 +11,19 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
+// foreignMesh is a mesh of two nodes with a workload, on whose machines the programs that others have written run.
+func foreignMesh(t *testing.T) *mesh {
+	t.Helper()
+	root := foreignRoot(t)
+	m := newMesh(t, 2, "vxlan", "eth0", root)
+	m.workload()
+	for i := range m.nodes {
+		m.addForeign(i, root)
+	}
+	m.everybodyMeets()
+	return m
+}
+
 // foreignRoot is the folder into which make foreign-test unpacks programs that others have written.
 func foreignRoot(t *testing.T) string {
 	t.Helper()

@@ -108,13 +108,7 @@ mkdir -p /var/lib/NetworkManager /run/NetworkManager
 // TestForeignManagers: pods of different nodes reach one another again soon, whatever a manager of the machines'
 // interfaces does with these, with each back end.
 func TestForeignManagers(t *testing.T) {
-	root := foreignRoot(t)
-	m := newMesh(t, 2, "vxlan", "eth0", root)
-	m.workload()
-	for i := range m.nodes {
-		m.addForeign(i, root)
-	}
-	m.everybodyMeets()
+	m := foreignMesh(t)
 	for _, g := range managers {
 		t.Run(g.name, func(t *testing.T) {
 			m := *m

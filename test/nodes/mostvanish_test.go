@@ -16,7 +16,7 @@ import (
 
 // TestMostNodesVanish: two of three nodes vanish together, and then all three at once, as when the server that leads is
 // cut off. Services stop sending to their pods, but no pod is moved, though one node's are moved after its tolerations
-// (TestReplacement); and when the nodes are back all is as it was.
+// (TestPodsOfDeadNodeAreReplaced); and when the nodes are back all is as it was.
 func TestMostNodesVanish(t *testing.T) {
 	if !whole {
 		t.Skip("it waits for minutes in which nothing may happen: make e2e-ha has it")
@@ -25,18 +25,7 @@ func TestMostNodesVanish(t *testing.T) {
 	site := harness.NewSite(t)
 	const tolerated = 15 // s: longer than upstream's 5 s between two looks, of which one may come while the Nodes are being written (docs/adr/0065)
 	s := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", fmt.Sprint(tolerated))
-	s.Start()
-	s.WaitAPI()
-	var agents []*harness.Server
-	for range 3 {
-		a := site.NewMachine().NewAgent(s)
-		a.AddBoxImage()
-		a.Start()
-		agents = append(agents, a)
-	}
-	for _, a := range agents {
-		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
-	}
+	agents := withAgents(t, s, 3)
 	s.InsistsOn(strings.ReplaceAll(spreadService, "replicas: 2", "replicas: 3"))
 	harness.Eventually(t, harness.Soon, "the Service has three endpoints", func() error { return endpoints(s, 3) })
 	pods := func() (string, error) {

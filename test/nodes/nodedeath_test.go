@@ -62,11 +62,27 @@ func eventually(t *testing.T, since time.Time, what string, f func() error) {
 func spread(t *testing.T) (site *harness.Site, s *harness.Server, agents []*harness.Server) {
 	t.Helper()
 	site = harness.NewSite(t)
+	s, agents = spreadOn(t, site)
+	return site, s, agents
+}
+
+// spreadOn is spread on a site that there is. args are those of the agents.
+func spreadOn(t *testing.T, site *harness.Site, args ...string) (s *harness.Server, agents []*harness.Server) {
+	t.Helper()
 	s = site.NewMachine().NewServer("--disable-agent")
+	agents = withAgents(t, s, 2, args...)
+	s.Apply(spreadService)
+	harness.Eventually(t, harness.Soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+	return s, agents
+}
+
+// withAgents starts a server and so many agents that can run testbox, and waits until these are ready.
+func withAgents(t *testing.T, s *harness.Server, count int, args ...string) (agents []*harness.Server) {
+	t.Helper()
 	s.Start()
 	s.WaitAPI()
-	for range 2 {
-		a := site.NewMachine().NewAgent(s)
+	for range count {
+		a := s.Machine.Site.NewMachine().NewAgent(s, args...)
 		a.AddBoxImage()
 		a.Start()
 		agents = append(agents, a)
@@ -74,9 +90,7 @@ func spread(t *testing.T) (site *harness.Site, s *harness.Server, agents []*harn
 	for _, a := range agents {
 		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
 	}
-	s.Apply(spreadService)
-	harness.Eventually(t, harness.Soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
-	return site, s, agents
+	return agents
 }
 
 // TestNodeDeath: a node whose machine vanishes is not Ready, and no Service sends to it; its return undoes it. What an

@@ -73,25 +73,14 @@ func runningOn(s *harness.Server, app string, nodes ...string) error {
 	return nil
 }
 
-// TestReplacement: a dead node's pods are replaced on another one when the cluster's tolerations are over; a
-// StatefulSet's, which may exist once only, when somebody says by the taint that the node is out of service; and the
-// node's return leaves nothing of them behind.
-func TestReplacement(t *testing.T) {
+// TestPodsOfDeadNodeAreReplaced: a dead node's pods are replaced on another one when the cluster's tolerations are
+// over; a StatefulSet's, which may exist once only, when somebody says by the taint that the node is out of service;
+// and the node's return leaves nothing of them behind.
+func TestPodsOfDeadNodeAreReplaced(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent", "--default-toleration-seconds", "5")
-	s.Start()
-	s.WaitAPI()
-	var agents []*harness.Server
-	for range 2 {
-		a := site.NewMachine().NewAgent(s)
-		a.AddBoxImage()
-		a.Start()
-		agents = append(agents, a)
-	}
-	for _, a := range agents {
-		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
-	}
+	agents := withAgents(t, s, 2)
 	s.InsistsOn(leaveable)
 	names := []string{agents[0].NodeName(), agents[1].NodeName()}
 	harness.Eventually(t, harness.Soon, "the Deployment's pods run on both nodes", func() error { return runningOn(s, "d", names...) })

@@ -69,9 +69,7 @@ func (m *mesh) listening(i int) map[string]string {
 				continue
 			}
 			number, err := strconv.ParseUint(port, 16, 16)
-			if err != nil {
-				m.Fatalf("%s: %v", line, err)
-			}
+			testenv.NoError(m, err, "%s", line)
 			out[fmt.Sprintf("%d/%s", number, strings.TrimSuffix(kind, "6"))] = kind + " " + strings.TrimSpace(line)
 		}
 	}

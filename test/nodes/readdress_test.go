@@ -129,8 +129,9 @@ func (m *moving) heals(what string, since time.Time) {
 	}
 }
 
-// TestReaddress: an agent, and then all machines get other addresses while they run, and the cluster heals by itself.
-func TestReaddress(t *testing.T) {
+// TestClusterHealsAfterAddressesChange: an agent, and then all machines get other addresses while they run, and the
+// cluster heals by itself.
+func TestClusterHealsAfterAddressesChange(t *testing.T) {
 	t.Parallel() // it mostly waits
 	m := newMoving(t)
 	m.whileOn(func(what string, move func()) {

@@ -64,21 +64,7 @@ func TestUnreachableNode(t *testing.T) {
 	harness.ByHand(t)
 	site := harness.NewSite(t)
 	outsideNames(t, site)
-	s := site.NewMachine().NewServer("--disable-agent")
-	s.Start()
-	s.WaitAPI()
-	var agents []*harness.Server
-	for range 2 {
-		a := site.NewMachine().NewAgent(s, "--debug", "--proxy-mode", "nftables") // whose rules are read
-		a.AddBoxImage()
-		a.Start()
-		agents = append(agents, a)
-	}
-	for _, a := range agents {
-		harness.Eventually(t, harness.Soon, "the nodes are ready", func() error { return s.NodeReady(a) })
-	}
-	s.Apply(spreadService)
-	harness.Eventually(t, harness.Soon, "the Service has two endpoints", func() error { return endpoints(s, 2) })
+	s, agents := spreadOn(t, site, "--debug", "--proxy-mode", "nftables") // whose rules are read
 	address := s.Kubectl("get", "service", "d", "-o", "jsonpath={.spec.clusterIP}")
 	stays, victim := agents[0], agents[1]
 	both := func(since time.Time) {

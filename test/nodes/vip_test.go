@@ -123,9 +123,7 @@ func TestVIP(t *testing.T) {
 		args = append([]string{"kubectl", "--kubeconfig", c.servers[0].Kubeconfig, "--request-timeout", "20s"}, args...)
 		return c.client.Run(c.client.Coracle(), args...)
 	}
-	if data, err := os.ReadFile(c.servers[0].Kubeconfig); err != nil || !strings.Contains(string(data), "https://"+testVIP+":6443") {
-		t.Errorf("the kubeconfig does not name the address: %v\n%s", err, data)
-	}
+	testenv.Contains(t, string(testenv.Must(os.ReadFile(c.servers[0].Kubeconfig))(t)), "https://"+testVIP+":6443", "the kubeconfig does not name the address:")
 	harness.Eventually(t, harness.Soon, "a write through the address", func() error { // as Creates
 		_, err := kubectl("create", "configmap", "through-the-address")
 		if err != nil && strings.Contains(err.Error(), "already exists") {

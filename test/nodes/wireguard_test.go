@@ -32,9 +32,7 @@ func TestNetworkWireGuard(t *testing.T) {
 	const i = 1
 	before := m.publicKey(i, "")
 	m.restart(i, func() {})
-	if again := m.publicKey(i, ""); again != before {
-		t.Errorf("after a restart the node's key is %s, was %s", again, before)
-	}
+	testenv.Equal(t, m.publicKey(i, ""), before, "after a restart the node's key is")
 	m.throughTheTunnel("after a restart", i)
 	m.restart(i, func() {
 		testenv.Check(t, os.Remove(filepath.Join(m.nodes[i].DataDir, "agent", "cni", "wireguard.key")))

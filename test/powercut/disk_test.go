@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestDisk writes twice to the same place, flushes between, and cuts the power.
-func TestDisk(t *testing.T) {
+// TestPowerCutLosesUnflushedWrites writes twice to the same place, flushes between, and cuts the power.
+func TestPowerCutLosesUnflushedWrites(t *testing.T) {
 	const size, at = 64 << 10, 8 << 10
 	block := func(b byte) []byte { return bytes.Repeat([]byte{b}, blockSize) }
 	for _, loss := range []Loss{{Kept: 0}, {Kept: 1}, {Kept: 0.5}, {Unit: sectorSize, Kept: 0.5}} {

@@ -40,7 +40,7 @@ func smallStore() *Found {
 	}
 }
 
-func TestLedger(t *testing.T) {
+func TestLedgerFindsLostWrites(t *testing.T) {
 	transaction := func(f *Found) {
 		a, c := version(5, "a", 5, 1, 0, "1.1.3"), version(5, "c", 5, 1, 0, "1.1.3")
 		f.Revision, f.Live, f.Events = 5, append(f.Live, a, c), append(f.Events, a, c)

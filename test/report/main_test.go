@@ -33,7 +33,7 @@ const stream = `{"Action":"start","Package":"m/p"}
 {"Action":"skip","Package":"m/empty","Elapsed":0}
 `
 
-func TestRead(t *testing.T) {
+func TestReportCountsPassedFailedAndSkipped(t *testing.T) {
 	var out strings.Builder
 	c := &counter{out: &out, output: map[string][]string{}}
 	testenv.NoError(t, c.read(strings.NewReader(stream)))
@@ -50,8 +50,9 @@ func TestRead(t *testing.T) {
 	testenv.Equal(t, c.note(), want, "the note is")
 }
 
-// TestRun: a command that fails, and one without tests, make the report fail; the note says what ran.
-func TestRun(t *testing.T) {
+// TestReportFailsWithCommandOrWithoutTests: a command that fails, and one without tests, make the report fail; the note
+// says what ran.
+func TestReportFailsWithCommandOrWithoutTests(t *testing.T) {
 	note := filepath.Join(t.TempDir(), "note")
 	t.Setenv("CORACLE_TEST_NOTE", note)
 	const good = `{"Action":"pass","Package":"m/p","Test":"T"}`
@@ -63,9 +64,7 @@ func TestRun(t *testing.T) {
 	} {
 		testenv.Equal(t, run(false, []string{"sh", "-c", script}), want, "%s:", script)
 	}
-	if got, err := os.ReadFile(note); err != nil || !strings.Contains(string(got), "tests passed") {
-		t.Errorf("the note is %q, %v", got, err)
-	}
+	testenv.Contains(t, string(testenv.Must(os.ReadFile(note))(t)), "tests passed", "the note is")
 }
 
 // TestPatternWithoutMatchFails: a pattern that no part of a test fits has the test itself pass with nothing done, and

@@ -3,6 +3,7 @@
 package testenv
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -67,6 +68,28 @@ func WantError(t Test, err error, words ...string) {
 			t.Errorf("the error is %v, want one with %q", err, w)
 		}
 	}
+}
+
+// ErrorIs fails the test unless errors.Is(err, want). doing, a format and its arguments, says of what the error is.
+func ErrorIs(t Test, err, want error, doing ...any) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Error(of(fmt.Errorf("the error is %v, want %w", err, want), doing))
+	}
+}
+
+// True fails the test with a message, which says what is wrong, unless something is so.
+func True(t Test, so bool, wrong string, args ...any) {
+	t.Helper()
+	if !so {
+		t.Errorf(wrong, args...)
+	}
+}
+
+// False fails the test with a message, which says what is wrong, if something is so.
+func False(t Test, so bool, wrong string, args ...any) {
+	t.Helper()
+	True(t, !so, wrong, args...)
 }
 
 // Equal fails the test unless got is want. what begins the message, which goes on with the two: "the key %s is".

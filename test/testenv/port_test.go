@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestPort: a port is one test's alone, be it that the test does not listen on it.
-func TestPort(t *testing.T) {
+// TestPortIsGivenOnce: a port is one test's alone, be it that the test does not listen on it.
+func TestPortIsGivenOnce(t *testing.T) {
 	own := map[int]bool{}
 	for range 200 {
 		port := Port(t)

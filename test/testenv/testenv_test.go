@@ -39,7 +39,7 @@ func record(f func(t testing.TB)) *recorder {
 	return r
 }
 
-func TestMissing(t *testing.T) {
+func TestMissingRequirementFailsOrSkips(t *testing.T) {
 	for _, tt := range []struct {
 		require string
 		fails   bool
@@ -52,7 +52,7 @@ func TestMissing(t *testing.T) {
 	}
 }
 
-func TestEventually(t *testing.T) {
+func TestEventuallyWaitsAndSaysWhatFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		Eventually(t, time.Minute, "three seconds pass", func() error {

@@ -8,7 +8,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestParts(t *testing.T) {
+func TestPartsOfATestAreFoundInItsOutput(t *testing.T) {
 	output, over := judge([]byte("=== RUN   TestCases/ipvs/one\r\n    x_test.go:1: --- PASS: TestCases/ipvs/quoted (1.00s)\r\n" +
 		"--- PASS: TestCases (9.00s)\r\n    --- PASS: TestCases/ipvs (9.00s)\r\n" +
 		"        --- PASS: TestCases/ipvs/one_(kubernetes_1) (4.00s)\r\n            --- PASS: TestCases/ipvs/one_(kubernetes_1)/IPv4 (1.00s)\r\n" +

@@ -4,7 +4,7 @@ package uml
 
 import "testing"
 
-func TestComplaints(t *testing.T) {
+func TestKernelComplaintsAreFound(t *testing.T) {
 	const sampleOutput = `=== RUN   TestX/first
     x_test.go:12: not within 2m0s
 === RUN   TestX/second

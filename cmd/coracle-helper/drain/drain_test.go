@@ -123,12 +123,8 @@ func TestSlowReaderSlowsTheContainerDown(t *testing.T) {
 	go func() { _, err := s.w.Write(data); wrote <- err; s.w.Close() }()
 	got := s.readAll()
 	testenv.NoError(t, <-wrote)
-	if !bytes.Equal(got, data) {
-		t.Error("the output changed on its way")
-	}
-	if s.pipe.spooling() {
-		t.Error("a reader that keeps reading made the pipe use files")
-	}
+	testenv.True(t, bytes.Equal(got, data), "the output changed on its way")
+	testenv.False(t, s.pipe.spooling(), "a reader that keeps reading made the pipe use files")
 }
 
 func TestReaderAway(t *testing.T) {
@@ -138,14 +134,10 @@ func TestReaderAway(t *testing.T) {
 	s.leave()
 
 	s.write(lines(10, 200_000)) // 3 MB; without the pipe this blocks at 64 KiB
-	if !s.pipe.spooling() {
-		t.Error("the reader is away, yet nothing is kept")
-	}
+	testenv.True(t, s.pipe.spooling(), "the reader is away, yet nothing is kept")
 	s.connect()
 	rest := s.read((200_000 - 10) * 15)
-	if got := append(first, rest...); !bytes.Equal(got, lines(0, 200_000)) {
-		t.Error("the output is not what was written, in order")
-	}
+	testenv.True(t, bytes.Equal(append(first, rest...), lines(0, 200_000)), "the output is not what was written, in order")
 	waitFor(t, "direct passing again", func() bool { return !s.pipe.spooling() })
 	s.write([]byte("after\n"))
 	s.w.Close()

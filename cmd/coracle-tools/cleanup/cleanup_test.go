@@ -67,9 +67,7 @@ func TestMountsBelow(t *testing.T) {
 24 22 0:5 / `+dir+`/a\040b/c rw - tmpfs tmpfs rw
 `)
 	got := testenv.Must(mountsBelow(file, dir))(t)
-	if want := []string{dir + "/a b", dir + "/a b/c"}; !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
+	testenv.EqualSlices(t, got, []string{dir + "/a b", dir + "/a b/c"}, "")
 }
 
 // TestOthersServiceTablesStay: the kube-proxy of another cluster on this host calls its tables as coracle's proxy does.
@@ -103,9 +101,7 @@ func TestKernelWithoutNFTables(t *testing.T) {
 		for _, backend := range []string{servicerules.NFTables, servicerules.IPVS} {
 			testenv.NoError(t, servicerules.Write(servicerules.RecordIn(run), backend))
 		}
-		if err := cleanNetwork(run); err != nil {
-			t.Error("with a record:", err)
-		}
+		testenv.Check(t, cleanNetwork(run), "with a record")
 		testenv.Fails(t, testenv.Err(os.Stat(servicerules.RecordIn(run))), "the record is left")
 	}
 }

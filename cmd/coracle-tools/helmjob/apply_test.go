@@ -23,8 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestLife is a release's: installed, left alone, upgraded, removed.
-func TestLife(t *testing.T) {
+func TestReleaseIsInstalledUpgradedAndRemoved(t *testing.T) {
 	tt := newTester(t)
 	req := tt.request(web("1.0.0"))
 	r := tt.do(req, helmjob.Installed, "")
@@ -81,8 +80,7 @@ func TestUsersHelm(t *testing.T) {
 	tt.do(tt.request(web("1.0.0")), helmjob.Upgraded, "")
 }
 
-// TestRepair changes a release's object behind its back.
-func TestRepair(t *testing.T) {
+func TestChangedObjectsAreRepaired(t *testing.T) {
 	tt := newTester(t)
 	chart := web("1.0.0").With("templates/second.yaml", configMap("second", "two"))
 	for _, serverSide := range []string{"true", "false"} {
@@ -136,8 +134,8 @@ func TestInterruptedReleasesAreResumed(t *testing.T) {
 	}
 }
 
-// TestFailed follows a chart that the cluster refuses half-way through the policies.
-func TestFailed(t *testing.T) {
+// TestFailurePoliciesDecideAfterFailedInstall follows a chart that the cluster refuses half-way through the policies.
+func TestFailurePoliciesDecideAfterFailedInstall(t *testing.T) {
 	broken := web("1.0.0").With("templates/zz.yaml", configMap("{{ .Values.second | default \"Not_A_Name\" }}", "second"))
 	mend := []helmjob.Document{"second: second"}
 	t.Run("abort", func(t *testing.T) {
@@ -225,8 +223,9 @@ func (t *tester) stepsBack(pid int) {
 	}
 }
 
-// TestKilled ends a child in a hook, as a kill and as the death of its parent, and lets the next one do it.
-func TestKilled(t *testing.T) {
+// TestNextChildGoesOnAfterAKilledOne ends a child in a hook, as a kill and as the death of its parent, and lets the
+// next one do it.
+func TestNextChildGoesOnAfterAKilledOne(t *testing.T) {
 	tt := newTester(t)
 	hanging := tt.request(web("1.0.0").With("templates/hook.yaml", fmt.Sprintf(hook, "pre-install,pre-upgrade")))
 	hanging.Timeout = time.Hour
@@ -273,9 +272,7 @@ func TestKilled(t *testing.T) {
 // TestNamespaceAndOwner looks at the two things that a request may allow.
 func TestNamespaceAndOwner(t *testing.T) {
 	tt := newTester(t)
-	if _, err := shared.client.CoreV1().ConfigMaps(tt.ns).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "web"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, testenv.Err(shared.client.CoreV1().ConfigMaps(tt.ns).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "web"}}, metav1.CreateOptions{})))
 	req := tt.request(web("1.0.0"))
 	r := tt.do(req, "", helmjob.Conflict)
 	tt.says(r, "takeOwnership", `ConfigMap "web"`)

@@ -125,8 +125,7 @@ type tester struct {
 
 func newTester(t *testing.T) *tester {
 	t.Helper()
-	ns, err := shared.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "helm-"}}, metav1.CreateOptions{})
-	testenv.NoError(t, err)
+	ns := testenv.Must(shared.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "helm-"}}, metav1.CreateOptions{}))(t)
 	tt := &tester{T: t, ns: ns.Name, log: &strings.Builder{}}
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -75,7 +75,7 @@ func TestBadInput(t *testing.T) {
 	tt.wantGreeting("web", "")
 }
 
-func TestSet(t *testing.T) {
+func TestValuesAndSetAreMerged(t *testing.T) {
 	text := func(s string) intstr.IntOrString { return intstr.FromString(s) }
 	values, err := mergeValues(&helmjob.Request{
 		Values: []helmjob.Document{"a: {b: 1, c: [1, 2]}\n---\nd: e", "a: {c: [3], f: null}"},

@@ -19,8 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestHooks lets hooks hang and fail, at each end of a release's life.
-func TestHooks(t *testing.T) {
+// TestStalledOrFailedHookFailsTheRelease lets hooks hang and fail, at each end of a release's life.
+func TestStalledOrFailedHookFailsTheRelease(t *testing.T) {
 	tt := newTester(t)
 	req := tt.request(web("1.0.0").With("templates/hook.yaml", fmt.Sprintf(hook, "pre-install,pre-upgrade")))
 	req.Timeout, req.FailurePolicy = time.Second, helmjob.Retry
@@ -119,9 +119,7 @@ func TestRemovalWithoutItsKind(t *testing.T) {
 	// A kind that nobody defines.
 	r := tt.do(tt.request(web("1.0.0").With("templates/boat.yaml", boat)), "", helmjob.RenderFailed)
 	tt.says(r, "Boat")
-	if !r.TryAgain {
-		t.Error("the definition may come, and it is not to be tried again")
-	}
+	testenv.True(t, r.TryAgain, "the definition may come, and it is not to be tried again")
 }
 
 // TestKeepPolicyCountsInEveryRemoval looks that Helm's policy counts in every way of removing.

@@ -56,8 +56,9 @@ func (s *shop) push(t *testing.T, versions ...string) {
 	}
 }
 
-// TestSources fetches a chart from each place, and fails at each in each way that is a user's to mend.
-func TestSources(t *testing.T) {
+// TestChartIsFetchedFromEachSource fetches a chart from each place, and fails at each in each way that is a user's to
+// mend.
+func TestChartIsFetchedFromEachSource(t *testing.T) {
 	open := newShop(t, charts.Options{}, httptest.NewServer)
 	open.push(t, "1.0.0", "1.1.0")
 	private := newShop(t, charts.Options{User: "me", Password: "secret"}, httptest.NewTLSServer)
@@ -170,8 +171,7 @@ func TestCredentialsStay(t *testing.T) {
 	}
 }
 
-// TestChanged serves an archive that is not the one of the index.
-func TestChanged(t *testing.T) {
+func TestArchiveWithAnotherDigestIsRefused(t *testing.T) {
 	archive := web("1.0.0").Archive()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/index.yaml" {

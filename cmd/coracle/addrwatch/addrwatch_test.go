@@ -47,7 +47,7 @@ func (m *machine) options(have ...netip.Addr) Options {
 	}
 }
 
-func TestChanged(t *testing.T) {
+func TestLastingAddressChangeIsReported(t *testing.T) {
 	a, b, six := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("10.9.0.7"), netip.MustParseAddr("fd00::5")
 	for name, tt := range map[string]struct {
 		have []netip.Addr

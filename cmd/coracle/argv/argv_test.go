@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// TestMain is also the program that TestHide looks at: it prints its arguments, and then those that everybody sees.
+// TestMain is also the program that TestSecretsAreHiddenFromProcessList looks at: it prints its arguments, and then
+// those that everybody sees.
 func TestMain(m *testing.M) {
 	if os.Getenv("ARGV_TEST") == "" {
 		os.Exit(m.Run())
@@ -25,8 +26,8 @@ func TestMain(m *testing.M) {
 	fmt.Println(strings.ReplaceAll(strings.TrimSuffix(string(seen[len(args[0])+1:]), "\x00"), "\x00", " "))
 }
 
-// TestHide: secrets are not in the process list, and the program has them all the same.
-func TestHide(t *testing.T) {
+// TestSecretsAreHiddenFromProcessList: secrets are not in the process list, and the program has them all the same.
+func TestSecretsAreHiddenFromProcessList(t *testing.T) {
 	for given, want := range map[string]string{
 		"server --token abc --tls-san x":                 "server --token *** --tls-san x",
 		"agent --server s --token=abc":                   "agent --server s --token=***",

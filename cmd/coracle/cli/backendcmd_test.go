@@ -113,9 +113,7 @@ func TestWaitForBackend(t *testing.T) {
 		t.Errorf("%v, %v", off, err)
 	}
 	testenv.NoError(t, client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("nodes"), backendNode("d", "host-gw", ready), ""))
-	if off, err := waitForBackend(t.Context(), client, "host-gw", time.Minute); err != nil || !slices.Equal(off, []string{"b"}) {
-		t.Errorf("%v, %v", off, err)
-	}
+	testenv.EqualSlices(t, testenv.Must(waitForBackend(t.Context(), client, "host-gw", time.Minute))(t), []string{"b"}, "")
 }
 
 // TestBackendReplaced: who waits for nodes does not wait for what somebody else has changed meanwhile, and says so;

@@ -5,7 +5,6 @@ package cli
 import (
 	"bytes"
 	"context"
-	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -112,9 +111,7 @@ func TestLoginProgramThatIsStuckIsNamed(t *testing.T) {
 		return err == nil
 	})
 	cancel()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
+	testenv.ErrorIs(t, <-ended, context.Canceled)
 }
 
 // firstLine hands on what is written first.

@@ -43,8 +43,6 @@ func TestKubeconfigOfAllServers(t *testing.T) {
 	}
 	for server, want := range map[string]string{"": "https://10.0.0.5:6443 127.0.0.1", "https://board.example.com:6443": "https://board.example.com:6443 "} {
 		adapted := testenv.Must(adapt(c, "", server))(t)
-		if got := adapted.Clusters["site"].Server + " " + adapted.Clusters["site"].TLSServerName; got != want {
-			t.Errorf("with the address %q: %q, want %q", server, got, want)
-		}
+		testenv.Equal(t, adapted.Clusters["site"].Server+" "+adapted.Clusters["site"].TLSServerName, want, "with the address %q:", server)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestNotify(t *testing.T) {
+func TestSystemdIsNotified(t *testing.T) {
 	for name, socket := range map[string]string{"path": filepath.Join(t.TempDir(), "n"), "abstract": "@coracle-test-" + filepath.Base(t.TempDir())} {
 		t.Run(name, func(t *testing.T) {
 			bind := socket

@@ -35,7 +35,7 @@ func (b *buffer) take() string {
 	return b.b.String()
 }
 
-func TestQuiet(t *testing.T) {
+func TestUpstreamsComplaintsAreHeldWhileStarting(t *testing.T) {
 	t.Setenv("JOURNAL_STREAM", "8:1")
 	const complaint, late = "ERROR complaint\n", "WARN  not ready yet; what was said meanwhile follows after=20s\n"
 	cases := map[string]struct {
@@ -65,9 +65,7 @@ func TestQuiet(t *testing.T) {
 				q := keepQuiet(l)
 				klog.Error("complaint")
 				c.play(q)
-				if got := out.take(); got != c.want {
-					t.Errorf("got %q, want %q", got, c.want)
-				}
+				testenv.Equal(t, out.take(), c.want, "")
 			})
 		})
 	}

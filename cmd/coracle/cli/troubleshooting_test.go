@@ -52,7 +52,5 @@ func TestTroubleshootingQuotesRealMessages(t *testing.T) {
 			}
 		}
 	}
-	if quotes < 20 {
-		t.Errorf("only %d messages are quoted", quotes)
-	}
+	testenv.True(t, quotes >= 20, "only %d messages are quoted", quotes)
 }

@@ -22,7 +22,7 @@ func goroutines() int {
 	return runtime.NumGoroutine() - before
 }
 
-func TestDisable(t *testing.T) {
+func TestDisableEndsGoroutineOfEachQueue(t *testing.T) {
 	defer workqueuemetrics.Keep()()
 	if got := fmt.Sprintf("%T", workqueuemetrics.None); got != "workqueue.noopMetricsProvider" {
 		t.Fatalf("the first value is a %s: the order of initialization has changed, or the variable has moved", got)

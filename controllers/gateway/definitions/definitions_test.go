@@ -42,9 +42,7 @@ func TestDefinitionsAreTheModules(t *testing.T) {
 		u.SetLabels(labels)
 		have := testenv.Must(json.Marshal(u.Object))(t)
 		now := testenv.Must(json.Marshal(want[i]))(t)
-		if string(have) != string(now) {
-			t.Errorf("%s is not the module's: go generate ./controllers/gateway/definitions", u.GetName())
-		}
+		testenv.Equal(t, string(have), string(now), "%s is not the module's: go generate ./controllers/gateway/definitions:", u.GetName())
 		if got := u.GetAnnotations()[version]; got != gateway.BundleVersion {
 			t.Errorf("%s is of %s, what is served is %s", u.GetName(), got, gateway.BundleVersion)
 		}

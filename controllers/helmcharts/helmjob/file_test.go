@@ -46,9 +46,7 @@ func TestSumFile(t *testing.T) {
 		t.Errorf("two charts have the sums %s and %s, a copy of the first %s", one, two, sum("copy-of-1"))
 	}
 	link("app-1", "app")
-	if sum("app") != one {
-		t.Error("a chart has another sum by a link to its folder")
-	}
+	testenv.Equal(t, sum("app"), one, "a chart has another sum by a link to its folder:")
 	testenv.NoError(t, os.Remove(at("app")))
 	if link("app-2", "app"); sum("app") != two {
 		t.Error("a link that leads to another chart was not noticed")
@@ -57,9 +55,7 @@ func TestSumFile(t *testing.T) {
 	write("linked/Chart.yaml", "name: app")
 	write("linked/templates.txt", "beside")
 	link("../app-1/templates", "linked/templates")
-	if sum("linked") != one {
-		t.Error("a chart has another sum where one of its folders is a link")
-	}
+	testenv.Equal(t, sum("linked"), one, "a chart has another sum where one of its folders is a link:")
 	write("files/Chart.yaml", "name: app")
 	write("files/templates.txt", "beside")
 	link("../../app-2/templates/pod.yaml", "files/templates-of-2")

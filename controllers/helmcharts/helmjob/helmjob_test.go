@@ -73,7 +73,7 @@ func request(namespace string) *Request {
 	}
 }
 
-func TestRun(t *testing.T) {
+func TestRunReturnsChildsResultOrFailure(t *testing.T) {
 	r, _ := runner(t)
 	got, err := r.Run(t.Context(), request("default"))
 	if err != nil || got.Failed() || got.Action != Installed || got.Message != "a: <b>\n" {
@@ -108,7 +108,7 @@ func (h hung) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func TestStop(t *testing.T) {
+func TestStalledChildEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
 	r, _ := runner(t)
@@ -116,7 +116,7 @@ func TestStop(t *testing.T) {
 	testenv.WantError(t, testenv.Err(r.Run(ctx, request("hang"))), "the term is over")
 }
 
-func TestValidate(t *testing.T) {
+func TestInvalidRequestIsRefused(t *testing.T) {
 	for name, change := range map[string]func(*Request){
 		"operation":  func(r *Request) { r.Operation = "sail" },
 		"socket":     func(r *Request) { r.Socket = "" },
@@ -131,13 +131,9 @@ func TestValidate(t *testing.T) {
 		r := request("default")
 		testenv.NoError(t, r.Validate())
 		change(r)
-		if r.Validate() == nil {
-			t.Errorf("a bad %s is taken", name)
-		}
+		testenv.Fails(t, r.Validate(), "a bad %s is taken", name)
 	}
-	if err := (&Request{Operation: Uninstall, Seal: []byte("seal"), Socket: "s", Namespace: "n", Release: "r"}).Validate(); err != nil {
-		t.Errorf("uninstalling: %v", err)
-	}
+	testenv.Check(t, (&Request{Operation: Uninstall, Seal: []byte("seal"), Socket: "s", Namespace: "n", Release: "r"}).Validate(), "uninstalling")
 }
 
 func TestLocalFile(t *testing.T) {
@@ -171,7 +167,5 @@ func TestJSON(t *testing.T) {
 	if err := json.Unmarshal(text, back); err != nil || fmt.Sprint(back) != fmt.Sprint(r) {
 		t.Errorf("%v, a request came back as another", err)
 	}
-	if bytes.ContainsRune(text, '\n') {
-		t.Error("a request is more than a line")
-	}
+	testenv.False(t, bytes.ContainsRune(text, '\n'), "a request is more than a line")
 }

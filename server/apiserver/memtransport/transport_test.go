@@ -75,13 +75,10 @@ func TestRequestAsAServerSeesIt(t *testing.T) {
 	if resp.Header.Get("Content-Type") != "text/plain; charset=utf-8" || resp.StatusCode != http.StatusOK || resp.Status != "200 OK" {
 		t.Errorf("%s, %v", resp.Status, resp.Header)
 	}
-	if r.URL.Host != "memory" {
-		t.Error("the caller's request was changed")
-	}
+	testenv.Equal(t, r.URL.Host, "memory", "the caller's request was changed:")
 }
 
-// TestStreaming wants each flushed line to arrive before the next is written.
-func TestStreaming(t *testing.T) {
+func TestFlushedLineArrivesAtOnce(t *testing.T) {
 	next := make(chan struct{})
 	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -182,9 +179,7 @@ func TestCancelBeforeTheHeader(t *testing.T) {
 		<-entered
 		cancel()
 	}()
-	if _, err := c.Do(request(t, ctx, http.MethodGet, "/", nil)); !errors.Is(err, context.Canceled) {
-		t.Errorf("%v, want cancelled", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(c.Do(request(t, ctx, http.MethodGet, "/", nil))), context.Canceled)
 	within(t, "the handler's end", gone)
 }
 
@@ -230,7 +225,7 @@ func TestClientTimeout(t *testing.T) {
 	}
 }
 
-func TestPanics(t *testing.T) {
+func TestPanicOfHandlerIsTheClientsError(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		before func(http.ResponseWriter)
@@ -264,9 +259,7 @@ func TestStatusesWithoutABody(t *testing.T) {
 		case "/silent":
 		case "/none":
 			w.WriteHeader(http.StatusNoContent)
-			if _, err := w.Write([]byte("x")); !errors.Is(err, http.ErrBodyNotAllowed) {
-				t.Errorf("Write after 204: %v", err)
-			}
+			testenv.ErrorIs(t, testenv.Err(w.Write([]byte("x"))), http.ErrBodyNotAllowed, "Write after 204")
 		default:
 			w.Header().Set("Content-Length", "5")
 			fmt.Fprint(w, "hello")
@@ -288,7 +281,7 @@ func TestStatusesWithoutABody(t *testing.T) {
 	}
 }
 
-func TestTrailers(t *testing.T) {
+func TestTrailersArriveAfterTheBody(t *testing.T) {
 	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Trailer", "Declared")
 		fmt.Fprint(w, "body")
@@ -352,15 +345,11 @@ func TestRequestBodyIsClosedOnce(t *testing.T) {
 		within(t, "closing the body", body.closed)
 		_, err := kept.Read(make([]byte, 1))
 		read <- err
-		if err := <-read; !errors.Is(err, http.ErrBodyReadAfterClose) {
-			t.Errorf("%s: reading on: %v", path, err)
-		}
+		testenv.ErrorIs(t, <-read, http.ErrBodyReadAfterClose, "%s: reading on", path)
 	}
 	testenv.NoError(t, tr.Close(t.Context()))
 	body := &closer{strings.NewReader("x"), make(chan struct{})}
-	if _, err := c.Do(request(t, t.Context(), http.MethodPost, "/", body)); !errors.Is(err, ErrNotServing) {
-		t.Errorf("after Close: %v", err)
-	}
+	testenv.ErrorIs(t, testenv.Err(c.Do(request(t, t.Context(), http.MethodPost, "/", body))), ErrNotServing, "after Close")
 	within(t, "closing the body of a refused request", body.closed)
 }
 
@@ -374,9 +363,7 @@ func TestCloseEndsHandlers(t *testing.T) {
 	})
 	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/watch", nil))
 	testenv.NoError(t, tr.Close(t.Context()))
-	if !ended.Load() {
-		t.Error("Close returned before the handler")
-	}
+	testenv.True(t, ended.Load(), "Close returned before the handler")
 	testenv.Check(t, testenv.Err(io.ReadAll(resp.Body)), "a stream that the handler ended")
 }
 
@@ -390,9 +377,7 @@ func TestBeforeServing(t *testing.T) {
 		cancelled <- err
 	}()
 	cancel()
-	if err := <-cancelled; !errors.Is(err, context.Canceled) {
-		t.Errorf("a client that does not wait: %v", err)
-	}
+	testenv.ErrorIs(t, <-cancelled, context.Canceled, "a client that does not wait")
 	go func() {
 		resp, err := c.Do(request(t, t.Context(), http.MethodGet, "/", nil))
 		if err == nil {
@@ -410,9 +395,7 @@ func TestBeforeServing(t *testing.T) {
 		served <- err
 	}()
 	testenv.NoError(t, never.Close(t.Context()))
-	if err := <-served; !errors.Is(err, ErrNotServing) {
-		t.Errorf("a server that never came: %v", err)
-	}
+	testenv.ErrorIs(t, <-served, ErrNotServing, "a server that never came")
 }
 
 // A transport's own values reach the handler, and the client's do not.
@@ -421,9 +404,7 @@ func TestContextValues(t *testing.T) {
 	tr := New(Options{Context: func(ctx context.Context) context.Context { return context.WithValue(ctx, key("term"), 7) }})
 	tr.SetHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, r.Context().Value(key("term")), r.Context().Value(key("client")))
-		if r.Context().Err() != nil {
-			t.Error("cancelled")
-		}
+		testenv.True(t, r.Context().Err() == nil, "cancelled")
 	}))
 	ctx := context.WithValue(t.Context(), key("client"), "me")
 	marked := tr.Marked(func(ctx context.Context) context.Context { return context.WithValue(ctx, key("term"), 8) })

@@ -37,7 +37,7 @@ func lines(t *testing.T) map[string]int {
 // register is once for a process, in which a test may run many times.
 var register = sync.OnceFunc(func() { legacyregistry.MustRegister(requests, times, sets, plain) })
 
-func TestDrop(t *testing.T) {
+func TestSeriesOfRemovedResourcesAreDropped(t *testing.T) {
 	register()
 	for _, group := range []string{"a.example.com", "b.example.com"} {
 		for _, resource := range []string{"boats", "oars"} {

@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestSanity: csi-sanity, by which makers of drivers test theirs, finds nothing wrong.
-func TestSanity(t *testing.T) {
+// TestDriverPassesCSISanity: csi-sanity, by which makers of drivers test theirs, finds nothing wrong.
+func TestDriverPassesCSISanity(t *testing.T) {
 	testenv.RequireRoot(t, "the driver mounts")
 	programs := t.TempDir()
 	for _, program := range []string{csi.Driver, csi.Sanity} {

@@ -35,9 +35,7 @@ func (l *file) put(t *testing.T, line string) {
 
 func has(t *testing.T, path, want string) {
 	t.Helper()
-	if got, err := os.ReadFile(path); err != nil || string(got) != want {
-		t.Errorf("%s has %q (%v), want %q", filepath.Base(path), got, err, want)
-	}
+	testenv.Equal(t, string(testenv.Must(os.ReadFile(path))(t)), want, "%s has", filepath.Base(path))
 }
 
 // TestFileIsBounded: a full log file becomes FILE.1, no line is lost or cut, and what a panic writes to standard error

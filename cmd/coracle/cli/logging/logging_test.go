@@ -37,12 +37,10 @@ func setup(t *testing.T, c config.Logging) (*Log, func() string) {
 
 func expect(t *testing.T, got string, want ...string) {
 	t.Helper()
-	if w := strings.Join(want, "\n") + "\n"; got != w {
-		t.Errorf("got\n%swant\n%s", got, w)
-	}
+	testenv.Equal(t, strings.Join(want, "\n")+"\n", got, "")
 }
 
-func TestLine(t *testing.T) {
+func TestLinesAreFormattedWithoutControlCharacters(t *testing.T) {
 	l, read := setup(t, config.Logging{})
 	l.Debug("not asked for")
 	l.With(ComponentKey, "store").Info("became leader", "term", 2, "reason", "it is alone", "error", errors.New("none"))
@@ -118,7 +116,7 @@ func TestClaimKlog(t *testing.T) {
 	expect(t, read(), "WARN  here again")
 }
 
-func TestHold(t *testing.T) {
+func TestHeldLinesAreReleasedOrDropped(t *testing.T) {
 	l, read := setup(t, config.Logging{})
 	l.Hold()
 	klog.Error("cannot reach the API server yet")
@@ -142,7 +140,7 @@ func TestHold(t *testing.T) {
 	expect(t, read(), "ERROR told at once when the user wants more")
 }
 
-func TestFile(t *testing.T) {
+func TestLogFileAndStderrGetTheSame(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new", "coracle.log")
 	l, read := setup(t, config.Logging{File: path, AlsoStderr: true})
 	l.Info("hello")

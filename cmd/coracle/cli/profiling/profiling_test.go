@@ -37,7 +37,7 @@ func unpacked(t *testing.T, w *httptest.ResponseRecorder) string {
 // waitHere is a goroutine whose name a test can look for.
 func waitHere(c chan struct{}) { <-c }
 
-func TestStacks(t *testing.T) {
+func TestStacksAreListedAndGrouped(t *testing.T) {
 	c := make(chan struct{})
 	defer close(c)
 	for range 3 {
@@ -61,7 +61,7 @@ func allocate() {
 	}
 }
 
-func TestHeap(t *testing.T) {
+func TestHeapProfileNamesTheHolder(t *testing.T) {
 	allocate()
 	defer func() { held = nil }()
 	if text := unpacked(t, ask(t.Context(), HeapPath)); !strings.Contains(text, "profiling.allocate") || !strings.Contains(text, "inuse_space") {
@@ -78,10 +78,8 @@ func TestHeapWithoutSamples(t *testing.T) {
 	}
 }
 
-func TestProfile(t *testing.T) {
-	if text := unpacked(t, ask(t.Context(), ProfilePath+"?seconds=1")); !strings.Contains(text, "nanoseconds") {
-		t.Error("the profile has no processor time")
-	}
+func TestProcessorProfileTakesOneToSixHundredSeconds(t *testing.T) {
+	testenv.True(t, strings.Contains(unpacked(t, ask(t.Context(), ProfilePath+"?seconds=1")), "nanoseconds"), "the profile has no processor time")
 	for _, query := range []string{"", "?seconds=0", "?seconds=x", "?seconds=601", "?seconds=-3"} {
 		if w := ask(t.Context(), ProfilePath+query); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "from 1 to 600 seconds") {
 			t.Errorf("%q: code %d, %s", query, w.Code, w.Body)

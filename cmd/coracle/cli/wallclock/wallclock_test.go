@@ -102,9 +102,7 @@ func TestNotedTimeIsOnTheDisk(t *testing.T) {
 			t.Errorf("note %d: that the file is in its folder was given to the disk: %v", i, ok)
 		}
 		delete(synced, dir)
-		if !maps.EqualFunc(synced, want, time.Time.Equal) {
-			t.Errorf("note %d: the disk was given %v, want %v", i, synced, want)
-		}
+		testenv.True(t, maps.EqualFunc(synced, want, time.Time.Equal), "note %d: the disk was given %v, want %v", i, synced, want)
 	}
 }
 
@@ -214,9 +212,7 @@ func TestKeepWithoutNewsOfSteps(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 				defer cancel()
 				c.Keep(ctx)
-				if notes > 3 {
-					t.Errorf("noted %d times in an hour", notes)
-				}
+				testenv.True(t, notes <= 3, "noted %d times in an hour", notes)
 			})
 		})
 	}
