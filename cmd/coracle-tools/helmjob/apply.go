@@ -44,11 +44,8 @@ func (j *job) apply(ctx context.Context) error {
 	defer j.describe()
 	if last := lastOf(history); last != nil && digestOf(last) == w.digest && !j.req.Upgrade {
 		switch {
-		case last.Info.Status == common.StatusDeployed && j.req.Repair:
-			return j.repair(last)
 		case last.Info.Status == common.StatusDeployed:
-			j.done(helmjob.Unchanged, "%s is what it is to be (revision %d): nothing was done.", j.where(), last.Version)
-			return nil
+			return j.repair(last)
 		case last.Info.Status == common.StatusFailed && j.req.FailurePolicy == helmjob.Abort:
 			j.result.Found = last.Info.Status.String()
 			return fail(helmjob.Aborted, false, "%s failed with this chart and these values, and is left as it is, since its "+
@@ -115,7 +112,7 @@ func (j *job) install(ctx context.Context, w *desired, ch *chart.Chart, history 
 	i := action.NewInstall(j.cfg)
 	i.ReleaseName, i.Namespace, i.CreateNamespace = j.req.Release, j.req.Namespace, j.req.CreateNamespace
 	i.Replace = len(history) > 0
-	i.Timeout, i.WaitStrategy = j.timeout(), j.waiting()
+	i.Timeout, i.WaitStrategy = j.timeout(), kube.HookOnlyStrategy
 	i.ServerSideApply = j.serverSide(nil)
 	i.ForceConflicts = i.ServerSideApply
 	i.TakeOwnership = j.req.TakeOwnership
@@ -133,7 +130,7 @@ func (j *job) upgrade(ctx context.Context, w *desired, ch *chart.Chart, history 
 	u := action.NewUpgrade(j.cfg)
 	u.Namespace = j.req.Namespace
 	u.ResetValues = true // the request's values are all there are
-	u.Timeout, u.WaitStrategy = j.timeout(), j.waiting()
+	u.Timeout, u.WaitStrategy = j.timeout(), kube.HookOnlyStrategy
 	u.ServerSideApply = strconv.FormatBool(j.serverSide(last))
 	u.ForceConflicts = j.serverSide(last)
 	u.TakeOwnership = j.req.TakeOwnership
@@ -152,13 +149,6 @@ func (j *job) recovered() string {
 		return ""
 	}
 	return fmt.Sprintf(" It had been left %s.", j.result.Found)
-}
-
-func (j *job) waiting() kube.WaitStrategy {
-	if j.req.Wait {
-		return kube.StatusWatcherStrategy
-	}
-	return kube.HookOnlyStrategy
 }
 
 // serverSide says whether the API server merges (server-side apply), as it does for what is new. Where it does, what
