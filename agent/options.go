@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -60,9 +59,7 @@ type Options struct {
 	ResolvConf string
 	// Snapshotter is "auto", "overlayfs" or "native".
 	Snapshotter string
-	// LeaseDuration: see kubelet.Options.
-	LeaseDuration time.Duration
-	KubeletArgs   []string // name=value
+	KubeletArgs []string // name=value
 	// DisableProxy leaves Services to another proxy that the operator installs, and removes what ours left in the
 	// kernel.
 	DisableProxy bool

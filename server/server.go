@@ -356,8 +356,8 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	}
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
-	options.ResourceMetrics = !s.o.DisableMetrics
-	options.Status, options.Console = s.statusHandler(), consoleHandler(s.o.Cluster.ConsoleDisabled())
+	options.ResourceMetrics = !s.o.Cluster.NoMetrics
+	options.Status, options.Console = s.statusHandler(), consoleHandler(s.o.Cluster.NoConsole)
 	if s.o.Board != nil {
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}
@@ -377,8 +377,8 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		return nil, err
 	}
 	s.gatewayUse.Store(use)
-	options.NoIngress = s.o.Cluster.IngressDisabled()
-	if !s.o.Cluster.GatewayDisabled() {
+	options.NoIngress = s.o.Cluster.NoIngress
+	if !s.o.Cluster.NoGateway {
 		options.GatewayUse = use
 	}
 	api, err := apiserver.New(ctx, options)
@@ -524,7 +524,7 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done
 	for {
 		err := bootstrap.Apply(ctx, bootstrap.Options{
 			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(),
-			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.IngressDisabled(),
+			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.NoIngress,
 			NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
 		})
 		if ctx.Err() != nil {

@@ -60,7 +60,7 @@ func options(t *testing.T, dir string) Options {
 		AdvertiseAddress: net.IPv4(192, 0, 2, 1),
 		Cluster: clusterconfig.Settings{
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-			DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: clusterconfig.DefaultDomain, Liveness: clusterconfig.ByConnection,
+			DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: clusterconfig.DefaultDomain,
 		},
 		NodePortRange:    "30000-32767",
 		EncryptResources: []string{"secrets"},

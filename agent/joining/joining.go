@@ -205,7 +205,7 @@ func (n *Node) ask(ctx context.Context) error {
 		Request: protocol.Request{
 			Role: token.RoleAgent, Program: n.o.Program, Time: n.o.Now(),
 			Node: protocol.Node{
-				Name: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Password: password, Connects: true,
+				Name: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Password: password,
 				KubeletRequest: keys.request(), ServingRequest: keys.request(), NetworkRequest: keys.request(),
 			},
 		},

@@ -43,7 +43,7 @@ import (
 
 var settings = clusterconfig.Settings{
 	PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-	Domain: "cluster.local", Liveness: clusterconfig.ByLease,
+	Domain: "cluster.local",
 }
 
 // servers is a cluster's end of the protocol, with real authorities.

@@ -48,7 +48,7 @@ func TestDefaults(t *testing.T) {
 		"both addresses":                       s.NodeIP == "192.0.2.1,2001:db8::1",
 		"label":                                s.NodeLabels["rack"] == "a",
 		"taint":                                len(s.RegisterWithTaints) == 1 && s.RegisterWithTaints[0].Effect == corev1.TaintEffectNoSchedule,
-		"lease of 40 s":                        s.NodeLeaseDurationSeconds == 40,
+		"lease of ten minutes":                 s.NodeLeaseDurationSeconds == 600,
 		"status is written twice an hour":      s.NodeStatusReportFrequency.Duration == 30*time.Minute,
 		"eviction":                             s.EvictionHard["nodefs.available"] == "5%",
 		"upstream's default where we set none": s.MaxPods == 110,
@@ -91,14 +91,6 @@ func TestPorts(t *testing.T) {
 		if got, err := Ports(o); err != nil || !slices.Equal(got, c.want) {
 			t.Errorf("%v: %v, %v; want %v", c.args, got, err, c.want)
 		}
-	}
-}
-
-func TestLeaseDuration(t *testing.T) {
-	o := testOptions()
-	o.LeaseDuration = 10 * time.Minute
-	if got := mustServer(t, o).NodeLeaseDurationSeconds; got != 600 {
-		t.Error(got)
 	}
 }
 

@@ -96,8 +96,6 @@ type Node struct {
 	External []netip.Addr `json:"external,omitempty"`
 	// Password is a secret of the machine's own, made when it joined first: who has it is the node of that name.
 	Password string `json:"password"`
-	// Connects says that the node keeps a connection to each server, by which these know that it lives (nodetunnel).
-	Connects bool `json:"connects,omitempty"`
 	// The certificate requests are PKCS #10 in DER. Only their public keys count.
 	KubeletRequest []byte `json:"kubeletRequest"`
 	ServingRequest []byte `json:"servingRequest"`
