@@ -496,7 +496,7 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		ServiceAccountSigningKeyFile: s.pki.ServiceAccountKeyFile(),
 		ServiceAccountIssuer:         "https://kubernetes.default.svc." + s.o.Cluster.Domain,
 		KubeletClientCertFile:        f.kubelet.Path, KubeletClientKeyFile: f.kubelet.Path,
-		KubeletCAFile:             s.pki.KubeletTrustFile(),
+		KubeletCAFile:             s.pki.CAFile(pki.KubeletCA),
 		RequestHeaderCAFile:       s.pki.CAFile(pki.RequestHeaderCA),
 		RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
 		ProxyClientCertFile:       f.proxy.Path, ProxyClientKeyFile: f.proxy.Path,

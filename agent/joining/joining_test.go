@@ -279,7 +279,7 @@ func TestStartWritesNothing(t *testing.T) {
 	if moved[0] != first[0] || moved[1] == first[1] || moved[2] != first[2] {
 		t.Errorf("after the serving certificate's addresses changed: %v, and before %v", moved, first)
 	}
-	s.servingSigner = pki.ServerCA // as before there was kubelet-ca
+	s.servingSigner = pki.ServerCA
 	if of := serials(); of[1] == moved[1] {
 		t.Error("a certificate of another authority was not taken")
 	}

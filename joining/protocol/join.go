@@ -135,8 +135,6 @@ type Server struct {
 	EncryptResources []string `json:"encryptResources,omitempty"`
 	// Flags are those that each server is given, and in which they have to agree; none from an earlier version.
 	Flags map[string]string `json:"flags,omitempty"`
-	// FormerKubeletCA is PEM: the authority of those kubelets that have not started since there is one for them alone.
-	FormerKubeletCA []byte `json:"formerKubeletCA,omitempty"`
 }
 
 // Code says why a machine was refused.

@@ -27,7 +27,6 @@ import (
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
-	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
 )
@@ -118,9 +117,6 @@ func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 		return nil, err
 	}
 	if err := o.Folders.Keep(a.Server.Files, secrets.AsideSuffix); err != nil {
-		return nil, err
-	}
-	if err := pki.KeepFormerKubeletCA(o.Folders.TLS, a.Server.FormerKubeletCA); err != nil {
 		return nil, err
 	}
 	if a.Gossip != nil { // none from a server of an earlier version
