@@ -26,7 +26,7 @@ const renewEvery = 5 * time.Second
 
 type joinCall struct {
 	ID, Address string
-	// Share is what Options.Share says; a server of an earlier version sends none.
+	// Share is what Options.Share says.
 	Share string `json:",omitempty"`
 }
 
