@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 	"sigs.k8s.io/yaml"
 
 	"github.com/coracle-k8s/coracle/internal/notify"
@@ -191,10 +191,7 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 func AwaitTurn(ctx context.Context, nodes cache.SharedIndexInformer, wanted <-chan struct{}) bool {
 	ready := notify.New()
 	seen := func(o any) {
-		n, ok := o.(*corev1.Node)
-		if ok && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-		}) {
+		if n, ok := o.(*corev1.Node); ok && nodeutil.IsNodeReady(n) {
 			ready.Send()
 		}
 	}

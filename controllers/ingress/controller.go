@@ -27,6 +27,7 @@ import (
 	networkinglisters "k8s.io/client-go/listers/networking/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -153,7 +154,7 @@ func NodeMatters(old, now any) bool {
 		return is && b.Annotations[table.NodeAnnotation] != ""
 	}
 	return a.Annotations[table.NodeAnnotation] != b.Annotations[table.NodeAnnotation] || b.Annotations[table.NodeAnnotation] != "" &&
-		(isReady(a) != isReady(b) || !equality.Semantic.DeepEqual(internalIPs(a), internalIPs(b)) ||
+		(nodeutil.IsNodeReady(a) != nodeutil.IsNodeReady(b) || !equality.Semantic.DeepEqual(internalIPs(a), internalIPs(b)) ||
 			(a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
 }
 
