@@ -19,6 +19,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -258,17 +260,10 @@ func (f *forward) end(why string) {
 
 // watchPod ends the forward when the pod is gone.
 func (f *forward) watchPod(ctx context.Context) {
-	tick := time.NewTicker(f.poll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
+	for timers.Sleep(ctx, f.poll) {
+		if why := f.gone(ctx); why != "" {
+			f.end(why)
 			return
-		case <-tick.C:
-			if why := f.gone(ctx); why != "" {
-				f.end(why)
-				return
-			}
 		}
 	}
 }

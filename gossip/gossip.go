@@ -28,6 +28,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -312,10 +313,8 @@ func (m *Member) find(ctx context.Context) {
 		} else {
 			alone = askAlone
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause/2+rand.N(pause)) { // not all members at the same moment
 			return
-		case <-time.After(pause/2 + rand.N(pause)): // not all members at the same moment
 		}
 	}
 }

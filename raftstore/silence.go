@@ -344,12 +344,7 @@ func (e *election) voters() int {
 func sleepUnless(ctx context.Context, d time.Duration, so func() bool) bool {
 	const poll = 10 * time.Millisecond
 	for until := time.Now().Add(d); time.Now().Before(until); {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(poll):
-		}
-		if so() {
+		if !moments.Sleep(ctx, poll) || so() {
 			return false
 		}
 	}

@@ -242,10 +242,7 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalance
 				return
 			}
 			a.o.Logger.Warn("load balancer: an address is not announced any more; it is tried again", "address", address, "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second): // the reason may last
-			}
+			timers.Sleep(ctx, time.Second) // the reason may last
 		}
 	}()
 	return running{holder: h, iface: iface, stop: func() {

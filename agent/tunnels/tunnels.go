@@ -142,10 +142,7 @@ func (o *Options) keep(ctx context.Context, server string) {
 			last = text
 			o.Logger.Info("no connection to a server; it is tried again", "server", server, "reason", text)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause/2 + rand.N(pause/2)): // all nodes lose a server at the same moment
-		}
+		timers.Sleep(ctx, pause/2+rand.N(pause/2)) // all nodes lose a server at the same moment
 	}
 }
 

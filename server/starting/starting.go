@@ -27,6 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -123,10 +124,8 @@ func (s *Starting) findFailoverTarget(ctx context.Context, store counted, others
 	pause := startPatience
 	var ready readyServer
 	for last := ""; ; pause = askReadyEvery {
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return
-		case <-time.After(pause):
 		}
 		s.begin()
 		now, list := "", slices.Concat([]string{last}, others())
