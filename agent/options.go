@@ -165,9 +165,7 @@ func (o Options) complete() (Options, error) {
 		o.ClusterDomain = "cluster.local"
 	}
 	o.NetworkBackend = cmp.Or(o.NetworkBackend, clusterconfig.NetworkBackends[0])
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return o, errors.Join(errs...)
 }
 

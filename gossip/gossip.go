@@ -11,6 +11,7 @@
 package gossip
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,9 +113,7 @@ type Member struct {
 
 // New makes this machine a member and begins to answer others. Run finds them.
 func New(o Options) (*Member, error) {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if err := errors.Join(o.Keys.Validate(), checkName(o.Name), checkAddress(o.Address)); err != nil {
 		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
 	}

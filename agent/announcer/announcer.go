@@ -10,6 +10,7 @@
 package announcer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,9 +87,7 @@ func New(o Options) (*Announcer, error) {
 	if o.Client == nil || o.Settings == nil || o.NodeName == "" || o.Links == nil || o.Announce == nil || o.Now == nil {
 		return nil, errors.New("announcer: an option is missing")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Probe == nil {
 		o.Probe = func(context.Context, vip.Interface, netip.Addr) error { return nil }
 	}
@@ -206,9 +205,6 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 }
 
 func (a *Announcer) show(now map[netip.Addr]running, trouble []string) {
-	if a.o.Part == nil {
-		return
-	}
 	switch {
 	case len(trouble) > 0:
 		a.o.Part.Set(status.Degraded, strings.Join(trouble, "; "))

@@ -3,6 +3,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -58,9 +59,7 @@ func (f *Folder) open() error {
 	if f.Settle == 0 {
 		f.Settle = DefaultSettle
 	}
-	if f.Logger == nil {
-		f.Logger = slog.Default()
-	}
+	f.Logger = cmp.Or(f.Logger, slog.Default())
 	f.failed = map[string]fs.FileInfo{}
 	if err := os.MkdirAll(f.Dir, 0o755); err != nil {
 		return fmt.Errorf("images: make the images folder: %w", err)

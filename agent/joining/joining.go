@@ -10,6 +10,7 @@ package joining
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -112,9 +113,7 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	n := &Node{o: o, Credentials: nodecreds.In(o.Dir)}
 	var err error
 	if n.token, err = token.Parse(o.Token); err != nil {

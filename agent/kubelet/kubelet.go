@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -181,9 +182,7 @@ func kubeletFlags(o Options) (*options.KubeletFlags, error) {
 	f.KubeConfig = o.Kubeconfig
 	f.HostnameOverride = o.NodeName
 	f.NodeLabels = map[string]string{}
-	for k, v := range o.Labels {
-		f.NodeLabels[k] = v
-	}
+	maps.Copy(f.NodeLabels, o.Labels)
 	if o.OwnAddresses {
 		// Upstream knows one way to say it. The taint that comes with it waits for a cloud provider's controller; the
 		// label tells our API server to leave it out.

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -121,7 +122,7 @@ func plain(err error) error {
 // check finds what would only fail at the first pull.
 func (c *Config) check() error {
 	var errs []error
-	for _, name := range sorted(c.Mirrors) {
+	for _, name := range slices.Sorted(maps.Keys(c.Mirrors)) {
 		m := c.Mirrors[name]
 		if name != anyRegistry && !isHost(name) {
 			errs = append(errs, fmt.Errorf("mirrors: %q is not a registry's name; write its host, with the port if it has one, and "+
@@ -136,7 +137,7 @@ func (c *Config) check() error {
 			errs = append(errs, fmt.Errorf("mirrors: %s: %w", name, err))
 		}
 	}
-	for _, name := range sorted(c.Configs) {
+	for _, name := range slices.Sorted(maps.Keys(c.Configs)) {
 		h := c.Configs[name]
 		if !isHost(name) {
 			errs = append(errs, fmt.Errorf("configs: %q is not a host; write its name, with the port if it has one, and nothing else",
@@ -226,13 +227,4 @@ func (c *Config) Write(dir string, relay *Relay) error {
 		}
 	}
 	return nil
-}
-
-func sorted[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

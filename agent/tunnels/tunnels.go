@@ -7,6 +7,7 @@
 package tunnels
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -68,9 +69,7 @@ func Run(ctx context.Context, o Options) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)

@@ -3,6 +3,7 @@
 package helmcharts
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -103,9 +104,7 @@ func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Dynamic == nil || o.Metadata == nil || o.Informers == nil || o.Recorder == nil || o.Engine == nil {
 		return nil, errors.New("helmcharts: Client, Dynamic, Metadata, Informers, Recorder and Engine are required")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.FirstWait == 0 {
 		o.FirstWait = firstWait
 	}

@@ -3,6 +3,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -96,9 +97,7 @@ func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Informers == nil || o.Recorder == nil {
 		return nil, errors.New("ingress: Client, Informers and Recorder are required")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	core, networking, discovery := o.Informers.Core().V1(), o.Informers.Networking().V1(), o.Informers.Discovery().V1()
 	c := &Controller{
 		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
@@ -202,10 +201,7 @@ func (c *Controller) compile() (compile.Result, error) {
 		return compile.Result{}, nil
 	}
 	s := compile.State{Rules: c.o.Rules, Service: func(namespace, name string) *corev1.Service {
-		svc, err := c.services.Services(namespace).Get(name)
-		if err != nil {
-			return nil
-		}
+		svc, _ := c.services.Services(namespace).Get(name) // nil where there is none
 		return svc
 	}}
 	s.Ingresses, _ = c.ingresses.List(labels.Everything()) // of caches: they cannot fail
@@ -428,7 +424,6 @@ func (c *Controller) show(r compile.Result) {
 		}
 	}
 	switch {
-	case c.o.Part == nil:
 	case c.o.Disabled:
 		c.o.Part.Set(status.Disabled, "")
 	case len(c.busy) > 0:

@@ -3,6 +3,7 @@
 package servicelb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,9 +99,7 @@ func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Informers == nil || o.Recorder == nil {
 		return nil, errors.New("servicelb: Client, Informers and Recorder are required")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		o: o, services: core.Services().Lister(), nodes: core.Nodes().Lister(), pods: core.Pods().Lister(), slices: discovery.Lister(),
@@ -359,9 +358,6 @@ func ingressText(s corev1.LoadBalancerStatus) string {
 
 // show says in the status which Services lack something.
 func (c *Controller) show(plan map[types.NamespacedName]Allocation) {
-	if c.o.Part == nil {
-		return
-	}
 	if c.o.Disabled {
 		c.o.Part.Set(status.Disabled, "")
 		return

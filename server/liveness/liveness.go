@@ -134,9 +134,7 @@ type state struct {
 
 // New returns a judge.
 func New(o Options) *Judge {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Now == nil {
 		o.Now = time.Now
 	}

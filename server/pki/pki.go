@@ -21,6 +21,7 @@
 package pki
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
@@ -104,9 +105,7 @@ func Open(o Options) (*PKI, error) {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.BuildTime.IsZero() {
 		o.BuildTime = defaultFloor
 	}

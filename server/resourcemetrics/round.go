@@ -5,6 +5,7 @@ package resourcemetrics
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -106,9 +107,7 @@ func (a answer) into(f *figures) {
 	if a.node != nil {
 		f.nodes[a.name] = *a.node
 	}
-	for ref, p := range a.pods {
-		f.pods[ref] = p
-	}
+	maps.Copy(f.pods, a.pods)
 }
 
 // ask asks one kubelet. at has the pods that there are.

@@ -89,10 +89,7 @@ func (r *Roster) Node(name string) *corev1.Node {
 	if lister == nil {
 		return nil
 	}
-	n, err := (*lister).Get(name)
-	if err != nil {
-		return nil
-	}
+	n, _ := (*lister).Get(name) // nil where there is none
 	return n
 }
 

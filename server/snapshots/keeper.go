@@ -3,6 +3,7 @@
 package snapshots
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -82,9 +83,7 @@ func NewKeeper(o Options) *Keeper {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return &Keeper{o: o, log: o.Logger, folder: folder(o.Dir)}
 }
 

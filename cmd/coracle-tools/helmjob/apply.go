@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"helm.sh/helm/v4/pkg/action"
@@ -94,12 +95,9 @@ func (j *job) bring(ctx context.Context, w *desired, ch *chart.Chart, history []
 // everDeployed says whether a release was whole once. One that never was is installed again, with the hooks of an
 // installation, where one that was is upgraded.
 func everDeployed(history []*release.Release) bool {
-	for _, r := range history {
-		if r.Info.Status == common.StatusDeployed || r.Info.Status == common.StatusSuperseded {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(history, func(r *release.Release) bool {
+		return r.Info.Status == common.StatusDeployed || r.Info.Status == common.StatusSuperseded
+	})
 }
 
 // install installs over nothing, or over what earlier tries at an installation have left.

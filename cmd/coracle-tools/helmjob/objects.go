@@ -5,6 +5,7 @@ package helmjob
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -32,10 +33,7 @@ var accessMeta = meta.NewAccessor()
 // documents returns a manifest's documents in their order.
 func documents(manifest string) []string {
 	split := releaseutil.SplitManifests(manifest)
-	keys := make([]string, 0, len(split))
-	for k := range split {
-		keys = append(keys, k)
-	}
+	keys := slices.Collect(maps.Keys(split))
 	sort.Sort(releaseutil.BySplitManifestsOrder(keys))
 	docs := make([]string, 0, len(keys))
 	for _, k := range keys {

@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -91,11 +93,7 @@ func (a *App) contexts(f *consoleFlags) []string {
 	if err != nil {
 		return nil
 	}
-	var out []string
-	for name := range raw.Contexts {
-		out = append(out, name)
-	}
-	return out
+	return slices.Collect(maps.Keys(raw.Contexts))
 }
 
 func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {

@@ -237,9 +237,7 @@ func addV2Protobuf(w *artifact.Writer, doc swagger, members map[string]map[strin
 		return p, nil
 	}
 	base := map[string]any{"definitions": members["definitions"], "parameters": members["parameters"], "paths": map[string]any{}}
-	for name, value := range doc {
-		base[name] = value
-	}
+	maps.Copy(base, doc)
 	v2 := &w.Index.V2
 	var err error
 	if v2.ProtobufBase, err = part("", base); err != nil {
