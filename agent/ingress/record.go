@@ -42,14 +42,7 @@ func recordIn(dir string) string { return filepath.Join(dir, "process.json") }
 // readRecord reads the record; one that cannot be read is an error, and none is an empty one.
 func readRecord(dir string) (record, error) {
 	var r record
-	text, err := os.ReadFile(recordIn(dir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return record{}, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &r)
-	}
-	if err != nil {
+	if _, err := atomicfile.ReadJSON(recordIn(dir), &r); err != nil {
 		return record{}, fmt.Errorf("reading the record of the ingress proxy: %w", err)
 	}
 	return r, nil

@@ -19,7 +19,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -325,12 +324,8 @@ func (n *Node) keep(a *protocol.Answer, k *keys) error {
 
 // load takes what an earlier run kept, and says whether the node can start with that.
 func (n *Node) load() bool {
-	data, err := os.ReadFile(n.stateFile())
-	if err != nil {
-		return false
-	}
 	var s state
-	if json.Unmarshal(data, &s) != nil {
+	if found, _ := atomicfile.ReadJSON(n.stateFile(), &s); !found {
 		return false
 	}
 	n.gossip = s.Gossip // to look for the servers with, whatever else has changed

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -73,15 +71,12 @@ func ReadStatus(dir string) (Status, error) {
 
 func readState(dir string) (state, error) {
 	path := filepath.Join(dir, stateFile)
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	var st state
+	found, err := atomicfile.ReadJSON(path, &st)
+	if err == nil && !found {
 		return state{Stage: StageDone}, nil
 	}
-	if err != nil {
-		return state{}, err
-	}
-	var st state
-	if err := json.Unmarshal(data, &st); err != nil || st.Stage == "" {
+	if err != nil || st.Stage == "" {
 		return state{}, fmt.Errorf("the state of the key rotation in %s is damaged (%v). No key was dropped. Remove that file and "+
 			"rotate again: a new rotation writes everything again and drops every older key", path, err)
 	}

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -188,17 +187,13 @@ func askToServe(ctx context.Context, o Options, j Request, t token.Token) (*prot
 }
 
 func readJoined(file string) (*Joined, error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading what the cluster said when this server joined: %w", err)
-	}
 	j := &Joined{}
-	err = json.Unmarshal(data, j)
-	if err == nil {
+	found, err := atomicfile.ReadJSON(file, j)
+	switch {
+	case found:
 		err = j.Settings.Validate()
+	case err == nil:
+		return nil, nil
 	}
 	if err != nil {
 		return nil,
