@@ -24,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/definition"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -129,20 +130,17 @@ func New(o Options) (*Controller, error) {
 		return nil, fmt.Errorf("helmcharts: listening to HelmCharts: %w", err)
 	}
 	c.watches = newWatches(o.Metadata, c.wake.Send)
-	r, err := core.Namespaces().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { c.wake.Send() }, DeleteFunc: func(any) { c.wake.Send() },
-		UpdateFunc: func(old, now any) {
+	c.synced, err = netinformers.Follow(func(any) { c.wake.Send() }, netinformers.Source{
+		Informer: core.Namespaces().Informer(), Matters: func(old, now any) bool {
 			a, was := old.(*corev1.Namespace)
 			b, is := now.(*corev1.Namespace)
-			if was && is && (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) {
-				c.wake.Send()
-			}
+			return !was || !is || (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil)
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("helmcharts: listening to namespaces: %w", err)
+		return nil, fmt.Errorf("helmcharts: %w", err)
 	}
-	c.synced = []cache.InformerSynced{r.HasSynced, core.Nodes().Informer().HasSynced}
+	c.synced = append(c.synced, core.Nodes().Informer().HasSynced)
 	return c, nil
 }
 
