@@ -161,9 +161,7 @@ func (o Options) complete() (Options, error) {
 		errs = append(errs, errors.New("agent: --node-external-ip and --kubelet-arg cloud-provider exclude one another: a cloud "+
 			"provider's controller sets the node's addresses"))
 	}
-	if o.ClusterDomain == "" {
-		o.ClusterDomain = "cluster.local"
-	}
+	o.ClusterDomain = cmp.Or(o.ClusterDomain, "cluster.local")
 	o.NetworkBackend = cmp.Or(o.NetworkBackend, clusterconfig.NetworkBackends[0])
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return o, errors.Join(errs...)

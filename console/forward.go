@@ -251,9 +251,7 @@ func (f *forward) run(ctx context.Context) {
 // end says why the forward ends, and ends it.
 func (f *forward) end(why string) {
 	f.change(func(s *forwardState) {
-		if s.Ended == "" {
-			s.Ended = why
-		}
+		s.Ended = cmp.Or(s.Ended, why)
 	})
 	f.cancel()
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -81,12 +82,7 @@ func (c *cluster) wait() error {
 
 // HasSynced says whether there is an answer to every question about the cluster.
 func (c *cluster) HasSynced() bool {
-	for _, s := range c.synced {
-		if !cache.IsDone(s) {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(c.synced, func(s cache.DoneChecker) bool { return !cache.IsDone(s) })
 }
 
 // The indexes' functions.

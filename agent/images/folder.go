@@ -56,9 +56,7 @@ func (f *Folder) open() error {
 	if f.record != nil {
 		return nil
 	}
-	if f.Settle == 0 {
-		f.Settle = DefaultSettle
-	}
+	f.Settle = cmp.Or(f.Settle, DefaultSettle)
 	f.Logger = cmp.Or(f.Logger, slog.Default())
 	f.failed = map[string]fs.FileInfo{}
 	if err := os.MkdirAll(f.Dir, 0o755); err != nil {

@@ -3,6 +3,7 @@
 package ingress
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -140,9 +141,7 @@ func ofProxyUser(pid int) bool {
 		return false
 	}
 	user := os.Getuid()
-	if user == 0 {
-		user = User
-	}
+	user = cmp.Or(user, User)
 	_, ids, _ := strings.Cut(string(text), "\nUid:\t")
 	real, _, _ := strings.Cut(ids, "\t")
 	return real == strconv.Itoa(user)

@@ -17,6 +17,7 @@ package registries
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -205,9 +206,7 @@ func endpointURL(s string) (*url.URL, error) {
 		return nil, fmt.Errorf("endpoint %q is not a URL like https://mirror.example.org:5000 (credentials go under configs)", s)
 	}
 	u.Path = strings.TrimSuffix(u.Path, "/")
-	if u.Path == "" {
-		u.Path = "/v2"
-	}
+	u.Path = cmp.Or(u.Path, "/v2")
 	return u, nil
 }
 

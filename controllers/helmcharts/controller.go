@@ -106,15 +106,9 @@ func New(o Options) (*Controller, error) {
 		return nil, errors.New("helmcharts: Client, Dynamic, Metadata, Informers, Recorder and Engine are required")
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	if o.FirstWait == 0 {
-		o.FirstWait = firstWait
-	}
-	if o.FilesEvery == 0 {
-		o.FilesEvery = filesEvery
-	}
-	if o.LeastCheck == 0 {
-		o.LeastCheck = time.Minute
-	}
+	o.FirstWait = cmp.Or(o.FirstWait, firstWait)
+	o.FilesEvery = cmp.Or(o.FilesEvery, filesEvery)
+	o.LeastCheck = cmp.Or(o.LeastCheck, time.Minute)
 	core := o.Informers.Core().V1()
 	c := &Controller{
 		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]cachedSum{}},

@@ -158,9 +158,7 @@ func New(o Options) (*Proxy, error) {
 			*field = value
 		}
 	}
-	if o.MaxConnections == 0 {
-		o.MaxConnections = 4000
-	}
+	o.MaxConnections = cmp.Or(o.MaxConnections, 4000)
 	p := &Proxy{
 		ending: make(chan struct{}), noHandshake: notify.New(), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{},
 			open: map[*countedTCP]struct{}{}}, budget: newMemory(),

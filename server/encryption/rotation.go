@@ -3,6 +3,7 @@
 package encryption
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -202,11 +203,7 @@ func (o Rotation) withDefaults() Rotation {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	if o.Patience == 0 {
-		o.Patience = 3 * time.Minute
-	}
-	if o.Poll == 0 {
-		o.Poll = time.Second
-	}
+	o.Patience = cmp.Or(o.Patience, 3*time.Minute)
+	o.Poll = cmp.Or(o.Poll, time.Second)
 	return o
 }

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -106,9 +107,7 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 		return fmt.Errorf("reading the kubeconfig: %w", err)
 	}
 	current := f.context
-	if current == "" {
-		current = raw.CurrentContext
-	}
+	current = cmp.Or(current, raw.CurrentContext)
 	if current == "" {
 		return errors.New("the kubeconfig names no current context: name one of its contexts by --context, or another file by --kubeconfig")
 	}

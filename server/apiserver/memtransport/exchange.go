@@ -3,6 +3,7 @@
 package memtransport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -64,14 +65,10 @@ func serverRequest(ctx context.Context, req *http.Request, ex *exchange) *http.R
 	s.RemoteAddr = "127.0.0.1:0" // upstream reads an address from it
 	s.Proto, s.ProtoMajor, s.ProtoMinor = "HTTP/2.0", 2, 0
 	s.Response, s.GetBody, s.TLS = nil, nil, nil
-	if s.Host == "" {
-		s.Host = req.URL.Host
-	}
+	s.Host = cmp.Or(s.Host, req.URL.Host)
 	// A server's URL has neither scheme nor host.
 	s.URL.Scheme, s.URL.Host, s.URL.User = "", "", nil
-	if s.Method == "" {
-		s.Method = http.MethodGet
-	}
+	s.Method = cmp.Or(s.Method, http.MethodGet)
 	if s.Header == nil {
 		s.Header = http.Header{}
 	}
