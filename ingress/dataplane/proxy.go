@@ -38,9 +38,6 @@ type Options struct {
 	IdleTimeout time.Duration
 	// KeepAlive is how long a client's connection stays open without a request; 75 s by default.
 	KeepAlive time.Duration
-	// TunnelTimeout ends websockets on which nothing moves for so long; by default none are ended, since TCP keep-alive
-	// finds peers that are gone.
-	TunnelTimeout time.Duration
 	// DialTimeout bounds each attempt to connect to an endpoint; 2 s by default.
 	DialTimeout time.Duration
 	// Unresponsive is how long the machine of a backend may be without an answer on a connection: then the connection
