@@ -9,6 +9,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // nftablesAgain is how often a kernel that has no nftables is asked again: a module may be loaded, or installed, any
@@ -42,14 +43,7 @@ func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again 
 	}
 	o.Logger.Error("agent: pods get no network and Services are not served: "+found, "do", preflight.NFTablesAdvice, "asked again",
 		"every "+nftablesAgain.String())
-	next := time.NewTicker(nftablesAgain)
-	defer next.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-next.C:
-		}
+	for timers.Sleep(ctx, nftablesAgain) {
 		if usable() == nil {
 			for _, part := range waiting {
 				part.Set(status.Starting, "")
@@ -58,4 +52,5 @@ func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again 
 			return true
 		}
 	}
+	return false
 }

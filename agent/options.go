@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -60,9 +59,7 @@ type Options struct {
 	ResolvConf string
 	// Snapshotter is "auto", "overlayfs" or "native".
 	Snapshotter string
-	// LeaseDuration: see kubelet.Options.
-	LeaseDuration time.Duration
-	KubeletArgs   []string // name=value
+	KubeletArgs []string // name=value
 	// DisableProxy leaves Services to another proxy that the operator installs, and removes what ours left in the
 	// kernel.
 	DisableProxy bool
@@ -164,13 +161,9 @@ func (o Options) complete() (Options, error) {
 		errs = append(errs, errors.New("agent: --node-external-ip and --kubelet-arg cloud-provider exclude one another: a cloud "+
 			"provider's controller sets the node's addresses"))
 	}
-	if o.ClusterDomain == "" {
-		o.ClusterDomain = "cluster.local"
-	}
+	o.ClusterDomain = cmp.Or(o.ClusterDomain, "cluster.local")
 	o.NetworkBackend = cmp.Or(o.NetworkBackend, clusterconfig.NetworkBackends[0])
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return o, errors.Join(errs...)
 }
 

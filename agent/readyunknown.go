@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/tools/cache"
+	nodeutil "k8s.io/component-helpers/node/util"
 
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -66,10 +67,8 @@ func (v *readyUnknown) handler(name string, there func(bool)) cache.ResourceEven
 }
 
 func (v *readyUnknown) observe(n *corev1.Node) {
-	unknown := false
-	for _, c := range n.Status.Conditions {
-		unknown = unknown || c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
-	}
+	_, c := nodeutil.GetNodeCondition(&n.Status, corev1.NodeReady)
+	unknown := c != nil && c.Status == corev1.ConditionUnknown
 	v.unknown.Store(unknown)
 	if unknown {
 		v.news.Send()

@@ -5,11 +5,9 @@ package cni
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -243,9 +241,8 @@ func KnownBackend(stateDir string) string { return loadState(stateDir).Backend }
 func (s *Server) loadState() networkState { return loadState(s.o.StateDir) }
 
 func loadState(stateDir string) networkState {
-	data, err := os.ReadFile(filepath.Join(stateDir, networkFile))
 	var st networkState
-	if err != nil || json.Unmarshal(data, &st) != nil {
+	if _, err := atomicfile.ReadJSON(filepath.Join(stateDir, networkFile), &st); err != nil {
 		return networkState{} // a first start, or a file that the node object will replace
 	}
 	return st
@@ -255,11 +252,7 @@ func (s *Server) saveState(st networkState) error {
 	if st.equal(s.loadState()) {
 		return nil
 	}
-	data, err := json.Marshal(st)
-	if err != nil {
-		return fmt.Errorf("encoding the pod networks: %w", err)
-	}
-	if err := atomicfile.Write(filepath.Join(s.o.StateDir, networkFile), data, 0o600); err != nil {
+	if err := atomicfile.WriteJSON(filepath.Join(s.o.StateDir, networkFile), st, 0o600); err != nil {
 		return fmt.Errorf("remembering the pod networks: %w", err)
 	}
 	return nil

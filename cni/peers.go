@@ -16,9 +16,9 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
 // Peer is another node, as far as ways to its pods are concerned.
@@ -60,12 +60,7 @@ func ofFamily(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
 func WatchPeers(ctx context.Context, nodes coreinformers.NodeInformer, nodeName string) (<-chan []Peer, error) {
 	// the latest list waits for a slow reader
 	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, out: make(chan []Peer, 1)}
-	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { w.deliver() },
-		UpdateFunc: func(_, _ any) { w.deliver() },
-		DeleteFunc: func(any) { w.deliver() },
-	})
-	if err != nil {
+	if _, err := netinformers.Follow(func(any) { w.deliver() }, netinformers.Source{Informer: nodes.Informer()}); err != nil {
 		return nil, fmt.Errorf("watching the other nodes: %w", err)
 	}
 	// The last node of the first list may arrive before the informer has synced.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -143,12 +144,7 @@ func (s *recordStore) remove(k key) error {
 func (s *recordStore) list() []*record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make([]*record, 0, len(s.all))
-	for _, r := range s.all {
-		out = append(out, r)
-	}
-	slices.SortFunc(out, func(a, b *record) int { return strings.Compare(a.key().String(), b.key().String()) })
-	return out
+	return slices.SortedFunc(maps.Values(s.all), func(a, b *record) int { return strings.Compare(a.key().String(), b.key().String()) })
 }
 
 // keyLocks gives one mutex per attachment, so that ADD, DEL and collection of the same one never interleave.

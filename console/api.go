@@ -4,6 +4,7 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -160,9 +161,7 @@ func statusError(response *http.Response) error {
 		return &apierrors.StatusError{ErrStatus: status}
 	}
 	message := strings.TrimSpace(string(text))
-	if message == "" {
-		message = response.Status
-	}
+	message = cmp.Or(message, response.Status)
 	return &apierrors.StatusError{ErrStatus: metav1.Status{
 		Status: metav1.StatusFailure, Message: message, Reason: metav1.StatusReason(http.StatusText(response.StatusCode)),
 		Code: int32(response.StatusCode), //nolint:gosec // three digits
@@ -224,9 +223,7 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 // refuseError answers with an error of the API, or with 502 when it did not answer.
 func refuseError(w http.ResponseWriter, err error) {
 	code, reason, message := explain(err)
-	if code == 0 {
-		code = http.StatusBadGateway
-	}
+	code = cmp.Or(code, http.StatusBadGateway)
 	answerWith(w, code, map[string]any{"message": message, "reason": reason, "code": code})
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -273,12 +274,7 @@ func (d *drain) wait(ctx context.Context) error {
 }
 
 func (d *drain) inOrder() []*podEviction {
-	out := make([]*podEviction, 0, len(d.waiting))
-	for _, w := range d.waiting {
-		out = append(out, w)
-	}
-	slices.SortFunc(out, func(a, b *podEviction) int { return cmp.Compare(podName(&a.pod), podName(&b.pod)) })
-	return out
+	return slices.SortedFunc(maps.Values(d.waiting), func(a, b *podEviction) int { return cmp.Compare(podName(&a.pod), podName(&b.pod)) })
 }
 
 // evict asks for a pod's eviction when it is time. What a PodDisruptionBudget refuses is tried again.

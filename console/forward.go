@@ -19,6 +19,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -249,26 +251,17 @@ func (f *forward) run(ctx context.Context) {
 // end says why the forward ends, and ends it.
 func (f *forward) end(why string) {
 	f.change(func(s *forwardState) {
-		if s.Ended == "" {
-			s.Ended = why
-		}
+		s.Ended = cmp.Or(s.Ended, why)
 	})
 	f.cancel()
 }
 
 // watchPod ends the forward when the pod is gone.
 func (f *forward) watchPod(ctx context.Context) {
-	tick := time.NewTicker(f.poll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
+	for timers.Sleep(ctx, f.poll) {
+		if why := f.gone(ctx); why != "" {
+			f.end(why)
 			return
-		case <-tick.C:
-			if why := f.gone(ctx); why != "" {
-				f.end(why)
-				return
-			}
 		}
 	}
 }

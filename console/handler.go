@@ -4,6 +4,7 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -104,9 +105,7 @@ func New(o Options) (*Handler, error) {
 	if o.Ended == nil {
 		o.Ended = func() {}
 	}
-	if o.pingEvery == 0 {
-		o.pingEvery = pingEvery
-	}
+	o.pingEvery = cmp.Or(o.pingEvery, pingEvery)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -90,15 +92,9 @@ func (l *list) run(ctx context.Context, rv string) error {
 
 // pause waits, and doubles the wait for the next time; false when ctx has ended.
 func pause(ctx context.Context, wait *time.Duration) bool {
-	timer := time.NewTimer(*wait)
-	defer timer.Stop()
-	*wait = min(2**wait, retryMost)
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
+	now := *wait
+	*wait = min(2*now, retryMost)
+	return timers.Sleep(ctx, now)
 }
 
 // temporary says whether asking again may help.

@@ -3,6 +3,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -328,9 +329,7 @@ func (p *provider) discover(ctx context.Context) (*description, error) {
 
 func (p *provider) fetch(ctx context.Context) (*description, error) {
 	at := p.o.DiscoveryURL
-	if at == "" {
-		at = strings.TrimSuffix(p.o.Issuer, "/") + "/.well-known/openid-configuration"
-	}
+	at = cmp.Or(at, strings.TrimSuffix(p.o.Issuer, "/")+"/.well-known/openid-configuration")
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
 		return nil, fmt.Errorf("making a request: %w", err)

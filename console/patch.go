@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -111,9 +112,7 @@ func mergePatch(from, to map[string]any) map[string]any {
 // applyMerge is what an object becomes by a patch of RFC 7386.
 func applyMerge(object, patch map[string]any) map[string]any {
 	out := map[string]any{}
-	for k, v := range object {
-		out[k] = v
-	}
+	maps.Copy(out, object)
 	for k, v := range patch {
 		inner, isMap := v.(map[string]any)
 		switch {

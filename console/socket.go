@@ -3,6 +3,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -319,9 +320,7 @@ func (st *stream) run(ctx context.Context, r pageMessage) {
 		return
 	}
 	code, reason, text := explain(err)
-	if code == 0 {
-		code = http.StatusBadGateway
-	}
+	code = cmp.Or(code, http.StatusBadGateway)
 	st.end(code, reason, text)
 }
 

@@ -42,7 +42,7 @@ func (h *charts) checks(t *testing.T) {
 		if q.Operation == helmjob.Uninstall {
 			return h.helm(q)
 		}
-		if !q.Repair || q.Upgrade {
+		if q.Upgrade {
 			t.Errorf("Helm was asked for %+v", q)
 		}
 		select {

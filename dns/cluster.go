@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -57,27 +58,16 @@ func newCluster(i *netinformers.Informers, log klog.Logger) (*cluster, error) {
 		log:    log,
 		synced: []cache.DoneChecker{services.HasSyncedChecker(), slices.HasSyncedChecker(), namespaces.HasSyncedChecker()},
 	}
-	for _, informer := range []cache.SharedIndexInformer{services, slices} {
-		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) { c.touch() }, DeleteFunc: func(any) { c.touch() },
-			UpdateFunc: func(old, is any) {
-				if a, b := metaOf(old), metaOf(is); a == nil || b == nil || a.GetResourceVersion() != b.GetResourceVersion() {
-					c.touch()
-				}
-			},
-		}); err != nil {
-			return nil, fmt.Errorf("following what has a name: %w", err)
-		}
-	}
-	return c, nil
+	_, err = netinformers.Follow(func(any) { c.changed.Store(time.Now().Unix()) },
+		netinformers.Source{Informer: services, Matters: differ}, netinformers.Source{Informer: slices, Matters: differ})
+	return c, err
 }
 
-func metaOf(o any) metav1.Object {
-	m, _ := o.(metav1.Object)
-	return m
+func differ(old, now any) bool {
+	a, was := old.(metav1.Object)
+	b, is := now.(metav1.Object)
+	return !was || !is || a.GetResourceVersion() != b.GetResourceVersion()
 }
-
-func (c *cluster) touch() { c.changed.Store(time.Now().Unix()) }
 
 // wait waits until the caches have what there is, for apiWait at most. Without an API the names outside are answered
 // all the same.
@@ -92,12 +82,7 @@ func (c *cluster) wait() error {
 
 // HasSynced says whether there is an answer to every question about the cluster.
 func (c *cluster) HasSynced() bool {
-	for _, s := range c.synced {
-		if !cache.IsDone(s) {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(c.synced, func(s cache.DoneChecker) bool { return !cache.IsDone(s) })
 }
 
 // The indexes' functions.

@@ -10,6 +10,7 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -86,9 +87,7 @@ func NewServer(o Options) (*Server, error) {
 	if len(o.Addresses) == 0 || o.Informers == nil || o.Client == nil || o.Settings == nil {
 		return nil, errors.New("dns: Addresses, Informers, Client and Settings are required")
 	}
-	if o.Domain == "" {
-		o.Domain = "cluster.local"
-	}
+	o.Domain = cmp.Or(o.Domain, "cluster.local")
 	if o.Logger.GetSink() == nil {
 		o.Logger = klog.Background()
 	}

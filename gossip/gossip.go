@@ -11,6 +11,7 @@
 package gossip
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
@@ -111,9 +113,7 @@ type Member struct {
 
 // New makes this machine a member and begins to answer others. Run finds them.
 func New(o Options) (*Member, error) {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if err := errors.Join(o.Keys.Validate(), checkName(o.Name), checkAddress(o.Address)); err != nil {
 		return nil, errors.Join(err, o.Packets.Close(), o.Streams.Close())
 	}
@@ -312,10 +312,8 @@ func (m *Member) find(ctx context.Context) {
 		} else {
 			alone = askAlone
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause/2+rand.N(pause)) { // not all members at the same moment
 			return
-		case <-time.After(pause/2 + rand.N(pause)): // not all members at the same moment
 		}
 	}
 }

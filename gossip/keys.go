@@ -3,11 +3,7 @@
 package gossip
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -15,20 +11,13 @@ import (
 
 // ReadKeys reads the cluster's keys from a file; ok is false if there is none.
 func ReadKeys(file string) (keys clusterconfig.GossipKeys, ok bool, err error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return keys, false, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(data, &keys)
-	}
-	if err == nil {
+	if ok, err = atomicfile.ReadJSON(file, &keys); ok {
 		err = keys.Validate()
 	}
 	if err != nil {
 		return clusterconfig.GossipKeys{}, false, fmt.Errorf("gossip: read the keys in %s: %w", file, err)
 	}
-	return keys, true, nil
+	return keys, ok, nil
 }
 
 // WriteKeys keeps them, for root alone.

@@ -3,9 +3,7 @@
 package gossip
 
 import (
-	"encoding/json"
 	"net/netip"
-	"os"
 	"slices"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
@@ -25,8 +23,7 @@ type known struct {
 // readKnown returns whom an earlier run knew. A file that is missing or damaged is none: it only saves time.
 func readKnown(file string) []known {
 	var out []known
-	data, err := os.ReadFile(file)
-	if err != nil || json.Unmarshal(data, &out) != nil {
+	if _, err := atomicfile.ReadJSON(file, &out); err != nil {
 		return nil
 	}
 	return slices.DeleteFunc(out, func(k known) bool { return checkName(k.Name) != nil || !k.Address.IsValid() })

@@ -4,6 +4,7 @@ package gossip
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -137,14 +138,9 @@ func (r *roster) forget(after time.Duration, most int) {
 func (r *roster) list() []Info {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := make([]Info, 0, len(r.members))
-	for _, m := range r.members {
-		out = append(out, m)
-	}
-	slices.SortFunc(out, func(a, b Info) int {
+	return slices.SortedFunc(maps.Values(r.members), func(a, b Info) int {
 		return cmp.Or(cmp.Compare(order(a.Role), order(b.Role)), cmp.Compare(a.Name, b.Name))
 	})
-	return out
 }
 
 func order(r Role) int {

@@ -3,6 +3,7 @@
 package localvolume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,9 +58,7 @@ func New(o Options) *Folders {
 	if o.Free == nil {
 		o.Free = free
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return &Folders{o: o, kick: notify.New()}
 }
 

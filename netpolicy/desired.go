@@ -172,7 +172,7 @@ func (p *part) chain(pod *corev1.Pod, d direction) (string, bool) {
 
 // sortRules leaves each rule once.
 func sortRules(rules []Rule) []Rule {
-	slices.SortFunc(rules, func(a, b Rule) int { return cmpStrings(a.key(), b.key()) })
+	slices.SortFunc(rules, func(a, b Rule) int { return strings.Compare(a.key(), b.key()) })
 	return slices.Compact(rules)
 }
 

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -67,7 +68,7 @@ func index(s State) *cluster {
 		c.policies[p.Namespace] = append(c.policies[p.Namespace], p)
 	}
 	for _, all := range c.policies {
-		slices.SortFunc(all, func(a, b *networkingv1.NetworkPolicy) int { return cmpStrings(a.Name, b.Name) })
+		slices.SortFunc(all, func(a, b *networkingv1.NetworkPolicy) int { return strings.Compare(a.Name, b.Name) })
 	}
 	own := map[podKey][]Sandbox{}
 	for _, b := range s.Sandboxes {
@@ -222,14 +223,4 @@ func (c *cluster) podOf(b Sandbox) *corev1.Pod {
 		return p
 	}
 	return nil
-}
-
-func cmpStrings(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }

@@ -4,7 +4,6 @@ package netpolicy
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"reflect"
 	"slices"
@@ -39,35 +38,16 @@ func follow(i *netinformers.Informers, changed func()) (*watch, error) {
 		node: i.NodeName(), informers: p, policies: p.NetworkPolicies.Informer(), nodes: i.Nodes().Lister(), needed: make(chan struct{}),
 	}
 	var first sync.Once
-	need := func() { first.Do(func() { close(w.needed) }) }
-	for _, f := range []struct {
-		informer cache.SharedIndexInformer
-		differ   func(a, b any) bool
-		come     func()
-	}{
-		{w.policies, policiesDiffer, need}, {p.Namespaces.Informer(), namespacesDiffer, nil},
-		{p.Pods.Informer(), podsDiffer, nil}, {i.Nodes().Informer(), nodesDiffer, nil},
-	} {
-		h, err := f.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(any) {
-				if f.come != nil {
-					f.come()
-				}
-				changed()
-			},
-			DeleteFunc: func(any) { changed() },
-			UpdateFunc: func(a, b any) {
-				if f.differ(a, b) {
-					changed()
-				}
-			},
-		})
-		if err != nil {
-			return nil, fmt.Errorf("following the API: %w", err)
+	w.synced, err = netinformers.Follow(func(now any) {
+		if _, ok := now.(*networkingv1.NetworkPolicy); ok {
+			first.Do(func() { close(w.needed) })
 		}
-		w.synced = append(w.synced, h.HasSynced)
-	}
-	return w, nil
+		changed()
+	}, []netinformers.Source{
+		{Informer: w.policies, Matters: policiesDiffer}, {Informer: p.Namespaces.Informer(), Matters: namespacesDiffer},
+		{Informer: p.Pods.Informer(), Matters: podsDiffer}, {Informer: i.Nodes().Informer(), Matters: nodesDiffer},
+	}...)
+	return w, err
 }
 
 func policiesDiffer(a, b any) bool {

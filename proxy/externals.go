@@ -115,14 +115,17 @@ func (x *externals) filterAgain(key types.NamespacedName, notify notifier) {
 	}
 }
 
-// change filters all Services once more after a change, and hands those that look different now to notify.
-func (x *externals) change(change func(), notify notifier) {
+// change filters all Services once more, if f changes what they are filtered by, and hands those that look different
+// now to notify.
+func (x *externals) change(f func() (changed bool), notify notifier) (changed bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	change()
-	for key := range x.filtered {
-		x.filterAgain(key, notify)
+	if changed = f(); changed {
+		for key := range x.filtered {
+			x.filterAgain(key, notify)
+		}
 	}
+	return changed
 }
 
 // filter takes away from a Service what it may not have, says so once, and tells the back end if that is something else
@@ -282,12 +285,13 @@ func (x *externals) clusterReason(a netip.Addr) string {
 }
 
 // services passes a change of a Service on to the back end.
-func (p *Proxy) services(old, svc *corev1.Service) {
-	if p.o.externals == nil {
-		p.notifyBackend(old, svc)
-		return
+func (p *Proxy) services(old, svc *corev1.Service) { p.o.externals.pass(old, svc, p.notifyBackend) }
+
+// change is for what makes a new attempt to write the kernel's rules necessary.
+func (p *Proxy) change(f func() (changed bool)) {
+	if p.o.externals.change(f, p.notifyBackend) {
+		p.trigger()
 	}
-	p.o.externals.pass(old, svc, p.notifyBackend)
 }
 
 // notifyBackend tells the back end of a Service that came (was is nil), changed or went (is is nil).
@@ -306,53 +310,36 @@ func (p *Proxy) notifyBackend(was, is *corev1.Service) {
 // Reserve notes the cluster's own addresses, in place of those of Options.Reserved: the API's virtual address may
 // change.
 func (p *Proxy) Reserve(addrs []netip.Addr) {
-	x := p.o.externals
-	if x == nil {
-		return
-	}
-	x.mu.Lock()
-	same := slices.Equal(x.reserved.Addresses, addrs)
-	x.mu.Unlock()
-	if same {
-		return
-	}
-	x.change(func() { x.reserved.Addresses = slices.Clone(addrs) }, p.notifyBackend)
-	p.trigger()
+	p.change(func() bool {
+		reserved := &p.o.externals.reserved
+		changed := !slices.Equal(reserved.Addresses, addrs)
+		reserved.Addresses = slices.Clone(addrs)
+		return changed
+	})
 }
 
 // ReserveTunnel notes the port at which other nodes' packets come by UDP, 0 for none, in place of that of
 // Options.Reserved: the cluster may change its network back end. The range of node ports may have it, and who may write
 // Services would get what all pods send to those of other nodes.
 func (p *Proxy) ReserveTunnel(port int) {
-	x := p.o.externals
-	if x == nil {
-		return
-	}
-	x.mu.Lock()
-	same := int(x.reserved.Tunnel) == port
-	x.mu.Unlock()
-	if same {
-		return
-	}
-	x.change(func() { x.reserved.Tunnel = uint16(port) }, p.notifyBackend)
-	p.trigger()
+	p.change(func() bool {
+		reserved := &p.o.externals.reserved
+		changed := int(reserved.Tunnel) != port
+		reserved.Tunnel = uint16(port)
+		return changed
+	})
 }
 
 // nodeTunnel notes at which port a node's packets come by UDP with the back end that it says it goes by, 0 for none or
 // when it is gone. After a change of back end some nodes hear of it later than others, and go on sending as before: one
 // that is cut off from the API does so until it is not.
 func (p *Proxy) nodeTunnel(node string, port int) {
-	x := p.o.externals
-	if x == nil {
-		return
-	}
-	x.mu.Lock()
-	was := x.tunnels[node]
-	x.mu.Unlock()
-	if was == port {
-		return
-	}
-	change := func() {
+	p.change(func() bool {
+		x := p.o.externals
+		was := x.tunnels[node]
+		if was == port {
+			return false
+		}
 		delete(x.tunnels, node)
 		if port != 0 {
 			x.tunnels[node] = port
@@ -361,30 +348,20 @@ func (p *Proxy) nodeTunnel(node string, port int) {
 		if x.senders[was]--; x.senders[was] <= 0 {
 			delete(x.senders, was)
 		}
-	}
-	x.mu.Lock()
-	same := (port == 0 || x.senders[port] > 0) && (was == 0 || x.senders[was] > 1)
-	if same {
-		change()
-	}
-	x.mu.Unlock()
-	if !same {
-		x.change(change, p.notifyBackend)
-		p.trigger()
-	}
+		return port != 0 && x.senders[port] == 1 || was != 0 && x.senders[was] == 0
+	})
 }
 
 // serviceNetworks notes the API's Service CIDRs.
 func (p *Proxy) serviceNetworks(cidrs []string) {
-	x := p.o.externals
-	if x == nil {
-		return
-	}
-	networks := slices.Clone(x.pods)
+	networks := slices.Clone(p.o.externals.pods)
 	for _, c := range cidrs {
 		if prefix, err := netip.ParsePrefix(c); err == nil {
 			networks = append(networks, prefix.Masked())
 		}
 	}
-	x.change(func() { x.networks = networks }, p.notifyBackend)
+	p.o.externals.change(func() bool {
+		p.o.externals.networks = networks
+		return true
+	}, p.notifyBackend)
 }

@@ -122,31 +122,23 @@ func readHostNetwork(resolvConf string) (hostNetwork, error) {
 // is served.
 func (p *Proxy) refreshHost() (changed bool) {
 	x := p.o.externals
-	if x == nil {
-		return false
-	}
 	now, err := x.readHost()
-	x.mu.Lock()
-	failed := err != nil && !x.hostFailed
-	x.hostFailed = err != nil
-	same := x.host != nil && x.host.equal(now)
-	x.mu.Unlock()
-	if failed {
-		p.log.Error(err, "Which addresses this machine itself needs could not be read again; Services' external IPs are served by what "+
-			"was known last, and none before that has been read once")
-	}
-	if err != nil || same {
-		return false
-	}
-	x.change(func() { x.host = &now }, p.notifyBackend)
-	return true
+	return x.change(func() bool {
+		if err != nil && !x.hostFailed {
+			p.log.Error(err, "Which addresses this machine itself needs could not be read again; Services' external IPs are served by what "+
+				"was known last, and none before that has been read once")
+		}
+		x.hostFailed = err != nil
+		if err != nil || x.host != nil && x.host.equal(now) {
+			return false
+		}
+		x.host = &now
+		return true
+	}, p.notifyBackend)
 }
 
 // haveExternalIPs says whether any Service asks for one.
 func (x *externals) haveExternalIPs() bool {
-	if x == nil {
-		return false
-	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, s := range x.filtered {

@@ -18,18 +18,13 @@ var apiService = types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: 
 
 // nodeAddresses notes a node's addresses, none when it is gone.
 func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
-	if p.o.externals != nil {
-		p.machine(p.o.externals.nodes, name, addrs)
-	}
+	p.machine(p.o.externals.nodes, name, addrs)
 }
 
 // nodeTunnelAt notes where a node says that packets for its pods come in, if that is at other addresses than its own;
 // nowhere when it is gone. Other nodes send to these what is for its pods: a Service that had one would get that, or
 // with IPVS keep it from all of them. What a node says there is not checked, so it counts for external IPs alone.
 func (p *Proxy) nodeTunnelAt(name, said string) {
-	if p.o.externals == nil {
-		return
-	}
 	var addrs []netip.Addr
 	for text := range strings.SplitSeq(said, ",") {
 		if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil {
@@ -42,7 +37,7 @@ func (p *Proxy) nodeTunnelAt(name, said string) {
 // serverAddresses notes the servers' of an EndpointSlice, if it is one of the Service kubernetes; none when it is gone.
 // Every node finds the API there. Those that are not ready are noted, too: they are away, or about to join.
 func (p *Proxy) serverAddresses(s *discoveryv1.EndpointSlice, gone bool) {
-	if p.o.externals == nil || groupOf(s).service != apiService {
+	if groupOf(s).service != apiService {
 		return
 	}
 	var addrs []netip.Addr
@@ -58,21 +53,15 @@ func (p *Proxy) serverAddresses(s *discoveryv1.EndpointSlice, gone bool) {
 
 // machine notes addresses in one of the maps of externals.
 func (p *Proxy) machine(in map[string][]netip.Addr, name string, addrs []netip.Addr) {
-	x := p.o.externals
-	x.mu.Lock()
-	same := slices.Equal(in[name], addrs)
-	x.mu.Unlock()
-	if same {
-		return
-	}
-	x.change(func() {
+	p.change(func() bool {
+		changed := !slices.Equal(in[name], addrs)
 		if len(addrs) == 0 {
 			delete(in, name)
 		} else {
 			in[name] = addrs
 		}
-	}, p.notifyBackend)
-	p.trigger()
+		return changed
+	})
 }
 
 // neverLocal are the addresses that no node may have because of a Service: the machines' as far as they are known, and

@@ -84,9 +84,7 @@ const (
 type Health struct {
 	// Synced says that the kernel has the rules of some complete view of the API.
 	Synced bool
-	// LastSync is when rules were last written, zero when never.
-	LastSync time.Time
-	// LastDuration is how long that took.
+	// LastDuration is how long it took to write rules last.
 	LastDuration time.Duration
 	// Err is why the last attempt failed, nil when it did not.
 	Err error
@@ -273,7 +271,7 @@ func (p *Proxy) sync() time.Duration {
 		if first || full { // back ends know nothing before their first one
 			p.rewritten = start
 		}
-		p.last = Health{Synced: true, LastSync: start.Add(took), LastDuration: took}
+		p.last = Health{Synced: true, LastDuration: took}
 	}
 	if first {
 		return minPause // the first sync makes the tables; what it had no time to see must not wait for that

@@ -54,9 +54,10 @@ func (r *recorder) set(f func()) {
 	f()
 }
 
-func (r *recorder) name() string                 { return "recorder" }
-func (r *recorder) prepare() error               { return nil }
-func (r *recorder) OnServiceAdd(*corev1.Service) { r.note("service") }
+func (r *recorder) name() string                         { return "recorder" }
+func (r *recorder) prepare() error                       { return nil }
+func (r *recorder) OnServiceAdd(*corev1.Service)         { r.note("service") }
+func (r *recorder) OnServiceUpdate(_, _ *corev1.Service) { r.note("service") }
 func (r *recorder) OnTopologyChange(l map[string]string) {
 	r.note("zone " + l[corev1.LabelTopologyZone])
 }
@@ -96,6 +97,8 @@ func front(t *testing.T, f func(*Proxy, events, *recorder), change ...func(*Opti
 		for _, f := range change {
 			f(&p.o)
 		}
+		p.o.externals = newExternals(p.o, p.log)
+		p.o.externals.readHost = func() (hostNetwork, error) { return hostNetwork{}, nil }
 		stop := testenv.Run(t, p.Run)
 		f(p, events{p}, r)
 		stop()
@@ -162,7 +165,7 @@ func TestFailedSyncIsTriedAgain(t *testing.T) {
 		r.set(func() { r.err = nil })
 		time.Sleep(retryPause)
 		want(t, r, "cured", "sync")
-		if h := p.Health(); h.Err != nil || !h.Synced || h.LastSync.IsZero() {
+		if h := p.Health(); h.Err != nil || !h.Synced {
 			t.Errorf("health %+v", h)
 		}
 		time.Sleep(fullSyncPeriod / 2)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
@@ -46,7 +47,7 @@ func (s *Store) openPeers() (*clustered, error) {
 			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
 		},
 		reads:      &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
-		election:   &election{timers: &timers{peers: others}, missed: make(chan struct{}, 1)},
+		election:   &election{timers: &timers{peers: others}, missed: notify.New()},
 		steward:    &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
 		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader},
 	}
@@ -70,12 +71,7 @@ func (s *Store) openPeers() (*clustered, error) {
 		return nil, fmt.Errorf("raftstore: %w", err)
 	}
 	p.forwarder.batches = newProposer(callsInFlight, p.forwarder.forward)
-	others.OnLeader(func() {
-		select {
-		case s.leader.heard <- struct{}{}:
-		default:
-		}
-	})
+	others.OnLeader(s.leader.heard.Send)
 	others.OnGone(func(id raft.ServerID) {
 		select {
 		case <-others.started:

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
+	moments "github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
@@ -88,10 +89,8 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 		return
 	}
 	// The member may be back, and the other server may only have connected a moment earlier.
-	select {
-	case <-ctx.Done():
+	if !moments.Sleep(ctx, peer.ReconnectsWithin) {
 		return
-	case <-time.After(peer.ReconnectsWithin):
 	}
 	if len(s.reached(ctx)) >= len(most) {
 		return

@@ -5,8 +5,6 @@ package raftstore
 import (
 	"context"
 	"fmt"
-	"io"
-	"log"
 	"log/slog"
 	"sync"
 	"time"
@@ -17,14 +15,13 @@ import (
 // hcLogger passes what raft logs to slog. Raft's information is our detail:
 // the store itself says what an operator should know.
 type hcLogger struct {
-	log     *slog.Logger
-	name    string
-	implied []any
-	said    *said
+	hclog.Logger // says nothing: for what raft never calls
+	log          *slog.Logger
+	said         *said
 }
 
 func newHCLog(l *slog.Logger) hclog.Logger {
-	return &hcLogger{log: l.With("part", "raft"), said: &said{last: make(map[string]time.Time)}}
+	return &hcLogger{hclog.NewNullLogger(), l.With("part", "raft"), &said{last: make(map[string]time.Time)}}
 }
 
 // repeatAfter is how long the same warning about the same server is held back.
@@ -59,54 +56,18 @@ func (s *said) again(msg string, args []any) bool {
 	return false
 }
 
-func (h *hcLogger) Log(level hclog.Level, msg string, args ...any) {
-	to := slog.LevelDebug
-	switch level {
-	case hclog.Warn:
-		to = slog.LevelWarn
-	case hclog.Error:
-		to = slog.LevelError
-	}
+func (h *hcLogger) write(to slog.Level, msg string, args []any) {
 	if to > slog.LevelInfo && h.said.again(msg, args) {
 		to = slog.LevelDebug
 	}
 	h.log.Log(context.Background(), to, msg, args...)
 }
 
-func (h *hcLogger) Trace(msg string, args ...any) { h.Log(hclog.Trace, msg, args...) }
-func (h *hcLogger) Debug(msg string, args ...any) { h.Log(hclog.Debug, msg, args...) }
-func (h *hcLogger) Info(msg string, args ...any)  { h.Log(hclog.Info, msg, args...) }
-func (h *hcLogger) Warn(msg string, args ...any)  { h.Log(hclog.Warn, msg, args...) }
-func (h *hcLogger) Error(msg string, args ...any) { h.Log(hclog.Error, msg, args...) }
-
-func (h *hcLogger) enabled(l slog.Level) bool { return h.log.Enabled(context.Background(), l) }
-
-func (h *hcLogger) IsTrace() bool { return h.enabled(slog.LevelDebug) }
-func (h *hcLogger) IsDebug() bool { return h.enabled(slog.LevelDebug) }
-func (h *hcLogger) IsInfo() bool  { return h.enabled(slog.LevelDebug) }
-func (h *hcLogger) IsWarn() bool  { return h.enabled(slog.LevelWarn) }
-func (h *hcLogger) IsError() bool { return h.enabled(slog.LevelError) }
-
-func (h *hcLogger) ImpliedArgs() []any { return h.implied }
-func (h *hcLogger) Name() string       { return h.name }
+func (h *hcLogger) Debug(msg string, args ...any) { h.write(slog.LevelDebug, msg, args) }
+func (h *hcLogger) Info(msg string, args ...any)  { h.write(slog.LevelDebug, msg, args) }
+func (h *hcLogger) Warn(msg string, args ...any)  { h.write(slog.LevelWarn, msg, args) }
+func (h *hcLogger) Error(msg string, args ...any) { h.write(slog.LevelError, msg, args) }
 
 func (h *hcLogger) With(args ...any) hclog.Logger {
-	return &hcLogger{log: h.log.With(args...), name: h.name, said: h.said,
-		implied: append(h.implied[:len(h.implied):len(h.implied)], args...)}
-}
-
-func (h *hcLogger) Named(name string) hclog.Logger {
-	return &hcLogger{log: h.log, name: name, implied: h.implied, said: h.said}
-}
-
-func (h *hcLogger) ResetNamed(name string) hclog.Logger { return h.Named(name) }
-func (h *hcLogger) SetLevel(hclog.Level)                {}
-func (h *hcLogger) GetLevel() hclog.Level               { return hclog.Debug }
-
-func (h *hcLogger) StandardLogger(*hclog.StandardLoggerOptions) *log.Logger {
-	return slog.NewLogLogger(h.log.Handler(), slog.LevelDebug)
-}
-
-func (h *hcLogger) StandardWriter(*hclog.StandardLoggerOptions) io.Writer {
-	return h.StandardLogger(nil).Writer()
+	return &hcLogger{h.Logger, h.log.With(args...), h.said}
 }

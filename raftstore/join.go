@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	moments "github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
@@ -26,7 +27,7 @@ const renewEvery = 5 * time.Second
 
 type joinCall struct {
 	ID, Address string
-	// Share is what Options.Share says; a server of an earlier version sends none.
+	// Share is what Options.Share says.
 	Share string `json:",omitempty"`
 }
 
@@ -150,12 +151,8 @@ func (ms *membership) announce(ctx context.Context) {
 		if failures == 50 || failures%600 == 599 {
 			ms.log.Warn("still not in the store's cluster; trying on", "err", err)
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !moments.Sleep(ctx, pause) {
 			return
-		case <-timer.C:
 		}
 	}
 }
@@ -279,15 +276,8 @@ const peersTick = 5 * time.Second
 // notePeers keeps the note of the other members' addresses until ctx is done.
 // Every server has one, whoever leads: any directory may turn out to be damaged.
 func (ms *membership) notePeers(ctx context.Context) {
-	ticker := time.NewTicker(peersTick)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			ms.savePeers()
-		}
+	for moments.Sleep(ctx, peersTick) {
+		ms.savePeers()
 	}
 }
 

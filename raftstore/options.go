@@ -3,6 +3,7 @@
 package raftstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -122,9 +123,7 @@ func (o *Options) setDefaults() error {
 	if o.Dir == "" {
 		return errors.New("raftstore: Options need Dir")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	setDefault(&o.MaxRequestBytes, defaultMaxRequestBytes)
 	setDefault(&o.MaxTxnOps, defaultMaxTxnOps)
 	setDefault(&o.ProgressInterval, defaultProgressInterval)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/coracle-k8s/coracle/internal/notify"
 	moments "github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -32,7 +33,7 @@ type election struct {
 	ended   atomic.Pointer[ended] // the last leader whose process was found to have ended
 	stood   atomic.Pointer[stand] // the last one of this server
 	polling atomic.Bool           // standing.Polling
-	missed  chan struct{}         // capacity 1: another voter misses the leader, or its process has ended
+	missed  notify.Signal         // another voter misses the leader, or its process has ended
 }
 
 // silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees
@@ -111,12 +112,7 @@ func (e *election) serveStanding(ctx context.Context, q standingQuestion) (stand
 }
 
 // checkLeaderNow has missLeader look at once.
-func (e *election) checkLeaderNow() {
-	select {
-	case e.missed <- struct{}{}:
-	default:
-	}
-}
+func (e *election) checkLeaderNow() { e.missed.Send() }
 
 // misses says whether a voter that says this of itself, or this one, does without the leader.
 func (e *election) misses(a standing) bool { return a.Ended || a.Silent >= e.agreeAfter() }
@@ -344,12 +340,7 @@ func (e *election) voters() int {
 func sleepUnless(ctx context.Context, d time.Duration, so func() bool) bool {
 	const poll = 10 * time.Millisecond
 	for until := time.Now().Add(d); time.Now().Before(until); {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(poll):
-		}
-		if so() {
+		if !moments.Sleep(ctx, poll) || so() {
 			return false
 		}
 	}

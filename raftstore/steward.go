@@ -69,10 +69,8 @@ func (s *steward) run(ctx context.Context) {
 	var space room
 	defer s.quota.withoutRoom.Store(false) // the next leader knows
 	for {
-		select {
-		case <-ctx.Done():
+		if !moments.Sleep(ctx, moments.Until(stewardTick)) {
 			return
-		case <-time.After(moments.Until(stewardTick)):
 		}
 		s.transferToConnected(ctx, &s.links)
 		s.checkRoom(ctx, &space)

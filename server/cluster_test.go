@@ -35,6 +35,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
+	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -206,7 +207,14 @@ func testEncryption(t *testing.T, o Options, c *clients) {
 	if !bytes.HasPrefix(before, []byte("k8s:enc:secretbox:v1:key1:")) || bytes.Contains(before, []byte("palm")) {
 		t.Fatalf("stored as %.60q", before)
 	}
-	testenv.NoError(t, encryption.Rotate(ctx, encryption.RotateOptions{Dir: o.CredDir, Client: c.config, Logger: o.Logger}))
+	testenv.NoError(t, encryption.Rotation{Shared: testenv.Must(secrets.SharedEncryption(store, o.ServerDir))(t), Client: c.config,
+		Servers: func(ctx context.Context) ([]string, error) {
+			list, err := store.MemberList(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return []string{list.Members[0].Name}, nil
+		}}.Run(ctx))
 	create("later")
 	for _, name := range []string{"treasure", "later"} {
 		if b := stored(name); !bytes.HasPrefix(b, []byte("k8s:enc:secretbox:v1:key2:")) {

@@ -25,7 +25,7 @@ func (s *Server) listenConsole(ctx context.Context) (err error) {
 		s.board.console = s.o.Board.Part("console")
 	}
 	switch {
-	case s.o.Cluster.ConsoleDisabled():
+	case s.o.Cluster.NoConsole:
 		s.board.console.Set(status.Disabled, "")
 		return nil
 	case s.o.ConsoleListen == "":

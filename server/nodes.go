@@ -26,7 +26,7 @@ func (s *Server) newTunnels() (*tunnels.Table, error) {
 // newFinder makes what finds out about nodes.
 func (s *Server) newFinder() *liveness.Finder {
 	return &liveness.Finder{
-		Tunnels: s.tunnels, Roster: s.roster, Own: s.o.ownNode(), KubeletCA: s.pki.KubeletTrustFile(),
+		Tunnels: s.tunnels, Roster: s.roster, Own: s.o.ownNode(), KubeletCA: s.pki.CAFile(pki.KubeletCA),
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			return s.peers.DialFor(ctx, liveness.Protocol, address)
 		},

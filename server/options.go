@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -120,8 +121,6 @@ type Options struct {
 	// LBReserved are ports that no Service gets at nodes' addresses, beside the cluster's own, as
 	// loadbalancer.ParsePorts reads them.
 	LBReserved []string
-	// DisableServiceLB leaves Services of type LoadBalancer to another load balancer.
-	DisableServiceLB bool
 
 	// ConsoleListen is where browsers get the console, as ADDRESS:PORT; empty for nowhere.
 	ConsoleListen string
@@ -131,13 +130,8 @@ type Options struct {
 	// WorkEnded, when set, is called when work has ended that leaves much garbage behind.
 	WorkEnded func()
 
-	// DisableMetrics leaves metrics.k8s.io to another server of metrics.
-	DisableMetrics bool
-
 	// IngressRules are those by which Ingresses are served.
 	IngressRules compile.Rules
-	// DisableHelm leaves HelmCharts to another controller, or to none.
-	DisableHelm bool
 	// HelmProgram finds coracle-tools, which has Helm; it is called when a chart is to be installed.
 	HelmProgram func() (string, error)
 	// ChartFolders are where charts lie that a HelmChart names by file; they need not be there.
@@ -174,9 +168,7 @@ func (o *Options) setDefaults() {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.HelmProgram == nil {
 		o.HelmProgram = func() (string, error) { return "", errors.New("this server was given no program for Helm charts") }
 	}
@@ -220,7 +212,7 @@ func (o *Options) controllerOptions(s *signing) controllers.Options {
 		FlexVolumePluginDir: o.FlexVolumePluginDir,
 		Small:               o.Small,
 		// The operator's come last, so that they count.
-		ExtraArgs: append([]string{"node-monitor-grace-period=" + o.Cluster.Liveness.Grace.String()}, o.ControllerManagerArgs...),
+		ExtraArgs: append([]string{"node-monitor-grace-period=" + clusterconfig.GracePeriod.String()}, o.ControllerManagerArgs...),
 	}
 	if s != nil {
 		c.ClusterSigningCertFile, c.ClusterSigningKeyFile = s.cert, s.key

@@ -172,17 +172,17 @@ func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leadi
 		Liveness:  liveness.Options{Own: o.ownNode(), Contact: s.tunnels.Contact, Check: s.newFinder().Check},
 		Judge:     &s.judge, Members: store.Cluster(),
 		ServiceLB: servicelb.Options{
-			Disabled: o.DisableServiceLB, Pool: o.LBPool, Networks: o.reserved(),
+			Disabled: o.Cluster.Balancer.Disabled, Pool: o.LBPool, Networks: o.reserved(),
 			Barred: s.roster.ReservedAddresses, Joined: s.roster.JoinedAddresses,
 		},
 		Port: o.Port, LBReserved: o.LBReserved, NodePortRange: o.NodePortRange,
-		Ingress: ingress.Options{Disabled: o.Cluster.IngressDisabled(), Rules: o.IngressRules, Built: o.BuildTime},
+		Ingress: ingress.Options{Disabled: o.Cluster.NoIngress, Rules: o.IngressRules, Built: o.BuildTime},
 		ACME: acme.Options{
 			Email: o.ACME.Email, Directory: o.ACME.Directory, Roots: o.ACME.Roots,
 			Dial: s.tunnels.DialContext, Built: o.BuildTime, UserAgent: "coracle/" + o.Version,
 		},
 		OwnsAddress: s.roster.OwnsAddress, GatewayUse: s.gatewayUse.Load(),
-		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.NodeName, Disabled: o.DisableHelm},
+		Helm:         helmcharts.Options{Folders: o.ChartFolders, Server: o.NodeName, Disabled: o.Cluster.NoHelm},
 		HelmChildren: helmcharts.Children{Program: o.HelmProgram, Dir: o.RunDir},
 		Part:         s.board.leader, Board: o.Board, Logger: s.log,
 	})

@@ -30,6 +30,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
@@ -356,8 +357,8 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	}
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
-	options.ResourceMetrics = !s.o.DisableMetrics
-	options.Status, options.Console = s.statusHandler(), consoleHandler(s.o.Cluster.ConsoleDisabled())
+	options.ResourceMetrics = !s.o.Cluster.NoMetrics
+	options.Status, options.Console = s.statusHandler(), consoleHandler(s.o.Cluster.NoConsole)
 	if s.o.Board != nil {
 		options.MetricsPart = s.o.Board.Part("metrics API")
 	}
@@ -377,8 +378,8 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		return nil, err
 	}
 	s.gatewayUse.Store(use)
-	options.NoIngress = s.o.Cluster.IngressDisabled()
-	if !s.o.Cluster.GatewayDisabled() {
+	options.NoIngress = s.o.Cluster.NoIngress
+	if !s.o.Cluster.NoGateway {
 		options.GatewayUse = use
 	}
 	api, err := apiserver.New(ctx, options)
@@ -496,7 +497,7 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		ServiceAccountSigningKeyFile: s.pki.ServiceAccountKeyFile(),
 		ServiceAccountIssuer:         "https://kubernetes.default.svc." + s.o.Cluster.Domain,
 		KubeletClientCertFile:        f.kubelet.Path, KubeletClientKeyFile: f.kubelet.Path,
-		KubeletCAFile:             s.pki.KubeletTrustFile(),
+		KubeletCAFile:             s.pki.CAFile(pki.KubeletCA),
 		RequestHeaderCAFile:       s.pki.CAFile(pki.RequestHeaderCA),
 		RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
 		ProxyClientCertFile:       f.proxy.Path, ProxyClientKeyFile: f.proxy.Path,
@@ -524,7 +525,7 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done
 	for {
 		err := bootstrap.Apply(ctx, bootstrap.Options{
 			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(),
-			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.IngressDisabled(),
+			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.NoIngress,
 			NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
 		})
 		if ctx.Err() != nil {
@@ -546,10 +547,8 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done
 			last = err.Error()
 			s.log.Warn("the cluster's own objects cannot be applied yet; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, wait) {
 			return nil
-		case <-time.After(wait):
 		}
 	}
 }

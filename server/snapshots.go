@@ -10,14 +10,12 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync/atomic"
 
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/joinrequest"
-	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 )
@@ -26,8 +24,7 @@ import (
 // missing.
 func SnapshotFiles() (required, optional []string) {
 	required, optional = secrets.CommonFiles()
-	// A server that joins gets it in another way, and only as long as it is of use.
-	return append(required, joinrequest.File), append(optional, filepath.Join("tls", pki.FormerKubeletCAName))
+	return append(required, joinrequest.File), optional
 }
 
 // SnapshotsHandler answers on the admin socket.

@@ -10,6 +10,7 @@
 package announcer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,9 +87,7 @@ func New(o Options) (*Announcer, error) {
 	if o.Client == nil || o.Settings == nil || o.NodeName == "" || o.Links == nil || o.Announce == nil || o.Now == nil {
 		return nil, errors.New("announcer: an option is missing")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Probe == nil {
 		o.Probe = func(context.Context, vip.Interface, netip.Addr) error { return nil }
 	}
@@ -206,9 +205,6 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 }
 
 func (a *Announcer) show(now map[netip.Addr]running, trouble []string) {
-	if a.o.Part == nil {
-		return
-	}
 	switch {
 	case len(trouble) > 0:
 		a.o.Part.Set(status.Degraded, strings.Join(trouble, "; "))
@@ -242,10 +238,7 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalance
 				return
 			}
 			a.o.Logger.Warn("load balancer: an address is not announced any more; it is tried again", "address", address, "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second): // the reason may last
-			}
+			timers.Sleep(ctx, time.Second) // the reason may last
 		}
 	}()
 	return running{holder: h, iface: iface, stop: func() {

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -103,9 +104,7 @@ func (b *Balancer) within(usual time.Duration) time.Duration { return cmp.Or(b.l
 
 // New takes the address and reads the list.
 func New(ctx context.Context, o Options) (*Balancer, error) {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	b := &Balancer{
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, pairs: map[addressPair]int{},
@@ -322,12 +321,7 @@ func (b *Balancer) use(server string) {
 func (b *Balancer) inUse() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var out []string
-	for _, server := range b.open {
-		out = append(out, server)
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
+	return slices.Compact(slices.Sorted(maps.Values(b.open)))
 }
 
 // drop closes a server's connections and tries it last.

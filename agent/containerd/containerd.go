@@ -10,6 +10,7 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,9 +95,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if !started.CompareAndSwap(false, true) {
 		return nil, errors.New("containerd: already started in this process, and its plugins cannot be set up twice")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	version.Version = release(version.Version)
 	s := &Server{opts: o, fatal: setTrap()}
 	if err := s.prepare(); err != nil {

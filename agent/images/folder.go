@@ -3,6 +3,7 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -55,12 +56,8 @@ func (f *Folder) open() error {
 	if f.record != nil {
 		return nil
 	}
-	if f.Settle == 0 {
-		f.Settle = DefaultSettle
-	}
-	if f.Logger == nil {
-		f.Logger = slog.Default()
-	}
+	f.Settle = cmp.Or(f.Settle, DefaultSettle)
+	f.Logger = cmp.Or(f.Logger, slog.Default())
 	f.failed = map[string]fs.FileInfo{}
 	if err := os.MkdirAll(f.Dir, 0o755); err != nil {
 		return fmt.Errorf("images: make the images folder: %w", err)

@@ -184,7 +184,7 @@ func (k *keeper) outdated() bool {
 
 // takeOver has a new process serve on the sockets of the one that serves now, which goes on when that fails.
 func (k *keeper) takeOver(ctx context.Context, t table.Sections) (map[string]string, error) {
-	if k.held == nil { // an old version, or one that is stuck
+	if k.held == nil { // it is stuck
 		return k.replace(ctx, t)
 	}
 	s, err := k.held.at(k.at)

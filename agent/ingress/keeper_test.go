@@ -128,16 +128,6 @@ func TestFirstVersionIsReplaced(t *testing.T) {
 	eventually(t, "one process is left", func() bool { return len(n.processes()) == 1 })
 }
 
-// TestFirstVersionsRecord: what the first version wrote of its only process is understood.
-func TestFirstVersionsRecord(t *testing.T) {
-	dir := t.TempDir()
-	testenv.NoError(t, os.WriteFile(recordIn(dir), []byte(`{"pid":4,"started":7,"ports":{"http":10080}}`), 0o600))
-	r, err := readRecord(dir)
-	if want := []entry{{PID: 4, Started: 7, Socket: firstSocket}}; err != nil || !slices.Equal(r.Processes, want) {
-		t.Errorf("%v, %v", r, err)
-	}
-}
-
 // TestNodesAddressesChange: another process listens at the node's new addresses, and the old one drains.
 func TestNodesAddressesChange(t *testing.T) {
 	n := newTestNode(t)

@@ -3,6 +3,7 @@
 package ingress
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,32 +38,15 @@ type entry struct {
 	Draining bool `json:"draining,omitempty"`
 }
 
-// firstSocket is the control socket of the first version, which knows no handover.
-const firstSocket = "control.sock"
-
 func recordIn(dir string) string { return filepath.Join(dir, "process.json") }
 
 // readRecord reads the record; one that cannot be read is an error, and none is an empty one.
 func readRecord(dir string) (record, error) {
-	var r struct {
-		record
-		entry // of the first version, which had one process with one socket
-	}
-	text, err := os.ReadFile(recordIn(dir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return record{}, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(text, &r)
-	}
-	if err != nil {
+	var r record
+	if _, err := atomicfile.ReadJSON(recordIn(dir), &r); err != nil {
 		return record{}, fmt.Errorf("reading the record of the ingress proxy: %w", err)
 	}
-	if r.Processes == nil && r.PID != 0 {
-		r.Socket = firstSocket
-		r.Processes = []entry{r.entry}
-	}
-	return r.record, nil
+	return r, nil
 }
 
 // write keeps what lives, and removes the sockets of what has ended.
@@ -157,9 +141,7 @@ func ofProxyUser(pid int) bool {
 		return false
 	}
 	user := os.Getuid()
-	if user == 0 {
-		user = User
-	}
+	user = cmp.Or(user, User)
 	_, ids, _ := strings.Cut(string(text), "\nUid:\t")
 	real, _, _ := strings.Cut(ids, "\t")
 	return real == strconv.Itoa(user)
@@ -189,8 +171,5 @@ func stop(dir string) error {
 // handedOver tells a process that another one serves now.
 func (e *entry) handedOver() error {
 	e.Draining = true
-	if e.Socket == firstSocket {
-		return e.signal(syscall.SIGTERM)
-	}
 	return e.signal(table.HandedOver)
 }

@@ -10,6 +10,7 @@ package joining
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -18,7 +19,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -112,9 +112,7 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	n := &Node{o: o, Credentials: nodecreds.In(o.Dir)}
 	var err error
 	if n.token, err = token.Parse(o.Token); err != nil {
@@ -205,7 +203,7 @@ func (n *Node) ask(ctx context.Context) error {
 		Request: protocol.Request{
 			Role: token.RoleAgent, Program: n.o.Program, Time: n.o.Now(),
 			Node: protocol.Node{
-				Name: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Password: password, Connects: true,
+				Name: n.o.NodeName, Addresses: n.o.Addresses, External: n.o.External, Password: password,
 				KubeletRequest: keys.request(), ServingRequest: keys.request(), NetworkRequest: keys.request(),
 			},
 		},
@@ -326,12 +324,8 @@ func (n *Node) keep(a *protocol.Answer, k *keys) error {
 
 // load takes what an earlier run kept, and says whether the node can start with that.
 func (n *Node) load() bool {
-	data, err := os.ReadFile(n.stateFile())
-	if err != nil {
-		return false
-	}
 	var s state
-	if json.Unmarshal(data, &s) != nil {
+	if found, _ := atomicfile.ReadJSON(n.stateFile(), &s); !found {
 		return false
 	}
 	n.gossip = s.Gossip // to look for the servers with, whatever else has changed

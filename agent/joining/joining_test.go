@@ -43,7 +43,7 @@ import (
 
 var settings = clusterconfig.Settings{
 	PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-	Domain: "cluster.local", Liveness: clusterconfig.ByLease,
+	Domain: "cluster.local",
 }
 
 // servers is a cluster's end of the protocol, with real authorities.
@@ -272,7 +272,7 @@ func TestStartWritesNothing(t *testing.T) {
 	if moved[0] != first[0] || moved[1] == first[1] || moved[2] != first[2] {
 		t.Errorf("after the serving certificate's addresses changed: %v, and before %v", moved, first)
 	}
-	s.servingSigner = pki.ServerCA // as before there was kubelet-ca
+	s.servingSigner = pki.ServerCA
 	if of := serials(); of[1] == moved[1] {
 		t.Error("a certificate of another authority was not taken")
 	}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/spf13/pflag"
+	v1 "k8s.io/api/core/v1"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 
@@ -118,10 +120,5 @@ func (a args) apply(s *options.KubeletServer) error {
 }
 
 func hasTaint(s *options.KubeletServer, key, effect string) bool {
-	for _, t := range s.RegisterWithTaints {
-		if t.Key == key && string(t.Effect) == effect {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.RegisterWithTaints, func(t v1.Taint) bool { return t.Key == key && string(t.Effect) == effect })
 }

@@ -32,8 +32,6 @@ import (
 )
 
 const (
-	defaultLease = 40 * time.Second
-
 	// reportEvery is how often a status that has not changed is reported.
 	reportEvery = 30 * time.Minute
 
@@ -54,10 +52,6 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 	resolvConf := o.ResolvConf
 	if resolvConf == "" {
 		resolvConf = resolvconf.Choose(resolvconf.HostFiles)
-	}
-	lease := o.LeaseDuration
-	if lease == 0 {
-		lease = defaultLease
 	}
 	var dns []string
 	for _, ip := range o.ClusterDNS {
@@ -107,7 +101,7 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 		// sign of life (ADR 0040). The lease is written four times per duration.
 		NodeStatusUpdateFrequency:   metav1.Duration{Duration: 10 * time.Second},
 		NodeStatusReportFrequency:   metav1.Duration{Duration: reportEvery},
-		NodeLeaseDurationSeconds:    int32(lease.Seconds()),
+		NodeLeaseDurationSeconds:    int32(clusterconfig.LeaseDuration.Seconds()),
 		ContainerLogMonitorInterval: &metav1.Duration{Duration: 30 * time.Second},
 		CPUManagerReconcilePeriod:   metav1.Duration{Duration: time.Minute},
 

@@ -47,7 +47,7 @@ func TestKubeletDefaults(t *testing.T) {
 		"both addresses":                       s.NodeIP == "192.0.2.1,2001:db8::1",
 		"label":                                s.NodeLabels["rack"] == "a",
 		"taint":                                len(s.RegisterWithTaints) == 1 && s.RegisterWithTaints[0].Effect == corev1.TaintEffectNoSchedule,
-		"lease of 40 s":                        s.NodeLeaseDurationSeconds == 40,
+		"lease of ten minutes":                 s.NodeLeaseDurationSeconds == 600,
 		"status is written twice an hour":      s.NodeStatusReportFrequency.Duration == 30*time.Minute,
 		"eviction":                             s.EvictionHard["nodefs.available"] == "5%",
 		"upstream's default where we set none": s.MaxPods == 110,
@@ -86,12 +86,6 @@ func TestPortsAreThoseOfFinishedConfiguration(t *testing.T) {
 		o.Args = c.args
 		testenv.EqualSlices(t, testenv.Must(Ports(o))(t), c.want, "%v:", c.args)
 	}
-}
-
-func TestLeaseDuration(t *testing.T) {
-	o := testOptions()
-	o.LeaseDuration = 10 * time.Minute
-	testenv.Equal(t, mustServer(t, o).NodeLeaseDurationSeconds, 600, "")
 }
 
 func TestFlagBeatsDropInBeatsFile(t *testing.T) {

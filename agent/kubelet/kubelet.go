@@ -11,10 +11,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/cadvisor/lib/manager"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -66,11 +66,6 @@ type Options struct {
 	// ResolvConf is what pods get of the host's resolver configuration; empty means the host's own, see package
 	// resolvconf.
 	ResolvConf string
-
-	// LeaseDuration is how long the control plane believes in this node without hearing of it; it is renewed four times
-	// as often. A lease is a write to every server's disk: 40 s, the default and upstream's, is 8,640 of them a day.
-	// Where something else detects dead nodes, this may be long.
-	LeaseDuration time.Duration
 
 	// Report, when set, has the kubelet report the node's status at once instead of within ten seconds, for each value
 	// that comes, once it runs.
@@ -187,9 +182,7 @@ func kubeletFlags(o Options) (*options.KubeletFlags, error) {
 	f.KubeConfig = o.Kubeconfig
 	f.HostnameOverride = o.NodeName
 	f.NodeLabels = map[string]string{}
-	for k, v := range o.Labels {
-		f.NodeLabels[k] = v
-	}
+	maps.Copy(f.NodeLabels, o.Labels)
 	if o.OwnAddresses {
 		// Upstream knows one way to say it. The taint that comes with it waits for a cloud provider's controller; the
 		// label tells our API server to leave it out.

@@ -88,10 +88,7 @@ func (m restingVolumes) first(ctx context.Context, done func() bool) {
 	ctx, cancel := context.WithTimeout(ctx, volumesFirst)
 	defer cancel()
 	for !done() && ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-time.After(volumesStep):
-		}
+		timers.Sleep(ctx, volumesStep)
 	}
 }
 

@@ -4,7 +4,9 @@ package registries
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -15,14 +17,14 @@ type file struct{ dir, toml string }
 // files is the whole configuration. A registry has a file when it has mirrors or when its own host needs TLS settings.
 func (c *Config) files(relay *Relay) []file {
 	var out []file
-	for _, name := range sorted(c.Mirrors) {
+	for _, name := range slices.Sorted(maps.Keys(c.Mirrors)) {
 		dir := name
 		if name == anyRegistry {
 			dir = "_default"
 		}
 		out = append(out, file{dir, c.hostsTOML(name, name, relay)})
 	}
-	for _, name := range sorted(c.Configs) {
+	for _, name := range slices.Sorted(maps.Keys(c.Configs)) {
 		if _, done := c.Mirrors[name]; !done && c.Configs[name].TLS != nil {
 			out = append(out, file{name, c.hostsTOML(name, anyRegistry, relay)})
 		}

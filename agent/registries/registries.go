@@ -17,10 +17,12 @@ package registries
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -121,7 +123,7 @@ func plain(err error) error {
 // check finds what would only fail at the first pull.
 func (c *Config) check() error {
 	var errs []error
-	for _, name := range sorted(c.Mirrors) {
+	for _, name := range slices.Sorted(maps.Keys(c.Mirrors)) {
 		m := c.Mirrors[name]
 		if name != anyRegistry && !isHost(name) {
 			errs = append(errs, fmt.Errorf("mirrors: %q is not a registry's name; write its host, with the port if it has one, and "+
@@ -136,7 +138,7 @@ func (c *Config) check() error {
 			errs = append(errs, fmt.Errorf("mirrors: %s: %w", name, err))
 		}
 	}
-	for _, name := range sorted(c.Configs) {
+	for _, name := range slices.Sorted(maps.Keys(c.Configs)) {
 		h := c.Configs[name]
 		if !isHost(name) {
 			errs = append(errs, fmt.Errorf("configs: %q is not a host; write its name, with the port if it has one, and nothing else",
@@ -204,9 +206,7 @@ func endpointURL(s string) (*url.URL, error) {
 		return nil, fmt.Errorf("endpoint %q is not a URL like https://mirror.example.org:5000 (credentials go under configs)", s)
 	}
 	u.Path = strings.TrimSuffix(u.Path, "/")
-	if u.Path == "" {
-		u.Path = "/v2"
-	}
+	u.Path = cmp.Or(u.Path, "/v2")
 	return u, nil
 }
 
@@ -226,13 +226,4 @@ func (c *Config) Write(dir string, relay *Relay) error {
 		}
 	}
 	return nil
-}
-
-func sorted[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -60,7 +61,7 @@ const relayTimeout = 30 * time.Second
 // NewRelay listens for those mirrors of the configuration that have rewrites; nil when there are none.
 func NewRelay(c *Config) (*Relay, error) {
 	r := &Relay{secret: rand.Text(), routes: map[string]*route{}}
-	for _, name := range sorted(c.Mirrors) {
+	for _, name := range slices.Sorted(maps.Keys(c.Mirrors)) {
 		m := c.Mirrors[name]
 		if len(m.Rewrites) == 0 {
 			continue
@@ -89,7 +90,7 @@ func NewRelay(c *Config) (*Relay, error) {
 
 // compile puts the longest pattern first: the file's order is lost, and a longer one is usually the more specific.
 func compile(m map[string]string) ([]rewrite, error) {
-	patterns := sorted(m)
+	patterns := slices.Sorted(maps.Keys(m))
 	slices.SortStableFunc(patterns, func(a, b string) int { return len(b) - len(a) })
 	var out []rewrite
 	for _, p := range patterns {

@@ -7,6 +7,7 @@
 package tunnels
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -68,9 +69,7 @@ func Run(ctx context.Context, o Options) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -142,10 +141,7 @@ func (o *Options) keep(ctx context.Context, server string) {
 			last = text
 			o.Logger.Info("no connection to a server; it is tried again", "server", server, "reason", text)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause/2 + rand.N(pause/2)): // all nodes lose a server at the same moment
-		}
+		timers.Sleep(ctx, pause/2+rand.N(pause/2)) // all nodes lose a server at the same moment
 	}
 }
 

@@ -5,8 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"log/slog"
 	"path/filepath"
 	"time"
 
@@ -16,7 +14,6 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/encryption"
-	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
 )
 
@@ -40,33 +37,14 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config,
 	open func(context.Context, func(context.Context, *clientv3.Client) error) error,
 	progress func(stage string, objects int, waiting []string)) error {
 	return open(ctx, func(ctx context.Context, store *clientv3.Client) error {
-		serverDir := filepath.Dir(dir)
-		shared, err := secrets.SharedEncryption(store, serverDir)
+		shared, err := secrets.SharedEncryption(store, filepath.Dir(dir))
 		if err != nil {
 			return err
 		}
-		kept, err := shared.Kept(ctx)
-		if err != nil {
-			return err
-		}
-		others, err := roster.ReadPeerAddresses(serverDir)
-		if err != nil {
-			return err
-		}
-		if kept || len(others) > 0 {
-			return encryption.SharedRotation{
-				Shared: shared, Client: client, Servers: func(ctx context.Context) ([]string, error) { return storeServers(ctx, store) },
-				Progress: func(stage encryption.Stage, n int, waiting []string) { progress(string(stage), n, waiting) },
-			}.Run(ctx)
-		}
-		return encryption.Rotate(ctx, encryption.RotateOptions{
-			Dir:      dir,
-			Client:   client,
-			KV:       store,
-			Check:    func() error { return onlyServer(dir) },
-			Progress: func(stage encryption.Stage, n int) { progress(string(stage), n, nil) },
-			Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)), // the command prints progress itself
-		})
+		return encryption.Rotation{
+			Shared: shared, Client: client, Servers: func(ctx context.Context) ([]string, error) { return storeServers(ctx, store) },
+			Progress: func(stage encryption.Stage, n int, waiting []string) { progress(string(stage), n, waiting) },
+		}.Run(ctx)
 	})
 }
 
@@ -92,14 +70,4 @@ func storeServers(ctx context.Context, store *clientv3.Client) ([]string, error)
 		out = append(out, m.Name)
 	}
 	return out, nil
-}
-
-// onlyServer refuses to change the files of one server where there are others by now: one came since they were looked
-// for.
-func onlyServer(credDir string) error {
-	others, err := roster.ReadPeerAddresses(filepath.Dir(credDir))
-	if err == nil && len(others) > 0 {
-		err = fmt.Errorf("the cluster has %d servers since a moment ago; nothing was changed. Run the same command again", len(others)+1)
-	}
-	return err
 }

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/utils/ptr"
-
 	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -55,30 +53,18 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 		return o, err
 	}
 	o.Cluster, o.NodePortRange, o.EncryptResources, o.Join = joined.Settings, joined.NodePortRange, joined.EncryptResources, joined.Peers
-	if b := joined.Settings.Balancer; b != nil {
-		if o.LBPool, err = loadbalancer.Parse(b.Pool); err != nil {
-			return o, fmt.Errorf("the cluster's --load-balancer-pool: %w", err)
-		}
-		o.DisableServiceLB = b.Disabled
-		// given, it may have changed since this server joined
-		if len(b.ReservedPorts) > 0 && !slices.Contains(c.Given, "load-balancer-reserved-ports") {
-			o.LBReserved = b.ReservedPorts
-		}
+	if o.LBPool, err = loadbalancer.Parse(joined.Settings.Balancer.Pool); err != nil {
+		return o, fmt.Errorf("the cluster's --load-balancer-pool: %w", err)
 	}
-	o.DisableMetrics = ptr.Deref(joined.Settings.NoMetrics, o.DisableMetrics)
-	o.DisableHelm = ptr.Deref(joined.Settings.NoHelm, o.DisableHelm)
-	own := clusterSettings(c) // where the cluster says nothing
-	o.Cluster.NoIngress = cmp.Or(joined.Settings.NoIngress, own.NoIngress)
-	o.Cluster.NoGateway = cmp.Or(joined.Settings.NoGateway, own.NoGateway)
-	o.Cluster.NoConsole = cmp.Or(joined.Settings.NoConsole, own.NoConsole)
-	if o.Cluster.ConsoleDisabled() && o.ConsoleListen != "" {
+	if !slices.Contains(c.Given, "load-balancer-reserved-ports") { // given, it may have changed since this server joined
+		o.LBReserved = joined.Settings.Balancer.ReservedPorts
+	}
+	if o.Cluster.NoConsole && o.ConsoleListen != "" {
 		return o, errors.New("--console-listen: the cluster that this server belongs to was given --disable console; leave it out")
 	}
-	if no := joined.Settings.NoManifests; no != nil {
+	o.ManifestsDir = c.Paths.ManifestsDir
+	if o.Cluster.NoManifests {
 		o.ManifestsDir = ""
-		if !*no {
-			o.ManifestsDir = c.Paths.ManifestsDir
-		}
 	}
 	if c.ServerURL != nil {
 		o.Join = append(o.Join, c.ServerURL.Host)
@@ -89,15 +75,6 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 // contradictions finds settings that were given on this server and are not the cluster's.
 func contradictions(c *config.Server, j *joinrequest.Joined) error {
 	own := clusterSettings(c)
-	if j.Settings.Balancer == nil { // of a cluster that says nothing of it
-		own.Balancer = nil
-	}
-	cluster := j.Settings.Switches()
-	for i, given := range own.Switches() {
-		if *cluster[i] == nil {
-			*given = nil
-		}
-	}
 	errs := []error{backendContradiction(c, j.Settings.Backend())}
 	for _, s := range []struct{ flag, own, cluster string }{
 		{"cluster-cidr", clusterconfig.FlagValue(own.PodCIDRs), clusterconfig.FlagValue(j.Settings.PodCIDRs)},
@@ -110,7 +87,7 @@ func contradictions(c *config.Server, j *joinrequest.Joined) error {
 		{"default-toleration-seconds", fmt.Sprint(own.Toleration()), fmt.Sprint(j.Settings.Toleration())},
 		{"disable-kube-proxy", fmt.Sprint(own.NoServiceProxy), fmt.Sprint(j.Settings.NoServiceProxy)},
 		{"disable", disabledParts(own), disabledParts(j.Settings)},
-		{"load-balancer-pool", poolText(own), poolText(j.Settings)},
+		{"load-balancer-pool", strings.Join(own.Balancer.Pool, ","), strings.Join(j.Settings.Balancer.Pool, ",")},
 	} {
 		if s.own != s.cluster && slices.Contains(c.Given, s.flag) {
 			err := fmt.Errorf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", s.flag, s.own,
@@ -152,22 +129,15 @@ func disabledParts(s clusterconfig.Settings) string {
 		name     string
 		disabled bool
 	}{
-		{config.PartDNS, !s.DNS.IsValid()}, {config.PartManifests, ptr.Deref(s.NoManifests, false)},
+		{config.PartDNS, !s.DNS.IsValid()}, {config.PartManifests, s.NoManifests},
 		{config.PartNetworkPolicy, s.NoNetworkPolicy}, {config.PartLocalStorage, s.NoLocalStorage},
-		{config.PartServiceLB, s.Balancer != nil && s.Balancer.Disabled}, {config.PartMetrics, ptr.Deref(s.NoMetrics, false)},
-		{config.PartHelm, ptr.Deref(s.NoHelm, false)}, {config.PartIngress, s.IngressDisabled()},
-		{config.PartGateway, s.GatewayDisabled()}, {config.PartConsole, s.ConsoleDisabled()},
+		{config.PartServiceLB, s.Balancer.Disabled}, {config.PartMetrics, s.NoMetrics},
+		{config.PartHelm, s.NoHelm}, {config.PartIngress, s.NoIngress},
+		{config.PartGateway, s.NoGateway}, {config.PartConsole, s.NoConsole},
 	} {
 		if p.disabled {
 			out = append(out, p.name)
 		}
 	}
 	return strings.Join(out, ",")
-}
-
-func poolText(s clusterconfig.Settings) string {
-	if s.Balancer == nil {
-		return ""
-	}
-	return strings.Join(s.Balancer.Pool, ",")
 }

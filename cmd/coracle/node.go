@@ -128,12 +128,11 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 
 		RegistriesFile: n.machine.RegistriesFile, ResolvConf: n.machine.ResolvConf,
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
-		LeaseDuration: n.cluster.Liveness.Lease,
-		WaitAPI:       n.waitAPI,
-		WaitServing:   n.waitServing,
-		Servers:       n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair,
+		WaitAPI:     n.waitAPI,
+		WaitServing: n.waitServing,
+		Servers:     n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair,
 		ServerCAFile:    n.credentials.ServerCAFile,
-		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.IngressDisabled() && n.cluster.GatewayDisabled(),
+		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: func(subnets []netip.Prefix) {
 			isReady() // only a node that is ready has them for sure
@@ -171,19 +170,13 @@ func clusterSettings(c *config.Server) clusterconfig.Settings {
 		NetworkBackend:    c.NetworkBackend,
 		NoNetworkPolicy:   c.Disabled(config.PartNetworkPolicy),
 		NoLocalStorage:    c.Disabled(config.PartLocalStorage),
-		Liveness:          clusterconfig.ByConnection,
 		TolerationSeconds: c.TolerationSeconds,
-		Balancer: &clusterconfig.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: loadbalancer.Texts(c.LBPool),
+		NoMetrics:         c.Disabled(config.PartMetrics), NoHelm: c.Disabled(config.PartHelm),
+		NoManifests: c.Disabled(config.PartManifests), NoConsole: c.Disabled(config.PartConsole),
+		NoIngress: c.Disabled(config.PartIngress), NoGateway: c.Disabled(config.PartGateway),
+		Balancer: clusterconfig.Balancer{Disabled: c.Disabled(config.PartServiceLB), Pool: loadbalancer.Texts(c.LBPool),
 			ReservedPorts: c.LBReserved},
 	}
-	noMetrics := c.Disabled(config.PartMetrics)
-	noHelm := c.Disabled(config.PartHelm)
-	noManifests := c.Disabled(config.PartManifests)
-	noIngress := c.Disabled(config.PartIngress)
-	noGateway := c.Disabled(config.PartGateway)
-	noConsole := c.Disabled(config.PartConsole)
-	s.NoMetrics, s.NoHelm, s.NoManifests = &noMetrics, &noHelm, &noManifests
-	s.NoIngress, s.NoGateway, s.NoConsole = &noIngress, &noGateway, &noConsole
 	if !c.Disabled(config.PartDNS) {
 		s.DNS = c.ClusterDNS
 	}

@@ -9,6 +9,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -126,9 +127,7 @@ func noAgent(req wire.Request, err error) *wire.Error {
 }
 
 func versions(asked string) ([]byte, *wire.Error) {
-	if asked == "" {
-		asked = wire.Versions[len(wire.Versions)-1]
-	}
+	asked = cmp.Or(asked, wire.Versions[len(wire.Versions)-1])
 	out, err := json.Marshal(struct {
 		CNIVersion        string   `json:"cniVersion"`
 		SupportedVersions []string `json:"supportedVersions"`

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 )
 
 // MaxMessage bounds one message in bytes. A network configuration with its runtime part is a few
@@ -52,12 +53,7 @@ var Versions = []string{"1.0.0", "1.1.0"}
 
 // SupportsVersion says whether v is one of Versions.
 func SupportsVersion(v string) bool {
-	for _, s := range Versions {
-		if s == v {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(Versions, v)
 }
 
 // Request is one call of the CNI plugin: its environment and its standard input.

@@ -3,6 +3,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/http"
@@ -37,9 +38,7 @@ func newGuard(directory string, refuse func(netip.Addr) bool) *guard {
 
 func (g *guard) trust(u *url.URL) {
 	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
-	}
+	port = cmp.Or(port, map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme])
 	g.trusted.Store(net.JoinHostPort(u.Hostname(), port), true)
 }
 

@@ -10,6 +10,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -112,9 +113,7 @@ type tries struct {
 
 // New makes a Manager that does nothing before Run.
 func New(o Options) *Manager {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Transport == nil {
 		g := newGuard(o.Directory, o.Refuse)
 		o.Transport = &http.Transport{
@@ -363,9 +362,6 @@ func later(a, b time.Time) time.Time {
 // show says in the status how many certificates there are, and what is wrong with the first that lacks. The caller
 // holds mu.
 func (m *Manager) show() {
-	if m.o.Part == nil {
-		return
-	}
 	missing, why := 0, ""
 	for _, o := range m.wanted {
 		if !m.missing(o) {

@@ -26,6 +26,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	certutil "k8s.io/client-go/util/cert"
+	"k8s.io/client-go/util/keyutil"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 )
@@ -196,15 +198,9 @@ type leaf struct {
 // readLeaf reads a Secret of ours; one that cannot be read is to be renewed at once.
 func readLeaf(s *corev1.Secret) leaf {
 	out := leaf{made: s.Annotations[madeAnnotation]}
-	block, _ := pem.Decode(s.Data[corev1.TLSCertKey])
-	if block == nil {
-		return out
+	if chain, err := certutil.ParseCertsPEM(s.Data[corev1.TLSCertKey]); err == nil {
+		out.names, out.renew = chain[0].DNSNames, renewal(chain[0])
 	}
-	c, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return out
-	}
-	out.names, out.renew = c.DNSNames, renewal(c)
 	return out
 }
 
@@ -233,11 +229,7 @@ func writeKey(k crypto.Signer) ([]byte, error) {
 }
 
 func readKey(text []byte) (crypto.Signer, error) {
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, errors.New("there is no key in PEM")
-	}
-	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	k, err := keyutil.ParsePrivateKeyPEM(text)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 	"sigs.k8s.io/yaml"
 
 	"github.com/coracle-k8s/coracle/internal/notify"
@@ -73,17 +73,48 @@ func (k Kind) Define(ctx context.Context, c dynamic.Interface) error {
 	if err != nil {
 		return err
 	}
+	if err := Put(ctx, c, want, func(have *unstructured.Unstructured) bool { return numberOf(have) < numberOf(want) }); err != nil {
+		return err
+	}
+	return k.awaitServed(ctx, c)
+}
+
+// Put makes a definition that is missing, and puts it in place of one that coracle has made and that is older. One of
+// another client's is left as it is.
+func Put(ctx context.Context, c dynamic.Interface, want *unstructured.Unstructured,
+	older func(have *unstructured.Unstructured) bool) error {
 	have, err := definitions(c).Get(ctx, want.GetName(), metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		_, err = definitions(c).Create(ctx, want, metav1.CreateOptions{FieldManager: manager})
-	case err == nil && have.GetLabels()[managedBy] == manager && numberOf(have) < numberOf(want):
+	case err == nil && have.GetLabels()[managedBy] == manager && older(have):
 		_, err = definitions(c).Update(ctx, renewed(have, want), metav1.UpdateOptions{FieldManager: manager})
 	}
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("defining %s: %w", k.Resource.Resource, err)
+		return fmt.Errorf("defining %s: %w", want.GetName(), err)
 	}
-	return k.awaitServed(ctx, c)
+	return nil
+}
+
+// Remove removes a definition that coracle has made, if unused says so. It leaves one of another client's as it is.
+func Remove(ctx context.Context, c dynamic.Interface, name string, unused func() (bool, error)) error {
+	have, err := definitions(c).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || err == nil && have.GetLabels()[managedBy] != manager {
+		return nil
+	}
+	if err == nil {
+		var ok bool
+		if ok, err = unused(); err == nil && !ok {
+			return nil
+		}
+	}
+	if err == nil {
+		err = definitions(c).Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("removing the definition %s: %w", name, err)
+	}
+	return nil
 }
 
 // renewed is a definition that there is, with what this version has to say. Labels and annotations of others stay.
@@ -143,24 +174,14 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 	if err != nil {
 		return 0, err
 	}
-	have, err := definitions(c).Get(ctx, want.GetName(), metav1.GetOptions{})
-	if apierrors.IsNotFound(err) || err == nil && have.GetLabels()[managedBy] != manager {
-		return 0, nil
-	}
-	if err == nil {
-		var all *unstructured.UnstructuredList
-		if all, err = c.Resource(k.Resource).List(ctx, metav1.ListOptions{}); err == nil && len(all.Items) > 0 {
-			return len(all.Items), nil
+	err = Remove(ctx, c, want.GetName(), func() (bool, error) {
+		all, err := c.Resource(k.Resource).List(ctx, metav1.ListOptions{})
+		if err == nil {
+			left = len(all.Items)
 		}
-	}
-	if err == nil {
-		err = definitions(c).Delete(ctx, want.GetName(),
-			metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
-	}
-	if err != nil && !apierrors.IsNotFound(err) {
-		return 0, fmt.Errorf("removing the definition of %s: %w", k.Resource.Resource, err)
-	}
-	return 0, nil
+		return left == 0, err
+	})
+	return left, err
 }
 
 // AwaitTurn returns when one of the nodes is ready, when wanted is sent, or after fifteen seconds: at its start a
@@ -170,10 +191,7 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 func AwaitTurn(ctx context.Context, nodes cache.SharedIndexInformer, wanted <-chan struct{}) bool {
 	ready := notify.New()
 	seen := func(o any) {
-		n, ok := o.(*corev1.Node)
-		if ok && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-		}) {
+		if n, ok := o.(*corev1.Node); ok && nodeutil.IsNodeReady(n) {
 			ready.Send()
 		}
 	}

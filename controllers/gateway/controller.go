@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -90,9 +91,7 @@ func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Informers == nil || o.State == nil || o.Status == nil || o.Recorder == nil {
 		return nil, errors.New("gateway: Client, Informers, State, Status and Recorder are required")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1()
 	c := &Controller{
 		o: o, services: core.Services().Lister(), secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(),
@@ -208,24 +207,15 @@ func (c *Controller) complete(s *gateway.State, ports map[string]uint16) {
 	s.GatewayServices, _ = c.services.List(gatewayapi.Labelled)
 	s.NodePorts = ports
 	s.Service = func(name types.NamespacedName) *corev1.Service {
-		found, err := c.services.Services(name.Namespace).Get(name.Name)
-		if err != nil {
-			return nil
-		}
+		found, _ := c.services.Services(name.Namespace).Get(name.Name) // nil where there is none
 		return found
 	}
 	s.Secret = func(name types.NamespacedName) *corev1.Secret {
-		found, err := c.secrets.Secrets(name.Namespace).Get(name.Name)
-		if err != nil {
-			return nil
-		}
+		found, _ := c.secrets.Secrets(name.Namespace).Get(name.Name) // nil where there is none
 		return found
 	}
 	s.ConfigMap = func(name types.NamespacedName) *corev1.ConfigMap {
-		found, err := c.configs.ConfigMaps(name.Namespace).Get(name.Name)
-		if err != nil {
-			return nil
-		}
+		found, _ := c.configs.ConfigMaps(name.Namespace).Get(name.Name) // nil where there is none
 		return found
 	}
 }
@@ -362,7 +352,6 @@ func (c *Controller) event(g *gatewayv1.Gateway, reason, message string) {
 // show says in the status how many Gateways are served.
 func (c *Controller) show(r gateway.Result) {
 	switch {
-	case c.o.Part == nil:
 	case c.o.Disabled:
 		c.o.Part.Set(status.Disabled, "")
 	case len(r.GatewayStatus) > 0:

@@ -3,6 +3,7 @@
 package helmcharts
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/definition"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -103,18 +105,10 @@ func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Dynamic == nil || o.Metadata == nil || o.Informers == nil || o.Recorder == nil || o.Engine == nil {
 		return nil, errors.New("helmcharts: Client, Dynamic, Metadata, Informers, Recorder and Engine are required")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
-	if o.FirstWait == 0 {
-		o.FirstWait = firstWait
-	}
-	if o.FilesEvery == 0 {
-		o.FilesEvery = filesEvery
-	}
-	if o.LeastCheck == 0 {
-		o.LeastCheck = time.Minute
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
+	o.FirstWait = cmp.Or(o.FirstWait, firstWait)
+	o.FilesEvery = cmp.Or(o.FilesEvery, filesEvery)
+	o.LeastCheck = cmp.Or(o.LeastCheck, time.Minute)
 	core := o.Informers.Core().V1()
 	c := &Controller{
 		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]cachedSum{}},
@@ -130,20 +124,17 @@ func New(o Options) (*Controller, error) {
 		return nil, fmt.Errorf("helmcharts: listening to HelmCharts: %w", err)
 	}
 	c.watches = newWatches(o.Metadata, c.wake.Send)
-	r, err := core.Namespaces().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { c.wake.Send() }, DeleteFunc: func(any) { c.wake.Send() },
-		UpdateFunc: func(old, now any) {
+	c.synced, err = netinformers.Follow(func(any) { c.wake.Send() }, netinformers.Source{
+		Informer: core.Namespaces().Informer(), Matters: func(old, now any) bool {
 			a, was := old.(*corev1.Namespace)
 			b, is := now.(*corev1.Namespace)
-			if was && is && (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) {
-				c.wake.Send()
-			}
+			return !was || !is || (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil)
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("helmcharts: listening to namespaces: %w", err)
+		return nil, fmt.Errorf("helmcharts: %w", err)
 	}
-	c.synced = []cache.InformerSynced{r.HasSynced, core.Nodes().Informer().HasSynced}
+	c.synced = append(c.synced, core.Nodes().Informer().HasSynced)
 	return c, nil
 }
 

@@ -106,7 +106,6 @@ func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.He
 	q := &helmjob.Request{
 		Operation: helmjob.Apply, Namespace: Target(c), Release: c.Name, CreateNamespace: c.Spec.CreateNamespace, Set: c.Spec.Set,
 		FailurePolicy: helmjob.FailurePolicy(c.Spec.FailurePolicy), ServerSide: c.Spec.ServerSide, TakeOwnership: c.Spec.TakeOwnership,
-		Repair: true,
 		Driver: c.Spec.Driver,
 	}
 	if c.Spec.Timeout != nil {

@@ -407,8 +407,6 @@ const longest = 30 * 24 * time.Hour
 // limit is how long a child may live. Helm's own timeout is for each hook and each wait: this is for one that hangs in
 // something else.
 func limit(timeout time.Duration) time.Duration {
-	if timeout == 0 {
-		timeout = helmjob.DefaultTimeout
-	}
+	timeout = cmp.Or(timeout, helmjob.DefaultTimeout)
 	return 10*min(timeout, longest) + 5*time.Minute
 }

@@ -3,6 +3,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ import (
 	networkinglisters "k8s.io/client-go/listers/networking/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -95,9 +97,7 @@ func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Informers == nil || o.Recorder == nil {
 		return nil, errors.New("ingress: Client, Informers and Recorder are required")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	core, networking, discovery := o.Informers.Core().V1(), o.Informers.Networking().V1(), o.Informers.Discovery().V1()
 	c := &Controller{
 		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
@@ -153,7 +153,7 @@ func NodeMatters(old, now any) bool {
 		return is && b.Annotations[table.NodeAnnotation] != ""
 	}
 	return a.Annotations[table.NodeAnnotation] != b.Annotations[table.NodeAnnotation] || b.Annotations[table.NodeAnnotation] != "" &&
-		(isReady(a) != isReady(b) || !equality.Semantic.DeepEqual(internalIPs(a), internalIPs(b)) ||
+		(nodeutil.IsNodeReady(a) != nodeutil.IsNodeReady(b) || !equality.Semantic.DeepEqual(internalIPs(a), internalIPs(b)) ||
 			(a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil))
 }
 
@@ -201,10 +201,7 @@ func (c *Controller) compile() (compile.Result, error) {
 		return compile.Result{}, nil
 	}
 	s := compile.State{Rules: c.o.Rules, Service: func(namespace, name string) *corev1.Service {
-		svc, err := c.services.Services(namespace).Get(name)
-		if err != nil {
-			return nil
-		}
+		svc, _ := c.services.Services(namespace).Get(name) // nil where there is none
 		return svc
 	}}
 	s.Ingresses, _ = c.ingresses.List(labels.Everything()) // of caches: they cannot fail
@@ -427,7 +424,6 @@ func (c *Controller) show(r compile.Result) {
 		}
 	}
 	switch {
-	case c.o.Part == nil:
 	case c.o.Disabled:
 		c.o.Part.Set(status.Disabled, "")
 	case len(c.busy) > 0:

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -117,12 +118,6 @@ func ownAddresses(svc *corev1.Service, nodes []*corev1.Node) bool {
 	})
 }
 
-func isReady(n *corev1.Node) bool {
-	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	})
-}
-
 // slicesOf are the EndpointSlices of the Service of Ingresses.
 func slicesOf(nodes []*corev1.Node) map[string]*discoveryv1.EndpointSlice {
 	return Slices(types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: table.Service}, sliceManager, nodes, portsOf)
@@ -144,7 +139,7 @@ func Slices(
 		if len(at) == 0 || n.DeletionTimestamp != nil {
 			continue
 		}
-		ready := isReady(n)
+		ready := nodeutil.IsNodeReady(n)
 		for family, address := range internalIPs(n) {
 			g := group{family, portsText(at)}
 			ports[g] = at

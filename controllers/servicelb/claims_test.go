@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -237,7 +238,7 @@ func (w *theft) change(step int) {
 		s.Spec.Type = []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeLoadBalancer}[w.r.IntN(3)]
 	case 5:
 		n := w.Nodes[w.r.IntN(len(w.Nodes))]
-		ready(n, !isReady(n))
+		ready(n, !nodeutil.IsNodeReady(n))
 	case 6, 7:
 		w.endpoints()
 	case 8:

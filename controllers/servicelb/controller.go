@@ -3,6 +3,7 @@
 package servicelb
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ import (
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
@@ -97,9 +99,7 @@ func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Informers == nil || o.Recorder == nil {
 		return nil, errors.New("servicelb: Client, Informers and Recorder are required")
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		o: o, services: core.Services().Lister(), nodes: core.Nodes().Lister(), pods: core.Pods().Lister(), slices: discovery.Lister(),
@@ -137,7 +137,7 @@ func nodeMatters(old, now any) bool {
 
 func nodeText(n *corev1.Node) string {
 	_, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return fmt.Sprint(excluded, labelled(n), isReady(n), n.DeletionTimestamp != nil, addresses(n),
+	return fmt.Sprint(excluded, labelled(n), nodeutil.IsNodeReady(n), n.DeletionTimestamp != nil, addresses(n),
 		n.Annotations[loadbalancer.NetworksAnnotation], n.Labels,
 		n.Annotations[loadbalancer.ConflictsAnnotation], n.Annotations[loadbalancer.ProvenAnnotation])
 }
@@ -358,9 +358,6 @@ func ingressText(s corev1.LoadBalancerStatus) string {
 
 // show says in the status which Services lack something.
 func (c *Controller) show(plan map[types.NamespacedName]Allocation) {
-	if c.o.Part == nil {
-		return
-	}
 	if c.o.Disabled {
 		c.o.Part.Set(status.Disabled, "")
 		return

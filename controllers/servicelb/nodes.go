@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
+	componentutil "k8s.io/component-helpers/node/util"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
@@ -34,7 +36,7 @@ func (s *State) servingNodes() []node {
 			continue
 		}
 		out := node{name: n.Name, labels: n.Labels, addresses: believed[n.Name], networks: networks(n)}
-		if isReady(n) {
+		if nodeutil.IsNodeReady(n) {
 			ready = append(ready, out)
 		} else {
 			rest = append(rest, out)
@@ -49,12 +51,6 @@ func (s *State) servingNodes() []node {
 
 func labelled(n *corev1.Node) bool {
 	return n.Labels[NodeLabel] == "true" || n.Labels[k3sNodeLabel] == "true"
-}
-
-func isReady(n *corev1.Node) bool {
-	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	})
 }
 
 // believed are the nodes' addresses, by the nodes' names, as far as they are no others': a Node's status is that node's
@@ -79,9 +75,7 @@ func (s *State) believed() map[string][]netip.Addr {
 
 // silent is 1 for a node that is not heard of: a machine that takes a dead one's place has its address.
 func silent(n *corev1.Node) int {
-	if slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
-	}) {
+	if _, c := componentutil.GetNodeCondition(&n.Status, corev1.NodeReady); c != nil && c.Status == corev1.ConditionUnknown {
 		return 1
 	}
 	return 0

@@ -5,6 +5,7 @@ package servicelb
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -63,8 +64,6 @@ func (w written) over(cached []*corev1.Service) []*corev1.Service {
 		}
 	}
 	clear(w) // what is left out is known to the cache by now, or is gone
-	for k, svc := range left {
-		w[k] = svc
-	}
+	maps.Copy(w, left)
 	return out
 }

@@ -10,6 +10,7 @@
 package term
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -174,9 +175,7 @@ func start(ctx context.Context, o Options) (*Term, context.Context, error) {
 		return nil, nil, errors.New("term: no client configuration given")
 	}
 	t := &Term{number: o.Number, patience: o.Patience, started: make(chan struct{})}
-	if t.patience == 0 {
-		t.patience = defaultPatience
-	}
+	t.patience = cmp.Or(t.patience, defaultPatience)
 	t.tally, ctx = newTally(ctx)
 	t.Config = rest.CopyConfig(o.Config)
 	t.Config.Wrap(t.tally.exempt)

@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"reflect"
@@ -142,9 +143,7 @@ func (o *options) read() {
 func (o *options) refuse(format string, args ...any) {
 	f := Finding{ReasonUnsupported, fmt.Sprintf(format, args...)}
 	o.findings = append(o.findings, f)
-	if o.refused == "" {
-		o.refused = f.Message
-	}
+	o.refused = cmp.Or(o.refused, f.Message)
 }
 
 // bad closes the routes because of a value that is not understood.

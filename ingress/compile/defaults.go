@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/http"
@@ -152,9 +153,7 @@ func (d *defaults) bad(key, value, why string) {
 func (d *defaults) refuse(format string, args ...any) {
 	f := Finding{ReasonUnsupported, strings.TrimSpace(fmt.Sprintf(format, args...))}
 	d.findings = append(d.findings, f)
-	if d.refused == "" {
-		d.refused = f.Message
-	}
+	d.refused = cmp.Or(d.refused, f.Message)
 }
 
 // try reads the values once as an Ingress' annotations, so that what is wrong is the ConfigMap's fault and no Ingress'.

@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"cmp"
 	"regexp"
 	"strconv"
 	"strings"
@@ -99,9 +100,7 @@ func (o *options) server(text string, e *table.External) (why string) {
 	case scheme != "http":
 		return "a Service with TLS, which is not served yet (http is)"
 	}
-	if port == "" {
-		port = "80"
-	}
+	port = cmp.Or(port, "80")
 	e.Backend = &table.Backend{Namespace: found[3], Service: found[1], Port: port}
 	return ""
 }
@@ -112,9 +111,7 @@ func signIn(text, parameter string) string {
 	if text == "" {
 		return ""
 	}
-	if parameter == "" {
-		parameter = "rd"
-	}
+	parameter = cmp.Or(parameter, "rd")
 	_, query, _ := strings.Cut(text, "?")
 	for pair := range strings.SplitSeq(query, "&") {
 		if name, _, _ := strings.Cut(pair, "="); name == parameter {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
@@ -303,9 +304,7 @@ func (x *exchange) sendInformational(code int, header textproto.MIMEHeader) erro
 	}
 	h := x.w.Header()
 	altSvc := h[headerAltSvc]
-	for name, values := range header {
-		h[name] = values
-	}
+	maps.Copy(h, header)
 	removeHopByHop(h)
 	delete(h, headerAltSvc) // the backend's, as in respond
 	if altSvc != nil {

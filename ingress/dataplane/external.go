@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,13 +32,9 @@ type external struct {
 
 func (p *Proxy) compileExternal(from *table.External) (*external, error) {
 	out := &external{method: from.Method, self: from.Self, always: from.AlwaysSetCookie}
-	if out.method == "" {
-		out.method = http.MethodGet
-	}
+	out.method = cmp.Or(out.method, http.MethodGet)
 	redirect := from.RequestRedirect
-	if redirect == "" {
-		redirect = "$request_uri"
-	}
+	redirect = cmp.Or(redirect, "$request_uri")
 	for _, text := range []struct {
 		to   *variable.Text
 		from string

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -144,9 +145,7 @@ func (x *exchange) respond(res *http.Response) {
 	removeHopByHop(res.Header)
 	delete(res.Header, headerAltSvc) // it holds for all of the host, which other backends and other tenants may share
 	h := x.w.Header()
-	for name, values := range res.Header {
-		h[name] = values
-	}
+	maps.Copy(h, res.Header)
 	if x.policy != nil {
 		x.policy.rewriteAnswer(x, h)
 		x.policy.response.apply(h)

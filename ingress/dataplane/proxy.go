@@ -9,6 +9,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/tls"
 	"fmt"
@@ -37,9 +38,6 @@ type Options struct {
 	IdleTimeout time.Duration
 	// KeepAlive is how long a client's connection stays open without a request; 75 s by default.
 	KeepAlive time.Duration
-	// TunnelTimeout ends websockets on which nothing moves for so long; by default none are ended, since TCP keep-alive
-	// finds peers that are gone.
-	TunnelTimeout time.Duration
 	// DialTimeout bounds each attempt to connect to an endpoint; 2 s by default.
 	DialTimeout time.Duration
 	// Unresponsive is how long the machine of a backend may be without an answer on a connection: then the connection
@@ -144,9 +142,7 @@ func New(o Options) (*Proxy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making an ingress proxy: %w", err)
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Refuse == nil {
 		o.Refuse = RefuseLocal
 	}
@@ -159,9 +155,7 @@ func New(o Options) (*Proxy, error) {
 			*field = value
 		}
 	}
-	if o.MaxConnections == 0 {
-		o.MaxConnections = 4000
-	}
+	o.MaxConnections = cmp.Or(o.MaxConnections, 4000)
 	p := &Proxy{
 		ending: make(chan struct{}), noHandshake: notify.New(), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{},
 			open: map[*countedTCP]struct{}{}}, budget: newMemory(),

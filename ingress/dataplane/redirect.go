@@ -3,6 +3,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -72,9 +73,7 @@ func after(forward, prefix string) string {
 // location is where a redirect leads: the request's own URL with other parts.
 func (x *exchange) location(r *table.Redirect, path *pathChange, from *route) string {
 	scheme, host, port := r.Scheme, r.Host, ""
-	if scheme == "" {
-		scheme = x.scheme
-	}
+	scheme = cmp.Or(scheme, x.scheme)
 	if host == "" {
 		host, _ = hostName(x.in.Host)
 	}

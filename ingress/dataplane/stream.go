@@ -191,7 +191,6 @@ func (l *listener) connect(ctx context.Context, t *tunnel, hello []byte, h *host
 	if !t.use(t.client, conn) {
 		return errTunnelClosed
 	}
-	t.watch.begin(p.options.TunnelTimeout, t.close)
 	go t.pipe(conn, t.client, hello)
 	go t.pipe(t.client, conn, nil)
 	return nil

@@ -131,7 +131,6 @@ func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 		t.released()
 		return
 	}
-	t.watch.begin(x.proxy.options.TunnelTimeout, t.close)
 	t.left.Store(2)
 	go t.pipe(conn, client, bytes.Clone(late))
 	go t.pipe(client, conn, append(head.Bytes(), early...))
@@ -143,11 +142,10 @@ type tunnel struct {
 	listener        *listener
 	client, backend net.Conn
 	stall           time.Duration // how long a peer may not read, or be silent after the other has ended
-	watch           watch
-	left            atomic.Int32 // directions that have not ended
-	half            atomic.Bool  // one direction has ended
-	release         func()       // ends what a limiter counts; nil for none
-	cancel          func()       // ends the attempt to connect; nil without one
+	left            atomic.Int32  // directions that have not ended
+	half            atomic.Bool   // one direction has ended
+	release         func()        // ends what a limiter counts; nil for none
+	cancel          func()        // ends the attempt to connect; nil without one
 
 	mu     sync.Mutex // guards closed, and client and backend until both are there
 	closed bool
@@ -206,7 +204,6 @@ func (t *tunnel) pipe(to, from net.Conn, first []byte) {
 	t.half.Store(true)
 	_ = to.SetReadDeadline(time.Now().Add(t.stall)) // the other direction renews it with each piece
 	if t.left.Add(-1) == 0 {
-		t.watch.stop()
 		t.close()
 		t.listener.remove(t)
 	}
@@ -236,10 +233,8 @@ func (t *tunnel) write(to net.Conn, piece []byte) error {
 	if len(piece) == 0 {
 		return nil
 	}
-	t.watch.moved()
 	_ = to.SetWriteDeadline(time.Now().Add(t.stall))
 	_, err := to.Write(piece)
-	t.watch.moved()
 	return err
 }
 

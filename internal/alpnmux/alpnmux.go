@@ -9,6 +9,7 @@
 package alpnmux
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"net"
@@ -64,9 +65,7 @@ func New(o Options) *Mux {
 	if o.Waiting <= 0 {
 		o.Waiting = defaultWaiting
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	m := &Mux{o: o, routes: map[string]*route{}, closed: make(chan struct{}), waiting: connlimit.Table{Max: o.Waiting}}
 	m.fallback = m.newRoute()
 	return m

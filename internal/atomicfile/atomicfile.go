@@ -71,6 +71,18 @@ func WriteIfDifferent(path string, data []byte, mode fs.FileMode) (bool, error) 
 	return true, Write(path, data, mode)
 }
 
+// ReadJSON reads what WriteJSON wrote into value. found is false, without an error, where there is no file.
+func ReadJSON(path string, value any) (found bool, err error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, value)
+	}
+	return err == nil, err
+}
+
 // WriteJSON is WriteIfDifferent for a value as one line of JSON.
 func WriteJSON(path string, value any, mode fs.FileMode) error {
 	data, err := json.Marshal(value)

@@ -56,3 +56,20 @@ func TestWriteIfDifferent(t *testing.T) {
 		}
 	}
 }
+
+// TestReadJSON: a file that is not there is found by its own answer, and a damaged one is an error.
+func TestReadJSON(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	var got []int
+	if found, err := ReadJSON(path, &got); found || err != nil {
+		t.Errorf("no file: %v, %v", found, err)
+	}
+	testenv.NoError(t, WriteJSON(path, []int{1, 2}, 0o600))
+	if found, err := ReadJSON(path, &got); !found || err != nil || len(got) != 2 {
+		t.Errorf("read %v, %v, %v", got, found, err)
+	}
+	testenv.NoError(t, Write(path, []byte("[1"), 0o600))
+	if found, err := ReadJSON(path, &got); found || err == nil {
+		t.Errorf("half a file: %v, %v", found, err)
+	}
+}

@@ -3,7 +3,6 @@
 package clusterconfig
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,9 +39,9 @@ func RunningBackends() []string {
 // ReadBackend is the back end that the cluster last gave the server with that folder; empty where it has given none
 // that this program knows, or the file is damaged: it is written again when the cluster tells it.
 func ReadBackend(serverDir string) string {
-	data, err := os.ReadFile(filepath.Join(serverDir, backendFile))
 	var kept keptBackend
-	if err != nil || json.Unmarshal(data, &kept) != nil || !slices.Contains(RunningBackends(), kept.Backend) {
+	_, err := atomicfile.ReadJSON(filepath.Join(serverDir, backendFile), &kept)
+	if err != nil || !slices.Contains(RunningBackends(), kept.Backend) {
 		return ""
 	}
 	return kept.Backend

@@ -30,48 +30,28 @@ type Settings struct {
 	// NoLocalStorage leaves claims of the provisioner rancher.io/local-path to something that the operator installs, or
 	// to nothing.
 	NoLocalStorage bool `json:"noLocalStorage,omitempty"`
-	// NetworkBackend is how packets reach the pods of other nodes. Empty is what clusters have that began before there
-	// was this setting: see Backend.
+	// NetworkBackend is how packets reach the pods of other nodes; empty for the default (Backend).
 	NetworkBackend string `json:"networkBackend,omitempty"`
-	// Balancer says what Services of type LoadBalancer get. It is nil in clusters that began before there was this
-	// setting: there each server goes by its own.
-	Balancer *Balancer `json:"balancer,omitempty"`
-	// NoMetrics leaves metrics.k8s.io to something that the operator installs, or to nothing. It is nil in clusters
-	// that began before there was this setting: there each server goes by its own.
-	NoMetrics *bool `json:"noMetrics,omitempty"`
-	// NoHelm leaves HelmCharts to another controller, or to none. It is nil likewise.
-	NoHelm *bool `json:"noHelm,omitempty"`
-	// NoIngress leaves Ingresses to another controller, or to none. It is nil likewise.
-	NoIngress *bool `json:"noIngress,omitempty"`
-	// NoGateway leaves the Gateway API to another controller, or to none. It is nil likewise.
-	NoGateway *bool `json:"noGateway,omitempty"`
-	// NoConsole says that the cluster has no web console. It is nil likewise.
-	NoConsole *bool `json:"noConsole,omitempty"`
-	// NoManifests leaves the servers' folders of manifests alone. It is nil likewise.
-	NoManifests *bool `json:"noManifests,omitempty"`
-	// Liveness says how the death of a node is noticed.
-	Liveness Liveness `json:"liveness"`
+	// Balancer says what Services of type LoadBalancer get.
+	Balancer Balancer `json:"balancer,omitzero"`
+	// NoMetrics leaves metrics.k8s.io to something that the operator installs, or to nothing.
+	NoMetrics bool `json:"noMetrics,omitempty"`
+	// NoHelm leaves HelmCharts to another controller, or to none; NoIngress does so with Ingresses, and NoGateway with
+	// the Gateway API.
+	NoHelm    bool `json:"noHelm,omitempty"`
+	NoIngress bool `json:"noIngress,omitempty"`
+	NoGateway bool `json:"noGateway,omitempty"`
+	// NoConsole says that the cluster has no web console.
+	NoConsole bool `json:"noConsole,omitempty"`
+	// NoManifests leaves the servers' folders of manifests alone.
+	NoManifests bool `json:"noManifests,omitempty"`
 	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say
-	// something else. 0 is what clusters have that began before there was this setting: DefaultTolerationSeconds.
+	// something else; 0 for DefaultTolerationSeconds.
 	TolerationSeconds int `json:"tolerationSeconds,omitempty"`
 	// VIPs are the cluster's virtual addresses when a server joins, at most one of each family. They may change later,
 	// see VIPConfigMap.
 	VIPs []netip.Addr `json:"vips,omitempty"`
 }
-
-// Switches are the settings that are nil in clusters that began before there were these.
-func (s *Settings) Switches() []**bool {
-	return []**bool{&s.NoMetrics, &s.NoHelm, &s.NoIngress, &s.NoGateway, &s.NoConsole, &s.NoManifests}
-}
-
-// IngressDisabled says whether Ingresses are left to another controller.
-func (s Settings) IngressDisabled() bool { return s.NoIngress != nil && *s.NoIngress }
-
-// GatewayDisabled says whether the Gateway API is left to another controller.
-func (s Settings) GatewayDisabled() bool { return s.NoGateway != nil && *s.NoGateway }
-
-// ConsoleDisabled says whether the cluster has no web console.
-func (s Settings) ConsoleDisabled() bool { return s.NoConsole != nil && *s.NoConsole }
 
 // Balancer is what a cluster says of Services of type LoadBalancer.
 type Balancer struct {
@@ -79,8 +59,7 @@ type Balancer struct {
 	Disabled bool `json:"disabled,omitempty"`
 	// Pool are the addresses of the pool that is no object of the API, as internal/loadbalancer reads them.
 	Pool []string `json:"pool,omitempty"`
-	// ReservedPorts are those that no Service gets at nodes' addresses, as internal/loadbalancer reads them. There are
-	// none in clusters that began before there was this setting: there each server goes by its own.
+	// ReservedPorts are those that no Service gets at nodes' addresses, as internal/loadbalancer reads them.
 	ReservedPorts []string `json:"reservedPorts,omitempty"`
 }
 
@@ -91,26 +70,18 @@ const DefaultTolerationSeconds = 60
 // Toleration is TolerationSeconds or the default.
 func (s Settings) Toleration() int { return cmp.Or(s.TolerationSeconds, DefaultTolerationSeconds) }
 
-// Liveness are the times by which upstream's controllers learn from the API alone that a node has died. A server that
-// leads knows it earlier and by itself, from the connections that nodes keep open (server/liveness). A kubelet renews
-// its lease four times as often as it lasts (k8s.io/kubernetes/pkg/kubelet: nodeLeaseRenewIntervalFraction), each time
-// with a write to the disks of a majority of the servers.
-type Liveness struct {
-	// Lease is how long a node's lease lasts.
-	Lease time.Duration `json:"lease"`
-	// Grace is how long a node may be silent before it counts as lost (node-monitor-grace-period of the controllers).
-	// It has to be longer than Lease.
-	Grace time.Duration `json:"grace"`
-}
-
-var (
-	// ByConnection is for nodes that keep a connection to each server, and for the node in its server's own process:
-	// the lease is there for clients that read it. A renewal every 2.5 minutes keeps the idle disk quiet
-	// (docs/adr/0040-idle-cost.md, docs/adr/0065-death-of-a-node-and-unreachable-endpoints.md).
-	ByConnection = Liveness{Lease: 10 * time.Minute, Grace: 12 * time.Minute}
-	// ByLease is for nodes of which nothing but their lease says that they live, because their program is older than
-	// these connections: upstream's own times. A renewal every 10 s is 8,640 writes a day for each node.
-	ByLease = Liveness{Lease: 40 * time.Second, Grace: 50 * time.Second}
+// The times by which upstream's controllers learn from the API alone that a node has died. A server that leads knows it
+// earlier and by itself, from the connections that nodes keep open (server/liveness); the lease is there for clients
+// that read it.
+const (
+	// LeaseDuration is how long a node's lease lasts. A kubelet renews it four times as often
+	// (k8s.io/kubernetes/pkg/kubelet: nodeLeaseRenewIntervalFraction), each time with a write to the disks of a
+	// majority of the servers. Every 2.5 minutes keeps the idle disk quiet; upstream's lease of 40 s is 8,640 writes a
+	// day for each node (docs/adr/0040-idle-cost.md, docs/adr/0065-death-of-a-node-and-unreachable-endpoints.md).
+	LeaseDuration = 10 * time.Minute
+	// GracePeriod is how long a node may be silent before it counts as lost (node-monitor-grace-period of the
+	// controllers). It has to be longer than LeaseDuration.
+	GracePeriod = 12 * time.Minute
 )
 
 // DefaultDomain is the domain of clusters whose operator chose none.
@@ -135,10 +106,6 @@ func (s Settings) Validate() error {
 	}
 	if s.TolerationSeconds < 0 {
 		errs = append(errs, fmt.Errorf("pods cannot stay on a lost node for %d seconds", s.TolerationSeconds))
-	}
-	if l := s.Liveness; l.Lease < 0 || l.Grace <= l.Lease {
-		errs = append(errs, fmt.Errorf("a node's grace period of %s is not longer than its lease of %s: every node would count as lost "+
-			"now and then", l.Grace, l.Lease))
 	}
 	return errors.Join(errs...)
 }

@@ -15,23 +15,18 @@ func settings() Settings {
 	return Settings{
 		PodCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd00:42::/56")},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd00:43::/112")},
-		DNS:          netip.MustParseAddr("10.43.0.10"), Domain: DefaultDomain, Liveness: ByConnection,
+		DNS:          netip.MustParseAddr("10.43.0.10"), Domain: DefaultDomain,
 	}
 }
 
 func TestInvalidSettingsAreRefused(t *testing.T) {
-	for _, l := range []Liveness{ByConnection, ByLease} {
-		s := settings()
-		s.Liveness = l
-		testenv.Check(t, s.Validate())
-	}
+	testenv.Check(t, settings().Validate())
 	for want, spoil := range map[string]func(*Settings){
 		"0 networks for pods":     func(s *Settings) { s.PodCIDRs = nil },
 		"of one family":           func(s *Settings) { s.ServiceCIDRs[1] = s.ServiceCIDRs[0] },
 		"no cluster domain":       func(s *Settings) { s.Domain = "" },
 		"called \"warp\"":         func(s *Settings) { s.NetworkBackend = "warp" },
 		"for -1 seconds":          func(s *Settings) { s.TolerationSeconds = -1 },
-		"is not longer than":      func(s *Settings) { s.Liveness.Grace = s.Liveness.Lease },
 		"3 networks for Services": func(s *Settings) { s.ServiceCIDRs = append(s.ServiceCIDRs, s.PodCIDRs[0]) },
 	} {
 		s := settings()

@@ -3,7 +3,6 @@
 package clusterconfig
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,20 +30,13 @@ type keptVIPs struct {
 // seen the cluster's, or has received it when it joined.
 func ReadVIPs(serverDir string) (addresses []netip.Addr, known bool, err error) {
 	path := filepath.Join(serverDir, vipFile)
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false, nil
-	}
 	var kept keptVIPs
-	if err == nil {
-		err = json.Unmarshal(data, &kept)
-	}
-	if err != nil {
+	if known, err = atomicfile.ReadJSON(path, &kept); err != nil {
 		return nil, false,
 			fmt.Errorf("reading the cluster's virtual addresses: %s: %w. Nothing was changed: remove the file, and it is made again", path,
 				err)
 	}
-	return kept.Addresses, true, nil
+	return kept.Addresses, known, nil
 }
 
 // ForgetVIPs removes what is kept: the cluster says nothing of virtual addresses any more.

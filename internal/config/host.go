@@ -230,10 +230,6 @@ func within(ip netip.Addr, networks []netip.Prefix) bool {
 
 // madeForContainers tells interfaces of container networks by name: their addresses mean nothing to others.
 func madeForContainers(name string) bool {
-	for _, p := range []string{"coracle", "cni", "docker", "br-", "flannel", "cali", "virbr", "veth", "lxc", "podman", "kube-"} {
-		if strings.HasPrefix(name, p) {
-			return true
-		}
-	}
-	return false
+	prefixes := []string{"coracle", "cni", "docker", "br-", "flannel", "cali", "virbr", "veth", "lxc", "podman", "kube-"}
+	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
 }

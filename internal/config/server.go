@@ -3,6 +3,7 @@
 package config
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -380,11 +381,8 @@ func (r *reader) portList(name string) []string {
 }
 
 func (r *reader) disable(name string) []string {
-	var out, known []string
-	for k := range DisableNames {
-		known = append(known, k)
-	}
-	slices.Sort(known)
+	var out []string
+	known := slices.Sorted(maps.Keys(DisableNames))
 	for _, it := range r.many(name) {
 		parts, ok := DisableNames[it.text]
 		switch {

@@ -4,6 +4,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 )
 
@@ -40,9 +41,7 @@ type values map[string][]item
 
 // overlay puts the values of a stronger source over those of a weaker one, whole settings at a time.
 func (v values) overlay(stronger values) {
-	for name, items := range stronger {
-		v[name] = items
-	}
+	maps.Copy(v, stronger)
 }
 
 // splitList splits at commas; a comma that belongs to a value is written as `\,`. Blank elements are dropped, so

@@ -4,6 +4,7 @@ package hostfirewall
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -48,12 +49,9 @@ func Find() ([]Chain, error) {
 			continue
 		}
 		has := func(name string) bool {
-			for _, other := range all {
-				if other.Table.Family == c.Table.Family && other.Table.Name == c.Table.Name && other.Name == name {
-					return true
-				}
-			}
-			return false
+			return slices.ContainsFunc(all, func(other *nftables.Chain) bool {
+				return other.Table.Family == c.Table.Family && other.Table.Name == c.Table.Name && other.Name == name
+			})
 		}
 		out = append(out, Chain{Program: ownerNFT(c, has, hook), Hook: hook, Family: family, Table: c.Table.Name, Name: c.Name})
 	}

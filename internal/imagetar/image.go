@@ -11,6 +11,7 @@ package imagetar
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -18,10 +19,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"runtime"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 )
@@ -146,12 +148,8 @@ func build(im Image) (manifestEntry, []blob, error) {
 		return manifestEntry{}, nil, err
 	}
 	layerID := hexSum(layer)
-	arch := im.Architecture
-	if arch == "" {
-		arch = runtime.GOARCH
-	}
 	config, err := json.Marshal(imageConfig{
-		Architecture: arch, OS: "linux", Created: epoch,
+		Architecture: cmp.Or(im.Architecture, runtime.GOARCH), OS: "linux", Created: epoch,
 		Config: runConfig{
 			User: im.User, Env: im.Env, Entrypoint: im.Entrypoint, Cmd: im.Cmd, WorkingDir: im.WorkingDir, Labels: im.Labels,
 		},
@@ -187,15 +185,9 @@ func layerTar(files []File) ([]byte, error) {
 			}
 		}
 	}
-	paths := make([]string, 0, len(entries))
-	for p := range entries {
-		paths = append(paths, p)
-	}
-	sort.Strings(paths)
-
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
-	for _, p := range paths {
+	for _, p := range slices.Sorted(maps.Keys(entries)) {
 		if err := writeEntry(tw, p, entries[p]); err != nil {
 			return nil, err
 		}
@@ -215,7 +207,7 @@ func writeEntry(tw *tar.Writer, p string, f File) error {
 		h.Typeflag, h.Linkname, h.Mode = tar.TypeSymlink, f.Link, 0o777
 		body = nil
 	case f.Mode.IsDir():
-		h.Typeflag, h.Name, h.Mode = tar.TypeDir, p+"/", orDefault(perm, 0o755)
+		h.Typeflag, h.Name, h.Mode = tar.TypeDir, p+"/", cmp.Or(perm, 0o755)
 		body = nil
 	default:
 		if f.Source != "" {
@@ -225,7 +217,7 @@ func writeEntry(tw *tar.Writer, p string, f File) error {
 			}
 			body = data
 		}
-		h.Typeflag, h.Mode, h.Size = tar.TypeReg, orDefault(perm, 0o644), int64(len(body))
+		h.Typeflag, h.Mode, h.Size = tar.TypeReg, cmp.Or(perm, 0o644), int64(len(body))
 	}
 	if err := tw.WriteHeader(h); err != nil {
 		return fmt.Errorf("write the header of %q: %w", p, err)
@@ -258,13 +250,6 @@ func tarMode(m fs.FileMode) int64 {
 	}
 	if m&fs.ModeSticky != 0 {
 		mode |= 0o1000
-	}
-	return mode
-}
-
-func orDefault(mode, def int64) int64 {
-	if mode == 0 {
-		return def
 	}
 	return mode
 }

@@ -7,6 +7,7 @@
 package loadbalancer
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -31,9 +32,7 @@ type Port struct {
 
 // PortOf is a port of a Service's spec or status, where no protocol means TCP.
 func PortOf(p corev1.Protocol, number int32) Port {
-	if p == "" {
-		p = corev1.ProtocolTCP
-	}
+	p = cmp.Or(p, corev1.ProtocolTCP)
 	return Port{p, number}
 }
 

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -168,14 +169,7 @@ func groupOf(root fs.FS, process string, version int) (string, bool) {
 	return "", false
 }
 
-func contains(list, word string) bool {
-	for item := range strings.SplitSeq(list, ",") {
-		if item == word {
-			return true
-		}
-	}
-	return false
-}
+func contains(list, word string) bool { return slices.Contains(strings.Split(list, ","), word) }
 
 // hierarchicalLimit is what version 1 says of a group and all above it, those included that are not mounted here.
 func hierarchicalLimit(root fs.FS, dir string) int64 {

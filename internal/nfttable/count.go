@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink/nl"
@@ -73,9 +74,7 @@ func Count(t Table) (Counts, error) {
 	if err != nil {
 		return out, err
 	}
-	for chain, n := range rules {
-		out.Rules[chain] = n
-	}
+	maps.Copy(out.Rules, rules)
 	sets, err := conn.GetSets(table)
 	if err != nil {
 		return out, fmt.Errorf("listing the sets of table %s: %w", t.Name, err)

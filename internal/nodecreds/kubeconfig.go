@@ -7,6 +7,7 @@
 package nodecreds
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"os"
@@ -73,9 +74,7 @@ func build(server string, cluster api.Cluster, user api.AuthInfo) *api.Config {
 }
 
 func write(path string, mode fs.FileMode, c *api.Config) error {
-	if mode == 0 {
-		mode = 0o600
-	}
+	mode = cmp.Or(mode, 0o600)
 	data, err := clientcmd.Write(*c)
 	if err != nil {
 		return fmt.Errorf("encoding the kubeconfig %s: %w", path, err)

@@ -106,9 +106,7 @@ func New(o Options) *Watch {
 	if o.Jitter == nil {
 		o.Jitter = func(d time.Duration) time.Duration { return rand.N(d) }
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return &Watch{o: o, tell: o.Report, wake: notify.New(), nodes: map[string]*state{}, changed: make(chan struct{})}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -51,13 +52,11 @@ func Keep(ctx context.Context, p Part) {
 			p.Logger.Error("a part failed and is started again; the others go on", "part", p.Name, "after", wait, "error", err)
 		}
 		p.set(status.Failed, "it is started again after "+wait.String()+", and all else goes on: "+err.Error())
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, wait) {
 			p.set(status.Stopped, "")
 			return
-		case <-time.After(wait):
-			p.set(status.Running, "")
 		}
+		p.set(status.Running, "")
 	}
 	switch {
 	case p.Quiet && failed && ctx.Err() == nil:

@@ -96,8 +96,6 @@ type Node struct {
 	External []netip.Addr `json:"external,omitempty"`
 	// Password is a secret of the machine's own, made when it joined first: who has it is the node of that name.
 	Password string `json:"password"`
-	// Connects says that the node keeps a connection to each server, by which these know that it lives (nodetunnel).
-	Connects bool `json:"connects,omitempty"`
 	// The certificate requests are PKCS #10 in DER. Only their public keys count.
 	KubeletRequest []byte `json:"kubeletRequest"`
 	ServingRequest []byte `json:"servingRequest"`
@@ -137,8 +135,6 @@ type Server struct {
 	EncryptResources []string `json:"encryptResources,omitempty"`
 	// Flags are those that each server is given, and in which they have to agree; none from an earlier version.
 	Flags map[string]string `json:"flags,omitempty"`
-	// FormerKubeletCA is PEM: the authority of those kubelets that have not started since there is one for them alone.
-	FormerKubeletCA []byte `json:"formerKubeletCA,omitempty"`
 }
 
 // Code says why a machine was refused.

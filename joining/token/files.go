@@ -3,6 +3,7 @@
 package token
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -44,9 +45,7 @@ const (
 
 // Ensure returns the cluster's tokens, making and writing what is missing.
 func Ensure(o Options) (Set, error) {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	var (
 		s    Set
 		errs [2]error

@@ -3,6 +3,7 @@
 package ipvs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,9 +83,7 @@ type family struct {
 
 // New returns a Proxier for a kernel that Find has found to have all that it needs. Nothing in the kernel changes.
 func New(o Options) (*Proxier, error) {
-	if o.Scheduler == "" {
-		o.Scheduler = DefaultScheduler
-	}
+	o.Scheduler = cmp.Or(o.Scheduler, DefaultScheduler)
 	if !slices.Contains(Schedulers, o.Scheduler) {
 		return nil, fmt.Errorf("%q is no scheduler of IPVS; there are %v", o.Scheduler, Schedulers)
 	}

@@ -37,38 +37,23 @@ type kv struct{ api *etcdapi.API }
 var _ pb.KVClient = kv{}
 
 func (k kv) Range(ctx context.Context, r *pb.RangeRequest, _ ...grpc.CallOption) (*pb.RangeResponse, error) {
-	if err := leaderIfRequired(ctx, k.api); err != nil {
-		return nil, err
-	}
-	return k.api.Range(ctx, r)
+	return whileLed(ctx, k.api, k.api.Range, r)
 }
 
 func (k kv) Put(ctx context.Context, r *pb.PutRequest, _ ...grpc.CallOption) (*pb.PutResponse, error) {
-	if err := leaderIfRequired(ctx, k.api); err != nil {
-		return nil, err
-	}
-	return k.api.Put(ctx, r)
+	return whileLed(ctx, k.api, k.api.Put, r)
 }
 
 func (k kv) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest, _ ...grpc.CallOption) (*pb.DeleteRangeResponse, error) {
-	if err := leaderIfRequired(ctx, k.api); err != nil {
-		return nil, err
-	}
-	return k.api.DeleteRange(ctx, r)
+	return whileLed(ctx, k.api, k.api.DeleteRange, r)
 }
 
 func (k kv) Txn(ctx context.Context, r *pb.TxnRequest, _ ...grpc.CallOption) (*pb.TxnResponse, error) {
-	if err := leaderIfRequired(ctx, k.api); err != nil {
-		return nil, err
-	}
-	return k.api.Txn(ctx, r)
+	return whileLed(ctx, k.api, k.api.Txn, r)
 }
 
 func (k kv) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.CallOption) (*pb.CompactionResponse, error) {
-	if err := leaderIfRequired(ctx, k.api); err != nil {
-		return nil, err
-	}
-	return k.api.Compact(ctx, r)
+	return whileLed(ctx, k.api, k.api.Compact, r)
 }
 
 // RangeStream gives the whole answer as one chunk: nothing is copied, so there

@@ -18,10 +18,12 @@ func requiresLeader(ctx context.Context) bool {
 	return ok && slices.Contains(md[rpctypes.MetadataRequireLeaderKey], rpctypes.MetadataHasLeader)
 }
 
-// leaderIfRequired fails if a request requires a leader and there is none.
-func leaderIfRequired(ctx context.Context, api *etcdapi.API) error {
-	if !requiresLeader(ctx) {
-		return nil
+// whileLed makes a call. It fails if the request requires a leader and there is none.
+func whileLed[Q, R any](ctx context.Context, api *etcdapi.API, call func(context.Context, *Q) (*R, error), q *Q) (*R, error) {
+	if requiresLeader(ctx) {
+		if err := api.LeaderRequired(ctx); err != nil {
+			return nil, err
+		}
 	}
-	return api.LeaderRequired(ctx)
+	return call(ctx, q)
 }

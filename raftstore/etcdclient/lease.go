@@ -20,32 +20,20 @@ type lease struct{ api *etcdapi.API }
 var _ pb.LeaseClient = lease{}
 
 func (l lease) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest, _ ...grpc.CallOption) (*pb.LeaseGrantResponse, error) {
-	if err := leaderIfRequired(ctx, l.api); err != nil {
-		return nil, err
-	}
-	return l.api.LeaseGrant(ctx, r)
+	return whileLed(ctx, l.api, l.api.LeaseGrant, r)
 }
 
 func (l lease) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest, _ ...grpc.CallOption) (*pb.LeaseRevokeResponse, error) {
-	if err := leaderIfRequired(ctx, l.api); err != nil {
-		return nil, err
-	}
-	return l.api.LeaseRevoke(ctx, r)
+	return whileLed(ctx, l.api, l.api.LeaseRevoke, r)
 }
 
 func (l lease) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest,
 	_ ...grpc.CallOption) (*pb.LeaseTimeToLiveResponse, error) {
-	if err := leaderIfRequired(ctx, l.api); err != nil {
-		return nil, err
-	}
-	return l.api.LeaseTimeToLive(ctx, r)
+	return whileLed(ctx, l.api, l.api.LeaseTimeToLive, r)
 }
 
 func (l lease) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest, _ ...grpc.CallOption) (*pb.LeaseLeasesResponse, error) {
-	if err := leaderIfRequired(ctx, l.api); err != nil {
-		return nil, err
-	}
-	return l.api.LeaseLeases(ctx, r)
+	return whileLed(ctx, l.api, l.api.LeaseLeases, r)
 }
 
 func (l lease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.LeaseKeepAliveRequest,

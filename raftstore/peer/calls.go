@@ -205,7 +205,7 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 			address, method)
 	case code == codes.Unavailable:
 		if p := c.peer.Load(); p != nil {
-			p.fail(address, err)
+			p.fail(address)
 		}
 		if refused := c.refused.Load(); refused != nil {
 			return nil, fmt.Errorf("call %s: %w", method, refused)

@@ -193,7 +193,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 		return err
 	}
 	if beat {
-		p.beat(time.Since(start))
+		p.rtts.Observe(time.Since(start))
 		if accepted {
 			p.reply(args.Term)
 		}
@@ -344,7 +344,7 @@ func (t *Transport) recordOutcome(id raft.ServerID, a raft.ServerAddress, err er
 		p.answer(string(a))
 	case dial, broken(err), errors.Is(err, os.ErrDeadlineExceeded),
 		err.Error() == errBusy.Error(): // from the other side, so only its text is left
-		if p.fail(string(a), err) && t.ctx.Err() == nil {
+		if p.fail(string(a)) && t.ctx.Err() == nil {
 			t.opts.Logger.Info("a server does not answer", "peer", id, "address", a, "error", err)
 		}
 	default: // raft's own error, from the other side

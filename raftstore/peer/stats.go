@@ -20,19 +20,15 @@ type peer struct {
 	sent, received atomic.Uint64
 	rtts           *metrics.Histogram // of heartbeats
 
-	mu        sync.Mutex
-	address   string
-	failures  uint64
-	inARow    uint64
-	contact   time.Time
-	failed    time.Time
-	lastError string
-	rtt       time.Duration
-	smooth    time.Duration
-	silent    time.Time // when the first of the heartbeats began that were not answered in time
-	log       follower
-	message   int // bytes that the entries of a message take at most, or it has a single one
-	excess    int // bytes that the message under way has more than that
+	mu       sync.Mutex
+	address  string
+	failures uint64
+	inARow   uint64
+	contact  time.Time
+	silent   time.Time // when the first of the heartbeats began that were not answered in time
+	log      follower
+	message  int // bytes that the entries of a message take at most, or it has a single one
+	excess   int // bytes that the message under way has more than that
 }
 
 // PeerStats is what is known of another server.
@@ -43,14 +39,9 @@ type PeerStats struct {
 	BytesSent     uint64 // both directions' connections together
 	BytesReceived uint64
 
-	Failures         uint64 // of messages and calls to it
-	FailuresInARow   uint64 // since it last answered
-	LastContact      time.Time
-	LastFailure      time.Time
-	LastError        string
-	HeartbeatRTT     time.Duration // of the last heartbeat, 0 if there was none
-	HeartbeatRTTMean time.Duration // smoothed over about eight
-	RTT              *metrics.Histogram
+	Failures    uint64 // of messages and calls to it
+	LastContact time.Time
+	RTT         *metrics.Histogram // of heartbeats
 }
 
 // Peers returns what is known of each other server, in the order of their ids.
@@ -115,18 +106,13 @@ func (p *peer) stats() PeerStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return PeerStats{
-		ID:               raft.ServerID(p.id),
-		Address:          raft.ServerAddress(p.address),
-		BytesSent:        p.sent.Load(),
-		BytesReceived:    p.received.Load(),
-		Failures:         p.failures,
-		FailuresInARow:   p.inARow,
-		LastContact:      p.contact,
-		LastFailure:      p.failed,
-		LastError:        p.lastError,
-		HeartbeatRTT:     p.rtt,
-		HeartbeatRTTMean: p.smooth,
-		RTT:              p.rtts,
+		ID:            raft.ServerID(p.id),
+		Address:       raft.ServerAddress(p.address),
+		BytesSent:     p.sent.Load(),
+		BytesReceived: p.received.Load(),
+		Failures:      p.failures,
+		LastContact:   p.contact,
+		RTT:           p.rtts,
 	}
 }
 
@@ -158,24 +144,11 @@ func (p *peer) recovered() time.Time {
 	return since
 }
 
-// beat notes how long a heartbeat took.
-func (p *peer) beat(took time.Duration) {
-	p.rtts.Observe(took)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.rtt = took
-	if p.smooth == 0 {
-		p.smooth = took
-	} else {
-		p.smooth += (took - p.smooth) / 8
-	}
-}
-
 // fail notes a failure and returns whether it is the first in a row.
-func (p *peer) fail(address string, err error) bool {
+func (p *peer) fail(address string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.address, p.failed, p.lastError = address, time.Now(), err.Error()
+	p.address = address
 	p.failures++
 	p.inARow++
 	return p.inARow == 1

@@ -181,9 +181,6 @@ func (a *Admission) admitNode(ctx context.Context, m joining.Machine) (*protocol
 	// Not for loopback addresses: at one of those people reach the API server.
 	serving.DNSNames, serving.IPs = []string{m.Node.Name}, ips
 	out := &protocol.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
-	if !m.Node.Connects { // it is alive for as long as its lease says so
-		out.Settings.Liveness = clusterconfig.ByLease
-	}
 	out.Gossip = a.o.GossipKeys()
 	for _, c := range []struct {
 		leaf    pki.Leaf

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
@@ -55,16 +56,12 @@ func RunGC(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	}
 	c := &registrationGC{client: t.Client, nodes: nodes.Lister(), log: log,
 		seen: map[string]orphan{}}
-	ticker := time.NewTicker(sweepInterval)
-	defer ticker.Stop()
 	for {
 		if err := c.sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			c.log.Warn("what is kept of machines that are no nodes was not removed; it is tried again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, sweepInterval) {
 			return nil
-		case <-ticker.C:
 		}
 	}
 }

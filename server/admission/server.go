@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -72,12 +71,9 @@ func (a *Admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 	out.Settings.VIPs = a.o.VirtualIPs()
 	out.Gossip = a.o.GossipKeys()
 	out.Server = &protocol.Server{Files: map[string][]byte{}, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources,
-		Flags: a.o.Flags, FormerKubeletCA: a.o.PKI.FormerKubeletCA()}
+		Flags: a.o.Flags}
 	required, optional := secrets.CommonFiles()
 	for _, name := range slices.Concat(required, optional) {
-		if strings.HasPrefix(filepath.Base(name), string(pki.KubeletCA)) && !a.o.PKI.OwnKubeletCA() {
-			continue
-		}
 		data, err := os.ReadFile(a.o.Folders.Path(name))
 		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optional, name) {
 			continue

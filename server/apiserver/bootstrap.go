@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 	schedulingapiv1 "k8s.io/kubernetes/pkg/apis/scheduling/v1"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
@@ -76,23 +77,14 @@ func untilDone(name string, tasks func(kubernetes.Interface) []func(context.Cont
 
 // runTasks runs tasks side by side and returns those that failed, with one of their errors.
 func runTasks(ctx context.Context, tasks []func(context.Context) error) (failed []func(context.Context) error, err error) {
-	var (
-		mu      sync.Mutex
-		workers sync.WaitGroup
-		slots   = make(chan struct{}, bootstrapParallel)
-	)
-	for _, task := range tasks {
-		slots <- struct{}{}
-		workers.Go(func() {
-			defer func() { <-slots }()
-			if taskErr := task(ctx); taskErr != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				failed, err = append(failed, task), taskErr
-			}
-		})
-	}
-	workers.Wait()
+	var mu sync.Mutex
+	workqueue.ParallelizeUntil(context.WithoutCancel(ctx), bootstrapParallel, len(tasks), func(i int) {
+		if taskErr := tasks[i](ctx); taskErr != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			failed, err = append(failed, tasks[i]), taskErr
+		}
+	})
 	return failed, err
 }
 

@@ -84,7 +84,7 @@ func (f *fixture) options(t testing.TB) Options {
 		ClientCAFile:           f.pki.CAFile(pki.ClientCA),
 		ServiceAccountKeyFiles: []string{f.pki.ServiceAccountKeyFile()}, ServiceAccountSigningKeyFile: f.pki.ServiceAccountKeyFile(),
 		ServiceAccountIssuer:  issuer,
-		KubeletClientCertFile: f.leaf.kubelet.Path, KubeletClientKeyFile: f.leaf.kubelet.Path, KubeletCAFile: f.pki.KubeletTrustFile(),
+		KubeletClientCertFile: f.leaf.kubelet.Path, KubeletClientKeyFile: f.leaf.kubelet.Path, KubeletCAFile: f.pki.CAFile(pki.KubeletCA),
 		RequestHeaderCAFile: f.pki.CAFile(pki.RequestHeaderCA), RequestHeaderAllowedNames: []string{pki.FrontProxyUser},
 		ProxyClientCertFile: f.leaf.proxy.Path, ProxyClientKeyFile: f.leaf.proxy.Path,
 		ServiceCIDRs: []string{"10.43.0.0/16"}, ConfigDir: f.dir, AnonymousHealthOnly: true, Logger: f.log,

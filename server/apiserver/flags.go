@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"slices"
 	"strconv"
@@ -64,7 +63,6 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 	if err := applyExtraArgs(s, append(args, o.ExtraArgs...)); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
-	dropFormerPlugins(s, o.Logger)
 	keepNodeRestriction(s)
 	if err := restrictAnonymous(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
@@ -148,22 +146,6 @@ func keepNodeRestriction(s *kubeoptions.ServerRunOptions) {
 	admission := s.Admission.GenericAdmission
 	if !slices.Contains(admission.EnablePlugins, plugin) && !slices.Contains(admission.DisablePlugins, plugin) {
 		admission.EnablePlugins = append(admission.EnablePlugins, plugin)
-	}
-}
-
-// dropFormerPlugins leaves out the name of the admission plugin that serviceExternalIPsPlugin replaced: upstream
-// refuses names that it does not know, and a server that was configured for an earlier version has to start.
-func dropFormerPlugins(s *kubeoptions.ServerRunOptions, log *slog.Logger) {
-	const former = "CoracleServiceClaims"
-	admission := s.Admission.GenericAdmission
-	for _, list := range []*[]string{&admission.EnablePlugins, &admission.DisablePlugins} {
-		if before := len(*list); before > 0 {
-			*list = slices.DeleteFunc(*list, func(name string) bool { return name == former })
-			if len(*list) < before {
-				log.Warn("there is no admission plugin " + former + " any more, and naming it does nothing; " +
-					serviceExternalIPsPlugin + " took its place: see External IPs in docs/security.md")
-			}
-		}
 	}
 }
 

@@ -3,9 +3,6 @@
 package apiserver
 
 import (
-	"bytes"
-	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -139,31 +136,6 @@ func TestNodeRestrictionStays(t *testing.T) {
 		}
 		keepNodeRestriction(s)
 		testenv.Equal(t, strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","), want, "%q: plugins", args)
-	}
-}
-
-// TestNamesOfFormerPlugins: a configuration that names an admission plugin of an earlier version is taken, with a
-// warning that names what replaced it.
-func TestNamesOfFormerPlugins(t *testing.T) {
-	for args, want := range map[string]string{
-		"disable-admission-plugins=CoracleServiceClaims,PodSecurity": "[] [PodSecurity]",
-		"enable-admission-plugins=CoracleServiceClaims":              "[] []",
-		"disable-admission-plugins=PodSecurity":                      "[] [PodSecurity]",
-		"disable-admission-plugins=CoracleServiceExternalIPs":        "[] [CoracleServiceExternalIPs]",
-	} {
-		s := kubeoptions.NewServerRunOptions()
-		addServiceExternalIPs(s, nil)
-		testenv.NoError(t, applyExtraArgs(s, []string{args}))
-		var log bytes.Buffer
-		dropFormerPlugins(s, slog.New(slog.NewTextHandler(&log, nil)))
-		if errs := s.Admission.Validate(); len(errs) > 0 {
-			t.Errorf("%s: %v", args, errs)
-		}
-		testenv.Equal(t, fmt.Sprint(s.Admission.GenericAdmission.EnablePlugins, s.Admission.GenericAdmission.DisablePlugins), want, "%s: the plugins are", args)
-		warned := strings.Contains(log.String(), "level=WARN") && strings.Contains(log.String(), "CoracleServiceExternalIPs")
-		if former := strings.Contains(args, "Claims"); warned != former || strings.Count(log.String(), "\n") > 1 {
-			t.Errorf("%s: the log has %q", args, log.String())
-		}
 	}
 }
 

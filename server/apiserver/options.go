@@ -10,6 +10,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -144,15 +145,9 @@ func (o Options) withDefaults() Options {
 	if o.BindAddress == nil {
 		o.BindAddress = net.IPv4zero
 	}
-	if o.NodePortRange == "" {
-		o.NodePortRange = "30000-32767"
-	}
-	if o.seriesKept == 0 {
-		o.seriesKept = seriesKept
-	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.NodePortRange = cmp.Or(o.NodePortRange, "30000-32767")
+	o.seriesKept = cmp.Or(o.seriesKept, seriesKept)
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return o
 }
 

@@ -111,11 +111,6 @@ var bindings = []binding{
 	{name: clusterconfig.ConsoleRole, role: clusterconfig.ConsoleRole, group: user.AllAuthenticated},
 }
 
-// formerBindings were made by earlier versions. With them a token that expires was good for the certificate of any
-// node, past the checks of joining (server/admission).
-var formerBindings = []string{"system:coracle:node-bootstrapper", "system:coracle:node-certificate",
-	"system:coracle:node-certificate-renewal"}
-
 // roles are what makes the roles and bindings, in any order.
 func roles(ctx context.Context, c kubernetes.Interface) []func() error {
 	steps := []func() error{
@@ -124,7 +119,6 @@ func roles(ctx context.Context, c kubernetes.Interface) []func() error {
 		func() error { return applyHoldersRole(ctx, c) },
 		func() error { return applyMetricsRole(ctx, c) },
 		func() error { return applyExternalIPsRole(ctx, c) },
-		func() error { return removeFormerBindings(ctx, c) },
 		func() error { // shows the cluster's servers with their addresses
 			return applyURLRole(ctx, c, clusterconfig.StatusRole, status.ClusterPath)
 		},
@@ -150,20 +144,6 @@ func (b binding) apply(ctx context.Context, c kubernetes.Interface) error {
 		WithRoleRef(rbacv1ac.RoleRef().WithAPIGroup(rbacv1.GroupName).WithKind("ClusterRole").WithName(b.role)).
 		WithSubjects(subject), force())
 	return wrap("ClusterRoleBinding", b.name, err)
-}
-
-func removeFormerBindings(ctx context.Context, c kubernetes.Interface) error {
-	var errs []error
-	for _, name := range formerBindings {
-		have, err := c.RbacV1().ClusterRoleBindings().Get(ctx, name, metav1.GetOptions{})
-		if err == nil && have.Labels[managedBy] == manager {
-			err = c.RbacV1().ClusterRoleBindings().Delete(ctx, name, metav1.DeleteOptions{})
-		}
-		if err != nil && !apierrors.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("removing the ClusterRoleBinding %s of an earlier version: %w", name, err))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {

@@ -187,26 +187,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	testenv.Until(t, 2*time.Minute, what, ok)
 }
 
-// TestFormerBindingsGo: the rights that earlier versions gave to tokens are taken away; a binding of an administrator's
-// own under one of the names is not ours.
-func TestFormerBindingsGo(t *testing.T) {
-	c := fake.NewClientset()
-	for i, name := range append(formerBindings, "other") {
-		b := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{managedBy: manager}}}
-		if i == 0 {
-			b.Labels = nil
-		}
-		testenv.Must(c.RbacV1().ClusterRoleBindings().Create(t.Context(), b, metav1.CreateOptions{}))(t)
-	}
-	for range 2 {
-		testenv.NoError(t, removeFormerBindings(t.Context(), c))
-	}
-	left, err := c.RbacV1().ClusterRoleBindings().List(t.Context(), metav1.ListOptions{})
-	if err != nil || len(left.Items) != 2 || left.Items[0].Name != "other" || left.Items[1].Name != formerBindings[0] {
-		t.Errorf("%v, %v", left.Items, err)
-	}
-}
-
 // TestBackendBegins: a cluster's network back end is written down once; what an administrator has said since stays,
 // unless the pod network becomes another plugin's, or is not any more.
 func TestBackendBegins(t *testing.T) {

@@ -20,6 +20,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/notify"
 )
 
 // endpointsManager marks the endpoint slices of this controller; it alone writes those.
@@ -38,15 +41,14 @@ type DNSEndpoints struct {
 	clusterDNS net.IP
 	nodes      informers.SharedInformerFactory
 	log        *slog.Logger
-	// changed holds one token: however much changes during a round, one more round sees it all.
-	changed chan struct{}
+	changed    notify.Signal
 }
 
 // NewDNSEndpoints makes the controller; it registers with the factory, which the caller starts. With clusterDNS nil it
 // removes what an earlier one made.
 func NewDNSEndpoints(client kubernetes.Interface, factory informers.SharedInformerFactory, clusterDNS net.IP,
 	log *slog.Logger) *DNSEndpoints {
-	d := &DNSEndpoints{client: client, clusterDNS: clusterDNS, nodes: factory, log: log, changed: make(chan struct{}, 1)}
+	d := &DNSEndpoints{client: client, clusterDNS: clusterDNS, nodes: factory, log: log, changed: notify.New()}
 	factory.Core().V1().Nodes().Informer()
 	factory.Discovery().V1().EndpointSlices().Informer()
 	return d
@@ -68,54 +70,21 @@ func (d *DNSEndpoints) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), nodeEvents.HasSynced, sliceEvents.HasSynced) {
 		return nil
 	}
-	d.poke()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-d.changed:
-		}
+	d.changed.Rounds(ctx, 0, func() time.Duration {
 		if err := d.reconcile(ctx); err != nil && ctx.Err() == nil {
 			d.log.Warn("the endpoints of the cluster's DNS could not be put right; it is tried again", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(retryAfter):
-				d.poke()
-			}
+			return retryAfter
 		}
-	}
+		return 0
+	})
+	return nil
 }
 
-func (d *DNSEndpoints) poke() {
-	select {
-	case d.changed <- struct{}{}:
-	default:
-	}
-}
-
-// handler pokes when what key says of an object changes. Most updates of nodes and of endpoint slices change
-// nothing of that.
+// handler tells of changes of what key says of an object. Most updates of nodes and of endpoint slices change nothing
+// of that.
 func (d *DNSEndpoints) handler(key func(any) string) cache.ResourceEventHandler {
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) {
-			if key(obj) != "" {
-				d.poke()
-			}
-		},
-		UpdateFunc: func(before, after any) {
-			if key(before) != key(after) {
-				d.poke()
-			}
-		},
-		DeleteFunc: func(obj any) {
-			if final, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-				obj = final.Obj
-			}
-			if key(obj) != "" {
-				d.poke()
-			}
-		},
-	}
+	differs := func(old, now any) bool { return key(old) != key(now) } // of what is new or gone, old is nil
+	return netinformers.Source{Matters: differs}.Handler(func(any) { d.changed.Send() })
 }
 
 func nodeKey(obj any, clusterDNS net.IP) string {

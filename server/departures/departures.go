@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	listers "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+	nodeutil "k8s.io/component-helpers/node/util"
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -255,10 +256,7 @@ func staysWithNode(p *corev1.Pod) bool {
 // isDead says whether a node has not been Ready for a while. One that says nothing of it counts from when its order was
 // seen.
 func isDead(n *corev1.Node, since, now time.Time) bool {
-	for _, c := range n.Status.Conditions {
-		if c.Type != corev1.NodeReady {
-			continue
-		}
+	if _, c := nodeutil.GetNodeCondition(&n.Status, corev1.NodeReady); c != nil {
 		if c.Status == corev1.ConditionTrue {
 			return false
 		}

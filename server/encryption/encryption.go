@@ -10,6 +10,7 @@ package encryption
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -53,9 +54,7 @@ type Options struct {
 
 // Ensure makes or updates the configuration and returns its path, for the API server to load and to reload.
 func Ensure(ctx context.Context, o Options) (string, error) {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return "", fmt.Errorf("making the folder for the encryption keys: %w", err)
 	}

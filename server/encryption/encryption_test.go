@@ -3,9 +3,7 @@
 package encryption
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"log/slog"
 	"maps"
@@ -17,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -96,7 +93,7 @@ func TestConfigurationByHandIsLeftAlone(t *testing.T) {
 	if now, _ := os.ReadFile(path); string(now) != byHand {
 		t.Error("it was overwritten")
 	}
-	testenv.WantError(t, Rotate(t.Context(), RotateOptions{Dir: dir, Logger: quiet}), "by hand")
+	testenv.WantError(t, Rotation{Shared: Shared{Dir: dir}}.Run(t.Context()), "by hand")
 	if s, err := ReadStatus(dir); err != nil || !s.ByHand {
 		t.Errorf("%+v, %v", s, err)
 	}
@@ -137,8 +134,6 @@ func newCluster(t *testing.T, dir string) *cluster {
 		defer c.mu.Unlock()
 		_, _ = io.WriteString(w, "# HELP x\nother{hash=\"1\"} 1\napiserver_encryption_config_controller_last_config_info{apiserver_id_hash=\"sha256:00\",hash=\""+
 			contentHash(c.loaded)+"\"} 1\n")
-		// The next time it has looked at the file.
-		c.loaded, _ = os.ReadFile(filepath.Join(dir, configFile))
 	})
 	c.Server = httptest.NewServer(mux)
 	t.Cleanup(c.Close)
@@ -197,103 +192,78 @@ func object(name string) metav1.PartialObjectMetadata {
 }
 
 func TestRotationRewritesAllObjectsWithTheNewKey(t *testing.T) {
-	dir := t.TempDir()
-	old := ensure(t, Options{Dir: dir, Resources: secrets})
-	c := newCluster(t, dir)
-	c.secrets = map[string]string{"a": "key1", "b": "key1", "c": "key1", "d": "key1", "gone": "key1"}
-	c.expire = true
+	s := newSeveral(t, 1)
+	s.api.mu.Lock()
+	s.api.secrets = map[string]string{"a": "key1", "b": "key1", "c": "key1", "d": "key1", "gone": "key1"}
+	s.api.expire = true
+	s.api.mu.Unlock()
+	old := testenv.Must(readLayout(filepath.Join(s.dirs[0], configFile)))(t)
 	objects := 0
-	o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet,
-		Progress: func(_ Stage, n int) { objects = max(objects, n) }}
-	testenv.NoError(t, Rotate(t.Context(), o))
-	s, err := ReadStatus(dir)
-	if err != nil || s.Stage != StageDone || s.Key != "key2" || !slices.Equal(s.Readable, []string{"key2"}) || s.Finished.IsZero() {
-		t.Fatalf("%+v, %v", s, err)
+	r := s.rotation(0)
+	r.Progress = func(_ Stage, n int, _ []string) { objects = max(objects, n) }
+	testenv.NoError(t, r.Run(t.Context()))
+	s.done("key2")
+	status, err := ReadStatus(s.dirs[0])
+	if err != nil || status.Stage != StageDone || status.Key != "key2" || status.Finished.IsZero() {
+		t.Fatalf("%+v, %v", status, err)
 	}
-	for name, key := range c.secrets {
-		testenv.Equal(t, key, "key2", "%s is still written with", name)
+	if len(s.api.secrets) != 4 || objects < 5 {
+		t.Errorf("%d Secrets, %d written", len(s.api.secrets), objects)
 	}
-	if len(c.secrets) != 4 || objects < 5 {
-		t.Errorf("%d Secrets, %d written", len(c.secrets), objects)
-	}
-	testenv.True(t, ensure(t, Options{Dir: dir, Established: true, Resources: secrets}).keys[0].Secret != old.keys[0].Secret, "the key has a new name and the old secret")
-	testenv.NoError(t, Rotate(t.Context(), o))
-	if s, _ := ReadStatus(dir); s.Key != "key3" {
-		t.Errorf("the second rotation ended with %s", s.Key)
+	if l := ensure(t, Options{Dir: s.dirs[0], Established: true, Resources: secrets}); l.keys[0].Secret == old.keys[0].Secret {
+		t.Error("the key has a new name and the old secret")
 	}
 }
 
-// TestRotateGoesOnAfterACrash cuts a rotation off at every moment when a crash could and lets the next one finish it.
-func TestRotateGoesOnAfterACrash(t *testing.T) {
-	for _, stop := range []Stage{StagePrepare, StageActivate, StageReencrypt, StageDrop} {
-		for _, late := range []bool{false, true} { // before the stage's work, or after it and before it is recorded
-			dir := t.TempDir()
-			ensure(t, Options{Dir: dir, Resources: secrets})
-			c := newCluster(t, dir)
-			c.secrets = map[string]string{"a": "key1", "b": "key1", "c": "key1"}
-			ctx, cancel := context.WithCancel(t.Context())
-			o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet}
-			o.Progress = func(s Stage, n int) {
-				if s == stop && (s != StageReencrypt || n == 2 || !late) {
-					cancel()
-				}
-			}
-			if late {
-				o.Loaded = func(ctx context.Context) ([]string, error) { // a stage waits here with its work done
-					if ctx.Err() != nil {
-						return nil, ctx.Err()
-					}
-					data, err := os.ReadFile(filepath.Join(dir, configFile))
-					return []string{contentHash(data)}, err
-				}
-			}
-			err := Rotate(ctx, o)
-			if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), string(stop)) {
-				t.Fatalf("%s: %v", stop, err)
-			}
-			if s, err := ReadStatus(dir); err != nil || s.Stage != stop {
-				t.Fatalf("%s: %+v, %v", stop, s, err)
-			}
-			o.Progress = nil
-			testenv.NoError(t, Rotate(t.Context(), o))
-			s, err := ReadStatus(dir)
-			if err != nil || s.Key != "key2" || len(s.Readable) != 1 || c.secrets["a"] != "key2" || c.secrets["c"] != "key2" {
-				t.Fatalf("%s: %+v, %v, %v", stop, s, c.secrets, err)
-			}
-		}
+// TestRotationOfUnknownStateRestarts: files that say that a rotation is under way, of which the store knows nothing,
+// as after the store was set back, do not keep the key from being rotated.
+func TestRotationOfUnknownStateRestarts(t *testing.T) {
+	s := newSeveral(t, 1)
+	testenv.NoError(t, (state{Stage: StageReencrypt, NewKey: "key7"}).write(s.dirs[0]))
+	testenv.NoError(t, s.rotation(0).Run(t.Context()))
+	s.done("key2")
+	if status, err := ReadStatus(s.dirs[0]); err != nil || status.Stage != StageDone {
+		t.Errorf("%+v, %v", status, err)
 	}
 }
 
 func TestOneRotationAtATime(t *testing.T) {
-	dir := t.TempDir()
-	ensure(t, Options{Dir: dir, Resources: secrets})
-	c := newCluster(t, dir)
-	o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet}
-	second := o
-	o.Progress = func(stage Stage, _ int) {
-		if err := Rotate(t.Context(), second); stage != StageDone && (err == nil || !strings.Contains(err.Error(), "another process")) {
+	s := newSeveral(t, 1)
+	r, second := s.rotation(0), s.rotation(0)
+	r.Progress = func(stage Stage, _ int, _ []string) {
+		if err := second.Run(t.Context()); stage != StageDone && (err == nil || !strings.Contains(err.Error(), "another process")) {
 			t.Errorf("at the stage %s a second one: %v", stage, err)
 		}
 	}
-	testenv.NoError(t, Rotate(t.Context(), o))
+	testenv.NoError(t, r.Run(t.Context()))
 }
 
 func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
-	dir := t.TempDir()
-	ensure(t, Options{Dir: dir, Resources: secrets})
-	c := newCluster(t, dir)
-	c.secrets, c.refuse = map[string]string{"a": "key1"}, true
-	o := RotateOptions{Dir: dir, Client: &rest.Config{Host: c.URL}, Poll: time.Millisecond, Logger: quiet}
-	if err := Rotate(t.Context(), o); err == nil || !strings.Contains(err.Error(), "webhook says no") {
+	s := newSeveral(t, 1)
+	refuse := func(refuse bool) {
+		s.api.mu.Lock()
+		defer s.api.mu.Unlock()
+		s.api.refuse = refuse
+	}
+	refuse(true)
+	if err := s.rotation(0).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "webhook says no") {
 		t.Fatalf("%v", err)
 	}
-	if s, err := ReadStatus(dir); err != nil || !slices.Equal(s.Readable, []string{"key2", "key1"}) {
-		t.Fatalf("%+v, %v", s, err)
+	if status, err := ReadStatus(s.dirs[0]); err != nil || !slices.Equal(status.Readable, []string{"key2", "key1"}) {
+		t.Fatalf("%+v, %v", status, err)
 	}
-	c.refuse = false
-	testenv.NoError(t, Rotate(t.Context(), o))
-	if s, _ := ReadStatus(dir); len(s.Readable) != 1 {
-		t.Errorf("%+v", s)
+	refuse(false)
+	testenv.NoError(t, s.rotation(0).Run(t.Context()))
+	s.done("key2")
+}
+
+// TestLoadedHashes: the API server's metrics name the configuration that it has loaded.
+func TestLoadedHashes(t *testing.T) {
+	c := newCluster(t, t.TempDir())
+	c.loaded = []byte("a configuration")
+	hashes, err := LoadedHashes(t.Context(), &rest.Config{Host: c.URL})
+	if err != nil || !slices.Equal(hashes, []string{contentHash(c.loaded)}) {
+		t.Errorf("%q, %v", hashes, err)
 	}
 }
 
@@ -330,15 +300,8 @@ func TestRotationAndAdmissionExcludeEachOther(t *testing.T) {
 	dir := t.TempDir()
 	ensure(t, Options{Dir: dir, Resources: []string{"secrets"}})
 	release := testenv.Must(HoldStill(dir))(t)
-	testenv.WantError(t, Rotate(t.Context(), RotateOptions{Dir: dir}), "a server is joining")
+	testenv.WantError(t, Rotation{Shared: Shared{Dir: dir}}.Run(t.Context()), "a server is joining")
 	release()
-	no := errors.New("the cluster has 2 servers")
-	if err := Rotate(t.Context(), RotateOptions{Dir: dir, Check: func() error {
-		testenv.ErrorIs(t, testenv.Err(HoldStill(dir)), errChanging, "a server is admitted while a rotation begins")
-		return no
-	}}); !errors.Is(err, no) {
-		t.Errorf("%v", err)
-	}
-	testenv.NoError(t, (state{Stage: StageActivate, NewKey: "key2"}).write(dir))
+	testenv.NoError(t, (state{Stage: StageReencrypt, NewKey: "key2"}).write(dir))
 	testenv.ErrorIs(t, testenv.Err(HoldStill(dir)), errChanging, "a server is admitted in the middle of a rotation")
 }

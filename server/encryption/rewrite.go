@@ -145,8 +145,9 @@ func (r *rewriter) one(ctx context.Context, gvr schema.GroupVersionResource, o *
 	return nil
 }
 
-// loadedByMetrics asks an API server which configuration it has loaded.
-func loadedByMetrics(ctx context.Context, config *rest.Config) ([]string, error) {
+// LoadedHashes are the names of the configurations that an API server says it has loaded since it runs; none when it
+// still has that of its start.
+func LoadedHashes(ctx context.Context, config *rest.Config) ([]string, error) {
 	client, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("making a client: %w", err)

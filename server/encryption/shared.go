@@ -14,22 +14,21 @@ import (
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/server/sealed"
 )
 
 const (
-	// SharedKey is where the store has the keys of a cluster of several servers, sealed. What the API server keeps has
-	// other names.
+	// SharedKey is where the store has the cluster's keys, sealed, once they were rotated. What the API server keeps
+	// has other names.
 	SharedKey = "/coracle/encryption/keys"
 	// sharedServers, with a server's name behind it, is where that server says which generation of them it goes by.
 	sharedServers = "/coracle/encryption/servers/"
 )
 
-// Shared are the keys that several servers have in common. The store has them, sealed with a secret that the servers
-// have in files and the store does not hold, and each server has a copy in its folder, which its API server reads
-// (docs/adr/0051-servers-authority-and-rotation.md).
+// Shared are the keys that a cluster's servers have in common. The store has them, sealed with a secret that the
+// servers have in files and the store does not hold, and each server has a copy in its folder, which its API server
+// reads (docs/adr/0051-servers-authority-and-rotation.md).
 type Shared struct {
 	KV clientv3.KV
 	// Secret is known to the servers of the cluster alone.
@@ -50,12 +49,6 @@ type record struct {
 	Forgotten []string `json:"forgotten,omitempty"`
 
 	revision int64 // of the store's key; 0 while there is none
-}
-
-// Kept says whether the store has keys. Where it does, a rotation has to go by them.
-func (s Shared) Kept(ctx context.Context) (bool, error) {
-	r, err := s.read(ctx)
-	return r.revision > 0, err
 }
 
 // Pull makes this server's files say what the store does, and returns the generation; 0 when the store has no keys, or
@@ -132,12 +125,6 @@ func ConfigHash(dir string) (string, error) {
 		return "", fmt.Errorf("reading the encryption configuration: %w", err)
 	}
 	return contentHash(data), nil
-}
-
-// LoadedHashes are the names of the configurations that an API server says it has loaded since it runs; none when it
-// still has that of its start.
-func LoadedHashes(ctx context.Context, config *rest.Config) ([]string, error) {
-	return loadedByMetrics(ctx, config)
 }
 
 func (s Shared) box() sealed.Box { return sealed.Box{KV: s.KV, Secret: s.Secret, Key: SharedKey} }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -163,11 +164,9 @@ func (r Rotation) wait(ctx context.Context, generation uint64) error {
 			r.Progress(fmt.Sprintf("  %d of %d have the keys; waiting for %s", alive-len(behind)-len(nodeless), alive,
 				text))
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, rotationPoll) {
 			return fmt.Errorf("the rotation was interrupted; all machines still understand one another. Run it again to bring it to an end: %w",
 				ctx.Err())
-		case <-time.After(rotationPoll):
 		}
 	}
 }

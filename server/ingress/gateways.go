@@ -145,10 +145,7 @@ func (g *gateways) fill(state *gateway.State, secret func(types.NamespacedName) 
 	ports, _ := g.ports.Core().V1().ConfigMaps().Lister().ConfigMaps(metav1.NamespaceSystem).Get(gatewayapi.PortsName)
 	state.NodePorts = gatewayapi.ReadPorts(ports)
 	state.Service = func(name types.NamespacedName) *corev1.Service {
-		found, err := core.Services().Lister().Services(name.Namespace).Get(name.Name)
-		if err != nil {
-			return nil
-		}
+		found, _ := core.Services().Lister().Services(name.Namespace).Get(name.Name) // nil where there is none
 		return found
 	}
 	state.Secret = func(name types.NamespacedName) *corev1.Secret {

@@ -108,10 +108,7 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 			state.Defaults, _ = setting.Lister().ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name)
 		}
 		secret := func(name types.NamespacedName) *corev1.Secret {
-			s, err := secrets.Lister().Secrets(name.Namespace).Get(name.Name)
-			if err != nil {
-				return nil
-			}
+			s, _ := secrets.Lister().Secrets(name.Namespace).Get(name.Name) // nil where there is none
 			return s
 		}
 		state.Default, state.Account = secret(compile.DefaultCertificate), secret(compile.Account)

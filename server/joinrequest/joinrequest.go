@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -27,7 +26,6 @@ import (
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
-	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
 )
@@ -120,9 +118,6 @@ func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 	if err := o.Folders.Keep(a.Server.Files, secrets.AsideSuffix); err != nil {
 		return nil, err
 	}
-	if err := pki.KeepFormerKubeletCA(o.Folders.TLS, a.Server.FormerKubeletCA); err != nil {
-		return nil, err
-	}
 	if a.Gossip != nil { // none from a server of an earlier version
 		if err := gossip.WriteKeys(filepath.Join(o.Folders.Server, gossipmember.KeysFile), *a.Gossip); err != nil {
 			return nil, err
@@ -192,17 +187,13 @@ func askToServe(ctx context.Context, o Options, j Request, t token.Token) (*prot
 }
 
 func readJoined(file string) (*Joined, error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading what the cluster said when this server joined: %w", err)
-	}
 	j := &Joined{}
-	err = json.Unmarshal(data, j)
-	if err == nil {
+	found, err := atomicfile.ReadJSON(file, j)
+	switch {
+	case found:
 		err = j.Settings.Validate()
+	case err == nil:
+		return nil, nil
 	}
 	if err != nil {
 		return nil,

@@ -18,7 +18,7 @@ import (
 
 var settings = clusterconfig.Settings{
 	PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-	DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: clusterconfig.DefaultDomain, Liveness: clusterconfig.ByConnection,
+	DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: clusterconfig.DefaultDomain,
 }
 
 // TestJoinedIsKept: what the cluster said is asked for once; a damaged note is not taken for none.

@@ -35,7 +35,7 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 	var controller *gateway.Controller
 	objects := gatewayapi.NewObjects(api, func() { controller.Changed() }, log)
 	o := gateway.Options{
-		Client: client, Informers: t.Informers, Disabled: l.o.Cluster.GatewayDisabled(), Recorder: recorder,
+		Client: client, Informers: t.Informers, Disabled: l.o.Cluster.NoGateway, Recorder: recorder,
 		State: func() (compile.State, bool) { return objects.State(use) },
 		Status: func(ctx context.Context, resource string, o gateway.Object) error {
 			return api.UpdateStatus(ctx, resource, o)

@@ -121,8 +121,7 @@ func TestWantKind(t *testing.T) {
 		l := New(Options{})
 		testenv.Equal(t, l.wantKind(of), want, "%v is on its way:", of)
 		testenv.Equal(t, len(l.helmWanted)+len(l.gatewayWanted) == 1, want, "%v is defined at once:", of)
-		no := true
-		l = New(Options{Cluster: clusterconfig.Settings{NoGateway: &no}, Helm: helmcharts.Options{Disabled: true}})
+		l = New(Options{Cluster: clusterconfig.Settings{NoGateway: true}, Helm: helmcharts.Options{Disabled: true}})
 		testenv.Equal(t, l.wantKind(of), false, "%v is on its way where it is disabled:", of)
 	}
 }

@@ -156,7 +156,7 @@ func (l *Leader) wantKind(of schema.GroupKind) bool {
 	switch {
 	case of.Group == kinds.Group && !l.o.Helm.Disabled:
 		l.helmWanted.Send()
-	case of.Group == gatewayv1.GroupName && gatewayapi.IsServed(of.Kind) && !l.o.Cluster.GatewayDisabled():
+	case of.Group == gatewayv1.GroupName && gatewayapi.IsServed(of.Kind) && !l.o.Cluster.NoGateway:
 		l.gatewayWanted.Send()
 	default:
 		return false

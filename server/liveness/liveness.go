@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +26,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+	nodeutil "k8s.io/kubernetes/pkg/controller/util/node"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/tunnels"
@@ -133,9 +134,7 @@ type state struct {
 
 // New returns a judge.
 func New(o Options) *Judge {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -419,16 +418,7 @@ func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
 
 // each calls f for all items, so many of them side by side at most, and waits.
 func each[T any](atOnce int, items []T, f func(T)) {
-	var running sync.WaitGroup
-	free := make(chan struct{}, atOnce)
-	for _, item := range items {
-		free <- struct{}{}
-		running.Go(func() {
-			defer func() { <-free }()
-			f(item)
-		})
-	}
-	running.Wait()
+	workqueue.ParallelizeUntil(context.Background(), atOnce, len(items), func(i int) { f(items[i]) })
 }
 
 func latest(times ...time.Time) (out time.Time) {
@@ -441,10 +431,6 @@ func latest(times ...time.Time) (out time.Time) {
 }
 
 func readyOf(n *corev1.Node) *corev1.NodeCondition {
-	for i := range n.Status.Conditions {
-		if n.Status.Conditions[i].Type == corev1.NodeReady {
-			return &n.Status.Conditions[i]
-		}
-	}
-	return nil
+	_, r := nodeutil.GetNodeCondition(&n.Status, corev1.NodeReady)
+	return r
 }

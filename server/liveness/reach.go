@@ -3,6 +3,7 @@
 package liveness
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -66,9 +67,7 @@ func try(ctx context.Context, n *corev1.Node, answer func(ctx context.Context, a
 		return false
 	}
 	port := int(n.Status.DaemonEndpoints.KubeletEndpoint.Port)
-	if port == 0 {
-		port = kubeletPort
-	}
+	port = cmp.Or(port, kubeletPort)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // the other attempts
 	answers := make(chan bool, attempts*len(addresses))

@@ -212,23 +212,15 @@ func (j *Judge) markNode(ctx context.Context, name string) error {
 
 func setUnknown(node *corev1.Node, now metav1.Time) {
 	for _, kind := range conditions {
-		found := false
-		for i := range node.Status.Conditions {
-			c := &node.Status.Conditions[i]
-			if c.Type != kind {
-				continue
-			}
-			found = true
-			if c.Status != corev1.ConditionUnknown {
-				c.Status, c.Reason, c.LastTransitionTime = corev1.ConditionUnknown, "NodeStatusUnknown", now
-				c.Message = "The node's machine is not reached any more."
-			}
-		}
-		if !found {
+		switch _, c := nodeutil.GetNodeCondition(&node.Status, kind); {
+		case c == nil:
 			node.Status.Conditions = append(node.Status.Conditions, corev1.NodeCondition{
 				Type: kind, Status: corev1.ConditionUnknown, Reason: "NodeStatusNeverUpdated", Message: "Kubelet never posted node status.",
 				LastHeartbeatTime: node.CreationTimestamp, LastTransitionTime: now,
 			})
+		case c.Status != corev1.ConditionUnknown:
+			c.Status, c.Reason, c.LastTransitionTime = corev1.ConditionUnknown, "NodeStatusUnknown", now
+			c.Message = "The node's machine is not reached any more."
 		}
 	}
 }

@@ -99,9 +99,7 @@ type file struct {
 
 // New makes the clients.
 func New(o Options) (*Manifests, error) {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	config := rest.AddUserAgent(rest.CopyConfig(o.Config), "manifests")
 	m := &Manifests{o: o, log: o.Logger, records: map[string]*record{}, files: map[string]*file{}}
 	var errs [3]error

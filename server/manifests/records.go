@@ -3,6 +3,7 @@
 package manifests
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -92,9 +93,7 @@ func (r *record) data() map[string]string {
 	var lines strings.Builder
 	for _, o := range r.objects {
 		namespace := o.Namespace
-		if namespace == "" {
-			namespace = "-"
-		}
+		namespace = cmp.Or(namespace, "-")
 		fmt.Fprintf(&lines, "%s %s %s %s\n", o.GroupVersion(), o.Kind, namespace, o.Name)
 	}
 	return map[string]string{"file": r.file, "server": r.server, "status": r.status, "hash": r.hash, "objects": lines.String()}

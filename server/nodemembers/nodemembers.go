@@ -26,6 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
@@ -83,12 +84,10 @@ func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) err
 		if m.once(ctx) {
 			continue
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, memberRetry) {
 			return nil
-		case <-time.After(memberRetry):
-			changed.Send()
 		}
+		changed.Send()
 	}
 }
 

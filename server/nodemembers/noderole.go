@@ -24,6 +24,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
@@ -90,12 +91,10 @@ func (r *Role) Run(ctx context.Context) {
 		if err := r.mark(ctx, item.(*corev1.Node).Annotations[clusterconfig.ServerIDAnnotation]); err != nil && ctx.Err() == nil {
 			r.log.Warn("this server's node could not be marked as one of the control plane; it is tried again",
 				"node", r.node, "error", err)
-			select {
-			case <-ctx.Done():
+			if !timers.Sleep(ctx, roleRetry) {
 				return
-			case <-time.After(roleRetry):
-				changed.Send()
 			}
+			changed.Send()
 		}
 	}
 }

@@ -16,6 +16,7 @@
 package openapi
 
 import (
+	"cmp"
 	"context"
 	_ "embed" // for documents
 	"encoding/json"
@@ -75,9 +76,7 @@ func New(o Options) (*Handler, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	file, err := artifact.Open(documents)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ package openapi
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"net/http"
@@ -28,9 +29,7 @@ const (
 // protobuf under two names, one of them no valid media type; answers use the
 // valid one, as upstream's do.
 func negotiate(accept, version string) (m media, contentType string, ok bool) {
-	if accept == "" {
-		accept = "*/*"
-	}
+	accept = cmp.Or(accept, "*/*")
 	protobuf := "com.github.proto-openapi.spec." + version + ".v1.0+protobuf"
 	deprecated := "com.github.proto-openapi.spec." + version + "@v1.0+protobuf"
 	for _, clause := range goautoneg.ParseAccept(accept) {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -94,9 +95,7 @@ func (rs *remotes) index(ctx context.Context) map[string]string {
 	urls := map[string]string{}
 	rs.each(func(api *apiregistrationv1.APIService, r *remote) {
 		rs.refreshIndex(ctx, api, r)
-		for name, url := range r.paths {
-			urls[name] = url
-		}
+		maps.Copy(urls, r.paths)
 	})
 	return urls
 }

@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
@@ -149,6 +150,19 @@ func (p *PKI) createAuthority(s Signer, key crypto.Signer) (*authority, error) {
 	}
 	p.log.Info("made a certificate authority", "name", s, "file", p.CAFile(s), "until", c.NotAfter)
 	return a, nil
+}
+
+// checkKubeletCA refuses a pair of an operator's with which a node's certificate would pass for an API server's.
+func (p *PKI) checkKubeletCA() error {
+	known := func(c *x509.Certificate) bool {
+		return slices.ContainsFunc(p.server.chain, func(s *x509.Certificate) bool { return c.Equal(s) || c.CheckSignatureFrom(s) == nil })
+	}
+	if slices.ContainsFunc(p.kubelet.chain, known) || samePublicKey(p.kubelet.key.Public(), p.server.key.Public()) {
+		return fmt.Errorf("what %s signs is trusted by whoever trusts %s: a node's certificate would pass for an API server's. Nothing "+
+			"was changed: remove %[1]s and its key before the first start, and another pair is made that has nothing to do with that",
+			p.CAFile(KubeletCA), p.CAFile(ServerCA))
+	}
+	return nil
 }
 
 func parseAuthority(certPEM, keyPEM []byte) (*authority, error) {

@@ -90,10 +90,9 @@ func (p *PKI) FrontProxy() Leaf {
 
 // Peer is what a server shows to the other servers, whichever of the two dials.
 func (p *PKI) Peer(serverID string) Leaf {
-	return Leaf{Name: "server to servers", Path: p.peerPath(), Signer: PeerCA, CommonName: serverID, DNSNames: []string{PeerName}}
+	return Leaf{Name: "server to servers", Path: filepath.Join(p.dir, "peer.pem"), Signer: PeerCA, CommonName: serverID,
+		DNSNames: []string{PeerName}}
 }
-
-func (p *PKI) peerPath() string { return filepath.Join(p.dir, "peer.pem") }
 
 // Node is the kubelet's own identity.
 func (p *PKI) Node(dir, name string) Leaf {

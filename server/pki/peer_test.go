@@ -11,27 +11,6 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// A cluster that was made before there was an authority for servers gets one. Where there was one, it is not replaced.
-func TestPeerAuthorityOfAnOlderCluster(t *testing.T) {
-	dir := t.TempDir()
-	p, _ := open(t, dir, today)
-	remove := func() {
-		t.Helper()
-		for _, file := range []string{p.CAFile(PeerCA), p.CAKeyFile(PeerCA)} {
-			testenv.NoError(t, os.Remove(file))
-		}
-	}
-	remove()
-	o, _ := options(dir, today)
-	o.Established = true
-	p, err := Open(o)
-	testenv.NoError(t, err, "an older cluster")
-	testenv.NoError(t, p.Ensure(p.Peer("one")))
-	verify(t, p, p.Peer("one"), today)
-	remove()
-	testenv.WantError(t, testenv.Err(Open(o)), "peer-ca.crt is missing")
-}
-
 // The authority for servers signs nothing else, so its key may not be another's.
 func TestPeerAuthorityIsNoOther(t *testing.T) {
 	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA} {

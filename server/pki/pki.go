@@ -21,6 +21,7 @@
 package pki
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
@@ -82,15 +83,14 @@ type Options struct {
 
 // PKI holds the loaded authorities and the leaves it keeps fresh.
 type PKI struct {
-	dir    string
-	clock  clock.WithTicker
-	floor  time.Time
-	log    *slog.Logger
-	server *authority
-	client *authority
-	header *authority
-	peer   *authority
-	// kubelet is the one that is derived: see openKubeletCA.
+	dir     string
+	clock   clock.WithTicker
+	floor   time.Time
+	log     *slog.Logger
+	server  *authority
+	client  *authority
+	header  *authority
+	peer    *authority
 	kubelet *authority
 	sa      crypto.Signer
 	serving atomic.Pointer[tls.Certificate]
@@ -105,9 +105,7 @@ func Open(o Options) (*PKI, error) {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.BuildTime.IsZero() {
 		o.BuildTime = defaultFloor
 	}
@@ -119,17 +117,17 @@ func Open(o Options) (*PKI, error) {
 		p.log.Warn("this machine's clock is wrong: it is before this program was built. Certificates are dated so that "+
 			"they work now and after the clock is set; set it soon (NTP)", "clock", now, "built", p.floor)
 	}
-	var errs [5]error
+	var errs [6]error
 	p.server, errs[0] = p.loadOrCreateAuthority(ServerCA, o.Established)
 	p.client, errs[1] = p.loadOrCreateAuthority(ClientCA, o.Established)
 	p.header, errs[2] = p.loadOrCreateAuthority(RequestHeaderCA, o.Established)
-	// Clusters of before there was this authority have no certificate of it either.
-	p.peer, errs[3] = p.loadOrCreateAuthority(PeerCA, o.Established && exists(p.peerPath()))
-	p.sa, errs[4] = p.loadOrCreateServiceAccountKey(o.Established)
+	p.peer, errs[3] = p.loadOrCreateAuthority(PeerCA, o.Established)
+	p.kubelet, errs[4] = p.loadOrCreateAuthority(KubeletCA, o.Established)
+	p.sa, errs[5] = p.loadOrCreateServiceAccountKey(o.Established)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	if err := p.openKubeletCA(o.Established); err != nil {
+	if err := p.checkKubeletCA(); err != nil {
 		return nil, err
 	}
 	if err := p.keepCertificatesPrivate(); err != nil {
@@ -177,11 +175,6 @@ func (p *PKI) authority(s Signer) *authority {
 		return p.kubelet
 	}
 	panic("pki: unknown signer " + string(s))
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
 }
 
 // now drops the monotonic reading: dates are compared with the wall clock, which may jump.

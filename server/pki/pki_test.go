@@ -148,7 +148,7 @@ func TestDamagedAuthorityIsRefused(t *testing.T) {
 }
 
 func TestMissingAuthority(t *testing.T) {
-	for _, file := range []string{"server-ca.crt", "client-ca.crt", "service-account.key"} {
+	for _, file := range []string{"server-ca.crt", "client-ca.crt", "peer-ca.crt", "kubelet-ca.crt", "service-account.key"} {
 		dir := t.TempDir()
 		open(t, dir, today)
 		testenv.NoError(t, os.Remove(filepath.Join(dir, file)))

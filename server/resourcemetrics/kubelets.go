@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/kubernetes/pkg/cluster/ports"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 	"sigs.k8s.io/metrics-server/pkg/scraper/client"
 	"sigs.k8s.io/metrics-server/pkg/scraper/client/resource"
 	"sigs.k8s.io/metrics-server/pkg/storage"
@@ -65,7 +66,7 @@ var errNothing = errors.New("the kubelet answered without any figures")
 // read returns the counters of a node and its containers. Upstream's decoder panics on some answers that make no sense.
 func (k *kubelets) read(ctx context.Context, node *corev1.Node) (b *storage.MetricsBatch, err error) {
 	timeout := kubeletTimeout
-	if !ready(node) {
+	if !nodeutil.IsNodeReady(node) {
 		timeout = doubtfulTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)

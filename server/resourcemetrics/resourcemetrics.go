@@ -12,6 +12,7 @@
 package resourcemetrics
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,9 +77,7 @@ var _ api.MetricsGetter = (*Collector)(nil)
 
 // New makes a Collector that Run runs.
 func New(o Options) (*Collector, error) {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	k, err := newKubelets(o.Transport, o.AddressTypes)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ package resourcemetrics
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 	"sigs.k8s.io/metrics-server/pkg/storage"
 )
 
@@ -53,7 +55,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 			delete(waiting, n.Name)
 			if err != nil {
 				after.failed[n.Name] = shortError(err)
-				if ready(n) {
+				if nodeutil.IsNodeReady(n) {
 					after.lost = append(after.lost, n.Name)
 				}
 				return
@@ -105,9 +107,7 @@ func (a answer) into(f *figures) {
 	if a.node != nil {
 		f.nodes[a.name] = *a.node
 	}
-	for ref, p := range a.pods {
-		f.pods[ref] = p
-	}
+	maps.Copy(f.pods, a.pods)
 }
 
 // ask asks one kubelet. at has the pods that there are.
@@ -180,7 +180,7 @@ func shortError(err error) error {
 func readyFirst(nodes []*corev1.Node) []*corev1.Node {
 	out := slices.Clone(nodes)
 	slices.SortStableFunc(out, func(a, b *corev1.Node) int {
-		switch x, y := ready(a), ready(b); {
+		switch x, y := nodeutil.IsNodeReady(a), nodeutil.IsNodeReady(b); {
 		case x == y:
 			return 0
 		case x:
@@ -190,13 +190,4 @@ func readyFirst(nodes []*corev1.Node) []*corev1.Node {
 		}
 	})
 	return out
-}
-
-func ready(n *corev1.Node) bool {
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
 }

@@ -4,7 +4,6 @@ package roster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,15 +29,8 @@ const (
 // one.
 func ReadPeerAddresses(serverDir string) ([]string, error) {
 	path := filepath.Join(serverDir, PeersFile)
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
 	var peers []string
-	if err == nil {
-		err = json.Unmarshal(data, &peers)
-	}
-	if err != nil {
+	if _, err := atomicfile.ReadJSON(path, &peers); err != nil {
 		return nil, fmt.Errorf("reading who the other servers are: %s: %w. Nothing was changed: write the addresses of the cluster's "+
 			"servers there, like "+
 			`["10.0.0.2:6443"], or remove the file if this is the only one`, path, err)

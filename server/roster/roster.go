@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	nodeutil "k8s.io/component-helpers/node/util"
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/gossip"
@@ -88,10 +89,7 @@ func (r *Roster) Node(name string) *corev1.Node {
 	if lister == nil {
 		return nil
 	}
-	n, err := (*lister).Get(name)
-	if err != nil {
-		return nil
-	}
+	n, _ := (*lister).Get(name) // nil where there is none
 	return n
 }
 
@@ -249,9 +247,8 @@ func IsServer(n *corev1.Node) bool { return n.Labels[RoleLabel] == RoleValue }
 // Lives says whether a node's kubelet is heard of. It may say that the node is not ready; of one that is silent the
 // controllers say that they do not know.
 func Lives(n *corev1.Node) bool {
-	return !slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown
-	})
+	_, c := nodeutil.GetNodeCondition(&n.Status, corev1.NodeReady)
+	return c == nil || c.Status != corev1.ConditionUnknown
 }
 
 // HasAddress says whether an address is one of a node's.

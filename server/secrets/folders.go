@@ -23,14 +23,10 @@ import (
 // CommonFiles are the files that all servers have in common, by their path below the server's folder. Those of the
 // second kind may be missing.
 func CommonFiles() (required, optional []string) {
-	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA} {
+	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA, pki.KubeletCA} {
 		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
 	}
 	required = append(required, filepath.Join("tls", pki.ServiceAccountKey), token.ServerFile, token.AgentFile)
-	// An operator's own; other servers make the same one by themselves.
-	for _, ext := range []string{".crt", ".key"} {
-		optional = append(optional, filepath.Join("tls", string(pki.KubeletCA)+ext))
-	}
 	for _, name := range encryption.Files() {
 		optional = append(optional, filepath.Join("cred", name))
 	}

@@ -95,13 +95,3 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 	testenv.NoError(t, os.WriteFile(o.Path("token"), []byte("of another cluster"), 0o600))
 	testenv.WantError(t, o.Keep(answer(""), AsideSuffix), "is not the cluster's")
 }
-
-// TestHashIsDemanded: a server that does not say with which keys it comes is let in as long as there may be versions
-// that cannot.
-func TestHashIsDemanded(t *testing.T) {
-	for own, want := range map[int]bool{1: true, 2: true, 3: false, 4: false} {
-		if got := mayComeWithout(func(other int) bool { return own-other >= -1 && own-other <= 1 }); got != want {
-			t.Errorf("a program with protocol %d lets it in: %v", own, got)
-		}
-	}
-}

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -210,9 +209,7 @@ type seenToken struct {
 func (t *Tokens) countHere(set *token.Set, r tokenRecord) error {
 	file := filepath.Join(t.o.Folders.Server, tokensSeenFile)
 	var kept []seenToken
-	if data, err := os.ReadFile(file); err == nil {
-		_ = json.Unmarshal(data, &kept) // a damaged one: the other end counts
-	}
+	_, _ = atomicfile.ReadJSON(file, &kept) // a damaged one: the other end counts
 	running := map[string]token.Former{}
 	if before := t.now.Load(); before != nil {
 		for _, f := range before.Former {

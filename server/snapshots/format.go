@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 	"time"
 )
@@ -67,15 +68,7 @@ type Contents struct {
 
 // Equal compares two contents.
 func (c Contents) Equal(d Contents) bool {
-	if len(c.Files) != len(d.Files) {
-		return false
-	}
-	for name, data := range c.Files {
-		if other, ok := d.Files[name]; !ok || !bytes.Equal(data, other) {
-			return false
-		}
-	}
-	return true
+	return maps.EqualFunc(c.Files, d.Files, bytes.Equal)
 }
 
 var (

@@ -3,6 +3,7 @@
 package snapshots
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -82,17 +83,13 @@ func NewKeeper(o Options) *Keeper {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	return &Keeper{o: o, log: o.Logger, folder: folder(o.Dir)}
 }
 
 // Save saves the cluster as it is now. name is what the file's name begins with.
 func (k *Keeper) Save(ctx context.Context, name string) (Info, error) {
-	if name == "" {
-		name = OnDemandName
-	}
+	name = cmp.Or(name, OnDemandName)
 	if err := checkName(name); err != nil {
 		return Info{}, err
 	}
@@ -240,9 +237,7 @@ func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, 
 func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, error) {
 	k.one.Lock()
 	defer k.one.Unlock()
-	if name == "" {
-		name = OnDemandName
-	}
+	name = cmp.Or(name, OnDemandName)
 	mine := k.own(name)
 	deleted, err := k.prune(keep, mine, "")
 	remoteErr := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {

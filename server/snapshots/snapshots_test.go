@@ -49,7 +49,7 @@ type machine struct {
 
 var required = []string{
 	"tls/server-ca.crt", "tls/server-ca.key", "tls/client-ca.crt", "tls/client-ca.key", "tls/request-header-ca.crt", "tls/request-header-ca.key",
-	"tls/peer-ca.crt", "tls/peer-ca.key", "tls/service-account.key",
+	"tls/peer-ca.crt", "tls/peer-ca.key", "tls/kubelet-ca.crt", "tls/kubelet-ca.key", "tls/service-account.key",
 }
 
 func newMachine(t *testing.T) *machine {

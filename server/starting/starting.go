@@ -26,7 +26,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/pki"
@@ -77,12 +79,12 @@ type Starting struct {
 	failoverTargets atomic.Pointer[[]string]
 	failedOver      chan struct{} // closed when that has begun
 	once            sync.Once     // for failedOver
-	news            chan struct{} // capacity 1: failoverTargets has changed
+	news            notify.Signal // failoverTargets has changed
 }
 
 // New makes the Starting of a server that is not ready.
 func New(o Options) *Starting {
-	s := &Starting{o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: make(chan struct{}, 1)}
+	s := &Starting{o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: notify.New()}
 	s.begin = sync.OnceFunc(func() { o.Begin(s.answer) })
 	return s
 }
@@ -123,10 +125,8 @@ func (s *Starting) findFailoverTarget(ctx context.Context, store counted, others
 	pause := startPatience
 	var ready readyServer
 	for last := ""; ; pause = askReadyEvery {
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, pause) {
 			return
-		case <-time.After(pause):
 		}
 		s.begin()
 		now, list := "", slices.Concat([]string{last}, others())
@@ -145,10 +145,7 @@ func (s *Starting) findFailoverTarget(ctx context.Context, store counted, others
 			list = slices.DeleteFunc(slices.Insert(list, 0, now), func(a string) bool { return a == "" || a == s.o.Address() })
 			s.failoverTargets.Store(new(unique(list)))
 		}
-		select {
-		case s.news <- struct{}{}:
-		default:
-		}
+		s.news.Send()
 	}
 }
 

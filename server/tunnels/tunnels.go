@@ -9,6 +9,7 @@
 package tunnels
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -86,9 +87,7 @@ func host(a net.Addr) string {
 
 // New returns a Table that Run fills.
 func New(o Options) (*Table, error) {
-	if o.Logger == nil {
-		o.Logger = slog.Default()
-	}
+	o.Logger = cmp.Or(o.Logger, slog.Default())
 	t := &Table{o: o, roots: x509.NewCertPool(), nodes: map[string]*entry{}, arrived: notify.New()}
 	signers, err := cert.ParseCertsPEM(o.ClientCA)
 	if err != nil {

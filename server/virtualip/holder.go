@@ -116,10 +116,7 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 		case err := <-h.ended:
 			h.log.Warn("a virtual address is not announced any more; it is tried again", "error", err)
 			h.quiet()
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second): // the reason may last
-			}
+			timers.Sleep(ctx, time.Second) // the reason may last
 		case <-again:
 		}
 	}

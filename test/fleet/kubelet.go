@@ -127,7 +127,7 @@ func (n *node) keepStatus(ctx context.Context) {
 
 // keepLease makes the node's Lease and renews it until ctx is done.
 func (n *node) keepLease(ctx context.Context) {
-	lasts := n.joined.Settings.Liveness.Lease
+	lasts := clusterconfig.LeaseDuration
 	leases := n.leases.Leases(corev1.NamespaceNodeLease)
 	var lease *coordinationv1.Lease
 	renew := func(ctx context.Context) (err error) {

@@ -14,6 +14,7 @@
 package drain
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -75,12 +76,8 @@ type Pipe struct {
 
 // Start makes In and begins to move.
 func Start(o Options) (*Pipe, error) {
-	if o.Limit == 0 {
-		o.Limit = DefaultLimit
-	}
-	if o.Stall == 0 {
-		o.Stall = DefaultStall
-	}
+	o.Limit = cmp.Or(o.Limit, DefaultLimit)
+	o.Stall = cmp.Or(o.Stall, DefaultStall)
 	p := &Pipe{opts: o, room: make(chan struct{}, 1), closed: make(chan struct{}), done: make(chan struct{})}
 	if err := p.open(); err != nil {
 		p.closeFiles()

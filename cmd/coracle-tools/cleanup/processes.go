@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // hardEnd is how long processes may take to be gone after SIGKILL: those that write to a slow disk finish that first.
@@ -95,17 +97,13 @@ func containersOf(list func() ([]process, error)) ([]process, error) {
 func waitExited(ctx context.Context, within time.Duration, list func() ([]process, error)) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
 	for {
 		procs, err := list()
 		if err != nil || len(procs) == 0 {
 			return 0, err
 		}
-		select {
-		case <-ctx.Done():
+		if !timers.Sleep(ctx, 50*time.Millisecond) {
 			return len(procs), nil
-		case <-tick.C:
 		}
 	}
 }

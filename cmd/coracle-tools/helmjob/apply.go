@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"helm.sh/helm/v4/pkg/action"
@@ -44,11 +45,8 @@ func (j *job) apply(ctx context.Context) error {
 	defer j.describe()
 	if last := lastOf(history); last != nil && digestOf(last) == w.digest && !j.req.Upgrade {
 		switch {
-		case last.Info.Status == common.StatusDeployed && j.req.Repair:
-			return j.repair(last)
 		case last.Info.Status == common.StatusDeployed:
-			j.done(helmjob.Unchanged, "%s is what it is to be (revision %d): nothing was done.", j.where(), last.Version)
-			return nil
+			return j.repair(last)
 		case last.Info.Status == common.StatusFailed && j.req.FailurePolicy == helmjob.Abort:
 			j.result.Found = last.Info.Status.String()
 			return fail(helmjob.Aborted, false, "%s failed with this chart and these values, and is left as it is, since its "+
@@ -97,12 +95,9 @@ func (j *job) bring(ctx context.Context, w *desired, ch *chart.Chart, history []
 // everDeployed says whether a release was whole once. One that never was is installed again, with the hooks of an
 // installation, where one that was is upgraded.
 func everDeployed(history []*release.Release) bool {
-	for _, r := range history {
-		if r.Info.Status == common.StatusDeployed || r.Info.Status == common.StatusSuperseded {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(history, func(r *release.Release) bool {
+		return r.Info.Status == common.StatusDeployed || r.Info.Status == common.StatusSuperseded
+	})
 }
 
 // install installs over nothing, or over what earlier tries at an installation have left.
@@ -115,7 +110,7 @@ func (j *job) install(ctx context.Context, w *desired, ch *chart.Chart, history 
 	i := action.NewInstall(j.cfg)
 	i.ReleaseName, i.Namespace, i.CreateNamespace = j.req.Release, j.req.Namespace, j.req.CreateNamespace
 	i.Replace = len(history) > 0
-	i.Timeout, i.WaitStrategy = j.timeout(), j.waiting()
+	i.Timeout, i.WaitStrategy = j.timeout(), kube.HookOnlyStrategy
 	i.ServerSideApply = j.serverSide(nil)
 	i.ForceConflicts = i.ServerSideApply
 	i.TakeOwnership = j.req.TakeOwnership
@@ -133,7 +128,7 @@ func (j *job) upgrade(ctx context.Context, w *desired, ch *chart.Chart, history 
 	u := action.NewUpgrade(j.cfg)
 	u.Namespace = j.req.Namespace
 	u.ResetValues = true // the request's values are all there are
-	u.Timeout, u.WaitStrategy = j.timeout(), j.waiting()
+	u.Timeout, u.WaitStrategy = j.timeout(), kube.HookOnlyStrategy
 	u.ServerSideApply = strconv.FormatBool(j.serverSide(last))
 	u.ForceConflicts = j.serverSide(last)
 	u.TakeOwnership = j.req.TakeOwnership
@@ -152,13 +147,6 @@ func (j *job) recovered() string {
 		return ""
 	}
 	return fmt.Sprintf(" It had been left %s.", j.result.Found)
-}
-
-func (j *job) waiting() kube.WaitStrategy {
-	if j.req.Wait {
-		return kube.StatusWatcherStrategy
-	}
-	return kube.HookOnlyStrategy
 }
 
 // serverSide says whether the API server merges (server-side apply), as it does for what is new. Where it does, what

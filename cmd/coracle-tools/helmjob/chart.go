@@ -39,8 +39,6 @@ func find(c *helmjob.Chart) (*source, error) {
 	switch rel, local := c.LocalFile(); {
 	case len(c.Content) > 0:
 		return &source{content: c.Content, sum: sum(c.Content)}, nil
-	case c.File != "":
-		return readSource(c.File)
 	case local:
 		for _, folder := range c.Folders {
 			s, err := readSource(filepath.Join(folder, filepath.FromSlash(rel)))

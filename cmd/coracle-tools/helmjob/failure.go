@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -112,12 +113,7 @@ func refused(what string, status int) error {
 func (j *job) actionFailure(reason helmjob.Reason, err error) error {
 	text := err.Error()
 	has := func(words ...string) bool {
-		for _, w := range words {
-			if strings.Contains(text, w) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
 	}
 	again := j.req.FailurePolicy != helmjob.Abort
 	timedOut := errors.Is(err, context.DeadlineExceeded) || has("context deadline exceeded")

@@ -120,9 +120,8 @@ func FuzzChart(f *testing.F) {
 	f.Add([]byte("hello"))
 	f.Fuzz(func(_ *testing.T, archive []byte) {
 		ch, err := loader.LoadArchive(bytes.NewReader(archive))
-		if err != nil || ch.Validate() != nil {
-			return
+		if err == nil {
+			_ = ch.Validate() // neither may panic
 		}
-		_ = objectsOf(string(archive)) // neither may panic
 	})
 }

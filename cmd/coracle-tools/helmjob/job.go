@@ -86,7 +86,7 @@ func (j *job) open() error {
 		return fail(helmjob.Failed, true, "Helm cannot be prepared: %v.", err)
 	}
 	j.cfg.Releases.Driver = &sealed{Driver: j.cfg.Releases.Driver, j: j, owned: map[string]bool{}}
-	j.cfg.Releases.MaxHistory = cmp.Or(j.req.KeepHistory, 10)
+	j.cfg.Releases.MaxHistory = 10 // as with helm itself
 	return nil
 }
 
@@ -133,13 +133,7 @@ func (j *job) describe() {
 	if err != nil || last == nil {
 		return
 	}
-	r := &helmjob.Release{Revision: last.Version, Status: last.Info.Status.String(), Digest: digestOf(last),
-		Objects: objectsOf(last.Manifest)}
-	if last.Chart != nil && last.Chart.Metadata != nil {
-		m := last.Chart.Metadata
-		r.Chart, r.ChartVersion, r.AppVersion = m.Name, m.Version, m.AppVersion
-	}
-	j.result.Release = r
+	j.result.Release = &helmjob.Release{Revision: last.Version, Status: last.Info.Status.String()}
 }
 
 // done sets what was done, and the message.

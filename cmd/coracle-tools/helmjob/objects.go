@@ -5,6 +5,7 @@ package helmjob
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -16,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/resource"
-	"sigs.k8s.io/yaml"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
@@ -33,37 +33,13 @@ var accessMeta = meta.NewAccessor()
 // documents returns a manifest's documents in their order.
 func documents(manifest string) []string {
 	split := releaseutil.SplitManifests(manifest)
-	keys := make([]string, 0, len(split))
-	for k := range split {
-		keys = append(keys, k)
-	}
+	keys := slices.Collect(maps.Keys(split))
 	sort.Sort(releaseutil.BySplitManifestsOrder(keys))
 	docs := make([]string, 0, len(keys))
 	for _, k := range keys {
 		docs = append(docs, split[k])
 	}
 	return docs
-}
-
-// objectsOf names the objects of a manifest.
-func objectsOf(manifest string) []helmjob.Object {
-	var out []helmjob.Object
-	for _, doc := range documents(manifest) {
-		var head struct {
-			APIVersion string `json:"apiVersion"`
-			Kind       string `json:"kind"`
-			Metadata   struct {
-				Name      string `json:"name"`
-				Namespace string `json:"namespace"`
-			} `json:"metadata"`
-		}
-		if err := yaml.Unmarshal([]byte(doc), &head); err != nil || head.Kind == "" || len(out) == helmjob.MaxObjects {
-			continue
-		}
-		out = append(out, helmjob.Object{APIVersion: head.APIVersion, Kind: head.Kind, Namespace: head.Metadata.Namespace,
-			Name: head.Metadata.Name})
-	}
-	return out
 }
 
 // repair makes the release's objects again what its manifest says, without a new revision.

@@ -52,7 +52,6 @@ func forgedRecord(t *testing.T, driver string) {
 		tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
 		tt.rewrite(func(r *release.Release) { r.Manifest += manifest })
 		req := tt.request(web("1.0.0"))
-		req.Repair = true
 		tt.do(req, helmjob.Upgraded, "") // the record is made anew
 		victim.wantGreeting("prey", "")
 		tt.do(req, helmjob.Unchanged, "")

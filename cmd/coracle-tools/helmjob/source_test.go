@@ -97,8 +97,7 @@ func TestChartIsFetchedFromEachSource(t *testing.T) {
 		"without verifying":    {chart: chart{Name: "web", Repo: private.URL, InsecureSkipTLSVerify: true, Username: "me", Password: "secret"}, version: "1.1.0"},
 		"private registry":     {chart: chart{Name: "oci://" + private.host + "/charts/web", CA: private.ca, DockerConfig: []byte(docker)}, version: "1.0.0"},
 		"its user":             {chart: chart{Name: "oci://" + private.host + "/charts/web", CA: private.ca, Username: "me", Password: "secret"}, version: "1.0.0"},
-		"a file":               {chart: chart{File: filepath.Join(folder, "web.tgz")}, version: "1.0.0"},
-		"an unpacked chart":    {chart: chart{File: unpacked}, version: "1.0.0"},
+		"an unpacked chart":    {chart: chart{Name: k3sStatic + filepath.Base(unpacked), Folders: []string{filepath.Dir(unpacked)}}, version: "1.0.0"},
 		"a server's chart":     {chart: chart{Name: "web.tgz", Folders: []string{t.TempDir(), folder}}, version: "1.0.0"},
 		"k3s' static chart":    {chart: chart{Name: k3sStatic + "web.tgz", Folders: []string{folder}}, version: "1.0.0"},
 
@@ -122,7 +121,7 @@ func TestChartIsFetchedFromEachSource(t *testing.T) {
 		"no version at all":    {chart: chart{Name: "oci://" + open.host + "/charts/web", Version: "one", PlainHTTP: true}, reason: helmjob.BadRequest, says: `"one" is no version`},
 		"no repo":              {chart: chart{Name: "web"}, reason: helmjob.BadRequest, says: "give repo"},
 		"another scheme":       {chart: chart{Name: "web", Repo: "ftp://" + closed}, reason: helmjob.BadRequest, says: "https://"},
-		"no such file":         {chart: chart{File: filepath.Join(folder, "none.tgz")}, reason: helmjob.ChartNotFound, says: "none.tgz"},
+		"no such file":         {chart: chart{Name: "none.tgz", Folders: []string{folder}}, reason: helmjob.ChartNotFound, says: "none.tgz"},
 		"no such static chart": {chart: chart{Name: k3sStatic + "../../etc/none.tgz", Folders: []string{folder}}, reason: helmjob.ChartNotFound, says: "no file etc/none.tgz"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	nodeutil "k8s.io/kubernetes/pkg/util/node"
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -252,7 +253,7 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 		for i := range nodes.Items {
 			switch n := &nodes.Items[i]; {
 			case n.Annotations[clusterconfig.BackendAnnotation] == name:
-			case slices.ContainsFunc(n.Status.Conditions, isReady):
+			case nodeutil.IsNodeReady(n):
 				late = append(late, n.Name)
 			default:
 				off = append(off, n.Name)
@@ -272,8 +273,4 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 	}
 	return nil, fmt.Errorf("the cluster's network back end is %s now; which nodes have changed to it could not be found out: %w", name,
 		cmp.Or(asking, err))
-}
-
-func isReady(c corev1.NodeCondition) bool {
-	return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
 }

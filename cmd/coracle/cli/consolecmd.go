@@ -4,13 +4,16 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -91,11 +94,7 @@ func (a *App) contexts(f *consoleFlags) []string {
 	if err != nil {
 		return nil
 	}
-	var out []string
-	for name := range raw.Contexts {
-		out = append(out, name)
-	}
-	return out
+	return slices.Collect(maps.Keys(raw.Contexts))
 }
 
 func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
@@ -108,9 +107,7 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 		return fmt.Errorf("reading the kubeconfig: %w", err)
 	}
 	current := f.context
-	if current == "" {
-		current = raw.CurrentContext
-	}
+	current = cmp.Or(current, raw.CurrentContext)
 	if current == "" {
 		return errors.New("the kubeconfig names no current context: name one of its contexts by --context, or another file by --kubeconfig")
 	}

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,9 +128,7 @@ func adapt(c *api.Config, name, server string) (*api.Config, error) {
 	if ctx == nil || c.Clusters[ctx.Cluster] == nil || c.AuthInfos[ctx.AuthInfo] == nil {
 		return nil, errors.New("the kubeconfig has no current context with a cluster and a user")
 	}
-	if name == "" {
-		name = c.CurrentContext
-	}
+	name = cmp.Or(name, c.CurrentContext)
 	out := api.NewConfig()
 	cluster, user := c.Clusters[ctx.Cluster].DeepCopy(), c.AuthInfos[ctx.AuthInfo].DeepCopy()
 	if server != "" {

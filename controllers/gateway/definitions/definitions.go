@@ -16,15 +16,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 
 	"github.com/klauspost/compress/zstd"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/dynamic"
+
+	"github.com/coracle-k8s/coracle/controllers/definition"
 )
 
 const (
@@ -68,10 +66,6 @@ func Read() ([]*unstructured.Unstructured, error) {
 	return out, nil
 }
 
-func resource(c dynamic.Interface) dynamic.ResourceInterface {
-	return c.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-}
-
 // Define makes the definitions that are missing, and replaces its own of an older version.
 func Define(ctx context.Context, c dynamic.Interface) error {
 	all, err := Read()
@@ -80,25 +74,15 @@ func Define(ctx context.Context, c dynamic.Interface) error {
 	}
 	var errs []error
 	for _, want := range all {
-		have, err := resource(c).Get(ctx, want.GetName(), metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			_, err = resource(c).Create(ctx, want, metav1.CreateOptions{FieldManager: manager})
-		case err == nil && older(have, want):
-			_, err = resource(c).Update(ctx, renewed(have, want), metav1.UpdateOptions{FieldManager: manager})
-		}
-		if err != nil && !apierrors.IsAlreadyExists(err) {
-			errs = append(errs, fmt.Errorf("defining %s: %w", want.GetName(), err))
-		}
+		errs = append(errs, definition.Put(ctx, c, want, func(have *unstructured.Unstructured) bool { return older(have, want) }))
 	}
 	return errors.Join(errs...)
 }
 
-// older says whether a definition that the cluster has is one that this package has made, from an older version of the
-// same channel.
+// older says whether a definition is from an older version of the same channel.
 func older(have, want *unstructured.Unstructured) bool {
 	a, b := have.GetAnnotations(), want.GetAnnotations()
-	if have.GetLabels()[managedBy] != manager || a[channel] != b[channel] {
+	if a[channel] != b[channel] {
 		return false
 	}
 	is, err := utilversion.ParseSemantic(a[version])
@@ -107,19 +91,6 @@ func older(have, want *unstructured.Unstructured) bool {
 	}
 	than, err := utilversion.ParseSemantic(b[version])
 	return err == nil && is.LessThan(than)
-}
-
-// renewed is a definition that the cluster has, with what this version says. Labels and annotations of others stay.
-func renewed(have, want *unstructured.Unstructured) *unstructured.Unstructured {
-	out := have.DeepCopy()
-	annotations := out.GetAnnotations()
-	if annotations == nil {
-		annotations = map[string]string{}
-	}
-	maps.Copy(annotations, want.GetAnnotations())
-	out.SetAnnotations(annotations)
-	out.Object["spec"] = want.DeepCopy().Object["spec"]
-	return out
 }
 
 // Remove removes the definitions that this package has made. The caller has seen that there are no objects, which would
@@ -131,14 +102,7 @@ func Remove(ctx context.Context, c dynamic.Interface) error {
 	}
 	var errs []error
 	for _, want := range all {
-		have, err := resource(c).Get(ctx, want.GetName(), metav1.GetOptions{})
-		if err == nil && have.GetLabels()[managedBy] == manager {
-			err = resource(c).Delete(ctx, want.GetName(),
-				metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
-		}
-		if err != nil && !apierrors.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("removing the definition %s: %w", want.GetName(), err))
-		}
+		errs = append(errs, definition.Remove(ctx, c, want.GetName(), func() (bool, error) { return true, nil }))
 	}
 	return errors.Join(errs...)
 }

@@ -74,27 +74,18 @@ type Request struct {
 	ServerSide string `json:"serverSide,omitempty"`
 	// TakeOwnership lets the release take over objects that exist already and belong to no release or to another one.
 	TakeOwnership bool `json:"takeOwnership,omitempty"`
-	// Wait waits until the release's objects are ready, for at most Timeout, and not only for its hooks.
-	Wait bool `json:"wait,omitempty"`
-	// Repair looks at a release of which nothing has changed in the request: its objects are made again what its
-	// manifest says. It makes no new revision.
-	Repair bool `json:"repair,omitempty"`
 	// Upgrade fetches the chart and upgrades although nothing in the request has changed: a chart without a version may
 	// have a newer one.
 	Upgrade bool `json:"upgrade,omitempty"`
-	// KeepHistory is how many revisions stay readable for `helm rollback`. 0: 10, as with helm itself.
-	KeepHistory int `json:"keepHistory,omitempty"`
 }
 
 // Document is YAML text; in JSON it is a string.
 type Document string
 
-// Chart says where the chart comes from. The first that is given counts: Content, File, Name.
+// Chart says where the chart comes from. Content counts before Name.
 type Chart struct {
 	// Content is an archive (.tgz).
 	Content []byte `json:"content,omitempty"`
-	// File is the path of an archive or of a chart's folder on this machine.
-	File string `json:"file,omitempty"`
 	// Name is a chart's name in Repo; the URL of an archive (http, https); a reference to a registry (oci://host/path,
 	// or host/path:tag@digest behind that); or a file in one of Folders: see LocalFile.
 	Name string `json:"name,omitempty"`
@@ -159,7 +150,7 @@ func (r *Request) Validate() error {
 		return fmt.Errorf("serverSide is auto, true or false, not %q", r.ServerSide)
 	}
 	c := &r.Chart
-	if r.Operation == Apply && len(c.Content) == 0 && c.File == "" && c.Name == "" {
+	if r.Operation == Apply && len(c.Content) == 0 && c.Name == "" {
 		return errors.New("the request names no chart: give chart, or chartContent")
 	}
 	return nil

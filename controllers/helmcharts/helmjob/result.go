@@ -59,24 +59,6 @@ func (r *Result) Failed() bool { return r.Reason != "" }
 
 // Release is one revision of a release.
 type Release struct {
-	Revision     int    `json:"revision"`
-	Status       string `json:"status"` // Helm's word: deployed, failed, pending-install, …
-	Chart        string `json:"chart,omitempty"`
-	ChartVersion string `json:"chartVersion,omitempty"`
-	AppVersion   string `json:"appVersion,omitempty"`
-	// Digest tells requests apart: it covers the chart's name, version and source, or its content, and the values.
-	Digest string `json:"digest,omitempty"`
-	// Objects are those of the release's manifest, in its order and without hooks; at most MaxObjects.
-	Objects []Object `json:"objects,omitempty"`
-}
-
-// MaxObjects bounds Release.Objects.
-const MaxObjects = 500
-
-// Object names one object of the cluster. Namespace is as the manifest has it: empty means the release's, or none.
-type Object struct {
-	APIVersion string `json:"apiVersion"`
-	Kind       string `json:"kind"`
-	Namespace  string `json:"namespace,omitempty"`
-	Name       string `json:"name"`
+	Revision int    `json:"revision"`
+	Status   string `json:"status"` // Helm's word: deployed, failed, pending-install, …
 }

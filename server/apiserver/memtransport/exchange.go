@@ -3,13 +3,12 @@
 package memtransport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"net/http"
-	"net/textproto"
 	"strconv"
-	"strings"
 	"sync"
 )
 
@@ -33,8 +32,6 @@ type exchange struct {
 	headerOnce  sync.Once
 	wroteHeader bool
 	noBody      bool
-	declared    []string    // names of trailers announced in the header
-	trailer     http.Header // written before the body's end, read after it
 
 	closeNotify     chan bool // capacity 1: CloseNotify's contract is one value
 	closeNotifyOnce sync.Once
@@ -68,14 +65,10 @@ func serverRequest(ctx context.Context, req *http.Request, ex *exchange) *http.R
 	s.RemoteAddr = "127.0.0.1:0" // upstream reads an address from it
 	s.Proto, s.ProtoMajor, s.ProtoMinor = "HTTP/2.0", 2, 0
 	s.Response, s.GetBody, s.TLS = nil, nil, nil
-	if s.Host == "" {
-		s.Host = req.URL.Host
-	}
+	s.Host = cmp.Or(s.Host, req.URL.Host)
 	// A server's URL has neither scheme nor host.
 	s.URL.Scheme, s.URL.Host, s.URL.User = "", "", nil
-	if s.Method == "" {
-		s.Method = http.MethodGet
-	}
+	s.Method = cmp.Or(s.Method, http.MethodGet)
 	if s.Header == nil {
 		s.Header = http.Header{}
 	}
@@ -100,20 +93,6 @@ func (ex *exchange) WriteHeader(code int) {
 	r.StatusCode = code
 	r.Status = strconv.Itoa(code) + " " + http.StatusText(code)
 	r.Header = ex.header.Clone()
-	for name := range r.Header {
-		if strings.HasPrefix(name, http.TrailerPrefix) {
-			delete(r.Header, name)
-		}
-	}
-	ex.declared = declaredTrailers(r.Header)
-	for _, name := range ex.declared {
-		if r.Trailer == nil {
-			r.Trailer = http.Header{}
-		}
-		r.Trailer[name] = nil
-		delete(r.Header, name)
-	}
-	delete(r.Header, "Trailer")
 	ex.noBody = ex.method == http.MethodHead || code == http.StatusNoContent || code == http.StatusNotModified
 	if n, err := strconv.ParseInt(r.Header.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
 		r.ContentLength = n
@@ -177,8 +156,6 @@ func (ex *exchange) finish(err error) {
 	}
 	if err != nil {
 		ex.sendHeader(err)
-	} else {
-		ex.collectTrailers()
 	}
 	if ex.reqBody != nil {
 		_ = ex.reqBody.Close() // the client closes it as well and sees what is wrong with it
@@ -189,31 +166,4 @@ func (ex *exchange) finish(err error) {
 		ex.body.closeWrite(io.EOF)
 	}
 	ex.cancel(context.Canceled)
-}
-
-// collectTrailers keeps declared and prefixed trailers for the client, which takes them over when it reads EOF.
-func (ex *exchange) collectTrailers() {
-	ex.trailer = http.Header{}
-	for _, name := range ex.declared {
-		if v, ok := ex.header[name]; ok {
-			ex.trailer[name] = v
-		}
-	}
-	for name, v := range ex.header {
-		if rest, ok := strings.CutPrefix(name, http.TrailerPrefix); ok {
-			ex.trailer[textproto.CanonicalMIMEHeaderKey(rest)] = v
-		}
-	}
-}
-
-func declaredTrailers(h http.Header) []string {
-	var names []string
-	for _, line := range h["Trailer"] {
-		for name := range strings.SplitSeq(line, ",") {
-			if name = textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)); name != "" {
-				names = append(names, name)
-			}
-		}
-	}
-	return names
 }

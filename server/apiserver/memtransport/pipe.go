@@ -107,28 +107,9 @@ func (p *pipe) closeRead(err error) {
 }
 
 // responseBody is the client's end of the response.
-type responseBody struct {
-	ex   *exchange
-	once sync.Once // the trailers are taken over once
-}
+type responseBody struct{ ex *exchange }
 
-func (b *responseBody) Read(p []byte) (int, error) {
-	n, err := b.ex.body.read(p)
-	if err == io.EOF { //nolint:errorlint // it is ours and not wrapped
-		b.once.Do(b.takeTrailers)
-	}
-	return n, err
-}
-
-// takeTrailers changes the response in the client's own goroutine, as net/http does.
-func (b *responseBody) takeTrailers() {
-	for name, v := range b.ex.trailer {
-		if b.ex.response.Trailer == nil {
-			b.ex.response.Trailer = http.Header{}
-		}
-		b.ex.response.Trailer[name] = v
-	}
-}
+func (b *responseBody) Read(p []byte) (int, error) { return b.ex.body.read(p) }
 
 // Close cancels the handler unless it is through.
 func (b *responseBody) Close() error {

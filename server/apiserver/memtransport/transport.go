@@ -6,9 +6,10 @@
 // It owns the goroutine of every request it started and keeps the contract of
 // net/http as far as a caller can see: headers leave with the first byte or
 // flush, bodies stream with back-pressure, cancelling or closing the body
-// cancels the handler's context, a panicking handler breaks the body, trailers
-// follow the body. Context values never cross from client to handler; a
-// transport may add values of its own on the handler's side (Options.Context).
+// cancels the handler's context, and a panicking handler breaks the body. There
+// are no trailers, which no client in this process reads. Context values never
+// cross from client to handler; a transport may add values of its own on the
+// handler's side (Options.Context).
 //
 // It never authenticates anybody (the handler sees exactly the headers that
 // the caller sent) and refuses protocol upgrades: those need a connection.

@@ -281,23 +281,6 @@ func TestStatusesWithoutABody(t *testing.T) {
 	}
 }
 
-func TestTrailersArriveAfterTheBody(t *testing.T) {
-	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Trailer", "Declared")
-		fmt.Fprint(w, "body")
-		w.Header().Set("Declared", "1")
-		w.Header().Set(http.TrailerPrefix+"Late", "2")
-	})
-	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/", nil))
-	if _, declared := resp.Trailer["Declared"]; !declared || resp.Header.Get("Declared") != "" {
-		t.Errorf("before the body: %v, %v", resp.Trailer, resp.Header)
-	}
-	testenv.Must(io.ReadAll(resp.Body))(t)
-	if resp.Trailer.Get("Declared") != "1" || resp.Trailer.Get("Late") != "2" {
-		t.Errorf("after the body: %v", resp.Trailer)
-	}
-}
-
 func TestHeaderIsASnapshot(t *testing.T) {
 	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("A", "1")

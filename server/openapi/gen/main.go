@@ -237,8 +237,8 @@ func addV2Protobuf(w *artifact.Writer, doc swagger, members map[string]map[strin
 		return p, nil
 	}
 	base := map[string]any{"definitions": members["definitions"], "parameters": members["parameters"], "paths": map[string]any{}}
-	for name, value := range doc {
-		base[name] = value
+	for k, v := range doc {
+		base[k] = v
 	}
 	v2 := &w.Index.V2
 	var err error
