@@ -26,7 +26,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-	certutil "k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
@@ -198,8 +197,12 @@ type leaf struct {
 // readLeaf reads a Secret of ours; one that cannot be read is to be renewed at once.
 func readLeaf(s *corev1.Secret) leaf {
 	out := leaf{made: s.Annotations[madeAnnotation]}
-	if chain, err := certutil.ParseCertsPEM(s.Data[corev1.TLSCertKey]); err == nil {
-		out.names, out.renew = chain[0].DNSNames, renewal(chain[0])
+	block, _ := pem.Decode(s.Data[corev1.TLSCertKey])
+	if block == nil {
+		return out
+	}
+	if c, err := x509.ParseCertificate(block.Bytes); err == nil { // the chain behind it may have what Go does not know
+		out.names, out.renew = c.DNSNames, renewal(c)
 	}
 	return out
 }

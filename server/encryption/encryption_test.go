@@ -227,6 +227,20 @@ func TestRotationOfUnknownStateRestarts(t *testing.T) {
 	}
 }
 
+// TestUnreadableStateIsNotCalledDamaged: whoever may not read the file is not told to remove it.
+func TestUnreadableStateIsNotCalledDamaged(t *testing.T) {
+	dir := t.TempDir()
+	ensure(t, Options{Dir: dir, Resources: secrets})
+	path := filepath.Join(dir, stateFile)
+	testenv.NoError(t, os.Mkdir(path, 0o700))
+	if _, err := ReadStatus(dir); err == nil || strings.Contains(err.Error(), "emove that file") {
+		t.Errorf("it cannot be read: %v", err)
+	}
+	testenv.NoError(t, os.Remove(path))
+	testenv.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
+	testenv.WantError(t, testenv.Err(ReadStatus(dir)), "Remove that file")
+}
+
 func TestOneRotationAtATime(t *testing.T) {
 	s := newSeveral(t, 1)
 	r, second := s.rotation(0), s.rotation(0)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -75,6 +76,9 @@ func readState(dir string) (state, error) {
 	found, err := atomicfile.ReadJSON(path, &st)
 	if err == nil && !found {
 		return state{Stage: StageDone}, nil
+	}
+	if _, unread := errors.AsType[*fs.PathError](err); unread {
+		return state{}, err
 	}
 	if err != nil || st.Stage == "" {
 		return state{}, fmt.Errorf("the state of the key rotation in %s is damaged (%v). No key was dropped. Remove that file and "+
