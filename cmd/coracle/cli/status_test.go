@@ -17,9 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestStatusWhileTheAPIServerHangs: status tells of the servers though the API server answers nothing, as without a
+// TestStatusWhileTheAPIServerIsStalled: status tells of the servers though the API server answers nothing, as without a
 // quorum.
-func TestStatusWhileTheAPIServerHangs(t *testing.T) {
+func TestStatusWhileTheAPIServerIsStalled(t *testing.T) {
 	asked := make(chan struct{})
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {

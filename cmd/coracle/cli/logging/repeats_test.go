@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// TestFrequentLinesAreBounded: a client that sends one wrong token after the other causes one line in ten seconds, so do
-// the watches of a server that loses its leader, and other lines are all there.
+// TestFrequentLinesAreBounded: a client that sends one wrong token after the other causes one line in ten seconds. So
+// do the watches of a server that loses its leader. Other lines are all there.
 func TestFrequentLinesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, read := setup(t, config.Logging{})
