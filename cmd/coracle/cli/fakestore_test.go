@@ -86,7 +86,7 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 
 // fakeFiles are those of a snapshot.
 func fakeFiles() (required, optional []string) {
-	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA} {
+	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA, pki.KubeletCA} {
 		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
 	}
 	return append(required, filepath.Join("tls", pki.ServiceAccountKey), token.ServerFile), nil
