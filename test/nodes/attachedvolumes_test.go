@@ -157,7 +157,7 @@ func TestAttachedVolumes(t *testing.T) {
 	s := site.NewMachine().NewServer("--default-toleration-seconds", "5")
 	s.AddBoxImage()
 	agents := withAgents(t, s, 2)
-	s.WaitReady()
+	harness.Eventually(t, harness.Soon, "the server's node is ready", func() error { return s.NodeReady(s) })
 	victim, left := agents[0], agents[1]
 	t.Cleanup(func() {
 		if t.Failed() {
