@@ -74,7 +74,7 @@ func WantError(t Test, err error, words ...string) {
 func ErrorIs(t Test, err, want error, doing ...any) {
 	t.Helper()
 	if !errors.Is(err, want) {
-		t.Error(of(fmt.Errorf("the error is %v, want %w", err, want), doing))
+		t.Error(of(fmt.Errorf("the error is %w, want %w", err, want), doing))
 	}
 }
 
