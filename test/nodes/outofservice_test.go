@@ -59,8 +59,8 @@ func runningOn(s *harness.Server, app string, nodes ...string) error {
 	return err
 }
 
-// spreadOver is runningOn for a Deployment whose pods prefer to be spread, and no more: those that are made while a node
-// is not ready for a moment are all on the others, and stay there. They are made again.
+// spreadOver is runningOn for a Deployment whose pods prefer to be spread, and no more: those that are made while one
+// node is not ready for a moment are all on the others, and stay there. They are made again.
 func spreadOver(s *harness.Server, app string, nodes ...string) error {
 	got, err := nodesOf(s, app, nodes)
 	if err != nil && len(got) == len(nodes) {
