@@ -178,13 +178,10 @@ func machineAddresses() map[netip.Addr]bool {
 	return out
 }
 
-// probeTimeout is how long a resolver gets to lead back here.
-const probeTimeout = 2 * time.Second
-
 // leadsBack says whether a resolver on this machine hands a question to this Server. An error is that it has not
 // answered.
-func leadsBack(ctx context.Context, at netip.AddrPort, name string) (bool, error) {
-	c := &dns.Client{Timeout: probeTimeout}
+func (s *Server) leadsBack(ctx context.Context, at netip.AddrPort) (bool, error) {
+	c, name := &dns.Client{Timeout: s.o.probeTimeout}, loopName(s.o.id)
 	r, _, err := c.ExchangeContext(ctx, new(dns.Msg).SetQuestion(name, dns.TypeTXT), at.String())
 	if err != nil {
 		return false, err
@@ -219,7 +216,7 @@ func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (
 		loops := false
 		if _, here := split([]netip.AddrPort{r}); len(here) > 0 {
 			var err error
-			if loops, err = leadsBack(ctx, r, loopName(s.o.id)); err != nil {
+			if loops, err = s.leadsBack(ctx, r); err != nil {
 				loops, silent = s.looped[r], true
 			}
 		}

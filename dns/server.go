@@ -67,6 +67,8 @@ type Options struct {
 
 	id         string                            // of this Server: no question by another one has it
 	newWatcher func() (*fsnotify.Watcher, error) // fsnotify's when nil; of tests
+	// probeTimeout is how long a resolver gets to lead back here; 0 means two seconds, and others are of tests.
+	probeTimeout time.Duration
 }
 
 // Server is one CoreDNS. Make it with NewServer, once for its Informers.
@@ -88,6 +90,7 @@ func NewServer(o Options) (*Server, error) {
 		return nil, errors.New("dns: Addresses, Informers, Client and Settings are required")
 	}
 	o.Domain = cmp.Or(o.Domain, "cluster.local")
+	o.probeTimeout = cmp.Or(o.probeTimeout, 2*time.Second)
 	if o.Logger.GetSink() == nil {
 		o.Logger = klog.Background()
 	}

@@ -177,7 +177,8 @@ func relay(t *testing.T, listen, to string) (asked func() int64) {
 		if strings.HasSuffix(q.Question[0].Name, ".example.org.") { // the server itself asks too, whether this leads back
 			count.Add(1)
 		}
-		if r, _, err := new(dns.Client).Exchange(q, net.JoinHostPort(to, fmt.Sprint(Port))); err == nil {
+		c := &dns.Client{Timeout: 2 * time.Minute}
+		if r, _, err := c.Exchange(q, net.JoinHostPort(to, fmt.Sprint(Port))); err == nil {
 			_ = w.WriteMsg(r)
 		}
 	})

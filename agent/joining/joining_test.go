@@ -355,18 +355,33 @@ func TestRenewalIsLive(t *testing.T) {
 func TestJoinWaits(t *testing.T) {
 	s := newServers(t)
 	s.stop()
-	s.refuse = protocol.Refuse(protocol.CodeStarting, "starting")
 	done := make(chan error, 1)
 	o := s.options(t.TempDir())
+	var log testenv.Log
+	o.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	go func() {
 		_, err := joining.Join(t.Context(), o)
 		done <- err
 	}()
-	select {
-	case err := <-done:
-		t.Fatalf("it did not wait: %v", err)
-	case <-time.After(100 * time.Millisecond): // long enough for a refused connection
+	waits := func(reason string) {
+		t.Helper()
+		testenv.Eventually(t, 2*time.Minute, "it waits: "+reason, func() error {
+			select {
+			case err := <-done:
+				t.Fatalf("it did not wait: %v", err)
+			default:
+			}
+			if !strings.Contains(log.String(), reason) {
+				return errors.New(log.String())
+			}
+			return nil
+		})
 	}
+	waits("connection refused")
+	s.refuse = protocol.Refuse(protocol.CodeStarting, "its store is being opened")
+	s.start(s.address)
+	waits("its store is being opened")
+	s.stop()
 	s.refuse = nil
 	s.start(s.address)
 	testenv.Check(t, <-done)

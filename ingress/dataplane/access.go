@@ -20,8 +20,8 @@ import (
 const (
 	// maxVerified bounds how many logins are remembered for one set of users.
 	maxVerified = 4096
-	// hashWait bounds how long a login waits for a processor when many hashes are being compared.
-	hashWait = 10 * time.Second
+	// hashPatience is Proxy.hashWait, apart from tests.
+	hashPatience = 10 * time.Second
 )
 
 // userSet is one section of users. Routes hold it by pointer, so that a change of the Secret rebuilds none.
@@ -113,7 +113,7 @@ func (p *Proxy) verify(x *exchange, turn chan struct{}, list *userList, user, se
 	if known {
 		return true, nil
 	}
-	wait := time.NewTimer(hashWait)
+	wait := time.NewTimer(p.hashWait)
 	defer wait.Stop()
 	for _, place := range [...]chan struct{}{turn, p.hashing} {
 		select {

@@ -69,7 +69,9 @@ func newProxy(t testing.TB, o Options) *Proxy {
 	}
 	o.HeaderTimeout, o.DialTimeout = patience, patience
 	o.Refuse = func(netip.Addr) bool { return false } // backends of tests are on loopback
-	return testenv.Must(New(o))(t)
+	p := testenv.Must(New(o))(t)
+	p.hashWait = patience
+	return p
 }
 
 // serve serves the sites until the test ends.

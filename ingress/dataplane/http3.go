@@ -47,7 +47,8 @@ const (
 	freeHandshakes = 64
 	// quicHeld is how many bytes a client has sent at least on a connection that may hold memory of importance here.
 	quicHeld = 64 << 10
-	// handshakeTime is how long a process that ends waits for handshakes.
+	// handshakeTime is how long a process that ends without a next one waits for handshakes. New ones come to it
+	// meanwhile.
 	handshakeTime = 2 * time.Second
 	// alternativeAge is for how many seconds clients remember that the site is served over HTTP/3.
 	alternativeAge = "3600"
@@ -214,7 +215,11 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 	case err = <-done:
 		err = fmt.Errorf("serving the site %s over HTTP/3 at %s: %w", site, conn.LocalAddr(), err)
 	case <-ctx.Done():
-		p.awaitHandshakes()
+		within := handshakeTime
+		if errors.Is(context.Cause(ctx), ErrHandedOver) {
+			within = p.options.HeaderTimeout // none takes longer (quicConfig), and new ones come to the next process
+		}
+		p.awaitHandshakes(within)
 		_ = l.Close() // it refuses handshakes that are under way
 		h.ended(<-done)
 	}
@@ -225,9 +230,9 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 	return err
 }
 
-// awaitHandshakes waits until none is under way: new ones come to the next process already.
-func (p *Proxy) awaitHandshakes() {
-	longest := time.NewTimer(handshakeTime)
+// awaitHandshakes waits until none is under way, for some time at most.
+func (p *Proxy) awaitHandshakes(within time.Duration) {
+	longest := time.NewTimer(within)
 	defer longest.Stop()
 	defer p.noHandshake.Send() // for the process' other sockets
 	for p.handshakes.Load() > 0 {

@@ -99,6 +99,8 @@ type Proxy struct {
 	memory [32]byte
 	// hashing bounds how many passwords are compared at a time: half of the processors, so that requests go on.
 	hashing chan struct{}
+	// hashWait bounds how long a login waits for a processor when many hashes are being compared.
+	hashWait time.Duration
 
 	mu           sync.Mutex // guards what follows, for Apply
 	sections     table.Sections
@@ -168,7 +170,7 @@ func New(o Options) (*Proxy, error) {
 		authorities:  map[string]*authorities{}, tls: map[string]*backendTLS{}, alternatives: map[string]*alternative{},
 		counted: map[string]*hostStats{},
 		users:   map[string]*userSet{}, turns: map[string]chan struct{}{}, limiters: map[string]*limiter{},
-		hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		hashing: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), hashWait: hashPatience,
 	}
 	_, _ = rand.Read(p.memory[:]) // never fails
 	p.standard = p.certificate(table.DefaultCertificate)

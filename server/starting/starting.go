@@ -80,11 +80,12 @@ type Starting struct {
 	failedOver      chan struct{} // closed when that has begun
 	once            sync.Once     // for failedOver
 	news            notify.Signal // failoverTargets has changed
+	askPatience     time.Duration // askReadyPatience, apart from tests
 }
 
 // New makes the Starting of a server that is not ready.
 func New(o Options) *Starting {
-	s := &Starting{o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: notify.New()}
+	s := &Starting{o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: notify.New(), askPatience: askReadyPatience}
 	s.begin = sync.OnceFunc(func() { o.Begin(s.answer) })
 	return s
 }
@@ -187,7 +188,7 @@ func (s *Starting) readyOf(ctx context.Context, addresses []string) string {
 		TLSClientConfig:   &tls.Config{RootCAs: roots, ServerName: s.o.ServerName, Time: s.o.Now, MinVersion: tls.VersionTLS12},
 		DisableKeepAlives: true,
 	}
-	client := &http.Client{Timeout: askReadyPatience, Transport: transport}
+	client := &http.Client{Timeout: s.askPatience, Transport: transport}
 	for _, address := range unique(addresses) {
 		if address == "" || address == s.o.Address() {
 			continue

@@ -72,6 +72,7 @@ func TestReadyOf(t *testing.T) {
 	own, other := newPKI(t), newPKI(t)
 	const address = "192.0.2.1:6443"
 	s := New(Options{PKI: func() *pki.PKI { return own }, ServerName: "127.0.0.1", Address: func() string { return address }, Now: time.Now})
+	s.askPatience = 2 * time.Minute
 	serve := func(from *pki.PKI, status int) string {
 		t.Helper()
 		l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)

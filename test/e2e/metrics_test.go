@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/resource"
+
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -192,11 +194,11 @@ func topAgrees(k *harness.Kube) {
 			if c.Name != "box" {
 				continue
 			}
-			rate, err := strconv.ParseFloat(strings.TrimSuffix(c.Usage.CPU, "n"), 64)
-			if err != nil || !strings.HasSuffix(c.Usage.CPU, "n") {
-				k.T.Fatalf("the pod uses %q of a processor", c.Usage.CPU)
+			rate, err := resource.ParseQuantity(c.Usage.CPU) // of billionths, or of millionths where it is a number of these
+			if err != nil {
+				k.T.Fatalf("the pod uses %q of a processor: %v", c.Usage.CPU, err)
 			}
-			cpuTime := time.Duration(rate * window.Seconds())
+			cpuTime := time.Duration(float64(rate.ScaledValue(resource.Nano)) * window.Seconds())
 			k.T.Logf("top: %s in %s, which is %v; its control group: %v to %v", c.Usage.CPU, window, cpuTime, least, most)
 			const late = 200 * time.Millisecond // a busy machine reads a counter later than it says
 			if cpuTime < least*9/10-late || cpuTime > most*11/10+late {

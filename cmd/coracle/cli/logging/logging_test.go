@@ -37,7 +37,7 @@ func setup(t *testing.T, c config.Logging) (*Log, func() string) {
 
 func expect(t *testing.T, got string, want ...string) {
 	t.Helper()
-	testenv.Equal(t, strings.Join(want, "\n")+"\n", got, "")
+	testenv.Equal(t, got, strings.Join(want, "\n")+"\n", "got")
 }
 
 func TestLinesAreFormattedWithoutControlCharacters(t *testing.T) {
