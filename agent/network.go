@@ -330,16 +330,7 @@ func (n *network) internalIPs(node string) []netip.Addr {
 	if err != nil {
 		return nil
 	}
-	var out []netip.Addr
-	for _, a := range o.Status.Addresses {
-		if a.Type != corev1.NodeInternalIP {
-			continue
-		}
-		if ip, err := netip.ParseAddr(a.Address); err == nil {
-			out = append(out, ip)
-		}
-	}
-	return out
+	return clusterconfig.NodeAddresses(o, corev1.NodeInternalIP)
 }
 
 // existing is dir, or nothing where there is no such folder: CoreDNS would warn about it.

@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
@@ -41,7 +43,7 @@ type Options struct {
 	// itself.
 	ExternalIPs []netip.Addr
 	Labels      map[string]string
-	Taints      []string // key=value:Effect
+	Taints      []corev1.Taint
 
 	// Credentials, in files that are read again when they change. KubeletServingCert and KubeletServingKey may be one
 	// file.

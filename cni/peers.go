@@ -162,14 +162,7 @@ func oneOfEach(addrs []netip.Addr) []netip.Addr {
 
 // nodeAddresses are the node's of some types, or of all.
 func nodeAddresses(n *corev1.Node, types ...corev1.NodeAddressType) []netip.Addr {
-	var out []netip.Addr
-	for _, a := range n.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil && routable(ip) && (len(types) == 0 || slices.Contains(types, a.Type)) &&
-			!slices.Contains(out, ip.Unmap()) {
-			out = append(out, ip.Unmap())
-		}
-	}
-	return out
+	return slices.DeleteFunc(clusterconfig.NodeAddresses(n, types...), func(a netip.Addr) bool { return !routable(a) })
 }
 
 func routable(a netip.Addr) bool {

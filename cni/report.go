@@ -34,17 +34,8 @@ func (s *Server) reportPeers(trouble []peerTrouble) {
 	for _, t := range trouble {
 		texts = append(texts, fmt.Sprintf("node %s: %s", t.peer, t.why))
 	}
-	now := strings.Join(texts, "; ")
-	if now == s.peersTrouble {
-		return
-	}
-	s.peersTrouble = now
-	if now != "" {
-		s.log.Info("Pods of some nodes cannot be reached from this one", "why", now)
-	} else {
-		s.log.Info("Nothing keeps this node from reaching the pods of all others any more")
-	}
-	s.report()
+	s.reportTrouble(&s.peersTrouble, strings.Join(texts, "; "), "Pods of some nodes cannot be reached from this one",
+		"Nothing keeps this node from reaching the pods of all others any more")
 }
 
 // reportWays says to which nodes the kernel takes no way, when that is news.
@@ -53,29 +44,13 @@ func (s *Server) reportWays(trouble map[string]error) {
 	for _, peer := range slices.Sorted(maps.Keys(trouble)) {
 		texts = append(texts, fmt.Sprintf("node %s: the kernel takes no way to it: %v", peer, trouble[peer]))
 	}
-	now := strings.Join(texts, "; ")
-	if now == s.waysTrouble {
-		return
-	}
-	s.waysTrouble = now
-	if now != "" {
-		s.log.Info("Pods of some nodes cannot be reached from this one; it is tried again", "why", now)
-	} else {
-		s.log.Info("The kernel takes the ways to all nodes again")
-	}
-	s.report()
+	s.reportTrouble(&s.waysTrouble, strings.Join(texts, "; "), "Pods of some nodes cannot be reached from this one; it is tried again",
+		"The kernel takes the ways to all nodes again")
 }
 
 // reportBackend says that the cluster asks for a back end that cannot be had, when that is news.
 func (s *Server) reportBackend(trouble string) {
-	if trouble == s.backendTrouble {
-		return
-	}
-	s.backendTrouble = trouble
-	if trouble != "" {
-		s.log.Info("The network back end is not changed", "why", trouble)
-	}
-	s.report()
+	s.reportTrouble(&s.backendTrouble, trouble, "The network back end is not changed", "")
 }
 
 // reportSetup says that the pod network could not be set up, when that is news. It is logged where it is tried again.
@@ -84,10 +59,22 @@ func (s *Server) reportSetup(err error) {
 	if err != nil {
 		now = "the pod network could not be set up, and it is tried again: " + err.Error()
 	}
-	if now == s.setupTrouble {
+	s.reportTrouble(&s.setupTrouble, now, "", "")
+}
+
+// reportTrouble keeps what is wrong, "" if nothing is. When that is news it logs one of two messages, if they are not
+// empty.
+func (s *Server) reportTrouble(last *string, now, wrong, over string) {
+	if now == *last {
 		return
 	}
-	s.setupTrouble = now
+	*last = now
+	switch {
+	case now != "" && wrong != "":
+		s.log.Info(wrong, "why", now)
+	case now == "" && over != "":
+		s.log.Info(over)
+	}
 	s.report()
 }
 

@@ -17,7 +17,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -31,6 +30,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nfttable"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/internal/unixsocket"
 )
 
 // Names on the host.
@@ -181,9 +181,9 @@ func NewServer(o Options) (*Server, error) {
 
 // Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.
 func (s *Server) Run(ctx context.Context) error {
-	listener, err := listen(s.o.Socket)
+	listener, err := unixsocket.Listen(s.o.Socket)
 	if err != nil {
-		return err
+		return fmt.Errorf("the CNI plugin's socket: %w", err)
 	}
 	defer s.wg.close()
 	var wg sync.WaitGroup
@@ -235,28 +235,6 @@ func (s *Server) Backend() string {
 
 // Ready says whether pods can be served.
 func (s *Server) Ready() bool { return s.network.Load() != nil }
-
-func listen(socket string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
-		return nil, fmt.Errorf("making the folder of the CNI socket: %w", err)
-	}
-	if conn, err := net.Dial("unix", socket); err == nil {
-		conn.Close()
-		return nil, fmt.Errorf("another process already serves the CNI socket %s: stop it first", socket)
-	}
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("removing the stale CNI socket: %w", err)
-	}
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		return nil, fmt.Errorf("listening for CNI calls: %w", err)
-	}
-	if err := os.Chmod(socket, 0o600); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("protecting the CNI socket: %w", err)
-	}
-	return l, nil
-}
 
 // acceptPause is the wait after a call that could not be taken: the process has no descriptor left for it.
 const acceptPause = time.Second

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/hashicorp/memberlist"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // Role is what a machine is in the cluster.
@@ -71,11 +73,7 @@ const (
 // encode writes m; what is beyond the bounds is left out.
 func (m *Meta) encode() []byte {
 	out := []byte{metaFormat}
-	field := func(tag uint64, value []byte) {
-		out = binary.AppendUvarint(out, tag)
-		out = binary.AppendUvarint(out, uint64(len(value)))
-		out = append(out, value...)
-	}
+	field := func(tag uint64, value []byte) { out = protowire.AppendBytes(protowire.AppendVarint(out, tag), value) }
 	field(tagRole, []byte{byte(m.Role)})
 	for _, a := range m.API[:min(len(m.API), maxAddresses)] {
 		field(tagAPI, binary.BigEndian.AppendUint16(a.Addr().Unmap().AsSlice(), a.Port()))
@@ -87,12 +85,10 @@ func (m *Meta) encode() []byte {
 		field(tagPodSubnet, append([]byte{byte(p.Bits())}, p.Addr().AsSlice()...))
 	}
 	field(tagVersion, []byte(m.Version[:min(len(m.Version), maxVersionText)]))
-	field(tagProtocol, binary.AppendUvarint(nil, m.Protocol))
-	field(tagKeyGeneration, binary.AppendUvarint(nil, m.KeyGeneration))
+	field(tagProtocol, protowire.AppendVarint(nil, m.Protocol))
+	field(tagKeyGeneration, protowire.AppendVarint(nil, m.KeyGeneration))
 	return out
 }
-
-var errShortMeta = errors.New("gossip: the metadata end within a field")
 
 // decodeMeta reads what a member said of itself. It may be anything.
 func decodeMeta(data []byte) (Meta, error) {
@@ -104,19 +100,14 @@ func decodeMeta(data []byte) (Meta, error) {
 		return m, errors.New("gossip: metadata of a form that this version does not know")
 	}
 	for data = data[1:]; len(data) > 0; {
-		tag, n := binary.Uvarint(data)
-		if n <= 0 {
-			return Meta{}, errShortMeta
+		tag, n := protowire.ConsumeVarint(data)
+		value, size := protowire.ConsumeBytes(data[max(n, 0):])
+		if n < 0 || size < 0 {
+			return Meta{}, errors.New("gossip: the metadata end within a field")
 		}
-		data = data[n:]
-		length, n := binary.Uvarint(data)
-		if n <= 0 || length > uint64(len(data)-n) {
-			return Meta{}, errShortMeta
-		}
-		value := data[n : n+int(length)]
-		data = data[n+int(length):]
-		if err := m.decodeField(tag, value); err != nil {
-			return Meta{}, err
+		data = data[n+size:]
+		if !m.decodeField(tag, value) {
+			return Meta{}, fmt.Errorf("gossip: metadata with %d bytes in the field %d", len(value), tag)
 		}
 	}
 	m.API = m.API[:min(len(m.API), maxAddresses)] // no more than a member of this version would say
@@ -125,63 +116,49 @@ func decodeMeta(data []byte) (Meta, error) {
 	return m, nil
 }
 
-// decodeField takes one field.
-func (m *Meta) decodeField(tag uint64, value []byte) error {
-	bad := fmt.Errorf("gossip: metadata with %d bytes in the field %d", len(value), tag)
+// decodeField takes one field, and says whether it is well-formed; one that is unknown is.
+func (m *Meta) decodeField(tag uint64, value []byte) (ok bool) {
+	var ip netip.Addr
 	switch tag {
 	case tagRole:
-		if len(value) != 1 {
-			return bad
+		if ok = len(value) == 1; ok {
+			m.Role = Role(value[0])
 		}
-		m.Role = Role(value[0])
 	case tagAPI:
-		if len(value) < 2 {
-			return bad
+		if ip, ok = netip.AddrFromSlice(value[:max(len(value)-2, 0)]); ok {
+			m.API = append(m.API, netip.AddrPortFrom(ip, binary.BigEndian.Uint16(value[len(value)-2:])))
 		}
-		ip, ok := netip.AddrFromSlice(value[:len(value)-2])
-		if !ok {
-			return bad
-		}
-		m.API = append(m.API, netip.AddrPortFrom(ip, binary.BigEndian.Uint16(value[len(value)-2:])))
 	case tagAddress:
-		ip, ok := netip.AddrFromSlice(value)
-		if !ok {
-			return bad
-		}
+		ip, ok = netip.AddrFromSlice(value)
 		m.Addresses = append(m.Addresses, ip)
 	case tagPodSubnet:
-		if len(value) == 0 {
-			return bad
+		if ip, ok = netip.AddrFromSlice(value[min(len(value), 1):]); ok {
+			p := netip.PrefixFrom(ip, int(value[0]))
+			m.PodSubnets, ok = append(m.PodSubnets, p), p.IsValid()
 		}
-		ip, ok := netip.AddrFromSlice(value[1:])
-		p := netip.PrefixFrom(ip, int(value[0]))
-		if !ok || !p.IsValid() {
-			return bad
-		}
-		m.PodSubnets = append(m.PodSubnets, p)
 	case tagVersion:
-		m.Version = printable(value)
-	case tagProtocol, tagKeyGeneration:
-		n, size := binary.Uvarint(value)
-		if size != len(value) || size == 0 {
-			return bad
-		}
-		if tag == tagProtocol {
-			m.Protocol = n
-		} else {
-			m.KeyGeneration = n
-		}
+		m.Version, ok = printable(value), true
+	case tagProtocol:
+		m.Protocol, ok = number(value)
+	case tagKeyGeneration:
+		m.KeyGeneration, ok = number(value)
+	default:
+		ok = true
 	}
-	return nil
+	return ok
+}
+
+func number(value []byte) (uint64, bool) {
+	n, size := protowire.ConsumeVarint(value)
+	return n, size == len(value)
 }
 
 // printable keeps of a text what does no harm in a log or on a terminal.
 func printable(text []byte) string {
-	out := make([]byte, 0, min(len(text), maxVersionText))
-	for _, c := range text[:min(len(text), maxVersionText)] {
+	return strings.Map(func(c rune) rune {
 		if c > ' ' && c < 0x7f {
-			out = append(out, c)
+			return c
 		}
-	}
-	return string(out)
+		return -1
+	}, string(text[:min(len(text), maxVersionText)]))
 }

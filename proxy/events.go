@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -111,7 +112,7 @@ func (e events) onNode(obj any) {
 	if !ok {
 		return
 	}
-	e.p.nodeAddresses(node.Name, nodeAddresses(node))
+	e.p.nodeAddresses(node.Name, slices.SortedFunc(slices.Values(clusterconfig.NodeAddresses(node)), netip.Addr.Compare))
 	e.p.nodeTunnelAt(node.Name, node.Annotations[clusterconfig.UnderlayAnnotation])
 	e.p.nodeTunnel(node.Name, clusterconfig.TunnelPort(node.Annotations[clusterconfig.BackendAnnotation]))
 	if node.Name != e.p.o.Informers.NodeName() {

@@ -18,7 +18,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
-	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/test/diskfaults"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -37,7 +37,7 @@ func TestRestartedServerIsNotReadTooEarly(t *testing.T) {
 				last = mustPut(ctx, t, s.Client().Client, "/a", fmt.Sprint(i))
 			}
 			testenv.NoError(t, s.Close(ctx))
-			faults := &disk.Faults{}
+			faults := &diskfaults.Faults{}
 			faults.DelayFlushes(300 * time.Millisecond) // its vote takes so long
 			s = testenv.Must(Open(ctx, Options{Dir: dir, NodeID: "one", Logger: testLog("one"), Faults: faults}))(t)
 			t.Cleanup(func() { testenv.Check(t, s.Close(context.Background())) })

@@ -44,9 +44,6 @@ func newFSM(onPublish func(), onCommand func(mvcc.Command, mvcc.Result)) *fsm {
 	return f
 }
 
-// nothingToObserve is for a state machine that only reads a directory.
-func nothingToObserve(mvcc.Command, mvcc.Result) {}
-
 func (f *fsm) publish() {
 	f.published.Store(f.state.Freeze())
 	f.mu.Lock()

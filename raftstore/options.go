@@ -86,8 +86,8 @@ type Options struct {
 	// stands for election itself. Default 300 ms.
 	// A leader whose process ends is replaced sooner, see suspect.go.
 	ElectionTimeout time.Duration
-	// Faults makes the disk misbehave, for tests.
-	Faults *disk.Faults
+	// Faults make the disk misbehave, for tests.
+	Faults disk.Faults
 	// MaxVoters bounds the voters; further servers get everything and vote when
 	// one of the others is gone. Odd. Default 5.
 	MaxVoters int

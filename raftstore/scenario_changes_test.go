@@ -158,7 +158,7 @@ func TestScenarioLevels(t *testing.T) {
 
 // An entry that this version cannot read is said to be that.
 func TestUnreadableEntry(t *testing.T) {
-	f := newFSM(func() {}, nothingToObserve)
+	f := newFSM(func() {}, func(mvcc.Command, mvcc.Result) {})
 	defer func() {
 		said := fmt.Sprint(recover())
 		for _, part := range []string{"log entry 7 was written by a newer version", "kind 99", "is safe", "start the version"} {

@@ -19,7 +19,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/test/diskfaults"
 	"github.com/coracle-k8s/coracle/test/memnet"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -178,7 +178,7 @@ func (c *cluster) form(n int) {
 
 // add makes a server that is not started yet.
 func (c *cluster) add(name string) *node {
-	n := &node{c: c, name: name, host: name, dir: filepath.Join(c.dir, name), faults: &disk.Faults{}}
+	n := &node{c: c, name: name, host: name, dir: filepath.Join(c.dir, name), faults: &diskfaults.Faults{}}
 	c.nodes = append(c.nodes, n)
 	return n
 }
@@ -316,7 +316,7 @@ type node struct {
 	name   string
 	host   string // its address
 	dir    string
-	faults *disk.Faults
+	faults *diskfaults.Faults
 	gone   bool // for good: it does not take part in what is checked at the end
 
 	mu      sync.Mutex

@@ -15,7 +15,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/test/diskfaults"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -167,7 +167,7 @@ func timedOut(err error) bool {
 
 // The same over a connection, where etcd's client tells the two apart by the words and the code of the answer.
 func TestTimeoutOverGRPC(t *testing.T) {
-	faults := &disk.Faults{}
+	faults := &diskfaults.Faults{}
 	s := openClusterOf(t, 1, func(o *Options) { o.RequestTimeout, o.Faults = 2*time.Second, faults })[0]
 	client := dial(t, s)
 	ctx := testContext(t)

@@ -4,13 +4,10 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"os"
-	"path/filepath"
 
+	"github.com/coracle-k8s/coracle/internal/unixsocket"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -20,19 +17,9 @@ func serveStoreSocket(ctx context.Context, path string, store *raftstore.Store, 
 	if path == "" {
 		return func() {}, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("making the folder for the store's socket: %w", err)
-	}
-	// We hold the data directory's lock, so a socket that is there is of a process that has died.
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("removing the store's socket of an earlier process: %w", err)
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	l, err := unixsocket.Listen(path)
 	if err != nil {
-		return nil, fmt.Errorf("opening the store's socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the store's socket: %w", err), l.Close())
+		return nil, fmt.Errorf("the store's socket: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})

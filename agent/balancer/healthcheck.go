@@ -63,7 +63,7 @@ func (b *Balancer) watch(ctx context.Context) {
 		next.Reset(wait)
 		now := b.now()
 		switch late++; {
-		case now.Sub(later(due, before)) <= delayThreshold:
+		case now.Sub(timers.Later(due, before)) <= delayThreshold:
 			late = 0
 		case late > mostLate:
 			late = 0
@@ -82,13 +82,6 @@ func (b *Balancer) watch(ctx context.Context) {
 		}
 		before = b.now()
 	}
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 // checkServer looks whether a server that has connections is heard, and has them closed if it is not.
@@ -143,7 +136,7 @@ func (b *Balancer) discountDelay(since time.Time) {
 		if p.at.IsZero() { // it was left
 			continue
 		}
-		p.discounted = min(p.discounted+now.Sub(later(since, p.at)), now.Sub(p.at))
+		p.discounted = min(p.discounted+now.Sub(timers.Later(since, p.at)), now.Sub(p.at))
 		b.proved[server] = p
 	}
 }

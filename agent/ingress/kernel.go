@@ -193,11 +193,7 @@ func (n *Node) nodeAddresses() []netip.Addr {
 	out := slices.Clone(n.o.NodeIPs)
 	nodes, _ := n.o.Nodes.Lister().List(everything()) // of a cache: it cannot fail
 	for _, node := range nodes {
-		for _, a := range node.Status.Addresses {
-			if ip, err := netip.ParseAddr(a.Address); err == nil && (a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP) {
-				out = append(out, ip.Unmap())
-			}
-		}
+		out = append(out, clusterconfig.NodeAddresses(node, corev1.NodeInternalIP, corev1.NodeExternalIP)...)
 	}
 	return out
 }

@@ -34,6 +34,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/client-go/util/cert"
+
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
@@ -262,24 +264,11 @@ func (n *Node) own() (*tls.Certificate, *x509.Certificate) {
 	if err != nil || n.o.Now().After(pair.Leaf.NotAfter) {
 		return nil, nil
 	}
-	data, err := os.ReadFile(n.Credentials.ServerCAFile)
-	if err != nil {
+	chain, err := cert.CertsFromFile(n.Credentials.ServerCAFile)
+	if err != nil || n.token.VerifyCA(chain[len(chain)-1]) != nil {
 		return nil, nil
 	}
-	var root *x509.Certificate
-	for {
-		var b *pem.Block
-		if b, data = pem.Decode(data); b == nil {
-			break
-		}
-		if root, err = x509.ParseCertificate(b.Bytes); err != nil {
-			return nil, nil
-		}
-	}
-	if root == nil || n.token.VerifyCA(root) != nil {
-		return nil, nil
-	}
-	return &pair, root
+	return &pair, chain[len(chain)-1]
 }
 
 // keep writes an answer down. The settings come last: with them all is there. Before the credentials of another cluster

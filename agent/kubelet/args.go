@@ -112,13 +112,9 @@ func (a args) apply(s *options.KubeletServer) error {
 		}
 	}
 	for _, t := range taints {
-		if !hasTaint(s, t.Key, string(t.Effect)) {
+		if !slices.ContainsFunc(s.RegisterWithTaints, func(have v1.Taint) bool { return have.MatchTaint(&t) }) {
 			s.RegisterWithTaints = append(s.RegisterWithTaints, t)
 		}
 	}
 	return nil
-}
-
-func hasTaint(s *options.KubeletServer, key, effect string) bool {
-	return slices.ContainsFunc(s.RegisterWithTaints, func(t v1.Taint) bool { return t.Key == key && string(t.Effect) == effect })
 }

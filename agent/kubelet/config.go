@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/seccomp"
 	"golang.org/x/sys/unix"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -23,7 +22,6 @@ import (
 	"k8s.io/kubelet/config/v1beta1"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	kubeletscheme "k8s.io/kubernetes/pkg/kubelet/apis/config/scheme"
-	utiltaints "k8s.io/kubernetes/pkg/util/taints"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 
@@ -44,11 +42,7 @@ const (
 
 // defaults are the settings that differ from upstream's; what is not here is upstream's default. A user's configuration
 // file is merged over them.
-func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
-	taints, err := parseTaints(o.Taints)
-	if err != nil {
-		return nil, err
-	}
+func defaults(o Options) *v1beta1.KubeletConfiguration {
 	resolvConf := o.ResolvConf
 	if resolvConf == "" {
 		resolvConf = resolvconf.Choose(resolvconf.HostFiles)
@@ -57,7 +51,7 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 	for _, ip := range o.ClusterDNS {
 		dns = append(dns, ip.String())
 	}
-	c := &v1beta1.KubeletConfiguration{
+	return &v1beta1.KubeletConfiguration{
 		TypeMeta:                 metav1.TypeMeta{APIVersion: v1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
 		ContainerRuntimeEndpoint: runtimeEndpoint(o.RuntimeSocket),
 		StaticPodPath:            o.StaticPodDir,
@@ -65,7 +59,7 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 		ClusterDNS:               dns,
 		ClusterDomain:            o.ClusterDomain,
 		ResolverConfig:           &resolvConf,
-		RegisterWithTaints:       taints,
+		RegisterWithTaints:       o.Taints,
 
 		// The kubelet's port: certificates in files that are renewed in place, callers verified, nobody anonymous.
 		TLSCertFile:       o.ServingCertFile,
@@ -112,16 +106,12 @@ func defaults(o Options) (*v1beta1.KubeletConfiguration, error) {
 			"imagefs.available": "5%", "imagefs.inodesFree": "5%",
 		},
 	}
-	return c, nil
 }
 
 // configuration merges the defaults with the operator's file and drop-ins, each a JSON merge patch (RFC 7386) as
 // upstream does it, and converts the result. Unknown keys are errors.
 func configuration(o Options, file, dropIns string) (*kubeletconfig.KubeletConfiguration, error) {
-	base, err := defaults(o)
-	if err != nil {
-		return nil, err
-	}
+	base := defaults(o)
 	merged, err := json.Marshal(base)
 	if err != nil {
 		return nil, fmt.Errorf("encode the defaults: %w", err)
@@ -195,18 +185,6 @@ func configFiles(file, dropIns string) ([]string, error) {
 		return nil, fmt.Errorf("read the configuration folder: %w", err)
 	}
 	return files, nil
-}
-
-func parseTaints(specs []string) ([]corev1.Taint, error) {
-	taints, removed, err := utiltaints.ParseTaints(specs)
-	if err != nil {
-		return nil, fmt.Errorf("node taints: %w", err)
-	}
-	if len(removed) > 0 {
-		return nil, fmt.Errorf("node taint %s: a node cannot register without an effect or with the mark for removal",
-			removed[0].ToString())
-	}
-	return taints, nil
 }
 
 // openFiles is upstream's number, or less where the process may not raise its limit that far.

@@ -23,7 +23,7 @@ func testOptions() Options {
 	return Options{
 		RootDir: "/var/lib/kubelet", RuntimeSocket: "/run/coracle/containerd/containerd.sock", Kubeconfig: "/k", ServingCertFile: "/s",
 		ServingKeyFile: "/s", ClientCAFile: "/ca", NodeName: "node-1", NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
-		Labels: map[string]string{"rack": "a"}, Taints: []string{"dedicated=gpu:NoSchedule"},
+		Labels: map[string]string{"rack": "a"}, Taints: []corev1.Taint{{Key: "dedicated", Value: "gpu", Effect: corev1.TaintEffectNoSchedule}},
 		ClusterDNS: []netip.Addr{netip.MustParseAddr("10.43.0.10")}, ClusterDomain: "cluster.local",
 	}
 }
@@ -144,7 +144,6 @@ func TestMistakenKubeletConfigurationIsRefused(t *testing.T) {
 		"no path":             {func(o *Options) { o.Args = []string{"config"} }, []string{"config=PATH"}},
 		"invalid combination": {func(o *Options) { o.Args = []string{"image-gc-low-threshold=99"} }, []string{"imageGCLowThresholdPercent"}},
 		"loopback":            {func(o *Options) { o.NodeIPs = []netip.Addr{netip.MustParseAddr("127.0.0.1")} }, []string{"127.0.0.1", "--node-ip"}},
-		"taint":               {func(o *Options) { o.Taints = []string{"a=b"} }, []string{"taint", "a=b"}},
 		"name":                {func(o *Options) { o.NodeName = "Node_1" }, []string{"Node_1"}},
 		"reserved label":      {func(o *Options) { o.Labels = map[string]string{"node-role.kubernetes.io/x": ""} }, []string{"node-role.kubernetes.io/x"}},
 	} {

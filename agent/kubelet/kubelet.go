@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 
 	"github.com/google/cadvisor/lib/manager"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/klog/v2"
@@ -54,9 +55,9 @@ type Options struct {
 	NodeName string
 	// NodeIPs are one address or two of different families, none of them loopback.
 	NodeIPs []netip.Addr
-	// Labels and Taints (key=value:Effect) are given to the node when it registers.
+	// Labels and Taints are given to the node when it registers.
 	Labels map[string]string
-	Taints []string
+	Taints []corev1.Taint
 
 	// OwnAddresses leaves the addresses of the Node to another writer after NodeIPs were written at the registration.
 	OwnAddresses bool

@@ -14,8 +14,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
+
+	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/joining/protocol"
 )
@@ -24,13 +25,9 @@ import (
 // is the name in ALPN that the server has to agree to; "" offers none, which leads to the API server. now is the time
 // at which the certificate is checked; nil means time.Now.
 func Config(caFile, protocol string, now func() time.Time) (*tls.Config, error) {
-	authority, err := os.ReadFile(caFile)
+	roots, err := cert.NewPool(caFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading the cluster's authority: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(authority) {
-		return nil, fmt.Errorf("%s holds no certificate", caFile)
 	}
 	if now == nil {
 		now = time.Now

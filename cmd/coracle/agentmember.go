@@ -5,13 +5,11 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -20,6 +18,7 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/agent/balancer"
 	"github.com/coracle-k8s/coracle/agent/joining"
@@ -119,24 +118,15 @@ func (a *agentMember) run(ctx context.Context) {
 
 func (a *agentMember) member() (*gossip.Member, error) {
 	credentials := a.joined.Credentials
-	pool := func(file string) (*x509.CertPool, error) {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("reading the cluster's authority: %w", err)
-		}
-		p := x509.NewCertPool()
-		p.AppendCertsFromPEM(data)
-		return p, nil
-	}
 	trust := gossip.Trust{Own: func() (*tls.Certificate, error) {
 		pair, err := tls.LoadX509KeyPair(credentials.KubeletPair, credentials.KubeletPair)
 		return &pair, err
 	}}
 	var err, err2 error
-	trust.ServerCA, err = pool(credentials.ServerCAFile)
-	trust.ClientCA, err2 = pool(credentials.ClientCAFile)
+	trust.ServerCA, err = cert.NewPool(credentials.ServerCAFile)
+	trust.ClientCA, err2 = cert.NewPool(credentials.ClientCAFile)
 	if err := errors.Join(err, err2); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading the cluster's authorities: %w", err)
 	}
 	return gossip.New(gossip.Options{
 		Name: a.c.Node.Name, Address: netip.AddrPortFrom(a.c.Node.IPs[0], uint16(a.c.Port)),

@@ -150,9 +150,6 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 	if n.cluster.DNS.IsValid() {
 		o.ClusterDNS = []netip.Addr{n.cluster.DNS}
 	}
-	for _, t := range n.machine.Taints {
-		o.Taints = append(o.Taints, t.String())
-	}
 	return agent.Run(ctx, o)
 }
 

@@ -35,6 +35,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -321,7 +322,7 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 		m.tried[o.Secret] = t
 	}
 	t.failures++
-	at := later(now.Add(shortBackoff(t.failures)), v.until)
+	at := timers.Later(now.Add(shortBackoff(t.failures)), v.until)
 	if v.refused { // also where that cannot be written down
 		at = now.Add(max(longBackoff(t.failures), v.wait))
 	}
@@ -334,7 +335,7 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 		if saved != nil {
 			m.o.Logger.Warn("acme: that an order failed cannot be written down", "secret", o.Secret.String(), "error", saved)
 		}
-		at = later(at, next)
+		at = timers.Later(at, next)
 	}
 	text := fmt.Sprintf("no certificate for the Secret %s yet: %s", o.Secret.Name, v.text)
 	m.mu.Lock()
@@ -350,13 +351,6 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 	for _, ing := range o.Ingresses {
 		m.o.Recorder.Eventf(ing, corev1.EventTypeWarning, ReasonFailed, "%s. It is tried again at %s", text, at.UTC().Format(time.RFC3339))
 	}
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 // show says in the status how many certificates there are, and what is wrong with the first that lacks. The caller

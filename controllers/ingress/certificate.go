@@ -12,7 +12,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
-	"math/big"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -99,12 +98,8 @@ func newDefault(now time.Time) (map[string][]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the key of the default certificate: %w", err)
 	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		return nil, fmt.Errorf("making the serial number of the default certificate: %w", err)
-	}
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "Coracle ingress default certificate"}, DNSNames: []string{"ingress.local"},
+		Subject: pkix.Name{CommonName: "Coracle ingress default certificate"}, DNSNames: []string{"ingress.local"},
 		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.Add(defaultLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}

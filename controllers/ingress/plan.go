@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"maps"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +20,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 const (
@@ -189,17 +189,13 @@ func slice(family discoveryv1.AddressType, at map[string]int32, endpoints []disc
 // internalIPs are a node's, the first of each family.
 func internalIPs(n *corev1.Node) map[discoveryv1.AddressType]string {
 	out := map[discoveryv1.AddressType]string{}
-	for _, a := range n.Status.Addresses {
-		ip, err := netip.ParseAddr(a.Address)
-		if err != nil || a.Type != corev1.NodeInternalIP {
-			continue
-		}
+	for _, ip := range clusterconfig.NodeAddresses(n, corev1.NodeInternalIP) {
 		family := discoveryv1.AddressTypeIPv6
-		if ip.Unmap().Is4() {
+		if ip.Is4() {
 			family = discoveryv1.AddressTypeIPv4
 		}
 		if out[family] == "" {
-			out[family] = ip.Unmap().String()
+			out[family] = ip.String()
 		}
 	}
 	return out

@@ -3,6 +3,7 @@
 package servicelb
 
 import (
+	"cmp"
 	"hash/fnv"
 	"maps"
 	"net/netip"
@@ -115,12 +116,7 @@ func Assign(before loadbalancer.Record, term uint64, candidates map[netip.Addr][
 			}
 			continue
 		}
-		best := slices.MinFunc(could, func(m, n string) int {
-			if d := load[m] - load[n]; d != 0 {
-				return d
-			}
-			return strings.Compare(mix(a, m), mix(a, n))
-		})
+		best := slices.MinFunc(could, func(m, n string) int { return cmp.Or(load[m]-load[n], strings.Compare(mix(a, m), mix(a, n))) })
 		load[best]++
 		out[a] = loadbalancer.Holder{Node: best, Term: term, New: isNew(before[a], said, a)}
 	}

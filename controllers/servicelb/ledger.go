@@ -108,9 +108,7 @@ func (l *ledger) give(a netip.Addr, svc *corev1.Service) {
 
 // given are the addresses that a Service has in this plan.
 func (l *ledger) given(svc *corev1.Service) []netip.Addr {
-	out := slices.Clone(l.has[svc])
-	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out)
+	return slices.Compact(slices.SortedFunc(slices.Values(l.has[svc]), netip.Addr.Compare))
 }
 
 // next is the first address of a family in one of the pools that a Service can have; the zero one if there is none. A

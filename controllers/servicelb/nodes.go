@@ -14,6 +14,7 @@ import (
 	componentutil "k8s.io/component-helpers/node/util"
 	nodeutil "k8s.io/kubernetes/pkg/util/node"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
@@ -100,13 +101,10 @@ func (s *State) given() map[netip.Addr]bool {
 // addresses are a node's as it says, external ones first. The internal ones are in, too: what a router sends on from an
 // external one comes in for those.
 func addresses(n *corev1.Node) []netip.Addr {
-	var out []netip.Addr
-	for _, kind := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {
-		for _, a := range n.Status.Addresses {
-			ip, err := netip.ParseAddr(a.Address)
-			if ip = ip.Unmap(); err == nil && a.Type == kind && !slices.Contains(out, ip) {
-				out = append(out, ip)
-			}
+	out := clusterconfig.NodeAddresses(n, corev1.NodeExternalIP)
+	for _, a := range clusterconfig.NodeAddresses(n, corev1.NodeInternalIP) {
+		if !slices.Contains(out, a) {
+			out = append(out, a)
 		}
 	}
 	return out

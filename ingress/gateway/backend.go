@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -25,11 +26,11 @@ var appProtocols = map[string]struct{ plain, tls string }{
 // backend resolves a reference of a route. One that cannot be used says so in Invalid.
 func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out table.Backend, p problem) {
 	defer func() { out.Invalid = p.message }()
-	if group, kind := deref(ref.Group, ""), deref(ref.Kind, "Service"); group != "" || kind != "Service" {
+	if group, kind := ptr.Deref(ref.Group, ""), ptr.Deref(ref.Kind, "Service"); group != "" || kind != "Service" {
 		return out, problem{string(gatewayv1.RouteReasonInvalidKind),
 			fmt.Sprintf("the backend %s is of the kind %s in the group %q: only Services are served", ref.Name, kind, group)}
 	}
-	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))),
+	name := types.NamespacedName{Namespace: string(ptr.Deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))),
 		Name: string(ref.Name)}
 	from, to := referrer{r.kind, r.object.GetNamespace()}, referent{"Service", name}
 	if !c.permitted(from, to) {
@@ -64,12 +65,12 @@ func (c *compiler) protocol(r *route, b *table.Backend, service types.Namespaced
 		if policy == nil || r.passthrough {
 			return problem{}
 		}
-		b.TLS = pointer(policy.tls)
+		b.TLS = new(policy.tls)
 		return policy.usable()
 	}
-	known, ok := appProtocols[deref(port.AppProtocol, "")]
+	known, ok := appProtocols[ptr.Deref(port.AppProtocol, "")]
 	switch {
-	case !ok && isKubernetes(deref(port.AppProtocol, "")):
+	case !ok && isKubernetes(ptr.Deref(port.AppProtocol, "")):
 		return problem{string(gatewayv1.RouteReasonUnsupportedProtocol),
 			fmt.Sprintf("the Service %s has the appProtocol %s, which is not served", service, *port.AppProtocol)}
 	case r.kind == kindGRPC:
@@ -79,7 +80,7 @@ func (c *compiler) protocol(r *route, b *table.Backend, service types.Namespaced
 	}
 	b.Protocol = known.plain
 	if policy != nil {
-		b.Protocol, b.TLS = known.tls, pointer(policy.tls)
+		b.Protocol, b.TLS = known.tls, new(policy.tls)
 		return policy.usable()
 	}
 	return problem{}
@@ -107,7 +108,7 @@ func (c *compiler) backends(r *route, refs []gatewayv1.BackendRef, each func(i i
 		if each != nil {
 			each(i, &b)
 		}
-		if b.Weight = int(deref(ref.Weight, 1)); b.Weight > 0 {
+		if b.Weight = int(ptr.Deref(ref.Weight, 1)); b.Weight > 0 {
 			out = append(out, b)
 		}
 	}
@@ -130,5 +131,3 @@ func withCertificate(b table.Backend, g *gateway) table.Backend {
 	}
 	return b
 }
-
-func pointer[T any](v T) *T { return &v }

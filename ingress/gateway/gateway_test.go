@@ -169,7 +169,7 @@ func TestTransitionTimeChangesWithTheStatusAlone(t *testing.T) {
 		t.Errorf("after a change of the spec the condition is %+v; want the time of %+v and the new generation", got, before)
 	}
 	w.HTTPRoutes[0].Spec.Hostnames = []gatewayv1.Hostname{"h.example"}
-	w.Gateways[0].Spec.Listeners[0].Hostname = pointer(gatewayv1.Hostname("other.example"))
+	w.Gateways[0].Spec.Listeners[0].Hostname = new(gatewayv1.Hostname("other.example"))
 	if got := accepted(); got.Status != metav1.ConditionFalse || !got.LastTransitionTime.Time.Equal(w.Now) {
 		t.Errorf("after its status has changed the condition is %+v; want False, and the time %v", got, w.Now)
 	}

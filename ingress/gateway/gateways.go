@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -84,7 +85,7 @@ func flawOf(object *gatewayv1.Gateway) problem {
 			"no parameters, remove it"}
 	}
 	for _, a := range object.Spec.Addresses {
-		if kind := deref(a.Type, gatewayv1.IPAddressType); kind != gatewayv1.IPAddressType {
+		if kind := ptr.Deref(a.Type, gatewayv1.IPAddressType); kind != gatewayv1.IPAddressType {
 			return problem{string(gatewayv1.GatewayReasonUnsupportedAddress), fmt.Sprintf("an address has the type %q: only %s is served",
 				kind, gatewayv1.IPAddressType)}
 		}
@@ -120,10 +121,10 @@ func (c *compiler) readBackendTLS(g *gateway) {
 // listenerSet reads a ListenerSet of a Gateway of this controller.
 func (c *compiler) listenerSet(object *gatewayv1.ListenerSet) {
 	ref := object.Spec.ParentRef
-	if deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName || deref(ref.Kind, "Gateway") != "Gateway" {
+	if ptr.Deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName || ptr.Deref(ref.Kind, "Gateway") != "Gateway" {
 		return
 	}
-	g := c.gateways[types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(object.Namespace))),
+	g := c.gateways[types.NamespacedName{Namespace: string(ptr.Deref(ref.Namespace, gatewayv1.Namespace(object.Namespace))),
 		Name: string(ref.Name)}]
 	if g == nil {
 		return
@@ -132,7 +133,7 @@ func (c *compiler) listenerSet(object *gatewayv1.ListenerSet) {
 	c.sets[nameOf(object)] = s
 	from, selector := gatewayv1.NamespacesFromNone, (*metav1.LabelSelector)(nil)
 	if a := g.object.Spec.AllowedListeners; a != nil && a.Namespaces != nil {
-		from, selector = deref(a.Namespaces.From, from), a.Namespaces.Selector
+		from, selector = ptr.Deref(a.Namespaces.From, from), a.Namespaces.Selector
 	}
 	switch {
 	case !c.selects(from, selector, g.object.Namespace, object.Namespace):

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/expression"
@@ -69,7 +70,7 @@ func grpcMatches(specs []gatewayv1.GRPCRouteMatch, steps *int) (out []match, fla
 			return nil, flaw
 		}
 		for _, h := range spec.Headers {
-			if flaw = m.header(string(h.Name), string(deref(h.Type, gatewayv1.GRPCHeaderMatchExact)), h.Value); !flaw.ok() {
+			if flaw = m.header(string(h.Name), string(ptr.Deref(h.Type, gatewayv1.GRPCHeaderMatchExact)), h.Value); !flaw.ok() {
 				return nil, flaw
 			}
 		}
@@ -89,10 +90,10 @@ func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
 	if spec == nil {
 		return problem{}
 	}
-	service, method := deref(spec.Service, ""), deref(spec.Method, "")
+	service, method := ptr.Deref(spec.Service, ""), ptr.Deref(spec.Method, "")
 	m.rank, m.length, m.second = rankPrefix, len(service), len(method)
 	const anything = "[^/]+"
-	switch deref(spec.Type, gatewayv1.GRPCMethodMatchExact) {
+	switch ptr.Deref(spec.Type, gatewayv1.GRPCMethodMatchExact) {
 	case gatewayv1.GRPCMethodMatchExact:
 		switch {
 		case strings.Contains(service+method, "/"):

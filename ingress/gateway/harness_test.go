@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
@@ -268,7 +269,7 @@ func summary(t testing.TB, r Result) string {
 func parents(out *strings.Builder, route string, list []gatewayv1.RouteParentStatus) {
 	fmt.Fprintf(out, "%s:\n", route)
 	for _, p := range list {
-		fmt.Fprintf(out, "  %s %s %s by %s:%s\n", deref(p.ParentRef.Kind, "Gateway"), p.ParentRef.Name, deref(p.ParentRef.SectionName, "*"), p.ControllerName, brief(p.Conditions))
+		fmt.Fprintf(out, "  %s %s %s by %s:%s\n", ptr.Deref(p.ParentRef.Kind, "Gateway"), p.ParentRef.Name, ptr.Deref(p.ParentRef.SectionName, "*"), p.ControllerName, brief(p.Conditions))
 	}
 }
 

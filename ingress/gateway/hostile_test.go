@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -93,7 +94,7 @@ spec: {parentRefs: [{name: g, namespace: infra}], rules: [{}]}
 // later makes the metadata and the parent of a route of the namespace evil, which is younger than all objects of files.
 func later(i int) (metav1.ObjectMeta, gatewayv1.CommonRouteSpec) {
 	return metav1.ObjectMeta{Namespace: "evil", Name: fmt.Sprintf("r%d", i), CreationTimestamp: metav1.NewTime(born.Add(time.Hour + time.Duration(i)*time.Second))},
-		gatewayv1.CommonRouteSpec{ParentRefs: []gatewayv1.ParentReference{{Name: "g", Namespace: pointer(gatewayv1.Namespace("infra"))}}}
+		gatewayv1.CommonRouteSpec{ParentRefs: []gatewayv1.ParentReference{{Name: "g", Namespace: new(gatewayv1.Namespace("infra"))}}}
 }
 
 // TestYoungerRoutesDisplaceNone: a route of all hosts takes its part at each host that younger routes name, for which
@@ -200,7 +201,7 @@ func TestAuthoritiesAreBounded(t *testing.T) {
 		}
 		w.Policies = append(w.Policies, p)
 		ref := gatewayv1.HTTPBackendRef{}
-		ref.Name, ref.Port = gatewayv1.ObjectName(name.Name), pointer(gatewayv1.PortNumber(443))
+		ref.Name, ref.Port = gatewayv1.ObjectName(name.Name), new(gatewayv1.PortNumber(443))
 		route.Spec.Rules[0].BackendRefs = append(route.Spec.Rules[0].BackendRefs, ref)
 	}
 	r := w.settle(t)
@@ -223,7 +224,7 @@ func TestExpressionsOfOneRouteAreBounded(t *testing.T) {
 	for i := range matches {
 		for j := range 16 {
 			matches[i].Headers = append(matches[i].Headers, gatewayv1.HTTPHeaderMatch{
-				Type: pointer(gatewayv1.HeaderMatchRegularExpression), Name: gatewayv1.HTTPHeaderName(fmt.Sprintf("h%d", j)), Value: strings.Repeat("[a-z]?", 170),
+				Type: new(gatewayv1.HeaderMatchRegularExpression), Name: gatewayv1.HTTPHeaderName(fmt.Sprintf("h%d", j)), Value: strings.Repeat("[a-z]?", 170),
 			})
 		}
 	}
@@ -267,20 +268,20 @@ func TestExpressionsAreBounded(t *testing.T) {
 			m := gatewayv1.HTTPRouteMatch{}
 			switch kind {
 			case "path":
-				m.Path = &gatewayv1.HTTPPathMatch{Type: pointer(gatewayv1.PathMatchRegularExpression), Value: pointer("/" + value)}
+				m.Path = &gatewayv1.HTTPPathMatch{Type: new(gatewayv1.PathMatchRegularExpression), Value: new("/" + value)}
 			case "header":
-				m.Headers = []gatewayv1.HTTPHeaderMatch{{Type: pointer(gatewayv1.HeaderMatchRegularExpression), Name: "x", Value: value}}
+				m.Headers = []gatewayv1.HTTPHeaderMatch{{Type: new(gatewayv1.HeaderMatchRegularExpression), Name: "x", Value: value}}
 			default:
-				m.QueryParams = []gatewayv1.HTTPQueryParamMatch{{Type: pointer(gatewayv1.QueryParamMatchRegularExpression), Name: "x", Value: value}}
+				m.QueryParams = []gatewayv1.HTTPQueryParamMatch{{Type: new(gatewayv1.QueryParamMatchRegularExpression), Name: "x", Value: value}}
 			}
 			w.HTTPRoutes[0].Spec.Rules[0].Matches = []gatewayv1.HTTPRouteMatch{m}
 			testenv.Equal(t, accepted(t, w.settle(t), "a/r"), string(gatewayv1.RouteReasonUnsupportedValue), "with the %s %.20q the route is", kind, value)
 		}
 	}
-	for _, method := range []gatewayv1.GRPCMethodMatch{{Service: pointer(`a)|(?:b`)}, {Method: pointer(`\Qa`)}, {Service: pointer(`(`)}, {Method: pointer(strings.Repeat("(.*a){99}|", 90))}} {
-		method.Type = pointer(gatewayv1.GRPCMethodMatchRegularExpression)
+	for _, method := range []gatewayv1.GRPCMethodMatch{{Service: new(`a)|(?:b`)}, {Method: new(`\Qa`)}, {Service: new(`(`)}, {Method: new(strings.Repeat("(.*a){99}|", 90))}} {
+		method.Type = new(gatewayv1.GRPCMethodMatchRegularExpression)
 		if _, flaw := grpcMatches([]gatewayv1.GRPCRouteMatch{{Method: &method}}, new(int)); flaw.ok() {
-			t.Errorf("%.20q and %.20q are taken", deref(method.Service, ""), deref(method.Method, ""))
+			t.Errorf("%.20q and %.20q are taken", ptr.Deref(method.Service, ""), ptr.Deref(method.Method, ""))
 		}
 	}
 }

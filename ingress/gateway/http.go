@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/expression"
@@ -136,14 +137,14 @@ func httpMatches(specs []gatewayv1.HTTPRouteMatch, steps *int) (out []match, fla
 		if flaw = m.path(spec.Path); !flaw.ok() {
 			return nil, flaw
 		}
-		m.Method = string(deref(spec.Method, ""))
+		m.Method = string(ptr.Deref(spec.Method, ""))
 		for _, h := range spec.Headers {
-			if flaw = m.header(string(h.Name), string(deref(h.Type, gatewayv1.HeaderMatchExact)), h.Value); !flaw.ok() {
+			if flaw = m.header(string(h.Name), string(ptr.Deref(h.Type, gatewayv1.HeaderMatchExact)), h.Value); !flaw.ok() {
 				return nil, flaw
 			}
 		}
 		for _, q := range spec.QueryParams {
-			if flaw = m.condition(&m.Query, "query parameter", string(q.Name), string(deref(q.Type, gatewayv1.QueryParamMatchExact)),
+			if flaw = m.condition(&m.Query, "query parameter", string(q.Name), string(ptr.Deref(q.Type, gatewayv1.QueryParamMatchExact)),
 				q.Value, false); !flaw.ok() {
 				return nil, flaw
 			}
@@ -164,7 +165,7 @@ func httpMatches(specs []gatewayv1.HTTPRouteMatch, steps *int) (out []match, fla
 func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 	kind, value := gatewayv1.PathMatchPathPrefix, "/"
 	if spec != nil {
-		kind, value = deref(spec.Type, kind), deref(spec.Value, value)
+		kind, value = ptr.Deref(spec.Type, kind), ptr.Deref(spec.Value, value)
 	}
 	if kind != gatewayv1.PathMatchRegularExpression && !strings.HasPrefix(value, "/") {
 		return unsupported("the path %.100q does not begin with a slash", value)
@@ -251,7 +252,7 @@ func (c *compiler) httpFilters(r *route, spec *gatewayv1.HTTPRouteRule, out *tab
 		case f.Type == gatewayv1.HTTPRouteFilterRequestRedirect && f.RequestRedirect != nil:
 			out.Redirect, flaw = redirectOf(f.RequestRedirect, spec.Matches)
 		case f.Type == gatewayv1.HTTPRouteFilterURLRewrite && f.URLRewrite != nil:
-			out.UpstreamHost = string(deref(f.URLRewrite.Hostname, ""))
+			out.UpstreamHost = string(ptr.Deref(f.URLRewrite.Hostname, ""))
 			out.Path, flaw = pathChange(f.URLRewrite.Path, spec.Matches)
 		case f.Type == gatewayv1.HTTPRouteFilterCORS && f.CORS != nil:
 			out.CORS = corsOf(f.CORS)
@@ -306,7 +307,7 @@ func (c *compiler) mirror(r *route, f *gatewayv1.HTTPRequestMirrorFilter, out *t
 	m := table.Mirror{Backend: b, Numerator: 1, Denominator: 1}
 	switch {
 	case f.Fraction != nil:
-		m.Numerator, m.Denominator = int(f.Fraction.Numerator), int(deref(f.Fraction.Denominator, 100))
+		m.Numerator, m.Denominator = int(f.Fraction.Numerator), int(ptr.Deref(f.Fraction.Denominator, 100))
 	case f.Percent != nil:
 		m.Numerator, m.Denominator = int(*f.Percent), 100
 	}
@@ -318,8 +319,8 @@ func (c *compiler) mirror(r *route, f *gatewayv1.HTTPRequestMirrorFilter, out *t
 // redirectOf reads a redirect, apart from the port where it is that of the listener.
 func redirectOf(f *gatewayv1.HTTPRequestRedirectFilter, matches []gatewayv1.HTTPRouteMatch) (*table.Redirect, problem) {
 	out := &table.Redirect{
-		Status: deref(f.StatusCode, http.StatusFound), Scheme: strings.ToLower(deref(f.Scheme, "")), Host: string(deref(f.Hostname, "")),
-		Port: int(deref(f.Port, 0)),
+		Status: ptr.Deref(f.StatusCode, http.StatusFound), Scheme: strings.ToLower(ptr.Deref(f.Scheme, "")),
+		Host: string(ptr.Deref(f.Hostname, "")), Port: int(ptr.Deref(f.Port, 0)),
 	}
 	switch out.Status {
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
@@ -363,7 +364,7 @@ func pathChange(f *gatewayv1.HTTPPathModifier, matches []gatewayv1.HTTPRouteMatc
 		return &table.PathChange{Value: *f.ReplaceFullPath}, problem{}
 	case f.Type == gatewayv1.PrefixMatchHTTPPathModifier && f.ReplacePrefixMatch != nil:
 		for _, m := range matches {
-			if m.Path != nil && deref(m.Path.Type, gatewayv1.PathMatchPathPrefix) != gatewayv1.PathMatchPathPrefix {
+			if m.Path != nil && ptr.Deref(m.Path.Type, gatewayv1.PathMatchPathPrefix) != gatewayv1.PathMatchPathPrefix {
 				return nil, unsupported("replacePrefixMatch needs matches of the type PathPrefix")
 			}
 		}
@@ -378,7 +379,7 @@ const defaultMaxAge = 5
 func corsOf(f *gatewayv1.HTTPCORSFilter) *table.CORS {
 	out := &table.CORS{
 		Gateway: true, Methods: joined(f.AllowMethods), Headers: joined(f.AllowHeaders), Expose: joined(f.ExposeHeaders),
-		MaxAgeSeconds: int(f.MaxAge), Credentials: deref(f.AllowCredentials, false),
+		MaxAgeSeconds: int(f.MaxAge), Credentials: ptr.Deref(f.AllowCredentials, false),
 	}
 	for _, o := range f.AllowOrigins {
 		out.Origins = append(out.Origins, string(o))

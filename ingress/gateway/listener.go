@@ -8,6 +8,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -50,7 +51,8 @@ func (l *listener) tls() bool {
 }
 
 func (l *listener) passthrough() bool {
-	return l.spec.Protocol == gatewayv1.TLSProtocolType && l.spec.TLS != nil && deref(l.spec.TLS.Mode, "") == gatewayv1.TLSModePassthrough
+	return l.spec.Protocol == gatewayv1.TLSProtocolType && l.spec.TLS != nil &&
+		ptr.Deref(l.spec.TLS.Mode, "") == gatewayv1.TLSModePassthrough
 }
 
 // supportsProtocol reports whether the listener's protocol is served.
@@ -71,7 +73,7 @@ func (l *listener) servable() bool {
 func (c *compiler) newListener(g *gateway, owner referrer, spec gatewayv1.Listener) *listener {
 	l := &listener{gateway: g, owner: owner, spec: spec}
 	var ok bool
-	if h := deref(spec.Hostname, ""); h != "" {
+	if h := ptr.Deref(spec.Hostname, ""); h != "" {
 		if l.host, ok = hostName(h); !ok {
 			l.accepted = problem{string(gatewayv1.ListenerReasonUnsupportedValue), fmt.Sprintf("the hostname %q is no DNS name", h)}
 		}
@@ -105,11 +107,11 @@ func (l *listener) readKinds() {
 	}
 	for _, k := range l.spec.AllowedRoutes.Kinds {
 		switch {
-		case deref(k.Group, gatewayv1.GroupName) != gatewayv1.GroupName || !slices.Contains(compatible, k.Kind):
+		case ptr.Deref(k.Group, gatewayv1.GroupName) != gatewayv1.GroupName || !slices.Contains(compatible, k.Kind):
 			l.refs = first(l.refs, problem{
 				string(gatewayv1.ListenerReasonInvalidRouteKinds),
 				fmt.Sprintf("routes of the kind %s of the group %q cannot attach to a listener of the protocol %s: %v can",
-					k.Kind, deref(k.Group, gatewayv1.GroupName), l.spec.Protocol, compatible),
+					k.Kind, ptr.Deref(k.Group, gatewayv1.GroupName), l.spec.Protocol, compatible),
 			})
 		case !slices.Contains(l.kinds, k.Kind):
 			l.kinds = append(l.kinds, k.Kind)
@@ -175,7 +177,7 @@ func (l *listener) allows(c *compiler, kind gatewayv1.Kind, namespace string) bo
 	if a := l.spec.AllowedRoutes; a != nil && a.Namespaces != nil {
 		from, selector = a.Namespaces.From, a.Namespaces.Selector
 	}
-	return c.selects(deref(from, gatewayv1.NamespacesFromSame), selector, l.owner.namespace, namespace)
+	return c.selects(ptr.Deref(from, gatewayv1.NamespacesFromSame), selector, l.owner.namespace, namespace)
 }
 
 // selects reports whether a namespace is among those that an object of own means.

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -65,7 +66,7 @@ func (c *compiler) readPolicies() {
 					fmt.Sprintf("a target is of the kind %s in the group %q: only Services are served", t.Kind, t.Group)}
 				continue
 			}
-			at := target{types.NamespacedName{Namespace: object.Namespace, Name: string(t.Name)}, string(deref(t.SectionName, ""))}
+			at := target{types.NamespacedName{Namespace: object.Namespace, Name: string(t.Name)}, string(ptr.Deref(t.SectionName, ""))}
 			if other := c.policies[at]; other != nil && other != p {
 				p.beaten = other.object.Name
 			} else {
@@ -123,11 +124,11 @@ func (c *compiler) validation(p *policy) {
 		p.flaw = problem{string(gatewayv1.PolicyReasonInvalid), "validation.hostname is empty"}
 	}
 	if len(v.CACertificateRefs) == 0 {
-		if deref(v.WellKnownCACertificates, "") != gatewayv1.WellKnownCACertificatesSystem {
+		if ptr.Deref(v.WellKnownCACertificates, "") != gatewayv1.WellKnownCACertificatesSystem {
 			p.flaw = first(p.flaw, problem{
 				string(gatewayv1.PolicyReasonInvalid),
 				fmt.Sprintf("validation names no caCertificateRefs, and wellKnownCACertificates %q is not served: %s is",
-					deref(v.WellKnownCACertificates, ""), gatewayv1.WellKnownCACertificatesSystem),
+					ptr.Deref(v.WellKnownCACertificates, ""), gatewayv1.WellKnownCACertificatesSystem),
 			})
 		}
 		return
@@ -168,8 +169,8 @@ func (c *compiler) finishPolicies() error {
 				break
 			}
 			ref := gatewayv1.ParentReference{
-				Group: pointer(gatewayv1.Group(gatewayv1.GroupName)), Kind: pointer(gatewayv1.Kind("Gateway")),
-				Namespace: pointer(gatewayv1.Namespace(name.Namespace)), Name: gatewayv1.ObjectName(name.Name),
+				Group: new(gatewayv1.Group(gatewayv1.GroupName)), Kind: new(gatewayv1.Kind("Gateway")),
+				Namespace: new(gatewayv1.Namespace(name.Namespace)), Name: gatewayv1.ObjectName(name.Name),
 			}
 			var before []metav1.Condition
 			for _, a := range have {

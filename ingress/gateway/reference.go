@@ -4,7 +4,6 @@ package gateway
 
 import (
 	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/cert"
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/certificate"
@@ -61,11 +62,11 @@ type keyPair struct {
 
 // certificateOf reads a Secret. The reason of a problem is invalid, or that it must not be named.
 func (c *compiler) certificateOf(from referrer, ref gatewayv1.SecretObjectReference, invalid string) (keyPair, problem) {
-	if group, kind := deref(ref.Group, ""), deref(ref.Kind, "Secret"); group != "" || kind != "Secret" {
+	if group, kind := ptr.Deref(ref.Group, ""), ptr.Deref(ref.Kind, "Secret"); group != "" || kind != "Secret" {
 		return keyPair{}, problem{invalid, fmt.Sprintf("the certificate %s is of the kind %s in the group %q: only Secrets of the core "+
 			"group are read", ref.Name, kind, group)}
 	}
-	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(from.namespace))), Name: string(ref.Name)}
+	name := types.NamespacedName{Namespace: string(ptr.Deref(ref.Namespace, gatewayv1.Namespace(from.namespace))), Name: string(ref.Name)}
 	if to := (referent{"Secret", name}); !c.permitted(from, to) {
 		return keyPair{}, problem{string(gatewayv1.ListenerReasonRefNotPermitted), refused(from, to)}
 	}
@@ -134,7 +135,8 @@ func (a authorities) size() (n int) {
 func (c *compiler) authoritiesOf(from referrer, refs []gatewayv1.ObjectReference, why reasons) (out authorities, p problem) {
 	var keys []string
 	for _, ref := range refs {
-		name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(from.namespace))), Name: string(ref.Name)}
+		namespace := ptr.Deref(ref.Namespace, gatewayv1.Namespace(from.namespace))
+		name := types.NamespacedName{Namespace: string(namespace), Name: string(ref.Name)}
 		text, flaw := c.authority(from, referent{ref.Kind, name}, ref.Group, why)
 		p = first(p, flaw)
 		if flaw.ok() {
@@ -180,25 +182,6 @@ func (c *compiler) authority(from referrer, to referent, group gatewayv1.Group, 
 const caKey = "ca.crt"
 
 func holdsCertificates(text string) bool {
-	found := false
-	for rest := []byte(text); ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			return found
-		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return false
-		}
-		found = true
-	}
-}
-
-func deref[T any](p *T, otherwise T) T {
-	if p == nil {
-		return otherwise
-	}
-	return *p
+	_, err := cert.ParseCertsPEM([]byte(text))
+	return err == nil
 }

@@ -10,6 +10,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -128,14 +129,14 @@ func isOwn(s gatewayv1.RouteParentStatus) bool { return s.ControllerName == Cont
 
 // parent finds what a reference means; nil for what is not this controller's.
 func (c *compiler) parent(r *route, ref gatewayv1.ParentReference) *parent {
-	if deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName {
+	if ptr.Deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName {
 		return nil
 	}
-	name := types.NamespacedName{Namespace: string(deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))),
+	name := types.NamespacedName{Namespace: string(ptr.Deref(ref.Namespace, gatewayv1.Namespace(r.object.GetNamespace()))),
 		Name: string(ref.Name)}
 	p := &parent{ref: ref}
 	var listeners []*listener
-	switch deref(ref.Kind, "Gateway") {
+	switch ptr.Deref(ref.Kind, "Gateway") {
 	case "Gateway":
 		g := c.gateways[name]
 		if g == nil {

@@ -285,6 +285,18 @@ func TestExternalAddresses(t *testing.T) {
 	}
 }
 
+func TestNodeTaints(t *testing.T) {
+	s, err := load(t, map[string]string{}, nil, board, "--node-taint=a=b:NoSchedule,a:NoExecute")
+	if err != nil || len(s.Node.Taints) != 2 || s.Node.Taints[0].ToString() != "a=b:NoSchedule" || s.Node.Taints[1].ToString() != "a:NoExecute" {
+		t.Errorf("%v, %v", err, s)
+	}
+	for _, bad := range []string{"a=b", "a=b:Never", "a b:NoSchedule", "a:NoSchedule-", "a-", "a=b:NoSchedule,a=c:NoSchedule"} {
+		if _, err := load(t, map[string]string{}, nil, board, "--node-taint="+bad); err == nil || !strings.Contains(err.Error(), "--node-taint") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
 func TestStoragePaths(t *testing.T) {
 	s, err := load(t, map[string]string{}, nil, board)
 	if want := []string{"/var/lib/coracle/storage"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || s.Paths.StorageDir != want[0] {

@@ -37,27 +37,21 @@ func (LocalHost) Hostname() (string, error) { return os.Hostname() }
 func (LocalHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 	passing := temporary()
 	var out []netip.Addr
-	add := func(bytes net.IP) {
-		if ip := addrOf(bytes); usable(ip) && !within(ip, except) && !slices.Contains(out, ip) {
+	add := func(ip netip.Addr) {
+		if usable(ip) && !within(ip, except) && !slices.Contains(out, ip) {
 			out = append(out, ip)
 		}
 	}
 	if ip, err := utilnet.ChooseHostInterface(); err == nil {
-		add(ip)
+		add(addrOf(ip))
 	}
 	links, err := LocalHost{}.Links()
 	if err != nil {
 		return nil, err
 	}
 	for _, i := range links {
-		addrs, err := i.Addrs()
-		if err != nil {
-			continue // it went away meanwhile
-		}
-		for _, a := range addrs {
-			if n, ok := a.(*net.IPNet); ok {
-				add(n.IP)
-			}
+		for _, ip := range addressesOf(i) {
+			add(ip)
 		}
 	}
 	return lastingFirst(out, passing), nil
@@ -203,17 +197,20 @@ func addressesOfLinks() (map[string][]netip.Addr, error) {
 	}
 	out := map[string][]netip.Addr{}
 	for _, i := range ifaces {
-		addrs, err := i.Addrs()
-		if err != nil {
-			continue // it went away meanwhile
-		}
-		for _, a := range addrs {
-			if n, ok := a.(*net.IPNet); ok {
-				out[i.Name] = append(out[i.Name], addrOf(n.IP))
-			}
-		}
+		out[i.Name] = addressesOf(i)
 	}
 	return out, nil
+}
+
+// addressesOf are a link's; none of one that went away meanwhile.
+func addressesOf(i net.Interface) (out []netip.Addr) {
+	addrs, _ := i.Addrs()
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			out = append(out, addrOf(n.IP))
+		}
+	}
+	return out
 }
 
 // addrOf is an interface's address as netip has it; the zero value for none.

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -15,8 +16,10 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	kubeletapis "k8s.io/kubelet/pkg/apis"
+	"k8s.io/kubernetes/pkg/util/taints"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
@@ -32,7 +35,7 @@ type Node struct {
 	// WithID says that Name is to be made longer by an id that the machine keeps; see NameWithID.
 	WithID     bool
 	Labels     map[string]string
-	Taints     []Taint
+	Taints     []corev1.Taint
 	ResolvConf string // "" means the host's, found by the agent
 
 	RegistriesFile string // need not exist unless the user named it
@@ -55,21 +58,6 @@ type Node struct {
 	// StoragePaths are the folders for local volumes; the first is the default one.
 	StoragePaths []string
 }
-
-// Taint is one of a node's taints, in the API's words.
-type Taint struct {
-	Key, Value, Effect string
-}
-
-// String writes the taint as kubectl does.
-func (t Taint) String() string {
-	if t.Value == "" {
-		return t.Key + ":" + t.Effect
-	}
-	return t.Key + "=" + t.Value + ":" + t.Effect
-}
-
-var taintEffects = []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}
 
 func (r *reader) node(h Host, except []netip.Prefix) Node {
 	n := Node{
@@ -314,50 +302,22 @@ func (r *reader) nodePortAddresses(name string) []string {
 	return out
 }
 
-func (r *reader) taints(name string) []Taint {
-	var out []Taint
+func (r *reader) taints(name string) (out []corev1.Taint) {
 	for _, it := range r.many(name) {
-		t, problem := parseTaint(it.text)
-		if problem != "" {
-			r.bad(it.src, "%q is not a taint: %s", it.text, problem)
+		added, removed, err := taints.ParseTaints([]string{it.text})
+		if err != nil || len(removed) > 0 {
+			r.bad(it.src, "%q is not a taint; write it like key=value:NoSchedule, or with PreferNoSchedule or NoExecute (%v)", it.text,
+				cmp.Or(err, errors.New("the minus is for removal")))
 			continue
 		}
 		for _, have := range out {
-			if have.Key == t.Key && have.Effect == t.Effect {
-				r.bad(it.src, "%q: there is already the taint %s; a key and an effect go together once", it.text, have)
+			if have.MatchTaint(&added[0]) {
+				r.bad(it.src, "%q: there is already the taint %s; a key and an effect go together once", it.text, have.ToString())
 			}
 		}
-		out = append(out, t)
+		out = append(out, added...)
 	}
 	return out
-}
-
-func parseTaint(text string) (t Taint, problem string) {
-	rest, effect, ok := cutLast(text, ":")
-	if !ok {
-		return t, "write it like key=value:NoSchedule"
-	}
-	t.Key, t.Value, _ = strings.Cut(rest, "=")
-	t.Effect = effect
-	if p := validation.IsQualifiedName(t.Key); len(p) > 0 {
-		return t, "its key is wrong: " + p[0]
-	}
-	if p := validation.IsValidLabelValue(t.Value); len(p) > 0 {
-		return t, "its value is wrong: " + p[0]
-	}
-	for _, e := range taintEffects {
-		if e == effect {
-			return t, ""
-		}
-	}
-	return t, "its effect is none of " + strings.Join(taintEffects, ", ")
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
 }
 
 // NameWithID is the node's name with the id that is kept in a folder of the machine's, made if there is none.

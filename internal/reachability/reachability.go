@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -148,7 +149,7 @@ func (w *Watch) NodeLeft(node string) {
 	defer w.mu.Unlock()
 	if s := w.nodes[node]; s != nil && s.verified {
 		now := time.Now()
-		s.until = later(s.until, now.Add(afterBye))
+		s.until = timers.Later(s.until, now.Add(afterBye))
 		if s.due.IsZero() {
 			s.due = now.Add(recheck)
 		}
@@ -169,7 +170,7 @@ func (w *Watch) nominate(node string, gap time.Duration) {
 	if s == nil || !s.verified || !s.down.IsZero() {
 		return
 	}
-	due := later(time.Now(), s.checked.Add(gap))
+	due := timers.Later(time.Now(), s.checked.Add(gap))
 	if s.due.IsZero() || due.Before(s.due) {
 		s.due = due
 		w.wake.Send()
@@ -423,11 +424,4 @@ func (w *Watch) publish() {
 	w.down = down
 	close(w.changed)
 	w.changed = make(chan struct{})
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }

@@ -7,17 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
-)
 
-// ErrInUse says that a live process answers on the socket.
-var ErrInUse = errors.New("another coracle answers there")
+	"github.com/coracle-k8s/coracle/internal/unixsocket"
+)
 
 // Server answers for this process on the admin socket.
 type Server struct {
@@ -82,25 +78,11 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(s.Report()) // an error means that the asker has gone
 }
 
-// Listen takes the socket over from a process that has died, but never from one that lives: then it returns an error
-// that is [ErrInUse].
+// Listen takes the socket, as [unixsocket.Listen].
 func (s *Server) Listen() (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(s.socket), 0o755); err != nil {
-		return nil, fmt.Errorf("making the run directory: %w", err)
-	}
-	if c, err := net.DialTimeout("unix", s.socket, time.Second); err == nil {
-		_ = c.Close() // it was opened only to see whether someone is there
-		return nil, fmt.Errorf("socket %s: %w", s.socket, ErrInUse)
-	}
-	if err := os.Remove(s.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("removing the socket of an earlier process: %w", err)
-	}
-	l, err := net.Listen("unix", s.socket)
+	l, err := unixsocket.Listen(s.socket)
 	if err != nil {
-		return nil, fmt.Errorf("listening on the admin socket: %w", err)
-	}
-	if err := os.Chmod(s.socket, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("closing the admin socket to others: %w", err), l.Close())
+		return nil, fmt.Errorf("the admin socket: %w", err)
 	}
 	return l, nil
 }

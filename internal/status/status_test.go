@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/unixsocket"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -106,7 +107,7 @@ func TestServerAndClient(t *testing.T) {
 	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("mode of the socket: %v %v", fi.Mode(), err)
 	}
-	testenv.ErrorIs(t, testenv.Err(NewServer(socket, Identity{}, b).Listen()), ErrInUse, "a second server took the socket of a living one")
+	testenv.ErrorIs(t, testenv.Err(NewServer(socket, Identity{}, b).Listen()), unixsocket.ErrInUse, "a second server took the socket of a living one")
 	stop()
 	testenv.ErrorIs(t, testenv.Err(c.Status(ctx)), ErrNotRunning, "after the end")
 	// What a killed process leaves is taken over.

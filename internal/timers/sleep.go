@@ -18,6 +18,14 @@ func Sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// Later is the later of two times.
+func Later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // Retry calls f until it succeeds or ctx is done, with a pause behind each failure, and logs each new trouble once.
 func Retry(ctx context.Context, log *slog.Logger, pause time.Duration, trouble string, f func() error) {
 	for last := ""; ; {

@@ -10,14 +10,16 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/token"
@@ -167,15 +169,11 @@ func passwordFor(root *x509.Certificate, password string) string {
 
 // sameRoot checks that the authority in an answer is the one that signed for the connection.
 func (v *verifier) sameRoot(serverCA []byte) error {
-	for rest := serverCA; ; {
-		var b *pem.Block
-		if b, rest = pem.Decode(rest); b == nil {
-			return errors.New("the server's answer names another authority than its connection has. Nothing was taken from it")
-		}
-		if bytes.Equal(b.Bytes, v.seen.Raw) {
-			return nil
-		}
+	chain, _ := cert.ParseCertsPEM(serverCA)
+	if !slices.ContainsFunc(chain, v.seen.Equal) {
+		return errors.New("the server's answer names another authority than its connection has. Nothing was taken from it")
 	}
+	return nil
 }
 
 // explainHandshake says what the other end seems to be.

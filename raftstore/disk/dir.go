@@ -3,6 +3,7 @@
 package disk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,8 +40,8 @@ type Options struct {
 	// Flushed is told after each append to the log how long its write and flush
 	// took, and how many bytes of records it had. It must not block.
 	Flushed func(took time.Duration, bytes int)
-	// Faults, if not nil, make the disk behave badly, for tests.
-	Faults *Faults
+	// Faults, if not nil, make the disk behave badly, for tests (test/diskfaults).
+	Faults Faults
 	// Reserve is the space in bytes held back for a full disk. Default 16 MiB.
 	Reserve int64
 	// SegmentSize is the length in bytes of each of the log's files. Default
@@ -48,12 +49,18 @@ type Options struct {
 	SegmentSize int64
 }
 
-func (o *Options) segmentSize() int64 {
-	if o.SegmentSize == 0 {
-		return defaultSegment
-	}
-	return o.SegmentSize
+// Faults are what goes wrong with a disk.
+type Faults interface {
+	// Strike delays a flush, until ctx is done at the latest, and returns the error that the flush is to fail with.
+	Strike(ctx context.Context, c clock.Clock, snapshot bool) error
+	// Full says that the disk is to seem full.
+	Full() bool
 }
+
+type noFaults struct{}
+
+func (noFaults) Strike(context.Context, clock.Clock, bool) error { return nil }
+func (noFaults) Full() bool                                      { return false }
 
 // A Dir is an opened directory. This process alone has it until Close.
 type Dir struct {
@@ -84,6 +91,8 @@ type Dir struct {
 // a lock file. Errors that a user can act on have types: DamageError,
 // FormatError, InUseError, MismatchError.
 func Open(o Options) (*Dir, error) {
+	o.Faults = cmp.Or[Faults](o.Faults, noFaults{})
+	o.Reserve, o.SegmentSize = cmp.Or(o.Reserve, defaultReserve), cmp.Or(o.SegmentSize, defaultSegment)
 	if err := finishStartOver(o.Path); err != nil {
 		return nil, unusable(o.Path, err)
 	}
@@ -154,7 +163,7 @@ func open(o Options) (*Dir, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
-	snapshots.strike = func() error { return o.Faults.strikeSnapshot(ctx, o.Clock) }
+	snapshots.strike = func() error { return o.Faults.Strike(ctx, o.Clock, true) }
 	d.Vars = &Vars{path: vars, bolt: bolt, space: d.space, stall: d.stall, ctx: ctx, values: variables.values}
 	d.Log = newLog(ctx, o, d, scanned)
 	if err := d.Log.readMembers(scanned.members); err != nil {
@@ -197,7 +206,7 @@ func (d *Dir) raiseFormat() error {
 
 func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 	l := &Log{
-		dir: scanned.dir, writing: newTurn(), space: d.space, stall: d.stall, ctx: ctx, size: o.segmentSize(), grown: o.Grown,
+		dir: scanned.dir, writing: newTurn(), space: d.space, stall: d.stall, ctx: ctx, size: o.SegmentSize, grown: o.Grown,
 		flushed:  o.Flushed,
 		segments: scanned.segments, first: scanned.first, positions: scanned.positions, unlink: os.Remove,
 	}
@@ -229,7 +238,7 @@ func create(o Options) (Identity, error) {
 	if err != nil {
 		return id, unusable(dir, err)
 	}
-	s, err := createSegment(log, 1, 1, o.segmentSize(), 0)
+	s, err := createSegment(log, 1, 1, o.SegmentSize, 0)
 	if err != nil {
 		return id, unusable(dir, err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/test/diskfaults"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -58,7 +59,8 @@ func sizedEntry(r *rand.Rand, index uint64) *raft.Log {
 func TestDirectAppends(t *testing.T) {
 	r := randomOf(t)
 	o := options(filepath.Join(t.TempDir(), "store")) // not in memory
-	o.Faults = &Faults{}
+	faults := &diskfaults.Faults{}
+	o.Faults = faults
 	var want []*raft.Log
 	for range 6 {
 		d := testenv.Must(Open(o))(t)
@@ -90,13 +92,13 @@ func TestDirectAppends(t *testing.T) {
 			}
 			fails := r.IntN(20) == 0
 			if fails {
-				o.Faults.FailWrites(unix.EIO)
+				faults.FailWrites(unix.EIO)
 			}
 			done := make(chan error, 1)
 			go func() { done <- d.Log.StoreLogs(batch) }()
 			if fails {
 				wait(t, "failing", func() bool { return errors.Is(d.Admit(), ErrFailing) })
-				o.Faults.FailWrites(nil)
+				faults.FailWrites(nil)
 			}
 			testenv.NoError(t, <-done)
 			for _, e := range batch {

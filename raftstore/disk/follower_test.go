@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coracle-k8s/coracle/raftstore/prefix"
+	"github.com/coracle-k8s/coracle/test/diskfaults"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -178,7 +179,7 @@ type follower struct {
 	fsm       *checkedFSM
 	raft      *raft.Raft
 	transport *raft.InmemTransport
-	faults    *Faults
+	faults    *diskfaults.Faults
 	tasks     sync.WaitGroup
 	cancel    context.CancelFunc // ends tasks
 
@@ -188,7 +189,7 @@ type follower struct {
 }
 
 func (f *follower) open() {
-	f.faults = &Faults{reached: f.moment}
+	f.faults = &diskfaults.Faults{Reached: f.moment}
 	o := options(f.path)
 	o.SegmentSize, o.Faults = 16<<10, f.faults
 	var err error

@@ -204,7 +204,7 @@ func (l *Log) write(s *segment, records []byte) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(l.space.faults.strike(l.ctx, l.space.clock), s.flush())
+	err = errors.Join(l.space.faults.Strike(l.ctx, l.space.clock, false), s.flush())
 	if err == nil {
 		took := l.space.clock.Since(start)
 		l.stall.flushed(took)
@@ -222,7 +222,7 @@ func (l *Log) roomFor(size int64) (*segment, error) {
 	}
 	if l.next == nil {
 		err := l.space.persist(l.ctx, func() (err error) {
-			if err := l.space.faults.strike(l.ctx, l.space.clock); err != nil {
+			if err := l.space.faults.Strike(l.ctx, l.space.clock, false); err != nil {
 				return err
 			}
 			l.next, err = createSegment(l.dir, tail.number+1, tail.batch+2, l.size, size)

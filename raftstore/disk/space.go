@@ -45,7 +45,7 @@ type space struct {
 	log    *slog.Logger
 	clock  clock.Clock
 	size   int64 // of the reserve, in bytes
-	faults *Faults
+	faults Faults
 
 	mu       sync.Mutex
 	reserved bool
@@ -55,9 +55,6 @@ type space struct {
 
 func newSpace(o Options) *space {
 	s := &space{dir: o.Path, size: o.Reserve, log: o.Logger, clock: o.Clock, faults: o.Faults}
-	if s.size == 0 {
-		s.size = defaultReserve
-	}
 	s.reserve()
 	if !s.reserved {
 		s.refuse(ErrNoSpace)
@@ -66,7 +63,7 @@ func newSpace(o Options) *space {
 }
 
 func (s *space) free() (int64, error) {
-	if s.faults.full() {
+	if s.faults.Full() {
 		return 0, nil
 	}
 	var st unix.Statfs_t
@@ -124,7 +121,7 @@ func (s *space) reserve() {
 		s.reserved = true
 		return
 	}
-	if s.faults.full() {
+	if s.faults.Full() {
 		return
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)

@@ -100,7 +100,7 @@ func (d *Dir) FlushedWithin(ago time.Duration) (took time.Duration, ok bool) {
 // process's number in the lock file, which is there already, so it needs no space.
 func (d *Dir) Flush() error {
 	start := d.stall.clock.Now()
-	err := errors.Join(notePID(d.lock), d.space.faults.strike(d.Vars.ctx, d.space.clock), unix.Fdatasync(int(d.lock.Fd())))
+	err := errors.Join(notePID(d.lock), d.space.faults.Strike(d.Vars.ctx, d.space.clock, false), unix.Fdatasync(int(d.lock.Fd())))
 	if err == nil {
 		d.stall.flushed(d.stall.clock.Since(start))
 	}

@@ -13,13 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 	clocktesting "k8s.io/utils/clock/testing"
 
+	"github.com/coracle-k8s/coracle/test/diskfaults"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // onFakeDisk opens a new directory whose clock and disk the test controls.
-func onFakeDisk(t *testing.T) (*Dir, *clocktesting.FakeClock, *Faults, func() []time.Duration) {
+func onFakeDisk(t *testing.T) (*Dir, *clocktesting.FakeClock, *diskfaults.Faults, func() []time.Duration) {
 	t.Helper()
-	c, faults, flushes := clocktesting.NewFakeClock(time.Unix(1e9, 0)), &Faults{}, make(chan time.Duration, 100)
+	c, faults, flushes := clocktesting.NewFakeClock(time.Unix(1e9, 0)), &diskfaults.Faults{}, make(chan time.Duration, 100)
 	o := options(filepath.Join(memoryDir(t), "store"))
 	o.Clock, o.Faults = c, faults
 	o.Flushed = func(took time.Duration, bytes int) {

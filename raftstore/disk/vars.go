@@ -126,7 +126,7 @@ func (v *Vars) set(key, value []byte) error {
 
 func (v *Vars) write(key, sealed []byte) error {
 	start := v.space.clock.Now()
-	if err := v.space.faults.strike(v.ctx, v.space.clock); err != nil {
+	if err := v.space.faults.Strike(v.ctx, v.space.clock, false); err != nil {
 		return err
 	}
 	var paniced error

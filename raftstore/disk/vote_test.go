@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/test/diskfaults"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -15,7 +16,7 @@ import (
 // vote in an earlier term must not be there with the later term.
 func TestVoteIsOne(t *testing.T) {
 	path := filepath.Join(memoryDir(t), "store")
-	faults := &Faults{}
+	faults := &diskfaults.Faults{}
 	o := options(path)
 	o.Faults = faults
 	d := testenv.Must(Open(o))(t)
@@ -48,9 +49,9 @@ func TestVoteIsOne(t *testing.T) {
 		testenv.Check(t, errors.Join(err1, err2))
 		states[saved{term, string(candidate)}] = true
 	}
-	faults.reached = check // before each flush: after the one before
+	faults.Reached = check // before each flush: after the one before
 	vote(6, "y")
-	faults.reached = nil
+	faults.Reached = nil
 	check()
 	if states[saved{6, "x"}] || !states[saved{5, "x"}] || !states[saved{6, "y"}] {
 		t.Fatalf("votes that a crash leaves: %v", states)

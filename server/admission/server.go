@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/joining"
@@ -100,11 +101,8 @@ func addressesBefore(ctx context.Context, client kubernetes.Interface, name stri
 	if err != nil {
 		return nil, fmt.Errorf("looking for the node %s: %w", name, err)
 	}
-	var out []netip.Addr
-	for _, a := range n.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil && roster.IsServer(n) {
-			out = append(out, ip.Unmap())
-		}
+	if !roster.IsServer(n) {
+		return nil, nil
 	}
-	return out, nil
+	return clusterconfig.NodeAddresses(n), nil
 }

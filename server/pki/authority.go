@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,12 +118,7 @@ func (p *PKI) createAuthority(s Signer, key crypto.Signer) (*authority, error) {
 	if from.Before(p.floor) {
 		from = p.floor
 	}
-	serial, err := newSerial()
-	if err != nil {
-		return nil, err
-	}
 	template := &x509.Certificate{
-		SerialNumber: serial,
 		// By the date one can tell the authorities of two clusters apart in error messages.
 		Subject:               pkix.Name{CommonName: fmt.Sprintf("coracle-%s@%d", s, from.Unix())},
 		NotBefore:             epoch, // the clock of whoever verifies may be at its start
@@ -272,13 +266,4 @@ func notMissing(errs ...error) error {
 		}
 	}
 	return nil
-}
-
-func newSerial() (*big.Int, error) {
-	// 127 bits: RFC 5280 wants a positive number of at most 20 octets, CA/B forum at least 64 random bits.
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
-		return nil, fmt.Errorf("drawing a serial number: %w", err)
-	}
-	return n.Add(n, big.NewInt(1)), nil
 }

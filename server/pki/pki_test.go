@@ -4,6 +4,7 @@ package pki
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -186,8 +187,8 @@ func TestOperatorsChain(t *testing.T) {
 	key := testenv.Must(company.loadOrCreateKey(filepath.Join(dir, "server-ca.key"), nil, false))(t)
 	template := *company.Root()
 	template.Subject.CommonName = "intermediate"
-	template.SerialNumber, _ = newSerial()
-	der := testenv.Must(x509.CreateCertificate(nil, &template, company.Root(), key.Public(), company.server.key))(t)
+	template.SerialNumber = nil // another one
+	der := testenv.Must(x509.CreateCertificate(rand.Reader, &template, company.Root(), key.Public(), company.server.key))(t)
 	intermediate := testenv.Must(x509.ParseCertificate(der))(t)
 	bundle := testenv.Must(cert.EncodeCertificates(intermediate, company.Root()))(t)
 	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "server-ca.crt"), bundle, 0o644))

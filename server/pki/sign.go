@@ -37,13 +37,8 @@ func (p *PKI) Sign(l Leaf, request []byte) ([]byte, error) {
 // sign makes the certificate of a leaf for a key; its chain follows it.
 func (p *PKI) sign(l *Leaf, public crypto.PublicKey) ([]*x509.Certificate, error) {
 	a := p.authority(l.Signer)
-	serial, err := newSerial()
-	if err != nil {
-		return nil, err
-	}
 	notBefore, notAfter := p.validity(a)
 	template := &x509.Certificate{
-		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: l.CommonName, Organization: l.Organizations},
 		DNSNames:              l.DNSNames,
 		IPAddresses:           l.IPs,

@@ -25,6 +25,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/gossip"
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
@@ -221,9 +222,8 @@ func CheckNotNodes(ctx context.Context, client kubernetes.Interface, addresses [
 		return fmt.Errorf("asking for the nodes' addresses: %w", err)
 	}
 	for i := range nodes.Items {
-		for _, has := range nodes.Items[i].Status.Addresses {
-			a, err := netip.ParseAddr(has.Address)
-			if err == nil && has.Type == corev1.NodeInternalIP && slices.Contains(addresses, a.Unmap()) {
+		for _, a := range clusterconfig.NodeAddresses(&nodes.Items[i], corev1.NodeInternalIP) {
+			if slices.Contains(addresses, a) {
 				return fmt.Errorf("%s is the address of the node %s. Choose an address that no machine has", a, nodes.Items[i].Name)
 			}
 		}

@@ -4,7 +4,6 @@ package secrets
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -49,7 +48,7 @@ type EncryptionKeys struct {
 	serverID string
 	log      *slog.Logger
 	shared   encryption.Shared
-	watch    func(ctx context.Context, from int64) clientv3.WatchChan
+	watcher  clientv3.Watcher
 	// drain returns when the writes that have begun are over.
 	drain func(context.Context) error
 	// atStart names the configuration with which the API server starts.
@@ -67,10 +66,7 @@ func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func
 	if _, err := shared.Pull(ctx); err != nil {
 		return nil, err
 	}
-	k := &EncryptionKeys{serverID: serverID, log: log, shared: shared, drain: drain,
-		watch: func(ctx context.Context, from int64) clientv3.WatchChan {
-			return client.Watcher.Watch(ctx, encryption.SharedKey, clientv3.WithRev(from))
-		}}
+	k := &EncryptionKeys{serverID: serverID, log: log, shared: shared, drain: drain, watcher: client.Watcher}
 	k.atStart, err = encryption.ConfigHash(f.Cred)
 	return k, err
 }
@@ -78,75 +74,53 @@ func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func
 // Run follows the keys and says when this API server goes by them, until ctx is done.
 func (k *EncryptionKeys) Run(ctx context.Context, config *rest.Config) {
 	trouble := "the encryption keys cannot be compared with the other servers'; it is tried again"
-	timers.Retry(ctx, k.log, keysTakeRetry, trouble, func() error { return k.follow(ctx, config) })
+	timers.Retry(ctx, k.log, keysTakeRetry, trouble, func() error {
+		return follow(ctx, k.shared.KV, k.watcher, encryption.SharedKey, func(ctx context.Context) error { return k.apply(ctx, config) })
+	})
 }
 
-// follow takes the keys over once and then at each change, as long as the watch lasts.
-func (k *EncryptionKeys) follow(ctx context.Context, config *rest.Config) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the watch
-	now, err := k.shared.KV.Get(ctx, encryption.SharedKey, clientv3.WithKeysOnly())
-	if err != nil {
-		return fmt.Errorf("reading the encryption keys in the store: %w", err)
-	}
-	changes := k.watch(ctx, now.Header.Revision+1)
+// apply takes over the newest keys, and says so when the API server goes by them.
+func (k *EncryptionKeys) apply(ctx context.Context, config *rest.Config) error {
 	for {
 		generation, err := k.shared.Pull(ctx)
+		if err != nil || generation == 0 {
+			return err
+		}
+		loaded, err := k.loaded(ctx, config)
 		if err != nil {
 			return err
 		}
-		if generation > 0 {
-			loaded, err := k.loaded(ctx, config, changes)
-			if err != nil {
-				return err
+		if !loaded {
+			if !timers.Sleep(ctx, keysLoadedPoll) {
+				return ctx.Err()
 			}
-			if !loaded { // there are newer ones
-				continue
-			}
-			if err := k.settle(ctx); err != nil {
-				return err
-			}
-			if err := k.shared.Confirm(ctx, k.serverID, generation); err != nil {
-				return err
-			}
-			k.log.Info("the API server goes by the cluster's encryption keys", "generation", generation)
+			continue // there may be newer ones
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case w, open := <-changes:
-			if err := w.Err(); !open || err != nil {
-				return errors.Join(errors.New("the watch for the encryption keys has ended"), err)
-			}
+		if err := k.settle(ctx); err != nil {
+			return err
 		}
+		if err := k.shared.Confirm(ctx, k.serverID, generation); err != nil {
+			return err
+		}
+		k.log.Info("the API server goes by the cluster's encryption keys", "generation", generation)
+		return nil
 	}
 }
 
-// loaded returns when the API server has loaded the configuration; false when there is something newer before.
-func (k *EncryptionKeys) loaded(ctx context.Context, config *rest.Config, changes clientv3.WatchChan) (bool, error) {
+// loaded says whether the API server answers, and has loaded the present configuration.
+func (k *EncryptionKeys) loaded(ctx context.Context, config *rest.Config) (bool, error) {
 	want, err := encryption.ConfigHash(k.shared.Dir)
 	if err != nil {
 		return false, err
 	}
-	for {
-		hashes, err := encryption.LoadedHashes(ctx, config)
-		if err == nil && len(hashes) == 0 {
-			hashes = []string{k.atStart}
-		}
-		if err == nil && !slices.ContainsFunc(hashes, func(h string) bool { return h != want }) {
-			return true, nil
-		}
-		select {
-		case <-ctx.Done():
-			return false, errors.Join(ctx.Err(), err)
-		case w, open := <-changes:
-			if err := w.Err(); !open || err != nil {
-				return false, errors.Join(errors.New("the watch for the encryption keys has ended"), err)
-			}
-			return false, nil
-		case <-time.After(keysLoadedPoll):
-		}
+	hashes, err := encryption.LoadedHashes(ctx, config)
+	if err != nil {
+		return false, nil //nolint:nilerr // it is asked again
 	}
+	if len(hashes) == 0 {
+		hashes = []string{k.atStart}
+	}
+	return !slices.ContainsFunc(hashes, func(h string) bool { return h != want }), nil
 }
 
 // settle returns when nothing is under way any more that was encrypted before the API server had loaded the present

@@ -260,34 +260,41 @@ func (t *Tokens) putBack(ctx context.Context, r tokenRecord, own uint64) error {
 // Run follows the tokens in the store until ctx is done, and says which this server goes by.
 func (t *Tokens) Run(ctx context.Context, watcher clientv3.Watcher) {
 	trouble := "the cluster's tokens cannot be compared with this server's; it is tried again"
-	timers.Retry(ctx, t.o.Logger, tokensRetry, trouble, func() error { return t.follow(ctx, watcher) })
+	timers.Retry(ctx, t.o.Logger, tokensRetry, trouble, func() error { return follow(ctx, t.box.KV, watcher, TokensKey, t.apply) })
 }
 
-func (t *Tokens) follow(ctx context.Context, watcher clientv3.Watcher) error {
+// apply takes over the newest tokens, and says so.
+func (t *Tokens) apply(ctx context.Context) error {
+	generation, err := t.Pull(ctx)
+	if err != nil || generation == 0 {
+		return err
+	}
+	if _, err := t.box.KV.Put(ctx, tokensServers+t.o.ServerID, strconv.FormatUint(generation, 10)); err != nil {
+		return fmt.Errorf("telling that this server has the cluster's tokens: %w", err)
+	}
+	t.o.Logger.Info("this server goes by the cluster's tokens", "generation", generation)
+	return nil
+}
+
+// follow calls apply once and then at each change of a key in the store, until ctx is done or the watch ends.
+func follow(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher, key string, apply func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the watch
-	now, err := t.box.KV.Get(ctx, TokensKey, clientv3.WithKeysOnly())
+	now, err := kv.Get(ctx, key, clientv3.WithKeysOnly())
 	if err != nil {
-		return fmt.Errorf("reading the cluster's tokens in the store: %w", err)
+		return fmt.Errorf("reading %s in the store: %w", key, err)
 	}
-	changes := watcher.Watch(ctx, TokensKey, clientv3.WithRev(now.Header.Revision+1))
+	changes := watcher.Watch(ctx, key, clientv3.WithRev(now.Header.Revision+1))
 	for {
-		generation, err := t.Pull(ctx)
-		if err != nil {
+		if err := apply(ctx); err != nil {
 			return err
-		}
-		if generation > 0 {
-			if _, err := t.box.KV.Put(ctx, tokensServers+t.o.ServerID, strconv.FormatUint(generation, 10)); err != nil {
-				return fmt.Errorf("telling that this server has the cluster's tokens: %w", err)
-			}
-			t.o.Logger.Info("this server goes by the cluster's tokens", "generation", generation)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case w, open := <-changes:
 			if err := w.Err(); !open || err != nil {
-				return errors.Join(errors.New("the watch for the cluster's tokens has ended"), err)
+				return errors.Join(fmt.Errorf("the watch for %s in the store has ended", key), err)
 			}
 		}
 	}

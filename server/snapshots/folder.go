@@ -172,12 +172,7 @@ func (d folder) removeHalves() error {
 var errNotThere = errors.New("there is no such snapshot")
 
 func sortByTime(list []Info) {
-	slices.SortStableFunc(list, func(a, b Info) int {
-		if c := a.Time.Compare(b.Time); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Name, b.Name)
-	})
+	slices.SortStableFunc(list, func(a, b Info) int { return cmp.Or(a.Time.Compare(b.Time), strings.Compare(a.Name, b.Name)) })
 }
 
 // surplus are the snapshots of a list, the oldest first, that are more than keep. The one named made is not among them.

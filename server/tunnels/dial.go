@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	corelisters "k8s.io/client-go/listers/core/v1"
 
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/nodetunnel"
 )
 
@@ -112,16 +113,7 @@ func hasAddress(n *corev1.Node, a netip.Addr) bool {
 
 // Addresses are those at which a node says that it is reached.
 func Addresses(n *corev1.Node) []netip.Addr {
-	var out []netip.Addr
-	for _, have := range n.Status.Addresses {
-		if have.Type != corev1.NodeInternalIP && have.Type != corev1.NodeExternalIP {
-			continue
-		}
-		if ip, err := netip.ParseAddr(have.Address); err == nil {
-			out = append(out, ip.Unmap())
-		}
-	}
-	return out
+	return clusterconfig.NodeAddresses(n, corev1.NodeInternalIP, corev1.NodeExternalIP)
 }
 
 // podNetworks are those that a node's pods get their addresses from.

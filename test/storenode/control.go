@@ -15,13 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/raftstore"
-	"github.com/coracle-k8s/coracle/raftstore/disk"
+	"github.com/coracle-k8s/coracle/test/diskfaults"
 )
 
 // node is the process: the store and what steers it.
 type node struct {
 	opts  options
 	store *raftstore.Store
+	disk  diskfaults.Faults
 
 	mu  sync.Mutex
 	out io.Writer
@@ -99,7 +100,7 @@ func (n *node) print(line string) {
 }
 
 // prepare sets up what has to be there before the store opens.
-func (n *node) prepare() { n.opts.store.Faults = &disk.Faults{} }
+func (n *node) prepare() { n.opts.store.Faults = &n.disk }
 
 func (n *node) status(context.Context, json.RawMessage) (any, error) { return n.store.Status(), nil }
 
@@ -147,7 +148,7 @@ func (n *node) faults(_ context.Context, args json.RawMessage) (any, error) {
 	default:
 		return nil, fmt.Errorf("no disk error %q", f.Error)
 	}
-	n.opts.store.Faults.DelayFlushes(time.Duration(f.DelayMillis) * time.Millisecond)
-	n.opts.store.Faults.FailWrites(failure)
+	n.disk.DelayFlushes(time.Duration(f.DelayMillis) * time.Millisecond)
+	n.disk.FailWrites(failure)
 	return f, nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/mitchellh/go-wordwrap"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -71,7 +72,8 @@ func settingsUsage(w io.Writer, cmd *cobra.Command, c config.Command) {
 			fmt.Fprintf(w, "\n%s:\n", group)
 		}
 		fmt.Fprintf(w, "  %s\n", flagHead(s))
-		fmt.Fprintf(w, "%s\n", wrap(s.Help+"."+defaultNote(s), 6, 100))
+		help := wordwrap.WrapString(s.Help+"."+defaultNote(s), 94)
+		fmt.Fprintf(w, "      %s\n", strings.ReplaceAll(help, "\n", "\n      "))
 	}
 	fmt.Fprintf(w, "\nOther:\n  -h, --help\n      Show this text.\n")
 	fmt.Fprintf(w, "\nEach flag is also an environment variable, CORACLE_ and its name in capitals with underscores, and a key of\n%s. A "+
@@ -103,28 +105,6 @@ func defaultNote(s *config.Setting) string {
 		return " Default: " + s.Default + "."
 	}
 	return ""
-}
-
-// wrap breaks text into lines of at most width characters, indented.
-func wrap(text string, indent, width int) string {
-	var b strings.Builder
-	col := 0
-	for _, word := range strings.Fields(text) {
-		switch {
-		case col == 0:
-			b.WriteString(strings.Repeat(" ", indent))
-			col = indent
-		case col+1+len(word) > width:
-			b.WriteString("\n" + strings.Repeat(" ", indent))
-			col = indent
-		default:
-			b.WriteByte(' ')
-			col++
-		}
-		b.WriteString(word)
-		col += len(word)
-	}
-	return b.String()
 }
 
 // outputFlag is -o with a fixed set of forms, the first being the default.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package disk
+// Package diskfaults makes a disk of the store behave badly, for tests of a whole server.
+package diskfaults
 
 import (
 	"context"
@@ -12,8 +13,7 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// Faults make a disk behave badly, for tests of a whole server. They can be
-// switched while a Dir is open. A nil *Faults, as in production, has none.
+// Faults are for disk.Options. They can be switched while a disk.Dir is open.
 type Faults struct {
 	mu      sync.Mutex
 	delay   time.Duration
@@ -21,9 +21,9 @@ type Faults struct {
 	err     error
 	seem    bool
 	changed chan struct{} // closed at the next change
-	// reached, if set, is called between a write and its flush. For tests of
-	// this package, which take a copy of the disk then.
-	reached func()
+	// Reached, if set, is called between a write and its flush. For tests of
+	// package disk, which take a copy of the disk then.
+	Reached func()
 }
 
 // DelayFlushes makes each flush of the log, of raft's variables and of a
@@ -40,6 +40,9 @@ func (f *Faults) DelaySnapshots(d time.Duration) { f.set(func() { f.slow = d }) 
 // seems to have no free space.
 func (f *Faults) FailWrites(err error) { f.set(func() { f.err = err }) }
 
+// SeemFull makes the disk seem to have no free space, while writes still succeed: the reserve bears them.
+func (f *Faults) SeemFull(full bool) { f.set(func() { f.seem = full }) }
+
 func (f *Faults) set(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -50,30 +53,21 @@ func (f *Faults) set(change func()) {
 	}
 }
 
-// strike holds a write up and returns the error it is to fail with. The end of
+// Strike delays a flush and returns the error it is to fail with. The end of
 // ctx ends the delay.
-func (f *Faults) strike(ctx context.Context, c clock.Clock) error {
-	return f.hold(ctx, c, func() time.Duration { return f.delay })
-}
-
-// strikeSnapshot is strike for a snapshot.
-func (f *Faults) strikeSnapshot(ctx context.Context, c clock.Clock) error {
-	return f.hold(ctx, c, func() time.Duration { return f.delay + f.slow })
-}
-
-func (f *Faults) hold(ctx context.Context, c clock.Clock, delay func() time.Duration) error {
-	if f == nil {
-		return nil
-	}
-	if f.reached != nil {
-		f.reached()
+func (f *Faults) Strike(ctx context.Context, c clock.Clock, snapshot bool) error {
+	if f.Reached != nil {
+		f.Reached()
 	}
 	for start := c.Now(); ; {
 		f.mu.Lock()
 		if f.changed == nil {
 			f.changed = make(chan struct{})
 		}
-		left, err, changed := delay()-c.Since(start), f.err, f.changed
+		left, err, changed := f.delay-c.Since(start), f.err, f.changed
+		if snapshot {
+			left += f.slow
+		}
 		f.mu.Unlock()
 		if left <= 0 || ctx.Err() != nil {
 			return err
@@ -88,15 +82,9 @@ func (f *Faults) hold(ctx context.Context, c clock.Clock, delay func() time.Dura
 	}
 }
 
-// full says that the disk is to seem full.
-func (f *Faults) full() bool {
-	if f == nil {
-		return false
-	}
+// Full says that the disk is to seem full.
+func (f *Faults) Full() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.seem || errors.Is(f.err, unix.ENOSPC)
 }
-
-// SeemFull makes the disk seem to have no free space, while writes still succeed: the reserve bears them.
-func (f *Faults) SeemFull(full bool) { f.set(func() { f.seem = full }) }

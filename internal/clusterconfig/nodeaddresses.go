@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package clusterconfig
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// NodeAddresses are the IP addresses in a Node's status of some types, or of all: each once.
+func NodeAddresses(n *corev1.Node, types ...corev1.NodeAddressType) (out []netip.Addr) {
+	for _, a := range n.Status.Addresses {
+		ip, err := netip.ParseAddr(a.Address)
+		if ip = ip.Unmap(); err == nil && (len(types) == 0 || slices.Contains(types, a.Type)) && !slices.Contains(out, ip) {
+			out = append(out, ip)
+		}
+	}
+	return out
+}
