@@ -149,9 +149,7 @@ func TestCompactionBySize(t *testing.T) {
 					t.Fatalf("%d bytes of history", bytes)
 				}
 			}
-			if woken == 0 || woken > 50 {
-				t.Errorf("woken %d times in 100 rounds", woken)
-			}
+			testenv.False(t, woken == 0 || woken > 50, "woken %d times in 100 rounds", woken)
 		})
 	}
 }
