@@ -77,7 +77,9 @@ func (r *round) count(ops []*history.Op) totals {
 
 // bit says whether an operation that was under way during the fault got no good answer.
 func (s *strike) bit(ops []*history.Op) bool {
-	return slices.ContainsFunc(ops, func(o *history.Op) bool { return o.Outcome != history.OutcomeOK && o.Call < s.To && o.Return > s.From })
+	return slices.ContainsFunc(ops, func(o *history.Op) bool {
+		return o.Outcome != history.OutcomeOK && o.Call < s.To && o.Return > s.From
+	})
 }
 
 // floors are what a minute of chaos has at least: about a twentieth of what two busy cores did, so that a slow machine

@@ -51,7 +51,8 @@ func TestFaultIsCreditedWithFailuresOfItsTime(t *testing.T) {
 		outcome   string
 		want      bool
 	}{
-		{110, 120, history.OutcomeMaybe, true}, {90, 110, history.OutcomeFailed, true}, {190, 210, history.OutcomeMaybe, true}, {50, history.Never, history.OutcomeMaybe, true},
+		{110, 120, history.OutcomeMaybe, true}, {90, 110, history.OutcomeFailed, true},
+		{190, 210, history.OutcomeMaybe, true}, {50, history.Never, history.OutcomeMaybe, true},
 		{110, 120, history.OutcomeOK, false}, {50, 90, history.OutcomeMaybe, false}, {210, 220, history.OutcomeMaybe, false},
 	} {
 		if got := s.bit([]*history.Op{{Call: tt.call, Return: tt.end, Outcome: tt.outcome}}); got != tt.want {
