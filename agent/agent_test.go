@@ -12,6 +12,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/supervise"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestPartStartsWhenItsWaitEnds: what waits starts when it may. A wait that fails is the node's end, and one that the
@@ -60,9 +62,7 @@ func TestKubeletWaits(t *testing.T) {
 		t.Errorf("got %v; where another plugin makes the network nobody knows whether the node is new", err)
 	}
 	conf := filepath.Join(o.paths().cniConf, "10-coracle.conflist")
-	if err := errors.Join(os.MkdirAll(filepath.Dir(conf), 0o700), os.WriteFile(conf, nil, 0o600)); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, errors.Join(os.MkdirAll(filepath.Dir(conf), 0o700), os.WriteFile(conf, nil, 0o600)))
 	if err := o.kubeletWaits(ready)(t.Context()); err != nil {
 		t.Errorf("got %v; a node that had a network waits until the API server is ready", err)
 	}

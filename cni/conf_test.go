@@ -25,9 +25,7 @@ func TestConflistIsSeen(t *testing.T) {
 	for {
 		select {
 		case e := <-w.Events:
-			if e.Name != path {
-				t.Errorf("containerd sees %s: it would try to load it", e.Name)
-			}
+			testenv.True(t, e.Name == path, "containerd sees %s: it would try to load it", e.Name)
 			if e.Has(fsnotify.Write) {
 				return
 			}

@@ -198,9 +198,7 @@ func TestNothingIsLeft(t *testing.T) {
 		}
 		before = name
 	}
-	if first[v] == first[h] || first[h] == first[w] {
-		t.Error("two back ends look the same")
-	}
+	testenv.False(t, first[v] == first[h] || first[h] == first[w], "two back ends look the same")
 }
 
 // TestTwoInterfaces: a node with an address of each family on interfaces of their own has a way to its peers by both,

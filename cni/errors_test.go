@@ -87,9 +87,7 @@ func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 				}
 			}
 		}
-		if kept && !n.server.rules.intact() {
-			t.Error("what packets have put into the table is taken for another program's work")
-		}
+		testenv.False(t, kept && !n.server.rules.intact(), "what packets have put into the table is taken for another program's work")
 	}
 }
 

@@ -173,9 +173,7 @@ func TestFirewallsAreReportedOnce(t *testing.T) {
 		t.Helper()
 		select {
 		case got := <-logged:
-			if (want == "") != (got == "") || !strings.Contains(got, want) {
-				t.Errorf("told is %q, want %q", got, want)
-			}
+			testenv.False(t, (want == "") != (got == "") || !strings.Contains(got, want), "told is %q, want %q", got, want)
 		case <-time.After(2 * time.Minute):
 			t.Fatalf("nothing is told, want %q", want)
 		}

@@ -177,18 +177,14 @@ func TestAnotherPodCIDR(t *testing.T) {
 		return nil
 	})
 	b := n.pod("new")
-	if b.ips[0] != "10.42.9.2" {
-		t.Errorf("new pod at %v", b.ips)
-	}
+	testenv.True(t, b.ips[0] == "10.42.9.2", "new pod at %v", b.ips)
 	expect(t, b, "new pod to old pod", old.ips[0]+":80", "old "+b.ips[0])
 	expect(t, here{}, "node to old pod", old.ips[0]+":80", "old 10.42.9.1")
 	expect(t, old, "old pod to outside, masqueraded", outsideAddr+":82", "outside "+nodeAddr)
 	expect(t, b, "new pod to outside, masqueraded", outsideAddr+":82", "outside "+nodeAddr)
 	n.del(old)
 	owners, err := n.server.ipam.owners()
-	if err != nil || len(owners) != 1 {
-		t.Errorf("addresses held by %v, %v; want the new pod's only", owners, err)
-	}
+	testenv.False(t, err != nil || len(owners) != 1, "addresses held by %v, %v; want the new pod's only", owners, err)
 }
 
 // A plugin that says nothing does not hold the agent's end up.

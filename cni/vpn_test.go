@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // vpnDevice is what a VPN's program has on each of its machines.
@@ -154,9 +156,7 @@ func TestWaysOverVPN(t *testing.T) {
 			v := newVPN(t)
 			for i := 1; i <= 3; i++ {
 				ns := netns.New(t)
-				if err := ns.Do(func() error { return onDevice("lo", netlink.LinkSetUp) }); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, ns.Do(func() error { return onDevice("lo", netlink.LinkSetUp) }))
 				v.join(ns, c.at(i)[0], c.mtu, c.routes...)
 				s.nodes = append(s.nodes, ns)
 			}
@@ -205,9 +205,7 @@ func TestServerOverVPN(t *testing.T) {
 	both("first")
 	wantMTU(t, 1360)
 	converse(t, a, m.ns, wgPeerIP+":81").echo("first")
-	if got := n.server.network.Load().ways.underlay.device; got != vpnDevice {
-		t.Errorf("the ways go by %s", got)
-	}
+	testenv.Equal(t, n.server.network.Load().ways.underlay.device, vpnDevice, "the ways go by")
 
 	leave()
 	eventually(t, func() error {

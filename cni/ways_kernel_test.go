@@ -417,9 +417,7 @@ func TestDeviceLeavesChecksumsToTheProcessor(t *testing.T) {
 			runtime.ReadMemStats(&before)
 			software, err := sendsSoftwareChecksums(deviceVXLAN4)
 			runtime.ReadMemStats(&after)
-			if software || err != nil {
-				t.Errorf("by software: %v, %v", software, err)
-			}
+			testenv.False(t, software || err != nil, "by software: %v, %v", software, err)
 			least = min(least, after.TotalAlloc-before.TotalAlloc)
 		}
 		testenv.True(t, least <= 64<<10, "%d bytes to ask", least)

@@ -250,9 +250,7 @@ func TestForeignSharedKey(t *testing.T) {
 	foreign := testKey(9)
 	testenv.NoError(t,
 		d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: testKey(2).PublicKey(), PresharedKey: &foreign}}}))
-	if !d.changed() || satisfied() {
-		t.Error("nobody notices a preshared key, with which nothing is understood any more")
-	}
+	testenv.False(t, !d.changed() || satisfied(), "nobody notices a preshared key, with which nothing is understood any more")
 	testenv.NoError(t, d.ensurePeer(want))
 	testenv.True(t, satisfied(), "the preshared key stays")
 }

@@ -162,9 +162,7 @@ func TestWireGuardKeyIsKept(t *testing.T) {
 	first := testenv.Must(wireGuardKey(dir, klog.Background()))(t)
 	path := filepath.Join(dir, wireGuardKeyFile)
 	info, err := os.Stat(path)
-	if err != nil || info.Mode() != 0o600 {
-		t.Errorf("the key's file: %v, %v; want mode 0600", info, err)
-	}
+	testenv.False(t, err != nil || info.Mode() != 0o600, "the key's file: %v, %v; want mode 0600", info, err)
 	testenv.Equal(t, testenv.Must(wireGuardKey(dir, klog.Background()))(t), first, "the second time the key is")
 	testenv.NoError(t, os.WriteFile(path, []byte("half a k"), 0o600))
 	other, err := wireGuardKey(dir, klog.Background())

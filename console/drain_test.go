@@ -127,9 +127,7 @@ func TestDrainEvictsAndWaits(t *testing.T) {
 		} {
 			testenv.Equal(t, strings.Join(got[pod], ", "), want, "%q:", pod)
 		}
-		if len(got) != 5 || !a.cordoned {
-			t.Errorf("cordoned %t; reported: %v", a.cordoned, got)
-		}
+		testenv.False(t, len(got) != 5 || !a.cordoned, "cordoned %t; reported: %v", a.cordoned, got)
 		if took := time.Since(started); took != 16*time.Second { // three refusals, and a round until the pod has gone
 			t.Errorf("it took %s", took)
 		}

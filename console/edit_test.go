@@ -99,9 +99,7 @@ func TestEditRefusesWhatIsNoEdit(t *testing.T) {
 
 func TestObjectsOfAText(t *testing.T) {
 	got, err := objectsOf("# a comment\n---\napiVersion: v1\nkind: A\n---\n\n---\nkind: List\nitems: [{kind: B}, {kind: C}]\n")
-	if err != nil || len(got) != 3 || got[0]["kind"] != "A" || got[2]["kind"] != "C" {
-		t.Errorf("the objects are %v, %v", got, err)
-	}
+	testenv.False(t, err != nil || len(got) != 3 || got[0]["kind"] != "A" || got[2]["kind"] != "C", "the objects are %v, %v", got, err)
 	for _, text := range []string{"", "# nothing\n", "a: b: c", "- x"} {
 		if got, err := objectsOf(text); err == nil {
 			t.Errorf("%q gave %v", text, got)

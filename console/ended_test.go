@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestEndsOfWork: a list of several pages is whole, and the last tab has left.
@@ -15,23 +17,17 @@ func TestEndsOfWork(t *testing.T) {
 	first, _ := tab(t, s, "good", nil)
 	second, _ := tab(t, s, "good", nil)
 	list := func(conn *websocket.Conn, query map[string]string, messages ...string) {
-		if err := conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods", Query: query}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods", Query: query}))
 		for _, m := range messages {
 			next(t, conn, m)
 		}
 	}
 	list(first, nil, "columns", "rows", "rows", "synced")
-	if len(ended) != 1 {
-		t.Errorf("a list of two pages has ended %d times", len(ended))
-	}
+	testenv.True(t, len(ended) == 1, "a list of two pages has ended %d times", len(ended))
 	<-ended
 	list(second, map[string]string{"continue": "c"}, "columns", "rows", "synced")
 	_ = first.Close()
 	_ = second.Close()
 	<-ended
-	if len(ended) != 0 {
-		t.Errorf("work has ended %d more times", len(ended))
-	}
+	testenv.True(t, len(ended) == 0, "work has ended %d more times", len(ended))
 }

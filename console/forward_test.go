@@ -147,9 +147,7 @@ func TestForwardLeadsToAPod(t *testing.T) {
 		{"/api/v1/namespaces/a/services/web", "8080"}, {"/api/v1/namespaces/a/services/web", "main"},
 	} {
 		f := forwardOf(t, s, c.path, c.port)
-		if f.Port != 80 || f.Pod != "web" || !isForwardPort(f.Local) {
-			t.Errorf("%+v: the forward is %+v", c, f)
-		}
+		testenv.False(t, f.Port != 80 || f.Pod != "web" || !isForwardPort(f.Local), "%+v: the forward is %+v", c, f)
 		conn := dialForward(t, f)
 		text := bytes.Repeat([]byte("0123456789"), 50_000)
 		go func() {
@@ -178,9 +176,7 @@ func TestForwardSaysWhatFails(t *testing.T) {
 	})
 	for port, want := range map[string]string{"53": "TCP", "dns": "TCP", "none": "no container", "0": "no port", "": "no container"} {
 		code, text, _ := roundTrip(t, s, "POST", "/forward", fmt.Sprintf(`{"path":"/api/v1/namespaces/a/pods/web","port":%q}`, port), "Authorization", bearer)
-		if code != http.StatusBadRequest || !strings.Contains(text, want) {
-			t.Errorf("port %q: %d %s", port, code, text)
-		}
+		testenv.False(t, code != http.StatusBadRequest || !strings.Contains(text, want), "port %q: %d %s", port, code, text)
 	}
 	for _, path := range []string{"/api/v1/nodes/n", "/api/v1/namespaces/a/pods/web/proxy", "/api/v1/namespaces/a/pods", "/metrics", "/apis/x.io/v1/namespaces/a/pods/web"} {
 		if code, text, _ := roundTrip(t, s, "POST", "/forward", fmt.Sprintf(`{"path":%q,"port":"80"}`, path), "Authorization", bearer); code != http.StatusBadRequest {
@@ -292,9 +288,7 @@ func TestForwardsAreRefused(t *testing.T) {
 	} {
 		s := consoleOf(t, c.api, c.change)
 		code, text, _ := roundTrip(t, s, "POST", "/forward", one, "Authorization", bearer)
-		if code != http.StatusForbidden || !strings.Contains(text, c.message) {
-			t.Errorf("%s: %d %s", name, code, text)
-		}
+		testenv.False(t, code != http.StatusForbidden || !strings.Contains(text, c.message), "%s: %d %s", name, code, text)
 	}
 	// Who may see the pod, and not forward to it.
 	pod := &podAPI{t: t}

@@ -198,9 +198,7 @@ func TestPathsOfTheAPI(t *testing.T) {
 // What somebody whom the API does not know makes a server's console do is one question to the API.
 func TestUnknownUsersCostOneQuestion(t *testing.T) {
 	api := func(w http.ResponseWriter, r *http.Request) {
-		if !strings.HasSuffix(r.URL.Path, "selfsubjectreviews") {
-			t.Errorf("the API got %s %s", r.Method, r.URL)
-		}
+		testenv.True(t, strings.HasSuffix(r.URL.Path, "selfsubjectreviews"), "the API got %s %s", r.Method, r.URL)
 		w.WriteHeader(http.StatusUnauthorized)
 		_, _ = io.WriteString(w, `{"kind":"Status","code":401,"reason":"Unauthorized","message":"Unauthorized"}`)
 	}
@@ -223,9 +221,7 @@ func TestUnknownUsersCostOneQuestion(t *testing.T) {
 	}
 	for _, token := range []string{" ", "a b", "a\tb", "\u00e4"} {
 		code, _, _ := roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer "+token)
-		if code != http.StatusUnauthorized && code != http.StatusBadRequest {
-			t.Errorf("the token %q: %d", token, code)
-		}
+		testenv.False(t, code != http.StatusUnauthorized && code != http.StatusBadRequest, "the token %q: %d", token, code)
 	}
 	if code, _, _ := roundTrip(t, s, "POST", "/login", "{}", "Content-Type", "application/json"); code == http.StatusOK {
 		t.Error("a server's console has a login without the API")

@@ -86,9 +86,7 @@ func TestReleasesAreListedWithinBounds(t *testing.T) {
 		t.Fatalf("%s", text)
 	}
 	bomb, odd, web := got.Releases[0], got.Releases[1], got.Releases[2]
-	if bomb.Trouble != "the release is longer than 16 MB" || !strings.Contains(odd.Trouble, "base64") {
-		t.Errorf("%+v, %+v", bomb, odd)
-	}
+	testenv.False(t, bomb.Trouble != "the release is longer than 16 MB" || !strings.Contains(odd.Trouble, "base64"), "%+v, %+v", bomb, odd)
 	if web.Revision != 2 || web.Chart != "webchart" || web.Version != "1.2.0" || web.AppVersion != "9" || web.Updated != "2026-01-02T00:00:00Z" || web.Status != "x" {
 		t.Errorf("%+v", web)
 	}
@@ -117,13 +115,9 @@ func TestReleaseIsReadByNameAndRevision(t *testing.T) {
 			t.Errorf("%s: %d %s: %v", query, code, text, err)
 			continue
 		}
-		if code == 200 && (len(got.History) != 2 || got.History[0].Chart != "webchart") {
-			t.Errorf("%s: %s", query, text)
-		}
+		testenv.False(t, code == 200 && (len(got.History) != 2 || got.History[0].Chart != "webchart"), "%s: %s", query, text)
 		shown := got.Values == "password: hunter2\n" && got.Notes == "hello" && got.Manifest == "kind: Secret"
-		if shown != want.content || strings.Contains(text, "hunter2") != want.content {
-			t.Errorf("%s: %s", query, text)
-		}
+		testenv.False(t, shown != want.content || strings.Contains(text, "hunter2") != want.content, "%s: %s", query, text)
 	}
 	if code, _, _ := roundTrip(t, s, "GET", "/helm/release?namespace=a&name=web", ""); code != http.StatusUnauthorized {
 		t.Errorf("without a token: %d", code)

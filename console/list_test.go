@@ -110,7 +110,5 @@ func TestObjectThatComesBackIntoASelectionStays(t *testing.T) {
 	for _, kind := range []string{"ADDED", "DELETED", "ADDED"} {
 		testenv.NoError(t, l.add(event{Type: kind, Object: []byte(`{"kind":"Table","rows":[{"cells":null,"object":{"metadata":{"name":"a","uid":"1","resourceVersion":"5"}}}]}`)}, &g))
 	}
-	if len(g.del) != 0 || len(g.set) != 1 || g.set["1"].Cells == nil {
-		t.Errorf("%+v", g)
-	}
+	testenv.False(t, len(g.del) != 0 || len(g.set) != 1 || g.set["1"].Cells == nil, "%+v", g)
 }

@@ -332,7 +332,5 @@ func TestPagesOfAnotherVersionHaveAnotherName(t *testing.T) {
 		t.Errorf("%s: %v", text, err)
 	}
 	h, _ := s.Config.Handler.(*Handler)
-	if h.pages() != mode.Pages || digest(h.o.Files) != mode.Pages {
-		t.Error("the name changes")
-	}
+	testenv.False(t, h.pages() != mode.Pages || digest(h.o.Files) != mode.Pages, "the name changes")
 }

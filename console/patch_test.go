@@ -77,9 +77,7 @@ func TestConflictsOfTwoWhoEdit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			base, mine, others := mustObject(t, c.base), mustObject(t, c.mine), mustObject(t, c.others)
 			p := testenv.Must(newPatch(base, mine))(t)
-			if field := p.mine.conflict(p.between(base, others)); field != c.field {
-				t.Errorf("the conflict is %q, want %q", field, c.field)
-			}
+			testenv.Equal(t, p.mine.conflict(p.between(base, others)), c.field, "the conflict is")
 			merged := testenv.Must(p.onTopOf(others))(t)
 			if c.merged == "" {
 				return

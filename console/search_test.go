@@ -78,9 +78,7 @@ func TestSearchIsBounded(t *testing.T) {
 	if len(all) != 2 || all[0]["label"] != "app=Web" || all[1]["name"] != "my-WEB-1" || all[1]["path"] != "/api/v1/pods" || all[1]["ns"] != "b" {
 		t.Errorf("it finds %v", all)
 	}
-	if trouble != "" || last["done"] != 2.0 || last["of"] != 2.0 || end["code"] != 0.0 {
-		t.Errorf("%q, %v, %v", trouble, last, end)
-	}
+	testenv.False(t, trouble != "" || last["done"] != 2.0 || last["of"] != 2.0 || end["code"] != 0.0, "%q, %v, %v", trouble, last, end)
 	if all, trouble, _, _ = searchFor(t, conn, 2, "web", "/api/v1/broken"); len(all) != 0 || !strings.Contains(trouble, "503") {
 		t.Errorf("a kind that fails: %v, %q", all, trouble)
 	}
@@ -92,9 +90,7 @@ func TestSearchIsBounded(t *testing.T) {
 	if len(all) != maxFound || last["full"] != true || end["code"] != 0.0 {
 		t.Errorf("it finds %d, and says %v, %v", len(all), last, end)
 	}
-	if most.Load() > searchRequests {
-		t.Errorf("%d requests at once", most.Load())
-	}
+	testenv.False(t, most.Load() > searchRequests, "%d requests at once", most.Load())
 	for i, bad := range [][]string{{""}, append([]string{"web"}, make([]string, maxSearchPaths+1)...)} {
 		if _, _, _, end = searchFor(t, conn, 4+int64(i), bad[0], bad[1:]...); end["code"] != 400.0 {
 			t.Errorf("a search that is none ends with %v", end)

@@ -114,9 +114,7 @@ func TestNoLeaderIsExplained(t *testing.T) {
 		_, _ = io.WriteString(w, `{"kind":"Status","code":500,"message":"etcdserver: no leader"}`)
 	})
 	code, text, _ := roundTrip(t, s, "GET", "/object?path=/api/v1/namespaces/a", "", "Authorization", bearer)
-	if code != http.StatusInternalServerError || !strings.Contains(text, "a majority of its servers") {
-		t.Errorf("%d %s", code, text)
-	}
+	testenv.False(t, code != http.StatusInternalServerError || !strings.Contains(text, "a majority of its servers"), "%d %s", code, text)
 	conn, _ := tab(t, s, "good", nil)
 	testenv.NoError(t, conn.WriteJSON(pageMessage{ID: 1, Op: "list", Path: "/api/v1/pods"}))
 	if m := next(t, conn, "state"); m["ok"] != false || !strings.Contains(m["message"].(string), "a majority of its servers") {

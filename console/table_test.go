@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestTableIsReadInAnyOrder: an API may write the fields of a list in any order, and more of them than are read.
@@ -29,14 +31,10 @@ func TestTableIsReadInAnyOrder(t *testing.T) {
 		for _, r := range got.rows() {
 			names = append(names, r.Name)
 		}
-		if strings.Join(names, ",") != want {
-			t.Errorf("%s has %q", text, names)
-		}
+		testenv.True(t, strings.Join(names, ",") == want, "%s has %q", text, names)
 	}
 	for _, text := range []string{``, `[]`, `null`, `{"rows":{}}`, `{"rows":["a"]}`, `{"rows":[{}`, `{"kind":1}`, `{"rows":[]`, `<html>`} {
 		got, err := readTable(&http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(text))})
-		if err == nil {
-			t.Errorf("%s is read as %+v", text, got)
-		}
+		testenv.True(t, err != nil, "%s is read as %+v", text, got)
 	}
 }

@@ -41,9 +41,7 @@ func TestTurnsAreOnePerUser(t *testing.T) {
 		release := <-second
 		release()
 		other()
-		if len(turns.each) != 0 || len(turns.all) != 0 {
-			t.Errorf("%v and %d places are left", turns.each, len(turns.all))
-		}
+		testenv.False(t, len(turns.each) != 0 || len(turns.all) != 0, "%v and %d places are left", turns.each, len(turns.all))
 	})
 }
 

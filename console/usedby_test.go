@@ -8,13 +8,13 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestPodsThatUseAnObject(t *testing.T) {
 	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/api/v1/namespaces/a/pods" {
-			t.Errorf("%s", r.URL)
-		}
+		testenv.True(t, r.URL.Path == "/api/v1/namespaces/a/pods", "%s", r.URL)
 		if r.URL.Query().Get("continue") == "" {
 			_, _ = io.WriteString(w, `{"metadata":{"continue":"more"},"items":[{"metadata":{"name":"one"},"spec":{"serviceAccountName":"robot",
 				"volumes":[{"name":"v","secret":{"secretName":"x"}},{"name":"c","persistentVolumeClaim":{"claimName":"x"}},{"name":"scratch","ephemeral":{}}],
@@ -33,9 +33,7 @@ func TestPodsThatUseAnObject(t *testing.T) {
 		"resource=secrets&name=y":                          `{"pods":[],"partial":false}`,
 	} {
 		code, text, _ := roundTrip(t, s, "GET", "/usedby?namespace=a&"+query, "", asUser...)
-		if code != http.StatusOK || text != want {
-			t.Errorf("%s: %d %s, want %s", query, code, text, want)
-		}
+		testenv.False(t, code != http.StatusOK || text != want, "%s: %d %s, want %s", query, code, text, want)
 	}
 	for _, bad := range []string{"", "?namespace=a&resource=secrets", "?namespace=..&resource=secrets&name=x", "?namespace=a%2Fb&resource=secrets&name=x"} {
 		if code, text, _ := roundTrip(t, s, "GET", "/usedby"+bad, "", asUser...); code != http.StatusBadRequest {
@@ -64,8 +62,6 @@ func TestNextRun(t *testing.T) {
 		{"30 4 * * *", "Nowhere/Else", ""},
 	} {
 		got, err := nextRun(c.schedule, c.zone, now)
-		if got != c.want || (err == nil) != (c.want != "") {
-			t.Errorf("%q in %q: %q, %v", c.schedule, c.zone, got, err)
-		}
+		testenv.False(t, got != c.want || (err == nil) != (c.want != ""), "%q in %q: %q, %v", c.schedule, c.zone, got, err)
 	}
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // checks: where a chart asks for it Helm looks after the objects of its release again and again. The chart stays ready
@@ -42,9 +44,7 @@ func (h *charts) checks(t *testing.T) {
 		if q.Operation == helmjob.Uninstall {
 			return h.helm(q)
 		}
-		if q.Upgrade {
-			t.Errorf("Helm was asked for %+v", q)
-		}
+		testenv.False(t, q.Upgrade, "Helm was asked for %+v", q)
 		select {
 		case r := <-answer:
 			return r, nil

@@ -575,9 +575,7 @@ func (h *charts) nextTerm(t *testing.T) {
 	end = h.begin()
 	h.awaitRevision("half", 1)
 	for _, q := range h.requests()[n:] {
-		if q.Release != "half" {
-			t.Errorf("Helm was asked for %s of %s again", q.Operation, q.Release)
-		}
+		testenv.True(t, q.Release == "half", "Helm was asked for %s of %s again", q.Operation, q.Release)
 	}
 	end()
 }

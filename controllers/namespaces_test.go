@@ -14,6 +14,8 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 type overTransport struct{}
@@ -32,9 +34,7 @@ func TestTermEndsWhileControllersAreBuilt(t *testing.T) {
 		InformerFactory: informers.NewSharedInformerFactory(fake.NewClientset(), 0),
 	}
 	c, err := newNamespaceController(t.Context(), cc, nil)
-	if err != nil || c.Name() != names.NamespaceController {
-		t.Errorf("%v, %v", c, err)
-	}
+	testenv.False(t, err != nil || c.Name() != names.NamespaceController, "%v, %v", c, err)
 }
 
 func TestDiscoveryIsNeverEmpty(t *testing.T) {

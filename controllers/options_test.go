@@ -54,9 +54,7 @@ func TestValidateNamesTheMistake(t *testing.T) {
 		"node-monitor-period=soon": `"node-monitor-period"`,
 	} {
 		err := Options{ExtraArgs: []string{arg}}.Validate()
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: error %v, want %s in it", arg, err, want)
-		}
+		testenv.False(t, err == nil || !strings.Contains(err.Error(), want), "%s: error %v, want %s in it", arg, err, want)
 	}
 	testenv.WantError(t, (Options{ClusterCIDR: "10.42.0.0"}).Validate(), "10.42.0.0")
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestIdleCost counts what members send while nothing happens, which must not grow with their number. The CPU time is
@@ -44,9 +46,7 @@ func TestIdleCost(t *testing.T) {
 				packets, bytes := per(p0, p1), per(b0, b1)
 				t.Logf("%d members: each sends %.2f packets and %.0f bytes a second by UDP, opens a stream every %.0f s, uses %.4f%% of a core",
 					n, packets, bytes, 1/per(s0, s1), 100*cpu.Seconds()/length.Seconds()/float64(n))
-				if packets > 4 || bytes > 500 {
-					t.Errorf("%.1f packets and %.0f bytes a second at rest", packets, bytes)
-				}
+				testenv.False(t, packets > 4 || bytes > 500, "%.1f packets and %.0f bytes a second at rest", packets, bytes)
 			})
 		})
 	}
@@ -72,8 +72,6 @@ func TestMemberAloneHasNoTimers(t *testing.T) {
 
 func cpuTime(t *testing.T) time.Duration {
 	var r syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, syscall.Getrusage(syscall.RUSAGE_SELF, &r))
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }

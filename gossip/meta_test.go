@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var fullMeta = Meta{
@@ -24,9 +26,7 @@ var fullMeta = Meta{
 func TestMetadataIsDecodedAndBounded(t *testing.T) {
 	data := fullMeta.encode()
 	got, err := decodeMeta(data)
-	if err != nil || !reflect.DeepEqual(got, fullMeta) {
-		t.Errorf("%v\n got %+v\nwant %+v", err, got, fullMeta)
-	}
+	testenv.False(t, err != nil || !reflect.DeepEqual(got, fullMeta), "%v\n got %+v\nwant %+v", err, got, fullMeta)
 	// What a newer version adds is skipped.
 	later := append(append([]byte{}, data...), 0xff, 0x01, 3, 'n', 'e', 'w')
 	if got, err := decodeMeta(later); err != nil || !reflect.DeepEqual(got, fullMeta) {
@@ -61,9 +61,7 @@ func TestMetaFits(t *testing.T) {
 		m.PodSubnets = append(m.PodSubnets, netip.MustParsePrefix("fd00:42::/64"))
 	}
 	data := m.encode()
-	if len(data) > memberlist.MetaMaxSize {
-		t.Errorf("%d bytes", len(data))
-	}
+	testenv.False(t, len(data) > memberlist.MetaMaxSize, "%d bytes", len(data))
 	if _, err := decodeMeta(data); err != nil {
 		t.Error(err)
 	}
@@ -85,8 +83,6 @@ func FuzzMeta(f *testing.F) {
 		for i, a := range m.Addresses {
 			m.Addresses[i] = a.Unmap()
 		}
-		if err != nil || !reflect.DeepEqual(again, m) {
-			t.Errorf("%v\n got %+v\nwant %+v", err, again, m)
-		}
+		testenv.False(t, err != nil || !reflect.DeepEqual(again, m), "%v\n got %+v\nwant %+v", err, again, m)
 	})
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ear notes what a Reach hears.
@@ -51,9 +53,7 @@ func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 			g.add()
 		}
 		time.Sleep(spread)
-		if !e.has("came " + name(1)) {
-			t.Error("a member has come, and nobody heard")
-		}
+		testenv.True(t, e.has("came "+name(1)), "a member has come, and nobody heard")
 		time.Sleep(time.Hour)
 		if e.mu.Lock(); len(e.heard) > 0 {
 			t.Errorf("heard in an hour of rest: %q", e.heard)
@@ -62,15 +62,11 @@ func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 
 		g.stops[3]()
 		time.Sleep(spread)
-		if !e.has("stopped " + name(3)) {
-			t.Error("a member has stopped, and nobody heard")
-		}
+		testenv.True(t, e.has("stopped "+name(3)), "a member has stopped, and nobody heard")
 
 		g.members[1].TellUnreachable(name(2))
 		time.Sleep(time.Second)
-		if !e.has("told " + name(2)) {
-			t.Error("another member says that one does not answer, and nobody heard")
-		}
+		testenv.True(t, e.has("told "+name(2)), "another member says that one does not answer, and nobody heard")
 
 		g.net.split(func(a netip.AddrPort) bool { return a == at(2) })
 		// Of two members each asks this one every two seconds, and waits for half a one.
@@ -80,12 +76,8 @@ func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 				t.Errorf("memberlist says already that it is %s", i.State)
 			}
 		}
-		if !e.has("silent " + name(2)) {
-			t.Error("a member does not answer, and nobody heard")
-		}
+		testenv.True(t, e.has("silent "+name(2)), "a member does not answer, and nobody heard")
 		time.Sleep(time.Minute) // fake time
-		if !e.has("stopped " + name(2)) {
-			t.Error("no member probes one any more that all think dead, and nobody heard")
-		}
+		testenv.True(t, e.has("stopped "+name(2)), "no member probes one any more that all think dead, and nobody heard")
 	})
 }

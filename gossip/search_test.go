@@ -77,9 +77,7 @@ func FuzzSearchText(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(got.servers) > maxFound {
-			t.Errorf("%d servers", len(got.servers))
-		}
+		testenv.False(t, len(got.servers) > maxFound, "%d servers", len(got.servers))
 		for _, s := range got.servers {
 			testenv.True(t, checkAddress(s) == nil, "%v is no address to dial", s)
 		}
@@ -129,9 +127,7 @@ func TestMayAnswer(t *testing.T) {
 		now = now.Add(time.Second)
 		s.mayAnswer(challenge{1, byte(i), byte(i >> 8)}, sender(i), now)
 	}
-	if len(s.seen) > seenQuestions {
-		t.Errorf("%d are remembered", len(s.seen))
-	}
+	testenv.False(t, len(s.seen) > seenQuestions, "%d are remembered", len(s.seen))
 }
 
 // TestMayAnswerEach: one machine that repeats what it recorded, as fast as it likes, keeps no other one from an answer;
@@ -156,9 +152,7 @@ func TestMayAnswerEach(t *testing.T) {
 		now = now.Add(time.Second / answersPerSecond)
 		s.mayAnswer(challenge{3, byte(i), byte(i >> 8)}, sender(i), now)
 	}
-	if len(s.may.senders) > maxSenders {
-		t.Errorf("%d machines are remembered", len(s.may.senders))
-	}
+	testenv.False(t, len(s.may.senders) > maxSenders, "%d machines are remembered", len(s.may.senders))
 	if s.may.allow(netip.MustParseAddr("10.9.0.1"), now.Add(time.Hour)); len(s.may.senders) != 1 {
 		t.Errorf("%d machines are remembered after an hour", len(s.may.senders))
 	}

@@ -12,6 +12,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // What somebody with rights in a namespace, or on a node, may try.
@@ -45,9 +47,7 @@ func TestManyRulesShareSets(t *testing.T) {
 	for _, s := range r.Ruleset.Sets {
 		elements += len(s.Elems)
 	}
-	if len(r.OverBudget) > 0 || elements > 510 {
-		t.Errorf("%d elements, over budget: %v", elements, r.OverBudget)
-	}
+	testenv.False(t, len(r.OverBudget) > 0 || elements > 510, "%d elements, over budget: %v", elements, r.OverBudget)
 }
 
 // TestCostlyPoliciesCloseOnlyTheirNamespace: who asks for too much has his own restricted pods closed, and nobody
@@ -276,9 +276,7 @@ func TestUnknownPodsAreClosed(t *testing.T) {
 	} {
 		w.Sandboxes = []Sandbox{c.b}
 		r := Desired(w.State, DefaultLimits())
-		if r.Unknown["s"] != c.unknown || (r.Ruleset.Pods[egress][ip] == closed) != c.unknown {
-			t.Errorf("%s: %v", c.name, r)
-		}
+		testenv.False(t, r.Unknown["s"] != c.unknown || (r.Ruleset.Pods[egress][ip] == closed) != c.unknown, "%s: %v", c.name, r)
 	}
 	// Its mirror in the API has another UID than a static pod; one whose record is of an earlier version has none.
 	mirror := w.pod("x", "static", "n1", 6, nil)

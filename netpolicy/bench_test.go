@@ -12,6 +12,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // BenchmarkAtTheLimit writes tables of a node whose namespaces have all that the limits let them have, as blocks and as
@@ -61,9 +63,7 @@ func BenchmarkAtTheLimit(b *testing.B) {
 				b.Error(r.OverBudget)
 			}
 			b.ReportMetric(float64(most>>10), "MB-of-nft")
-			if err := Remove(); err != nil {
-				b.Error(err)
-			}
+			testenv.Check(b, Remove())
 		})
 	}
 }

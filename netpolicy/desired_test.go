@@ -130,9 +130,7 @@ func (w *world) connections(portNumbers []int32) []connection {
 func (w *world) compare(t *testing.T) {
 	t.Helper()
 	r := Desired(w.State, DefaultLimits())
-	if len(r.OverBudget)+len(r.Unknown) > 0 {
-		t.Errorf("over budget: %v; unknown: %v", r.OverBudget, r.Unknown)
-	}
+	testenv.False(t, len(r.OverBudget)+len(r.Unknown) > 0, "over budget: %v; unknown: %v", r.OverBudget, r.Unknown)
 	wrong := 0
 	for _, c := range w.connections([]int32{53, 80, 81, 443, 8080, 9000, 9500}) {
 		want, got := w.allowed(c), r.Ruleset.allows(c)

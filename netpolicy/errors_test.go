@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // flow is datagrams that go back and forth, with ports that others can guess.
@@ -81,9 +83,7 @@ func TestErrorsAreTheirConnections(t *testing.T) {
 			l.policy(t, "z", "a", `{podSelector: {}, policyTypes: [Ingress]}`)
 			l.policy(t, "y", "a", `{podSelector: {}, ingress: [{ports: [{protocol: UDP, port: 80}]}]}`) // for both families in one rule
 			l.apply(&tab)
-			if l.hears(server, client, names, web, false) {
-				t.Error("the server of a connection that is forbidden now is heard")
-			}
+			testenv.False(t, l.hears(server, client, names, web, false), "the server of a connection that is forbidden now is heard")
 			if l.hears(client, server, names.answers(), web.answers(), false) {
 				t.Error("the client of a connection that is forbidden now is heard")
 			}

@@ -76,9 +76,7 @@ func TestRefusedByTheKernel(t *testing.T) {
 		text = list(t)
 		return strings.Contains(text, "198.51.100.")
 	})
-	if strings.Contains(text, "192.0.2.") || !strings.Contains(text, "chain closed") {
-		t.Errorf("the table is\n%s", text)
-	}
+	testenv.False(t, strings.Contains(text, "192.0.2.") || !strings.Contains(text, "chain closed"), "the table is\n%s", text)
 }
 
 // standIn is an nft that refuses what has a word in it, and else is the one that there is. It returns what it says

@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestChosenEndpoints: where a node sends what is for a Service.
@@ -75,9 +77,7 @@ func TestChosenEndpoints(t *testing.T) {
 				for _, at := range p.Endpoints(c.slices, "http") {
 					got = append(got, at.String())
 				}
-				if text := strings.Join(got, " "); text != c.want {
-					t.Errorf("the endpoints are %s, want %s", text, c.want)
-				}
+				testenv.Equal(t, strings.Join(got, " "), c.want, "the endpoints are")
 				slices.Reverse(c.slices)
 			}
 		})

@@ -148,13 +148,9 @@ func TestBalancersPortIsNoNodePort(t *testing.T) {
 	late := wants("late", "")
 	p.services(nil, late)
 	has("who comes later", "late", 0)
-	if h.mistakes > 0 {
-		t.Errorf("%d changes began from what the back end did not have", h.mistakes)
-	}
+	testenv.False(t, h.mistakes > 0, "%d changes began from what the back end did not have", h.mistakes)
 	for _, s := range []*corev1.Service{thief, late, wants("other", corev1.ProtocolUDP), balanced()} {
 		p.services(h.now[s.Name], nil)
 	}
-	if len(o.externals.requestedPorts) != 0 {
-		t.Errorf("left: %v", o.externals.requestedPorts)
-	}
+	testenv.True(t, len(o.externals.requestedPorts) == 0, "left: %v", o.externals.requestedPorts)
 }

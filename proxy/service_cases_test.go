@@ -155,9 +155,7 @@ func testServiceGoes(t *testing.T, mode string) {
 	b.endpoints(t, one)
 	c := openLong(t, b.outside, clusterIP+":80", one)
 	ends := b.differs(t, "a Service that goes ends its connections")
-	if ends && !remembered(t, c) {
-		t.Error("IPVS does not know the connection: nothing is tried by this")
-	}
+	testenv.False(t, ends && !remembered(t, c), "IPVS does not know the connection: nothing is tried by this")
 	b.removeService()
 	fails(t, b.outside, "a Service that is gone", clusterIP+":80")
 	if ends {

@@ -142,9 +142,7 @@ func TestUnreachableNodesAreNoBackEnds(t *testing.T) {
 				t.Errorf("used are %v, want %v", got, c.want)
 			}
 			events := m.events
-			if d.setUnreachable(set(strings.Fields(c.down)...)) || m.events != events {
-				t.Error("the same again changes something")
-			}
+			testenv.False(t, d.setUnreachable(set(strings.Fields(c.down)...)) || m.events != events, "the same again changes something")
 			d.setUnreachable(nil)
 			if got := m.used(); !maps.Equal(got, whole) || reflect.ValueOf(m.slices["a"]).Pointer() != before {
 				t.Errorf("when all are back %v are used, want %v", got, whole)
@@ -206,9 +204,7 @@ func TestUnreachableEndpointsInAnyOrder(t *testing.T) {
 	for _, s := range known {
 		d.remove(s)
 	}
-	if len(m.slices)+len(d.groups) > 0 {
-		t.Errorf("%d slices and %d groups are left", len(m.slices), len(d.groups))
-	}
+	testenv.False(t, len(m.slices)+len(d.groups) > 0, "%d slices and %d groups are left", len(m.slices), len(d.groups))
 }
 
 // reachable is an Unreachable that a test sets.

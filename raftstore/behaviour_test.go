@@ -61,9 +61,7 @@ func TestLeasesExpire(t *testing.T) {
 	testenv.NoError(t, s.Close(ctx))
 	s = openStore(t, Options{Dir: dir, Clock: clock})
 	info, err := s.Client().TimeToLive(ctx, long.ID, clientv3.WithAttachedKeys())
-	if err != nil || info.TTL != longTTL || len(info.Keys) != 1 {
-		t.Errorf("a TTL of %d, keys %q, %v", info.TTL, info.Keys, err)
-	}
+	testenv.False(t, err != nil || info.TTL != longTTL || len(info.Keys) != 1, "a TTL of %d, keys %q, %v", info.TTL, info.Keys, err)
 }
 
 // TestIdleStoreWritesNothing lets a day go by over a store with a little of
@@ -187,9 +185,7 @@ func testCancelledWrites(ctx context.Context, t *testing.T, s *Store) {
 				short, stop := context.WithTimeout(ctx, time.Duration(i*20)*time.Microsecond)
 				_, err := c.Put(short, fmt.Sprintf("/c/%d/%d", w, i), "x")
 				stop()
-				if err != nil && !errors.Is(err, context.DeadlineExceeded) {
-					t.Errorf("%v", err)
-				}
+				testenv.False(t, err != nil && !errors.Is(err, context.DeadlineExceeded), "%v", err)
 				if err != nil {
 					continue
 				}

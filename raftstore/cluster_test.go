@@ -142,9 +142,7 @@ func TestMaintenanceOfThree(t *testing.T) {
 		}
 		testenv.Check(t, err, "a backup of server %d", i)
 	}
-	if len(leads) != 1 || !leads[stores[0].replica.memberID] {
-		t.Errorf("leaders: %v", leads)
-	}
+	testenv.False(t, len(leads) != 1 || !leads[stores[0].replica.memberID], "leaders: %v", leads)
 	testenv.Check(t, testenv.Err(clients[0].MoveLeader(ctx, stores[2].replica.memberID)), "move the leader")
 	until(ctx, t, "another leads", func() bool { return stores[2].Status().Leadership.Leader })
 	testenv.Fails(t, testenv.Err(clients[0].MoveLeader(ctx, stores[1].replica.memberID)), "a follower moved the leader")

@@ -14,6 +14,8 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // replicas are the compactors of three servers, each with the same state at every moment. What is compacted too early
@@ -108,9 +110,7 @@ func (r *replicas) lead(i int, term time.Duration) {
 	running.Go(func() { r.all[i].run(ctx) })
 	for ctx.Err() == nil {
 		time.Sleep(time.Second + r.upTo(9*time.Second)) // fake time
-		if err := r.apply(&pb.PutRequest{Key: []byte("/lease"), Value: []byte("x")}); err != nil {
-			r.Error(err)
-		}
+		testenv.Check(r, r.apply(&pb.PutRequest{Key: []byte("/lease"), Value: []byte("x")}))
 	}
 }
 

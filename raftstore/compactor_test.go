@@ -23,15 +23,15 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// history is a state that a compactor looks at.
-type history struct {
+// compactorState is a state that a compactor looks at.
+type compactorState struct {
 	*compactor
 	testing.TB
 	state *mvcc.State
 }
 
-func newHistory(t testing.TB, limit int64) *history {
-	h := &history{TB: t, state: mvcc.New()}
+func newCompactorState(t testing.TB, limit int64) *compactorState {
+	h := &compactorState{TB: t, state: mvcc.New()}
 	h.compactor = &compactor{
 		clock: clock.RealClock{}, age: time.Hour, bytes: limit, quota: 1 << 50, wake: make(chan struct{}, 1),
 		view: func() *mvcc.View { return h.state.Freeze() },
@@ -46,7 +46,7 @@ func newHistory(t testing.TB, limit int64) *history {
 	return h
 }
 
-func (h *history) write(n, size int) (rev int64) {
+func (h *compactorState) write(n, size int) (rev int64) {
 	for i := range n {
 		h.state.Apply(&pb.PutRequest{Key: fmt.Appendf(nil, "/%d", i%10), Value: bytes.Repeat([]byte("x"), size)})
 	}
@@ -54,7 +54,7 @@ func (h *history) write(n, size int) (rev int64) {
 }
 
 // compactIfWoken does what the compactor's loop does after a write, and tells whether it was woken.
-func (h *history) compactIfWoken() bool {
+func (h *compactorState) compactIfWoken() bool {
 	h.Helper()
 	h.published(h.view())
 	select {
@@ -67,7 +67,7 @@ func (h *history) compactIfWoken() bool {
 }
 
 // interval lets an interval pass, and returns the revision compacted to.
-func (h *history) interval() int64 {
+func (h *compactorState) interval() int64 {
 	h.Helper()
 	testenv.Check(h, h.byAge(context.Background()))
 	return h.view().Compacted()
@@ -76,7 +76,7 @@ func (h *history) interval() int64 {
 // TestRevisionsExpire: what was the newest revision before an interval's end
 // cannot be read when the next one has ended, though nothing was written since.
 func TestRevisionsExpire(t *testing.T) {
-	h := newHistory(t, 1<<40)
+	h := newCompactorState(t, 1<<40)
 	for round := range 5 {
 		rev := h.write(1+round*7, 100)
 		if to := h.interval(); to >= rev {
@@ -98,10 +98,10 @@ func TestRevisionsExpire(t *testing.T) {
 // TestMarksOutliveTheirLeader: the next leader goes on with the mark that is
 // there, so history that is old enough goes at its first interval.
 func TestMarksOutliveTheirLeader(t *testing.T) {
-	h := newHistory(t, 1<<40)
+	h := newCompactorState(t, 1<<40)
 	rev := h.write(10, 100)
 	h.interval()
-	next := newHistory(t, 1<<40)
+	next := newCompactorState(t, 1<<40)
 	next.state = h.state
 	next.mark = markOf(next.view())
 	if to := next.interval(); to <= rev {
@@ -111,7 +111,7 @@ func TestMarksOutliveTheirLeader(t *testing.T) {
 
 // TestMarksAreRefused: over the quota nothing can be written, but history goes.
 func TestMarksAreRefused(t *testing.T) {
-	h := newHistory(t, 1<<40)
+	h := newCompactorState(t, 1<<40)
 	rev := h.write(10, 100)
 	h.interval()
 	full := errors.New("full")
@@ -124,17 +124,17 @@ func TestMarksAreRefused(t *testing.T) {
 
 func TestCompactionBySize(t *testing.T) {
 	const limit = 1 << 20
-	for name, write := range map[string]func(h *history, i int){
-		"overwrites": func(h *history, _ int) { h.write(100, 1<<10) },
+	for name, write := range map[string]func(h *compactorState, i int){
+		"overwrites": func(h *compactorState, _ int) { h.write(100, 1<<10) },
 		// What is overwritten is large, what overwrites it is small.
-		"large, then small": func(h *history, i int) { h.write(10, 1<<10+i%2*100<<10) },
-		"made and deleted": func(h *history, _ int) {
+		"large, then small": func(h *compactorState, i int) { h.write(10, 1<<10+i%2*100<<10) },
+		"made and deleted": func(h *compactorState, _ int) {
 			h.write(10, 10<<10)
 			h.state.Apply(&pb.DeleteRangeRequest{Key: []byte("/"), RangeEnd: []byte("0")})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHistory(t, limit)
+			h := newCompactorState(t, limit)
 			woken := 0
 			for i := range 100 {
 				write(h, i)
@@ -149,9 +149,7 @@ func TestCompactionBySize(t *testing.T) {
 					t.Fatalf("%d bytes of history", bytes)
 				}
 			}
-			if woken == 0 || woken > 50 {
-				t.Errorf("woken %d times in 100 rounds", woken)
-			}
+			testenv.False(t, woken == 0 || woken > 50, "woken %d times in 100 rounds", woken)
 		})
 	}
 }
@@ -159,7 +157,7 @@ func TestCompactionBySize(t *testing.T) {
 // TestPinnedHistoryDoesNotCompactAtEachWrite: while a snapshot keeps the
 // history, compactions free nothing.
 func TestPinnedHistoryDoesNotCompactAtEachWrite(t *testing.T) {
-	h := newHistory(t, 1<<20)
+	h := newCompactorState(t, 1<<20)
 	snapshot := h.view().Snapshot()
 	woken := 0
 	for range 10_000 {

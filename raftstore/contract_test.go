@@ -248,9 +248,7 @@ func TestNoSpaceAlarmFollowsTheSpace(t *testing.T) {
 	c := dial(t, s)
 	alarm := pb.NewMaintenanceClient(c.ActiveConnection())
 	_, err := alarm.Alarm(ctx, &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE})
-	if status.Code(err) != codes.Unimplemented {
-		t.Errorf("set an alarm: %v", err)
-	}
+	testenv.True(t, status.Code(err) == codes.Unimplemented, "set an alarm: %v", err)
 	for i := 0; ; i++ {
 		if _, err := c.Put(ctx, fmt.Sprint(i), noise(300<<10)); errors.Is(err, rpctypes.ErrNoSpace) {
 			break
@@ -260,9 +258,7 @@ func TestNoSpaceAlarmFollowsTheSpace(t *testing.T) {
 	}
 	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": c} {
 		list, err := c.AlarmList(ctx)
-		if err != nil || len(list.Alarms) != 1 || list.Alarms[0].Alarm != pb.AlarmType_NOSPACE {
-			t.Errorf("%s: %v, %v", face, list, err)
-		}
+		testenv.False(t, err != nil || len(list.Alarms) != 1 || list.Alarms[0].Alarm != pb.AlarmType_NOSPACE, "%s: %v, %v", face, list, err)
 		testenv.ErrorIs(t, testenv.Err(c.AlarmDisarm(ctx, &clientv3.AlarmMember{MemberID: s.replica.memberID, Alarm: pb.AlarmType_NOSPACE})), rpctypes.ErrNoSpace, "%s: disarm what stands", face)
 	}
 }

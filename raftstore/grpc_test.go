@@ -228,9 +228,7 @@ func TestRequestErrors(t *testing.T) {
 			}
 		}
 		resp := <-c.Watch(ctx, "/a", clientv3.WithRev(rev))
-		if resp.CompactRevision != rev+1 || !resp.Canceled {
-			t.Errorf("watch of a compacted revision: %+v", resp)
-		}
+		testenv.False(t, resp.CompactRevision != rev+1 || !resp.Canceled, "watch of a compacted revision: %+v", resp)
 		testenv.Equal(t, len(testenv.Must(c.Get(ctx, "/x"))(t).Kvs), 0, "a refused write left a trace:")
 	})
 }
@@ -343,9 +341,7 @@ func TestMaintenanceOverGRPC(t *testing.T) {
 		t.Errorf("hashes %v, %v, %v, %v", before, then, now, err)
 	}
 	members, err := c.MemberList(ctx)
-	if err != nil || len(members.Members) != 1 || members.Members[0].Name != "one" {
-		t.Errorf("%v, %v", members, err)
-	}
+	testenv.False(t, err != nil || len(members.Members) != 1 || members.Members[0].Name != "one", "%v, %v", members, err)
 	testenv.Equal(t, len(testenv.Must(c.AlarmList(ctx))(t).Alarms), 0, "")
 	if _, err := c.UserList(ctx); status.Code(err) != codes.Unimplemented {
 		t.Errorf("authentication: %v", err)

@@ -16,6 +16,8 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // leadingLessor runs a lessor as leader, with these leases, in a bubble of time.
@@ -165,9 +167,7 @@ func TestLessorRevokesInTime(t *testing.T) {
 		synctest.Wait()
 		mu.Lock()
 		defer mu.Unlock()
-		if len(expires) != 0 || count < 100 {
-			t.Errorf("%d leases were revoked, and %d not", count, len(expires))
-		}
+		testenv.False(t, len(expires) != 0 || count < 100, "%d leases were revoked, and %d not", count, len(expires))
 		close(revoked)
 		<-done
 	})

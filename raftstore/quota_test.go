@@ -107,7 +107,7 @@ func TestHistoryGoesBeforeWritesAreRefused(t *testing.T) {
 
 // TestFullStoreCompactsSeldom: where the keys fill the quota, small writes do not bring a compaction each.
 func TestFullStoreCompactsSeldom(t *testing.T) {
-	h := newHistory(t, 4<<20)
+	h := newCompactorState(t, 4<<20)
 	h.quota = 16 << 20
 	for i := range 16 { // just below the quota
 		h.state.Apply(&pb.PutRequest{Key: fmt.Appendf(nil, "/live%d", i), Value: bytes.Repeat([]byte("x"), 1<<20-1<<10)})

@@ -15,6 +15,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/voters"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A change of members that was decided on before another change is not made any
@@ -34,9 +36,7 @@ func TestScenarioOutdatedChange(t *testing.T) {
 		}
 		_, at := leader.replica.dir.Log.Members()
 		member := voters.Member{ID: string(spare.running().replica.id), Node: spare.name, Healthy: true, CaughtUp: true}
-		if err := leader.cluster.RemoveMember(c.within(20*time.Second), spare.name); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, leader.cluster.RemoveMember(c.within(20*time.Second), spare.name))
 		spare.stop()
 		spare.gone = true
 		for _, what := range []voters.Action{voters.Promote, voters.Demote, voters.Remove} {
@@ -149,9 +149,7 @@ func TestScenarioLevels(t *testing.T) {
 		old.stop()
 		old.start()
 		c.pass(5 * time.Second)
-		if level(leader) != 2 {
-			t.Errorf("one server that went back to an older version lowered the level to %d", level(leader))
-		}
+		testenv.Equal(t, level(leader), 2, "one server that went back to an older version lowered the level to")
 		c.serves(leader)
 	})
 }
@@ -162,9 +160,7 @@ func TestUnreadableEntry(t *testing.T) {
 	defer func() {
 		said := fmt.Sprint(recover())
 		for _, part := range []string{"log entry 7 was written by a newer version", "kind 99", "is safe", "start the version"} {
-			if !strings.Contains(said, part) {
-				t.Errorf("%q does not say %q", said, part)
-			}
+			testenv.True(t, strings.Contains(said, part), "%q does not say %q", said, part)
 		}
 	}()
 	entry := append(mvcc.NewEntry(nil), 99, 0, 0)

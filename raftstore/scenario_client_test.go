@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/history"
 )
 
 // clients are at work while a scenario goes on, each with one request at a
@@ -99,11 +101,11 @@ func (c *cluster) client(ctx context.Context, id int, on []*node) {
 		}
 		cancel()
 		switch {
-		case o == nil || o.err != nil || o.key != key || o.what == "peek":
-		case o.done && o.what != "delete":
-			revisions[key] = o.revision
-		case len(o.found) > 0:
-			revisions[key] = o.found[0].ModRevision
+		case o == nil || o.err != nil || o.Key != key || o.Kind == history.KindSerializable:
+		case len(o.Puts) > 0 && o.Succeeded:
+			revisions[key] = o.Rev
+		case len(o.KVs) > 0:
+			revisions[key] = o.KVs[0].Mod
 		default:
 			revisions[key] = 0
 		}

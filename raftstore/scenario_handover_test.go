@@ -18,10 +18,10 @@ func TestScenarioLostAnswer(t *testing.T) {
 			through := c.others(leader)[c.rand.IntN(2)]
 			kv := through.running().Client().KV
 			c.serves(through) // its session is open
-			at := c.get(c.ctx, through.name, kv, "once").found
+			at := c.get(c.ctx, through.name, kv, "once").KVs
 			was := int64(0)
 			if len(at) > 0 {
-				was = at[0].ModRevision
+				was = at[0].Mod
 			}
 			before := leader.running().Status().Revision
 			// What it does not answer, it does all the same.
@@ -40,7 +40,7 @@ func TestScenarioLostAnswer(t *testing.T) {
 			})
 			leader.crash()
 			o := <-done
-			c.failIf(o.err != nil || !o.done, "%v", o)
+			c.failIf(o.err != nil || !o.Wrote(), "%v", o)
 			c.net.HealAll()
 			leader.start()
 			c.ready(leader)

@@ -59,9 +59,7 @@ func TestEntriesBehind(t *testing.T) {
 			took := 0
 			for i, e := range got {
 				took += peer.EntryBytes(e)
-				if e.Index != first+1+uint64(i) {
-					t.Errorf("entry %d is at place %d behind %d", e.Index, i, first)
-				}
+				testenv.True(t, e.Index == first+1+uint64(i), "entry %d is at place %d behind %d", e.Index, i, first)
 			}
 			if took > max(bytes, 0) || took < bytes-11<<10 && uint64(len(got)) < last-first {
 				t.Errorf("%d bytes in %d of %d entries, where %d may be", took, len(got), last-first, bytes)

@@ -5,6 +5,8 @@ package raftstore
 import (
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The disk of a server is stalled while the leader changes, and the server is taken out meanwhile. When its disk works
@@ -19,9 +21,7 @@ func TestScenarioRemovedWhileStalled(t *testing.T) {
 		}
 		well := c.others(victim)
 		if c.rand.IntN(4) > 0 || led {
-			if err := c.writes(well[0], 20*time.Second); err != nil {
-				c.Fatal(err)
-			}
+			testenv.NoError(c, c.writes(well[0], 20*time.Second))
 		}
 		for range c.rand.IntN(3) {
 			_ = c.leader(well...).running().cluster.TransferLeadership(c.within(20 * time.Second))

@@ -5,6 +5,8 @@ package raftstore
 import (
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Scenarios in which a follower has more than its leader knows, because its
@@ -120,9 +122,7 @@ func snapshotOfOldMembers(t *testing.T, seed uint64, stalled time.Duration) {
 			d, e = c.join("d", leader.name), c.join("e", leader.name)
 			c.eventually("five voters", 5*time.Second, func() bool { return c.voters(leader) == 5 })
 		})
-		if err := <-taken; err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, <-taken)
 		leader.faults.DelaySnapshots(0)
 		known, _ := peersOf(leader.running()).peers.Stored(follower.running().replica.id, leader.term())
 		if last := follower.running().replica.raft.LastIndex(); known >= end || last <= end || c.voters(follower) != 5 {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // The only voter has just got two more voters, and then all disks become slow at once. Nobody is faster, so the leader
@@ -67,9 +69,7 @@ func TestScenarioLeaderLostAfterFirstPromotion(t *testing.T) {
 		lost := c.nodes[0]
 		if c.rand.IntN(3) > 0 {
 			lost = []*node{b, d}[c.rand.IntN(2)]
-			if err := transferBetween(c.within(5*time.Second), c.leader().running(), lost.running()); err != nil {
-				c.Fatal(err)
-			}
+			testenv.NoError(c, transferBetween(c.within(5*time.Second), c.leader().running(), lost.running()))
 			c.leader(lost)
 		}
 		c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))

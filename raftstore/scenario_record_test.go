@@ -4,6 +4,7 @@ package raftstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -13,12 +14,14 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/test/history"
 )
 
-// record is what clients and watchers saw. Revisions order all writes, so it
-// can be judged without a search: see check.
+// record is what clients and watchers saw; check judges it.
 type record struct {
-	clock atomic.Uint64 // orders calls and returns
+	clock atomic.Int64 // orders calls and returns
 
 	mu      sync.Mutex
 	ops     []*operation
@@ -32,47 +35,45 @@ func newRecord() *record { return &record{} }
 
 // operation is a request and its answer.
 type operation struct {
-	what, node string
-	at         time.Time
-	key, value string // of what it writes, if it does
-	term       uint64 // of a fenced write
-	was        int64  // the mod revision that a cas compares with
-
-	called, returned uint64
-	err              error
-	revision         int64 // of the answer
-	done             bool  // it says that it changed something
-	found            []*mvccpb.KeyValue
+	history.Op
+	err error
 }
 
-func (o *operation) String() string {
-	return fmt.Sprintf("%s %s=%s through %s at %v: called %d, returned %d, revision %d, done %v, found %d, was %d, term %d, err %v",
-		o.what, o.key, o.value, o.node, o.at.Format("05.000"), o.called, o.returned, o.revision, o.done, len(o.found), o.was, o.term, o.err)
-}
-
-func (h *record) begin(o *operation) {
-	o.called = h.clock.Add(1)
-	o.at = time.Now()
+func (h *record) begin(node string, o history.Op) *operation {
+	out := &operation{Op: o}
+	out.Server, out.Call = node, h.clock.Add(1)
 	h.mu.Lock()
-	h.ops = append(h.ops, o)
-	h.mu.Unlock()
+	defer h.mu.Unlock()
+	h.ops = append(h.ops, out)
+	return out
 }
 
 // end notes an operation's answer.
-func (h *record) end(o *operation, header *pb.ResponseHeader, done bool, found []*mvccpb.KeyValue, err error) {
+func (h *record) end(o *operation, header *pb.ResponseHeader, found []*mvccpb.KeyValue, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	o.returned, o.done, o.found, o.err = h.clock.Add(1), done, found, err
-	if err == nil {
-		o.revision = header.Revision
+	o.Return, o.KVs, o.err = h.clock.Add(1), history.KVsOf(found), err
+	switch {
+	case err == nil:
+		o.Outcome, o.Rev = history.OutcomeOK, header.Revision
+		return
+	case errors.Is(err, mvcc.ErrFenced):
+		o.Outcome = history.OutcomeFailed
+	default:
+		o.Outcome = history.OutcomeMaybe
 	}
+	o.Err = err.Error()
 }
 
 // all returns what was done and what was watched so far. Operations must have ended.
-func (h *record) all() ([]*operation, []*watched) {
+func (h *record) all() ([]*history.Op, []*watched) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Clone(h.ops), slices.Clone(h.watched)
+	var ops []*history.Op
+	for _, o := range h.ops {
+		ops = append(ops, &o.Op)
+	}
+	return ops, slices.Clone(h.watched)
 }
 
 // acked counts the writes that were acknowledged so far.
@@ -81,7 +82,7 @@ func (h *record) acked() int {
 	defer h.mu.Unlock()
 	n := 0
 	for _, o := range h.ops {
-		if o.done {
+		if o.Wrote() {
 			n++
 		}
 	}
@@ -91,75 +92,66 @@ func (h *record) acked() int {
 // The operations that clients do.
 
 func (h *record) put(ctx context.Context, node string, c clientv3.KV, key, value string) *operation {
-	o := &operation{what: "put", node: node, key: key, value: value}
-	return h.write(ctx, o, c, nil)
+	return h.write(ctx, node, c, history.Op{Kind: history.KindPut, Key: key}, value)
 }
 
 // fenced writes as the leader of a term.
 func (h *record) fenced(ctx context.Context, node string, c clientv3.KV, key, value string, term uint64) *operation {
-	o := &operation{what: "fenced", node: node, key: key, value: value, term: term}
-	return h.write(WithTerm(ctx, term), o, c, nil)
+	return h.write(WithTerm(ctx, term), node, c, history.Op{Kind: history.KindPut, Key: key, Term: term}, value)
 }
 
 func (h *record) cas(ctx context.Context, node string, c clientv3.KV, key, value string, was int64) *operation {
-	o := &operation{what: "cas", node: node, key: key, value: value, was: was}
-	return h.write(ctx, o, c, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", was)})
+	return h.write(ctx, node, c, history.Op{Kind: history.KindCAS, Key: key, Expect: was}, value)
 }
 
 func (h *record) remove(ctx context.Context, node string, c clientv3.KV, key string, was int64) *operation {
-	o := &operation{what: "delete", node: node, key: key, was: was}
-	return h.write(ctx, o, c, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", was)})
+	return h.write(ctx, node, c, history.Op{Kind: history.KindCAS, Key: key, Expect: was, Deletes: []string{key}}, "")
 }
 
-func (h *record) write(ctx context.Context, o *operation, c clientv3.KV, cmps []clientv3.Cmp) *operation {
-	change := clientv3.OpPut(o.key, o.value)
-	if o.what == "delete" {
-		change = clientv3.OpDelete(o.key)
+func (h *record) write(ctx context.Context, node string, c clientv3.KV, op history.Op, value string) *operation {
+	change := clientv3.OpDelete(op.Key)
+	if op.Deletes == nil {
+		op.Puts = []history.KV{{Key: op.Key, Value: value}}
+		change = clientv3.OpPut(op.Key, value)
 	}
-	txn := c.Txn(ctx).If(cmps...).Then(change).Else(clientv3.OpGet(o.key))
-	h.begin(o)
-	resp, err := txn.Commit()
-	var header *pb.ResponseHeader
-	var done bool
-	var found []*mvccpb.KeyValue
-	if err == nil {
-		header, done = resp.Header, resp.Succeeded
-		if !resp.Succeeded {
-			found = resp.Responses[0].GetResponseRange().Kvs
-		} else if o.what == "delete" {
-			done = resp.Responses[0].GetResponseDeleteRange().Deleted > 0
-		}
+	var cmps []clientv3.Cmp
+	if op.Kind == history.KindCAS {
+		cmps = []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(op.Key), "=", op.Expect)}
 	}
-	h.end(o, header, done, found, err)
+	o := h.begin(node, op)
+	resp, err := c.Txn(ctx).If(cmps...).Then(change).Else(clientv3.OpGet(op.Key)).Commit()
+	if err != nil {
+		h.end(o, nil, nil, err)
+		return o
+	}
+	if o.Succeeded = resp.Succeeded; o.Succeeded {
+		o.Deleted = resp.Responses[0].GetResponseDeleteRange().GetDeleted()
+	}
+	h.end(o, resp.Header, resp.Responses[0].GetResponseRange().GetKvs(), nil)
 	return o
 }
 
 func (h *record) get(ctx context.Context, node string, c clientv3.KV, key string) *operation {
-	o := &operation{what: "get", node: node, key: key}
-	return h.read(o, func() (*clientv3.GetResponse, error) { return c.Get(ctx, key) })
+	return h.read(ctx, c, h.begin(node, history.Op{Kind: history.KindGet, Key: key}))
 }
 
 // list reads all keys with a prefix.
 func (h *record) list(ctx context.Context, node string, c clientv3.KV, prefix string) *operation {
-	o := &operation{what: "list", node: node, key: prefix}
-	return h.read(o, func() (*clientv3.GetResponse, error) { return c.Get(ctx, prefix, clientv3.WithPrefix()) })
+	return h.read(ctx, c, h.begin(node, history.Op{Kind: history.KindList, Prefix: prefix}), clientv3.WithPrefix())
 }
 
 // peek reads what a server has, be it old.
 func (h *record) peek(ctx context.Context, node string, c clientv3.KV, key string) *operation {
-	o := &operation{what: "peek", node: node, key: key}
-	return h.read(o, func() (*clientv3.GetResponse, error) { return c.Get(ctx, key, clientv3.WithSerializable()) })
+	return h.read(ctx, c, h.begin(node, history.Op{Kind: history.KindSerializable, Key: key}), clientv3.WithSerializable())
 }
 
-func (h *record) read(o *operation, get func() (*clientv3.GetResponse, error)) *operation {
-	h.begin(o)
-	resp, err := get()
-	var header *pb.ResponseHeader
-	var found []*mvccpb.KeyValue
-	if err == nil {
-		header, found = resp.Header, resp.Kvs
+func (h *record) read(ctx context.Context, c clientv3.KV, o *operation, opts ...clientv3.OpOption) *operation {
+	resp, err := c.Get(ctx, o.Key+o.Prefix, opts...)
+	if err != nil {
+		h.end(o, nil, nil, err)
+	} else {
+		h.end(o, resp.Header, resp.Kvs, nil)
 	}
-	h.end(o, header, false, found, err)
 	return o
 }
 
@@ -169,7 +161,7 @@ type watched struct {
 	node   string
 	ended  chan struct{}
 	mu     sync.Mutex
-	events []*clientv3.Event
+	events []history.Event
 	// next is the revision with which the following run begins.
 	next      int64
 	compacted bool // it missed something, lawfully
@@ -215,7 +207,7 @@ func (w *watched) follow(ctx context.Context, c *record, s *Store) bool {
 			if e.Kv.ModRevision < w.next {
 				w.err = fmt.Errorf("revision %d is repeated or late: the next was %d", e.Kv.ModRevision, w.next)
 			}
-			w.events = append(w.events, e)
+			w.events = append(w.events, history.Event{KV: history.KVOf(e.Kv), Delete: e.Type == clientv3.EventTypeDelete})
 		}
 		if len(resp.Events) > 0 {
 			w.next = resp.Events[len(resp.Events)-1].Kv.ModRevision + 1
@@ -237,6 +229,55 @@ func (w *watched) soFar() *watched {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return &watched{node: w.node, events: slices.Clone(w.events), compacted: w.compacted, err: w.err}
+}
+
+// check judges what was seen so far.
+func (c *cluster) check() {
+	c.Helper()
+	ops, watches := c.record.all()
+	var longest []history.Event // a server's watches, put together, without a gap
+	perNode := make(map[string][]history.Event)
+	broken := make(map[string]bool)
+	for i, w := range watches {
+		watches[i] = w.soFar()
+		broken[w.node] = broken[w.node] || watches[i].compacted
+		if perNode[w.node] = append(perNode[w.node], watches[i].events...); !broken[w.node] && len(perNode[w.node]) > len(longest) {
+			longest = perNode[w.node]
+		}
+	}
+	errs := history.CheckSequences([]history.Sequence{{Events: longest}})
+	errs = append(errs, history.Judge(ops, history.NewTimeline(longest))...)
+	for _, o := range ops {
+		if o.Return == 0 {
+			errs = append(errs, fmt.Errorf("never returned: %s", o))
+		}
+	}
+	for _, w := range watches {
+		errs = append(errs, w.err, w.compare(longest))
+	}
+	if err := errors.Join(errs...); err != nil {
+		c.Errorf("seed %d: %v\n%s", c.seed, err, c.state())
+	}
+}
+
+// compare returns where a watch saw something else than a story of events.
+func (w *watched) compare(story []history.Event) error {
+	if len(w.events) == 0 {
+		return nil
+	}
+	index := func(e history.Event) int {
+		return slices.IndexFunc(story, func(o history.Event) bool { return o.Mod == e.Mod })
+	}
+	from := index(w.events[0])
+	for i, e := range w.events {
+		if w.compacted && from >= 0 && i > 0 && w.events[i-1].Mod != e.Mod {
+			from = index(e) - i
+		}
+		if from < 0 || from+i >= len(story) || !history.Same(e, story[from+i]) {
+			return fmt.Errorf("watch of %s: its event %d, %v, is not in the story there", w.node, i, e)
+		}
+	}
+	return nil
 }
 
 // settle heals the network, restarts who is down, sees that any majority can work,

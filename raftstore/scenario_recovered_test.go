@@ -8,6 +8,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // recover makes a stopped server the only one of its cluster, and starts it.
@@ -15,9 +17,7 @@ func (c *cluster) recover(n *node) {
 	c.Helper()
 	o := n.options()
 	o.Network = nil
-	if err := Recover(o); err != nil {
-		c.Fatal(err)
-	}
+	testenv.NoError(c, Recover(o))
 	c.two = true
 	c.net.Reset(n.name)
 	n.start()

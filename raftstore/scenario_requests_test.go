@@ -63,7 +63,7 @@ func TestScenarioLargeValues(t *testing.T) {
 				writers.Go(func() {
 					value := fmt.Sprint(i, strings.Repeat("x", 1400<<10))
 					if o := c.put(c.within(20*time.Second), n.name, n.running().Client().KV, fmt.Sprintf("large%d", i), value); o.err != nil {
-						t.Errorf("%s through %s: %v", o.key, n.name, o.err)
+						t.Errorf("%s through %s: %v", o.Key, n.name, o.err)
 					}
 				})
 			}
@@ -76,8 +76,8 @@ func TestScenarioLargeValues(t *testing.T) {
 		c.ready(away)
 		write(12, 24, c.nodes)
 		for _, n := range c.nodes {
-			if o := c.list(c.within(20*time.Second), n.name, n.running().Client().KV, "large"); o.err != nil || len(o.found) != 24 {
-				t.Errorf("through %s: %d values, %v", n.name, len(o.found), o.err)
+			if o := c.list(c.within(20*time.Second), n.name, n.running().Client().KV, "large"); o.err != nil || len(o.KVs) != 24 {
+				t.Errorf("through %s: %d values, %v", n.name, len(o.KVs), o.err)
 			}
 			// A write that also reads a lot has a large answer.
 			txn, err := n.running().Client().Txn(c.within(20*time.Second)).

@@ -5,6 +5,8 @@ package raftstore
 import (
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // newest is the highest term that any server is in.
@@ -26,9 +28,7 @@ func TestScenarioTransferToSlowDisk(t *testing.T) {
 				slow.faults.DelayFlushes(flush)
 				c.pass(20 * time.Second)
 				before := c.newest()
-				if err := transferBetween(c.within(10*time.Second), leader.running(), slow.running()); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, transferBetween(c.within(10*time.Second), leader.running(), slow.running()))
 				c.pass(5 * time.Second)
 				if after := c.newest(); !slow.leads() || after != before+1 {
 					t.Errorf("seed %d: %s does not lead, whose disk takes %v; term %d became %d\n%s", seed, slow.name, flush, before, after, c.state())

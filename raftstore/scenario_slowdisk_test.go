@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Disks that are slow and not stalled, as cheap cards are at times: the leader vanishes, and the two others have to
@@ -70,9 +72,7 @@ func TestScenarioSlowDisksFar(t *testing.T) {
 				acked++
 			}
 		}
-		if acked < 20 {
-			t.Errorf("%d writes in five minutes", acked)
-		}
+		testenv.False(t, acked < 20, "%d writes in five minutes", acked)
 		c.mendDisks()
 	})
 }

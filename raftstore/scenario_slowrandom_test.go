@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // slowWrite is how long there may be no write, at most, where each flush takes that long and no leader changes. A
@@ -63,9 +65,7 @@ func TestScenarioFormerLeadersElect(t *testing.T) {
 		first, second, slow, stalled := nodes[0], nodes[1], nodes[2:4], nodes[4]
 		for _, n := range []*node{first, second} {
 			if !n.leads() {
-				if err := transferBetween(c.within(5*time.Second), c.leader().running(), n.running()); err != nil {
-					c.Fatal(err)
-				}
+				testenv.NoError(c, transferBetween(c.within(5*time.Second), c.leader().running(), n.running()))
 			}
 			c.leader(n)
 			c.pass(time.Second)

@@ -43,7 +43,7 @@ func TestScenarioTimeouts(t *testing.T) {
 	t.Run("two servers", func(t *testing.T) {
 		scenario(t, 1, 2, func(c *cluster) {
 			leader := c.leader()
-			c.put(c.within(time.Second), leader.name, leader.running().Client().KV, "k", "before")
+			c.put(c.within(time.Second), leader.name, leader.running().Client().KV, "begun", "before")
 			c.timesOut(requests)
 		})
 	})

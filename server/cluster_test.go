@@ -221,9 +221,7 @@ func testEncryption(t *testing.T, o Options, c *clients) {
 			t.Errorf("after the rotation %s is stored as %.60q", name, b)
 		}
 		got, err := c.kube.CoreV1().Secrets("default").Get(ctx, name, metav1.GetOptions{})
-		if err != nil || string(got.Data["where"]) != "under the palm" {
-			t.Errorf("%s: %v", name, err)
-		}
+		testenv.False(t, err != nil || string(got.Data["where"]) != "under the palm", "%s: %v", name, err)
 	}
 	if st, err := encryption.ReadStatus(o.CredDir); err != nil || st.Key != "key2" || len(st.Readable) != 1 {
 		t.Errorf("%+v, %v", st, err)
@@ -476,9 +474,7 @@ func TestDNSAddressTaken(t *testing.T) {
 	start(t, o)
 	components := o.Board.Components()
 	i := slices.IndexFunc(components, func(c status.Component) bool { return c.State == status.Degraded })
-	if i < 0 || !strings.Contains(components[i].Message, "--cluster-dns") {
-		t.Errorf("%+v", components)
-	}
+	testenv.False(t, i < 0 || !strings.Contains(components[i].Message, "--cluster-dns"), "%+v", components)
 	testenv.Equal(t, testenv.Must(newClients(t, o).kube.CoreV1().Services("kube-system").Get(t.Context(), "kube-dns", metav1.GetOptions{}))(t).Spec.ClusterIP, "10.43.0.10", "the DNS that pods know is gone:")
 }
 

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestConsoleTakesTheIssuerOfTheAPIServer(t *testing.T) {
@@ -21,9 +23,7 @@ jwt:
 	dir := t.TempDir()
 	file, broken := filepath.Join(dir, "authentication.yaml"), filepath.Join(dir, "broken.pem")
 	for name, text := range map[string]string{file: jwt, broken: "no PEM"} {
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, os.WriteFile(name, []byte(text), 0o600))
 	}
 	flags := []string{"--oidc-issuer-url=https://a.example", "oidc-client-id=kubectl"}
 	for name, c := range map[string]struct {
@@ -51,15 +51,11 @@ jwt:
 			got, err := o.consoleOIDC()
 			switch {
 			case c.err != "":
-				if err == nil || !strings.Contains(err.Error(), c.err) {
-					t.Errorf("%v, want %q", err, c.err)
-				}
+				testenv.False(t, err == nil || !strings.Contains(err.Error(), c.err), "%v, want %q", err, c.err)
 			case err != nil:
 				t.Error(err)
 			case got == nil:
-				if c.issuer != "" {
-					t.Error("there is no issuer")
-				}
+				testenv.True(t, c.issuer == "", "there is no issuer")
 			case got.Issuer != c.issuer || got.ClientID != c.client:
 				t.Errorf("%s of %s, want %s of %s", got.ClientID, got.Issuer, c.client, c.issuer)
 			}

@@ -5,6 +5,8 @@ package server
 import (
 	"net"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestServerName: where a server listens at one address alone, its machine's programs ask there and take any server's
@@ -13,8 +15,6 @@ func TestServerName(t *testing.T) {
 	for address, want := range map[string]string{"": "", "0.0.0.0": "", "::": "", "127.0.0.1": "",
 		"192.0.2.1": everyServer, "2001:db8::1": everyServer} {
 		s := &Server{o: Options{BindAddress: net.ParseIP(address)}}
-		if got := s.serverName(); got != want {
-			t.Errorf("%q: %q, want %q", address, got, want)
-		}
+		testenv.Equal(t, s.serverName(), want, "%q:", address)
 	}
 }

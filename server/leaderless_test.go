@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestRetryUntilLeader: a server that starts outlives a store without a leader, and does not try for ever what no
@@ -36,9 +38,7 @@ func TestRetryUntilLeader(t *testing.T) {
 					}
 					return nil
 				})
-				if !errors.Is(err, tt.want) || tries != tt.tries {
-					t.Errorf("%v after %d tries", err, tries)
-				}
+				testenv.False(t, !errors.Is(err, tt.want) || tries != tt.tries, "%v after %d tries", err, tries)
 			})
 		})
 	}
@@ -48,8 +48,6 @@ func TestRetryUntilLeader(t *testing.T) {
 			cancel()
 			return rpctypes.ErrNoLeader
 		})
-		if !errors.Is(err, rpctypes.ErrNoLeader) {
-			t.Errorf("when it was stopped meanwhile: %v", err)
-		}
+		testenv.True(t, errors.Is(err, rpctypes.ErrNoLeader), "when it was stopped meanwhile: %v", err)
 	})
 }

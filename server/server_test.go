@@ -94,9 +94,7 @@ func refused(t *testing.T, o Options, want ...string) {
 		t.Fatalf("it started; want words with %q", want)
 	}
 	for _, w := range append(want, "Nothing was changed") {
-		if !strings.Contains(err.Error(), w) {
-			t.Errorf("the message lacks %q: %v", w, err)
-		}
+		testenv.True(t, strings.Contains(err.Error(), w), "the message lacks %q: %v", w, err)
 	}
 	testenv.Equal(t, snapshot(t, o.DataDir), before, "files changed:\n%s\nnow:", before)
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // All sleeps of this file are of fake time.
@@ -141,9 +143,7 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 			synctest.Wait()
 		}
 		asks(delayThreshold)
-		if l.missed != 1 || !l.cut {
-			t.Errorf("a question that was left open does not count: %+v", l)
-		}
+		testenv.False(t, l.missed != 1 || !l.cut, "a question that was left open does not count: %+v", l)
 		l = probeState{}
 		for i := range mostLate {
 			asks(time.Second)
@@ -152,9 +152,7 @@ func TestLateTimeoutsAreNotFailures(t *testing.T) {
 			}
 		}
 		asks(time.Second)
-		if l.missed != 1 {
-			t.Errorf("%d questions were given up late, and the next one does not count either: %+v", mostLate, l)
-		}
+		testenv.True(t, l.missed == 1, "%d questions were given up late, and the next one does not count either: %+v", mostLate, l)
 		leaves(t, closed, false, "the server was left")
 		asks(0)
 		leaves(t, closed, true, "two questions were left open, and the server is not left")
@@ -214,14 +212,10 @@ func TestReachableOnlyAfterAnswer(t *testing.T) {
 		states(time.Second) // one that does not
 		states(0)           // heard, as it seems
 		leaves(t, closed, false, "its connections are closed, as if there were a way to its machine again")
-		if l.missed != 1 || l.late != 1 || !l.cut {
-			t.Errorf("what was found out is forgotten: %+v", l)
-		}
+		testenv.False(t, l.missed != 1 || l.late != 1 || !l.cut, "what was found out is forgotten: %+v", l)
 		b.Answered("one", true)
 		states(0)
 		leaves(t, closed, true, "there is a way again, and the connections of before stay")
-		if l.missed != 0 || l.late != 0 || l.cut {
-			t.Errorf("it has answered: %+v", l)
-		}
+		testenv.False(t, l.missed != 0 || l.late != 0 || l.cut, "it has answered: %+v", l)
 	})
 }

@@ -87,9 +87,7 @@ func TestOwnAddressAloneIsNoServer(t *testing.T) {
 		t.Errorf("%q of nobody", got)
 	}
 	stop()
-	if len(b.pairs) != 0 || len(b.open) != 0 {
-		t.Errorf("left: %v, %v", b.pairs, b.open)
-	}
+	testenv.False(t, len(b.pairs) != 0 || len(b.open) != 0, "left: %v, %v", b.pairs, b.open)
 }
 
 // TestAgentsDoNotForwardInACircle: two agents have one another on their lists, as machines that were servers once, and

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/gc"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // slowStore is a store whose collections take their time, the last one again and again.
@@ -103,9 +105,7 @@ func TestCollectedWhenAsked(t *testing.T) {
 		go ask()                // while one is under way, which may have passed over what it is about
 		<-s.done
 		<-s.done
-		if err := errors.Join(<-answers, <-answers); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, errors.Join(<-answers, <-answers))
 		s.changed(true)
 		<-s.done
 		late, stop := context.WithTimeout(ctx, time.Second)

@@ -104,12 +104,8 @@ func TestFlagBeatsDropInBeatsFile(t *testing.T) {
 		t.Errorf("the file is not merged over the defaults: %v", s.EvictionHard)
 	}
 	testenv.False(t, s.FailSwapOn, "the file undid a default that it does not name")
-	if s.NodeLabels["disk"] != "ssd" || s.NodeLabels["rack"] != "b" {
-		t.Errorf("labels: %v", s.NodeLabels)
-	}
-	if len(s.RegisterWithTaints) != 2 {
-		t.Errorf("taints: %v", s.RegisterWithTaints)
-	}
+	testenv.False(t, s.NodeLabels["disk"] != "ssd" || s.NodeLabels["rack"] != "b", "labels: %v", s.NodeLabels)
+	testenv.True(t, len(s.RegisterWithTaints) == 2, "taints: %v", s.RegisterWithTaints)
 	if _, ok := s.FeatureGates["EventedPLEG"]; !ok || !s.FeatureGates["GracefulNodeShutdown"] {
 		t.Errorf("feature gates: %v", s.FeatureGates)
 	}
@@ -155,9 +151,7 @@ func TestMistakenKubeletConfigurationIsRefused(t *testing.T) {
 				t.Fatal("no error")
 			}
 			for _, want := range tc.want {
-				if !strings.Contains(err.Error(), want) {
-					t.Errorf("the message does not name %s: %v", want, err)
-				}
+				testenv.True(t, strings.Contains(err.Error(), want), "the message does not name %s: %v", want, err)
 			}
 		})
 	}
@@ -197,9 +191,7 @@ func TestPreflightNamesEveryObstacle(t *testing.T) {
 		t.Fatal("no obstacle found")
 	}
 	for _, want := range []string{"taken by another program", "shorter data directory", "its credentials", "its serving certificate"} {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%q is not mentioned: %v", want, err)
-		}
+		testenv.True(t, strings.Contains(err.Error(), want), "%q is not mentioned: %v", want, err)
 	}
 }
 

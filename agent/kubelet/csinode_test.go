@@ -50,9 +50,7 @@ func TestPatientPluginIsAllThatUpstreamsIs(t *testing.T) {
 			}
 		}
 	}
-	if found != 1 || len(plugins) != before {
-		t.Errorf("%d of %d plugins are ours, want one of %d", found, len(plugins), before)
-	}
+	testenv.False(t, found != 1 || len(plugins) != before, "%d of %d plugins are ours, want one of %d", found, len(plugins), before)
 }
 
 // startingHost is as much of a kubelet as initializing the CSI plugin takes.
@@ -97,9 +95,7 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 		}
 		var got *storagev1.CSINode
 		got, err := client.StorageV1().CSINodes().Get(context.Background(), "one", metav1.GetOptions{})
-		if err != nil || got.OwnerReferences[0].UID != "1" {
-			t.Errorf("the CSINode object: %v, %v", got, err)
-		}
+		testenv.False(t, err != nil || got.OwnerReferences[0].UID != "1", "the CSINode object: %v, %v", got, err)
 	})
 }
 

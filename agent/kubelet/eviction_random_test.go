@@ -24,6 +24,8 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/server/stats"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // wornNode is a node whose figures change all the time, in hundredths of what it has.
@@ -193,9 +195,7 @@ func evictions(t *testing.T, seed uint64, byNode bool) (out []string) {
 			Thresholds: wornThresholds(), PressureTransitionPeriod: time.Minute, MaxPodGracePeriodSeconds: 5,
 		}, kill, n, n, &record.FakeRecorder{}, &v1.ObjectReference{}, clock.RealClock{}, true)
 		if byNode {
-			if err := evictByNode(ctx, &struct{ evictionManager eviction.Manager }{m}, n); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, evictByNode(ctx, &struct{ evictionManager eviction.Manager }{m}, n))
 		}
 		m.Start(ctx, n, func() []*v1.Pod { return slices.Clone(n.pods) }, func(*v1.Pod) bool { return true }, 10*time.Second)
 		for range 360 { // fake time: neither sleep takes any; the figures change half a second before upstream reads them

@@ -101,9 +101,7 @@ func TestEvictionHasPodsFiguresWhenItEvicts(t *testing.T) {
 			testenv.NoError(t, evictByNode(t.Context(), k, &c.node))
 			provider := testenv.Must(kubecompat.Field[stats.SummaryProvider](k, evictionStatsAt))(t)
 			s := testenv.Must((*provider).Get(t.Context(), true))(t)
-			if len(s.Pods) != c.want {
-				t.Errorf("there are figures of %d pods, want %d", len(s.Pods), c.want)
-			}
+			testenv.True(t, len(s.Pods) == c.want, "there are figures of %d pods, want %d", len(s.Pods), c.want)
 			if s.Node.Memory == nil || *s.Node.Memory.AvailableBytes != c.node.memory || time.Since(s.Node.Fs.Time.Time) > time.Minute {
 				t.Errorf("the node's figures: %+v", s.Node)
 			}

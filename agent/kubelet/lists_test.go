@@ -62,17 +62,11 @@ func TestListsWithoutTheSocket(t *testing.T) {
 	testenv.Equal(t, testenv.Must(service.ListPodSandbox(t.Context(), nil))(t)[0].Id, "socket", "without lists in this process:")
 	testenv.NoError(t, askInProcess(k, someRuntime{name: "process"}))
 	pods, err := service.ListPodSandbox(t.Context(), nil)
-	if err != nil || pods[0].Id != "process" {
-		t.Errorf("pods: %v, %v", pods, err)
-	}
+	testenv.False(t, err != nil || pods[0].Id != "process", "pods: %v, %v", pods, err)
 	containers, err := service.ListContainers(t.Context(), nil)
-	if err != nil || containers[0].Id != "process" {
-		t.Errorf("containers: %v, %v", containers, err)
-	}
+	testenv.False(t, err != nil || containers[0].Id != "process", "containers: %v, %v", containers, err)
 	status, err := service.Status(t.Context(), false)
-	if err != nil || status.Status.Conditions[0].Reason != "process" {
-		t.Errorf("status: %v, %v", status, err)
-	}
+	testenv.False(t, err != nil || status.Status.Conditions[0].Reason != "process", "status: %v, %v", status, err)
 	testenv.Equal(t, testenv.Must(service.Version(t.Context(), "v1"))(t).RuntimeName, "socket", "version:")
 }
 

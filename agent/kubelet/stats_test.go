@@ -43,13 +43,9 @@ func TestContainersAreMeasuredWhenAsked(t *testing.T) {
 	}{asked, provider}
 	testenv.NoError(t, measureWhenAsked(k))
 	_, _ = provider.GetCgroupCPUAndMemoryStats("/", false) // there are no figures
-	if asked.maxAge == nil || *asked.maxAge != oldestStats {
-		t.Errorf("a cgroup's figures may be %v old", asked.maxAge)
-	}
+	testenv.False(t, asked.maxAge == nil || *asked.maxAge != oldestStats, "a cgroup's figures may be %v old", asked.maxAge)
 	_, _ = provider.GetCgroupCPUAndMemoryStats("/", true) // there are no figures
-	if asked.maxAge == nil || *asked.maxAge != 0 {
-		t.Errorf("new figures of a cgroup may be %v old", asked.maxAge)
-	}
+	testenv.False(t, asked.maxAge == nil || *asked.maxAge != 0, "new figures of a cgroup may be %v old", asked.maxAge)
 	for _, way := range statsAt {
 		at := testenv.Must(kubecompat.Field[cadvisor.Interface](k, way))(t)
 		for _, o := range []cadvisorapi.RequestOptions{{}, {MaxAge: ptr.To(time.Minute)}} {

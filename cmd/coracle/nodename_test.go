@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/internal/config"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNameNode: a machine that was a node stays that one.
@@ -28,9 +30,7 @@ func TestNameNode(t *testing.T) {
 	if err != nil || got != "boat" {
 		t.Fatalf("%s, %v", got, err)
 	}
-	if err := keep(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, keep())
 	if _, _, err := name(config.Node{Name: "boat", NameGiven: true}); err != nil {
 		t.Error(err)
 	}

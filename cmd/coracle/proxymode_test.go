@@ -11,6 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNoStartWithoutIPVS: a node that was told to have IPVS does not start on a kernel without, and the error says what
@@ -37,9 +39,7 @@ func TestNoStartWithoutIPVS(t *testing.T) {
 		}
 	}
 	found := func(string, string, []netip.Prefix) error { return nil }
-	if err := checkProxyMode(config.Node{ProxyMode: "ipvs"}, clusterconfig.Settings{}, found); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, checkProxyMode(config.Node{ProxyMode: "ipvs"}, clusterconfig.Settings{}, found))
 }
 
 // TestKernelIsAskedForIPVS: what the start and coracle check find of this machine's kernel is the same, and names the

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/ingress/outside"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestAuthorityLeadsNowhereInside: the directory may be anywhere, as one of an authority in the cluster is, and no
@@ -47,8 +49,6 @@ func TestAuthorityLeadsNowhereInside(t *testing.T) {
 		if err == nil {
 			_ = res.Body.Close()
 		}
-		if !errors.Is(err, outside.ErrRefused) {
-			t.Errorf("%s: %v", at, err)
-		}
+		testenv.True(t, errors.Is(err, outside.ErrRefused), "%s: %v", at, err)
 	}
 }

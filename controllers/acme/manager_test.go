@@ -474,9 +474,7 @@ func TestAccountRefused(t *testing.T) {
 		if n := b.ca.did("/account"); n > 10 {
 			t.Errorf("%d attempts to register within a day", n)
 		}
-		if len(b.ca.orders) != 0 || len(b.kept()) != 0 {
-			t.Error("there are orders without an account")
-		}
+		testenv.False(t, len(b.ca.orders) != 0 || len(b.kept()) != 0, "there are orders without an account")
 		b.ca.change(func() { b.ca.noAccounts = nil })
 		end()
 		defer b.lead()() // a restart with another address
@@ -570,9 +568,7 @@ func TestWrongClock(t *testing.T) {
 		b.ca.skew = 26 * 365 * 24 * time.Hour
 		defer b.lead()()
 		b.pass(time.Hour)
-		if len(b.ca.orders) != 0 || b.ca.did("/account") != 0 {
-			t.Error("something was asked for by a wrong clock")
-		}
+		testenv.False(t, len(b.ca.orders) != 0 || b.ca.did("/account") != 0, "something was asked for by a wrong clock")
 		testenv.Contains(t, b.said(), "this server's clock shows 2000-01-01T00:00:00Z, and the authority's 2025-12-25T00:00:00Z: nothing is ordered or renewed before it is set (NTP)", "events:")
 		b.ca.skew = 59 * time.Minute
 		b.pass(16 * time.Minute)
@@ -585,9 +581,7 @@ func TestWrongClock(t *testing.T) {
 		b.wants("shop/cert=a.example")
 		defer b.lead()()
 		b.pass(30 * time.Minute)
-		if len(b.ca.requests) != 0 {
-			t.Errorf("requests by a clock that is before the program: %v", b.ca.requests)
-		}
+		testenv.True(t, len(b.ca.requests) == 0, "requests by a clock that is before the program: %v", b.ca.requests)
 		testenv.Contains(t, b.said(), "this program was built at 2000-01-01T01:00:00Z", "events:")
 		b.pass(time.Hour)
 		if b.certificate("shop", "cert") == nil {

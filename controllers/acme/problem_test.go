@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/acme"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestFailuresSayWhatToDo: each failure says what to do, and only what the authority judged counts as refused.
@@ -49,17 +51,11 @@ func TestFailuresSayWhatToDo(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := classify(c.err)
-			if v.refused != c.refused || v.wait != c.wait {
-				t.Errorf("refused %t, wait %s", v.refused, v.wait)
-			}
+			testenv.False(t, v.refused != c.refused || v.wait != c.wait, "refused %t, wait %s", v.refused, v.wait)
 			for _, want := range c.messages {
-				if !strings.Contains(v.text, want) {
-					t.Errorf("it says %q, without %q", v.text, want)
-				}
+				testenv.True(t, strings.Contains(v.text, want), "it says %q, without %q", v.text, want)
 			}
-			if strings.Contains(v.text, "\n") || len(v.text) > 900 {
-				t.Errorf("it says too much: %q", v.text)
-			}
+			testenv.False(t, strings.Contains(v.text, "\n") || len(v.text) > 900, "it says too much: %q", v.text)
 		})
 	}
 }
@@ -88,12 +84,8 @@ func TestHostileProblem(t *testing.T) {
 	}
 	for _, err := range []error{e, &acme.AuthorizationError{Identifier: "\x1b[2J" + strings.Repeat("z", 10_000), Errors: []error{e}}} {
 		v := classify(err)
-		if len(v.text) > 2000 || strings.ContainsAny(v.text, "\x1b\x00\x07\u202e") {
-			t.Errorf("it says %q", v.text)
-		}
-		if v.wait > mostWait {
-			t.Errorf("it waits for %v", v.wait)
-		}
+		testenv.False(t, len(v.text) > 2000 || strings.ContainsAny(v.text, "\x1b\x00\x07\u202e"), "it says %q", v.text)
+		testenv.False(t, v.wait > mostWait, "it waits for %v", v.wait)
 	}
 }
 

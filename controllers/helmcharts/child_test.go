@@ -119,9 +119,7 @@ func TestChildReachesAPIOnlyByItsSocket(t *testing.T) {
 	listeners := listenersOf("self")
 	r := testenv.Must(c.Do(t.Context(), &helmjob.Request{Operation: helmjob.Uninstall, Seal: []byte("seal"), Namespace: "a", Release: "b"}))(t)
 	want := "/version?x=y [" + User + "] [" + userGroup + "] [] [Bearer ours]; GOMEMLIMIT=160MiB SECRET="
-	if r.Message != want || r.Failed() {
-		t.Errorf("it says %q, want %q", r.Message, want)
-	}
+	testenv.False(t, r.Message != want || r.Failed(), "it says %q, want %q", r.Message, want)
 	if got := during(); len(listeners) != 1 || !slices.Equal(got, listeners) { // one: the test's API server
 		t.Errorf("while the child works this process listens at %v, before at %v", got, listeners)
 	}

@@ -226,9 +226,7 @@ func TestNoChartWaitsForEver(t *testing.T) {
 			time.Sleep(8 * time.Hour) // fake time
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			if w.waited > time.Duration(n)*longest {
-				w.t.Errorf("seed %d: %s has waited for %s", seed, w.who, w.waited)
-			}
+			testenv.False(w.t, w.waited > time.Duration(n)*longest, "seed %d: %s has waited for %s", seed, w.who, w.waited)
 		})
 	}
 }

@@ -180,9 +180,7 @@ func TestDecideNamesNextStepAndCondition(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := Decide(tc.view)
-			if d.Step != tc.want || !d.At.Equal(tc.at) {
-				t.Errorf("step %d at %s, want %d at %s", d.Step, d.At, tc.want, tc.at)
-			}
+			testenv.False(t, d.Step != tc.want || !d.At.Equal(tc.at), "step %d at %s, want %d at %s", d.Step, d.At, tc.want, tc.at)
 			ready := ""
 			if d.Status != nil {
 				c := meta.FindStatusCondition(d.Status.Conditions, kinds.Ready)
@@ -271,9 +269,7 @@ func TestFailuresBackOff(t *testing.T) {
 	for range 100 { // and no number gets too large for its type
 		now = After(now, "key", defaultBackOff, fails, Release{}, testNow, firstWait)
 	}
-	if now.Final || now.Next.Sub(testNow) != lastWait {
-		t.Errorf("after %d failures: %+v", now.Count, now)
-	}
+	testenv.False(t, now.Final || now.Next.Sub(testNow) != lastWait, "after %d failures: %+v", now.Count, now)
 	if other := After(now, "other", 0, fails, Release{}, testNow, firstWait); other.Count != 1 || !other.Final || !strings.HasPrefix(other.Message, "Given up after one try. ") {
 		t.Errorf("without a second try: %+v", other)
 	}

@@ -95,9 +95,7 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 	expect("a new node goes by age", "10.0.0.1, 10.0.0.2 10.0.0.3")
 	web.Spec.Ports[0].Port = 80
 	expect("it gives the port up", "10.0.0.1 10.0.0.2 10.0.0.3, 10.0.0.1 10.0.0.2 10.0.0.3")
-	if len(web.Status.Conditions) != 1 {
-		t.Errorf("it keeps nothing any more, and says: %+v", web.Status.Conditions)
-	}
+	testenv.True(t, len(web.Status.Conditions) == 1, "it keeps nothing any more, and says: %+v", web.Status.Conditions)
 	s.Nodes = append(s.Nodes, testNode("d", "10.0.0.4"))
 	web.Spec.Ports[0].Port = 443
 	expect("it wants the port back", "none, 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4")
@@ -122,12 +120,8 @@ func TestForeignPortsAreRefused(t *testing.T) {
 	}
 	t.Logf("%d times somebody got a port that nobody had", w.handed)
 	t.Logf("%d times a node port was refused", w.refusals)
-	if w.refusals < 100 {
-		t.Errorf("only %d times a node port was refused: that tries nothing", w.refusals)
-	}
-	if w.handed < 100 {
-		t.Errorf("only %d times anybody got a port: that tries nothing", w.handed)
-	}
+	testenv.False(t, w.refusals < 100, "only %d times a node port was refused: that tries nothing", w.refusals)
+	testenv.False(t, w.handed < 100, "only %d times anybody got a port: that tries nothing", w.handed)
 }
 
 // round plans and writes once, and says whether anything was to be written.

@@ -155,15 +155,11 @@ func TestHolderIsReplacedOnlyWhenUnresponsive(t *testing.T) {
 	silent := map[string]bool{}
 	alive := func(n string) bool { return !silent[n] }
 	first := Assign(loadbalancer.Record{}, 7, both, alive, said{})
-	if first[a].Node == first[b].Node || first[a].Term != 7 {
-		t.Errorf("not spread: %v", first)
-	}
+	testenv.False(t, first[a].Node == first[b].Node || first[a].Term != 7, "not spread: %v", first)
 	testenv.Equal(t, fmt.Sprint(Assign(first, 8, both, alive, said{})), fmt.Sprint(first), "without a reason %v became", first)
 	silent[first[a].Node] = true
 	moved := Assign(first, 8, both, alive, said{})
-	if moved[a].Node != first[b].Node || moved[a].Term != 8 || moved[b] != first[b] {
-		t.Errorf("%v became %v", first, moved)
-	}
+	testenv.False(t, moved[a].Node != first[b].Node || moved[a].Term != 8 || moved[b] != first[b], "%v became %v", first, moved)
 	silent["m"], silent["n"] = true, true
 	testenv.Equal(t, fmt.Sprint(Assign(moved, 9, both, alive, said{})), fmt.Sprint(moved), "all are silent, and %v became", moved)
 	silent = map[string]bool{}
@@ -190,9 +186,7 @@ func TestTakersProve(t *testing.T) {
 	stays := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 6}})
 	testenv.True(t, stays[a] == first[a], "what was proven is another holding: %v", stays)
 	proven := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 7}})
-	if !proven[a].Same(first[a]) || proven[a].New {
-		t.Errorf("%v was proven, and is %v", first, proven)
-	}
+	testenv.False(t, !proven[a].Same(first[a]) || proven[a].New, "%v was proven, and is %v", first, proven)
 	dead = first[a].Node
 	if moved := Assign(first, 9, both, alive, said{}); moved[a].Node == dead || !moved[a].New {
 		t.Errorf("the first one died before it had proven it: %v", moved)
@@ -246,9 +240,7 @@ func TestNodesSpeakForTheirOwnAddresses(t *testing.T) {
 	m, n := testNode("m"), testNode("n")
 	m.Annotations = map[string]string{loadbalancer.ConflictsAnnotation: "10.0.0.200=02:00:00:00:00:01,10.0.0.201=02:00:00:00:00:02,nonsense,=,10.0.0.202=x"}
 	got := InUse([]*corev1.Node{m, n}, loadbalancer.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 1}})
-	if len(got) != 1 || got[a] != "02:00:00:00:00:01" {
-		t.Errorf("in use are %v", got)
-	}
+	testenv.False(t, len(got) != 1 || got[a] != "02:00:00:00:00:01", "in use are %v", got)
 	m.Annotations[loadbalancer.ProvenAnnotation] = "10.0.0.200=1,10.0.0.201=2,10.0.0.202=x,=,"
 	n.Annotations = map[string]string{loadbalancer.ProvenAnnotation: "10.0.0.201=1"}
 	if got := Proven([]*corev1.Node{m, n}, loadbalancer.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 2}}); len(got) != 1 || got[a] != 1 {

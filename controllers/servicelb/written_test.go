@@ -150,8 +150,6 @@ func TestOwnWritesCountUntilTheCacheHasThem(t *testing.T) {
 	for i, want := range []string{"100", "7", "100", "8", "5", "1"} {
 		testenv.Equal(t, got[i].ResourceVersion, want, "%s is taken at revision", got[i].Name)
 	}
-	if len(w) != 1 || w[key(cached[0])] == nil {
-		t.Errorf("%d are kept", len(w))
-	}
+	testenv.False(t, len(w) != 1 || w[key(cached[0])] == nil, "%d are kept", len(w))
 	testenv.Equal(t, cached[0].ResourceVersion, "99", "the cache's own list was changed:")
 }

@@ -134,9 +134,7 @@ func TestSecretThatIsOrdered(t *testing.T) {
 	testenv.Equal(t, findings(desired(t, s)), "", "findings:")
 	s.Account = nil
 	all := desired(t, s).Findings[types.NamespacedName{Namespace: "shop", Name: "web"}]
-	if len(all) != 1 || !strings.Contains(all[0].Message, "--ingress-acme-email") {
-		t.Errorf("findings without an account: %v", all)
-	}
+	testenv.False(t, len(all) != 1 || !strings.Contains(all[0].Message, "--ingress-acme-email"), "findings without an account: %v", all)
 	testenv.True(t, desired(t, s).Sections[table.ChallengesKey("web.example")] == nil, "challenges are answered without an account")
 }
 

@@ -16,6 +16,8 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestExpressionsAreBounded: an expression that would take seconds for a path, or means something else inside another
@@ -72,16 +74,12 @@ func TestTableIsBounded(t *testing.T) {
 			for _, value := range r.Sections {
 				size += len(value)
 			}
-			if size > maxTable/textFactor {
-				t.Errorf("the table has %d bytes", size)
-			}
+			testenv.False(t, size > maxTable/textFactor, "the table has %d bytes", size)
 			if got := r.Sections[table.HostKey(table.SiteIngress, "good")]; got == nil {
 				t.Error("another namespace is not served")
 			}
 			for who, all := range r.Findings {
-				if len(all) > maxFindings+1 {
-					t.Errorf("%s has %d findings", who, len(all))
-				}
+				testenv.False(t, len(all) > maxFindings+1, "%s has %d findings", who, len(all))
 			}
 		})
 	}
@@ -147,9 +145,7 @@ func TestSecretsAreBounded(t *testing.T) {
 			has := func(namespace string, age int) bool {
 				return r.Sections[kind.section(namespace, fmt.Sprintf("s%d", age))] != nil
 			}
-			if !has("good", 1) {
-				t.Error("another namespace lost its Secret")
-			}
+			testenv.True(t, has("good", 1), "another namespace lost its Secret")
 			left := 0
 			for age := range kind.number {
 				if !has("bad", age+2) {
@@ -163,9 +159,7 @@ func TestSecretsAreBounded(t *testing.T) {
 					t.Errorf("%s has the findings %v", who, r.Findings[who])
 				}
 			}
-			if left == 0 || left == kind.number {
-				t.Errorf("%d of %d Secrets are left out", left, kind.number)
-			}
+			testenv.False(t, left == 0 || left == kind.number, "%d of %d Secrets are left out", left, kind.number)
 		})
 	}
 }

@@ -10,6 +10,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestTraefikAnnotations(t *testing.T) {
@@ -41,9 +43,7 @@ func TestTraefikAnnotations(t *testing.T) {
 			if got := text(t, r.Sections); got != c.want {
 				t.Errorf("routes:\n%s\nwant:\n%s", got, c.want)
 			}
-			if got := findings(r); got != c.findings {
-				t.Errorf("findings: %s, want %s", got, c.findings)
-			}
+			testenv.Equal(t, findings(r), c.findings, "findings:")
 		})
 	}
 }

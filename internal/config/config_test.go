@@ -82,9 +82,7 @@ func TestServerDefaults(t *testing.T) {
 func TestDualStack(t *testing.T) {
 	s := testenv.Must(
 		load(t, map[string]string{}, nil, board, "--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112"))(t)
-	if len(s.Node.IPs) != 2 || s.Node.IPs[1].String() != "fd00::7" {
-		t.Errorf("node addresses %v, want one of each family", s.Node.IPs)
-	}
+	testenv.False(t, len(s.Node.IPs) != 2 || s.Node.IPs[1].String() != "fd00::7", "node addresses %v, want one of each family", s.Node.IPs)
 	s = testenv.Must(load(t, map[string]string{}, nil, board, "--cluster-cidr=fd42::/56", "--service-cidr=fd43::/112"))(t)
 	if len(s.Node.IPs) != 1 || s.Node.IPs[0].String() != "fd00::7" || s.ClusterDNS.String() != "fd43::a" {
 		t.Errorf("node addresses %v, DNS %v", s.Node.IPs, s.ClusterDNS)
@@ -150,9 +148,7 @@ func TestAddressesAreThisMachines(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	s, err := load(t, map[string]string{}, nil, board, "--node-ip=fd00::7,192.0.2.7", "--bind-address=0.0.0.0", "--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112")
-	if err != nil || len(s.Node.IPs) != 2 {
-		t.Errorf("got %v", err)
-	}
+	testenv.False(t, err != nil || len(s.Node.IPs) != 2, "got %v", err)
 	if ok, err := (LocalHost{}).Owns(netip.MustParseAddr("127.0.0.1")); !ok || err != nil {
 		t.Errorf("this machine has no loopback address: %v", err)
 	}
@@ -210,9 +206,7 @@ func TestEverySettingIsRead(t *testing.T) {
 		}
 	}
 	for _, s := range Table(nodeCommands) {
-		if !read[s.Name] {
-			t.Errorf("--%s is in the table, but nothing reads it", s.Name)
-		}
+		testenv.False(t, !read[s.Name], "--%s is in the table, but nothing reads it", s.Name)
 	}
 }
 
@@ -275,9 +269,7 @@ func TestNearestFlagIsSuggested(t *testing.T) {
 
 func TestExternalAddresses(t *testing.T) {
 	s, err := load(t, map[string]string{}, []string{"CORACLE_NODE_EXTERNAL_IP=203.0.113.7,2001:db8::7"}, board)
-	if err != nil || len(s.Node.ExternalIPs) != 2 || s.Node.ExternalIPs[1].String() != "2001:db8::7" {
-		t.Errorf("%v, %v", err, s)
-	}
+	testenv.False(t, err != nil || len(s.Node.ExternalIPs) != 2 || s.Node.ExternalIPs[1].String() != "2001:db8::7", "%v, %v", err, s)
 	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "203.0.113.7,203.0.113.8", "a"} {
 		if _, err := load(t, map[string]string{}, nil, board, "--node-external-ip="+bad); err == nil || !strings.Contains(err.Error(), "--node-external-ip") {
 			t.Errorf("%s: %v", bad, err)
@@ -316,9 +308,7 @@ func TestStoragePaths(t *testing.T) {
 
 func TestVirtualAddresses(t *testing.T) {
 	s, err := load(t, map[string]string{"config.yaml": "vip: [192.0.2.100, fd00::100]\nvip-interface: eth1\n"}, nil, board)
-	if err != nil || len(s.VIPs) != 2 || s.VIPs[1].String() != "fd00::100" || s.VIPInterface != "eth1" {
-		t.Errorf("%v, %v", err, s)
-	}
+	testenv.False(t, err != nil || len(s.VIPs) != 2 || s.VIPs[1].String() != "fd00::100" || s.VIPInterface != "eth1", "%v, %v", err, s)
 	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "10.43.0.9", "224.0.0.1", "192.0.2.100,192.0.2.101", "192.0.2.100/24", "a"} {
 		if _, err := load(t, map[string]string{}, nil, board, "--vip="+bad); err == nil || !strings.Contains(err.Error(), "--vip") {
 			t.Errorf("%s: %v", bad, err)

@@ -90,14 +90,10 @@ func TestUnpackWritesOnce(t *testing.T) {
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(p))(t)), "one", "%s holds", p)
 	}
 	fi := testenv.Must(os.Stat(d.File("lib/program")))(t)
-	if fi.Mode().Perm() != 0o555 {
-		t.Errorf("mode %v, want 0555", fi.Mode().Perm())
-	}
+	testenv.Equal(t, fi.Mode().Perm(), 0o555, "mode")
 	again := mustUnpack(t, set(t, "one"), bin)
 	fi2, err := os.Stat(again.File("lib/program"))
-	if err != nil || !os.SameFile(fi, fi2) || again.Path != d.Path {
-		t.Errorf("the second Unpack wrote the set again (%v)", err)
-	}
+	testenv.False(t, err != nil || !os.SameFile(fi, fi2) || again.Path != d.Path, "the second Unpack wrote the set again (%v)", err)
 	if got := sets(t, bin); len(got) != 1 {
 		t.Errorf("bin holds %v, want one set", got)
 	}
@@ -124,9 +120,7 @@ func TestUnpackFirst(t *testing.T) {
 	for range 2 {
 		d := mustUnpack(t, src, bin)
 		fi, err := os.Stat(d.File(forPeople))
-		if err != nil || tools != nil && !os.SameFile(tools, fi) {
-			t.Errorf("%s was written again, or is not there: %v", forPeople, err)
-		}
+		testenv.False(t, err != nil || tools != nil && !os.SameFile(tools, fi), "%s was written again, or is not there: %v", forPeople, err)
 		tools = fi
 		if fi, err := os.Stat(d.File("runc")); err != nil || !os.SameFile(first, fi) {
 			t.Errorf("the node's program was written again: %v", err)
@@ -165,9 +159,7 @@ func TestInterruptedUnpackIsRepaired(t *testing.T) {
 			testenv.NoError(t, harm(t, *d))
 			d = mustUnpack(t, src, bin)
 			got, err := os.ReadFile(filepath.Join(d.Stable, "alias"))
-			if err != nil || string(got) != "whole" {
-				t.Errorf("after repair: %q, %v", got, err)
-			}
+			testenv.False(t, err != nil || string(got) != "whole", "after repair: %q, %v", got, err)
 			if name == "leftover" {
 				return // nothing was missing, so nothing was locked and cleared; the next version's unpacking does it
 			}
@@ -305,9 +297,7 @@ func TestEmbeddedProgramsRun(t *testing.T) {
 		"nftables/nft", "nftables/ld.so", "nftables/protocols.so",
 	} {
 		fi, err := os.Stat(d.File(name))
-		if err != nil || fi.Mode().Perm()&0o111 == 0 {
-			t.Errorf("%s: %v, not a program", name, err)
-		}
+		testenv.False(t, err != nil || fi.Mode().Perm()&0o111 == 0, "%s: %v, not a program", name, err)
 	}
 	for _, name := range []string{"pause.tar", "nftables/COPYRIGHT", "nftables/PACKAGES"} {
 		if fi, err := os.Stat(d.File(name)); err != nil || fi.Size() == 0 {

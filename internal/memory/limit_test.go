@@ -6,6 +6,8 @@ import (
 	"math"
 	"runtime/debug"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestHeapLimit(t *testing.T) {
@@ -39,9 +41,7 @@ func TestFitKeepsOperatorsLimit(t *testing.T) {
 		t.Errorf("the operator's own limit was overridden: %v", err)
 	}
 	t.Setenv("GOMEMLIMIT", "")
-	if err := Fit(l); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, Fit(l))
 	if got, want := debug.SetMemoryLimit(-1), HeapLimit(l); got != want {
 		t.Errorf("the limit is %d, want %d", got, want)
 	}

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestPacerFollowsTheHeap(t *testing.T) {
@@ -40,13 +42,9 @@ func TestPacerFollowsTheHeap(t *testing.T) {
 	} {
 		now, collections, live = now.Add(step.after), collections+step.automatic, step.live<<20
 		p.afterCollection()
-		if got := set[len(set)-1]; got != step.want {
-			t.Errorf("step %d, %v after the last collection: %d, want %d", i, step.after, got, step.want)
-		}
+		testenv.Equal(t, set[len(set)-1], step.want, "step %d, %v after the last collection:", i, step.after)
 	}
-	if len(set) != 19 {
-		t.Errorf("set to %v: a value that does not change is not set again", set)
-	}
+	testenv.True(t, len(set) == 19, "set to %v: a value that does not change is not set again", set)
 }
 
 // TestStart: before the first collection 32 MB of garbage pile up at most, however much lives by then.
@@ -74,9 +72,7 @@ func TestRestEndsAStart(t *testing.T) {
 	p.Rest()
 	now, collections = now.Add(time.Minute), 1
 	p.afterCollection()
-	if set != 25 {
-		t.Errorf("%d%% a minute after Rest, want 25%%", set)
-	}
+	testenv.True(t, set == 25, "%d%% a minute after Rest, want 25%%", set)
 }
 
 // TestPacerSeesTheEndOfABurst: ten seconds without a collection that Go began of its own accord, and only where much
@@ -116,9 +112,7 @@ func TestPacerSeesTheEndOfABurst(t *testing.T) {
 			collect(time.Second, 400)
 			collect(9*time.Second, 400) // it still works
 		}
-		if over() {
-			t.Error("a burst is over while Go collects")
-		}
+		testenv.False(t, over(), "a burst is over while Go collects")
 		if wait(9 * time.Second); over() {
 			t.Error("a burst is over after nine seconds")
 		}
@@ -147,25 +141,15 @@ func TestPacerKnowsAnEnd(t *testing.T) {
 			return len(p.BurstEnded()) > 0
 		}
 		p.Ended()
-		if over(9 * time.Second) {
-			t.Error("it is over after nine seconds")
-		}
+		testenv.False(t, over(9*time.Second), "it is over after nine seconds")
 		collections++
 		p.afterCollection() // a small heap: no burst by itself, and it still works
-		if over(9 * time.Second) {
-			t.Error("it is over nine seconds after a collection")
-		}
-		if !over(2 * time.Second) {
-			t.Error("it is not over eleven seconds after a collection")
-		}
+		testenv.False(t, over(9*time.Second), "it is over nine seconds after a collection")
+		testenv.True(t, over(2*time.Second), "it is not over eleven seconds after a collection")
 		<-p.BurstEnded()
 		p.Ended()
-		if over(30 * time.Second) {
-			t.Error("it is over twice in half a minute")
-		}
-		if !over(31 * time.Second) {
-			t.Error("it is not over after a minute")
-		}
+		testenv.False(t, over(30*time.Second), "it is over twice in half a minute")
+		testenv.True(t, over(31*time.Second), "it is not over after a minute")
 		<-p.BurstEnded()
 		collections++
 		if p.afterCollection(); over(5 * time.Minute) {
@@ -252,9 +236,7 @@ func TestPacerCountsStacks(t *testing.T) {
 	_, with := heap()
 	close(end)
 	ended.Wait()
-	if with < before+1000*deep {
-		t.Errorf("%d bytes with a thousand stacks of more than %d, %d before", with, deep, before)
-	}
+	testenv.False(t, with < before+1000*deep, "%d bytes with a thousand stacks of more than %d, %d before", with, deep, before)
 }
 
 // deep is how many bytes of a stack waitDeep has.
@@ -284,18 +266,14 @@ func TestTrimIsNoLoad(t *testing.T) {
 	p.Rest()
 	p.arm()
 	for range 3 {
-		if err := Trim(true); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Trim(true))
 	}
 	<-samples
 	<-samples
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.heap = heap // nobody reads looks any more, and this pacer looks as long as the process lives
-	if p.current != 1000 {
-		t.Errorf("after Trim %d%% of garbage may pile up, as under load", p.current)
-	}
+	testenv.True(t, p.current == 1000, "after Trim %d%% of garbage may pile up, as under load", p.current)
 }
 
 // garbage keeps the compiler from leaving an allocation out.

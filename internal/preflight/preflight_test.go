@@ -110,9 +110,7 @@ func (s *setup) run() []Result {
 
 func TestGoodHost(t *testing.T) {
 	for _, r := range goodSetup().run() {
-		if r.Level != OK || r.Do != "" {
-			t.Errorf("%+v", r)
-		}
+		testenv.False(t, r.Level != OK || r.Do != "", "%+v", r)
 	}
 }
 
@@ -216,12 +214,8 @@ func TestFindingsSayWhatToDo(t *testing.T) {
 				if r.Name != c.name {
 					continue
 				}
-				if r.Level != c.level || !strings.Contains(r.Found, c.message) || !strings.Contains(r.Do, c.advice) {
-					t.Errorf("%+v", r)
-				}
-				if r.Level != OK && r.Do == "" {
-					t.Error("says nothing about what to do")
-				}
+				testenv.False(t, r.Level != c.level || !strings.Contains(r.Found, c.message) || !strings.Contains(r.Do, c.advice), "%+v", r)
+				testenv.False(t, r.Level != OK && r.Do == "", "says nothing about what to do")
 				return
 			}
 			t.Errorf("there is no finding %q", c.name)
@@ -252,9 +246,7 @@ func TestSettingIsNamedOnce(t *testing.T) {
 	s.needs.Ports = []Port{{Network: "tcp", Number: 6443, What: "the API server", Setting: "--https-listen-port"}, {Network: "udp", Number: 6443, What: "gossip", Setting: "--https-listen-port"}}
 	s.probe.listen = map[int]error{6443: errors.New("used by nginx, process 12")}
 	for _, r := range s.run() {
-		if r.Name == "ports" && strings.Count(r.Do, "--https-listen-port") != 1 {
-			t.Errorf("%+v", r)
-		}
+		testenv.False(t, r.Name == "ports" && strings.Count(r.Do, "--https-listen-port") != 1, "%+v", r)
 	}
 }
 
@@ -326,7 +318,5 @@ func TestKernelProbe(t *testing.T) {
 		}
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) > 0 {
-		t.Errorf("left behind: %v %v", entries, err)
-	}
+	testenv.False(t, err != nil || len(entries) > 0, "left behind: %v %v", entries, err)
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestErrorsOfOneArchitectureAreFound: what compiles for one processor and not for the other is found out.
@@ -24,9 +26,7 @@ func TestErrorsOfOneArchitectureAreFound(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			for file, text := range map[string]string{"go.mod": "module m\ngo 1.25\n", "m.go": "package m\nimport \"syscall\"\n" + tt.body + "\n"} {
-				if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
-					t.Fatal(err)
-				}
+				testenv.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600))
 			}
 			t.Chdir(dir)
 			for _, arch := range []string{"amd64", "arm64"} {

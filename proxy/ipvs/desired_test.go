@@ -292,9 +292,7 @@ func TestRemovedServersDoNotDrain(t *testing.T) {
 	clear(m.servers)
 	clear(m.reals)
 	apply(true, nil)
-	if len(a.draining) > 0 {
-		t.Errorf("these drain, and are nowhere: %v", a.draining)
-	}
+	testenv.False(t, len(a.draining) > 0, "these drain, and are nowhere: %v", a.draining)
 }
 
 func TestApplyDrainsRemovedRealServers(t *testing.T) {
@@ -356,9 +354,7 @@ func TestKernelLacksAScheduler(t *testing.T) {
 	}
 	apply(true, one)
 	has("at first", 1, "rr", "lc")
-	if m.lacked != 1 {
-		t.Errorf("the kernel was asked %d times for a scheduler that it lacks", m.lacked)
-	}
+	testenv.True(t, m.lacked == 1, "the kernel was asked %d times for a scheduler that it lacks", m.lacked)
 	reads := m.reads
 	apply(false, one)
 	if m.reads != reads || m.lacked != 1 {
@@ -376,9 +372,7 @@ func TestKernelLacksAScheduler(t *testing.T) {
 
 	m.lacks, m.servers, m.reals = DefaultScheduler, map[Key]Server{}, map[Key]map[netip.AddrPort]*Real{}
 	err := (&applier{table: m}).apply(map[Key]VirtualServer{key(1): {Server{Scheduler: "rr"}, nil}, key(2): {Server{Scheduler: "lc"}, nil}}, nil, true)
-	if !errors.Is(err, errNoScheduler) || len(m.servers) != 1 {
-		t.Errorf("without rr there are %v, and the error is %v", m.servers, err)
-	}
+	testenv.False(t, !errors.Is(err, errNoScheduler) || len(m.servers) != 1, "without rr there are %v, and the error is %v", m.servers, err)
 }
 
 // TestSubstitutesAreLoggedOnce looks at the log.
@@ -444,9 +438,7 @@ func TestRulesAreDifferences(t *testing.T) {
 	}{{viewOf(nil, here), true, 1}, {viewOf(nil, here), false, 1}, {viewOf(nodePort, here), false, 2}, {viewOf(nodePort), false, 3}, {viewOf(nodePort), true, 4}} {
 		want := Desired(c.view).Sets
 		testenv.NoError(t, w.apply(t.Context(), want, nil, c.full))
-		if nft.runs != c.runs {
-			t.Errorf("step %d: nft ran %d times, want %d", i, nft.runs, c.runs)
-		}
+		testenv.True(t, nft.runs == c.runs, "step %d: nft ran %d times, want %d", i, nft.runs, c.runs)
 		for name, elements := range want {
 			if name == setShortcut {
 				continue

@@ -188,9 +188,7 @@ address 203.0.113.7
 	b.calls.changes = nil
 	b.sync(t)
 	testenv.NoError(t, b.proxier.Sync(t.Context(), true))
-	if len(b.calls.changes) > 0 {
-		t.Errorf("nothing changed, and the kernel was told: %v", b.calls.changes)
-	}
+	testenv.False(t, len(b.calls.changes) > 0, "nothing changed, and the kernel was told: %v", b.calls.changes)
 }
 
 func testTermination(t *testing.T, b *bed) {
@@ -432,9 +430,7 @@ func testRestart(t *testing.T, b *bed) {
 	b.start(t)
 	b.calls.changes = nil
 	b.sync(t)
-	if len(b.calls.changes) > 0 {
-		t.Errorf("a restart told the kernel: %v", b.calls.changes)
-	}
+	testenv.False(t, len(b.calls.changes) > 0, "a restart told the kernel: %v", b.calls.changes)
 	if got := echo(t, c); got != who {
 		t.Errorf("the connection is answered by %s, want %s as before", got, who)
 	}
@@ -498,9 +494,7 @@ func testRemove(t *testing.T, b *bed) {
 		t.Fatal(err)
 	}
 	servers, err := b.calls.Table.Servers()
-	if err != nil || len(servers) > 0 {
-		t.Errorf("left: %v, %v", servers, err)
-	}
+	testenv.False(t, err != nil || len(servers) > 0, "left: %v, %v", servers, err)
 	testenv.Fails(t, testenv.Err(netlink.LinkByName(servicerules.IPVSDevice)), "the device is still there")
 	testenv.NoError(t, b.proxier.Sync(context.WithoutCancel(t.Context()), true))
 	reaches(t, b.outside, clusterIP+":80")

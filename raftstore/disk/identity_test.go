@@ -26,9 +26,7 @@ func TestMemberIsNew(t *testing.T) {
 			closeDir(t, d)
 		}
 	}
-	if members[0] != members[1] || members[2] != members[3] || members[0] == members[2] {
-		t.Errorf("members %v", members)
-	}
+	testenv.False(t, members[0] != members[1] || members[2] != members[3] || members[0] == members[2], "members %v", members)
 }
 
 func TestNodeOf(t *testing.T) {

@@ -372,9 +372,7 @@ func TestSegmentsExchanged(t *testing.T) {
 			}
 		}
 	}
-	if in.harmless > 0 {
-		t.Errorf("%d exchanges went unnoticed", in.harmless)
-	}
+	testenv.False(t, in.harmless > 0, "%d exchanges went unnoticed", in.harmless)
 }
 
 // TestDamageWhileOpen changes files of an open directory: what is read is what

@@ -35,9 +35,7 @@ func TestSetAside(t *testing.T) {
 			t.Fatalf("%s, want %s, %v", got, want, err)
 		}
 		id, _, err := readIdentity(got)
-		if err != nil || id.Member != member {
-			t.Errorf("%v, %v", id, err)
-		}
+		testenv.False(t, err != nil || id.Member != member, "%v, %v", id, err)
 		if found, err := exists(path); err != nil || found {
 			t.Errorf("still there, %v", err)
 		}

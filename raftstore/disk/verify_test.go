@@ -50,9 +50,7 @@ func TestInspectReportsWithoutOpening(t *testing.T) {
 	testenv.NoError(t, d.Close())
 	before := contents(t, dir)
 	i := testenv.Must(Inspect(dir))(t)
-	if i.FirstIndex != 1 || i.LastIndex != 5 || i.LastTerm != 3 || i.LogBytes != 25 || i.Torn != "" {
-		t.Errorf("the log: %+v", i)
-	}
+	testenv.False(t, i.FirstIndex != 1 || i.LastIndex != 5 || i.LastTerm != 3 || i.LogBytes != 25 || i.Torn != "", "the log: %+v", i)
 	r := testenv.Must(i.State())(t)
 	if state, err := io.ReadAll(r); err != nil || string(state) != "state" || i.Snapshot.Index != 2 {
 		t.Errorf("the snapshot of entry %d: %q, %v", i.Snapshot.Index, state, err)

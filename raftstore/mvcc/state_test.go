@@ -11,6 +11,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"pgregory.net/rapid"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // checkReadOnly answers a transaction from a view too.
@@ -64,9 +66,7 @@ func TestViewsDoNotChange(t *testing.T) {
 		}
 		s.Freeze()
 	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, <-done)
 }
 
 // same compares messages, headers aside.

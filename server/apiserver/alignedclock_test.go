@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // What the caches wait for once a second, each with a jitter of its own, comes at the same moments.
@@ -28,9 +30,7 @@ func TestBookmarkTimersFireAtOnce(t *testing.T) {
 			if first.IsZero() {
 				first = m
 			}
-			if m.Sub(first)%time.Second != 0 {
-				t.Errorf("one fires at %v, another at %v", first, m)
-			}
+			testenv.True(t, m.Sub(first)%time.Second == 0, "one fires at %v, another at %v", first, m)
 		}
 		start := time.Now()
 		for _, other := range []time.Duration{10 * time.Millisecond, 3 * time.Second} {

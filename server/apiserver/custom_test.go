@@ -139,9 +139,7 @@ func testOpenAPI(t *testing.T, s *running) {
 		}
 		url := index.Paths[name].ServerRelativeURL
 		testenv.NoError(t, json.Unmarshal(get(t, s, url, "application/json"), &doc))
-		if doc.Components.Schemas[want] == nil || len(doc.Paths) == 0 {
-			t.Errorf("%s: no %s in it", name, want)
-		}
+		testenv.False(t, doc.Components.Schemas[want] == nil || len(doc.Paths) == 0, "%s: no %s in it", name, want)
 		var v3 openapi_v3.Document
 		testenv.NoError(t, proto.Unmarshal(get(t, s, url, "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"), &v3))
 		if got := len(v3.Components.Schemas.AdditionalProperties); got != len(doc.Components.Schemas) {

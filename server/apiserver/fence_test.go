@@ -305,9 +305,7 @@ func TestWritesAfterTermEndAreRefused(t *testing.T) {
 			}
 		}
 		for key, rev := range objectsOf(t, f.store, ns) {
-			if before[key] != rev && !passing(key) {
-				t.Errorf("%s has changed", key)
-			}
+			testenv.False(t, before[key] != rev && !passing(key), "%s has changed", key)
 			delete(before, key)
 		}
 		for key := range maps.Keys(before) {

@@ -43,15 +43,11 @@ func TestExtraArgs(t *testing.T) {
 		s := kubeoptions.NewServerRunOptions()
 		err := applyExtraArgs(s, test.args)
 		if len(test.wantErr) == 0 {
-			if err != nil || !test.check(s) {
-				t.Errorf("%v: %v, or no effect", test.args, err)
-			}
+			testenv.False(t, err != nil || !test.check(s), "%v: %v, or no effect", test.args, err)
 			continue
 		}
 		for _, want := range test.wantErr {
-			if err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("%v: error %v, want one with %s", test.args, err, want)
-			}
+			testenv.False(t, err == nil || !strings.Contains(err.Error(), want), "%v: error %v, want one with %s", test.args, err, want)
 		}
 	}
 }
@@ -181,9 +177,7 @@ func TestRestrictAnonymous(t *testing.T) {
 				data, _ := os.ReadFile(want)
 				t.Fatalf("upstream does not take the file: %v\n%s", err, data)
 			}
-			if !config.Anonymous.Enabled || len(config.Anonymous.Conditions) != 3 {
-				t.Errorf("anonymous: %+v", config.Anonymous)
-			}
+			testenv.False(t, !config.Anonymous.Enabled || len(config.Anonymous.Conditions) != 3, "anonymous: %+v", config.Anonymous)
 			if hasOIDC := len(config.AuthenticationConfig.JWT) == 1; hasOIDC != (len(test.args) > 0) {
 				t.Errorf("JWT: %+v", config.AuthenticationConfig.JWT)
 			}

@@ -138,9 +138,7 @@ func TestNodeClaims(t *testing.T) {
 	}
 	refused := func(what, want string, err error) {
 		t.Helper()
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", what, err, want)
-		}
+		testenv.False(t, err == nil || !strings.Contains(err.Error(), want), "%s: %v, want %q", what, err, want)
 	}
 	refused("a pod network later", "does not choose its own pod network", patch(node, `{"spec":{"podCIDR":"10.42.1.0/24","podCIDRs":["10.42.1.0/24"]}}`))
 	refused("another's address later", "address of the node two", patch(node, `{"status":{"addresses":[{"type":"ExternalIP","address":"192.0.2.2"}]}}`, "status"))

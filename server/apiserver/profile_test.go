@@ -53,9 +53,7 @@ func TestCISProfileAuditsAndRefuses(t *testing.T) {
 	testenv.Check(t, pods("kube-system"), "a pod of the host's in kube-system")
 	_, err := c.CoreV1().Services(ns).Create(t.Context(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s"},
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}, ExternalIPs: []string{"198.51.100.1"}}}, metav1.CreateOptions{})
-	if !apierrors.IsForbidden(err) {
-		t.Errorf("a Service with external IPs: %v", err)
-	}
+	testenv.True(t, apierrors.IsForbidden(err), "a Service with external IPs: %v", err)
 	testenv.Contains(t, string(testenv.Must(c.Discovery().RESTClient().Get().AbsPath("/flagz").Do(t.Context()).Raw())(t)), "audit-log-maxage", "/flagz says")
 	s.stop()
 	fi, err := os.Stat(o.AuditLog)

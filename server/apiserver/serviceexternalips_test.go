@@ -235,9 +235,7 @@ func TestRandomExternalIPs(t *testing.T) {
 		testenv.NoError(t, legacyscheme.Scheme.Convert(now.Service, stored, nil))
 		testenv.NoError(t, store.Update(stored))
 	}
-	if allowed < 1000 || refused < 1000 {
-		t.Errorf("%d writes were allowed, %d refused", allowed, refused)
-	}
+	testenv.False(t, allowed < 1000 || refused < 1000, "%d writes were allowed, %d refused", allowed, refused)
 }
 
 // TestExternalIPsOfTheAPI: the plugin is on, asks RBAC, and knows of Services that come and change. Who has the role

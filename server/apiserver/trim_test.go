@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestTrimKeepsWhatControllersRead(t *testing.T) {
@@ -29,8 +31,6 @@ func TestTrimKeepsWhatControllersRead(t *testing.T) {
 		{&corev1.Secret{ObjectMeta: managed, Data: map[string][]byte{"k": nil}}, &corev1.Secret{ObjectMeta: bare, Data: map[string][]byte{"k": nil}}},
 	} {
 		got, err := trim(c.in)
-		if err != nil || !reflect.DeepEqual(got, c.want) {
-			t.Errorf("%T: %v, %v, want %v", c.in, got, err, c.want)
-		}
+		testenv.False(t, err != nil || !reflect.DeepEqual(got, c.want), "%T: %v, %v, want %v", c.in, got, err, c.want)
 	}
 }

@@ -167,9 +167,7 @@ func testUnfenced(t *testing.T, s *running, fence *lateFence) {
 		l := term()
 		f.during(elect)
 		testenv.Check(t, isFenced(secret(l, "first")))
-		if got := f.called(); got != "secrets" {
-			t.Errorf("called for %q, want it to be called once before the refusal", got)
-		}
+		testenv.Equal(t, f.called(), "secrets", "called for")
 		testenv.Check(t, isFenced(secret(l, "second")))
 		if got := f.called(); got != "" {
 			t.Errorf("called for %q although the term was known to be over", got)

@@ -22,6 +22,8 @@ import (
 	"k8s.io/kubernetes/pkg/registry/rbac/validation"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // newUserNamespaces has the namespaces a, b and c, and bindings to a user, a group and an account.
@@ -71,9 +73,7 @@ func newUserNamespaces(t *testing.T) *userNamespaces {
 		})
 	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	for _, name := range []string{"c", "a", "b"} {
-		if err := index.Add(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, index.Add(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}))
 	}
 	return &userNamespaces{
 		namespaces: corelisters.NewNamespaceLister(index),
@@ -139,8 +139,6 @@ func TestNamespacesWithoutKinds(t *testing.T) {
 		}
 		w := httptest.NewRecorder()
 		u.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, clusterconfig.NamespacesPath, nil))
-		if w.Code != want {
-			t.Errorf("%q: %d %s, want %d", name, w.Code, w.Body, want)
-		}
+		testenv.True(t, w.Code == want, "%q: %d %s, want %d", name, w.Code, w.Body, want)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestTokensOfDefaultAccounts: one that is not there yet, one that the controllers made, one for which an administrator
@@ -19,9 +21,7 @@ func TestTokensOfDefaultAccounts(t *testing.T) {
 	}
 	c := fake.NewClientset(account("kube-public", nil), account("kube-node-lease", ptr.To(true)), account("shop", nil))
 	for range 2 {
-		if err := Apply(t.Context(), Options{Client: c}); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, Apply(t.Context(), Options{Client: c}))
 	}
 	for ns, want := range map[string]*bool{"kube-system": ptr.To(false), "kube-public": ptr.To(false), "kube-node-lease": ptr.To(true), "shop": nil} {
 		got, err := c.CoreV1().ServiceAccounts(ns).Get(t.Context(), "default", metav1.GetOptions{})

@@ -111,9 +111,7 @@ func TestPodsAreEvictedBeforeTheirNodeIsDeleted(t *testing.T) {
 	}
 	slices.Sort(l.evicted)
 	testenv.Equal(t, strings.Join(l.evicted, " "), "a b", "evicted")
-	if l.once(t.Context()) || l.node(t) != nil {
-		t.Error("the pods are gone, and the node is still there")
-	}
+	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "the pods are gone, and the node is still there")
 }
 
 func TestNodeIsDeletedWhenItsTimeIsUp(t *testing.T) {
@@ -124,9 +122,7 @@ func TestNodeIsDeletedWhenItsTimeIsUp(t *testing.T) {
 			t.Fatalf("the node is gone after %s", l.passed)
 		}
 	}
-	if l.once(t.Context()) || l.node(t) != nil {
-		t.Errorf("the node is there after %s", l.passed)
-	}
+	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "the node is there after %s", l.passed)
 }
 
 func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
@@ -138,9 +134,7 @@ func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
 			t.Errorf("Ready is %s: the node of a machine that is silent for a moment was deleted", ready)
 		}
 		l.passed = departedAfter
-		if l.once(t.Context()) || l.node(t) != nil {
-			t.Errorf("Ready is %s: the node is there after %s", ready, l.passed)
-		}
+		testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "Ready is %s: the node is there after %s", ready, l.passed)
 	}
 	// A node that never said whether it is Ready counts from the order.
 	l := newLeaving(t, "1h0m0s", "", plainPod("a"))
@@ -150,9 +144,7 @@ func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
 			t.Fatalf("without a word, the node was deleted after %s", l.passed)
 		}
 	}
-	if l.once(t.Context()) || l.node(t) != nil {
-		t.Error("without a word, the node is there")
-	}
+	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "without a word, the node is there")
 }
 
 // TestNewLeaderGoesOn: a node's time to leave goes on under the next leader; and an order that was taken back and given
@@ -165,9 +157,7 @@ func TestNewLeaderGoesOn(t *testing.T) {
 	}
 	l.successor(t, l.node(t))
 	l.passed = 10 * time.Minute
-	if l.once(t.Context()) || l.node(t) != nil {
-		t.Error("the node is there when its time is up under another leader")
-	}
+	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "the node is there when its time is up under another leader")
 
 	l = newLeaving(t, "10m0s", corev1.ConditionTrue, plainPod("kept"))
 	l.refuse = apierrors.NewTooManyRequestsError("not now")
@@ -194,16 +184,12 @@ func TestOrderToLeaveIsTakenBack(t *testing.T) {
 	}
 	set()
 	l.passed = 2 * time.Minute
-	if l.once(t.Context()) || l.node(t) == nil {
-		t.Error("the node was deleted although the order was taken back")
-	}
+	testenv.False(t, l.once(t.Context()) || l.node(t) == nil, "the node was deleted although the order was taken back")
 	delete(n.Annotations, departureSince)
 	// Given again, it has its whole time again.
 	n.Annotations[clusterconfig.LeaveAnnotation] = "1m0s"
 	set()
-	if !l.once(t.Context()) || l.node(t) == nil {
-		t.Error("the second order had the time of the first")
-	}
+	testenv.False(t, !l.once(t.Context()) || l.node(t) == nil, "the second order had the time of the first")
 }
 
 func TestWrongOrdersRemoveNothing(t *testing.T) {
@@ -218,7 +204,5 @@ func TestWrongOrdersRemoveNothing(t *testing.T) {
 func TestFailedEvictionsKeepTheNode(t *testing.T) {
 	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("a"))
 	l.refuse = apierrors.NewInternalError(errors.New("the webhook does not answer"))
-	if !l.once(t.Context()) || l.node(t) == nil {
-		t.Error("the node was deleted although its pods could not be evicted")
-	}
+	testenv.False(t, !l.once(t.Context()) || l.node(t) == nil, "the node was deleted although its pods could not be evicted")
 }

@@ -207,9 +207,7 @@ func TestRotationRewritesAllObjectsWithTheNewKey(t *testing.T) {
 	if err != nil || status.Stage != StageDone || status.Key != "key2" || status.Finished.IsZero() {
 		t.Fatalf("%+v, %v", status, err)
 	}
-	if len(s.api.secrets) != 4 || objects < 5 {
-		t.Errorf("%d Secrets, %d written", len(s.api.secrets), objects)
-	}
+	testenv.False(t, len(s.api.secrets) != 4 || objects < 5, "%d Secrets, %d written", len(s.api.secrets), objects)
 	if l := ensure(t, Options{Dir: s.dirs[0], Established: true, Resources: secrets}); l.keys[0].Secret == old.keys[0].Secret {
 		t.Error("the key has a new name and the old secret")
 	}
@@ -291,9 +289,7 @@ func TestFingerprintChangesWithKeysOnly(t *testing.T) {
 	ensure(t, Options{Dir: dir, Resources: []string{"secrets"}})
 	ensure(t, Options{Dir: other, Resources: []string{"secrets"}})
 	first := print(dir)
-	if first == "" || first == print(other) {
-		t.Error("two clusters have the same")
-	}
+	testenv.False(t, first == "" || first == print(other), "two clusters have the same")
 	ensure(t, Options{Dir: dir, Resources: []string{"secrets", "configmaps"}, Established: true})
 	testenv.Equal(t, print(dir), first, "another resource changes it:")
 	l := testenv.Must(readLayout(filepath.Join(dir, configFile)))(t)
@@ -303,9 +299,7 @@ func TestFingerprintChangesWithKeysOnly(t *testing.T) {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, configFile), data, 0o600)
 	}
-	if err != nil || print(dir) == first {
-		t.Errorf("another key does not change it, %v", err)
-	}
+	testenv.False(t, err != nil || print(dir) == first, "another key does not change it, %v", err)
 }
 
 // TestRotationAndAdmissionExcludeEachOther: a rotation and the admission of a server keep one another out, and a

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func (m *memory) seal(name, key string) {
@@ -68,8 +70,6 @@ func TestSharedRotationForgetsNothingNeeded(t *testing.T) {
 		}
 	}
 	s.kv.seal("late", "key2")
-	if err := s.rotation(1).Run(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.rotation(1).Run(t.Context()))
 	s.done("key2")
 }

@@ -208,9 +208,7 @@ func (s *several) done(key string) {
 		if first == "" {
 			first = print
 		}
-		if err != nil || print != first {
-			s.t.Errorf("server %d has another key of the same name: %v", i, err)
-		}
+		testenv.False(s.t, err != nil || print != first, "server %d has another key of the same name: %v", i, err)
 	}
 	s.api.mu.Lock()
 	defer s.api.mu.Unlock()
@@ -228,9 +226,7 @@ func TestSharedRotation(t *testing.T) {
 		t.Errorf("the store has no keys: %v", err)
 	}
 	for _, kv := range s.kv.data {
-		if bytes.Contains(kv.Value, []byte("secret")) {
-			t.Errorf("the store has %q", kv.Value)
-		}
+		testenv.False(t, bytes.Contains(kv.Value, []byte("secret")), "the store has %q", kv.Value)
 	}
 	testenv.NoError(t, s.rotation(0).Run(t.Context()))
 	s.done("key3")

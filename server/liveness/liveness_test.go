@@ -233,9 +233,7 @@ func TestDeadNodeIsFoundInSeconds(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		w.want("three seconds after a death", []string{"n2"}, []string{"n2"})
 		n := testenv.Must(w.judge.o.Nodes.Get("n2"))(t)
-		if len(n.Status.Conditions) != len(conditions) {
-			t.Errorf("conditions: %v", n.Status.Conditions)
-		}
+		testenv.True(t, len(n.Status.Conditions) == len(conditions), "conditions: %v", n.Status.Conditions)
 		for _, c := range n.Status.Conditions {
 			reason := "NodeStatusUnknown"
 			if c.Type == conditions[3] {
@@ -243,9 +241,7 @@ func TestDeadNodeIsFoundInSeconds(t *testing.T) {
 			} else if c.LastHeartbeatTime.Unix() != 5 {
 				t.Errorf("%s has another heartbeat: %v", c.Type, c.LastHeartbeatTime)
 			}
-			if c.Status != corev1.ConditionUnknown || c.Reason != reason {
-				t.Errorf("%s is %s, %s", c.Type, c.Status, c.Reason)
-			}
+			testenv.False(t, c.Status != corev1.ConditionUnknown || c.Reason != reason, "%s is %s, %s", c.Type, c.Status, c.Reason)
 		}
 		checks := w.checked()
 		time.Sleep(time.Minute) // fake time
@@ -350,9 +346,7 @@ func TestWritesThatFail(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		w.want("after writes that failed", []string{"n3"}, []string{"n3"})
 		w.do(func() {
-			if w.fails["nodes"]+w.fails["pods"] > 0 {
-				t.Errorf("not tried: %v", w.fails)
-			}
+			testenv.False(t, w.fails["nodes"]+w.fails["pods"] > 0, "not tried: %v", w.fails)
 		})
 	})
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestReachTries: a node that comes is tried at once, also where hundreds were tried in vain; those are tried in turn,
@@ -48,12 +50,8 @@ func TestReachTries(t *testing.T) {
 	for name := range behindRouters {
 		least, most = min(least, tried[name]), max(most, tried[name])
 	}
-	if least == 0 || most-least > 1 {
-		t.Errorf("some were tried %d times, others %d", least, most)
-	}
-	if len(r) > len(behindRouters)+1 {
-		t.Errorf("%d are remembered of %d", len(r), len(behindRouters))
-	}
+	testenv.False(t, least == 0 || most-least > 1, "some were tried %d times, others %d", least, most)
+	testenv.False(t, len(r) > len(behindRouters)+1, "%d are remembered of %d", len(r), len(behindRouters))
 	// One alone: soon at first, and then seldom. One that is not registered yet is looked at again soon.
 	r = reachTries{}
 	one := map[string]string{"one": "192.0.2.1"}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestImpossibleNumbersAreIgnored: numbers that cannot be are nobody's figures, and neither change nor outlive those
@@ -156,9 +158,7 @@ func TestRedirectOfAKubeletIsNotFollowed(t *testing.T) {
 			o, _, _ := w.nodes.GetByKey("one")
 			n := o.(*corev1.Node).DeepCopy()
 			n.Annotations = map[string]string{"metrics.k8s.io/resource-metrics-path": path}
-			if err := w.nodes.Update(n); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, w.nodes.Update(n))
 			nextRound()
 		}
 		expect(t, "paths that were asked for", strings.Join(paths, " "), "/metrics/resource /metrics/resource /metrics/resource /metrics/nodes/one/metrics/resource")

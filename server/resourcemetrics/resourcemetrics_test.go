@@ -39,9 +39,7 @@ func TestFirstRateIsTheKubelets(t *testing.T) {
 		expect(t, "the pod after a measurement", w.topPod(t, c, "web"), "web/main 100m 12s")
 		time.Sleep(period)
 		expect(t, "without another measurement", w.top(c, "one"), "one 500m 1000M 12s")
-		if k.summary != 1 {
-			t.Errorf("the kubelet was asked for its rates %d times, want once", k.summary)
-		}
+		testenv.True(t, k.summary == 1, "the kubelet was asked for its rates %d times, want once", k.summary)
 
 		// The container and the machine start again.
 		w.change(func() {
@@ -51,9 +49,7 @@ func TestFirstRateIsTheKubelets(t *testing.T) {
 		nextRound()
 		expect(t, "a machine that has started again", w.top(c, "one"), "one 100m 1000M 10s")
 		expect(t, "a container that was not measured twice", w.topPod(t, c, "web"), "web/main 200m 20s")
-		if k.summary != 2 {
-			t.Errorf("the kubelet was asked for its rates %d times, want twice", k.summary)
-		}
+		testenv.True(t, k.summary == 2, "the kubelet was asked for its rates %d times, want twice", k.summary)
 	})
 }
 
@@ -63,9 +59,7 @@ func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
 		w.node("one", true)
 		c := w.run(t)
 		time.Sleep(time.Hour)
-		if w.asked != 0 {
-			t.Errorf("a kubelet was asked %d times though nobody asked", w.asked)
-		}
+		testenv.True(t, w.asked == 0, "a kubelet was asked %d times though nobody asked", w.asked)
 		w.top(c, "one")
 		time.Sleep(interest + 2*period)
 		synctest.Wait()
@@ -302,9 +296,7 @@ func TestManyNodes(t *testing.T) {
 		}
 		time.Sleep(roundTimeout) // fake time: those that hang take their turns still
 		synctest.Wait()
-		if w.most > parallel || w.most < parallel/2 {
-			t.Errorf("%d kubelets were asked at a time, want %d", w.most, parallel)
-		}
+		testenv.False(t, w.most > parallel || w.most < parallel/2, "%d kubelets were asked at a time, want %d", w.most, parallel)
 		if n, failed := len(c.now.nodes), len(c.now.failed); n != 300 || failed != 100 {
 			t.Errorf("figures of %d nodes, and %d failed; want 300 and 100", n, failed)
 		}
@@ -325,9 +317,7 @@ func TestConcurrentRequestsShareARound(t *testing.T) {
 			})
 		}
 		asking.Wait()
-		if w.asked != 2 {
-			t.Errorf("the kubelet was asked %d times, want twice", w.asked)
-		}
+		testenv.True(t, w.asked == 2, "the kubelet was asked %d times, want twice", w.asked)
 	})
 }
 

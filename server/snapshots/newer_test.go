@@ -47,8 +47,6 @@ func TestRestoreKeepsNewerTokens(t *testing.T) {
 		r, err := Restore(to, info.Location, m.key)
 		testenv.NoError(t, err, "%s", what)
 		got, _ := os.ReadFile(filepath.Join(to.ServerDir, "token")) // the snapshot has none
-		if r.KeptNewer != c.kept || (string(got) == "now") != c.kept {
-			t.Errorf("%s: kept %v, the token is %q", what, r.KeptNewer, got)
-		}
+		testenv.False(t, r.KeptNewer != c.kept || (string(got) == "now") != c.kept, "%s: kept %v, the token is %q", what, r.KeptNewer, got)
 	}
 }

@@ -212,9 +212,7 @@ func TestFetchIsAllOrNothing(t *testing.T) {
 		f.objects[key], f.after = c.object, c.after
 		f.mu.Unlock()
 		path, err := Fetch(t.Context(), settings, info.Name, dir)
-		if err == nil || !strings.Contains(err.Error(), c.message) {
-			t.Errorf("%s: %s, %v", c.what, path, err)
-		}
+		testenv.False(t, err == nil || !strings.Contains(err.Error(), c.message), "%s: %s, %v", c.what, path, err)
 		if left := names(t, dir); len(left) > 0 {
 			t.Errorf("%s: it left %q", c.what, left)
 		}

@@ -261,9 +261,7 @@ func TestS3ForOneRequest(t *testing.T) {
 	}
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, Path+"?s3=nonsense", nil))
-	if w.Code != http.StatusBadRequest {
-		t.Errorf("nonsense is answered with %d %s", w.Code, w.Body)
-	}
+	testenv.True(t, w.Code == http.StatusBadRequest, "nonsense is answered with %d %s", w.Code, w.Body)
 }
 
 // TestS3LargeFile: a file goes in parts, each read from the disk when it is sent.
@@ -317,9 +315,7 @@ func TestScheduleWithS3(t *testing.T) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, r := range f.seen[before:] {
-		if strings.HasPrefix(r, "PUT") || strings.HasPrefix(r, "POST") {
-			t.Errorf("nothing had changed, and there was a %s", r)
-		}
+		testenv.False(t, strings.HasPrefix(r, "PUT") || strings.HasPrefix(r, "POST"), "nothing had changed, and there was a %s", r)
 	}
 }
 

@@ -70,9 +70,7 @@ func TestAskedS3(t *testing.T) {
 		got, err := tt.own.For(WithQuery(t.Context(), tt.asked))
 		switch {
 		case tt.err != "":
-			if err == nil || !strings.Contains(err.Error(), tt.err) {
-				t.Errorf("%s: %v, want %q", tt.name, err, tt.err)
-			}
+			testenv.False(t, err == nil || !strings.Contains(err.Error(), tt.err), "%s: %v, want %q", tt.name, err, tt.err)
 		case err != nil || (got == nil) != (tt.want == "") || got != nil && got.Bucket+" in "+got.Region != tt.want:
 			t.Errorf("%s: %+v, %v, want %q", tt.name, got, err, tt.want)
 		}

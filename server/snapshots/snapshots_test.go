@@ -136,9 +136,7 @@ func TestBlankMachine(t *testing.T) {
 	to := target(t)
 	secret := mustKey(t, m.token[strings.LastIndex(m.token, ":")+1:]) // the secret alone does, too
 	r := testenv.Must(Restore(to, info.Location, secret))(t)
-	if r.Kept != "" || r.Revision != 2 {
-		t.Errorf("%+v", r)
-	}
+	testenv.False(t, r.Kept != "" || r.Revision != 2, "%+v", r)
 	for name, want := range m.files {
 		if got, err := os.ReadFile(filepath.Join(to.ServerDir, name)); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: %v", name, err)
@@ -195,9 +193,7 @@ func TestEveryBitCounts(t *testing.T) {
 			t.Fatalf("%s: it was restored", what)
 		}
 		for _, w := range append(words, path, "Nothing was changed") {
-			if !strings.Contains(err.Error(), w) {
-				t.Errorf("%s: %v; it should say %q", what, err, w)
-			}
+			testenv.True(t, strings.Contains(err.Error(), w), "%s: %v; it should say %q", what, err, w)
 		}
 		if left := names(t, to.ServerDir); len(left) > 1 || len(names(t, to.DataDir)) > 1 {
 			t.Errorf("%s: it left %q, %q", what, names(t, to.DataDir), left)
@@ -347,9 +343,7 @@ func TestListPruneDelete(t *testing.T) {
 	for i := range 2 {
 		testenv.Check(t, os.Remove(filepath.Join(m.o.Dir, fmt.Sprintf("%s-%d", infos[0].Name, i))), "another's snapshot")
 	}
-	if err != nil || len(deleted) != 1 || deleted[0] != infos[0].Name {
-		t.Errorf("pruned %q, %v", deleted, err)
-	}
+	testenv.False(t, err != nil || len(deleted) != 1 || deleted[0] != infos[0].Name, "pruned %q, %v", deleted, err)
 	deleted, err = m.Delete(t.Context(), []string{infos[1].Name, infos[0].Name, "notes.txt", "damaged"})
 	if len(deleted) != 2 || err == nil || !strings.Contains(err.Error(), infos[0].Name+": there is no such snapshot") || !strings.Contains(err.Error(), "notes.txt: there is no") {
 		t.Errorf("deleted %q, %v", deleted, err)

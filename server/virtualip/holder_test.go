@@ -18,6 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/vip"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // All sleeps of this file are of a synctest bubble: they take no time, and end when every goroutine waits.
@@ -136,9 +138,7 @@ func TestAddressIsAnnouncedInOneTermOnly(t *testing.T) {
 		rec.links = ether("192.0.2.2/24")
 		v.changed.Send()
 		check("a machine that has left the network", 0, status.Degraded)
-		if len(rec.redirects) != 0 {
-			t.Errorf("translations to an address that the machine has no more: %v", rec.redirects)
-		}
+		testenv.True(t, len(rec.redirects) == 0, "translations to an address that the machine has no more: %v", rec.redirects)
 		rec.links = ether("10.0.0.7/24")
 		rec.began = time.Now()
 		v.changed.Send()
@@ -153,9 +153,7 @@ func TestAddressIsAnnouncedInOneTermOnly(t *testing.T) {
 		check("the cluster gives the address up", 0, status.Disabled)
 		cancel()
 		<-done
-		if rec.redirects != nil {
-			t.Errorf("left behind: %v", rec.redirects)
-		}
+		testenv.True(t, rec.redirects == nil, "left behind: %v", rec.redirects)
 	})
 }
 
@@ -211,9 +209,7 @@ func TestNewAddressIsProbed(t *testing.T) {
 		time.Sleep(time.Minute)
 		announced(0)
 		mu.Lock()
-		if probes < 4 || probes > 6 {
-			t.Errorf("it was looked for %d times in a minute", probes)
-		}
+		testenv.False(t, probes < 4 || probes > 6, "it was looked for %d times in a minute", probes)
 		used = false
 		mu.Unlock()
 		time.Sleep(probeAgain) // fake time
@@ -226,9 +222,7 @@ func TestNewAddressIsProbed(t *testing.T) {
 		lead(true)
 		time.Sleep(leaderWait) // fake time
 		announced(1)
-		if probes != 0 {
-			t.Error("it was looked for again")
-		}
+		testenv.True(t, probes == 0, "it was looked for again")
 	})
 }
 
@@ -243,9 +237,7 @@ func TestLeaderWithoutALink(t *testing.T) {
 		moved := func(want ...uint64) {
 			t.Helper()
 			synctest.Wait()
-			if !slices.Equal(store.moved, want) {
-				t.Errorf("it handed over to %v, want %v", store.moved, want)
-			}
+			testenv.True(t, slices.Equal(store.moved, want), "it handed over to %v, want %v", store.moved, want)
 		}
 		time.Sleep(transferAfter / 2) // fake time
 		moved()

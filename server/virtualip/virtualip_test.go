@@ -38,9 +38,7 @@ func TestAddressesAreParsedAndChecked(t *testing.T) {
 		if err != nil {
 			said = err.Error()
 		}
-		if !strings.Contains(said, want) || (want == "") != (said == "") {
-			t.Errorf("%q: %s, want %s", text, said, want)
-		}
+		testenv.False(t, !strings.Contains(said, want) || (want == "") != (said == ""), "%q: %s, want %s", text, said, want)
 	}
 }
 
@@ -220,9 +218,7 @@ func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 		t.Errorf("it has %v", v.Kept())
 	}
 	kept, known, err := clusterconfig.ReadVIPs(v.o.Dir)
-	if err != nil || !known || !slices.Equal(kept, v.Kept()) {
-		t.Errorf("it keeps %v, %v, %v", kept, known, err)
-	}
+	testenv.False(t, err != nil || !known || !slices.Equal(kept, v.Kept()), "it keeps %v, %v, %v", kept, known, err)
 	testenv.NoError(t, v.set(nil, false))
 	if _, known, err := clusterconfig.ReadVIPs(v.o.Dir); known || err != nil {
 		t.Errorf("it keeps what the cluster has forgotten: %v", err)

@@ -18,6 +18,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/proc"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // boxed are the parts of a server that others install as programs of their own.
@@ -119,9 +121,7 @@ func runBeside(t *testing.T, s *harness.Server, programs string) []int {
 		c := s.Machine.Command(ctx, filepath.Join(programs, args[0]), args[1:]...)
 		var output bytes.Buffer
 		c.Stdout, c.Stderr = &output, &output
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, c.Start())
 		ended := make(chan struct{})
 		go func() {
 			_ = c.Wait() // it is ended by cancel, or its output says why not

@@ -14,6 +14,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/netns"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestBetween measures the ways from pod to pod beside two namespaces that are joined by a veth pair and nothing else.
@@ -76,9 +78,7 @@ func TestBetween(t *testing.T) {
 func rawVeth(t *testing.T) route {
 	a, b := netns.New(t), netns.New(t)
 	a.Link(t, "raw", "eth0", nil, []string{"198.51.100.1/24"})
-	if err := place(b, "raw", "198.51.100.2/24"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, place(b, "raw", "198.51.100.2/24"))
 	return route{from: a, to: netip.MustParseAddr("198.51.100.2"), sink: serve(t, b)}
 }
 

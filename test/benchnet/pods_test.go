@@ -22,15 +22,15 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/test/netns"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestPods measures a pod's network: from the runtime's call to its answer, with the plugin's program and without.
 func TestPods(t *testing.T) {
 	netns.RequireNFT(t)
 	plugin := filepath.Join(filepath.Dir(built(t, "coracle-helper", "github.com/coracle-k8s/coracle/cmd/coracle-helper")), "coracle-cni")
-	if err := os.Symlink("coracle-helper", plugin); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Symlink("coracle-helper", plugin))
 	var variants []variant
 	for i, c := range []struct {
 		name    string

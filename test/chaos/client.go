@@ -6,21 +6,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/test/history"
 )
 
 const (
-	singleKeys = 6               // keys that are judged one by one
+	singleKeys = 6               // keys that are used one by one
+	groupKeys  = 4               // keys at most that are used together
 	keysLive   = 8 * time.Second // then clients turn to new keys, so that histories stay short
 	groupsLive = 4 * time.Second
 	thinkTime  = 30 * time.Millisecond // at most, between two operations
@@ -29,7 +32,7 @@ const (
 // workload is what the clients of a round do.
 type workload struct {
 	c      *cluster
-	h      *history
+	h      *recorder
 	prefix string // of all keys of the round
 	seed   uint64
 
@@ -46,7 +49,7 @@ type client struct {
 	r   *rand.Rand
 	etc *clientv3.Client
 
-	seen map[string]KV // what it last saw of each key, for comparisons
+	seen map[string]history.KV // what it last saw of each key, for comparisons
 }
 
 // run has a client do operations until ctx ends. What it has begun it finishes.
@@ -56,7 +59,7 @@ func (w *workload) run(ctx context.Context, s *server, step func(*client, contex
 		return err
 	}
 	id := int(w.clients.Add(1))
-	cl := &client{w: w, id: id, s: s, etc: etc, r: rand.New(rand.NewPCG(w.seed, uint64(id))), seen: map[string]KV{}}
+	cl := &client{w: w, id: id, s: s, etc: etc, r: rand.New(rand.NewPCG(w.seed, uint64(id))), seen: map[string]history.KV{}}
 	w.tasks.Go(func() {
 		defer etc.Close()
 		for ctx.Err() == nil {
@@ -78,7 +81,7 @@ func (w *workload) start(ctx context.Context, s *server) error {
 // state than another did just before meets it.
 func (w *workload) hop(ctx context.Context) {
 	id := int(w.clients.Add(1))
-	cl := &client{w: w, id: id, r: rand.New(rand.NewPCG(w.seed, uint64(id))), seen: map[string]KV{}}
+	cl := &client{w: w, id: id, r: rand.New(rand.NewPCG(w.seed, uint64(id))), seen: map[string]history.KV{}}
 	w.tasks.Go(func() {
 		connected := map[*server]*clientv3.Client{}
 		defer func() {
@@ -117,7 +120,7 @@ func pause(ctx context.Context, d time.Duration) {
 func (w *workload) value(client int) string { return fmt.Sprintf("%d.%d", client, w.values.Add(1)) }
 
 // do runs an operation and keeps what came of it.
-func (cl *client) do(o *Op, call func(ctx context.Context) error) {
+func (cl *client) do(o *history.Op, call func(ctx context.Context) error) {
 	timeouts := []time.Duration{300 * time.Millisecond, time.Second, 3 * time.Second}
 	ctx, cancel := context.WithTimeout(context.Background(), timeouts[cl.r.IntN(len(timeouts))])
 	defer cancel()
@@ -142,136 +145,103 @@ func (cl *client) do(o *Op, call func(ctx context.Context) error) {
 func outcomeOf(err error) string {
 	switch {
 	case err == nil:
-		return OutcomeOK
+		return history.OutcomeOK
 	case errors.Is(err, rpctypes.ErrNoSpace), isFenced(err):
-		return OutcomeFailed
+		return history.OutcomeFailed
 	}
 	switch grpcstatus.Code(err) {
 	case codes.InvalidArgument, codes.NotFound, codes.OutOfRange, codes.Unimplemented:
-		return OutcomeFailed
+		return history.OutcomeFailed
 	}
 	var e rpctypes.EtcdError
 	if errors.As(err, &e) {
 		switch e.Code() {
 		case codes.InvalidArgument, codes.NotFound, codes.OutOfRange:
-			return OutcomeFailed
+			return history.OutcomeFailed
 		}
 	}
-	return OutcomeMaybe
+	return history.OutcomeMaybe
 }
 
 func isFenced(err error) bool { return err != nil && strings.Contains(err.Error(), "fenced") }
 
-func kvOf(kv *mvccpb.KeyValue) KV {
-	return KV{
-		Key: string(kv.Key), Value: string(kv.Value), Create: kv.CreateRevision, Mod: kv.ModRevision,
-		Version: kv.Version, Lease: kv.Lease,
-	}
-}
-
-func kvsOf(kvs []*mvccpb.KeyValue) []KV {
-	var out []KV
-	for _, kv := range kvs {
-		out = append(out, kvOf(kv))
-	}
-	return out
-}
-
-// single does an operation on one of the keys that are judged alone.
+// single does an operation on one of the keys that are used alone.
 func (cl *client) single(context.Context) {
 	generation := cl.w.h.now() / int64(keysLive)
 	key := fmt.Sprintf("%sk/%d/%d", cl.w.prefix, generation, cl.r.IntN(singleKeys))
-	o := &Op{Key: key, Group: key}
+	o := &history.Op{Key: key}
 	switch n := cl.r.IntN(100); {
 	case n < 30:
 		cl.put(o)
 	case n < 60:
-		cl.get(o, KindGet)
+		cl.get(o, history.KindGet)
 	case n < 70:
-		cl.get(o, KindSerializable, clientv3.WithSerializable())
+		cl.get(o, history.KindSerializable, clientv3.WithSerializable())
 	case n < 78:
 		cl.delete(o)
 	case n < 95:
-		o.Kind, o.Value, o.Expect = KindCAS, cl.w.value(cl.id), cl.seen[key].Mod
+		o.Kind, o.Expect = history.KindCAS, cl.seen[key].Mod
 		cl.cas(o, clientv3.Compare(clientv3.ModRevision(key), "=", o.Expect))
 	default:
-		o.Kind, o.Value, o.ExpectV = KindCASValue, cl.w.value(cl.id), cl.seen[key].Value
+		o.Kind, o.ExpectV = history.KindCASValue, cl.seen[key].Value
 		cl.cas(o, clientv3.Compare(clientv3.Value(key), "=", o.ExpectV))
 	}
 }
 
-func (cl *client) put(o *Op) {
-	o.Kind, o.Value = KindPut, cl.w.value(cl.id)
+func (cl *client) put(o *history.Op) {
+	value := cl.w.value(cl.id)
+	o.Kind, o.Puts = history.KindPut, []history.KV{{Key: o.Key, Value: value}}
 	cl.do(o, func(ctx context.Context) error {
-		resp, err := cl.etc.Put(ctx, o.Key, o.Value)
+		resp, err := cl.etc.Put(ctx, o.Key, value)
 		if err == nil {
-			o.Rev = resp.Header.Revision
-			cl.seen[o.Key] = KV{Value: o.Value, Mod: o.Rev}
+			o.Rev, o.Succeeded = resp.Header.Revision, true
+			cl.seen[o.Key] = history.KV{Value: value, Mod: o.Rev}
 		}
 		return err
 	})
 }
 
-func (cl *client) get(o *Op, kind string, opts ...clientv3.OpOption) {
+func (cl *client) get(o *history.Op, kind string, opts ...clientv3.OpOption) {
 	o.Kind = kind
 	cl.do(o, func(ctx context.Context) error {
 		resp, err := cl.etc.Get(ctx, o.Key, opts...)
 		if err == nil {
-			o.Rev, o.KVs = resp.Header.Revision, kvsOf(resp.Kvs)
-			cl.saw(o.Key, o.KVs)
+			o.Rev, o.KVs = resp.Header.Revision, history.KVsOf(resp.Kvs)
+			cl.saw(o)
 		}
 		return err
 	})
 }
 
-func (cl *client) saw(key string, kvs []KV) {
-	delete(cl.seen, key)
-	for _, kv := range kvs {
-		cl.seen[kv.Key] = kv
-	}
-}
-
-func (cl *client) delete(o *Op) {
-	o.Kind = KindDelete
+func (cl *client) delete(o *history.Op) {
+	o.Kind, o.Deletes = history.KindDelete, []string{o.Key}
 	cl.do(o, func(ctx context.Context) error {
 		resp, err := cl.etc.Delete(ctx, o.Key)
 		if err == nil {
-			o.Rev, o.Deleted = resp.Header.Revision, resp.Deleted
+			o.Rev, o.Succeeded, o.Deleted = resp.Header.Revision, true, resp.Deleted
 			delete(cl.seen, o.Key)
 		}
 		return err
 	})
 }
 
-func (cl *client) cas(o *Op, compare clientv3.Cmp) {
-	cl.do(o, func(ctx context.Context) error {
-		resp, err := cl.etc.Txn(ctx).If(compare).Then(clientv3.OpPut(o.Key, o.Value)).Else(clientv3.OpGet(o.Key)).Commit()
-		if err != nil {
-			return err
-		}
-		o.Rev, o.Succeeded = resp.Header.Revision, resp.Succeeded
-		if o.Succeeded {
-			cl.seen[o.Key] = KV{Value: o.Value, Mod: o.Rev}
-			return nil
-		}
-		o.KVs = kvsOf(resp.Responses[0].GetResponseRange().Kvs)
-		cl.saw(o.Key, o.KVs)
-		return nil
-	})
+func (cl *client) cas(o *history.Op, compare clientv3.Cmp) {
+	o.Puts = []history.KV{{Key: o.Key, Value: cl.w.value(cl.id)}}
+	cl.txn(o, compare, []clientv3.Op{clientv3.OpPut(o.Key, o.Puts[0].Value)}, clientv3.OpGet(o.Key))
 }
 
-// group does an operation on keys that are judged together: a list, or a transaction over several.
+// group does an operation on keys that are used together: a list, or a transaction over several.
 func (cl *client) group(context.Context) {
 	generation := cl.w.h.now() / int64(groupsLive)
 	prefix := fmt.Sprintf("%sm/%d/", cl.w.prefix, generation)
-	o := &Op{Group: prefix}
+	o := &history.Op{Prefix: prefix}
 	if cl.r.IntN(100) < 45 {
-		o.Kind = KindList
+		o.Kind = history.KindList
 		cl.do(o, func(ctx context.Context) error {
 			resp, err := cl.etc.Get(ctx, prefix, clientv3.WithPrefix())
 			if err == nil {
-				o.Rev, o.KVs = resp.Header.Revision, kvsOf(resp.Kvs)
-				cl.sawAll(prefix, o.KVs)
+				o.Rev, o.KVs = resp.Header.Revision, history.KVsOf(resp.Kvs)
+				cl.saw(o)
 			}
 			return err
 		})
@@ -279,7 +249,7 @@ func (cl *client) group(context.Context) {
 	}
 	keys := cl.r.Perm(groupKeys)
 	name := func(i int) string { return fmt.Sprintf("%s%d", prefix, keys[i]) }
-	o.Kind, o.Key, o.Expect = KindTxn, name(0), cl.seen[name(0)].Mod
+	o.Kind, o.Key, o.Expect = history.KindCAS, name(0), cl.seen[name(0)].Mod
 	then := []clientv3.Op{}
 	for i := range 1 + cl.r.IntN(groupKeys-1) {
 		if i > 0 && cl.r.IntN(3) == 0 {
@@ -287,43 +257,42 @@ func (cl *client) group(context.Context) {
 			then = append(then, clientv3.OpDelete(name(i)))
 			continue
 		}
-		kv := KV{Key: name(i), Value: cl.w.value(cl.id)}
+		kv := history.KV{Key: name(i), Value: cl.w.value(cl.id)}
 		o.Puts = append(o.Puts, kv)
 		then = append(then, clientv3.OpPut(kv.Key, kv.Value))
 	}
-	cl.txn(o, prefix, then)
+	compare := clientv3.Compare(clientv3.ModRevision(o.Key), "=", o.Expect)
+	cl.txn(o, compare, then, clientv3.OpGet(prefix, clientv3.WithPrefix()))
 }
 
-func (cl *client) txn(o *Op, prefix string, then []clientv3.Op) {
+func (cl *client) txn(o *history.Op, compare clientv3.Cmp, then []clientv3.Op, otherwise clientv3.Op) {
 	cl.do(o, func(ctx context.Context) error {
-		resp, err := cl.etc.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(o.Key), "=", o.Expect)).
-			Then(then...).Else(clientv3.OpGet(prefix, clientv3.WithPrefix())).Commit()
+		resp, err := cl.etc.Txn(ctx).If(compare).Then(then...).Else(otherwise).Commit()
 		if err != nil {
 			return err
 		}
 		o.Rev, o.Succeeded = resp.Header.Revision, resp.Succeeded
-		if o.Succeeded {
-			for _, kv := range o.Puts {
-				cl.seen[kv.Key] = KV{Value: kv.Value, Mod: o.Rev}
-			}
-			for _, key := range o.Deletes {
-				delete(cl.seen, key)
-			}
+		if !o.Succeeded {
+			o.KVs = history.KVsOf(resp.Responses[0].GetResponseRange().Kvs)
+			cl.saw(o)
 			return nil
 		}
-		o.KVs = kvsOf(resp.Responses[0].GetResponseRange().Kvs)
-		cl.sawAll(prefix, o.KVs)
+		for _, kv := range o.Puts {
+			cl.seen[kv.Key] = history.KV{Value: kv.Value, Mod: o.Rev}
+		}
+		for _, key := range o.Deletes {
+			delete(cl.seen, key)
+		}
 		return nil
 	})
 }
 
-func (cl *client) sawAll(prefix string, kvs []KV) {
-	for key := range cl.seen {
-		if strings.HasPrefix(key, prefix) {
-			delete(cl.seen, key)
-		}
-	}
-	for _, kv := range kvs {
+// saw keeps what a read saw.
+func (cl *client) saw(o *history.Op) {
+	maps.DeleteFunc(cl.seen, func(key string, _ history.KV) bool {
+		return key == o.Key || o.Prefix != "" && strings.HasPrefix(key, o.Prefix)
+	})
+	for _, kv := range o.KVs {
 		cl.seen[kv.Key] = kv
 	}
 }

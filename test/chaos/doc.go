@@ -4,10 +4,9 @@
 // disk, damaged, added and removed.
 //
 // Every server is a process (test/storenode) in a network namespace of its own, with peers over mutual TLS; clients
-// use etcd's own client against each server apart. All that they did and saw is kept as a history (Op, Event) and
-// judged afterwards: by porcupine against models of a key and of a group of keys, and by the order of revisions that
-// the watches saw. The faults (nemesis) follow from a seed; when something is wrong, the history, porcupine's picture
-// of it and the servers' logs stay, and the test says where.
+// use etcd's own client against each server apart. All that they did and saw is kept, and judged afterwards
+// (test/history). The faults (nemesis) follow from a seed; when something is wrong, the history and the servers' logs
+// stay, and the test says where.
 //
 // It never touches an interface, a mount or a process that it did not make.
 package chaos

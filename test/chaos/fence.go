@@ -12,6 +12,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/coracle-k8s/coracle/test/history"
 )
 
 const (
@@ -20,25 +22,12 @@ const (
 	fenceTimeout = 15 * time.Second
 )
 
-// fenced is a write that was sent to a leader with its term.
-type fenced struct {
-	Term uint64 `json:"term"`
-	Op
-}
-
-// reign is what was seen of a leader: a revision that it answered itself.
-type reign struct {
-	Term uint64 `json:"term"`
-	Rev  int64  `json:"rev"`
-}
-
 // fencing writes as the leader's own loops do.
 type fencing struct {
 	w *workload
 
-	mu     sync.Mutex
-	writes []*fenced
-	reigns []reign
+	mu  sync.Mutex
+	ops []*history.Op // writes, and one read of each term
 }
 
 // run writes at whoever leads until ctx ends, and waits for what is under way.
@@ -87,81 +76,41 @@ func (f *fencing) run(ctx context.Context) {
 // same term; whoever has answered it, all of its writes up to the revision are older than what the term adds.
 func (f *fencing) observe(ctx context.Context, etc *clientv3.Client, term uint64) {
 	f.mu.Lock()
-	known := slices.ContainsFunc(f.reigns, func(r reign) bool { return r.Term == term })
+	known := slices.ContainsFunc(f.ops, func(o *history.Op) bool { return o.Kind == history.KindGet && o.Term == term })
 	f.mu.Unlock()
 	if known {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	resp, err := etc.Get(ctx, f.w.prefix+"f/0")
+	o := &history.Op{Kind: history.KindGet, Key: f.w.prefix + "f/0", Term: term, Outcome: history.OutcomeOK, Call: f.w.h.now()}
+	resp, err := etc.Get(ctx, o.Key)
 	if err != nil {
 		return
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.reigns = append(f.reigns, reign{term, resp.Header.Revision})
+	o.Return, o.Rev, o.KVs = f.w.h.now(), resp.Header.Revision, history.KVsOf(resp.Kvs)
+	f.add(o)
 }
 
 func (f *fencing) write(etc *clientv3.Client, s *server, term uint64, key string) {
-	w := &fenced{Term: term}
-	w.Kind, w.Key, w.Value, w.Server, w.Call = KindPut, key, f.w.value(0), s.name, f.w.h.now()
+	value := f.w.value(0)
+	o := &history.Op{
+		Kind: history.KindPut, Puts: []history.KV{{Key: key, Value: value}}, Server: s.name, Term: term, Call: f.w.h.now(),
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), fenceTimeout)
 	defer cancel()
-	resp, err := etc.Put(metadata.AppendToOutgoingContext(ctx, fenceKey, strconv.FormatUint(term, 10)), key, w.Value)
-	w.Return, w.Outcome = f.w.h.now(), outcomeOf(err)
+	resp, err := etc.Put(metadata.AppendToOutgoingContext(ctx, fenceKey, strconv.FormatUint(term, 10)), key, value)
+	o.Return, o.Outcome = f.w.h.now(), outcomeOf(err)
 	if err != nil {
-		w.Err = err.Error()
+		o.Err = err.Error()
 	} else {
-		w.Rev = resp.Header.Revision
+		o.Rev, o.Succeeded = resp.Header.Revision, true
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.writes = append(f.writes, w)
+	f.add(o)
 }
 
-// check checks that no write of a term took effect after a later term had been seen to serve.
-func (f *fencing) check(seen *timeline) []error {
+func (f *fencing) add(o *history.Op) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return checkFences(f.writes, f.reigns, seen)
-}
-
-func checkFences(writes []*fenced, reigns []reign, seen *timeline) []error {
-	var errs []error
-	first := map[uint64]int64{} // term → least revision that was seen of it
-	note := func(term uint64, rev int64) {
-		if old, ok := first[term]; !ok || rev < old {
-			first[term] = rev
-		}
-	}
-	for _, r := range reigns {
-		note(r.Term, r.Rev)
-	}
-	done := map[*fenced]int64{}
-	for _, w := range writes {
-		e, there := seen.byValue[w.Value]
-		switch {
-		case there && w.Outcome == OutcomeFailed:
-			errs = append(errs, fmt.Errorf("term %d: %s: refused, but the watches saw %q", w.Term, describeOp(&w.Op), e))
-		case !there && w.Outcome == OutcomeOK:
-			errs = append(errs, fmt.Errorf("term %d: %s: acknowledged, but no watch saw it", w.Term, describeOp(&w.Op)))
-		case there && w.Outcome == OutcomeOK && e.Mod != w.Rev:
-			errs = append(errs, fmt.Errorf("term %d: %s: acknowledged, but the watches saw %q", w.Term, describeOp(&w.Op), e))
-		}
-		if there {
-			done[w] = e.Mod
-			// Its own revision belongs to the term, but the write itself may be the first to be seen.
-			note(w.Term, e.Mod)
-		}
-	}
-	for w, rev := range done {
-		for term, begun := range first {
-			if term > w.Term && rev > begun && len(errs) < 10 {
-				errs = append(errs, fmt.Errorf("term %d: %s happened at revision %d, after term %d had served revision %d",
-					w.Term, describeOp(&w.Op), rev, term, begun))
-			}
-		}
-	}
-	return errs
+	f.ops = append(f.ops, o)
 }

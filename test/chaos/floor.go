@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/history"
 )
 
 // totals count what happened in the rounds of a run. A run in which little happened proves little.
@@ -39,13 +41,13 @@ func (a totals) String() string {
 }
 
 // count adds up the round's history.
-func (r *round) count(ops []*Op) totals {
-	sum := totals{long: r.long, faults: len(r.nemesis.strikes), reigns: len(r.fence.reigns)}
+func (r *round) count(ops []*history.Op) totals {
+	sum := totals{long: r.long, faults: len(r.nemesis.strikes)}
 	for _, o := range ops {
 		switch o.Outcome {
-		case OutcomeOK:
+		case history.OutcomeOK:
 			sum.ok++
-		case OutcomeFailed:
+		case history.OutcomeFailed:
 			sum.refused++
 		default:
 			sum.open++
@@ -56,11 +58,13 @@ func (r *round) count(ops []*Op) totals {
 			sum.bitten++
 		}
 	}
-	for _, w := range r.fence.writes {
-		switch w.Outcome {
-		case OutcomeOK:
+	for _, o := range r.fence.ops {
+		switch {
+		case o.Kind == history.KindGet:
+			sum.reigns++
+		case o.Outcome == history.OutcomeOK:
 			sum.fenced++
-		case OutcomeFailed:
+		case o.Outcome == history.OutcomeFailed:
 			sum.fenceRefused++
 		}
 	}
@@ -72,8 +76,10 @@ func (r *round) count(ops []*Op) totals {
 }
 
 // bit says whether an operation that was under way during the fault got no good answer.
-func (s *strike) bit(ops []*Op) bool {
-	return slices.ContainsFunc(ops, func(o *Op) bool { return o.Outcome != OutcomeOK && o.Call < s.To && o.Return > s.From })
+func (s *strike) bit(ops []*history.Op) bool {
+	return slices.ContainsFunc(ops, func(o *history.Op) bool {
+		return o.Outcome != history.OutcomeOK && o.Call < s.To && o.Return > s.From
+	})
 }
 
 // floors are what a minute of chaos has at least: about a twentieth of what two busy cores did, so that a slow machine

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/history"
 )
 
 // usual is a minute on two busy cores.
@@ -49,10 +51,11 @@ func TestFaultIsCreditedWithFailuresOfItsTime(t *testing.T) {
 		outcome   string
 		want      bool
 	}{
-		{110, 120, OutcomeMaybe, true}, {90, 110, OutcomeFailed, true}, {190, 210, OutcomeMaybe, true}, {50, Never, OutcomeMaybe, true},
-		{110, 120, OutcomeOK, false}, {50, 90, OutcomeMaybe, false}, {210, 220, OutcomeMaybe, false},
+		{110, 120, history.OutcomeMaybe, true}, {90, 110, history.OutcomeFailed, true},
+		{190, 210, history.OutcomeMaybe, true}, {50, history.Never, history.OutcomeMaybe, true},
+		{110, 120, history.OutcomeOK, false}, {50, 90, history.OutcomeMaybe, false}, {210, 220, history.OutcomeMaybe, false},
 	} {
-		if got := s.bit([]*Op{at(tt.call, tt.end, Op{Outcome: tt.outcome})}); got != tt.want {
+		if got := s.bit([]*history.Op{{Call: tt.call, Return: tt.end, Outcome: tt.outcome}}); got != tt.want {
 			t.Errorf("%+v: got %t", tt, got)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/history"
 )
 
 // leaseTTL is that of every lease; a lost leader gives each its whole time again.
@@ -175,12 +177,6 @@ func (l *leasing) renew(ctx context.Context, r *rand.Rand, t *tenancy) error {
 	return err
 }
 
-func (l *leasing) check(seen *timeline) []error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return checkLeases(l.tenancies, seen)
-}
-
 // atExpiry counts the leases of crowds that were renewed at least once, and those that were refused.
 func (l *leasing) atExpiry() (renewed, refused int) {
 	l.mu.Lock()
@@ -198,17 +194,17 @@ func (l *leasing) atExpiry() (renewed, refused int) {
 
 // checkLeases checks that no key vanished within a TTL of a keepalive that was acknowledged, and that all vanished
 // in the end.
-func checkLeases(tenancies []*tenancy, seen *timeline) []error {
+func checkLeases(tenancies []*tenancy, seen *history.Timeline) []error {
 	var errs []error
 	for _, t := range tenancies {
 		var expired int64
-		for _, e := range seen.byKey[t.Key] {
+		for _, e := range seen.ByKey[t.Key] {
 			if e.Delete {
 				expired = e.At
 			}
 		}
 		if expired == 0 && t.Lost == "" {
-			if len(seen.byKey[t.Key]) > 0 {
+			if len(seen.ByKey[t.Key]) > 0 {
 				errs = append(errs, fmt.Errorf("%s was never deleted, long after its lease %x was let go", t.Key, t.Lease))
 			}
 			continue

@@ -14,6 +14,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/history"
 )
 
 // finalTimeout is for what has to come true at the end of a round.
@@ -26,7 +28,7 @@ type round struct {
 	long time.Duration
 	say  func(format string, args ...any)
 
-	h        *history
+	h        *recorder
 	w        *workload
 	fence    *fencing
 	lease    *leasing
@@ -35,8 +37,8 @@ type round struct {
 	nemesis  *nemesis
 	totals   totals // complete when the round has been judged
 	always   invariants
-	audits   []Sequence // what the servers' histories have at the end
-	audited  int64      // from this revision on
+	audits   []history.Sequence // what the servers' histories have at the end
+	audited  int64              // from this revision on
 
 	mu    sync.Mutex
 	stops map[*server]context.CancelFunc // of a server's clients
@@ -45,7 +47,7 @@ type round struct {
 
 // runRound runs one round and says what happened in it and what was wrong.
 func runRound(ctx context.Context, c *cluster, number int, seed uint64, long time.Duration, say func(string, ...any)) (totals, []error) {
-	r := &round{c: c, seed: seed, long: long, say: say, h: newHistory(), stops: map[*server]context.CancelFunc{}}
+	r := &round{c: c, seed: seed, long: long, say: say, h: newRecorder(), stops: map[*server]context.CancelFunc{}}
 	r.prefix = fmt.Sprintf("c/%d/", number)
 	r.w = &workload{c: c, h: r.h, prefix: r.prefix, seed: seed}
 	r.fence = &fencing{w: r.w}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/coracle-k8s/coracle/test/history"
 )
 
 // watcher collects all events under a prefix, from a revision on. It stays with one server, also across its restarts,
@@ -18,12 +20,12 @@ import (
 type watcher struct {
 	name   string
 	prefix string
-	h      *history
+	h      *recorder
 	prev   bool // ask for previous values
 
 	mu     sync.Mutex
 	next   int64 // revision to resume from
-	events []Event
+	events []history.Event
 	visits []visit
 	err    error
 }
@@ -37,10 +39,10 @@ type visit struct {
 	End    string `json:"end"`
 }
 
-func (w *watcher) sequence() Sequence {
+func (w *watcher) sequence() history.Sequence {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return Sequence{Watcher: w.name, Events: slices.Clone(w.events), Visits: slices.Clone(w.visits)}
+	return history.Sequence{Watcher: w.name, Events: slices.Clone(w.events), Visits: slices.Clone(w.visits)}
 }
 
 // position returns the last revision seen, and what made the watcher give up.
@@ -118,9 +120,9 @@ func (w *watcher) take(resp clientv3.WatchResponse) {
 	defer w.mu.Unlock()
 	at := w.h.now()
 	for _, e := range resp.Events {
-		event := Event{KV: kvOf(e.Kv), Delete: e.Type == clientv3.EventTypeDelete, At: at}
+		event := history.Event{KV: history.KVOf(e.Kv), Delete: e.Type == clientv3.EventTypeDelete, At: at}
 		if e.PrevKv != nil {
-			kv := kvOf(e.PrevKv)
+			kv := history.KVOf(e.PrevKv)
 			event.Prev = &kv
 		}
 		w.events = append(w.events, event)
@@ -137,7 +139,7 @@ func (w *watcher) fail(err error) {
 }
 
 // audit returns what a server's history still has under a prefix, from a revision up to another.
-func audit(ctx context.Context, h *history, s *server, prefix string, from, to int64) (Sequence, error) {
+func audit(ctx context.Context, h *recorder, s *server, prefix string, from, to int64) (history.Sequence, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w := &watcher{name: "of " + s.name + "'s history", prefix: prefix, h: h, next: from}

@@ -171,9 +171,7 @@ func rbac(k *harness.Kube) {
 		})
 	}
 	out, err := k.Run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Authorization: Bearer "+token, "https://127.0.0.1:6443/api/v1/namespaces/"+k.NS+"/configmaps")
-	if err != nil || out != "200" {
-		k.T.Errorf("with its token: %s, %v", out, err)
-	}
+	testenv.False(k.T, err != nil || out != "200", "with its token: %s, %v", out, err)
 }
 
 // nodePort: a NodePort and a host port answer to the network outside, and a pod's own traffic leaves as the node's.
@@ -194,9 +192,7 @@ func nodePort(k *harness.Kube) {
 	testenv.Contains(k.T, warning, "Warning: spec.externalIPs is deprecated", "external IPs are asked for, and kubectl says")
 	for _, port := range []int{30080, 18080} {
 		out, err := harness.Output(k.Outside(ctx, harness.Box(k.T), "get", fmt.Sprintf("http://%s:%d/", harness.NodeIP, port), "120"))
-		if err != nil || strings.TrimSpace(out) != "np" {
-			k.T.Errorf("port %d from outside: %q, %v", port, out, err)
-		}
+		testenv.False(k.T, err != nil || strings.TrimSpace(out) != "np", "port %d from outside: %q, %v", port, out, err)
 	}
 	outside := k.Outside(ctx, harness.Box(k.T), "serve", "9090")
 	testenv.NoError(k.T, outside.Start())

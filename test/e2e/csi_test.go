@@ -14,6 +14,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/test/csi"
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // csiDriver are a driver and its provisioner in a pod, as makers of drivers have them, with the rights that the
@@ -112,9 +114,7 @@ func TestCSIDriver(t *testing.T) {
 	t.Parallel() // it mostly waits
 	s := harness.NewMachine(t).NewServer()
 	programs, kubelet, volumes := filepath.Join(s.Dir, "programs"), filepath.Join(s.DataDir, "agent", "kubelet"), filepath.Join(s.Dir, "volumes")
-	if err := os.Mkdir(programs, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.Mkdir(programs, 0o755))
 	for _, p := range []string{csi.Driver, csi.Provisioner} {
 		csi.Build(t, p, filepath.Join(programs, filepath.Base(p)))
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // bareServer is a cluster whose only server is no node, with nodes beside it.
@@ -168,7 +170,5 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 
 func (c *bareServer) stop() {
 	c.Helper()
-	if err := c.s.Stop(); err != nil {
-		c.Fatal(err)
-	}
+	testenv.NoError(c, c.s.Stop())
 }

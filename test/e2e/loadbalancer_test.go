@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ingressPath is a Service's first address, conditionPath the reason of what is said about it.
@@ -52,9 +54,7 @@ func loadBalancer(k *harness.Kube) {
 	k.Kubectl("patch", "service", "second", "-p", `{"spec":{"loadBalancerSourceRanges":["`+harness.OutsideIP+`/32"]}}`)
 	answers(k, port, "front")
 	for _, path := range []string{ingressPath, conditionPath} {
-		if got := k.Kubectl("get", "service", "foreign", "-o", "jsonpath="+path); got != "" {
-			k.T.Errorf("a Service of another class has %s", got)
-		}
+		testenv.Equal(k.T, k.Kubectl("get", "service", "foreign", "-o", "jsonpath="+path), "", "a Service of another class has")
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -30,9 +32,7 @@ func TestOneNode(t *testing.T) {
 	m := harness.NewMachine(t)
 	s := m.NewServer("--console-listen", net.JoinHostPort(m.IP, consolePort))
 	images := filepath.Join(s.DataDir, "images")
-	if err := os.MkdirAll(images, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, os.MkdirAll(images, 0o755))
 	harness.WriteBoxImage(t, filepath.Join(images, "box.tar.gz"))
 	began := time.Now()
 	s.Start()
@@ -74,9 +74,7 @@ func TestOneNode(t *testing.T) {
 			t.Errorf("kubectl version does not say v1.37.x+coracle twice:\n%s", out)
 		}
 		out = s.In(t).Kubectl("get", "nodes", "-o", "jsonpath={.items[0].status.nodeInfo.containerRuntimeVersion}")
-		if !strings.HasPrefix(out, "containerd://2.") || strings.Contains(out, "+") {
-			t.Errorf("the node's containerd is %s", out)
-		}
+		testenv.False(t, !strings.HasPrefix(out, "containerd://2.") || strings.Contains(out, "+"), "the node's containerd is %s", out)
 	})
 	t.Run("operations", func(t *testing.T) { operations(t, s) })
 	t.Run("crash", func(t *testing.T) { crash(t, s) })
@@ -114,8 +112,6 @@ func indent(s string, n int) string {
 func contains(k *harness.Kube, got string, want ...string) {
 	k.T.Helper()
 	for _, w := range want {
-		if !strings.Contains(got, w) {
-			k.T.Errorf("no %q in:\n%s", w, got)
-		}
+		testenv.True(k.T, strings.Contains(got, w), "no %q in:\n%s", w, got)
 	}
 }

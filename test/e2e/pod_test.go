@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // initContainers: they run in order before the pod's own containers, and a sidecar stays.
@@ -86,9 +88,7 @@ lifecycle:
 func hostDir(k *harness.Kube) string {
 	k.T.Helper()
 	dir := filepath.Join(k.Dir, "host-"+k.NS)
-	if err := os.MkdirAll(dir, 0o777); err != nil {
-		k.T.Fatal(err)
-	}
+	testenv.NoError(k.T, os.MkdirAll(dir, 0o777))
 	return dir
 }
 
@@ -120,13 +120,9 @@ func resources(k *harness.Kube) {
 		k.Await(soon, "pod/"+name, "{.status.qosClass} {.status.phase}", class+" Running")
 	}
 	limit := k.Kubectl("exec", "guaranteed", "--", "sh", "-c", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max")
-	if limit != fmt.Sprint(32<<20) {
-		k.T.Errorf("the container's memory limit is %s", limit)
-	}
+	testenv.False(k.T, limit != fmt.Sprint(32<<20), "the container's memory limit is %s", limit)
 	quota := k.Kubectl("exec", "guaranteed", "--", "sh", "-c", "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/cpu.max")
-	if quota != "10000" {
-		k.T.Errorf("the container's CPU quota is %s µs per 100 ms", quota)
-	}
+	testenv.True(k.T, quota == "10000", "the container's CPU quota is %s µs per 100 ms", quota)
 }
 
 // configuration: ConfigMap and Secret as environment and as files that follow changes, and the downward API.

@@ -118,9 +118,7 @@ func TestTwoMachines(t *testing.T) {
 	}
 	harness.Eventually(t, soon, "each answers to each", all)
 	site.Cut(a, b)
-	if probe(servers[0], b) == nil || probe(servers[1], a) == nil {
-		t.Error("an answer came over a link that is cut")
-	}
+	testenv.False(t, probe(servers[0], b) == nil || probe(servers[1], a) == nil, "an answer came over a link that is cut")
 	harness.Eventually(t, soon, "a server answers to its own machine", func() error { return errors.Join(probe(servers[0], a), probe(servers[1], b)) })
 	site.Heal()
 	harness.Eventually(t, soon, "the healed link carries again", all)
@@ -148,13 +146,9 @@ func TestMakePlayLeavesNothing(t *testing.T) {
 	}
 	harness.Says(t, string(out), "node-1", "Ready", harness.BoxImage, "API server")
 	left, err := os.ReadDir(scratch)
-	if err != nil || len(left) > 0 {
-		t.Errorf("left behind in its folder: %v, %v", left, err)
-	}
+	testenv.False(t, err != nil || len(left) > 0, "left behind in its folder: %v, %v", left, err)
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 		groups, err := filepath.Glob(fmt.Sprintf("%scoracle-e2e-%d-*", pattern, c.Process.Pid))
-		if err != nil || len(groups) > 0 {
-			t.Errorf("left behind: %v, %v", groups, err)
-		}
+		testenv.False(t, err != nil || len(groups) > 0, "left behind: %v, %v", groups, err)
 	}
 }

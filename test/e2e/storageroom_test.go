@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // roomFolder is a folder for volumes on every node of a scenario, whose filesystem has a size of its own on each.
@@ -68,9 +70,7 @@ func goesWhereRoomIs(t *testing.T, s, small, large *harness.Server) {
 	}
 	k.Apply(fmt.Sprintf(roomy, small.NodeName()))
 	k.Kubectl("wait", "--for=condition=Ready", "pod/room", "--timeout=300s")
-	if node := k.Kubectl("get", "pod", "room", "-o", "jsonpath={.spec.nodeName}"); node != large.NodeName() {
-		t.Errorf("the pod is on %s", node)
-	}
+	testenv.Equal(t, k.Kubectl("get", "pod", "room", "-o", "jsonpath={.spec.nodeName}"), large.NodeName(), "the pod is on")
 	expectEvent("ProvisioningFailed", "node "+small.NodeName()+": 24.0 MiB are asked for and 8.0 MiB are free in "+roomFolder)
 	k.Kubectl("exec", "room", "--", "sh", "-c", "echo kept > /data/file")
 

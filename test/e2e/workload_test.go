@@ -69,9 +69,7 @@ func deployment(k *harness.Kube) {
 		for pod := range answered {
 			testenv.True(k.T, strings.HasPrefix(pod, "web-"), "%s answered %q", host, pod)
 		}
-		if host == ip && len(answered) != 3 {
-			k.T.Errorf("thirty requests to %s reached %d of three pods", ip, len(answered))
-		}
+		testenv.False(k.T, host == ip && len(answered) != 3, "thirty requests to %s reached %d of three pods", ip, len(answered))
 	}
 	k.Apply(fmt.Sprintf(webDeployment, harness.BoxImage, "two"))
 	k.Kubectl("rollout", "status", "deployment/web", "--timeout=300s")
@@ -138,9 +136,7 @@ func interactive(k *harness.Kube) {
 	}
 	for range 3 {
 		out, err := k.Run(harness.Box(k.T), "get", fmt.Sprintf("http://127.0.0.1:%d/", port), "120")
-		if err != nil || strings.TrimSpace(out) != "forwarded" {
-			k.T.Errorf("through the forwarded port: %q, %v", out, err)
-		}
+		testenv.False(k.T, err != nil || strings.TrimSpace(out) != "forwarded", "through the forwarded port: %q, %v", out, err)
 	}
 	cancel()
 	_ = forward.Wait()
@@ -156,9 +152,7 @@ func copyFiles(k *harness.Kube) {
 	k.Kubectl("cp", filepath.Join(dir, "up"), "store:/tmp/there")
 	k.Kubectl("cp", "store:/tmp/there", filepath.Join(dir, "down"))
 	got, err := os.ReadFile(filepath.Join(dir, "down"))
-	if err != nil || string(got) != want {
-		k.T.Errorf("%d bytes came back of %d, %v", len(got), len(want), err)
-	}
+	testenv.False(k.T, err != nil || string(got) != want, "%d bytes came back of %d, %v", len(got), len(want), err)
 }
 
 // watch: get -w prints a change while it runs.

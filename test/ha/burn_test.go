@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // burn starts processes that only compute, on no machine, until it is told to stop.
@@ -20,9 +22,7 @@ func burn(t *testing.T, n int) (stop func()) {
 	site := harness.NewSite(t)
 	for range n {
 		c := site.Command(ctx, "sh", "-c", "while :; do :; done")
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, c.Start())
 		running.Go(func() { _ = c.Wait() }) // it is killed
 	}
 	return sync.OnceFunc(func() {

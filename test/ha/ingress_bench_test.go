@@ -150,9 +150,7 @@ func TestIngressTimes(t *testing.T) {
 	}
 	now, newest, err := c.Leader(ctx, c.Servers)
 	fmt.Printf("the store's leader: machine %d in term %d before, machine %d in term %d after; load %s\n", leader.Number, term, now.Number, newest, load())
-	if err != nil || now != leader || newest != term {
-		t.Errorf("the store has another leader: %v", err)
-	}
+	testenv.False(t, err != nil || now != leader || newest != term, "the store has another leader: %v", err)
 }
 
 // floodEnv has the addresses that TestFlood asks.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestInterruptedJoins: a server with a node and an agent are killed again and again while they join, each time a few
@@ -34,9 +36,7 @@ func TestInterruptedJoins(t *testing.T) {
 			killed++
 		}
 		t.Logf("the %s was killed %d times while it joined", role, killed)
-		if killed < 5 {
-			t.Errorf("the %s was killed %d times: this shows little", role, killed)
-		}
+		testenv.False(t, killed < 5, "the %s was killed %d times: this shows little", role, killed)
 		s.Kill()
 		s.Start()
 		if role == "server" {

@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestLeaderKilled: when the server that leads has been killed, the controllers and the scheduler of another one make
@@ -31,9 +33,7 @@ func TestLeaderKilled(t *testing.T) {
 		leader.Kill()
 		killed := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), soon)
-		if err := Bound(ctx, api, name); err != nil {
-			t.Error(err)
-		}
+		testenv.Check(t, Bound(ctx, api, name))
 		cancel()
 		t.Logf("a new Deployment's pods are bound %v after the leader's death", time.Since(killed).Round(time.Millisecond))
 		harness.Eventually(t, soon, "the Deployment is deleted", func() error {

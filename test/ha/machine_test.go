@@ -57,9 +57,7 @@ func TestDelayHoldsDatagramsOfOnePort(t *testing.T) {
 				t.Fatalf("a datagram that is to be late came after %v", took)
 			}
 		}
-		if got < tt.least || got > tt.most {
-			t.Errorf("port %d: %d of %d arrived, want %d to %d", tt.port, got, sent, tt.least, tt.most)
-		}
+		testenv.False(t, got < tt.least || got > tt.most, "port %d: %d of %d arrived, want %d to %d", tt.port, got, sent, tt.least, tt.most)
 	}
 }
 

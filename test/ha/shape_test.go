@@ -16,6 +16,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestPowerCut: all machines lose their power at once, and come back in another order. Nothing that was acknowledged is
@@ -111,9 +113,7 @@ func (c *Cluster) oneTooMany(t *testing.T) *harness.Machine {
 	before := asked.InLog(line)
 	s := c.machine().NewPeer(asked, c.flags()...)
 	s.Start()
-	if code := s.WaitExit(soon); code != 1 {
-		t.Errorf("it ended with exit code %d", code)
-	}
+	testenv.Equal(t, s.WaitExit(soon), 1, "it ended with exit code")
 	lastLog := s.LogTail(1)
 	t.Log(lastLog)
 	harness.Says(t, lastLog, "the cluster has 7 servers", "Join as an agent, or remove a server that is gone")
@@ -146,9 +146,7 @@ func (c *Cluster) promote(t *testing.T, victim, late *harness.Server) {
 	for _, s := range c.Servers {
 		asked += s.InLog("a server of the store's cluster gets a vote, as was asked for")
 	}
-	if asked != 1 {
-		t.Errorf("the servers say %d times that one got a vote because that was asked for", asked)
-	}
+	testenv.True(t, asked == 1, "the servers say %d times that one got a vote because that was asked for", asked)
 	harness.Eventually(t, soon, "the vote of the one that is gone is the new one's", func() error {
 		out, err := at.Run(at.Coracle(), "member", "list", "-o", "json", "--data-dir", at.DataDir)
 		var list status.Servers
@@ -186,9 +184,7 @@ func refused(t *testing.T, s *harness.Server, want string, args ...string) {
 // remove stops a server and takes it out of the cluster.
 func (c *Cluster) remove(t *testing.T, s *harness.Server) {
 	t.Helper()
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, s.Stop())
 	c.forget(t, s)
 }
 

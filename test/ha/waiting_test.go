@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // late is a pod of a node that is named.
@@ -95,9 +97,7 @@ func TestServerThatWaits(t *testing.T) {
 	})
 	visits := visit(waits.Machine, c.service())
 	harness.Eventually(t, soon, "the machine's own pod is reached", func() error { return visits(t.Context()) })
-	if err := waits.Alive(); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, waits.Alive())
 	if err := waits.Stop(); err != nil {
 		t.Errorf("a server that waits cannot be stopped: %v", err)
 	}

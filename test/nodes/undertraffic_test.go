@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // What happens to a mesh while its pods and hosts send requests without a pause.
@@ -85,9 +87,7 @@ func (m *mesh) restarts() {
 	}
 	x := m.crossing("1m") // no machine is so busy that a request takes as long
 	for _, i := range again {
-		if err := m.nodes[i].Stop(); err != nil {
-			m.Fatal(err)
-		}
+		testenv.NoError(m, m.nodes[i].Stop())
 	}
 	x.goesOn("while coracle does not run", 20)
 	for _, i := range again {

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMixedVersions: a version and the one before it run in one cluster, whichever is the server that lets the other
@@ -71,9 +73,7 @@ func TestMixedVersions(t *testing.T) {
 		if s.Bin == "" {
 			continue
 		}
-		if err := s.Stop(); err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, s.Stop())
 		s.Bin = ""
 		s.Start()
 		if s.Role != "agent" {

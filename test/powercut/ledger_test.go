@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/powercut/report"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // A small history: client 1 puts a, client 2 is granted lease 7 and puts b with
@@ -77,9 +79,7 @@ func TestLedgerFindsLostWrites(t *testing.T) {
 	} {
 		h := &listener{ledger: NewLedger(), boot: 1, moment: func(string) {}}
 		for _, line := range smallHistory {
-			if err := h.line(line); err != nil {
-				t.Fatal(err)
-			}
+			testenv.NoError(t, h.line(line))
 		}
 		f := smallStore()
 		test.change(f)

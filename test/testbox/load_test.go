@@ -7,37 +7,25 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestLongConnectionIsOpenedLate: a target that takes a connection only after the patience with a request has not
 // failed.
 func TestLongConnectionIsOpenedLate(t *testing.T) {
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	fd := testenv.Must(syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0))(t)
 	defer syscall.Close(fd)
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
 	if err := syscall.Listen(fd, 0); err != nil { // room for one connection
 		t.Fatal(err)
 	}
-	at, err := syscall.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
+	at := testenv.Must(syscall.Getsockname(fd))(t)
 	address := (&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: at.(*syscall.SockaddrInet4).Port}).String()
-	first, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := testenv.Must(net.Dial("tcp", address))(t)
 	defer first.Close()
 	const patience = 10 * time.Millisecond
-	ask, err := asker("tcp://"+address, patience)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ask := testenv.Must(asker("tcp://"+address, patience))(t)
 	done := make(chan error, 1) // one result
 	go func() { done <- ask() }()
 	select {
@@ -68,7 +56,5 @@ func TestLongConnectionIsOpenedLate(t *testing.T) {
 			}
 		}()
 	}
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, <-done)
 }

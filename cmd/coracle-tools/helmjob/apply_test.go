@@ -28,9 +28,7 @@ func TestReleaseIsInstalledUpgradedAndRemoved(t *testing.T) {
 	req := tt.request(web("1.0.0"))
 	r := tt.do(req, helmjob.Installed, "")
 	tt.wantGreeting("web", "hello")
-	if r.Release == nil || r.Release.Revision != 1 || r.Release.Status != "deployed" {
-		t.Errorf("the release is %+v", r.Release)
-	}
+	testenv.False(t, r.Release == nil || r.Release.Revision != 1 || r.Release.Status != "deployed", "the release is %+v", r.Release)
 	tt.says(r, "chart web 1.0.0")
 	m := testenv.Must(shared.client.CoreV1().ConfigMaps(tt.ns).Get(t.Context(), "web", metav1.GetOptions{}))(t)
 	if f := m.ManagedFields; len(f) != 1 || f[0].Manager != "helm" || f[0].Operation != metav1.ManagedFieldsOperationApply {
@@ -142,9 +140,7 @@ func TestFailurePoliciesDecideAfterFailedInstall(t *testing.T) {
 		}
 		r = tt.do(req, "", helmjob.Aborted)
 		tt.says(r, "failurePolicy is abort", "Not_A_Name")
-		if r.TryAgain || r.Release.Revision != 1 {
-			t.Errorf("try again: %v, release %+v", r.TryAgain, r.Release)
-		}
+		testenv.False(t, r.TryAgain || r.Release.Revision != 1, "try again: %v, release %+v", r.TryAgain, r.Release)
 		req.Values = mend
 		tt.do(req, helmjob.Recovered, "")
 		tt.wantGreeting("second", "second")
@@ -205,9 +201,7 @@ func (t *tester) orphan(req *helmjob.Request) (pid int, die func() error) {
 func (t *tester) stepsBack(pid int) {
 	t.Helper()
 	score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
-	if err != nil || strings.TrimSpace(string(score)) != "1000" {
-		t.Errorf("the child's oom_score_adj is %q, %v", score, err)
-	}
+	testenv.False(t, err != nil || strings.TrimSpace(string(score)) != "1000", "the child's oom_score_adj is %q, %v", score, err)
 	limits := testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid)))(t)
 	for line := range strings.Lines(string(limits)) {
 		if f := strings.Fields(line); strings.HasPrefix(line, "Max data size") && f[3] != fmt.Sprint(maxData) {
@@ -269,9 +263,7 @@ func TestNamespaceAndOwner(t *testing.T) {
 	req := tt.request(web("1.0.0"))
 	r := tt.do(req, "", helmjob.Conflict)
 	tt.says(r, "takeOwnership", `ConfigMap "web"`)
-	if r.Release != nil {
-		t.Errorf("there is a release: %+v", r.Release)
-	}
+	testenv.True(t, r.Release == nil, "there is a release: %+v", r.Release)
 	req.TakeOwnership = true
 	tt.do(req, helmjob.Installed, "")
 	tt.wantGreeting("web", "hello")

@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestConfigMaps is the life of a release that is kept in ConfigMaps, from the installation to the removal, with a
@@ -21,16 +23,12 @@ func TestConfigMaps(t *testing.T) {
 	tt.do(tt.request(web("1.0.0")), helmjob.Unchanged, "")
 	tt.do(tt.request(web("1.1.0")), helmjob.Upgraded, "")
 	tt.wantGreeting("web", "hello")
-	if got := tt.records(); got != "sh.helm.release.v1.web.v1 sh.helm.release.v1.web.v2" {
-		t.Errorf("the records are %q", got)
-	}
+	testenv.Equal(t, tt.records(), "sh.helm.release.v1.web.v1 sh.helm.release.v1.web.v2", "the records are")
 	tt.leave(common.StatusPendingUpgrade)
 	tt.do(tt.request(web("1.1.0")), helmjob.Recovered, "")
 	tt.do(tt.request(web("1.1.0")), helmjob.Unchanged, "")
 	secrets, err := shared.client.CoreV1().Secrets(tt.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "owner=helm"})
-	if err != nil || len(secrets.Items) != 0 {
-		t.Errorf("%d records are Secrets, %v", len(secrets.Items), err)
-	}
+	testenv.False(t, err != nil || len(secrets.Items) != 0, "%d records are Secrets, %v", len(secrets.Items), err)
 	tt.do(tt.removal(), helmjob.Uninstalled, "")
 	tt.wantGreeting("web", "")
 	if got := tt.records(); got != "" {

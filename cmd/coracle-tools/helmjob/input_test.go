@@ -14,6 +14,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/test/charts"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -67,9 +69,7 @@ func TestBadInput(t *testing.T) {
 			}
 			r := tt.do(req, "", bad.reason)
 			tt.says(r, bad.says)
-			if r.Release != nil {
-				t.Errorf("there is a release: %+v", r.Release)
-			}
+			testenv.True(t, r.Release == nil, "there is a release: %+v", r.Release)
 		})
 	}
 	tt.wantGreeting("web", "")
@@ -88,9 +88,7 @@ func TestValuesAndSetAreMerged(t *testing.T) {
 	}
 	got, err := yaml.Marshal(values)
 	want := "a:\n  b: 2\n  c:\n  - 3\n  f: null\nd: x,y=z\ng: \"1\"\nh: true\ni: null\nj:\n- k: a,b\nl: \"\"\n"
-	if err != nil || string(got) != want {
-		t.Errorf("%v, values:\n%swant:\n%s", err, got, want)
-	}
+	testenv.False(t, err != nil || string(got) != want, "%v, values:\n%swant:\n%s", err, got, want)
 }
 
 func FuzzValues(f *testing.F) {
@@ -104,9 +102,7 @@ func FuzzValues(f *testing.F) {
 		req := &helmjob.Request{Values: []helmjob.Document{helmjob.Document(doc)}, Set: map[string]intstr.IntOrString{path: intstr.FromString(value)}}
 		values, err := mergeValues(req)
 		if err != nil {
-			if asFailure(err).reason != helmjob.InvalidValues {
-				t.Errorf("failed with %v", err)
-			}
+			testenv.True(t, asFailure(err).reason == helmjob.InvalidValues, "failed with %v", err)
 			return
 		}
 		if _, err := digest(req, &source{}, values); err != nil && asFailure(err).reason != helmjob.InvalidValues {

@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestForgedRecord has the namespace's users, who may write Secrets and ConfigMaps there, write into the record of the
@@ -101,7 +103,5 @@ func forgedRecord(t *testing.T, driver string) {
 func TestLongErrorsAreCut(t *testing.T) {
 	tt := newTester(t)
 	r := tt.do(tt.request(web("1.0.0").With("templates/fail.yaml", `{{ fail (repeat 1000000 "é ") }}`)), "", helmjob.RenderFailed)
-	if len(r.Message) > maxMessage+10 || !utf8.ValidString(r.Message) {
-		t.Errorf("the message has %d bytes", len(r.Message))
-	}
+	testenv.False(t, len(r.Message) > maxMessage+10 || !utf8.ValidString(r.Message), "the message has %d bytes", len(r.Message))
 }

@@ -141,9 +141,7 @@ func TestChartIsFetchedFromEachSource(t *testing.T) {
 				if f := asFailure(err); f.reason != tt.reason || !strings.Contains(f.message, tt.says) {
 					t.Errorf("failed with %q, want %q, and the message has to say %q", f.reason, tt.reason, tt.says)
 				}
-				if strings.Contains(err.Error(), "guess") {
-					t.Error("the message has the password in it")
-				}
+				testenv.False(t, strings.Contains(err.Error(), "guess"), "the message has the password in it")
 			}
 		})
 	}
@@ -161,9 +159,7 @@ func TestCredentialsStay(t *testing.T) {
 	defer index.Close()
 	c := &helmjob.Chart{Name: "web", Repo: index.URL, Username: "me", Password: "secret"}
 	_, _, err := newFetcher(c, helmjob.DefaultTimeout, quiet).fetch(t.Context())
-	if asFailure(err).reason != helmjob.Unauthorized {
-		t.Errorf("the password went to another host: %v", err)
-	}
+	testenv.True(t, asFailure(err).reason == helmjob.Unauthorized, "the password went to another host: %v", err)
 	c.PassCredentialsAll = true
 	if _, _, err := newFetcher(c, helmjob.DefaultTimeout, quiet).fetch(t.Context()); err != nil {
 		t.Error(err)

@@ -94,9 +94,7 @@ func TestSetBackend(t *testing.T) {
 			if c.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("got %v, want %q", err, c.err)
 			}
-			if c.err == "" && c.to != "vxlan" && before != "vxlan" && before != "pigeons" {
-				t.Errorf("before it was %q", before)
-			}
+			testenv.False(t, c.err == "" && c.to != "vxlan" && before != "vxlan" && before != "pigeons", "before it was %q", before)
 			m, err := c.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(t.Context(), clusterconfig.BackendConfigMap, metav1.GetOptions{})
 			if c.want != "" && (err != nil || m.Data[clusterconfig.BackendData] != c.want) {
 				t.Errorf("the cluster has %v, %v, want %s", m.Data, err, c.want)

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var noon = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
@@ -47,9 +49,7 @@ func TestPodTrouble(t *testing.T) {
 	for name, c := range cases {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Status: c.status}
 		got := podTrouble(pod, noon, "/images")
-		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
-			t.Errorf("%s: got %q, want %q", name, got, c.want)
-		}
+		testenv.False(t, (c.want == "") != (got == "") || !strings.Contains(got, c.want), "%s: got %q, want %q", name, got, c.want)
 	}
 }
 
@@ -98,8 +98,6 @@ func TestNodeTrouble(t *testing.T) {
 	}
 	for name, c := range cases {
 		got := nodeTrouble(&corev1.Node{Status: corev1.NodeStatus{Conditions: c.conditions}})
-		if (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
-			t.Errorf("%s: got %q, want %q", name, got, c.want)
-		}
+		testenv.False(t, (c.want == "") != (got == "") || !strings.Contains(got, c.want), "%s: got %q, want %q", name, got, c.want)
 	}
 }

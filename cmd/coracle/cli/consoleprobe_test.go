@@ -64,9 +64,7 @@ func TestProbeOfAForeignServer(t *testing.T) {
 
 func TestSilentClusterDoesNotEndTheConsole(t *testing.T) {
 	said, err := probe(t.Context(), &rest.Config{Host: "http://" + testenv.Address(t, "127.0.0.1:0")}) // nothing listens there
-	if err != nil || !strings.Contains(said, "does not answer") {
-		t.Errorf("%q, %v", said, err)
-	}
+	testenv.False(t, err != nil || !strings.Contains(said, "does not answer"), "%q, %v", said, err)
 }
 
 // loginProgram is a kubeconfig's, which does what a shell script says.
@@ -100,9 +98,7 @@ func TestLoginProgramThatIsStuckIsNamed(t *testing.T) {
 	go func() { ended <- (&App{Stdout: out}).probeConsole(ctx, config, "here", time.Millisecond) }()
 	select {
 	case line := <-out.found:
-		if !strings.Contains(line, config.ExecProvider.Command) || !strings.Contains(line, "Ctrl-C") {
-			t.Errorf("it says %q", line)
-		}
+		testenv.False(t, !strings.Contains(line, config.ExecProvider.Command) || !strings.Contains(line, "Ctrl-C"), "it says %q", line)
 	case <-time.After(2 * time.Minute):
 		t.Fatal("it says nothing")
 	}

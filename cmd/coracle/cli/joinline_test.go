@@ -29,9 +29,7 @@ func TestShellQuote(t *testing.T) {
 		got := shellQuote(text)
 		testenv.Equal(t, got, want, "%q:", text)
 		out, err := exec.Command("sh", "-c", "printf %s "+got).Output()
-		if err != nil || string(out) != text {
-			t.Errorf("a shell makes %q of %s: %v", out, got, err)
-		}
+		testenv.False(t, err != nil || string(out) != text, "a shell makes %q of %s: %v", out, got, err)
 	}
 }
 

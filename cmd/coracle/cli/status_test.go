@@ -51,7 +51,5 @@ func TestStatusWhileTheAPIServerIsStalled(t *testing.T) {
 	admin.Start()
 	defer admin.Close()
 	r := testenv.Must((&App{}).findStatus(t.Context(), &config.Tool{Paths: p}))(t)
-	if r.Servers == nil || len(r.Servers.Servers) != 2 {
-		t.Errorf("status says of the servers %v; problems: %q", r.Servers, r.Problems)
-	}
+	testenv.False(t, r.Servers == nil || len(r.Servers.Servers) != 2, "status says of the servers %v; problems: %q", r.Servers, r.Problems)
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/storefiles"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestPlanNamesPossibleLoss(t *testing.T) {
@@ -28,8 +30,6 @@ func TestPlanNamesPossibleLoss(t *testing.T) {
 		"7 keys, 1.5 kB, at revision 99", "newest log entry is 1234 of term 5, written 2026-01-02 02:04:05 (1h0m ago)",
 		"at least 2 of the 3 voters", "asks none of the others (two, three, four)", "anything after entry 1234", "this server",
 	} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("no %q in:\n%s", want, out.String())
-		}
+		testenv.True(t, strings.Contains(out.String(), want), "no %q in:\n%s", want, out.String())
 	}
 }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package chaos
+package history
 
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 )
 
 // Event is a change as a watch saw it.
@@ -13,7 +15,7 @@ type Event struct {
 	KV
 	Delete bool  `json:"delete,omitempty"`
 	Prev   *KV   `json:"prev,omitempty"` // where the watch asked for it
-	At     int64 `json:"at"`             // when the client had it, nanoseconds since the history began
+	At     int64 `json:"at"`             // when the client had it, by the history's clock
 }
 
 func (e Event) String() string {
@@ -23,17 +25,18 @@ func (e Event) String() string {
 	return fmt.Sprintf("%d put %s=%s (version %d, created %d)", e.Mod, e.Key, e.Value, e.Version, e.Create)
 }
 
-func sameEvent(a, b Event) bool { return a.KV == b.KV && a.Delete == b.Delete }
+// Same says whether two watches saw the same.
+func Same(a, b Event) bool { return a.KV == b.KV && a.Delete == b.Delete }
 
 // Sequence is all that one watcher saw, perhaps on several servers one after the other.
 type Sequence struct {
 	Watcher string  `json:"watcher"`
 	Events  []Event `json:"events"`
-	Visits  []visit `json:"visits,omitempty"` // for whoever looks for the cause
+	Visits  any     `json:"visits,omitempty"` // for whoever looks for the cause
 }
 
-// from returns what a watcher saw from a revision on.
-func (s Sequence) from(rev int64) Sequence {
+// From returns what a watcher saw from a revision on.
+func (s Sequence) From(rev int64) Sequence {
 	i, _ := slices.BinarySearchFunc(s.Events, rev, func(e Event, rev int64) int { return cmp.Compare(e.Mod, rev) })
 	for i > 0 && s.Events[i-1].Mod >= rev {
 		i--
@@ -41,15 +44,15 @@ func (s Sequence) from(rev int64) Sequence {
 	return Sequence{Watcher: s.Watcher, Events: s.Events[i:]}
 }
 
-// checkSequences checks that every watcher saw the same events in the order of revisions, none twice and none left
+// CheckSequences checks that every watcher saw the same events in the order of revisions, none twice and none left
 // out, and that the events are a history: versions count up, previous values are the ones before.
-func checkSequences(seqs []Sequence) []error {
+func CheckSequences(seqs []Sequence) []error {
 	var errs []error
 	if len(seqs) == 0 {
 		return []error{fmt.Errorf("nobody watched")}
 	}
 	for _, s := range seqs[1:] {
-		if err := compareSequences(seqs[0], s); err != nil {
+		if err := CompareSequences(seqs[0], s); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -59,9 +62,10 @@ func checkSequences(seqs []Sequence) []error {
 	return errs
 }
 
-func compareSequences(a, b Sequence) error {
+// CompareSequences returns where two watches saw something else.
+func CompareSequences(a, b Sequence) error {
 	for i := range min(len(a.Events), len(b.Events)) {
-		if !sameEvent(a.Events[i], b.Events[i]) {
+		if !Same(a.Events[i], b.Events[i]) {
 			return fmt.Errorf("event %d: watcher %s saw %q, watcher %s saw %q", i, a.Watcher, a.Events[i], b.Watcher, b.Events[i])
 		}
 	}
@@ -120,28 +124,44 @@ func checkSequence(s Sequence) []error {
 	return errs
 }
 
-// timeline answers questions about the state at a revision, from the events.
-type timeline struct {
-	byKey   map[string][]Event // in order
-	byValue map[string]Event
-	last    int64
+// Timeline answers questions about the state at a revision, from the events.
+type Timeline struct {
+	ByKey   map[string][]Event // in order
+	ByValue map[string]Event
+	keys    []string // sorted
 }
 
-func newTimeline(events []Event) *timeline {
-	t := &timeline{byKey: map[string][]Event{}, byValue: map[string]Event{}}
+// NewTimeline takes the events in order.
+func NewTimeline(events []Event) *Timeline {
+	t := &Timeline{ByKey: map[string][]Event{}, ByValue: map[string]Event{}}
 	for _, e := range events {
-		t.byKey[e.Key] = append(t.byKey[e.Key], e)
+		t.ByKey[e.Key] = append(t.ByKey[e.Key], e)
 		if !e.Delete {
-			t.byValue[e.Value] = e
+			t.ByValue[e.Value] = e
 		}
-		t.last = max(t.last, e.Mod)
 	}
+	t.keys = slices.Sorted(maps.Keys(t.ByKey))
 	return t
 }
 
-// at returns the key as of a revision.
-func (t *timeline) at(key string, rev int64) (KV, bool) {
-	events := t.byKey[key]
+// Range returns the keys with a prefix as of a revision, in order.
+func (t *Timeline) Range(prefix string, rev int64) []KV {
+	var out []KV
+	from, _ := slices.BinarySearch(t.keys, prefix)
+	for _, key := range t.keys[from:] {
+		if !strings.HasPrefix(key, prefix) {
+			break
+		}
+		if kv, there := t.At(key, rev); there {
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// At returns the key as of a revision.
+func (t *Timeline) At(key string, rev int64) (KV, bool) {
+	events := t.ByKey[key]
 	i, found := slices.BinarySearchFunc(events, rev, func(e Event, rev int64) int { return int(e.Mod - rev) })
 	if !found {
 		i--
@@ -153,8 +173,8 @@ func (t *timeline) at(key string, rev int64) (KV, bool) {
 }
 
 // changed returns the key's event at exactly a revision.
-func (t *timeline) changed(key string, rev int64) (Event, bool) {
-	events := t.byKey[key]
+func (t *Timeline) changed(key string, rev int64) (Event, bool) {
+	events := t.ByKey[key]
 	i, found := slices.BinarySearchFunc(events, rev, func(e Event, rev int64) int { return int(e.Mod - rev) })
 	if !found {
 		return Event{}, false
