@@ -97,10 +97,10 @@ func (o *Op) Wrote() bool {
 func (o *Op) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "#%d %s %s %s%s", o.ID, o.Server, o.Kind, o.Key, o.Prefix)
-	switch {
-	case o.Kind == KindCAS:
+	switch o.Kind {
+	case KindCAS:
 		fmt.Fprintf(&b, " if mod %d", o.Expect)
-	case o.Kind == KindCASValue:
+	case KindCASValue:
 		fmt.Fprintf(&b, " if %s", o.ExpectV)
 	}
 	for _, kv := range o.Puts {
