@@ -72,7 +72,7 @@ func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 
 // nextRound lets fake time pass until all kubelets have been asked once more.
 func nextRound() {
-	time.Sleep(period) // fake time
+	time.Sleep(period) // fake time, which synctest moves on: no real time passes
 	synctest.Wait()
 }
 
