@@ -59,13 +59,14 @@ build: embedded ## bin/coracle for this machine (or ARCH=arm64)
 embedded: ## the programs embedded in coracle, into internal/embedded/files/ARCH
 	@GO='$(GO)' TAGS='$(TAGS)' TOOLS_LDFLAGS='$(STABLE_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' TRIMPATH='$(TRIMPATH)' packaging/embedded.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
 
-release: ## dist/: binaries for amd64 and arm64, and their checksums
+release: ## dist/: binaries for amd64 and arm64, packed, and checksums of both forms
 	@rm -rf dist && mkdir -p dist
 	$(MAKE) build ARCH=amd64 TRIMPATH=1 OUT=dist/coracle-linux-amd64
 	$(MAKE) build ARCH=arm64 TRIMPATH=1 OUT=dist/coracle-linux-arm64
 	packaging/check-release.sh dist
 	cp install.sh LICENSE NOTICE dist/
-	cd dist && sha256sum coracle-linux-* install.sh > sha256sums.txt && cat sha256sums.txt
+	cd dist && xz -9 --keep --threads=2 coracle-linux-* && sha256sum coracle-linux-* install.sh > sha256sums.txt && cat sha256sums.txt
+	rm dist/coracle-linux-amd64 dist/coracle-linux-arm64
 
 install: ## build and install on this machine (root)
 	./install.sh

@@ -4,15 +4,15 @@
 #
 #   sudo ./install.sh [server] [flags of coracle server]
 #
-# In a clone of the repository it builds coracle first. Beside a release binary (coracle-linux-amd64, coracle-linux-arm64
-# or coracle, with sha256sums.txt) it installs that. Run again, it upgrades, and restarts the service only when something
+# In a clone of the repository it builds coracle first. Beside a release (coracle-linux-amd64.xz or coracle-linux-arm64.xz,
+# or either unpacked, or coracle, with sha256sums.txt) it installs that. Run again, it upgrades, and restarts the service only when something
 # changed; pods keep running. Without arguments a second run keeps those of the first. coracle-uninstall takes it all
 # away. docs/install.md says more.
 #
 # Environment:
 #   INSTALL_CORACLE_EXEC         arguments of coracle, instead of this script's: "server --tls-san example.org"
-#   INSTALL_CORACLE_BINARY       install this file; sha256sums.txt has to lie beside it, or:
-#   INSTALL_CORACLE_SHA256       the hash that the binary has to have, or "skip"
+#   INSTALL_CORACLE_BINARY       install this file, also one packed by xz; sha256sums.txt has to lie beside it, or:
+#   INSTALL_CORACLE_SHA256       the hash that the file has to have, or "skip"
 #   INSTALL_CORACLE_BIN_DIR      where to put programs (default /usr/local/bin)
 #   INSTALL_CORACLE_SERVICE      systemd, openrc or none (default: what runs here)
 #   INSTALL_CORACLE_SYMLINK      skip: make no kubectl and ctr links; force: replace what has that name there
@@ -106,14 +106,15 @@ find_binary() {
     build
     binary=$here/bin/coracle
   else
-    for name in "coracle-linux-$arch" coracle; do
+    for name in "coracle-linux-$arch" coracle "coracle-linux-$arch.xz"; do
       if [ -f "$here/$name" ]; then binary=$here/$name; break; fi
     done
-    [ -n "${binary:-}" ] || die "there is neither coracle-linux-$arch nor a clone of coracle's repository in $here, where this script is.
-Put the binary and sha256sums.txt beside it, or set INSTALL_CORACLE_BINARY"
+    [ -n "${binary:-}" ] || die "there is neither coracle-linux-$arch.xz nor a clone of coracle's repository in $here, where this script is.
+Put the release's file and sha256sums.txt beside it, or set INSTALL_CORACLE_BINARY"
     trust "$binary"
     check_sum "$binary"
   fi
+  case $binary in *.xz) unpack ;; esac
   version=$("$binary" version 2>/dev/null | sed -n 's/^coracle  *//p')
   [ -n "$version" ] || die "$binary does not run on this machine ($(uname -m)): is it the one for $arch, and complete?"
 }
@@ -133,6 +134,16 @@ Get that file too, or set INSTALL_CORACLE_SHA256 to the hash that the binary sho
   [ "$have" = "$want" ] || die "$1 is not what was released: its SHA-256 is $have, but should be $want. Nothing was installed. Get it again"
 }
 
+# unpack makes $binary the program that a file packed by xz holds. It lies where put writes, so that a card is written once.
+unpack() {
+  command -v xz >/dev/null || die "xz is missing, which unpacks $binary. Install it (Debian and Ubuntu: apt install xz-utils), or unpack the file elsewhere: xz -d $(basename "$binary")"
+  mkdir -p "$bin_dir"
+  trap 'rm -f "$bin_dir/coracle.new"' EXIT
+  xz -dc "$binary" >"$bin_dir/coracle.new" || die "$binary could not be unpacked into $bin_dir; the line above says why. Nothing was installed"
+  chmod 755 "$bin_dir/coracle.new"
+  binary=$bin_dir/coracle.new
+}
+
 # build runs as the user who called sudo, so that the clone stays theirs.
 build() {
   say "building coracle from $here; on two cores and for the first time that takes about fifteen minutes"
@@ -147,12 +158,13 @@ build() {
 }
 
 # put FILE MODE DEST copies a file in one step, also over a program that runs. It is false when DEST was the same already.
+# DEST.new as FILE is moved.
 # What was written leaves the page cache. Linux keeps it there in blocks of up to 2 MB and maps them whole, so that a
 # program that was just installed takes 40 MB more memory than one that is read from the disk (docs/adr/0057).
 put() {
   if cmp -s "$1" "$3" && [ "$(stat -c %a "$3")" = "$2" ]; then return 1; fi
   mkdir -p "$(dirname "$3")"
-  cp "$1" "$3.new"
+  [ "$1" = "$3.new" ] || cp "$1" "$3.new"
   chmod "$2" "$3.new"
   sync "$3.new"
   dd if="$3.new" iflag=nocache count=0 2>/dev/null || : # BusyBox' dd has no nocache

@@ -33,5 +33,5 @@ for arch in amd64 arm64; do
     [ "$kind" = file ] || continue
     [ "$(sha256sum "$stage/$path" | cut -d ' ' -f 1)" = "$sum" ] || die "$arch: the embedded $path is not the one that was built"
   done < "internal/embedded/files/$arch/INDEX"
-  say "$binary: $(($(stat -c %s "$binary") / 1000000)) MB, compressed $(($(zstd -q -12 -c "$binary" | wc -c) / 1000000)) MB, with $(wc -l < "internal/embedded/files/$arch/INDEX") embedded files"
+  say "$binary: $(($(stat -c %s "$binary") / 1000000)) MB, with $(wc -l < "internal/embedded/files/$arch/INDEX") embedded files"
 done

@@ -97,6 +97,38 @@ func TestSecretsAreMoved(t *testing.T) {
 	}
 }
 
+// TestPackedRelease: a release packed by xz is checked as it came, and only a whole one is installed. Nothing else stays.
+func TestPackedRelease(t *testing.T) {
+	const program = "#!/bin/sh\necho coracle v7\n"
+	for _, tt := range []struct{ name, before, want string }{
+		{"whole", "", ""},
+		{"damaged", `printf x >>coracle-linux-amd64.xz`, "is not what was released"},
+		{"cut off", `truncate -s 40 coracle-linux-amd64.xz; INSTALL_CORACLE_SHA256=skip`, "could not be unpacked"},
+		{"full disk", `ulimit -f 0`, "could not be unpacked"},
+		{"no xz", `command() { return 1; }`, "xz is missing"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t)
+			testenv.NoError(t, os.WriteFile(filepath.Join(s.dir, "coracle-linux-amd64"), []byte(program), 0o755))
+			out, err := s.run(`cd "$etc"; here=$etc bin_dir=$etc/bin arch=amd64
+xz coracle-linux-amd64; sha256sum coracle-linux-amd64.xz >sha256sums.txt
+` + tt.before + `
+find_binary; put "$binary" 755 "$bin_dir/coracle"; echo "is $version"`)
+			if tt.want == "" {
+				testenv.NoError(t, err, "%s", out)
+				testenv.Contains(t, out, "is v7", "the installer does not say the version")
+				s.has("bin/coracle", 0o755, strings.Split(strings.TrimSpace(program), "\n")...)
+				return
+			}
+			if err == nil || !strings.Contains(out, tt.want) {
+				t.Errorf("%v: %s, want %q", err, out, tt.want)
+			}
+			left := testenv.Must(filepath.Glob(filepath.Join(s.dir, "bin/*")))(t)
+			testenv.Equal(t, len(left), 0, "there is %v, installed files are", left)
+		})
+	}
+}
+
 // TestInstallerRefusesFoldersOthersMayChange: nothing is installed from a folder whose content others may change.
 func TestInstallerRefusesFoldersOthersMayChange(t *testing.T) {
 	s := newScript(t)
