@@ -5,6 +5,8 @@ package raftstore
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -92,6 +94,29 @@ func TestScenarioFullLeaderBesideSlowDisks(t *testing.T) {
 			})
 		})
 	}
+}
+
+// All disks seem full, and nothing is written: no snapshot is made in twenty minutes, which would save no room.
+func TestScenarioIdleBesideFullDisks(t *testing.T) {
+	stage(t, 1, 3, nil, func(c *cluster) {
+		c.fill(c.leader(), 300)
+		snapshots := func() (found []string) {
+			for _, n := range c.nodes {
+				found = append(found, testenv.Must(filepath.Glob(filepath.Join(n.dir, "snapshots", "*")))(t)...)
+			}
+			return found
+		}
+		before := snapshots()
+		for _, n := range c.nodes {
+			n.faults.SeemFull(true)
+		}
+		for range 20 {
+			c.pass(time.Minute)
+			if now := snapshots(); !slices.Equal(now, before) {
+				t.Fatalf("the snapshots were %v, and are %v", before, now)
+			}
+		}
+	})
 }
 
 // The disk of one follower is full, and the other one has crashed or its disk is stalled. The one with a full disk
