@@ -97,7 +97,8 @@ func TestSecretsAreMoved(t *testing.T) {
 	}
 }
 
-// TestPackedRelease: a release packed by xz is checked as it came, and only a whole one is installed. Nothing else stays.
+// TestPackedRelease: a release packed by xz is checked as it came, and only a whole one is installed. Nothing else
+// stays.
 func TestPackedRelease(t *testing.T) {
 	const program = "#!/bin/sh\necho coracle v7\n"
 	for _, tt := range []struct{ name, before, want string }{
