@@ -11,18 +11,18 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/agent/announcer"
+	"github.com/coracle-k8s/coracle/agent/lbspeaker"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// announcer answers for addresses of the load balancer's pool. The nftables proxy needs them on no interface; IPVS has
-// them on one of its own, and then the kernel of every node would answer for all of them.
-func (o Options) announcer(client kubernetes.Interface, settings clustersettings.Follower, backend string,
-	report func(loadbalancer.Conflicts, loadbalancer.Proven)) announcer.Options {
-	a := announcer.Options{
+// speaker says how to answer for addresses of the load balancer's pool. The nftables proxy needs them on no interface;
+// IPVS has them on one of its own, and then the kernel of every node would answer for all of them.
+func (o Options) speaker(client kubernetes.Interface, settings clustersettings.Follower, backend string,
+	report func(loadbalancer.Conflicts, loadbalancer.Proven)) lbspeaker.Options {
+	a := lbspeaker.Options{
 		Client: client, Settings: settings, NodeName: o.NodeName, Links: linksWithoutServices, Announce: vip.Announce, Now: vip.Now,
 		Probe: vip.Probe, Routers: vip.Routers, Report: report,
 		Part: o.part("load balancer addresses"), Logger: o.Logger,
@@ -54,7 +54,7 @@ func keepSilent(device string) error {
 	return nil
 }
 
-// findings are what the network says of addresses of Services, as the announcer says; one, the last, waits. Its
+// findings are what the network says of addresses of Services, as the speaker says; one, the last, waits. Its
 // capacity is 1.
 type findings chan finding
 

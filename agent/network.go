@@ -14,8 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 
-	"github.com/coracle-k8s/coracle/agent/announcer"
 	"github.com/coracle-k8s/coracle/agent/ingress"
+	"github.com/coracle-k8s/coracle/agent/lbspeaker"
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/dns"
 	"github.com/coracle-k8s/coracle/ingress/table"
@@ -51,7 +51,7 @@ type network struct {
 	services  *proxy.Proxy        // nil when left to another proxy
 	names     *dns.Server         // nil when there is no cluster DNS
 	policies  *netpolicy.Enforcer // nil when another program enforces NetworkPolicies
-	addresses *announcer.Announcer
+	addresses *lbspeaker.Speaker
 	ingress   *ingress.Node // nil when another program serves Ingresses
 	settings  *clustersettings.StreamClient
 	findings  findings
@@ -105,7 +105,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		}
 		backend, _ = n.services.Backend()
 	}
-	if n.addresses, err = announcer.New(o.announcer(client, n.settings, backend, n.findings.set)); err != nil {
+	if n.addresses, err = lbspeaker.New(o.speaker(client, n.settings, backend, n.findings.set)); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	if len(o.ClusterDNS) > 0 {

@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // CleanupOptions say what Cleanup removes. Empty folders are left alone.
@@ -39,7 +39,7 @@ func Cleanup(o CleanupOptions) error {
 		}
 	}
 	errs = append(errs, removeRoutes())
-	errs = append(errs, nfttable.Delete(ownTable()))
+	errs = append(errs, nft.Delete(ownTable()))
 	if o.StateDir != "" {
 		if err := os.RemoveAll(o.StateDir); err != nil {
 			errs = append(errs, fmt.Errorf("removing the state of the pod network: %w", err))

@@ -34,8 +34,8 @@ add rule ip translator through drop
 		rules += fmt.Sprintf("add rule ip translator pre ip daddr %s dnat to %s\nadd rule ip translator post ip saddr %s snat to %s\n", outer, inner, inner, outer)
 		s.nodes = append(s.nodes, ns)
 	}
-	nft(t, rules)
-	t.Cleanup(func() { nft(t, "delete table ip translator") })
+	runNFT(t, rules)
+	t.Cleanup(func() { runNFT(t, "delete table ip translator") })
 	s.passAll()
 	s.meets()
 	serve(t, s.nodes[1], "node", "tcp", "192.168.2.2:80")

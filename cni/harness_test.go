@@ -210,7 +210,7 @@ func eventually(t *testing.T, f func() error) {
 	testenv.Eventually(t, 2*time.Minute, "the network is as it should be", f)
 }
 
-func nft(t *testing.T, args ...string) string {
+func runNFT(t *testing.T, args ...string) string {
 	t.Helper()
 	out, err := exec.Command("nft", args...).CombinedOutput()
 	if err != nil {

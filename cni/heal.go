@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // guardPeriod is how often to look whether everything is still there, beside what the kernel says.
@@ -27,7 +27,7 @@ func (s *Server) heal(ctx context.Context, whole bool) {
 	}
 	nw, before := s.tried, s.waysTrouble
 	// The table comes first: without it pods may speak from any address. An error here says nothing about it.
-	if ok, err := nfttable.Exists(ownTable()); err == nil && !ok || whole && !s.rules.intact() {
+	if ok, err := nft.Exists(ownTable()); err == nil && !ok || whole && !s.rules.intact() {
 		s.log.Info("The nftables table of the pod network was removed or changed by another program; writing it again")
 		if err := s.applyRules(ctx); err != nil {
 			s.log.Error(err, "Host ports and traffic from pods to the outside do not work; trying again", "after", s.guard)
@@ -51,7 +51,7 @@ func (s *Server) heal(ctx context.Context, whole bool) {
 	}
 }
 
-func ownTable() nfttable.Table { return nfttable.Table{Family: nfttable.INet, Name: tableName} }
+func ownTable() nft.Table { return nft.Table{Family: nft.INet, Name: tableName} }
 
 // applyHost makes the host's side of the pod network what the records of living pods want, and says what it changed. An
 // error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes, and what is

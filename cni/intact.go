@@ -8,7 +8,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // intact says whether the table has as many rules and elements as were written there. It costs one question to the
@@ -16,11 +16,11 @@ import (
 func (a *rulesApplier) intact() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	generation, err := nfttable.Generation()
+	generation, err := nft.Generation()
 	if err != nil || a.written == nil || generation == a.verified {
 		return true
 	}
-	have, err := nfttable.Count(ownTable())
+	have, err := nft.Count(ownTable())
 	if err != nil {
 		return true
 	}
@@ -33,7 +33,7 @@ func (a *rulesApplier) intact() bool {
 
 // counts says whether a table has as many of everything as the ruleset. Of a set of intervals it says only whether
 // there are any: the kernel has two elements or one for each.
-func (rs *ruleset) counts(have nfttable.Counts) bool {
+func (rs *ruleset) counts(have nft.Counts) bool {
 	rules, elements, intervals := map[string]int{}, map[string]int{}, map[string]bool{}
 	for _, o := range rs.objects {
 		switch o := o.(type) {

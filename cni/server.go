@@ -27,7 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/unixsocket"
@@ -163,7 +163,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	nft, err := newNFT()
+	program, err := newNFT()
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: nft},
+	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: program},
 		wg: newWGDevice(wireGuardDevice, wireGuard, log), guard: guardPeriod, hello: helloTimeout}, nil
 }
 
@@ -195,7 +195,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	changes := notify.New()
 	wg.Go(func() { s.followKernel(ctx, changes) })
-	nfttable.FollowDeletions(ctx, &wg, changes, func(err error) {
+	nft.FollowDeletions(ctx, &wg, changes, func(err error) {
 		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is checked now and then",
 			"err", err, "every", s.guard)
 	}, ownTable())

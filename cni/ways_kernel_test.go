@@ -20,7 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -82,14 +82,14 @@ func (s *segment) pass(i int) (did string) {
 	testenv.NoError(s, s.nodes[i-1].Do(func() error {
 		did = pass(s.T, Bridge, append(desired, ways...))
 		rs := desiredRules(in, s.c.backend)
-		nft, err := newNFT()
+		program, err := newNFT()
 		if err != nil {
 			return err
 		}
-		if err := apply(context.Background(), nft, rs); err != nil {
+		if err := apply(context.Background(), program, rs); err != nil {
 			return err
 		}
-		if have, err := nfttable.Count(ownTable()); err != nil || !rs.counts(have) {
+		if have, err := nft.Count(ownTable()); err != nil || !rs.counts(have) {
 			return fmt.Errorf("what was just written is not whole: %+v, %w", have, err)
 		}
 		return nil
@@ -351,7 +351,7 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	if got := first(); got != unknownPeer {
 		t.Errorf("what says that it is from %s arrived", got)
 	}
-	testenv.NoError(t, s.nodes[0].Do(func() error { nft(t, "flush chain inet coracle guard"); return nil }))
+	testenv.NoError(t, s.nodes[0].Do(func() error { runNFT(t, "flush chain inet coracle guard"); return nil }))
 	eventually(t, func() error { // there may be some on their way from before
 		if got := first(); got != invented {
 			return fmt.Errorf("unguarded, %s arrived first: this test proves nothing", got)

@@ -21,7 +21,7 @@ import (
 	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -87,7 +87,7 @@ func (w *world) api() *fake.Clientset {
 func thereIs(t *testing.T, want bool) {
 	t.Helper()
 	testenv.Until(t, patience, "the table is there or not", func() bool {
-		ok, err := nfttable.Exists(kernelTable)
+		ok, err := nft.Exists(kernelTable)
 		return err == nil && ok == want
 	})
 }
@@ -114,7 +114,7 @@ func TestPodIsClosedBeforeItsFirstPacket(t *testing.T) {
 	}
 	e.Release(w.Sandboxes[0].ID)
 	testenv.Until(t, patience, "the rules of a pod that is gone are gone", func() bool {
-		n, err := nfttable.Count(kernelTable)
+		n, err := nft.Count(kernelTable)
 		return err == nil && n.Elements["in4"] == 2 && n.Elements["out4"] == 2
 	})
 }
@@ -155,7 +155,7 @@ func TestAdmitWaits(t *testing.T) {
 			return errors.New("it still waits")
 		}
 	})
-	if n, err := nfttable.Count(kernelTable); err != nil || n.Elements["in4"] != 1 || n.Elements["out4"] != 0 {
+	if n, err := nft.Count(kernelTable); err != nil || n.Elements["in4"] != 1 || n.Elements["out4"] != 0 {
 		t.Errorf("admitted with %v, %v", n, err)
 	}
 }
@@ -196,7 +196,7 @@ func TestNothingWithoutPolicies(t *testing.T) {
 	testenv.Until(t, patience, "the first policy makes the table", func() bool {
 		policy.ResourceVersion += "1" // as above
 		testenv.Must(e.api.NetworkingV1().NetworkPolicies("x").Update(t.Context(), policy, metav1.UpdateOptions{}))(t)
-		ok, err := nfttable.Exists(kernelTable)
+		ok, err := nft.Exists(kernelTable)
 		return err == nil && ok
 	})
 	testenv.NoError(t, e.api.NetworkingV1().NetworkPolicies("x").Delete(t.Context(), "deny", metav1.DeleteOptions{}))
@@ -261,7 +261,7 @@ func TestKeptRules(t *testing.T) {
 		return false
 	})
 	e.stop()
-	want := testenv.Must(nfttable.Count(kernelTable))(t)
+	want := testenv.Must(nft.Count(kernelTable))(t)
 	silent := w.api()
 	silent.PrependReactor("list", "networkpolicies", func(k8stesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("no server answers")
@@ -270,7 +270,7 @@ func TestKeptRules(t *testing.T) {
 		testenv.NoError(t, run(t.Context(), []byte("flush ruleset")))
 		e = startWith(t, silent, time.Hour, file, w.Sandboxes...)
 		thereIs(t, true)
-		if got, err := nfttable.Count(kernelTable); err != nil || !reflect.DeepEqual(got, want) {
+		if got, err := nft.Count(kernelTable); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("there is %v, %v; before it was %v", got, err, want)
 		}
 		e.stop()

@@ -10,7 +10,7 @@ import (
 	"os"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // The table stays in the kernel when an Enforcer stops. If another program deletes it then, and no server answers when
@@ -43,7 +43,7 @@ func (e *Enforcer) reinstate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the rules of NetworkPolicies that were kept: %w", err)
 	}
-	if ok, err := nfttable.Exists(kernelTable); err != nil || ok {
+	if ok, err := nft.Exists(kernelTable); err != nil || ok {
 		return err
 	}
 	e.log.Info("The nftables table of NetworkPolicies was removed while this program did not run; writing what was in it")

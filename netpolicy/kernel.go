@@ -11,7 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // table is the node's table in the kernel, as far as this process wrote it.
@@ -21,7 +21,7 @@ type table struct {
 	none     atomic.Bool // it is known not to be there
 }
 
-var kernelTable = nfttable.Table{Family: nfttable.INet, Name: nfttable.PolicyTable}
+var kernelTable = nft.Table{Family: nft.INet, Name: nft.PolicyTable}
 
 // apply makes the table hold the ruleset, in one transaction. What was there stays in force when that fails.
 func (t *table) apply(ctx context.Context, to *Ruleset) error {
@@ -49,7 +49,7 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 	t.applied = nil
 	if to.empty() {
 		// A host without any policy need not even have a kernel that knows such tables.
-		if ok, err := nfttable.Exists(kernelTable); err != nil || !ok {
+		if ok, err := nft.Exists(kernelTable); err != nil || !ok {
 			t.applied = to
 			return nil //nolint:nilerr // where tables cannot be listed there is none of ours
 		}
@@ -62,12 +62,12 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 }
 
 // run has the embedded nft, which is the first on the PATH, do all of the commands or none.
-func run(ctx context.Context, text []byte) error { return nft(ctx, text, "-f", "-") }
+func run(ctx context.Context, text []byte) error { return runNFT(ctx, text, "-f", "-") }
 
 // check has nft and the kernel say whether they would do the commands.
-func check(ctx context.Context, text []byte) error { return nft(ctx, text, "-c", "-f", "-") }
+func check(ctx context.Context, text []byte) error { return runNFT(ctx, text, "-c", "-f", "-") }
 
-func nft(ctx context.Context, text []byte, args ...string) error {
+func runNFT(ctx context.Context, text []byte, args ...string) error {
 	cmd := exec.CommandContext(ctx, "nft", args...)
 	var out bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(text), &out, &out
@@ -75,7 +75,7 @@ func nft(ctx context.Context, text []byte, args ...string) error {
 		if first, _, _ := strings.Cut(out.String(), "\n"); first != "" {
 			err = errors.Join(err, errors.New(first))
 		}
-		return fmt.Errorf("writing the nftables table %s: %w", nfttable.PolicyTable, err)
+		return fmt.Errorf("writing the nftables table %s: %w", nft.PolicyTable, err)
 	}
 	return nil
 }
@@ -86,11 +86,11 @@ func (t *table) intact() bool {
 	if t.applied == nil || t.applied.empty() {
 		return true
 	}
-	generation, err := nfttable.Generation()
+	generation, err := nft.Generation()
 	if err != nil || generation == t.verified {
 		return true
 	}
-	have, err := nfttable.Count(kernelTable)
+	have, err := nft.Count(kernelTable)
 	if err != nil {
 		return true
 	}
@@ -104,7 +104,7 @@ func (t *table) intact() bool {
 
 // counts says whether a table has as many of everything as the ruleset. Elements of intervals are not counted: the
 // kernel has two or one for each.
-func (r *Ruleset) counts(have nfttable.Counts) bool {
+func (r *Ruleset) counts(have nft.Counts) bool {
 	chains := map[string]int{}
 	for _, f := range frame {
 		chains[f.chain] = len(f.rules)
@@ -147,4 +147,4 @@ func (r *Ruleset) counts(have nfttable.Counts) bool {
 }
 
 // Remove takes the table away; none there is no error.
-func Remove() error { return nfttable.Delete(kernelTable) }
+func Remove() error { return nft.Delete(kernelTable) }

@@ -23,7 +23,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 )
@@ -185,7 +185,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { e.watch.run(ctx, e.wake.Send) })
-	nfttable.FollowDeletions(ctx, &wg, e.deletions, func(err error) {
+	nft.FollowDeletions(ctx, &wg, e.deletions, func(err error) {
 		e.log.Info("The kernel does not say when another program removes the nftables table of NetworkPolicies; it is checked now and then",
 			"err", err, "every", e.guard)
 	}, kernelTable)

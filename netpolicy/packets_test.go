@@ -15,7 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/policymodel"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -74,7 +74,7 @@ func TestTruthTable(t *testing.T) {
 	}
 	l.Policies, l.model.Policies = nil, nil
 	check("none", 12)
-	if ok, err := nfttable.Exists(kernelTable); ok || err != nil {
+	if ok, err := nft.Exists(kernelTable); ok || err != nil {
 		t.Errorf("a table without policies: %v, %v", ok, err)
 	}
 	t.Logf("%d connections were allowed and %d refused", allowed, denied)

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -93,7 +93,7 @@ func standIn(t *testing.T, word string) string {
 
 func list(t *testing.T) string {
 	t.Helper()
-	out, err := exec.Command("nft", "list", "table", "inet", nfttable.PolicyTable).CombinedOutput()
+	out, err := exec.Command("nft", "list", "table", "inet", nft.PolicyTable).CombinedOutput()
 	if err != nil {
 		return ""
 	}

@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	clusterconfig "github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // Names in the table besides those of a Ruleset. Those that exist per address family end in 4 or 6.
@@ -125,7 +125,7 @@ func (k setKind) interval() bool { return k == spans4 || k == spans6 || k == por
 // script writes nft's commands, all of which happen at once or not at all.
 type script struct{ bytes.Buffer }
 
-const tableRef = "inet " + nfttable.PolicyTable
+const tableRef = "inet " + nft.PolicyTable
 
 func (s *script) line(format string, args ...any) { fmt.Fprintf(&s.Buffer, format+"\n", args...) }
 

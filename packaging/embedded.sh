@@ -72,5 +72,5 @@ for link in kubectl ctr helm; do ln -sfn coracle-tools "$stage/$link"; done
 # Level 19 takes a minute of two processors: releases only.
 level=12
 [ -z "${TRIMPATH:-}" ] || level=19
-"$GO" run -buildvcs=false ./internal/embedded/pack -level "$level" -stage "$stage" -out "internal/embedded/files/$arch" \
+"$GO" run -buildvcs=false ./packaging/pack -level "$level" -stage "$stage" -out "internal/embedded/files/$arch" \
   -cache "$work/../zst" -pause "$work/pause" -pause-image "$pause_image" -arch "$arch"

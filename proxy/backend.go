@@ -11,7 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
@@ -42,7 +42,7 @@ type backend interface {
 }
 
 // tabled is a back end with tables, of which the kernel says when they are deleted.
-type tabled interface{ ownTables() []nfttable.Table }
+type tabled interface{ ownTables() []nft.Table }
 
 // candidate is a back end that New may choose. Its rules are removed by internal/servicerules.
 type candidate struct {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -34,7 +34,7 @@ func bareNFTables(t testing.TB, families ...corev1.IPFamily) *nftables {
 	b := testenv.Must(openNFTables(t.Context(), o))(t)
 	t.Cleanup(func() {
 		for _, table := range b.(tabled).ownTables() {
-			testenv.Check(t, nfttable.Delete(table))
+			testenv.Check(t, nft.Delete(table))
 		}
 	})
 	b.OnTopologyChange(theNode().Labels)
@@ -79,7 +79,7 @@ func wantAsUpstream(t *testing.T, b *nftables, there []served) {
 		b.OnServiceDelete(s.service)
 	}
 	testenv.NoError(t, b.sync(false)) // listeners of health check node ports end
-	nft(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
+	runNFT(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
 	upstreamRules := theirRules(t, there)
 	for _, line := range ours {
 		testenv.True(t, slices.Contains(upstreamRules, line), "too much: %s", line)

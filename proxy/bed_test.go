@@ -91,7 +91,7 @@ func newTestbed(t *testing.T, mode string) *testbed {
 		b.stop()
 		b.sayDifferences(t)
 		b.removeRules(t)
-		if out := nft(t, "list tables"); strings.Contains(out, "kube-proxy") || strings.Contains(out, "coracle-ipvs") {
+		if out := runNFT(t, "list tables"); strings.Contains(out, "kube-proxy") || strings.Contains(out, "coracle-ipvs") {
 			t.Errorf("tables are left: %s", out)
 		}
 	})
@@ -102,7 +102,7 @@ func (b *testbed) clusterCIDR() string { return "10.42.0.0/16" }
 
 func (b *testbed) removeRules(t *testing.T) {
 	if b.mode == kubeProxy {
-		nft(t, "add table ip kube-proxy; add table ip6 kube-proxy; delete table ip kube-proxy; delete table ip6 kube-proxy")
+		runNFT(t, "add table ip kube-proxy; add table ip6 kube-proxy; delete table ip kube-proxy; delete table ip6 kube-proxy")
 		return
 	}
 	testenv.Equal(t, testenv.Must(servicerules.Remove(b.record))(t), b.mode, "removed")
@@ -243,7 +243,7 @@ func fails(t *testing.T, ns netns.Doer, what, addr string) {
 	})
 }
 
-func nft(t *testing.T, args ...string) string {
+func runNFT(t *testing.T, args ...string) string {
 	t.Helper()
 	out, err := exec.Command("nft", args...).CombinedOutput()
 	if err != nil {

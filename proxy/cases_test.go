@@ -379,7 +379,7 @@ func testPolicyHooks(t *testing.T, mode string) {
 	meets := map[string]bool{"forward": !output, "output": output}
 	for hook, want := range meets {
 		reaches(t, from, "without a policy", clusterIP+":80")
-		nft(t, "add table ip judge; add chain ip judge "+hook+" { type filter hook "+hook+" priority 0; }; "+
+		runNFT(t, "add table ip judge; add chain ip judge "+hook+" { type filter hook "+hook+" priority 0; }; "+
 			"add rule ip judge "+hook+" ct state established accept; add rule ip judge "+hook+" ip saddr 10.42.0.2 ip daddr 10.42.0.6 tcp dport 8080 drop")
 		if want {
 			silent(t, from, clusterIP+":80")
@@ -387,6 +387,6 @@ func testPolicyHooks(t *testing.T, mode string) {
 			reaches(t, from, "the hook "+hook+" does not see it", clusterIP+":80")
 		}
 		reaches(t, b.outside, "others", clusterIP+":80")
-		nft(t, "delete table ip judge")
+		runNFT(t, "delete table ip judge")
 	}
 }

@@ -41,7 +41,7 @@ func testPoolAddress(t *testing.T, mode string) {
 	}
 	node, err := netlink.LinkByName("uplink")
 	testenv.NoError(t, err)
-	err = b.outside.Do(func() error { // the announcer's answer
+	err = b.outside.Do(func() error { // the speaker's answer
 		eth0, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return err

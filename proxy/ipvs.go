@@ -12,7 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/kubernetes/pkg/proxy/healthcheck"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/proxy/ipvs"
 )
@@ -69,8 +69,8 @@ func openIPVS(ctx context.Context, o Options) (backend, error) {
 	return &ipvsBackend{p, context.WithoutCancel(ctx)}, nil
 }
 
-func (b *ipvsBackend) ownTables() []nfttable.Table {
-	return []nfttable.Table{{Family: nfttable.IPv4, Name: servicerules.IPVSTable}, {Family: nfttable.IPv6, Name: servicerules.IPVSTable}}
+func (b *ipvsBackend) ownTables() []nft.Table {
+	return []nft.Table{{Family: nft.IPv4, Name: servicerules.IPVSTable}, {Family: nft.IPv6, Name: servicerules.IPVSTable}}
 }
 
 func (b *ipvsBackend) name() string                                    { return servicerules.IPVS }

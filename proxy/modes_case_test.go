@@ -81,7 +81,7 @@ func (b *testbed) becomes(t *testing.T, mode, asked, other string) {
 		t.Fatalf("%s: the back end is %s: %s", asked, got, why)
 	}
 	eventually(t, "the other mode's tables are removed", func() error {
-		if tables := nft(t, "list", "tables"); strings.Contains(tables, other) {
+		if tables := runNFT(t, "list", "tables"); strings.Contains(tables, other) {
 			return fmt.Errorf("there are:\n%s", tables)
 		}
 		return nil

@@ -21,7 +21,7 @@ import (
 	upstreamnft "k8s.io/kubernetes/pkg/proxy/nftables"
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
@@ -112,7 +112,7 @@ func (b *nftables) OnTopologyChange(labels map[string]string) {
 // prepare makes empty tables: the proxier's first listing reports missing ones as an error.
 func (b *nftables) prepare() error {
 	for _, t := range tables(b.families) {
-		if err := nfttable.Ensure(t); err != nil {
+		if err := nft.Ensure(t); err != nil {
 			return err
 		}
 	}
@@ -147,24 +147,24 @@ func (b *nftables) sync(full bool) error {
 	return errors.Join(errs...)
 }
 
-func (b *nftables) ownTables() []nfttable.Table { return tables(b.families) }
+func (b *nftables) ownTables() []nft.Table { return tables(b.families) }
 
 // intact says whether the tables are there. What another program changes inside them the hourly full sync repairs.
 func (b *nftables) intact() (bool, error) {
 	for _, t := range tables(b.families) {
-		if ok, err := nfttable.Exists(t); err != nil || !ok {
+		if ok, err := nft.Exists(t); err != nil || !ok {
 			return false, err
 		}
 	}
 	return true, nil
 }
 
-func tables(families []corev1.IPFamily) []nfttable.Table {
-	var out []nfttable.Table
+func tables(families []corev1.IPFamily) []nft.Table {
+	var out []nft.Table
 	for _, f := range families {
-		t := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.NFTable}
+		t := nft.Table{Family: nft.IPv4, Name: servicerules.NFTable}
 		if f == corev1.IPv6Protocol {
-			t.Family = nfttable.IPv6
+			t.Family = nft.IPv6
 		}
 		out = append(out, t)
 	}

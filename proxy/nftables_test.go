@@ -106,7 +106,7 @@ func TestServiceCIDRAddedLaterIsGuarded(t *testing.T) {
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
 	b.api.Put(&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.99.0.0/16"}}})
 	eventually(t, "unallocated addresses of the new CIDR are rejected", func() error {
-		if out := nft(t, "list table ip kube-proxy"); !strings.Contains(out, "10.99.0.0/16") {
+		if out := runNFT(t, "list table ip kube-proxy"); !strings.Contains(out, "10.99.0.0/16") {
 			return fmt.Errorf("the rules do not name it")
 		}
 		return nil
@@ -135,7 +135,7 @@ func TestDualStack(t *testing.T) {
 	go func() { done <- p.Run(ctx) }()
 	for table, want := range map[string]string{"ip": clusterIP, "ip6": "fd43::9"} {
 		eventually(t, table, func() error {
-			if out := nft(t, "list ruleset "+table); !strings.Contains(out, want) {
+			if out := runNFT(t, "list ruleset "+table); !strings.Contains(out, want) {
 				return fmt.Errorf("the rules do not name %s", want)
 			}
 			return nil
@@ -161,7 +161,7 @@ func TestFailedSyncIsReported(t *testing.T) {
 	b.endpoints(t, "10.42.0.2")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
 	// A chain of ours with another hook cannot be altered in place, so that every transaction fails.
-	nft(t, "delete table ip kube-proxy; add table ip kube-proxy; add chain ip kube-proxy nat-prerouting { type filter hook input priority 5; }")
+	runNFT(t, "delete table ip kube-proxy; add table ip kube-proxy; add chain ip kube-proxy nat-prerouting { type filter hook input priority 5; }")
 	b.endpoints(t, "10.42.0.6")
 	eventually(t, "the error is told", func() error {
 		if h := b.proxy.Health(); h.Err == nil {
@@ -169,7 +169,7 @@ func TestFailedSyncIsReported(t *testing.T) {
 		}
 		return nil
 	})
-	nft(t, "delete table ip kube-proxy")
+	runNFT(t, "delete table ip kube-proxy")
 	reaches(t, b.outside, "cluster IP once the obstacle is gone", clusterIP+":80")
 	eventually(t, "the error is gone", func() error {
 		if h := b.proxy.Health(); h.Err != nil {
@@ -184,7 +184,7 @@ func testFlushedRulesetHeals(t *testing.T, mode string) {
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.2")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
-	nft(t, "flush ruleset")
+	runNFT(t, "flush ruleset")
 	if b.differs(t, "rules that another program has flushed come back with the next change only") {
 		for range 3 {
 			if server, _, err := ask(b.outside, clusterIP+":80"); err == nil {
@@ -214,7 +214,7 @@ func TestHourlySyncRepairsTables(t *testing.T) {
 				}
 			}
 			testenv.NoError(t, b.sync(true))
-			nft(t, drift)
+			runNFT(t, drift)
 			if ok, err := b.intact(); !ok || err != nil {
 				t.Errorf("tables that are there are not intact: %v, %v", ok, err)
 			}

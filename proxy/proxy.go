@@ -20,7 +20,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -181,7 +181,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	gone := make(chan struct{}, 1) // one wake-up stands for any number
 	if b, ok := p.backend.(tabled); ok {
-		nfttable.FollowDeletions(ctx, &wg, gone, func(err error) {
+		nft.FollowDeletions(ctx, &wg, gone, func(err error) {
 			p.log.Info("The kernel does not say when another program removes the Service proxy's tables; they are checked now and then",
 				"err", err, "every", p.guard)
 		}, b.ownTables()...)

@@ -18,7 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -219,7 +219,7 @@ func TestRedirectsArePruned(t *testing.T) {
 	for _, want := range [][]Redirect{{four, six}, {six}, {four}, nil, nil} {
 		testenv.NoError(t, SetRedirects(want))
 		for _, r := range []Redirect{four, six} {
-			there, err := nfttable.Exists(nfttable.Table{Family: familyOf(r.Address), Name: Table})
+			there, err := nft.Exists(nft.Table{Family: familyOf(r.Address), Name: Table})
 			wanted := false
 			for _, w := range want {
 				wanted = wanted || w == r

@@ -12,7 +12,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // Table is the name of the nftables tables with the translations, one for each address family.
@@ -31,13 +31,13 @@ type Redirect struct {
 
 // SetRedirects makes the machine's translations these and no others. It needs no process afterwards; none removes them.
 func SetRedirects(redirects []Redirect) error {
-	return errors.Join(setRedirects(nfttable.IPv4, redirects), setRedirects(nfttable.IPv6, redirects))
+	return errors.Join(setRedirects(nft.IPv4, redirects), setRedirects(nft.IPv6, redirects))
 }
 
 // RedirectsThere says whether the tables that these translations need are there: another program may have flushed them.
 func RedirectsThere(redirects []Redirect) (bool, error) {
 	for _, r := range redirects {
-		there, err := nfttable.Exists(nfttable.Table{Family: familyOf(r.Address), Name: Table})
+		there, err := nft.Exists(nft.Table{Family: familyOf(r.Address), Name: Table})
 		if err != nil || !there {
 			return false, err
 		}
@@ -47,9 +47,9 @@ func RedirectsThere(redirects []Redirect) (bool, error) {
 
 func familyOf(a netip.Addr) nftables.TableFamily {
 	if a.Is4() {
-		return nfttable.IPv4
+		return nft.IPv4
 	}
-	return nfttable.IPv6
+	return nft.IPv6
 }
 
 func setRedirects(family nftables.TableFamily, redirects []Redirect) error {
@@ -60,7 +60,7 @@ func setRedirects(family nftables.TableFamily, redirects []Redirect) error {
 		}
 	}
 	if len(own) == 0 {
-		return nfttable.Delete(nfttable.Table{Family: family, Name: Table})
+		return nft.Delete(nft.Table{Family: family, Name: Table})
 	}
 	conn, err := nftables.New()
 	if err != nil {

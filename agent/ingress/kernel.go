@@ -14,14 +14,14 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // NFTable is the proxy's table in the kernel. It keeps from the proxy's ports what no Service proxy has sent there, so
 // that a Service's source ranges hold; and it keeps the proxy, whose endpoints are what tenants write, from the
 // machine's own and from the cluster's ports.
-func NFTable() nfttable.Table {
-	return nfttable.Table{Family: nfttable.INet, Name: nfttable.IngressTable}
+func NFTable() nft.Table {
+	return nft.Table{Family: nft.INet, Name: nft.IngressTable}
 }
 
 // forbidden are networks in which the proxy opens no connection, beside those of Services: its endpoints are pods,
@@ -128,11 +128,11 @@ func numbers[N int | uint16](all []N) string {
 
 // apply replaces the table as a whole.
 func apply(ctx context.Context, rules map[string][]string) error {
-	nft, err := knftables.New(knftables.InetFamily, nfttable.IngressTable)
+	program, err := knftables.New(knftables.InetFamily, nft.IngressTable)
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
-	tx := nft.NewTransaction()
+	tx := program.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
@@ -151,8 +151,8 @@ func apply(ctx context.Context, rules map[string][]string) error {
 			tx.Add(&knftables.Rule{Chain: name, Rule: rule})
 		}
 	}
-	if err := nft.Run(ctx, tx); err != nil {
-		return fmt.Errorf("writing the nftables table %s: %w", nfttable.IngressTable, err)
+	if err := program.Run(ctx, tx); err != nil {
+		return fmt.Errorf("writing the nftables table %s: %w", nft.IngressTable, err)
 	}
 	return nil
 }
@@ -200,7 +200,7 @@ func (n *Node) nodeAddresses() []netip.Addr {
 
 // tableDeleted has protect write the table again, unless this program itself had deleted it to replace it.
 func (n *Node) tableDeleted() {
-	there, err := nfttable.Exists(NFTable())
+	there, err := nft.Exists(NFTable())
 	if err == nil && there {
 		return
 	}

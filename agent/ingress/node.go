@@ -28,7 +28,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/proxy"
@@ -194,7 +194,7 @@ func Remove(dir string) error { return remove(dir, cgroupRoot) }
 func remove(dir string, g groups) error {
 	err := stop(dir)
 	g.sweep() // those of processes that drain stay until the next time
-	return errors.Join(err, nfttable.Delete(NFTable()))
+	return errors.Join(err, nft.Delete(NFTable()))
 }
 
 func (n *Node) groups() groups {

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
@@ -75,7 +75,7 @@ func (n *Node) serve(ctx context.Context) error {
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { follow(following, n.o.Stream, tables, n.o.Logger) })
-	nfttable.FollowDeletions(following, &wg, n.gone, func(err error) {
+	nft.FollowDeletions(following, &wg, n.gone, func(err error) {
 		n.o.Logger.Info("ingress: the kernel does not say when another program deletes the proxy's nftables table; it comes back with "+
 			"the next change of a Node", "error", err)
 	}, NFTable())

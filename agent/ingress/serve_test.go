@@ -22,7 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -139,9 +139,9 @@ func TestNodeServesUntilTheLastIngressGoes(t *testing.T) {
 		return c.State == status.Running && !strings.Contains(c.Message, fmt.Sprint("process ", first))
 	})
 
-	testenv.NoError(t, nfttable.Delete(NFTable()))
+	testenv.NoError(t, nft.Delete(NFTable()))
 	eventually(t, "the kernel's table is written again", func() bool {
-		c, err := nfttable.Count(NFTable())
+		c, err := nft.Count(NFTable())
 		return err == nil && len(c.Rules) > 0
 	})
 
@@ -158,7 +158,7 @@ func TestNodeServesUntilTheLastIngressGoes(t *testing.T) {
 	testenv.NoError(t, a.client.CoreV1().Services(metav1.NamespaceSystem).Delete(t.Context(), table.Service, metav1.DeleteOptions{}))
 	eventually(t, "no process is left", func() bool { return len(n.processes()) == 0 })
 	eventually(t, "no table is left", func() bool {
-		there, err := nfttable.Exists(NFTable())
+		there, err := nft.Exists(NFTable())
 		return err == nil && !there
 	})
 	testenv.Equal(t, a.annotation(), "", "the Node says")

@@ -17,7 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -91,7 +91,7 @@ func TestSitesOfGateways(t *testing.T) {
 		now := run.board.Components()[0]
 		return now.State == status.Degraded && strings.Contains(now.Message, "10062")
 	})
-	rules, err := nfttable.Count(NFTable())
+	rules, err := nft.Count(NFTable())
 	if err != nil || len(rules.Rules) == 0 {
 		t.Errorf("the kernel guards nothing: %v", err)
 	}
@@ -156,7 +156,7 @@ func TestServiceAloneServesNothing(t *testing.T) {
 	eventually(t, "no process is left", func() bool { return len(n.processes()) == 0 })
 	eventually(t, "the node says nothing", func() bool { return run.annotation() == "" })
 	eventually(t, "the kernel's table is gone", func() bool {
-		there, err := nfttable.Exists(NFTable())
+		there, err := nft.Exists(NFTable())
 		return err == nil && !there
 	})
 }

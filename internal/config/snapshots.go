@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/robfig/cron/v3"
-
-	"github.com/coracle-k8s/coracle/internal/s3settings"
 )
 
 // Snapshots says when the cluster is saved, and where to.
@@ -24,7 +22,7 @@ type Snapshots struct {
 	// S3 says whether they are kept in an object store too; its settings are S3Settings and, behind those, the ones in
 	// the Secret S3Secret.
 	S3         bool
-	S3Settings map[string]string // by the names in package s3settings, those that were given
+	S3Settings map[string]string // by their names (S3Endpoint and so on), those that were given
 	S3Secret   string
 }
 
@@ -42,15 +40,15 @@ func (r *reader) snapshots(p Paths) Snapshots {
 	return s
 }
 
-// s3Flags are the settings for S3, by their names in package s3settings.
+// s3Flags are the settings for S3, by their names.
 var s3Flags = map[string]string{
-	s3settings.Endpoint: "snapshot-s3-endpoint", s3settings.Bucket: "snapshot-s3-bucket", s3settings.Folder: "snapshot-s3-folder",
-	s3settings.Region: "snapshot-s3-region", s3settings.Lookup: "snapshot-s3-bucket-lookup-type",
-	s3settings.AccessKey: "snapshot-s3-access-key", s3settings.SecretKey: "snapshot-s3-secret-key",
-	s3settings.SessionToken: "snapshot-s3-session-token",
-	s3settings.EndpointCA:   "snapshot-s3-endpoint-ca", s3settings.SkipVerify: "snapshot-s3-skip-ssl-verify",
-	s3settings.Insecure: "snapshot-s3-insecure",
-	s3settings.Proxy:    "snapshot-s3-proxy", s3settings.Timeout: "snapshot-s3-timeout", s3settings.Retention: "snapshot-s3-retention",
+	S3Endpoint: "snapshot-s3-endpoint", S3Bucket: "snapshot-s3-bucket", S3Folder: "snapshot-s3-folder",
+	S3Region: "snapshot-s3-region", S3Lookup: "snapshot-s3-bucket-lookup-type",
+	S3AccessKey: "snapshot-s3-access-key", S3SecretKey: "snapshot-s3-secret-key",
+	S3SessionToken: "snapshot-s3-session-token",
+	S3EndpointCA:   "snapshot-s3-endpoint-ca", S3SkipVerify: "snapshot-s3-skip-ssl-verify",
+	S3Insecure: "snapshot-s3-insecure",
+	S3Proxy:    "snapshot-s3-proxy", S3Timeout: "snapshot-s3-timeout", S3Retention: "snapshot-s3-retention",
 }
 
 // S3FlagNames are the names of the settings that say where the object store is, sorted.
@@ -67,7 +65,7 @@ func (r *reader) s3Settings() map[string]string {
 	if file := r.existing("snapshot-s3-endpoint-ca"); file != "" {
 		text, err := os.ReadFile(file)
 		if err == nil {
-			out[s3settings.EndpointCA] = string(text)
+			out[S3EndpointCA] = string(text)
 		} // existing has complained
 	}
 	return out
@@ -75,9 +73,9 @@ func (r *reader) s3Settings() map[string]string {
 
 // AskedS3 are the settings for S3 among the flags that were given, nil if there are none. Whether they work is the
 // server's to say, which has the others. The error, if any, is of type [Problems].
-func (f *Flags) AskedS3() (*s3settings.Asked, error) {
+func (f *Flags) AskedS3() (*AskedS3, error) {
 	r := &reader{vals: f.given}
-	asked := &s3settings.Asked{Values: r.s3Settings()}
+	asked := &AskedS3{Values: r.s3Settings()}
 	if r.given("snapshot-s3") {
 		on := r.boolean("snapshot-s3")
 		asked.On = &on
@@ -99,12 +97,12 @@ func (r *reader) checkS3(s *Snapshots) {
 	values := s.S3Settings
 	if s.S3Secret != "" {
 		values = maps.Clone(values)
-		if values[s3settings.Bucket] == "" {
-			values[s3settings.Bucket] = "in-the-secret"
+		if values[S3Bucket] == "" {
+			values[S3Bucket] = "in-the-secret"
 		}
 	}
-	_, err := s3settings.Parse(values)
-	for _, e := range s3settings.Each(err) {
+	_, err := ParseS3(values)
+	for _, e := range S3Errors(err) {
 		r.bad(r.src(s3Flags[e.Name]), "%v", e.Err)
 	}
 }

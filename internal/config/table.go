@@ -6,7 +6,6 @@ import (
 	"strconv"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/s3settings"
 )
 
 // Defaults that other packages name in messages.
@@ -192,17 +191,17 @@ var table = []Setting{
 		Help: "Secret in kube-system with the settings for S3, in the form that k3s has: keys such as etcd-s3-bucket. Settings that are " +
 			"given otherwise go before"},
 	{Name: "snapshot-s3-endpoint", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "HOST",
-		Default: s3settings.Defaults[s3settings.Endpoint],
+		Default: S3Defaults[S3Endpoint],
 		Help:    "S3 server, as HOST or HOST:PORT"},
 	{Name: "snapshot-s3-bucket", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "NAME",
 		Help: "Bucket for snapshots; it has to exist"},
 	{Name: "snapshot-s3-folder", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "PATH",
 		Help: "Folder in the bucket"},
 	{Name: "snapshot-s3-region", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "NAME",
-		Default: s3settings.Defaults[s3settings.Region],
+		Default: S3Defaults[S3Region],
 		Help:    "Region of the bucket"},
 	{Name: "snapshot-s3-bucket-lookup-type", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "TYPE",
-		Default: s3settings.Defaults[s3settings.Lookup], Values: s3settings.Lookups,
+		Default: S3Defaults[S3Lookup], Values: S3Lookups,
 		Help: "Where the bucket's name goes: in front of the endpoint's name (dns), behind it (path), or as the endpoint's name suggests (auto)"},
 	{Name: "snapshot-s3-access-key", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "KEY",
 		Computed: "AWS_ACCESS_KEY_ID of the environment",
@@ -225,10 +224,10 @@ var table = []Setting{
 		Computed: "what HTTPS_PROXY and NO_PROXY of the environment say",
 		Help:     "Proxy on the way to the S3 server"},
 	{Name: "snapshot-s3-timeout", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Holder: "DURATION",
-		Default: s3settings.Defaults[s3settings.Timeout],
+		Default: S3Defaults[S3Timeout],
 		Help:    "How long a snapshot's way to the S3 server or back may take"},
 	{Name: "snapshot-s3-retention", Commands: ServerCommand | SnapshotCommand, Group: groupSnapshots, Kind: Int, Holder: "N",
-		Default: s3settings.Defaults[s3settings.Retention],
+		Default: S3Defaults[S3Retention],
 		Help:    "How many scheduled snapshots of each server are kept there"},
 
 	{Name: "node-name", Commands: nodeCommands, Group: groupNode, Holder: "NAME", Computed: "the host name in lower case",

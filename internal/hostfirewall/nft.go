@@ -10,7 +10,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // families are those whose hooks routed packets pass.
@@ -31,7 +31,7 @@ func Find() ([]Chain, error) {
 		return nil, fmt.Errorf("opening nftables: %w", err)
 	}
 	all, err := conn.ListChains()
-	if nfttable.Missing(err) {
+	if nft.Missing(err) {
 		return nil, nil
 	}
 	if err != nil {

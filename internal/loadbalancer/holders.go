@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // This file has the record of which node answers for which address of the load balancer's pools. The server that leads
-// writes it (controllers/servicelb), every node reads it (agent/announcer).
+// writes it (controllers/servicelb), every node reads it (agent/lbspeaker).
 
 package loadbalancer
 

@@ -10,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // IPVS is the back end on the kernel's IPVS, and what it makes there.
@@ -37,8 +37,8 @@ func removeIPVS() error {
 			errs = append(errs, fmt.Errorf("deleting the device %s: %w", IPVSDevice, err))
 		}
 	}
-	for _, f := range []nfttable.Table{{Family: nfttable.IPv4, Name: IPVSTable}, {Family: nfttable.IPv6, Name: IPVSTable}} {
-		errs = append(errs, nfttable.Delete(f))
+	for _, f := range []nft.Table{{Family: nft.IPv4, Name: IPVSTable}, {Family: nft.IPv6, Name: IPVSTable}} {
+		errs = append(errs, nft.Delete(f))
 	}
 	return errors.Join(errs...)
 }

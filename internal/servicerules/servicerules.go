@@ -15,7 +15,7 @@ import (
 	"strings"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // NFTables is the back end that is upstream's nftables proxier; NFTable is what that calls its table in both families.
@@ -111,6 +111,6 @@ func write(record string, names []string) error {
 
 func removeTables() error {
 	return errors.Join(
-		nfttable.Delete(nfttable.Table{Family: nfttable.IPv4, Name: NFTable}),
-		nfttable.Delete(nfttable.Table{Family: nfttable.IPv6, Name: NFTable}))
+		nft.Delete(nft.Table{Family: nft.IPv4, Name: NFTable}),
+		nft.Delete(nft.Table{Family: nft.IPv6, Name: NFTable}))
 }

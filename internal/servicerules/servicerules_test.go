@@ -6,20 +6,20 @@ import (
 	"os"
 	"testing"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
-var tables = []nfttable.Table{{Family: nfttable.IPv4, Name: NFTable}, {Family: nfttable.IPv6, Name: NFTable}}
+var tables = []nft.Table{{Family: nft.IPv4, Name: NFTable}, {Family: nft.IPv6, Name: NFTable}}
 
 // expect fails unless both tables are there, or neither.
 func expect(t *testing.T, there bool, when string) {
 	t.Helper()
 	for _, table := range tables {
-		testenv.Equal(t, testenv.Must(nfttable.Exists(table))(t), there, "%s: table %v is there:", when, table)
+		testenv.Equal(t, testenv.Must(nft.Exists(table))(t), there, "%s: table %v is there:", when, table)
 	}
 }
 
@@ -27,7 +27,7 @@ func TestRemoveGoesByTheRecord(t *testing.T) {
 	netns.Require(t)
 	record := RecordIn(t.TempDir())
 	for _, table := range tables {
-		testenv.NoError(t, nfttable.Ensure(table))
+		testenv.NoError(t, nft.Ensure(table))
 	}
 	if name, err := Remove(record); name != "" || err != nil {
 		t.Errorf("without a record: %q, %v", name, err)
@@ -48,9 +48,9 @@ func TestRemoveGoesByTheRecord(t *testing.T) {
 func TestModeChanges(t *testing.T) {
 	netns.Require(t)
 	record := RecordIn(t.TempDir())
-	ipvs := nfttable.Table{Family: nfttable.IPv4, Name: IPVSTable}
+	ipvs := nft.Table{Family: nft.IPv4, Name: IPVSTable}
 	for _, table := range append(tables, ipvs) {
-		testenv.NoError(t, nfttable.Ensure(table))
+		testenv.NoError(t, nft.Ensure(table))
 	}
 	for _, name := range []string{NFTables, IPVS, IPVS} {
 		testenv.NoError(t, Write(record, name))
@@ -59,7 +59,7 @@ func TestModeChanges(t *testing.T) {
 		t.Errorf("got %q, %v", name, err)
 	}
 	expect(t, true, "in the mode that stays")
-	if there, err := nfttable.Exists(ipvs); there || err != nil {
+	if there, err := nft.Exists(ipvs); there || err != nil {
 		t.Errorf("what the other mode made is there: %t, %v", there, err)
 	}
 	if name, err := RemoveOthers(record, NFTables); name != "" || err != nil {

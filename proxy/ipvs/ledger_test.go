@@ -19,7 +19,7 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -111,8 +111,8 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 	for range 8 {
 		f := &family{name: corev1.IPv4Protocol, services: upstream.ServicePortMap{}, endpoints: upstream.EndpointsMap{}}
 		f.changes, f.slices = upstream.NewServiceChangeTracker(f.name, newServicePort, nil), upstream.NewEndpointsChangeTracker(f.name, "n1", nil, nil)
-		m, nft := newTable(), &failing{Fake: knftables.NewFake(knftables.IPv4Family, servicerules.IPVSTable)}
-		f.apply.table, f.rules.nft, f.rules.view = m, nft, ruleView{family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
+		m, program := newTable(), &failing{Fake: knftables.NewFake(knftables.IPv4Family, servicerules.IPVSTable)}
+		f.apply.table, f.rules.nft, f.rules.view = m, program, ruleView{family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
 		f.ledger = newLedger()
 		v := View{
 			Services: f.services, Endpoints: f.endpoints, NodeName: "n1", Scheduler: DefaultScheduler, Topology: map[string]string{corev1.LabelTopologyZone: "a"},
@@ -152,7 +152,7 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 			err := errors.Join(f.rules.apply(t.Context(), f.ledger.state.Sets, f.ledger.touched.members, full), f.apply.apply(f.ledger.state.Servers, f.ledger.touched.servers, full))
 			if err == nil {
 				f.ledger.written()
-				wantKernel(t, m, nft, want)
+				wantKernel(t, m, program, want)
 			}
 		}
 		for range 60 {
@@ -173,19 +173,19 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 					real.Connections = r.IntN(2)
 				}
 			}
-			m.refuse, nft.err = nil, nil
+			m.refuse, program.err = nil, nil
 			switch r.IntN(8) {
 			case 0:
 				m.refuse = errRefused
 			case 1:
-				nft.err = errRefused
+				program.err = errRefused
 			}
 			sync(r.IntN(10) == 0)
 		}
 		for i := range pool {
 			change(i, true)
 		}
-		m.refuse, nft.err = nil, nil
+		m.refuse, program.err = nil, nil
 		sync(false)
 		if l := f.ledger; len(l.parts)+len(l.candidates)+len(l.addresses)+len(l.members) > 0 || l.state.String() != "" {
 			t.Errorf("of no Services are left %v, %v, %v, %v\n%s", l.parts, l.candidates, l.addresses, l.members, l.state)
@@ -194,7 +194,7 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 }
 
 // wantKernel compares what was written with a state.
-func wantKernel(t *testing.T, m *table, nft *failing, want DesiredState) {
+func wantKernel(t *testing.T, m *table, program *failing, want DesiredState) {
 	t.Helper()
 	have := newDesiredState()
 	for k, server := range m.servers {
@@ -213,7 +213,7 @@ func wantKernel(t *testing.T, m *table, nft *failing, want DesiredState) {
 		if name == setShortcut {
 			kind = "map"
 		}
-		elements := testenv.Must(nft.ListElements(t.Context(), kind, name))(t)
+		elements := testenv.Must(program.ListElements(t.Context(), kind, name))(t)
 		for _, e := range elements {
 			for text := range want.Sets[name] { // which knftables takes apart
 				if w := element(name, text); slices.Equal(w.Key, e.Key) && slices.Equal(w.Value, e.Value) {
@@ -259,7 +259,7 @@ func TestOneAddressOfTwoServices(t *testing.T) {
 	netns.RequireNFT(t)
 	program := testenv.Must(knftables.New(knftables.IPv4Family, servicerules.IPVSTable))(t)
 	t.Cleanup(func() {
-		testenv.Check(t, nfttable.Delete(nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}))
+		testenv.Check(t, nft.Delete(nft.Table{Family: nft.IPv4, Name: servicerules.IPVSTable}))
 	})
 	for _, order := range [][]string{{"one", "two"}, {"two", "one"}} {
 		v := View{Services: upstream.ServicePortMap{}, Endpoints: upstream.EndpointsMap{}, NodeName: "n1", Scheduler: DefaultScheduler}

@@ -25,7 +25,7 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
@@ -139,11 +139,11 @@ func (p *Proxier) family(name corev1.IPFamily) (*family, error) {
 }
 
 // table is that of nftables.
-func (f *family) table() nfttable.Table {
+func (f *family) table() nft.Table {
 	if f.name == corev1.IPv6Protocol {
-		return nfttable.Table{Family: nfttable.IPv6, Name: servicerules.IPVSTable}
+		return nft.Table{Family: nft.IPv6, Name: servicerules.IPVSTable}
 	}
-	return nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}
+	return nft.Table{Family: nft.IPv4, Name: servicerules.IPVSTable}
 }
 
 // Close lets go of what New opened. What is in the kernel stays.

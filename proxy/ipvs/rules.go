@@ -13,7 +13,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // Names of the sets and maps.
@@ -200,15 +200,15 @@ func compareMembers(a, b member) int {
 
 // intact says whether the table is there with as many rules in each chain as were written; the sets' elements are not
 // counted. Of rules it costs one question to the kernel as long as no program has changed any table of this host.
-func (w *rulesWriter) intact(t nfttable.Table) (bool, error) {
-	if ok, err := nfttable.Exists(t); err != nil || !ok {
+func (w *rulesWriter) intact(t nft.Table) (bool, error) {
+	if ok, err := nft.Exists(t); err != nil || !ok {
 		return false, err
 	}
-	generation, err := nfttable.Generation()
+	generation, err := nft.Generation()
 	if err != nil || w.applied == nil || generation == w.verified {
 		return true, err
 	}
-	have, err := nfttable.CountRules(t)
+	have, err := nft.CountRules(t)
 	if err != nil {
 		return false, err
 	}

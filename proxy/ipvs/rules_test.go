@@ -17,7 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -47,8 +47,8 @@ func TestRulesBesideIPVS(t *testing.T) {
 	netns.Serve(t, netns.Own{}, "node", "tcp", ":2222")
 	netns.Serve(t, netns.Own{}, "nodeport", "tcp", nodeAddr+":30080")
 
-	nft := testenv.Must(knftables.New(knftables.IPv4Family, servicerules.IPVSTable))(t)
-	w := &rulesWriter{nft: nft, view: ruleView{
+	program := testenv.Must(knftables.New(knftables.IPv4Family, servicerules.IPVSTable))(t)
+	w := &rulesWriter{nft: program, view: ruleView{
 		family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 	}}
 	apply := func(v View, full bool) {
@@ -157,13 +157,13 @@ func TestRulesAreCounted(t *testing.T) {
 		t.Run(string(c.of), func(t *testing.T) {
 			program := testenv.Must(knftables.New(c.of, servicerules.IPVSTable))(t)
 			w := &rulesWriter{nft: program, view: ruleView{family: c.family, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix(c.pods)}}}
-			table := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.IPVSTable}
+			table := nft.Table{Family: nft.IPv4, Name: servicerules.IPVSTable}
 			if c.of == knftables.IPv6Family {
-				table.Family = nfttable.IPv6
+				table.Family = nft.IPv6
 			}
 			remove := func() {
 				t.Helper()
-				testenv.NoError(t, nfttable.Delete(table))
+				testenv.NoError(t, nft.Delete(table))
 			}
 			remove()
 			t.Cleanup(remove)
@@ -183,7 +183,7 @@ func TestRulesAreCounted(t *testing.T) {
 					}
 				}
 			}
-			nft := func(format string) string {
+			runNFT := func(format string) string {
 				t.Helper()
 				text := strings.NewReplacer("IN", string(c.of)+" "+servicerules.IPVSTable, "OTHER", string(c.of)+" other").Replace(format)
 				if out, err := exec.Command("nft", text).CombinedOutput(); err != nil {
@@ -199,11 +199,11 @@ func TestRulesAreCounted(t *testing.T) {
 			is(true, "a rule more")
 			write(false)
 			is(true, "an element less")
-			is(true, nft("add table OTHER; add chain OTHER filter-input; add rule OTHER filter-input accept"))
+			is(true, runNFT("add table OTHER; add chain OTHER filter-input; add rule OTHER filter-input accept"))
 			for _, harm := range []string{
 				"flush chain IN filter-input", "flush table IN", "insert rule IN nat-prerouting accept", "add chain IN stranger; add rule IN stranger drop", "delete table IN",
 			} {
-				is(false, nft(harm))
+				is(false, runNFT(harm))
 				write(true)
 				is(true, "it was written again")
 			}

@@ -19,7 +19,7 @@ import (
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
 
-	"github.com/coracle-k8s/coracle/raftstore/prefix"
+	"github.com/coracle-k8s/coracle/raftstore/appendfilter"
 	"github.com/coracle-k8s/coracle/test/diskfaults"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -223,7 +223,7 @@ func (f *follower) filtered() raft.Transport {
 	t := filteredTransport{f.transport, make(chan raft.RPC)}
 	ctx, cancel := context.WithCancel(context.Background())
 	f.cancel = cancel
-	filter := &prefix.Filter{
+	filter := &appendfilter.Filter{
 		Snapshot: f.dir.Log.Snapshot, Install: func() (func(), error) { return func() {}, nil }, Go: f.tasks.Go,
 		Raft: func(rpc raft.RPC) bool {
 			select {

@@ -46,7 +46,7 @@
 //   - Raft may say that more is committed than its message proves the follower to
 //     have. Here it says no more than that. See proven.
 //   - Raft asks again for what this server's snapshot covers, and installs
-//     snapshots that it does not need. See prefix.Filter.
+//     snapshots that it does not need. See appendfilter.Filter.
 //   - Raft dials the address that its configuration has, which it can only change
 //     once there is a leader. A server that does not answer there is dialed where
 //     it was met last. See moved.

@@ -72,7 +72,7 @@ type Options struct {
 	Stands func()
 
 	// Snapshot and Install keep from raft what this server holds already: see
-	// prefix.Filter. Nil Snapshot: raft gets every message as it came.
+	// appendfilter.Filter. Nil Snapshot: raft gets every message as it came.
 	Snapshot func() (index, term uint64)
 	Install  func() (done func(), err error)
 

@@ -14,7 +14,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/coracle-k8s/coracle/raftstore/prefix"
+	"github.com/coracle-k8s/coracle/raftstore/appendfilter"
 )
 
 // ErrWithheld says that a message was not sent because it would keep or win
@@ -69,7 +69,7 @@ func (t *Transport) passOn() {
 	}
 	handle := toRaft
 	if t.opts.Snapshot != nil {
-		filter := &prefix.Filter{
+		filter := &appendfilter.Filter{
 			Snapshot: t.opts.Snapshot, Install: t.opts.Install, Raft: toRaft, Go: func(f func()) { t.tasks.Go(f) },
 		}
 		handle = func(rpc raft.RPC) bool { return filter.Handle(t.ctx, rpc) }

@@ -15,7 +15,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/coracle-k8s/coracle/server/sealed"
+	"github.com/coracle-k8s/coracle/server/storecrypt"
 )
 
 const (
@@ -127,7 +127,9 @@ func ConfigHash(dir string) (string, error) {
 	return contentHash(data), nil
 }
 
-func (s Shared) box() sealed.Box { return sealed.Box{KV: s.KV, Secret: s.Secret, Key: SharedKey} }
+func (s Shared) box() storecrypt.Box {
+	return storecrypt.Box{KV: s.KV, Secret: s.Secret, Key: SharedKey}
+}
 
 func (s Shared) read(ctx context.Context) (record, error) {
 	var r record
@@ -150,7 +152,7 @@ var errOtherRotation = errors.New("another server rotates the encryption key at 
 func (s Shared) put(ctx context.Context, r record) (record, error) {
 	r.Generation++
 	revision, err := s.box().Put(ctx, r, r.revision)
-	if errors.Is(err, sealed.ErrChanged) {
+	if errors.Is(err, storecrypt.ErrChanged) {
 		return r, errOtherRotation
 	}
 	if err != nil { // it may have been written all the same

@@ -25,7 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/pki"
-	"github.com/coracle-k8s/coracle/server/sealed"
+	"github.com/coracle-k8s/coracle/server/storecrypt"
 )
 
 const (
@@ -64,15 +64,15 @@ type formerToken struct {
 	Grace time.Duration `json:"grace,omitempty"`
 }
 
-func tokenBox(kv clientv3.KV, tlsDir string) (sealed.Box, error) {
+func tokenBox(kv clientv3.KV, tlsDir string) (storecrypt.Box, error) {
 	secret, err := os.ReadFile(filepath.Join(tlsDir, string(pki.PeerCA)+".key"))
 	if err != nil {
-		return sealed.Box{}, fmt.Errorf("reading the authority for servers: %w", err)
+		return storecrypt.Box{}, fmt.Errorf("reading the authority for servers: %w", err)
 	}
-	return sealed.Box{KV: kv, Secret: secret, Key: TokensKey}, nil
+	return storecrypt.Box{KV: kv, Secret: secret, Key: TokensKey}, nil
 }
 
-func readTokens(ctx context.Context, box sealed.Box) (r tokenRecord, err error) {
+func readTokens(ctx context.Context, box storecrypt.Box) (r tokenRecord, err error) {
 	r.revision, err = box.Get(ctx, &r)
 	if err == nil && r.revision > 0 && (r.Generation == 0 || r.Server == "" || r.Agent == "" || r.Server == r.Agent) {
 		err = errors.New("the cluster's tokens in the store are incomplete")
@@ -105,7 +105,7 @@ type TokenOptions struct {
 // Tokens are those by which a server goes. They may be replaced while it runs.
 type Tokens struct {
 	o   TokenOptions
-	box sealed.Box // Open sets it
+	box storecrypt.Box // Open sets it
 	now atomic.Pointer[token.Set]
 }
 
@@ -170,7 +170,7 @@ func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 		}
 		if own := t.generation(); own > r.Generation {
 			err := t.putBack(ctx, r, own)
-			if errors.Is(err, sealed.ErrChanged) { // another server has done the same
+			if errors.Is(err, storecrypt.ErrChanged) { // another server has done the same
 				continue
 			}
 			if err != nil {
@@ -342,7 +342,7 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 	r.Generation++
 	_, err = box.Put(ctx, r, r.revision)
 	switch {
-	case errors.Is(err, sealed.ErrChanged):
+	case errors.Is(err, storecrypt.ErrChanged):
 		return token.Token{}, nil, errors.New("another command replaced a token at this moment; nothing was changed by this one. Check " +
 			"the token now (coracle token print), and run it again if it is to be replaced once more")
 	case err != nil:

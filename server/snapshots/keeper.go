@@ -20,7 +20,7 @@ import (
 	"github.com/robfig/cron/v3"
 	"k8s.io/utils/clock"
 
-	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/raftstore"
 )
@@ -56,7 +56,7 @@ type Options struct {
 
 	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere. QueryOf has what the request
 	// says.
-	S3 func(ctx context.Context) (*s3settings.S3, error)
+	S3 func(ctx context.Context) (*config.S3, error)
 
 	// Part, when set, shows how the schedule goes.
 	Part   *status.Part
@@ -242,7 +242,7 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	deleted, err := k.prune(keep, mine, "")
 	remoteErr := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		keepThere := keep
-		if QueryOf(ctx).Values[s3settings.Retention] != "" {
+		if QueryOf(ctx).Values[config.S3Retention] != "" {
 			keepThere = b.o.Retention
 		}
 		more, err := b.prune(ctx, keepThere, mine, "")

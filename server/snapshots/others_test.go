@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -24,7 +24,7 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	settings := mustS3(t, f.settings())
 	settings.Retention, m.o.Retention = 1, 1
-	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+	m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 	save := func(name string) string {
 		t.Helper()
 		m.put("a", name)
@@ -94,9 +94,9 @@ func TestS3Folders(t *testing.T) {
 		t.Run(folder, func(t *testing.T) {
 			f, m := newFakeS3(t), newMachine(t)
 			values := f.settings()
-			values[s3settings.Folder] = folder
+			values[config.S3Folder] = folder
 			settings := mustS3(t, values)
-			m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+			m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 			m.mustSave()
 			if list, err := m.List(t.Context()); err != nil || len(list) != 2 || list[1].Problem != "" {
 				t.Errorf("listed are %+v, %v", list, err)
@@ -115,18 +115,18 @@ func TestPruneKeepsWhatS3ShouldKeep(t *testing.T) {
 		here, onS3 int
 	}{
 		{nil, 1, 1},
-		{map[string]string{s3settings.Region: "x"}, 1, 1},
-		{map[string]string{s3settings.Retention: "3"}, 1, 3},
+		{map[string]string{config.S3Region: "x"}, 1, 1},
+		{map[string]string{config.S3Retention: "3"}, 1, 3},
 	} {
 		f, m := newFakeS3(t), newMachine(t)
-		m.o.S3 = func(ctx context.Context) (*s3settings.S3, error) {
-			return s3settings.Parse(s3settings.Over(f.settings(), QueryOf(ctx).Values))
+		m.o.S3 = func(ctx context.Context) (*config.S3, error) {
+			return config.ParseS3(config.OverlayS3(f.settings(), QueryOf(ctx).Values))
 		}
 		for i := range 4 {
 			m.put("a", fmt.Sprint(i))
 			m.mustSave()
 		}
-		ctx := WithQuery(t.Context(), s3settings.Asked{Values: c.asked})
+		ctx := WithQuery(t.Context(), config.AskedS3{Values: c.asked})
 		if _, err := m.Prune(ctx, "", 1); err != nil || len(names(t, m.o.Dir)) != c.here || len(f.keys()) != c.onS3 {
 			t.Errorf("with %q, here are %q and on S3 %q, %v", c.asked, names(t, m.o.Dir), f.keys(), err)
 		}
@@ -138,24 +138,24 @@ func TestS3ErrorsKeepSecrets(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.put("a", "1")
 	closed := "127.0.0.1:1"
-	secrets := map[string]string{s3settings.SecretKey: "sEcReTkEy", s3settings.SessionToken: "tOkEn"}
+	secrets := map[string]string{config.S3SecretKey: "sEcReTkEy", config.S3SessionToken: "tOkEn"}
 	for what, change := range map[string]map[string]string{
-		"another authority":      {s3settings.EndpointCA: ""},
-		"nobody there":           {s3settings.Endpoint: closed},
-		"no proxy":               {s3settings.Proxy: "http://user:pAsSwOrD@" + closed},
-		"no TLS":                 {s3settings.Insecure: "true"},
-		"another key":            {s3settings.AccessKey: "nobody"},
-		"another bucket":         {s3settings.Bucket: "ships"},
-		"no bucket's name":       {s3settings.Bucket: "a/b?c"},
-		"what S3 does not allow": {s3settings.Folder: strings.Repeat("x", 2000)},
+		"another authority":      {config.S3EndpointCA: ""},
+		"nobody there":           {config.S3Endpoint: closed},
+		"no proxy":               {config.S3Proxy: "http://user:pAsSwOrD@" + closed},
+		"no TLS":                 {config.S3Insecure: "true"},
+		"another key":            {config.S3AccessKey: "nobody"},
+		"another bucket":         {config.S3Bucket: "ships"},
+		"no bucket's name":       {config.S3Bucket: "a/b?c"},
+		"what S3 does not allow": {config.S3Folder: strings.Repeat("x", 2000)},
 	} {
 		values := f.settings()
 		maps.Copy(values, secrets)
 		maps.Copy(values, change)
-		settings, err := s3settings.Parse(values)
+		settings, err := config.ParseS3(values)
 		if err == nil {
 			settings.Timeout = 5 * time.Second // attempts go on until then
-			m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+			m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 			_, err = m.Save(t.Context(), "")
 			m.clock.Step(time.Second)
 		}

@@ -14,16 +14,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // withS3 has a machine keep its snapshots on S3 too, with these settings over the fake's.
-func (m *machine) withS3(f *fakeS3, change map[string]string) *s3settings.S3 {
+func (m *machine) withS3(f *fakeS3, change map[string]string) *config.S3 {
 	m.t.Helper()
-	settings := mustS3(m.t, s3settings.Over(f.settings(), change))
-	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+	settings := mustS3(m.t, config.OverlayS3(f.settings(), change))
+	m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 	return settings
 }
 
@@ -110,7 +110,7 @@ func TestTwoClustersInOneFolder(t *testing.T) {
 		t.Errorf("the first cluster's snapshot is no longer what it was; there are %q", keys)
 	}
 	testenv.Check(t, first.scheduled(t.Context()), "the first cluster says")
-	second.withS3(f, map[string]string{s3settings.Folder: "second"})
+	second.withS3(f, map[string]string{config.S3Folder: "second"})
 	testenv.Check(t, second.scheduled(t.Context()), "with a folder of its own")
 	// Of one length, and put there after it was looked for.
 	other := bytes.Replace(whole, []byte(first.o.Cluster), bytes.Repeat([]byte("0"), len(first.o.Cluster)), 1)

@@ -7,22 +7,22 @@ import (
 	"encoding/json"
 	"net/http"
 
-	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// S3Query is the part of a request that says, in JSON, what it has of S3 for itself: an s3settings.Asked.
+// S3Query is the part of a request that says, in JSON, what it has of S3 for itself: an config.AskedS3.
 const S3Query = "s3"
 
 type queryKey struct{}
 
 // WithQuery returns a context in which Options.S3 finds what one request says of S3.
-func WithQuery(ctx context.Context, a s3settings.Asked) context.Context {
+func WithQuery(ctx context.Context, a config.AskedS3) context.Context {
 	return context.WithValue(ctx, queryKey{}, a)
 }
 
 // QueryOf is what the request says; the zero value if that is nothing, and for the schedule.
-func QueryOf(ctx context.Context) s3settings.Asked {
-	a, _ := ctx.Value(queryKey{}).(s3settings.Asked)
+func QueryOf(ctx context.Context) config.AskedS3 {
+	a, _ := ctx.Value(queryKey{}).(config.AskedS3)
 	return a
 }
 
@@ -30,7 +30,7 @@ func QueryOf(ctx context.Context) s3settings.Asked {
 func queryInContext(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if text := r.URL.Query().Get(S3Query); text != "" {
-			var a s3settings.Asked
+			var a config.AskedS3
 			if err := json.Unmarshal([]byte(text), &a); err != nil {
 				http.Error(w, "the settings for S3 are not understood: "+err.Error(), http.StatusBadRequest)
 				return

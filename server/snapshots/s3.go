@@ -21,7 +21,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
-	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/internal/config"
 )
 
 const (
@@ -39,12 +39,12 @@ const (
 
 // bucket is where snapshots are kept besides this machine.
 type bucket struct {
-	o      *s3settings.S3
+	o      *config.S3
 	client *minio.Client
 	close  func()
 }
 
-func openBucket(o *s3settings.S3) (*bucket, error) {
+func openBucket(o *config.S3) (*bucket, error) {
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: (&net.Dialer{Timeout: s3Silence}).DialContext, TLSHandshakeTimeout: s3Silence,
 		ResponseHeaderTimeout: s3Silence, MaxIdleConnsPerHost: 1, DisableCompression: true,
@@ -230,7 +230,7 @@ func (b *bucket) delete(ctx context.Context, name string) error {
 }
 
 // Fetch copies a snapshot from S3 to a file in dir and returns its path.
-func Fetch(ctx context.Context, o *s3settings.S3, name, dir string) (file string, err error) {
+func Fetch(ctx context.Context, o *config.S3, name, dir string) (file string, err error) {
 	if err := checkName(name); err != nil {
 		return "", err
 	}

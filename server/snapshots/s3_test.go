@@ -28,7 +28,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -62,14 +62,14 @@ func newFakeS3(t *testing.T) *fakeS3 {
 func (f *fakeS3) settings() map[string]string {
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.Certificate().Raw})
 	return map[string]string{
-		s3settings.Endpoint: strings.TrimPrefix(f.URL, "https://"), s3settings.Bucket: "boats", s3settings.Folder: "/a/b/", s3settings.Lookup: "path",
-		s3settings.AccessKey: "access", s3settings.SecretKey: "secret", s3settings.EndpointCA: string(ca), s3settings.Retention: "2",
+		config.S3Endpoint: strings.TrimPrefix(f.URL, "https://"), config.S3Bucket: "boats", config.S3Folder: "/a/b/", config.S3Lookup: "path",
+		config.S3AccessKey: "access", config.S3SecretKey: "secret", config.S3EndpointCA: string(ca), config.S3Retention: "2",
 	}
 }
 
-func mustS3(t *testing.T, values map[string]string) *s3settings.S3 {
+func mustS3(t *testing.T, values map[string]string) *config.S3 {
 	t.Helper()
-	return testenv.Must(s3settings.Parse(values))(t)
+	return testenv.Must(config.ParseS3(values))(t)
 }
 
 func (f *fakeS3) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -189,7 +189,7 @@ func TestSnapshotInS3IsListedFetchedAndPruned(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.put("a", "1")
 	settings := mustS3(t, f.settings())
-	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+	m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 	info := m.mustSave()
 	f.objects["a/b/notes.txt"] = []byte("somebody else's")
 	f.objects["a/other"] = []byte("in another folder")
@@ -216,14 +216,14 @@ func TestSnapshotInS3IsListedFetchedAndPruned(t *testing.T) {
 func TestS3ForOneRequest(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.put("a", "1")
-	m.o.S3 = func(ctx context.Context) (*s3settings.S3, error) {
+	m.o.S3 = func(ctx context.Context) (*config.S3, error) {
 		if a := QueryOf(ctx); a.On != nil && *a.On {
-			return s3settings.Parse(a.Values)
+			return config.ParseS3(a.Values)
 		}
 		return nil, nil
 	}
 	on := true
-	text := testenv.Must(json.Marshal(s3settings.Asked{On: &on, Values: f.settings()}))(t)
+	text := testenv.Must(json.Marshal(config.AskedS3{On: &on, Values: f.settings()}))(t)
 	own := url.Values{S3Query: {string(text)}}.Encode()
 	ask := func(method, path, query string, out any) {
 		t.Helper()
@@ -285,7 +285,7 @@ func TestS3LargeFile(t *testing.T) {
 func TestScheduleWithS3(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	settings := mustS3(t, f.settings())
-	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return settings, nil }
+	m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 	f.deny = true
 	board := m.scheduler()
 	m.put("/registry/pods/a/one", "1")
@@ -337,7 +337,7 @@ func TestS3Trouble(t *testing.T) {
 	try := func(change map[string]string) error {
 		values := f.settings()
 		maps.Copy(values, change)
-		m.o.S3 = func(context.Context) (*s3settings.S3, error) { return s3settings.Parse(values) }
+		m.o.S3 = func(context.Context) (*config.S3, error) { return config.ParseS3(values) }
 		m.clock.Step(time.Second)
 		_, err := m.Save(t.Context(), "")
 		return err
@@ -346,19 +346,19 @@ func TestS3Trouble(t *testing.T) {
 	testenv.NoError(t, err)
 	defer silent.Close()
 	for want, change := range map[string]map[string]string{
-		"make the bucket planes first": {s3settings.Bucket: "planes"},
-		"check the access key":         {s3settings.AccessKey: "other"},
-		"certificate":                  {s3settings.EndpointCA: ""},
-		"deadline exceeded":            {s3settings.Endpoint: silent.Addr().String(), s3settings.Timeout: "300ms"},
-		"proxyconnect":                 {s3settings.Proxy: "http://127.0.0.1:1", s3settings.Timeout: "1m"},
+		"make the bucket planes first": {config.S3Bucket: "planes"},
+		"check the access key":         {config.S3AccessKey: "other"},
+		"certificate":                  {config.S3EndpointCA: ""},
+		"deadline exceeded":            {config.S3Endpoint: silent.Addr().String(), config.S3Timeout: "300ms"},
+		"proxyconnect":                 {config.S3Proxy: "http://127.0.0.1:1", config.S3Timeout: "1m"},
 	} {
 		err := try(change)
 		testenv.WantError(t, err, want, "is saved in "+m.o.Dir)
 	}
-	for name, change := range map[string]map[string]string{"any certificate": {s3settings.EndpointCA: "", s3settings.SkipVerify: "true"}, "as it should be": {}} {
+	for name, change := range map[string]map[string]string{"any certificate": {config.S3EndpointCA: "", config.S3SkipVerify: "true"}, "as it should be": {}} {
 		testenv.Check(t, try(change), "%s", name)
 	}
-	m.o.S3 = func(context.Context) (*s3settings.S3, error) { return nil, x509.UnknownAuthorityError{} }
+	m.o.S3 = func(context.Context) (*config.S3, error) { return nil, x509.UnknownAuthorityError{} }
 	list, err := m.List(t.Context())
 	if err != nil || len(list) != 8 || list[7].Problem == "" {
 		t.Errorf("%d snapshots, %v; what is here is listed, and what is wrong with S3", len(list), err)

@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
-	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/internal/config"
 )
 
 // S3Settings are what a server was given for S3.
@@ -28,7 +28,7 @@ type S3Settings struct {
 
 // For returns where snapshots are kept besides this machine; nil for nowhere. What the request in ctx says goes before
 // what this server was given.
-func (s S3Settings) For(ctx context.Context) (*s3settings.S3, error) {
+func (s S3Settings) For(ctx context.Context) (*config.S3, error) {
 	asked := QueryOf(ctx)
 	on := s.On
 	if asked.On != nil {
@@ -50,7 +50,7 @@ func (s S3Settings) For(ctx context.Context) (*s3settings.S3, error) {
 			return nil, err
 		}
 	}
-	out, err := s3settings.Parse(s3settings.Over(values, asked.Values))
+	out, err := config.ParseS3(config.OverlayS3(values, asked.Values))
 	if err != nil {
 		return nil, fmt.Errorf("the settings for S3: %w", err)
 	}
@@ -64,15 +64,15 @@ func s3Values(ctx context.Context, client kubernetes.Interface, name string, giv
 	if err != nil {
 		return nil, fmt.Errorf("reading the settings for S3: %w", err)
 	}
-	values := s3settings.FromSecret(secret.Data)
-	if ca := values[s3settings.EndpointCAName]; ca != "" {
+	values := config.S3FromSecret(secret.Data)
+	if ca := values[config.S3EndpointCAName]; ca != "" {
 		cm, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, ca, metav1.GetOptions{})
 		if err != nil {
 			return nil, fmt.Errorf("reading the authority of the S3 server: %w", err)
 		}
 		for _, key := range slices.Sorted(maps.Keys(cm.Data)) {
-			values[s3settings.EndpointCA] += cm.Data[key] + "\n"
+			values[config.S3EndpointCA] += cm.Data[key] + "\n"
 		}
 	}
-	return s3settings.Over(values, given), nil
+	return config.OverlayS3(values, given), nil
 }

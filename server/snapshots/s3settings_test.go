@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/coracle-k8s/coracle/internal/s3settings"
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -38,9 +38,9 @@ func TestS3Secret(t *testing.T) {
 		}},
 		&corev1.ConfigMap{ObjectMeta: in, Data: map[string]string{"ca.crt": "-----BEGIN"}},
 	)
-	got, err := s3Values(t.Context(), client, "s3", map[string]string{s3settings.Region: "south"})
-	if err != nil || got[s3settings.Bucket] != "boats" || got[s3settings.Region] != "south" ||
-		got[s3settings.SecretKey] != "s" || got[s3settings.EndpointCA] != "-----BEGIN\n" {
+	got, err := s3Values(t.Context(), client, "s3", map[string]string{config.S3Region: "south"})
+	if err != nil || got[config.S3Bucket] != "boats" || got[config.S3Region] != "south" ||
+		got[config.S3SecretKey] != "s" || got[config.S3EndpointCA] != "-----BEGIN\n" {
 		t.Errorf("%q, %v", got, err)
 	}
 	testenv.WantError(t, testenv.Err(s3Values(t.Context(), client, "nothing", nil)), "reading the settings for S3")
@@ -52,20 +52,20 @@ func TestAskedS3(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		own   S3Settings
-		asked s3settings.Asked
+		asked config.AskedS3
 		want  string // bucket in region; empty for none
 		err   string
 	}{
 		{name: "neither", own: S3Settings{}},
-		{name: "the server's", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats"}}, want: "boats in us-east-1"},
-		{name: "the command's alone", asked: s3settings.Asked{On: &yes,
-			Values: map[string]string{s3settings.Bucket: "planes"}}, want: "planes in us-east-1"},
-		{name: "both", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats", s3settings.Region: "north"}},
-			asked: s3settings.Asked{Values: map[string]string{s3settings.Bucket: "planes"}}, want: "planes in north"},
-		{name: "not this time", own: S3Settings{On: true, Values: map[string]string{s3settings.Bucket: "boats"}},
-			asked: s3settings.Asked{On: &no}},
-		{name: "settings alone", asked: s3settings.Asked{Values: map[string]string{s3settings.Bucket: "planes"}}, err: "add --snapshot-s3"},
-		{name: "no bucket", asked: s3settings.Asked{On: &yes}, err: "bucket: is needed"},
+		{name: "the server's", own: S3Settings{On: true, Values: map[string]string{config.S3Bucket: "boats"}}, want: "boats in us-east-1"},
+		{name: "the command's alone", asked: config.AskedS3{On: &yes,
+			Values: map[string]string{config.S3Bucket: "planes"}}, want: "planes in us-east-1"},
+		{name: "both", own: S3Settings{On: true, Values: map[string]string{config.S3Bucket: "boats", config.S3Region: "north"}},
+			asked: config.AskedS3{Values: map[string]string{config.S3Bucket: "planes"}}, want: "planes in north"},
+		{name: "not this time", own: S3Settings{On: true, Values: map[string]string{config.S3Bucket: "boats"}},
+			asked: config.AskedS3{On: &no}},
+		{name: "settings alone", asked: config.AskedS3{Values: map[string]string{config.S3Bucket: "planes"}}, err: "add --snapshot-s3"},
+		{name: "no bucket", asked: config.AskedS3{On: &yes}, err: "bucket: is needed"},
 	} {
 		got, err := tt.own.For(WithQuery(t.Context(), tt.asked))
 		switch {
@@ -74,7 +74,7 @@ func TestAskedS3(t *testing.T) {
 		case err != nil || (got == nil) != (tt.want == "") || got != nil && got.Bucket+" in "+got.Region != tt.want:
 			t.Errorf("%s: %+v, %v, want %q", tt.name, got, err, tt.want)
 		}
-		if len(tt.own.Values) > 0 && tt.own.Values[s3settings.Bucket] != "boats" {
+		if len(tt.own.Values) > 0 && tt.own.Values[config.S3Bucket] != "boats" {
 			t.Errorf("%s: the server's own settings became %v", tt.name, tt.own.Values)
 		}
 	}

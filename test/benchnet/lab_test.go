@@ -22,7 +22,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/watchapi"
@@ -188,14 +188,14 @@ func (n *labNode) del(p *labPod) error {
 // untilWritten returns how long it takes, from when change is called, until nftables have changed in a namespace.
 func untilWritten(in netns.Doer, change func()) (took time.Duration, err error) {
 	err = in.Do(func() error {
-		before, err := nfttable.Generation()
+		before, err := nft.Generation()
 		if err != nil {
 			return err
 		}
 		start := time.Now()
 		change()
 		for {
-			now, err := nfttable.Generation()
+			now, err := nft.Generation()
 			took = time.Since(start)
 			switch {
 			case err != nil:
@@ -218,7 +218,7 @@ func settled(in netns.Doer, quiet time.Duration) (last time.Duration, err error)
 	err = in.Do(func() error {
 		seen, at := uint32(0), began
 		for first := true; ; first = false {
-			now, err := nfttable.Generation()
+			now, err := nft.Generation()
 			switch {
 			case err != nil:
 				return err

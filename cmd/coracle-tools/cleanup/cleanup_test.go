@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -73,15 +73,15 @@ func TestMountsBelow(t *testing.T) {
 // TestOthersServiceTablesStay: the kube-proxy of another cluster on this host calls its tables as coracle's proxy does.
 func TestOthersServiceTablesStay(t *testing.T) {
 	netns.Require(t)
-	table, run := nfttable.Table{Family: nfttable.IPv4, Name: servicerules.NFTable}, t.TempDir()
-	testenv.NoError(t, nfttable.Ensure(table))
+	table, run := nft.Table{Family: nft.IPv4, Name: servicerules.NFTable}, t.TempDir()
+	testenv.NoError(t, nft.Ensure(table))
 	testenv.NoError(t, cleanNetwork(run))
-	if there, err := nfttable.Exists(table); err != nil || !there {
+	if there, err := nft.Exists(table); err != nil || !there {
 		t.Errorf("a table that coracle did not make is there: %v, %v", there, err)
 	}
 	testenv.NoError(t, servicerules.Write(servicerules.RecordIn(run), servicerules.NFTables))
 	testenv.NoError(t, cleanNetwork(run))
-	if there, err := nfttable.Exists(table); err != nil || there {
+	if there, err := nft.Exists(table); err != nil || there {
 		t.Errorf("the table that coracle made is there: %v, %v", there, err)
 	}
 }

@@ -16,7 +16,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -66,9 +65,9 @@ func runStore(ctx context.Context, p config.Paths, admin *status.Server, ready f
 		Dir: filepath.Join(p.DataDir, "snapshots"), Cluster: token.Hash(keys.Root()), Server: "board1", Version: "v0", Retention: 5, Store: s, Logger: log,
 		Contents: func() (snapshots.Contents, error) { return fakeContents(p.ServerDir) },
 		Key:      func() (snapshots.Key, error) { return snapshots.KeyOfToken(tokens.Server.String()) },
-		S3: func(ctx context.Context) (*s3settings.S3, error) {
+		S3: func(ctx context.Context) (*config.S3, error) {
 			if a := snapshots.QueryOf(ctx); a.On != nil && *a.On {
-				return s3settings.Parse(a.Values)
+				return config.ParseS3(a.Values)
 			}
 			return nil, nil
 		},

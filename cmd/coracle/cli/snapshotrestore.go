@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/s3settings"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 )
@@ -57,7 +56,7 @@ func findSnapshot(ctx context.Context, t *config.SnapshotTool, what string) (str
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) || !t.Snapshots.S3 {
 		return path, nil
 	}
-	o, err := s3settings.Parse(t.Snapshots.S3Settings)
+	o, err := config.ParseS3(t.Snapshots.S3Settings)
 	if err != nil {
 		return "", err // config has checked them
 	}

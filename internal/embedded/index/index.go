@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package index is the table of contents of an embedded set: what internal/embedded/pack writes when coracle is built
+// Package index is the table of contents of an embedded set: what packaging/pack writes when coracle is built
 // and internal/embedded reads when it unpacks. It knows the text form only and opens no files.
 package index
 

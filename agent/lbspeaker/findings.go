@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package announcer
+package lbspeaker
 
 import (
 	"context"
@@ -53,34 +53,34 @@ func (f *findings) of(record loadbalancer.Record, addresses []netip.Addr, now ti
 }
 
 // noteConflict notes another machine that uses an address.
-func (a *Announcer) noteConflict(address netip.Addr, by net.HardwareAddr) {
-	a.o.Logger.Warn("load balancer: another machine uses an address of a Service", "address", address, "other", by.String())
-	a.findings.mu.Lock()
-	a.findings.last[address] = conflict{by, time.Now()}
-	a.findings.mu.Unlock()
-	a.changed.Send()
+func (s *Speaker) noteConflict(address netip.Addr, by net.HardwareAddr) {
+	s.o.Logger.Warn("load balancer: another machine uses an address of a Service", "address", address, "other", by.String())
+	s.findings.mu.Lock()
+	s.findings.last[address] = conflict{by, time.Now()}
+	s.findings.mu.Unlock()
+	s.changed.Send()
 }
 
 // prove returns when no other machine has an address that was not proven before; false when ctx is done before. No
 // node answers for it meanwhile.
-func (a *Announcer) prove(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Interface) bool {
+func (s *Speaker) prove(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Interface) bool {
 	for {
-		err := a.o.Probe(ctx, place, address)
+		err := s.o.Probe(ctx, place, address)
 		pause := time.Second
 		var used *vip.InUseError
 		switch {
 		case err == nil:
-			a.findings.mu.Lock()
-			delete(a.findings.last, address)
-			a.findings.proven[address] = h.Term
-			a.findings.mu.Unlock()
-			a.changed.Send()
+			s.findings.mu.Lock()
+			delete(s.findings.last, address)
+			s.findings.proven[address] = h.Term
+			s.findings.mu.Unlock()
+			s.changed.Send()
 			return true
 		case errors.As(err, &used):
 			pause = probeAgain
-			a.noteConflict(address, used.By)
+			s.noteConflict(address, used.By)
 		case ctx.Err() == nil:
-			a.o.Logger.Warn("load balancer: the network cannot be asked who has an address; it is tried again", "address", address, "error",
+			s.o.Logger.Warn("load balancer: the network cannot be asked who has an address; it is tried again", "address", address, "error",
 				err)
 		}
 		if !timers.Sleep(ctx, pause) {

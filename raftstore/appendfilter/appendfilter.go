@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package prefix stands between a server's transport and raft, and keeps from
-// raft what the server holds already: entries that its own snapshot covers, and
-// snapshots whose entries are all in its log. It owns nothing, starts no
+// Package appendfilter stands between a server's transport and raft, and keeps
+// from raft what the server holds already: entries that its own snapshot covers,
+// and snapshots whose entries are all in its log. It owns nothing, starts no
 // goroutine but one that reads a snapshot that nobody needs to its end, and never
 // decides anything that raft would not.
 //
@@ -30,7 +30,7 @@
 //     without entries: is the snapshot's last entry in the log? If so, that
 //     message has done all there is to do, and is the answer. Without an answer
 //     raft does not get the snapshot.
-package prefix
+package appendfilter
 
 import (
 	"context"

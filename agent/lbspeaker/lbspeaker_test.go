@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package announcer
+package lbspeaker
 
 import (
 	"context"
@@ -27,12 +27,12 @@ import (
 
 var first, second = netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
 
-// bed is an announcer on a node "here" that has the network 10.0.0.0/24.
+// bed is a speaker on a node "here" that has the network 10.0.0.0/24.
 type bed struct {
 	*testing.T
 	client   *fake.Clientset
 	settings *clustersettings.Cache
-	a        *Announcer
+	s        *Speaker
 
 	mu  sync.Mutex
 	now map[netip.Addr]vip.Announcement // what is announced
@@ -58,7 +58,7 @@ func newBed(t *testing.T) *bed {
 			return nil
 		},
 	}))(t)
-	b.a = a
+	b.s = a
 	return b
 }
 
@@ -96,7 +96,7 @@ func (b *bed) announces(want ...netip.Addr) {
 func TestOwnAddressesAreAnnounced(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	b := newBed(t)
-	stop := testenv.Run(t, b.a.Run)
+	stop := testenv.Run(t, b.s.Run)
 	b.publish(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}, netip.MustParseAddr("10.9.0.1"): {Node: "here", Term: 1}})
 	b.announces(first)
 	b.publish(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 2}})
@@ -113,17 +113,17 @@ func TestKernelDoesNotAnswerForAnnouncedAddresses(t *testing.T) {
 	b := newBed(t)
 	var asked []string
 	fail := errors.New("it cannot be set")
-	b.a.o.KeepSilent = func(device string) error {
+	b.s.o.KeepSilent = func(device string) error {
 		asked = append(asked, device)
 		return fail
 	}
 	now := map[netip.Addr]running{}
-	b.a.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}})
+	b.s.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}})
 	if len(asked) != 2 || asked[0] != "eth0" || len(now) != 0 {
 		t.Errorf("asked %v, announced %v", asked, now)
 	}
 	fail = nil
-	b.a.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}})
+	b.s.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}})
 	testenv.True(t, len(now) == 1, "announced %v", now)
 	for _, r := range now {
 		r.stop()
@@ -135,28 +135,28 @@ func TestKernelDoesNotAnswerForAnnouncedAddresses(t *testing.T) {
 func TestHolderAnswersWhileTheStoreSaysSo(t *testing.T) {
 	b := newBed(t)
 	now := vip.Moment(time.Hour)
-	b.a.o.Now = func() vip.Moment { return now }
+	b.s.o.Now = func() vip.Moment { return now }
 	mine := loadbalancer.Holder{Node: "here", Term: 5}
 	b.publish(loadbalancer.Record{first: mine})
-	if until, err := b.a.confirm(t.Context(), first, mine); err != nil || until != now.After(loadbalancer.Lease) {
+	if until, err := b.s.confirm(t.Context(), first, mine); err != nil || until != now.After(loadbalancer.Lease) {
 		t.Fatalf("until %v, %v", until, err)
 	}
 	b.publish(loadbalancer.Record{first: {Node: "there", Term: 6}})
 	asked := now
-	testenv.Equal(t, testenv.Must(b.a.confirm(t.Context(), first, mine))(t), asked.After(loadbalancer.Lease), "a word of just now: until")
+	testenv.Equal(t, testenv.Must(b.s.confirm(t.Context(), first, mine))(t), asked.After(loadbalancer.Lease), "a word of just now: until")
 	now = now.After(loadbalancer.Lease / 2)
-	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
+	if until, err := b.s.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("another node is the holder, and it may answer until %v", until)
 	}
 	b.publish(loadbalancer.Record{first: {Node: "here", Term: 7}}) // it has not waited for the end of the one in between
 	now = now.After(loadbalancer.Lease)
-	if until, err := b.a.confirm(t.Context(), first, mine); err == nil {
+	if until, err := b.s.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("there was another holder in between, and it may answer until %v", until)
 	}
 	testenv.NoError(t,
 		b.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), loadbalancer.ConfigMap, metav1.DeleteOptions{}))
 	now = now.After(loadbalancer.Lease)
-	if until, err := b.a.confirm(t.Context(), first, loadbalancer.Holder{Node: "here", Term: 7}); err == nil {
+	if until, err := b.s.confirm(t.Context(), first, loadbalancer.Holder{Node: "here", Term: 7}); err == nil {
 		t.Errorf("nothing is known, and it may answer until %v", until)
 	}
 }
@@ -168,19 +168,19 @@ func TestNewAddressIsProven(t *testing.T) {
 		b := newBed(t)
 		var asked atomic.Int32
 		other := net.HardwareAddr{2, 0, 0, 0, 0, 9}
-		b.a.o.Probe = func(_ context.Context, p vip.Interface, a netip.Addr) error {
+		b.s.o.Probe = func(_ context.Context, p vip.Interface, a netip.Addr) error {
 			if asked.Add(1) < 3 {
 				return &vip.InUseError{Address: a, By: other}
 			}
 			return nil
 		}
 		var reported []string
-		b.a.o.Report = func(c loadbalancer.Conflicts, _ loadbalancer.Proven) { reported = append(reported, c.String()) }
+		b.s.o.Report = func(c loadbalancer.Conflicts, _ loadbalancer.Proven) { reported = append(reported, c.String()) }
 		now := map[netip.Addr]running{}
 		record := loadbalancer.Record{first: {Node: "here", Term: 1, New: true}, second: {Node: "here", Term: 2}}
 		look := func() {
 			synctest.Wait()
-			b.a.follow(t.Context(), now, record)
+			b.s.follow(t.Context(), now, record)
 		}
 		look()
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
@@ -219,14 +219,14 @@ func TestProofIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t)
 		var asked atomic.Int32
-		b.a.o.Probe = func(context.Context, vip.Interface, netip.Addr) error { asked.Add(1); return nil }
+		b.s.o.Probe = func(context.Context, vip.Interface, netip.Addr) error { asked.Add(1); return nil }
 		var reported []string
-		b.a.o.Report = func(_ loadbalancer.Conflicts, p loadbalancer.Proven) { reported = append(reported, p.String()) }
+		b.s.o.Report = func(_ loadbalancer.Conflicts, p loadbalancer.Proven) { reported = append(reported, p.String()) }
 		now := map[netip.Addr]running{}
 		look := func(r loadbalancer.Record) {
 			b.publish(r)
 			synctest.Wait()
-			b.a.follow(t.Context(), now, r)
+			b.s.follow(t.Context(), now, r)
 			synctest.Wait()
 		}
 		unproven, proven := loadbalancer.Record{first: {Node: "here", Term: 5, New: true}}, loadbalancer.Record{first: {Node: "here", Term: 5}}
@@ -244,7 +244,7 @@ func TestProofIsReported(t *testing.T) {
 		if asked.Load() != 1 || len(reported) != 2 || reported[1] != "" {
 			t.Errorf("asked %d times, the cluster heard %q", asked.Load(), reported)
 		}
-		testenv.Check(t, testenv.Err(b.a.confirm(t.Context(), first, running)), "the record has it as proven")
+		testenv.Check(t, testenv.Err(b.s.confirm(t.Context(), first, running)), "the record has it as proven")
 		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
 		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})
@@ -261,9 +261,9 @@ func TestProofIsReported(t *testing.T) {
 // it.
 func TestRoutersKeepTheirAddresses(t *testing.T) {
 	b := newBed(t)
-	b.a.o.Routers = func() ([]netip.Addr, error) { return []netip.Addr{first}, nil }
+	b.s.o.Routers = func() ([]netip.Addr, error) { return []netip.Addr{first}, nil }
 	now := map[netip.Addr]running{}
-	b.a.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 1}})
+	b.s.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 1}})
 	if _, routers := now[first]; routers || len(now) != 1 {
 		t.Errorf("it announces %v", now)
 	}

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nfttable asks the kernel few things about its nftables, such as whether a table is there; and it makes empty
+// Package nft asks the kernel few things about its nftables, such as whether a table is there; and it makes empty
 // tables and deletes whole ones. It speaks netlink, because it is asked every half minute and must not start a program
 // for that. It never changes what is in a table.
 //
 // A kernel without nftables holds no tables: asking for them, counting them and deleting them succeeds there.
-package nfttable
+package nft
 
 import (
 	"errors"

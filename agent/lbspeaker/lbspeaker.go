@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package announcer answers, on this node, for the addresses of the load balancer's pool that the cluster has given it.
+// Package lbspeaker answers, on this node, for the addresses of the load balancer's pool that the cluster has given it.
 //
 // The server that leads says which those are, in one ConfigMap (internal/loadbalancer). Before each answer this node
 // makes sure that it still is the holder, by reading the ConfigMap from the store, which is good for
 // loadbalancer.Lease; a new holder is silent for longer than that. So two never answer, whatever happens to nodes,
 // servers and the network between them. It owns the packet sockets (vip); what comes in for the addresses is the
 // Service proxy's.
-package announcer
+package lbspeaker
 
 import (
 	"cmp"
@@ -70,8 +70,8 @@ type Options struct {
 	Logger     *slog.Logger
 }
 
-// Announcer answers for this node's addresses.
-type Announcer struct {
+// Speaker answers for this node's addresses.
+type Speaker struct {
 	o       Options
 	changed notify.Signal // there is something to look at
 
@@ -82,10 +82,10 @@ type Announcer struct {
 	findings findings
 }
 
-// New prepares an announcer.
-func New(o Options) (*Announcer, error) {
+// New prepares a speaker.
+func New(o Options) (*Speaker, error) {
 	if o.Client == nil || o.Settings == nil || o.NodeName == "" || o.Links == nil || o.Announce == nil || o.Now == nil {
-		return nil, errors.New("announcer: an option is missing")
+		return nil, errors.New("lbspeaker: an option is missing")
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Probe == nil {
@@ -94,7 +94,7 @@ func New(o Options) (*Announcer, error) {
 	if o.Routers == nil {
 		o.Routers = func() ([]netip.Addr, error) { return nil, nil }
 	}
-	return &Announcer{o: o, changed: notify.New(), findings: findings{last: map[netip.Addr]conflict{},
+	return &Speaker{o: o, changed: notify.New(), findings: findings{last: map[netip.Addr]conflict{},
 		proven: loadbalancer.Proven{}, reported: ";"}}, nil
 }
 
@@ -106,14 +106,14 @@ type running struct {
 }
 
 // Run announces until ctx is done; nothing is sent any more when it returns.
-func (a *Announcer) Run(ctx context.Context) error {
+func (s *Speaker) Run(ctx context.Context) error {
 	var settingsData atomic.Pointer[clustersettings.Data]
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() {
-		a.o.Settings.Follow(ctx, loadbalancer.ConfigMap, func(d clustersettings.Data) {
+		s.o.Settings.Follow(ctx, loadbalancer.ConfigMap, func(d clustersettings.Data) {
 			settingsData.Store(&d)
-			a.changed.Send()
+			s.changed.Send()
 		})
 	})
 	now := map[netip.Addr]running{}
@@ -127,41 +127,41 @@ func (a *Announcer) Run(ctx context.Context) error {
 		if d := settingsData.Load(); d != nil {
 			var err error
 			if record, err = loadbalancer.Read(*d); err != nil {
-				a.o.Logger.Warn("load balancer: what the cluster says of holders cannot be read", "error", err)
+				s.o.Logger.Warn("load balancer: what the cluster says of holders cannot be read", "error", err)
 			}
 		}
-		a.follow(ctx, now, record)
+		s.follow(ctx, now, record)
 		var poll <-chan time.Time
-		if slices.ContainsFunc(slices.Collect(maps.Values(record)), func(h loadbalancer.Holder) bool { return h.Node == a.o.NodeName }) {
+		if slices.ContainsFunc(slices.Collect(maps.Values(record)), func(h loadbalancer.Holder) bool { return h.Node == s.o.NodeName }) {
 			poll = time.After(again)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-a.changed:
+		case <-s.changed:
 		case <-poll:
 		}
 	}
 }
 
 // follow makes what is announced what the record says.
-func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, record loadbalancer.Record) {
+func (s *Speaker) follow(ctx context.Context, now map[netip.Addr]running, record loadbalancer.Record) {
 	var trouble []string
 	places := map[netip.Addr]vip.Interface{}
 	var links []vip.Link
 	var routers []netip.Addr
 	for _, address := range slices.SortedFunc(maps.Keys(record), netip.Addr.Compare) {
-		mine := record[address].Node == a.o.NodeName
-		if !mine && a.o.KeepSilent == nil {
+		mine := record[address].Node == s.o.NodeName
+		if !mine && s.o.KeepSilent == nil {
 			continue
 		}
 		if links == nil {
 			var err error
-			if links, err = a.o.Links(); err != nil {
+			if links, err = s.o.Links(); err != nil {
 				trouble = append(trouble, err.Error())
 				break
 			}
-			if routers, err = a.o.Routers(); err != nil {
+			if routers, err = s.o.Routers(); err != nil {
 				trouble = append(trouble, err.Error())
 				break
 			}
@@ -171,8 +171,8 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 			err = fmt.Errorf("%s is a router's address: the routes of this machine lead through it. Leave it out of the load balancer's pool",
 				address)
 		}
-		if err == nil && a.o.KeepSilent != nil && address.Is4() {
-			err = a.o.KeepSilent(iface.Name)
+		if err == nil && s.o.KeepSilent != nil && address.Is4() {
+			err = s.o.KeepSilent(iface.Name)
 		}
 		switch {
 		case !mine:
@@ -190,33 +190,33 @@ func (a *Announcer) follow(ctx context.Context, now map[netip.Addr]running, reco
 	}
 	for address, iface := range places {
 		if _, ok := now[address]; !ok {
-			now[address] = a.start(ctx, address, record[address], iface)
+			now[address] = s.start(ctx, address, record[address], iface)
 		}
 	}
-	used, proven := a.findings.of(record, slices.Collect(maps.Keys(now)), time.Now())
-	if words := used.String() + ";" + proven.String(); a.o.Report != nil && a.findings.reported != words {
-		a.findings.reported = words
-		a.o.Report(used, proven)
+	used, proven := s.findings.of(record, slices.Collect(maps.Keys(now)), time.Now())
+	if words := used.String() + ";" + proven.String(); s.o.Report != nil && s.findings.reported != words {
+		s.findings.reported = words
+		s.o.Report(used, proven)
 	}
 	for _, address := range slices.SortedFunc(maps.Keys(used), netip.Addr.Compare) {
 		trouble = append(trouble, fmt.Sprintf("%s is used by another machine, with the Ethernet address %s", address, used[address]))
 	}
-	a.show(now, trouble)
+	s.show(now, trouble)
 }
 
-func (a *Announcer) show(now map[netip.Addr]running, trouble []string) {
+func (s *Speaker) show(now map[netip.Addr]running, trouble []string) {
 	switch {
 	case len(trouble) > 0:
-		a.o.Part.Set(status.Degraded, strings.Join(trouble, "; "))
+		s.o.Part.Set(status.Degraded, strings.Join(trouble, "; "))
 	case len(now) == 0:
-		a.o.Part.Set(status.Running, "")
+		s.o.Part.Set(status.Running, "")
 	default:
-		a.o.Part.Set(status.Running, fmt.Sprintf("this node answers for %d addresses of Services", len(now)))
+		s.o.Part.Set(status.Running, fmt.Sprintf("this node answers for %d addresses of Services", len(now)))
 	}
 }
 
 // start announces an address when a holder before this one is certainly silent.
-func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalancer.Holder, iface vip.Interface) running {
+func (s *Speaker) start(ctx context.Context, address netip.Addr, h loadbalancer.Holder, iface vip.Interface) running {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -224,20 +224,20 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalance
 		if !timers.Sleep(ctx, loadbalancer.Wait) {
 			return
 		}
-		if h.New && !a.prove(ctx, address, h, iface) {
+		if h.New && !s.prove(ctx, address, h, iface) {
 			return
 		}
-		a.o.Logger.Info("load balancer: this node answers for an address", "address", address, "interface", iface.Name)
+		s.o.Logger.Info("load balancer: this node answers for an address", "address", address, "interface", iface.Name)
 		for ctx.Err() == nil {
-			err := a.o.Announce(ctx, vip.Announcement{
-				Address: address, Interface: iface, Logger: a.o.Logger,
-				Confirm:  func(ctx context.Context) (vip.Moment, error) { return a.confirm(ctx, address, h) },
-				Conflict: func(other net.HardwareAddr) { a.noteConflict(address, other) },
+			err := s.o.Announce(ctx, vip.Announcement{
+				Address: address, Interface: iface, Logger: s.o.Logger,
+				Confirm:  func(ctx context.Context) (vip.Moment, error) { return s.confirm(ctx, address, h) },
+				Conflict: func(other net.HardwareAddr) { s.noteConflict(address, other) },
 			})
 			if err == nil {
 				return
 			}
-			a.o.Logger.Warn("load balancer: an address is not announced any more; it is tried again", "address", address, "error", err)
+			s.o.Logger.Warn("load balancer: an address is not announced any more; it is tried again", "address", address, "error", err)
 			timers.Sleep(ctx, time.Second) // the reason may last
 		}
 	}()
@@ -249,13 +249,13 @@ func (a *Announcer) start(ctx context.Context, address netip.Addr, h loadbalance
 
 // confirm says until when this node may answer. What the store said counts from before it was asked, and is good for
 // all addresses.
-func (a *Announcer) confirm(ctx context.Context, address netip.Addr, h loadbalancer.Holder) (vip.Moment, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.record == nil || a.o.Now() >= a.asked.After(loadbalancer.Lease/2) {
-		a.record = nil
-		asked := a.o.Now()
-		m, err := a.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, loadbalancer.ConfigMap, metav1.GetOptions{})
+func (s *Speaker) confirm(ctx context.Context, address netip.Addr, h loadbalancer.Holder) (vip.Moment, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.record == nil || s.o.Now() >= s.asked.After(loadbalancer.Lease/2) {
+		s.record = nil
+		asked := s.o.Now()
+		m, err := s.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, loadbalancer.ConfigMap, metav1.GetOptions{})
 		if err != nil {
 			return 0, err
 		}
@@ -263,10 +263,10 @@ func (a *Announcer) confirm(ctx context.Context, address netip.Addr, h loadbalan
 		if err != nil {
 			return 0, err
 		}
-		a.asked, a.record = asked, record
+		s.asked, s.record = asked, record
 	}
-	if !a.record[address].Same(h) {
-		return 0, fmt.Errorf("the node %s is the holder now", a.record[address].Node)
+	if !s.record[address].Same(h) {
+		return 0, fmt.Errorf("the node %s is the holder now", s.record[address].Node)
 	}
-	return a.asked.After(loadbalancer.Lease), nil
+	return s.asked.After(loadbalancer.Lease), nil
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package s3settings reads and checks the settings for keeping snapshots in an S3-compatible object store. They come
-// from flags, or from a Secret, by the same names. It opens no connection.
-package s3settings
+// This file reads and checks the settings for keeping snapshots in an S3-compatible object store. They come from flags,
+// or from a Secret, by the same names. It opens no connection.
+
+package config
 
 import (
 	"crypto/x509"
@@ -22,31 +23,31 @@ import (
 
 // Settings for S3 by their names, without the --snapshot-s3- of flags and the etcd-s3- that k3s' Secrets have.
 const (
-	Endpoint       = "endpoint"
-	EndpointCA     = "endpoint-ca"      // PEM, or PEM in base64
-	EndpointCAName = "endpoint-ca-name" // in a Secret only: the ConfigMap with the certificate
-	SkipVerify     = "skip-ssl-verify"
-	AccessKey      = "access-key"
-	SecretKey      = "secret-key"
-	SessionToken   = "session-token"
-	Bucket         = "bucket"
-	Lookup         = "bucket-lookup-type"
-	Region         = "region"
-	Folder         = "folder"
-	Proxy          = "proxy"
-	Insecure       = "insecure"
-	Timeout        = "timeout"
-	Retention      = "retention"
+	S3Endpoint       = "endpoint"
+	S3EndpointCA     = "endpoint-ca"      // PEM, or PEM in base64
+	S3EndpointCAName = "endpoint-ca-name" // in a Secret only: the ConfigMap with the certificate
+	S3SkipVerify     = "skip-ssl-verify"
+	S3AccessKey      = "access-key"
+	S3SecretKey      = "secret-key"
+	S3SessionToken   = "session-token"
+	S3Bucket         = "bucket"
+	S3Lookup         = "bucket-lookup-type"
+	S3Region         = "region"
+	S3Folder         = "folder"
+	S3Proxy          = "proxy"
+	S3Insecure       = "insecure"
+	S3Timeout        = "timeout"
+	S3Retention      = "retention"
 )
 
-// Defaults are the values of what is not set.
-var Defaults = map[string]string{
-	Endpoint: "s3.amazonaws.com", Region: "us-east-1", Lookup: "auto", Timeout: "5m", Retention: "5",
-	SkipVerify: "false", Insecure: "false",
+// S3Defaults are the values of what is not set.
+var S3Defaults = map[string]string{
+	S3Endpoint: "s3.amazonaws.com", S3Region: "us-east-1", S3Lookup: "auto", S3Timeout: "5m", S3Retention: "5",
+	S3SkipVerify: "false", S3Insecure: "false",
 }
 
-// Lookups say where the bucket's name goes.
-var Lookups = []string{"auto", "dns", "path"}
+// S3Lookups say where the bucket's name goes.
+var S3Lookups = []string{"auto", "dns", "path"}
 
 // S3 says where snapshots are kept besides this machine.
 type S3 struct {
@@ -64,34 +65,34 @@ type S3 struct {
 	Retention int
 }
 
-// Asked is what one command says of S3 for itself, over what its server has.
-type Asked struct {
+// AskedS3 is what one command says of S3 for itself, over what its server has.
+type AskedS3 struct {
 	// On says whether an object store is meant at all; nil leaves that to the server.
 	On *bool `json:"on,omitempty"`
 	// Values are settings by their names.
 	Values map[string]string `json:"values,omitempty"`
 }
 
-// SettingError says which setting is wrong.
-type SettingError struct {
+// S3Error says which setting is wrong.
+type S3Error struct {
 	Name string
 	Err  error
 }
 
-func (e *SettingError) Error() string { return e.Name + ": " + e.Err.Error() }
-func (e *SettingError) Unwrap() error { return e.Err }
+func (e *S3Error) Error() string { return e.Name + ": " + e.Err.Error() }
+func (e *S3Error) Unwrap() error { return e.Err }
 
-// Parse reads settings. What is empty has its default. Each wrong one is a SettingError, joined.
-func Parse(values map[string]string) (*S3, error) {
+// ParseS3 reads settings. What is empty has its default. Each wrong one is an S3Error, joined.
+func ParseS3(values map[string]string) (*S3, error) {
 	var errs []error
 	get := func(name string) string {
 		if v := strings.TrimSpace(values[name]); v != "" {
 			return v
 		}
-		return Defaults[name]
+		return S3Defaults[name]
 	}
 	bad := func(name, format string, args ...any) {
-		errs = append(errs, &SettingError{name, fmt.Errorf(format, args...)})
+		errs = append(errs, &S3Error{name, fmt.Errorf(format, args...)})
 	}
 	boolean := func(name string) bool {
 		b, err := strconv.ParseBool(get(name))
@@ -101,50 +102,50 @@ func Parse(values map[string]string) (*S3, error) {
 		return b
 	}
 	s := &S3{
-		Endpoint: get(Endpoint), Bucket: get(Bucket), Region: get(Region), Lookup: get(Lookup),
-		AccessKey: get(AccessKey), SecretKey: get(SecretKey), SessionToken: get(SessionToken),
-		Insecure: boolean(Insecure), SkipVerify: boolean(SkipVerify),
+		Endpoint: get(S3Endpoint), Bucket: get(S3Bucket), Region: get(S3Region), Lookup: get(S3Lookup),
+		AccessKey: get(S3AccessKey), SecretKey: get(S3SecretKey), SessionToken: get(S3SessionToken),
+		Insecure: boolean(S3Insecure), SkipVerify: boolean(S3SkipVerify),
 	}
 	var err error
-	if err := checkEndpoint(s.Endpoint); err != nil {
-		bad(Endpoint, "%w", err)
+	if err := checkS3Endpoint(s.Endpoint); err != nil {
+		bad(S3Endpoint, "%w", err)
 	}
-	if s.Folder, err = folder(get(Folder)); err != nil {
-		bad(Folder, "%w", err)
+	if s.Folder, err = s3Folder(get(S3Folder)); err != nil {
+		bad(S3Folder, "%w", err)
 	}
 	if s.Bucket == "" {
-		bad(Bucket, "is needed: the name of a bucket that there is")
+		bad(S3Bucket, "is needed: the name of a bucket that there is")
 	}
-	if !slices.Contains(Lookups, s.Lookup) {
-		bad(Lookup, "%q is none of %s", s.Lookup, strings.Join(Lookups, ", "))
+	if !slices.Contains(S3Lookups, s.Lookup) {
+		bad(S3Lookup, "%q is none of %s", s.Lookup, strings.Join(S3Lookups, ", "))
 	}
 	if (s.AccessKey == "") != (s.SecretKey == "") {
-		bad(AccessKey, "and %s go together; one of them is missing", SecretKey)
+		bad(S3AccessKey, "and %s go together; one of them is missing", S3SecretKey)
 	}
-	if s.Timeout, err = time.ParseDuration(get(Timeout)); err != nil || s.Timeout <= 0 {
-		bad(Timeout, "%q is not a duration; write it like 5m", get(Timeout))
+	if s.Timeout, err = time.ParseDuration(get(S3Timeout)); err != nil || s.Timeout <= 0 {
+		bad(S3Timeout, "%q is not a duration; write it like 5m", get(S3Timeout))
 	}
-	if s.Retention, err = strconv.Atoi(get(Retention)); err != nil || s.Retention < 1 {
-		bad(Retention, "%q is not a number of snapshots, which is 1 or more", get(Retention))
+	if s.Retention, err = strconv.Atoi(get(S3Retention)); err != nil || s.Retention < 1 {
+		bad(S3Retention, "%q is not a number of snapshots, which is 1 or more", get(S3Retention))
 	}
-	if text := get(Proxy); text != "" {
+	if text := get(S3Proxy); text != "" {
 		if s.Proxy, err = url.Parse(text); err != nil || s.Proxy.Host == "" {
-			bad(Proxy, "it is not the address of a proxy; write it like http://10.0.0.9:3128")
+			bad(S3Proxy, "it is not the address of a proxy; write it like http://10.0.0.9:3128")
 		}
 	}
-	if text := get(EndpointCA); text != "" {
+	if text := get(S3EndpointCA); text != "" {
 		if s.CA, err = certificates(text); err != nil {
-			bad(EndpointCA, "%w", err)
+			bad(S3EndpointCA, "%w", err)
 		}
 	}
 	return s, errors.Join(errs...)
 }
 
-// checkEndpoint does not repeat what may be a password.
-func checkEndpoint(text string) error {
+// checkS3Endpoint does not repeat what may be a password.
+func checkS3Endpoint(text string) error {
 	if strings.Contains(text, "@") {
-		return fmt.Errorf("neither a user nor a password belongs in it: it is HOST or HOST:PORT, and they are %s and %s", AccessKey,
-			SecretKey)
+		return fmt.Errorf("neither a user nor a password belongs in it: it is HOST or HOST:PORT, and they are %s and %s", S3AccessKey,
+			S3SecretKey)
 	}
 	u, err := url.Parse("https://" + text)
 	if err == nil && u.Host == text && u.Hostname() != "" && strings.HasPrefix(text, "[") == strings.Contains(u.Hostname(), ":") {
@@ -158,9 +159,9 @@ func checkEndpoint(text string) error {
 	return fmt.Errorf("%q is not of the form HOST or HOST:PORT, without https:// in front", text)
 }
 
-// folder spells a folder in the only way in which objects are found by it again: S3 knows keys, and takes each letter
+// s3Folder spells a folder in the only way in which objects are found by it again: S3 knows keys, and takes each letter
 // of them as it is.
-func folder(text string) (string, error) {
+func s3Folder(text string) (string, error) {
 	out := path.Clean(strings.Trim(text, "/"))
 	switch {
 	case out == ".":
@@ -173,23 +174,23 @@ func folder(text string) (string, error) {
 	return out, nil
 }
 
-// Over puts settings over others. A session token goes with the keys that it was given for.
-func Over(lower, upper map[string]string) map[string]string {
+// OverlayS3 puts settings over others. A session token goes with the keys that it was given for.
+func OverlayS3(lower, upper map[string]string) map[string]string {
 	out := map[string]string{}
 	maps.Copy(out, lower)
-	if key := upper[AccessKey]; key != "" && key != lower[AccessKey] {
-		delete(out, SessionToken)
+	if key := upper[S3AccessKey]; key != "" && key != lower[S3AccessKey] {
+		delete(out, S3SessionToken)
 	}
 	maps.Copy(out, upper)
 	return out
 }
 
-// Each takes the error of Parse apart.
-func Each(err error) (out []*SettingError) {
-	var one *SettingError
+// S3Errors takes the error of ParseS3 apart.
+func S3Errors(err error) (out []*S3Error) {
+	var one *S3Error
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range joined.Unwrap() {
-			out = append(out, Each(e)...)
+			out = append(out, S3Errors(e)...)
 		}
 	} else if errors.As(err, &one) {
 		out = append(out, one)
@@ -214,8 +215,8 @@ func certificates(text string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// FromSecret are the settings in a Secret, whose keys are those that k3s' users know, or the same without etcd-.
-func FromSecret(data map[string][]byte) map[string]string {
+// S3FromSecret are the settings in a Secret, whose keys are those that k3s' users know, or the same without etcd-.
+func S3FromSecret(data map[string][]byte) map[string]string {
 	out := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(data)) { // etcd-s3-… before s3-… before snapshot-s3-…, which wins
 		for _, prefix := range []string{"etcd-s3-", "s3-", "snapshot-s3-"} {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nfttable_test
+package nft_test
 
 import (
 	"testing"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
-	"github.com/coracle-k8s/coracle/internal/nfttable"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
@@ -28,15 +28,15 @@ func TestKernelWithoutNFTables(t *testing.T) {
 			if module != "" {
 				uml.Load(t, module)
 			}
-			for _, family := range []nfttable.Table{{Family: nfttable.INet, Name: "x"}, {Family: nfttable.IPv4, Name: "x"}, {Family: nfttable.IPv6, Name: "x"}} {
-				if there, err := nfttable.Exists(family); there || err != nil {
+			for _, family := range []nft.Table{{Family: nft.INet, Name: "x"}, {Family: nft.IPv4, Name: "x"}, {Family: nft.IPv6, Name: "x"}} {
+				if there, err := nft.Exists(family); there || err != nil {
 					t.Errorf("a table is there: %v, %v", there, err)
 				}
-				testenv.Check(t, nfttable.Delete(family), "deleting what cannot be there")
-				if n, err := nfttable.Count(family); len(n.Rules)+len(n.Elements) > 0 || err != nil {
+				testenv.Check(t, nft.Delete(family), "deleting what cannot be there")
+				if n, err := nft.Count(family); len(n.Rules)+len(n.Elements) > 0 || err != nil {
 					t.Errorf("there are %v, %v", n, err)
 				}
-				testenv.Fails(t, nfttable.Ensure(family), "a table was made")
+				testenv.Fails(t, nft.Ensure(family), "a table was made")
 			}
 			if found, err := hostfirewall.Find(); len(found) > 0 || err != nil {
 				t.Errorf("firewalls: %v, %v", found, err)
