@@ -119,8 +119,8 @@ func TestPodIsClosedBeforeItsFirstPacket(t *testing.T) {
 	})
 }
 
-// TestAdmitWaitsForPodsLabels: Admit waits for a pod that the API does not know yet, and goes by its labels then, not by those of
-// one with its name.
+// TestAdmitWaitsForPodsLabels: Admit waits for a pod that the API does not know yet, and goes by its labels then, not
+// by those of one with its name.
 func TestAdmitWaitsForPodsLabels(t *testing.T) {
 	namespaceTable(t)
 	w := newWorld()
