@@ -17,10 +17,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestScenariosLeaveInstalledClusterAlone: on a machine where coracle is installed and runs, the tests neither notice the
+// TestSuiteLeavesRunningClusterAlone: on a machine where coracle is installed and runs, the tests neither notice the
 // cluster nor touch it. A machine plays the contributor's, and another run of this program on it installs and
 // uninstalls.
-func TestScenariosLeaveInstalledClusterAlone(t *testing.T) {
+func TestSuiteLeavesRunningClusterAlone(t *testing.T) {
 	source := testenv.Must(os.Getwd())(t)
 	site := harness.NewSite(t)
 	site.Needs = append(site.Needs, filepath.Dir(filepath.Dir(source))) // the tree, which may be in root's home
@@ -89,14 +89,14 @@ func (h *host) settled() state {
 	return now
 }
 
-// innerEnv is set where TestScenariosLeaveInstalledClusterAlone runs this program: the archive with the image of its pod.
+// innerEnv is set where TestSuiteLeavesRunningClusterAlone runs this program: the archive with the image of its pod.
 const innerEnv = "CORACLE_TEST_BESIDE"
 
-// TestInstallAndUninstall is what TestScenariosLeaveInstalledClusterAlone runs: a short life of an installation, with pods.
+// TestInstallAndUninstall is what TestSuiteLeavesRunningClusterAlone runs: a short life of an installation, with pods.
 func TestInstallAndUninstall(t *testing.T) {
 	box := os.Getenv(innerEnv)
 	if box == "" {
-		t.Skip("TestScenariosLeaveInstalledClusterAlone runs this, beside a cluster; TestInstallUpgradeAndUninstall does all of it and more")
+		t.Skip("TestSuiteLeavesRunningClusterAlone runs this, beside a cluster; TestInstallUpgradeAndUninstall does all of it and more")
 	}
 	h := newHost(t)
 	before := h.state()
