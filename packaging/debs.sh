@@ -16,6 +16,8 @@ lock=${DEBS_LOCK:-packaging/debs.lock} # another one in tests
 
 # compare_lock HAVE compares lines of the lock with it.
 compare_lock() {
+  local differs=say warning='warning: '
+  if [ -n "${TRIMPATH:-}" ]; then differs=die warning=''; fi # a release carries what the lock names
   local release arch name version sum known='' other=''
   while read -r release arch name version sum; do
     [ -z "$known" ] && grep -q "^$release $arch " "$lock" && known=yes
@@ -29,10 +31,10 @@ Nothing of it is used. Find out where it comes from: your mirror, or a change of
   done < "$1"
   if [ -z "$known" ]; then
     read -r release arch _ < "$1"
-    say "warning: $lock has no packages of $release for $arch; those of this build are verified by the signatures of apt alone"
+    "$differs" "$warning$lock has no packages of $release for $arch; those of this build are verified by the signatures of apt alone"
   elif [ -n "$other" ]; then
-    say "warning: other versions than in $lock, verified by the signatures of apt alone:$other
-  They are taken: an update of the distribution, as a rule. make debs-lock writes them down"
+    "$differs" "${warning}other versions than in $lock, verified by the signatures of apt alone:$other
+  An update of the distribution, as a rule: a release takes none that the lock does not name. make debs-lock writes them down"
   fi
 }
 if [ "${1:-}" = --compare ]; then compare_lock "$2"; exit 0; fi # for tests

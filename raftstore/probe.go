@@ -16,7 +16,8 @@ import (
 // without another one.
 
 const (
-	// storesWithin is how long a server may take to flush the entry of a storage probe.
+	// storesWithin is how long a server may take to flush the entry of a storage probe, beside two of the leader's
+	// flushes.
 	storesWithin = 3 * time.Second
 	// probeTick is how often a storage probe looks at what was confirmed.
 	probeTick = 2 * time.Millisecond
@@ -39,7 +40,8 @@ func (stores storing) majorityOf(voters []raft.Server) bool {
 }
 
 // storageProbe writes an entry and waits until enough members have stored it, or all that seemed to store before, or
-// until storesWithin has passed or ctx ends. Only a leader learns of any. With a nil enough it waits for all.
+// until storesWithin and two flushes of this server have passed, or ctx ends: a flush under way comes before that of
+// the entry. Only a leader learns of any. With a nil enough it waits for all.
 func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) storing {
 	term, newest := s.raft.CurrentTerm(), s.raft.LastIndex()
 	seeming := s.seeming()
@@ -50,10 +52,11 @@ func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) s
 		index, _ := s.Stored(id, term)
 		return index > newest
 	})
-	ctx, cancel := context.WithTimeout(ctx, storesWithin)
+	within := storesWithin + 2*min(s.dir.FlushDuration(), slowestFlush)
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	written := make(chan error, 1) // nobody may wait for it any more
-	if !s.spawn(func() { written <- s.await(s.raft.Barrier(storesWithin)) }) {
+	if !s.spawn(func() { written <- s.await(s.raft.Barrier(within)) }) {
 		return stores
 	}
 	tick := time.NewTicker(probeTick)

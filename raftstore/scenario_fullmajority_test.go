@@ -5,6 +5,8 @@ package raftstore
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -65,6 +67,56 @@ func TestScenarioFullMajority(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The leader's disk is full while every disk takes seconds for a flush: another server with room leads, and writes.
+func TestScenarioFullLeaderBesideSlowDisks(t *testing.T) {
+	for _, flush := range []time.Duration{1500 * time.Millisecond, 2800 * time.Millisecond} {
+		t.Run(flush.String(), func(t *testing.T) {
+			seeds(t, 2, func(t *testing.T, seed uint64) {
+				stage(t, seed, 5, nil, func(c *cluster) {
+					c.serves(c.nodes...)
+					for _, n := range c.nodes {
+						n.faults.DelayFlushes(flush)
+					}
+					put := func(n *node) error {
+						return testenv.Err(n.running().Client().KV.Put(c.within(slowWrite(flush)), "k", "v"))
+					}
+					for range 5 { // each server has seen how slow it is
+						testenv.Check(t, put(c.leader()), "a write through the leader")
+					}
+					full := c.leader()
+					full.faults.SeemFull(true)
+					c.eventually("a server with room writes", majorityWithin+slowElection(flush), func() bool {
+						return put(c.others(full)[0]) == nil && !full.leads()
+					})
+				})
+			})
+		})
+	}
+}
+
+// All disks seem full, and nothing is written: no snapshot is made in twenty minutes, which would save no room.
+func TestScenarioIdleBesideFullDisks(t *testing.T) {
+	stage(t, 1, 3, nil, func(c *cluster) {
+		c.fill(c.leader(), 300)
+		snapshots := func() (found []string) {
+			for _, n := range c.nodes {
+				found = append(found, testenv.Must(filepath.Glob(filepath.Join(n.dir, "snapshots", "*")))(t)...)
+			}
+			return found
+		}
+		before := snapshots()
+		for _, n := range c.nodes {
+			n.faults.SeemFull(true)
+		}
+		for range 20 {
+			c.pass(time.Minute)
+			if now := snapshots(); !slices.Equal(now, before) {
+				t.Fatalf("the snapshots were %v, and are %v", before, now)
+			}
+		}
+	})
 }
 
 // The disk of one follower is full, and the other one has crashed or its disk is stalled. The one with a full disk

@@ -169,12 +169,8 @@ func (r *round) connected() {
 	r.cut = nil
 }
 
-// slowDown makes flushes take seconds on all disks of those that are well, or on some. Not beside a full one: a storage
-// probe has 3 s, which is less than two such flushes take, so that a full leader finds no other (ADR 0085).
+// slowDown makes flushes take seconds on all disks of those that are well, or on some.
 func (r *round) slowDown() {
-	if r.full {
-		return
-	}
 	r.flush = 1300*time.Millisecond + time.Duration(r.rand.Int64N(int64(1700*time.Millisecond)))
 	all := r.rand.IntN(2) == 0
 	for _, n := range r.well {
