@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestExternalAddresses(t *testing.T) {
+func TestNodeReportsExternalAddresses(t *testing.T) {
 	o := Options{NodeName: "n", NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")},
 		ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8::2")}}
 	want := o.addresses()

@@ -38,8 +38,9 @@ func TestPartStartsWhenItsWaitEnds(t *testing.T) {
 	}
 }
 
-// TestKubeletWaits: without a wait of its own the kubelet waits for the one WaitAPI, which is not called a second time.
-func TestKubeletWaits(t *testing.T) {
+// TestKubeletWaitsForAPIServer: without a wait of its own the kubelet waits for the one WaitAPI, which is not called a
+// second time.
+func TestKubeletWaitsForAPIServer(t *testing.T) {
 	o := Options{DataDir: t.TempDir(), WaitAPI: func(context.Context) error { return errors.New("called again") }}
 	ready := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())

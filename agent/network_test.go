@@ -10,9 +10,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// TestReservedPorts: neither pods nor Services get a port at which the kubelet listens, and pods none of the
+// TestKubeletPortsAreReserved: neither pods nor Services get a port at which the kubelet listens, and pods none of the
 // balancer's.
-func TestReservedPorts(t *testing.T) {
+func TestKubeletPortsAreReserved(t *testing.T) {
 	o := Options{NetworkBackend: clusterconfig.NetworkNone, Port: 7443, LocalPort: 6444, ConsolePort: 8443, kubeletPorts: []uint16{10350, 10248}}
 	services := slices.Concat([]uint16{7443, 6443, 10250, 10053, 10054, 10055}, table.GatewayPorts(), []uint16{10350, 10248, 8443})
 	if got := o.reserved().Ports; !slices.Equal(got, services) {

@@ -19,9 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestUnderlayIsKept: what a node says of where it is found comes back when a client has removed it from its Node, or
-// the Node was made anew; one that has nothing to say looks once.
-func TestUnderlayIsKept(t *testing.T) {
+// TestRemovedUnderlayAnnotationIsRestored: what a node says of where it is found comes back when a client has removed
+// it from its Node, or the Node was made anew; one that has nothing to say looks once.
+func TestRemovedUnderlayAnnotationIsRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fake.NewClientset().CoreV1().Nodes()
 		o := Options{NodeName: "n", NodeIPs: []netip.Addr{netip.MustParseAddr("10.0.0.5")}, ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.5")}, NetworkExternal: true,
@@ -54,8 +54,8 @@ func TestUnderlayIsKept(t *testing.T) {
 	})
 }
 
-// TestUnderlayIsPublished: a node tells others where they find its pods, unless that is its own address.
-func TestUnderlayIsPublished(t *testing.T) {
+// TestNodePublishesItsUnderlayAddress: a node tells others where they find its pods, unless that is its own address.
+func TestNodePublishesItsUnderlayAddress(t *testing.T) {
 	addrs := func(texts string) (out []netip.Addr) {
 		for text := range strings.FieldsSeq(texts) {
 			out = append(out, netip.MustParseAddr(text))

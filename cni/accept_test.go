@@ -28,9 +28,9 @@ func (l *poorListener) Accept() (net.Conn, error) {
 	return l.conn, nil
 }
 
-// TestAcceptGoesOn: a process that has no descriptor for a call takes the next one when it has, instead of ending the
-// node.
-func TestAcceptGoesOn(t *testing.T) {
+// TestAcceptRetriesWithoutFileDescriptors: a process that has no descriptor for a call takes the next one when it has,
+// instead of ending the node.
+func TestAcceptRetriesWithoutFileDescriptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &Server{log: ktesting.NewLogger(t, ktesting.NewConfig())}
 		conn, other := net.Pipe()

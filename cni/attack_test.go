@@ -218,9 +218,9 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 
 func hostPortOf(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
 
-// TestReservedHostPorts: a pod with the port of the API, of a kubelet or of the tunnel as its host port would get what
-// is meant for the node.
-func TestReservedHostPorts(t *testing.T) {
+// TestPodsCannotUseReservedHostPorts: a pod with the port of the API, of a kubelet or of the tunnel as its host port
+// would get what is meant for the node.
+func TestPodsCannotUseReservedHostPorts(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
 	n.o.ReservedPorts = []uint16{6443}

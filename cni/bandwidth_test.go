@@ -20,7 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestBandwidthOfConfiguration(t *testing.T) {
+func TestBandwidthIsParsedFromConfiguration(t *testing.T) {
 	for _, c := range []struct {
 		name, runtimeConfig string
 		want                bandwidth
@@ -58,7 +58,7 @@ func TestBandwidthOfConfiguration(t *testing.T) {
 	}
 }
 
-func TestDesiredBandwidth(t *testing.T) {
+func TestDesiredBandwidthRendersShapers(t *testing.T) {
 	const unbounded = 1<<29 - 1 // containerd's
 	for _, c := range []struct {
 		name   string
@@ -221,9 +221,10 @@ func (n *node) untilHealed(what string) {
 	})
 }
 
-// TestBandwidthHoldsBack sends more at once than a second's rate through both shapers and finds packets that had to
-// wait. The rate is so low that a machine would have to need most of a minute for 64 datagrams to keep within it.
-func TestBandwidthHoldsBack(t *testing.T) {
+// TestBandwidthLimitDelaysPackets sends more at once than a second's rate through both shapers and finds packets that
+// had to wait. The rate is so low that a machine would have to need most of a minute for 64 datagrams to keep within
+// it.
+func TestBandwidthLimitDelaysPackets(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	const bits = 8000
 	slow := n.limited("slow", bits, bits)

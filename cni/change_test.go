@@ -15,9 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestBackendChanges: a node goes by the back end that the cluster says, from one moment to the next and over restarts,
-// and nothing is left of the one before.
-func TestBackendChanges(t *testing.T) {
+// TestBackendChangeLeavesNothingBehind: a node goes by the back end that the cluster says, from one moment to the next
+// and over restarts, and nothing is left of the one before.
+func TestBackendChangeLeavesNothingBehind(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	n.stop()
 	var mu sync.Mutex

@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestConflistIsSeen: containerd reloads on a write, a rename or a removal in the folder, never on a file's appearance:
-// a configuration that is only moved into place would never be seen, and the node never be ready.
-func TestConflistIsSeen(t *testing.T) {
+// TestContainerdNoticesWrittenConflist: containerd reloads on a write, a rename or a removal in the folder, never on a
+// file's appearance: a configuration that is only moved into place would never be seen, and the node never be ready.
+func TestContainerdNoticesWrittenConflist(t *testing.T) {
 	s := &Server{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
 	w := testenv.Must(fsnotify.NewWatcher())(t)
 	defer w.Close()
@@ -35,8 +35,8 @@ func TestConflistIsSeen(t *testing.T) {
 	}
 }
 
-// TestConflistIsClosed: the file of an earlier version, too.
-func TestConflistIsClosed(t *testing.T) {
+// TestConflistIsReadableByRootAlone: also the file of an earlier version.
+func TestConflistIsReadableByRootAlone(t *testing.T) {
 	s := &Server{o: Options{Socket: "/run/x/cni.sock", StateDir: t.TempDir(), ConfDir: t.TempDir()}}
 	path := filepath.Join(s.o.ConfDir, conflistName)
 	for range 2 {

@@ -46,9 +46,9 @@ func changing(n *node, backend string) (to func(string)) {
 	}
 }
 
-// TestPodDuringChange: a pod that is being attached while the node changes its back end has the new one's sizes, and no
-// host port that is the new one's.
-func TestPodDuringChange(t *testing.T) {
+// TestPodAttachedDuringChangeUsesNewBackend: a pod that is being attached while the node changes its back end has the
+// new one's sizes, and no host port that is the new one's.
+func TestPodAttachedDuringChangeUsesNewBackend(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
 	policies := slowPolicies{make(chan struct{}), make(chan struct{})}
@@ -157,8 +157,8 @@ func TestHostPortOfNewBackend(t *testing.T) {
 	}
 }
 
-// TestNothingIsLeft: a back end looks the same from wherever the node has changed to it.
-func TestNothingIsLeft(t *testing.T) {
+// TestBackendsStateIsIndependentOfHistory: a back end looks the same from wherever the node has changed to it.
+func TestBackendsStateIsIndependentOfHistory(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	n.stop()
 	to := changing(n, clusterconfig.NetworkVXLAN)
@@ -201,9 +201,9 @@ func TestNothingIsLeft(t *testing.T) {
 	testenv.False(t, first[v] == first[h] || first[h] == first[w], "two back ends look the same")
 }
 
-// TestTwoInterfaces: a node with an address of each family on interfaces of their own has a way to its peers by both,
-// with each back end.
-func TestTwoInterfaces(t *testing.T) {
+// TestPeersAreRoutedByBothFamiliesInterfaces: a node with an address of each family on interfaces of their own has a
+// way to its peers by both, with each back end.
+func TestPeersAreRoutedByBothFamiliesInterfaces(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	n.stop()
 	n.outside.Link(t, "uplink6", "eth6", []string{"fd99::1/64"}, []string{"fd99::2/64"})
@@ -237,9 +237,9 @@ func TestTwoInterfaces(t *testing.T) {
 	}
 }
 
-// TestPeerThatLies: a node that says it is where no way can lead keeps no other node from serving pods, nor from a
-// change of the back end; it is named.
-func TestPeerThatLies(t *testing.T) {
+// TestUnroutablePeerDoesNotStopNode: a node that says it is where no way can lead keeps no other node from serving
+// pods, nor from a change of the back end; it is named.
+func TestUnroutablePeerDoesNotStopNode(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
 	var mu sync.Mutex

@@ -15,10 +15,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestBackendThatFails: where the cluster's back end cannot be made, the node says so, what heals does not bring back
-// the one before, which would undo what was made, and a change back makes that one again. So does the end of what is in
-// the way.
-func TestBackendThatFails(t *testing.T) {
+// TestFailedBackendChangeCanBeReverted: where the cluster's back end cannot be made, the node says so, what heals does
+// not bring back the one before, which would undo what was made, and a change back makes that one again. So does the
+// end of what is in the way.
+func TestFailedBackendChangeCanBeReverted(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16")
 	n.stop()
 	reported := ""

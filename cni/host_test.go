@@ -27,7 +27,7 @@ func testRecord(id string, ips ...string) *record {
 	return r
 }
 
-func TestDesiredHost(t *testing.T) {
+func TestDesiredHostRendersPodObjects(t *testing.T) {
 	ports := testRecord("b", "10.42.7.3", "fd42::3")
 	ports.Ports = []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}
 	for _, c := range []struct {
@@ -248,8 +248,8 @@ func routesOf(t *testing.T) []string {
 	return out
 }
 
-// TestHostSideHeals: whatever another program takes away of a pod's way comes back.
-func TestHostSideHeals(t *testing.T) {
+// TestRemovedPodRoutesAreRepaired: whatever another program takes away of a pod's way comes back.
+func TestRemovedPodRoutesAreRepaired(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	a := n.pod("aaa")
 	serve(t, a, "a", "tcp", ":80")

@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestHostPorts(t *testing.T) {
+func TestHostPortLeadsToItsPod(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	a := n.pod("aaa")
 	b := n.pod("bbb",

@@ -32,7 +32,7 @@ func testNode(name string, age int, cidrs []string, addrs ...string) *corev1.Nod
 	return n
 }
 
-func TestPeersOf(t *testing.T) {
+func TestPeersAreDerivedFromNodes(t *testing.T) {
 	annotatedNode := testNode("vpn", 1, []string{"10.42.5.0/24"}, "InternalIP 192.0.2.5")
 	annotatedNode.Annotations = map[string]string{clusterconfig.UnderlayAnnotation: "fd99::5, 10.99.0.5"}
 	thief := testNode("thief", 0, []string{"10.42.6.0/24"}, "InternalIP 192.0.2.6")
@@ -82,8 +82,8 @@ func TestPeersOfAnyOrder(t *testing.T) {
 	}
 }
 
-// TestWatchPeers: the first list is whole, and what follows is news.
-func TestWatchPeers(t *testing.T) {
+// TestWatchedPeersBeginWithWholeList: the first list is whole, and what follows is news.
+func TestWatchedPeersBeginWithWholeList(t *testing.T) {
 	ctx := t.Context()
 	client := fake.NewClientset()
 	for i := range 20 {
@@ -125,10 +125,10 @@ func TestWatchPeers(t *testing.T) {
 	}
 }
 
-// TestDesiredWaysHold are what holds for whatever nodes: ids are single, every pod network of a peer of a family that
-// both have has one way or is in trouble, no way leads to this node's pods, and the order of peers changes nothing but
-// the order.
-func TestDesiredWaysHold(t *testing.T) {
+// TestDesiredWaysKeepInvariantsForRandomNodes: ids are single, every pod network of a
+// peer of a family that both have has one way or is in trouble, no way leads to this node's pods, and the order of
+// peers changes nothing but the order.
+func TestDesiredWaysKeepInvariantsForRandomNodes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(1, 12).Draw(t, "nodes")
 		families := make([]int, n+1)
@@ -185,7 +185,7 @@ func TestDesiredWaysHold(t *testing.T) {
 	})
 }
 
-func TestNumbersOfPrefixes(t *testing.T) {
+func TestPrefixesBecomeNumericRanges(t *testing.T) {
 	for text, want := range map[string]string{
 		"10.42.1.0/24": "0x0a2a0100-0x0a2a01ff", "10.42.1.7/32": "0x0a2a0107", "10.42.0.0/15": "0x0a2a0000-0x0a2bffff",
 		"fd42:0:0:1::/64": "0xfd420000000000010000000000000000-0xfd42000000000001ffffffffffffffff",
@@ -194,9 +194,9 @@ func TestNumbersOfPrefixes(t *testing.T) {
 	}
 }
 
-// TestUnderlayFollowed: a server follows the MTU of the interface to other nodes with its running pods, and makes again
-// at once what another program takes of its ways.
-func TestUnderlayFollowed(t *testing.T) {
+// TestPodsFollowUnderlayMTU: a server follows the MTU of the interface to other nodes with its running pods, and makes
+// again at once what another program takes of its ways.
+func TestPodsFollowUnderlayMTU(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/48")
 	n.stop()
 	peers := make(chan []Peer, 1)

@@ -97,7 +97,7 @@ add element inet coracle ports4 { udp . 53 : 10.42.7.2 . 53 }
 add element inet coracle ports6 { tcp . 8080 : fd42::2 . 80 }
 `
 
-func TestDesiredTable(t *testing.T) {
+func TestDesiredTableRendersPodRules(t *testing.T) {
 	r := &record{
 		IPs: []netip.Addr{netip.MustParseAddr("10.42.7.2"), netip.MustParseAddr("fd42::2")},
 		Ports: []PortMapping{
@@ -168,7 +168,7 @@ func mappings(count int) string {
 	return text + "]"
 }
 
-func TestPortMappings(t *testing.T) {
+func TestHostPortMappingsAreParsed(t *testing.T) {
 	for name, c := range map[string]struct {
 		json, want string
 	}{

@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestPodNetwork(t *testing.T) {
+func TestPodsReachOneAnotherAndHost(t *testing.T) {
 	for _, on := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", on), func(t *testing.T) {
 			netns.Require(t)
@@ -68,7 +68,7 @@ func TestPodNetwork(t *testing.T) {
 	}
 }
 
-func TestDualStack(t *testing.T) {
+func TestPodsHaveAddressesOfBothFamilies(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	port := PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}
 	a, b := n.pod("aaa"), n.pod("bbb", port)
@@ -164,7 +164,7 @@ func TestRestartKeepsStateWithoutAPI(t *testing.T) {
 }
 
 // A node object that was deleted and made again may come with another pod CIDR.
-func TestAnotherPodCIDR(t *testing.T) {
+func TestRecreatedNodeGetsNewPodCIDR(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	old := n.pod("old")
 	serve(t, old, "old", "tcp", ":80")
@@ -217,7 +217,7 @@ func TestPodNetworkWithoutFreeAddresses(t *testing.T) {
 	}
 }
 
-func TestGarbageCollection(t *testing.T) {
+func TestGCRemovesLostPods(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	keep, lost := n.pod("keep"), n.pod("lost", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
 	conf := map[string]any{
@@ -238,7 +238,7 @@ func TestGarbageCollection(t *testing.T) {
 	}
 }
 
-func TestCleanupLeavesNothing(t *testing.T) {
+func TestCleanupRemovesAllNetworkObjects(t *testing.T) {
 	for _, backend := range clusterconfig.NetworkBackends {
 		if backend == clusterconfig.NetworkNone {
 			continue
@@ -275,7 +275,7 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestManyAtOnce(t *testing.T) {
+func TestSimultaneousPodsGetDistinctAddresses(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	const many = 20
 	pods := make([]*pod, many)

@@ -132,9 +132,9 @@ func openTun(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil
 }
 
-// TestWaysOverVPN: nodes that are joined by a VPN alone reach one another through it, whatever networks its addresses
-// have.
-func TestWaysOverVPN(t *testing.T) {
+// TestNodesReachOneAnotherOverVPN: nodes that are joined by a VPN alone reach one another through it, whatever networks
+// its addresses have.
+func TestNodesReachOneAnotherOverVPN(t *testing.T) {
 	at4 := func(bits int) func(int) []string {
 		return func(i int) []string { return []string{fmt.Sprintf("10.9.0.%d/%d", i, bits)} }
 	}
@@ -178,9 +178,9 @@ func TestWaysOverVPN(t *testing.T) {
 	}
 }
 
-// TestServerOverVPN: a server's ways go by the interface that it was given, with each back end that can, and go on when
-// the VPN's program has started again.
-func TestServerOverVPN(t *testing.T) {
+// TestServerRoutesFollowRestartedVPN: a server's ways go by the interface that it was given, with each back end that
+// can, and go on when the VPN's program has started again.
+func TestServerRoutesFollowRestartedVPN(t *testing.T) {
 	const own, other = "10.9.0.1", "10.9.0.2"
 	n := newNode(t, "10.42.0.0/16", "fd42::/56")
 	v := newVPN(t)

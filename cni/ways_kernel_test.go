@@ -271,8 +271,8 @@ func TestBackendChangeRemovesOldRoutes(t *testing.T) {
 	s.nothingOf("10.42.", "fd42:")
 }
 
-// TestTunnelTrust: a datagram is taken from a peer alone, and of a peer only packets of its own pods.
-func TestTunnelTrust(t *testing.T) {
+// TestTunnelAcceptsOnlyPeersOwnPods: a datagram is taken from a peer alone, and of a peer only packets of its own pods.
+func TestTunnelAcceptsOnlyPeersOwnPods(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		underlay func(int) []string
@@ -435,7 +435,7 @@ func TestDeviceLeavesChecksumsToTheProcessor(t *testing.T) {
 	s.meets()
 }
 
-func TestBadChecksums(t *testing.T) {
+func TestDriversWithBadChecksumsAreDetected(t *testing.T) {
 	class := t.TempDir()
 	for _, dir := range []string{"vm0/device", "eth0/device", "bond0/lower_eth0", "bond0/lower_vm0"} {
 		testenv.NoError(t, os.MkdirAll(class+"/"+dir, 0o755))

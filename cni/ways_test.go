@@ -61,7 +61,7 @@ func render(objects []wanted, trouble []peerTrouble) string {
 	return strings.Join(out, "\n")
 }
 
-func TestDesiredWays(t *testing.T) {
+func TestDesiredWaysRouteSharedFamilies(t *testing.T) {
 	mixed := func(i int) []string { // the first node has both families, the second IPv6 alone, the third IPv4 alone
 		return map[int][]string{1: append(underlay4(1), underlay6(1)...), 2: underlay6(2), 3: underlay4(3)}[i]
 	}

@@ -231,8 +231,8 @@ func TestWireGuardGoGetsNoStateEvents(t *testing.T) {
 	testenv.EqualSlices(t, heard, []tun.Event{tun.EventMTUUpdate, tun.EventMTUUpdate}, "it heard:")
 }
 
-// TestForeignSharedKey: a peer with a preshared key, which another program has set, loses it again.
-func TestForeignSharedKey(t *testing.T) {
+// TestForeignPresharedKeyIsRemoved: a peer with a preshared key, which another program has set, loses it again.
+func TestForeignPresharedKeyIsRemoved(t *testing.T) {
 	dev := wireguardgo.NewDevice(withoutState(tuntest.NewChannelTUN().TUN()), conn.NewDefaultBind(), &wireguardgo.Logger{Verbosef: wireguardgo.DiscardLogf, Errorf: wireguardgo.DiscardLogf})
 	d := newWGDevice("wg", testKey(1), ktesting.NewLogger(t, ktesting.NewConfig()))
 	d.user = &wgUser{dev}

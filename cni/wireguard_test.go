@@ -31,7 +31,7 @@ func testKey(n byte) wgtypes.Key {
 // publicKey is testKey's public one.
 func publicKey(n byte) string { return testKey(n).PublicKey().String() }
 
-func TestDesiredWireGuard(t *testing.T) {
+func TestDesiredWireGuardRendersPeers(t *testing.T) {
 	names := strings.NewReplacer(publicKey(1), "OWN", publicKey(2), "KEY2", publicKey(3), "KEY3")
 	addrs := func(texts ...string) (out []netip.Addr) {
 		for _, s := range texts {

@@ -161,7 +161,7 @@ func TestDrainRefusesWhatIsNotAccepted(t *testing.T) {
 	}
 }
 
-func TestDrainEnds(t *testing.T) {
+func TestDrainEndsAtItsTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &drainAPI{pods: map[string]string{"guarded": replicated}, refusals: map[string]int{"guarded": 1 << 30}}
 		started := time.Now()
@@ -175,7 +175,7 @@ func TestDrainEnds(t *testing.T) {
 	})
 }
 
-func TestDrainOptions(t *testing.T) {
+func TestDrainOptionsAreChecked(t *testing.T) {
 	for text, good := range map[string]bool{"": true, "0": true, "30": true, "-1": false, "x": false, "3000000000": false} {
 		if _, err := newDrainOptions(url.Values{"gracePeriod": {text}}); (err == nil) != good {
 			t.Errorf("grace period %q: %v", text, err)

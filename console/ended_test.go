@@ -10,8 +10,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestEndsOfWork: a list of several pages is whole, and the last tab has left.
-func TestEndsOfWork(t *testing.T) {
+// TestListIsWholeAndTabsEnd: a list of several pages is whole, and the last tab has left.
+func TestListIsWholeAndTabsEnd(t *testing.T) {
 	ended := make(chan struct{}, 9)
 	s := consoleOf(t, tableAPI(t), func(o *Options) { o.Ended = func() { ended <- struct{}{} } })
 	first, _ := tab(t, s, "good", nil)

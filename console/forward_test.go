@@ -185,7 +185,7 @@ func TestForwardSaysWhatFails(t *testing.T) {
 	}
 }
 
-func TestForwardsEnd(t *testing.T) {
+func TestStoppedForwardsAreClosed(t *testing.T) {
 	api := &podAPI{t: t}
 	s := consoleOf(t, api.ServeHTTP)
 	h, _ := s.Config.Handler.(*Handler)

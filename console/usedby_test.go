@@ -42,7 +42,7 @@ func TestPodsThatUseAnObject(t *testing.T) {
 	}
 }
 
-func TestNextRun(t *testing.T) {
+func TestNextRunFollowsCronSchedule(t *testing.T) {
 	s := consoleOf(t, noAPI(t))
 	start := time.Now()
 	code, text, _ := roundTrip(t, s, "GET", "/schedule?schedule=*/5+*+*+*+*", "", asUser...)

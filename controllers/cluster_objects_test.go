@@ -54,8 +54,8 @@ func metric(t *testing.T, name, label, value string) (n float64) {
 	return n
 }
 
-// TestClusterObjects covers what the controllers keep for every cluster.
-func TestClusterObjects(t *testing.T) {
+// TestControllersMaintainClusterObjects covers what the controllers keep for every cluster.
+func TestControllersMaintainClusterObjects(t *testing.T) {
 	c := shared
 	c.term(t)
 	ns := c.namespace(t, "objects")

@@ -29,8 +29,9 @@ func (l countedLimiter) TryAccept() bool {
 	return false
 }
 
-// TestTaintPeriod: upstream's controller looks for nodes to taint every taintPeriod, and ends with its context.
-func TestTaintPeriod(t *testing.T) {
+// TestNodesAreTaintedEveryTaintPeriod: upstream's controller looks for nodes to taint every taintPeriod, and ends with
+// its context.
+func TestNodesAreTaintedEveryTaintPeriod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()

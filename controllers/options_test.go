@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestOptionsBecomeUpstreams(t *testing.T) {
+func TestOptionsAreMappedToUpstreamsFlags(t *testing.T) {
 	u, err := Options{
 		ClusterCIDR: "10.42.0.0/16,fd00:42::/56", ServiceCIDR: "10.43.0.0/16,fd00:43::/112",
 		Small: true, ExtraArgs: []string{"node-cidr-mask-size-ipv6=72", "concurrent-gc-syncs=9", "kube-api-qps=50", "kube-api-burst=60", "leader-elect=false"},

@@ -31,9 +31,9 @@ const (
 	heapGrowth = 6 << 20
 )
 
-// TestTwentyTerms gains and loses leadership twenty times. Each term has to do work before it ends, and to leave no
-// goroutine and no heap behind.
-func TestTwentyTerms(t *testing.T) {
+// TestTwentyTermsLeakNothing gains and loses leadership twenty times. Each term has to do work before it ends, and to
+// leave no goroutine and no heap behind.
+func TestTwentyTermsLeakNothing(t *testing.T) {
 	c := shared
 	const rounds, pods = 20, 4
 	ctx := t.Context()
@@ -73,8 +73,8 @@ func TestTwentyTerms(t *testing.T) {
 	}
 }
 
-// TestStopAnyTime ends terms while they are still being built, listing, or just running.
-func TestStopAnyTime(t *testing.T) {
+// TestTermCanEndAtAnyTime ends terms while they are still being built, listing, or just running.
+func TestTermCanEndAtAnyTime(t *testing.T) {
 	for _, after := range []time.Duration{0, 1, 2, 5, 10, 15, 20, 30, 40, 60, 90, 130, 200} {
 		ctx, cancel := context.WithTimeout(t.Context(), after*time.Millisecond)
 		stop := shared.lead(ctx, 1)

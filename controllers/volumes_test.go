@@ -156,9 +156,9 @@ func TestLocalVolumesMoveOn(t *testing.T) {
 	})
 }
 
-// TestLocalVolumes: upstream's controllers and scheduler have a directory made for a claim when its pod has a node, let
-// it grow, say why one is refused, and have it removed.
-func TestLocalVolumes(t *testing.T) {
+// TestLocalVolumesFollowTheirClaims: upstream's controllers and scheduler have a directory made for a claim when its
+// pod has a node, let it grow, say why one is refused, and have it removed.
+func TestLocalVolumesFollowTheirClaims(t *testing.T) {
 	c := shared
 	folder := filepath.Join(t.TempDir(), "storage")
 	const class, node = "directories", "volumes-node"

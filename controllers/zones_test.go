@@ -20,9 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestZoneModes: upstream's controllers move no pods while most nodes are Unknown, and do once enough others are ready.
-// Judges of nodes rely on it (server/liveness).
-func TestZoneModes(t *testing.T) {
+// TestEvictionsStopWhileMostNodesAreUnknown: upstream's controllers move no pods while most nodes are Unknown, and do
+// once enough others are ready. Judges of nodes rely on it (server/liveness).
+func TestEvictionsStopWhileMostNodesAreUnknown(t *testing.T) {
 	c := shared
 	c.term(t)
 	c.heartbeats(t)

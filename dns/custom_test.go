@@ -86,7 +86,7 @@ func TestCustomConfigMap(t *testing.T) {
 
 // The plugin that watches a cluster by itself is linked in, and takes all that the process logs when it is set up, be
 // it for a try: so it is found out before.
-func TestCustomKubernetes(t *testing.T) {
+func TestCustomKubernetesPluginIsRefused(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")
 	a.service(t, "web", "10.43.0.9")
@@ -104,7 +104,7 @@ func TestCustomKubernetes(t *testing.T) {
 	}
 }
 
-func TestServerKeys(t *testing.T) {
+func TestServerBlockKeysAreNormalized(t *testing.T) {
 	for key, want := range map[string]string{
 		"lab": "lab:10053", "lab:53": "lab:10053", ".:53": ".:10053", ".": ".:10053", "dns://lab:53": "lab:10053", "lab:5300": "lab:5300",
 		"10.0.0.0/8": "10.0.0.0/8:10053", "10.0.0.0/8:53": "10.0.0.0/8:10053", "tls://lab:853": "tls://lab:853", "fd00::/8": "fd00::/8:10053",
@@ -274,7 +274,7 @@ func TestRoundsAreBounded(t *testing.T) {
 }
 
 // What was answered once is answered when the resolver does not any more.
-func TestStaleAnswers(t *testing.T) {
+func TestStaleAnswersServeUnavailableResolvers(t *testing.T) {
 	var silent, asked atomic.Int64
 	resolver(t, "127.0.0.53:53", func(w dns.ResponseWriter, q *dns.Msg) {
 		if silent.Load() > 0 {

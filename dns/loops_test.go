@@ -17,10 +17,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestSilentResolver: a resolver that does not answer in time whether it leads back here is what it was when it did,
-// and is asked again soon, less and less often while it is silent: the machine may give it no processor time for a
-// while.
-func TestSilentResolver(t *testing.T) {
+// TestUnresponsiveResolverIsProbedAgain: a resolver that does not answer in time whether it leads back here is what it
+// was when it did, and is asked again soon, less and less often while it is silent: the machine may give it no
+// processor time for a while.
+func TestUnresponsiveResolverIsProbedAgain(t *testing.T) {
 	pc := testenv.Must(net.ListenPacket("udp", "127.0.0.1:0"))(t)
 	var answer atomic.Pointer[string] // the text of its answers; nil: it does not answer
 	resolver := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {

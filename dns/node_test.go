@@ -35,9 +35,9 @@ const (
 	webAddr  = "10.43.0.9"
 )
 
-// TestNodeNetwork puts a node's three network parts together, as the agent does, and uses them as a pod and as a
-// process of the host would: look a Service's name up at the cluster's DNS address, and connect.
-func TestNodeNetwork(t *testing.T) {
+// TestPodsAndHostResolveServices puts a node's three network parts together, as the agent does, and uses them as a pod
+// and as a process of the host would: look a Service's name up at the cluster's DNS address, and connect.
+func TestPodsAndHostResolveServices(t *testing.T) {
 	for _, on := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", on), func(t *testing.T) {
 			netns.RequireNFT(t)

@@ -267,7 +267,7 @@ func wantAnswer(t *testing.T, name string, qtype uint16, want ...string) {
 	})
 }
 
-func TestClusterNames(t *testing.T) {
+func TestServiceNamesAreResolved(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")
 	a.service(t, "web", "10.43.0.9")
@@ -289,7 +289,7 @@ func TestClusterNames(t *testing.T) {
 	wantAnswer(t, "new.default.svc.cluster.local", dns.TypeA, "10.43.0.11")
 }
 
-func TestNamesOutside(t *testing.T) {
+func TestExternalNamesAreForwarded(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")
 	a.service(t, "web", "10.43.0.9")
@@ -333,7 +333,7 @@ func TestStartsWithoutAPI(t *testing.T) {
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
 }
 
-func TestOperatorsConfiguration(t *testing.T) {
+func TestOperatorsConfigurationIsMerged(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"works":         {"a.override": "hosts {\n 192.0.2.99 nas.home\n fallthrough\n}\n", "c.server": "lab2 {\n hosts {\n 192.0.2.97 x.lab2\n }\n}\n", "b.server": "lab:10053 {\n bind 127.0.0.5\n hosts {\n 192.0.2.98 x.lab\n }\n}\n"},
 		"is a mistake":  {"a.override": "no-such-plugin\n"},

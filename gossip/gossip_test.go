@@ -239,8 +239,8 @@ func TestMemberStartsFromItsFile(t *testing.T) {
 	})
 }
 
-// TestWithoutTheKey: a machine without the cluster's key is no member, and is logged once.
-func TestWithoutTheKey(t *testing.T) {
+// TestMachineWithoutKeyIsNoMember: a machine without the cluster's key is no member, and is logged once.
+func TestMachineWithoutKeyIsNoMember(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
 		var log testenv.Log
@@ -328,8 +328,8 @@ func TestKeysRotateWithoutLosingMembers(t *testing.T) {
 	})
 }
 
-// TestBadMeta: an unreadable record of one member concerns that one alone.
-func TestBadMeta(t *testing.T) {
+// TestBadMetaAffectsOneMemberOnly: an unreadable record of one member concerns that one alone.
+func TestBadMetaAffectsOneMemberOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
 		g.add()
@@ -352,9 +352,9 @@ func TestBadMeta(t *testing.T) {
 	})
 }
 
-// TestBadNames: a machine with the key and a name that no Node could have is no member, and nothing of the name reaches
-// the log as it is.
-func TestBadNames(t *testing.T) {
+// TestMemberWithBadNameIsRefused: a machine with the key and a name that no Node could have is no member, and nothing
+// of the name reaches the log as it is.
+func TestMemberWithBadNameIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
 		var log testenv.Log

@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestIdleCost counts what members send while nothing happens, which must not grow with their number. The CPU time is
-// that of all members without the kernel's part, and is only logged.
-func TestIdleCost(t *testing.T) {
+// TestIdleTrafficDoesNotGrowWithMembers counts what members send while nothing happens, which must not grow with their
+// number. The CPU time is that of all members without the kernel's part, and is only logged.
+func TestIdleTrafficDoesNotGrowWithMembers(t *testing.T) {
 	for _, n := range []int{3, 20} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -52,8 +52,8 @@ func TestMetadataIsDecodedAndBounded(t *testing.T) {
 	}
 }
 
-// TestMetaFits: whatever a member is given, what it says fits.
-func TestMetaFits(t *testing.T) {
+// TestMetaAlwaysFits: whatever a member is given, what it says fits.
+func TestMetaAlwaysFits(t *testing.T) {
 	m := Meta{Role: 200, Version: strings.Repeat("v", 1000), Protocol: 1<<64 - 1, KeyGeneration: 1<<64 - 1}
 	for range 100 {
 		m.API = append(m.API, netip.MustParseAddrPort("[fd00::5]:6443"))

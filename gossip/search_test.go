@@ -28,9 +28,9 @@ func newKeys(t testing.TB) clusterconfig.GossipKeys {
 	return testenv.Must(clusterconfig.NewGossipKeys())(t)
 }
 
-// TestSearchDatagram: what one machine seals another one with the key reads, a changed one is never read, and an
-// answer is no longer than its question.
-func TestSearchDatagram(t *testing.T) {
+// TestChangedSearchDatagramIsNotRead: what one machine seals another one with the key reads, a changed one is never
+// read, and an answer is no longer than its question.
+func TestChangedSearchDatagramIsNotRead(t *testing.T) {
 	old, keys, strange := newKeys(t), newKeys(t), newKeys(t)
 	keys.Keys = append(keys.Keys, old.Keys...) // while they are replaced
 	current := testenv.Must(seals(keys))(t)
@@ -111,8 +111,8 @@ func sender(n int) net.Addr {
 	return &net.UDPAddr{IP: net.IPv4(10, 0, byte(n>>8), byte(n)), Port: 6443}
 }
 
-// TestMayAnswer: a question is answered once, and no more of them than can do harm.
-func TestMayAnswer(t *testing.T) {
+// TestSearchAnswersAreRateLimited: a question is answered once, and no more of them than can do harm.
+func TestSearchAnswersAreRateLimited(t *testing.T) {
 	now := time.Now()
 	s := &searcher{}
 	answered := 0
@@ -130,9 +130,9 @@ func TestMayAnswer(t *testing.T) {
 	testenv.False(t, len(s.seen) > seenQuestions, "%d are remembered", len(s.seen))
 }
 
-// TestMayAnswerEach: one machine that repeats what it recorded, as fast as it likes, keeps no other one from an answer;
-// and what is remembered of machines has a bound.
-func TestMayAnswerEach(t *testing.T) {
+// TestReplayingMachineDoesNotBlockOthersAnswers: one machine that repeats what it recorded, as fast as it likes, keeps
+// no other one from an answer; and what is remembered of machines has a bound.
+func TestReplayingMachineDoesNotBlockOthersAnswers(t *testing.T) {
 	now := time.Now()
 	s := &searcher{}
 	answered := 0
@@ -177,8 +177,9 @@ func TestWrongAddressesAreForgotten(t *testing.T) {
 	})
 }
 
-// TestInventedMembers: there are no more live members than there can be; those that are there stay, and come back.
-func TestInventedMembers(t *testing.T) {
+// TestInventedMembersAreBounded: there are no more live members than there can be; those that are there stay, and come
+// back.
+func TestInventedMembersAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
 		most := 3
@@ -317,10 +318,10 @@ func (z *zone) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, err
 	return []netip.Addr{z.addr}, nil
 }
 
-// TestFoundByName: a server has another address, which no member can send to an agent, and there is no multicast: the
-// name that the agent's operator gave leads to it as soon as the name server has the new address. An agent that is not
-// lost asks for no name.
-func TestFoundByName(t *testing.T) {
+// TestMovedServerIsFoundByName: a server has another address, which no member can send to an agent, and there is no
+// multicast: the name that the agent's operator gave leads to it as soon as the name server has the new address. An
+// agent that is not lost asks for no name.
+func TestMovedServerIsFoundByName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, z := newGroup(t), &zone{name: "boat.example", addr: at(0).Addr()}
 		g.add()

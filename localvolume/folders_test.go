@@ -182,7 +182,7 @@ func TestMissingFolderIsNotMade(t *testing.T) {
 }
 
 // A folder that holds other things is not closed: somebody may need them.
-func TestFolderOfOthers(t *testing.T) {
+func TestFolderWithForeignContentIsKept(t *testing.T) {
 	folder := t.TempDir()
 	write(t, filepath.Join(folder, "photo"), "x")
 	testenv.NoError(t, os.Chmod(folder, 0o755))

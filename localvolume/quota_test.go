@@ -22,9 +22,9 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(uml.Main(m, (*testing.M).Run)) }
 
-// TestQuotaLimitsVolume runs in a second kernel, since few machines have a kernel and a filesystem with quotas of
+// TestQuotaLimitsVolumesSize runs in a second kernel, since few machines have a kernel and a filesystem with quotas of
 // projects.
-func TestQuotaLimitsVolume(t *testing.T) {
+func TestQuotaLimitsVolumesSize(t *testing.T) {
 	if !uml.Inside() {
 		if why := uml.Missing(); why != "" {
 			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
@@ -144,8 +144,9 @@ func testLimitRemoved(t *testing.T, folder string) {
 	})
 }
 
-// TestProjectsOf: a volume's numbers are its own, also where they go round and when its directory was set aside.
-func TestProjectsOf(t *testing.T) {
+// TestProjectNumbersAreUniquePerVolume: a volume's numbers are its own, also where they go round and when its directory
+// was set aside.
+func TestProjectNumbersAreUniquePerVolume(t *testing.T) {
 	for _, name := range []string{volume, other("ffff"), other("aaaa")} {
 		first := firstProjectOf(name)
 		for i, want := range map[uint32]bool{0: true, mostTaken - 1: true, mostTaken: false, projects - 1: false} {

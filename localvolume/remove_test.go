@@ -62,8 +62,9 @@ func TestRemovalFollowsNoLinkOutOfTheVolume(t *testing.T) {
 	})
 }
 
-// TestRemoveAfterCrash: what an earlier run set aside goes at the start of the next, and nothing else does.
-func TestRemoveAfterCrash(t *testing.T) {
+// TestSetAsideVolumesAreRemovedAtStart: what an earlier run set aside goes at the start of the next, and nothing else
+// does.
+func TestSetAsideVolumesAreRemovedAtStart(t *testing.T) {
 	folder := t.TempDir()
 	f := newFolders(t, folder)
 	path := do(t, f, Request{Op: Make, Name: volume}).Path
@@ -86,8 +87,8 @@ func TestRemoveAfterCrash(t *testing.T) {
 	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(path, "data")))(t)), "kept", "the volume that stays has")
 }
 
-// TestRemoveDeep: a pod nests more directories than the process may have open files.
-func TestRemoveDeep(t *testing.T) {
+// TestRemoveHandlesDeeplyNestedDirectories: a pod nests more directories than the process may have open files.
+func TestRemoveHandlesDeeplyNestedDirectories(t *testing.T) {
 	folder := t.TempDir()
 	f := newFolders(t, folder)
 	path := do(t, f, Request{Op: Make, Name: volume}).Path
@@ -116,8 +117,8 @@ func inMountNamespace(t *testing.T, f func()) {
 	}))
 }
 
-// TestRemoveMounted: what is mounted in a volume is not the volume's.
-func TestRemoveMounted(t *testing.T) {
+// TestRemoveKeepsMountedContent: what is mounted in a volume is not the volume's.
+func TestRemoveKeepsMountedContent(t *testing.T) {
 	inMountNamespace(t, func() {
 		dir := t.TempDir()
 		folder, outside := filepath.Join(dir, "storage"), filepath.Join(dir, "outside")
@@ -146,8 +147,9 @@ func TestRemoveMounted(t *testing.T) {
 	})
 }
 
-// TestRemoveAroundStuck: what cannot be removed keeps nothing else, wherever it lies and whatever the order of names.
-func TestRemoveAroundStuck(t *testing.T) {
+// TestUndeletableFileBlocksNoOtherRemoval: what cannot be removed keeps nothing else, wherever it lies and whatever the
+// order of names.
+func TestUndeletableFileBlocksNoOtherRemoval(t *testing.T) {
 	inMountNamespace(t, func() {
 		dir := t.TempDir()
 		folder, outside := filepath.Join(dir, "storage"), filepath.Join(dir, "outside")

@@ -103,8 +103,8 @@ func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 	})
 }
 
-// TestBudgetOfWork: what costs time and leaves little in the kernel is bounded, too.
-func TestBudgetOfWork(t *testing.T) {
+// TestPolicyWorkIsBounded: what costs time and leaves little in the kernel is bounded, too.
+func TestPolicyWorkIsBounded(t *testing.T) {
 	times := func(n int, f func(int) string) string {
 		out := make([]string, n)
 		for i := range out {
@@ -165,8 +165,8 @@ func values(n int) string {
 	return strings.Join(out, ",")
 }
 
-// TestForeignAddresses: a pod's status says nothing that its node cannot have given it.
-func TestForeignAddresses(t *testing.T) {
+// TestPodStatusAddressOutsideNodeIsIgnored: a pod's status says nothing that its node cannot have given it.
+func TestPodStatusAddressOutsideNodeIsIgnored(t *testing.T) {
 	w := newWorld()
 	w.namespace("x", nil)
 	w.pod("x", "server", "n1", 5, nil)
@@ -190,9 +190,9 @@ func TestForeignAddresses(t *testing.T) {
 	}
 }
 
-// TestReusedAddresses: an address that several pods of another node say they have belongs to the one that stays, and
-// else to nobody.
-func TestReusedAddresses(t *testing.T) {
+// TestReusedAddressBelongsToRemainingPod: an address that several pods of another node say they have belongs to the one
+// that stays, and else to nobody.
+func TestReusedAddressBelongsToRemainingPod(t *testing.T) {
 	w := newWorld()
 	w.namespace("x", nil)
 	w.pod("x", "server", "n1", 5, nil)
@@ -231,8 +231,9 @@ func (w *world) believed(t *testing.T) (out []string) {
 	return out
 }
 
-// TestForeignNetworks: a Node that says that it has another one's network, or all of them, is believed the rest.
-func TestForeignNetworks(t *testing.T) {
+// TestNodeCannotClaimForeignPodNetwork: a Node that says that it has another one's network, or all of them, is believed
+// the rest.
+func TestNodeCannotClaimForeignPodNetwork(t *testing.T) {
 	w := newWorld()
 	w.namespace("x", nil)
 	w.pod("x", "server", "n1", 5, nil)

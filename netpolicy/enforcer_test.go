@@ -119,9 +119,9 @@ func TestPodIsClosedBeforeItsFirstPacket(t *testing.T) {
 	})
 }
 
-// TestAdmitWaits for a pod that the API does not know yet, and goes by its labels then, not by those of one with its
-// name.
-func TestAdmitWaits(t *testing.T) {
+// TestAdmitWaitsForPodsLabels: Admit waits for a pod that the API does not know yet, and goes by its labels then, not
+// by those of one with its name.
+func TestAdmitWaitsForPodsLabels(t *testing.T) {
 	namespaceTable(t)
 	w := newWorld()
 	w.namespace("x", nil)
@@ -160,7 +160,7 @@ func TestAdmitWaits(t *testing.T) {
 	}
 }
 
-func TestAdmitGivesUp(t *testing.T) {
+func TestAdmitTimesOutForUnknownPod(t *testing.T) {
 	namespaceTable(t)
 	w := newWorld()
 	w.namespace("x", nil)
@@ -178,8 +178,9 @@ func TestAdmitGivesUp(t *testing.T) {
 	testenv.ErrorIs(t, e.Admit(ctx, Sandbox{ID: "c", Namespace: "x", Name: "gone", UID: "u"}), context.Canceled, "a runtime that gave up")
 }
 
-// TestNothingWithoutPolicies looks for a table where there is no need of one, and for one that is left from before.
-func TestNothingWithoutPolicies(t *testing.T) {
+// TestNoTableExistsWithoutPolicies looks for a table where there is no need of one, and for one that is left from
+// before.
+func TestNoTableExistsWithoutPolicies(t *testing.T) {
 	namespaceTable(t)
 	w := dozen()
 	old := Desired(func() State { s := *w; s.policy(t, "x", "p", `{podSelector: {}}`); return s.State }(), DefaultLimits())
@@ -246,8 +247,9 @@ func TestDeletedTableComesBackAtOnce(t *testing.T) {
 	thereIs(t, true)
 }
 
-// TestKeptRules: another program deletes the table while no Enforcer runs, and the next one has no server to ask.
-func TestKeptRules(t *testing.T) {
+// TestDeletedTableIsRestoredWithoutServer: another program deletes the table while no Enforcer runs, and the next one
+// has no server to ask.
+func TestDeletedTableIsRestoredWithoutServer(t *testing.T) {
 	namespaceTable(t)
 	w := dozen()
 	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)

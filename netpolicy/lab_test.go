@@ -246,8 +246,9 @@ func ping(conn net.Conn) error {
 	}
 }
 
-// TestLateAnswers: an answer that comes twice, as it does where the first one was late, is none to what is asked later.
-func TestLateAnswers(t *testing.T) {
+// TestDuplicateReplyDoesNotAnswerNextProbe: an answer that comes twice, as it does where the first one was late, is
+// none to what is asked later.
+func TestDuplicateReplyDoesNotAnswerNextProbe(t *testing.T) {
 	server := testenv.Must(net.ListenPacket("udp", "127.0.0.1:0"))(t)
 	var arrived atomic.Int32
 	done := make(chan struct{})

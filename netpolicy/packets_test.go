@@ -29,8 +29,9 @@ var hostMAC, podMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0,
 
 var errRefused = errors.New("refused")
 
-// TestTruthTable opens real connections between a dozen pods, over the listed policies and generated ones.
-func TestTruthTable(t *testing.T) {
+// TestConnectionsMatchPolicies opens real connections between a dozen pods, over the listed policies and generated
+// ones.
+func TestConnectionsMatchPolicies(t *testing.T) {
 	w := dozen()
 	for i, p := range w.Pods { // all on this node: those of others are not there
 		if p.Spec.NodeName != w.Node {
@@ -211,8 +212,8 @@ func TestDifferencesLeaveNoGap(t *testing.T) {
 	t.Logf("%d attempts over 40 changes", tries)
 }
 
-// TestNoticesChanges has somebody else change the table in every way.
-func TestNoticesChanges(t *testing.T) {
+// TestForeignTableChangesAreDetected has somebody else change the table in every way.
+func TestForeignTableChangesAreDetected(t *testing.T) {
 	l := newLab(t, dozen())
 	l.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: a}}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]}`)
 	for _, change := range []string{
@@ -237,8 +238,9 @@ func TestNoticesChanges(t *testing.T) {
 	}
 }
 
-// TestGeneratedTables: the kernel takes every table that policies can lead to, whole and as a change of the one before.
-func TestGeneratedTables(t *testing.T) {
+// TestKernelAcceptsGeneratedTables: the kernel takes every table that policies can lead to, whole and as a change of
+// the one before.
+func TestKernelAcceptsGeneratedTables(t *testing.T) {
 	namespaceTable(t)
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))

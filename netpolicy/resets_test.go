@@ -72,10 +72,10 @@ func (l *lab) overhears(at netip.Addr, expected bool, send func() error) bool {
 	return netns.Overhears(l.t, in, secret, marker, expected, send)
 }
 
-// TestResetsOfPods: a refusal of TCP is a reset that the kernel sends for another pod, by the hook where IPVS sends on
-// what pods send to Services. A reset that a pod has written passes there no more than anything else that it sends: it
-// may hold any data.
-func TestResetsOfPods(t *testing.T) {
+// TestForgedResetPassesNoPolicy: a refusal of TCP is a reset that the kernel sends for another pod, by the hook where
+// IPVS sends on what pods send to Services. A reset that a pod has written passes there no more than anything else that
+// it sends: it may hold any data.
+func TestForgedResetPassesNoPolicy(t *testing.T) {
 	for _, family := range []int{4, 6} {
 		t.Run(fmt.Sprint("IPv", family), func(t *testing.T) {
 			l := newLab(t, dozen())
@@ -93,7 +93,7 @@ func TestResetsOfPods(t *testing.T) {
 	}
 }
 
-// testResets is TestResetsOfPods through IPVS itself, which has a connection as soon as one is tried.
+// testResets is TestForgedResetPassesNoPolicy through IPVS itself, which has a connection as soon as one is tried.
 func (l *serviceLab) testResets(t *testing.T) {
 	for _, family := range []int{4, 6} {
 		closed, open, server := l.addressOf("x", "p0", family), l.addressOf("z", "p0", family), l.addressOf("y", "p0", family)

@@ -59,10 +59,10 @@ func forget(t *testing.T) {
 	testenv.NoError(t, netlink.ConntrackTableFlush(netlink.ConntrackTable))
 }
 
-// TestBothEndsHear: of a TCP connection that a policy forbids each end hears when it sends something, and the second
-// one does so, too: be it data, or the kernel's probe where it only waits, or something that comes when conntrack has
-// forgotten the connection.
-func TestBothEndsHear(t *testing.T) {
+// TestBothEndsOfForbiddenConnectionAreReset: of a TCP connection that a policy forbids each end hears when it sends
+// something, and the second one does so, too: be it data, or the kernel's probe where it only waits, or something that
+// comes when conntrack has forgotten the connection.
+func TestBothEndsOfForbiddenConnectionAreReset(t *testing.T) {
 	l := newLab(t, dozen())
 	for _, second := range []struct {
 		how   string
@@ -135,9 +135,10 @@ func TestRevokedConnectionStaysClosedWithoutConntrack(t *testing.T) {
 	}
 }
 
-// TestForgottenWithNode: likewise between a pod and the node, to which the pod had opened it and may not any more. What
-// the node may open, which is all, and what a pod may whose policies say nothing of what it opens, goes on.
-func TestForgottenWithNode(t *testing.T) {
+// TestForbiddenConnectionsWithNodeEnd: likewise between a pod and the node, to which the pod had opened it and may not
+// any more. What the node may open, which is all, and what a pod may whose policies say nothing of what it opens, goes
+// on.
+func TestForbiddenConnectionsWithNodeEnd(t *testing.T) {
 	l := newLab(t, dozen())
 	for family, node := range map[int]netip.Addr{4: netip.MustParseAddr("192.0.2.1"), 6: netip.MustParseAddr("2001:db8::1")} {
 		t.Run(fmt.Sprint("IPv", family), func(t *testing.T) {

@@ -21,7 +21,7 @@ func frame(kind byte, body int) []byte {
 	return b
 }
 
-func TestPingLimit(t *testing.T) {
+func TestPingsAreRateLimited(t *testing.T) {
 	start := time.Unix(1000, 0)
 	for _, piece := range []int{1, 5, frameHead, 1 << 20} {
 		var p pingLimit

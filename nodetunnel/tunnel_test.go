@@ -91,7 +91,7 @@ func TestStreamsCarryBothWays(t *testing.T) {
 }
 
 // A node opens streams to what is its own and to nothing else.
-func TestOthersAddresses(t *testing.T) {
+func TestNodeOpensStreamsToItselfOnly(t *testing.T) {
 	s := connect(t, echo())
 	for _, to := range []string{"10.0.0.8:10250", "10.0.0.7:22", "127.0.0.1:10250", "[::ffff:10.0.0.8]:10250"} {
 		c, err := s.Dial(t.Context(), netip.MustParseAddrPort(to))
@@ -165,7 +165,7 @@ func (c *slowAnswers) Read(b []byte) (int, error) {
 // A node that is answered after more than a ping's period speaks again at once, not at the moment after the next: the
 // server, to which it may be silent for less than one and a half periods, would take it for dead. In real time, as
 // TestUnresponsiveServerIsLeft.
-func TestSlowAnswers(t *testing.T) {
+func TestDelayedPingAnswerKeepsConnection(t *testing.T) {
 	n := echo()
 	const due = 10 * time.Millisecond
 	var answered atomic.Bool
@@ -198,7 +198,7 @@ func TestSlowAnswers(t *testing.T) {
 }
 
 // A node that opens streams itself is hung up on.
-func TestNodeOpens(t *testing.T) {
+func TestStreamOpenedByNodeClosesConnection(t *testing.T) {
 	a, b := net.Pipe()
 	s := testenv.Must(NewSession(b))(t)
 	go func() {

@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestChosenEndpoints: where a node sends what is for a Service.
-func TestChosenEndpoints(t *testing.T) {
+// TestEndpointsAreChosenByTrafficPolicy: to which endpoints a node sends what is for a Service.
+func TestEndpointsAreChosenByTrafficPolicy(t *testing.T) {
 	// on is an endpoint at 10.0.0.number on a node; words are: ending, unready, zone=NAME, node=NAME (hints).
 	on := func(node string, number int, words ...string) discoveryv1.Endpoint {
 		e := discoveryv1.Endpoint{Addresses: []string{fmt.Sprint("10.0.0.", number)}, NodeName: &node, Hints: &discoveryv1.EndpointHints{}}

@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestConntrackLimits(t *testing.T) {
+func TestConntrackLimitsGrowWithCores(t *testing.T) {
 	const netfilter = "proc/sys/net/netfilter/nf_conntrack_"
 	for _, c := range []struct {
 		name       string

@@ -171,9 +171,9 @@ func (c *rivals) machine(a netip.Addr) bool {
 	return false
 }
 
-// TestRandomExternals: whatever Services ask for and in whichever order, what the back end hears is what a front hears
-// that has just started; no Service has a machine's address, and each has all other external IPs.
-func TestRandomExternals(t *testing.T) {
+// TestExternalIPsAreIndependentOfOrder: whatever Services ask for and in whichever order, what the back end hears is
+// what a front hears that has just started; no Service has a machine's address, and each has all other external IPs.
+func TestExternalIPsAreIndependentOfOrder(t *testing.T) {
 	seed := testenv.Seed(t)
 	front := func() (*Proxy, *hearing) {
 		h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}

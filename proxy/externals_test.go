@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
-func TestReservedAddresses(t *testing.T) {
+func TestServicesCannotUseReservedAddresses(t *testing.T) {
 	newBench := func(t *testing.T) (*Proxy, *hearing) {
 		h := &hearing{now: map[string]*corev1.Service{}}
 		o := Options{
@@ -96,8 +96,8 @@ func TestReservedAddresses(t *testing.T) {
 	})
 }
 
-// TestVirtualAddressMoves: the API's address is no Service's external IP while it is that.
-func TestVirtualAddressMoves(t *testing.T) {
+// TestAPIVirtualAddressIsNoExternalIP: the API's address is no Service's external IP while it is that.
+func TestAPIVirtualAddressIsNoExternalIP(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	p := frontOf(t, h)
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "alice", Name: "web"}}
@@ -114,9 +114,9 @@ func TestVirtualAddressMoves(t *testing.T) {
 	}
 }
 
-// TestServersAddresses: a machine that is a server alone has no Node. Who took its address would have all that nodes
-// ask of the API, and no node would hear that the Service is gone.
-func TestServersAddresses(t *testing.T) {
+// TestServersAddressIsNoExternalIP: a machine that is a server alone has no Node. Who took its address would have all
+// that nodes ask of the API, and no node would hear that the Service is gone.
+func TestServersAddressIsNoExternalIP(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	o := Options{Reserved: Reserved{Ports: []uint16{6443}}}
@@ -168,9 +168,9 @@ func TestServersAddresses(t *testing.T) {
 	}
 }
 
-// TestTunnelsAddresses: where a node says that packets for its pods come in, at an interface of its own choice, no
-// Service has an external IP.
-func TestTunnelsAddresses(t *testing.T) {
+// TestTunnelAddressIsNoExternalIP: where a node says that packets for its pods come in, at an interface of its own
+// choice, no Service has an external IP.
+func TestTunnelAddressIsNoExternalIP(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	p := frontOf(t, h)
 	var err error

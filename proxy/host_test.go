@@ -31,8 +31,8 @@ func prefix(text string) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// TestHostNetwork: what a machine needs itself is found in its routes and resolvers.
-func TestHostNetwork(t *testing.T) {
+// TestHostsRoutesAndResolversAreFound: what a machine needs itself is found in its routes and resolvers.
+func TestHostsRoutesAndResolversAreFound(t *testing.T) {
 	const device = 7
 	ip := func(text string) net.IP { return netip.MustParseAddr(text).AsSlice() }
 	h := hostNetworkOf([]netlink.Route{
@@ -77,9 +77,9 @@ func TestHostNetworkOfTheKernel(t *testing.T) {
 	}
 }
 
-// TestHostsAddresses: no Service is served at what the machine itself needs, as soon as that is read; load balancers'
-// addresses are not concerned.
-func TestHostsAddresses(t *testing.T) {
+// TestNoServiceAtHostsOwnAddresses: no Service is served at what the machine itself needs, as soon as that is read;
+// load balancers' addresses are not concerned.
+func TestNoServiceAtHostsOwnAddresses(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	p := frontOf(t, h)
 	x := p.o.externals

@@ -113,7 +113,7 @@ func TestServiceCIDRAddedLaterIsGuarded(t *testing.T) {
 	})
 }
 
-func TestDualStack(t *testing.T) {
+func TestDualStackServiceHasRulesOfBothFamilies(t *testing.T) {
 	netns.RequireNFT(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	client := fake.NewClientset(&corev1.Service{

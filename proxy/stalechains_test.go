@@ -16,9 +16,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestStaleChainsGo: a chain that no Service needs any more is deleted a second after that began, though Services
-// change all the time; one that is needed again stays.
-func TestStaleChainsGo(t *testing.T) {
+// TestStaleChainsAreDeletedAfterASecond: a chain that no Service needs any more is deleted a second after that began,
+// though Services change all the time; one that is needed again stays.
+func TestStaleChainsAreDeletedAfterASecond(t *testing.T) {
 	netns.RequireNFT(t)
 	b := bareNFTables(t, corev1.IPv4Protocol)
 	for i := range 3 {

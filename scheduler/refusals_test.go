@@ -26,7 +26,7 @@ func (r refusedBy) Since(claim types.UID, node string) (time.Duration, bool) {
 	return since, ok
 }
 
-func TestRefusedVolumes(t *testing.T) {
+func TestNodesThatRefusedVolumesScoreLower(t *testing.T) {
 	claims := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 	for name, uid := range map[string]types.UID{"data": "u-data", "logs": "u-logs", "pod-own": "u-own"} {
 		testenv.NoError(t,

@@ -18,7 +18,7 @@ func file(t *testing.T, content string) string {
 	return path
 }
 
-func TestConfigurationFile(t *testing.T) {
+func TestConfigurationFileOverridesDefaults(t *testing.T) {
 	o := Options{ExtraArgs: []string{"config=" + file(t, `
 apiVersion: kubescheduler.config.k8s.io/v1
 kind: KubeSchedulerConfiguration

@@ -63,8 +63,9 @@ func (o *podRecorder) String() string {
 	return fmt.Sprint(out, o.odd)
 }
 
-// TestUnfinishedPods changes pods at random, and compares what handlers and readers get with the pods that there are.
-func TestUnfinishedPods(t *testing.T) {
+// TestHandlersSeeOnlyUnfinishedPods changes pods at random, and compares what handlers and readers get with the pods
+// that there are.
+func TestHandlersSeeOnlyUnfinishedPods(t *testing.T) {
 	phases := []corev1.PodPhase{corev1.PodPending, corev1.PodPending, corev1.PodRunning, corev1.PodRunning, corev1.PodUnknown, corev1.PodSucceeded, corev1.PodFailed}
 	client := fake.NewClientset()
 	api := client.CoreV1().Pods("default")

@@ -457,8 +457,9 @@ func documentedNetworkRules(t *testing.T) (common, inSystem []string) {
 	return common, inSystem
 }
 
-// TestDNSAddressTaken starts with a DNS address that a Service has: a person must be able to do something about it.
-func TestDNSAddressTaken(t *testing.T) {
+// TestStartReportsTakenDNSAddress starts with a DNS address that a Service has: a person must be able to do something
+// about it.
+func TestStartReportsTakenDNSAddress(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a whole server; -short leaves it out")
 	}

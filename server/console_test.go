@@ -10,7 +10,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-func TestConsoleEndpoint(t *testing.T) {
+func TestConsoleEndpointIsReachableAddress(t *testing.T) {
 	o := &Options{
 		AdvertiseAddress: net.ParseIP("203.0.113.1"), NodeIPs: []net.IP{net.ParseIP("2001:db8::7"), net.ParseIP("192.0.2.7")},
 		Cluster: clusterconfig.Settings{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}},

@@ -9,9 +9,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestServerName: where a server listens at one address alone, its machine's programs ask there and take any server's
-// certificate.
-func TestServerName(t *testing.T) {
+// TestProgramsAcceptAnyServersCertificate: where a server listens at one address alone, its machine's programs ask
+// there and take any server's certificate.
+func TestProgramsAcceptAnyServersCertificate(t *testing.T) {
 	for address, want := range map[string]string{"": "", "0.0.0.0": "", "::": "", "127.0.0.1": "",
 		"192.0.2.1": everyServer, "2001:db8::1": everyServer} {
 		s := &Server{o: Options{BindAddress: net.ParseIP(address)}}

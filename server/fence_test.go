@@ -18,9 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestTermIsFenced runs a part of a leader in the store's term and in one that is over: there its writes are refused by
-// the store, and what the store does not see by the API server.
-func TestTermIsFenced(t *testing.T) {
+// TestWritesOfEndedTermAreRefused runs a part of a leader in the store's term and in one that is over: there its writes
+// are refused by the store, and what the store does not see by the API server.
+func TestWritesOfEndedTermAreRefused(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a store and an API server; -short leaves it out")
 	}

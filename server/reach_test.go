@@ -43,8 +43,9 @@ func listening(t *testing.T, common string) *Server {
 	return s
 }
 
-// TestWhyUnreached: a server that waits learns from another one whether its own address leads to it.
-func TestWhyUnreached(t *testing.T) {
+// TestWaitingServerLearnsWhetherItIsReachable: a server that waits learns from another one whether its own address
+// leads to it.
+func TestWaitingServerLearnsWhetherItIsReachable(t *testing.T) {
 	there := listening(t, "")
 	waiting := listening(t, there.o.ServerDir)
 	asked := net.JoinHostPort("127.0.0.1", there.openPort())

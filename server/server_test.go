@@ -148,8 +148,9 @@ func TestBadArgumentsAreRefusedBeforeAnything(t *testing.T) {
 	}
 }
 
-// TestTidiesUp: a start removes what an interrupted restore left, and the note that a reset was done.
-func TestTidiesUp(t *testing.T) {
+// TestStartRemovesInterruptedRestore: a start removes what an interrupted restore left, and the note that a reset was
+// done.
+func TestStartRemovesInterruptedRestore(t *testing.T) {
 	o := options(t, t.TempDir())
 	half := testenv.Must(storefiles.Begin(o.ServerDir, "20250101T000000Z"))(t)
 	testenv.NoError(t, errors.Join(os.MkdirAll(half, 0o700), os.MkdirAll(o.ServerDir, 0o700), datadir.NoteReset(o.ServerDir, "it")))
@@ -161,8 +162,8 @@ func TestTidiesUp(t *testing.T) {
 	}
 }
 
-// TestAdmitMember: a server whose encryption keys are not this one's is no member.
-func TestAdmitMember(t *testing.T) {
+// TestServerWithOtherKeysIsNoMember: a server whose encryption keys are not this one's is no member.
+func TestServerWithOtherKeysIsNoMember(t *testing.T) {
 	o := options(t, t.TempDir())
 	s := testenv.Must(New(t.Context(), o))(t)
 	defer func() { testenv.Check(t, s.Close()) }()
@@ -177,7 +178,7 @@ func TestAdmitMember(t *testing.T) {
 	}
 }
 
-func TestAgentCredentials(t *testing.T) {
+func TestAgentCredentialsAreWritten(t *testing.T) {
 	s := testenv.Must(New(t.Context(), options(t, t.TempDir())))(t)
 	defer func() { testenv.Check(t, s.Close()) }()
 	c := testenv.Must(s.AgentCredentials("boat", []net.IP{net.IPv4(192, 0, 2, 1)}))(t)

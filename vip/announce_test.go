@@ -113,9 +113,9 @@ func TestConflictIsDefendedWithinRFC5227sLimit(t *testing.T) {
 	}
 }
 
-// TestClaimsOfMany: a claim that could not be answered, and one machine's claim, keep no other claim from an answer.
-// Who invents machines does not get an answer for each.
-func TestClaimsOfMany(t *testing.T) {
+// TestClaimsOfManyMachinesAreBounded: a claim that could not be answered, and one machine's claim, keep no other claim
+// from an answer. Who invents machines does not get an answer for each.
+func TestClaimsOfManyMachinesAreBounded(t *testing.T) {
 	s, ctx := newShouter(), t.Context()
 	claim := func(n byte) {
 		who := other

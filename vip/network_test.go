@@ -105,9 +105,9 @@ func (n *network) forget(t *testing.T) {
 	testenv.NoError(t, err)
 }
 
-// TestKernelClient: a Linux kernel finds an announced address, reaches a port of this machine at it, and finds nothing
-// when nobody announces it, although the translation is there.
-func TestKernelClient(t *testing.T) {
+// TestLinuxClientReachesAnnouncedAddress: a Linux kernel finds an announced address, reaches a port of this machine at
+// it, and finds nothing when nobody announces it, although the translation is there.
+func TestLinuxClientReachesAnnouncedAddress(t *testing.T) {
 	netns.Require(t)
 	for _, tt := range []struct {
 		address netip.Addr

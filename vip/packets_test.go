@@ -31,7 +31,7 @@ func TestARPOnTheWire(t *testing.T) {
 	}
 }
 
-func TestARP(t *testing.T) {
+func TestARPRequestsAreAnswered(t *testing.T) {
 	ask := arp{op: opRequest, senderHW: other, sender: peer4, target: v4}
 	with := func(change func(*arp)) []byte {
 		p := ask
@@ -65,7 +65,7 @@ func TestARP(t *testing.T) {
 	}
 }
 
-func TestNDP(t *testing.T) {
+func TestNeighborSolicitationsAreAnswered(t *testing.T) {
 	ask := ndp{kind: typeNS, from: peer6, to: solicited(v6), fromHW: other, target: v6, linkHW: other}
 	with := func(change func(*ndp)) []byte {
 		m := ask

@@ -316,8 +316,8 @@ func TestDialFailureIsUnreachable(t *testing.T) {
 	testenv.True(t, unreachable(fmt.Errorf("a server: %w", error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}))), "there is no route")
 }
 
-// TestListIsKept: a later start knows the servers, also when the one that was named is gone.
-func TestListIsKept(t *testing.T) {
+// TestServerListSurvivesRestart: a later start knows the servers, also when the one that was named is gone.
+func TestServerListSurvivesRestart(t *testing.T) {
 	gone, two := newServer(t, "gone", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
 	gone.stop()
 	file := filepath.Join(t.TempDir(), "servers.json")

@@ -58,8 +58,8 @@ func TestWaitingConnectionsAreBounded(t *testing.T) {
 	}
 }
 
-// TestWaitingClientLeaves: a connection that is held ends with its client, and others wait on.
-func TestWaitingClientLeaves(t *testing.T) {
+// TestHeldConnectionEndsWithItsClient: a connection that is held ends with its client, and others wait on.
+func TestHeldConnectionEndsWithItsClient(t *testing.T) {
 	for what, leave := range map[string]func(c *net.TCPConn) error{
 		"closed":               (*net.TCPConn).Close,
 		"half closed":          (*net.TCPConn).CloseWrite,
@@ -101,8 +101,8 @@ func TestServerWithSlowHandshakeIsUsed(t *testing.T) {
 	findsAtLast(t, startUsual(t, Options{Server: l.Addr().String()}), "slow")
 }
 
-// TestListIsBounded: what is in the file is no more than a Balancer would have kept.
-func TestListIsBounded(t *testing.T) {
+// TestStoredServerListIsBounded: what is in the file is no more than a Balancer would have kept.
+func TestStoredServerListIsBounded(t *testing.T) {
 	var many []string
 	for i := range 3000 {
 		many = append(many, fmt.Sprintf("192.0.2.1:%d", i+1))

@@ -96,8 +96,9 @@ func TestOneProbeIsNotEnough(t *testing.T) {
 	})
 }
 
-// TestProbeArrives: a probe of a real address arrives where it is served, and not where nothing is accepted.
-func TestProbeArrives(t *testing.T) {
+// TestProbeReachesListeningAddress: a probe of a real address arrives where it is served, and not where nothing is
+// accepted.
+func TestProbeReachesListeningAddress(t *testing.T) {
 	b := testenv.Must(New(t.Context(), Options{
 		Address: "127.0.0.1:0", File: filepath.Join(t.TempDir(), "servers.json"), Server: "127.0.0.1:1",
 		ServerCAFile: oursFile, Logger: slog.New(slog.DiscardHandler),

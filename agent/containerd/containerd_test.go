@@ -55,7 +55,7 @@ func TestFatalEndsOneGoroutine(t *testing.T) {
 	}
 }
 
-func TestChooseSnapshotter(t *testing.T) {
+func TestSnapshotterChoiceIsRecordedAndKept(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	root := t.TempDir()
 	for _, name := range []string{"native", "overlayfs"} {
@@ -79,7 +79,7 @@ func TestChooseSnapshotter(t *testing.T) {
 	}
 }
 
-func TestHasCapability(t *testing.T) {
+func TestEffectiveCapabilityIsReadFromProcStatus(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "status")
 	testenv.NoError(t, os.WriteFile(file, []byte("Name:\tx\nCapEff:\t000001fffeffffff\n"), 0o600))
 	testenv.False(t, hasCapability(file, 24), "CAP_SYS_RESOURCE is bit 24, which is not set")
@@ -87,7 +87,7 @@ func TestHasCapability(t *testing.T) {
 	testenv.True(t, hasCapability(filepath.Join(t.TempDir(), "missing"), 24), "without the file the usual case is assumed")
 }
 
-func TestServerConfig(t *testing.T) {
+func TestContainerdConfigurationHasItsOptions(t *testing.T) {
 	o := Options{Root: "/r", State: "/s", BinDir: "/b", CNIBinDir: "/b", CNIConfDir: "/c", RegistryDir: "/reg", PauseImage: "p:1",
 		RegistryAuths: map[string]RegistryAuth{"a.example.org": {Username: "u", Password: "p"}}}
 	c := serverConfig(o, "native", host{canLowerOOMScore: false})
@@ -126,7 +126,7 @@ func TestContainerdReleaseIsKnown(t *testing.T) {
 	testenv.Equal(t, release("2.9.0+vendor.1"), "2.9.0+vendor.1", "")
 }
 
-func TestShimSocketDir(t *testing.T) {
+func TestLongShimSocketDirIsShortened(t *testing.T) {
 	testenv.Equal(t, shimSocketDir("/run/coracle/containerd"), "/run/coracle/containerd/s", "")
 	long := "/" + strings.Repeat("long/", 20)
 	if got := shimSocketDir(long); len(got) > maxSocketDir || got != shimSocketDir(long) || got == shimSocketDir(long+"x") {

@@ -49,9 +49,10 @@ func collecting(ctx context.Context, s *slowStore) *gcScheduler {
 	return c
 }
 
-// TestRemovedIsCollected: the room of what was removed is free a moment later, however slow the disk is, and was: the
-// kubelet evicts one pod after the other as long as it sees none. Nothing is collected where nothing was removed.
-func TestRemovedIsCollected(t *testing.T) {
+// TestGarbageCollectionRunsSoonAfterRemoval: the room of what was removed is free a moment later, however slow the disk
+// is, and was: the kubelet evicts one pod after the other as long as it sees none. Nothing is collected where nothing
+// was removed.
+func TestGarbageCollectionRunsSoonAfterRemoval(t *testing.T) {
 	for name, takes := range map[string][]time.Duration{
 		"a fast disk":                       {2 * time.Millisecond},
 		"a memory card":                     {300 * time.Millisecond},
@@ -83,9 +84,9 @@ func TestRemovedIsCollected(t *testing.T) {
 	}
 }
 
-// TestCollectedWhenAsked: who removes and wants the room gets it at once, by a collection that began after the
-// question.
-func TestCollectedWhenAsked(t *testing.T) {
+// TestRequestedGarbageCollectionRunsAtOnce: who removes and wants the room gets it at once, by a collection that began
+// after the question.
+func TestRequestedGarbageCollectionRunsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()

@@ -112,7 +112,7 @@ func (x *fixture) wantImports(n int) {
 	}
 }
 
-func TestImportAll(t *testing.T) {
+func TestImportSkipsBadArchives(t *testing.T) {
 	x := newFixture(t)
 	x.put("a.tar", "images a:1 b:1")
 	x.put("b.tar.zst", "images c:1")
@@ -158,7 +158,7 @@ func TestDamagedRecordCountsAsNone(t *testing.T) {
 	x.wantImports(2)
 }
 
-func TestRunWatches(t *testing.T) {
+func TestArchiveAddedWhileRunningIsImported(t *testing.T) {
 	x := newFixture(t)
 	x.put("first.tar", "images first:1")
 	defer testenv.Run(t, x.folder().Run)()
@@ -173,7 +173,7 @@ func TestRunWatches(t *testing.T) {
 }
 
 // A user has a limited number of inotify instances, and other programs may have them all.
-func TestRunWithoutNotices(t *testing.T) {
+func TestImagesAreImportedWithoutInotify(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newFixture(t)
 		x.put("first.tar", "images first:1")
@@ -230,7 +230,7 @@ func (x *fixture) waitFor(what string, cond func() bool) {
 	}
 }
 
-func TestImportOnce(t *testing.T) {
+func TestUnchangedArchiveIsImportedOnce(t *testing.T) {
 	x := newFixture(t)
 	path := x.put("pause.tar", "images pause:1")
 	record := filepath.Join(x.dir, "pause.json")
@@ -251,7 +251,7 @@ func TestImportOnce(t *testing.T) {
 	testenv.WantError(t, ImportOnce(ctx, x.store, path, "pause:1", record), "pause:1")
 }
 
-func TestFallbackName(t *testing.T) {
+func TestUnnamedImageIsNamedAfterItsFile(t *testing.T) {
 	for file, want := range map[string]string{
 		"web.tar":            "docker.io/library/web",
 		"My App_1.2.tar.zst": "docker.io/library/my-app_1.2",
@@ -261,7 +261,7 @@ func TestFallbackName(t *testing.T) {
 	}
 }
 
-func TestRefName(t *testing.T) {
+func TestBareTagGetsTheFallbackName(t *testing.T) {
 	testenv.Equal(t, refName("v1", "docker.io/library/web"), "docker.io/library/web:v1", "")
 	testenv.Equal(t, refName("example.org/web:v1", "docker.io/library/web"), "example.org/web:v1", "")
 }

@@ -140,8 +140,8 @@ func TestFirstVersionIsReplaced(t *testing.T) {
 	eventually(t, "one process is left", func() bool { return len(n.processes()) == 1 })
 }
 
-// TestNodesAddressesChange: another process listens at the node's new addresses, and the old one drains.
-func TestNodesAddressesChange(t *testing.T) {
+// TestProxyFollowsChangedNodeAddresses: another process listens at the node's new addresses, and the old one drains.
+func TestProxyFollowsChangedNodeAddresses(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	pid, ports := k.now.PID, k.held.ports()
@@ -190,7 +190,7 @@ func TestProbeLeavesTableAndFindsStoppedProxy(t *testing.T) {
 	testenv.Fails(t, k.now.probe(ctx), "a process that is stopped answers")
 }
 
-func TestControlGroups(t *testing.T) {
+func TestProxysControlGroupIsLimited(t *testing.T) {
 	read := func(parts ...string) string {
 		text, err := os.ReadFile(filepath.Join(parts...))
 		if err != nil {

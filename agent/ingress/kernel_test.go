@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestKernelRules(t *testing.T) {
+func TestRenderedKernelRulesMatchState(t *testing.T) {
 	prefix, address := netip.MustParsePrefix, netip.MustParseAddr
 	rules := kernelState{
 		ports: []int{10443, 10080}, udp: []int{10443}, pods: []netip.Prefix{prefix("10.42.0.0/16")}, services: []netip.Prefix{prefix("10.43.0.0/16")},

@@ -175,7 +175,7 @@ func TestStreamCountsFromItsCommit(t *testing.T) {
 	})
 }
 
-func TestPortName(t *testing.T) {
+func TestServicePortNameIsResolved(t *testing.T) {
 	unnamed := &corev1.Service{Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
 	if name, ok := portName(unnamed, "80"); !ok || name != "" {
 		t.Errorf("the only port, without a name, is %q %v", name, ok)

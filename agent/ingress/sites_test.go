@@ -36,7 +36,7 @@ func withSites(t *testing.T, codes map[string]int, sites map[string]uint16) tabl
 	return out
 }
 
-func TestSiteSockets(t *testing.T) {
+func TestSiteSocketsFollowNodePorts(t *testing.T) {
 	s := table.Sections{}
 	for name, site := range map[string]table.Site{
 		"a:g:80": {NodePort: 10060}, "b:g:80": {NodePort: 10060}, "a:g:443": {NodePort: 10061, TLS: true},
@@ -48,9 +48,9 @@ func TestSiteSockets(t *testing.T) {
 	testenv.Equal(t, fmt.Sprint(siteSockets(s)), "map[a:g:443/https:10061 a:g:80/http:10060]", "the sockets are")
 }
 
-// TestSitesOfGateways: a node's sockets follow the sites of its table, through another version of the proxy and a
-// restart of the agent, and it says which it serves.
-func TestSitesOfGateways(t *testing.T) {
+// TestSocketsFollowGatewaySites: a node's sockets follow the sites of its table, through another version of the proxy
+// and a restart of the agent, and it says which it serves.
+func TestSocketsFollowGatewaySites(t *testing.T) {
 	netns.RequireNFT(t)
 	n := newTestNode(t)
 	_ = backend(t) // the address

@@ -99,8 +99,8 @@ func TestUpgradesFailNoRequest(t *testing.T) {
 	}
 }
 
-// TestFailedTakeOver: a version that does not start, or does not answer, changes nothing.
-func TestFailedTakeOver(t *testing.T) {
+// TestFailedTakeOverKeepsOldProxy: a version that does not start, or does not answer, changes nothing.
+func TestFailedTakeOverKeepsOldProxy(t *testing.T) {
 	for name, program := range map[string]string{"no program": "neither ELF nor a script", "ends at once": "#!/bin/false\n"} {
 		t.Run(name, func(t *testing.T) {
 			n := newTestNode(t)
@@ -123,8 +123,8 @@ func TestFailedTakeOver(t *testing.T) {
 	}
 }
 
-// TestCrashKeepsConnections: while the proxy is gone connections wait, and the next answers them.
-func TestCrashKeepsConnections(t *testing.T) {
+// TestConnectionsWaitWhileProxyRestarts: while the proxy is gone connections wait, and the next answers them.
+func TestConnectionsWaitWhileProxyRestarts(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	url, pid := k.url(), k.now.PID
@@ -151,9 +151,9 @@ func TestCrashKeepsConnections(t *testing.T) {
 // killedAgent is what a step of the take-over throws to end the run there.
 type killedAgent struct{}
 
-// TestKilledBetweenSteps: whatever of the agent, the old and the new proxy is killed between any two steps of a
-// take-over, the next run ends with one proxy that listens, and answers.
-func TestKilledBetweenSteps(t *testing.T) {
+// TestInterruptedTakeOverLeavesOneProxy: whatever of the agent, the old and the new proxy is killed between any two
+// steps of a take-over, the next run ends with one proxy that listens, and answers.
+func TestInterruptedTakeOverLeavesOneProxy(t *testing.T) {
 	for _, at := range []string{"launch", "record", "connect", "table", "answer", "retire", "record drain"} {
 		for _, victim := range []string{"agent", "old", "new", "agent and old", "agent and new", "all"} {
 			t.Run(at+"/"+victim, func(t *testing.T) {

@@ -251,8 +251,9 @@ func serial(t *testing.T, path string) string {
 	return pair.Leaf.SerialNumber.String()
 }
 
-// TestStartWritesNothing: a node that starts again has what it had, except where a server would give it something else.
-func TestStartWritesNothing(t *testing.T) {
+// TestRestartedNodeKeepsItsFiles: a node that starts again has what it had, except where a server would give it
+// something else.
+func TestRestartedNodeKeepsItsFiles(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
 	f := nodecreds.In(filepath.Join(dir, "cred"))
 	pairs := []string{f.KubeletPair, f.KubeletServing, f.NetworkPair}
@@ -306,9 +307,9 @@ func TestExpiredCertificatesNeedTheToken(t *testing.T) {
 	}
 }
 
-// TestRenewalIsLive: certificates that are about to run out are renewed, and a client that was made with the kubelet's
-// kubeconfig before shows the new one, with no restart.
-func TestRenewalIsLive(t *testing.T) {
+// TestRenewedCertificateIsUsedWithoutRestart: certificates that are about to run out are renewed, and a client that was
+// made with the kubelet's kubeconfig before shows the new one, with no restart.
+func TestRenewedCertificateIsUsedWithoutRestart(t *testing.T) {
 	defer func(every time.Duration) { transport.CertCallbackRefreshDuration = every }(transport.CertCallbackRefreshDuration)
 	transport.CertCallbackRefreshDuration = 100 * time.Millisecond // upstream looks every five minutes
 	s, dir := newServers(t), t.TempDir()
@@ -351,8 +352,8 @@ func TestRenewalIsLive(t *testing.T) {
 	}
 }
 
-// TestJoinWaits: a server that does not answer yet, or is not ready, is asked again.
-func TestJoinWaits(t *testing.T) {
+// TestJoinRetriesUntilServerIsReady: a server that does not answer yet, or is not ready, is asked again.
+func TestJoinRetriesUntilServerIsReady(t *testing.T) {
 	s := newServers(t)
 	s.stop()
 	done := make(chan error, 1)

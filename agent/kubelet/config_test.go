@@ -33,7 +33,7 @@ func mustServer(t *testing.T, o Options) *options.KubeletServer {
 	return testenv.Must(newServer(o))(t)
 }
 
-func TestKubeletDefaults(t *testing.T) {
+func TestKubeletConfigurationHasOurDefaults(t *testing.T) {
 	s := mustServer(t, testOptions())
 	for name, ok := range map[string]bool{
 		"anonymous callers are refused":        !s.Authentication.Anonymous.Enabled,
@@ -157,8 +157,8 @@ func TestMistakenKubeletConfigurationIsRefused(t *testing.T) {
 	}
 }
 
-// TestCheckArgs looks for mistakes as before a start, when nothing else is known of the node.
-func TestCheckArgs(t *testing.T) {
+// TestMistakenKubeletArgsAreFound looks for mistakes as before a start, when nothing else is known of the node.
+func TestMistakenKubeletArgsAreFound(t *testing.T) {
 	for args, want := range map[string]string{
 		"":                            "",
 		"max-pods=30":                 "",

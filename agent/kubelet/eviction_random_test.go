@@ -212,9 +212,9 @@ func evictions(t *testing.T, seed uint64, byNode bool) (out []string) {
 	return out
 }
 
-// TestEvictsAsUpstream: with the node's figures alone while nothing is short, upstream's manager evicts the same pods,
-// at the same moments and for the same reasons, and reports the same pressure.
-func TestEvictsAsUpstream(t *testing.T) {
+// TestEvictionMatchesUpstream: with the node's figures alone while nothing is short, upstream's manager evicts the same
+// pods, at the same moments and for the same reasons, and reports the same pressure.
+func TestEvictionMatchesUpstream(t *testing.T) {
 	for seed := range uint64(20) {
 		want, got := evictions(t, seed, false), evictions(t, seed, true)
 		if !slices.Equal(got, want) {

@@ -85,7 +85,7 @@ func (p *puller) trust(t *testing.T, policy kubeletconfig.ImagePullCredentialsVe
 	testenv.NoError(t, trustImported(p, string(policy), func(_ context.Context, ref string) bool { return ref == "sha256:imported" }))
 }
 
-func TestImportedImages(t *testing.T) {
+func TestImportedImageIsAvailableToAllPods(t *testing.T) {
 	// What holds an image back for other pods, as upstream does it.
 	pulling := func(t *testing.T, p *puller, _ string) *puller {
 		testenv.NoError(t, p.pulls.RecordPullIntent(klog.Background(), imported))

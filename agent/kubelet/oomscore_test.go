@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestPermittedOOMScore(t *testing.T) {
+func TestOOMScoreIsLoweredWherePermitted(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "oom_score_adj")
 	testenv.NoError(t, os.WriteFile(file, []byte("12\n"), 0o600))
 	if got, err := permittedOOMScore(file, -999); got != -999 || err != nil {
@@ -26,8 +26,9 @@ func TestPermittedOOMScore(t *testing.T) {
 	}
 }
 
-// TestForbiddenOOMScore asks this kernel, which lets a process without CAP_SYS_RESOURCE not lower the number.
-func TestForbiddenOOMScore(t *testing.T) {
+// TestOOMScoreFallsBackWithoutCapability asks this kernel, which lets a process without CAP_SYS_RESOURCE not lower the
+// number.
+func TestOOMScoreFallsBackWithoutCapability(t *testing.T) {
 	b := testenv.Must(os.ReadFile(oomScoreFile))(t)
 	have := testenv.Must(strconv.Atoi(strings.TrimSpace(string(b))))(t)
 	switch err := os.WriteFile(oomScoreFile, []byte("-1000"), 0o600); {

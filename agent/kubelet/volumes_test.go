@@ -98,9 +98,9 @@ func podWithVolume() *v1.Pod {
 
 // No sleep of this file takes any time: its tests run in bubbles of fake time.
 
-// TestVolumesRest: the volume manager's loops hurry when a pod begins to wait for its volumes. They keep upstream's
-// pace at first, while a pod goes on waiting and a moment longer, and rest otherwise.
-func TestVolumesRest(t *testing.T) {
+// TestVolumeLoopsRestBetweenPods: the volume manager's loops hurry when a pod begins to wait for its volumes. They keep
+// upstream's pace at first, while a pod goes on waiting and a moment longer, and rest otherwise.
+func TestVolumeLoopsRestBetweenPods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer time.Sleep(10 * time.Second) // until the loops have seen that ctx is done
@@ -157,7 +157,7 @@ func TestVolumesRest(t *testing.T) {
 }
 
 // A pod that comes while the loops rest is looked at without any time passing.
-func TestVolumesWake(t *testing.T) {
+func TestNewPodWakesVolumeLoops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newVolumePace()
 		time.Sleep(volumesStart + 300*time.Millisecond)
@@ -268,7 +268,7 @@ func TestVolumesNeverRestForLong(t *testing.T) {
 	}
 }
 
-// Upstream's kubelet still begins the ways as restVolumes does; the rest of them is in TestVolumesRest.
+// Upstream's kubelet still begins the ways as restVolumes does; the rest of them is in TestVolumeLoopsRestBetweenPods.
 func TestWayToTheVolumeManager(t *testing.T) {
 	for _, c := range []struct {
 		way  []string

@@ -81,7 +81,7 @@ skip_verify = true
 	}
 }
 
-func TestWriteReplacesAll(t *testing.T) {
+func TestWriteReplacesEarlierMirrors(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "certs.d")
 	testenv.NoError(t, mustParse(t, "mirrors: {a.example.org: {endpoint: [b.example.org]}}").Write(dir, nil))
 	testenv.NoError(t, mustParse(t, "mirrors: {c.example.org: {endpoint: [b.example.org]}}").Write(dir, nil))

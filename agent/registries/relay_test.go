@@ -96,8 +96,8 @@ type failing struct{ net.Listener }
 
 func (failing) Accept() (net.Conn, error) { return nil, unix.ENOMEM }
 
-// TestRelayRunsAgain: after a failure the relay answers at the address that containerd knows.
-func TestRelayRunsAgain(t *testing.T) {
+// TestRestartedRelayKeepsItsAddress: after a failure the relay answers at the address that containerd knows.
+func TestRestartedRelayKeepsItsAddress(t *testing.T) {
 	relay := testenv.Must(NewRelay(mustParse(t, `mirrors: {a.example.org: {endpoint: [b.example.org], rewrite: {"^x": "y"}}}`)))(t)
 	base := relay.url("a.example.org", "nobody")
 	relay.listener = failing{relay.listener}

@@ -74,7 +74,7 @@ func TestServerCertificateIsVerified(t *testing.T) {
 	}
 }
 
-func TestNamesAddress(t *testing.T) {
+func TestServerCertificateNamesItsAddress(t *testing.T) {
 	dir := t.TempDir()
 	ca := testenv.Must(testca.New(dir))(t)
 	s := testenv.Must(handshake(t, ca, protocol.ServerName, "192.0.2.7", "", filepath.Join(dir, "ca.crt"), "", nil))(t)

@@ -68,9 +68,9 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 	}
 }
 
-// TestKnownBackend: what the cluster has changed to counts, over what a server was told when it joined and where it is
-// alone.
-func TestKnownBackend(t *testing.T) {
+// TestClustersBackendOverridesRecordedOne: what the cluster has changed to counts, over what a server was told when it
+// joined and where it is alone.
+func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
 		NetworkBackend: clusterconfig.NetworkVXLAN,
@@ -110,9 +110,9 @@ func TestKnownBackend(t *testing.T) {
 	}
 }
 
-// TestJoinedOptions: a server that was told nothing of load balancers, metrics, charts and manifests takes what its
-// cluster has.
-func TestJoinedOptions(t *testing.T) {
+// TestJoinedServerTakesClustersOptions: a server that was told nothing of load balancers, metrics, charts and manifests
+// takes what its cluster has.
+func TestJoinedServerTakesClustersOptions(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
 	}
@@ -151,8 +151,8 @@ func TestJoinedOptions(t *testing.T) {
 	}
 }
 
-// TestJoinedConsole: a server does not serve a console that its cluster does not have.
-func TestJoinedConsole(t *testing.T) {
+// TestJoinedServerFollowsClustersConsoleSetting: a server does not serve a console that its cluster does not have.
+func TestJoinedServerFollowsClustersConsoleSetting(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
 	}

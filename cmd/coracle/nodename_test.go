@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestNameNode: a machine that was a node stays that one.
-func TestNameNode(t *testing.T) {
+// TestMachineKeepsItsNodeName: a machine that was a node stays that one.
+func TestMachineKeepsItsNodeName(t *testing.T) {
 	p := config.NewPaths(t.TempDir(), "")
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, nil))

@@ -56,7 +56,7 @@ func conf(version, socket string) string {
 	return fmt.Sprintf(`{"cniVersion":%q,"name":"coracle","type":"coracle-cni","socket":%q}`, version, socket)
 }
 
-func TestPassesCallOn(t *testing.T) {
+func TestPluginForwardsCallToAgent(t *testing.T) {
 	socket, requests := agent(t, wire.Response{Result: json.RawMessage(`{"cniVersion":"1.0.0","ips":[]}`)})
 	code, out := call(t, conf("1.0.0", socket), env("ADD"))
 	if code != 0 || out["cniVersion"] != "1.0.0" {
@@ -71,7 +71,7 @@ func TestPassesCallOn(t *testing.T) {
 	}
 }
 
-func TestNothingToPrint(t *testing.T) {
+func TestEmptyResultPrintsNothing(t *testing.T) {
 	socket, _ := agent(t, wire.Response{})
 	for _, command := range []string{"DEL", "CHECK", "GC", "STATUS"} {
 		if code, out := call(t, conf("1.1.0", socket), env(command)); code != 0 || out != nil {
@@ -124,7 +124,7 @@ func TestPluginSaysItsVersions(t *testing.T) {
 }
 
 // The helper starts for every pod: what it links from this repository must not pull in more than these two packages.
-func TestImportsStayStandard(t *testing.T) {
+func TestPluginLinksOnlySmallPackages(t *testing.T) {
 	out := testenv.Must(exec.Command("go", "list", "-deps", "-f", `{{if not .Standard}}{{.ImportPath}}{{end}}`, ".").Output())(t)
 	const root = "github.com/coracle-k8s/coracle/cni/"
 	testenv.Equal(t, fmt.Sprint(strings.Fields(string(out))), fmt.Sprint([]string{root + "wire", root + "plugin"}), "imports")

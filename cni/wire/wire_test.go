@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestRequestsAreFramed(t *testing.T) {
+func TestRequestsAreReadBackOneByOne(t *testing.T) {
 	var buf bytes.Buffer
 	for _, command := range []string{CommandAdd, CommandDel} {
 		testenv.NoError(t, Write(&buf, Request{Command: command, Config: json.RawMessage(`{"a":1}`)}))
@@ -43,7 +43,7 @@ func TestFramingRefusesWhatIsNoMessage(t *testing.T) {
 	testenv.Fails(t, Write(&bytes.Buffer{}, strings.Repeat("x", MaxMessage)), "wrote a message beyond the bound")
 }
 
-func TestCallWithoutAgent(t *testing.T) {
+func TestCallWithoutAgentReturnsErrNoAgent(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	testenv.ErrorIs(t, testenv.Err(Call(t.Context(), socket, Request{})), ErrNoAgent, "no socket")
 	l := testenv.Must(net.Listen("unix", socket))(t)

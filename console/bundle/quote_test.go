@@ -15,9 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestQuotedWords: bash reads a word that the pages have quoted as it was. Older shells, which do not know $'…', read
-// one word at least, and run nothing of it.
-func TestQuotedWords(t *testing.T) {
+// TestBashReadsQuotedWordsBack: bash reads a word that the pages have quoted as it was. Older shells, which do not know
+// $'…', read one word at least, and run nothing of it.
+func TestBashReadsQuotedWordsBack(t *testing.T) {
 	node, err := exec.LookPath("node")
 	if err != nil {
 		testenv.Missing(t, testenv.Node, "%v", err)

@@ -238,7 +238,7 @@ func (b *bed) pass(d time.Duration) {
 	synctest.Wait()
 }
 
-func TestCertificateArrives(t *testing.T) {
+func TestOrderedCertificateIsStoredInSecret(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/cert=a.example,b.example")
 		defer b.lead()()
@@ -264,9 +264,9 @@ func TestCertificateArrives(t *testing.T) {
 	})
 }
 
-// TestYearOfRenewals: each certificate is renewed when about a third of its life is left, never expires, and not all
-// are renewed together.
-func TestYearOfRenewals(t *testing.T) {
+// TestCertificatesAreRenewedBeforeExpiry: each certificate is renewed when about a third of its life is left, never
+// expires, and not all are renewed together.
+func TestCertificatesAreRenewedBeforeExpiry(t *testing.T) {
 	const day = 24 * time.Hour
 	for life, number := range map[time.Duration]int{90 * day: 20, 6 * day: 3} {
 		run(t, func(b *bed) {
@@ -315,9 +315,9 @@ func TestYearOfRenewals(t *testing.T) {
 	}
 }
 
-// TestLeaderKilledAnywhere ends a leader after each request to the authority and each write to the store in turn: the
-// next one goes on with the order.
-func TestLeaderKilledAnywhere(t *testing.T) {
+// TestNextLeaderContinuesInterruptedOrder ends a leader after each request to the authority and each write to the store
+// in turn: the next one goes on with the order.
+func TestNextLeaderContinuesInterruptedOrder(t *testing.T) {
 	for _, what := range []string{"request", "write"} {
 		killed := true
 		for at := 1; killed; at++ {
@@ -388,9 +388,9 @@ func worst(at []time.Time) int {
 	return most
 }
 
-// TestFailuresKeepLimits: a host that cannot be verified fails less often than authorities allow, also when leaders
-// change all the time.
-func TestFailuresKeepLimits(t *testing.T) {
+// TestFailedValidationsStayBelowLimits: a host that cannot be verified fails less often than authorities allow, also
+// when leaders change all the time.
+func TestFailedValidationsStayBelowLimits(t *testing.T) {
 	for _, term := range []time.Duration{24 * time.Hour, 7 * time.Minute} {
 		run(t, func(b *bed) {
 			b.wants("shop/cert=a.example", "shop/good=b.example")
@@ -437,7 +437,7 @@ func TestChangedHostsAreTriedAtOnce(t *testing.T) {
 	})
 }
 
-func TestHostIsAdded(t *testing.T) {
+func TestAddedHostCausesNewOrder(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/cert=a.example")
 		end := b.lead()
@@ -457,8 +457,9 @@ func TestHostIsAdded(t *testing.T) {
 	})
 }
 
-// TestAccountRefused: nothing is ordered, events say what to do, and the authority is not asked all the time.
-func TestAccountRefused(t *testing.T) {
+// TestNothingIsOrderedWithRefusedAccount: nothing is ordered, events say what to do, and the authority is not asked all
+// the time.
+func TestNothingIsOrderedWithRefusedAccount(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/one=a.example", "shop/two=b.example")
 		b.ca.noAccounts = &problem{status: 400, kind: "invalidContact", detail: "a@example.org: contact email has forbidden domain \"example.org\"."}
@@ -485,8 +486,8 @@ func TestAccountRefused(t *testing.T) {
 	})
 }
 
-// TestAccountLost: an authority that forgot its accounts gets a new one.
-func TestAccountLost(t *testing.T) {
+// TestLostAccountIsRegisteredAgain: an authority that forgot its accounts gets a new one.
+func TestLostAccountIsRegisteredAgain(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/one=a.example")
 		end := b.lead()
@@ -507,8 +508,8 @@ func TestAccountLost(t *testing.T) {
 	})
 }
 
-// TestAccountIsReplaced: whoever deletes the account's Secret gets another account, without a restart.
-func TestAccountIsReplaced(t *testing.T) {
+// TestDeletedAccountSecretIsReplaced: whoever deletes the account's Secret gets another account, without a restart.
+func TestDeletedAccountSecretIsReplaced(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/one=a.example")
 		defer b.lead()()
@@ -522,8 +523,8 @@ func TestAccountIsReplaced(t *testing.T) {
 	})
 }
 
-// TestDiskFull: a store that takes no writes costs no orders, whenever it fills.
-func TestDiskFull(t *testing.T) {
+// TestFullDiskCostsNoOrders: a store that takes no writes costs no orders, whenever it fills.
+func TestFullDiskCostsNoOrders(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/cert=a.example")
 		b.full.Store(true)
@@ -561,8 +562,9 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-// TestWrongClock: nothing is ordered by a clock that is wrong, and it goes on by itself when it is set.
-func TestWrongClock(t *testing.T) {
+// TestNothingIsOrderedByWrongClock: nothing is ordered by a clock that is wrong, and it goes on by itself when it is
+// set.
+func TestNothingIsOrderedByWrongClock(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/cert=a.example")
 		b.ca.skew = 26 * 365 * 24 * time.Hour
@@ -590,8 +592,8 @@ func TestWrongClock(t *testing.T) {
 	})
 }
 
-// TestSecretsOfOthers are left alone.
-func TestSecretsOfOthers(t *testing.T) {
+// TestForeignSecretsAreNotOverwritten: Secrets that others made are left alone.
+func TestForeignSecretsAreNotOverwritten(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/made=a.example", "shop/replaced=b.example", "shop/manager=c.example", "shop/foreign=d.example")
 		foreign := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "foreign"}, Type: corev1.SecretTypeTLS}
@@ -613,9 +615,9 @@ func TestSecretsOfOthers(t *testing.T) {
 	})
 }
 
-// TestRateLimit: when the authority wants no more orders, no other is begun for a while, and this one not before it
-// may.
-func TestRateLimit(t *testing.T) {
+// TestRateLimitedOrderIsDelayed: when the authority wants no more orders, no other is begun for a while, and this one
+// not before it may.
+func TestRateLimitedOrderIsDelayed(t *testing.T) {
 	run(t, func(b *bed) {
 		var all []string
 		for i := range 50 {
@@ -652,8 +654,9 @@ func TestOneNamespaceTakesNotAllTurns(t *testing.T) {
 	})
 }
 
-// TestNodesAnswerFirst: nothing is ordered before each node that is ready answers challenges of the host.
-func TestNodesAnswerFirst(t *testing.T) {
+// TestOrderWaitsForNodesChallengeAnswers: nothing is ordered before each node that is ready answers challenges of the
+// host.
+func TestOrderWaitsForNodesChallengeAnswers(t *testing.T) {
 	run(t, func(b *bed) {
 		b.deaf["192.0.2.2:10054"] = true
 		b.wants("shop/cert=a.example")
@@ -671,8 +674,8 @@ func TestNodesAnswerFirst(t *testing.T) {
 	})
 }
 
-// TestUnwantedOrders are forgotten, but for failures that count.
-func TestUnwantedOrders(t *testing.T) {
+// TestUnwantedOrdersAreForgottenButFailuresCount: of orders that no Ingress wants only the failures are kept.
+func TestUnwantedOrdersAreForgottenButFailuresCount(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/cert=a.example")
 		b.ca.refused["a.example"] = &problem{status: 400, kind: "dns", detail: "no such name"}

@@ -74,8 +74,9 @@ func TestBackoffsGrowToALimit(t *testing.T) {
 	}
 }
 
-// TestHostileProblem: what an authority says is bounded, and holds nothing that a terminal takes for an order.
-func TestHostileProblem(t *testing.T) {
+// TestAuthoritysProblemTextIsSanitized: what an authority says is bounded, and holds nothing that a terminal takes for
+// an order.
+func TestAuthoritysProblemTextIsSanitized(t *testing.T) {
 	e := &acme.Error{
 		StatusCode: 429, ProblemType: rateLimited, Detail: "\x1b[2Jgone\u202e\x00" + strings.Repeat("x", 10_000), Header: http.Header{"Retry-After": {"9000000000"}},
 	}
@@ -107,7 +108,7 @@ func (e *endless) Read(to []byte) (int, error) {
 	return len(to), nil
 }
 
-func TestAnswersAreBounded(t *testing.T) {
+func TestAuthoritysAnswersAreBounded(t *testing.T) {
 	e := &endless{}
 	c := &acme.Client{HTTPClient: New(Options{Transport: e}).http, DirectoryURL: directoryURL, RetryBackoff: func(int, *http.Request, *http.Response) time.Duration { return 0 }}
 	if _, err := c.Discover(t.Context()); err == nil || e.read > 2*maxAnswer {

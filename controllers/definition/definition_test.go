@@ -17,8 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestAwaitTurn: a node that is ready, somebody who has an object, and fifteen seconds end the wait, and nothing else.
-func TestAwaitTurn(t *testing.T) {
+// TestDefinitionWaitsForNodeObjectOrTimeout: a node that is ready, somebody who has an object, and fifteen seconds end
+// the wait, and nothing else.
+func TestDefinitionWaitsForNodeObjectOrTimeout(t *testing.T) {
 	node := func(ready corev1.ConditionStatus) *corev1.Node {
 		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"},
 			Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready}}}}

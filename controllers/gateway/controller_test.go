@@ -30,7 +30,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestChoosePorts(t *testing.T) {
+func TestSitesKeepTheirChosenPorts(t *testing.T) {
 	have := map[string]uint16{"a:g:80": 10060, "b:g:80": 10062, "gone:g:80": 10061}
 	data, without := choosePorts(have, []string{"c:g:80", "b:g:80", "a:g:80", "c:g:443"})
 	testenv.Equal(t, fmt.Sprint(data, without), "map[10060:a:g:80 10061:c:g:443 10062:b:g:80 10063:c:g:80] []", "the ports are")
@@ -202,7 +202,7 @@ func node(name, annotation string) *corev1.Node {
 	}
 }
 
-func TestAGatewaysLife(t *testing.T) {
+func TestServicesFollowGatewaysLife(t *testing.T) {
 	run(t, nil, func(b *bed) {
 		time.Sleep(time.Hour)
 		if got := b.services(); len(got) > 0 || b.ports() != nil {
@@ -298,8 +298,8 @@ func TestAnotherGatewayOfTheName(t *testing.T) {
 	})
 }
 
-// TestForeignServices: what a tenant has made is left alone, and gives a Gateway nothing.
-func TestForeignServices(t *testing.T) {
+// TestForeignServiceIsNotAdopted: what a tenant has made is left alone, and gives a Gateway nothing.
+func TestForeignServiceIsNotAdopted(t *testing.T) {
 	tenants := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "shop", Name: "gateway-web", Labels: map[string]string{table.GatewayLabel: "web"}, Annotations: map[string]string{"coracle.dev/gateway-ports": "80=10060"},

@@ -128,8 +128,8 @@ func TestChildReachesAPIOnlyByItsSocket(t *testing.T) {
 	}
 }
 
-// TestChildEnds: with the term, whatever it does.
-func TestChildEnds(t *testing.T) {
+// TestChildEndsWithTerm: the child ends with the term, whatever it does.
+func TestChildEndsWithTerm(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { testenv.NoGoroutineLeft(t, before) }) // after the API server, which children closes
 	c, _ := children(t)

@@ -91,8 +91,8 @@ func TestChartFileIsKnownByItsContent(t *testing.T) {
 	testenv.Equal(t, len(sums), 2, "a link that leads to another version was not noticed:")
 }
 
-// TestFilesRefused: what is no chart is neither waited for nor read to its end.
-func TestFilesRefused(t *testing.T) {
+// TestNonChartFilesAreRefused: what is no chart is neither waited for nor read to its end.
+func TestNonChartFilesAreRefused(t *testing.T) {
 	s := newShelf(t)
 	r := reader{files: s.files, server: "node-1"}
 	_, err := s.sum("none.tgz")
@@ -107,7 +107,7 @@ func TestFilesRefused(t *testing.T) {
 	testenv.Equal(t, s.mustSum("large.tgz"), "104857601 bytes", "a file that is too large is")
 }
 
-func TestFileOf(t *testing.T) {
+func TestChartFileIsFoundFromSpec(t *testing.T) {
 	for _, tt := range []struct {
 		spec kinds.ChartSpec
 		want string

@@ -253,7 +253,7 @@ func TestMissingChartFileIsReportedByTheLeader(t *testing.T) {
 	}
 }
 
-func TestFailuresBackOff(t *testing.T) {
+func TestFailedReleasesAreRetriedWithBackOff(t *testing.T) {
 	fails := &helmjob.Result{Reason: helmjob.HookFailed, Message: "It is so.", TryAgain: true}
 	var now Tries
 	var waits []time.Duration

@@ -176,8 +176,8 @@ func web() *networkingv1.Ingress {
 	}
 }
 
-// TestServiceFollowsIngresses goes through the life of a cluster's only Ingress.
-func TestServiceFollowsIngresses(t *testing.T) {
+// TestServiceExistsWhileIngressesDo goes through the life of a cluster's only Ingress.
+func TestServiceExistsWhileIngressesDo(t *testing.T) {
 	run(t, func(b bed) {
 		nodes := b.client.CoreV1().Nodes()
 		testenv.Must(nodes.Create(b.Context(), node("a", "http=10080,https=10443", true, "192.0.2.1"), metav1.CreateOptions{}))(b)
@@ -251,9 +251,9 @@ func TestForeignServiceIsNotChanged(t *testing.T) {
 	})
 }
 
-// TestProgramsOfNodes: a node where another program has a port of the Service is none of its endpoints, and an event
-// says so, as long as its addresses are nodes'.
-func TestProgramsOfNodes(t *testing.T) {
+// TestNodeWithOccupiedPortIsNoEndpoint: a node where another program has a port of the Service is none of its
+// endpoints, and an event says so, as long as its addresses are nodes'.
+func TestNodeWithOccupiedPortIsNoEndpoint(t *testing.T) {
 	run(t, func(b bed) {
 		nodes := b.client.CoreV1().Nodes()
 		for _, n := range []*corev1.Node{
@@ -297,8 +297,8 @@ func TestProgramsOfNodes(t *testing.T) {
 	})
 }
 
-// TestEventsOfDefaults: what is wrong with the ConfigMap is said once, as events of it.
-func TestEventsOfDefaults(t *testing.T) {
+// TestBadDefaultsAreReportedOnceAsEvents: what is wrong with the ConfigMap is said once, as events of it.
+func TestBadDefaultsAreReportedOnceAsEvents(t *testing.T) {
 	run(t, func(b bed) {
 		ing := web()
 		ing.Spec.DefaultBackend = nil // of which nothing is to be said

@@ -230,8 +230,8 @@ func TestDeleteWaitsForUnreachableNode(t *testing.T) {
 	}
 }
 
-// TestDeleteRetained: the cache still has the policy Delete, and somebody has said Retain.
-func TestDeleteRetained(t *testing.T) {
+// TestRetainedVolumeIsNotDeletedByStalePolicy: the cache still has the policy Delete, and somebody has said Retain.
+func TestRetainedVolumeIsNotDeletedByStalePolicy(t *testing.T) {
 	f := newFixture(t, "n1")
 	pv := testenv.Must(f.provision(t, claim(), nil, "n1"))(t)
 	f.nodes.take()
@@ -245,8 +245,8 @@ func TestDeleteRetained(t *testing.T) {
 	testenv.Equal(t, f.nodes.take(), "", "the node was asked for")
 }
 
-// TestDeleteNothingElse: whoever may write PersistentVolumes has nothing removed that is not theirs.
-func TestDeleteNothingElse(t *testing.T) {
+// TestForgedVolumeDeletesNothingForeign: whoever may write PersistentVolumes has nothing removed that is not theirs.
+func TestForgedVolumeDeletesNothingForeign(t *testing.T) {
 	f := newFixture(t, "n1")
 	for _, path := range []string{
 		"/etc", "/", "", "/storage", "/storage/../etc", "/storage/pvc-ffffffff-0000-4000-8000-00000000abcd_default_data", "/storage/" + name, "/storage/" + dir + "/..",

@@ -53,8 +53,8 @@ func TestRefusalsAreForgottenAndBounded(t *testing.T) {
 	}
 }
 
-// TestProvisionRefused: what a node refuses is noted, and what no node can be asked for is not.
-func TestProvisionRefused(t *testing.T) {
+// TestOnlyNodesRefusalIsRecorded: what a node refuses is noted, and what no node can be asked for is not.
+func TestOnlyNodesRefusalIsRecorded(t *testing.T) {
 	f := newFixture(t, "n1")
 	f.o.Refusals = NewRefusals(time.Now)
 	refused := func() bool {

@@ -286,7 +286,7 @@ func at(address, port string) addressPort {
 	return addressPort{netip.MustParseAddr(address), portsOf(testService("x", 0, onPorts(port)))[0]}
 }
 
-func TestPlacesText(t *testing.T) {
+func TestAddressPortsSurviveTheirText(t *testing.T) {
 	places := []addressPort{at("10.0.0.2", "80/TCP"), at("10.0.0.1", "443/TCP"), at("10.0.0.1", "80/TCP"),
 		at("10.0.0.3", "443/UDP"), at("fd00::1", "80/TCP")}
 	text := addressPortsText(places)

@@ -132,7 +132,7 @@ func recorded(t *testing.T, client *fake.Clientset, address string) loadbalancer
 	return record[netip.MustParseAddr(address)]
 }
 
-func TestControllerMovesAddresses(t *testing.T) {
+func TestAddressesMoveFromUnresponsiveNodes(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	near := func(n *corev1.Node) *corev1.Node {
 		n.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24"}

@@ -15,10 +15,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestMachinesWithoutNodes: where a pool covers machines, a Service does not get the address of one whose Node was
-// deleted, so that it can come back. A Service that has the address keeps it: whoever may let machines in could say any
-// address.
-func TestMachinesWithoutNodes(t *testing.T) {
+// TestDeletedNodesAddressIsNotAllocated: where a pool covers machines, a Service does not get the address of one whose
+// Node was deleted, so that it can come back. A Service that has the address keeps it: whoever may let machines in
+// could say any address.
+func TestDeletedNodesAddressIsNotAllocated(t *testing.T) {
 	gone, asked := errors.New("the API is away"), 0
 	for _, c := range []struct {
 		name string

@@ -51,8 +51,9 @@ func TestNodesAreNotBelieved(t *testing.T) {
 	testenv.Equal(t, fmt.Sprint(s.believed()["c"]), "[10.0.0.200 10.0.0.4]", "of c is believed")
 }
 
-// TestMappedAddresses: an address is the same in both its forms, and only the short one can be in a Service's status.
-func TestMappedAddresses(t *testing.T) {
+// TestMappedAddressesEqualTheirShortForm: an address is the same in both its forms, and only the short one can be in a
+// Service's status.
+func TestMappedAddressesEqualTheirShortForm(t *testing.T) {
 	dual := testService("dual", 0, families(corev1.IPv4Protocol, corev1.IPv6Protocol))
 	s := &State{
 		Services: []*corev1.Service{dual}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1", "fd00::1"), testNode("c", "::ffff:10.0.0.4", "::ffff:10.0.0.1", "::ffff:10.0.0.99")},

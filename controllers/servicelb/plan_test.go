@@ -105,7 +105,7 @@ func externalService(name string, age int, ip string) *corev1.Service {
 	})
 }
 
-func TestStatusOf(t *testing.T) {
+func TestServiceStatusIsWrittenOnlyWhenChanged(t *testing.T) {
 	svc := testService("web", 0)
 	v := Plan(&State{Services: []*corev1.Service{svc}, Nodes: twoNodes()})[key(svc)]
 	first, changed := StatusOf(svc, v)

@@ -99,9 +99,9 @@ func TestPlanGivesAddressesOfThePool(t *testing.T) {
 	}
 }
 
-// TestPlansArePeaceful: whatever Services come and go, nobody has an address or a port that somebody else has, nobody
-// loses what he may keep, and the same state gives the same plan.
-func TestPlansArePeaceful(t *testing.T) {
+// TestPlansAreStableAndWithoutConflicts: whatever Services come and go, nobody has an address or a port that somebody
+// else has, nobody loses what he may keep, and the same state gives the same plan.
+func TestPlansAreStableAndWithoutConflicts(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	s := &State{Nodes: twoNodes(), Pools: flagged("10.0.0.200-10.0.0.205", "fd00::100-fd00::103")}
@@ -174,9 +174,9 @@ func TestHolderIsReplacedOnlyWhenUnresponsive(t *testing.T) {
 	}
 }
 
-// TestTakersProve: the network is asked by whoever takes an address that nobody has proven yet, and where another
-// machine uses it.
-func TestTakersProve(t *testing.T) {
+// TestNewHolderProbesUnprovenAddress: the network is asked by whoever takes an address that nobody has proven yet, and
+// where another machine uses it.
+func TestNewHolderProbesUnprovenAddress(t *testing.T) {
 	a := netip.MustParseAddr("10.0.0.200")
 	both, dead := map[netip.Addr][]string{a: {"m", "n"}}, ""
 	alive := func(n string) bool { return n != dead }

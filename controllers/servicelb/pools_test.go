@@ -101,9 +101,9 @@ func TestPoolsThatOverlapOrAreInvalidAreRefused(t *testing.T) {
 	}
 }
 
-// TestPoolsAreDisjoint: whatever is written into objects, no address is in two pools, and each is in one if it is in
-// any object.
-func TestPoolsAreDisjoint(t *testing.T) {
+// TestNoAddressIsInTwoPools: whatever is written into objects, no address is in two pools, and each is in one if it is
+// in any object.
+func TestNoAddressIsInTwoPools(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 300 {
@@ -189,7 +189,7 @@ func TestPlanWithSeveralPools(t *testing.T) {
 	}
 }
 
-func TestPoolSize(t *testing.T) {
+func TestPoolSizeCountsUsableAddresses(t *testing.T) {
 	for text, want := range map[string][2]int{ // without avoidBuggyIPs, and with it
 		"10.0.0.200": {1, 1}, "10.0.0.254-10.0.1.1": {4, 2}, "10.0.0.0-10.0.0.0": {1, 0}, "10.0.0.0-10.0.1.255": {512, 508}, "10.0.0.255": {1, 0},
 		"fd00::/120": {256, 256}, "fd00::/64": {maxRange, maxRange}, "10.0.0.5 fd00::ff-fd00::100": {3, 3},
@@ -204,7 +204,7 @@ func TestPoolSize(t *testing.T) {
 	}
 }
 
-func TestPoolStatus(t *testing.T) {
+func TestPoolStatusNamesCandidateNodes(t *testing.T) {
 	m, n := testNode("m", "10.0.0.1"), with(testNode("n", "10.0.0.2"), "rack", "2")
 	for _, x := range []*corev1.Node{m, n} {
 		x.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24"}
@@ -235,7 +235,7 @@ func TestPoolStatus(t *testing.T) {
 	testenv.Equal(t, fmt.Sprint(PoolStatus(s, plan, objects, flaws)), fmt.Sprint(status), "%v became", status)
 }
 
-func TestAddressesWithoutPool(t *testing.T) {
+func TestAddressesOutsideAllPoolsAreFound(t *testing.T) {
 	s := &State{Nodes: twoNodes(), Pools: flagged("10.0.0.200")}
 	had := []netip.Addr{netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.9")}
 	testenv.Equal(t, text(s.withoutPool(had, had[3:])), "10.0.0.201", "")

@@ -138,9 +138,9 @@ func TestSecretThatIsOrdered(t *testing.T) {
 	testenv.True(t, desired(t, s).Sections[table.ChallengesKey("web.example")] == nil, "challenges are answered without an account")
 }
 
-// TestPathsOfChallenges: another solver's Ingress is served as it is, whatever redirects, restricts or authenticates
-// the host.
-func TestPathsOfChallenges(t *testing.T) {
+// TestChallengePathsBypassHostsPolicies: another solver's Ingress is served as it is, whatever redirects, restricts or
+// authenticates the host.
+func TestChallengePathsBypassHostsPolicies(t *testing.T) {
 	const path = ".well-known/acme-challenge/tok"
 	limits := map[string]string{
 		"auth-type": "basic", "auth-secret": "users", "whitelist-source-range": "192.0.2.0/24", "denylist-source-range": "0.0.0.0/0", "limit-rps": "1",

@@ -157,7 +157,7 @@ func TestIngressBecomesRoutes(t *testing.T) {
 	}
 }
 
-func TestClassesOfOthers(t *testing.T) {
+func TestForeignIngressClassesAreIgnored(t *testing.T) {
 	class := func(name, controller, adopted string) *networkingv1.IngressClass {
 		return &networkingv1.IngressClass{
 			ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{AdoptedAnnotation: adopted}}, Spec: networkingv1.IngressClassSpec{Controller: controller},
@@ -248,7 +248,7 @@ func tlsSecret(t *testing.T, host string) *corev1.Secret {
 	return &corev1.Secret{Data: map[string][]byte{corev1.TLSCertKey: chain, corev1.TLSPrivateKeyKey: key}}
 }
 
-func TestMissingServices(t *testing.T) {
+func TestMissingServicesAreReportedAsFindings(t *testing.T) {
 	external := &corev1.Service{Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "w.example",
 		Ports: []corev1.ServicePort{{Port: 80}}}}
 	web := &corev1.Service{Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}

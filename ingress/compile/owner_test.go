@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestHostOwner(t *testing.T) {
+func TestHostBelongsToItsOwnersNamespace(t *testing.T) {
 	fallback := func(ing *networkingv1.Ingress) *networkingv1.Ingress {
 		ing.Spec.DefaultBackend = ptr.To(service("d:80"))
 		return ing

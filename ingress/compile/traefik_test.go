@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestTraefikAnnotations(t *testing.T) {
+func TestTraefikAnnotationsBecomeRoutesOrFindings(t *testing.T) {
 	const open, https, closed = "h/ Prefix a/w/80\n", "h/ Prefix https a/w/80\n", "h/ Prefix 503\n"
 	for _, c := range []struct{ name, class, annotation, value, want, findings string }{
 		{"a middleware", "traefik", "router.middlewares", "a-auth@kubernetescrd", closed, "a/x Unsupported"},

@@ -101,7 +101,7 @@ func TestChangeOfEndpointsKeepsRoutes(t *testing.T) {
 	}
 }
 
-func TestProblemsOfSections(t *testing.T) {
+func TestBadTableSectionsAreReported(t *testing.T) {
 	p := mustNew(t)
 	cert := table.CertificateKey("n", "c")
 	odd := routed("b", "/")

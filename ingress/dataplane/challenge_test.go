@@ -92,8 +92,8 @@ func TestChallengesOfAHostEnd(t *testing.T) {
 	}
 }
 
-// TestDefaultCertificate: hosts without one have the table's, and the proxy's own while that is absent.
-func TestDefaultCertificate(t *testing.T) {
+// TestHostWithoutCertificateGetsDefault: hosts without one have the table's, and the proxy's own while that is absent.
+func TestHostWithoutCertificateGetsDefault(t *testing.T) {
 	standard := pemCertificate(t)
 	p, address := ingressProxy(t, true,
 		section(t, table.DefaultCertificate, standard),

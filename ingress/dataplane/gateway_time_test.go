@@ -88,7 +88,7 @@ func TestErrorsHaveStatusOfGRPC(t *testing.T) {
 	}
 }
 
-func TestGatewaysCORS(t *testing.T) {
+func TestGatewayCORSFiltersSetHeaders(t *testing.T) {
 	cors := func(path string, c table.CORS) table.Route {
 		c.Gateway, c.MaxAgeSeconds = true, 5
 		return table.Route{Path: path, Kind: table.PathPrefix, Backends: to("b"), Policy: &table.Policy{CORS: &c}}

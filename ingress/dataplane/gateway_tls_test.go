@@ -123,7 +123,7 @@ func TestClientsNeedCertificates(t *testing.T) {
 	exchanged{url: "http://a/", status: 503}.check(t, f)
 }
 
-func TestMisdirectedRequests(t *testing.T) {
+func TestMisdirectedRequestsAreRefused(t *testing.T) {
 	host := func(name, backend string, deep bool) table.Change {
 		h := table.Host{Final: true, AnyDepth: deep}
 		if backend != "" {

@@ -94,9 +94,9 @@ func TestRequestLinesAreOfOneTarget(t *testing.T) {
 	}
 }
 
-// TestLoopsEnd: a backend, a websocket's backend or an authentication server at the proxy's own address does not make
-// one request endless.
-func TestLoopsEnd(t *testing.T) {
+// TestRequestLoopsAreBroken: a backend, a websocket's backend or an authentication server at the proxy's own address
+// does not make one request endless.
+func TestRequestLoopsAreBroken(t *testing.T) {
 	backend := backendServer(t, showing("b"))
 	f := newFixture(t, Options{}, append(site(t, "", backend), section(t, table.HostKey("s", "auth.example"), table.Host{Routes: []table.Route{{
 		Path: "/", Kind: table.PathPrefix, Object: "Ingress/n/x", Backends: []table.Backend{service("b")},

@@ -33,7 +33,7 @@ func login(user, secret string) map[string]string {
 
 func from(list string) map[string]string { return map[string]string{"X-Forwarded-For": list} }
 
-func TestSourceRanges(t *testing.T) {
+func TestSourceRangesRestrictClients(t *testing.T) {
 	trusted := table.Settings{TrustedProxies: []string{"127.0.0.0/8"}}
 	for _, c := range []struct {
 		name        string
@@ -75,7 +75,7 @@ func TestSourceRanges(t *testing.T) {
 	}
 }
 
-func TestBasicAuthentication(t *testing.T) {
+func TestBasicAuthenticationChecksPasswords(t *testing.T) {
 	strong := testenv.Must(bcrypt.GenerateFromPassword([]byte("right"), bcrypt.MinCost))(t)
 	costly := strings.Replace(string(strong), "$04$", "$31$", 1)
 	file := func(text string) map[string]string { return map[string]string{"auth": text} }
@@ -133,8 +133,8 @@ func TestBasicAuthentication(t *testing.T) {
 	}
 }
 
-// TestUsersChange changes the section of the users alone, and then removes it.
-func TestUsersChange(t *testing.T) {
+// TestChangedUsersTakeEffectAlone changes the section of the users alone, and then removes it.
+func TestChangedUsersTakeEffectAlone(t *testing.T) {
 	f, r := cluster{
 		ingresses: []*networkingv1.Ingress{object("a/x", "nginx", annotations{"auth-type": "basic", "auth-secret": "s"}, "h/=w")},
 		secrets:   map[string]map[string]string{"a/s": {"auth": "me:{SHA}O1hAcUlX7zkBbV+/3rmbDfUlbNM="}},

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestAnnotationsMirror(t *testing.T) {
+func TestMirrorAnnotationCopiesRequests(t *testing.T) {
 	one, got := seen(t)
 	reading := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)

@@ -24,7 +24,7 @@ func tlsBackend(t *testing.T, h http.HandlerFunc) string {
 	return s.Listener.Addr().String()
 }
 
-func TestBackendProtocol(t *testing.T) {
+func TestBackendProtocolAnnotationSelectsTLS(t *testing.T) {
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		text, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "%s %t %s %s", r.Proto, r.TLS != nil, r.RequestURI, text)

@@ -59,7 +59,7 @@ func TestAffinityKeepsClientAtItsEndpoint(t *testing.T) {
 	exchanged{url: "http://g/", status: 503}.check(t, f)
 }
 
-func TestAffinityCookie(t *testing.T) {
+func TestAffinityCookieHasConfiguredAttributes(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		more      annotations
@@ -118,7 +118,7 @@ func TestRankMovesFewKeys(t *testing.T) {
 	testenv.True(t, s.rank("x", s.all(), now) == nil, "an endpoint is tried twice")
 }
 
-func TestCanaryAnnotations(t *testing.T) {
+func TestCanaryAnnotationsChooseBackend(t *testing.T) {
 	main := object("a/main", "nginx", annotations{"whitelist-source-range": "127.0.0.1"}, "h/=main", "h/p=main")
 	header := func(name, value string) map[string]string { return map[string]string{name: value} }
 	canary := func(a annotations) annotations { return with(annotations{"canary": "true"}, a) }
@@ -177,9 +177,9 @@ func TestCanaryAnnotations(t *testing.T) {
 	}
 }
 
-// TestCanaryWeight wants at least a quarter of the requests at each of two backends; chance alone gives less once in
-// 10^12 runs.
-func TestCanaryWeight(t *testing.T) {
+// TestCanaryWeightSplitsRequests wants at least a quarter of the requests at each of two backends; chance alone gives
+// less once in 10^12 runs.
+func TestCanaryWeightSplitsRequests(t *testing.T) {
 	for _, c := range []struct {
 		name         string
 		main, canary annotations

@@ -15,9 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestNginxCases reads the tables of ingress-nginx's own end-to-end tests. Each case has one of our tests that shows
-// the behaviour, or a reason.
-func TestNginxCases(t *testing.T) {
+// TestNginxCasesAreAccountedFor reads the tables of ingress-nginx's own end-to-end tests. Each case has one of our
+// tests that shows the behaviour, or a reason.
+func TestNginxCasesAreAccountedFor(t *testing.T) {
 	tables, err := filepath.Glob("testdata/nginx-cases/*.tsv")
 	if err != nil || len(tables) == 0 {
 		t.Fatal("there are no tables", err)

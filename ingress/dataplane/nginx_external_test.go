@@ -43,7 +43,7 @@ func authServer(t *testing.T, asked *atomic.Int64) string {
 
 func want(status string) map[string]string { return map[string]string{"X-Want": status} }
 
-func TestExternalAuthentication(t *testing.T) {
+func TestExternalAuthenticationDecidesRequests(t *testing.T) {
 	url := annotations{"auth-url": "http://auth.a.svc.cluster.local:4180/check?x=1"}
 	headers := with(url, annotations{"auth-response-headers": "X-User, X-Seen, X-None"})
 	signin := with(url, annotations{"auth-signin": "https://$host/start"})
@@ -125,8 +125,9 @@ func TestExternalAuthentication(t *testing.T) {
 	}
 }
 
-// TestOutsideAuthentication asks a server by a name of the machine's resolver, which leads to loopback.
-func TestOutsideAuthentication(t *testing.T) {
+// TestAuthenticationServerAtLoopbackIsRefused asks a server by a name of the machine's resolver, which leads to
+// loopback.
+func TestAuthenticationServerAtLoopbackIsRefused(t *testing.T) {
 	var asked atomic.Int64
 	_, port, err := net.SplitHostPort(authServer(t, &asked))
 	if err != nil {

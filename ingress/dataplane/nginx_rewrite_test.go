@@ -40,7 +40,7 @@ func run(t *testing.T, scenes []scene) {
 	}
 }
 
-func TestRewriteTarget(t *testing.T) {
+func TestRewriteTargetChangesBackendPath(t *testing.T) {
 	one := func(class string, a annotations, rules ...string) []*networkingv1.Ingress {
 		return []*networkingv1.Ingress{object("a/x", class, a, rules...)}
 	}
@@ -112,7 +112,7 @@ func TestPathsOfClassNginx(t *testing.T) {
 	}, ""}})
 }
 
-func TestRedirectAnnotations(t *testing.T) {
+func TestRedirectAnnotationsRedirectClients(t *testing.T) {
 	one := func(a annotations) []*networkingv1.Ingress {
 		return []*networkingv1.Ingress{object("a/x", "nginx", a, "h.example/=w")}
 	}

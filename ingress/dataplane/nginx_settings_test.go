@@ -165,8 +165,8 @@ func TestRedirectWhereTLSIsAskedFor(t *testing.T) {
 	}
 }
 
-// TestObjectsChange serves one state of objects after the other, without another process.
-func TestObjectsChange(t *testing.T) {
+// TestChangedObjectsAreServedWithoutRestart serves one state of objects after the other, without another process.
+func TestChangedObjectsAreServedWithoutRestart(t *testing.T) {
 	authority := newAuthority(t, "good")
 	certificate := func() map[string]string {
 		c := authority.issue("h.example")

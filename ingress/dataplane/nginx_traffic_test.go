@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestBodySize(t *testing.T) {
+func TestRequestBodySizeIsLimited(t *testing.T) {
 	sink := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
 		n, err := io.Copy(io.Discard, r.Body)
 		fmt.Fprint(w, n, err)
@@ -51,7 +51,7 @@ func TestBodySize(t *testing.T) {
 	}
 }
 
-func TestReadTimeout(t *testing.T) {
+func TestReadTimeoutEndsStuckRequest(t *testing.T) {
 	stuck := backendServer(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	f, r := cluster{ingresses: []*networkingv1.Ingress{
 		object("a/x", "nginx", annotations{"proxy-read-timeout": "1", "proxy-send-timeout": "3600s"}, "h/=w"), object("a/y", "nginx", annotations{"proxy-read-timeout": "soon"}, "g/=w"),
@@ -95,7 +95,7 @@ func TestLimiterRefillsAndForgetsClients(t *testing.T) {
 	}
 }
 
-func TestLimitConnections(t *testing.T) {
+func TestConnectionsOfOneClientAreLimited(t *testing.T) {
 	arrived, leave := make(chan struct{}), make(chan struct{})
 	slow := backendServer(t, func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
@@ -120,7 +120,7 @@ func TestLimitConnections(t *testing.T) {
 	testenv.Equal(t, <-first, 200, "the first request gave")
 }
 
-func TestCORS(t *testing.T) {
+func TestCORSAnnotationsSetHeaders(t *testing.T) {
 	const prefix = "Access-Control-"
 	origin := func(o string) map[string]string { return map[string]string{"Origin": o} }
 	listed := annotations{"enable-cors": "true", "cors-allow-origin": "https://a.example:8443, https://*.b.example", "cors-expose-headers": "X-A, *", "cors-max-age": "5",

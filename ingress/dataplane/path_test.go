@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestNormalisedPaths(t *testing.T) {
+func TestPathsAreNormalisedBeforeMatching(t *testing.T) {
 	for _, c := range []struct{ raw, forward, match string }{
 		{"/", "/", "/"},
 		{"", "/", "/"},
@@ -53,7 +53,7 @@ func TestPathsThatBackendsReadDifferentlyAreRefused(t *testing.T) {
 	}
 }
 
-func TestLenientPaths(t *testing.T) {
+func TestEncodedPathsMatchLeniently(t *testing.T) {
 	for match, want := range map[string]string{
 		"/a/b": "/a/b", "/a%2Fb": "/a/b", `/a\b`: "/a/b", "/a;x=1/b": "/a/b", "/a;/": "/a/", "/;x/a": "/a", "/a%2F": "/a/", "/a;": "/a", "/%25a": "/%25a", "/;": "/", "/a%2F;b%2Fc": "/a/c",
 	} {
@@ -121,7 +121,7 @@ func withoutParameters(p string) string {
 	return strings.Join(segments, "/")
 }
 
-func TestHostNames(t *testing.T) {
+func TestHostHeaderIsNormalised(t *testing.T) {
 	for header, want := range map[string]string{
 		"Example.ORG": "example.org", "example.org:8080": "example.org", "example.org.": "example.org", "example.org.:80": "example.org",
 		"[fd00::1]:80": "[fd00::1]", "10.0.0.1": "10.0.0.1", "": "", "example.org:": "example.org",

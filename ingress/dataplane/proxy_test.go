@@ -63,7 +63,7 @@ func TestRequestsArriveAsTheyWereSent(t *testing.T) {
 	}
 }
 
-func TestForwardedHeaders(t *testing.T) {
+func TestForwardedHeadersNameClient(t *testing.T) {
 	backend := backendServer(t, func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Real-Ip", "Forwarded",
 			"X-Forwarded-Prefix", "X-Scheme", "X-Original-Forwarded-For", "X_forwarded_for", "Connection", "Te", "Upgrade", "Http2-Settings", "X-Mine", "Keep-Alive"} {

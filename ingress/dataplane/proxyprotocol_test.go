@@ -73,7 +73,7 @@ func ask(t *testing.T, from, to, header string, secure bool) (string, error) {
 	return string(body), err
 }
 
-func TestProxyProtocol(t *testing.T) {
+func TestProxyProtocolNeedsTrustedProxy(t *testing.T) {
 	f := proxied(t, Options{}, behindProxy)
 	const closed = "closed"
 	for _, c := range []struct{ name, from, header, want string }{

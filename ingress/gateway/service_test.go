@@ -31,7 +31,7 @@ func TestServiceNamesAreLabels(t *testing.T) {
 	testenv.Equal(t, ServiceName("web"), "gateway-web", "the Service of web is")
 }
 
-func TestHostNames(t *testing.T) {
+func TestHostNamesIntersectWithListeners(t *testing.T) {
 	for _, c := range []struct{ pattern, name, both string }{
 		{"", "a.example", "a.example"},
 		{"*.example", "a.example", "a.example"},

@@ -154,7 +154,7 @@ func TestConnectionIsRoutedByALPN(t *testing.T) {
 }
 
 // A ClientHello that does not end is not kept, whatever records it comes in: no more is read of it than maxHello.
-func TestLongHello(t *testing.T) {
+func TestEndlessClientHelloIsBounded(t *testing.T) {
 	payload := append([]byte{1, 0, 255, 252}, make([]byte, 65532)...) // the most that crypto/tls takes
 	for _, size := range []int{1, 100, 16 << 10} {
 		var sent []byte
@@ -201,7 +201,7 @@ func closedWithin(t *testing.T, c net.Conn) {
 }
 
 // Clients that say nothing, or half of what they should, keep nobody out, however many they are, and go in their time.
-func TestSilentClients(t *testing.T) {
+func TestUnresponsiveClientsBlockNoOthers(t *testing.T) {
 	_, address := serve(t, Options{Waiting: 20, Timeout: time.Hour})
 	var silent []net.Conn
 	for i := range 100 {
@@ -224,7 +224,7 @@ func TestSilentClients(t *testing.T) {
 }
 
 // A route that takes nothing yet holds up no other, and one that is closed takes its connections with it.
-func TestRoutesEndApart(t *testing.T) {
+func TestClosedRouteDoesNotAffectOthers(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t, goleak.IgnoreCurrent())
 	l := listen(t)
 	m := New(Options{Listener: l})
@@ -264,7 +264,7 @@ func (l *troubled) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
-func TestAcceptGoesOn(t *testing.T) {
+func TestAcceptContinuesAfterErrors(t *testing.T) {
 	l := listen(t)
 	m := New(Options{Listener: &troubled{Listener: l}, Logger: slog.New(slog.DiscardHandler)})
 	var wg sync.WaitGroup

@@ -57,8 +57,8 @@ func TestWriteIfDifferent(t *testing.T) {
 	}
 }
 
-// TestReadJSON: a file that is not there is found by its own answer, and a damaged one is an error.
-func TestReadJSON(t *testing.T) {
+// TestDamagedJSONFileIsAnError: a file that is not there is found by its own answer, and a damaged one is an error.
+func TestDamagedJSONFileIsAnError(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	var got []int
 	if found, err := ReadJSON(path, &got); found || err != nil {

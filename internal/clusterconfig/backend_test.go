@@ -10,9 +10,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestKeptBackend: a server's copy of the cluster's back end; what is damaged or of another version counts as nothing,
-// and is replaced.
-func TestKeptBackend(t *testing.T) {
+// TestDamagedBackendRecordIsReplaced: a server's copy of the cluster's back end; what is damaged or of another version
+// counts as nothing, and is replaced.
+func TestDamagedBackendRecordIsReplaced(t *testing.T) {
 	dir := t.TempDir()
 	is := func(want string) {
 		t.Helper()

@@ -35,7 +35,7 @@ func TestInvalidSettingsAreRefused(t *testing.T) {
 	}
 }
 
-func TestAPIAddresses(t *testing.T) {
+func TestAPIAddressIsFirstOfServiceCIDR(t *testing.T) {
 	s := settings()
 	got, err := s.APIAddresses()
 	if err != nil || FlagValue(s.ServiceCIDRs) != "10.43.0.0/16,fd00:43::/112" || len(got) != 2 || got[0].String() != "10.43.0.1" || got[1].String() != "fd00:43::1" {
@@ -46,7 +46,7 @@ func TestAPIAddresses(t *testing.T) {
 }
 
 // What a server tells an agent is what the agent gets.
-func TestJSON(t *testing.T) {
+func TestSettingsSurviveJSON(t *testing.T) {
 	for _, s := range []Settings{settings(), {PodCIDRs: []netip.Prefix{}, ServiceCIDRs: []netip.Prefix{}}} {
 		b := testenv.Must(json.Marshal(s))(t)
 		var again Settings

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestIngressSource(t *testing.T) {
+func TestIngressSourceIsLastPodAddress(t *testing.T) {
 	for network, want := range map[string]string{
 		"10.42.7.0/24": "10.42.7.255", "10.42.7.9/24": "10.42.7.255", "10.42.4.0/22": "10.42.7.255", "10.42.7.128/26": "10.42.7.191",
 		"fd00:42:0:7::/64": "fd00:42:0:7:ffff:ffff:ffff:ffff", "fd00:42::7:0/112": "fd00:42::7:ffff",

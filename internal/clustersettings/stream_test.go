@@ -338,9 +338,9 @@ func begins(t *testing.T, r io.ReadCloser) (heard func() []string) {
 	}
 }
 
-// TestSlowNetwork: large settings take as long as they take. Else a node would have them sent to it again and again,
-// and never have them.
-func TestSlowNetwork(t *testing.T) {
+// TestLargeSettingsArriveOverSlowNetwork: large settings take as long as they take. Else a node would have them sent to
+// it again and again, and never have them.
+func TestLargeSettingsArriveOverSlowNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		text := `{"name": "a", "data": {"v": "1"}}` + "\n"
 		heard := begins(t, &trickle{Reader: strings.NewReader(text), each: eventTimeout / 2})

@@ -57,7 +57,7 @@ func load(t *testing.T, files map[string]string, environ []string, h Host, args 
 
 var board = host{"Board1", []string{"10.42.0.1", "192.0.2.7", "fd00::7"}}
 
-func TestServerDefaults(t *testing.T) {
+func TestServerHasDefaultsWithoutFlags(t *testing.T) {
 	s := testenv.Must(load(t, map[string]string{}, nil, board))(t)
 	if got := s.Node.IPs; len(got) != 1 || got[0].String() != "192.0.2.7" {
 		t.Errorf("node addresses %v", got)
@@ -79,7 +79,7 @@ func TestServerDefaults(t *testing.T) {
 	}
 }
 
-func TestDualStack(t *testing.T) {
+func TestDualStackCIDRsSelectNodeAddresses(t *testing.T) {
 	s := testenv.Must(
 		load(t, map[string]string{}, nil, board, "--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112"))(t)
 	testenv.False(t, len(s.Node.IPs) != 2 || s.Node.IPs[1].String() != "fd00::7", "node addresses %v, want one of each family", s.Node.IPs)
@@ -117,14 +117,14 @@ func TestArgsKeepTheirCommas(t *testing.T) {
 	}
 }
 
-func TestTokenFile(t *testing.T) {
+func TestTokenIsReadFromFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	testenv.NoError(t, os.WriteFile(file, []byte("secret\n"), 0o600))
 	testenv.Equal(t, testenv.Must(load(t, map[string]string{}, nil, board, "--token-file", file))(t).Token, "secret", "token:")
 	testenv.Fails(t, testenv.Err(load(t, map[string]string{}, nil, board, "--token-file", file, "--token", "other")), "two tokens are accepted")
 }
 
-func TestNoAddress(t *testing.T) {
+func TestMachineWithoutAddressIsRefused(t *testing.T) {
 	_, err := load(t, map[string]string{}, nil, host{"a", []string{"10.42.0.1"}})
 	var p Problems
 	if !errors.As(err, &p) || len(p) != 1 || !strings.Contains(p[0], "--node-ip: this machine has no address but loopback") {
@@ -132,7 +132,7 @@ func TestNoAddress(t *testing.T) {
 	}
 }
 
-func TestProfileNames(t *testing.T) {
+func TestUnknownProfileIsRefused(t *testing.T) {
 	for profile, want := range map[string]string{"": "", "cis": "", "cis-1.10": `--profile: "cis-1.10" is none of cis`, "CIS": "--profile"} {
 		s, err := load(t, map[string]string{}, nil, board, "--profile="+profile)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) || err == nil && s.Profile != profile {
@@ -171,8 +171,9 @@ func TestEverySettingIsDescribed(t *testing.T) {
 	}
 }
 
-// TestACME: certificates are ordered when there is an e-mail address, and mistakes are found at the start.
-func TestACME(t *testing.T) {
+// TestACMEOptionsAreCheckedAtStart: certificates are ordered when there is an e-mail address, and mistakes are found at
+// the start.
+func TestACMEOptionsAreCheckedAtStart(t *testing.T) {
 	none := filepath.Join(t.TempDir(), "none.pem")
 	testenv.NoError(t, os.WriteFile(none, []byte("none"), 0o600))
 	for given, want := range map[string]string{
@@ -239,7 +240,7 @@ func TestK3sSettingsAreExplained(t *testing.T) {
 	}
 }
 
-func TestNetworkExternal(t *testing.T) {
+func TestExternalNetworkNeedsExternalAddress(t *testing.T) {
 	for _, c := range []struct {
 		args []string
 		bad  bool
@@ -267,7 +268,7 @@ func TestNearestFlagIsSuggested(t *testing.T) {
 	}
 }
 
-func TestExternalAddresses(t *testing.T) {
+func TestBadExternalAddressesAreRefused(t *testing.T) {
 	s, err := load(t, map[string]string{}, []string{"CORACLE_NODE_EXTERNAL_IP=203.0.113.7,2001:db8::7"}, board)
 	testenv.False(t, err != nil || len(s.Node.ExternalIPs) != 2 || s.Node.ExternalIPs[1].String() != "2001:db8::7", "%v, %v", err, s)
 	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "203.0.113.7,203.0.113.8", "a"} {
@@ -277,7 +278,7 @@ func TestExternalAddresses(t *testing.T) {
 	}
 }
 
-func TestNodeTaints(t *testing.T) {
+func TestBadNodeTaintsAreRefused(t *testing.T) {
 	s, err := load(t, map[string]string{}, nil, board, "--node-taint=a=b:NoSchedule,a:NoExecute")
 	if err != nil || len(s.Node.Taints) != 2 || s.Node.Taints[0].ToString() != "a=b:NoSchedule" || s.Node.Taints[1].ToString() != "a:NoExecute" {
 		t.Errorf("%v, %v", err, s)
@@ -289,7 +290,7 @@ func TestNodeTaints(t *testing.T) {
 	}
 }
 
-func TestStoragePaths(t *testing.T) {
+func TestLocalStoragePathsAreParsed(t *testing.T) {
 	s, err := load(t, map[string]string{}, nil, board)
 	if want := []string{"/var/lib/coracle/storage"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || s.Paths.StorageDir != want[0] {
 		t.Errorf("%v, %v", err, s)
@@ -306,7 +307,7 @@ func TestStoragePaths(t *testing.T) {
 	}
 }
 
-func TestVirtualAddresses(t *testing.T) {
+func TestBadVirtualAddressesAreRefused(t *testing.T) {
 	s, err := load(t, map[string]string{"config.yaml": "vip: [192.0.2.100, fd00::100]\nvip-interface: eth1\n"}, nil, board)
 	testenv.False(t, err != nil || len(s.VIPs) != 2 || s.VIPs[1].String() != "fd00::100" || s.VIPInterface != "eth1", "%v, %v", err, s)
 	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "10.43.0.9", "224.0.0.1", "192.0.2.100,192.0.2.101", "192.0.2.100/24", "a"} {
@@ -328,7 +329,7 @@ func TestLoadBalancerPool(t *testing.T) {
 	}
 }
 
-func TestIngressFlags(t *testing.T) {
+func TestIngressFlagsAreParsedAndShared(t *testing.T) {
 	s, err := load(t, map[string]string{}, nil, board, "--ingress-trusted-proxies=192.0.2.0/24,2001:db8::1", "--ingress-proxy-protocol", "--ingress-host-owner=namespace")
 	if want := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")}; err != nil || !slices.Equal(s.Ingress.TrustedProxies, want) ||
 		!s.Ingress.ProxyProtocol || !s.Ingress.HostOwner {
@@ -391,13 +392,13 @@ func TestNameWithID(t *testing.T) {
 	testenv.WantError(t, testenv.Err(NameWithID("board1", dir)), "node-id")
 }
 
-func TestLastingFirst(t *testing.T) {
+func TestPermanentAddressesPrecedeTemporaryOnes(t *testing.T) {
 	a, b, c := netip.MustParseAddr("2001:db8::a"), netip.MustParseAddr("2001:db8::b"), netip.MustParseAddr("192.0.2.1")
 	got := lastingFirst([]netip.Addr{a, b, c}, map[netip.Addr]bool{a: true})
 	testenv.EqualSlices(t, got, []netip.Addr{b, c, a}, "")
 }
 
-func TestConsoleListen(t *testing.T) {
+func TestConsoleListenAddressIsChecked(t *testing.T) {
 	for _, good := range []string{"", ":8443", "192.0.2.1:8443", "[2001:db8::1]:8443"} {
 		testenv.Equal(t, testenv.Must(load(t, map[string]string{}, nil, board, "--console-listen="+good))(t).ConsoleListen, good, "")
 	}
@@ -410,7 +411,7 @@ func TestConsoleListen(t *testing.T) {
 	}
 }
 
-func TestConsoleOIDC(t *testing.T) {
+func TestConsoleOIDCOptionsAreChecked(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
 	testenv.NoError(t, os.WriteFile(secret, []byte("hidden\n"), 0o600))
 	s, err := load(t, map[string]string{}, []string{"CORACLE_CONSOLE_OIDC_CLIENT_ID=console"}, board,

@@ -19,9 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestReplacingHost: while the cable of a machine is out its other links keep their addresses, and none of these is
-// where others look for it. What counts is an address on the same link, or on one that leads out.
-func TestReplacingHost(t *testing.T) {
+// TestReplacementAddressIsOnSameLink: while the cable of a machine is out its other links keep their addresses, and
+// none of these is where others look for it. What counts is an address on the same link, or on one that leads out.
+func TestReplacementAddressIsOnSameLink(t *testing.T) {
 	testenv.RequireRoot(t, "it makes a network namespace")
 	runtime.LockOSThread() // for ever: the thread ends with the test's goroutine, wherever it is then
 	must := func(err error) {

@@ -99,9 +99,9 @@ func TestUnpackWritesOnce(t *testing.T) {
 	}
 }
 
-// TestUnpackFirst: a node has its programs before coracle-tools, which comes into the same set without a change of the
-// others, once, whoever unpacks it.
-func TestUnpackFirst(t *testing.T) {
+// TestNodesProgramsAreUnpackedFirst: a node has its programs before coracle-tools, which comes into the same set
+// without a change of the others, once, whoever unpacks it.
+func TestNodesProgramsAreUnpackedFirst(t *testing.T) {
 	src, bin := setOf(t, "one", "runc", forPeople), filepath.Join(t.TempDir(), "bin")
 	var first os.FileInfo
 	for range 2 { // a process that ended before it unpacked the rest, and the next
@@ -135,7 +135,7 @@ func TestUnpackFirst(t *testing.T) {
 	}
 }
 
-func TestNotEmbedded(t *testing.T) {
+func TestUnpackWithoutProgramsReturnsErrNotEmbedded(t *testing.T) {
 	if _, err := unpackAll(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotEmbedded) {
 		t.Fatalf("got %v, want ErrNotEmbedded", err)
 	}
@@ -170,7 +170,7 @@ func TestInterruptedUnpackIsRepaired(t *testing.T) {
 	}
 }
 
-func TestDamagedBinary(t *testing.T) {
+func TestDamagedBinaryIsNotUnpacked(t *testing.T) {
 	const file = "lib/program" + index.Suffix
 	whole := set(t, "one")[file].Data
 	for name, data := range map[string][]byte{
@@ -213,8 +213,8 @@ func TestConcurrentUnpacksMakeOneSet(t *testing.T) {
 	}
 }
 
-// TestPruneHeld: an old set stays while a coracle that is yet to start programs from it lives.
-func TestPruneHeld(t *testing.T) {
+// TestPruneKeepsSetOfLivingServer: an old set stays while a coracle that is yet to start programs from it lives.
+func TestPruneKeepsSetOfLivingServer(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "bin")
 	old := mustUnpack(t, set(t, "old"), bin)
 	mustUnpack(t, set(t, "new"), bin)
@@ -250,11 +250,11 @@ func TestPruneByProcess(t *testing.T) {
 	}
 }
 
-// TestFullDisk unpacks onto a file system of a few pages, in a mount namespace of its own.
-func TestFullDisk(t *testing.T) {
+// TestUnpackOntoFullDiskFails unpacks onto a file system of a few pages, in a mount namespace of its own.
+func TestUnpackOntoFullDiskFails(t *testing.T) {
 	if os.Getenv("EMBEDDED_FULL_DISK") == "" {
 		testenv.RequireRoot(t, "it mounts a small file system")
-		cmd := exec.Command("unshare", "--mount", os.Args[0], "-test.run=^TestFullDisk$", "-test.v")
+		cmd := exec.Command("unshare", "--mount", os.Args[0], "-test.run=^TestUnpackOntoFullDiskFails$", "-test.v")
 		cmd.Env = append(os.Environ(), "EMBEDDED_FULL_DISK=1")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)

@@ -17,8 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestNoInstances: without an inotify instance the caller polls and the board says so, until there is one.
-func TestNoInstances(t *testing.T) {
+// TestFilesArePolledWithoutInotify: without an inotify instance the caller polls and the board says so, until there is
+// one.
+func TestFilesArePolledWithoutInotify(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board := status.NewBoard(time.Now)
 		w := New(Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler), New: func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }})
@@ -41,9 +42,9 @@ func TestNoInstances(t *testing.T) {
 	})
 }
 
-// TestNoticesAreBack: a folder for which there is no room is polled, and noticed at once again when there is. No line
-// is there before.
-func TestNoticesAreBack(t *testing.T) {
+// TestInotifyIsUsedAgainOncePossible: a folder for which there is no room is polled, and noticed at once again when
+// there is. No line is there before.
+func TestInotifyIsUsedAgainOncePossible(t *testing.T) {
 	board, able := status.NewBoard(time.Now), false
 	dir := t.TempDir()
 	w := New(Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler), New: func() (*fsnotify.Watcher, error) {

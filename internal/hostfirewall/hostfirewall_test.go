@@ -28,8 +28,9 @@ func texts(chains []Chain) []string {
 	return out
 }
 
-// TestFindNFT: closed are chains of others at the two hooks whose policy or last rule drops what is left.
-func TestFindNFT(t *testing.T) {
+// TestBlockingFirewallChainsAreFound: closed are chains of others at the two hooks whose policy or last rule drops what
+// is left.
+func TestBlockingFirewallChainsAreFound(t *testing.T) {
 	for name, c := range map[string]struct {
 		rules string
 		want  []string
@@ -101,9 +102,9 @@ func TestFindNFTUnusual(t *testing.T) {
 	t.Logf("%d rules", tried)
 }
 
-// TestUnusualNames: the kernel takes any name. What is no word is in no command that somebody types, and shown as what
-// it is.
-func TestUnusualNames(t *testing.T) {
+// TestUnusualChainNamesAreNotInCommands: the kernel takes any name. What is no word is in no command that somebody
+// types, and shown as what it is.
+func TestUnusualChainNamesAreNotInCommands(t *testing.T) {
 	netns.RequireNFT(t)
 	conn := testenv.Must(nftables.New())(t)
 	conn.FlushRuleset()

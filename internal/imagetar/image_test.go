@@ -20,7 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestWriteLayout(t *testing.T) {
+func TestWrittenImageHasLayersAndConfig(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "prog")
 	testenv.NoError(t, os.WriteFile(src, []byte("program"), 0o600))
 	im := imagetar.Image{
@@ -87,7 +87,7 @@ func TestWriteIsDeterministic(t *testing.T) {
 	testenv.True(t, bytes.Equal(one.Bytes(), two.Bytes()), "the order of files changed the archive")
 }
 
-func TestWriteErrors(t *testing.T) {
+func TestBadImagesAreNotWritten(t *testing.T) {
 	for name, tc := range map[string]struct {
 		images []imagetar.Image
 		want   string

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestParsePorts(t *testing.T) {
+func TestReservedPortsAreParsed(t *testing.T) {
 	for in, want := range map[string]string{
 		"22": "[{TCP 22} {UDP 22} {SCTP 22}]", "22/TCP": "[{TCP 22}]", "22/tcp,53/UDP": "[{TCP 22} {UDP 53}]", "none": "[]", "": "error",
 		"0": "error", "65536": "error", "22/": "error", "22/ICMP": "error", "none,22": "error", "ssh": "error", "-1": "error",

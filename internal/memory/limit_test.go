@@ -10,7 +10,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestHeapLimit(t *testing.T) {
+func TestHeapLimitFitsMachineAndGroup(t *testing.T) {
 	const mb = 1 << 20
 	for _, c := range []struct{ machine, group, want int64 }{
 		{24000, 0, 12000},

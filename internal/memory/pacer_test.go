@@ -47,8 +47,9 @@ func TestPacerFollowsTheHeap(t *testing.T) {
 	testenv.True(t, len(set) == 19, "set to %v: a value that does not change is not set again", set)
 }
 
-// TestStart: before the first collection 32 MB of garbage pile up at most, however much lives by then.
-func TestStart(t *testing.T) {
+// TestGarbageIsBoundedBeforeFirstCollection: before the first collection 32 MB of garbage pile up at most, however much
+// lives by then.
+func TestGarbageIsBoundedBeforeFirstCollection(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
 	kept := make([]byte, 32<<20)
 	runtime.GC()

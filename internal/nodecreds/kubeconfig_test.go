@@ -35,7 +35,7 @@ func TestKubeconfigIsRewrittenOnlyWhenNeeded(t *testing.T) {
 	}
 }
 
-func TestByFile(t *testing.T) {
+func TestKubeconfigNamesItsFiles(t *testing.T) {
 	dir := t.TempDir()
 	b := ByFile{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CAFile: filepath.Join(dir, "ca"), PairFile: filepath.Join(dir, "pair"),
 		Path: filepath.Join(dir, "k")}

@@ -108,7 +108,7 @@ func (s *setup) run() []Result {
 	return Run(context.Background(), s.host, s.needs)
 }
 
-func TestGoodHost(t *testing.T) {
+func TestGoodHostPassesAllChecks(t *testing.T) {
 	for _, r := range goodSetup().run() {
 		testenv.False(t, r.Level != OK || r.Do != "", "%+v", r)
 	}
@@ -260,8 +260,9 @@ func TestListenersOfAPortAreFound(t *testing.T) {
 	}
 }
 
-// TestListenersAt: who listens at all addresses has a port of each, and who listens at others of the machine has not.
-func TestListenersAt(t *testing.T) {
+// TestListenersOfOtherAddressesAreNoConflict: who listens at all addresses has a port of each, and who listens at
+// others of the machine has not.
+func TestListenersOfOtherAddressesAreNoConflict(t *testing.T) {
 	at := []netip.Addr{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("::1")}
 	for address, want := range map[string]bool{"127.0.0.1:0": false, "127.0.0.2:0": true, "0.0.0.0:0": true, "[::1]:0": true, "[::]:0": true} {
 		l, err := net.Listen("tcp", address)
@@ -290,8 +291,8 @@ func TestPortInUseNamesTheProcess(t *testing.T) {
 	testenv.WantError(t, err, "used by ")
 }
 
-// TestKernelProbe tries what needs the kernel, and that a trial leaves nothing behind.
-func TestKernelProbe(t *testing.T) {
+// TestKernelProbeLeavesNothingBehind tries what needs the kernel, and that a trial leaves nothing behind.
+func TestKernelProbeLeavesNothingBehind(t *testing.T) {
 	testenv.RequireRoot(t, "it makes namespaces")
 	dir := t.TempDir()
 	before := testenv.Must(net.Interfaces())(t)

@@ -273,7 +273,7 @@ func TestNeverReachedIsNeverMarked(t *testing.T) {
 	})
 }
 
-func TestShortOfCPU(t *testing.T) {
+func TestDelayedProbeDoesNotCount(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)
 		time.Sleep(verifyWithin)
@@ -289,7 +289,7 @@ func TestShortOfCPU(t *testing.T) {
 }
 
 // A network that is slow is given its time.
-func TestSlowNetwork(t *testing.T) {
+func TestSlowNodeStaysReachable(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.trip = 900 * time.Millisecond })
 		w.NodeJoined("n1", port)

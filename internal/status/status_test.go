@@ -83,7 +83,7 @@ func TestLongStartIsAProblem(t *testing.T) {
 	}
 }
 
-func TestServerAndClient(t *testing.T) {
+func TestClientGetsServersStatus(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "run", "s")
 	ctx := context.Background()
 	c := NewClient(socket)
@@ -134,7 +134,7 @@ func TestErrorsKeepSecrets(t *testing.T) {
 	}
 }
 
-func TestParseMemory(t *testing.T) {
+func TestMemoryIsParsedFromProcStatus(t *testing.T) {
 	m := parseMemory([]byte("Name:\tx\nVmRSS:\t  2048 kB\nRssAnon:\t 1024 kB\nRssFile:\t 1000 kB\nVmSwap:\t 4 kB\n"))
 	testenv.Equal(t, m, (Memory{RSS: 2 << 20, Anonymous: 1 << 20, File: 1000 << 10, Swap: 4 << 10}), "")
 	testenv.WantError(t, testenv.Err(ReadMemory(0)), "process 0")

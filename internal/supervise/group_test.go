@@ -55,8 +55,9 @@ func TestGroupEndsWithTheFirstFailure(t *testing.T) {
 	}
 }
 
-// TestGroupGoesOn: a part that is not essential and fails ends neither the others nor the node, and is started again.
-func TestGroupGoesOn(t *testing.T) {
+// TestFailedOptionalPartIsRestarted: a part that is not essential and fails ends neither the others nor the node, and
+// is started again.
+func TestFailedOptionalPartIsRestarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board := status.NewBoard(time.Now)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -83,8 +84,8 @@ func TestGroupGoesOn(t *testing.T) {
 	})
 }
 
-// TestGroupEnds: the end of a group waits for all of its parts, and the first reason for it counts.
-func TestGroupEnds(t *testing.T) {
+// TestGroupEndWaitsForAllParts: the end of a group waits for all of its parts, and the first reason for it counts.
+func TestGroupEndWaitsForAllParts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ended := 0
 		slow := func(ctx context.Context) {

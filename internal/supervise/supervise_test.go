@@ -59,8 +59,8 @@ func TestFailedPartRestartsWithBackoff(t *testing.T) {
 	})
 }
 
-// TestKeepDone: a part that has nothing more to do is not started again.
-func TestKeepDone(t *testing.T) {
+// TestFinishedPartIsNotRestarted: a part that has nothing more to do is not started again.
+func TestFinishedPartIsNotRestarted(t *testing.T) {
 	board, runs := status.NewBoard(time.Now), 0
 	Keep(t.Context(), Part{Name: "images", Board: board, Run: func(context.Context) error { runs++; return nil }})
 	if c := board.Components(); runs != 1 || len(c) != 1 || c[0].State != status.Stopped {

@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestListen: what a process that died has left is taken over, by which only this user may connect.
-func TestListen(t *testing.T) {
+// TestListenTakesOverStaleSocket: what a process that died has left is taken over, by which only this user may connect.
+func TestListenTakesOverStaleSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "s")
 	l := testenv.Must(Listen(path))(t)
 	l.(*net.UnixListener).SetUnlinkOnClose(false)

@@ -30,7 +30,7 @@ func TestRequestSurvivesTheWire(t *testing.T) {
 	}
 }
 
-func TestTooLong(t *testing.T) {
+func TestTooLongMessagesAreRefused(t *testing.T) {
 	testenv.Fails(t, write(&bytes.Buffer{}, maxRequest, Request{Program: strings.Repeat("x", maxRequest)}), "a request was sent that no server reads")
 	testenv.WantError(t, testenv.Err(ReadRequest(bytes.NewReader(binary.BigEndian.AppendUint32(nil, maxRequest+1)))), "at most")
 }

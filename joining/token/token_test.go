@@ -95,7 +95,7 @@ func TestTokensAreMadeOnceAndKept(t *testing.T) {
 	}
 }
 
-func TestEnsureRefuses(t *testing.T) {
+func TestUnsuitableTokensAreRefused(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	for want, o := range map[string]Options{
 		"same":       {Server: "x", Agent: "x"},
@@ -120,7 +120,7 @@ func TestFilesOfAnotherCluster(t *testing.T) {
 	}
 }
 
-func TestBootstrapTokens(t *testing.T) {
+func TestBootstrapTokensAreListedAndExpire(t *testing.T) {
 	ctx, c := t.Context(), fake.NewSimpleClientset()
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	a := testenv.Must(Create(ctx, c, CreateOptions{TTL: time.Hour, Description: "for the barge", Now: now}))(t)

@@ -425,8 +425,8 @@ func logged(t *testing.T, l klog.Logger) string {
 	return sink.GetBuffer().String()
 }
 
-// TestRulesAreDifferences looks at what is sent to nft.
-func TestRulesAreDifferences(t *testing.T) {
+// TestOnlyRuleDifferencesAreSent looks at what is sent to nft.
+func TestOnlyRuleDifferencesAreSent(t *testing.T) {
 	nft := &counting{Fake: knftables.NewFake(knftables.IPv4Family, servicerules.IPVSTable)}
 	w := &rulesWriter{nft: nft, view: ruleView{
 		family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
@@ -462,8 +462,8 @@ func (c *counting) Run(ctx context.Context, tx *knftables.Transaction) error {
 	return c.Fake.Run(ctx, tx)
 }
 
-// TestDefaultScheduler: Services that name none, or one that does not exist, have the node's.
-func TestDefaultScheduler(t *testing.T) {
+// TestServicesWithoutSchedulerUseNodesDefault: Services that name none, or one that does not exist, have the node's.
+func TestServicesWithoutSchedulerUseNodesDefault(t *testing.T) {
 	for asks, want := range map[string]string{"": "wlc", "nonsense": "wlc", "sh": "sh"} {
 		v := viewOf(func(s *corev1.Service) { s.Annotations = map[string]string{SchedulerAnnotation: asks} }, here)
 		v.Scheduler = "wlc"
@@ -474,7 +474,7 @@ func TestDefaultScheduler(t *testing.T) {
 	testenv.WantError(t, testenv.Err(New(Options{Scheduler: "nonsense"})), "nonsense")
 }
 
-func TestKernelVersion(t *testing.T) {
+func TestOldKernelsAreRefusedForIPVS(t *testing.T) {
 	for release, fits := range map[string]bool{"6.1.176": true, "5.9.0": true, "5.10.0-30-amd64": true, "5.8.18": false, "4.19.0": false, "x": false} {
 		testenv.Equal(t, (newEnough(release) == nil), fits, "%s:", release)
 	}

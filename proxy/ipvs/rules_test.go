@@ -23,9 +23,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRulesBesideIPVS tries the rules beside IPVS on the machine's own kernel, which need not have IPVS: programs of
-// the node's stand where IPVS would, at the Services' addresses, and say who came.
-func TestRulesBesideIPVS(t *testing.T) {
+// TestRulesMarkTrafficWithoutIPVS tries the rules beside IPVS on the machine's own kernel, which need not have IPVS:
+// programs of the node's stand where IPVS would, at the Services' addresses, and say who came.
+func TestRulesMarkTrafficWithoutIPVS(t *testing.T) {
 	netns.RequireNFT(t)
 	outside, pod := netns.New(t), netns.New(t)
 	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
@@ -145,9 +145,9 @@ func TestRulesBesideIPVS(t *testing.T) {
 	testenv.Check(t, w6.apply(t.Context(), newDesiredState().Sets, nil, true), "the rules of IPv6")
 }
 
-// TestRulesAreCounted: another program takes rules out of the table, or adds one, of which the kernel's news say
-// nothing; what others do elsewhere is no harm, nor is what changes with Services.
-func TestRulesAreCounted(t *testing.T) {
+// TestForeignRuleChangesAreDetectedByCount: another program takes rules out of the table, or adds one, of which the
+// kernel's news say nothing; what others do elsewhere is no harm, nor is what changes with Services.
+func TestForeignRuleChangesAreDetectedByCount(t *testing.T) {
 	netns.RequireNFT(t)
 	for _, c := range []struct {
 		of                      knftables.Family

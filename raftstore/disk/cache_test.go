@@ -37,10 +37,10 @@ func drawEntry(t *rapid.T, index uint64) *raft.Log {
 	return e
 }
 
-// TestCachedLog does what raft does, and more, to a log with a cache, and
+// TestCachedLogMatchesDisk does what raft does, and more, to a log with a cache, and
 // compares what it reads with what is on disk: always the same, whatever is
 // read back, also over cuts, leaps and overwriting.
-func TestCachedLog(t *testing.T) {
+func TestCachedLogMatchesDisk(t *testing.T) {
 	scratch := memoryDir(t)
 	rapid.Check(t, func(t *rapid.T) {
 		path := testenv.Must(os.MkdirTemp(scratch, ""))(t)
@@ -155,7 +155,7 @@ func TestCacheKeepsNewest(t *testing.T) {
 }
 
 // A log that nobody reads is not kept in memory; the first read brings that back.
-func TestCacheUnread(t *testing.T) {
+func TestUnreadLogIsNotCached(t *testing.T) {
 	d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
 	defer closeDir(t, d)
 	const most, size = 1 << 20, 10_000

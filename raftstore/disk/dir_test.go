@@ -116,8 +116,8 @@ func memoryDir(t *testing.T) string {
 	return dir
 }
 
-// TestInterruptedCreation loses each file that a first start had not yet made.
-func TestInterruptedCreation(t *testing.T) {
+// TestInterruptedFirstStartIsRepeated loses each file that a first start had not yet made.
+func TestInterruptedFirstStartIsRepeated(t *testing.T) {
 	for _, lost := range [][]string{
 		{identityFile},
 		{identityFile, varsFile},
@@ -133,7 +133,7 @@ func TestInterruptedCreation(t *testing.T) {
 	}
 }
 
-func TestRefusedDirectories(t *testing.T) {
+func TestUnsuitableDirectoriesAreRefused(t *testing.T) {
 	t.Run("newer format", func(t *testing.T) {
 		path := filled(t)
 		text := "coracle store\nformat 3\nsomething new\n"

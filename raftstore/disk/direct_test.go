@@ -53,10 +53,10 @@ func sizedEntry(r *rand.Rand, index uint64) *raft.Log {
 	return e
 }
 
-// TestDirectAppends mixes appends past the page cache with others. What is
+// TestDirectAppendsMatchDisk mixes appends past the page cache with others. What is
 // read through it is what was appended, at once, by others too, and what is on
 // the device; also after a write that failed.
-func TestDirectAppends(t *testing.T) {
+func TestDirectAppendsMatchDisk(t *testing.T) {
 	r := randomOf(t)
 	o := options(filepath.Join(t.TempDir(), "store")) // not in memory
 	faults := &diskfaults.Faults{}
@@ -124,9 +124,9 @@ func TestDirectAppends(t *testing.T) {
 	}
 }
 
-// TestDirectRefused has no direct writes from the beginning, and from the midst
+// TestAppendsWorkWithoutDirectWrites has no direct writes from the beginning, and from the midst
 // of it on.
-func TestDirectRefused(t *testing.T) {
+func TestAppendsWorkWithoutDirectWrites(t *testing.T) {
 	for what, refuse := range map[string]func(t *testing.T, l *Log){
 		"opening": func(t *testing.T, l *Log) {
 			s := l.tail()
@@ -180,8 +180,8 @@ func TestDirectRefused(t *testing.T) {
 	}
 }
 
-// TestLargeSectors has a device whose sectors are 4 KiB.
-func TestLargeSectors(t *testing.T) {
+// TestDirectAppendsFitLargeSectors has a device whose sectors are 4 KiB.
+func TestDirectAppendsFitLargeSectors(t *testing.T) {
 	root := t.TempDir()
 	file, dir := filepath.Join(root, "image"), filepath.Join(root, "mnt")
 	testenv.NoError(t, errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(file, nil, 0o600), os.Truncate(file, 64<<20)))

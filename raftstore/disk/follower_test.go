@@ -322,7 +322,7 @@ func (f *follower) checkMembers() {
 	}
 }
 
-func TestFollowerModel(t *testing.T) {
+func TestFollowersLogMatchesModel(t *testing.T) {
 	all, within := memoryDir(t), newBudget(t, 5*time.Second)
 	rapid.Check(t, func(t *rapid.T) {
 		if within.spent(t) {

@@ -12,9 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestMemberIsNew makes two directories for one node: the second is another
+// TestNewDirectoryIsNewMember makes two directories for one node: the second is another
 // member, as a server that lost its disk must be.
-func TestMemberIsNew(t *testing.T) {
+func TestNewDirectoryIsNewMember(t *testing.T) {
 	var members []string
 	for range 2 {
 		o := options(filepath.Join(t.TempDir(), "store"))
@@ -29,7 +29,7 @@ func TestMemberIsNew(t *testing.T) {
 	testenv.False(t, members[0] != members[1] || members[2] != members[3] || members[0] == members[2], "members %v", members)
 }
 
-func TestNodeOf(t *testing.T) {
+func TestNodeNameIsPrefixOfMembers(t *testing.T) {
 	for member, node := range map[string]string{
 		"n":                        "n",
 		"host.example.org":         "host.example.org",

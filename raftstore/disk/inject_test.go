@@ -359,8 +359,8 @@ func TestLostAndOldFiles(t *testing.T) {
 	testenv.True(t, in.earlier != 0, "the undetectable cases were not tried")
 }
 
-// TestSegmentsExchanged gives each segment the content of another.
-func TestSegmentsExchanged(t *testing.T) {
+// TestExchangedSegmentsAreDetected gives each segment the content of another.
+func TestExchangedSegmentsAreDetected(t *testing.T) {
 	l := live(t)
 	in := &injector{t: t, life: l, dir: memoryDir(t)}
 	for a := range l.last() {

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestSetAside(t *testing.T) {
+func TestSetAsideTakesFreeName(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store")
 	testenv.ErrorIs(t, testenv.Err(SetAside(path)), fs.ErrNotExist, "a directory that is not there")
 	// The second one is taken.
@@ -51,9 +51,9 @@ func TestSetAsideMount(t *testing.T) {
 	testenv.WantError(t, testenv.Err(SetAside(path)), "mounted")
 }
 
-// TestStartOver leaves a directory that opens as a new one and knows the
+// TestStartOverKeepsKnownMembers leaves a directory that opens as a new one and knows the
 // others, also if it was interrupted between the two renames.
-func TestStartOver(t *testing.T) {
+func TestStartOverKeepsKnownMembers(t *testing.T) {
 	peers := []Peer{{"a", "10.0.0.1:6443"}}
 	for _, interrupted := range []bool{false, true} {
 		path := filled(t)

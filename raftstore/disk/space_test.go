@@ -55,7 +55,7 @@ func wait(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func TestFullDisk(t *testing.T) {
+func TestFullDiskStaysReadable(t *testing.T) {
 	path := smallDisk(t, "size=16m")
 	o := options(filepath.Join(path, "store"))
 	o.Reserve, o.SegmentSize = 4<<20, 1<<20

@@ -74,7 +74,7 @@ func TestStalledWriteIsMeasured(t *testing.T) {
 
 // How long a flush takes is asked of a disk that has written nothing for long: it flushes a few bytes then, and the
 // lock file stays what it was.
-func TestFlushOfNow(t *testing.T) {
+func TestIdleDisksFlushDurationIsMeasured(t *testing.T) {
 	d, c, faults, _ := onFakeDisk(t)
 	before := testenv.Must(os.ReadFile(filepath.Join(d.path, "LOCK")))(t)
 	c.Step(time.Hour)
@@ -100,9 +100,9 @@ func TestFlushOfNow(t *testing.T) {
 	testenv.Fails(t, d.Flush(), "a flush that failed is reported as done")
 }
 
-// TestFailingWrites lets a disk return errors: writes are retried and count as
+// TestFailedWritesCountAsStalled lets a disk return errors: writes are retried and count as
 // stalled, new ones are refused, and all is well when the disk is.
-func TestFailingWrites(t *testing.T) {
+func TestFailedWritesCountAsStalled(t *testing.T) {
 	for errno, refusal := range map[error]error{unix.EIO: ErrFailing, unix.ENOSPC: ErrNoSpace} {
 		t.Run(errno.Error(), func(t *testing.T) {
 			d, c, faults, _ := onFakeDisk(t)
@@ -147,7 +147,7 @@ func TestFaultsEndAtOnce(t *testing.T) {
 }
 
 // How long a write takes is the longest of the last ten seconds or twenty in which there were any.
-func TestFlushTakes(t *testing.T) {
+func TestFlushDurationIsRecentMaximum(t *testing.T) {
 	d, c, _, _ := onFakeDisk(t)
 	s := d.stall
 	expect := func(want time.Duration) {

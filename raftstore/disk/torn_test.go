@@ -56,11 +56,11 @@ func readAll(t *testing.T, dir string) map[string][]byte {
 	return files
 }
 
-// TestTornAppends cuts the power in the middle of an append: any sectors of it
+// TestTornAppendKeepsAcknowledgedEntries cuts the power in the middle of an append: any sectors of it
 // may be on disk and any not. What was acknowledged before is always there, an
 // append that is complete too, and of another at most a beginning; and the log
 // goes on from there, time and again.
-func TestTornAppends(t *testing.T) {
+func TestTornAppendKeepsAcknowledgedEntries(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	path := filepath.Join(memoryDir(t), "store")
@@ -126,9 +126,9 @@ func tear(t *testing.T, r *rand.Rand, path string, before map[string][]byte) (co
 	return complete
 }
 
-// TestLostSector makes zeros of a sector in the middle of what was
+// TestLostSectorIsNoTornAppend makes zeros of a sector in the middle of what was
 // acknowledged. That is no torn append.
-func TestLostSector(t *testing.T) {
+func TestLostSectorIsNoTornAppend(t *testing.T) {
 	path := filepath.Join(memoryDir(t), "store")
 	d := mustOpen(t, path)
 	for i := uint64(1); i <= 20; i++ {
@@ -148,9 +148,9 @@ func TestLostSector(t *testing.T) {
 	}
 }
 
-// TestLogModel does what raft does to a log, in any order, with restarts, and
+// TestLogMatchesModelOverRestarts does what raft does to a log, in any order, with restarts, and
 // compares it with a list.
-func TestLogModel(t *testing.T) {
+func TestLogMatchesModelOverRestarts(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	path := filepath.Join(memoryDir(t), "store")

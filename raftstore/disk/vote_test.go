@@ -14,7 +14,7 @@ import (
 
 // Raft stores a vote in two steps. Whenever the power goes, the one who got the
 // vote in an earlier term must not be there with the later term.
-func TestVoteIsOne(t *testing.T) {
+func TestVoteIsNotMovedToLaterTerm(t *testing.T) {
 	path := filepath.Join(memoryDir(t), "store")
 	faults := &diskfaults.Faults{}
 	o := options(path)

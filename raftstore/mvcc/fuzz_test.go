@@ -198,8 +198,8 @@ func FuzzRestoreFile(f *testing.F) {
 	})
 }
 
-// TestDamagedSnapshot changes every byte and every length of a snapshot.
-func TestDamagedSnapshot(t *testing.T) {
+// TestDamagedSnapshotIsRefused changes every byte and every length of a snapshot.
+func TestDamagedSnapshotIsRefused(t *testing.T) {
 	file := snapshotOf(t, sampleState())
 	for i := range file {
 		changed := bytes.Clone(file)
@@ -209,8 +209,8 @@ func TestDamagedSnapshot(t *testing.T) {
 	}
 }
 
-// TestOldSnapshot reads what a version without sessions wrote.
-func TestOldSnapshot(t *testing.T) {
+// TestSnapshotWithoutSessionsIsRead reads what a version without sessions wrote.
+func TestSnapshotWithoutSessionsIsRead(t *testing.T) {
 	file := testenv.Must(os.ReadFile("testdata/before-sessions.snapshot"))(t)
 	s := testenv.Must(Restore(bytes.NewReader(file)))(t)
 	if s.rev != 8 || s.compacted.Load() != 4 || s.keys != 3 || s.applied != 0 || len(s.sessions) != 0 {

@@ -26,7 +26,7 @@ func sendError(t *testing.T, err error) error {
 	return results[0].Err
 }
 
-func TestErrorsTravel(t *testing.T) {
+func TestErrorsKeepTheirIdentity(t *testing.T) {
 	for _, err := range knownErrors() {
 		testenv.Equal(t, sendError(t, err), err, "%v is not the same value:", err)
 	}
@@ -61,7 +61,7 @@ func TestErrorsKeepTheirTexts(t *testing.T) {
 	}
 }
 
-func TestBadResults(t *testing.T) {
+func TestBadResultsAreNotDecoded(t *testing.T) {
 	for _, b := range [][]byte{
 		nil, {9}, {resultsFormat, kindPut}, {resultsFormat, kindPut, 5, 1}, {resultsFormat, 99, 0},
 		{resultsFormat, kindError, 0}, {resultsFormat, kindError, 1, 0}, {resultsFormat, kindError, 1, 99}, {resultsFormat, kindPut, 1, 0xff},
@@ -78,7 +78,7 @@ func TestBadResults(t *testing.T) {
 	}
 }
 
-func TestBadCommands(t *testing.T) {
+func TestBadCommandsAreNotDecoded(t *testing.T) {
 	testenv.Fails(t, testenv.Err(AppendCommand(NewEntry(nil), Command{Request: &pb.PutRequest{}, Session: 1, Seq: 1, Floor: 2})), "a floor above the number was encoded")
 	testenv.Fails(t, testenv.Err(AppendCommand(NewEntry(nil), Command{Request: &pb.RangeRequest{}})), "a range was encoded")
 	for _, b := range [][]byte{

@@ -122,9 +122,9 @@ func TestLossAmidShortCalls(t *testing.T) {
 	}
 }
 
-// TestLeftConnection: a connection is left because of a loss, with a call under way that takes long. That one is
-// answered, once, by the server that got it before.
-func TestLeftConnection(t *testing.T) {
+// TestCallOnLeftConnectionIsAnsweredOnce: a connection is left because of a loss, with a call under way that takes
+// long. That one is answered, once, by the server that got it before.
+func TestCallOnLeftConnectionIsAnsweredOnce(t *testing.T) {
 	for name, end := range map[string]func(a, b *server){
 		"answered":  nil,
 		"forgotten": func(a, b *server) { a.Forget(string(b.address)) },

@@ -77,7 +77,7 @@ func TestCallsCarryBodiesAndErrors(t *testing.T) {
 	})
 }
 
-func TestCallsRefused(t *testing.T) {
+func TestCallsToWrongServerAreRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a := start(t, g, 0, "a.1", serving)
 		other := start(t, g, 1, "d.1", func(o *Options) { o.Cluster = "c2" })
@@ -167,8 +167,8 @@ func TestVanishedServersCallsEnd(t *testing.T) {
 	})
 }
 
-// TestCallsIdle sees the connection go when nobody uses it.
-func TestCallsIdle(t *testing.T) {
+// TestIdleCallConnectionIsClosed sees the connection go when nobody uses it.
+func TestIdleCallConnectionIsClosed(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", serving)
 		testenv.Must(a.Call(t.Context(), string(b.address), "echo", nil))(t)

@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestHandshakeForm(t *testing.T) {
+func TestHandshakeIsEncodedAsSpecified(t *testing.T) {
 	h := hello{kind: kindCalls, cluster: "c", sender: "", receiver: "b.1"}
 	b, err := h.encode()
 	if want := "CRPR\x01\x02\x01c\x00\x03b.1"; err != nil || string(b) != want {
@@ -134,9 +134,9 @@ func TestForeignProtocolsAreRefused(t *testing.T) {
 	})
 }
 
-// TestSlowHandshake has dialers that say nothing, or not all: they are hung up
+// TestUnfinishedHandshakesAreClosed has dialers that say nothing, or not all: they are hung up
 // on, and never keep others out.
-func TestSlowHandshake(t *testing.T) {
+func TestUnfinishedHandshakesAreClosed(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
 		var slow []net.Conn
@@ -173,9 +173,9 @@ func TestSlowHandshake(t *testing.T) {
 	})
 }
 
-// TestSlowServer has a server that takes the connection and never answers, or
+// TestServerWithoutHandshakeIsUnavailable has a server that takes the connection and never answers, or
 // answers nonsense.
-func TestSlowServer(t *testing.T) {
+func TestServerWithoutHandshakeIsUnavailable(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a := start(t, m, 0, "a.1", nil)
 		l, address := m.listen(t, 1)

@@ -19,7 +19,7 @@ import (
 // A candidate hears of the leader of a later term by a heartbeat, and then gets
 // the vote for its own, earlier one that makes a majority. It must not take
 // that for its election in the later term, where another server leads.
-func TestLateVote(t *testing.T) {
+func TestLateVoteWinsNoLaterTerm(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		b, c := start(t, m, 1, "b.1", nil), start(t, m, 2, "c.1", nil)
 		votes := make(chan raft.RPC, 1)

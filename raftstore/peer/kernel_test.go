@@ -104,9 +104,9 @@ func TestKernelBacksOff(t *testing.T) {
 	}
 }
 
-// TestKernelAcknowledges: for who does not answer, or does not even read, the kernel acknowledges what was sent. That
-// is no loss.
-func TestKernelAcknowledges(t *testing.T) {
+// TestUnresponsivePeerIsNoPacketLoss: for who does not answer, or does not even read, the kernel acknowledges what was
+// sent. That is no loss.
+func TestUnresponsivePeerIsNoPacketLoss(t *testing.T) {
 	g := newLoopback(t)
 	a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", serving)
 	testenv.NoError(t, testenv.Err(a.Call(t.Context(), string(b.address), "echo", nil))) // so that there is a connection

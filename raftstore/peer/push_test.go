@@ -79,9 +79,9 @@ func TestCommitIndexIsSent(t *testing.T) {
 	})
 }
 
-// TestEntriesWait has a peer away for a while: entries are sent again when it
+// TestEntriesAreSentWhenPeerReturns has a peer away for a while: entries are sent again when it
 // is back, not after what pause raft would make.
-func TestEntriesWait(t *testing.T) {
+func TestEntriesAreSentWhenPeerReturns(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
 		testenv.NoError(t, b.Close())

@@ -95,7 +95,7 @@ func (t *Transport) passOn() {
 // SetHeartbeatHandler leaves raft's own handler unused. That one runs beside
 // raft's main loop and changes term and state under its hands: a candidate that
 // learns of a later term so, and then gets the last vote for its own one, would
-// lead in the term in which another was elected (TestLateVote).
+// lead in the term in which another was elected (TestLateVoteWinsNoLaterTerm).
 func (t *Transport) SetHeartbeatHandler(func(raft.RPC)) {
 	t.beats.SetHeartbeatHandler(t.heard)
 }

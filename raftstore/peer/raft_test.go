@@ -58,7 +58,7 @@ func TestRaftMessagesArrive(t *testing.T) {
 	})
 }
 
-func TestWrongServer(t *testing.T) {
+func TestRaftMessagesToWrongServerAreRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.2", nil)
 		other := start(t, g, 2, "d.1", func(o *Options) { o.Cluster = "c2" })
@@ -122,8 +122,8 @@ func TestRestartedPeerIsReachedByNewConnections(t *testing.T) {
 	})
 }
 
-// TestRestartUnnoticed has the peer restart between two messages.
-func TestRestartUnnoticed(t *testing.T) {
+// TestMessagesContinueAfterPeersRestart has the peer restart between two messages.
+func TestMessagesContinueAfterPeersRestart(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
 		for range 5 {
@@ -203,7 +203,7 @@ func TestRefusalsConfirmNoEntries(t *testing.T) {
 	})
 }
 
-func TestLeaderSeen(t *testing.T) {
+func TestHeartbeatReportsLeaderOncePerChange(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b, c := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil), start(t, g, 2, "c.1", nil)
 		var changes atomic.Int32

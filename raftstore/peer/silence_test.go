@@ -16,9 +16,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestSilentLoss loses packets for a while, as TCP sees it: what waits on old
+// TestLostPacketsAreResentOnNewConnections loses packets for a while, as TCP sees it: what waits on old
 // connections for TCP to try again is sent on new ones instead.
-func TestSilentLoss(t *testing.T) {
+func TestLostPacketsAreResentOnNewConnections(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		m.Backoff(true)
 		a, b := start(t, m, 0, "a.1", serving), start(t, m, 1, "b.1", serving)
@@ -65,9 +65,10 @@ func TestSilentLoss(t *testing.T) {
 	})
 }
 
-// TestUnansweredCalls: packets are lost in silence for so long that TCP's next try on the connection for calls is far
-// away. Calls that were given up meanwhile leave no connection on which the next one would wait for that.
-func TestUnansweredCalls(t *testing.T) {
+// TestAbandonedCallsLeaveNoStuckConnection: packets are lost in silence for so long that TCP's next try on the
+// connection for calls is far away. Calls that were given up meanwhile leave no connection on which the next one would
+// wait for that.
+func TestAbandonedCallsLeaveNoStuckConnection(t *testing.T) {
 	const loss = 20 * time.Second
 	missed := func(t *testing.T, a *server, address, method string, lose func()) {
 		ctx, cancel := context.WithCancelCause(t.Context())

@@ -8,9 +8,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// TestMessageSize: messages grow while they are answered quickly, and shrink when they are not answered in time. An
-// entry that is larger goes alone.
-func TestMessageSize(t *testing.T) {
+// TestMessageSizeFollowsResponseTime: messages grow while they are answered quickly, and shrink when they are not
+// answered in time. An entry that is larger goes alone.
+func TestMessageSizeFollowsResponseTime(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		entry := func(index uint64, bytes int) *raft.Log {
 			return &raft.Log{Index: index, Term: 3, Data: make([]byte, bytes-EntryBytes(&raft.Log{}))}

@@ -92,8 +92,8 @@ func code(err error) protocol.Code {
 	return protocol.Code(err.Error())
 }
 
-// TestClaimName follows a name through machines that want it.
-func TestClaimName(t *testing.T) {
+// TestNodeNameBelongsToItsMachine follows a name through machines that want it.
+func TestNodeNameBelongsToItsMachine(t *testing.T) {
 	ctx := context.Background()
 	clock := testclock.NewFakeClock(time.Now())
 	a, api := newAdmission(clock), fake.NewClientset()
@@ -164,9 +164,9 @@ func TestClaimName(t *testing.T) {
 	claim("another machine, after the node was deleted", machine("n", otherPassword, "10.0.0.2"), "")
 }
 
-// TestCertifiedAddresses: what a node may claim follows what it asked for last, also when its Node has another address
-// in between.
-func TestCertifiedAddresses(t *testing.T) {
+// TestNodeClaimsOnlyItsNewestAddress: what a node may claim follows what it asked for last, also when its Node has
+// another address in between.
+func TestNodeClaimsOnlyItsNewestAddress(t *testing.T) {
 	ctx := context.Background()
 	a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
 	want := func(addresses, external string) {
@@ -303,9 +303,9 @@ func TestAddressesAreReserved(t *testing.T) {
 	claim(two, "once more", machine("b", otherPassword, "10.0.0.2"), "")
 }
 
-// TestJustJoined: a node has its labels from --node-label if it has shown a token, and not by its certificate, with
-// which it can move, leave and register anew.
-func TestJustJoined(t *testing.T) {
+// TestNodeLabelsNeedJoinToken: a node has its labels from --node-label if it has shown a token, and not by its
+// certificate, with which it can move, leave and register anew.
+func TestNodeLabelsNeedJoinToken(t *testing.T) {
 	clock := testclock.NewFakeClock(time.Now())
 	a, api := newAdmission(clock), fake.NewClientset()
 	expect := func(what string, token, fresh bool) {

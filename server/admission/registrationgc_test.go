@@ -19,9 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRegistrationGC: what is kept of a machine goes when it has been no node for long, and not while it may be about
-// to register.
-func TestRegistrationGC(t *testing.T) {
+// TestOldNodeRegistrationsAreCollected: what is kept of a machine goes when it has been no node for long, and not while
+// it may be about to register.
+func TestOldNodeRegistrationsAreCollected(t *testing.T) {
 	claim := func(node, revision string) *corev1.Secret {
 		return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{
 			Namespace: metav1.NamespaceSystem, Name: node + roster.RegistrationSuffix, ResourceVersion: revision, Labels: map[string]string{roster.ManagedBy: "coracle"},

@@ -17,9 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestNeverResync: handlers get an object once, those that were there before and those that came later. Upstream's
-// informer would hand it to them every five minutes.
-func TestNeverResync(t *testing.T) {
+// TestInformersDoNotResync: handlers get an object once, those that were there before and those that came later.
+// Upstream's informer would hand it to them every five minutes.
+func TestInformersDoNotResync(t *testing.T) {
 	for _, never := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			client := fake.NewClientset(&apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: "boats.example.com"}})

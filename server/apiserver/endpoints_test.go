@@ -27,7 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestEndpointReconciler(t *testing.T) {
+func TestEndpointsFollowReadyServers(t *testing.T) {
 	client := fake.NewClientset()
 	now := time.Now()
 	var servers, unready []netip.AddrPort
@@ -103,9 +103,9 @@ func TestEndpointReconciler(t *testing.T) {
 	}
 }
 
-// TestReconciledAtMoments: called as upstream calls it, the reconciler asks for the servers at the moments of
-// endpointInterval, and at no others, once it has found to them.
-func TestReconciledAtMoments(t *testing.T) {
+// TestEndpointsAreReconciledAtFixedMoments: called as upstream calls it, the reconciler asks for the servers at the
+// moments of endpointInterval, and at no others, once it has found to them.
+func TestEndpointsAreReconciledAtFixedMoments(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked, late := 0, 0
 		r := alignedReconciler{&endpointReconciler{servers: func() ServersOfService {
@@ -125,9 +125,9 @@ func TestReconciledAtMoments(t *testing.T) {
 	})
 }
 
-// TestSlicesLabels: a slice of which somebody has changed the labels, or that he has made himself, is found and removed
-// as the others are. A server that is gone would be named for ever.
-func TestSlicesLabels(t *testing.T) {
+// TestEndpointSlicesWithChangedLabelsAreRemoved: a slice of which somebody has changed the labels, or that he has made
+// himself, is found and removed as the others are. A server that is gone would be named for ever.
+func TestEndpointSlicesWithChangedLabelsAreRemoved(t *testing.T) {
 	second := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes-ipv4-7443"}, AddressType: discoveryv1.AddressTypeIPv4}
 	second.Labels = map[string]string{"mine": "yes"}
 	client := fake.NewClientset(second)

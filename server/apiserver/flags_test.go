@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestExtraArgs(t *testing.T) {
+func TestExtraArgsReachUpstreamsOptions(t *testing.T) {
 	for _, test := range []struct {
 		args    []string
 		wantErr []string
@@ -67,8 +67,9 @@ func TestOperatorsArgumentsGoBeforeOurs(t *testing.T) {
 	}
 }
 
-// TestCheckArgs looks for mistakes as before a start; a check must leave no trace in the process' feature gates.
-func TestCheckArgs(t *testing.T) {
+// TestArgumentCheckLeavesFeatureGatesAlone looks for mistakes as before a start; a check must leave no trace in the
+// process' feature gates.
+func TestArgumentCheckLeavesFeatureGatesAlone(t *testing.T) {
 	gate, all := "", utilfeature.DefaultMutableFeatureGate.GetAll() // the first that may be set
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		if spec := all[name]; gate == "" && !spec.LockToDefault && spec.PreRelease == featuregate.Beta {
@@ -135,8 +136,9 @@ func TestNodeRestrictionStays(t *testing.T) {
 	}
 }
 
-// TestOwnFlags wants every flag that we refuse to be one that upstream has, so that the list does not rot.
-func TestOwnFlags(t *testing.T) {
+// TestRefusedFlagsExistUpstream wants every flag that we refuse to be one that upstream has, so that the list does not
+// rot.
+func TestRefusedFlagsExistUpstream(t *testing.T) {
 	named := kubeoptions.NewServerRunOptions().Flags()
 	for name := range ownFlags {
 		found := false
@@ -147,7 +149,7 @@ func TestOwnFlags(t *testing.T) {
 	}
 }
 
-func TestRestrictAnonymous(t *testing.T) {
+func TestAnonymousRequestsAreRestricted(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		args     []string
@@ -185,7 +187,7 @@ func TestRestrictAnonymous(t *testing.T) {
 	}
 }
 
-func TestOptionsName(t *testing.T) {
+func TestMissingOptionsAreNamed(t *testing.T) {
 	err := Options{ServiceCIDRs: []string{"a", "b", "c"}, AdvertiseAddress: net.IPv4(1, 1, 1, 1)}.validate()
 	for _, want := range []string{"TLSCertFile", "ClientCAFile", "ServiceAccountKeyFiles", "ServiceCIDRs", "ConfigDir", "Port"} {
 		testenv.WantError(t, err, want)

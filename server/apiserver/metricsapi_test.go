@@ -88,9 +88,9 @@ func metricsFrom(t *testing.T, c *kubernetes.Clientset, want string) {
 	})
 }
 
-// TestMetricsAPI: the group is there as if it were built in; a user's APIService takes it over, with and without ours,
-// and gives it back.
-func TestMetricsAPI(t *testing.T) {
+// TestUsersAPIServiceReplacesMetricsAPI: the group is there as if it were built in; a user's APIService takes it over,
+// with and without ours, and gives it back.
+func TestUsersAPIServiceReplacesMetricsAPI(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
 	board := status.NewBoard(time.Now)

@@ -31,8 +31,8 @@ func nodeAt(name string, ips ...string) *corev1.Node {
 	return n
 }
 
-// TestNodeClaims: what a node says of itself with its own certificate.
-func TestNodeClaims(t *testing.T) {
+// TestNodesClaimsAreChecked: what a node says of itself with its own certificate.
+func TestNodesClaimsAreChecked(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
 	o.NodeClaims = &NodeClaims{
@@ -162,9 +162,9 @@ func TestNodeClaims(t *testing.T) {
 	})
 }
 
-// TestMovingNode: a node that moves from one address of its network to the next one does not keep all of them by its
-// own word.
-func TestMovingNode(t *testing.T) {
+// TestMovingNodeKeepsOneAddress: a node that moves from one address of its network to the next one does not keep all of
+// them by its own word.
+func TestMovingNodeKeepsOneAddress(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)
 	certified := make(chan []netip.Addr, 1) // what it joined with last
@@ -207,9 +207,9 @@ func TestMovingNode(t *testing.T) {
 	testenv.Check(t, says("192.0.2.10"), "where it was first")
 }
 
-// TestServersNodesClaims: a server's own node may have the server's address, and any server's node another's, for two
-// that exchange theirs must not wait for one another.
-func TestServersNodesClaims(t *testing.T) {
+// TestServersNodeMayClaimServersAddress: a server's own node may have the server's address, and any server's node
+// another's, for two that exchange theirs must not wait for one another.
+func TestServersNodeMayClaimServersAddress(t *testing.T) {
 	p := newNodeClaims(NodeClaims{
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Own: "boat", ServerLabel: "role",
 		Servers: func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.1")} },

@@ -45,9 +45,9 @@ func labelled(labels ...string) *core.Node {
 	return n
 }
 
-// TestServicesLabel: a node in the cluster does not choose whether it gets the load balancer's Services; one that joins
-// may.
-func TestServicesLabel(t *testing.T) {
+// TestRegisteredNodeCannotChangeServicesLabel: a node in the cluster does not choose whether it gets the load
+// balancer's Services; one that joins may.
+func TestRegisteredNodeCannotChangeServicesLabel(t *testing.T) {
 	joined, trouble := false, error(nil)
 	p := newNodeClaims(NodeClaims{Own: "boat", JustJoined: func(_ context.Context, node string) (bool, error) {
 		testenv.Equal(t, node, "one", "asked for")
@@ -82,8 +82,9 @@ func TestServicesLabel(t *testing.T) {
 	testenv.Check(t, p.Admit(t.Context(), change(labelled(), nil, asNode), nil), "without the label")
 }
 
-// TestExcludedNode: a node may keep itself out of Services; once it is out, whoever put it there takes it back in.
-func TestExcludedNode(t *testing.T) {
+// TestExcludedNodeCannotReturnByItself: a node may keep itself out of Services; once it is out, whoever put it there
+// takes it back in.
+func TestExcludedNodeCannotReturnByItself(t *testing.T) {
 	p := newNodeClaims(NodeClaims{})
 	const label = corev1.LabelNodeExcludeBalancers
 	out, in := labelled(label+"="), labelled()
@@ -101,9 +102,9 @@ func TestExcludedNode(t *testing.T) {
 	}
 }
 
-// TestServicesAddresses: what a Service has from a pool is no machine's; its nodes' addresses, and those of other load
-// balancers, may be.
-func TestServicesAddresses(t *testing.T) {
+// TestPoolAddressIsNoNodesAddress: what a Service has from a pool is no machine's; its nodes' addresses, and those of
+// other load balancers, may be.
+func TestPoolAddressIsNoNodesAddress(t *testing.T) {
 	index := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	for name, ip := range map[string]string{"pooled": "192.0.2.200", "nodes": "192.0.2.3", "other": "192.0.2.4"} {
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}

@@ -22,9 +22,9 @@ func (answers) RoundTrip(*http.Request) (*http.Response, error) {
 	return &http.Response{Body: http.NoBody}, nil
 }
 
-// TestIndexForPolicies: what asks for the index of OpenAPI documents waits while there is no policy that needs it. One
-// that waits is answered when a policy comes, and nothing waits from then on.
-func TestIndexForPolicies(t *testing.T) {
+// TestOpenAPIIndexWaitsForPolicies: what asks for the index of OpenAPI documents waits while there is no policy that
+// needs it. One that waits is answered when a policy comes, and nothing waits from then on.
+func TestOpenAPIIndexWaitsForPolicies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
 		all := informers.NewSharedInformerFactory(client, 0)

@@ -76,8 +76,8 @@ func TestCISProfileAuditsAndRefuses(t *testing.T) {
 	testenv.True(t, refused, "the refused pod is not in the log:\n%s", data)
 }
 
-// TestProfileArgs: the operator's own arguments count.
-func TestProfileArgs(t *testing.T) {
+// TestOperatorsArgumentsOverrideProfile: the operator's own arguments count.
+func TestOperatorsArgumentsOverrideProfile(t *testing.T) {
 	for _, test := range []struct {
 		own         string
 		wantPlugins string
@@ -106,8 +106,9 @@ func TestProfileArgs(t *testing.T) {
 	}
 }
 
-// TestAuditPolicy: the audit log has who read Secrets, and not what the control plane and nodes read else.
-func TestAuditPolicy(t *testing.T) {
+// TestAuditLogHasReadersOfSecrets: the audit log has who read Secrets, and not what the control plane and nodes read
+// else.
+func TestAuditLogHasReadersOfSecrets(t *testing.T) {
 	p := testenv.Must(policy.LoadPolicyFromBytes(cisAudit))(t)
 	rules := policy.NewPolicyRuleEvaluator(p)
 	const node, controller = "system:nodes", "system:serviceaccounts:kube-system"

@@ -107,10 +107,10 @@ func TestStopWhileStarting(t *testing.T) {
 	}
 }
 
-// TestStoreWithoutAnswers wants a server whose store does not answer to begin nothing, however long that takes:
-// upstream's start-up hooks give the store a minute and end the process then. One that waits is stopped at once and
-// leaves the port, and one whose store answers in the end becomes ready.
-func TestStoreWithoutAnswers(t *testing.T) {
+// TestStartWaitsForUnresponsiveStore wants a server whose store does not answer to begin nothing, however long that
+// takes: upstream's start-up hooks give the store a minute and end the process then. One that waits is stopped at once
+// and leaves the port, and one whose store answers in the end becomes ready.
+func TestStartWaitsForUnresponsiveStore(t *testing.T) {
 	noExit(t)
 	f := newFixture(t)
 	never := errors.New("the store is damaged")

@@ -89,7 +89,7 @@ func newUserNamespaces(t *testing.T) *userNamespaces {
 	}
 }
 
-func TestNamespacesOfUsers(t *testing.T) {
+func TestUsersNamespacesFollowRoleBindings(t *testing.T) {
 	u := newUserNamespaces(t)
 	every := []string{"a", "b", "c"}
 	for _, c := range []struct {

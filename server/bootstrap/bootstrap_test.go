@@ -187,9 +187,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	testenv.Until(t, 2*time.Minute, what, ok)
 }
 
-// TestBackendBegins: a cluster's network back end is written down once; what an administrator has said since stays,
-// unless the pod network becomes another plugin's, or is not any more.
-func TestBackendBegins(t *testing.T) {
+// TestNetworkBackendIsRecordedOnce: a cluster's network back end is written down once; what an administrator has said
+// since stays, unless the pod network becomes another plugin's, or is not any more.
+func TestNetworkBackendIsRecordedOnce(t *testing.T) {
 	c := fake.NewClientset()
 	maps := c.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	for _, step := range []struct{ own, set, want string }{

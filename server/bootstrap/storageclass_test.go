@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestStorageClass: the class is made once, is the default where there is none, and what administrators make of it
-// stays.
-func TestStorageClass(t *testing.T) {
+// TestStorageClassIsCreatedOnce: the class is made once, is the default where there is none, and what administrators
+// make of it stays.
+func TestStorageClassIsCreatedOnce(t *testing.T) {
 	apply := func(c *fake.Clientset, wanted bool) *storagev1.StorageClass {
 		t.Helper()
 		testenv.NoError(t, Apply(t.Context(), Options{Client: c, ClusterDNS: dns, NoLocalStorage: !wanted}))

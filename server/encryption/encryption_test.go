@@ -66,7 +66,7 @@ func TestOffFromTheBeginning(t *testing.T) {
 	}
 }
 
-func TestEnsureRefuses(t *testing.T) {
+func TestBadEncryptionConfigurationIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	testenv.WantError(t, testenv.Err(Ensure(t.Context(), Options{Dir: dir, Established: true, Logger: quiet})), "backup")
 	for _, bad := range []string{"Secrets", "a b", "", "deployments.*"} {
@@ -269,8 +269,8 @@ func TestRotateKeepsTheOldKeyWhileAnythingNeedsIt(t *testing.T) {
 	s.done("key2")
 }
 
-// TestLoadedHashes: the API server's metrics name the configuration that it has loaded.
-func TestLoadedHashes(t *testing.T) {
+// TestMetricsNameLoadedEncryptionConfiguration: the API server's metrics name the configuration that it has loaded.
+func TestMetricsNameLoadedEncryptionConfiguration(t *testing.T) {
 	c := newCluster(t, t.TempDir())
 	c.loaded = []byte("a configuration")
 	hashes, err := LoadedHashes(t.Context(), &rest.Config{Host: c.URL})

@@ -217,8 +217,9 @@ func (s *several) done(key string) {
 	}
 }
 
-// TestSharedRotation: all servers get a new key before any writes with it, and lose the old one when nothing needs it.
-func TestSharedRotation(t *testing.T) {
+// TestKeyIsDistributedBeforeItsFirstUse: all servers get a new key before any writes with it, and lose the old one when
+// nothing needs it.
+func TestKeyIsDistributedBeforeItsFirstUse(t *testing.T) {
 	s := newSeveral(t, 3)
 	testenv.NoError(t, s.rotation(0).Run(t.Context()))
 	s.done("key2")

@@ -68,7 +68,7 @@ func (s *keyStore) event(key string, add bool) {
 	watch <- clientv3.WatchResponse{Events: []*clientv3.Event{e}}
 }
 
-func TestGatewayUse(t *testing.T) {
+func TestGatewayUseFollowsStoredKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const route, class = gatewayKeys + "httproutes/shop/web", gatewayKeys + "gatewayclasses/other"
 		s := &keyStore{keys: []string{"/registry/pods/shop/web", gatewayClassKey}, revision: 7}

@@ -27,9 +27,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestGossipRotation: a step begins when all that live have done the one before; an interrupted rotation is ended and a
-// whole one follows.
-func TestGossipRotation(t *testing.T) {
+// TestGossipRotationAwaitsAllMembers: a step begins when all that live have done the one before; an interrupted
+// rotation is ended and a whole one follows.
+func TestGossipRotationAwaitsAllMembers(t *testing.T) {
 	for name, interrupted := range map[string]bool{"new": false, "after an interrupted one": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

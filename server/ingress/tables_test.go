@@ -42,7 +42,7 @@ func ask(ctx context.Context, who user.Info, method string) *http.Request {
 	return r.WithContext(ctx)
 }
 
-func TestWhoMayAsk(t *testing.T) {
+func TestOnlyNodesMayReadIngressTables(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		who    user.Info

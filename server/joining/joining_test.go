@@ -323,9 +323,9 @@ func TestProofHoldsOnlyOnItsConnection(t *testing.T) {
 	}
 }
 
-// TestCapturedRequest: a request with which a machine was let in is refused when somebody sends the same bytes again,
-// and nobody is admitted by it.
-func TestCapturedRequest(t *testing.T) {
+// TestReplayedJoinRequestIsRefused: a request with which a machine was let in is refused when somebody sends the same
+// bytes again, and nobody is admitted by it.
+func TestReplayedJoinRequestIsRefused(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	expires := f.bootstrap.Token(f.tokens.Agent.CAHash)

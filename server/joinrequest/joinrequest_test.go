@@ -21,8 +21,8 @@ var settings = clusterconfig.Settings{
 	DNS: netip.AddrFrom4([4]byte{10, 43, 0, 10}), Domain: clusterconfig.DefaultDomain,
 }
 
-// TestJoinedIsKept: what the cluster said is asked for once; a damaged note is not taken for none.
-func TestJoinedIsKept(t *testing.T) {
+// TestClusterSettingsAreRequestedOnce: what the cluster said is asked for once; a damaged note is not taken for none.
+func TestClusterSettingsAreRequestedOnce(t *testing.T) {
 	dir := t.TempDir()
 	o := Options{Folders: secrets.Folders{Server: dir}, StoreDir: filepath.Join(dir, "store")}
 	j := &Joined{Settings: settings, NodePortRange: "30000-32767", Peers: []string{"10.0.0.1:6443"}}
@@ -42,8 +42,9 @@ func TestJoinedIsKept(t *testing.T) {
 	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{Token: "x"})), "cannot join another one")
 }
 
-// TestFounderAlone: what the first server wrote down for another one binds it as long as there is another one.
-func TestFounderAlone(t *testing.T) {
+// TestRecordedServerBindsFirstServer: what the first server wrote down for another one binds it as long as there is
+// another one.
+func TestRecordedServerBindsFirstServer(t *testing.T) {
 	dir := t.TempDir()
 	file, peers := filepath.Join(dir, File), filepath.Join(dir, roster.PeersFile)
 	testenv.NoError(t, Write(file, &Joined{Founder: true, Settings: settings, NodePortRange: "30000-32767"}))

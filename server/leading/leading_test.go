@@ -109,8 +109,8 @@ func TestLoopsFollowLeadership(t *testing.T) {
 	})
 }
 
-// TestWantKind: only kinds that are defined here are on their way.
-func TestWantKind(t *testing.T) {
+// TestOnlyDefinedKindsAreAwaited: only kinds that are defined here are on their way.
+func TestOnlyDefinedKindsAreAwaited(t *testing.T) {
 	for of, want := range map[schema.GroupKind]bool{
 		{Group: "helm.cattle.io", Kind: "HelmChart"}:             true,
 		{Group: "gateway.networking.k8s.io", Kind: "HTTPRoute"}:  true,

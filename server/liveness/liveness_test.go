@@ -262,7 +262,7 @@ func TestDeadNodeIsFoundInSeconds(t *testing.T) {
 }
 
 // A node that others hear, or whose machine answers, is not dead because it is silent here.
-func TestNotDead(t *testing.T) {
+func TestNodeHeardByOthersIsNotDead(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		finding Finding
@@ -339,7 +339,7 @@ func TestUnconnectedNodeLivesByItsLease(t *testing.T) {
 }
 
 // Writing goes on until all is written.
-func TestWritesThatFail(t *testing.T) {
+func TestFailedWritesAreRepeated(t *testing.T) {
 	live(t, 3, func(w *world) {
 		w.do(func() { w.fails = map[string]int{"nodes": 2, "pods": 4} })
 		w.do(func() { w.silent["n3"] = true })
@@ -453,9 +453,9 @@ func TestNewJudgeAndLongDead(t *testing.T) {
 	}
 }
 
-// TestUpstreamsZones compares, in random clusters, what upstreamStops says with what upstream's own controller says of
-// the same zones once the lost nodes are Unknown.
-func TestUpstreamsZones(t *testing.T) {
+// TestZoneStatesMatchUpstreams compares, in random clusters, what upstreamStops says with what upstream's own
+// controller says of the same zones once the lost nodes are Unknown.
+func TestZoneStatesMatchUpstreams(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
 	upstream := nodelifecycle.Controller{} // its threshold is zero, so that it says what is lost of a zone and whether that is all
@@ -500,7 +500,7 @@ func TestUpstreamsZones(t *testing.T) {
 }
 
 // What a server found out while it was short of CPU itself does not count.
-func TestShortOfCPU(t *testing.T) {
+func TestFindingsWhileShortOfCPUDoNotCount(t *testing.T) {
 	live(t, 3, func(w *world) {
 		w.do(func() { w.silent["n1"], w.checkFor = true, CheckTimeout+2*lateBy })
 		time.Sleep(20 * time.Second)
@@ -559,7 +559,7 @@ func TestSuspectedNodeIsCheckedAtOnce(t *testing.T) {
 
 // A server that was paused, alone, has heard nobody and was hung up on. When it wakes, nodes get time to connect again;
 // one that died meanwhile is noticed, and one that was dead stays so.
-func TestPausedServer(t *testing.T) {
+func TestPausedServerGivesNodesTime(t *testing.T) {
 	for name, direct := range map[string]bool{"reached directly": true, "behind a router": false} {
 		t.Run(name, func(t *testing.T) {
 			live(t, 4, func(w *world) {
@@ -651,7 +651,7 @@ func TestDeathOfANewNode(t *testing.T) {
 }
 
 // What a new judge's server has heard long ago does not count; what it has heard a moment ago does.
-func TestNewJudge(t *testing.T) {
+func TestNewJudgeCountsRecentContactOnly(t *testing.T) {
 	for last, doubtful := range map[time.Duration]bool{2 * time.Second: true, 10 * time.Minute: false} {
 		now := time.Now()
 		j := New(Options{Contact: func(string) (tunnels.Contact, bool) { return tunnels.Contact{Last: now.Add(-last), Direct: true}, true }})

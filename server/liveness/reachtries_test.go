@@ -12,9 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestReachTries: a node that comes is tried at once, also where hundreds were tried in vain; those are tried in turn,
-// and ever less.
-func TestReachTries(t *testing.T) {
+// TestNewNodesAreProbedFirst: a node that comes is tried at once, also where hundreds were tried in vain; those are
+// tried in turn, and ever less.
+func TestNewNodesAreProbedFirst(t *testing.T) {
 	now := time.Now()
 	r := reachTries{}
 	everyone := func(string) bool { return true }

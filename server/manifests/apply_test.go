@@ -26,9 +26,9 @@ func (m *comingKinds) Reset() {
 	}
 }
 
-// TestAwaitKinds: files wait for kinds that are on their way, but not for versions that are not, and once for all
-// objects of a file.
-func TestAwaitKinds(t *testing.T) {
+// TestManifestsWaitForExpectedKinds: files wait for kinds that are on their way, but not for versions that are not, and
+// once for all objects of a file.
+func TestManifestsWaitForExpectedKinds(t *testing.T) {
 	const text = `
 apiVersion: gateway.networking.k8s.io/v1
 kind: TLSRoute

@@ -75,9 +75,9 @@ func TestLastOfEarlierRun(t *testing.T) {
 	testenv.Equal(t, disabled.Last(), "", "nobody knows")
 }
 
-// TestFlagOfBefore: a server that runs says that it would not start any more with its flag, until that is the cluster's
-// again.
-func TestFlagOfBefore(t *testing.T) {
+// TestOutdatedBackendFlagIsReported: a server that runs says that it would not start any more with its flag, until that
+// is the cluster's again.
+func TestOutdatedBackendFlagIsReported(t *testing.T) {
 	var log testenv.Log
 	board := status.NewBoard(time.Now)
 	k := testenv.Must(New(Options{Dir: t.TempDir(), Own: clusterconfig.NetworkVXLAN, Flag: clusterconfig.NetworkVXLAN, Board: board, Logger: slog.New(slog.NewTextHandler(&log, nil))}))(t)

@@ -148,7 +148,7 @@ func TestDamagedAuthorityIsRefused(t *testing.T) {
 	}
 }
 
-func TestMissingAuthority(t *testing.T) {
+func TestMissingAuthorityOfClusterIsRefused(t *testing.T) {
 	for _, file := range []string{"server-ca.crt", "client-ca.crt", "peer-ca.crt", "kubelet-ca.crt", "service-account.key"} {
 		dir := t.TempDir()
 		open(t, dir, today)
@@ -180,8 +180,9 @@ func TestInterruptedFirstStartKeepsTheKey(t *testing.T) {
 	}
 }
 
-// TestOperatorsChain puts an intermediate of a company's authority in place, as an operator would.
-func TestOperatorsChain(t *testing.T) {
+// TestOperatorsIntermediateAuthorityIsUsed puts an intermediate of a company's authority in place, as an operator
+// would.
+func TestOperatorsIntermediateAuthorityIsUsed(t *testing.T) {
 	company, _ := open(t, t.TempDir(), today)
 	dir := t.TempDir()
 	key := testenv.Must(company.loadOrCreateKey(filepath.Join(dir, "server-ca.key"), nil, false))(t)

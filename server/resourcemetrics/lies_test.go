@@ -60,8 +60,8 @@ func TestImpossibleNumbersAreIgnored(t *testing.T) {
 	}
 }
 
-// TestLyingRates: what a kubelet says of its rates is measured by its node as well.
-func TestLyingRates(t *testing.T) {
+// TestKubeletsRatesAreBoundedByNode: what a kubelet says of its rates is measured by its node as well.
+func TestKubeletsRatesAreBoundedByNode(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		pod := w.pod(k, "one", "web")
@@ -75,8 +75,8 @@ func TestLyingRates(t *testing.T) {
 	})
 }
 
-// TestForeignContainers: a pod has the containers that the API knows.
-func TestForeignContainers(t *testing.T) {
+// TestUnknownContainersAreIgnored: a pod has the containers that the API knows.
+func TestUnknownContainersAreIgnored(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		pod := *w.pod(k, "one", "web")
@@ -89,8 +89,8 @@ func TestForeignContainers(t *testing.T) {
 	})
 }
 
-// TestClockSteps: a node's clock is set, as that of a board without a battery is once it has a network.
-func TestClockSteps(t *testing.T) {
+// TestNodesClockStepKeepsRates: a node's clock is set, as that of a board without a battery is once it has a network.
+func TestNodesClockStepKeepsRates(t *testing.T) {
 	for _, step := range []time.Duration{50 * 365 * 24 * time.Hour, time.Hour, -time.Hour, -20 * 365 * 24 * time.Hour} {
 		t.Run(step.String(), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
@@ -165,8 +165,8 @@ func TestRedirectOfAKubeletIsNotFollowed(t *testing.T) {
 	})
 }
 
-// TestLongErrors: what a kubelet says instead of an answer is repeated in short.
-func TestLongErrors(t *testing.T) {
+// TestKubeletsErrorsAreShortened: what a kubelet says instead of an answer is repeated in short.
+func TestKubeletsErrorsAreShortened(t *testing.T) {
 	line := strings.Repeat("\x1b[31m\xff", 100_000)
 	for name, bad := range map[string]struct {
 		code int
@@ -197,8 +197,8 @@ func TestLongErrors(t *testing.T) {
 	}
 }
 
-// TestLongAnswers: how much is read goes by how much there can be.
-func TestLongAnswers(t *testing.T) {
+// TestAnswerSizeIsBoundedByPods: how much is read goes by how much there can be.
+func TestAnswerSizeIsBoundedByPods(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		k.answer = func(r *http.Request) (*http.Response, error) {

@@ -83,8 +83,9 @@ func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
 	})
 }
 
-// TestBadKubelets: whatever a kubelet does, the figures of the others are there, and what is wrong is said.
-func TestBadKubelets(t *testing.T) {
+// TestBadKubeletDoesNotAffectOthers: whatever a kubelet does, the figures of the others are there, and what is wrong is
+// said.
+func TestBadKubeletDoesNotAffectOthers(t *testing.T) {
 	answer := func(text string) func(*http.Request) (*http.Response, error) {
 		return func(*http.Request) (*http.Response, error) { return response(http.StatusOK, text), nil }
 	}
@@ -144,8 +145,8 @@ func (endless) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestStrangeRates: a summary that makes no sense costs the first figures and nothing else.
-func TestStrangeRates(t *testing.T) {
+// TestImplausibleSummaryCostsFirstFiguresOnly: a summary that makes no sense costs the first figures and nothing else.
+func TestImplausibleSummaryCostsFirstFiguresOnly(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		k := w.node("one", true)
 		pod := w.pod(k, "one", "web")
@@ -167,8 +168,8 @@ func TestStrangeRates(t *testing.T) {
 	})
 }
 
-// TestForeignPods: a kubelet speaks for its own pods only.
-func TestForeignPods(t *testing.T) {
+// TestKubeletReportsItsOwnPodsOnly: a kubelet speaks for its own pods only.
+func TestKubeletReportsItsOwnPodsOnly(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		honest, liar := w.node("honest", true), w.node("liar", true)
 		w.pod(honest, "honest", "web")
@@ -258,8 +259,8 @@ func TestSingleSlowKubeletIsAwaited(t *testing.T) {
 	})
 }
 
-// TestNodeVanishes: what is gone from the cluster is gone from the figures.
-func TestNodeVanishes(t *testing.T) {
+// TestRemovedNodesMetricsDisappear: what is gone from the cluster is gone from the figures.
+func TestRemovedNodesMetricsDisappear(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.node("stays", true)
 		k := w.node("goes", true)
@@ -278,9 +279,9 @@ func TestNodeVanishes(t *testing.T) {
 	})
 }
 
-// TestManyNodes: so many kubelets are asked at a time and no more, and those of nodes that are not ready keep nobody
-// waiting.
-func TestManyNodes(t *testing.T) {
+// TestKubeletRequestsAreLimitedAtOnce: so many kubelets are asked at a time and no more, and those of nodes that are
+// not ready keep nobody waiting.
+func TestKubeletRequestsAreLimitedAtOnce(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		for i := range 400 {
 			name := fmt.Sprintf("node-%d", i)

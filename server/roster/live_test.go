@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-func TestLiveServers(t *testing.T) {
+func TestLiveServersHaveRecentContact(t *testing.T) {
 	now := time.Now()
 	member := func(at string, contact time.Duration) raftstore.Member {
 		return raftstore.Member{Address: at, Contact: now.Add(-contact)}

@@ -12,8 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestTellName: a server's name is in the store once it has told it, and those of servers that are gone are not.
-func TestTellName(t *testing.T) {
+// TestServersNameIsStored: a server's name is in the store once it has told it, and those of servers that are gone are
+// not.
+func TestServersNameIsStored(t *testing.T) {
 	store := testenv.Must(
 		raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "s1", Logger: slog.New(slog.DiscardHandler)}))(t)
 	defer func() { testenv.Check(t, store.Close(context.Background())) }()

@@ -10,8 +10,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestKeepFiles: of an answer those files are taken that all servers have, and nothing is replaced.
-func TestKeepFiles(t *testing.T) {
+// TestSharedFilesAreNotReplaced: of an answer those files are taken that all servers have, and nothing is replaced.
+func TestSharedFilesAreNotReplaced(t *testing.T) {
 	dir := t.TempDir()
 	o := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
 	required, optional := CommonFiles()

@@ -161,9 +161,9 @@ func TestStreamBeginsWithStateAndFollowsChanges(t *testing.T) {
 	late.hears(clusterconfig.BackendConfigMap + " map[b:c] false")
 }
 
-// TestWhoMayHear: each ConfigMap is asked for as a watch of it, one that is refused refuses all, and there is nothing
-// but those that all nodes follow.
-func TestWhoMayHear(t *testing.T) {
+// TestSettingsStreamNeedsWatchPermission: each ConfigMap is asked for as a watch of it, one that is refused refuses
+// all, and there is nothing but those that all nodes follow.
+func TestSettingsStreamNeedsWatchPermission(t *testing.T) {
 	b := newBed(t, configMap("other", map[string]string{"secret": "1"}))
 	get := func(method, query string) int {
 		r := testenv.Must(http.NewRequestWithContext(t.Context(), method, b.url+clustersettings.Path+"?"+query, nil))(t)
@@ -226,8 +226,8 @@ func TestOneCannotBeRead(t *testing.T) {
 	s.hears("vip.coracle map[a:1] false")
 }
 
-// TestManyStreams: nodes that come at the same time share what is read.
-func TestManyStreams(t *testing.T) {
+// TestSimultaneousStreamsShareReads: nodes that come at the same time share what is read.
+func TestSimultaneousStreamsShareReads(t *testing.T) {
 	b := newBed(t, configMap(clusterconfig.VIPConfigMap, map[string]string{"a": "1"}))
 	b.gate = make(chan struct{})
 	var coming sync.WaitGroup
@@ -253,8 +253,8 @@ func TestManyStreams(t *testing.T) {
 	t.Log(b.reads.Load(), "reads for 200 nodes")
 }
 
-// TestStreamsEnd: a stream ends when it is time, in order.
-func TestStreamsEnd(t *testing.T) {
+// TestSettingsStreamsEndInOrder: a stream ends when it is time, in order.
+func TestSettingsStreamsEndInOrder(t *testing.T) {
 	b := newBed(t)
 	b.lasts = func() time.Duration { return time.Millisecond }
 	answer := testenv.Must(http.Get(b.url + clustersettings.Path + "?name=" + clusterconfig.VIPConfigMap))(t)

@@ -88,8 +88,8 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 	testenv.EqualSlices(t, onS3, stay, "on S3 are")
 }
 
-// TestS3Folders: what was saved is found again, and goes, however the folder is spelt.
-func TestS3Folders(t *testing.T) {
+// TestSnapshotsAreFoundHoweverFolderIsSpelt: what was saved is found again, and goes, however the folder is spelt.
+func TestSnapshotsAreFoundHoweverFolderIsSpelt(t *testing.T) {
 	for _, folder := range []string{"", "/", "a", "a/b", "/a/b/", "a//b", "./a", "a/./b", "a/../b"} {
 		t.Run(folder, func(t *testing.T) {
 			f, m := newFakeS3(t), newMachine(t)

@@ -125,8 +125,8 @@ func TestTwoClustersInOneFolder(t *testing.T) {
 	testenv.WantError(t, first.scheduled(t.Context()), "a folder of its own")
 }
 
-// TestHalfAnObject: what an S3 server has taken half of is put there again.
-func TestHalfAnObject(t *testing.T) {
+// TestPartialS3ObjectIsUploadedAgain: what an S3 server has taken half of is put there again.
+func TestPartialS3ObjectIsUploadedAgain(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.withS3(f, nil)
 	m.put("/registry/pods/a/one", "1")

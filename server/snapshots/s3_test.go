@@ -331,8 +331,8 @@ func (m *machine) scheduledInFolder() []string {
 	return out
 }
 
-// TestS3Trouble: every answer that a user can do something about says what.
-func TestS3Trouble(t *testing.T) {
+// TestS3ErrorsHaveHints: every answer that a user can do something about says what.
+func TestS3ErrorsHaveHints(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	try := func(change map[string]string) error {
 		values := f.settings()

@@ -15,9 +15,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestOrdinalAmong: each server has an ordinal of its own among the members, in whichever order its store lists them,
-// voters and others alike.
-func TestOrdinalAmong(t *testing.T) {
+// TestEachMemberHasItsOwnOrdinal: each server has an ordinal of its own among the members, in whichever order its store
+// lists them, voters and others alike.
+func TestEachMemberHasItsOwnOrdinal(t *testing.T) {
 	members := []raftstore.Member{{Name: "b", Voter: true}, {Name: "a", Voter: true, Leader: true}, {Name: "d"}, {Name: "c", Voter: true}}
 	for range len(members) {
 		members = append(members[1:], members[0])
@@ -29,8 +29,9 @@ func TestOrdinalAmong(t *testing.T) {
 	testenv.Equal(t, OrdinalAmong(nil, "a"), (Ordinal{Of: 1}), "without members a server has place")
 }
 
-// TestS3Secret: the Secret that k3s' users have gives the settings for S3; what was given otherwise goes before.
-func TestS3Secret(t *testing.T) {
+// TestFlagsOverrideK3sS3Secret: the Secret that k3s' users have gives the settings for S3; what was given otherwise
+// goes before.
+func TestFlagsOverrideK3sS3Secret(t *testing.T) {
 	in := metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "s3"}
 	client := fake.NewClientset(
 		&corev1.Secret{ObjectMeta: in, Data: map[string][]byte{
@@ -46,8 +47,8 @@ func TestS3Secret(t *testing.T) {
 	testenv.WantError(t, testenv.Err(s3Values(t.Context(), client, "nothing", nil)), "reading the settings for S3")
 }
 
-// TestAskedS3: what a command says of S3 goes before what its server was told.
-func TestAskedS3(t *testing.T) {
+// TestCommandsS3OptionsOverrideServers: what a command says of S3 goes before what its server was told.
+func TestCommandsS3OptionsOverrideServers(t *testing.T) {
 	yes, no := true, false
 	for _, tt := range []struct {
 		name  string

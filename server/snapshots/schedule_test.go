@@ -152,7 +152,7 @@ func TestScheduledSnapshotIsTakenOnlyAfterChanges(t *testing.T) {
 	}
 }
 
-func TestScheduleFails(t *testing.T) {
+func TestFailedScheduledSnapshotIsRetried(t *testing.T) {
 	m := newMachine(t)
 	board := m.scheduler()
 	testenv.NoError(t, os.WriteFile(m.o.Dir, []byte("in the way"), 0o600))
@@ -170,8 +170,8 @@ func TestScheduleFails(t *testing.T) {
 	}
 }
 
-// TestMissedSnapshot: a board that is switched off at night saves when it is on.
-func TestMissedSnapshot(t *testing.T) {
+// TestMissedSnapshotIsSavedAtStart: a board that is switched off at night saves when it is on.
+func TestMissedSnapshotIsSavedAtStart(t *testing.T) {
 	m := newMachine(t)
 	m.mustSave()
 	m.put("/registry/pods/a/one", "1")
@@ -183,7 +183,7 @@ func TestMissedSnapshot(t *testing.T) {
 	testenv.Equal(t, len(m.scheduledOnes()), 1, "snapshots:")
 }
 
-func TestNoSchedule(t *testing.T) {
+func TestDisabledScheduleRemovesInterruptedSnapshots(t *testing.T) {
 	m := newMachine(t)
 	board := status.NewBoard(m.clock.Now)
 	m.o.Part = board.Part("snapshots")

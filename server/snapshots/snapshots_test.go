@@ -68,7 +68,7 @@ func newMachine(t *testing.T) *machine {
 		testenv.NoError(t, err)
 	}
 	m.key = mustKey(t, m.token)
-	m.key.work = 8 // for speed; TestBlankMachine has the real one
+	m.key.work = 8 // for speed; TestClusterIsRestoredOnBlankMachine has the real one
 	m.Keeper = NewKeeper(Options{
 		Dir: filepath.Join(dir, "snapshots"), Cluster: cluster, Server: "board1", Version: "v1", Retention: DefaultRetention, Store: store,
 		Contents: func() (Contents, error) { return Contents{Files: m.files}, nil },
@@ -114,8 +114,9 @@ func names(t *testing.T, dir string) []string {
 	return out
 }
 
-// TestBlankMachine: a file and the token make the cluster anew, and its revision is ahead of all that was seen.
-func TestBlankMachine(t *testing.T) {
+// TestClusterIsRestoredOnBlankMachine: a file and the token make the cluster anew, and its revision is ahead of all
+// that was seen.
+func TestClusterIsRestoredOnBlankMachine(t *testing.T) {
 	m := newMachine(t)
 	m.key = mustKey(t, m.token)
 	m.put("/registry/secrets/a/b", "treasure")
@@ -178,8 +179,9 @@ func TestRestoreKeepsWhatWasThere(t *testing.T) {
 	testenv.Check(t, testenv.Err(Restore(to, info.Location, m.key)))
 }
 
-// TestEveryBitCounts: whichever part of a file is changed, and wherever it is cut, nothing is restored from it.
-func TestEveryBitCounts(t *testing.T) {
+// TestDamagedSnapshotIsNotRestored: whichever part of a file is changed, and wherever it is cut, nothing is restored
+// from it.
+func TestDamagedSnapshotIsNotRestored(t *testing.T) {
 	m := newMachine(t)
 	m.put("a", "1")
 	whole := testenv.Must(os.ReadFile(m.mustSave().Location))(t)
@@ -248,8 +250,9 @@ func TestSnapshotOpensOnlyWithItsKey(t *testing.T) {
 	testenv.Check(t, testenv.Err(Restore(target(t), info.Location, own)), "with its own key")
 }
 
-// TestFilesOfOthers: a file's name cannot lead out of the folder, and one that no server has is not written.
-func TestFilesOfOthers(t *testing.T) {
+// TestSnapshotNameCannotLeaveFolder: a file's name cannot lead out of the folder, and one that no server has is not
+// written.
+func TestSnapshotNameCannotLeaveFolder(t *testing.T) {
 	m := newMachine(t)
 	for _, name := range []string{"../outside", "tls/../../outside", "/etc/passwd", "surprise"} {
 		m.files[name] = []byte("x")
@@ -352,9 +355,9 @@ func TestListPruneDelete(t *testing.T) {
 	testenv.Equal(t, len(names(t, m.o.Dir)), 4, "left:")
 }
 
-// TestClockGoesBack: snapshots that were taken while the clock was years ahead do not count as the newest for ever.
-// What goes is what has the oldest state.
-func TestClockGoesBack(t *testing.T) {
+// TestFutureSnapshotsAreNotNewest: snapshots that were taken while the clock was years ahead do not count as the newest
+// for ever. What goes is what has the oldest state.
+func TestFutureSnapshotsAreNotNewest(t *testing.T) {
 	m := newMachine(t)
 	m.o.Retention = 2
 	take := func(i int) string {

@@ -13,9 +13,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// TestExplainRemoved: the board says of a server that waits that it was removed, and who answers in its place as
-// soon as somebody does.
-func TestExplainRemoved(t *testing.T) {
+// TestRemovedServerIsExplained: the board says of a server that waits that it was removed, and who answers in its place
+// as soon as somebody does.
+func TestRemovedServerIsExplained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lines := status.NewBoard(time.Now)
 		s := New(Options{Part: lines.Part("store"), Logger: slog.New(slog.DiscardHandler)})

@@ -38,9 +38,9 @@ func newPKI(t *testing.T) *pki.PKI {
 	return p
 }
 
-// TestAnswerStarting: the administrator's kubectl on the machine of a server that has no API yet is told so, whatever
-// it asks.
-func TestAnswerStarting(t *testing.T) {
+// TestKubectlIsAnsweredWhileStarting: the administrator's kubectl on the machine of a server that has no API yet is
+// told so, whatever it asks.
+func TestKubectlIsAnsweredWhileStarting(t *testing.T) {
 	keys := newPKI(t)
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
@@ -67,8 +67,9 @@ func TestAnswerStarting(t *testing.T) {
 	}
 }
 
-// TestReadyOf: of some servers the first is found whose API says that it is ready. It has to be one of the cluster's.
-func TestReadyOf(t *testing.T) {
+// TestFirstReadyServerIsFound: of some servers the first is found whose API says that it is ready. It has to be one of
+// the cluster's.
+func TestFirstReadyServerIsFound(t *testing.T) {
 	own, other := newPKI(t), newPKI(t)
 	const address = "192.0.2.1:6443"
 	s := New(Options{PKI: func() *pki.PKI { return own }, ServerName: "127.0.0.1", Address: func() string { return address }, Now: time.Now})
@@ -112,9 +113,9 @@ func TestReadyOf(t *testing.T) {
 	}
 }
 
-// TestReadyServer: the server that answers in this one's place stays through an election of the others, and goes when
-// none is ready for longer.
-func TestReadyServer(t *testing.T) {
+// TestReadyServerIsKeptThroughElection: the server that answers in this one's place stays through an election of the
+// others, and goes when none is ready for longer.
+func TestReadyServerIsKeptThroughElection(t *testing.T) {
 	var r readyServer
 	for i, step := range []struct{ found, want string }{
 		{"", ""}, {"a", "a"}, {"", "a"}, {"", "a"}, {"b", "b"}, {"", "b"}, {"", "b"}, {"", "b"}, {"", ""}, {"", ""}, {"a", "a"},

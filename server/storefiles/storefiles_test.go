@@ -25,7 +25,7 @@ func trailed(data string) []byte {
 	return append(out, sum[:]...)
 }
 
-func TestCopyBackup(t *testing.T) {
+func TestDamagedBackupIsNotCopied(t *testing.T) {
 	whole := trailed(strings.Repeat("state ", 1000))
 	for name, r := range map[string]io.Reader{
 		"at once": bytes.NewReader(whole), "byte by byte": iotest.OneByteReader(bytes.NewReader(whole)),
@@ -48,7 +48,7 @@ func TestCopyBackup(t *testing.T) {
 	}
 }
 
-func TestSaveBackup(t *testing.T) {
+func TestBrokenStreamLeavesNoBackup(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "backup")
 	broken := errors.New("the connection broke")

@@ -112,7 +112,7 @@ func (f *fixture) node(name string, own ...string) (stop func()) {
 }
 
 // Nobody but a node speaks for a node.
-func TestWhoMayConnect(t *testing.T) {
+func TestOnlyNodesMayConnectTheirTunnel(t *testing.T) {
 	f := newFixture(t)
 	for name, leaf := range map[string]pki.Leaf{
 		"the kubelet's port":               f.pki.NodeServing(t.TempDir(), "n1", nil),
@@ -144,7 +144,7 @@ func TestWhoMayConnect(t *testing.T) {
 }
 
 // What is a node's is reached through its connection, and through no other node's.
-func TestDialContext(t *testing.T) {
+func TestDialUsesNodesOwnTunnel(t *testing.T) {
 	f := newFixture(t)
 	f.node("n1", "10.0.0.1", "10.42.1.5")
 	stop := f.node("n2", "10.0.0.2")

@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestLeaseChecks(t *testing.T) {
+func TestLeaseViolationsAreDetected(t *testing.T) {
 	ttl := int64(leaseTTL)
 	put := history.Event{KV: history.KV{Key: "x", Value: "a", Create: 2, Mod: 2, Version: 1}}
 	expiredAt := func(when int64) *history.Timeline {

@@ -125,8 +125,8 @@ kind: Namespace
 metadata: {name: empty}
 `
 
-// TestBadContent: whatever objects, printer columns, logs and programs say, the page shows it as text.
-func TestBadContent(t *testing.T) {
+// TestHostileContentIsShownAsText: whatever objects, printer columns, logs and programs say, the page shows it as text.
+func TestHostileContentIsShownAsText(t *testing.T) {
 	k := newServer(t)
 	k.Apply(badKinds)
 	k.Kubectl("wait", "--for=condition=Established", "crd/crooks.example.com", "crd/plains.example.com", "--timeout=60s")

@@ -198,9 +198,9 @@ func TestLeaderKilled(t *testing.T) {
 	}
 }
 
-// TestOldTab: a tab from before an upgrade asks for parts of the page that the new program does not have. It says so,
-// and nothing that was typed is lost.
-func TestOldTab(t *testing.T) {
+// TestOldTabSurvivesUpgrade: a tab from before an upgrade asks for parts of the page that the new program does not
+// have. It says so, and nothing that was typed is lost.
+func TestOldTabSurvivesUpgrade(t *testing.T) {
 	k := newServer(t)
 	addWorkload(k)
 	p := newBrowser(t, k.Machine.Site).admin(k)

@@ -210,9 +210,9 @@ func relabelled(l labels.Labels, by []*relabel.Config) (labels.Labels, bool) {
 	return b.Labels(), keep
 }
 
-// TestScrapeConfig: Prometheus' own code finds the targets of the page's configuration, and keeps what the dashboard
-// shows.
-func TestScrapeConfig(t *testing.T) {
+// TestScrapeConfigurationFindsTargets: Prometheus' own code finds the targets of the page's configuration, and keeps
+// what the dashboard shows.
+func TestScrapeConfigurationFindsTargets(t *testing.T) {
 	// What Prometheus' service discovery says of a cluster with one node.
 	discovered := map[string][]labels.Labels{
 		"endpointslice": {

@@ -203,8 +203,8 @@ func withAddress(t *testing.T, node, address string) string {
 	return string(out)
 }
 
-// TestAgentRefused: a machine that may not join says why and ends, and the server's log has a line.
-func TestAgentRefused(t *testing.T) {
+// TestRefusedAgentSaysWhy: a machine that may not join says why and ends, and the server's log has a line.
+func TestRefusedAgentSaysWhy(t *testing.T) {
 	site := harness.NewSite(t)
 	s := site.NewMachine().NewServer("--disable-agent")
 	s.Start()

@@ -27,10 +27,10 @@ const (
 	seldom = "seldom"
 )
 
-// TestServerRefused: a machine that may not become a server of the cluster says why and ends, and the server that it
-// asked has one line about it. Nothing of that keeps the same machine, with the same data directory, from joining as it
-// should; it does so through a node, and waits while no server answers.
-func TestServerRefused(t *testing.T) {
+// TestRefusedServerSaysWhy: a machine that may not become a server of the cluster says why and ends, and the server
+// that it asked has one line about it. Nothing of that keeps the same machine, with the same data directory, from
+// joining as it should; it does so through a node, and waits while no server answers.
+func TestRefusedServerSaysWhy(t *testing.T) {
 	site := harness.NewSite(t)
 	first := site.NewMachine().NewServer("--disable-agent")
 	first.Start()

@@ -71,7 +71,7 @@ func TestFailuresAreExtracted(t *testing.T) {
 	testenv.EqualSlices(t, got, []string{"the suite\n    no Gateways"}, "failures outside of the tests are")
 }
 
-func TestImageNames(t *testing.T) {
+func TestImageNamesAreReadFromManifests(t *testing.T) {
 	folder := t.TempDir()
 	manifest := "image: registry.example/echo-basic:v2\n  - args: [image]\n    image: registry.example/other:v1\n"
 	testenv.NoError(t, os.WriteFile(filepath.Join(folder, "a.yaml"), []byte(manifest), 0o644))

@@ -28,11 +28,11 @@ import (
 // ends is what the machine says of a coracle that ended by itself.
 const ends = "coracle has ended"
 
-// TestAgentsClock: an agent on a machine whose clock has no battery, and whose kernel has no nftables, in a cluster
-// that leaves pods' network and Services to other programs. It begins in 1970, is told that its clock is wrong when it
-// wants to join, and joins once NTP has set it. Then the machine loses its power and comes back in 1970, and NTP does
-// not answer: the agent goes on at the newest time that its machine has seen.
-func TestAgentsClock(t *testing.T) {
+// TestAgentJoinsOnceClockIsSet: an agent on a machine whose clock has no battery, and whose kernel has no nftables, in
+// a cluster that leaves pods' network and Services to other programs. It begins in 1970, is told that its clock is
+// wrong when it wants to join, and joins once NTP has set it. Then the machine loses its power and comes back in 1970,
+// and NTP does not answer: the agent goes on at the newest time that its machine has seen.
+func TestAgentJoinsOnceClockIsSet(t *testing.T) {
 	if !whole {
 		t.Skip("it takes minutes, for system calls are slow in such a machine: make e2e-ha has it")
 	}
@@ -87,10 +87,10 @@ func TestAgentsClock(t *testing.T) {
 	}
 }
 
-// TestOff400Days: a server and an agent, on machines with clocks of their own, are off for 400 days, so that all of
-// their certificates have run out when they are switched on again. The server makes new ones, the agent joins once more
-// with its token, as the node that it was, and neither ends.
-func TestOff400Days(t *testing.T) {
+// TestClusterReturnsAfter400DaysOff: a server and an agent, on machines with clocks of their own, are off for 400 days,
+// so that all of their certificates have run out when they are switched on again. The server makes new ones, the agent
+// joins once more with its token, as the node that it was, and neither ends.
+func TestClusterReturnsAfter400DaysOff(t *testing.T) {
 	if !whole {
 		t.Skip("it takes minutes, for system calls are slow in such a machine: make e2e-ha has it")
 	}

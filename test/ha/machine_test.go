@@ -112,8 +112,8 @@ func hears(t *testing.T, m, other *harness.Machine) bool {
 	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// TestLimitCPU: a machine gets the processor time that it is given.
-func TestLimitCPU(t *testing.T) {
+// TestMachinesCPULimitHolds: a machine gets the processor time that it is given.
+func TestMachinesCPULimitHolds(t *testing.T) {
 	harness.ByHand(t)
 	m := harness.NewMachine(t)
 	spin := func() time.Duration {

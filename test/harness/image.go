@@ -40,7 +40,7 @@ func Box(t testing.TB) string {
 		}
 		box.path = filepath.Join(dir, "testbox")
 		c := exec.Command("go", "build", "-ldflags", "-s -w", "-o", box.path, "github.com/coracle-k8s/coracle/test/testbox")
-		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off") // TestBesideCluster builds it where no module can be had: better an error than a wait
+		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off") // TestSuiteLeavesRunningClusterAlone builds it where no module can be had: better an error than a wait
 		box.output, box.err = c.CombinedOutput()
 	})
 	if box.err != nil {

@@ -54,9 +54,9 @@ func event(key, value string, create, mod, version int64) Event {
 
 func deleted(key string, mod int64) Event { return Event{KV: KV{Key: key, Mod: mod}, Delete: true} }
 
-// TestJudgeFails feeds histories that break the contract, and some that do not, to the judge of runs. The watches saw
-// a and b of the key, and its deletion, where nothing else is said.
-func TestJudgeFails(t *testing.T) {
+// TestJudgeDetectsBrokenContract feeds histories that break the contract, and some that do not, to the judge of runs.
+// The watches saw a and b of the key, and its deletion, where nothing else is said.
+func TestJudgeDetectsBrokenContract(t *testing.T) {
 	a, b, gone := event(testKey, "a", 2, 2, 1), event(testKey, "b", 2, 3, 2), deleted(testKey, 4)
 	remove := Op{Kind: KindDelete, Deletes: []string{testKey}, Rev: 4, Succeeded: true, Deleted: 1}
 	again, later := remove, remove
@@ -140,7 +140,7 @@ func TestServersThatGoBackFail(t *testing.T) {
 	wantError(t, errors.Join(JudgeSerializable([]*Op{answer(0, 2), answer(2, 2)})...), "")
 }
 
-func TestSequenceChecks(t *testing.T) {
+func TestRepeatedAndSkippedEventsAreDetected(t *testing.T) {
 	a, b, c := event("x", "a", 2, 2, 1), event("x", "b", 2, 3, 2), event("y", "c", 4, 4, 1)
 	twice := []Event{a, b, event("x", "b", 2, 4, 3)}
 	skipped := []Event{a, event("x", "b", 2, 3, 3)}

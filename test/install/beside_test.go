@@ -17,9 +17,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestBesideCluster: on a machine where coracle is installed and runs, the tests neither notice the cluster nor touch
-// it. A machine plays the contributor's, and another run of this program on it installs and uninstalls.
-func TestBesideCluster(t *testing.T) {
+// TestSuiteLeavesRunningClusterAlone: on a machine where coracle is installed and runs, the tests neither notice the
+// cluster nor touch it. A machine plays the contributor's, and another run of this program on it installs and
+// uninstalls.
+func TestSuiteLeavesRunningClusterAlone(t *testing.T) {
 	source := testenv.Must(os.Getwd())(t)
 	site := harness.NewSite(t)
 	site.Needs = append(site.Needs, filepath.Dir(filepath.Dir(source))) // the tree, which may be in root's home
@@ -88,14 +89,14 @@ func (h *host) settled() state {
 	return now
 }
 
-// innerEnv is set where TestBesideCluster runs this program: the archive with the image of its pod.
+// innerEnv is set where TestSuiteLeavesRunningClusterAlone runs this program: the archive with the image of its pod.
 const innerEnv = "CORACLE_TEST_BESIDE"
 
-// TestInstallAndUninstall is what TestBesideCluster runs: a short life of an installation, with pods.
+// TestInstallAndUninstall is what TestSuiteLeavesRunningClusterAlone runs: a short life of an installation, with pods.
 func TestInstallAndUninstall(t *testing.T) {
 	box := os.Getenv(innerEnv)
 	if box == "" {
-		t.Skip("TestBesideCluster runs this, beside a cluster; TestInstallUpgradeAndUninstall does all of it and more")
+		t.Skip("TestSuiteLeavesRunningClusterAlone runs this, beside a cluster; TestInstallUpgradeAndUninstall does all of it and more")
 	}
 	h := newHost(t)
 	before := h.state()

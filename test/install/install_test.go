@@ -166,9 +166,9 @@ func TestInstallerRefusesWhatCannotWork(t *testing.T) {
 	h.awaitState(before)
 }
 
-// TestPortTaken: the check before the start looks at the port that is asked for, and says who has it. Afterwards what
-// is not coracle's stays, and everything else goes.
-func TestPortTaken(t *testing.T) {
+// TestOccupiedPortIsFoundBeforeStart: the check before the start looks at the port that is asked for, and says who has
+// it. Afterwards what is not coracle's stays, and everything else goes.
+func TestOccupiedPortIsFoundBeforeStart(t *testing.T) {
 	h := newHost(t)
 	before := h.state()
 	pidFile := filepath.Join(h.Dir, "nc.pid")

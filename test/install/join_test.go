@@ -39,10 +39,10 @@ func TestJoinAndLeave(t *testing.T) {
 	testenv.Contains(t, first.must("coracle-uninstall"), "only server", "the only server left something:")
 }
 
-// TestUninstallForced: coracle-uninstall on a server that cannot leave its cluster removes nothing and says how to go
-// on; with --force it removes everything. On a node that cannot leave it removes everything, and says what is left in
-// the cluster and how that is removed.
-func TestUninstallForced(t *testing.T) {
+// TestForcedUninstallRemovesEverything: coracle-uninstall on a server that cannot leave its cluster removes nothing and
+// says how to go on; with --force it removes everything. On a node that cannot leave it removes everything, and says
+// what is left in the cluster and how that is removed.
+func TestForcedUninstallRemovesEverything(t *testing.T) {
 	site := harness.NewSite(t)
 	first, server, node := newHostOn(t, site), newHostOn(t, site), newHostOn(t, site)
 	before := server.state()

@@ -97,9 +97,9 @@ func TestSecretsAreMoved(t *testing.T) {
 	}
 }
 
-// TestPackedRelease: a release packed by xz is checked as it came, and only a whole one is installed. Nothing else
-// stays.
-func TestPackedRelease(t *testing.T) {
+// TestOnlyWholePackedReleaseIsInstalled: a release packed by xz is checked as it came, and only a whole one is
+// installed. Nothing else stays.
+func TestOnlyWholePackedReleaseIsInstalled(t *testing.T) {
 	const program = "#!/bin/sh\necho coracle v7\n"
 	for _, tt := range []struct{ name, before, want string }{
 		{"whole", "", ""},
@@ -243,9 +243,9 @@ func TestLogOfTheConfiguration(t *testing.T) {
 	}
 }
 
-// TestCoreFiles: a crash writes no keys to the disk, whatever starts the service, and a log that nobody else rotates is
-// bounded by the program.
-func TestCoreFiles(t *testing.T) {
+// TestCrashWritesNoCoreFile: a crash writes no keys to the disk, whatever starts the service, and a log that nobody
+// else rotates is bounded by the program.
+func TestCrashWritesNoCoreFile(t *testing.T) {
 	s := newScript(t)
 	s.must(`save_settings server; write_systemd; write_openrc; service_script >"$etc/service"`)
 	for name, want := range map[string][]string{

@@ -59,7 +59,7 @@ func silent(t *testing.T, c net.Conn) {
 	testenv.NoError(t, c.SetReadDeadline(time.Time{}))
 }
 
-func TestFullBuffer(t *testing.T) {
+func TestWriteIntoFullBufferBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New()
 		a, b := pair(t, n)

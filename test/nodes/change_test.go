@@ -14,9 +14,10 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestNetworkChanges: a running cluster changes to each back end while pods visit one another, and all reach all
-// afterwards; a node whose coracle does not run changes when it starts, and servers with a flag of before refuse to.
-func TestNetworkChanges(t *testing.T) {
+// TestRunningClusterChangesNetworkBackend: a running cluster changes to each back end while pods visit one another, and
+// all reach all afterwards; a node whose coracle does not run changes when it starts, and servers with a flag of before
+// refuse to.
+func TestRunningClusterChangesNetworkBackend(t *testing.T) {
 	harness.ByHand(t)
 	m := newMesh(t, 3, clusterconfig.NetworkVXLAN, "eth0")
 	m.workload()

@@ -93,9 +93,9 @@ func withAgents(t *testing.T, s *harness.Server, count int, args ...string) (age
 	return agents
 }
 
-// TestNodeDeath: a node whose machine vanishes is not Ready, and no Service sends to it; its return undoes it. What an
-// agent that gets no CPU is asked for about volumes happens when it goes on.
-func TestNodeDeath(t *testing.T) {
+// TestVanishedNodeBecomesUnready: a node whose machine vanishes is not Ready, and no Service sends to it; its return
+// undoes it. What an agent that gets no CPU is asked for about volumes happens when it goes on.
+func TestVanishedNodeBecomesUnready(t *testing.T) {
 	site, s, agents := spread(t)
 
 	if got := s.Kubectl("get", "pods", "-l", "app=d", "-o", "jsonpath={.items[0].spec.tolerations[*].tolerationSeconds}"); got != "60 60" {

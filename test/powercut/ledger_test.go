@@ -90,7 +90,7 @@ func TestLedgerFindsLostWrites(t *testing.T) {
 	}
 }
 
-func TestReportLines(t *testing.T) {
+func TestReportLinesAreParsedBack(t *testing.T) {
 	w := &report.Write{
 		Boot: 3, Client: 4, N: 5, Puts: []report.Put{{Key: "4/1"}, {Key: "4/2", Lease: 9}}, Deletes: []string{"4/3"},
 		Grant: 1, Revoke: 2, Compact: 3,

@@ -70,9 +70,9 @@ func TestPowerCuts(t *testing.T) {
 	r.summary()
 }
 
-// TestFirstStart cuts the power at each of the first start's requests, in turn,
+// TestFirstStartSurvivesPowerCuts cuts the power at each of the first start's requests, in turn,
 // and the store has to start nevertheless.
-func TestFirstStart(t *testing.T) {
+func TestFirstStartSurvivesPowerCuts(t *testing.T) {
 	if os.Getenv("CORACLE_POWERCUTS") == "" {
 		t.Skip("takes minutes: make powercut runs this")
 	}
@@ -96,9 +96,9 @@ func TestFirstStart(t *testing.T) {
 	r.summary()
 }
 
-// TestLyingDisk shows that the test can fail: a disk that says it flushed and
+// TestLyingDiskLosesAcknowledgedWrites shows that the test can fail: a disk that says it flushed and
 // did not loses what was acknowledged.
-func TestLyingDisk(t *testing.T) {
+func TestLyingDiskLosesAcknowledgedWrites(t *testing.T) {
 	r := newRig(t, 1)
 	s := r.servers[0]
 	r.newDisks()

@@ -104,7 +104,7 @@ func lines(from, to int) []byte {
 	return b.Bytes()
 }
 
-func TestPassesThrough(t *testing.T) {
+func TestOutputPassesWithoutSpooling(t *testing.T) {
 	s := newStream(t, 1<<20, time.Minute)
 	s.write([]byte("hello"))
 	testenv.Equal(t, string(s.read(5)), "hello", "read")
@@ -127,7 +127,7 @@ func TestSlowReaderSlowsTheContainerDown(t *testing.T) {
 	testenv.False(t, s.pipe.spooling(), "a reader that keeps reading made the pipe use files")
 }
 
-func TestReaderAway(t *testing.T) {
+func TestOutputIsSpooledWithoutReader(t *testing.T) {
 	s := newStream(t, 64<<20, time.Minute)
 	s.write(lines(0, 10))
 	first := s.read(10 * 15)
@@ -229,7 +229,7 @@ func TestFullDiskCountsAsMissing(t *testing.T) {
 	testenv.Contains(t, out, "bytes are missing here]\nand on\n", "")
 }
 
-func TestCloseGivesUp(t *testing.T) {
+func TestCloseEndsWithoutReader(t *testing.T) {
 	for name, prepare := range map[string]func(*stream){
 		"idle":          func(*stream) {},
 		"reader away":   func(s *stream) { s.leave(); s.write(lines(0, 100_000)) },

@@ -57,7 +57,7 @@ func TestProcessesOfThisBinary(t *testing.T) {
 	testenv.EqualSlices(t, got, want, "")
 }
 
-func TestMountsBelow(t *testing.T) {
+func TestMountsBelowFolderAreFound(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "mountinfo")
 	write(t, file, `20 1 0:1 / / rw - ext4 /dev/root rw
@@ -152,8 +152,8 @@ func TestRemoveAllKeepsWhatMatters(t *testing.T) {
 	}
 }
 
-// TestRemoveAround: what is mounted below a folder stays, all else in it goes.
-func TestRemoveAround(t *testing.T) {
+// TestRemovalKeepsMountedFolders: what is mounted below a folder stays, all else in it goes.
+func TestRemovalKeepsMountedFolders(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	for _, name := range []string{"/server/token", "/images/stick/mine.tar", "/images/theirs.tar", "/images/stick-not/theirs.tar", "/deep/er/mine"} {
 		write(t, dir+name, "x")

@@ -59,8 +59,9 @@ func TestReleaseIsInstalledUpgradedAndRemoved(t *testing.T) {
 	tt.says(tt.do(tt.removal(), helmjob.Uninstalled, ""), "is not there")
 }
 
-// TestUsersHelm looks that an upgrade by a person's own helm, which inherits our label, is not taken for ours.
-func TestUsersHelm(t *testing.T) {
+// TestUsersHelmUpgradeIsDetected looks that an upgrade by a person's own helm, which inherits our label, is not taken
+// for ours.
+func TestUsersHelmUpgradeIsDetected(t *testing.T) {
 	tt := newTester(t)
 	tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
 	secrets := shared.client.CoreV1().Secrets(tt.ns)

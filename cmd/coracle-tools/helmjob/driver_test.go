@@ -14,9 +14,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestConfigMaps is the life of a release that is kept in ConfigMaps, from the installation to the removal, with a
-// child that was killed in between.
-func TestConfigMaps(t *testing.T) {
+// TestReleaseIsStoredInConfigMaps: the life of a release that is kept in ConfigMaps, from the installation to the
+// removal, with a child that was killed in between.
+func TestReleaseIsStoredInConfigMaps(t *testing.T) {
 	tt := newTester(t)
 	tt.driver = "configmap"
 	tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")

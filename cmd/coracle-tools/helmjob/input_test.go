@@ -26,8 +26,8 @@ func asFailure(err error) *failure {
 	return f
 }
 
-// TestBadInput has no effect on the cluster, and each mistake has words of its own.
-func TestBadInput(t *testing.T) {
+// TestBadInputChangesNothing: bad input has no effect on the cluster, and each mistake has words of its own.
+func TestBadInputChangesNothing(t *testing.T) {
 	tt := newTester(t)
 	template := func(text string) charts.Chart { return web("1.0.0").With("templates/more.yaml", text) }
 	for name, bad := range map[string]struct {

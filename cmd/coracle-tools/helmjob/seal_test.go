@@ -17,9 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestForgedRecord has the namespace's users, who may write Secrets and ConfigMaps there, write into the record of the
-// release what they may not do themselves: an administrator's helm believes what it finds there.
-func TestForgedRecord(t *testing.T) {
+// TestForgedReleaseRecordIsRefused has the namespace's users, who may write Secrets and ConfigMaps there, write into
+// the record of the release what they may not do themselves: an administrator's helm believes what it finds there.
+func TestForgedReleaseRecordIsRefused(t *testing.T) {
 	for _, driver := range []string{"secret", "configmap"} {
 		t.Run(driver, func(t *testing.T) { forgedRecord(t, driver) })
 	}

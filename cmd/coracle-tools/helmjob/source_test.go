@@ -150,8 +150,9 @@ func TestChartIsFetchedFromEachSource(t *testing.T) {
 // k3sStatic is how k3s' manifests name charts that lie on the server.
 const k3sStatic = "https://%{KUBERNETES_API}%/static/charts/"
 
-// TestCredentialsStay looks that a password goes to the repository's own host alone, unless it is told otherwise.
-func TestCredentialsStay(t *testing.T) {
+// TestCredentialsGoToRepositorysHostOnly looks that a password goes to the repository's own host alone, unless it is
+// told otherwise.
+func TestCredentialsGoToRepositorysHostOnly(t *testing.T) {
 	other := newShop(t, charts.Options{User: "me", Password: "secret"}, httptest.NewServer)
 	index := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("apiVersion: v1\nentries:\n  web:\n  - {apiVersion: v2, name: web, version: 1.0.0, urls: ['" + other.URL + "/web-1.0.0.tgz']}\n"))

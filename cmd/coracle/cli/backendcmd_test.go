@@ -43,8 +43,8 @@ func backendSetting(name string) *corev1.ConfigMap {
 	}
 }
 
-// TestSetBackend: the cluster's back end is changed only where every node can follow.
-func TestSetBackend(t *testing.T) {
+// TestBackendChangeNeedsEveryNode: the cluster's back end is changed only where every node can follow.
+func TestBackendChangeNeedsEveryNode(t *testing.T) {
 	a := backendNode("a", clusterconfig.NetworkVXLAN, corev1.ConditionTrue)
 	b := backendNode("b", clusterconfig.NetworkVXLAN, corev1.ConditionUnknown)
 	old := backendNode("c", "", corev1.ConditionTrue)
@@ -114,9 +114,9 @@ func TestWaitForBackend(t *testing.T) {
 	testenv.EqualSlices(t, testenv.Must(waitForBackend(t.Context(), client, "host-gw", time.Minute))(t), []string{"b"}, "")
 }
 
-// TestBackendReplaced: who waits for nodes does not wait for what somebody else has changed meanwhile, and says so;
-// also when nodes are late for another reason.
-func TestBackendReplaced(t *testing.T) {
+// TestWaitEndsWhenBackendIsReplaced: who waits for nodes does not wait for what somebody else has changed meanwhile,
+// and says so; also when nodes are late for another reason.
+func TestWaitEndsWhenBackendIsReplaced(t *testing.T) {
 	client := fake.NewClientset(backendSetting("vxlan"), backendNode("a", "host-gw", corev1.ConditionTrue))
 	off, err := waitForBackend(t.Context(), client, "host-gw", time.Minute)
 	if want := `another client has changed the cluster's network back end to "vxlan" meanwhile, which counts`; err == nil || err.Error() != want || errors.Is(err, errLate) {
@@ -138,8 +138,8 @@ func TestBackendOfSilentServer(t *testing.T) {
 	}
 }
 
-// TestShowBackend: what no node goes by is not shown as the cluster's.
-func TestShowBackend(t *testing.T) {
+// TestUnusedBackendIsNotShown: what no node goes by is not shown as the cluster's.
+func TestUnusedBackendIsNotShown(t *testing.T) {
 	for given, want := range map[string]string{"vxlan": "vxlan", "none": "none", "pigeons": `says "pigeons", which is no network back end`, "": `says "", which is no network back end`} {
 		got, err := shownBackend(t.Context(), fake.NewClientset(backendSetting(given)))
 		if err != nil {

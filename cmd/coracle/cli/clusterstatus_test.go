@@ -19,7 +19,7 @@ func waiting(reason, message string) corev1.ContainerState {
 	return corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}
 }
 
-func TestPodTrouble(t *testing.T) {
+func TestStatusExplainsFailingPods(t *testing.T) {
 	started := metav1.NewTime(noon.Add(-10 * time.Minute))
 	ended := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 3}}
 	killed := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}}
@@ -53,8 +53,8 @@ func TestPodTrouble(t *testing.T) {
 	}
 }
 
-// TestJobsFailures: failed attempts of a Job are nobody's trouble; a failed pod of anything else is.
-func TestJobsFailures(t *testing.T) {
+// TestFailedJobAttemptsAreNotReported: failed attempts of a Job are nobody's trouble; a failed pod of anything else is.
+func TestFailedJobAttemptsAreNotReported(t *testing.T) {
 	pod := func(api, kind string, phase corev1.PodPhase) corev1.Pod {
 		p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "p"}, Status: corev1.PodStatus{Phase: phase}}
 		if kind != "" {
@@ -83,7 +83,7 @@ func TestImagePulledAlways(t *testing.T) {
 	}
 }
 
-func TestNodeTrouble(t *testing.T) {
+func TestStatusExplainsUnhealthyNodes(t *testing.T) {
 	cond := func(kind corev1.NodeConditionType, s corev1.ConditionStatus) corev1.NodeCondition {
 		return corev1.NodeCondition{Type: kind, Status: s, Message: "because"}
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestShellQuote asks a shell what it makes of a word.
-func TestShellQuote(t *testing.T) {
+// TestShellReadsQuotedWordBack asks a shell what it makes of a word.
+func TestShellReadsQuotedWordBack(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                               "''",
 		"https://10.0.0.5:6443":          "https://10.0.0.5:6443",
@@ -33,8 +33,8 @@ func TestShellQuote(t *testing.T) {
 	}
 }
 
-// TestOwnURL: the address is the one that the server advertises, and the port its own.
-func TestOwnURL(t *testing.T) {
+// TestJoinLineNamesAdvertisedAddress: the address is the one that the server advertises, and the port its own.
+func TestJoinLineNamesAdvertisedAddress(t *testing.T) {
 	dir := t.TempDir()
 	tool := &config.Tool{Paths: config.NewPaths(dir, "")}
 	if got, want := ownURL(tool), "https://ADDRESS-OF-THIS-MACHINE:6443"; got != want {

@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// TestPrintTable: what other machines said of themselves neither commands the terminal nor adds rows.
-func TestPrintTable(t *testing.T) {
+// TestTablesEscapeControlCharacters: what other machines said of themselves neither commands the terminal nor adds
+// rows.
+func TestTablesEscapeControlCharacters(t *testing.T) {
 	var out strings.Builder
 	if err := printTable(&out, []string{"MEMBER", "STATE"}, [][]string{{"a\x1b]0;owned\x07\nroot", "alive"}}); err != nil {
 		t.Fatal(err)

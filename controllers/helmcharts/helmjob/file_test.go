@@ -11,9 +11,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestSumFile: two unpacked charts have the same sum if they have the same files with the same names, wherever these
-// lie.
-func TestSumFile(t *testing.T) {
+// TestUnpackedChartsSumIgnoresLocation: two unpacked charts have the same sum if they have the same files with the same
+// names, wherever these lie.
+func TestUnpackedChartsSumIgnoresLocation(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	write := func(name, text string) {

@@ -136,7 +136,7 @@ func TestInvalidRequestIsRefused(t *testing.T) {
 	testenv.Check(t, (&Request{Operation: Uninstall, Seal: []byte("seal"), Socket: "s", Namespace: "n", Release: "r"}).Validate(), "uninstalling")
 }
 
-func TestLocalFile(t *testing.T) {
+func TestStaticChartURLIsLocalFile(t *testing.T) {
 	for _, tt := range []struct {
 		chart Chart
 		want  string
@@ -159,7 +159,7 @@ func TestLocalFile(t *testing.T) {
 	}
 }
 
-func TestJSON(t *testing.T) {
+func TestRequestSurvivesJSON(t *testing.T) {
 	r := request("default")
 	r.Set = map[string]intstr.IntOrString{"a": intstr.FromInt32(1), "b": intstr.FromString("1")}
 	text := testenv.Must(json.Marshal(r))(t)

@@ -10,7 +10,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func TestRoundTrip(t *testing.T) {
+func TestEncodedIndexIsParsedBack(t *testing.T) {
 	x := Index{
 		{Path: "ctr", Link: "coracle-tools"},
 		{Path: "nftables/nft", Mode: 0o555, Size: 12, SHA256: "ab"},
@@ -24,7 +24,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-func TestParseRejects(t *testing.T) {
+func TestBadIndexIsRejected(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
 		{"", "empty"},
 		{"file 0555 1 ab ../runc", "inside the set"},

@@ -103,7 +103,7 @@ func TestFlushedLineArrivesAtOnce(t *testing.T) {
 	}
 }
 
-func TestLargeBodies(t *testing.T) {
+func TestLargeBodiesPassWhole(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<18) // 4 MiB, many times the buffer
 	c, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		testenv.Check(t, testenv.Err(io.Copy(w, r.Body)))
@@ -115,8 +115,8 @@ func TestLargeBodies(t *testing.T) {
 	}
 }
 
-// TestBackPressure wants a handler to stand still while nobody reads.
-func TestBackPressure(t *testing.T) {
+// TestHandlerBlocksWhileClientDoesNotRead wants a handler to stand still while nobody reads.
+func TestHandlerBlocksWhileClientDoesNotRead(t *testing.T) {
 	var written atomic.Int64
 	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		chunk := make([]byte, 8<<10)
@@ -136,8 +136,9 @@ func TestBackPressure(t *testing.T) {
 	}
 }
 
-// TestClientLeaves wants the handler's context to end when the client's does, or when it closes the body.
-func TestClientLeaves(t *testing.T) {
+// TestHandlersContextEndsWithClients wants the handler's context to end when the client's does, or when it closes the
+// body.
+func TestHandlersContextEndsWithClients(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		leave  func(cancel context.CancelFunc, resp *http.Response)
@@ -215,7 +216,7 @@ func TestNoAnswerAfterCancel(t *testing.T) {
 	}
 }
 
-func TestClientTimeout(t *testing.T) {
+func TestClientTimeoutEndsRequest(t *testing.T) {
 	c, _ := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	c.Timeout = 10 * time.Millisecond
 	_, err := c.Do(request(t, t.Context(), http.MethodGet, "/", nil))
@@ -350,7 +351,7 @@ func TestCloseEndsHandlers(t *testing.T) {
 	testenv.Check(t, testenv.Err(io.ReadAll(resp.Body)), "a stream that the handler ended")
 }
 
-func TestBeforeServing(t *testing.T) {
+func TestRequestsWaitUntilServing(t *testing.T) {
 	tr := New(Options{})
 	c := &http.Client{Transport: tr}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -382,7 +383,7 @@ func TestBeforeServing(t *testing.T) {
 }
 
 // A transport's own values reach the handler, and the client's do not.
-func TestContextValues(t *testing.T) {
+func TestHandlerGetsOnlyTransportsContextValues(t *testing.T) {
 	type key string
 	tr := New(Options{Context: func(ctx context.Context) context.Context { return context.WithValue(ctx, key("term"), 7) }})
 	tr.SetHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -108,7 +108,7 @@ func TestLibrariesWhenAsked(t *testing.T) {
 	expect(t, read(), "INFO  from klog", "DEBUG ours")
 }
 
-func TestClaimKlog(t *testing.T) {
+func TestKlogIsRedirectedAgain(t *testing.T) {
 	l, read := setup(t, config.Logging{})
 	klog.ClearLogger() // as a library does that takes klog over
 	l.RedirectKlog()

@@ -184,9 +184,9 @@ func TestKeepNotesAStep(t *testing.T) {
 	})
 }
 
-// TestFollowSteps: the kernel takes the timer, says nothing while nobody sets the clock, and the channel is closed at
-// the end.
-func TestFollowSteps(t *testing.T) {
+// TestClockStepsChannelClosesAtEnd: the kernel takes the timer, says nothing while nobody sets the clock, and the
+// channel is closed at the end.
+func TestClockStepsChannelClosesAtEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	steps := testenv.Must(followSteps(ctx))(t)
 	cancel()
