@@ -287,8 +287,8 @@ lint: ## golangci-lint at its pinned version
 	$(GO) run $(GOLANGCI) run --allow-parallel-runners --build-tags '$(subst $() $(),$(comma),$(TAGS) e2e bench)' ./...
 comma := ,
 
-imports: ## the folders depend on one another as imports_test.go allows
-	$(GO) test -vet=off -tags '$(TAGS)' -run TestImportsAreThoseAllowed .
+imports: ## imports, comments, widths, words, methods and architecture.md are as the tests of this folder allow
+	$(GO) test -vet=off -tags '$(TAGS)' .
 
 console-check: ## the types and the format of the console's pages
 	@packaging/console.sh --check $(BUILD)

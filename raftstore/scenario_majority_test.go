@@ -56,6 +56,12 @@ func (r *round) tell(format string, args ...any) {
 // play makes servers sick and changes the cluster, and wants writes after each.
 func (r *round) play() {
 	leader := r.leader()
+	// Until the other voter of two has learned of a third one, it takes both to elect.
+	r.eventually("all servers know who votes", majorityWithin, func() bool {
+		return !slices.ContainsFunc(r.nodes, func(n *node) bool {
+			return slices.ContainsFunc(r.nodes, func(of *node) bool { return r.votes(n, of) != r.votes(leader, of) })
+		})
+	})
 	var voters, others []*node
 	for _, n := range r.shuffled() {
 		if r.votes(leader, n) {

@@ -250,7 +250,7 @@ func (n *Node) askAs(ctx context.Context, q protocol.Question) (*protocol.Answer
 		if err == nil || !errors.As(err, &refusal) || refusal.Code != protocol.CodeCertificate {
 			return a, err
 		}
-		n.o.Logger.Info("the node joins with its token, since its certificate does not do", "reason", refusal.Message)
+		n.o.Logger.Info("the node joins with its token, since its certificate is not accepted", "reason", refusal.Message)
 		q.Certificate, q.Root = nil, nil
 	}
 	q.Token = n.token

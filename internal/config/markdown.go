@@ -68,10 +68,12 @@ const docsHead = `# Configuration
 
 <!-- Generated from internal/config/table.go by "go generate ./internal/config"; edit that. -->
 
-Coracle works without any configuration. What you may want to change can be given in three ways; the earlier beats the later:
+Coracle works without any configuration. What you may want to change can be given in three ways; the earlier beats the
+later:
 
 1. a flag: ` + "`coracle server --cluster-cidr 10.52.0.0/16`" + `
-2. an environment variable, the flag's name in capitals with underscores after ` + "`CORACLE_`" + `: ` + "`CORACLE_CLUSTER_CIDR=10.52.0.0/16`" + `
+2. an environment variable, the flag's name in capitals with underscores after ` + "`CORACLE_`" + `:
+   ` + "`CORACLE_CLUSTER_CIDR=10.52.0.0/16`" + `
 3. a key of ` + "`/etc/coracle/config.yaml`" + `, the flag's name without the dashes: ` + "`cluster-cidr: 10.52.0.0/16`" + `
 
 ` + "```yaml" + `
@@ -84,14 +86,16 @@ kubelet-arg:
   - max-pods=60
 ` + "```" + `
 
-- After the file, those in ` + "`/etc/coracle/config.yaml.d/`" + ` that end in ` + "`.yaml`" + ` are read, in alphabetical order; the later beats the earlier.
-  A key with a ` + "`+`" + ` at its end, such as ` + "`node-label+:`" + `, adds to the list of the earlier files instead of replacing it.
+- After the file, those in ` + "`/etc/coracle/config.yaml.d/`" + ` that end in ` + "`.yaml`" + ` are read, in alphabetical order; the later
+  beats the earlier. A key with a ` + "`+`" + ` at its end, such as ` + "`node-label+:`" + `, adds to the list of the earlier files instead
+  of replacing it.
 - ` + "`--config FILE`" + ` or ` + "`CORACLE_CONFIG_FILE`" + ` names another file; its drop-ins are in ` + "`FILE.d/`" + `.
-- Lists: repeat the flag or separate by commas, also in environment variables; write ` + "`\\,`" + ` for a comma inside an element. As flags, the
-  ` + "`…-arg`" + ` settings are not split at commas, since their values contain them: ` + "`--kubelet-arg feature-gates=A=true,B=true`" + `.
+- Lists: repeat the flag or separate by commas, also in environment variables; write ` + "`\\,`" + ` for a comma inside an element.
+  As flags, the ` + "`…-arg`" + ` settings are not split at commas, since their values contain them:
+  ` + "`--kubelet-arg feature-gates=A=true,B=true`" + `.
 - A list given in a stronger place replaces the weaker one whole: a ` + "`--node-label`" + ` flag makes those in the file void.
-- Unknown flags and keys are errors, as are wrong values: nothing starts, the exit code is 2, and the message names the file and line. Unknown
-  ` + "`CORACLE_…`" + ` variables are only warned about, since environments are shared.
+- Unknown flags and keys are errors, as are wrong values: nothing starts, the exit code is 2, and the message names the
+  file and line. Unknown ` + "`CORACLE_…`" + ` variables are only warned about, since environments are shared.
 - A change takes effect at the next start of coracle. Pods keep running meanwhile.
 
 ## Settings

@@ -164,7 +164,7 @@ var table = []Setting{
 		Default: DefaultKubeconfig, Files: true,
 		Help: "Where to write the kubeconfig of the cluster's administrator"},
 	{Name: "write-kubeconfig-mode", Commands: ServerCommand, Group: groupClient, Holder: "MODE", Default: "0600",
-		Help: "Permissions of that file, in octal. Whoever reads it is an administrator of the cluster"},
+		Help: "Permissions of that file, in octal. A user who reads it is an administrator of the cluster"},
 	{Name: "write-kubeconfig-group", Commands: ServerCommand, Group: groupClient, Holder: "GROUP",
 		Help: "Group that owns that file, by name or number; goes with a mode such as 0640"},
 

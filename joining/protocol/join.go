@@ -143,7 +143,7 @@ type Code string
 // The codes. Those for which Passing is true end by themselves.
 const (
 	CodeToken       Code = "token"       // wrong, expired, or for something else
-	CodeCertificate Code = "certificate" // the node's certificate does not do; a token would
+	CodeCertificate Code = "certificate" // the node's certificate is not accepted; a token is
 	CodeClock       Code = "clock"
 	CodeVersion     Code = "version" // too old or too new for the cluster
 	CodeName        Code = "name"

@@ -335,8 +335,8 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 // checkCertificate verifies that the machine is the node whose name it says.
 func (s *Server) checkCertificate(state tls.ConnectionState, name string) error {
 	refuse := func(format string, args ...any) error {
-		return protocol.Refuse(protocol.CodeCertificate, "the node's certificate does not do: "+format+
-			". The node can join again with a token", args...)
+		return protocol.Refuse(protocol.CodeCertificate, "the node's certificate is not accepted: "+format+
+			". `coracle token create` on a server makes a token; with that the node joins again", args...)
 	}
 	if len(state.PeerCertificates) == 0 {
 		return refuse("none was shown")

@@ -52,7 +52,8 @@ livenessProbe: {exec: {command: [cat, /tmp/up]}, periodSeconds: 1, failureThresh
 `, "") + `---
 {apiVersion: v1, kind: Service, metadata: {name: http}, spec: {selector: {app: http}, ports: [{port: 80, targetPort: 8080}]}}`)
 	k.Kubectl("wait", "--for=condition=Ready", "pod/http", "pod/tcp", "pod/exec", "pod/slow", "--timeout=180s")
-	// Not through the Service: once the request has had its effect, no other one gets there, and its answer may come too late.
+	// Not through the Service: once the request has had its effect, no other one gets there, and its answer may
+	// come too late.
 	k.Kubectl("exec", "http", "--", "testbox", "get", "http://127.0.0.1:8080/fail", "120")
 	k.Kubectl("wait", "--for=condition=Ready=false", "pod/http", "--timeout=180s")
 	k.Becomes(soon, "false", "get", "endpointslices", "-l", "kubernetes.io/service-name=http", "-o",
