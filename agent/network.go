@@ -23,8 +23,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/notify"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/netpolicy"
@@ -219,7 +219,7 @@ func (n *network) podCIDRs() []netip.Prefix {
 // removeServiceRules takes away what an earlier run's Service proxy left in the kernel: two proxies that both translate
 // a Service's address would not agree on where a connection goes.
 func removeServiceRules(o Options, record string) error {
-	backend, err := servicerules.Remove(record)
+	backend, err := nft.RemoveServiceRules(record)
 	if err != nil {
 		return fmt.Errorf("agent: leave Services to another proxy: %w", err)
 	}

@@ -22,7 +22,6 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/notify"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -53,7 +52,7 @@ type Options struct {
 	// Report, when set, is called after each attempt to write the kernel's rules that ended otherwise than the one
 	// before, with its error.
 	Report func(error)
-	// RecordFile names the back end whose state may be in this host's kernel, for servicerules.Remove. It belongs on a
+	// RecordFile names the back end whose state may be in this host's kernel, for nft.RemoveServiceRules. It belongs on a
 	// file system that a reboot empties, as it empties the kernel. Without it nothing is recorded.
 	RecordFile string
 	// Logger is klog's own when left zero.
@@ -166,7 +165,7 @@ func (p *Proxy) Backend() (name, why string) { return p.backend.name(), p.why }
 // first has returned.
 func (p *Proxy) Run(ctx context.Context) error {
 	if p.o.RecordFile != "" {
-		if err := servicerules.Write(p.o.RecordFile, p.backend.name()); err != nil {
+		if err := nft.RecordServiceRules(p.o.RecordFile, p.backend.name()); err != nil {
 			return err
 		}
 	}
@@ -284,7 +283,7 @@ func (p *Proxy) removeOthers() {
 	if p.o.RecordFile == "" {
 		return
 	}
-	switch removed, err := servicerules.RemoveOthers(p.o.RecordFile, p.backend.name()); {
+	switch removed, err := nft.RemoveOtherServiceRules(p.o.RecordFile, p.backend.name()); {
 	case err != nil:
 		p.log.Error(err, "What the Service proxy made in another mode is still in the kernel; a restart of the node is rid of it")
 	case removed != "":
