@@ -21,7 +21,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -99,7 +98,7 @@ type Proxy struct {
 	guard     time.Duration                // guardPeriod, but for tests
 	root      string                       // of the files with the kernel's limits; empty in tests of the front alone
 	sources   []func(stop <-chan struct{}) // each says when its first list is complete
-	wake      notify.Signal
+	wake      timers.Signal
 
 	nodesSynced func() bool // the addresses are known that no Service may have
 
@@ -140,7 +139,7 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 
 func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
 	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b), guard: guardPeriod, root: "/",
-		wake: notify.New()}
+		wake: timers.NewSignal()}
 	for _, c := range o.ServiceCIDRs {
 		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
 	}
