@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/agent/lbspeaker"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -27,7 +27,7 @@ func (o Options) speaker(client kubernetes.Interface, settings clustersettings.F
 		Probe: vip.Probe, Routers: vip.Routers, Report: report,
 		Part: o.part("load balancer addresses"), Logger: o.Logger,
 	}
-	if backend == servicerules.IPVS {
+	if backend == nft.ServicesByIPVS {
 		a.KeepSilent = keepSilent
 	}
 	return a
@@ -36,7 +36,7 @@ func (o Options) speaker(client kubernetes.Interface, settings clustersettings.F
 // linksWithoutServices are the machine's interfaces but the one that carries the addresses of Services.
 func linksWithoutServices() ([]vip.Link, error) {
 	links, err := vip.Links()
-	return slices.DeleteFunc(links, func(l vip.Link) bool { return l.Name == servicerules.IPVSDevice }), err
+	return slices.DeleteFunc(links, func(l vip.Link) bool { return l.Name == nft.IPVSDevice }), err
 }
 
 // keepSilent has the kernel answer on an interface for the addresses of that interface alone, and name no others there

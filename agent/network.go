@@ -23,10 +23,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/notify"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/netpolicy"
 	"github.com/coracle-k8s/coracle/proxy"
 )
@@ -47,7 +47,7 @@ type network struct {
 	informers *netinformers.Informers
 	pods      *cni.Server         // nil when left to another plugin
 	backends  chan string         // what the cluster says of the way between nodes; no room: what follows it waits
-	changed   notify.Signal       // the node goes by another one
+	changed   timers.Signal       // the node goes by another one
 	services  *proxy.Proxy        // nil when left to another proxy
 	names     *dns.Server         // nil when there is no cluster DNS
 	policies  *netpolicy.Enforcer // nil when another program enforces NetworkPolicies
@@ -67,7 +67,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: notify.New()}
+	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: timers.NewSignal()}
 	// Policies go with the pod network: another pod network brings its own enforcement, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == clusterconfig.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
@@ -126,7 +126,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 
 // newPods prepares the pod network. There is none where it is left to another plugin, whose configuration containerd
 // then waits for; what ours had made is removed.
-func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, backends <-chan string, changed notify.Signal,
+func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, backends <-chan string, changed timers.Signal,
 	policies cni.Policies, log logr.Logger) (*cni.Server, error) {
 	p := o.paths()
 	if o.NetworkBackend == clusterconfig.NetworkNone {
@@ -219,7 +219,7 @@ func (n *network) podCIDRs() []netip.Prefix {
 // removeServiceRules takes away what an earlier run's Service proxy left in the kernel: two proxies that both translate
 // a Service's address would not agree on where a connection goes.
 func removeServiceRules(o Options, record string) error {
-	backend, err := servicerules.Remove(record)
+	backend, err := nft.RemoveServiceRules(record)
 	if err != nil {
 		return fmt.Errorf("agent: leave Services to another proxy: %w", err)
 	}

@@ -20,8 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/reachability"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/localvolume"
 )
@@ -140,7 +140,7 @@ func (o Options) paths() paths {
 		staticPods:  filepath.Join(p.AgentDir, "pods"),
 		imageRecord: filepath.Join(p.AgentDir, "images.json"),
 		pauseRecord: filepath.Join(p.AgentDir, "pause.json"),
-		proxyRecord: servicerules.RecordIn(p.RunDir),
+		proxyRecord: nft.ServiceRecordIn(p.RunDir),
 		policyRules: filepath.Join(p.RunDir, "network-policies.nft"),
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	nodeutil "k8s.io/component-helpers/node/util"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -29,10 +28,10 @@ const (
 // it does not hear the node.
 type readyUnknown struct {
 	unknown atomic.Bool
-	news    notify.Signal // there is something to look at
+	news    timers.Signal // there is something to look at
 }
 
-func newReadyUnknown() *readyUnknown { return &readyUnknown{news: notify.New()} }
+func newReadyUnknown() *readyUnknown { return &readyUnknown{news: timers.NewSignal()} }
 
 // follow notes what the Node of that name says. there is called when it comes, and when it is deleted.
 func (v *readyUnknown) follow(nodes coreinformers.NodeInformer, name string, there func(bool)) error {

@@ -11,7 +11,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -26,7 +25,7 @@ const (
 
 // followKernel sends when the kernel says that something may have been changed that is the pod network's, or that it
 // rests on. It only listens: what is wrong is found by looking.
-func (s *Server) followKernel(ctx context.Context, changes notify.Signal) {
+func (s *Server) followKernel(ctx context.Context, changes timers.Signal) {
 	for ctx.Err() == nil {
 		if err := s.listen(ctx, changes); err != nil && ctx.Err() == nil {
 			s.log.V(2).Info("The kernel's news of the network ended; listening again", "err", err)
@@ -36,7 +35,7 @@ func (s *Server) followKernel(ctx context.Context, changes notify.Signal) {
 }
 
 // listen ends when one of the subscriptions does, with ctx at the latest.
-func (s *Server) listen(ctx context.Context, changes notify.Signal) error {
+func (s *Server) listen(ctx context.Context, changes timers.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	news, err := subscribe(ctx.Done())

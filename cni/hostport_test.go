@@ -14,7 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -202,12 +202,12 @@ func TestHostPortsLeaveServicesAlone(t *testing.T) {
 	n.start()
 	testenv.Until(t, 2*time.Minute, "the network has started", n.server.Ready)
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = servicerules.IPVSDevice
+	attrs.Name = nft.IPVSDevice
 	testenv.NoError(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})) // few kernels of test machines have dummy
 	const clusterIP, externalIP, laterIP = "10.43.0.9", "203.0.113.8", "203.0.113.9"
 	address := func(ip string) {
 		t.Helper()
-		testenv.NoError(t, netns.AddAddress(servicerules.IPVSDevice, ip+"/32"))
+		testenv.NoError(t, netns.AddAddress(nft.IPVSDevice, ip+"/32"))
 	}
 	address(clusterIP)
 	address(externalIP)

@@ -28,7 +28,6 @@ import (
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/unixsocket"
 )
@@ -193,7 +192,7 @@ func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { listener.Close() })
 	defer stop()
 
-	changes := notify.New()
+	changes := timers.NewSignal()
 	wg.Go(func() { s.followKernel(ctx, changes) })
 	nft.FollowDeletions(ctx, &wg, changes, func(err error) {
 		s.log.Info("The kernel does not say when another program removes the nftables table of the pod network; it is checked now and then",

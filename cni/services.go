@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // IPVS has the addresses of Services on a device of the node's, so the kernel calls them local, as it does the node's
@@ -22,17 +22,17 @@ import (
 // external IPs and load balancer addresses. With nftables there is no such device.
 func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
 	out := slices.Clone(networks)
-	link, err := netlink.LinkByName(servicerules.IPVSDevice)
+	link, err := netlink.LinkByName(nft.IPVSDevice)
 	var missing netlink.LinkNotFoundError
 	switch {
 	case errors.As(err, &missing):
 		return out, nil
 	case err != nil:
-		return nil, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+		return nil, fmt.Errorf("finding the device %s: %w", nft.IPVSDevice, err)
 	}
 	all, err := netlinkutil.ConsistentList(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
-		return nil, fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
+		return nil, fmt.Errorf("listing the addresses of %s: %w", nft.IPVSDevice, err)
 	}
 	for _, h := range all {
 		a, ok := netip.AddrFromSlice(h.IP)

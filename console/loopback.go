@@ -18,7 +18,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -53,7 +53,7 @@ type Loopback struct {
 	mu       sync.Mutex
 	code     string    // "" when it was taken
 	expires  time.Time // when the code stops being good
-	loggedIn notify.Signal
+	loggedIn timers.Signal
 }
 
 // ListenLoopback opens the port.
@@ -63,7 +63,7 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	}
 	var key [32]byte
 	_, _ = rand.Read(key[:]) // never fails
-	l := &Loopback{o: o, token: hex.EncodeToString(key[:]), loggedIn: notify.New()}
+	l := &Loopback{o: o, token: hex.EncodeToString(key[:]), loggedIn: timers.NewSignal()}
 	var err error
 	l.handler, err = New(Options{
 		Mode: ModeLoopback, Login: l.login, User: l.user, Hosts: loopbackName, Context: o.Context, Namespace: o.Namespace,

@@ -11,7 +11,6 @@ import (
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -34,7 +33,7 @@ var lateWhen = map[string]func(app.ControllerContext) (wait func(context.Context
 
 // anyOf waits for an informer to see a first object.
 func anyOf(informer cache.SharedIndexInformer) func(context.Context) bool {
-	seen := notify.New()
+	seen := timers.NewSignal()
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
 		seen.Send()
 	}})

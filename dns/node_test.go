@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -127,7 +127,7 @@ func startNode(t *testing.T, a *api) {
 	}))(t)
 	t.Cleanup(func() {
 		testenv.Check(t, cni.Cleanup(cni.CleanupOptions{}))
-		testenv.Check(t, testenv.Err(servicerules.Remove(record)))
+		testenv.Check(t, testenv.Err(nft.RemoveServiceRules(record)))
 	})
 	runParts(t, shared.Run, pods.Run, balancer.Run, names.Run)
 }

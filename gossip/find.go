@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -134,7 +134,7 @@ type searcher struct {
 	seals []cipher.AEAD
 	asked challenge // of the question that is open
 	found []netip.AddrPort
-	heard notify.Signal // an answer has come
+	heard timers.Signal // an answer has come
 	seen  []challenge
 	may   allowance
 }
@@ -148,7 +148,7 @@ func newSearcher(m *Member) *searcher {
 	if r == nil {
 		r = net.DefaultResolver
 	}
-	return &searcher{m: m, n: n, resolver: r, heard: notify.New()}
+	return &searcher{m: m, n: n, resolver: r, heard: timers.NewSignal()}
 }
 
 func (s *searcher) setKeys(keys clusterconfig.GossipKeys) error {

@@ -28,7 +28,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/version"
 )
@@ -95,7 +94,7 @@ type Member struct {
 	roster *roster
 	log    *libraryLog
 	// metaChanged wakes Run when Meta has changed; one: a second change is sent with the first.
-	metaChanged notify.Signal
+	metaChanged timers.Signal
 	// failed has the error of a socket that broke; one: the first is reported.
 	failed    chan error
 	transport *transport
@@ -122,7 +121,7 @@ func New(o Options) (*Member, error) {
 	}
 	m := &Member{
 		o: o, roster: newRoster(o.Name, time.Now), log: &libraryLog{logger: o.Logger},
-		metaChanged: notify.New(), failed: make(chan error, 1), meta: o.Meta,
+		metaChanged: timers.NewSignal(), failed: make(chan error, 1), meta: o.Meta,
 	}
 	m.meta.Protocol, m.meta.KeyGeneration = uint64(version.Protocol()), o.Keys.Generation
 	for _, k := range readKnown(o.File) {

@@ -21,8 +21,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -49,7 +49,7 @@ type Options struct {
 // Folders are where a node keeps local volumes. It is safe for concurrent use.
 type Folders struct {
 	o      Options
-	kick   notify.Signal // there is something to remove
+	kick   timers.Signal // there is something to remove
 	giving sync.Mutex    // held while a volume is given a project of its own
 }
 
@@ -59,7 +59,7 @@ func New(o Options) *Folders {
 		o.Free = free
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	return &Folders{o: o, kick: notify.New()}
+	return &Folders{o: o, kick: timers.NewSignal()}
 }
 
 // Do does what it is asked for. An error is for a person: it says what is wrong on this node.

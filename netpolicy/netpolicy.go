@@ -24,8 +24,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Options are what an Enforcer needs. Informers are required, with Policies and AllNodes.
@@ -70,7 +70,7 @@ type Enforcer struct {
 	wait  time.Duration // admitTimeout, but for tests
 	// Each has one pending wake-up, which stands for any number of changes; gone is for the kernel's news that the
 	// table was deleted.
-	wake, urgent, deletions notify.Signal
+	wake, urgent, deletions timers.Signal
 
 	mu           sync.Mutex
 	sandboxes    map[string]Sandbox
@@ -100,7 +100,7 @@ func New(o Options) (*Enforcer, error) {
 	}
 	e := &Enforcer{
 		o: o, log: o.Logger.WithName("netpolicy"), guard: guardPeriod, wait: admitTimeout,
-		wake: notify.New(), urgent: notify.New(), deletions: notify.New(),
+		wake: timers.NewSignal(), urgent: timers.NewSignal(), deletions: timers.NewSignal(),
 		sandboxes: map[string]Sandbox{}, waiters: map[string]*waiter{}, refused: map[string]refusedAt{},
 	}
 	var err error

@@ -21,7 +21,7 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -134,7 +134,7 @@ func (l *serviceLab) serveServices(t *testing.T, mode string) {
 	t.Cleanup(func() {
 		cancel()
 		testenv.Check(t, errors.Join(<-done, <-done))
-		testenv.Check(t, testenv.Err(servicerules.Remove(record)))
+		testenv.Check(t, testenv.Err(nft.RemoveServiceRules(record)))
 	})
 	testenv.Eventually(t, 2*patience, "Services are served", func() error {
 		if h := p.Health(); !h.Synced || h.Err != nil {

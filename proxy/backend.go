@@ -12,7 +12,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
 // backend programs one kind of kernel load balancing. Events come from several goroutines and are only noted; prepare,
@@ -44,7 +43,7 @@ type backend interface {
 // tabled is a back end with tables, of which the kernel says when they are deleted.
 type tabled interface{ ownTables() []nft.Table }
 
-// candidate is a back end that New may choose. Its rules are removed by internal/servicerules.
+// candidate is a back end that New may choose. Its rules are removed by internal/nft.
 type candidate struct {
 	name string
 	// open makes the back end, or says why it will not do on this host. It changes nothing in the kernel.
@@ -54,8 +53,8 @@ type candidate struct {
 // Modes of Options.Mode.
 const (
 	ModeAuto     = "auto"
-	ModeIPVS     = servicerules.IPVS
-	ModeNFTables = servicerules.NFTables
+	ModeIPVS     = nft.ServicesByIPVS
+	ModeNFTables = nft.ServicesByNFTables
 )
 
 // candidatesOf are those of a mode, in the order in which they are tried: docs/adr/0076.

@@ -25,7 +25,7 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/watchapi"
@@ -105,7 +105,7 @@ func (b *testbed) removeRules(t *testing.T) {
 		runNFT(t, "add table ip kube-proxy; add table ip6 kube-proxy; delete table ip kube-proxy; delete table ip6 kube-proxy")
 		return
 	}
-	testenv.Equal(t, testenv.Must(servicerules.Remove(b.record))(t), b.mode, "removed")
+	testenv.Equal(t, testenv.Must(nft.RemoveServiceRules(b.record))(t), b.mode, "removed")
 }
 
 // start has Services served until b.stop.

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
 // hostNetwork is what this machine's own network needs. A Service that had one of these as an external IP would get
@@ -86,11 +86,11 @@ func (h hostNetwork) equal(o hostNetwork) bool {
 // readHostNetwork asks the kernel, and reads the files that name resolvers.
 func readHostNetwork(resolvConf string) (hostNetwork, error) {
 	device := -1
-	switch link, err := netlink.LinkByName(servicerules.IPVSDevice); {
+	switch link, err := netlink.LinkByName(nft.IPVSDevice); {
 	case err == nil:
 		device = link.Attrs().Index
 	case !errors.As(err, new(netlink.LinkNotFoundError)):
-		return hostNetwork{}, fmt.Errorf("looking for the device %s: %w", servicerules.IPVSDevice, err)
+		return hostNetwork{}, fmt.Errorf("looking for the device %s: %w", nft.IPVSDevice, err)
 	}
 	var routes []netlink.Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {

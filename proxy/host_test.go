@@ -15,7 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -61,7 +61,7 @@ func TestHostNetworkOfTheKernel(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "resolv.conf")
 	testenv.NoError(t, os.WriteFile(file, []byte("nameserver 10.99.0.53\n"), 0o600))
 	ns.Link(t, "hosttest0", "second", nil, []string{"10.99.0.7/24"})
-	ns.Link(t, "hosttest1", servicerules.IPVSDevice, nil, []string{"203.0.113.7/32"})
+	ns.Link(t, "hosttest1", nft.IPVSDevice, nil, []string{"203.0.113.7/32"})
 	var h hostNetwork
 	testenv.NoError(t, ns.Do(func() (err error) {
 		if err := netns.AddRoute("0.0.0.0/0", "10.99.0.1"); err != nil {

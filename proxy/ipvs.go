@@ -13,7 +13,6 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/healthcheck"
 
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/proxy/ipvs"
 )
 
@@ -70,10 +69,10 @@ func openIPVS(ctx context.Context, o Options) (backend, error) {
 }
 
 func (b *ipvsBackend) ownTables() []nft.Table {
-	return []nft.Table{{Family: nft.IPv4, Name: servicerules.IPVSTable}, {Family: nft.IPv6, Name: servicerules.IPVSTable}}
+	return []nft.Table{{Family: nft.IPv4, Name: nft.IPVSTable}, {Family: nft.IPv6, Name: nft.IPVSTable}}
 }
 
-func (b *ipvsBackend) name() string                                    { return servicerules.IPVS }
+func (b *ipvsBackend) name() string                                    { return nft.ServicesByIPVS }
 func (b *ipvsBackend) OnServiceAdd(s *corev1.Service)                  { b.OnServiceUpdate(nil, s) }
 func (b *ipvsBackend) OnServiceDelete(s *corev1.Service)               { b.OnServiceUpdate(s, nil) }
 func (b *ipvsBackend) prepare() error                                  { return b.Prepare() }

@@ -6,7 +6,7 @@ import (
 	kubeproxyconfig "k8s.io/kubernetes/pkg/proxy/apis/config"
 	"k8s.io/kubernetes/pkg/proxy/metrics"
 
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // Numbers have kube-proxy's names and are counted by its code, so that dashboards and alerts for it are of use here.
@@ -15,7 +15,7 @@ import (
 // showMetrics makes the numbers of a back end visible. Upstream's registry is the process', and takes them once.
 func showMetrics(backend string) {
 	mode := kubeproxyconfig.ProxyModeNFTables
-	if backend == servicerules.IPVS {
+	if backend == nft.ServicesByIPVS {
 		mode = kubeproxyconfig.ProxyModeIPVS
 	}
 	metrics.RegisterMetrics(mode)

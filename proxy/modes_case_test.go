@@ -17,7 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	proxyipvs "github.com/coracle-k8s/coracle/proxy/ipvs"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -126,7 +126,7 @@ func testModeChange(t *testing.T) {
 	if _, why := b.proxy.Backend(); !strings.Contains(why, "the module ip_vs") {
 		t.Errorf("the reason for nftables is %q", why)
 	}
-	testenv.Fails(t, testenv.Err(netlink.LinkByName(servicerules.IPVSDevice)), "the device of IPVS' addresses is still there")
+	testenv.Fails(t, testenv.Err(netlink.LinkByName(nft.IPVSDevice)), "the device of IPVS' addresses is still there")
 	b.openLong(t)
 }
 

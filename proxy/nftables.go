@@ -22,7 +22,6 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
 const (
@@ -99,7 +98,7 @@ func nftablesConfig(o Options) *kubeproxyconfig.KubeProxyConfiguration {
 	return conf
 }
 
-func (b *nftables) name() string { return servicerules.NFTables }
+func (b *nftables) name() string { return nft.ServicesByNFTables }
 
 // OnTopologyChange implements backend.
 func (b *nftables) OnTopologyChange(labels map[string]string) {
@@ -162,7 +161,7 @@ func (b *nftables) intact() (bool, error) {
 func tables(families []corev1.IPFamily) []nft.Table {
 	var out []nft.Table
 	for _, f := range families {
-		t := nft.Table{Family: nft.IPv4, Name: servicerules.NFTable}
+		t := nft.Table{Family: nft.IPv4, Name: nft.ServiceTable}
 		if f == corev1.IPv6Protocol {
 			t.Family = nft.IPv6
 		}

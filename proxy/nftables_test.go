@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
@@ -151,7 +151,7 @@ func TestDualStackServiceHasRulesOfBothFamilies(t *testing.T) {
 	for range 2 {
 		testenv.Check(t, <-done)
 	}
-	testenv.Check(t, testenv.Err(servicerules.Remove(record)))
+	testenv.Check(t, testenv.Err(nft.RemoveServiceRules(record)))
 }
 
 // A kernel's refusal of the rules is reported, and the sync is tried again.

@@ -21,8 +21,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/notify"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -53,8 +51,8 @@ type Options struct {
 	// Report, when set, is called after each attempt to write the kernel's rules that ended otherwise than the one
 	// before, with its error.
 	Report func(error)
-	// RecordFile names the back end whose state may be in this host's kernel, for servicerules.Remove. It belongs on a
-	// file system that a reboot empties, as it empties the kernel. Without it nothing is recorded.
+	// RecordFile names the back end whose state may be in this host's kernel, for nft.RemoveServiceRules. It belongs
+	// on a file system that a reboot empties, as it empties the kernel. Without it nothing is recorded.
 	RecordFile string
 	// Logger is klog's own when left zero.
 	Logger klog.Logger
@@ -100,7 +98,7 @@ type Proxy struct {
 	guard     time.Duration                // guardPeriod, but for tests
 	root      string                       // of the files with the kernel's limits; empty in tests of the front alone
 	sources   []func(stop <-chan struct{}) // each says when its first list is complete
-	wake      notify.Signal
+	wake      timers.Signal
 
 	nodesSynced func() bool // the addresses are known that no Service may have
 
@@ -141,7 +139,7 @@ func New(ctx context.Context, o Options) (*Proxy, error) {
 
 func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, error) {
 	p := &Proxy{why: why, o: o, log: klog.FromContext(ctx), backend: b, reachable: newReachabilityFilter(b), guard: guardPeriod, root: "/",
-		wake: notify.New()}
+		wake: timers.NewSignal()}
 	for _, c := range o.ServiceCIDRs {
 		p.serviceCIDRs = append(p.serviceCIDRs, c.Masked().String())
 	}
@@ -166,7 +164,7 @@ func (p *Proxy) Backend() (name, why string) { return p.backend.name(), p.why }
 // first has returned.
 func (p *Proxy) Run(ctx context.Context) error {
 	if p.o.RecordFile != "" {
-		if err := servicerules.Write(p.o.RecordFile, p.backend.name()); err != nil {
+		if err := nft.RecordServiceRules(p.o.RecordFile, p.backend.name()); err != nil {
 			return err
 		}
 	}
@@ -284,7 +282,7 @@ func (p *Proxy) removeOthers() {
 	if p.o.RecordFile == "" {
 		return
 	}
-	switch removed, err := servicerules.RemoveOthers(p.o.RecordFile, p.backend.name()); {
+	switch removed, err := nft.RemoveOtherServiceRules(p.o.RecordFile, p.backend.name()); {
 	case err != nil:
 		p.log.Error(err, "What the Service proxy made in another mode is still in the kernel; a restart of the node is rid of it")
 	case removed != "":

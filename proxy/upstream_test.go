@@ -29,7 +29,7 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 	"k8s.io/utils/ptr"
 
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/watchapi"
@@ -139,7 +139,7 @@ func oursRules(t *testing.T, all []served) []string {
 	})
 	b.stop() // which waits for what is being written
 	out := dumped(t)
-	testenv.Must(servicerules.Remove(b.record))(t)
+	testenv.Must(nft.RemoveServiceRules(b.record))(t)
 	return out
 }
 

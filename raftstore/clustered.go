@@ -9,7 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 	"github.com/coracle-k8s/coracle/raftstore/peer"
@@ -47,7 +47,7 @@ func (s *Store) openPeers() (*clustered, error) {
 			peers: others, leader: s.leader, quota: s.quota, writer: s.writer, opening: make(chan struct{}, 1),
 		},
 		reads:      &reads{peers: others, leadership: s.leadership, leader: s.leader, logs: logs},
-		election:   &election{timers: &timers{peers: others}, missed: notify.New()},
+		election:   &election{raftTimers: &raftTimers{peers: others}, missed: timers.NewSignal()},
 		steward:    &steward{peers: others, quota: s.quota, votes: make(chan struct{}, 1)},
 		membership: &membership{peers: others, leadership: s.leadership, leader: s.leader},
 	}

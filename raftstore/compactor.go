@@ -14,7 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"k8s.io/utils/clock"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -55,7 +55,7 @@ type compactor struct {
 	setMark func(ctx context.Context, value string) (rev int64, err error)
 
 	mark int64         // the newest mark's revision; 0 if there is none
-	wake notify.Signal // there is too much history
+	wake timers.Signal // there is too much history
 	seen struct {      // on every server
 		sync.Mutex
 		mark    int64
@@ -76,7 +76,7 @@ const leastByQuota = 1.0 / 64
 func newCompactor(w *writer) *compactor {
 	c := &compactor{
 		clock: w.opts.Clock, age: w.opts.HistoryAge, bytes: w.opts.HistoryBytes, quota: w.opts.QuotaBytes,
-		view: w.fsm.view, compact: w.compactTo, setMark: w.markHistory, wake: notify.New(),
+		view: w.fsm.view, compact: w.compactTo, setMark: w.markHistory, wake: timers.NewSignal(),
 	}
 	return c
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // A leader is the server that leads the cluster, as this server knows it.
@@ -44,7 +44,7 @@ type leaderBoard struct {
 	endPresent context.CancelFunc
 
 	refreshing sync.Mutex    // one look at who leads at a time
-	heard      notify.Signal // the transport heard another leader
+	heard      timers.Signal // the transport heard another leader
 
 	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server
 	// knows one.
@@ -63,7 +63,7 @@ const leaderlessAfter = 3 * time.Second
 const askedAgainAfter = 10 * time.Second
 
 func newLeaderBoard(closing context.Context) *leaderBoard {
-	b := &leaderBoard{closing: closing, changed: make(chan struct{}), heard: notify.New()}
+	b := &leaderBoard{closing: closing, changed: make(chan struct{}), heard: timers.NewSignal()}
 	b.present, b.endPresent = context.WithCancel(context.Background())
 	return b
 }

@@ -14,7 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"k8s.io/utils/clock"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -49,7 +49,7 @@ type lessor struct {
 	leases  map[int64]*expiry
 	order   expiries      // the leases that are not being revoked
 	doomed  []*expiry     // those that are
-	wake    notify.Signal // a lease expires earlier than all others
+	wake    timers.Signal // a lease expires earlier than all others
 }
 
 // expiry is what the lessor knows of a lease.
@@ -62,7 +62,7 @@ type expiry struct {
 }
 
 func newLessor(c clock.WithTicker, revoke func(context.Context, int64) error) *lessor {
-	return &lessor{clock: c, revoke: revoke, leases: make(map[int64]*expiry), wake: notify.New()}
+	return &lessor{clock: c, revoke: revoke, leases: make(map[int64]*expiry), wake: timers.NewSignal()}
 }
 
 // promote starts a term with the leases that exist.

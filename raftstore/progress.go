@@ -71,7 +71,7 @@ func (e *election) replicated(term, commit uint64) (confirmed uint64, transfer t
 }
 
 // stepsAside says whether this server makes way for another leader.
-func (t *timers) stepsAside() bool {
+func (t *raftTimers) stepsAside() bool {
 	until := t.aside.Load()
 	return until != nil && time.Now().Before(*until)
 }

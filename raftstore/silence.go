@@ -13,7 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	moments "github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -29,11 +29,11 @@ import (
 
 // election is how this server misses a leader and becomes a candidate, and answers other voters that miss one.
 type election struct {
-	*timers
+	*raftTimers
 	ended   atomic.Pointer[ended] // the last leader whose process was found to have ended
 	stood   atomic.Pointer[stand] // the last one of this server
 	polling atomic.Bool           // standing.Polling
-	missed  notify.Signal         // another voter misses the leader, or its process has ended
+	missed  timers.Signal         // another voter misses the leader, or its process has ended
 }
 
 // silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees

@@ -10,7 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -37,7 +37,7 @@ const (
 // the log grows.
 type snapshotter struct {
 	*replica
-	wake notify.Signal // look again
+	wake timers.Signal // look again
 	// writing is held by who writes a snapshot, hence its capacity of 1.
 	writing chan struct{}
 	// appended counts bytes since the start. At due it is time to look.
@@ -45,7 +45,7 @@ type snapshotter struct {
 }
 
 func newSnapshotter(r *replica) *snapshotter {
-	sn := &snapshotter{replica: r, wake: notify.New(), writing: make(chan struct{}, 1)}
+	sn := &snapshotter{replica: r, wake: timers.NewSignal(), writing: make(chan struct{}, 1)}
 	sn.due.Store(minLogBytes)
 	return sn
 }

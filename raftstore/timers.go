@@ -35,8 +35,8 @@ const leaseFor = 2
 // just now, its term, whom it votes for, and in which term.
 const flushesOfVote = 4
 
-// timers are raft's times, and what they follow from: how long the voters' disks take.
-type timers struct {
+// raftTimers are raft's times, and what they follow from: how long the voters' disks take.
+type raftTimers struct {
 	*peers
 	pace     atomic.Pointer[pace]      // of the other voters' disks, as was last heard
 	flushing atomic.Bool               // this server flushes a few bytes, since a leader asks how long that takes
@@ -45,7 +45,7 @@ type timers struct {
 }
 
 // candidacy is how long a candidate waits for votes, at least; raft draws between that and twice as long.
-func (t *timers) candidacy() time.Duration {
+func (t *raftTimers) candidacy() time.Duration {
 	return max(candidateFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration())
 }
 
@@ -55,7 +55,7 @@ const slowestFlush = 3 * time.Second
 
 // flushDuration is how long the disks take for a write these days, this server's and those of the other voters that an
 // election needs.
-func (t *timers) flushDuration() time.Duration {
+func (t *raftTimers) flushDuration() time.Duration {
 	return min(max(t.dir.FlushDuration(), t.pace.Load().withThis), slowestFlush)
 }
 
@@ -88,7 +88,7 @@ func paceOf(answers []standing, voters int) *pace {
 
 // withholds says whether a write has waited for this server's disk for so long that the others are to elect another
 // leader: those of them that are the fastest majority would need much less.
-func (t *timers) withholds() bool {
+func (t *raftTimers) withholds() bool {
 	stalled := t.dir.Stalled()
 	return stalled > stalledAfter && stalled > fasterBy*min(t.pace.Load().withoutThis, slowestFlush) || t.stepsAside()
 }
@@ -115,7 +115,7 @@ func (e *election) question() (q standingQuestion) {
 
 // flushDurationNow is how long a write takes that began at most so long ago: where there was none, this server flushes
 // a few bytes. One that has not ended may be as slow as any.
-func (t *timers) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
+func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
 	took, ok := t.dir.FlushedWithin(within)
 	if !ok && t.flushing.CompareAndSwap(false, true) {
 		t.spawn(func() {
@@ -144,7 +144,7 @@ func (e *election) compareDisks(ctx context.Context) {
 }
 
 // setTimers tells raft its times, if they have changed.
-func (t *timers) setTimers() {
+func (t *raftTimers) setTimers() {
 	select {
 	case <-t.started:
 	default:

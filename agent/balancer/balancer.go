@@ -34,7 +34,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/connlimit"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/preflight"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -91,7 +90,7 @@ type Balancer struct {
 	// arrive here.
 	arrived chan struct{}
 	here    int
-	quiet   notify.Signal
+	quiet   timers.Signal
 	misses  int
 
 	dialLocal func(context.Context) (net.Conn, error) // opens a connection to the local address
@@ -109,7 +108,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, pairs: map[addressPair]int{},
 		waiting: connlimit.Table{Max: mostWaiting},
-		now:     time.Now, quiet: notify.New(), arrived: make(chan struct{}),
+		now:     time.Now, quiet: timers.NewSignal(), arrived: make(chan struct{}),
 	}
 	b.dialLocal = b.dialLocally
 	b.servers = unique(append(b.servers, readList(o.File)...))

@@ -16,7 +16,7 @@ import (
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -46,8 +46,8 @@ type store interface {
 type gcScheduler struct {
 	store   store
 	changed atomic.Int32  // since the last collection
-	removed notify.Signal // there is something to collect
-	asked   notify.Signal // a caller waits
+	removed timers.Signal // there is something to collect
+	asked   timers.Signal // a caller waits
 
 	mu      sync.Mutex
 	waiting []chan<- gcResult
@@ -59,7 +59,7 @@ type gcResult struct {
 }
 
 func newGCScheduler(s store) *gcScheduler {
-	c := &gcScheduler{store: s, removed: notify.New(), asked: notify.New()}
+	c := &gcScheduler{store: s, removed: timers.NewSignal(), asked: timers.NewSignal()}
 	s.RegisterMutationCallback(func(removed bool) {
 		if n := c.changed.Add(1); removed || n >= changes {
 			c.removed.Send()
@@ -87,7 +87,7 @@ func (c *gcScheduler) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
 func (c *gcScheduler) run(ctx context.Context) {
 	due := time.NewTimer(firstCollection)
 	defer due.Stop()
-	removed := notify.Signal(nil) // while a collection is to come, it is for this too
+	removed := timers.Signal(nil) // while a collection is to come, it is for this too
 	for {
 		select {
 		case <-ctx.Done():

@@ -29,8 +29,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
@@ -70,7 +70,7 @@ type Options struct {
 // Node is a node's ingress.
 type Node struct {
 	o    Options
-	wake notify.Signal // an object has changed
+	wake timers.Signal // an object has changed
 	gone chan struct{} // capacity 1: one says that another program may have deleted the kernel's table
 	// questions are asked by those who collect Metrics; no room: without a proxy there is no answer.
 	questions chan question
@@ -86,7 +86,7 @@ type Node struct {
 
 // New listens to the caches, which must not run yet.
 func New(o Options) (*Node, error) {
-	n := &Node{o: o, wake: notify.New(), gone: make(chan struct{}, 1), questions: make(chan question)}
+	n := &Node{o: o, wake: timers.NewSignal(), gone: make(chan struct{}, 1), questions: make(chan question)}
 	if n.o.Logger == nil {
 		n.o.Logger = slog.Default()
 	}

@@ -29,7 +29,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/vip"
@@ -73,7 +72,7 @@ type Options struct {
 // Speaker answers for this node's addresses.
 type Speaker struct {
 	o       Options
-	changed notify.Signal // there is something to look at
+	changed timers.Signal // there is something to look at
 
 	mu     sync.Mutex // of the last word of the store
 	asked  vip.Moment
@@ -94,7 +93,7 @@ func New(o Options) (*Speaker, error) {
 	if o.Routers == nil {
 		o.Routers = func() ([]netip.Addr, error) { return nil, nil }
 	}
-	return &Speaker{o: o, changed: notify.New(), findings: findings{last: map[netip.Addr]conflict{},
+	return &Speaker{o: o, changed: timers.NewSignal(), findings: findings{last: map[netip.Addr]conflict{},
 		proven: loadbalancer.Proven{}, reported: ";"}}, nil
 }
 

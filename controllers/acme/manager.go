@@ -33,7 +33,6 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -90,7 +89,7 @@ type Options struct {
 type Manager struct {
 	o    Options
 	http *http.Client
-	wake notify.Signal // something has changed
+	wake timers.Signal // something has changed
 	id   account
 
 	mu      sync.Mutex
@@ -123,7 +122,7 @@ func New(o Options) *Manager {
 		}
 	}
 	return &Manager{
-		o: o, http: &http.Client{Transport: &bounded{o.Transport}, Timeout: requestTimeout}, wake: notify.New(),
+		o: o, http: &http.Client{Transport: &bounded{o.Transport}, Timeout: requestTimeout}, wake: timers.NewSignal(),
 		running: map[types.NamespacedName]bool{}, begun: map[string]uint64{}, tried: map[types.NamespacedName]*tries{},
 		unsaved: map[types.NamespacedName]*progress{}, leaves: map[types.NamespacedName]leaf{},
 	}

@@ -24,7 +24,6 @@ import (
 	nodeutil "k8s.io/kubernetes/pkg/util/node"
 	"sigs.k8s.io/yaml"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -189,7 +188,7 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 // (docs/adr/0145-start-of-a-node.md). It returns false when ctx is done before. The informer is one of nodes that has
 // been started.
 func AwaitTurn(ctx context.Context, nodes cache.SharedIndexInformer, wanted <-chan struct{}) bool {
-	ready := notify.New()
+	ready := timers.NewSignal()
 	seen := func(o any) {
 		if n, ok := o.(*corev1.Node); ok && nodeutil.IsNodeReady(n) {
 			ready.Send()

@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -27,24 +27,24 @@ func TestDefinitionWaitsForNodeObjectOrTimeout(t *testing.T) {
 	for name, c := range map[string]struct {
 		begins corev1.ConditionStatus // of the node
 		after  time.Duration          // what happens then
-		then   func(client *fake.Clientset, wanted notify.Signal, stop func())
+		then   func(client *fake.Clientset, wanted timers.Signal, stop func())
 		is     time.Duration
 		fails  bool
 	}{
 		"ready":      {begins: corev1.ConditionTrue},
 		"none ready": {begins: corev1.ConditionFalse, is: noNode},
 		"ready later": {begins: corev1.ConditionFalse, after: 2 * time.Second, is: 2 * time.Second,
-			then: func(client *fake.Clientset, _ notify.Signal, _ func()) {
+			then: func(client *fake.Clientset, _ timers.Signal, _ func()) {
 				testenv.Must(client.CoreV1().Nodes().UpdateStatus(t.Context(), node(corev1.ConditionTrue), metav1.UpdateOptions{}))(t)
 			}},
 		"wanted": {begins: corev1.ConditionFalse, after: 3 * time.Second, is: 3 * time.Second,
-			then: func(_ *fake.Clientset, wanted notify.Signal, _ func()) { wanted.Send() }},
+			then: func(_ *fake.Clientset, wanted timers.Signal, _ func()) { wanted.Send() }},
 		"ended": {begins: corev1.ConditionFalse, after: time.Second, is: time.Second, fails: true,
-			then: func(_ *fake.Clientset, _ notify.Signal, stop func()) { stop() }},
+			then: func(_ *fake.Clientset, _ timers.Signal, stop func()) { stop() }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				client, wanted := fake.NewClientset(node(c.begins)), notify.New()
+				client, wanted := fake.NewClientset(node(c.begins)), timers.NewSignal()
 				factory := informers.NewSharedInformerFactory(client, 0)
 				nodes := factory.Core().V1().Nodes().Informer()
 				ctx, stop := context.WithCancel(t.Context())

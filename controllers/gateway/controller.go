@@ -31,8 +31,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -78,7 +78,7 @@ type Controller struct {
 	namespaces corelisters.NamespaceLister
 	slices     discoverylisters.EndpointSliceLister
 	synced     []cache.InformerSynced
-	wake       notify.Signal // something has changed
+	wake       timers.Signal // something has changed
 
 	memory   gateway.Memory
 	applied  map[types.NamespacedName]string // what was applied to Services in this term
@@ -96,7 +96,7 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, services: core.Services().Lister(), secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(),
 		nodes:      core.Nodes().Lister(),
-		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: notify.New(),
+		namespaces: core.Namespaces().Lister(), slices: discovery.EndpointSlices().Lister(), wake: timers.NewSignal(),
 		applied: map[types.NamespacedName]string{}, reported: map[string]bool{},
 	}
 	var err error

@@ -25,7 +25,6 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -86,7 +85,7 @@ type Controller struct {
 	nodes      corelisters.NodeLister
 	synced     []cache.InformerSynced
 
-	wake  notify.Signal // there is something to look at
+	wake  timers.Signal // there is something to look at
 	ended chan outcome  // capacity AtOnce: a child's end need not wait for the loop
 
 	entries  map[types.NamespacedName]*entry // the loop's alone
@@ -113,7 +112,7 @@ func New(o Options) (*Controller, error) {
 	c := &Controller{
 		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]cachedSum{}},
 			server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
-		wake: notify.New(), ended: make(chan outcome, AtOnce),
+		wake: timers.NewSignal(), ended: make(chan outcome, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
 	}
 	if o.Disabled {

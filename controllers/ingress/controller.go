@@ -33,8 +33,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -81,7 +81,7 @@ type Controller struct {
 	nodes     corelisters.NodeLister
 	slices    discoverylisters.EndpointSliceLister
 	synced    []cache.InformerSynced
-	wake      notify.Signal // something has changed
+	wake      timers.Signal // something has changed
 
 	ofDefaults map[compile.Finding]bool                          // events of the ConfigMap
 	said       map[types.NamespacedName]map[compile.Finding]bool // events of this term
@@ -103,7 +103,7 @@ func New(o Options) (*Controller, error) {
 		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
 		secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(),
 		slices: discovery.EndpointSlices().Lister(),
-		wake:   notify.New(), refusals: newRefusals(), said: map[types.NamespacedName]map[compile.Finding]bool{},
+		wake:   timers.NewSignal(), refusals: newRefusals(), said: map[types.NamespacedName]map[compile.Finding]bool{},
 	}
 	var err error
 	c.synced, err = netinformers.Follow(func(any) { c.wake.Send() }, []netinformers.Source{

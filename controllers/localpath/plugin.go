@@ -26,8 +26,8 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/volume"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/localvolume"
 )
 
@@ -72,7 +72,7 @@ type Options struct {
 // Volumes is the plugin. Run has to run beside the controllers.
 type Volumes struct {
 	o      Options
-	wakeup notify.Signal // there is something for Run
+	wakeup timers.Signal // there is something for Run
 
 	mu       sync.Mutex
 	finalize map[string]bool // volumes whose finalizers are to change
@@ -87,7 +87,7 @@ var (
 // New makes the plugin, before the informers run.
 func New(o Options) (*Volumes, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	v := &Volumes{o: o, wakeup: notify.New(), finalize: map[string]bool{}}
+	v := &Volumes{o: o, wakeup: timers.NewSignal(), finalize: map[string]bool{}}
 	return v, errors.Join(v.watchNodes(), v.watchVolumes())
 }
 

@@ -35,7 +35,6 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
@@ -84,7 +83,7 @@ type Controller struct {
 	pods     corelisters.PodLister
 	slices   discoverylisters.EndpointSliceLister
 	synced   []cache.InformerSynced
-	wake     notify.Signal // there is something to look at
+	wake     timers.Signal // there is something to look at
 	holders  holders
 	written  written
 	unsure   unsure
@@ -103,7 +102,7 @@ func New(o Options) (*Controller, error) {
 	core, discovery := o.Informers.Core().V1(), o.Informers.Discovery().V1().EndpointSlices()
 	c := &Controller{
 		o: o, services: core.Services().Lister(), nodes: core.Nodes().Lister(), pods: core.Pods().Lister(), slices: discovery.Lister(),
-		wake: notify.New(), namespaces: core.Namespaces().Lister(), written: written{}, unsure: unsure{},
+		wake: timers.NewSignal(), namespaces: core.Namespaces().Lister(), written: written{}, unsure: unsure{},
 	}
 	changed := func(any) { c.wake.Send() }
 	var err error

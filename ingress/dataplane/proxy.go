@@ -23,7 +23,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Options are what a Proxy is made with. The zero value of each field stands for its default.
@@ -94,7 +94,7 @@ type Proxy struct {
 	quicShedAt   atomic.Int64                 // when shedQUIC closed connections last
 	// handshakes are those of QUIC that are under way.
 	handshakes  atomic.Int64
-	noHandshake notify.Signal // handshakes has become 0
+	noHandshake timers.Signal // handshakes has become 0
 	// memory is the key of the hashes by which right logins are remembered.
 	memory [32]byte
 	// hashing bounds how many passwords are compared at a time: half of the processors, so that requests go on.
@@ -159,7 +159,7 @@ func New(o Options) (*Proxy, error) {
 	}
 	o.MaxConnections = cmp.Or(o.MaxConnections, 4000)
 	p := &Proxy{
-		ending: make(chan struct{}), noHandshake: notify.New(), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{},
+		ending: make(chan struct{}), noHandshake: timers.NewSignal(), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{},
 			open: map[*countedTCP]struct{}{}}, budget: newMemory(),
 		streams:   limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
 		quicLimit: limit{most: max(1, o.MaxConnections/quicPart), of: map[netip.Addr]int{}},

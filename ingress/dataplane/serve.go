@@ -14,7 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // listener serves a site on one socket.
@@ -35,7 +35,7 @@ type listener struct {
 
 	leaving     atomic.Bool   // another process has taken over: each response is its connection's last
 	connections atomic.Int64  // of HTTP; those of tunnels are not among them
-	empty       notify.Signal // connections has become 0
+	empty       timers.Signal // connections has become 0
 }
 
 // ErrHandedOver is the cause of a context that ends Serve because another process serves on the same sockets now.
@@ -87,7 +87,7 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 
 // listener makes one for a socket; end waits for what its requests have begun.
 func (p *Proxy) listener(ctx context.Context, site string, secure bool) (h *listener, end func()) {
-	h = &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: notify.New()}
+	h = &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: timers.NewSignal()}
 	p.mu.Lock()
 	h.alternative = p.alternative(site)
 	p.mu.Unlock()

@@ -55,7 +55,7 @@ func TestS3CertificateIsTakenAsPEMOrBase64(t *testing.T) {
 	}
 }
 
-// TestS3FolderIsCleanedAndStaysInTheBucket: however a folder is spelt, the objects in it are those that are listed there.
+// TestS3FolderIsCleanedAndStaysInTheBucket: however a folder is spelt, the objects in it are those listed there.
 // One that leads out of the bucket is refused.
 func TestS3FolderIsCleanedAndStaysInTheBucket(t *testing.T) {
 	for text, want := range map[string]string{

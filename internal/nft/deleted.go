@@ -14,7 +14,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Deletions are the kernel's events of deleted tables, also by `nft flush ruleset`. Make one with
@@ -142,7 +142,7 @@ func (d *Deletions) names(m []byte) bool {
 // FollowDeletions sends wake whenever one of the tables may be gone, until ctx
 // is done. It listens when it returns; a goroutine of wg's goes on. failed is called when nothing is received, or not
 // any more.
-func FollowDeletions(ctx context.Context, wg *sync.WaitGroup, wake notify.Signal, failed func(error), tables ...Table) {
+func FollowDeletions(ctx context.Context, wg *sync.WaitGroup, wake timers.Signal, failed func(error), tables ...Table) {
 	d, err := HearDeletions(tables...)
 	if err != nil {
 		failed(err)

@@ -4,6 +4,8 @@
 // tables and deletes whole ones. It speaks netlink, because it is asked every half minute and must not start a program
 // for that. It never changes what is in a table.
 //
+// It also keeps the record of what the Service proxy has in the kernel, with IPVS' virtual servers, and removes that.
+//
 // A kernel without nftables holds no tables: asking for them, counting them and deleting them succeeds there.
 package nft
 

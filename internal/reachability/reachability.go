@@ -20,7 +20,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -75,7 +74,7 @@ type Options struct {
 // Watch is that view. Make it with New. Calls of its methods before Run are not lost.
 type Watch struct {
 	o    Options
-	wake notify.Signal
+	wake timers.Signal
 
 	mu      sync.Mutex
 	nodes   map[string]*state
@@ -108,7 +107,7 @@ func New(o Options) *Watch {
 		o.Jitter = func(d time.Duration) time.Duration { return rand.N(d) }
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	return &Watch{o: o, tell: o.Report, wake: notify.New(), nodes: map[string]*state{}, changed: make(chan struct{})}
+	return &Watch{o: o, tell: o.Report, wake: timers.NewSignal(), nodes: map[string]*state{}, changed: make(chan struct{})}
 }
 
 // OnUnreachable sets Options.Tell, of who is made after the Watch.

@@ -21,7 +21,7 @@ import (
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -110,7 +110,7 @@ func (b *bed) start(t *testing.T) {
 		NodeName: "n1", ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")},
 		NodePortAddresses: []string{nodeAddr + "/32", nodeAddr6 + "/128"}, Scheduler: b.scheduler, Logger: b.log,
 		nft: func(f knftables.Family) (knftables.Interface, error) {
-			return knftables.NewFake(f, servicerules.IPVSTable), nil
+			return knftables.NewFake(f, nft.IPVSTable), nil
 		},
 	}))(t)
 	t.Cleanup(p.Close)
@@ -256,7 +256,7 @@ func (b *bed) dump(t *testing.T) string {
 		slices.SortFunc(vs.Reals, netip.AddrPort.Compare)
 		s.Servers[k] = vs
 	}
-	link := testenv.Must(netlink.LinkByName(servicerules.IPVSDevice))(t)
+	link := testenv.Must(netlink.LinkByName(nft.IPVSDevice))(t)
 	addrs := testenv.Must(netlink.AddrList(link, netlink.FAMILY_V4))(t)
 	for _, a := range addrs {
 		s.Addresses[netip.MustParseAddr(a.IP.String())] = true

@@ -18,7 +18,7 @@ import (
 	upstream "k8s.io/kubernetes/pkg/proxy"
 	"sigs.k8s.io/knftables"
 
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -427,8 +427,8 @@ func logged(t *testing.T, l klog.Logger) string {
 
 // TestOnlyRuleDifferencesAreSent looks at what is sent to nft.
 func TestOnlyRuleDifferencesAreSent(t *testing.T) {
-	nft := &counting{Fake: knftables.NewFake(knftables.IPv4Family, servicerules.IPVSTable)}
-	w := &rulesWriter{nft: nft, view: ruleView{
+	program := &counting{Fake: knftables.NewFake(knftables.IPv4Family, nft.IPVSTable)}
+	w := &rulesWriter{nft: program, view: ruleView{
 		family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 	}}
 	for i, c := range []struct {
@@ -438,12 +438,12 @@ func TestOnlyRuleDifferencesAreSent(t *testing.T) {
 	}{{viewOf(nil, here), true, 1}, {viewOf(nil, here), false, 1}, {viewOf(nodePort, here), false, 2}, {viewOf(nodePort), false, 3}, {viewOf(nodePort), true, 4}} {
 		want := Desired(c.view).Sets
 		testenv.NoError(t, w.apply(t.Context(), want, nil, c.full))
-		testenv.True(t, nft.runs == c.runs, "step %d: nft ran %d times, want %d", i, nft.runs, c.runs)
+		testenv.True(t, program.runs == c.runs, "step %d: nft ran %d times, want %d", i, program.runs, c.runs)
 		for name, elements := range want {
 			if name == setShortcut {
 				continue
 			}
-			got, err := nft.ListElements(t.Context(), "set", name)
+			got, err := program.ListElements(t.Context(), "set", name)
 			if err != nil || len(got) != len(elements) {
 				t.Errorf("step %d: %s has %d elements (%v), want %d", i, name, len(got), err, len(elements))
 			}

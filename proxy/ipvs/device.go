@@ -13,30 +13,30 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // ensureDevice makes the device that carries the addresses of Services, and returns it.
 func ensureDevice() (netlink.Link, error) {
-	link, err := netlink.LinkByName(servicerules.IPVSDevice)
+	link, err := netlink.LinkByName(nft.IPVSDevice)
 	var missing netlink.LinkNotFoundError
 	switch {
 	case errors.As(err, &missing):
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name = servicerules.IPVSDevice
+		attrs.Name = nft.IPVSDevice
 		if err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
-			return nil, fmt.Errorf("making the device %s for the addresses of Services: %w", servicerules.IPVSDevice, err)
+			return nil, fmt.Errorf("making the device %s for the addresses of Services: %w", nft.IPVSDevice, err)
 		}
-		if link, err = netlink.LinkByName(servicerules.IPVSDevice); err != nil {
-			return nil, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+		if link, err = netlink.LinkByName(nft.IPVSDevice); err != nil {
+			return nil, fmt.Errorf("finding the device %s: %w", nft.IPVSDevice, err)
 		}
 	case err != nil:
-		return nil, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+		return nil, fmt.Errorf("finding the device %s: %w", nft.IPVSDevice, err)
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		if err := errors.Join(netlink.LinkSetARPOff(link), netlink.LinkSetIP6AddrGenMode(link, addrGenModeNone),
 			netlink.LinkSetUp(link)); err != nil {
-			return nil, fmt.Errorf("setting the device %s up: %w", servicerules.IPVSDevice, err)
+			return nil, fmt.Errorf("setting the device %s up: %w", nft.IPVSDevice, err)
 		}
 	}
 	return link, nil
@@ -45,13 +45,13 @@ func ensureDevice() (netlink.Link, error) {
 // deviceIntact says whether the device is there and up, and has all addresses that the last sync left there. What it
 // has besides is no Service's harm.
 func (p *Proxier) deviceIntact() (bool, error) {
-	link, err := netlink.LinkByName(servicerules.IPVSDevice)
+	link, err := netlink.LinkByName(nft.IPVSDevice)
 	var missing netlink.LinkNotFoundError
 	switch {
 	case errors.As(err, &missing):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("finding the device %s: %w", servicerules.IPVSDevice, err)
+		return false, fmt.Errorf("finding the device %s: %w", nft.IPVSDevice, err)
 	case link.Attrs().Flags&net.FlagUp == 0:
 		return false, nil
 	}
@@ -73,7 +73,7 @@ func (p *Proxier) deviceIntact() (bool, error) {
 func deviceAddresses(link netlink.Link, family int) (map[netip.Addr]bool, error) {
 	all, err := netlinkutil.ConsistentList(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
-		return nil, fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
+		return nil, fmt.Errorf("listing the addresses of %s: %w", nft.IPVSDevice, err)
 	}
 	out := make(map[netip.Addr]bool, len(all))
 	for _, h := range all {
@@ -95,7 +95,7 @@ func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
 	}
 	have, err := netlinkutil.ConsistentList(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
-		return fmt.Errorf("listing the addresses of %s: %w", servicerules.IPVSDevice, err)
+		return fmt.Errorf("listing the addresses of %s: %w", nft.IPVSDevice, err)
 	}
 	present := map[netip.Addr]bool{}
 	var errs []error
@@ -138,7 +138,7 @@ func deviceAddress(a netip.Addr) *netlink.Addr {
 // localAddresses are those of all devices but ours.
 func localAddresses() (map[netip.Addr]bool, error) {
 	own := -1
-	if link, err := netlink.LinkByName(servicerules.IPVSDevice); err == nil {
+	if link, err := netlink.LinkByName(nft.IPVSDevice); err == nil {
 		own = link.Attrs().Index
 	}
 	all, err := netlinkutil.Addresses(netlink.FAMILY_ALL)

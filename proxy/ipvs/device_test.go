@@ -9,7 +9,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -20,11 +20,11 @@ import (
 func TestDeviceChangesAreRepaired(t *testing.T) {
 	netns.Require(t)
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = servicerules.IPVSDevice
+	attrs.Name = nft.IPVSDevice
 	bridge := func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}) }
 	link := func() netlink.Link {
 		t.Helper()
-		return testenv.Must(netlink.LinkByName(servicerules.IPVSDevice))(t)
+		return testenv.Must(netlink.LinkByName(nft.IPVSDevice))(t)
 	}
 	set := func(texts ...string) map[netip.Addr]bool {
 		out := map[netip.Addr]bool{}
@@ -69,7 +69,7 @@ func TestDeviceChangesAreRepaired(t *testing.T) {
 			t.Fatal(harm.what, err)
 		}
 		is(false, harm.what)
-		if _, err := netlink.LinkByName(servicerules.IPVSDevice); err != nil {
+		if _, err := netlink.LinkByName(nft.IPVSDevice); err != nil {
 			testenv.NoError(t, bridge())
 		}
 		write()

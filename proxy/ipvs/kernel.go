@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
 // Real is a real server as the kernel has it.
@@ -100,7 +100,7 @@ func (k *kernel) Servers() (map[Key]Server, error) {
 	out := map[Key]Server{}
 	for _, s := range all {
 		a, ok := netip.AddrFromSlice(s.Address)
-		if s.Flags&servicerules.IPVSFlag == 0 || s.AddressFamily != k.family || !ok {
+		if s.Flags&nft.IPVSFlag == 0 || s.AddressFamily != k.family || !ok {
 			continue
 		}
 		server := Server{Scheduler: s.SchedName}
@@ -115,7 +115,7 @@ func (k *kernel) Servers() (map[Key]Server, error) {
 func (k *kernel) service(key Key, s Server) *moby.Service {
 	out := &moby.Service{
 		Address: key.Addr.AsSlice(), Protocol: protocols[key.Protocol], Port: key.Port, AddressFamily: k.family, SchedName: s.Scheduler,
-		Flags: servicerules.IPVSFlag | flagsOf(s.Scheduler), Netmask: 0xffffffff,
+		Flags: nft.IPVSFlag | flagsOf(s.Scheduler), Netmask: 0xffffffff,
 	}
 	if k.family == unix.AF_INET6 {
 		out.Netmask = 128

@@ -24,7 +24,7 @@ import (
 	"k8s.io/klog/v2/ktesting"
 	"k8s.io/kubernetes/pkg/proxy/conntrack"
 
-	"github.com/coracle-k8s/coracle/internal/servicerules"
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
@@ -176,7 +176,7 @@ address 203.0.113.7
 	same("at first")
 	table := b.calls.Table
 	web := Key{corev1.ProtocolTCP, netip.MustParseAddr(clusterIP), 80}
-	link := testenv.Must(netlink.LinkByName(servicerules.IPVSDevice))(t)
+	link := testenv.Must(netlink.LinkByName(nft.IPVSDevice))(t)
 	testenv.NoError(t, errors.Join(
 		table.DeleteReal(web, netip.MustParseAddrPort("10.42.0.2:8080")), table.SetWeight(web, netip.MustParseAddrPort("10.42.0.6:8080"), 7),
 		table.AddReal(web, netip.MustParseAddrPort("10.42.0.99:8080")),
@@ -488,14 +488,14 @@ func testThousand(t *testing.T, b *bed) {
 func testRemove(t *testing.T, b *bed) {
 	b.service(t, "web", nil, 8080, 0)
 	record := t.TempDir() + "/record"
-	testenv.NoError(t, servicerules.Write(record, servicerules.IPVS))
+	testenv.NoError(t, nft.RecordServiceRules(record, nft.ServicesByIPVS))
 	// Of nftables this kernel knows nothing: that part is tried elsewhere.
-	if _, err := servicerules.Remove(record); err != nil && !strings.Contains(err.Error(), "nftables") {
+	if _, err := nft.RemoveServiceRules(record); err != nil && !strings.Contains(err.Error(), "nftables") {
 		t.Fatal(err)
 	}
 	servers, err := b.calls.Table.Servers()
 	testenv.False(t, err != nil || len(servers) > 0, "left: %v, %v", servers, err)
-	testenv.Fails(t, testenv.Err(netlink.LinkByName(servicerules.IPVSDevice)), "the device is still there")
+	testenv.Fails(t, testenv.Err(netlink.LinkByName(nft.IPVSDevice)), "the device is still there")
 	testenv.NoError(t, b.proxier.Sync(context.WithoutCancel(t.Context()), true))
 	reaches(t, b.outside, clusterIP+":80")
 }

@@ -20,7 +20,6 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -111,7 +110,7 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 	for range 8 {
 		f := &family{name: corev1.IPv4Protocol, services: upstream.ServicePortMap{}, endpoints: upstream.EndpointsMap{}}
 		f.changes, f.slices = upstream.NewServiceChangeTracker(f.name, newServicePort, nil), upstream.NewEndpointsChangeTracker(f.name, "n1", nil, nil)
-		m, program := newTable(), &failing{Fake: knftables.NewFake(knftables.IPv4Family, servicerules.IPVSTable)}
+		m, program := newTable(), &failing{Fake: knftables.NewFake(knftables.IPv4Family, nft.IPVSTable)}
 		f.apply.table, f.rules.nft, f.rules.view = m, program, ruleView{family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}
 		f.ledger = newLedger()
 		v := View{
@@ -257,9 +256,9 @@ func TestPodsAreNoOtherView(t *testing.T) {
 // value.
 func TestOneAddressOfTwoServices(t *testing.T) {
 	netns.RequireNFT(t)
-	program := testenv.Must(knftables.New(knftables.IPv4Family, servicerules.IPVSTable))(t)
+	program := testenv.Must(knftables.New(knftables.IPv4Family, nft.IPVSTable))(t)
 	t.Cleanup(func() {
-		testenv.Check(t, nft.Delete(nft.Table{Family: nft.IPv4, Name: servicerules.IPVSTable}))
+		testenv.Check(t, nft.Delete(nft.Table{Family: nft.IPv4, Name: nft.IPVSTable}))
 	})
 	for _, order := range [][]string{{"one", "two"}, {"two", "one"}} {
 		v := View{Services: upstream.ServicePortMap{}, Endpoints: upstream.EndpointsMap{}, NodeName: "n1", Scheduler: DefaultScheduler}

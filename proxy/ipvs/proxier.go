@@ -26,7 +26,6 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 )
 
 // Options are what a Proxier needs.
@@ -88,7 +87,7 @@ func New(o Options) (*Proxier, error) {
 		return nil, fmt.Errorf("%q is no scheduler of IPVS; there are %v", o.Scheduler, Schedulers)
 	}
 	if o.nft == nil {
-		o.nft = func(f knftables.Family) (knftables.Interface, error) { return knftables.New(f, servicerules.IPVSTable) }
+		o.nft = func(f knftables.Family) (knftables.Interface, error) { return knftables.New(f, nft.IPVSTable) }
 	}
 	p := &Proxier{o: o}
 	for _, name := range []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol} {
@@ -141,9 +140,9 @@ func (p *Proxier) family(name corev1.IPFamily) (*family, error) {
 // table is that of nftables.
 func (f *family) table() nft.Table {
 	if f.name == corev1.IPv6Protocol {
-		return nft.Table{Family: nft.IPv6, Name: servicerules.IPVSTable}
+		return nft.Table{Family: nft.IPv6, Name: nft.IPVSTable}
 	}
-	return nft.Table{Family: nft.IPv4, Name: servicerules.IPVSTable}
+	return nft.Table{Family: nft.IPv4, Name: nft.IPVSTable}
 }
 
 // Close lets go of what New opened. What is in the kernel stays.

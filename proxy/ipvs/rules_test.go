@@ -18,7 +18,6 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -47,7 +46,7 @@ func TestRulesMarkTrafficWithoutIPVS(t *testing.T) {
 	netns.Serve(t, netns.Own{}, "node", "tcp", ":2222")
 	netns.Serve(t, netns.Own{}, "nodeport", "tcp", nodeAddr+":30080")
 
-	program := testenv.Must(knftables.New(knftables.IPv4Family, servicerules.IPVSTable))(t)
+	program := testenv.Must(knftables.New(knftables.IPv4Family, nft.IPVSTable))(t)
 	w := &rulesWriter{nft: program, view: ruleView{
 		family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 	}}
@@ -138,7 +137,7 @@ func TestRulesMarkTrafficWithoutIPVS(t *testing.T) {
 	who(outside, "203.0.113.7:80", "203.0.113.7")
 	apply(viewOf(external(nil), here), true) // over what is there
 	refused(outside, "203.0.113.7:2222")
-	six := testenv.Must(knftables.New(knftables.IPv6Family, servicerules.IPVSTable))(t)
+	six := testenv.Must(knftables.New(knftables.IPv6Family, nft.IPVSTable))(t)
 	w6 := &rulesWriter{nft: six, view: ruleView{
 		family: rules6, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd42::/56")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("fd43::/112")},
 	}}
@@ -155,9 +154,9 @@ func TestForeignRuleChangesAreDetectedByCount(t *testing.T) {
 		pods, services, address string
 	}{{knftables.IPv4Family, rules4, "10.42.0.0/16", "10.43.0.0/16", "10.43.0.9"}, {knftables.IPv6Family, rules6, "fd42::/56", "fd43::/112", "fd43::9"}} {
 		t.Run(string(c.of), func(t *testing.T) {
-			program := testenv.Must(knftables.New(c.of, servicerules.IPVSTable))(t)
+			program := testenv.Must(knftables.New(c.of, nft.IPVSTable))(t)
 			w := &rulesWriter{nft: program, view: ruleView{family: c.family, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix(c.pods)}}}
-			table := nft.Table{Family: nft.IPv4, Name: servicerules.IPVSTable}
+			table := nft.Table{Family: nft.IPv4, Name: nft.IPVSTable}
 			if c.of == knftables.IPv6Family {
 				table.Family = nft.IPv6
 			}
@@ -185,7 +184,7 @@ func TestForeignRuleChangesAreDetectedByCount(t *testing.T) {
 			}
 			runNFT := func(format string) string {
 				t.Helper()
-				text := strings.NewReplacer("IN", string(c.of)+" "+servicerules.IPVSTable, "OTHER", string(c.of)+" other").Replace(format)
+				text := strings.NewReplacer("IN", string(c.of)+" "+nft.IPVSTable, "OTHER", string(c.of)+" other").Replace(format)
 				if out, err := exec.Command("nft", text).CombinedOutput(); err != nil {
 					t.Fatalf("nft %s: %v: %s", text, err, out)
 				}

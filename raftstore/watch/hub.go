@@ -11,7 +11,7 @@ import (
 	"go.etcd.io/etcd/pkg/v3/adt"
 	"k8s.io/utils/clock"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -32,7 +32,7 @@ type Hub struct {
 	view     func() *mvcc.View
 	clock    clock.WithTicker
 	interval time.Duration
-	wake     notify.Signal
+	wake     timers.Signal
 
 	delivered atomic.Uint64 // events that watchers took, for metrics
 
@@ -51,7 +51,7 @@ type watchGroup struct{ members map[*Watcher]struct{} }
 // NewHub returns a hub without watchers, which Run and RunProgress serve.
 func NewHub(o Options) *Hub {
 	return &Hub{
-		view: o.View, clock: o.Clock, interval: o.ProgressInterval, wake: notify.New(),
+		view: o.View, clock: o.Clock, interval: o.ProgressInterval, wake: timers.NewSignal(),
 		points: make(map[string]*watchGroup), ranges: adt.NewIntervalTree(), reported: make(map[*Watcher]struct{}),
 	}
 }

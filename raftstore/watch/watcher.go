@@ -8,7 +8,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
@@ -36,7 +36,7 @@ type Watcher struct {
 	noDelete bool
 	report   bool // progress, from time to time
 
-	signal notify.Signal
+	signal timers.Signal
 
 	// Guarded by hub.mu.
 	position int64 // next revision to deliver
@@ -78,7 +78,7 @@ func (h *Hub) Watch(r *pb.WatchCreateRequest) (w *Watcher, present int64) {
 	present = h.view().Revision()
 	w = &Watcher{
 		hub: h, key: r.Key, end: r.RangeEnd, prevKV: r.PrevKv, report: r.ProgressNotify,
-		signal: notify.New(), position: r.StartRevision, behind: true,
+		signal: timers.NewSignal(), position: r.StartRevision, behind: true,
 	}
 	if w.position == 0 {
 		w.position = present + 1

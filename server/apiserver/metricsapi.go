@@ -21,8 +21,8 @@ import (
 	"k8s.io/kubernetes/pkg/controlplane"
 	kubeletclient "k8s.io/kubernetes/pkg/kubelet/client"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/server/resourcemetrics"
 )
 
@@ -42,7 +42,7 @@ type metricsAPI struct {
 
 	client   apiregistrationclient.APIServiceInterface
 	services apiregistrationlisters.APIServiceLister
-	changed  notify.Signal // who receives it looks at the APIService
+	changed  timers.Signal // who receives it looks at the APIService
 }
 
 func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAPI, error) {
@@ -50,7 +50,7 @@ func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAP
 	if err != nil {
 		return nil, fmt.Errorf("building a client for APIServices: %w", err)
 	}
-	m := &metricsAPI{part: o.MetricsPart, log: o.Logger, client: client.APIServices(), changed: notify.New()}
+	m := &metricsAPI{part: o.MetricsPart, log: o.Logger, client: client.APIServices(), changed: timers.NewSignal()}
 	if !o.ResourceMetrics {
 		m.part.Set(status.Disabled, "")
 		return m, nil

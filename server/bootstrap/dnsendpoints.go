@@ -22,7 +22,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // endpointsManager marks the endpoint slices of this controller; it alone writes those.
@@ -41,14 +41,14 @@ type DNSEndpoints struct {
 	clusterDNS net.IP
 	nodes      informers.SharedInformerFactory
 	log        *slog.Logger
-	changed    notify.Signal
+	changed    timers.Signal
 }
 
 // NewDNSEndpoints makes the controller; it registers with the factory, which the caller starts. With clusterDNS nil it
 // removes what an earlier one made.
 func NewDNSEndpoints(client kubernetes.Interface, factory informers.SharedInformerFactory, clusterDNS net.IP,
 	log *slog.Logger) *DNSEndpoints {
-	d := &DNSEndpoints{client: client, clusterDNS: clusterDNS, nodes: factory, log: log, changed: notify.New()}
+	d := &DNSEndpoints{client: client, clusterDNS: clusterDNS, nodes: factory, log: log, changed: timers.NewSignal()}
 	factory.Core().V1().Nodes().Informer()
 	factory.Discovery().V1().EndpointSlices().Informer()
 	return d

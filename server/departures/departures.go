@@ -30,7 +30,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -58,7 +58,7 @@ type departures struct {
 // Run removes nodes that are to leave for a term of leadership.
 func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
-	changed := notify.New() // there is something to look at
+	changed := timers.NewSignal() // there is something to look at
 	look := func(obj any) {
 		if n, ok := obj.(*corev1.Node); ok && (leaves(n) || stays(n)) {
 			changed.Send()

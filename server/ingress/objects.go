@@ -22,7 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // objects are those of the table, followed for as long as somebody wants it.
@@ -32,7 +32,7 @@ type objects struct {
 	others  informers.SharedInformerFactory
 	secrets informers.SharedInformerFactory // of the type for certificates alone
 	setting informers.SharedInformerFactory // the ConfigMap compile.Defaults
-	wake    notify.Signal                   // something has changed
+	wake    timers.Signal                   // something has changed
 	memory  compile.Memory
 	rules   compile.Rules
 	reads   reads[corev1.Secret]
@@ -45,7 +45,7 @@ type objects struct {
 func newObjects(of Options) *objects {
 	client := of.Client
 	o := &objects{
-		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: notify.New(),
+		client: client, rules: of.Rules, log: of.Logger, noIngress: of.NoIngress, wake: timers.NewSignal(),
 		others: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields)),
 		secrets: informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(withoutManagedFields),
 			informers.WithTweakListOptions(func(o *metav1.ListOptions) {

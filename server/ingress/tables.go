@@ -28,7 +28,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -62,7 +62,7 @@ type Options struct {
 type Tables struct {
 	o     Options
 	lasts func() time.Duration
-	asked notify.Signal // a stream has begun or ended
+	asked timers.Signal // a stream has begun or ended
 
 	mu      sync.Mutex
 	streams int
@@ -74,7 +74,7 @@ type Tables struct {
 // New makes one.
 func New(o Options) *Tables {
 	return &Tables{
-		o: o, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: notify.New(),
+		o: o, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: timers.NewSignal(),
 		now: table.Sections{}, changed: make(chan struct{}),
 	}
 }

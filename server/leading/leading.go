@@ -26,7 +26,6 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -96,14 +95,14 @@ type API interface {
 type Leader struct {
 	o Options
 	// helmWanted and gatewayWanted say that somebody has an object of the kinds of Helm charts or of the Gateway API.
-	helmWanted, gatewayWanted notify.Signal
+	helmWanted, gatewayWanted timers.Signal
 	// refusals are nodes that gave claims no local volume, which the scheduler is told.
 	refusals *localpath.Refusals
 }
 
 // New makes the Leader of a server.
 func New(o Options) *Leader {
-	return &Leader{o: o, helmWanted: notify.New(), gatewayWanted: notify.New(), refusals: localpath.NewRefusals(time.Now)}
+	return &Leader{o: o, helmWanted: timers.NewSignal(), gatewayWanted: timers.NewSignal(), refusals: localpath.NewRefusals(time.Now)}
 }
 
 // Follow starts the loops when this server begins to lead and stops them when it ceases to, until ctx is done; it

@@ -25,7 +25,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/roster"
@@ -56,7 +55,7 @@ type nodeMembers struct {
 // Run removes servers whose nodes are deleted, for a term of leadership.
 func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
-	changed := notify.New() // there is something to look at
+	changed := timers.NewSignal() // there is something to look at
 	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { changed.Send() }, UpdateFunc: func(_, obj any) {
 			if n, ok := obj.(*corev1.Node); ok && n.DeletionTimestamp != nil {

@@ -23,7 +23,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/roster"
@@ -68,7 +67,7 @@ func (r *Role) Run(ctx context.Context) {
 		}
 		return obj, nil
 	}
-	changed := notify.New() // there is something to look at
+	changed := timers.NewSignal() // there is something to look at
 	lw := cache.NewListWatchFromClient(r.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
 		fields.OneTermEqualSelector(metav1.ObjectNameField, r.node))
 	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{

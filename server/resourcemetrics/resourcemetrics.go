@@ -29,8 +29,8 @@ import (
 	"k8s.io/metrics/pkg/apis/metrics/v1beta1"
 	"sigs.k8s.io/metrics-server/pkg/api"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -62,7 +62,7 @@ type Collector struct {
 	o        Options
 	kubelets *kubelets
 	ended    chan struct{} // closed when Run has ended
-	wake     notify.Signal // who receives it looks whether somebody has asked
+	wake     timers.Signal // who receives it looks whether somebody has asked
 
 	mu    sync.Mutex
 	asked time.Time
@@ -82,7 +82,7 @@ func New(o Options) (*Collector, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Collector{o: o, kubelets: k, ended: make(chan struct{}), wake: notify.New()}
+	c := &Collector{o: o, kubelets: k, ended: make(chan struct{}), wake: timers.NewSignal()}
 	c.show()
 	return c, nil
 }

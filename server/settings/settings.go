@@ -33,7 +33,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -53,7 +52,7 @@ type Settings struct {
 	may    authorizer.Authorizer
 	log    *slog.Logger
 	lasts  func() time.Duration
-	asked  notify.Signal // the store is to be looked at
+	asked  timers.Signal // the store is to be looked at
 
 	mu          sync.Mutex
 	now         map[string]*line
@@ -72,7 +71,7 @@ type line struct {
 func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logger) *Settings {
 	return &Settings{
 		client: client, may: may, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) },
-		asked: notify.New(),
+		asked: timers.NewSignal(),
 		now:   map[string]*line{}, finished: make(chan struct{}), changed: make(chan struct{}),
 	}
 }

@@ -26,7 +26,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/protocol"
@@ -79,13 +78,15 @@ type Starting struct {
 	failoverTargets atomic.Pointer[[]string]
 	failedOver      chan struct{} // closed when that has begun
 	once            sync.Once     // for failedOver
-	news            notify.Signal // failoverTargets has changed
+	news            timers.Signal // failoverTargets has changed
 	askPatience     time.Duration // askReadyPatience, apart from tests
 }
 
 // New makes the Starting of a server that is not ready.
 func New(o Options) *Starting {
-	s := &Starting{o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: notify.New(), askPatience: askReadyPatience}
+	s := &Starting{
+		o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: timers.NewSignal(), askPatience: askReadyPatience,
+	}
 	s.begin = sync.OnceFunc(func() { o.Begin(s.answer) })
 	return s
 }

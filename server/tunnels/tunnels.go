@@ -26,7 +26,7 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
-	"github.com/coracle-k8s/coracle/internal/notify"
+	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/nodetunnel"
 )
 
@@ -60,7 +60,7 @@ type Table struct {
 	o     Options
 	roots *x509.CertPool
 
-	arrived notify.Signal // who receives it looks at all nodes
+	arrived timers.Signal // who receives it looks at all nodes
 
 	mu     sync.Mutex
 	nodes  map[string]*entry
@@ -88,7 +88,7 @@ func host(a net.Addr) string {
 // New returns a Table that Run fills.
 func New(o Options) (*Table, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	t := &Table{o: o, roots: x509.NewCertPool(), nodes: map[string]*entry{}, arrived: notify.New()}
+	t := &Table{o: o, roots: x509.NewCertPool(), nodes: map[string]*entry{}, arrived: timers.NewSignal()}
 	signers, err := cert.ParseCertsPEM(o.ClientCA)
 	if err != nil {
 		return nil, fmt.Errorf("the authority of nodes: %w", err)

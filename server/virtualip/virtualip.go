@@ -25,7 +25,6 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/raftstore"
@@ -89,7 +88,7 @@ type Keeper struct {
 	// before they are announced. An address of before may be answered for by another server.
 	unproven map[netip.Addr]bool
 	probed   []netip.Addr  // by this server, before it told the cluster
-	changed  notify.Signal // there is something to look at
+	changed  timers.Signal // there is something to look at
 
 	routers func() ([]netip.Addr, error) // nil for vip.Routers
 }
@@ -103,7 +102,7 @@ func New(o Options) (*Keeper, error) {
 	if !known {
 		addresses = o.Own
 	}
-	return &Keeper{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: notify.New()}, nil
+	return &Keeper{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: timers.NewSignal()}, nil
 }
 
 // Current are the addresses for which certificates are made.

@@ -20,7 +20,6 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/vip"
 )
 
@@ -95,7 +94,7 @@ func removeData(o Options, keep *keeper, uids []string) error {
 
 // cleanNetwork removes what the pod network and NetworkPolicies made, and what the Service proxy recorded that it made.
 func cleanNetwork(runDir string) error {
-	_, err := servicerules.Remove(servicerules.RecordIn(runDir))
+	_, err := nft.RemoveServiceRules(nft.ServiceRecordIn(runDir))
 	policies := nft.Delete(nft.Table{Family: nft.INet, Name: nft.PolicyTable})
 	ingress := nft.Delete(nft.Table{Family: nft.INet, Name: nft.IngressTable})
 	return errors.Join(cni.Cleanup(cni.CleanupOptions{}), err, policies, ingress, vip.SetRedirects(nil))

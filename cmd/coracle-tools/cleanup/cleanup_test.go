@@ -16,7 +16,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/nft"
-	"github.com/coracle-k8s/coracle/internal/servicerules"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
@@ -73,13 +72,13 @@ func TestMountsBelowFolderAreFound(t *testing.T) {
 // TestOthersServiceTablesStay: the kube-proxy of another cluster on this host calls its tables as coracle's proxy does.
 func TestOthersServiceTablesStay(t *testing.T) {
 	netns.Require(t)
-	table, run := nft.Table{Family: nft.IPv4, Name: servicerules.NFTable}, t.TempDir()
+	table, run := nft.Table{Family: nft.IPv4, Name: nft.ServiceTable}, t.TempDir()
 	testenv.NoError(t, nft.Ensure(table))
 	testenv.NoError(t, cleanNetwork(run))
 	if there, err := nft.Exists(table); err != nil || !there {
 		t.Errorf("a table that coracle did not make is there: %v, %v", there, err)
 	}
-	testenv.NoError(t, servicerules.Write(servicerules.RecordIn(run), servicerules.NFTables))
+	testenv.NoError(t, nft.RecordServiceRules(nft.ServiceRecordIn(run), nft.ServicesByNFTables))
 	testenv.NoError(t, cleanNetwork(run))
 	if there, err := nft.Exists(table); err != nil || there {
 		t.Errorf("the table that coracle made is there: %v, %v", there, err)
@@ -98,11 +97,11 @@ func TestKernelWithoutNFTables(t *testing.T) {
 	run := t.TempDir()
 	for range 2 { // the second time nothing is recorded
 		testenv.Check(t, cleanNetwork(run))
-		for _, backend := range []string{servicerules.NFTables, servicerules.IPVS} {
-			testenv.NoError(t, servicerules.Write(servicerules.RecordIn(run), backend))
+		for _, backend := range []string{nft.ServicesByNFTables, nft.ServicesByIPVS} {
+			testenv.NoError(t, nft.RecordServiceRules(nft.ServiceRecordIn(run), backend))
 		}
 		testenv.Check(t, cleanNetwork(run), "with a record")
-		testenv.Fails(t, testenv.Err(os.Stat(servicerules.RecordIn(run))), "the record is left")
+		testenv.Fails(t, testenv.Err(os.Stat(nft.ServiceRecordIn(run))), "the record is left")
 	}
 }
 

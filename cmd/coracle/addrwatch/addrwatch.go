@@ -16,7 +16,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/coracle-k8s/coracle/internal/notify"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -141,7 +140,7 @@ func kernelEvents(ctx context.Context) (<-chan struct{}, error) {
 	if err := netlink.AddrSubscribe(updates, done); err != nil {
 		return nil, fmt.Errorf("following this machine's addresses: %w", err)
 	}
-	events := notify.New()
+	events := timers.NewSignal()
 	go func() {
 		defer close(events)
 		defer func() {

@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package notify wakes goroutines.
-package notify
+package timers
 
 import (
 	"context"
 	"time"
-
-	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // Signal says that there is something to look at. It is received once, however often it was sent meanwhile.
 type Signal chan struct{}
 
-// New makes a signal that has not been sent.
-func New() Signal { return make(Signal, 1) }
+// NewSignal makes a signal that has not been sent.
+func NewSignal() Signal { return make(Signal, 1) }
 
 // Send never waits.
 func (s Signal) Send() {
@@ -37,7 +34,7 @@ func (s Signal) Rounds(ctx context.Context, gather time.Duration, round func() (
 			return
 		case <-again:
 		case <-s:
-			if !timers.Sleep(ctx, gather) {
+			if !Sleep(ctx, gather) {
 				return
 			}
 		}

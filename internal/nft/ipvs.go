@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package servicerules
+package nft
 
 import (
 	"errors"
@@ -9,15 +9,13 @@ import (
 	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// IPVS is the back end on the kernel's IPVS, and what it makes there.
+// ServicesByIPVS is the back end on the kernel's IPVS, and what it makes there.
 const (
-	IPVS       = "ipvs"
-	IPVSTable  = "coracle-ipvs" // its nftables tables
-	IPVSDevice = "coracleipvs0" // carries the addresses of Services; coracle-* are the pod network's
+	ServicesByIPVS = "ipvs"
+	IPVSTable      = "coracle-ipvs" // its nftables tables
+	IPVSDevice     = "coracleipvs0" // carries the addresses of Services; coracle-* are the pod network's
 	// IPVSFlag is on each virtual server that is ours: the third of the flags that the kernel leaves to schedulers,
 	// which none of them uses.
 	IPVSFlag = 0x20
@@ -37,8 +35,8 @@ func removeIPVS() error {
 			errs = append(errs, fmt.Errorf("deleting the device %s: %w", IPVSDevice, err))
 		}
 	}
-	for _, f := range []nft.Table{{Family: nft.IPv4, Name: IPVSTable}, {Family: nft.IPv6, Name: IPVSTable}} {
-		errs = append(errs, nft.Delete(f))
+	for _, f := range []Table{{Family: IPv4, Name: IPVSTable}, {Family: IPv6, Name: IPVSTable}} {
+		errs = append(errs, Delete(f))
 	}
 	return errors.Join(errs...)
 }
