@@ -14,7 +14,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
-	moments "github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // A leader whose machine has vanished breaks no connection: the voters have to miss it. Raft's own timers take long for
@@ -37,7 +36,7 @@ type election struct {
 }
 
 // silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees
-// when it is asked: heartbeats reach the voters at different moments. A leader that waits for a processor now and then
+// when it is asked: heartbeats reach the voters at different timers. A leader that waits for a processor now and then
 // shows that by the gaps between its messages, and is given twice as long as the longest of late; raft's own timers
 // come after the most of that. Who leads in a minority may do so for a moment longer than that: nothing relies on its
 // lease.
@@ -184,7 +183,7 @@ func (e *election) missLeader(ctx context.Context) {
 			rest, tries, excused, wait = time.Time{}, 0, false, e.silentAfter()
 			if !e.othersVote() { // and none could lead: nothing to miss, and nobody to compare with
 				e.pace.Store(&pace{withThis: e.pace.Load().withThis, withoutThis: never})
-				rests := moments.Until(stewardTick) // another server may get a vote
+				rests := timers.Until(stewardTick) // another server may get a vote
 				due = time.Now().Add(rests)
 				timer.Reset(rests)
 				continue
@@ -340,7 +339,7 @@ func (e *election) voters() int {
 func sleepUnless(ctx context.Context, d time.Duration, so func() bool) bool {
 	const poll = 10 * time.Millisecond
 	for until := time.Now().Add(d); time.Now().Before(until); {
-		if !moments.Sleep(ctx, poll) || so() {
+		if !timers.Sleep(ctx, poll) || so() {
 			return false
 		}
 	}
