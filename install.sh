@@ -4,10 +4,10 @@
 #
 #   sudo ./install.sh [server] [flags of coracle server]
 #
-# In a clone of the repository it builds coracle first. Beside a release (coracle-linux-amd64.xz or coracle-linux-arm64.xz,
-# or either unpacked, or coracle, with sha256sums.txt) it installs that. Run again, it upgrades, and restarts the service only when something
-# changed; pods keep running. Without arguments a second run keeps those of the first. coracle-uninstall takes it all
-# away. docs/install.md says more.
+# In a clone of the repository it builds coracle first. Beside a release (coracle-linux-amd64.xz or
+# coracle-linux-arm64.xz, or either unpacked, or coracle, with sha256sums.txt) it installs that. Run again, it upgrades,
+# and restarts the service only when something changed; pods keep running. Without arguments a second run keeps those of
+# the first. coracle-uninstall takes it all away. docs/install.md says more.
 #
 # Environment:
 #   INSTALL_CORACLE_EXEC         arguments of coracle, instead of this script's: "server --tls-san example.org"
@@ -134,9 +134,11 @@ Get that file too, or set INSTALL_CORACLE_SHA256 to the hash that the binary sho
   [ "$have" = "$want" ] || die "$1 is not what was released: its SHA-256 is $have, but should be $want. Nothing was installed. Get it again"
 }
 
-# unpack makes $binary the program that a file packed by xz holds. It lies where put writes, so that a card is written once.
+# unpack makes $binary the program that a file packed by xz holds. It lies where put writes, so that a card is written
+# once, and not at all when that program is installed already.
 unpack() {
   command -v xz >/dev/null || die "xz is missing, which unpacks $binary. Install it (Debian and Ubuntu: apt install xz-utils), or unpack the file elsewhere: xz -d $(basename "$binary")"
+  if xz -dc "$binary" 2>/dev/null | cmp -s - "$bin_dir/coracle"; then binary=$bin_dir/coracle; return; fi
   mkdir -p "$bin_dir"
   trap 'rm -f "$bin_dir/coracle.new"' EXIT
   xz -dc "$binary" >"$bin_dir/coracle.new" || die "$binary could not be unpacked into $bin_dir; the line above says why. Nothing was installed"

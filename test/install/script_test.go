@@ -119,6 +119,9 @@ find_binary; put "$binary" 755 "$bin_dir/coracle"; echo "is $version"`)
 				testenv.NoError(t, err, "%s", out)
 				testenv.Contains(t, out, "is v7", "the installer does not say the version")
 				s.has("bin/coracle", 0o755, strings.Split(strings.TrimSpace(program), "\n")...)
+				again := testenv.Must(s.run(`here=$etc bin_dir=$etc/bin arch=amd64; ulimit -f 0
+find_binary; if put "$binary" 755 "$bin_dir/coracle"; then echo written; else echo same; fi`))(t)
+				testenv.Contains(t, again, "same", "a second run writes the program again")
 				return
 			}
 			if err == nil || !strings.Contains(out, tt.want) {
