@@ -214,9 +214,15 @@ func (s *Server) LogTail(n int) string {
 	return string(bytes.Join(lines[max(0, len(lines)-n):], []byte("\n")))
 }
 
-// KubectlCommand prepares kubectl (the one that coracle carries) with the admin's credentials.
+// KubectlCommand prepares kubectl (the one that coracle carries) with the admin's credentials. Where the server has
+// unpacked it, it runs without "coracle kubectl", which only starts it and takes as much of a processor again.
 func (s *Server) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
-	return s.Command(ctx, s.Coracle(), append([]string{"kubectl", "--kubeconfig", s.Kubeconfig}, args...)...)
+	args = append([]string{"--kubeconfig", s.Kubeconfig}, args...)
+	unpacked := filepath.Join(s.DataDir, "bin", "current", "kubectl")
+	if _, err := os.Stat(unpacked); err == nil {
+		return s.Command(ctx, unpacked, args...)
+	}
+	return s.Command(ctx, s.Coracle(), append([]string{"kubectl"}, args...)...)
 }
 
 // TryKubectl runs kubectl and returns its output.

@@ -64,6 +64,7 @@ func Eventually(t testing.TB, within time.Duration, what string, f func() error)
 	deadline := time.Now().Add(within)
 	pause := 5 * time.Millisecond
 	for {
+		began := time.Now()
 		err := f()
 		if err == nil {
 			return
@@ -71,7 +72,7 @@ func Eventually(t testing.TB, within time.Duration, what string, f func() error)
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not within %v: %v", what, within, err)
 		}
-		time.Sleep(pause) // between two looks at the condition
+		time.Sleep(max(pause, min(2*time.Since(began), 2*time.Second))) // between two looks: those that are dear are rarer
 		pause = min(pause*3/2, 250*time.Millisecond)
 	}
 }
