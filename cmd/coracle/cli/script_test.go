@@ -122,7 +122,7 @@ func testApp() *App {
 		CheckServerArgs:  func(c *config.Server) error { return fakeArgs(c.APIServerArgs) },
 		CheckKubeletArgs: fakeArgs,
 		Unpack:           fakeUnpack,
-		Parts:            func() map[string]string { return map[string]string{"runc": "1.2.3"} },
+		Libraries:        func() map[string]string { return map[string]string{"runc": "1.2.3"} },
 		Restart:          func() error { return errors.New("it was tried to start anew") },
 		Encryption:       fakeKeys{},
 		RotateToken: func(_ context.Context, _ *clientv3.Client, _ string, r token.RotationRequest) (token.Token, []string, error) {
