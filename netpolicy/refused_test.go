@@ -56,7 +56,7 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheKernel has an Enforcer that cannot write one namespace's part.
+// TestRefusedByTheKernel has an Enforcer that cannot write one namespace's rules.
 func TestRefusedByTheKernel(t *testing.T) {
 	namespaceTable(t)
 	w := dozen()
