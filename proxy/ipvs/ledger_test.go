@@ -186,8 +186,8 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 		}
 		m.refuse, program.err = nil, nil
 		sync(false)
-		if l := f.ledger; len(l.parts)+len(l.candidates)+len(l.addresses)+len(l.members) > 0 || l.state.String() != "" {
-			t.Errorf("of no Services are left %v, %v, %v, %v\n%s", l.parts, l.candidates, l.addresses, l.members, l.state)
+		if l := f.ledger; len(l.ports)+len(l.candidates)+len(l.addresses)+len(l.members) > 0 || l.state.String() != "" {
+			t.Errorf("of no Services are left %v, %v, %v, %v\n%s", l.ports, l.candidates, l.addresses, l.members, l.state)
 		}
 	}
 }
