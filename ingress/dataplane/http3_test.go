@@ -108,7 +108,7 @@ func errorText(err error) string {
 
 // TestHTTP3ConnectionsAreBounded: they count for the same limit as those of TCP, from their first packet on.
 func TestHTTP3ConnectionsAreBounded(t *testing.T) {
-	f := newFixture(t, Options{MaxConnections: 4 * quicPart}) // half of its part for one source
+	f := newFixture(t, Options{MaxConnections: 4 * quicFraction}) // half of its part for one source
 	first, err := dialQUIC(t, f.http3)
 	testenv.NoError(t, err)
 	testenv.Must(dialQUIC(t, f.http3))(t)
