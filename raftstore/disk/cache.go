@@ -13,10 +13,10 @@ import (
 // cacheSize is CachedLog's bound in bytes if none is given.
 const cacheSize = 8 << 20
 
-// unreadPart is the part of the bound, one in so many bytes, after which a cache that
+// unreadFraction is the part of the bound, one in so many bytes, after which a cache that
 // nobody reads forgets everything. What raft hands over at a time is hardly ever as much,
 // so those who follow the log have read in between.
-const unreadPart = 4
+const unreadFraction = 4
 
 // CachedLog returns the log with its newest entries kept in memory, up to so
 // many bytes; 0 means 8 MiB. A leader reads entries back for each follower,
@@ -97,7 +97,7 @@ func (c *cachedLog) StoreLogs(entries []*raft.Log) error {
 // remember adds an entry, which the log has now, and makes room for it.
 func (c *cachedLog) remember(e *raft.Log) {
 	n := cost(e)
-	wanted := n <= c.max && c.unread.Add(n)-n < c.max/unreadPart
+	wanted := n <= c.max && c.unread.Add(n)-n < c.max/unreadFraction
 	if !wanted || len(c.entries) > 0 && e.Index != c.first+uint64(len(c.entries)) {
 		c.forgetUpTo(len(c.entries))
 	}

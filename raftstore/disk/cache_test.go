@@ -57,7 +57,7 @@ func TestCachedLogMatchesDisk(t *testing.T) {
 			unread := cache.unread.Load()
 			for range rapid.IntRange(1, 5).Draw(t, "entries") {
 				e := drawEntry(t, next)
-				if wanted = unread < most/unreadPart; cost(e) <= most {
+				if wanted = unread < most/unreadFraction; cost(e) <= most {
 					unread += cost(e)
 				}
 				batch = append(batch, e)
@@ -178,7 +178,7 @@ func TestUnreadLogIsNotCached(t *testing.T) {
 		if err := cache.GetLog(index, &got); err != nil || &got.Data[0] != &next.Data[0] {
 			t.Fatalf("entry %d came from the disk after entry %d had been read, %v", index, first.Index, err)
 		}
-		for range most / unreadPart / size * 3 / 4 {
+		for range most / unreadFraction / size * 3 / 4 {
 			store(t)
 		}
 		if len(cache.entries) == 0 {

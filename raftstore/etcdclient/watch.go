@@ -213,7 +213,7 @@ func (f *follower) run(notify bool, created *pb.WatchResponse) {
 func (f *follower) pass(d watch.Delivery) bool {
 	rest := d.Events
 	for f.pace.Wait != nil && len(rest) > 0 {
-		n := f.part(rest)
+		n := f.sendable(rest)
 		if n == len(rest) {
 			break
 		}
@@ -226,8 +226,8 @@ func (f *follower) pass(d watch.Delivery) bool {
 	return f.send(clientv3.WatchResponse{Header: f.api.HeaderAt(d.Revision), Events: rest})
 }
 
-// part says how many of the events may be sent. It waits where that many are enough.
-func (f *follower) part(events []*mvccpb.Event) int {
+// sendable says how many of the events may be sent. It waits where that many are enough.
+func (f *follower) sendable(events []*mvccpb.Event) int {
 	for i, e := range events {
 		f.passed += len(e.Kv.Value) + len(e.PrevKv.GetValue())
 		if f.passed < f.pace.Bytes {
