@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// disableParts switches off what is there without being installed.
-var disableParts = []string{"--disable", "metrics-server,local-storage,helm-controller"}
+// disableFlags switch off what is there without being installed.
+var disableFlags = []string{"--disable", "metrics-server,local-storage,helm-controller"}
 
 // statusLine fails unless the line of a part in coracle status begins with a state.
 func statusLine(s *harness.Server, part, want string) error {

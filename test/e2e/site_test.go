@@ -97,7 +97,7 @@ func received(t *testing.T, m *harness.Machine) int {
 func TestTwoMachines(t *testing.T) {
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
-	servers := []*harness.Server{a.NewServer("--disable-agent"), b.NewServer(append(disableParts, "--disable-agent")...)}
+	servers := []*harness.Server{a.NewServer("--disable-agent"), b.NewServer(append(disableFlags, "--disable-agent")...)}
 	for _, s := range servers {
 		withChart(t, s)
 		s.Start()
