@@ -19,8 +19,8 @@ import (
 )
 
 // That an address accepts connections says nothing: another program may be there, another cluster, or the kernel of a
-// machine whose server hangs. What says something is a server's certificate in a TLS handshake. One costs both ends
-// about a millisecond and 4 kB, so there is none every two seconds: the node's own connection to each server
+// machine whose server is blocked. What says something is a server's certificate in a TLS handshake. One costs both
+// ends about a millisecond and 4 kB, so there is none every two seconds: the node's own connection to each server
 // (agent/tunnels) proves once a second that the server still is what it was when it showed its certificate there. A
 // handshake of our own is made only where that is not heard: before the first connection, and when the server has
 // fallen silent.
@@ -48,7 +48,7 @@ type proof struct {
 	itself bool
 	// doubted says that it has closed a connection since without a word.
 	doubted bool
-	// discounted is how much of the time since then is nobody's silence: this machine was late.
+	// discounted is how much of the time since then counts as silence of no server: this machine was late.
 	discounted time.Duration
 	// usual is the time between two answers over the node's own connection, on average, the latest counting most.
 	usual time.Duration
@@ -153,7 +153,8 @@ func (b *Balancer) forget(gone func(string) bool) {
 }
 
 // candidates are all addresses in the order in which they are tried: those that answer, then those that once were a
-// server's, then what was only named, and at last what is said to be none. Whoever names many has them tried last.
+// server's, then what was only named, and at last what is said to be none. A source that names many has them tried
+// last.
 func (b *Balancer) candidates() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

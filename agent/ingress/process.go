@@ -23,7 +23,7 @@ import (
 const (
 	// answerWithin bounds the wait for the proxy's answer to a change, socketsWithin that for its sockets.
 	answerWithin, socketsWithin = 30 * time.Second, 3 * time.Second
-	// maxAnswer bounds an answer in bytes: a proxy that strangers have taken over must not use up this process' memory.
+	// maxAnswer bounds an answer in bytes: a proxy that an attacker controls must not use up this process' memory.
 	maxAnswer = 8 << 20
 )
 

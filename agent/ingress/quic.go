@@ -72,7 +72,7 @@ func (s *sockets) serveQUIC(at []netip.Addr) bool {
 }
 
 // listenQUIC opens a UDP socket at each address, at the port of those before, or the usual one, or another where
-// somebody has that.
+// that is in use.
 func (s *sockets) listenQUIC(at []netip.Addr, before *sockets) error {
 	port, count := uint16(table.NodeHTTPSPort), len(s.descriptors)
 	old := map[netip.Addr]int{}
