@@ -191,7 +191,7 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 	switch r.Method {
 	case http.MethodGet:
 	case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
-		// Without a type the API reads a body as JSON, whoever wrote it.
+		// Without a type the API reads a body as JSON, whatever the client wrote.
 		if header.Get("Content-Type") == "" && r.ContentLength != 0 {
 			refuse(w, http.StatusUnsupportedMediaType, "a request with a body says its type")
 			return

@@ -19,7 +19,7 @@ import (
 // fieldManager is the name under which the API keeps what the console wrote.
 const fieldManager = "coracle-console"
 
-// editTries bounds how often an edit begins again because somebody else wrote the object in the same moment.
+// editTries bounds how often an edit begins again because another client wrote the object in the same moment.
 const editTries = 5
 
 // maxDiffLines bounds the lines between the first and the last that differ.
@@ -28,7 +28,7 @@ const maxDiffLines = 2000
 // errOther says that a path leads to another object than the one that was edited.
 var errOther = errors.New("this is another object")
 
-// errConflict says that the user and somebody else changed the same field.
+// errConflict says that the user and another client changed the same field.
 var errConflict = errors.New("another client has changed the same fields since: nothing was written")
 
 type editRequest struct {
@@ -187,7 +187,7 @@ func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun boo
 	if err != nil {
 		return live, nil, err
 	}
-	// Whoever writes between the reading and the patch is seen: the API refuses the patch.
+	// A client that writes between the reading and the patch is seen: the API refuses the patch.
 	metadata, _ := changes["metadata"].(map[string]any)
 	if metadata == nil {
 		metadata = map[string]any{}

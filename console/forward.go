@@ -120,7 +120,7 @@ func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	if err := h.start(f); err != nil {
-		_ = f.listener.Close() // nobody knows it
+		_ = f.listener.Close() // no client knows it
 		refuse(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
@@ -231,7 +231,7 @@ func (f *forward) run(ctx context.Context) {
 		}
 		conn, err := f.listener.Accept()
 		if err != nil {
-			f.end(fmt.Sprintf("the port cannot be used any more: %v", err)) // when the user has ended it nobody reads this
+			f.end(fmt.Sprintf("the port cannot be used any more: %v", err)) // when the user has ended it, this is not read
 			return
 		}
 		f.change(func(s *forwardState) { s.Open++; s.Opened++ })

@@ -25,8 +25,8 @@ import (
 const (
 	// maxLogin bounds a request of the login, in bytes: a code or a refresh token, of which large ones have some KB.
 	maxLogin = 16 << 10
-	// maxExchanges bounds the logins and renewals that are worked on at once. Each waits for the provider, and nobody
-	// has logged in before.
+	// maxExchanges bounds the logins and renewals that are worked on at once. Each waits for the provider, and the
+	// client has not logged in before.
 	maxExchanges, addressExchanges = 8, 4
 	// exchangeTimeout bounds what one of them takes, from the first byte of the request's body.
 	exchangeTimeout = 15 * time.Second
@@ -111,7 +111,7 @@ func (p *provider) register(mux *http.ServeMux) {
 	mux.HandleFunc("POST /oidc/refresh", p.bounded(p.renew))
 }
 
-// bounded answers a request of somebody who has not logged in: with few bytes, in bounded time, few at once.
+// bounded answers a request of a client that has not logged in: with few bytes, in bounded time, few at once.
 func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *loginRequest) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), exchangeTimeout)
@@ -147,7 +147,7 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 }
 
 // silent answers that the provider cannot be used at the moment. Why is in the log: it may say more of the network than
-// somebody who has not logged in should know.
+// a client that has not logged in should know.
 func (p *provider) silent(w http.ResponseWriter, err error) {
 	p.logger.Warn("no user can log in by OIDC at the moment", "issuer", p.o.Issuer, "error", err)
 	refuse(w, http.StatusBadGateway, p.o.Issuer+" does not answer this server as it should. The server's log says why")

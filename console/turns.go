@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// turns lets few work at once, and fewer of each user: whoever begins many waits for their own, and others do not.
+// turns lets few work at once, and fewer of each user: one who begins many waits for their own, and others do not.
 type turns struct {
 	all chan struct{}
 	own int // slots of a user
