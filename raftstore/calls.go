@@ -135,14 +135,14 @@ func callAt[A, Q any](ctx context.Context, call caller, address, method string, 
 	return answer, nil
 }
 
-// leaderRoute is the way to the leader, whoever that is: this server, or another one that is called.
+// leaderRoute is the way to the leader, whichever server that is: this server, or another one that is called.
 type leaderRoute struct {
 	*replica
 	leader      *leaderBoard
 	replication replication
 }
 
-// atLeader has something done by the leader, whoever that is. It may be done
+// atLeader has something done by the leader, whichever server that is. It may be done
 // more than once.
 func atLeader[A, Q any](
 	ctx context.Context, to leaderRoute, method string, request Q, here func(context.Context, Q) (A, error),

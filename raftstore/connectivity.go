@@ -36,7 +36,7 @@ type reachAnswer struct {
 }
 
 // reached asks all other members for their terms, and returns those that answered in time, and this server. One whose
-// disk hangs does not answer.
+// disk is stalled does not answer.
 func (p *peers) reached(ctx context.Context) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
@@ -71,8 +71,8 @@ func (e *election) serveReach(ctx context.Context, _ nothing) (reachAnswer, erro
 }
 
 // transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the
-// leader does not reach has no leader for as long as the link is cut, whoever else reaches it, and its clients have no
-// API. A transfer always goes to a server that reaches more, so it cannot go round.
+// leader does not reach has no leader for as long as the link is cut, whichever server else reaches it, and its clients
+// have no API. A transfer always goes to a server that reaches more, so it cannot go round.
 func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	servers := s.raft.GetConfiguration().Configuration().Servers
 	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != s.id && !s.answers(m.ID, healthyWithin) }) {

@@ -87,8 +87,8 @@ func (l *lessor) demote() {
 	l.order, l.doomed = nil, nil
 }
 
-// observe is told of every command that was run, here or elsewhere, in the order of
-// the log. Nobody else says that a lease is gone: by the time that somebody hears
+// observe is called with every command that was run, here or elsewhere, in the order of
+// the log. Nothing else says that a lease is gone: by the time that a client hears
 // of a revocation, the same id may have been granted again.
 func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 	switch req := c.Request.(type) {

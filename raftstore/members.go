@@ -146,7 +146,7 @@ func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.S
 		}
 	}
 	if v.ID == c.id {
-		// Whoever leads next removes it: a leader that removes itself leaves
+		// The next leader removes it: a leader that removes itself leaves
 		// its clients waiting for an election.
 		if err := c.TransferLeadership(ctx); err != nil {
 			return false, err
@@ -164,7 +164,7 @@ func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.S
 	return true, nil
 }
 
-// isOnlyVoter says whether a server needs nobody else to be elected.
+// isOnlyVoter says whether a server needs no other vote to be elected.
 func isOnlyVoter(members []raft.Server, id raft.ServerID) bool {
 	voters := votersOf(members)
 	return len(voters) == 1 && voters[0].ID == id
@@ -183,7 +183,7 @@ func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id ra
 	switch {
 	case stores.majorityOf(left):
 		return nil
-	case c.raft.State() != raft.Leader: // it learns of nobody then
+	case c.raft.State() != raft.Leader: // it learns of no member then
 		return errNotLeader
 	}
 	return status.Errorf(codes.FailedPrecondition,

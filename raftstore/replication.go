@@ -33,7 +33,7 @@ type replication interface {
 
 	// What the others hear of this server, and this one of them.
 	Call(ctx context.Context, address, method string, body []byte) ([]byte, error)
-	published() // is told of every new view
+	published() // is called for every new view
 	LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64)
 	Contact(raft.ServerID) time.Time
 	Forget(address string)
@@ -92,7 +92,7 @@ func (l standalone) waitLeader(ctx context.Context) error {
 }
 
 // linearizable returns the newest view of a server that leads and has applied its
-// predecessors' entries: nobody else can acknowledge a write.
+// predecessors' entries: no other server can acknowledge a write.
 func (l standalone) linearizable(ctx context.Context) (*mvcc.View, error) {
 	if err := l.waitLeader(ctx); err != nil {
 		return nil, err

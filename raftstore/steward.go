@@ -119,8 +119,8 @@ func (s *steward) settleVotes(ctx context.Context, known *acquaintances) {
 	}
 }
 
-// bearable returns an error unless a majority of the voters that a change makes stores now, and whoever it gives a
-// vote.
+// bearable returns an error unless a majority of the voters that a change makes stores now, and the server that it
+// gives a vote.
 func (s *steward) bearable(
 	ctx context.Context, members []raft.Server, change voters.Change, known *acquaintances,
 ) error {

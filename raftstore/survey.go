@@ -110,7 +110,7 @@ func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, err
 	after := append(slices.Clone(voters), chosen)
 	stores := c.replication.storageProbe(ctx, nil)
 	switch {
-	case c.raft.State() != raft.Leader: // it learns of nobody then
+	case c.raft.State() != raft.Leader: // it learns of no member then
 		return nothing{}, errNotLeader
 	case stores.count(voters) == len(voters) && len(voters)%2 == 1:
 		return nothing{}, status.Errorf(codes.FailedPrecondition,

@@ -14,7 +14,7 @@ import (
 const cacheSize = 8 << 20
 
 // unreadFraction is the part of the bound, one in so many bytes, after which a cache that
-// nobody reads forgets everything. What raft hands over at a time is hardly ever as much,
+// is not read forgets everything. What raft hands over at a time is hardly ever as much,
 // so those who follow the log have read in between.
 const unreadFraction = 4
 
@@ -25,7 +25,7 @@ const unreadFraction = 4
 // as it takes to see that.
 //
 // The entries' Data and Extensions are those that raft handed in, not copies:
-// nobody may change them. All writes must go through the cache, which is the
+// they must not be changed. All writes must go through the cache, which is the
 // same for every call.
 func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
 	if maxBytes == 0 {
@@ -49,7 +49,7 @@ type cachedLog struct {
 	entries []raft.Log
 	bytes   int64
 
-	unread atomic.Int64 // bytes that were written since somebody last read an entry
+	unread atomic.Int64 // bytes that were written since an entry was last read
 }
 
 var (
@@ -142,7 +142,7 @@ func (c *cachedLog) forgetFrom(n int) {
 func (c *cachedLog) DeleteRange(from, to uint64) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	c.forget(from, c.beforeTrail(to)) // nobody else deletes, so the log comes to the same
+	c.forget(from, c.beforeTrail(to)) // nothing else deletes, so the log comes to the same
 	return c.Log.DeleteRange(from, to)
 }
 

@@ -165,7 +165,7 @@ func (l *Log) has(s snapshotEnd) (bool, error) {
 	return l.agrees(s)
 }
 
-// completed is told of each snapshot that is complete and on disk.
+// completed is called for each snapshot that is complete and on disk.
 //
 // One of this server's own ends in the log, or where the one before did: the log is
 // fitted to it at once. One from the leader ends elsewhere. Raft still has to read

@@ -35,7 +35,7 @@ type Log struct {
 	trail   atomic.Pointer[trail]       // nil: none
 	flushed func(took time.Duration, bytes int)
 
-	writing turn     // held by whoever appends or deletes
+	writing turn     // held by the goroutine that appends or deletes
 	next    *segment // made, but not yet the tail; guarded by writing
 	// superseded says that the files hold entries that a snapshot made useless,
 	// and that positions no longer has. Guarded by writing.
@@ -358,7 +358,7 @@ func (l *Log) sweep() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.sweeping {
-		return nil // whoever does it comes to these, too
+		return nil // the goroutine that does it comes to these, too
 	}
 	l.sweeping = true
 	defer func() { l.sweeping = false }()

@@ -138,7 +138,7 @@ func (n *watcher) begin(ctx context.Context, op clientv3.Op) (following context.
 
 func (n *watcher) refusal(ctx context.Context, err error) *pb.WatchResponse {
 	if ctx.Err() != nil {
-		return nil // nobody listens
+		return nil // no client listens
 	}
 	return n.api.EndWatch(err)
 }

@@ -123,7 +123,7 @@ func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.
 	return &message{body: body}, nil
 }
 
-// caller is a connection for calls to one address. It is made anew, by gRPC, whenever it broke.
+// caller is a connection for calls to one address. gRPC makes it again whenever it broke.
 type caller struct {
 	address string
 	client  *grpc.ClientConn

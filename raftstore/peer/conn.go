@@ -106,7 +106,7 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// abort ends the connection under its owner's hands. It says whether nobody had done so before.
+// abort ends the connection under its owner's hands. It says whether this call was the first.
 func (c *conn) abort() (first bool) {
 	c.aborted.Do(func() {
 		first = true

@@ -36,7 +36,7 @@ type kind byte
 const (
 	kindRaft      kind = 1
 	kindCalls     kind = 2
-	kindSnapshots kind = 3 // raft again, but whoever reads does not wait for ever
+	kindSnapshots kind = 3 // raft again, but the reader does not wait for ever
 )
 
 func (k kind) String() string {
@@ -87,7 +87,7 @@ func (e *RefusedError) GRPCStatus() *status.Status {
 	return status.New(codes.Unavailable, e.Error())
 }
 
-// badHello is a handshake that nobody of ours sent.
+// badHello is a handshake that no server of the cluster sent.
 type badHello struct{ reason string }
 
 func (e *badHello) Error() string { return e.reason }

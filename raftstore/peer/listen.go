@@ -30,7 +30,7 @@ const (
 )
 
 // accept takes connections from the listener until it is closed. One more than
-// may be unidentified, and one of the source that has the most is hung up on, the
+// may be unidentified, and one of the source that has the most is closed, the
 // one that has been so for longest: who says nothing must not keep servers out.
 func (t *Transport) accept() {
 	unidentified := connlimit.Table{Max: maxUnidentified}
@@ -114,7 +114,7 @@ func (t *Transport) welcome(c net.Conn) (hello, error) {
 		return h, fmt.Errorf("answer a handshake: %w", err)
 	}
 	if reply.reason != "" {
-		// Who hangs up on unread bytes takes the answer back with them.
+		// Closing a connection with unread bytes discards the answer, too.
 		_, _ = io.CopyN(io.Discard, c, maxDiscard)
 		return h, errors.New(reply.reason)
 	}
@@ -233,7 +233,7 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 // queue is a listener for connections that are past their handshake.
 type queue struct {
 	address string
-	conns   chan net.Conn // unbuffered: a connection is somebody's at any time
+	conns   chan net.Conn // unbuffered: a connection has an owner at any time
 	closed  chan struct{}
 	once    sync.Once
 }

@@ -67,8 +67,8 @@ type Options struct {
 	// carries.
 	Next func(term, after uint64, bytes int) []*raft.Log
 
-	// Stands is told that a leader has handed over to this server, before raft is. It must be quick. Nil: nobody is
-	// told.
+	// Stands, if set, is called when a leader has handed over to this server, before raft learns of it. It must be
+	// quick.
 	Stands func()
 
 	// Snapshot and Install keep from raft what this server holds already: see
