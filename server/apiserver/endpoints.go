@@ -51,8 +51,8 @@ type (
 // default proves liveness with a lease per server that is rewritten for ever;
 // this one asks for the servers' addresses and writes only when they change.
 //
-// Who leads knows the servers, and only for as long as it does: one that was paused has heard of nobody when it wakes,
-// and would take all others out before it notices that another one leads. So it writes within its term.
+// Who leads knows the servers, and only for as long as it does: one that was paused has heard of no server when it
+// wakes, and would take all others out before it notices that another one leads. So it writes within its term.
 type endpointReconciler struct {
 	client  kubernetes.Interface
 	servers func() ServersOfService
@@ -338,7 +338,7 @@ func (r *endpointReconciler) applySlice(ctx context.Context, want *discoveryv1.E
 		return endpointError("reading the endpoint slice", want.Name, err)
 	}
 	labels := maps.Clone(have.Labels)
-	for name, value := range want.Labels { // without them nobody finds it, or nobody removes it
+	for name, value := range want.Labels { // without them it is not found, or not removed
 		metav1.SetMetaDataLabel(&have.ObjectMeta, name, value)
 	}
 	if equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports) &&

@@ -52,7 +52,7 @@ func (o Rotation) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := o.Pull(ctx); err != nil { // this server admits nobody any more; the others do not from a moment on
+	if _, err := o.Pull(ctx); err != nil { // this server admits no other any more; the others do not from a moment on
 		return err
 	}
 	for r.State.Stage != StageDone {

@@ -148,7 +148,7 @@ var errOtherRotation = errors.New("another server rotates the encryption key at 
 	"readable; when the other one has ended, run it again if the key is to " +
 	"be replaced once more")
 
-// put writes the record as the next generation, if nobody else has meanwhile.
+// put writes the record as the next generation, if no other server has meanwhile.
 func (s Shared) put(ctx context.Context, r record) (record, error) {
 	r.Generation++
 	revision, err := s.box().Put(ctx, r, r.revision)

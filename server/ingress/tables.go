@@ -174,7 +174,7 @@ func (t *Tables) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuses says why somebody may not have the table; 0: he may. Whoever may ask for all paths is no node for that.
+// refuses says why a client may not have the table; 0: it may. One that may ask for all paths is no node for that.
 func refuses(r *http.Request) (code int, why string) {
 	if r.Method != http.MethodGet {
 		return http.StatusMethodNotAllowed, "the table of the ingress is read only"

@@ -42,7 +42,7 @@ const (
 	// fieldManager owns the fields of what is applied.
 	fieldManager = "coracle-manifests"
 
-	resyncEvery = 5 * time.Minute // in case the kernel told of no change: network file systems
+	resyncEvery = 5 * time.Minute // in case the kernel reported no change: network file systems
 	settle      = 300 * time.Millisecond
 	firstRetry  = time.Second
 	lastRetry   = time.Minute
@@ -93,7 +93,7 @@ type file struct {
 	// retry is when to try again, after a pause of wait.
 	retry time.Time
 	wait  time.Duration
-	// reported is the last trouble told, so that the same is not told every time.
+	// reported is the last trouble logged, so that the same is not logged every time.
 	reported string
 }
 

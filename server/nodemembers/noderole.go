@@ -36,7 +36,7 @@ const (
 // Role keeps on this machine's node what says that it is a server's: the label, the server's name in the store, and
 // the finalizer that takes the server out of the store when the node is deleted. The kubelet may not set it (the
 // NodeRestriction admission plugin refuses node-role.kubernetes.io to it), and each server knows best that it is one,
-// so each labels its own node, whoever leads.
+// so each labels its own node, whichever leads.
 type Role struct {
 	client kubernetes.Interface
 	node   string

@@ -234,7 +234,7 @@ func (rs *remotes) proxy(w http.ResponseWriter, r *http.Request, api *apiregistr
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	_, _ = io.Copy(w, resp.Body) // the client sees a short body; there is nobody else to tell
+	_, _ = io.Copy(w, resp.Body) // the client sees a short body; there is no one else to report it to
 	return nil
 }
 

@@ -121,7 +121,7 @@ func (p *PKI) createAuthority(s Signer, key crypto.Signer) (*authority, error) {
 	template := &x509.Certificate{
 		// By the date one can tell the authorities of two clusters apart in error messages.
 		Subject:               pkix.Name{CommonName: fmt.Sprintf("coracle-%s@%d", s, from.Unix())},
-		NotBefore:             epoch, // the clock of whoever verifies may be at its start
+		NotBefore:             epoch, // the clock of a verifier may be at its start
 		NotAfter:              from.Add(CALifetime),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
@@ -152,7 +152,7 @@ func (p *PKI) checkKubeletCA() error {
 		return slices.ContainsFunc(p.server.chain, func(s *x509.Certificate) bool { return c.Equal(s) || c.CheckSignatureFrom(s) == nil })
 	}
 	if slices.ContainsFunc(p.kubelet.chain, known) || samePublicKey(p.kubelet.key.Public(), p.server.key.Public()) {
-		return fmt.Errorf("what %s signs is trusted by whoever trusts %s: a node's certificate would pass for an API server's. Nothing "+
+		return fmt.Errorf("what %s signs is trusted wherever %s is trusted: a node's certificate would pass for an API server's. Nothing "+
 			"was changed: remove %[1]s and its key before the first start, and another pair is made that has nothing to do with that",
 			p.CAFile(KubeletCA), p.CAFile(ServerCA))
 	}
@@ -226,7 +226,7 @@ func (p *PKI) keepPrivate(file string) error {
 	return os.Chmod(file, 0o600)
 }
 
-// keepCertificatesPrivate does the same for the authorities' certificates. They are no secret, but nobody else gets
+// keepCertificatesPrivate does the same for the authorities' certificates. They are no secret, but no other user gets
 // into the folder either, and audits (CIS 1.1.20) want mode 0600 of each. Earlier versions made them 0644.
 func (p *PKI) keepCertificatesPrivate() error {
 	files, err := filepath.Glob(filepath.Join(p.dir, "*.crt"))

@@ -204,7 +204,7 @@ type seenToken struct {
 }
 
 // countHere has the tokens that were replaced work no longer than their time from when this server saw it. That is kept
-// in a file, so that a new start does not begin the time anew. While the server runs its clock may be set as it likes:
+// in a file, so that a new start does not begin the time again. While the server runs its clock may be set as it likes:
 // what is counted in memory does not follow it.
 func (t *Tokens) countHere(set *token.Set, r tokenRecord) error {
 	file := filepath.Join(t.o.Folders.Server, tokensSeenFile)

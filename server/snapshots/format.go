@@ -25,7 +25,7 @@ import (
 //
 // and the body, decrypted, is
 //
-//	length, header       the same line, so that nobody can change it
+//	length, header       the same line, so that it cannot be changed
 //	length, contents     JSON
 //	state                what raftstore.Restore reads
 //
@@ -76,7 +76,7 @@ var (
 	ErrNoSnapshot = errors.New("it is no snapshot of coracle")
 	// ErrDamaged says that a file is not what was written.
 	ErrDamaged = errors.New("it is damaged")
-	// errUnreadable says that nobody knows what a file is, for it cannot be read.
+	// errUnreadable says of a file that it cannot be read, so that it is unknown what it is.
 	errUnreadable = errors.New("it cannot be read")
 )
 

@@ -99,7 +99,7 @@ func (f *File) Read(b Blob) ([]byte, error) {
 	if b == dictionary {
 		return f.decompress(b, nil)
 	}
-	// The dictionary is decompressed anew each time: documents are asked for
+	// The dictionary is decompressed again each time: documents are asked for
 	// rarely, and it would stay in memory for good.
 	dict, err := f.decompress(dictionary, nil)
 	if err != nil {
