@@ -319,7 +319,7 @@ func (p *namespaceRules) dnsRules(proto string) []Rule {
 	return out
 }
 
-// namedEgress are the rules for a named port of whomever the peers select.
+// namedEgress are the rules for a named port of the pods that the peers select.
 func (p *namespaceRules) namedEgress(peers []networkingv1.NetworkPolicyPeer, proto, name string) []Rule {
 	every := selected{everyPod(), everyPod().key()}
 	if len(peers) == 0 {

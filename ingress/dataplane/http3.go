@@ -32,8 +32,8 @@ const (
 	// quicWindow is how much of a request's body waits for the backend, quicConnectionWindow how much of all bodies of
 	// a connection, in bytes.
 	quicWindow, quicConnectionWindow = 256 << 10, 1 << 20
-	// quicFraction is the part of Options.MaxConnections that HTTP/3 may have: an idle connection takes twice the memory
-	// of a websocket over TLS. Clients whose connection is refused take TCP.
+	// quicFraction is the part of Options.MaxConnections that HTTP/3 may have: an idle connection takes twice the
+	// memory of a websocket over TLS. Clients whose connection is refused take TCP.
 	quicFraction = 8
 	// quicStreams is how many requests a connection may have at a time, and fewStreams how many while there are many
 	// connections. A client's stream takes
