@@ -81,7 +81,7 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 					testenv.Check(t, testenv.Err(s.Client.ContentStore().Info(ctx, digest.FromBytes(data))))
 				}
 				if has, err := s.Has(ctx, fresh); has || err != nil {
-					t.Errorf("the name that nobody had: %v, %v", has, err)
+					t.Errorf("the name that no image had: %v, %v", has, err)
 				}
 			}
 			if names, err := s.Import(ctx, bytes.NewReader(archive), "docker.io/library/x"); err == nil || len(names) > 0 {

@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// hostile is a proxy that strangers have taken over: it answers each line of its agent as it likes.
+// hostile is a proxy that an attacker controls: it answers each line of its agent as it likes.
 func hostile(t *testing.T, answer func(conn *net.UnixConn)) (dir string, e entry) {
 	t.Helper()
 	dir = testenv.Must(os.MkdirTemp("", "i"))(t)

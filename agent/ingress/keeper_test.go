@@ -47,7 +47,7 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 			bystander := exec.Command("sleep", "600")
 			testenv.NoError(n.t, bystander.Start())
 			n.t.Cleanup(func() {
-				testenv.Check(n.t, bystander.Process.Signal(syscall.Signal(0)), "a process of somebody else's was ended")
+				testenv.Check(n.t, bystander.Process.Signal(syscall.Signal(0)), "another program's process was ended")
 				_ = bystander.Process.Kill()
 				_ = bystander.Wait()
 			})
@@ -57,11 +57,11 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 			testenv.NoError(n.t, os.WriteFile(recordIn(n.o.Dir), []byte(`{"processes":[{"pid":`), 0o600))
 		}, true, false},
 		"the record is lost": {func(n *testNode, k *keeper) { _ = os.Remove(recordIn(n.o.Dir)) }, true, false},
-		"nobody listens at its control socket": {func(n *testNode, k *keeper) {
+		"no process listens at its control socket": {func(n *testNode, k *keeper) {
 			_ = os.Remove(filepath.Join(n.o.Dir, k.now.Socket))
 		}, false, false},
 		"it does not answer": {func(n *testNode, k *keeper) { _ = syscall.Kill(k.now.PID, syscall.SIGSTOP) }, false, true},
-		"somebody has the ports": {func(n *testNode, k *keeper) {
+		"another program has the ports": {func(n *testNode, k *keeper) {
 			ports := k.held.ports()
 			k.forget()
 			_ = syscall.Kill(n.processes()[0], syscall.SIGKILL)
