@@ -73,7 +73,7 @@ func TestKeepAliveEndsWithTheTerm(t *testing.T) {
 		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := l.renew(impatient, 1); err == nil || errors.Is(err, errNotLeader) {
-			t.Errorf("a keep-alive that nobody could answer: %v", err)
+			t.Errorf("a keep-alive that no server could answer: %v", err)
 		}
 		answered := make(chan error)
 		go func() {

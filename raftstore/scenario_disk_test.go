@@ -129,7 +129,7 @@ func TestScenarioStalledFollower(t *testing.T) {
 	})
 }
 
-// The leader's disk is full: somebody else leads after a while, and writes go
+// The leader's disk is full: another server leads after a while, and writes go
 // on, also through it.
 func TestScenarioFullLeader(t *testing.T) {
 	scenarios(t, 2, 3, func(c *cluster) {
@@ -184,7 +184,7 @@ func TestScenarioDamage(t *testing.T) {
 	})
 }
 
-// With nobody to ask, damage is an error, and nothing is touched.
+// With no server to ask, damage is an error, and nothing is touched.
 func TestScenarioDamageAlone(t *testing.T) {
 	for _, n := range []int{1, 3} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {

@@ -70,7 +70,7 @@ func TestScenarioStrandedFollower(t *testing.T) {
 }
 
 // A follower gets thousands of entries and none of its answers arrive. Both servers
-// compact; then the third one dies. Nobody writes, and the two can work again.
+// compact; then the third one dies. No client writes, and the two can work again.
 func TestScenarioBacklog(t *testing.T) {
 	scenarios(t, 2, 3, func(c *cluster) {
 		c.keep(c.rand.Uint64N(200))

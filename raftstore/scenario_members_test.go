@@ -85,7 +85,7 @@ func TestScenarioJoinDuringPartition(t *testing.T) {
 	})
 }
 
-// A voter is gone for good, or its disk hangs. A server that stands by gets its
+// A voter is gone for good, or its disk stalls. A server that stands by gets its
 // vote, and when the lost one comes back after all, it stands by.
 func TestScenarioStandby(t *testing.T) {
 	for _, how := range []string{"crashes", "hangs"} {
@@ -287,7 +287,7 @@ func TestScenarioTheOnlyVoterLeaves(t *testing.T) {
 		c.isolate(b)
 		c.pass(4 * time.Second)
 		err := a.running().cluster.RemoveMember(c.within(5*time.Second), "a")
-		c.endIf(err == nil || c.voters(a) != 1, "the only voter was removed while nobody could take its place: %v", err)
+		c.endIf(err == nil || c.voters(a) != 1, "the only voter was removed while no other could take its place: %v", err)
 		c.serves(a)
 		c.net.HealAll()
 		c.pass(4 * time.Second)
@@ -394,7 +394,7 @@ func TestScenarioMovedServers(t *testing.T) {
 	})
 }
 
-// A cluster of one server, which talked to nobody, gets an address and others.
+// A cluster of one server, which had no peers, gets an address and others.
 // Then it is one again, and forgets how to talk.
 func TestScenarioOneToThreeAndBack(t *testing.T) {
 	scenario(t, 1, 1, func(c *cluster) {

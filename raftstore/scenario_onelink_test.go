@@ -112,7 +112,7 @@ func TestScenarioCutOffFromTheLeader(t *testing.T) {
 	})
 }
 
-// A server whose disk hangs, or that is off, is reached by nobody. The leadership stays where it is.
+// A server whose disk stalls, or that is off, is reached by no other. The leadership stays where it is.
 func TestScenarioNoBetterLeader(t *testing.T) {
 	for what, play := range map[string]func(*node){
 		"hangs": func(a *node) { a.faults.DelayFlushes(time.Hour) },

@@ -155,7 +155,7 @@ func TestScenarioOneWay(t *testing.T) {
 	}
 }
 
-// A and C cannot see one another, both see B. There is a leader, whoever it is,
+// A and C cannot see one another, both see B. There is a leader, whichever it is,
 // and everyone whom B can reach goes on.
 func TestScenarioBridge(t *testing.T) {
 	scenarios(t, 4, 3, func(c *cluster) {

@@ -100,7 +100,7 @@ func TestScenarioSmallWritesBesideLostLarge(t *testing.T) {
 	})
 }
 
-// The disk of a follower has hung for two minutes, and works again. Then large packets from the leader are lost: it
+// The disk of a follower has stalled for two minutes, and works again. Then large packets from the leader are lost: it
 // makes way as soon as ever.
 func TestScenarioLargePacketsLostAfterAStall(t *testing.T) {
 	stages(t, 2, 3, nil, func(c *cluster) {

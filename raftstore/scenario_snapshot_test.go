@@ -142,7 +142,7 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 }
 
 // A follower is away while history is compacted. Its watches, which would need
-// it, are told so; new ones from there on miss nothing.
+// it, get an error; new ones from there on miss nothing.
 func TestScenarioCompactionWhileAway(t *testing.T) {
 	for _, how := range []string{"log", "snapshot"} {
 		t.Run(how, func(t *testing.T) {
@@ -187,7 +187,7 @@ func TestScenarioSnapshotsAndCrashes(t *testing.T) {
 }
 
 // Leases belong to the cluster, their time to the leader: a new one gives each
-// its whole time again, and none expires early, whoever leads.
+// its whole time again, and none expires early, whichever leads.
 func TestScenarioLeases(t *testing.T) {
 	scenarios(t, 3, 3, func(c *cluster) {
 		w := c.work(2)

@@ -110,7 +110,7 @@ func TestScenarioRemovalBesideStalledVoter(t *testing.T) {
 	})
 }
 
-// The leader's disk is full, and that of another voter is stalled. Whoever has room and stores leads.
+// The leader's disk is full, and that of another voter is stalled. The one that has room and stores leads.
 func TestScenarioFullLeaderBesideStalled(t *testing.T) {
 	for _, n := range []int{3, 5} {
 		for _, known := range []bool{true, false} {
@@ -154,7 +154,7 @@ func TestScenarioFullLeaderAndOneOther(t *testing.T) {
 	})
 }
 
-// The disk of a voter is stalled, and somebody asks for the state of the servers again and again. The survey says so,
+// The disk of a voter is stalled, and a client asks for the state of the servers again and again. The survey says so,
 // and the vote goes to the stand-by all the same.
 func TestScenarioSurveyedStalledVoter(t *testing.T) {
 	stages(t, 2, 4, nil, func(c *cluster) {

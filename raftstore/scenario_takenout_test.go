@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// A server is taken out while the disk of another one hangs, which counts it still. It believes those who know more.
+// A server is removed while the disk of another one is stalled, which counts it still. It believes those who know more.
 func TestScenarioRemovedBesideAStalledServer(t *testing.T) {
 	stages(t, 3, 5, nil, func(c *cluster) {
 		stalled := c.nodes[0] // it is the first that is asked
@@ -32,8 +32,8 @@ func TestScenarioRemovedBesideAStalledServer(t *testing.T) {
 	})
 }
 
-// There is no leader any more, and the only other server that answers is one whose disk hangs: it does not know yet of
-// the newest member, nor that nobody leads. That one does not take itself for one that was taken out.
+// There is no leader any more, and the only other server that answers is one whose disk is stalled: it does not know
+// yet of the newest member, nor that none leads. That one does not take itself for one that was removed.
 func TestScenarioLeaderlessBesideAStalledServer(t *testing.T) {
 	stages(t, 3, 3, nil, func(c *cluster) {
 		leader := c.leader()
@@ -55,7 +55,7 @@ func TestScenarioLeaderlessBesideAStalledServer(t *testing.T) {
 }
 
 // There is a leader that a server does not hear, and the only one that it reaches has just joined: that one knows who
-// leads, and no members yet, since its disk hangs. The server does not take itself for one that was taken out.
+// leads, and no members yet, since its disk is stalled. The server does not take itself for one that was removed.
 func TestScenarioBesideOneThatJoins(t *testing.T) {
 	stages(t, 3, 3, func(o *Options) { o.Others = func() []string { return []string{"d"} } }, func(c *cluster) {
 		away := c.others(c.leader())[c.rand.IntN(2)]
@@ -84,8 +84,8 @@ func TestScenarioNotTakenInYet(t *testing.T) {
 	})
 }
 
-// A server that was taken in and has none of the log yet reaches only one whose disk hangs, and that does not know of
-// it. It does not take itself for one that was removed.
+// A server that was taken in and has none of the log yet reaches only one whose disk is stalled, and that does not know
+// of it. It does not take itself for one that was removed.
 func TestScenarioEmptyLogBesideAStalledServer(t *testing.T) {
 	stage(t, 1, 3, nil, func(c *cluster) {
 		leader := c.leader()

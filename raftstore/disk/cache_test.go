@@ -154,7 +154,7 @@ func TestCacheKeepsNewest(t *testing.T) {
 	testenv.False(t, cache.IsMonotonic(), "raft must leave a snapshot's consequences to the log")
 }
 
-// A log that nobody reads is not kept in memory; the first read brings that back.
+// A log that is not read is not kept in memory; the first read brings that back.
 func TestUnreadLogIsNotCached(t *testing.T) {
 	d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
 	defer closeDir(t, d)
@@ -188,7 +188,7 @@ func TestUnreadLogIsNotCached(t *testing.T) {
 			store(t)
 		}
 		if cache.bytes != 0 || cache.entries != nil {
-			t.Fatalf("%d bytes of entries that nobody reads are kept", cache.bytes)
+			t.Fatalf("%d bytes of entries that are not read are kept", cache.bytes)
 		}
 	}
 }

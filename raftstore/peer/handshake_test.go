@@ -134,8 +134,8 @@ func TestForeignProtocolsAreRefused(t *testing.T) {
 	})
 }
 
-// TestUnfinishedHandshakesAreClosed has dialers that say nothing, or not all: they are hung up
-// on, and never keep others out.
+// TestUnfinishedHandshakesAreClosed has dialers that say nothing, or not all: they are
+// closed, and never keep others out.
 func TestUnfinishedHandshakesAreClosed(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
@@ -166,7 +166,7 @@ func TestUnfinishedHandshakesAreClosed(t *testing.T) {
 		time.Sleep(b.handshakeTime()) // what is tested: the time that a handshake may take is over
 		for _, c := range slow {
 			if !closed(c) {
-				t.Fatal("not hung up on")
+				t.Fatal("not closed")
 			}
 			_ = c.Close()
 		}
