@@ -47,7 +47,7 @@ func TestServerRemembersTheBackend(t *testing.T) {
 				t.Errorf("it heard %q last, want %q", last, c.kept)
 			}
 			if want := k.ForJoining(c.own, last); want != c.want {
-				t.Errorf("who joins is told %q, want %q", want, c.want)
+				t.Errorf("a joining machine gets %q, want %q", want, c.want)
 			}
 		})
 	}
@@ -72,7 +72,7 @@ func TestLastOfEarlierRun(t *testing.T) {
 		t.Errorf("%v, it knows %q", err, k.Last())
 	}
 	var disabled *Keeper
-	testenv.Equal(t, disabled.Last(), "", "nobody knows")
+	testenv.Equal(t, disabled.Last(), "", "none is known")
 }
 
 // TestOutdatedBackendFlagIsReported: a server that runs says that it would not start any more with its flag, until that

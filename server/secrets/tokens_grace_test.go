@@ -26,7 +26,7 @@ type offClock struct {
 
 func (c *offClock) Now() time.Time { return c.world.Add(c.by) }
 
-// TestGraceByAnyClock: however wrong a server's clock is, and however often it starts anew, no token that was replaced
+// TestGraceByAnyClock: however wrong a server's clock is, and however often it restarts, no token that was replaced
 // works there for longer than its time from when it saw that. And where the clock is right it works that long.
 func TestGraceByAnyClock(t *testing.T) {
 	seed := testenv.Seed(t)

@@ -144,7 +144,7 @@ func TestAddressIsAnnouncedInOneTermOnly(t *testing.T) {
 		v.changed.Send()
 		check("and is back with another address", 1, status.Running, "10.0.0.100 on eth0 after 0s")
 		h.noteConflict(address, net.HardwareAddr{2, 0, 0, 0, 0, 9})
-		check("somebody else's claim", 1, status.Degraded)
+		check("another machine's claim", 1, status.Degraded)
 
 		v.mu.Lock()
 		v.addresses = nil
@@ -176,7 +176,7 @@ func runHolder(t *testing.T, h *holder) (lead func(bool), stop func()) {
 	return func(is bool) { term++; leadership <- raftstore.Leadership{Leader: is, Term: term} }, func() { cancel(); <-done }
 }
 
-// TestNewAddressIsProbed: an address that is new to the cluster is announced when nobody answered for it, and not
+// TestNewAddressIsProbed: an address that is new to the cluster is announced when no machine answered for it, and not
 // before.
 func TestNewAddressIsProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
