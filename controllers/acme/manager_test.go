@@ -420,7 +420,7 @@ func TestFailedValidationsStayBelowLimits(t *testing.T) {
 	}
 }
 
-// TestChangedHostsAreTriedAtOnce: whoever takes the host out that fails need not wait.
+// TestChangedHostsAreTriedAtOnce: a user who removes the host that fails need not wait.
 func TestChangedHostsAreTriedAtOnce(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/cert=a.example,b.example")
@@ -508,7 +508,7 @@ func TestLostAccountIsRegisteredAgain(t *testing.T) {
 	})
 }
 
-// TestDeletedAccountSecretIsReplaced: whoever deletes the account's Secret gets another account, without a restart.
+// TestDeletedAccountSecretIsReplaced: a user who deletes the account's Secret gets another account, without a restart.
 func TestDeletedAccountSecretIsReplaced(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/one=a.example")

@@ -87,8 +87,8 @@ func TestHostIPOfAnotherNode(t *testing.T) {
 	}
 }
 
-// TestHealthChecksKeepTheirPort: nobody gets the port at which nodes answer another Service's health checks, but who
-// had it before keeps it.
+// TestHealthChecksKeepTheirPort: no Service gets the port at which nodes answer another Service's health checks, but
+// one that had it before keeps it.
 func TestHealthChecksKeepTheirPort(t *testing.T) {
 	checked := testService("checked", 0, localOnly, func(s *corev1.Service) {
 		s.Spec.HealthCheckNodePort, s.Spec.LoadBalancerClass = 31999, ptr.To("other.example/lb")
@@ -98,7 +98,7 @@ func TestHealthChecksKeepTheirPort(t *testing.T) {
 	status, _ := StatusOf(late, Plan(s)[key(late)])
 	testenv.Equal(t, ingressText(status.LoadBalancer), "none", "the port of another Service's health checks is given at")
 	if c := meta.FindStatusCondition(status.Conditions, Condition); c == nil || !strings.Contains(c.Message, "the health checks of the Service default/checked") {
-		t.Errorf("it is told %v", c)
+		t.Errorf("its condition is %v", c)
 	}
 	early := testService("early", 5, onPorts("31999/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
 	s.Services = []*corev1.Service{checked, early}
