@@ -149,7 +149,7 @@ func TestServersAddressIsNoExternalIP(t *testing.T) {
 	p.services(nil, svc)
 	want("two servers", []string{third, "203.0.113.7"}, []string{"203.0.113.8"})
 	if got := p.o.externals.neverLocal(); !slices.Equal(got, []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}) {
-		t.Errorf("nobody has because of a Service: %v", got)
+		t.Errorf("none has because of a Service: %v", got)
 	}
 	other := servers("default", "kubernetes", "kubernetes-ipv4-7443", third)
 	e.OnEndpointSliceAdd(other)
@@ -193,7 +193,7 @@ func TestTunnelAddressIsNoExternalIP(t *testing.T) {
 		do   func()
 		want []string
 	}{
-		{"nobody said anything", func() {}, svc.Spec.ExternalIPs},
+		{"no node reported anything", func() {}, svc.Spec.ExternalIPs},
 		{"a node is found at its own address", func() { e.onNode(node("n1", "")) }, svc.Spec.ExternalIPs},
 		{"a node is found elsewhere", func() { e.onNode(node("n1", "10.99.0.7, fd99::7")) }, []string{"203.0.113.7"}},
 		{"it is not by IPv6", func() { e.onNode(node("n1", "::ffff:10.99.0.7,nonsense")) }, []string{"fd99::7", "203.0.113.7"}},
