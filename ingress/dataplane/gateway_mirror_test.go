@@ -138,7 +138,7 @@ func TestStuckMirrorsCostNothing(t *testing.T) {
 	for _, n := range sizes {
 		testenv.True(t, n <= maxMirrorMemory, "%d bytes are held for mirrors", n)
 	}
-	testenv.True(t, f.Stats().MirrorsDropped.Load() != 0, "of 200 requests to a mirror that hangs all are held")
+	testenv.True(t, f.Stats().MirrorsDropped.Load() != 0, "of 200 requests to a stalled mirror all are held")
 	begin := time.Now()
 	f.stop()
 	if took := time.Since(begin); took > patience {

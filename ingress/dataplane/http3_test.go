@@ -355,7 +355,7 @@ func TestAnotherSocketEndsNoConnection(t *testing.T) {
 		})
 		conn := testenv.Must(net.Dial("udp", address))(t)
 		defer conn.Close()
-		packet := append([]byte{0x40, 1, 2, 3, 4, 5, 6, 7}, make([]byte, 1000)...) // of a connection that nobody knows
+		packet := append([]byte{0x40, 1, 2, 3, 4, 5, 6, 7}, make([]byte, 1000)...) // of a connection that is not known
 		answer := make([]byte, 1500)
 		var n int
 		for n == 0 { // before it listens, the answer is an error
