@@ -206,7 +206,7 @@ frontend web
 	p.change = func(n int) error { configure(n); return syscall.Kill(p.pid, syscall.SIGUSR2) }
 }
 
-// caddy starts Caddy, which is told of changes by its own API.
+// caddy starts Caddy, which gets changes by its own API.
 func (l *proxyLab) caddy(p *webProxy) {
 	configure := func(change int) string {
 		var b strings.Builder

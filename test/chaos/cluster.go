@@ -240,7 +240,7 @@ func (c *cluster) settle(ctx context.Context, within time.Duration) error {
 func (c *cluster) settled(ctx context.Context) error {
 	lead, _ := c.leader(ctx)
 	if lead == nil {
-		return errors.New("nobody leads")
+		return errors.New("no server leads")
 	}
 	all := c.all()
 	var members []member

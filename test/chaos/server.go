@@ -275,7 +275,7 @@ func (s *server) running() bool {
 	return s.proc != nil
 }
 
-// crashed returns how the process ended if nobody wanted that.
+// crashed returns how the process ended if that was not wanted.
 func (s *server) crashed() error {
 	s.mu.Lock()
 	p := s.proc

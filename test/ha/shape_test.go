@@ -104,8 +104,8 @@ func (x *clients) shape(t *testing.T) {
 	x.asksGoOn(t, now, nil)
 }
 
-// oneTooMany: an eighth server is told that it is one too many, and ends; the server that it asked says so in one line.
-// It returns the machine.
+// oneTooMany: an eighth server gets the answer that it is one too many, and ends; the server that it asked says so in
+// one line. It returns the machine.
 func (c *Cluster) oneTooMany(t *testing.T) *harness.Machine {
 	t.Helper()
 	const line = "a machine was not let in"

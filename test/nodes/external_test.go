@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestNetworkExternalAddresses: nodes that reach one another at addresses alone that somebody else translates to
-// theirs, as a cloud does, are told to go by these.
+// TestNetworkExternalAddresses: nodes that reach one another at addresses alone that another machine translates to
+// theirs, as a cloud does, are configured to go by these.
 func TestNetworkExternalAddresses(t *testing.T) {
 	m := newEmptyMesh(t, both, "eth0")
 	m.add(2, "vxlan", func(i int) {

@@ -293,7 +293,7 @@ func (m *mesh) returns() {
 		}
 		return nil
 	})
-	harness.Eventually(m, patient, "its addresses are told", func() error {
+	harness.Eventually(m, patient, "its addresses are reported", func() error {
 		out, err := m.nodes[0].TryKubectl("exec", fmt.Sprintf("box-%d", i), "--", "ip", "-o", "addr", "show", "eth0")
 		if err != nil {
 			return err

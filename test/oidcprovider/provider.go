@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package oidcprovider is a small OpenID provider for tests: it logs in whoever presses its page's button, and wants a
-// proof key (RFC 7636). It never serves anybody but tests.
+// Package oidcprovider is a small OpenID provider for tests: it logs in a user who presses its page's button, and wants
+// a proof key (RFC 7636). It never serves anybody but tests.
 package oidcprovider
 
 import (
@@ -175,7 +175,7 @@ func (p *Provider) code(q url.Values) string {
 	return code
 }
 
-// Code logs somebody in as a browser would that comes with this query, and returns the code.
+// Code logs a user in as a browser would that comes with this query, and returns the code.
 func (p *Provider) Code(q url.Values) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

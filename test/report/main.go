@@ -249,7 +249,7 @@ func (c *counter) summary() string {
 	for _, e := range c.slowest() {
 		lines = append(lines, fmt.Sprintf("slow: %s %s %.0f s", path.Base(e.Package), e.Test, e.Elapsed))
 	}
-	lines = append(lines, c.failures...) // late, for whoever sees only the end
+	lines = append(lines, c.failures...) // late, for a reader who sees only the end
 	return strings.Join(append(lines, c.verdict()), "\n")
 }
 
