@@ -169,11 +169,11 @@ shaper dev VETH rate 80000000bit burst 200000 limit 700000`
 	asWanted("after a restart")
 
 	for name, harm := range map[string]func() error{
-		"the device of egress is removed":   func() error { return removeDevice(shaperName(key{"both", "eth0"})) },
-		"the queue of ingress is removed":   func() error { return onDevice(deviceName(key{"in", "eth0"}), removeShaper) },
-		"the redirection is removed":        func() error { return onDevice(deviceName(key{"both", "eth0"}), removeRedirect) },
-		"another rate is set":               func() error { return onDevice(deviceName(key{"in", "eth0"}), otherRate) },
-		"a limit is set that nobody wanted": func() error { return onDevice(deviceName(key{"free", "eth0"}), otherRate) },
+		"the device of egress is removed":  func() error { return removeDevice(shaperName(key{"both", "eth0"})) },
+		"the queue of ingress is removed":  func() error { return onDevice(deviceName(key{"in", "eth0"}), removeShaper) },
+		"the redirection is removed":       func() error { return onDevice(deviceName(key{"both", "eth0"}), removeRedirect) },
+		"another rate is set":              func() error { return onDevice(deviceName(key{"in", "eth0"}), otherRate) },
+		"a limit is set that no pod wants": func() error { return onDevice(deviceName(key{"free", "eth0"}), otherRate) },
 	} {
 		if err := harm(); err != nil {
 			t.Fatal(name, ": ", err)

@@ -295,7 +295,7 @@ func TestConsoleWithoutAProviderHasNoLoginByIt(t *testing.T) {
 	}
 }
 
-// jwt is a token with claims, which nobody has signed.
+// jwt is a token with claims, without a signature.
 func jwt(claims string) string {
 	return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2ln"
 }

@@ -53,7 +53,7 @@ func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 			g.add()
 		}
 		time.Sleep(spread)
-		testenv.True(t, e.has("came "+name(1)), "a member has come, and nobody heard")
+		testenv.True(t, e.has("came "+name(1)), "a member has come, and that was not reported")
 		time.Sleep(time.Hour)
 		if e.mu.Lock(); len(e.heard) > 0 {
 			t.Errorf("heard in an hour of rest: %q", e.heard)
@@ -62,11 +62,11 @@ func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 
 		g.stops[3]()
 		time.Sleep(spread)
-		testenv.True(t, e.has("stopped "+name(3)), "a member has stopped, and nobody heard")
+		testenv.True(t, e.has("stopped "+name(3)), "a member has stopped, and that was not reported")
 
 		g.members[1].TellUnreachable(name(2))
 		time.Sleep(time.Second)
-		testenv.True(t, e.has("told "+name(2)), "another member says that one does not answer, and nobody heard")
+		testenv.True(t, e.has("told "+name(2)), "another member says that one does not answer, and that was not reported")
 
 		g.net.split(func(a netip.AddrPort) bool { return a == at(2) })
 		// Of two members each asks this one every two seconds, and waits for half a one.
@@ -76,8 +76,8 @@ func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 				t.Errorf("memberlist says already that it is %s", i.State)
 			}
 		}
-		testenv.True(t, e.has("silent "+name(2)), "a member does not answer, and nobody heard")
+		testenv.True(t, e.has("silent "+name(2)), "a member does not answer, and that was not reported")
 		time.Sleep(time.Minute) // fake time
-		testenv.True(t, e.has("stopped "+name(2)), "no member probes one any more that all think dead, and nobody heard")
+		testenv.True(t, e.has("stopped "+name(2)), "no member probes one any more that all think dead, and that was not reported")
 	})
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// What somebody with rights in a namespace, or on a node, may try.
+// What a user with rights in a namespace, or on a node, may try.
 
 // crowd is a world with a namespace of 500 pods on another node, one pod of ours in it, and one in another namespace.
 func crowd() *world {
@@ -50,8 +50,8 @@ func TestManyRulesShareSets(t *testing.T) {
 	testenv.False(t, len(r.OverBudget) > 0 || elements > 510, "%d elements, over budget: %v", elements, r.OverBudget)
 }
 
-// TestCostlyPoliciesCloseOnlyTheirNamespace: who asks for too much has his own restricted pods closed, and nobody
-// else's.
+// TestCostlyPoliciesCloseOnlyTheirNamespace: a namespace that asks for too much has its own restricted pods closed, and
+// no other's.
 func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 	alice := `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`
 	many := func(n int, f string) string {
@@ -191,7 +191,7 @@ func TestPodStatusAddressOutsideNodeIsIgnored(t *testing.T) {
 }
 
 // TestReusedAddressBelongsToRemainingPod: an address that several pods of another node say they have belongs to the one
-// that stays, and else to nobody.
+// that stays, and else to none.
 func TestReusedAddressBelongsToRemainingPod(t *testing.T) {
 	w := newWorld()
 	w.namespace("x", nil)

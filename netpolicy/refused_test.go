@@ -52,7 +52,7 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 		t.Errorf("with other policies it is closed: %v", r.OverBudget)
 	}
 	if e := (&Enforcer{refused: map[string]refusedAt{}}); e.blame(t.Context(), r, func(context.Context, []byte) error { return errors.New("no memory") }) {
-		t.Errorf("what is nobody's fault is laid to %v", e.refused)
+		t.Errorf("what no namespace caused is laid to %v", e.refused)
 	}
 }
 

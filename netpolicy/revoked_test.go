@@ -101,8 +101,8 @@ func TestBothEndsOfForbiddenConnectionAreReset(t *testing.T) {
 }
 
 // TestRevokedConnectionStaysClosedWithoutConntrack: a connection that a policy forbids does not go on when conntrack
-// has forgotten it (kernels do so ten seconds after a refusal), whoever speaks first then, and though who does may open
-// connections to the other end. Where nobody is restricted one that was forgotten goes on.
+// has forgotten it (kernels do so ten seconds after a refusal), whichever end sends first then, and though who does may
+// open connections to the other end. Where no pod is restricted one that was forgotten goes on.
 func TestRevokedConnectionStaysClosedWithoutConntrack(t *testing.T) {
 	l := newLab(t, dozen())
 	for _, d := range revoking {

@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestFailedPartRestartsWithBackoff: a part that fails is started again after longer and longer waits, which begin anew
-// once it has run for a while, and the board says so.
+// TestFailedPartRestartsWithBackoff: a part that fails is started again after longer and longer waits, which begin
+// again once it has run for a while, and the board says so.
 func TestFailedPartRestartsWithBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board := status.NewBoard(time.Now)
