@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// newestLevel is how new the log entries are that this version can read. A server that
+// newestLevel is how new the log entries are that this version can read. A change that
 // adds a kind of command, a flag, or anything else to log entries that a version
 // before cannot read raises it by one, and has the leader write that only where
 // replica.level is as high. The levels so far:
