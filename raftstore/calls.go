@@ -24,12 +24,12 @@ const (
 	callRenew   = "renew"   // to the leader: leaseCall → etcdapi.Lease
 	callLease   = "lease"   // to the leader: leaseCall → etcdapi.Lease
 	callLeases  = "leases"  // to the leader: → lease ids, by expiry
-	callInfo    = "info"    // → infoAnswer
+	callInfo    = "info"    // → infoReply
 	callJoin    = "join"    // to the leader: joinCall
 	callRemove  = "remove"  // to the leader: removeCall
 	callPromote = "promote" // to the leader: promoteCall
 
-	callReach    = "reach"    // → reachAnswer
+	callReach    = "reach"    // → reachReply
 	callStanding = "standing" // → standing, of who misses the leader
 )
 
@@ -55,7 +55,7 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 		}
 		return binary.LittleEndian.AppendUint64(nil, index), nil
 	case callTerm:
-		if p.peers.hung() {
+		if p.peers.diskStalled() {
 			return nil, errHung
 		}
 		return append(binary.LittleEndian.AppendUint64(nil, p.peers.raft.CurrentTerm()), p.peers.id...), nil

@@ -175,7 +175,7 @@ func (f *forwarder) serveWrite(ctx context.Context, entry []byte) ([]byte, error
 		return nil, proposeError(ctx, err)
 	}
 	answer := binary.LittleEndian.AppendUint64(nil, f.fsm.view().Applied())
-	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxAnswer-len(answer))
+	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxReply-len(answer))
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}

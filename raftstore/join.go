@@ -71,7 +71,7 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 		// Two servers of one name, or with copies of one directory, would take
 		// each other's place again and again.
 		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !ms.sameServer(server, id, address) &&
-			(server.ID == ms.id && id != ms.id || ms.answers(server.ID, 3*ms.opts.ElectionTimeout)) {
+			(server.ID == ms.id && id != ms.id || ms.responsive(server.ID, 3*ms.opts.ElectionTimeout)) {
 			return nothing{}, status.Errorf(codes.FailedPrecondition,
 				"raftstore: there is a server %q at %s already, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
 		}
@@ -157,7 +157,7 @@ func (ms *membership) announce(ctx context.Context) {
 	}
 }
 
-var errNoAnswer = errors.New("raftstore: no server of the cluster answers")
+var errNoReply = errors.New("raftstore: no server of the cluster answers")
 
 func (ms *membership) announceOnce(ctx context.Context, round int) error {
 	for _, server := range ms.raft.GetConfiguration().Configuration().Servers {
@@ -185,7 +185,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 	if leader == "" {
 		addresses := ms.known()
 		if len(addresses) == 0 {
-			return errNoAnswer
+			return errNoReply
 		}
 		var err error
 		if leader, err = ms.askLeader(ctx, addresses, round); err != nil {
@@ -193,7 +193,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 		}
 	}
 	if !ms.joins {
-		info, err := callAt[infoAnswer](ctx, ms.Call, leader, callInfo, nothing{})
+		info, err := callAt[infoReply](ctx, ms.Call, leader, callInfo, nothing{})
 		if err != nil {
 			return err
 		}
@@ -216,11 +216,11 @@ const askAtOnce = 8
 // how servers whose addresses have all changed come to elect one.
 func (ms *membership) askLeader(ctx context.Context, addresses []string, round int) (string, error) {
 	n := min(len(addresses), askAtOnce)
-	type answer struct {
+	type reply struct {
 		leader string
 		err    error
 	}
-	answers := make(chan answer, n) // each is sent, whether or not the caller waits
+	answers := make(chan reply, n) // each is sent, whether or not the caller waits
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -228,8 +228,8 @@ func (ms *membership) askLeader(ctx context.Context, addresses []string, round i
 	for i := range n {
 		address := addresses[(round*n+i)%len(addresses)]
 		asking.Go(func() {
-			info, err := callAt[infoAnswer](ctx, ms.Call, address, callInfo, nothing{})
-			answers <- answer{info.Leader, err}
+			info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
+			answers <- reply{info.Leader, err}
 		})
 	}
 	err := errNotLeader
@@ -351,15 +351,15 @@ func hasMember(members []raft.Server, id raft.ServerID) bool {
 }
 
 // askInfo asks servers at some addresses side by side, and returns the answers.
-func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoAnswer {
+func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoReply {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
-	var answers []infoAnswer
+	var answers []infoReply
 	for _, address := range addresses {
 		asking.Go(func() {
-			info, err := callAt[infoAnswer](ctx, ms.Call, address, callInfo, nothing{})
+			info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
 			if err != nil {
 				return
 			}
@@ -376,7 +376,7 @@ func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoAns
 // One whose disk is stalled, or that is behind for another reason, does so too, and counts members who are none any
 // more. One that has just joined hears the leader before it has read who the members are: that it does not know of
 // itself shows it.
-func (ms *membership) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
+func (ms *membership) bestInformed(answers []infoReply) (best infoReply, ok bool) {
 	for _, a := range answers {
 		if a.Leader != "" && a.Leader != string(ms.address) && hasMember(a.Members, raft.ServerID(a.ID)) &&
 			(!ok || a.Applied > best.Applied) {

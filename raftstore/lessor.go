@@ -99,7 +99,7 @@ func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 	case *pb.LeaseRevokeRequest:
 		// One that was refused, for want of a session say, leaves the lease.
 		if res.Err == nil || errors.Is(res.Err, rpctypes.ErrGRPCLeaseNotFound) {
-			l.forget(req.ID)
+			l.removeLease(req.ID)
 		}
 	}
 }
@@ -155,8 +155,8 @@ func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
 	}
 }
 
-// forget drops a lease that does not exist any more.
-func (l *lessor) forget(id int64) {
+// removeLease drops a lease that does not exist any more.
+func (l *lessor) removeLease(id int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.leases[id]

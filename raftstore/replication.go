@@ -36,7 +36,7 @@ type replication interface {
 	published() // is called for every new view
 	LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64)
 	Contact(raft.ServerID) time.Time
-	Forget(address string)
+	CloseCalls(address string)
 	setTimers()
 	reportRemoval(context.Context)
 	sample(*metrics.Sample)
@@ -118,7 +118,7 @@ func (l standalone) Stand(context.Context) bool {
 }
 
 func (standalone) Call(context.Context, string, string, []byte) ([]byte, error) {
-	return nil, errNoAnswer
+	return nil, errNoReply
 }
 
 func (l standalone) transferVote(context.Context, []raft.Server, uint64) error {
@@ -135,7 +135,7 @@ func (standalone) hadPeers() bool                                               
 func (standalone) run()                                                                    {}
 func (standalone) close()                                                                  {}
 func (standalone) published()                                                              {}
-func (standalone) Forget(string)                                                           {}
+func (standalone) CloseCalls(string)                                                       {}
 func (standalone) setTimers()                                                              {}
 func (standalone) reportRemoval(context.Context)                                           {}
 func (standalone) sample(*metrics.Sample)                                                  {}

@@ -99,7 +99,7 @@ func (e *election) standing() standing {
 
 // serveStanding answers another voter that misses the leader, and has this one look at once.
 func (e *election) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
-	if e.hung() {
+	if e.diskStalled() {
 		return standing{}, errHung
 	}
 	e.checkLeaderNow()
@@ -230,7 +230,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 		leader = "" // there was an election since, so it is asked like any other: it may be a candidate itself
 	}
 	state := e.raft.State()
-	if !voter || state == raft.Leader || state == raft.Shutdown || e.withholds() || e.hung() {
+	if !voter || state == raft.Leader || state == raft.Shutdown || e.withholds() || e.diskStalled() {
 		return standAfter
 	}
 	if seen == 0 || state != raft.Follower {

@@ -286,12 +286,12 @@ func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.
 }
 
 // requestInfo requests from a member how it is.
-func (r *replica) requestInfo(ctx context.Context, call caller, server raft.Server) (infoAnswer, error) {
+func (r *replica) requestInfo(ctx context.Context, call caller, server raft.Server) (infoReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.opts.ElectionTimeout)
 	defer cancel()
-	info, err := callAt[infoAnswer](ctx, call, string(server.Address), callInfo, nothing{})
+	info, err := callAt[infoReply](ctx, call, string(server.Address), callInfo, nothing{})
 	if err == nil && info.ID != string(server.ID) {
-		err = errNoAnswer // of this member
+		err = errNoReply // of this member
 	}
 	return info, err
 }

@@ -138,7 +138,7 @@ func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration)
 // compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer
 // for them than who misses a leader: without an answer each leader would be deposed for its slow disk.
 func (e *election) compareDisks(ctx context.Context) {
-	if e.dir.Stalled() > stalledAfter/4 && !e.hung() {
+	if e.dir.Stalled() > stalledAfter/4 && !e.diskStalled() {
 		e.standings(ctx, "", e.opts.ElectionTimeout)
 	}
 }

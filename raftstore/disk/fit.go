@@ -202,7 +202,7 @@ func (d *Dir) Installed() error {
 func (d *Dir) fit(s snapshotEnd) error {
 	forget := func() {
 		if c := d.cache.Load(); c != nil {
-			c.forget(0, ^uint64(0))
+			c.evict(0, ^uint64(0))
 		}
 	}
 	if err := d.Log.fit(s, true, forget); err != nil {

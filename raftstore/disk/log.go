@@ -300,7 +300,7 @@ func (l *Log) deleteRange(from, to uint64) error {
 		l.mu.Lock()
 		l.positions = slices.Clone(l.positions[to+1-l.first:])
 		l.first = to + 1
-		l.forgetMembers(0, to)
+		l.dropMembers(0, to)
 		number := uint64(l.positions[0].segment)
 		l.mu.Unlock()
 		l.removeBefore(number)
@@ -324,17 +324,17 @@ func (l *Log) cut(from uint64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	tail.appended(b)
-	l.forget(from)
+	l.dropPositions(from)
 	return nil
 }
 
-// forget applies a cut to the positions.
-func (l *Log) forget(from uint64) {
+// dropPositions applies a cut to the positions.
+func (l *Log) dropPositions(from uint64) {
 	if from <= l.first {
 		l.positions, l.members = nil, nil
 		return
 	}
-	l.forgetMembers(from, math.MaxUint64)
+	l.dropMembers(from, math.MaxUint64)
 	if from <= l.last() {
 		l.positions = l.positions[:from-l.first]
 	}

@@ -36,8 +36,8 @@ func (l *Log) noteMembers(e *raft.Log) {
 	}
 }
 
-// forgetMembers takes the range of entries that are gone. The caller holds mu.
-func (l *Log) forgetMembers(from, to uint64) {
+// dropMembers takes the range of entries that are gone. The caller holds mu.
+func (l *Log) dropMembers(from, to uint64) {
 	l.members = slices.DeleteFunc(l.members, func(m members) bool { return m.index >= from && m.index <= to })
 }
 

@@ -108,7 +108,7 @@ func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 	n.tasks.Go(func() {
 		defer close(out)
 		defer release()
-		defer n.forget(stream, w)
+		defer n.remove(stream, w)
 		f := &follower{api: n.api, w: w, ctx: ctx, following: following, out: out}
 		f.pace, _ = ctx.Value(paceKey{}).(Pace)
 		f.run(op.IsCreatedNotify(), created)
@@ -253,7 +253,7 @@ func (f *follower) send(r clientv3.WatchResponse) bool {
 	}
 }
 
-func (n *watcher) forget(stream string, w *watch.Watcher) {
+func (n *watcher) remove(stream string, w *watch.Watcher) {
 	w.Close()
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -127,7 +127,7 @@ func TestLossAmidShortCalls(t *testing.T) {
 func TestCallOnLeftConnectionIsAnsweredOnce(t *testing.T) {
 	for name, end := range map[string]func(a, b *server){
 		"answered":  nil,
-		"forgotten": func(a, b *server) { a.Forget(string(b.address)) },
+		"forgotten": func(a, b *server) { a.CloseCalls(string(b.address)) },
 		"closed":    func(a, _ *server) { _ = a.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -142,7 +142,7 @@ func TestVanishedServersCallsEnd(t *testing.T) {
 		go call()
 		synctest.Wait()
 		began := time.Now()
-		a.Forget(at)
+		a.CloseCalls(at)
 		if err := <-failed; status.Code(err) != codes.Unavailable || time.Since(began) != 0 {
 			t.Fatalf("%v after %v", err, time.Since(began))
 		}

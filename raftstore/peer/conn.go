@@ -126,8 +126,8 @@ func closeConn(c net.Conn) {
 	_ = c.Close()
 }
 
-// keep registers a connection, unless the transport is closing.
-func (t *Transport) keep(c *conn) bool {
+// register registers a connection, unless the transport is closing.
+func (t *Transport) register(c *conn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {

@@ -59,8 +59,8 @@ type hello struct {
 	receiver string // "" if any server at that address will do
 }
 
-// answer is what the listening side says to it.
-type answer struct {
+// reply is what the listening side says to it.
+type reply struct {
 	id     string // of the server that answers
 	reason string // why it refuses, "" if it does not
 }
@@ -134,7 +134,7 @@ func readHello(r io.Reader) (hello, error) {
 	return h, nil
 }
 
-func (a *answer) encode() []byte {
+func (a *reply) encode() []byte {
 	refused := byte(0)
 	if a.reason != "" {
 		refused = 1
@@ -146,9 +146,9 @@ func (a *answer) encode() []byte {
 	return append(b, reason...)
 }
 
-// readAnswer reads exactly an answer.
-func readAnswer(r io.Reader) (answer, error) {
-	var a answer
+// readReply reads exactly an answer.
+func readReply(r io.Reader) (reply, error) {
+	var a reply
 	var head [headLength]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return a, noEOF(err)

@@ -80,7 +80,7 @@ func (t *Transport) greet(c net.Conn, identified func()) {
 		t.handlers.Add(1)
 		k.done = t.handlers.Done
 	}
-	if !t.keep(k) || !to.put(k) {
+	if !t.register(k) || !to.put(k) {
 		_ = k.Close()
 	}
 }
@@ -102,7 +102,7 @@ func (t *Transport) welcome(c net.Conn) (hello, error) {
 		return hello{}, err
 	}
 	h, err := readHello(c)
-	reply := answer{id: t.opts.ID}
+	reply := reply{id: t.opts.ID}
 	if err == nil {
 		reply.reason = t.opts.judge(h)
 	} else if bad, ok := errors.AsType[*badHello](err); ok {
@@ -164,21 +164,21 @@ func (t *Transport) logTLS(ctx context.Context, address string, err error) {
 	}
 }
 
-func (t *Transport) introduce(ctx context.Context, c net.Conn, h hello) (answer, error) {
+func (t *Transport) introduce(ctx context.Context, c net.Conn, h hello) (reply, error) {
 	defer context.AfterFunc(ctx, func() { closeConn(c) })()
 	b, err := h.encode()
 	if err != nil {
-		return answer{}, err
+		return reply{}, err
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := c.SetDeadline(deadline); err != nil {
-			return answer{}, err
+			return reply{}, err
 		}
 	}
 	if _, err := c.Write(b); err != nil {
-		return answer{}, err
+		return reply{}, err
 	}
-	a, err := readAnswer(c)
+	a, err := readReply(c)
 	if err != nil {
 		return a, err
 	}
@@ -223,7 +223,7 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 		return nil, err
 	}
 	k := &conn{Conn: c, t: s.t, peer: s.t.peer(id), target: string(to), class: s.class, made: time.Now()}
-	if !s.t.keep(k) {
+	if !s.t.register(k) {
 		_ = k.Close()
 		return nil, &dialError{raft.ErrTransportShutdown}
 	}

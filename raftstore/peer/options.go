@@ -34,9 +34,9 @@ const (
 	snapshotRate = 2 << 20
 	// MaxCall is the largest body of a call, in bytes.
 	MaxCall = 16 << 20
-	// MaxAnswer is that of an answer, which is as large as what was asked for:
+	// MaxReply is that of an answer, which is as large as what was asked for:
 	// etcd's limit.
-	MaxAnswer = math.MaxInt32 - callOverhead
+	MaxReply = math.MaxInt32 - callOverhead
 )
 
 // Options say who this server is and how it reaches others.

@@ -88,7 +88,7 @@ func TestAbandonedCallsLeaveNoStuckConnection(t *testing.T) {
 			missed(t, a, address, "hang", lose)
 		},
 		"to a leader that had to be connected": func(t *testing.T, a *server, address string, lose func()) {
-			a.Forget(address)
+			a.CloseCalls(address)
 			missed(t, a, address, "hang", lose)
 		},
 		"short ones": func(t *testing.T, a *server, address string, lose func()) {
