@@ -300,7 +300,7 @@ func (h *Handler) mode(w http.ResponseWriter, _ *http.Request) {
 	if h.o.OIDC != nil {
 		out["issuer"] = h.o.OIDC.Issuer
 	}
-	answer(w, out)
+	respond(w, out)
 }
 
 // login exchanges a code. The type of the content is checked, since a form of another site cannot send this one.
@@ -319,15 +319,15 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, err.Error())
 		return
 	}
-	answer(w, map[string]string{"token": token})
+	respond(w, map[string]string{"token": token})
 }
 
-// answer writes v as JSON.
-func answer(w http.ResponseWriter, v any) {
-	answerWith(w, http.StatusOK, v)
+// respond writes v as JSON.
+func respond(w http.ResponseWriter, v any) {
+	respondWith(w, http.StatusOK, v)
 }
 
-func answerWith(w http.ResponseWriter, code int, v any) {
+func respondWith(w http.ResponseWriter, code int, v any) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		refuse(w, http.StatusInternalServerError, "the answer cannot be written: "+err.Error())

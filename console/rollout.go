@@ -56,7 +56,7 @@ func (h *Handler) rollout(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	answer(w, map[string]any{"revisions": revisions})
+	respond(w, map[string]any{"revisions": revisions})
 }
 
 // undo takes a workload back to a revision, or says what that would change.
@@ -90,7 +90,7 @@ func (h *Handler) undo(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	answer(w, map[string]string{"diff": diff})
+	respond(w, map[string]string{"diff": diff})
 }
 
 // undoOnce goes back to a revision. It fails with a conflict when another client writes the workload in the same
