@@ -83,7 +83,7 @@ redirect dev vethcora to ifbcora7tnbd4j
 `},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := testRecord("a", "10.42.7.2")
+			r := testAttachment("a", "10.42.7.2")
 			r.Bandwidth = c.limits
 			var got []string
 			for _, o := range desiredBandwidth(r, c.mtu) {
@@ -199,7 +199,7 @@ func otherRate(l netlink.Link) error {
 	return setShaper(l, shaper{rate: 1000, burst: 20000, limit: 30000})
 }
 
-// untilHealed waits until the host's side is what the records want.
+// untilHealed waits until the host's side is what the attachments want.
 func (n *node) untilHealed(what string) {
 	n.t.Helper()
 	eventually(n.t, func() error {
@@ -207,7 +207,7 @@ func (n *node) untilHealed(what string) {
 		if nw == nil {
 			return fmt.Errorf("%s: not ready", what)
 		}
-		in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: n.o.ServiceCIDRs, pods: n.server.records.list()}
+		in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: n.o.ServiceCIDRs, pods: n.server.attachments.list()}
 		have, err := newKernel().observe(Bridge, nil)
 		if err != nil {
 			return err
