@@ -95,7 +95,7 @@ func (t *Tables) Run(ctx context.Context) {
 
 // serve watches the objects until no stream has been there for linger.
 func (t *Tables) serve(ctx context.Context) {
-	defer t.forget() // when nothing can be put any more
+	defer t.drop() // when nothing can be put any more
 	ctx, cancel := context.WithCancel(ctx)
 	o := newObjects(t.o)
 	var watching sync.WaitGroup
@@ -132,8 +132,8 @@ func (t *Tables) put(s table.Sections) {
 	t.changed = make(chan struct{})
 }
 
-// forget drops the table: the next stream waits for a new one.
-func (t *Tables) forget() {
+// drop drops the table: the next stream waits for a new one.
+func (t *Tables) drop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.now, t.ready = table.Sections{}, false

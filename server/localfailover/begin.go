@@ -41,7 +41,7 @@ func (l *Listener) await(b *begun, answer func(net.Conn)) {
 		}
 		over := b.isOver()
 		if over || !l.fromHere(c) {
-			b.keep(c)
+			b.holdOpen(c)
 		} else if mine := l.accept(c); mine != nil {
 			l.answer(mine, answer)
 		}
@@ -67,8 +67,8 @@ func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
 	})
 }
 
-// keep keeps a connection for the API server.
-func (b *begun) keep(c net.Conn) {
+// holdOpen keeps a connection for the API server.
+func (b *begun) holdOpen(c net.Conn) {
 	for {
 		select {
 		case b.conns <- c:

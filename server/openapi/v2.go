@@ -37,7 +37,7 @@ func (h *Handler) serveV2(w http.ResponseWriter, r *http.Request) error {
 	for _, doc := range remote {
 		hashes = append(hashes, doc.hash...)
 	}
-	return serve(w, r, answer{contentType: contentType, etag: contentHash(hashes)}, func() ([]byte, error) {
+	return serve(w, r, responseHead{contentType: contentType, etag: contentHash(hashes)}, func() ([]byte, error) {
 		h.building.Lock()
 		defer h.building.Unlock()
 		added, err := h.additions(crds, remote)

@@ -73,7 +73,7 @@ func (p *PKI) loadOrCreateAuthority(s Signer, established bool) (*authority, err
 				"backup, then start again", certFile, keyFile, err)
 		}
 		p.adviseAboutDates(s, a)
-		return a, p.keepPrivate(keyFile)
+		return a, p.restrictMode(keyFile)
 	case certErr == nil:
 		return nil, fmt.Errorf("%s is there but its key %s is not, and certificates cannot be issued without it. "+
 			"Nothing was changed: put the key there (or, for a new cluster, remove %s), then start again",
@@ -100,7 +100,7 @@ func (p *PKI) loadOrCreateKey(file string, data []byte, exists bool) (crypto.Sig
 			return nil, fmt.Errorf("the key in %s cannot be used: %w. Nothing was changed: restore the file from a "+
 				"backup (or, for a new cluster, remove it), then start again", file, err)
 		}
-		return key, p.keepPrivate(file)
+		return key, p.restrictMode(file)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -213,8 +213,8 @@ func (p *PKI) loadOrCreateServiceAccountKey(established bool) (crypto.Signer, er
 	return p.loadOrCreateKey(file, data, err == nil)
 }
 
-// keepPrivate takes away what group and others may do with a key that came from outside.
-func (p *PKI) keepPrivate(file string) error {
+// restrictMode takes away what group and others may do with a key that came from outside.
+func (p *PKI) restrictMode(file string) error {
 	fi, err := os.Stat(file)
 	if err != nil {
 		return err
@@ -226,9 +226,9 @@ func (p *PKI) keepPrivate(file string) error {
 	return os.Chmod(file, 0o600)
 }
 
-// keepCertificatesPrivate does the same for the authorities' certificates. They are no secret, but no other user gets
+// restrictCertificateModes does the same for the authorities' certificates. They are no secret, but no other user gets
 // into the folder either, and audits (CIS 1.1.20) want mode 0600 of each. Earlier versions made them 0644.
-func (p *PKI) keepCertificatesPrivate() error {
+func (p *PKI) restrictCertificateModes() error {
 	files, err := filepath.Glob(filepath.Join(p.dir, "*.crt"))
 	if err != nil {
 		return err

@@ -130,7 +130,7 @@ func Open(o Options) (*PKI, error) {
 	if err := p.checkKubeletCA(); err != nil {
 		return nil, err
 	}
-	if err := p.keepCertificatesPrivate(); err != nil {
+	if err := p.restrictCertificateModes(); err != nil {
 		return nil, err
 	}
 	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA, KubeletCA} {
