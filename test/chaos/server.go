@@ -65,10 +65,10 @@ type process struct {
 
 	mu      sync.Mutex
 	next    int
-	waiting map[int]chan answer
+	waiting map[int]chan response
 }
 
-type answer struct {
+type response struct {
 	ID     int             `json:"id"`
 	Result json.RawMessage `json:"result"`
 	Error  string          `json:"error"`
@@ -111,7 +111,7 @@ func (s *server) start(join []string) error {
 	}
 	p := &process{
 		cmd: exec.Command(s.bin, args...), ready: make(chan struct{}), done: make(chan struct{}),
-		waiting: map[int]chan answer{},
+		waiting: map[int]chan response{},
 	}
 	p.cmd.Stderr = log
 	p.cmd.Env = append(os.Environ(), "GOTRACEBACK=all", "GOMAXPROCS=2")
@@ -146,7 +146,7 @@ func (p *process) read(out io.Reader) {
 			close(p.ready)
 			continue
 		}
-		var a answer
+		var a response
 		if json.Unmarshal(lines.Bytes(), &a) != nil {
 			continue
 		}
@@ -174,7 +174,7 @@ func (s *server) ask(ctx context.Context, op string, args, result any) error {
 	if err != nil {
 		return err
 	}
-	ch := make(chan answer, 1) // the reader never waits
+	ch := make(chan response, 1) // the reader never waits
 	p.mu.Lock()
 	p.next++
 	id := p.next

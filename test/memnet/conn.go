@@ -279,7 +279,7 @@ func (c *conn) Close() error {
 		}
 	}
 	c.changed.Broadcast()
-	c.forget()
+	c.drop()
 	return nil
 }
 
@@ -292,12 +292,12 @@ func (c *conn) abort() {
 	c.out.pushReset()
 	c.stopTimers()
 	c.changed.Broadcast()
-	c.forget()
+	c.drop()
 }
 
-// forget drops the connection from its host when neither direction can change
+// drop drops the connection from its host when neither direction can change
 // any more because of a link.
-func (c *conn) forget() {
+func (c *conn) drop() {
 	other := c.out.reader
 	if (c.closed || c.dead) && (other.closed || other.dead) {
 		delete(c.local.conns, c)
