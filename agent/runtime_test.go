@@ -83,7 +83,7 @@ func runtimeChild(dir string) error {
 	if _, err := containerd.Start(ctx, runtimeOptions(dir)); err == nil {
 		return errors.New("a second containerd was started in one process")
 	}
-	folder := &images.Folder{Dir: filepath.Join(dir, "images"), RecordFile: filepath.Join(dir, "images.json"), Store: images.Containerd{
+	folder := &images.Folder{Dir: filepath.Join(dir, "images"), IndexFile: filepath.Join(dir, "images.json"), Store: images.Containerd{
 		Client: server.Client(), Namespace: containerd.Namespace, Snapshotter: server.Snapshotter(), NotifyImageAdded: server.NotifyImageAdded,
 	}}
 	if err := folder.ImportAll(ctx); err != nil {

@@ -27,7 +27,7 @@ func newFolders(t *testing.T, paths ...string) *Folders {
 }
 
 // do does what has to work.
-func do(t *testing.T, f *Folders, r Request) Answer {
+func do(t *testing.T, f *Folders, r Request) Response {
 	t.Helper()
 	a, err := f.Do(r)
 	testenv.NoError(t, err, "%s", r.Op)
@@ -196,7 +196,7 @@ func TestFolderWithForeignContentIsKept(t *testing.T) {
 func TestRequestsAreServedOverAConnection(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "storage")
 	f := newFolders(t, folder)
-	ask := func(ctx context.Context, r Request) (Answer, error) {
+	ask := func(ctx context.Context, r Request) (Response, error) {
 		here, there := net.Pipe()
 		done := make(chan struct{})
 		go func() { defer close(done); f.Serve(ctx, there) }()

@@ -46,7 +46,7 @@ func startWith(t *testing.T, api *fake.Clientset, guard time.Duration, keep stri
 	t.Helper()
 	informers := testenv.Must(netinformers.New(netinformers.Options{Client: api, NodeName: "n1", AllNodes: true, Policies: true}))(t)
 	board := status.NewBoard(time.Now)
-	e := testenv.Must(New(Options{Informers: informers, Part: board.Part("network policies"), KeepFile: keep}))(t)
+	e := testenv.Must(New(Options{Informers: informers, Part: board.Part("network policies"), StateFile: keep}))(t)
 	e.guard, e.wait = guard, patience
 	e.Restore(sandboxes)
 	ctx, cancel := context.WithCancel(context.Background())

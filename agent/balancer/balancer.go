@@ -175,7 +175,7 @@ func (b *Balancer) Set(servers []string) error {
 	kept = kept[:min(len(kept), most)]
 	gone := func(s string) bool { return !slices.Contains(kept, s) }
 	next := slices.DeleteFunc(unique(slices.Concat(b.servers[:1], servers, b.servers, kept)), gone) // what is in use stays in use
-	b.forget(gone)
+	b.removeAddresses(gone)
 	b.servers = next
 	slices.Sort(kept) // so that a change of the one in use writes nothing
 	b.mu.Unlock()

@@ -65,7 +65,7 @@ func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 		_ = c.Close() // the client notices
 		return
 	}
-	up, server, err := b.dial(ctx, b.namedServers(), &proving, b.answersItself)
+	up, server, err := b.dial(ctx, b.namedServers(), &proving, b.reachesItself)
 	if err != nil {
 		_ = c.Close()
 		return
@@ -76,8 +76,8 @@ func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, and perhaps to " +
 	"this machine")
 
-// answersItself is an error for an address at which not the server itself has shown its certificate.
-func (b *Balancer) answersItself(server string) error {
+// reachesItself is an error for an address at which not the server itself has shown its certificate.
+func (b *Balancer) reachesItself(server string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.proved[server].itself {

@@ -96,7 +96,7 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		}
 		return
 	}
-	if other := b.otherAnswers(server); other != "" {
+	if other := b.otherResponsive(server); other != "" {
 		b.o.Logger.Warn("a server is unresponsive while another one answers; connections to it go there now", "server", server, "other",
 			other)
 		b.drop(server)

@@ -49,18 +49,18 @@ type nodes struct {
 	asked []string
 }
 
-func (n *nodes) AskVolumes(_ context.Context, node string, r localvolume.Request) (localvolume.Answer, error) {
+func (n *nodes) AskVolumes(_ context.Context, node string, r localvolume.Request) (localvolume.Response, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.away[node] {
-		return localvolume.Answer{}, ErrAway
+		return localvolume.Response{}, ErrAway
 	}
 	n.asked = append(n.asked, node+" "+string(r.Op)+" "+r.Folder+" "+r.Name)
 	folder := r.Folder
 	if folder == "" {
 		folder = n.folder
 	}
-	return localvolume.Answer{Path: folder + "/" + r.Name, Free: n.free, Quota: n.quota}, n.fails
+	return localvolume.Response{Path: folder + "/" + r.Name, Free: n.free, Quota: n.quota}, n.fails
 }
 
 func (n *nodes) setAway(node string, away bool) {

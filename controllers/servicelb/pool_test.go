@@ -154,7 +154,7 @@ func TestHolderIsReplacedOnlyWhenUnresponsive(t *testing.T) {
 	both := map[netip.Addr][]string{a: {"m", "n"}, b: {"m", "n"}}
 	silent := map[string]bool{}
 	alive := func(n string) bool { return !silent[n] }
-	first := Assign(loadbalancer.Record{}, 7, both, alive, said{})
+	first := Assign(loadbalancer.Holders{}, 7, both, alive, said{})
 	testenv.False(t, first[a].Node == first[b].Node || first[a].Term != 7, "not spread: %v", first)
 	testenv.Equal(t, fmt.Sprint(Assign(first, 8, both, alive, said{})), fmt.Sprint(first), "without a reason %v became", first)
 	silent[first[a].Node] = true
@@ -168,7 +168,7 @@ func TestHolderIsReplacedOnlyWhenUnresponsive(t *testing.T) {
 	}
 	testenv.Equal(t, len(Assign(moved, 9, nil, alive, said{})), 0, "without addresses:")
 
-	noHolder := Assign(loadbalancer.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
+	noHolder := Assign(loadbalancer.Holders{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
 	if late := Assign(noHolder, 8, both, alive, said{}); !late[a].New {
 		t.Errorf("when there is a node at last: %v, %v", noHolder, late)
 	}
@@ -181,7 +181,7 @@ func TestNewHolderProbesUnprovenAddress(t *testing.T) {
 	both, dead := map[netip.Addr][]string{a: {"m", "n"}}, ""
 	alive := func(n string) bool { return n != dead }
 	used := map[netip.Addr]string{a: "02:00:00:00:00:01"}
-	first := Assign(loadbalancer.Record{}, 7, both, alive, said{})
+	first := Assign(loadbalancer.Holders{}, 7, both, alive, said{})
 	testenv.True(t, first[a].New, "no machine has answered for it: %v", first)
 	stays := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 6}})
 	testenv.True(t, stays[a] == first[a], "what was proven is another holding: %v", stays)
@@ -239,11 +239,11 @@ func TestNodesSpeakForTheirOwnAddresses(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
 	m, n := testNode("m"), testNode("n")
 	m.Annotations = map[string]string{loadbalancer.ConflictsAnnotation: "10.0.0.200=02:00:00:00:00:01,10.0.0.201=02:00:00:00:00:02,nonsense,=,10.0.0.202=x"}
-	got := InUse([]*corev1.Node{m, n}, loadbalancer.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 1}})
+	got := InUse([]*corev1.Node{m, n}, loadbalancer.Holders{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 1}})
 	testenv.False(t, len(got) != 1 || got[a] != "02:00:00:00:00:01", "in use are %v", got)
 	m.Annotations[loadbalancer.ProvenAnnotation] = "10.0.0.200=1,10.0.0.201=2,10.0.0.202=x,=,"
 	n.Annotations = map[string]string{loadbalancer.ProvenAnnotation: "10.0.0.201=1"}
-	if got := Proven([]*corev1.Node{m, n}, loadbalancer.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 2}}); len(got) != 1 || got[a] != 1 {
+	if got := Proven([]*corev1.Node{m, n}, loadbalancer.Holders{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 2}}); len(got) != 1 || got[a] != 1 {
 		t.Errorf("proven are %v", got)
 	}
 	v := Allocation{Ours: true, Pool: true, Addresses: []netip.Addr{a}, Reason: ReasonServed}

@@ -79,7 +79,7 @@ func (l *proxyLab) coracle(p *webProxy) {
 				return err
 			}
 		}
-		var answer table.Answer
+		var answer table.Response
 		line, err := in.ReadBytes('\n')
 		if err == nil {
 			err = json.Unmarshal(line, &answer)
