@@ -33,9 +33,9 @@ const (
 	callStanding = "standing" // → standing, of who misses the leader
 )
 
-// errHung is what a server says to its leader whose disk has been hanging for
+// errDiskStalled is what a server says to its leader whose disk has been stalled for
 // so long that it should count as silent.
-var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk is stalled")
+var errDiskStalled = status.Error(codes.Unavailable, "raftstore: this server's disk is stalled")
 
 // serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears
 // when it runs out.
@@ -56,7 +56,7 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 		return binary.LittleEndian.AppendUint64(nil, index), nil
 	case callTerm:
 		if p.peers.diskStalled() {
-			return nil, errHung
+			return nil, errDiskStalled
 		}
 		return append(binary.LittleEndian.AppendUint64(nil, p.peers.raft.CurrentTerm()), p.peers.id...), nil
 	case callStanding:

@@ -63,7 +63,7 @@ func (p *peers) reached(ctx context.Context) []raft.ServerID {
 // leader. One whose disk stalls would serve neither.
 func (e *election) serveReach(ctx context.Context, _ nothing) (reachReply, error) {
 	if e.dir.Stalled() > stalledAfter {
-		return reachReply{}, errHung
+		return reachReply{}, errDiskStalled
 	}
 	made := e.aside.Load()
 	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck

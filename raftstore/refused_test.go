@@ -21,7 +21,7 @@ import (
 )
 
 // A revocation that was refused leaves the lease, and its expiry.
-func TestRefusedRevocationForgetsNothing(t *testing.T) {
+func TestRefusedRevocationKeepsTheLease(t *testing.T) {
 	l := newLessor(clocktesting.NewFakeClock(time.Unix(0, 0)), nil)
 	l.promote(func() []mvcc.Lease { return []mvcc.Lease{{ID: 7, TTL: 10}} })
 	for _, err := range []error{mvcc.ErrFenced, mvcc.ErrSession, mvcc.ErrStale} {

@@ -64,7 +64,7 @@ func (r *replica) admit() error {
 	return nil
 }
 
-func (r *replica) diskStalled() bool { return r.dir.Stalled() > hungAfter }
+func (r *replica) diskStalled() bool { return r.dir.Stalled() > diskStalledAfter }
 
 func (r *replica) dial(ctx context.Context, address string) (net.Conn, error) {
 	return r.opts.Network.Dial(ctx, dialAddress(raft.ServerAddress(address)))

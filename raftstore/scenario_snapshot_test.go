@@ -34,8 +34,8 @@ func (c *cluster) fillWith(n *node, writes int, value string) {
 	}
 }
 
-// forget makes servers replace their logs by snapshots, all but a few entries.
-func (c *cluster) forget(nodes ...*node) {
+// compactLog makes servers replace their logs by snapshots, all but a few entries.
+func (c *cluster) compactLog(nodes ...*node) {
 	c.Helper()
 	for _, n := range nodes {
 		s := n.running()
@@ -63,7 +63,7 @@ func TestScenarioSnapshotInstall(t *testing.T) {
 					c.isolate(away)
 				}
 				c.fill(leader, 150)
-				c.forget(c.others(away)...)
+				c.compactLog(c.others(away)...)
 				first, err := c.leader(c.others(away)...).running().replica.dir.Log.FirstIndex()
 				c.endIf(err != nil || first < 150, "the log still begins at %d: %v", first, err)
 				switch how {
@@ -106,7 +106,7 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 				away := c.others(leader)[0]
 				c.isolate(away)
 				c.fill(leader, 150)
-				c.forget(c.others(away)...)
+				c.compactLog(c.others(away)...)
 				older := filepath.Join(away.dir, "snapshots", fmt.Sprintf("%020d-%020d.snapshot", 1, 1))
 				var broken atomic.Bool
 				if what == "removal" { // os.Remove refuses a folder that is not empty
@@ -156,7 +156,7 @@ func TestScenarioCompactionWhileAway(t *testing.T) {
 				revision := leader.running().Status().Revision
 				testenv.NoError(c, testenv.Err(leader.running().Client().KV.Compact(c.within(5*time.Second), revision-5)), "seed %d", c.seed)
 				if how == "snapshot" {
-					c.forget(c.others(away)...)
+					c.compactLog(c.others(away)...)
 				}
 				c.net.HealAll()
 				c.ready(away)
@@ -176,7 +176,7 @@ func TestScenarioSnapshotsAndCrashes(t *testing.T) {
 		for range 10 {
 			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
 			n := c.shuffled()[0]
-			c.forget(n)
+			c.compactLog(n)
 			c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
 			n.crash()
 			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))

@@ -100,7 +100,7 @@ func (e *election) standing() standing {
 // serveStanding answers another voter that misses the leader, and has this one look at once.
 func (e *election) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
 	if e.diskStalled() {
-		return standing{}, errHung
+		return standing{}, errDiskStalled
 	}
 	e.checkLeaderNow()
 	out := e.standing()

@@ -81,13 +81,13 @@ func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 	op := clientv3.OpWatch(key, opts...)
 	stream := streamKey(ctx)
 	ctx, cancel := context.WithCancel(ctx)
-	stop, forget := context.AfterFunc(n.ctx, cancel), func() bool { return false }
+	stop, stopUntil := context.AfterFunc(n.ctx, cancel), func() bool { return false }
 	if end, ok := ctx.Value(untilKey{}).(context.Context); ok {
-		forget = context.AfterFunc(end, cancel)
+		stopUntil = context.AfterFunc(end, cancel)
 	}
 	release := func() {
 		stop()
-		forget()
+		stopUntil()
 		cancel()
 	}
 	following, created, w := n.begin(ctx, op)

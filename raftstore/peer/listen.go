@@ -58,7 +58,7 @@ func (t *Transport) accept() {
 // connection to whom it is for. It calls identified when the handshake is over.
 func (t *Transport) greet(c net.Conn, identified func()) {
 	remote := c.RemoteAddr().String()
-	h, err := t.welcome(c)
+	h, err := t.handshake(c)
 	identified()
 	if err != nil {
 		if t.ctx.Err() == nil {
@@ -96,7 +96,7 @@ func (o *occasionally) level() slog.Level {
 	return slog.LevelInfo
 }
 
-func (t *Transport) welcome(c net.Conn) (hello, error) {
+func (t *Transport) handshake(c net.Conn) (hello, error) {
 	defer context.AfterFunc(t.ctx, func() { closeConn(c) })()
 	if err := c.SetDeadline(time.Now().Add(t.handshakeTime())); err != nil {
 		return hello{}, err
