@@ -58,7 +58,7 @@ func watchWhole(ctx context.Context, s storage.Interface, key string, opts stora
 	end := &watchEnd{cancel: cancel}
 	end.mu.Lock()
 	defer end.mu.Unlock()
-	end.forget = context.AfterFunc(ctx, end.request)
+	end.stop = context.AfterFunc(ctx, end.request)
 	return &wholeWatch{w, ahead.Follow(own, w.ResultChan()), end}, nil
 }
 
@@ -84,7 +84,7 @@ func (w *wholeWatch) Stop() {
 type watchEnd struct {
 	mu     sync.Mutex
 	cancel context.CancelFunc // nil when that is done
-	forget func() bool        // that the request ends
+	stop   func() bool        // that the request ends
 	late   *time.Timer        // from the request's end until it is not read any more
 }
 
@@ -102,12 +102,12 @@ func (e *watchEnd) reader() {
 	if e.cancel == nil {
 		return
 	}
-	e.forget()
+	e.stop()
 	if e.late != nil {
 		e.late.Stop()
 	}
 	e.cancel()
-	e.cancel, e.forget = nil, nil
+	e.cancel, e.stop = nil, nil
 }
 
 // wholeStorage is a apigeneric.StorageDecorator.

@@ -53,9 +53,9 @@ func TestServerRemembersTheBackend(t *testing.T) {
 	}
 }
 
-// TestOtherPluginForgetsTheBackend: a server that gives the pod network to another plugin keeps nothing of before,
+// TestOtherPluginRemovesTheBackend: a server that gives the pod network to another plugin keeps nothing of before,
 // which it would go by when it takes the network back.
-func TestOtherPluginForgetsTheBackend(t *testing.T) {
+func TestOtherPluginRemovesTheBackend(t *testing.T) {
 	dir := t.TempDir()
 	testenv.NoError(t, clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard))
 	if _, err := New(Options{Dir: dir, Own: clusterconfig.NetworkNone}); err != nil || clusterconfig.ReadBackend(dir) != "" {

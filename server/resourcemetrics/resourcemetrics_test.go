@@ -195,10 +195,10 @@ func block(r *http.Request) (*http.Response, error) {
 // those who ask for its own figures wait for it.
 func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		hung, fine := w.node("hung", true), w.node("fine", true)
-		w.pod(hung, "hung", "lost")
+		stalled, fine := w.node("hung", true), w.node("fine", true)
+		w.pod(stalled, "hung", "lost")
 		pod := w.pod(fine, "fine", "web")
-		hung.answer = block
+		stalled.answer = block
 		c := w.run(t)
 		began := time.Now()
 		within := func(what string, most time.Duration) {
@@ -228,9 +228,9 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 		}
 
 		// One that has answered before has its old figures until it is given up.
-		w.change(func() { hung.answer = nil })
+		w.change(func() { stalled.answer = nil })
 		time.Sleep(time.Until(began.Add(2*period + time.Second))) // fake time: it has answered in the third round
-		w.change(func() { hung.answer = block })
+		w.change(func() { stalled.answer = block })
 		time.Sleep(time.Until(began.Add(3*period + patience + time.Second))) // fake time: it is stalled in the fourth
 		expect(t, "in the patience", w.top(c, "hung"), "hung 250m 1000M 10s")
 		expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")

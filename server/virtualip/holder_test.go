@@ -26,13 +26,13 @@ import (
 
 // oneTerm is a store that confirms one term.
 type oneTerm struct {
-	err   error
-	moved []uint64 // to which members
-	deaf  uint64   // the one that does not answer
+	err          error
+	moved        []uint64 // to which members
+	unresponsive uint64   // the one that does not answer
 }
 
 func (s *oneTerm) MoveLeader(_ context.Context, id uint64) error {
-	if id == s.deaf {
+	if id == s.unresponsive {
 		return errors.New("it does not answer")
 	}
 	s.moved = append(s.moved, id)
@@ -230,7 +230,7 @@ func TestNewAddressIsProbed(t *testing.T) {
 // leads for a while if it has to.
 func TestLeaderWithoutALink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &oneTerm{deaf: 2}
+		store := &oneTerm{unresponsive: 2}
 		h := newTestHolder("192.0.2.2/24", &held{}, store)
 		lead, stop := runHolder(t, h)
 		lead(true)

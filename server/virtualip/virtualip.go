@@ -386,7 +386,7 @@ func (v *Keeper) set(addresses []netip.Addr, known bool) error {
 	defer v.changed.Send()
 	keep := func() error { return clusterconfig.WriteVIPs(v.o.Dir, addresses) }
 	if !known {
-		keep = func() error { return clusterconfig.ForgetVIPs(v.o.Dir) }
+		keep = func() error { return clusterconfig.RemoveVIPs(v.o.Dir) }
 	} else if !same {
 		v.o.Logger.Info("the cluster's virtual addresses", "addresses", Format(addresses))
 	}
