@@ -248,17 +248,17 @@ func (s *server) end(sig syscall.Signal, within time.Duration) error {
 			_ = p.cmd.Process.Kill()
 			<-p.done
 		}
-		s.forget(p)
+		s.remove(p)
 		return fmt.Errorf("%s did not end within %v of %v; its log has the goroutines", s.name, within, sig)
 	}
-	s.forget(p)
+	s.remove(p)
 	if sig == syscall.SIGTERM && p.err != nil {
 		return fmt.Errorf("%s was asked to end and did it badly: %w", s.name, p.err)
 	}
 	return nil
 }
 
-func (s *server) forget(p *process) {
+func (s *server) remove(p *process) {
 	p.in.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -35,7 +35,7 @@ func TestNetworkExternalAddresses(t *testing.T) {
 		if backend != "vxlan" {
 			m.changeBackend(backend)
 		}
-		m.everybodyMeets()
+		m.allMeet()
 		for i := range m.nodes {
 			for counter, none := range map[string]bool{"direct": true, "translated": false} {
 				if out := m.nft(i, "reset", "counter", "inet", "here", counter); strings.Contains(out, "packets 0 ") != none {

@@ -100,7 +100,7 @@ func TestNetworkOfOneFamily(t *testing.T) {
 					m.changeBackend(backend)
 				}
 				m.spy()
-				m.everybodyMeets()
+				m.allMeet()
 				m.largePackets(1500, room[c.families][backend])
 				m.expectWay(backend)
 			}

@@ -160,11 +160,11 @@ func (m *mesh) managedBy(g manager) {
 			}
 		}
 		m.Logf("%s says\n%s", g.name, tell(0, g.list))
-		m.everybodyMeets()
+		m.allMeet()
 		m.startsPod(fmt.Sprintf("fresh-%d", k), last, "http://"+host(m.pods[0][1])+":8080/")
 	}
 	m.leavesAlone(g, tell)
-	m.everybodyMeets()
+	m.allMeet()
 }
 
 // leavesAlone: with the page's file it has nothing to do with coracle's interfaces.

@@ -47,9 +47,9 @@ func topSeesBoth(t *testing.T, s *harness.Server, agents []*harness.Server) {
 	})
 }
 
-// topWithoutHung asks until the figures of a node whose kubelet is stalled are given up and the other one's are there
-// still.
-func topWithoutHung(t *testing.T, s, hung, fine *harness.Server) {
+// topWithoutStalled asks until the figures of a node whose kubelet is stalled are given up and the other one's are
+// there still.
+func topWithoutStalled(t *testing.T, s, stalled, fine *harness.Server) {
 	t.Helper()
 	began := time.Now()
 	var longest time.Duration
@@ -62,14 +62,14 @@ func topWithoutHung(t *testing.T, s, hung, fine *harness.Server) {
 			without++
 			return err
 		}
-		_, err = top(s, []*harness.Server{fine}, []*harness.Server{hung})
+		_, err = top(s, []*harness.Server{fine}, []*harness.Server{stalled})
 		return err
 	})
 	t.Logf("kubectl top beside a stalled kubelet took %v at most; that one is given up after %v; %d of %d answers had nothing of the other one",
 		longest.Round(10*time.Millisecond), time.Since(began).Round(10*time.Millisecond), without, asked)
 	// A client that asks for its figures alone gets the reason.
 	harness.Eventually(t, harness.Soon, "kubectl top of the node whose kubelet is stalled says so", func() error {
-		if out, err := s.TryKubectl("top", "node", hung.NodeName()); err == nil || !strings.Contains(err.Error(), "does not answer") {
+		if out, err := s.TryKubectl("top", "node", stalled.NodeName()); err == nil || !strings.Contains(err.Error(), "does not answer") {
 			return fmt.Errorf("%s, %w", out, err)
 		}
 		return nil

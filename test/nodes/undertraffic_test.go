@@ -35,7 +35,7 @@ func TestRollingUpdates(t *testing.T) {
 	harness.ByHand(t)
 	m := newMesh(t, 3, "vxlan", "eth0")
 	m.workload()
-	m.everybodyMeets()
+	m.allMeet()
 	m.rolls()
 }
 
