@@ -293,7 +293,7 @@ var (
 func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
 	source, tables := sourceOf(client.RemoteAddr), p.current.Load()
 	if len(tables.trusted) > 0 && contains(tables.trusted, addressOf(client.RemoteAddr)) {
-		if tables.proxied { // what clients say of themselves would be believed
+		if tables.proxied { // what clients say of themselves would be trusted
 			return nil, errNoClient
 		}
 		source = netip.Addr{} // many clients' connections

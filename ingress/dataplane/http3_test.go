@@ -274,7 +274,7 @@ func TestNextProcessEndsConnections(t *testing.T) {
 }
 
 // TestTrustedProxyOfThePROXYProtocolHasNoHTTP3: UDP has no header of that protocol, and what any client says of itself
-// would be believed.
+// would be trusted.
 func TestTrustedProxyOfThePROXYProtocolHasNoHTTP3(t *testing.T) {
 	for _, proxied := range []bool{false, true} {
 		f := newFixture(t, Options{}, section(t, table.KindSettings, table.Settings{TrustedProxies: []string{"127.0.0.0/8"}, ProxyProtocol: proxied}))
