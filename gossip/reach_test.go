@@ -13,33 +13,33 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// ear notes what a Reach hears.
-type ear struct {
+// recorder notes what a Reach hears.
+type recorder struct {
 	mu    sync.Mutex
-	heard []string
+	calls []string
 }
 
-func (e *ear) note(what string) {
+func (e *recorder) note(what string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.heard = append(e.heard, what)
+	e.calls = append(e.calls, what)
 }
 
-func (e *ear) NodeJoined(name string, port uint16) {
+func (e *recorder) NodeJoined(name string, port uint16) {
 	if port == 6443 {
 		e.note("came " + name)
 	}
 }
-func (e *ear) NodeLeft(name string)            { e.note("stopped " + name) }
-func (e *ear) ProbeFailed(name string)         { e.note("silent " + name) }
-func (e *ear) PeerReportedFailure(name string) { e.note("told " + name) }
+func (e *recorder) NodeLeft(name string)            { e.note("stopped " + name) }
+func (e *recorder) ProbeFailed(name string)         { e.note("silent " + name) }
+func (e *recorder) PeerReportedFailure(name string) { e.note("told " + name) }
 
 // has says whether something was heard, and forgets all.
-func (e *ear) has(what string) bool {
+func (e *recorder) has(what string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	found := slices.Contains(e.heard, what)
-	e.heard = nil
+	found := slices.Contains(e.calls, what)
+	e.calls = nil
 	return found
 }
 
@@ -47,7 +47,7 @@ func (e *ear) has(what string) bool {
 func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGroup(t)
-		e := &ear{}
+		e := &recorder{}
 		m := g.add(func(o *Options) { o.Reach = e })
 		for range 3 {
 			g.add()
@@ -55,8 +55,8 @@ func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 		time.Sleep(spread)
 		testenv.True(t, e.has("came "+name(1)), "a member has come, and that was not reported")
 		time.Sleep(time.Hour)
-		if e.mu.Lock(); len(e.heard) > 0 {
-			t.Errorf("heard in an hour of rest: %q", e.heard)
+		if e.mu.Lock(); len(e.calls) > 0 {
+			t.Errorf("heard in an hour of rest: %q", e.calls)
 		}
 		e.mu.Unlock()
 

@@ -253,7 +253,7 @@ func (e *Enforcer) sync(ctx context.Context) time.Duration {
 	s.Refused = e.refusals()
 	r := Desired(s, e.o.Limits)
 	err = e.table.apply(ctx, r.Ruleset)
-	if err != nil && ctx.Err() == nil && e.blame(ctx, r, check) {
+	if err != nil && ctx.Err() == nil && e.rejectedAmong(ctx, r, check) {
 		s.Refused = e.refusals()
 		r = Desired(s, e.o.Limits)
 		err = e.table.apply(ctx, r.Ruleset)

@@ -53,9 +53,9 @@ func frameOnly(of *Ruleset) []byte {
 	return whole(r)
 }
 
-// blame finds the namespaces whose rules are the reason that it was refused, and says whether there are any.
+// rejectedAmong finds the namespaces whose rules are the reason that it was refused, and says whether there are any.
 // try says whether a table would be taken.
-func (e *Enforcer) blame(ctx context.Context, r Result, try func(context.Context, []byte) error) bool {
+func (e *Enforcer) rejectedAmong(ctx context.Context, r Result, try func(context.Context, []byte) error) bool {
 	if try(ctx, frameOnly(r.Ruleset)) != nil {
 		return false // nothing is taken at present: that is no namespace's fault
 	}

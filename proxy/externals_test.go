@@ -117,7 +117,7 @@ func TestAPIVirtualAddressIsNoExternalIP(t *testing.T) {
 // TestServersAddressIsNoExternalIP: a machine that is a server alone has no Node. Who took its address would have all
 // that nodes ask of the API, and no node would hear that the Service is gone.
 func TestServersAddressIsNoExternalIP(t *testing.T) {
-	h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
+	h := &hearing{now: map[string]*corev1.Service{}, backend: unresponsive{}}
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	o := Options{Reserved: Reserved{Ports: []uint16{6443}}}
 	o.externals = newExternals(o, log)
@@ -211,12 +211,12 @@ func TestTunnelAddressIsNoExternalIP(t *testing.T) {
 	}
 }
 
-// deaf is a back end that receives endpoints and does nothing.
-type deaf struct{ backend }
+// unresponsive is a back end that receives endpoints and does nothing.
+type unresponsive struct{ backend }
 
-func (deaf) OnEndpointSliceAdd(*discoveryv1.EndpointSlice)         {}
-func (deaf) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {}
-func (deaf) OnEndpointSliceDelete(*discoveryv1.EndpointSlice)      {}
+func (unresponsive) OnEndpointSliceAdd(*discoveryv1.EndpointSlice)         {}
+func (unresponsive) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {}
+func (unresponsive) OnEndpointSliceDelete(*discoveryv1.EndpointSlice)      {}
 
 func ingressOf(s *corev1.Service) (out []string) {
 	for _, in := range s.Status.LoadBalancer.Ingress {

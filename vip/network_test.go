@@ -83,8 +83,8 @@ func announce(t *testing.T, a Announcement) (stop func()) {
 
 func always(context.Context) (Moment, error) { return Now().After(time.Second), nil }
 
-// forget makes the client ask again.
-func (n *network) forget(t *testing.T) {
+// flushNeighbours makes the client ask again.
+func (n *network) flushNeighbours(t *testing.T) {
 	t.Helper()
 	err := n.client.Do(func() error {
 		l, err := netlink.LinkByName("there0")
@@ -153,7 +153,7 @@ func TestLinuxClientReachesAnnouncedAddress(t *testing.T) {
 			may.Store(false)
 			// The permission lasts for 50 ms; from then on the client must not learn anything.
 			testenv.Eventually(t, 2*time.Minute, "the machine that may not answer is silent", func() error {
-				n.forget(t)
+				n.flushNeighbours(t)
 				if got, err := netns.Ask(n.client, at); err == nil {
 					return errors.New("it answered: " + got)
 				}

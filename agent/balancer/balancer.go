@@ -211,9 +211,9 @@ func (b *Balancer) Run(ctx context.Context) error {
 	}
 }
 
-// join joins a connection to one with a server. hungUp is called for a server that closes it first, without a word, and
-// before the client sees that end.
-func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, hungUp func(server string)) {
+// join joins a connection to one with a server. closedByServer is called for a server that ends it first, without a
+// word, and before the client sees that end.
+func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, closedByServer func(server string)) {
 	defer c.Close()
 	defer up.Close()
 	b.mu.Lock()
@@ -232,7 +232,7 @@ func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, hung
 		defer close(ended)
 		n, err := io.Copy(c, up)
 		if n == 0 && !left.Load() && ctx.Err() == nil {
-			hungUp(server)
+			closedByServer(server)
 		}
 		passEnd(c, up, err)
 	}()

@@ -44,14 +44,14 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 		"its pid is another process' now": {func(n *testNode, k *supervisor) {
 			_ = syscall.Kill(k.now.PID, syscall.SIGKILL)
 			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
-			bystander := exec.Command("sleep", "600")
-			testenv.NoError(n.t, bystander.Start())
+			otherProcess := exec.Command("sleep", "600")
+			testenv.NoError(n.t, otherProcess.Start())
 			n.t.Cleanup(func() {
-				testenv.Check(n.t, bystander.Process.Signal(syscall.Signal(0)), "another program's process was ended")
-				_ = bystander.Process.Kill()
-				_ = bystander.Wait()
+				testenv.Check(n.t, otherProcess.Process.Signal(syscall.Signal(0)), "another program's process was ended")
+				_ = otherProcess.Process.Kill()
+				_ = otherProcess.Wait()
 			})
-			rewrite(n, func(r *processList) { r.Processes[0].PID = bystander.Process.Pid })
+			rewrite(n, func(r *processList) { r.Processes[0].PID = otherProcess.Process.Pid })
 		}, false, false},
 		"the record is half written": {func(n *testNode, k *supervisor) {
 			testenv.NoError(n.t, os.WriteFile(processFile(n.o.Dir), []byte(`{"processes":[{"pid":`), 0o600))

@@ -27,7 +27,7 @@ type world struct {
 	late     map[string]bool // the API does not have them yet
 	dead     map[string]bool
 	trip     time.Duration
-	hung     time.Duration // what a check lasts longer than it may: this machine is short of CPU
+	overrun  time.Duration // what a check lasts longer than it may: this machine is short of CPU
 	checks   map[string]int
 	reported []string
 }
@@ -80,7 +80,7 @@ func (w *world) check(ctx context.Context, at []netip.AddrPort) (time.Duration, 
 		}
 	}
 	w.checks[node]++
-	dead, trip, hung := w.dead[node], w.trip, w.hung
+	dead, trip, overrun := w.dead[node], w.trip, w.overrun
 	w.mu.Unlock()
 	wait := trip
 	if dead {
@@ -90,7 +90,7 @@ func (w *world) check(ctx context.Context, at []netip.AddrPort) (time.Duration, 
 	case <-time.After(wait):
 		return trip, true
 	case <-ctx.Done():
-		time.Sleep(hung)
+		time.Sleep(overrun)
 		return 0, false
 	}
 }
@@ -277,12 +277,12 @@ func TestDelayedProbeDoesNotCount(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)
 		time.Sleep(verifyWithin)
-		w.set(func() { w.hung = 2 * lateBy })
+		w.set(func() { w.overrun = 2 * lateBy })
 		w.kill("n1")
 		w.ProbeFailed("n1")
 		time.Sleep(time.Minute)
 		w.want(t, "a check that lasted too long does not count")
-		w.set(func() { w.hung = 0 })
+		w.set(func() { w.overrun = 0 })
 		time.Sleep(10 * time.Second)
 		w.want(t, "it is repeated", "n1")
 	})
