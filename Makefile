@@ -197,7 +197,8 @@ SEEDS ?= 200
 # What make test does with the same seeds each time, with new ones. Each scenario of the store has a process of its own:
 # one process keeps some MB of each seed, 22 GB after 2,000.
 soak: ## the random tests of the store with SEEDS seeds, those of other packages with new ones, and half an hour of chaos (root, hours)
-	@for test in $$($(GO) test -vet=off -list Scenario -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./raftstore | grep ^Test); do \
+	@for test in $$($(GO) test -vet=off -list Scenario -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./raftstore | grep ^Test | grep -v Scripts) \
+	  $$(cd raftstore/testdata/scenarios && ls *.txt | sed 's/\(.*\)\.txt/TestScenarioScripts$$\/^\1/'); do \
 	  CORACLE_TEST_SEEDS=$(SEEDS) $(GOTEST) -count=1 -timeout 6h -tags '$(TAGS)' -ldflags '$(STABLE_X)' -run "^$$test\$$" ./raftstore || exit 1; done
 	@CORACLE_TEST_RANDOM=1 $(GOTEST) -count=1 -p 2 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' ./raftstore/disk ./raftstore/mvcc ./raftstore/watch ./raftstore/etcdapi ./netpolicy ./proxy/... ./controllers/servicelb \
 	  ./server/apiserver ./server/liveness ./server ./scheduler ./agent/balancer ./cni ./internal/...

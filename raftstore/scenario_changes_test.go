@@ -50,30 +50,6 @@ func TestScenarioOutdatedChange(t *testing.T) {
 	})
 }
 
-// A voter is not taken out where too few of the others are alive, not even right
-// after they died. Those that are dead can be.
-func TestScenarioRemovalKeepsMajority(t *testing.T) {
-	scenarios(t, 2, 5, func(c *cluster) {
-		c.pass(time.Second)
-		leader := c.leader()
-		dead, well := c.others(leader)[:2], c.others(leader)[2:]
-		for _, n := range dead {
-			n.crash()
-		}
-		err := leader.running().cluster.RemoveMember(c.within(20*time.Second), well[0].name)
-		c.failIf(status.Code(err) != codes.FailedPrecondition, "one of three that are left was taken out, or so: %v", err)
-		c.serves(leader, well[0], well[1])
-		for _, n := range dead {
-			if err := leader.running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
-				c.Errorf("seed %d: a dead server stays: %v", c.seed, err)
-			}
-			n.gone = true
-		}
-		c.serves(leader, well[0], well[1])
-		c.rest(30*time.Second, 3, names(c.others(dead...))...)
-	})
-}
-
 // Most servers, or all, come back at other addresses at the same time, and are given
 // the others' addresses.
 func TestScenarioMovedAtOnce(t *testing.T) {

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -54,26 +52,6 @@ func TestScenarioStalledLeader(t *testing.T) {
 	})
 }
 
-// Nothing was written for minutes, so no server knows how long a flush takes anywhere. The leader's disk stalls, or
-// becomes slow, alone: the first write is done by another leader within seconds.
-func TestScenarioStalledLeaderOfIdleCluster(t *testing.T) {
-	seeds(t, 4, func(t *testing.T, seed uint64) {
-		stage(t, seed, 3+2*int(seed%2), nil, func(c *cluster) {
-			leader := c.leader()
-			c.pass(time.Duration(2+c.rand.IntN(10)) * time.Minute)
-			leader.faults.DelayFlushes([]time.Duration{3 * time.Second, 8 * time.Second, time.Hour}[c.rand.IntN(3)])
-			began := time.Now()
-			err := c.writes(c.others(leader)[0], time.Minute)
-			took := time.Since(began)
-			t.Logf("seed %d: a write after %v", seed, took)
-			if err != nil || took > 3*time.Second {
-				t.Errorf("seed %d: a write after %v: %v\n%s", seed, took, err, c.state())
-			}
-			leader.faults.DelayFlushes(0)
-		})
-	})
-}
-
 // A leader's disk stalls, so that raft in it notices nothing, and then the
 // server is alone. The others have another leader; what it would read is old,
 // so it must not answer.
@@ -101,49 +79,6 @@ func TestScenarioStalledAndAlone(t *testing.T) {
 		c.pass(2 * time.Second)
 		c.serves(leader)
 		<-late
-		w.stop()
-	})
-}
-
-// A follower's disk stalls: the others take no notice, and it catches up.
-func TestScenarioStalledFollower(t *testing.T) {
-	scenarios(t, 2, 3, func(c *cluster) {
-		w := c.work(3)
-		c.pass(time.Second)
-		leader := c.leader()
-		term := leader.term()
-		slow := c.others(leader)[0]
-		slow.faults.DelayFlushes(5 * time.Second)
-		start := time.Now()
-		for range 20 {
-			c.serves(c.others(slow)...)
-		}
-		if took := time.Since(start); took > time.Second {
-			c.Errorf("seed %d: writes took %v", c.seed, took)
-		}
-		c.pass(10 * time.Second)
-		slow.faults.DelayFlushes(0)
-		c.serves(slow)
-		testenv.Equal(c, leader.term(), term, "seed %d: term %d became", c.seed, term)
-		w.stop()
-	})
-}
-
-// The leader's disk is full: another server leads after a while, and writes go
-// on, also through it.
-func TestScenarioFullLeader(t *testing.T) {
-	scenarios(t, 2, 3, func(c *cluster) {
-		w := c.work(3)
-		c.pass(time.Second)
-		leader := c.leader()
-		leader.faults.FailWrites(unix.ENOSPC)
-		next := c.leader(c.others(leader)...)
-		c.serves(c.others(leader)...)
-		c.pass(5 * time.Second)
-		leader.faults.FailWrites(nil)
-		c.pass(5 * time.Second)
-		c.serves(leader)
-		_ = next
 		w.stop()
 	})
 }
@@ -204,27 +139,6 @@ func TestScenarioDamageAlone(t *testing.T) {
 					t.Errorf("moved away: %v", moved)
 				}
 				victim.spoil() // again: as it was
-			})
-		})
-	}
-}
-
-// A server is closed while raft in it waits for the disk, to save a term. It
-// closes; raft by itself would panic.
-func TestScenarioCloseOnFullDisk(t *testing.T) {
-	for how, strike := range map[string]func(*node){
-		"full":  func(n *node) { n.faults.FailWrites(unix.ENOSPC) },
-		"hangs": func(n *node) { n.faults.DelayFlushes(time.Hour) },
-	} {
-		t.Run(how, func(t *testing.T) {
-			scenario(t, 1, 3, func(c *cluster) {
-				leader := c.leader()
-				victim := c.others(leader)[0]
-				strike(victim)
-				other := c.others(leader, victim)[0]
-				testenv.NoError(t, transferBetween(c.within(5*time.Second), leader.running(), other.running()))
-				c.eventually("it waits for its disk", 5*time.Second, func() bool { return victim.running().replica.dir.Stalled() > 0 })
-				victim.stop()
 			})
 		})
 	}

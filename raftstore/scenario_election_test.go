@@ -10,21 +10,6 @@ import (
 	"time"
 )
 
-func TestScenarioClusters(t *testing.T) {
-	for _, n := range []int{1, 2, 3, 4, 5, 7} {
-		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			scenarioOf(t, 1, n, func(o *Options) { o.MaxVoters = 7 }, func(c *cluster) {
-				w := c.work(3)
-				c.pass(2 * time.Second)
-				w.stop()
-				if c.acked() < 50 {
-					t.Errorf("only %d writes were acknowledged", c.acked())
-				}
-			})
-		})
-	}
-}
-
 // gap is how long it takes until a write through each of the servers succeeds,
 // at the most.
 func (c *cluster) gap(nodes []*node) time.Duration {

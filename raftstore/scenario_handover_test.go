@@ -78,40 +78,6 @@ func TestScenarioHandOver(t *testing.T) {
 	}
 }
 
-// Every server is restarted, one after the other, as for a new version: writes
-// through those that run are never held up for long.
-func TestScenarioRollingRestart(t *testing.T) {
-	scenarios(t, 3, 3, func(c *cluster) {
-		w := c.work(3)
-		for range 2 {
-			for _, n := range c.nodes {
-				n.stop()
-				c.serves(c.others(n)...)
-				n.start()
-				c.ready(n)
-			}
-		}
-		c.pass(time.Second)
-		w.stop()
-	})
-}
-
-// Leadership goes around on request, with writes all the while.
-func TestScenarioTransfers(t *testing.T) {
-	scenarios(t, 3, 5, func(c *cluster) {
-		w := c.work(4)
-		for range 15 {
-			c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
-			leader := c.leader()
-			if err := leader.running().cluster.TransferLeadership(c.within(5 * time.Second)); err != nil {
-				c.Errorf("seed %d: %v", c.seed, err)
-			}
-		}
-		c.pass(time.Second)
-		w.stop()
-	})
-}
-
 // Servers crash and come back at random, at most as many at a time as leave a
 // majority, sometimes all of them.
 func TestScenarioCrashes(t *testing.T) {

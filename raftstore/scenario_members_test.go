@@ -57,84 +57,6 @@ func (c *cluster) rest(within time.Duration, voters int, members ...string) {
 	})
 }
 
-// Servers join while one of the three is cut off. Four leave three voters, five
-// make five: as soon as all voters are well again, and not before.
-func TestScenarioJoinDuringPartition(t *testing.T) {
-	scenarios(t, 3, 3, func(c *cluster) {
-		w := c.work(3)
-		c.pass(time.Second)
-		leader := c.leader()
-		away := c.others(leader)[c.rand.IntN(2)]
-		c.isolate(away)
-		c.pass(4 * time.Second) // by now the leader misses it
-		d := c.join("d", leader.name)
-		e := c.join("e", leader.name)
-		for _, n := range []*node{d, e} {
-			c.cutLink(away, n)
-			c.ready(n)
-			c.serves(n)
-		}
-		c.pass(10 * time.Second)
-		if voters := c.voters(leader); voters != 3 {
-			c.Errorf("seed %d: %d voters while one is silent\n%s", c.seed, voters, c.state())
-		}
-		c.net.HealAll()
-		c.rest(20*time.Second, 5, "a", "b", "c", "d", "e")
-		c.serves(c.nodes...)
-		w.stop()
-	})
-}
-
-// A voter is gone for good, or its disk stalls. A server that stands by gets its
-// vote, and when the lost one comes back after all, it stands by.
-func TestScenarioStandby(t *testing.T) {
-	for _, how := range []string{"crashes", "hangs"} {
-		t.Run(how, func(t *testing.T) {
-			scenarios(t, 2, 4, func(c *cluster) {
-				w := c.work(2)
-				c.pass(time.Second)
-				w.stop()
-				leader, lost := c.leader(), c.voter()
-				if how == "crashes" {
-					lost.crash()
-				} else {
-					lost.faults.DelayFlushes(time.Hour)
-				}
-				c.serves(leader)
-				w = c.work(1, leader)
-				votes := func() (voters int, lostVotes bool) {
-					for _, m := range leader.running().cluster.Members() {
-						if m.Voter {
-							voters++
-							lostVotes = lostVotes || m.Name == lost.name
-						}
-					}
-					return voters, lostVotes
-				}
-				c.pass(30 * time.Second)
-				if voters, still := votes(); voters != 3 || !still {
-					c.Errorf("seed %d: %d voters half a minute after one was lost\n%s", c.seed, voters, c.state())
-				}
-				c.eventually("its vote goes to the fourth", 2*time.Minute, func() bool {
-					voters, still := votes()
-					return voters == 3 && !still
-				})
-				if how == "crashes" {
-					lost.start()
-				}
-				lost.faults.DelayFlushes(0)
-				c.ready(lost)
-				c.serves(lost)
-				c.pass(10 * time.Second)
-				if voters, still := votes(); voters != 3 || still {
-					c.Errorf("seed %d: it has its vote again, or others have lost theirs\n%s", c.seed, c.state())
-				}
-				w.stop()
-			})
-		})
-	}
-}
-
 // A voter is gone and an operator does not wait for the minute. What would make the
 // number of voters even, or nothing better, is refused.
 func TestScenarioPromote(t *testing.T) {
@@ -215,57 +137,6 @@ func TestScenarioReplacedDisk(t *testing.T) {
 	})
 }
 
-// A server is taken out: the leader, a follower, or one that is cut off. With
-// its old directory it does not come back, nor trouble the others; with an
-// empty one it joins again.
-func TestScenarioRemoval(t *testing.T) {
-	for _, what := range []string{"leader", "follower", "isolated"} {
-		t.Run(what, func(t *testing.T) {
-			scenarios(t, 2, 5, func(c *cluster) {
-				w := c.work(3)
-				c.pass(time.Second)
-				leader := c.leader()
-				victim := leader
-				if what != "leader" {
-					victim = c.others(leader)[c.rand.IntN(4)]
-				}
-				if what == "isolated" {
-					c.isolate(victim)
-				}
-				rest := c.others(victim)
-				asked := rest[c.rand.IntN(4)]
-				if err := asked.running().cluster.RemoveMember(c.within(20*time.Second), victim.name); err != nil {
-					c.Fatalf("seed %d: %v\n%s", c.seed, err, c.state())
-				}
-				c.rest(30*time.Second, 3, names(rest)...)
-				c.net.HealAll()
-				c.pass(15 * time.Second)
-				c.failIf(!victim.running().Health().Removed(), "the removed server does not know it")
-				for _, n := range rest {
-					c.failIf(n.running().Health().Removed(), "%s takes itself for a removed one", n.name)
-				}
-				term := c.leader(rest...).term()
-				w.stop()
-				victim.stop()
-				victim.start(names(rest)...)
-				c.pass(10 * time.Second)
-				c.serves(rest...)
-				c.refuses(victim)
-				if victim.running().Health().MembershipConfirmed() || !rest[0].running().Health().MembershipConfirmed() {
-					c.Errorf("seed %d: counted: the removed server: %v, another one: %v", c.seed, victim.running().Health().MembershipConfirmed(), rest[0].running().Health().MembershipConfirmed())
-				}
-				testenv.Equal(c, c.leader(rest...).term(), term, "seed %d: the removed server raised the term from %d to", c.seed, term)
-				victim.stop()
-				victim.wipe()
-				victim.start(names(rest)...)
-				c.ready(victim)
-				c.serves(victim)
-				c.rest(30*time.Second, 5, names(c.nodes)...)
-			})
-		})
-	}
-}
-
 // The only voter of a cluster cannot be taken out, nor who is none.
 func TestScenarioRemovalRefused(t *testing.T) {
 	scenario(t, 1, 1, func(c *cluster) {
@@ -273,34 +144,6 @@ func TestScenarioRemovalRefused(t *testing.T) {
 			testenv.Fails(t, c.nodes[0].running().cluster.RemoveMember(c.within(time.Second), name), "%s was removed", name)
 		}
 		c.serves(c.nodes[0])
-	})
-}
-
-// Of two servers one votes. It is taken out when the other one has everything, which
-// then goes on alone, and nothing is lost; before that it stays.
-func TestScenarioTheOnlyVoterLeaves(t *testing.T) {
-	scenarios(t, 4, 1, func(c *cluster) {
-		a := c.nodes[0]
-		w := c.work(3)
-		b := c.join("b", "a")
-		c.rest(20*time.Second, 1, "a", "b")
-		c.isolate(b)
-		c.pass(4 * time.Second)
-		err := a.running().cluster.RemoveMember(c.within(5*time.Second), "a")
-		c.endIf(err == nil || c.voters(a) != 1, "the only voter was removed while no other could take its place: %v", err)
-		c.serves(a)
-		c.net.HealAll()
-		c.pass(4 * time.Second)
-		asked := c.nodes[c.rand.IntN(2)]
-		if err := asked.running().cluster.RemoveMember(c.within(20*time.Second), "a"); err != nil {
-			c.Fatalf("seed %d: %v\n%s", c.seed, err, c.state())
-		}
-		c.rest(20*time.Second, 1, "b")
-		c.serves(b)
-		w.stop()
-		a.stop()
-		a.gone = true
-		c.serves(b)
 	})
 }
 

@@ -55,25 +55,6 @@ func (c *cluster) large() string {
 	return hex.EncodeToString(b)
 }
 
-// Large packets are lost wherever they come from. No leader does better, so there are few elections, and fewer with
-// time.
-func TestScenarioAllLargePacketsLost(t *testing.T) {
-	stage(t, 1, 3, nil, func(c *cluster) {
-		c.pass(5 * time.Second)
-		term := c.leader().term()
-		c.loseLarge(1200)
-		for range 60 {
-			_, _ = c.leader().running().Client().KV.Put(c.within(5*time.Second), "large", c.large()) // cannot be done
-			c.pass(5 * time.Second)
-		}
-		if grown := c.leader().term() - term; grown > 24 {
-			t.Errorf("%d elections in ten minutes", grown)
-		}
-		c.loseLarge(0)
-		c.pass(30 * time.Second) // until what is lost for good has been given up
-	})
-}
-
 // loseLarge loses packets above a size wherever they come from; 0 loses none.
 func (c *cluster) loseLarge(bytes int) {
 	for _, a := range c.nodes {
@@ -81,46 +62,4 @@ func (c *cluster) loseLarge(bytes int) {
 			c.net.Largest(a.name, b.name, bytes)
 		}
 	}
-}
-
-// Large packets are lost wherever they come from, and clients write small values beside large ones. The entry that gets
-// through nowhere does not keep the small ones back for longer each time.
-func TestScenarioSmallWritesBesideLostLarge(t *testing.T) {
-	stages(t, 2, 3, nil, func(c *cluster) {
-		c.pass(5 * time.Second)
-		c.loseLarge(1200)
-		for range 60 {
-			_, _ = c.leader().running().Client().KV.Put(c.within(5*time.Second), "large", c.large()) // cannot be done
-			if err := c.writes(c.leader(), 10*time.Second); err != nil {
-				c.Fatalf("seed %d: %v\n%s", c.seed, err, c.state())
-			}
-		}
-		c.loseLarge(0)
-		c.pass(30 * time.Second) // until what is lost for good has been given up
-	})
-}
-
-// The disk of a follower has stalled for two minutes, and works again. Then large packets from the leader are lost: it
-// makes way as soon as ever.
-func TestScenarioLargePacketsLostAfterAStall(t *testing.T) {
-	stages(t, 2, 3, nil, func(c *cluster) {
-		leader := c.leader()
-		others := c.others(leader)
-		others[0].stalls()
-		c.serves(leader)
-		c.pass(2 * time.Minute)
-		others[0].faults.DelayFlushes(0)
-		c.pass(20 * time.Second)
-		for _, o := range others {
-			c.net.Largest(leader.name, o.name, 1200)
-		}
-		began := time.Now()
-		_, _ = leader.running().Client().KV.Put(c.within(5*time.Second), "large", c.large())
-		if err := c.writes(others[1], time.Minute); err != nil || time.Since(began) > 20*time.Second {
-			c.Errorf("seed %d: a write after %v: %v\n%s", c.seed, time.Since(began), err, c.state())
-		}
-		for _, o := range others {
-			c.net.Largest(leader.name, o.name, 0)
-		}
-	})
 }

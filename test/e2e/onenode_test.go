@@ -39,6 +39,7 @@ func TestOneNode(t *testing.T) {
 	s.WaitReady()
 	t.Logf("empty directory to node Ready: %v", time.Since(began).Round(10*time.Millisecond))
 	s.In(t).Await(soon, "serviceaccount/default", "{.metadata.name}", "default")
+	s.ReservedListeners()
 	foreignFirewall(t, s, aFirewall)
 
 	// Those that wait the longest begin first, for a look of the autoscaler, the next minute, a build: the others take

@@ -198,6 +198,7 @@ func testToIPVS(t *testing.T, l *lab) {
 	first.restart(t, ipvsByAuto)
 	first.has(t, "ipvs")
 	echo("with IPVS")
+	testenv.Contains(t, first.log(), `connections="those that began with it go on`, "the log says what the change ends:")
 	l.answers(t, pod)
 }
 
@@ -358,6 +359,7 @@ func testBack(t *testing.T, l *lab) {
 	second.settings("--proxy-mode=nftables")
 	second.restart(t, nftablesAsked)
 	second.has(t, "nftables")
+	testenv.Contains(t, second.log(), `connections="most of those that began with it end`, "the log says what the change ends:")
 	l.nodes[0].has(t, "ipvs")
 	l.answers(t, pods...)
 	for i := range l.nodes {

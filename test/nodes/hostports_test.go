@@ -37,30 +37,6 @@ func serverAndAgent(t *testing.T, args ...string) (server, agent *harness.Server
 	return server, agent
 }
 
-// listeners are the addresses and ports, as /proc/net/tcp has them, at which programs of a machine listen by TCP.
-func listeners(m *harness.Server) []string {
-	m.T.Helper()
-	out := testenv.Must(m.Run("awk", `$4 == "0A" { print $2 }`, "/proc/net/tcp", "/proc/net/tcp6"))(m.T)
-	return strings.Fields(out)
-}
-
-// ownLoopback is clusterconfig.Loopback as /proc/net/tcp has it.
-const ownLoopback = "524F437F:"
-
-// reservedListeners wants all listeners that a machine's programs reach at loopback to be out of the reach of host
-// ports.
-func reservedListeners(m *harness.Server) {
-	m.T.Helper()
-	for _, at := range listeners(m) {
-		address, number, _ := strings.Cut(at, ":")
-		port, err := strconv.ParseUint(number, 16, 16)
-		loopback, everywhere := strings.HasSuffix(address, "7F"), strings.Trim(address, "0") == ""
-		if err != nil || (loopback || everywhere) && !strings.HasPrefix(at, ownLoopback) && !slices.Contains([]uint64{6443, 6444, 10053, 10248, 10250}, port) {
-			m.T.Errorf("%s: a listener at %s, port %d, is neither at cluster.Loopback nor at a reserved port: %v", m.NodeName(), address, port, err)
-		}
-	}
-}
-
 // hiddenToken wants the token with which coracle was started on a machine not to be in the list of its processes.
 func hiddenToken(s *harness.Server) {
 	s.T.Helper()
@@ -89,10 +65,10 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 
 	hiddenToken(server)
 	hiddenToken(agent)
-	reservedListeners(server)
-	reservedListeners(agent)
-	own := slices.DeleteFunc(listeners(agent), func(at string) bool { return !strings.HasPrefix(at, ownLoopback) })
-	port, err := strconv.ParseUint(strings.TrimPrefix(strings.Join(own, " "), ownLoopback), 16, 16)
+	server.ReservedListeners()
+	agent.ReservedListeners()
+	own := slices.DeleteFunc(agent.Listeners(), func(at string) bool { return !strings.HasPrefix(at, harness.OwnLoopback) })
+	port, err := strconv.ParseUint(strings.TrimPrefix(strings.Join(own, " "), harness.OwnLoopback), 16, 16)
 	if err != nil {
 		t.Fatalf("listeners at 127.67.79.82: %q, want the streaming server's alone", own)
 	}
