@@ -32,7 +32,8 @@ DATE := $(or $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --
 part = $(word $2,$(subst ., ,$(patsubst v%,%,$1)))
 # set NAME=VALUE in each place that upstream reads its version from.
 set = $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $p.$1)
-# What stays the same from commit to commit goes into tests and embedded programs too: they are not linked anew each time.
+# What stays the same from commit to commit goes into tests and embedded programs too: they are not linked again each
+# time.
 STABLE_X := $(call set,gitVersion=$(VERSION)) $(call set,gitMajor=$(call part,$(KUBERNETES),1)) $(call set,gitMinor=$(call part,$(KUBERNETES),2))
 COMMIT_X := $(call set,gitCommit=$(COMMIT)) $(call set,gitTreeState=$(TREE)) $(call set,buildDate=$(DATE))
 
@@ -71,7 +72,7 @@ release: ## dist/: binaries for amd64 and arm64, packed, and checksums of both f
 install: ## build and install on this machine (root)
 	./install.sh
 
-# Tests run with -vet=off: make lint looks at everything once, and vetting 3,000 dependencies anew takes ten minutes.
+# Tests run with -vet=off: make lint looks at everything once, and vetting 3,000 dependencies again takes ten minutes.
 GOTEST = $(GO) run ./test/report $(GO) test -json -vet=off
 # Scenarios that call t.Parallel mostly wait: they run beside one another at the end of their package, however few processors there are (Go's default).
 E2E = CORACLE_BIN=$(CURDIR)/bin/coracle $(GOTEST) -count=1 -p 1 -parallel 6 -tags '$(TAGS) e2e'

@@ -63,7 +63,7 @@ find_machine() {
 
 # ---- the binary ----
 
-# trust PATH refuses a program, or a folder whose content somebody else than root and the user who called sudo may change: what lies there runs as root.
+# trust PATH refuses a program, or a folder whose content another user than root and the user who called sudo may change: what lies there runs as root.
 trust() {
   folder=$(readlink -f "$1")
   at=$folder
@@ -77,7 +77,7 @@ trust() {
     who=
     case $members in [2367]) case $group in 0 | "${SUDO_GID:-0}") ;; *) who="group $group" ;; esac ;; esac
     case $others in [2367]) who="every user" ;; esac
-    case $special in [1357]) [ "$at" = "$folder" ] || who= ;; esac # below a folder such as /tmp nobody moves what is another's
+    case $special in [1357]) [ "$at" = "$folder" ] || who= ;; esac # below a folder such as /tmp no user moves another's files
     case $user in 0 | "${SUDO_UID:-0}") ;; *) who="user $user" ;; esac
     [ -z "$who" ] || die "$who of this machine may change what lies in $folder ($at), and this would run it as root. Nothing was installed.
 Copy it to a folder that root or you alone may write, such as one in your home, and start it there"
@@ -502,7 +502,7 @@ service_running() {
   esac
 }
 
-# restarts prints how often the service had to be started again since it was told to start.
+# restarts prints how often the service had to be started again since its start was requested.
 restarts() {
   case $service in
     systemd) systemctl show -p NRestarts --value coracle 2>/dev/null || echo 0 ;;
@@ -569,7 +569,7 @@ if [ -f "$args_file" ]; then
   while IFS= read -r arg; do case $arg in server | agent) ;; *) set -- "$@" "$arg" ;; esac; done <"$args_file"
 fi
 if [ -z "$keep" ] && [ -x "$bin_dir/coracle" ]; then
-  # Somebody who interrupts the leaving wants nothing removed; not every shell ends by itself then.
+  # A user who interrupts the leaving wants nothing removed; not every shell ends by itself then.
   trap 'exit 130' INT
   trap 'exit 143' TERM
   (set -a; [ ! -f "$env_file" ] || . "$env_file"; exec "$bin_dir/coracle" leave "$@")

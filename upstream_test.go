@@ -23,7 +23,8 @@ const table = "docs/architecture.md"
 
 // TestUpstreamTable keeps the table of what this project sets in other modules in step with the sources: every linkname
 // directive and every assignment to an exported variable has a row that names it and its file, and every such row has
-// one. Calls that change something for the whole process cannot be told from others; their rows are kept by hand.
+// one. Calls that change something for the whole process cannot be distinguished from others; their rows are kept by
+// hand.
 func TestUpstreamTable(t *testing.T) {
 	text := testenv.Must(os.ReadFile(table))(t)
 	_, section, found := strings.Cut(string(text), "## What of other modules' we set")

@@ -20,23 +20,23 @@ import (
 // addressCheck is how often the addresses of the Node are compared once they were right.
 const addressCheck = 5 * time.Minute
 
-// keepAddresses keeps the Node's addresses where it has external ones, which the kubelet does not know: it leaves the
+// syncAddresses keeps the Node's addresses where it has external ones, which the kubelet does not know: it leaves the
 // addresses alone then (kubelet.Options.OwnAddresses).
-func keepAddresses(ctx context.Context, o Options) error {
+func syncAddresses(ctx context.Context, o Options) error {
 	if len(o.ExternalIPs) == 0 {
 		return nil
 	}
 	want := o.addresses()
-	return keepOnNode(ctx, o, "addresses", nil, func(nodes corev1client.NodeInterface) error {
+	return syncNode(ctx, o, "addresses", nil, func(nodes corev1client.NodeInterface) error {
 		return setAddresses(ctx, nodes, o.NodeName,
 			want)
 	})
 }
 
-// keepOnNode has something written to this node's Node, and again after each change by another client, until ctx ends.
+// syncNode has something written to this node's Node, and again after each change by another client, until ctx ends.
 // A part of that name on the board says what keeps it from that; none does where the name is empty. It is written again
 // whenever news says so, too.
-func keepOnNode(ctx context.Context, o Options, name string, news <-chan struct{}, write func(corev1client.NodeInterface) error) error {
+func syncNode(ctx context.Context, o Options, name string, news <-chan struct{}, write func(corev1client.NodeInterface) error) error {
 	setPart := func(status.State, string) {}
 	if name != "" {
 		setPart = o.part(name).Set

@@ -111,7 +111,7 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 			return nil, err
 		}
 	}
-	return &images.Folder{Dir: o.paths().ImagesDir, RecordFile: o.paths().imageRecord, Store: store, Logger: o.Logger, Board: o.Board}, nil
+	return &images.Folder{Dir: o.paths().ImagesDir, IndexFile: o.paths().imageRecord, Store: store, Logger: o.Logger, Board: o.Board}, nil
 }
 
 // imageStore is where images come to by import.
@@ -200,9 +200,9 @@ func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() [
 		watchNode(ctx, o)
 		own.requestReports(ctx, report) // not before the kubelet has found out how the node is
 	})
-	g.Quiet("addresses of the node", func(ctx context.Context) error { return keepAddresses(ctx, o) })
-	g.Quiet("underlay", func(ctx context.Context) error { return keepUnderlay(ctx, o) })
-	g.Quiet("networks of the machine", func(ctx context.Context) error { return keepNetworks(ctx, o) })
+	g.Quiet("addresses of the node", func(ctx context.Context) error { return syncAddresses(ctx, o) })
+	g.Quiet("underlay", func(ctx context.Context) error { return syncUnderlay(ctx, o) })
+	g.Quiet("networks of the machine", func(ctx context.Context) error { return syncNetworks(ctx, o) })
 }
 
 // startNetwork prepares the network and starts it once the API server is ready and the images are there. A new node is

@@ -34,7 +34,7 @@ func TestPartStartsWhenItsWaitEnds(t *testing.T) {
 	g.Essential(nil, after(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, func() { t.Error("it began at the end") }))
 	cancel()
 	if err := g.Wait(); err != nil {
-		t.Errorf("told to end while it waits: %v", err)
+		t.Errorf("stopped while it waits: %v", err)
 	}
 }
 
@@ -60,7 +60,7 @@ func TestKubeletWaitsForAPIServer(t *testing.T) {
 	other := o
 	other.NetworkBackend = clusterconfig.NetworkNone
 	if err := other.kubeletWaits(ready)(t.Context()); err != nil {
-		t.Errorf("got %v; where another plugin makes the network nobody knows whether the node is new", err)
+		t.Errorf("got %v; where another plugin makes the network it is unknown whether the node is new", err)
 	}
 	conf := filepath.Join(o.paths().cniConf, "10-coracle.conflist")
 	testenv.NoError(t, errors.Join(os.MkdirAll(filepath.Dir(conf), 0o700), os.WriteFile(conf, nil, 0o600)))

@@ -28,7 +28,7 @@ func (o Options) speaker(client kubernetes.Interface, settings clustersettings.F
 		Part: o.part("load balancer addresses"), Logger: o.Logger,
 	}
 	if backend == nft.ServicesByIPVS {
-		a.KeepSilent = keepSilent
+		a.RestrictARP = restrictARP
 	}
 	return a
 }
@@ -39,9 +39,9 @@ func linksWithoutServices() ([]vip.Link, error) {
 	return slices.DeleteFunc(links, func(l vip.Link) bool { return l.Name == nft.IPVSDevice }), err
 }
 
-// keepSilent has the kernel answer on an interface for the addresses of that interface alone, and name no others there
+// restrictARP has the kernel answer on an interface for the addresses of that interface alone, and name no others there
 // (arp_ignore and arp_announce in ip-sysctl).
-func keepSilent(device string) error {
+func restrictARP(device string) error {
 	for name, value := range map[string]string{"arp_ignore": "1", "arp_announce": "2"} {
 		path := "/proc/sys/net/ipv4/conf/" + device + "/" + name
 		if have, err := os.ReadFile(path); err == nil && len(have) > 0 && string(have[0]) >= value {
@@ -70,9 +70,9 @@ func (f findings) set(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
 	f <- finding{conflicts: used.String(), proven: proven.String()}
 }
 
-// keepFindings says on the Node which addresses of Services other machines use, so that the Services' owners read it,
-// and which ones are proven to be unused.
-func keepFindings(ctx context.Context, o Options, found findings) error {
+// publishFindings says on the Node which addresses of Services other machines use, so that the Services' owners read
+// it, and which ones are proven to be unused.
+func publishFindings(ctx context.Context, o Options, found findings) error {
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err

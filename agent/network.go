@@ -283,7 +283,7 @@ func (n *network) start(g *supervise.Group) {
 	} else {
 		n.o.part(partIngress).Set(status.Disabled, "")
 	}
-	g.Quiet("findings of the load balancer", func(ctx context.Context) error { return keepFindings(ctx, n.o, n.findings) })
+	g.Quiet("findings of the load balancer", func(ctx context.Context) error { return publishFindings(ctx, n.o, n.findings) })
 	if n.o.Reach != nil {
 		g.Go(func(ctx context.Context) { n.o.Reach.Run(ctx, n.internalIPs) })
 	}

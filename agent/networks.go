@@ -21,8 +21,8 @@ const (
 	networksRetry = time.Second
 )
 
-// keepNetworks says on the Node in which networks this machine can announce addresses.
-func keepNetworks(ctx context.Context, o Options) error {
+// syncNetworks says on the Node in which networks this machine can announce addresses.
+func syncNetworks(ctx context.Context, o Options) error {
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err

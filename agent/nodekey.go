@@ -22,7 +22,7 @@ func publishKeyAndBackend(ctx context.Context, o Options, pods *cni.Server, chan
 	if o.NetworkBackend != clusterconfig.NetworkWireGuard {
 		name = "" // it is for a change to come
 	}
-	return keepOnNode(ctx, o, name, changed, func(nodes corev1client.NodeInterface) error {
+	return syncNode(ctx, o, name, changed, func(nodes corev1client.NodeInterface) error {
 		if err := annotate(ctx, nodes, o.NodeName, clusterconfig.WireGuardAnnotation, pods.WireGuardKey()); err != nil ||
 			pods.Backend() == "" {
 			return err

@@ -22,12 +22,12 @@ const partPolicies = "network policies"
 // newPolicies makes what enforces NetworkPolicies; nil when it is disabled, and then nothing of it stays in the kernel.
 func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) (*netpolicy.Enforcer, error) {
 	if o.DisablePolicies {
-		if err := errors.Join(netpolicy.Remove(), netpolicy.RemoveKept(o.paths().policyRules)); err != nil {
+		if err := errors.Join(netpolicy.Remove(), netpolicy.RemoveSaved(o.paths().policyRules)); err != nil {
 			return nil, fmt.Errorf("agent: stop enforcing NetworkPolicies: %w", err)
 		}
 		return nil, nil
 	}
-	e, err := netpolicy.New(netpolicy.Options{Informers: informers, DNS: o.dnsForPolicies(), KeepFile: o.paths().policyRules,
+	e, err := netpolicy.New(netpolicy.Options{Informers: informers, DNS: o.dnsForPolicies(), StateFile: o.paths().policyRules,
 		Part: o.part(partPolicies), Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("agent: set up NetworkPolicies: %w", err)

@@ -83,7 +83,7 @@ func runtimeChild(dir string) error {
 	if _, err := containerd.Start(ctx, runtimeOptions(dir)); err == nil {
 		return errors.New("a second containerd was started in one process")
 	}
-	folder := &images.Folder{Dir: filepath.Join(dir, "images"), RecordFile: filepath.Join(dir, "images.json"), Store: images.Containerd{
+	folder := &images.Folder{Dir: filepath.Join(dir, "images"), IndexFile: filepath.Join(dir, "images.json"), Store: images.Containerd{
 		Client: server.Client(), Namespace: containerd.Namespace, Snapshotter: server.Snapshotter(), NotifyImageAdded: server.NotifyImageAdded,
 	}}
 	if err := folder.ImportAll(ctx); err != nil {
@@ -331,7 +331,7 @@ func TestContainersOutliveTheRuntime(t *testing.T) {
 	atKill := n.written(chattyPID)
 	testenv.NoError(t, os.WriteFile(fmt.Sprintf("/proc/%d/root/go", burstPID), nil, 0o600))
 	// Three megabytes each: FIFOs hold 64 KiB.
-	n.waitFor("three megabytes from a container that nobody reads", func() bool { return n.written(chattyPID) > atKill+30000 })
+	n.waitFor("three megabytes from a container whose output is not read", func() bool { return n.written(chattyPID) > atKill+30000 })
 	n.waitFor("the other container's end", func() bool { return unix.Kill(burstPID, 0) == unix.ESRCH })
 
 	n.start()

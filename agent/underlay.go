@@ -20,10 +20,10 @@ import (
 // underlayCheck is how often the addresses of another interface are looked at.
 const underlayCheck = 10 * time.Second
 
-// keepUnderlay writes on the Node at which addresses other nodes reach its pods, where these are not the node's own:
+// syncUnderlay writes on the Node at which addresses other nodes reach its pods, where these are not the node's own:
 // the settings name another interface (--network-iface) or say so (--network-external-ip). It writes them again when
 // the Node has others. Where they are the node's own, it sees once that nothing is left of an earlier setting.
-func keepUnderlay(ctx context.Context, o Options) error {
+func syncUnderlay(ctx context.Context, o Options) error {
 	if o.NetworkBackend == clusterconfig.NetworkNone {
 		return nil
 	}

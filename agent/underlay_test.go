@@ -20,7 +20,7 @@ import (
 )
 
 // TestRemovedUnderlayAnnotationIsRestored: what a node says of where it is found comes back when a client has removed
-// it from its Node, or the Node was made anew; one that has nothing to say looks once.
+// it from its Node, or the Node was made again; one that has nothing to say looks once.
 func TestRemovedUnderlayAnnotationIsRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := fake.NewClientset().CoreV1().Nodes()
@@ -38,7 +38,7 @@ func TestRemovedUnderlayAnnotationIsRestored(t *testing.T) {
 				t.Errorf("%s: the Node says %v, %v; want %q", what, n.Annotations, err, want)
 			}
 		}
-		for _, what := range []string{"registered", "made anew"} {
+		for _, what := range []string{"registered", "made again"} {
 			testenv.Must(nodes.Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}, metav1.CreateOptions{}))(t)
 			expect(addressCheck, what, "203.0.113.5")
 			testenv.NoError(t, nodes.Delete(ctx, "n", metav1.DeleteOptions{}))

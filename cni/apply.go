@@ -43,11 +43,11 @@ func (s *Server) applyRules(ctx context.Context) error {
 	if a.applied >= mine {
 		return nil
 	}
-	upTo := a.requested.Load() // each request before this moment has its record in the list below, and its network
+	upTo := a.requested.Load() // each request before this moment is in the list below, and its network
 	nw := a.network.Load()
 	var ports []hostPort
 	pods := slices.Clone(nw.podCIDRs)
-	for _, r := range s.records.list() {
+	for _, r := range s.attachments.list() {
 		ports = append(ports, slices.DeleteFunc(r.hostPorts(), nw.reserves)...)
 		for _, ip := range r.IPs { // a pod from before the node got other CIDRs
 			if !slices.ContainsFunc(nw.podCIDRs, func(c netip.Prefix) bool { return c.Contains(ip) }) {

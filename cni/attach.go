@@ -46,7 +46,7 @@ func podMAC(ip netip.Addr) net.HardwareAddr {
 }
 
 // attach makes r's veth pair, addresses and routes. On failure it leaves nothing.
-func attach(r *record, nw *network) (err error) {
+func attach(r *attachment, nw *network) (err error) {
 	ns, err := netns.GetFromPath(r.Netns)
 	if err != nil {
 		return fmt.Errorf("opening the pod's network namespace %s: %w", r.Netns, err)
@@ -88,7 +88,7 @@ func attach(r *record, nw *network) (err error) {
 
 // setupPod configures the pod's end. The pod holds single addresses: everything else is behind the gateway, whose MAC
 // is written down, so that no broadcast is ever needed.
-func setupPod(ns netns.NsHandle, r *record, nw *network) error {
+func setupPod(ns netns.NsHandle, r *attachment, nw *network) error {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("entering the pod's network namespace: %w", err)

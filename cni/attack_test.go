@@ -258,7 +258,7 @@ func TestChangedTableComesBack(t *testing.T) {
 	testenv.True(t, n.server.rules.intact(), "what was just written is not whole:\n%s", before)
 	for _, harm := range []string{
 		"flush chain inet coracle guard", "flush table inet coracle", "flush map inet coracle ports4", "flush set inet coracle cluster4",
-		"insert rule inet coracle guard accept", "add chain inet coracle stranger",
+		"insert rule inet coracle guard accept", "add chain inet coracle foreign",
 	} {
 		runNFT(t, harm)
 		eventually(t, func() error {

@@ -118,7 +118,7 @@ func (r redirect) String() string               { return r.id() + " to " + r.to 
 func (r redirect) satisfiedBy(have object) bool { return r == have }
 
 // desiredBandwidth computes the host's side of a pod's limits. It is pure.
-func desiredBandwidth(r *record, mtu int) []object {
+func desiredBandwidth(r *attachment, mtu int) []object {
 	var out []object
 	if r.Bandwidth.Ingress.Bytes > 0 {
 		out = append(out, newShaper(r.HostDevice, r.Bandwidth.Ingress, mtu))

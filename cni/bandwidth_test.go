@@ -83,7 +83,7 @@ redirect dev vethcora to ifbcora7tnbd4j
 `},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := testRecord("a", "10.42.7.2")
+			r := testAttachment("a", "10.42.7.2")
 			r.Bandwidth = c.limits
 			var got []string
 			for _, o := range desiredBandwidth(r, c.mtu) {
@@ -169,11 +169,11 @@ shaper dev VETH rate 80000000bit burst 200000 limit 700000`
 	asWanted("after a restart")
 
 	for name, harm := range map[string]func() error{
-		"the device of egress is removed":   func() error { return removeDevice(shaperName(key{"both", "eth0"})) },
-		"the queue of ingress is removed":   func() error { return onDevice(deviceName(key{"in", "eth0"}), removeShaper) },
-		"the redirection is removed":        func() error { return onDevice(deviceName(key{"both", "eth0"}), removeRedirect) },
-		"another rate is set":               func() error { return onDevice(deviceName(key{"in", "eth0"}), otherRate) },
-		"a limit is set that nobody wanted": func() error { return onDevice(deviceName(key{"free", "eth0"}), otherRate) },
+		"the device of egress is removed":  func() error { return removeDevice(shaperName(key{"both", "eth0"})) },
+		"the queue of ingress is removed":  func() error { return onDevice(deviceName(key{"in", "eth0"}), removeShaper) },
+		"the redirection is removed":       func() error { return onDevice(deviceName(key{"both", "eth0"}), removeRedirect) },
+		"another rate is set":              func() error { return onDevice(deviceName(key{"in", "eth0"}), otherRate) },
+		"a limit is set that no pod wants": func() error { return onDevice(deviceName(key{"free", "eth0"}), otherRate) },
 	} {
 		if err := harm(); err != nil {
 			t.Fatal(name, ": ", err)
@@ -199,7 +199,7 @@ func otherRate(l netlink.Link) error {
 	return setShaper(l, shaper{rate: 1000, burst: 20000, limit: 30000})
 }
 
-// untilHealed waits until the host's side is what the records want.
+// untilHealed waits until the host's side is what the attachments want.
 func (n *node) untilHealed(what string) {
 	n.t.Helper()
 	eventually(n.t, func() error {
@@ -207,7 +207,7 @@ func (n *node) untilHealed(what string) {
 		if nw == nil {
 			return fmt.Errorf("%s: not ready", what)
 		}
-		in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: n.o.ServiceCIDRs, pods: n.server.records.list()}
+		in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: n.o.ServiceCIDRs, pods: n.server.attachments.list()}
 		have, err := newKernel().observe(Bridge, nil)
 		if err != nil {
 			return err

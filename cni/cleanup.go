@@ -21,8 +21,8 @@ type CleanupOptions struct {
 }
 
 // Cleanup removes everything a Server made on this host: pods' devices with their routes, the ways to other nodes, the
-// bridge, the nftables table, addresses, records and the CNI configuration. Pods that still run lose their network. It
-// goes on past errors, and needs no program.
+// bridge, the nftables table, addresses, attachments and the CNI configuration. Pods that still run lose their network.
+// It goes on past errors, and needs no program.
 func Cleanup(o CleanupOptions) error {
 	var errs []error
 	if o.ConfDir != "" {

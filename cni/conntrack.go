@@ -41,7 +41,7 @@ func (s staleFlows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 }
 
 // dropStaleFlows forgets the flows that r's arrival (or its departure, when gone) makes wrong.
-func dropStaleFlows(r *record, removed bool) error {
+func dropStaleFlows(r *attachment, removed bool) error {
 	s := staleFlows{pod: r.IPs}
 	for _, p := range r.Ports {
 		if p.Protocol == "udp" {

@@ -70,14 +70,14 @@ func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 			all := []saying{
 				{"the server, about its connection", b, netns.Unreachable(of(a, 4000), of(b, 53), secret), true},
 				{"the client, about its connection", c, netns.Unreachable(of(a, 54), of(c, 4001), secret), true},
-				{"somebody else, about it", c, netns.Unreachable(of(a, 4000), of(b, 53), secret), !kept},
-				{"somebody else, about one that is not known", c, netns.Unreachable(of(a, 4009), of(b, 59), secret), !kept},
+				{"another sender, about it", c, netns.Unreachable(of(a, 4000), of(b, 53), secret), !kept},
+				{"another sender, about one that is not known", c, netns.Unreachable(of(a, 4009), of(b, 59), secret), !kept},
 			}
 			if family == 1 { // whatever is below 128 is an error (RFC 4443), and to connection tracking as well
 				for _, kind := range []byte{0, 5, 100, 127} {
 					other := netns.Unreachable(of(a, 4000), of(b, 53), secret)
 					other[0] = kind
-					all = append(all, saying{fmt.Sprintf("somebody else, about it, in an error of type %d", kind), c, other, !kept})
+					all = append(all, saying{fmt.Sprintf("another sender, about it, in an error of type %d", kind), c, other, !kept})
 				}
 			}
 			for _, payload := range all {

@@ -53,16 +53,16 @@ func (s *Server) heal(ctx context.Context, whole bool) {
 
 func ownTable() nft.Table { return nft.Table{Family: nft.INet, Name: tableName} }
 
-// applyHost makes the host's side of the pod network what the records of living pods want, and says what it changed. An
-// error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes, and what is
-// wrong with the ways to single peers is reported: they say themselves where they are, and must not keep this node from
-// serving its pods.
+// applyHost makes the host's side of the pod network what the attachments of living pods want, and says what it
+// changed. An error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes,
+// and what is wrong with the ways to single peers is reported: they say themselves where they are, and must not keep
+// this node from serving its pods.
 func (s *Server) applyHost(nw *network) (changes []string, err error) {
-	s.attaching.Lock() // every device of a pod has its record, and the other way round
+	s.attaching.Lock() // every device of a pod has its attachment listed, and the other way round
 	defer s.attaching.Unlock()
 	in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: s.o.ServiceCIDRs}
 	in.ways, _ = nw.backend.desired(nw.ways)
-	for _, r := range s.records.list() {
+	for _, r := range s.attachments.list() {
 		if r.living() { // what others need goes with their namespaces, and their DEL is to come
 			in.pods = append(in.pods, r)
 		}
@@ -85,8 +85,8 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 	}
 	ensure, remove := difference(want, have)
 	var errs []error
-	trouble := map[*record]error{} // a pod's first mistake: the others follow from it
-	peers := map[string]error{}    // likewise
+	trouble := map[*attachment]error{} // a pod's first mistake: the others follow from it
+	peers := map[string]error{}        // likewise
 	for _, w := range ensure {
 		if w.pod != nil && trouble[w.pod] != nil || w.peer != "" && peers[w.peer] != nil {
 			continue
@@ -117,7 +117,7 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 }
 
 // reportPods says which pods are not as they should be, when that is news.
-func (s *Server) reportPods(trouble map[*record]error) {
+func (s *Server) reportPods(trouble map[*attachment]error) {
 	now := map[key]bool{}
 	for r, err := range trouble {
 		now[r.key()] = true
@@ -136,7 +136,7 @@ func (nw *network) reserves(p hostPort) bool {
 
 // warnOfHostPorts says of which pods' host ports the back end takes.
 func (s *Server) warnOfHostPorts(nw *network) {
-	for _, r := range s.records.list() {
+	for _, r := range s.attachments.list() {
 		if r.living() && slices.ContainsFunc(r.hostPorts(), nw.reserves) {
 			s.log.Info("A running pod's host port is where packets from other nodes come in now: it does not lead to the pod any more",
 				"pod", r.Pod, "port", nw.backend.port(), "backend", nw.name)

@@ -152,7 +152,7 @@ func (s sysctl) satisfiedBy(have object) bool { return s == have }
 // wanted is an object and the pod that it is for, or the peer to whose pods it leads; neither for the node itself.
 type wanted struct {
 	object
-	pod  *record
+	pod  *attachment
 	peer string
 }
 
@@ -164,7 +164,7 @@ type hostInput struct {
 	serviceCIDRs []netip.Prefix
 	// advertised are the host's own devices that take router advertisements as long as the host does not forward.
 	advertised []string
-	pods       []*record
+	pods       []*attachment
 	// ways lead to the pods of other nodes.
 	ways []wanted
 }
@@ -216,7 +216,7 @@ func forwarding(in hostInput) []sysctl {
 
 // desiredPod computes the host's side of one pod: its device, and for each address a neighbour and a route, and last
 // the limits of its bandwidth. The node talks to its pods from its own address in the pod network.
-func desiredPod(r *record, cidrs []netip.Prefix, mtu int) []object {
+func desiredPod(r *attachment, cidrs []netip.Prefix, mtu int) []object {
 	out := []object{link{name: r.HostDevice, kind: kindVeth, mtu: mtu, up: true}}
 	if usesLoopback(r) {
 		out = append(out, sysctl{"net/ipv4/conf/" + r.HostDevice + "/route_localnet", "1"})

@@ -17,9 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func testRecord(id string, ips ...string) *record {
+func testAttachment(id string, ips ...string) *attachment {
 	k := key{id, "eth0"}
-	r := &record{ContainerID: k.ContainerID, IfName: k.IfName, HostDevice: "vethcor" + id}
+	r := &attachment{ContainerID: k.ContainerID, IfName: k.IfName, HostDevice: "vethcor" + id}
 	for _, ip := range ips {
 		r.IPs = append(r.IPs, netip.MustParseAddr(ip))
 	}
@@ -28,7 +28,7 @@ func testRecord(id string, ips ...string) *record {
 }
 
 func TestDesiredHostRendersPodObjects(t *testing.T) {
-	ports := testRecord("b", "10.42.7.3", "fd42::3")
+	ports := testAttachment("b", "10.42.7.3", "fd42::3")
 	ports.Ports = []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}
 	for _, c := range []struct {
 		name string
@@ -43,7 +43,7 @@ route 10.43.0.0/16 dev coracle0 src 10.42.7.1
 `},
 		{"both families, two pods", hostInput{
 			bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24", "fd42::/64"), serviceCIDRs: prefixes("10.43.0.0/16", "fd43::/112"),
-			advertised: []string{"uplink"}, pods: []*record{testRecord("a", "10.42.7.2"), ports},
+			advertised: []string{"uplink"}, pods: []*attachment{testAttachment("a", "10.42.7.2"), ports},
 		}, `
 sysctl net/ipv4/ip_forward 1
 sysctl net/ipv6/conf/uplink/accept_ra 2
@@ -65,7 +65,7 @@ route 10.42.7.3/32 dev vethcorb src 10.42.7.1
 neighbour fd42::3 dev vethcorb lladdr 0a:58:0a:2a:07:03
 route fd42::3/128 dev vethcorb src fd42::1
 `},
-		{"a pod of a family that the node has lost", hostInput{bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24"), pods: []*record{testRecord("a", "fd42::2")}}, `
+		{"a pod of a family that the node has lost", hostInput{bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24"), pods: []*attachment{testAttachment("a", "fd42::2")}}, `
 sysctl net/ipv4/ip_forward 1
 link coracle0 bridge mtu 1500 up
 address 10.42.7.1 dev coracle0
@@ -88,7 +88,7 @@ route fd42::2/128 dev vethcora
 }
 
 func TestHostDriftIsRepaired(t *testing.T) {
-	in := hostInput{bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24"), serviceCIDRs: prefixes("10.43.0.0/16"), pods: []*record{testRecord("a", "10.42.7.2")}}
+	in := hostInput{bridge: "coracle0", mtu: 1500, podCIDRs: prefixes("10.42.7.0/24"), serviceCIDRs: prefixes("10.43.0.0/16"), pods: []*attachment{testAttachment("a", "10.42.7.2")}}
 	asWanted := func(change func(put func(object), drop func(id string))) map[string]object {
 		have := map[string]object{}
 		put := func(o object) { have[o.id()] = o }
@@ -151,12 +151,12 @@ func TestKernelMatchesDesired(t *testing.T) {
 	netns.Require(t)
 	outside := netns.New(t)
 	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outAddr6 + "/64"})
-	pod := testRecord("a", "10.42.7.2", "fd42::2")
+	pod := testAttachment("a", "10.42.7.2", "fd42::2")
 	pod.Ports = []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}
 	for _, name := range []string{pod.HostDevice, "vethcorold", "vethother"} {
 		addVeth(t, name)
 	}
-	in := hostInput{bridge: "test0", mtu: 1400, podCIDRs: prefixes("10.42.7.0/24", "fd42::/64"), serviceCIDRs: prefixes("10.43.0.0/16", "fd43::/112"), pods: []*record{pod}}
+	in := hostInput{bridge: "test0", mtu: 1400, podCIDRs: prefixes("10.42.7.0/24", "fd42::/64"), serviceCIDRs: prefixes("10.43.0.0/16", "fd43::/112"), pods: []*attachment{pod}}
 	in.advertised = routerAdvertised(in.bridge)
 	if !slices.Contains(in.advertised, "uplink") || slices.Contains(in.advertised, pod.HostDevice) {
 		t.Errorf("advertised %v: want the host's own devices", in.advertised)

@@ -69,7 +69,7 @@ func TestOwnListenersKeepTheirConnections(t *testing.T) {
 	serve(t, here{}, "node", "tcp", "127.0.0.1:8080")
 	serve(t, here{}, "node", "tcp", own)
 	serve(t, here{}, "node", "tcp", stub)
-	expect(t, here{}, "a port that is nobody else's", "127.0.0.1:8081", "pod "+nodeAddr)
+	expect(t, here{}, "a port of no other program", "127.0.0.1:8081", "pod "+nodeAddr)
 	expect(t, here{}, "the own loopback address", own, "node 127.0.0.1")
 	expect(t, here{}, "another loopback address", stub, "node 127.0.0.1")
 
@@ -79,7 +79,7 @@ func TestOwnListenersKeepTheirConnections(t *testing.T) {
 	for range 2 {
 		testenv.NoError(t, ProtectOwnConnections(t.Context(), n.o.ReservedPorts))
 		expect(t, here{}, "the same port before the network starts", "127.0.0.1:8080", "node 127.0.0.1")
-		expect(t, here{}, "a port that is nobody else's, before the network starts", "127.0.0.1:8081", "pod "+nodeAddr)
+		expect(t, here{}, "a port of no other program, before the network starts", "127.0.0.1:8081", "pod "+nodeAddr)
 	}
 	early := runNFT(t, "list chain inet coracle nat-output")
 	n.start()
@@ -173,23 +173,23 @@ func TestFirewallsAreReportedOnce(t *testing.T) {
 		t.Helper()
 		select {
 		case got := <-logged:
-			testenv.False(t, (want == "") != (got == "") || !strings.Contains(got, want), "told is %q, want %q", got, want)
+			testenv.False(t, (want == "") != (got == "") || !strings.Contains(got, want), "logged is %q, want %q", got, want)
 		case <-time.After(2 * time.Minute):
-			t.Fatalf("nothing is told, want %q", want)
+			t.Fatalf("nothing is logged, want %q", want)
 		}
 	}
-	runNFT(t, "add table inet stranger; add chain inet stranger f { type filter hook forward priority 0; policy drop; }")
-	expectLog("inet stranger f")
+	runNFT(t, "add table inet foreign; add chain inet foreign f { type filter hook forward priority 0; policy drop; }")
+	expectLog("inet foreign f")
 	testenv.Until(t, 2*time.Minute, "the log says so", func() bool {
 		return strings.Contains(n.log(), "Another program's firewall decides what comes to this machine and to its pods")
 	})
-	runNFT(t, "delete table inet stranger")
+	runNFT(t, "delete table inet foreign")
 	expectLog("")
 	testenv.Until(t, 2*time.Minute, "the log says so", func() bool {
 		return strings.Contains(n.log(), "No other program's firewall drops what comes to this machine")
 	})
 	if len(logged) > 0 {
-		t.Errorf("told again: %q", <-logged)
+		t.Errorf("logged again: %q", <-logged)
 	}
 }
 

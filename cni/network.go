@@ -158,7 +158,7 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	if err := s.applyRules(ctx); err != nil {
 		return err
 	}
-	s.attaching.Lock() // a pod that is being attached has its record before, or the new network
+	s.attaching.Lock() // a pod that is being attached is listed before, or the new network
 	s.network.Store(nw)
 	s.attaching.Unlock()
 	if old == nil || old.sizes != nw.sizes {

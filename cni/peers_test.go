@@ -168,7 +168,7 @@ func TestDesiredWaysKeepInvariantsForRandomNodes(t *testing.T) {
 			lost := slices.ContainsFunc(trouble, func(x peerTrouble) bool { return x.peer == p.Name })
 			for _, cidr := range p.PodCIDRs {
 				if !routed[cidr] && !lost {
-					t.Fatalf("%s of %s has no way, and nobody says so", cidr, p.Name)
+					t.Fatalf("%s of %s has no way, and no error says so", cidr, p.Name)
 				}
 			}
 		}

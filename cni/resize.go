@@ -17,7 +17,7 @@ import (
 // is logged once, and tried again by heal: the pod goes on, and asks for smaller packets where routers tell it to.
 func (s *Server) resizePods(nw *network) {
 	failed := map[key]bool{}
-	for _, r := range s.records.list() {
+	for _, r := range s.attachments.list() {
 		if !r.living() {
 			continue
 		}
@@ -34,7 +34,7 @@ func (s *Server) resizePods(nw *network) {
 	s.resizeTrouble = failed
 }
 
-func (s *Server) resizePod(r *record, nw *network) error {
+func (s *Server) resizePod(r *attachment, nw *network) error {
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
 	ns, err := netns.GetFromPath(r.Netns)

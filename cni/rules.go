@@ -52,7 +52,7 @@ func hostIP(s string) (addr netip.Addr, family int, err error) {
 }
 
 // hostPorts spells out the host ports of a pod: one for each address family of the pod that the mapping covers.
-func (r *record) hostPorts() []hostPort {
+func (r *attachment) hostPorts() []hostPort {
 	var out []hostPort
 	for _, m := range r.Ports {
 		host, family, err := hostIP(m.HostIP)
@@ -70,7 +70,7 @@ func (r *record) hostPorts() []hostPort {
 }
 
 // usesLoopback says whether some host port of the pod is reachable by way of 127.0.0.1.
-func usesLoopback(r *record) bool {
+func usesLoopback(r *attachment) bool {
 	return slices.ContainsFunc(r.hostPorts(), func(p hostPort) bool {
 		return p.Pod.Is4() && (!p.Host.IsValid() || p.Host.IsLoopback())
 	})

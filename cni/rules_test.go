@@ -98,7 +98,7 @@ add element inet coracle ports6 { tcp . 8080 : fd42::2 . 80 }
 `
 
 func TestDesiredTableRendersPodRules(t *testing.T) {
-	r := &record{
+	r := &attachment{
 		IPs: []netip.Addr{netip.MustParseAddr("10.42.7.2"), netip.MustParseAddr("fd42::2")},
 		Ports: []PortMapping{
 			{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"},

@@ -43,7 +43,7 @@ const (
 type Options struct {
 	// Socket is the unix socket that the plugin calls; its folder is made when missing.
 	Socket string
-	// StateDir keeps addresses and sandbox records over restarts.
+	// StateDir keeps addresses and attachments over restarts.
 	StateDir string
 	// ConfDir is the folder where containerd looks for CNI configurations. The file there appears only once pods can
 	// be served, which is what makes the node network-ready.
@@ -110,7 +110,7 @@ type Sandbox struct {
 // Sandboxes are those that have a network on this node.
 func (s *Server) Sandboxes() []Sandbox {
 	var out []Sandbox
-	for _, r := range s.records.list() {
+	for _, r := range s.attachments.list() {
 		if b, ok := r.sandbox(); ok {
 			out = append(out, b)
 		}
@@ -120,17 +120,17 @@ func (s *Server) Sandboxes() []Sandbox {
 
 // Server answers CNI calls. Make one with NewServer.
 type Server struct {
-	o       Options
-	log     klog.Logger
-	records *recordStore
-	ipam    *ipam
-	keys    keyLocks
-	rules   rulesApplier
-	wg      *wgDevice     // that of the back end WireGuard, whose key is known to other nodes also while there is another one
-	guard   time.Duration // guardPeriod, but for tests
-	hello   time.Duration // helloTimeout, but for tests
-	// attaching is held for reading while a pod has a device and no record, or the other way round; for writing by what
-	// takes a device without a record for a leftover.
+	o           Options
+	log         klog.Logger
+	attachments *attachmentStore
+	ipam        *ipam
+	keys        keyLocks
+	rules       rulesApplier
+	wg          *wgDevice     // that of the back end WireGuard, whose key is known to other nodes also while there is another one
+	guard       time.Duration // guardPeriod, but for tests
+	hello       time.Duration // helloTimeout, but for tests
+	// attaching is held for reading while a pod has a device and no attachment, or the other way round; for writing by
+	// what takes a device without an attachment for a leftover.
 	attaching sync.RWMutex
 	network   atomic.Pointer[network] // nil until pods can be served
 	// tried is the last network that configure began to make, and what heal looks after: where it failed half-way, the
@@ -166,7 +166,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	records, err := openRecords(filepath.Join(o.StateDir, "sandboxes"), log)
+	records, err := openAttachments(filepath.Join(o.StateDir, "sandboxes"), log)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +174,7 @@ func NewServer(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, log: log, records: records, ipam: addresses, rules: rulesApplier{nft: program},
+	return &Server{o: o, log: log, attachments: records, ipam: addresses, rules: rulesApplier{nft: program},
 		wg: newWGDevice(wireGuardDevice, wireGuard, log), guard: guardPeriod, hello: helloTimeout}, nil
 }
 

@@ -158,7 +158,7 @@ func TestRestartKeepsStateWithoutAPI(t *testing.T) {
 		t.Errorf("address %s given twice", b.ips[0])
 	}
 	expect(t, b, "pod from before the restart", a.ips[0]+":80", "a "+b.ips[0])
-	testenv.True(t, n.server.records.get(key{"dead", "eth0"}) == nil, "the sandbox that died meanwhile is still known")
+	testenv.True(t, n.server.attachments.get(key{"dead", "eth0"}) == nil, "the sandbox that died meanwhile is still known")
 	testenv.Fails(t, testenv.Err(os.Stat(filepath.Join(n.o.StateDir, "ipam", "10.42.7.0_24", dead.ips[0]))), "its address is still taken")
 	testenv.Fails(t, n.add(b), "ADD of what is attached already succeeded")
 }
@@ -301,13 +301,13 @@ func TestSimultaneousPodsGetDistinctAddresses(t *testing.T) {
 	t.Logf("%d ADDs at once took %v", many, time.Since(start))
 	testenv.Equal(t, strings.Count(runNFT(t, "list map inet coracle ports4"), ". 80"), many, "not every host port is there:")
 	seen := map[netip.Addr]bool{}
-	for _, r := range n.server.records.list() {
+	for _, r := range n.server.attachments.list() {
 		if seen[r.IPs[0]] {
 			t.Errorf("address %s given twice", r.IPs[0])
 		}
 		seen[r.IPs[0]] = true
 	}
 	each(func(p *pod) error { return n.runtime.DelNetworkList(context.Background(), list, p.rt) })
-	testenv.Equal(t, len(n.server.records.list()), 0, "records left:")
+	testenv.Equal(t, len(n.server.attachments.list()), 0, "records left:")
 	testenv.Equal(t, len(testenv.Must(n.server.ipam.owners())(t)), 0, "addresses left:")
 }

@@ -44,7 +44,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 	}
 	k := key{req.ContainerID, req.IfName}
 	defer s.keys.lock(k)()
-	if s.records.get(k) != nil {
+	if s.attachments.get(k) != nil {
 		return nil, wire.Errorf(wire.CodeMismatch, "%s of container %s is attached already: DEL it first", k.IfName, k.ContainerID)
 	}
 	ips, err := s.allocate(k, nw.podCIDRs)
@@ -52,14 +52,14 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 		return nil, err
 	}
 	args := parseArgs(req.Args)
-	r := &record{
+	r := &attachment{
 		ContainerID: k.ContainerID, IfName: k.IfName, Netns: req.Netns, HostDevice: deviceName(k),
 		MAC: podMAC(ips[0]).String(), IPs: ips, Ports: ports, Bandwidth: limits,
 		Pod: args["K8S_POD_NAMESPACE"] + "/" + args["K8S_POD_NAME"], UID: args["K8S_POD_UID"],
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.forget(context.WithoutCancel(ctx), r))
+			err = errors.Join(err, s.detach(context.WithoutCancel(ctx), r))
 		}
 	}()
 	if err := s.admit(ctx, r); err != nil {
@@ -81,7 +81,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 }
 
 // admit waits for the rules of the pod's NetworkPolicies, before there is a device that a packet could take.
-func (s *Server) admit(ctx context.Context, r *record) error {
+func (s *Server) admit(ctx context.Context, r *attachment) error {
 	b, ok := r.sandbox()
 	if s.o.Policies == nil || !ok {
 		return nil
@@ -99,10 +99,10 @@ func (s *Server) release(k key) {
 	}
 }
 
-// attach makes r's device and puts the record of it. The network may have another back end than when the call came, and
+// attach makes r's device and writes its file. The network may have another back end than when the call came, and
 // returned is the one that the pod was made for: configure, which changes the sizes of running pods, knows this one
 // from now on, and did not before.
-func (s *Server) attach(r *record, nw *network) (*network, error) {
+func (s *Server) attach(r *attachment, nw *network) (*network, error) {
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
 	if now := s.network.Load(); slices.Equal(now.podCIDRs, nw.podCIDRs) { // of which r's addresses are
@@ -114,7 +114,7 @@ func (s *Server) attach(r *record, nw *network) (*network, error) {
 	if err := attach(r, nw); err != nil {
 		return nil, err
 	}
-	return nw, s.records.put(r)
+	return nw, s.attachments.put(r)
 }
 
 // refuseReserved refuses host ports that the cluster itself needs.
@@ -150,39 +150,39 @@ func (s *Server) del(ctx context.Context, req wire.Request) error {
 	}
 	k := key{req.ContainerID, req.IfName}
 	defer s.keys.lock(k)()
-	r := s.records.get(k)
+	r := s.attachments.get(k)
 	if r == nil {
-		r = &record{ContainerID: k.ContainerID, IfName: k.IfName, HostDevice: deviceName(k)}
+		r = &attachment{ContainerID: k.ContainerID, IfName: k.IfName, HostDevice: deviceName(k)}
 	}
-	return s.forget(ctx, r)
+	return s.detach(ctx, r)
 }
 
-// forget undoes an attachment, whole or half made; the caller holds its lock. Host ports go first and the address
+// detach undoes an attachment, whole or half made; the caller holds its lock. Host ports go first and the address
 // last, so that nothing of the old pod points at the next owner of the address.
-func (s *Server) forget(ctx context.Context, r *record) error {
+func (s *Server) detach(ctx context.Context, r *attachment) error {
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
-	if err := s.records.remove(r.key()); err != nil {
+	if err := s.attachments.remove(r.key()); err != nil {
 		return err
 	}
 	if len(r.Ports) > 0 {
 		if nw := s.network.Load(); nw != nil {
 			if err := s.applyRules(ctx); err != nil {
-				// The record stays, so that the runtime's next DEL tries again.
-				return errors.Join(err, s.records.put(r))
+				// The attachment stays, so that the runtime's next DEL tries again.
+				return errors.Join(err, s.attachments.put(r))
 			}
 		}
 		s.dropStaleFlows(r, true)
 	}
 	if err := removePodDevices(r.key()); err != nil { // and with them every route and neighbour that named it
-		return errors.Join(err, s.records.put(r))
+		return errors.Join(err, s.attachments.put(r))
 	}
 	s.release(r.key())
 	return s.ipam.release(r.key())
 }
 
 // dropStaleFlows is worth a line in the log when it fails, but no pod's start or end.
-func (s *Server) dropStaleFlows(r *record, removed bool) {
+func (s *Server) dropStaleFlows(r *attachment, removed bool) {
 	if err := dropStaleFlows(r, removed); err != nil {
 		s.log.Error(err, "UDP senders from before may not reach the host port until they pause", "pod", r.Pod)
 	}
@@ -192,7 +192,7 @@ func (s *Server) dropStaleFlows(r *record, removed bool) {
 func (s *Server) check(req wire.Request) error {
 	k := key{req.ContainerID, req.IfName}
 	defer s.keys.lock(k)()
-	r := s.records.get(k)
+	r := s.attachments.get(k)
 	if r == nil {
 		return wire.Errorf(wire.CodeUnknownContainer, "%s of container %s is not attached", k.IfName, k.ContainerID)
 	}
@@ -246,29 +246,29 @@ func (s *Server) gc(ctx context.Context, conf pluginConf) error {
 		valid[key{a.ContainerID, a.IfName}] = true
 	}
 	var errs []error
-	for _, r := range s.records.list() {
+	for _, r := range s.attachments.list() {
 		if !valid[r.key()] {
-			errs = append(errs, s.forgetLocked(ctx, r.key()))
+			errs = append(errs, s.detachKey(ctx, r.key()))
 		}
 	}
 	errs = append(errs, s.collect(func(k key) bool { return valid[k] }))
 	return errors.Join(errs...)
 }
 
-func (s *Server) forgetLocked(ctx context.Context, k key) error {
+func (s *Server) detachKey(ctx context.Context, k key) error {
 	defer s.keys.lock(k)()
-	r := s.records.get(k)
+	r := s.attachments.get(k)
 	if r == nil {
 		return nil
 	}
-	return s.forget(ctx, r)
+	return s.detach(ctx, r)
 }
 
-// collect removes what no living sandbox needs: records whose namespace is gone, and addresses without a record.
+// collect removes what no living sandbox needs: attachments whose namespace is gone, and addresses without one.
 // skip names attachments to leave alone; those with a call in flight are left alone anyway. A stale host port rule
 // stays until the next apply, which every caller but an exhausted ADD does.
 func (s *Server) collect(skip func(key) bool) error {
-	for _, r := range s.records.list() {
+	for _, r := range s.attachments.list() {
 		if skip != nil && skip(r.key()) || r.living() {
 			continue
 		}
@@ -298,20 +298,20 @@ func (s *Server) collectOne(k key) error {
 		return nil
 	}
 	defer unlock()
-	if r := s.records.get(k); r != nil && r.living() {
+	if r := s.attachments.get(k); r != nil && r.living() {
 		return nil
 	}
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
 	s.log.Info("Releasing what a sandbox that is gone left behind", "container", k.ContainerID, "interface", k.IfName)
-	err := errors.Join(s.records.remove(k), removePodDevices(k))
+	err := errors.Join(s.attachments.remove(k), removePodDevices(k))
 	if err == nil {
 		s.release(k)
 	}
 	return errors.Join(err, s.ipam.release(k))
 }
 
-// checkNames refuses names that are no file names: records are files.
+// checkNames refuses names that are no file names: attachments are files.
 func checkNames(req wire.Request) error {
 	for _, n := range []string{req.ContainerID, req.IfName} {
 		if n == "" || n[0] == '.' || len(n) > 200 {
@@ -327,7 +327,7 @@ func checkNames(req wire.Request) error {
 }
 
 // result is what ADD prints.
-func result(r *record, nw *network, version string) (any, error) {
+func result(r *attachment, nw *network, version string) (any, error) {
 	out := &types100.Result{
 		CNIVersion: types100.ImplementedSpecVersion,
 		Interfaces: []*types100.Interface{

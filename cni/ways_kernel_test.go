@@ -409,7 +409,7 @@ func TestDeviceLeavesChecksumsToTheProcessor(t *testing.T) {
 	want := checksums{deviceVXLAN4}
 	err := s.nodes[0].Do(func() error {
 		if have, err := newKernel().observe(Bridge, nil); err != nil || have[want.id()] != nil {
-			t.Errorf("it was told nothing yet: %v, %v", have, err)
+			t.Errorf("it was given nothing yet: %v, %v", have, err)
 		}
 		least := uint64(math.MaxUint64) // of several times: other goroutines of the process allocate too
 		for range 5 {
@@ -427,7 +427,7 @@ func TestDeviceLeavesChecksumsToTheProcessor(t *testing.T) {
 		}
 		have, err := newKernel().observe(Bridge, nil)
 		if _, ok := have[want.id()]; !ok {
-			t.Errorf("it is not as told: %v", have)
+			t.Errorf("it is not as configured: %v", have)
 		}
 		return err
 	})

@@ -35,7 +35,7 @@ type wgDevice struct {
 
 	mu   sync.Mutex
 	user *wgUser // nil where the kernel does it
-	// told are the endpoints that the device was given. What it answers has those that it found since.
+	// lastSet are the endpoints that the device was given. What it answers has those that it found since.
 	lastSet        map[string]netip.AddrPort
 	inKernelLogged bool // that the kernel does it
 	// seen is what the device answered at the last observe.

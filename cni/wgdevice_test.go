@@ -104,7 +104,7 @@ func testTranslatedPeer(t *testing.T, otherInProcess bool) {
 	m.encryptedBy(kernel && !otherInProcess)
 	have := testenv.Must(n.observeAll())(t)
 	if p, ok := have["wireguard peer "+publicKey(2)+" dev "+wireGuardDevice].(wgPeer); !ok || p.endpoint.IsValid() {
-		t.Errorf("the node was told of a place for the peer: %v", have)
+		t.Errorf("the node has an endpoint for the peer: %v", have)
 	}
 }
 
@@ -204,7 +204,7 @@ func TestDigestChangesWithConfigurationOnly(t *testing.T) {
 		"keeping it up": func(d *wgtypes.Device) { d.Peers[0].PersistentKeepaliveInterval = time.Second },
 		"a shared key":  func(d *wgtypes.Device) { d.Peers[0].PresharedKey = testKey(9) },
 	} {
-		testenv.True(t, device(change) != usual, "%s is another, and nobody notices", what)
+		testenv.True(t, device(change) != usual, "%s is another, and that is not noticed", what)
 	}
 	if device(func(d *wgtypes.Device) {
 		d.Peers[0].Endpoint, d.Peers[0].ReceiveBytes, d.Peers[0].LastHandshakeTime = &net.UDPAddr{Port: 1}, 7, time.Unix(1, 0)
@@ -246,11 +246,11 @@ func TestForeignPresharedKeyIsRemoved(t *testing.T) {
 		o, ok := have[want.id()]
 		return ok && want.satisfiedBy(o)
 	}
-	testenv.True(t, satisfied(), "a peer that was told all is not what it should be")
+	testenv.True(t, satisfied(), "a peer that was given all is not what it should be")
 	foreign := testKey(9)
 	testenv.NoError(t,
 		d.configureLocked(wgtypes.Config{Peers: []wgtypes.PeerConfig{{PublicKey: testKey(2).PublicKey(), PresharedKey: &foreign}}}))
-	testenv.False(t, !d.changed() || satisfied(), "nobody notices a preshared key, with which nothing is understood any more")
+	testenv.False(t, !d.changed() || satisfied(), "a preshared key is not noticed, with which nothing is understood any more")
 	testenv.NoError(t, d.ensurePeer(want))
 	testenv.True(t, satisfied(), "the preshared key stays")
 }

@@ -60,8 +60,8 @@ func apiPath(method, path string) error {
 	return nil
 }
 
-// maxAnswer bounds an answer of the API that is taken apart, in bytes: 500 objects are seldom larger.
-const maxAnswer = 32 << 20
+// maxResponse bounds an answer of the API that is taken apart, in bytes: 500 objects are seldom larger.
+const maxResponse = 32 << 20
 
 // readOnlyPosts are requests that create nothing: they ask what the user may do.
 var readOnlyPosts = []string{
@@ -107,7 +107,7 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 
 // get reads JSON of the API into v.
 func (u *user) get(ctx context.Context, path string, query url.Values, v any) error {
-	return u.getAtMost(ctx, path, query, v, maxAnswer)
+	return u.getAtMost(ctx, path, query, v, maxResponse)
 }
 
 // getAtMost is get for an answer of at most so many bytes.
@@ -126,7 +126,7 @@ func (u *user) write(ctx context.Context, method, path string, query url.Values,
 	if err != nil {
 		return err
 	}
-	return read(response, v, maxAnswer)
+	return read(response, v, maxResponse)
 }
 
 // tooLong says that an answer of the API is longer than the console reads. Asking again would not help.
@@ -191,7 +191,7 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 	switch r.Method {
 	case http.MethodGet:
 	case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
-		// Without a type the API reads a body as JSON, whoever wrote it.
+		// Without a type the API reads a body as JSON, whatever the client wrote.
 		if header.Get("Content-Type") == "" && r.ContentLength != 0 {
 			refuse(w, http.StatusUnsupportedMediaType, "a request with a body says its type")
 			return
@@ -224,7 +224,7 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 func refuseError(w http.ResponseWriter, err error) {
 	code, reason, message := explain(err)
 	code = cmp.Or(code, http.StatusBadGateway)
-	answerWith(w, code, map[string]any{"message": message, "reason": reason, "code": code})
+	respondWith(w, code, map[string]any{"message": message, "reason": reason, "code": code})
 }
 
 // noLeader is what the API server says when the store has no majority, and noLeaderText what a user has to know.
@@ -250,8 +250,8 @@ func explain(err error) (code int, reason, message string) {
 	return 0, "", err.Error()
 }
 
-// sessionAnswer is what the pages know about who uses them.
-type sessionAnswer struct {
+// sessionResponse is what the pages know about who uses them.
+type sessionResponse struct {
 	Mode      string   `json:"mode"`
 	User      string   `json:"user"`
 	Groups    []string `json:"groups"`
@@ -285,7 +285,7 @@ func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	answer(w, sessionAnswer{
+	respond(w, sessionResponse{
 		Mode: h.o.Mode, User: review.Status.UserInfo.Username, Groups: review.Status.UserInfo.Groups, Context: h.o.Context,
 		Namespace: h.o.Namespace, Server: u.config.Host, Version: v.GitVersion, ReadOnly: h.o.ReadOnly,
 	})

@@ -65,7 +65,7 @@ func (h *Handler) apply(w http.ResponseWriter, r *http.Request, u *user) {
 			break
 		}
 	}
-	answer(w, map[string]any{"results": results})
+	respond(w, map[string]any{"results": results})
 }
 
 // objectsOf reads a text of several documents; a List counts as its items.

@@ -193,7 +193,7 @@ func (d *drain) obstacle(ctx context.Context, pod *corev1.Pod) (reason string, s
 		err := d.u.get(ctx, "/apis/apps/v1/namespaces/"+url.PathEscape(pod.Namespace)+"/daemonsets/"+url.PathEscape(controller.Name), nil,
 			&set)
 		switch {
-		case apierrors.IsNotFound(err) && d.o.force: // nobody makes it again
+		case apierrors.IsNotFound(err) && d.o.force: // no controller makes it again
 		case apierrors.IsNotFound(err):
 			return "Pods of a DaemonSet that is gone (--force evicts them)", false, nil
 		case err != nil:

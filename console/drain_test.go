@@ -143,7 +143,7 @@ func TestDrainRefusesWhatIsNotAccepted(t *testing.T) {
 	}{
 		"of a DaemonSet":         {daemon, "ignoreDaemonSets", "--ignore-daemonsets leaves them): a/p"},
 		"with data":              {replicated + emptyDir, "deleteEmptyDirData", "--delete-emptydir-data accepts that): a/p"},
-		"that nobody makes":      {`"labels":{}`, "force", "--force evicts them): a/p"},
+		"without a controller":   {`"labels":{}`, "force", "--force evicts them): a/p"},
 		"of a DaemonSet that is": {strings.Replace(daemon, `"x"`, `"gone"`, 1), "force", "--force evicts them): a/p"},
 	} {
 		t.Run(name, func(t *testing.T) {

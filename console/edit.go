@@ -19,7 +19,7 @@ import (
 // fieldManager is the name under which the API keeps what the console wrote.
 const fieldManager = "coracle-console"
 
-// editTries bounds how often an edit begins again because somebody else wrote the object in the same moment.
+// editTries bounds how often an edit begins again because another client wrote the object in the same moment.
 const editTries = 5
 
 // maxDiffLines bounds the lines between the first and the last that differ.
@@ -28,7 +28,7 @@ const maxDiffLines = 2000
 // errOther says that a path leads to another object than the one that was edited.
 var errOther = errors.New("this is another object")
 
-// errConflict says that the user and somebody else changed the same field.
+// errConflict says that the user and another client changed the same field.
 var errConflict = errors.New("another client has changed the same fields since: nothing was written")
 
 type editRequest struct {
@@ -38,7 +38,7 @@ type editRequest struct {
 	DryRun bool   `json:"dryRun"`
 }
 
-type editAnswer struct {
+type editResponse struct {
 	YAML  string `json:"yaml"`
 	Diff  string `json:"diff"` // from the object as it is to the result
 	Patch string `json:"patch"`
@@ -84,7 +84,7 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 	}
 	switch {
 	case errors.Is(err, errConflict) || apierrors.IsConflict(err):
-		answerConflict(w, live, patch, err)
+		respondConflict(w, live, patch, err)
 		return
 	case errors.Is(err, errOther):
 		refuse(w, http.StatusUnprocessableEntity, err.Error())
@@ -93,17 +93,17 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	out, err := newEditAnswer(live, result, patch)
+	out, err := newEditResponse(live, result, patch)
 	if err != nil {
 		refuseError(w, err)
 		return
 	}
-	answer(w, out)
+	respond(w, out)
 }
 
-// answerConflict says that nothing was written, and why: with the object as it is, and as it would be with the user's
+// respondConflict says that nothing was written, and why: with the object as it is, and as it would be with the user's
 // changes, from which the user goes on.
-func answerConflict(w http.ResponseWriter, live anyObject, p *patch, conflict error) {
+func respondConflict(w http.ResponseWriter, live anyObject, p *patch, conflict error) {
 	now := ofUser(live)
 	merged, err := p.onTopOf(now)
 	if err != nil {
@@ -120,10 +120,10 @@ func answerConflict(w http.ResponseWriter, live anyObject, p *patch, conflict er
 		refuseError(w, err)
 		return
 	}
-	answerWith(w, http.StatusConflict, map[string]string{"message": conflict.Error(), "yaml": nowText, "merged": mergedText})
+	respondWith(w, http.StatusConflict, map[string]string{"message": conflict.Error(), "yaml": nowText, "merged": mergedText})
 }
 
-func newEditAnswer(live, result anyObject, p *patch) (*editAnswer, error) {
+func newEditResponse(live, result anyObject, p *patch) (*editResponse, error) {
 	before, err := ofUser(live).yaml()
 	if err != nil {
 		return nil, err
@@ -144,7 +144,7 @@ func newEditAnswer(live, result anyObject, p *patch) (*editAnswer, error) {
 	if p.schema != nil {
 		kind = "strategic"
 	}
-	return &editAnswer{YAML: after, Diff: diff, Patch: string(text), Type: kind}, nil
+	return &editResponse{YAML: after, Diff: diff, Patch: string(text), Type: kind}, nil
 }
 
 // difference is a unified diff. Two texts that differ in many lines are not compared: that takes the square of them.
@@ -187,7 +187,7 @@ func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun boo
 	if err != nil {
 		return live, nil, err
 	}
-	// Whoever writes between the reading and the patch is seen: the API refuses the patch.
+	// A client that writes between the reading and the patch is seen: the API refuses the patch.
 	metadata, _ := changes["metadata"].(map[string]any)
 	if metadata == nil {
 		metadata = map[string]any{}

@@ -120,11 +120,11 @@ func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	if err := h.start(f); err != nil {
-		_ = f.listener.Close() // nobody knows it
+		_ = f.listener.Close() // no client knows it
 		refuse(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	answer(w, f.now())
+	respond(w, f.now())
 }
 
 // start serves a forward until it ends.
@@ -157,7 +157,7 @@ func (h *Handler) listForwards(w http.ResponseWriter, _ *http.Request, _ *user) 
 		out = append(out, f.now())
 	}
 	h.forwards.mu.Unlock()
-	answer(w, map[string]any{"forwards": out})
+	respond(w, map[string]any{"forwards": out})
 }
 
 // closeForward ends a forward, and forgets it.
@@ -168,7 +168,7 @@ func (h *Handler) closeForward(w http.ResponseWriter, r *http.Request, _ *user) 
 		if strconv.FormatInt(f.now().ID, 10) == r.PathValue("id") {
 			f.cancel()
 			h.forwards.all = slices.Delete(h.forwards.all, i, i+1)
-			answer(w, map[string]any{})
+			respond(w, map[string]any{})
 			return
 		}
 	}
@@ -231,7 +231,7 @@ func (f *forward) run(ctx context.Context) {
 		}
 		conn, err := f.listener.Accept()
 		if err != nil {
-			f.end(fmt.Sprintf("the port cannot be used any more: %v", err)) // when the user has ended it nobody reads this
+			f.end(fmt.Sprintf("the port cannot be used any more: %v", err)) // when the user has ended it, this is not read
 			return
 		}
 		f.change(func(s *forwardState) { s.Open++; s.Opened++ })

@@ -232,7 +232,7 @@ func TestForwardToAPodThatReadsNothingEnds(t *testing.T) {
 		for {
 			_ = conn.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 			if _, err := conn.Write(make([]byte, 1<<20)); err != nil {
-				return // nobody reads any more
+				return // the peer reads no more
 			}
 		}
 	}()

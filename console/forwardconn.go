@@ -29,7 +29,7 @@ const (
 )
 
 // dial connects to the pod, by WebSocket, or by SPDY where an older API has only that. Each connection of a browser has
-// one of its own to the API: one that hangs or fails is nothing to the others.
+// one of its own to the API: one that is blocked or fails is nothing to the others.
 func (f *forward) dial(ctx context.Context) (httpstream.Connection, error) {
 	dialer, err := f.dialer()
 	if err != nil {

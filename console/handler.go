@@ -151,7 +151,7 @@ func (h *Handler) Close() {
 	h.open.Wait()
 }
 
-// Unused returns for how long nobody has used the console: no request, and no open tab.
+// Unused returns for how long the console was not used: no request, and no open tab.
 func (h *Handler) Unused() time.Duration {
 	if h.sockets.any() {
 		return 0
@@ -260,7 +260,7 @@ func (h *Handler) userOf(r *http.Request, token string) (*user, error) {
 // authenticate returns the name by which the API knows the user. What costs something is not done for others.
 func (h *Handler) authenticate(ctx context.Context, u *user) (name string, err error) {
 	if h.o.Mode != ModeServer {
-		return "", nil // whoever has the session's token has the kubeconfig's credentials
+		return "", nil // a client that has the session's token has the kubeconfig's credentials
 	}
 	review, err := u.whoAmI(ctx)
 	if err != nil {
@@ -277,7 +277,7 @@ func (h *Handler) withTurn(t *turns, f func(w http.ResponseWriter, r *http.Reque
 			refuseError(w, err)
 			return
 		}
-		// Whoever sends a request slowly has others wait for nothing but their own.
+		// A client that sends a request slowly has others wait for nothing but their own.
 		var body []byte
 		release, err := t.wait(r.Context(), name, func() (err error) {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(writePatience)) // a request in a test has none
@@ -300,7 +300,7 @@ func (h *Handler) mode(w http.ResponseWriter, _ *http.Request) {
 	if h.o.OIDC != nil {
 		out["issuer"] = h.o.OIDC.Issuer
 	}
-	answer(w, out)
+	respond(w, out)
 }
 
 // login exchanges a code. The type of the content is checked, since a form of another site cannot send this one.
@@ -319,22 +319,22 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, err.Error())
 		return
 	}
-	answer(w, map[string]string{"token": token})
+	respond(w, map[string]string{"token": token})
 }
 
-// answer writes v as JSON.
-func answer(w http.ResponseWriter, v any) {
-	answerWith(w, http.StatusOK, v)
+// respond writes v as JSON.
+func respond(w http.ResponseWriter, v any) {
+	respondWith(w, http.StatusOK, v)
 }
 
-func answerWith(w http.ResponseWriter, code int, v any) {
+func respondWith(w http.ResponseWriter, code int, v any) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		refuse(w, http.StatusInternalServerError, "the answer cannot be written: "+err.Error())
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	// A browser that does not read keeps a place from nobody for longer. A writer in a test has no deadline.
+	// A browser that does not read takes no place from other clients for longer. A writer in a test has no deadline.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writePatience))
 	w.WriteHeader(code)
 	if _, err := w.Write(text); err == nil { // else the browser is no longer connected

@@ -195,7 +195,7 @@ func TestPathsOfTheAPI(t *testing.T) {
 	}
 }
 
-// What somebody whom the API does not know makes a server's console do is one question to the API.
+// What a user whom the API does not know makes a server's console do is one question to the API.
 func TestUnknownUsersCostOneQuestion(t *testing.T) {
 	api := func(w http.ResponseWriter, r *http.Request) {
 		testenv.True(t, strings.HasSuffix(r.URL.Path, "selfsubjectreviews"), "the API got %s %s", r.Method, r.URL)
@@ -259,5 +259,5 @@ func TestOnlyUsersKeepAConsoleUp(t *testing.T) {
 	roundTrip(t, s, "GET", "/", "")
 	roundTrip(t, s, "GET", "/mode", "")
 	roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer bad")
-	testenv.Equal(t, h.used.Load(), 0, "requests of strangers count as use:")
+	testenv.Equal(t, h.used.Load(), 0, "requests without a session count as use:")
 }

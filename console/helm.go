@@ -47,15 +47,15 @@ type releaseRow struct {
 	object string // the name of that object
 }
 
-// releasesAnswer are the releases of a namespace, or of all.
-type releasesAnswer struct {
+// releasesResponse are the releases of a namespace, or of all.
+type releasesResponse struct {
 	Releases []releaseRow `json:"releases"`
 	// Partial says what is missing.
 	Partial []string `json:"partial"`
 }
 
-// releaseAnswer is one revision of a release. The texts are there when they were asked for: they may have passwords.
-type releaseAnswer struct {
+// releaseResponse is one revision of a release. The texts are there when they were asked for: they may have passwords.
+type releaseResponse struct {
 	releaseRow
 	History  []releaseRow `json:"history"`
 	Notes    string       `json:"notes,omitempty"`
@@ -70,7 +70,7 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 		refuse(w, http.StatusBadRequest, fmt.Sprintf("%q is not the name of a namespace", namespace))
 		return
 	}
-	out := releasesAnswer{Releases: []releaseRow{}, Partial: []string{}}
+	out := releasesResponse{Releases: []releaseRow{}, Partial: []string{}}
 	var failed error
 	for _, driver := range helmDrivers {
 		rows, err := u.revisions(r.Context(), driver.resource, driver.fields, namespace, "owner=helm")
@@ -100,7 +100,7 @@ func (h *Handler) releases(w http.ResponseWriter, r *http.Request, u *user) {
 			maxReleases))
 	}
 	h.fill(r.Context(), u, out.Releases[:min(len(out.Releases), maxReleases)])
-	answer(w, out)
+	respond(w, out)
 }
 
 // release answers with one revision of a release, the newest if none is named, and with its history.
@@ -126,9 +126,9 @@ func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 		refuse(w, http.StatusNotFound, "there is no such release")
 		return
 	}
-	out := releaseAnswer{}
+	out := releaseResponse{}
 	if q.Get("content") == "true" {
-		record, err := h.record(r.Context(), u, rows[wanted])
+		record, err := h.revision(r.Context(), u, rows[wanted])
 		if err == nil {
 			out.Notes, out.Manifest = shortened(record.Info.Notes), shortened(record.Manifest)
 			out.Values, err = record.values()
@@ -142,7 +142,7 @@ func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 	out.History = rows[first:min(len(rows), first+maxHistory)]
 	h.fill(r.Context(), u, out.History)
 	out.releaseRow = rows[wanted]
-	answer(w, out)
+	respond(w, out)
 }
 
 // revisions are what the metadata of Helm's objects says. What is not as Helm writes it is left out.
@@ -194,7 +194,7 @@ func newest(rows []releaseRow) []releaseRow {
 // fill reads what the metadata does not say.
 func (h *Handler) fill(ctx context.Context, u *user, rows []releaseRow) {
 	atOnce(len(rows), helmRequests, func(i int) {
-		record, err := h.record(ctx, u, rows[i])
+		record, err := h.revision(ctx, u, rows[i])
 		if err != nil {
 			_, _, rows[i].Trouble = explain(err)
 			return
@@ -205,8 +205,8 @@ func (h *Handler) fill(ctx context.Context, u *user, rows []releaseRow) {
 	})
 }
 
-// record reads and unpacks one revision; few at once, since one may be large.
-func (h *Handler) record(ctx context.Context, u *user, row releaseRow) (*releaseRecord, error) {
+// revision reads and unpacks one revision; few at once, since one may be large.
+func (h *Handler) revision(ctx context.Context, u *user, row releaseRow) (*storedRelease, error) {
 	var object struct{ Data struct{ Release string } }
 	path := "/api/v1/namespaces/" + row.Namespace + "/" + row.Driver + "/" + row.object
 	if err := u.get(ctx, path, nil, &object); err != nil {
@@ -226,7 +226,7 @@ func (h *Handler) record(ctx context.Context, u *user, row releaseRow) (*release
 	case <-ctx.Done():
 		return nil, fmt.Errorf("waiting for other releases: %w", ctx.Err())
 	}
-	record, err := newReleaseRecord(text)
+	record, err := newStoredRelease(text)
 	if err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}

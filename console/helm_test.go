@@ -78,7 +78,7 @@ func helmAPI(t *testing.T) http.HandlerFunc {
 func TestReleasesAreListedWithinBounds(t *testing.T) {
 	s := consoleOf(t, helmAPI(t))
 	code, text, _ := roundTrip(t, s, "GET", "/helm?namespace=a", "", asUser...)
-	var got releasesAnswer
+	var got releasesResponse
 	if err := json.Unmarshal([]byte(text), &got); err != nil || code != http.StatusOK {
 		t.Fatalf("%d %s: %v", code, text, err)
 	}
@@ -110,7 +110,7 @@ func TestReleaseIsReadByNameAndRevision(t *testing.T) {
 		"namespace=a&name=web&driver=configmaps":       {code: 403},
 	} {
 		code, text, _ := roundTrip(t, s, "GET", "/helm/release?"+query, "", asUser...)
-		var got releaseAnswer
+		var got releaseResponse
 		if err := json.Unmarshal([]byte(text), &got); err != nil || code != want.code || got.Revision != want.revision {
 			t.Errorf("%s: %d %s: %v", query, code, text, err)
 			continue

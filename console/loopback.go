@@ -113,7 +113,7 @@ func (l *Loopback) Link() string {
 	return fmt.Sprintf("http://127.0.0.1:%d/#code=%s", l.Port(), l.code)
 }
 
-// LoggedIn tells of each login. It holds one: whoever waits learns that there was one.
+// LoggedIn receives a value for each login. It holds one: a goroutine that waits learns that there was one.
 func (l *Loopback) LoggedIn() <-chan struct{} { return l.loggedIn }
 
 func (l *Loopback) login(code string) (string, error) {

@@ -24,7 +24,7 @@ func (u *user) readMetadata(ctx context.Context, path string, query url.Values, 
 			return err
 		}
 		var t table
-		if err := read(response, &t, maxAnswer); err != nil {
+		if err := read(response, &t, maxResponse); err != nil {
 			return err
 		}
 		page := make([]metadata, len(t.Items))

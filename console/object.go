@@ -85,18 +85,18 @@ func yamlSize(v any, depth, most int) int {
 	return size
 }
 
-// objectAnswer is an object, and its text.
-type objectAnswer struct {
+// objectResponse is an object, and its text.
+type objectResponse struct {
 	Object anyObject `json:"object"`
 	YAML   string    `json:"yaml"`
 }
 
-func newObjectAnswer(o anyObject) (*objectAnswer, error) {
+func newObjectResponse(o anyObject) (*objectResponse, error) {
 	text, err := o.withoutManagedFields().yaml()
 	if apierrors.IsBadRequest(err) {
 		text, err = "# "+err.Error()+"\n", nil
 	}
-	return &objectAnswer{Object: o, YAML: text}, err
+	return &objectResponse{Object: o, YAML: text}, err
 }
 
 // object answers with one object; with the parameter edit without what is not edited.
@@ -114,12 +114,12 @@ func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
 	if r.URL.Query().Get("edit") == "true" {
 		o = ofUser(o)
 	}
-	out, err := newObjectAnswer(o)
+	out, err := newObjectResponse(o)
 	if err != nil {
 		refuseError(w, err)
 		return
 	}
-	answer(w, out)
+	respond(w, out)
 }
 
 // objectPath checks the path of one object: a collection may be of any size.

@@ -104,7 +104,7 @@ func (st *stream) sendObject(ctx context.Context, o anyObject) error {
 	if err != nil {
 		return errClosed
 	}
-	a, err := newObjectAnswer(o)
+	a, err := newObjectResponse(o)
 	release()
 	if err != nil {
 		return err

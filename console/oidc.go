@@ -25,8 +25,8 @@ import (
 const (
 	// maxLogin bounds a request of the login, in bytes: a code or a refresh token, of which large ones have some KB.
 	maxLogin = 16 << 10
-	// maxExchanges bounds the logins and renewals that are worked on at once. Each waits for the provider, and nobody
-	// has logged in before.
+	// maxExchanges bounds the logins and renewals that are worked on at once. Each waits for the provider, and the
+	// client has not logged in before.
 	maxExchanges, addressExchanges = 8, 4
 	// exchangeTimeout bounds what one of them takes, from the first byte of the request's body.
 	exchangeTimeout = 15 * time.Second
@@ -111,7 +111,7 @@ func (p *provider) register(mux *http.ServeMux) {
 	mux.HandleFunc("POST /oidc/refresh", p.bounded(p.renew))
 }
 
-// bounded answers a request of somebody who has not logged in: with few bytes, in bounded time, few at once.
+// bounded answers a request of a client that has not logged in: with few bytes, in bounded time, few at once.
 func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *loginRequest) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), exchangeTimeout)
@@ -141,13 +141,13 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 		case err != nil:
 			p.silent(w, err)
 		default:
-			answer(w, out)
+			respond(w, out)
 		}
 	}
 }
 
 // silent answers that the provider cannot be used at the moment. Why is in the log: it may say more of the network than
-// somebody who has not logged in should know.
+// a client that has not logged in should know.
 func (p *provider) silent(w http.ResponseWriter, err error) {
 	p.logger.Warn("no user can log in by OIDC at the moment", "issuer", p.o.Issuer, "error", err)
 	refuse(w, http.StatusBadGateway, p.o.Issuer+" does not answer this server as it should. The server's log says why")
@@ -159,16 +159,16 @@ type loginRequest struct {
 	Refresh, Subject                string
 }
 
-// loginAnswer is what a page gets. Lifetime is in seconds from now on, so that the browser's clock does not matter.
-type loginAnswer struct {
+// loginResponse is what a page gets. Lifetime is in seconds from now on, so that the browser's clock does not matter.
+type loginResponse struct {
 	Token    string `json:"token"`
 	Refresh  string `json:"refresh,omitempty"`
 	Subject  string `json:"subject"`
 	Lifetime int64  `json:"lifetime"`
 }
 
-// providerAnswer is what a page needs to send its user to the provider.
-type providerAnswer struct {
+// providerResponse is what a page needs to send its user to the provider.
+type providerResponse struct {
 	ClientID      string `json:"clientID"`
 	Authorization string `json:"authorization"`
 	EndSession    string `json:"endSession,omitempty"`
@@ -190,7 +190,7 @@ func (p *provider) describe(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	answer(w, providerAnswer{
+	respond(w, providerResponse{
 		ClientID: p.o.ClientID, Authorization: d.Authorization, EndSession: d.EndSession, Scope: strings.Join(scopes, " "),
 	})
 }
@@ -235,7 +235,7 @@ func (p *provider) renew(ctx context.Context, _ *http.Request, in *loginRequest)
 }
 
 // exchange asks the provider for tokens.
-func (p *provider) exchange(ctx context.Context, form url.Values) (*loginAnswer, *claims, error) {
+func (p *provider) exchange(ctx context.Context, form url.Values) (*loginResponse, *claims, error) {
 	d, err := p.discover(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -277,7 +277,7 @@ func (p *provider) exchange(ctx context.Context, form url.Values) (*loginAnswer,
 	if err != nil {
 		return nil, nil, err
 	}
-	return &loginAnswer{Token: got.IDToken, Refresh: got.RefreshToken, Subject: c.Subject, Lifetime: lifetime}, c, nil
+	return &loginResponse{Token: got.IDToken, Refresh: got.RefreshToken, Subject: c.Subject, Lifetime: lifetime}, c, nil
 }
 
 // check reads an ID token. That it is the provider's, the connection proves (OpenID Connect Core 1.0, 3.1.3.7), and the

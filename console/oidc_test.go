@@ -76,11 +76,11 @@ func code(s *httptest.Server, p *oidcprovider.Provider, verifier, nonce string) 
 	return p.Code(url.Values{"code_challenge": {base64.RawURLEncoding.EncodeToString(sum[:])}, "nonce": {nonce}, "redirect_uri": {s.URL + "/"}})
 }
 
-func postLogin(t *testing.T, s *httptest.Server, path string, in loginRequest) (int, loginAnswer, string) {
+func postLogin(t *testing.T, s *httptest.Server, path string, in loginRequest) (int, loginResponse, string) {
 	t.Helper()
 	body := testenv.Must(json.Marshal(in))(t)
 	status, text, _ := roundTrip(t, s, "POST", path, string(body), "Content-Type", "application/json")
-	var out loginAnswer
+	var out loginResponse
 	if status == http.StatusOK {
 		testenv.NoError(t, json.Unmarshal([]byte(text), &out))
 	}
@@ -295,7 +295,7 @@ func TestConsoleWithoutAProviderHasNoLoginByIt(t *testing.T) {
 	}
 }
 
-// jwt is a token with claims, which nobody has signed.
+// jwt is a token with claims, without a signature.
 func jwt(claims string) string {
 	return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2ln"
 }

@@ -278,7 +278,7 @@ func asSet(list []any) map[string]any {
 }
 
 // conflict returns a field that both versions changed to different values, as a person reads it; "" when there is none.
-// Whoever changes something within what the other removed or made new is in conflict, too.
+// A client that changes something within what the other removed or made new is in conflict, too.
 func (c changes) conflict(others changes) string {
 	for path, value := range c {
 		for at, other := range others {

@@ -20,8 +20,8 @@ const (
 	maxReleaseText = 2 << 20
 )
 
-// releaseRecord is what Helm keeps of a revision, as far as it is shown (helm.sh/helm/v4/pkg/release/v1).
-type releaseRecord struct {
+// storedRelease is what Helm keeps of a revision, as far as it is shown (helm.sh/helm/v4/pkg/release/v1).
+type storedRelease struct {
 	Info struct {
 		LastDeployed string `json:"last_deployed"` //nolint:tagliatelle // Helm's name
 		Description  string `json:"description"`
@@ -38,8 +38,8 @@ type releaseRecord struct {
 	Manifest string          `json:"manifest"`
 }
 
-// newReleaseRecord unpacks what Helm writes: JSON, packed by gzip but for the oldest, in base64.
-func newReleaseRecord(text string) (*releaseRecord, error) {
+// newStoredRelease unpacks what Helm writes: JSON, packed by gzip but for the oldest, in base64.
+func newStoredRelease(text string) (*storedRelease, error) {
 	packed, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
 		return nil, fmt.Errorf("the release is not base64: %w", err)
@@ -51,7 +51,7 @@ func newReleaseRecord(text string) (*releaseRecord, error) {
 		}
 	}
 	limited := &io.LimitedReader{R: unpacked, N: maxRelease}
-	r := &releaseRecord{}
+	r := &storedRelease{}
 	if err := json.NewDecoder(limited).Decode(r); err != nil {
 		if limited.N <= 0 {
 			return nil, fmt.Errorf("the release is longer than %d MB", maxRelease>>20)
@@ -62,7 +62,7 @@ func newReleaseRecord(text string) (*releaseRecord, error) {
 }
 
 // values are those that the user gave, as YAML.
-func (r *releaseRecord) values() (string, error) {
+func (r *storedRelease) values() (string, error) {
 	if len(r.Config) == 0 || string(r.Config) == "null" || string(r.Config) == "{}" {
 		return "", nil
 	}

@@ -58,7 +58,7 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	}
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug), // handshakes of whoever scans ports
+		ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug), // handshakes of port scanners
 		TLSConfig: &tls.Config{
 			MinVersion:     tls.VersionTLS12,
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return o.Certificate() },

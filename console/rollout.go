@@ -56,7 +56,7 @@ func (h *Handler) rollout(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	answer(w, map[string]any{"revisions": revisions})
+	respond(w, map[string]any{"revisions": revisions})
 }
 
 // undo takes a workload back to a revision, or says what that would change.
@@ -90,10 +90,11 @@ func (h *Handler) undo(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	answer(w, map[string]string{"diff": diff})
+	respond(w, map[string]string{"diff": diff})
 }
 
-// undoOnce goes back to a revision. It fails with a conflict when somebody else writes the workload in the same moment.
+// undoOnce goes back to a revision. It fails with a conflict when another client writes the workload in the same
+// moment.
 func (u *user) undoOnce(ctx context.Context, path string, number int64, dryRun bool) (before, after anyObject, err error) {
 	live, revisions, err := u.revisionsOf(ctx, path)
 	if err != nil {
@@ -189,7 +190,7 @@ func (of *workload) revision(item anyObject) (*revision, error) {
 		if err := convert(data, &from); err != nil {
 			return nil, err
 		}
-		data["metadata"] = map[string]any{"resourceVersion": of.ResourceVersion} // whoever writes meanwhile is seen
+		data["metadata"] = map[string]any{"resourceVersion": of.ResourceVersion} // a write in between is a conflict
 		patch = data
 	} else {
 		number, err := strconv.ParseInt(meta.Annotations[revisionAnnotation], 10, 64)

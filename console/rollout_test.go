@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// rolloutAPI has a Deployment with two ReplicaSets of its own and one of somebody else, and a DaemonSet with two
+// rolloutAPI has a Deployment with two ReplicaSets of its own and one of another owner, and a DaemonSet with two
 // revisions. Patches go to the channel; the first is in conflict.
 func rolloutAPI(patches chan string) http.HandlerFunc {
 	const deployment = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web","namespace":"a","uid":"d","resourceVersion":"7",` +
@@ -31,7 +31,7 @@ func rolloutAPI(patches chan string) http.HandlerFunc {
 			patches <- r.URL.RawQuery + " " + r.Header.Get("Content-Type") + " " + string(text)
 			if tries++; tries == 1 {
 				w.WriteHeader(http.StatusConflict)
-				_, _ = io.WriteString(w, `{"kind":"Status","code":409,"reason":"Conflict","message":"somebody else"}`)
+				_, _ = io.WriteString(w, `{"kind":"Status","code":409,"reason":"Conflict","message":"another client"}`)
 				return
 			}
 			_, _ = io.WriteString(w, strings.Replace(deployment, `"image":"two"`, `"image":"one"`, 1))

@@ -19,7 +19,7 @@ func (h *Handler) schedule(w http.ResponseWriter, r *http.Request, _ *user) {
 		refuse(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	answer(w, map[string]string{"next": next})
+	respond(w, map[string]string{"next": next})
 }
 
 // nextRun is the first time after now at which a schedule runs (RFC 3339).

@@ -77,7 +77,7 @@ func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
 			tableAPI(t)(w, r)
 			return
 		}
-		for r.Context().Err() == nil { // as long as somebody takes it
+		for r.Context().Err() == nil { // as long as the client reads
 			if _, err := io.WriteString(w, strings.Repeat("x", 1000)+"\n"); err != nil {
 				return
 			}

@@ -90,7 +90,7 @@ func TestTokenThatEndsEndsTheTab(t *testing.T) {
 	l = newSocketLogin(&Handler{o: Options{Mode: ModeLoopback}}, &user{config: &rest.Config{BearerToken: ended}}, "")
 	testenv.False(t, l.ended(time.Unix(2000, 0)), "on 127.0.0.1 it is the kubeconfig's")
 
-	// A tab whose token has ended is told why.
+	// A tab whose token has ended gets the reason.
 	s := consoleOf(t, usersAPI(map[string]string{ended: "ada"}, nil), asServer, func(o *Options) { o.pingEvery = time.Millisecond })
 	conn, _ := tab(t, s, ended, nil)
 	if _, _, err := conn.ReadMessage(); !websocket.IsCloseError(err, websocket.ClosePolicyViolation) {

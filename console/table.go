@@ -75,11 +75,11 @@ func readTable(response *http.Response) (*table, error) {
 	if response.StatusCode < 200 || response.StatusCode > 299 {
 		return nil, statusError(response)
 	}
-	limited := &io.LimitedReader{R: response.Body, N: maxAnswer}
+	limited := &io.LimitedReader{R: response.Body, N: maxResponse}
 	t := &table{}
 	if err := t.decode(json.NewDecoder(limited)); err != nil {
 		if limited.N <= 0 {
-			return nil, tooLong(maxAnswer)
+			return nil, tooLong(maxResponse)
 		}
 		return nil, fmt.Errorf("reading the API's answer: %w", err)
 	}

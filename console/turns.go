@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// turns lets few work at once, and fewer of each user: whoever begins many waits for their own, and others do not.
+// turns lets few work at once, and fewer of each user: one who begins many waits for their own, and others do not.
 type turns struct {
 	all chan struct{}
 	own int // slots of a user
@@ -36,7 +36,7 @@ func (t *turns) wait(ctx context.Context, user string, prepare ...func() error) 
 	}
 	own.used++
 	t.mu.Unlock()
-	forget := func() {
+	remove := func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if own.used--; own.used == 0 {
@@ -46,12 +46,12 @@ func (t *turns) wait(ctx context.Context, user string, prepare ...func() error) 
 	select {
 	case own.slots <- struct{}{}:
 	case <-ctx.Done():
-		forget()
+		remove()
 		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
 	}
 	leave := func() {
 		<-own.slots
-		forget()
+		remove()
 	}
 	for _, f := range prepare {
 		if err := f(); err != nil {

@@ -45,7 +45,7 @@ func TestTurnsAreOnePerUser(t *testing.T) {
 	})
 }
 
-// TestSlowRequestsHoldUpTheirOwnUser: others edit while somebody sends two requests without an end.
+// TestSlowRequestsHoldUpTheirOwnUser: others edit while one user sends two requests without an end.
 func TestSlowRequestsHoldUpTheirOwnUser(t *testing.T) {
 	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
 		name := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")

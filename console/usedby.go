@@ -23,7 +23,7 @@ type podUse struct {
 	How  string `json:"how"`
 }
 
-type usedByAnswer struct {
+type usedByResponse struct {
 	Pods []podUse `json:"pods"`
 	// Partial says that there are more pods than were looked through.
 	Partial bool `json:"partial"`
@@ -122,11 +122,11 @@ func (h *Handler) usedBy(w http.ResponseWriter, r *http.Request, u *user) {
 		refuseError(w, err)
 		return
 	}
-	answer(w, out)
+	respond(w, out)
 }
 
-func (u *user) podsThatUse(ctx context.Context, resource, namespace, name string) (*usedByAnswer, error) {
-	out := &usedByAnswer{Pods: []podUse{}}
+func (u *user) podsThatUse(ctx context.Context, resource, namespace, name string) (*usedByResponse, error) {
+	out := &usedByResponse{Pods: []podUse{}}
 	query := url.Values{"limit": {strconv.Itoa(pageSize)}}
 	for seen := 0; ; {
 		var list struct {

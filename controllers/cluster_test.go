@@ -26,7 +26,7 @@ type cluster struct {
 	client kubernetes.Interface
 	// plugins, when set, are those of the next term.
 	plugins func(context.Context, *term.Term) ([]volume.VolumePlugin, error)
-	// refusals, when set, are what the next term's scheduler is told of.
+	// refusals, when set, are what the next term's scheduler gets.
 	refusals scheduler.Refusals
 }
 

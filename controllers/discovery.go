@@ -45,10 +45,10 @@ type discoveryCache struct {
 
 	mu      sync.Mutex
 	changed time.Time
-	answers map[string]answer
+	cache   map[string]discovered
 }
 
-type answer struct {
+type discovered struct {
 	lists []*metav1.APIResourceList
 	at    time.Time
 }
@@ -57,7 +57,7 @@ type answer struct {
 func newDiscovery(ctx context.Context, t *term.Term,
 	unused func(group string) bool) (*restmapper.DeferredDiscoveryRESTMapper, *discoveryCache, error) {
 	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(t.Client.Discovery()))
-	c := &discoveryCache{now: time.Now, unused: unused, answers: map[string]answer{}}
+	c := &discoveryCache{now: time.Now, unused: unused, cache: map[string]discovered{}}
 	c.changed = c.now()
 	handler := cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { c.invalidate() },
@@ -94,7 +94,7 @@ func (c *discoveryCache) unsettled() bool {
 // get returns the kept answer to a question, or asks. Partial answers are passed on and not kept.
 func (c *discoveryCache) get(question string, ask func() ([]*metav1.APIResourceList, error)) ([]*metav1.APIResourceList, error) {
 	c.mu.Lock()
-	kept, ok := c.answers[question]
+	kept, ok := c.cache[question]
 	valid := ok && kept.at.Sub(c.changed) >= settle && c.now().Sub(kept.at) < refresh
 	c.mu.Unlock()
 	if valid {
@@ -104,7 +104,7 @@ func (c *discoveryCache) get(question string, ask func() ([]*metav1.APIResourceL
 	lists, err := ask()
 	if err == nil {
 		c.mu.Lock()
-		c.answers[question] = answer{lists, at}
+		c.cache[question] = discovered{lists, at}
 		c.mu.Unlock()
 	}
 	return lists, err

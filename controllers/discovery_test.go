@@ -15,7 +15,7 @@ import (
 
 func TestDiscoveryIsAskedOnlyWhenItMayHaveChanged(t *testing.T) {
 	now := time.Unix(1000, 0)
-	c := &discoveryCache{now: func() time.Time { return now }, answers: map[string]answer{}}
+	c := &discoveryCache{now: func() time.Time { return now }, cache: map[string]discovered{}}
 	c.invalidate()
 	asked, fail := 0, error(nil)
 	get := func(what string, want int) {

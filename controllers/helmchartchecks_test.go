@@ -64,7 +64,7 @@ func (h *charts) checks(t *testing.T) {
 		t.Errorf("looks at the objects have changed the chart: %+v, before %+v", now.Status, before.Status)
 	}
 	give(&helmjob.Result{Reason: helmjob.UpgradeFailed, Message: "An object was refused.", TryAgain: true})
-	eventually(t, "a look that failed is told of", func(context.Context) error {
+	eventually(t, "a failed read is reported", func(context.Context) error {
 		if c := h.await("checked", "UpgradeFailed"); !strings.Contains(fmt.Sprint(c.Status.Conditions), "could not be checked: An object was refused.") {
 			return fmt.Errorf("it says %+v", c.Status)
 		}

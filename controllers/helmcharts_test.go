@@ -224,7 +224,7 @@ func (h *charts) await(name, reason string) *kinds.HelmChart {
 			return err
 		}
 		if chart, err = kinds.ChartFrom(u); err != nil {
-			chart = kinds.Outline(u) // some of these tests write what nobody can read
+			chart = kinds.Outline(u) // some of these tests write what cannot be read
 		}
 		for _, c := range chart.Status.Conditions {
 			if c.Type == kinds.Ready && c.Reason == reason && c.ObservedGeneration == chart.Generation {
@@ -496,8 +496,8 @@ func (h *charts) rivals(t *testing.T) {
 	h.removed("shared")
 }
 
-// deletion never hangs: neither on an installation that is under way, nor on a removal that fails, nor on a namespace
-// that is gone.
+// deletion is never stuck: neither on an installation that is under way, nor on a removal that fails, nor on a
+// namespace that is gone.
 func (h *charts) deletion(t *testing.T) {
 	h.t = t
 	defer h.instead(nil)

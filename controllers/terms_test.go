@@ -24,8 +24,8 @@ import (
 const (
 	// stopWithin is generous: a stop takes some 50 ms on two shared cores.
 	stopWithin = 2 * time.Minute
-	// strayGoroutines allows for the API server's own, such as one that serves a request just then.
-	strayGoroutines = 20
+	// leakedGoroutines allows for the API server's own, such as one that serves a request just then.
+	leakedGoroutines = 20
 	// heapGrowth is what twenty rounds may add to the live heap. The store's history, the API server's metrics and the
 	// JSON decoder's type tables grow by 2 MB; one term kept in memory is 12 MB.
 	heapGrowth = 6 << 20
@@ -64,7 +64,7 @@ func TestTwentyTermsLeakNothing(t *testing.T) {
 		if stopped > stopWithin {
 			t.Errorf("term %d took %s to stop", i+2, stopped)
 		}
-		if left > goroutines+strayGoroutines {
+		if left > goroutines+leakedGoroutines {
 			t.Errorf("term %d left %d goroutines, %d more than before", i+2, left, left-goroutines)
 		}
 		if live > heap+heapGrowth {

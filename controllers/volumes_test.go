@@ -29,9 +29,9 @@ import (
 // volumeNodes are nodes whose volumes lie in folders of this machine, by their names.
 type volumeNodes map[string]*localvolume.Folders
 
-func (v volumeNodes) AskVolumes(_ context.Context, node string, r localvolume.Request) (localvolume.Answer, error) {
+func (v volumeNodes) AskVolumes(_ context.Context, node string, r localvolume.Request) (localvolume.Response, error) {
 	if v[node] == nil {
-		return localvolume.Answer{}, localpath.ErrAway
+		return localvolume.Response{}, localpath.ErrAway
 	}
 	return v[node].Do(r)
 }

@@ -11,7 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// TestSlicesOfNoService: whoever may write EndpointSlices keeps nobody from an answer about an address.
+// TestSlicesOfNoService: a user who may write EndpointSlices keeps no client from an answer about an address.
 func TestSlicesOfNoService(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")
@@ -30,7 +30,7 @@ func TestSlicesOfNoService(t *testing.T) {
 	wantAnswer(t, "2.0.42.10.in-addr.arpa", dns.TypePTR, "db-0.db.default.svc.cluster.local.")
 }
 
-// TestNoZoneTransfers: nobody gets all names at once.
+// TestNoZoneTransfers: no client gets all names at once.
 func TestNoZoneTransfers(t *testing.T) {
 	a := newAPI(t)
 	a.namespace(t, "default")

@@ -21,7 +21,8 @@ import (
 const (
 	// clientsDirective names the plugin that answers the cluster only. It stands in every server block.
 	clientsDirective = "coracle-clients"
-	// addressesFor is how long the machine's own addresses are remembered: a stranger may ask as often as it likes.
+	// addressesFor is how long the machine's own addresses are remembered: a foreign client may ask as often as it
+	// likes.
 	addressesFor = time.Second
 	// maxRounds is how often one client may ask one question before it was answered. A client that asks again is a
 	// resolver to which this one passes the question on, and which asks here: without a bound each question would go

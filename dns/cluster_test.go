@@ -53,7 +53,7 @@ func TestNewResolverWithoutAPI(t *testing.T) {
 	}
 }
 
-// namedThings are Services of every kind with their slices, told to the API.
+// namedThings are Services of every kind with their slices, in the API.
 func namedThings(t *testing.T, a *api) {
 	a.namespace(t, "default")
 	a.namespace(t, "empty")

@@ -132,7 +132,7 @@ func TestDirectivesAreWrittenAgain(t *testing.T) {
 	testenv.Fails(t, b.parse(Options{}, "x.override", "}\nevil:53 {\n"), "an override leaves the block of the cluster")
 }
 
-// Whoever is neither in the cluster nor on this machine is refused.
+// A client that is neither in the cluster nor on this machine is refused.
 func TestGateAdmitsClusterAndHost(t *testing.T) {
 	g := &gate{prefixes: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/48")}}
 	g.local.all, g.local.read = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true}, time.Now().Add(addressesFor/2)
@@ -289,7 +289,7 @@ func TestStaleAnswersServeUnavailableResolvers(t *testing.T) {
 	wantAnswer(t, "old.example.org", dns.TypeA, "192.0.2.53")
 	silent.Store(1)
 	// The answer has run out when the resolver is asked for it again.
-	testenv.Eventually(t, 2*time.Minute, "an answer that ran out is given, the resolver having been asked in vain", func() error {
+	testenv.Eventually(t, 2*time.Minute, "an answer that ran out is given, the resolver having been asked without an answer", func() error {
 		before := asked.Load()
 		got, rcode, err := query("udp", "old.example.org", dns.TypeA)
 		switch {
@@ -302,7 +302,7 @@ func TestStaleAnswersServeUnavailableResolvers(t *testing.T) {
 		}
 		return nil
 	})
-	// A name that nobody has asked for has no old answer.
+	// A name that no client has asked for has no old answer.
 	if got, rcode, err := query("udp", "new.example.org", dns.TypeA); len(got) > 0 || err == nil && rcode == "NOERROR" {
 		t.Errorf("a name that was never answered: %v, %s, %v", got, rcode, err)
 	}

@@ -189,7 +189,7 @@ const listenAddr = "127.0.0.5"
 
 func run(t testing.TB, a *api, change func(*Options)) *Server {
 	t.Helper()
-	netns.Require(t) // for ports and resolvers that nobody else has
+	netns.Require(t) // for ports and resolvers of the test alone
 	client, shared := a.informers(t, netinformers.Options{Names: true})
 	o := Options{
 		Addresses:  []netip.Addr{netip.MustParseAddr(listenAddr)},
@@ -300,7 +300,7 @@ func TestExternalNamesAreForwarded(t *testing.T) {
 		path = o.ResolvConf
 		write(t, path, "nameserver 10.43.0.10\n")
 	})
-	// The network cable is out, or the host has been told to use the cluster's DNS: no resolver, and no waiting either.
+	// The network cable is out, or the host is configured to use the cluster's DNS: no resolver, and no waiting either.
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
 	start := time.Now()
 	if _, rcode := answered(t, "udp", "example.org", dns.TypeA); rcode != "SERVFAIL" {

@@ -169,8 +169,8 @@ func (m *Member) Found() []netip.AddrPort {
 	return slices.Clone(m.search.found)
 }
 
-// forget drops what was found.
-func (s *searcher) forget() {
+// reset drops what was found.
+func (s *searcher) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.found, s.asked = nil, challenge{}

@@ -35,9 +35,9 @@ import (
 const (
 	// leaveTimeout is how long a member that stops tries to say so.
 	leaveTimeout = time.Second
-	// forgetAfter and maxSilent bound what is kept of members that are silent. They are asked again for as long.
-	forgetAfter = 72 * time.Hour
-	maxSilent   = 256
+	// pruneAfter and maxSilent bound what is kept of members that are silent. They are asked again for as long.
+	pruneAfter = 72 * time.Hour
+	maxSilent  = 256
 	// maxMembers bounds the live members where the limit is not known.
 	maxMembers = 4096
 	// askAlone is how often a member that knows no live one asks those that it knew, at first and at most.
@@ -239,7 +239,7 @@ func (m *Member) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
 	running.Go(func() { m.find(ctx) })
-	running.Go(func() { m.keep(ctx) })
+	running.Go(func() { m.saveMembers(ctx) })
 	var err error
 	for ctx.Err() == nil && err == nil {
 		select {
@@ -261,8 +261,8 @@ func (m *Member) Run(ctx context.Context) error {
 	return errors.Join(err, m.list.Shutdown())
 }
 
-// keep writes the list of members when it has changed.
-func (m *Member) keep(ctx context.Context) {
+// saveMembers writes the list of members when it has changed.
+func (m *Member) saveMembers(ctx context.Context) {
 	if m.o.File == "" {
 		return
 	}
@@ -292,9 +292,9 @@ func (m *Member) find(ctx context.Context) {
 			}
 		} else if lost > 0 {
 			lost = 0
-			m.search.forget()
+			m.search.reset()
 		}
-		m.roster.forget(forgetAfter, maxSilent)
+		m.roster.prune(pruneAfter, maxSilent)
 		for _, address := range m.candidates() {
 			if ctx.Err() != nil {
 				return

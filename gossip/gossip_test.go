@@ -253,7 +253,7 @@ func TestMachineWithoutKeyIsNoMember(t *testing.T) {
 		time.Sleep(time.Minute)
 		g.within(0, "m0 alive, m1 alive", g.members[:2]...)
 		g.within(0, "m2 alive", g.members[2])
-		// Packets by hand, of a stranger: also one that claims to be of a member.
+		// Packets by hand, of a foreign sender: also one that claims to be of a member.
 		h := g.net.host(at(99))
 		for _, junk := range [][]byte{{}, {4}, bytes.Repeat([]byte{1}, 1400), append([]byte{9, 1}, make([]byte, 60)...)} {
 			for range 3 {
@@ -264,7 +264,7 @@ func TestMachineWithoutKeyIsNoMember(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		g.within(0, "m0 alive, m1 alive", g.members[:2]...)
 		if n := strings.Count(log.String(), "without the cluster's gossip key"); n != 1 {
-			t.Errorf("%d lines say that somebody has not the key:\n%s", n, log.String())
+			t.Errorf("%d lines say that a sender has not the key:\n%s", n, log.String())
 		}
 	})
 }

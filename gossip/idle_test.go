@@ -52,7 +52,7 @@ func TestIdleTrafficDoesNotGrowWithMembers(t *testing.T) {
 	}
 }
 
-// TestMemberAloneHasNoTimers: memberlist probes and gossips once there is somebody to do it with, on both sides.
+// TestMemberAloneHasNoTimers: memberlist probes and gossips once there is another member, on both sides.
 func TestMemberAloneHasNoTimers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		timers := func(m *Member) int { return reflect.ValueOf(m.list).Elem().FieldByName("tickers").Len() }

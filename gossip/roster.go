@@ -114,9 +114,9 @@ func (r *roster) markSilent(name string) Info {
 	return after
 }
 
-// forget drops members that have been silent for too long, beginning with those that have been silent longest when
+// prune drops members that have been silent for too long, beginning with those that have been silent longest when
 // there are more than most.
-func (r *roster) forget(after time.Duration, most int) {
+func (r *roster) prune(after time.Duration, most int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var silent []Info

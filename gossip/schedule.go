@@ -8,7 +8,7 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// A member that has not met another one has nobody to probe or to tell anything; memberlist wakes the process three
+// A member that has not met another one has no member to probe or to send anything; memberlist wakes the process three
 // times a second for it all the same (docs/adr/0040). It starts to do so when it is made, and has no exported way to
 // stop it. Others reach such a member as any other one, and it looks for them as before.
 

@@ -84,7 +84,7 @@ func FuzzSearchText(f *testing.F) {
 	})
 }
 
-// FuzzSearchDatagram: a datagram of a stranger's is nothing.
+// FuzzSearchDatagram: a datagram of a foreign sender does nothing.
 func FuzzSearchDatagram(f *testing.F) {
 	ciphers := testenv.Must(seals(newKeys(f)))(f)
 	f.Add([]byte(searchMagic))

@@ -126,21 +126,21 @@ func (s *tlsStreams) handshake(raw net.Conn) {
 	defer cancel()
 	identified, ok := s.unauthenticated.Add(raw.RemoteAddr(), cancel)
 	if !ok {
-		_ = raw.Close() // nobody to tell
+		_ = raw.Close() // there is no one to report it to
 		return
 	}
 	defer identified()
 	c := tls.Server(raw, s.config)
 	if c.HandshakeContext(ctx) != nil {
-		_ = raw.Close() // a stranger
+		_ = raw.Close() // a client without the key
 		return
 	}
 	select {
 	case s.ready <- c:
 	case <-s.closed:
-		_ = c.Close() // nobody to tell
+		_ = c.Close() // there is no one to report it to
 	case <-ctx.Done():
-		_ = c.Close() // nobody takes it
+		_ = c.Close() // it is not accepted any more
 	}
 }
 

@@ -63,19 +63,19 @@ func New(o Options) *Folders {
 }
 
 // Do does what it is asked for. An error is for a person: it says what is wrong on this node.
-func (f *Folders) Do(r Request) (Answer, error) {
+func (f *Folders) Do(r Request) (Response, error) {
 	if r.Folder == "" && len(f.o.Paths) > 0 {
 		r.Folder = f.o.Paths[0]
 	}
 	if !slices.Contains(f.o.Paths, r.Folder) {
-		return Answer{}, fmt.Errorf("%s is none of the node's folders for volumes, which are %s (--default-local-storage-path)", r.Folder,
+		return Response{}, fmt.Errorf("%s is none of the node's folders for volumes, which are %s (--default-local-storage-path)", r.Folder,
 			strings.Join(f.o.Paths, ", "))
 	}
 	switch {
 	case r.Op == Space:
 		return f.space(r.Folder)
 	case !isVolume(r.Name):
-		return Answer{}, fmt.Errorf("%q is not the name of a volume's directory", r.Name)
+		return Response{}, fmt.Errorf("%q is not the name of a volume's directory", r.Name)
 	case r.Op == Make:
 		return f.make(r)
 	case r.Op == Grow:
@@ -83,7 +83,7 @@ func (f *Folders) Do(r Request) (Answer, error) {
 	case r.Op == Remove:
 		return f.remove(r)
 	}
-	return Answer{}, fmt.Errorf("the node's version of coracle cannot %q a volume", r.Op)
+	return Response{}, fmt.Errorf("the node's version of coracle cannot %q a volume", r.Op)
 }
 
 // open opens a folder.
@@ -103,14 +103,14 @@ func (f *Folders) open(folder string) (*os.Root, error) {
 	return root, nil
 }
 
-func (f *Folders) space(folder string) (Answer, error) {
+func (f *Folders) space(folder string) (Response, error) {
 	root, err := f.open(folder)
 	if err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	defer func() { _ = root.Close() }() // nothing was written through it
 	n, err := f.left(root)
-	return Answer{Path: folder, Free: n}, err
+	return Response{Path: folder, Free: n}, err
 }
 
 // left is how many bytes there are left.
@@ -133,28 +133,28 @@ func free(dir *os.File) (int64, error) {
 }
 
 // make makes a directory. Done twice, or interrupted anywhere and done again, it comes to the same.
-func (f *Folders) make(r Request) (Answer, error) {
+func (f *Folders) make(r Request) (Response, error) {
 	root, err := f.open(r.Folder)
 	if err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	defer func() { _ = root.Close() }() // nothing was written through it
 	if err := closeToOthers(root); err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
-	a := Answer{Path: filepath.Join(r.Folder, r.Name)}
+	a := Response{Path: filepath.Join(r.Folder, r.Name)}
 	if a.Free, err = f.left(root); err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	if r.Bytes > a.Free {
 		return a, fmt.Errorf("%s are asked for and %s are free in %s", Size(r.Bytes), Size(a.Free), r.Folder)
 	}
 	if err := root.Mkdir(r.Name, folderMode); err != nil && !errors.Is(err, fs.ErrExist) {
-		return Answer{}, fmt.Errorf("making the volume's directory: %w", err)
+		return Response{}, fmt.Errorf("making the volume's directory: %w", err)
 	}
 	i, err := root.Lstat(r.Name)
 	if err == nil && !i.IsDir() {
-		return Answer{}, fmt.Errorf("%s is there and is no directory; coracle does not touch it", a.Path)
+		return Response{}, fmt.Errorf("%s is there and is no directory; coracle does not touch it", a.Path)
 	}
 	if err == nil {
 		err = root.Chmod(r.Name, volumeMode) // not by Mkdir, which heeds the umask
@@ -166,7 +166,7 @@ func (f *Folders) make(r Request) (Answer, error) {
 		err = syncFolder(root) // it must still be there after a power cut when the API says that it is
 	}
 	if err != nil {
-		return Answer{}, fmt.Errorf("making the volume's directory: %w", err)
+		return Response{}, fmt.Errorf("making the volume's directory: %w", err)
 	}
 	return a, nil
 }
@@ -223,23 +223,23 @@ func syncFolder(root *os.Root) error {
 }
 
 // remove sets a directory aside, in one step that also survives a power cut. Run removes what it holds.
-func (f *Folders) remove(r Request) (Answer, error) {
+func (f *Folders) remove(r Request) (Response, error) {
 	root, err := f.open(r.Folder)
 	if err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	defer func() { _ = root.Close() }() // nothing was written through it
-	a := Answer{Path: filepath.Join(r.Folder, r.Name)}
+	a := Response{Path: filepath.Join(r.Folder, r.Name)}
 	switch i, err := root.Lstat(r.Name); {
 	case errors.Is(err, fs.ErrNotExist):
 		return a, nil
 	case err != nil:
-		return Answer{}, fmt.Errorf("looking at the volume's directory: %w", err)
+		return Response{}, fmt.Errorf("looking at the volume's directory: %w", err)
 	case !i.IsDir():
-		return Answer{}, fmt.Errorf("%s is no directory; coracle does not touch it", a.Path)
+		return Response{}, fmt.Errorf("%s is no directory; coracle does not touch it", a.Path)
 	}
 	if err := notMounted(a.Path); err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	for i := 0; ; i++ {
 		err := root.Rename(r.Name, asideName(r.Name, i))
@@ -247,11 +247,11 @@ func (f *Folders) remove(r Request) (Answer, error) {
 			break
 		}
 		if i == 100 || !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) { // what an earlier volume of that name left
-			return Answer{}, fmt.Errorf("removing the volume's directory: %w", err)
+			return Response{}, fmt.Errorf("removing the volume's directory: %w", err)
 		}
 	}
 	if err := syncFolder(root); err != nil {
-		return Answer{}, fmt.Errorf("removing the volume's directory: %w", err)
+		return Response{}, fmt.Errorf("removing the volume's directory: %w", err)
 	}
 	f.kick.Send()
 	return a, nil

@@ -27,7 +27,7 @@ func newFolders(t *testing.T, paths ...string) *Folders {
 }
 
 // do does what has to work.
-func do(t *testing.T, f *Folders, r Request) Answer {
+func do(t *testing.T, f *Folders, r Request) Response {
 	t.Helper()
 	a, err := f.Do(r)
 	testenv.NoError(t, err, "%s", r.Op)
@@ -113,7 +113,7 @@ func TestVolumeNamesAreSplitAndChecked(t *testing.T) {
 	}
 }
 
-// Whoever writes PersistentVolumes writes any path; nothing but volumes is touched.
+// A user who writes PersistentVolumes writes any path; nothing but volumes is touched.
 func TestOnlyVolumesAreTouched(t *testing.T) {
 	dir := t.TempDir()
 	folder := filepath.Join(dir, "storage")
@@ -136,7 +136,7 @@ func TestOnlyVolumesAreTouched(t *testing.T) {
 		}
 	}
 	refuses(t, f, Request{Op: "format", Name: volume}, "cannot")
-	// What has a volume's name and is none: nobody but root can have put it there.
+	// What has a volume's name and is none: only root can have put it there.
 	const link, file = "pvc-00000000-0000-4000-8000-000000000001_default_link", "pvc-00000000-0000-4000-8000-000000000002_default_file"
 	testenv.NoError(t, os.Symlink(filepath.Join(dir, "outside"), filepath.Join(folder, link)))
 	write(t, filepath.Join(folder, file), "x")
@@ -181,7 +181,7 @@ func TestMissingFolderIsNotMade(t *testing.T) {
 	refuses(t, f, Request{Op: Remove, Folder: other, Name: volume}, "is not there")
 }
 
-// A folder that holds other things is not closed: somebody may need them.
+// A folder that holds other things is not closed: a user may need them.
 func TestFolderWithForeignContentIsKept(t *testing.T) {
 	folder := t.TempDir()
 	write(t, filepath.Join(folder, "photo"), "x")
@@ -196,7 +196,7 @@ func TestFolderWithForeignContentIsKept(t *testing.T) {
 func TestRequestsAreServedOverAConnection(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "storage")
 	f := newFolders(t, folder)
-	ask := func(ctx context.Context, r Request) (Answer, error) {
+	ask := func(ctx context.Context, r Request) (Response, error) {
 		here, there := net.Pipe()
 		done := make(chan struct{})
 		go func() { defer close(done); f.Serve(ctx, there) }()
@@ -212,7 +212,7 @@ func TestRequestsAreServedOverAConnection(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	testenv.ErrorIs(t, testenv.Err(ask(ctx, Request{Op: Space})), context.Canceled, "cancelled")
-	// Nonsense, and more than a message may have, is hung up on.
+	// Nonsense, and more than a message may have, closes the connection.
 	for _, text := range []string{"hello\n", `{"op":"` + strings.Repeat("x", maxMessage)} {
 		here, there := net.Pipe()
 		done := make(chan struct{})

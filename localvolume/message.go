@@ -53,8 +53,8 @@ type Request struct {
 	Bytes int64 `json:"bytes,omitempty"`
 }
 
-// Answer is what came of it. Error is empty where all went well.
-type Answer struct {
+// Response is what came of it. Error is empty where all went well.
+type Response struct {
 	// Path is the directory's, or the folder's where no name was given.
 	Path string `json:"path,omitempty"`
 	Free int64  `json:"free,omitempty"` // bytes
@@ -67,20 +67,20 @@ type Answer struct {
 var ErrSilent = errors.New("the node does not answer")
 
 // Ask asks a node over a connection, and closes that. The error is what the node says, or wraps ErrSilent.
-func Ask(ctx context.Context, c net.Conn, r Request) (Answer, error) {
+func Ask(ctx context.Context, c net.Conn, r Request) (Response, error) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience)) // it fails only on a closed connection, and then so does the write
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
-	var a Answer
+	var a Response
 	err := json.NewEncoder(c).Encode(r)
 	if err == nil {
 		err = json.NewDecoder(io.LimitReader(c, maxMessage)).Decode(&a)
 	}
 	switch {
 	case ctx.Err() != nil:
-		return Answer{}, ctx.Err()
+		return Response{}, ctx.Err()
 	case err != nil:
-		return Answer{}, fmt.Errorf("%w: %w", ErrSilent, err)
+		return Response{}, fmt.Errorf("%w: %w", ErrSilent, err)
 	case a.Error != "":
 		return a, errors.New(a.Error)
 	}

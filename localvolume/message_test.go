@@ -34,7 +34,7 @@ func TestUnresponsiveNodeTimesOut(t *testing.T) {
 		"woken in time": {node: func(c net.Conn) {
 			time.Sleep(patience - time.Second) // fake time
 			_ = json.NewDecoder(c).Decode(&Request{})
-			_ = json.NewEncoder(c).Encode(Answer{Path: "/storage/x"})
+			_ = json.NewEncoder(c).Encode(Response{Path: "/storage/x"})
 		}, took: patience - time.Second},
 	} {
 		for _, op := range []Op{Make, Remove, Grow, Space} {

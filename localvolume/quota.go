@@ -189,25 +189,25 @@ func setLimit(folder *os.File, project uint32, bytes int64) error {
 }
 
 // grow raises a volume's limit, if it has one, and says whether it has.
-func (f *Folders) grow(r Request) (Answer, error) {
+func (f *Folders) grow(r Request) (Response, error) {
 	root, err := f.open(r.Folder)
 	if err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	defer func() { _ = root.Close() }() // nothing was written through it
 	folder, err := root.Open(".")
 	if err != nil {
-		return Answer{}, fmt.Errorf("opening the folder for volumes: %w", err)
+		return Response{}, fmt.Errorf("opening the folder for volumes: %w", err)
 	}
 	defer folder.Close()
 	project := projectOf(int(folder.Fd()), r.Name)
 	if project == 0 || !enforcesProjects(folder) {
-		return Answer{}, nil
+		return Response{}, nil
 	}
 	if err := setLimit(folder, project, r.Bytes); err != nil {
-		return Answer{}, fmt.Errorf("raising the volume's project quota to %s: %w", Size(r.Bytes), err)
+		return Response{}, fmt.Errorf("raising the volume's project quota to %s: %w", Size(r.Bytes), err)
 	}
-	return Answer{Quota: true}, nil
+	return Response{Quota: true}, nil
 }
 
 // projectOf is the project that this package gave to a directory, or 0.

@@ -182,7 +182,7 @@ func testStolen(t *testing.T, folder string) {
 	}
 }
 
-// testTaken: a number that somebody has already is not given to a volume.
+// testTaken: a number that another volume has already is not given to a volume.
 func testTaken(t *testing.T, folder string) {
 	f := newFolders(t, folder)
 	name := other("bbbb")
@@ -216,7 +216,7 @@ func testNotEnforced(t *testing.T, folder string) {
 	f := newFolders(t, folder)
 	for _, r := range []Request{{Op: Make, Name: other("cccc"), Bytes: 4 << 20}, {Op: Grow, Name: volume, Bytes: 32 << 20}} {
 		if a := do(t, f, r); a.Quota {
-			t.Errorf("%s: the volume has a quota that nobody enforces", r.Op)
+			t.Errorf("%s: the volume has a quota that is not enforced", r.Op)
 		}
 	}
 	if n, err := fill(t, filepath.Join(folder, other("cccc")), "8M"); err != nil {

@@ -71,7 +71,7 @@ func TestSetAsideVolumesAreRemovedAtStart(t *testing.T) {
 	write(t, filepath.Join(path, "data"), "kept")
 	other := strings.Replace(volume, "0a1b", "ffff", 1)
 	write(t, filepath.Join(folder, other, "file"), "x")
-	do(t, f, Request{Op: Remove, Name: other}) // nobody runs that removes it
+	do(t, f, Request{Op: Remove, Name: other}) // no process removes it
 	if left, err := os.ReadDir(folder); err != nil || len(left) != 2 {
 		t.Fatalf("left: %v, %v", left, err)
 	}

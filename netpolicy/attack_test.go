@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// What somebody with rights in a namespace, or on a node, may try.
+// What a user with rights in a namespace, or on a node, may try.
 
 // crowd is a world with a namespace of 500 pods on another node, one pod of ours in it, and one in another namespace.
 func crowd() *world {
@@ -50,8 +50,8 @@ func TestManyRulesShareSets(t *testing.T) {
 	testenv.False(t, len(r.OverBudget) > 0 || elements > 510, "%d elements, over budget: %v", elements, r.OverBudget)
 }
 
-// TestCostlyPoliciesCloseOnlyTheirNamespace: who asks for too much has his own restricted pods closed, and nobody
-// else's.
+// TestCostlyPoliciesCloseOnlyTheirNamespace: a namespace that asks for too much has its own restricted pods closed, and
+// no other's.
 func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 	alice := `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`
 	many := func(n int, f string) string {
@@ -185,13 +185,13 @@ func TestPodStatusAddressOutsideNodeIsIgnored(t *testing.T) {
 	claim(liar, "10.42.1.77", "203.0.113.7", "10.42.2.7", "::ffff:203.0.113.9", "nonsense")
 	claim(friendPod, "10.42.1.78")
 	claim(lost, "10.42.3.9")
-	if got, want := w.believed(t), []string{"10.42.1.8", "10.42.2.6", "10.42.2.7"}; !slices.Equal(got, want) {
-		t.Errorf("believed %v, want %v (%s is true)", got, want, friend.Status.PodIP)
+	if got, want := w.admitted(t), []string{"10.42.1.8", "10.42.2.6", "10.42.2.7"}; !slices.Equal(got, want) {
+		t.Errorf("admitted %v, want %v (%s is true)", got, want, friend.Status.PodIP)
 	}
 }
 
 // TestReusedAddressBelongsToRemainingPod: an address that several pods of another node say they have belongs to the one
-// that stays, and else to nobody.
+// that stays, and else to none.
 func TestReusedAddressBelongsToRemainingPod(t *testing.T) {
 	w := newWorld()
 	w.namespace("x", nil)
@@ -210,13 +210,13 @@ func TestReusedAddressBelongsToRemainingPod(t *testing.T) {
 	w.pod("x", "ended", "n2", 14, friend).Status.Phase = corev1.PodFailed
 	w.pod("x", "after", "n2", 14, friend)
 	w.pod("x", "nowhere", "n2", 15, friend).Status = corev1.PodStatus{}
-	if got, want := w.believed(t), []string{"10.42.2.10", "10.42.2.13", "10.42.2.14"}; !slices.Equal(got, want) {
+	if got, want := w.admitted(t), []string{"10.42.2.10", "10.42.2.13", "10.42.2.14"}; !slices.Equal(got, want) {
 		t.Errorf("friends are %v, want %v", got, want)
 	}
 }
 
-// believed are the IPv4 addresses of the one set of pods that there is.
-func (w *world) believed(t *testing.T) (out []string) {
+// admitted are the IPv4 addresses of the one set of pods that there is.
+func (w *world) admitted(t *testing.T) (out []string) {
 	t.Helper()
 	r, sets := Desired(w.State, DefaultLimits()), 0
 	for name, s := range r.Ruleset.Sets {
@@ -256,7 +256,7 @@ func TestNodeCannotClaimForeignPodNetwork(t *testing.T) {
 	} {
 		at(c.node, fmt.Sprint("p", i), c.ip)
 	}
-	if got, want := w.believed(t), []string{"10.42.2.200", "10.42.4.9", "10.42.5.9"}; !slices.Equal(got, want) {
+	if got, want := w.admitted(t), []string{"10.42.2.200", "10.42.4.9", "10.42.5.9"}; !slices.Equal(got, want) {
 		t.Errorf("believed %v, want %v", got, want)
 	}
 }

@@ -28,27 +28,27 @@ func DefaultLimits() Limits {
 	return Limits{RulesOfPod: 5_000, Rules: 20_000, Elements: 50_000, Work: 5_000_000, Node: 100_000}
 }
 
-func (p *part) exceed(format string, args ...any) {
+func (p *namespaceRules) exceed(format string, args ...any) {
 	if p.over == "" {
 		p.over = fmt.Sprintf(format, args...)
 	}
 }
 
-func (p *part) spend(account *int, n, limit int, what string) {
+func (p *namespaceRules) spend(account *int, n, limit int, what string) {
 	if *account += n; *account > limit {
 		p.exceed("more than %d %s", limit, what)
 	}
 }
 
 // spendWork is asked before the work is done, and says whether it may be.
-func (p *part) spendWork(n int) bool {
+func (p *namespaceRules) spendWork(n int) bool {
 	p.spend(&p.work, n, p.limits.Work, "comparisons")
 	return p.over == ""
 }
 
-// adds is what a part has that is not there yet: namespaces with the same rules share chains, and with the same
+// adds is what a namespace has that is not there yet: namespaces with the same rules share chains, and with the same
 // selection sets.
-func (p *part) adds(to *Ruleset) (n int) {
+func (p *namespaceRules) adds(to *Ruleset) (n int) {
 	for name, c := range p.out.Chains {
 		if _, there := to.Chains[name]; !there {
 			n += ruleWeight * (len(c.rules) + 1)
@@ -62,13 +62,13 @@ func (p *part) adds(to *Ruleset) (n int) {
 	return n
 }
 
-// admit puts the parts together, the small ones first: who takes most is over the node's limit first.
-func admit(parts []*part, limits Limits, r Result) {
-	slices.SortFunc(parts, func(a, b *part) int {
+// admit adds up the namespaces, the small ones first: who takes most is over the node's limit first.
+func admit(namespaces []*namespaceRules, limits Limits, r Result) {
+	slices.SortFunc(namespaces, func(a, b *namespaceRules) int {
 		return cmp.Or(cmp.Compare(ruleWeight*a.rules+a.elements, ruleWeight*b.rules+b.elements), cmp.Compare(a.namespace, b.namespace))
 	})
 	total := 0
-	for _, p := range parts {
+	for _, p := range namespaces {
 		if p.over == "" {
 			if total += p.adds(r.Ruleset); total > limits.Node {
 				p.exceed("with those of all namespaces more than %d rules and elements", limits.Node)

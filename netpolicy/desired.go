@@ -24,7 +24,7 @@ type Result struct {
 	// OverBudget says of which namespaces the restricted pods are closed, and why.
 	OverBudget map[string]string
 
-	parts []*part
+	namespaces []*namespaceRules
 }
 
 // Desired computes the table of a node. It is pure.
@@ -46,28 +46,28 @@ func Desired(s State, limits Limits) Result {
 	}
 	slices.Sort(families)
 	families = slices.Compact(families)
-	var parts []*part
+	var namespaces []*namespaceRules
 	for _, namespace := range slices.Sorted(maps.Keys(local)) {
-		p := &part{
+		p := &namespaceRules{
 			c: c, dns: s.DNS, namespace: namespace, families: families, limits: limits, out: newRuleset(),
 			memo: map[string][]Rule{}, members: map[string][]ref{}, unknown: r.Unknown,
 			selects: map[*networkingv1.NetworkPolicy]labels.Selector{}, selections: map[*networkingv1.NetworkPolicyPeer]selected{},
 			blocks: map[*networkingv1.IPBlock][]span{},
 		}
 		p.compute(local[namespace])
-		if refused, ok := s.Refused[namespace]; ok && p.over == "" && refused.Part == hash(string(p.alone())) {
+		if refused, ok := s.Refused[namespace]; ok && p.over == "" && refused.Hash == hash(string(p.alone())) {
 			p.exceed("the kernel refuses them: %s", refused.Why)
 			p.close()
 		}
-		parts = append(parts, p)
+		namespaces = append(namespaces, p)
 	}
-	admit(parts, limits, r)
-	r.parts = parts
+	admit(namespaces, limits, r)
+	r.namespaces = namespaces
 	return r
 }
 
-// part computes what the pods of one namespace need.
-type part struct {
+// namespaceRules computes what the pods of one namespace need.
+type namespaceRules struct {
 	c         *cluster
 	dns       DNS
 	namespace string
@@ -93,7 +93,7 @@ type selected struct {
 	name string
 }
 
-func (p *part) compute(sandboxes []Sandbox) {
+func (p *namespaceRules) compute(sandboxes []Sandbox) {
 	for _, b := range sandboxes {
 		pod := p.c.podOf(b)
 		if pod == nil {
@@ -113,14 +113,14 @@ func (p *part) compute(sandboxes []Sandbox) {
 	}
 }
 
-func (p *part) restrict(b Sandbox, d direction, chain string) {
+func (p *namespaceRules) restrict(b Sandbox, d direction, chain string) {
 	for _, ip := range b.IPs {
 		p.out.Pods[d][ip] = chain
 	}
 }
 
 // close lets nothing of the budget's be used, and nothing through.
-func (p *part) close() {
+func (p *namespaceRules) close() {
 	was := p.out
 	p.out = newRuleset()
 	for d := range was.Pods {
@@ -131,7 +131,7 @@ func (p *part) close() {
 }
 
 // chain makes the chain for a pod, and says whether the pod is restricted at all.
-func (p *part) chain(pod *corev1.Pod, d direction) (string, bool) {
+func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 	restricted := false
 	var rules []Rule
 	for _, policy := range p.c.policies[p.namespace] {
@@ -177,7 +177,7 @@ func sortRules(rules []Rule) []Rule {
 }
 
 // selectorOf is what selects the pods that a policy is for.
-func (p *part) selectorOf(policy *networkingv1.NetworkPolicy) labels.Selector {
+func (p *namespaceRules) selectorOf(policy *networkingv1.NetworkPolicy) labels.Selector {
 	cost := 1 + costOf(&policy.Spec.PodSelector)
 	if out, ok := p.selects[policy]; ok {
 		p.spendWork(cost)
@@ -192,7 +192,7 @@ func (p *part) selectorOf(policy *networkingv1.NetworkPolicy) labels.Selector {
 }
 
 // selectionOf reads a peer that is no ipBlock.
-func (p *part) selectionOf(peer *networkingv1.NetworkPolicyPeer) selected {
+func (p *namespaceRules) selectionOf(peer *networkingv1.NetworkPolicyPeer) selected {
 	if out, ok := p.selections[peer]; ok {
 		return out
 	}
@@ -206,7 +206,7 @@ func (p *part) selectionOf(peer *networkingv1.NetworkPolicyPeer) selected {
 }
 
 // spansOf reads an ipBlock.
-func (p *part) spansOf(b *networkingv1.IPBlock) []span {
+func (p *namespaceRules) spansOf(b *networkingv1.IPBlock) []span {
 	if out, ok := p.blocks[b]; ok {
 		return out
 	}
@@ -231,7 +231,7 @@ func applies(policy *networkingv1.NetworkPolicy, d direction) bool {
 	return slices.Contains(types, networkingv1.PolicyTypeEgress)
 }
 
-func (p *part) policyRules(policy *networkingv1.NetworkPolicy, d direction, pod *corev1.Pod) []Rule {
+func (p *namespaceRules) policyRules(policy *networkingv1.NetworkPolicy, d direction, pod *corev1.Pod) []Rule {
 	var out []Rule
 	if d == ingress {
 		for i, r := range policy.Spec.Ingress {
@@ -257,7 +257,7 @@ func (p *part) policyRules(policy *networkingv1.NetworkPolicy, d direction, pod 
 }
 
 // once remembers the rules: pods of one Deployment have the same.
-func (p *part) once(policy *networkingv1.NetworkPolicy, d direction, rule int, g map[string][]portSpan, f func() []Rule) []Rule {
+func (p *namespaceRules) once(policy *networkingv1.NetworkPolicy, d direction, rule int, g map[string][]portSpan, f func() []Rule) []Rule {
 	k := fmt.Sprint(policy.Name, " ", d, " ", rule, " ", g) // maps are printed in order
 	if out, ok := p.memo[k]; ok {
 		return out
@@ -270,7 +270,7 @@ func (p *part) once(policy *networkingv1.NetworkPolicy, d direction, rule int, g
 	return out
 }
 
-func (p *part) egressRule(r networkingv1.NetworkPolicyEgressRule) []Rule {
+func (p *namespaceRules) egressRule(r networkingv1.NetworkPolicyEgressRule) []Rule {
 	// Named ports are the peers' own: each number makes a set of the pods that have it.
 	p.spendWork(len(r.Ports))
 	g := groups(r.Ports, func(string, string) []string { return nil })
@@ -288,7 +288,7 @@ func (p *part) egressRule(r networkingv1.NetworkPolicyEgressRule) []Rule {
 	return out
 }
 
-func (p *part) toDNS(peers []networkingv1.NetworkPolicyPeer) bool {
+func (p *namespaceRules) toDNS(peers []networkingv1.NetworkPolicyPeer) bool {
 	if len(peers) == 0 {
 		return true
 	}
@@ -304,7 +304,7 @@ func (p *part) toDNS(peers []networkingv1.NetworkPolicyPeer) bool {
 	return false
 }
 
-func (p *part) dnsRules(proto string) []Rule {
+func (p *namespaceRules) dnsRules(proto string) []Rule {
 	var out []Rule
 	for _, f := range p.families {
 		kind := dns4
@@ -319,8 +319,8 @@ func (p *part) dnsRules(proto string) []Rule {
 	return out
 }
 
-// namedEgress are the rules for a named port of whomever the peers select.
-func (p *part) namedEgress(peers []networkingv1.NetworkPolicyPeer, proto, name string) []Rule {
+// namedEgress are the rules for a named port of the pods that the peers select.
+func (p *namespaceRules) namedEgress(peers []networkingv1.NetworkPolicyPeer, proto, name string) []Rule {
 	every := selected{everyPod(), everyPod().key()}
 	if len(peers) == 0 {
 		return p.namedPorts(every.name, p.refs(every), proto, name)
@@ -359,7 +359,7 @@ func within(refs []ref, spans []span) []ref {
 }
 
 // namedPorts makes a set for each number that the name stands for.
-func (p *part) namedPorts(key string, refs []ref, proto, name string) []Rule {
+func (p *namespaceRules) namedPorts(key string, refs []ref, proto, name string) []Rule {
 	byPort := map[string][]ref{}
 	if !p.spendWork(len(refs)) {
 		return nil
@@ -415,7 +415,7 @@ type end struct {
 }
 
 // ends are those of a rule. none is set when the rule has ports and none of them is one: then no peer is needed.
-func (p *part) ends(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
+func (p *namespaceRules) ends(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
 	if none {
 		return nil
 	}
@@ -437,7 +437,7 @@ func (p *part) ends(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
 }
 
 // cross joins each end with each group of ports.
-func (p *part) cross(ends []end, groups map[string][]portSpan, any bool) []Rule {
+func (p *namespaceRules) cross(ends []end, groups map[string][]portSpan, any bool) []Rule {
 	var out []Rule
 	for _, e := range ends {
 		if any {
@@ -450,7 +450,7 @@ func (p *part) cross(ends []end, groups map[string][]portSpan, any bool) []Rule 
 	return out
 }
 
-func (p *part) refs(s selected) []ref {
+func (p *namespaceRules) refs(s selected) []ref {
 	if out, ok := p.members[s.name]; ok {
 		return out
 	}
@@ -465,7 +465,7 @@ func (p *part) refs(s selected) []ref {
 
 // podSets are named after the selection, not after its pods: a pod that comes or goes changes an element, and no rule.
 // Rules with the same selection share it.
-func (p *part) podSets(key string, refs []ref) []end {
+func (p *namespaceRules) podSets(key string, refs []ref) []end {
 	var out []end
 	for _, f := range p.families {
 		kind := addresses4
@@ -488,7 +488,7 @@ func (p *part) podSets(key string, refs []ref) []end {
 	return out
 }
 
-func (p *part) blockSets(spans []span) []end {
+func (p *namespaceRules) blockSets(spans []span) []end {
 	var out []end
 	for _, f := range p.families {
 		kind := spans4
@@ -510,7 +510,7 @@ func (p *part) blockSets(spans []span) []end {
 }
 
 // portSet spells out ports: nothing for all of them, a number, or a set.
-func (p *part) portSet(spans []portSpan) string {
+func (p *namespaceRules) portSet(spans []portSpan) string {
 	if len(spans) == 0 {
 		return ""
 	}
@@ -529,7 +529,7 @@ func (p *part) portSet(spans []portSpan) string {
 }
 
 // set adds a set under its name, unless it is there.
-func (p *part) set(name string, kind setKind, elems func() map[string]bool) string {
+func (p *namespaceRules) set(name string, kind setKind, elems func() map[string]bool) string {
 	if _, ok := p.out.Sets[name]; !ok && p.over == "" {
 		s := Set{kind, elems()}
 		p.out.Sets[name] = s

@@ -46,7 +46,7 @@ func startWith(t *testing.T, api *fake.Clientset, guard time.Duration, keep stri
 	t.Helper()
 	informers := testenv.Must(netinformers.New(netinformers.Options{Client: api, NodeName: "n1", AllNodes: true, Policies: true}))(t)
 	board := status.NewBoard(time.Now)
-	e := testenv.Must(New(Options{Informers: informers, Part: board.Part("network policies"), KeepFile: keep}))(t)
+	e := testenv.Must(New(Options{Informers: informers, Part: board.Part("network policies"), StateFile: keep}))(t)
 	e.guard, e.wait = guard, patience
 	e.Restore(sandboxes)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -101,7 +101,7 @@ func TestPodIsClosedBeforeItsFirstPacket(t *testing.T) {
 	e := start(t, w.api())
 	for _, b := range w.Sandboxes {
 		testenv.NoError(t, e.Admit(t.Context(), b))
-		// Whoever was admitted is judged, at once.
+		// A connection that was admitted is judged, at once.
 		r := Desired(l.State, DefaultLimits())
 		for _, c := range []connection{
 			{b.IPs[0], l.addressOf("y", "p0", 4), corev1.ProtocolTCP, 80}, {l.addressOf("y", "p1", 6), b.IPs[1], corev1.ProtocolTCP, 80},
@@ -205,7 +205,7 @@ func TestNoTableExistsWithoutPolicies(t *testing.T) {
 }
 
 // TestRulesStayAcrossRestartAndAreRepaired stops an Enforcer, and starts another one: the rules stay all the time, and
-// are mended when somebody removes them.
+// are mended when another program removes them.
 func TestRulesStayAcrossRestartAndAreRepaired(t *testing.T) {
 	w := dozen()
 	w.policy(t, "x", "deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`)
@@ -234,7 +234,8 @@ func TestRulesStayAcrossRestartAndAreRepaired(t *testing.T) {
 	closed("mended")
 }
 
-// TestDeletedTableComesBackAtOnce: nobody waits for the next look when another program deletes all tables, at any time.
+// TestDeletedTableComesBackAtOnce: it does not wait for the next poll when another program deletes all tables, at any
+// time.
 func TestDeletedTableComesBackAtOnce(t *testing.T) {
 	namespaceTable(t)
 	w := dozen()

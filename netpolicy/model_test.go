@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/policymodel"
 )
 
-// connection is one that a pod, or somebody else, opens to another.
+// connection is one that a pod, or an outside client, opens to another.
 type connection struct {
 	from, to netip.Addr
 	proto    corev1.Protocol

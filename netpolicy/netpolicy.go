@@ -36,8 +36,8 @@ type Options struct {
 	DNS DNS
 	// Limits are DefaultLimits when left zero.
 	Limits Limits
-	// KeepFile is where the rules are between two runs, in a folder that a reboot empties; "" keeps none.
-	KeepFile string
+	// StateFile is where the rules are between two runs, in a folder that a reboot empties; "" keeps none.
+	StateFile string
 	// Part is the line in `coracle status`; nil for none.
 	Part *status.Part
 	// Logger is klog's own when left zero.
@@ -193,7 +193,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		e.log.Error(err, "Until a server answers, what NetworkPolicies forbid may be possible")
 	}
 	defer func() {
-		if err := e.keep(); err != nil {
+		if err := e.save(); err != nil {
 			e.log.Error(err, "The rules stay in force; if another program removes them before the next start, they come back when a "+
 				"server answers")
 		}
@@ -253,7 +253,7 @@ func (e *Enforcer) sync(ctx context.Context) time.Duration {
 	s.Refused = e.refusals()
 	r := Desired(s, e.o.Limits)
 	err = e.table.apply(ctx, r.Ruleset)
-	if err != nil && ctx.Err() == nil && e.blame(ctx, r, check) {
+	if err != nil && ctx.Err() == nil && e.rejectedAmong(ctx, r, check) {
 		s.Refused = e.refusals()
 		r = Desired(s, e.o.Limits)
 		err = e.table.apply(ctx, r.Ruleset)
@@ -272,7 +272,7 @@ func (e *Enforcer) sync(ctx context.Context) time.Duration {
 	}
 	if !e.written {
 		e.written = true
-		if err := e.forget(); err != nil {
+		if err := e.removeSaved(); err != nil {
 			e.log.Error(err, "It is replaced at the end of this run")
 		}
 	}

@@ -212,7 +212,7 @@ func TestDifferencesLeaveNoGap(t *testing.T) {
 	t.Logf("%d attempts over 40 changes", tries)
 }
 
-// TestForeignTableChangesAreDetected has somebody else change the table in every way.
+// TestForeignTableChangesAreDetected has another program change the table in every way.
 func TestForeignTableChangesAreDetected(t *testing.T) {
 	l := newLab(t, dozen())
 	l.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: a}}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]}`)
@@ -231,7 +231,7 @@ func TestForeignTableChangesAreDetected(t *testing.T) {
 			t.Fatal("the table is not counted as whole")
 		}
 		testenv.NoError(t, run(t.Context(), []byte(change)))
-		testenv.False(t, tab.intact(), "nobody noticed: %s", change)
+		testenv.False(t, tab.intact(), "not noticed: %s", change)
 		l.apply(&tab)
 		testenv.Check(t, l.try(connection{l.addressOf("y", "p0", 4), l.addressOf("x", "p0", 4), corev1.ProtocolTCP, 80}), "after %q was mended", change)
 		testenv.ErrorIs(t, l.try(connection{l.addressOf("y", "p0", 6), l.addressOf("x", "p0", 6), corev1.ProtocolTCP, 80}), errRefused, "after %q was mended, a forbidden connection", change)

@@ -70,7 +70,7 @@ func proxies(s State) map[int]map[string]bool {
 }
 
 // admitsController says whether one of the peers selects a pod of an ingress controller.
-func (p *part) admitsController(peers []networkingv1.NetworkPolicyPeer) bool {
+func (p *namespaceRules) admitsController(peers []networkingv1.NetworkPolicyPeer) bool {
 	for i := range peers {
 		if peers[i].IPBlock != nil {
 			continue // a block that has the proxies' addresses admits them as it does all others
@@ -95,7 +95,7 @@ func (p *part) admitsController(peers []networkingv1.NetworkPolicyPeer) bool {
 }
 
 // proxyEnds are the ingress proxies where a rule for connections to a pod admits them.
-func (p *part) proxyEnds(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
+func (p *namespaceRules) proxyEnds(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
 	if none || !p.admitsController(peers) {
 		return nil
 	}

@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// RejectedPart is what nft or the kernel said of one namespace's part of the table: without it all others would stay as
-// they were.
-type RejectedPart struct {
-	Part string // what was refused, as a hash: another one is tried again
+// RejectedNamespace is why nft or the kernel refused the rules of one namespace. The table is written without these:
+// with them, those of all other namespaces would stay as they were.
+type RejectedNamespace struct {
+	Hash string // what was refused, as a hash: another one is tried again
 	Why  string
 }
 
-// refusedFor is how long a part counts as refused. What was the reason may have been the moment's.
+// refusedFor is how long a namespace counts as refused. What was the reason may have been the moment's.
 const refusedFor = time.Minute
 
-// alone is a table with nothing but this part.
-func (p *part) alone() []byte {
+// alone is a table with nothing but the rules of this namespace.
+func (p *namespaceRules) alone() []byte {
 	r := newRuleset()
 	for d := range p.out.Pods {
 		maps.Copy(r.Pods[d], p.out.Pods[d])
@@ -53,20 +53,20 @@ func frameOnly(of *Ruleset) []byte {
 	return whole(r)
 }
 
-// blame finds the namespaces whose parts of a table are the reason that it was refused, and says whether there are any.
+// rejectedAmong finds the namespaces whose rules are the reason that it was refused, and says whether there are any.
 // try says whether a table would be taken.
-func (e *Enforcer) blame(ctx context.Context, r Result, try func(context.Context, []byte) error) bool {
+func (e *Enforcer) rejectedAmong(ctx context.Context, r Result, try func(context.Context, []byte) error) bool {
 	if try(ctx, frameOnly(r.Ruleset)) != nil {
 		return false // nothing is taken at present: that is no namespace's fault
 	}
 	found := false
-	for _, p := range r.parts {
+	for _, p := range r.namespaces {
 		if p.over != "" {
 			continue
 		}
 		text := p.alone()
 		if err := try(ctx, text); err != nil && ctx.Err() == nil {
-			e.refused[p.namespace] = refusedAt{RejectedPart{hash(string(text)), err.Error()}, time.Now()}
+			e.refused[p.namespace] = refusedAt{RejectedNamespace{hash(string(text)), err.Error()}, time.Now()}
 			found = true
 		}
 	}
@@ -75,19 +75,19 @@ func (e *Enforcer) blame(ctx context.Context, r Result, try func(context.Context
 
 // refusedAt is a refusal and when it was.
 type refusedAt struct {
-	RejectedPart
+	RejectedNamespace
 	at time.Time
 }
 
 // refusals are those that still count.
-func (e *Enforcer) refusals() map[string]RejectedPart {
-	out := map[string]RejectedPart{}
+func (e *Enforcer) refusals() map[string]RejectedNamespace {
+	out := map[string]RejectedNamespace{}
 	for namespace, r := range e.refused {
 		if time.Since(r.at) > refusedFor {
 			delete(e.refused, namespace)
 			continue
 		}
-		out[namespace] = r.RejectedPart
+		out[namespace] = r.RejectedNamespace
 	}
 	return out
 }

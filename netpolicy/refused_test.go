@@ -32,7 +32,7 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 		}
 		return nil
 	}
-	if !e.blame(t.Context(), r, bad) || len(e.refused) != 1 {
+	if !e.rejectedAmong(t.Context(), r, bad) || len(e.refused) != 1 {
 		t.Fatalf("refused are %v", e.refused)
 	}
 	w.Refused = e.refusals()
@@ -51,12 +51,12 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 	if r := Desired(w.State, DefaultLimits()); len(r.OverBudget) != 0 {
 		t.Errorf("with other policies it is closed: %v", r.OverBudget)
 	}
-	if e := (&Enforcer{refused: map[string]refusedAt{}}); e.blame(t.Context(), r, func(context.Context, []byte) error { return errors.New("no memory") }) {
-		t.Errorf("what is nobody's fault is laid to %v", e.refused)
+	if e := (&Enforcer{refused: map[string]refusedAt{}}); e.rejectedAmong(t.Context(), r, func(context.Context, []byte) error { return errors.New("no memory") }) {
+		t.Errorf("what no namespace caused is laid to %v", e.refused)
 	}
 }
 
-// TestRefusedByTheKernel has an Enforcer that cannot write one namespace's part.
+// TestRefusedByTheKernel has an Enforcer that cannot write one namespace's rules.
 func TestRefusedByTheKernel(t *testing.T) {
 	namespaceTable(t)
 	w := dozen()

@@ -45,7 +45,7 @@ const midway = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
 // The hooks come after translation of Services: forward for what is routed, input for what is for the node, behind
 // IPVS' place there, which takes what is for a Service, and output for what IPVS sends on. Connections that the node
 // itself opens are never judged: it always reaches its own pods. Those of its ingress proxy are, by its user: it serves
-// strangers, and NetworkPolicies say whether it reaches a pod.
+// external clients, and NetworkPolicies say whether it reaches a pod.
 //
 // What is not allowed is refused: a client learns at once that it may not. Of a connection that a change of policy
 // forbids each end learns when it sends something, be it TCP's own probe whether the other end is there: a refusal

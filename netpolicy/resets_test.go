@@ -43,7 +43,7 @@ func segment(from, to netip.AddrPort, flags byte, payload string) []byte {
 }
 
 // sendRaw sends a packet as it is, from the network namespace that it is called in. Where that is the node's, and the
-// packet somebody else's, it takes the hook at which it meets what IPVS sends on.
+// packet another program's, it takes the hook at which it meets what IPVS sends on.
 func sendRaw(packet []byte) error {
 	domain, at := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte(packet[16:20])})
 	if packet[0]>>4 == 6 {
@@ -61,7 +61,7 @@ func sendRaw(packet []byte) error {
 }
 
 const (
-	secret = "what nobody should say any more"
+	secret = "what no packet may carry any more"
 	marker = "what everybody may hear"
 )
 

@@ -53,8 +53,8 @@ func hears(c net.Conn) error {
 	return refused(err)
 }
 
-// forget has conntrack forget all connections.
-func forget(t *testing.T) {
+// flushConntrack removes all connections from conntrack.
+func flushConntrack(t *testing.T) {
 	t.Helper()
 	testenv.NoError(t, netlink.ConntrackTableFlush(netlink.ConntrackTable))
 }
@@ -70,7 +70,7 @@ func TestBothEndsOfForbiddenConnectionAreReset(t *testing.T) {
 	}{
 		{"speaks", func(_ *testing.T, c net.Conn) error { return ping(c) }},
 		{"waits", func(_ *testing.T, c net.Conn) error { return hears(c) }},
-		{"speaks when all is forgotten", func(t *testing.T, c net.Conn) error { forget(t); return ping(c) }},
+		{"speaks when all is forgotten", func(t *testing.T, c net.Conn) error { flushConntrack(t); return ping(c) }},
 	} {
 		for _, d := range revoking {
 			for _, family := range []int{4, 6} {
@@ -101,8 +101,8 @@ func TestBothEndsOfForbiddenConnectionAreReset(t *testing.T) {
 }
 
 // TestRevokedConnectionStaysClosedWithoutConntrack: a connection that a policy forbids does not go on when conntrack
-// has forgotten it (kernels do so ten seconds after a refusal), whoever speaks first then, and though who does may open
-// connections to the other end. Where nobody is restricted one that was forgotten goes on.
+// has forgotten it (kernels do so ten seconds after a refusal), whichever end sends first then, and though who does may
+// open connections to the other end. Where no pod is restricted one that was forgotten goes on.
 func TestRevokedConnectionStaysClosedWithoutConntrack(t *testing.T) {
 	l := newLab(t, dozen())
 	for _, d := range revoking {
@@ -121,7 +121,7 @@ func TestRevokedConnectionStaysClosedWithoutConntrack(t *testing.T) {
 					l.Policies = nil
 					l.policy(t, d.namespace, "a", d.spec)
 					l.apply(&tab)
-					forget(t)
+					flushConntrack(t)
 					for _, end := range []net.Conn{one, other} {
 						testenv.ErrorIs(t, ping(end), errRefused, "an end of the forbidden connection")
 					}
@@ -157,7 +157,7 @@ func TestForbiddenConnectionsWithNodeEnd(t *testing.T) {
 					l.policy(t, "x", "a", `{podSelector: {}, policyTypes: [Egress]}`)
 					l.policy(t, "y", "a", `{podSelector: {}, policyTypes: [Ingress]}`)
 					l.apply(&tab)
-					forget(t)
+					flushConntrack(t)
 					one, other := own, pod
 					ends := [][2]net.Conn{{by, reachedBy}, {opened, opens}}
 					if first == "pod" {

@@ -38,20 +38,21 @@ func TestServiceTrafficIsJudgedByPolicies(t *testing.T) {
 
 func testServices(t *testing.T, mode string) {
 	l := newServiceLab(t, mode)
-	type part struct {
+	type subtest struct {
 		name string
 		run  func(*serviceLab, *testing.T)
 	}
-	parts := []part{
+	subtests := []subtest{
 		{"truth table", (*serviceLab).testTruth},
 		{"revoked", (*serviceLab).testRevoked},
 		{"the node", (*serviceLab).testNode},
 		{"the cluster's DNS", (*serviceLab).testDNS},
 	}
 	if mode == proxy.ModeIPVS { // nftables translates no reset of a connection that there is not
-		parts = append(parts, part{"resets of pods", (*serviceLab).testResets}, part{"SCTP", (*serviceLab).testSCTP}) // which the guest's kernel has
+		subtests = append(subtests, subtest{"resets of pods", (*serviceLab).testResets},
+			subtest{"SCTP", (*serviceLab).testSCTP}) // which the guest's kernel has
 	}
-	for _, c := range parts {
+	for _, c := range subtests {
 		t.Run(c.name, func(t *testing.T) {
 			l.t = t
 			l.Policies, l.model.Policies = nil, nil

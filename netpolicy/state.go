@@ -26,7 +26,7 @@ type State struct {
 	// Nodes are all nodes: a pod of another node is believed to have an address only inside that node's pod CIDRs.
 	Nodes []*corev1.Node
 	// Refused are namespaces whose part of the table the kernel did not take, as far as that is the same still.
-	Refused map[string]RejectedPart
+	Refused map[string]RejectedNamespace
 	// DNS is where this node's pods reach the cluster's DNS, which is no pod; see dns.go.
 	DNS DNS
 }

@@ -197,7 +197,7 @@ func TestDelayedPingAnswerKeepsConnection(t *testing.T) {
 	}
 }
 
-// A node that opens streams itself is hung up on.
+// A node that opens streams itself is disconnected.
 func TestStreamOpenedByNodeClosesConnection(t *testing.T) {
 	a, b := net.Pipe()
 	s := testenv.Must(NewSession(b))(t)

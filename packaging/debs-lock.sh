@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Writes packaging/debs.lock anew: the Debian packages that a release carries, as this machine's distribution has them now. Look at the difference before it is committed.
+# Writes packaging/debs.lock again: the Debian packages that a release carries, as this machine's distribution has them now. Look at the difference before it is committed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/lib.sh

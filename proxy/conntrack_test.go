@@ -25,7 +25,7 @@ func TestConntrackLimitsGrowWithCores(t *testing.T) {
 			netfilter + "max": "131072", "sys/module/nf_conntrack/parameters/hashsize": "32768",
 			netfilter + "tcp_timeout_established": "86400", netfilter + "tcp_timeout_close_wait": "3600",
 		}},
-		{"somebody has gone further", 2, map[string]string{
+		{"another process has gone further", 2, map[string]string{
 			netfilter + "max": "1000000", netfilter + "tcp_timeout_established": "3600", netfilter + "tcp_timeout_close_wait": "7200",
 		}, map[string]string{
 			netfilter + "max": "1000000", netfilter + "tcp_timeout_established": "3600", netfilter + "tcp_timeout_close_wait": "7200",

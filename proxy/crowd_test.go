@@ -37,7 +37,7 @@ func testPoolAddress(t *testing.T, mode string) {
 	reaches(t, b.pods["10.42.0.2"], "a pod", pooled+":80")
 	reaches(t, here{}, "the node", pooled+":80")
 	if got, _, err := ask(b.outside, pooled+":80"); err == nil {
-		t.Errorf("nobody announces the address, and %s answers", got)
+		t.Errorf("no node announces the address, and %s answers", got)
 	}
 	node, err := netlink.LinkByName("uplink")
 	testenv.NoError(t, err)

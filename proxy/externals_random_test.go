@@ -176,7 +176,7 @@ func (c *rivals) machine(a netip.Addr) bool {
 func TestExternalIPsAreIndependentOfOrder(t *testing.T) {
 	seed := testenv.Seed(t)
 	front := func() (*Proxy, *hearing) {
-		h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
+		h := &hearing{now: map[string]*corev1.Service{}, backend: unresponsive{}}
 		p := frontOf(t, h)
 		p.nodeAddresses("a", nil)
 		return p, h

@@ -117,7 +117,7 @@ func TestAPIVirtualAddressIsNoExternalIP(t *testing.T) {
 // TestServersAddressIsNoExternalIP: a machine that is a server alone has no Node. Who took its address would have all
 // that nodes ask of the API, and no node would hear that the Service is gone.
 func TestServersAddressIsNoExternalIP(t *testing.T) {
-	h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
+	h := &hearing{now: map[string]*corev1.Service{}, backend: unresponsive{}}
 	log := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	o := Options{Reserved: Reserved{Ports: []uint16{6443}}}
 	o.externals = newExternals(o, log)
@@ -149,7 +149,7 @@ func TestServersAddressIsNoExternalIP(t *testing.T) {
 	p.services(nil, svc)
 	want("two servers", []string{third, "203.0.113.7"}, []string{"203.0.113.8"})
 	if got := p.o.externals.neverLocal(); !slices.Equal(got, []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}) {
-		t.Errorf("nobody has because of a Service: %v", got)
+		t.Errorf("none has because of a Service: %v", got)
 	}
 	other := servers("default", "kubernetes", "kubernetes-ipv4-7443", third)
 	e.OnEndpointSliceAdd(other)
@@ -193,7 +193,7 @@ func TestTunnelAddressIsNoExternalIP(t *testing.T) {
 		do   func()
 		want []string
 	}{
-		{"nobody said anything", func() {}, svc.Spec.ExternalIPs},
+		{"no node reported anything", func() {}, svc.Spec.ExternalIPs},
 		{"a node is found at its own address", func() { e.onNode(node("n1", "")) }, svc.Spec.ExternalIPs},
 		{"a node is found elsewhere", func() { e.onNode(node("n1", "10.99.0.7, fd99::7")) }, []string{"203.0.113.7"}},
 		{"it is not by IPv6", func() { e.onNode(node("n1", "::ffff:10.99.0.7,nonsense")) }, []string{"fd99::7", "203.0.113.7"}},
@@ -211,12 +211,12 @@ func TestTunnelAddressIsNoExternalIP(t *testing.T) {
 	}
 }
 
-// deaf is a back end that receives endpoints and does nothing.
-type deaf struct{ backend }
+// unresponsive is a back end that receives endpoints and does nothing.
+type unresponsive struct{ backend }
 
-func (deaf) OnEndpointSliceAdd(*discoveryv1.EndpointSlice)         {}
-func (deaf) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {}
-func (deaf) OnEndpointSliceDelete(*discoveryv1.EndpointSlice)      {}
+func (unresponsive) OnEndpointSliceAdd(*discoveryv1.EndpointSlice)         {}
+func (unresponsive) OnEndpointSliceUpdate(_, _ *discoveryv1.EndpointSlice) {}
+func (unresponsive) OnEndpointSliceDelete(*discoveryv1.EndpointSlice)      {}
 
 func ingressOf(s *corev1.Service) (out []string) {
 	for _, in := range s.Status.LoadBalancer.Ingress {

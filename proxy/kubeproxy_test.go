@@ -28,12 +28,12 @@ type difference struct{ mode, in, what, why string }
 // what has vanished.
 var differences = []difference{
 	{kubeProxy, "external IPs and load balancer addresses", "a node's address is served as an external IP",
-		"whoever may write Services could take the node's ports: docs/adr/0086"},
+		"a user who may write Services could take the node's ports: docs/adr/0086"},
 	{kubeProxy, "another program flushes the rules", "rules that another program has flushed come back with the next change only",
 		"restarts of host firewalls: the kernel says when our tables are deleted"},
 	{kubeProxy, "ports that a status gives at an address", "ports that the status does not give are served",
-		"whoever may write Services could take any port of the nodes' until the leader has looked"},
-	{kubeProxy, "a server that is away", "a server's address is served as an external IP", "whoever may write Services could keep a server off: docs/adr/0086"},
+		"a user who may write Services could take any port of the nodes' until the leader has looked"},
+	{kubeProxy, "a server that is away", "a server's address is served as an external IP", "a user who may write Services could keep a server off: docs/adr/0086"},
 	{ModeIPVS, "where a policy meets a packet", "a policy meets a packet in the output hook",
 		"IPVS sends from there; netpolicy has its rules in both: docs/adr/0076"},
 	{ModeIPVS, "both policies Local", "with both policies Local pods are bound by the external one, too", "there is no address of the whole cluster to send them to"},
@@ -116,7 +116,7 @@ func (b *testbed) startKubeProxy(t *testing.T) {
 			t.Errorf("kube-proxy ended by itself: %v", err)
 		default:
 			_ = cmd.Process.Signal(syscall.SIGTERM)
-			t.Logf("kube-proxy was told to end: %v", <-ended)
+			t.Logf("kube-proxy was terminated: %v", <-ended)
 		}
 		_ = log.Close()
 		if text, _ := os.ReadFile(log.Name()); t.Failed() {

@@ -163,7 +163,7 @@ func TestFailedSyncIsReported(t *testing.T) {
 	// A chain of ours with another hook cannot be altered in place, so that every transaction fails.
 	runNFT(t, "delete table ip kube-proxy; add table ip kube-proxy; add chain ip kube-proxy nat-prerouting { type filter hook input priority 5; }")
 	b.endpoints(t, "10.42.0.6")
-	eventually(t, "the error is told", func() error {
+	eventually(t, "the error is reported", func() error {
 		if h := b.proxy.Health(); h.Err == nil {
 			return fmt.Errorf("health %+v", h)
 		}

@@ -19,7 +19,7 @@ import (
 // TestTunnelIsNoNodePort: where packets from other nodes come in no Service has a node port, whenever that begins and
 // ends, and whichever came first.
 func TestTunnelIsNoNodePort(t *testing.T) {
-	h := &hearing{now: map[string]*corev1.Service{}, backend: deaf{}}
+	h := &hearing{now: map[string]*corev1.Service{}, backend: unresponsive{}}
 	p := frontOf(t, h)
 	const vxlan, wireGuard = 8472, 51820
 	var err error

@@ -179,7 +179,7 @@ func TestGuardAsksForAFullSync(t *testing.T) {
 	front(t, func(_ *Proxy, e events, r *recorder) {
 		synced(e)
 		time.Sleep(2*guardPeriod + time.Second) // from here on between two looks
-		want(t, r, "nobody touched the rules", "sync")
+		want(t, r, "the rules were not touched", "sync")
 		r.set(func() { r.gone = true })
 		time.Sleep(guardPeriod)
 		want(t, r, "another program removed them", "full sync")

@@ -122,7 +122,7 @@ func TestUnreachableNodesAreNoBackEnds(t *testing.T) {
 		{"of two slices", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1"), slice("s", "b", "http", "n2")}, "n1", map[string]string{"s/http": "n2"}},
 		{"what remains is not ready", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1", "!n2")}, "n1", map[string]string{"s/http": "n1"}},
 		{"what remains is on its way out and serves", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1", "~n2")}, "n1", map[string]string{"s/http": "n2"}},
-		{"on its way out where nobody comes", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "~n1", "~n2")}, "n1", map[string]string{"s/http": "n2"}},
+		{"on its way out where no client comes", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "~n1", "~n2")}, "n1", map[string]string{"s/http": "n2"}},
 		{"what remains is on its way out, and nothing is said of serving", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1", "?n2")}, "n1", map[string]string{"s/http": "n2"}},
 		{"one port has others", []*discoveryv1.EndpointSlice{slice("s", "a", "http", "n1", "n2"), slice("s", "b", "dns", "n1")}, "n1",
 			map[string]string{"s/http": "n2", "s/dns": "n1"}},

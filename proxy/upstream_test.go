@@ -49,7 +49,7 @@ func TestSameRulesAsKubeProxy(t *testing.T) {
 		{"kinds of Services", kindsOfServices(), ""},
 		{"any Services", anyServices(rand.New(rand.NewPCG(seed, 0)), 150), ""},
 		{"a node's address as an external IP", oneService(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{nodeAddr} }),
-			"whoever may write Services could take the node's ports: ADR 0083"},
+			"a user who may write Services could take the node's ports: ADR 0083"},
 		{"an external IP in the network of pods", oneService(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"10.42.0.77"} }), "it could take what goes to a pod"},
 		{"an external IP in the network of Services", oneService(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"10.43.0.77"} }), "it could take what goes to another Service"},
 		{"a reserved external IP", oneService(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{reservedIP} }), "it could take requests to the API"},

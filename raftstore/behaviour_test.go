@@ -200,7 +200,7 @@ func testCancelledWrites(ctx context.Context, t *testing.T, s *Store) {
 
 // TestSlowWatcher stalls one watcher while another is served, then lets it
 // catch up: nothing is missing. A stalled one whose history is compacted is
-// told so.
+// sent an error.
 func TestSlowWatcher(t *testing.T) { everywhere(t, testSlowWatcher) }
 
 func testSlowWatcher(ctx context.Context, t *testing.T, s *Store) {
@@ -245,7 +245,7 @@ func testSlowWatcher(ctx context.Context, t *testing.T, s *Store) {
 			return
 		}
 	}
-	t.Fatal("a watcher that lost events was not told")
+	t.Fatal("a watcher that lost events was not sent an error")
 }
 
 func TestLeadershipIsReported(t *testing.T) {

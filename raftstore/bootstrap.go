@@ -35,7 +35,7 @@ func (r *replica) bootstrap(conf *raft.Config, logs raft.LogStore, transport raf
 
 // join notes where the servers are that this one is to join, if no earlier start
 // has. Until it has something of theirs, only that note keeps a later start, at which
-// nobody tells of them any more, from beginning a second cluster.
+// no server names them any more, from beginning a second cluster.
 func (ms *membership) join(noted bool) error {
 	ms.joins = true
 	if noted {

@@ -33,8 +33,8 @@ func TestInterruptedFirstStart(t *testing.T) {
 }
 
 // A server that is to join others must not begin a cluster of its own at its
-// next start, be it that it has not found them yet, or that nobody tells it of
-// them any more.
+// next start, be it that it has not found them yet, or that they are not named to
+// it any more.
 func TestJoiningIsRemembered(t *testing.T) {
 	ctx := testContext(t)
 	closed := tcpNetwork(t)

@@ -24,18 +24,18 @@ const (
 	callRenew   = "renew"   // to the leader: leaseCall → etcdapi.Lease
 	callLease   = "lease"   // to the leader: leaseCall → etcdapi.Lease
 	callLeases  = "leases"  // to the leader: → lease ids, by expiry
-	callInfo    = "info"    // → infoAnswer
+	callInfo    = "info"    // → infoReply
 	callJoin    = "join"    // to the leader: joinCall
 	callRemove  = "remove"  // to the leader: removeCall
 	callPromote = "promote" // to the leader: promoteCall
 
-	callReach    = "reach"    // → reachAnswer
+	callReach    = "reach"    // → reachReply
 	callStanding = "standing" // → standing, of who misses the leader
 )
 
-// errHung is what a server says to its leader whose disk has been hanging for
+// errDiskStalled is what a server says to its leader whose disk has been stalled for
 // so long that it should count as silent.
-var errHung = status.Error(codes.Unavailable, "raftstore: this server's disk is stalled")
+var errDiskStalled = status.Error(codes.Unavailable, "raftstore: this server's disk is stalled")
 
 // serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears
 // when it runs out.
@@ -55,8 +55,8 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 		}
 		return binary.LittleEndian.AppendUint64(nil, index), nil
 	case callTerm:
-		if p.peers.hung() {
-			return nil, errHung
+		if p.peers.diskStalled() {
+			return nil, errDiskStalled
 		}
 		return append(binary.LittleEndian.AppendUint64(nil, p.peers.raft.CurrentTerm()), p.peers.id...), nil
 	case callStanding:
@@ -135,14 +135,14 @@ func callAt[A, Q any](ctx context.Context, call caller, address, method string, 
 	return answer, nil
 }
 
-// leaderRoute is the way to the leader, whoever that is: this server, or another one that is called.
+// leaderRoute is the way to the leader, whichever server that is: this server, or another one that is called.
 type leaderRoute struct {
 	*replica
 	leader      *leaderBoard
 	replication replication
 }
 
-// atLeader has something done by the leader, whoever that is. It may be done
+// atLeader has something done by the leader, whichever server that is. It may be done
 // more than once.
 func atLeader[A, Q any](
 	ctx context.Context, to leaderRoute, method string, request Q, here func(context.Context, Q) (A, error),

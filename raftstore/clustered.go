@@ -98,7 +98,7 @@ func (p *clustered) join(noted bool) error              { return p.membership.jo
 func (p *clustered) reportRemoval(ctx context.Context)  { p.membership.reportRemoval(ctx) }
 func (p *clustered) Stand(ctx context.Context) bool     { return p.peers.Stand(ctx) }
 func (p *clustered) Contact(id raft.ServerID) time.Time { return p.peers.Contact(id) }
-func (p *clustered) Forget(address string)              { p.peers.Forget(address) }
+func (p *clustered) CloseCalls(address string)          { p.peers.CloseCalls(address) }
 func (p *clustered) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) {
 	return p.peers.LeaderSeen()
 }
@@ -156,7 +156,7 @@ func (p *clustered) follows(leader raft.ServerID, term uint64) bool {
 	default:
 		return false
 	}
-	if p.peers.hung() {
+	if p.peers.diskStalled() {
 		return false
 	}
 	_, now := p.peers.raft.LeaderWithID()

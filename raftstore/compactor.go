@@ -25,7 +25,7 @@ import (
 const compactKey = "compact_rev_key"
 
 // compactor drops history by age and by size while this server leads. It works
-// beside other compactors, such as the API server's own: whoever compacts
+// beside other compactors, such as the API server's own: the one that compacts
 // further wins, and the other has nothing to do.
 //
 // By age: every age it writes a mark and compacts to the mark before, if
@@ -90,7 +90,7 @@ func (c *compactor) allowed(stats mvcc.Stats) int64 {
 	return min(c.bytes, max(left, int64(leastByQuota*float64(c.quota))))
 }
 
-// published is told of every new view, one after the other, on every server. It
+// published is called for every new view, one after the other, on every server. It
 // does not block.
 //
 // If there is less history than before, something was freed: by a compaction, or

@@ -118,26 +118,26 @@ func (r *replicas) lead(i int, term time.Duration) {
 // and where leaders only change, none stays for much longer than twice that.
 func TestHistoryByAgeWithManyLeaders(t *testing.T) {
 	for seed := range uint64(20) {
-		for _, ill := range []bool{false, true} {
+		for _, failing := range []bool{false, true} {
 			synctest.Test(t, func(t *testing.T) {
 				r := newReplicas(t, seed)
-				if ill {
+				if failing {
 					r.stalls = 2 * r.age
 				}
 				for range 40 {
 					r.lead(int(r.upTo(3)), 40*time.Second+r.upTo(8*time.Minute))
-					if ill && r.upTo(4) == 0 {
+					if failing && r.upTo(4) == 0 {
 						r.start(int(r.upTo(3)))
 					}
 					gone := r.view().Compacted()
-					for rev := int64(len(r.written)) - 1; !ill && rev > gone; rev-- {
+					for rev := int64(len(r.written)) - 1; !failing && rev > gone; rev-- {
 						if age := r.ageOf(rev); age > 2*r.age+3*time.Minute {
 							t.Fatalf("seed %d: revision %d is %v old", seed, rev, age)
 						}
 					}
 				}
 				if t.Failed() {
-					t.Fatalf("seed %d, disks that stall: %v", seed, ill)
+					t.Fatalf("seed %d, disks that stall: %v", seed, failing)
 				}
 			})
 		}

@@ -27,8 +27,8 @@ type connectivity struct {
 	pause time.Duration
 }
 
-// reachAnswer has the ids of the members that a server reaches, itself among them.
-type reachAnswer struct {
+// reachReply has the ids of the members that a server reaches, itself among them.
+type reachReply struct {
 	Reached []raft.ServerID
 	// Unfit says that it could not lead: its disk is full, or it led of late and got nothing done. Clients are served
 	// there all the same.
@@ -36,7 +36,7 @@ type reachAnswer struct {
 }
 
 // reached asks all other members for their terms, and returns those that answered in time, and this server. One whose
-// disk hangs does not answer.
+// disk is stalled does not answer.
 func (p *peers) reached(ctx context.Context) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
@@ -61,21 +61,21 @@ func (p *peers) reached(ctx context.Context) []raft.ServerID {
 
 // serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the
 // leader. One whose disk stalls would serve neither.
-func (e *election) serveReach(ctx context.Context, _ nothing) (reachAnswer, error) {
+func (e *election) serveReach(ctx context.Context, _ nothing) (reachReply, error) {
 	if e.dir.Stalled() > stalledAfter {
-		return reachAnswer{}, errHung
+		return reachReply{}, errDiskStalled
 	}
 	made := e.aside.Load()
 	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
-	return reachAnswer{Reached: e.reached(ctx), Unfit: unfit}, nil
+	return reachReply{Reached: e.reached(ctx), Unfit: unfit}, nil
 }
 
 // transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the
-// leader does not reach has no leader for as long as the link is cut, whoever else reaches it, and its clients have no
-// API. A transfer always goes to a server that reaches more, so it cannot go round.
+// leader does not reach has no leader for as long as the link is cut, whichever server else reaches it, and its clients
+// have no API. A transfer always goes to a server that reaches more, so it cannot go round.
 func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	servers := s.raft.GetConfiguration().Configuration().Servers
-	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != s.id && !s.answers(m.ID, healthyWithin) }) {
+	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != s.id && !s.responsive(m.ID, healthyWithin) }) {
 		*c = connectivity{}
 		return
 	}
@@ -119,7 +119,7 @@ func (s *steward) mostConnected(
 			continue
 		}
 		asking.Go(func() {
-			answer, err := callAt[reachAnswer](ctx, s.Call, string(server.Address), callReach, nothing{})
+			answer, err := callAt[reachReply](ctx, s.Call, string(server.Address), callReach, nothing{})
 			if err != nil || answer.Unfit {
 				return
 			}
@@ -144,7 +144,7 @@ type reportedLeader struct {
 // noteCutOff notes that another server hears a leader that this one does not. The leader may transfer its leadership to
 // a server that this one hears, so that it is believed from the second time on; and only if that server reaches the
 // leader now: one that knows of a leader may be as cut off.
-func (ms *membership) noteCutOff(ctx context.Context, informed infoAnswer) {
+func (ms *membership) noteCutOff(ctx context.Context, informed infoReply) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
 	before := ms.leader.without.Load()
@@ -153,7 +153,7 @@ func (ms *membership) noteCutOff(ctx context.Context, informed infoAnswer) {
 		return
 	}
 	address := string(informed.Members[i].Address)
-	answer, err := callAt[reachAnswer](ctx, ms.Call, address, callReach, nothing{})
+	answer, err := callAt[reachReply](ctx, ms.Call, address, callReach, nothing{})
 	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || ms.leader.hasLeader() {
 		ms.leader.without.Store(nil)
 		return
@@ -190,7 +190,7 @@ func (c *Cluster) ReachedBy(ctx context.Context, states []MemberState) map[strin
 		}
 		asking.Go(func() {
 			address := string(raftAddress(raft.ServerID(m.RaftID), m.Address))
-			answer, err := callAt[reachAnswer](ctx, c.replication.Call, address, callReach, nothing{})
+			answer, err := callAt[reachReply](ctx, c.replication.Call, address, callReach, nothing{})
 			if err != nil {
 				return // it is left out
 			}

@@ -22,7 +22,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// A server that was restarted has an old state until raft has told it what is
+// A server that was restarted has an old state until raft has sent it what is
 // committed. Who asks it meanwhile waits, also for a serializable read; and a
 // watch from now on begins after what was acknowledged before.
 func TestRestartedServerIsNotReadTooEarly(t *testing.T) {
@@ -163,7 +163,7 @@ func TestMoveLeader(t *testing.T) {
 	leader := dial(t, stores[0])
 	testenv.Check(t, testenv.Err(leader.MoveLeader(ctx, stores[0].replica.memberID)), "the leader to itself")
 	testenv.True(t, stores[0].Status().Leadership.Leader, "it leads no longer")
-	testenv.ErrorIs(t, testenv.Err(leader.MoveLeader(ctx, 99)), rpctypes.ErrBadLeaderTransferee, "to nobody")
+	testenv.ErrorIs(t, testenv.Err(leader.MoveLeader(ctx, 99)), rpctypes.ErrBadLeaderTransferee, "to no member")
 	testenv.ErrorIs(t, testenv.Err(dial(t, stores[1]).MoveLeader(ctx, stores[0].replica.memberID)), rpctypes.ErrNotLeader, "a follower")
 }
 
@@ -238,7 +238,7 @@ func TestLeasesByExpiry(t *testing.T) {
 	})
 }
 
-// Nobody sets the alarm for lack of space: it follows what there is.
+// No client sets the alarm for lack of space: it follows what there is.
 func TestNoSpaceAlarmFollowsTheSpace(t *testing.T) {
 	ctx := testContext(t)
 	s := openStore(t, Options{Dir: t.TempDir(), QuotaBytes: 1 << 20})

@@ -20,14 +20,14 @@ func WithTerm(ctx context.Context, term uint64) context.Context {
 
 // WithFence is WithTerm, and calls refused whenever a write of the context is
 // refused because the term is over. A term that is over does not come back, so
-// whoever writes in it has to stop. Refused is called before the write returns,
+// its writers have to stop. Refused is called before the write returns,
 // perhaps from many goroutines at once, and must not block.
 func WithFence(ctx context.Context, term uint64, refused func()) context.Context {
 	return fence.With(ctx, term, refused)
 }
 
 // CheckTerm returns an error if, for all that this server knows, the term of a
-// context is over, and nil for a context without one. It asks nobody: another
+// context is over, and nil for a context without one. It asks no other server: another
 // server may lead already.
 func (s *Store) CheckTerm(ctx context.Context) error {
 	term := fence.TermOf(ctx)

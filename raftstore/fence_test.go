@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// A term's writes are done where it leads, and nowhere else; a refusal is told
+// A term's writes are done where it leads, and nowhere else; a refusal is reported
 // to the term's owner.
 func TestWritesOfATerm(t *testing.T) {
 	ctx := testContext(t)
@@ -45,7 +45,7 @@ func TestWritesOfATerm(t *testing.T) {
 			}
 		}
 	}
-	testenv.Equal(t, refused, 3*8, "refusals were told:")
+	testenv.Equal(t, refused, 3*8, "refusals were reported:")
 	if now := leader.replica.fsm.view().Revision(); now != rev {
 		t.Errorf("revision %d after %d", now, rev)
 	}

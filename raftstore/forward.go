@@ -148,7 +148,7 @@ func (f *forwarder) forward(entry []byte) func() ([]mvcc.Result, error) {
 		if count, err := mvcc.CommandsOf(entry); err != nil || count != len(results) {
 			return nil, status.Error(codes.Internal, "raftstore: the leader's answer is not for what it was asked")
 		}
-		_, _ = f.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; who cannot wait is told so all the same
+		_, _ = f.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; a caller that cannot wait gets that answer all the same
 		return results, nil
 	}
 }
@@ -175,7 +175,7 @@ func (f *forwarder) serveWrite(ctx context.Context, entry []byte) ([]byte, error
 		return nil, proposeError(ctx, err)
 	}
 	answer := binary.LittleEndian.AppendUint64(nil, f.fsm.view().Applied())
-	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxAnswer-len(answer))
+	encoded, err := mvcc.EncodeResultsWithin(results, peer.MaxReply-len(answer))
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}

@@ -67,7 +67,7 @@ func TestAnswersWithin(t *testing.T) {
 	if err != nil || len(results) != 4 {
 		t.Fatalf("%v, %v", results, err)
 	}
-	for i, want := range []error{nil, mvcc.ErrForgotten, nil, nil} {
+	for i, want := range []error{nil, mvcc.ErrResultDropped, nil, nil} {
 		if !errors.Is(results[i].Err, want) {
 			t.Errorf("answer %d: %v instead of %v", i, results[i].Err, want)
 		}

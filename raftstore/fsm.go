@@ -19,20 +19,20 @@ import (
 type fsm struct {
 	state     *mvcc.State
 	published atomic.Pointer[mvcc.View]
-	// onPublish is told of every new view, before the writers whose commands
+	// onPublish is called for every new view, before the writers whose commands
 	// it holds are answered. It must not block.
 	onPublish func()
-	// onCommand is told of every command and its result, in order, before they
+	// onCommand is called with every command and its result, in order, before they
 	// are published, but not of one that came again: nothing was done then, and
 	// much may have happened since it was. It must not block.
 	onCommand func(mvcc.Command, mvcc.Result)
 
-	// onRestore is told of a state that was read from a snapshot, before it takes
+	// onRestore is called with a state that was read from a snapshot, before it takes
 	// the place of the present one. With an error it does not.
 	onRestore func() error
 
 	mu sync.Mutex
-	// changed is closed at the next publication; nil if nobody waits.
+	// changed is closed at the next publication; nil if no goroutine waits.
 	changed chan struct{}
 }
 
@@ -40,7 +40,7 @@ var _ raft.BatchingFSM = (*fsm)(nil)
 
 func newFSM(onPublish func(), onCommand func(mvcc.Command, mvcc.Result)) *fsm {
 	f := &fsm{state: mvcc.New(), onPublish: onPublish, onCommand: onCommand, onRestore: func() error { return nil }}
-	f.published.Store(f.state.Freeze()) // nobody needs to be told of it
+	f.published.Store(f.state.Freeze()) // no callback needs it
 	return f
 }
 

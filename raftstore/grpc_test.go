@@ -385,7 +385,7 @@ func TestDamagedBackupIsRefusedAndAWholeOneRestored(t *testing.T) {
 }
 
 // A survivor that lacks the last writes is recovered. A client that saw those, and goes on watching where it was, is
-// told by either face that this was compacted, and so lists anew.
+// gets from either API that this was compacted, and so lists again.
 func TestWatchFromBeforeARecovery(t *testing.T) {
 	ctx, lost, survivor := testContext(t), t.TempDir(), t.TempDir()
 	s := openStore(t, Options{Dir: lost})
@@ -398,7 +398,7 @@ func TestWatchFromBeforeARecovery(t *testing.T) {
 	s = openStore(t, Options{Dir: survivor})
 	mustPut(ctx, t, s.Client().Client, "/a", "the first write after the recovery")
 	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": dial(t, s)} {
-		ctx, cancel := context.WithTimeout(ctx, time.Minute) // or a watch that is not told would wait for ever
+		ctx, cancel := context.WithTimeout(ctx, time.Minute) // or a watch without an answer would wait for ever
 		defer cancel()
 		r, ok := <-c.Watch(ctx, "/a", clientv3.WithRev(seen+1))
 		if !ok || !errors.Is(r.Err(), rpctypes.ErrCompacted) || r.CompactRevision <= seen {

@@ -18,7 +18,7 @@ func (s *Store) Health() Health { return Health{s.replica, s.leader} }
 func (h Health) Stalled() time.Duration { return h.dir.Stalled() }
 
 // Removed says whether the others have a leader and do not count this server among
-// them, as far as they could be asked: it serves nobody any more.
+// them, as far as they could be asked: it serves no client any more.
 func (h Health) Removed() bool {
 	w := h.leader.without.Load()
 	return !h.leader.hasLeader() && w != nil && w.removed
@@ -35,9 +35,9 @@ func (h Health) CutOff() bool {
 	return !h.leader.hasLeader() && w != nil && !w.removed && w.address != ""
 }
 
-// OtherLeader is the address of another server that leads, as far as this one knows, or was told when it was taken out;
+// OtherLeader is the address of another server that leads, as far as this one knows, or has heard when it was removed;
 // of one that reaches it if this server is cut off from it alone; "" if there is none. It may be one that this server
-// does not know as a member: while its disk hangs it learns of none.
+// does not know as a member: while its disk is stalled it learns of none.
 func (h Health) OtherLeader() string {
 	lead, _ := h.leader.get()
 	if w := h.leader.without.Load(); w != nil && !lead.known() {

@@ -24,7 +24,7 @@ func identityOf(d disk.Identity, o Options) identity {
 	id := raft.ServerID(d.Member)
 	i := identity{
 		name: d.Node, id: id, memberID: memberID(d.Member), clusterID: clusterNumber(d.Cluster),
-		address: raft.ServerAddress(id), // of a server that talks to nobody
+		address: raft.ServerAddress(id), // of a server that has no peers
 	}
 	if o.Network != nil {
 		i.address = withLevel(raftAddress(id, o.Network.Address), o.level)

@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-// ErrShare is wrapped by an error of Options.Admit that refuses a server for what it shares: it may get that anew, and
+// ErrShare is wrapped by an error of Options.Admit that refuses a server for what it shares: it may get that again, and
 // ask again.
 var ErrShare = errors.New("raftstore: it shares something else than the cluster has")
 
@@ -71,7 +71,7 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 		// Two servers of one name, or with copies of one directory, would take
 		// each other's place again and again.
 		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !ms.sameServer(server, id, address) &&
-			(server.ID == ms.id && id != ms.id || ms.answers(server.ID, 3*ms.opts.ElectionTimeout)) {
+			(server.ID == ms.id && id != ms.id || ms.responsive(server.ID, 3*ms.opts.ElectionTimeout)) {
 			return nothing{}, status.Errorf(codes.FailedPrecondition,
 				"raftstore: there is a server %q at %s already, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
 		}
@@ -157,12 +157,12 @@ func (ms *membership) announce(ctx context.Context) {
 	}
 }
 
-var errNoAnswer = errors.New("raftstore: no server of the cluster answers")
+var errNoReply = errors.New("raftstore: no server of the cluster answers")
 
 func (ms *membership) announceOnce(ctx context.Context, round int) error {
 	for _, server := range ms.raft.GetConfiguration().Configuration().Servers {
 		// A new one's being there may not be committed, and be undone by the
-		// next leader: then nobody would speak to it any more.
+		// next leader: then no server would speak to it any more.
 		if server.ID == ms.id && server.Address == ms.address && !ms.joins {
 			return nil
 		}
@@ -185,7 +185,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 	if leader == "" {
 		addresses := ms.known()
 		if len(addresses) == 0 {
-			return errNoAnswer
+			return errNoReply
 		}
 		var err error
 		if leader, err = ms.askLeader(ctx, addresses, round); err != nil {
@@ -193,7 +193,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 		}
 	}
 	if !ms.joins {
-		info, err := callAt[infoAnswer](ctx, ms.Call, leader, callInfo, nothing{})
+		info, err := callAt[infoReply](ctx, ms.Call, leader, callInfo, nothing{})
 		if err != nil {
 			return err
 		}
@@ -212,15 +212,15 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 const askAtOnce = 8
 
 // askLeader asks servers at some addresses who leads, in turn from round to round
-// if there are many. Whoever answers has been met then: without a leader that is
+// if there are many. The servers that answer have been met then: without a leader that is
 // how servers whose addresses have all changed come to elect one.
 func (ms *membership) askLeader(ctx context.Context, addresses []string, round int) (string, error) {
 	n := min(len(addresses), askAtOnce)
-	type answer struct {
+	type reply struct {
 		leader string
 		err    error
 	}
-	answers := make(chan answer, n) // each is sent, whether or not somebody waits
+	answers := make(chan reply, n) // each is sent, whether or not the caller waits
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -228,8 +228,8 @@ func (ms *membership) askLeader(ctx context.Context, addresses []string, round i
 	for i := range n {
 		address := addresses[(round*n+i)%len(addresses)]
 		asking.Go(func() {
-			info, err := callAt[infoAnswer](ctx, ms.Call, address, callInfo, nothing{})
-			answers <- answer{info.Leader, err}
+			info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
+			answers <- reply{info.Leader, err}
 		})
 	}
 	err := errNotLeader
@@ -274,7 +274,7 @@ func (ms *membership) known() []string {
 const peersTick = 5 * time.Second
 
 // notePeers keeps the note of the other members' addresses until ctx is done.
-// Every server has one, whoever leads: any directory may turn out to be damaged.
+// Every server has one, whichever server leads: any directory may turn out to be damaged.
 func (ms *membership) notePeers(ctx context.Context) {
 	for moments.Sleep(ctx, peersTick) {
 		ms.savePeers()
@@ -303,10 +303,10 @@ func (ms *membership) savePeers() {
 }
 
 // reportRemoval notes, and tells the operator, if the others have a leader and do not
-// count this server among them. Nothing else would: nobody speaks to it any more.
+// count this server among them. Nothing else would: no server speaks to it any more.
 func (ms *membership) reportRemoval(ctx context.Context) {
 	if ms.joins && !ms.joined.Load() || isOnlyVoter(ms.raft.GetConfiguration().Configuration().Servers, ms.id) {
-		return // it was never in, or nobody else can remove it
+		return // it was never in, or no other server can remove it
 	}
 	if !ms.asking.TryLock() {
 		return
@@ -330,7 +330,7 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 		return // its log is empty: nothing tells whether the answer is of the time before this server was taken in
 	case best.Applied < since && slices.ContainsFunc(own.Servers,
 		func(m raft.Server) bool { return m.ID != ms.id && hasMember(best.Members, m.ID) }):
-		return // it is of the time before this server was taken in: its disk hangs
+		return // it is of the time before this server was added: its disk is stalled
 	}
 	ms.leader.counted.Store(false)
 	before := ms.leader.without.Swap(&reportedLeader{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
@@ -351,15 +351,15 @@ func hasMember(members []raft.Server, id raft.ServerID) bool {
 }
 
 // askInfo asks servers at some addresses side by side, and returns the answers.
-func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoAnswer {
+func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoReply {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
-	var answers []infoAnswer
+	var answers []infoReply
 	for _, address := range addresses {
 		asking.Go(func() {
-			info, err := callAt[infoAnswer](ctx, ms.Call, address, callInfo, nothing{})
+			info, err := callAt[infoReply](ctx, ms.Call, address, callInfo, nothing{})
 			if err != nil {
 				return
 			}
@@ -373,10 +373,10 @@ func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoAns
 }
 
 // bestInformed is the answer of the server that knows most, among those that know of another leader than this server.
-// One whose disk hangs, or that is behind for another reason, does so too, and counts members who are none any more.
-// One that has just joined hears the leader before it has read who the members are: that it does not know of itself
-// shows it.
-func (ms *membership) bestInformed(answers []infoAnswer) (best infoAnswer, ok bool) {
+// One whose disk is stalled, or that is behind for another reason, does so too, and counts members who are none any
+// more. One that has just joined hears the leader before it has read who the members are: that it does not know of
+// itself shows it.
+func (ms *membership) bestInformed(answers []infoReply) (best infoReply, ok bool) {
 	for _, a := range answers {
 		if a.Leader != "" && a.Leader != string(ms.address) && hasMember(a.Members, raft.ServerID(a.ID)) &&
 			(!ok || a.Applied > best.Applied) {

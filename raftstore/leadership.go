@@ -52,7 +52,7 @@ func (l *leadership) set(now Leadership) {
 
 func offerLatest(sub chan Leadership, now Leadership) {
 	select {
-	case <-sub: // nobody took the one before
+	case <-sub: // the one before was not received
 	default:
 	}
 	sub <- now

@@ -87,8 +87,8 @@ func (l *lessor) demote() {
 	l.order, l.doomed = nil, nil
 }
 
-// observe is told of every command that was run, here or elsewhere, in the order of
-// the log. Nobody else says that a lease is gone: by the time that somebody hears
+// observe is called with every command that was run, here or elsewhere, in the order of
+// the log. Nothing else says that a lease is gone: by the time that a client hears
 // of a revocation, the same id may have been granted again.
 func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 	switch req := c.Request.(type) {
@@ -99,7 +99,7 @@ func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 	case *pb.LeaseRevokeRequest:
 		// One that was refused, for want of a session say, leaves the lease.
 		if res.Err == nil || errors.Is(res.Err, rpctypes.ErrGRPCLeaseNotFound) {
-			l.forget(req.ID)
+			l.removeLease(req.ID)
 		}
 	}
 }
@@ -155,8 +155,8 @@ func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
 	}
 }
 
-// forget drops a lease that does not exist any more.
-func (l *lessor) forget(id int64) {
+// removeLease drops a lease that does not exist any more.
+func (l *lessor) removeLease(id int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.leases[id]

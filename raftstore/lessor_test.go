@@ -42,7 +42,7 @@ func TestKeepAliveWaitsForRevocation(t *testing.T) {
 		var l *lessor
 		l = leadingLessor(t, func(_ context.Context, id int64) error {
 			time.Sleep(300 * time.Millisecond)
-			l.forget(id)
+			l.removeLease(id)
 			return nil
 		}, mvcc.Lease{ID: 1, TTL: 10}, mvcc.Lease{ID: 2, TTL: 10})
 		start := time.Now()
@@ -73,7 +73,7 @@ func TestKeepAliveEndsWithTheTerm(t *testing.T) {
 		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := l.renew(impatient, 1); err == nil || errors.Is(err, errNotLeader) {
-			t.Errorf("a keep-alive that nobody could answer: %v", err)
+			t.Errorf("a keep-alive that no server could answer: %v", err)
 		}
 		answered := make(chan error)
 		go func() {
@@ -101,7 +101,7 @@ func TestFailedRevocationIsTriedAgain(t *testing.T) {
 			if failures--; failures >= 0 {
 				return errors.New("the disk is full")
 			}
-			l.forget(id)
+			l.removeLease(id)
 			return nil
 		}, mvcc.Lease{ID: 1, TTL: 2})
 		time.Sleep(3 * time.Second)
@@ -125,7 +125,7 @@ func TestLessorRevokesInTime(t *testing.T) {
 		var l *lessor
 		revoked := make(chan int64)
 		l = leadingLessor(t, func(_ context.Context, id int64) error {
-			l.forget(id)
+			l.removeLease(id)
 			revoked <- id
 			return nil
 		})
@@ -152,7 +152,7 @@ func TestLessorRevokesInTime(t *testing.T) {
 				l.add(id, ttl)
 				expires[id] = time.Now().Add(time.Duration(ttl) * time.Second)
 			case r.IntN(10) == 0:
-				l.forget(id)
+				l.removeLease(id)
 				delete(expires, id)
 			default:
 				if ttl, err := l.renew(t.Context(), id); err != nil || ttl == 0 {

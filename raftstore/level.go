@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// newestLevel is how new the log entries are that this version can read. Whoever
+// newestLevel is how new the log entries are that this version can read. A change that
 // adds a kind of command, a flag, or anything else to log entries that a version
 // before cannot read raises it by one, and has the leader write that only where
 // replica.level is as high. The levels so far:
@@ -54,7 +54,7 @@ func lowestLevel(members []raft.Server) int {
 
 // level is the newest level of entries that may be written: all members that the
 // log has at its end can read it. It never falls, since readable refuses who would
-// lower it, and so whoever is a member can read all that was written before: an
+// lower it, and so every member can read all that was written before: an
 // entry comes after the members that could read it, in every log that has it.
 func (r *replica) level() int {
 	members, _ := r.dir.Log.Members()

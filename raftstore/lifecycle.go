@@ -65,7 +65,7 @@ func (r *replica) await(future raft.Future) error {
 }
 
 // Close stops the store and waits until nothing of it runs, or ctx ends: a
-// disk may hang. Writes that were not acknowledged by then fail, with their
+// disk may be stalled. Writes that were not acknowledged by then fail, with their
 // outcome open.
 func (s *Store) Close(ctx context.Context) error {
 	s.replica.once.Do(func() {

@@ -146,7 +146,7 @@ func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.S
 		}
 	}
 	if v.ID == c.id {
-		// Whoever leads next removes it: a leader that removes itself leaves
+		// The next leader removes it: a leader that removes itself leaves
 		// its clients waiting for an election.
 		if err := c.TransferLeadership(ctx); err != nil {
 			return false, err
@@ -160,11 +160,11 @@ func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.S
 		return false, err
 	}
 	c.log.Info("removed a server from the store's cluster", "member", v.ID)
-	c.replication.Forget(string(v.Address))
+	c.replication.CloseCalls(string(v.Address))
 	return true, nil
 }
 
-// isOnlyVoter says whether a server needs nobody else to be elected.
+// isOnlyVoter says whether a server needs no other vote to be elected.
 func isOnlyVoter(members []raft.Server, id raft.ServerID) bool {
 	voters := votersOf(members)
 	return len(voters) == 1 && voters[0].ID == id
@@ -183,7 +183,7 @@ func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id ra
 	switch {
 	case stores.majorityOf(left):
 		return nil
-	case c.raft.State() != raft.Leader: // it learns of nobody then
+	case c.raft.State() != raft.Leader: // it learns of no member then
 		return errNotLeader
 	}
 	return status.Errorf(codes.FailedPrecondition,
@@ -191,12 +191,12 @@ func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id ra
 			"Nothing was changed. Bring the other servers back first, or remove those that are lost", id, stores.count(left), len(left))
 }
 
-// answers says whether another member has answered within so long.
-func (p *peers) answers(id raft.ServerID, within time.Duration) bool {
+// responsive says whether another member has answered within so long.
+func (p *peers) responsive(id raft.ServerID, within time.Duration) bool {
 	return time.Since(p.Contact(id)) < within
 }
 
-type infoAnswer struct {
+type infoReply struct {
 	Cluster, ID string
 	Leader      string // its address, if known
 	Members     []raft.Server
@@ -207,7 +207,7 @@ type infoAnswer struct {
 	Version, Hostname string
 }
 
-func (ms *membership) serveInfo(context.Context, nothing) (infoAnswer, error) {
+func (ms *membership) serveInfo(context.Context, nothing) (infoReply, error) {
 	lead, _ := ms.leader.get()
 	return ms.info(lead), nil
 }

@@ -84,7 +84,7 @@ func (p sampler) refusing() metrics.Refusal {
 	return metrics.RefusingNone
 }
 
-// applied is told of every command that was run, here or elsewhere.
+// applied is called with every command that was run, here or elsewhere.
 func (s *Store) applied(c mvcc.Command, res mvcc.Result) {
 	s.replica.opts.Counters.Applied(res.Response)
 	if errors.Is(res.Err, mvcc.ErrFenced) {

@@ -15,9 +15,9 @@ const (
 	// stalledAfter is how long a write may wait for the disk before the others
 	// are to elect another leader.
 	stalledAfter = time.Second
-	// hungAfter is how long a follower's disk may stall before the leader is to
+	// diskStalledAfter is how long a follower's disk may stall before the leader is to
 	// count the follower as silent, and give its vote to another one in time.
-	hungAfter = 10 * time.Second
+	diskStalledAfter = 10 * time.Second
 	// cachedBytes is how much of the log's end is kept in memory for followers.
 	cachedBytes = 8 << 20
 	// readAtOnce is how many entries raft reads for a message to a follower that lags. A client's largest write is 1.5

@@ -76,7 +76,7 @@ type Options struct {
 	// member, or when that failed.
 	Admit func(share string) (release func(), err error)
 	// Renew, if set, is called on a server that was refused since what it shares is not what the others have (Admit's
-	// error wraps ErrShare), before it asks again. It gets that anew.
+	// error wraps ErrShare), before it asks again. It gets that again.
 	Renew func(ctx context.Context) error
 	// Others, if set, lists further addresses at which other servers may be by now.
 	// It is asked while this server's address is not the cluster's yet, again and

@@ -10,9 +10,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A process replies whose disk stalls. So whoever is to count for a majority from now on, or to lead, has to store
-// something first: the leader writes an entry, and goes by who confirms it. In a quiet cluster nothing else shows a
-// stalled disk. A server that does not confirm the entry lacks it from then on, which [peer.Transport.Stored] knows
+// A process replies whose disk stalls. So a server that is to count for a majority from now on, or to lead, has to
+// store something first: the leader writes an entry, and goes by who confirms it. In a quiet cluster nothing else shows
+// a stalled disk. A server that does not confirm the entry lacks it from then on, which [peer.Transport.Stored] knows
 // without another one.
 
 const (
@@ -55,7 +55,7 @@ func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) s
 	within := storesWithin + 2*min(s.dir.FlushDuration(), slowestFlush)
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	written := make(chan error, 1) // nobody may wait for it any more
+	written := make(chan error, 1) // buffered: the caller may not wait for it any more
 	if !s.spawn(func() { written <- s.await(s.raft.Barrier(within)) }) {
 		return stores
 	}
@@ -88,7 +88,7 @@ func (s *steward) seeming() []raft.Server {
 
 // barrier returns when all that this leader has appended is committed.
 func (r *replica) barrier(ctx context.Context) error {
-	done := make(chan error, 1) // nobody may wait for it any more
+	done := make(chan error, 1) // buffered: the caller may not wait for it any more
 	if !r.spawn(func() { done <- r.await(r.raft.Barrier(0)) }) {
 		return ErrClosed
 	}

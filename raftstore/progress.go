@@ -13,7 +13,7 @@ import (
 
 const (
 	// stuckAfter is how long a leader's entries may wait for a majority before it makes way, beside the time that a
-	// large one needs on a narrow link. After each time that this was in vain it is twice as long, up to mostStuck:
+	// large one needs on a narrow link. After each time that this failed it is twice as long, up to mostStuck:
 	// what keeps the entries back may be the same for any leader. It is stuckAfter again once anything was committed:
 	// each leader that makes way drops an entry that gets through nowhere, and small ones get through between.
 	stuckAfter = 3 * time.Second

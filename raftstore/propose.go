@@ -66,10 +66,10 @@ type proposal struct {
 	count    int    // of commands
 	size     int
 	owned    atomic.Bool // by a worker, or by the caller that gave up
-	done     chan answered
+	done     chan outcome
 }
 
-type answered struct {
+type outcome struct {
 	results []mvcc.Result
 	err     error
 }
@@ -124,7 +124,7 @@ type bounds struct {
 // propose runs one command and waits for its result.
 func (p *proposer) propose(ctx context.Context, b bounds, c mvcc.Command) (mvcc.Result, error) {
 	results, err := p.submit(ctx, b, &proposal{
-		command: c, count: 1, size: mvcc.CommandSize(c), done: make(chan answered, 1),
+		command: c, count: 1, size: mvcc.CommandSize(c), done: make(chan outcome, 1),
 	})
 	if err != nil {
 		return mvcc.Result{}, err
@@ -134,7 +134,7 @@ func (p *proposer) propose(ctx context.Context, b bounds, c mvcc.Command) (mvcc.
 
 // proposeAll runs commands that another server gathered.
 func (p *proposer) proposeAll(ctx context.Context, b bounds, encoded []byte, count int) ([]mvcc.Result, error) {
-	return p.submit(ctx, b, &proposal{gathered: encoded, count: count, size: len(encoded), done: make(chan answered, 1)})
+	return p.submit(ctx, b, &proposal{gathered: encoded, count: count, size: len(encoded), done: make(chan outcome, 1)})
 }
 
 // submit waits for a proposal's answer. When ctx or one of its bounds ends first, the commands
@@ -189,10 +189,10 @@ func (p *proposer) run() {
 		results, err := wait()
 		for _, c := range batch {
 			if err != nil {
-				c.done <- answered{err: err}
+				c.done <- outcome{err: err}
 				continue
 			}
-			c.done <- answered{results: results[:c.count:c.count]}
+			c.done <- outcome{results: results[:c.count:c.count]}
 			results = results[c.count:]
 		}
 	}
@@ -232,7 +232,7 @@ func (p *proposer) gather(first *proposal) ([]*proposal, []byte) {
 			if c.gathered != nil {
 				entry, batch = mvcc.AppendEncoded(entry, c.gathered), append(batch, c)
 			} else if grown, err := mvcc.AppendCommand(entry, c.command); err != nil {
-				c.done <- answered{err: err}
+				c.done <- outcome{err: err}
 			} else {
 				entry, batch = grown, append(batch, c)
 			}

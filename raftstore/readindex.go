@@ -81,7 +81,7 @@ func (r *reads) index(ctx context.Context) (uint64, error) {
 	}
 }
 
-// run does rounds for as long as somebody waits.
+// run does rounds for as long as a caller waits.
 func (r *reads) run() {
 	for {
 		r.mu.Lock()
@@ -98,7 +98,7 @@ func (r *reads) run() {
 	}
 }
 
-// find gets a read index from whoever leads.
+// find gets a read index from the leader.
 func (r *reads) find() (index uint64, err error) {
 	ctx, cancel := etcdapi.WithTimeout(r.ctx, r.opts.RequestTimeout)
 	defer cancel()
@@ -214,7 +214,7 @@ func (r *reads) committedCommand() (uint64, error) {
 func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Server, missing int) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*r.opts.ElectionTimeout)
 	defer cancel()
-	terms := make(chan uint64, len(servers)) // nobody waits for the rest
+	terms := make(chan uint64, len(servers)) // the rest is not waited for
 	for _, server := range servers {
 		go func() { terms <- r.askTerm(ctx, server) }()
 	}

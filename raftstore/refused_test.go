@@ -21,7 +21,7 @@ import (
 )
 
 // A revocation that was refused leaves the lease, and its expiry.
-func TestRefusedRevocationForgetsNothing(t *testing.T) {
+func TestRefusedRevocationKeepsTheLease(t *testing.T) {
 	l := newLessor(clocktesting.NewFakeClock(time.Unix(0, 0)), nil)
 	l.promote(func() []mvcc.Lease { return []mvcc.Lease{{ID: 7, TTL: 10}} })
 	for _, err := range []error{mvcc.ErrFenced, mvcc.ErrSession, mvcc.ErrStale} {
@@ -167,7 +167,7 @@ func TestReadsAfterRecovery(t *testing.T) {
 	}
 }
 
-// A server whose keys were replaced after it had asked for them gets them anew by itself, and is taken in then; the
+// A server whose keys were replaced after it had asked for them gets them again by itself, and is added then; the
 // others are asked no more often than is needed.
 func TestRefusedServerRenews(t *testing.T) {
 	ctx := testContext(t)
@@ -185,7 +185,7 @@ func TestRefusedServerRenews(t *testing.T) {
 		Share: func() string { return share.Load().(string) },
 		Renew: func(context.Context) error {
 			if renewed.Add(1) == 1 {
-				return errors.New("nobody answers")
+				return errors.New("no server answers")
 			}
 			share.Store("new")
 			return nil

@@ -32,7 +32,8 @@ type replica struct {
 	fsm  *fsm
 }
 
-// open opens the directory, and moves a damaged one away if the others have what it held. grown is told of each append.
+// open opens the directory, and moves a damaged one away if the others have what it held. grown is called for each
+// append.
 func (r *replica) open(ctx context.Context, grown func(int64)) error {
 	o := disk.Options{
 		Path: r.opts.Dir, Identity: disk.Identity{Cluster: r.opts.ClusterID, Node: r.opts.NodeID},
@@ -63,7 +64,7 @@ func (r *replica) admit() error {
 	return nil
 }
 
-func (r *replica) hung() bool { return r.dir.Stalled() > hungAfter }
+func (r *replica) diskStalled() bool { return r.dir.Stalled() > diskStalledAfter }
 
 func (r *replica) dial(ctx context.Context, address string) (net.Conn, error) {
 	return r.opts.Network.Dial(ctx, dialAddress(raft.ServerAddress(address)))
@@ -93,7 +94,7 @@ func (r *replica) raftConfig(notices chan<- bool) *raft.Config {
 		conf.LeaderLeaseTimeout = leaseFor * r.opts.ElectionTimeout
 		// The transport adds more, or takes some away: it goes by bytes (Transport.fill).
 		conf.MaxAppendEntries = readAtOnce
-		// Followers are told of commits by the transport, at once.
+		// Followers are sent commits by the transport, at once.
 		conf.CommitTimeout = r.opts.ElectionTimeout
 	}
 	return conf

@@ -33,10 +33,10 @@ type replication interface {
 
 	// What the others hear of this server, and this one of them.
 	Call(ctx context.Context, address, method string, body []byte) ([]byte, error)
-	published() // is told of every new view
+	published() // is called for every new view
 	LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64)
 	Contact(raft.ServerID) time.Time
-	Forget(address string)
+	CloseCalls(address string)
 	setTimers()
 	reportRemoval(context.Context)
 	sample(*metrics.Sample)
@@ -92,7 +92,7 @@ func (l standalone) waitLeader(ctx context.Context) error {
 }
 
 // linearizable returns the newest view of a server that leads and has applied its
-// predecessors' entries: nobody else can acknowledge a write.
+// predecessors' entries: no other server can acknowledge a write.
 func (l standalone) linearizable(ctx context.Context) (*mvcc.View, error) {
 	if err := l.waitLeader(ctx); err != nil {
 		return nil, err
@@ -118,7 +118,7 @@ func (l standalone) Stand(context.Context) bool {
 }
 
 func (standalone) Call(context.Context, string, string, []byte) ([]byte, error) {
-	return nil, errNoAnswer
+	return nil, errNoReply
 }
 
 func (l standalone) transferVote(context.Context, []raft.Server, uint64) error {
@@ -135,7 +135,7 @@ func (standalone) hadPeers() bool                                               
 func (standalone) run()                                                                    {}
 func (standalone) close()                                                                  {}
 func (standalone) published()                                                              {}
-func (standalone) Forget(string)                                                           {}
+func (standalone) CloseCalls(string)                                                       {}
 func (standalone) setTimers()                                                              {}
 func (standalone) reportRemoval(context.Context)                                           {}
 func (standalone) sample(*metrics.Sample)                                                  {}

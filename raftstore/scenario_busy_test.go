@@ -8,7 +8,7 @@ import (
 )
 
 // The leader waits for a processor now and then, and longer each time: nothing comes from it, and what is sent to it
-// waits. It keeps its place, as long as that is less than the second after which somebody else is to lead. Once it has
+// waits. It keeps its place, as long as that is less than the second after which another server is to lead. Once it has
 // been quiet for a while, the others miss it as soon as ever.
 func TestScenarioBusyLeader(t *testing.T) {
 	seeds(t, 4, func(t *testing.T, seed uint64) {

@@ -50,8 +50,8 @@ func TestScenarioOutdatedChange(t *testing.T) {
 	})
 }
 
-// Most servers, or all, come back at other addresses at the same time, and are told
-// where the others are.
+// Most servers, or all, come back at other addresses at the same time, and are given
+// the others' addresses.
 func TestScenarioMovedAtOnce(t *testing.T) {
 	changesAddresses(t)
 	for _, many := range []int{2, 3} {

@@ -395,7 +395,7 @@ func (n *node) open(o Options, alone bool) error {
 	return nil
 }
 
-// noteLeader is told who leads a term: one server at most.
+// noteLeader takes note of who leads a term: one server at most.
 func (c *cluster) noteLeader(term uint64, name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -419,7 +419,7 @@ func (n *node) stop() {
 }
 
 // crash stops the server without a word: its connections fail, and whatever
-// it does while the test stops it reaches nobody.
+// it does while the test stops it reaches no other server.
 func (n *node) crash() {
 	n.mu.Lock()
 	s := n.store

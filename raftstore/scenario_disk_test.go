@@ -119,7 +119,7 @@ func TestScenarioDamage(t *testing.T) {
 	})
 }
 
-// With nobody to ask, damage is an error, and nothing is touched.
+// With no server to ask, damage is an error, and nothing is touched.
 func TestScenarioDamageAlone(t *testing.T) {
 	for _, n := range []int{1, 3} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {

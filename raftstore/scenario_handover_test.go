@@ -48,7 +48,7 @@ func TestScenarioLostAnswer(t *testing.T) {
 	})
 }
 
-// A leader that stops in good order hands over first: nobody notices.
+// A leader that stops in good order transfers leadership first: no client notices.
 func TestScenarioHandOver(t *testing.T) {
 	const limit = 50 * time.Millisecond
 	for _, n := range []int{3, 5} {

@@ -63,7 +63,7 @@ func (c *heldConn) Close() error {
 	return c.Conn.Close()
 }
 
-// The leader's disk takes two seconds for a flush, and no other voter answers its question how long theirs take. Nobody
+// The leader's disk takes two seconds for a flush, and no other voter answers its question how long theirs take. None
 // is known to be faster, so it keeps the leadership.
 func TestScenarioSlowLeaderWithoutAnswers(t *testing.T) {
 	seeds(t, 3, func(t *testing.T, seed uint64) {

@@ -61,12 +61,12 @@ func (n *node) guard(ctx context.Context, s *Store) {
 }
 
 // lively waits for servers to be able to work; then it cuts off a minority, at
-// random, and waits for the others to be. Nobody writes meanwhile.
+// random, and waits for the others to be. No client writes meanwhile.
 func (c *cluster) lively(alive []*node) {
 	c.Helper()
 	c.live(alive)
 	// A change of members may not be everywhere yet: it has to be a majority
-	// whoever's members count.
+	// by any server's members.
 	var with, rest []*node
 	order := slices.Clone(alive)
 	c.rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })

@@ -55,9 +55,9 @@ func TestScenarioStrandedFollower(t *testing.T) {
 		leader := c.leader()
 		follower, third := c.others(leader)[0], c.others(leader)[1]
 		c.fill(leader, 20)
-		c.forget(leader)
+		c.compactLog(leader)
 		c.lag(leader, follower, func() {})
-		c.forget(follower)
+		c.compactLog(follower)
 		lacks := leader.running().replica.raft.LastIndex() - follower.running().replica.raft.LastIndex()
 		if first, _ := follower.running().replica.dir.Log.FirstIndex(); first != 0 || lacks == 0 {
 			c.Fatalf("seed %d: the follower's log begins at %d, and it lacks %d entries", c.seed, first, lacks)
@@ -70,21 +70,21 @@ func TestScenarioStrandedFollower(t *testing.T) {
 }
 
 // A follower gets thousands of entries and none of its answers arrive. Both servers
-// compact; then the third one dies. Nobody writes, and the two can work again.
+// compact; then the third one dies. No client writes, and the two can work again.
 func TestScenarioBacklog(t *testing.T) {
 	scenarios(t, 2, 3, func(c *cluster) {
 		c.keep(c.rand.Uint64N(200))
 		leader := c.leader()
 		follower, third := c.others(leader)[0], c.others(leader)[1]
 		c.fill(leader, 100)
-		c.forget(leader)
+		c.compactLog(leader)
 		c.net.Cut(follower.name, leader.name)
 		c.fill(leader, 3000)
 		c.pass(20 * time.Second) // messages without answers are sent again and again
 		if c.rand.IntN(2) == 0 {
-			c.forget(leader)
+			c.compactLog(leader)
 		}
-		c.forget(follower)
+		c.compactLog(follower)
 		third.crash()
 		c.net.HealAll()
 		c.live([]*node{leader, follower})

@@ -71,16 +71,16 @@ func (r *round) play() {
 		}
 	}
 	most := (len(voters) - 1) / 2
-	sick := voters[:r.rand.IntN(most+1)]
+	faulty := voters[:r.rand.IntN(most+1)]
 	fullLeader := r.rand.IntN(4) == 0 // and the disks of the others that are sick are stalled
 	if fullLeader {
 		voters = append([]*node{leader}, remove(voters, leader)...)
-		sick = voters[:most]
+		faulty = voters[:most]
 	}
-	r.well = voters[len(sick):]
+	r.well = voters[len(faulty):]
 	for _, n := range others {
 		if r.rand.IntN(2) == 0 {
-			sick = append(sick[:len(sick):len(sick)], n)
+			faulty = append(faulty[:len(faulty):len(faulty)], n)
 		} else {
 			r.well = append(r.well[:len(r.well):len(r.well)], n)
 		}
@@ -88,7 +88,7 @@ func (r *round) play() {
 	if r.rand.IntN(3) == 0 {
 		r.some(5 * time.Second) // all that was written is everywhere
 	}
-	for _, n := range sick {
+	for _, n := range faulty {
 		switch {
 		case !fullLeader:
 			r.sicken(n)

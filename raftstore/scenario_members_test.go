@@ -237,7 +237,7 @@ func TestScenarioMovedServers(t *testing.T) {
 	})
 }
 
-// A cluster of one server, which talked to nobody, gets an address and others.
+// A cluster of one server, which had no peers, gets an address and others.
 // Then it is one again, and forgets how to talk.
 func TestScenarioOneToThreeAndBack(t *testing.T) {
 	scenario(t, 1, 1, func(c *cluster) {

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// The only voter has just got two more voters, and then all disks become slow at once. Nobody is faster, so the leader
+// The only voter has just got two more voters, and then all disks become slow at once. None is faster, so the leader
 // keeps its leadership, as where three have voted for long.
 func TestScenarioSlowBurstAfterFirstPromotion(t *testing.T) {
 	stages(t, 6, 1, nil, func(c *cluster) {
@@ -36,7 +36,7 @@ func TestScenarioSlowBurstAfterFirstPromotion(t *testing.T) {
 	})
 }
 
-// Of three servers one votes, and its disk stalls. Nobody else could lead, so it goes on with its heartbeats: reads
+// Of three servers one votes, and its disk stalls. No other could lead, so it goes on with its heartbeats: reads
 // through the others work all the while.
 func TestScenarioOnlyVotersDiskStalls(t *testing.T) {
 	stages(t, 6, 1, func(o *Options) { o.MaxVoters = 1 }, func(c *cluster) {

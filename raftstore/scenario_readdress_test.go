@@ -8,7 +8,7 @@ import (
 )
 
 // All servers stop and come back at other addresses. None finds another one, until
-// somebody outside the store tells them where others are.
+// something outside the store reports to them where others are.
 func TestScenarioAllMoved(t *testing.T) {
 	changesAddresses(t)
 	seeds(t, 3, func(t *testing.T, seed uint64) {
@@ -49,7 +49,7 @@ func TestScenarioAllMoved(t *testing.T) {
 				c.ready(n)
 				c.serves(n)
 			}
-			t.Logf("seed %d: healed %v after they were told", seed, (time.Since(moved) - 20*time.Second).Round(10*time.Millisecond))
+			t.Logf("seed %d: healed %v after the addresses were given", seed, (time.Since(moved) - 20*time.Second).Round(10*time.Millisecond))
 			c.rest(20*time.Second, 3, "a", "b", "c")
 			c.pass(5 * time.Second) // each tells the leader its address when there is one
 			for _, n := range c.nodes {

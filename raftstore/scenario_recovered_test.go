@@ -25,8 +25,8 @@ func (c *cluster) recover(n *node) {
 }
 
 // The survivor lacks the last writes of the majority that is lost. No revision that clients have seen of those is given
-// to another write, and a watch that goes on from there is told to list anew. Each further recovery leaps again. The
-// leap outlasts a restart, and servers that join have it.
+// to another write, and a watch that goes on from there gets an error and lists again. Each further recovery leaps
+// again. The leap outlasts a restart, and servers that join have it.
 func TestScenarioRecoveredRevisionsAreNew(t *testing.T) {
 	stages(t, 3, 3, nil, func(c *cluster) {
 		survivor := c.others(c.leader())[0]

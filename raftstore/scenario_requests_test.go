@@ -71,7 +71,7 @@ func TestScenarioLargeValues(t *testing.T) {
 		}
 		write(0, 12, c.others(away))
 		c.fill(leader, 20)
-		c.forget(c.others(away)...)
+		c.compactLog(c.others(away)...)
 		c.net.HealAll()
 		c.ready(away)
 		write(12, 24, c.nodes)

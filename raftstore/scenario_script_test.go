@@ -192,7 +192,7 @@ var forms = []form{
 	{"remove X through X is CODE", func(s *script, a []string) { s.takeOut(a[0], a[1], a[2]) }},
 	{"promote X through X", func(s *script, a []string) { s.promote(a[0], a[1], "") }},
 	{"promote X through X is CODE", func(s *script, a []string) { s.promote(a[0], a[1], a[2]) }},
-	{"snapshot SET", func(s *script, a []string) { s.forget(s.set(a[0])...) }},
+	{"snapshot SET", func(s *script, a []string) { s.compactLog(s.set(a[0])...) }},
 
 	// Links.
 	{"cut SET > SET", func(s *script, a []string) { s.pairs(a[0], a[1], func(x, y *node) { s.net.Cut(x.host, y.host) }) }},

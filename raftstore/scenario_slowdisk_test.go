@@ -12,7 +12,7 @@ import (
 
 // Disks that are slow and not stalled, as cheap cards are at times: the leader vanishes, and the two others have to
 // elect one of them. An election takes several flushes, one after the other: a candidate that does not wait for them
-// begins it anew for ever.
+// begins it again for ever.
 func TestScenarioSlowDisks(t *testing.T) {
 	for _, flush := range []time.Duration{0, 30, 60, 100, 150, 200, 300, 450, 600, 900} {
 		flush *= time.Millisecond

@@ -18,7 +18,7 @@ import (
 // flushes up to 1.5 s, 6 at 2 s, and 7.3 at 3 s, with the client's pause of up to a second.
 func slowWrite(flush time.Duration) time.Duration { return 2*time.Second + 9*flush }
 
-// All disks, or those of a majority, are slow for minutes. Nobody is faster than the leader, so it keeps its place, and
+// All disks, or those of a majority, are slow for minutes. None is faster than the leader, so it keeps its place, and
 // writes go on.
 func TestScenarioSlowRandom(t *testing.T) {
 	takes := []time.Duration{300, 700, 1000, 1100, 1300, 1500, 2000, 3000}
@@ -90,7 +90,7 @@ func slowElection(flush time.Duration) time.Duration {
 	return slowWrite(flush) + 2*(flushesOfVote*flush+2*(defaultElectionTimeout+flushesOfVote*flush))
 }
 
-// All disks become slow at once, and are quick again after ten seconds or two minutes. Nobody was faster meanwhile, so
+// All disks become slow at once, and are quick again after ten seconds or two minutes. None was faster meanwhile, so
 // the leader keeps its leadership, and a write takes no longer than its flushes.
 func TestScenarioSlowBurst(t *testing.T) {
 	for _, slow := range []time.Duration{1300, 2000, 3000} {

@@ -34,8 +34,8 @@ func (c *cluster) fillWith(n *node, writes int, value string) {
 	}
 }
 
-// forget makes servers replace their logs by snapshots, all but a few entries.
-func (c *cluster) forget(nodes ...*node) {
+// compactLog makes servers replace their logs by snapshots, all but a few entries.
+func (c *cluster) compactLog(nodes ...*node) {
 	c.Helper()
 	for _, n := range nodes {
 		s := n.running()
@@ -57,7 +57,7 @@ func TestScenarioInterruptedSnapshot(t *testing.T) {
 		away := c.others(leader)[c.rand.IntN(2)]
 		c.isolate(away)
 		c.fill(leader, 150)
-		c.forget(c.others(away)...)
+		c.compactLog(c.others(away)...)
 		first, err := c.leader(c.others(away)...).running().replica.dir.Log.FirstIndex()
 		c.endIf(err != nil || first < 150, "the log still begins at %d: %v", first, err)
 		c.jitter(20*time.Millisecond, 20*time.Millisecond)
@@ -92,7 +92,7 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 				away := c.others(leader)[0]
 				c.isolate(away)
 				c.fill(leader, 150)
-				c.forget(c.others(away)...)
+				c.compactLog(c.others(away)...)
 				older := filepath.Join(away.dir, "snapshots", fmt.Sprintf("%020d-%020d.snapshot", 1, 1))
 				var broken atomic.Bool
 				if what == "removal" { // os.Remove refuses a folder that is not empty
@@ -128,7 +128,7 @@ func TestScenarioSnapshotHalfInstalled(t *testing.T) {
 }
 
 // A follower is away while history is compacted. Its watches, which would need
-// it, are told so; new ones from there on miss nothing.
+// it, get an error; new ones from there on miss nothing.
 func TestScenarioCompactionWhileAway(t *testing.T) {
 	for _, how := range []string{"log", "snapshot"} {
 		t.Run(how, func(t *testing.T) {
@@ -142,7 +142,7 @@ func TestScenarioCompactionWhileAway(t *testing.T) {
 				revision := leader.running().Status().Revision
 				testenv.NoError(c, testenv.Err(leader.running().Client().KV.Compact(c.within(5*time.Second), revision-5)), "seed %d", c.seed)
 				if how == "snapshot" {
-					c.forget(c.others(away)...)
+					c.compactLog(c.others(away)...)
 				}
 				c.net.HealAll()
 				c.ready(away)
@@ -162,7 +162,7 @@ func TestScenarioSnapshotsAndCrashes(t *testing.T) {
 		for range 10 {
 			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
 			n := c.shuffled()[0]
-			c.forget(n)
+			c.compactLog(n)
 			c.pass(time.Duration(c.rand.Int64N(int64(300 * time.Millisecond))))
 			n.crash()
 			c.pass(time.Duration(c.rand.Int64N(int64(time.Second))))
@@ -173,7 +173,7 @@ func TestScenarioSnapshotsAndCrashes(t *testing.T) {
 }
 
 // Leases belong to the cluster, their time to the leader: a new one gives each
-// its whole time again, and none expires early, whoever leads.
+// its whole time again, and none expires early, whichever leads.
 func TestScenarioLeases(t *testing.T) {
 	scenarios(t, 3, 3, func(c *cluster) {
 		w := c.work(2)

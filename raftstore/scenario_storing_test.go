@@ -57,7 +57,7 @@ func (c *cluster) mendDisks() {
 // stalls makes a server's disk stall.
 func (n *node) stalls() { n.faults.DelayFlushes(24 * time.Hour) }
 
-// The disk of a voter is stalled, and somebody asks for the state of the servers again and again. The survey says so,
+// The disk of a voter is stalled, and a client asks for the state of the servers again and again. The survey says so,
 // and the vote goes to the stand-by all the same.
 func TestScenarioSurveyedStalledVoter(t *testing.T) {
 	stages(t, 2, 4, nil, func(c *cluster) {

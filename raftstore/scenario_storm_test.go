@@ -74,7 +74,7 @@ func (c *cluster) storm(n *node, round int) {
 		n.wipe()
 		moment(4 * time.Second)
 		n.start(hosts(others)...)
-	case 1: // is taken out, and joins anew
+	case 1: // is removed, and joins again
 		if err := others[0].running().cluster.RemoveMember(c.within(20*time.Second), n.name); err != nil {
 			c.Logf("seed %d: remove %s: %v", c.seed, n.name, err)
 			return

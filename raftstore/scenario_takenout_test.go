@@ -8,7 +8,7 @@ import (
 )
 
 // There is a leader that a server does not hear, and the only one that it reaches has just joined: that one knows who
-// leads, and no members yet, since its disk hangs. The server does not take itself for one that was taken out.
+// leads, and no members yet, since its disk is stalled. The server does not take itself for one that was removed.
 func TestScenarioBesideOneThatJoins(t *testing.T) {
 	stages(t, 3, 3, func(o *Options) { o.Others = func() []string { return []string{"d"} } }, func(c *cluster) {
 		away := c.others(c.leader())[c.rand.IntN(2)]
@@ -24,8 +24,8 @@ func TestScenarioBesideOneThatJoins(t *testing.T) {
 	})
 }
 
-// A server that was taken in and has none of the log yet reaches only one whose disk hangs, and that does not know of
-// it. It does not take itself for one that was removed.
+// A server that was taken in and has none of the log yet reaches only one whose disk is stalled, and that does not know
+// of it. It does not take itself for one that was removed.
 func TestScenarioEmptyLogBesideAStalledServer(t *testing.T) {
 	stage(t, 1, 3, nil, func(c *cluster) {
 		leader := c.leader()

@@ -11,11 +11,11 @@ import (
 )
 
 // Disks of which each is slow in its own way, from a good one to one that takes almost as long as a stalled one. The
-// leader vanishes, or all servers begin anew at once, when none of them knows yet how long the others' disks take.
-// Whoever stands has to wait for the slowest voter that he needs, or nobody is ever elected.
+// leader vanishes, or all servers restart at once, when none of them knows yet how long the others' disks take.
+// A candidate has to wait for the slowest voter that it needs, or none is ever elected.
 func TestScenarioUnlikeDisks(t *testing.T) {
 	takes := []time.Duration{0, 0, 20, 60, 150, 300, 600, 900}
-	for _, how := range []string{"vanishes", "all begin anew"} {
+	for _, how := range []string{"vanishes", "all restart"} {
 		t.Run(how, func(t *testing.T) {
 			var all []time.Duration
 			seeds(t, 12, func(t *testing.T, seed uint64) {

@@ -59,14 +59,14 @@ func (r *replica) othersLead(ctx context.Context, known []disk.Peer) error {
 				continue
 			}
 			call, cancel := context.WithTimeout(ctx, time.Second)
-			info, err := callAt[infoAnswer](call, caller.Call, p.Address, callInfo, nothing{})
+			info, err := callAt[infoReply](call, caller.Call, p.Address, callInfo, nothing{})
 			cancel()
 			if err == nil && info.Leader != "" && dialAddress(raft.ServerAddress(info.Leader)) != r.opts.Network.Address {
 				return nil
 			}
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
-			return errors.Join(errNoAnswer, ctx.Err())
+			return errors.Join(errNoReply, ctx.Err())
 		}
 		time.Sleep(retryPause)
 	}

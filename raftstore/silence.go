@@ -21,10 +21,10 @@ import (
 // three; and as long as the others have not missed it too, they refuse it even a pre-vote, and it waits for another one
 // or two.
 //
-// So the voters look themselves, and exactly. Whoever has not heard the leader for silentAfter asks the others at once.
-// If a majority says that it is silent, the one with the longest log stands, as if the leader had handed over: that way
-// a voter whose own timer has not run out votes too. Raft's timers go on beside that; where a voter knows no such
-// question, they are what is left.
+// So the voters look themselves, and exactly. One that has not heard the leader for silentAfter asks the others at
+// once. If a majority says that it is silent, the one with the longest log stands, as if the leader had handed over:
+// that way a voter whose own timer has not run out votes too. Raft's timers go on beside that; where a voter knows no
+// such question, they are what is left.
 
 // election is how this server misses a leader and becomes a candidate, and answers other voters that miss one.
 type election struct {
@@ -47,7 +47,7 @@ func (e *election) silentAfter() time.Duration {
 func (e *election) agreeAfter() time.Duration { return e.silentAfter() - e.opts.ElectionTimeout/3 }
 
 // lateBy is how late this voter may wake up and still trust what it has heard: beyond that it gets too little processor
-// time, and messages of the leader may be there that nobody has read. It then waits for lateRest, once.
+// time, and messages of the leader may be there unread. It then waits for lateRest, once.
 const lateBy, lateRest = 50 * time.Millisecond, 100 * time.Millisecond
 
 // standing is what a voter says of itself when there may be no leader.
@@ -99,8 +99,8 @@ func (e *election) standing() standing {
 
 // serveStanding answers another voter that misses the leader, and has this one look at once.
 func (e *election) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
-	if e.hung() {
-		return standing{}, errHung
+	if e.diskStalled() {
+		return standing{}, errDiskStalled
 	}
 	e.checkLeaderNow()
 	out := e.standing()
@@ -162,7 +162,7 @@ func (e *election) standings(
 func (e *election) missLeader(ctx context.Context) {
 	timer := time.NewTimer(e.silentAfter())
 	defer timer.Stop()
-	var rest time.Time // until then it does not look again, whoever asks: each question makes others look, and ask
+	var rest time.Time // until then it does not look again, whatever server asks: each question makes others look, and ask
 	tries, due, excused := 0, time.Now().Add(e.silentAfter()), false
 	var seen progress // while it leads
 	for {
@@ -181,7 +181,7 @@ func (e *election) missLeader(ctx context.Context) {
 			e.compareDisks(ctx)
 			e.checkProgress(ctx, &seen)
 			rest, tries, excused, wait = time.Time{}, 0, false, e.silentAfter()
-			if !e.othersVote() { // and none could lead: nothing to miss, and nobody to compare with
+			if !e.othersVote() { // and none could lead: nothing to miss, and no server to compare with
 				e.pace.Store(&pace{withThis: e.pace.Load().withThis, withoutThis: never})
 				rests := timers.Until(stewardTick) // another server may get a vote
 				due = time.Now().Add(rests)
@@ -230,11 +230,11 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 		leader = "" // there was an election since, so it is asked like any other: it may be a candidate itself
 	}
 	state := e.raft.State()
-	if !voter || state == raft.Leader || state == raft.Shutdown || e.withholds() || e.hung() {
+	if !voter || state == raft.Leader || state == raft.Shutdown || e.withholds() || e.diskStalled() {
 		return standAfter
 	}
 	if seen == 0 || state != raft.Follower {
-		// Raft decides who stands. But it has to know how long the others' disks take: where all have just begun nobody
+		// Raft decides who stands. But it has to know how long the others' disks take: where all have just begun none
 		// has said it yet, and one with a good disk would begin a new term each time before the others have brought
 		// their votes for the last one to theirs.
 		e.standings(ctx, "", standAfter)

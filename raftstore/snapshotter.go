@@ -19,7 +19,7 @@ const (
 	// takes a fraction of a second, although it may be packed to a quarter.
 	minLogBytes = 16 << 20
 	// trailingLogs is how many of the entries that a snapshot covers stay in the
-	// log at least. With one voter nobody needs them.
+	// log at least. With one voter they are not needed.
 	trailingLogs = 128
 	// trailingBytes is how much of what a snapshot covers stays in the log where
 	// there are other servers: one that was away for a moment gets that instead

@@ -119,8 +119,8 @@ func (s *steward) settleVotes(ctx context.Context, known *acquaintances) {
 	}
 }
 
-// bearable returns an error unless a majority of the voters that a change makes stores now, and whoever it gives a
-// vote.
+// bearable returns an error unless a majority of the voters that a change makes stores now, and the server that it
+// gives a vote.
 func (s *steward) bearable(
 	ctx context.Context, members []raft.Server, change voters.Change, known *acquaintances,
 ) error {
@@ -286,12 +286,12 @@ func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.
 }
 
 // requestInfo requests from a member how it is.
-func (r *replica) requestInfo(ctx context.Context, call caller, server raft.Server) (infoAnswer, error) {
+func (r *replica) requestInfo(ctx context.Context, call caller, server raft.Server) (infoReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.opts.ElectionTimeout)
 	defer cancel()
-	info, err := callAt[infoAnswer](ctx, call, string(server.Address), callInfo, nothing{})
+	info, err := callAt[infoReply](ctx, call, string(server.Address), callInfo, nothing{})
 	if err == nil && info.ID != string(server.ID) {
-		err = errNoAnswer // of this member
+		err = errNoReply // of this member
 	}
 	return info, err
 }

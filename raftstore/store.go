@@ -92,7 +92,7 @@ func newStore(o Options) *Store {
 	return s
 }
 
-// published is told of every new view. Those of a restart come before raft runs.
+// published is called for every new view. Those of a restart come before raft runs.
 func (s *Store) published() {
 	s.watches.Published()
 	s.compactor.published(s.replica.fsm.view())

@@ -63,13 +63,13 @@ func (c *Cluster) Survey(ctx context.Context) []MemberState {
 	return states
 }
 
-func (m *MemberState) fill(a infoAnswer) {
+func (m *MemberState) fill(a infoReply) {
 	m.Answers, m.Applied, m.Version, m.Hostname, m.Full, m.Stalled = true, a.Applied, a.Version, a.Hostname, a.Full, a.Stalled
 }
 
 // info is what this server says of itself, and of a leader.
-func (r *replica) info(lead leader) infoAnswer {
-	return infoAnswer{
+func (r *replica) info(lead leader) infoReply {
+	return infoReply{
 		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Leader: string(lead.Address), Version: r.opts.Version, Hostname: r.opts.Hostname,
 		Applied: r.raft.AppliedIndex(), Full: errors.Is(r.admit(), rpctypes.ErrGRPCNoSpace),
 		Stalled: r.dir.Stalled() > stalledAfter, Members: r.raft.GetConfiguration().Configuration().Servers,
@@ -110,7 +110,7 @@ func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, err
 	after := append(slices.Clone(voters), chosen)
 	stores := c.replication.storageProbe(ctx, nil)
 	switch {
-	case c.raft.State() != raft.Leader: // it learns of nobody then
+	case c.raft.State() != raft.Leader: // it learns of no member then
 		return nothing{}, errNotLeader
 	case stores.count(voters) == len(voters) && len(voters)%2 == 1:
 		return nothing{}, status.Errorf(codes.FailedPrecondition,

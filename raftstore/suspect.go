@@ -20,7 +20,7 @@ type ended struct {
 	at     time.Time
 }
 
-// leaderGone is told that a server's process has ended. If that was the leader, the voters need not wait until they
+// leaderGone is called when a server's process has ended. If that was the leader, the voters need not wait until they
 // miss its heartbeats: this one looks at once (silence.go). It may be wrong, where a firewall refuses its connections,
 // so a majority has to have found the same.
 func (e *election) leaderGone(id raft.ServerID) {

@@ -99,7 +99,7 @@ func (c *cluster) standalone() *node {
 	return n
 }
 
-// What the only server's clients gave up, since its disk hung, is done once if it was in the log already, and before
+// What the only server's clients gave up, since its disk stalled, is done once if it was in the log already, and before
 // all that is written later; otherwise it is never done.
 func TestScenarioLateWritesOfStandaloneServer(t *testing.T) {
 	stage(t, 1, 0, nil, func(c *cluster) {
@@ -138,8 +138,8 @@ func TestScenarioLateWritesOfStandaloneServer(t *testing.T) {
 	})
 }
 
-// A lease that ends while the only server's disk hangs is revoked once: as soon as that is done its id may be granted
-// again, and a second revocation would take that lease.
+// A lease that ends while the only server's disk is stalled is revoked once: as soon as that is done its id may be
+// granted again, and a second revocation would take that lease.
 func TestScenarioRevokedOnceByStandaloneServer(t *testing.T) {
 	stage(t, 1, 0, nil, func(c *cluster) {
 		n := c.standalone()

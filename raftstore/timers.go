@@ -16,9 +16,9 @@ import (
 //
 // The first is how long a follower does without its leader before it stands by itself, between one and two of them, by
 // chance. The same number sets the pace of a leader's heartbeats. The voters here look themselves (silence.go), and
-// whoever raft makes a candidate beside that either shares the votes with the one whose turn it is or, being refused
-// its pre-votes, is missing among those who can stand. So only a leader, and who never had one where disks are quick,
-// has it short. A follower's is what is left if the question finds no answer.
+// a server that raft makes a candidate beside that either shares the votes with the one whose turn it is or, being
+// refused its pre-votes, is missing among those who can stand. So only a leader, and who never had one where disks are
+// quick, has it short. A follower's is what is left if the question finds no answer.
 //
 // The second is how long a candidate waits for votes. A voter has to flush its disk three times before it answers, and
 // may be in the middle of another write. A candidate that does not wait for that begins a new term again and again, and
@@ -41,7 +41,7 @@ type raftTimers struct {
 	pace     atomic.Pointer[pace]      // of the other voters' disks, as was last heard
 	flushing atomic.Bool               // this server flushes a few bytes, since a leader asks how long that takes
 	aside    atomic.Pointer[time.Time] // until then this server makes way for another leader
-	setting  sync.Mutex                // held while raft is told its times
+	setting  sync.Mutex                // held while raft's times are set
 }
 
 // candidacy is how long a candidate waits for votes, at least; raft draws between that and twice as long.
@@ -49,8 +49,8 @@ func (t *raftTimers) candidacy() time.Duration {
 	return max(candidateFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration())
 }
 
-// slowestFlush is as slow as a disk may be for the timers to follow it. A disk that hung for minutes must not make the
-// next election take as long.
+// slowestFlush is as slow as a disk may be for the timers to follow it. A disk that stalled for minutes must not make
+// the next election take as long.
 const slowestFlush = 3 * time.Second
 
 // flushDuration is how long the disks take for a write these days, this server's and those of the other voters that an
@@ -73,7 +73,7 @@ const never = 1000 * time.Hour
 func paceOf(answers []standing, voters int) *pace {
 	flushes := make([]time.Duration, len(answers))
 	for i, a := range answers {
-		flushes[i] = min(a.FlushDuration, slowestFlush) // which may be of a disk that hung minutes ago
+		flushes[i] = min(a.FlushDuration, slowestFlush) // which may be of a disk that stalled minutes ago
 	}
 	slices.Sort(flushes)
 	majority, out := voters/2+1, &pace{withoutThis: never}
@@ -138,7 +138,7 @@ func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration)
 // compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer
 // for them than who misses a leader: without an answer each leader would be deposed for its slow disk.
 func (e *election) compareDisks(ctx context.Context) {
-	if e.dir.Stalled() > stalledAfter/4 && !e.hung() {
+	if e.dir.Stalled() > stalledAfter/4 && !e.diskStalled() {
 		e.standings(ctx, "", e.opts.ElectionTimeout)
 	}
 }

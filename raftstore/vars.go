@@ -11,7 +11,7 @@ import (
 
 // vars are raft's variables, for raft. Raft panics when it cannot save a term.
 // Ours waits until it can, but not when the store is being closed: then, with
-// a disk that is full or hangs, it fails. Closing must not end the process, so
+// a disk that is full or stalled, it fails. Closing must not end the process, so
 // the goroutine ends instead, which is what closing wants of it.
 type vars struct {
 	raft.StableStore

@@ -18,13 +18,13 @@ func TestNamesOfCalls(t *testing.T) {
 		of   any
 		want string
 	}{
-		{infoAnswer{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname"},
+		{infoReply{}, "Cluster ID Leader Members Applied Full Stalled Version Hostname"},
 		{joinCall{}, "ID Address Share"},
 		{removeCall{}, "Name"},
 		{promoteCall{}, "Name"},
 		{leaseCall{}, "ID Keys"},
 		{etcdapi.Lease{}, "Exists Granted Left Keys"},
-		{reachAnswer{}, "Reached Unfit"},
+		{reachReply{}, "Reached Unfit"},
 		{standing{}, "ID Silent Follower Leads Standing Polling Ended Term LogTerm LogIndex FlushTakes"},
 		{standingQuestion{}, "Within"},
 	} {

@@ -127,7 +127,7 @@ profiles:
 - schedulerName: packed
 `)}}.settings())(t)
 	registry := addRefusedVolumes(s.config.Profiles, refusedBy{})
-	testenv.True(t, registry[refusedVolumesName] != nil, "nobody makes the plugin")
+	testenv.True(t, registry[refusedVolumesName] != nil, "the plugin is not registered")
 	for _, p := range s.config.Profiles {
 		n := 0
 		for _, e := range p.Plugins.MultiPoint.Enabled {

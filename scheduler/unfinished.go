@@ -37,7 +37,7 @@ func (u unfinishedPods) GetIndexer() cache.Indexer {
 type unfinishedIndexer struct{ cache.Indexer }
 
 // List implements cache.Store.
-func (i unfinishedIndexer) List() []any { return keepUnfinished(i.Indexer.List(), nil) }
+func (i unfinishedIndexer) List() []any { return filterUnfinished(i.Indexer.List(), nil) }
 
 // Get implements cache.Store.
 func (i unfinishedIndexer) Get(obj any) (any, bool, error) {
@@ -52,17 +52,17 @@ func (i unfinishedIndexer) GetByKey(key string) (any, bool, error) {
 // Index implements cache.Indexer.
 func (i unfinishedIndexer) Index(name string, obj any) ([]any, error) {
 	found, err := i.Indexer.Index(name, obj)
-	return keepUnfinished(found, err), err
+	return filterUnfinished(found, err), err
 }
 
 // ByIndex implements cache.Indexer.
 func (i unfinishedIndexer) ByIndex(name, value string) ([]any, error) {
 	found, err := i.Indexer.ByIndex(name, value)
-	return keepUnfinished(found, err), err
+	return filterUnfinished(found, err), err
 }
 
-// keepUnfinished filters a list that is the caller's own.
-func keepUnfinished(all []any, err error) []any {
+// filterUnfinished filters a list that is the caller's own.
+func filterUnfinished(all []any, err error) []any {
 	if err != nil {
 		return nil
 	}

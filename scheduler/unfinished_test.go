@@ -26,7 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// podRecorder is which pods a handler has been told of, by name, with their phase.
+// podRecorder is which pods a handler has received, by name, with their phase.
 type podRecorder struct {
 	mu   sync.Mutex
 	pods map[string]corev1.PodPhase
@@ -99,8 +99,8 @@ func TestHandlersSeeOnlyUnfinishedPods(t *testing.T) {
 	expectPods := func() {
 		t.Helper()
 		_, want := unfinishedOnes()
-		for i, h := range handlers { // each is told by a goroutine of its own
-			testenv.Eventually(t, 2*time.Minute, fmt.Sprintf("handler %d has been told", i), func() error {
+		for i, h := range handlers { // each is called by a goroutine of its own
+			testenv.Eventually(t, 2*time.Minute, fmt.Sprintf("handler %d has received", i), func() error {
 				if got := h.String(); got != fmt.Sprint(want, []string(nil)) {
 					return fmt.Errorf("of %s, want %s", got, want)
 				}

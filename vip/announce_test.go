@@ -40,7 +40,7 @@ func newShouter() *shouter {
 var question = arp{op: opRequest, senderHW: other, sender: peer4, target: v4}.frame(broadcast)
 
 // TestAnswersAreConfirmed: nothing is sent without a permission that has not run out, and it is asked for only when
-// somebody asks.
+// a machine asks.
 func TestAnswersAreConfirmed(t *testing.T) {
 	s, ctx := newShouter(), t.Context()
 	check := func(what string, sent, confirmed int) {
@@ -86,7 +86,7 @@ func TestPausedMachineSendsNothingAfterwards(t *testing.T) {
 	testenv.Equal(t, s.sent, 1, "frames were sent, of which all but the first after waking:")
 }
 
-// TestConfirmIsBounded: a question that nobody answers holds up the others for half a second.
+// TestConfirmIsBounded: a question that no machine answers holds up the others for half a second.
 func TestConfirmIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShouter()
@@ -99,8 +99,8 @@ func TestConfirmIsBounded(t *testing.T) {
 	})
 }
 
-// TestConflictIsDefendedWithinRFC5227sLimit: another machine's claims are told and answered, but not more often than
-// RFC 5227 allows.
+// TestConflictIsDefendedWithinRFC5227sLimit: another machine's claims are reported and answered, but not more often
+// than RFC 5227 allows.
 func TestConflictIsDefendedWithinRFC5227sLimit(t *testing.T) {
 	s, ctx := newShouter(), t.Context()
 	claim := arp{op: opReply, senderHW: other, sender: v4, targetHW: own, target: peer4}.frame(own)
@@ -109,7 +109,7 @@ func TestConflictIsDefendedWithinRFC5227sLimit(t *testing.T) {
 		s.clock = s.clock.After(time.Second)
 	}
 	if len(s.other) != 10 || s.other[0].String() != "02:00:00:00:00:02" || s.sent != 10*len(four.announcements()) {
-		t.Errorf("told of %v, %d frames", s.other, s.sent)
+		t.Errorf("reported %v, %d frames", s.other, s.sent)
 	}
 }
 
@@ -128,21 +128,21 @@ func TestClaimsOfManyMachinesAreBounded(t *testing.T) {
 	s.fail, s.clock = nil, s.clock.After(confirmPause)
 	claim(7)
 	if len(s.other) != 1 || s.sent != each {
-		t.Fatalf("a claim that could not be answered at first: told of %v, %d frames", s.other, s.sent)
+		t.Fatalf("a claim that could not be answered at first: reported %v, %d frames", s.other, s.sent)
 	}
 	claim(8)
 	if len(s.other) != 2 || s.sent != 2*each {
-		t.Fatalf("a second machine's claim: told of %v, %d frames", s.other, s.sent)
+		t.Fatalf("a second machine's claim: reported %v, %d frames", s.other, s.sent)
 	}
 	for n := range 100 {
 		claim(byte(100 + n))
 	}
 	if len(s.other) != maxClaimants || s.sent != maxClaimants*each {
-		t.Errorf("102 machines' claims: told of %d, %d frames; want %d", len(s.other), s.sent, maxClaimants)
+		t.Errorf("102 machines' claims: reported %d, %d frames; want %d", len(s.other), s.sent, maxClaimants)
 	}
 	s.clock = s.clock.After(defendEvery)
 	claim(8)
-	testenv.Equal(t, len(s.other), maxClaimants+1, "after a while: told of")
+	testenv.Equal(t, len(s.other), maxClaimants+1, "after a while: reported")
 }
 
 func TestAnnouncementsAreRepeated(t *testing.T) {

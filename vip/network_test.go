@@ -83,8 +83,8 @@ func announce(t *testing.T, a Announcement) (stop func()) {
 
 func always(context.Context) (Moment, error) { return Now().After(time.Second), nil }
 
-// forget makes the client ask again.
-func (n *network) forget(t *testing.T) {
+// flushNeighbours makes the client ask again.
+func (n *network) flushNeighbours(t *testing.T) {
 	t.Helper()
 	err := n.client.Do(func() error {
 		l, err := netlink.LinkByName("there0")
@@ -106,7 +106,7 @@ func (n *network) forget(t *testing.T) {
 }
 
 // TestLinuxClientReachesAnnouncedAddress: a Linux kernel finds an announced address, reaches a port of this machine at
-// it, and finds nothing when nobody announces it, although the translation is there.
+// it, and finds nothing when no machine announces it, although the translation is there.
 func TestLinuxClientReachesAnnouncedAddress(t *testing.T) {
 	netns.Require(t)
 	for _, tt := range []struct {
@@ -126,7 +126,7 @@ func TestLinuxClientReachesAnnouncedAddress(t *testing.T) {
 			}
 			at := net.JoinHostPort(tt.address.String(), "6443")
 			if got, err := netns.Ask(n.client, at); err == nil {
-				t.Fatalf("nobody announces the address, and %q answers", got)
+				t.Fatalf("no machine announces the address, and %q answers", got)
 			}
 			var may atomic.Bool
 			may.Store(true)
@@ -153,7 +153,7 @@ func TestLinuxClientReachesAnnouncedAddress(t *testing.T) {
 			may.Store(false)
 			// The permission lasts for 50 ms; from then on the client must not learn anything.
 			testenv.Eventually(t, 2*time.Minute, "the machine that may not answer is silent", func() error {
-				n.forget(t)
+				n.flushNeighbours(t)
 				if got, err := netns.Ask(n.client, at); err == nil {
 					return errors.New("it answered: " + got)
 				}
@@ -164,7 +164,7 @@ func TestLinuxClientReachesAnnouncedAddress(t *testing.T) {
 	}
 }
 
-// TestProbeFindsAddressInUse: an address that a machine of the network has, or announces, is in use; one that nobody
+// TestProbeFindsAddressInUse: an address that a machine of the network has, or announces, is in use; one that none
 // has is not.
 func TestProbeFindsAddressInUse(t *testing.T) {
 	netns.Require(t)
@@ -201,7 +201,7 @@ func TestAnnounceEndsWithItsInterface(t *testing.T) {
 			if errors.As(err, &used) {
 				return nil
 			}
-			return errors.Join(errors.New("nobody answers"), err)
+			return errors.Join(errors.New("no answer"), err)
 		})
 	})
 	l, err := netlink.LinkByName("here0")

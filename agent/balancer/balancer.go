@@ -8,7 +8,7 @@
 // and get another one. It owns the list of servers, in memory and in a file: a node that starts finds any server that
 // lives. An address that leads back to this program is noticed (itself.go).
 //
-// Whoever has the gossip key can put addresses on that list. So an address is used only after it has shown the
+// A machine that has the gossip key can put addresses on that list. So an address is used only after it has shown the
 // certificate of one of the cluster's servers, and one whose certificate names that address stays, whatever others say
 // of it (verify.go).
 package balancer
@@ -41,8 +41,8 @@ import (
 const (
 	// dialTimeout is how long is waited for a server to accept a connection, or to show its certificate.
 	dialTimeout = 2 * time.Second
-	// handshakeTimeout is for how long one goes on for which nobody waits any more: who asks again then finds what came
-	// of it. Over a line on which a packet needs a second, no server would ever show itself otherwise.
+	// handshakeTimeout is for how long a handshake goes on that no caller waits for any more: one that asks again then
+	// finds what came of it. Over a line on which a packet needs a second, no server would ever show itself otherwise.
 	handshakeTimeout = 6 * time.Second
 	// most is how many servers are remembered; a cluster has up to seven, and they may change. mostProved of these are
 	// kept whatever others say.
@@ -83,7 +83,7 @@ type Balancer struct {
 	proving         map[string]*proving
 	ended           bool                // no handshake begins any more
 	pairs           map[addressPair]int // of connections that are open
-	reason          string              // why no server could be used, when it was last told; "" if one can
+	reason          string              // why no server could be used, when it was last logged; "" if one can
 
 	// arrived is closed when the next connection of this machine's arrives, here are those that are open, and quiet has
 	// room for the news that the last one has ended. misses are the probes of the local address in a row that did not
@@ -175,7 +175,7 @@ func (b *Balancer) Set(servers []string) error {
 	kept = kept[:min(len(kept), most)]
 	gone := func(s string) bool { return !slices.Contains(kept, s) }
 	next := slices.DeleteFunc(unique(slices.Concat(b.servers[:1], servers, b.servers, kept)), gone) // what is in use stays in use
-	b.forget(gone)
+	b.removeAddresses(gone)
 	b.servers = next
 	slices.Sort(kept) // so that a change of the one in use writes nothing
 	b.mu.Unlock()
@@ -211,9 +211,9 @@ func (b *Balancer) Run(ctx context.Context) error {
 	}
 }
 
-// join joins a connection to one with a server. hungUp is told of a server that ends it first, without a word, and
-// before the client sees that end.
-func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, hungUp func(server string)) {
+// join joins a connection to one with a server. closedByServer is called for a server that ends it first, without a
+// word, and before the client sees that end.
+func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, closedByServer func(server string)) {
 	defer c.Close()
 	defer up.Close()
 	b.mu.Lock()
@@ -232,7 +232,7 @@ func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, hung
 		defer close(ended)
 		n, err := io.Copy(c, up)
 		if n == 0 && !left.Load() && ctx.Err() == nil {
-			hungUp(server)
+			closedByServer(server)
 		}
 		passEnd(c, up, err)
 	}()
@@ -247,11 +247,11 @@ func passEnd(to, from net.Conn, err error) {
 	if half, ok := to.(*net.TCPConn); err == nil && ok && half.CloseWrite() == nil {
 		return
 	}
-	_, _ = to.Close(), from.Close() // whoever reads or writes there still notices
+	_, _ = to.Close(), from.Close() // a goroutine that still reads or writes there notices
 }
 
 // dial connects to the first server that shows itself to be one and accepts, which is then the one in use. When the
-// first cannot be used, all others show themselves side by side: addresses at which nobody says anything cost the time
+// first cannot be used, all others show themselves side by side: addresses at which nothing replies cost the time
 // of one. What then goes on beside that is in proving. may says which of those that have shown themselves may be used.
 // The connection is join's.
 func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup,
@@ -288,7 +288,7 @@ func anyServer(string) error { return nil }
 func (b *Balancer) proveAll(ctx context.Context, servers []string, proving *sync.WaitGroup) func(server string) error {
 	outcomes := map[string]chan error{}
 	for _, server := range servers {
-		outcome := make(chan error, 1) // one: nobody may wait for it any more
+		outcome := make(chan error, 1) // buffered: the caller may not wait for it any more
 		outcomes[server] = outcome
 		proving.Go(func() { outcome <- b.ensureProven(ctx, server) })
 	}

@@ -265,7 +265,7 @@ func TestConnectionWaitsForAServer(t *testing.T) {
 	b := start(t, Options{Server: one.address})
 	one.stop()
 	if got, err := connectTo(t, b).ask(); err == nil {
-		t.Errorf("%q of nobody", got)
+		t.Errorf("%q of no connection", got)
 	}
 	one = newServer(t, "one", one.address)
 	wantAnswer(t, b, "one")
@@ -311,7 +311,7 @@ func TestDialFailureIsUnreachable(t *testing.T) {
 	late, cancel := context.WithTimeout(t.Context(), -time.Second)
 	defer cancel()
 	if err := b.prove(late, mute(t, "127.0.0.1:0")); !unreachable(err) {
-		t.Errorf("nobody has answered within the time: %v", err)
+		t.Errorf("no server has answered within the time: %v", err)
 	}
 	testenv.True(t, unreachable(fmt.Errorf("a server: %w", error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}))), "there is no route")
 }

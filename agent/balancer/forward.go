@@ -16,7 +16,7 @@ const maxForwarded = 256
 
 // Exclude tells which addresses are said to be agents' and so no servers', although the operator may have named one of
 // them: an agent passes connections on as long as there is something to pass them on to. Such an address is used only
-// if there is no other one. What has itself shown a server's certificate is no agent, whoever says so.
+// if there is no other one. What has itself shown a server's certificate is no agent, whatever source says so.
 func (b *Balancer) Exclude(agents []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -62,22 +62,22 @@ func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 	defer proving.Wait()
 	defer b.leave(accepted(c))
 	if b.enter(accepted(c)) {
-		_ = c.Close() // whoever has opened it notices
+		_ = c.Close() // the client notices
 		return
 	}
-	up, server, err := b.dial(ctx, b.namedServers(), &proving, b.answersItself)
+	up, server, err := b.dial(ctx, b.namedServers(), &proving, b.reachesItself)
 	if err != nil {
 		_ = c.Close()
 		return
 	}
-	b.join(ctx, c, up, server, func(string) {}) // whoever can reach this port can make a server hang up
+	b.join(ctx, c, up, server, func(string) {}) // any program that can reach this port can make a server close connections
 }
 
 var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, and perhaps to " +
 	"this machine")
 
-// answersItself is an error for an address at which not the server itself has shown its certificate.
-func (b *Balancer) answersItself(server string) error {
+// reachesItself is an error for an address at which not the server itself has shown its certificate.
+func (b *Balancer) reachesItself(server string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.proved[server].itself {

@@ -15,10 +15,10 @@ import (
 )
 
 // On a machine whose processor others have, this process hears late what servers have answered, looks late, and gives
-// its questions up before it has read the answers. None of that is a server's silence, and whoever takes it for that
-// closes all connections of the machine's to a server that is well: each costs a new handshake, on the machine that has
-// no processor time as it is. So what was late by itself does not count: the time between two looks of which the second
-// one came late, and a question that took longer than it can have (as server/liveness judges nodes).
+// its questions up before it has read the answers. None of that is a server's silence, and a node that takes it for
+// that closes all connections of the machine's to a server that is well: each costs a new handshake, on the machine
+// that has no processor time as it is. So what was late by itself does not count: the time between two looks of which
+// the second one came late, and a question that took longer than it can have (as server/liveness judges nodes).
 
 const (
 	// checkEvery is how often the servers that have connections are looked after. One that has vanished with its
@@ -96,7 +96,7 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		}
 		return
 	}
-	if other := b.otherAnswers(server); other != "" {
+	if other := b.otherResponsive(server); other != "" {
 		b.o.Logger.Warn("a server is unresponsive while another one answers; connections to it go there now", "server", server, "other",
 			other)
 		b.drop(server)
@@ -154,7 +154,7 @@ func (b *Balancer) dropStale(server string, l *probeState) {
 }
 
 // unreachable says whether a handshake failed since not even the kernel of the server's machine answered: it does for a
-// process that hangs or gets no processor time.
+// process that is blocked or gets no processor time.
 func unreachable(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, syscall.ECONNREFUSED)

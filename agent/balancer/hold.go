@@ -21,7 +21,7 @@ const (
 	holdFor, holdPause = 8 * time.Second, 250 * time.Millisecond
 	// mostWaiting is how many connections may be without a server at a time; one more, and the one that has waited
 	// longest is closed. The node's own parts have a few. Any program of this machine may connect, again and again
-	// while nobody answers, and each that waits costs a file descriptor and some goroutines.
+	// while no server replies, and each that waits costs a file descriptor and some goroutines.
 	mostWaiting = 256
 )
 
@@ -29,7 +29,7 @@ const (
 func (b *Balancer) pass(ctx context.Context, c net.Conn) {
 	defer b.leave(accepted(c))
 	if b.enter(accepted(c)) {
-		_ = c.Close() // whoever has opened it notices
+		_ = c.Close() // the client notices
 		return
 	}
 	up, server, err := b.await(ctx, c)

@@ -27,8 +27,8 @@ func accepted(c net.Conn) addressPair {
 	return addressPair{c.RemoteAddr().String(), c.LocalAddr().String()}
 }
 
-// enter notes one end of a connection until leave is called, and says whether this program has the other one, too. Who
-// comes second is told.
+// enter notes one end of a connection until leave is called, and says whether this program has the other one, too. It
+// returns true for the second of the two.
 func (b *Balancer) enter(e addressPair) (itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

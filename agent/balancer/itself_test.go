@@ -36,7 +36,7 @@ func mostConnections(t *testing.T, balancers ...*Balancer) (most int) {
 	for _, b := range balancers {
 		for range asking {
 			c := connectTo(t, b)
-			go func() { _ = c.Handshake() }() // nobody answers
+			go func() { _ = c.Handshake() }() // no server replies
 		}
 	}
 	for end := time.Now().Add(5 * holdPause); time.Now().Before(end); time.Sleep(time.Millisecond) { // what must not happen has no event to wait for
@@ -84,7 +84,7 @@ func TestOwnAddressAloneIsNoServer(t *testing.T) {
 		New(t.Context(), Options{Address: at, Server: at, File: filepath.Join(t.TempDir(), "servers.json"), ServerCAFile: oursFile}))(t)
 	stop := testenv.Run(t, b.Run)
 	if got, err := connectTo(t, b).ask(); err == nil {
-		t.Errorf("%q of nobody", got)
+		t.Errorf("%q of no connection", got)
 	}
 	stop()
 	testenv.False(t, len(b.pairs) != 0 || len(b.open) != 0, "left: %v, %v", b.pairs, b.open)

@@ -19,8 +19,8 @@ import (
 )
 
 // That an address accepts connections says nothing: another program may be there, another cluster, or the kernel of a
-// machine whose server hangs. What says something is a server's certificate in a TLS handshake. One costs both ends
-// about a millisecond and 4 kB, so there is none every two seconds: the node's own connection to each server
+// machine whose server is blocked. What says something is a server's certificate in a TLS handshake. One costs both
+// ends about a millisecond and 4 kB, so there is none every two seconds: the node's own connection to each server
 // (agent/tunnels) proves once a second that the server still is what it was when it showed its certificate there. A
 // handshake of our own is made only where that is not heard: before the first connection, and when the server has
 // fallen silent.
@@ -48,7 +48,7 @@ type proof struct {
 	itself bool
 	// doubted says that it has closed a connection since without a word.
 	doubted bool
-	// discounted is how much of the time since then is nobody's silence: this machine was late.
+	// discounted is how much of the time since then counts as silence of no server: this machine was late.
 	discounted time.Duration
 	// usual is the time between two answers over the node's own connection, on average, the latest counting most.
 	usual time.Duration
@@ -80,7 +80,7 @@ func (b *Balancer) Answered(server string, itself bool) {
 // Ended says that a server has ended the node's connection. A server whose disk is stalled does so, and would keep all
 // requests waiting: if another one answers, what went to this one goes there at once.
 func (b *Balancer) Ended(server string) {
-	if other := b.otherAnswers(server); other != "" {
+	if other := b.otherResponsive(server); other != "" {
 		b.o.Logger.Info("a server has drained the connections of this node; they go to another one now", "server", server, "other", other)
 		b.drop(server)
 	}
@@ -112,23 +112,23 @@ func (b *Balancer) heard(server string) (yes bool, last time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.proved[server]
-	return b.answers(server, max(heardFor, p.usual+farther)+p.discounted), p.at
+	return b.responsive(server, max(heardFor, p.usual+farther)+p.discounted), p.at
 }
 
-// answers is called with mu held.
-func (b *Balancer) answers(server string, within time.Duration) bool {
+// responsive is called with mu held.
+func (b *Balancer) responsive(server string, within time.Duration) bool {
 	p, ok := b.proved[server]
 	return ok && b.now().Sub(p.at) < within
 }
 
-// otherAnswers is a server that has just answered, and not the one that is given; "" if there is none. A server that is
-// silent while another one answers is left at once, without asking it twice: that costs its clients a new connection,
-// and waiting costs them their requests.
-func (b *Balancer) otherAnswers(but string) string {
+// otherResponsive is a server that has just answered, and not the one that is given; "" if there is none. A server that
+// is silent while another one answers is left at once, without asking it twice: that costs its clients a new
+// connection, and waiting costs them their requests.
+func (b *Balancer) otherResponsive(but string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, s := range b.servers {
-		if s != but && b.proved[s].itself && b.answers(s, answersNow) {
+		if s != but && b.proved[s].itself && b.responsive(s, answersNow) {
 			return s
 		}
 	}
@@ -146,20 +146,21 @@ func (b *Balancer) provedLast() []string {
 	return out[:min(len(out), mostProved)]
 }
 
-// forget drops what is known of addresses. mu is held.
-func (b *Balancer) forget(gone func(string) bool) {
+// removeAddresses drops what is known of addresses. mu is held.
+func (b *Balancer) removeAddresses(gone func(string) bool) {
 	maps.DeleteFunc(b.named, func(s string, _ bool) bool { return gone(s) })
 	maps.DeleteFunc(b.proved, func(s string, _ proof) bool { return gone(s) })
 }
 
 // candidates are all addresses in the order in which they are tried: those that answer, then those that once were a
-// server's, then what was only named, and at last what is said to be none. Whoever names many has them tried last.
+// server's, then what was only named, and at last what is said to be none. A source that names many has them tried
+// last.
 func (b *Balancer) candidates() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	rank := func(s string) int {
 		switch {
-		case b.answers(s, sureFor):
+		case b.responsive(s, sureFor):
 			return 0
 		case b.proved[s].itself:
 			return 1
@@ -176,7 +177,7 @@ func (b *Balancer) candidates() []string {
 // ensureProven returns an error if a server does not show that it is one of the cluster's, now or a moment ago.
 func (b *Balancer) ensureProven(ctx context.Context, server string) error {
 	b.mu.Lock()
-	known := b.answers(server, sureFor) && !b.proved[server].doubted
+	known := b.responsive(server, sureFor) && !b.proved[server].doubted
 	b.mu.Unlock()
 	if known {
 		return nil

@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// mute takes connections and says nothing: what a process that hangs looks like, since its kernel accepts.
+// mute takes connections and says nothing: what a blocked process looks like, since its kernel accepts.
 func mute(t *testing.T, address string) string {
 	t.Helper()
 	l := testenv.Must(net.Listen("tcp", address))(t)
@@ -117,7 +117,7 @@ func TestForeignServersAreNotUsed(t *testing.T) {
 	testenv.Equal(t, b.Servers()[0], real.address, "is the one in use:")
 }
 
-// TestUnresponsiveAddressesDelayAStartOnce: however many addresses are named at which nobody says anything, the first
+// TestUnresponsiveAddressesDelayAStartOnce: however many addresses are named at which nothing replies, the first
 // connection of a start need not wait for each.
 func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 	named := []string{}
@@ -131,7 +131,7 @@ func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := oneInUse(t)
 		for _, address := range named {
-			b.proving[address] = &proving{done: make(chan struct{})} // whoever asks it gets no answer
+			b.proving[address] = &proving{done: make(chan struct{})} // a request to it gets no answer
 		}
 		began := time.Now()
 		var going sync.WaitGroup
@@ -140,7 +140,7 @@ func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 		}
 		going.Wait()
 		if took := time.Since(began); took != 2*dialTimeout { // that of the first, and that of all others
-			t.Errorf("%d addresses at which nobody says anything cost %v", len(named), took)
+			t.Errorf("%d addresses at which nothing replies cost %v", len(named), took)
 		}
 	})
 }
@@ -172,7 +172,7 @@ func TestForeignServerAtKnownAddress(t *testing.T) {
 	}
 }
 
-// TestUnresponsiveServerIsLeftForResponsiveOne: a server that hangs is left before it was asked twice, if the node
+// TestUnresponsiveServerIsLeftForResponsiveOne: a server that is blocked is left before it was asked twice, if the node
 // hears another one, and that one is tried first from then on.
 func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -181,7 +181,7 @@ func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 		b.o.Logger = slog.New(slog.NewTextHandler(said, nil))
 		b.servers = []string{"one", "two", "other"}
 		b.Answered("one", true)
-		b.proving["one"] = &proving{done: make(chan struct{})} // whoever asks it gets no answer
+		b.proving["one"] = &proving{done: make(chan struct{})} // a request to it gets no answer
 		watching(t, b)
 		for left := false; !left; {
 			b.Answered("other", true)
@@ -277,7 +277,7 @@ func TestResponsiveServerGetsNoHandshake(t *testing.T) {
 	}
 }
 
-// TestStoppingServerCostsOneTry: one that still answers on the node's own connection and hangs up on each connection to
+// TestStoppingServerCostsOneTry: one that still answers on the node's own connection and closes each connection to
 // its API costs one try.
 func TestStoppingServerCostsOneTry(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
@@ -326,9 +326,9 @@ func wantKept(t *testing.T, c *client, do func()) {
 }
 
 // TestClientsWithoutTLSKeepTheirServer: a program that can reach the API's local address, or the machine's open port,
-// sends what is no TLS, and the server hangs up without a word, or it does so itself. It needs no credentials for that,
-// and the server is well: other connections to it go on, although another server answers too. For who comes by the open
-// port nobody asks the server for its certificate.
+// sends what is no TLS, and the server closes the connection without a word, or it does so itself. It needs no
+// credentials for that, and the server is well: other connections to it go on, although another server answers too. A
+// client of the open port does not make the balancer ask the server for its certificate.
 func TestClientsWithoutTLSKeepTheirServer(t *testing.T) {
 	for where, address := range map[string]func(*testing.T, *Balancer) string{
 		"local address": func(_ *testing.T, b *Balancer) string { return b.listener.Addr().String() },
@@ -349,8 +349,8 @@ func TestClientsWithoutTLSKeepTheirServer(t *testing.T) {
 	}
 }
 
-// TestPortProbesCostNoHandshake: whoever connects and leaves without a word, as a program does that looks whether the
-// port is open, costs the server no handshake.
+// TestPortProbesCostNoHandshake: a client that connects and leaves without a word, as a program does that looks whether
+// the port is open, costs the server no handshake.
 func TestPortProbesCostNoHandshake(t *testing.T) {
 	one, _, b := heardServers(t)
 	const times = 5

@@ -34,10 +34,10 @@ const DefaultSettle = 2 * time.Second
 type Folder struct {
 	// Dir is the folder; it is made when missing.
 	Dir string
-	// RecordFile remembers what was imported, so that a restart need not do it again.
-	RecordFile string
-	Store      Store
-	Logger     *slog.Logger
+	// IndexFile says what was imported, so that a restart need not do it again.
+	IndexFile string
+	Store     Store
+	Logger    *slog.Logger
 	// Board, when set, has a line while new files are not noticed at once.
 	Board *status.Board
 	// Settle is how long a file must not have changed before it is read; DefaultSettle when zero.
@@ -45,7 +45,7 @@ type Folder struct {
 
 	newWatcher func() (*fsnotify.Watcher, error) // fsnotify's when nil; of tests
 
-	record map[string]entry
+	index  map[string]entry
 	failed map[string]fs.FileInfo // not tried again until they change
 }
 
@@ -53,7 +53,7 @@ type Folder struct {
 var errBusy = errors.New("the file is still being written")
 
 func (f *Folder) open() error {
-	if f.record != nil {
+	if f.index != nil {
 		return nil
 	}
 	f.Settle = cmp.Or(f.Settle, DefaultSettle)
@@ -62,11 +62,11 @@ func (f *Folder) open() error {
 	if err := os.MkdirAll(f.Dir, 0o755); err != nil {
 		return fmt.Errorf("images: make the images folder: %w", err)
 	}
-	record, err := loadRecord(f.RecordFile)
+	record, err := loadIndex(f.IndexFile)
 	if err != nil {
 		return fmt.Errorf("images: %w", err)
 	}
-	f.record = record
+	f.index = record
 	return nil
 }
 
@@ -86,9 +86,9 @@ func (f *Folder) scan(ctx context.Context) (busy []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for name := range f.record {
+	for name := range f.index {
 		if !slices.Contains(names, name) {
-			delete(f.record, name) // its images stay
+			delete(f.index, name) // its images stay
 		}
 	}
 	for _, name := range names {
@@ -130,7 +130,7 @@ func (f *Folder) handle(ctx context.Context, name string) error {
 	case errors.Is(err, errBusy):
 		return errBusy
 	case errors.Is(err, fs.ErrNotExist):
-		delete(f.record, name)
+		delete(f.index, name)
 		return nil
 	case err != nil && ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -143,8 +143,8 @@ func (f *Folder) handle(ctx context.Context, name string) error {
 	}
 	f.Logger.Info("images: imported", "archive", name, "images", strings.Join(e.Images, " "), "took",
 		time.Since(start).Round(time.Millisecond))
-	f.record[name] = e
-	if err := saveRecord(f.RecordFile, f.record); err != nil {
+	f.index[name] = e
+	if err := saveIndex(f.IndexFile, f.index); err != nil {
 		f.Logger.Warn("images: the archive will be imported again at the next start", "archive", name, "error", err)
 	}
 	return nil
@@ -189,10 +189,10 @@ func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh boo
 	return entry{info.Size(), info.ModTime(), hex.EncodeToString(sum.Sum(nil)), names}, true, nil
 }
 
-// imported says whether the record and the store agree that there is nothing to do. A file that was only touched is
+// imported says whether the index and the store agree that there is nothing to do. A file that was only touched is
 // recognised by its hash, which costs reading it and spares unpacking it.
 func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, file *os.File) (bool, error) {
-	last, known := f.record[name]
+	last, known := f.index[name]
 	if !known || last.Size != info.Size() {
 		return false, nil
 	}
@@ -214,8 +214,8 @@ func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, fi
 		return false, err
 	}
 	last.ModTime = info.ModTime()
-	f.record[name] = last
-	return true, saveRecord(f.RecordFile, f.record)
+	f.index[name] = last
+	return true, saveIndex(f.IndexFile, f.index)
 }
 
 // beingWritten asks the kernel whether the file is open for writing: it grants a read lease only when no program

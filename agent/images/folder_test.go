@@ -87,7 +87,7 @@ func (x *fixture) logged() string {
 
 func (x *fixture) folder() *Folder {
 	return &Folder{
-		Dir: filepath.Join(x.dir, "images"), RecordFile: filepath.Join(x.dir, "record.json"), Store: x.store,
+		Dir: filepath.Join(x.dir, "images"), IndexFile: filepath.Join(x.dir, "record.json"), Store: x.store,
 		Logger: slog.New(slog.NewTextHandler(x, nil)), Settle: 20 * time.Millisecond,
 	}
 }

@@ -50,8 +50,8 @@ func collectedStore(t *testing.T) (context.Context, Containerd, *metadata.DB) {
 	return ctx, Containerd{Client: c, Namespace: "test"}, db
 }
 
-// parts are an image of one layer.
-type parts struct {
+// imageBlobs are an image of one layer.
+type imageBlobs struct {
 	manifest, config, layer, plain []byte
 	descriptor                     ocispec.Descriptor
 }
@@ -60,9 +60,9 @@ func descriptorOf(mediaType string, data []byte) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
 }
 
-func makeParts(t *testing.T) parts {
+func makeImageBlobs(t *testing.T) imageBlobs {
 	t.Helper()
-	p := parts{plain: archive(t, map[string][]byte{"etc/secret": []byte("a tenant's")})}
+	p := imageBlobs{plain: archive(t, map[string][]byte{"etc/secret": []byte("a tenant's")})}
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
 	testenv.Must(w.Write(p.plain))(t)
@@ -94,7 +94,7 @@ func archive(t *testing.T, files map[string][]byte) []byte {
 }
 
 // layout is an OCI layout with some of an image's blobs, by the names that they have in it.
-func (p parts) layout(t *testing.T, blobs map[string][]byte) []byte {
+func (p imageBlobs) layout(t *testing.T, blobs map[string][]byte) []byte {
 	t.Helper()
 	d := p.descriptor
 	d.Annotations = map[string]string{ocispec.AnnotationRefName: "example.org/private:1"}
@@ -111,7 +111,7 @@ func (p parts) layout(t *testing.T, blobs map[string][]byte) []byte {
 // TestOnlyWhatTheArchiveHeldIsImported: an image that a tenant pulled to the node is everybody's only after an archive
 // that holds its configuration and all its layers.
 func TestOnlyWhatTheArchiveHeldIsImported(t *testing.T) {
-	p := makeParts(t)
+	p := makeImageBlobs(t)
 	name := func(data []byte) string { return digest.FromBytes(data).Encoded() }
 	m, c, l := name(p.manifest), name(p.config), name(p.layer)
 	docker := archive(t, map[string][]byte{"config.json": p.config, "layer.tar": p.plain,

@@ -22,7 +22,7 @@ import (
 // It makes the image everybody's only where these layers hold what the configuration says: unpacking applies none of
 // them, since the snapshots that the configuration names are on the node.
 func TestForeignLayersAreRefused(t *testing.T) {
-	p := makeParts(t)
+	p := makeImageBlobs(t)
 	stored := func(level int, plain []byte) []byte {
 		var b bytes.Buffer
 		w, err := gzip.NewWriterLevel(&b, level)

@@ -36,7 +36,7 @@ func useless(t *testing.T, names ...string) []byte {
 // stored is an image that the node has, as a pull leaves it.
 func stored(ctx context.Context, t *testing.T, s Containerd, name string) images.Image {
 	t.Helper()
-	p := makeParts(t)
+	p := makeImageBlobs(t)
 	for _, data := range [][]byte{p.layer, p.config, p.manifest} {
 		d := descriptorOf("", data)
 		opts := []content.Opt{content.WithLabels(map[string]string{"containerd.io/gc.root": "until it has a name"})}
@@ -77,11 +77,11 @@ func TestUselessArchiveTakesNoName(t *testing.T) {
 						t.Errorf("%s is %v with the labels %v: %v", name, now.Target.Digest, now.Labels, err)
 					}
 				}
-				for _, data := range [][]byte{makeParts(t).layer, makeParts(t).config, makeParts(t).manifest} {
+				for _, data := range [][]byte{makeImageBlobs(t).layer, makeImageBlobs(t).config, makeImageBlobs(t).manifest} {
 					testenv.Check(t, testenv.Err(s.Client.ContentStore().Info(ctx, digest.FromBytes(data))))
 				}
 				if has, err := s.Has(ctx, fresh); has || err != nil {
-					t.Errorf("the name that nobody had: %v, %v", has, err)
+					t.Errorf("the name that no image had: %v, %v", has, err)
 				}
 			}
 			if names, err := s.Import(ctx, bytes.NewReader(archive), "docker.io/library/x"); err == nil || len(names) > 0 {

@@ -12,7 +12,7 @@ import (
 	"os"
 )
 
-// ImportOnce imports one small archive that holds the image of the given name, unless the record says that this very
+// ImportOnce imports one small archive that holds the image of the given name, unless the index says that this very
 // archive was imported and the image is still there.
 func ImportOnce(ctx context.Context, store Store, archive, name, recordFile string) error {
 	data, err := os.ReadFile(archive)
@@ -21,7 +21,7 @@ func ImportOnce(ctx context.Context, store Store, archive, name, recordFile stri
 	}
 	sum := sha256.Sum256(data)
 	want := entry{Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:])}
-	record, err := loadRecord(recordFile)
+	record, err := loadIndex(recordFile)
 	if err != nil {
 		return err
 	}
@@ -36,5 +36,5 @@ func ImportOnce(ctx context.Context, store Store, archive, name, recordFile stri
 	if has, err := store.Has(ctx, name); err != nil || !has {
 		return errors.Join(fmt.Errorf("%s does not hold the image %s", archive, name), err)
 	}
-	return saveRecord(recordFile, map[string]entry{name: want})
+	return saveIndex(recordFile, map[string]entry{name: want})
 }

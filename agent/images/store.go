@@ -3,7 +3,7 @@
 // Package images brings images into the node's image store without a registry: the pause image embedded in coracle,
 // and archives that the operator puts into the images folder.
 //
-// It owns the record of which archive it has imported. It never removes an image: that is the operator's to do, and the
+// It owns the index of which archive it has imported. It never removes an image: that is the operator's to do, and the
 // kubelet's garbage collection leaves imported images alone, because they could not be fetched again.
 package images
 

@@ -22,7 +22,7 @@ func TestFirstOwnerKeepsItsPort(t *testing.T) {
 		observations []look
 		problem      string
 	}{
-		{"nobody else", "", []look{{both, nil, ""}}, ""},
+		{"no other program", "", []look{{both, nil, ""}}, ""},
 		{"a program that was first", "", []look{{both, nginx, ",busy=80"}, {both, nginx, ",busy=80"}},
 			"this node is no address of Ingresses and Gateways, since another program listens at TCP 80 (nginx, process 7) and keeps it: stop it, or have it listen elsewhere"},
 		{"and then ends", "", []look{{both, nginx, ",busy=80"}, {both, nil, ""}}, ""},

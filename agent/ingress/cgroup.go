@@ -22,7 +22,7 @@ const (
 	memoryLimit = "192MiB"
 	// weightV2 and weightV1 are the part of the processors that all proxies together get where others want more than
 	// there is; others have
-	// 100 and 1,024. Requests of strangers slow down so, and not the store's leader.
+	// 100 and 1,024. Requests of foreign clients slow down so, and not the store's leader.
 	weightV2, weightV1 = "20", "204"
 	// maxThreads bounds the proxy's threads.
 	maxThreads = 512

@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// hostile is a proxy that strangers have taken over: it answers each line of its agent as it likes.
+// hostile is a proxy that an attacker controls: it answers each line of its agent as it likes.
 func hostile(t *testing.T, answer func(conn *net.UnixConn)) (dir string, e entry) {
 	t.Helper()
 	dir = testenv.Must(os.MkdirTemp("", "i"))(t)
@@ -48,7 +48,7 @@ func hostile(t *testing.T, answer func(conn *net.UnixConn)) (dir string, e entry
 	return dir, e
 }
 
-func send(t *testing.T, conn *net.UnixConn, a table.Answer, files ...*os.File) {
+func send(t *testing.T, conn *net.UnixConn, a table.Response, files ...*os.File) {
 	text, err := json.Marshal(a)
 	testenv.Check(t, err)
 	var descriptors []int
@@ -68,10 +68,10 @@ func TestSocketsOfAHostileProxy(t *testing.T) {
 	defer good.Close()
 	for name, answer := range map[string]func(conn *net.UnixConn){
 		"a file": func(conn *net.UnixConn) {
-			send(t, conn, table.Answer{Sockets: []string{"ingress/http", "ingress/http"}}, null, good)
+			send(t, conn, table.Response{Sockets: []string{"ingress/http", "ingress/http"}}, null, good)
 		},
 		"fewer than it names": func(conn *net.UnixConn) {
-			send(t, conn, table.Answer{Sockets: []string{"ingress/http", "ingress/https"}}, good)
+			send(t, conn, table.Response{Sockets: []string{"ingress/http", "ingress/https"}}, good)
 		},
 		"descriptors without end": func(conn *net.UnixConn) {
 			for range 2000 {
@@ -106,8 +106,8 @@ func TestNumberOfAHostileProxy(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("the proxy's user is this test's own")
 	}
-	dir, _ := hostile(t, func(conn *net.UnixConn) { send(t, conn, table.Answer{PID: os.Getpid()}) })
-	if r := recoverRecord(dir); len(r.Processes) != 0 {
+	dir, _ := hostile(t, func(conn *net.UnixConn) { send(t, conn, table.Response{PID: os.Getpid()}) })
+	if r := recoverProcesses(dir); len(r.Processes) != 0 {
 		t.Errorf("the record has %+v", r.Processes)
 	}
 }

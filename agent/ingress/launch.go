@@ -23,7 +23,7 @@ const User = clusterconfig.IngressUser
 
 // launch starts a process on duplicates of sockets, as its own user, in a session of its own, and with nothing else
 // open but its log, and connects with it.
-func (k *keeper) launch(s *sockets) (*process, error) {
+func (k *supervisor) launch(s *sockets) (*process, error) {
 	program, err := filepath.EvalSymlinks(k.program)
 	if err != nil {
 		return nil, fmt.Errorf("the ingress proxy is missing: %w", err)
@@ -71,11 +71,11 @@ func (k *keeper) launch(s *sockets) (*process, error) {
 }
 
 // adopt records a process that was started, limits it, and connects with it.
-func (k *keeper) adopt(e entry) (*process, error) {
-	before := slices.Clone(k.record.Processes)
-	k.record.Processes = slices.Insert(k.record.Processes, 0, e)
-	if err := k.record.write(k.dir); err != nil {
-		k.record.Processes = before
+func (k *supervisor) adopt(e entry) (*process, error) {
+	before := slices.Clone(k.processes.Processes)
+	k.processes.Processes = slices.Insert(k.processes.Processes, 0, e)
+	if err := k.processes.write(k.dir); err != nil {
+		k.processes.Processes = before
 		return nil, err
 	}
 	if err := k.groups.join(strconv.Itoa(e.PID), e.PID); err != nil && !k.ungrouped {
@@ -85,7 +85,7 @@ func (k *keeper) adopt(e entry) (*process, error) {
 	k.step("connect")
 	p, err := connect(k.dir, e)
 	if err != nil {
-		k.record.Processes = before
+		k.processes.Processes = before
 		return nil, err
 	}
 	p.reading.Go(p.read)
@@ -93,10 +93,10 @@ func (k *keeper) adopt(e entry) (*process, error) {
 }
 
 // listenControl opens a control socket at a path that no other process has.
-func (k *keeper) listenControl(e *entry) (*os.File, error) {
+func (k *supervisor) listenControl(e *entry) (*os.File, error) {
 	for i := 1; ; i++ {
 		e.Socket = "control-" + strconv.Itoa(i) + ".sock"
-		recorded := slices.ContainsFunc(k.record.Processes, func(other entry) bool { return other.Socket == e.Socket })
+		recorded := slices.ContainsFunc(k.processes.Processes, func(other entry) bool { return other.Socket == e.Socket })
 		if _, err := os.Lstat(filepath.Join(k.dir, e.Socket)); err != nil && !recorded {
 			break
 		}
@@ -115,7 +115,7 @@ func (k *keeper) listenControl(e *entry) (*os.File, error) {
 }
 
 // openLog begins a log, and keeps one older file. The proxy bounds its log itself.
-func (k *keeper) openLog() (*os.File, error) {
+func (k *supervisor) openLog() (*os.File, error) {
 	path := filepath.Join(k.dir, "log")
 	if err := os.Rename(path, path+".old"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("keeping the proxy's log: %w", err)

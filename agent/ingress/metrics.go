@@ -31,8 +31,8 @@ var (
 
 // question asks the goroutine that has the proxy for its counters.
 type question struct {
-	ctx    context.Context
-	answer chan<- *table.Stats // capacity 1: the caller may have given up
+	ctx      context.Context
+	response chan<- *table.Stats // capacity 1: the caller may have given up
 }
 
 // Metrics are the proxy's counters as Prometheus has them. They are requested when they are collected, and there
@@ -104,12 +104,12 @@ func (n *Node) stats(ctx context.Context) *table.Stats {
 
 // report answers a question. A proxy that does not answer is noticed by its probe.
 func (s *serving) report(ctx context.Context, q question) {
-	if s.keeper.now == nil || q.ctx.Err() != nil {
-		q.answer <- nil
+	if s.supervisor.now == nil || q.ctx.Err() != nil {
+		q.response <- nil
 		return
 	}
-	stats, err := s.keeper.now.stats(ctx)
-	q.answer <- stats
+	stats, err := s.supervisor.now.stats(ctx)
+	q.response <- stats
 	if err != nil && ctx.Err() == nil {
 		s.lost(err)
 	}

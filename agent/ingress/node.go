@@ -38,7 +38,7 @@ import (
 type Options struct {
 	// Program is the path of the proxy, which stays the same for another version.
 	Program string
-	// Dir is the folder for sockets and the record of the process, on a tmpfs where there is one.
+	// Dir is the folder for sockets and the list of processes, on a tmpfs where there is one.
 	Dir string
 	// NodeIPs are the addresses at which the proxy listens.
 	NodeIPs []netip.Addr
@@ -151,7 +151,7 @@ func (n *Node) Run(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case q := <-n.questions:
-				q.answer <- nil
+				q.response <- nil
 				continue
 			case <-drained:
 				n.groups().sweep()

@@ -21,10 +21,10 @@ import (
 )
 
 const (
-	// answerWithin bounds the wait for the proxy's answer to a change, socketsWithin that for its sockets.
-	answerWithin, socketsWithin = 30 * time.Second, 3 * time.Second
-	// maxAnswer bounds an answer in bytes: a proxy that strangers have taken over must not use up this process' memory.
-	maxAnswer = 8 << 20
+	// responseTimeout bounds the wait for the proxy's answer to a change, socketsWithin that for its sockets.
+	responseTimeout, socketsWithin = 30 * time.Second, 3 * time.Second
+	// maxResponse bounds an answer in bytes: a proxy that an attacker controls must not use up this process' memory.
+	maxResponse = 8 << 20
 )
 
 // process is a proxy as this run sees it.
@@ -38,9 +38,9 @@ type process struct {
 	problems map[string]string
 	// answeredPID is the number that the process itself gave with its sockets; 0 where it gave none.
 	answeredPID int
-	answers     chan table.Answer // no room: one is awaited for each change
-	ended       chan error        // capacity 1: a connection ends once
-	done        chan struct{}     // closed by close
+	responses   chan table.Response // no room: one is awaited for each change
+	ended       chan error          // capacity 1: a connection ends once
+	done        chan struct{}       // closed by close
 	reading     sync.WaitGroup
 }
 
@@ -52,7 +52,7 @@ func connect(dir string, e entry) (*process, error) {
 	}
 	return &process{
 		entry: e, began: time.Now(), conn: conn, out: json.NewEncoder(conn),
-		answers: make(chan table.Answer), ended: make(chan error, 1), done: make(chan struct{}),
+		responses: make(chan table.Response), ended: make(chan error, 1), done: make(chan struct{}),
 	}, nil
 }
 
@@ -64,7 +64,7 @@ func adopt(dir string, e entry) (*process, *sockets, error) {
 		return nil, nil, err
 	}
 	s, err := p.askSockets()
-	if err != nil && !errors.Is(err, errNoAnswer) {
+	if err != nil && !errors.Is(err, errNoResponse) {
 		_ = p.conn.Close()
 		return nil, nil, err
 	}
@@ -72,8 +72,8 @@ func adopt(dir string, e entry) (*process, *sockets, error) {
 	return p, s, nil
 }
 
-// errNoAnswer says that a process answered nothing for socketsWithin.
-var errNoAnswer = errors.New("the ingress proxy does not hand over its sockets")
+// errNoResponse says that a process answered nothing for socketsWithin.
+var errNoResponse = errors.New("the ingress proxy does not hand over its sockets")
 
 // askSockets is the first thing on a connection, before read.
 func (p *process) askSockets() (*sockets, error) {
@@ -93,15 +93,15 @@ func (p *process) askSockets() (*sockets, error) {
 		}
 		if err != nil {
 			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
-				return nil, errNoAnswer
+				return nil, errNoResponse
 			}
 			return nil, fmt.Errorf("taking the sockets of the ingress proxy: %w", err)
 		}
-		if line = append(line, text[:n]...); len(line) > maxAnswer {
+		if line = append(line, text[:n]...); len(line) > maxResponse {
 			return nil, errors.New("taking the sockets of the ingress proxy: there is no end of them")
 		}
 	}
-	var a table.Answer
+	var a table.Response
 	if err := json.Unmarshal(line, &a); err != nil {
 		return nil, fmt.Errorf("reading the answer of the ingress proxy about its sockets: %w", err)
 	}
@@ -125,14 +125,14 @@ func (p *process) askSockets() (*sockets, error) {
 func (p *process) read() {
 	bounded := &boundedReader{from: p.conn}
 	for in := json.NewDecoder(bounded); ; {
-		bounded.left = maxAnswer
-		var a table.Answer
+		bounded.left = maxResponse
+		var a table.Response
 		if err := in.Decode(&a); err != nil {
 			p.ended <- fmt.Errorf("its connection was closed: %w; its log says why", err)
 			return
 		}
 		select {
-		case p.answers <- a:
+		case p.responses <- a:
 		case <-p.done:
 			return
 		}
@@ -148,7 +148,7 @@ type boundedReader struct {
 // Read implements io.Reader.
 func (b *boundedReader) Read(to []byte) (int, error) {
 	if b.left <= 0 {
-		return 0, fmt.Errorf("it sends an answer of more than %d bytes", maxAnswer)
+		return 0, fmt.Errorf("it sends an answer of more than %d bytes", maxResponse)
 	}
 	n, err := b.from.Read(to)
 	b.left -= n
@@ -182,7 +182,7 @@ func (p *process) put(ctx context.Context, now table.Sections, s *sockets, chang
 
 // sendSockets is a part of a commit.
 func (p *process) sendSockets(s *sockets, change socketChange) error {
-	if err := p.conn.SetWriteDeadline(time.Now().Add(answerWithin)); err != nil {
+	if err := p.conn.SetWriteDeadline(time.Now().Add(responseTimeout)); err != nil {
 		return err
 	}
 	c := table.Change{Close: slices.Sorted(maps.Keys(change.closed))}
@@ -213,23 +213,23 @@ func (p *process) stats(ctx context.Context) (*table.Stats, error) {
 	return a.Stats, err
 }
 
-func (p *process) commit(ctx context.Context, changes []table.Change, stats bool) (table.Answer, error) {
-	if err := p.conn.SetWriteDeadline(time.Now().Add(answerWithin)); err != nil {
-		return table.Answer{}, err
+func (p *process) commit(ctx context.Context, changes []table.Change, stats bool) (table.Response, error) {
+	if err := p.conn.SetWriteDeadline(time.Now().Add(responseTimeout)); err != nil {
+		return table.Response{}, err
 	}
 	for _, c := range append(changes, table.Change{Commit: true, Stats: stats}) {
 		if err := p.out.Encode(c); err != nil {
-			return table.Answer{}, err
+			return table.Response{}, err
 		}
 	}
 	select {
 	case <-ctx.Done():
-		return table.Answer{}, ctx.Err()
+		return table.Response{}, ctx.Err()
 	case err := <-p.ended:
-		return table.Answer{}, err
-	case <-time.After(answerWithin):
-		return table.Answer{}, fmt.Errorf("it has not answered for %s: %w", answerWithin, os.ErrDeadlineExceeded)
-	case a := <-p.answers:
+		return table.Response{}, err
+	case <-time.After(responseTimeout):
+		return table.Response{}, fmt.Errorf("it has not answered for %s: %w", responseTimeout, os.ErrDeadlineExceeded)
+	case a := <-p.responses:
 		return a, nil
 	}
 }

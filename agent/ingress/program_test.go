@@ -197,17 +197,17 @@ func eventually(t *testing.T, what string, met func() bool) {
 }
 
 // keeper is that of a run of the agent.
-func (n *testNode) keeper() *keeper {
+func (n *testNode) keeper() *supervisor {
 	n.t.Helper()
-	k := testenv.Must(newKeeper(n.o, groups(n.o.cgroups)))(n.t)
-	n.t.Cleanup(k.forget)
+	k := testenv.Must(newSupervisor(n.o, groups(n.o.cgroups)))(n.t)
+	n.t.Cleanup(k.release)
 	k.want(n.http3)
 	return k
 }
 
 // run is what an agent does at its start: it goes on with a proxy or starts one, gives it the table, and has another
 // version take over.
-func (n *testNode) run() *keeper {
+func (n *testNode) run() *supervisor {
 	n.t.Helper()
 	k := n.keeper()
 	testenv.NoError(n.t, k.begin())
@@ -215,7 +215,7 @@ func (n *testNode) run() *keeper {
 	return k
 }
 
-func (n *testNode) serve(k *keeper) {
+func (n *testNode) serve(k *supervisor) {
 	n.t.Helper()
 	if _, err := k.put(n.t.Context(), n.table); err != nil { // it was ending when it was found, as one without a table does
 		n.t.Log(k.lost(err))
@@ -228,7 +228,9 @@ func (n *testNode) serve(k *keeper) {
 	testenv.Must(k.takeOver(n.t.Context(), n.table))(n.t)
 }
 
-func (k *keeper) url() string { return fmt.Sprintf("http://127.0.0.1:%d/", k.held.ports()[table.HTTP]) }
+func (k *supervisor) url() string {
+	return fmt.Sprintf("http://127.0.0.1:%d/", k.held.ports()[table.HTTP])
+}
 
 // ask asks once, on a connection of its own, and never a second time.
 func ask(client *http.Client, url string) error {

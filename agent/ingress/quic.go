@@ -35,7 +35,7 @@ const (
 
 // addQUIC opens UDP sockets for HTTP/3, for a process that is started beside the one that has the sockets before; nil
 // for none. HTTP/1.1 and HTTP/2 are served without them, too.
-func (k *keeper) addQUIC(s, before *sockets) {
+func (k *supervisor) addQUIC(s, before *sockets) {
 	if !k.http3 {
 		return
 	}
@@ -46,7 +46,7 @@ func (k *keeper) addQUIC(s, before *sockets) {
 }
 
 // guardedUDP are the UDP ports at which the proxy listens.
-func (k *keeper) guardedUDP() []int {
+func (k *supervisor) guardedUDP() []int {
 	if port := k.held.ports()[table.QUIC]; port > 0 {
 		return []int{port}
 	}
@@ -54,14 +54,14 @@ func (k *keeper) guardedUDP() []int {
 }
 
 // want says whether HTTP/3 is to be served.
-func (k *keeper) want(http3 bool) {
+func (k *supervisor) want(http3 bool) {
 	if k.http3 != http3 {
 		k.http3, k.withoutQUIC = http3, false
 	}
 }
 
 // serves says whether sockets are those that are wanted.
-func (k *keeper) serves(s *sockets) bool {
+func (k *supervisor) serves(s *sockets) bool {
 	return s.serve(k.at) && (k.withoutQUIC || s.serveQUIC(k.at) == k.http3)
 }
 
@@ -72,7 +72,7 @@ func (s *sockets) serveQUIC(at []netip.Addr) bool {
 }
 
 // listenQUIC opens a UDP socket at each address, at the port of those before, or the usual one, or another where
-// somebody has that.
+// that is in use.
 func (s *sockets) listenQUIC(at []netip.Addr, before *sockets) error {
 	port, count := uint16(table.NodeHTTPSPort), len(s.descriptors)
 	old := map[netip.Addr]int{}

@@ -25,7 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-func (k *keeper) http3URL() string {
+func (k *supervisor) http3URL() string {
 	return fmt.Sprintf("https://127.0.0.1:%d/", k.held.ports()[table.QUIC])
 }
 
@@ -57,12 +57,12 @@ func TestUpgradesFailNoHTTP3Request(t *testing.T) {
 	for range 8 {
 		clients = append(clients, http3Client(t))
 	}
-	n.upgrade(k, (*keeper).http3URL, func(i int) error {
+	n.upgrade(k, (*supervisor).http3URL, func(i int) error {
 		if i%2 == 0 {
 			defer clients[i].CloseIdleConnections()
 		}
 		return ask(clients[i], url)
-	}, func(k *keeper) {
+	}, func(k *supervisor) {
 		eventually(t, "the old one has ended", func() bool { return slices.Equal(n.processes(), []int{k.now.PID}) })
 	})
 }

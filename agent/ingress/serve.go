@@ -47,7 +47,7 @@ func (b *backoff) next(lived time.Duration) time.Duration {
 // serving is the time in which the cluster has an ingress.
 type serving struct {
 	*Node
-	keeper *keeper
+	supervisor *supervisor
 	// restarts and takeOvers are the waits after a proxy that has ended, and after one of another version that could
 	// not take over.
 	restarts, takeOvers backoff
@@ -64,11 +64,11 @@ type serving struct {
 
 // serve runs until the cluster has no ingress any more, or ctx is done.
 func (n *Node) serve(ctx context.Context) error {
-	k, err := newKeeper(n.o, n.groups())
+	k, err := newSupervisor(n.o, n.groups())
 	if err != nil {
 		return fmt.Errorf("ingress: %w", err)
 	}
-	defer k.forget()
+	defer k.release()
 	following, cancel := context.WithCancel(ctx)
 	tables := make(chan table.Sections) // no room: the last one that was received counts
 	var wg sync.WaitGroup
@@ -82,7 +82,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.o.Part.Set(status.Starting, "waiting for the table from a server")
 	probe := time.NewTicker(probeEvery)
 	defer probe.Stop()
-	s := &serving{Node: n, keeper: k, look: true}
+	s := &serving{Node: n, supervisor: k, look: true}
 	for {
 		var reached <-chan struct{} // closed when other nodes are reached or not
 		if n.o.Unreachable != nil {
@@ -124,7 +124,7 @@ func (n *Node) serve(ctx context.Context) error {
 				return nil
 			}
 			if !n.wanted() {
-				k.forget()
+				k.release()
 				return n.end(ctx)
 			}
 		}
@@ -141,19 +141,19 @@ func (s *serving) begin(ctx context.Context) error {
 	needed := s.needed()
 	switch {
 	case needed && !s.begun:
-		s.keeper.sites = siteSockets(s.table)
-		s.keeper.want(s.http3Port() > 0)
-		if err := s.keeper.begin(); err != nil {
+		s.supervisor.sites = siteSockets(s.table)
+		s.supervisor.want(s.http3Port() > 0)
+		if err := s.supervisor.begin(); err != nil {
 			return fmt.Errorf("ingress: %w", err)
 		}
 		s.begun, s.rested = true, false
 	case !needed && s.table != nil && !s.rested:
-		s.keeper.forget()
+		s.supervisor.release()
 		if err := s.stop(ctx); err != nil || ctx.Err() != nil {
 			return err
 		}
-		*s = serving{Node: s.Node, keeper: s.keeper, rested: true}
-		s.keeper.record = record{}
+		*s = serving{Node: s.Node, supervisor: s.supervisor, rested: true}
+		s.supervisor.processes = processList{}
 		s.o.Part.Set(status.Running, "at rest: no Gateway has a listener to serve")
 	}
 	return nil
@@ -162,7 +162,7 @@ func (s *serving) begin(ctx context.Context) error {
 // sync has a proxy run, the kernel guard it, and it serve by the last table. It returns an error only where this run's
 // part has to begin again.
 func (s *serving) sync(ctx context.Context) error {
-	k := s.keeper
+	k := s.supervisor
 	for s.begun && ctx.Err() == nil {
 		k.want(s.http3Port() > 0)
 		if s.table != nil { // before, the sockets of the run before stay as they are
@@ -210,10 +210,10 @@ func (s *serving) sync(ctx context.Context) error {
 // guard has the kernel guard the proxy's ports. Those of a proxy that does not hand over its sockets are unknown, and
 // guarded since the run before.
 func (s *serving) guard(ctx context.Context) error {
-	if s.keeper.held == nil {
+	if s.supervisor.held == nil {
 		return nil
 	}
-	if err := s.protect(ctx, s.keeper.guarded(), s.keeper.guardedUDP()); err != nil && ctx.Err() == nil {
+	if err := s.protect(ctx, s.supervisor.guarded(), s.supervisor.guardedUDP()); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("ingress: %w", err) // it cannot serve without
 	}
 	return nil
@@ -221,7 +221,7 @@ func (s *serving) guard(ctx context.Context) error {
 
 // put has the proxy serve by the table, and one of another version take over where there is one.
 func (s *serving) put(ctx context.Context) (map[string]string, error) {
-	k, now := s.keeper, s.complete(s.table)
+	k, now := s.supervisor, s.complete(s.table)
 	problems, err := k.put(ctx, now)
 	if err != nil || !k.outdated() || s.retry != nil {
 		return problems, err
@@ -249,8 +249,8 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 
 // lost takes leave of a proxy that has ended, or does not answer.
 func (s *serving) lost(cause error) {
-	lived := time.Since(s.keeper.now.began)
-	s.failed(fmt.Errorf("the proxy has ended: %w", s.keeper.lost(cause)), s.restarts.next(lived))
+	lived := time.Since(s.supervisor.now.began)
+	s.failed(fmt.Errorf("the proxy has ended: %w", s.supervisor.lost(cause)), s.restarts.next(lived))
 }
 
 // failed says that there is no proxy, and when there will be another.
@@ -265,7 +265,7 @@ func (s *serving) failed(err error, wait time.Duration) {
 
 // say writes at which ports the node serves.
 func (s *serving) say(ctx context.Context) error {
-	word := portsAnnotation(s.keeper.held.ports())
+	word := portsAnnotation(s.supervisor.held.ports())
 	if word == "" {
 		return nil
 	}
@@ -329,7 +329,7 @@ func portsAnnotation(ports map[string]int) string {
 
 func (s *serving) show(problems map[string]string) {
 	problems = maps.Clone(problems)
-	for key, text := range failedSites(s.keeper.failed) {
+	for key, text := range failedSites(s.supervisor.failed) {
 		if problems == nil {
 			problems = map[string]string{}
 		}
@@ -341,7 +341,7 @@ func (s *serving) show(problems map[string]string) {
 			hosts++
 		}
 	}
-	text := fmt.Sprintf("%d hosts, process %d", hosts, s.keeper.now.PID)
+	text := fmt.Sprintf("%d hosts, process %d", hosts, s.supervisor.now.PID)
 	switch {
 	case s.refused != nil:
 		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; it goes on, since another version could not take over: %v", text, s.refused))

@@ -18,7 +18,7 @@ import (
 
 // upgrade has five versions take over from each other, each found by another run of the agent, while eight clients ask
 // about 200 times in a second: none may fail. url is where they ask, and drained waits for what becomes of an old one.
-func (n *testNode) upgrade(k *keeper, url func(*keeper) string, ask func(client int) error, drained func(*keeper)) *keeper {
+func (n *testNode) upgrade(k *supervisor, url func(*supervisor) string, ask func(client int) error, drained func(*supervisor)) *supervisor {
 	n.t.Helper()
 	var asked atomic.Int64
 	end := make(chan struct{})
@@ -48,7 +48,7 @@ func (n *testNode) upgrade(k *keeper, url func(*keeper) string, ask func(client 
 	for i := range 5 {
 		before := asked.Load()
 		eventually(n.t, "forty requests were answered", func() bool { return asked.Load() >= before+40 })
-		k.forget() // the agent ends
+		k.release() // the agent ends
 		n.install(fmt.Sprintf("v%d", i+1))
 		k = n.run()
 		if slices.Contains(pids, k.now.PID) || url(k) != at {
@@ -81,7 +81,7 @@ func TestUpgradesFailNoRequest(t *testing.T) {
 			clients[i] = &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: 2 * time.Minute}
 		}
 	}
-	k = n.upgrade(k, (*keeper).url, func(i int) error { return ask(clients[i], url) }, func(k *keeper) {
+	k = n.upgrade(k, (*supervisor).url, func(i int) error { return ask(clients[i], url) }, func(k *supervisor) {
 		eventually(t, "the old one has closed its sockets", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
 	})
 	for _, c := range clients {
@@ -90,11 +90,11 @@ func TestUpgradesFailNoRequest(t *testing.T) {
 	testenv.Check(t, echo(), "the websocket of the first version")
 	// The second to the fifth end by themselves: their connections end with a response.
 	eventually(t, "only the websocket's process drains", func() bool { return len(n.processes()) == 2 })
-	k.forget()
+	k.release()
 	if err := Remove(n.o.Dir); err != nil {
 		t.Log(err) // nftables may not be there
 	}
-	if r, err := readRecord(n.o.Dir); err != nil || len(r.Processes) > 0 {
+	if r, err := readProcesses(n.o.Dir); err != nil || len(r.Processes) > 0 {
 		t.Errorf("the record holds %v, %v", r, err)
 	}
 }
@@ -115,7 +115,7 @@ func TestFailedTakeOverKeepsOldProxy(t *testing.T) {
 				t.Errorf("process %d serves at %s, was %d at %s", k.now.PID, k.url(), pid, url)
 			}
 			testenv.Check(t, ask(fresh(), url))
-			testenv.Equal(t, len(testenv.Must(readRecord(n.o.Dir))(t).Processes), 1, "the record holds")
+			testenv.Equal(t, len(testenv.Must(readProcesses(n.o.Dir))(t).Processes), 1, "the record holds")
 			n.install("good")
 			n.serve(k)
 			testenv.True(t, k.now.PID != pid, "a good version does not take over after a bad one")
@@ -190,7 +190,7 @@ func TestInterruptedTakeOverLeavesOneProxy(t *testing.T) {
 				if !reached {
 					t.Fatal("the step was not reached")
 				}
-				k.forget()
+				k.release()
 				k = n.run()
 				eventually(t, "one process of the record listens", func() bool {
 					left := unclaimed(n, k)
@@ -210,8 +210,8 @@ func TestInterruptedTakeOverLeavesOneProxy(t *testing.T) {
 
 // unclaimed are processes that listen, and that no record holds: they were started, and their agent was killed before
 // it could write that.
-func unclaimed(n *testNode, k *keeper) []int {
+func unclaimed(n *testNode, k *supervisor) []int {
 	return slices.DeleteFunc(n.listening(), func(pid int) bool {
-		return slices.ContainsFunc(k.record.Processes, func(e entry) bool { return e.PID == pid })
+		return slices.ContainsFunc(k.processes.Processes, func(e entry) bool { return e.PID == pid })
 	})
 }

@@ -61,7 +61,7 @@ func defaults(o Options) *v1beta1.KubeletConfiguration {
 		ResolverConfig:           &resolvConf,
 		RegisterWithTaints:       o.Taints,
 
-		// The kubelet's port: certificates in files that are renewed in place, callers verified, nobody anonymous.
+		// The kubelet's port: certificates in files that are renewed in place, callers verified, none anonymous.
 		TLSCertFile:       o.ServingCertFile,
 		TLSPrivateKeyFile: o.ServingKeyFile,
 		TLSMinVersion:     "VersionTLS12",
@@ -73,7 +73,7 @@ func defaults(o Options) *v1beta1.KubeletConfiguration {
 		},
 		Authorization: v1beta1.KubeletAuthorization{Mode: v1beta1.KubeletAuthorizationModeWebhook},
 		ReadOnlyPort:  0,
-		HealthzPort:   ptr.To[int32](0), // it would answer for the whole process, and nobody asks there
+		HealthzPort:   ptr.To[int32](0), // it would answer for the whole process, and nothing asks there
 
 		// Hosts of all ages: cgroup v1 is still common on boards, swap is normal there, and the driver is cgroupfs
 		// because containerd's is (agent/containerd says why).
@@ -91,7 +91,7 @@ func defaults(o Options) *v1beta1.KubeletConfiguration {
 		PodPidsLimit:   ptr.To[int64](podPIDs),
 
 		// What an idle node costs. Status is computed every ten seconds, but written only when it changed, or after the
-		// report frequency, upstream's being five minutes: all nodes hear of each report, and nobody takes it for a
+		// report frequency, upstream's being five minutes: all nodes hear of each report, and none takes it for a
 		// sign of life (ADR 0040). The lease is written four times per duration.
 		NodeStatusUpdateFrequency:   metav1.Duration{Duration: 10 * time.Second},
 		NodeStatusReportFrequency:   metav1.Duration{Duration: reportEvery},

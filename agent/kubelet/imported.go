@@ -15,7 +15,7 @@ import (
 // importedImages is upstream's manager of image pulls (KEP 2535), except for images that the operator imported: these
 // are for every pod of the node.
 //
-// Upstream lets a pod have an image that is there without asking its registry only when nobody pulled it. It takes an
+// Upstream lets a pod have an image that is there without asking its registry only when it was not pulled. It takes an
 // image for pulled as soon as a pull begins, and also when nothing comes of it: then a pod that is set to pull always
 // would keep all others from an image that no registry has.
 type importedImages struct {

@@ -49,7 +49,7 @@ type Options struct {
 	// ServingCertFile and ServingKeyFile are for the kubelet's own port; they are read again when they change. Both may
 	// be one file.
 	ServingCertFile, ServingKeyFile string
-	// ClientCAFile verifies whoever calls that port.
+	// ClientCAFile verifies the clients of that port.
 	ClientCAFile string
 
 	NodeName string

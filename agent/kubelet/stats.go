@@ -17,7 +17,7 @@ const (
 	// remembers two minutes, so that there are always two points. Upstream's ten seconds were a seventh of what a node
 	// with three pods does at rest (docs/adr/0040).
 	measureEvery = 30 * time.Second
-	// oldestStats is how old figures of a client may be: older ones are measured anew while it waits.
+	// oldestStats is how old figures of a client may be: older ones are measured again while it waits.
 	oldestStats = 10 * time.Second
 )
 

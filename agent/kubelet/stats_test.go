@@ -33,7 +33,7 @@ func (c *askedCAdvisor) GetRequestedContainersInfo(_ string, o cadvisorapi.Reque
 	return nil, nil
 }
 
-// Whoever asks a kubelet for figures gets new ones, in all places where it keeps cAdvisor.
+// A client that asks a kubelet for figures gets new ones, in all places where it keeps cAdvisor.
 func TestContainersAreMeasuredWhenAsked(t *testing.T) {
 	asked := &askedCAdvisor{}
 	provider := upstreamstats.NewCRIStatsProvider(asked, nil, nil, nil, nil, nil, false, false, nil)

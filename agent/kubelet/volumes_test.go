@@ -87,7 +87,7 @@ func runVolumes(t *testing.T, ctx context.Context) (*someKubelet, *rounds) {
 	return k, r
 }
 
-// podWithVolume has a volume that nobody can mount.
+// podWithVolume has a volume that cannot be mounted.
 func podWithVolume() *v1.Pod {
 	p := &v1.Pod{}
 	p.Name, p.Namespace, p.UID = "pod", "default", "uid"
@@ -118,7 +118,7 @@ func TestVolumeLoopsRestBetweenPods(t *testing.T) {
 		pace("at rest", time.Minute, 29, 31)
 		time.Sleep(timers.Until(volumesRest) + 300*time.Millisecond) // within a rest: the process has moments of its own
 
-		pod := podWithVolume() // which nobody can mount
+		pod := podWithVolume() // whose volume cannot be mounted
 		k.podManager.AddPod(pod)
 		populated, reconciled := r.pods.asked.Load(), r.reconciled.Load()
 		ended := make(chan error)

@@ -35,7 +35,7 @@ type conflict struct {
 
 // of returns the conflicts over some addresses, and what was proven that the record lacks. It forgets those over
 // others, old ones, and what the record has.
-func (f *findings) of(record loadbalancer.Record, addresses []netip.Addr, now time.Time) (loadbalancer.Conflicts, loadbalancer.Proven) {
+func (f *findings) of(record loadbalancer.Holders, addresses []netip.Addr, now time.Time) (loadbalancer.Conflicts, loadbalancer.Proven) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	maps.DeleteFunc(f.last, func(a netip.Addr, is conflict) bool {

@@ -62,11 +62,11 @@ type Options struct {
 	// of those that it has proven and the record does not have as proven yet, each time that changes. It must not
 	// block.
 	Report func(loadbalancer.Conflicts, loadbalancer.Proven)
-	// KeepSilent, when set, is called for each interface in whose network an address is, whichever node is the holder:
+	// RestrictARP, when set, is called for each interface in whose network an address is, whichever node is the holder:
 	// the kernel has the address itself, as with IPVS, and must not answer for it there.
-	KeepSilent func(device string) error
-	Part       *status.Part
-	Logger     *slog.Logger
+	RestrictARP func(device string) error
+	Part        *status.Part
+	Logger      *slog.Logger
 }
 
 // Speaker answers for this node's addresses.
@@ -76,7 +76,7 @@ type Speaker struct {
 
 	mu     sync.Mutex // of the last word of the store
 	asked  vip.Moment
-	record loadbalancer.Record
+	record loadbalancer.Holders
 
 	findings findings
 }
@@ -122,7 +122,7 @@ func (s *Speaker) Run(ctx context.Context) error {
 		}
 	}()
 	for {
-		var record loadbalancer.Record
+		var record loadbalancer.Holders
 		if d := settingsData.Load(); d != nil {
 			var err error
 			if record, err = loadbalancer.Read(*d); err != nil {
@@ -144,14 +144,14 @@ func (s *Speaker) Run(ctx context.Context) error {
 }
 
 // follow makes what is announced what the record says.
-func (s *Speaker) follow(ctx context.Context, now map[netip.Addr]running, record loadbalancer.Record) {
+func (s *Speaker) follow(ctx context.Context, now map[netip.Addr]running, record loadbalancer.Holders) {
 	var trouble []string
 	places := map[netip.Addr]vip.Interface{}
 	var links []vip.Link
 	var routers []netip.Addr
 	for _, address := range slices.SortedFunc(maps.Keys(record), netip.Addr.Compare) {
 		mine := record[address].Node == s.o.NodeName
-		if !mine && s.o.KeepSilent == nil {
+		if !mine && s.o.RestrictARP == nil {
 			continue
 		}
 		if links == nil {
@@ -170,8 +170,8 @@ func (s *Speaker) follow(ctx context.Context, now map[netip.Addr]running, record
 			err = fmt.Errorf("%s is a router's address: the routes of this machine lead through it. Leave it out of the load balancer's pool",
 				address)
 		}
-		if err == nil && s.o.KeepSilent != nil && address.Is4() {
-			err = s.o.KeepSilent(iface.Name)
+		if err == nil && s.o.RestrictARP != nil && address.Is4() {
+			err = s.o.RestrictARP(iface.Name)
 		}
 		switch {
 		case !mine:

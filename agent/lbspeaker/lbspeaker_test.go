@@ -63,7 +63,7 @@ func newBed(t *testing.T) *bed {
 }
 
 // publish writes who answers.
-func (b *bed) publish(r loadbalancer.Record) {
+func (b *bed) publish(r loadbalancer.Holders) {
 	b.Helper()
 	data, err := r.Write()
 	testenv.NoError(b, err)
@@ -97,11 +97,11 @@ func TestOwnAddressesAreAnnounced(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	b := newBed(t)
 	stop := testenv.Run(t, b.s.Run)
-	b.publish(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}, netip.MustParseAddr("10.9.0.1"): {Node: "here", Term: 1}})
+	b.publish(loadbalancer.Holders{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}, netip.MustParseAddr("10.9.0.1"): {Node: "here", Term: 1}})
 	b.announces(first)
-	b.publish(loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 2}})
+	b.publish(loadbalancer.Holders{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 2}})
 	b.announces(first, second)
-	b.publish(loadbalancer.Record{first: {Node: "there", Term: 3}, second: {Node: "here", Term: 2}})
+	b.publish(loadbalancer.Holders{first: {Node: "there", Term: 3}, second: {Node: "here", Term: 2}})
 	b.announces(second)
 	stop()
 	b.announces()
@@ -113,17 +113,17 @@ func TestKernelDoesNotAnswerForAnnouncedAddresses(t *testing.T) {
 	b := newBed(t)
 	var asked []string
 	fail := errors.New("it cannot be set")
-	b.s.o.KeepSilent = func(device string) error {
+	b.s.o.RestrictARP = func(device string) error {
 		asked = append(asked, device)
 		return fail
 	}
 	now := map[netip.Addr]running{}
-	b.s.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}})
+	b.s.follow(t.Context(), now, loadbalancer.Holders{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}})
 	if len(asked) != 2 || asked[0] != "eth0" || len(now) != 0 {
 		t.Errorf("asked %v, announced %v", asked, now)
 	}
 	fail = nil
-	b.s.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}})
+	b.s.follow(t.Context(), now, loadbalancer.Holders{first: {Node: "here", Term: 1}})
 	testenv.True(t, len(now) == 1, "announced %v", now)
 	for _, r := range now {
 		r.stop()
@@ -137,18 +137,18 @@ func TestHolderAnswersWhileTheStoreSaysSo(t *testing.T) {
 	now := vip.Moment(time.Hour)
 	b.s.o.Now = func() vip.Moment { return now }
 	mine := loadbalancer.Holder{Node: "here", Term: 5}
-	b.publish(loadbalancer.Record{first: mine})
+	b.publish(loadbalancer.Holders{first: mine})
 	if until, err := b.s.confirm(t.Context(), first, mine); err != nil || until != now.After(loadbalancer.Lease) {
 		t.Fatalf("until %v, %v", until, err)
 	}
-	b.publish(loadbalancer.Record{first: {Node: "there", Term: 6}})
+	b.publish(loadbalancer.Holders{first: {Node: "there", Term: 6}})
 	asked := now
 	testenv.Equal(t, testenv.Must(b.s.confirm(t.Context(), first, mine))(t), asked.After(loadbalancer.Lease), "a word of just now: until")
 	now = now.After(loadbalancer.Lease / 2)
 	if until, err := b.s.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("another node is the holder, and it may answer until %v", until)
 	}
-	b.publish(loadbalancer.Record{first: {Node: "here", Term: 7}}) // it has not waited for the end of the one in between
+	b.publish(loadbalancer.Holders{first: {Node: "here", Term: 7}}) // it has not waited for the end of the one in between
 	now = now.After(loadbalancer.Lease)
 	if until, err := b.s.confirm(t.Context(), first, mine); err == nil {
 		t.Errorf("there was another holder in between, and it may answer until %v", until)
@@ -177,7 +177,7 @@ func TestNewAddressIsProven(t *testing.T) {
 		var reported []string
 		b.s.o.Report = func(c loadbalancer.Conflicts, _ loadbalancer.Proven) { reported = append(reported, c.String()) }
 		now := map[netip.Addr]running{}
-		record := loadbalancer.Record{first: {Node: "here", Term: 1, New: true}, second: {Node: "here", Term: 2}}
+		record := loadbalancer.Holders{first: {Node: "here", Term: 1, New: true}, second: {Node: "here", Term: 2}}
 		look := func() {
 			synctest.Wait()
 			b.s.follow(t.Context(), now, record)
@@ -223,13 +223,13 @@ func TestProofIsReported(t *testing.T) {
 		var reported []string
 		b.s.o.Report = func(_ loadbalancer.Conflicts, p loadbalancer.Proven) { reported = append(reported, p.String()) }
 		now := map[netip.Addr]running{}
-		look := func(r loadbalancer.Record) {
+		look := func(r loadbalancer.Holders) {
 			b.publish(r)
 			synctest.Wait()
 			b.s.follow(t.Context(), now, r)
 			synctest.Wait()
 		}
-		unproven, proven := loadbalancer.Record{first: {Node: "here", Term: 5, New: true}}, loadbalancer.Record{first: {Node: "here", Term: 5}}
+		unproven, proven := loadbalancer.Holders{first: {Node: "here", Term: 5, New: true}}, loadbalancer.Holders{first: {Node: "here", Term: 5}}
 		look(unproven)
 		testenv.True(t, len(reported) == 0, "before it was asked, the cluster heard %q", reported)
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
@@ -245,9 +245,9 @@ func TestProofIsReported(t *testing.T) {
 			t.Errorf("asked %d times, the cluster heard %q", asked.Load(), reported)
 		}
 		testenv.Check(t, testenv.Err(b.s.confirm(t.Context(), first, running)), "the record has it as proven")
-		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})
+		look(loadbalancer.Holders{first: {Node: "here", Term: 6, New: true}})
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
-		look(loadbalancer.Record{first: {Node: "here", Term: 6, New: true}})
+		look(loadbalancer.Holders{first: {Node: "here", Term: 6, New: true}})
 		if asked.Load() != 2 || len(reported) != 3 || reported[2] != first.String()+"=6" {
 			t.Errorf("another holding: asked %d times, the cluster heard %q", asked.Load(), reported)
 		}
@@ -263,7 +263,7 @@ func TestRoutersKeepTheirAddresses(t *testing.T) {
 	b := newBed(t)
 	b.s.o.Routers = func() ([]netip.Addr, error) { return []netip.Addr{first}, nil }
 	now := map[netip.Addr]running{}
-	b.s.follow(t.Context(), now, loadbalancer.Record{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 1}})
+	b.s.follow(t.Context(), now, loadbalancer.Holders{first: {Node: "here", Term: 1}, second: {Node: "here", Term: 1}})
 	if _, routers := now[first]; routers || len(now) != 1 {
 		t.Errorf("it announces %v", now)
 	}

@@ -89,7 +89,7 @@ func Run(ctx context.Context, o Options) {
 			if stops[s] == nil {
 				ctx, stop := context.WithCancel(ctx)
 				stops[s] = stop
-				running.Go(func() { o.keep(ctx, s) })
+				running.Go(func() { o.maintain(ctx, s) })
 			}
 		}
 		select {
@@ -101,8 +101,8 @@ func Run(ctx context.Context, o Options) {
 	}
 }
 
-// keep keeps the connection to one server until ctx is done.
-func (o *Options) keep(ctx context.Context, server string) {
+// maintain keeps the connection to one server until ctx is done.
+func (o *Options) maintain(ctx context.Context, server string) {
 	var asked sync.WaitGroup
 	defer asked.Wait()
 	node := nodetunnel.Node{Allowed: o.allowed, Until: o.Until}

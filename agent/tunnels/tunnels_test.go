@@ -160,7 +160,7 @@ func TestTunnelFollowsServersAndCertificates(t *testing.T) {
 	// It comes back after a connection that has broken off, to servers that are new, and leaves those that are gone.
 	_ = s.Close()
 	if server := <-ended; server != first.address {
-		t.Errorf("it is told that the connection to %s has ended", server)
+		t.Errorf("it hears that the connection to %s has ended", server)
 	}
 	testenv.Eventually(t, 2*time.Minute, "the node comes again", func() error {
 		first.mu.Lock()
@@ -176,7 +176,7 @@ func TestTunnelFollowsServersAndCertificates(t *testing.T) {
 	wait(t, second)
 	testenv.Until(t, 2*time.Minute, "the node leaves a server that is none any more", func() bool { return first.session() == nil })
 	for i, s := range otherServers {
-		testenv.True(t, s.taken == 0, "the node showed itself to stranger %d", i)
+		testenv.True(t, s.taken == 0, "the node showed itself to unidentified client %d", i)
 	}
 }
 

@@ -133,11 +133,11 @@ func becomeUser(number string) error {
 }
 
 // maxFile bounds a file that the process writes, of which there is only its log, in bytes: twice maxLog. What the
-// runtime says when it ends, and what strangers write who have taken the process over, does not fill the folder's file
+// runtime says when it ends, and what an attacker writes who controls the process, does not fill the folder's file
 // system.
 const maxFile = 2 * maxLog
 
-// harden gives up what a process that reads strangers' bytes does not need: new privileges by executing, being traced
+// harden gives up what a process that reads untrusted bytes does not need: new privileges by executing, being traced
 // by others of its user, and large files.
 func harden() error {
 	// The attribute is a thread's, and Go has several already. All are set at once, which cgo (only the race

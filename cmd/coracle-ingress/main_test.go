@@ -89,13 +89,13 @@ func start(t testing.TB) *process {
 }
 
 // apply sends a table and waits for the answer.
-func (p *process) apply(t testing.TB, s table.Sections) table.Answer {
+func (p *process) apply(t testing.TB, s table.Sections) table.Response {
 	t.Helper()
 	for _, c := range append(table.Diff(nil, s), table.Change{Commit: true}) {
 		testenv.NoError(t, json.NewEncoder(p.control).Encode(c))
 	}
 	line := testenv.Must(p.answers.ReadBytes('\n'))(t)
-	var answer table.Answer
+	var answer table.Response
 	testenv.NoError(t, json.Unmarshal(line, &answer))
 	return answer
 }

@@ -58,7 +58,7 @@ func openBalancer(ctx context.Context, board *status.Board, o balancer.Options) 
 		servers, err = balancer.New(ctx, o)
 		return err
 	}
-	supervise.Keep(ctx, supervise.Part{Name: "local address of the API", Run: open, Board: board, Logger: o.Logger, Quiet: true})
+	supervise.Run(ctx, supervise.Part{Name: "local address of the API", Run: open, Board: board, Logger: o.Logger, Quiet: true})
 	return servers, err
 }
 
@@ -164,7 +164,7 @@ func waitAPI(ctx context.Context, kubeconfig string) error {
 	defer client.CloseIdleConnections()
 	client.Timeout = apiPatience
 	for {
-		if answers(ctx, client, config.Host+"/readyz") {
+		if responds(ctx, client, config.Host+"/readyz") {
 			return nil
 		}
 		if !timers.Sleep(ctx, apiPoll) {
@@ -173,7 +173,7 @@ func waitAPI(ctx context.Context, kubeconfig string) error {
 	}
 }
 
-func answers(ctx context.Context, client *http.Client, url string) bool {
+func responds(ctx context.Context, client *http.Client, url string) bool {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return false

@@ -22,7 +22,7 @@ var errGaveUp = errors.New("a part of Kubernetes gave up; the last lines of the 
 
 // catchFatal turns upstream's ways of ending the process (docs/architecture.md lists them) into an orderly stop: what
 // was acknowledged is on the disk either way, but connections, the store and the sockets are closed as they should be.
-// A stop that hangs is cut off.
+// A stop that is blocked is cut off.
 func catchFatal(stop context.CancelCauseFunc) {
 	var once sync.Once
 	klog.OsExit = func(code int) {

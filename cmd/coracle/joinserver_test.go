@@ -68,7 +68,7 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 	}
 }
 
-// TestClustersBackendOverridesRecordedOne: what the cluster has changed to counts, over what a server was told when it
+// TestClustersBackendOverridesRecordedOne: what the cluster has changed to counts, over what a server was given when it
 // joined and where it is alone.
 func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 	c := &config.Server{
@@ -110,8 +110,8 @@ func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 	}
 }
 
-// TestJoinedServerTakesClustersOptions: a server that was told nothing of load balancers, metrics, charts and manifests
-// takes what its cluster has.
+// TestJoinedServerTakesClustersOptions: a server whose flags say nothing of load balancers, metrics, charts and
+// manifests takes what its cluster has.
 func TestJoinedServerTakesClustersOptions(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",

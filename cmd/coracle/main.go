@@ -49,7 +49,7 @@ func main() {
 		CheckServerArgs:  checkServerArgs,
 		CheckKubeletArgs: kubelet.CheckArgs,
 		Unpack:           unpack,
-		Parts:            partVersions,
+		Libraries:        libraryVersions,
 		Encryption:       keys{},
 		SnapshotFiles:    server.SnapshotFiles,
 		TokenFiles:       secrets.TokenFiles,

@@ -83,8 +83,8 @@ func portOf(listen string) uint16 {
 	return uint16(number)
 }
 
-// toolsLatest is how long kubectl, helm and ctr wait for a node that does not become ready. Whoever calls one of them
-// as root does not wait: coracle kubectl unpacks what is missing.
+// toolsLatest is how long kubectl, helm and ctr wait for a node that does not become ready. A user who calls one of
+// them as root does not wait: coracle kubectl unpacks what is missing.
 const toolsLatest = time.Minute
 
 // run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so that a

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestNoStartWithoutIPVS: a node that was told to have IPVS does not start on a kernel without, and the error says what
+// TestNoStartWithoutIPVS: a node whose flag asks for IPVS does not start on a kernel without, and the error says what
 // is missing and what to do.
 func TestNoStartWithoutIPVS(t *testing.T) {
 	lacking := func(string, string, []netip.Prefix) error {

@@ -20,7 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// stopPatience is how long an orderly stop may take when the address is gone. Connections with other machines hang
+// stopPatience is how long an orderly stop may take when the address is gone. Connections with other machines are stuck
 // then, and so do the parts that want to say something. What was acknowledged is on the disk, and pods belong to their
 // shims.
 const stopPatience = 2 * time.Second

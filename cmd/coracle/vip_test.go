@@ -16,9 +16,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestVIPIsChecked: a flag that is not what the cluster has counts for nothing, and is told with both; what the cluster
-// has is not looked for on the network, where a server answers for it; and what no network of this machine holds is
-// refused when the cluster begins with it.
+// TestVIPIsChecked: a flag that is not what the cluster has counts for nothing, and is reported with both; what the
+// cluster has is not looked for on the network, where a server answers for it; and what no network of this machine
+// holds is refused when the cluster begins with it.
 func TestVIPIsChecked(t *testing.T) {
 	one, two := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2") // a network for documentation: no machine has it
 	o := server.Options{ServerDir: t.TempDir()}

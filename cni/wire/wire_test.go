@@ -54,7 +54,7 @@ func TestCallWithoutAgentReturnsErrNoAgent(t *testing.T) {
 			c.Close() // an agent that dies in the middle of a call
 		}
 	}()
-	testenv.ErrorIs(t, testenv.Err(Call(t.Context(), socket, Request{})), ErrNoAgent, "hung up")
+	testenv.ErrorIs(t, testenv.Err(Call(t.Context(), socket, Request{})), ErrNoAgent, "connection closed")
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		c, err := l.Accept()

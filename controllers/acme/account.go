@@ -76,8 +76,8 @@ func (m *Manager) client(ctx context.Context) (*acme.Client, string, error) {
 	return nil, "", &accountError{a.problem, a.next}
 }
 
-// forgetAccount has the next attempt register again, as when the authority does not know the account any more.
-func (m *Manager) forgetAccount(ctx context.Context) error {
+// clearAccount has the next attempt register again, as when the authority does not know the account any more.
+func (m *Manager) clearAccount(ctx context.Context) error {
 	m.id.mu.Lock()
 	defer m.id.mu.Unlock()
 	m.id.client = nil

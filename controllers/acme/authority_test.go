@@ -328,4 +328,4 @@ func (a *authority) change(f func()) {
 	f()
 }
 
-var errUnreachable = errors.New("nobody answers")
+var errUnreachable = errors.New("no answer")

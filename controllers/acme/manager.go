@@ -128,17 +128,17 @@ func New(o Options) *Manager {
 	}
 }
 
-// bounded is HTTP whose answers have maxAnswer bytes at most: what asks the authority reads them to their end.
+// bounded is HTTP whose answers have maxResponse bytes at most: what asks the authority reads them to their end.
 type bounded struct{ http.RoundTripper }
 
-// maxAnswer is more than an answer of 100 hosts has.
-const maxAnswer = 1 << 20
+// maxResponse is more than an answer of 100 hosts has.
+const maxResponse = 1 << 20
 
 // RoundTrip implements http.RoundTripper.
 func (b *bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	res, err := b.RoundTripper.RoundTrip(r)
 	if err == nil {
-		res.Body = http.MaxBytesReader(nil, res.Body, maxAnswer)
+		res.Body = http.MaxBytesReader(nil, res.Body, maxResponse)
 	}
 	return res, err
 }

@@ -49,16 +49,16 @@ type bed struct {
 	events *record.FakeRecorder
 	built  time.Time
 
-	mu     sync.Mutex
-	orders []compile.Order
-	deaf   map[string]bool // nodes and hosts for which no challenge is answered
-	full   atomic.Bool     // the store takes no writes
+	mu           sync.Mutex
+	orders       []compile.Order
+	unresponsive map[string]bool // nodes and hosts for which no challenge is answered
+	full         atomic.Bool     // the store takes no writes
 }
 
 // run tests a bed with two nodes.
 func run(t *testing.T, test func(b *bed)) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &bed{T: t, client: newClient(), ca: newAuthority(), events: record.NewFakeRecorder(10_000), deaf: map[string]bool{}}
+		b := &bed{T: t, client: newClient(), ca: newAuthority(), events: record.NewFakeRecorder(10_000), unresponsive: map[string]bool{}}
 		b.ca.thumbprint = b.thumbprint
 		b.ca.visit = func(host, path string) (string, error) {
 			_, text := b.proxy("192.0.2.1:10054", host, path)
@@ -112,7 +112,7 @@ func (b *bed) proxy(address, host, path string) (int, string) {
 	defer b.mu.Unlock()
 	token, ok := strings.CutPrefix(path, table.ChallengesPath)
 	known := slices.ContainsFunc(b.orders, func(o compile.Order) bool { return slices.Contains(o.Hosts, host) })
-	if !ok || !known || b.deaf[address] || b.deaf[host] {
+	if !ok || !known || b.unresponsive[address] || b.unresponsive[host] {
 		return http.StatusNotFound, ""
 	}
 	return http.StatusOK, token + "." + thumbprint
@@ -420,7 +420,7 @@ func TestFailedValidationsStayBelowLimits(t *testing.T) {
 	}
 }
 
-// TestChangedHostsAreTriedAtOnce: whoever takes the host out that fails need not wait.
+// TestChangedHostsAreTriedAtOnce: a user who removes the host that fails need not wait.
 func TestChangedHostsAreTriedAtOnce(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/cert=a.example,b.example")
@@ -508,7 +508,7 @@ func TestLostAccountIsRegisteredAgain(t *testing.T) {
 	})
 }
 
-// TestDeletedAccountSecretIsReplaced: whoever deletes the account's Secret gets another account, without a restart.
+// TestDeletedAccountSecretIsReplaced: a user who deletes the account's Secret gets another account, without a restart.
 func TestDeletedAccountSecretIsReplaced(t *testing.T) {
 	run(t, func(b *bed) {
 		b.wants("shop/one=a.example")
@@ -645,7 +645,7 @@ func TestOneNamespaceTakesNotAllTurns(t *testing.T) {
 		for i := range 60 {
 			host := fmt.Sprintf("h%d.example", i)
 			all = append(all, fmt.Sprintf("evil/c%d=%s", i, host))
-			b.deaf[host] = true // so that each attempt takes heardWithin
+			b.unresponsive[host] = true // so that each attempt takes heardWithin
 		}
 		b.wants(append(all, "shop/cert=shop.example")...)
 		defer b.lead()()
@@ -658,14 +658,14 @@ func TestOneNamespaceTakesNotAllTurns(t *testing.T) {
 // host.
 func TestOrderWaitsForNodesChallengeAnswers(t *testing.T) {
 	run(t, func(b *bed) {
-		b.deaf["192.0.2.2:10054"] = true
+		b.unresponsive["192.0.2.2:10054"] = true
 		b.wants("shop/cert=a.example")
 		defer b.lead()()
 		b.pass(time.Hour)
 		testenv.Equal(t, len(b.ca.orders), 0, "there is an order though a node does not answer:")
 		testenv.Contains(t, b.said(), "not all nodes answer challenges yet, of which the authority may ask any: the node n2 at 192.0.2.2:10054: it answers 404", "events:")
 		b.mu.Lock()
-		delete(b.deaf, "192.0.2.2:10054")
+		delete(b.unresponsive, "192.0.2.2:10054")
 		b.mu.Unlock()
 		b.pass(16 * time.Minute)
 		if b.certificate("shop", "cert") == nil {

@@ -73,7 +73,7 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 	if err != nil {
 		return "", err
 	}
-	if err := m.forget(ctx, stateName(o.Secret)); err != nil { // sweep tries again
+	if err := m.deleteState(ctx, stateName(o.Secret)); err != nil { // sweep tries again
 		m.o.Logger.Warn("acme: an order that has led to a certificate cannot be deleted", "secret", o.Secret.String(), "error", err)
 	}
 	return fmt.Sprintf("the Secret %s has a certificate for %s until %s", o.Secret.Name, hostsText(o.Hosts),
@@ -230,5 +230,5 @@ func (m *Manager) accountLost(ctx context.Context, err error) error {
 	if e := (*acme.Error)(nil); !errors.As(err, &e) || e.ProblemType != noAccount {
 		return err
 	}
-	return errors.Join(err, m.forgetAccount(ctx))
+	return errors.Join(err, m.clearAccount(ctx))
 }

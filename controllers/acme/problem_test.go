@@ -102,7 +102,7 @@ func (e *endless) Read(to []byte) (int, error) {
 	for i := range to {
 		to[i] = ' '
 	}
-	if e.read > 100*maxAnswer {
+	if e.read > 100*maxResponse {
 		return 0, errors.New("it was read for too long")
 	}
 	return len(to), nil
@@ -111,7 +111,7 @@ func (e *endless) Read(to []byte) (int, error) {
 func TestAuthoritysAnswersAreBounded(t *testing.T) {
 	e := &endless{}
 	c := &acme.Client{HTTPClient: New(Options{Transport: e}).http, DirectoryURL: directoryURL, RetryBackoff: func(int, *http.Request, *http.Response) time.Duration { return 0 }}
-	if _, err := c.Discover(t.Context()); err == nil || e.read > 2*maxAnswer {
+	if _, err := c.Discover(t.Context()); err == nil || e.read > 2*maxResponse {
 		t.Errorf("%d bytes were read: %v", e.read, err)
 	}
 }

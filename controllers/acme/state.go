@@ -135,8 +135,8 @@ func (m *Manager) put(ctx context.Context, s *corev1.Secret) error {
 	return nil
 }
 
-// forget deletes what is kept of an order.
-func (m *Manager) forget(ctx context.Context, name string) error {
+// deleteState deletes what is kept of an order.
+func (m *Manager) deleteState(ctx context.Context, name string) error {
 	err := m.o.Client.CoreV1().Secrets(compile.Account.Namespace).Delete(ctx, name, metav1.DeleteOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -163,7 +163,7 @@ func (m *Manager) sweep(ctx context.Context) {
 		} else if m.running[o.Secret] || m.missing(o) {
 			continue
 		}
-		if err := m.forget(ctx, s.Name); err != nil && ctx.Err() == nil {
+		if err := m.deleteState(ctx, s.Name); err != nil && ctx.Err() == nil {
 			m.o.Logger.Warn("acme: an order that nothing asks for cannot be deleted", "secret", s.Name, "for", s.Annotations[forAnnotation],
 				"error", err)
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestDefinitionWaitsForNodeObjectOrTimeout: a node that is ready, somebody who has an object, and fifteen seconds end
+// TestDefinitionWaitsForNodeObjectOrTimeout: a node that is ready, a user who has an object, and fifteen seconds end
 // the wait, and nothing else.
 func TestDefinitionWaitsForNodeObjectOrTimeout(t *testing.T) {
 	node := func(ready corev1.ConditionStatus) *corev1.Node {

@@ -180,9 +180,9 @@ func (c *Controller) round(ctx context.Context) error {
 	if err != nil { // it cannot be written as JSON, which no object brings about
 		return fmt.Errorf("compiling the objects: %w", err)
 	}
-	errs := []error{c.keepPorts(ctx, config, ports, r), c.keepServices(ctx, made, r), c.keepSlices(ctx, made, ports, r)}
+	errs := []error{c.syncPorts(ctx, config, ports, r), c.syncServices(ctx, made, r), c.syncSlices(ctx, made, ports, r)}
 	if !c.o.Disabled {
-		errs = append(errs, c.keepStatus(ctx, s, r))
+		errs = append(errs, c.syncStatus(ctx, s, r))
 	}
 	c.show(r)
 	return errors.Join(errs...)
@@ -220,8 +220,8 @@ func (c *Controller) complete(s *gateway.State, ports map[string]uint16) {
 	}
 }
 
-// keepPorts gives sites their ports. What a Gateway wants that has none left is said as an event.
-func (c *Controller) keepPorts(ctx context.Context, config *corev1.ConfigMap, have map[string]uint16, r gateway.Result) error {
+// syncPorts gives sites their ports. What a Gateway wants that has none left is said as an event.
+func (c *Controller) syncPorts(ctx context.Context, config *corev1.ConfigMap, have map[string]uint16, r gateway.Result) error {
 	data, without := choosePorts(have, sitesOf(r.Services))
 	for _, want := range r.Services {
 		for _, site := range without {
@@ -255,8 +255,8 @@ func (c *Controller) keepPorts(ctx context.Context, config *corev1.ConfigMap, ha
 	return fmt.Errorf("writing the ConfigMap %s/%s: %w", metav1.NamespaceSystem, gatewayapi.PortsName, err)
 }
 
-// keepServices makes the Services of Gateways, and removes those that no Gateway needs.
-func (c *Controller) keepServices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, r gateway.Result) error {
+// syncServices makes the Services of Gateways, and removes those that no Gateway needs.
+func (c *Controller) syncServices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, r gateway.Result) error {
 	var errs []error
 	for name, svc := range made {
 		if want, ok := r.Services[name]; ok && isOf(svc, want.Gateway) || svc.DeletionTimestamp != nil {
@@ -270,12 +270,12 @@ func (c *Controller) keepServices(ctx context.Context, made map[types.Namespaced
 		}
 	}
 	for name, want := range r.Services {
-		errs = append(errs, c.keepService(ctx, name, want))
+		errs = append(errs, c.syncService(ctx, name, want))
 	}
 	return errors.Join(errs...)
 }
 
-func (c *Controller) keepService(ctx context.Context, name types.NamespacedName, want gateway.Service) error {
+func (c *Controller) syncService(ctx context.Context, name types.NamespacedName, want gateway.Service) error {
 	have, err := c.services.Services(name.Namespace).Get(name.Name)
 	if err == nil && (have.DeletionTimestamp != nil || madeForGateway(have) && !isOf(have, want.Gateway)) {
 		return nil // it is made when that is gone
@@ -304,8 +304,8 @@ func (c *Controller) keepService(ctx context.Context, name types.NamespacedName,
 	return nil
 }
 
-// keepSlices writes the EndpointSlices that name the nodes that serve Gateways.
-func (c *Controller) keepSlices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, ports map[string]uint16,
+// syncSlices writes the EndpointSlices that name the nodes that serve Gateways.
+func (c *Controller) syncSlices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, ports map[string]uint16,
 	r gateway.Result) error {
 	nodes, _ := c.nodes.List(labels.Everything())
 	all, _ := c.slices.List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelManagedBy: sliceManager}))

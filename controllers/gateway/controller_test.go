@@ -236,7 +236,7 @@ func TestServicesFollowGatewaysLife(t *testing.T) {
 
 		testenv.Contains(t, <-b.events.Events, "the node c is no address of the Gateway: another program there listens at TCP 8080 ", "the event is")
 
-		// The Service's address becomes the Gateway's. It is no node's, so the program is in nobody's way.
+		// The Service's address becomes the Gateway's. It is no node's, so the program conflicts with none.
 		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.80"}}
 		testenv.Must(b.client.CoreV1().Services("shop").UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}))(t)
 		time.Sleep(time.Second)

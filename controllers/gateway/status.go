@@ -57,8 +57,8 @@ func write[T copied[T], S any](ctx context.Context, w *writer, resource string, 
 	}
 }
 
-// keepStatus writes the status of all objects.
-func (c *Controller) keepStatus(ctx context.Context, s gateway.State, r gateway.Result) error {
+// syncStatus writes the status of all objects.
+func (c *Controller) syncStatus(ctx context.Context, s gateway.State, r gateway.Result) error {
 	w := &writer{update: c.o.Status}
 	w.classes(ctx, s, r)
 	write(ctx, w, gatewayapi.Gateways, s.Gateways, r.GatewayStatus,

@@ -64,7 +64,7 @@ func asked(q *helmjob.Request) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	r.Header.Set("Impersonate-User", "somebody")
+	r.Header.Set("Impersonate-User", "another-user")
 	r.Header.Set("Impersonate-Extra-Scopes", "all")
 	r.Header.Set("Authorization", "Bearer mine")
 	a, err := client.Do(r)

@@ -53,7 +53,7 @@ func (s shelf) mustSum(name string) string {
 	return sum
 }
 
-// TestChartFileIsKnownByItsContent: a chart is told by what is in it, and is read no more often than it changes.
+// TestChartFileIsKnownByItsContent: a chart is identified by what is in it, and is read no more often than it changes.
 func TestChartFileIsKnownByItsContent(t *testing.T) {
 	s := newShelf(t)
 	path := s.put(1, "web.tgz", "one", testNow)

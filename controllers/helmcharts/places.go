@@ -9,8 +9,8 @@ import (
 )
 
 // inTurn are the charts that this term looks after. Those that wait for a place among the children at work have their
-// turn first, in the order in which they began to: a few charts whose hooks hang, and that are tried again and again,
-// would otherwise keep all those behind them in the alphabet from ever having one.
+// turn first, in the order in which they began to: a few charts whose hooks are stuck, and that are tried again and
+// again, would otherwise keep all those behind them in the alphabet from ever having one.
 func (c *Controller) inTurn(charts []*kinds.HelmChart) []*entry {
 	var waiting, others []*entry
 	for _, chart := range charts {

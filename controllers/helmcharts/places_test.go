@@ -146,7 +146,7 @@ func (w *crowd) helm(ctx context.Context, q *helmjob.Request) (*helmjob.Result, 
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case stuck:
-		return &helmjob.Result{Reason: helmjob.HookFailed, Message: "The hook hangs.", TryAgain: true}, nil
+		return &helmjob.Result{Reason: helmjob.HookFailed, Message: "The hook is stalled.", TryAgain: true}, nil
 	case check:
 		return &helmjob.Result{Action: helmjob.Unchanged, Release: &helmjob.Release{Revision: 1, Status: deployed}}, nil
 	}
@@ -180,7 +180,7 @@ func TestStuckHooksLeaveRoomForOthers(t *testing.T) {
 		w.add("storage", time.Second, false, "")
 		time.Sleep(20 * time.Minute) // fake time
 		if w.had("storage") != 1 {
-			w.t.Errorf("it was tried %d times to install a chart, beside others that hang", w.had("storage"))
+			w.t.Errorf("it was tried %d times to install a chart, beside others that are stalled", w.had("storage"))
 		}
 	})
 }

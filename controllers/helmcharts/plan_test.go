@@ -62,7 +62,7 @@ func lacking(v *View) { v.Lacks = "The server node-2, which leads, has no file."
 
 func rival(v *View) { v.Rival = "other/web" }
 
-// TestOldestChartOwnsTheRelease: of the charts with one release the oldest has it, and those that nobody manages have
+// TestOldestChartOwnsTheRelease: of the charts with one release the oldest has it, and those that are not managed have
 // none.
 func TestOldestChartOwnsTheRelease(t *testing.T) {
 	chart := func(namespace, target string, age time.Duration, change ...func(*kinds.HelmChart)) *kinds.HelmChart {
@@ -108,7 +108,7 @@ func TestDecideNamesNextStepAndCondition(t *testing.T) {
 		{name: "new", view: installed(withoutRelease, func(v *View) { v.Chart.Finalizers = nil }), want: Claim},
 		{name: "claimed", view: installed(withoutRelease), want: Apply, ready: "Working"},
 		{name: "other values", view: installed(func(v *View) { v.Hash = "other" }), want: Apply, ready: "Working"},
-		{name: "a release of that name by somebody else", view: installed(func(v *View) { v.Chart.Status = kinds.Status{} }), want: Apply, ready: "Working"},
+		{name: "a release of that name by another owner", view: installed(func(v *View) { v.Chart.Status = kinds.Status{} }), want: Apply, ready: "Working"},
 		{name: "at work", view: installed(working(helmjob.Apply, "hash")), ready: "Working"},
 		{name: "an upgrade is at work, with values of before", view: installed(working(helmjob.Apply, "before")), ready: "Working"},
 		{name: "a first installation is at work, with values of before", view: installed(withoutRelease, working(helmjob.Apply, "before")), want: Interrupt},
@@ -134,7 +134,7 @@ func TestDecideNamesNextStepAndCondition(t *testing.T) {
 			failed(Tries{Key: "key", Count: 2, Final: true, Reason: "Aborted", Message: "No.", After: Release{2, "failed", true}})), ready: "Aborted No."},
 		{name: "given up, with other values", view: installed(released(2, "failed"),
 			failed(Tries{Key: "before", Final: true, After: Release{2, "failed", true}})), want: Apply, ready: "Working"},
-		{name: "given up, and somebody has rolled back", view: installed(released(3, deployed), func(v *View) { v.Chart.Status.ConfigHash = "before" },
+		{name: "given up, and a user has rolled back", view: installed(released(3, deployed), func(v *View) { v.Chart.Status.ConfigHash = "before" },
 			failed(Tries{Key: "key", Final: true, After: Release{2, "failed", true}})), want: Apply, ready: "Working"},
 
 		{name: "without its file", view: installed(lacking), ready: "Deployed Revision 1 of the release prod/web"},
@@ -175,8 +175,8 @@ func TestDecideNamesNextStepAndCondition(t *testing.T) {
 		{name: "unmanaged, free", view: installed(annotated(Unmanaged, "true"), func(v *View) { v.Chart.Finalizers = nil })},
 		{name: "unmanaged and deleted", view: installed(removed, annotated(Unmanaged, "true")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
 		{name: "k3s' own annotation", view: installed(annotated(ManagedBy, "helm-controller")), ready: "Deployed"},
-		{name: "somebody else's chart", view: installed(annotated(ManagedBy, "fleet"), func(v *View) { v.Chart.Finalizers = []string{k3sFinalizer} })},
-		{name: "somebody else's chart now", view: installed(annotated(ManagedBy, "fleet")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
+		{name: "another manager's chart", view: installed(annotated(ManagedBy, "fleet"), func(v *View) { v.Chart.Finalizers = []string{k3sFinalizer} })},
+		{name: "another manager's chart now", view: installed(annotated(ManagedBy, "fleet")), want: Let, ready: "Unmanaged", event: "Unmanaged"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := Decide(tc.view)
@@ -242,7 +242,7 @@ func TestMissingChartFileIsReportedByTheLeader(t *testing.T) {
 		t.Errorf("it says %q", got)
 	}
 	for name, v := range map[string][]func(*View){
-		"a server that has it": {}, "a chart that is removed": {lacking, removed}, "a chart that nobody manages": {lacking, annotated(Unmanaged, "")},
+		"a server that has it": {}, "a chart that is removed": {lacking, removed}, "a chart that is unmanaged": {lacking, annotated(Unmanaged, "")},
 	} {
 		testenv.Equal(t, describe(v...), "", "%s: it says", name)
 	}

@@ -172,7 +172,7 @@ func (c *Controller) syncEntries(all found) {
 	}
 }
 
-// description is what chart and config say, told apart by what the API counts.
+// description is what chart and config say, distinguished by what the API counts.
 func (e *entry) description() string {
 	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.chart.Annotations[ReconcileEvery],
 		" ", e.rival, " ", e.broken)
@@ -404,8 +404,8 @@ func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.R
 // longest is the longest timeout that makes a difference.
 const longest = 30 * 24 * time.Hour
 
-// limit is how long a child may live. Helm's own timeout is for each hook and each wait: this is for one that hangs in
-// something else.
+// limit is how long a child may live. Helm's own timeout is for each hook and each wait: this is for one that is stuck
+// in something else.
 func limit(timeout time.Duration) time.Duration {
 	timeout = cmp.Or(timeout, helmjob.DefaultTimeout)
 	return 10*min(timeout, longest) + 5*time.Minute

@@ -29,9 +29,9 @@ const (
 	reasonDefault = "BadCertificate"
 )
 
-// keepCertificate makes the certificate of hosts that have none, once there is an Ingress, so that all nodes have the
+// syncCertificate makes the certificate of hosts that have none, once there is an Ingress, so that all nodes have the
 // same over restarts. A Secret that a user has put in its place is left alone.
-func (c *Controller) keepCertificate(ctx context.Context, wanted bool) error {
+func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 	name, now := compile.DefaultCertificate, time.Now()
 	if !wanted || now.Before(c.o.Built) {
 		return nil

@@ -25,7 +25,7 @@ func (b bed) defaultCertificate() *corev1.Secret {
 	return s
 }
 
-// TestDefaultCertificateIsKept: it is made with the first Ingress, stays the same for years, and is made anew before it
+// TestDefaultCertificateIsKept: it is made with the first Ingress, stays the same for years, and is renewed before it
 // expires.
 func TestDefaultCertificateIsKept(t *testing.T) {
 	run(t, func(b bed) {
@@ -58,7 +58,7 @@ func TestDefaultCertificateIsKept(t *testing.T) {
 		now := b.defaultCertificate()
 		pair, err = tls.X509KeyPair(now.Data[corev1.TLSCertKey], now.Data[corev1.TLSPrivateKeyKey])
 		if err != nil || pair.Leaf.NotAfter.Before(time.Now().Add(defaultRest)) {
-			t.Errorf("it was not made anew: %v", err)
+			t.Errorf("it was not renewed: %v", err)
 		}
 	})
 }

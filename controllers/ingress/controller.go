@@ -178,9 +178,9 @@ func (c *Controller) round(ctx context.Context) (again time.Duration) {
 		c.o.Logger.Error("ingress: the objects cannot be compiled", "error", err)
 		return retry
 	}
-	wait, err := c.keepService(ctx, len(r.Served) > 0)
-	refused, statuses := c.keepStatus(ctx, r)
-	err = errors.Join(err, c.keepSlices(ctx), statuses, c.keepCertificate(ctx, len(r.Served) > 0))
+	wait, err := c.syncService(ctx, len(r.Served) > 0)
+	refused, statuses := c.syncStatus(ctx, r)
+	err = errors.Join(err, c.syncSlices(ctx), statuses, c.syncCertificate(ctx, len(r.Served) > 0))
 	if c.o.Certificates != nil {
 		c.o.Certificates(r.Orders)
 	}
@@ -237,8 +237,8 @@ func (c *Controller) own() *corev1.Service {
 	return svc
 }
 
-// keepService makes the Service or removes it, and returns when to look again.
-func (c *Controller) keepService(ctx context.Context, wanted bool) (again time.Duration, err error) {
+// syncService makes the Service or removes it, and returns when to look again.
+func (c *Controller) syncService(ctx context.Context, wanted bool) (again time.Duration, err error) {
 	services := c.o.Client.CoreV1().Services(metav1.NamespaceSystem)
 	have := c.own()
 	switch {
@@ -285,8 +285,8 @@ func (c *Controller) keepService(ctx context.Context, wanted bool) (again time.D
 	return 0, err
 }
 
-// keepSlices writes the EndpointSlices that name the nodes.
-func (c *Controller) keepSlices(ctx context.Context) error {
+// syncSlices writes the EndpointSlices that name the nodes.
+func (c *Controller) syncSlices(ctx context.Context) error {
 	client, svc := c.o.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem), c.own()
 	want := map[string]*discoveryv1.EndpointSlice{}
 	if svc != nil && svc.DeletionTimestamp == nil {
@@ -354,9 +354,9 @@ func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.N
 	return out
 }
 
-// keepStatus writes the Service's addresses into the Ingresses. again is when to try once more what the API has
+// syncStatus writes the Service's addresses into the Ingresses. again is when to try once more what the API has
 // refused; 0 for never.
-func (c *Controller) keepStatus(ctx context.Context, r compile.Result) (again time.Duration, err error) {
+func (c *Controller) syncStatus(ctx context.Context, r compile.Result) (again time.Duration, err error) {
 	var errs []error
 	svc, tried := c.own(), map[string]bool{}
 	for _, ing := range r.Served {

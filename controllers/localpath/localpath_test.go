@@ -49,18 +49,18 @@ type nodes struct {
 	asked []string
 }
 
-func (n *nodes) AskVolumes(_ context.Context, node string, r localvolume.Request) (localvolume.Answer, error) {
+func (n *nodes) AskVolumes(_ context.Context, node string, r localvolume.Request) (localvolume.Response, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.away[node] {
-		return localvolume.Answer{}, ErrAway
+		return localvolume.Response{}, ErrAway
 	}
 	n.asked = append(n.asked, node+" "+string(r.Op)+" "+r.Folder+" "+r.Name)
 	folder := r.Folder
 	if folder == "" {
 		folder = n.folder
 	}
-	return localvolume.Answer{Path: folder + "/" + r.Name, Free: n.free, Quota: n.quota}, n.fails
+	return localvolume.Response{Path: folder + "/" + r.Name, Free: n.free, Quota: n.quota}, n.fails
 }
 
 func (n *nodes) setAway(node string, away bool) {
@@ -230,7 +230,7 @@ func TestDeleteWaitsForUnreachableNode(t *testing.T) {
 	}
 }
 
-// TestRetainedVolumeIsNotDeletedByStalePolicy: the cache still has the policy Delete, and somebody has said Retain.
+// TestRetainedVolumeIsNotDeletedByStalePolicy: the cache still has the policy Delete, and a user has said Retain.
 func TestRetainedVolumeIsNotDeletedByStalePolicy(t *testing.T) {
 	f := newFixture(t, "n1")
 	pv := testenv.Must(f.provision(t, claim(), nil, "n1"))(t)
@@ -245,7 +245,7 @@ func TestRetainedVolumeIsNotDeletedByStalePolicy(t *testing.T) {
 	testenv.Equal(t, f.nodes.take(), "", "the node was asked for")
 }
 
-// TestForgedVolumeDeletesNothingForeign: whoever may write PersistentVolumes has nothing removed that is not theirs.
+// TestForgedVolumeDeletesNothingForeign: a user who may write PersistentVolumes has no files of others removed.
 func TestForgedVolumeDeletesNothingForeign(t *testing.T) {
 	f := newFixture(t, "n1")
 	for _, path := range []string{
@@ -291,7 +291,7 @@ func TestVolumesOfADeletedNode(t *testing.T) {
 	for range 2 { // a second time after a crash of the leader
 		testenv.NoError(t, f.delete(t, pv))
 	}
-	// What somebody else wrote there does no harm: paths of no volume, and the path of a volume that there is.
+	// What another client wrote there does no harm: paths of no volume, and the path of a volume that there is.
 	live := strings.Replace(dir, "0a1b", "ffff", 1)
 	testenv.Must(f.client.CoreV1().PersistentVolumes().Create(t.Context(), &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: strings.Replace(name, "0a1b", "ffff", 1)},

@@ -47,7 +47,7 @@ const (
 // Nodes reaches the nodes.
 type Nodes interface {
 	// AskVolumes asks a node. It wraps ErrAway where the node has no connection to this server.
-	AskVolumes(ctx context.Context, node string, r localvolume.Request) (localvolume.Answer, error)
+	AskVolumes(ctx context.Context, node string, r localvolume.Request) (localvolume.Response, error)
 }
 
 // ErrAway is a node that cannot be asked now.

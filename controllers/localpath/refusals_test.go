@@ -49,7 +49,7 @@ func TestRefusalsAreForgottenAndBounded(t *testing.T) {
 	var none *Refusals
 	none.add("data", "a")
 	if _, ok := none.Since("data", "a"); ok {
-		t.Error("nobody remembers, and there is a refusal")
+		t.Error("nothing is remembered, and there is a refusal")
 	}
 }
 

@@ -37,7 +37,7 @@ type holders struct {
 	have       *corev1.ConfigMap // as it was written or read last; nil: it has to be read
 	read       time.Time         // when it was
 	none       bool              // none was ever written
-	record     loadbalancer.Record
+	record     loadbalancer.Holders
 	settled    bool // the last round wrote all it had to
 	trustFrom  time.Time
 }
@@ -108,7 +108,7 @@ func (c *Controller) load(ctx context.Context) error {
 	record, err := loadbalancer.Read(have.Data)
 	if err != nil { // it was written by hand: all begins again
 		c.o.Logger.Warn("load balancer: what was noted of holders cannot be read, and is replaced", "error", err)
-		record = loadbalancer.Record{}
+		record = loadbalancer.Holders{}
 	}
 	h.have, h.record, h.none, h.read = have, record, false, time.Now()
 	return nil

@@ -81,9 +81,9 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 	}
 	expect("alone", "10.0.0.1")
 	s.Slices = nil
-	expect("its pod begins anew", "none")
+	expect("its pod restarts", "none")
 	s.Services = append(s.Services, thief)
-	expect("somebody wants the port meanwhile", "none, 10.0.0.2")
+	expect("another Service wants the port meanwhile", "none, 10.0.0.2")
 	s.Slices = []*discoveryv1.EndpointSlice{slice("web", "a")}
 	expect("it is back", "10.0.0.1, 10.0.0.2")
 	web.Spec.ExternalTrafficPolicy, thief.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyCluster
@@ -118,7 +118,7 @@ func TestForeignPortsAreRefused(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d times somebody got a port that nobody had", w.handed)
+	t.Logf("%d times a Service got a port that none had", w.handed)
 	t.Logf("%d times a node port was refused", w.refusals)
 	testenv.False(t, w.refusals < 100, "only %d times a node port was refused: that tries nothing", w.refusals)
 	testenv.False(t, w.handed < 100, "only %d times anybody got a port: that tries nothing", w.handed)
@@ -161,8 +161,8 @@ func (w *theft) round(t *testing.T, step int) (changed bool) {
 	return changed
 }
 
-// judgeNodePorts: a node port that is opened is nobody's port at nodes' addresses. When the cluster rests the proxies
-// refuse the same ones by what the status says.
+// judgeNodePorts: a node port that is opened is no Service's port at nodes' addresses. When the cluster rests the
+// proxies refuse the same ones by what the status says.
 func (w *theft) judgeNodePorts(t *testing.T, step int, svc *corev1.Service, plan map[types.NamespacedName]Allocation,
 	now map[addressPort]types.NamespacedName, changing bool) {
 	t.Helper()
@@ -195,7 +195,7 @@ type theft struct {
 	State
 	r      *rand.Rand
 	has    map[addressPort]types.NamespacedName
-	handed int // how often somebody got what nobody had
+	handed int // how often a Service got a port that none had
 	// refusals is how often a node port was not opened when the cluster rested.
 	refusals int
 }

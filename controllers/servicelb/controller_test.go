@@ -108,7 +108,7 @@ func TestHeartbeatsWakeNoController(t *testing.T) {
 	testenv.True(t, podMatters(pod, ended), "a pod that has ended does not matter")
 }
 
-// awaitHolder waits until the cluster says that a node answers for an address, and "" that nobody does.
+// awaitHolder waits until the cluster says that a node answers for an address, and "" that none does.
 func awaitHolder(t *testing.T, client *fake.Clientset, address, want string) {
 	t.Helper()
 	testenv.Eventually(t, 2*time.Minute, "the holder is "+want, func() error {
@@ -162,7 +162,7 @@ func TestAddressesMoveFromUnresponsiveNodes(t *testing.T) {
 		}
 		return nil
 	})
-	// Somebody deletes the record: nobody would answer any more.
+	// A user deletes the record: no node would answer any more.
 	testenv.NoError(t, client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(t.Context(), loadbalancer.ConfigMap, metav1.DeleteOptions{}))
 	awaitHolder(t, client, "10.0.0.200", "b")
 	stop()

@@ -49,7 +49,7 @@ func (n node) reaches(a netip.Addr, p *Pool) bool {
 
 // InUse are the addresses of which their holders say that another machine uses them. A node speaks for those alone that
 // it is to answer for.
-func InUse(nodes []*corev1.Node, record loadbalancer.Record) map[netip.Addr]string {
+func InUse(nodes []*corev1.Node, record loadbalancer.Holders) map[netip.Addr]string {
 	out := map[netip.Addr]string{}
 	for _, n := range nodes {
 		for a, by := range loadbalancer.ReadConflicts(n.Annotations[loadbalancer.ConflictsAnnotation]) {
@@ -63,7 +63,7 @@ func InUse(nodes []*corev1.Node, record loadbalancer.Record) map[netip.Addr]stri
 
 // Proven are the addresses of which their holders say that they have proven them. A node speaks for its present holding
 // alone.
-func Proven(nodes []*corev1.Node, record loadbalancer.Record) loadbalancer.Proven {
+func Proven(nodes []*corev1.Node, record loadbalancer.Holders) loadbalancer.Proven {
 	out := loadbalancer.Proven{}
 	for _, n := range nodes {
 		for a, term := range loadbalancer.ReadProven(n.Annotations[loadbalancer.ProvenAnnotation]) {
@@ -91,9 +91,9 @@ func (s said) has(a netip.Addr, h loadbalancer.Holder) bool {
 // live candidate with the fewest. One whose candidates are all silent stays where it is: then it is more probably this
 // server that hears nothing. term is a number that no earlier change has had. An address that is not proven yet, or
 // that is in use elsewhere, is new to its holder.
-func Assign(before loadbalancer.Record, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool,
-	said said) loadbalancer.Record {
-	out, load := loadbalancer.Record{}, map[string]int{}
+func Assign(before loadbalancer.Holders, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool,
+	said said) loadbalancer.Holders {
+	out, load := loadbalancer.Holders{}, map[string]int{}
 	var homeless []netip.Addr
 	for _, a := range slices.SortedFunc(maps.Keys(candidates), netip.Addr.Compare) {
 		h, had := before[a]

@@ -16,7 +16,7 @@ import (
 )
 
 // TestDeletedNodesAddressIsNotAllocated: where a pool covers machines, a Service does not get the address of one whose
-// Node was deleted, so that it can come back. A Service that has the address keeps it: whoever may let machines in
+// Node was deleted, so that it can come back. A Service that has the address keeps it: a user who may let machines in
 // could say any address.
 func TestDeletedNodesAddressIsNotAllocated(t *testing.T) {
 	gone, asked := errors.New("the API is away"), 0

@@ -46,7 +46,7 @@ type search struct {
 func (s *State) newLedger() *ledger {
 	l := &ledger{State: s, barred: slices.Clone(s.Barred), named: map[netip.Addr]bool{}, holders: map[netip.Addr][]*corev1.Service{},
 		has: map[*corev1.Service][]netip.Addr{}, releasing: map[netip.Addr]*corev1.Service{}, searches: map[rangeOf]*search{}}
-	for _, all := range s.believed() {
+	for _, all := range s.trusted() {
 		l.barred = append(l.barred, all...)
 	}
 	for _, svc := range s.Services {

@@ -29,14 +29,14 @@ type node struct {
 // servingNodes are the nodes whose addresses Services may have, by name. Those that are not ready are left out, unless
 // none would remain: when all have gone at once, then more probably the one who says so is alone.
 func (s *State) servingNodes() []node {
-	believed := s.believed()
+	trusted := s.trusted()
 	chosen := slices.ContainsFunc(s.Nodes, labelled)
 	var ready, rest []node
 	for _, n := range s.Nodes {
 		if _, excluded := n.Labels[corev1.LabelNodeExcludeBalancers]; excluded || n.DeletionTimestamp != nil || chosen && !labelled(n) {
 			continue
 		}
-		out := node{name: n.Name, labels: n.Labels, addresses: believed[n.Name], networks: networks(n)}
+		out := node{name: n.Name, labels: n.Labels, addresses: trusted[n.Name], networks: networks(n)}
 		if nodeutil.IsNodeReady(n) {
 			ready = append(ready, out)
 		} else {
@@ -54,11 +54,11 @@ func labelled(n *corev1.Node) bool {
 	return n.Labels[NodeLabel] == "true" || n.Labels[k3sNodeLabel] == "true"
 }
 
-// believed are the nodes' addresses, by the nodes' names, as far as they are no others': a Node's status is that node's
+// trusted are the nodes' addresses, by the nodes' names, as far as they are no others': a Node's status is that node's
 // own word, which the API server compares with the machine's join (docs/adr/0067-what-a-node-is-believed.md).
 // Who has an address keeps it: a Service that was given it from a pool, of two nodes the one that is heard of, then the
 // older one; and what is barred is for the nodes of servers alone.
-func (s *State) believed() map[string][]netip.Addr {
+func (s *State) trusted() map[string][]netip.Addr {
 	given, had, out := s.given(), map[netip.Addr]bool{}, map[string][]netip.Addr{}
 	for _, n := range slices.SortedFunc(slices.Values(s.Nodes), func(a, b *corev1.Node) int {
 		return cmp.Or(silent(a)-silent(b), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))

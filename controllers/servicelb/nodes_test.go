@@ -19,9 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestNodesAreNotBelieved: what a Service has from a pool, what another node has and what is a server's or the API's is
-// no node's because that says so.
-func TestNodesAreNotBelieved(t *testing.T) {
+// TestNodesClaimsAreNotTrusted: what a Service has from a pool, what another node has and what is a server's or the
+// API's is no node's because that says so.
+func TestNodesClaimsAreNotTrusted(t *testing.T) {
 	pooled := testService("pooled", 0, annotated(PoolAnnotation, "default"))
 	nodes := testService("nodes", 1, annotated(NodesAnnotation, "true"))
 	s := &State{Services: []*corev1.Service{pooled, nodes}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1"), testNode("b", "10.0.0.2")}, Pools: flagged("10.0.0.200-10.0.0.201"),
@@ -48,7 +48,7 @@ func TestNodesAreNotBelieved(t *testing.T) {
 	server := with(testNode("server", "10.0.0.3"), serverLabel, "true")
 	s.Nodes = append(s.Nodes, server)
 	expect("a server's own", "10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4 10.0.0.3, 10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4 10.0.0.3")
-	testenv.Equal(t, fmt.Sprint(s.believed()["c"]), "[10.0.0.200 10.0.0.4]", "of c is believed")
+	testenv.Equal(t, fmt.Sprint(s.trusted()["c"]), "[10.0.0.200 10.0.0.4]", "of c is trusted")
 }
 
 // TestMappedAddressesEqualTheirShortForm: an address is the same in both its forms, and only the short one can be in a
@@ -59,7 +59,7 @@ func TestMappedAddressesEqualTheirShortForm(t *testing.T) {
 		Services: []*corev1.Service{dual}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1", "fd00::1"), testNode("c", "::ffff:10.0.0.4", "::ffff:10.0.0.1", "::ffff:10.0.0.99")},
 		Barred: []netip.Addr{netip.MustParseAddr("10.0.0.99")},
 	}
-	testenv.Equal(t, fmt.Sprint(s.believed()["c"]), "[10.0.0.4]", "of c is believed")
+	testenv.Equal(t, fmt.Sprint(s.trusted()["c"]), "[10.0.0.4]", "of c is trusted")
 	status, _ := StatusOf(dual, Plan(s)[key(dual)])
 	for _, in := range status.LoadBalancer.Ingress {
 		if errs := validation.IsValidIPForLegacyField(field.NewPath("ip"), in.IP, true, nil); len(errs) > 0 {
@@ -87,8 +87,8 @@ func TestHostIPOfAnotherNode(t *testing.T) {
 	}
 }
 
-// TestHealthChecksKeepTheirPort: nobody gets the port at which nodes answer another Service's health checks, but who
-// had it before keeps it.
+// TestHealthChecksKeepTheirPort: no Service gets the port at which nodes answer another Service's health checks, but
+// one that had it before keeps it.
 func TestHealthChecksKeepTheirPort(t *testing.T) {
 	checked := testService("checked", 0, localOnly, func(s *corev1.Service) {
 		s.Spec.HealthCheckNodePort, s.Spec.LoadBalancerClass = 31999, ptr.To("other.example/lb")
@@ -98,7 +98,7 @@ func TestHealthChecksKeepTheirPort(t *testing.T) {
 	status, _ := StatusOf(late, Plan(s)[key(late)])
 	testenv.Equal(t, ingressText(status.LoadBalancer), "none", "the port of another Service's health checks is given at")
 	if c := meta.FindStatusCondition(status.Conditions, Condition); c == nil || !strings.Contains(c.Message, "the health checks of the Service default/checked") {
-		t.Errorf("it is told %v", c)
+		t.Errorf("its condition is %v", c)
 	}
 	early := testService("early", 5, onPorts("31999/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
 	s.Services = []*corev1.Service{checked, early}

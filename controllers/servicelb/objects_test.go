@@ -163,7 +163,7 @@ func TestUnknownPoolsTakeNothingAway(t *testing.T) {
 		return false, nil, nil
 	})
 	_, stop := run(t, client, false, func(o *Options) { o.Dynamic, o.Alive = objects, func(string) bool { return true } })
-	awaitHolder(t, client, "10.0.0.200", "") // written after all of it, for nobody: the node says nothing of its networks
+	awaitHolder(t, client, "10.0.0.200", "") // written after all of it, for no node: this one says nothing of its networks
 	for _, a := range client.Actions() {
 		if a.Matches("update", "services/status") || a.Matches("update", "services") {
 			u, _ := a.(clienttesting.UpdateAction)

@@ -59,7 +59,7 @@ func TestPlanGivesAddressesOfNodes(t *testing.T) {
 		"a local one without endpoints": {State{Services: []*corev1.Service{testService("web", 0, localOnly)}, Nodes: twoNodes()}, "", "no node that can serve has a ready endpoint"},
 		"its class":                     {State{Services: []*corev1.Service{testService("web", 0, class(Class))}, Nodes: twoNodes()}, "10.0.0.1 10.0.0.2", ""},
 		"the address it asks for":       {State{Services: []*corev1.Service{testService("web", 0, loadBalancerIP("10.0.0.2"))}, Nodes: twoNodes()}, "10.0.0.2", ""},
-		"an address nobody has":         {State{Services: []*corev1.Service{testService("web", 0, loadBalancerIP("10.0.0.9"))}, Nodes: twoNodes()}, "", "no node has that can serve it"},
+		"an address no node has":        {State{Services: []*corev1.Service{testService("web", 0, loadBalancerIP("10.0.0.9"))}, Nodes: twoNodes()}, "", "no node has that can serve it"},
 		"the port of an older one": {State{Services: []*corev1.Service{testService("web", 1), testService("older", 0)}, Nodes: twoNodes()},
 			"", "port 443/TCP at 10.0.0.1: the Service default/older has it"},
 		"the port of a younger one":     {State{Services: []*corev1.Service{testService("web", 0), testService("younger", 1)}, Nodes: twoNodes()}, "10.0.0.1 10.0.0.2", ""},

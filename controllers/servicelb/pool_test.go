@@ -74,7 +74,7 @@ func TestPlanGivesAddressesOfThePool(t *testing.T) {
 		"others name what it asks":   {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1, loadBalancerIP("10.0.0.200")), externalService("ext", 0, "10.0.0.200")}, "10.0.0.200", ReasonServed},
 		"it asks":                    {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 0, loadBalancerIP("10.0.0.203"))}, "10.0.0.203", ReasonServed},
 		"it asks by annotation":      {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 0, annotated(AddressesAnnotation, "10.0.0.204"))}, "10.0.0.204", ReasonServed},
-		"it asks anew":               {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 0, having("10.0.0.201"), loadBalancerIP("10.0.0.203"))}, "10.0.0.203", ReasonServed},
+		"it asks again":              {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 0, having("10.0.0.201"), loadBalancerIP("10.0.0.203"))}, "10.0.0.203", ReasonServed},
 		"it asks for what is not in": {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 0, loadBalancerIP("10.0.0.100"))}, "", ReasonAddressNotFree},
 		"it asks for another's":      {[]string{"10.0.0.200/29"}, []*corev1.Service{testService("web", 1, loadBalancerIP("10.0.0.201")), testService("old", 0)}, "", ReasonAddressNotFree},
 		"both families":              {[]string{"10.0.0.200", "fd00::100-fd00::1ff"}, []*corev1.Service{testService("web", 0, families(v6, v4))}, "fd00::100 10.0.0.200", ReasonServed},
@@ -86,7 +86,7 @@ func TestPlanGivesAddressesOfThePool(t *testing.T) {
 		"shared, local, other pods":  {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1, shared, localOnly, onPorts("80/TCP")), testService("old", 0, shared, localOnly)}, "10.0.0.201", ReasonServed},
 		"shared, local, same pods": {[]string{"10.0.0.200-10.0.0.201"}, []*corev1.Service{testService("web", 1, shared, localOnly, onPorts("80/TCP"), selecting("old")), testService("old", 0, shared, localOnly)},
 			"10.0.0.200", ReasonServed},
-		"ports are nobody else's there": {[]string{"10.0.0.200"}, []*corev1.Service{testService("web", 0, onPorts("6443/TCP"))}, "10.0.0.200", ReasonServed},
+		"ports of no other Service there": {[]string{"10.0.0.200"}, []*corev1.Service{testService("web", 0, onPorts("6443/TCP"))}, "10.0.0.200", ReasonServed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &State{Services: c.services, Nodes: twoNodes(), Pools: flagged(c.pool...), Barred: []netip.Addr{netip.MustParseAddr("10.0.0.250")},
@@ -99,8 +99,8 @@ func TestPlanGivesAddressesOfThePool(t *testing.T) {
 	}
 }
 
-// TestPlansAreStableAndWithoutConflicts: whatever Services come and go, nobody has an address or a port that somebody
-// else has, nobody loses what he may keep, and the same state gives the same plan.
+// TestPlansAreStableAndWithoutConflicts: whatever Services come and go, no Service has an address or a port that
+// another has, none loses what it may keep, and the same state gives the same plan.
 func TestPlansAreStableAndWithoutConflicts(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -154,7 +154,7 @@ func TestHolderIsReplacedOnlyWhenUnresponsive(t *testing.T) {
 	both := map[netip.Addr][]string{a: {"m", "n"}, b: {"m", "n"}}
 	silent := map[string]bool{}
 	alive := func(n string) bool { return !silent[n] }
-	first := Assign(loadbalancer.Record{}, 7, both, alive, said{})
+	first := Assign(loadbalancer.Holders{}, 7, both, alive, said{})
 	testenv.False(t, first[a].Node == first[b].Node || first[a].Term != 7, "not spread: %v", first)
 	testenv.Equal(t, fmt.Sprint(Assign(first, 8, both, alive, said{})), fmt.Sprint(first), "without a reason %v became", first)
 	silent[first[a].Node] = true
@@ -168,21 +168,21 @@ func TestHolderIsReplacedOnlyWhenUnresponsive(t *testing.T) {
 	}
 	testenv.Equal(t, len(Assign(moved, 9, nil, alive, said{})), 0, "without addresses:")
 
-	noHolder := Assign(loadbalancer.Record{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
+	noHolder := Assign(loadbalancer.Holders{}, 7, map[netip.Addr][]string{a: nil}, alive, said{})
 	if late := Assign(noHolder, 8, both, alive, said{}); !late[a].New {
-		t.Errorf("when there is somebody at last: %v, %v", noHolder, late)
+		t.Errorf("when there is a node at last: %v, %v", noHolder, late)
 	}
 }
 
-// TestNewHolderProbesUnprovenAddress: the network is asked by whoever takes an address that nobody has proven yet, and
-// where another machine uses it.
+// TestNewHolderProbesUnprovenAddress: the network is asked by the node that takes an address that none has proven yet,
+// and where another machine uses it.
 func TestNewHolderProbesUnprovenAddress(t *testing.T) {
 	a := netip.MustParseAddr("10.0.0.200")
 	both, dead := map[netip.Addr][]string{a: {"m", "n"}}, ""
 	alive := func(n string) bool { return n != dead }
 	used := map[netip.Addr]string{a: "02:00:00:00:00:01"}
-	first := Assign(loadbalancer.Record{}, 7, both, alive, said{})
-	testenv.True(t, first[a].New, "nobody has answered for it: %v", first)
+	first := Assign(loadbalancer.Holders{}, 7, both, alive, said{})
+	testenv.True(t, first[a].New, "no machine has answered for it: %v", first)
 	stays := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 6}})
 	testenv.True(t, stays[a] == first[a], "what was proven is another holding: %v", stays)
 	proven := Assign(first, 8, both, alive, said{proven: loadbalancer.Proven{a: 7}})
@@ -203,7 +203,7 @@ func TestNewHolderProbesUnprovenAddress(t *testing.T) {
 		t.Errorf("another machine uses it: %v, %v", moved, again)
 	}
 	if noHolder := Assign(first, 9, map[netip.Addr][]string{a: nil}, alive, said{}); noHolder[a].Node != "" || !noHolder[a].New {
-		t.Errorf("there is nobody: %v", noHolder)
+		t.Errorf("there is no holder: %v", noHolder)
 	}
 }
 
@@ -239,11 +239,11 @@ func TestNodesSpeakForTheirOwnAddresses(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201")
 	m, n := testNode("m"), testNode("n")
 	m.Annotations = map[string]string{loadbalancer.ConflictsAnnotation: "10.0.0.200=02:00:00:00:00:01,10.0.0.201=02:00:00:00:00:02,nonsense,=,10.0.0.202=x"}
-	got := InUse([]*corev1.Node{m, n}, loadbalancer.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 1}})
+	got := InUse([]*corev1.Node{m, n}, loadbalancer.Holders{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 1}})
 	testenv.False(t, len(got) != 1 || got[a] != "02:00:00:00:00:01", "in use are %v", got)
 	m.Annotations[loadbalancer.ProvenAnnotation] = "10.0.0.200=1,10.0.0.201=2,10.0.0.202=x,=,"
 	n.Annotations = map[string]string{loadbalancer.ProvenAnnotation: "10.0.0.201=1"}
-	if got := Proven([]*corev1.Node{m, n}, loadbalancer.Record{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 2}}); len(got) != 1 || got[a] != 1 {
+	if got := Proven([]*corev1.Node{m, n}, loadbalancer.Holders{a: {Node: "m", Term: 1}, b: {Node: "n", Term: 2}}); len(got) != 1 || got[a] != 1 {
 		t.Errorf("proven are %v", got)
 	}
 	v := Allocation{Ours: true, Pool: true, Addresses: []netip.Addr{a}, Reason: ReasonServed}

@@ -85,7 +85,7 @@ func TestPoolsThatOverlapOrAreInvalidAreRefused(t *testing.T) {
 		"twice in one":                  {objects: []*addresspool.AddressPool{testPool("a", 1, "10.0.0.4-10.0.0.6 10.0.0.6-10.0.0.7")}, want: "a: 10.0.0.4-10.0.0.6 10.0.0.7"},
 		"a slip of the pen":             {objects: []*addresspool.AddressPool{testPool("a", 1, "10.0.0.9-10.0.0.3 10.0.0.4")}, want: "a: 10.0.0.4", flaws: "a BadAddresses", says: `"10.0.0.9-10.0.0.3" is no range`},
 		"pods' addresses":               {objects: []*addresspool.AddressPool{testPool("a", 1, "10.42.9.0/24")}, want: "a:", flaws: "a BadAddresses", says: "10.42.0.0/16, the cluster's own network"},
-		"nobody's addresses":            {objects: []*addresspool.AddressPool{testPool("a", 1, "127.0.0.1 224.0.0.1 fe80::1 ::ffff:10.0.0.1")}, want: "a:", flaws: "a BadAddresses", says: "127.0.0.1 is no address"},
+		"addresses of no machine":       {objects: []*addresspool.AddressPool{testPool("a", 1, "127.0.0.1 224.0.0.1 fe80::1 ::ffff:10.0.0.1")}, want: "a:", flaws: "a BadAddresses", says: "127.0.0.1 is no address"},
 		"a selector that is none":       {objects: []*addresspool.AddressPool{testPool("a", 1, "10.0.0.1", forServices("x", "not a value"))}, want: "a: 10.0.0.1", flaws: "a BadSelector", says: "serviceSelector"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -161,7 +161,7 @@ func TestPlanWithSeveralPools(t *testing.T) {
 		"by its name":                      {web: testService("web", 1, annotated(PoolAnnotation, "public")), want: "10.0.0.210", reason: ReasonServed},
 		"by its name, as MetalLB has it":   {web: testService("web", 1, annotated("metallb.universe.tf/address-pool", "public")), want: "10.0.0.210", reason: ReasonServed},
 		"by its name, both families":       {web: testService("web", 1, annotated(PoolAnnotation, "public"), families(v4, v6)), want: "10.0.0.210 fd00::210", reason: ReasonServed},
-		"a name that nobody has":           {web: testService("web", 1, annotated(PoolAnnotation, "pubic")), reason: ReasonNoPool, says: "asks for the pool pubic"},
+		"a name of no pool":                {web: testService("web", 1, annotated(PoolAnnotation, "pubic")), reason: ReasonNoPool, says: "asks for the pool pubic"},
 		"the name of a pool for others":    {web: testService("web", 1, annotated(PoolAnnotation, "gold")), reason: ReasonNoPool, says: "selectors"},
 		"an address of a pool":             {web: testService("web", 1, loadBalancerIP("10.0.0.210")), want: "10.0.0.210", reason: ReasonServed},
 		"an address of a pool for others":  {web: testService("web", 1, loadBalancerIP("10.0.0.220")), reason: ReasonAddressNotFree, says: "leave this Service out"},

@@ -69,7 +69,7 @@ func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map
 		}
 	}
 	s.reserveHealthChecks(out, holders)
-	byName := s.believed()
+	byName := s.trusted()
 	for _, pod := range s.Pods {
 		if !holdsPorts(pod) || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
 			continue

@@ -30,7 +30,7 @@ type priorOwners map[addressPort]types.NamespacedName
 
 func (s *State) priorOwners(l *ledger) priorOwners {
 	nodes, out := map[netip.Addr]bool{}, priorOwners{}
-	for _, all := range s.believed() {
+	for _, all := range s.trusted() {
 		for _, a := range all {
 			nodes[a] = true
 		}

@@ -52,7 +52,7 @@ func fill(s *corev1.Service) {
 }
 
 // TestGivenUpByOneThatCannotBeWritten: a Service has a port, gives it up in a way that its status does not fit beside
-// its spec any more, others ask for the port, and it takes it back. Whoever has got it keeps it.
+// its spec any more, others ask for the port, and it takes it back. The one that has got it keeps it.
 func TestGivenUpByOneThatCannotBeWritten(t *testing.T) {
 	for name, c := range map[string]struct {
 		gives          func(*corev1.Service)
@@ -161,9 +161,9 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 		t.Errorf("it has %v, want %v: %v", loadbalancer.Held(now), want, err)
 	}
 
-	// One that was deleted and made anew has another UID, and one that the leader has written since another status.
+	// One that was deleted and made again has another UID, and one that the leader has written since another status.
 	for what, change := range map[string]func(*corev1.Service){
-		"made anew":     func(s *corev1.Service) { s.UID = "another" },
+		"made again":    func(s *corev1.Service) { s.UID = "another" },
 		"written since": func(s *corev1.Service) { s.Status.LoadBalancer.Ingress[0].IP = "10.0.0.9" },
 	} {
 		seen := now.DeepCopy()

@@ -82,7 +82,7 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	round()
 	has("nor in the next round", "10.0.0.1", "none")
 	web := testenv.Must(client.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{}))(t)
-	changed := web.DeepCopy() // somebody has changed it since
+	changed := web.DeepCopy() // a user has changed it since
 	changed.Spec.Ports[0].Port, changed.ResourceVersion = 80, "99"
 	testenv.NoError(t, known.Update(changed))
 	if s, _, _, err := c.readState(); err != nil || c.written[key(web)] != nil {

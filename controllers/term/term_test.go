@@ -176,7 +176,7 @@ func TestRunWaitsForGoroutinesInsideRequests(t *testing.T) {
 	}
 }
 
-// A part that waits for an answer for longer than Run is patient is a part that hangs.
+// A part that waits for an answer for longer than Run is patient is a part that is stuck.
 func TestRunGivesUpOnAPartInsideARequest(t *testing.T) {
 	inside, release := make(chan struct{}), make(chan struct{})
 	config := handledBy(t, func(http.ResponseWriter, *http.Request) { close(inside); <-release })

@@ -82,7 +82,7 @@ func TestCertificatesAreOrderedForAnnotatedIngresses(t *testing.T) {
 			testenv.Equal(t, strings.Join(out, "; "), c.orders, "the orders are")
 			var here []string
 			for _, f := range strings.Split(findings(r), "; ") {
-				if !strings.HasSuffix(f, ReasonSecret) { // of Secrets that are cert-manager's or nobody's
+				if !strings.HasSuffix(f, ReasonSecret) { // of Secrets that are cert-manager's or of no owner
 					here = append(here, f)
 				}
 			}

@@ -47,7 +47,7 @@ type State struct {
 type Rules struct {
 	// HostOwner gives each host to the namespace of the oldest Ingress that has it in a rule.
 	HostOwner bool
-	// TrustedProxies are networks, in CIDR notation, whose word about clients' addresses is believed.
+	// TrustedProxies are networks, in CIDR notation, whose headers about clients' addresses are trusted.
 	TrustedProxies []string
 	// ProxyProtocol has connections from these begin with a header of the PROXY protocol.
 	ProxyProtocol bool

@@ -28,7 +28,7 @@ func ingressProxy(t *testing.T, secure bool, changes ...table.Change) (p *Proxy,
 }
 
 // TestChallengesAreAnswered: an authority gets the answer before redirects, authentication and source ranges, and
-// nobody else gets anything by it.
+// no other client gets anything by it.
 func TestChallengesAreAnswered(t *testing.T) {
 	closed := &table.Policy{Allow: []string{"192.0.2.0/24"}, Basic: &table.Basic{Users: "users/n/s/auth-file", Realm: "r"}}
 	_, address := ingressProxy(t, false,

@@ -140,7 +140,7 @@ func (c *Control) follow(conn net.Conn) error {
 		default:
 			problems := c.commit(pending)
 			pending = transaction{}
-			answer := table.Answer{Problems: problems}
+			answer := table.Response{Problems: problems}
 			if change.Stats {
 				answer.Stats = c.Proxy.Report()
 			}
@@ -195,7 +195,7 @@ func (c *Control) handOver(conn *net.UnixConn) error {
 		return err
 	}
 	defer closeAll(descriptors)
-	text, err := json.Marshal(table.Answer{PID: os.Getpid(), Sockets: names})
+	text, err := json.Marshal(table.Response{PID: os.Getpid(), Sockets: names})
 	if err != nil {
 		return fmt.Errorf("writing an answer to the agent: %w", err)
 	}
@@ -208,7 +208,7 @@ func (c *Control) handOver(conn *net.UnixConn) error {
 	return nil
 }
 
-func reply(conn net.Conn, answer table.Answer) error {
+func reply(conn net.Conn, answer table.Response) error {
 	text, err := json.Marshal(answer)
 	if err != nil {
 		return fmt.Errorf("writing an answer to the agent: %w", err)

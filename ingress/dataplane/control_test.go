@@ -31,13 +31,13 @@ func dialAgent(t testing.TB, socket string) *agent {
 }
 
 // commit sends changes and returns the proxy's answer.
-func (a *agent) commit(changes ...table.Change) table.Answer {
+func (a *agent) commit(changes ...table.Change) table.Response {
 	a.t.Helper()
 	for _, c := range append(changes, table.Change{Commit: true}) {
 		testenv.NoError(a.t, json.NewEncoder(a.conn).Encode(c))
 	}
 	line := testenv.Must(a.r.ReadBytes('\n'))(a.t)
-	var answer table.Answer
+	var answer table.Response
 	testenv.NoError(a.t, json.Unmarshal(line, &answer))
 	return answer
 }

@@ -53,7 +53,7 @@ type exchange struct {
 	stats     *hostStats
 	path      cleanPath
 	peer      string // the address of the client or of the proxy before us
-	believed  bool   // peer is a trusted proxy
+	fromProxy bool   // peer is a trusted proxy
 	scheme    string
 	grpc      bool
 	backend   *backend // that was chosen; nil before
@@ -79,7 +79,7 @@ type exchange struct {
 func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange {
 	x := &exchange{listener: h, proxy: h.proxy, began: time.Now(), stats: &h.proxy.others, routing: h.proxy.current.Load(), w: w,
 		ctl: http.NewResponseController(w), in: in}
-	x.peer, x.believed = peer(in.RemoteAddr, x.routing.trusted)
+	x.peer, x.fromProxy = peer(in.RemoteAddr, x.routing.trusted)
 	x.scheme = x.clientScheme()
 	x.grpc = strings.HasPrefix(in.Header.Get("Content-Type"), "application/grpc")
 	x.body.exchange, x.body.inner = x, in.Body

@@ -105,7 +105,7 @@ func TestMirrorsGetTheirShare(t *testing.T) {
 func TestStuckMirrorsCostNothing(t *testing.T) {
 	blocked := make(chan struct{})
 	begun := make(chan struct{}, 1000)
-	deaf := backendServer(t, func(_ http.ResponseWriter, r *http.Request) {
+	unresponsive := backendServer(t, func(_ http.ResponseWriter, r *http.Request) {
 		begun <- struct{}{}
 		select {
 		case <-blocked:
@@ -116,7 +116,7 @@ func TestStuckMirrorsCostNothing(t *testing.T) {
 	hanging, refusing, absent := service("hanging"), service("refusing"), service("absent")
 	var sizes []int64
 	f := newFixture(t, Options{DrainTimeout: 2 * patience}, append(hostWith(t, mirrorTo(all(hanging), all(refusing), all(absent))),
-		section(t, hanging.Key(), table.Endpoints{Addresses: []string{deaf}}), section(t, absent.Key(), table.Endpoints{}),
+		section(t, hanging.Key(), table.Endpoints{Addresses: []string{unresponsive}}), section(t, absent.Key(), table.Endpoints{}),
 		section(t, refusing.Key(), table.Endpoints{Addresses: []string{closed(t)}}))...)
 	c := client(t, f.http, "http1")
 	large := bytes.Repeat([]byte("x"), 8<<20) // more than the proxy, the mirror and the kernel hold
@@ -138,7 +138,7 @@ func TestStuckMirrorsCostNothing(t *testing.T) {
 	for _, n := range sizes {
 		testenv.True(t, n <= maxMirrorMemory, "%d bytes are held for mirrors", n)
 	}
-	testenv.True(t, f.Stats().MirrorsDropped.Load() != 0, "of 200 requests to a mirror that hangs all are held")
+	testenv.True(t, f.Stats().MirrorsDropped.Load() != 0, "of 200 requests to a stalled mirror all are held")
 	begin := time.Now()
 	f.stop()
 	if took := time.Since(begin); took > patience {

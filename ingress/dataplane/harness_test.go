@@ -128,7 +128,7 @@ func listen(t testing.TB) net.Listener {
 	return l
 }
 
-// closed is an address at which nobody listens until the test ends.
+// closed is an address at which no process listens until the test ends.
 func closed(t testing.TB) string {
 	t.Helper()
 	return testenv.Address(t, "127.0.0.1:0")

@@ -67,8 +67,8 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// peer is the client's address and whether its word about forwarding is believed.
-func peer(remote string, trusted []netip.Prefix) (address string, believed bool) {
+// peer is the client's address, and whether it is a proxy whose headers about forwarding are trusted.
+func peer(remote string, trusted []netip.Prefix) (address string, fromProxy bool) {
 	address, _, err := net.SplitHostPort(remote)
 	if err != nil {
 		return remote, false
@@ -114,7 +114,7 @@ func hopsOf(h http.Header) int {
 // forwarded sets the headers about forwarding. What the peer said of it is kept only when the peer is trusted.
 func (x *exchange) forwarded(h http.Header) {
 	var said []string
-	if x.believed {
+	if x.fromProxy {
 		said = h["X-Forwarded-For"]
 	} else {
 		for name := range h {
@@ -163,7 +163,7 @@ func realIP(list string, trusted []netip.Prefix) string {
 
 // client is the address of the client, as far as trusted peers say it.
 func (x *exchange) client() string {
-	if x.believed {
+	if x.fromProxy {
 		if said := x.in.Header["X-Forwarded-For"]; len(said) > 0 {
 			return realIP(strings.Join(said, ", ")+", "+x.peer, x.routing.trusted)
 		}
@@ -185,7 +185,7 @@ func (x *exchange) proxiedPort() string {
 // connection at port
 // 443 has ended TLS.
 func (x *exchange) clientScheme() string {
-	if x.believed {
+	if x.fromProxy {
 		if said := x.in.Header["X-Forwarded-Proto"]; len(said) == 1 && (said[0] == "https" || said[0] == "http") {
 			return said[0]
 		}

@@ -150,7 +150,7 @@ func TestGuessesAtOneTenantsDelayNoOther(t *testing.T) {
 	}
 }
 
-// TestLimitsCountMachines: whoever changes the last 64 bits of an address is the same client.
+// TestLimitsCountMachines: a client that changes the last 64 bits of its address counts as the same.
 func TestLimitsCountMachines(t *testing.T) {
 	f, _ := cluster{
 		ingresses: []*networkingv1.Ingress{object("a/x", "coracle", annotations{"limit-rpm": "1", "limit-burst-multiplier": "1"}, "a/=w")},

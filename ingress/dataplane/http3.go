@@ -32,9 +32,9 @@ const (
 	// quicWindow is how much of a request's body waits for the backend, quicConnectionWindow how much of all bodies of
 	// a connection, in bytes.
 	quicWindow, quicConnectionWindow = 256 << 10, 1 << 20
-	// quicPart is the part of Options.MaxConnections that HTTP/3 may have: an idle connection takes twice the memory of
-	// a websocket over TLS. Clients whose connection is refused take TCP.
-	quicPart = 8
+	// quicFraction is the part of Options.MaxConnections that HTTP/3 may have: an idle connection takes twice the
+	// memory of a websocket over TLS. Clients whose connection is refused take TCP.
+	quicFraction = 8
 	// quicStreams is how many requests a connection may have at a time, and fewStreams how many while there are many
 	// connections. A client's stream takes
 	// 9 KB before its header has come, and quic-go has no time-out for that.
@@ -293,7 +293,7 @@ var (
 func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
 	source, tables := sourceOf(client.RemoteAddr), p.current.Load()
 	if len(tables.trusted) > 0 && contains(tables.trusted, addressOf(client.RemoteAddr)) {
-		if tables.proxied { // what clients say of themselves would be believed
+		if tables.proxied { // what clients say of themselves would be trusted
 			return nil, errNoClient
 		}
 		source = netip.Addr{} // many clients' connections

@@ -108,7 +108,7 @@ func errorText(err error) string {
 
 // TestHTTP3ConnectionsAreBounded: they count for the same limit as those of TCP, from their first packet on.
 func TestHTTP3ConnectionsAreBounded(t *testing.T) {
-	f := newFixture(t, Options{MaxConnections: 4 * quicPart}) // half of its part for one source
+	f := newFixture(t, Options{MaxConnections: 4 * quicFraction}) // half of its part for one source
 	first, err := dialQUIC(t, f.http3)
 	testenv.NoError(t, err)
 	testenv.Must(dialQUIC(t, f.http3))(t)
@@ -274,7 +274,7 @@ func TestNextProcessEndsConnections(t *testing.T) {
 }
 
 // TestTrustedProxyOfThePROXYProtocolHasNoHTTP3: UDP has no header of that protocol, and what any client says of itself
-// would be believed.
+// would be trusted.
 func TestTrustedProxyOfThePROXYProtocolHasNoHTTP3(t *testing.T) {
 	for _, proxied := range []bool{false, true} {
 		f := newFixture(t, Options{}, section(t, table.KindSettings, table.Settings{TrustedProxies: []string{"127.0.0.0/8"}, ProxyProtocol: proxied}))
@@ -355,7 +355,7 @@ func TestAnotherSocketEndsNoConnection(t *testing.T) {
 		})
 		conn := testenv.Must(net.Dial("udp", address))(t)
 		defer conn.Close()
-		packet := append([]byte{0x40, 1, 2, 3, 4, 5, 6, 7}, make([]byte, 1000)...) // of a connection that nobody knows
+		packet := append([]byte{0x40, 1, 2, 3, 4, 5, 6, 7}, make([]byte, 1000)...) // of a connection that is not known
 		answer := make([]byte, 1500)
 		var n int
 		for n == 0 { // before it listens, the answer is an error

@@ -124,7 +124,7 @@ func TestManySocketsAreHandedOver(t *testing.T) {
 	a.commit()
 	a.send(table.Change{Sockets: true})
 	r := &table.Receiver{Conn: a.conn.(*net.UnixConn)}
-	var answer table.Answer
+	var answer table.Response
 	testenv.NoError(t, json.NewDecoder(r).Decode(&answer))
 	descriptors, err := r.Take(many)
 	if err != nil || !slices.Equal(answer.Sockets, want) {

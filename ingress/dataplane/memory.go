@@ -157,7 +157,7 @@ func (x *exchange) begin() bool {
 		return true
 	}
 	var source netip.Addr
-	if !x.believed { // a trusted proxy has many clients' requests
+	if !x.fromProxy { // a trusted proxy has many clients' requests
 		at, _ := netip.ParseAddrPort(x.in.RemoteAddr) // of net/http: it is one
 		source = sourceOfAddress(at.Addr().Unmap().WithZone(""))
 	}

@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
 
-// Bounds of mirrored requests, so that mirrors that hang or lag cost memory up to a bound and requests nothing. What
-// exceeds one is not mirrored.
+// Bounds of mirrored requests, so that mirrors that are stuck or lag cost memory up to a bound and requests nothing.
+// What exceeds one is not mirrored.
 const (
 	// maxMirrors bounds the mirrored requests under way; those of one mirror may be half of them.
 	maxMirrors = 256

@@ -46,7 +46,7 @@ func TestSourceRangesRestrictClients(t *testing.T) {
 		{"the connection's address is allowed", annotations{"whitelist-source-range": "127.0.0.1"}, table.Settings{}, nil, 200, ""},
 		{"not by what an untrusted client says", annotations{"whitelist-source-range": "10.0.0.0/8,::1"}, table.Settings{}, from("10.0.0.1"), 403, ""},
 		{"by what a trusted proxy says", annotations{"allowlist-source-range": " 10.0.0.0/8 , fd00::/8"}, trusted, from("1.1.1.1, 10.0.0.1"), 200, ""},
-		{"what comes before the last stranger does not count", annotations{"allowlist-source-range": "10.0.0.0/8"}, trusted, from("10.0.0.1, 1.1.1.1"), 403, ""},
+		{"what comes before the last untrusted address does not count", annotations{"allowlist-source-range": "10.0.0.0/8"}, trusted, from("10.0.0.1, 1.1.1.1"), 403, ""},
 		{"the newer name has precedence", annotations{"allowlist-source-range": "10.0.0.0/8", "whitelist-source-range": "127.0.0.1"}, table.Settings{}, nil, 403, ""},
 		{"denied", annotations{"denylist-source-range": "127.0.0.0/8"}, table.Settings{}, nil, 403, ""},
 		{"not denied", annotations{"denylist-source-range": "10.0.0.0/8"}, table.Settings{}, nil, 200, ""},
@@ -100,7 +100,7 @@ func TestBasicAuthenticationChecksPasswords(t *testing.T) {
 			[]exchanged{{url: "http://h/", headers: login("me", "right")}, {url: "http://h/", headers: login("you", "right"), status: 401}}, ""},
 		{"no Secret", basic, nil, []exchanged{{url: "http://h/", headers: login("me", "right"), status: 503}}, "does not exist"},
 		{"a Secret of something else", basic, map[string]string{"x": "y"}, []exchanged{{url: "http://h/", status: 503}}, "no key auth"},
-		{"an empty file lets nobody in", basic, file(""), []exchanged{{url: "http://h/", headers: login("", ""), status: 401}}, ""},
+		{"an empty file lets no user in", basic, file(""), []exchanged{{url: "http://h/", headers: login("", ""), status: 401}}, ""},
 		{"a user without a hash", basic, file("me:"), []exchanged{{url: "http://h/", headers: login("me", ""), status: 401}, {url: "http://h/", headers: login("me", "x"), status: 401}}, "cannot log in"},
 		{"scripts of other origins see what is asked", with(basic, annotations{"enable-cors": "true"}), file(good), []exchanged{
 			{url: "http://h/", status: 401, answer: map[string]string{"Access-Control-Allow-Origin": "*"}}}, ""},

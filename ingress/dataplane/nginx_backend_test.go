@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// tlsBackend runs a handler over TLS with a certificate that nobody trusts.
+// tlsBackend runs a handler over TLS with a certificate that no authority signed.
 func tlsBackend(t *testing.T, h http.HandlerFunc) string {
 	s := httptest.NewUnstartedServer(h)
 	s.EnableHTTP2 = true

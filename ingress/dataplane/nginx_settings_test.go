@@ -230,7 +230,7 @@ func TestChangedObjectsAreServedWithoutRestart(t *testing.T) {
 }
 
 // TestBodyOfAnUnauthenticatedRequestIsNotTheNextOne: the proxy redirects to a page to log in, and what it did not read
-// reaches nobody.
+// reaches no backend.
 func TestBodyOfAnUnauthenticatedRequestIsNotTheNextOne(t *testing.T) {
 	var asked atomic.Int64
 	f, _ := cluster{ingresses: []*networkingv1.Ingress{

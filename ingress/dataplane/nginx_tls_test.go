@@ -151,7 +151,7 @@ func TestAnnotationsAuthTLS(t *testing.T) {
 		{"on", &untrusted, 400, ""},
 		{"plain", nil, 400, ""}, // as ingress-nginx, which asks at the whole server
 		{"plain", &friend, 200, "b /plain" + known},
-		{"other", nil, 200, "b /other Ssl-Client-Verify=forged"}, // of another namespace, which has no say and is told nothing
+		{"other", nil, 200, "b /other Ssl-Client-Verify=forged"}, // of another namespace, which has no say and gets nothing
 		{"optional", nil, 200, "b /optional Ssl-Client-Verify=NONE"},
 		{"optional", &friend, 200, "b /optional" + known},
 		{"optional", &untrusted, 400, ""},

@@ -72,7 +72,7 @@ func TestRateLimitAnnotations(t *testing.T) {
 	exchanged{url: "http://h/a", headers: from("2.2.2.2")}.check(t, f)
 }
 
-func TestLimiterRefillsAndForgetsClients(t *testing.T) {
+func TestLimiterRefillsAndEvictsClients(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	l := &limiter{from: &table.Limit{PerSecond: 2, Burst: 1, Connections: 4}, clients: map[string]*account{}}
 	take := func(n int) (passed int) {

@@ -85,7 +85,7 @@ func FuzzPath(f *testing.F) {
 			t.Fatalf("normalise(%q) = %+v, and of that %+v, %v", raw, got, again, err)
 		}
 		decoded, err := url.PathUnescape(got.forward)
-		testenv.NoError(t, err, "normalise(%q) = %q, which nobody can decode", raw, got.forward)
+		testenv.NoError(t, err, "normalise(%q) = %q, which cannot be decoded", raw, got.forward)
 		if decoded != strings.NewReplacer("%2F", "/", "%25", "%").Replace(got.match) {
 			t.Fatalf("normalise(%q) matches %q but sends %q", raw, got.match, got.forward)
 		}

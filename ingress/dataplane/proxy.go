@@ -162,7 +162,7 @@ func New(o Options) (*Proxy, error) {
 		ending: make(chan struct{}), noHandshake: timers.NewSignal(), limit: limit{most: o.MaxConnections, of: map[netip.Addr]int{},
 			open: map[*countedTCP]struct{}{}}, budget: newMemory(),
 		streams:   limit{most: o.MaxConnections, of: map[netip.Addr]int{}},
-		quicLimit: limit{most: max(1, o.MaxConnections/quicPart), of: map[netip.Addr]int{}},
+		quicLimit: limit{most: max(1, o.MaxConnections/quicFraction), of: map[netip.Addr]int{}},
 		quicOpen:  map[*quicConnection]struct{}{},
 		options:   o, own: own, dialer: backendDialer(o, false), tunnelDialer: backendDialer(o, true),
 		sections: table.Sections{}, problems: map[string]string{}, endpoints: map[string]*endpointSet{},

@@ -91,8 +91,8 @@ func TestProxyProtocolNeedsTrustedProxy(t *testing.T) {
 		{"version 3", "127.0.0.1", v2 + "\x31\x11\x00\x0c" + strings.Repeat("\x01", 12), closed},
 		{"addresses that are cut off", "127.0.0.1", v2 + "\x21\x11\x00\x04\x01\x01\x01\x01", closed},
 		{"datagrams", "127.0.0.1", v2 + "\x21\x12\x00\x0c" + strings.Repeat("\x01", 12), closed},
-		{"a stranger without a header", "127.0.0.2", "", "127.0.0.2 127.0.0.2"},
-		{"a stranger's header", "127.0.0.2", "PROXY TCP4 203.0.113.7 127.0.0.1 4386 80\r\n", "400"},
+		{"an untrusted client without a header", "127.0.0.2", "", "127.0.0.2 127.0.0.2"},
+		{"an untrusted client's header", "127.0.0.2", "PROXY TCP4 203.0.113.7 127.0.0.1 4386 80\r\n", "400"},
 	} {
 		for _, secure := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, TLS %t", c.name, secure), func(t *testing.T) {
@@ -108,7 +108,7 @@ func TestProxyProtocolNeedsTrustedProxy(t *testing.T) {
 					got = closed
 				}
 				if got != want {
-					t.Errorf("the backend is told %q, want %q (%v)", got, want, err)
+					t.Errorf("the backend is sent %q, want %q (%v)", got, want, err)
 				}
 			})
 		}
@@ -141,13 +141,14 @@ func TestProxyProtocolCarriesThePort(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			got := exchangeRaw(t, f.http, c.header+"GET / HTTP/1.1\r\nHost: "+c.host+"\r\nX-Show: X-Forwarded-Port,X-Forwarded-Proto,X-Forwarded-For\r\nConnection: close\r\n"+c.more+"\r\n")
 			if _, text, _ := strings.Cut(got, "\r\n\r\n"); text != c.want {
-				t.Errorf("the backend is told %q, want %q", got, c.want)
+				t.Errorf("the backend is sent %q, want %q", got, c.want)
 			}
 		})
 	}
 }
 
-// TestProxyProtocolDoesNotBlockOthers: a trusted proxy that has not sent the header yet keeps nobody from being served.
+// TestProxyProtocolDoesNotBlockOthers: a trusted proxy that has not sent the header yet keeps no other from being
+// served.
 func TestProxyProtocolDoesNotBlockOthers(t *testing.T) {
 	f := proxied(t, Options{}, behindProxy)
 	silent := testenv.Must(net.Dial("tcp", f.http))(t)

@@ -46,7 +46,7 @@ func (l *limiter) acquire(address string, now time.Time) (release func()) {
 	defer l.mu.Unlock()
 	c := l.clients[address]
 	if c == nil {
-		l.forget(now)
+		l.evict(now)
 		c = &account{last: now}
 		l.clients[address] = c
 	}
@@ -69,8 +69,8 @@ func (l *limiter) acquire(address string, now time.Time) (release func()) {
 	}
 }
 
-// forget makes room for one more client.
-func (l *limiter) forget(now time.Time) {
+// evict makes room for one more client.
+func (l *limiter) evict(now time.Time) {
 	if len(l.clients) < maxClients {
 		return
 	}

@@ -156,11 +156,11 @@ func (e *edit) remove(site, name string) {
 	s := e.site(site)
 	s.count(s.hosts[name], -1)
 	delete(s.hosts, name)
-	e.forget(site)
+	e.removeEmpty(site)
 }
 
-// forget removes a site that has neither a host nor a section.
-func (e *edit) forget(name string) {
+// removeEmpty removes a site that has neither a host nor a section.
+func (e *edit) removeEmpty(name string) {
 	if s := e.sites[name]; s != nil && len(s.hosts) == 0 && !s.present {
 		delete(e.sites, name)
 		delete(e.owned, name)
@@ -173,7 +173,7 @@ func (p *Proxy) applySite(next *edit, key string, value json.RawMessage, present
 	s := next.site(name)
 	s.present, s.closed, s.clients, s.listeners = present, "", nil, nil
 	if !present {
-		next.forget(name)
+		next.removeEmpty(name)
 		return nil
 	}
 	var from table.Site

@@ -34,7 +34,7 @@ func recorder(t *testing.T) (address string, got <-chan string) {
 
 // TestAmbiguousLengthIsSentAsOneRequest shows what a backend receives of a request with both Content-Length and
 // Transfer-Encoding. net/http takes Content-Length away before a handler can see it; the request goes out with chunks
-// that were made anew, so that no backend reads it otherwise.
+// that were made again, so that no backend reads it otherwise.
 func TestAmbiguousLengthIsSentAsOneRequest(t *testing.T) {
 	smuggled := "GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"
 	for name, request := range map[string]string{

@@ -15,10 +15,10 @@ func (x *exchange) expand(text variable.Text) string {
 		return text[0].Literal
 	}
 	var out strings.Builder
-	for _, part := range text {
-		out.WriteString(part.Literal)
-		if part.Name != "" {
-			out.WriteString(x.value(part.Name))
+	for _, segment := range text {
+		out.WriteString(segment.Literal)
+		if segment.Name != "" {
+			out.WriteString(x.value(segment.Name))
 		}
 	}
 	return out.String()

@@ -11,8 +11,8 @@ import (
 // Path is where an API server has the stream of the table.
 const Path = "/coracle/ingress"
 
-// Answer is what the proxy says, one line of JSON, after each Commit.
-type Answer struct {
+// Response is what the proxy says, one line of JSON, after each Commit.
+type Response struct {
 	// Problems are what a section lacks, for people, by its key. The sections named are served as far as they can be.
 	Problems map[string]string `json:"problems,omitempty"`
 	// Sockets, in the answer to Change.Sockets, names the listening sockets whose descriptors come with the line

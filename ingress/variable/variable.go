@@ -10,13 +10,13 @@ import (
 	"strings"
 )
 
-// Part is a literal text, or the name of a variable.
-type Part struct {
+// Segment is a literal text, or the name of a variable.
+type Segment struct {
 	Literal, Name string
 }
 
 // Text is what Parse reads.
-type Text []Part
+type Text []Segment
 
 // names are the variables that have values here; those of prefixes have any rest.
 var (
@@ -35,7 +35,7 @@ func Parse(text string) (Text, error) {
 			if at < 0 {
 				at = len(text)
 			}
-			out = append(out, Part{Literal: text[:at]})
+			out = append(out, Segment{Literal: text[:at]})
 			text = text[at:]
 			continue
 		}
@@ -46,7 +46,7 @@ func Parse(text string) (Text, error) {
 		if !known(name) {
 			return nil, fmt.Errorf("the variable $%s of nginx is not served", name)
 		}
-		out = append(out, Part{Name: name})
+		out = append(out, Segment{Name: name})
 		text = rest
 	}
 	return out, nil

@@ -39,7 +39,7 @@ func serverTLS(t testing.TB, protocols ...string) *tls.Config {
 	return &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protocols}
 }
 
-// answering serves a route: each connection is told the route's name, over TLS.
+// answering serves a route: each connection is sent the route's name, over TLS.
 func answering(wg *sync.WaitGroup, l net.Listener, name string) {
 	wg.Go(func() {
 		testenv.Accept(l, func(c net.Conn) {
@@ -200,7 +200,8 @@ func closedWithin(t *testing.T, c net.Conn) {
 	}
 }
 
-// Clients that say nothing, or half of what they should, keep nobody out, however many they are, and go in their time.
+// Clients that say nothing, or half of what they should, keep no client out, however many they are, and go in their
+// time.
 func TestUnresponsiveClientsBlockNoOthers(t *testing.T) {
 	_, address := serve(t, Options{Waiting: 20, Timeout: time.Hour})
 	var silent []net.Conn

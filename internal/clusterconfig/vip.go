@@ -39,8 +39,8 @@ func ReadVIPs(serverDir string) (addresses []netip.Addr, known bool, err error) 
 	return kept.Addresses, known, nil
 }
 
-// ForgetVIPs removes what is kept: the cluster says nothing of virtual addresses any more.
-func ForgetVIPs(serverDir string) error {
+// RemoveVIPs removes what is kept: the cluster says nothing of virtual addresses any more.
+func RemoveVIPs(serverDir string) error {
 	err := os.Remove(filepath.Join(serverDir, vipFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -43,7 +43,7 @@ type bed struct {
 	answer  error         // to a request for a stream; nil: there is a stream
 	epoch   int           // streams of an earlier epoch end
 	streams int           // how many were begun
-	lag     time.Duration // what is told comes at most so much later
+	lag     time.Duration // what is sent comes at most so much later
 	heard   map[string][]string
 	silent  bool // streams say nothing
 }
@@ -237,7 +237,7 @@ func TestStreamWithoutEventIsGivenUp(t *testing.T) {
 	})
 }
 
-// TestNothingIsTakenBack: whatever becomes of servers and streams, what is told goes on to newer states only, and the
+// TestNothingIsTakenBack: whatever becomes of servers and streams, what is sent goes on to newer states only, and the
 // last one arrives.
 func TestNothingIsTakenBack(t *testing.T) {
 	seed := testenv.Seed(t)

@@ -232,7 +232,7 @@ func TestK3sSettingsAreExplained(t *testing.T) {
 	}
 	_, err = load(t, map[string]string{"config.yaml": "flannel-backend: vxlan\n"}, nil, board)
 	testenv.WantError(t, err, `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: it is called --network-backend here`)
-	// Newer ones, which somebody who comes from there may have.
+	// Newer ones, which a user who comes from there may have.
 	for _, name := range []string{"node-internal-dns", "node-external-dns", "tls-san-security", "egress-selector-mode", "image-credential-provider-bin-dir", "image-credential-provider-config"} {
 		if _, err := load(t, map[string]string{"config.yaml": name + ": x\n"}, nil, board); err == nil || !strings.Contains(err.Error(), `unknown key "`+name+`"; coracle does not have this setting of k3s: `) {
 			t.Errorf("%s: %v", name, err)

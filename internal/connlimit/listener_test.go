@@ -62,10 +62,10 @@ func TestOldestUnidentifiedConnectionMakesRoom(t *testing.T) {
 	if n := l.waiting.waiting.Len(); n > most || open > most+1 {
 		t.Errorf("%d wait, %d are remembered", n, open)
 	}
-	testenv.True(t, ask(known, ""), "one that is known was hung up on")
+	testenv.True(t, ask(known, ""), "one that is known was closed")
 }
 
-// arrived is a listener of connections that somebody else makes.
+// arrived is a listener of connections that the test makes.
 type arrived chan net.Conn
 
 func (a arrived) Accept() (net.Conn, error) { return <-a, nil }

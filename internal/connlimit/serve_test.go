@@ -62,6 +62,6 @@ func TestIdentifiedConnectionsStayUntilTheEnd(t *testing.T) {
 	testenv.Check(t, <-done)
 	testenv.Equal(t, serving.Load(), 0, "are still served:")
 	testenv.Fails(t, readAll(known), "a connection outlives the end")
-	// A listener that breaks is told.
-	testenv.Fails(t, Serve(t.Context(), l, 2, nil), "a listener that is closed is not told")
+	// A listener that breaks is reported.
+	testenv.Fails(t, Serve(t.Context(), l, 2, nil), "a listener that is closed is not reported")
 }

@@ -25,19 +25,19 @@ func TestTableDropsTheOldest(t *testing.T) {
 		}
 	}
 	if want := []int{0, 1}; !slices.Equal(dropped, want) {
-		t.Errorf("hung up on %v, want %v", dropped, want)
+		t.Errorf("closed %v, want %v", dropped, want)
 	}
 	done[0]() // gone already: it makes no room
 	done[3]()
 	add(5)
 	if want := []int{0, 1}; !slices.Equal(dropped, want) {
-		t.Errorf("with room for one more, hung up on %v, want %v", dropped, want)
+		t.Errorf("with room for one more, closed %v, want %v", dropped, want)
 	}
 	add(6)
 	table.Close()
 	table.Close()
 	if want := []int{0, 1, 2, 4, 5, 6}; !slices.Equal(dropped, want) {
-		t.Errorf("at the end hung up on %v, want %v", dropped, want)
+		t.Errorf("at the end closed %v, want %v", dropped, want)
 	}
 	if add(7) {
 		t.Error("taken in after the end")

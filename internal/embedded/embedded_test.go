@@ -100,7 +100,7 @@ func TestUnpackWritesOnce(t *testing.T) {
 }
 
 // TestNodesProgramsAreUnpackedFirst: a node has its programs before coracle-tools, which comes into the same set
-// without a change of the others, once, whoever unpacks it.
+// without a change of the others, once, whichever process unpacks it.
 func TestNodesProgramsAreUnpackedFirst(t *testing.T) {
 	src, bin := setOf(t, "one", "runc", forPeople), filepath.Join(t.TempDir(), "bin")
 	var first os.FileInfo
@@ -224,7 +224,7 @@ func TestPruneKeepsSetOfLivingServer(t *testing.T) {
 	letGo(t, old)
 	mustUnpack(t, set(t, "new"), bin)
 	if got := sets(t, bin); len(got) != 1 {
-		t.Fatalf("bin holds %v: nobody needs the old set", got)
+		t.Fatalf("bin holds %v: the old set is not needed", got)
 	}
 }
 

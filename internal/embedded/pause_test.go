@@ -20,7 +20,7 @@ import (
 )
 
 // TestPauseReapsOrphansAndEnds runs the embedded pause program as the first process of a pid namespace, as it runs in a
-// pod: it takes in orphans, buries them, and ends when told to.
+// pod: it takes in orphans, buries them, and ends when it is terminated.
 func TestPauseReapsOrphansAndEnds(t *testing.T) {
 	testenv.RequireRoot(t, "it makes a pid namespace")
 	d, err := Unpack(t.TempDir())

@@ -182,7 +182,7 @@ func writeEntry(src fs.FS, e index.Entry, dst string) error {
 
 // fill copies the file, gives it its mode whatever the umask, and flushes it. What zstd finds damaged, by the checksum
 // that each file ends with, or is of another length, is refused. Its SHA-256 is not computed again, which took a
-// twentieth of a node's start: whoever can exchange a file in this program can exchange its hash too.
+// twentieth of a node's start: an attacker who can exchange a file in this program can exchange its hash too.
 func fill(out *os.File, z io.Reader, e index.Entry) error {
 	n, err := io.Copy(out, z)
 	var writing *fs.PathError

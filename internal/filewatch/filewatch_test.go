@@ -57,7 +57,7 @@ func TestInotifyIsUsedAgainOncePossible(t *testing.T) {
 	testenv.Equal(t, len(board.Components()), 0, "a line without trouble:")
 	w.Add(dir)
 	if w.Poll() == nil {
-		t.Fatal("nobody polls")
+		t.Fatal("it does not poll")
 	}
 	able = true
 	w.Add(dir)

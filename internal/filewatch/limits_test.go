@@ -22,5 +22,5 @@ func TestLowInotifyLimitsAreRaised(t *testing.T) {
 	for name, want := range map[string]string{"max_user_instances": "1024", "max_user_watches": "1000000\n"} {
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(dir, name)))(t)), want, "%s is", name)
 	}
-	testenv.Fails(t, raise(filepath.Join(dir, "none")), "a kernel without the limits is not told")
+	testenv.Fails(t, raise(filepath.Join(dir, "none")), "a kernel without the limits is not reported")
 }

@@ -102,7 +102,7 @@ func TestFindNFTUnusual(t *testing.T) {
 	t.Logf("%d rules", tried)
 }
 
-// TestUnusualChainNamesAreNotInCommands: the kernel takes any name. What is no word is in no command that somebody
+// TestUnusualChainNamesAreNotInCommands: the kernel takes any name. What is no word is in no command that a user
 // types, and shown as what it is.
 func TestUnusualChainNamesAreNotInCommands(t *testing.T) {
 	netns.RequireNFT(t)
@@ -129,7 +129,7 @@ func TestUnusualChainNamesAreNotInCommands(t *testing.T) {
 	}
 }
 
-// TestOnlyChainsOfPodFamiliesConcern: a chain of a family that no pod has, or where no pods are, is in nobody's way,
+// TestOnlyChainsOfPodFamiliesConcern: a chain of a family that no pod has, or where no pods are, blocks nothing,
 // and nothing is opened there.
 func TestOnlyChainsOfPodFamiliesConcern(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")

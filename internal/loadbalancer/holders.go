@@ -56,12 +56,12 @@ type Holder struct {
 // Same says whether both are one node's holding of an address, proven or not.
 func (h Holder) Same(other Holder) bool { return h.Node == other.Node && h.Term == other.Term }
 
-// Record is all addresses with their holders.
-type Record map[netip.Addr]Holder
+// Holders is all addresses with their holders.
+type Holders map[netip.Addr]Holder
 
 // Read reads the data of the ConfigMap. That of none is an empty record.
-func Read(from map[string]string) (Record, error) {
-	out := Record{}
+func Read(from map[string]string) (Holders, error) {
+	out := Holders{}
 	text, ok := from[data]
 	if !ok {
 		return out, nil
@@ -73,7 +73,7 @@ func Read(from map[string]string) (Record, error) {
 }
 
 // Write is the data for the ConfigMap.
-func (r Record) Write() (map[string]string, error) {
+func (r Holders) Write() (map[string]string, error) {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("writing who answers for the load balancer's addresses: %w", err)

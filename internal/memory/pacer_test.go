@@ -273,7 +273,7 @@ func TestTrimIsNoLoad(t *testing.T) {
 	<-samples
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.heap = heap // nobody reads looks any more, and this pacer looks as long as the process lives
+	p.heap = heap // looks are not read any more, and this pacer looks as long as the process lives
 	testenv.True(t, p.current == 1000, "after Trim %d%% of garbage may pile up, as under load", p.current)
 }
 

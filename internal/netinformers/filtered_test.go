@@ -150,7 +150,7 @@ func (a *api) tell(ctx context.Context, at int, shows func(*corev1.Pod) bool, ou
 	}
 }
 
-// recorder is which pods a handler knows, and what it should not have been told.
+// recorder is which pods a handler knows, and what it should not have received.
 type recorder struct {
 	mu   sync.Mutex
 	pods map[string]string
@@ -236,7 +236,7 @@ func asWithASelector(t *testing.T, r *rand.Rand) {
 	a.mu.Unlock()
 	slices.Sort(want)
 	for i, h := range handlers {
-		testenv.Eventually(t, 2*time.Minute, fmt.Sprintf("handler %d has been told", i), func() error {
+		testenv.Eventually(t, 2*time.Minute, fmt.Sprintf("handler %d has received", i), func() error {
 			if got := h.String(); got != fmt.Sprint(want, []string(nil)) {
 				return fmt.Errorf("of %s, want %s", got, want)
 			}

@@ -115,9 +115,9 @@ func listed(actions []clienttesting.Action) string {
 
 func TestAskingForWhatIsNotWatched(t *testing.T) {
 	i := testenv.Must(New(Options{Client: fake.NewClientset(), NodeName: "n1"}))(t)
-	testenv.Fails(t, testenv.Err(i.Services()), "Services that nobody watches were handed out: they would stay empty for ever")
-	testenv.Fails(t, testenv.Err(i.Policies()), "policies that nobody watches were handed out")
-	testenv.Fails(t, testenv.Err(i.Names()), "what has a name and nobody watches was handed out")
+	testenv.Fails(t, testenv.Err(i.Services()), "Services that are not watched were handed out: they would stay empty for ever")
+	testenv.Fails(t, testenv.Err(i.Policies()), "policies that are not watched were handed out")
+	testenv.Fails(t, testenv.Err(i.Names()), "what has a name and is not watched was handed out")
 	testenv.Fails(t, testenv.Err(New(Options{NodeName: "n1"})), "no client, and no error")
 }
 

@@ -52,7 +52,7 @@ func TestDeletionsAreHeard(t *testing.T) {
 	}
 	expect("both", "both", "ours") // which is all: the one that hears ours alone heard of no other before
 
-	// A table with much in it is told of in many pieces.
+	// A table with much in it is reported in many pieces.
 	var elements []string
 	for i := range 1000 {
 		elements = append(elements, fmt.Sprintf("10.0.%d.%d", i/250, i%250))
@@ -65,12 +65,12 @@ func TestDeletionsAreHeard(t *testing.T) {
 	}
 }
 
-// TestUnheardDeletions: who was told too much at once looks for himself.
+// TestUnheardDeletions: after too many messages at once the table is read.
 func TestUnheardDeletions(t *testing.T) {
 	netns.RequireNFT(t)
 	d := testenv.Must(HearDeletions(Table{INet, "ours"}))(t)
 	var text strings.Builder
-	for i := range 3000 { // while nobody reads
+	for i := range 3000 { // while they are not read
 		fmt.Fprintf(&text, "add table inet x%d\nadd chain inet x%d c\nadd rule inet x%d c drop\n", i, i, i)
 	}
 	for _, in := range []string{text.String(), "flush ruleset"} {
@@ -84,6 +84,6 @@ func TestUnheardDeletions(t *testing.T) {
 	defer cancel()
 	notified := false
 	if err := d.Run(ctx, func() { notified = true; cancel() }); err != nil || !notified {
-		t.Errorf("told: %v, %v", notified, err)
+		t.Errorf("notified: %v, %v", notified, err)
 	}
 }

@@ -38,7 +38,7 @@ func goodFiles() map[string]string {
 	return files
 }
 
-// fakeProbe answers well where it is told nothing else.
+// fakeProbe answers well where the test sets nothing else.
 type fakeProbe struct {
 	links     map[string]error
 	nat       error
@@ -142,16 +142,16 @@ func TestFindingsSayWhatToDo(t *testing.T) {
 			s.files["proc/self/mountinfo"] += "29 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
 			s.files["proc/self/cgroup"], s.files["sys/fs/cgroup/box/memory.max"] = "0::/box\n", "268435456\n"
 		}, "memory", Warn, "256 MB, the limit of its control group (/sys/fs/cgroup/box/memory.max)", "at least 512 MB"},
-		"1970":                  {func(s *setup) { s.host.Now = func() time.Time { return time.Unix(100, 0) } }, "clock", Fail, "1970-01-01", "date -s"},
-		"no kmsg":               {func(s *setup) { delete(s.files, "dev/kmsg") }, "devices", Fail, "/dev/kmsg is missing", "lxc.mount.entry"},
-		"few inotify":           {func(s *setup) { s.files["proc/sys/fs/inotify/max_user_instances"] = "128" }, "limits", OK, "128 inotify instances; coracle raises that to 1024", ""},
-		"container":             {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t00000000a80425fb\n" }, "rights", Fail, "lacks CAP_SYS_ADMIN", "privileged"},
-		"no SYS_RESOURCE":       {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t000001fffeffffff\n" }, "rights", Warn, "CAP_SYS_RESOURCE", "nothing has to be done"},
-		"no bridge":             {func(s *setup) { s.probe.links = map[string]error{"bridge": denied} }, "interfaces", Fail, "bridge (operation not supported)", "modprobe -a bridge"},
-		"no vxlan":              {func(s *setup) { s.probe.links = map[string]error{"vxlan": denied} }, "interfaces", Warn, "no vxlan", "linux-modules-extra"},
-		"no nftables":           {func(s *setup) { s.probe.nat = denied }, "nftables", Fail, "cannot translate", "modprobe -a nf_tables"},
-		"nobody needs nftables": {func(s *setup) { s.probe.nat, s.needs.NoNFTables = denied, true }, "nftables", OK, "nothing of coracle needs them", ""},
-		"IPVS":                  {func(*setup) {}, "service proxy", OK, "IPVS", ""},
+		"1970":                   {func(s *setup) { s.host.Now = func() time.Time { return time.Unix(100, 0) } }, "clock", Fail, "1970-01-01", "date -s"},
+		"no kmsg":                {func(s *setup) { delete(s.files, "dev/kmsg") }, "devices", Fail, "/dev/kmsg is missing", "lxc.mount.entry"},
+		"few inotify":            {func(s *setup) { s.files["proc/sys/fs/inotify/max_user_instances"] = "128" }, "limits", OK, "128 inotify instances; coracle raises that to 1024", ""},
+		"container":              {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t00000000a80425fb\n" }, "rights", Fail, "lacks CAP_SYS_ADMIN", "privileged"},
+		"no SYS_RESOURCE":        {func(s *setup) { s.files["proc/self/status"] = "CapEff:\t000001fffeffffff\n" }, "rights", Warn, "CAP_SYS_RESOURCE", "nothing has to be done"},
+		"no bridge":              {func(s *setup) { s.probe.links = map[string]error{"bridge": denied} }, "interfaces", Fail, "bridge (operation not supported)", "modprobe -a bridge"},
+		"no vxlan":               {func(s *setup) { s.probe.links = map[string]error{"vxlan": denied} }, "interfaces", Warn, "no vxlan", "linux-modules-extra"},
+		"no nftables":            {func(s *setup) { s.probe.nat = denied }, "nftables", Fail, "cannot translate", "modprobe -a nf_tables"},
+		"nftables is not needed": {func(s *setup) { s.probe.nat, s.needs.NoNFTables = denied, true }, "nftables", OK, "nothing of coracle needs them", ""},
+		"IPVS":                   {func(*setup) {}, "service proxy", OK, "IPVS", ""},
 		"no IPVS": {func(s *setup) { s.lacks("the kernel has no IPVS, the module ip_vs (no)") }, "service proxy", OK,
 			"nftables, which auto takes where there is no IPVS: the kernel has no IPVS, the module ip_vs (no)", "modprobe -a ip_vs ip_vs_rr dummy"},
 		"no IPVS, which is asked for": {func(s *setup) {

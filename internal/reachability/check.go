@@ -39,26 +39,26 @@ func Answers(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
 	// A process that got no CPU until its time was over finds here what the kernel has heard meanwhile.
 	ctx, cancel := afterGrace(ctx)
 	defer cancel() // the other attempts
-	type answer struct {
+	type reply struct {
 		took time.Duration
 		ok   bool
 	}
-	answers := make(chan answer, attempts*len(at)) // each has room for what it says
+	answers := make(chan reply, attempts*len(at)) // each has room for what it says
 	for i := range attempts {
 		for _, a := range at {
 			go func() {
 				select {
 				case <-ctx.Done():
-					answers <- answer{}
+					answers <- reply{}
 				case <-time.After(time.Duration(i) * attemptAfter):
 					began := time.Now()
 					ok := connects(ctx, a)
-					answers <- answer{time.Since(began), ok}
+					answers <- reply{time.Since(began), ok}
 				}
 			}()
 		}
 	}
-	var first answer
+	var first reply
 	for range cap(answers) { // each ends with ctx
 		if a := <-answers; a.ok && !first.ok {
 			first = a

@@ -27,7 +27,7 @@ type world struct {
 	late     map[string]bool // the API does not have them yet
 	dead     map[string]bool
 	trip     time.Duration
-	hung     time.Duration // what a check lasts longer than it may: this machine is short of CPU
+	overrun  time.Duration // what a check lasts longer than it may: this machine is short of CPU
 	checks   map[string]int
 	reported []string
 }
@@ -80,7 +80,7 @@ func (w *world) check(ctx context.Context, at []netip.AddrPort) (time.Duration, 
 		}
 	}
 	w.checks[node]++
-	dead, trip, hung := w.dead[node], w.trip, w.hung
+	dead, trip, overrun := w.dead[node], w.trip, w.overrun
 	w.mu.Unlock()
 	wait := trip
 	if dead {
@@ -90,7 +90,7 @@ func (w *world) check(ctx context.Context, at []netip.AddrPort) (time.Duration, 
 	case <-time.After(wait):
 		return trip, true
 	case <-ctx.Done():
-		time.Sleep(hung)
+		time.Sleep(overrun)
 		return 0, false
 	}
 }
@@ -139,25 +139,25 @@ func TestNodesAreProbedWhenNominated(t *testing.T) {
 			}
 		}
 		time.Sleep(24 * time.Hour)
-		testenv.Equal(t, w.checked("n1"), 0, "checks while nobody is nominated:")
+		testenv.Equal(t, w.checked("n1"), 0, "checks while none is nominated:")
 
 		w.kill("n1")
 		time.Sleep(time.Hour)
-		w.want(t, "nobody was nominated")
+		w.want(t, "none was nominated")
 		changed := w.Changed()
 		w.PeerReportedFailure("n1")
 		w.PeerReportedFailure("n2")
 		w.PeerReportedFailure("other")
 		w.PeerReportedFailure("unheard of")
 		time.Sleep(patience + time.Second/2)
-		w.want(t, "its own check decides, whoever nominated it", "n1")
+		w.want(t, "its own check decides, whichever member nominated it", "n1")
 		select {
 		case <-changed:
 		default:
 			t.Error("the channel is not closed")
 		}
 		w.set(func() {
-			testenv.EqualSlices(t, w.reported, []string{"n1"}, "others are told of")
+			testenv.EqualSlices(t, w.reported, []string{"n1"}, "reported to others")
 		})
 		if n := w.checked("n2"); n != 1 {
 			t.Errorf("a node that answers is checked %d times", n)
@@ -176,7 +176,7 @@ func TestNodesAreProbedWhenNominated(t *testing.T) {
 }
 
 // TestDeathRightAfterReturn: a node that is reached again dies before gossip has heard of its return, so that no member
-// probes it, and nobody nominates it. Its sleeps are of fake time, as all of this file: nothing may happen in the last.
+// probes it, and none nominates it. Its sleeps are of fake time, as all of this file: nothing may happen in the last.
 func TestDeathRightAfterReturn(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)
@@ -277,12 +277,12 @@ func TestDelayedProbeDoesNotCount(t *testing.T) {
 	run(t, func(w *world) {
 		w.NodeJoined("n1", port)
 		time.Sleep(verifyWithin)
-		w.set(func() { w.hung = 2 * lateBy })
+		w.set(func() { w.overrun = 2 * lateBy })
 		w.kill("n1")
 		w.ProbeFailed("n1")
 		time.Sleep(time.Minute)
 		w.want(t, "a check that lasted too long does not count")
-		w.set(func() { w.hung = 0 })
+		w.set(func() { w.overrun = 0 })
 		time.Sleep(10 * time.Second)
 		w.want(t, "it is repeated", "n1")
 	})
@@ -323,7 +323,7 @@ func TestLeavingMemberIsNotNominated(t *testing.T) {
 	})
 }
 
-// Whoever says again and again that nodes do not answer causes few checks, and none of unknown ones.
+// A member that reports again and again that nodes do not answer causes few checks, and none of unknown ones.
 func TestReportsAreBounded(t *testing.T) {
 	run(t, func(w *world) {
 		for i := range 2 * mostNodes {
@@ -366,7 +366,7 @@ func TestNodeThatGossipKnewFirstIsReached(t *testing.T) {
 }
 
 // TestMachineThatGossipKnewLongIsReached: a machine of which gossip alone has known for long is reached soon after
-// gossip says that it is there anew.
+// gossip says that it is there again.
 func TestMachineThatGossipKnewLongIsReached(t *testing.T) {
 	run(t, func(w *world) {
 		w.set(func() { w.late["n1"] = true })
@@ -382,7 +382,7 @@ func TestMachineThatGossipKnewLongIsReached(t *testing.T) {
 	})
 }
 
-// TestNodeDeletedDuringItsProbe: a Node is deleted while its machine starts anew, and is looked at just then. It is one
+// TestNodeDeletedDuringItsProbe: a Node is deleted while its machine restarts, and is looked at just then. It is one
 // that was never reached then, and is when it is back.
 func TestNodeDeletedDuringItsProbe(t *testing.T) {
 	run(t, func(w *world) {
@@ -447,7 +447,7 @@ func TestOneMoreDeathAfterMostVanished(t *testing.T) {
 		}
 		w.kill()
 		time.Sleep(firstPatience + recheckLong + time.Second) // fake time
-		w.want(t, "all are back, and nobody said so")
+		w.want(t, "all are back, and none was reported")
 	})
 }
 

@@ -12,7 +12,7 @@ import (
 // ServersPath is where a server's admin socket tells of the cluster's servers.
 const ServersPath = "/v1/servers"
 
-// ClusterPath is where the API of a server tells of the cluster's servers and of its own components, to whoever has the
+// ClusterPath is where the API of a server shows the cluster's servers and its own components, to a client that has the
 // ClusterRole clusterconfig.StatusRole. It is a ServerReport in JSON.
 const ClusterPath = "/coracle/status"
 

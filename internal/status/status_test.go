@@ -34,7 +34,7 @@ func TestBoardReportsChangesOnly(t *testing.T) {
 	select {
 	case <-changed:
 	default:
-		t.Error("nobody was told of the change")
+		t.Error("the change was not notified")
 	}
 	c.now = time.Unix(1020, 0)
 	changed = b.Changed()
@@ -117,7 +117,7 @@ func TestClientGetsServersStatus(t *testing.T) {
 	stop()
 }
 
-// TestErrorsKeepSecrets: a request has keys for S3 in it, and may end with an error that nobody but the connection
+// TestErrorsKeepSecrets: a request has keys for S3 in it, and may end with an error that only the connection
 // made.
 func TestErrorsKeepSecrets(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")

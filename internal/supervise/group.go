@@ -35,13 +35,13 @@ func (g *Group) Context() context.Context { return g.ctx }
 func (g *Group) Go(f func(context.Context)) { g.wg.Go(func() { f(g.ctx) }) }
 
 // Run starts a part, whose line on the board follows it. A part may start others.
-func (g *Group) Run(name string, f func(context.Context) error) { g.keep(name, false, f) }
+func (g *Group) Run(name string, f func(context.Context) error) { g.supervise(name, false, f) }
 
 // Quiet starts a part that has a line on the board only when it has failed.
-func (g *Group) Quiet(name string, f func(context.Context) error) { g.keep(name, true, f) }
+func (g *Group) Quiet(name string, f func(context.Context) error) { g.supervise(name, true, f) }
 
-func (g *Group) keep(name string, quiet bool, f func(context.Context) error) {
-	g.wg.Go(func() { Keep(g.ctx, Part{Name: name, Run: f, Board: g.board, Logger: g.log, Quiet: quiet}) })
+func (g *Group) supervise(name string, quiet bool, f func(context.Context) error) {
+	g.wg.Go(func() { Run(g.ctx, Part{Name: name, Run: f, Board: g.board, Logger: g.log, Quiet: quiet}) })
 }
 
 // Essential starts a part that cannot be started a second time in one process, and without which the others are of no

@@ -26,9 +26,9 @@ func TestGroupEndsWithTheFirstFailure(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	g := NewGroup(ctx, board, slog.New(slog.DiscardHandler))
-	g.Essential(board.Part("told to end"), until)
+	g.Essential(board.Part("stopped"), until)
 	cancel()
-	testenv.Check(t, g.Wait(), "told to end")
+	testenv.Check(t, g.Wait(), "stopped")
 
 	g = NewGroup(t.Context(), board, slog.New(slog.DiscardHandler))
 	g.Run("other", until)
@@ -50,7 +50,7 @@ func TestGroupEndsWithTheFirstFailure(t *testing.T) {
 	for _, c := range board.Components() {
 		states[c.Name] = c.State
 	}
-	if states["failing"] != status.Failed || states["other"] != status.Stopped || states["told to end"] != status.Stopped || len(states) != 3 {
+	if states["failing"] != status.Failed || states["other"] != status.Stopped || states["stopped"] != status.Stopped || len(states) != 3 {
 		t.Errorf("the board says %v", states)
 	}
 }

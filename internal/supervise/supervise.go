@@ -32,8 +32,8 @@ type Part struct {
 	Quiet bool
 }
 
-// Keep runs a part until ctx is done or the part has nothing more to do.
-func Keep(ctx context.Context, p Part) {
+// Run runs a part until ctx is done or the part has nothing more to do.
+func Run(ctx context.Context, p Part) {
 	if !p.Quiet {
 		p.set(status.Running, "")
 	}

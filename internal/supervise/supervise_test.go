@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestFailedPartRestartsWithBackoff: a part that fails is started again after longer and longer waits, which begin anew
-// once it has run for a while, and the board says so.
+// TestFailedPartRestartsWithBackoff: a part that fails is started again after longer and longer waits, which begin
+// again once it has run for a while, and the board says so.
 func TestFailedPartRestartsWithBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board := status.NewBoard(time.Now)
@@ -23,7 +23,7 @@ func TestFailedPartRestartsWithBackoff(t *testing.T) {
 		var starts []time.Duration
 		fail := make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
-		go Keep(ctx, Part{Name: "relay", Board: board, Quiet: true, Run: func(ctx context.Context) error {
+		go Run(ctx, Part{Name: "relay", Board: board, Quiet: true, Run: func(ctx context.Context) error {
 			starts = append(starts, time.Since(began))
 			switch len(starts) {
 			case 1:
@@ -62,7 +62,7 @@ func TestFailedPartRestartsWithBackoff(t *testing.T) {
 // TestFinishedPartIsNotRestarted: a part that has nothing more to do is not started again.
 func TestFinishedPartIsNotRestarted(t *testing.T) {
 	board, runs := status.NewBoard(time.Now), 0
-	Keep(t.Context(), Part{Name: "images", Board: board, Run: func(context.Context) error { runs++; return nil }})
+	Run(t.Context(), Part{Name: "images", Board: board, Run: func(context.Context) error { runs++; return nil }})
 	if c := board.Components(); runs != 1 || len(c) != 1 || c[0].State != status.Stopped {
 		t.Errorf("%d runs, the board says %+v", runs, c)
 	}
@@ -73,7 +73,7 @@ func TestFinishedPartIsNotRestarted(t *testing.T) {
 func TestKeepDoneAfterFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board, runs := status.NewBoard(time.Now), 0
-		Keep(t.Context(), Part{Name: "network", Board: board, Quiet: true, Run: func(context.Context) error {
+		Run(t.Context(), Part{Name: "network", Board: board, Quiet: true, Run: func(context.Context) error {
 			if runs++; runs == 1 {
 				return errors.New("no room")
 			}

@@ -19,7 +19,7 @@ import (
 // All threads get the slack, also those that are started later.
 func TestTimerSlackIsSetOnAllThreads(t *testing.T) {
 	testenv.RequireRoot(t, "other threads' slack takes CAP_SYS_NICE")
-	hold := func() (release func()) { // a thread that nobody else gets
+	hold := func() (release func()) { // a thread that runs nothing else
 		ready, end := make(chan struct{}), make(chan struct{})
 		go func() {
 			runtime.LockOSThread()

@@ -49,10 +49,10 @@ type Info struct {
 	Protocol   int               `json:"protocol"`
 	Go         string            `json:"go"`
 	Platform   string            `json:"platform"`
-	Parts      map[string]string `json:"parts,omitempty"` // versions of the libraries inside, by name
+	Libraries  map[string]string `json:"parts,omitempty"` // versions of the libraries inside, by name
 }
 
-// Get returns what is known. Parts is the caller's to add.
+// Get returns what is known. Libraries is the caller's to add.
 func Get() Info {
 	v := k8s.Get()
 	i := Info{

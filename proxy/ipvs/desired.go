@@ -35,8 +35,8 @@ func Desired(v View) DesiredState {
 	return l.state
 }
 
-// part is what one Service port adds to the state.
-type part struct {
+// portState is what one Service port adds to the state.
+type portState struct {
 	name       upstream.ServicePortName
 	candidates []*candidate // by address and port
 	members    members      // what goes with no virtual server
@@ -60,19 +60,19 @@ func (m *members) add(set string, parts ...string) {
 	*m = append(*m, member{set, strings.Join(parts, " ")})
 }
 
-// part is nil where there is nothing to serve.
-func (v View) part(name upstream.ServicePortName) *part {
+// portState returns nil where there is nothing to serve.
+func (v View) portState(name upstream.ServicePortName) *portState {
 	svc, ok := v.Services[name].(*ServicePort)
 	if !ok {
 		return nil // gone; the tracker makes no other
 	}
-	p := &part{name: name}
+	p := &portState{name: name}
 	v.service(p, svc, v.Endpoints[name])
 	return p
 }
 
-// candidate is the part's at an address and port, if there is one.
-func (p *part) candidate(k Key) *candidate {
+// candidate is the port's at an address and port, if there is one.
+func (p *portState) candidate(k Key) *candidate {
 	if at := slices.IndexFunc(p.candidates, func(o *candidate) bool { return o.key == k }); at >= 0 {
 		return p.candidates[at]
 	}
@@ -87,7 +87,7 @@ type target struct {
 	drop bool
 }
 
-func (v View) service(p *part, svc *ServicePort, endpoints []upstream.Endpoint) {
+func (v View) service(p *portState, svc *ServicePort, endpoints []upstream.Endpoint) {
 	cluster, local, reachable, any := upstream.CategorizeEndpoints(endpoints, svc, v.NodeName, v.Topology)
 	proto := svc.Protocol()
 	for _, ep := range reachable {
@@ -142,9 +142,9 @@ func (v View) service(p *part, svc *ServicePort, endpoints []upstream.Endpoint) 
 	}
 }
 
-// serve offers the virtual server at k, instead of what the part offers there already, and its address where that may
+// serve offers the virtual server at k, instead of what the port offers there already, and its address where that may
 // be ours.
-func (v View) serve(p *part, svc *ServicePort, k Key, t target) *candidate {
+func (v View) serve(p *portState, svc *ServicePort, k Key, t target) *candidate {
 	o := p.candidate(k)
 	if o == nil {
 		o = &candidate{}

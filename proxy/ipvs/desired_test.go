@@ -322,7 +322,7 @@ func TestApplyDrainsRemovedRealServers(t *testing.T) {
 		t.Errorf("without connections: %+v, draining %v", r, a.draining)
 	}
 	m.refuse = errors.New("no")
-	testenv.Fails(t, a.apply(map[Key]VirtualServer{}, nil, false), "a refusal is not told")
+	testenv.Fails(t, a.apply(map[Key]VirtualServer{}, nil, false), "a refusal is not reported")
 	m.refuse = nil
 	m.servers[k] = Server{Scheduler: "lc"} // what the refused call left is not known: the next looks
 	m.reals[k] = map[netip.AddrPort]*Real{}

@@ -78,5 +78,5 @@ func TestDeviceChangesAreRepaired(t *testing.T) {
 	testenv.NoError(t, netlink.AddrAdd(link(), deviceAddress(netip.MustParseAddr("169.254.3.4"))))
 	is(true, "an address more")
 	four.addresses, six.addresses = nil, nil
-	is(true, "a sync that failed, so that nobody knows what is there")
+	is(true, "a sync that failed, so that it is unknown what is there")
 }

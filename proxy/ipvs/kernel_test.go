@@ -188,7 +188,7 @@ address 203.0.113.7
 	b.calls.changes = nil
 	b.sync(t)
 	testenv.NoError(t, b.proxier.Sync(t.Context(), true))
-	testenv.False(t, len(b.calls.changes) > 0, "nothing changed, and the kernel was told: %v", b.calls.changes)
+	testenv.False(t, len(b.calls.changes) > 0, "nothing changed, and the kernel was changed: %v", b.calls.changes)
 }
 
 func testTermination(t *testing.T, b *bed) {
@@ -211,7 +211,7 @@ func testTermination(t *testing.T, b *bed) {
 		}
 		abort(n)
 	}
-	testenv.True(t, b.proxier.HasDraining(), "nobody would look again")
+	testenv.True(t, b.proxier.HasDraining(), "it would not be swept again")
 	abort(c)
 	testenv.Eventually(t, patience, "the endpoint is gone", func() error {
 		b.sync(t)
@@ -389,7 +389,7 @@ func testRefusedService(t *testing.T, b *bed) {
 	}, 8080, 0)
 	testDatagrams(t, b)
 	before := cleaned.times
-	testenv.True(t, before != 0, "nobody looked for connections that lead to endpoints that are gone")
+	testenv.True(t, before != 0, "connections were not swept that lead to endpoints that are gone")
 	b.delete("web")
 	b.sync(t)
 	if got := b.dump(t); strings.Contains(got, clusterIP) || cleaned.times == before {
@@ -430,7 +430,7 @@ func testRestart(t *testing.T, b *bed) {
 	b.start(t)
 	b.calls.changes = nil
 	b.sync(t)
-	testenv.False(t, len(b.calls.changes) > 0, "a restart told the kernel: %v", b.calls.changes)
+	testenv.False(t, len(b.calls.changes) > 0, "a restart changed the kernel: %v", b.calls.changes)
 	if got := echo(t, c); got != who {
 		t.Errorf("the connection is answered by %s, want %s as before", got, who)
 	}

@@ -17,10 +17,10 @@ import (
 // however many others there are.
 type ledger struct {
 	view  View // of the last update, without Services and endpoints
-	parts map[upstream.ServicePortName]*part
+	ports map[upstream.ServicePortName]*portState
 	state DesiredState
 	// candidates are by name those who want a virtual server, of whom the first has it.
-	candidates map[Key][]*part
+	candidates map[Key][]*portState
 	// Addresses and members may be several Service ports': how many want one beyond the first.
 	addresses map[netip.Addr]int
 	members   map[member]int
@@ -48,7 +48,7 @@ func (t touched) member(m member) {
 
 func newLedger() *ledger {
 	return &ledger{
-		parts: map[upstream.ServicePortName]*part{}, state: newDesiredState(), candidates: map[Key][]*part{},
+		ports: map[upstream.ServicePortName]*portState{}, state: newDesiredState(), candidates: map[Key][]*portState{},
 		addresses: map[netip.Addr]int{}, members: map[member]int{},
 	}
 }
@@ -56,20 +56,20 @@ func newLedger() *ledger {
 // update makes the state that of a view, in which Services and endpoints differ from the last one's only where a
 // Service is named; anything else may differ, too.
 func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
-	all := len(l.parts) == 0 || !l.view.equal(v)
+	all := len(l.ports) == 0 || !l.view.equal(v)
 	if !all && len(changed) == 0 {
 		return
 	}
 	l.view = v
 	l.view.Services, l.view.Endpoints = nil, nil
-	for name := range l.parts {
+	for name := range l.ports {
 		if _, stays := v.Services[name]; !stays && (all || changed.Has(name.NamespacedName)) {
 			l.replace(name, nil)
 		}
 	}
 	for name := range v.Services {
 		if all || changed.Has(name.NamespacedName) {
-			l.replace(name, v.part(name))
+			l.replace(name, v.portState(name))
 		}
 	}
 }
@@ -80,22 +80,22 @@ func (v View) equal(w View) bool {
 		slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.NeverLocal, w.NeverLocal)
 }
 
-// replace puts in the part of a Service port in the place of its last one; nil is none.
-func (l *ledger) replace(name upstream.ServicePortName, p *part) {
-	if old := l.parts[name]; old != nil {
+// replace puts in a Service port's new state in the place of its last one; nil is none.
+func (l *ledger) replace(name upstream.ServicePortName, p *portState) {
+	if old := l.ports[name]; old != nil {
 		l.remove(old)
-		delete(l.parts, name)
+		delete(l.ports, name)
 	}
 	if p != nil {
 		l.add(p)
-		l.parts[name] = p
+		l.ports[name] = p
 	}
 }
 
-func (l *ledger) add(p *part) {
+func (l *ledger) add(p *portState) {
 	for _, o := range p.candidates {
 		of := l.candidates[o.key]
-		at, _ := slices.BinarySearchFunc(of, p, compareParts)
+		at, _ := slices.BinarySearchFunc(of, p, comparePorts)
 		if at == 0 && len(of) > 0 {
 			l.withdraw(of[0].candidate(o.key))
 		}
@@ -107,9 +107,9 @@ func (l *ledger) add(p *part) {
 	l.want(p.members)
 }
 
-func (l *ledger) remove(p *part) {
+func (l *ledger) remove(p *portState) {
 	for _, o := range p.candidates {
-		at, _ := slices.BinarySearchFunc(l.candidates[o.key], p, compareParts)
+		at, _ := slices.BinarySearchFunc(l.candidates[o.key], p, comparePorts)
 		left := slices.Delete(l.candidates[o.key], at, at+1)
 		l.candidates[o.key] = left
 		if at > 0 {
@@ -162,7 +162,7 @@ func (l *ledger) leave(all members) {
 // written says that the kernel has all of the state.
 func (l *ledger) written() { l.touched = touched{map[Key]bool{}, map[member]bool{}} }
 
-func compareParts(a, b *part) int {
+func comparePorts(a, b *portState) int {
 	return cmp.Or(cmp.Compare(a.name.Namespace, b.name.Namespace), cmp.Compare(a.name.Name, b.name.Name),
 		cmp.Compare(a.name.Port, b.name.Port), cmp.Compare(a.name.Protocol, b.name.Protocol))
 }

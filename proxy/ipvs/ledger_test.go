@@ -186,8 +186,8 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 		}
 		m.refuse, program.err = nil, nil
 		sync(false)
-		if l := f.ledger; len(l.parts)+len(l.candidates)+len(l.addresses)+len(l.members) > 0 || l.state.String() != "" {
-			t.Errorf("of no Services are left %v, %v, %v, %v\n%s", l.parts, l.candidates, l.addresses, l.members, l.state)
+		if l := f.ledger; len(l.ports)+len(l.candidates)+len(l.addresses)+len(l.members) > 0 || l.state.String() != "" {
+			t.Errorf("of no Services are left %v, %v, %v, %v\n%s", l.ports, l.candidates, l.addresses, l.members, l.state)
 		}
 	}
 }
@@ -281,10 +281,10 @@ func TestOneAddressOfTwoServices(t *testing.T) {
 		for what, s := range map[string]DesiredState{"at once": Desired(v), "one after the other": l.state} {
 			server := s.Servers[Key{corev1.ProtocolTCP, netip.MustParseAddr("198.51.100.7"), 80}]
 			if len(server.Reals) != 1 || server.Reals[0].String() != "10.42.1.2:8080" || len(s.Sets[setDropped]) > 0 || len(s.Sets[setShortcut]) != 1 || !s.Sets[setShortcut]["198.51.100.7 tcp 80 : 10.43.0.1 80"] {
-				t.Errorf("told of %v, %s: the state is\n%s", order, what, s)
+				t.Errorf("after %v, %s: the state is\n%s", order, what, s)
 			}
 			w := &rulesWriter{nft: program, view: ruleView{family: rules4, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}}}
-			testenv.Check(t, w.apply(t.Context(), s.Sets, nil, true), "told of %v, %s", order, what)
+			testenv.Check(t, w.apply(t.Context(), s.Sets, nil, true), "after %v, %s", order, what)
 		}
 	}
 }

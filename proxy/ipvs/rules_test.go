@@ -200,7 +200,7 @@ func TestForeignRuleChangesAreDetectedByCount(t *testing.T) {
 			is(true, "an element less")
 			is(true, runNFT("add table OTHER; add chain OTHER filter-input; add rule OTHER filter-input accept"))
 			for _, harm := range []string{
-				"flush chain IN filter-input", "flush table IN", "insert rule IN nat-prerouting accept", "add chain IN stranger; add rule IN stranger drop", "delete table IN",
+				"flush chain IN filter-input", "flush table IN", "insert rule IN nat-prerouting accept", "add chain IN foreign; add rule IN foreign drop", "delete table IN",
 			} {
 				is(false, runNFT(harm))
 				write(true)

@@ -3,7 +3,7 @@
 // Package appendfilter stands between a server's transport and raft, and keeps
 // from raft what the server holds already: entries that its own snapshot covers,
 // and snapshots whose entries are all in its log. It owns nothing, starts no
-// goroutine but one that reads a snapshot that nobody needs to its end, and never
+// goroutine but one that reads a snapshot that is not needed any more to its end, and never
 // decides anything that raft would not.
 //
 // What a server's snapshot covers is committed, and so is all that a leader's

@@ -126,7 +126,7 @@ func TestSnapshotIsSkippedWhereRaftHasItsEntries(t *testing.T) {
 				t.Errorf("the answer is %+v", response.Response)
 			}
 			if reader.Len() > 0 || (r.read > 0) != test.installed || (ended > 0) != test.installed {
-				t.Errorf("%d bytes are left, raft got %d, the end was told %d times", reader.Len(), r.read, ended)
+				t.Errorf("%d bytes are left, raft got %d, the end was reported %d times", reader.Len(), r.read, ended)
 			}
 			question, ok := r.got[0].(*raft.AppendEntriesRequest)
 			if !ok || question.PrevLogEntry != 30 || question.PrevLogTerm != 4 || question.Term != 7 || question.LeaderCommitIndex != 30 ||

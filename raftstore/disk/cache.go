@@ -13,10 +13,10 @@ import (
 // cacheSize is CachedLog's bound in bytes if none is given.
 const cacheSize = 8 << 20
 
-// unreadPart is the part of the bound, one in so many bytes, after which a cache that
-// nobody reads forgets everything. What raft hands over at a time is hardly ever as much,
+// unreadFraction is the part of the bound, one in so many bytes, after which a cache that
+// is not read forgets everything. What raft hands over at a time is hardly ever as much,
 // so those who follow the log have read in between.
-const unreadPart = 4
+const unreadFraction = 4
 
 // CachedLog returns the log with its newest entries kept in memory, up to so
 // many bytes; 0 means 8 MiB. A leader reads entries back for each follower,
@@ -25,7 +25,7 @@ const unreadPart = 4
 // as it takes to see that.
 //
 // The entries' Data and Extensions are those that raft handed in, not copies:
-// nobody may change them. All writes must go through the cache, which is the
+// they must not be changed. All writes must go through the cache, which is the
 // same for every call.
 func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
 	if maxBytes == 0 {
@@ -49,7 +49,7 @@ type cachedLog struct {
 	entries []raft.Log
 	bytes   int64
 
-	unread atomic.Int64 // bytes that were written since somebody last read an entry
+	unread atomic.Int64 // bytes that were written since an entry was last read
 }
 
 var (
@@ -97,9 +97,9 @@ func (c *cachedLog) StoreLogs(entries []*raft.Log) error {
 // remember adds an entry, which the log has now, and makes room for it.
 func (c *cachedLog) remember(e *raft.Log) {
 	n := cost(e)
-	wanted := n <= c.max && c.unread.Add(n)-n < c.max/unreadPart
+	wanted := n <= c.max && c.unread.Add(n)-n < c.max/unreadFraction
 	if !wanted || len(c.entries) > 0 && e.Index != c.first+uint64(len(c.entries)) {
-		c.forgetUpTo(len(c.entries))
+		c.evictUpTo(len(c.entries))
 	}
 	if !wanted {
 		return
@@ -108,7 +108,7 @@ func (c *cachedLog) remember(e *raft.Log) {
 	for free := c.max - c.bytes; free < n; drop++ {
 		free += cost(&c.entries[drop])
 	}
-	c.forgetUpTo(drop)
+	c.evictUpTo(drop)
 	if len(c.entries) == 0 {
 		c.first = e.Index
 	}
@@ -117,9 +117,9 @@ func (c *cachedLog) remember(e *raft.Log) {
 	c.bytes += n
 }
 
-// forgetUpTo drops the oldest n entries. Their places are freed when append
+// evictUpTo drops the oldest n entries. Their places are freed when append
 // next moves the slice.
-func (c *cachedLog) forgetUpTo(n int) {
+func (c *cachedLog) evictUpTo(n int) {
 	for i := range n {
 		c.bytes -= cost(&c.entries[i])
 		c.entries[i] = raft.Log{} // or it would stay reachable
@@ -130,8 +130,8 @@ func (c *cachedLog) forgetUpTo(n int) {
 	}
 }
 
-// forgetFrom drops the newest entries but n.
-func (c *cachedLog) forgetFrom(n int) {
+// evictFrom drops the newest entries but n.
+func (c *cachedLog) evictFrom(n int) {
 	for i := n; i < len(c.entries); i++ {
 		c.bytes -= cost(&c.entries[i])
 		c.entries[i] = raft.Log{}
@@ -142,12 +142,12 @@ func (c *cachedLog) forgetFrom(n int) {
 func (c *cachedLog) DeleteRange(from, to uint64) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	c.forget(from, c.beforeTrail(to)) // nobody else deletes, so the log comes to the same
+	c.evict(from, c.beforeTrail(to)) // nothing else deletes, so the log comes to the same
 	return c.Log.DeleteRange(from, to)
 }
 
-// forget drops what lies in a range, and everything if that is in the middle.
-func (c *cachedLog) forget(from, to uint64) {
+// evict drops what lies in a range, and everything if that is in the middle.
+func (c *cachedLog) evict(from, to uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.entries) == 0 || from > to {
@@ -157,10 +157,10 @@ func (c *cachedLog) forget(from, to uint64) {
 	switch {
 	case to < c.first || from > last:
 	case to >= last && from > c.first:
-		c.forgetFrom(int(from - c.first))
+		c.evictFrom(int(from - c.first))
 	case to < last && from <= c.first:
-		c.forgetUpTo(int(to - c.first + 1))
+		c.evictUpTo(int(to - c.first + 1))
 	default:
-		c.forgetUpTo(len(c.entries))
+		c.evictUpTo(len(c.entries))
 	}
 }

@@ -57,7 +57,7 @@ func TestCachedLogMatchesDisk(t *testing.T) {
 			unread := cache.unread.Load()
 			for range rapid.IntRange(1, 5).Draw(t, "entries") {
 				e := drawEntry(t, next)
-				if wanted = unread < most/unreadPart; cost(e) <= most {
+				if wanted = unread < most/unreadFraction; cost(e) <= most {
 					unread += cost(e)
 				}
 				batch = append(batch, e)
@@ -154,7 +154,7 @@ func TestCacheKeepsNewest(t *testing.T) {
 	testenv.False(t, cache.IsMonotonic(), "raft must leave a snapshot's consequences to the log")
 }
 
-// A log that nobody reads is not kept in memory; the first read brings that back.
+// A log that is not read is not kept in memory; the first read brings that back.
 func TestUnreadLogIsNotCached(t *testing.T) {
 	d := mustOpen(t, filepath.Join(memoryDir(t), "store"))
 	defer closeDir(t, d)
@@ -178,7 +178,7 @@ func TestUnreadLogIsNotCached(t *testing.T) {
 		if err := cache.GetLog(index, &got); err != nil || &got.Data[0] != &next.Data[0] {
 			t.Fatalf("entry %d came from the disk after entry %d had been read, %v", index, first.Index, err)
 		}
-		for range most / unreadPart / size * 3 / 4 {
+		for range most / unreadFraction / size * 3 / 4 {
 			store(t)
 		}
 		if len(cache.entries) == 0 {
@@ -188,7 +188,7 @@ func TestUnreadLogIsNotCached(t *testing.T) {
 			store(t)
 		}
 		if cache.bytes != 0 || cache.entries != nil {
-			t.Fatalf("%d bytes of entries that nobody reads are kept", cache.bytes)
+			t.Fatalf("%d bytes of entries that are not read are kept", cache.bytes)
 		}
 	}
 }

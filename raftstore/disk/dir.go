@@ -34,10 +34,10 @@ type Options struct {
 	Identity Identity
 	Logger   *slog.Logger
 	Clock    clock.Clock
-	// Grown is told after each append how many bytes of entries were appended
+	// Grown is called after each append with how many bytes of entries were appended
 	// since Open, those found then included. It must not block.
 	Grown func(total int64)
-	// Flushed is told after each append to the log how long its write and flush
+	// Flushed is called after each append to the log with how long its write and flush
 	// took, and how many bytes of records it had. It must not block.
 	Flushed func(took time.Duration, bytes int)
 	// Faults, if not nil, make the disk behave badly, for tests (test/diskfaults).

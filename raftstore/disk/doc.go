@@ -8,7 +8,7 @@
 // file is examined before it is used, everything read has a checksum of ours
 // verified, and a file that is not what was written is named in a DamageError
 // and left alone. It also owns what happens when the disk is full or fails:
-// writes wait, nothing is lost, nothing exits, and whoever asks learns how long
+// writes wait, nothing is lost, nothing exits, and a caller that asks learns how long
 // the oldest write has been waiting.
 //
 // It never repairs. What it deletes is what raft gave up, what a newer snapshot

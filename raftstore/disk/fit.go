@@ -33,7 +33,7 @@ func (l *Log) IsMonotonic() bool { return false }
 //
 // It does not wait for an append that waits for the disk, unless it takes
 // entries away; raft appends nothing then.
-func (l *Log) fit(s snapshotEnd, running bool, forget func()) error {
+func (l *Log) fit(s snapshotEnd, running bool, evict func()) error {
 	agrees, err := l.agrees(s)
 	if err != nil {
 		return err
@@ -41,7 +41,7 @@ func (l *Log) fit(s snapshotEnd, running bool, forget func()) error {
 	if !agrees {
 		l.writing.Lock()
 		defer l.writing.Unlock()
-		forget()
+		evict()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -165,7 +165,7 @@ func (l *Log) has(s snapshotEnd) (bool, error) {
 	return l.agrees(s)
 }
 
-// completed is told of each snapshot that is complete and on disk.
+// completed is called for each snapshot that is complete and on disk.
 //
 // One of this server's own ends in the log, or where the one before did: the log is
 // fitted to it at once. One from the leader ends elsewhere. Raft still has to read
@@ -200,12 +200,12 @@ func (d *Dir) Installed() error {
 
 // fit fits the log, and what is in memory of it, to a new snapshot.
 func (d *Dir) fit(s snapshotEnd) error {
-	forget := func() {
+	evict := func() {
 		if c := d.cache.Load(); c != nil {
-			c.forget(0, ^uint64(0))
+			c.evict(0, ^uint64(0))
 		}
 	}
-	if err := d.Log.fit(s, true, forget); err != nil {
+	if err := d.Log.fit(s, true, evict); err != nil {
 		return fmt.Errorf("fit the log to a snapshot: %w", err)
 	}
 	return nil

@@ -78,7 +78,7 @@ type checkedFSM struct {
 
 var _ raft.ConfigurationStore = (*checkedFSM)(nil)
 
-// StoreConfiguration is told of changes of members, as Apply is of commands.
+// StoreConfiguration is called for changes of members, as Apply is of commands.
 func (f *checkedFSM) StoreConfiguration(index uint64, c raft.Configuration) {
 	f.history.mu.Lock()
 	defer f.history.mu.Unlock()
@@ -382,7 +382,7 @@ func TestFollowersLogMatchesModel(t *testing.T) {
 }
 
 // The leader's snapshot ends where the follower's log does, which has another entry
-// there. The leader has no newer snapshot, and nobody else is alive.
+// there. The leader has no newer snapshot, and no other server runs.
 func TestConflictAtTheEnd(t *testing.T) {
 	scratch, played := memoryDir(t), false
 	rapid.Check(t, func(t *rapid.T) {
@@ -407,7 +407,7 @@ func TestConflictAtTheEnd(t *testing.T) {
 			l.committed = l.last()
 		})
 		replicate()
-		change(func() { l.propose(1) }) // nobody else gets that
+		change(func() { l.propose(1) }) // no other server gets that
 		replicate()
 		end := l.last()
 		change(func() {

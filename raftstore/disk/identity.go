@@ -157,7 +157,7 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 }
 
 // ChangeMember gives the directory another member name, for a cluster that
-// begins anew with it: members of the old one do not know it.
+// begins again with it: members of the old one do not know it.
 func (d *Dir) ChangeMember() (string, error) {
 	id := d.Identity
 	id.Member = ""

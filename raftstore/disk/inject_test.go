@@ -28,7 +28,7 @@ import (
 // was acknowledged, or is refused with the file's name and left alone.
 //
 // Some damage makes an earlier state of the same directory of it, and cannot be
-// told from that without writing more for each append; see what is called
+// distinguished from that without writing more for each append; see what is called
 // undetectable below.
 
 // places are the classes of offsets in a file's content.
@@ -330,7 +330,7 @@ func TestLostAndOldFiles(t *testing.T) {
 		in.try(name+" is gone", now, false)
 		// The first segment has only entries that the snapshot covers.
 		if must := name != peersFile && name != reserveFile && name != l.kinds(t)["first segment"]; (in.refused > before) != must {
-			t.Errorf("%s is gone, and nobody noticed, or somebody did", name)
+			t.Errorf("%s is gone: whether that was noticed is wrong", name)
 		}
 	}
 	for moment, files := range l.moments[:2] {

@@ -35,7 +35,7 @@ type Log struct {
 	trail   atomic.Pointer[trail]       // nil: none
 	flushed func(took time.Duration, bytes int)
 
-	writing turn     // held by whoever appends or deletes
+	writing turn     // held by the goroutine that appends or deletes
 	next    *segment // made, but not yet the tail; guarded by writing
 	// superseded says that the files hold entries that a snapshot made useless,
 	// and that positions no longer has. Guarded by writing.
@@ -300,7 +300,7 @@ func (l *Log) deleteRange(from, to uint64) error {
 		l.mu.Lock()
 		l.positions = slices.Clone(l.positions[to+1-l.first:])
 		l.first = to + 1
-		l.forgetMembers(0, to)
+		l.dropMembers(0, to)
 		number := uint64(l.positions[0].segment)
 		l.mu.Unlock()
 		l.removeBefore(number)
@@ -324,17 +324,17 @@ func (l *Log) cut(from uint64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	tail.appended(b)
-	l.forget(from)
+	l.dropPositions(from)
 	return nil
 }
 
-// forget applies a cut to the positions.
-func (l *Log) forget(from uint64) {
+// dropPositions applies a cut to the positions.
+func (l *Log) dropPositions(from uint64) {
 	if from <= l.first {
 		l.positions, l.members = nil, nil
 		return
 	}
-	l.forgetMembers(from, math.MaxUint64)
+	l.dropMembers(from, math.MaxUint64)
 	if from <= l.last() {
 		l.positions = l.positions[:from-l.first]
 	}
@@ -358,7 +358,7 @@ func (l *Log) sweep() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.sweeping {
-		return nil // whoever does it comes to these, too
+		return nil // the goroutine that does it comes to these, too
 	}
 	l.sweeping = true
 	defer func() { l.sweeping = false }()

@@ -147,7 +147,7 @@ func (l *scannedLog) add(s *segment, r record) error {
 		l.bytes, l.term = l.bytes+int64(r.payload), max(l.term, r.term)
 	case recordCut:
 		cut := Log{first: l.first, positions: l.positions}
-		cut.forget(r.index)
+		cut.dropPositions(r.index)
 		l.positions, l.emptied = cut.positions, max(l.emptied, r.term)
 		end := l.first + uint64(len(l.positions))
 		l.members = slices.DeleteFunc(l.members, func(index uint64) bool { return index >= end })

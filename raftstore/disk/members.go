@@ -29,15 +29,15 @@ func (l *Log) Members() (raft.Configuration, uint64) {
 	return newest.all.Clone(), newest.index
 }
 
-// noteMembers is told of each new entry. The caller holds mu.
+// noteMembers takes each new entry. The caller holds mu.
 func (l *Log) noteMembers(e *raft.Log) {
 	if e.Type == raft.LogConfiguration {
 		l.members = append(l.members, members{e.Index, raft.DecodeConfiguration(e.Data)})
 	}
 }
 
-// forgetMembers is told what entries are gone. The caller holds mu.
-func (l *Log) forgetMembers(from, to uint64) {
+// dropMembers takes the range of entries that are gone. The caller holds mu.
+func (l *Log) dropMembers(from, to uint64) {
 	l.members = slices.DeleteFunc(l.members, func(m members) bool { return m.index >= from && m.index <= to })
 }
 

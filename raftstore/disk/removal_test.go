@@ -105,7 +105,7 @@ func TestRemovalKeepsItsOrder(t *testing.T) {
 }
 
 // TestFailedRemovalFailsNothingElse: what was stored, or cut off at the log's end, is so although a file could not be
-// removed. Told otherwise, raft would go by another end than the log has.
+// removed. With another answer, raft would go by another end than the log has.
 func TestFailedRemovalFailsNothingElse(t *testing.T) {
 	path := t.TempDir()
 	d, last := longLog(t, path)

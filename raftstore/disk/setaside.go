@@ -17,7 +17,7 @@ import (
 // SetAside renames a directory that Open found damaged to DIR.damaged-N, with
 // the smallest N that is free, so that the server can get everything from the
 // others into a new one. Nothing is deleted: the operator removes it when
-// nobody wants to look at it any more. It must not be open.
+// it is not needed for inspection any more. It must not be open.
 //
 // The new directory will have another member name. What the old one voted, or
 // acknowledged to the leader, the new member never claims.

@@ -33,7 +33,7 @@ func (s *Snapshots) Newest() (size int64, completed time.Time) {
 }
 
 // Refusing is why the last write that was looked at was refused, or nil. It
-// does not look anew, as Admit does.
+// does not read them again, as Admit does.
 func (d *Dir) Refusing() error {
 	d.space.mu.Lock()
 	defer d.space.mu.Unlock()

@@ -34,7 +34,7 @@ type Snapshots struct {
 	dir    string
 	log    *slog.Logger
 	strike func() error // what Faults do to a flush
-	// admits says whether a snapshot may be started, and completed is told when it
+	// admits says whether a snapshot may be started, and completed is called when it
 	// is complete.
 	admits, completed func(snapshotEnd) error
 	unlink            func(path string) error // os.Remove, but in tests

@@ -14,7 +14,7 @@ import (
 
 // stall knows how long the writes that are under way have been. Raft waits for
 // each of them in the goroutine that does everything else too, while its
-// heartbeats go on: a leader with a hung disk would keep leading. Who sends the
+// heartbeats go on: a leader with a stalled disk would keep leading. Who sends the
 // heartbeats asks here first.
 type stall struct {
 	clock     clock.PassiveClock

@@ -15,7 +15,7 @@ type trail struct {
 //
 // Raft's own limit, Config.TrailingLogs, is counted from the end of the log
 // (snapshot.go, compactLogsWithTrailing). When a snapshot is complete, the log may
-// have grown by more than that since it was begun. So raft is told to leave
+// have grown by more than that since it was begun. So raft is made to leave
 // nothing, and DeleteRange leaves this.
 func (l *Log) SetTrailing(entries uint64, bytes int64) { l.trail.Store(&trail{entries, bytes}) }
 

@@ -36,7 +36,7 @@ type Inspection struct {
 }
 
 // Inspect reads all of a directory. It fails as Open does if something is
-// wrong, and with fs.ErrNotExist if there is no store. Until Close nobody can
+// wrong, and with fs.ErrNotExist if there is no store. Until Close no other process can
 // open the directory.
 func Inspect(dir string) (*Inspection, error) {
 	lock, err := lockShared(dir)

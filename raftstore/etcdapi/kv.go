@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// view is what a read reads. A serializable one asks nobody, but sees at least
+// view is what a read reads. A serializable one asks no other server, but sees at least
 // what was acknowledged before this server started.
 func (a *API) view(ctx context.Context, serializable bool) (*mvcc.View, error) {
 	if !serializable {
@@ -66,7 +66,7 @@ func (a *API) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.De
 }
 
 // Txn serves etcd's KV.Txn. One that cannot write is answered like a range, and
-// asks nobody if all its reads are serializable.
+// asks no other server if all its reads are serializable.
 func (a *API) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if err := a.checkTxn(r); err != nil {
 		return nil, err

@@ -43,7 +43,7 @@ func (a *API) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVRespon
 }
 
 // Alarm serves etcd's Maintenance.Alarm. There is one alarm: no space, on the
-// disk or within the quota. Nobody sets it, and to clear it fails for as long as
+// disk or within the quota. No client sets it, and to clear it fails for as long as
 // it stands: it follows what there is.
 func (a *API) Alarm(r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	stands := a.o.Store.EtcdStatus().NoSpace && (r.Alarm == pb.AlarmType_NONE || r.Alarm == pb.AlarmType_NOSPACE)

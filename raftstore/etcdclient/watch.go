@@ -81,13 +81,13 @@ func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 	op := clientv3.OpWatch(key, opts...)
 	stream := streamKey(ctx)
 	ctx, cancel := context.WithCancel(ctx)
-	stop, forget := context.AfterFunc(n.ctx, cancel), func() bool { return false }
+	stop, stopUntil := context.AfterFunc(n.ctx, cancel), func() bool { return false }
 	if end, ok := ctx.Value(untilKey{}).(context.Context); ok {
-		forget = context.AfterFunc(end, cancel)
+		stopUntil = context.AfterFunc(end, cancel)
 	}
 	release := func() {
 		stop()
-		forget()
+		stopUntil()
 		cancel()
 	}
 	following, created, w := n.begin(ctx, op)
@@ -108,7 +108,7 @@ func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 	n.tasks.Go(func() {
 		defer close(out)
 		defer release()
-		defer n.forget(stream, w)
+		defer n.remove(stream, w)
 		f := &follower{api: n.api, w: w, ctx: ctx, following: following, out: out}
 		f.pace, _ = ctx.Value(paceKey{}).(Pace)
 		f.run(op.IsCreatedNotify(), created)
@@ -138,7 +138,7 @@ func (n *watcher) begin(ctx context.Context, op clientv3.Op) (following context.
 
 func (n *watcher) refusal(ctx context.Context, err error) *pb.WatchResponse {
 	if ctx.Err() != nil {
-		return nil // nobody listens
+		return nil // no client listens
 	}
 	return n.api.EndWatch(err)
 }
@@ -213,7 +213,7 @@ func (f *follower) run(notify bool, created *pb.WatchResponse) {
 func (f *follower) pass(d watch.Delivery) bool {
 	rest := d.Events
 	for f.pace.Wait != nil && len(rest) > 0 {
-		n := f.part(rest)
+		n := f.sendable(rest)
 		if n == len(rest) {
 			break
 		}
@@ -226,8 +226,8 @@ func (f *follower) pass(d watch.Delivery) bool {
 	return f.send(clientv3.WatchResponse{Header: f.api.HeaderAt(d.Revision), Events: rest})
 }
 
-// part says how many of the events may be sent. It waits where that many are enough.
-func (f *follower) part(events []*mvccpb.Event) int {
+// sendable says how many of the events may be sent. It waits where that many are enough.
+func (f *follower) sendable(events []*mvccpb.Event) int {
 	for i, e := range events {
 		f.passed += len(e.Kv.Value) + len(e.PrevKv.GetValue())
 		if f.passed < f.pace.Bytes {
@@ -253,7 +253,7 @@ func (f *follower) send(r clientv3.WatchResponse) bool {
 	}
 }
 
-func (n *watcher) forget(stream string, w *watch.Watcher) {
+func (n *watcher) remove(stream string, w *watch.Watcher) {
 	w.Close()
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 // other things. Its goroutine ends with the stream, which ends when the handler
 // returns.
 func receive[Q, A any](stream grpc.BidiStreamingServer[Q, A]) (requests <-chan *Q, failed <-chan error) {
-	out, failure := make(chan *Q), make(chan error, 1) // nobody need wait for the one failure
+	out, failure := make(chan *Q), make(chan error, 1) // buffered: the one failure may not be received
 	ctx := stream.Context()
 	go func() {
 		for {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fence carries a raft term in a context, from whoever leads to the
+// Package fence carries a raft term in a context, from the leader to the
 // writes that are to happen in that term or not at all.
 package fence
 

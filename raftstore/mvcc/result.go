@@ -56,14 +56,14 @@ func EncodeResults(results []Result) ([]byte, error) {
 }
 
 // EncodeResultsWithin writes the results in so many bytes at most: answers that
-// are too large, and more of the larger ones if need be, become ErrForgotten.
+// are too large, and more of the larger ones if need be, become ErrResultDropped.
 func EncodeResultsWithin(results []Result, limit int) ([]byte, error) {
 	b, err := EncodeResults(results)
 	for most := limit; err == nil && len(b) > limit && most > 0; most /= 2 {
 		smaller := make([]Result, len(results))
 		for i, r := range results {
 			if one, err := appendResult(nil, r); err == nil && len(one) >= most {
-				r = Result{Err: ErrForgotten}
+				r = Result{Err: ErrResultDropped}
 			}
 			smaller[i] = r
 		}
@@ -204,7 +204,7 @@ type errorText struct {
 var knownErrors = sync.OnceValue(func() map[errorText]error {
 	known := make(map[errorText]error)
 	for _, err := range []error{
-		ErrFenced, ErrSession, ErrStale, ErrForgotten, errSessionName,
+		ErrFenced, ErrSession, ErrStale, ErrResultDropped, errSessionName,
 		rpctypes.ErrGRPCEmptyKey, rpctypes.ErrGRPCKeyNotFound, rpctypes.ErrGRPCValueProvided, rpctypes.ErrGRPCLeaseProvided,
 		rpctypes.ErrGRPCTooManyOps, rpctypes.ErrGRPCDuplicateKey, rpctypes.ErrGRPCInvalidSortOption,
 		rpctypes.ErrGRPCCompacted, rpctypes.ErrGRPCFutureRev, rpctypes.ErrGRPCNoSpace,

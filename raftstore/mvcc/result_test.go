@@ -52,7 +52,7 @@ func TestErrorsKeepTheirTexts(t *testing.T) {
 		"coracle: the write is fenced: it was for another leader's term, and was not done":           ErrFenced,
 		"coracle: the session of the write is not open, and this attempt was not done":               ErrSession,
 		"coracle: the write came again after its answer was given up, and this attempt was not done": ErrStale,
-		"coracle: the write was done at an earlier attempt, but its answer was too large to be kept": ErrForgotten,
+		"coracle: the write was done at an earlier attempt, but its answer was too large to be kept": ErrResultDropped,
 		"coracle: a session needs the name of its server, of at most 1024 bytes":                     errSessionName,
 	} {
 		if code, text := describe(err); text != want {

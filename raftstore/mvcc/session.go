@@ -24,9 +24,9 @@ var (
 	// ErrStale says that the command's answer was given up already: by its
 	// own session's floor, or because the session held too many.
 	ErrStale = status.Error(codes.Aborted, staleText)
-	// ErrForgotten is the answer to the repeat of a command that was run, and
+	// ErrResultDropped is the answer to the repeat of a command that was run, and
 	// whose answer was too large to be remembered.
-	ErrForgotten = status.Error(codes.Unavailable,
+	ErrResultDropped = status.Error(codes.Unavailable,
 		"coracle: the write was done at an earlier attempt, but its answer was too large to be kept")
 
 	errSessionName = status.Error(codes.InvalidArgument, "coracle: a session needs the name of its server, of at most 1024 bytes")
@@ -42,7 +42,7 @@ const (
 	maxSessionName  = 1024     // bytes
 	maxRemembered   = 1 << 16  // answers in a session; the first ones make room
 	maxSessionBytes = 16 << 20 // bytes of those answers; likewise
-	maxAnswer       = 2 << 20  // bytes; a larger one is ErrForgotten
+	maxResult       = 2 << 20  // bytes; a larger one is ErrResultDropped
 )
 
 // positionBits of a session's id tell sessions apart that share an entry.
@@ -59,7 +59,7 @@ type session struct {
 	name    string // of the server
 	floor   uint64 // every command below it has its answer
 	bytes   int64  // of answers
-	answers []remembered
+	results []remembered
 	aliased int // answers that views may have
 }
 
@@ -97,7 +97,7 @@ func (s *State) applyCommand(c *Command, at, term uint64) Result {
 	if c.Seq < ses.floor {
 		return Result{Err: ErrStale}
 	}
-	if a, ok := ses.answer(c.Seq); ok {
+	if a, ok := ses.result(c.Seq); ok {
 		return a.result()
 	}
 	res := s.apply(c.Request, at)
@@ -114,7 +114,7 @@ func (s *State) applyCommand(c *Command, at, term uint64) Result {
 func (s *State) freezeSessions() []session {
 	if s.frozenSessions == nil {
 		for i := range s.sessions {
-			s.sessions[i].aliased = len(s.sessions[i].answers)
+			s.sessions[i].aliased = len(s.sessions[i].results)
 		}
 		s.frozenSessions = slices.Clone(s.sessions)
 	}
@@ -154,36 +154,36 @@ func (s *State) openSession(r *wrapperspb.StringValue, at uint64) (*wrapperspb.U
 // find returns where the answer with that number is or belongs. Nearly always
 // that is the end.
 func (ses *session) find(seq uint64) (int, bool) {
-	n := len(ses.answers)
-	if n == 0 || ses.answers[n-1].seq < seq {
+	n := len(ses.results)
+	if n == 0 || ses.results[n-1].seq < seq {
 		return n, false
 	}
-	return slices.BinarySearchFunc(ses.answers, seq, func(a remembered, seq uint64) int { return cmp.Compare(a.seq, seq) })
+	return slices.BinarySearchFunc(ses.results, seq, func(a remembered, seq uint64) int { return cmp.Compare(a.seq, seq) })
 }
 
-func (ses *session) answer(seq uint64) (remembered, bool) {
+func (ses *session) result(seq uint64) (remembered, bool) {
 	i, ok := ses.find(seq)
 	if !ok {
 		return remembered{}, false
 	}
-	return ses.answers[i], true
+	return ses.results[i], true
 }
 
 func (ses *session) remember(seq uint64, res Result) {
 	a := remember(seq, res)
 	if i, _ := ses.find(seq); i >= ses.aliased {
-		ses.answers = slices.Insert(ses.answers, i, a)
+		ses.results = slices.Insert(ses.results, i, a)
 	} else {
-		ses.answers = slices.Concat(ses.answers[:i], []remembered{a}, ses.answers[i:])
+		ses.results = slices.Concat(ses.results[:i], []remembered{a}, ses.results[i:])
 		ses.aliased = 0
 	}
 	ses.bytes += a.size()
 	n, bytes := 0, ses.bytes
-	for ; len(ses.answers)-n > maxRemembered || bytes > maxSessionBytes; n++ {
-		bytes -= ses.answers[n].size()
+	for ; len(ses.results)-n > maxRemembered || bytes > maxSessionBytes; n++ {
+		bytes -= ses.results[n].size()
 	}
 	if n > 0 {
-		ses.raise(ses.answers[n-1].seq + 1)
+		ses.raise(ses.results[n-1].seq + 1)
 	}
 }
 
@@ -194,12 +194,12 @@ func (ses *session) raise(floor uint64) {
 	}
 	ses.floor = floor
 	n := 0
-	for ; n < len(ses.answers) && ses.answers[n].seq < floor; n++ {
-		ses.bytes -= ses.answers[n].size()
+	for ; n < len(ses.results) && ses.results[n].seq < floor; n++ {
+		ses.bytes -= ses.results[n].size()
 	}
-	ses.answers, ses.aliased = ses.answers[n:], max(ses.aliased-n, 0)
-	if len(ses.answers) == 0 {
-		ses.answers = nil
+	ses.results, ses.aliased = ses.results[n:], max(ses.aliased-n, 0)
+	if len(ses.results) == 0 {
+		ses.results = nil
 	}
 }
 
@@ -216,8 +216,8 @@ func remember(seq uint64, res Result) remembered {
 		return a
 	}
 	a.body = withHeader(res.Response, nil)
-	if a.size() > maxAnswer {
-		return remembered{seq: seq, err: ErrForgotten}
+	if a.size() > maxResult {
+		return remembered{seq: seq, err: ErrResultDropped}
 	}
 	return a
 }

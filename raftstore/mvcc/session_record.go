@@ -15,9 +15,9 @@ func (o *recordWriter) sessions(v *View) {
 		o.byte(recordSession)
 		o.uvarints(int64(ses.id))
 		o.field([]byte(ses.name))
-		o.uvarints(int64(ses.floor), int64(len(ses.answers)))
-		for j := range ses.answers {
-			a := &ses.answers[j]
+		o.uvarints(int64(ses.floor), int64(len(ses.results)))
+		for j := range ses.results {
+			a := &ses.results[j]
 			var err error
 			if buf, err = appendResult(buf[:0], a.result()); err != nil && o.err == nil {
 				o.err = err
@@ -39,7 +39,7 @@ type sessionLoader struct {
 	state    *State
 	began    bool   // the raft record was there
 	sessions uint64 // still to come
-	answers  uint64 // still to come, for the last session
+	results  uint64 // still to come, for the last session
 }
 
 func (l *sessionLoader) load(in *recordReader, tag byte) {
@@ -58,8 +58,8 @@ func (l *sessionLoader) load(in *recordReader, tag byte) {
 	case recordSession:
 		ses := session{id: uint64(in.number()), name: string(in.field()), floor: uint64(in.number())}
 		l.finishSession(in)
-		if l.answers = uint64(in.number()); l.answers > maxRemembered {
-			in.fail("a session with %d answers", l.answers)
+		if l.results = uint64(in.number()); l.results > maxRemembered {
+			in.fail("a session with %d answers", l.results)
 		}
 		if l.sessions == 0 || !l.fits(&ses) {
 			in.fail("session %d is out of place", ses.id)
@@ -69,11 +69,11 @@ func (l *sessionLoader) load(in *recordReader, tag byte) {
 		s.sessions = append(s.sessions, ses)
 	case recordAnswer:
 		seq, body := uint64(in.number()), in.field()
-		if l.answers == 0 {
+		if l.results == 0 {
 			in.fail("answer %d is out of place", seq)
 		}
 		if in.err == nil {
-			l.answers--
+			l.results--
 			l.answer(in, &s.sessions[len(s.sessions)-1], seq, body)
 		}
 	}
@@ -102,7 +102,7 @@ func (l *sessionLoader) answer(in *recordReader, ses *session, seq uint64, body 
 		in.fail("answer %d of session %d cannot be read: %v", seq, ses.id, err)
 		return
 	}
-	if i, ok := ses.find(seq); seq < ses.floor || ok || i < len(ses.answers) {
+	if i, ok := ses.find(seq); seq < ses.floor || ok || i < len(ses.results) {
 		in.fail("answer %d of session %d is out of order", seq, ses.id)
 		return
 	}
@@ -110,7 +110,7 @@ func (l *sessionLoader) answer(in *recordReader, ses *session, seq uint64, body 
 }
 
 func (l *sessionLoader) finishSession(in *recordReader) {
-	if l.answers != 0 {
+	if l.results != 0 {
 		in.fail("answers are missing")
 	}
 }

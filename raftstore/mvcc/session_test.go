@@ -80,8 +80,8 @@ func TestAnswersAreBounded(t *testing.T) {
 		s.ApplyEntry(2+seq, 1, []Command{put(id, seq, 0, "v")})
 	}
 	ses := s.session(id)
-	if len(ses.answers) != maxRemembered || ses.floor != 100 {
-		t.Errorf("%d answers from %d on", len(ses.answers), ses.floor)
+	if len(ses.results) != maxRemembered || ses.floor != 100 {
+		t.Errorf("%d answers from %d on", len(ses.results), ses.floor)
 	}
 	got := s.ApplyEntry(1<<20, 1, []Command{put(id, 99, 0, "w"), put(id, 100, 0, "w"), put(id, last-1, 0, "w")})
 	if got[0].Err != ErrStale || got[1].Err != nil || got[2].Err != nil || s.rev != int64(last)+1 {
@@ -100,11 +100,11 @@ func TestAnswerBytesAreBounded(t *testing.T) {
 	}
 	ses := s.session(id)
 	var sum int64
-	for i := range ses.answers {
-		sum += ses.answers[i].size()
+	for i := range ses.results {
+		sum += ses.results[i].size()
 	}
-	if sum != ses.bytes || sum > maxSessionBytes || len(ses.answers) < 60 {
-		t.Errorf("%d answers of %d bytes, counted as %d", len(ses.answers), sum, ses.bytes)
+	if sum != ses.bytes || sum > maxSessionBytes || len(ses.results) < 60 {
+		t.Errorf("%d answers of %d bytes, counted as %d", len(ses.results), sum, ses.bytes)
 	}
 	s = restored(t, s)
 	// Nothing is forgotten that the floor does not say is forgotten.
@@ -117,7 +117,7 @@ func TestLargeAnswerIsForgotten(t *testing.T) {
 	s := New()
 	id := open(t, s, 1, "server")
 	for i := range 3 {
-		s.Apply(&pb.PutRequest{Key: fmt.Append(nil, i), Value: make([]byte, maxAnswer/2)})
+		s.Apply(&pb.PutRequest{Key: fmt.Append(nil, i), Value: make([]byte, maxResult/2)})
 	}
 	c := Command{Request: &pb.DeleteRangeRequest{Key: []byte("0"), RangeEnd: []byte{0}, PrevKv: true}, Session: id, Seq: 1}
 	first := s.ApplyEntry(2, 1, []Command{c})[0]
@@ -126,7 +126,7 @@ func TestLargeAnswerIsForgotten(t *testing.T) {
 	}
 	rev := s.rev
 	for _, s := range []*State{s, restored(t, s)} {
-		if again := s.ApplyEntry(3, 1, []Command{c})[0]; again.Err != ErrForgotten || s.rev != rev {
+		if again := s.ApplyEntry(3, 1, []Command{c})[0]; again.Err != ErrResultDropped || s.rev != rev {
 			t.Errorf("again: %+v at revision %d, want %d", again, s.rev, rev)
 		}
 	}

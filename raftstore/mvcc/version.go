@@ -14,7 +14,7 @@ import (
 // It never changes once published, save that compaction may cut prev.
 //
 // The protobuf message is embedded rather than built for each read, so that a
-// list of N keys allocates nothing per key. Whoever receives it must not
+// list of N keys allocates nothing per key. The caller must not
 // change it.
 type Version struct {
 	kv mvccpb.KeyValue

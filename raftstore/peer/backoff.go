@@ -26,8 +26,8 @@ type retransmitter interface {
 	Retransmits() int
 }
 
-// backsOff says whether what is sent on the connection now waits until TCP tries again, as packets were lost. Whoever
-// is slow to read or to answer acknowledges all the same.
+// backsOff says whether what is sent on the connection now waits until TCP tries again, as packets were lost. A peer
+// that is slow to read or to answer acknowledges all the same.
 func (c *conn) backsOff(now time.Time) bool {
 	if c.t.clock(now)-c.heard.Load() < int64(leastTimeout) {
 		return false // the kernel need not be asked while answers come in

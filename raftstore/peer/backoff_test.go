@@ -73,7 +73,7 @@ func TestLossWithoutSuspicion(t *testing.T) {
 	}
 }
 
-// TestLossAmidShortCalls is TestLossAmidCalls without another leader, of whom nobody hears: each call just ends while
+// TestLossAmidShortCalls is TestLossAmidCalls without another leader that is heard of: each call just ends while
 // packets are lost, or did before. The loss is as long as any.
 func TestLossAmidShortCalls(t *testing.T) {
 	for seed := range uint64(100) {
@@ -114,7 +114,7 @@ func TestLossAmidShortCalls(t *testing.T) {
 				time.Sleep(10 * time.Millisecond) // fake time: between two calls, until one gets through
 				_, err = a.Call(t.Context(), address, "wait", []byte("0s"))
 			}
-			// Twice in vain is after 0.6 s. Until then it is TCP's next try, after 0.4 s at most, and the way.
+			// Two failed tries are after 0.6 s. Until then it is TCP's next try, after 0.4 s at most, and the way.
 			if took := time.Since(began); err != nil || took > 420*time.Millisecond {
 				t.Errorf("seed %d: after %v of loss a call took %v: %v", seed, began.Sub(lost), took, err)
 			}
@@ -127,7 +127,7 @@ func TestLossAmidShortCalls(t *testing.T) {
 func TestCallOnLeftConnectionIsAnsweredOnce(t *testing.T) {
 	for name, end := range map[string]func(a, b *server){
 		"answered":  nil,
-		"forgotten": func(a, b *server) { a.Forget(string(b.address)) },
+		"forgotten": func(a, b *server) { a.CloseCalls(string(b.address)) },
 		"closed":    func(a, _ *server) { _ = a.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -81,7 +81,7 @@ func (t *Transport) serveCalls() {
 	t.server = grpc.NewServer(
 		grpc.ForceServerCodecV2(messages{}),
 		grpc.MaxRecvMsgSize(MaxCall+callOverhead),
-		grpc.MaxSendMsgSize(MaxAnswer+callOverhead),
+		grpc.MaxSendMsgSize(MaxReply+callOverhead),
 		grpc.InitialWindowSize(callWindow),
 		grpc.InitialConnWindowSize(callWindow),
 		grpc.WaitForHandlers(true),
@@ -123,7 +123,7 @@ func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.
 	return &message{body: body}, nil
 }
 
-// caller is a connection for calls to one address. It is made anew, by gRPC, whenever it broke.
+// caller is a connection for calls to one address. gRPC makes it again whenever it broke.
 type caller struct {
 	address string
 	client  *grpc.ClientConn
@@ -192,7 +192,7 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 	if err == nil {
 		c.suspected.Store(0)
 		if p := c.peer.Load(); p != nil {
-			p.answer(address)
+			p.noteReply(address)
 		}
 		return reply.body, nil
 	}
@@ -250,10 +250,10 @@ func (t *Transport) exit(c *caller) {
 	}
 }
 
-// Forget closes the connections for calls to an address, so that calls under way
+// CloseCalls closes the connections for calls to an address, so that calls under way
 // fail at once with Unavailable. The next call makes a new one. It is for when
 // something else shows that the server there is gone, and costs little if not.
-func (t *Transport) Forget(address string) {
+func (t *Transport) CloseCalls(address string) {
 	t.mu.Lock()
 	found := []*caller{}
 	if c := t.callers[address]; c != nil {
@@ -288,7 +288,7 @@ func (t *Transport) caller(address string) (*caller, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()), // Options.Dial authenticates
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return t.dialCalls(ctx, c) }),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(messages{}),
-			grpc.MaxCallRecvMsgSize(MaxAnswer+callOverhead), grpc.MaxCallSendMsgSize(MaxCall+callOverhead)),
+			grpc.MaxCallRecvMsgSize(MaxReply+callOverhead), grpc.MaxCallSendMsgSize(MaxCall+callOverhead)),
 		grpc.WithInitialWindowSize(callWindow),
 		grpc.WithInitialConnWindowSize(callWindow),
 		grpc.WithDisableServiceConfig(),
@@ -322,7 +322,7 @@ func (t *Transport) dialCalls(ctx context.Context, c *caller) (net.Conn, error) 
 	c.peer.Store(p)
 	k := &conn{Conn: nc, t: t, peer: p, made: time.Now()}
 	c.conn.Store(k)
-	if !t.keep(k) {
+	if !t.register(k) {
 		_ = k.Close()
 		return nil, net.ErrClosed
 	}

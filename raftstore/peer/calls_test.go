@@ -142,11 +142,11 @@ func TestVanishedServersCallsEnd(t *testing.T) {
 		go call()
 		synctest.Wait()
 		began := time.Now()
-		a.Forget(at)
+		a.CloseCalls(at)
 		if err := <-failed; status.Code(err) != codes.Unavailable || time.Since(began) != 0 {
 			t.Fatalf("%v after %v", err, time.Since(began))
 		}
-		// Without being told, gRPC notices by itself.
+		// Without a notice, gRPC notices by itself.
 		m.HealAll()
 		testenv.Must(a.Call(t.Context(), at, "echo", nil))(t)
 		m.Partition([]string{"a"}, []string{"b"})
@@ -167,7 +167,7 @@ func TestVanishedServersCallsEnd(t *testing.T) {
 	})
 }
 
-// TestIdleCallConnectionIsClosed sees the connection go when nobody uses it.
+// TestIdleCallConnectionIsClosed sees the connection go when it is not used.
 func TestIdleCallConnectionIsClosed(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", serving)

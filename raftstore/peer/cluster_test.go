@@ -240,7 +240,7 @@ func TestCloseUnderWay(t *testing.T) {
 		close(stuck)
 		testenv.Fails(t, testenv.Err(a.beat(b, 1)), "a heartbeat was sent after Close")
 		testenv.Fails(t, testenv.Err(a.Call(t.Context(), string(b.address), "echo", nil)), "a call was made after Close")
-		a.Forget(string(b.address))
+		a.CloseCalls(string(b.address))
 		testenv.NoError(t, a.Close())
 	})
 }

@@ -106,7 +106,7 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// abort ends the connection under its owner's hands. It says whether nobody had done so before.
+// abort ends the connection under its owner's hands. It says whether this call was the first.
 func (c *conn) abort() (first bool) {
 	c.aborted.Do(func() {
 		first = true
@@ -126,8 +126,8 @@ func closeConn(c net.Conn) {
 	_ = c.Close()
 }
 
-// keep registers a connection, unless the transport is closing.
-func (t *Transport) keep(c *conn) bool {
+// register registers a connection, unless the transport is closing.
+func (t *Transport) register(c *conn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {

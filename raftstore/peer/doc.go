@@ -62,7 +62,7 @@
 //
 // Close ends and waits for all of them: the accept loop, one for each handshake (bounded in time and number), one that
 // passes messages on to raft, one for a snapshot that this server does not need, which it reads to the end, one for a
-// peer that is being told what is committed (see Committed), at most one that dials a leader whose connection broke
+// peer that is being sent the commit index (see Committed), at most one that dials a leader whose connection broke
 // (see OnGone; less than a second), gRPC's, and NetworkTransport's, which has one for each incoming connection: it
 // waits there until raft's main loop takes a message and answers it, heartbeats too (see Transport.heard), or until the
 // message is refused since raft takes none (see Transport.passOn). None wakes without traffic, except that entries for

@@ -34,7 +34,7 @@ func (t *Transport) OnGone(f func(raft.ServerID)) {
 	t.onLost = append(t.onLost, f)
 }
 
-// broke is told of the end of an incoming connection.
+// broke takes note of the end of an incoming connection.
 func (t *Transport) broke(p *peer, err error) {
 	l := &t.leader
 	l.mu.Lock()
@@ -62,7 +62,7 @@ func (t *Transport) broke(p *peer, err error) {
 	})
 }
 
-// refuses says whether nobody listens at an address any more.
+// refuses says whether no process listens at an address any more.
 func (t *Transport) refuses(address string) bool {
 	pause := lostFirst
 	for range lostDials {

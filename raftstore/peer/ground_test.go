@@ -96,7 +96,7 @@ func (l *loopback) dial(int) func(context.Context, string) (net.Conn, error) {
 	return func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
 }
 
-// timeout is long: whoever runs the tests may have little time for them.
+// timeout is long: the machine of the tests may have little time for them.
 func (l *loopback) timeout() time.Duration { return 20 * time.Second }
 
 func (l *loopback) patience() time.Duration { return 2 * time.Minute }

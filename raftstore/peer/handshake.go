@@ -36,7 +36,7 @@ type kind byte
 const (
 	kindRaft      kind = 1
 	kindCalls     kind = 2
-	kindSnapshots kind = 3 // raft again, but whoever reads does not wait for ever
+	kindSnapshots kind = 3 // raft again, but the reader does not wait for ever
 )
 
 func (k kind) String() string {
@@ -59,8 +59,8 @@ type hello struct {
 	receiver string // "" if any server at that address will do
 }
 
-// answer is what the listening side says to it.
-type answer struct {
+// reply is what the listening side says to it.
+type reply struct {
 	id     string // of the server that answers
 	reason string // why it refuses, "" if it does not
 }
@@ -87,7 +87,7 @@ func (e *RefusedError) GRPCStatus() *status.Status {
 	return status.New(codes.Unavailable, e.Error())
 }
 
-// badHello is a handshake that nobody of ours sent.
+// badHello is a handshake that no server of the cluster sent.
 type badHello struct{ reason string }
 
 func (e *badHello) Error() string { return e.reason }
@@ -134,7 +134,7 @@ func readHello(r io.Reader) (hello, error) {
 	return h, nil
 }
 
-func (a *answer) encode() []byte {
+func (a *reply) encode() []byte {
 	refused := byte(0)
 	if a.reason != "" {
 		refused = 1
@@ -146,9 +146,9 @@ func (a *answer) encode() []byte {
 	return append(b, reason...)
 }
 
-// readAnswer reads exactly an answer.
-func readAnswer(r io.Reader) (answer, error) {
-	var a answer
+// readReply reads exactly an answer.
+func readReply(r io.Reader) (reply, error) {
+	var a reply
 	var head [headLength]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return a, noEOF(err)

@@ -22,7 +22,7 @@ func TestHandshakeIsEncodedAsSpecified(t *testing.T) {
 	if want := "CRPR\x01\x02\x01c\x00\x03b.1"; err != nil || string(b) != want {
 		t.Fatalf("%q, %v", b, err)
 	}
-	a := answer{id: "b.1", reason: "no"}
+	a := reply{id: "b.1", reason: "no"}
 	if want := "CRPR\x01\x01\x03b.1\x02\x00no"; string(a.encode()) != want {
 		t.Fatalf("%q", a.encode())
 	}
@@ -31,7 +31,7 @@ func TestHandshakeIsEncodedAsSpecified(t *testing.T) {
 		t.Fatal("a name that does not fit was encoded")
 	}
 	a.reason = strings.Repeat("x", 1<<20)
-	if got, err := readAnswer(bytes.NewReader(a.encode())); err != nil || len(got.reason) != maxReason {
+	if got, err := readReply(bytes.NewReader(a.encode())); err != nil || len(got.reason) != maxReason {
 		t.Fatalf("%d bytes, %v", len(got.reason), err)
 	}
 }
@@ -75,17 +75,17 @@ func FuzzHello(f *testing.F) {
 
 // FuzzAnswer does the same for an answer.
 func FuzzAnswer(f *testing.F) {
-	for _, a := range []answer{{}, {id: "b.1"}, {id: "b.1", reason: "no"}, {reason: strings.Repeat("n", maxReason)}} {
+	for _, a := range []reply{{}, {id: "b.1"}, {id: "b.1", reason: "no"}, {reason: strings.Repeat("n", maxReason)}} {
 		f.Add(a.encode())
 		f.Add(append(a.encode(), 1))
 	}
 	f.Add([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		a, err := readAnswer(bytes.NewReader(b))
+		a, err := readReply(bytes.NewReader(b))
 		if err != nil {
 			return
 		}
-		if again, err := readAnswer(bytes.NewReader(a.encode())); err != nil || again != a {
+		if again, err := readReply(bytes.NewReader(a.encode())); err != nil || again != a {
 			t.Fatalf("%+v became %+v, %v", a, again, err)
 		}
 	})
@@ -124,7 +124,7 @@ func TestForeignProtocolsAreRefused(t *testing.T) {
 		} {
 			c := testenv.Must(g.dial(0)(t.Context(), string(b.address)))(t)
 			testenv.Must(c.Write([]byte(say)))(t)
-			got, err := readAnswer(c)
+			got, err := readReply(c)
 			if err != nil || got.reason != reason || got.id != "b.1" {
 				t.Errorf("%q: %+v, %v", say, got, err)
 			}
@@ -134,8 +134,8 @@ func TestForeignProtocolsAreRefused(t *testing.T) {
 	})
 }
 
-// TestUnfinishedHandshakesAreClosed has dialers that say nothing, or not all: they are hung up
-// on, and never keep others out.
+// TestUnfinishedHandshakesAreClosed has dialers that say nothing, or not all: they are
+// closed, and never keep others out.
 func TestUnfinishedHandshakesAreClosed(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", nil)
@@ -166,7 +166,7 @@ func TestUnfinishedHandshakesAreClosed(t *testing.T) {
 		time.Sleep(b.handshakeTime()) // what is tested: the time that a handshake may take is over
 		for _, c := range slow {
 			if !closed(c) {
-				t.Fatal("not hung up on")
+				t.Fatal("not closed")
 			}
 			_ = c.Close()
 		}

@@ -125,7 +125,7 @@ func TestNothingGathersAtAStalledDisk(t *testing.T) {
 					t.Fatalf("a heartbeat was answered: %+v", r)
 				}
 			}
-			time.Sleep(time.Minute) // of the bubble: whoever gives up has done so
+			time.Sleep(time.Minute) // of the bubble: a call that gives up has done so
 			synctest.Wait()
 			return runtime.NumGoroutine()
 		}

@@ -16,9 +16,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// deaf has the kernel drop whatever comes in on a connection, acknowledgements too, or no longer. It does so by a
-// filter on the socket, which needs no rights.
-func deaf(t testing.TB, c net.Conn, yes bool) {
+// dropPackets has the kernel drop whatever comes in on a connection, acknowledgements too, or no longer. It does so by
+// a filter on the socket, which needs no rights.
+func dropPackets(t testing.TB, c net.Conn, yes bool) {
 	t.Helper()
 	raw, err := c.(*tls.Conn).NetConn().(*net.TCPConn).SyscallConn()
 	testenv.NoError(t, err)
@@ -87,7 +87,7 @@ func TestKernelBacksOff(t *testing.T) {
 			if lost == "calls" {
 				loses = b.onlyConn(t)
 			}
-			deaf(t, loses, true)
+			dropPackets(t, loses, true)
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
 			testenv.Fails(t, testenv.Err(a.Call(ctx, address, "echo", nil)), "a call was answered")
@@ -96,7 +96,7 @@ func TestKernelBacksOff(t *testing.T) {
 			if k := a.connections(); k < 2 { // on a busy machine the new one may have been late, and another one made
 				t.Errorf("%d connections instead of two", k)
 			}
-			deaf(t, loses, false)
+			dropPackets(t, loses, false)
 			close(leave)
 			testenv.Check(t, <-long, "the call that was under way")
 			until(t, "what was left is closed", func() bool { return a.connections() == 1 })

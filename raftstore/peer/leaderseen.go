@@ -39,7 +39,7 @@ func (t *Transport) LeaderHeard() time.Time {
 }
 
 // LeaderGap is the longest time between two messages of a leader, of the last ten to twenty seconds in which messages
-// came. One of mostGap and more does not count: nobody waits that long.
+// came. One of mostGap and more does not count: no server waits that long.
 func (t *Transport) LeaderGap() time.Duration {
 	l := &t.leader
 	l.mu.Lock()

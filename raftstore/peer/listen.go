@@ -30,7 +30,7 @@ const (
 )
 
 // accept takes connections from the listener until it is closed. One more than
-// may be unidentified, and one of the source that has the most is hung up on, the
+// may be unidentified, and one of the source that has the most is closed, the
 // one that has been so for longest: who says nothing must not keep servers out.
 func (t *Transport) accept() {
 	unidentified := connlimit.Table{Max: maxUnidentified}
@@ -58,7 +58,7 @@ func (t *Transport) accept() {
 // connection to whom it is for. It calls identified when the handshake is over.
 func (t *Transport) greet(c net.Conn, identified func()) {
 	remote := c.RemoteAddr().String()
-	h, err := t.welcome(c)
+	h, err := t.handshake(c)
 	identified()
 	if err != nil {
 		if t.ctx.Err() == nil {
@@ -80,7 +80,7 @@ func (t *Transport) greet(c net.Conn, identified func()) {
 		t.handlers.Add(1)
 		k.done = t.handlers.Done
 	}
-	if !t.keep(k) || !to.put(k) {
+	if !t.register(k) || !to.put(k) {
 		_ = k.Close()
 	}
 }
@@ -96,13 +96,13 @@ func (o *occasionally) level() slog.Level {
 	return slog.LevelInfo
 }
 
-func (t *Transport) welcome(c net.Conn) (hello, error) {
+func (t *Transport) handshake(c net.Conn) (hello, error) {
 	defer context.AfterFunc(t.ctx, func() { closeConn(c) })()
 	if err := c.SetDeadline(time.Now().Add(t.handshakeTime())); err != nil {
 		return hello{}, err
 	}
 	h, err := readHello(c)
-	reply := answer{id: t.opts.ID}
+	reply := reply{id: t.opts.ID}
 	if err == nil {
 		reply.reason = t.opts.judge(h)
 	} else if bad, ok := errors.AsType[*badHello](err); ok {
@@ -114,7 +114,7 @@ func (t *Transport) welcome(c net.Conn) (hello, error) {
 		return h, fmt.Errorf("answer a handshake: %w", err)
 	}
 	if reply.reason != "" {
-		// Who hangs up on unread bytes takes the answer back with them.
+		// Closing a connection with unread bytes discards the answer, too.
 		_, _ = io.CopyN(io.Discard, c, maxDiscard)
 		return h, errors.New(reply.reason)
 	}
@@ -164,21 +164,21 @@ func (t *Transport) logTLS(ctx context.Context, address string, err error) {
 	}
 }
 
-func (t *Transport) introduce(ctx context.Context, c net.Conn, h hello) (answer, error) {
+func (t *Transport) introduce(ctx context.Context, c net.Conn, h hello) (reply, error) {
 	defer context.AfterFunc(ctx, func() { closeConn(c) })()
 	b, err := h.encode()
 	if err != nil {
-		return answer{}, err
+		return reply{}, err
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := c.SetDeadline(deadline); err != nil {
-			return answer{}, err
+			return reply{}, err
 		}
 	}
 	if _, err := c.Write(b); err != nil {
-		return answer{}, err
+		return reply{}, err
 	}
-	a, err := readAnswer(c)
+	a, err := readReply(c)
 	if err != nil {
 		return a, err
 	}
@@ -223,7 +223,7 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 		return nil, err
 	}
 	k := &conn{Conn: c, t: s.t, peer: s.t.peer(id), target: string(to), class: s.class, made: time.Now()}
-	if !s.t.keep(k) {
+	if !s.t.register(k) {
 		_ = k.Close()
 		return nil, &dialError{raft.ErrTransportShutdown}
 	}
@@ -233,7 +233,7 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 // queue is a listener for connections that are past their handshake.
 type queue struct {
 	address string
-	conns   chan net.Conn // unbuffered: a connection is somebody's at any time
+	conns   chan net.Conn // unbuffered: a connection has an owner at any time
 	closed  chan struct{}
 	once    sync.Once
 }

@@ -11,7 +11,7 @@ import (
 // moved knows of servers that are no longer at the address that raft has for them.
 // Raft learns a new address by a change of members, which needs a leader: if most
 // servers come back at other addresses, there would never be one. But a server's id
-// is in each handshake, so whoever answers at some address, or says where it is when
+// is in each handshake, so a server that answers at some address, or says where it is when
 // it asks for a vote, can be dialed there; the handshake there proves it again.
 type moved struct {
 	mu sync.Mutex

@@ -34,9 +34,9 @@ const (
 	snapshotRate = 2 << 20
 	// MaxCall is the largest body of a call, in bytes.
 	MaxCall = 16 << 20
-	// MaxAnswer is that of an answer, which is as large as what was asked for:
+	// MaxReply is that of an answer, which is as large as what was asked for:
 	// etcd's limit.
-	MaxAnswer = math.MaxInt32 - callOverhead
+	MaxReply = math.MaxInt32 - callOverhead
 )
 
 // Options say who this server is and how it reaches others.
@@ -67,8 +67,8 @@ type Options struct {
 	// carries.
 	Next func(term, after uint64, bytes int) []*raft.Log
 
-	// Stands is told that a leader has handed over to this server, before raft is. It must be quick. Nil: nobody is
-	// told.
+	// Stands, if set, is called when a leader has handed over to this server, before raft learns of it. It must be
+	// quick.
 	Stands func()
 
 	// Snapshot and Install keep from raft what this server holds already: see

@@ -28,7 +28,7 @@ type follower struct {
 	match, matchTerm uint64
 	sent             uint64    // the newest entry that a message to it had
 	stored           time.Time // when it last had all that this leader sent or committed, or confirmed one more entry
-	sentCommit       uint64    // the commit index that the peer was told last
+	sentCommit       uint64    // the commit index that the peer was sent last
 	commit           uint64    // the newest one
 	pushing          bool
 }
@@ -36,7 +36,7 @@ type follower struct {
 // Committed says that entries up to an index are committed, as the leader of a
 // term knows. Raft tells followers with the next entries, or after its
 // CommitTimeout; until then their readers and watches would wait. So those who
-// have the entries, and are not about to get more, are told at once.
+// have the entries, and are not about to get more, are sent it at once.
 //
 // The message claims no more than raft's own would: that the leader of the term
 // has an entry, which the follower confirmed to have, and what is committed.
@@ -132,7 +132,7 @@ func (t *Transport) Stored(id raft.ServerID, term uint64) (index uint64, at time
 }
 
 // due returns the message that tells the peer what is committed, if it has to
-// be told.
+// be sent.
 func (p *peer) due() (raft.AppendEntriesRequest, bool) {
 	l := &p.log
 	if l.inFlight > 0 || l.match == 0 || l.commit > l.match || l.sentCommit >= l.commit {
@@ -144,7 +144,7 @@ func (p *peer) due() (raft.AppendEntriesRequest, bool) {
 	}, true
 }
 
-// push tells a peer what is committed, if it has to be told and nobody is at it.
+// push sends a peer the commit index, if it lacks it and no other goroutine sends it.
 func (t *Transport) push(p *peer) {
 	p.mu.Lock()
 	_, due := p.due()
@@ -174,7 +174,7 @@ func (t *Transport) pushAll(p *peer) {
 		id, address := raft.ServerID(p.id), raft.ServerAddress(p.address)
 		p.mu.Unlock()
 		if t.withheld() != nil {
-			continue // told later, with the next entries
+			continue // sent later, with the next entries
 		}
 		var answer raft.AppendEntriesResponse
 		_ = t.send(id, address, classEntries, func(to raft.ServerAddress) error {

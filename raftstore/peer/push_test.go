@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestCommitIndexIsSent checks who is told what is committed, and when.
+// TestCommitIndexIsSent checks which peers are sent the commit index, and when.
 func TestCommitIndexIsSent(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		var stalls atomic.Bool
@@ -102,7 +102,7 @@ func TestEntriesAreSentWhenPeerReturns(t *testing.T) {
 	})
 }
 
-// TestOnlyALeadersEndIsReported checks that a leader's end is told, and nothing else.
+// TestOnlyALeadersEndIsReported checks that a leader's end is reported, and nothing else.
 func TestOnlyALeadersEndIsReported(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b, c := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil), start(t, g, 2, "c.1", nil)

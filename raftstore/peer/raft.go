@@ -341,14 +341,14 @@ func (t *Transport) recordOutcome(id raft.ServerID, a raft.ServerAddress, err er
 	_, dial := errors.AsType[*dialError](err)
 	switch {
 	case err == nil:
-		p.answer(string(a))
+		p.noteReply(string(a))
 	case dial, broken(err), errors.Is(err, os.ErrDeadlineExceeded),
 		err.Error() == errBusy.Error(): // from the other side, so only its text is left
 		if p.fail(string(a)) && t.ctx.Err() == nil {
 			t.opts.Logger.Info("a server does not answer", "peer", id, "address", a, "error", err)
 		}
 	default: // raft's own error, from the other side
-		p.answer(string(a))
+		p.noteReply(string(a))
 	}
 }
 

@@ -212,7 +212,7 @@ func TestHeartbeatReportsLeaderOncePerChange(t *testing.T) {
 			t.Helper()
 			id, address, seen := c.LeaderSeen()
 			if id != leader.id || address != leader.address || seen != term || changes.Load() != reports {
-				t.Fatalf("saw %q at %q in %d, told %d times", id, address, seen, changes.Load())
+				t.Fatalf("saw %q at %q in %d, notified %d times", id, address, seen, changes.Load())
 			}
 		}
 		check(&server{}, 0, 0)

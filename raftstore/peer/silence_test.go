@@ -37,7 +37,7 @@ func TestLostPacketsAreResentOnNewConnections(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			_, _ = a.Call(ctx, string(b.address), "echo", nil)
-			_, err := a.Call(t.Context(), string(b.address), "echo", nil) // fails or hangs by turns, as long as it lasts
+			_, err := a.Call(t.Context(), string(b.address), "echo", nil) // fails or blocks by turns, as long as it lasts
 			for err != nil {
 				time.Sleep(10 * time.Millisecond) // between two calls, until one gets through
 				_, err = a.Call(t.Context(), string(b.address), "echo", nil)
@@ -88,7 +88,7 @@ func TestAbandonedCallsLeaveNoStuckConnection(t *testing.T) {
 			missed(t, a, address, "hang", lose)
 		},
 		"to a leader that had to be connected": func(t *testing.T, a *server, address string, lose func()) {
-			a.Forget(address)
+			a.CloseCalls(address)
 			missed(t, a, address, "hang", lose)
 		},
 		"short ones": func(t *testing.T, a *server, address string, lose func()) {

@@ -116,8 +116,8 @@ func (p *peer) stats() PeerStats {
 	}
 }
 
-// answer notes that the server answered.
-func (p *peer) answer(address string) {
+// noteReply notes that the server answered.
+func (p *peer) noteReply(address string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.contact, p.inARow = time.Now(), 0

@@ -122,7 +122,7 @@ func TestHealthyButSlow(t *testing.T) {
 	}
 }
 
-// TestIdleIsNoSilence: a connection that nobody used for long is not ended because of a call that is given up soon.
+// TestIdleIsNoSilence: a connection that was not used for long is not ended because of a call that is given up soon.
 func TestIdleIsNoSilence(t *testing.T) {
 	inMemory(t, func(t *testing.T, m memory) {
 		a, b := start(t, m, 0, "a.1", nil), start(t, m, 1, "b.1", takingItsTime)

@@ -108,7 +108,7 @@ func (t *Transport) entriesTime() time.Duration { return max(5*t.opts.Timeout, e
 // votesTime is how long a vote may take, the longest of all messages.
 func (t *Transport) votesTime() time.Duration { return max(5*t.opts.Timeout, votesTimeout) }
 
-// clock is a moment as a number, of nanoseconds since the transport began: whoever sets this machine's clock does not
+// clock is a moment as a number, of nanoseconds since the transport began: setting this machine's clock does not
 // change it.
 func (t *Transport) clock(at time.Time) int64 { return int64(at.Sub(t.began)) }
 

@@ -106,7 +106,7 @@ func checkPlan(t *testing.T, situation []Member, maxVoters int, twins bool) bool
 		was := margin(members)
 		at := slices.IndexFunc(members, func(o Member) bool { return o.ID == m.ID })
 		if at < 0 || members[at].Self {
-			fail("the leader, or nobody, is to change")
+			fail("the leader, or no server, is to change")
 			return true
 		}
 		switch what {

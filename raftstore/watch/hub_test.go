@@ -133,7 +133,7 @@ func TestProgressOfAWatchOfTheFuture(t *testing.T) {
 		h.dispatch(view)
 		w.RequestProgress()
 		if d, ok := w.poll(); ok {
-			t.Fatalf("at revision %d a client that knows of %d is told %+v", view.Revision(), known, d)
+			t.Fatalf("at revision %d a client that knows of %d is sent %+v", view.Revision(), known, d)
 		}
 		put("mine") // which the client has seen
 	}
@@ -147,7 +147,7 @@ func TestProgressOfAWatchOfTheFuture(t *testing.T) {
 	}
 }
 
-// TestQueueIsBoundedInBytes writes large values that nobody takes: few of them
+// TestQueueIsBoundedInBytes writes large values that are not received: few of them
 // wait for the watcher, which reads the others from the history, so it misses
 // nothing. Nor is more handed out at once.
 func TestQueueIsBoundedInBytes(t *testing.T) {

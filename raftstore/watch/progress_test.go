@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestProgressBesideEvents: a watch that has events is told of progress too, since whoever reads it may pass none of
+// TestProgressBesideEvents: a watch that has events is sent progress too, since its reader may pass none of
 // them on. One that did not want it is not.
 func TestProgressBesideEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestProgressBesideEvents(t *testing.T) {
 				}
 			}
 			if d, ok := notified.poll(); !ok || len(d.Events) > 0 || d.Revision != view.Revision() {
-				t.Fatalf("at revision %d it is told %+v, %v", view.Revision(), d, ok)
+				t.Fatalf("at revision %d it is sent %+v, %v", view.Revision(), d, ok)
 			}
 			for _, w := range []*Watcher{notified, other} {
 				if d, ok := w.poll(); ok {
@@ -60,8 +60,8 @@ func TestProgressBesideEvents(t *testing.T) {
 
 // TestProgressIsNeverAhead has watches of keys and ranges, some of which begin in the past, some in the future, and
 // which read at their own pace, while random things happen to the store: writes, compactions, and snapshots that put it
-// back. Whatever revision a watch is told of, it has been told of all events until there, of each once, and it is told
-// of no smaller one later.
+// back. Whatever revision a watch is sent, it has been sent all events until there, each once, and it is sent
+// no smaller one later.
 func TestProgressIsNeverAhead(t *testing.T) {
 	seed := testenv.Seed(t)
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -158,7 +158,7 @@ func progressOfRandomWatches(t *testing.T, r *rand.Rand) {
 		for w.hear(t, written) {
 		}
 		if !w.over && w.progress < min(last, max(last, w.next-1)) {
-			t.Fatalf("a watch of %q to %q was told of %d at last, the store is at %d", w.key, w.end, w.progress, last)
+			t.Fatalf("a watch of %q to %q was sent progress %d at last, the store is at %d", w.key, w.end, w.progress, last)
 		}
 	}
 }
@@ -198,10 +198,10 @@ func (w *notifiedWatch) hear(t *testing.T, written map[int64]string) bool {
 		}
 	}
 	if !slices.Equal(got, want) {
-		t.Fatalf("a watch of %q to %q that has all until revision %d is told of %v until %d, and not of %v", w.key, w.end, w.next-1, got, d.Revision, want)
+		t.Fatalf("a watch of %q to %q that has all until revision %d is sent %v until %d, and not %v", w.key, w.end, w.next-1, got, d.Revision, want)
 	}
 	if d.Revision < w.progress {
-		t.Fatalf("it is told of %d after %d", d.Revision, w.progress)
+		t.Fatalf("it is sent progress %d after %d", d.Revision, w.progress)
 	}
 	w.next, w.progress = max(w.next, d.Revision+1), d.Revision
 	return true

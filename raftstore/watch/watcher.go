@@ -201,7 +201,7 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 		if w.position > w.hub.dispatched {
 			w.behind = false // the hub enqueues everything from here on
 		}
-		// One that begins later than now, since its client has heard of later from another server, is not told of less
+		// One that begins later than now, since its client has heard of later from another server, is not sent less
 		// than it knows.
 		report := w.progress && !w.behind && len(found) == 0 && w.position-1 <= view.Revision()
 		if report {

@@ -242,13 +242,13 @@ func TestForeignAddressesAreRefused(t *testing.T) {
 		joined             bool
 		want               protocol.Code
 	}{
-		"as before, through another machine":             {"10.0.0.2", "198.51.100.2", "10.0.0.9", true, ""},
-		"a resolver of the internet":                     {"8.8.8.8", "", "10.0.0.2", true, protocol.CodeCertificate},
-		"the same from outside":                          {"10.0.0.2", "8.8.8.8", "10.0.0.2", true, protocol.CodeCertificate},
-		"an address of a Service":                        {"10.0.0.200", "", "10.0.0.2", true, protocol.CodeCertificate},
-		"it has moved, and asks from there":              {"10.0.0.7", "198.51.100.2", "10.0.0.7", true, ""},
-		"it has moved, and shows its token":              {"10.0.0.7", "", "10.0.0.9", false, ""},
-		"it has moved, and somebody passes its words on": {"10.0.0.7", "", "10.0.0.9", true, protocol.CodeCertificate},
+		"as before, through another machine":         {"10.0.0.2", "198.51.100.2", "10.0.0.9", true, ""},
+		"a resolver of the internet":                 {"8.8.8.8", "", "10.0.0.2", true, protocol.CodeCertificate},
+		"the same from outside":                      {"10.0.0.2", "8.8.8.8", "10.0.0.2", true, protocol.CodeCertificate},
+		"an address of a Service":                    {"10.0.0.200", "", "10.0.0.2", true, protocol.CodeCertificate},
+		"it has moved, and asks from there":          {"10.0.0.7", "198.51.100.2", "10.0.0.7", true, ""},
+		"it has moved, and shows its token":          {"10.0.0.7", "", "10.0.0.9", false, ""},
+		"it has moved, and its request is forwarded": {"10.0.0.7", "", "10.0.0.9", true, protocol.CodeCertificate},
 	} {
 		a, api := newAdmission(testclock.NewFakeClock(time.Now())), fake.NewClientset()
 		was := machine("n", password, "10.0.0.2")
@@ -282,7 +282,7 @@ func TestKeysBeforeTheNode(t *testing.T) {
 	testenv.Equal(t, code(a.noNode(t.Context(), api, "n")), protocol.CodeCertificate, "later:")
 }
 
-// TestAddressesAreReserved: between a machine's joining and its Node, nobody else is let in with its addresses,
+// TestAddressesAreReserved: between a machine's joining and its Node, no other machine is admitted with its addresses,
 // whichever server is asked.
 func TestAddressesAreReserved(t *testing.T) {
 	ctx := context.Background()
@@ -304,7 +304,7 @@ func TestAddressesAreReserved(t *testing.T) {
 }
 
 // TestNodeLabelsNeedJoinToken: a node has its labels from --node-label if it has shown a token, and not by its
-// certificate, with which it can move, leave and register anew.
+// certificate, with which it can move, leave and register again.
 func TestNodeLabelsNeedJoinToken(t *testing.T) {
 	clock := testclock.NewFakeClock(time.Now())
 	a, api := newAdmission(clock), fake.NewClientset()
@@ -329,8 +329,8 @@ func TestNodeLabelsNeedJoinToken(t *testing.T) {
 	expect("with a token again", true, true)
 }
 
-// TestBackendOfWhoJoins: a machine that joins is told the back end to which the cluster has changed, and not what its
-// server was started with. Nonsense is told to nobody, nor anything where the pod network is another plugin's.
+// TestBackendOfWhoJoins: a machine that joins gets the back end to which the cluster has changed, and not what its
+// server was started with. Nonsense is sent to no machine, nor anything where the pod network is another plugin's.
 func TestBackendOfWhoJoins(t *testing.T) {
 	for _, c := range []struct{ own, said, want string }{
 		{"", "", ""}, {"", clusterconfig.NetworkWireGuard, clusterconfig.NetworkWireGuard}, {clusterconfig.NetworkHostGateway, clusterconfig.NetworkVXLAN, clusterconfig.NetworkVXLAN},

@@ -28,7 +28,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
-// register makes sure that nobody else has the node's name or address.
+// register makes sure that no other machine has the node's name or address.
 func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m joining.Machine) error {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -135,7 +135,7 @@ func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
 	return nil
 }
 
-// mayMoveTo keeps a machine that shows the certificate of a node and no token from an address that nobody has: where
+// mayMoveTo keeps a machine that shows the certificate of a node and no token from an address that no node has: where
 // its node is, the whole cluster sends what is for that address. It may have those that it was let in with, those of
 // its Node, and the one that it asks from, which it so shows to have. Who has a token may say where it is: that is what
 // a token is for.

@@ -51,8 +51,8 @@ type (
 // default proves liveness with a lease per server that is rewritten for ever;
 // this one asks for the servers' addresses and writes only when they change.
 //
-// Who leads knows the servers, and only for as long as it does: one that was paused has heard of nobody when it wakes,
-// and would take all others out before it notices that another one leads. So it writes within its term.
+// Who leads knows the servers, and only for as long as it does: one that was paused has heard of no server when it
+// wakes, and would take all others out before it notices that another one leads. So it writes within its term.
 type endpointReconciler struct {
 	client  kubernetes.Interface
 	servers func() ServersOfService
@@ -209,12 +209,12 @@ func (r *endpointReconciler) Destroy() {}
 // families, have those of its family.
 func desiredEndpoints(service string, servers serverList, port corev1.EndpointPort, ipv6 bool) (*coreEndpoints,
 	[]*discoveryv1.EndpointSlice) {
-	type part struct {
+	type subset struct {
 		ipv6 bool
 		port uint16
 	}
-	of := func(s netip.AddrPort) part { return part{s.Addr().Is6(), s.Port()} }
-	ready, unready := map[part][]string{}, map[part][]string{}
+	of := func(s netip.AddrPort) subset { return subset{s.Addr().Is6(), s.Port()} }
+	ready, unready := map[subset][]string{}, map[subset][]string{}
 	for _, s := range servers.ready {
 		ready[of(s)] = append(ready[of(s)], s.Addr().String())
 	}
@@ -229,7 +229,7 @@ func desiredEndpoints(service string, servers serverList, port corev1.EndpointPo
 		}
 		return 1
 	}
-	parts := slices.SortedFunc(maps.Keys(all), func(a, b part) int {
+	subsets := slices.SortedFunc(maps.Keys(all), func(a, b subset) int {
 		return cmp.Or(cmp.Compare(rank(len(ready[a]) > 0), rank(len(ready[b]) > 0)),
 			cmp.Compare(rank(a.ipv6 == ipv6), rank(b.ipv6 == ipv6)),
 			cmp.Compare(len(ready[b]), len(ready[a])), cmp.Compare(a.port, b.port))
@@ -237,12 +237,12 @@ func desiredEndpoints(service string, servers serverList, port corev1.EndpointPo
 	endpoints := &coreEndpoints{ObjectMeta: metav1.ObjectMeta{Name: service, Namespace: metav1.NamespaceDefault}}
 	endpoints.Labels = map[string]string{discoveryv1.LabelSkipMirror: "true"}
 	var out []*discoveryv1.EndpointSlice
-	for i, p := range parts {
+	for i, p := range subsets {
 		own := port
 		own.Port = int32(p.port)
 		slice := endpointSlice(service, own, p.ipv6, i == 0)
 		slice.Endpoints = slices.Concat(endpointsAt(ready[p], true), endpointsAt(unready[p], false))
-		if out = append(out, slice); p.ipv6 == parts[0].ipv6 {
+		if out = append(out, slice); p.ipv6 == subsets[0].ipv6 {
 			endpoints.Subsets = append(endpoints.Subsets, endpointSubset{
 				Addresses: addressesAt(ready[p]), NotReadyAddresses: addressesAt(unready[p]), Ports: []corev1.EndpointPort{own},
 			})
@@ -338,7 +338,7 @@ func (r *endpointReconciler) applySlice(ctx context.Context, want *discoveryv1.E
 		return endpointError("reading the endpoint slice", want.Name, err)
 	}
 	labels := maps.Clone(have.Labels)
-	for name, value := range want.Labels { // without them nobody finds it, or nobody removes it
+	for name, value := range want.Labels { // without them it is not found, or not removed
 		metav1.SetMetaDataLabel(&have.ObjectMeta, name, value)
 	}
 	if equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) && equality.Semantic.DeepEqual(have.Ports, want.Ports) &&

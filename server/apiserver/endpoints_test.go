@@ -125,8 +125,8 @@ func TestEndpointsAreReconciledAtFixedMoments(t *testing.T) {
 	})
 }
 
-// TestEndpointSlicesWithChangedLabelsAreRemoved: a slice of which somebody has changed the labels, or that he has made
-// himself, is found and removed as the others are. A server that is gone would be named for ever.
+// TestEndpointSlicesWithChangedLabelsAreRemoved: a slice of which a user has changed the labels, or that is a
+// user's own, is found and removed as the others are. A server that is gone would be named for ever.
 func TestEndpointSlicesWithChangedLabelsAreRemoved(t *testing.T) {
 	second := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes-ipv4-7443"}, AddressType: discoveryv1.AddressTypeIPv4}
 	second.Labels = map[string]string{"mine": "yes"}
@@ -155,7 +155,7 @@ func TestEndpointSlicesWithChangedLabelsAreRemoved(t *testing.T) {
 }
 
 // TestServersOfATermThatIsOver: what a server took for the cluster's servers when it led is not written in a later
-// term. One that was paused has heard of nobody when it wakes.
+// term. One that was paused has heard of no server when it wakes.
 func TestServersOfATermThatIsOver(t *testing.T) {
 	f := newFixture(t)
 	o := f.options(t)

@@ -300,7 +300,7 @@ func TestWritesAfterTermEndAreRefused(t *testing.T) {
 				count := old.refused.Load()
 				testenv.Check(t, isFenced(w.do(ctx, old, ns)), "%s", w.name)
 				if old.refused.Load() == count {
-					t.Errorf("%s: nobody was told that it was refused", w.name)
+					t.Errorf("%s: its refusal was not reported", w.name)
 				}
 			}
 		}
@@ -327,6 +327,6 @@ func TestWritesAfterTermEndAreRefused(t *testing.T) {
 	t.Run("Unfenced", func(t *testing.T) { testUnfenced(t, s, fence) })
 }
 
-// passing tells keys that the store's refusal leaves changed and nobody minds:
+// passing tells keys that the store's refusal leaves changed and that do no harm:
 // an allocator's range is written for an allocation and again when it is taken back.
 func passing(key string) bool { return strings.HasPrefix(key, "/registry/ranges/") }

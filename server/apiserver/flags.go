@@ -63,7 +63,7 @@ func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, e
 	if err := applyExtraArgs(s, append(args, o.ExtraArgs...)); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
-	keepNodeRestriction(s)
+	ensureNodeRestriction(s)
 	if err := restrictAnonymous(s, o); err != nil {
 		return kubeoptions.CompletedOptions{}, err
 	}
@@ -138,10 +138,10 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	return nil
 }
 
-// keepNodeRestriction adds the plugin without which a node's credentials reach
+// ensureNodeRestriction adds the plugin without which a node's credentials reach
 // beyond the node. ExtraArgs that enable others must not lose it by that; only
 // naming it among the disabled ones does.
-func keepNodeRestriction(s *kubeoptions.ServerRunOptions) {
+func ensureNodeRestriction(s *kubeoptions.ServerRunOptions) {
 	const plugin = "NodeRestriction"
 	admission := s.Admission.GenericAdmission
 	if !slices.Contains(admission.EnablePlugins, plugin) && !slices.Contains(admission.DisablePlugins, plugin) {

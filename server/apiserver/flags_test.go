@@ -131,7 +131,7 @@ func TestNodeRestrictionStays(t *testing.T) {
 		if args != "" {
 			testenv.NoError(t, applyExtraArgs(s, []string{args}))
 		}
-		keepNodeRestriction(s)
+		ensureNodeRestriction(s)
 		testenv.Equal(t, strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","), want, "%q: plugins", args)
 	}
 }

@@ -118,7 +118,7 @@ func (m *metricsAPI) run(ctx context.Context, ready <-chan struct{}) {
 	}
 	for last := ""; ctx.Err() == nil; {
 		var retry <-chan time.Time
-		switch err := m.keep(ctx); {
+		switch err := m.sync(ctx); {
 		case err == nil && m.collector == nil:
 			return
 		case err != nil && ctx.Err() == nil:
@@ -136,10 +136,10 @@ func (m *metricsAPI) run(ctx context.Context, ready <-chan struct{}) {
 	}
 }
 
-// keep makes the APIService where there is none. One that names a Service is its owner's, and is left alone: that
+// sync makes the APIService where there is none. One that names a Service is its owner's, and is left alone: that
 // Service answers. A server that is not to serve the group removes what a server that did has left, once, so that
 // servers of different opinions do not go on writing against each other.
-func (m *metricsAPI) keep(ctx context.Context) error {
+func (m *metricsAPI) sync(ctx context.Context) error {
 	have, err := m.services.Get(metricsAPIService)
 	switch {
 	case apierrors.IsNotFound(err) && m.collector != nil:

@@ -215,7 +215,7 @@ func (p *nodeClaims) mayShow(name, key string) error {
 }
 
 // mayBeIn says whether networks can be those of a machine's interfaces. Which ones they are is the machine's word; that
-// it is in all of them is nobody's.
+// it is in all of them is no node's.
 func mayBeIn(networks string) error {
 	if networks == "" {
 		return nil
@@ -268,8 +268,8 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 	if slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(ip) }) {
 		return fmt.Errorf("%s lies in the cluster's network for pods or Services and is no address of a machine", ip)
 	}
-	// Whoever has a server's keys can do more than take an address. And two servers that exchange their addresses must
-	// not wait for one another.
+	// An attacker who has a server's keys can do more than take an address. And two servers that exchange their
+	// addresses must not wait for one another.
 	if _, isServer := node.Labels[p.ServerLabel]; isServer || node.Name == p.Own {
 		return nil
 	}

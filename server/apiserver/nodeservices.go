@@ -34,9 +34,9 @@ func servicesLabel(now, old *core.Node) string {
 }
 
 // withoutServicesLabel takes these labels from a Node that registers, unless its machine was let in a moment ago: then
-// it has them from --node-label, and whoever had the token or the server wanted that. A node whose Node was deleted can
-// make it anew with its certificate alone, and registers without the label; it is not refused, since its pods would be
-// nobody's.
+// it has them from --node-label, and the user who had the token or the server wanted that. A node whose Node was
+// deleted can make it again with its certificate alone, and registers without the label; it is not refused, since its
+// pods would be no node's.
 func (p *nodeClaims) withoutServicesLabel(ctx context.Context, a admission.Attributes, node *core.Node) error {
 	label := servicesLabel(node, &core.Node{})
 	if label == "" || p.JustJoined == nil || node.Name == p.Own {

@@ -74,7 +74,7 @@ func TestRegisteredNodeCannotChangeServicesLabel(t *testing.T) {
 		joined = true
 		testenv.True(t, registers(asNode), "%s: a machine that joins does not have it from --node-label", label)
 		joined = false
-		testenv.False(t, registers(asNode), "%s: a node that makes itself anew has it", label)
+		testenv.False(t, registers(asNode), "%s: a node that makes itself again has it", label)
 		testenv.True(t, registers(asAdmin), "%s: the administrator cannot give it", label)
 	}
 	trouble = errors.New("the store is away")
@@ -82,8 +82,8 @@ func TestRegisteredNodeCannotChangeServicesLabel(t *testing.T) {
 	testenv.Check(t, p.Admit(t.Context(), change(labelled(), nil, asNode), nil), "without the label")
 }
 
-// TestExcludedNodeCannotReturnByItself: a node may keep itself out of Services; once it is out, whoever put it there
-// takes it back in.
+// TestExcludedNodeCannotReturnByItself: a node may keep itself out of Services; once it is out, the user who put it
+// there takes it back in.
 func TestExcludedNodeCannotReturnByItself(t *testing.T) {
 	p := newNodeClaims(NodeClaims{})
 	const label = corev1.LabelNodeExcludeBalancers

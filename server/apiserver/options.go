@@ -107,7 +107,7 @@ type Options struct {
 	NoIngress  bool
 	GatewayUse gatewayapi.Use
 
-	// ResourceMetrics serves metrics.k8s.io; without it the group is left to whomever an APIService names.
+	// ResourceMetrics serves metrics.k8s.io; without it the group is left to the server that an APIService names.
 	ResourceMetrics bool
 	// MetricsPart, when set, shows how that goes.
 	MetricsPart *status.Part
@@ -136,7 +136,7 @@ type Options struct {
 	seriesKept      time.Duration // how long metrics of deleted objects are kept; the constant of that name when 0
 }
 
-// storeServer is what upstream's storage layer is told to connect to. It is never
+// storeServer is what upstream's storage layer is configured to connect to. It is never
 // dialled, as a store client is installed in its place; it must not be empty, or
 // upstream treats the storage as not configured.
 const storeServer = "http://127.0.0.1:2379"

@@ -47,8 +47,8 @@ func (c countedEvents) Watch(ctx context.Context, key string, opts ...clientv3.O
 	return out
 }
 
-// TestStalledWatchHoldsLittle: of an object of 300 KB a watch that nobody reads has one version decoded, and another
-// two in its channels; whoever reads it then gets all.
+// TestStalledWatchHoldsLittle: of an object of 300 KB a watch that is not read has one version decoded, and another
+// two in its channels; its reader then gets all.
 func TestStalledWatchHoldsLittle(t *testing.T) {
 	featuregatetesting.SetFeatureGateDuringTest(t, utilfeature.DefaultFeatureGate, features.ConcurrentWatchObjectDecode, false) // as the server has it
 	f := newFixture(t)

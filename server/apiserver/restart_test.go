@@ -171,7 +171,7 @@ func TestStartWaitsForUnresponsiveStore(t *testing.T) {
 const allowedLeak = 0
 
 // settled waits until the number of goroutines no longer falls, and where so many are wanted has patience until there
-// are no more. client-go ends those of a transport when the garbage collector finds that nobody has it any more
+// are no more. client-go ends those of a transport when the garbage collector finds that it is not referenced any more
 // (transport/cache.go).
 func settled(want int) int {
 	still := 2 * time.Second

@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver/metricsgc"
 )
 
-// seriesKept is how long the metrics of something that was deleted are kept: whoever scrapes sees its last values, and
+// seriesKept is how long the metrics of something that was deleted are kept: a scraper sees its last values, and
 // its last watches, which are counted when they end, have ended.
 const seriesKept = 2 * time.Minute
 

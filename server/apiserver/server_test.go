@@ -131,7 +131,7 @@ func testWatchesRestAboveTheFilters(t *testing.T, _ *running) {
 		watches += n
 		testenv.False(t, strings.Contains(stack, "withAuthorization"), "%d watches keep the stacks of the filters that they came through:\n%s", n, stack)
 	}
-	testenv.True(t, watches != 0, "nobody watches anything")
+	testenv.True(t, watches != 0, "there are no watches")
 }
 
 // testLoopbackWatch is the same through memory.

@@ -84,7 +84,7 @@ func writeOf(who user.Info, now, old *core.Service, subresource string) admissio
 	return admission.NewAttributesRecord(now, old, kind, now.Namespace, now.Name, resource, subresource, admission.Update, &metav1.UpdateOptions{}, false, who)
 }
 
-// TestExternalIPsNeedPermission: the right to write Services gives nobody an external IP that a Service has not got
+// TestExternalIPsNeedPermission: the right to write Services gives no user an external IP that a Service has not got
 // already.
 func TestExternalIPsNeedPermission(t *testing.T) {
 	p := pluginWith(t, cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}))
@@ -119,7 +119,7 @@ func TestExternalIPsNeedPermission(t *testing.T) {
 	}
 }
 
-// TestReservedExternalIPs: nobody gives a Service an address of the cluster's own, or what another namespace has.
+// TestReservedExternalIPs: no user gives a Service an address of the cluster's own, or what another namespace has.
 func TestReservedExternalIPs(t *testing.T) {
 	store := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
 	balanced := having("alice", "balanced", "", 80)

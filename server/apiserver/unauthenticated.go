@@ -27,8 +27,9 @@ func unauthenticatedBound(memory int64) int {
 	return int(min(max(memory/unauthenticatedShare/unauthenticatedBytes, minUnauthenticated), maxUnauthenticated))
 }
 
-// boundUnauthenticated bounds these connections on the API's port. Whoever wants an answer without saying who it is,
-// such as a load balancer that asks for /readyz, has it: a connection is only closed when there are many younger ones.
+// boundUnauthenticated bounds these connections on the API's port. A client that wants an answer without
+// authenticating, such as a load balancer that asks for /readyz, has it: a connection is only closed when there are
+// many younger ones.
 func boundUnauthenticated(o *Options) *connlimit.Listener {
 	if o.Listener == nil {
 		return nil

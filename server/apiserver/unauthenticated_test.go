@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestUnauthenticatedConnectionsAreBounded: connections over which nobody authenticates make room for one another; a
+// TestUnauthenticatedConnectionsAreBounded: connections over which no client authenticates make room for one another; a
 // client that has authenticated keeps its connection, and a load balancer has its answer.
 func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 	f := newFixture(t)

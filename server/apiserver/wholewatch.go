@@ -18,25 +18,25 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver/watchbuffer"
 )
 
-// readUntil is how long after its request's end somebody may still read a watch. Upstream's handlers stop it much
+// readUntil is how long after its request's end a watch may still be read. Upstream's handlers stop it much
 // sooner, unless a client does not take what they write.
 const readUntil = 10 * time.Second
 
 // watchWhole begins a watch of the store that leaves nothing out before what it passes on. When its request ends, the
-// store tells it no more, and it ends behind what it has been told; its own context ends when its reader stops it.
+// store sends it no more, and it ends behind what it has been sent; its own context ends when its reader stops it.
 //
 // Upstream's, when its context ends or it is stopped, gives each event that is under way a chance to be dropped, and
-// the next one a chance to be passed on all the same (etcd3's watchChan.queueEvent). That harms nobody if nobody goes
-// on reading. But upstream's handler does: at the end of the time that the client asked for its own timer fires after
-// the context's, and of what else ends a context it may hear after the store has. Its client would be told of an event
-// and not of the one before, go on behind it, and never hear of the other. Upstream's watch cache takes care of that
-// (cacheWatcher.sendWatchCacheEvent), which we have in front of few resources (cachedResources).
+// the next one a chance to be passed on all the same (etcd3's watchChan.queueEvent). That does no harm if no reader
+// goes on reading. But upstream's handler does: at the end of the time that the client asked for its own timer fires
+// after the context's, and of what else ends a context it may hear after the store has. Its client would be sent an
+// event and not of the one before, go on behind it, and never hear of the other. Upstream's watch cache takes care of
+// that (cacheWatcher.sendWatchCacheEvent), which we have in front of few resources (cachedResources).
 //
 // The handler of watches over WebSocket does not look at the request at all: it ends with the watch.
 //
 // What is decoded before the reader takes it is bounded (newStore).
 //
-// A client that takes bookmarks is told now and then how far the store is (raftstore.Options.ProgressInterval), as by
+// A client that takes bookmarks is sent now and then how far the store is (raftstore.Options.ProgressInterval), as by
 // the cache. Otherwise one whose objects did not change would go on, when its watch is over, from where it began, which
 // is no history any more if anybody else wrote meanwhile, and would list again.
 func watchWhole(ctx context.Context, s storage.Interface, key string, opts storage.ListOptions) (watch.Interface, error) {
@@ -58,7 +58,7 @@ func watchWhole(ctx context.Context, s storage.Interface, key string, opts stora
 	end := &watchEnd{cancel: cancel}
 	end.mu.Lock()
 	defer end.mu.Unlock()
-	end.forget = context.AfterFunc(ctx, end.request)
+	end.stop = context.AfterFunc(ctx, end.request)
 	return &wholeWatch{w, ahead.Follow(own, w.ResultChan()), end}, nil
 }
 
@@ -84,8 +84,8 @@ func (w *wholeWatch) Stop() {
 type watchEnd struct {
 	mu     sync.Mutex
 	cancel context.CancelFunc // nil when that is done
-	forget func() bool        // that the request ends
-	late   *time.Timer        // from the request's end until nobody reads any more
+	stop   func() bool        // that the request ends
+	late   *time.Timer        // from the request's end until it is not read any more
 }
 
 func (e *watchEnd) request() {
@@ -102,12 +102,12 @@ func (e *watchEnd) reader() {
 	if e.cancel == nil {
 		return
 	}
-	e.forget()
+	e.stop()
 	if e.late != nil {
 		e.late.Stop()
 	}
 	e.cancel()
-	e.cancel, e.forget = nil, nil
+	e.cancel, e.stop = nil, nil
 }
 
 // wholeStorage is a apigeneric.StorageDecorator.

@@ -179,9 +179,9 @@ func TestWatchLeavesNothingOutAtItsEnd(t *testing.T) {
 	testenv.True(t, heard != 0, "no watch delivered anything")
 }
 
-// TestWatchEndsForWhoReadsOn: whoever reads a watch until it ends, as upstream's handler does over WebSocket, does not
-// wait for longer than the request that it belongs to, and is sent the beginning of what happened. Objects change all
-// the time.
+// TestWatchEndsForWhoReadsOn: a client that reads a watch until it ends, as upstream's handler does over WebSocket,
+// does not wait for longer than the request that it belongs to, and is sent the beginning of what happened. Objects
+// change all the time.
 func TestWatchEndsForWhoReadsOn(t *testing.T) {
 	newFixture(t)
 	plain := newPlainStorage()

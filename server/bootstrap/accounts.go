@@ -21,7 +21,7 @@ var systemNamespaces = []string{metav1.NamespaceSystem, metav1.NamespacePublic, 
 const defaultAccount = "default"
 
 // withholdTokens keeps the token of a system namespace's default account out of pods that do not ask for it. An account
-// for which somebody has said either is left as it is.
+// for which a user has set either is left as it is.
 func withholdTokens(ctx context.Context, c kubernetes.Interface) error {
 	var errs []error
 	for _, ns := range systemNamespaces {

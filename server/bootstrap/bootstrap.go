@@ -164,7 +164,7 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 }
 
 // applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it; it aggregates to no
-// other role, since whoever has it answers for addresses outside the cluster.
+// other role, since a user who has it answers for addresses outside the cluster.
 func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx,
 		rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
@@ -184,8 +184,8 @@ func applyURLRole(ctx context.Context, c kubernetes.Interface, name string, path
 // metricsRole has metrics-server's own name.
 const metricsRole = "system:aggregated-metrics-reader"
 
-// applyMetricsRole lets whoever may view, edit or administer a namespace see what its pods use, whichever server says
-// it. A role that came with somebody's metrics-server is left alone.
+// applyMetricsRole lets users who may view, edit or administer a namespace see what its pods use, whichever server
+// reports it. A role that came with a user's metrics-server is left alone.
 func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 	have, err := c.RbacV1().ClusterRoles().Get(ctx, metricsRole, metav1.GetOptions{})
 	if err == nil && have.Labels[managedBy] != manager {
@@ -204,7 +204,7 @@ func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", metricsRole, err)
 }
 
-// beginBackend writes down which back end of the pod network the cluster has, where nobody has said so yet or what was
+// beginBackend writes down which back end of the pod network the cluster has, where none is recorded yet or what was
 // said is gone. From then on the administrator says it, but that the pod network is another plugin's (none), or is not
 // any more: this is said by the flag of a server that is alone.
 func beginBackend(ctx context.Context, o Options) error {
@@ -284,7 +284,7 @@ func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) err
 	if err != nil && !apierrors.IsNotFound(err) {
 		return wrap("Service", dnsName, err)
 	}
-	// The address of a Service cannot be changed: with another --cluster-dns it is made anew.
+	// The address of a Service cannot be changed: with another --cluster-dns it is made again.
 	if err == nil && have.Spec.ClusterIP != ip.String() {
 		if err := checkAddress(ctx, c, ip); err != nil {
 			return err // the one there is goes on answering at its address

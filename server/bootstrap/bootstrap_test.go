@@ -138,7 +138,7 @@ func TestDNSEndpointsFollowNodes(t *testing.T) {
 }
 
 // TestDNSEndpointsCacheIsBehind: a slice that was made a moment ago, and of which the cache has not heard yet, is no
-// trouble. One of that name that somebody else has made is.
+// trouble. One of that name that another owner has made is.
 func TestDNSEndpointsCacheIsBehind(t *testing.T) {
 	c := fake.NewClientset()
 	f := informers.NewSharedInformerFactory(c, 0)
@@ -152,7 +152,7 @@ func TestDNSEndpointsCacheIsBehind(t *testing.T) {
 	s.Labels[discoveryv1.LabelManagedBy] = "somebody"
 	testenv.Must(slices.Update(t.Context(), s, metav1.UpdateOptions{}))(t)
 	if err := d.reconcile(t.Context()); !apierrors.IsAlreadyExists(err) {
-		t.Errorf("somebody else's: %v", err)
+		t.Errorf("another owner's: %v", err)
 	}
 }
 

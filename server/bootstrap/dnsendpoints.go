@@ -35,7 +35,8 @@ const retryAfter = 5 * time.Second
 //
 // It reads nodes and endpoint slices; it alone writes endpoint slices labelled as its own. One slice for each node and
 // not one for all: a node that comes or goes then changes nothing that the other nodes watch but that one small object.
-// The endpoint is always ready: a node's pods are sent to their own node only, and whoever can ask is on one that runs.
+// The endpoint is always ready: a node's pods are sent to their own node only, and a client that can ask is on one that
+// runs.
 type DNSEndpoints struct {
 	client     kubernetes.Interface
 	clusterDNS net.IP
@@ -137,7 +138,7 @@ func (d *DNSEndpoints) put(ctx context.Context, have, want *discoveryv1.Endpoint
 	case have == nil:
 		_, err := api.Create(ctx, want, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) && d.made(ctx, want) {
-			return nil // the informer has not told of it yet; when it does, the next round begins
+			return nil // the informer has not delivered it yet; when it does, the next round begins
 		}
 		return sliceError("creating", want, err)
 	case have.AddressType != want.AddressType: // cannot be changed; the next round, which the deletion starts, creates it

@@ -97,7 +97,7 @@ func (c *consoleService) apply(ctx context.Context) error {
 	}
 	err := c.applyService(ctx)
 	if errors.Is(err, errForeignService) {
-		return errors.Join(err, c.removeSlice(ctx)) // whoever made it gets no endpoint of ours
+		return errors.Join(err, c.removeSlice(ctx)) // a Service of another owner gets no endpoint of ours
 	}
 	if err != nil {
 		return err

@@ -47,7 +47,7 @@ func TestConsoleServiceHasAnEndpointOfEachServer(t *testing.T) {
 	testenv.Check(t, testenv.Err(client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{})), "the Service of the other")
 	testenv.NoError(t, two.apply(ctx))
 	if _, err := client.CoreV1().Services("kube-system").Get(ctx, "console", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-		t.Errorf("the Service that nobody serves: %v", err)
+		t.Errorf("the Service that no server serves: %v", err)
 	}
 	if list, err := client.DiscoveryV1().EndpointSlices("kube-system").List(ctx, metav1.ListOptions{}); err != nil || len(list.Items) != 0 {
 		t.Errorf("%d slices are left, %v", len(list.Items), err)

@@ -146,7 +146,7 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 			return false, err
 		}
 	}
-	// Nobody would tell of the end of the pods of a node that is dead: upstream deletes them with their node.
+	// Nothing would report the end of the pods of a node that is dead: upstream deletes them with their node.
 	if now := d.now(); now.Sub(since) < grace && !isDead(n, since, now) {
 		left, err := d.evict(ctx, n)
 		if err != nil || left > 0 {

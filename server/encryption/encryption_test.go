@@ -225,7 +225,7 @@ func TestRotationOfUnknownStateRestarts(t *testing.T) {
 	}
 }
 
-// TestUnreadableStateIsNotCalledDamaged: whoever may not read the file is not told to remove it.
+// TestUnreadableStateIsNotCalledDamaged: a user who may not read the file is not advised to remove it.
 func TestUnreadableStateIsNotCalledDamaged(t *testing.T) {
 	dir := t.TempDir()
 	ensure(t, Options{Dir: dir, Resources: secrets})
@@ -303,7 +303,7 @@ func TestFingerprintChangesWithKeysOnly(t *testing.T) {
 }
 
 // TestRotationAndAdmissionExcludeEachOther: a rotation and the admission of a server keep one another out, and a
-// rotation that was interrupted admits nobody.
+// rotation that was interrupted admits no server.
 func TestRotationAndAdmissionExcludeEachOther(t *testing.T) {
 	dir := t.TempDir()
 	ensure(t, Options{Dir: dir, Resources: []string{"secrets"}})

@@ -55,9 +55,9 @@ func TestKeysThatAreStillNeeded(t *testing.T) {
 	}
 }
 
-// TestSharedRotationForgetsNothingNeeded: a Secret that a server writes with the old key when all were written again
+// TestSharedRotationKeepsNeededKeys: a Secret that a server writes with the old key when all were written again
 // keeps that key, on all servers, until it is gone.
-func TestSharedRotationForgetsNothingNeeded(t *testing.T) {
+func TestSharedRotationKeepsNeededKeys(t *testing.T) {
 	s := newSeveral(t, 3)
 	s.kv.seal("late", "key1")
 	err := s.rotation(0).Run(t.Context())

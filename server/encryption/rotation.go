@@ -52,7 +52,7 @@ func (o Rotation) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := o.Pull(ctx); err != nil { // this server admits nobody any more; the others do not from a moment on
+	if _, err := o.Pull(ctx); err != nil { // this server admits no other any more; the others do not from a moment on
 		return err
 	}
 	for r.State.Stage != StageDone {
@@ -69,39 +69,39 @@ func (o Rotation) Run(ctx context.Context) error {
 }
 
 // begin returns the rotation that was interrupted, or begins one.
-func (o Rotation) begin(ctx context.Context) (record, error) {
+func (o Rotation) begin(ctx context.Context) (sharedKeys, error) {
 	path := filepath.Join(o.Dir, configFile)
 	l, err := readLayout(path)
 	if errors.Is(err, errForeign) {
-		return record{}, fmt.Errorf("%s was written by hand, so its keys are rotated by hand too: nothing was changed", path)
+		return sharedKeys{}, fmt.Errorf("%s was written by hand, so its keys are rotated by hand too: nothing was changed", path)
 	}
 	if err != nil {
-		return record{}, err
+		return sharedKeys{}, err
 	}
 	r, err := o.read(ctx)
 	if err != nil {
-		return record{}, err
+		return sharedKeys{}, err
 	}
 	if r.revision == 0 { // the servers have had the same files since each joined
-		r = record{Keys: l.keys, State: state{Stage: StageDone}}
+		r = sharedKeys{Keys: l.keys, State: state{Stage: StageDone}}
 	}
 	if r.State.Stage != StageDone {
 		return r, nil
 	}
 	k, err := newKey(slices.Concat(l.keyNames(), layout{keys: r.Keys}.keyNames(), r.Forgotten, []string{r.State.NewKey}))
 	if err != nil {
-		return record{}, err
+		return sharedKeys{}, err
 	}
 	r.Keys = append(slices.Clone(r.Keys), k)
 	r.State = state{Stage: StagePrepare, NewKey: k.Name, Started: o.Clock.Now().UTC()}
 	if r, err = o.put(ctx, r); err != nil {
-		return record{}, fmt.Errorf("beginning the rotation: %w", err)
+		return sharedKeys{}, fmt.Errorf("beginning the rotation: %w", err)
 	}
 	return r, nil
 }
 
 // step brings the stage that the store says to its end and begins the next one.
-func (o Rotation) step(ctx context.Context, r record) (record, error) {
+func (o Rotation) step(ctx context.Context, r sharedKeys) (sharedKeys, error) {
 	o.Progress(r.State.Stage, 0, nil)
 	if err := ctx.Err(); err != nil {
 		return r, err
@@ -153,7 +153,7 @@ func (o Rotation) step(ctx context.Context, r record) (record, error) {
 }
 
 // awaitServers returns when every server's API server goes by a record.
-func (o Rotation) awaitServers(ctx context.Context, r record) error {
+func (o Rotation) awaitServers(ctx context.Context, r sharedKeys) error {
 	began, last := o.Clock.Now(), ""
 	for {
 		missing, err := o.missing(ctx, r.Generation)

@@ -31,7 +31,7 @@ func Fingerprint(dir string) (string, error) {
 		_, _ = sum.Write(data) // a hash does not fail
 	case err != nil:
 		return "", fmt.Errorf("reading the encryption keys: %w", err)
-	default: // the resources follow the settings that servers share, and a start may write them anew
+	default: // the resources follow the settings that servers share, and a start may write them again
 		for _, k := range l.keys {
 			fmt.Fprintf(sum, "%q %q\n", k.Name, k.Secret)
 		}
@@ -43,7 +43,7 @@ func Fingerprint(dir string) (string, error) {
 // the answer, which says why.
 const holdPatience = 300 * time.Millisecond
 
-// errChanging is told to a server that comes while the keys are replaced.
+// errChanging is the answer to a server that joins while the keys are replaced.
 var errChanging = errors.New("the key that encrypts Secrets is being replaced; a server can join when that is done: coracle " +
 	"secrets-encrypt status")
 

@@ -37,8 +37,8 @@ type Shared struct {
 	Dir string
 }
 
-// record is what the store has.
-type record struct {
+// sharedKeys is what the store has.
+type sharedKeys struct {
 	// Generation grows with each change.
 	Generation uint64 `json:"generation"`
 	State      state  `json:"state"`
@@ -82,7 +82,7 @@ func (s Shared) Pull(ctx context.Context) (uint64, error) {
 }
 
 // merged are the keys that a server with these has to have.
-func (r record) merged(have []key) []key {
+func (r sharedKeys) merged(have []key) []key {
 	out := slices.Clone(r.Keys)
 	for _, k := range have {
 		if !slices.ContainsFunc(out, func(o key) bool { return o.Name == k.Name }) && !slices.Contains(r.Forgotten, k.Name) {
@@ -131,14 +131,14 @@ func (s Shared) box() storecrypt.Box {
 	return storecrypt.Box{KV: s.KV, Secret: s.Secret, Key: SharedKey}
 }
 
-func (s Shared) read(ctx context.Context) (record, error) {
-	var r record
+func (s Shared) read(ctx context.Context) (sharedKeys, error) {
+	var r sharedKeys
 	revision, err := s.box().Get(ctx, &r)
 	if err != nil || revision == 0 {
-		return record{}, err
+		return sharedKeys{}, err
 	}
 	if r.Generation == 0 || len(r.Keys) == 0 || r.State.Stage == "" {
-		return record{}, errors.New("the encryption keys in the store are incomplete")
+		return sharedKeys{}, errors.New("the encryption keys in the store are incomplete")
 	}
 	r.revision = revision
 	return r, nil
@@ -148,8 +148,8 @@ var errOtherRotation = errors.New("another server rotates the encryption key at 
 	"readable; when the other one has ended, run it again if the key is to " +
 	"be replaced once more")
 
-// put writes the record as the next generation, if nobody else has meanwhile.
-func (s Shared) put(ctx context.Context, r record) (record, error) {
+// put writes the record as the next generation, if no other server has meanwhile.
+func (s Shared) put(ctx context.Context, r sharedKeys) (sharedKeys, error) {
 	r.Generation++
 	revision, err := s.box().Put(ctx, r, r.revision)
 	if errors.Is(err, storecrypt.ErrChanged) {

@@ -82,7 +82,7 @@ func (u *Use) read(ctx context.Context, o ...clientv3.OpOption) (int64, error) {
 	return found.Header.Revision, nil
 }
 
-// UnusedNow asks the store at once. Who learned of an event from this server's store is told of everything that was
+// UnusedNow asks the store at once. A client that received an event from this server's store gets everything that was
 // before that.
 func (u *Use) UnusedNow(ctx context.Context) bool {
 	_, err := u.read(ctx, clientv3.WithSerializable())
@@ -117,7 +117,7 @@ func (u *Use) follow(ctx context.Context, from int64) {
 		if !matters {
 			continue
 		}
-		if _, err := u.read(ctx, clientv3.WithSerializable()); err != nil { // of what the watch has told
+		if _, err := u.read(ctx, clientv3.WithSerializable()); err != nil { // of what the watch has delivered
 			return
 		}
 	}

@@ -91,7 +91,7 @@ func TestGatewayUseFollowsStoredKeys(t *testing.T) {
 		select {
 		case <-changed:
 		default:
-			t.Error("nobody is told")
+			t.Error("no one is notified")
 		}
 		before := s.reads
 		s.event(route, true) // its status, say

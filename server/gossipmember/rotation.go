@@ -22,7 +22,7 @@ const (
 	// rotationPoll is how often a rotation looks who has the keys, nodesPoll how often which nodes there are.
 	rotationPoll, nodesPoll = 500 * time.Millisecond, 5 * time.Second
 	// rotationPatience is how long a rotation waits for the nodes that have not taken a key over. A node asks for it
-	// within seconds, and once a minute where it hears nobody.
+	// within seconds, and once a minute where it hears no member.
 	rotationPatience = 3 * time.Minute
 	// nodelessPatience is the same for members that have no Node: machines that are about to register, and servers
 	// without one.

@@ -59,7 +59,7 @@ func TestGossipRotationAwaitsAllMembers(t *testing.T) {
 				}
 				if text := strings.Join(reported, "\n"); !strings.Contains(text, "waiting for") ||
 					strings.Contains(text, "interrupted") != interrupted {
-					t.Errorf("it was told:\n%s", text)
+					t.Errorf("it logged:\n%s", text)
 				}
 			})
 		})

@@ -133,7 +133,7 @@ func hold() (release func(), err error) {
 	var held []int
 	release = func() {
 		for _, fd := range held {
-			_ = unix.Close(fd) // nobody else has it
+			_ = unix.Close(fd) // nothing else has it
 		}
 	}
 	var limit syscall.Rlimit

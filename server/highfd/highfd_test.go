@@ -77,7 +77,7 @@ func TestMovedConnectionsWorkAndClose(t *testing.T) {
 	l.Close()
 	if c, err := net.Dial("tcp", address); err == nil {
 		c.Close()
-		t.Error("somebody listens although the listener was closed")
+		t.Error("a process listens although the listener was closed")
 	}
 	testenv.Equal(t, openFiles(t), before-2, "files are open:")
 }
@@ -204,7 +204,7 @@ func TestConcurrentOpensDoNotLowerTheNumber(t *testing.T) {
 					}
 				}
 				for _, fd := range fds {
-					_ = unix.Close(fd) // nobody else has it
+					_ = unix.Close(fd) // nothing else has it
 				}
 				select {
 				case <-stop:
@@ -242,6 +242,6 @@ func allow(t *testing.T, files uint64) {
 func take(t *testing.T, least int) int {
 	t.Helper()
 	fd := testenv.Must(unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, least))(t)
-	t.Cleanup(func() { _ = unix.Close(fd) }) // nobody else has it
+	t.Cleanup(func() { _ = unix.Close(fd) }) // nothing else has it
 	return fd
 }

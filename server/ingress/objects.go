@@ -25,7 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// objects are those of the table, followed for as long as somebody wants it.
+// objects are those of the table, followed for as long as a client wants it.
 type objects struct {
 	client  kubernetes.Interface
 	log     *slog.Logger

@@ -56,6 +56,6 @@ func TestReadsAreBounded(t *testing.T) {
 	}
 	r.sync(at, nil, get)
 	if r.get(good) != nil {
-		t.Error("what nobody names any more is remembered")
+		t.Error("what no object names any more is remembered")
 	}
 }

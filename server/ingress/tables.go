@@ -95,7 +95,7 @@ func (t *Tables) Run(ctx context.Context) {
 
 // serve watches the objects until no stream has been there for linger.
 func (t *Tables) serve(ctx context.Context) {
-	defer t.forget() // when nothing can be put any more
+	defer t.drop() // when nothing can be put any more
 	ctx, cancel := context.WithCancel(ctx)
 	o := newObjects(t.o)
 	var watching sync.WaitGroup
@@ -132,8 +132,8 @@ func (t *Tables) put(s table.Sections) {
 	t.changed = make(chan struct{})
 }
 
-// forget drops the table: the next stream waits for a new one.
-func (t *Tables) forget() {
+// drop drops the table: the next stream waits for a new one.
+func (t *Tables) drop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.now, t.ready = table.Sections{}, false
@@ -174,7 +174,7 @@ func (t *Tables) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuses says why somebody may not have the table; 0: he may. Whoever may ask for all paths is no node for that.
+// refuses says why a client may not have the table; 0: it may. One that may ask for all paths is no node for that.
 func refuses(r *http.Request) (code int, why string) {
 	if r.Method != http.MethodGet {
 		return http.StatusMethodNotAllowed, "the table of the ingress is read only"

@@ -94,9 +94,9 @@ type API interface {
 // Leader runs what the leader does while this server leads.
 type Leader struct {
 	o Options
-	// helmWanted and gatewayWanted say that somebody has an object of the kinds of Helm charts or of the Gateway API.
+	// helmWanted and gatewayWanted say that a user has an object of the kinds of Helm charts or of the Gateway API.
 	helmWanted, gatewayWanted timers.Signal
-	// refusals are nodes that gave claims no local volume, which the scheduler is told.
+	// refusals are nodes that gave claims no local volume, which the scheduler gets.
 	refusals *localpath.Refusals
 }
 

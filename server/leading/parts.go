@@ -150,7 +150,7 @@ func (l *Leader) manifestsPart(ctx context.Context, t *term.Term) error {
 	return m.Run(ctx)
 }
 
-// wantKind has kinds that this package defines defined at once, for somebody who has an object of them. It says whether
+// wantKind has kinds that this package defines defined at once, for a user who has an object of them. It says whether
 // the kind is one of these.
 func (l *Leader) wantKind(of schema.GroupKind) bool {
 	switch {

@@ -49,7 +49,7 @@ func TestAskReturnsOtherServersFinding(t *testing.T) {
 	dial := func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
 	}
-	idle, err := dial(ctx) // says nothing and holds nobody up
+	idle, err := dial(ctx) // says nothing and holds no other up
 	testenv.NoError(t, err)
 	defer idle.Close()
 	for node, want := range map[string]Finding{

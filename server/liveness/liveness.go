@@ -55,7 +55,7 @@ const (
 	// rest is the longest pause between two looks at all nodes.
 	rest = 5 * time.Second
 	// stall is by how much this server must have been late to have been paused as a whole: long enough for nodes to
-	// hang up on it, nearly.
+	// close its connection, nearly.
 	stall = 5 * time.Second
 	// settle is how long the readers of connections get after this server was short of CPU.
 	settle = 250 * time.Millisecond
@@ -118,7 +118,7 @@ type state struct {
 	// byLease says that the node proved to live by its lease alone after it was judged dead.
 	byLease bool
 
-	nominated time.Time     // somebody thinks that the node is dead; zero: nobody does
+	nominated time.Time     // a reporter thinks that the node is dead; zero: none does
 	next      time.Time     // no check before
 	checked   bool          // since it was heard, or nominated
 	answers   bool          // the last check found that its machine answers, and no more
@@ -175,8 +175,8 @@ func (j *Judge) Run(ctx context.Context) {
 	}
 }
 
-// noteDelay notes by how much something took longer than it can have. A whole process that was paused has heard nobody
-// meanwhile, and nodes have hung up on it: all of them get time again.
+// noteDelay notes by how much something took longer than it can have. A whole process that was paused has heard no node
+// meanwhile, and nodes have closed their connections to it: all of them get time again.
 func (j *Judge) noteDelay(by time.Duration) {
 	if by > stall {
 		now := j.o.Now()
@@ -232,7 +232,7 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 		}
 		return !seen[name]
 	})
-	// nobody counts what was heard before that
+	// what was heard before that does not count
 	maps.DeleteFunc(j.deletedNodes, func(_ string, at time.Time) bool { return now.Sub(at) > slow })
 	due := now.Add(pause) // when the first one is missed, however long checks and writes take until then
 	pause = rest
@@ -340,7 +340,7 @@ func (j *Judge) timeSinceHeard(name string, s *state, now time.Time) (silence, l
 	return now.Sub(last), limit
 }
 
-// waited is for how long this judge has listened to a node in vain.
+// waited is for how long this judge has heard nothing of a node.
 func (j *Judge) waited(name string, s *state, now time.Time) time.Duration {
 	c, _ := j.contact(name, s)
 	return now.Sub(latest(latest(c.Last, s.posted), latest(s.first, j.lastPause())))

@@ -272,7 +272,7 @@ func TestNodeHeardByOthersIsNotDead(t *testing.T) {
 	}{
 		{name: "others hear it", finding: Heard, contact: tunnels.Contact{Direct: true}, before: time.Hour},
 		{name: "its machine answers", finding: Reachable, contact: tunnels.Contact{Direct: true}, before: slow - time.Second, after: slow + 3*time.Second},
-		{name: "nobody could ever connect to it", before: quickFar - 100*time.Millisecond, after: quickFar + 2*time.Second},
+		{name: "no server could ever connect to it", before: quickFar - 100*time.Millisecond, after: quickFar + 2*time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			live(t, 3, func(w *world) {
@@ -306,7 +306,7 @@ func TestUnconnectedNodeLivesByItsLease(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			live(t, 2, func(w *world) {
-				// That nobody can connect to it is no proof if its lease is renewed often.
+				// That no server can connect to it is no proof if its lease is renewed often.
 				while := tt.finding
 				if tt.lasts > slow {
 					while = Reachable
@@ -352,8 +352,8 @@ func TestFailedWritesAreRepeated(t *testing.T) {
 }
 
 // TestEvictionWaitsWhenMostVanish: when most nodes vanish together, and upstream would evict their pods, the Nodes are
-// left alone for a while. Whoever does not count for upstream's node lifecycle controller does not count here either,
-// and who vanished long ago is none of those that vanish now.
+// left alone for a while. A node that does not count for upstream's node lifecycle controller does not count here
+// either, and who vanished long ago is none of those that vanish now.
 func TestEvictionWaitsWhenMostVanish(t *testing.T) {
 	six := map[string]string{"own": "a", "n1": "a", "n2": "b", "n3": "b", "n4": "b", "n5": "b", "n6": "c", "n7": "c", "n8": "c", "n9": "c", "n10": "c"}
 	for _, tt := range []struct {
@@ -557,8 +557,8 @@ func TestSuspectedNodeIsCheckedAtOnce(t *testing.T) {
 	})
 }
 
-// A server that was paused, alone, has heard nobody and was hung up on. When it wakes, nodes get time to connect again;
-// one that died meanwhile is noticed, and one that was dead stays so.
+// A server that was paused, alone, has heard no node, and its connections were closed. When it wakes, nodes get time to
+// connect again; one that died meanwhile is noticed, and one that was dead stays so.
 func TestPausedServerGivesNodesTime(t *testing.T) {
 	for name, direct := range map[string]bool{"reached directly": true, "behind a router": false} {
 		t.Run(name, func(t *testing.T) {
@@ -685,8 +685,8 @@ func TestDeathAmidManySilent(t *testing.T) {
 	})
 }
 
-// Nor does a node wait for all of them that has a longer time to be silent and is to be checked again: one that nobody
-// can connect to, and that others heard until it died.
+// Nor does a node wait for all of them that has a longer time to be silent and is to be checked again: one that no
+// server can connect to, and that others heard until it died.
 func TestFarDeathAmidManySilent(t *testing.T) {
 	const many = 6 * parallel
 	live(t, many+1, func(w *world) {

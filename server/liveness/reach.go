@@ -26,7 +26,7 @@ const (
 	attempts     = 3
 	attemptAfter = 150 * time.Millisecond
 	// near is how long the machine of a node may take to answer of which a check can tell that it does not: one attempt
-	// may be in vain, and another one still has its answer within CheckTimeout.
+	// may fail, and another one still has its answer within CheckTimeout.
 	near = CheckTimeout / 2
 )
 

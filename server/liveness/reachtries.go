@@ -19,8 +19,8 @@ type reachTry struct {
 }
 
 // due returns which of the nodes that were never reached are tried now, and how long to wait after that. One that has
-// just come is tried before those that were tried in vain: until it was reached its death is seen late, and there may
-// be hundreds that nobody can ever reach. One that connects from another address than before has just come, too. A node
+// just come is tried before those whose tries failed: until it was reached its death is seen late, and there may
+// be hundreds that can never be reached. One that connects from another address than before has just come, too. A node
 // that is new has connected before it is registered.
 func (r reachTries) due(unreached map[string]string, now time.Time,
 	registered func(node string) bool) (batch []string, pause time.Duration) {

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestNewNodesAreProbedFirst: a node that comes is tried at once, also where hundreds were tried in vain; those are
+// TestNewNodesAreProbedFirst: a node that comes is tried at once, also where hundreds were tried and failed; those are
 // tried in turn, and ever less.
 func TestNewNodesAreProbedFirst(t *testing.T) {
 	now := time.Now()
@@ -42,7 +42,7 @@ func TestNewNodesAreProbedFirst(t *testing.T) {
 			tried[name]++
 		}
 		if len(batch) > 0 {
-			now = now.Add(reachPatience) // nobody answers
+			now = now.Add(reachPatience) // no node answers
 		}
 		now = now.Add(pause)
 	}

@@ -78,7 +78,7 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 }
 
 // holdBack leaves Nodes alone when most have vanished together: then it is likelier that this server is cut off. Their
-// pods are marked, which a node that lives undoes, but nobody is evicted. As long as that is not known of enough of
+// pods are marked, which a node that lives undoes, but no pod is evicted. As long as that is not known of enough of
 // them, all that were found dead last are left alone. In some zones upstream stops evictions by itself, see
 // upstreamStops; this is for the others.
 func (j *Judge) holdBack(nodes []*corev1.Node) {

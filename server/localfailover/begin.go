@@ -37,11 +37,11 @@ func (l *Listener) await(b *begun, answer func(net.Conn)) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
-			return // who accepts next is told
+			return // the next accept gets the error
 		}
 		over := b.isOver()
 		if over || !l.fromHere(c) {
-			b.keep(c)
+			b.holdOpen(c)
 		} else if mine := l.accept(c); mine != nil {
 			l.answer(mine, answer)
 		}
@@ -57,7 +57,7 @@ func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
 	many := len(l.here) > most
 	l.mu.Unlock()
 	if many {
-		_ = c.Close() // whoever has opened it tries again
+		_ = c.Close() // the client tries again
 		return
 	}
 	l.running.Go(func() {
@@ -67,8 +67,8 @@ func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
 	})
 }
 
-// keep keeps a connection for the API server.
-func (b *begun) keep(c net.Conn) {
+// holdOpen keeps a connection for the API server.
+func (b *begun) holdOpen(c net.Conn) {
 	for {
 		select {
 		case b.conns <- c:

@@ -16,7 +16,7 @@ import (
 // startingUp answers a connection as a server does that has no API yet.
 func startingUp(c net.Conn) { _, _ = io.WriteString(c, "starting\n") }
 
-// expectAnswer is what a program is told that says nothing.
+// expectAnswer is what a program gets that says nothing.
 func (f *fixture) expectAnswer(c *client, want string) {
 	f.t.Helper()
 	if got, err := c.r.ReadString('\n'); got != want+"\n" {

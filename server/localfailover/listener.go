@@ -91,8 +91,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// fromHere says whether a program of this machine has opened a connection. Nobody else's comes from the address that it
-// leads to: the kernel drops packets that claim to.
+// fromHere says whether a program of this machine has opened a connection. No other machine's comes from the address
+// that it leads to: the kernel drops packets that claim to.
 func (l *Listener) fromHere(c net.Conn) bool {
 	from, ok := c.RemoteAddr().(*net.TCPAddr)
 	if !ok || from.IP.IsLoopback() || !l.o.Bound {
@@ -112,7 +112,7 @@ func (l *Listener) accept(c net.Conn) net.Conn {
 		l.here[mine] = struct{}{}
 		return mine
 	case len(l.passed) == most:
-		_ = c.Close() // whoever has opened it tries again
+		_ = c.Close() // the client tries again
 	default:
 		ctx, cancel := context.WithCancel(l.ctx)
 		l.passed[c] = cancel
@@ -186,7 +186,7 @@ func ending(to, from net.Conn, err error) {
 	if half, ok := to.(*net.TCPConn); err == nil && ok && half.CloseWrite() == nil {
 		return
 	}
-	_, _ = to.Close(), from.Close() // whoever reads or writes there still notices
+	_, _ = to.Close(), from.Close() // a goroutine that still reads or writes there notices
 }
 
 // complain says once that no other server could be had.

@@ -99,7 +99,7 @@ func newStarting(t *testing.T, wrap ...func(net.Listener) net.Listener) *fixture
 	return f
 }
 
-// closed is an address at which nobody is until the test ends.
+// closed is an address at which no process is until the test ends.
 func closed(t *testing.T) string {
 	t.Helper()
 	return testenv.Address(t, "127.0.0.1:0")
@@ -198,8 +198,8 @@ func TestHalfClosedConnectionIsReadToItsEnd(t *testing.T) {
 	}
 }
 
-// TestNoFailoverTargetClosesConnections: no other server accepts. Programs are hung up on, which is said once, and have
-// the first that accepts then.
+// TestNoFailoverTargetClosesConnections: no other server accepts. Connections of programs are closed, which is logged
+// once, and have the first that accepts then.
 func TestNoFailoverTargetClosesConnections(t *testing.T) {
 	f := newFixture(t)
 	f.mu.Lock()

@@ -25,7 +25,7 @@ const crdPatience = 10 * time.Second
 
 // applyFile applies a file's objects. One that fails does not keep the others from being applied, as with kubectl.
 func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
-	r := m.record(name)
+	r := m.inventoryOf(name)
 	want, err := m.setNamespaces(ctx, f.objects)
 	before := r.objects
 	if err == nil {

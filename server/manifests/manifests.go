@@ -4,12 +4,12 @@
 //
 // A file is read as a whole: one that is malformed changes nothing. Its objects are applied by server-side apply, which
 // writes nothing where nothing differs. What a file once held and holds no more is deleted, also after restarts: a
-// ConfigMap in kube-system for each file, its record, says what it applied. Records are written before objects, so that
-// a crash never leaves an object without a record.
+// ConfigMap in kube-system for each file, its inventory, says what it applied. Inventories are written before objects,
+// so that a crash never leaves an object without an inventory.
 //
-// The package owns the records, and the objects that carry its annotation. It deletes nothing else, and nothing that
-// another file in the folder asks for. It runs where the leader is; a record names the server whose folder had the
-// file, and only that server takes a missing file for a removed one.
+// The package owns the inventories, and the objects that carry its annotation. It deletes nothing else, and nothing
+// that another file in the folder asks for. It runs where the leader is; an inventory names the server whose folder had
+// the file, and only that server takes a missing file for a removed one.
 package manifests
 
 import (
@@ -42,7 +42,7 @@ const (
 	// fieldManager owns the fields of what is applied.
 	fieldManager = "coracle-manifests"
 
-	resyncEvery = 5 * time.Minute // in case the kernel told of no change: network file systems
+	resyncEvery = 5 * time.Minute // in case the kernel reported no change: network file systems
 	settle      = 300 * time.Millisecond
 	firstRetry  = time.Second
 	lastRetry   = time.Minute
@@ -80,8 +80,8 @@ type Manifests struct {
 	// mapper exists during a round only: what it knows costs megabytes and is stale by the next.
 	mapper meta.ResettableRESTMapper
 
-	records map[string]*record // by file: what the cluster remembers
-	files   map[string]*file   // by file: how far this run is with it
+	inventories map[string]*inventory // by file: what the cluster remembers
+	files       map[string]*file      // by file: how far this run is with it
 }
 
 // file is what this run knows about a file.
@@ -93,7 +93,7 @@ type file struct {
 	// retry is when to try again, after a pause of wait.
 	retry time.Time
 	wait  time.Duration
-	// reported is the last trouble told, so that the same is not told every time.
+	// reported is the last trouble logged, so that the same is not logged every time.
 	reported string
 }
 
@@ -101,7 +101,7 @@ type file struct {
 func New(o Options) (*Manifests, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	config := rest.AddUserAgent(rest.CopyConfig(o.Config), "manifests")
-	m := &Manifests{o: o, log: o.Logger, records: map[string]*record{}, files: map[string]*file{}}
+	m := &Manifests{o: o, log: o.Logger, inventories: map[string]*inventory{}, files: map[string]*file{}}
 	var errs [3]error
 	m.kube, errs[0] = kubernetes.NewForConfig(config)
 	m.dynamic, errs[1] = dynamic.NewForConfig(config)
@@ -123,8 +123,8 @@ func (m *Manifests) Run(ctx context.Context) error {
 	}
 	w := newWatcher(m.o)
 	defer w.close()
-	for m.records = nil; m.records == nil; {
-		if err := m.loadRecords(ctx); err != nil {
+	for m.inventories = nil; m.inventories == nil; {
+		if err := m.loadInventories(ctx); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}

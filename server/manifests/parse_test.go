@@ -97,12 +97,12 @@ func TestScanFindsManifestsOnly(t *testing.T) {
 
 func TestRecordKeepsItsObjects(t *testing.T) {
 	objects := testenv.Must(parse("f.yaml", []byte("{apiVersion: v1, kind: Namespace, metadata: {name: x}}\n---\n{apiVersion: apps/v1, kind: Deployment, metadata: {name: d, namespace: x}}")))(t)
-	r := &record{file: "f.yaml", server: "s", status: statusApplied, hash: "h", objects: []ref{objects[0].ref(), objects[1].ref()}}
+	r := &inventory{file: "f.yaml", server: "s", status: statusApplied, hash: "h", objects: []ref{objects[0].ref(), objects[1].ref()}}
 	stored := configMapOf(r)
-	got, err := parseRecord(stored)
+	got, err := parseInventory(stored)
 	if err != nil || got.file != r.file || got.server != r.server || got.status != r.status || got.hash != r.hash || !slices.Equal(got.objects, r.objects) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	stored.Data["objects"] += "by hand\n"
-	testenv.Fails(t, testenv.Err(parseRecord(stored)), "a damaged record was read")
+	testenv.Fails(t, testenv.Err(parseInventory(stored)), "a damaged record was read")
 }

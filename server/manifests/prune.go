@@ -21,8 +21,8 @@ import (
 func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
 	wanted := m.wanted(found)
 	all := true
-	for _, name := range slices.Sorted(maps.Keys(m.records)) {
-		r := m.records[name]
+	for _, name := range slices.Sorted(maps.Keys(m.inventories)) {
+		r := m.inventories[name]
 		_, exists := found[name]
 		f := m.files[name]
 		switch {
@@ -31,9 +31,9 @@ func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
 		case !exists && r.server != m.o.ServerID:
 			// Another server's folder had it; this one's word about it means nothing.
 		case !exists:
-			all = m.pruneRecord(ctx, r, nil, wanted) && all
+			all = m.pruneInventory(ctx, r, nil, wanted) && all
 		case f != nil && f.objects != nil && f.settled:
-			all = m.pruneRecord(ctx, r, refs(f.objects), wanted) && all
+			all = m.pruneInventory(ctx, r, refs(f.objects), wanted) && all
 		}
 	}
 	return all
@@ -42,7 +42,7 @@ func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
 // wanted is everything that some file asks for, or may ask for: of a malformed or skipped file, what it applied last.
 func (m *Manifests) wanted(found map[string]source) map[ref]bool {
 	wanted := map[ref]bool{}
-	for name, r := range m.records {
+	for name, r := range m.inventories {
 		f, s := m.files[name], found[name]
 		_, exists := found[name]
 		if (exists && (s.skip || f == nil || f.objects == nil)) || (!exists && r.server != m.o.ServerID) {
@@ -59,9 +59,9 @@ func (m *Manifests) wanted(found map[string]source) map[ref]bool {
 	return wanted
 }
 
-// pruneRecord deletes the record's objects but those to keep, and then the record itself if nothing is kept because the
-// file is gone (keep is nil).
-func (m *Manifests) pruneRecord(ctx context.Context, r *record, keep []ref, wanted map[ref]bool) bool {
+// pruneInventory deletes the inventory's objects but those to keep, and then the inventory itself if nothing is kept
+// because the file is gone (keep is nil).
+func (m *Manifests) pruneInventory(ctx context.Context, r *inventory, keep []ref, wanted map[ref]bool) bool {
 	removed := keep == nil && m.files[r.file] == nil
 	var errs []error
 	left := slices.Clone(keep)
@@ -90,7 +90,7 @@ func (m *Manifests) pruneRecord(ctx context.Context, r *record, keep []ref, want
 		m.log.Info("deleted what a manifest no longer says", "file", r.file, "objects", deleted)
 	}
 	if removed && len(left) == 0 {
-		errs = append(errs, m.forget(ctx, r))
+		errs = append(errs, m.deleteInventory(ctx, r))
 	} else {
 		before := r.stored
 		errs = append(errs, m.save(ctx, r))

@@ -47,15 +47,15 @@ func TestServerRemembersTheBackend(t *testing.T) {
 				t.Errorf("it heard %q last, want %q", last, c.kept)
 			}
 			if want := k.ForJoining(c.own, last); want != c.want {
-				t.Errorf("who joins is told %q, want %q", want, c.want)
+				t.Errorf("a joining machine gets %q, want %q", want, c.want)
 			}
 		})
 	}
 }
 
-// TestOtherPluginForgetsTheBackend: a server that gives the pod network to another plugin keeps nothing of before,
+// TestOtherPluginRemovesTheBackend: a server that gives the pod network to another plugin keeps nothing of before,
 // which it would go by when it takes the network back.
-func TestOtherPluginForgetsTheBackend(t *testing.T) {
+func TestOtherPluginRemovesTheBackend(t *testing.T) {
 	dir := t.TempDir()
 	testenv.NoError(t, clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard))
 	if _, err := New(Options{Dir: dir, Own: clusterconfig.NetworkNone}); err != nil || clusterconfig.ReadBackend(dir) != "" {
@@ -72,7 +72,7 @@ func TestLastOfEarlierRun(t *testing.T) {
 		t.Errorf("%v, it knows %q", err, k.Last())
 	}
 	var disabled *Keeper
-	testenv.Equal(t, disabled.Last(), "", "nobody knows")
+	testenv.Equal(t, disabled.Last(), "", "none is known")
 }
 
 // TestOutdatedBackendFlagIsReported: a server that runs says that it would not start any more with its flag, until that

@@ -109,7 +109,7 @@ func (m *nodeMembers) once(ctx context.Context) bool {
 
 func (m *nodeMembers) remove(ctx context.Context, n *corev1.Node) error {
 	id, all := n.Annotations[clusterconfig.ServerIDAnnotation], m.store.Members()
-	// A node may write its own annotations and finalizers, but not this label: it cannot name somebody else's server.
+	// A node may write its own annotations and finalizers, but not this label: it cannot name another node's server.
 	// The only server remains what it is; its node registers again.
 	if roster.IsServer(n) && len(all) > 1 && roster.IsMember(all, id) {
 		if err := m.store.RemoveMember(ctx, id); err != nil && status.Code(err) != codes.NotFound {

@@ -130,5 +130,5 @@ func TestNodeIsMarkedAsAServers(t *testing.T) {
 	}
 	store.alive = ""
 	store.refuses = status.Error(codes.FailedPrecondition, "no majority")
-	testenv.Fails(t, r.mark(t.Context(), "before"), "the refusal to remove the former server is not told")
+	testenv.Fails(t, r.mark(t.Context(), "before"), "the refusal to remove the former server is not reported")
 }

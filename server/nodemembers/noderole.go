@@ -36,7 +36,7 @@ const (
 // Role keeps on this machine's node what says that it is a server's: the label, the server's name in the store, and
 // the finalizer that takes the server out of the store when the node is deleted. The kubelet may not set it (the
 // NodeRestriction admission plugin refuses node-role.kubernetes.io to it), and each server knows best that it is one,
-// so each labels its own node, whoever leads.
+// so each labels its own node, whichever leads.
 type Role struct {
 	client kubernetes.Interface
 	node   string
@@ -108,7 +108,7 @@ func (r *Role) complete(n *corev1.Node) bool {
 // back under its name, and its former self is not waited for.
 func (r *Role) mark(ctx context.Context, former string) error {
 	if former != r.id && roster.IsMember(r.store.Members(), former) {
-		if answers(r.store.Survey(ctx), former) {
+		if responsive(r.store.Survey(ctx), former) {
 			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or the annotation %s was written by hand",
 				former, clusterconfig.ServerIDAnnotation)
 		}
@@ -134,6 +134,6 @@ func (r *Role) mark(ctx context.Context, former string) error {
 	return err
 }
 
-func answers(all []raftstore.MemberState, id string) bool {
+func responsive(all []raftstore.MemberState, id string) bool {
 	return slices.ContainsFunc(all, func(m raftstore.MemberState) bool { return m.Name == id && m.Answers })
 }

@@ -154,7 +154,7 @@ func (h *Handler) serveIndex(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("encoding the index: %w", err)
 	}
-	return serve(w, r, answer{contentType: "application/json", etag: contentHash(body)}, func() ([]byte, error) { return body, nil })
+	return serve(w, r, responseHead{contentType: "application/json", etag: contentHash(body)}, func() ([]byte, error) { return body, nil })
 }
 
 // serveV3 serves one document: a built-in one, of custom resources, or an aggregated server's.
@@ -189,7 +189,7 @@ func (h *Handler) serveDocument(w http.ResponseWriter, r *http.Request, name, ha
 		w.WriteHeader(http.StatusNotAcceptable)
 		return nil
 	}
-	a := answer{contentType: contentType, etag: hash}
+	a := responseHead{contentType: contentType, etag: hash}
 	if asked := r.URL.Query().Get("hash"); asked != "" {
 		if asked != hash {
 			http.Redirect(w, r, documentURL(name, hash), http.StatusMovedPermanently)

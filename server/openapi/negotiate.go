@@ -60,15 +60,15 @@ func contentHash(parts ...[]byte) string {
 	return fmt.Sprintf("%X", sum.Sum(nil))
 }
 
-// answer is what is known of a response before its body is built.
-type answer struct {
+// responseHead is what is known of a response before its body is built.
+type responseHead struct {
 	contentType string
 	etag        string
 	immutable   time.Time // when set, the URL names the content for ever from then on
 }
 
 // serve answers a conditional request without calling build when it can.
-func serve(w http.ResponseWriter, r *http.Request, a answer, build func() ([]byte, error)) error {
+func serve(w http.ResponseWriter, r *http.Request, a responseHead, build func() ([]byte, error)) error {
 	header := w.Header()
 	etag := strconv.Quote(a.etag)
 	header.Set("Etag", etag)

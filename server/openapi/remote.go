@@ -234,7 +234,7 @@ func (rs *remotes) proxy(w http.ResponseWriter, r *http.Request, api *apiregistr
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	_, _ = io.Copy(w, resp.Body) // the client sees a short body; there is nobody else to tell
+	_, _ = io.Copy(w, resp.Body) // the client sees a short body; there is no one else to report it to
 	return nil
 }
 
@@ -256,7 +256,7 @@ func serveConverted(w http.ResponseWriter, r *http.Request, v2 []byte) error {
 		w.WriteHeader(http.StatusNotAcceptable)
 		return nil
 	}
-	return serve(w, r, answer{contentType: contentType, etag: contentHash(v2)}, func() ([]byte, error) {
+	return serve(w, r, responseHead{contentType: contentType, etag: contentHash(v2)}, func() ([]byte, error) {
 		var s spec.Swagger
 		if err := json.Unmarshal(v2, &s); err != nil {
 			return nil, fmt.Errorf("reading an aggregated server's v2 document: %w", err)

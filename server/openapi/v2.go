@@ -37,7 +37,7 @@ func (h *Handler) serveV2(w http.ResponseWriter, r *http.Request) error {
 	for _, doc := range remote {
 		hashes = append(hashes, doc.hash...)
 	}
-	return serve(w, r, answer{contentType: contentType, etag: contentHash(hashes)}, func() ([]byte, error) {
+	return serve(w, r, responseHead{contentType: contentType, etag: contentHash(hashes)}, func() ([]byte, error) {
 		h.building.Lock()
 		defer h.building.Unlock()
 		added, err := h.additions(crds, remote)
@@ -96,7 +96,7 @@ func (h *Handler) additions(crds map[string]*crdGroup, remote []documentV2) (*sp
 
 // hasPathsOf says whether paths of a group version are published with the built-in APIs.
 func (h *Handler) hasPathsOf(owner string) bool {
-	return h.served[owner] && slices.ContainsFunc(h.file.Index.V2.Paths, func(p artifact.Part) bool { return p.Name == owner })
+	return h.served[owner] && slices.ContainsFunc(h.file.Index.V2.Paths, func(p artifact.Section) bool { return p.Name == owner })
 }
 
 func addSpec(to, s *spec.Swagger, builtIn map[string]bool) {
@@ -120,7 +120,7 @@ func addSpec(to, s *spec.Swagger, builtIn map[string]bool) {
 	}
 }
 
-// jsonV2 joins the parts of the built-in document and the additions as text.
+// jsonV2 joins the sections of the built-in document and the additions as text.
 func (h *Handler) jsonV2(added *spec.Swagger) ([]byte, error) {
 	v2 := h.file.Index.V2
 	text, err := h.file.Read(v2.JSON)
@@ -159,13 +159,13 @@ func (h *Handler) jsonV2(added *spec.Swagger) ([]byte, error) {
 	lists := [][]byte{}
 	for _, p := range v2.Paths {
 		if p.Name == "" || h.served[p.Name] {
-			lists = append(lists, part(text, p))
+			lists = append(lists, sectionOf(text, p))
 		}
 	}
 	b.WriteByte('{')
-	b.Write(part(text, v2.Header))
-	members("definitions", part(text, v2.Definitions), definitions)
-	members("parameters", part(text, v2.Parameters), parameters)
+	b.Write(sectionOf(text, v2.Header))
+	members("definitions", sectionOf(text, v2.Definitions), definitions)
+	members("parameters", sectionOf(text, v2.Parameters), parameters)
 	members("paths", append(lists, paths)...)
 	b.WriteByte('}')
 	return b.Bytes(), nil
@@ -192,10 +192,10 @@ func (h *Handler) protobufV2(added *spec.Swagger) ([]byte, error) {
 	out = slices.Grow(out, len(text))
 	for _, p := range v2.ProtobufPaths {
 		if p.Name == "" || h.served[p.Name] {
-			out = append(out, part(text, p)...)
+			out = append(out, sectionOf(text, p)...)
 		}
 	}
-	return append(out, part(text, v2.ProtobufBase)...), nil
+	return append(out, sectionOf(text, v2.ProtobufBase)...), nil
 }
 
-func part(text []byte, p artifact.Part) []byte { return text[p.Offset : p.Offset+p.Length] }
+func sectionOf(text []byte, p artifact.Section) []byte { return text[p.Offset : p.Offset+p.Length] }

@@ -3,9 +3,9 @@
 // Package peertls makes the connections between a cluster's servers: TLS 1.3 in which both ends show a certificate of
 // the cluster's authority for servers (pki.PeerCA) and accept no other.
 //
-// Whoever opens such a connection is trusted by the store without further question. The package holds the server's own
-// certificate for as long as the process runs and takes a renewed one into use at once. It never reads or writes files
-// and never decides which of the servers the other end is: the store's handshake does (raftstore/peer).
+// A client that opens such a connection is trusted by the store without further question. The package holds the
+// server's own certificate for as long as the process runs and takes a renewed one into use at once. It never reads or
+// writes files and never decides which of the servers the other end is: the store's handshake does (raftstore/peer).
 package peertls
 
 import (
@@ -148,7 +148,7 @@ func (i *Identity) dial(ctx context.Context, protocol, address string, prepare f
 	}
 	c := tls.Client(prepare(raw), i.config(protocol))
 	if err := c.HandshakeContext(ctx); err != nil {
-		_ = c.NetConn().Close() // TLS' own end would be a message to somebody who does not read
+		_ = c.NetConn().Close() // TLS' own end would be a message to a peer that does not read
 		return nil, err
 	}
 	return c, nil

@@ -73,7 +73,7 @@ func listen(t *testing.T) net.Listener {
 	return l
 }
 
-// call lets a stranger, who trusts anybody, call a server. The error is the server's.
+// call lets a foreign client, which trusts any server, call a server. The error is the server's.
 func call(t *testing.T, server *Identity, client *tls.Config) error {
 	t.Helper()
 	l := listen(t)
@@ -100,7 +100,7 @@ func call(t *testing.T, server *Identity, client *tls.Config) error {
 	return <-result
 }
 
-// answer lets a server call a stranger, who takes anybody. The error is the server's.
+// answer lets a server call a foreign server, which takes any client. The error is the server's.
 func answer(t *testing.T, server *Identity, client *tls.Config) error {
 	t.Helper()
 	l := listen(t)
@@ -123,7 +123,7 @@ func answer(t *testing.T, server *Identity, client *tls.Config) error {
 	return err
 }
 
-// TestOnlyServersGetIn tries every certificate there is, and such as nobody issues, in both directions.
+// TestOnlyServersGetIn tries every certificate there is, and such as no authority issues, in both directions.
 func TestOnlyServersGetIn(t *testing.T) {
 	p, other := authorities(t), authorities(t)
 	dir := t.TempDir()

@@ -62,7 +62,7 @@ func TestStoreOfAnotherClusterIsKeptOut(t *testing.T) {
 	}
 	for err := dialOther(); err != nil; err = dialOther() {
 		if ctx.Err() != nil {
-			t.Fatalf("%v; the store said:\n%s\nthe stranger said:\n%s", err, log, otherLog)
+			t.Fatalf("%v; the store said:\n%s\nthe foreign end said:\n%s", err, log, otherLog)
 		}
 		time.Sleep(20 * time.Millisecond) // between two looks
 	}

@@ -73,7 +73,7 @@ func (p *PKI) loadOrCreateAuthority(s Signer, established bool) (*authority, err
 				"backup, then start again", certFile, keyFile, err)
 		}
 		p.adviseAboutDates(s, a)
-		return a, p.keepPrivate(keyFile)
+		return a, p.restrictMode(keyFile)
 	case certErr == nil:
 		return nil, fmt.Errorf("%s is there but its key %s is not, and certificates cannot be issued without it. "+
 			"Nothing was changed: put the key there (or, for a new cluster, remove %s), then start again",
@@ -100,7 +100,7 @@ func (p *PKI) loadOrCreateKey(file string, data []byte, exists bool) (crypto.Sig
 			return nil, fmt.Errorf("the key in %s cannot be used: %w. Nothing was changed: restore the file from a "+
 				"backup (or, for a new cluster, remove it), then start again", file, err)
 		}
-		return key, p.keepPrivate(file)
+		return key, p.restrictMode(file)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -121,7 +121,7 @@ func (p *PKI) createAuthority(s Signer, key crypto.Signer) (*authority, error) {
 	template := &x509.Certificate{
 		// By the date one can tell the authorities of two clusters apart in error messages.
 		Subject:               pkix.Name{CommonName: fmt.Sprintf("coracle-%s@%d", s, from.Unix())},
-		NotBefore:             epoch, // the clock of whoever verifies may be at its start
+		NotBefore:             epoch, // the clock of a verifier may be at its start
 		NotAfter:              from.Add(CALifetime),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
@@ -152,7 +152,7 @@ func (p *PKI) checkKubeletCA() error {
 		return slices.ContainsFunc(p.server.chain, func(s *x509.Certificate) bool { return c.Equal(s) || c.CheckSignatureFrom(s) == nil })
 	}
 	if slices.ContainsFunc(p.kubelet.chain, known) || samePublicKey(p.kubelet.key.Public(), p.server.key.Public()) {
-		return fmt.Errorf("what %s signs is trusted by whoever trusts %s: a node's certificate would pass for an API server's. Nothing "+
+		return fmt.Errorf("what %s signs is trusted wherever %s is trusted: a node's certificate would pass for an API server's. Nothing "+
 			"was changed: remove %[1]s and its key before the first start, and another pair is made that has nothing to do with that",
 			p.CAFile(KubeletCA), p.CAFile(ServerCA))
 	}
@@ -213,8 +213,8 @@ func (p *PKI) loadOrCreateServiceAccountKey(established bool) (crypto.Signer, er
 	return p.loadOrCreateKey(file, data, err == nil)
 }
 
-// keepPrivate takes away what group and others may do with a key that came from outside.
-func (p *PKI) keepPrivate(file string) error {
+// restrictMode takes away what group and others may do with a key that came from outside.
+func (p *PKI) restrictMode(file string) error {
 	fi, err := os.Stat(file)
 	if err != nil {
 		return err
@@ -226,9 +226,9 @@ func (p *PKI) keepPrivate(file string) error {
 	return os.Chmod(file, 0o600)
 }
 
-// keepCertificatesPrivate does the same for the authorities' certificates. They are no secret, but nobody else gets
+// restrictCertificateModes does the same for the authorities' certificates. They are no secret, but no other user gets
 // into the folder either, and audits (CIS 1.1.20) want mode 0600 of each. Earlier versions made them 0644.
-func (p *PKI) keepCertificatesPrivate() error {
+func (p *PKI) restrictCertificateModes() error {
 	files, err := filepath.Glob(filepath.Join(p.dir, "*.crt"))
 	if err != nil {
 		return err

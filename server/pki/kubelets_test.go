@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// verifies says whether somebody who trusts the certificates in PEM takes a leaf for a server at a name.
+// verifies says whether a client that trusts the certificates in PEM takes a leaf for a server at a name.
 func verifies(t *testing.T, trusted []byte, c *x509.Certificate, name string, at time.Time) bool {
 	t.Helper()
 	roots := x509.NewCertPool()

@@ -140,7 +140,7 @@ func (p *PKI) stale(a *authority, c *x509.Certificate) string {
 }
 
 // validity chooses the dates of a new leaf. A wrong clock gives one that is valid both by that clock and after it was
-// set, however old this program is by then; it is made anew once the clock is right.
+// set, however old this program is by then; it is made again once the clock is right.
 func (p *PKI) validity(a *authority) (notBefore, notAfter time.Time) {
 	now := p.now()
 	if now.Before(p.floor) {
@@ -174,7 +174,7 @@ func (p *PKI) issue(l *Leaf) (*Pair, error) {
 	return pair, atomicfile.Write(l.Path, slices.Concat(pair.Cert, pair.Key), 0o600)
 }
 
-// current returns the leaf in its file, making it anew where it is missing, damaged or does not fit.
+// current returns the leaf in its file, making it again where it is missing, damaged or does not fit.
 func (p *PKI) current(l *Leaf) (*Pair, error) {
 	pair, err := l.load()
 	var why string

@@ -10,9 +10,9 @@
 //     certificate, it never passes for an API server.
 //   - client-ca signs identities: user and group are in the subject. If it were also server-ca, a node that may ask for a
 //     serving certificate would be one mistaken key usage away from being an administrator.
-//   - request-header-ca signs only the aggregator's front proxy. Whoever holds a certificate of it may name any user in a
+//   - request-header-ca signs only the aggregator's front proxy. A client with its certificate may name any user in a
 //     header, so it must never sign anything else.
-//   - peer-ca signs the servers themselves, towards one another. Whoever holds a certificate of it can write to the store
+//   - peer-ca signs the servers themselves, towards one another. A client with its certificate can write to the store
 //     past every check of the API server, so no node, user or listener is given one, and its key leaves a server only for
 //     another server.
 //
@@ -130,12 +130,12 @@ func Open(o Options) (*PKI, error) {
 	if err := p.checkKubeletCA(); err != nil {
 		return nil, err
 	}
-	if err := p.keepCertificatesPrivate(); err != nil {
+	if err := p.restrictCertificateModes(); err != nil {
 		return nil, err
 	}
 	for _, s := range []Signer{ServerCA, ClientCA, RequestHeaderCA, KubeletCA} {
 		if samePublicKey(p.authority(s).key.Public(), p.peer.key.Public()) {
-			return nil, fmt.Errorf("%s and %s have the same key: whoever has a certificate of the one could open the store's connections "+
+			return nil, fmt.Errorf("%s and %s have the same key: a holder of a certificate of the one could open the store's connections "+
 				"between servers. Nothing was changed: put another pair in place of the latter, or remove it before the first start",
 				p.CAFile(s), p.CAFile(PeerCA))
 		}

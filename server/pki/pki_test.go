@@ -267,7 +267,7 @@ func TestRenewsInPlace(t *testing.T) {
 	fail = nil
 	p.mu.Unlock()
 	step(checkEvery)
-	waitFor(t, "the user to be told again", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(seen) == 2 })
+	waitFor(t, "the user to be notified again", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(seen) == 2 })
 	// A damaged file is noticed within a day.
 	testenv.NoError(t, os.WriteFile(l.Path, []byte("x"), 0o600))
 	step(rereadEvery)

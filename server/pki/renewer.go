@@ -35,7 +35,7 @@ func (p *PKI) Ensure(l Leaf) error {
 	return nil
 }
 
-// refresh reads the leaf's file again, issues where needed, and tells whoever embeds a copy.
+// refresh reads the leaf's file again, issues where needed, and tells those that embed a copy.
 func (p *PKI) refresh(m *managedLeaf) error {
 	pair, err := p.current(&m.Leaf)
 	if err != nil {

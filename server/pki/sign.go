@@ -14,7 +14,7 @@ import (
 )
 
 // Sign issues a leaf whose key is another machine's: request is its certificate request (PKCS #10, DER). What the
-// certificate says is l's; of the request only the key counts, and that whoever made it has the private one. It returns
+// certificate says is l's; of the request only the key counts, and that its maker has the private one. It returns
 // the PEM of the chain. The leaf's file and Use play no part.
 func (p *PKI) Sign(l Leaf, request []byte) ([]byte, error) {
 	r, err := x509.ParseCertificateRequest(request)

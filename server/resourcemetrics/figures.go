@@ -89,12 +89,12 @@ func quantity(n uint64, format resource.Format, scale resource.Scale) resource.Q
 
 // GetNodeMetrics implements api.NodeMetricsGetter. A node without figures is left out.
 func (c *Collector) GetNodeMetrics(nodes ...*corev1.Node) ([]metrics.NodeMetrics, error) {
-	return answered(c, func(f *figures) ([]metrics.NodeMetrics, map[string]error) { return f.ofNodes(nodes) })
+	return awaitFigures(c, func(f *figures) ([]metrics.NodeMetrics, map[string]error) { return f.ofNodes(nodes) })
 }
 
-// answered is what take finds in the newest figures. If that is nothing because of kubelets that may still answer,
+// awaitFigures is what take finds in the newest figures. If that is nothing because of kubelets that may still answer,
 // these are waited for.
-func answered[T any](c *Collector, take func(*figures) (found []T, silent map[string]error)) ([]T, error) {
+func awaitFigures[T any](c *Collector, take func(*figures) (found []T, silent map[string]error)) ([]T, error) {
 	for {
 		f, err := c.ask()
 		if err != nil {
@@ -139,7 +139,7 @@ func (f *figures) ofNodes(nodes []*corev1.Node) ([]metrics.NodeMetrics, map[stri
 
 // GetPodMetrics implements api.PodMetricsGetter. A pod is left out until there are figures of all its containers.
 func (c *Collector) GetPodMetrics(pods ...*metav1.PartialObjectMetadata) ([]metrics.PodMetrics, error) {
-	return answered(c, func(f *figures) ([]metrics.PodMetrics, map[string]error) { return f.ofPods(pods) })
+	return awaitFigures(c, func(f *figures) ([]metrics.PodMetrics, map[string]error) { return f.ofPods(pods) })
 }
 
 // ofPods also says which nodes have no figures of these pods because of their kubelets.

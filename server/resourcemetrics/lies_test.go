@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestImpossibleNumbersAreIgnored: numbers that cannot be are nobody's figures, and neither change nor outlive those
+// TestImpossibleNumbersAreIgnored: numbers that cannot be are no figures, and neither change nor outlive those
 // that can.
 func TestImpossibleNumbersAreIgnored(t *testing.T) {
 	for name, lie := range map[string]func(k *kubelet, p *podUsage){
@@ -53,7 +53,7 @@ func TestImpossibleNumbersAreIgnored(t *testing.T) {
 					w.change(func() { step(3) })
 					nextRound()
 				}
-				expect(t, "the node, of which the truth is told again", w.top(c, "one"), "one 200m 1000M 15s")
+				expect(t, "the node, which reports the truth again", w.top(c, "one"), "one 200m 1000M 15s")
 				expect(t, "its pod", w.topPod(t, c, "web"), "web/main 200m 15s")
 			})
 		})

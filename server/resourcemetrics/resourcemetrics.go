@@ -62,11 +62,11 @@ type Collector struct {
 	o        Options
 	kubelets *kubelets
 	ended    chan struct{} // closed when Run has ended
-	wake     timers.Signal // who receives it looks whether somebody has asked
+	wake     timers.Signal // its receiver looks whether a client has asked
 
 	mu    sync.Mutex
 	asked time.Time
-	// first is closed when the first figures are there; nil while nobody asks.
+	// first is closed when the first figures are there; nil while no client asks.
 	first chan struct{}
 	now   *figures // nil until then
 	// otherProvider is the Service that answers in this one's place.
@@ -120,7 +120,7 @@ func (c *Collector) Run(ctx context.Context) {
 	}
 }
 
-// collect asks until nobody has asked for a while.
+// collect asks until no client has asked for a while.
 func (c *Collector) collect(ctx context.Context) {
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
@@ -135,7 +135,7 @@ func (c *Collector) collect(ctx context.Context) {
 			c.publish(early)
 		})
 		if ctx.Err() != nil {
-			return // those who wait are told by ended
+			return // those who wait are woken by ended
 		}
 		c.publish(f)
 		over()
@@ -164,7 +164,7 @@ func (c *Collector) publish(f *figures) {
 	}
 }
 
-// rest drops the figures when nobody has asked for a while.
+// rest drops the figures when no client has asked for a while.
 func (c *Collector) rest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -192,7 +192,7 @@ func (c *Collector) ask() (*figures, error) {
 	}
 }
 
-// asking notes that somebody asks. It returns the figures, or what is closed when there are some.
+// asking notes that a client asks. It returns the figures, or what is closed when there are some.
 func (c *Collector) asking() (*figures, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -53,13 +53,13 @@ func TestFirstRateIsTheKubelets(t *testing.T) {
 	})
 }
 
-// TestKubeletsArePolledOnlyOnDemand: kubelets are asked as long as somebody asks, and not otherwise.
+// TestKubeletsArePolledOnlyOnDemand: kubelets are asked as long as a client asks, and not otherwise.
 func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.node("one", true)
 		c := w.run(t)
 		time.Sleep(time.Hour)
-		testenv.True(t, w.asked == 0, "a kubelet was asked %d times though nobody asked", w.asked)
+		testenv.True(t, w.asked == 0, "a kubelet was asked %d times though no client asked", w.asked)
 		w.top(c, "one")
 		time.Sleep(interest + 2*period)
 		synctest.Wait()
@@ -191,14 +191,14 @@ func block(r *http.Request) (*http.Response, error) {
 	return nil, r.Context().Err()
 }
 
-// TestStuckKubeletDelaysNoOthers: while a kubelet hangs, the figures of the others come as they do else; only those who
-// ask for its own figures wait for it.
+// TestStuckKubeletDelaysNoOthers: while a kubelet is stalled, the figures of the others come as they do else; only
+// those who ask for its own figures wait for it.
 func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		hung, fine := w.node("hung", true), w.node("fine", true)
-		w.pod(hung, "hung", "lost")
+		stalled, fine := w.node("hung", true), w.node("fine", true)
+		w.pod(stalled, "hung", "lost")
 		pod := w.pod(fine, "fine", "web")
-		hung.answer = block
+		stalled.answer = block
 		c := w.run(t)
 		began := time.Now()
 		within := func(what string, most time.Duration) {
@@ -228,10 +228,10 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 		}
 
 		// One that has answered before has its old figures until it is given up.
-		w.change(func() { hung.answer = nil })
+		w.change(func() { stalled.answer = nil })
 		time.Sleep(time.Until(began.Add(2*period + time.Second))) // fake time: it has answered in the third round
-		w.change(func() { hung.answer = block })
-		time.Sleep(time.Until(began.Add(3*period + patience + time.Second))) // fake time: it hangs in the fourth
+		w.change(func() { stalled.answer = block })
+		time.Sleep(time.Until(began.Add(3*period + patience + time.Second))) // fake time: it is stalled in the fourth
 		expect(t, "in the patience", w.top(c, "hung"), "hung 250m 1000M 10s")
 		expect(t, "its pod", w.topPod(t, c, "lost"), "lost/main 20m 10s")
 		time.Sleep(kubeletTimeout) // fake time, after which it is given up
@@ -280,7 +280,7 @@ func TestRemovedNodesMetricsDisappear(t *testing.T) {
 }
 
 // TestKubeletRequestsAreLimitedAtOnce: so many kubelets are asked at a time and no more, and those of nodes that are
-// not ready keep nobody waiting.
+// not ready keep no client waiting.
 func TestKubeletRequestsAreLimitedAtOnce(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		for i := range 400 {
@@ -295,7 +295,7 @@ func TestKubeletRequestsAreLimitedAtOnce(t *testing.T) {
 		if took := time.Since(began); took > patience {
 			t.Errorf("the first answer took %v of fake time", took)
 		}
-		time.Sleep(roundTimeout) // fake time: those that hang take their turns still
+		time.Sleep(roundTimeout) // fake time: those that are stalled take their turns still
 		synctest.Wait()
 		testenv.False(t, w.most > parallel || w.most < parallel/2, "%d kubelets were asked at a time, want %d", w.most, parallel)
 		if n, failed := len(c.now.nodes), len(c.now.failed); n != 300 || failed != 100 {

@@ -49,7 +49,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 		mu      sync.Mutex
 		asking  sync.WaitGroup
 		slots   = make(chan struct{}, parallel)
-		answers = func(n *corev1.Node, a answer, err error) {
+		answers = func(n *corev1.Node, a kubeletReply, err error) {
 			mu.Lock()
 			defer mu.Unlock()
 			delete(waiting, n.Name)
@@ -75,7 +75,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 		select {
 		case slots <- struct{}{}:
 		case <-ctx.Done():
-			answers(n, answer{}, errNoTime)
+			answers(n, kubeletReply{}, errNoTime)
 			continue
 		}
 		asking.Go(func() {
@@ -92,15 +92,15 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 	return after
 }
 
-// answer is what one kubelet said.
-type answer struct {
+// kubeletReply is what one kubelet said.
+type kubeletReply struct {
 	name string
 	node *figure // nil if it does not know
 	pods map[types.NamespacedName]podFigures
 	odd  string // the first of what it said that cannot be, if any
 }
 
-func (a answer) into(f *figures) {
+func (a kubeletReply) into(f *figures) {
 	if a.odd != "" {
 		f.odd[a.name] = a.odd
 	}
@@ -111,17 +111,19 @@ func (a answer) into(f *figures) {
 }
 
 // ask asks one kubelet. at has the pods that there are.
-func (k *kubelets) ask(ctx context.Context, n *corev1.Node, at map[types.NamespacedName]*corev1.Pod, before *figures) (answer, error) {
+func (k *kubelets) ask(
+	ctx context.Context, n *corev1.Node, at map[types.NamespacedName]*corev1.Pod, before *figures,
+) (kubeletReply, error) {
 	b, err := k.read(ctx, n)
 	if err != nil {
-		return answer{}, err
+		return kubeletReply{}, err
 	}
 	keepOwnPods(b, n.Name, at)
 	s := series{before: before, now: time.Now(), limits: limitsOf(n)}
 	if !s.complete(n.Name, b) {
 		s.own, _ = k.rates(ctx, n) // without them it takes another round
 	}
-	a := answer{name: n.Name, pods: make(map[types.NamespacedName]podFigures, len(b.Pods))}
+	a := kubeletReply{name: n.Name, pods: make(map[types.NamespacedName]podFigures, len(b.Pods))}
 	if p, ok := b.Nodes[n.Name]; ok {
 		f := s.node(n.Name, p)
 		a.node = &f

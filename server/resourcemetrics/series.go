@@ -118,7 +118,7 @@ func (s *series) container(ref types.NamespacedName, name string, p storage.Metr
 	return s.figure("container "+name+" of pod "+ref.String(), old, p, rate, known)
 }
 
-// figure follows old, if the point does. What cannot be makes a figure without a rate, which nobody gets to see.
+// figure follows old, if the point does. What cannot be makes a figure without a rate, which no client gets to see.
 func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint64, known bool) figure {
 	if odd := s.limits.exceeded(p); odd != "" {
 		s.recordImpossible(of, odd)

@@ -37,7 +37,7 @@ type world struct {
 	asked    int
 }
 
-// kubelet measures when it is told to.
+// kubelet measures when the test lets it.
 type kubelet struct {
 	// answer, when set, is given in place of figures.
 	answer  func(*http.Request) (*http.Response, error)
@@ -119,7 +119,7 @@ func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
 	w.asked++
 	if k == nil {
 		w.mu.Unlock()
-		return nil, fmt.Errorf("nobody is at %s", r.URL.Host)
+		return nil, fmt.Errorf("no server is at %s", r.URL.Host)
 	}
 	w.asking++
 	w.most = max(w.most, w.asking)

@@ -38,7 +38,7 @@ func writeName(ctx context.Context, kv clientv3.KV, id, name string, members fun
 		return fmt.Errorf("reading the servers' names: %w", err)
 	}
 	there := false
-	all := members() // after the names: whoever had published one was a member by then
+	all := members() // after the names: a server that had published one was a member by then
 	for _, has := range published.Kvs {
 		of := strings.TrimPrefix(string(has.Key), namesPrefix)
 		switch {

@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestServersNameIsStored: a server's name is in the store once it has told it, and those of servers that are gone are
-// not.
+// TestServersNameIsStored: a server's name is in the store once it has published it, and those of servers that are gone
+// are not.
 func TestServersNameIsStored(t *testing.T) {
 	store := testenv.Must(
 		raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "s1", Logger: slog.New(slog.DiscardHandler)}))(t)
@@ -42,8 +42,8 @@ func TestServersNameIsStored(t *testing.T) {
 	}
 }
 
-// TestNamesOfServers: a server that has no node and does not answer has the name that it told, unless another one has
-// it now.
+// TestNamesOfServers: a server that has no node and does not answer has the name that it published, unless another one
+// has it now.
 func TestNamesOfServers(t *testing.T) {
 	states := []raftstore.MemberState{
 		{Member: raftstore.Member{ID: 1, Name: "s1", Self: true}},

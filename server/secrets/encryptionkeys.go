@@ -125,7 +125,7 @@ func (k *EncryptionKeys) loaded(ctx context.Context, config *rest.Config) (bool,
 
 // settle returns when nothing is under way any more that was encrypted before the API server had loaded the present
 // keys. Such a write may wait for a leader for as long as a request takes; when all servers have the new keys, and
-// every object was written again, nobody could read what it brings.
+// every object was written again, no server could read what it brings.
 func (k *EncryptionKeys) settle(ctx context.Context) error {
 	if !timers.Sleep(ctx, keysSettle) {
 		return ctx.Err()

@@ -44,8 +44,8 @@ const (
 	tokensRetry = 2 * time.Second
 )
 
-// tokenRecord is what the store has.
-type tokenRecord struct {
+// storedTokens is what the store has.
+type storedTokens struct {
 	// Generation grows with each change.
 	Generation uint64 `json:"generation"`
 	// Server and Agent are the secrets of the two tokens; Former are those that still let machines in.
@@ -72,7 +72,7 @@ func tokenBox(kv clientv3.KV, tlsDir string) (storecrypt.Box, error) {
 	return storecrypt.Box{KV: kv, Secret: secret, Key: TokensKey}, nil
 }
 
-func readTokens(ctx context.Context, box storecrypt.Box) (r tokenRecord, err error) {
+func readTokens(ctx context.Context, box storecrypt.Box) (r storedTokens, err error) {
 	r.revision, err = box.Get(ctx, &r)
 	if err == nil && r.revision > 0 && (r.Generation == 0 || r.Server == "" || r.Agent == "" || r.Server == r.Agent) {
 		err = errors.New("the cluster's tokens in the store are incomplete")
@@ -81,7 +81,7 @@ func readTokens(ctx context.Context, box storecrypt.Box) (r tokenRecord, err err
 }
 
 // set are the tokens of a record, of a cluster whose authority has this hash.
-func (r tokenRecord) set(caHash string) token.Set {
+func (r storedTokens) set(caHash string) token.Set {
 	out := token.Set{Server: token.Token{CAHash: caHash, Role: token.RoleServer, Secret: r.Server},
 		Agent: token.Token{CAHash: caHash, Role: token.RoleAgent, Secret: r.Agent}}
 	for _, f := range r.Former {
@@ -204,9 +204,9 @@ type seenToken struct {
 }
 
 // countHere has the tokens that were replaced work no longer than their time from when this server saw it. That is kept
-// in a file, so that a new start does not begin the time anew. While the server runs its clock may be set as it likes:
+// in a file, so that a new start does not begin the time again. While the server runs its clock may be set as it likes:
 // what is counted in memory does not follow it.
-func (t *Tokens) countHere(set *token.Set, r tokenRecord) error {
+func (t *Tokens) countHere(set *token.Set, r storedTokens) error {
 	file := filepath.Join(t.o.Folders.Server, tokensSeenFile)
 	var kept []seenToken
 	_, _ = atomicfile.ReadJSON(file, &kept) // a damaged one: the other end counts
@@ -244,12 +244,12 @@ func (t *Tokens) countHere(set *token.Set, r tokenRecord) error {
 }
 
 // putBack writes the tokens of this server's files into a store that has earlier ones, or none.
-func (t *Tokens) putBack(ctx context.Context, r tokenRecord, own uint64) error {
+func (t *Tokens) putBack(ctx context.Context, r storedTokens, own uint64) error {
 	now, err := token.Read(t.o.Folders.Server)
 	if err != nil {
 		return err
 	}
-	_, err = t.box.Put(ctx, tokenRecord{Generation: own + 1, Server: now.Server.Secret, Agent: now.Agent.Secret}, r.revision)
+	_, err = t.box.Put(ctx, storedTokens{Generation: own + 1, Server: now.Server.Secret, Agent: now.Agent.Secret}, r.revision)
 	if err == nil {
 		t.o.Logger.Warn("the store has tokens of before they were replaced, since it was set back to an earlier time; those that this "+
 			"server has count again", "generation", own+1)

@@ -26,7 +26,7 @@ type offClock struct {
 
 func (c *offClock) Now() time.Time { return c.world.Add(c.by) }
 
-// TestGraceByAnyClock: however wrong a server's clock is, and however often it starts anew, no token that was replaced
+// TestGraceByAnyClock: however wrong a server's clock is, and however often it restarts, no token that was replaced
 // works there for longer than its time from when it saw that. And where the clock is right it works that long.
 func TestGraceByAnyClock(t *testing.T) {
 	seed := testenv.Seed(t)
@@ -41,7 +41,7 @@ func TestGraceByAnyClock(t *testing.T) {
 		}
 		s := &Tokens{o: TokenOptions{Folders: Folders{Server: t.TempDir()}, Clock: c, Logger: slog.New(slog.DiscardHandler)}}
 		grace := time.Duration(1+r.IntN(10)) * time.Hour
-		record := tokenRecord{Generation: 1, Server: "now", Agent: "agent", Former: []formerToken{{Role: token.RoleServer, Secret: "old", Until: begin.Add(grace), Grace: grace}}}
+		record := storedTokens{Generation: 1, Server: "now", Agent: "agent", Former: []formerToken{{Role: token.RoleServer, Secret: "old", Until: begin.Add(grace), Grace: grace}}}
 		if r.IntN(3) == 0 {
 			world = world.Add(time.Duration(r.IntN(3)) * time.Hour) // it was off at first
 		}
@@ -78,7 +78,7 @@ func TestGraceAfterTrouble(t *testing.T) {
 	world := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	c := &offClock{world: &world}
 	s := &Tokens{o: TokenOptions{Folders: Folders{Server: t.TempDir()}, Clock: c, Logger: slog.New(slog.DiscardHandler)}}
-	record := tokenRecord{Generation: 1, Server: "now", Agent: "agent", Former: []formerToken{{Role: token.RoleServer, Secret: "old", Until: world.Add(time.Hour), Grace: time.Hour}}}
+	record := storedTokens{Generation: 1, Server: "now", Agent: "agent", Former: []formerToken{{Role: token.RoleServer, Secret: "old", Until: world.Add(time.Hour), Grace: time.Hour}}}
 	valid := func() int {
 		t.Helper()
 		set := record.set("hash")

@@ -27,7 +27,7 @@ func (t fakeStore) Removed() bool          { return t.takenOut }
 func (t fakeStore) CutOff() bool           { return t.cutOff }
 
 // TestStalledServerDrainsNodes: nodes are drained when another server leads, which may have joined since the disk
-// hangs, and are not welcome again before the disk works, whatever becomes of that one.
+// is stalled, and are not welcome again before the disk works, whatever becomes of that one.
 func TestStalledServerDrainsNodes(t *testing.T) {
 	const long = stalledAfter + time.Second
 	now := state{}
@@ -37,7 +37,7 @@ func TestStalledServerDrainsNodes(t *testing.T) {
 	}{
 		{fakeStore{}, state{}},
 		{fakeStore{leader: "b"}, state{}},
-		{fakeStore{stalled: long}, state{}}, // alone, or nobody leads
+		{fakeStore{stalled: long}, state{}}, // alone, or none leads
 		{fakeStore{stalled: stalledAfter, leader: "b"}, state{}},
 		{fakeStore{stalled: long, leader: "b"}, state{true, "b"}},
 		{fakeStore{stalled: 2 * long, leader: "b"}, state{true, "b"}},
@@ -99,7 +99,7 @@ func TestRunDrainsAndFailsOver(t *testing.T) {
 		time.Sleep(3 * diskPoll) // fake time
 		synctest.Wait()
 		if !slices.Contains(did, "go away") {
-			t.Errorf("the node is not told that another server answers: %q", did)
+			t.Errorf("the node does not hear that another server answers: %q", did)
 		}
 		cancel()
 		running.Wait()

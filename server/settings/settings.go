@@ -38,7 +38,7 @@ import (
 
 const (
 	// leastStream is how long a stream lasts, up to twice as long, as with client-go's watches: so nodes spread over
-	// servers again, and their rights are looked at anew.
+	// servers again, and their rights are checked again.
 	leastStream = 5 * time.Minute
 	// beginWithin is how long a stream waits for its first words.
 	beginWithin = 10 * time.Second
@@ -133,7 +133,7 @@ func (s *Settings) watch(ctx context.Context, name string) {
 	informer.RunWithContext(ctx)
 }
 
-// poll reads all settings. One look comes after the other, and each is a linearizable read: so what is told never goes
+// poll reads all settings. One look comes after the other, and each is a linearizable read: so what is sent never goes
 // back to an earlier state, not even for who comes from another server.
 func (s *Settings) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
@@ -153,7 +153,7 @@ func (s *Settings) poll(ctx context.Context) error {
 	defer s.mu.Unlock()
 	now := maps.Clone(s.now)
 	for i, name := range names {
-		if errs[i] != nil { // one that cannot be read, such as one whose key of encryption is lost, keeps nobody from hearing of the others
+		if errs[i] != nil { // one that cannot be read, since its encryption key is lost for instance, keeps no client from the others
 			continue
 		}
 		if have := now[name]; have != nil && (have.data == nil) == (data[i] == nil) && maps.Equal(have.data, data[i]) {
@@ -239,8 +239,8 @@ func (s *Settings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuses says why somebody may not hear of some ConfigMaps; 0: he may. He must be allowed to watch each of them,
-// whoever may ask for Path.
+// refuses says why a client may not receive some ConfigMaps; 0: it may. It must be allowed to watch each of them,
+// also when it may ask for Path.
 func (s *Settings) refuses(r *http.Request, names []string) (code int, why string) {
 	if r.Method != http.MethodGet {
 		return http.StatusMethodNotAllowed, "settings are read only"
@@ -293,7 +293,7 @@ func (s *Settings) stream(w http.ResponseWriter, r *http.Request, names []string
 			if l == sent[name] {
 				continue
 			}
-			if _, err := w.Write(l.text); err != nil { // all streams' text: a copy for each would be held by those that nobody reads
+			if _, err := w.Write(l.text); err != nil { // all streams' text: a copy for each would be held by those that are not read
 				return // who asked has gone
 			}
 			sent[name], news = l, true

@@ -44,7 +44,7 @@ type bed struct {
 	gate   chan struct{} // closed: reads are answered
 
 	mu     sync.Mutex
-	denied string // of which ConfigMap nobody may hear
+	denied string // the ConfigMap that no client may watch
 	asked  []authorizer.Attributes
 }
 
@@ -106,7 +106,7 @@ func configMap(name string, data map[string]string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: metav1.NamespaceSystem}, Data: data}
 }
 
-// stream is what somebody hears.
+// stream is what one client receives.
 type stream struct {
 	*bed
 	words chan string // capacity 100: more than any test has
@@ -193,7 +193,7 @@ func TestSettingsStreamNeedsWatchPermission(t *testing.T) {
 			t.Errorf("asked whether %+v", a)
 		}
 	}
-	testenv.True(t, slices.ContainsFunc(b.asked, func(a authorizer.Attributes) bool { return a.GetName() == clusterconfig.BackendConfigMap }), "nobody was asked who may watch the back end")
+	testenv.True(t, slices.ContainsFunc(b.asked, func(a authorizer.Attributes) bool { return a.GetName() == clusterconfig.BackendConfigMap }), "the authorizer was not asked who may watch the back end")
 }
 
 // TestStreamNeedsAMajorityToBegin: a stream begins with what the store says after it was asked for, or not at all. One
@@ -262,7 +262,7 @@ func TestSettingsStreamsEndInOrder(t *testing.T) {
 	testenv.Equal(t, string(testenv.Must(io.ReadAll(answer.Body))(t)), `{"name":"vip.coracle","data":null}`+"\n", "")
 }
 
-// TestUnusedSettingsReadNothing: a server of which nobody asks reads nothing.
+// TestUnusedSettingsReadNothing: a server of which no client asks reads nothing.
 func TestUnusedSettingsReadNothing(t *testing.T) {
 	b := newBed(t)
 	b.Settings.asked.Send()
@@ -301,7 +301,7 @@ func TestDeletedAtTheBeginning(t *testing.T) {
 	s.hears("coredns-custom map[] true")
 }
 
-// blocked is a response that nobody reads: a write does not return before the test ends.
+// blocked is a response that is not read: a write does not return before the test ends.
 type blocked struct {
 	http.ResponseWriter
 	wrote chan *byte // capacity 1: the first byte of what is being written

@@ -117,7 +117,7 @@ func (d folder) list() ([]Info, error) {
 		}
 		info, err := d.stat(e.Name())
 		if errors.Is(err, ErrNoSnapshot) || errors.Is(err, fs.ErrNotExist) {
-			continue // somebody else's file, or removed meanwhile
+			continue // another program's file, or removed meanwhile
 		}
 		if err != nil {
 			info.Problem, info.Header = err.Error(), Header{}

@@ -25,7 +25,7 @@ import (
 //
 // and the body, decrypted, is
 //
-//	length, header       the same line, so that nobody can change it
+//	length, header       the same line, so that it cannot be changed
 //	length, contents     JSON
 //	state                what raftstore.Restore reads
 //
@@ -76,7 +76,7 @@ var (
 	ErrNoSnapshot = errors.New("it is no snapshot of coracle")
 	// ErrDamaged says that a file is not what was written.
 	ErrDamaged = errors.New("it is damaged")
-	// errUnreadable says that nobody knows what a file is, for it cannot be read.
+	// errUnreadable says of a file that it cannot be read, so that it is unknown what it is.
 	errUnreadable = errors.New("it cannot be read")
 )
 
@@ -100,8 +100,8 @@ func write(w io.Writer, h Header, key Key, c Contents, state func(io.Writer) err
 	if err != nil {
 		return err
 	}
-	for _, part := range [][]byte{line, contents} {
-		if _, err := body.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(part))), part...)); err != nil {
+	for _, section := range [][]byte{line, contents} {
+		if _, err := body.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(section))), section...)); err != nil {
 			return err
 		}
 	}
@@ -176,14 +176,14 @@ func open(r io.Reader, size int64, key Key) (h Header, c Contents, state io.Read
 	if err != nil {
 		return h, c, nil, err
 	}
-	inside, err := readPart(body, maxHeader)
+	inside, err := readSection(body, maxHeader)
 	if err != nil {
 		return h, c, nil, err
 	}
 	if !bytes.Equal(inside, line) {
 		return h, c, nil, fmt.Errorf("%w: its header was changed", ErrDamaged)
 	}
-	contents, err := readPart(body, maxContents)
+	contents, err := readSection(body, maxContents)
 	if err != nil {
 		return h, c, nil, err
 	}
@@ -193,20 +193,20 @@ func open(r io.Reader, size int64, key Key) (h Header, c Contents, state io.Read
 	return h, c, body, nil
 }
 
-func readPart(r io.Reader, limit uint32) ([]byte, error) {
+func readSection(r io.Reader, limit uint32) ([]byte, error) {
 	var length [4]byte
 	if _, err := io.ReadFull(r, length[:]); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	n := binary.BigEndian.Uint32(length[:])
 	if n > limit {
-		return nil, fmt.Errorf("%w: a part of it has %d bytes", ErrDamaged, n)
+		return nil, fmt.Errorf("%w: a section of it has %d bytes", ErrDamaged, n)
 	}
-	var part bytes.Buffer // grows with what is really there
-	if _, err := io.CopyN(&part, r, int64(n)); err != nil {
+	var section bytes.Buffer // grows with what is really there
+	if _, err := io.CopyN(&section, r, int64(n)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return part.Bytes(), nil
+	return section.Bytes(), nil
 }
 
 func isName(name string) bool { return checkName(name) == nil }

@@ -27,15 +27,15 @@ func (k *Keeper) Handler() http.Handler {
 		if list == nil {
 			list = []Info{}
 		}
-		answer(w, list, err)
+		respond(w, list, err)
 	})
 	mux.HandleFunc("POST "+Path, func(w http.ResponseWriter, r *http.Request) {
 		info, err := k.Save(r.Context(), r.URL.Query().Get("name"))
-		answer(w, info, err)
+		respond(w, info, err)
 	})
 	mux.HandleFunc("DELETE "+Path, func(w http.ResponseWriter, r *http.Request) {
 		deleted, err := k.Delete(r.Context(), r.URL.Query()["name"])
-		answer(w, removed(deleted, err), nil)
+		respond(w, removed(deleted, err), nil)
 	})
 	mux.HandleFunc("POST "+Path+"/prune", func(w http.ResponseWriter, r *http.Request) {
 		keep := k.o.Retention
@@ -48,7 +48,7 @@ func (k *Keeper) Handler() http.Handler {
 			keep = n
 		}
 		deleted, err := k.Prune(r.Context(), r.URL.Query().Get("name"), keep)
-		answer(w, removed(deleted, err), nil)
+		respond(w, removed(deleted, err), nil)
 	})
 	return queryInContext(mux)
 }
@@ -61,7 +61,7 @@ func removed(deleted []string, err error) Removed {
 	return out
 }
 
-func answer(w http.ResponseWriter, body any, err error) {
+func respond(w http.ResponseWriter, body any, err error) {
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

@@ -181,7 +181,7 @@ func (k *Keeper) copyOut(ctx context.Context, i Info) error {
 		if err := b.put(ctx, i.Name, i.Location); err != nil {
 			return err
 		}
-		_, err := b.has(ctx, i) // somebody else may have put another one there at the same moment
+		_, err := b.has(ctx, i) // another server may have put another one there at the same moment
 		return err
 	})
 }
@@ -276,7 +276,7 @@ func (k *Keeper) ownScheduled() own {
 // begin is how the names begin.
 func (o own) begin() string { return o.name + "-" + o.server + "-" }
 
-// named says whether a server has given a file its name. Another name may begin alike, and somebody may have made a
+// named says whether a server has given a file its name. Another name may begin alike, and a user may have made a
 // copy to keep.
 func (o own) named(file string) bool {
 	at, ok := strings.CutPrefix(file, o.begin())
@@ -324,7 +324,7 @@ var trivial = []string{"/registry/leases/", "/registry/masterleases/", "/registr
 
 const nodes = "/registry/minions/"
 
-// content stands for everything that a user would miss. It is in clear: the authorities' keys, which nobody can guess,
+// content stands for everything that a user would miss. It is in clear: the authorities' keys, which cannot be guessed,
 // keep anybody from finding out a token by it.
 func content(b *raftstore.Backup, c Contents, key Key) string {
 	newest, _ := b.Changed(append(trivial, nodes)...)

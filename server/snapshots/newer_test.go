@@ -10,8 +10,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestRestoreKeepsNewerTokens: a token that was replaced after the snapshot lets nobody in again where the server knows
-// the new one.
+// TestRestoreKeepsNewerTokens: a token that was replaced after the snapshot admits no machine again where the server
+// knows the new one.
 func TestRestoreKeepsNewerTokens(t *testing.T) {
 	m := newMachine(t)
 	m.put("a", "1")

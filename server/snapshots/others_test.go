@@ -18,7 +18,7 @@ import (
 )
 
 // TestForeignObjectsAreNotPruned: pruning and deleting leave alone what this server has not saved by that name: other
-// programs' objects, names that only begin alike, and copies that somebody has made of a snapshot to keep it. It is so
+// programs' objects, names that only begin alike, and copies that a user has made of a snapshot to keep it. It is so
 // here and on S3, and for the schedule too.
 func TestForeignObjectsAreNotPruned(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
@@ -69,7 +69,7 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 	auto := scheduled()
 	copyOf(auto, "keep-this-one")
 	stay = append(stay, "keep-this-one", scheduled())
-	for name, text := range map[string]string{"notes.txt": "somebody else's", "nightly-board1-20251121T000000Z": "and of our form", "empty": ""} {
+	for name, text := range map[string]string{"notes.txt": "another program's", "nightly-board1-20251121T000000Z": "and of our form", "empty": ""} {
 		testenv.NoError(t, os.WriteFile(filepath.Join(m.o.Dir, name), []byte(text), 0o600))
 		f.objects["a/b/"+name] = []byte(text)
 		stay = append(stay, name)
@@ -141,7 +141,7 @@ func TestS3ErrorsKeepSecrets(t *testing.T) {
 	secrets := map[string]string{config.S3SecretKey: "sEcReTkEy", config.S3SessionToken: "tOkEn"}
 	for what, change := range map[string]map[string]string{
 		"another authority":      {config.S3EndpointCA: ""},
-		"nobody there":           {config.S3Endpoint: closed},
+		"no server there":        {config.S3Endpoint: closed},
 		"no proxy":               {config.S3Proxy: "http://user:pAsSwOrD@" + closed},
 		"no TLS":                 {config.S3Insecure: "true"},
 		"another key":            {config.S3AccessKey: "nobody"},

@@ -82,7 +82,7 @@ func TestOutageOfS3(t *testing.T) {
 	if after := m.scheduledInFolder(); len(after) != 5 || after[4] == before[4] {
 		t.Errorf("at its time: %q, before %q", after, before)
 	}
-	// Somebody removes the file that waits for its copy: another one is taken.
+	// A user removes the file that waits for its copy: another one is taken.
 	deny(false)
 	testenv.NoError(t, os.Remove(filepath.Join(m.o.Dir, m.scheduledInFolder()[4])))
 	change()
@@ -150,8 +150,8 @@ func TestManyObjectsOfOthers(t *testing.T) {
 	second := m.mustSave()
 	third := m.mustSave()
 	for i := range 600 {
-		f.objects[fmt.Sprintf("a/b/other-%04d", i)] = []byte("somebody else's")
-		f.objects[fmt.Sprintf("a/b/on-demand-board1-%04d", i)] = []byte("somebody else's")
+		f.objects[fmt.Sprintf("a/b/other-%04d", i)] = []byte("another program's")
+		f.objects[fmt.Sprintf("a/b/on-demand-board1-%04d", i)] = []byte("another program's")
 	}
 	f.objects["a/b/z-copy"] = f.objects["a/b/"+second.Name]
 	f.objects["a/b/"], f.objects["a/b/..\n\x1b[2J"], f.objects["a/b/c/"+second.Name] = []byte(""), []byte("x"), f.objects["a/b/"+second.Name]

@@ -191,7 +191,7 @@ func TestSnapshotInS3IsListedFetchedAndPruned(t *testing.T) {
 	settings := mustS3(t, f.settings())
 	m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 	info := m.mustSave()
-	f.objects["a/b/notes.txt"] = []byte("somebody else's")
+	f.objects["a/b/notes.txt"] = []byte("another program's")
 	f.objects["a/other"] = []byte("in another folder")
 	list, err := m.List(t.Context())
 	if err != nil || len(list) != 2 || list[0].Header != list[1].Header || list[1].Location != "s3://boats/a/b/"+info.Name || list[1].Size != info.Size {

@@ -47,7 +47,7 @@ func TestFlagsOverrideK3sS3Secret(t *testing.T) {
 	testenv.WantError(t, testenv.Err(s3Values(t.Context(), client, "nothing", nil)), "reading the settings for S3")
 }
 
-// TestCommandsS3OptionsOverrideServers: what a command says of S3 goes before what its server was told.
+// TestCommandsS3OptionsOverrideServers: what a command says of S3 goes before what its server was given.
 func TestCommandsS3OptionsOverrideServers(t *testing.T) {
 	yes, no := true, false
 	for _, tt := range []struct {

@@ -134,7 +134,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// removeHalves waits for a snapshot that somebody has asked for already: its file is a half until it is whole.
+// removeHalves waits for a snapshot that a user has asked for already: its file is a half until it is whole.
 func (k *Keeper) removeHalves() error {
 	k.one.Lock()
 	defer k.one.Unlock()

@@ -114,7 +114,7 @@ func names(t *testing.T, dir string) []string {
 	return out
 }
 
-// TestClusterIsRestoredOnBlankMachine: a file and the token make the cluster anew, and its revision is ahead of all
+// TestClusterIsRestoredOnBlankMachine: a file and the token make the cluster again, and its revision is ahead of all
 // that was seen.
 func TestClusterIsRestoredOnBlankMachine(t *testing.T) {
 	m := newMachine(t)
@@ -208,7 +208,7 @@ func TestDamagedSnapshotIsNotRestored(t *testing.T) {
 		refuses("changed", changed)
 		refuses("cut", whole[:i])
 		if i > header && i%4 == 0 { // each costs a derived key
-			// Whoever changes the file can change its checksum. Then the encryption notices.
+			// An attacker who changes the file can change its checksum. Then the encryption notices.
 			refuses("changed, with a checksum that fits", resum(changed))
 		}
 	}
@@ -332,7 +332,7 @@ func TestListPruneDelete(t *testing.T) {
 	if deleted, err := m.Prune(t.Context(), "nightly", 0); err != nil || len(deleted) > 0 {
 		t.Errorf("of another name: %q, %v", deleted, err)
 	}
-	// Somebody else's, of a name that begins like ours.
+	// Another program's, of a name that begins like ours.
 	data := testenv.Must(os.ReadFile(infos[0].Location))(t)
 	for i, header := range []string{`"server":"other"`, `"cluster":"other"`} {
 		key, _, _ := strings.Cut(header, ":")
@@ -488,7 +488,7 @@ func TestRevisionNeverGoesBack(t *testing.T) {
 	}
 }
 
-// TestDiskFailsAtTheHeader: a file that cannot be read is not passed over as somebody else's.
+// TestDiskFailsAtTheHeader: a file that cannot be read is not passed over as another program's.
 func TestDiskFailsAtTheHeader(t *testing.T) {
 	broken := errors.New("input/output error")
 	for _, start := range []string{"", magic[:5], magic, magic + `{"format":1`} {

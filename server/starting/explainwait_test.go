@@ -14,7 +14,7 @@ import (
 )
 
 // TestRemovedServerIsExplained: the board says of a server that waits that it was removed, and who answers in its place
-// as soon as somebody does.
+// as soon as one does.
 func TestRemovedServerIsExplained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		lines := status.NewBoard(time.Now)

@@ -25,7 +25,7 @@ const (
 	wasRemoved = "this server was removed from the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
 )
 
-// ExplainWait says in the log and on the board why a store that waits for the others may wait in vain, until ctx is
+// ExplainWait says in the log and on the board why a store that waits for the others may wait for ever, until ctx is
 // done.
 func (s *Starting) ExplainWait(ctx context.Context, others func() []string, removed func() bool) {
 	if len(others()) == 0 {

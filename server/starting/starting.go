@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package starting is what a server does while its own API does not answer yet. This machine's programs are told so, or
-// use another server that is ready; and the operator is told why the store waits.
+// Package starting is what a server does while its own API does not answer yet. This machine's programs get that
+// answer, or use another server that is ready; and the log tells the operator why the store waits.
 //
 // It owns the choice of that other server. It never touches the store: a store that waits goes on by itself.
 package starting
@@ -35,7 +35,7 @@ import (
 
 const (
 	// startPatience is how long a start, and the store's wait for others, may take before this machine's programs are
-	// told, or are given another server. Until then they wait: clients give a TLS handshake ten seconds.
+	// answered, or are given another server. Until then they wait: clients give a TLS handshake ten seconds.
 	startPatience = 8 * time.Second
 	// askReadyEvery is how often the other servers are asked then whether their API is ready, askReadyPatience bounds
 	// one question.
@@ -231,7 +231,7 @@ func (s *Starting) answer(c net.Conn) {
 	if err != nil {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, request.Body, mostAsked) // closing the connection before would keep the answer from whoever still writes
+	_, _ = io.CopyN(io.Discard, request.Body, mostAsked) // closing before would keep the answer from a client that still writes
 	body, err := json.Marshal(metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
 		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable, Code: http.StatusServiceUnavailable,
@@ -248,7 +248,7 @@ func (s *Starting) answer(c net.Conn) {
 	_ = answer.Write(t) // who asked has gone, or asks again
 }
 
-// why is what a program of this machine is told.
+// why is the answer to a program of this machine.
 func (s *Starting) why() string {
 	what := "its API server is not ready yet"
 	switch store := s.o.Opened.Load(); {

@@ -39,7 +39,7 @@ func newPKI(t *testing.T) *pki.PKI {
 }
 
 // TestKubectlIsAnsweredWhileStarting: the administrator's kubectl on the machine of a server that has no API yet is
-// told so, whatever it asks.
+// answered so, whatever it asks.
 func TestKubectlIsAnsweredWhileStarting(t *testing.T) {
 	keys := newPKI(t)
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package storecrypt keeps in the store what all servers of a cluster have in common and whoever has a copy of the
-// store alone must not read.
+// Package storecrypt keeps in the store what all servers of a cluster have in common and what cannot be read with a
+// copy of the store alone.
 //
 // It owns the form: JSON, sealed with AES-256-GCM by a key that HKDF (RFC 5869) derives from a secret which each server
 // has in a file. It never keeps that secret, and knows nothing of what is kept.

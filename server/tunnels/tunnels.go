@@ -31,7 +31,7 @@ import (
 )
 
 const (
-	// identify is how long a connection may take to show a certificate, strangers how many may be at it at a time.
+	// identify is how long a connection may take to show a certificate, maxUnknown how many may be at it at a time.
 	identify   = 10 * time.Second
 	maxUnknown = 256
 	// mostOfOne is how many connections of one node are kept. A server has two names at times, and a connection that

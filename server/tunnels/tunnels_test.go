@@ -111,7 +111,7 @@ func (f *fixture) node(name string, own ...string) (stop func()) {
 	return stop
 }
 
-// Nobody but a node speaks for a node.
+// Only a node speaks for a node.
 func TestOnlyNodesMayConnectTheirTunnel(t *testing.T) {
 	f := newFixture(t)
 	for name, leaf := range map[string]pki.Leaf{
@@ -135,7 +135,7 @@ func TestOnlyNodesMayConnectTheirTunnel(t *testing.T) {
 		_ = conn.SetDeadline(time.Now().Add(2 * time.Minute))
 		_, err := conn.Read(make([]byte, 1))
 		if timeout, ok := err.(net.Error); err == nil || ok && timeout.Timeout() {
-			t.Errorf("%s is not hung up on: %v", name, err)
+			t.Errorf("%s is not closed: %v", name, err)
 		}
 	}
 	if len(f.table.nodes) > 0 {
@@ -167,7 +167,8 @@ func TestDialUsesNodesOwnTunnel(t *testing.T) {
 		_ = c.Close()
 	}
 	testenv.ErrorIs(t, testenv.Err(f.table.DialContext(t.Context(), "tcp", "10.42.2.9:443")), nodetunnel.ErrRefused, "what the node refuses")
-	// What nodes serve inside the connection alone is reached by the node's name, and by nobody who dials its address.
+	// What nodes serve inside the connection alone is reached by the node's name, and by no client that dials its
+	// address.
 	volumes := netip.MustParseAddrPort("[100::1]:1")
 	f.node("n3", "100::1")
 	c := testenv.Must(f.table.Open(t.Context(), "n3", volumes))(t)
@@ -278,13 +279,13 @@ func TestManyConnectionsAtOnce(t *testing.T) {
 	}
 }
 
-// TestDrainClosesSessions: nodes are hung up on, those that come later too, until they are welcome again.
+// TestDrainClosesSessions: nodes' connections are closed, those that come later too, until they are welcome again.
 func TestDrainClosesSessions(t *testing.T) {
 	f := newFixture(t)
 	f.node("n1", "10.0.0.1")
 	f.table.Drain(true)
 	closed := func(name string) {
-		testenv.Until(t, 2*time.Minute, name+" is hung up on", func() bool {
+		testenv.Until(t, 2*time.Minute, name+" is closed", func() bool {
 			c, ok := f.table.Contact(name)
 			return !(!ok || c.Open)
 		})
@@ -326,7 +327,7 @@ func TestRemovedNodeIsForgotten(t *testing.T) {
 		t.Error("a node that has moved counts as reached")
 	}
 	table.Reached("n1")
-	from3 := table.add("n1", s, "10.0.0.3") // the kernel has not noticed yet that nobody is at the other end of the first one
+	from3 := table.add("n1", s, "10.0.0.3") // the kernel has not noticed yet that no process is at the other end of the first one
 	if c, _ := table.Contact("n1"); c.Direct {
 		t.Error("a node that has moved, and whose connection of before looks open, counts as reached")
 	}

@@ -20,21 +20,21 @@ type Volumes struct {
 }
 
 // AskVolumes implements localpath.Nodes.
-func (v Volumes) AskVolumes(ctx context.Context, node string, r localvolume.Request) (localvolume.Answer, error) {
+func (v Volumes) AskVolumes(ctx context.Context, node string, r localvolume.Request) (localvolume.Response, error) {
 	if v.Own != "" && node == v.Own {
 		if v.Folders == nil {
-			return localvolume.Answer{}, localpath.ErrAway
+			return localvolume.Response{}, localpath.ErrAway
 		}
 		return v.Folders.Do(r)
 	}
 	c, err := v.Open(ctx, node, localvolume.Target)
 	switch {
 	case errors.Is(err, ErrNotConnected):
-		return localvolume.Answer{}, localpath.ErrAway
+		return localvolume.Response{}, localpath.ErrAway
 	case errors.Is(err, nodetunnel.ErrRefused):
-		return localvolume.Answer{}, fmt.Errorf("its version of coracle has no local volumes: %w", err)
+		return localvolume.Response{}, fmt.Errorf("its version of coracle has no local volumes: %w", err)
 	case err != nil: // a connection whose other end has gone
-		return localvolume.Answer{}, fmt.Errorf("%w: %w", localpath.ErrAway, err)
+		return localvolume.Response{}, fmt.Errorf("%w: %w", localpath.ErrAway, err)
 	}
 	a, err := localvolume.Ask(ctx, c, r)
 	if errors.Is(err, localvolume.ErrSilent) {

@@ -33,7 +33,7 @@ const (
 	// poll is how often the machine's interfaces and translations are looked at: addresses come and go, and other
 	// programs flush nftables. Only where the cluster has a virtual address.
 	poll = 10 * time.Second
-	// probeAgain is how long after somebody answered for an address that is new it is looked for again.
+	// probeAgain is how long after another machine answered for an address that is new it is looked for again.
 	probeAgain = 15 * time.Second
 	// transferAfter is how long a leader that has no link for any virtual address waits before another server leads,
 	// and transferAgain how long it leads regardless when the leadership comes back: maybe none has a link.
@@ -252,7 +252,7 @@ func (h *holder) start(ctx context.Context) (stop func()) {
 	}
 }
 
-// prove returns when nobody has an address that is new to the cluster, or ctx is done. The wait of a new leader is
+// prove returns when no machine has an address that is new to the cluster, or ctx is done. The wait of a new leader is
 // over: none of the other servers answers for it.
 func (h *holder) prove(ctx context.Context, a netip.Addr, p vip.Interface) error {
 	for h.v.toProve(a) && ctx.Err() == nil {

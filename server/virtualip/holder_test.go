@@ -26,13 +26,13 @@ import (
 
 // oneTerm is a store that confirms one term.
 type oneTerm struct {
-	err   error
-	moved []uint64 // to which members
-	deaf  uint64   // the one that does not answer
+	err          error
+	moved        []uint64 // to which members
+	unresponsive uint64   // the one that does not answer
 }
 
 func (s *oneTerm) MoveLeader(_ context.Context, id uint64) error {
-	if id == s.deaf {
+	if id == s.unresponsive {
 		return errors.New("it does not answer")
 	}
 	s.moved = append(s.moved, id)
@@ -144,7 +144,7 @@ func TestAddressIsAnnouncedInOneTermOnly(t *testing.T) {
 		v.changed.Send()
 		check("and is back with another address", 1, status.Running, "10.0.0.100 on eth0 after 0s")
 		h.noteConflict(address, net.HardwareAddr{2, 0, 0, 0, 0, 9})
-		check("somebody else's claim", 1, status.Degraded)
+		check("another machine's claim", 1, status.Degraded)
 
 		v.mu.Lock()
 		v.addresses = nil
@@ -176,7 +176,7 @@ func runHolder(t *testing.T, h *holder) (lead func(bool), stop func()) {
 	return func(is bool) { term++; leadership <- raftstore.Leadership{Leader: is, Term: term} }, func() { cancel(); <-done }
 }
 
-// TestNewAddressIsProbed: an address that is new to the cluster is announced when nobody answered for it, and not
+// TestNewAddressIsProbed: an address that is new to the cluster is announced when no machine answered for it, and not
 // before.
 func TestNewAddressIsProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -230,7 +230,7 @@ func TestNewAddressIsProbed(t *testing.T) {
 // leads for a while if it has to.
 func TestLeaderWithoutALink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &oneTerm{deaf: 2}
+		store := &oneTerm{unresponsive: 2}
 		h := newTestHolder("192.0.2.2/24", &held{}, store)
 		lead, stop := runHolder(t, h)
 		lead(true)

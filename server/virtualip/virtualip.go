@@ -36,7 +36,7 @@ const (
 	// followRetry is how long to wait before the cluster's virtual addresses are asked for again, at a first start and
 	// after an error.
 	followRetry = time.Second
-	// conflictRetry is the same when somebody has the address: people change that.
+	// conflictRetry is the same when another machine has the address: people change that.
 	conflictRetry = 15 * time.Second
 	// moved is how long a server that stops goes on serving after another one began to announce: its clients need
 	// to have heard that.
@@ -87,7 +87,7 @@ type Keeper struct {
 	// unproven are addresses that the cluster was given while this process ran: the network is asked who has them
 	// before they are announced. An address of before may be answered for by another server.
 	unproven map[netip.Addr]bool
-	probed   []netip.Addr  // by this server, before it told the cluster
+	probed   []netip.Addr  // by this server, before it published them
 	changed  timers.Signal // there is something to look at
 
 	routers func() ([]netip.Addr, error) // nil for vip.Routers
@@ -249,7 +249,7 @@ func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
 	}
 }
 
-// publish says for the cluster what this server's flag says, if nobody has the addresses.
+// publish says for the cluster what this server's flag says, if no machine has the addresses.
 func (v *Keeper) publish(ctx context.Context, client kubernetes.Interface) error {
 	if err := Check(ctx, v.o.Own, v.o.Interface, v.o.Reserved); err != nil {
 		return err
@@ -294,8 +294,8 @@ func Check(ctx context.Context, addresses []netip.Addr, on string, reserved []ne
 	return nil
 }
 
-// apply takes over what the ConfigMap says. Whoever may write there cannot have this machine answer for what is another
-// one's.
+// apply takes over what the ConfigMap says. A user who may write there cannot have this machine answer for what is
+// another one's.
 func (v *Keeper) apply(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
 	const how = "the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS"
 	addresses, err := Parse(m.Data[clusterconfig.VIPData], v.o.Reserved)
@@ -326,7 +326,7 @@ func (v *Keeper) toProve(a netip.Addr) bool {
 	return v.unproven[a]
 }
 
-// proven notes that nobody else has an address.
+// proven notes that no other machine has an address.
 func (v *Keeper) proven(a netip.Addr) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -386,7 +386,7 @@ func (v *Keeper) set(addresses []netip.Addr, known bool) error {
 	defer v.changed.Send()
 	keep := func() error { return clusterconfig.WriteVIPs(v.o.Dir, addresses) }
 	if !known {
-		keep = func() error { return clusterconfig.ForgetVIPs(v.o.Dir) }
+		keep = func() error { return clusterconfig.RemoveVIPs(v.o.Dir) }
 	} else if !same {
 		v.o.Logger.Info("the cluster's virtual addresses", "addresses", Format(addresses))
 	}

@@ -119,7 +119,7 @@ func TestFlagThatDiffersFromTheCluster(t *testing.T) {
 	testenv.Check(t, <-ended)
 }
 
-// TestAddressesOfOthersAreRefused: whoever may write the ConfigMap cannot have the leader answer for a router or a
+// TestAddressesOfOthersAreRefused: a user who may write the ConfigMap cannot have the leader answer for a router or a
 // node, on or off. What the cluster had before is not asked about.
 func TestAddressesOfOthersAreRefused(t *testing.T) {
 	v, _ := newKeeper(t)
@@ -203,7 +203,7 @@ func newKeeper(t *testing.T, own ...netip.Addr) (v *Keeper, used *[]netip.Addr) 
 }
 
 // TestFlagCountsUntilTheClusterHasSpoken: a flag counts until the cluster has spoken. The certificate covers its
-// address from the start; nobody announces it.
+// address from the start; no machine announces it.
 func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 	own, others := netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("192.0.2.200")
 	v, used := newKeeper(t, own)

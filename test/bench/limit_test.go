@@ -119,8 +119,8 @@ echo $$ > limited/cgroup.procs && cd / && exec env %[4]s %[2]q "$@"
 	return script
 }
 
-// copyCold copies a file and makes the kernel forget the copy's pages (posix_fadvise(2)): they are charged to whoever
-// reads them first.
+// copyCold copies a file and makes the kernel forget the copy's pages (posix_fadvise(2)): they are charged to the
+// cgroup that reads them first.
 func copyCold(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {

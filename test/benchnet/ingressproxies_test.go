@@ -79,7 +79,7 @@ func (l *proxyLab) coracle(p *webProxy) {
 				return err
 			}
 		}
-		var answer table.Answer
+		var answer table.Response
 		line, err := in.ReadBytes('\n')
 		if err == nil {
 			err = json.Unmarshal(line, &answer)
@@ -206,7 +206,7 @@ frontend web
 	p.change = func(n int) error { configure(n); return syscall.Kill(p.pid, syscall.SIGUSR2) }
 }
 
-// caddy starts Caddy, which is told of changes by its own API.
+// caddy starts Caddy, which gets changes by its own API.
 func (l *proxyLab) caddy(p *webProxy) {
 	configure := func(change int) string {
 		var b strings.Builder

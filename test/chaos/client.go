@@ -116,7 +116,7 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// value is one that nobody else writes.
+// value is one that no other client writes.
 func (w *workload) value(client int) string { return fmt.Sprintf("%d.%d", client, w.values.Add(1)) }
 
 // do runs an operation and keeps what came of it.

@@ -181,9 +181,9 @@ func (c *cluster) leader(ctx context.Context) (*server, uint64) {
 	var term uint64
 	for _, s := range c.all() {
 		s.mu.Lock()
-		deaf := s.proc == nil || s.paused
+		unresponsive := s.proc == nil || s.paused
 		s.mu.Unlock()
-		if deaf {
+		if unresponsive {
 			continue
 		}
 		st, err := s.status(ctx)
@@ -240,7 +240,7 @@ func (c *cluster) settle(ctx context.Context, within time.Duration) error {
 func (c *cluster) settled(ctx context.Context) error {
 	lead, _ := c.leader(ctx)
 	if lead == nil {
-		return errors.New("nobody leads")
+		return errors.New("no server leads")
 	}
 	all := c.all()
 	var members []member

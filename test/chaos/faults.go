@@ -33,11 +33,11 @@ func networkFaults() []fault {
 			lead := n.c.pickLeader(ctx, r)
 			return n.hold(ctx, r, n.split([]*server{lead}, n.others(lead, r), true, false))
 		}},
-		{"the leader hears nobody", 3, func(n *nemesis, ctx context.Context, r *rand.Rand) error {
+		{"the leader hears no server", 3, func(n *nemesis, ctx context.Context, r *rand.Rand) error {
 			lead := n.c.pickLeader(ctx, r)
 			return n.hold(ctx, r, n.split([]*server{lead}, n.others(lead, r), false, true))
 		}},
-		{"a server hears nobody", 2, func(n *nemesis, ctx context.Context, r *rand.Rand) error {
+		{"a server hears no other", 2, func(n *nemesis, ctx context.Context, r *rand.Rand) error {
 			s := n.c.all()[r.IntN(len(n.c.all()))]
 			return n.hold(ctx, r, n.split([]*server{s}, n.others(s, r), false, true))
 		}},
@@ -210,7 +210,7 @@ func (n *nemesis) pauseLeaders(ctx context.Context, r *rand.Rand) error {
 func (n *nemesis) handOver(ctx context.Context, r *rand.Rand) error {
 	for range 1 + r.IntN(4) {
 		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
-		// That it fails, for instance because nobody is up to date, is no harm.
+		// That it fails, for instance because no server is up to date, is no harm.
 		_ = n.c.pickLeader(ctx, r).ask(ask, "transfer", nil, nil)
 		cancel()
 		pause(ctx, between(r, 0, 700*time.Millisecond))

@@ -30,7 +30,7 @@ type fencing struct {
 	ops []*history.Op // writes, and one read of each term
 }
 
-// run writes at whoever leads until ctx ends, and waits for what is under way.
+// run writes at the leader until ctx ends, and waits for what is under way.
 func (f *fencing) run(ctx context.Context) {
 	var writers sync.WaitGroup
 	defer writers.Wait()
@@ -73,7 +73,7 @@ func (f *fencing) run(ctx context.Context) {
 }
 
 // observe notes a revision of a term. The read is the leader's of that term only if it leads before and after, in the
-// same term; whoever has answered it, all of its writes up to the revision are older than what the term adds.
+// same term; whichever server has answered it, all of its writes up to the revision are older than what the term adds.
 func (f *fencing) observe(ctx context.Context, etc *clientv3.Client, term uint64) {
 	f.mu.Lock()
 	known := slices.ContainsFunc(f.ops, func(o *history.Op) bool { return o.Kind == history.KindGet && o.Term == term })

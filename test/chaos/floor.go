@@ -17,7 +17,7 @@ type totals struct {
 	ok, refused, open int // operations by outcome
 	faults            int // that the nemesis did
 	bitten            int // rounds' faults during which operations failed: those that had an effect
-	reigns            int // terms in which a leader was seen to answer
+	leaderTerms       int // terms in which a leader was seen to answer
 	fenced            int // writes with a term that took effect
 	fenceRefused      int // writes with a term that were refused
 	renewals          int // of leases, acknowledged
@@ -29,7 +29,7 @@ type totals struct {
 func (a totals) plus(b totals) totals {
 	return totals{
 		long: a.long + b.long, ok: a.ok + b.ok, refused: a.refused + b.refused, open: a.open + b.open,
-		faults: a.faults + b.faults, bitten: a.bitten + b.bitten, reigns: a.reigns + b.reigns,
+		faults: a.faults + b.faults, bitten: a.bitten + b.bitten, leaderTerms: a.leaderTerms + b.leaderTerms,
 		fenced: a.fenced + b.fenced, fenceRefused: a.fenceRefused + b.fenceRefused, renewals: a.renewals + b.renewals, events: a.events + b.events,
 		atExpiry: a.atExpiry + b.atExpiry, tooLate: a.tooLate + b.tooLate,
 	}
@@ -37,7 +37,7 @@ func (a totals) plus(b totals) totals {
 
 func (a totals) String() string {
 	return fmt.Sprintf("in %v: operations %d ok, %d refused, %d open; %d faults, %d with failed operations; %d leaders; fenced writes %d done, %d refused; %d lease renewals, as they expired %d leases renewed and %d gone; %d events",
-		a.long.Round(time.Second), a.ok, a.refused, a.open, a.faults, a.bitten, a.reigns, a.fenced, a.fenceRefused, a.renewals, a.atExpiry, a.tooLate, a.events)
+		a.long.Round(time.Second), a.ok, a.refused, a.open, a.faults, a.bitten, a.leaderTerms, a.fenced, a.fenceRefused, a.renewals, a.atExpiry, a.tooLate, a.events)
 }
 
 // count adds up the round's history.
@@ -61,7 +61,7 @@ func (r *round) count(ops []*history.Op) totals {
 	for _, o := range r.fence.ops {
 		switch {
 		case o.Kind == history.KindGet:
-			sum.reigns++
+			sum.leaderTerms++
 		case o.Outcome == history.OutcomeOK:
 			sum.fenced++
 		case o.Outcome == history.OutcomeFailed:
@@ -96,7 +96,7 @@ var floors = []struct {
 	{"operations without an answer", 5, func(t totals) int { return t.open }},
 	{"faults", 3, func(t totals) int { return t.faults }},
 	{"faults with failed operations", 2, func(t totals) int { return t.bitten }},
-	{"leaders", 1, func(t totals) int { return t.reigns }},
+	{"leaders", 1, func(t totals) int { return t.leaderTerms }},
 	{"fenced writes", 250, func(t totals) int { return t.fenced }},
 	{"refusals of a write of another term", 25, func(t totals) int { return t.fenceRefused }},
 	{"acknowledged lease renewals", 5, func(t totals) int { return t.renewals }},

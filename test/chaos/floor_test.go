@@ -12,7 +12,7 @@ import (
 
 // usual is a minute on two busy cores.
 var usual = totals{
-	long: time.Minute, ok: 20_800, open: 240, faults: 18, bitten: 17, reigns: 13,
+	long: time.Minute, ok: 20_800, open: 240, faults: 18, bitten: 17, leaderTerms: 13,
 	fenced: 6250, fenceRefused: 700, renewals: 119, events: 16_900, atExpiry: 143, tooLate: 47,
 }
 
@@ -29,7 +29,7 @@ func TestRoundsWithoutAFaultFail(t *testing.T) {
 		"successful operations":               func(t *totals) { t.ok = 0 },
 		"operations without an answer":        func(t *totals) { t.open = 0 },
 		"faults with failed operations":       func(t *totals) { t.bitten = 0 },
-		"leaders":                             func(t *totals) { t.reigns = 0 },
+		"leaders":                             func(t *totals) { t.leaderTerms = 0 },
 		"fenced writes":                       func(t *totals) { t.fenced = 0 },
 		"refusals of a write of another term": func(t *totals) { t.fenceRefused = 0 },
 		"acknowledged lease renewals":         func(t *totals) { t.renewals = 0 },

@@ -82,7 +82,7 @@ func (s *server) look(ctx context.Context) (look, error) {
 }
 
 // majorityLives cuts off as many servers as the cluster can lose, at random, and waits for the others to be able to
-// work. Nobody writes meanwhile, so nothing but the store itself gets a follower out of where it may be stuck.
+// work. No client writes meanwhile, so nothing but the store itself gets a follower out of where it may be stuck.
 func (c *cluster) majorityLives(ctx context.Context, r *rand.Rand) error {
 	all := c.all()
 	r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })

@@ -34,7 +34,7 @@ type tenancy struct {
 	Lease   int64   `json:"lease"`
 	Kept    []int64 `json:"kept"` // when each acknowledged keepalive was sent
 	Dropped int64   `json:"dropped"`
-	Lost    string  `json:"lost,omitempty"` // what a keepalive was told if the lease was gone
+	Lost    string  `json:"lost,omitempty"` // what a keepalive got if the lease was gone
 	LostAt  int64   `json:"lostAt,omitempty"`
 	Crowded bool    `json:"crowded,omitempty"` // one of many that expire together, renewed at that moment
 }

@@ -216,7 +216,7 @@ func (r *round) finish(ctx context.Context) error {
 	first := r.c.all()[0]
 	var last int64
 	err := with(first, func(etc *clientv3.Client) error {
-		err := eventually(ctx, "leases that nobody keeps alive end", func(ctx context.Context) error {
+		err := eventually(ctx, "leases that no client keeps alive end", func(ctx context.Context) error {
 			resp, err := etc.Get(ctx, r.prefix+"l/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
 			if err == nil && len(resp.Kvs) > 0 {
 				err = fmt.Errorf("%d keys are left, the first is %s", len(resp.Kvs), resp.Kvs[0].Key)

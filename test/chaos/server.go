@@ -65,10 +65,10 @@ type process struct {
 
 	mu      sync.Mutex
 	next    int
-	waiting map[int]chan answer
+	waiting map[int]chan response
 }
 
-type answer struct {
+type response struct {
 	ID     int             `json:"id"`
 	Result json.RawMessage `json:"result"`
 	Error  string          `json:"error"`
@@ -111,7 +111,7 @@ func (s *server) start(join []string) error {
 	}
 	p := &process{
 		cmd: exec.Command(s.bin, args...), ready: make(chan struct{}), done: make(chan struct{}),
-		waiting: map[int]chan answer{},
+		waiting: map[int]chan response{},
 	}
 	p.cmd.Stderr = log
 	p.cmd.Env = append(os.Environ(), "GOTRACEBACK=all", "GOMAXPROCS=2")
@@ -146,7 +146,7 @@ func (p *process) read(out io.Reader) {
 			close(p.ready)
 			continue
 		}
-		var a answer
+		var a response
 		if json.Unmarshal(lines.Bytes(), &a) != nil {
 			continue
 		}
@@ -174,7 +174,7 @@ func (s *server) ask(ctx context.Context, op string, args, result any) error {
 	if err != nil {
 		return err
 	}
-	ch := make(chan answer, 1) // the reader never waits
+	ch := make(chan response, 1) // the reader never waits
 	p.mu.Lock()
 	p.next++
 	id := p.next
@@ -248,17 +248,17 @@ func (s *server) end(sig syscall.Signal, within time.Duration) error {
 			_ = p.cmd.Process.Kill()
 			<-p.done
 		}
-		s.forget(p)
+		s.remove(p)
 		return fmt.Errorf("%s did not end within %v of %v; its log has the goroutines", s.name, within, sig)
 	}
-	s.forget(p)
+	s.remove(p)
 	if sig == syscall.SIGTERM && p.err != nil {
 		return fmt.Errorf("%s was asked to end and did it badly: %w", s.name, p.err)
 	}
 	return nil
 }
 
-func (s *server) forget(p *process) {
+func (s *server) remove(p *process) {
 	p.in.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -275,7 +275,7 @@ func (s *server) running() bool {
 	return s.proc != nil
 }
 
-// crashed returns how the process ended if nobody wanted that.
+// crashed returns how the process ended if that was not wanted.
 func (s *server) crashed() error {
 	s.mu.Lock()
 	p := s.proc

@@ -44,7 +44,7 @@ func (r *round) judge(err error) []error {
 	return errs
 }
 
-// summary counts outcomes, says why operations failed, and how long nobody got a write done.
+// summary counts outcomes, says why operations failed, and how long no client got a write done.
 func summary(ops []*history.Op) string {
 	count, why := map[string]int{}, map[string]int{}
 	var ends []int64

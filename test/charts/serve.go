@@ -23,7 +23,7 @@ import (
 
 // Options describe a server of charts.
 type Options struct {
-	// Dir has the archives (*.tgz) that are offered; it is read anew for each index.
+	// Dir has the archives (*.tgz) that are offered; it is read again for each index.
 	Dir string
 	// User and Password are asked for if User is not empty.
 	User, Password string

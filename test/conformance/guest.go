@@ -29,7 +29,7 @@ const (
 )
 
 // guestCluster starts a cluster whose one node is a User-Mode Linux with IPVS and nftables, and whose server is an
-// ordinary machine beside it. The node is told nothing of IPVS: that it takes it is part of what is tried.
+// ordinary machine beside it. The node's flags say nothing of IPVS: that it takes it is part of what is tried.
 func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image) *harness.Server {
 	modules := uml.ModuleFiles(t, "bridge", "vxlan", "overlay")
 	site := harness.NewSite(t)

@@ -34,7 +34,7 @@ const mirrorSettings = "mirrors:\n  \"*\":\n    endpoint: [\"http://" + mirrorAd
 
 // serveMirror answers pulls of the archive's images on the site's network until the run ends, and returns the file of
 // settings that sends a node there. Specs whose pods have the pull policy Always need it; and while a pull of an image
-// goes on in vain, the kubelet starts no other pod with that image.
+// goes on without an end, the kubelet starts no other pod with that image.
 func serveMirror(t testing.TB, site *harness.Site, folder, archive string, images []imagetar.Image) string {
 	blobs, err := os.MkdirTemp(folder, "mirror-")
 	testenv.NoError(t, err)

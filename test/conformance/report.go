@@ -25,7 +25,7 @@ type spec struct {
 
 func (s spec) name() string { return strings.Join(append(s.Containers, s.Leaf), " ") }
 
-// readReport reads the specs of ginkgo's report in JSON, without those that nobody asked for.
+// readReport reads the specs of ginkgo's report in JSON, without those that were not asked for.
 func readReport(file string) ([]spec, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -237,7 +237,7 @@ func TestBudgetHandler(t *testing.T) {
 			anonymous = append(anonymous, float64(proc.Field(rollup, "Anonymous:"))/1024)
 			time.Sleep(time.Second) // a measurement
 		}
-		t.Logf("%-30s RSS %.1f MB (%.1f to %.1f), anonymous %.1f MB; processor %v; load %s", what+":", part(rss, 0.5), part(rss, 0), part(rss, 1), part(anonymous, 0.5), cpuOf(pid), load())
+		t.Logf("%-30s RSS %.1f MB (%.1f to %.1f), anonymous %.1f MB; processor %v; load %s", what+":", quantile(rss, 0.5), quantile(rss, 0), quantile(rss, 1), quantile(anonymous, 0.5), cpuOf(pid), load())
 	}
 	for range setting("ROUNDS", 2) {
 		measure("at rest")

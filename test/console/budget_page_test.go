@@ -80,8 +80,8 @@ const filtering = `(async () => {
   return times;
 })()`
 
-// part is the value below which that part of the values are.
-func part(values []float64, p float64) float64 {
+// quantile returns the value below which the share p of the values is.
+func quantile(values []float64, p float64) float64 {
 	if len(values) == 0 {
 		return -1
 	}
@@ -161,16 +161,16 @@ func TestBudgetPage(t *testing.T) {
 	eval[any](p, lateness+`;undefined`)
 	time.Sleep(30 * time.Second) // a measurement
 	late := eval[[]float64](p, `__late.splice(0)`)
-	t.Logf("event to screen, of %d: p50 %.0f ms, p95 %.0f ms, p99 %.0f ms; %d changes not made; load %s", len(late), part(late, 0.5), part(late, 0.95), part(late, 0.99), failed.Load(), load())
+	t.Logf("event to screen, of %d: p50 %.0f ms, p95 %.0f ms, p99 %.0f ms; %d changes not made; load %s", len(late), quantile(late, 0.5), quantile(late, 0.95), quantile(late, 0.99), failed.Load(), load())
 	for range 3 {
 		before := p.tasks()
 		frames := eval[[]float64](p, scrolling)
 		spent := (p.tasks() - before) / float64(len(frames))
 		t.Logf("frames while scrolling, of %d: p50 %.1f ms, p99 %.1f ms, longest %.1f ms; %.1f ms of a processor each; load %s",
-			len(frames), part(frames, 0.5), part(frames, 0.99), part(frames, 1), spent, load())
+			len(frames), quantile(frames, 0.5), quantile(frames, 0.99), quantile(frames, 1), spent, load())
 	}
 	late = eval[[]float64](p, `__late.splice(0)`)
-	t.Logf("event to screen while scrolling, of %d: p50 %.0f ms, p95 %.0f ms", len(late), part(late, 0.5), part(late, 0.95))
+	t.Logf("event to screen while scrolling, of %d: p50 %.0f ms, p95 %.0f ms", len(late), quantile(late, 0.5), quantile(late, 0.95))
 	for range 3 {
 		t.Logf("filters: %s ms; load %s", fmt.Sprint(rounded(eval[[]float64](p, filtering))), load())
 	}

@@ -186,11 +186,11 @@ func TestLeaderKilled(t *testing.T) {
 	for i, x := range all {
 		x.whole(t, lives, folder)
 		if i == 2 {
-			continue // the server was started anew: how far back its watches go is its store's matter
+			continue // the server was restarted: how far back its watches go is its store's matter
 		}
 		after := eval[map[string]int](x.list, `__types`)
 		if after["reset"] != 0 || after["rows"] != x.before["rows"] {
-			t.Errorf("%s: the list was read anew: before %v, after %v", x.name, x.before, after)
+			t.Errorf("%s: the list was read again: before %v, after %v", x.name, x.before, after)
 		}
 		for _, p := range []*page{x.list, x.log, x.edit} {
 			p.saysNothing("status of 5") // no leader

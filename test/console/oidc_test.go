@@ -78,7 +78,7 @@ func TestOIDC(t *testing.T) {
 		return err
 	}))
 
-	// A code that somebody else began a login for is not taken, and leaves the address.
+	// A code of another browser's login is not taken, and leaves the address.
 	p.shows("Log in with " + address)
 	p.shot("oidc-login")
 	p.do("coming with a foreign login", chromedp.Navigate(home+"?code=stolen&state=foreign"))

@@ -226,7 +226,7 @@ func TestViewsByKeyboard(t *testing.T) {
 	p.without("broken")
 	after := eval[map[string]int](p, `__types`)
 	if after["reset"] != 0 || after["rows"] != before["rows"] {
-		t.Errorf("the list was read anew: before %v, after %v", before, after)
+		t.Errorf("the list was read again: before %v, after %v", before, after)
 	}
 	p.saysNothing("metrics.k8s.io") // of pods without any
 }

@@ -144,7 +144,7 @@ spec:
 	s.Kubectl("delete", "pod/keeper", "secret/treasure")
 }
 
-// opensNoServersConnection: with whatever certificate an agent has, and with whatever an administrator has, nobody
+// opensNoServersConnection: with whatever certificate an agent has, and with whatever an administrator has, no client
 // opens the connections at a server's port that servers have among themselves: those of Raft, and the questions about
 // nodes. The server's own certificate opens both.
 func opensNoServersConnection(t *testing.T, s, a *harness.Server) {

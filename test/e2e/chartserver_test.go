@@ -23,7 +23,7 @@ const (
 	shopPassword = "open sesame"
 )
 
-// startChartServer runs one with a certificate by an authority that nobody knows, whose file it returns, and with a
+// startChartServer runs one with a certificate by an authority that no client knows, whose file it returns, and with a
 // password.
 func startChartServer(t *testing.T, m *harness.Machine, archives string) (ca string) {
 	t.Helper()

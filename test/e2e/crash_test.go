@@ -65,7 +65,7 @@ func crash(t *testing.T, s *harness.Server) {
 	}
 	after, _ := strconv.Atoi(ask("chatty"))
 	t.Logf("the chatty pod wrote %d lines in the %v that coracle was away", after-before, time.Since(began).Round(time.Second))
-	// Whoever is stalled by his output writes no more once the pipes are full, however long one waits.
+	// A process that is stalled by its output writes no more once the pipes are full, however long one waits.
 	for _, more := range []int{before + heldByPipes, after + heldByPipes} {
 		harness.Eventually(t, soon, "the chatty pod goes on writing", func() error {
 			if n, _ := strconv.Atoi(ask("chatty")); n < more {
@@ -96,7 +96,7 @@ func crash(t *testing.T, s *harness.Server) {
 }
 
 // logGoesOn checks that a chatty container's log still follows what it writes now. A log that the kubelet rotates has
-// no file for a moment, and whoever asks for it just then is refused.
+// no file for a moment, and a process that asks for it just then is refused.
 func logGoesOn(k *harness.Kube, name string) {
 	k.T.Helper()
 	harness.Eventually(k.T, soon, "the log of "+name+" reaches a line that was written after the restart", func() error {
@@ -217,7 +217,7 @@ func otherProxy(t *testing.T, s *harness.Server) {
 		}
 		return err
 	})
-	harness.Eventually(t, soon, "the status says that nobody enforces policies", func() error { return statusLine(s, "network policies", "disabled") })
+	harness.Eventually(t, soon, "the status says that policies are not enforced", func() error { return statusLine(s, "network policies", "disabled") })
 	reached(true)
 	if err := s.Stop(); err != nil {
 		t.Errorf("coracle ended with %v after SIGTERM\n%s", err, s.LogTail(20))

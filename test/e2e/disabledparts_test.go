@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// disableParts switches off what is there without being installed.
-var disableParts = []string{"--disable", "metrics-server,local-storage,helm-controller"}
+// disableFlags switch off what is there without being installed.
+var disableFlags = []string{"--disable", "metrics-server,local-storage,helm-controller"}
 
 // statusLine fails unless the line of a part in coracle status begins with a state.
 func statusLine(s *harness.Server, part, want string) error {
@@ -36,7 +36,7 @@ func withChart(t *testing.T, s *harness.Server) {
 	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "chart.yaml"), []byte(helmChart("nothing", "chart: nothing-1.0.0.tgz")), 0o644))
 }
 
-// partsRun: a server that was told nothing has all three parts, and the status says so.
+// partsRun: a server without such a flag has all three parts, and the status says so.
 func partsRun(t *testing.T, s *harness.Server) {
 	t.Helper()
 	k := s.In(t)
@@ -52,7 +52,7 @@ func partsRun(t *testing.T, s *harness.Server) {
 	})
 }
 
-// partsDisabled: a server that was told so has none of the three, says so, and does nothing about what is asked of
+// partsDisabled: a server with that flag has none of the three, says so, and does nothing about what is asked of
 // them.
 func partsDisabled(t *testing.T, s *harness.Server) {
 	t.Helper()

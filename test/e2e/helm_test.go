@@ -140,7 +140,7 @@ func TestHelmCharts(t *testing.T) {
 		return err
 	}))
 	harness.Says(t, releases, "folder", "web-2.0.0", "deployed", "itself")
-	harness.Eventually(t, soon, "the status knows of three charts", func() error { // it is told after the chart's own
+	harness.Eventually(t, soon, "the status knows of three charts", func() error { // it is reported after the chart's own
 		out, err := m.Run(m.Coracle(), "status", "--data-dir", s.DataDir)
 		if err == nil && (!strings.Contains(out, "helm charts") || !strings.Contains(out, "3 charts")) {
 			err = errors.New(out)
@@ -207,7 +207,7 @@ func chartsOfBadInput(k *harness.Kube) {
 }
 
 // chartOfKilledServer: a chart with its own archive has a hook that never ends, and the server is killed while it is
-// waited for. The next one takes it up, the hook hangs again, and other values mend it.
+// waited for. The next one takes it up, the hook stalls again, and other values mend it.
 func chartOfKilledServer(k *harness.Kube) {
 	k.T.Helper()
 	content := "chartContent: " + base64.StdEncoding.EncodeToString(webChart("1.0.0").Archive()) + "\nvaluesContent: "

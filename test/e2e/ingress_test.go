@@ -94,7 +94,7 @@ func TestIngressServesThroughKillsAndRestarts(t *testing.T) {
 	if out, err := curl(k, "--max-time", "2", "http://"+harness.NodeIP+":10054/"); err == nil {
 		t.Errorf("the proxy's own port answers from outside, past the Service's source ranges: %s", out)
 	}
-	// Whoever writes EndpointSlices names what the proxy must not reach: here the kubelet, its own node's.
+	// A user who writes EndpointSlices names what the proxy must not reach: here the kubelet, its own node's.
 	k.Apply(fmt.Sprintf(forgedSlice, harness.NodeIP))
 	harness.Eventually(t, soon, "no way to the kubelet", asks("502", "-o", "/dev/null", "-H", "Host: kubelet.example", "http://"+harness.NodeIP+"/"))
 

@@ -188,7 +188,7 @@ func topAgrees(k *harness.Kube) {
 		from, to := m.Timestamp.Add(-window), m.Timestamp.Add(time.Second)
 		least, most, ok := usedBetween(samples, from, to)
 		if !ok {
-			return fmt.Errorf("nobody watched from %s to %s", from, to)
+			return fmt.Errorf("no client watched from %s to %s", from, to)
 		}
 		for _, c := range m.Containers {
 			if c.Name != "box" {

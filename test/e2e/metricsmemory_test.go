@@ -18,8 +18,9 @@ import (
 // burnerHolds is what a burner keeps in memory, in bytes: much more than its processes and those that look at it take.
 const burnerHolds = 32 << 20
 
-// workingSet prints the memory of the control group in whose sight it runs, and how much of that is files that nobody
-// has used for a while, in either version of control groups. The difference is what kubelets call the working set.
+// workingSet prints the memory of the control group in whose sight it runs, and how much of that is files that no
+// process has used for a while, in either version of control groups. The difference is what kubelets call the working
+// set.
 const workingSet = `cd /sys/fs/cgroup/memory 2> /dev/null && cat memory.usage_in_bytes && sed -n 's/^total_inactive_file //p' memory.stat ||
 { cd /sys/fs/cgroup && cat memory.current && sed -n 's/^inactive_file //p' memory.stat; }`
 

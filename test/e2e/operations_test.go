@@ -20,9 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// aFirewall would drop what it was not told to accept, and was told to accept everything. It is there from the
+// aFirewall would drop what it has no rule to accept, and has a rule to accept everything. It is there from the
 // beginning, for the node looks every half minute.
-const aFirewall = "add table inet stranger; add chain inet stranger f { type filter hook forward priority 0; policy drop; }; add rule inet stranger f accept"
+const aFirewall = "add table inet foreign; add chain inet foreign f { type filter hook forward priority 0; policy drop; }; add rule inet foreign f accept"
 
 func foreignFirewall(t *testing.T, s *harness.Server, change string) {
 	t.Helper()
@@ -63,8 +63,8 @@ func operations(t *testing.T, s *harness.Server) {
 			return statusLine(s, "service proxy", "running.*(ipvs: auto takes it where the kernel has what it needs|nftables: ipvs will not do here: the kernel )")
 		})
 		testenv.Check(t, s.LogSays("Chose the Service proxy's back end"))
-		harness.Eventually(t, soon, "another program's firewall is named", func() error { return statusLine(s, "host firewall", "running.*inet stranger f") })
-		foreignFirewall(t, s, "delete table inet stranger")
+		harness.Eventually(t, soon, "another program's firewall is named", func() error { return statusLine(s, "host firewall", "running.*inet foreign f") })
+		foreignFirewall(t, s, "delete table inet foreign")
 		harness.Eventually(t, soon, "all parts run", func() error {
 			var report struct {
 				Ready      time.Time
@@ -145,7 +145,7 @@ func importImage(t *testing.T, s *harness.Server, archive, image string) {
 // that never answers.
 func importedWhilePulled(t *testing.T, s *harness.Server) {
 	const address = "127.0.0.1:5999"
-	registry, err := s.Listen(address) // nobody accepts: the kernel does, and no byte comes back
+	registry, err := s.Listen(address) // no process accepts: the kernel does, and no byte comes back
 	testenv.NoError(t, err)
 	defer func() { _ = registry.Close() }() // it was closed unless the test failed
 	image := address + "/imported:1"

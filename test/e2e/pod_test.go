@@ -111,7 +111,7 @@ func restartPolicies(k *harness.Kube) {
 	}
 }
 
-// resources: limits limit, classes of service are told apart.
+// resources: limits limit, classes of service are distinguished.
 func resources(k *harness.Kube) {
 	k.Apply(pod("hungry", "[testbox, eat, '200']", "resources: {limits: {memory: 64Mi}}", "restartPolicy: Never") + "---" +
 		pod("guaranteed", "[testbox, hold]", "resources: {limits: {memory: 32Mi, cpu: 100m}}", "") + "---" +
@@ -159,7 +159,7 @@ volumes:
 	k.Kubectl("patch", "configmap", "plain", "-p", `{"data":{"colour":"blue"}}`)
 	k.Kubectl("patch", "secret", "hidden", "-p", `{"stringData":{"word":"abracadabra"}}`)
 	k.Kubectl("label", "pod", "reader", "tier=back")
-	// The kubelet writes volumes anew once a minute and a bit.
+	// The kubelet writes volumes again once a minute and a bit.
 	harness.Eventually(k.T, 5*time.Minute, "live update", func() error {
 		got, err := k.Try("exec", "reader", "--", "sh", "-c", `echo "$(cat /plain/colour) $(cat /hidden/word) $(cat /about/labels | tr '\n' ' ')"`)
 		if want := `blue abracadabra app="reader" tier="back" `; err == nil && strings.TrimRight(got, " ") != strings.TrimRight(want, " ") {

@@ -96,7 +96,7 @@ func TestRotateWithSeveralServers(t *testing.T) {
 	// A leader may have to be elected.
 	harness.Eventually(t, soon, "a rotation waits for the server that is off", func() error { return rotateUntilItWaits(t, servers[1]) })
 	leader := first
-	leader.Kill() // nobody can write for a moment: one of three is left until the other is back
+	leader.Kill() // no client can write for a moment: one of three is left until the other is back
 	off.Start()
 	off.WaitAPI()
 	leader.Start()
@@ -144,7 +144,7 @@ func rotateUntilItWaits(t *testing.T, s *harness.Server) error {
 }
 
 // TestRotateToken: the server token is replaced on one of three servers, and the others take it over: one that runs at
-// once, one that is off when it starts, although it is still given the old one. The old one lets nobody in any more.
+// once, one that is off when it starts, although it is still given the old one. The old one admits no machine any more.
 func TestRotateToken(t *testing.T) {
 	t.Parallel() // it mostly waits
 	site := harness.NewSite(t)

@@ -52,7 +52,7 @@ func TestRefusedServerSaysWhy(t *testing.T) {
 		refusedServer(t, first, peer, seldom, []string{"there is a node named " + a.NodeName() + " already, and it is alive", "--node-name"}, "--node-name", a.NodeName())
 	})
 	t.Run("a store of its own", func(t *testing.T) { refusedWithStore(t, first, peer) })
-	t.Run("nobody at the address", func(t *testing.T) {
+	t.Run("no server at the address", func(t *testing.T) {
 		s := *peer
 		s.Args = append(slices.Clone(peer.Args), "--server", "https://10.77.0.250:6443")
 		s.Start()
@@ -112,7 +112,7 @@ func writeHello(l net.Listener) {
 	}
 }
 
-// refusedSettings: what a whole cluster has or has not is the cluster's, and whoever was told otherwise gets to know
+// refusedSettings: what a whole cluster has or has not is the cluster's, and a server with other flags reports
 // both values.
 func refusedSettings(t *testing.T, first, peer *harness.Server) {
 	t.Helper()
@@ -161,7 +161,7 @@ func refusedServer(t *testing.T, asked, peer *harness.Server, log string, want [
 	before := map[string]int{letIn: count(letIn), notLetIn: count(notLetIn)}
 	out, code := runServer(peer.Machine, append(slices.Clone(peer.Args), args...)...)
 	testenv.Equal(t, code, 1, "exit code")
-	_, last, found := strings.Cut(out, "\ncoracle: ") // what it says last is for whoever started it
+	_, last, found := strings.Cut(out, "\ncoracle: ") // what it says last is for the user who started it
 	if !found {
 		last = out
 	}

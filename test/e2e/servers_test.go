@@ -139,7 +139,7 @@ func TestThreeServers(t *testing.T) {
 		testenv.Check(t, see(s))
 	}
 	rest[0].Members(1, "no further one: 2 of 3 voters answer")
-	// The agent starts anew while the only server that it was told of is dead: it knows the others.
+	// The agent restarts while the only server that it was given is dead: it knows the others.
 	a.Kill()
 	a.Start()
 	// Controllers, scheduler and agent work, each with a server that lives: a Deployment's pods run.
@@ -157,7 +157,7 @@ func TestThreeServers(t *testing.T) {
 		if err := harness.KnowOneAnother(rest, "silent alive alive alive "); err != nil {
 			return err
 		}
-		// The agent has not heard of it since its own start, unless the others still told it so then.
+		// The agent has not heard of it since its own start, unless the others still reported it then.
 		err := harness.KnowOneAnother([]*harness.Server{a}, "remembered alive alive alive ")
 		if err != nil && harness.KnowOneAnother([]*harness.Server{a}, "silent alive alive alive ") == nil {
 			return nil
@@ -203,7 +203,7 @@ spec:
   ports: [{port: %d}]
 `
 
-// TestServerAtNamedAddress: whoever may write Services keeps no server from joining, nor from coming back, by naming
+// TestServerAtNamedAddress: a user who may write Services keeps no server from joining, nor from coming back, by naming
 // its address: the others' proxies let it be as soon as it is a member, before it is heard.
 func TestServerAtNamedAddress(t *testing.T) {
 	site := harness.NewSite(t)

@@ -61,8 +61,8 @@ func TestSiteLinksFilterEachWay(t *testing.T) {
 	}
 }
 
-// send sends datagrams of 1000 bytes to a port where nobody listens, and returns how many frames arrived of how many
-// that were sent. Those that are missing from least are sent again: a processor's backlog that is full drops what
+// send sends datagrams of 1000 bytes to a port where no process listens, and returns how many frames arrived of how
+// many that were sent. Those that are missing from least are sent again: a processor's backlog that is full drops what
 // comes, on a whole link, too. At most half as many are sent again: half of them are lost on none.
 func send(t *testing.T, from, to *harness.Machine, count, least int) (got, sent int) {
 	t.Helper()
@@ -97,7 +97,7 @@ func received(t *testing.T, m *harness.Machine) int {
 func TestTwoMachines(t *testing.T) {
 	site := harness.NewSite(t)
 	a, b := site.NewMachine(), site.NewMachine()
-	servers := []*harness.Server{a.NewServer("--disable-agent"), b.NewServer(append(disableParts, "--disable-agent")...)}
+	servers := []*harness.Server{a.NewServer("--disable-agent"), b.NewServer(append(disableFlags, "--disable-agent")...)}
 	for _, s := range servers {
 		withChart(t, s)
 		s.Start()

@@ -38,7 +38,7 @@ func TestStoreBackup(t *testing.T) {
 	}
 	fine := func() {
 		t.Helper()
-		harness.Eventually(t, soon, "nothing is wrong with the store", func() error { // a slow disk is told for a while
+		harness.Eventually(t, soon, "nothing is wrong with the store", func() error { // a slow disk is reported for a while
 			out, err := store("status")
 			if err == nil && (!strings.Contains(out, "this server leads") || !strings.Contains(out, "Nothing is wrong")) {
 				err = errors.New(out)
@@ -110,8 +110,8 @@ func listVersion(t *testing.T, k *harness.Kube) string {
 	return list.Metadata.ResourceVersion
 }
 
-// startsOver watches from a version that a client saw before, and expects to be told to list anew: never silence, and
-// never events as if nothing had happened.
+// startsOver watches from a version that a client saw before, and expects an error, so that it lists again: never
+// silence, and never events as if nothing had happened.
 func startsOver(t *testing.T, k *harness.Kube, version string) {
 	t.Helper()
 	var out string

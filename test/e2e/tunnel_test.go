@@ -91,7 +91,7 @@ func attached(s *harness.Server, pod, line string) error {
 	saying.Go(func() {
 		for ctx.Err() == nil {
 			if _, err := fmt.Fprintln(in, line); err != nil {
-				return // kubectl has ended, which whoever reads from it hears too
+				return // kubectl has ended, which its reader hears too
 			}
 			select { // again until it is heard: an answer that comes before the output is attached is lost
 			case <-ctx.Done():

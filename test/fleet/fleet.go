@@ -46,7 +46,7 @@ const (
 	joinAtOnce, watchAtOnce = 16, 8
 	// clusterPort is where members of the gossip are reached, kubeletPort where kubelets are.
 	clusterPort, kubeletPort = 6443, 10250
-	// mostComplaints is how many errors are told.
+	// mostComplaints is how many errors are logged.
 	mostComplaints = 200
 )
 

@@ -62,7 +62,7 @@ func (n *node) followPods(ctx context.Context) {
 	}
 }
 
-// see is told of each change of a pod's.
+// see takes note of each change of a pod's.
 func (n *node) see(ctx context.Context, change watch.EventType, p *corev1.Pod) {
 	id := string(p.UID)
 	ending, begun := n.pods[id]

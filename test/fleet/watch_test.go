@@ -24,7 +24,7 @@ import (
 )
 
 // TestWatchResumesAndRestarts: a watch begins with all that there is, says when it has had that, goes on after its end
-// where it was, and begins anew where the server has forgotten that.
+// where it was, and begins again where the server has forgotten that.
 func TestWatchResumesAndRestarts(t *testing.T) {
 	var asked []url.Values
 	answers := [][]byte{

@@ -18,7 +18,8 @@ import (
 const proxyPort = "10054"
 
 // testIngress: with IPVS, which rewrites a packet's destination at another place than nftables, an Ingress answers at
-// the cluster address of its Service and at node ports, and the proxy's own port is open to nobody outside the cluster.
+// the cluster address of its Service and at node ports, and the proxy's own port is open to no client outside the
+// cluster.
 func testIngress(t *testing.T, l *lab) {
 	pods := []string{l.pod(1), l.pod(2)}
 	l.kube.Apply(`{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: web}, spec: {defaultBackend: {service: {name: web, port: {name: http}}}}}`)

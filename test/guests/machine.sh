@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # The first process of a machine with a kernel of its own, a User-Mode Linux. Its root is the host's, read-only; its disk is at /run/disk; at /run/shared is the folder that it
-# shares with the test: the files of modules to load, the tests' image, the arguments of its coracle, and that one's log. Whoever connects to its port 10 has a shell.
+# shares with the test: the files of modules to load, the tests' image, the arguments of its coracle, and that one's log. A client of its port 10 has a shell.
 #
 # The kernel hands over NAME, IP, SHARED, CORACLE (the program) and NFS (a folder of packaging/guest-nfs.sh's, or nothing).
 set -u

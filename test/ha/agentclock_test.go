@@ -29,7 +29,7 @@ import (
 const ends = "coracle has ended"
 
 // TestAgentJoinsOnceClockIsSet: an agent on a machine whose clock has no battery, and whose kernel has no nftables, in
-// a cluster that leaves pods' network and Services to other programs. It begins in 1970, is told that its clock is
+// a cluster that leaves pods' network and Services to other programs. It begins in 1970, hears that its clock is
 // wrong when it wants to join, and joins once NTP has set it. Then the machine loses its power and comes back in 1970,
 // and NTP does not answer: the agent goes on at the newest time that its machine has seen.
 func TestAgentJoinsOnceClockIsSet(t *testing.T) {
@@ -142,8 +142,8 @@ func TestClusterReturnsAfter400DaysOff(t *testing.T) {
 	}
 }
 
-// serves waits until the server's API answers its administrator, of whom the kubeconfig may have to be made anew first,
-// and returns a client. That the certificate is valid today is not asked.
+// serves waits until the server's API answers its administrator, of whom the kubeconfig may have to be made again
+// first, and returns a client. That the certificate is valid today is not asked.
 func (x *guest) serves(what string) kubernetes.Interface {
 	x.t.Helper()
 	var api kubernetes.Interface
@@ -194,8 +194,8 @@ func (x *guest) uid(api kubernetes.Interface) (uid types.UID) {
 	return uid
 }
 
-// ready waits until the agent has told that its node is ready since the machine was switched on last: each boot of a
-// kernel has a name, of which it returns the present one.
+// ready waits until the agent has reported that its node is ready since the machine was switched on last: each boot of
+// a kernel has a name, of which it returns the present one.
 func (x *guest) ready(api kubernetes.Interface, before, what string) (boot string) {
 	x.t.Helper()
 	x.await(what+": its node is ready", x, func() error {
@@ -204,7 +204,7 @@ func (x *guest) ready(api kubernetes.Interface, before, what string) (boot strin
 		case err != nil:
 			return err
 		case n.Status.NodeInfo.BootID == "" || n.Status.NodeInfo.BootID == before:
-			return errors.New("it has not told of this boot yet")
+			return errors.New("it has not reported this boot yet")
 		case Ready(n) != corev1.ConditionTrue:
 			return fmt.Errorf("it is not: %v", n.Status.Conditions)
 		}

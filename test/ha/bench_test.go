@@ -123,7 +123,7 @@ func TestBusyFailover(t *testing.T) {
 func kill(ends *[]time.Duration) func(*harness.Server) (undo func()) {
 	return func(s *harness.Server) (undo func()) {
 		began := time.Now()
-		deadAfter := make(chan time.Duration, 1) // one: nobody may wait yet
+		deadAfter := make(chan time.Duration, 1) // buffered: the receiver may not wait yet
 		go func() {
 			s.Kill()
 			deadAfter <- time.Since(began)
@@ -155,7 +155,7 @@ func (s *subject) failovers(t *testing.T, name string, fault func(*harness.Serve
 	var atServer, atAgent, loops []time.Duration
 	for i := range times() {
 		s.pick(i < s.bound)
-		time.Sleep(settled()) // for as long as whoever measures wants it
+		time.Sleep(settled()) // for as long as the measurement is to have it
 		leader := s.pick(i < s.bound)
 		direct := s.Client(Without(s.Servers, leader)[i%2].Machine, own, writeTimeout)
 		apis := []kubernetes.Interface{direct}

@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// burn starts processes that only compute, on no machine, until it is told to stop.
+// burn starts processes that only compute, on no machine, until it is stopped.
 func burn(t *testing.T, n int) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())

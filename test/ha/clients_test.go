@@ -166,7 +166,7 @@ func (x *clients) asksGoOn(t *testing.T, after time.Time, but *harness.Server) {
 		harness.Eventually(t, soon, asker.Name+" have answers", func() error {
 			if n, _ := asker.Answered(after); n < 20 {
 				failed, _, _ := asker.Failed()
-				return fmt.Errorf("%d had; in vain were %v", n, failed)
+				return fmt.Errorf("%d had; failed were %v", n, failed)
 			}
 			return nil
 		})
@@ -256,7 +256,7 @@ func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
 	x.allHave(t, names)
 	for a, asker := range x.askers {
 		failed, asked, retried := asker.Failed()
-		t.Logf("%s: %d, of which %d once more, %d in vain", asker.Name, asked, retried, len(failed))
+		t.Logf("%s: %d, of which %d once more, %d failed", asker.Name, asked, retried, len(failed))
 		for _, f := range failed {
 			if !slices.ContainsFunc(excused[a], func(w window) bool { return w.meets(f) }) {
 				t.Errorf("%s: at %s one retry did not help: %v", asker.Name, f.At.Format(time.TimeOnly), f.Err)
@@ -265,7 +265,7 @@ func (x *clients) verify(t *testing.T, excused map[*harness.Server][]window) {
 	}
 	for _, v := range x.visitors {
 		failed, asked, retried := v.Failed()
-		t.Logf("%s: %d, of which %d once more, %d in vain", v.Name, asked, retried, len(failed))
+		t.Logf("%s: %d, of which %d once more, %d failed", v.Name, asked, retried, len(failed))
 		for _, f := range failed {
 			if !inAny(excused, f) {
 				t.Errorf("%s: at %s, when nothing was at fault, one retry did not help: %v", v.Name, f.At.Format(time.TimeOnly), f.Err)

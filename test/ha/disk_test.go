@@ -85,7 +85,7 @@ spec: {clusterIP: "%s", selector: {app: everywhere}, ports: [{port: 80, targetPo
 )
 
 // TestStalledDiskOfNode: the disk of a server stalls, which leads or does not, and with it all that its node writes.
-// What its kubelet finds out about its pods is told through another server, what changes in the cluster reaches its
+// What its kubelet finds out about its pods is reported through another server, what changes in the cluster reaches its
 // proxy, and a program of this machine that knows only its loopback address has answers. Its node stays ready.
 func TestStalledDiskOfNode(t *testing.T) {
 	harness.ByHand(t)
@@ -136,7 +136,7 @@ func TestStalledDiskOfNode(t *testing.T) {
 		c.WaitWhole()
 		open = answer(t, stalled.Machine)
 		harness.Eventually(t, soon, "the pod is ready again", func() error { return podReady(t, api, corev1.ConditionTrue) })
-		t.Logf("the disk of machine %d stalled, machine %d led: a new Service was reached after %v; then that a pod was not ready was told after %v; a program there had an answer after %v; all was as before %v after the "+
+		t.Logf("the disk of machine %d stalled, machine %d led: a new Service was reached after %v; then that a pod was not ready was reported after %v; a program there had an answer after %v; all was as before %v after the "+
 			"disk's return", stalled.Number, leader.Number, reached.Round(100*time.Millisecond), noticed.Round(100*time.Millisecond), answered.Round(100*time.Millisecond), time.Since(back).Round(100*time.Millisecond))
 	}
 }

@@ -120,7 +120,7 @@ func readyIn(slice *discoveryv1.EndpointSlice) map[string]bool {
 }
 
 // clear deletes a Deployment and its pods, and returns when no controller has anything to do about them any more. The
-// ReplicaSet is told first to have none: one that is only deleted may have a pod made anew by a controller that has not
+// ReplicaSet is first set to have none: one that is only deleted may have a pod made again by a controller that has not
 // heard of it yet.
 func (c *Cluster) clear(t *testing.T, api kubernetes.Interface, name string) {
 	t.Helper()
@@ -164,12 +164,12 @@ func (c *Cluster) clear(t *testing.T, api kubernetes.Interface, name string) {
 	})
 }
 
-// fakeNode makes a node without a kubelet that has room for everything, or makes it ready anew.
+// fakeNode makes a node without a kubelet that has room for everything, or makes it ready again.
 func (c *Cluster) fakeNode(t *testing.T, api kubernetes.Interface) {
 	t.Helper()
 	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000"), corev1.ResourceMemory: resource.MustParse("1Ti"), corev1.ResourcePods: resource.MustParse("1000")}
 	nodes := api.CoreV1().Nodes()
-	harness.Eventually(t, soon, "the node that is none is made anew", func() error {
+	harness.Eventually(t, soon, "the node that is none is made again", func() error {
 		if err := ignoreNotFound(nodes.Delete(t.Context(), "fake", metav1.DeleteOptions{})); err != nil { // there is none at first
 			return err
 		}

@@ -369,7 +369,7 @@ func (c *Cluster) metrics(s *harness.Server) fleetFigures {
 	return out
 }
 
-// profile saves a profile of the server that leads, if somebody wants it.
+// profile saves a profile of the server that leads, if that is wanted.
 func (f *fleetCluster) profile(kind string, command ...string) {
 	dir := os.Getenv("CORACLE_FLEET_PROFILES")
 	if dir == "" {

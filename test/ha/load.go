@@ -24,9 +24,9 @@ const (
 	writeTimeout = 5 * time.Second
 	// retryAfter is the pause after a request that failed.
 	retryAfter = 20 * time.Millisecond
-	// askPatience is how long an asker waits for an answer. A request that hangs on a server which is silent ends when
-	// the balancer closes its connection. Whoever gave up before that would send the next one over the same connection,
-	// and have its end counted against that one too.
+	// askPatience is how long an asker waits for an answer. A request that is stuck at an unresponsive server ends when
+	// the balancer closes its connection. A client that gave up before that would send the next one over the same
+	// connection, and have its end counted against that one too.
 	askPatience = time.Minute
 )
 

@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) {
 	fleet.Process()
-	klog.LogToStderr(false) // client-go's: what fails is told by who asked
+	klog.LogToStderr(false) // client-go's: what fails is reported by the caller
 	klog.SetOutput(io.Discard)
 	harness.Main(m)
 }

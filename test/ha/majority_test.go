@@ -33,7 +33,7 @@ func says(t *testing.T, s *harness.Server, want string, args ...string) string {
 	return said
 }
 
-// TestLostMajority: one of three servers is left. It lives on, also when it is started anew, says what is the matter,
+// TestLostMajority: one of three servers is left. It lives on, also when it is restarted, says what is the matter,
 // and is made the only server by one command; a new one and one of the lost ones that was emptied join it. What it had
 // is there all along. What was acknowledged by the two others alone, and had not reached it when they ended, may be
 // lost: the command says so.

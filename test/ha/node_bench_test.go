@@ -28,7 +28,7 @@ type deaths struct {
 func (d *deaths) rows(name string) {
 	row(name+": its node is not Ready", d.notReady)
 	row(name+": its endpoints are not ready", d.endpoints)
-	row(name+": the last visit in vain from another node was begun", d.visits)
+	row(name+": the last failed visit from another node was begun", d.visits)
 	row("it is back: its node is Ready", d.readyAgain)
 	row("it is back: its endpoints are ready", d.endpointsAgain)
 }
@@ -56,7 +56,7 @@ func TestAgentAway(t *testing.T) {
 	c := New(t, 3, 2)
 	c.serveEverywhere()
 	victim, other := c.Agents[1], c.Agents[0]
-	fmt.Printf("\n| an agent's process is away for %v | times | visits | of them in vain | failed once | ms not ready |\n| --- | --- | --- | --- | --- | --- |\n", away)
+	fmt.Printf("\n| an agent's process is away for %v | times | visits | of them failed | failed once | ms not ready |\n| --- | --- | --- | --- | --- | --- |\n", away)
 	for _, f := range []struct {
 		name     string
 		do, undo func()
@@ -65,7 +65,7 @@ func TestAgentAway(t *testing.T) {
 		var notReady time.Duration
 		for range times() {
 			c.WaitWhole()
-			time.Sleep(settled()) // for as long as whoever measures wants it
+			time.Sleep(settled()) // for as long as the measurement is to have it
 			ctx, cancel := context.WithCancel(t.Context())
 			visitor := NewAsker("visits", visit(other.Machine, c.service()))
 			done := make(chan struct{})
@@ -111,7 +111,7 @@ func (c *Cluster) nodesGo(t *testing.T, name string, pick func() *harness.Server
 	var d deaths
 	for range times() {
 		c.WaitWhole()
-		time.Sleep(settled()) // for as long as whoever measures wants it
+		time.Sleep(settled()) // for as long as the measurement is to have it
 		c.nodeGoes(t, pick(), &d)
 		fmt.Printf("  %s: not Ready %.0f ms, endpoints %.0f, visits %.0f; back: Ready %.0f, endpoints %.0f; load %s\n", name, ms(last(d.notReady)), ms(last(d.endpoints)),
 			ms(last(d.visits)), ms(last(d.readyAgain)), ms(last(d.endpointsAgain)), load())

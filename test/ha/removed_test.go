@@ -23,9 +23,9 @@ func TestRemovedWhileItRuns(t *testing.T) {
 	c.serveEverywhere()
 	agent := c.Agents[0]
 	removed := c.usedBy(t, agent)
-	c.forget(t, removed)
+	c.removeServer(t, removed)
 	next := c.Servers[0]
-	c.forget(t, next)
+	c.removeServer(t, next)
 	began, other := time.Now(), c.Servers[0]
 	const ip = "10.43.99.150"
 	harness.Eventually(t, soon, "a Service is made", func() error {

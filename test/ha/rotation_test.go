@@ -96,7 +96,7 @@ func (c *Cluster) rotate(t *testing.T, r rotation, line int) bool {
 	err = cmd.Wait()
 	if !killed {
 		if err != nil {
-			t.Errorf("with nobody killed: %v", err)
+			t.Errorf("with no server killed: %v", err)
 		}
 		c.same(t, r, before)
 		return false

@@ -40,7 +40,7 @@ func TestServersOfService(t *testing.T) {
 		var left, back []time.Duration
 		for range times() {
 			c.WaitWhole()
-			time.Sleep(settled()) // for as long as whoever measures wants it
+			time.Sleep(settled()) // for as long as the measurement is to have it
 			victim := f.pick()
 			api := c.Ask(Without(c.Servers, victim)[0])
 			began := time.Now()

@@ -104,8 +104,8 @@ func (x *clients) shape(t *testing.T) {
 	x.asksGoOn(t, now, nil)
 }
 
-// oneTooMany: an eighth server is told that it is one too many, and ends; the server that it asked says so in one line.
-// It returns the machine.
+// oneTooMany: an eighth server gets the answer that it is one too many, and ends; the server that it asked says so in
+// one line. It returns the machine.
 func (c *Cluster) oneTooMany(t *testing.T) *harness.Machine {
 	t.Helper()
 	const line = "a machine was not let in"
@@ -162,7 +162,7 @@ func (c *Cluster) promote(t *testing.T, victim, late *harness.Server) {
 		}
 		return nil
 	})
-	c.forget(t, victim)
+	c.removeServer(t, victim)
 }
 
 // refused waits until a command on a server's machine is refused with those words.
@@ -185,12 +185,12 @@ func refused(t *testing.T, s *harness.Server, want string, args ...string) {
 func (c *Cluster) remove(t *testing.T, s *harness.Server) {
 	t.Helper()
 	testenv.NoError(t, s.Stop())
-	c.forget(t, s)
+	c.removeServer(t, s)
 }
 
-// forget takes a server out of the cluster that does not run, by its name, which the others know although it has no
-// node and does not answer.
-func (c *Cluster) forget(t *testing.T, s *harness.Server) {
+// removeServer takes a server out of the cluster that does not run, by its name, which the others know although it has
+// no node and does not answer.
+func (c *Cluster) removeServer(t *testing.T, s *harness.Server) {
 	t.Helper()
 	c.Servers = Without(c.Servers, s)
 	tries := 0

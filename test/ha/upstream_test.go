@@ -219,12 +219,12 @@ func (u *upstream) lease(ctx context.Context, name string) (coordinationv1.Lease
 		return coordinationv1.LeaseSpec{}, err
 	}
 	if l.Spec.HolderIdentity == nil || l.Spec.RenewTime == nil {
-		return l.Spec, fmt.Errorf("nobody has the Lease of %s", name)
+		return l.Spec, fmt.Errorf("no client has the Lease of %s", name)
 	}
 	return l.Spec, nil
 }
 
-// waitWhole waits until all etcds have what was written and all API servers are ready, somebody has renewed each Lease
+// waitWhole waits until all etcds have what was written and all API servers are ready, a client has renewed each Lease
 // since this was called, and the node is Ready.
 func (u *upstream) waitWhole() {
 	u.T.Helper()

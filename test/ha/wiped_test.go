@@ -41,7 +41,7 @@ func TestWipedMachineRejoinsUnderItsName(t *testing.T) {
 
 // comesBackEmpty switches a machine on that has nothing any more on its disks, and joins it under its old name by the
 // line for machines that are new. As a service manager does it starts coracle again when that has ended: as long as the
-// cluster takes the node for alive that it was, it is told so and ends.
+// cluster takes the node for alive that it was, it gets that answer and ends.
 func (c *Cluster) comesBackEmpty(s *harness.Server) {
 	t := c.T
 	t.Helper()
@@ -79,5 +79,5 @@ func (c *Cluster) comesBackEmpty(s *harness.Server) {
 		}
 		return err
 	})
-	t.Logf("machine %d came back with nothing: it was told %d times that its name is taken, and let in after %v", s.Number, s.InLog(taken)-before, time.Since(began).Round(100*time.Millisecond))
+	t.Logf("machine %d came back with nothing: it got the answer %d times that its name is taken, and was let in after %v", s.Number, s.InLog(taken)-before, time.Since(began).Round(100*time.Millisecond))
 }

@@ -64,7 +64,7 @@ func (m *Machine) Listen(address string) (net.Listener, error) {
 // The thread goes back to where it was, and on: if threads ended here, so would the processes that they started, which
 // are to end with this process (Pdeathsig).
 func inNetwork(namespace *os.File, f func() error) error {
-	done := make(chan error, 1) // one: the goroutine ends whether or not somebody waits
+	done := make(chan error, 1) // one: the goroutine ends whether or not the caller waits
 	go func() {
 		runtime.LockOSThread()
 		home, err := os.Open("/proc/thread-self/ns/net")

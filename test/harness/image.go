@@ -56,7 +56,7 @@ func removeBox() {
 	}
 }
 
-// packing is held by whoever packs the test image.
+// packing is held by the goroutine that packs the test image.
 var packing sync.Mutex
 
 // WriteBoxImage writes the test image to a docker archive, gzip'ed when the name ends in .gz. Each kind is packed once

@@ -15,8 +15,8 @@ var length = os.Getenv("CORACLE_HA_WHOLE")
 func Whole() bool { return length != "" && length != "short" }
 
 // ByHand skips a scenario unless make e2e-ha runs it. Such a scenario tries each fault on each machine, or its result
-// depends on real time: a busy machine can make it fail where nothing is wrong, and whoever runs it by hand reads what
-// it says.
+// depends on real time: a busy machine can make it fail where nothing is wrong, and a user who runs it by hand reads
+// what it says.
 func ByHand(t *testing.T) {
 	t.Helper()
 	if length == "" {

@@ -20,7 +20,7 @@ func (m *Machine) PowerOff() {
 	m.destroy()
 }
 
-// PowerOn starts a machine that was switched off. What ran on it is started anew by the scenario.
+// PowerOn starts a machine that was switched off. What ran on it is restarted by the scenario.
 func (m *Machine) PowerOn() {
 	m.T.Helper()
 	m.boot()

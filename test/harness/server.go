@@ -74,7 +74,7 @@ func (m *Machine) NewAgent(server *Server, args ...string) *Server {
 	return s
 }
 
-// FindIP makes the process find the machine's address by itself, as one does that was told none.
+// FindIP makes the process find the machine's address by itself, as one does that was given none.
 func (s *Server) FindIP() *Server {
 	s.T.Helper()
 	i := slices.Index(s.Args, "--node-ip")

@@ -12,7 +12,8 @@ import (
 func TestMain(m *testing.M) { Main(m) }
 
 // TestSiteKeepsItsEthernetAddress: what is on a site and no machine keeps its Ethernet address while machines come and
-// go. Otherwise these would send their answers to nobody, for as long as they remember the one before: up to a minute.
+// go. Otherwise these would send their answers to no machine, for as long as they remember the one before: up to a
+// minute.
 func TestSiteKeepsItsEthernetAddress(t *testing.T) {
 	testenv.RequireRoot(t, "a machine is made of namespaces")
 	s := NewSite(t)

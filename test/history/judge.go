@@ -41,7 +41,7 @@ func (j *judgment) fail(o *Op, format string, args ...any) {
 }
 
 // done returns the revision at which an operation wrote, or which its answer names, and whether it wrote; zero if
-// nobody knows any.
+// none is known.
 func (j *judgment) done(o *Op) (rev int64, wrote bool) {
 	if o.Outcome == OutcomeOK {
 		return o.Rev, o.Wrote()
@@ -161,7 +161,7 @@ func (j *judgment) causes(ops []*Op, known map[*Op]int64) {
 				})
 			}
 			if !caused && len(j.errs) < 20 {
-				j.errs = append(j.errs, fmt.Errorf("nobody asked for %q", e))
+				j.errs = append(j.errs, fmt.Errorf("no client asked for %q", e))
 			}
 		}
 	}

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package history judges what the clients of a store and its watches saw: whether it is linearizable, and whether all
-// that was told is true of the revision that it names. Revisions order all writes, so no order has to be searched for.
+// that was answered is true of the revision that it names. Revisions order all writes, so no order has to be searched
+// for.
 //
 // The scenarios of raftstore and test/chaos write such histories. Every value is written once.
 package history

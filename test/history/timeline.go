@@ -32,7 +32,7 @@ func Same(a, b Event) bool { return a.KV == b.KV && a.Delete == b.Delete }
 type Sequence struct {
 	Watcher string  `json:"watcher"`
 	Events  []Event `json:"events"`
-	Visits  any     `json:"visits,omitempty"` // for whoever looks for the cause
+	Visits  any     `json:"visits,omitempty"` // for a reader who looks for the cause
 }
 
 // From returns what a watcher saw from a revision on.
@@ -49,7 +49,7 @@ func (s Sequence) From(rev int64) Sequence {
 func CheckSequences(seqs []Sequence) []error {
 	var errs []error
 	if len(seqs) == 0 {
-		return []error{fmt.Errorf("nobody watched")}
+		return []error{fmt.Errorf("no client watched")}
 	}
 	for _, s := range seqs[1:] {
 		if err := CompareSequences(seqs[0], s); err != nil {

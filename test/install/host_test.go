@@ -30,7 +30,7 @@ type host struct {
 	*harness.Machine
 	t       *testing.T
 	release string   // folder with the binary, sha256sums.txt and install.sh
-	service string   // which service manager the installer is told to use
+	service string   // which service manager the installer has to use
 	inside  []string // what commands go through, where the machine has a namespace of its own inside
 	nft     string
 }

@@ -218,8 +218,8 @@ func TestTrustOfContents(t *testing.T) {
 	testenv.Contains(t, s.text, "    trust_all \"$here\"\n    build\n", "install.sh builds in a clone without a check of all that it holds:")
 }
 
-// TestLogOfTheConfiguration: services whose log nobody else rotates name a file for it, unless the configuration names
-// one.
+// TestLogOfTheConfiguration: services whose log no other program rotates name a file for it, unless the configuration
+// names one.
 func TestLogOfTheConfiguration(t *testing.T) {
 	s := newScript(t)
 	s.must(`save_settings server; write_openrc; service_script >"$etc/service"`)
@@ -246,8 +246,8 @@ func TestLogOfTheConfiguration(t *testing.T) {
 	}
 }
 
-// TestCrashWritesNoCoreFile: a crash writes no keys to the disk, whatever starts the service, and a log that nobody
-// else rotates is bounded by the program.
+// TestCrashWritesNoCoreFile: a crash writes no keys to the disk, whatever starts the service, and a log that no other
+// program rotates is bounded by the program.
 func TestCrashWritesNoCoreFile(t *testing.T) {
 	s := newScript(t)
 	s.must(`save_settings server; write_systemd; write_openrc; service_script >"$etc/service"`)

@@ -59,7 +59,7 @@ func (s *stream) pushReset() {
 }
 
 // has says whether something can be seen at the reader's end, and if not how
-// long that takes, or a negative number if nobody knows.
+// long that takes, or a negative number if that is unknown.
 func (s *stream) has(g *segment, now time.Time) (bool, time.Duration) {
 	switch {
 	case g.lost:
@@ -150,7 +150,7 @@ func (n *Network) connect(from, to *Host) (mine, peerEnd *conn) {
 }
 
 // broken returns why the connection cannot be used at all, if it cannot, and
-// otherwise after how long that is to be looked at again (negative: when told).
+// otherwise after how long that is to be looked at again (negative: when notified).
 func (c *conn) broken(now time.Time) (time.Duration, error) {
 	switch {
 	case c.closed:
@@ -274,12 +274,12 @@ func (c *conn) Close() error {
 	c.stopTimers()
 	if !c.dead {
 		c.out.push(segment{end: true})
-		if c.in.bytes > 0 { // as the kernel does with data nobody read
+		if c.in.bytes > 0 { // as the kernel does with unread data
 			c.refuse()
 		}
 	}
 	c.changed.Broadcast()
-	c.forget()
+	c.drop()
 	return nil
 }
 
@@ -292,12 +292,12 @@ func (c *conn) abort() {
 	c.out.pushReset()
 	c.stopTimers()
 	c.changed.Broadcast()
-	c.forget()
+	c.drop()
 }
 
-// forget drops the connection from its host when neither direction can change
+// drop drops the connection from its host when neither direction can change
 // any more because of a link.
-func (c *conn) forget() {
+func (c *conn) drop() {
 	other := c.out.reader
 	if (c.closed || c.dead) && (other.closed || other.dead) {
 		delete(c.local.conns, c)

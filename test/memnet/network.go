@@ -125,7 +125,7 @@ func (n *Network) heal(from, to string) {
 		s.refly(now)
 		s.reader.out.refly(now)
 	})
-	for _, h := range n.hosts { // dials that hang
+	for _, h := range n.hosts { // dials that block
 		h.changed.Broadcast()
 	}
 }

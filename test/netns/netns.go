@@ -289,7 +289,7 @@ func serve(t testing.TB, l net.Listener, name string) {
 	}()
 }
 
-// Ask connects from inside a namespace and returns the line of Serve. It takes two seconds for nobody's answer: who
+// Ask connects from inside a namespace and returns the line of Serve. It takes two seconds for no answer: who
 // knows that there has to be one asks with patience, or again.
 func Ask(in Doer, addr string) (answer string, err error) { return AskFor(in, addr, 2*time.Second) }
 

@@ -140,8 +140,8 @@ func attachments(s *harness.Server, volumes, node string, count int) error {
 }
 
 // TestVolumesOfOutOfServiceNodeDetach: a machine is switched off on which volumes are that have to be detached from it
-// before another one may have them. That happens when somebody says by the taint that the node is out of service, and
-// not before: neither for a StatefulSet's pod whose end nobody has seen, nor for the replacement of one that was
+// before another one may have them. That happens when a user says by the taint that the node is out of service, and
+// not before: neither for a StatefulSet's pod whose end was not seen, nor for the replacement of one that was
 // deleted by force.
 func TestVolumesOfOutOfServiceNodeDetach(t *testing.T) {
 	t.Parallel() // it mostly waits

@@ -21,7 +21,7 @@ func TestRunningClusterChangesNetworkBackend(t *testing.T) {
 	harness.ByHand(t)
 	m := newMesh(t, 3, clusterconfig.NetworkVXLAN, "eth0")
 	m.workload()
-	m.everybodyMeets()
+	m.allMeet()
 	largest := map[string]int{clusterconfig.NetworkVXLAN: 1450, clusterconfig.NetworkHostGateway: 1500, clusterconfig.NetworkWireGuard: 1440}
 	for _, to := range []string{clusterconfig.NetworkHostGateway, clusterconfig.NetworkWireGuard, clusterconfig.NetworkVXLAN, clusterconfig.NetworkWireGuard, clusterconfig.NetworkHostGateway} {
 		m.beat()
@@ -29,7 +29,7 @@ func TestRunningClusterChangesNetworkBackend(t *testing.T) {
 		gap := m.longestGap()
 		t.Logf("changing to %s: a pod reached the Service of another node's pod after %v at the latest", to, gap)
 		testenv.True(t, gap <= 30*time.Second, "no visit succeeded for %v while the back end changed to %s", gap, to)
-		m.everybodyMeets()
+		m.allMeet()
 		m.largePackets(1500, largest[to], largest[to]) // of pods that have run since before
 	}
 
@@ -37,10 +37,10 @@ func TestRunningClusterChangesNetworkBackend(t *testing.T) {
 	m.restart(last, func() {
 		testenv.Contains(t, m.changeBackend(clusterconfig.NetworkVXLAN), "change when they start: "+m.nodes[last].NodeName(), "the answer is")
 	})
-	m.everybodyMeets()
+	m.allMeet()
 
 	m.changeBackend(clusterconfig.NetworkHostGateway)
-	m.everybodyMeets()
+	m.allMeet()
 	s := m.nodes[0]
 	m.refusesVXLAN(m.site.NewMachine().NewPeer(s, "--disable-agent", "--network-backend", clusterconfig.NetworkVXLAN)) // what s was started with
 	testenv.NoError(t, s.Stop())
@@ -50,7 +50,7 @@ func TestRunningClusterChangesNetworkBackend(t *testing.T) {
 	s.Start()
 	s.WaitAPI()
 	m.returned(0)
-	m.everybodyMeets()
+	m.allMeet()
 }
 
 func (m *mesh) refusesVXLAN(s *harness.Server) {

@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/harness"
 )
 
-// TestNetworkExternalAddresses: nodes that reach one another at addresses alone that somebody else translates to
-// theirs, as a cloud does, are told to go by these.
+// TestNetworkExternalAddresses: nodes that reach one another at addresses alone that another machine translates to
+// theirs, as a cloud does, are configured to go by these.
 func TestNetworkExternalAddresses(t *testing.T) {
 	m := newEmptyMesh(t, both, "eth0")
 	m.add(2, "vxlan", func(i int) {
@@ -35,7 +35,7 @@ func TestNetworkExternalAddresses(t *testing.T) {
 		if backend != "vxlan" {
 			m.changeBackend(backend)
 		}
-		m.everybodyMeets()
+		m.allMeet()
 		for i := range m.nodes {
 			for counter, none := range map[string]bool{"direct": true, "translated": false} {
 				if out := m.nft(i, "reset", "counter", "inet", "here", counter); strings.Contains(out, "packets 0 ") != none {

@@ -35,7 +35,7 @@ func (f families) networks() []string {
 	pods, services := "10.42.0.0/16,fd42::/56", "10.43.0.0/16,fd43::/112"
 	switch f {
 	case four:
-		return nil // it is what a cluster has that was told nothing
+		return nil // it is what a cluster has without such a flag
 	case six:
 		pods, services = "fd42::/56", "fd43::/112"
 	case both:
@@ -100,7 +100,7 @@ func TestNetworkOfOneFamily(t *testing.T) {
 					m.changeBackend(backend)
 				}
 				m.spy()
-				m.everybodyMeets()
+				m.allMeet()
 				m.largePackets(1500, room[c.families][backend])
 				m.expectWay(backend)
 			}

@@ -123,7 +123,7 @@ func (m *mesh) behind(f firewall) {
 		m.Logf("node %d: %s", i, strings.Join(commands, "; "))
 		m.foreign(i, strings.Join(append(commands, f.kept), "\n"))
 	}
-	m.everybodyMeets()
+	m.allMeet()
 
 	m.beat()
 	for i := range m.nodes {

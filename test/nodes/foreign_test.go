@@ -20,7 +20,7 @@ func foreignMesh(t *testing.T) *mesh {
 	for i := range m.nodes {
 		m.addForeign(i, root)
 	}
-	m.everybodyMeets()
+	m.allMeet()
 	return m
 }
 

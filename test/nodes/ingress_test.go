@@ -32,8 +32,8 @@ spec: {defaultBackend: {service: {name: site, port: {number: 80}}}}
 
 // TestIngressOfNodes: an Ingress whose only pod is on one node answers at the addresses of all nodes, of both families,
 // from outside, from nodes and from pods, also by the address of its Service, behind which are all nodes' proxies; the
-// proxies' own ports are open to nobody outside. NetworkPolicies that admit ingress-nginx admit them. The address of a
-// node that dies is taken out.
+// proxies' own ports are open to no client outside. NetworkPolicies that admit ingress-nginx admit them. The address of
+// a node that dies is taken out.
 func TestIngressOfNodes(t *testing.T) {
 	t.Parallel() // it mostly waits
 	m := newMesh(t, 2, "vxlan", "eth0")
@@ -125,7 +125,7 @@ func (m *mesh) policiesOfIngress() {
 		})
 	}
 	s.InsistsOn(closedSite)
-	meet("a pod that admits nobody is reached from no node", func(_ int, answer string) bool { return strings.HasSuffix(answer, " 502") })
+	meet("a pod that admits no peer is reached from no node", func(_ int, answer string) bool { return strings.HasSuffix(answer, " 502") })
 	s.InsistsOn(openToNginx)
 	var sources []netip.Addr // of both families, node by node
 	for i := range m.nodes {

@@ -48,7 +48,7 @@ func holderOf(s *harness.Server, address string) (string, error) {
 	}
 	record, err := loadbalancer.Read(m.Data)
 	if err == nil && record[netip.MustParseAddr(address)].Node == "" {
-		err = fmt.Errorf("nobody answers for %s: %v", address, record)
+		err = fmt.Errorf("no machine answers for %s: %v", address, record)
 	}
 	return record[netip.MustParseAddr(address)].Node, err
 }
@@ -180,7 +180,7 @@ func TestLoadBalancerPool(t *testing.T) {
 		{"cut off", func(a *harness.Server) { site.CutOff(a.Machine) }, func(*harness.Server) { site.Heal() }},
 	} {
 		var victim *harness.Server
-		harness.Eventually(t, harness.Soon, "somebody answers for the address", func() error {
+		harness.Eventually(t, harness.Soon, "a machine answers for the address", func() error {
 			name, err := holderOf(s, poolFirst)
 			if err != nil {
 				return err

@@ -18,11 +18,12 @@ import (
 // machine's interface has as $4 and $6, and the way out as $way.
 type manager struct {
 	name string
-	// on, restart, reload and off are what happens to it; anew has it set the machine's interface up again.
+	// on, restart, reload and off are what happens to it; reapply has it set the machine's interface up again.
 	on, restart, reload, reapply, off string
-	// list is what it says of interfaces, and asked waits until it has asked in vain for an address of a pod's device.
+	// list is what it says of interfaces, and asked waits until it has asked without an answer for an address of a
+	// pod's device.
 	list, asked string
-	// alone is the file in which it is told to leave coracle's interfaces alone.
+	// alone is the file in which it is configured to leave coracle's interfaces alone.
 	alone string
 }
 
@@ -159,11 +160,11 @@ func (m *mesh) managedBy(g manager) {
 			}
 		}
 		m.Logf("%s says\n%s", g.name, tell(0, g.list))
-		m.everybodyMeets()
+		m.allMeet()
 		m.startsPod(fmt.Sprintf("fresh-%d", k), last, "http://"+host(m.pods[0][1])+":8080/")
 	}
 	m.leavesAlone(g, tell)
-	m.everybodyMeets()
+	m.allMeet()
 }
 
 // leavesAlone: with the page's file it has nothing to do with coracle's interfaces.

@@ -184,9 +184,9 @@ func (m *mesh) exec(i int, text string) string {
 	return m.nodes[0].Insists("exec", fmt.Sprintf("box-%d", i), "--", "sh", "-c", text)
 }
 
-// everybodyMeets: every pod reaches every pod with its own address, of each family, and every Service; so does every
+// allMeet: every pod reaches every pod with its own address, of each family, and every Service; so does every
 // host; names are found; and what comes from outside reaches node ports and host ports.
-func (m *mesh) everybodyMeets() {
+func (m *mesh) allMeet() {
 	m.Helper()
 	services := make([][]string, len(m.nodes))
 	for j := range m.nodes {
@@ -293,7 +293,7 @@ func (m *mesh) returns() {
 		}
 		return nil
 	})
-	harness.Eventually(m, patient, "its addresses are told", func() error {
+	harness.Eventually(m, patient, "its addresses are reported", func() error {
 		out, err := m.nodes[0].TryKubectl("exec", fmt.Sprintf("box-%d", i), "--", "ip", "-o", "addr", "show", "eth0")
 		if err != nil {
 			return err
@@ -316,7 +316,7 @@ func TestNetworkVXLAN(t *testing.T) {
 	m := newMesh(t, 3, "vxlan", "eth0")
 	m.workload()
 	m.listensAsDocumented("vxlan")
-	m.everybodyMeets()
+	m.allMeet()
 	m.restarts()
 	m.largePackets(1500, 1450, 1450)
 	m.largePackets(1280, 1230, 1280)
@@ -324,7 +324,7 @@ func TestNetworkVXLAN(t *testing.T) {
 	m.unplugged(1)
 	m.heals()
 	m.returns()
-	m.everybodyMeets()
+	m.allMeet()
 }
 
 // TestNetworkHostGateway: the same with nodes that are gateways to their pods, by another interface than the one that
@@ -333,12 +333,12 @@ func TestNetworkHostGateway(t *testing.T) {
 	m := newMesh(t, 3, "host-gw", second)
 	m.workload()
 	m.listensAsDocumented("host-gw")
-	m.everybodyMeets()
+	m.allMeet()
 	m.largePackets(1280, 1280, 1280)
 	m.unplugged(1)
 	m.readdressed(1)
 	m.largePackets(1400, 1400, 1400)
-	m.everybodyMeets()
+	m.allMeet()
 }
 
 // TestNetworkNone: coracle makes no pod network where that is left to another plugin, and takes up the one that comes.

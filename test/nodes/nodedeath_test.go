@@ -123,7 +123,7 @@ func TestVanishedNodeBecomesUnready(t *testing.T) {
 	paused := time.Now()
 	victim.Pause()
 	volumes.ask()
-	topWithoutHung(t, s, victim, agents[0])
+	topWithoutStalled(t, s, victim, agents[0])
 	volumes.unanswered(paused)
 	woken := time.Now()
 	victim.Resume()

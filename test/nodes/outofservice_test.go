@@ -90,7 +90,7 @@ func nodesOf(s *harness.Server, app string, want []string) (got []string, err er
 }
 
 // TestPodsOfDeadNodeAreReplaced: a dead node's pods are replaced on another one when the cluster's tolerations are
-// over; a StatefulSet's, which may exist once only, when somebody says by the taint that the node is out of service;
+// over; a StatefulSet's, which may exist once only, when a user says by the taint that the node is out of service;
 // and the node's return leaves nothing of them behind.
 func TestPodsOfDeadNodeAreReplaced(t *testing.T) {
 	t.Parallel() // it mostly waits
@@ -115,7 +115,7 @@ func TestPodsOfDeadNodeAreReplaced(t *testing.T) {
 	site.Split(victim.Machine, s.Machine)
 	site.Split(victim.Machine, left.Machine)
 	eventually(t, vanished, "the Deployment's pods run on the node that is left", func() error { return runningOn(s, "d", left.NodeName(), left.NodeName()) })
-	// Nobody knows whether the StatefulSet's pod runs still, and it is not to run twice.
+	// It is unknown whether the StatefulSet's pod runs still, and it is not to run twice.
 	eventually(t, vanished, "the StatefulSet's pod is not replaced", func() error { return runningOn(s, "s") })
 	taintedAt := time.Now()
 	s.Insists("taint", "--overwrite", "node", victim.NodeName(), "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
@@ -125,7 +125,7 @@ func TestPodsOfDeadNodeAreReplaced(t *testing.T) {
 	site.Heal()
 	eventually(t, back, "the node is Ready again", func() error { return isReady(s, victim, "True") })
 	eventually(t, back, "the node has no taints", func() error {
-		// Nobody else takes this one away; where it is gone already that is an error.
+		// Nothing else removes this one; where it is gone already that is an error.
 		_, _ = s.TryKubectl("taint", "node", victim.NodeName(), "node.kubernetes.io/out-of-service-")
 		out, err := s.TryKubectl("get", "node", victim.NodeName(), "-o", "jsonpath={.spec.taints}")
 		if err == nil && out != "" {

@@ -31,7 +31,7 @@ var (
 	near       = policyPod{"shop", "near", 1}
 	friend     = policyPod{"shop", "friend", 0}
 	leaver     = policyPod{"shop", "leaver", 0}
-	foreignPod = policyPod{"shop", "stranger", 0}
+	foreignPod = policyPod{"shop", "foreign", 0}
 	outsider   = policyPod{"other", "outsider", 0}
 	target     = policyPod{"other", "target", 1}
 	late       = policyPod{"other", "late", 0}
@@ -185,7 +185,7 @@ func TestNetworkPolicy(t *testing.T) {
 	agent.Start()
 	near.meets(m, open, toWeb...) // its node has to be there for that
 	foreignPod.meets(m, denied, toWeb...)
-	s.Kubectl("label", "pod", "-n", "shop", "stranger", "role=client", "--overwrite")
+	s.Kubectl("label", "pod", "-n", "shop", "foreign", "role=client", "--overwrite")
 	foreignPod.meets(m, open, toWeb...)
 	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/web", "--timeout=180s")
 	m.limited("10Mbit", "20Mbit")
@@ -277,7 +277,7 @@ func (m *mesh) firstPacket(closed []string) {
 	m.nodes[0].Apply(late.yaml(m, "client", "", tries(slices.Repeat(closed, times)...)+";"))
 	m.nodes[0].Kubectl("wait", "-n", late.namespace, "--for=condition=Ready", "pod/"+late.name, "--timeout=180s")
 	var out string
-	var met []string // one that was tried in vain for another reason shows nothing
+	var met []string // one that was tried and failed for another reason shows nothing
 	harness.Eventually(m, patient, "the log has what a new pod met before it was ready", func() (err error) {
 		out, err = m.nodes[0].TryKubectl("logs", "-n", late.namespace, late.name)
 		if met = strings.Split(out, "\n"); err == nil && len(met) <= times*len(closed) {

@@ -58,9 +58,9 @@ func newPoolServers(t *testing.T, f families) *poolServers {
 		p.watches[a] = watchAnswers(t, p.site, a)
 	}
 	for _, a := range p.addresses {
-		harness.Eventually(t, harness.Soon, "somebody answers for "+a, func() error {
+		harness.Eventually(t, harness.Soon, "a machine answers for "+a, func() error {
 			if p.watches[a].now() == 0 {
-				return errors.New("nobody")
+				return errors.New("no answer")
 			}
 			return nil
 		})

@@ -203,7 +203,8 @@ func (m *moving) allOff() {
 	for i, s := range m.all() {
 		s.Readdress(fmt.Sprintf("10.79.0.%d", 50-i))
 	}
-	// Each by itself finds nobody, and says what to do: one after the other, for together they would find one another.
+	// Each by itself finds no other, and logs what to do: one after the other, for together they would find one
+	// another.
 	for _, s := range []*harness.Server{m.agent, m.servers[1]} {
 		s.Start()
 		harness.Eventually(m.t, 2*harness.Soon, "coracle status says what to do", func() error {

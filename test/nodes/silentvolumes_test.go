@@ -75,7 +75,8 @@ func (v *silentVolumes) ask() {
 	v.s.Apply(volumeClaim("make") + strings.Replace(volumeUser("after", v.node, "make"), "spec:\n", "spec:\n  tolerations: [{operator: Exists}]\n", 1))
 }
 
-// unanswered waits until events say of each of them that the node was asked in vain, and nothing has happened.
+// unanswered waits until events say of each of them that the node was asked without an answer, and nothing has
+// happened.
 func (v *silentVolumes) unanswered(since time.Time) {
 	v.t.Helper()
 	for _, e := range []struct{ kind, name, reason, message string }{

@@ -38,7 +38,7 @@ func top(s *harness.Server, has, lacks []*harness.Server) (time.Duration, error)
 	return took, nil
 }
 
-// topSeesBoth waits until somebody who asks is told of all nodes.
+// topSeesBoth waits until a client gets the figures of all nodes.
 func topSeesBoth(t *testing.T, s *harness.Server, agents []*harness.Server) {
 	t.Helper()
 	harness.Eventually(t, harness.Longer, "figures of both nodes", func() error {
@@ -47,13 +47,14 @@ func topSeesBoth(t *testing.T, s *harness.Server, agents []*harness.Server) {
 	})
 }
 
-// topWithoutHung asks until the figures of a node whose kubelet hangs are given up and the other one's are there still.
-func topWithoutHung(t *testing.T, s, hung, fine *harness.Server) {
+// topWithoutStalled asks until the figures of a node whose kubelet is stalled are given up and the other one's are
+// there still.
+func topWithoutStalled(t *testing.T, s, stalled, fine *harness.Server) {
 	t.Helper()
 	began := time.Now()
 	var longest time.Duration
 	asked, without := 0, 0
-	harness.Eventually(t, harness.Soon, "a kubelet that hangs is given up, and only that one", func() error {
+	harness.Eventually(t, harness.Soon, "a stalled kubelet is given up, and only that one", func() error {
 		took, err := top(s, []*harness.Server{fine}, nil)
 		longest = max(longest, took)
 		asked++
@@ -61,14 +62,14 @@ func topWithoutHung(t *testing.T, s, hung, fine *harness.Server) {
 			without++
 			return err
 		}
-		_, err = top(s, []*harness.Server{fine}, []*harness.Server{hung})
+		_, err = top(s, []*harness.Server{fine}, []*harness.Server{stalled})
 		return err
 	})
-	t.Logf("kubectl top beside a kubelet that hangs took %v at most; that one is given up after %v; %d of %d answers had nothing of the other one",
+	t.Logf("kubectl top beside a stalled kubelet took %v at most; that one is given up after %v; %d of %d answers had nothing of the other one",
 		longest.Round(10*time.Millisecond), time.Since(began).Round(10*time.Millisecond), without, asked)
-	// Who asks for nothing but its figures is told the reason.
-	harness.Eventually(t, harness.Soon, "kubectl top of the node whose kubelet hangs says so", func() error {
-		if out, err := s.TryKubectl("top", "node", hung.NodeName()); err == nil || !strings.Contains(err.Error(), "does not answer") {
+	// A client that asks for its figures alone gets the reason.
+	harness.Eventually(t, harness.Soon, "kubectl top of the node whose kubelet is stalled says so", func() error {
+		if out, err := s.TryKubectl("top", "node", stalled.NodeName()); err == nil || !strings.Contains(err.Error(), "does not answer") {
 			return fmt.Errorf("%s, %w", out, err)
 		}
 		return nil

@@ -18,7 +18,7 @@ import (
 // What happens to a mesh while its pods and hosts send requests without a pause.
 
 // rolledService is a Deployment of pods that come and go as they should: asked whether they are ready, and given a few
-// seconds before they are told to end, which they do when their requests are answered. All of them are replaced at
+// seconds before they are terminated, which they do when their requests are answered. All of them are replaced at
 // once.
 const rolledService = `
 {apiVersion: apps/v1, kind: Deployment, metadata: {name: rolled}, spec: {replicas: 3, strategy: {rollingUpdate: {maxSurge: "100%", maxUnavailable: 0}},
@@ -35,7 +35,7 @@ func TestRollingUpdates(t *testing.T) {
 	harness.ByHand(t)
 	m := newMesh(t, 3, "vxlan", "eth0")
 	m.workload()
-	m.everybodyMeets()
+	m.allMeet()
 	m.rolls()
 }
 
@@ -161,7 +161,7 @@ ip addr replace "$2/64" dev "$1" nodad
 	m.returned(i) // the server has lost it for a while
 }
 
-// readdressed: a node's second interface gets other addresses. Other nodes are told of them by the API, and reach its
+// readdressed: a node's second interface gets other addresses. Other nodes get them from the API, and reach its
 // pods there; what was connected is connected still.
 func (m *mesh) readdressed(i int) {
 	m.Helper()

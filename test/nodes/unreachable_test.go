@@ -27,7 +27,7 @@ const (
 	reachedAgain = "a node is reached again"
 )
 
-// visits connects to an address from a machine's host, so often that an endpoint which nobody answers for would be met.
+// visits connects to an address from a machine's host, so often that an endpoint which no pod answers for would be met.
 func visits(from *harness.Machine, address string) error {
 	out, err := from.Run("bash", "-c", fmt.Sprintf("for i in {1..20}; do timeout 5 bash -c 'exec 3<>/dev/tcp/%s/80' || exit 1; done", address))
 	if err != nil {
@@ -58,7 +58,7 @@ func allReached(a *harness.Server) error {
 }
 
 // TestUnreachableNode: with no server left that could write anything, a Service sends nothing to a node that has
-// vanished; and its return undoes it. That datagrams are lost marks nobody, and a node that is cut off from all others
+// vanished; and its return undoes it. That datagrams are lost marks no node, and a node that is cut off from all others
 // goes on as it was.
 func TestUnreachableNode(t *testing.T) {
 	harness.ByHand(t)
@@ -89,7 +89,7 @@ func TestUnreachableNode(t *testing.T) {
 	site.LoseDatagrams(victim.Machine, stays.Machine, 6443, 100)
 	time.Sleep(8 * time.Second)
 	for _, a := range agents {
-		harness.Eventually(t, harness.Soon, "that datagrams are lost makes nobody go round a node", func() error { return allReached(a) })
+		harness.Eventually(t, harness.Soon, "that datagrams are lost makes no node avoid another", func() error { return allReached(a) })
 	}
 	site.Heal()
 	both(time.Now())
@@ -123,7 +123,7 @@ func TestUnreachableNode(t *testing.T) {
 	names.end("a node vanishes, comes back and loses its power, and no server answers", "")
 }
 
-// outsideNames has somebody outside of the machines answer for all names, at the address of the machines' resolver.
+// outsideNames has a resolver outside of the machines answer for all names, at the address of the machines' resolver.
 func outsideNames(t *testing.T, site *harness.Site) {
 	t.Helper()
 	var c net.PacketConn

@@ -134,7 +134,7 @@ func TestVIP(t *testing.T) {
 	if out, err := c.servers[1].Run(c.servers[1].Coracle(), "token", "print", "--data-dir", c.servers[1].DataDir); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	testenv.Until(t, harness.Soon, "somebody answers for the address", func() bool {
+	testenv.Until(t, harness.Soon, "a machine answers for the address", func() bool {
 		runs, _, _ := w.state()
 		return len(runs) != 0
 	})
@@ -197,7 +197,7 @@ func TestVIP(t *testing.T) {
 		case took := <-moved:
 			t.Logf("%s: another server answers at the address after %v", fault.name, took.Round(10*time.Millisecond)) // docs/ha.md has what it takes on a machine that is not busy
 		default:
-			t.Fatalf("%s: nobody else answers at the address", fault.name)
+			t.Fatalf("%s: no other machine answers at the address", fault.name)
 		}
 		harness.Eventually(t, harness.Soon, fault.name+": kubectl gets an answer", func() error {
 			_, err := kubectl("get", "configmap", "through-the-address")
@@ -206,8 +206,8 @@ func TestVIP(t *testing.T) {
 		fault.undo(c.by(holder))
 		c.whole()
 		after, _, _ := w.state()
-		// Elections may follow one another, but whoever has lost the address does not answer in between, unless he is
-		// elected anew.
+		// Elections may follow one another, but a server that has lost the address does not answer in between, unless
+		// it is elected again.
 		if since := after[len(before):]; len(since) == 0 || slices.Contains(since, holder) && c.by(holder).InLog(begins) == elected {
 			t.Errorf("%s: answers came from machines %v, %v before", fault.name, after, before)
 		}
@@ -217,8 +217,8 @@ func TestVIP(t *testing.T) {
 	c.changes()
 }
 
-// changes: the cluster's address counts, whatever a server is told; it is changed and removed while all servers run,
-// and what a killed server left of it goes at its next start.
+// changes: the cluster's address counts, whatever a server's flag says; it is changed and removed while all servers
+// run, and what a killed server left of it goes at its next start.
 func (c *vipCluster) changes() {
 	c.Helper()
 	const next = "10.77.0.101"

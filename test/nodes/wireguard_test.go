@@ -24,7 +24,7 @@ func TestNetworkWireGuard(t *testing.T) {
 	m.workload()
 	m.listensAsDocumented("wireguard")
 	m.spy()
-	m.everybodyMeets()
+	m.allMeet()
 	m.largePackets(1500, 1440, 1440)
 	m.largePackets(1280, 1220, 1280)
 	m.largePackets(1400, 1340, 1340)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package oidcprovider is a small OpenID provider for tests: it logs in whoever presses its page's button, and wants a
-// proof key (RFC 7636). It never serves anybody but tests.
+// Package oidcprovider is a small OpenID provider for tests: it logs in a user who presses its page's button, and wants
+// a proof key (RFC 7636). It never serves anybody but tests.
 package oidcprovider
 
 import (
@@ -122,13 +122,13 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch r.URL.Path {
 	case "/.well-known/openid-configuration":
-		answer(w, http.StatusOK, map[string]any{
+		respond(w, http.StatusOK, map[string]any{
 			"issuer": p.Issuer, "authorization_endpoint": p.Issuer + "/authorize", "token_endpoint": p.Issuer + "/token", "jwks_uri": p.Issuer + "/keys",
 			"end_session_endpoint": p.Issuer + "/logout", "scopes_supported": []string{"openid", "profile", "groups", "offline_access"},
 			"id_token_signing_alg_values_supported": []string{"RS256"}, "response_types_supported": []string{"code"}, "subject_types_supported": []string{"public"},
 		})
 	case "/keys":
-		answer(w, http.StatusOK, map[string]any{"keys": []any{map[string]any{
+		respond(w, http.StatusOK, map[string]any{"keys": []any{map[string]any{
 			"kty": "RSA", "alg": "RS256", "use": "sig", "kid": "1", "n": encode(p.key.N.Bytes()), "e": encode(big.NewInt(int64(p.key.E)).Bytes()),
 		}}})
 	case "/authorize":
@@ -175,7 +175,7 @@ func (p *Provider) code(q url.Values) string {
 	return code
 }
 
-// Code logs somebody in as a browser would that comes with this query, and returns the code.
+// Code logs a user in as a browser would that comes with this query, and returns the code.
 func (p *Provider) Code(q url.Values) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -184,14 +184,14 @@ func (p *Provider) Code(q url.Values) string {
 
 func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	deny := func(text string) {
-		answer(w, http.StatusBadRequest, map[string]any{"error": "invalid_grant", "error_description": text})
+		respond(w, http.StatusBadRequest, map[string]any{"error": "invalid_grant", "error_description": text})
 	}
 	id, secret, basic := r.BasicAuth()
 	if !basic {
 		id, secret = r.FormValue("client_id"), r.FormValue("client_secret")
 	}
 	if id != p.ClientID || secret != p.ClientSecret {
-		answer(w, http.StatusUnauthorized, map[string]any{"error": "invalid_client"})
+		respond(w, http.StatusUnauthorized, map[string]any{"error": "invalid_client"})
 		return
 	}
 	var user, nonce string
@@ -219,7 +219,7 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	}
 	refresh := rand.Text()
 	p.refreshes[refresh] = true
-	answer(w, http.StatusOK, map[string]any{"token_type": "Bearer", "access_token": rand.Text(), "refresh_token": refresh, "id_token": p.sign(user, nonce)})
+	respond(w, http.StatusOK, map[string]any{"token_type": "Bearer", "access_token": rand.Text(), "refresh_token": refresh, "id_token": p.sign(user, nonce)})
 }
 
 // sign makes an ID token.
@@ -245,7 +245,7 @@ func (p *Provider) sign(user, nonce string) string {
 
 func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-func answer(w http.ResponseWriter, code int, v any) {
+func respond(w http.ResponseWriter, code int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_ = json.NewEncoder(w).Encode(v) // a failed write: the client has left

@@ -108,7 +108,7 @@ func Listed() []Case {
 		{"egress in ranges", "x", `{podSelector: {}, egress: [{ports: [{port: 1, endPort: 80, protocol: UDP}, {port: 81, endPort: 65535}]}], policyTypes: [Egress]}`},
 		{"both directions", "x", `{podSelector: {matchLabels: {app: a}}, ingress: [{from: [{podSelector: {}}]}], egress: [{to: [{namespaceSelector: {matchLabels: {team: z}}}]}], policyTypes: [Ingress, Egress]}`},
 		{"egress rules, policyTypes left out", "x", `{podSelector: {}, egress: [{to: [{podSelector: {}}]}]}`},
-		{"nobody is selected", "x", `{podSelector: {matchLabels: {app: nobody}}}`},
-		{"nobody is a peer", "x", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: nobody}}}]}]}`},
+		{"no pod is selected", "x", `{podSelector: {matchLabels: {app: nobody}}}`},
+		{"no pod is a peer", "x", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: nobody}}}]}]}`},
 	}
 }

@@ -25,7 +25,7 @@ type Model struct {
 	Pods map[netip.Addr]*corev1.Pod
 }
 
-// Connection is one that a pod, or somebody else, opens to another.
+// Connection is one that a pod, or an outside client, opens to another.
 type Connection struct {
 	From, To netip.Addr
 	Proto    corev1.Protocol

@@ -12,5 +12,5 @@
 //
 // The package owns the disk (disk.go), the device (vhost.go, ring.go), the guest
 // (machine.go and the program in guest/) and the judgement (ledger.go). It never
-// judges by the store's files: only what a client is told counts.
+// judges by the store's files: only what a client is answered counts.
 package powercut

@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/powercut/report"
 )
 
-// A Ledger knows what the clients of one store were told, and judges what is
+// A Ledger knows what the clients of one store were answered, and judges what is
 // found in it after a cut. Every client has one write under way at most, so of
 // each client's writes all but the last one sent must be there at the revision
 // that was acknowledged; the last may be there if it was not acknowledged; and

@@ -71,7 +71,7 @@ func TestLedgerFindsLostWrites(t *testing.T) {
 			transaction(f)
 			f.Revision, f.Events = 6, append(f.Events, version(6, "a", 5, 2, 0, "1.1.3"), version(6, "c", 5, 2, 0, "1.1.3"))
 		}, "revision 6 was not acknowledged"},
-		{"nobody's", func(f *Found) { f.Revision = 5 }, "revision 5 was not acknowledged"},
+		{"no client's", func(f *Found) { f.Revision = 5 }, "revision 5 was not acknowledged"},
 		{"lost lease", func(f *Found) { f.Leases = nil }, "lease 7 is gone"},
 		{"unknown lease", func(f *Found) { f.Leases[8] = nil }, "lease 8 is there"},
 		{"loose lease", func(f *Found) { f.Leases[7] = nil }, "lease 7 has the keys"},

@@ -190,7 +190,7 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	b.cmd = exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh", kernel}, args...)...)
 	b.cmd.Env = env
 	b.cmd.Stdout, b.cmd.Stderr, b.cmd.ExtraFiles = console, console, guestEnds
-	// A session of its own, so that its processes can be told from others.
+	// A session of its own, so that its processes can be distinguished from others.
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() == 0 { // and that ends with its first one, whatever becomes of us
 		b.cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID

@@ -43,7 +43,7 @@ type counter struct {
 	verbose bool
 
 	passed, failed, skipped, packages, failedPackages int
-	parts                                             int                 // those of them that are parts of a test
+	subtests                                          int                 // those of them that are subtests
 	output                                            map[string][]string // package and test → what it said, until it ends
 	skips                                             []string
 	failures                                          []string
@@ -91,7 +91,7 @@ func run(verbose bool, args []string) int {
 	case c.passed == 0:
 		fmt.Fprintln(os.Stderr, "report: no test ran")
 		return 1
-	case c.parts == 0 && strings.Contains(pattern(args), "/"):
+	case c.subtests == 0 && strings.Contains(pattern(args), "/"):
 		fmt.Fprintf(os.Stderr, "report: -run %q asks for parts of tests, and none ran (where make passes it on, a $ has to be written $$)\n", pattern(args))
 		return 1
 	}
@@ -158,7 +158,7 @@ func (c *counter) take(e event) {
 func (c *counter) endTest(e event) {
 	said := c.output[e.Package+" "+e.Test]
 	if strings.Contains(e.Test, "/") {
-		c.parts++
+		c.subtests++
 	} else if e.Elapsed >= slowFrom {
 		c.slow = append(c.slow, e)
 	}
@@ -249,7 +249,7 @@ func (c *counter) summary() string {
 	for _, e := range c.slowest() {
 		lines = append(lines, fmt.Sprintf("slow: %s %s %.0f s", path.Base(e.Package), e.Test, e.Elapsed))
 	}
-	lines = append(lines, c.failures...) // late, for whoever sees only the end
+	lines = append(lines, c.failures...) // late, for a reader who sees only the end
 	return strings.Join(append(lines, c.verdict()), "\n")
 }
 

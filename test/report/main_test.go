@@ -70,14 +70,14 @@ func TestReportFailsWithCommandOrWithoutTests(t *testing.T) {
 // TestPatternWithoutMatchFails: a pattern that no part of a test fits has the test itself pass with nothing done, and
 // make the report fail.
 func TestPatternWithoutMatchFails(t *testing.T) {
-	const test, part, skipped = `{"Action":"pass","Package":"m/p","Test":"T"}`, `{"Action":"pass","Package":"m/p","Test":"T/x"}`, `{"Action":"skip","Package":"m/p","Test":"T/x"}`
+	const test, subtest, skipped = `{"Action":"pass","Package":"m/p","Test":"T"}`, `{"Action":"pass","Package":"m/p","Test":"T/x"}`, `{"Action":"skip","Package":"m/p","Test":"T/x"}`
 	for _, c := range []struct {
 		args   string
 		events []string
 		want   int
 	}{
 		{"-run T ./p", []string{test}, 0},
-		{"-run T/x ./p", []string{part, test}, 0},
+		{"-run T/x ./p", []string{subtest, test}, 0},
 		{"-run T/x ./p", []string{skipped, test}, 0},
 		{"-run T/y ./p", []string{test}, 1},
 		{"--run=T/y ./p", []string{test}, 1},

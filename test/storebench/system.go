@@ -83,7 +83,7 @@ func (o *coracle) attach(s *server, cmd *exec.Cmd) error {
 	if err != nil {
 		return err
 	}
-	s.control = &control{in: in, waiting: make(map[int]chan answer)}
+	s.control = &control{in: in, waiting: make(map[int]chan response)}
 	go s.control.read(out) // ends with the process
 	return nil
 }
@@ -100,10 +100,10 @@ type control struct {
 
 	mu      sync.Mutex
 	last    int
-	waiting map[int]chan answer // nil: the process has ended
+	waiting map[int]chan response // nil: the process has ended
 }
 
-type answer struct {
+type response struct {
 	ID     int             `json:"id"`
 	Result json.RawMessage `json:"result"`
 	Error  string          `json:"error"`
@@ -112,7 +112,7 @@ type answer struct {
 func (c *control) read(out io.Reader) {
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
-		var a answer
+		var a response
 		if json.Unmarshal(lines.Bytes(), &a) != nil {
 			continue // "ready"
 		}
@@ -132,7 +132,7 @@ func (c *control) read(out io.Reader) {
 }
 
 func (c *control) call(ctx context.Context, op string, args, result any) error {
-	w := make(chan answer, 1) // the reader never waits
+	w := make(chan response, 1) // the reader never waits
 	c.mu.Lock()
 	if c.waiting == nil {
 		c.mu.Unlock()

@@ -35,8 +35,8 @@ type request struct {
 	Args json.RawMessage `json:"args,omitempty"`
 }
 
-// answer is the line on standard output that a request gets; answers come in any order.
-type answer struct {
+// response is the line on standard output that a request gets; answers come in any order.
+type response struct {
 	ID     int    `json:"id"`
 	Result any    `json:"result,omitempty"`
 	Error  string `json:"error,omitempty"`
@@ -63,21 +63,21 @@ func (n *node) control(ctx context.Context, stop func()) {
 	for lines.Scan() {
 		var r request
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			n.answer(answer{Error: err.Error()})
+			n.respond(response{Error: err.Error()})
 			continue
 		}
 		op := ops[r.Op]
 		if op == nil {
-			n.answer(answer{ID: r.ID, Error: fmt.Sprintf("no operation %q", r.Op)})
+			n.respond(response{ID: r.ID, Error: fmt.Sprintf("no operation %q", r.Op)})
 			continue
 		}
 		go func() { // may wait as long as the store does; the process's end takes it along
 			result, err := op(ctx, r.Args)
-			a := answer{ID: r.ID, Result: result}
+			a := response{ID: r.ID, Result: result}
 			if err != nil {
 				a.Result, a.Error = nil, err.Error()
 			}
-			n.answer(a)
+			n.respond(a)
 		}()
 	}
 	if n.opts.bound {
@@ -85,10 +85,10 @@ func (n *node) control(ctx context.Context, stop func()) {
 	}
 }
 
-func (n *node) answer(a answer) {
+func (n *node) respond(a response) {
 	b, err := json.Marshal(a)
 	if err != nil {
-		b, _ = json.Marshal(answer{ID: a.ID, Error: err.Error()})
+		b, _ = json.Marshal(response{ID: a.ID, Error: err.Error()})
 	}
 	n.print(string(b))
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Storenode is one server of a store as a process, for tests and benchmarks that want real processes and real
-// sockets: it opens raftstore with peers over mutual TLS, serves etcd's v3 API in the clear on the address it is told
-// (loopback or a namespace of a test only), and is steered by lines of JSON on its standard input.
+// sockets: it opens raftstore with peers over mutual TLS, serves etcd's v3 API in the clear on the address that it is
+// given (loopback or a namespace of a test only), and is steered by lines of JSON on its standard input.
 //
 // It prints "ready" when a linearizable read has succeeded, closes the store on SIGTERM, and is no part of the product.
 package main
@@ -24,7 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// closeTimeout bounds Store.Close after SIGTERM: a disk may hang on purpose.
+// closeTimeout bounds Store.Close after SIGTERM: a disk may be stalled on purpose.
 const closeTimeout = 30 * time.Second
 
 type options struct {

@@ -16,7 +16,7 @@ import (
 // handshakeTimeout bounds a TLS handshake, so that a connection into a partition does not stay for good.
 const handshakeTimeout = 2 * time.Second
 
-// peerNetwork is a raftstore.Network over mutual TLS: whoever has a certificate of the authority is a server.
+// peerNetwork is a raftstore.Network over mutual TLS: a peer with a certificate of the authority is a server.
 func peerNetwork(o options) (*raftstore.Network, error) {
 	conf, err := testca.Files{CA: o.peerCA, Cert: o.peerCert, Key: o.peerKey}.MutualTLS()
 	if err != nil {

@@ -28,12 +28,12 @@ func extend(args []string) error {
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("POST /admit", func(w http.ResponseWriter, r *http.Request) { admit(w, r, host) })
 	mux.HandleFunc("GET /apis/"+extended, func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, map[string]any{"apiVersion": "v1", "kind": "APIResourceList", "groupVersion": extended, "resources": []map[string]any{
+		respond(w, map[string]any{"apiVersion": "v1", "kind": "APIResourceList", "groupVersion": extended, "resources": []map[string]any{
 			{"name": "greetings", "singularName": "greeting", "namespaced": true, "kind": "Greeting", "verbs": []string{"get"}},
 		}})
 	})
 	mux.HandleFunc("GET /apis/"+extended+"/namespaces/{namespace}/greetings/{name}", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, map[string]any{
+		respond(w, map[string]any{
 			"apiVersion": extended, "kind": "Greeting", "from": host,
 			"metadata": map[string]string{"name": r.PathValue("name"), "namespace": r.PathValue("namespace")},
 		})
@@ -64,10 +64,10 @@ func admit(w http.ResponseWriter, r *http.Request, host string) {
 	if _, refuse := review.Request.Object.Data["refuse"]; refuse {
 		verdict = map[string]any{"uid": review.Request.UID, "allowed": false, "status": map[string]string{"message": host + " refuses it"}}
 	}
-	answer(w, map[string]any{"apiVersion": review.APIVersion, "kind": review.Kind, "response": verdict})
+	respond(w, map[string]any{"apiVersion": review.APIVersion, "kind": review.Kind, "response": verdict})
 }
 
-func answer(w http.ResponseWriter, object any) {
+func respond(w http.ResponseWriter, object any) {
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(object); err != nil {
 		fmt.Fprintln(os.Stderr, "testbox:", err)

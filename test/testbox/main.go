@@ -58,7 +58,7 @@ func serve(args []string) error {
 	mux.HandleFunc("/fail", func(w http.ResponseWriter, r *http.Request) { failing.Store(true) })
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, r *http.Request) {
 		if failing.Load() {
-			http.Error(w, "told to fail", http.StatusInternalServerError)
+			http.Error(w, "set to fail", http.StatusInternalServerError)
 		}
 	})
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)

@@ -29,7 +29,7 @@ func echo(args []string) error {
 	}
 }
 
-// whole sends the largest datagram that the route to ADDRESS:PORT takes, which nobody may cut into pieces, and waits
+// whole sends the largest datagram that the route to ADDRESS:PORT takes, which no router may cut into pieces, and waits
 // for its echo, for as many seconds as the second argument says (5). It prints the size of the packet.
 func whole(args []string) error {
 	if len(args) == 0 {

@@ -9,13 +9,13 @@ import (
 	"testing"
 )
 
-// Ports are given out of these. The kernel gives ports from 32768 on to whoever asks it for any, unless somebody has
-// told it otherwise, and node ports are from 30000 on.
+// Ports are given out of these. The kernel gives ports from 32768 on to a process that asks it for any, unless it is
+// configured otherwise, and node ports are from 30000 on.
 const firstPort, lastPort = 12000, 29999
 
-// Port returns a port of TCP on which nobody listens and that is the test's until it ends, also while the test itself
-// does not listen: one that the kernel has given out, and that was given back, may be somebody else's when a test wants
-// it again. Other tests ask here, in whatever process.
+// Port returns a port of TCP on which no process listens and that is the test's until it ends, also while the test
+// itself does not listen: one that the kernel has given out, and that was given back, may be another process' when a
+// test wants it again. Other tests ask here, in whatever process.
 func Port(t testing.TB) int {
 	t.Helper()
 	for range 1000 {

@@ -266,7 +266,7 @@ func (p *Pipe) store() bool {
 	for p.awaitInput() && p.spooling() {
 		n, err := p.in.Read(buf)
 		if n > 0 {
-			p.keep(buf[:n])
+			p.spoolOutput(buf[:n])
 		}
 		if err != nil {
 			return true

@@ -112,7 +112,7 @@ func TestOutputPassesWithoutSpooling(t *testing.T) {
 	testenv.Equal(t, len(s.readAll()), 0, "unexpected output")
 	s.waitDone()
 	if _, err := os.Stat(s.opts.Dir); !errors.Is(err, os.ErrNotExist) {
-		t.Error("files were made although somebody read all along")
+		t.Error("files were made although a reader was there all along")
 	}
 }
 
@@ -245,7 +245,7 @@ func TestCloseEndsWithoutReader(t *testing.T) {
 			select {
 			case <-closed:
 			case <-time.After(2 * time.Minute):
-				t.Fatal("Close hangs")
+				t.Fatal("Close does not return")
 			}
 			if left, _ := filepath.Glob(filepath.Join(s.opts.Dir, "*")); len(left) != 0 {
 				t.Errorf("files left behind: %v", left)

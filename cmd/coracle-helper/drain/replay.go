@@ -25,9 +25,9 @@ func (p *Pipe) startSpool() {
 	p.replays.Go(p.replay)
 }
 
-// keep adds output to the spool. Where that is full, a reader that makes progress slows the container down as a FIFO
-// would; without one the oldest output goes.
-func (p *Pipe) keep(b []byte) {
+// spoolOutput adds output to the spool. Where that is full, a reader that makes progress slows the container down as a
+// FIFO would; without one the oldest output goes.
+func (p *Pipe) spoolOutput(b []byte) {
 	p.mu.Lock()
 	for p.spool != nil && p.spool.full(len(b)) && p.HasReader() && time.Since(p.progress) < p.opts.Stall && !p.isClosed() {
 		p.mu.Unlock()

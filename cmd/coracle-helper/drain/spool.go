@@ -18,7 +18,7 @@ type spool struct {
 	limit     int64
 	size      int64 // bytes in all segments, handed over or not: what the disk holds
 	number    int   // number of the next segment's file
-	parts     []*segment
+	segments  []*segment
 	lost      int64 // bytes that could not be kept since the last segment was begun
 	lostCut   bool  // whether those end in the middle of a line
 }
@@ -45,7 +45,7 @@ func newSpool(dir, name string, limit int64) *spool {
 func (s *spool) full(n int) bool { return s.size+int64(n) > s.limit }
 
 func (s *spool) empty() bool {
-	for _, p := range s.parts {
+	for _, p := range s.segments {
 		if !p.drained() {
 			return false
 		}
@@ -60,7 +60,7 @@ func (p *segment) drained() bool {
 // append adds b and drops the oldest output beyond the limit. What a full or failing disk does not take is counted as
 // missing: stopping the container over its log would be worse.
 func (s *spool) append(b []byte) {
-	for s.full(len(b)) && len(s.parts) > 0 {
+	for s.full(len(b)) && len(s.segments) > 0 {
 		s.dropOldest()
 	}
 	tail, err := s.tail(int64(len(b)))
@@ -84,8 +84,8 @@ func (s *spool) lose(b []byte) {
 
 // tail is the segment to append n bytes to.
 func (s *spool) tail(n int64) (*segment, error) {
-	if k := len(s.parts); k > 0 && s.lost == 0 {
-		if last := s.parts[k-1]; last.written+n <= s.limit/segments {
+	if k := len(s.segments); k > 0 && s.lost == 0 {
+		if last := s.segments[k-1]; last.written+n <= s.limit/segments {
 			return last, nil
 		}
 	}
@@ -100,18 +100,18 @@ func (s *spool) tail(n int64) (*segment, error) {
 	s.number++
 	p := &segment{f: f, missing: s.lost, cut: s.lost > 0 && s.lostCut}
 	s.lost = 0
-	s.parts = append(s.parts, p)
+	s.segments = append(s.segments, p)
 	return p, nil
 }
 
 // dropOldest removes the first segment and remembers what of it was not read.
 func (s *spool) dropOldest() {
-	first := s.parts[0]
+	first := s.segments[0]
 	unseen, cut := first.missing+first.written-first.read, first.endsCut()
 	s.discard()
-	if len(s.parts) > 0 {
-		s.parts[0].missing += unseen
-		s.parts[0].cut = s.parts[0].cut || cut
+	if len(s.segments) > 0 {
+		s.segments[0].missing += unseen
+		s.segments[0].cut = s.segments[0].cut || cut
 		return
 	}
 	s.lost, s.lostCut = s.lost+unseen, cut
@@ -126,19 +126,19 @@ func (p *segment) endsCut() bool {
 
 // discard removes the first segment's file.
 func (s *spool) discard() {
-	first := s.parts[0]
+	first := s.segments[0]
 	s.size -= first.written
 	first.f.Close()
 	os.Remove(first.f.Name())
-	s.parts = s.parts[1:]
+	s.segments = s.segments[1:]
 }
 
 // next reads, without taking, what comes next into buf. Nothing means that the spool is empty.
 func (s *spool) next(buf []byte) (*segment, []byte) {
-	for len(s.parts) > 1 && s.parts[0].drained() {
+	for len(s.segments) > 1 && s.segments[0].drained() {
 		s.discard()
 	}
-	if len(s.parts) == 0 {
+	if len(s.segments) == 0 {
 		if s.lost == 0 {
 			return nil, nil
 		}
@@ -148,7 +148,7 @@ func (s *spool) next(buf []byte) (*segment, []byte) {
 			return nil, nil
 		}
 	}
-	first := s.parts[0]
+	first := s.segments[0]
 	if !first.opened {
 		first.open(buf)
 	}
@@ -200,7 +200,7 @@ func (s *spool) advance(p *segment, n int) {
 
 // remove deletes everything.
 func (s *spool) remove() {
-	for len(s.parts) > 0 {
+	for len(s.segments) > 0 {
 		s.discard()
 	}
 	s.lost = 0

@@ -50,7 +50,7 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 	}
 	sockets := shimSocketDirs(o.Paths.ContainerdState) // these two before the files that say so are gone
 	uids := podUIDs(o.Paths.ContainerdState)
-	var keep keeper
+	var keep remover
 	var errs []error
 	for _, s := range []struct {
 		what string
@@ -83,7 +83,7 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 	return keep.kept, err
 }
 
-func removeData(o Options, keep *keeper, uids []string) error {
+func removeData(o Options, keep *remover, uids []string) error {
 	var errs []error
 	for _, root := range kubeletRoots(o.Paths) {
 		errs = append(errs, removePodLogs(filepath.Join(root, "pods")))

@@ -142,7 +142,7 @@ func TestPodUIDs(t *testing.T) {
 }
 
 func TestRemoveAllKeepsWhatMatters(t *testing.T) {
-	var keep keeper
+	var keep remover
 	testenv.NoError(t, keep.removeAll("", "/", "relative"))
 	dir := filepath.Join(t.TempDir(), "data")
 	write(t, dir+"/server/token", "x")

@@ -35,14 +35,14 @@ func kubeletRoots(p config.Paths) []string {
 	return []string{p.KubeletRoot}
 }
 
-// keeper removes files and notes what it leaves.
-type keeper struct{ kept []Kept }
+// remover removes files and notes what it leaves.
+type remover struct{ kept []Kept }
 
-func (k *keeper) keep(path, why string) { k.kept = append(k.kept, Kept{path, why}) }
+func (k *remover) keep(path, why string) { k.kept = append(k.kept, Kept{path, why}) }
 
 // removeAll removes folders and files with all they hold, but no folder in which something is mounted: the files of
 // that are not ours to remove. A path that is a mount point itself is emptied and stays.
-func (k *keeper) removeAll(paths ...string) error {
+func (k *remover) removeAll(paths ...string) error {
 	var errs []error
 	for _, p := range paths {
 		if p == "" || !filepath.IsAbs(p) || filepath.Dir(p) == p {
@@ -132,7 +132,7 @@ func othersFile() string {
 
 // removeKubeletDir removes the system's kubelet folder, or, where it is another kubelet's too, only the folders of the
 // pods that ran under this coracle when it was stopped.
-func removeKubeletDir(p config.Paths, keep *keeper, uids []string) error {
+func removeKubeletDir(p config.Paths, keep *remover, uids []string) error {
 	other := othersFile()
 	if other == "" {
 		return keep.removeAll(kubeletDir)
@@ -177,7 +177,7 @@ func bundleFiles(state, name string) []string {
 }
 
 // removeCNICache removes the results that containerd's CNI library keeps of our network.
-func removeCNICache(keep *keeper) error {
+func removeCNICache(keep *remover) error {
 	files, _ := filepath.Glob(filepath.Join(cniCache, cni.NetworkName+"-*")) // the pattern is well-formed
 	err := keep.removeAll(files...)
 	removeEmpty(cniCache, filepath.Dir(cniCache))

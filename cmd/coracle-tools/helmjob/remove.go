@@ -37,8 +37,8 @@ func (j *job) uninstall() error {
 }
 
 // remove removes the release in whatever state it is, and waits until its objects are gone, for as long as the timeout.
-// It does not hang on what a chart did: hooks that fail are left out, and so are objects of kinds that the cluster has
-// no more. The note says what had to be left.
+// It does not depend on what a chart did: hooks that fail are left out, and so are objects of kinds that the cluster
+// has no more. The note says what had to be left.
 func (j *job) remove(history []*release.Release) (note string, err error) {
 	u := action.NewUninstall(j.cfg)
 	u.Timeout, u.WaitStrategy = j.timeout(), kube.StatusWatcherStrategy

@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestStalledOrFailedHookFailsTheRelease lets hooks hang and fail, at each end of a release's life.
+// TestStalledOrFailedHookFailsTheRelease lets hooks stall and fail, at each end of a release's life.
 func TestStalledOrFailedHookFailsTheRelease(t *testing.T) {
 	tt := newTester(t)
 	req := tt.request(web("1.0.0").With("templates/hook.yaml", fmt.Sprintf(hook, "pre-install,pre-upgrade")))
@@ -43,7 +43,7 @@ func TestStalledOrFailedHookFailsTheRelease(t *testing.T) {
 	<-failed
 	tt.says(r, "hook", "web-hook")
 
-	// Mended, and then removed although its last hook hangs.
+	// Mended, and then removed although its last hook stalls.
 	good := tt.request(web("1.0.0").With("templates/hook.yaml", fmt.Sprintf(hook, "pre-delete")))
 	tt.do(good, helmjob.Recovered, "")
 	gone := tt.removal()
@@ -86,7 +86,7 @@ spec:
       schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
 `
 
-// TestRemovalWithoutItsKind removes a release whose own definition of a kind somebody has removed.
+// TestRemovalWithoutItsKind removes a release whose own definition of a kind a user has removed.
 func TestRemovalWithoutItsKind(t *testing.T) {
 	tt := newTester(t)
 	boat := fmt.Sprintf("apiVersion: %s.example.com/v1\nkind: Boat\nmetadata: {name: coracle}\n", tt.ns)
@@ -116,7 +116,7 @@ func TestRemovalWithoutItsKind(t *testing.T) {
 	tt.wantGreeting("web", "")
 	tt.says(tt.do(tt.removal(), helmjob.Uninstalled, ""), "is not there")
 
-	// A kind that nobody defines.
+	// A kind that is not defined.
 	r := tt.do(tt.request(web("1.0.0").With("templates/boat.yaml", boat)), "", helmjob.RenderFailed)
 	tt.says(r, "Boat")
 	testenv.True(t, r.TryAgain, "the definition may come, and it is not to be tried again")

@@ -54,7 +54,7 @@ func forgedRecord(t *testing.T, driver string) {
 		tt.do(tt.request(web("1.0.0")), helmjob.Installed, "")
 		tt.rewrite(func(r *release.Release) { r.Manifest += manifest })
 		req := tt.request(web("1.0.0"))
-		tt.do(req, helmjob.Upgraded, "") // the record is made anew
+		tt.do(req, helmjob.Upgraded, "") // the record is made again
 		victim.wantGreeting("prey", "")
 		tt.do(req, helmjob.Unchanged, "")
 	})

@@ -73,7 +73,7 @@ func TestChartIsFetchedFromEachSource(t *testing.T) {
 	}
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	closed := l.Addr().String()
-	_ = l.Close() // a port where nobody listens, or somebody who knows no charts
+	_ = l.Close() // a port where no process listens, or one that serves no charts
 	docker := `{"auths":{"` + private.host + `":{"username":"me","password":"secret"}}}`
 
 	type chart = helmjob.Chart
@@ -104,10 +104,10 @@ func TestChartIsFetchedFromEachSource(t *testing.T) {
 		"no such chart":        {chart: chart{Name: "sail", Repo: open.URL}, reason: helmjob.ChartNotFound, says: `no chart "sail"`},
 		"no such version":      {chart: chart{Name: "web", Repo: open.URL, Version: "7.0.0"}, reason: helmjob.ChartNotFound, says: "7.0.0"},
 		"no repository":        {chart: chart{Name: "web", Repo: open.URL + "/elsewhere"}, reason: helmjob.ChartNotFound, says: "404"},
-		"nobody there":         {chart: chart{Name: "web", Repo: "http://" + closed}, reason: helmjob.RepositoryUnreachable, says: "cannot be fetched"},
+		"no server there":      {chart: chart{Name: "web", Repo: "http://" + closed}, reason: helmjob.RepositoryUnreachable, says: "cannot be fetched"},
 		"no such archive":      {chart: chart{Name: open.URL + "/web-7.0.0.tgz"}, reason: helmjob.ChartNotFound, says: "404"},
 		"no archive":           {chart: chart{Name: open.URL + "/nonsense-1.0.0.tgz"}, reason: helmjob.InvalidChart, says: "is none"},
-		"a stranger's word":    {chart: chart{Name: "web", Repo: private.URL, Username: "me", Password: "secret"}, reason: helmjob.RepositoryNotTrusted, says: "repoCA"},
+		"an unknown authority": {chart: chart{Name: "web", Repo: private.URL, Username: "me", Password: "secret"}, reason: helmjob.RepositoryNotTrusted, says: "repoCA"},
 		"no password":          {chart: chart{Name: "web", Repo: private.URL, CA: private.ca}, reason: helmjob.Unauthorized, says: "authSecret"},
 		"a wrong password":     {chart: chart{Name: "web", Repo: private.URL, CA: private.ca, Username: "me", Password: "guess"}, reason: helmjob.Unauthorized, says: "401"},
 		"no certificate":       {chart: chart{Name: "web", Repo: private.URL, CA: "none"}, reason: helmjob.BadRequest, says: "PEM"},
@@ -151,7 +151,7 @@ func TestChartIsFetchedFromEachSource(t *testing.T) {
 const k3sStatic = "https://%{KUBERNETES_API}%/static/charts/"
 
 // TestCredentialsGoToRepositorysHostOnly looks that a password goes to the repository's own host alone, unless it is
-// told otherwise.
+// configured otherwise.
 func TestCredentialsGoToRepositorysHostOnly(t *testing.T) {
 	other := newShop(t, charts.Options{User: "me", Password: "secret"}, httptest.NewServer)
 	index := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

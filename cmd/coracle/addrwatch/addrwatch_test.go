@@ -54,7 +54,7 @@ func TestLastingAddressChangeIsReported(t *testing.T) {
 		// steps are what the machine has, a second after one another.
 		steps [][]netip.Addr
 		want  []netip.Addr
-		gone  int // how often Gone is told
+		gone  int // how often Gone is called
 	}{
 		"another address":                  {[]netip.Addr{a}, [][]netip.Addr{{b}}, []netip.Addr{b}, 0},
 		"another one beside it":            {[]netip.Addr{a}, [][]netip.Addr{{b, a}}, nil, 0},
@@ -81,7 +81,7 @@ func TestLastingAddressChangeIsReported(t *testing.T) {
 				}()
 				got := Changed(ctx, m.options(tt.have...))
 				if !slices.Equal(got, tt.want) || len(m.gone) != tt.gone {
-					t.Errorf("%v, want %v; told %v", got, tt.want, m.gone)
+					t.Errorf("%v, want %v; Gone %v times", got, tt.want, m.gone)
 				}
 			})
 		})
@@ -174,7 +174,7 @@ func TestAddressThatBecomesUsefulLater(t *testing.T) {
 			return m.get(), nil
 		}
 		if got := Changed(t.Context(), o); !slices.Equal(got, []netip.Addr{b}) || time.Since(began) > 2*time.Minute || len(m.gone) != 1 {
-			t.Errorf("%v after %v; told %v", got, time.Since(began), m.gone)
+			t.Errorf("%v after %v; Gone %v times", got, time.Since(began), m.gone)
 		}
 	})
 }
@@ -186,7 +186,7 @@ func TestStopWhileAddressIsLost(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), settle+patience+time.Second) // it looks a second time then
 		defer cancel()
 		if got := Changed(ctx, m.options(netip.MustParseAddr("10.0.0.5"))); got != nil || len(m.gone) != 1 || m.failed != nil {
-			t.Errorf("%v; told %v; said %v", got, m.gone, m.failed)
+			t.Errorf("%v; Gone %v times; said %v", got, m.gone, m.failed)
 		}
 	})
 }

@@ -34,8 +34,8 @@ type App struct {
 	CheckKubeletArgs func(args []string) error
 	// Unpack puts the embedded programs below the data directory and says in which folder they are.
 	Unpack func(dataDir string) (string, error)
-	// Parts are the versions of the libraries that coracle is made of, by name.
-	Parts func() map[string]string
+	// Libraries are the versions of the libraries that coracle is made of, by name.
+	Libraries func() map[string]string
 	// Encryption manages the store's keys.
 	Encryption Encryption
 	// SnapshotFiles are the files that a snapshot has besides the store; those of the second kind may be missing.

@@ -87,7 +87,7 @@ func TestBackendChangeNeedsEveryNode(t *testing.T) {
 		"routers": {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2"), at("f", 3, "203.0.113.3"), at("g", 4, "10.0.0.4")), "host-gw",
 			"d (192.0.2.1) and g (10.0.0.4) are not in one network; and 3 more. ", "vxlan"},
 		"a tunnel by routers": {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "wireguard", "", "wireguard"},
-		"somebody else, too":  {conflicting(backendSetting("vxlan"), a), "host-gw", "another client changed the network back end at the same moment", "vxlan"},
+		"another client, too": {conflicting(backendSetting("vxlan"), a), "host-gw", "another client changed the network back end at the same moment", "vxlan"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, err := setBackend(t.Context(), c.client, c.to)
@@ -114,7 +114,7 @@ func TestWaitForBackend(t *testing.T) {
 	testenv.EqualSlices(t, testenv.Must(waitForBackend(t.Context(), client, "host-gw", time.Minute))(t), []string{"b"}, "")
 }
 
-// TestWaitEndsWhenBackendIsReplaced: who waits for nodes does not wait for what somebody else has changed meanwhile,
+// TestWaitEndsWhenBackendIsReplaced: who waits for nodes does not wait for what another client has changed meanwhile,
 // and says so; also when nodes are late for another reason.
 func TestWaitEndsWhenBackendIsReplaced(t *testing.T) {
 	client := fake.NewClientset(backendSetting("vxlan"), backendNode("a", "host-gw", corev1.ConditionTrue))
@@ -124,7 +124,7 @@ func TestWaitEndsWhenBackendIsReplaced(t *testing.T) {
 	}
 }
 
-// TestBackendOfSilentServer: a server that takes connections and does not answer keeps nobody waiting for longer than
+// TestBackendOfSilentServer: a server that takes connections and does not answer keeps no user waiting for longer than
 // nodes may take.
 func TestBackendOfSilentServer(t *testing.T) {
 	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))

@@ -61,7 +61,7 @@ func TestCheckKnowsWhoNeedsNFTables(t *testing.T) {
 		{config.Server{NetworkBackend: clusterconfig.NetworkVXLAN, DisableAgent: true, VIPs: address}, false},
 	} {
 		if got := needsOf(&c.s).NoNFTables; got != c.without {
-			t.Errorf("back end %s, no proxy %t, no node %t, addresses %v: nobody needs them: %t", c.s.NetworkBackend, c.s.DisableKubeProxy, c.s.DisableAgent, c.s.VIPs, got)
+			t.Errorf("back end %s, no proxy %t, no node %t, addresses %v: not needed: %t", c.s.NetworkBackend, c.s.DisableKubeProxy, c.s.DisableAgent, c.s.VIPs, got)
 		}
 	}
 }

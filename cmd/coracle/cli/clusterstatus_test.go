@@ -53,7 +53,7 @@ func TestStatusExplainsFailingPods(t *testing.T) {
 	}
 }
 
-// TestFailedJobAttemptsAreNotReported: failed attempts of a Job are nobody's trouble; a failed pod of anything else is.
+// TestFailedJobAttemptsAreNotReported: failed attempts of a Job are not reported; a failed pod of anything else is.
 func TestFailedJobAttemptsAreNotReported(t *testing.T) {
 	pod := func(api, kind string, phase corev1.PodPhase) corev1.Pod {
 		p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "p"}, Status: corev1.PodStatus{Phase: phase}}

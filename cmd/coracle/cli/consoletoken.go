@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// consoleNamespace has the service accounts of console tokens, and nothing else: whoever may make tokens of the
+	// consoleNamespace has the service accounts of console tokens, and nothing else: a user who may make tokens of the
 	// accounts of a namespace has the rights of each of them.
 	consoleNamespace = "coracle-console"
 	// shortestToken is the API's own limit.
@@ -90,7 +90,7 @@ itself. Deleting the account ends it earlier. The next token removes the account
 }
 
 // make makes an account of its own for a token, and returns the token. Accounts whose tokens have ended are removed
-// first. An account that is there already is never used: somebody else may have a token of it.
+// first. An account that is there already is never used: another user may have a token of it.
 func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interface, now time.Time) (_ string, err error) {
 	if _, err := client.RbacV1().ClusterRoles().Get(ctx, f.role, metav1.GetOptions{}); err != nil {
 		return "", fmt.Errorf("reading the ClusterRole %s (view, edit, admin and cluster-admin are there from the start): %w", f.role, err)

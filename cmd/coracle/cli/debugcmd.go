@@ -42,7 +42,7 @@ func (a *App) debugProfileCommand() *cobra.Command {
 while it runs. One profile is taken at a time.`,
 	}
 	seconds := cmd.Flags().Int("seconds", 30, fmt.Sprintf("How long to sample, 1 to %d", profiling.MaxDuration/time.Second))
-	a.answerToFile(cmd, true, func() (string, time.Duration, error) {
+	a.saveResponse(cmd, true, func() (string, time.Duration, error) {
 		duration := time.Duration(*seconds) * time.Second
 		if duration < time.Second || duration > profiling.MaxDuration {
 			return "", 0, fmt.Errorf("--seconds is %d; it may be 1 to %d", *seconds, profiling.MaxDuration/time.Second)
@@ -59,7 +59,7 @@ func (a *App) debugStacksCommand() *cobra.Command {
 meanwhile.`,
 	}
 	grouped := cmd.Flags().Bool("grouped", false, "Write each different stack once, with the number of goroutines that have it, most first")
-	a.answerToFile(cmd, false, func() (string, time.Duration, error) {
+	a.saveResponse(cmd, false, func() (string, time.Duration, error) {
 		return profiling.StacksPath + "?grouped=" + strconv.FormatBool(*grouped), 0, nil
 	})
 	return cmd
@@ -72,13 +72,13 @@ func (a *App) debugHeapCommand() *cobra.Command {
 so small amounts are estimates. Two of them show what grew: go tool pprof -diff_base BEFORE AFTER. Memory that is not of
 Go's heap (coracle status has the whole) is not in it.`,
 	}
-	a.answerToFile(cmd, true, func() (string, time.Duration, error) { return profiling.HeapPath, 0, nil })
+	a.saveResponse(cmd, true, func() (string, time.Duration, error) { return profiling.HeapPath, 0, nil })
 	return cmd
 }
 
-// answerToFile completes a command that copies an answer of the running process to the file that its argument names, or
+// saveResponse completes a command that copies an answer of the running process to the file that its argument names, or
 // to standard output. question gives the path to ask for, and how long the answer takes by its nature.
-func (a *App) answerToFile(cmd *cobra.Command, binary bool, question func() (string, time.Duration, error)) {
+func (a *App) saveResponse(cmd *cobra.Command, binary bool, question func() (string, time.Duration, error)) {
 	flags := addLocations(cmd)
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 1 {
@@ -99,7 +99,7 @@ func (a *App) answerToFile(cmd *cobra.Command, binary bool, question func() (str
 		out := cmd.OutOrStdout()
 		switch {
 		case len(args) == 1 && args[0] != "-":
-			return saveAnswer(args[0], ask)
+			return writeResponse(args[0], ask)
 		case binary && isTerminal(out):
 			return usageError{cmd, errors.New("a profile is no text for a terminal; give a file, or pipe it to another program")}
 		}
@@ -120,8 +120,8 @@ func askDebug(ctx context.Context, t *config.Tool, w io.Writer, path string) err
 	return err
 }
 
-// saveAnswer makes a new file that only its owner may read, and keeps it only if it is whole.
-func saveAnswer(path string, ask func(io.Writer) error) error {
+// writeResponse makes a new file that only its owner may read, and keeps it only if it is whole.
+func writeResponse(path string, ask func(io.Writer) error) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s exists already. Nothing was changed: choose another name, or remove it", path)

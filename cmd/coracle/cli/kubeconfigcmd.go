@@ -26,7 +26,7 @@ import (
 func (a *App) kubeconfigCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "kubeconfig", GroupID: groupUse, Short: "Print the administrator's kubeconfig, or merge it into yours", Args: noArgs,
-		Long: `Prints the kubeconfig of the cluster's administrator. Whoever has it can do everything in the cluster.
+		Long: `Prints the kubeconfig of the cluster's administrator. A user who has it can do everything in the cluster.
 
   For a laptop:    sudo coracle kubeconfig --server https://board.example.com:6443 > board.yaml
   For this user:   sudo cat /etc/coracle/coracle.yaml | coracle kubeconfig --from - --merge`,

@@ -31,7 +31,7 @@ import (
 )
 
 // TestMain makes this test binary act as coracle when it is called by that name: the command line is tested as a user
-// meets it, with a stand-in for the server that only reports what it was told.
+// meets it, with a stand-in for the server that only reports how it was called.
 func TestMain(m *testing.M) {
 	program := func() { os.Exit(testApp().Main(context.Background(), os.Args)) }
 	testscript.Main(m, map[string]func(){"coracle": program, "kubectl": program})
@@ -63,7 +63,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// answers waits until the process of this script is ready, stopping until it has been told to stop.
+// answers waits until the process of this script is ready, stopping until its stop was requested.
 func answers(ts *testscript.TestScript, _ bool, _ []string) {
 	await(ts, func(r *status.Report) bool { return !r.Ready.IsZero() })
 }
@@ -122,8 +122,8 @@ func testApp() *App {
 		CheckServerArgs:  func(c *config.Server) error { return fakeArgs(c.APIServerArgs) },
 		CheckKubeletArgs: fakeArgs,
 		Unpack:           fakeUnpack,
-		Parts:            func() map[string]string { return map[string]string{"runc": "1.2.3"} },
-		Restart:          func() error { return errors.New("it was tried to start anew") },
+		Libraries:        func() map[string]string { return map[string]string{"runc": "1.2.3"} },
+		Restart:          func() error { return errors.New("a restart was tried") },
 		Encryption:       fakeKeys{},
 		RotateToken: func(_ context.Context, _ *clientv3.Client, _ string, r token.RotationRequest) (token.Token, []string, error) {
 			if r.Old == "wrong" {
@@ -213,7 +213,7 @@ func fakeServer(ctx context.Context, c *config.Server, p *Process) error {
 	}
 	<-ctx.Done()
 	switch os.Getenv("FAKE_ANEW") {
-	case "returns": // it was about to start anew when the stop was asked for
+	case "returns": // it was about to restart when the stop was asked for
 		return ErrRestart
 	case "hangs":
 		p.Restart()

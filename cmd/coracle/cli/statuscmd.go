@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// statusTimeout bounds the wait for a process that hangs.
+// statusTimeout bounds the wait for a process that does not reply.
 const statusTimeout = 10 * time.Second
 
 func (a *App) statusCommand() *cobra.Command {

@@ -25,7 +25,7 @@ func TestStatusOfAServerThatHasNotCaughtUp(t *testing.T) {
 	s, err := raftstore.Open(ctx, raftstore.Options{
 		Dir: filepath.Join(dir, "store"), NodeID: "two", ClusterID: "c", Logger: slog.New(slog.DiscardHandler), Join: []string{"127.0.0.1:1"},
 		Network: &raftstore.Network{Address: l.Addr().String(), Listener: l, Dial: func(ctx context.Context, address string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address) // nobody listens there
+			return new(net.Dialer).DialContext(ctx, "tcp", address) // no process listens there
 		}},
 	})
 	testenv.NoError(t, err)

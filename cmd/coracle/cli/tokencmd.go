@@ -44,7 +44,7 @@ func (a *App) tokenPrintCommand() *cobra.Command {
 token alone goes to standard output, the rest to standard error: TOKEN=$(coracle token print --quiet) takes the token in a script.`,
 	}
 	flags := addLocations(cmd)
-	server := cmd.Flags().Bool("server", false, "Print the token that may add servers: whoever has it can read every secret of the cluster")
+	server := cmd.Flags().Bool("server", false, "Print the token that may add servers: it can read every secret of the cluster")
 	quiet := addQuiet(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		path, role := t.Paths.AgentTokenFile, "agent"

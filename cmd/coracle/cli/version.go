@@ -18,8 +18,8 @@ func (a *App) versionCommand() *cobra.Command {
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		v := version.Get()
-		if a.Parts != nil {
-			v.Parts = a.Parts()
+		if a.Libraries != nil {
+			v.Libraries = a.Libraries()
 		}
 		if form.value == "json" {
 			return printJSON(cmd.OutOrStdout(), v)
@@ -42,7 +42,7 @@ func printVersion(w io.Writer, v version.Info) {
 	line("kubernetes", v.Kubernetes)
 	line("go", v.Go)
 	line("platform", v.Platform)
-	for _, name := range slices.Sorted(maps.Keys(v.Parts)) {
-		line(name, v.Parts[name])
+	for _, name := range slices.Sorted(maps.Keys(v.Libraries)) {
+		line(name, v.Libraries[name])
 	}
 }

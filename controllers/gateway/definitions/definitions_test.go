@@ -62,8 +62,8 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 		{"ours", map[string]string{managedBy: manager}, map[string]string{version: gateway.BundleVersion, channel: "standard"}, false},
 		{"of a newer version, over ours", map[string]string{managedBy: manager}, map[string]string{version: "v1.10.0", channel: "standard"}, false},
 		{"of the other channel, over ours", map[string]string{managedBy: manager}, map[string]string{version: "v1.5.1", channel: "experimental"}, false},
-		{"somebody's, of an older version", nil, map[string]string{version: "v1.0.0", channel: "standard"}, false},
-		{"somebody's without a version, over ours", map[string]string{managedBy: manager}, nil, false},
+		{"a user's, of an older version", nil, map[string]string{version: "v1.0.0", channel: "standard"}, false},
+		{"a user's without a version, over ours", map[string]string{managedBy: manager}, nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			u := &unstructured.Unstructured{}

@@ -100,10 +100,10 @@ func TestRunReturnsChildsResultOrFailure(t *testing.T) {
 	}
 }
 
-// hung cancels its context when the child has said something.
-type hung struct{ cancel context.CancelCauseFunc }
+// cancelOnWrite cancels its context when the child has said something.
+type cancelOnWrite struct{ cancel context.CancelCauseFunc }
 
-func (h hung) Write(p []byte) (int, error) {
+func (h cancelOnWrite) Write(p []byte) (int, error) {
 	h.cancel(fmt.Errorf("the term is over"))
 	return len(p), nil
 }
@@ -112,7 +112,7 @@ func TestStalledChildEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
 	r, _ := runner(t)
-	r.Log = hung{cancel}
+	r.Log = cancelOnWrite{cancel}
 	testenv.WantError(t, testenv.Err(r.Run(ctx, request("hang"))), "the term is over")
 }
 

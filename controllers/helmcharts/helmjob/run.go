@@ -46,7 +46,7 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 		return nil, fmt.Errorf("making a pipe for helm: %w", err)
 	}
 	defer writeEnd.Close() // only after the child's end: the child takes the pipe's end for our death
-	out := &answer{}
+	out := &boundedResult{}
 	var tail bytes.Buffer
 	last := &lastLines{to: r.Log, keep: &tail}
 	c := exec.CommandContext(ctx, r.Program, Name)
@@ -77,17 +77,17 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	return result, nil
 }
 
-// answer takes a result of a bounded size: the child may have been led by what it works on.
-type answer struct {
+// boundedResult takes a result of a bounded size: the child may have been led by what it works on.
+type boundedResult struct {
 	text bytes.Buffer
 	over error
 }
 
-const answerBytes = 4 << 20
+const resultBytes = 4 << 20
 
-func (a *answer) Write(p []byte) (int, error) {
-	if a.text.Len()+len(p) > answerBytes {
-		a.over = fmt.Errorf("its result has more than %d bytes", answerBytes)
+func (a *boundedResult) Write(p []byte) (int, error) {
+	if a.text.Len()+len(p) > resultBytes {
+		a.over = fmt.Errorf("its result has more than %d bytes", resultBytes)
 		return 0, a.over // the pipe is closed then, which ends the child
 	}
 	return a.text.Write(p)

@@ -115,7 +115,7 @@ func TestLargeBodiesPassWhole(t *testing.T) {
 	}
 }
 
-// TestHandlerBlocksWhileClientDoesNotRead wants a handler to stand still while nobody reads.
+// TestHandlerBlocksWhileClientDoesNotRead wants a handler to stand still while the client does not read.
 func TestHandlerBlocksWhileClientDoesNotRead(t *testing.T) {
 	var written atomic.Int64
 	c, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -154,7 +154,7 @@ func TestHandlersContextEndsWithClients(t *testing.T) {
 				w.(http.Flusher).Flush()
 				<-r.Context().Done()
 				<-w.(http.CloseNotifier).CloseNotify() //nolint:staticcheck // upstream still uses it
-				testenv.Fails(t, testenv.Err(w.Write([]byte("x"))), "a write to nobody succeeds")
+				testenv.Fails(t, testenv.Err(w.Write([]byte("x"))), "a write without a reader succeeds")
 			})
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()

@@ -30,11 +30,11 @@ const Limit = 256 << 10
 // Bound is that of one watch.
 type Bound struct {
 	mu      sync.Mutex
-	decoded <-chan watch.Event // what nobody has taken; nil before the watch has begun
+	decoded <-chan watch.Event // what was not received yet; nil before the watch has begun
 	handing int                // 1 while pass has an event in its hands
 	largest int                // size of the largest that was decoded since none was waiting
 	mark    *byte              // of the value that WaitDecoded waits to see decoded, the first; nil when it is
-	changed chan struct{}      // closed when there may be room; nil while nobody waits for that
+	changed chan struct{}      // closed when there may be room; nil while no goroutine waits for that
 }
 
 type boundKey struct{}

@@ -146,7 +146,7 @@ func versions(from, n, size int) []version {
 	return out
 }
 
-// TestUnreadStreamIsClosed: what is decoded for a watch that nobody reads is one object, or Limit bytes, however many
+// TestUnreadStreamIsClosed: what is decoded for a watch that is not read is one object, or Limit bytes, however many
 // there are.
 func TestUnreadStreamIsClosed(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -35,9 +35,9 @@ type Document struct {
 	JSON, Protobuf Blob
 }
 
-// Part is a piece of the decompressed v2 document. Name is a group version
+// Section is a piece of the decompressed v2 document. Name is a group version
 // ("apps/v1", "v1"), a group ("apps") or empty for what belongs to none.
-type Part struct {
+type Section struct {
 	Name           string
 	Offset, Length int
 }
@@ -45,17 +45,17 @@ type Part struct {
 // V2 is the OpenAPI v2 document, cut so that paths of group versions that are
 // not served can be left out and others put in.
 //
-// The JSON parts are members without their braces: those of "definitions", of
+// The JSON sections are members without their braces: those of "definitions", of
 // "parameters", of the document itself, then the members of "paths" for each
-// name. Each protobuf part is a whole serialized Document, and joined they are
+// name. Each protobuf section is a whole serialized Document, and joined they are
 // one (concatenation merges messages).
 type V2 struct {
 	Hash                            string
 	JSON, Protobuf                  Blob
-	Definitions, Parameters, Header Part
-	Paths                           []Part
-	ProtobufBase                    Part
-	ProtobufPaths                   []Part
+	Definitions, Parameters, Header Section
+	Paths                           []Section
+	ProtobufBase                    Section
+	ProtobufPaths                   []Section
 	// Names lists the definitions and parameters, one per line.
 	Names Blob
 }
@@ -99,7 +99,7 @@ func (f *File) Read(b Blob) ([]byte, error) {
 	if b == dictionary {
 		return f.decompress(b, nil)
 	}
-	// The dictionary is decompressed anew each time: documents are asked for
+	// The dictionary is decompressed again each time: documents are asked for
 	// rarely, and it would stay in memory for good.
 	dict, err := f.decompress(dictionary, nil)
 	if err != nil {

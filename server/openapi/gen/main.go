@@ -189,28 +189,28 @@ func byGroup(paths map[string]json.RawMessage) map[string]map[string]json.RawMes
 func addV2JSON(w *artifact.Writer, doc swagger, members map[string]map[string]json.RawMessage,
 	groups map[string]map[string]json.RawMessage) error {
 	var b bytes.Buffer
-	part := func(name string, m map[string]json.RawMessage) (artifact.Part, error) {
+	section := func(name string, m map[string]json.RawMessage) (artifact.Section, error) {
 		data, err := json.Marshal(m)
 		if err != nil {
-			return artifact.Part{}, err
+			return artifact.Section{}, err
 		}
-		p := artifact.Part{Name: name, Offset: b.Len(), Length: len(data) - 2}
+		p := artifact.Section{Name: name, Offset: b.Len(), Length: len(data) - 2}
 		b.Write(data[1 : len(data)-1])
 		return p, nil
 	}
 	v2 := &w.Index.V2
 	var err error
-	if v2.Definitions, err = part("", members["definitions"]); err != nil {
+	if v2.Definitions, err = section("", members["definitions"]); err != nil {
 		return err
 	}
-	if v2.Parameters, err = part("", members["parameters"]); err != nil {
+	if v2.Parameters, err = section("", members["parameters"]); err != nil {
 		return err
 	}
-	if v2.Header, err = part("", doc); err != nil {
+	if v2.Header, err = section("", doc); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(groups)) {
-		p, err := part(name, groups[name])
+		p, err := section(name, groups[name])
 		if err != nil {
 			return err
 		}
@@ -223,16 +223,16 @@ func addV2JSON(w *artifact.Writer, doc swagger, members map[string]map[string]js
 func addV2Protobuf(w *artifact.Writer, doc swagger, members map[string]map[string]json.RawMessage,
 	groups map[string]map[string]json.RawMessage) error {
 	var b []byte
-	part := func(name string, doc map[string]any) (artifact.Part, error) {
+	section := func(name string, doc map[string]any) (artifact.Section, error) {
 		data, err := json.Marshal(doc)
 		if err != nil {
-			return artifact.Part{}, err
+			return artifact.Section{}, err
 		}
 		proto, err := handler.ToProtoBinary(data)
 		if err != nil {
-			return artifact.Part{}, err
+			return artifact.Section{}, err
 		}
-		p := artifact.Part{Name: name, Offset: len(b), Length: len(proto)}
+		p := artifact.Section{Name: name, Offset: len(b), Length: len(proto)}
 		b = append(b, proto...)
 		return p, nil
 	}
@@ -242,11 +242,11 @@ func addV2Protobuf(w *artifact.Writer, doc swagger, members map[string]map[strin
 	}
 	v2 := &w.Index.V2
 	var err error
-	if v2.ProtobufBase, err = part("", base); err != nil {
+	if v2.ProtobufBase, err = section("", base); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(groups)) {
-		p, err := part(name, map[string]any{"swagger": doc["swagger"], "info": doc["info"], "paths": groups[name]})
+		p, err := section(name, map[string]any{"swagger": doc["swagger"], "info": doc["info"], "paths": groups[name]})
 		if err != nil {
 			return fmt.Errorf("paths of %q: %w", name, err)
 		}

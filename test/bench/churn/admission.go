@@ -13,7 +13,7 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// admission makes a policy with its binding, a webhook that concerns no namespace, and an API service that nobody
+// admission makes a policy with its binding, a webhook that concerns no namespace, and an API service that no server
 // answers for, uses what it can, and deletes them.
 func (c *churn) admission(ctx context.Context, i int) error {
 	name := fmt.Sprintf("%s-admission-%d.coracle.test", c.prefix, i)

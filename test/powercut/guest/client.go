@@ -40,7 +40,7 @@ type client struct {
 	keys     map[string]*mvccpb.KeyValue // what is there, by short name
 	leases   []int64
 	n        int
-	revision int64 // newest that it was told
+	revision int64 // newest that it was answered
 	compact  int64 // newest that it compacted to
 }
 
@@ -49,7 +49,7 @@ func (c *client) newLease() int64   { return int64(c.boot)<<32 | int64(c.number)
 func leaseOwner(id int64) (who int) { return int(id >> 24 & 0xff) }
 
 // errWrong says that the store broke its word.
-var errWrong = errors.New("not what this client, the only one that writes to its keys, was told before")
+var errWrong = errors.New("not what this client, the only one that writes to its keys, was answered before")
 
 // run writes until the machine is gone, or until the outcome of a write is
 // unknown, as happens when a leader is lost. The next boot will tell.

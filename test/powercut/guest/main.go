@@ -123,7 +123,7 @@ func openStore(ctx context.Context, out *reporter, server, servers int) (*raftst
 	o := raftstore.Options{
 		Dir: storeDir, NodeID: fmt.Sprintf("server%d", server), ClusterID: "powercut",
 		ElectionTimeout: time.Second, // three kernels share a processor
-		// A client compacts, and nobody else: the store, at its default of 32 MiB, would compact beyond that client
+		// A client compacts, and nothing else: the store, at its default of 32 MiB, would compact beyond that client
 		// where three servers write much in one round.
 		HistoryBytes: 1 << 30, HistoryAge: time.Hour,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),

@@ -18,7 +18,7 @@ func ip(server int) net.IP { return net.IPv4(10, 0, 0, byte(server)).To4() }
 
 func address(server int) string { return fmt.Sprintf("%v:%d", ip(server), peerPort) }
 
-// openNetwork brings up the one network interface. Nobody is on the network
+// openNetwork brings up the one network interface. No other machine is on the network
 // but the other guests, so there is no TLS.
 func openNetwork(server int) (*raftstore.Network, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

@@ -47,7 +47,7 @@ func (r *reporter) lines(lines ...string) {
 		r.text = append(append(r.text, line...), '\n')
 	}
 	mine := r.written
-	if r.busy { // whoever is writing writes ours next
+	if r.busy { // the goroutine that is writing writes ours next
 		r.mu.Unlock()
 		<-mine
 		r.mu.Lock()

@@ -136,8 +136,8 @@ func TestHeldLinesAreReleasedOrDropped(t *testing.T) {
 	}
 	verbose, read := setup(t, config.Logging{Verbosity: 1})
 	verbose.Hold()
-	klog.Error("told at once when the user wants more")
-	expect(t, read(), "ERROR told at once when the user wants more")
+	klog.Error("logged at once when the user wants more")
+	expect(t, read(), "ERROR logged at once when the user wants more")
 }
 
 func TestLogFileAndStderrGetTheSame(t *testing.T) {

@@ -184,7 +184,7 @@ func TestKeepNotesAStep(t *testing.T) {
 	})
 }
 
-// TestClockStepsChannelClosesAtEnd: the kernel takes the timer, says nothing while nobody sets the clock, and the
+// TestClockStepsChannelClosesAtEnd: the kernel takes the timer, says nothing while the clock is not set, and the
 // channel is closed at the end.
 func TestClockStepsChannelClosesAtEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())

@@ -26,8 +26,8 @@ func (e entry) same(info fs.FileInfo) bool {
 	return e.Size == info.Size() && e.ModTime.Equal(info.ModTime())
 }
 
-// loadRecord reads the record. A damaged one counts as none: importing again costs time and nothing else.
-func loadRecord(path string) (map[string]entry, error) {
+// loadIndex reads the index. A damaged one counts as none: importing again costs time and nothing else.
+func loadIndex(path string) (map[string]entry, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return map[string]entry{}, nil
@@ -42,7 +42,7 @@ func loadRecord(path string) (map[string]entry, error) {
 	return record, nil
 }
 
-func saveRecord(path string, record map[string]entry) error {
+func saveIndex(path string, record map[string]entry) error {
 	data, err := json.MarshalIndent(record, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode the record of imported archives: %w", err)

@@ -25,45 +25,45 @@ import (
 // TestStartTakesOverEarlierRuns: whatever an earlier run has left, the next one serves, with the same process where
 // that is of use.
 func TestStartTakesOverEarlierRuns(t *testing.T) {
-	rewrite := func(n *testNode, change func(r *record)) {
-		r := testenv.Must(readRecord(n.o.Dir))(n.t)
+	rewrite := func(n *testNode, change func(r *processList)) {
+		r := testenv.Must(readProcesses(n.o.Dir))(n.t)
 		change(&r)
 		text := testenv.Must(json.Marshal(r))(n.t)
-		testenv.NoError(n.t, os.WriteFile(recordIn(n.o.Dir), text, 0o600))
+		testenv.NoError(n.t, os.WriteFile(processFile(n.o.Dir), text, 0o600))
 	}
 	for name, c := range map[string]struct {
-		prepare func(n *testNode, k *keeper)
+		prepare func(n *testNode, k *supervisor)
 		same    bool // the process goes on
 		others  bool // other ports are fine
 	}{
-		"nothing is wrong": {func(*testNode, *keeper) {}, true, false},
-		"it has ended": {func(n *testNode, k *keeper) {
+		"nothing is wrong": {func(*testNode, *supervisor) {}, true, false},
+		"it has ended": {func(n *testNode, k *supervisor) {
 			_ = syscall.Kill(k.now.PID, syscall.SIGKILL)
 			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
 		}, false, false},
-		"its pid is another process' now": {func(n *testNode, k *keeper) {
+		"its pid is another process' now": {func(n *testNode, k *supervisor) {
 			_ = syscall.Kill(k.now.PID, syscall.SIGKILL)
 			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
-			bystander := exec.Command("sleep", "600")
-			testenv.NoError(n.t, bystander.Start())
+			otherProcess := exec.Command("sleep", "600")
+			testenv.NoError(n.t, otherProcess.Start())
 			n.t.Cleanup(func() {
-				testenv.Check(n.t, bystander.Process.Signal(syscall.Signal(0)), "a process of somebody else's was ended")
-				_ = bystander.Process.Kill()
-				_ = bystander.Wait()
+				testenv.Check(n.t, otherProcess.Process.Signal(syscall.Signal(0)), "another program's process was ended")
+				_ = otherProcess.Process.Kill()
+				_ = otherProcess.Wait()
 			})
-			rewrite(n, func(r *record) { r.Processes[0].PID = bystander.Process.Pid })
+			rewrite(n, func(r *processList) { r.Processes[0].PID = otherProcess.Process.Pid })
 		}, false, false},
-		"the record is half written": {func(n *testNode, k *keeper) {
-			testenv.NoError(n.t, os.WriteFile(recordIn(n.o.Dir), []byte(`{"processes":[{"pid":`), 0o600))
+		"the record is half written": {func(n *testNode, k *supervisor) {
+			testenv.NoError(n.t, os.WriteFile(processFile(n.o.Dir), []byte(`{"processes":[{"pid":`), 0o600))
 		}, true, false},
-		"the record is lost": {func(n *testNode, k *keeper) { _ = os.Remove(recordIn(n.o.Dir)) }, true, false},
-		"nobody listens at its control socket": {func(n *testNode, k *keeper) {
+		"the record is lost": {func(n *testNode, k *supervisor) { _ = os.Remove(processFile(n.o.Dir)) }, true, false},
+		"no process listens at its control socket": {func(n *testNode, k *supervisor) {
 			_ = os.Remove(filepath.Join(n.o.Dir, k.now.Socket))
 		}, false, false},
-		"it does not answer": {func(n *testNode, k *keeper) { _ = syscall.Kill(k.now.PID, syscall.SIGSTOP) }, false, true},
-		"somebody has the ports": {func(n *testNode, k *keeper) {
+		"it does not answer": {func(n *testNode, k *supervisor) { _ = syscall.Kill(k.now.PID, syscall.SIGSTOP) }, false, true},
+		"another program has the ports": {func(n *testNode, k *supervisor) {
 			ports := k.held.ports()
-			k.forget()
+			k.release()
 			_ = syscall.Kill(n.processes()[0], syscall.SIGKILL)
 			eventually(n.t, "it is gone", func() bool { return len(n.processes()) == 0 })
 			for _, port := range ports {
@@ -83,7 +83,7 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 			k := n.run()
 			pid, url, ports := k.now.PID, k.url(), k.held.ports()
 			c.prepare(n, k)
-			k.forget()
+			k.release()
 			if len(n.processes()) == 0 && !c.others {
 				// A process counts as gone when its first thread is; the sockets are closed with the last one.
 				for _, port := range ports {
@@ -145,7 +145,7 @@ func TestProxyFollowsChangedNodeAddresses(t *testing.T) {
 	n := newTestNode(t)
 	k := n.run()
 	pid, ports := k.now.PID, k.held.ports()
-	k.forget()
+	k.release()
 	n.o.NodeIPs = append(n.o.NodeIPs, netip.MustParseAddr("127.0.0.2"))
 	k = n.run()
 	if k.now.PID == pid || !k.held.serve(n.o.NodeIPs) {

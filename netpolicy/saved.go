@@ -17,15 +17,15 @@ import (
 // the next Enforcer starts, nothing says which pods are restricted; so what was in it is left in a file. That lies
 // where a reboot removes it, together with all pods.
 
-// keep writes down what is in the kernel, for the next Enforcer.
-func (e *Enforcer) keep() error {
-	if e.o.KeepFile == "" || e.table.applied == nil { // it is not known: what is there from before may be right still
+// save writes down what is in the kernel, for the next Enforcer.
+func (e *Enforcer) save() error {
+	if e.o.StateFile == "" || e.table.applied == nil { // it is not known: what is there from before may be right still
 		return nil
 	}
 	if e.table.applied.empty() {
-		return e.forget()
+		return e.removeSaved()
 	}
-	if err := atomicfile.Write(e.o.KeepFile, whole(e.table.applied), 0o600); err != nil {
+	if err := atomicfile.Write(e.o.StateFile, whole(e.table.applied), 0o600); err != nil {
 		return fmt.Errorf("keeping the rules of NetworkPolicies: %w", err)
 	}
 	return nil
@@ -33,10 +33,10 @@ func (e *Enforcer) keep() error {
 
 // reinstate writes what an earlier Enforcer kept, if the table is not there.
 func (e *Enforcer) reinstate(ctx context.Context) error {
-	if e.o.KeepFile == "" {
+	if e.o.StateFile == "" {
 		return nil
 	}
-	text, err := os.ReadFile(e.o.KeepFile)
+	text, err := os.ReadFile(e.o.StateFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -50,16 +50,16 @@ func (e *Enforcer) reinstate(ctx context.Context) error {
 	return run(ctx, text)
 }
 
-// forget removes the file once newer rules are in force.
-func (e *Enforcer) forget() error {
-	if e.o.KeepFile == "" {
+// removeSaved removes the file once newer rules are in force.
+func (e *Enforcer) removeSaved() error {
+	if e.o.StateFile == "" {
 		return nil
 	}
-	return RemoveKept(e.o.KeepFile)
+	return RemoveSaved(e.o.StateFile)
 }
 
-// RemoveKept removes an Enforcer's KeepFile; none there is no error.
-func RemoveKept(file string) error {
+// RemoveSaved removes an Enforcer's StateFile; none there is no error.
+func RemoveSaved(file string) error {
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the rules of NetworkPolicies that were kept: %w", err)
 	}

@@ -21,16 +21,16 @@ import (
 )
 
 const (
-	// recordLabel is on every record.
-	recordLabel = "coracle.dev/manifest-record"
+	// inventoryLabel is on every inventory.
+	inventoryLabel = "coracle.dev/manifest-record"
 	// fileAnnotation is on every applied object and says which file it is from: edit that, not the object.
 	fileAnnotation = "coracle.dev/manifest"
 
 	statusApplied = "applied"
 )
 
-// record is what the cluster remembers about a file: a ConfigMap.
-type record struct {
+// inventory is what the cluster remembers about a file: a ConfigMap.
+type inventory struct {
 	file   string
 	server string // whose folder has the file
 	// objects may be in the cluster because of the file.
@@ -41,20 +41,20 @@ type record struct {
 	stored *corev1.ConfigMap // as last read or written; nil before the first time
 }
 
-// recordName is valid for any file name, and the same in every run.
-func recordName(file string) string {
+// inventoryName is valid for any file name, and the same in every run.
+func inventoryName(file string) string {
 	sum := sha256.Sum256([]byte(file))
 	return "coracle-manifest-" + hex.EncodeToString(sum[:8])
 }
 
-func (m *Manifests) loadRecords(ctx context.Context) error {
-	list, err := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: recordLabel})
+func (m *Manifests) loadInventories(ctx context.Context) error {
+	list, err := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: inventoryLabel})
 	if err != nil {
 		return fmt.Errorf("listing the records of manifests: %w", err)
 	}
-	records := map[string]*record{}
+	records := map[string]*inventory{}
 	for i := range list.Items {
-		r, err := parseRecord(&list.Items[i])
+		r, err := parseInventory(&list.Items[i])
 		if err != nil {
 			m.log.Warn("a record of a manifest was changed by hand and is ignored: what its file applied is not deleted with the file",
 				"configMap", list.Items[i].Name, "error", err)
@@ -62,13 +62,13 @@ func (m *Manifests) loadRecords(ctx context.Context) error {
 		}
 		records[r.file] = r
 	}
-	m.records = records
+	m.inventories = records
 	return nil
 }
 
-func parseRecord(c *corev1.ConfigMap) (*record, error) {
-	r := &record{file: c.Data["file"], server: c.Data["server"], status: c.Data["status"], hash: c.Data["hash"], stored: c}
-	if r.file == "" || c.Name != recordName(r.file) {
+func parseInventory(c *corev1.ConfigMap) (*inventory, error) {
+	r := &inventory{file: c.Data["file"], server: c.Data["server"], status: c.Data["status"], hash: c.Data["hash"], stored: c}
+	if r.file == "" || c.Name != inventoryName(r.file) {
 		return nil, errors.New("it does not name its file")
 	}
 	for line := range strings.Lines(c.Data["objects"]) {
@@ -89,7 +89,7 @@ func parseRecord(c *corev1.ConfigMap) (*record, error) {
 	return r, nil
 }
 
-func (r *record) data() map[string]string {
+func (r *inventory) data() map[string]string {
 	var lines strings.Builder
 	for _, o := range r.objects {
 		namespace := o.Namespace
@@ -99,18 +99,18 @@ func (r *record) data() map[string]string {
 	return map[string]string{"file": r.file, "server": r.server, "status": r.status, "hash": r.hash, "objects": lines.String()}
 }
 
-// configMapOf is the record's form in the cluster, without a resource version: this server leads, and overwrites what
-// others wrote.
-func configMapOf(r *record) *corev1.ConfigMap {
+// configMapOf is the inventory's form in the cluster, without a resource version: this server leads, and overwrites
+// what others wrote.
+func configMapOf(r *inventory) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: recordName(r.file),
-			Labels: map[string]string{recordLabel: ""}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: inventoryName(r.file),
+			Labels: map[string]string{inventoryLabel: ""}},
 		Data: r.data(),
 	}
 }
 
-// save writes the record where it differs from what is stored.
-func (m *Manifests) save(ctx context.Context, r *record) error {
+// save writes the inventory where it differs from what is stored.
+func (m *Manifests) save(ctx context.Context, r *inventory) error {
 	api := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	c := configMapOf(r)
 	if r.stored != nil && maps.Equal(r.stored.Data, c.Data) {
@@ -127,35 +127,35 @@ func (m *Manifests) save(ctx context.Context, r *record) error {
 	return nil
 }
 
-// forget removes a record whose file and objects are gone.
-func (m *Manifests) forget(ctx context.Context, r *record) error {
-	err := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(ctx, recordName(r.file), metav1.DeleteOptions{})
+// deleteInventory removes an inventory whose file and objects are gone.
+func (m *Manifests) deleteInventory(ctx context.Context, r *inventory) error {
+	err := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(ctx, inventoryName(r.file), metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("deleting the record of %s: %w", r.file, err)
 	}
-	delete(m.records, r.file)
+	delete(m.inventories, r.file)
 	return nil
 }
 
-// record returns a file's record, a new one if there is none.
-func (m *Manifests) record(name string) *record {
-	r := m.records[name]
+// inventoryOf returns a file's inventory, a new one if there is none.
+func (m *Manifests) inventoryOf(name string) *inventory {
+	r := m.inventories[name]
 	if r == nil {
-		r = &record{file: name}
-		m.records[name] = r
+		r = &inventory{file: name}
+		m.inventories[name] = r
 	}
 	r.server = m.o.ServerID
 	return r
 }
 
-// report tells of trouble with a file, once: in the log, in the file's record and as an Event.
+// report tells of trouble with a file, once: in the log, in the file's inventory and as an Event.
 func (m *Manifests) report(ctx context.Context, name string, f *file, reason string, err error) {
 	if ctx.Err() != nil || f.reported == err.Error() {
 		return
 	}
 	f.reported = err.Error()
 	m.log.Error("a manifest could not be applied", "file", name, "error", err)
-	r := m.record(name)
+	r := m.inventoryOf(name)
 	r.status = err.Error()
 	if err := m.save(ctx, r); err != nil {
 		m.log.Warn("the trouble with a manifest could not be recorded", "error", err)
@@ -164,14 +164,14 @@ func (m *Manifests) report(ctx context.Context, name string, f *file, reason str
 	m.event(ctx, r, corev1.EventTypeWarning, reason, err.Error())
 }
 
-// event makes an Event about a file's record.
-func (m *Manifests) event(ctx context.Context, r *record, kind, reason, message string) {
+// event makes an Event about a file's inventory.
+func (m *Manifests) event(ctx context.Context, r *inventory, kind, reason, message string) {
 	if len(message) > 1000 {
 		message = message[:1000] + "…" // the API server takes 1024 bytes
 	}
 	now := metav1.NewTime(time.Now())
 	_, err := m.kube.CoreV1().Events(metav1.NamespaceSystem).Create(ctx, &corev1.Event{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: recordName(r.file) + ".", Namespace: metav1.NamespaceSystem},
+		ObjectMeta: metav1.ObjectMeta{GenerateName: inventoryName(r.file) + ".", Namespace: metav1.NamespaceSystem},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: metav1.NamespaceSystem, Name: r.stored.Name,
 			UID: r.stored.UID},
 		Type: kind, Reason: reason, Message: message,

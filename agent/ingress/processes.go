@@ -19,9 +19,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// record is what is written of the node's proxies, so that the next run finds them. A process stands in it before it
-// gets its first table, thus before it accepts connections.
-type record struct {
+// processList is the list of the node's proxies that is written, so that the next run finds them. A process stands in
+// it before it gets its first table, thus before it accepts connections.
+type processList struct {
 	// Processes are those that may live, the newest first.
 	Processes []entry `json:"processes"`
 }
@@ -38,19 +38,19 @@ type entry struct {
 	Draining bool `json:"draining,omitempty"`
 }
 
-func recordIn(dir string) string { return filepath.Join(dir, "process.json") }
+func processFile(dir string) string { return filepath.Join(dir, "process.json") }
 
-// readRecord reads the record; one that cannot be read is an error, and none is an empty one.
-func readRecord(dir string) (record, error) {
-	var r record
-	if _, err := atomicfile.ReadJSON(recordIn(dir), &r); err != nil {
-		return record{}, fmt.Errorf("reading the record of the ingress proxy: %w", err)
+// readProcesses reads the list of processes; one that cannot be read is an error, and none is an empty one.
+func readProcesses(dir string) (processList, error) {
+	var r processList
+	if _, err := atomicfile.ReadJSON(processFile(dir), &r); err != nil {
+		return processList{}, fmt.Errorf("reading the record of the ingress proxy: %w", err)
 	}
 	return r, nil
 }
 
 // write keeps what lives, and removes the sockets of what has ended.
-func (r *record) write(dir string) error {
+func (r *processList) write(dir string) error {
 	r.Processes = slices.DeleteFunc(r.Processes, func(e entry) bool {
 		if !e.alive() {
 			_ = os.Remove(filepath.Join(dir, e.Socket)) // one that is left is removed at the next start
@@ -62,7 +62,7 @@ func (r *record) write(dir string) error {
 	if err != nil {
 		return fmt.Errorf("writing the record of the ingress proxy: %w", err)
 	}
-	if err := atomicfile.Write(recordIn(dir), text, 0o600); err != nil {
+	if err := atomicfile.Write(processFile(dir), text, 0o600); err != nil {
 		return fmt.Errorf("writing the record of the ingress proxy: %w", err)
 	}
 	return nil
@@ -108,10 +108,10 @@ func controlSockets(dir string) []string {
 	return paths
 }
 
-// recoverRecord rebuilds the record where it cannot be read: each proxy says on its control socket which process it
-// is.
-func recoverRecord(dir string) record {
-	var r record
+// recoverProcesses rebuilds the list of processes where it cannot be read: each proxy says on its control socket which
+// process it is.
+func recoverProcesses(dir string) processList {
+	var r processList
 	for _, name := range controlSockets(dir) {
 		e := entry{Socket: name}
 		p, s, err := adopt(dir, e)
@@ -149,9 +149,9 @@ func ofProxyUser(pid int) bool {
 
 // stop ends all processes, and removes what is recorded of them.
 func stop(dir string) error {
-	r, err := readRecord(dir)
+	r, err := readProcesses(dir)
 	if err != nil || len(r.Processes) == 0 {
-		r = recoverRecord(dir)
+		r = recoverProcesses(dir)
 	}
 	var errs []error
 	for _, e := range r.Processes {
@@ -160,7 +160,7 @@ func stop(dir string) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	for _, name := range append(controlSockets(dir), filepath.Base(recordIn(dir))) {
+	for _, name := range append(controlSockets(dir), filepath.Base(processFile(dir))) {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing what is recorded of the ingress proxy: %w", err)
 		}

@@ -4,22 +4,22 @@ package main
 
 import "runtime/debug"
 
-// partModules are the modules whose versions people ask for.
-var partModules = map[string]string{
+// libraryModules are the modules whose versions people ask for.
+var libraryModules = map[string]string{
 	"github.com/containerd/containerd/v2": "containerd",
 	"github.com/coredns/coredns":          "coredns",
 	"github.com/hashicorp/raft":           "raft",
 }
 
-// partVersions reads them from what the compiler wrote into the binary.
-func partVersions() map[string]string {
+// libraryVersions reads their versions from what the compiler wrote into the binary.
+func libraryVersions() map[string]string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return nil
 	}
 	out := map[string]string{}
 	for _, m := range info.Deps {
-		if name := partModules[m.Path]; name != "" {
+		if name := libraryModules[m.Path]; name != "" {
 			out[name] = m.Version
 		}
 	}

@@ -17,14 +17,15 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// keeper keeps one proxy serving: it starts it, finds it again, and has another version take over. All of its methods
-// are called by one goroutine.
+// supervisor keeps one proxy serving: it starts it, finds it again, and has another version take over. All of its
+// methods are called by one goroutine.
 //
-// The order of a take-over is what makes it safe to be killed between any two steps. A new process stands in the record
-// before it gets its first table, and accepts from that on. One that is not recorded gets no table, accepts nothing
-// and ends by itself. The old one gets the order to drain once the new one has answered. A run that finds several that
-// were without that order goes on with the newest that answers, and orders the others to drain when that has its table.
-type keeper struct {
+// The order of a take-over is what makes it safe to be killed between any two steps. A new process stands in the list
+// of processes before it gets its first table, and accepts from that on. One that is not recorded gets no table,
+// accepts nothing and ends by itself. The old one gets the order to drain once the new one has answered. A run that
+// finds several that were without that order goes on with the newest that answers, and orders the others to drain when
+// that has its table.
+type supervisor struct {
 	dir, program string
 	at           []netip.Addr
 	log          func(message string, args ...any)
@@ -32,7 +33,7 @@ type keeper struct {
 	ungrouped    bool // it was said that there is no control group
 	http3        bool // it is to be served
 	withoutQUIC  bool // it is not, since its sockets could not be opened
-	record       record
+	processes    processList
 	held         *sockets
 	// sites are the sockets of Gateways' ports that are wanted, and failed those that cannot be opened. changed is what
 	// the process has not received yet.
@@ -43,26 +44,26 @@ type keeper struct {
 	step    func(name string) // for tests; it is called between the steps
 }
 
-func newKeeper(o Options, g groups) (*keeper, error) {
+func newSupervisor(o Options, g groups) (*supervisor, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the proxy's folder: %w", err)
 	}
-	return &keeper{dir: o.Dir, program: o.Program, at: o.NodeIPs, log: o.Logger.Info, groups: g, step: func(string) {}}, nil
+	return &supervisor{dir: o.Dir, program: o.Program, at: o.NodeIPs, log: o.Logger.Info, groups: g, step: func(string) {}}, nil
 }
 
 // begin finds the proxy that an earlier run has started, or starts one.
-func (k *keeper) begin() error {
+func (k *supervisor) begin() error {
 	var err error
 	patient := false
-	if k.record, err = readRecord(k.dir); err != nil {
+	if k.processes, err = readProcesses(k.dir); err != nil {
 		k.log("ingress: the record of the proxy cannot be used; the proxy is found by its socket", "error", err)
-		k.record = record{}
+		k.processes = processList{}
 	}
-	if len(k.record.Processes) == 0 {
-		k.record = recoverRecord(k.dir)
+	if len(k.processes.Processes) == 0 {
+		k.processes = recoverProcesses(k.dir)
 	}
-	for i := range k.record.Processes {
-		e := &k.record.Processes[i]
+	for i := range k.processes.Processes {
+		e := &k.processes.Processes[i]
 		if e.Draining || !e.alive() {
 			continue
 		}
@@ -79,7 +80,7 @@ func (k *keeper) begin() error {
 		k.log("ingress: the proxy of the run before goes on", "pid", p.PID, "handsSockets", s != nil)
 		break
 	}
-	if err := k.record.write(k.dir); err != nil {
+	if err := k.processes.write(k.dir); err != nil {
 		return err
 	}
 	k.removeSockets()
@@ -90,17 +91,17 @@ func (k *keeper) begin() error {
 	return k.start(patient)
 }
 
-// removeSockets removes control sockets that no process of the record has.
-func (k *keeper) removeSockets() {
+// removeSockets removes control sockets that no process of the list has.
+func (k *supervisor) removeSockets() {
 	for _, name := range controlSockets(k.dir) {
-		if !slices.ContainsFunc(k.record.Processes, func(e entry) bool { return e.Socket == name }) {
+		if !slices.ContainsFunc(k.processes.Processes, func(e entry) bool { return e.Socket == name }) {
 			_ = os.Remove(filepath.Join(k.dir, name))
 		}
 	}
 }
 
 // start starts a proxy where there is none, with the sockets that are held, or with new ones.
-func (k *keeper) start(patient bool) error {
+func (k *supervisor) start(patient bool) error {
 	if !k.serves(k.held) {
 		k.held.close()
 		s, err := listenAll(k.at, patient)
@@ -122,7 +123,7 @@ func (k *keeper) start(patient bool) error {
 
 // listen opens and closes sockets of Gateways' ports; the proxy learns it with the next put. Without held sockets it is
 // informed when another one takes over.
-func (k *keeper) listen(sites map[string]int) {
+func (k *supervisor) listen(sites map[string]int) {
 	k.sites = sites
 	if k.held.serve(k.at) { // otherwise another process takes over first, at other addresses
 		k.failed = k.held.adjust(k.at, sites, false, &k.changed)
@@ -131,7 +132,7 @@ func (k *keeper) listen(sites map[string]int) {
 
 // guarded are the ports that the kernel has to guard: those of the sockets, and those that the proxy has not closed
 // yet.
-func (k *keeper) guarded() []int {
+func (k *supervisor) guarded() []int {
 	out := slices.Collect(maps.Values(k.changed.closed))
 	for kind, port := range k.held.ports() {
 		if kind != table.QUIC {
@@ -142,7 +143,7 @@ func (k *keeper) guarded() []int {
 }
 
 // put has the proxy serve by a table. Others that were not informed before drain then.
-func (k *keeper) put(ctx context.Context, t table.Sections) (map[string]string, error) {
+func (k *supervisor) put(ctx context.Context, t table.Sections) (map[string]string, error) {
 	problems, err := k.now.put(ctx, t, k.held, k.changed)
 	if err != nil {
 		return nil, err
@@ -152,10 +153,10 @@ func (k *keeper) put(ctx context.Context, t table.Sections) (map[string]string, 
 }
 
 // retire tells all processes but the one that serves that it does.
-func (k *keeper) retire() error {
+func (k *supervisor) retire() error {
 	changed := false
-	for i := range k.record.Processes {
-		e := &k.record.Processes[i]
+	for i := range k.processes.Processes {
+		e := &k.processes.Processes[i]
 		if e.PID == k.now.PID || e.Draining {
 			continue
 		}
@@ -170,11 +171,11 @@ func (k *keeper) retire() error {
 		return nil
 	}
 	k.step("record drain")
-	return k.record.write(k.dir)
+	return k.processes.write(k.dir)
 }
 
 // outdated says that the proxy is of another version than the program, or listens at other addresses than the node's.
-func (k *keeper) outdated() bool {
+func (k *supervisor) outdated() bool {
 	if k.now == nil {
 		return false
 	}
@@ -183,7 +184,7 @@ func (k *keeper) outdated() bool {
 }
 
 // takeOver has a new process serve on the sockets of the one that serves now, which goes on when that fails.
-func (k *keeper) takeOver(ctx context.Context, t table.Sections) (map[string]string, error) {
+func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string]string, error) {
 	if k.held == nil { // it is stuck
 		return k.replace(ctx, t)
 	}
@@ -220,14 +221,14 @@ func (k *keeper) takeOver(ctx context.Context, t table.Sections) (map[string]str
 }
 
 // replace ends a proxy that does not hand over its sockets and starts another one.
-func (k *keeper) replace(ctx context.Context, t table.Sections) (map[string]string, error) {
+func (k *supervisor) replace(ctx context.Context, t table.Sections) (map[string]string, error) {
 	program, err := filepath.EvalSymlinks(k.program)
 	if err != nil {
 		return nil, fmt.Errorf("the ingress proxy is missing: %w", err)
 	}
 	k.log("ingress: the proxy does not hand over its sockets; it is ended, and another one started", "pid", k.now.PID, "program", program)
-	for i := range k.record.Processes {
-		if e := &k.record.Processes[i]; e.PID == k.now.PID {
+	for i := range k.processes.Processes {
+		if e := &k.processes.Processes[i]; e.PID == k.now.PID {
 			if err := e.signal(syscall.SIGTERM); err != nil {
 				return nil, err
 			}
@@ -245,7 +246,7 @@ func (k *keeper) replace(ctx context.Context, t table.Sections) (map[string]stri
 
 // lost takes leave of a proxy that has ended, or does not answer; it returns why. One that lives and has closed its
 // connection drains.
-func (k *keeper) lost(cause error) error {
+func (k *supervisor) lost(cause error) error {
 	p := k.now
 	k.now = nil
 	if k.groups.killed(strconv.Itoa(p.PID)) {
@@ -255,28 +256,28 @@ func (k *keeper) lost(cause error) error {
 		cause = errors.Join(cause, k.kill(p))
 	} else {
 		p.close()
-		for i := range k.record.Processes {
-			if e := &k.record.Processes[i]; e.PID == p.PID {
+		for i := range k.processes.Processes {
+			if e := &k.processes.Processes[i]; e.PID == p.PID {
 				cause = errors.Join(cause, e.handedOver())
 			}
 		}
-		cause = errors.Join(cause, k.record.write(k.dir))
+		cause = errors.Join(cause, k.processes.write(k.dir))
 	}
 	k.groups.sweep()
 	return cause
 }
 
-// kill ends a process that is of no use, and takes it off the record.
-func (k *keeper) kill(p *process) error {
+// kill ends a process that is of no use, and takes it off the list of processes.
+func (k *supervisor) kill(p *process) error {
 	err := p.signal(syscall.SIGKILL)
 	p.close()
 	_ = os.Remove(filepath.Join(k.dir, p.Socket)) // one that is left is removed at the next start
-	k.record.Processes = slices.DeleteFunc(k.record.Processes, func(e entry) bool { return e.PID == p.PID })
-	return errors.Join(err, k.record.write(k.dir))
+	k.processes.Processes = slices.DeleteFunc(k.processes.Processes, func(e entry) bool { return e.PID == p.PID })
+	return errors.Join(err, k.processes.write(k.dir))
 }
 
-// forget leaves the proxies as they are.
-func (k *keeper) forget() {
+// release leaves the proxies as they are.
+func (k *supervisor) release() {
 	if k.now != nil {
 		k.now.close()
 		k.now = nil

@@ -34,8 +34,8 @@ type PortMapping struct {
 	HostIP        string `json:"hostIP,omitempty"`
 }
 
-// record is what has to be known about a living attachment after a restart.
-type record struct {
+// attachment is a container in a network (CNI's word), as far as it has to be known after a restart.
+type attachment struct {
 	ContainerID string        `json:"containerID"`
 	IfName      string        `json:"ifName"`
 	Netns       string        `json:"netns"`
@@ -48,17 +48,17 @@ type record struct {
 	Bandwidth   bandwidth     `json:"bandwidth,omitzero"`
 }
 
-func (r *record) key() key { return key{r.ContainerID, r.IfName} }
+func (r *attachment) key() key { return key{r.ContainerID, r.IfName} }
 
-// sandbox is the record in the words of Policies; false for what is no pod of Kubernetes'.
-func (r *record) sandbox() (Sandbox, bool) {
+// sandbox is the attachment in the words of Policies; false for what is no pod of Kubernetes'.
+func (r *attachment) sandbox() (Sandbox, bool) {
 	namespace, name, _ := strings.Cut(r.Pod, "/")
 	return Sandbox{r.key().String(), namespace, name, r.UID, r.IPs}, namespace != "" && name != ""
 }
 
-// living says whether the record's network namespace still is one. A runtime removes it only after DEL, and a reboot
-// loses it: a record without namespace is stale.
-func (r *record) living() bool {
+// living says whether the attachment's network namespace still is one. A runtime removes it only after DEL, and a
+// reboot loses it: an attachment without namespace is stale.
+func (r *attachment) living() bool {
 	var st unix.Statfs_t
 	if err := unix.Statfs(r.Netns, &st); err != nil {
 		return false
@@ -66,19 +66,19 @@ func (r *record) living() bool {
 	return st.Type == unix.NSFS_MAGIC || st.Type == unix.PROC_SUPER_MAGIC
 }
 
-// recordStore keeps one JSON file per attachment, and all of them in memory. The files are not synced to disk: what a
-// power cut could lose dies with the pods anyway.
-type recordStore struct {
+// attachmentStore keeps one JSON file per attachment, and all of them in memory. The files are not synced to disk: what
+// a power cut could lose dies with the pods anyway.
+type attachmentStore struct {
 	dir string
 	mu  sync.Mutex
-	all map[key]*record
+	all map[key]*attachment
 }
 
-func openRecords(dir string, log klog.Logger) (*recordStore, error) {
+func openAttachments(dir string, log klog.Logger) (*attachmentStore, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of sandbox records: %w", err)
 	}
-	s := &recordStore{dir: dir, all: map[key]*record{}}
+	s := &attachmentStore{dir: dir, all: map[key]*attachment{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("reading sandbox records: %w", err)
@@ -89,7 +89,7 @@ func openRecords(dir string, log klog.Logger) (*recordStore, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading sandbox record: %w", err)
 		}
-		var r record
+		var r attachment
 		if !strings.HasSuffix(e.Name(), ".json") || json.Unmarshal(data, &r) != nil || r.ContainerID == "" {
 			// Half a file from a power cut: its sandbox is gone, and what it held is released as unknown.
 			log.Info("Dropping an unreadable sandbox record", "file", path)
@@ -103,16 +103,16 @@ func openRecords(dir string, log klog.Logger) (*recordStore, error) {
 	return s, nil
 }
 
-func (s *recordStore) path(k key) string { return filepath.Join(s.dir, k.String()+".json") }
+func (s *attachmentStore) path(k key) string { return filepath.Join(s.dir, k.String()+".json") }
 
-func (s *recordStore) get(k key) *record {
+func (s *attachmentStore) get(k key) *attachment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.all[k]
 }
 
 // put stores r; the caller no longer changes it.
-func (s *recordStore) put(r *record) error {
+func (s *attachmentStore) put(r *attachment) error {
 	data, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encoding sandbox record: %w", err)
@@ -130,7 +130,7 @@ func (s *recordStore) put(r *record) error {
 	return nil
 }
 
-func (s *recordStore) remove(k key) error {
+func (s *attachmentStore) remove(k key) error {
 	if err := os.Remove(s.path(k)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("removing sandbox record: %w", err)
 	}
@@ -140,11 +140,11 @@ func (s *recordStore) remove(k key) error {
 	return nil
 }
 
-// list returns all records ordered by key.
-func (s *recordStore) list() []*record {
+// list returns all attachments ordered by key.
+func (s *attachmentStore) list() []*attachment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.SortedFunc(maps.Values(s.all), func(a, b *record) int { return strings.Compare(a.key().String(), b.key().String()) })
+	return slices.SortedFunc(maps.Values(s.all), func(a, b *attachment) int { return strings.Compare(a.key().String(), b.key().String()) })
 }
 
 // keyLocks gives one mutex per attachment, so that ADD, DEL and collection of the same one never interleave.
