@@ -10,11 +10,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	joiningnode "github.com/coracle-k8s/coracle/joining/node"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/joinrequest"
 )
@@ -26,7 +26,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if err == nil && c.ServerURL != nil && (joined == nil || !joined.Founder) {
 		j := joinrequest.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.Flags}
 		if !c.DisableAgent {
-			if j.Password, err = joining.Password(c.Paths.AgentDir); err != nil {
+			if j.Password, err = joiningnode.Password(c.Paths.AgentDir); err != nil {
 				return o, err
 			}
 			j.NodeName, j.Addresses = c.Node.Name, c.Node.IPs

@@ -18,8 +18,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	joiningserver "github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/server/encryption"
-	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/joinrequest"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
@@ -27,7 +27,7 @@ import (
 )
 
 // admitServer gives a machine that becomes a server the cluster's secrets.
-func (a *Admission) admitServer(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
+func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
 	client, err := a.API()
 	if err != nil {
 		return nil, err
