@@ -26,9 +26,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/scheduler"
+	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/datadir"
-	"github.com/coracle-k8s/coracle/server/joinrequest"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/vip"
 )
@@ -85,10 +85,10 @@ type Options struct {
 	Flags map[string]string
 
 	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that
-	// cluster; joinrequest.Join has fetched its keys before.
+	// cluster; admission.Join has fetched its keys before.
 	Join []string
 	// Renew, when set, fetches again what the cluster has replaced since this server asked to join, while the others
-	// refuse it for that: see joinrequest.Renew.
+	// refuse it for that: see admission.Renew.
 	Renew func(context.Context) error
 
 	// Links are the machine's that lead to others, on which a server that finds no other one asks for them; nil means
@@ -261,9 +261,9 @@ func (o *Options) folders() secrets.Folders {
 }
 
 // JoinRequest are the options of a request to join a cluster.
-func (o Options) JoinRequest() joinrequest.Options {
+func (o Options) JoinRequest() admission.RequestOptions {
 	o.setDefaults()
-	return joinrequest.Options{Folders: o.folders(), StoreDir: o.StoreDir, Version: o.Version, Clock: o.Clock, Logger: o.Logger}
+	return admission.RequestOptions{Folders: o.folders(), StoreDir: o.StoreDir, Version: o.Version, Clock: o.Clock, Logger: o.Logger}
 }
 
 func (o *Options) dataDir() datadir.Options {

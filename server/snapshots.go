@@ -15,7 +15,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
-	"github.com/coracle-k8s/coracle/server/joinrequest"
+	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 )
@@ -24,7 +24,7 @@ import (
 // missing.
 func SnapshotFiles() (required, optional []string) {
 	required, optional = secrets.CommonFiles()
-	return append(required, joinrequest.File), optional
+	return append(required, admission.JoinedFile), optional
 }
 
 // SnapshotsHandler answers on the admin socket.
@@ -64,16 +64,16 @@ func (o openStore) BeginBackup(ctx context.Context) (*raftstore.Backup, error) {
 
 // snapshotContents reads what a server that joins would get, too.
 func (o *Options) snapshotContents() (snapshots.Contents, error) {
-	joined, err := json.Marshal(&joinrequest.Joined{
+	joined, err := json.Marshal(&admission.Joined{
 		Settings: o.Cluster, NodePortRange: o.NodePortRange, EncryptResources: o.EncryptResources,
 	})
 	if err != nil {
 		return snapshots.Contents{}, err
 	}
-	out := snapshots.Contents{Files: map[string][]byte{joinrequest.File: joined}}
+	out := snapshots.Contents{Files: map[string][]byte{admission.JoinedFile: joined}}
 	required, optional := SnapshotFiles()
 	for _, name := range slices.Concat(required, optional) {
-		if name == joinrequest.File {
+		if name == admission.JoinedFile {
 			continue // above
 		}
 		data, err := os.ReadFile(o.folders().Path(name))

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package admission admits machines to the cluster: it checks their names and addresses, keeps their registrations, and
-// gives them certificates, settings and, to servers, the cluster's secrets. The conversation is joining/server's.
+// gives them certificates, settings and, to servers, the cluster's secrets. The conversation is joining/server's. A
+// server asks for what it is to be given, and keeps it, by Join.
 package admission
 
 import (

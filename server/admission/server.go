@@ -20,7 +20,6 @@ import (
 	"github.com/coracle-k8s/coracle/joining/protocol"
 	joiningserver "github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/server/encryption"
-	"github.com/coracle-k8s/coracle/server/joinrequest"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
@@ -61,10 +60,10 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 	defer release()
 	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never
 	// comes.
-	own := &joinrequest.Joined{Founder: true, Settings: settings, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources}
-	file := filepath.Join(a.o.Folders.Server, joinrequest.File)
+	own := &Joined{Founder: true, Settings: settings, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources}
+	file := filepath.Join(a.o.Folders.Server, JoinedFile)
 	if _, err := os.Lstat(file); err != nil {
-		if err := joinrequest.Write(file, own); err != nil {
+		if err := writeJoined(file, own); err != nil {
 			return nil, err
 		}
 	}
