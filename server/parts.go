@@ -4,12 +4,14 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/netip"
 	"sync/atomic"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/controllers/acme"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
@@ -32,6 +34,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
+	"github.com/coracle-k8s/coracle/server/webconsole"
 )
 
 // Each function here makes one part of a server from the options, and gives it as functions what it needs of the other
@@ -106,7 +109,7 @@ func (s *Server) nodeClaims() *apiserver.NodeClaims {
 }
 
 func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, error) {
-	o := gossipmember.Options{
+	return gossipmember.New(ctx, gossipmember.Options{
 		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
@@ -117,12 +120,26 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 				j.Suspect(node)
 			}
 		},
-		Now: s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
-	}
-	if s.o.Board != nil {
-		o.Part = s.o.Board.Part("gossip")
-	}
-	return gossipmember.New(ctx, o)
+		Part: s.o.Board.Part("gossip"),
+		Now:  s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
+	})
+}
+
+func (s *Server) newConsole(ctx context.Context) (*webconsole.Console, error) {
+	o := &s.o
+	return webconsole.New(ctx, webconsole.Options{
+		Listen: o.ConsoleListen, Disabled: o.Cluster.NoConsole, APIServerArgs: o.APIServerArgs, OIDC: o.ConsoleOIDC,
+		Server: o.NodeName, Node: o.OwnNode,
+		NodeIPs: o.NodeIPs, AdvertiseAddress: o.AdvertiseAddress, ServiceCIDRs: o.Cluster.ServiceCIDRs,
+		Certificate: func() (*tls.Certificate, error) { return s.pki.Serving() },
+		API: func() *rest.Config {
+			return &rest.Config{Host: s.URL(), TLSClientConfig: rest.TLSClientConfig{
+				CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.serverName(),
+				NextProtos: []string{"http/1.1"}, // HTTP/2 keeps 4 MB for each stream that a tab does not read
+			}}
+		},
+		Ended: o.WorkEnded, Part: o.Board.Part("console"), Logger: s.log,
+	})
 }
 
 func (s *Server) newVIPs() (*virtualip.Keeper, error) {

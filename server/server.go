@@ -25,7 +25,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/console"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
@@ -54,6 +53,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
+	"github.com/coracle-k8s/coracle/server/webconsole"
 )
 
 const (
@@ -99,8 +99,7 @@ type Server struct {
 	judge atomic.Pointer[liveness.Judge]
 	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
 	gatewayUse atomic.Pointer[gatewayuse.Use]
-	console    net.Listener  // of browsers; nil without a console
-	oidc       *console.OIDC // by which provider its users log in; nil for none
+	console    *webconsole.Console
 	serving    chan struct{} // closed when the API server takes requests
 	ready      chan struct{} // closed when it is ready and the cluster's own objects are there
 	board      board
@@ -113,7 +112,7 @@ type files struct {
 }
 
 // board has a line for each part in a status report; its fields may be nil.
-type board struct{ certificates, store, api, leader, manifests, snapshots, console *status.Part }
+type board struct{ certificates, store, api, leader, manifests, snapshots *status.Part }
 
 // New checks the options, takes the data directory and the port, and makes every key and credential that is missing.
 // Nothing is changed by a New that fails on its options, the directory or the port.
@@ -123,18 +122,16 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s := &Server{o: o, log: o.Logger, serving: make(chan struct{}), ready: make(chan struct{})}
-	if o.Board != nil {
-		s.board = board{
-			certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),
-			leader: o.Board.Part("controllers and scheduler"),
-		}
-		if o.ManifestsDir != "" {
-			s.board.manifests = o.Board.Part("manifests")
-		}
-		s.board.snapshots = o.Board.Part("snapshots")
-		if o.Cluster.NoLocalStorage {
-			o.Board.Part(leading.LocalStorageLine).Set(status.Disabled, "")
-		}
+	s.board = board{
+		certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),
+		leader: o.Board.Part("controllers and scheduler"),
+	}
+	if o.ManifestsDir != "" {
+		s.board.manifests = o.Board.Part("manifests")
+	}
+	s.board.snapshots = o.Board.Part("snapshots")
+	if o.Cluster.NoLocalStorage {
+		o.Board.Part(leading.LocalStorageLine).Set(status.Disabled, "")
 	}
 	if s.data, err = datadir.Open(o.dataDir()); err != nil {
 		return nil, err
@@ -151,7 +148,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
 	s.listener, s.starting = s.localFailover, s.newStarting()
 	s.roster = s.newRoster()
-	if err := s.listenConsole(ctx); err != nil {
+	if s.console, err = s.newConsole(ctx); err != nil {
 		return nil, errors.Join(err, s.closePort(), s.data.Close())
 	}
 	if s.gossip, err = s.newGossipMember(ctx); err != nil {
@@ -182,9 +179,7 @@ func (s *Server) Close() error {
 }
 
 func (s *Server) closePort() error {
-	if s.console != nil {
-		_ = s.console.Close() // nothing that was said on it is lost; it may be closed
-	}
+	s.console.Close()
 	if err := s.port.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("closing the API server's port: %w", err)
 	}
@@ -358,10 +353,8 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
 	options.ResourceMetrics = !s.o.Cluster.NoMetrics
-	options.Status, options.Console = s.statusHandler(), consoleHandler(s.o.Cluster.NoConsole)
-	if s.o.Board != nil {
-		options.MetricsPart = s.o.Board.Part("metrics API")
-	}
+	options.Status, options.Console = s.statusHandler(), s.console.StatusHandler()
+	options.MetricsPart = s.o.Board.Part("metrics API")
 	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
 		term := store.Term() // first: whoever leads later knows better
@@ -410,17 +403,18 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		apiEnded <- api.Run(ctx)
 		stopLoops() // without an API server they have nothing to do
 	})
-	serving.Go(func(ctx context.Context) {
-		select {
-		case <-ctx.Done():
-		case <-api.Ready():
-			keys.Run(ctx, api.LoopbackConfig())
-		}
-	})
-	serving.Go(func(ctx context.Context) { s.followBackend(ctx, api) })
 	serving.Go(s.gatewayUse.Load().Run)
-	serving.Go(func(ctx context.Context) { s.serveConsole(ctx, api) })
-	serving.Go(func(ctx context.Context) { s.keepConsoleService(ctx, api) })
+	for _, run := range []func(context.Context, *rest.Config){
+		keys.Run, s.followBackend, func(ctx context.Context, _ *rest.Config) { s.console.Serve(ctx) }, s.console.KeepService,
+	} {
+		serving.Go(func(ctx context.Context) {
+			select {
+			case <-ctx.Done():
+			case <-api.Ready():
+				run(ctx, api.LoopbackConfig())
+			}
+		})
+	}
 	leadErr := s.lead(loops, api, store)
 	if store.Cluster().TransferBeforeStop() {
 		s.vips.AwaitMove()
@@ -475,13 +469,8 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 }
 
 // followBackend keeps what this server knows of the cluster's network back end until ctx is done.
-func (s *Server) followBackend(ctx context.Context, api *apiserver.Server) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-api.Ready():
-	}
-	if err := s.backend.Run(ctx, api.LoopbackConfig()); err != nil {
+func (s *Server) followBackend(ctx context.Context, api *rest.Config) {
+	if err := s.backend.Run(ctx, api); err != nil {
 		s.log.Error("the cluster's network back end is not followed: this server may start with the one of before", "error", err)
 	}
 }
