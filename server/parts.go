@@ -5,6 +5,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/leading"
 	"github.com/coracle-k8s/coracle/server/liveness"
@@ -217,4 +219,20 @@ func (s *Server) drainNodes(ctx context.Context) {
 		FailoverTargets: s.starting.FailoverTargets, SetFailedOver: s.starting.SetFailedOver,
 		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver, Logger: s.log,
 	})
+}
+
+// bootstrapObjects applies the cluster's own objects until that succeeds.
+func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config) error {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("making a client: %w", err)
+	}
+	bootstrap.Run(ctx, func() bootstrap.Options {
+		return bootstrap.Options{
+			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(),
+			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.NoIngress,
+			NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
+		}
+	}, s.board.api, func() { close(s.ready) }, s.log)
+	return nil
 }

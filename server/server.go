@@ -22,20 +22,17 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
-	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
-	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/gatewayuse"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
@@ -60,10 +57,6 @@ const (
 	// encryptionPoll is how often the API server looks whether its encryption keys changed; upstream's minute would
 	// make a rotation take several.
 	encryptionPoll = 10 * time.Second
-	// bootstrapRetry is how long to wait before applying the cluster's own objects again: at a first start their
-	// namespace appears a moment after the API server is ready.
-	bootstrapRetry = 200 * time.Millisecond
-	dnsRetry       = 30 * time.Second
 	// closePatience bounds the store's closing.
 	closePatience = 30 * time.Second
 )
@@ -249,7 +242,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	var keys *secrets.EncryptionKeys
-	err = retryUntilLeader(ctx, s.board.store, s.log, func() (err error) {
+	err = s.starting.RetryUntilLeader(ctx, func() (err error) {
 		keys, err = secrets.PullEncryptionKeys(ctx, store.Client().Client, store.Drain, s.o.folders(), s.data.ServerID(), s.log)
 		return err
 	})
@@ -258,7 +251,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	if err = s.tokens.Open(store.Client().KV); err == nil {
-		err = retryUntilLeader(ctx, s.board.store, s.log, func() error {
+		err = s.starting.RetryUntilLeader(ctx, func() error {
 			_, err := s.tokens.Pull(ctx) // before anybody is let in with one that was replaced
 			return err
 		})
@@ -345,7 +338,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options := s.apiServerOptions(configDir)
 	options.Fence = store
 	options.Await = func(ctx context.Context) error { // what only a leader's word makes sure
-		return retryUntilLeader(ctx, s.board.store, s.log, func() error {
+		return s.starting.RetryUntilLeader(ctx, func() error {
 			_, err := store.Client().KV.Get(ctx, "/registry", clientv3.WithCountOnly())
 			return err
 		})
@@ -363,7 +356,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		return now
 	}
 	var use *gatewayuse.Use
-	err := retryUntilLeader(ctx, s.board.store, s.log, func() (err error) {
+	err := s.starting.RetryUntilLeader(ctx, func() (err error) {
 		use, err = gatewayuse.New(ctx, store.Client().KV, store.Client().Watcher)
 		return err
 	})
@@ -453,7 +446,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it
 	// too.
 	g.Essential(nil, func(ctx context.Context) error {
-		return s.bootstrapObjects(ctx, api.LoopbackConfig(), func() { close(s.ready) })
+		return s.bootstrapObjects(ctx, api.LoopbackConfig())
 	})
 	if role != nil {
 		g.Go(role.Run)
@@ -499,45 +492,5 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		AuditLog:             filepath.Join(s.o.ServerDir, "logs", "audit.log"),
 		ExtraArgs:            append(s.o.tolerations(), s.o.APIServerArgs...), // the operator's come last, so that they count
 		Logger:               s.log.With("part", "API server"),
-	}
-}
-
-// bootstrapObjects applies the cluster's own objects until that succeeds. done is called once as soon as all is there
-// that others wait for.
-func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done func()) error {
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return fmt.Errorf("making a client: %w", err)
-	}
-	done = sync.OnceFunc(done)
-	last := ""
-	for {
-		err := bootstrap.Apply(ctx, bootstrap.Options{
-			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(),
-			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.NoIngress,
-			NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
-		})
-		if ctx.Err() != nil {
-			return nil
-		}
-		wait := bootstrapRetry
-		switch {
-		case err == nil:
-			s.board.api.Set(status.Running, "")
-			done()
-			return nil
-		case errors.Is(err, bootstrap.ErrDNSAddress):
-			// A matter for a person, and they need the cluster for it.
-			s.board.api.Set(status.Degraded, err.Error())
-			done()
-			wait = dnsRetry
-		}
-		if err.Error() != last {
-			last = err.Error()
-			s.log.Warn("the cluster's own objects cannot be applied yet; it is tried again", "error", err)
-		}
-		if !timers.Sleep(ctx, wait) {
-			return nil
-		}
 	}
 }
