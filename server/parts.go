@@ -5,6 +5,8 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -33,6 +35,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/serviceability"
+	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
@@ -235,4 +238,47 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config) erro
 		}
 	}, s.board.api, func() { close(s.ready) }, s.log)
 	return nil
+}
+
+// SnapshotFiles are the files of a snapshot, by their path below the server's folder. Those of the second kind may be
+// missing.
+func SnapshotFiles() (required, optional []string) {
+	required, optional = secrets.CommonFiles()
+	return append(required, admission.JoinedFile), optional
+}
+
+func (s *Server) newSnapshots() *snapshots.Keeper {
+	o, members := s.o.Snapshots, membersOf(&s.store)
+	return snapshots.NewKeeper(snapshots.Options{
+		Dir: o.Dir, Retention: o.Retention, Cluster: token.Hash(s.pki.Root()), Server: s.o.NodeName, Version: s.o.Version,
+		BeginBackup: func(ctx context.Context) (*raftstore.Backup, error) {
+			if store := s.store.Load(); store != nil {
+				return store.BeginBackup(ctx)
+			}
+			return nil, errors.New("the store is not ready yet; coracle status says why")
+		},
+		Contents: s.o.snapshotContents, Schedule: o.Schedule,
+		Key: func() (snapshots.Key, error) {
+			if o.KeyFile != "" {
+				return snapshots.KeyOfFile(o.KeyFile)
+			}
+			return snapshots.KeyOfToken(s.tokens.Now().Server.String())
+		},
+		Ordinal: func() snapshots.Ordinal { return snapshots.OrdinalAmong(members(), s.data.ServerID()) },
+		S3: snapshots.S3Settings{
+			On: o.S3, Values: o.S3Settings, Secret: o.S3Secret, API: s.admission.API,
+		}.For,
+		Part: s.board.snapshots, Clock: s.o.Clock, Logger: s.log.With("part", "snapshots"),
+	})
+}
+
+// snapshotContents reads what a server that joins would get, too.
+func (o *Options) snapshotContents() (snapshots.Contents, error) {
+	files, err := o.folders().Read()
+	if err == nil {
+		files[admission.JoinedFile], err = json.Marshal(&admission.Joined{
+			Settings: o.Cluster, NodePortRange: o.NodePortRange, EncryptResources: o.EncryptResources,
+		})
+	}
+	return snapshots.Contents{Files: files}, err
 }

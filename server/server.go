@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -178,6 +179,9 @@ func (s *Server) closePort() error {
 	}
 	return nil
 }
+
+// SnapshotsHandler answers on the admin socket.
+func (s *Server) SnapshotsHandler() http.Handler { return s.snapshots.Handler() }
 
 // Roster is what the server knows of the cluster's machines.
 func (s *Server) Roster() *roster.Roster { return s.roster }
