@@ -27,10 +27,13 @@ import (
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/bootstrap"
+	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/leading"
 	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/localcreds"
 	"github.com/coracle-k8s/coracle/server/manifests"
+	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
@@ -87,7 +90,7 @@ func (s *Server) newRoster() *roster.Roster {
 
 func (s *Server) newStarting() *starting.Starting {
 	return starting.New(starting.Options{
-		Begin: s.localFailover.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: everyServer,
+		Begin: s.localFailover.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: localcreds.EveryServer,
 		Address: s.peerAddress, Port: s.o.Port, Opened: &s.opened, Answered: &s.store,
 		Question: func() protocol.Question {
 			return protocol.Question{Token: s.tokens.Now().Server, Request: protocol.Request{
@@ -138,8 +141,8 @@ func (s *Server) newConsole(ctx context.Context) (*webconsole.Console, error) {
 		NodeIPs: o.NodeIPs, AdvertiseAddress: o.AdvertiseAddress, ServiceCIDRs: o.Cluster.ServiceCIDRs,
 		Certificate: func() (*tls.Certificate, error) { return s.pki.Serving() },
 		API: func() *rest.Config {
-			return &rest.Config{Host: s.URL(), TLSClientConfig: rest.TLSClientConfig{
-				CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.serverName(),
+			return &rest.Config{Host: s.local.URL(), TLSClientConfig: rest.TLSClientConfig{
+				CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.local.ServerName(),
 				NextProtos: []string{"http/1.1"}, // HTTP/2 keeps 4 MB for each stream that a tab does not read
 			}}
 		},
@@ -151,7 +154,7 @@ func (s *Server) newVIPs() (*virtualip.Keeper, error) {
 	return virtualip.New(virtualip.Options{
 		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface,
 		BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
-		Redirect: s.o.Redirect, Use: s.useVIPs, CheckFree: s.roster.CheckFree, MachineAt: s.roster.MachineAt,
+		Redirect: s.o.Redirect, Use: func() error { return s.local.Ensure() }, CheckFree: s.roster.CheckFree, MachineAt: s.roster.MachineAt,
 		Board: s.o.Board, Logger: s.log.With("part", "vip"),
 	})
 }
@@ -167,6 +170,52 @@ func (s *Server) admitMember(share string) (release func(), err error) {
 		defer still()
 		s.roster.SavePeers()
 	}, nil
+}
+
+// makeCredentials brings everything that is secret into existence: authorities, tokens, certificates, encryption keys
+// and the administrator's kubeconfigs.
+func (s *Server) makeCredentials(ctx context.Context) error {
+	var err error
+	s.pki, err = pki.Open(pki.Options{Dir: s.o.TLSDir, Established: s.data.Established, BuildTime: s.o.BuildTime,
+		Clock: s.o.Clock, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.files.encryption, err = encryption.Ensure(ctx, encryption.Options{
+		Dir: s.o.CredDir, Resources: s.o.EncryptResources, Established: s.data.Established, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.tokens, err = secrets.NewTokens(secrets.TokenOptions{
+		Folders: s.o.folders(), ServerID: s.data.ServerID(), Root: s.pki.Root(),
+		Server: s.o.Token, Agent: s.o.AgentToken, Clock: s.o.Clock, Logger: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	ips, err := s.o.servingIPs()
+	if err != nil {
+		return err
+	}
+	s.local = localcreds.New(localcreds.Options{
+		PKI: s.pki, BindAddress: s.o.BindAddress, Port: s.openPort(), VIPs: s.vips.IPs,
+		Names:       pki.APIServerNames{NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs},
+		Kubeconfigs: s.o.Kubeconfigs, NodeDir: s.o.AgentCredDir,
+	})
+	s.peers, err = peertls.New(peertls.Options{CA: s.pki.CAPEM(pki.PeerCA), Name: pki.PeerName, Now: s.o.Clock.Now})
+	if err != nil {
+		return err
+	}
+	peer := s.pki.Peer(s.data.ServerID())
+	peer.Use = s.peers.Use
+	s.files.serving, s.files.kubelet, s.files.proxy = s.local.Serving(), s.pki.KubeletClient(), s.pki.FrontProxy()
+	s.admission = s.newAdmission()
+	for _, l := range []pki.Leaf{s.files.kubelet, s.files.proxy, peer} {
+		if err := s.pki.Ensure(l); err != nil {
+			return err
+		}
+	}
+	return s.local.Ensure()
 }
 
 func (s *Server) newAdmission() *admission.Admission {

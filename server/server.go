@@ -27,6 +27,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/joining/token"
@@ -39,6 +40,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/leading"
 	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/localcreds"
 	"github.com/coracle-k8s/coracle/server/localfailover"
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/nodemembers"
@@ -78,6 +80,7 @@ type Server struct {
 	// roster knows the cluster's servers and nodes.
 	roster *roster.Roster
 	files  files
+	local  *localcreds.Credentials
 	tokens *secrets.Tokens
 	// admission lets machines in.
 	admission *admission.Admission
@@ -139,7 +142,8 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
 	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(),
-		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
+		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: localcreds.Bound(o.BindAddress),
+		Logger: s.log.With("part", "nodes")})
 	s.listener, s.starting = s.localFailover, s.newStarting()
 	s.roster = s.newRoster()
 	if s.console, err = s.newConsole(ctx); err != nil {
@@ -178,6 +182,12 @@ func (s *Server) closePort() error {
 		return fmt.Errorf("closing the API server's port: %w", err)
 	}
 	return nil
+}
+
+// AgentCredentials makes the credentials of a node on this machine and keeps them fresh while the server runs. A second
+// call with other addresses brings the certificate up to date.
+func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (nodecreds.Files, error) {
+	return s.local.Node(nodeName, nodeIPs)
 }
 
 // SnapshotsHandler answers on the admin socket.
