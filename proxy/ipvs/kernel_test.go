@@ -44,9 +44,6 @@ var podAddrs = []string{"10.42.0.2", "10.42.0.6"}
 // for IP, so that what is here is IPVS itself; the rules beside it are in proxy's TestServiceCases.
 func TestServicesInAKernelWithIPVS(t *testing.T) {
 	if !uml.Inside() {
-		if why := uml.Missing(); why != "" {
-			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
-		}
 		modules := []string{"ip_vs", "dummy", "veth", "nf_conntrack_netlink", "sctp", "ipv6"}
 		for _, s := range Schedulers {
 			modules = append(modules, "ip_vs_"+s)

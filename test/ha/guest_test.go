@@ -116,9 +116,9 @@ func newGuests(t *testing.T) *guests {
 // add makes a machine with an empty disk that is off. role is its coracle's command and args are what follows.
 func (g *guests) add(number int, role, args string) *guest {
 	g.t.Helper()
-	memory, clockAt := "1000M", ":6443/readyz"
+	memory, clockAt := 1000, ":6443/readyz"
 	if role == "agent" {
-		memory, clockAt = "1200M", ":10250/healthz" // the kubelet's
+		memory, clockAt = 1200, ":10250/healthz" // the kubelet's
 	}
 	made := g.site.NewGuest(g.shared, harness.GuestOptions{
 		Number: number, Init: filepath.Join(g.shared, "guest.sh"), Disk: 1 << 30, Memory: memory,
