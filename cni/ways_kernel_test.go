@@ -37,22 +37,11 @@ type segment struct {
 
 func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
 	netns.RequireNFT(t)
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.Flags = "segment0", c.mtu, net.FlagUp
-	bridge := &netlink.Bridge{LinkAttrs: attrs}
-	testenv.NoError(t, netlink.LinkAdd(bridge))
-	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
+	bridge := netns.NewBridge(t, "segment0", c.mtu)
 	s := &segment{T: t, c: c}
 	for i := 1; i <= nodes; i++ {
 		ns := netns.New(t)
-		port := fmt.Sprintf("port%d", i)
-		ns.Link(t, port, "eth0", nil, c.underlay(i))
-		l, err := netlink.LinkByName(port)
-		err = errors.Join(err, netlink.LinkSetMTU(l, c.mtu), netlink.LinkSetMaster(l, bridge), ns.Do(func() error {
-			eth0, err := netlink.LinkByName("eth0")
-			return errors.Join(err, netlink.LinkSetMTU(eth0, c.mtu))
-		}))
-		testenv.NoError(t, err)
+		bridge.Join(t, ns, fmt.Sprint("port", i), c.underlay(i)...)
 		s.nodes = append(s.nodes, ns)
 	}
 	return s
@@ -351,7 +340,7 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	if got := first(); got != unknownPeer {
 		t.Errorf("what says that it is from %s arrived", got)
 	}
-	testenv.NoError(t, s.nodes[0].Do(func() error { runNFT(t, "flush chain inet coracle guard"); return nil }))
+	testenv.NoError(t, s.nodes[0].Do(func() error { netns.NFT(t, "flush chain inet coracle guard"); return nil }))
 	eventually(t, func() error { // there may be some on their way from before
 		if got := first(); got != invented {
 			return fmt.Errorf("unguarded, %s arrived first: this test proves nothing", got)
