@@ -188,21 +188,12 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 				netns.Route(t, here{}, outAddr6, "fd43::/112")
 			}
 			in := netns.ListenPacket(t, n.outside, "udp", hostPortOf(f.out, 8472))
-			send := func(from netns.Doer, to, text string) {
-				t.Helper()
-				testenv.NoError(t, netns.SendDatagram(from, "", to, text))
-			}
-			// What must not arrive is sent first.
 			first := func() string {
 				t.Helper()
-				send(a, hostPortOf(f.out, 8472), "a pod's")
-				send(a, hostPortOf(f.service, 53), "a pod's, by a Service")
-				buf := make([]byte, 100)
-				send(here{}, hostPortOf(f.out, 8472), "the node's")
-				_ = in.SetReadDeadline(time.Now().Add(2 * time.Minute))
-				k, _, err := in.ReadFrom(buf)
-				testenv.NoError(t, err)
-				return string(buf[:k])
+				return firstHeard(t, in, func() error {
+					return errors.Join(netns.SendDatagram(a, "", hostPortOf(f.out, 8472), "a pod's"),
+						netns.SendDatagram(a, "", hostPortOf(f.service, 53), "a pod's, by a Service"), netns.SendDatagram(here{}, "", hostPortOf(f.out, 8472), "the node's"))
+				})
 			}
 			testenv.Equal(t, first(), "the node's", "arrived:")
 			netns.NFT(t, "flush chain inet coracle tunnel-out")

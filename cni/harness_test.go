@@ -201,6 +201,22 @@ func refuse(t *testing.T, ns netns.Doer, what, addr string) {
 	}
 }
 
+// firstHeard sends until something arrives, and returns the first that does. What must not arrive is sent first.
+func firstHeard(t *testing.T, in net.PacketConn, send func() error) (text string) {
+	t.Helper()
+	buf := make([]byte, 2048)
+	eventually(t, func() error {
+		if err := send(); err != nil {
+			return err
+		}
+		_ = in.SetReadDeadline(time.Now().Add(time.Second)) // then it is sent again
+		n, _, err := in.ReadFrom(buf)
+		text = string(buf[:n])
+		return err
+	})
+	return text
+}
+
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
 	testenv.Eventually(t, 2*time.Minute, "the network is as it should be", f)
