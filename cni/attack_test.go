@@ -36,7 +36,7 @@ func unguarded(t *testing.T, clusterCIDRs ...string) *node {
 func (n *node) guarded(on bool) {
 	n.t.Helper()
 	if !on {
-		runNFT(n.t, "flush chain inet coracle guard")
+		netns.NFT(n.t, "flush chain inet coracle guard")
 		return
 	}
 	testenv.NoError(n.t, n.server.applyRules(context.Background()))
@@ -181,31 +181,22 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 			n := unguarded(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 			a := n.pod("aaa")
 			family := map[string]string{"IPv4": "ip", "IPv6": "ip6"}[f.name]
-			runNFT(t, "add table inet svc; add chain inet svc pre { type nat hook prerouting priority -100; };"+
+			netns.NFT(t, "add table inet svc; add chain inet svc pre { type nat hook prerouting priority -100; };"+
 				"add rule inet svc pre "+family+" daddr "+f.service+" udp dport 53 dnat "+family+" to "+hostPortOf(f.out, 8472))
-			t.Cleanup(func() { runNFT(t, "delete table inet svc") })
+			t.Cleanup(func() { netns.NFT(t, "delete table inet svc") })
 			if f.name == "IPv6" {
-				testenv.NoError(t, netns.AddRoute("fd43::/112", outAddr6))
+				netns.Route(t, here{}, outAddr6, "fd43::/112")
 			}
 			in := netns.ListenPacket(t, n.outside, "udp", hostPortOf(f.out, 8472))
-			send := func(from netns.Doer, to, text string) {
-				t.Helper()
-				testenv.NoError(t, netns.SendDatagram(from, "", to, text))
-			}
-			// What must not arrive is sent first.
 			first := func() string {
 				t.Helper()
-				send(a, hostPortOf(f.out, 8472), "a pod's")
-				send(a, hostPortOf(f.service, 53), "a pod's, by a Service")
-				buf := make([]byte, 100)
-				send(here{}, hostPortOf(f.out, 8472), "the node's")
-				_ = in.SetReadDeadline(time.Now().Add(2 * time.Minute))
-				k, _, err := in.ReadFrom(buf)
-				testenv.NoError(t, err)
-				return string(buf[:k])
+				return firstHeard(t, in, func() error {
+					return errors.Join(netns.SendDatagram(a, "", hostPortOf(f.out, 8472), "a pod's"),
+						netns.SendDatagram(a, "", hostPortOf(f.service, 53), "a pod's, by a Service"), netns.SendDatagram(here{}, "", hostPortOf(f.out, 8472), "the node's"))
+				})
 			}
 			testenv.Equal(t, first(), "the node's", "arrived:")
-			runNFT(t, "flush chain inet coracle tunnel-out")
+			netns.NFT(t, "flush chain inet coracle tunnel-out")
 			eventually(t, func() error { // of two that different processors send the kernel may deliver the second one first
 				if got := first(); got != "a pod's" {
 					return fmt.Errorf("unguarded, %q arrived first: this test proves nothing", got)
@@ -238,9 +229,9 @@ func TestPodsCannotUseReservedHostPorts(t *testing.T) {
 func TestDeletedTableComesBackAtOnce(t *testing.T) {
 	unguarded(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	for range 3 {
-		runNFT(t, "flush ruleset")
+		netns.NFT(t, "flush ruleset")
 		eventually(t, func() error {
-			if text := runNFT(t, "list ruleset"); !strings.Contains(text, "fib saddr . iif oif") {
+			if text := netns.NFT(t, "list ruleset"); !strings.Contains(text, "fib saddr . iif oif") {
 				return fmt.Errorf("the guard is not there:\n%s", text)
 			}
 			return nil
@@ -253,14 +244,14 @@ func TestDeletedTableComesBackAtOnce(t *testing.T) {
 func TestChangedTableComesBack(t *testing.T) {
 	n := newNode(t, "10.42.0.0/16", "fd42::/56").ready("10.42.7.0/24", "fd42:0:0:7::/64")
 	n.pod("aaa", PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"})
-	list := func() string { return runNFT(t, "--stateless", "list", "table", "inet", "coracle") }
+	list := func() string { return netns.NFT(t, "--stateless", "list", "table", "inet", "coracle") }
 	before := list()
 	testenv.True(t, n.server.rules.intact(), "what was just written is not whole:\n%s", before)
 	for _, harm := range []string{
 		"flush chain inet coracle guard", "flush table inet coracle", "flush map inet coracle ports4", "flush set inet coracle cluster4",
 		"insert rule inet coracle guard accept", "add chain inet coracle foreign",
 	} {
-		runNFT(t, harm)
+		netns.NFT(t, harm)
 		eventually(t, func() error {
 			if now := list(); now != before {
 				return fmt.Errorf("after %s it is\n%s, was\n%s", harm, now, before)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -150,7 +151,7 @@ func TestHostPortOfNewBackend(t *testing.T) {
 		has     bool
 	}{{clusterconfig.NetworkHostGateway, true}, {clusterconfig.NetworkVXLAN, false}, {clusterconfig.NetworkHostGateway, true}} {
 		to(c.backend)
-		ports := runNFT(t, "list", "map", "inet", tableName, "ports4")
+		ports := netns.NFT(t, "list", "map", "inet", tableName, "ports4")
 		if strings.Contains(ports, "udp . 8472") != c.has || !strings.Contains(ports, "tcp . 8472") {
 			t.Errorf("%s: the pod has %s", c.backend, ports)
 		}
@@ -178,7 +179,7 @@ func TestBackendsStateIsIndependentOfHistory(t *testing.T) {
 		for _, o := range have {
 			lines = append(lines, o.String())
 		}
-		lines = append(lines, strings.Split(runNFT(t, "--stateless", "list", "table", "inet", tableName), "\n")...)
+		lines = append(lines, strings.Split(netns.NFT(t, "--stateless", "list", "table", "inet", tableName), "\n")...)
 		slices.Sort(lines)
 		return strings.Join(lines, "\n")
 	}

@@ -52,7 +52,7 @@ func TestErrorsOfPodsAreAboutTheirConnections(t *testing.T) {
 	a, b, c := n.pod("aaa"), n.pod("bbb"), n.pod("ccc")
 	for _, kept := range []bool{true, false} {
 		if !kept { // without the rules it would be heard
-			runNFT(t, "flush chain inet coracle errors")
+			netns.NFT(t, "flush chain inet coracle errors")
 		}
 		for family, network := range []string{"ip4:icmp", "ip6:ipv6-icmp"} {
 			of := func(p *pod, port uint16) netip.AddrPort {

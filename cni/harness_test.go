@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -36,10 +35,8 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	nodeAddr    = "192.0.2.1"
-	outsideAddr = "192.0.2.2"
-	nodeAddr6   = "2001:db8::1"
-	outAddr6    = "2001:db8::2"
+	nodeAddr, outsideAddr = netns.NodeIP, netns.OutsideIP
+	nodeAddr6, outAddr6   = netns.NodeIP6, netns.OutsideIP6
 )
 
 // node is a node under test: the process's own namespace, a server, a runtime that executes the real plugin.
@@ -64,7 +61,7 @@ func newNode(t *testing.T, clusterCIDRs ...string) *node {
 	testenv.NoError(t, os.Symlink(exe, filepath.Join(dir, PluginName)))
 	n := &node{
 		t:       t,
-		outside: netns.New(t),
+		outside: netns.NewOutside(t),
 		runtime: libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), &invoke.DefaultExec{
 			RawExec: &invoke.RawExec{Stderr: os.Stderr}, // the default is made at the first call, in a race of several
 		}),
@@ -77,8 +74,7 @@ func newNode(t *testing.T, clusterCIDRs ...string) *node {
 		n.o.ClusterCIDRs = append(n.o.ClusterCIDRs, netip.MustParsePrefix(c))
 	}
 	testenv.NoError(t, os.Mkdir(n.o.StateDir, 0o700))
-	n.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outAddr6 + "/64"})
-	testenv.NoError(t, netns.AddRoute("0.0.0.0/0", outsideAddr))
+	netns.Route(t, here{}, outsideAddr, "0.0.0.0/0")
 	t.Cleanup(func() {
 		n.stop()
 		testenv.Check(t, Cleanup(CleanupOptions{StateDir: n.o.StateDir, ConfDir: n.o.ConfDir}))
@@ -205,30 +201,25 @@ func refuse(t *testing.T, ns netns.Doer, what, addr string) {
 	}
 }
 
+// firstHeard sends until something arrives, and returns the first that does. What must not arrive is sent first.
+func firstHeard(t *testing.T, in net.PacketConn, send func() error) (text string) {
+	t.Helper()
+	buf := make([]byte, 2048)
+	eventually(t, func() error {
+		if err := send(); err != nil {
+			return err
+		}
+		_ = in.SetReadDeadline(time.Now().Add(time.Second)) // then it is sent again
+		n, _, err := in.ReadFrom(buf)
+		text = string(buf[:n])
+		return err
+	})
+	return text
+}
+
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
 	testenv.Eventually(t, 2*time.Minute, "the network is as it should be", f)
-}
-
-func runNFT(t *testing.T, args ...string) string {
-	t.Helper()
-	out, err := exec.Command("nft", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("nft %v: %v: %s", args, err, out)
-	}
-	return string(out)
-}
-
-// bridgeNetfilter switches this namespace's br_netfilter, which decides whether bridged frames pass the IP hooks.
-func bridgeNetfilter(t *testing.T, on bool) {
-	t.Helper()
-	v := map[bool]string{false: "0", true: "1"}[on]
-	for _, name := range []string{"iptables", "ip6tables"} {
-		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte(v), 0)
-		if err != nil && on {
-			t.Skip("this kernel has no br_netfilter to switch on:", err)
-		}
-	}
 }
 
 func wantCode(t *testing.T, err error, code uint, words string) {

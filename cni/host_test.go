@@ -149,8 +149,7 @@ func TestHostDriftIsRepaired(t *testing.T) {
 // what is coracle's and not desired, and no more.
 func TestKernelMatchesDesired(t *testing.T) {
 	netns.Require(t)
-	outside := netns.New(t)
-	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outAddr6 + "/64"})
+	netns.NewOutside(t)
 	pod := testAttachment("a", "10.42.7.2", "fd42::2")
 	pod.Ports = []PortMapping{{HostPort: 80, ContainerPort: 80, Protocol: "tcp"}}
 	for _, name := range []string{pod.HostDevice, "vethcorold", "vethother"} {

@@ -43,17 +43,17 @@ func TestHostPortLeadsToItsPod(t *testing.T) {
 
 	n.stop()
 	expect(t, n.outside, "outside while the agent is down", nodeAddr+":8080", "b "+outsideAddr)
-	runNFT(t, "delete table inet coracle") // a program flushed the ruleset, or the host restarted its firewall
+	netns.NFT(t, "delete table inet coracle") // a program flushed the ruleset, or the host restarted its firewall
 	refuse(t, n.outside, "outside without table", nodeAddr+":8080")
 	n.start()
 	n.waitReady()
 	eventually(t, func() error { _, err := ask(n.outside, nodeAddr+":8080"); return err })
 
-	runNFT(t, "flush ruleset")
+	netns.NFT(t, "flush ruleset")
 	eventually(t, func() error { _, err := ask(n.outside, nodeAddr+":8080"); return err })
 
 	n.del(b)
-	if out := runNFT(t, "list table inet coracle"); strings.Contains(out, b.ips[0]) {
+	if out := netns.NFT(t, "list table inet coracle"); strings.Contains(out, b.ips[0]) {
 		t.Errorf("the table still names the deleted pod:\n%s", out)
 	}
 	refuse(t, n.outside, "deleted", nodeAddr+":8080")
@@ -81,16 +81,16 @@ func TestOwnListenersKeepTheirConnections(t *testing.T) {
 		expect(t, here{}, "the same port before the network starts", "127.0.0.1:8080", "node 127.0.0.1")
 		expect(t, here{}, "a port of no other program, before the network starts", "127.0.0.1:8081", "pod "+nodeAddr)
 	}
-	early := runNFT(t, "list chain inet coracle nat-output")
+	early := netns.NFT(t, "list chain inet coracle nat-output")
 	n.start()
 	testenv.Until(t, 2*time.Minute, "the network has started", n.server.Ready)
 	expect(t, here{}, "a reserved port at loopback", "127.0.0.1:8080", "node 127.0.0.1")
-	if late := runNFT(t, "list chain inet coracle nat-output"); late != early {
+	if late := netns.NFT(t, "list chain inet coracle nat-output"); late != early {
 		t.Errorf("before the network starts the chain is\n%s\nand afterwards\n%s", early, late)
 	}
 	expect(t, n.outside, "outside, a port that was the pod's before it was reserved", nodeAddr+":8080", "pod "+outsideAddr)
 	n.stop()
-	runNFT(t, "delete table inet coracle")
+	netns.NFT(t, "delete table inet coracle")
 	testenv.Check(t, ProtectOwnConnections(t.Context(), n.o.ReservedPorts), "without a table")
 }
 
@@ -157,7 +157,7 @@ func TestLoopbackStaysClosedToPods(t *testing.T) {
 	}))
 	refuse(t, p, "pod to the host's loopback", "127.0.0.1:9999")
 	// Without the guard it would have worked, so the refusal above is the guard's.
-	runNFT(t, "flush chain inet coracle guard")
+	netns.NFT(t, "flush chain inet coracle guard")
 	expect(t, p, "pod to the host's loopback, unguarded", "127.0.0.1:9999", "node "+p.ips[0])
 }
 
@@ -178,12 +178,12 @@ func TestFirewallsAreReportedOnce(t *testing.T) {
 			t.Fatalf("nothing is logged, want %q", want)
 		}
 	}
-	runNFT(t, "add table inet foreign; add chain inet foreign f { type filter hook forward priority 0; policy drop; }")
+	netns.NFT(t, "add table inet foreign; add chain inet foreign f { type filter hook forward priority 0; policy drop; }")
 	expectLog("inet foreign f")
 	testenv.Until(t, 2*time.Minute, "the log says so", func() bool {
 		return strings.Contains(n.log(), "Another program's firewall decides what comes to this machine and to its pods")
 	})
-	runNFT(t, "delete table inet foreign")
+	netns.NFT(t, "delete table inet foreign")
 	expectLog("")
 	testenv.Until(t, 2*time.Minute, "the log says so", func() bool {
 		return strings.Contains(n.log(), "No other program's firewall drops what comes to this machine")
@@ -230,7 +230,7 @@ func TestHostPortsLeaveServicesAlone(t *testing.T) {
 	eventually(t, func() error { return served(laterIP) })
 	testenv.NoError(t, netlink.LinkDel(&netlink.Bridge{LinkAttrs: attrs}))
 	eventually(t, func() error {
-		if out := runNFT(t, "list set inet coracle services4"); strings.Contains(out, externalIP) {
+		if out := netns.NFT(t, "list set inet coracle services4"); strings.Contains(out, externalIP) {
 			return fmt.Errorf("the table still has an address of before:\n%s", out)
 		}
 		return nil

@@ -27,7 +27,7 @@ func TestPodsReachOneAnotherAndHost(t *testing.T) {
 	for _, on := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", on), func(t *testing.T) {
 			netns.Require(t)
-			bridgeNetfilter(t, on)
+			netns.BridgeNetfilter(t, on)
 			n := newNode(t, "10.42.0.0/16").ready("10.42.7.0/24")
 			a, b := n.pod("aaa"), n.pod("bbb")
 			if a.ips[0] != "10.42.7.2" || b.ips[0] != "10.42.7.3" {
@@ -38,11 +38,11 @@ func TestPodsReachOneAnotherAndHost(t *testing.T) {
 			serve(t, here{}, "node", "tcp", ":81")
 			serve(t, n.outside, "outside", "tcp", ":82")
 			// A Service as any proxier makes it, to prove that its replies are translated back.
-			runNFT(t, "add table ip svc; add chain ip svc pre { type nat hook prerouting priority -100; };"+
+			netns.NFT(t, "add table ip svc; add chain ip svc pre { type nat hook prerouting priority -100; };"+
 				"add rule ip svc pre ip daddr 10.43.0.9 tcp dport 80 dnat to "+b.ips[0]+";"+
 				"add chain ip svc out { type nat hook output priority -100; };"+
 				"add rule ip svc out ip daddr 10.43.0.9 tcp dport 80 dnat to "+b.ips[0])
-			t.Cleanup(func() { runNFT(t, "delete table ip svc") })
+			t.Cleanup(func() { netns.NFT(t, "delete table ip svc") })
 
 			expect(t, a, "pod to itself by loopback", "127.0.0.1:80", "a 127.0.0.1")
 			expect(t, a, "pod to gateway", "10.42.7.1:81", "node "+a.ips[0])
@@ -111,7 +111,7 @@ func TestSpoofedSourceIsDropped(t *testing.T) {
 	if got := first(); got != a.ips[0] {
 		t.Errorf("the packet from %s arrived", got)
 	}
-	runNFT(t, "flush chain inet coracle guard")
+	netns.NFT(t, "flush chain inet coracle guard")
 	eventually(t, func() error { // of two that different processors send the kernel may deliver the second one first
 		if got := first(); got != spoofed {
 			return fmt.Errorf("unguarded, the packet from %s arrived first: this test proves nothing", got)
@@ -230,7 +230,7 @@ func TestGCRemovesLostPods(t *testing.T) {
 		t.Fatal("GC:", err, resp.Error)
 	}
 	testenv.Fails(t, testenv.Err(netlink.LinkByName(deviceName(key{"lost", "eth0"}))), "GC left a device")
-	testenv.False(t, strings.Contains(runNFT(t, "list table inet coracle"), lost.ips[0]), "GC left host ports")
+	testenv.False(t, strings.Contains(netns.NFT(t, "list table inet coracle"), lost.ips[0]), "GC left host ports")
 	testenv.Check(t, n.runtime.CheckNetworkList(context.Background(), n.conflist(), keep.rt), "GC harmed a valid attachment")
 	resp, err = wire.Call(context.Background(), n.o.Socket, wire.Request{Command: wire.CommandStatus, Config: data})
 	if err != nil || resp.Error != nil {
@@ -264,7 +264,7 @@ func TestCleanupRemovesAllNetworkObjects(t *testing.T) {
 					t.Errorf("route %v is left", r)
 				}
 			}
-			if out := runNFT(t, "list tables"); strings.Contains(out, "coracle") {
+			if out := netns.NFT(t, "list tables"); strings.Contains(out, "coracle") {
 				t.Errorf("tables left: %s", out)
 			}
 			for _, dir := range []string{n.o.StateDir, filepath.Join(n.o.ConfDir, conflistName)} {
@@ -299,7 +299,7 @@ func TestSimultaneousPodsGetDistinctAddresses(t *testing.T) {
 		return err
 	})
 	t.Logf("%d ADDs at once took %v", many, time.Since(start))
-	testenv.Equal(t, strings.Count(runNFT(t, "list map inet coracle ports4"), ". 80"), many, "not every host port is there:")
+	testenv.Equal(t, strings.Count(netns.NFT(t, "list map inet coracle ports4"), ". 80"), many, "not every host port is there:")
 	seen := map[netip.Addr]bool{}
 	for _, r := range n.server.attachments.list() {
 		if seen[r.IPs[0]] {

@@ -37,22 +37,11 @@ type segment struct {
 
 func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
 	netns.RequireNFT(t)
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.Flags = "segment0", c.mtu, net.FlagUp
-	bridge := &netlink.Bridge{LinkAttrs: attrs}
-	testenv.NoError(t, netlink.LinkAdd(bridge))
-	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
+	bridge := netns.NewBridge(t, "segment0", c.mtu)
 	s := &segment{T: t, c: c}
 	for i := 1; i <= nodes; i++ {
 		ns := netns.New(t)
-		port := fmt.Sprintf("port%d", i)
-		ns.Link(t, port, "eth0", nil, c.underlay(i))
-		l, err := netlink.LinkByName(port)
-		err = errors.Join(err, netlink.LinkSetMTU(l, c.mtu), netlink.LinkSetMaster(l, bridge), ns.Do(func() error {
-			eth0, err := netlink.LinkByName("eth0")
-			return errors.Join(err, netlink.LinkSetMTU(eth0, c.mtu))
-		}))
-		testenv.NoError(t, err)
+		bridge.Join(t, ns, fmt.Sprint("port", i), c.underlay(i)...)
 		s.nodes = append(s.nodes, ns)
 	}
 	return s
@@ -288,27 +277,17 @@ func TestTunnelAcceptsOnlyPeersOwnPods(t *testing.T) {
 					from   int
 					source netip.Addr
 				}
-				send := func(d datagram) {
+				send := func(d datagram) error {
 					text := fmt.Sprintf("from %d as %s", d.from, d.source)
 					inner := wrapped(vtepMAC(dualPods(d.from)), vtepMAC(dualPods(1)), d.source, target, text)
 					at := netip.AddrPortFrom(peerOf(1, s.c).Underlay[0], 8472).String()
-					testenv.NoError(t, netns.SendDatagram(s.nodes[d.from-1], "", at, string(inner)))
+					return netns.SendDatagram(s.nodes[d.from-1], "", at, string(inner))
 				}
-				// What must not arrive is sent first: the first one that arrives has to be the right one, which is sent
-				// until it does.
 				for _, d := range []datagram{{4, s.podAddress(2, f)}, {2, s.podAddress(3, f)}, {2, target}, {2, netip.MustParseAddr(map[int]string{0: "8.8.8.8", 1: "2001:db8:9::1"}[f])}} {
-					send(d)
+					testenv.NoError(t, send(d))
 				}
-				buf, n := make([]byte, 2048), 0
-				eventually(t, func() (err error) {
-					send(datagram{2, s.podAddress(2, f)})
-					_ = in.SetReadDeadline(time.Now().Add(time.Second))
-					n, _, err = in.ReadFrom(buf)
-					return err
-				})
-				if want := fmt.Sprintf("from 2 as %s", s.podAddress(2, f)); string(buf[:n]) != want {
-					t.Errorf("%q, want %q", buf[:n], want)
-				}
+				got := firstHeard(t, in, func() error { return send(datagram{2, s.podAddress(2, f)}) })
+				testenv.Equal(t, got, fmt.Sprintf("from 2 as %s", s.podAddress(2, f)), "first arrives")
 			}
 		})
 	}
@@ -334,24 +313,14 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	testenv.NoError(t, err)
 	first := func() string {
 		t.Helper()
-		buf, n := make([]byte, 100), 0
-		eventually(t, func() error {
-			for _, from := range []string{invented, unknownPeer} { // what must not arrive is sent first
-				if err := netns.SendDatagram(s.nodes[2], from, at, from); err != nil {
-					return err
-				}
-			}
-			_ = in.SetReadDeadline(time.Now().Add(time.Second))
-			var err error
-			n, _, err = in.ReadFrom(buf)
-			return err
+		return firstHeard(t, in, func() error {
+			return errors.Join(netns.SendDatagram(s.nodes[2], invented, at, invented), netns.SendDatagram(s.nodes[2], unknownPeer, at, unknownPeer))
 		})
-		return string(buf[:n])
 	}
 	if got := first(); got != unknownPeer {
 		t.Errorf("what says that it is from %s arrived", got)
 	}
-	testenv.NoError(t, s.nodes[0].Do(func() error { runNFT(t, "flush chain inet coracle guard"); return nil }))
+	testenv.NoError(t, s.nodes[0].Do(func() error { netns.NFT(t, "flush chain inet coracle guard"); return nil }))
 	eventually(t, func() error { // there may be some on their way from before
 		if got := first(); got != invented {
 			return fmt.Errorf("unguarded, %s arrived first: this test proves nothing", got)

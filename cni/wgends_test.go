@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -144,13 +143,7 @@ func reaches(t *testing.T, from netns.Doer, what, addr, want string) {
 func spy(t *testing.T, ns netns.Doer) (plain func() string) {
 	t.Helper()
 	run := func(args ...string) (out string) {
-		if err := ns.Do(func() error {
-			b, err := exec.Command("nft", args...).CombinedOutput()
-			out = string(b)
-			return err
-		}); err != nil {
-			t.Fatalf("nft %v: %v: %s", args, err, out)
-		}
+		testenv.NoError(t, ns.Do(func() error { out = netns.NFT(t, args...); return nil }))
 		return out
 	}
 	run(`add table inet spy; add chain inet spy plain; add rule inet spy plain counter; add chain inet spy pre { type filter hook prerouting priority -400; };
@@ -259,26 +252,13 @@ type conversation struct {
 
 func converse(t *testing.T, from, to netns.Doer, addr string) *conversation {
 	t.Helper()
-	var l net.Listener
-	testenv.NoError(t, to.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }))
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer func() { _ = c.Close() }()
-		_, _ = io.Copy(c, c)
-	}()
+	netns.Echo(t, to, "", "tcp", addr)
 	out := &conversation{t: t}
 	err := from.Do(func() (err error) { out.c, err = net.DialTimeout("tcp", addr, 2*time.Minute); return err })
 	t.Cleanup(func() {
 		if out.c != nil {
 			_ = out.c.Close()
 		}
-		_ = l.Close()
-		<-done
 	})
 	testenv.NoError(t, err)
 	return out

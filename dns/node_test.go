@@ -30,7 +30,7 @@ import (
 )
 
 const (
-	nodeAddr = "192.0.2.1"
+	nodeAddr = netns.NodeIP
 	dnsAddr  = "10.43.0.10"
 	webAddr  = "10.43.0.9"
 )
@@ -41,19 +41,14 @@ func TestPodsAndHostResolveServices(t *testing.T) {
 	for _, on := range []bool{false, true} {
 		t.Run(fmt.Sprintf("br_netfilter=%v", on), func(t *testing.T) {
 			netns.RequireNFT(t)
-			value := map[bool]string{false: "0", true: "1"}[on]
-			if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(value), 0); err != nil && on {
-				t.Skip("this kernel has no br_netfilter to switch on:", err)
-			}
+			netns.BridgeNetfilter(t, on)
 			testNodeNetwork(t)
 		})
 	}
 }
 
 func testNodeNetwork(t *testing.T) {
-	outside := netns.New(t)
-	// No default route anywhere: the network cable is out.
-	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{"192.0.2.2/24"})
+	netns.NewOutside(t) // no default route anywhere: the network cable is out
 	a := newAPI(t)
 	startNode(t, a)
 	client, server := addPod(t, "client"), addPod(t, "server")

@@ -7,17 +7,19 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"runtime"
+	"os"
 	"slices"
 	"strconv"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
+
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 // machine is a network namespace with one link to another one.
 type machine struct {
@@ -28,39 +30,17 @@ type machine struct {
 // twoMachines are joined by a cable. Each has the port 6443, of one family.
 func twoMachines(t *testing.T, family string) (a, b machine) {
 	t.Helper()
-	testenv.RequireRoot(t, "it makes network namespaces")
-	runtime.LockOSThread() // for ever: the thread ends with the test's goroutine, wherever it is then
-	must := func(err error) {
+	near, far := netns.New(t), netns.New(t)
+	netns.Connect(t, near, "a", []string{"10.99.0.1/24"}, far, "b", []string{"10.99.0.2/24"})
+	open := func(ns *netns.NS, name string) machine {
 		t.Helper()
-		testenv.NoError(t, err)
-	}
-	home, err := netns.Get()
-	must(err)
-	far, err := netns.New()
-	must(err)
-	near, err := netns.New()
-	must(err)
-	t.Cleanup(func() { testenv.Check(t, errors.Join(netns.Set(home), home.Close(), far.Close(), near.Close())) })
-	must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "a"}, PeerName: "b"}))
-	peer, err := netlink.LinkByName("b")
-	must(err)
-	must(netlink.LinkSetNsFd(peer, int(far)))
-	open := func(ns netns.NsHandle, name, address string) machine {
-		t.Helper()
-		must(netns.Set(ns))
-		l, err := netlink.LinkByName(name)
-		must(err)
-		ip, err := netlink.ParseAddr(address)
-		must(err)
-		must(netlink.AddrAdd(l, ip))
-		must(netlink.LinkSetUp(l))
-		p, err := net.ListenPacket(family, ":6443")
-		must(err)
-		t.Cleanup(func() { _ = p.Close() })
+		var l netlink.Link
+		testenv.NoError(t, ns.Do(func() (err error) { l, err = netlink.LinkByName(name); return err }))
 		// A number for its name, since names are looked up wherever the sender's thread is.
-		return machine{p, net.Interface{Index: l.Attrs().Index, Name: strconv.Itoa(l.Attrs().Index), Flags: net.FlagUp | net.FlagMulticast}}
+		link := net.Interface{Index: l.Attrs().Index, Name: strconv.Itoa(l.Attrs().Index), Flags: net.FlagUp | net.FlagMulticast}
+		return machine{netns.ListenPacket(t, ns, family, ":6443"), link}
 	}
-	return open(near, "a", "10.99.0.1/24"), open(far, "b", "10.99.0.2/24")
+	return open(near, "a"), open(far, "b")
 }
 
 func (m machine) links() ([]net.Interface, error) { return []net.Interface{m.link}, nil }

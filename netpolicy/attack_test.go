@@ -50,34 +50,57 @@ func TestManyRulesShareSets(t *testing.T) {
 	testenv.False(t, len(r.OverBudget) > 0 || elements > 510, "%d elements, over budget: %v", elements, r.OverBudget)
 }
 
-// TestCostlyPoliciesCloseOnlyTheirNamespace: a namespace that asks for too much has its own restricted pods closed, and
-// no other's.
+// TestCostlyPoliciesCloseOnlyTheirNamespace: who asks for too much of the kernel, or for comparisons that leave little
+// there, has his own restricted pods closed, and no other's.
 func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
-	alice := `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`
-	many := func(n int, f string) string {
-		var rules []string
-		for i := range n {
-			rules = append(rules, fmt.Sprintf(f, i))
+	const alice, comparisons = `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`, "comparisons"
+	rules := func(n int, f func(i int) string) string {
+		out := make([]string, n)
+		for i := range out {
+			out[i] = f(i)
 		}
-		return `{podSelector: {}, ingress: [` + strings.Join(rules, ",") + `]}`
+		return strings.Join(out, ",")
+	}
+	many := func(n int, f string) string {
+		return `{podSelector: {}, ingress: [` + rules(n, func(i int) string { return fmt.Sprintf(f, i) }) + `]}`
 	}
 	for _, c := range []struct{ name, spec, why string }{
 		{"different selectors for nearly the same pods", many(1000, `{from: [{podSelector: {matchExpressions: [{key: n, operator: NotIn, values: ["%d"]}]}}]}`), "addresses and ports"},
 		{"rules", many(30000, `{ports: [{port: %d}]}`), "rules"},
 		{"exceptions", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [` + exceptions(60_000) + `]}}]}]}`, "addresses and ports"},
 		{"selectors without pods", many(12000, `{from: [{podSelector: {matchLabels: {n: "x%d"}}}]}`), ""},
+		{"blocks for a named port", `{podSelector: {}, policyTypes: [Egress], egress: [` + rules(30, func(int) string {
+			return `{to: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: web}]}`
+		}) + `]}`, comparisons},
+		{"values of a peer's selector", `{podSelector: {}, ingress: [` + rules(10, func(i int) string {
+			return fmt.Sprintf(`{from: [{podSelector: {matchExpressions: [{key: n, operator: In, values: [%s, x%d]}]}}]}`, values(5), i)
+		}) + `]}`, comparisons},
+		{"values of whom it is for", `{podSelector: {matchExpressions: [{key: n, operator: NotIn, values: [` + values(2_000) + `]}]}}`, comparisons},
+		{"exceptions that are compared", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [` + exceptions(2_000) + `]}}]}]}`, comparisons},
+		{"ports", `{podSelector: {}, ingress: [{ports: [` + rules(20_000, func(int) string { return `{port: 80}` }) + `]}]}`, comparisons},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := crowd()
 			w.policy(t, "mallory", "many", c.spec)
 			w.policy(t, "alice", "hers", alice)
-			r := Desired(w.State, DefaultLimits())
+			limits := DefaultLimits()
+			if c.why == comparisons {
+				if r := Desired(w.State, limits); len(r.OverBudget) > 0 {
+					t.Errorf("this is not much: %v", r.OverBudget)
+				}
+				limits.Work = 10_000
+			}
+			r := Desired(w.State, limits)
 			if why := r.OverBudget["mallory"]; why == "" || !strings.Contains(why, c.why) || len(r.OverBudget) != 1 {
 				t.Errorf("over budget: %v", r.OverBudget)
 			}
 			for _, b := range w.Sandboxes {
+				d := ingress
+				if strings.Contains(c.spec, "Egress") && b.Namespace == "mallory" {
+					d = egress
+				}
 				for _, ip := range b.IPs {
-					if got := r.Ruleset.Pods[ingress][ip]; (got == closed) != (b.Namespace == "mallory") || got == "" {
+					if got := r.Ruleset.Pods[d][ip]; (got == closed) != (b.Namespace == "mallory") || got == "" {
 						t.Errorf("%s has the chain %q", b.Namespace, got)
 					}
 				}
@@ -103,52 +126,6 @@ func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 	})
 }
 
-// TestPolicyWorkIsBounded: what costs time and leaves little in the kernel is bounded, too.
-func TestPolicyWorkIsBounded(t *testing.T) {
-	times := func(n int, f func(int) string) string {
-		out := make([]string, n)
-		for i := range out {
-			out[i] = f(i)
-		}
-		return strings.Join(out, ",")
-	}
-	for _, c := range []struct{ name, spec string }{
-		{"blocks for a named port", `{podSelector: {}, policyTypes: [Egress], egress: [` + times(30, func(int) string {
-			return `{to: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: web}]}`
-		}) + `]}`},
-		{"values of a peer's selector", `{podSelector: {}, ingress: [` + times(10, func(i int) string {
-			return fmt.Sprintf(`{from: [{podSelector: {matchExpressions: [{key: n, operator: In, values: [%s, x%d]}]}}]}`, values(5), i)
-		}) + `]}`},
-		{"values of whom it is for", `{podSelector: {matchExpressions: [{key: n, operator: NotIn, values: [` + values(2_000) + `]}]}}`},
-		{"exceptions", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [` + exceptions(2_000) + `]}}]}]}`},
-		{"ports", `{podSelector: {}, ingress: [{ports: [` + times(20_000, func(int) string { return `{port: 80}` }) + `]}]}`},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			w := crowd()
-			w.policy(t, "mallory", "much", c.spec)
-			w.policy(t, "alice", "hers", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`)
-			limits := DefaultLimits()
-			if r := Desired(w.State, limits); len(r.OverBudget) > 0 {
-				t.Errorf("this is not much: %v", r.OverBudget)
-			}
-			limits.Work = 10_000
-			r := Desired(w.State, limits)
-			if why := r.OverBudget["mallory"]; !strings.Contains(why, "comparisons") || len(r.OverBudget) != 1 {
-				t.Errorf("over budget: %v", r.OverBudget)
-			}
-			for _, b := range w.Sandboxes {
-				d := ingress
-				if strings.Contains(c.spec, "Egress") && b.Namespace == "mallory" {
-					d = egress
-				}
-				if got := r.Ruleset.Pods[d][b.IPs[0]]; (got == closed) != (b.Namespace == "mallory") || got == "" {
-					t.Errorf("%s has the chain %q", b.Namespace, got)
-				}
-			}
-		})
-	}
-}
-
 func exceptions(n int) string {
 	out := make([]string, n)
 	for i := range out {
@@ -165,53 +142,66 @@ func values(n int) string {
 	return strings.Join(out, ",")
 }
 
-// TestPodStatusAddressOutsideNodeIsIgnored: a pod's status says nothing that its node cannot have given it.
-func TestPodStatusAddressOutsideNodeIsIgnored(t *testing.T) {
-	w := newWorld()
-	w.namespace("x", nil)
-	w.pod("x", "server", "n1", 5, nil)
-	friend := w.pod("x", "friend", "n2", 6, map[string]string{"app": "friend"})
-	liar := w.pod("x", "liar", "n2", 7, map[string]string{"app": "friend"})
-	friendPod := w.pod("x", "ours", "n1", 8, map[string]string{"app": "friend"})
-	lost := w.pod("x", "lost", "n3", 9, map[string]string{"app": "friend"})
-	w.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]}`)
-	claim := func(p *corev1.Pod, ips ...string) {
-		p.Status.PodIPs = nil
+// TestOnlyConfirmedAddressesAreBelieved: a policy admits pods with the label app=friend, and each case has some that say
+// of an address that it is theirs. Want are those that are admitted.
+func TestOnlyConfirmedAddressesAreBelieved(t *testing.T) {
+	friend, now := map[string]string{"app": "friend"}, metav1.Now()
+	claims := func(p *corev1.Pod, ips ...string) {
+		p.Status.PodIP, p.Status.PodIPs = ips[0], nil
 		for _, ip := range ips {
 			p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: ip})
 		}
-		p.Status.PodIP = ips[0]
 	}
-	claim(liar, "10.42.1.77", "203.0.113.7", "10.42.2.7", "::ffff:203.0.113.9", "nonsense")
-	claim(friendPod, "10.42.1.78")
-	claim(lost, "10.42.3.9")
-	if got, want := w.admitted(t), []string{"10.42.1.8", "10.42.2.6", "10.42.2.7"}; !slices.Equal(got, want) {
-		t.Errorf("admitted %v, want %v (%s is true)", got, want, friend.Status.PodIP)
-	}
-}
-
-// TestReusedAddressBelongsToRemainingPod: an address that several pods of another node say they have belongs to the one
-// that stays, and else to none.
-func TestReusedAddressBelongsToRemainingPod(t *testing.T) {
-	w := newWorld()
-	w.namespace("x", nil)
-	w.pod("x", "server", "n1", 5, nil)
-	friend := map[string]string{"app": "friend"}
-	w.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]}`)
-	now := metav1.Now()
-	going := func(p *corev1.Pod) { p.DeletionTimestamp = &now }
-	going(w.pod("x", "goes", "n2", 10, friend)) // alone
-	going(w.pod("x", "was", "n2", 11, friend))
-	w.pod("x", "has-it-now", "n2", 11, nil)
-	w.pod("x", "one", "n2", 12, friend)
-	w.pod("x", "two", "n2", 12, nil)
-	going(w.pod("x", "was-stranger", "n2", 13, nil))
-	w.pod("x", "friend", "n2", 13, friend)
-	w.pod("x", "ended", "n2", 14, friend).Status.Phase = corev1.PodFailed
-	w.pod("x", "after", "n2", 14, friend)
-	w.pod("x", "nowhere", "n2", 15, friend).Status = corev1.PodStatus{}
-	if got, want := w.admitted(t), []string{"10.42.2.10", "10.42.2.13", "10.42.2.14"}; !slices.Equal(got, want) {
-		t.Errorf("friends are %v, want %v", got, want)
+	for _, c := range []struct {
+		name  string
+		claim func(w *world)
+		want  []string
+	}{
+		{"a pod's status says what its node cannot have given it", func(w *world) {
+			w.pod("x", "true", "n2", 6, friend)
+			claims(w.pod("x", "liar", "n2", 7, friend), "10.42.1.77", "203.0.113.7", "10.42.2.7", "::ffff:203.0.113.9", "nonsense")
+			claims(w.pod("x", "ours", "n1", 8, friend), "10.42.1.78")
+			claims(w.pod("x", "lost", "n3", 9, friend), "10.42.3.9")
+		}, []string{"10.42.1.8", "10.42.2.6", "10.42.2.7"}},
+		{"several pods have an address: it is that of the one that stays, and else none's", func(w *world) {
+			going := func(p *corev1.Pod) { p.DeletionTimestamp = &now }
+			going(w.pod("x", "goes", "n2", 10, friend)) // alone
+			going(w.pod("x", "was", "n2", 11, friend))
+			w.pod("x", "has-it-now", "n2", 11, nil)
+			w.pod("x", "one", "n2", 12, friend)
+			w.pod("x", "two", "n2", 12, nil)
+			going(w.pod("x", "was-foreign", "n2", 13, nil))
+			w.pod("x", "friend", "n2", 13, friend)
+			w.pod("x", "ended", "n2", 14, friend).Status.Phase = corev1.PodFailed
+			w.pod("x", "after", "n2", 14, friend)
+			w.pod("x", "nowhere", "n2", 15, friend).Status = corev1.PodStatus{}
+		}, []string{"10.42.2.10", "10.42.2.13", "10.42.2.14"}},
+		{"a Node says that it has another one's network, or all of them: the rest is its", func(w *world) {
+			node := func(name string, age int, cidrs ...string) {
+				n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Unix(int64(1000-age), 0)}, Spec: corev1.NodeSpec{PodCIDRs: cidrs}}
+				w.Nodes = append([]*corev1.Node{n}, w.Nodes...)
+			}
+			w.Nodes[0].CreationTimestamp, w.Nodes[1].CreationTimestamp = metav1.Unix(1000, 0), metav1.Unix(900, 0) // n2 is older than this node
+			node("n3", 10, "0.0.0.0/0", "::/0")
+			node("n4", 11, "10.42.1.0/28", "10.42.4.0/24")
+			node("n5", 200, "10.42.1.0/28", "10.42.2.128/25", "10.42.5.0/24") // older than both
+			for i, c := range []struct{ node, ip string }{
+				{"n3", "10.42.2.9"}, {"n3", "203.0.113.7"}, {"n4", "10.42.1.9"}, {"n4", "10.42.4.9"}, {"n5", "10.42.1.8"}, {"n5", "10.42.2.200"}, {"n5", "10.42.5.9"}, {"n2", "10.42.2.8"},
+			} {
+				p := w.pod("x", fmt.Sprint("p", i), "n2", 1, friend)
+				p.Spec.NodeName = c.node
+				claims(p, c.ip)
+			}
+		}, []string{"10.42.2.200", "10.42.4.9", "10.42.5.9"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			w.namespace("x", nil)
+			w.pod("x", "server", "n1", 5, nil)
+			w.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]}`)
+			c.claim(w)
+			testenv.EqualSlices(t, w.admitted(t), c.want, "admitted are")
+		})
 	}
 }
 
@@ -229,36 +219,6 @@ func (w *world) admitted(t *testing.T) (out []string) {
 		t.Fatalf("%d sets", sets)
 	}
 	return out
-}
-
-// TestNodeCannotClaimForeignPodNetwork: a Node that says that it has another one's network, or all of them, is believed
-// the rest.
-func TestNodeCannotClaimForeignPodNetwork(t *testing.T) {
-	w := newWorld()
-	w.namespace("x", nil)
-	w.pod("x", "server", "n1", 5, nil)
-	friend := map[string]string{"app": "friend"}
-	w.policy(t, "x", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]}`)
-	node := func(name string, age int, cidrs ...string) {
-		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Unix(int64(1000-age), 0)}, Spec: corev1.NodeSpec{PodCIDRs: cidrs}}
-		w.Nodes = append([]*corev1.Node{n}, w.Nodes...)
-	}
-	w.Nodes[0].CreationTimestamp, w.Nodes[1].CreationTimestamp = metav1.Unix(1000, 0), metav1.Unix(900, 0) // n2 is older than this node
-	node("n3", 10, "0.0.0.0/0", "::/0")
-	node("n4", 11, "10.42.1.0/28", "10.42.4.0/24")
-	node("n5", 200, "10.42.1.0/28", "10.42.2.128/25", "10.42.5.0/24") // older than both
-	at := func(node, name, ip string) {
-		p := w.pod("x", name, "n2", 1, friend)
-		p.Spec.NodeName, p.Status.PodIP, p.Status.PodIPs = node, ip, []corev1.PodIP{{IP: ip}}
-	}
-	for i, c := range []struct{ node, ip string }{
-		{"n3", "10.42.2.9"}, {"n3", "203.0.113.7"}, {"n4", "10.42.1.9"}, {"n4", "10.42.4.9"}, {"n5", "10.42.1.8"}, {"n5", "10.42.2.200"}, {"n5", "10.42.5.9"}, {"n2", "10.42.2.8"},
-	} {
-		at(c.node, fmt.Sprint("p", i), c.ip)
-	}
-	if got, want := w.admitted(t), []string{"10.42.2.200", "10.42.4.9", "10.42.5.9"}; !slices.Equal(got, want) {
-		t.Errorf("believed %v, want %v", got, want)
-	}
 }
 
 // TestUnknownPodsAreClosed, but for where no policy could select them.

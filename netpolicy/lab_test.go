@@ -4,7 +4,6 @@ package netpolicy
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -41,7 +40,7 @@ type lab struct {
 
 func newLab(t *testing.T, w *world) *lab {
 	netns.RequireNFT(t)
-	sysctls(t, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/icmp_ratelimit=0", "ipv6/icmp/ratelimit=0")
+	netns.Sysctl(t, "ipv4/ip_forward=1", "ipv6/conf/all/forwarding=1", "ipv4/icmp_ratelimit=0", "ipv6/icmp/ratelimit=0")
 	// The tests' pods have the same addresses: a new connection is not to be taken for one of an earlier test, which
 	// may never have ended.
 	testenv.NoError(t, netlink.ConntrackTableFlush(netlink.ConntrackTable))
@@ -114,56 +113,11 @@ func neighbour(link netlink.Link, ip netip.Addr, mac net.HardwareAddr) error {
 	return netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac})
 }
 
-func sysctls(t *testing.T, all ...string) {
-	t.Helper()
-	for _, s := range all {
-		name, value, _ := strings.Cut(s, "=")
-		testenv.NoError(t, os.WriteFile("/proc/sys/net/"+name, []byte(value), 0))
-	}
-}
-
 // serve answers by TCP and UDP whatever comes, with what came, until the test ends.
 func (l *lab) serve(ns netns.Doer, numbers ...int32) {
-	var wg sync.WaitGroup
-	var closers []io.Closer
-	ctx := l.t.Context()
-	l.t.Cleanup(func() {
-		for _, c := range closers {
-			c.Close()
-		}
-		wg.Wait()
-	})
 	for _, port := range numbers {
-		var tcp net.Listener
-		var udp net.PacketConn
-		testenv.NoError(l.t, ns.Do(func() (err error) {
-			if tcp, err = net.Listen("tcp", fmt.Sprint(":", port)); err == nil {
-				udp, err = net.ListenPacket("udp", fmt.Sprint(":", port))
-			}
-			return err
-		}))
-		closers = append(closers, tcp, udp)
-		wg.Go(func() {
-			testenv.Accept(tcp, func(c net.Conn) {
-				wg.Go(func() {
-					defer c.Close()
-					defer context.AfterFunc(ctx, func() { c.Close() })()
-					_, _ = io.Copy(c, c)
-				})
-			})
-		})
-		wg.Go(func() {
-			b := make([]byte, 100)
-			for {
-				n, from, err := udp.ReadFrom(b)
-				if errors.Is(err, net.ErrClosed) {
-					return
-				}
-				if err == nil {
-					_, _ = udp.WriteTo(b[:n], from)
-				}
-			}
-		})
+		netns.Echo(l.t, ns, "", "tcp", fmt.Sprint(":", port))
+		netns.Echo(l.t, ns, "", "udp", fmt.Sprint(":", port))
 	}
 }
 

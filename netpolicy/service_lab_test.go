@@ -78,17 +78,16 @@ func newServiceLab(t *testing.T, mode string) *serviceLab {
 			l.plug(addressesOf(p))
 		}
 	}
-	ns := netns.New(t)
-	ns.Link(t, "uplink", "eth0", []string{"192.0.2.1/24", "2001:db8::1/64"},
-		[]string{"192.0.2.2/24", outside[0].String() + "/32", outside[1].String() + "/32", outside[2].String() + "/64"})
-	err := ns.Do(func() error {
-		return errors.Join(netns.AddRoute("0.0.0.0/0", "192.0.2.1"), netns.AddRoute("::/0", "2001:db8::1"))
-	})
-	// Without a route the node's own packets meet no rule.
-	testenv.NoError(t, errors.Join(err, netns.AddRoute("0.0.0.0/0", "192.0.2.2"), netns.AddRoute("::/0", outside[2].String())))
+	ns := netns.NewOutside(t)
 	for _, ip := range outside {
 		l.ns[ip] = ns
+		testenv.NoError(t, ns.Do(func() error { return netns.AddAddress("eth0", netip.PrefixFrom(ip, ip.BitLen()).String()) }))
 	}
+	netns.Route(t, ns, netns.NodeIP, "0.0.0.0/0")
+	netns.Route(t, ns, netns.NodeIP6, "::/0")
+	// Without a route the node's own packets meet no rule.
+	netns.Route(t, netns.Own{}, netns.OutsideIP, "0.0.0.0/0")
+	netns.Route(t, netns.Own{}, netns.OutsideIP6, "::/0")
 	l.DNS.Service = dnsIPs
 	for _, ip := range labNode {
 		l.DNS.Servers = append(l.DNS.Servers, netip.AddrPortFrom(ip, dnsTarget))

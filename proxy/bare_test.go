@@ -15,6 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -79,7 +80,7 @@ func wantAsUpstream(t *testing.T, b *nftables, there []served) {
 		b.OnServiceDelete(s.service)
 	}
 	testenv.NoError(t, b.sync(false)) // listeners of health check node ports end
-	runNFT(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
+	netns.NFT(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
 	upstreamRules := theirRules(t, there)
 	for _, line := range ours {
 		testenv.True(t, slices.Contains(upstreamRules, line), "too much: %s", line)

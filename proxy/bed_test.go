@@ -7,8 +7,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -32,8 +30,8 @@ import (
 )
 
 const (
-	nodeAddr    = "192.0.2.1"
-	outsideAddr = "192.0.2.2"
+	nodeAddr    = netns.NodeIP
+	outsideAddr = netns.OutsideIP
 	clusterIP   = "10.43.0.9"
 )
 
@@ -58,27 +56,12 @@ type testbed struct {
 func newTestbed(t *testing.T, mode string) *testbed {
 	t.Helper()
 	netns.RequireNFT(t)
-	b := &testbed{mode: mode, outside: netns.New(t), pods: map[string]*netns.NS{}, record: filepath.Join(t.TempDir(), "service-proxy")}
-	for name, value := range map[string]string{
-		"ip_forward": "1",
-		// What is sent back the way it came has the kernel tell of a better way, at first; once it has given up, each
-		// packet puts off the refusal that its rate limit would allow, and no connection is refused any more.
-		"conf/all/send_redirects": "0", "conf/default/send_redirects": "0",
-	} {
-		testenv.NoError(t, os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0))
-	}
-	b.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
-	for i, ip := range []string{"10.42.0.2", "10.42.0.6"} {
-		ns := netns.New(t)
-		prefix := netip.MustParsePrefix(ip + "/30")
-		gw := prefix.Masked().Addr().Next().String()
-		ns.Link(t, fmt.Sprintf("pod%d", i), "eth0", []string{gw + "/30"}, []string{ip + "/30"})
-		testenv.NoError(t, ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", gw) }))
-		b.pods[ip] = ns
+	b := &testbed{mode: mode, outside: netns.NewOutside(t), pods: netns.NewPods(t), record: filepath.Join(t.TempDir(), "service-proxy")}
+	for ip, ns := range b.pods {
 		netns.Serve(t, ns, ip, "tcp", ":8080")
 	}
-	testenv.NoError(t, b.outside.Do(func() error { return netns.AddRoute("10.43.0.0/16", nodeAddr) }))
-	testenv.NoError(t, netns.AddRoute("0.0.0.0/0", outsideAddr)) // without a route the node's own packets meet no rule
+	netns.Route(t, b.outside, nodeAddr, "10.43.0.0/16")
+	netns.Route(t, here{}, outsideAddr, "0.0.0.0/0") // without a route the node's own packets meet no rule
 	b.api = watchapi.New(
 		bedNode("east"),
 		&networkingv1.ServiceCIDR{
@@ -91,7 +74,7 @@ func newTestbed(t *testing.T, mode string) *testbed {
 		b.stop()
 		b.sayDifferences(t)
 		b.removeRules(t)
-		if out := runNFT(t, "list tables"); strings.Contains(out, "kube-proxy") || strings.Contains(out, "coracle-ipvs") {
+		if out := netns.NFT(t, "list tables"); strings.Contains(out, "kube-proxy") || strings.Contains(out, "coracle-ipvs") {
 			t.Errorf("tables are left: %s", out)
 		}
 	})
@@ -102,7 +85,7 @@ func (b *testbed) clusterCIDR() string { return "10.42.0.0/16" }
 
 func (b *testbed) removeRules(t *testing.T) {
 	if b.mode == kubeProxy {
-		runNFT(t, "add table ip kube-proxy; add table ip6 kube-proxy; delete table ip kube-proxy; delete table ip6 kube-proxy")
+		netns.NFT(t, "add table ip kube-proxy; add table ip6 kube-proxy; delete table ip kube-proxy; delete table ip6 kube-proxy")
 		return
 	}
 	testenv.Equal(t, testenv.Must(nft.RemoveServiceRules(b.record))(t), b.mode, "removed")
@@ -216,13 +199,6 @@ func ask(from netns.Doer, addr string) (server, peer string, err error) {
 	return server, peer, err
 }
 
-// answered is ask for what has to answer. A machine that has much to do may need a second try.
-func answered(t *testing.T, from netns.Doer, addr string) (server, peer string) {
-	t.Helper()
-	eventually(t, addr+" answers", func() (err error) { server, peer, err = ask(from, addr); return err })
-	return server, peer
-}
-
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
 	testenv.Eventually(t, 2*time.Minute, what, f)
@@ -241,13 +217,4 @@ func fails(t *testing.T, ns netns.Doer, what, addr string) {
 		}
 		return nil
 	})
-}
-
-func runNFT(t *testing.T, args ...string) string {
-	t.Helper()
-	out, err := exec.Command("nft", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("nft %v: %v: %s", args, err, out)
-	}
-	return string(out)
 }

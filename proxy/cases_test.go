@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -11,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/test/netns"
@@ -95,38 +93,14 @@ const externalIP, balancerIP = "203.0.113.7", "203.0.113.8"
 // routed is a bed in which the machine outside and the pods send Services' addresses to the node.
 func routed(t *testing.T, mode string) *testbed {
 	b := newTestbed(t, mode)
-	testenv.NoError(t, b.outside.Do(func() error { return netns.AddRoute("203.0.113.0/24", nodeAddr) }))
+	netns.Route(t, b.outside, nodeAddr, "203.0.113.0/24")
 	return b
 }
 
 // routeBack lets the machine outside answer pods.
 func (b *testbed) routeBack(t *testing.T) {
 	t.Helper()
-	testenv.NoError(t, b.outside.Do(func() error { return netns.AddRoute("10.42.0.0/16", nodeAddr) }))
-}
-
-// refused waits until a connection is refused at once.
-func refused(t *testing.T, from netns.Doer, addr string) {
-	t.Helper()
-	eventually(t, addr+" refuses", func() error {
-		if got, _, err := ask(from, addr); !errors.Is(err, unix.ECONNREFUSED) {
-			return fmt.Errorf("%q answers, %w", got, err)
-		}
-		return nil
-	})
-}
-
-// silent waits until nothing comes back.
-func silent(t *testing.T, from netns.Doer, addr string) {
-	t.Helper()
-	eventually(t, addr+" is silent", func() error {
-		got, _, err := ask(from, addr)
-		var timeout net.Error
-		if !errors.As(err, &timeout) || !timeout.Timeout() {
-			return fmt.Errorf("%q answers, %w", got, err)
-		}
-		return nil
-	})
+	netns.Route(t, b.outside, nodeAddr, "10.42.0.0/16")
 }
 
 func balancer(s *corev1.Service) {
@@ -161,7 +135,7 @@ func testSourceRanges(t *testing.T, mode string) {
 	})
 	b.endpoints(t, "10.42.0.6")
 	reaches(t, b.outside, "an allowed source", balancerIP+":80")
-	silent(t, b.pods["10.42.0.2"], balancerIP+":80")
+	netns.Silent(t, b.pods["10.42.0.2"], balancerIP+":80")
 	reaches(t, b.pods["10.42.0.2"], "ranges are of the load balancer alone", clusterIP+":80")
 	reaches(t, b.outside, "ranges are of the load balancer alone", nodeAddr+":30080")
 }
@@ -176,7 +150,7 @@ func testExternalLocal(t *testing.T, mode string) {
 	b.endpoints(t, "10.42.0.6")
 	for _, at := range []string{nodeAddr + ":30080", balancerIP + ":80"} {
 		reaches(t, b.outside, "an endpoint here", at)
-		if _, peer := answered(t, b.outside, at); peer != outsideAddr {
+		if _, peer := netns.Reach(t, b.outside, at); peer != outsideAddr {
 			t.Errorf("%s: the client's address became %q", at, peer)
 		}
 		reaches(t, b.pods["10.42.0.2"], "a pod", at)
@@ -204,12 +178,12 @@ func testExternalLocal(t *testing.T, mode string) {
 	}
 	health("200 OK")
 	b.endpointsOn(t, "n2", "10.42.0.6")
-	silent(t, b.outside, nodeAddr+":30080")
-	silent(t, b.outside, balancerIP+":80")
+	netns.Silent(t, b.outside, nodeAddr+":30080")
+	netns.Silent(t, b.outside, balancerIP+":80")
 	reaches(t, b.pods["10.42.0.2"], "inside, elsewhere's endpoint does", balancerIP+":80")
 	health("503")
 	b.removeService()
-	refused(t, b.outside, nodeAddr+":30090")
+	netns.Refused(t, b.outside, nodeAddr+":30090")
 }
 
 func testNoEndpoints(t *testing.T, mode string) {
@@ -221,34 +195,15 @@ func testNoEndpoints(t *testing.T, mode string) {
 	b.endpoints(t)
 	for _, from := range []netns.Doer{b.outside, b.pods["10.42.0.2"], here{}} {
 		for _, at := range []string{clusterIP + ":80", externalIP + ":80", balancerIP + ":80", nodeAddr + ":30080"} {
-			refused(t, from, at)
+			netns.Refused(t, from, at)
 		}
 	}
-}
-
-// serveDatagrams answers each with the name, until the test ends.
-func serveDatagrams(t *testing.T, in netns.Doer, name string) {
-	var d net.PacketConn
-	testenv.NoError(t, in.Do(func() (err error) { d, err = net.ListenPacket("udp", ":8080"); return err }))
-	done := make(chan struct{})
-	t.Cleanup(func() { d.Close(); <-done })
-	go func() {
-		defer close(done)
-		buf := make([]byte, 16)
-		for {
-			_, from, err := d.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = d.WriteTo([]byte(name), from)
-		}
-	}()
 }
 
 func testDatagrams(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	for ip, ns := range b.pods {
-		serveDatagrams(t, ns, ip)
+		netns.Echo(t, ns, ip, "udp", ":8080")
 	}
 	b.service(t, func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolUDP })
 	b.protocol = corev1.ProtocolUDP
@@ -379,14 +334,14 @@ func testPolicyHooks(t *testing.T, mode string) {
 	meets := map[string]bool{"forward": !output, "output": output}
 	for hook, want := range meets {
 		reaches(t, from, "without a policy", clusterIP+":80")
-		runNFT(t, "add table ip judge; add chain ip judge "+hook+" { type filter hook "+hook+" priority 0; }; "+
+		netns.NFT(t, "add table ip judge; add chain ip judge "+hook+" { type filter hook "+hook+" priority 0; }; "+
 			"add rule ip judge "+hook+" ct state established accept; add rule ip judge "+hook+" ip saddr 10.42.0.2 ip daddr 10.42.0.6 tcp dport 8080 drop")
 		if want {
-			silent(t, from, clusterIP+":80")
+			netns.Silent(t, from, clusterIP+":80")
 		} else {
 			reaches(t, from, "the hook "+hook+" does not see it", clusterIP+":80")
 		}
 		reaches(t, b.outside, "others", clusterIP+":80")
-		runNFT(t, "delete table ip judge")
+		netns.NFT(t, "delete table ip judge")
 	}
 }

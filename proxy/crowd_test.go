@@ -6,10 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -55,54 +52,11 @@ func testPoolAddress(t *testing.T, mode string) {
 	reaches(t, b.outside, "when it is announced", pooled+":80")
 }
 
-// serveLong answers what comes with the name, on port 9090, until the client goes or the test ends.
-func serveLong(t *testing.T, in netns.Doer, name string) {
-	var l net.Listener
-	testenv.NoError(t, in.Do(func() (err error) { l, err = net.Listen("tcp", ":9090"); return err }))
-	var mu sync.Mutex
-	var open []io.Closer
-	var wg sync.WaitGroup
-	t.Cleanup(func() {
-		l.Close()
-		mu.Lock()
-		for _, c := range open {
-			c.Close()
-		}
-		mu.Unlock()
-		wg.Wait()
-	})
-	wg.Go(func() {
-		testenv.Accept(l, func(c net.Conn) {
-			mu.Lock()
-			open = append(open, c)
-			mu.Unlock()
-			wg.Go(func() {
-				defer c.Close()
-				buf := make([]byte, 1)
-				for {
-					if _, err := c.Read(buf); err != nil {
-						return
-					}
-					fmt.Fprintln(c, name)
-				}
-			})
-		})
-	})
-}
+// serveLong answers on port 9090 for as long as a client speaks.
+func serveLong(t *testing.T, in netns.Doer, name string) { netns.Echo(t, in, name, "tcp", ":9090") }
 
 // say has the other end of a connection say who it is.
-func say(c net.Conn) (string, error) { return sayWithin(c, time.Minute) }
-
-// sayWithin is say with another patience.
-func sayWithin(c net.Conn, patience time.Duration) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(patience))
-	if _, err := c.Write([]byte("?")); err != nil {
-		return "", err
-	}
-	buf := make([]byte, 64)
-	n, err := c.Read(buf)
-	return strings.TrimSpace(string(buf[:n])), err
-}
+func say(c net.Conn) (string, error) { return netns.Say(c, time.Minute) }
 
 func testLongConnection(t *testing.T, mode string) {
 	b := newTestbed(t, mode)

@@ -62,11 +62,11 @@ func testConditions(t *testing.T, mode string) {
 	b.put(notServing(one), at(two, "n1", "nt")) // nothing is said of serving
 	only(t, b.outside, addr, two)
 	b.put(notServing(one), notServing(two))
-	refused(t, b.outside, addr)
+	netns.Refused(t, b.outside, addr)
 	b.put(at(one, "n1", ""), at(two, "n1", "n")) // nothing is said of ready
 	only(t, b.outside, addr, one)
 	b.put(at(one, "n1", "n"), at(two, "n1", "n"))
-	refused(t, b.outside, addr)
+	netns.Refused(t, b.outside, addr)
 }
 
 // testTerminatingHere has the policy Local keep to an endpoint here, though it is on its way out, while others
@@ -124,11 +124,11 @@ func testInternalLocal(t *testing.T, mode string) {
 	}
 	only(t, b.outside, nodeAddr+":30080", one, two) // of which the policy says nothing
 	b.put(at(two, "n2", "rs"))
-	silent(t, b.pods[one], clusterIP+":80")
-	silent(t, here{}, clusterIP+":80")
+	netns.Silent(t, b.pods[one], clusterIP+":80")
+	netns.Silent(t, here{}, clusterIP+":80")
 	only(t, b.outside, nodeAddr+":30080", two)
 	b.put()
-	refused(t, b.pods[one], clusterIP+":80")
+	netns.Refused(t, b.pods[one], clusterIP+":80")
 }
 
 func testBothLocal(t *testing.T, mode string) {
@@ -139,10 +139,10 @@ func testBothLocal(t *testing.T, mode string) {
 		s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	})
 	b.put(at(two, "n2", "rs"))
-	silent(t, b.outside, balancerIP+":80")
-	silent(t, b.pods[one], clusterIP+":80")
+	netns.Silent(t, b.outside, balancerIP+":80")
+	netns.Silent(t, b.pods[one], clusterIP+":80")
 	if b.differs(t, "with both policies Local pods are bound by the external one, too") {
-		silent(t, b.pods[one], balancerIP+":80")
+		netns.Silent(t, b.pods[one], balancerIP+":80")
 	} else {
 		reaches(t, b.pods[one], "inside, elsewhere's endpoint does", balancerIP+":80")
 	}
@@ -175,7 +175,7 @@ func testSlices(t *testing.T, mode string) {
 	b.api.Remove(other(8080))
 	only(t, b.outside, addr, two)
 	b.api.Remove(b.sliceWith())
-	refused(t, b.outside, addr)
+	netns.Refused(t, b.outside, addr)
 }
 
 // affine gives a Service session affinity for so many seconds.
@@ -191,10 +191,10 @@ func testAffinityEnds(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	b.service(t, affine(1))
 	b.endpoints(t, one, two)
-	first, _ := answered(t, b.outside, clusterIP+":80")
+	first, _ := netns.Reach(t, b.outside, clusterIP+":80")
 	again := func() string {
 		time.Sleep(1500 * time.Millisecond) // the affinity's second has to pass: that it ends is what is tried
-		server, _ := answered(t, b.outside, clusterIP+":80")
+		server, _ := netns.Reach(t, b.outside, clusterIP+":80")
 		return server
 	}
 	if b.differs(t, "affinity outlasts its time, as long as the kernel remembers the client's last connection") {
@@ -219,7 +219,7 @@ func testAffinityMoves(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	b.service(t, affine(600))
 	b.endpoints(t, one, two)
-	first, _ := answered(t, b.outside, clusterIP+":80")
+	first, _ := netns.Reach(t, b.outside, clusterIP+":80")
 	other := map[string]string{one: two, two: one}[first]
 	b.endpoints(t, other)
 	only(t, b.outside, clusterIP+":80", other)

@@ -63,7 +63,7 @@ func (all longOnes) goOn(t *testing.T, when string, want bool) {
 		if !want {
 			patience = 10 * time.Second // what an address in the client's place receives is dropped, not refused
 		}
-		who, err := sayWithin(c, patience)
+		who, err := netns.Say(c, patience)
 		t.Logf("%s: %s: %q, %v", when, name, who, err)
 		if (err == nil) != want {
 			t.Errorf("%s, a connection from %s goes on: %v, want %v (%v)", when, name, err == nil, want, err)
@@ -81,7 +81,7 @@ func (b *testbed) becomes(t *testing.T, mode, asked, other string) {
 		t.Fatalf("%s: the back end is %s: %s", asked, got, why)
 	}
 	eventually(t, "the other mode's tables are removed", func() error {
-		if tables := runNFT(t, "list", "tables"); strings.Contains(tables, other) {
+		if tables := netns.NFT(t, "list", "tables"); strings.Contains(tables, other) {
 			return fmt.Errorf("there are:\n%s", tables)
 		}
 		return nil

@@ -43,14 +43,14 @@ func testServices(t *testing.T, mode string) {
 	}
 	seen := map[string]bool{}
 	for range 200 {
-		server, peer := answered(t, a, clusterIP+":80")
+		server, peer := netns.Reach(t, a, clusterIP+":80")
 		seen[server] = true
 		if server == "10.42.0.6" && peer != "10.42.0.2" {
 			t.Fatalf("a pod's address was replaced by %s on the way to another pod", peer)
 		}
 	}
 	testenv.True(t, len(seen) == 2, "200 connections reached %v, want both endpoints", seen)
-	if _, peer := answered(t, b.outside, nodeAddr+":30080"); peer == outsideAddr {
+	if _, peer := netns.Reach(t, b.outside, nodeAddr+":30080"); peer == outsideAddr {
 		t.Errorf("traffic from outside to a node port came from %q, want it masqueraded", peer)
 	}
 
@@ -91,9 +91,9 @@ func testSessionAffinity(t *testing.T, mode string) {
 	})
 	b.endpoints(t, "10.42.0.2", "10.42.0.6")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
-	first, _ := answered(t, b.outside, clusterIP+":80")
+	first, _ := netns.Reach(t, b.outside, clusterIP+":80")
 	for range 30 {
-		if got, _ := answered(t, b.outside, clusterIP+":80"); got != first {
+		if got, _ := netns.Reach(t, b.outside, clusterIP+":80"); got != first {
 			t.Fatalf("got %s, want %s as before", got, first)
 		}
 	}
@@ -106,7 +106,7 @@ func TestServiceCIDRAddedLaterIsGuarded(t *testing.T) {
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
 	b.api.Put(&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.99.0.0/16"}}})
 	eventually(t, "unallocated addresses of the new CIDR are rejected", func() error {
-		if out := runNFT(t, "list table ip kube-proxy"); !strings.Contains(out, "10.99.0.0/16") {
+		if out := netns.NFT(t, "list table ip kube-proxy"); !strings.Contains(out, "10.99.0.0/16") {
 			return fmt.Errorf("the rules do not name it")
 		}
 		return nil
@@ -135,7 +135,7 @@ func TestDualStackServiceHasRulesOfBothFamilies(t *testing.T) {
 	go func() { done <- p.Run(ctx) }()
 	for table, want := range map[string]string{"ip": clusterIP, "ip6": "fd43::9"} {
 		eventually(t, table, func() error {
-			if out := runNFT(t, "list ruleset "+table); !strings.Contains(out, want) {
+			if out := netns.NFT(t, "list ruleset "+table); !strings.Contains(out, want) {
 				return fmt.Errorf("the rules do not name %s", want)
 			}
 			return nil
@@ -161,7 +161,7 @@ func TestFailedSyncIsReported(t *testing.T) {
 	b.endpoints(t, "10.42.0.2")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
 	// A chain of ours with another hook cannot be altered in place, so that every transaction fails.
-	runNFT(t, "delete table ip kube-proxy; add table ip kube-proxy; add chain ip kube-proxy nat-prerouting { type filter hook input priority 5; }")
+	netns.NFT(t, "delete table ip kube-proxy; add table ip kube-proxy; add chain ip kube-proxy nat-prerouting { type filter hook input priority 5; }")
 	b.endpoints(t, "10.42.0.6")
 	eventually(t, "the error is reported", func() error {
 		if h := b.proxy.Health(); h.Err == nil {
@@ -169,7 +169,7 @@ func TestFailedSyncIsReported(t *testing.T) {
 		}
 		return nil
 	})
-	runNFT(t, "delete table ip kube-proxy")
+	netns.NFT(t, "delete table ip kube-proxy")
 	reaches(t, b.outside, "cluster IP once the obstacle is gone", clusterIP+":80")
 	eventually(t, "the error is gone", func() error {
 		if h := b.proxy.Health(); h.Err != nil {
@@ -184,7 +184,7 @@ func testFlushedRulesetHeals(t *testing.T, mode string) {
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.2")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
-	runNFT(t, "flush ruleset")
+	netns.NFT(t, "flush ruleset")
 	if b.differs(t, "rules that another program has flushed come back with the next change only") {
 		for range 3 {
 			if server, _, err := ask(b.outside, clusterIP+":80"); err == nil {
@@ -214,7 +214,7 @@ func TestHourlySyncRepairsTables(t *testing.T) {
 				}
 			}
 			testenv.NoError(t, b.sync(true))
-			runNFT(t, drift)
+			netns.NFT(t, drift)
 			if ok, err := b.intact(); !ok || err != nil {
 				t.Errorf("tables that are there are not intact: %v, %v", ok, err)
 			}

@@ -56,7 +56,7 @@ func datagramsReach(t *testing.T, c net.Conn, want string) {
 func testTwoProtocols(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	for ip, ns := range b.pods {
-		serveDatagrams(t, ns, ip+" udp")
+		netns.Echo(t, ns, "udp:"+ip, "udp", ":8080")
 	}
 	b.service(t, func(s *corev1.Service) {
 		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "udp", Protocol: corev1.ProtocolUDP, Port: 80, TargetPort: intstr.FromInt32(8080), NodePort: 30080})
@@ -67,11 +67,11 @@ func testTwoProtocols(t *testing.T, mode string) {
 	b.api.Put(datagrams)
 	for _, addr := range []string{clusterIP + ":80", nodeAddr + ":30080"} {
 		only(t, b.outside, addr, one)
-		datagramsReach(t, dialDatagrams(t, b.outside, addr), two+" udp")
+		datagramsReach(t, dialDatagrams(t, b.outside, addr), "udp:"+two)
 	}
 	b.endpoints(t)
-	refused(t, b.outside, clusterIP+":80")
-	datagramsReach(t, dialDatagrams(t, b.outside, clusterIP+":80"), two+" udp")
+	netns.Refused(t, b.outside, clusterIP+":80")
+	datagramsReach(t, dialDatagrams(t, b.outside, clusterIP+":80"), "udp:"+two)
 }
 
 // testSCTP has a Service with a port of SCTP, which the machine's own kernel may lack.
@@ -102,7 +102,7 @@ func testSCTP(t *testing.T, mode string) {
 // that has one.
 func testEarlyDatagrams(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
-	serveDatagrams(t, b.pods[one], one)
+	netns.Echo(t, b.pods[one], one, "udp", ":8080")
 	c := dialDatagrams(t, b.pods[two], clusterIP+":80")
 	if server, err := askDatagram(c); err == nil {
 		t.Errorf("%s answers, and there is no Service", server)
@@ -314,7 +314,7 @@ func testServerAway(t *testing.T, mode string) {
 		if ready(is); is {
 			only(t, here{}, virtual+":443", "server")
 		} else {
-			refused(t, here{}, virtual+":443")
+			netns.Refused(t, here{}, virtual+":443")
 		}
 		only(t, here{}, server+":6443", answers)
 	}

@@ -59,13 +59,13 @@ func TestStaleChainsAreDeletedAfterASecond(t *testing.T) {
 		switch since := sync(false)["s0"]; {
 		case !since.IsZero() && !since.Equal(first["s0"]):
 			t.Fatalf("after %d syncs a chain is to be deleted a second after %v, not %v", syncs, since, first["s0"])
-		case strings.Contains(runNFT(t, "list chains ip"), "/s0/"):
+		case strings.Contains(netns.NFT(t, "list chains ip"), "/s0/"):
 			return fmt.Errorf("it is there after %d syncs", syncs)
 		}
 		return nil
 	})
 	sync(false)
-	testenv.Equal(t, strings.Count(runNFT(t, "list table ip kube-proxy"), "dnat to"), 2, "not both Services that are left are served:")
+	testenv.Equal(t, strings.Count(netns.NFT(t, "list table ip kube-proxy"), "dnat to"), 2, "not both Services that are left are served:")
 }
 
 // TestStaleDatesAreKept: a chain keeps its first date, and gets a new one after upstream has tried to delete it.

@@ -164,7 +164,7 @@ func theirRules(t *testing.T, all []served) []string {
 		p.OnServiceDelete(s.service)
 	}
 	p.OnEndpointSlicesSynced()
-	runNFT(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
+	netns.NFT(t, "delete table ip kube-proxy; delete table ip6 kube-proxy")
 	return out
 }
 
@@ -188,7 +188,7 @@ func dumped(t *testing.T) []string {
 	rules := map[string][]string{}
 	for _, family := range []string{"ip", "ip6"} {
 		var all struct{ Nftables []map[string]map[string]any }
-		testenv.NoError(t, json.Unmarshal([]byte(runNFT(t, "-j", "list table "+family+" kube-proxy")), &all))
+		testenv.NoError(t, json.Unmarshal([]byte(netns.NFT(t, "-j", "list table "+family+" kube-proxy")), &all))
 		for _, entry := range all.Nftables {
 			for kind, o := range entry {
 				delete(o, "handle")

@@ -38,12 +38,6 @@ func TestDeletionsAreHeard(t *testing.T) {
 			}
 		}
 	}
-	nft := func(text string) {
-		t.Helper()
-		if out, err := exec.Command("nft", text).CombinedOutput(); err != nil {
-			t.Fatalf("nft: %v: %s", err, out)
-		}
-	}
 	for _, table := range []Table{watched, same, other} {
 		testenv.NoError(t, Ensure(table))
 	}
@@ -58,9 +52,9 @@ func TestDeletionsAreHeard(t *testing.T) {
 		elements = append(elements, fmt.Sprintf("10.0.%d.%d", i/250, i%250))
 	}
 	for _, way := range []string{"flush ruleset", "delete table inet ours", "delete table inet ours; add table inet ours"} {
-		nft("add table inet ours; add set inet ours s { type ipv4_addr; }; add chain inet ours c { type filter hook forward priority 0; }; add rule inet ours c ip saddr @s drop; " +
-			"add element inet ours s { " + strings.Join(elements, ",") + " }")
-		nft(way)
+		netns.NFT(t, "add table inet ours; add set inet ours s { type ipv4_addr; }; add chain inet ours c { type filter hook forward priority 0; }; add rule inet ours c ip saddr @s drop; "+
+			"add element inet ours s { "+strings.Join(elements, ",")+" }")
+		netns.NFT(t, way)
 		expect("both", "ours")
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -42,62 +41,15 @@ type bed struct {
 }
 
 func newBed(t *testing.T) *bed {
-	b := &bed{outside: netns.New(t), services: map[string]*corev1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{}}
-	for _, f := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
-		testenv.NoError(t, os.WriteFile(f, []byte("1"), 0))
-	}
-	b.outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24", nodeAddr6 + "/64"}, []string{outsideAddr + "/24", outsideAddr6 + "/64"})
-	for i, ip := range podAddrs {
-		ns := netns.New(t)
-		gw := netip.MustParseAddr(ip).Prev().String()
-		gw6 := fmt.Sprintf("fd42:0:0:%d::1", i)
-		ns.Link(t, fmt.Sprintf("pod%d", i), "eth0", []string{gw + "/30", gw6 + "/64"}, []string{ip + "/30", pod6(i) + "/64"})
-		testenv.NoError(t, ns.Do(func() error { return errors.Join(netns.AddRoute("0.0.0.0/0", gw), netns.AddRoute("::/0", gw6)) }))
+	b := &bed{outside: netns.NewOutside(t), services: map[string]*corev1.Service{}, slices: map[string]*discoveryv1.EndpointSlice{}}
+	for ip, ns := range netns.NewPods(t) {
 		netns.Serve(t, ns, ip, "tcp", ":8080")
-		serveEcho(t, ns, ip)
+		netns.Echo(t, ns, ip, "tcp", ":9090")
+		netns.Echo(t, ns, ip, "udp", ":9090")
 	}
-	testenv.NoError(t, b.outside.Do(func() error {
-		return errors.Join(netns.AddRoute("10.43.0.0/16", nodeAddr), netns.AddRoute("fd43::/112", nodeAddr6))
-	}))
+	netns.Route(t, b.outside, nodeAddr, "10.43.0.0/16")
+	netns.Route(t, b.outside, nodeAddr6, "fd43::/112")
 	return b
-}
-
-func pod6(i int) string { return fmt.Sprintf("fd42:0:0:%d::2", i) }
-
-// serveEcho answers lines and datagrams on port 9090 with the name and the request, for as long as requests come.
-func serveEcho(t *testing.T, ns *netns.NS, name string) {
-	var l net.Listener
-	var d net.PacketConn
-	testenv.NoError(t, ns.Do(func() (err error) {
-		if l, err = net.Listen("tcp", ":9090"); err == nil {
-			d, err = net.ListenPacket("udp", ":9090")
-		}
-		return err
-	}))
-	t.Cleanup(func() { l.Close(); d.Close() })
-	go testenv.Accept(l, func(c net.Conn) {
-		go func() {
-			defer c.Close()
-			buf := make([]byte, 64)
-			for {
-				n, err := c.Read(buf)
-				if err != nil {
-					return
-				}
-				fmt.Fprintf(c, "%s %s", name, buf[:n])
-			}
-		}()
-	})
-	go func() {
-		buf := make([]byte, 64)
-		for {
-			n, from, err := d.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = d.WriteTo([]byte(name+" "+string(buf[:n])), from)
-		}
-	}()
 }
 
 // start is a proxier that knows nothing yet, as after a restart.
@@ -216,17 +168,10 @@ func (s *spy) DeleteReal(k Key, a netip.AddrPort) error {
 	return s.Table.DeleteReal(k, a)
 }
 
-// ask is that of netns, and says who answered.
-func ask(from netns.Doer, addr string) (string, error) {
-	answer, err := netns.Ask(from, addr)
-	who, _, _ := strings.Cut(answer, " ")
-	return who, err
-}
-
-func reaches(t *testing.T, from netns.Doer, addr string) string {
+// reaches waits until somebody answers, and says who.
+func reaches(t *testing.T, from netns.Doer, addr string) (who string) {
 	t.Helper()
-	var who string
-	testenv.Eventually(t, patience, addr+" answers", func() (err error) { who, err = ask(from, addr); return err })
+	who, _ = netns.Reach(t, from, addr)
 	return who
 }
 
@@ -287,20 +232,9 @@ func dial(t *testing.T, from netns.Doer, addr string) *net.TCPConn {
 // echo says who answers on an open connection.
 func echo(t *testing.T, c net.Conn) string {
 	t.Helper()
-	who, err := tryEcho(c, patience)
+	who, err := netns.Say(c, patience)
 	testenv.NoError(t, err, "an open connection")
 	return who
-}
-
-func tryEcho(c net.Conn, within time.Duration) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(within))
-	if _, err := c.Write([]byte("hello")); err != nil {
-		return "", err
-	}
-	buf := make([]byte, 64)
-	n, err := c.Read(buf)
-	who, _, _ := strings.Cut(string(buf[:n]), " ")
-	return who, err
 }
 
 // abort ends a connection by a reset, which IPVS forgets within ten seconds; a proper end takes two minutes.

@@ -31,22 +31,18 @@ import (
 )
 
 const (
-	nodeAddr, nodeAddr6       = "192.0.2.1", "2001:db8::1"
-	outsideAddr, outsideAddr6 = "192.0.2.2", "2001:db8::2"
-	clusterIP, clusterIP6     = "10.43.0.9", "fd43::9"
-	// patience is for what has to happen, on a kernel that is ten times slower than the machine's.
-	patience = 3 * time.Minute
+	nodeAddr, nodeAddr6   = netns.NodeIP, netns.NodeIP6
+	outsideAddr           = netns.OutsideIP
+	clusterIP, clusterIP6 = "10.43.0.9", "fd43::9"
+	patience              = netns.Patience
 )
 
-var podAddrs = []string{"10.42.0.2", "10.42.0.6"}
+var podAddrs = netns.PodIPs
 
 // TestServicesInAKernelWithIPVS runs in a second kernel, Debian's User-Mode Linux, which has IPVS. It lacks nftables
 // for IP, so that what is here is IPVS itself; the rules beside it are in proxy's TestServiceCases.
 func TestServicesInAKernelWithIPVS(t *testing.T) {
 	if !uml.Inside() {
-		if why := uml.Missing(); why != "" {
-			testenv.Missing(t, testenv.UserModeLinux, "%s", why)
-		}
 		modules := []string{"ip_vs", "dummy", "veth", "nf_conntrack_netlink", "sctp", "ipv6"}
 		for _, s := range Schedulers {
 			modules = append(modules, "ip_vs_"+s)
@@ -272,7 +268,7 @@ func testDatagrams(t *testing.T, b *bed) {
 	answers := func(want int) {
 		t.Helper()
 		testenv.Eventually(t, patience, "datagrams reach "+podAddrs[want], func() error {
-			got, err := tryEcho(c, time.Second)
+			got, err := netns.Say(c, time.Second)
 			if err == nil && got != podAddrs[want] {
 				err = fmt.Errorf("%s answers", got)
 			}
@@ -442,7 +438,7 @@ func testFamilies(t *testing.T, b *bed) {
 		s.Spec.IPFamilies = append(s.Spec.IPFamilies, corev1.IPv6Protocol)
 	}, 8080, 0)
 	six := b.slices["web"].DeepCopy()
-	six.Name, six.AddressType, six.Endpoints[0].Addresses = "web-6", discoveryv1.AddressTypeIPv6, []string{pod6(1)}
+	six.Name, six.AddressType, six.Endpoints[0].Addresses = "web-6", discoveryv1.AddressTypeIPv6, []string{netns.PodIP6(1)}
 	b.proxier.OnEndpointSlice(six, false)
 	defer b.proxier.OnEndpointSlice(six, true)
 	b.sync(t)

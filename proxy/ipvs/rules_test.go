@@ -3,17 +3,12 @@
 package ipvs
 
 import (
-	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/knftables"
 
@@ -26,16 +21,8 @@ import (
 // programs of the node's stand where IPVS would, at the Services' addresses, and say who came.
 func TestRulesMarkTrafficWithoutIPVS(t *testing.T) {
 	netns.RequireNFT(t)
-	outside, pod := netns.New(t), netns.New(t)
-	outside.Link(t, "uplink", "eth0", []string{nodeAddr + "/24"}, []string{outsideAddr + "/24"})
-	pod.Link(t, "pod0", "eth0", []string{"10.42.0.1/30"}, []string{"10.42.0.2/30"})
-	for _, ns := range []struct {
-		*netns.NS
-		gateway string
-	}{{outside, nodeAddr}, {pod, "10.42.0.1"}} {
-		testenv.NoError(t, ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", ns.gateway) }))
-	}
-	testenv.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+	outside, pod := netns.NewOutside(t), netns.NewPods(t)[podAddrs[0]]
+	netns.Route(t, outside, nodeAddr, "0.0.0.0/0")
 	lo := testenv.Must(netlink.LinkByName("lo"))(t)
 	for _, a := range []string{"10.43.0.9", "203.0.113.7"} {
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(a), Mask: net.CIDRMask(32, 32)}}
@@ -65,32 +52,8 @@ func TestRulesMarkTrafficWithoutIPVS(t *testing.T) {
 	}
 	who := func(from netns.Doer, at, want string) {
 		t.Helper()
-		testenv.Eventually(t, patience, at+" is answered by "+want, func() error {
-			got, err := ask(from, at)
-			if err == nil && got != want {
-				err = fmt.Errorf("%s answers", got)
-			}
-			return err
-		})
+		testenv.Equal(t, reaches(t, from, at), want, "%s is answered by", at)
 	}
-	// refused is at once, silent takes as long as a client waits.
-	refused := func(from netns.Doer, at string) {
-		t.Helper()
-		testenv.Eventually(t, patience, at+" refuses", func() error {
-			if got, err := ask(from, at); !errors.Is(err, unix.ECONNREFUSED) {
-				return fmt.Errorf("%q answers, %v", got, err)
-			}
-			return nil
-		})
-	}
-	silent := func(from netns.Doer, at string) {
-		t.Helper()
-		var timeout net.Error
-		if got, err := ask(from, at); !errors.As(err, &timeout) || !timeout.Timeout() {
-			t.Errorf("%s: %q, %v; want nothing", at, got, err)
-		}
-	}
-
 	apply(viewOf(external(nil), here, there), true)
 	for name, from := range map[string]netns.Doer{"outside": outside, "pod": pod, "the node": netns.Own{}} {
 		t.Log("from " + name)
@@ -98,8 +61,8 @@ func TestRulesMarkTrafficWithoutIPVS(t *testing.T) {
 		who(from, "203.0.113.7:80", "203.0.113.7")
 		who(from, nodeAddr+":30080", "nodeport")
 		// kubernetes 72236: what the node listens on is not to be had at a Service's address.
-		refused(from, "10.43.0.9:2222")
-		refused(from, "203.0.113.7:2222")
+		netns.Refused(t, from, "10.43.0.9:2222")
+		netns.Refused(t, from, "203.0.113.7:2222")
 		// kubernetes 127410: a node's own address stays open, though it is a Service's too.
 		who(from, nodeAddr+":2222", "node")
 	}
@@ -107,14 +70,14 @@ func TestRulesMarkTrafficWithoutIPVS(t *testing.T) {
 	// Where the pod network's route leads, but for the rule.
 	services := &netlink.Route{LinkIndex: uplink.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4(10, 43, 0, 0), Mask: net.CIDRMask(16, 32)}, Scope: netlink.SCOPE_LINK}
 	testenv.NoError(t, netlink.RouteAdd(services))
-	silent(pod, "10.43.0.10:80") // no Service's
+	netns.Silent(t, pod, "10.43.0.10:80") // no Service's
 
 	t.Log("source ranges")
 	apply(viewOf(external(func(s *corev1.Service) {
 		s.Spec.LoadBalancerSourceRanges = []string{"198.51.100.0/24", outsideAddr + "/32"}
 	}), here), false)
 	who(outside, "203.0.113.7:80", "203.0.113.7")
-	silent(pod, "203.0.113.7:80")
+	netns.Silent(t, pod, "203.0.113.7:80")
 	who(pod, "10.43.0.9:80", "10.43.0.9")
 
 	t.Log("external policy Local: what comes from inside goes to the cluster address")
@@ -128,15 +91,15 @@ func TestRulesMarkTrafficWithoutIPVS(t *testing.T) {
 
 	t.Log("external policy Local without an endpoint here")
 	apply(viewOf(local, there), false)
-	silent(outside, nodeAddr+":30080")
-	silent(outside, "203.0.113.7:80")
+	netns.Silent(t, outside, nodeAddr+":30080")
+	netns.Silent(t, outside, "203.0.113.7:80")
 	who(pod, nodeAddr+":30080", "10.43.0.9")
 
 	t.Log("no endpoints, which is IPVS' to refuse, and everything taken away")
 	apply(View{}, false)
 	who(outside, "203.0.113.7:80", "203.0.113.7")
 	apply(viewOf(external(nil), here), true) // over what is there
-	refused(outside, "203.0.113.7:2222")
+	netns.Refused(t, outside, "203.0.113.7:2222")
 	six := testenv.Must(knftables.New(knftables.IPv6Family, nft.IPVSTable))(t)
 	w6 := &rulesWriter{nft: six, view: ruleView{
 		family: rules6, clusterCIDRs: []netip.Prefix{netip.MustParsePrefix("fd42::/56")}, serviceCIDRs: []netip.Prefix{netip.MustParsePrefix("fd43::/112")},
@@ -185,9 +148,7 @@ func TestForeignRuleChangesAreDetectedByCount(t *testing.T) {
 			runNFT := func(format string) string {
 				t.Helper()
 				text := strings.NewReplacer("IN", string(c.of)+" "+nft.IPVSTable, "OTHER", string(c.of)+" other").Replace(format)
-				if out, err := exec.Command("nft", text).CombinedOutput(); err != nil {
-					t.Fatalf("nft %s: %v: %s", text, err, out)
-				}
+				netns.NFT(t, text)
 				return text
 			}
 			is(false, "nothing was written")

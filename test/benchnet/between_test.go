@@ -14,8 +14,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/test/netns"
-
-	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestBetween measures the ways from pod to pod beside two namespaces that are joined by a veth pair and nothing else.
@@ -77,8 +75,7 @@ func TestBetween(t *testing.T) {
 
 func rawVeth(t *testing.T) route {
 	a, b := netns.New(t), netns.New(t)
-	a.Link(t, "raw", "eth0", nil, []string{"198.51.100.1/24"})
-	testenv.NoError(t, place(b, "raw", "198.51.100.2/24"))
+	netns.Connect(t, a, "eth0", []string{"198.51.100.1/24"}, b, "eth0", []string{"198.51.100.2/24"})
 	return route{from: a, to: netip.MustParseAddr("198.51.100.2"), sink: serve(t, b)}
 }
 

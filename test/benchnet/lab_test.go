@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	vishnetns "github.com/vishvananda/netns"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -27,43 +25,6 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
-
-// place gives a device of this process' namespace to another one, with addresses.
-func place(in *netns.NS, device string, addrs ...string) error {
-	link, err := netlink.LinkByName(device)
-	if err != nil {
-		return err
-	}
-	h, err := vishnetns.GetFromPath(in.Path)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	if err := netlink.LinkSetNsFd(link, int(h)); err != nil {
-		return err
-	}
-	return in.Do(func() error { return setUp(device, addrs...) })
-}
-
-// setUp works in the calling thread's namespace.
-func setUp(device string, addrs ...string) error {
-	link, err := netlink.LinkByName(device)
-	if err != nil {
-		return err
-	}
-	for _, a := range addrs {
-		addr, err := netlink.ParseAddr(a)
-		if err == nil {
-			err = netlink.AddrAdd(link, addr)
-		}
-		if err != nil {
-			return fmt.Errorf("address %s of %s: %w", a, device, err)
-		}
-	}
-	return netlink.LinkSetUp(link)
-}
-
-func sysctl(name, value string) error { return os.WriteFile("/proc/sys/net/"+name, []byte(value), 0) }
 
 // site is a segment with nodes on it, and an API of its own.
 type site struct {
@@ -86,24 +47,12 @@ type labNode struct {
 func newSite(t *testing.T, name string, nodes int, change func(*nodeConfig)) *site {
 	t.Helper()
 	s := &site{t: t, api: watchapi.New()}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "br-" + name
-	bridge := &netlink.Bridge{LinkAttrs: attrs}
-	testenv.NoError(t, errors.Join(netlink.LinkAdd(bridge), setUp(attrs.Name)))
-	t.Cleanup(func() { _ = netlink.LinkDel(bridge) })
+	bridge := netns.NewBridge(t, "br-"+name, 0)
 	for i := 1; i <= nodes; i++ {
 		n := &labNode{t: t, site: s, ns: netns.New(t)}
-		port := fmt.Sprintf("%s-%d", name, i)
 		addr := fmt.Sprintf("192.0.2.%d", i)
-		n.ns.Link(t, port, "eth0", nil, []string{addr + "/24"})
-		l, err := netlink.LinkByName(port)
-		if err == nil {
-			err = netlink.LinkSetMaster(l, bridge)
-		}
-		if err == nil {
-			err = n.ns.Do(func() error { return netns.AddRoute("0.0.0.0/0", "192.0.2.254") })
-		}
-		testenv.NoError(t, err)
+		bridge.Join(t, n.ns, fmt.Sprintf("%s-%d", name, i), addr+"/24")
+		netns.Route(t, n.ns, "192.0.2.254", "0.0.0.0/0")
 		cidr := fmt.Sprintf("10.42.%d.0/24", i)
 		n.object = &corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("n", i)},

@@ -50,18 +50,17 @@ func newSide(t *testing.T, name string) *side {
 	s := &side{name: name, t: t, ns: netns.New(t), pods: map[string]*netns.NS{}}
 	for i, ip := range []string{podA, podB} {
 		pod := netns.New(t)
-		device := fmt.Sprint("pod", i)
 		gateway := netip.MustParsePrefix(ip + "/30").Masked().Addr().Next().String()
-		pod.Link(t, device, "eth0", nil, []string{ip + "/30"})
-		testenv.NoError(t,
-			errors.Join(place(s.ns, device, gateway+"/30"), pod.Do(func() error { return netns.AddRoute("0.0.0.0/0", gateway) })))
+		netns.Connect(t, s.ns, fmt.Sprint("pod", i), []string{gateway + "/30"}, pod, "eth0", []string{ip + "/30"})
+		netns.Route(t, pod, gateway, "0.0.0.0/0")
 		s.pods[ip] = pod
 		netns.Serve(t, pod, ip, "tcp", fmt.Sprint(":", namePort))
 	}
 	s.sink = serve(t, s.pods[podB])
 	// kube-proxy would write a second table for IPv6, of which ours knows nothing here.
 	testenv.NoError(t, s.ns.Do(func() error {
-		return errors.Join(setUp("lo", nodeIP+"/32"), sysctl("ipv4/ip_forward", "1"), sysctl("ipv6/conf/all/disable_ipv6", "1"))
+		netns.Sysctl(t, "ipv4/ip_forward=1", "ipv6/conf/all/disable_ipv6=1")
+		return netns.AddAddress("lo", nodeIP+"/32")
 	}))
 	return s
 }

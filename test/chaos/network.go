@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/netns"
-	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const (
@@ -27,8 +26,9 @@ const (
 
 // site is one bridge with a network namespace for each server. Clients are in the test's own namespace, on the bridge.
 type site struct {
-	t     testing.TB
-	hosts map[string]*host
+	t      testing.TB
+	bridge netns.Bridge
+	hosts  map[string]*host
 }
 
 // host is a server's network namespace.
@@ -44,31 +44,7 @@ type host struct {
 func newSite(t testing.TB) *site {
 	t.Helper()
 	netns.Require(t)
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = bridgeName
-	testenv.NoError(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}), "making a bridge")
-	t.Cleanup(func() {
-		if l, err := netlink.LinkByName(bridgeName); err == nil {
-			_ = netlink.LinkDel(l)
-		}
-	})
-	testenv.NoError(t, addressUp(bridgeName, clientsIP+"/24"))
-	return &site{t: t, hosts: map[string]*host{}}
-}
-
-func addressUp(dev, address string) error {
-	l, err := netlink.LinkByName(dev)
-	if err != nil {
-		return err
-	}
-	a, err := netlink.ParseAddr(address)
-	if err != nil {
-		return err
-	}
-	if err := netlink.AddrAdd(l, a); err != nil {
-		return fmt.Errorf("adding %s to %s: %w", address, dev, err)
-	}
-	return netlink.LinkSetUp(l)
+	return &site{t: t, bridge: netns.NewBridge(t, bridgeName, 0, clientsIP+"/24"), hosts: map[string]*host{}}
 }
 
 // addHost makes the namespace of the server with a number from 1 on.
@@ -79,13 +55,7 @@ func (s *site) addHost(name string, number int) *host {
 		work: make(chan func()), drop: map[string]bool{}, loss: map[string]int{},
 	}
 	dev := fmt.Sprintf("chaos0-%d", number)
-	h.ns.Link(s.t, dev, "eth0", nil, []string{h.ip + "/24"})
-	bridge := testenv.Must(netlink.LinkByName(bridgeName))(s.t)
-	l, err := netlink.LinkByName(dev)
-	if err == nil {
-		err = netlink.LinkSetMaster(l, bridge)
-	}
-	testenv.NoError(s.t, err)
+	s.bridge.Join(s.t, h.ns, dev, h.ip+"/24")
 	// Processes are started from this thread: their death signal follows it.
 	go func() {
 		runtime.LockOSThread()

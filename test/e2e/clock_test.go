@@ -5,12 +5,11 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
-	"syscall"
 	"testing"
 	"time"
 
@@ -56,20 +55,16 @@ func clockless(t *testing.T, dir string, env ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 35*time.Minute)
 	defer cancel()
-	c := exec.CommandContext(ctx, "linux.uml", append([]string{
-		"mem=1500M", "rootfstype=hostfs", "ro", "hostfs=/", "init=" + filepath.Join(dir, "guest.sh"), "ubd0=" + filepath.Join(dir, "disk"),
-		"con=null", "con0=null,fd:1", "panic=-1",
-	}, env...)...)
-	var err error
-	c.Env, err = uml.Environ(dir, dir)
+	var out bytes.Buffer
+	c, err := uml.Start(ctx, uml.StartOptions{
+		Memory: 1500, Init: filepath.Join(dir, "guest.sh"), Dir: dir, Args: append(env, "ubd0="+filepath.Join(dir, "disk")), Console: &out,
+	})
 	testenv.NoError(t, err)
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
-	out, err := c.CombinedOutput()
+	err = c.Wait()
 	if ctx.Err() != nil {
-		t.Fatalf("the machine did not come to its end: %v\n%s", err, out)
+		t.Fatalf("the machine did not come to its end: %v\n%s", err, &out)
 	}
-	return string(out)
+	return out.String()
 }
 
 // TestMachineWithoutClockBattery: machines without a battery. The first start is in 1970: the clock is set to when the
@@ -77,19 +72,12 @@ func clockless(t *testing.T, dir string, env ...string) string {
 // the power goes, and the next start is in 1970 again: the clock is set to what the files say.
 func TestMachineWithoutClockBattery(t *testing.T) {
 	t.Parallel() // it is slow, and the others here wait
-	if _, err := exec.LookPath("linux.uml"); err != nil {
-		testenv.Missing(t, testenv.UserModeLinux, "linux.uml is not installed: packaging/deps.sh test installs it")
-	}
+	uml.Require(t, "mkfs.ext4")
 	dir, err := os.MkdirTemp("/var/tmp", "coracle-clock-") // the guest has a /run of its own, and sees the host's files elsewhere
 	testenv.NoError(t, err)
 	t.Cleanup(func() { testenv.Check(t, os.RemoveAll(dir)) })
 	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "guest.sh"), []byte(guestScript), 0o755))
-	disk := filepath.Join(dir, "disk")
-	testenv.NoError(t, os.WriteFile(disk, nil, 0o600))
-	testenv.NoError(t, os.Truncate(disk, 1<<30))
-	if out, err := exec.Command("mkfs.ext4", "-q", disk).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	testenv.NoError(t, uml.MakeDisk(filepath.Join(dir, "disk"), 1<<30))
 	reports := regexp.MustCompile(`ANSWERS .*`)
 	coracle := (&harness.Machine{T: t}).Coracle()
 	later := time.Now().UTC().AddDate(2, 0, 0)

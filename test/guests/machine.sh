@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # The first process of a machine with a kernel of its own, a User-Mode Linux. Its root is the host's, read-only; its disk is at /run/disk; at /run/shared is the folder that it
-# shares with the test: the files of modules to load, the tests' image, the arguments of its coracle, and that one's log. A client of its port 10 has a shell.
+# shares with the test: the files of modules to load, the tests' image, the arguments of its coracle, and that one's log; and what a test has to do before coracle begins,
+# in prepare.sh. A client of its port 10 has a shell.
 #
 # The kernel hands over NAME, IP, SHARED, CORACLE (the program) and NFS (a folder of packaging/guest-nfs.sh's, or nothing).
 set -u
@@ -58,8 +59,12 @@ mount --make-rshared /
 # shellcheck disable=SC3045 # the shells of Debian and of busybox have it
 ulimit -n 65536
 export PATH=/usr/sbin:/usr/bin
-mkdir -p /run/disk/data/images
-cp /run/shared/box.tar /run/disk/data/images/
+if [ -e /run/shared/box.tar ]; then
+  mkdir -p /run/disk/data/images
+  cp /run/shared/box.tar /run/disk/data/images/
+fi
+# shellcheck source=/dev/null # the test writes it
+[ ! -e /run/shared/prepare.sh ] || . /run/shared/prepare.sh
 
 busybox nc -ll -p 10 -e /bin/sh &
 while :; do # as a service manager does

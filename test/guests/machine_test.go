@@ -73,7 +73,7 @@ func (l *lab) add(args ...string) *node {
 	l.t.Helper()
 	n := &node{lab: l}
 	n.Guest = l.server.Site.NewGuest(l.shared, harness.GuestOptions{
-		Number: len(l.nodes) + 1, Init: filepath.Join(l.shared, "machine.sh"), Disk: 4 << 30, Memory: "1200M",
+		Number: len(l.nodes) + 1, Init: filepath.Join(l.shared, "machine.sh"), Disk: 4 << 30, Memory: 1200,
 		Env: []string{"CORACLE=" + l.server.Coracle(), "SHARED=" + l.shared, "NFS=" + l.nfs},
 	})
 	l.nodes = append(l.nodes, n)

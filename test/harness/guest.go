@@ -3,15 +3,14 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
+	"slices"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
@@ -27,8 +26,8 @@ type GuestOptions struct {
 	// Disk is the size of its disk /dev/ubda in bytes: ext4, empty, and as long as nothing is written to it no room is
 	// taken.
 	Disk int64
-	// Memory is how much the guest has, as the kernel's parameter mem says it; "1000M" if empty.
-	Memory string
+	// Memory is how much the guest has, in MB; 1000 if zero.
+	Memory int
 	// Env are variables of the first process, each NAME=value, beside NAME and IP.
 	Env []string
 }
@@ -59,20 +58,14 @@ func GuestFolder(t testing.TB) string {
 // there is no User-Mode Linux the test ends.
 func (s *Site) NewGuest(dir string, o GuestOptions) *Guest {
 	s.T.Helper()
-	if _, err := exec.LookPath("linux.uml"); err != nil {
-		testenv.Missing(s.T, testenv.UserModeLinux, "linux.uml is not installed: packaging/deps.sh test installs it")
-	}
+	uml.Require(s.T, "mkfs.ext4")
 	name := fmt.Sprintf("guest-%d", o.Number)
 	g := &Guest{T: s.T, Site: s, Name: name, IP: fmt.Sprintf("10.77.0.%d", 20+o.Number), Dir: filepath.Join(dir, name), o: o}
-	if g.o.Memory == "" {
-		g.o.Memory = "1000M"
-	}
-	disk, tap := filepath.Join(g.Dir, "disk"), "tap"+g.Name
+	g.o.Memory = cmp.Or(g.o.Memory, 1000)
+	tap := "tap" + g.Name
 	for _, do := range []func() error{
 		func() error { return os.Mkdir(g.Dir, 0o755) },
-		func() error { return os.WriteFile(disk, nil, 0o600) },
-		func() error { return os.Truncate(disk, o.Disk) },
-		func() error { return succeed(exec.CommandContext(s.T.Context(), "mkfs.ext4", "-q", disk)) },
+		func() error { return uml.MakeDisk(filepath.Join(g.Dir, "disk"), o.Disk) },
 		func() error {
 			return succeed(s.Command(s.T.Context(), "ip", "tuntap", "add", "dev", tap, "mode", "tap"))
 		},
@@ -93,37 +86,24 @@ func succeed(c *exec.Cmd) error {
 	return nil
 }
 
-// guestMemory is where guests' memory is, which is a file that it must be allowed to execute: in memory if there is
-// room for several, else with its disk.
-func (g *Guest) guestMemory() string {
-	var st unix.Statfs_t
-	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 8<<30 && st.Flags&unix.ST_NOEXEC == 0 {
-		return "/dev/shm"
-	}
-	return g.Dir
-}
-
 // Boot switches the guest on. env are further variables of its first process.
 func (g *Guest) Boot(env ...string) {
 	g.T.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	args := []string{
-		"mem=" + g.o.Memory, "rootfstype=hostfs", "ro", "hostfs=/", "init=" + g.o.Init, "ubd0=" + filepath.Join(g.Dir, "disk"),
-		"con=null", "con0=null,fd:1", "panic=-1", fmt.Sprintf("vec0:transport=tap,ifname=tap%s,mac=02:00:00:00:01:%02x", g.Name, g.o.Number),
-		"NAME=" + g.Name, "IP=" + g.IP,
-	}
-	kernel := g.Site.Command(ctx, "linux.uml", append(append(args, g.o.Env...), env...)...)
 	console, err := os.OpenFile(filepath.Join(g.Dir, "console"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	testenv.NoError(g.T, err)
 	defer console.Close()
-	// The kernel is not the first process of a pid namespace, which could not abort; that one ends, and all of its
-	// processes with it.
-	c := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, kernel.Args...)...)
-	c.Env, err = uml.Environ(g.guestMemory(), g.Dir)
-	testenv.NoError(g.T, err)
-	c.Stdout, c.Stderr = console, console
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, Cloneflags: unix.CLONE_NEWPID}
-	testenv.NoError(g.T, c.Start())
+	args := []string{
+		"ubd0=" + filepath.Join(g.Dir, "disk"), fmt.Sprintf("vec0:transport=tap,ifname=tap%s,mac=02:00:00:00:01:%02x", g.Name, g.o.Number),
+		"NAME=" + g.Name, "IP=" + g.IP,
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c, err := uml.Start(ctx, uml.StartOptions{
+		Enter: g.Site.enter(), Memory: g.o.Memory, Init: g.o.Init, Dir: g.Dir, Args: slices.Concat(args, g.o.Env, env), Console: console,
+	})
+	if err != nil {
+		cancel()
+		g.T.Fatal(err)
+	}
 	off := make(chan struct{})
 	go func() { _ = c.Wait(); close(off) }()
 	g.power, g.off = cancel, off

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -144,8 +145,13 @@ func (m *Machine) NFTIn(namespace string, args ...string) (string, error) {
 
 // Command prepares a program to run on the site's network and on no machine.
 func (s *Site) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	enter := []string{"-t", fmt.Sprint(s.holder.Process.Pid), "-n", "--", name}
-	return exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
+	command := slices.Concat(s.enter(), []string{name}, args)
+	return exec.CommandContext(ctx, command[0], command[1:]...)
+}
+
+// enter is a command that runs another one on the site's network.
+func (s *Site) enter() []string {
+	return []string{"nsenter", "-t", fmt.Sprint(s.holder.Process.Pid), "-n", "--"}
 }
 
 // Cut drops everything that one machine sends to another one; the way back stays open.

@@ -173,22 +173,33 @@ func (ns *NS) Do(f func() error) error {
 // CIDR form and may be empty.
 func (ns *NS) Link(t testing.TB, hostDev, nsDev string, hostAddrs, nsAddrs []string) {
 	t.Helper()
+	Connect(t, Own{}, hostDev, hostAddrs, ns, nsDev, nsAddrs)
+}
+
+// Connect joins two namespaces with a veth pair, as Link does.
+func Connect(t testing.TB, a Doer, aDev string, aAddrs []string, b *NS, bDev string, bAddrs []string) {
+	t.Helper()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = hostDev
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: nsDev, PeerTxQLen: -1, PeerNamespace: netlink.NsFd(int(ns.h))}
-	testenv.NoError(t, netlink.LinkAdd(veth), "making a veth pair")
+	attrs.Name = aDev
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: bDev, PeerTxQLen: -1, PeerNamespace: netlink.NsFd(int(b.h))}
+	testenv.NoError(t, a.Do(func() error { return netlink.LinkAdd(veth) }), "making a veth pair")
 	t.Cleanup(func() {
-		if l, err := netlink.LinkByName(hostDev); err == nil {
-			_ = netlink.LinkDel(l)
-		}
+		_ = a.Do(func() error {
+			l, err := netlink.LinkByName(aDev)
+			if err == nil {
+				err = netlink.LinkDel(l)
+			}
+			return err
+		})
 	})
-	err := setup(hostDev, hostAddrs)
-	if err == nil {
-		err = ns.Do(func() error { return errors.Join(setup("lo", nil), setup(nsDev, nsAddrs)) })
+	for _, err := range []error{
+		a.Do(func() error { return errors.Join(setup("lo", nil), setup(aDev, aAddrs)) }),
+		b.Do(func() error { return errors.Join(setup("lo", nil), setup(bDev, bAddrs)) }),
+	} {
+		testenv.NoError(t, err)
 	}
-	testenv.NoError(t, err)
-	testenv.Eventually(t, 2*time.Minute, "the addresses of "+hostDev+" and "+nsDev+" are local", func() error {
-		return errors.Join(local(hostAddrs), ns.Do(func() error { return local(nsAddrs) }))
+	testenv.Eventually(t, 2*time.Minute, "the addresses of "+aDev+" and "+bDev+" are local", func() error {
+		return errors.Join(a.Do(func() error { return local(aAddrs) }), b.Do(func() error { return local(bAddrs) }))
 	})
 }
 

@@ -11,10 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,36 +21,9 @@ import (
 )
 
 const (
-	kernel     = "linux.uml"
-	modulesDir = "/usr/lib/uml/modules"
-	blockID    = 2       // virtio's number of block devices
-	pipeSize   = 1 << 20 // bytes: what users may have
+	blockID  = 2       // virtio's number of block devices
+	pipeSize = 1 << 20 // bytes: what users may have
 )
-
-// Missing says why there can be no machine here, or is empty.
-func Missing() string {
-	if runtime.GOARCH != "amd64" {
-		return "User-Mode Linux runs on amd64 only"
-	}
-	for _, tool := range []string{kernel, "mkfs.ext4", "e2fsck"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return tool + " is not installed: packaging/deps.sh test installs it"
-		}
-	}
-	if _, err := blockDriver(); err != nil {
-		return err.Error()
-	}
-	return ""
-}
-
-// blockDriver is the file of the guest kernel's virtio_blk.
-func blockDriver() (string, error) {
-	found, err := filepath.Glob(modulesDir + "/*/kernel/drivers/block/virtio_blk.ko")
-	if err != nil || len(found) != 1 {
-		return "", fmt.Errorf("the package user-mode-linux has %d virtio_blk modules, one is needed", len(found))
-	}
-	return found[0], nil
-}
 
 // A Machine boots a guest from a root folder, time and again.
 type Machine struct {
@@ -66,7 +37,7 @@ type Machine struct {
 
 // prepare makes the root folder.
 func (m *Machine) prepare() error {
-	driver, err := blockDriver()
+	driver, err := uml.ModuleFile("virtio_blk")
 	if err != nil {
 		return err
 	}
@@ -155,21 +126,15 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	if _, err := unix.FcntlInt(line.Fd(), unix.F_SETPIPE_SZ, pipeSize); err != nil {
 		return errors.Join(fmt.Errorf("enlarge a pipe: %w", err), lines.Close())
 	}
-	env, err := uml.Environ(m.Dir, m.Dir)
-	if err != nil {
-		return errors.Join(err, lines.Close())
-	}
 	order, orders, err := os.Pipe()
 	if err != nil {
 		return errors.Join(err, lines.Close())
 	}
 	guestEnds = append(guestEnds, order)
 	b.lines, b.orders = lines, orders
-	// Descriptors of ExtraFiles start at 3.
+	// Descriptors of Files start at 3.
 	args := []string{
-		"mem=512M", "rootfstype=hostfs", "rootflags=" + m.root(), "rw", "init=/init", "panic=-1",
-		fmt.Sprintf("virtio_uml.device=%s:%d", socket, blockID),
-		"con=null", "con0=null,fd:1", "ssl=null", "ssl0=fd:4,fd:3",
+		fmt.Sprintf("virtio_uml.device=%s:%d", socket, blockID), "ssl0=fd:4,fd:3",
 		fmt.Sprintf("boot=%d", o.Number), fmt.Sprintf("seed=%d", m.Seed), "journal=" + o.Journal,
 		fmt.Sprintf("server=%d", m.Server), fmt.Sprintf("servers=%d", m.Servers), fmt.Sprintf("idle=%t", o.Idle),
 	}
@@ -186,17 +151,10 @@ func (m *Machine) run(ctx context.Context, b *Boot, o BootOptions, socket string
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return errors.Join(err, lines.Close(), orders.Close())
 	}
-	// Not the first process of its namespace, see below: that one cannot abort.
-	b.cmd = exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh", kernel}, args...)...)
-	b.cmd.Env = env
-	b.cmd.Stdout, b.cmd.Stderr, b.cmd.ExtraFiles = console, console, guestEnds
-	// A session of its own, so that its processes can be distinguished from others.
-	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	if os.Geteuid() == 0 { // and that ends with its first one, whatever becomes of us
-		b.cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID
-	}
-	b.cmd.Cancel = b.kill
-	if err := b.cmd.Start(); err != nil {
+	b.cmd, err = uml.Start(ctx, uml.StartOptions{
+		Memory: 512, Root: m.root(), Init: "/init", Dir: m.Dir, Args: args, Console: console, Files: guestEnds,
+	})
+	if err != nil {
 		return errors.Join(err, lines.Close(), orders.Close())
 	}
 	return nil
@@ -232,15 +190,6 @@ func (b *Boot) Lines(fn func(string) error) error {
 	}
 }
 
-// kill ends every process of the machine.
-func (b *Boot) kill() error {
-	err := syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
-	if errors.Is(err, unix.ESRCH) {
-		return os.ErrProcessDone
-	}
-	return err
-}
-
 // Gone is closed when nothing is left of the machine.
 func (b *Boot) Gone() <-chan struct{} { return b.gone }
 
@@ -248,7 +197,7 @@ func (b *Boot) Gone() <-chan struct{} { return b.gone }
 func (b *Boot) End() error {
 	var err error
 	b.once.Do(func() {
-		_ = b.kill()
+		_ = b.cmd.Cancel()
 		_ = b.cmd.Wait() // killed
 		for err := error(nil); !errors.Is(err, unix.ECHILD); {
 			_, err = unix.Wait4(-b.cmd.Process.Pid, nil, 0, nil)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
+	"github.com/coracle-k8s/coracle/test/uml"
 )
 
 const (
@@ -63,9 +64,7 @@ type server struct {
 
 func newRig(t *testing.T, servers int) *rig {
 	t.Helper()
-	if why := Missing(); why != "" {
-		testenv.Missing(t, testenv.UserModeLinux, "%s", why)
-	}
+	uml.Require(t, "mkfs.ext4", "e2fsck")
 	seed := environment(t, "CORACLE_POWERCUT_SEED", testenv.Seed(t)>>32)
 	t.Logf("seed: CORACLE_POWERCUT_SEED=%d", seed)
 	dir := workDir(t)
@@ -141,9 +140,8 @@ func (r *rig) run(name string, args ...string) {
 func (r *rig) newDisks() {
 	r.t.Helper()
 	for _, s := range r.servers {
-		testenv.NoError(r.t, errors.Join(os.WriteFile(s.image, nil, 0o600), os.Truncate(s.image, diskSize)))
-		r.run("mkfs.ext4", "-q", "-F", "-b", strconv.Itoa(blockSize), "-J", "size=8",
-			"-E", "lazy_itable_init=0,lazy_journal_init=0", s.image)
+		testenv.NoError(r.t, uml.MakeDisk(s.image, diskSize, "-b", strconv.Itoa(blockSize), "-J", "size=8",
+			"-E", "lazy_itable_init=0,lazy_journal_init=0"))
 	}
 	if r.ledger != nil {
 		r.total += r.ledger.Total
@@ -191,7 +189,7 @@ func (r *rig) follow(s *server) {
 	go func() {
 		select {
 		case <-s.disk.Off():
-			_ = s.boot.kill()
+			_ = s.boot.cmd.Cancel()
 		case <-s.boot.Gone():
 		}
 	}()

@@ -28,6 +28,19 @@ func ModuleFiles(t testing.TB, names ...string) []string {
 	return append(files, own...)
 }
 
+// ModuleFile is the file of a module of Debian's package.
+func ModuleFile(name string) (string, error) {
+	dir, err := modules()
+	if err != nil {
+		return "", err
+	}
+	files, err := filesOf(dir, []string{name})
+	if err != nil {
+		return "", err
+	}
+	return files[len(files)-1], nil // what it needs comes before it
+}
+
 // filesOf are the files of the package's modules, each after those that it needs, as modules.dep has them, and once.
 func filesOf(dir string, names []string) ([]string, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "modules.dep"))

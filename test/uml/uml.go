@@ -19,16 +19,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -38,7 +34,6 @@ const (
 	modulesDir = "/usr/lib/uml/modules"
 	// verdict begins the line by which a guest says that its test is over, before it says how.
 	verdict = "guest: over: "
-	memory  = "512M"
 )
 
 // WithNFTablesVar names the folder that packaging/guest-nftables.sh made.
@@ -96,23 +91,6 @@ type Options struct {
 	Within time.Duration
 }
 
-// Missing says why the package's kernel cannot be had here, or is empty.
-func Missing() string {
-	if runtime.GOARCH != "amd64" {
-		return "User-Mode Linux runs on amd64 only"
-	}
-	if raceDetector {
-		return "it runs without the race detector only, which makes the guest's first process many times slower and larger"
-	}
-	if _, err := exec.LookPath(packaged); err != nil {
-		return packaged + " is not installed: packaging/deps.sh test installs it"
-	}
-	if _, err := modules(); err != nil {
-		return err.Error()
-	}
-	return ""
-}
-
 // modules is the folder of the package's modules.
 func modules() (string, error) {
 	found, err := filepath.Glob(modulesDir + "/*/modules.dep")
@@ -122,29 +100,28 @@ func modules() (string, error) {
 	return filepath.Dir(found[0]), nil
 }
 
-// Run runs the calling test in a guest, shows what it says, and ends as it ends, with the same parts.
+// Run runs the calling test in a guest, shows what it says, and ends as it ends, with the same parts. Where the
+// package's kernel is not to be had the test ends.
 func Run(t *testing.T, o Options) {
 	t.Helper()
-	dir := workDir(t)
+	if o.Kernel == "" {
+		Require(t)
+	}
+	if raceDetector {
+		testenv.Missing(t, testenv.UserModeLinux, "with the race detector the guest's first process is many times slower and larger")
+	}
 	args, err := o.arguments(t.Name())
+	testenv.NoError(t, err)
+	self, err := os.Executable()
 	testenv.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), o.Within)
 	defer cancel()
-	// A shell in between, since the first process of a pid namespace cannot abort, which is how the kernel ends.
-	cmd := exec.CommandContext(ctx, "sh", append([]string{"-c", `"$@"; exit $?`, "sh"}, args...)...)
-	cmd.Env, err = Environ(dir, dir)
-	testenv.NoError(t, err)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	if os.Geteuid() == 0 { // every process of the guest's ends with its first one
-		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID
-	}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 10 * time.Second
 	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
 	runtime.LockOSThread() // the death signal follows the thread
-	err = cmd.Run()
-	runtime.UnlockOSThread()
+	defer runtime.UnlockOSThread()
+	guest, err := Start(ctx, StartOptions{Kernel: o.Kernel, Memory: 512, Init: self, Dir: workDir(t), Args: args, Console: &out})
+	testenv.NoError(t, err)
+	err = guest.Wait()
 	output, over := judge(out.Bytes())
 	t.Logf("the guest says:\n%s", output)
 	switch {
@@ -184,24 +161,13 @@ func complaints(output string) string {
 	return b.String()
 }
 
-// arguments are the kernel's command.
+// arguments are the parameters of the kernel.
 func (o Options) arguments(test string) ([]string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("finding the test's own program: %w", err)
-	}
 	cwd, err := os.Getwd()
 	if err != nil {
 		return nil, err
 	}
-	kernel := o.Kernel
-	if kernel == "" {
-		kernel = packaged
-	}
-	args := []string{
-		kernel, "mem=" + memory, "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + self, "quiet", "panic=-1",
-		"con=null", "con0=null,fd:1", "ssl=null", testVar + "=" + test, folderVar + "=" + cwd, "PATH=" + os.Getenv("PATH"),
-	}
+	args := []string{"quiet", testVar + "=" + test, folderVar + "=" + cwd, "PATH=" + os.Getenv("PATH")}
 	if len(o.Modules) > 0 {
 		dir, err := modules()
 		if err != nil {
@@ -218,15 +184,9 @@ func (o Options) arguments(test string) ([]string, error) {
 	return args, nil
 }
 
-// workDir is in memory if there is room: a guest's memory is a file, which it must be allowed to execute.
+// workDir is a folder of the guest's, which removes files of its own when it ends.
 func workDir(t *testing.T) string {
-	t.Helper()
-	parent := ""
-	var st unix.Statfs_t
-	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 2<<30 && st.Flags&unix.ST_NOEXEC == 0 {
-		parent = "/dev/shm"
-	}
-	dir := testenv.Must(os.MkdirTemp(parent, "guest"))(t)
+	dir := testenv.Must(os.MkdirTemp("", "guest"))(t)
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)

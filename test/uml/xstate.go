@@ -14,10 +14,10 @@ import (
 //go:embed xstate/xstate.c
 var xstateSource []byte
 
-// Environ is the environment of a User-Mode Linux: this process's own, with the folder of the guest's memory, and a
+// environ is the environment of a User-Mode Linux: this process's own, with the folder of the guest's memory, and a
 // folder of files that are kept as long as it runs. On a processor that has AMX a library is preloaded, which gcc makes
 // there: xstate/xstate.c says why.
-func Environ(memory, dir string) ([]string, error) {
+func environ(memory, dir string) ([]string, error) {
 	env := append(os.Environ(), "TMPDIR="+memory, "HOME="+dir)
 	cpu, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil || !strings.Contains(string(cpu), " amx_tile") {
