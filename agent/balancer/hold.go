@@ -37,7 +37,7 @@ func (b *Balancer) pass(ctx context.Context, c net.Conn) {
 		_ = c.Close() // the client sees that, and tries again
 		return
 	}
-	b.join(ctx, c, up, server, b.doubt)
+	b.join(ctx, c, up, server, func() { b.doubt(server) })
 }
 
 // await finds a server for a connection of this machine's.
