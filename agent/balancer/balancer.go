@@ -301,6 +301,9 @@ func (b *Balancer) inUse() []string {
 	return slices.Compact(slices.Sorted(maps.Values(b.open)))
 }
 
+// Connected says whether a server has connections of this machine's. One that does not answer loses them.
+func (b *Balancer) Connected() bool { return len(b.inUse()) > 0 }
+
 // drop closes a server's connections and tries it last.
 func (b *Balancer) drop(server string) {
 	b.mu.Lock()
