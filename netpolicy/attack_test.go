@@ -50,8 +50,8 @@ func TestManyRulesShareSets(t *testing.T) {
 	testenv.False(t, len(r.OverBudget) > 0 || elements > 510, "%d elements, over budget: %v", elements, r.OverBudget)
 }
 
-// TestCostlyPoliciesCloseOnlyTheirNamespace: who asks for too much of the kernel, or for comparisons that leave little
-// there, has his own restricted pods closed, and no other's.
+// TestCostlyPoliciesCloseOnlyTheirNamespace: a namespace that asks for too much of the kernel, or for comparisons that
+// leave little there, has its own restricted pods closed, and no other's.
 func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 	const alice, comparisons = `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`, "comparisons"
 	rules := func(n int, f func(i int) string) string {

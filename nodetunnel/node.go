@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 
+	"github.com/coracle-k8s/coracle/internal/relay"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -126,21 +126,5 @@ func (n Node) serve(ctx context.Context, stream *yamux.Stream) {
 		return
 	}
 	_ = stream.SetDeadline(time.Time{})
-	defer context.AfterFunc(ctx, func() { _, _ = stream.Close(), target.Close() })()
-	var beside sync.WaitGroup
-	beside.Go(func() { pass(stream, target) })
-	pass(target, stream)
-	beside.Wait()
-}
-
-// pass copies one way and passes the end on; yamux's Close is for one way as well.
-func pass(to, from net.Conn) {
-	_, err := io.Copy(to, from)
-	if half, ok := to.(interface{ CloseWrite() error }); ok && err == nil && half.CloseWrite() == nil {
-		return
-	}
-	_ = to.Close()
-	if err != nil {
-		_ = from.Close()
-	}
+	relay.Join(ctx, target, stream, nil)
 }

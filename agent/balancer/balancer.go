@@ -27,7 +27,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +34,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/internal/preflight"
+	"github.com/coracle-k8s/coracle/internal/relay"
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
@@ -211,9 +211,9 @@ func (b *Balancer) Run(ctx context.Context) error {
 	}
 }
 
-// join joins a connection to one with a server. closedByServer is called for a server that ends it first, without a
-// word, and before the client sees that end.
-func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, closedByServer func(server string)) {
+// join joins a connection to one with a server. closedByServer, when set, is called for a server that ends it first,
+// without a word, and before the client sees that end.
+func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, closedByServer func()) {
 	defer c.Close()
 	defer up.Close()
 	b.mu.Lock()
@@ -225,29 +225,7 @@ func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, clos
 		delete(b.open, up)
 	}()
 	defer b.leave(opened(up))
-	defer context.AfterFunc(ctx, func() { _, _ = c.Close(), up.Close() })()
-	var left atomic.Bool // the client has ended its way
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		n, err := io.Copy(c, up)
-		if n == 0 && !left.Load() && ctx.Err() == nil {
-			closedByServer(server)
-		}
-		passEnd(c, up, err)
-	}()
-	_, err := io.Copy(up, c)
-	left.Store(err == nil) // an error may be the server's: before it has said anything, a client seldom resets
-	passEnd(up, c, err)
-	<-ended
-}
-
-// passEnd passes the end of one way on: TLS says good-bye both ways. err is how that way ended.
-func passEnd(to, from net.Conn, err error) {
-	if half, ok := to.(*net.TCPConn); err == nil && ok && half.CloseWrite() == nil {
-		return
-	}
-	_, _ = to.Close(), from.Close() // a goroutine that still reads or writes there notices
+	relay.Join(ctx, c, up, closedByServer)
 }
 
 // dial connects to the first server that shows itself to be one and accepts, which is then the one in use. When the
@@ -322,6 +300,9 @@ func (b *Balancer) inUse() []string {
 	defer b.mu.Unlock()
 	return slices.Compact(slices.Sorted(maps.Values(b.open)))
 }
+
+// Connected says whether a server has connections of this machine's. One that does not answer loses them.
+func (b *Balancer) Connected() bool { return len(b.inUse()) > 0 }
 
 // drop closes a server's connections and tries it last.
 func (b *Balancer) drop(server string) {

@@ -330,15 +330,6 @@ func TestServerListSurvivesRestart(t *testing.T) {
 	}
 }
 
-// TestHalfClosedConnectionKeepsItsOtherDirection: one way may end before the other.
-func TestHalfClosedConnectionKeepsItsOtherDirection(t *testing.T) {
-	one := newServer(t, "one", "127.0.0.1:0")
-	c := connectTo(t, start(t, Options{Server: one.address}))
-	testenv.Must(io.WriteString(c, "bye\n"))(t)
-	testenv.NoError(t, c.CloseWrite())
-	testenv.Equal(t, string(testenv.Must(io.ReadAll(c.lines))(t)), "one bye\n", "")
-}
-
 // twoServers are known to a balancer that was given the first of them.
 func twoServers(t *testing.T) (one, two *server, b *Balancer) {
 	t.Helper()

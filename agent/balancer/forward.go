@@ -70,7 +70,7 @@ func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 		_ = c.Close()
 		return
 	}
-	b.join(ctx, c, up, server, func(string) {}) // any program that can reach this port can make a server close connections
+	b.join(ctx, c, up, server, nil) // any program that can reach this port can make a server close connections
 }
 
 var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, and perhaps to " +

@@ -37,34 +37,26 @@ func (b *Balancer) pass(ctx context.Context, c net.Conn) {
 		_ = c.Close() // the client sees that, and tries again
 		return
 	}
-	b.join(ctx, c, up, server, b.doubt)
+	b.join(ctx, c, up, server, func() { b.doubt(server) })
 }
 
-// await finds a server for a connection of this machine's.
+// await finds a server for a connection of this machine's. One whose client has ended it, or its way, waits for none.
 func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.within(holdFor))
-	var going sync.WaitGroup
-	defer going.Wait()
+	var proving sync.WaitGroup
+	defer proving.Wait()
 	defer cancel()
-	defer b.wait(func() { cancel(); _ = c.Close() })()
-	for held := false; ; held = true {
-		up, server, err = b.dial(ctx, b.candidates(), &going, anyServer)
-		if err == nil || ctx.Err() != nil || !b.everReached() {
+	served, _ := b.waiting.Add(nil, func() { cancel(); _ = c.Close() }) // of a program of this machine; the table is never closed
+	defer served()
+	for {
+		up, server, err = b.dial(ctx, b.candidates(), &proving, anyServer)
+		if err == nil || ctx.Err() != nil || !b.everReached() || clientEnded(c) {
 			return up, server, err
-		}
-		if !held {
-			going.Go(func() { awaitClientEnd(ctx, c, cancel) })
 		}
 		if !timers.Sleep(ctx, holdPause) {
 			return nil, "", ctx.Err()
 		}
 	}
-}
-
-// wait takes a place among the connections that have no server yet, until the function that it returns is called.
-func (b *Balancer) wait(closeConn func()) (served func()) {
-	served, _ = b.waiting.Add(nil, closeConn) // all are programs of this machine; the table is never closed
-	return served
 }
 
 // everReached says whether a server has shown itself in this run.
@@ -74,17 +66,8 @@ func (b *Balancer) everReached() bool {
 	return len(b.proved) > 0
 }
 
-// awaitClientEnd calls gone when a client that waits has ended its connection, or its way. What it has said before is
-// not read yet, so that a Read would not tell.
-func awaitClientEnd(ctx context.Context, c net.Conn, gone func()) {
-	for !clientEnded(c) {
-		if !timers.Sleep(ctx, holdPause) {
-			return
-		}
-	}
-	gone()
-}
-
+// clientEnded says whether a client that waits has ended its connection, or its way. What it has said before is not read
+// yet, so that a Read would not tell.
 func clientEnded(c net.Conn) (yes bool) {
 	s, ok := c.(syscall.Conn)
 	if !ok {

@@ -15,11 +15,12 @@ package localfailover
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/coracle-k8s/coracle/internal/relay"
 )
 
 const (
@@ -169,24 +170,7 @@ func (l *Listener) pass(ctx context.Context, c net.Conn) {
 		return
 	}
 	defer up.Close()
-	defer context.AfterFunc(ctx, func() { _, _ = c.Close(), up.Close() })()
-	back := make(chan struct{})
-	go func() {
-		defer close(back)
-		_, err := io.Copy(c, up)
-		ending(c, up, err)
-	}()
-	_, err = io.Copy(up, c)
-	ending(up, c, err)
-	<-back
-}
-
-// ending passes the end of one way on: TLS says good-bye both ways. err is how that way ended.
-func ending(to, from net.Conn, err error) {
-	if half, ok := to.(*net.TCPConn); err == nil && ok && half.CloseWrite() == nil {
-		return
-	}
-	_, _ = to.Close(), from.Close() // a goroutine that still reads or writes there notices
+	relay.Join(ctx, c, up, nil)
 }
 
 // complain says once that no other server could be had.

@@ -186,18 +186,6 @@ func TestLocalClientsFollowTheFailoverTarget(t *testing.T) {
 	running.Wait()
 }
 
-// TestHalfClosedConnectionIsReadToItsEnd: what a program still has to read comes after it has said all.
-func TestHalfClosedConnectionIsReadToItsEnd(t *testing.T) {
-	f := newFixture(t)
-	f.l.FailOver(true)
-	c := f.connect()
-	testenv.Must(io.WriteString(c, "who?\n"))(t)
-	testenv.NoError(t, c.Conn.(*net.TCPConn).CloseWrite())
-	if got, err := io.ReadAll(c.r); string(got) != "other\n" || err != nil {
-		t.Errorf("%q, %v", got, err)
-	}
-}
-
 // TestNoFailoverTargetClosesConnections: no other server accepts. Connections of programs are closed, which is logged
 // once, and have the first that accepts then.
 func TestNoFailoverTargetClosesConnections(t *testing.T) {
