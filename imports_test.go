@@ -27,7 +27,7 @@ var allowed = map[string]map[string]string{
 		"cni":    "the helper program is the CNI plugin; uninstalling removes what the pod network made",
 
 		"ingress": "coracle-ingress is the ingress proxy",
-		"joining": "commands make, list and read tokens",
+		"joining": "commands make, list and read tokens; `coracle agent` joins",
 
 		"controllers": "the program that runs Helm speaks the controller's protocol (helmcharts/helmjob)",
 
@@ -43,7 +43,7 @@ var allowed = map[string]map[string]string{
 		"scheduler":   "runs with leadership",
 		"controllers": "run with leadership",
 		"ingress":     "each server compiles the table of the nodes' ingress proxies",
-		"joining":     "a server admits machines",
+		"joining":     "a server answers machines that join, and admits them",
 		"nodetunnel":  "a server's end of the nodes' connections",
 		"vip":         "servers hold the virtual address",
 		"console":     "a server may serve one",
@@ -57,7 +57,7 @@ var allowed = map[string]map[string]string{
 		"netpolicy": "the node enforces NetworkPolicies",
 		"ingress":   "the agent feeds the ingress proxy",
 
-		"joining":     "an agent asks to join",
+		"joining":     "a node knows a server by its certificate",
 		"nodetunnel":  "a node's end of its connection to a server",
 		"vip":         "a node announces load balancer addresses by the same means",
 		"localvolume": "a node makes the folders of local volumes",

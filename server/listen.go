@@ -11,12 +11,13 @@ import (
 	"syscall"
 
 	"github.com/coracle-k8s/coracle/server/highfd"
+	"github.com/coracle-k8s/coracle/server/localcreds"
 )
 
 // listen takes the API server's port before anything else happens, so that a start that cannot succeed changes nothing.
 func listen(ctx context.Context, ip net.IP, port int) (net.Listener, error) {
 	host := ""
-	if ip != nil && !ip.IsUnspecified() {
+	if localcreds.Bound(ip) {
 		host = ip.String()
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
@@ -34,4 +35,17 @@ func listen(ctx context.Context, ip net.IP, port int) (net.Listener, error) {
 			"--bind-address, or leave it out to listen on all", host)
 	}
 	return nil, fmt.Errorf("the API server's port %d cannot be opened: %w. Nothing was changed", port, err)
+}
+
+func (s *Server) openPort() string {
+	port := s.o.Port
+	if a, ok := s.listener.Addr().(*net.TCPAddr); ok {
+		port = a.Port // another than asked for only in tests, which ask for 0
+	}
+	return strconv.Itoa(port)
+}
+
+// peerAddress is where the other servers reach this one.
+func (s *Server) peerAddress() string {
+	return net.JoinHostPort(s.o.AdvertiseAddress.String(), s.openPort())
 }

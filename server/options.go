@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -26,9 +25,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/scheduler"
+	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
 	"github.com/coracle-k8s/coracle/server/datadir"
-	"github.com/coracle-k8s/coracle/server/joinrequest"
+	"github.com/coracle-k8s/coracle/server/localcreds"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/vip"
 )
@@ -85,10 +85,10 @@ type Options struct {
 	Flags map[string]string
 
 	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that
-	// cluster; joinrequest.Join has fetched its keys before.
+	// cluster; admission.Join has fetched its keys before.
 	Join []string
 	// Renew, when set, fetches again what the cluster has replaced since this server asked to join, while the others
-	// refuse it for that: see joinrequest.Renew.
+	// refuse it for that: see admission.Renew.
 	Renew func(context.Context) error
 
 	// Links are the machine's that lead to others, on which a server that finds no other one asks for them; nil means
@@ -107,7 +107,7 @@ type Options struct {
 	// Snapshots are taken of the whole cluster.
 	Snapshots config.Snapshots
 	// Kubeconfigs are the files in which an administrator finds access.
-	Kubeconfigs []Kubeconfig
+	Kubeconfigs []localcreds.Kubeconfig
 
 	// Profile is apiserver.ProfileCIS or empty.
 	Profile string
@@ -153,15 +153,6 @@ type Options struct {
 	Clock clock.WithTicker
 	// Logger is the server's log; nil means slog's default.
 	Logger *slog.Logger
-}
-
-// Kubeconfig is an administrator's kubeconfig.
-type Kubeconfig struct {
-	Path string
-	Mode fs.FileMode
-	GID  int // the group it belongs to; 0 or less leaves it root's
-	// Local keeps this machine's own server in it where the cluster has a virtual address.
-	Local bool
 }
 
 func (o *Options) setDefaults() {
@@ -227,13 +218,10 @@ func (o *Options) tolerations() []string {
 	return []string{"default-not-ready-toleration-seconds=" + wait, "default-unreachable-toleration-seconds=" + wait}
 }
 
-// bound says that the API server listens at one address alone.
-func (o *Options) bound() bool { return o.BindAddress != nil && !o.BindAddress.IsUnspecified() }
-
 // servingIPs is every address under which a client may know the API server.
 func (o *Options) servingIPs() ([]net.IP, error) {
 	ips := slices.Concat([]net.IP{o.AdvertiseAddress}, o.NodeIPs, o.ExternalIPs)
-	if o.bound() {
+	if localcreds.Bound(o.BindAddress) {
 		ips = append(ips, o.BindAddress)
 	}
 	first, err := o.Cluster.APIAddresses()
@@ -261,9 +249,9 @@ func (o *Options) folders() secrets.Folders {
 }
 
 // JoinRequest are the options of a request to join a cluster.
-func (o Options) JoinRequest() joinrequest.Options {
+func (o Options) JoinRequest() admission.RequestOptions {
 	o.setDefaults()
-	return joinrequest.Options{Folders: o.folders(), StoreDir: o.StoreDir, Version: o.Version, Clock: o.Clock, Logger: o.Logger}
+	return admission.RequestOptions{Folders: o.folders(), StoreDir: o.StoreDir, Version: o.Version, Clock: o.Clock, Logger: o.Logger}
 }
 
 func (o *Options) dataDir() datadir.Options {

@@ -4,12 +4,17 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/controllers/acme"
 	"github.com/coracle-k8s/coracle/controllers/helmcharts"
@@ -21,17 +26,23 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
+	"github.com/coracle-k8s/coracle/server/bootstrap"
+	"github.com/coracle-k8s/coracle/server/encryption"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/leading"
 	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/localcreds"
 	"github.com/coracle-k8s/coracle/server/manifests"
+	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/serviceability"
+	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/server/starting"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
+	"github.com/coracle-k8s/coracle/server/webconsole"
 )
 
 // Each function here makes one part of a server from the options, and gives it as functions what it needs of the other
@@ -79,7 +90,7 @@ func (s *Server) newRoster() *roster.Roster {
 
 func (s *Server) newStarting() *starting.Starting {
 	return starting.New(starting.Options{
-		Begin: s.localFailover.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: everyServer,
+		Begin: s.localFailover.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: localcreds.EveryServer,
 		Address: s.peerAddress, Port: s.o.Port, Opened: &s.opened, Answered: &s.store,
 		Question: func() protocol.Question {
 			return protocol.Question{Token: s.tokens.Now().Server, Request: protocol.Request{
@@ -106,7 +117,7 @@ func (s *Server) nodeClaims() *apiserver.NodeClaims {
 }
 
 func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, error) {
-	o := gossipmember.Options{
+	return gossipmember.New(ctx, gossipmember.Options{
 		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,
 		Listen: s.listener.Addr().String(), Streams: s.port.Route(gossip.ALPN), Address: s.peerAddress(), NodeIPs: s.o.NodeIPs,
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
@@ -117,19 +128,33 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 				j.Suspect(node)
 			}
 		},
-		Now: s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
-	}
-	if s.o.Board != nil {
-		o.Part = s.o.Board.Part("gossip")
-	}
-	return gossipmember.New(ctx, o)
+		Part: s.o.Board.Part("gossip"),
+		Now:  s.o.Clock.Now, Logger: s.log.With("part", "gossip"),
+	})
+}
+
+func (s *Server) newConsole(ctx context.Context) (*webconsole.Console, error) {
+	o := &s.o
+	return webconsole.New(ctx, webconsole.Options{
+		Listen: o.ConsoleListen, Disabled: o.Cluster.NoConsole, APIServerArgs: o.APIServerArgs, OIDC: o.ConsoleOIDC,
+		Server: o.NodeName, Node: o.OwnNode,
+		NodeIPs: o.NodeIPs, AdvertiseAddress: o.AdvertiseAddress, ServiceCIDRs: o.Cluster.ServiceCIDRs,
+		Certificate: func() (*tls.Certificate, error) { return s.pki.Serving() },
+		API: func() *rest.Config {
+			return &rest.Config{Host: s.local.URL(), TLSClientConfig: rest.TLSClientConfig{
+				CAData: s.pki.CAPEM(pki.ServerCA), ServerName: s.local.ServerName(),
+				NextProtos: []string{"http/1.1"}, // HTTP/2 keeps 4 MB for each stream that a tab does not read
+			}}
+		},
+		Ended: o.WorkEnded, Part: o.Board.Part("console"), Logger: s.log,
+	})
 }
 
 func (s *Server) newVIPs() (*virtualip.Keeper, error) {
 	return virtualip.New(virtualip.Options{
 		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface,
 		BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),
-		Redirect: s.o.Redirect, Use: s.useVIPs, CheckFree: s.roster.CheckFree, MachineAt: s.roster.MachineAt,
+		Redirect: s.o.Redirect, Use: func() error { return s.local.Ensure() }, CheckFree: s.roster.CheckFree, MachineAt: s.roster.MachineAt,
 		Board: s.o.Board, Logger: s.log.With("part", "vip"),
 	})
 }
@@ -145,6 +170,52 @@ func (s *Server) admitMember(share string) (release func(), err error) {
 		defer still()
 		s.roster.SavePeers()
 	}, nil
+}
+
+// makeCredentials brings everything that is secret into existence: authorities, tokens, certificates, encryption keys
+// and the administrator's kubeconfigs.
+func (s *Server) makeCredentials(ctx context.Context) error {
+	var err error
+	s.pki, err = pki.Open(pki.Options{Dir: s.o.TLSDir, Established: s.data.Established, BuildTime: s.o.BuildTime,
+		Clock: s.o.Clock, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.files.encryption, err = encryption.Ensure(ctx, encryption.Options{
+		Dir: s.o.CredDir, Resources: s.o.EncryptResources, Established: s.data.Established, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.tokens, err = secrets.NewTokens(secrets.TokenOptions{
+		Folders: s.o.folders(), ServerID: s.data.ServerID(), Root: s.pki.Root(),
+		Server: s.o.Token, Agent: s.o.AgentToken, Clock: s.o.Clock, Logger: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	ips, err := s.o.servingIPs()
+	if err != nil {
+		return err
+	}
+	s.local = localcreds.New(localcreds.Options{
+		PKI: s.pki, BindAddress: s.o.BindAddress, Port: s.openPort(), VIPs: s.vips.IPs,
+		Names:       pki.APIServerNames{NodeName: s.o.NodeName, Domain: s.o.Cluster.Domain, IPs: ips, ExtraSANs: s.o.TLSSANs},
+		Kubeconfigs: s.o.Kubeconfigs, NodeDir: s.o.AgentCredDir,
+	})
+	s.peers, err = peertls.New(peertls.Options{CA: s.pki.CAPEM(pki.PeerCA), Name: pki.PeerName, Now: s.o.Clock.Now})
+	if err != nil {
+		return err
+	}
+	peer := s.pki.Peer(s.data.ServerID())
+	peer.Use = s.peers.Use
+	s.files.serving, s.files.kubelet, s.files.proxy = s.local.Serving(), s.pki.KubeletClient(), s.pki.FrontProxy()
+	s.admission = s.newAdmission()
+	for _, l := range []pki.Leaf{s.files.kubelet, s.files.proxy, peer} {
+		if err := s.pki.Ensure(l); err != nil {
+			return err
+		}
+	}
+	return s.local.Ensure()
 }
 
 func (s *Server) newAdmission() *admission.Admission {
@@ -200,4 +271,63 @@ func (s *Server) drainNodes(ctx context.Context) {
 		FailoverTargets: s.starting.FailoverTargets, SetFailedOver: s.starting.SetFailedOver,
 		Drain: s.tunnels.Drain, FailOver: s.localFailover.FailOver, Logger: s.log,
 	})
+}
+
+// bootstrapObjects applies the cluster's own objects until that succeeds.
+func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config) error {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("making a client: %w", err)
+	}
+	bootstrap.Run(ctx, func() bootstrap.Options {
+		return bootstrap.Options{
+			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(),
+			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.NoIngress,
+			NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
+		}
+	}, s.board.api, func() { close(s.ready) }, s.log)
+	return nil
+}
+
+// SnapshotFiles are the files of a snapshot, by their path below the server's folder. Those of the second kind may be
+// missing.
+func SnapshotFiles() (required, optional []string) {
+	required, optional = secrets.CommonFiles()
+	return append(required, admission.JoinedFile), optional
+}
+
+func (s *Server) newSnapshots() *snapshots.Keeper {
+	o, members := s.o.Snapshots, membersOf(&s.store)
+	return snapshots.NewKeeper(snapshots.Options{
+		Dir: o.Dir, Retention: o.Retention, Cluster: token.Hash(s.pki.Root()), Server: s.o.NodeName, Version: s.o.Version,
+		BeginBackup: func(ctx context.Context) (*raftstore.Backup, error) {
+			if store := s.store.Load(); store != nil {
+				return store.BeginBackup(ctx)
+			}
+			return nil, errors.New("the store is not ready yet; coracle status says why")
+		},
+		Contents: s.o.snapshotContents, Schedule: o.Schedule,
+		Key: func() (snapshots.Key, error) {
+			if o.KeyFile != "" {
+				return snapshots.KeyOfFile(o.KeyFile)
+			}
+			return snapshots.KeyOfToken(s.tokens.Now().Server.String())
+		},
+		Ordinal: func() snapshots.Ordinal { return snapshots.OrdinalAmong(members(), s.data.ServerID()) },
+		S3: snapshots.S3Settings{
+			On: o.S3, Values: o.S3Settings, Secret: o.S3Secret, API: s.admission.API,
+		}.For,
+		Part: s.board.snapshots, Clock: s.o.Clock, Logger: s.log.With("part", "snapshots"),
+	})
+}
+
+// snapshotContents reads what a server that joins would get, too.
+func (o *Options) snapshotContents() (snapshots.Contents, error) {
+	files, err := o.folders().Read()
+	if err == nil {
+		files[admission.JoinedFile], err = json.Marshal(&admission.Joined{
+			Settings: o.Cluster, NodePortRange: o.NodePortRange, EncryptResources: o.EncryptResources,
+		})
+	}
+	return snapshots.Contents{Files: files}, err
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,26 +23,24 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig/controller"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/console"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/supervise"
-	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/server/apiserver"
-	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/server/datadir"
 	"github.com/coracle-k8s/coracle/server/gatewayuse"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 	"github.com/coracle-k8s/coracle/server/leading"
 	"github.com/coracle-k8s/coracle/server/liveness"
+	"github.com/coracle-k8s/coracle/server/localcreds"
 	"github.com/coracle-k8s/coracle/server/localfailover"
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/nodemembers"
@@ -54,16 +53,13 @@ import (
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/server/tunnels"
 	"github.com/coracle-k8s/coracle/server/virtualip"
+	"github.com/coracle-k8s/coracle/server/webconsole"
 )
 
 const (
 	// encryptionPoll is how often the API server looks whether its encryption keys changed; upstream's minute would
 	// make a rotation take several.
 	encryptionPoll = 10 * time.Second
-	// bootstrapRetry is how long to wait before applying the cluster's own objects again: at a first start their
-	// namespace appears a moment after the API server is ready.
-	bootstrapRetry = 200 * time.Millisecond
-	dnsRetry       = 30 * time.Second
 	// closePatience bounds the store's closing.
 	closePatience = 30 * time.Second
 )
@@ -84,6 +80,7 @@ type Server struct {
 	// roster knows the cluster's servers and nodes.
 	roster *roster.Roster
 	files  files
+	local  *localcreds.Credentials
 	tokens *secrets.Tokens
 	// admission lets machines in.
 	admission *admission.Admission
@@ -99,8 +96,7 @@ type Server struct {
 	judge atomic.Pointer[liveness.Judge]
 	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
 	gatewayUse atomic.Pointer[gatewayuse.Use]
-	console    net.Listener  // of browsers; nil without a console
-	oidc       *console.OIDC // by which provider its users log in; nil for none
+	console    *webconsole.Console
 	serving    chan struct{} // closed when the API server takes requests
 	ready      chan struct{} // closed when it is ready and the cluster's own objects are there
 	board      board
@@ -113,7 +109,7 @@ type files struct {
 }
 
 // board has a line for each part in a status report; its fields may be nil.
-type board struct{ certificates, store, api, leader, manifests, snapshots, console *status.Part }
+type board struct{ certificates, store, api, leader, manifests, snapshots *status.Part }
 
 // New checks the options, takes the data directory and the port, and makes every key and credential that is missing.
 // Nothing is changed by a New that fails on its options, the directory or the port.
@@ -123,18 +119,16 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s := &Server{o: o, log: o.Logger, serving: make(chan struct{}), ready: make(chan struct{})}
-	if o.Board != nil {
-		s.board = board{
-			certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),
-			leader: o.Board.Part("controllers and scheduler"),
-		}
-		if o.ManifestsDir != "" {
-			s.board.manifests = o.Board.Part("manifests")
-		}
-		s.board.snapshots = o.Board.Part("snapshots")
-		if o.Cluster.NoLocalStorage {
-			o.Board.Part(leading.LocalStorageLine).Set(status.Disabled, "")
-		}
+	s.board = board{
+		certificates: o.Board.Part("certificates"), store: o.Board.Part("store"), api: o.Board.Part("API server"),
+		leader: o.Board.Part("controllers and scheduler"),
+	}
+	if o.ManifestsDir != "" {
+		s.board.manifests = o.Board.Part("manifests")
+	}
+	s.board.snapshots = o.Board.Part("snapshots")
+	if o.Cluster.NoLocalStorage {
+		o.Board.Part(leading.LocalStorageLine).Set(status.Disabled, "")
 	}
 	if s.data, err = datadir.Open(o.dataDir()); err != nil {
 		return nil, err
@@ -148,10 +142,11 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	s.port = alpnmux.New(alpnmux.Options{Listener: l, Logger: o.Logger})
 	s.localFailover = localfailover.New(localfailover.Options{Listener: s.port.Default(),
-		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: o.bound(), Logger: s.log.With("part", "nodes")})
+		Servers: func() []string { return s.roster.LeaderFirstAddresses() }, Bound: localcreds.Bound(o.BindAddress),
+		Logger: s.log.With("part", "nodes")})
 	s.listener, s.starting = s.localFailover, s.newStarting()
 	s.roster = s.newRoster()
-	if err := s.listenConsole(ctx); err != nil {
+	if s.console, err = s.newConsole(ctx); err != nil {
 		return nil, errors.Join(err, s.closePort(), s.data.Close())
 	}
 	if s.gossip, err = s.newGossipMember(ctx); err != nil {
@@ -182,14 +177,21 @@ func (s *Server) Close() error {
 }
 
 func (s *Server) closePort() error {
-	if s.console != nil {
-		_ = s.console.Close() // nothing that was said on it is lost; it may be closed
-	}
+	s.console.Close()
 	if err := s.port.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("closing the API server's port: %w", err)
 	}
 	return nil
 }
+
+// AgentCredentials makes the credentials of a node on this machine and keeps them fresh while the server runs. A second
+// call with other addresses brings the certificate up to date.
+func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (nodecreds.Files, error) {
+	return s.local.Node(nodeName, nodeIPs)
+}
+
+// SnapshotsHandler answers on the admin socket.
+func (s *Server) SnapshotsHandler() http.Handler { return s.snapshots.Handler() }
 
 // Roster is what the server knows of the cluster's machines.
 func (s *Server) Roster() *roster.Roster { return s.roster }
@@ -254,7 +256,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	var keys *secrets.EncryptionKeys
-	err = retryUntilLeader(ctx, s.board.store, s.log, func() (err error) {
+	err = s.starting.RetryUntilLeader(ctx, func() (err error) {
 		keys, err = secrets.PullEncryptionKeys(ctx, store.Client().Client, store.Drain, s.o.folders(), s.data.ServerID(), s.log)
 		return err
 	})
@@ -263,7 +265,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	if err = s.tokens.Open(store.Client().KV); err == nil {
-		err = retryUntilLeader(ctx, s.board.store, s.log, func() error {
+		err = s.starting.RetryUntilLeader(ctx, func() error {
 			_, err := s.tokens.Pull(ctx) // before anybody is let in with one that was replaced
 			return err
 		})
@@ -350,7 +352,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options := s.apiServerOptions(configDir)
 	options.Fence = store
 	options.Await = func(ctx context.Context) error { // what only a leader's word makes sure
-		return retryUntilLeader(ctx, s.board.store, s.log, func() error {
+		return s.starting.RetryUntilLeader(ctx, func() error {
 			_, err := store.Client().KV.Get(ctx, "/registry", clientv3.WithCountOnly())
 			return err
 		})
@@ -358,10 +360,8 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options.Dial = s.tunnels.DialContext
 	options.NodeClaims = s.nodeClaims()
 	options.ResourceMetrics = !s.o.Cluster.NoMetrics
-	options.Status, options.Console = s.statusHandler(), consoleHandler(s.o.Cluster.NoConsole)
-	if s.o.Board != nil {
-		options.MetricsPart = s.o.Board.Part("metrics API")
-	}
+	options.Status, options.Console = s.statusHandler(), s.console.StatusHandler()
+	options.MetricsPart = s.o.Board.Part("metrics API")
 	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
 		term := store.Term() // first: whoever leads later knows better
@@ -370,7 +370,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		return now
 	}
 	var use *gatewayuse.Use
-	err := retryUntilLeader(ctx, s.board.store, s.log, func() (err error) {
+	err := s.starting.RetryUntilLeader(ctx, func() (err error) {
 		use, err = gatewayuse.New(ctx, store.Client().KV, store.Client().Watcher)
 		return err
 	})
@@ -410,17 +410,18 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 		apiEnded <- api.Run(ctx)
 		stopLoops() // without an API server they have nothing to do
 	})
-	serving.Go(func(ctx context.Context) {
-		select {
-		case <-ctx.Done():
-		case <-api.Ready():
-			keys.Run(ctx, api.LoopbackConfig())
-		}
-	})
-	serving.Go(func(ctx context.Context) { s.followBackend(ctx, api) })
 	serving.Go(s.gatewayUse.Load().Run)
-	serving.Go(func(ctx context.Context) { s.serveConsole(ctx, api) })
-	serving.Go(func(ctx context.Context) { s.keepConsoleService(ctx, api) })
+	for _, run := range []func(context.Context, *rest.Config){
+		keys.Run, s.followBackend, func(ctx context.Context, _ *rest.Config) { s.console.Serve(ctx) }, s.console.KeepService,
+	} {
+		serving.Go(func(ctx context.Context) {
+			select {
+			case <-ctx.Done():
+			case <-api.Ready():
+				run(ctx, api.LoopbackConfig())
+			}
+		})
+	}
 	leadErr := s.lead(loops, api, store)
 	if store.Cluster().TransferBeforeStop() {
 		s.vips.AwaitMove()
@@ -459,7 +460,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it
 	// too.
 	g.Essential(nil, func(ctx context.Context) error {
-		return s.bootstrapObjects(ctx, api.LoopbackConfig(), func() { close(s.ready) })
+		return s.bootstrapObjects(ctx, api.LoopbackConfig())
 	})
 	if role != nil {
 		g.Go(role.Run)
@@ -475,13 +476,8 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 }
 
 // followBackend keeps what this server knows of the cluster's network back end until ctx is done.
-func (s *Server) followBackend(ctx context.Context, api *apiserver.Server) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-api.Ready():
-	}
-	if err := s.backend.Run(ctx, api.LoopbackConfig()); err != nil {
+func (s *Server) followBackend(ctx context.Context, api *rest.Config) {
+	if err := s.backend.Run(ctx, api); err != nil {
 		s.log.Error("the cluster's network back end is not followed: this server may start with the one of before", "error", err)
 	}
 }
@@ -510,45 +506,5 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		AuditLog:             filepath.Join(s.o.ServerDir, "logs", "audit.log"),
 		ExtraArgs:            append(s.o.tolerations(), s.o.APIServerArgs...), // the operator's come last, so that they count
 		Logger:               s.log.With("part", "API server"),
-	}
-}
-
-// bootstrapObjects applies the cluster's own objects until that succeeds. done is called once as soon as all is there
-// that others wait for.
-func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config, done func()) error {
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return fmt.Errorf("making a client: %w", err)
-	}
-	done = sync.OnceFunc(done)
-	last := ""
-	for {
-		err := bootstrap.Apply(ctx, bootstrap.Options{
-			Client: client, ClusterDNS: s.o.Cluster.DNS.AsSlice(),
-			NoLocalStorage: s.o.Cluster.NoLocalStorage, NoIngress: s.o.Cluster.NoIngress,
-			NetworkBackend: s.o.Cluster.Backend(), LastBackend: s.backend.Last(),
-		})
-		if ctx.Err() != nil {
-			return nil
-		}
-		wait := bootstrapRetry
-		switch {
-		case err == nil:
-			s.board.api.Set(status.Running, "")
-			done()
-			return nil
-		case errors.Is(err, bootstrap.ErrDNSAddress):
-			// A matter for a person, and they need the cluster for it.
-			s.board.api.Set(status.Degraded, err.Error())
-			done()
-			wait = dnsRetry
-		}
-		if err.Error() != last {
-			last = err.Error()
-			s.log.Warn("the cluster's own objects cannot be applied yet; it is tried again", "error", err)
-		}
-		if !timers.Sleep(ctx, wait) {
-			return nil
-		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/server/datadir"
+	"github.com/coracle-k8s/coracle/server/localcreds"
 	"github.com/coracle-k8s/coracle/server/secrets"
 	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -64,7 +65,7 @@ func options(t *testing.T, dir string) Options {
 		},
 		NodePortRange:    "30000-32767",
 		EncryptResources: []string{"secrets"},
-		Kubeconfigs:      []Kubeconfig{{Path: filepath.Join(server, "cred", "admin.kubeconfig")}},
+		Kubeconfigs:      []localcreds.Kubeconfig{{Path: filepath.Join(server, "cred", "admin.kubeconfig")}},
 		Version:          "v0.0.0-test",
 		Small:            true,
 		Logger:           log,

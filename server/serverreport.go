@@ -3,8 +3,25 @@
 package server
 
 import (
+	"encoding/json"
+	"net/http"
+
 	"github.com/coracle-k8s/coracle/internal/status"
 )
+
+// statusHandler answers at status.ClusterPath.
+func (s *Server) statusHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		servers, err := s.roster.Report(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		out := s.serverReport(*servers)
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
+	})
+}
 
 // serverReport is what this server says of the cluster and of itself to users of the API: what it knows anyway, and the
 // names and headers of its snapshots.

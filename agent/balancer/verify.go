@@ -15,7 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coracle-k8s/coracle/agent/servercert"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
 // That an address accepts connections says nothing: another program may be there, another cluster, or the kernel of a
@@ -232,7 +232,7 @@ func (b *Balancer) handshakeWith(ctx context.Context, server string) (*proving, 
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if p.err = err; err == nil {
-			b.recordProof(server, proof{itself: servercert.NamesAddress(state, server), usual: b.proved[server].usual})
+			b.recordProof(server, proof{itself: protocol.NamesAddress(state, server), usual: b.proved[server].usual})
 		}
 		delete(b.proving, server)
 		close(p.done)
@@ -257,7 +257,7 @@ func (b *Balancer) handshake(ctx context.Context, server string, connected *atom
 	fail := func(err error) (tls.ConnectionState, error) {
 		return tls.ConnectionState{}, fmt.Errorf("%s does not show that it is a server of this cluster: %w", server, err)
 	}
-	config, err := servercert.Config(b.o.ServerCAFile, "", nil)
+	config, err := protocol.ServerTLS(b.o.ServerCAFile, "", nil)
 	if err != nil {
 		return tls.ConnectionState{}, err
 	}

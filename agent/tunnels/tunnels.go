@@ -19,8 +19,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coracle-k8s/coracle/agent/servercert"
 	"github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/localvolume"
 	"github.com/coracle-k8s/coracle/nodetunnel"
 )
@@ -125,7 +125,7 @@ func (o *Options) maintain(ctx context.Context, server string) {
 		c, err := o.dial(ctx, server)
 		if err == nil {
 			began := time.Now()
-			itself = servercert.NamesAddress(c.ConnectionState(), server)
+			itself = protocol.NamesAddress(c.ConnectionState(), server)
 			err = node.Serve(ctx, c)
 			if o.Ended != nil && ctx.Err() == nil {
 				o.Ended(server)
@@ -163,7 +163,7 @@ func (o *Options) dial(ctx context.Context, server string) (*tls.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the node's certificate: %w", err)
 	}
-	config, err := servercert.Config(o.ServerCAFile, nodetunnel.Protocol, o.Now)
+	config, err := protocol.ServerTLS(o.ServerCAFile, nodetunnel.Protocol, o.Now)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,6 @@ import (
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/agent/balancer"
-	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
@@ -28,6 +27,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/version"
+	joiningnode "github.com/coracle-k8s/coracle/joining/node"
 )
 
 const (
@@ -97,7 +97,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	stopBalancing := startBalancing(ctx, servers)
 	defer func() { err = errors.Join(err, stopBalancing()) }()
 	f := &finder{c: c, port: port, servers: servers, log: p.Log.Logger, line: p.Board.Part("gossip")}
-	joined, err := joining.Join(ctx, joining.Options{
+	joined, err := joiningnode.Join(ctx, joiningnode.Options{
 		Dir: filepath.Join(c.Paths.AgentDir, "cred"), StateDir: c.Paths.AgentDir,
 		Server: c.ServerURL, Others: f.others, Search: f.search, API: "https://" + local, Token: c.Token, NodeName: c.Node.Name,
 		Addresses: c.Node.IPs, External: c.Node.ExternalIPs,

@@ -21,7 +21,6 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/agent/balancer"
-	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/alpnmux"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -30,6 +29,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/internal/timers"
 	"github.com/coracle-k8s/coracle/internal/version"
+	joiningnode "github.com/coracle-k8s/coracle/joining/node"
 	"github.com/coracle-k8s/coracle/server/gossipmember"
 )
 
@@ -77,7 +77,7 @@ func (p *agentPort) close() error {
 type agentMember struct {
 	c            *config.Agent
 	port         *agentPort
-	joined       *joining.Node
+	joined       *joiningnode.Node
 	servers      *balancer.Balancer
 	log          *slog.Logger
 	line         *status.Part

@@ -10,30 +10,30 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	joiningnode "github.com/coracle-k8s/coracle/joining/node"
 	"github.com/coracle-k8s/coracle/server"
-	"github.com/coracle-k8s/coracle/server/joinrequest"
+	"github.com/coracle-k8s/coracle/server/admission"
 )
 
 // joinedOptions are the server's options, with the cluster's settings where this server joined one. It asks a server of
 // the cluster if this one has not joined yet.
 func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (server.Options, error) {
-	joined, err := joinrequest.WasJoined(o.ServerDir)
+	joined, err := admission.WasJoined(o.ServerDir)
 	if err == nil && c.ServerURL != nil && (joined == nil || !joined.Founder) {
-		j := joinrequest.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.Flags}
+		j := admission.Request{Address: c.ServerURL.Host, Token: c.Token, Flags: o.Flags}
 		if !c.DisableAgent {
-			if j.Password, err = joining.Password(c.Paths.AgentDir); err != nil {
+			if j.Password, err = joiningnode.Password(c.Paths.AgentDir); err != nil {
 				return o, err
 			}
 			j.NodeName, j.Addresses = c.Node.Name, c.Node.IPs
 		}
 		before := o
-		o.Renew = func(ctx context.Context) error { return joinrequest.Renew(ctx, before.JoinRequest(), j) }
-		joined, err = joinrequest.Join(ctx, o.JoinRequest(), j)
+		o.Renew = func(ctx context.Context) error { return admission.Renew(ctx, before.JoinRequest(), j) }
+		joined, err = admission.Join(ctx, o.JoinRequest(), j)
 	}
 	if err != nil {
 		return o, err
@@ -73,7 +73,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 }
 
 // contradictions finds settings that were given on this server and are not the cluster's.
-func contradictions(c *config.Server, j *joinrequest.Joined) error {
+func contradictions(c *config.Server, j *admission.Joined) error {
 	own := clusterSettings(c)
 	errs := []error{backendContradiction(c, j.Settings.Backend())}
 	for _, s := range []struct{ flag, own, cluster string }{

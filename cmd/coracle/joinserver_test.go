@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/server"
-	"github.com/coracle-k8s/coracle/server/joinrequest"
+	"github.com/coracle-k8s/coracle/server/admission"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -31,7 +31,7 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 			NodePorts: config.PortRange{From: 30000, To: 32767}, EncryptResources: []string{"secrets"}, Given: given,
 		}
 	}
-	joined := &joinrequest.Joined{Settings: clusterSettings(c("10.42.0.0/16")), NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}}
+	joined := &admission.Joined{Settings: clusterSettings(c("10.42.0.0/16")), NodePortRange: "30000-32767", EncryptResources: []string{"secrets"}}
 	for _, own := range []*config.Server{c("10.42.0.0/16", "cluster-cidr", "disable"), c("10.99.0.0/16"), c("10.99.0.0/16", "cluster-dns")} {
 		testenv.Check(t, contradictions(own, joined))
 	}
@@ -85,7 +85,7 @@ func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 		for _, known := range []string{"", clusterconfig.NetworkHostGateway} {
 			write(filepath.Join(c.Paths.AgentDir, "cni"), "network.json", `{"podCIDRs": ["10.42.0.0/24"], "backend": "`+known+`"}`)
 			if joined {
-				data := testenv.Must(json.Marshal(&joinrequest.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}))(t)
+				data := testenv.Must(json.Marshal(&admission.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}))(t)
 				write(serverDir, "joined.json", string(data))
 			}
 			has := cmp.Or(known, clusterconfig.NetworkVXLAN)
@@ -116,7 +116,7 @@ func TestJoinedServerTakesClustersOptions(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
 	}
-	joined := &joinrequest.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
+	joined := &admission.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
 	dir := t.TempDir()
 	ownFolder := ""
 	options := func() server.Options {
@@ -156,7 +156,7 @@ func TestJoinedServerFollowsClustersConsoleSetting(t *testing.T) {
 	c := &config.Server{
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}, ClusterDomain: "cluster.local",
 	}
-	joined := &joinrequest.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
+	joined := &admission.Joined{Settings: clusterSettings(c), NodePortRange: "30000-32767"}
 	joined.Settings.NoConsole = true
 	dir := t.TempDir()
 	data, err := json.Marshal(joined)

@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/server"
+	"github.com/coracle-k8s/coracle/server/localcreds"
 	"github.com/coracle-k8s/coracle/server/snapshots"
 	"github.com/coracle-k8s/coracle/vip"
 )
@@ -190,7 +191,7 @@ func serverOptions(c *config.Server) server.Options {
 		Token: c.Token, AgentToken: c.AgentToken,
 		EncryptResources: c.EncryptResources,
 		Snapshots:        c.Snapshots,
-		Kubeconfigs: []server.Kubeconfig{
+		Kubeconfigs: []localcreds.Kubeconfig{
 			{Path: c.Kubeconfig.Path, Mode: c.Kubeconfig.Mode, GID: c.Kubeconfig.GID},
 			{Path: c.Paths.AdminKubeconfig, Mode: 0o600, Local: true},
 		},

@@ -67,8 +67,12 @@ type Part struct {
 	part  *part
 }
 
-// Part adds a line, or returns the one of that name. Parts are listed in the order in which they were added.
+// Part adds a line, or returns the one of that name; a nil board has none. Parts are listed in the order in which they
+// were added.
 func (b *Board) Part(name string) *Part {
+	if b == nil {
+		return nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, p := range b.parts {

@@ -67,7 +67,5 @@ func Run(ctx context.Context, p Part) {
 }
 
 func (p Part) set(s status.State, message string) {
-	if p.Board != nil {
-		p.Board.Part(p.Name).Set(s, message)
-	}
+	p.Board.Part(p.Name).Set(s, message)
 }

@@ -124,33 +124,23 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	if s.NegotiatedProtocol != Protocol {
 		return errNoServer
 	}
-	leaf, root := s.PeerCertificates[0], s.PeerCertificates[len(s.PeerCertificates)-1]
+	root := s.PeerCertificates[len(s.PeerCertificates)-1]
 	if v.root != nil && !root.Equal(v.root) {
 		return token.ErrOtherCluster
 	}
 	if err := v.token.VerifyCA(root); err != nil {
 		return err
 	}
-	o := x509.VerifyOptions{
-		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(),
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		// Not this machine's clock: if that is wrong, the server says so, in words.
-		CurrentTime: leaf.NotBefore,
-	}
+	at := root.NotBefore                   // not this machine's clock: if that is wrong, the server says so, in words
 	for _, c := range s.PeerCertificates { // a leaf may be dated back to before its authority was made
-		if c.NotBefore.After(o.CurrentTime) {
-			o.CurrentTime = c.NotBefore
+		if c.NotBefore.After(at) {
+			at = c.NotBefore
 		}
 	}
-	o.Roots.AddCert(root)
-	for _, c := range s.PeerCertificates[1:] {
-		o.Intermediates.AddCert(c)
-	}
-	if _, err := leaf.Verify(o); err != nil {
+	roots := x509.NewCertPool()
+	roots.AddCert(root)
+	if err := verifyServer(s.PeerCertificates, roots, at); err != nil {
 		return fmt.Errorf("%w: %w", errNoServer, err)
-	}
-	if leaf.Subject.CommonName != ServerName {
-		return fmt.Errorf("%w: its certificate is that of %s", errNoServer, leaf.Subject.CommonName)
 	}
 	v.seen = root
 	return nil

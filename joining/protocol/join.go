@@ -15,8 +15,8 @@
 // the cluster's. In place of a token a machine that has joined before shows its node's certificate in the TLS
 // handshake.
 //
-// The package knows both ends of the conversation. Whom to admit is the server's matter (server/joining), where
-// credentials are kept the node's (internal/nodecreds).
+// The package knows both ends of the conversation. Who may join is the server's matter (joining/server), what it is
+// given the admission's (server/admission), and where credentials are kept the node's (joining/node).
 package protocol
 
 import (

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package admission admits machines to the cluster: it checks their names and addresses, keeps their registrations, and
-// gives them certificates, settings and, to servers, the cluster's secrets. The conversation is package joining's.
+// gives them certificates, settings and, to servers, the cluster's secrets. The conversation is joining/server's. A
+// server asks for what it is to be given, and keeps it, by Join.
 package admission
 
 import (
@@ -26,9 +27,9 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	joiningserver "github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/raftstore"
-	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
 	"github.com/coracle-k8s/coracle/server/secrets"
@@ -92,7 +93,7 @@ func (a *Admission) Serve(ctx context.Context) (stop func()) {
 	done := make(chan struct{})
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(a.o.PKI.CAPEM(pki.ClientCA))
-	server := joining.New(joining.Options{
+	server := joiningserver.New(joiningserver.Options{
 		Listener: a.o.Listen(), ClientCA: clients, Tokens: func() token.Set { return *a.o.Tokens() },
 		Certificate: a.o.PKI.Serving, Bootstrap: a.bootstrapToken, Admit: a.admit, Now: a.o.Clock.Now, Logger: a.o.Logger,
 	})
@@ -143,7 +144,7 @@ func (a *Admission) bootstrapToken(ctx context.Context, id string) (token.Bootst
 }
 
 // admit gives a machine what its role needs.
-func (a *Admission) admit(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
+func (a *Admission) admit(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
 	switch {
 	case m.Want == protocol.WantGossipKeys:
 		return a.gossipKeys(ctx, m)
@@ -156,7 +157,7 @@ func (a *Admission) admit(ctx context.Context, m joining.Machine) (*protocol.Ans
 }
 
 // admitNode gives a machine a node's credentials.
-func (a *Admission) admitNode(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
+func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
 	client, err := a.API()
 	if err != nil {
 		return nil, err
@@ -260,7 +261,7 @@ func (a *Admission) checkNames(n protocol.Node, before []netip.Addr) error {
 }
 
 // gossipKeys gives a node that has joined the keys alone.
-func (a *Admission) gossipKeys(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
+func (a *Admission) gossipKeys(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
 	client, err := a.API()
 	if err != nil {
 		return nil, err
@@ -284,7 +285,7 @@ func (a *Admission) gossipKeys(ctx context.Context, m joining.Machine) (*protoco
 
 // checkReach connects to a server at the address that it gives to the others, and says in words if that does not lead
 // to it. Only who has shown the server token gets an answer.
-func (a *Admission) checkReach(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
+func (a *Admission) checkReach(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
 	c, err := a.o.Dial(ctx, m.Reach.Address)

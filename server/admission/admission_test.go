@@ -18,8 +18,8 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	joiningserver "github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/joining/token"
-	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/netbackend"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
@@ -37,12 +37,12 @@ func newAdmission(clock *testclock.FakeClock) *Admission {
 	})
 }
 
-func machine(name, password string, ips ...string) joining.Machine {
+func machine(name, password string, ips ...string) joiningserver.Machine {
 	n := protocol.Node{Name: name, Password: password}
 	for _, ip := range ips {
 		n.Addresses = append(n.Addresses, netip.MustParseAddr(ip))
 	}
-	return joining.Machine{Request: &protocol.Request{Node: n}}
+	return joiningserver.Machine{Request: &protocol.Request{Node: n}}
 }
 
 const password, otherPassword = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
@@ -52,7 +52,7 @@ func TestNodesThatPassForOthers(t *testing.T) {
 	a := newAdmission(testclock.NewFakeClock(time.Now()))
 	for _, tt := range []struct {
 		name string
-		m    joining.Machine
+		m    joiningserver.Machine
 		code protocol.Code
 	}{
 		{"good", machine("n", password, "10.0.0.2"), ""},
@@ -97,7 +97,7 @@ func TestNodeNameBelongsToItsMachine(t *testing.T) {
 	ctx := context.Background()
 	clock := testclock.NewFakeClock(time.Now())
 	a, api := newAdmission(clock), fake.NewClientset()
-	claim := func(what string, m joining.Machine, want protocol.Code) {
+	claim := func(what string, m joiningserver.Machine, want protocol.Code) {
 		t.Helper()
 		testenv.Equal(t, code(a.register(ctx, api, m)), want, "%s:", what)
 	}
@@ -288,7 +288,7 @@ func TestAddressesAreReserved(t *testing.T) {
 	ctx := context.Background()
 	clock := testclock.NewFakeClock(time.Now())
 	one, two, api := newAdmission(clock), newAdmission(clock), fake.NewClientset()
-	claim := func(a *Admission, what string, m joining.Machine, want protocol.Code) {
+	claim := func(a *Admission, what string, m joiningserver.Machine, want protocol.Code) {
 		t.Helper()
 		testenv.Equal(t, code(a.register(ctx, api, m)), want, "%s:", what)
 	}

@@ -23,13 +23,13 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	joiningserver "github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/joining/token"
-	"github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
 // register makes sure that no other machine has the node's name or address.
-func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m joining.Machine) error {
+func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m joiningserver.Machine) error {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("looking for the node: %w", err)
@@ -121,7 +121,7 @@ func (a *Admission) now() string { return a.o.Clock.Now().UTC().Format(time.RFC3
 // mayTakeAddress keeps a machine that is a node already from taking an address of another one that is silent: who had
 // it first keeps it, unless the machine asks from that very address, and so has it on the network. own is its Node; a
 // machine without one has shown a token, and may take a dead machine's place.
-func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
+func mayTakeAddress(silent, own *corev1.Node, m joiningserver.Machine) error {
 	if own == nil || roster.Lives(silent) {
 		return nil
 	}
@@ -139,7 +139,7 @@ func mayTakeAddress(silent, own *corev1.Node, m joining.Machine) error {
 // its node is, the whole cluster sends what is for that address. It may have those that it was let in with, those of
 // its Node, and the one that it asks from, which it so shows to have. Who has a token may say where it is: that is what
 // a token is for.
-func mayMoveTo(m joining.Machine, own *corev1.Node, claim *corev1.Secret) error {
+func mayMoveTo(m joiningserver.Machine, own *corev1.Node, claim *corev1.Secret) error {
 	if !m.Joined {
 		return nil
 	}

@@ -4,13 +4,10 @@ package admission
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,16 +15,14 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	joiningserver "github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/server/encryption"
-	"github.com/coracle-k8s/coracle/server/joining"
-	"github.com/coracle-k8s/coracle/server/joinrequest"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/server/roster"
-	"github.com/coracle-k8s/coracle/server/secrets"
 )
 
 // admitServer gives a machine that becomes a server the cluster's secrets.
-func (a *Admission) admitServer(ctx context.Context, m joining.Machine) (*protocol.Answer, error) {
+func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
 	client, err := a.API()
 	if err != nil {
 		return nil, err
@@ -61,29 +56,22 @@ func (a *Admission) admitServer(ctx context.Context, m joining.Machine) (*protoc
 	defer release()
 	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never
 	// comes.
-	own := &joinrequest.Joined{Founder: true, Settings: settings, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources}
-	file := filepath.Join(a.o.Folders.Server, joinrequest.File)
+	own := &Joined{Founder: true, Settings: settings, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources}
+	file := filepath.Join(a.o.Folders.Server, JoinedFile)
 	if _, err := os.Lstat(file); err != nil {
-		if err := joinrequest.Write(file, own); err != nil {
+		if err := writeJoined(file, own); err != nil {
 			return nil, err
 		}
 	}
 	out := &protocol.Answer{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Settings: settings}
 	out.Settings.VIPs = a.o.VirtualIPs()
 	out.Gossip = a.o.GossipKeys()
-	out.Server = &protocol.Server{Files: map[string][]byte{}, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources,
-		Flags: a.o.Flags}
-	required, optional := secrets.CommonFiles()
-	for _, name := range slices.Concat(required, optional) {
-		data, err := os.ReadFile(a.o.Folders.Path(name))
-		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optional, name) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading the cluster's keys: %w", err)
-		}
-		out.Server.Files[name] = data
+	files, err := a.o.Folders.Read()
+	if err != nil {
+		return nil, err
 	}
+	out.Server = &protocol.Server{Files: files, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources,
+		Flags: a.o.Flags}
 	for _, m := range members {
 		out.Server.Peers = append(out.Server.Peers, m.Address)
 	}

@@ -105,9 +105,7 @@ func (k *Keeper) report(trouble string) {
 		state = status.Degraded
 		k.o.Logger.Warn(trouble)
 	}
-	if k.o.Board != nil {
-		k.o.Board.Part(part).Set(state, trouble)
-	}
+	k.o.Board.Part(part).Set(state, trouble)
 }
 
 // Last is what the cluster said last, in this run or an earlier one; empty where this server heard nothing, or the pod

@@ -47,6 +47,23 @@ func (f Folders) Path(name string) string {
 	return filepath.Join(f.Server, name)
 }
 
+// Read reads those files.
+func (f Folders) Read() (map[string][]byte, error) {
+	out := map[string][]byte{}
+	required, optional := CommonFiles()
+	for _, name := range slices.Concat(required, optional) {
+		data, err := os.ReadFile(f.Path(name))
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optional, name) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the cluster's keys: %w", err)
+		}
+		out[name] = data
+	}
+	return out, nil
+}
+
 // AsideSuffix is behind the name of a file that was replaced by the cluster's.
 const AsideSuffix = ".before-joining"
 

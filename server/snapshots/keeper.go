@@ -42,8 +42,8 @@ type Options struct {
 	Cluster, Server, Version string
 	// Retention is how many scheduled snapshots of this server are kept.
 	Retention int
-	// Store gives the state.
-	Store Store
+	// BeginBackup gives the store's state.
+	BeginBackup func(context.Context) (*raftstore.Backup, error)
 	// Contents reads what belongs to the cluster besides the store.
 	Contents func() (Contents, error)
 	// Key is what snapshots are encrypted with.
@@ -62,11 +62,6 @@ type Options struct {
 	Part   *status.Part
 	Clock  clock.WithTicker
 	Logger *slog.Logger
-}
-
-// Store is what a Keeper needs of raftstore.Store.
-type Store interface {
-	BeginBackup(ctx context.Context) (*raftstore.Backup, error)
 }
 
 // Keeper saves, lists and removes the snapshots of one server.
@@ -122,7 +117,7 @@ func (k *Keeper) capture(ctx context.Context) (*raftstore.Backup, Contents, erro
 		if err != nil {
 			return nil, before, err
 		}
-		b, err := k.o.Store.BeginBackup(ctx)
+		b, err := k.o.BeginBackup(ctx)
 		if err != nil {
 			return nil, before, err
 		}

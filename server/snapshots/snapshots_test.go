@@ -70,7 +70,7 @@ func newMachine(t *testing.T) *machine {
 	m.key = mustKey(t, m.token)
 	m.key.work = 8 // for speed; TestClusterIsRestoredOnBlankMachine has the real one
 	m.Keeper = NewKeeper(Options{
-		Dir: filepath.Join(dir, "snapshots"), Cluster: cluster, Server: "board1", Version: "v1", Retention: DefaultRetention, Store: store,
+		Dir: filepath.Join(dir, "snapshots"), Cluster: cluster, Server: "board1", Version: "v1", Retention: DefaultRetention, BeginBackup: store.BeginBackup,
 		Contents: func() (Contents, error) { return Contents{Files: m.files}, nil },
 		Key:      func() (Key, error) { return m.key, nil },
 		Clock:    m.clock, Logger: slog.New(slog.DiscardHandler),

@@ -3,7 +3,7 @@
 // Package fleet has many nodes in one process, without machines and without containers: each does towards the servers
 // what a real agent does, and so shows what a fleet costs them.
 //
-// A node joins with the cluster's token (agent/joining), keeps a connection to each server (agent/tunnels), is a member
+// A node joins with the cluster's token (joining/node), keeps a connection to each server (agent/tunnels), is a member
 // of the gossip at an address of its own (gossip), has two connections to the API, one for each of its identities, with
 // the watches of an agent, renews its Lease and reports its status as often as a kubelet, and takes the pods that are
 // bound to it to Running. All of that is the product's own code or upstream's client, but for the kubelet's part, the

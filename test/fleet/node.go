@@ -25,10 +25,10 @@ import (
 	storagev1client "k8s.io/client-go/kubernetes/typed/storage/v1"
 	"k8s.io/client-go/rest"
 
-	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/agent/tunnels"
 	"github.com/coracle-k8s/coracle/gossip"
 	"github.com/coracle-k8s/coracle/internal/version"
+	joiningnode "github.com/coracle-k8s/coracle/joining/node"
 )
 
 const (
@@ -48,7 +48,7 @@ type node struct {
 	server string // whose API it uses
 
 	serving          atomic.Pointer[tls.Certificate]
-	joined           *joining.Node
+	joined           *joiningnode.Node
 	kubelet, network *http.Client // the identities, each with its connection
 	core             corev1client.CoreV1Interface
 	leases           coordinationclient.CoordinationV1Interface
@@ -89,7 +89,7 @@ func (n *node) join(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		joined, err := joining.Join(ctx, joining.Options{
+		joined, err := joiningnode.Join(ctx, joiningnode.Options{
 			Dir: filepath.Join(dir, "cred"), StateDir: dir, Server: &url.URL{Scheme: "https", Host: through}, API: "https://" + n.server, Token: n.f.o.Token,
 			NodeName: n.name, Addresses: []netip.Addr{n.ip}, Program: version.Get().Coracle, Logger: slog.New(slog.DiscardHandler),
 		})
@@ -135,7 +135,7 @@ func (n *node) until() func(period time.Duration) time.Duration {
 }
 
 // clients makes the clients of both identities.
-func (n *node) clients(joined *joining.Node) error {
+func (n *node) clients(joined *joiningnode.Node) error {
 	c := joined.Credentials
 	serving, err := tls.LoadX509KeyPair(c.KubeletServing, c.KubeletServing)
 	if err != nil {

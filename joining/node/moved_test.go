@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package joining_test
+package node_test
 
 import (
 	"bytes"
@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/joining/node"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -28,7 +28,7 @@ func TestMemberFindsMovedServers(t *testing.T) {
 			now := s.pki
 			s.pki = s.at(t, joined)
 			old := s.options(dir)
-			testenv.Must(joining.Join(t.Context(), old))(t)
+			testenv.Must(node.Join(t.Context(), old))(t)
 			s.pki = now
 			s.stop()
 			otherCluster(t, s.address)
@@ -46,7 +46,7 @@ func TestMemberFindsMovedServers(t *testing.T) {
 					found = []string{s.address}
 				}
 			}
-			testenv.Must(joining.Join(t.Context(), o))(t)
+			testenv.Must(node.Join(t.Context(), o))(t)
 			if last := s.joins[len(s.joins)-1]; searches != 2 || last.Node.Addresses[0] != o.Addresses[0] || last.Joined != (name == "a day ago") {
 				t.Errorf("%d searches; joined as %+v with the certificate: %t", searches, last.Node.Addresses, last.Joined)
 			}
@@ -63,7 +63,7 @@ func TestForeignServerIsRefusedAtFirst(t *testing.T) {
 	o.Search = func(context.Context, clusterconfig.GossipKeys) {
 		t.Error("it looks for the servers of a cluster that it does not know")
 	}
-	testenv.Fails(t, testenv.Err(joining.Join(t.Context(), o)), "it joined a stranger")
+	testenv.Fails(t, testenv.Err(node.Join(t.Context(), o)), "it joined a stranger")
 }
 
 // otherCluster is a program that is none of the cluster's, at an address, until the test ends.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package webconsole
 
 import (
 	"os"
@@ -47,8 +47,8 @@ jwt:
 		"authorities that are none": {args: append(flags, "oidc-ca-file="+broken), err: "no certificate in PEM"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := &Options{APIServerArgs: c.args, ConsoleOIDC: c.own}
-			got, err := o.consoleOIDC()
+			o := &Options{APIServerArgs: c.args, OIDC: c.own}
+			got, err := o.provider()
 			switch {
 			case c.err != "":
 				testenv.False(t, err == nil || !strings.Contains(err.Error(), c.err), "%v, want %q", err, c.err)

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package starting
 
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -20,16 +19,16 @@ import (
 // question itself takes seconds then.
 const leaderlessRetry = 200 * time.Millisecond
 
-// retryUntilLeader does something that needs the store, again and again as long as what keeps it from that passes by
+// RetryUntilLeader does something that needs the store, again and again as long as what keeps it from that passes by
 // itself: the leader that was there when the store became ready may be gone a moment later, and a server does not end
 // because of that. The part shows it.
-func retryUntilLeader(ctx context.Context, part *status.Part, log *slog.Logger, do func() error) error {
+func (s *Starting) RetryUntilLeader(ctx context.Context, do func() error) error {
 	last := ""
 	for {
 		err := do()
 		if err == nil {
 			if last != "" {
-				part.Set(status.Running, "")
+				s.o.Part.Set(status.Running, "")
 			}
 			return nil
 		}
@@ -38,8 +37,8 @@ func retryUntilLeader(ctx context.Context, part *status.Part, log *slog.Logger, 
 		}
 		if err.Error() != last {
 			last = err.Error()
-			part.Set(status.Degraded, "it does not answer any more; it is asked again: "+last)
-			log.Warn("the store does not answer any more; it is asked again", "error", err)
+			s.o.Part.Set(status.Degraded, "it does not answer any more; it is asked again: "+last)
+			s.o.Logger.Warn("the store does not answer any more; it is asked again", "error", err)
 		}
 		if !timers.Sleep(ctx, leaderlessRetry) {
 			return err

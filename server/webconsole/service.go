@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package consoleservice keeps the Service kube-system/console, by which an Ingress names the web console. It owns that
-// Service and the endpoint slice of its own server, and leaves a Service of that name alone that others made.
-package consoleservice
+package webconsole
 
 import (
 	"context"
@@ -54,35 +52,29 @@ type consoleService struct {
 	at     netip.AddrPort // where this server serves browsers; the zero value for nowhere
 }
 
-// Options are the server's.
-type Options struct {
-	Config *rest.Config
-	Server string         // the name of the server's node
-	Node   bool           // the server has a node
-	At     netip.AddrPort // where it serves browsers; the zero value for nowhere
-	Logger *slog.Logger
-}
-
-// Keep puts a server's part of the Service right; then it returns.
-func Keep(ctx context.Context, o Options) {
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(o.Config), "console-service"))
+// KeepService puts the server's part of the Service right; then it returns.
+func (w *Console) KeepService(ctx context.Context, config *rest.Config) {
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "console-service"))
 	if err != nil {
-		o.Logger.Error("the Service kube-system/console is not kept", "error", err)
+		w.o.Logger.Error("the Service kube-system/console is not kept", "error", err)
 		return
 	}
-	c := &consoleService{client: client, server: o.Server, node: o.Node, at: o.At}
+	c := &consoleService{client: client, server: w.o.Server, node: w.o.Node}
+	if w.listener != nil {
+		c.at = w.o.endpoint(w.listener.Addr())
+	}
 	for last, level := "", slog.LevelDebug; ; level = slog.LevelWarn { // at a first start the Node registers in a moment
 		err := c.apply(ctx)
 		switch {
 		case err == nil || ctx.Err() != nil:
 			return
 		case errors.Is(err, errForeignService):
-			o.Logger.Warn("no Ingress can name the console", "error", err)
+			w.o.Logger.Warn("no Ingress can name the console", "error", err)
 			return
 		}
 		if text := level.String() + err.Error(); text != last {
 			last = text
-			o.Logger.Log(ctx, level, "the Service kube-system/console is not right yet; it is tried again", "error", err)
+			w.o.Logger.Log(ctx, level, "the Service kube-system/console is not right yet; it is tried again", "error", err)
 		}
 		if !timers.Sleep(ctx, consoleServiceRetry) {
 			return

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package joining makes a machine a node of a cluster whose servers are elsewhere, and keeps the credentials fresh with
+// Package node makes a machine a node of a cluster whose servers are elsewhere, and keeps the credentials fresh with
 // which it is one (joining/protocol is the protocol).
 //
 // It owns the node's credentials on such a machine (internal/nodecreds names the files), the node's password, and what
 // the cluster's settings were when a server was asked last: a machine that starts while no server answers starts with
 // those. Keys are made here and leave the machine never.
-package joining
+package node
 
 import (
 	"bytes"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package starting
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 // TestRetryUntilLeader: a server that starts outlives a store without a leader, and does not try for ever what no
 // leader cures.
 func TestRetryUntilLeader(t *testing.T) {
+	s := &Starting{o: Options{Logger: slog.New(slog.DiscardHandler)}}
 	damaged := errors.New("it cannot be opened with this server's authority")
 	for name, tt := range map[string]struct {
 		errs  []error
@@ -32,7 +33,7 @@ func TestRetryUntilLeader(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				tries := 0
-				err := retryUntilLeader(t.Context(), nil, slog.New(slog.DiscardHandler), func() error {
+				err := s.RetryUntilLeader(t.Context(), func() error {
 					if tries++; tries <= len(tt.errs) {
 						return tt.errs[tries-1]
 					}
@@ -44,7 +45,7 @@ func TestRetryUntilLeader(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		err := retryUntilLeader(ctx, nil, slog.New(slog.DiscardHandler), func() error {
+		err := s.RetryUntilLeader(ctx, func() error {
 			cancel()
 			return rpctypes.ErrNoLeader
 		})

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package webconsole
 
 import (
 	"crypto/x509"
@@ -16,8 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/console"
 )
 
-// consoleOIDC is the provider whose ID tokens the API server takes, by its own arguments; nil without one.
-func (o *Options) consoleOIDC() (*console.OIDC, error) {
+// provider is the one whose ID tokens the API server takes, by its own arguments; nil without one.
+func (o *Options) provider() (*console.OIDC, error) {
 	args := map[string]string{}
 	for _, arg := range o.APIServerArgs { // the last one counts
 		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
@@ -25,24 +25,24 @@ func (o *Options) consoleOIDC() (*console.OIDC, error) {
 	}
 	out := &console.OIDC{
 		Issuer: args["oidc-issuer-url"], ClientID: args["oidc-client-id"],
-		ClientSecret: o.ConsoleOIDC.ClientSecret, Scopes: o.ConsoleOIDC.Scopes,
+		ClientSecret: o.OIDC.ClientSecret, Scopes: o.OIDC.Scopes,
 	}
 	var roots []byte
 	var err error
 	switch file := args["authentication-config"]; {
 	case file != "":
-		roots, err = fromAuthenticationConfig(out, file, o.ConsoleOIDC.ClientID)
+		roots, err = fromAuthenticationConfig(out, file, o.OIDC.ClientID)
 	case args["oidc-ca-file"] != "":
 		roots, err = os.ReadFile(args["oidc-ca-file"])
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading how the API server knows users by OIDC: %w", err)
 	}
-	if o.ConsoleOIDC.ClientID != "" {
-		out.ClientID = o.ConsoleOIDC.ClientID
+	if o.OIDC.ClientID != "" {
+		out.ClientID = o.OIDC.ClientID
 	}
 	switch {
-	case out.Issuer == "" && (o.ConsoleOIDC.ClientID != "" || o.ConsoleOIDC.ClientSecret != "" || len(o.ConsoleOIDC.Scopes) > 0):
+	case out.Issuer == "" && (o.OIDC.ClientID != "" || o.OIDC.ClientSecret != "" || len(o.OIDC.Scopes) > 0):
 		return nil, errors.New("--console-oidc-…: the API server takes no users of OIDC: " +
 			"give it --kube-apiserver-arg=oidc-issuer-url=… and oidc-client-id=…, " +
 			"or name a client of its authentication-config by --console-oidc-client-id")

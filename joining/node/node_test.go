@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package joining_test
+package node_test
 
 import (
 	"context"
@@ -31,12 +31,12 @@ import (
 	"k8s.io/client-go/transport"
 	testclock "k8s.io/utils/clock/testing"
 
-	"github.com/coracle-k8s/coracle/agent/joining"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
+	"github.com/coracle-k8s/coracle/joining/node"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/joining/token"
-	serverjoining "github.com/coracle-k8s/coracle/server/joining"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -54,7 +54,7 @@ type servers struct {
 	shown    tls.Certificate
 	address  string
 	password string
-	joins    []serverjoining.Machine
+	joins    []server.Machine
 	refuse   *protocol.Refusal
 	gossip   *clusterconfig.GossipKeys
 	stop     func()
@@ -90,11 +90,11 @@ func (s *servers) start(address string) {
 	s.address = l.Addr().String()
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(s.pki.CAPEM(pki.ClientCA))
-	server := serverjoining.New(serverjoining.Options{
+	admitting := server.New(server.Options{
 		Listener: l, ClientCA: clients, Tokens: func() token.Set { return s.tokens }, Logger: slog.New(slog.DiscardHandler),
 		Certificate: func() (*tls.Certificate, error) { return &s.shown, nil }, Admit: s.admit,
 	})
-	stop := testenv.Run(s.t, server.Run)
+	stop := testenv.Run(s.t, admitting.Run)
 	stopped := false
 	s.stop = func() {
 		if stopped {
@@ -107,7 +107,7 @@ func (s *servers) start(address string) {
 }
 
 // admit is called for one machine at a time here.
-func (s *servers) admit(_ context.Context, m serverjoining.Machine) (*protocol.Answer, error) {
+func (s *servers) admit(_ context.Context, m server.Machine) (*protocol.Answer, error) {
 	if s.refuse != nil {
 		return nil, s.refuse
 	}
@@ -130,8 +130,8 @@ func (s *servers) admit(_ context.Context, m serverjoining.Machine) (*protocol.A
 	return a, errors.Join(errs[:]...)
 }
 
-func (s *servers) options(dir string) joining.Options {
-	return joining.Options{
+func (s *servers) options(dir string) node.Options {
+	return node.Options{
 		Dir: filepath.Join(dir, "cred"), StateDir: dir, Server: &url.URL{Scheme: "https", Host: s.address}, API: "https://127.0.0.1:6444", Token: s.tokens.Agent.String(),
 		NodeName: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}, Logger: slog.New(slog.DiscardHandler),
 	}
@@ -140,7 +140,7 @@ func (s *servers) options(dir string) joining.Options {
 // TestJoinByTokenThenByCertificate follows a machine through its first start and later ones.
 func TestJoinByTokenThenByCertificate(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
-	n := testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
+	n := testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
 	if n.Settings.Domain != "cluster.local" || len(s.joins) != 1 || s.joins[0].Joined {
 		t.Errorf("%+v, %d", n.Settings, len(s.joins))
 	}
@@ -158,31 +158,31 @@ func TestJoinByTokenThenByCertificate(t *testing.T) {
 	t.Run("again, by certificate", func(t *testing.T) {
 		o := s.options(dir)
 		o.Token = s.tokens.Agent.String()[:len("CRC1")+64] + "::agent:replaced" // the secret was, and the node stays
-		testenv.Must(joining.Join(t.Context(), o))(t)
+		testenv.Must(node.Join(t.Context(), o))(t)
 		if len(s.joins) != 2 || !s.joins[1].Joined {
 			t.Errorf("asked %d times", len(s.joins))
 		}
 	})
 	t.Run("while no server answers", func(t *testing.T) {
 		s.stop()
-		testenv.Equal(t, testenv.Must(joining.Join(t.Context(), s.options(dir)))(t).Settings.Domain, "cluster.local", "")
+		testenv.Equal(t, testenv.Must(node.Join(t.Context(), s.options(dir)))(t).Settings.Domain, "cluster.local", "")
 		s.start(s.address)
 	})
 	t.Run("while the server is not ready", func(t *testing.T) {
 		s.refuse = protocol.Refuse(protocol.CodeStarting, "starting")
 		defer func() { s.refuse = nil }()
-		testenv.Check(t, testenv.Err(joining.Join(t.Context(), s.options(dir))))
+		testenv.Check(t, testenv.Err(node.Join(t.Context(), s.options(dir))))
 	})
 	t.Run("when it is not taken any more", func(t *testing.T) { // another machine has the name
 		s.refuse = protocol.Refuse(protocol.CodeName, "no")
 		defer func() { s.refuse = nil }()
-		testenv.WantError(t, testenv.Err(joining.Join(t.Context(), s.options(dir))), "not take this machine")
+		testenv.WantError(t, testenv.Err(node.Join(t.Context(), s.options(dir))), "not take this machine")
 	})
 	t.Run("API at another address", func(t *testing.T) {
 		s.stop()
 		o := s.options(dir)
 		o.API = "https://127.0.0.1:7444"
-		testenv.Check(t, testenv.Err(joining.Join(t.Context(), o)))
+		testenv.Check(t, testenv.Err(node.Join(t.Context(), o)))
 		text, err := os.ReadFile(f.KubeletKubeconfig)
 		if err != nil || !strings.Contains(string(text), o.API) {
 			t.Errorf("%v: the kubelet looks for the API where it was:\n%s", err, text)
@@ -193,27 +193,27 @@ func TestJoinByTokenThenByCertificate(t *testing.T) {
 		before := len(s.joins)
 		o := s.options(dir)
 		o.Server, o.Others = &url.URL{Scheme: "https", Host: "127.0.0.1:1"}, func() []string { return []string{"127.0.0.1:1", s.address} }
-		if _, err := joining.Join(t.Context(), o); err != nil || len(s.joins) == before {
+		if _, err := node.Join(t.Context(), o); err != nil || len(s.joins) == before {
 			t.Errorf("%v, asked %d times", err, len(s.joins)-before)
 		}
 	})
-	for name, change := range map[string]func(o *joining.Options){
-		"another name":    func(o *joining.Options) { o.NodeName = "m" },
-		"another address": func(o *joining.Options) { o.Addresses = []netip.Addr{netip.MustParseAddr("10.0.0.3")} },
+	for name, change := range map[string]func(o *node.Options){
+		"another name":    func(o *node.Options) { o.NodeName = "m" },
+		"another address": func(o *node.Options) { o.Addresses = []netip.Addr{netip.MustParseAddr("10.0.0.3")} },
 	} {
 		t.Run(name, func(t *testing.T) { // needs a certificate that says so
 			s.refuse = protocol.Refuse(protocol.CodeName, "no such")
 			defer func() { s.refuse = nil }()
 			o := s.options(dir)
 			change(&o)
-			testenv.WantError(t, testenv.Err(joining.Join(t.Context(), o)), "no such")
+			testenv.WantError(t, testenv.Err(node.Join(t.Context(), o)), "no such")
 		})
 	}
 	for _, file := range []string{filepath.Join(dir, "cluster.json"), f.KubeletPair, f.KubeletServing, f.NetworkPair, f.ServerCAFile} {
 		t.Run("damaged "+filepath.Base(file), func(t *testing.T) {
 			before := len(s.joins)
 			testenv.NoError(t, os.WriteFile(file, []byte("{"), 0o600))
-			if _, err := joining.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
+			if _, err := node.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
 				t.Errorf("%v, asked %d times", err, len(s.joins)-before)
 			}
 		})
@@ -221,7 +221,7 @@ func TestJoinByTokenThenByCertificate(t *testing.T) {
 	t.Run("without the authority of callers", func(t *testing.T) {
 		before := len(s.joins)
 		testenv.NoError(t, os.Remove(f.ClientCAFile))
-		if _, err := joining.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
+		if _, err := node.Join(t.Context(), s.options(dir)); err != nil || len(s.joins) == before {
 			t.Errorf("%v, asked %d times", err, len(s.joins)-before)
 		}
 		testenv.Check(t, testenv.Err(os.Stat(f.ClientCAFile)))
@@ -229,7 +229,7 @@ func TestJoinByTokenThenByCertificate(t *testing.T) {
 	t.Run("by a clock that is 400 days ahead", func(t *testing.T) {
 		o := s.options(dir)
 		o.Now = func() time.Time { return time.Now().AddDate(0, 0, 400) }
-		_, err := joining.Join(t.Context(), o)
+		_, err := node.Join(t.Context(), o)
 		var refusal *protocol.Refusal
 		if !errors.As(err, &refusal) || refusal.Code != protocol.CodeClock {
 			t.Errorf("%v: the machine did not ask, with its token", err)
@@ -258,7 +258,7 @@ func TestRestartedNodeKeepsItsFiles(t *testing.T) {
 	f := nodecreds.In(filepath.Join(dir, "cred"))
 	pairs := []string{f.KubeletPair, f.KubeletServing, f.NetworkPair}
 	serials := func() (out []string) {
-		testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
+		testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
 		for _, path := range pairs {
 			out = append(out, serial(t, path))
 		}
@@ -285,7 +285,7 @@ func TestExpiredCertificatesNeedTheToken(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
 	now := s.pki
 	s.pki = s.at(t, time.Now().AddDate(0, 0, -400))
-	testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
+	testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
 	path := nodecreds.In(filepath.Join(dir, "cred")).KubeletPair
 	if pair, err := tls.LoadX509KeyPair(path, path); err != nil || time.Since(pair.Leaf.NotAfter) < 30*24*time.Hour {
 		t.Fatalf("the certificate is to have run out: %v, %v", pair.Leaf.NotAfter, err)
@@ -294,10 +294,10 @@ func TestExpiredCertificatesNeedTheToken(t *testing.T) {
 	without := s.options(dir)
 	without.Token = s.tokens.Agent.String()[:len("CRC1")+64] + "::agent:replaced"
 	var refusal *protocol.Refusal
-	if _, err := joining.Join(t.Context(), without); !errors.As(err, &refusal) || refusal.Code != protocol.CodeToken {
+	if _, err := node.Join(t.Context(), without); !errors.As(err, &refusal) || refusal.Code != protocol.CodeToken {
 		t.Errorf("without a token that works: %v", err)
 	}
-	testenv.Must(joining.Join(t.Context(), s.options(dir)))(t)
+	testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
 	pair, err := tls.LoadX509KeyPair(path, path)
 	if err != nil || time.Until(pair.Leaf.NotAfter) < 300*24*time.Hour {
 		t.Errorf("%v, %v", pair.Leaf.NotAfter, err)
@@ -325,7 +325,7 @@ func TestRenewedCertificateIsUsedWithoutRestart(t *testing.T) {
 	api.StartTLS()
 	defer api.Close()
 	o.API = api.URL
-	n := testenv.Must(joining.Join(t.Context(), o))(t)
+	n := testenv.Must(node.Join(t.Context(), o))(t)
 	config := testenv.Must(clientcmd.BuildConfigFromFlags("", n.Credentials.KubeletKubeconfig))(t)
 	client := testenv.Must(rest.HTTPClientFor(config))(t)
 	shown := func() string {
@@ -361,7 +361,7 @@ func TestJoinRetriesUntilServerIsReady(t *testing.T) {
 	var log testenv.Log
 	o.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	go func() {
-		_, err := joining.Join(t.Context(), o)
+		_, err := node.Join(t.Context(), o)
 		done <- err
 	}()
 	waits := func(reason string) {
@@ -393,7 +393,7 @@ func TestTokensThatNeverLeave(t *testing.T) {
 	o := s.options(t.TempDir())
 	for _, bad := range []string{"", s.tokens.Server.String(), "K10abc::server:x"} {
 		o.Token = bad
-		if _, err := joining.Join(t.Context(), o); err == nil || !strings.Contains(err.Error(), "--token") {
+		if _, err := node.Join(t.Context(), o); err == nil || !strings.Contains(err.Error(), "--token") {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package joining answers the machines that want to become a part of the cluster (joining/protocol is the protocol).
+// Package server answers the machines that want to become a part of the cluster (joining/protocol is the protocol).
 //
 // It owns their connections, decides whether a machine knows one of the cluster's tokens or is a node already, and
 // slows down those who guess. What a machine that may come in is given is decided by Options.Admit. Every refusal is
 // one sentence for the machine; in the log one source has one line in ten seconds.
-package joining
+package server
 
 import (
 	"cmp"

@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package servercert checks, for a machine that connects to a server, that the other end is a server of its own
-// cluster.
-//
-// The address at which a server is reached may be any: an agent passes connections on, and addresses change. So what
-// counts is the authority and the common name of the certificate, and not the address. Whether a certificate is for the
-// very address that was dialled is a second question, which NamesAddress answers.
-package servercert
+package protocol
 
 import (
 	"crypto/tls"
@@ -17,14 +11,16 @@ import (
 	"time"
 
 	"k8s.io/client-go/util/cert"
-
-	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
-// Config makes the settings of a connection to a server. The authority is read from caFile (PEM) at each call. protocol
-// is the name in ALPN that the server has to agree to; "" offers none, which leads to the API server. now is the time
-// at which the certificate is checked; nil means time.Now.
-func Config(caFile, protocol string, now func() time.Time) (*tls.Config, error) {
+// ServerTLS makes the settings of a connection to a server of the cluster that a machine has joined. The authority is
+// read from caFile (PEM) at each call. protocol is the name in ALPN that the server has to agree to; "" offers none,
+// which leads to the API server. now is the time at which the certificate is checked; nil means time.Now.
+//
+// The address at which a server is reached may be any: an agent passes connections on, and addresses change. So what
+// counts is the authority and the common name of the certificate, and not the address. Whether a certificate is for the
+// very address that was dialled is a second question, which NamesAddress answers.
+func ServerTLS(caFile, protocol string, now func() time.Time) (*tls.Config, error) {
 	roots, err := cert.NewPool(caFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading the cluster's authority: %w", err)
@@ -40,7 +36,7 @@ func Config(caFile, protocol string, now func() time.Time) (*tls.Config, error) 
 			if s.NegotiatedProtocol != protocol {
 				return errors.New("it is no server that nodes connect to")
 			}
-			return verify(s.PeerCertificates, roots, now())
+			return verifyServer(s.PeerCertificates, roots, now())
 		},
 	}
 	if protocol != "" {
@@ -49,8 +45,9 @@ func Config(caFile, protocol string, now func() time.Time) (*tls.Config, error) 
 	return c, nil
 }
 
-// verify checks a chain, the leaf first. Nodes may have certificates of the same authority, with other common names.
-func verify(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) error {
+// verifyServer checks a chain, the leaf first. Nodes may have certificates of the same authority, with other common
+// names.
+func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) error {
 	if len(chain) == 0 {
 		return errors.New("it shows no certificate")
 	}
@@ -63,8 +60,8 @@ func verify(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) erro
 	if _, err := leaf.Verify(v); err != nil {
 		return err
 	}
-	if leaf.Subject.CommonName != protocol.ServerName {
-		return fmt.Errorf("it is no server: its certificate is that of %q", leaf.Subject.CommonName)
+	if leaf.Subject.CommonName != ServerName {
+		return fmt.Errorf("its certificate is that of %s", leaf.Subject.CommonName)
 	}
 	return nil
 }

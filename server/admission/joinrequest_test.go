@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package joinrequest
+package admission
 
 import (
 	"fmt"
@@ -24,9 +24,9 @@ var settings = clusterconfig.Settings{
 // TestClusterSettingsAreRequestedOnce: what the cluster said is asked for once; a damaged note is not taken for none.
 func TestClusterSettingsAreRequestedOnce(t *testing.T) {
 	dir := t.TempDir()
-	o := Options{Folders: secrets.Folders{Server: dir}, StoreDir: filepath.Join(dir, "store")}
+	o := RequestOptions{Folders: secrets.Folders{Server: dir}, StoreDir: filepath.Join(dir, "store")}
 	j := &Joined{Settings: settings, NodePortRange: "30000-32767", Peers: []string{"10.0.0.1:6443"}}
-	testenv.NoError(t, Write(filepath.Join(dir, File), j))
+	testenv.NoError(t, writeJoined(filepath.Join(dir, JoinedFile), j))
 	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"})), "for agents")
 	peers := filepath.Join(dir, roster.PeersFile)
 	testenv.NoError(t, os.WriteFile(peers, []byte(`["10.0.0.1:6443"]`), 0o600))
@@ -34,9 +34,9 @@ func TestClusterSettingsAreRequestedOnce(t *testing.T) {
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(j) {
 		t.Errorf("%v, %v, want %v", got, err, j)
 	}
-	testenv.NoError(t, os.WriteFile(filepath.Join(dir, File), []byte("{"), 0o600))
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, JoinedFile), []byte("{"), 0o600))
 	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{})), "damaged")
-	testenv.NoError(t, os.Remove(filepath.Join(dir, File)))
+	testenv.NoError(t, os.Remove(filepath.Join(dir, JoinedFile)))
 	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{Token: "CRC1" + strings.Repeat("0", 64) + "::agent:x"})), "for agents")
 	testenv.NoError(t, os.MkdirAll(filepath.Join(o.StoreDir, "log"), 0o700))
 	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{Token: "x"})), "cannot join another one")
@@ -46,8 +46,8 @@ func TestClusterSettingsAreRequestedOnce(t *testing.T) {
 // another one.
 func TestRecordedServerBindsFirstServer(t *testing.T) {
 	dir := t.TempDir()
-	file, peers := filepath.Join(dir, File), filepath.Join(dir, roster.PeersFile)
-	testenv.NoError(t, Write(file, &Joined{Founder: true, Settings: settings, NodePortRange: "30000-32767"}))
+	file, peers := filepath.Join(dir, JoinedFile), filepath.Join(dir, roster.PeersFile)
+	testenv.NoError(t, writeJoined(file, &Joined{Founder: true, Settings: settings, NodePortRange: "30000-32767"}))
 	testenv.NoError(t, os.WriteFile(peers, []byte(`["10.0.0.2:6443"]`), 0o600))
 	if j, err := WasJoined(dir); err != nil || j == nil || j.NodePortRange != "30000-32767" {
 		t.Errorf("with another server: %v, %v", j, err)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package localcreds
 
 import (
 	"net"
@@ -13,8 +13,7 @@ import (
 // there and take any server's certificate.
 func TestProgramsAcceptAnyServersCertificate(t *testing.T) {
 	for address, want := range map[string]string{"": "", "0.0.0.0": "", "::": "", "127.0.0.1": "",
-		"192.0.2.1": everyServer, "2001:db8::1": everyServer} {
-		s := &Server{o: Options{BindAddress: net.ParseIP(address)}}
-		testenv.Equal(t, s.serverName(), want, "%q:", address)
+		"192.0.2.1": EveryServer, "2001:db8::1": EveryServer} {
+		testenv.Equal(t, New(Options{BindAddress: net.ParseIP(address)}).ServerName(), want, "%q:", address)
 	}
 }

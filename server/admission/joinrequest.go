@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package joinrequest fetches, for a machine that becomes a server, what it needs of the cluster that it joins, and
-// keeps what it was given. The other end is server/admission.
-package joinrequest
+package admission
 
 import (
 	"context"
@@ -31,14 +29,14 @@ import (
 )
 
 const (
-	// File says, in the server's folder, what a server that joined was given. It is written last.
-	File = "joined.json"
+	// JoinedFile says, in the server's folder, what a server that joined was given. It is written last.
+	JoinedFile = "joined.json"
 	// joinPause is how long to wait between questions that nobody answers.
 	joinPause = 2 * time.Second
 )
 
-// Options say where a server has its files, and what it is.
-type Options struct {
+// RequestOptions say where a server that asks to join has its files, and what it is.
+type RequestOptions struct {
 	Folders  secrets.Folders
 	StoreDir string
 	Version  string
@@ -82,7 +80,7 @@ type Joined struct {
 // Join fetches what o's folders need to hold before New can make a server of a cluster of them. It asks until a server
 // answers, may be interrupted at any point, and sends no request once this server has taken part in the cluster. No key
 // that was there is replaced.
-func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
+func Join(ctx context.Context, o RequestOptions, j Request) (*Joined, error) {
 	joined, err := WasJoined(o.Folders.Server)
 	if err != nil {
 		return nil, err
@@ -135,7 +133,7 @@ func Join(ctx context.Context, o Options, j Request) (*Joined, error) {
 	}
 	joined = &Joined{Settings: a.Settings, NodePortRange: a.Server.NodePortRange, EncryptResources: a.Server.EncryptResources,
 		Peers: a.Server.Peers}
-	return joined, Write(filepath.Join(o.Folders.Server, File), joined)
+	return joined, writeJoined(filepath.Join(o.Folders.Server, JoinedFile), joined)
 }
 
 // renewPatience bounds one try to get what was replaced anew.
@@ -143,7 +141,7 @@ const renewPatience = 30 * time.Second
 
 // Renew fetches again what the cluster replaces at times and this server got when it asked to join: encryption keys and
 // tokens. It is for a server that the others have not taken in yet; a member follows the store.
-func Renew(ctx context.Context, o Options, j Request) error {
+func Renew(ctx context.Context, o RequestOptions, j Request) error {
 	t, err := token.Parse(j.Token)
 	if err != nil {
 		return fmt.Errorf("--token: %w", err)
@@ -157,7 +155,7 @@ func Renew(ctx context.Context, o Options, j Request) error {
 	return o.Folders.Keep(a.Server.Files, "")
 }
 
-func askToServe(ctx context.Context, o Options, j Request, t token.Token) (*protocol.Answer, error) {
+func askToServe(ctx context.Context, o RequestOptions, j Request, t token.Token) (*protocol.Answer, error) {
 	last := ""
 	for {
 		a, err := protocol.Ask(ctx, protocol.Question{Address: j.Address, Token: t, Request: protocol.Request{
@@ -203,8 +201,8 @@ func readJoined(file string) (*Joined, error) {
 	return j, nil
 }
 
-// Write writes what readJoined reads.
-func Write(file string, j *Joined) error {
+// writeJoined writes what readJoined reads.
+func writeJoined(file string, j *Joined) error {
 	data, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding what the cluster said: %w", err)
@@ -217,7 +215,7 @@ func Write(file string, j *Joined) error {
 // in it. What such a one wrote down for another server is removed when that is none of the cluster: it never came, or
 // has left.
 func WasJoined(serverDir string) (*Joined, error) {
-	file := filepath.Join(serverDir, File)
+	file := filepath.Join(serverDir, JoinedFile)
 	j, err := readJoined(file)
 	if err != nil || j == nil || !j.Founder {
 		return j, err

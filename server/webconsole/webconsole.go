@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package webconsole serves the web console to browsers of other machines, and keeps the Service kube-system/console,
+// by which an Ingress names it. It owns the console's port, that Service and the endpoint slice of its own server, and
+// leaves a Service of that name alone that others made.
+package webconsole
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-k8s/coracle/console"
+	"github.com/coracle-k8s/coracle/internal/config"
+	"github.com/coracle-k8s/coracle/internal/status"
+)
+
+// Options are the server's.
+type Options struct {
+	// Listen is where browsers get the console, as ADDRESS:PORT; empty for nowhere. Disabled says that the cluster has
+	// none.
+	Listen   string
+	Disabled bool
+	// APIServerArgs and OIDC say how users log in.
+	APIServerArgs []string
+	OIDC          config.ConsoleOIDC
+
+	// Server is the name of the server's node, and Node says whether it has one. The machine's addresses are NodeIPs,
+	// and AdvertiseAddress where none is of the family that Services have first.
+	Server           string
+	Node             bool
+	NodeIPs          []net.IP
+	AdvertiseAddress net.IP
+	ServiceCIDRs     []netip.Prefix
+
+	// Certificate is the server's, and API how anybody on this machine reaches the API, without credentials.
+	Certificate func() (*tls.Certificate, error)
+	API         func() *rest.Config
+	// Ended is called when work has ended that leaves much garbage behind.
+	Ended func()
+
+	Part   *status.Part
+	Logger *slog.Logger
+}
+
+// Console is the web console of one server.
+type Console struct {
+	o        Options
+	listener net.Listener  // of browsers; nil for none
+	oidc     *console.OIDC // by which provider users log in; nil for none
+}
+
+// New opens the console's port, so that one that is taken is known before anything starts.
+func New(ctx context.Context, o Options) (_ *Console, err error) {
+	c := &Console{o: o}
+	switch {
+	case o.Disabled:
+		o.Part.Set(status.Disabled, "")
+		return c, nil
+	case o.Listen == "":
+		o.Part.Set(status.Disabled, "not for browsers of other machines (--console-listen); coracle console works")
+		return c, nil
+	}
+	if c.oidc, err = o.provider(); err != nil {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	if c.listener, err = lc.Listen(ctx, "tcp", o.Listen); err != nil {
+		return nil, fmt.Errorf("opening the console's port, %s (--console-listen): %w", o.Listen, err)
+	}
+	return c, nil
+}
+
+// Close closes the port.
+func (c *Console) Close() {
+	if c != nil && c.listener != nil {
+		_ = c.listener.Close() // nothing that was said on it is lost; it may be closed
+	}
+}
+
+// StatusHandler answers at status.ConsolePath.
+func (c *Console) StatusHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status.Console{Disabled: c.o.Disabled}) // an error means that the client has ended
+	})
+}
+
+// endpoint is where others reach a console that listens at an address: at that one or, when it is all of the machine's,
+// at the node's, of the family that Services have first. It is the zero value at loopback.
+func (o *Options) endpoint(listening net.Addr) netip.AddrPort {
+	tcp, isTCP := listening.(*net.TCPAddr)
+	if !isTCP {
+		return netip.AddrPort{}
+	}
+	at := tcp.AddrPort()
+	switch ip := at.Addr().Unmap(); {
+	case ip.IsLoopback():
+		return netip.AddrPort{}
+	case !ip.IsUnspecified():
+		return netip.AddrPortFrom(ip, at.Port())
+	}
+	own, _ := netip.AddrFromSlice(o.AdvertiseAddress)
+	for _, ip := range o.NodeIPs {
+		a, _ := netip.AddrFromSlice(ip)
+		if len(o.ServiceCIDRs) > 0 && a.Unmap().Is4() == o.ServiceCIDRs[0].Addr().Is4() {
+			own = a
+			break
+		}
+	}
+	return netip.AddrPortFrom(own.Unmap(), at.Port())
+}
+
+// Serve serves browsers until ctx is done.
+func (c *Console) Serve(ctx context.Context) {
+	if c.listener == nil {
+		return
+	}
+	c.o.Part.Set(status.Running, "at https://"+c.listener.Addr().String())
+	err := console.ServeRemote(ctx, console.RemoteOptions{
+		Listener: c.listener, Certificate: c.o.Certificate, API: c.o.API(),
+		OIDC: c.oidc, Ended: c.o.Ended, Logger: c.o.Logger.With("part", "console"),
+	})
+	if err != nil {
+		c.o.Part.Set(status.Failed, err.Error())
+		c.o.Logger.Error("the console is not served; everything else is", "error", err)
+		return
+	}
+	c.o.Part.Set(status.Stopped, "")
+}
