@@ -64,9 +64,13 @@ var plainer = map[string]string{
 var plainerMessages = map[string]string{"hung": "stalled, closed", "silent": "unresponsive", "believed": "trusted",
 	"taken out of": "removed from"}
 
+// plainerComments are words that comments may not have: they leave open who is meant, or what happens. Names such as
+// http.NoBody are other words.
+var plainerComments = regexp.MustCompile(`\b([Nn]obody|[Ss]omebody|[Ww]hoever|[Tt]old|[Aa]new|in vain)\b`)
+
 var logMethod = regexp.MustCompile(`\.(Debug|Info|Warn|Error)$`)
 
-func TestIdentifiersUseWordsOfTheField(t *testing.T) {
+func TestIdentifiersAndCommentsUseWordsOfTheField(t *testing.T) {
 	files := token.NewFileSet()
 	testenv.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
@@ -87,6 +91,14 @@ func TestIdentifiersUseWordsOfTheField(t *testing.T) {
 			}
 		}
 		checkDocComments(t, files, f)
+		for _, g := range f.Comments {
+			for _, c := range g.List {
+				if found := plainerComments.FindString(c.Text); found != "" && path != "words_test.go" {
+					t.Errorf("%s: %q is no word for a comment: say which client, server or process it is, and what it does",
+						files.Position(c.Pos()), found)
+				}
+			}
+		}
 		if !strings.HasSuffix(path, "_test.go") && !strings.HasPrefix(path, "test/") {
 			checkLogged(t, files, f)
 		}

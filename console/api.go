@@ -78,7 +78,7 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 	if err != nil {
 		return nil, fmt.Errorf("using the credentials: %w", err)
 	}
-	client := http.Client{ // the API sends nobody elsewhere
+	client := http.Client{ // the API redirects no client
 		Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	base, _, err := rest.DefaultServerUrlFor(u.config)

@@ -70,7 +70,7 @@ type Server struct {
 	log           *slog.Logger
 	data          *datadir.Dir
 	port          *alpnmux.Mux
-	listener      net.Listener            // the API server's, for all on the port that is nobody else's
+	listener      net.Listener            // the API server's, for all on the port that no other route takes
 	localFailover *localfailover.Listener // the same, which has this machine's programs fail over
 	starting      *starting.Starting
 	pki           *pki.PKI
@@ -364,7 +364,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options.MetricsPart = s.o.Board.Part("metrics API")
 	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
-		term := store.Term() // first: whoever leads later knows better
+		term := store.Term() // first: a later leader knows better
 		now.Ready, now.Unready = live.Addresses(term, store.Cluster().Members(), time.Now())
 		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
 		return now

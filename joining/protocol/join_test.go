@@ -50,8 +50,8 @@ func FuzzReadRequest(f *testing.F) {
 	})
 }
 
-// FuzzReadAnswer: whoever passes for a server may say anything; a machine takes an answer or has an error, and an
-// answer names the authority of the connection or is not taken.
+// FuzzReadAnswer: a program that passes for a server may say anything; a machine takes an answer or has an error, and
+// an answer names the authority of the connection or is not taken.
 func FuzzReadAnswer(f *testing.F) {
 	seen := &x509.Certificate{Raw: []byte("a certificate")}
 	own := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: seen.Raw})

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// refusalLogs is how often one source has a line in the log. Whoever is refused keeps trying, and a client that means
-// harm would fill the disk.
+// refusalLogs is how often one source has a line in the log. A machine that is refused keeps trying, and a client
+// that means harm would fill the disk.
 const refusalLogs = 10 * time.Second
 
 // refusals bounds the lines about refusals. Its zero value is ready.

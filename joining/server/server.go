@@ -166,7 +166,7 @@ func (s *Server) config() *tls.Config {
 	}
 }
 
-// refusal turns an error into what the machine is told and one line for the log.
+// refusal turns an error into the answer to the machine and one line for the log.
 func (s *Server) refusal(log *slog.Logger, q *protocol.Request, err error) *protocol.Refusal {
 	var r *protocol.Refusal
 	if !errors.As(err, &r) {

@@ -323,8 +323,8 @@ func TestProofHoldsOnlyOnItsConnection(t *testing.T) {
 	}
 }
 
-// TestReplayedJoinRequestIsRefused: a request with which a machine was let in is refused when somebody sends the same
-// bytes again, and nobody is admitted by it.
+// TestReplayedJoinRequestIsRefused: a request with which a machine was let in is refused when its bytes are sent
+// again, and no machine is admitted by it.
 func TestReplayedJoinRequestIsRefused(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
@@ -358,7 +358,7 @@ func TestReplayedJoinRequestIsRefused(t *testing.T) {
 	}
 }
 
-// dial opens a connection as a machine does, to whoever answers.
+// dial opens a connection as a machine does, to any server that answers.
 func (f *fixture) dial() *tls.Conn {
 	f.Helper()
 	return testenv.Must(tls.Dial("tcp", f.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol.Protocol}}))(f)

@@ -31,7 +31,7 @@ import (
 const (
 	// JoinedFile says, in the server's folder, what a server that joined was given. It is written last.
 	JoinedFile = "joined.json"
-	// joinPause is how long to wait between questions that nobody answers.
+	// joinPause is how long to wait between questions that no server answers.
 	joinPause = 2 * time.Second
 )
 
@@ -136,7 +136,7 @@ func Join(ctx context.Context, o RequestOptions, j Request) (*Joined, error) {
 	return joined, writeJoined(filepath.Join(o.Folders.Server, JoinedFile), joined)
 }
 
-// renewPatience bounds one try to get what was replaced anew.
+// renewPatience bounds one try to get again what was replaced.
 const renewPatience = 30 * time.Second
 
 // Renew fetches again what the cluster replaces at times and this server got when it asked to join: encryption keys and

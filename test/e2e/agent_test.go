@@ -176,7 +176,7 @@ func opens(t *testing.T, from *harness.Machine, address, protocol, file string) 
 	defer cancel()
 	raw := testenv.Must(from.Dial(ctx, "tcp", address))(t)
 	defer raw.Close()
-	c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}, // whoever answers is looked at elsewhere
+	c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}, // the certificate is checked by other tests
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }}) // whichever authorities it names
 	if err := c.HandshakeContext(ctx); err != nil {
 		return err
