@@ -75,8 +75,10 @@ func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 		{"values of a peer's selector", `{podSelector: {}, ingress: [` + rules(10, func(i int) string {
 			return fmt.Sprintf(`{from: [{podSelector: {matchExpressions: [{key: n, operator: In, values: [%s, x%d]}]}}]}`, values(5), i)
 		}) + `]}`, comparisons},
-		{"values of whom it is for", `{podSelector: {matchExpressions: [{key: n, operator: NotIn, values: [` + values(2_000) + `]}]}}`, comparisons},
-		{"exceptions that are compared", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [` + exceptions(2_000) + `]}}]}]}`, comparisons},
+		{"values of the policy's own selector", `{podSelector: {matchExpressions: [{key: n, operator: NotIn, values: [` +
+			values(2_000) + `]}]}}`, comparisons},
+		{"exceptions that are compared", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [` +
+			exceptions(2_000) + `]}}]}]}`, comparisons},
 		{"ports", `{podSelector: {}, ingress: [{ports: [` + rules(20_000, func(int) string { return `{port: 80}` }) + `]}]}`, comparisons},
 	} {
 		t.Run(c.name, func(t *testing.T) {
