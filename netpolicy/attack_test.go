@@ -144,9 +144,9 @@ func values(n int) string {
 	return strings.Join(out, ",")
 }
 
-// TestOnlyConfirmedAddressesAreBelieved: a policy admits pods with the label app=friend, and each case has some that say
-// of an address that it is theirs. Want are those that are admitted.
-func TestOnlyConfirmedAddressesAreBelieved(t *testing.T) {
+// TestOnlyConfirmedAddressesAreTrusted: a policy admits pods with the label app=friend, and each case has some that
+// say of an address that it is theirs. Want are those that are admitted.
+func TestOnlyConfirmedAddressesAreTrusted(t *testing.T) {
 	friend, now := map[string]string{"app": "friend"}, metav1.Now()
 	claims := func(p *corev1.Pod, ips ...string) {
 		p.Status.PodIP, p.Status.PodIPs = ips[0], nil
