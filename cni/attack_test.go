@@ -192,7 +192,8 @@ func TestPodsMakeNoTunnel(t *testing.T) {
 				t.Helper()
 				return firstHeard(t, in, func() error {
 					return errors.Join(netns.SendDatagram(a, "", hostPortOf(f.out, 8472), "a pod's"),
-						netns.SendDatagram(a, "", hostPortOf(f.service, 53), "a pod's, by a Service"), netns.SendDatagram(here{}, "", hostPortOf(f.out, 8472), "the node's"))
+						netns.SendDatagram(a, "", hostPortOf(f.service, 53), "a pod's, by a Service"),
+						netns.SendDatagram(here{}, "", hostPortOf(f.out, 8472), "the node's"))
 				})
 			}
 			testenv.Equal(t, first(), "the node's", "arrived:")

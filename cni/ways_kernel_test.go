@@ -314,7 +314,8 @@ func TestPodsComeByTheTunnel(t *testing.T) {
 	first := func() string {
 		t.Helper()
 		return firstHeard(t, in, func() error {
-			return errors.Join(netns.SendDatagram(s.nodes[2], invented, at, invented), netns.SendDatagram(s.nodes[2], unknownPeer, at, unknownPeer))
+			return errors.Join(netns.SendDatagram(s.nodes[2], invented, at, invented),
+				netns.SendDatagram(s.nodes[2], unknownPeer, at, unknownPeer))
 		})
 	}
 	if got := first(); got != unknownPeer {

@@ -16,9 +16,9 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2/ktesting"
+	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
@@ -26,6 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/services"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -151,28 +152,10 @@ func addPod(t *testing.T, id string) pod {
 // balanced makes a Service with one endpoint on node n1, in one slice.
 func (a *api) balanced(t *testing.T, ns, name, clusterIP, endpoint string, port int32, local bool, ports ...corev1.ServicePort) {
 	t.Helper()
-	policy := corev1.ServiceInternalTrafficPolicyCluster
+	s := services.New(name, []string{clusterIP}, slices.Clone(ports)...)
+	s.Namespace = ns
 	if local {
-		policy = corev1.ServiceInternalTrafficPolicyLocal
+		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
 	}
-	node, ready := "n1", true
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: ns, Name: name + "-x", Labels: map[string]string{discoveryv1.LabelServiceName: name},
-		},
-		AddressType: discoveryv1.AddressTypeIPv4,
-		Endpoints: []discoveryv1.Endpoint{{
-			Addresses: []string{endpoint}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
-		}},
-	}
-	for _, p := range ports {
-		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &port, Protocol: &p.Protocol})
-	}
-	a.Put(slice, &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},
-		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeClusterIP, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP},
-			IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, InternalTrafficPolicy: &policy, Ports: slices.Clone(ports),
-		},
-	})
+	a.Put(s, services.Slice(s, "n1", port, endpoint))
 }

@@ -75,8 +75,10 @@ func TestCostlyPoliciesCloseOnlyTheirNamespace(t *testing.T) {
 		{"values of a peer's selector", `{podSelector: {}, ingress: [` + rules(10, func(i int) string {
 			return fmt.Sprintf(`{from: [{podSelector: {matchExpressions: [{key: n, operator: In, values: [%s, x%d]}]}}]}`, values(5), i)
 		}) + `]}`, comparisons},
-		{"values of whom it is for", `{podSelector: {matchExpressions: [{key: n, operator: NotIn, values: [` + values(2_000) + `]}]}}`, comparisons},
-		{"exceptions that are compared", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [` + exceptions(2_000) + `]}}]}]}`, comparisons},
+		{"values of the policy's own selector", `{podSelector: {matchExpressions: [{key: n, operator: NotIn, values: [` +
+			values(2_000) + `]}]}}`, comparisons},
+		{"exceptions that are compared", `{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [` +
+			exceptions(2_000) + `]}}]}]}`, comparisons},
 		{"ports", `{podSelector: {}, ingress: [{ports: [` + rules(20_000, func(int) string { return `{port: 80}` }) + `]}]}`, comparisons},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -142,9 +144,9 @@ func values(n int) string {
 	return strings.Join(out, ",")
 }
 
-// TestOnlyConfirmedAddressesAreBelieved: a policy admits pods with the label app=friend, and each case has some that say
-// of an address that it is theirs. Want are those that are admitted.
-func TestOnlyConfirmedAddressesAreBelieved(t *testing.T) {
+// TestOnlyConfirmedAddressesAreTrusted: a policy admits pods with the label app=friend, and each case has some that
+// say of an address that it is theirs. Want are those that are admitted.
+func TestOnlyConfirmedAddressesAreTrusted(t *testing.T) {
 	friend, now := map[string]string{"app": "friend"}, metav1.Now()
 	claims := func(p *corev1.Pod, ips ...string) {
 		p.Status.PodIP, p.Status.PodIPs = ips[0], nil

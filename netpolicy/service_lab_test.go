@@ -13,7 +13,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -24,6 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/services"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -167,7 +167,7 @@ func (l *serviceLab) services() []runtime.Object {
 		for _, s := range []*corev1.Service{all, balanced} {
 			out = append(out, s)
 			for _, ip := range addressesOf(p) {
-				out = append(out, endpoints(s, p.Spec.NodeName, ip))
+				out = append(out, services.Slice(s, p.Spec.NodeName, 0, ip.String()))
 			}
 		}
 	}
@@ -177,31 +177,9 @@ func (l *serviceLab) services() []runtime.Object {
 func nodePort(pod, port int) int32 { return int32(30000 + len(offered)*pod + port) }
 
 func service(namespace, name string, four, six netip.Addr, ports []corev1.ServicePort) *corev1.Service {
-	return &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
-		Spec: corev1.ServiceSpec{
-			ClusterIP: four.String(), ClusterIPs: []string{four.String(), six.String()}, Ports: ports,
-			IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
-		},
-	}
-}
-
-func endpoints(s *corev1.Service, node string, ip netip.Addr) *discoveryv1.EndpointSlice {
-	family, ready := discoveryv1.AddressTypeIPv4, true
-	if ip.Is6() {
-		family = discoveryv1.AddressTypeIPv6
-	}
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: s.Namespace, Name: fmt.Sprint(s.Name, "-", familyOf(ip)), Labels: map[string]string{discoveryv1.LabelServiceName: s.Name},
-		},
-		AddressType: family,
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{ip.String()}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready}}},
-	}
-	for _, p := range s.Spec.Ports {
-		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Port: &p.TargetPort.IntVal, Protocol: &p.Protocol})
-	}
-	return slice
+	s := services.New(name, []string{four.String(), six.String()}, ports...)
+	s.Namespace = namespace
+	return s
 }
 
 // dnsObjects are the Service of the cluster's DNS, which leads to the node's own.
@@ -212,7 +190,7 @@ func dnsObjects() []runtime.Object {
 	})
 	here := corev1.ServiceInternalTrafficPolicyLocal
 	s.Spec.InternalTrafficPolicy = &here
-	return []runtime.Object{s, endpoints(s, "n1", labNode[0]), endpoints(s, "n1", labNode[1])}
+	return []runtime.Object{s, services.Slice(s, "n1", 0, labNode[0].String()), services.Slice(s, "n1", 0, labNode[1].String())}
 }
 
 // attempt is a connection to an endpoint, and where the client sends it.

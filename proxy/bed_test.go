@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/services"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
@@ -142,17 +143,10 @@ func newTestProxy(t *testing.T, ctx context.Context, client kubernetes.Interface
 
 func (b *testbed) service(t *testing.T, change func(*corev1.Service)) {
 	t.Helper()
-	svc := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"},
-		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeNodePort, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP},
-			IPFamilies:            []corev1.IPFamily{corev1.IPv4Protocol},
-			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyCluster,
-			Ports: []corev1.ServicePort{{
-				Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(8080), NodePort: 30080,
-			}},
-		},
-	}
+	svc := services.New("web", []string{clusterIP}, corev1.ServicePort{
+		Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(8080), NodePort: 30080,
+	})
+	svc.Spec.Type, svc.Spec.ExternalTrafficPolicy = corev1.ServiceTypeNodePort, corev1.ServiceExternalTrafficPolicyCluster
 	if change != nil {
 		change(svc)
 	}
@@ -174,19 +168,8 @@ func (b *testbed) endpointsOn(t *testing.T, node string, ips ...string) {
 }
 
 func (b *testbed) sliceOn(node string, ips ...string) *discoveryv1.EndpointSlice {
-	name, port, proto := "http", cmp.Or(b.port, 8080), cmp.Or(b.protocol, corev1.ProtocolTCP)
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}},
-		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &proto}},
-	}
-	for _, ip := range ips {
-		ready := true
-		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{ip}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
-		})
-	}
-	return slice
+	web := services.New("web", nil, corev1.ServicePort{Name: "http", Protocol: cmp.Or(b.protocol, corev1.ProtocolTCP)})
+	return services.Slice(web, node, cmp.Or(b.port, 8080), ips...)
 }
 
 // here is the node's own namespace.

@@ -13,7 +13,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/test/netns"
-	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
 
@@ -208,23 +207,10 @@ func testDatagrams(t *testing.T, mode string) {
 	b.service(t, func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolUDP })
 	b.protocol = corev1.ProtocolUDP
 	for _, from := range []netns.Doer{b.outside, here{}} {
-		var c net.Conn
-		testenv.NoError(t, from.Do(func() (err error) { c, err = net.Dial("udp", clusterIP+":80"); return err }))
-		defer c.Close()
+		c := dialDatagrams(t, from, clusterIP+":80")
 		for _, ip := range []string{"10.42.0.2", "10.42.0.6", "10.42.0.2"} {
 			b.endpoints(t, ip)
-			eventually(t, "one socket's datagrams reach "+ip, func() error {
-				_ = c.SetDeadline(time.Now().Add(time.Second))
-				if _, err := c.Write([]byte("?")); err != nil {
-					return err
-				}
-				buf := make([]byte, 16)
-				n, err := c.Read(buf)
-				if err == nil && string(buf[:n]) != ip {
-					err = fmt.Errorf("%s answers", buf[:n])
-				}
-				return err
-			})
+			datagramsReach(t, c, ip)
 		}
 	}
 }

@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/services"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -147,23 +147,7 @@ func testThousands(t *testing.T, mode string) {
 
 // crowded is one of many, with both pods as endpoints.
 func crowded(i int, ip string) (*corev1.Service, *discoveryv1.EndpointSlice) {
-	name, port, proto, node, ready := "http", int32(8080), corev1.ProtocolTCP, "n1", true
-	s := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("s", i)},
-		Spec: corev1.ServiceSpec{
-			ClusterIP: ip, ClusterIPs: []string{ip}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
-			Ports: []corev1.ServicePort{{Name: name, Protocol: proto, Port: 80, TargetPort: intstr.FromInt32(port)}},
-		},
-	}
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: s.Name + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: s.Name}},
-		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &port, Protocol: &proto}},
-	}
-	for _, pod := range []string{"10.42.0.2", "10.42.0.6"} {
-		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{pod}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
-		})
-	}
-	return s, slice
+	s := services.New(fmt.Sprint("s", i), []string{ip},
+		corev1.ServicePort{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(8080)})
+	return s, services.Slice(s, "n1", 8080, netns.PodIPs...)
 }

@@ -25,15 +25,7 @@ import (
 // Cases of what becomes of a Service, and of its ports.
 
 // askDatagram sends one through a socket, and returns who answers.
-func askDatagram(c net.Conn) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(time.Second))
-	if _, err := c.Write([]byte("?")); err != nil {
-		return "", err
-	}
-	buf := make([]byte, 16)
-	n, err := c.Read(buf)
-	return string(buf[:n]), err
-}
+func askDatagram(c net.Conn) (string, error) { return netns.Say(c, time.Second) }
 
 func dialDatagrams(t *testing.T, from netns.Doer, addr string) (c net.Conn) {
 	t.Helper()

@@ -10,6 +10,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/coracle-k8s/coracle/test/services"
 )
 
 // What TestSameRulesAsKubeProxy has both proxies serve.
@@ -17,14 +19,8 @@ import (
 // dualService is the i-th Service, of both families, with one port.
 func dualService(i int, change ...func(*corev1.Service)) *corev1.Service {
 	four, six := fmt.Sprintf("10.43.%d.%d", 1+i/200, 1+i%200), fmt.Sprintf("fd43::%x", 1+i)
-	s := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("s", i)},
-		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeClusterIP, ClusterIP: four, ClusterIPs: []string{four, six},
-			IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}, SessionAffinity: corev1.ServiceAffinityNone,
-			Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}},
-		},
-	}
+	s := services.New(fmt.Sprint("s", i), []string{four, six}, corev1.ServicePort{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80})
+	s.Spec.SessionAffinity = corev1.ServiceAffinityNone
 	for _, f := range change {
 		f(s)
 	}

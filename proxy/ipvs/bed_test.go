@@ -16,12 +16,12 @@ import (
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 	"sigs.k8s.io/knftables"
 
 	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/services"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -90,30 +90,18 @@ func (b *bed) service(t *testing.T, name string, change func(*corev1.Service), p
 }
 
 func (b *bed) setService(name string, change func(*corev1.Service), port int32, pods ...int) {
-	svc := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
-		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeNodePort, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
-			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyCluster,
-			Ports:                 []corev1.ServicePort{{Name: "x", Protocol: corev1.ProtocolTCP, Port: 80, NodePort: 30080}},
-		},
-	}
+	svc := services.New(name, []string{clusterIP}, corev1.ServicePort{Name: "x", Protocol: corev1.ProtocolTCP, Port: 80, NodePort: 30080})
+	svc.Spec.Type, svc.Spec.ExternalTrafficPolicy = corev1.ServiceTypeNodePort, corev1.ServiceExternalTrafficPolicyCluster
 	if change != nil {
 		change(svc)
 	}
 	b.proxier.OnServiceUpdate(b.services[name], svc)
 	b.services[name] = svc
-	portName, yes, node := "x", true, "n1"
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: name + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: name}},
-		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: &svc.Spec.Ports[0].Protocol}},
-	}
+	var ips []string
 	for _, i := range pods {
-		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{podAddrs[i]}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &yes},
-		})
+		ips = append(ips, podAddrs[i])
 	}
+	slice := services.Slice(svc, "n1", port, ips...)
 	b.slices[name] = slice
 	b.proxier.OnEndpointSlice(slice, false)
 }
@@ -168,7 +156,7 @@ func (s *spy) DeleteReal(k Key, a netip.AddrPort) error {
 	return s.Table.DeleteReal(k, a)
 }
 
-// reaches waits until somebody answers, and says who.
+// reaches waits until an address answers, and returns the name of who does.
 func reaches(t *testing.T, from netns.Doer, addr string) (who string) {
 	t.Helper()
 	who, _ = netns.Reach(t, from, addr)

@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/services"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/watchapi"
 )
@@ -103,14 +104,8 @@ func clusterIP(i int) string { return fmt.Sprintf("10.96.%d.%d", 1+i/250, 1+i%25
 
 // service is the i-th: port 80 leads to namePort, 81 to the echo.
 func service(i int) *corev1.Service {
-	ip := clusterIP(i)
-	return &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("s", i)},
-		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
-			Ports: []corev1.ServicePort{{Name: "name", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(namePort)}},
-		},
-	}
+	return services.New(fmt.Sprint("s", i), []string{clusterIP(i)},
+		corev1.ServicePort{Name: "name", Protocol: corev1.ProtocolTCP, Port: 80, TargetPort: intstr.FromInt32(namePort)})
 }
 
 func slice(i int, port int32, ips ...string) *discoveryv1.EndpointSlice {

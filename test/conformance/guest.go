@@ -52,7 +52,8 @@ func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image
 	// minutes.
 	testenv.NoError(t, writeImages(filepath.Join(dir, "box.tar"), carried[:1]))
 	g := site.NewGuest(dir, harness.GuestOptions{
-		Number: 1, Init: filepath.Join(dir, "machine.sh"), Disk: 8 << 30, Memory: 2500, Env: []string{"CORACLE=" + server.Coracle(), "SHARED=" + dir, "NFS="},
+		Number: 1, Init: filepath.Join(dir, "machine.sh"), Disk: 8 << 30, Memory: 2500,
+		Env: []string{"CORACLE=" + server.Coracle(), "SHARED=" + dir, "NFS="},
 	})
 	log := filepath.Join(dir, "log-"+name)
 	t.Cleanup(func() {

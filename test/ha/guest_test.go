@@ -64,7 +64,8 @@ func newGuests(t *testing.T) *guests {
 	dir := harness.GuestFolder(t)
 	uml.Require(t)
 	overlay := testenv.Must(uml.ModuleFile("overlay"))(t)
-	for name, text := range map[string]string{"machine.sh": machines.MachineScript, "prepare.sh": prepareScript, "modules": overlay + "\n"} {
+	files := map[string]string{"machine.sh": machines.MachineScript, "prepare.sh": prepareScript, "modules": overlay + "\n"}
+	for name, text := range files {
 		testenv.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755))
 	}
 	site := harness.NewSite(t)

@@ -81,7 +81,8 @@ func Start(ctx context.Context, o StartOptions) (*exec.Cmd, error) {
 // is room for several.
 func (o StartOptions) memoryDir() string {
 	var st unix.Statfs_t
-	if err := unix.Statfs("/dev/shm", &st); err == nil && int64(st.Bavail)*st.Bsize > 4*int64(o.Memory)<<20 && st.Flags&unix.ST_NOEXEC == 0 {
+	err := unix.Statfs("/dev/shm", &st)
+	if err == nil && int64(st.Bavail)*st.Bsize > 4*int64(o.Memory)<<20 && st.Flags&unix.ST_NOEXEC == 0 {
 		return "/dev/shm"
 	}
 	return o.Dir
