@@ -66,8 +66,8 @@ func (b *Balancer) everReached() bool {
 	return len(b.proved) > 0
 }
 
-// clientEnded says whether a client that waits has ended its connection, or its way. What it has said before is not read
-// yet, so that a Read would not tell.
+// clientEnded says whether a client that waits has ended its connection, or its way. What it has said before is not
+// read yet, so that a Read would not tell.
 func clientEnded(c net.Conn) (yes bool) {
 	s, ok := c.(syscall.Conn)
 	if !ok {

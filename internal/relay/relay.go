@@ -14,8 +14,8 @@ import (
 )
 
 // Join passes on what either connection says to the other one, until both have ended or ctx is done. The end of one way
-// leaves the other open, since TLS says good-bye both ways; an error ends both. silent, when set, is called where b ends
-// its way first and without a word, before a sees that end.
+// leaves the other open, since TLS says good-bye both ways; an error ends both. silent, when set, is called where b
+// ends its way first and without a word, before a sees that end.
 func Join(ctx context.Context, a, b net.Conn, silent func()) {
 	defer context.AfterFunc(ctx, func() { _, _ = a.Close(), b.Close() })()
 	var left atomic.Bool // a has ended its way
