@@ -40,7 +40,7 @@ func passEnd(to, from net.Conn, err error) {
 	if half, ok := to.(interface{ CloseWrite() error }); ok && err == nil && half.CloseWrite() == nil {
 		return
 	}
-	_ = to.Close() // whoever reads or writes there still notices
+	_ = to.Close() // a goroutine that still reads or writes there notices
 	if err != nil {
 		_ = from.Close()
 	}
