@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// Lists are the questions that a kubelet asks its container runtime all the time: for the pods' life cycle every
+// Lists has the calls that a kubelet makes to its container runtime all the time: for the pods' life cycle every
 // second, for what is left of them every two, and whether the runtime works every five.
 type Lists interface {
 	ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error)
