@@ -92,7 +92,7 @@ type Options struct {
 	Logger klog.Logger
 }
 
-// Policies is who sees to it that a pod's first packet meets the rules of its NetworkPolicies.
+// Policies puts the rules of a pod's NetworkPolicies in force before its first packet.
 type Policies interface {
 	// Admit returns when the rules for the pod are in force. After an error the pod gets no network.
 	Admit(context.Context, Sandbox) error

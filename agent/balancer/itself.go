@@ -16,7 +16,7 @@ import (
 
 var errItself = errors.New("it leads back to this program")
 
-// addressPair are the addresses of a TCP connection, first that of who opened it.
+// addressPair has the addresses of a TCP connection, first that of the end that opened it.
 type addressPair struct{ from, to string }
 
 // opened are those of a connection that this program has opened, accepted of one that it has accepted.

@@ -19,7 +19,7 @@ const (
 	sealKey  = "seal"
 )
 
-// seal is the cluster's, made before the first child starts.
+// seal returns the cluster's key for records of releases, which is made before the first child process starts.
 func (c *Controller) seal(ctx context.Context) ([]byte, error) {
 	if len(c.sealed) > 0 {
 		return c.sealed, nil

@@ -17,7 +17,7 @@ const (
 	// came at once would say that a token is right.
 	perSource, sourceBurst = rate.Limit(3), 10
 	perServer, serverBurst = rate.Limit(50), 100
-	// maxGuessWait is how long a machine waits for its turn; who would have to wait longer is hung up on.
+	// maxGuessWait is how long a machine waits for its turn; the connection of one that would wait longer is closed.
 	maxGuessWait = 5 * time.Second
 	// maxSources bounds how many addresses are remembered. When there are more, all are forgotten: the rate for all
 	// together stands.

@@ -43,7 +43,7 @@ func SharedEncryption(kv clientv3.KV, serverDir string) (encryption.Shared, erro
 	return sharedEncryption(kv, filepath.Join(serverDir, "tls"), filepath.Join(serverDir, "cred"))
 }
 
-// EncryptionKeys keep this server's encryption keys what the store says they are.
+// EncryptionKeys keeps this server's encryption keys equal to those in the store.
 type EncryptionKeys struct {
 	serverID string
 	log      *slog.Logger
