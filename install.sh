@@ -685,21 +685,17 @@ next_steps() {
     cat <<TXT
 
 This machine is a node now. On a server, or wherever the cluster's kubeconfig is:
-  kubectl get nodes                     # it is among them
+  kubectl get nodes   # it is among them
 Here, as root or with sudo:
-  coracle status                       # how coracle itself is
+  coracle status      # how coracle itself is
 TXT
     return
   fi
   kubectl="coracle kubectl"
   if [ "$(readlink "$bin_dir/kubectl" 2>/dev/null)" = coracle ]; then kubectl=kubectl; fi
-  cat <<TXT
-
-Next, as root or with sudo:
-  $kubectl get pods -A                  # what runs
-  $kubectl run hello --image=nginx      # a first pod
-  coracle status                       # how coracle itself is
-TXT
+  printf '\nNext, as root or with sudo:\n'
+  printf '  %-39s # %s\n' "$kubectl get pods -A" 'what runs' "$kubectl run hello --image=nginx" 'a first pod' \
+    'coracle status' 'how coracle itself is' 'coracle token print' 'the line that adds a machine'
 }
 
 # ---- all of it ----

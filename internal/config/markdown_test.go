@@ -14,5 +14,5 @@ func TestDocumentationIsFresh(t *testing.T) {
 	want := testenv.Must(os.ReadFile("../../docs/configuration.md"))(t)
 	var got bytes.Buffer
 	testenv.NoError(t, WriteMarkdown(&got))
-	testenv.True(t, bytes.Equal(got.Bytes(), want), "docs/configuration.md does not match the table of settings; run: go generate ./internal/config")
+	testenv.True(t, bytes.Equal(got.Bytes(), want), "docs/configuration.md does not match the table of settings; run: make docs")
 }

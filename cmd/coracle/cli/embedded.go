@@ -168,10 +168,17 @@ func (a *App) clientEnv(t *config.Tool, c client, args []string) ([]string, erro
 		return nil, fmt.Errorf("this user may not read %s. Use sudo coracle %s, or give this user a copy: sudo coracle kubeconfig > "+
 			"~/.kube/config, or let a group read it with --write-kubeconfig-mode 0640 and --write-kubeconfig-group", t.Kubeconfig, c.name)
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no %s: no server has run on this machine yet. Start one with: coracle server; or name another "+
-			"cluster's kubeconfig in KUBECONFIG", t.Kubeconfig)
+		return nil, fmt.Errorf("there is no %s: %s; or name another cluster's kubeconfig in KUBECONFIG", t.Kubeconfig, noServer(t.Paths))
 	}
 	return nil, fmt.Errorf("reading the kubeconfig: %w", err)
+}
+
+// noServer says why a server's file is missing here, and what to do.
+func noServer(p config.Paths) string {
+	if exists(p.AgentDir) && !exists(p.ServerDir) {
+		return "this machine is a node, and its cluster's servers are other machines. Run this on one of them"
+	}
+	return "no server has run on this machine yet. Start one with: coracle server"
 }
 
 // choosesCluster says whether the arguments themselves name a cluster.

@@ -117,7 +117,7 @@ func (a *App) readKubeconfig(t *config.Tool, from string) (*api.Config, error) {
 	case errors.Is(first, fs.ErrPermission):
 		return nil, fmt.Errorf("this user may not read %s; use sudo", paths[0])
 	case errors.Is(first, fs.ErrNotExist) && from == "":
-		return nil, fmt.Errorf("there is no %s: no server has run on this machine yet. Start one with: coracle server", paths[0])
+		return nil, fmt.Errorf("there is no %s: %s", paths[0], noServer(t.Paths))
 	}
 	return nil, fmt.Errorf("reading the kubeconfig: %w", first)
 }

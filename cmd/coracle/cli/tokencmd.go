@@ -51,7 +51,7 @@ token alone goes to standard output, the rest to standard error: TOKEN=$(coracle
 		if *server {
 			path, role = t.Paths.TokenFile, "server"
 		}
-		tok, err := readToken(path)
+		tok, err := readToken(t.Paths, path)
 		if err != nil {
 			return err
 		}
@@ -78,7 +78,7 @@ func (a *App) tokenCreateCommand() *cobra.Command {
 	quiet := addQuiet(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		// The hash of the cluster's authority is in the tokens that the server made.
-		own, err := readToken(t.Paths.AgentTokenFile)
+		own, err := readToken(t.Paths, t.Paths.AgentTokenFile)
 		if err != nil {
 			return err
 		}
@@ -226,12 +226,12 @@ Snapshots are encrypted with the server token of their time: keep the old one fo
 	return cmd
 }
 
-func readToken(path string) (token.Token, error) {
+func readToken(p config.Paths, path string) (token.Token, error) {
 	text, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return token.Token{},
-			fmt.Errorf("there is no token at %s: no server has run with this data directory. Start one with: coracle server", path)
+			fmt.Errorf("there is no token at %s: %s", path, noServer(p))
 	case errors.Is(err, fs.ErrPermission):
 		return token.Token{}, fmt.Errorf("this user may not read %s; use sudo", path)
 	case err != nil:
