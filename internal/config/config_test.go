@@ -329,20 +329,11 @@ func TestLoadBalancerPool(t *testing.T) {
 	}
 }
 
-func TestIngressFlagsAreParsedAndShared(t *testing.T) {
+func TestIngressFlagsAreParsed(t *testing.T) {
 	s, err := load(t, map[string]string{}, nil, board, "--ingress-trusted-proxies=192.0.2.0/24,2001:db8::1", "--ingress-proxy-protocol", "--ingress-host-owner=namespace")
 	if want := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")}; err != nil || !slices.Equal(s.Ingress.TrustedProxies, want) ||
 		!s.Ingress.ProxyProtocol || !s.Ingress.HostOwner {
 		t.Errorf("%+v, %v", s.Ingress, err)
-	}
-	if got, want := fmt.Sprint(s.SharedFlags()), "map[ingress-acme-email: ingress-acme-server:https://acme-v02.api.letsencrypt.org/directory "+
-		"ingress-host-owner:namespace ingress-proxy-protocol:true ingress-trusted-proxies:192.0.2.0/24,2001:db8::1/128 profile:]"; got != want {
-		t.Errorf("servers that join are compared by %s, want %s", got, want)
-	}
-	again, err := load(t, map[string]string{}, nil, board, "--ingress-trusted-proxies=2001:db8:0::1/128,192.0.2.0/24,2001:db8::1",
-		"--ingress-proxy-protocol", "--ingress-host-owner=namespace")
-	if err != nil || !maps.Equal(again.SharedFlags(), s.SharedFlags()) {
-		t.Errorf("the same networks, one of them twice, are compared by %v, want %v; %v", again.SharedFlags(), s.SharedFlags(), err)
 	}
 	if s, err := load(t, map[string]string{}, nil, board); err != nil || len(s.Ingress.TrustedProxies) > 0 || s.Ingress.ProxyProtocol || s.Ingress.HostOwner {
 		t.Errorf("the default is %+v, %v", s.Ingress, err)
@@ -352,6 +343,21 @@ func TestIngressFlagsAreParsedAndShared(t *testing.T) {
 		if _, err := load(t, map[string]string{}, nil, board, "--ingress-"+bad); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", bad, err)
 		}
+	}
+}
+
+// TestSharedFlags lists the flags that each server has for itself, and that have to be the same on all.
+func TestSharedFlags(t *testing.T) {
+	s, err := load(t, map[string]string{}, nil, board, "--ingress-trusted-proxies=192.0.2.0/24,2001:db8::1", "--ingress-proxy-protocol", "--ingress-host-owner=namespace")
+	testenv.NoError(t, err)
+	if got, want := fmt.Sprint(s.SharedFlags()), "map[ingress-acme-email: ingress-acme-server:https://acme-v02.api.letsencrypt.org/directory "+
+		"ingress-host-owner:namespace ingress-proxy-protocol:true ingress-trusted-proxies:192.0.2.0/24,2001:db8::1/128 profile:]"; got != want {
+		t.Errorf("servers that join are compared by %s, want %s", got, want)
+	}
+	again, err := load(t, map[string]string{}, nil, board, "--ingress-trusted-proxies=2001:db8:0::1/128,192.0.2.0/24,2001:db8::1",
+		"--ingress-proxy-protocol", "--ingress-host-owner=namespace")
+	if err != nil || !maps.Equal(again.SharedFlags(), s.SharedFlags()) {
+		t.Errorf("the same networks, one of them twice, are compared by %v, want %v; %v", again.SharedFlags(), s.SharedFlags(), err)
 	}
 }
 
