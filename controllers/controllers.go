@@ -191,7 +191,7 @@ func build(ctx context.Context, cc app.ControllerContext, o Options) (built []ap
 			klog.FromContext(ctx).V(1).Info("Controller is off", "controller", name)
 		case own[name] != nil:
 			var err error
-			kubecompat.Keep(func() { err = add(own[name]()) })
+			kubecompat.RestoreAfter(func() { err = add(own[name]()) })
 			if err != nil {
 				return built, err
 			}
@@ -199,7 +199,7 @@ func build(ctx context.Context, cc app.ControllerContext, o Options) (built []ap
 			built = append(built, newLate(d, cc))
 		default:
 			var err error
-			kubecompat.Keep(func() { err = add(d.BuildController(ctx, cc)) })
+			kubecompat.RestoreAfter(func() { err = add(d.BuildController(ctx, cc)) })
 			if err != nil {
 				return built, fmt.Errorf("build %s: %w", name, err)
 			}

@@ -27,7 +27,7 @@ import (
 )
 
 // joinAs asks a server for a node's credentials.
-func joinAs(t *testing.T, s *Server, name, ip string, now time.Time) (*protocol.Answer, error) {
+func joinAs(t *testing.T, s *Server, name, ip string, now time.Time) (*protocol.Response, error) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -70,7 +70,7 @@ func atOnce(n int, f func(i int)) {
 // one address, one is.
 func testJoinsAtOnce(t *testing.T, s *Server, c *clients, now time.Time) {
 	const n = 5
-	answers, errs := make([]*protocol.Answer, n), make([]error, n)
+	answers, errs := make([]*protocol.Response, n), make([]error, n)
 	atOnce(n, func(i int) {
 		answers[i], errs[i] = joinAs(t, s, fmt.Sprintf("five-%d", i), fmt.Sprintf("192.0.2.%d", 100+i), now)
 	})

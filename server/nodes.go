@@ -42,7 +42,7 @@ func (s *Server) serveNodes(ctx context.Context) {
 	running.Go(func() { finder.ReachNodes(ctx) })
 	running.Go(func() {
 		l := s.peers.ListenerFor(liveness.Protocol, s.port.Route(liveness.Protocol))
-		if err := liveness.Answer(ctx, l, finder.Find); err != nil {
+		if err := liveness.Serve(ctx, l, finder.Find); err != nil {
 			s.log.Error("other servers' questions about nodes are not answered any more", "error", err)
 		}
 	})

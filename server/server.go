@@ -133,7 +133,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	if s.data, err = datadir.Open(o.dataDir()); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(s.data.ForgetReset(), storefiles.Tidy(o.ServerDir), storefiles.Tidy(o.StoreDir)); err != nil {
+	if err := errors.Join(s.data.ClearReset(), storefiles.Tidy(o.ServerDir), storefiles.Tidy(o.StoreDir)); err != nil {
 		s.log.Warn("what an earlier restore left was not tidied up", "error", err)
 	}
 	l, err := listen(ctx, o.BindAddress, o.Port)
@@ -227,7 +227,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func(ctx context.Context) { s.pki.Run(ctx, s.showCertificates) })
 	background.Go(s.gossip.Run)
 	defer s.localFailover.End()
-	background.Go(s.starting.Answer)
+	background.Go(s.starting.BeginWhenSlow)
 	background.Go(s.drainNodes)
 
 	store, others, err := s.openStore(ctx)
@@ -278,7 +278,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(s.roster.PublishName)
 	defer s.admission.Serve(outlasting)()
 	background.Go(s.serveNodes)
-	background.Go(s.roster.KeepPeers)
+	background.Go(s.roster.SyncPeers)
 	scheduling, stopScheduling := context.WithCancel(ctx)
 	defer stopScheduling()
 	background.Go(func(context.Context) { s.snapshots.Run(scheduling) })
@@ -412,7 +412,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	})
 	serving.Go(s.gatewayUse.Load().Run)
 	for _, run := range []func(context.Context, *rest.Config){
-		keys.Run, s.followBackend, func(ctx context.Context, _ *rest.Config) { s.console.Serve(ctx) }, s.console.KeepService,
+		keys.Run, s.followBackend, func(ctx context.Context, _ *rest.Config) { s.console.Serve(ctx) }, s.console.SyncService,
 	} {
 		serving.Go(func(ctx context.Context) {
 			select {

@@ -341,8 +341,8 @@ func twoServers(t *testing.T) (one, two *server, b *Balancer) {
 func heardServers(t *testing.T) (one, two *server, b *Balancer) {
 	t.Helper()
 	one, two, b = twoServersOf(t, startStill)
-	b.Answered(one.address, true)
-	b.Answered(two.address, true)
+	b.Replied(one.address, true)
+	b.Replied(two.address, true)
 	return one, two, b
 }
 

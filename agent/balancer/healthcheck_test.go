@@ -89,7 +89,7 @@ func lateRound(b *Balancer, pause func(time.Duration), by time.Duration) {
 	next := time.Now().Add(timers.Until(checkEvery))
 	time.Sleep(time.Until(next) - 10*time.Millisecond)
 	pause(by)
-	b.Answered("other", true)
+	b.Replied("other", true)
 	time.Sleep(20 * time.Millisecond)
 }
 
@@ -100,13 +100,13 @@ func TestLateProbesAreNotFailures(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b, closed := oneInUse(t)
 			pause := pausedProcess(b)
-			b.Answered("one", true)
+			b.Replied("one", true)
 			watching(t, b)
 			for range 20 {
 				lateRound(b, pause, by)
 				synctest.Wait()
 				time.Sleep(900 * time.Millisecond) // as late as the look was
-				b.Answered("one", true)
+				b.Replied("one", true)
 			}
 			leaves(t, closed, false, "a server that answers is left by a machine that is late by %v", by)
 		})
@@ -118,7 +118,7 @@ func TestDeadServerIsLeftOnSlowMachine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
-		b.Answered("one", true)
+		b.Replied("one", true)
 		watching(t, b)
 		const most = 2*(mostLate+1) + 1
 		for range most {
@@ -165,12 +165,12 @@ func TestAnswersDuringLateRequestAreReadFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
-		b.Answered("one", true)
+		b.Replied("one", true)
 		b.proving["one"] = &proving{done: make(chan struct{})}
 		time.Sleep(heardFor)
 		var l probeState
 		checkPaused(t, b, &l, pause, time.Second)
-		b.Answered("other", true)
+		b.Replied("other", true)
 		b.checkServer(t.Context(), "one", &l)
 		synctest.Wait()
 		leaves(t, closed, false, "the server was left")
@@ -185,7 +185,7 @@ func TestDeadServerIsLeftDespiteLateRequests(t *testing.T) {
 		began := time.Now()
 		b.now = func() time.Time { return began.Add(time.Since(began) * 6 / 5) } // checks are late by a fifth of a second, questions by two
 		b.proving["one"] = &proving{done: make(chan struct{})}                   // its machine does not answer
-		b.Answered("one", true)
+		b.Replied("one", true)
 		watching(t, b)
 		time.Sleep(5 * time.Minute) // fake time
 		synctest.Wait()
@@ -200,7 +200,7 @@ func TestReachableOnlyAfterAnswer(t *testing.T) {
 		b, closed := oneInUse(t)
 		pause := pausedProcess(b)
 		b.proving["one"] = &proving{done: make(chan struct{})} // its machine does not answer
-		b.Answered("one", true)
+		b.Replied("one", true)
 		time.Sleep(heardFor) // fake time
 		var l probeState
 		states := func(late time.Duration) {
@@ -213,7 +213,7 @@ func TestReachableOnlyAfterAnswer(t *testing.T) {
 		states(0)           // heard, as it seems
 		leaves(t, closed, false, "its connections are closed, as if there were a way to its machine again")
 		testenv.False(t, l.missed != 1 || l.late != 1 || !l.cut, "what was found out is forgotten: %+v", l)
-		b.Answered("one", true)
+		b.Replied("one", true)
 		states(0)
 		leaves(t, closed, true, "there is a way again, and the connections of before stay")
 		testenv.False(t, l.missed != 0 || l.late != 0 || l.cut, "it has answered: %+v", l)

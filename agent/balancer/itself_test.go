@@ -68,7 +68,7 @@ func TestOwnAddressIsNeverDialled(t *testing.T) {
 					t.Errorf("%s is the one in use, of %s and itself (%s)", got, one.address, at)
 				}
 			}
-			b.Answered(at, true) // the node's own connection went this way to the server, whose certificate has the machine's own addresses too
+			b.Replied(at, true) // the node's own connection went this way to the server, whose certificate has the machine's own addresses too
 			one.stop()
 			if n := mostConnections(t, b); n > clients+asking {
 				t.Errorf("%d connections are passed on for %d clients", n, clients+asking)
@@ -109,7 +109,7 @@ func TestAgentsDoNotForwardInACircle(t *testing.T) {
 	}
 	one.stop()
 	for i, b := range agents {
-		b.Answered(ports[1-i], false) // the node's own connection, a moment ago
+		b.Replied(ports[1-i], false) // the node's own connection, a moment ago
 	}
 	if n := mostConnections(t, agents...); n > 2*2*asking {
 		t.Errorf("%d connections for %d clients", n, 2*asking)

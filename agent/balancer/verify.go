@@ -63,9 +63,9 @@ type proving struct {
 	err       error         // set before
 }
 
-// Answered says that a server has answered over a connection of the node's, on which it had shown its certificate.
+// Replied says that a server has replied over a connection of the node's, on which it had shown its certificate.
 // itself says that this names the address.
-func (b *Balancer) Answered(server string, itself bool) {
+func (b *Balancer) Replied(server string, itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.proved[server]

@@ -44,8 +44,8 @@ func TestUnresponsiveServerIsLeftWithinTwoSeconds(t *testing.T) {
 	for _, usual := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 150 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			b, closed := oneInUse(t)
-			b.Answered("one", true)
-			b.Answered("other", true)
+			b.Replied("one", true)
+			b.Replied("other", true)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			go b.watch(ctx)
@@ -58,17 +58,17 @@ func TestUnresponsiveServerIsLeftWithinTwoSeconds(t *testing.T) {
 				}
 				time.Sleep(time.Until(moment) + time.Millisecond) // fake time
 				if i%2 == 0 {                                     // which of them is slow does not matter
-					b.Answered("other", true)
+					b.Replied("other", true)
 				}
 				time.Sleep(trip - time.Millisecond) // fake time
 				last = time.Now()
-				b.Answered("one", true)
-				b.Answered("other", true)
+				b.Replied("one", true)
+				b.Replied("other", true)
 			}
 			leaves(t, closed, false, "a server is left that answers after %v, and after 0.9 s now and then", usual)
 			for range 10 {
 				time.Sleep(timers.Until(checkEvery) + usual) // fake time
-				b.Answered("other", true)
+				b.Replied("other", true)
 			}
 			if took := (<-closed).Sub(last); took > 2*time.Second {
 				t.Errorf("a server that answered after %v is left %v after its last answer", usual, took)
@@ -89,12 +89,12 @@ func TestDistantServersAreKept(t *testing.T) {
 		var running sync.WaitGroup
 		for _, server := range b.servers {
 			trips := rand.New(rand.NewPCG(random.Uint64(), 0))
-			b.Answered(server, true)
+			b.Replied(server, true)
 			running.Go(func() { // as nodetunnel pings
 				for ctx.Err() == nil {
 					next := time.Now().Add(timers.Until(time.Second))
 					time.Sleep(1100*time.Millisecond + time.Duration(trips.IntN(800))*time.Millisecond) // fake time
-					b.Answered(server, true)
+					b.Replied(server, true)
 					time.Sleep(time.Until(next)) // fake time
 				}
 			})
@@ -156,7 +156,7 @@ func TestForeignServerAtKnownAddress(t *testing.T) {
 			one, _, b := twoServersOf(t, startUsual)
 			var idle *client
 			testenv.Eventually(t, patience, "an answer of one", func() error {
-				b.Answered(one.address, true) // so that it need not show its certificate in the usual time
+				b.Replied(one.address, true) // so that it need not show its certificate in the usual time
 				idle = connectTo(t, b)
 				got, err := idle.ask()
 				if err == nil && got != "one hi\n" {
@@ -180,11 +180,11 @@ func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 		said := make(reasons, 100) // more than it says
 		b.o.Logger = slog.New(slog.NewTextHandler(said, nil))
 		b.servers = []string{"one", "two", "other"}
-		b.Answered("one", true)
+		b.Replied("one", true)
 		b.proving["one"] = &proving{done: make(chan struct{})} // a request to it gets no answer
 		watching(t, b)
 		for left := false; !left; {
-			b.Answered("other", true)
+			b.Replied("other", true)
 			select {
 			case <-closed:
 				left = true
@@ -206,7 +206,7 @@ func TestClosedConnectionMovesToResponsiveServer(t *testing.T) {
 	b.Ended(one.address)
 	wantAnswer(t, b, "one")
 	for b.Servers()[0] == one.address { // what answered a moment ago may be too long ago on a busy machine
-		b.Answered(two.address, true)
+		b.Replied(two.address, true)
 		b.Ended(one.address)
 	}
 	ended(t, idle)
@@ -228,7 +228,7 @@ func TestGossipCannotDisplaceProvedServers(t *testing.T) {
 	b := start(t, Options{Server: "127.0.0.1:1"})
 	testenv.NoError(t, b.Set([]string{one.address, two.address}))
 	wantAnswer(t, b, "one")
-	b.Answered(two.address, true) // the node's own connection to it
+	b.Replied(two.address, true) // the node's own connection to it
 	var invented []string
 	for i := range 3 * most {
 		invented = append(invented, fmt.Sprintf("192.0.2.%d:6443", i+1))
@@ -269,7 +269,7 @@ func TestExcludedIsBetterThanNone(t *testing.T) {
 func TestResponsiveServerGetsNoHandshake(t *testing.T) {
 	one := newServer(t, "one", "127.0.0.1:0")
 	b := startStill(t, Options{Server: one.address})
-	b.Answered(one.address, true) // over the node's connection
+	b.Replied(one.address, true) // over the node's connection
 	wantAnswer(t, b, "one")
 	time.Sleep(2*checkEvery + probeEvery) // the balancer has looked, and would have asked, by then: what must not happen has no event to wait for
 	if got := len(one.conns); got != 1 {
@@ -286,13 +286,13 @@ func TestStoppingServerCostsOneTry(t *testing.T) {
 	two := newServer(t, "two", "127.0.0.1:0")
 	b := startStill(t, Options{Server: l.Addr().String()})
 	testenv.NoError(t, b.Set([]string{l.Addr().String(), two.address}))
-	b.Answered(l.Addr().String(), true)
+	b.Replied(l.Addr().String(), true)
 	if got, err := connectTo(t, b).ask(); err == nil {
 		t.Fatalf("%q", got)
 	}
-	b.Answered(l.Addr().String(), true) // which says nothing of its API
+	b.Replied(l.Addr().String(), true) // which says nothing of its API
 	wantAnswer(t, b, "two")
-	b.Answered(l.Addr().String(), true)
+	b.Replied(l.Addr().String(), true)
 	wantAnswer(t, b, "two")
 }
 

@@ -104,7 +104,7 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 func TestKubeletStartsWhileAControllerIsBuilt(t *testing.T) {
 	var err error
 	began, ended := make(chan struct{}), make(chan struct{})
-	kubecompat.Keep(func() {
+	kubecompat.RestoreAfter(func() {
 		go func() {
 			defer close(ended)
 			close(began)

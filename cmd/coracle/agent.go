@@ -117,13 +117,13 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		subnets: make(chan []netip.Prefix, 1), show: p.Admin.SetMembers,
 		reach: reachability.New(reachability.Options{Logger: p.Log.Logger}),
 	}
-	if joined.AnsweredAtStart() {
+	if joined.ReachedAtStart() {
 		member.keysReceived = time.Now()
 	}
 	ready := make(chan struct{})
 	n := node{
 		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Watched,
-		answered: servers.Answered, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
+		answered: servers.Replied, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
 		waitAPI: func(ctx context.Context) error {
 			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig)
 			if err == nil {

@@ -26,8 +26,9 @@ var manager nodeinfomanager.Interface
 // variable.
 var changing sync.Mutex
 
-// Keep calls build, which may initialize a CSI volume plugin without a node, and gives the kubelet its own back.
-func Keep(build func()) {
+// RestoreAfter calls build, which may initialize a CSI volume plugin without a node, and gives the kubelet its own
+// back.
+func RestoreAfter(build func()) {
 	changing.Lock()
 	defer changing.Unlock()
 	kept, handler := manager, *csi.PluginHandler

@@ -33,10 +33,10 @@ func TestKubeletsCSIManagerIsKept(t *testing.T) {
 	if got := nodeOf(manager); got != "kubelets-node" {
 		t.Fatalf("upstream's variable holds a manager for node %q: has it moved?", got)
 	}
-	Keep(func() { initCSI(t, "") })
+	RestoreAfter(func() { initCSI(t, "") })
 	testenv.Equal(t, nodeOf(manager), "kubelets-node", "after a controller's CSI plugin started, the variable is for node")
 	manager = nil
-	Keep(func() { initCSI(t, "") })
+	RestoreAfter(func() { initCSI(t, "") })
 	testenv.True(t, manager == nil, "the controller's manager is still there, though there is no kubelet")
 }
 

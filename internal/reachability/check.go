@@ -30,9 +30,9 @@ const (
 // Check says whether a machine answers at one of the addresses, and how long that took.
 type Check func(ctx context.Context, at []netip.AddrPort) (took time.Duration, ok bool)
 
-// Answers is the Check by TCP. That a machine refuses the connection will do: its kernel works, and pods go on when the
-// agent does not.
-func Answers(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
+// CheckTCP is the Check by TCP. That a machine refuses the connection will do: its kernel works, and pods go on when
+// the agent does not.
+func CheckTCP(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
 	if ctx.Err() != nil {
 		return 0, false
 	}

@@ -101,7 +101,7 @@ type state struct {
 // New returns a Watch that knows no node.
 func New(o Options) *Watch {
 	if o.Check == nil {
-		o.Check = Answers
+		o.Check = CheckTCP
 	}
 	if o.Jitter == nil {
 		o.Jitter = func(d time.Duration) time.Duration { return rand.N(d) }

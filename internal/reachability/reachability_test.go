@@ -496,19 +496,19 @@ func TestManyBehindRouters(t *testing.T) {
 func TestRefusedConnectionsCountAsAlive(t *testing.T) {
 	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	at := []netip.AddrPort{netip.MustParseAddrPort(l.Addr().String())}
-	if _, ok := Answers(t.Context(), at); !ok {
+	if _, ok := CheckTCP(t.Context(), at); !ok {
 		t.Error("an open port is not reached")
 	}
 	testenv.Check(t, l.Close())
-	if _, ok := Answers(t.Context(), at); !ok {
+	if _, ok := CheckTCP(t.Context(), at); !ok {
 		t.Error("a port that refuses is not reached")
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, ok := Answers(ended, at); ok {
+	if _, ok := CheckTCP(ended, at); ok {
 		t.Error("something was reached in no time")
 	}
-	if _, ok := Answers(t.Context(), nil); ok {
+	if _, ok := CheckTCP(t.Context(), nil); ok {
 		t.Error("nothing was reached")
 	}
 }

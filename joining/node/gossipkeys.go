@@ -22,9 +22,9 @@ func (n *Node) GossipKeys() clusterconfig.GossipKeys {
 	return n.gossip
 }
 
-// AnsweredAtStart says whether a server answered this machine when it started, and so gave the keys as they are. It is
+// ReachedAtStart says whether this machine reached a server when it started, and so has the keys as they are. It is
 // for before Run.
-func (n *Node) AnsweredAtStart() bool { return !n.stale }
+func (n *Node) ReachedAtStart() bool { return !n.stale }
 
 // AskGossipKeys asks the servers, one after the other, for the present gossip keys, with the node's certificate, and
 // keeps them.

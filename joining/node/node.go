@@ -242,7 +242,7 @@ func (n *Node) servers() []string {
 	return out
 }
 
-func (n *Node) askAs(ctx context.Context, q protocol.Question) (*protocol.Answer, error) {
+func (n *Node) askAs(ctx context.Context, q protocol.Question) (*protocol.Response, error) {
 	if pair, root := n.own(); pair != nil {
 		q.Certificate, q.Root = pair, root
 		a, err := protocol.Ask(ctx, q)
@@ -273,7 +273,7 @@ func (n *Node) own() (*tls.Certificate, *x509.Certificate) {
 
 // keep writes an answer down. The settings come last: with them all is there. Before the credentials of another cluster
 // those of the one before go.
-func (n *Node) keep(a *protocol.Answer, k *keys) error {
+func (n *Node) keep(a *protocol.Response, k *keys) error {
 	if err := a.Settings.Validate(); err != nil {
 		return fmt.Errorf("the cluster's settings as the server gave them: %w", err)
 	}

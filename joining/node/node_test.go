@@ -107,7 +107,7 @@ func (s *servers) start(address string) {
 }
 
 // admit is called for one machine at a time here.
-func (s *servers) admit(_ context.Context, m server.Machine) (*protocol.Answer, error) {
+func (s *servers) admit(_ context.Context, m server.Machine) (*protocol.Response, error) {
 	if s.refuse != nil {
 		return nil, s.refuse
 	}
@@ -118,7 +118,7 @@ func (s *servers) admit(_ context.Context, m server.Machine) (*protocol.Answer, 
 	if s.password != m.Node.Password {
 		return nil, protocol.Refuse(protocol.CodeName, "another password")
 	}
-	a := &protocol.Answer{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA), Gossip: s.gossip}
+	a := &protocol.Response{Settings: settings, ServerCA: s.pki.CAPEM(pki.ServerCA), ClientCA: s.pki.CAPEM(pki.ClientCA), Gossip: s.gossip}
 	var errs [3]error
 	a.Kubelet, errs[0] = s.pki.Sign(s.pki.Node("", m.Node.Name), m.Node.KubeletRequest)
 	serving := s.pki.NodeServing("", m.Node.Name, s.servingIPs)

@@ -44,7 +44,7 @@ type Question struct {
 }
 
 // Ask asks one server. The error is a *Refusal if that is the answer, and wraps ErrUnreachable if there was none.
-func Ask(ctx context.Context, q Question) (*Answer, error) {
+func Ask(ctx context.Context, q Question) (*Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
 	raw, err := q.Dialer.DialContext(ctx, "tcp", q.Address)
@@ -76,7 +76,7 @@ func Ask(ctx context.Context, q Question) (*Answer, error) {
 	if err := write(conn, maxRequest, request); err != nil {
 		return nil, fmt.Errorf("%w at %s any more: %w", ErrUnreachable, q.Address, err)
 	}
-	a := &Answer{}
+	a := &Response{}
 	if err := read(conn, maxAnswer, a); err != nil {
 		return nil, fmt.Errorf("%w at %s any more: %w", ErrUnreachable, q.Address, err)
 	}

@@ -102,8 +102,8 @@ type Node struct {
 	NetworkRequest []byte `json:"networkRequest"`
 }
 
-// Answer is either a refusal or what the machine needs.
-type Answer struct {
+// Response is either a refusal or what the machine needs.
+type Response struct {
 	Refusal *Refusal `json:"refusal,omitempty"`
 	// MAC shows that the server knows the token, which makes the rest worth believing.
 	MAC []byte `json:"mac,omitempty"`
@@ -219,7 +219,7 @@ func ReadRequest(r io.Reader) (*Request, error) {
 }
 
 // Write sends an answer.
-func (a *Answer) Write(w io.Writer) error { return write(w, maxAnswer, a) }
+func (a *Response) Write(w io.Writer) error { return write(w, maxAnswer, a) }
 
 // A message is its length in four bytes, the most significant first, and JSON.
 func read(r io.Reader, most uint32, v any) error {

@@ -55,7 +55,7 @@ func FuzzReadRequest(f *testing.F) {
 func FuzzReadAnswer(f *testing.F) {
 	seen := &x509.Certificate{Raw: []byte("a certificate")}
 	own := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: seen.Raw})
-	for _, a := range []*Answer{
+	for _, a := range []*Response{
 		{Refusal: Refuse(CodeBusy, "later")},
 		{MAC: []byte{1}, ServerCA: own, Kubelet: []byte("k"), Server: &Server{Files: map[string][]byte{"tls/a": {1}}, Peers: []string{"10.0.0.1:6443"}}},
 		{ServerCA: append([]byte("-----BEGIN X-----\n"), own...)},
@@ -66,7 +66,7 @@ func FuzzReadAnswer(f *testing.F) {
 	}
 	f.Add([]byte("null"))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		a := &Answer{}
+		a := &Response{}
 		if err := read(bytes.NewReader(framed(body)), maxAnswer, a); err != nil {
 			return
 		}
@@ -78,7 +78,7 @@ func FuzzReadAnswer(f *testing.F) {
 		if err := a.Write(&wire); err != nil {
 			t.Fatal(err) // what was read can be written
 		}
-		again := &Answer{}
+		again := &Response{}
 		if err := read(&wire, 2*maxAnswer, again); err != nil || !bytes.Equal(again.ServerCA, a.ServerCA) || (again.Server == nil) != (a.Server == nil) {
 			t.Errorf("%v\n got %+v\nwant %+v", err, again, a)
 		}

@@ -38,9 +38,9 @@ func FuzzAnswer(f *testing.F) {
 		Certificate: func() (*tls.Certificate, error) { return &shown, nil }, ClientCA: x509.NewCertPool(),
 		Tokens:    func() token.Set { return tokens },
 		Bootstrap: func(context.Context, string) (token.Bootstrap, bool, error) { return token.Bootstrap{}, false, nil },
-		Admit: func(_ context.Context, m Machine) (*protocol.Answer, error) {
+		Admit: func(_ context.Context, m Machine) (*protocol.Response, error) {
 			admitted = append(admitted, m)
-			return &protocol.Answer{}, nil
+			return &protocol.Response{}, nil
 		},
 		Now: func() time.Time { return now }, Logger: quiet,
 	})
@@ -87,7 +87,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if err != nil {
 			var log bytes.Buffer
-			a = &protocol.Answer{Refusal: s.refusal(slog.New(slog.NewTextHandler(&log, nil)).With("node", short(q.Node.Name), "version", short(q.Program)), q, err)}
+			a = &protocol.Response{Refusal: s.refusal(slog.New(slog.NewTextHandler(&log, nil)).With("node", short(q.Node.Name), "version", short(q.Program)), q, err)}
 			if log.Len() > 8<<10 {
 				t.Errorf("%d bytes in the log", log.Len())
 			}

@@ -67,7 +67,7 @@ type Options struct {
 	Bootstrap func(ctx context.Context, id string) (b token.Bootstrap, ok bool, err error)
 	// Admit gives a machine that has shown a token, or its certificate, what it asks for. Its error is a
 	// *protocol.Refusal, or the server's own trouble.
-	Admit func(ctx context.Context, m Machine) (*protocol.Answer, error)
+	Admit func(ctx context.Context, m Machine) (*protocol.Response, error)
 	// Now is the time; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -129,7 +129,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", short(q.Node.Name), "version", short(q.Program))
 	a, err := s.answer(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
 	if err != nil {
-		a = &protocol.Answer{Refusal: s.refusal(s.rateLimited(log, raw), q, err)}
+		a = &protocol.Response{Refusal: s.refusal(s.rateLimited(log, raw), q, err)}
 	}
 	writeErr := a.Write(conn)
 	switch {
@@ -205,7 +205,7 @@ func addressOf(c net.Conn) netip.Addr {
 
 // answer decides about a request.
 func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *protocol.Request,
-	identified func()) (*protocol.Answer, error) {
+	identified func()) (*protocol.Response, error) {
 	now := s.o.Now()
 	if skew := q.Time.Sub(now); skew.Abs() > maxSkew {
 		word := "behind"

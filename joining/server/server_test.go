@@ -67,9 +67,9 @@ func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 		Bootstrap: func(_ context.Context, id string) (token.Bootstrap, bool, error) {
 			return f.bootstrap, id == f.bootstrap.ID, nil
 		},
-		Admit: func(_ context.Context, m Machine) (*protocol.Answer, error) {
+		Admit: func(_ context.Context, m Machine) (*protocol.Response, error) {
 			f.admitted <- m
-			return &protocol.Answer{ServerCA: f.pki.CAPEM(pki.ServerCA)}, nil
+			return &protocol.Response{ServerCA: f.pki.CAPEM(pki.ServerCA)}, nil
 		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -300,7 +300,7 @@ func liar(l net.Listener, c *tls.Certificate, ca []byte) {
 		}
 		conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{protocol.Protocol}})
 		if _, err := protocol.ReadRequest(conn); err == nil {
-			_ = (&protocol.Answer{ServerCA: ca, MAC: make([]byte, 32)}).Write(conn)
+			_ = (&protocol.Response{ServerCA: ca, MAC: make([]byte, 32)}).Write(conn)
 		}
 		_ = conn.Close()
 	}
@@ -365,14 +365,14 @@ func (f *fixture) dial() *tls.Conn {
 }
 
 // exchange sends a request as it is, and returns the answer.
-func exchange(t *testing.T, c *tls.Conn, request []byte) protocol.Answer {
+func exchange(t *testing.T, c *tls.Conn, request []byte) protocol.Response {
 	t.Helper()
 	testenv.Must(c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(request))), request...)))(t)
 	said, err := io.ReadAll(c)
 	if err != nil || len(said) < 4 {
 		t.Fatalf("%d bytes of an answer: %v", len(said), err)
 	}
-	var a protocol.Answer
+	var a protocol.Response
 	testenv.NoError(t, json.Unmarshal(said[4:], &a))
 	return a
 }

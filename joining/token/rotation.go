@@ -88,11 +88,11 @@ func (r RotationRequest) Next(s Set) (Token, error) {
 	return next, nil
 }
 
-// Keep writes tokens into the files of a server's folder.
-func Keep(dir string, s Set) error {
+// Save writes tokens into the files of a server's folder.
+func Save(dir string, s Set) error {
 	for file, t := range map[string]Token{ServerFile: s.Server, AgentFile: s.Agent} {
 		if _, err := atomicfile.WriteIfDifferent(filepath.Join(dir, file), []byte(t.String()+"\n"), 0o600); err != nil {
-			return fmt.Errorf("keeping the cluster's tokens: %w", err)
+			return fmt.Errorf("saving the cluster's tokens: %w", err)
 		}
 	}
 	return linkNodeToken(dir)

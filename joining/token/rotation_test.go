@@ -55,7 +55,7 @@ func TestKeptTokensAreRead(t *testing.T) {
 	hash, dir := strings.Repeat("a", 64), t.TempDir()
 	s := Set{Server: Token{CAHash: hash, Role: RoleServer, Secret: "a"}, Agent: Token{CAHash: hash, Role: RoleAgent, Secret: "b"}}
 	for range 2 {
-		testenv.NoError(t, Keep(dir, s))
+		testenv.NoError(t, Save(dir, s))
 		if got, err := Read(dir); err != nil || !reflect.DeepEqual(got, s) {
 			t.Errorf("%+v, %v", got, err)
 		}

@@ -144,7 +144,7 @@ func (a *Admission) bootstrapToken(ctx context.Context, id string) (token.Bootst
 }
 
 // admit gives a machine what its role needs.
-func (a *Admission) admit(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
+func (a *Admission) admit(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	switch {
 	case m.Want == protocol.WantGossipKeys:
 		return a.gossipKeys(ctx, m)
@@ -157,7 +157,7 @@ func (a *Admission) admit(ctx context.Context, m joiningserver.Machine) (*protoc
 }
 
 // admitNode gives a machine a node's credentials.
-func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
+func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	client, err := a.API()
 	if err != nil {
 		return nil, err
@@ -181,7 +181,7 @@ func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*pr
 	serving := p.NodeServing("", m.Node.Name, ips)
 	// Not for loopback addresses: at one of those people reach the API server.
 	serving.DNSNames, serving.IPs = []string{m.Node.Name}, ips
-	out := &protocol.Answer{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
+	out := &protocol.Response{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
 	out.Gossip = a.o.GossipKeys()
 	for _, c := range []struct {
 		leaf    pki.Leaf
@@ -261,7 +261,7 @@ func (a *Admission) checkNames(n protocol.Node, before []netip.Addr) error {
 }
 
 // gossipKeys gives a node that has joined the keys alone.
-func (a *Admission) gossipKeys(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
+func (a *Admission) gossipKeys(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	client, err := a.API()
 	if err != nil {
 		return nil, err
@@ -280,12 +280,12 @@ func (a *Admission) gossipKeys(ctx context.Context, m joiningserver.Machine) (*p
 	if keys == nil {
 		return nil, protocol.Refuse(protocol.CodeStarting, "the server has no gossip keys yet")
 	}
-	return &protocol.Answer{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Gossip: keys}, nil
+	return &protocol.Response{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Gossip: keys}, nil
 }
 
 // checkReach connects to a server at the address that it gives to the others, and says in words if that does not lead
 // to it. Only who has shown the server token gets an answer.
-func (a *Admission) checkReach(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
+func (a *Admission) checkReach(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
 	c, err := a.o.Dial(ctx, m.Reach.Address)
@@ -301,7 +301,7 @@ func (a *Admission) checkReach(ctx context.Context, m joiningserver.Machine) (*p
 		return nil, protocol.Refuse(protocol.CodeAddress, "another server answers there (%s)", id)
 	}
 	// The authority is what the other end compares with that of the connection.
-	return &protocol.Answer{ServerCA: a.o.PKI.CAPEM(pki.ServerCA)}, nil
+	return &protocol.Response{ServerCA: a.o.PKI.CAPEM(pki.ServerCA)}, nil
 }
 
 // noNode is why a machine with a node's certificate and without a Node gets nothing: it has just joined, and its Node

@@ -113,7 +113,7 @@ func Join(ctx context.Context, o RequestOptions, j Request) (*Joined, error) {
 	if err := j.checkFlags(a.Server.Flags); err != nil {
 		return nil, err
 	}
-	if err := o.Folders.Keep(a.Server.Files, secrets.AsideSuffix); err != nil {
+	if err := o.Folders.Write(a.Server.Files, secrets.AsideSuffix); err != nil {
 		return nil, err
 	}
 	if a.Gossip != nil { // none from a server of an earlier version
@@ -152,10 +152,10 @@ func Renew(ctx context.Context, o RequestOptions, j Request) error {
 	if err != nil {
 		return err
 	}
-	return o.Folders.Keep(a.Server.Files, "")
+	return o.Folders.Write(a.Server.Files, "")
 }
 
-func askToServe(ctx context.Context, o RequestOptions, j Request, t token.Token) (*protocol.Answer, error) {
+func askToServe(ctx context.Context, o RequestOptions, j Request, t token.Token) (*protocol.Response, error) {
 	last := ""
 	for {
 		a, err := protocol.Ask(ctx, protocol.Question{Address: j.Address, Token: t, Request: protocol.Request{

@@ -22,7 +22,7 @@ import (
 )
 
 // admitServer gives a machine that becomes a server the cluster's secrets.
-func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*protocol.Answer, error) {
+func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	client, err := a.API()
 	if err != nil {
 		return nil, err
@@ -63,7 +63,7 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 			return nil, err
 		}
 	}
-	out := &protocol.Answer{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Settings: settings}
+	out := &protocol.Response{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Settings: settings}
 	out.Settings.VIPs = a.o.VirtualIPs()
 	out.Gossip = a.o.GossipKeys()
 	files, err := a.o.Folders.Read()

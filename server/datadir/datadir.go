@@ -188,10 +188,10 @@ func WasReset(serverDir string) (string, error) {
 	return strings.TrimSpace(string(what)), nil
 }
 
-// ForgetReset is for a start without --cluster-reset.
-func (d *Dir) ForgetReset() error {
+// ClearReset is for a start without --cluster-reset.
+func (d *Dir) ClearReset() error {
 	if err := os.Remove(filepath.Join(d.path, ResetFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forgetting that a reset was done: %w", err)
+		return fmt.Errorf("clearing the mark of a reset: %w", err)
 	}
 	return nil
 }

@@ -28,9 +28,9 @@ const (
 	maxName = 254
 )
 
-// Answer answers other servers' questions until ctx is done, and returns when none is left. find is a check of this
+// Serve replies to other servers' questions until ctx is done, and returns when none is left. find is a check of this
 // server's own.
-func Answer(ctx context.Context, l net.Listener, find func(ctx context.Context, node string) Finding) error {
+func Serve(ctx context.Context, l net.Listener, find func(ctx context.Context, node string) Finding) error {
 	err := connlimit.Serve(ctx, l, mostAsked, func(ctx context.Context, c net.Conn, _ func()) {
 		ctx, cancel := context.WithTimeout(ctx, askedPatience)
 		defer cancel()

@@ -28,7 +28,7 @@ func TestAskReturnsOtherServersFinding(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- Answer(ctx, l, func(ctx context.Context, node string) Finding {
+		done <- Serve(ctx, l, func(ctx context.Context, node string) Finding {
 			switch node {
 			case "heard":
 				return Heard

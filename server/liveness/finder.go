@@ -68,7 +68,7 @@ func (f *Finder) ReachNodes(ctx context.Context) {
 		}
 		running.Wait()
 		if f.Roster.KnowsNodes() {
-			f.Tunnels.Forget(func(name string) bool { return f.Roster.Node(name) == nil })
+			f.Tunnels.RemoveDeleted(func(name string) bool { return f.Roster.Node(name) == nil })
 		}
 	}
 }

@@ -38,13 +38,13 @@ func ReadPeerAddresses(serverDir string) ([]string, error) {
 	return peers, nil
 }
 
-// KeepPeers writes the members to PeersFile when they have changed, until ctx is done.
-func (r *Roster) KeepPeers(ctx context.Context) {
+// SyncPeers writes the members to PeersFile when they have changed, until ctx is done.
+func (r *Roster) SyncPeers(ctx context.Context) {
 	last := ""
 	for {
 		if err := savePeers(r.o.Dir, r.o.Members()); err != nil && err.Error() != last {
 			last = err.Error()
-			r.o.Logger.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
+			r.o.Logger.Warn("the other servers' addresses could not be saved; it is tried again", "error", err)
 		}
 		if !timers.Sleep(ctx, peersEvery) {
 			return
@@ -55,7 +55,7 @@ func (r *Roster) KeepPeers(ctx context.Context) {
 // SavePeers writes that file at once.
 func (r *Roster) SavePeers() {
 	if err := savePeers(r.o.Dir, r.o.Members()); err != nil {
-		r.o.Logger.Warn("the other servers' addresses could not be kept; it is tried again", "error", err)
+		r.o.Logger.Warn("the other servers' addresses could not be saved; it is tried again", "error", err)
 	}
 }
 

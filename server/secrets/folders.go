@@ -84,10 +84,10 @@ func inOrder(files map[string][]byte) []string {
 	})
 }
 
-// Keep writes the cluster's files. An authority that is there already and is another one is of another cluster.
+// Write writes the cluster's files. An authority that is there already and is another one is of another cluster.
 // Where all of them are the cluster's, tokens and encryption keys that differ are those of an earlier try, and were
 // replaced since; they are kept with aside behind their name, if that is not empty.
-func (f Folders) Keep(files map[string][]byte, aside string) error {
+func (f Folders) Write(files map[string][]byte, aside string) error {
 	required, optional := CommonFiles()
 	for _, name := range required {
 		if len(files[name]) == 0 {

@@ -24,7 +24,7 @@ func TestSharedFilesAreNotReplaced(t *testing.T) {
 	}
 	refused := func(files map[string][]byte, want string) {
 		t.Helper()
-		testenv.WantError(t, o.Keep(files, AsideSuffix), want)
+		testenv.WantError(t, o.Write(files, AsideSuffix), want)
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 			t.Errorf("left %v, %v", left, err)
 		}
@@ -40,7 +40,7 @@ func TestSharedFilesAreNotReplaced(t *testing.T) {
 		refused(files, name)
 	}
 	for range 2 { // an interrupted join is repeated
-		testenv.NoError(t, o.Keep(answer(), AsideSuffix))
+		testenv.NoError(t, o.Write(answer(), AsideSuffix))
 	}
 	for name, content := range answer() {
 		fi := testenv.Must(os.Stat(filepath.Join(dir, name)))(t)
@@ -51,7 +51,7 @@ func TestSharedFilesAreNotReplaced(t *testing.T) {
 	}
 	files := answer()
 	files[required[0]] = []byte("of another cluster")
-	testenv.WantError(t, o.Keep(files, AsideSuffix), "is not the cluster's")
+	testenv.WantError(t, o.Write(files, AsideSuffix), "is not the cluster's")
 	testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(dir, required[0])))(t)), required[0], "")
 }
 
@@ -77,7 +77,7 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 			testenv.NoError(t, os.MkdirAll(filepath.Dir(o.Path(name)), 0o700))
 			testenv.NoError(t, os.WriteFile(o.Path(name), first[name], 0o600))
 		}
-		if err := o.Keep(second, AsideSuffix); err != nil {
+		if err := o.Write(second, AsideSuffix); err != nil {
 			t.Errorf("cut off after %v: %v", names[:cut], err)
 			continue
 		}
@@ -93,5 +93,5 @@ func TestFilesOfAnInterruptedJoin(t *testing.T) {
 	dir := t.TempDir()
 	o := Folders{Server: dir, TLS: filepath.Join(dir, "tls"), Cred: filepath.Join(dir, "cred")}
 	testenv.NoError(t, os.WriteFile(o.Path("token"), []byte("of another cluster"), 0o600))
-	testenv.WantError(t, o.Keep(answer(""), AsideSuffix), "is not the cluster's")
+	testenv.WantError(t, o.Write(answer(""), AsideSuffix), "is not the cluster's")
 }

@@ -185,7 +185,7 @@ func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 		if err := t.countHere(&set, r); err != nil {
 			return 0, err
 		}
-		if err := token.Keep(t.o.Folders.Server, set); err != nil {
+		if err := token.Save(t.o.Folders.Server, set); err != nil {
 			return 0, err
 		}
 		if _, err := atomicfile.WriteIfDifferent(filepath.Join(t.o.Folders.Server, tokensFile),

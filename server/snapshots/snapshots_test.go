@@ -428,7 +428,7 @@ func TestRestoreMarkIsForgottenAtTheNextStart(t *testing.T) {
 	testenv.Must(Restore(to, info.Location, m.key))(t)
 	testenv.Equal(t, testenv.Must(datadir.WasReset(to.ServerDir))(t), to.Mark, "")
 	d := testenv.Must(datadir.Open(datadir.Options{DataDir: to.DataDir, ServerDir: to.ServerDir, StoreDir: filepath.Join(to.ServerDir, "store"), Version: "v1"}))(t)
-	testenv.Check(t, errors.Join(d.ForgetReset(), d.ForgetReset(), d.Close()))
+	testenv.Check(t, errors.Join(d.ClearReset(), d.ClearReset(), d.Close()))
 	testenv.Equal(t, testenv.Must(datadir.WasReset(to.ServerDir))(t), "", "")
 }
 

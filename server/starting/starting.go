@@ -98,8 +98,8 @@ func (s *Starting) FailedOver() <-chan struct{} { return s.failedOver }
 // SetFailedOver says that it does.
 func (s *Starting) SetFailedOver() { s.once.Do(func() { close(s.failedOver) }) }
 
-// Answer has this machine's programs answered when the start takes long.
-func (s *Starting) Answer(ctx context.Context) {
+// BeginWhenSlow has this machine's programs served by another server when the start takes long.
+func (s *Starting) BeginWhenSlow(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case <-s.served:

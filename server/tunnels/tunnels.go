@@ -252,8 +252,8 @@ func (t *Table) Reached(node string) {
 	}
 }
 
-// Forget drops what is known of nodes that have no connection and are gone.
-func (t *Table) Forget(deleted func(node string) bool) {
+// RemoveDeleted drops what is known of nodes that have no connection and are gone.
+func (t *Table) RemoveDeleted(deleted func(node string) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	maps.DeleteFunc(t.nodes, func(name string, e *entry) bool { return len(e.sessions) == 0 && deleted(name) })

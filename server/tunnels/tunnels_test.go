@@ -312,7 +312,7 @@ func TestRemovedNodeIsForgotten(t *testing.T) {
 	s := session()
 	remove := table.add("n1", s, "10.0.0.1")
 	table.Reached("n1")
-	table.Forget(func(string) bool { return true })
+	table.RemoveDeleted(func(string) bool { return true })
 	if c, ok := table.Contact("n1"); !ok || !c.Direct {
 		t.Errorf("a node that is connected: %+v, %v", c, ok)
 	}
@@ -333,11 +333,11 @@ func TestRemovedNodeIsForgotten(t *testing.T) {
 	}
 	from3()
 	remove()
-	table.Forget(func(name string) bool { return name != "n1" })
+	table.RemoveDeleted(func(name string) bool { return name != "n1" })
 	if _, ok := table.Contact("n1"); !ok {
 		t.Error("a node that there is was forgotten")
 	}
-	table.Forget(func(string) bool { return true })
+	table.RemoveDeleted(func(string) bool { return true })
 	if _, ok := table.Contact("n1"); ok {
 		t.Error("a node that is gone is known")
 	}

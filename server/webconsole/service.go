@@ -52,11 +52,11 @@ type consoleService struct {
 	at     netip.AddrPort // where this server serves browsers; the zero value for nowhere
 }
 
-// KeepService puts the server's part of the Service right; then it returns.
-func (w *Console) KeepService(ctx context.Context, config *rest.Config) {
+// SyncService puts the server's part of the Service right; then it returns.
+func (w *Console) SyncService(ctx context.Context, config *rest.Config) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "console-service"))
 	if err != nil {
-		w.o.Logger.Error("the Service kube-system/console is not kept", "error", err)
+		w.o.Logger.Error("the Service kube-system/console is not synced", "error", err)
 		return
 	}
 	c := &consoleService{client: client, server: w.o.Server, node: w.o.Node}

@@ -152,7 +152,7 @@ func (p *Process) keepClock(v version.Info) (stop func()) {
 	p.started = time.Now()
 	ctx, cancel := context.WithCancel(context.Background())
 	var keeping sync.WaitGroup
-	keeping.Go(func() { clock.Keep(ctx) })
+	keeping.Go(func() { clock.Run(ctx) })
 	return func() {
 		cancel()
 		keeping.Wait()

@@ -127,8 +127,8 @@ func changed(path string) (time.Time, bool) {
 	return info.ModTime(), true
 }
 
-// Keep notes the time now, twice a day, when the clock is set, and when ctx is done.
-func (c *Clock) Keep(ctx context.Context) {
+// Run notes the time now, twice a day, when the clock is set, and when ctx is done.
+func (c *Clock) Run(ctx context.Context) {
 	follow := c.steps
 	if follow == nil {
 		follow = followSteps

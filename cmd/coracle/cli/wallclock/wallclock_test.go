@@ -117,7 +117,7 @@ func TestTimeIsSavedAtStartAndEnd(t *testing.T) {
 	c.now = func() time.Time { now = now.Add(time.Second); return now }
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	c.Keep(ctx)
+	c.Run(ctx)
 	for path, want := range map[string]time.Time{c.File: now, ahead: now, before: now.AddDate(-1, 0, 0)} {
 		if at, ok := changed(path); !ok || at.Sub(want).Abs() > 2*time.Second {
 			t.Errorf("%s: %v, want %v", path, at, want)
@@ -167,7 +167,7 @@ func TestKeepNotesAStep(t *testing.T) {
 		kept := make(chan struct{})
 		go func() {
 			defer close(kept)
-			c.Keep(ctx)
+			c.Run(ctx)
 		}()
 		synctest.Wait()
 		set(right)
@@ -211,7 +211,7 @@ func TestKeepWithoutNewsOfSteps(t *testing.T) {
 				c.now = func() time.Time { notes++; return time.Now() }
 				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 				defer cancel()
-				c.Keep(ctx)
+				c.Run(ctx)
 				testenv.True(t, notes <= 3, "noted %d times in an hour", notes)
 			})
 		})
