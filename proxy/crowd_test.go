@@ -55,8 +55,8 @@ func testPoolAddress(t *testing.T, mode string) {
 // serveLong answers on port 9090 for as long as a client speaks.
 func serveLong(t *testing.T, in netns.Doer, name string) { netns.Echo(t, in, name, "tcp", ":9090") }
 
-// say has the other end of a connection say who it is.
-func say(c net.Conn) (string, error) { return netns.Say(c, time.Minute) }
+// echoName is the name with which the other end of a connection replies.
+func echoName(c net.Conn) (string, error) { return netns.Say(c, time.Minute) }
 
 func testLongConnection(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
@@ -73,7 +73,7 @@ func testLongConnection(t *testing.T, mode string) {
 				if c, err = net.DialTimeout("tcp", clusterIP+":80", time.Minute); err != nil {
 					return err
 				}
-				who, err = say(c)
+				who, err = echoName(c)
 				if err != nil {
 					c.Close()
 				}
@@ -98,7 +98,7 @@ func testLongConnection(t *testing.T, mode string) {
 			return nil
 		})
 		for range 3 {
-			if got, err := say(c); err != nil || got != who {
+			if got, err := echoName(c); err != nil || got != who {
 				t.Errorf("the open connection: %q answers, %v; want %s", got, err, who)
 			}
 		}

@@ -40,7 +40,7 @@ func (b *testbed) openLong(t *testing.T) longOnes {
 					if err != nil {
 						return err
 					}
-					if _, err := say(c); err != nil {
+					if _, err := echoName(c); err != nil {
 						c.Close()
 						return err
 					}

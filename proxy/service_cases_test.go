@@ -152,7 +152,7 @@ func testServiceGoes(t *testing.T, mode string) {
 	fails(t, b.outside, "a Service that is gone", clusterIP+":80")
 	if ends {
 		forgotten(t, c)
-	} else if server, err := say(c); err != nil || server != one {
+	} else if server, err := echoName(c); err != nil || server != one {
 		t.Errorf("the open connection: %q answers, %v", server, err)
 	}
 }
@@ -190,7 +190,7 @@ func openLong(t *testing.T, from netns.Doer, addr, want string) (c net.Conn) {
 			if c, err = net.DialTimeout("tcp", addr, time.Minute); err != nil {
 				return err
 			}
-			who, err := say(c)
+			who, err := echoName(c)
 			if err == nil && who != want {
 				err = errors.New(who + " answers")
 			}
@@ -263,7 +263,7 @@ func testGivenPorts(t *testing.T, mode string) {
 			}
 		}
 		for _, c := range stay {
-			if server, err := say(c); err != nil || server != one {
+			if server, err := echoName(c); err != nil || server != one {
 				t.Errorf("with %v given, what was connected to %s: %q answers, %v", step.ports, c.RemoteAddr(), server, err)
 			}
 		}

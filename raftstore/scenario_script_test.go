@@ -46,7 +46,10 @@ func TestScenarioScripts(t *testing.T) {
 					t.Run(strings.TrimSuffix(fmt.Sprintf("%d %s", n, word), " "), func(t *testing.T) {
 						tune := func(o *Options) { o.MaxVoters, o.MaxMembers = head.voters, head.members }
 						play := func(c *cluster) {
-							s := &script{cluster: c, file: file, word: word, sets: map[string][]*node{}, numbers: map[string]uint64{}, times: map[string]time.Time{}}
+							s := &script{
+								cluster: c, file: file, word: word,
+								sets: map[string][]*node{}, numbers: map[string]uint64{}, times: map[string]time.Time{},
+							}
 							s.play(s.read(text))
 						}
 						if head.unsettled {

@@ -80,7 +80,7 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 		}
 		asking.Go(func() {
 			defer func() { <-slots }()
-			a, err := k.ask(context.WithValue(ctx, maxBodyKey{}, smallest+each*containers[n.Name]), n, at, before)
+			a, err := k.fetch(context.WithValue(ctx, maxBodyKey{}, smallest+each*containers[n.Name]), n, at, before)
 			answers(n, a, err)
 		})
 	}
@@ -110,8 +110,8 @@ func (a kubeletReply) into(f *figures) {
 	maps.Copy(f.pods, a.pods)
 }
 
-// ask asks one kubelet. at has the pods that there are.
-func (k *kubelets) ask(
+// fetch gets one kubelet's figures. at has the pods that there are.
+func (k *kubelets) fetch(
 	ctx context.Context, n *corev1.Node, at map[types.NamespacedName]*corev1.Pod, before *figures,
 ) (kubeletReply, error) {
 	b, err := k.read(ctx, n)

@@ -118,7 +118,7 @@ func BridgeNetfilter(t testing.TB, on bool) {
 	for _, name := range []string{"iptables", "ip6tables"} {
 		err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte(v), 0)
 		if err != nil && on {
-			t.Skip("this kernel has no br_netfilter to switch on:", err)
+			t.Skip("this kernel has no br_netfilter to switch on:", err) // it is a module, which tests may not load
 		}
 	}
 }

@@ -23,7 +23,11 @@ func New(name string, ips []string, ports ...corev1.ServicePort) *corev1.Service
 			s.Spec.ClusterIP = text
 		}
 		if ip, err := netip.ParseAddr(text); err == nil { // else it is None
-			s.Spec.IPFamilies = append(s.Spec.IPFamilies, map[bool]corev1.IPFamily{true: corev1.IPv4Protocol, false: corev1.IPv6Protocol}[ip.Is4()])
+			family := corev1.IPv6Protocol
+			if ip.Is4() {
+				family = corev1.IPv4Protocol
+			}
+			s.Spec.IPFamilies = append(s.Spec.IPFamilies, family)
 		}
 	}
 	return s
@@ -33,7 +37,9 @@ func New(name string, ips []string, ports ...corev1.ServicePort) *corev1.Service
 // or where that is zero to its own target.
 func Slice(s *corev1.Service, node string, port int32, ips ...string) *discoveryv1.EndpointSlice {
 	out := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: s.Name}},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: s.Namespace, Name: s.Name + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: s.Name},
+		},
 		AddressType: discoveryv1.AddressTypeIPv4,
 	}
 	if len(ips) > 0 && netip.MustParseAddr(ips[0]).Is6() {
