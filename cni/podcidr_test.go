@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cni
+package cni_test
 
 import (
 	"fmt"
@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -22,7 +23,7 @@ func TestWatchPodCIDRs(t *testing.T) {
 	other := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.42.9.0/24"}}}
 	client := fake.NewClientset(node, other)
 	factory := informers.NewSharedInformerFactory(client, 0)
-	cidrs := testenv.Must(WatchPodCIDRs(factory.Core().V1().Nodes(), "n1"))(t)
+	cidrs := testenv.Must(cni.WatchPodCIDRs(factory.Core().V1().Nodes(), "n1"))(t)
 	factory.Start(t.Context().Done())
 	factory.WaitForCacheSync(t.Context().Done())
 	testenv.Until(t, 2*time.Minute, "nodes are watched", func() bool { // a fake tells a watch nothing of what was before it

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cni
+package cni_test
 
 import (
 	"strings"
@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
@@ -56,7 +57,7 @@ func TestUnreachablePeersAreReported(t *testing.T) {
 		"apart in one":       {[]*corev1.Node{node("a", "10.42.0.0/24 fd42::/64", "192.0.2.1 fd00::1", "192.0.2.0/24,fd00::/64"), node("b", "10.42.1.0/24 fd42:0:0:1::/64", "192.0.2.2 fd01::2", "192.0.2.0/24,fd01::/64")}, "nodes a (fd00::1) and b (fd01::2) are not in one network"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := strings.Join(UnreachablePairs(c.nodes), "; "); got != c.want {
+			if got := strings.Join(cni.UnreachablePairs(c.nodes), "; "); got != c.want {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})

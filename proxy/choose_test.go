@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package proxy
+package proxy_test
 
 import (
 	"fmt"
@@ -12,6 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/utils/ptr"
 
+	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -71,7 +72,7 @@ func TestEndpointsAreChosenByTrafficPolicy(t *testing.T) {
 		{"a name", http(discoveryv1.Endpoint{Addresses: []string{"metadata.example"}}), "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := Node{Name: "a", Zone: "z1", Unreachable: map[string]bool{c.down: true}}
+			p := proxy.Node{Name: "a", Zone: "z1", Unreachable: map[string]bool{c.down: true}}
 			for range 2 {
 				var got []string
 				for _, at := range p.Endpoints(c.slices, "http") {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package plugin
+package plugin_test
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/cni/plugin"
 	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -37,7 +38,7 @@ func agent(t *testing.T, answer wire.Response) (socket string, requests <-chan w
 func call(t *testing.T, stdin string, env map[string]string) (code int, out map[string]any) {
 	t.Helper()
 	var stdout bytes.Buffer
-	code = Run(t.Context(), Options{
+	code = plugin.Run(t.Context(), plugin.Options{
 		Getenv: func(k string) string { return env[k] }, Stdin: strings.NewReader(stdin), Stdout: &stdout,
 	})
 	if stdout.Len() > 0 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package wire
+package wire_test
 
 import (
 	"bytes"
@@ -12,24 +12,25 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/cni/wire"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestRequestsAreReadBackOneByOne(t *testing.T) {
 	var buf bytes.Buffer
-	for _, command := range []string{CommandAdd, CommandDel} {
-		testenv.NoError(t, Write(&buf, Request{Command: command, Config: json.RawMessage(`{"a":1}`)}))
+	for _, command := range []string{wire.CommandAdd, wire.CommandDel} {
+		testenv.NoError(t, wire.Write(&buf, wire.Request{Command: command, Config: json.RawMessage(`{"a":1}`)}))
 	}
-	for _, want := range []string{CommandAdd, CommandDel} {
-		var got Request
-		if err := Read(&buf, &got); err != nil || got.Command != want || string(got.Config) != `{"a":1}` {
+	for _, want := range []string{wire.CommandAdd, wire.CommandDel} {
+		var got wire.Request
+		if err := wire.Read(&buf, &got); err != nil || got.Command != want || string(got.Config) != `{"a":1}` {
 			t.Errorf("got %+v, %v; want %s", got, err, want)
 		}
 	}
 }
 
 func TestFramingRefusesWhatIsNoMessage(t *testing.T) {
-	long := binary.BigEndian.AppendUint32(nil, MaxMessage+1)
+	long := binary.BigEndian.AppendUint32(nil, wire.MaxMessage+1)
 	for name, data := range map[string][]byte{
 		"nothing":       nil,
 		"half a length": {0, 0},
@@ -37,15 +38,15 @@ func TestFramingRefusesWhatIsNoMessage(t *testing.T) {
 		"cut off":       {0, 0, 0, 9, '{'},
 		"not JSON":      {0, 0, 0, 1, '{'},
 	} {
-		var got Request
-		testenv.Fails(t, Read(bytes.NewReader(data), &got), "%s: read %+v", name, got)
+		var got wire.Request
+		testenv.Fails(t, wire.Read(bytes.NewReader(data), &got), "%s: read %+v", name, got)
 	}
-	testenv.Fails(t, Write(&bytes.Buffer{}, strings.Repeat("x", MaxMessage)), "wrote a message beyond the bound")
+	testenv.Fails(t, wire.Write(&bytes.Buffer{}, strings.Repeat("x", wire.MaxMessage)), "wrote a message beyond the bound")
 }
 
 func TestCallWithoutAgentReturnsErrNoAgent(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	testenv.ErrorIs(t, testenv.Err(Call(t.Context(), socket, Request{})), ErrNoAgent, "no socket")
+	testenv.ErrorIs(t, testenv.Err(wire.Call(t.Context(), socket, wire.Request{})), wire.ErrNoAgent, "no socket")
 	l := testenv.Must(net.Listen("unix", socket))(t)
 	defer l.Close()
 	go func() {
@@ -54,16 +55,16 @@ func TestCallWithoutAgentReturnsErrNoAgent(t *testing.T) {
 			c.Close() // an agent that dies in the middle of a call
 		}
 	}()
-	testenv.ErrorIs(t, testenv.Err(Call(t.Context(), socket, Request{})), ErrNoAgent, "connection closed")
+	testenv.ErrorIs(t, testenv.Err(wire.Call(t.Context(), socket, wire.Request{})), wire.ErrNoAgent, "connection closed")
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		c, err := l.Accept()
 		if err == nil {
 			defer c.Close()
 			cancel()
-			_ = Read(c, &Request{})        // the request
-			_, _ = c.Read(make([]byte, 1)) // and then the end of the connection
+			_ = wire.Read(c, &wire.Request{}) // the request
+			_, _ = c.Read(make([]byte, 1))    // and then the end of the connection
 		}
 	}()
-	testenv.ErrorIs(t, testenv.Err(Call(ctx, socket, Request{})), ErrNoAgent, "given up")
+	testenv.ErrorIs(t, testenv.Err(wire.Call(ctx, socket, wire.Request{})), wire.ErrNoAgent, "given up")
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package expression
+package expression_test
 
 import (
 	"regexp"
@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/ingress/expression"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -21,13 +22,13 @@ func TestCostlyExpressionsAreRefused(t *testing.T) {
 		{`/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`, true},
 		{`/\p{L}+`, true},
 		{`/(?!x)`, false},
-		{"/" + strings.Repeat("a", MaxLength), false},
+		{"/" + strings.Repeat("a", expression.MaxLength), false},
 		{"/" + strings.Repeat("a{999}", 3), false},
 		{"/(" + strings.Repeat("(.*a){99}|", 90) + "x)", false},
 		{"/((.{9}){9}){99}", false},
 		{"/" + strings.Repeat(`\pL{9}`, 9), false},
 	} {
-		if r, n, err := Compile(c.text); (err == nil) != c.good || c.good && (r == nil || n < 1) {
+		if r, n, err := expression.Compile(c.text); (err == nil) != c.good || c.good && (r == nil || n < 1) {
 			t.Errorf("Compile(%.40q) = %d, %v", c.text, n, err)
 		}
 	}
@@ -42,13 +43,13 @@ func TestPrefixMatchesFromTheBeginning(t *testing.T) {
 	}{
 		{"/a|/b", false, "/bc", true}, {"/a|/b", false, "/c/b", false}, {"/a", true, "/A", true}, {"/a", false, "/A", false}, {"(?i)/a", false, "/A", true},
 	} {
-		r, _, err := Prefix(c.text, c.fold)
+		r, _, err := expression.Prefix(c.text, c.fold)
 		if err != nil || r.MatchString(c.path) != c.match {
 			t.Errorf("%s and %s: %v", c.text, c.path, err)
 		}
 	}
 	for _, text := range []string{"/a)|(?:/", `/\Qa`, "(", "/a{999}b{999}c{999}"} {
-		if _, _, err := Prefix(text, true); err == nil {
+		if _, _, err := expression.Prefix(text, true); err == nil {
 			t.Errorf("%s is let through", text)
 		}
 	}
@@ -60,7 +61,7 @@ func FuzzCompile(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		r, n, err := Compile(text)
+		r, n, err := expression.Compile(text)
 		if err != nil {
 			return
 		}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package gatewayapi
+package gatewayapi_test
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -45,11 +46,12 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(body)
 	case r.URL.Path == base:
 		_ = json.NewEncoder(w).Encode(metav1.APIResourceList{GroupVersion: gatewayv1.GroupVersion.String(), APIResources: []metav1.APIResource{
-			{Name: Classes, Kind: "GatewayClass"}, {Name: Gateways, Kind: "Gateway"}, {Name: Gateways + "/status", Kind: "Gateway"}, {Name: "tcproutes", Kind: "TCPRoute"},
+			{Name: gatewayapi.Classes, Kind: "GatewayClass"}, {Name: gatewayapi.Gateways, Kind: "Gateway"},
+			{Name: gatewayapi.Gateways + "/status", Kind: "Gateway"}, {Name: "tcproutes", Kind: "TCPRoute"},
 		}})
 	case r.URL.Path == "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gatewayclasses.gateway.networking.k8s.io":
 		_, _ = io.WriteString(w, `{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":{"name":"x","annotations":{"gateway.networking.k8s.io/bundle-version":"v1.6.3"}}}`)
-	case resource != Classes && resource != Gateways:
+	case resource != gatewayapi.Classes && resource != gatewayapi.Gateways:
 		http.NotFound(w, r)
 	case r.URL.Query().Get("watch") != "":
 		a.count(1)
@@ -63,7 +65,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 		case <-a.end:
 		}
-	case resource == Classes:
+	case resource == gatewayapi.Classes:
 		_, _ = io.WriteString(w, `{"kind":"GatewayClassList","apiVersion":"gateway.networking.k8s.io/v1","metadata":{"resourceVersion":"7"},"items":[{"metadata":{"name":"coracle"}}]}`)
 	default:
 		_, _ = io.WriteString(w, `{"kind":"GatewayList","apiVersion":"gateway.networking.k8s.io/v1","metadata":{"resourceVersion":"7"},"items":[
@@ -121,10 +123,10 @@ func TestObjectsAreFollowedWhileThereAreSome(t *testing.T) {
 	s := httptest.NewServer(a)
 	defer s.Close()
 	defer close(a.end)
-	client := testenv.Must(New(&rest.Config{Host: s.URL}))(t)
+	client := testenv.Must(gatewayapi.New(&rest.Config{Host: s.URL}))(t)
 	u := &use{changed: make(chan struct{})}
 	changed := make(chan struct{}, 1000) // more than there are changes
-	o := NewObjects(client, func() { changed <- struct{}{} }, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	o := gatewayapi.NewObjects(client, func() { changed <- struct{}{} }, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { o.Run(ctx, u) })
@@ -147,7 +149,7 @@ func TestObjectsAreFollowedWhileThereAreSome(t *testing.T) {
 		t.Errorf("the Gateway is %+v", g)
 	}
 	eventually(t, "both kinds are watched", func() bool { _, watches := a.now(); return watches == 2 })
-	testenv.NoError(t, client.UpdateStatus(t.Context(), Gateways, g))
+	testenv.NoError(t, client.UpdateStatus(t.Context(), gatewayapi.Gateways, g))
 	a.mu.Lock()
 	written := a.written
 	a.mu.Unlock()

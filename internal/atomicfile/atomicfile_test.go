@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package atomicfile
+package atomicfile_test
 
 import (
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/atomicfile"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -14,7 +15,7 @@ func TestWriteReplacesAndSetsMode(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
 	for _, content := range []string{"one", "two"} {
-		testenv.NoError(t, Write(path, []byte(content), 0o600))
+		testenv.NoError(t, atomicfile.Write(path, []byte(content), 0o600))
 		got, err := os.ReadFile(path)
 		if err != nil || string(got) != content {
 			t.Fatalf("read %q, %v; want %q", got, err, content)
@@ -34,7 +35,7 @@ func TestFailedWriteKeepsTheOldFileAndNoRemains(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "d")
 	testenv.NoError(t, os.MkdirAll(filepath.Join(path, "occupied"), 0o755))
-	if err := Write(path, []byte("x"), 0o600); err == nil {
+	if err := atomicfile.Write(path, []byte("x"), 0o600); err == nil {
 		t.Fatal("replaced a folder by a file")
 	}
 	entries, err := os.ReadDir(dir)
@@ -50,7 +51,7 @@ func TestWriteIfDifferent(t *testing.T) {
 		mode    os.FileMode
 		want    bool
 	}{{"a", 0o600, true}, {"a", 0o600, false}, {"a", 0o644, true}, {"b", 0o644, true}} {
-		wrote, err := WriteIfDifferent(path, []byte(step.content), step.mode)
+		wrote, err := atomicfile.WriteIfDifferent(path, []byte(step.content), step.mode)
 		if err != nil || wrote != step.want {
 			t.Fatalf("step %d: wrote %v, %v; want %v", i, wrote, err, step.want)
 		}
@@ -61,15 +62,15 @@ func TestWriteIfDifferent(t *testing.T) {
 func TestDamagedJSONFileIsAnError(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	var got []int
-	if found, err := ReadJSON(path, &got); found || err != nil {
+	if found, err := atomicfile.ReadJSON(path, &got); found || err != nil {
 		t.Errorf("no file: %v, %v", found, err)
 	}
-	testenv.NoError(t, WriteJSON(path, []int{1, 2}, 0o600))
-	if found, err := ReadJSON(path, &got); !found || err != nil || len(got) != 2 {
+	testenv.NoError(t, atomicfile.WriteJSON(path, []int{1, 2}, 0o600))
+	if found, err := atomicfile.ReadJSON(path, &got); !found || err != nil || len(got) != 2 {
 		t.Errorf("read %v, %v, %v", got, found, err)
 	}
-	testenv.NoError(t, Write(path, []byte("[1"), 0o600))
-	if found, err := ReadJSON(path, &got); found || err == nil {
+	testenv.NoError(t, atomicfile.Write(path, []byte("[1"), 0o600))
+	if found, err := atomicfile.ReadJSON(path, &got); found || err == nil {
 		t.Errorf("half a file: %v, %v", found, err)
 	}
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package clusterconfig
+package clusterconfig_test
 
 import (
 	"slices"
 	"testing"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
 // TestOnlyReadyServersWithAPortAreListed: ports of other names, or without a number, and servers that are not ready are
@@ -20,7 +22,7 @@ func TestOnlyReadyServersWithAPortAreListed(t *testing.T) {
 		Ports:     []discoveryv1.EndpointPort{{Name: &name, Port: &otherPort}},
 		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"fd00::2"}}, {Addresses: []string{"fd00::3"}, Conditions: discoveryv1.EndpointConditions{Ready: new(false)}}},
 	}}
-	if got, want := Ready(parts), []string{"10.0.0.1:6443", "[fd00::2]:7443"}; !slices.Equal(got, want) {
+	if got, want := clusterconfig.Ready(parts), []string{"10.0.0.1:6443", "[fd00::2]:7443"}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }

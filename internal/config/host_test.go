@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package config
+package config_test
 
 import (
 	"errors"
@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -60,7 +61,7 @@ func TestReplacementAddressIsOnSameLink(t *testing.T) {
 	outward := &netlink.Route{LinkIndex: spare.Attrs().Index, Gw: net.IPv4(198, 51, 100, 1)}
 	unreachable := &netlink.Route{Type: unix.RTN_UNREACHABLE, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Priority: 9}
 
-	var h ReplacingHost
+	var h config.ReplacingHost
 	h.Links, err = h.LinksWith([]netip.Addr{netip.MustParseAddr("192.0.2.5")})
 	must(err)
 	for _, step := range []struct {
@@ -80,7 +81,7 @@ func TestReplacementAddressIsOnSameLink(t *testing.T) {
 		must(step.do())
 		// The kernel tells routes of a carrier that comes or goes a moment later.
 		testenv.Eventually(t, 2*time.Minute, step.what, func() error {
-			if got, err := HostIPs(h, nil); err != nil || !slices.Equal(got, step.want) {
+			if got, err := config.HostIPs(h, nil); err != nil || !slices.Equal(got, step.want) {
 				return fmt.Errorf("%v, %v; want %v", got, err, step.want)
 			}
 			return nil

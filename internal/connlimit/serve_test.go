@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package connlimit
+package connlimit_test
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -21,7 +22,7 @@ func TestIdentifiedConnectionsStayUntilTheEnd(t *testing.T) {
 	var serving atomic.Int32
 	done := make(chan error, 1)
 	go func() {
-		done <- Serve(ctx, l, 2, func(_ context.Context, c net.Conn, identified func()) {
+		done <- connlimit.Serve(ctx, l, 2, func(_ context.Context, c net.Conn, identified func()) {
 			serving.Add(1)
 			defer serving.Add(-1)
 			buffer := make([]byte, 1)
@@ -63,5 +64,5 @@ func TestIdentifiedConnectionsStayUntilTheEnd(t *testing.T) {
 	testenv.Equal(t, serving.Load(), 0, "are still served:")
 	testenv.Fails(t, readAll(known), "a connection outlives the end")
 	// A listener that breaks is reported.
-	testenv.Fails(t, Serve(t.Context(), l, 2, nil), "a listener that is closed is not reported")
+	testenv.Fails(t, connlimit.Serve(t.Context(), l, 2, nil), "a listener that is closed is not reported")
 }

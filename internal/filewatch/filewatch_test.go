@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package filewatch
+package filewatch_test
 
 import (
 	"log/slog"
@@ -13,6 +13,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -22,7 +23,8 @@ import (
 func TestFilesArePolledWithoutInotify(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board := status.NewBoard(time.Now)
-		w := New(Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler), New: func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }})
+		w := filewatch.New(filewatch.Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler),
+			New: func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }})
 		defer w.Close()
 		dirs := []string{t.TempDir(), t.TempDir()}
 		for range 2 {
@@ -34,7 +36,7 @@ func TestFilesArePolledWithoutInotify(t *testing.T) {
 			}
 			began := time.Now()
 			<-w.Poll()
-			testenv.Equal(t, time.Since(began), Every, "polled after")
+			testenv.Equal(t, time.Since(began), filewatch.Every, "polled after")
 		}
 		if c := board.Components(); len(c) != 1 || c[0].State != status.Degraded {
 			t.Errorf("the board says %+v", c)
@@ -47,12 +49,13 @@ func TestFilesArePolledWithoutInotify(t *testing.T) {
 func TestInotifyIsUsedAgainOncePossible(t *testing.T) {
 	board, able := status.NewBoard(time.Now), false
 	dir := t.TempDir()
-	w := New(Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler), New: func() (*fsnotify.Watcher, error) {
-		if !able {
-			return nil, unix.EMFILE
-		}
-		return fsnotify.NewWatcher()
-	}})
+	w := filewatch.New(filewatch.Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler),
+		New: func() (*fsnotify.Watcher, error) {
+			if !able {
+				return nil, unix.EMFILE
+			}
+			return fsnotify.NewWatcher()
+		}})
 	defer w.Close()
 	testenv.Equal(t, len(board.Components()), 0, "a line without trouble:")
 	w.Add(dir)
@@ -76,7 +79,7 @@ func TestInotifyIsUsedAgainOncePossible(t *testing.T) {
 // that it runs.
 func TestNextWatcherIsNotStopped(t *testing.T) {
 	board, dir := status.NewBoard(time.Now), t.TempDir()
-	o := Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler)}
+	o := filewatch.Options{What: "things", Board: board, Logger: slog.New(slog.DiscardHandler)}
 	o.New = func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }
 	state := func() status.State {
 		t.Helper()
@@ -86,13 +89,13 @@ func TestNextWatcherIsNotStopped(t *testing.T) {
 		}
 		return c[0].State
 	}
-	first := New(o)
+	first := filewatch.New(o)
 	first.Add(dir)
 	first.Close()
 	testenv.Equal(t, state(), status.Stopped, "after the end it is")
 	for _, folder := range []string{dir, filepath.Join(dir, "missing")} {
 		o.New = fsnotify.NewWatcher
-		next := New(o)
+		next := filewatch.New(o)
 		next.Add(folder)
 		testenv.Equal(t, state(), status.Running, "with notices it is")
 		next.Close()

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kubecompat
+package kubecompat_test
 
 import (
 	"strings"
 	"testing"
 
 	cliflag "k8s.io/component-base/cli/flag"
+
+	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
 func TestUpstreamFlagsAreParsed(t *testing.T) {
@@ -39,7 +41,8 @@ func TestUpstreamFlagsAreParsed(t *testing.T) {
 		sets.FlagSet("one").StringSliceVar(&got.names, "names", nil, "")
 		sets.FlagSet("two").BoolVar(&got.deep, "deep", false, "")
 		sets.FlagSet("two").IntVar(&port, "port", 0, "")
-		c := Component{Name: "boats", Sets: sets, Refused: map[string]Refusal{"port": {Reason: "there is none", Harmless: []string{"0"}}}}
+		c := kubecompat.Component{Name: "boats", Sets: sets, Refused: map[string]kubecompat.Refusal{"port": {Reason: "there is none",
+			Harmless: []string{"0"}}}}
 		err := c.Parse(tc.args)
 		switch {
 		case tc.err == "" && err != nil:

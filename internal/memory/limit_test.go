@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package memory
+package memory_test
 
 import (
 	"math"
 	"runtime/debug"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/memory"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -23,8 +24,8 @@ func TestHeapLimitFitsMachineAndGroup(t *testing.T) {
 		{24000, 2048, 1792},
 		{1024, 4096, 512}, // a group's limit above the machine's memory is none
 	} {
-		l := Limit{Machine: c.machine * mb, Group: c.group * mb}
-		if got := HeapLimit(l) / mb; got != c.want {
+		l := memory.Limit{Machine: c.machine * mb, Group: c.group * mb}
+		if got := memory.HeapLimit(l) / mb; got != c.want {
 			t.Errorf("machine %d MB, group %d MB: %d MB, want %d", c.machine, c.group, got, c.want)
 		}
 	}
@@ -32,17 +33,17 @@ func TestHeapLimitFitsMachineAndGroup(t *testing.T) {
 
 func TestFitKeepsOperatorsLimit(t *testing.T) {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
-	l := Limit{Machine: 8 << 30, Group: 200 << 20, Bytes: 200 << 20}
-	if !Tight(l) || Tight(Limit{Machine: 8 << 30}) || Tight(Limit{Machine: 8 << 30, Group: 1 << 30}) {
+	l := memory.Limit{Machine: 8 << 30, Group: 200 << 20, Bytes: 200 << 20}
+	if !memory.Tight(l) || memory.Tight(memory.Limit{Machine: 8 << 30}) || memory.Tight(memory.Limit{Machine: 8 << 30, Group: 1 << 30}) {
 		t.Error("what is tight and what is not was taken for one another")
 	}
 	t.Setenv("GOMEMLIMIT", "1GiB")
-	if err := Fit(l); err != nil || debug.SetMemoryLimit(-1) != math.MaxInt64 {
+	if err := memory.Fit(l); err != nil || debug.SetMemoryLimit(-1) != math.MaxInt64 {
 		t.Errorf("the operator's own limit was overridden: %v", err)
 	}
 	t.Setenv("GOMEMLIMIT", "")
-	testenv.NoError(t, Fit(l))
-	if got, want := debug.SetMemoryLimit(-1), HeapLimit(l); got != want {
+	testenv.NoError(t, memory.Fit(l))
+	if got, want := debug.SetMemoryLimit(-1), memory.HeapLimit(l); got != want {
 		t.Errorf("the limit is %d, want %d", got, want)
 	}
 }

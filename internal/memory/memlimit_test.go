@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package memory
+package memory_test
 
 import (
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"github.com/coracle-k8s/coracle/internal/memory"
 )
 
 const (
@@ -92,7 +94,7 @@ func TestSmallestControlGroupLimitCounts(t *testing.T) {
 			for file, text := range test.files {
 				root["sys/fs/cgroup/"+file] = &fstest.MapFile{Data: []byte(text)}
 			}
-			got, err := Read(root, "17")
+			got, err := memory.Read(root, "17")
 			if err != nil || got.Bytes != test.want || got.File != test.file {
 				t.Errorf("%+v, %v; want %d by %q", got, err, test.want, test.file)
 			}
@@ -102,7 +104,7 @@ func TestSmallestControlGroupLimitCounts(t *testing.T) {
 
 func TestMachineMemoryMustBeThere(t *testing.T) {
 	for _, files := range []fstest.MapFS{{}, {"proc/meminfo": {Data: []byte("MemFree: 17 kB\n")}}, {"proc/meminfo": {Data: []byte("MemTotal: many\n")}}} {
-		if l, err := Read(files, "17"); err == nil {
+		if l, err := memory.Read(files, "17"); err == nil {
 			t.Errorf("%+v without an error", l)
 		}
 	}
@@ -110,7 +112,7 @@ func TestMachineMemoryMustBeThere(t *testing.T) {
 
 // This machine has memory, and says where the limit comes from.
 func TestThisMachineHasALimit(t *testing.T) {
-	l, err := Self()
+	l, err := memory.Self()
 	if err != nil || l.Bytes < 1<<20 || l.Bytes > l.Machine || !strings.Contains(l.String(), " MB, the ") {
 		t.Errorf("%+v, %v, %s", l, err, l)
 	}

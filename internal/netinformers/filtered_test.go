@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package netinformers
+package netinformers_test
 
 import (
 	"context"
@@ -20,11 +20,12 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func running(obj any) bool {
-	pod, ok := Object(obj).(*corev1.Pod)
+	pod, ok := netinformers.Object(obj).(*corev1.Pod)
 	return ok && pod.Status.Phase == corev1.PodRunning
 }
 
@@ -159,7 +160,7 @@ type recorder struct {
 
 func (o *recorder) handler() cache.ResourceEventHandler {
 	set := func(what string, obj any, known bool) {
-		pod := Object(obj).(*corev1.Pod)
+		pod := netinformers.Object(obj).(*corev1.Pod)
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if _, ok := o.pods[pod.Name]; ok != known {
@@ -210,7 +211,7 @@ func asWithASelector(t *testing.T, r *rand.Rand) {
 		testenv.Must(i.AddEventHandler(h.handler()))(t)
 	}
 	add(selected, handlers[0])
-	add(Informer{all, running}, handlers[1])
+	add(netinformers.Informer{all, running}, handlers[1])
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { all.RunWithContext(ctx) })
@@ -220,7 +221,7 @@ func asWithASelector(t *testing.T, r *rand.Rand) {
 	for i := range 400 {
 		a.change(r)
 		if i == 200 {
-			add(Informer{all, running}, handlers[2]) // that comes late
+			add(netinformers.Informer{all, running}, handlers[2]) // that comes late
 		}
 		if r.IntN(3) == 0 {
 			time.Sleep(time.Duration(r.IntN(30)) * time.Millisecond) // so that some is seen one by one and some in one list

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nft
+package nft_test
 
 import (
 	"context"
@@ -10,20 +10,21 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // hear runs what listens until the test ends.
-func hear(t *testing.T, gone func(), tables ...Table) {
+func hear(t *testing.T, gone func(), tables ...nft.Table) {
 	t.Helper()
-	d := testenv.Must(HearDeletions(tables...))(t)
+	d := testenv.Must(nft.HearDeletions(tables...))(t)
 	testenv.Run(t, func(ctx context.Context) error { return d.Run(ctx, gone) })
 }
 
 func TestDeletionsAreHeard(t *testing.T) {
 	netns.RequireNFT(t)
-	watched, same, other := Table{INet, "ours"}, Table{IPv4, "ours"}, Table{INet, "other"}
+	watched, same, other := nft.Table{nft.INet, "ours"}, nft.Table{nft.IPv4, "ours"}, nft.Table{nft.INet, "other"}
 	heard := make(chan string, 100) // more than there will be
 	hear(t, func() { heard <- "ours" }, watched)
 	hear(t, func() { heard <- "both" }, watched, other)
@@ -38,11 +39,11 @@ func TestDeletionsAreHeard(t *testing.T) {
 			}
 		}
 	}
-	for _, table := range []Table{watched, same, other} {
-		testenv.NoError(t, Ensure(table))
+	for _, table := range []nft.Table{watched, same, other} {
+		testenv.NoError(t, nft.Ensure(table))
 	}
-	for _, table := range []Table{same, other, watched} {
-		testenv.NoError(t, Delete(table))
+	for _, table := range []nft.Table{same, other, watched} {
+		testenv.NoError(t, nft.Delete(table))
 	}
 	expect("both", "both", "ours") // which is all: the one that hears ours alone heard of no other before
 
@@ -62,7 +63,7 @@ func TestDeletionsAreHeard(t *testing.T) {
 // TestUnheardDeletions: after too many messages at once the table is read.
 func TestUnheardDeletions(t *testing.T) {
 	netns.RequireNFT(t)
-	d := testenv.Must(HearDeletions(Table{INet, "ours"}))(t)
+	d := testenv.Must(nft.HearDeletions(nft.Table{nft.INet, "ours"}))(t)
 	var text strings.Builder
 	for i := range 3000 { // while they are not read
 		fmt.Fprintf(&text, "add table inet x%d\nadd chain inet x%d c\nadd rule inet x%d c drop\n", i, i, i)

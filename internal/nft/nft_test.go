@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nft
+package nft_test
 
 import (
 	"os"
@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/nft"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
@@ -17,22 +18,22 @@ func TestMain(m *testing.M) { os.Exit(uml.Main(m, netns.Main)) }
 
 func TestTableIsEnsuredAndDeletedByFamily(t *testing.T) {
 	netns.Require(t)
-	table := Table{Family: INet, Name: "x"}
+	table := nft.Table{Family: nft.INet, Name: "x"}
 	for _, want := range []bool{false, true, true} {
-		if got, err := Exists(table); got != want || err != nil {
+		if got, err := nft.Exists(table); got != want || err != nil {
 			t.Errorf("exists: %v, %v; want %v", got, err, want)
 		}
-		testenv.NoError(t, Ensure(table))
+		testenv.NoError(t, nft.Ensure(table))
 	}
-	if got, err := Exists(Table{Family: IPv4, Name: "x"}); got || err != nil {
+	if got, err := nft.Exists(nft.Table{Family: nft.IPv4, Name: "x"}); got || err != nil {
 		t.Errorf("exists in another family: %v, %v", got, err)
 	}
-	testenv.Check(t, Delete(Table{Family: IPv4, Name: "x"}), "deleting what is not there")
-	if got, err := Exists(table); !got || err != nil {
+	testenv.Check(t, nft.Delete(nft.Table{Family: nft.IPv4, Name: "x"}), "deleting what is not there")
+	if got, err := nft.Exists(table); !got || err != nil {
 		t.Errorf("the table of another family was deleted too: %v, %v", got, err)
 	}
-	testenv.NoError(t, Delete(table))
-	if got, err := Exists(table); got || err != nil {
+	testenv.NoError(t, nft.Delete(table))
+	if got, err := nft.Exists(table); got || err != nil {
 		t.Errorf("exists after deleting: %v, %v", got, err)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodecreds
+package nodecreds_test
 
 import (
 	"os"
@@ -9,12 +9,13 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestCredentialsArePublishedWithTheirModes(t *testing.T) {
-	f := In(filepath.Join(t.TempDir(), "cred"))
-	c := Cluster{URL: "https://192.0.2.1:6443", ServerName: "127.0.0.1", ServerCA: []byte("server"), ClientCA: []byte("client")}
+	f := nodecreds.In(filepath.Join(t.TempDir(), "cred"))
+	c := nodecreds.Cluster{URL: "https://192.0.2.1:6443", ServerName: "127.0.0.1", ServerCA: []byte("server"), ClientCA: []byte("client")}
 	for range 2 { // the second time there is nothing to do
 		testenv.NoError(t, f.Publish(c))
 	}
@@ -31,5 +32,5 @@ func TestCredentialsArePublishedWithTheirModes(t *testing.T) {
 			t.Errorf("%s: %+v, %+v", path, user, cluster)
 		}
 	}
-	testenv.Fails(t, (Files{}).Publish(c), "published nowhere")
+	testenv.Fails(t, (nodecreds.Files{}).Publish(c), "published nowhere")
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nodecreds
+package nodecreds_test
 
 import (
 	"os"
@@ -9,12 +9,14 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/coracle-k8s/coracle/internal/nodecreds"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestKubeconfigIsRewrittenOnlyWhenNeeded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "etc", "coracle.yaml")
-	e := Embedded{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CA: []byte("ca"), Cert: []byte("cert"), Key: []byte("key"), Path: path}
+	e := nodecreds.Embedded{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CA: []byte("ca"), Cert: []byte("cert"),
+		Key: []byte("key"), Path: path}
 	testenv.NoError(t, e.Write())
 	c := testenv.Must(clientcmd.BuildConfigFromFlags("", path))(t)
 	if c.Host != e.Server || c.ServerName != e.ServerName || string(c.CAData) != "ca" || string(c.CertData) != "cert" || string(c.KeyData) != "key" {
@@ -37,8 +39,9 @@ func TestKubeconfigIsRewrittenOnlyWhenNeeded(t *testing.T) {
 
 func TestKubeconfigNamesItsFiles(t *testing.T) {
 	dir := t.TempDir()
-	b := ByFile{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CAFile: filepath.Join(dir, "ca"), PairFile: filepath.Join(dir, "pair"),
-		Path: filepath.Join(dir, "k")}
+	b := nodecreds.ByFile{Server: "https://192.0.2.1:6443", ServerName: "127.0.0.1", CAFile: filepath.Join(dir, "ca"),
+		PairFile: filepath.Join(dir, "pair"),
+		Path:     filepath.Join(dir, "k")}
 	for _, f := range []string{b.CAFile, b.PairFile} {
 		testenv.NoError(t, os.WriteFile(f, nil, 0o600))
 	}

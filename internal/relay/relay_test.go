@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package relay
+package relay_test
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/relay"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -64,7 +65,7 @@ func TestJoin(t *testing.T) {
 			silent, done := 0, make(chan struct{})
 			go func() {
 				defer close(done)
-				Join(ctx, a, b, func() { silent++ })
+				relay.Join(ctx, a, b, func() { silent++ })
 			}()
 			test.say(t, cancel, client, server)
 			<-done

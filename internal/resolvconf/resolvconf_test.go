@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package resolvconf
+package resolvconf_test
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/resolvconf"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -28,17 +29,17 @@ func TestFileWithUsableServersIsChosen(t *testing.T) {
 		{"", missing, etc},
 	} {
 		write(t, etc, c.file)
-		testenv.Equal(t, Choose([]string{etc, c.systemd}), c.want, "%q:", c.file)
+		testenv.Equal(t, resolvconf.Choose([]string{etc, c.systemd}), c.want, "%q:", c.file)
 	}
-	testenv.Equal(t, Choose([]string{missing, systemd}), systemd, "without the first file:")
+	testenv.Equal(t, resolvconf.Choose([]string{missing, systemd}), systemd, "without the first file:")
 }
 
 func TestServersAreParsed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	write(t, path, "# nameserver 192.0.2.9\nsearch home\nnameserver 192.0.2.1\nnameserver\t2001:db8::1 # x\nnameserver ::ffff:192.0.2.2\nnameserver bogus\nnameserver\n")
-	servers, err := Servers(path)
+	servers, err := resolvconf.Servers(path)
 	if got := fmt.Sprint(servers); err != nil || got != "[192.0.2.1 2001:db8::1 192.0.2.2]" {
 		t.Errorf("got %s, %v", got, err)
 	}
-	testenv.Fails(t, testenv.Err(Servers(path+"x")), "a missing file is no error")
+	testenv.Fails(t, testenv.Err(resolvconf.Servers(path+"x")), "a missing file is no error")
 }

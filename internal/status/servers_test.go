@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package status
+package status_test
 
 import (
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/internal/status"
 )
 
 // servers makes a list from words such as "leader", "voter", "voter!" (which does not answer), "voter?" (whose disk is
 // stalled) and "non-voter".
-func servers(roles string) []ClusterServer {
-	var out []ClusterServer
+func servers(roles string) []status.ClusterServer {
+	var out []status.ClusterServer
 	for i, role := range strings.Fields(roles) {
 		name, silent := strings.CutSuffix(role, "!")
 		name, stalled := strings.CutSuffix(name, "?")
-		out = append(out, ClusterServer{Name: string(rune('a' + i)), Role: name, Answers: !silent, Stalled: stalled})
+		out = append(out, status.ClusterServer{Name: string(rune('a' + i)), Role: name, Answers: !silent, Stalled: stalled})
 	}
 	return out
 }
@@ -39,19 +41,20 @@ func TestStatusSaysWhichFailuresAreSurvived(t *testing.T) {
 		{"leader voter voter non-voter?", "any one server more", "d: the disk"},
 		{"leader voter", "no further one: 2 of 2", ""},
 	} {
-		words, problems := Failures(servers(c.servers))
+		words, problems := status.Failures(servers(c.servers))
 		if !strings.Contains(words, c.want) || (len(problems) > 0) != (c.problem != "") || !strings.Contains(strings.Join(problems, "\n"), c.problem) {
 			t.Errorf("%q: %q, problems %q", c.servers, words, problems)
 		}
 	}
 	cut := servers("voter leader! voter")
 	cut[1].ReachedBy = []string{"c"}
-	if words, problems := Failures(cut); words != "any one server" || len(problems) != 1 || !strings.Contains(problems[0], "c can reach it") || strings.Contains(problems[0], "remove") {
+	if words, problems := status.Failures(cut); words != "any one server" || len(problems) != 1 || !strings.Contains(problems[0],
+		"c can reach it") || strings.Contains(problems[0], "remove") {
 		t.Errorf("a link that is cut: %q, problems %q", words, problems)
 	}
 	full := servers("leader voter voter")
 	full[1].Full = true
-	if _, problems := Failures(full); len(problems) != 1 || !strings.Contains(problems[0], "b: the disk") {
+	if _, problems := status.Failures(full); len(problems) != 1 || !strings.Contains(problems[0], "b: the disk") {
 		t.Errorf("a full disk: %q", problems)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package unixsocket
+package unixsocket_test
 
 import (
 	"errors"
@@ -11,17 +11,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/internal/unixsocket"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestListenTakesOverStaleSocket: what a process that died has left is taken over, by which only this user may connect.
 func TestListenTakesOverStaleSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "s")
-	l := testenv.Must(Listen(path))(t)
+	l := testenv.Must(unixsocket.Listen(path))(t)
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	testenv.ErrorIs(t, testenv.Err(Listen(path)), ErrInUse, "the socket of a living process")
+	testenv.ErrorIs(t, testenv.Err(unixsocket.Listen(path)), unixsocket.ErrInUse, "the socket of a living process")
 	testenv.NoError(t, l.Close())
-	l = testenv.Must(Listen(path))(t)
+	l = testenv.Must(unixsocket.Listen(path))(t)
 	testenv.Equal(t, testenv.Must(os.Stat(path))(t).Mode().Perm(), 0o600, "the socket's mode")
 	testenv.NoError(t, l.Close())
 }
@@ -46,7 +47,7 @@ func TestSocketIsNeverOpenToOthers(t *testing.T) {
 		}
 	}()
 	for range 200 {
-		testenv.NoError(t, testenv.Must(Listen(path))(t).Close())
+		testenv.NoError(t, testenv.Must(unixsocket.Listen(path))(t).Close())
 	}
 	close(ended)
 	if all := <-seen; all&0o077 != 0 {
@@ -61,5 +62,5 @@ func TestBusyProcessLives(t *testing.T) {
 	defer unix.Close(d)
 	testenv.NoError(t, errors.Join(unix.Bind(d, &unix.SockaddrUnix{Name: path}), unix.Listen(d, 0)))
 	defer testenv.Must(net.Dial("unix", path))(t).Close()
-	testenv.ErrorIs(t, testenv.Err(Listen(path)), ErrInUse, "the socket of a busy process")
+	testenv.ErrorIs(t, testenv.Err(unixsocket.Listen(path)), unixsocket.ErrInUse, "the socket of a busy process")
 }

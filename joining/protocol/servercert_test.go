@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package protocol
+package protocol_test
 
 import (
 	"crypto/tls"
@@ -9,12 +9,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/joining/protocol"
 	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // handshake connects to a server with a certificate of that authority, name and address, and returns what it showed.
-func handshake(t *testing.T, ca *testca.Authority, name, host, offered, caFile, protocol string, now func() time.Time) (tls.ConnectionState, error) {
+func handshake(t *testing.T, ca *testca.Authority, name, host, offered, caFile, asked string,
+	now func() time.Time) (tls.ConnectionState, error) {
 	t.Helper()
 	files := testenv.Must(ca.Issue(name, host))(t)
 	pair := testenv.Must(tls.LoadX509KeyPair(files.Cert, files.Key))(t)
@@ -22,7 +24,7 @@ func handshake(t *testing.T, ca *testca.Authority, name, host, offered, caFile, 
 	if offered != "" {
 		otherConfig.NextProtos = []string{offered}
 	}
-	config, err := ServerTLS(caFile, protocol, now)
+	config, err := protocol.ServerTLS(caFile, asked, now)
 	if err != nil {
 		return tls.ConnectionState{}, err
 	}
@@ -57,14 +59,16 @@ func TestServerCertificateIsVerified(t *testing.T) {
 		now              func() time.Time
 		file, wantsError string
 	}{
-		"a server":                          {ca, ServerName, "", "", nil, file, ""},
-		"a server with the protocol":        {ca, ServerName, "p", "p", nil, file, ""},
-		"a server that knows no protocol":   {ca, ServerName, "", "p", nil, file, "no server that nodes connect to"},
-		"a node":                            {ca, "system:node:n2", "", "", nil, file, "is that of system:node:n2"},
-		"another cluster's server":          {other, ServerName, "", "", nil, file, "unknown authority"},
-		"a certificate that has run out":    {ca, ServerName, "", "", later, file, "expired"},
-		"an authority that is not there":    {ca, ServerName, "", "", nil, filepath.Join(dir, "none"), "reading the cluster's authority"},
-		"a file that holds no certificates": {ca, ServerName, "", "", nil, filepath.Join(dir, ServerName+".key"), "reading the cluster's authority"},
+		"a server":                        {ca, protocol.ServerName, "", "", nil, file, ""},
+		"a server with the protocol":      {ca, protocol.ServerName, "p", "p", nil, file, ""},
+		"a server that knows no protocol": {ca, protocol.ServerName, "", "p", nil, file, "no server that nodes connect to"},
+		"a node":                          {ca, "system:node:n2", "", "", nil, file, "is that of system:node:n2"},
+		"another cluster's server":        {other, protocol.ServerName, "", "", nil, file, "unknown authority"},
+		"a certificate that has run out":  {ca, protocol.ServerName, "", "", later, file, "expired"},
+		"an authority that is not there": {ca, protocol.ServerName, "", "", nil, filepath.Join(dir, "none"),
+			"reading the cluster's authority"},
+		"a file that holds no certificates": {ca, protocol.ServerName, "", "", nil, filepath.Join(dir, protocol.ServerName+".key"),
+			"reading the cluster's authority"},
 	} {
 		_, err := handshake(t, tt.ca, tt.name, "192.0.2.7", tt.offered, tt.file, tt.wanted, tt.now)
 		if tt.wantsError == "" && err != nil || tt.wantsError != "" && (err == nil || !strings.Contains(err.Error(), tt.wantsError)) {
@@ -76,8 +80,8 @@ func TestServerCertificateIsVerified(t *testing.T) {
 func TestServerCertificateNamesItsAddress(t *testing.T) {
 	dir := t.TempDir()
 	ca := testenv.Must(testca.New(dir))(t)
-	s := testenv.Must(handshake(t, ca, ServerName, "192.0.2.7", "", filepath.Join(dir, "ca.crt"), "", nil))(t)
+	s := testenv.Must(handshake(t, ca, protocol.ServerName, "192.0.2.7", "", filepath.Join(dir, "ca.crt"), "", nil))(t)
 	for address, want := range map[string]bool{"192.0.2.7:6443": true, "192.0.2.8:6443": false, "192.0.2.7": false, "": false} {
-		testenv.Equal(t, NamesAddress(s, address), want, "%q:", address)
+		testenv.Equal(t, protocol.NamesAddress(s, address), want, "%q:", address)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package token
+package token_test
 
 import (
 	"crypto/x509"
@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -27,20 +28,20 @@ var (
 )
 
 func TestParseIsTheInverseOfString(t *testing.T) {
-	server := testenv.Must(New(clusterCA, RoleServer))(t)
-	for _, want := range []Token{
+	server := testenv.Must(token.New(clusterCA, token.RoleServer))(t)
+	for _, want := range []token.Token{
 		server,
-		{CAHash: Hash(clusterCA), Role: RoleAgent, Secret: "with:colon"},
-		{CAHash: Hash(clusterCA), Role: RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
-		{Role: RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
+		{CAHash: token.Hash(clusterCA), Role: token.RoleAgent, Secret: "with:colon"},
+		{CAHash: token.Hash(clusterCA), Role: token.RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
+		{Role: token.RoleBootstrap, ID: "abcdef", Secret: "0123456789abcdef"},
 		{Secret: "plain"},
 	} {
-		testenv.Equal(t, testenv.Must(Parse(" "+want.String()+"\n"))(t), want, "")
+		testenv.Equal(t, testenv.Must(token.Parse(" "+want.String()+"\n"))(t), want, "")
 	}
 }
 
 func TestParseErrorsNameTheFault(t *testing.T) {
-	hash := Hash(clusterCA)
+	hash := token.Hash(clusterCA)
 	for in, want := range map[string]string{
 		"":                               "empty",
 		"CRC1abc::server:x":              "64 hex digits",
@@ -52,70 +53,71 @@ func TestParseErrorsNameTheFault(t *testing.T) {
 		"CRC1" + hash + "::server:a b":   "blanks",
 		"K10" + hash + "::server:abcdef": "k3s",
 	} {
-		if _, err := Parse(in); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := token.Parse(in); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v; want words with %q", in, err, want)
 		}
 	}
 }
 
 func TestForeignAuthorityIsRefused(t *testing.T) {
-	tok := testenv.Must(New(clusterCA, RoleAgent))(t)
+	tok := testenv.Must(token.New(clusterCA, token.RoleAgent))(t)
 	testenv.Check(t, tok.VerifyCA(clusterCA))
-	testenv.ErrorIs(t, tok.VerifyCA(foreignCA), ErrOtherCluster, "another authority")
+	testenv.ErrorIs(t, tok.VerifyCA(foreignCA), token.ErrOtherCluster, "another authority")
 }
 
-func ensure(t *testing.T, o Options) Set {
+func ensure(t *testing.T, o token.Options) token.Set {
 	t.Helper()
 	o.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
-	return testenv.Must(Ensure(o))(t)
+	return testenv.Must(token.Ensure(o))(t)
 }
 
 func TestTokensAreMadeOnceAndKept(t *testing.T) {
 	dir := t.TempDir()
-	first := ensure(t, Options{Dir: dir, Root: clusterCA})
-	if first.Server.Secret == first.Agent.Secret || first.Server.Role != RoleServer || first.Agent.Role != RoleAgent {
+	first := ensure(t, token.Options{Dir: dir, Root: clusterCA})
+	if first.Server.Secret == first.Agent.Secret || first.Server.Role != token.RoleServer || first.Agent.Role != token.RoleAgent {
 		t.Fatalf("%+v", first)
 	}
-	for file, want := range map[string]Token{ServerFile: first.Server, AgentFile: first.Agent, NodeFile: first.Agent} {
+	for file, want := range map[string]token.Token{token.ServerFile: first.Server, token.AgentFile: first.Agent,
+		token.NodeFile: first.Agent} {
 		path := filepath.Join(dir, file)
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(path))(t)), want.String()+"\n", "%s holds", file)
 		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", file, fi.Mode(), err)
 		}
 	}
-	if again := ensure(t, Options{Dir: dir, Root: clusterCA}); !reflect.DeepEqual(again, first) {
+	if again := ensure(t, token.Options{Dir: dir, Root: clusterCA}); !reflect.DeepEqual(again, first) {
 		t.Errorf("a second start has %+v, the first had %+v", again, first)
 	}
-	chosen := ensure(t, Options{Dir: dir, Root: clusterCA, Server: "sesame", Agent: "CRC1" + Hash(clusterCA) + "::agent:open"})
-	if chosen.Server.Secret != "sesame" || chosen.Agent.Secret != "open" || chosen.Server.CAHash != Hash(clusterCA) {
+	chosen := ensure(t, token.Options{Dir: dir, Root: clusterCA, Server: "sesame", Agent: "CRC1" + token.Hash(clusterCA) + "::agent:open"})
+	if chosen.Server.Secret != "sesame" || chosen.Agent.Secret != "open" || chosen.Server.CAHash != token.Hash(clusterCA) {
 		t.Errorf("chosen tokens became %+v", chosen)
 	}
-	if kept := ensure(t, Options{Dir: dir, Root: clusterCA}); !reflect.DeepEqual(kept, chosen) {
+	if kept := ensure(t, token.Options{Dir: dir, Root: clusterCA}); !reflect.DeepEqual(kept, chosen) {
 		t.Errorf("chosen tokens were not kept: %+v", kept)
 	}
 }
 
 func TestUnsuitableTokensAreRefused(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	for want, o := range map[string]Options{
+	for want, o := range map[string]token.Options{
 		"same":       {Server: "x", Agent: "x"},
-		"another":    {Server: "CRC1" + Hash(foreignCA) + "::server:x"},
-		"for the ro": {Server: "CRC1" + Hash(clusterCA) + "::agent:x"},
+		"another":    {Server: "CRC1" + token.Hash(foreignCA) + "::server:x"},
+		"for the ro": {Server: "CRC1" + token.Hash(clusterCA) + "::agent:x"},
 		"expires":    {Agent: "abcdef.0123456789abcdef"},
 	} {
 		o.Dir, o.Root, o.Logger = t.TempDir(), clusterCA, log
-		testenv.WantError(t, testenv.Err(Ensure(o)), want)
+		testenv.WantError(t, testenv.Err(token.Ensure(o)), want)
 	}
 	dir := t.TempDir()
-	testenv.NoError(t, os.WriteFile(filepath.Join(dir, ServerFile), []byte("CRC1zz::"), 0o600))
-	testenv.WantError(t, testenv.Err(Ensure(Options{Dir: dir, Root: clusterCA, Logger: log})), "Restore")
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, token.ServerFile), []byte("CRC1zz::"), 0o600))
+	testenv.WantError(t, testenv.Err(token.Ensure(token.Options{Dir: dir, Root: clusterCA, Logger: log})), "Restore")
 }
 
 func TestFilesOfAnotherCluster(t *testing.T) {
 	dir := t.TempDir()
-	ensure(t, Options{Dir: dir, Root: foreignCA})
-	_, err := Ensure(Options{Dir: dir, Root: clusterCA, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if !errors.Is(err, ErrOtherCluster) || !strings.Contains(err.Error(), "mixed") {
+	ensure(t, token.Options{Dir: dir, Root: foreignCA})
+	_, err := token.Ensure(token.Options{Dir: dir, Root: clusterCA, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if !errors.Is(err, token.ErrOtherCluster) || !strings.Contains(err.Error(), "mixed") {
 		t.Error(err)
 	}
 }
@@ -123,25 +125,25 @@ func TestFilesOfAnotherCluster(t *testing.T) {
 func TestBootstrapTokensAreListedAndExpire(t *testing.T) {
 	ctx, c := t.Context(), fake.NewSimpleClientset()
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	a := testenv.Must(Create(ctx, c, CreateOptions{TTL: time.Hour, Description: "for the barge", Now: now}))(t)
-	testenv.Must(Create(ctx, c, CreateOptions{Token: "zzzzzz.0123456789abcdef"}))(t)
-	testenv.WantError(t, testenv.Err(Create(ctx, c, CreateOptions{Token: "zzzzzz.0123456789abcdef"})), "exists")
-	testenv.Fails(t, testenv.Err(Create(ctx, c, CreateOptions{Token: "wrong"})), "a wrong form was taken")
-	list, err := List(ctx, c)
+	a := testenv.Must(token.Create(ctx, c, token.CreateOptions{TTL: time.Hour, Description: "for the barge", Now: now}))(t)
+	testenv.Must(token.Create(ctx, c, token.CreateOptions{Token: "zzzzzz.0123456789abcdef"}))(t)
+	testenv.WantError(t, testenv.Err(token.Create(ctx, c, token.CreateOptions{Token: "zzzzzz.0123456789abcdef"})), "exists")
+	testenv.Fails(t, testenv.Err(token.Create(ctx, c, token.CreateOptions{Token: "wrong"})), "a wrong form was taken")
+	list, err := token.List(ctx, c)
 	if err != nil || len(list) != 2 {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	got := list[0]
 	if got.ID != a.ID || got.Secret != a.Secret || got.Description != "for the barge" || !got.Expires.Equal(now.Add(time.Hour)) ||
-		strings.Join(got.Usages, ",") != "authentication,signing" || got.Groups[0] != NodeGroup {
+		strings.Join(got.Usages, ",") != "authentication,signing" || got.Groups[0] != token.NodeGroup {
 		t.Errorf("%+v", got)
 	}
 	if got.Expired(now.Add(time.Hour-1)) || !got.Expired(now.Add(time.Hour)) || list[1].Expired(now.AddDate(99, 0, 0)) {
 		t.Error("Expired is wrong")
 	}
-	testenv.Check(t, Delete(ctx, c, a.Token(Hash(clusterCA)).String()))
-	testenv.WantError(t, Delete(ctx, c, a.ID), "no token")
-	testenv.Fails(t, Delete(ctx, c, "nonsense"), "nonsense was deleted")
+	testenv.Check(t, token.Delete(ctx, c, a.Token(token.Hash(clusterCA)).String()))
+	testenv.WantError(t, token.Delete(ctx, c, a.ID), "no token")
+	testenv.Fails(t, token.Delete(ctx, c, "nonsense"), "nonsense was deleted")
 	_, err = c.CoreV1().Secrets("kube-system").Get(ctx, "bootstrap-token-"+a.ID, metav1.GetOptions{})
 	if !apierrors.IsNotFound(err) {
 		t.Errorf("still there: %v", err)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package upstream
+package upstream_test
 
 import (
 	"context"
@@ -19,6 +19,7 @@ import (
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
 
+	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -29,7 +30,7 @@ func TestUpstreamTakesClientFromInstall(t *testing.T) {
 	defer cancel()
 	s := openStore(t, 0)
 	made := 0
-	Install(func() *kubernetes.Client { made++; return s.Client() })
+	upstream.Install(func() *kubernetes.Client { made++; return s.Client() })
 
 	config := exampleConfig()
 	build, destroy, err := factory.Create(*config, func() runtime.Object { return &example.Pod{} },

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package voters
+package voters_test
 
 import (
 	"fmt"
 	"slices"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/raftstore/voters"
 )
 
 // Whatever the members' state, as long as the leader has a majority: following
 // the plan ends, at an odd number, without risk on the way.
 func TestNextLeadsToAnOddNumberWithoutRisk(t *testing.T) {
-	kinds := []Member{
+	kinds := []voters.Member{
 		{Voter: true, Healthy: true},
 		{Voter: true},
 		{Voter: true, Gone: true},
@@ -21,7 +23,7 @@ func TestNextLeadsToAnOddNumberWithoutRisk(t *testing.T) {
 		{Gone: true},
 	}
 	const others = 5
-	members := make([]Member, 0, others+1)
+	members := make([]voters.Member, 0, others+1)
 	checked := 0
 	var fill func(left int)
 	fill = func(left int) {
@@ -42,33 +44,33 @@ func TestNextLeadsToAnOddNumberWithoutRisk(t *testing.T) {
 		}
 	}
 	for n := range others + 1 {
-		members = append(members[:0], Member{Voter: true, Self: true, Healthy: true, CaughtUp: true})
+		members = append(members[:0], voters.Member{Voter: true, Self: true, Healthy: true, CaughtUp: true})
 		fill(n)
 	}
 	t.Logf("%d situations", checked)
 }
 
 // margin is how many more of the voters may fail.
-func margin(members []Member) int {
-	voters, healthy := votersOf(members)
-	return healthy - (voters/2 + 1)
+func margin(members []voters.Member) int {
+	voting, healthy := votersOf(members)
+	return healthy - (voting/2 + 1)
 }
 
-func votersOf(members []Member) (voters, healthy int) {
+func votersOf(members []voters.Member) (voting, healthy int) {
 	for _, m := range members {
 		if m.Voter {
-			voters++
+			voting++
 			if m.Healthy {
 				healthy++
 			}
 		}
 	}
-	return voters, healthy
+	return voting, healthy
 }
 
 // checkPlan reports whether the situation can occur. With twins, the last two
 // members are directories of the same server.
-func checkPlan(t *testing.T, situation []Member, maxVoters int, twins bool) bool {
+func checkPlan(t *testing.T, situation []voters.Member, maxVoters int, twins bool) bool {
 	if margin(situation) < 0 {
 		return false
 	}
@@ -85,7 +87,7 @@ func checkPlan(t *testing.T, situation []Member, maxVoters int, twins bool) bool
 		members[n-1].Node = members[n-2].Node
 		members[n-1].ID = members[n-1].Node + ".AAAAAAAAAZ"
 		for i := range members {
-			if !members[i].Healthy && Superseded(members, members[i]) {
+			if !members[i].Healthy && voters.Superseded(members, members[i]) {
 				members[i].Gone = true
 			}
 		}
@@ -95,34 +97,34 @@ func checkPlan(t *testing.T, situation []Member, maxVoters int, twins bool) bool
 		t.Errorf("%s\nmaxVoters %d, from %+v\nsteps %v", fmt.Sprintf(format, args...), maxVoters, situation, steps)
 	}
 	for range 4 * len(members) {
-		change := Next(members, maxVoters)
+		change := voters.Next(members, maxVoters)
 		what, m := change.Action, change.Member
 		steps = append(steps, fmt.Sprintf("%d %s", what, m.ID))
-		if what == Keep {
+		if what == voters.Keep {
 			checkRest(members, maxVoters, fail)
 			return true
 		}
 		before, beforeHealthy := votersOf(members)
 		was := margin(members)
-		at := slices.IndexFunc(members, func(o Member) bool { return o.ID == m.ID })
+		at := slices.IndexFunc(members, func(o voters.Member) bool { return o.ID == m.ID })
 		if at < 0 || members[at].Self {
 			fail("the leader, or no server, is to change")
 			return true
 		}
 		switch what {
-		case Promote:
+		case voters.Promote:
 			if members[at].Voter || !members[at].Healthy || !members[at].CaughtUp {
 				fail("it promotes who is not ready")
 			}
-			replaces := slices.ContainsFunc(members, func(o Member) bool { return o.Voter && o.Gone })
+			replaces := slices.ContainsFunc(members, func(o voters.Member) bool { return o.Voter && o.Gone })
 			if before%2 == 1 && before != beforeHealthy && !replaces {
 				fail("it enters an even number with an unhealthy voter that it does not replace")
 			}
 			members[at].Voter = true
-		case Demote:
+		case voters.Demote:
 			members[at].Voter = false
 			members[at].CaughtUp = members[at].Healthy
-		case Remove:
+		case voters.Remove:
 			if members[at].Healthy {
 				fail("it removes a healthy member")
 			}
@@ -137,29 +139,29 @@ func checkPlan(t *testing.T, situation []Member, maxVoters int, twins bool) bool
 	return true
 }
 
-func checkRest(members []Member, maxVoters int, fail func(string, ...any)) {
-	voters, healthy := votersOf(members)
-	if voters%2 == 0 {
-		fail("it rests at %d voters", voters)
+func checkRest(members []voters.Member, maxVoters int, fail func(string, ...any)) {
+	voting, healthy := votersOf(members)
+	if voting%2 == 0 {
+		fail("it rests at %d voters", voting)
 	}
-	if voters == healthy && voters > maxVoters {
-		fail("it rests at %d voters", voters)
+	if voting == healthy && voting > maxVoters {
+		fail("it rests at %d voters", voting)
 	}
 	ready := 0
 	for _, m := range members {
 		if m.Voter && m.Healthy || m.Healthy && m.CaughtUp {
 			ready++
 		}
-		if m.Gone && !m.Voter && Superseded(members, m) {
+		if m.Gone && !m.Voter && voters.Superseded(members, m) {
 			fail("it keeps a lost directory")
 		}
 	}
 	best := min(ready, maxVoters)
-	if best -= (best + 1) % 2; voters == healthy && voters < best {
-		fail("it rests at %d voters of %d", voters, best)
+	if best -= (best + 1) % 2; voting == healthy && voting < best {
+		fail("it rests at %d voters of %d", voting, best)
 	}
-	lost := slices.ContainsFunc(members, func(m Member) bool { return m.Voter && m.Gone })
-	if lost && ready > healthy && voters <= maxVoters {
+	lost := slices.ContainsFunc(members, func(m voters.Member) bool { return m.Voter && m.Gone })
+	if lost && ready > healthy && voting <= maxVoters {
 		fail("it keeps a voter that is gone, though another server is ready")
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package bootstrap
+package bootstrap_test
 
 import (
 	"testing"
@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/utils/ptr"
 
+	"github.com/coracle-k8s/coracle/server/bootstrap"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -21,7 +22,7 @@ func TestTokensOfDefaultAccounts(t *testing.T) {
 	}
 	c := fake.NewClientset(account("kube-public", nil), account("kube-node-lease", ptr.To(true)), account("shop", nil))
 	for range 2 {
-		testenv.NoError(t, Apply(t.Context(), Options{Client: c}))
+		testenv.NoError(t, bootstrap.Apply(t.Context(), bootstrap.Options{Client: c}))
 	}
 	for ns, want := range map[string]*bool{"kube-system": ptr.To(false), "kube-public": ptr.To(false), "kube-node-lease": ptr.To(true), "shop": nil} {
 		got, err := c.CoreV1().ServiceAccounts(ns).Get(t.Context(), "default", metav1.GetOptions{})

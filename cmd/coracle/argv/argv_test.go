@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package argv
+package argv_test
 
 import (
 	"fmt"
@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/cmd/coracle/argv"
 )
 
 // TestMain is also the program that TestSecretsAreHiddenFromProcessList looks at: it prints its arguments, and then
@@ -17,7 +19,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("ARGV_TEST") == "" {
 		os.Exit(m.Run())
 	}
-	args := Hide(os.Args)
+	args := argv.Hide(os.Args)
 	seen, err := os.ReadFile("/proc/self/cmdline")
 	if err != nil {
 		panic(err)

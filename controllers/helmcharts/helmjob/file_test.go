@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package helmjob
+package helmjob_test
 
 import (
 	"os"
@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -30,7 +31,7 @@ func TestUnpackedChartsSumIgnoresLocation(t *testing.T) {
 	}
 	sum := func(name string) string {
 		t.Helper()
-		s, err := SumFile(at(name))
+		s, err := helmjob.SumFile(at(name))
 		if err != nil || len(s) != 64 {
 			t.Errorf("the sum of %s is %q: %v", name, s, err)
 		}
@@ -65,7 +66,7 @@ func TestUnpackedChartsSumIgnoresLocation(t *testing.T) {
 	for _, name := range []string{"files/again", "files/once-more"} {
 		link(".", name)
 	}
-	if s, err := SumFile(at("files")); err == nil || !strings.Contains(err.Error(), "leads back") {
+	if s, err := helmjob.SumFile(at("files")); err == nil || !strings.Contains(err.Error(), "leads back") {
 		t.Errorf("a chart in itself has the sum %q: %v", s, err)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package helmjob
+package helmjob_test
 
 import (
 	"bufio"
@@ -16,12 +16,13 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMain makes this binary a child that behaves as its request's namespace says.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == Name {
+	if len(os.Args) > 1 && os.Args[1] == helmjob.Name {
 		os.Exit(child())
 	}
 	os.Exit(m.Run())
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 
 func child() int {
 	in := bufio.NewReader(os.Stdin)
-	req := &Request{}
+	req := &helmjob.Request{}
 	line, err := in.ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(line, req)
@@ -53,30 +54,30 @@ func child() int {
 		_, _ = io.Copy(io.Discard, in) // until the parent is gone
 		return 1
 	}
-	text, _ := json.Marshal(&Result{Action: Installed, Message: string(req.Values[0])})
+	text, _ := json.Marshal(&helmjob.Result{Action: helmjob.Installed, Message: string(req.Values[0])})
 	_, _ = os.Stdout.Write(text)
 	return 0
 }
 
-func runner(t *testing.T) (Runner, *bytes.Buffer) {
+func runner(t *testing.T) (helmjob.Runner, *bytes.Buffer) {
 	t.Helper()
 	program := testenv.Must(os.Executable())(t)
 	log := &bytes.Buffer{}
-	return Runner{Program: program, Log: log}, log
+	return helmjob.Runner{Program: program, Log: log}, log
 }
 
-func request(namespace string) *Request {
+func request(namespace string) *helmjob.Request {
 	// More than a pipe holds.
-	return &Request{
-		Operation: Apply, Seal: []byte("seal"), Socket: "s", Namespace: namespace, Release: "web", Timeout: time.Minute,
-		Chart: Chart{Content: bytes.Repeat([]byte("chart"), 100_000)}, Values: []Document{"a: <b>\n"},
+	return &helmjob.Request{
+		Operation: helmjob.Apply, Seal: []byte("seal"), Socket: "s", Namespace: namespace, Release: "web", Timeout: time.Minute,
+		Chart: helmjob.Chart{Content: bytes.Repeat([]byte("chart"), 100_000)}, Values: []helmjob.Document{"a: <b>\n"},
 	}
 }
 
 func TestRunReturnsChildsResultOrFailure(t *testing.T) {
 	r, _ := runner(t)
 	got, err := r.Run(t.Context(), request("default"))
-	if err != nil || got.Failed() || got.Action != Installed || got.Message != "a: <b>\n" {
+	if err != nil || got.Failed() || got.Action != helmjob.Installed || got.Message != "a: <b>\n" {
 		t.Errorf("%v, %+v", err, got)
 	}
 
@@ -95,7 +96,7 @@ func TestRunReturnsChildsResultOrFailure(t *testing.T) {
 
 	req := request("default")
 	req.Release = ""
-	if got, err := r.Run(t.Context(), req); err != nil || got.Reason != BadRequest {
+	if got, err := r.Run(t.Context(), req); err != nil || got.Reason != helmjob.BadRequest {
 		t.Errorf("of a request without a release: %v, %+v", err, got)
 	}
 }
@@ -117,41 +118,42 @@ func TestStalledChildEndsWithItsContext(t *testing.T) {
 }
 
 func TestInvalidRequestIsRefused(t *testing.T) {
-	for name, change := range map[string]func(*Request){
-		"operation":  func(r *Request) { r.Operation = "sail" },
-		"socket":     func(r *Request) { r.Socket = "" },
-		"namespace":  func(r *Request) { r.Namespace = "" },
-		"release":    func(r *Request) { r.Release = "" },
-		"seal":       func(r *Request) { r.Seal = nil },
-		"timeout":    func(r *Request) { r.Timeout = -1 },
-		"chart":      func(r *Request) { r.Chart = Chart{Repo: "https://example.com"} },
-		"policy":     func(r *Request) { r.FailurePolicy = "maybe" },
-		"serverSide": func(r *Request) { r.ServerSide = "maybe" },
+	for name, change := range map[string]func(*helmjob.Request){
+		"operation":  func(r *helmjob.Request) { r.Operation = "sail" },
+		"socket":     func(r *helmjob.Request) { r.Socket = "" },
+		"namespace":  func(r *helmjob.Request) { r.Namespace = "" },
+		"release":    func(r *helmjob.Request) { r.Release = "" },
+		"seal":       func(r *helmjob.Request) { r.Seal = nil },
+		"timeout":    func(r *helmjob.Request) { r.Timeout = -1 },
+		"chart":      func(r *helmjob.Request) { r.Chart = helmjob.Chart{Repo: "https://example.com"} },
+		"policy":     func(r *helmjob.Request) { r.FailurePolicy = "maybe" },
+		"serverSide": func(r *helmjob.Request) { r.ServerSide = "maybe" },
 	} {
 		r := request("default")
 		testenv.NoError(t, r.Validate())
 		change(r)
 		testenv.Fails(t, r.Validate(), "a bad %s is taken", name)
 	}
-	testenv.Check(t, (&Request{Operation: Uninstall, Seal: []byte("seal"), Socket: "s", Namespace: "n", Release: "r"}).Validate(), "uninstalling")
+	testenv.Check(t, (&helmjob.Request{Operation: helmjob.Uninstall, Seal: []byte("seal"), Socket: "s", Namespace: "n",
+		Release: "r"}).Validate(), "uninstalling")
 }
 
 func TestStaticChartURLIsLocalFile(t *testing.T) {
 	for _, tt := range []struct {
-		chart Chart
+		chart helmjob.Chart
 		want  string
 		ok    bool
 	}{
-		{Chart{Name: "https://%{KUBERNETES_API}%/static/charts/web-1.0.0.tgz"}, "web-1.0.0.tgz", true},
-		{Chart{Name: "https://%{KUBERNETES_API}%/static/charts/a/web.tgz"}, "a/web.tgz", true},
-		{Chart{Name: "https://%{KUBERNETES_API}%/static/charts/../../../etc/shadow"}, "etc/shadow", true},
-		{Chart{Name: "https://%{KUBERNETES_API}%/static/charts/"}, "", false},
-		{Chart{Name: "web.tgz"}, "web.tgz", true},
-		{Chart{Name: "../web.tgz"}, "web.tgz", true},
-		{Chart{Name: "web.tgz", Repo: "https://example.com"}, "", false},
-		{Chart{Name: "https://example.com/web.tgz"}, "", false},
-		{Chart{Name: "oci://example.com/web.tgz"}, "", false},
-		{Chart{Name: "web"}, "", false},
+		{helmjob.Chart{Name: "https://%{KUBERNETES_API}%/static/charts/web-1.0.0.tgz"}, "web-1.0.0.tgz", true},
+		{helmjob.Chart{Name: "https://%{KUBERNETES_API}%/static/charts/a/web.tgz"}, "a/web.tgz", true},
+		{helmjob.Chart{Name: "https://%{KUBERNETES_API}%/static/charts/../../../etc/shadow"}, "etc/shadow", true},
+		{helmjob.Chart{Name: "https://%{KUBERNETES_API}%/static/charts/"}, "", false},
+		{helmjob.Chart{Name: "web.tgz"}, "web.tgz", true},
+		{helmjob.Chart{Name: "../web.tgz"}, "web.tgz", true},
+		{helmjob.Chart{Name: "web.tgz", Repo: "https://example.com"}, "", false},
+		{helmjob.Chart{Name: "https://example.com/web.tgz"}, "", false},
+		{helmjob.Chart{Name: "oci://example.com/web.tgz"}, "", false},
+		{helmjob.Chart{Name: "web"}, "", false},
 	} {
 		if got, ok := tt.chart.LocalFile(); got != tt.want || ok != tt.ok {
 			t.Errorf("%+v is the file %q, %v; want %q, %v", tt.chart, got, ok, tt.want, tt.ok)
@@ -163,7 +165,7 @@ func TestRequestSurvivesJSON(t *testing.T) {
 	r := request("default")
 	r.Set = map[string]intstr.IntOrString{"a": intstr.FromInt32(1), "b": intstr.FromString("1")}
 	text := testenv.Must(json.Marshal(r))(t)
-	back := &Request{}
+	back := &helmjob.Request{}
 	if err := json.Unmarshal(text, back); err != nil || fmt.Sprint(back) != fmt.Sprint(r) {
 		t.Errorf("%v, a request came back as another", err)
 	}

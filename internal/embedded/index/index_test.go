@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package index
+package index_test
 
 import (
 	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/coracle-k8s/coracle/internal/embedded/index"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestEncodedIndexIsParsedBack(t *testing.T) {
-	x := Index{
+	x := index.Index{
 		{Path: "ctr", Link: "coracle-tools"},
 		{Path: "nftables/nft", Mode: 0o555, Size: 12, SHA256: "ab"},
 	}
-	got := testenv.Must(Parse(x.Encode()))(t)
+	got := testenv.Must(index.Parse(x.Encode()))(t)
 	if !reflect.DeepEqual(got, x) {
 		t.Fatalf("got %+v, want %+v", got, x)
 	}
@@ -35,7 +36,7 @@ func TestBadIndexIsRejected(t *testing.T) {
 		{"link /etc/passwd ctr", "leads out"},
 		{"directory x", "neither"},
 	} {
-		if _, err := Parse([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := index.Parse([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("Parse(%q) = %v, want an error with %q", tt.text, err, tt.want)
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package metricsgc
+package metricsgc_test
 
 import (
 	"maps"
@@ -11,6 +11,7 @@ import (
 	"k8s.io/component-base/metrics"
 	"k8s.io/component-base/metrics/legacyregistry"
 
+	"github.com/coracle-k8s/coracle/server/apiserver/metricsgc"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -55,11 +56,11 @@ func TestSeriesOfRemovedResourcesAreDropped(t *testing.T) {
 		dropped int
 		want    map[string]int
 	}{
-		{"nothing", func() int { return DropGroupResource("a.example.com", "sails") }, 0,
+		{"nothing", func() int { return metricsgc.DropGroupResource("a.example.com", "sails") }, 0,
 			map[string]int{"test_requests_total": 8, "test_seconds": 4, "test_sets": 2, "test_total": 1}},
-		{"a resource", func() int { return DropGroupResource("a.example.com", "boats") }, 3,
+		{"a resource", func() int { return metricsgc.DropGroupResource("a.example.com", "boats") }, 3,
 			map[string]int{"test_requests_total": 6, "test_seconds": 3, "test_sets": 2, "test_total": 1}},
-		{"a namespace", func() int { return DropNamespace("gone") }, 1,
+		{"a namespace", func() int { return metricsgc.DropNamespace("gone") }, 1,
 			map[string]int{"test_requests_total": 6, "test_seconds": 3, "test_sets": 1, "test_total": 1}},
 	} {
 		testenv.Equal(t, step.drop(), step.dropped, "%s: series dropped:", step.what)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package watchbuffer
+package watchbuffer_test
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/coracle-k8s/coracle/server/apiserver/watchbuffer"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -25,7 +26,7 @@ type version struct {
 
 // watchChan does what upstream's does (k8s.io/apiserver/pkg/storage/etcd3), and the store's client before it.
 type watchChan struct {
-	bound    Bound
+	bound    watchbuffer.Bound
 	out      <-chan watch.Event
 	mu       sync.Mutex
 	raw      int // bytes that were passed on and have not come to be decoded
@@ -53,7 +54,7 @@ func begin(ctx context.Context, beginning, versions []version, atATime int) *wat
 		}
 		passed := 0
 		for _, v := range versions {
-			if passed += len(v.value); passed >= Limit {
+			if passed += len(v.value); passed >= watchbuffer.Limit {
 				w.bound.WaitDecoded(ctx, v.value)
 				passed = 0
 			}
@@ -155,11 +156,11 @@ func TestUnreadStreamIsClosed(t *testing.T) {
 	}{
 		"large":               {nil, versions(0, 300, 300<<10), 300 << 10, 600 << 10},
 		"large, beginning":    {versions(0, 300, 300<<10), nil, 300 << 10, 0},
-		"middle":              {nil, versions(0, 300, 30<<10), Limit, 2*Limit + 30<<10},
+		"middle":              {nil, versions(0, 300, 30<<10), watchbuffer.Limit, 2*watchbuffer.Limit + 30<<10},
 		"small":               {nil, versions(0, 300, 1<<10), 101 << 10, 102 << 10},
 		"none at all":         {nil, versions(0, 300, 0), 0, 0},
-		"large after small":   {nil, append(versions(0, 20, 1<<10), versions(20, 20, 300<<10)...), Limit, 600 << 10},
-		"small after large":   {nil, append(versions(0, 1, 300<<10), versions(1, 200, 1<<10)...), 300 << 10, 2*Limit + 300<<10},
+		"large after small":   {nil, append(versions(0, 20, 1<<10), versions(20, 20, 300<<10)...), watchbuffer.Limit, 600 << 10},
+		"small after large":   {nil, append(versions(0, 1, 300<<10), versions(1, 200, 1<<10)...), 300 << 10, 2*watchbuffer.Limit + 300<<10},
 		"small after initial": {versions(0, 200, 300<<10), versions(200, 300, 1<<10), 300 << 10, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -245,10 +246,10 @@ func stallAndWake(t *testing.T, seed uint64) {
 	w.all.Wait()
 	// One more was received, and not yet noted, than the bound knows of; those that are decoded at the same time do not
 	// know of one another.
-	if bound := max(Limit, largest) + (1+atATime)*largest; most > bound {
+	if bound := max(watchbuffer.Limit, largest) + (1+atATime)*largest; most > bound {
 		t.Errorf("%d bytes were decoded ahead, of at most %d", most, bound)
 	}
-	if bound := 2*Limit + (1+atATime)*largest; mostRaw > bound {
+	if bound := 2*watchbuffer.Limit + (1+atATime)*largest; mostRaw > bound {
 		t.Errorf("%d bytes lay before what decodes, of at most %d", mostRaw, bound)
 	}
 }
