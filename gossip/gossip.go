@@ -198,8 +198,8 @@ const (
 // Members lists all that are known, this machine among them: servers first, then by name.
 func (m *Member) Members() []Info { return m.roster.list() }
 
-// Changed returns a channel that is closed when the list changes next.
-func (m *Member) Changed() <-chan struct{} { return m.roster.next() }
+// MembersChanged returns a channel that is closed when the list changes next.
+func (m *Member) MembersChanged() <-chan struct{} { return m.roster.next() }
 
 // Update changes what this member says of itself.
 func (m *Member) Update(f func(*Meta)) {
@@ -268,7 +268,7 @@ func (m *Member) saveMembers(ctx context.Context) {
 	}
 	last := ""
 	for {
-		changed := m.Changed()
+		changed := m.MembersChanged()
 		if err := writeKnown(m.o.File, m.Members()); err != nil && err.Error() != last {
 			last = err.Error()
 			m.o.Logger.Warn("gossip: the list of members could not be kept", "error", err)

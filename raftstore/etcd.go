@@ -65,8 +65,8 @@ type etcdCluster struct {
 }
 
 // EtcdStatus describes this server as etcd's API does.
-func (c etcdCluster) EtcdStatus() etcdapi.Status {
-	out := etcdapi.Status{
+func (c etcdCluster) EtcdStatus() etcdapi.ServerStatus {
+	out := etcdapi.ServerStatus{
 		Committed: c.raft.CommitIndex(), Applied: c.raft.AppliedIndex(), Quota: c.opts.QuotaBytes,
 	}
 	if lead, _ := c.leader.get(); lead.known() {

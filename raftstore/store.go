@@ -94,7 +94,7 @@ func newStore(o Options) *Store {
 
 // published is called for every new view. Those of a restart come before raft runs.
 func (s *Store) published() {
-	s.watches.Published()
+	s.watches.NotifyPublished()
 	s.compactor.published(s.replica.fsm.view())
 	s.replication.published()
 }

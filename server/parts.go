@@ -150,7 +150,7 @@ func (s *Server) newConsole(ctx context.Context) (*webconsole.Console, error) {
 	})
 }
 
-func (s *Server) newVIPs() (*virtualip.Keeper, error) {
+func (s *Server) newVIPs() (*virtualip.Addresses, error) {
 	return virtualip.New(virtualip.Options{
 		Dir: s.o.ServerDir, Own: s.o.VIPs, Interface: s.o.VIPInterface,
 		BindAddress: s.o.BindAddress, Port: s.openPort(), Reserved: s.o.reserved(),

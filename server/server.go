@@ -87,9 +87,9 @@ type Server struct {
 	// gossip makes this machine known to the others.
 	gossip    *gossipmember.Member
 	snapshots *snapshots.Keeper
-	vips      *virtualip.Keeper
+	vips      *virtualip.Addresses
 	// backend is what this server knows of the cluster's network back end.
-	backend *netbackend.Keeper
+	backend *netbackend.Follower
 	// tunnels are the connections that nodes keep open.
 	tunnels *tunnels.Table
 	// judge judges nodes while this server leads.
@@ -424,7 +424,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	}
 	leadErr := s.lead(loops, api, store)
 	if store.Cluster().TransferBeforeStop() {
-		s.vips.AwaitMove()
+		s.vips.SleepUntilMoved()
 	}
 	serving.Stop(nil)
 	apiErr := <-apiEnded

@@ -181,7 +181,7 @@ func (a *agentMember) known() []netip.AddrPort {
 // heard.
 func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 	for ctx.Err() == nil {
-		changed := member.Changed()
+		changed := member.MembersChanged()
 		members := member.Members()
 		a.balance(members)
 		pause := aloneAsk

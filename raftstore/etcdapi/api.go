@@ -64,7 +64,7 @@ type Cluster interface {
 	// Term is this server's term.
 	Term() uint64
 	// EtcdStatus describes this server.
-	EtcdStatus() Status
+	EtcdStatus() ServerStatus
 	// EtcdMembers lists the servers.
 	EtcdMembers() []*pb.Member
 	// RemoveMemberID takes a server out of the cluster for good.
@@ -78,8 +78,8 @@ type Cluster interface {
 	LeaderPresence() (known bool, present context.Context)
 }
 
-// Status describes a server.
-type Status struct {
+// ServerStatus describes a server.
+type ServerStatus struct {
 	Committed uint64 // index of the last entry that is known to be committed
 	Applied   uint64 // index of the last entry that was applied
 	Leader    uint64 // the leader's member id; 0 if none is known

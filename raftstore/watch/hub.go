@@ -56,8 +56,8 @@ func NewHub(o Options) *Hub {
 	}
 }
 
-// Published says that there is a new view. It never blocks.
-func (h *Hub) Published() {
+// NotifyPublished says that there is a new view. It never blocks.
+func (h *Hub) NotifyPublished() {
 	h.wake.Send()
 }
 

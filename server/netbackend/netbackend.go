@@ -25,7 +25,7 @@ import (
 // to say.
 const part = "network back end"
 
-// Options are what a Keeper needs.
+// Options are what a Follower needs.
 type Options struct {
 	// Dir is the server's folder.
 	Dir string
@@ -38,8 +38,8 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Keeper follows the cluster's back end. A nil one knows nothing.
-type Keeper struct {
+// Follower follows the cluster's back end. A nil one knows nothing.
+type Follower struct {
 	o       Options
 	mu      sync.Mutex
 	present string // what the cluster said last; empty before it has
@@ -47,91 +47,91 @@ type Keeper struct {
 }
 
 // New makes one that knows nothing yet. Where the pod network is another plugin's it forgets what an earlier run kept.
-func New(o Options) (*Keeper, error) {
+func New(o Options) (*Follower, error) {
 	if o.Own == clusterconfig.NetworkNone {
 		if err := clusterconfig.WriteBackend(o.Dir, o.Own); err != nil {
 			return nil, err
 		}
 	}
-	return &Keeper{o: o}, nil
+	return &Follower{o: o}, nil
 }
 
 // Run follows the cluster until ctx is done, in the settings stream of the API server that config leads to. It has
 // one goroutine beside its caller's.
-func (k *Keeper) Run(ctx context.Context, config *rest.Config) error {
+func (f *Follower) Run(ctx context.Context, config *rest.Config) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "network-backend"))
 	if err != nil {
 		return fmt.Errorf("making the client for the cluster's network back end: %w", err)
 	}
 	settings := clustersettings.NewStreamClient(clustersettings.Options{
-		Client: client, Names: []string{clusterconfig.BackendConfigMap}, Logger: k.o.Logger,
+		Client: client, Names: []string{clusterconfig.BackendConfigMap}, Logger: f.o.Logger,
 	})
 	var receiving sync.WaitGroup
 	defer receiving.Wait()
 	receiving.Go(func() { settings.Run(ctx) })
-	clustersettings.Key(ctx, settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, k.apply)
+	clustersettings.Key(ctx, settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, f.apply)
 	return nil
 }
 
 // apply takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing
 // here, as they do on nodes.
-func (k *Keeper) apply(setting string) {
-	if k.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), setting) {
+func (f *Follower) apply(setting string) {
+	if f.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), setting) {
 		return
 	}
-	k.mu.Lock()
-	k.present = setting
-	k.mu.Unlock()
-	if err := clusterconfig.WriteBackend(k.o.Dir, setting); err != nil {
-		k.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or "+
+	f.mu.Lock()
+	f.present = setting
+	f.mu.Unlock()
+	if err := clusterconfig.WriteBackend(f.o.Dir, setting); err != nil {
+		f.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or "+
 			"at the next start", "error", err)
 	}
 	trouble := ""
-	if k.o.Flag != "" && k.o.Flag != setting {
+	if f.o.Flag != "" && f.o.Flag != setting {
 		trouble = fmt.Sprintf("--network-backend: this server was given %q, and the cluster has %q now, which counts. Take it out of "+
-			"this server's configuration: it does not start with it any more", k.o.Flag, setting)
+			"this server's configuration: it does not start with it any more", f.o.Flag, setting)
 	}
-	k.report(trouble)
+	f.report(trouble)
 }
 
 // report shows and logs what is wrong with the flag, when that is news.
-func (k *Keeper) report(trouble string) {
-	if trouble == k.trouble {
+func (f *Follower) report(trouble string) {
+	if trouble == f.trouble {
 		return
 	}
-	k.trouble = trouble
+	f.trouble = trouble
 	state := status.Running
 	if trouble != "" {
 		state = status.Degraded
-		k.o.Logger.Warn(trouble)
+		f.o.Logger.Warn(trouble)
 	}
-	k.o.Board.Part(part).Set(state, trouble)
+	f.o.Board.Part(part).Set(state, trouble)
 }
 
 // Last is what the cluster said last, in this run or an earlier one; empty where this server heard nothing, or the pod
 // network is another plugin's.
-func (k *Keeper) Last() string {
-	if k == nil || k.o.Own == clusterconfig.NetworkNone {
+func (f *Follower) Last() string {
+	if f == nil || f.o.Own == clusterconfig.NetworkNone {
 		return ""
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return cmp.Or(k.present, clusterconfig.ReadBackend(k.o.Dir))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return cmp.Or(f.present, clusterconfig.ReadBackend(f.o.Dir))
 }
 
 // ForJoining returns the back end that a joining machine is sent, where the ConfigMap says said now (empty for nothing)
 // and the server was started with own. What makes no sense is sent to no machine: the cluster's nodes stay with what it
 // said before.
-func (k *Keeper) ForJoining(own, setting string) string {
+func (f *Follower) ForJoining(own, setting string) string {
 	switch {
 	case own == clusterconfig.NetworkNone:
 		return own
 	case slices.Contains(clusterconfig.RunningBackends(), setting):
 		return setting
-	case k == nil:
+	case f == nil:
 		return own
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return cmp.Or(k.present, own)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return cmp.Or(f.present, own)
 }

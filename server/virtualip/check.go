@@ -34,7 +34,7 @@ func notRouters(addresses []netip.Addr, routers func() ([]netip.Addr, error)) er
 
 // free says whether addresses that the cluster did not have before can be its own, as far as routes, Nodes and members
 // tell. Whether another machine answers for them is found out before they are announced.
-func (v *Keeper) free(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
+func (v *Addresses) free(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
 	routers := v.routers
 	if routers == nil {
 		routers = vip.Routers

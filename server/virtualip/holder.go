@@ -48,7 +48,7 @@ const (
 // holder announces the virtual addresses while this server leads, and keeps the translations always: a client that
 // has not heard yet that the address has moved is served here, too.
 type holder struct {
-	v     *Keeper
+	v     *Addresses
 	store Store
 	log   *slog.Logger
 	// links lists the machine's interfaces, probe looks for an address, announce answers for it: vip's.
@@ -85,7 +85,7 @@ type Store interface {
 	MoveLeader(ctx context.Context, id uint64) error
 }
 
-func newHolder(v *Keeper, store Store) *holder {
+func newHolder(v *Addresses, store Store) *holder {
 	return &holder{v: v, store: store, log: v.o.Logger, links: vip.Links, probe: vip.Probe, announce: vip.Announce, shuffle: rand.Shuffle,
 		stop: func() {}, conflict: map[netip.Addr]otherUse{}}
 }

@@ -70,10 +70,10 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Keeper has the cluster's virtual addresses, as this server knows them. The ConfigMap clusterconfig.VIPConfigMap says
-// which they are; a file has a copy, so that certificate and kubeconfigs are right from the start. The leader answers
-// for them (holder).
-type Keeper struct {
+// Addresses are the cluster's virtual addresses, as this server knows them. The ConfigMap clusterconfig.VIPConfigMap
+// says which they are; a file has a copy, so that certificate and kubeconfigs are right from the start. The leader
+// answers for them (holder).
+type Addresses struct {
 	o Options
 
 	mu        sync.Mutex
@@ -94,7 +94,7 @@ type Keeper struct {
 }
 
 // New reads the file. It starts nothing.
-func New(o Options) (*Keeper, error) {
+func New(o Options) (*Addresses, error) {
 	addresses, known, err := clusterconfig.ReadVIPs(o.Dir)
 	if err != nil {
 		return nil, err
@@ -102,18 +102,18 @@ func New(o Options) (*Keeper, error) {
 	if !known {
 		addresses = o.Own
 	}
-	return &Keeper{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: timers.NewSignal()}, nil
+	return &Addresses{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: timers.NewSignal()}, nil
 }
 
 // Current are the addresses for which certificates are made.
-func (v *Keeper) Current() []netip.Addr {
+func (v *Addresses) Current() []netip.Addr {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return slices.Clone(v.addresses)
 }
 
 // Kept are those that the cluster has.
-func (v *Keeper) Kept() []netip.Addr {
+func (v *Addresses) Kept() []netip.Addr {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.known {
@@ -123,7 +123,7 @@ func (v *Keeper) Kept() []netip.Addr {
 }
 
 // IPs are the same as Current.
-func (v *Keeper) IPs() []net.IP {
+func (v *Addresses) IPs() []net.IP {
 	var out []net.IP
 	for _, a := range v.Current() {
 		out = append(out, a.AsSlice())
@@ -138,7 +138,7 @@ type API interface {
 }
 
 // Run follows the cluster's addresses, and announces them while this server leads, until ctx is done.
-func (v *Keeper) Run(ctx context.Context, api API, store Store, leadership <-chan raftstore.Leadership) {
+func (v *Addresses) Run(ctx context.Context, api API, store Store, leadership <-chan raftstore.Leadership) {
 	select {
 	case <-ctx.Done():
 		return
@@ -150,9 +150,9 @@ func (v *Keeper) Run(ctx context.Context, api API, store Store, leadership <-cha
 	newHolder(v, store).run(ctx, leadership)
 }
 
-// AwaitMove waits, after a leadership transfer, until the new leader announces the addresses. This server's API serves
+// SleepUntilMoved waits, after a leadership transfer, until the new leader announces the addresses. This server's API serves
 // meanwhile.
-func (v *Keeper) AwaitMove() {
+func (v *Addresses) SleepUntilMoved() {
 	if len(v.Kept()) > 0 {
 		time.Sleep(leaderWait + moved) // the other one waits as long: there is no event of its beginning
 	}
@@ -160,7 +160,7 @@ func (v *Keeper) AwaitMove() {
 
 // Clear removes the translations that a process left which was killed: until this one serves, what is for the address
 // belongs to another server.
-func (v *Keeper) Clear() {
+func (v *Addresses) Clear() {
 	if v.o.Redirect == nil {
 		return
 	}
@@ -171,7 +171,7 @@ func (v *Keeper) Clear() {
 }
 
 // follow keeps the addresses as they are in the API until ctx is done.
-func (v *Keeper) follow(ctx context.Context, config *rest.Config) {
+func (v *Addresses) follow(ctx context.Context, config *rest.Config) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "vip"))
 	if err != nil {
 		v.fail(fmt.Errorf("making the client for the cluster's virtual addresses: %w", err))
@@ -193,7 +193,7 @@ func (v *Keeper) follow(ctx context.Context, config *rest.Config) {
 }
 
 // fail shows and logs what keeps this server from taking over the cluster's addresses.
-func (v *Keeper) fail(err error) {
+func (v *Addresses) fail(err error) {
 	v.mu.Lock()
 	again := v.trouble == err.Error()
 	v.trouble = err.Error()
@@ -207,7 +207,7 @@ func (v *Keeper) fail(err error) {
 // Watch reads the addresses and follows them as long as the watch lasts. Of a cluster that has said nothing yet, this
 // server's flag makes them. The watch begins at the revision of a list: that of the ConfigMap itself may be in no
 // history any more.
-func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
+func (v *Addresses) Watch(ctx context.Context, client kubernetes.Interface) error {
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, clusterconfig.VIPConfigMap).String()}
 	found, err := maps.List(ctx, only)
@@ -250,7 +250,7 @@ func (v *Keeper) Watch(ctx context.Context, client kubernetes.Interface) error {
 }
 
 // publish says for the cluster what this server's flag says, if no machine has the addresses.
-func (v *Keeper) publish(ctx context.Context, client kubernetes.Interface) error {
+func (v *Addresses) publish(ctx context.Context, client kubernetes.Interface) error {
 	if err := Check(ctx, v.o.Own, v.o.Interface, v.o.Reserved); err != nil {
 		return err
 	}
@@ -296,7 +296,7 @@ func Check(ctx context.Context, addresses []netip.Addr, on string, reserved []ne
 
 // apply takes over what the ConfigMap says. A user who may write there cannot have this machine answer for what is
 // another one's.
-func (v *Keeper) apply(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
+func (v *Addresses) apply(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
 	const how = "the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS"
 	addresses, err := Parse(m.Data[clusterconfig.VIPData], v.o.Reserved)
 	if err != nil {
@@ -320,14 +320,14 @@ func (v *Keeper) apply(ctx context.Context, client kubernetes.Interface, m *core
 }
 
 // toProve says whether the network is to be asked for an address before it is announced.
-func (v *Keeper) toProve(a netip.Addr) bool {
+func (v *Addresses) toProve(a netip.Addr) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.unproven[a]
 }
 
 // proven notes that no other machine has an address.
-func (v *Keeper) proven(a netip.Addr) {
+func (v *Addresses) proven(a netip.Addr) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.unproven, a)
@@ -366,7 +366,7 @@ func Format(addresses []netip.Addr) string {
 
 // set takes addresses over, with certificate and kubeconfigs; what could not be done is done at the next call. known
 // says that the cluster has said so.
-func (v *Keeper) set(addresses []netip.Addr, known bool) error {
+func (v *Addresses) set(addresses []netip.Addr, known bool) error {
 	v.mu.Lock()
 	same := slices.Equal(v.addresses, addresses) && v.known == known
 	done := same && !v.begun
@@ -400,7 +400,7 @@ func (v *Keeper) set(addresses []netip.Addr, known bool) error {
 }
 
 // well says that there is no trouble any more.
-func (v *Keeper) well() {
+func (v *Addresses) well() {
 	v.mu.Lock()
 	was := v.trouble != ""
 	v.trouble = ""
@@ -411,7 +411,7 @@ func (v *Keeper) well() {
 }
 
 // redirects are the translations for addresses that have an interface here.
-func (v *Keeper) redirects(places map[netip.Addr]vip.Interface) ([]vip.Redirect, error) {
+func (v *Addresses) redirects(places map[netip.Addr]vip.Interface) ([]vip.Redirect, error) {
 	port, err := strconv.ParseUint(v.o.Port, 10, 16)
 	if err != nil {
 		return nil, fmt.Errorf("the API server's port: %w", err)

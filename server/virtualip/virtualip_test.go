@@ -62,7 +62,7 @@ func TestAddressesAreFollowedFromAList(t *testing.T) {
 		w.Stop()
 		return true, w, nil
 	})
-	v, _ := newKeeper(t)
+	v, _ := newAddresses(t)
 	testenv.NoError(t, v.Watch(t.Context(), client))
 	if kept, known, err := clusterconfig.ReadVIPs(v.o.Dir); from != "900" || !known || err != nil {
 		t.Errorf("watched from %q, want the list's 900; kept is %v, %v, %v", from, kept, known, err)
@@ -71,7 +71,7 @@ func TestAddressesAreFollowedFromAList(t *testing.T) {
 
 // TestFailedUseIsRepeated: a disk without room keeps a server from writing the cluster's address once.
 func TestFailedUseIsRepeated(t *testing.T) {
-	v, _ := newKeeper(t)
+	v, _ := newAddresses(t)
 	file, full := filepath.Join(v.o.Dir, "vip.json"), errors.New("no space left on device")
 	used := 0
 	v.o.Use = func() error { used++; return full }
@@ -95,7 +95,7 @@ func TestFailedUseIsRepeated(t *testing.T) {
 // TestFlagThatDiffersFromTheCluster: a server that was given another address than the cluster's says so, goes by the
 // cluster's, and goes on to follow it.
 func TestFlagThatDiffersFromTheCluster(t *testing.T) {
-	v, _ := newKeeper(t, netip.MustParseAddr("192.0.2.1"))
+	v, _ := newAddresses(t, netip.MustParseAddr("192.0.2.1"))
 	m := vipMap("192.0.2.100")
 	client := fake.NewClientset(m)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -122,7 +122,7 @@ func TestFlagThatDiffersFromTheCluster(t *testing.T) {
 // TestAddressesOfOthersAreRefused: a user who may write the ConfigMap cannot have the leader answer for a router or a
 // node, on or off. What the cluster had before is not asked about.
 func TestAddressesOfOthersAreRefused(t *testing.T) {
-	v, _ := newKeeper(t)
+	v, _ := newAddresses(t)
 	router, node := netip.MustParseAddr("192.0.2.254"), netip.MustParseAddr("192.0.2.7")
 	var routers []netip.Addr
 	v.routers = func() ([]netip.Addr, error) { return routers, nil }
@@ -150,7 +150,7 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 // it had before, or this server looked for, is not.
 func TestNewAddressesAreProven(t *testing.T) {
 	before, own, later := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
-	v, _ := newKeeper(t)
+	v, _ := newAddresses(t)
 	v.addresses, v.known, v.probed = []netip.Addr{before}, true, []netip.Addr{own}
 	set := func(want bool, a netip.Addr) {
 		t.Helper()
@@ -190,9 +190,9 @@ func TestLeaseCountsFromTheQuestion(t *testing.T) {
 	testenv.True(t, leaderWait > leaderLease, "a new leader does not wait until its predecessor's permissions are over")
 }
 
-// newKeeper is a keeper of a server with these addresses in its flag. used are those that certificate and kubeconfigs
+// newAddresses is a keeper of a server with these addresses in its flag. used are those that certificate and kubeconfigs
 // have.
-func newKeeper(t *testing.T, own ...netip.Addr) (v *Keeper, used *[]netip.Addr) {
+func newAddresses(t *testing.T, own ...netip.Addr) (v *Addresses, used *[]netip.Addr) {
 	t.Helper()
 	used = new([]netip.Addr)
 	v = testenv.Must(New(Options{
@@ -206,7 +206,7 @@ func newKeeper(t *testing.T, own ...netip.Addr) (v *Keeper, used *[]netip.Addr) 
 // address from the start; no machine announces it.
 func TestFlagCountsUntilTheClusterHasSpoken(t *testing.T) {
 	own, others := netip.MustParseAddr("192.0.2.100"), netip.MustParseAddr("192.0.2.200")
-	v, used := newKeeper(t, own)
+	v, used := newAddresses(t, own)
 	if !slices.Equal(v.Current(), []netip.Addr{own}) || len(v.Kept()) != 0 {
 		t.Errorf("certified: %v; announced: %v", v.Current(), v.Kept())
 	}
