@@ -17,7 +17,8 @@ BUILD := build
 TAGS := no_btrfs no_zfs no_devmapper grpcnotrace
 export CGO_ENABLED := 0
 # For programs that tests build; and the same Go for them.
-export GOFLAGS := -buildvcs=false
+# Debug information is left out of what is compiled, not of the program alone: a tenth less to compile.
+export GOFLAGS := -buildvcs=false -gcflags=all=-dwarf=false
 # Tests that rapid drives draw the same in each run, as testenv.Seed has it; 0 is another seed each time.
 export RAPID_SEED ?= 1
 GOBUILD := $(GO) build -tags '$(TAGS)'
