@@ -197,3 +197,19 @@ func TestOnlyChallengesAreOpen(t *testing.T) {
 		}
 	}
 }
+
+func TestCookiesNameAndDomainAreBounded(t *testing.T) {
+	for _, c := range []struct {
+		is   func(string) bool
+		text string
+		want bool
+	}{
+		{isCookieName, strings.Repeat("a", 128), true}, {isCookieName, strings.Repeat("a", 129), false},
+		{isCookieName, "", false}, {isCookieName, "a;b", false}, {isCookieName, "a\n", false},
+		{isCookieDomain, strings.Repeat("a", 253), true}, {isCookieDomain, strings.Repeat("a", 254), false},
+		{isCookieDomain, "." + strings.Repeat("a", 253), true}, {isCookieDomain, "." + strings.Repeat("a", 254), false},
+		{isCookieDomain, "", false}, {isCookieDomain, "a_b", false},
+	} {
+		testenv.Equal(t, c.is(c.text), c.want, "%.20q, %d characters", c.text, len(c.text))
+	}
+}
