@@ -18,8 +18,8 @@ var (
 	pathNamed = regexp.MustCompile(`[\w-]+(?:/[\w-]+)*(?:\.\w+)?`)
 	// paragraphEnd is where a paragraph, a row or a list item ends.
 	paragraphEnd = regexp.MustCompile(`\n(?:\n|\||#|-|\d+\.)`)
-	nameIn    = regexp.MustCompile("`([\\w-]+(?:/[\\w-]+)+|[\\w/-]+\\.go)`(?:, | \\()`(\\w+)`") // a file or folder, and a name
-	qualified = regexp.MustCompile("`(\\w+)\\.([A-Z]\\w*)`")
+	nameIn       = regexp.MustCompile("`([\\w-]+(?:/[\\w-]+)+|[\\w/-]+\\.go)`(?:, | \\()`(\\w+)`") // a file or folder, and a name
+	qualified    = regexp.MustCompile("`(\\w+)\\.([A-Z]\\w*)`")
 )
 
 // TestArchitectureNamesWhatExists: files, folders and Go names in docs/architecture.md are those of the tree. A file
