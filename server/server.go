@@ -89,7 +89,7 @@ type Server struct {
 	snapshots *snapshots.Keeper
 	vips      *virtualip.Addresses
 	// backend is what this server knows of the cluster's network back end.
-	backend *netbackend.Follower
+	backend *netbackend.Setting
 	// tunnels are the connections that nodes keep open.
 	tunnels *tunnels.Table
 	// judge judges nodes while this server leads.

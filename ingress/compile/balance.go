@@ -22,8 +22,8 @@ var (
 	cookiePath   = regexp.MustCompile(`^/[-A-Za-z0-9._~/%!$&'()*+:@]*$`)
 )
 
-// isCookieName and isCookieDomain count outside the expressions: a bound of 253 in one is as many copies, 0.3 MB in each
-// process.
+// isCookieName and isCookieDomain count outside the expressions: a bound of 253 in one is as many copies of what it
+// bounds, and takes 0.3 MB in each process.
 func isCookieName(s string) bool { return len(s) <= 128 && cookieName.MatchString(s) }
 
 func isCookieDomain(s string) bool {

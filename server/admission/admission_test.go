@@ -32,7 +32,7 @@ func newAdmission(clock *testclock.FakeClock) *Admission {
 		Networks:   []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("10.43.0.0/16")},
 		Serving:    pki.Leaf{DNSNames: []string{"localhost", "kubernetes", "server", "cluster.example.org", "API.example.org", "*.wild.example.org"}, IPs: []net.IP{net.IPv4(10, 0, 0, 1)}},
 		Servers:    func() []netip.Addr { return nil },
-		Backend:    (*netbackend.Follower)(nil).ForJoining,
+		Backend:    (*netbackend.Setting)(nil).ForJoining,
 		GossipKeys: func() *clusterconfig.GossipKeys { return nil },
 	})
 }

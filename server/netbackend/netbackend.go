@@ -25,7 +25,7 @@ import (
 // to say.
 const part = "network back end"
 
-// Options are what a Follower needs.
+// Options are what a Setting needs.
 type Options struct {
 	// Dir is the server's folder.
 	Dir string
@@ -38,8 +38,8 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Follower follows the cluster's back end. A nil one knows nothing.
-type Follower struct {
+// Setting is the cluster's back end, as this server knows it. A nil one knows nothing.
+type Setting struct {
 	o       Options
 	mu      sync.Mutex
 	present string // what the cluster said last; empty before it has
@@ -47,91 +47,91 @@ type Follower struct {
 }
 
 // New makes one that knows nothing yet. Where the pod network is another plugin's it forgets what an earlier run kept.
-func New(o Options) (*Follower, error) {
+func New(o Options) (*Setting, error) {
 	if o.Own == clusterconfig.NetworkNone {
 		if err := clusterconfig.WriteBackend(o.Dir, o.Own); err != nil {
 			return nil, err
 		}
 	}
-	return &Follower{o: o}, nil
+	return &Setting{o: o}, nil
 }
 
 // Run follows the cluster until ctx is done, in the settings stream of the API server that config leads to. It has
 // one goroutine beside its caller's.
-func (f *Follower) Run(ctx context.Context, config *rest.Config) error {
+func (s *Setting) Run(ctx context.Context, config *rest.Config) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "network-backend"))
 	if err != nil {
 		return fmt.Errorf("making the client for the cluster's network back end: %w", err)
 	}
 	settings := clustersettings.NewStreamClient(clustersettings.Options{
-		Client: client, Names: []string{clusterconfig.BackendConfigMap}, Logger: f.o.Logger,
+		Client: client, Names: []string{clusterconfig.BackendConfigMap}, Logger: s.o.Logger,
 	})
 	var receiving sync.WaitGroup
 	defer receiving.Wait()
 	receiving.Go(func() { settings.Run(ctx) })
-	clustersettings.Key(ctx, settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, f.apply)
+	clustersettings.Key(ctx, settings, clusterconfig.BackendConfigMap, clusterconfig.BackendData, s.apply)
 	return nil
 }
 
 // apply takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing
 // here, as they do on nodes.
-func (f *Follower) apply(setting string) {
-	if f.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), setting) {
+func (s *Setting) apply(setting string) {
+	if s.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), setting) {
 		return
 	}
-	f.mu.Lock()
-	f.present = setting
-	f.mu.Unlock()
-	if err := clusterconfig.WriteBackend(f.o.Dir, setting); err != nil {
-		f.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or "+
+	s.mu.Lock()
+	s.present = setting
+	s.mu.Unlock()
+	if err := clusterconfig.WriteBackend(s.o.Dir, setting); err != nil {
+		s.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or "+
 			"at the next start", "error", err)
 	}
 	trouble := ""
-	if f.o.Flag != "" && f.o.Flag != setting {
+	if s.o.Flag != "" && s.o.Flag != setting {
 		trouble = fmt.Sprintf("--network-backend: this server was given %q, and the cluster has %q now, which counts. Take it out of "+
-			"this server's configuration: it does not start with it any more", f.o.Flag, setting)
+			"this server's configuration: it does not start with it any more", s.o.Flag, setting)
 	}
-	f.report(trouble)
+	s.report(trouble)
 }
 
 // report shows and logs what is wrong with the flag, when that is news.
-func (f *Follower) report(trouble string) {
-	if trouble == f.trouble {
+func (s *Setting) report(trouble string) {
+	if trouble == s.trouble {
 		return
 	}
-	f.trouble = trouble
+	s.trouble = trouble
 	state := status.Running
 	if trouble != "" {
 		state = status.Degraded
-		f.o.Logger.Warn(trouble)
+		s.o.Logger.Warn(trouble)
 	}
-	f.o.Board.Part(part).Set(state, trouble)
+	s.o.Board.Part(part).Set(state, trouble)
 }
 
 // Last is what the cluster said last, in this run or an earlier one; empty where this server heard nothing, or the pod
 // network is another plugin's.
-func (f *Follower) Last() string {
-	if f == nil || f.o.Own == clusterconfig.NetworkNone {
+func (s *Setting) Last() string {
+	if s == nil || s.o.Own == clusterconfig.NetworkNone {
 		return ""
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return cmp.Or(f.present, clusterconfig.ReadBackend(f.o.Dir))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.present, clusterconfig.ReadBackend(s.o.Dir))
 }
 
 // ForJoining returns the back end that a joining machine is sent, where the ConfigMap says said now (empty for nothing)
 // and the server was started with own. What makes no sense is sent to no machine: the cluster's nodes stay with what it
 // said before.
-func (f *Follower) ForJoining(own, setting string) string {
+func (s *Setting) ForJoining(own, setting string) string {
 	switch {
 	case own == clusterconfig.NetworkNone:
 		return own
 	case slices.Contains(clusterconfig.RunningBackends(), setting):
 		return setting
-	case f == nil:
+	case s == nil:
 		return own
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return cmp.Or(f.present, own)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return cmp.Or(s.present, own)
 }

@@ -71,7 +71,7 @@ func TestLastOfEarlierRun(t *testing.T) {
 	if err != nil || k.Last() != clusterconfig.NetworkWireGuard {
 		t.Errorf("%v, it knows %q", err, k.Last())
 	}
-	var disabled *Follower
+	var disabled *Setting
 	testenv.Equal(t, disabled.Last(), "", "none is known")
 }
 

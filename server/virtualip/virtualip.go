@@ -150,8 +150,8 @@ func (v *Addresses) Run(ctx context.Context, api API, store Store, leadership <-
 	newHolder(v, store).run(ctx, leadership)
 }
 
-// SleepUntilMoved waits, after a leadership transfer, until the new leader announces the addresses. This server's API serves
-// meanwhile.
+// SleepUntilMoved waits, after a leadership transfer, until the new leader announces the addresses. This server's API
+// serves meanwhile.
 func (v *Addresses) SleepUntilMoved() {
 	if len(v.Kept()) > 0 {
 		time.Sleep(leaderWait + moved) // the other one waits as long: there is no event of its beginning

@@ -190,8 +190,8 @@ func TestLeaseCountsFromTheQuestion(t *testing.T) {
 	testenv.True(t, leaderWait > leaderLease, "a new leader does not wait until its predecessor's permissions are over")
 }
 
-// newAddresses is a keeper of a server with these addresses in its flag. used are those that certificate and kubeconfigs
-// have.
+// newAddresses are those of a server with these addresses in its flag. used are those that certificate and
+// kubeconfigs have.
 func newAddresses(t *testing.T, own ...netip.Addr) (v *Addresses, used *[]netip.Addr) {
 	t.Helper()
 	used = new([]netip.Addr)
