@@ -43,7 +43,7 @@ const (
 	moved = 300 * time.Millisecond
 )
 
-// Options are a keeper's facts.
+// Options are what Addresses need.
 type Options struct {
 	// Dir is the server's folder, where a file has a copy of the addresses.
 	Dir string
@@ -131,7 +131,7 @@ func (v *Addresses) IPs() []net.IP {
 	return out
 }
 
-// API is what of the API server a keeper uses.
+// API is what Addresses use of the API server.
 type API interface {
 	Ready() <-chan struct{}
 	LoopbackConfig() *rest.Config
