@@ -25,6 +25,7 @@ import (
 func TestScheduledSnapshots(t *testing.T) {
 	harness.ByHand(t)
 	if !whole {
+		// Its ten minutes are mostly waiting, which no shorter length can show.
 		t.Skip("it waits for minutes in which nothing may happen: make e2e-ha has it")
 	}
 	const kept = 2
@@ -64,11 +65,11 @@ func TestScheduledSnapshots(t *testing.T) {
 	if slices.Sort(moments); moments[1]-moments[0] < 10*time.Second || moments[2]-moments[1] < 10*time.Second {
 		t.Errorf("the servers do not take turns: they saved at %v of a minute", moments)
 	}
-	// What a cluster that is new has to write ends by itself. That nothing happens in a time has no event that ends it.
-	// Compaction, image collection and reports of nodes come every five minutes.
+	// What a cluster that is new has to write ends by itself. Compaction, image collection and reports of nodes come
+	// every five minutes.
 	harness.Eventually(t, 30*time.Minute, "none is taken for six minutes", func() error {
 		before := taken()
-		time.Sleep(6*time.Minute + 10*time.Second)
+		time.Sleep(6*time.Minute + 10*time.Second) // no event says that nothing has happened
 		if now := taken(); fmt.Sprint(now) != fmt.Sprint(before) {
 			return fmt.Errorf("they are %v, and were %v", now, before)
 		}
