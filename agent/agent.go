@@ -190,6 +190,15 @@ func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() [
 	if o.Servers != nil {
 		g.Go(func(ctx context.Context) { tunnels.Run(ctx, o.tunnels(podCIDRs)) })
 	}
+	if o.OtherWays != nil {
+		g.Quiet("kubelet's way to the API", func(ctx context.Context) error {
+			k, err := o.kubeletAPI(own)
+			if err == nil {
+				k.run(ctx)
+			}
+			return err
+		})
+	}
 	if o.Volumes != nil {
 		g.Run(partVolumes, func(ctx context.Context) error {
 			o.Volumes.Run(ctx, o.part(partVolumes))
@@ -242,8 +251,14 @@ func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{}
 // tunnels get the networks of the node's pods once these are known.
 func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnels.Options {
 	t := tunnels.Options{
-		Servers: o.Servers, Answered: o.ServerAnswered, Ended: o.ServerEnded, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile,
+		Answered: o.ServerAnswered, Ended: o.ServerEnded, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile,
 		NodeIPs: o.NodeIPs, Logger: o.Logger,
+		Servers: func() []string {
+			if o.refused.Load() { // servers that hear the node would take it for ready
+				return nil
+			}
+			return o.Servers()
+		},
 		PodCIDRs: func() []netip.Prefix {
 			if f := podCIDRs.Load(); f != nil {
 				return (*f)()

@@ -13,8 +13,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/coracle-k8s/coracle/agent/containerd"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
@@ -109,6 +111,8 @@ type Options struct {
 	ServerAnswered func(server string, itself bool)
 	// ServerEnded, when set, is called each time that one of them has ended its connection.
 	ServerEnded func(server string)
+	// OtherWays are ways to the API beside the kubelet's, with an identity that may write the node's status.
+	OtherWays func() []*rest.Config
 	// NodePair and ServerCAFile are the credentials for that: the node's certificate with its key, and the servers'
 	// authority.
 	NodePair, ServerCAFile string
@@ -119,7 +123,8 @@ type Options struct {
 	// though it may not be ready.
 	WaitServing func(ctx context.Context) error
 
-	kubeletPorts []uint16 // at which the node's kubelet listens; Run finds them out
+	refused      *atomic.Bool // the API server refuses the node's credentials
+	kubeletPorts []uint16     // at which the node's kubelet listens; Run finds them out
 }
 
 // paths are the folders that follow from the options: those that the commands know too, and the node's own.
@@ -166,6 +171,7 @@ func (o Options) complete() (Options, error) {
 	o.ClusterDomain = cmp.Or(o.ClusterDomain, "cluster.local")
 	o.NetworkBackend = cmp.Or(o.NetworkBackend, clusterconfig.NetworkBackends[0])
 	o.Logger = cmp.Or(o.Logger, slog.Default())
+	o.refused = new(atomic.Bool)
 	return o, errors.Join(errs...)
 }
 

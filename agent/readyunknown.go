@@ -25,7 +25,7 @@ const (
 )
 
 // readyUnknown is whether the API has it that nothing is known of this node, which the server that leads writes while
-// it does not hear the node.
+// it does not hear the node, or that its kubelet is without the API.
 type readyUnknown struct {
 	unknown atomic.Bool
 	news    timers.Signal // there is something to look at
@@ -67,7 +67,7 @@ func (v *readyUnknown) handler(name string, there func(bool)) cache.ResourceEven
 
 func (v *readyUnknown) observe(n *corev1.Node) {
 	_, c := nodeutil.GetNodeCondition(&n.Status, corev1.NodeReady)
-	unknown := c != nil && c.Status == corev1.ConditionUnknown
+	unknown := c != nil && (c.Status == corev1.ConditionUnknown || c.Reason == reasonWithoutAPI)
 	v.unknown.Store(unknown)
 	if unknown {
 		v.news.Send()
@@ -75,7 +75,7 @@ func (v *readyUnknown) observe(n *corev1.Node) {
 }
 
 // requestReports has the kubelet report whenever the API has it that nothing is known of this node: that it can be read
-// here says that the API is reached again. It runs until ctx is done.
+// here says that the API is reached again, mostly. It runs until ctx is done.
 func (v *readyUnknown) requestReports(ctx context.Context, report chan<- struct{}) {
 	for {
 		select {

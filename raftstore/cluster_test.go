@@ -87,7 +87,7 @@ func openClusterOf(t testing.TB, n int, tune func(*Options)) []*Store {
 
 // transferBetween makes another store lead, as connectivity.go does.
 func transferBetween(ctx context.Context, from, to *Store) error {
-	return transferTo(ctx, from.replica, from.replication.storageProbe, to.replica.memberID)
+	return transferTo(ctx, from.replica, from.replication, to.replica.memberID)
 }
 
 // peersOf is what a store with a network has of the others.

@@ -35,9 +35,15 @@ type reachReply struct {
 	Unfit bool `json:",omitempty"`
 }
 
+// reachRequest is what is asked of a server that could lead.
+type reachRequest struct {
+	// Majority says that a majority of the voters is enough: the answer does not wait for the rest.
+	Majority bool `json:",omitempty"`
+}
+
 // reached asks all other members for their terms, and returns those that answered in time, and this server. One whose
-// disk is stalled does not answer.
-func (p *peers) reached(ctx context.Context) []raft.ServerID {
+// disk is stalled does not answer. It returns early once enough, if it is not nil, says so.
+func (p *peers) reached(ctx context.Context, enough func([]raft.ServerID) bool) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
 	var mu sync.Mutex
@@ -52,6 +58,9 @@ func (p *peers) reached(ctx context.Context) []raft.ServerID {
 				mu.Lock()
 				defer mu.Unlock()
 				out = append(out, server.ID)
+				if enough != nil && enough(out) {
+					cancel()
+				}
 			}
 		})
 	}
@@ -60,14 +69,24 @@ func (p *peers) reached(ctx context.Context) []raft.ServerID {
 }
 
 // serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the
-// leader. One whose disk stalls would serve neither.
-func (e *election) serveReach(ctx context.Context, _ nothing) (reachReply, error) {
-	if e.dir.Stalled() > stalledAfter {
+// leader. One whose disk stalls would serve neither. A leader that asks for a majority has it store something, too.
+func (e *election) serveReach(ctx context.Context, q reachRequest) (reachReply, error) {
+	if e.dir.Stalled() > stalledAfter && !q.Majority {
 		return reachReply{}, errDiskStalled
 	}
 	made := e.aside.Load()
 	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
-	return reachReply{Reached: e.reached(ctx), Unfit: unfit}, nil
+	var enough func([]raft.ServerID) bool
+	if voters := votersOf(e.raft.GetConfiguration().Configuration().Servers); q.Majority {
+		enough = func(reached []raft.ServerID) bool { return majorityReached(voters, reached) }
+	}
+	return reachReply{Reached: e.reached(ctx, enough), Unfit: unfit}, nil
+}
+
+// majorityReached says whether a majority of the voters is among those reached.
+func majorityReached(voters []raft.Server, reached []raft.ServerID) bool {
+	stores := storing(func(id raft.ServerID) bool { return slices.Contains(reached, id) })
+	return stores.majorityOf(voters)
 }
 
 // transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the
@@ -83,7 +102,7 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 		return
 	}
 	c.next = time.Now().Add(connectivityPause)
-	own := s.reached(ctx)
+	own := s.reached(ctx, nil)
 	best, most := s.mostConnected(ctx, servers, own)
 	if len(most) <= len(own) {
 		return
@@ -92,14 +111,14 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	if !moments.Sleep(ctx, peer.ReconnectsWithin) {
 		return
 	}
-	if len(s.reached(ctx)) >= len(most) {
+	if len(s.reached(ctx, nil)) >= len(most) {
 		return
 	}
 	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)
 	c.next = time.Now().Add(c.pause)
 	s.log.Warn("another server reaches more members of the store's cluster: transferring the leadership", "to", best,
 		"reaches", most, "this one", own)
-	if err := transferTo(ctx, s.replica, s.storageProbe, memberID(string(best))); err != nil && ctx.Err() == nil {
+	if err := transferTo(ctx, s.replica, s, memberID(string(best))); err != nil && ctx.Err() == nil {
 		s.log.Warn("could not transfer the leadership", "to", best, "err", err)
 	}
 }
@@ -119,20 +138,41 @@ func (s *steward) mostConnected(
 			continue
 		}
 		asking.Go(func() {
-			answer, err := callAt[reachReply](ctx, s.Call, string(server.Address), callReach, nothing{})
+			answer, err := callAt[reachReply](ctx, s.Call, string(server.Address), callReach, reachRequest{})
 			if err != nil || answer.Unfit {
 				return
 			}
-			lacks := slices.DeleteFunc(slices.Clone(voters), func(m raft.Server) bool { return slices.Contains(answer.Reached, m.ID) })
 			mu.Lock()
 			defer mu.Unlock()
-			if len(lacks) <= (len(voters)-1)/2 && len(answer.Reached) > len(most) {
+			if majorityReached(voters, answer.Reached) && len(answer.Reached) > len(most) {
 				best, most = server.ID, answer.Reached
 			}
 		})
 	}
 	asking.Wait()
 	return best, most
+}
+
+// reachingMajority returns those of the voters that answer and reach a majority of all voters.
+func (s *steward) reachingMajority(ctx context.Context, of []raft.Server) (able []raft.Server) {
+	ctx, cancel := context.WithTimeout(ctx, 2*s.opts.ElectionTimeout) // who reaches a majority answers at once
+	defer cancel()
+	voters := votersOf(s.raft.GetConfiguration().Configuration().Servers)
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	for _, server := range of {
+		asking.Go(func() {
+			answer, err := callAt[reachReply](ctx, s.Call, string(server.Address), callReach, reachRequest{Majority: true})
+			if err != nil || !majorityReached(voters, answer.Reached) {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			able = append(able, server)
+		})
+	}
+	asking.Wait()
+	return able
 }
 
 // reportedLeader is what a server without a leader knows of the leader that others have.
@@ -153,7 +193,7 @@ func (ms *membership) noteCutOff(ctx context.Context, informed infoReply) {
 		return
 	}
 	address := string(informed.Members[i].Address)
-	answer, err := callAt[reachReply](ctx, ms.Call, address, callReach, nothing{})
+	answer, err := callAt[reachReply](ctx, ms.Call, address, callReach, reachRequest{})
 	if err != nil || !slices.Contains(answer.Reached, informed.Members[leader].ID) || ms.leader.hasLeader() {
 		ms.leader.without.Store(nil)
 		return
@@ -190,7 +230,7 @@ func (c *Cluster) ReachedBy(ctx context.Context, states []MemberState) map[strin
 		}
 		asking.Go(func() {
 			address := string(raftAddress(raft.ServerID(m.RaftID), m.Address))
-			answer, err := callAt[reachReply](ctx, c.replication.Call, address, callReach, nothing{})
+			answer, err := callAt[reachReply](ctx, c.replication.Call, address, callReach, reachRequest{})
 			if err != nil {
 				return // it is left out
 			}

@@ -44,6 +44,7 @@ type replication interface {
 	// What a leader does for them.
 	runSteward(context.Context)
 	storageProbe(ctx context.Context, enough func(storing) bool) storing
+	reachingMajority(ctx context.Context, of []raft.Server) []raft.Server
 	transferVote(ctx context.Context, members []raft.Server, at uint64) error
 }
 
@@ -128,6 +129,8 @@ func (l standalone) transferVote(context.Context, []raft.Server, uint64) error {
 func (l standalone) storageProbe(context.Context, func(storing) bool) storing {
 	return func(id raft.ServerID) bool { return id == l.id }
 }
+
+func (standalone) reachingMajority(context.Context, []raft.Server) []raft.Server { return nil }
 
 func (standalone) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) { return }
 func (standalone) Contact(raft.ServerID) (never time.Time)                                 { return }

@@ -143,29 +143,14 @@ func (r *round) cutLinks() {
 	}
 }
 
-// connected restores the links that were cut unless a voter that is well reaches all others that are, and a majority is
-// left without either end of a link: votes are given and taken, and a leadership that is transferred to a server that
-// reaches no majority comes back late. One of an even number of voters loses its vote soon, whichever it is.
+// connected restores the links that were cut unless a voter that is well still reaches all others that are: votes are
+// given and taken.
 func (r *round) connected() {
-	whole := func(n *node) bool {
-		return contains(r.well, n) && !slices.ContainsFunc(r.cut, func(l [2]*node) bool { return l[0] == n || l[1] == n })
+	reachesAll := func(n *node) bool {
+		return r.votes(n, n) && !slices.ContainsFunc(r.cut, func(l [2]*node) bool { return l[0] == n || l[1] == n })
 	}
-	for _, n := range r.well {
-		voters, left := 0, 0
-		for _, m := range r.nodes {
-			if r.votes(n, m) {
-				voters++
-				if whole(m) {
-					left++
-				}
-			}
-		}
-		if voters%2 == 0 {
-			voters, left = voters-1, left-1
-		}
-		if len(r.cut) == 0 || whole(n) && r.votes(n, n) && left > 0 && left+1 > voters/2 {
-			return
-		}
+	if len(r.cut) == 0 || slices.ContainsFunc(r.well, reachesAll) {
+		return
 	}
 	r.tell("the links are whole again")
 	for _, l := range r.cut {

@@ -186,9 +186,8 @@ var forms = []form{
 	{"wipe SET", func(s *script, a []string) { s.each(a[0], (*node).wipe) }},
 	{"lost for good SET", func(s *script, a []string) { s.each(a[0], func(n *node) { n.gone = true }) }},
 	{"join X through X", func(s *script, a []string) { s.join(a[0], s.one(a[1]).name) }},
-	{"transfer leadership", func(s *script, _ []string) {
-		s.refusedWith("", s.leader().running().cluster.TransferLeadership(s.within(20*time.Second)))
-	}},
+	{"transfer leadership", func(s *script, _ []string) { s.transferAny("") }},
+	{"transfer leadership is CODE", func(s *script, a []string) { s.transferAny(a[0]) }},
 	{"transfer leadership to X", func(s *script, a []string) { s.transfer(a[0], "") }},
 	{"transfer leadership to X is CODE", func(s *script, a []string) { s.transfer(a[0], a[1]) }},
 	{"remove X through X", func(s *script, a []string) { s.takeOut(a[0], a[1], "") }},
@@ -447,6 +446,10 @@ func (s *script) refusedWith(code string, err error) {
 		testenv.NoError(s, want.UnmarshalJSON([]byte(strconv.Quote(code))))
 	}
 	s.endIf(status.Code(err) != want, "it ended with %v, want %v", err, want)
+}
+
+func (s *script) transferAny(code string) {
+	s.refusedWith(code, s.leader().running().cluster.TransferLeadership(s.within(20*time.Second)))
 }
 
 func (s *script) transfer(to, code string) {

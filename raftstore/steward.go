@@ -173,7 +173,7 @@ func (s *steward) transferVote(ctx context.Context, members []raft.Server, at ui
 	return s.transferAt(ctx, server)
 }
 
-// handToRoom makes a voter lead that stores and whose disk is not full, if there is one. It begins behind the one that
+// handToRoom makes a voter lead that can and whose disk is not full, if there is one. It begins behind the one that
 // was tried last, and returns who was tried now.
 func (s *steward) handToRoom(ctx context.Context, last raft.ServerID) (tried raft.ServerID) {
 	servers := votersOf(s.raft.GetConfiguration().Configuration().Servers)
@@ -188,9 +188,9 @@ func (s *steward) handToRoom(ctx context.Context, last raft.ServerID) (tried raf
 	if len(room) == 0 { // then nothing is written either, where there is no room for it
 		return last
 	}
-	stores := s.storageProbe(ctx, func(stores storing) bool { return stores.count(room) == len(room) })
+	able := canLead(ctx, s, room, len(room))
 	for _, server := range room {
-		if !stores(server.ID) {
+		if !slices.Contains(able, server) {
 			continue
 		}
 		last = server.ID

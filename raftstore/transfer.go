@@ -41,55 +41,68 @@ func (c *Cluster) MoveLeader(ctx context.Context, id uint64) error {
 	if id == c.memberID {
 		return nil
 	}
-	err := transferTo(ctx, c.replica, c.replication.storageProbe, id)
+	err := transferTo(ctx, c.replica, c.replication, id)
 	if status.Code(err) == codes.NotFound {
 		return rpctypes.ErrGRPCBadLeaderTransferee
 	}
 	return proposeErrorOrNil(ctx, err)
 }
 
-// TransferLeadership makes another voter lead that stores. It fails if there is none, or if this server does not lead.
+// TransferLeadership makes another voter lead that stores and reaches a majority. It fails if there is none, or if this
+// server does not lead.
 func (c *Cluster) TransferLeadership(ctx context.Context) error {
 	if c.raft.State() != raft.Leader {
 		return fmt.Errorf("raftstore: transfer the leadership: %w", raft.ErrNotLeader)
 	}
-	voters := votersOf(c.raft.GetConfiguration().Configuration().Servers)
-	target := -1
-	c.replication.storageProbe(ctx, func(stores storing) bool {
-		target = slices.IndexFunc(voters, func(v raft.Server) bool { return v.ID != c.id && stores(v.ID) })
-		return target >= 0
-	})
-	switch {
-	case target >= 0:
-		return c.transferAt(ctx, voters[target])
+	voters := slices.DeleteFunc(votersOf(c.raft.GetConfiguration().Configuration().Servers),
+		func(v raft.Server) bool { return v.ID == c.id })
+	switch able := canLead(ctx, c.replication, voters, 1); {
+	case len(able) > 0:
+		return c.transferAt(ctx, able[0])
 	case ctx.Err() != nil:
 		return contextError(ctx)
 	}
-	return status.Error(codes.Unavailable, "raftstore: no other voter stores anything at the moment, so none can lead")
+	return status.Error(codes.Unavailable,
+		"raftstore: no other voter stores anything and reaches a majority of the voters at the moment, so none can lead")
 }
 
-// transferTo makes the voter with this number lead, if it stores. r leads, and probe says who stores.
-func transferTo(
-	ctx context.Context, r *replica, probe func(context.Context, func(storing) bool) storing, id uint64,
-) error {
+// prober is what a leader asks before it transfers its leadership.
+type prober interface {
+	reachingMajority(ctx context.Context, of []raft.Server) []raft.Server
+	storageProbe(ctx context.Context, enough func(storing) bool) storing
+}
+
+// canLead returns those of the voters that reach a majority and store, as soon as so many of them do. Raft refuses
+// writes for as long as it tries to hand over to one that does not store; one that reaches no majority would depose
+// this leader and not be elected.
+func canLead(ctx context.Context, p prober, of []raft.Server, enough int) []raft.Server {
+	able := p.reachingMajority(ctx, of)
+	if len(able) == 0 {
+		return nil
+	}
+	stores := p.storageProbe(ctx, func(stores storing) bool { return stores.count(able) >= min(enough, len(able)) })
+	return slices.DeleteFunc(able, func(v raft.Server) bool { return !stores(v.ID) })
+}
+
+// transferTo makes the voter with this number lead, if it can. r leads.
+func transferTo(ctx context.Context, r *replica, p prober, id uint64) error {
 	for _, server := range r.raft.GetConfiguration().Configuration().Servers {
-		if memberID(string(server.ID)) == id {
-			if server.Suffrage != raft.Voter { // it would depose this one, and not be elected
-				return rpctypes.ErrGRPCBadLeaderTransferee
-			}
-			// Raft refuses writes for as long as it tries to reach it.
-			stored := func(stores storing) bool { return stores(server.ID) }
-			if server.ID != r.id && !stored(probe(ctx, stored)) {
-				return status.Errorf(codes.Unavailable,
-					"raftstore: member %s does not store anything at the moment, so it cannot lead", server.ID)
-			}
-			return r.transferAt(ctx, server)
+		if memberID(string(server.ID)) != id {
+			continue
 		}
+		if server.Suffrage != raft.Voter { // it would depose this one, and not be elected
+			return rpctypes.ErrGRPCBadLeaderTransferee
+		}
+		if server.ID != r.id && len(canLead(ctx, p, []raft.Server{server}, 1)) == 0 {
+			return status.Errorf(codes.Unavailable, "raftstore: member %s does not store anything at the moment, "+
+				"or reaches no majority of the voters, so it cannot lead", server.ID)
+		}
+		return r.transferAt(ctx, server)
 	}
 	return status.Error(codes.NotFound, "raftstore: no such member")
 }
 
-// transferAt makes a voter lead that is known to store.
+// transferAt makes a voter lead that can.
 func (r *replica) transferAt(ctx context.Context, to raft.Server) error {
 	return transfer(ctx, func() raft.Future { return r.raft.LeadershipTransferToServer(to.ID, to.Address) })
 }

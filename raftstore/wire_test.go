@@ -24,6 +24,7 @@ func TestNamesOfCalls(t *testing.T) {
 		{promoteCall{}, "Name"},
 		{leaseCall{}, "ID Keys"},
 		{etcdapi.Lease{}, "Exists Granted Left Keys"},
+		{reachRequest{}, "Majority"},
 		{reachReply{}, "Reached Unfit"},
 		{standing{}, "ID Silent Follower Leads Standing Polling Ended Term LogTerm LogIndex FlushTakes"},
 		{standingQuestion{}, "Within"},

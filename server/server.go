@@ -97,8 +97,9 @@ type Server struct {
 	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
 	gatewayUse atomic.Pointer[gatewayuse.Use]
 	console    *webconsole.Console
-	serving    chan struct{} // closed when the API server takes requests
-	ready      chan struct{} // closed when it is ready and the cluster's own objects are there
+	api        atomic.Pointer[apiserver.Server] // while it runs
+	serving    chan struct{}                    // closed when the API server takes requests
+	ready      chan struct{}                    // closed when it is ready and the cluster's own objects are there
 	board      board
 }
 
@@ -206,6 +207,14 @@ func (s *Server) FailedOver() <-chan struct{} { return s.starting.FailedOver() }
 // Serving is closed when the API server takes requests. It may not be ready, and the cluster's own objects may be
 // missing.
 func (s *Server) Serving() <-chan struct{} { return s.serving }
+
+// APIConfigs are ways to this server's API that need no network: none while it does not run.
+func (s *Server) APIConfigs() []*rest.Config {
+	if api := s.api.Load(); api != nil {
+		return []*rest.Config{api.LoopbackConfig()}
+	}
+	return nil
+}
 
 // Ready is closed when the API server is ready and the cluster's own objects are there.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
@@ -404,6 +413,8 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	serving, leadership := supervise.NewGroup(outlasting, s.o.Board, s.log), store.Leadership()
 	defer serving.End()
 	serving.Go(func(ctx context.Context) { s.vips.Run(ctx, api, vipStore{store, store.Cluster()}, leadership) })
+	s.api.Store(api)
+	defer s.api.Store(nil)
 	close(s.serving)                // what connects before Run accepts waits at the port
 	apiEnded := make(chan error, 1) // one: its goroutine ends whether or not this function still listens
 	serving.Go(func(ctx context.Context) {

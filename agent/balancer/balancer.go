@@ -85,17 +85,11 @@ type Balancer struct {
 	pairs           map[addressPair]int // of connections that are open
 	reason          string              // why no server could be used, when it was last logged; "" if one can
 
-	// arrived is closed when the next connection of this machine's arrives, here are those that are open, and quiet has
-	// room for the news that the last one has ended. misses are the probes of the local address in a row that did not
-	// arrive here.
-	arrived chan struct{}
-	here    int
-	quiet   timers.Signal
-	misses  int
+	here  int           // connections of this machine's that are open
+	quiet timers.Signal // the last of them has ended
 
-	dialLocal func(context.Context) (net.Conn, error) // opens a connection to the local address
-	now       func() time.Time                        // time.Now, or a test's, which jumps as a process sees it that was paused
-	longer    time.Duration                           // 0, or a test's time for dialTimeout, handshakeTimeout and holdFor
+	now    func() time.Time // time.Now, or a test's, which jumps as a process sees it that was paused
+	longer time.Duration    // 0, or a test's time for dialTimeout, handshakeTimeout and holdFor
 }
 
 // within is how long is waited for something that usually takes no longer than that.
@@ -108,9 +102,8 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 		o: o, servers: []string{o.Server}, open: map[net.Conn]string{}, named: map[string]bool{}, excluded: map[string]bool{},
 		proved: map[string]proof{}, proving: map[string]*proving{}, pairs: map[addressPair]int{},
 		waiting: connlimit.Table{Max: mostWaiting},
-		now:     time.Now, quiet: timers.NewSignal(), arrived: make(chan struct{}),
+		now:     time.Now, quiet: timers.NewSignal(),
 	}
-	b.dialLocal = b.dialLocally
 	b.servers = unique(append(b.servers, readList(o.File)...))
 	b.servers = b.servers[:min(len(b.servers), most)]
 	for _, s := range b.servers {
@@ -134,6 +127,20 @@ func user(address string, err error) string {
 		return " by " + who
 	}
 	return ""
+}
+
+// arrive counts a connection of this machine's until the function that it returns is called.
+func (b *Balancer) arrive() (left func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.here++
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.here--; b.here == 0 {
+			b.quiet.Send()
+		}
+	}
 }
 
 // readList is what an earlier run has kept: nothing if the file is not there, or is damaged.

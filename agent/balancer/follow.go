@@ -39,9 +39,6 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 		// More than one if the servers have different ports, or addresses of both families.
 		found, err := client.EndpointSlices(metav1.NamespaceDefault).List(ctx,
 			metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
-		if ctx.Err() == nil {
-			b.asked(ctx, err)
-		}
 		if err == nil {
 			if err := b.Set(clusterconfig.Ready(found.Items)); err != nil {
 				b.o.Logger.Warn("the list of servers could not be kept; it is tried again", "error", err)

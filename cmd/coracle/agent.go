@@ -122,8 +122,9 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	}
 	ready := make(chan struct{})
 	n := node{
-		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Watched,
-		answered: servers.Replied, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
+		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers,
+		otherWays: directWays(joined.Credentials.KubeletKubeconfig, local, servers.Servers),
+		answered:  servers.Replied, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
 		waitAPI: func(ctx context.Context) error {
 			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig)
 			if err == nil {
@@ -149,6 +150,22 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 		return err
 	}
 	return nodeErr
+}
+
+// directWays are ways to the API with the node's credentials and without the balancer's local address, whose name the
+// servers' certificates have beside their own.
+func directWays(kubeconfig, local string, servers func() []string) func() []*rest.Config {
+	return func() (ways []*rest.Config) {
+		for _, s := range servers() {
+			c, err := clientcmd.BuildConfigFromFlags("https://"+s, kubeconfig)
+			if err != nil {
+				continue // the kubelet reports the same
+			}
+			c.ServerName, _, _ = net.SplitHostPort(local)
+			ways = append(ways, c)
+		}
+		return ways
+	}
 }
 
 // waitAPI returns when the API server answers that it is ready.

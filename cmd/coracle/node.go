@@ -40,6 +40,8 @@ type node struct {
 	waitAPI, waitServing func(context.Context) error
 	// servers lists those to which the node keeps a connection.
 	servers func() []string
+	// otherWays are agent.Options'.
+	otherWays func() []*rest.Config
 	// answered, when set, is called each time that one of them has answered.
 	answered func(server string, itself bool)
 	// ended, when set, is called each time that one of them has ended the node's connection.
@@ -56,7 +58,7 @@ type node struct {
 func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server) (node, error) {
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
-		servers: s.Roster().OtherAddresses,
+		servers: s.Roster().OtherAddresses, otherWays: s.APIConfigs,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort, consolePort: portOf(c.ConsoleListen),
 		waitAPI: waitFor(s, s.Ready()), waitServing: waitFor(s, s.Serving()),
 	}, err
@@ -130,7 +132,7 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		WaitAPI:     n.waitAPI,
 		WaitServing: n.waitServing,
-		Servers:     n.servers, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair,
+		Servers:     n.servers, OtherWays: n.otherWays, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair,
 		ServerCAFile:    n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/timers"
+)
+
+const (
+	// askEvery is how often the node asks the API server along its kubelet's way, askAgain the same after one that
+	// failed.
+	askEvery, askAgain = 10 * time.Second, 2 * time.Second
+	// askTimeout bounds one request.
+	askTimeout = 5 * time.Second
+	// withoutAPIFor is how long a kubelet may be without an API server that answers this node another way: upstream's
+	// node-monitor-grace-period before 1.32.
+	withoutAPIFor = 40 * time.Second
+	// refusedOften is how many times in a row the API server refuses the kubelet's credentials before the node lets
+	// servers know.
+	refusedOften = 2
+
+	reasonWithoutAPI = "KubeletWithoutAPI"
+)
+
+// kubeletAPI sees to it that a node is not ready whose kubelet alone is without the API: a kubelet says itself how its
+// node is, and servers hear the node as before. Servers that are down are no such case.
+type kubeletAPI struct {
+	own     func(context.Context) error                 // asks along the kubelet's way
+	another func(context.Context) error                 // asks another way; nil if an API server answers, whatever it says
+	report  func(ctx context.Context, why string) error // reports another way that the node is not ready
+	refused func(bool)                                  // is called with what the API server thinks of the credentials
+	regain  func()                                      // is called when the kubelet has the API after a report
+	log     *slog.Logger
+}
+
+// run asks until ctx is done.
+func (k *kubeletAPI) run(ctx context.Context) {
+	with, refusals, reported := time.Now(), 0, false
+	for ctx.Err() == nil {
+		left := max(withoutAPIFor-time.Since(with), 0)
+		if reported || left == 0 {
+			left = askTimeout
+		}
+		err := within(ctx, min(left, askTimeout), k.own)
+		if err == nil {
+			if k.refused(false); reported {
+				k.log.Info("the kubelet has the API again")
+				k.regain()
+			}
+			with, refusals, reported = time.Now(), 0, false
+			timers.Sleep(ctx, timers.Until(askEvery))
+			continue
+		}
+		if refusals++; !refused(err) {
+			refusals = 0
+		}
+		if refusals == refusedOften {
+			k.log.Error("the API server refuses the kubelet; the node's pods run on, and the node will not be ready until that ends",
+				"reason", err)
+			k.refused(true)
+		}
+		switch {
+		case within(ctx, askTimeout, k.another) != nil: // no API server answers this machine
+			with = time.Now()
+		case !reported && time.Since(with) >= withoutAPIFor:
+			why := "the kubelet does not reach the API server, which answers this machine another way: " + err.Error() +
+				". Check whether a firewall rule blocks it, and whether another program has that port (ss -lntp)"
+			failed := within(ctx, askTimeout, func(ctx context.Context) error { return k.report(ctx, why) })
+			if reported = failed == nil; reported {
+				k.log.Error("the node is not ready; its pods run on", "reason", why)
+			}
+		}
+		timers.Sleep(ctx, min(askAgain, max(withoutAPIFor-time.Since(with), askAgain/4)))
+	}
+}
+
+func within(ctx context.Context, d time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return f(ctx)
+}
+
+// kubeletAPI is that of the node's kubelet.
+func (o Options) kubeletAPI(own *readyUnknown) (*kubeletAPI, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", o.KubeletKubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("agent: read the node's credentials: %w", err)
+	}
+	node := o.part("node")
+	return &kubeletAPI{
+		own: func(ctx context.Context) error { return o.askLease(ctx, config) },
+		another: func(ctx context.Context) error {
+			return o.anotherWay(func(c *rest.Config) error {
+				if err := o.askLease(ctx, c); !refused(err) {
+					return err
+				}
+				return nil
+			})
+		},
+		report: func(ctx context.Context, why string) error {
+			err := o.anotherWay(func(c *rest.Config) error { return o.reportNotReady(ctx, c, why) })
+			if err == nil {
+				node.Set(status.Degraded, why)
+			}
+			return err
+		},
+		refused: o.refused.Store,
+		regain: func() {
+			node.Set(status.Running, "")
+			own.news.Send()
+		},
+		log: o.Logger,
+	}, nil
+}
+
+// anotherWay calls f with one way to the API after the other, beside the kubelet's, until it succeeds.
+func (o Options) anotherWay(f func(*rest.Config) error) error {
+	errs := []error{errors.New("agent: no other way to the API server")}
+	for _, c := range o.OtherWays() {
+		err := f(c)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// askLease asks for what the kubelet renews: it is small, and comes from the server's memory.
+func (o Options) askLease(ctx context.Context, c *rest.Config) error {
+	client, err := corev1client.NewForConfig(c)
+	if err != nil {
+		return fmt.Errorf("agent: make the node's client: %w", err)
+	}
+	err = client.RESTClient().Get().AbsPath("/apis/coordination.k8s.io/v1/namespaces", corev1.NamespaceNodeLease, "leases", o.NodeName).
+		Param("resourceVersion", "0").Do(ctx).Error()
+	if apierrors.IsNotFound(err) { // the kubelet will make it
+		return nil
+	}
+	return err
+}
+
+// reportNotReady writes what the kubelet cannot.
+func (o Options) reportNotReady(ctx context.Context, c *rest.Config, why string) error {
+	client, err := corev1client.NewForConfig(c)
+	if err != nil {
+		return fmt.Errorf("agent: make the node's client: %w", err)
+	}
+	now := metav1.Now()
+	body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []corev1.NodeCondition{{
+		Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: reasonWithoutAPI, Message: why,
+		LastHeartbeatTime: now, LastTransitionTime: now,
+	}}}})
+	if err != nil {
+		return fmt.Errorf("agent: report the node: %w", err)
+	}
+	_, err = client.Nodes().PatchStatus(ctx, o.NodeName, body)
+	return err
+}
+
+// refused says whether an API server answered that it does not accept who asks.
+func refused(err error) bool { return apierrors.IsUnauthorized(err) || apierrors.IsForbidden(err) }
