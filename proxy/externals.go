@@ -220,9 +220,11 @@ func (x *externals) excludedIPs(svc *corev1.Service, problems *[]string) (out []
 	return out
 }
 
-// excludedIngress lets load balancer addresses be nodes', but for the nodes' own ports. An address at which the status
-// does not give all ports is not served: its load balancer has not decided on the others, which may be another
-// Service's. Of that nothing is logged, since it is so for a moment whenever a Service gets another port.
+// excludedIngress lets load balancer addresses be nodes', but for the nodes' own ports. It lets none be a router's that
+// is no node: from a pool made around the router any Service could request that address, and would get what nodes and
+// pods send to the router. A resolver's is let be, since a Service may be the resolver that the nodes ask. An address
+// at which the status does not give all ports is not served: its load balancer has not decided on the others, which may
+// be another Service's. Of that nothing is logged, since it is so for a moment whenever a Service gets another port.
 func (x *externals) excludedIngress(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, in := range svc.Status.LoadBalancer.Ingress {
 		if !givesAllPorts(in, svc.Spec.Ports) {
@@ -235,6 +237,9 @@ func (x *externals) excludedIngress(svc *corev1.Service, problems *[]string) (ou
 			why = x.clusterReason(a)
 			if port := x.reservedPort(svc); port != 0 && (x.isMachine(a) || slices.Contains(x.reserved.Addresses, a.Unmap())) {
 				why = fmt.Sprintf("is the cluster's own, and so is its port %d", port)
+			}
+			if x.host != nil && x.host.gateways[a] && !x.isMachine(a) {
+				why = isGateway
 			}
 		}
 		if why != "" {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 	"github.com/coracle-k8s/coracle/internal/nft"
@@ -63,11 +64,13 @@ func hostNetworkOf(routes []netlink.Route, servicesDevice int, resolvers []netip
 	return h
 }
 
+const isGateway = "is a gateway's of this machine"
+
 // reason says what an address is to this machine; empty where it is nothing.
 func (h hostNetwork) reason(a netip.Addr) string {
 	switch {
 	case h.gateways[a]:
-		return "is a gateway's of this machine"
+		return isGateway
 	case h.resolvers[a]:
 		return "is a resolver's of this machine"
 	}
@@ -137,12 +140,14 @@ func (p *Proxy) refreshHost() (changed bool) {
 	}, p.notifyBackend)
 }
 
-// haveExternalIPs says whether any Service asks for one.
-func (x *externals) haveExternalIPs() bool {
+// judgesByHost says whether any Service has an address that is judged by the routes: an external IP, or one of a pool,
+// which unlike nodes' has no list of ports.
+func (x *externals) judgesByHost() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, s := range x.filtered {
-		if len(s.received.Spec.ExternalIPs) > 0 {
+		if len(s.received.Spec.ExternalIPs) > 0 || slices.ContainsFunc(s.received.Status.LoadBalancer.Ingress,
+			func(in corev1.LoadBalancerIngress) bool { return in.IP != "" && len(in.Ports) == 0 }) {
 			return true
 		}
 	}

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -22,7 +23,6 @@ import (
 
 const (
 	isLocal    = "is local or broadcast to this machine's kernel"
-	isGateway  = "is a gateway's of this machine"
 	isResolver = "is a resolver's of this machine"
 )
 
@@ -77,8 +77,44 @@ func TestHostNetworkOfTheKernel(t *testing.T) {
 	}
 }
 
+// TestNoServiceAtRoutersAddress: a pool of load balancer addresses that has the router's gives it to no Service on any
+// node: nodes and pods go on to reach the router. A node may be a router, as with host-gw, and keeps its addresses.
+func TestNoServiceAtRoutersAddress(t *testing.T) {
+	h := &hearing{now: map[string]*corev1.Service{}}
+	p := frontOf(t, h)
+	x := p.o.externals
+	x.host = nil
+	now := hostNetworkOf(nil, -1, nil)
+	x.readHost = func() (hostNetwork, error) { return now, nil }
+	router := func(ip string) netlink.Route {
+		return netlink.Route{Type: unix.RTN_UNICAST, Gw: netip.MustParseAddr(ip).AsSlice()}
+	}
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "mallory", Name: "dns"}}
+	svc.Spec.Ports = []corev1.ServicePort{{Port: 53, Protocol: corev1.ProtocolUDP}}
+	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "10.77.0.1"}, {IP: nodeAddr}, {IP: "10.77.0.53"}}
+	p.services(nil, svc)
+	testenv.True(t, x.judgesByHost(), "its load balancer addresses are not known")
+	for _, step := range []struct {
+		what   string
+		routes []netlink.Route
+		want   []string
+	}{
+		{"no routes", nil, []string{"10.77.0.1", nodeAddr, "10.77.0.53"}},
+		{"a router", []netlink.Route{router("10.77.0.1"), router(nodeAddr)}, []string{nodeAddr, "10.77.0.53"}},
+		{"another router", []netlink.Route{router("10.77.0.2")}, []string{"10.77.0.1", nodeAddr, "10.77.0.53"}},
+	} {
+		now = hostNetworkOf(step.routes, -1, []netip.Addr{netip.MustParseAddr("10.77.0.53")})
+		p.refreshHost()
+		testenv.Equal(t, fmt.Sprint(ingressOf(h.now["dns"])), fmt.Sprint(step.want), "%s", step.what)
+	}
+	svc = svc.DeepCopy()
+	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: nodeAddr, Ports: []corev1.PortStatus{{Port: 53, Protocol: corev1.ProtocolUDP}}}}
+	p.services(h.now["dns"], svc)
+	testenv.False(t, x.judgesByHost(), "routes are read for a Service that has nodes' addresses alone")
+}
+
 // TestNoServiceAtHostsOwnAddresses: no Service is served at what the machine itself needs, as soon as that is read;
-// load balancers' addresses are not concerned.
+// load balancers' addresses may be local to the machine.
 func TestNoServiceAtHostsOwnAddresses(t *testing.T) {
 	h := &hearing{now: map[string]*corev1.Service{}}
 	p := frontOf(t, h)
@@ -87,13 +123,13 @@ func TestNoServiceAtHostsOwnAddresses(t *testing.T) {
 	var now hostNetwork
 	var broken error
 	x.readHost = func() (hostNetwork, error) { return now, broken }
-	testenv.False(t, x.haveExternalIPs(), "there are external IPs without a Service")
+	testenv.False(t, x.judgesByHost(), "there are external IPs without a Service")
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "mallory", Name: "dns"}}
 	svc.Spec.ExternalIPs = []string{"10.77.0.1", "10.99.0.7", "203.0.113.7"}
 	svc.Spec.Ports = []corev1.ServicePort{{Port: 53, Protocol: corev1.ProtocolUDP}}
 	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "10.99.0.7"}}
 	p.services(nil, svc)
-	testenv.True(t, x.haveExternalIPs(), "its external IPs are not known")
+	testenv.True(t, x.judgesByHost(), "its external IPs are not known")
 	second := netlink.Route{Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Dst: prefix("10.99.0.7/32")}
 	for _, step := range []struct {
 		what     string

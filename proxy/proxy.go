@@ -201,8 +201,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 				continue
 			}
 		case <-guard.C:
-			// Without external IPs nothing is judged by the routes, of which a router has many.
-			if changed := p.o.externals.haveExternalIPs() && p.refreshHost(); p.intact() && !changed {
+			// The routes are read for those Services alone that are judged by them: a router has many.
+			if changed := p.o.externals.judgesByHost() && p.refreshHost(); p.intact() && !changed {
 				continue
 			}
 		}
@@ -246,7 +246,7 @@ func (p *Proxy) sync() time.Duration {
 	first, full := !p.last.Synced, p.full || !p.rewritten.IsZero() && start.Sub(p.rewritten) >= fullSyncPeriod
 	p.full = false
 	p.mu.Unlock()
-	if p.o.externals.haveExternalIPs() {
+	if p.o.externals.judgesByHost() {
 		p.refreshHost()
 	}
 	err := p.backend.sync(full)

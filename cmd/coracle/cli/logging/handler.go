@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Keys of attributes that name the part of coracle that speaks; their value goes in front of the message.
@@ -18,6 +19,10 @@ const (
 	ComponentKey = "component"
 	loggerKey    = "logger" // what logr makes of a logger's name
 )
+
+// maxText is how much of a message, and of each value, a line has, in bytes. Texts quote what clients send, and a
+// single one may be as large as a log file.
+const maxText = 32 << 10
 
 // Handler writes one line for a record: time, level, component, message, attributes.
 type Handler struct {
@@ -66,7 +71,7 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 		b.WriteString(component)
 		b.WriteString(": ")
 	}
-	b.WriteString(oneLine(r.Message))
+	b.WriteString(oneLine(cut(r.Message)))
 	b.WriteString(attrs)
 	b.WriteString(tail.String())
 	b.WriteByte('\n')
@@ -144,7 +149,7 @@ func appendAttr(b *strings.Builder, group string, a slog.Attr) {
 	b.WriteString(group)
 	b.WriteString(a.Key)
 	b.WriteByte('=')
-	b.WriteString(quoted(valueText(v)))
+	b.WriteString(quoted(cut(valueText(v))))
 }
 
 func valueText(v slog.Value) string {
@@ -157,6 +162,18 @@ func valueText(v slog.Value) string {
 		}
 	}
 	return v.String()
+}
+
+// cut shortens a long text, between two characters, and says how long it was.
+func cut(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	end := maxText
+	for end > maxText-utf8.UTFMax && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + "… (" + strconv.Itoa(len(s)) + " bytes in all)"
 }
 
 func quoted(s string) string {

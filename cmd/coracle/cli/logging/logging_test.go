@@ -52,6 +52,20 @@ func TestLinesAreFormattedWithoutControlCharacters(t *testing.T) {
 		`WARN  clears ?[2J the screen name="\x1b]0;title\a"`)
 }
 
+// TestLongTextsAreCut: a client whose request causes an error of many megabytes, as a patch with the same key a
+// thousand times does, cannot drive all other lines out of the log files.
+func TestLongTextsAreCut(t *testing.T) {
+	l, read := setup(t, config.Logging{})
+	long := strings.Repeat("ä", maxText)
+	l.With("first", long).Error("It failed", "err", errors.New(long), "after", 3)
+	kept := strings.Repeat("ä", maxText/2) + fmt.Sprintf("… (%d bytes in all)", 2*maxText)
+	expect(t, read(), fmt.Sprintf("ERROR It failed first=%q err=%q after=3", kept, kept))
+	l.Error(long[1:]) // half a character, and then whole ones
+	if got := read(); len(got) > maxText+100 || !strings.HasSuffix(got, fmt.Sprintf("ä… (%d bytes in all)\n", 2*maxText-1)) {
+		t.Errorf("a message of %d bytes: %d, …%s", len(long)-1, len(got), got[len(got)-40:])
+	}
+}
+
 func TestLibrariesByDefault(t *testing.T) {
 	_, read := setup(t, config.Logging{})
 	klog.Info("chatter")
