@@ -33,7 +33,7 @@ func TestScenarioRemovedWhileStalled(t *testing.T) {
 		victim.faults.DelayFlushes(0)
 		// A request of the leader's that the stall held up may still time out, which takes 30 s, with heartbeats
 		// until then. A follower then misses the leader within three of its time-outs, which follow the slow disk.
-		c.eventually("it knows that it was removed", 2*time.Minute, victim.running().Health().Removed)
+		c.eventually("it knows that it was removed", 70*time.Second, victim.running().Health().Removed)
 	})
 }
 

@@ -26,6 +26,7 @@ import (
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
 // Options describe the node. All but the optional ones are required.
@@ -114,6 +115,10 @@ func Run(ctx context.Context, o Options) error {
 	defer reporting.Wait()
 	defer cancel()
 	reporting.Go(func() { report(ctx, made, o.Report) })
+	bound, err := connlimit.ByMemory()
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "It is not known how much memory there is; few unauthenticated connections may be open")
+	}
 	deps.Options = append(deps.Options, handing(made), trusting(server.ImagePullCredentialsVerificationPolicy, o.Imported, func(err error) {
 		klog.FromContext(ctx).Error(err, "While one pod fails to pull an imported image, other pods cannot use it")
 	}), resting(func(err error) {
@@ -121,6 +126,9 @@ func Run(ctx context.Context, o Options) error {
 	}), asking(o.lists(server), func(err error) {
 		klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; a node at rest uses a little more of the processor")
 	}), func(k *upstream.Kubelet) {
+		if err := serveBounded(k, server, deps, bound); err != nil {
+			klog.FromContext(ctx).Error(err, "The kubelet's port is served without a bound on unauthenticated connections")
+		}
 		for _, err := range []error{measureWhenAsked(k), evictByNode(ctx, k, k), sweepRarely(k)} {
 			if err != nil {
 				klog.FromContext(ctx).Error(err, "The kubelet measures as often as upstream's; a node at rest uses a little more of the processor")

@@ -10,22 +10,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 
 	"github.com/coracle-k8s/coracle/internal/connlimit"
-	"github.com/coracle-k8s/coracle/internal/memory"
 )
-
-const (
-	// unauthenticatedBytes is what a connection over which no request was authenticated costs, and unauthenticatedShare
-	// the part of the memory that they may have together.
-	unauthenticatedBytes, unauthenticatedShare = 29 << 10, 64
-	// minUnauthenticated and maxUnauthenticated bound how many there may be: clients are unauthenticated for a moment
-	// each, and every one has a file descriptor.
-	minUnauthenticated, maxUnauthenticated = 256, 4096
-)
-
-// unauthenticatedBound is how many connections may be open over which no request was authenticated.
-func unauthenticatedBound(memory int64) int {
-	return int(min(max(memory/unauthenticatedShare/unauthenticatedBytes, minUnauthenticated), maxUnauthenticated))
-}
 
 // boundUnauthenticated bounds these connections on the API's port. A client that wants an answer without
 // authenticating, such as a load balancer that asks for /readyz, has it: a connection is only closed when there are
@@ -34,11 +19,11 @@ func boundUnauthenticated(o *Options) *connlimit.Listener {
 	if o.Listener == nil {
 		return nil
 	}
-	memory, err := memory.Self()
+	bound, err := connlimit.ByMemory()
 	if err != nil {
 		o.Logger.Warn("it is not known how much memory there is; few unauthenticated connections may be open", "error", err)
 	}
-	l := connlimit.NewListener(o.Listener, cmp.Or(o.unauthenticated, unauthenticatedBound(memory.Bytes)))
+	l := connlimit.NewListener(o.Listener, cmp.Or(o.unauthenticated, bound))
 	o.Listener = l
 	return l
 }

@@ -48,11 +48,3 @@ func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
 	get(r.anonymous(t, nil), "/readyz")
 	testenv.True(t, get(admin, "/version"), "the administrator's connection was closed")
 }
-
-// TestUnauthenticatedBoundFollowsMemory: the bound follows the memory, within what every cluster needs and what the
-// descriptors allow.
-func TestUnauthenticatedBoundFollowsMemory(t *testing.T) {
-	for memory, want := range map[int64]int{0: minUnauthenticated, 512 << 20: 282, 2 << 30: 1129, 64 << 30: maxUnauthenticated} {
-		testenv.Equal(t, unauthenticatedBound(memory), want, "%d MB:", memory>>20)
-	}
-}
