@@ -24,7 +24,7 @@ import (
 const (
 	// askEvery is how often the node asks the API server along its kubelet's way, askAgain the same after one that
 	// failed.
-	askEvery, askAgain = 10 * time.Second, 2 * time.Second
+	askEvery, askAgain = 20 * time.Second, 2 * time.Second
 	// askTimeout bounds one request.
 	askTimeout = 5 * time.Second
 	// withoutAPIFor is how long a kubelet may be without an API server that answers this node another way: upstream's

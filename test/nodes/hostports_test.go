@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -94,34 +95,50 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 	}
 }
 
-// TestLocalAddressOfTheAPI: a node whose programs cannot reach the API's local address is not ready until they can.
-// Servers wait for such a node for as long as for any whose machine answers.
-func TestLocalAddressOfTheAPI(t *testing.T) {
+// TestKubeletWithoutTheAPI: a node whose kubelet cannot reach the API is not ready until it can, an agent's as well as a
+// server's own.
+func TestKubeletWithoutTheAPI(t *testing.T) {
 	harness.ByHand(t)
-	server, agent := serverAndAgent(t)
-	for _, cut := range []struct{ what, packets, verdict string }{
-		{"refused", "tcp flags & (syn | ack) == syn", "reject with tcp reset"},
-		{"dropped in silence", "", "drop"}, // those of connections that are open, too
+	site := harness.NewSite(t)
+	server := site.NewMachine().NewServer()
+	server.Start()
+	server.WaitReady()
+	agent := site.NewMachine().NewAgent(server)
+	agent.Start()
+	harness.Eventually(t, patient, "the agent's node is ready", func() error { return server.NodeReady(agent) })
+	ready := func(n *harness.Server) string { // 127.0.0.1 may be cut off
+		out, _ := server.TryKubectlFrom(server.Machine, "get", "node", n.NodeName(), "-o",
+			`jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.reason}{end}`)
+		return out
+	}
+	for _, cut := range []struct {
+		what, packets, verdict string
+		of                     *harness.Server
+		port                   string
+	}{
+		{"refused", "tcp flags & (syn | ack) == syn", "reject with tcp reset", agent, "6444"},
+		{"dropped in silence", "", "drop", agent, "6444"}, // those of connections that are open, too
+		{"dropped in silence", "", "drop", server, "6443"},
 	} {
-		if out, err := agent.NFT(fmt.Sprintf("add table inet cut; "+
-			"add chain inet cut out { type filter hook output priority 0; }; add rule inet cut out tcp dport 6444 %s %s",
-			cut.packets, cut.verdict)); err != nil {
+		if out, err := cut.of.NFT(fmt.Sprintf("add table inet cut; add chain inet cut out { type filter hook output priority 0; }; "+
+			"add rule inet cut out ip daddr 127.0.0.1 tcp dport %s %s %s", cut.port, cut.packets, cut.verdict)); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		if cut.packets != "" {
-			if out, err := agent.Run("ss", "-K", "-t", "sport = :6444 or dport = :6444"); err != nil { // as at a restart of the agent
+			if out, err := cut.of.Run("ss", "-K", "-t", "sport = :6444 or dport = :6444"); err != nil { // as at a restart of the agent
 				t.Fatalf("%v\n%s", err, out)
 			}
 		}
-		before := agent.InLog("do not reach the local address of the API")
+		const says = "the node is not ready; its pods run on"
+		before, began := cut.of.InLog(says), time.Now()
 		testenv.Until(t, patient, "a node whose packets to the API are "+cut.what+" is not ready",
-			func() bool { return server.NodeReady(agent) != nil })
-		if n := agent.InLog("do not reach the local address of the API"); n == before {
-			t.Errorf("packets are %s: the log does not say why", cut.what)
-		}
-		if out, err := agent.NFT("delete table inet cut"); err != nil {
+			func() bool { return ready(cut.of) == "False KubeletWithoutAPI" })
+		t.Logf("%s, %s: not ready after %s", cut.of.NodeName(), cut.what, time.Since(began).Round(time.Second))
+		testenv.Until(t, patient, "the log says why", func() bool { return cut.of.InLog(says) > before })
+		if out, err := cut.of.NFT("delete table inet cut"); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		harness.Eventually(t, patient, "it is ready again", func() error { return server.NodeReady(agent) })
+		testenv.Until(t, patient, "it is ready again", func() bool { return ready(cut.of) == "True KubeletReady" })
+		t.Logf("ready again after %s", time.Since(began).Round(time.Second))
 	}
 }
