@@ -20,13 +20,13 @@ import (
 // ways is what comes of requests from a time on.
 type ways struct {
 	from                 time.Duration
-	own, another, report error // errHangs: the request is not answered
+	own, another, report error // errBlocked: the request is not answered
 }
 
 var (
-	errHangs  = errors.New("not answered")
-	errClosed = errors.New("connection refused")
-	errExpiry = error(apierrors.NewUnauthorized("expired"))
+	errBlocked = errors.New("no answer")
+	errClosed  = errors.New("connection refused")
+	errExpiry  = error(apierrors.NewUnauthorized("expired"))
 )
 
 // A happening is what a node did, and when.
@@ -51,7 +51,7 @@ func happensBeside(t *testing.T, long time.Duration, changes ...ways) (all []hap
 					}
 				}
 				err := of(now)
-				if err == errHangs {
+				if err == errBlocked {
 					<-ctx.Done()
 					return ctx.Err()
 				}
@@ -102,7 +102,7 @@ func within40s(t *testing.T, lost time.Duration, h happening) {
 // ready, however requests fail and whenever it began; and the kubelet is asked to report as soon as it has the API
 // again.
 func TestNodeIsNotReadyWhenItsKubeletLosesTheAPI(t *testing.T) {
-	for _, failure := range []error{errClosed, errHangs, errExpiry} {
+	for _, failure := range []error{errClosed, errBlocked, errExpiry} {
 		for _, after := range []time.Duration{0, time.Millisecond, 4 * time.Second, 9 * time.Second, 9999 * time.Millisecond} {
 			t.Run(strings.ReplaceAll(failure.Error(), " ", "-")+"-"+after.String(), func(t *testing.T) {
 				lost, back, again := time.Minute+after, time.Hour+after, 2*time.Hour+after
@@ -122,7 +122,7 @@ func TestNodeIsNotReadyWhenItsKubeletLosesTheAPI(t *testing.T) {
 // TestServersThatAreDownMakeNoNodeUnready: only the kubelet's own way counts, from when another one leads to the API;
 // and a report that arrives nowhere is repeated.
 func TestServersThatAreDownMakeNoNodeUnready(t *testing.T) {
-	for _, down := range []error{errClosed, errHangs} {
+	for _, down := range []error{errClosed, errBlocked} {
 		followed := time.Hour + withoutAPIFor/2
 		happened(t, happensBeside(t, 2*time.Hour, ways{from: time.Minute, own: down, another: down},
 			ways{from: time.Hour, own: down}, ways{from: followed}))

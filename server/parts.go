@@ -108,14 +108,6 @@ type vipStore struct {
 	*raftstore.Cluster
 }
 
-// nodeClaims is what the API server keeps nodes from saying of themselves.
-func (s *Server) nodeClaims() *apiserver.NodeClaims {
-	return &apiserver.NodeClaims{
-		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.CertifiedAddresses,
-		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
-	}
-}
-
 func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, error) {
 	return gossipmember.New(ctx, gossipmember.Options{
 		Dir: s.o.ServerDir, Name: s.o.NodeName, Version: s.o.Version,

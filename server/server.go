@@ -367,7 +367,10 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 		})
 	}
 	options.Dial = s.tunnels.DialContext
-	options.NodeClaims = s.nodeClaims()
+	options.NodeClaims = &apiserver.NodeClaims{
+		Networks: s.o.reserved(), ServerLabel: roster.RoleLabel, Certified: s.roster.CertifiedAddresses,
+		Servers: s.roster.ReservedAddresses, JustJoined: s.roster.JustJoined, Own: s.o.ownNode(),
+	}
 	options.ResourceMetrics = !s.o.Cluster.NoMetrics
 	options.Status, options.Console = s.statusHandler(), s.console.StatusHandler()
 	options.MetricsPart = s.o.Board.Part("metrics API")

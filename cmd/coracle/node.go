@@ -134,8 +134,8 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		WaitAPI:     n.waitAPI,
 		WaitServing: n.waitServing,
-		Servers:     n.servers, OtherWays: n.otherWays, ServerAnswered: n.answered, ServerEnded: n.ended, NodePair: n.credentials.KubeletPair,
-		ServerCAFile:    n.credentials.ServerCAFile,
+		Servers:     n.servers, OtherWays: n.otherWays, ServerAnswered: n.answered, ServerEnded: n.ended,
+		NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: func(subnets []netip.Prefix) {

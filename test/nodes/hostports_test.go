@@ -95,8 +95,8 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 	}
 }
 
-// TestKubeletWithoutTheAPI: a node whose kubelet cannot reach the API is not ready until it can, an agent's as well as a
-// server's own.
+// TestKubeletWithoutTheAPI: a node whose kubelet cannot reach the API is not ready until it can, an agent's as well as
+// a server's own.
 func TestKubeletWithoutTheAPI(t *testing.T) {
 	harness.ByHand(t)
 	site := harness.NewSite(t)
