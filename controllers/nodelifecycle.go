@@ -31,8 +31,8 @@ func newNodeLifecycleController(ctx context.Context, cc app.ControllerContext) (
 		return nil, err
 	}
 	o, core := cc.ComponentConfig.NodeLifecycleController, cc.InformerFactory.Core().V1()
-	c, err := nodelifecycle.NewNodeLifecycleController(ctx, cc.InformerFactory.Coordination().V1().Leases(), quietPods{core.Pods()}, core.Nodes(),
-		cc.InformerFactory.Apps().V1().DaemonSets(), client, o.NodeMonitorPeriod.Duration, o.NodeStartupGracePeriod.Duration,
+	c, err := nodelifecycle.NewNodeLifecycleController(ctx, cc.InformerFactory.Coordination().V1().Leases(), quietPods{core.Pods()},
+		core.Nodes(), cc.InformerFactory.Apps().V1().DaemonSets(), client, o.NodeMonitorPeriod.Duration, o.NodeStartupGracePeriod.Duration,
 		o.NodeMonitorGracePeriod.Duration, o.NodeEvictionRate, o.SecondaryNodeEvictionRate,
 		o.LargeClusterSizeThreshold, o.UnhealthyZoneThreshold)
 	if err != nil {
@@ -44,10 +44,11 @@ func newNodeLifecycleController(ctx context.Context, cc app.ControllerContext) (
 	return loop{names.NodeLifecycleController, c.Run}, nil
 }
 
-// quietPods tell the node lifecycle controller nothing of pods that come. With that it makes those not ready whose Node
-// is not, and at its start all pods come: a new leader took pods from their Services while a kubelet said that it was not
-// ready, until that kubelet wrote their status again within ten seconds. Without a new leader it leaves such pods alone,
-// since their kubelet answers for them. The pods of nodes that are dead are server/liveness' matter.
+// quietPods notify the node lifecycle controller of no pods. It makes pods that it sees for the first time not ready
+// where the Node is not, and at its start sees all: a new leader took pods from their Services while a kubelet reported
+// that its node was not ready, until that kubelet wrote the pods' status again, within ten seconds. Without a new
+// leader such pods stay as they are, since their kubelet answers for them. Dead nodes' pods are marked by
+// server/liveness.
 type quietPods struct{ coreinformers.PodInformer }
 
 // Informer implements coreinformers.PodInformer.

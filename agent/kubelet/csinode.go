@@ -79,8 +79,9 @@ const (
 )
 
 // SetKubeletError passes a report on, which makes the node not ready, and after a failure returns only when the object
-// could be written: upstream's next try then finds it so. A node that returns has the object of before. It would be not
-// ready, and tainted, until the kubelet's second status ten seconds later, whenever its first one came before the write.
+// could be written: upstream's next try then finds it so. A node that returns has the object from before, and its
+// reports are not passed on: with a first status before the write, the node would be not ready, and tainted, until the
+// second status ten seconds later.
 func (h patientHost) SetKubeletError(err error) {
 	if !h.returns {
 		h.kubeletHost.SetKubeletError(err)
