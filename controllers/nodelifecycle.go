@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
@@ -29,8 +31,8 @@ func newNodeLifecycleController(ctx context.Context, cc app.ControllerContext) (
 		return nil, err
 	}
 	o, core := cc.ComponentConfig.NodeLifecycleController, cc.InformerFactory.Core().V1()
-	c, err := nodelifecycle.NewNodeLifecycleController(ctx, cc.InformerFactory.Coordination().V1().Leases(), core.Pods(), core.Nodes(),
-		cc.InformerFactory.Apps().V1().DaemonSets(), client, o.NodeMonitorPeriod.Duration, o.NodeStartupGracePeriod.Duration,
+	c, err := nodelifecycle.NewNodeLifecycleController(ctx, cc.InformerFactory.Coordination().V1().Leases(), quietPods{core.Pods()},
+		core.Nodes(), cc.InformerFactory.Apps().V1().DaemonSets(), client, o.NodeMonitorPeriod.Duration, o.NodeStartupGracePeriod.Duration,
 		o.NodeMonitorGracePeriod.Duration, o.NodeEvictionRate, o.SecondaryNodeEvictionRate,
 		o.LargeClusterSizeThreshold, o.UnhealthyZoneThreshold)
 	if err != nil {
@@ -40,6 +42,25 @@ func newNodeLifecycleController(ctx context.Context, cc app.ControllerContext) (
 		return nil, err
 	}
 	return loop{names.NodeLifecycleController, c.Run}, nil
+}
+
+// quietPods notify the node lifecycle controller of no pods. It makes pods that it sees for the first time not ready
+// where the Node is not, and at its start sees all: a new leader took pods from their Services while a kubelet reported
+// that its node was not ready, until that kubelet wrote the pods' status again, within ten seconds. Without a new
+// leader such pods stay as they are, since their kubelet answers for them. Dead nodes' pods are marked by
+// server/liveness.
+type quietPods struct{ coreinformers.PodInformer }
+
+// Informer implements coreinformers.PodInformer.
+func (p quietPods) Informer() cache.SharedIndexInformer {
+	return quietInformer{p.PodInformer.Informer()}
+}
+
+type quietInformer struct{ cache.SharedIndexInformer }
+
+// AddEventHandler implements cache.SharedInformer.
+func (i quietInformer) AddEventHandler(cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
+	return i.SharedIndexInformer.AddEventHandler(cache.ResourceEventHandlerFuncs{})
 }
 
 // slowTaints slows down the loop that taints, which asks the queues of all zones each time whether they may go on: that

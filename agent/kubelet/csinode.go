@@ -25,10 +25,13 @@ type csiPlugin interface {
 // patientCSI is upstream's plugin with a host that does not give up. A kubelet that starts writes the node's CSINode
 // object, and upstream's ends its process when that has failed six times in 140 s: on a board that is short of memory,
 // or with an API server that is away for that long, the end makes everything worse (csi_plugin.go, initializeCSINode).
-type patientCSI struct{ csiPlugin }
+type patientCSI struct {
+	csiPlugin
+	returns bool // see Options
+}
 
 // patient puts the patient plugin in place of upstream's.
-func patient(plugins []volume.VolumePlugin) error {
+func patient(plugins []volume.VolumePlugin, returns bool) error {
 	for i, p := range plugins {
 		if p.GetPluginName() != csi.CSIPluginName {
 			continue
@@ -37,7 +40,7 @@ func patient(plugins []volume.VolumePlugin) error {
 		if !ok {
 			return fmt.Errorf("volume plugin %s has lost a part of what a CSI plugin is", p.GetPluginName())
 		}
-		plugins[i] = patientCSI{whole}
+		plugins[i] = patientCSI{whole, returns}
 		return nil
 	}
 	return errors.New("there is no CSI volume plugin")
@@ -46,7 +49,7 @@ func patient(plugins []volume.VolumePlugin) error {
 // Init is upstream's, never while a controller's plugin is initialized in this process.
 func (p patientCSI) Init(host volume.VolumeHost) error {
 	if kubelet, ok := host.(kubeletHost); ok {
-		host = patientHost{kubeletHost: kubelet, write: kubecompat.Write, pause: time.Sleep}
+		host = patientHost{kubeletHost: kubelet, returns: p.returns, write: kubecompat.Write, pause: time.Sleep}
 	}
 	return kubecompat.Init(func() error { return p.csiPlugin.Init(host) })
 }
@@ -61,8 +64,9 @@ type kubeletHost interface {
 // before it counts and tries again.
 type patientHost struct {
 	kubeletHost
-	write func() error // writes the object
-	pause func(time.Duration)
+	returns bool
+	write   func() error // writes the object
+	pause   func(time.Duration)
 }
 
 // notYet is upstream's report before its first try, from the goroutine that starts the kubelet.
@@ -75,9 +79,13 @@ const (
 )
 
 // SetKubeletError passes a report on, which makes the node not ready, and after a failure returns only when the object
-// could be written: upstream's next try then finds it so.
+// could be written: upstream's next try then finds it so. A node that returns has the object from before, and its
+// reports are not passed on: with a first status before the write, the node would be not ready, and tainted, until the
+// second status ten seconds later.
 func (h patientHost) SetKubeletError(err error) {
-	h.kubeletHost.SetKubeletError(err)
+	if !h.returns {
+		h.kubeletHost.SetKubeletError(err)
+	}
 	if err == nil || err.Error() == notYet {
 		return
 	}
@@ -86,7 +94,7 @@ func (h patientHost) SetKubeletError(err error) {
 		if err := h.write(); err == nil {
 			return
 		} else {
-			klog.ErrorS(err, "The node's CSINode object cannot be written yet; the node is not ready until it is")
+			klog.ErrorS(err, "The node's CSINode object cannot be written yet; a new node is not ready until it is")
 		}
 	}
 }

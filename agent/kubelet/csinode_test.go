@@ -35,7 +35,7 @@ import (
 func TestPatientPluginIsAllThatUpstreamsIs(t *testing.T) {
 	plugins := testenv.Must(app.ProbeVolumePlugins(t.Context(), utilfeature.DefaultFeatureGate))(t)
 	before := len(plugins)
-	testenv.NoError(t, patient(plugins))
+	testenv.NoError(t, patient(plugins, false))
 	found := 0
 	for _, p := range plugins {
 		ours, ok := p.(patientCSI)
@@ -82,7 +82,7 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 			return time.Since(began) < time.Hour, nil, errors.New("the store is busy")
 		})
 		host := startingHost{client: client, reported: make(chan error, 100)} // more than there are reports
-		p := patientCSI{csi.ProbeVolumePlugins()[0].(csiPlugin)}
+		p := patientCSI{csiPlugin: csi.ProbeVolumePlugins()[0].(csiPlugin)}
 		testenv.NoError(t, p.Init(host))
 		var last error
 		for last = range host.reported {
@@ -99,6 +99,27 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 	})
 }
 
+// The kubelet's first status comes before the object is written where the API server is slow.
+func TestNodeThatReturnsIsReadyBeforeItsCSINodeIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", UID: "1"}})
+		began := time.Now()
+		client.PrependReactor("create", "csinodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return time.Since(began) < time.Minute, nil, errors.New("the store is busy")
+		})
+		host := startingHost{client: client, reported: make(chan error, 100)} // more than there are reports
+		p := patientCSI{csiPlugin: csi.ProbeVolumePlugins()[0].(csiPlugin), returns: true}
+		testenv.NoError(t, p.Init(host))
+		time.Sleep(2 * time.Minute) // of the bubble's clock: by then the object can be written
+		testenv.Must(client.StorageV1().CSINodes().Get(t.Context(), "one", metav1.GetOptions{}))(t)
+		for len(host.reported) > 0 {
+			if err := <-host.reported; err != nil {
+				t.Errorf("the node is not ready: %v", err)
+			}
+		}
+	})
+}
+
 // A controller's plugin puts itself where the kubelet's belongs, and what was there before comes back when it is built.
 // A kubelet that starts meanwhile must not be taken for what was put there.
 func TestKubeletStartsWhileAControllerIsBuilt(t *testing.T) {
@@ -108,7 +129,7 @@ func TestKubeletStartsWhileAControllerIsBuilt(t *testing.T) {
 		go func() {
 			defer close(ended)
 			close(began)
-			err = patientCSI{csi.ProbeVolumePlugins()[0].(csiPlugin)}.Init(startingHost{})
+			err = patientCSI{csiPlugin: csi.ProbeVolumePlugins()[0].(csiPlugin)}.Init(startingHost{})
 		}()
 		<-began
 		select {

@@ -60,6 +60,9 @@ type Options struct {
 	Labels map[string]string
 	Taints []corev1.Taint
 
+	// Returns says that the node was in the cluster before. It is ready without its CSINode object written again.
+	Returns bool
+
 	// OwnAddresses leaves the addresses of the Node to another writer after NodeIPs were written at the registration.
 	OwnAddresses bool
 
@@ -106,7 +109,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("kubelet: set up: %w", err)
 	}
-	if err := patient(deps.VolumePlugins); err != nil {
+	if err := patient(deps.VolumePlugins, o.Returns); err != nil {
 		return fmt.Errorf("kubelet: set up: %w", err)
 	}
 	made := make(chan *upstream.Kubelet, 1) // one: there is one kubelet
