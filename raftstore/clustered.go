@@ -103,6 +103,7 @@ func (p *clustered) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, 
 	return p.peers.LeaderSeen()
 }
 func (p *clustered) setTimers()                     { p.election.setTimers() }
+func (p *clustered) newTerm()                       { p.election.newTerm() }
 func (p *clustered) runSteward(ctx context.Context) { p.steward.run(ctx) }
 func (p *clustered) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
 	return p.peers.Call(ctx, address, method, body)

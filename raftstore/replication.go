@@ -38,6 +38,7 @@ type replication interface {
 	Contact(raft.ServerID) time.Time
 	CloseCalls(address string)
 	setTimers()
+	newTerm()
 	reportRemoval(context.Context)
 	sample(*metrics.Sample)
 
@@ -140,6 +141,7 @@ func (standalone) close()                                                       
 func (standalone) published()                                                              {}
 func (standalone) CloseCalls(string)                                                       {}
 func (standalone) setTimers()                                                              {}
+func (standalone) newTerm()                                                                {}
 func (standalone) reportRemoval(context.Context)                                           {}
 func (standalone) sample(*metrics.Sample)                                                  {}
 func (standalone) runSteward(context.Context)                                              {}
