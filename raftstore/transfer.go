@@ -100,8 +100,8 @@ func canLead(ctx context.Context, p prober, of []raft.Server, enough int) []raft
 		defer mu.Unlock()
 		all = true
 	})
-	// Who has vanished is not waited for, and the entry is stored while the others answer: before a stop there is little
-	// time.
+	// Nobody waits for one that has vanished, and the entry is stored while the others answer: before a stop there is
+	// little time.
 	stores := p.storageProbe(ctx, func(stores storing) bool {
 		mu.Lock()
 		defer mu.Unlock()
