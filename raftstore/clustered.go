@@ -103,6 +103,7 @@ func (p *clustered) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, 
 	return p.peers.LeaderSeen()
 }
 func (p *clustered) setTimers()                     { p.election.setTimers() }
+func (p *clustered) newTerm()                       { p.election.newTerm() }
 func (p *clustered) runSteward(ctx context.Context) { p.steward.run(ctx) }
 func (p *clustered) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
 	return p.peers.Call(ctx, address, method, body)
@@ -110,8 +111,8 @@ func (p *clustered) Call(ctx context.Context, address, method string, body []byt
 func (p *clustered) storageProbe(ctx context.Context, enough func(storing) bool) storing {
 	return p.steward.storageProbe(ctx, enough)
 }
-func (p *clustered) reachingMajority(ctx context.Context, of []raft.Server) []raft.Server {
-	return p.steward.reachingMajority(ctx, of)
+func (p *clustered) reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool)) {
+	p.steward.reachingMajority(ctx, of, found)
 }
 func (p *clustered) transferVote(ctx context.Context, members []raft.Server, at uint64) error {
 	return p.steward.transferVote(ctx, members, at)

@@ -153,26 +153,22 @@ func (s *steward) mostConnected(
 	return best, most
 }
 
-// reachingMajority returns those of the voters that answer and reach a majority of all voters.
-func (s *steward) reachingMajority(ctx context.Context, of []raft.Server) (able []raft.Server) {
-	ctx, cancel := context.WithTimeout(ctx, 2*s.opts.ElectionTimeout) // who reaches a majority answers at once
+// reachingMajority asks voters whom they reach, and calls found for each that answers and reaches a majority of all
+// voters. One that reaches a majority answers at once, unless it is of an older version.
+func (s *steward) reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool)) {
+	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice what each of them takes
 	defer cancel()
 	voters := votersOf(s.raft.GetConfiguration().Configuration().Servers)
-	var mu sync.Mutex
 	var asking sync.WaitGroup
 	for _, server := range of {
 		asking.Go(func() {
 			answer, err := callAt[reachReply](ctx, s.Call, string(server.Address), callReach, reachRequest{Majority: true})
-			if err != nil || !majorityReached(voters, answer.Reached) {
-				return
+			if err == nil && majorityReached(voters, answer.Reached) {
+				found(server, !answer.Unfit)
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			able = append(able, server)
 		})
 	}
 	asking.Wait()
-	return able
 }
 
 // reportedLeader is what a server without a leader knows of the leader that others have.

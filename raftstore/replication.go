@@ -38,13 +38,14 @@ type replication interface {
 	Contact(raft.ServerID) time.Time
 	CloseCalls(address string)
 	setTimers()
+	newTerm()
 	reportRemoval(context.Context)
 	sample(*metrics.Sample)
 
 	// What a leader does for them.
 	runSteward(context.Context)
 	storageProbe(ctx context.Context, enough func(storing) bool) storing
-	reachingMajority(ctx context.Context, of []raft.Server) []raft.Server
+	reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool))
 	transferVote(ctx context.Context, members []raft.Server, at uint64) error
 }
 
@@ -130,7 +131,7 @@ func (l standalone) storageProbe(context.Context, func(storing) bool) storing {
 	return func(id raft.ServerID) bool { return id == l.id }
 }
 
-func (standalone) reachingMajority(context.Context, []raft.Server) []raft.Server { return nil }
+func (standalone) reachingMajority(context.Context, []raft.Server, func(raft.Server, bool)) {}
 
 func (standalone) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) { return }
 func (standalone) Contact(raft.ServerID) (never time.Time)                                 { return }
@@ -140,6 +141,7 @@ func (standalone) close()                                                       
 func (standalone) published()                                                              {}
 func (standalone) CloseCalls(string)                                                       {}
 func (standalone) setTimers()                                                              {}
+func (standalone) newTerm()                                                                {}
 func (standalone) reportRemoval(context.Context)                                           {}
 func (standalone) sample(*metrics.Sample)                                                  {}
 func (standalone) runSteward(context.Context)                                              {}

@@ -291,7 +291,7 @@ const askAgain = 10 * time.Millisecond
 // another one its vote, and standing after that would depose the winner.
 const standWithin = 5 * time.Millisecond
 
-// stand is a candidacy that this server has begun by itself, or because a leader handed over to it.
+// stand is a candidacy that this server or its raft has begun, or that a leader did which handed over.
 type stand struct {
 	at   time.Time
 	term uint64 // raft's before
@@ -315,6 +315,18 @@ func (e *election) handedOver() {
 	select {
 	case <-e.started:
 		e.stood.Store(&stand{at: time.Now(), term: e.raft.CurrentTerm()})
+	default:
+	}
+}
+
+// newTerm notes that raft itself made this server a candidate, if it did: raft is about to save a term. A voter that
+// has just given it a vote would stand as well otherwise.
+func (e *election) newTerm() {
+	select {
+	case <-e.started:
+		if e.raft.State() == raft.Candidate {
+			e.handedOver()
+		}
 	default:
 	}
 }

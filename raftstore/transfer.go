@@ -6,12 +6,15 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 // transferWithin bounds the transfer of the leadership at the end.
@@ -68,20 +71,58 @@ func (c *Cluster) TransferLeadership(ctx context.Context) error {
 
 // prober is what a leader asks before it transfers its leadership.
 type prober interface {
-	reachingMajority(ctx context.Context, of []raft.Server) []raft.Server
+	reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool))
 	storageProbe(ctx context.Context, enough func(storing) bool) storing
 }
 
-// canLead returns those of the voters that reach a majority and store, as soon as so many of them do. Raft refuses
-// writes for as long as it tries to hand over to one that does not store; one that reaches no majority would depose
-// this leader and not be elected.
+// canLead returns those of the voters that reach a majority and store, as soon as so many of them do that are fit to
+// lead, and behind these the ones that are not. Raft refuses writes for as long as it tries to hand over to one that
+// does not store; one that reaches no majority would depose this leader and not be elected.
 func canLead(ctx context.Context, p prober, of []raft.Server, enough int) []raft.Server {
-	able := p.reachingMajority(ctx, of)
-	if len(able) == 0 {
-		return nil
+	var mu sync.Mutex
+	var fit, unfit []raft.Server // that reach a majority
+	all := false                 // have answered, or will not
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	asking.Go(func() {
+		p.reachingMajority(ctx, of, func(server raft.Server, isFit bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			if isFit {
+				fit = append(fit, server)
+			} else {
+				unfit = append(unfit, server)
+			}
+		})
+		mu.Lock()
+		defer mu.Unlock()
+		all = true
+	})
+	// Nobody waits for one that has vanished, and the entry is stored while the others answer: before a stop there is
+	// little time.
+	stores := p.storageProbe(ctx, func(stores storing) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if !all {
+			return stores.count(fit) >= enough
+		}
+		able := fit
+		if len(fit) == 0 {
+			able = unfit
+		}
+		return stores.count(able) >= min(enough, len(able))
+	})
+	for {
+		mu.Lock()
+		able := slices.DeleteFunc(slices.Concat(fit, unfit), func(v raft.Server) bool { return !stores(v.ID) })
+		done := all || stores.count(fit) >= enough
+		mu.Unlock()
+		if done || !timers.Sleep(ctx, probeTick) {
+			return able
+		}
 	}
-	stores := p.storageProbe(ctx, func(stores storing) bool { return stores.count(able) >= min(enough, len(able)) })
-	return slices.DeleteFunc(able, func(v raft.Server) bool { return !stores(v.ID) })
 }
 
 // transferTo makes the voter with this number lead, if it can. r leads.

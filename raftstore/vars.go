@@ -22,6 +22,9 @@ type vars struct {
 func (v vars) Set(key, value []byte) error { return v.unlessClosing(v.StableStore.Set(key, value)) }
 
 func (v vars) SetUint64(key []byte, value uint64) error {
+	if string(key) == "CurrentTerm" {
+		v.replication.newTerm()
+	}
 	return v.unlessClosing(v.StableStore.SetUint64(key, value))
 }
 
