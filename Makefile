@@ -149,10 +149,12 @@ foreign-test: build ## a cluster beside ufw, firewalld, Docker, FRR, systemd-net
 	@CORACLE_TEST_FOREIGN=$(CURDIR)/$(BUILD)/foreign/root CORACLE_TEST_REQUIRE=root,embedded,foreign-programs $(subst /report,/report -v,$(E2E)) -timeout 30m -run '$(or $(RUN),TestForeign)' ./test/nodes/
 
 # SERVERS: on so many servers that run pods. PROCESSES: how many specs run side by side. SKIP: a regular expression of specs to leave out.
+# LABELS: Ginkgo's filter of labels, for specs that are not of Conformance.
 conformance: build ## upstream's conformance suite, built from its module, on a cluster of one node (root, an hour or two); SERVERS=3, FOCUS='…' of some specs
 	@packaging/deps.sh build test conformance
 	@CORACLE_BIN=$(CURDIR)/bin/coracle $(GO) run -tags '$(TAGS)' ./test/conformance -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' \
-	  $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') $(if $(PROCESSES),-processes $(PROCESSES)) $(if $(SERVERS),-servers $(SERVERS))
+	  $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') $(if $(PROCESSES),-processes $(PROCESSES)) $(if $(SERVERS),-servers $(SERVERS)) \
+	  $(if $(LABELS),-labels '$(LABELS)')
 
 # By hand, and slow: whatever a pod does takes ten times as long there.
 guest-conformance: build ## upstream's specs of Services and NetworkPolicies on a node whose kernel has IPVS, in a second kernel (root, gcc, 140 MB of source, hours); FOCUS='…' of some

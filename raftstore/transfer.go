@@ -100,7 +100,7 @@ func canLead(ctx context.Context, p prober, of []raft.Server, enough int) []raft
 		defer mu.Unlock()
 		all = true
 	})
-	// Nobody waits for one that has vanished, and the entry is stored while the others answer: before a stop there is
+	// One that has vanished is not waited for, and the entry is stored while the others answer: before a stop there is
 	// little time.
 	stores := p.storageProbe(ctx, func(stores storing) bool {
 		mu.Lock()

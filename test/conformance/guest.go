@@ -21,7 +21,7 @@ const (
 	// guestFocus and guestLabels are the specs that a node with another kernel is asked: what Services and
 	// NetworkPolicies mean.
 	guestFocus  = `\[sig-network\] (Services|Netpol) `
-	guestLabels = `(Conformance || Feature: containsAny NetworkPolicy) && !(Feature: containsAny SCTPConnectivity) && !Serial && !Disruptive`
+	guestLabels = `!(Feature: containsAny SCTPConnectivity) && !Serial && !Disruptive`
 	// guestPatience is for a machine on which a system call takes ten times as long.
 	guestPatience = 30 * time.Minute
 	// onIPVS is in the log of a node whose Services are IPVS'.

@@ -47,9 +47,9 @@ var leftOut = []leaving{
 
 // run is what was asked for.
 type run struct {
-	folder, ldflags, focus, skip string
-	processes, servers           int
-	buildOnly, built, guest      bool
+	folder, ldflags, focus, skip, labels string
+	processes, servers                   int
+	buildOnly, built, guest              bool
 }
 
 func main() {
@@ -57,7 +57,8 @@ func main() {
 	var r run
 	flag.StringVar(&r.folder, "folder", "build/conformance", "where programs, images and reports go")
 	flag.StringVar(&r.ldflags, "ldflags", "", "linker flags that say the version")
-	flag.StringVar(&r.focus, "focus", "", "a regular expression: specs of Conformance whose name matches")
+	flag.StringVar(&r.focus, "focus", "", "a regular expression: specs whose name matches")
+	flag.StringVar(&r.labels, "labels", "Conformance", "a filter of Ginkgo's: specs whose labels match")
 	flag.StringVar(&r.skip, "skip", "", "a regular expression: specs to leave out")
 	flag.IntVar(&r.processes, "processes", 4, "how many specs run side by side")
 	flag.IntVar(&r.servers, "servers", 1, "how many servers that run pods the cluster has")
@@ -100,8 +101,8 @@ func (r run) do(t testing.TB) bool {
 	for _, l := range r.leftOut() {
 		fmt.Printf("left out  %s\n    %s\n", l.spec, l.reason)
 	}
-	side := r.suite(t, s, programs, "parallel", r.processes, `Conformance && !Serial && !Disruptive`)
-	serial := r.suite(t, s, programs, "serial", 1, `Conformance && (Serial || Disruptive)`)
+	side := r.suite(t, s, programs, "parallel", r.processes, "("+r.labels+`) && !Serial && !Disruptive`)
+	serial := r.suite(t, s, programs, "serial", 1, "("+r.labels+`) && (Serial || Disruptive)`)
 	return summary(os.Stdout, append(side, serial...))
 }
 
