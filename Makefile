@@ -89,12 +89,15 @@ test: ## everything that has to pass: installs what is missing, builds, go test 
 
 # Half of what unit tests take is waiting (the Service proxy's, the balancer's, the networks'): four packages at a time on two processors, and those
 # first that take minutes.
+# Of raftstore, the longest, whose tests run one after the other, the scripts have a process of their own.
+SCRIPTS := -skip '^TestScenarioScripts$$'
 LONG_UNITS := ./raftstore ./server/apiserver ./proxy ./controllers ./cni ./raftstore/upstream
 
 # WITHOUT: packages to leave out, for .ci/run, which has their tests under the race detector.
 unit: ## go test ./...; tests that need root are left out without it
-	@$(GOTEST) -p 4 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(LONG_UNITS) \
-	  $(if $(WITHOUT),$(filter-out $(shell $(GO) list $(WITHOUT)),$(shell $(GO) list -tags '$(TAGS)' ./...)),./...)
+	@$(GOTEST) -p 4 -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(SCRIPTS) $(LONG_UNITS) \
+	  $(if $(WITHOUT),$(filter-out $(shell $(GO) list $(WITHOUT)),$(shell $(GO) list -tags '$(TAGS)' ./...)),./...) \
+	  --and $(GO) test -json -vet=off -timeout 25m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(subst -skip,-run,$(SCRIPTS)) ./raftstore
 
 # Scenarios mostly wait: two packages of them run side by side.
 scenarios: build ## e2e and install-test, side by side (root)

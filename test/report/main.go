@@ -5,7 +5,9 @@
 // the command does, when no test ran, and when -run asks for parts of tests and no part of any ran: their test itself
 // passes then.
 //
-//	report [-v] go test -json ./...
+//	report [-v] go test -json ./... [--and go test -json …]
+//
+// Commands with --and between them run side by side.
 //
 // With -v every line is printed as it comes. CORACLE_TEST_NOTE names a file that the last line goes to as well; each
 // further line of that file is a test that took long: its seconds, its package and its name, with tabs between them.
@@ -15,6 +17,7 @@ import (
 	"bufio"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -25,6 +28,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -64,19 +68,19 @@ func main() {
 
 func run(verbose bool, args []string) int {
 	start := time.Now()
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
+	c := &counter{}
+	var running sync.WaitGroup
+	commands := commands(args)
+	counters, errs := make([]counter, len(commands)), make([]error, len(commands))
+	for i, command := range commands {
+		counters[i] = counter{out: os.Stdout, verbose: verbose, output: map[string][]string{}}
+		running.Go(func() { errs[i] = counters[i].run(command) })
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "report:", err)
-		return 1
+	running.Wait()
+	for _, of := range counters {
+		c.add(of)
 	}
-	c := &counter{out: os.Stdout, verbose: verbose, output: map[string][]string{}}
-	readErr := c.read(out)
-	err = cmd.Wait()
+	err := errors.Join(errs...)
 	fmt.Printf("%s, %v\n", c.summary(), time.Since(start).Round(time.Second))
 	if note := os.Getenv("CORACLE_TEST_NOTE"); note != "" {
 		if err := os.WriteFile(note, []byte(c.note()), 0o644); err != nil {
@@ -85,8 +89,8 @@ func run(verbose bool, args []string) int {
 		}
 	}
 	switch {
-	case err != nil || readErr != nil || c.failed+c.failedPackages > 0:
-		fmt.Fprintln(os.Stderr, "report: the tests failed:", err, readErr)
+	case err != nil || c.failed+c.failedPackages > 0:
+		fmt.Fprintln(os.Stderr, "report: the tests failed:", err)
 		return 1
 	case c.passed == 0:
 		fmt.Fprintln(os.Stderr, "report: no test ran")
@@ -96,6 +100,43 @@ func run(verbose bool, args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// commands are what stands between "--and".
+func commands(args []string) (all [][]string) {
+	for {
+		i := slices.Index(args, "--and")
+		if i < 0 {
+			return append(all, args)
+		}
+		all, args = append(all, args[:i]), args[i+1:]
+	}
+}
+
+// run runs a command and takes in its events.
+func (c *counter) run(command []string) error {
+	if len(command) == 0 {
+		return errors.New("a command is missing")
+	}
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return err
+	}
+	readErr := c.read(out)
+	return errors.Join(readErr, cmd.Wait())
+}
+
+// add counts what another counter has.
+func (c *counter) add(of counter) {
+	c.passed, c.failed, c.skipped = c.passed+of.passed, c.failed+of.failed, c.skipped+of.skipped
+	c.packages, c.failedPackages = c.packages+of.packages, c.failedPackages+of.failedPackages
+	c.subtests += of.subtests
+	c.skips, c.failures, c.slow = append(c.skips, of.skips...), append(c.failures, of.failures...), append(c.slow, of.slow...)
 }
 
 // pattern is what a command of `go test` has as -run.

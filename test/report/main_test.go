@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -65,6 +66,22 @@ func TestReportFailsWithCommandOrWithoutTests(t *testing.T) {
 		testenv.Equal(t, run(false, []string{"sh", "-c", script}), want, "%s:", script)
 	}
 	testenv.Contains(t, string(testenv.Must(os.ReadFile(note))(t)), "tests passed", "the note is")
+}
+
+// TestCommandsSideBySide: all of them run at the same time, and each can make the report fail.
+func TestCommandsSideBySide(t *testing.T) {
+	note := filepath.Join(t.TempDir(), "note")
+	t.Setenv("CORACLE_TEST_NOTE", note)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	const good = `echo '{"Action":"pass","Package":"m/p","Test":"T"}'`
+	side := func(second string) int {
+		return run(false, []string{"sh", "-c", good + "; cat " + fifo, "--and", "sh", "-c", second})
+	}
+	testenv.NoError(t, syscall.Mkfifo(fifo, 0o600))
+	testenv.Equal(t, side(good+"; echo >"+fifo), 0, "both succeed:")
+	testenv.Contains(t, string(testenv.Must(os.ReadFile(note))(t)), "2 tests passed", "the note is")
+	testenv.Equal(t, side(good+"; echo >"+fifo+"; exit 3"), 1, "the second fails:")
+	testenv.Equal(t, run(false, []string{"sh", "-c", good, "--and"}), 1, "the second is missing:")
 }
 
 // TestPatternWithoutMatchFails: a pattern that no part of a test fits has the test itself pass with nothing done, and
