@@ -50,42 +50,51 @@ type kubeletAPI struct {
 
 // run asks until ctx is done.
 func (k *kubeletAPI) run(ctx context.Context) {
-	with, refusals, reported := time.Now(), 0, false
+	with, refusals, reported := time.Now(), 0, false // with: no kubelet was known to be without the API then
+	var failed error                                 // the last request along the kubelet's way, if it is to be reported
+	left := func() time.Duration { return max(withoutAPIFor-time.Since(with), 0) }
 	for ctx.Err() == nil {
-		left := max(withoutAPIFor-time.Since(with), 0)
-		if reported || left == 0 {
-			left = askTimeout
+		if failed == nil || reported || left() > 0 {
+			timeout := askTimeout
+			if l := left(); l > 0 && !reported { // so that it has ended when it is time to report
+				timeout = min(timeout, l)
+			}
+			failed = within(ctx, timeout, k.own)
+			if refusals++; !refused(failed) {
+				refusals = 0
+			}
 		}
-		err := within(ctx, min(left, askTimeout), k.own)
-		if err == nil {
+		if failed == nil {
 			if k.refused(false); reported {
 				k.log.Info("the kubelet has the API again")
 				k.regain()
 			}
-			with, refusals, reported = time.Now(), 0, false
+			with, reported = time.Now(), false
 			timers.Sleep(ctx, timers.Until(askEvery))
 			continue
 		}
-		if refusals++; !refused(err) {
-			refusals = 0
-		}
 		if refusals == refusedOften {
 			k.log.Error("the API server refuses the kubelet; the node's pods run on, and the node will not be ready until that ends",
-				"reason", err)
+				"reason", failed)
 			k.refused(true)
 		}
 		switch {
 		case within(ctx, askTimeout, k.another) != nil: // no API server answers this machine
 			with = time.Now()
-		case !reported && time.Since(with) >= withoutAPIFor:
-			why := "the kubelet does not reach the API server, which answers this machine another way: " + err.Error() +
+		case !reported && left() == 0:
+			why := "the kubelet does not reach the API server, which answers this machine another way: " + failed.Error() +
 				". Check whether a firewall rule blocks it, and whether another program has that port (ss -lntp)"
-			failed := within(ctx, askTimeout, func(ctx context.Context) error { return k.report(ctx, why) })
-			if reported = failed == nil; reported {
+			err := within(ctx, askTimeout, func(ctx context.Context) error { return k.report(ctx, why) })
+			if reported = err == nil; reported {
 				k.log.Error("the node is not ready; its pods run on", "reason", why)
 			}
+			failed = nil // the kubelet's way is tried before it is reported again
 		}
-		timers.Sleep(ctx, min(askAgain, max(withoutAPIFor-time.Since(with), askAgain/4)))
+		pause := askAgain
+		if l := left(); l > 0 {
+			pause = min(pause, l)
+		}
+		timers.Sleep(ctx, pause)
 	}
 }
 
