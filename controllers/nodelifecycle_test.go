@@ -120,7 +120,7 @@ func TestPodsStayReadyWhileTheirNodeSaysThatItIsNot(t *testing.T) {
 		}()
 		time.Sleep(time.Minute) // of the bubble's clock: the controller knows the node by then
 		testenv.Must(client.CoreV1().Pods("default").Create(ctx, pod, metav1.CreateOptions{}))(t)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // of the bubble's clock: no event says that the controller leaves the pod alone
 		got := testenv.Must(client.CoreV1().Pods("default").Get(ctx, "some", metav1.GetOptions{}))(t)
 		testenv.Equal(t, got.Status.Conditions[0].Status, corev1.ConditionTrue, "the pod is ready:")
 		cancel()

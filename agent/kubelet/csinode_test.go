@@ -70,20 +70,27 @@ func (h startingHost) GetServiceAccountTokenFunc() func(string, string, *authent
 	return nil
 }
 
+// startKubelet starts a kubelet's plugin while the node's CSINode cannot be written for so long.
+func startKubelet(t *testing.T, busy time.Duration, returns bool) startingHost {
+	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", UID: "1"}})
+	began := time.Now()
+	client.PrependReactor("create", "csinodes", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return time.Since(began) < busy, nil, errors.New("the store is busy")
+	})
+	host := startingHost{client: client, reported: make(chan error, 100)} // more than there are reports
+	p := patientCSI{csiPlugin: csi.ProbeVolumePlugins()[0].(csiPlugin), returns: returns}
+	testenv.NoError(t, p.Init(host))
+	return host
+}
+
 // The API server fails for longer than the 140 seconds after which upstream's plugin ends the process.
 func TestKubeletWaitsForItsCSINode(t *testing.T) {
 	exit := klog.OsExit
 	defer func() { klog.OsExit = exit }()
 	klog.OsExit = func(int) { panic("the kubelet ended its process") }
 	synctest.Test(t, func(t *testing.T) {
-		client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", UID: "1"}})
 		began := time.Now()
-		client.PrependReactor("create", "csinodes", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return time.Since(began) < time.Hour, nil, errors.New("the store is busy")
-		})
-		host := startingHost{client: client, reported: make(chan error, 100)} // more than there are reports
-		p := patientCSI{csiPlugin: csi.ProbeVolumePlugins()[0].(csiPlugin)}
-		testenv.NoError(t, p.Init(host))
+		host := startKubelet(t, time.Hour, false)
 		var last error
 		for last = range host.reported {
 			if last == nil {
@@ -94,7 +101,7 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 			t.Errorf("the kubelet was ready after %v, want soon after an hour", waited)
 		}
 		var got *storagev1.CSINode
-		got, err := client.StorageV1().CSINodes().Get(context.Background(), "one", metav1.GetOptions{})
+		got, err := host.client.StorageV1().CSINodes().Get(context.Background(), "one", metav1.GetOptions{})
 		testenv.False(t, err != nil || got.OwnerReferences[0].UID != "1", "the CSINode object: %v, %v", got, err)
 	})
 }
@@ -102,16 +109,9 @@ func TestKubeletWaitsForItsCSINode(t *testing.T) {
 // The kubelet's first status comes before the object is written where the API server is slow.
 func TestNodeThatReturnsIsReadyBeforeItsCSINodeIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", UID: "1"}})
-		began := time.Now()
-		client.PrependReactor("create", "csinodes", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return time.Since(began) < time.Minute, nil, errors.New("the store is busy")
-		})
-		host := startingHost{client: client, reported: make(chan error, 100)} // more than there are reports
-		p := patientCSI{csiPlugin: csi.ProbeVolumePlugins()[0].(csiPlugin), returns: true}
-		testenv.NoError(t, p.Init(host))
+		host := startKubelet(t, time.Minute, true)
 		time.Sleep(2 * time.Minute) // of the bubble's clock: by then the object can be written
-		testenv.Must(client.StorageV1().CSINodes().Get(t.Context(), "one", metav1.GetOptions{}))(t)
+		testenv.Must(host.client.StorageV1().CSINodes().Get(t.Context(), "one", metav1.GetOptions{}))(t)
 		for len(host.reported) > 0 {
 			if err := <-host.reported; err != nil {
 				t.Errorf("the node is not ready: %v", err)
