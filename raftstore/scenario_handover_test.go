@@ -3,9 +3,16 @@
 package raftstore
 
 import (
+	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
 // A write's answer is lost, because the leader dies when it has done it. The
@@ -99,5 +106,38 @@ func TestScenarioCrashes(t *testing.T) {
 			}
 		}
 		w.stop()
+	})
+}
+
+// A write of a term that ends while another server takes the lead is fenced, or its outcome is open. It does not say
+// that there is no leader: its writer would try again.
+func TestScenarioWritesOfTransferredTerm(t *testing.T) {
+	scenarios(t, 3, 3, func(c *cluster) {
+		for range 5 {
+			leader := c.leader()
+			store := leader.running()
+			term := store.Status().Leadership.Term
+			var writing sync.WaitGroup
+			for i := range 8 {
+				writing.Go(func() {
+					for n := 0; ; n++ {
+						value := fmt.Sprintf("%d of writer %d in term %d", n, i, term)
+						_, err := store.Write(WithTerm(c.ctx, term), &pb.PutRequest{Key: []byte("k"), Value: []byte(value)})
+						if err == nil {
+							continue
+						}
+						if !errors.Is(err, mvcc.ErrFenced) && !errors.Is(err, rpctypes.ErrGRPCTimeoutDueToLeaderFail) {
+							c.Errorf("seed %d: a write of term %d, when another server led: %v", c.seed, term, err)
+						}
+						return
+					}
+				})
+			}
+			c.pass(100 * time.Millisecond)
+			err := store.Cluster().TransferLeadership(c.ctx)
+			c.failIf(err != nil, "%v", err)
+			writing.Wait()
+			c.leader()
+		}
 	})
 }

@@ -62,19 +62,26 @@ func (w *writer) own(ctx context.Context, req mvcc.Request) (any, error) {
 
 // inTerm runs a command only in this server's own leadership of a term. It gives up when late is closed.
 func (w *writer) inTerm(ctx context.Context, c mvcc.Command, term uint64, late <-chan struct{}) (any, error) {
-	lead, changed := w.leadership.get()
-	if !lead.Leader || lead.Term != term {
-		return nil, mvcc.ErrFenced
-	}
-	if err := w.admit(); err != nil {
-		return nil, err
-	}
 	c.Fence = term
-	res, err := w.proposer.propose(ctx, bounds{moved: changed, late: late}, c)
-	if errors.Is(err, errUntried) && ctx.Err() == nil {
-		return nil, mvcc.ErrFenced
+	for {
+		lead, changed := w.leadership.get()
+		if !lead.Leader || lead.Term != term {
+			return nil, mvcc.ErrFenced
+		}
+		if err := w.admit(); err != nil {
+			return nil, err
+		}
+		res, err := w.proposer.propose(ctx, bounds{moved: changed, late: late}, c)
+		switch {
+		case ctx.Err() != nil:
+		case errors.Is(err, errUntried), errors.Is(err, raft.ErrNotLeader): // raft knows earlier that it does not lead
+			return nil, mvcc.ErrFenced
+		case errors.Is(err, raft.ErrLeadershipTransferInProgress): // which may come to nothing
+			pause(ctx, changed)
+			continue
+		}
+		return w.outcome(ctx, res, err)
 	}
-	return w.outcome(ctx, res, err)
 }
 
 func (w *writer) outcome(ctx context.Context, res mvcc.Result, err error) (any, error) {
