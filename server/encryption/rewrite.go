@@ -145,8 +145,7 @@ func (r *rewriter) one(ctx context.Context, gvr schema.GroupVersionResource, o *
 	return nil
 }
 
-// LoadedHashes are the names of the configurations that an API server says it has loaded since it runs; none when it
-// still has that of its start.
+// LoadedHashes are the names of the configurations that an API server says it goes by: one, or none without encryption.
 func LoadedHashes(ctx context.Context, config *rest.Config) ([]string, error) {
 	client, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {

@@ -54,16 +54,17 @@ type sharedKeys struct {
 // Pull makes this server's files say what the store does, and returns the generation; 0 when the store has no keys, or
 // the configuration was written by hand.
 func (s Shared) Pull(ctx context.Context) (uint64, error) {
-	r, err := s.read(ctx)
-	if err != nil || r.revision == 0 {
-		return 0, err
-	}
-	path := filepath.Join(s.Dir, configFile)
+	// What is read before the lock is held may be older than what another process has written since.
 	editing, err := lock(ctx, filepath.Join(s.Dir, editLock), true)
 	if err != nil {
 		return 0, err
 	}
 	defer editing.Close()
+	r, err := s.read(ctx)
+	if err != nil || r.revision == 0 {
+		return 0, err
+	}
+	path := filepath.Join(s.Dir, configFile)
 	l, err := readLayout(path)
 	if errors.Is(err, errForeign) {
 		return 0, nil

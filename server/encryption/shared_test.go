@@ -343,6 +343,54 @@ func TestTakeKeepsUnknownKeys(t *testing.T) {
 	}
 }
 
+// heldKV is a store whose answer to a read comes when it is released.
+type heldKV struct {
+	clientv3.KV
+	read, release chan struct{}
+}
+
+func (h heldKV) Get(ctx context.Context, k string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	out, err := h.KV.Get(ctx, k, opts...)
+	close(h.read)
+	<-h.release
+	return out, err
+}
+
+// TestOlderKeysDoNotReplaceNewer: a command and the server itself take the keys over at the same time, and the command
+// has read them before the other server began the next stage.
+func TestOlderKeysDoNotReplaceNewer(t *testing.T) {
+	dir, kv := t.TempDir(), &memory{data: map[string]*mvccpb.KeyValue{}}
+	ensure(t, Options{Dir: dir, Resources: secrets})
+	path := filepath.Join(dir, configFile)
+	l := testenv.Must(readLayout(path))(t)
+	server := Shared{KV: kv, Secret: []byte("of the cluster"), Dir: dir}
+	second := testenv.Must(newKey(l.keyNames()))(t)
+	r := testenv.Must(server.put(t.Context(), sharedKeys{Keys: []key{l.keys[0], second}, State: state{Stage: StagePrepare, NewKey: second.Name}}))(t)
+
+	held := heldKV{KV: kv, read: make(chan struct{}), release: make(chan struct{})}
+	command := server
+	command.KV = held
+	var both sync.WaitGroup
+	both.Go(func() { testenv.Check(t, testenv.Err(command.Pull(t.Context()))) })
+	<-held.read
+	r.Keys, r.State.Stage = []key{second, l.keys[0]}, StageReencrypt
+	testenv.Must(server.put(t.Context(), r))(t)
+	done := make(chan struct{})
+	both.Go(func() {
+		defer close(done)
+		testenv.Check(t, testenv.Err(server.Pull(t.Context())))
+	})
+	select {
+	case <-done:
+	case <-time.After(100 * time.Millisecond): // it may wait for the command
+	}
+	close(held.release)
+	both.Wait()
+	if l, err := readLayout(path); err != nil || !slices.Equal(l.keyNames(), []string{second.Name, "key1"}) {
+		t.Errorf("the server has the keys %v, %v", l.keyNames(), err)
+	}
+}
+
 // TestSharedRotationLeaderDies: the store's leader dies at each call of a rotation in turn, before it has done what it
 // was asked for or after it. The rotation ends all the same, or it is run again on another server: then no server has
 // ever written with a key that another one lacks, and everything is written with the newest.

@@ -51,8 +51,6 @@ type EncryptionKeys struct {
 	watcher  clientv3.Watcher
 	// drain returns when the writes that have begun are over.
 	drain func(context.Context) error
-	// atStart names the configuration with which the API server starts.
-	atStart string
 }
 
 // PullEncryptionKeys takes the keys over before the API server starts: one with an old key could write what the others
@@ -66,9 +64,7 @@ func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func
 	if _, err := shared.Pull(ctx); err != nil {
 		return nil, err
 	}
-	k := &EncryptionKeys{serverID: serverID, log: log, shared: shared, drain: drain, watcher: client.Watcher}
-	k.atStart, err = encryption.ConfigHash(f.Cred)
-	return k, err
+	return &EncryptionKeys{serverID: serverID, log: log, shared: shared, drain: drain, watcher: client.Watcher}, nil
 }
 
 // Run follows the keys and says when this API server goes by them, until ctx is done.
@@ -117,10 +113,7 @@ func (k *EncryptionKeys) loaded(ctx context.Context, config *rest.Config) (bool,
 	if err != nil {
 		return false, nil //nolint:nilerr // it is asked again
 	}
-	if len(hashes) == 0 {
-		hashes = []string{k.atStart}
-	}
-	return !slices.ContainsFunc(hashes, func(h string) bool { return h != want }), nil
+	return slices.Equal(hashes, []string{want}), nil
 }
 
 // settle returns when nothing is under way any more that was encrypted before the API server had loaded the present

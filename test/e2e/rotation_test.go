@@ -80,13 +80,17 @@ func TestRotateWithSeveralServers(t *testing.T) {
 	}
 	defer writing.Wait()
 	defer stop()
-	harness.Eventually(t, 2*soon, "the first rotation", func() error { // given again it goes on
-		out, err := servers[1].Run(servers[1].Coracle(), "secrets-encrypt", "rotate", "--data-dir", servers[1].DataDir)
+	rotates := func(s *harness.Server) error { // given again it goes on
+		for _, s := range servers { // a rotation waits for one whose process has ended
+			testenv.NoError(t, s.Alive())
+		}
+		out, err := s.Run(s.Coracle(), "secrets-encrypt", "rotate", "--data-dir", s.DataDir)
 		if err != nil {
 			err = fmt.Errorf("%w\n%s", err, out)
 		}
 		return err
-	})
+	}
+	harness.Eventually(t, 2*soon, "the first rotation", func() error { return rotates(servers[1]) })
 	stop()
 	writing.Wait()
 	all("after a rotation", "key2", servers)
@@ -101,13 +105,7 @@ func TestRotateWithSeveralServers(t *testing.T) {
 	off.WaitAPI()
 	leader.Start()
 	leader.WaitAPI()
-	harness.Eventually(t, 2*soon, "the rotation is brought to its end on another server", func() error {
-		out, err := off.Run(off.Coracle(), "secrets-encrypt", "rotate", "--data-dir", off.DataDir)
-		if err != nil {
-			err = fmt.Errorf("%w\n%s", err, out)
-		}
-		return err
-	})
+	harness.Eventually(t, 2*soon, "the rotation is brought to its end on another server", func() error { return rotates(off) })
 	all("after the second rotation", "key3", servers)
 	late := site.NewMachine().NewPeer(first, "--disable-agent")
 	late.Start()
