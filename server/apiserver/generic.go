@@ -44,7 +44,7 @@ type generic struct {
 // buildGeneric does what upstream's BuildGenericConfig does, in the same order,
 // with our loopback client and without the OpenAPI v2 definitions.
 func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Transport, token string, dial utilnet.DialFunc,
-	logger *slog.Logger) (*generic, error) {
+	ready <-chan struct{}, logger *slog.Logger) (*generic, error) {
 	c := genericapiserver.NewConfig(legacyscheme.Codecs)
 	resources := controlplane.DefaultAPIResourceConfigSource()
 	c.MergedResourceConfig = resources
@@ -69,7 +69,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	g.informers = ownInformers{informers.NewSharedInformerFactoryWithOptions(client, informerResync,
 		informers.WithTransform(trim), informers.WithInformerName(opts.InformerName))}
 	policies := g.informers.Admissionregistration().V1().MutatingAdmissionPolicies().Informer()
-	loopback.Transport, err = newIndexForPolicies(transport, policies)
+	loopback.Transport, err = newIndexForPolicies(retriedServices{transport, ready}, policies)
 	if err != nil {
 		return nil, fmt.Errorf("waiting for mutating admission policies: %w", err)
 	}

@@ -13,15 +13,20 @@ import (
 	"runtime/pprof"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	etcdkubernetes "go.etcd.io/etcd/client/v3/kubernetes"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/raftstore/upstream"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -165,6 +170,41 @@ func TestStartWaitsForUnresponsiveStore(t *testing.T) {
 			t.Error("it was ready before the store answered")
 		}
 	})
+}
+
+// leaderlessKV is a store that has no leader for some reads of Services, from the first read of the node ports in use on.
+type leaderlessKV struct {
+	clientv3.KV
+	ports *atomic.Bool
+	left  *atomic.Int32 // reads that fail
+}
+
+func (l leaderlessKV) Get(ctx context.Context, k string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if strings.HasPrefix(k, "/registry/services/specs") && l.ports.Load() && l.left.Add(-1) >= 0 {
+		return nil, rpctypes.ErrNoLeader
+	}
+	out, err := l.KV.Get(ctx, k, opts...)
+	if k == "/registry/ranges/servicenodeports" && err == nil {
+		l.ports.Store(true)
+	}
+	return out, err
+}
+
+// TestStartSurvivesElectionInNodePortsCheck: the store loses its leader for a moment between two reads of upstream's
+// check of the node ports in use. Upstream begins that check again after three minutes, and ends the process after one.
+func TestStartSurvivesElectionInNodePortsCheck(t *testing.T) {
+	noExit(t)
+	f := newFixture(t)
+	var ports atomic.Bool
+	var left atomic.Int32
+	left.Store(3)
+	upstream.Install(func() *etcdkubernetes.Client {
+		c := f.store.Client()
+		c.KV = leaderlessKV{c.KV, &ports, &left}
+		return c
+	})
+	f.start(t, f.options(t))
+	testenv.True(t, left.Load() < 0, "no read of Services failed")
 }
 
 // allowedLeak is how many goroutines upstream leaves for each server that ends.

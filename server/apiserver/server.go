@@ -73,7 +73,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	}
 	opts.InformerName = s.informers
 	s.transport = memtransport.New(memtransport.Options{Logger: o.Logger})
-	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Dial, o.Logger)
+	g, err := buildGeneric(opts, s.transport, uuid.NewString(), o.Dial, s.ready, o.Logger)
 	if err == nil {
 		if unauthenticated != nil {
 			g.config.Authentication.Authenticator = identifying{g.config.Authentication.Authenticator, unauthenticated}
