@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	names "k8s.io/kubernetes/test/utils/image"
@@ -94,6 +95,19 @@ func desiredImages(p Programs) ([]imagetar.Image, error) {
 	return append(images, nonRoot), nil
 }
 
+// wget is Debian's busybox', which ends with a segmentation fault when it is given -T, the time that it has.
+const wget = `#!/bin/bash
+args=() time=
+while [ $# -gt 0 ]; do
+  case $1 in
+    -T) time=$2; shift ;;
+    *) args+=("$1") ;;
+  esac
+  shift
+done
+exec ${time:+timeout "$time"} busybox wget "${args[@]}"
+`
+
 // boxFiles is busybox with all its applets.
 func boxFiles() ([]imagetar.File, error) {
 	list, err := exec.Command(busybox, "--list").Output()
@@ -102,9 +116,10 @@ func boxFiles() ([]imagetar.File, error) {
 	}
 	files := append([]imagetar.File{
 		{Path: "/bin/busybox", Source: busybox, Mode: 0o755}, {Path: "/bin/bash", Source: bash, Mode: 0o755}, {Path: "/bin/sh", Link: "bash"},
+		{Path: "/bin/wget", Body: []byte(wget), Mode: 0o755},
 	}, users...)
 	for applet := range strings.FieldsSeq(string(list)) {
-		if applet != "busybox" && applet != "bash" && applet != "sh" {
+		if !slices.Contains([]string{"busybox", "bash", "sh", "wget"}, applet) {
 			files = append(files, imagetar.File{Path: "/bin/" + applet, Link: "busybox"})
 		}
 	}
