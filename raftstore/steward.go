@@ -65,7 +65,6 @@ type acquaintance struct {
 func (s *steward) run(ctx context.Context) {
 	known := &acquaintances{of: make(map[raft.ServerID]*acquaintance)}
 	var full time.Time
-	var tried raft.ServerID
 	var space room
 	defer s.quota.withoutRoom.Store(false) // the next leader knows
 	for {
@@ -84,7 +83,7 @@ func (s *steward) run(ctx context.Context) {
 		case time.Since(full) <= fullFor:
 			continue // a vote that is taken might be that of the one that has room
 		default:
-			tried = s.handToRoom(ctx, tried)
+			s.handToRoom(ctx)
 			full = time.Now() // not again at once
 		}
 		s.settleVotes(ctx, known)
@@ -173,12 +172,9 @@ func (s *steward) transferVote(ctx context.Context, members []raft.Server, at ui
 	return s.transferAt(ctx, server)
 }
 
-// handToRoom makes a voter lead that can and whose disk is not full, if there is one. It begins behind the one that
-// was tried last, and returns who was tried now.
-func (s *steward) handToRoom(ctx context.Context, last raft.ServerID) (tried raft.ServerID) {
-	servers := votersOf(s.raft.GetConfiguration().Configuration().Servers)
-	behind := 1 + slices.IndexFunc(servers, func(m raft.Server) bool { return m.ID == last })
-	room := slices.DeleteFunc(slices.Concat(servers[behind:], servers[:behind]), func(m raft.Server) bool {
+// handToRoom makes a voter lead that can and whose disk is not full, if there is one.
+func (s *steward) handToRoom(ctx context.Context) {
+	room := slices.DeleteFunc(votersOf(s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
 		if m.ID == s.id {
 			return true
 		}
@@ -186,22 +182,16 @@ func (s *steward) handToRoom(ctx context.Context, last raft.ServerID) (tried raf
 		return err != nil || info.Full || info.Stalled
 	})
 	if len(room) == 0 { // then nothing is written either, where there is no room for it
-		return last
+		return
 	}
-	able := canLead(ctx, s, room, len(room))
-	for _, server := range room {
-		if !slices.Contains(able, server) {
-			continue
-		}
-		last = server.ID
+	for _, server := range canLead(ctx, s, room, len(room)) {
 		s.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
 		err := s.transferAt(ctx, server)
 		if err == nil || ctx.Err() != nil {
-			break
+			return
 		}
 		s.log.Warn("could not hand the store's leadership over", "err", err)
 	}
-	return last
 }
 
 // othersVote says whether another server has a vote.
