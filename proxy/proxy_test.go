@@ -6,12 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +22,8 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
+	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -292,5 +297,25 @@ func TestFirstUsableBackendIsChosen(t *testing.T) {
 		if !strings.Contains(why, c.why) || (b == nil) != (c.fail != "") || (err == nil) != (c.fail == "") || err != nil && !strings.Contains(err.Error(), c.fail) {
 			t.Errorf("%s: got %v because %q, %v", c.name, b, why, err)
 		}
+	}
+}
+
+// TestChangeOfModeSaysWhichConnectionsEnd: the log says what becomes of the connections that began with the mode that
+// was removed.
+func TestChangeOfModeSaysWhichConnectionsEnd(t *testing.T) {
+	netns.RequireNFT(t)
+	for removed, want := range map[string]string{
+		ModeIPVS:     "most of those that began with it end",
+		ModeNFTables: "those that began with it go on",
+	} {
+		var log strings.Builder
+		p := frontOf(t, &recorder{})
+		p.o.RecordFile, p.log = filepath.Join(t.TempDir(), "service-proxy"), logr.FromSlogHandler(slog.NewTextHandler(&log, nil))
+		testenv.NoError(t, nft.RecordServiceRules(p.o.RecordFile, removed))
+		for range 2 { // the second time nothing of another mode is left
+			p.removeOthers()
+		}
+		testenv.Contains(t, log.String(), " backend="+removed+` connections="`+want, "the log says")
+		testenv.Equal(t, strings.Count(log.String(), "\n"), 1, "lines in the log:\n%s\nnumber", log.String())
 	}
 }

@@ -20,14 +20,16 @@ import (
 	"k8s.io/apiserver/pkg/audit/policy"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	kubeoptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestCISProfileAuditsAndRefuses starts a server with the profile: who did something is in the log, and pods and
-// Services are refused as it says.
+// TestCISProfileAuditsAndRefuses starts a server with the profile: who did something is in the log, and pods, Services
+// and too many events are refused as it says.
 func TestCISProfileAuditsAndRefuses(t *testing.T) {
+	lowerEventLimits(t)
 	f := newFixture(t)
 	o := f.options(t)
 	o.Profile, o.AuditLog = ProfileCIS, filepath.Join(f.dir, "logs", "audit.log")
@@ -54,6 +56,7 @@ func TestCISProfileAuditsAndRefuses(t *testing.T) {
 	_, err := c.CoreV1().Services(ns).Create(t.Context(), &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "s"},
 		Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}, ExternalIPs: []string{"198.51.100.1"}}}, metav1.CreateOptions{})
 	testenv.True(t, apierrors.IsForbidden(err), "a Service with external IPs: %v", err)
+	tooManyEvents(t, c.CoreV1().Events(ns), ns)
 	testenv.Contains(t, string(testenv.Must(c.Discovery().RESTClient().Get().AbsPath("/flagz").Do(t.Context()).Raw())(t)), "audit-log-maxage", "/flagz says")
 	s.stop()
 	fi, err := os.Stat(o.AuditLog)
@@ -74,6 +77,31 @@ func TestCISProfileAuditsAndRefuses(t *testing.T) {
 		}
 	}
 	testenv.True(t, refused, "the refused pod is not in the log:\n%s", data)
+}
+
+// lowerEventLimits has the profile's limits of events be ones that the slowest machine reaches.
+func lowerEventLimits(t *testing.T) {
+	t.Helper()
+	profile := cisAdmission
+	t.Cleanup(func() { cisAdmission = profile })
+	cisAdmission = bytes.ReplaceAll(profile, []byte("qps: 50, burst: 200"), []byte("qps: 1, burst: 10"))
+	testenv.False(t, bytes.Equal(cisAdmission, profile), "the profile has other limits of events:\n%s", profile)
+}
+
+// tooManyEvents creates events until one is refused for their number.
+func tooManyEvents(t *testing.T, events typedcorev1.EventInterface, ns string) {
+	t.Helper()
+	for n := range 100 {
+		e := &corev1.Event{ObjectMeta: metav1.ObjectMeta{GenerateName: "e-"}, InvolvedObject: corev1.ObjectReference{Namespace: ns}}
+		_, err := events.Create(t.Context(), e, metav1.CreateOptions{})
+		if err != nil {
+			testenv.True(t, n >= 10 && apierrors.IsTooManyRequests(err) && strings.Contains(err.Error(), "limit reached on type"),
+				"after %d events: %v", n, err)
+			t.Logf("after %d events: %v", n, err)
+			return
+		}
+	}
+	t.Error("none of 100 events is refused")
 }
 
 // TestOperatorsArgumentsOverrideProfile: the operator's own arguments count.

@@ -148,6 +148,7 @@ func TestHelmCharts(t *testing.T) {
 		return err
 	})
 
+	s.ReservedListeners(8879, 8880) // where the repository and the chart server of this test listen
 	s.Kubectl("delete", "helmcharts", "--all", "-A", "--timeout=300s")
 	for _, what := range []string{"deployments", "secrets"} {
 		testenv.Equal(t, k.Kubectl("get", what, "-o", "name"), "", "charts that are gone have left")

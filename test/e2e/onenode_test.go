@@ -69,6 +69,7 @@ func TestOneNode(t *testing.T) {
 		begun.Wait()
 	})
 	s.In(t).Becomes(longer, "", "get", "pods", "-A", "-o", "name")
+	s.ReservedListeners() // nor has what pods, clients and the console used opened one
 	t.Run("version", func(t *testing.T) {
 		out := s.In(t).Kubectl("version", "-o", "json")
 		if strings.Count(out, `"gitVersion": "v1.37.`) != 2 || strings.Count(out, "+coracle") < 2 {

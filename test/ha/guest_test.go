@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,7 +53,7 @@ type guests struct {
 	written []string         // ConfigMaps that were acknowledged
 }
 
-// guest is one of them: a server, or an agent with its node.
+// guest is one of them: a server, an agent with its node, or both.
 type guest struct {
 	*harness.Guest
 	*guests
@@ -76,7 +77,10 @@ func newGuests(t *testing.T) *guests {
 func (g *guests) add(number int, role, args string) *guest {
 	g.t.Helper()
 	memory, clockAt, command := 1000, ":6443/readyz", "server --disable-agent --write-kubeconfig /run/disk/kubeconfig"
-	if role == "agent" {
+	switch role {
+	case "server and agent":
+		memory, command = 2000, strings.Replace(command, " --disable-agent", "", 1)
+	case "agent":
 		memory, clockAt, command = 1200, ":10250/healthz", "agent" // the kubelet's
 	}
 	made := g.site.NewGuest(g.shared, harness.GuestOptions{
