@@ -172,7 +172,7 @@ func TestStartWaitsForUnresponsiveStore(t *testing.T) {
 	})
 }
 
-// leaderlessKV is a store that has no leader for some reads of Services, from the first read of the node ports in use on.
+// leaderlessKV is a store that has no leader for some reads of Services, after the first read of the node ports in use.
 type leaderlessKV struct {
 	clientv3.KV
 	ports *atomic.Bool
