@@ -160,11 +160,11 @@ conformance: build ## upstream's conformance suite, built from its module, on a 
 	  $(if $(LABELS),-labels '$(LABELS)')
 
 # By hand, and slow: whatever a pod does takes ten times as long there.
-guest-conformance: build ## upstream's specs of Services and NetworkPolicies on a node whose kernel has IPVS, in a second kernel (root, gcc, 140 MB of source, hours); FOCUS='…' of some
+guest-conformance: build ## upstream's specs of Services and NetworkPolicies on a node whose kernel has IPVS, in a second kernel (root, gcc, 140 MB of source, hours); FOCUS='…' of some, SERVERS=3 nodes
 	@packaging/deps.sh build test conformance
 	@folder=$$(packaging/guest-nftables.sh $(BUILD)/guest-nftables) && \
 	  CORACLE_GUEST_NFTABLES=$$folder CORACLE_TEST_REQUIRE=root,embedded,user-mode-linux,guest-nftables CORACLE_BIN=$(CURDIR)/bin/coracle \
-	  $(GO) run -tags '$(TAGS)' ./test/conformance -guest -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)')
+	  $(GO) run -tags '$(TAGS)' ./test/conformance -guest -folder $(BUILD)/conformance -ldflags '$(STABLE_X)' $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') $(if $(SERVERS),-servers $(SERVERS))
 
 # FOCUS: a regular expression of whole names of tests. SERVERS: on so many servers that run pods.
 gateway-conformance: build ## upstream's conformance suite of the Gateway API, built from its module, on a cluster of one node (root, the Go module proxy, ten minutes); SERVERS=3, FOCUS='HTTPRouteWeight' of some tests

@@ -28,8 +28,8 @@ const (
 	onIPVS = "backend=ipvs"
 )
 
-// guestCluster starts a cluster whose one node is a User-Mode Linux with IPVS and nftables, and whose server is an
-// ordinary machine beside it. The node's flags say nothing of IPVS: that it takes it is part of what is tried.
+// guestCluster starts a cluster whose nodes are User-Mode Linuxes with IPVS and nftables, and whose server is an ordinary
+// machine beside them. The nodes' flags say nothing of IPVS: that they take it is part of what is tried.
 func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image) *harness.Server {
 	modules := uml.ModuleFiles(t, "bridge", "vxlan", "overlay")
 	site := harness.NewSite(t)
@@ -42,29 +42,37 @@ func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image
 	server.WaitAPI()
 	token := testenv.Must(os.ReadFile(server.Seen("server", "agent-token")))(t)
 	dir := harness.GuestFolder(t)
-	const name, ip = "guest-1", "10.77.0.21" // as harness.Guest has them
-	args := fmt.Sprintf("agent --server https://%s:6443 --token %s --data-dir /run/disk/data --node-name %s --node-ip %s --private-registry %s\n",
-		server.IP, strings.TrimSpace(string(token)), name, ip, settings)
-	for file, text := range map[string]string{"machine.sh": guests.MachineScript, "modules": strings.Join(modules, "\n") + "\n", "args-" + name: args} {
+	flags := fmt.Sprintf("agent --server https://%s:6443 --token %s --data-dir /run/disk/data --private-registry %s",
+		server.IP, strings.TrimSpace(string(token)), settings)
+	for file, text := range map[string]string{"machine.sh": guests.MachineScript, "modules": strings.Join(modules, "\n") + "\n"} {
 		testenv.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o755))
 	}
 	// The image that nearly all pods have; the mirror has it and all others, whose import would take the machine
 	// minutes.
 	testenv.NoError(t, writeImages(filepath.Join(dir, "box.tar"), carried[:1]))
-	g := site.NewGuest(dir, harness.GuestOptions{
-		Number: 1, Init: filepath.Join(dir, "machine.sh"), Disk: 8 << 30, Memory: 2500,
+	for number := range r.servers {
+		r.guestNode(t, server, dir, number+1, flags)
+	}
+	return server
+}
+
+// guestNode starts a node with what is in dir, and waits until it serves Services by IPVS.
+func (r run) guestNode(t testing.TB, server *harness.Server, dir string, number int, flags string) {
+	g := server.Machine.Site.NewGuest(dir, harness.GuestOptions{
+		Number: number, Init: filepath.Join(dir, "machine.sh"), Disk: 8 << 30, Memory: 2500,
 		Env: []string{"CORACLE=" + server.Coracle(), "SHARED=" + dir, "NFS="},
 	})
-	log := filepath.Join(dir, "log-"+name)
+	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "args-"+g.Name), fmt.Appendf(nil, "%s --node-name %s --node-ip %s\n", flags, g.Name, g.IP), 0o600))
+	log := filepath.Join(dir, "log-"+g.Name)
 	t.Cleanup(func() {
 		text, _ := os.ReadFile(log)
-		_ = os.WriteFile(filepath.Join(r.folder, "node.log"), append(text, g.Console()...), 0o644)
+		_ = os.WriteFile(filepath.Join(r.folder, g.Name+".log"), append(text, g.Console()...), 0o644)
 	})
 	fmt.Fprintf(os.Stderr, "starting a node in a second kernel; its log is %s\n", log)
 	g.Boot()
 	harness.Eventually(t, guestPatience, "the node is ready, and serves Services by IPVS", func() error {
 		g.Running()
-		out, err := server.TryKubectl("get", "node", name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.spec.taints[*].key}`)
+		out, err := server.TryKubectl("get", "node", g.Name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.spec.taints[*].key}`)
 		if err == nil && strings.TrimSpace(out) != "True" {
 			err = fmt.Errorf("it is ready: %q", out)
 		}
@@ -73,5 +81,4 @@ func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image
 		}
 		return err
 	})
-	return server
 }

@@ -61,7 +61,7 @@ func main() {
 	flag.StringVar(&r.labels, "labels", "Conformance", "a filter of Ginkgo's: specs whose labels match")
 	flag.StringVar(&r.skip, "skip", "", "a regular expression: specs to leave out")
 	flag.IntVar(&r.processes, "processes", 4, "how many specs run side by side")
-	flag.IntVar(&r.servers, "servers", 1, "how many servers that run pods the cluster has")
+	flag.IntVar(&r.servers, "servers", 1, "how many servers that run pods the cluster has; with -guest, how many nodes")
 	flag.BoolVar(&r.buildOnly, "build", false, "build programs and images, and end")
 	flag.BoolVar(&r.built, "built", false, "use the programs that the last run built")
 	flag.BoolVar(&r.guest, "guest", false, "run the specs of Services and NetworkPolicies on a node whose kernel is a User-Mode Linux with IPVS")
