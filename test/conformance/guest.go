@@ -28,8 +28,8 @@ const (
 	onIPVS = "backend=ipvs"
 )
 
-// guestCluster starts a cluster whose nodes are User-Mode Linuxes with IPVS and nftables, and whose server is an ordinary
-// machine beside them. The nodes' flags say nothing of IPVS: that they take it is part of what is tried.
+// guestCluster starts a cluster whose nodes are User-Mode Linuxes with IPVS and nftables, and whose server is an
+// ordinary machine beside them. The nodes' flags say nothing of IPVS: that they take it is part of what is tried.
 func (r run) guestCluster(t testing.TB, archive string, carried []imagetar.Image) *harness.Server {
 	modules := uml.ModuleFiles(t, "bridge", "vxlan", "overlay")
 	site := harness.NewSite(t)
