@@ -6,7 +6,7 @@
 //	make conformance                                  all specs of Conformance that may run side by side, then the serial ones
 //	make conformance FOCUS='ConfigMap should be'      those whose name matches
 //	make conformance SERVERS=3                        on three servers that run pods
-//	make guest-conformance                            those of Services and NetworkPolicies, on a node in a second kernel, which has IPVS
+//	make guest-conformance                            those of Services and NetworkPolicies, on a node in a second kernel, which has IPVS; SERVERS=3: on three
 //
 // The suite and the programs in its images are built from upstream's module. There is no image registry: an archive in
 // the node's images folder holds an image for each name that the specs ask for. It needs root, and is no part of a
