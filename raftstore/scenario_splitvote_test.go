@@ -23,18 +23,8 @@ func TestScenarioOneCandidateAtATime(t *testing.T) {
 				stage(t, 1, 5, nil, func(c *cluster) {
 					c.jitter(500*time.Microsecond, 5*time.Millisecond)
 					c.pass(5 * time.Second)
+					c.allStalled(stalled)
 					leader := c.leader()
-					if stalled > 0 {
-						for _, n := range c.nodes {
-							n.stalls()
-						}
-						c.tasks.Go(func() { _, _ = leader.running().Client().Put(c.within(4*time.Second), "k", "v") }) // the disks have something to write
-						c.pass(stalled)
-						c.mendDisks()
-					}
-					testenv.NoError(t, c.writes(leader, 2*time.Minute))
-					c.pass(3 * time.Second)
-					leader = c.leader()
 					left := c.others(leader)
 					with, cutOff := left[:3], left[3]
 					first := slices.MinFunc(with, func(a, b *node) int {
@@ -48,6 +38,55 @@ func TestScenarioOneCandidateAtATime(t *testing.T) {
 					began := time.Now()
 					testenv.NoError(t, c.writes(with[0], time.Minute))
 					if took := time.Since(began); took > 1500*time.Millisecond {
+						t.Errorf("%v without a write", took)
+					}
+				})
+			})
+		}
+	}
+}
+
+// allStalled has the disks of all servers stall for a time, or none, and waits until they write again.
+func (c *cluster) allStalled(d time.Duration) {
+	leader := c.leader()
+	if d > 0 {
+		for _, n := range c.nodes {
+			n.stalls()
+		}
+		c.tasks.Go(func() { _, _ = leader.running().Client().Put(c.within(4*time.Second), "k", "v") }) // the disks have something to write
+		c.pass(d)
+		c.mendDisks()
+	}
+	testenv.NoError(c.T, c.writes(leader, 2*time.Minute))
+	c.pass(3 * time.Second)
+}
+
+// Five voters whose disks were stalled a moment ago, so that a candidacy takes 12 s. The leader's stalls, and so does
+// that of one more, which still answers at first. Of the three that are left two do not reach one another: only the
+// third one can be elected. Whichever of the others becomes a candidate first, alone or at one moment with the other
+// one, the third does not wait for what comes of it.
+func TestScenarioCandidatesWithoutMajority(t *testing.T) {
+	for _, flush := range []time.Duration{0, 240 * time.Millisecond} {
+		for apart := time.Duration(0); apart <= 300*time.Millisecond; apart += 25 * time.Millisecond {
+			t.Run(fmt.Sprintf("flushes of %v, %v apart", flush, apart), func(t *testing.T) {
+				stage(t, 1, 5, nil, func(c *cluster) {
+					c.jitter(500*time.Microsecond, 5*time.Millisecond)
+					c.pass(5 * time.Second)
+					c.allStalled(5 * time.Second)
+					leader := c.leader()
+					left := c.others(leader)
+					a, b, third, stalls := left[0], left[1], left[2], left[3]
+					c.cutLink(a, b)
+					a.faults.DelayFlushes(flush)
+					b.faults.DelayFlushes(flush)
+					c.net.Cut(leader.name, a.name)
+					c.pass(apart)
+					c.partition([]*node{a, b, third, stalls}, []*node{leader})
+					c.cutLink(a, b)
+					stalls.stalls()
+					began := time.Now()
+					testenv.NoError(t, c.writes(third, time.Minute))
+					if took := time.Since(began); took > 4*time.Second {
 						t.Errorf("%v without a write", took)
 					}
 				})

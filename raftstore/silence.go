@@ -63,6 +63,9 @@ type standing struct {
 	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
 	LogTerm, LogIndex uint64
 	FlushDuration     time.Duration `json:"FlushTakes"` // a write to its disk, lately or up to now
+	// VoteFlush is what a write takes now on the disks whose votes it needs, never if too few may vote for it. It is 0
+	// until it has stood for a while.
+	VoteFlush time.Duration `json:",omitempty"`
 }
 
 // standingQuestion is what a voter asks the others.
@@ -90,11 +93,15 @@ func (a standing) settles(own standing) bool {
 func (e *election) standing() standing {
 	logTerm, _ := strconv.ParseUint(e.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
 	state, term := e.raft.State(), e.raft.CurrentTerm()
-	return standing{
+	out := standing{
 		ID: string(e.id), Silent: time.Since(e.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
 		Standing: e.stands(state, term), Polling: e.polling.Load(), Ended: e.leaderEnded(),
 		LogTerm: logTerm, LogIndex: e.raft.LastIndex(), FlushDuration: max(e.dir.FlushDuration(), e.dir.Stalled()),
 	}
+	if last := e.stood.Load(); last != nil {
+		out.VoteFlush = time.Duration(last.voteFlush.Load())
+	}
+	return out
 }
 
 // serveStanding answers another voter that misses the leader, and has this one look at once.
@@ -191,6 +198,7 @@ func (e *election) missLeader(ctx context.Context) {
 		case wait > 0: // it is there, whatever was before: the next silence is another one
 			rest, tries, excused = time.Time{}, 0, false
 		case time.Now().Before(rest):
+			e.measureVotes(ctx)
 			wait = time.Until(rest)
 		case late && !excused:
 			wait, excused = lateRest, true
@@ -244,9 +252,10 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	e.polling.Store(true)
 	defer e.polling.Store(false)
 	answers := e.standings(ctx, leader, standAfter)
+	settles := func(a standing) bool { return a.settles(own) && !e.faster(ctx, own, a, answers) }
 	agreed, ahead := 1, 0
 	for _, a := range answers {
-		if a.settles(own) {
+		if settles(a) {
 			return standAfter
 		}
 		if a.Leads || !e.misses(a) {
@@ -268,7 +277,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 		return standAfter // another one has begun, or the leader is back
 	}
 	if ahead > 0 && slices.ContainsFunc(e.standings(ctx, leader, standAfter, answers...), func(a standing) bool {
-		return a.settles(own) || yields && a.Polling && a.Follower && a.ahead(own)
+		return settles(a) || yields && a.Polling && a.Follower && a.ahead(own)
 	}) {
 		return standAfter // its new term is not on its disk yet
 	}
@@ -293,8 +302,9 @@ const standWithin = 5 * time.Millisecond
 
 // stand is a candidacy that this server or its raft has begun, or that a leader did which handed over.
 type stand struct {
-	at   time.Time
-	term uint64 // raft's before
+	at        time.Time
+	term      uint64       // raft's before
+	voteFlush atomic.Int64 // standing.VoteFlush
 }
 
 // standNow makes this server a candidate; false says that raft had something else to do.

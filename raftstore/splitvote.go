@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package raftstore
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// A candidate may wait for votes that do not come for long: of a voter that it does not reach, of one that stands in the
+// same term, or of one whose disk stalls and which still answers. Where disks stalled a moment ago raft waits 12 to 24 s
+// for them. So a candidate measures what a write takes on the disks whose votes it needs, and a voter that needs quicker
+// ones alone does not wait for it.
+
+// measureVotes measures standing.VoteFlush, if this server has stood for longer than an election takes.
+func (e *election) measureVotes(ctx context.Context) {
+	last, own := e.stood.Load(), e.standing()
+	if last != nil && own.Standing && e.leaderMissedFor(stalledAfter) {
+		last.voteFlush.Store(int64(e.voteFlushOf(ctx, own, e.standings(ctx, "", standAfter))))
+	}
+}
+
+// voteFlushOf is what a write takes now on the disks that this server needs to be elected, and never if too few have
+// answered that may vote for it.
+func (e *election) voteFlushOf(ctx context.Context, own standing, answers []standing) time.Duration {
+	voters := e.voters()
+	votes := slices.DeleteFunc(slices.Clone(answers), func(a standing) bool {
+		return !own.reaches(a) || own.Standing && a.Standing && a.Term == own.Term // that one has voted for itself
+	})
+	if len(votes) < voters/2 {
+		return never
+	}
+	return max(paceOf(votes, voters).withThis, e.flushDurationNow(ctx, e.question().Within))
+}
+
+// faster says whether this voter would be elected long before a candidate that others wait for.
+func (e *election) faster(ctx context.Context, own, candidate standing, answers []standing) bool {
+	return candidate.Standing && candidate.Term == own.Term && candidate.VoteFlush > 0 &&
+		e.leaderMissedFor(stalledAfter) && candidate.VoteFlush > fasterBy*e.voteFlushOf(ctx, own, answers)
+}
+
+// leaderMissedFor says whether this voter has heard no leader for so long.
+func (e *election) leaderMissedFor(d time.Duration) bool { return time.Since(e.LeaderHeard()) > d }
