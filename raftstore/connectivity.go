@@ -69,13 +69,14 @@ func (p *peers) reached(ctx context.Context, enough func([]raft.ServerID) bool) 
 }
 
 // serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the
-// leader. One whose disk stalls would serve neither. A leader that asks for a majority has it store something, too.
+// leader. One whose disk stalls would serve neither. A leader that asks for a majority has it store something, too. One
+// that made way a moment ago would have to do so again, but what kept its entries back may be over.
 func (e *election) serveReach(ctx context.Context, q reachRequest) (reachReply, error) {
 	if e.dir.Stalled() > stalledAfter && !q.Majority {
 		return reachReply{}, errDiskStalled
 	}
 	made := e.aside.Load()
-	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostStuck
+	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostConnectivityPause
 	var enough func([]raft.ServerID) bool
 	if voters := votersOf(e.raft.GetConfiguration().Configuration().Servers); q.Majority {
 		enough = func(reached []raft.ServerID) bool { return majorityReached(voters, reached) }
