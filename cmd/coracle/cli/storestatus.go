@@ -228,7 +228,11 @@ func (s *storeStatus) print(w io.Writer, now time.Time) error {
 		return err
 	}
 	b.WriteByte('\n')
-	if len(s.Problems) == 0 {
+	switch {
+	case len(s.Problems) > 0:
+	case len(s.Members) > 1:
+		b.WriteString("Nothing is wrong with this server's store. coracle status asks the other servers too.\n")
+	default:
 		b.WriteString("Nothing is wrong.\n")
 	}
 	for _, p := range s.Problems {

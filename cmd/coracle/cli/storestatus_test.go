@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -43,5 +44,26 @@ func TestStatusOfAServerThatHasNotCaughtUp(t *testing.T) {
 	problems := strings.Join(st.Problems, "\n")
 	if st.Keys != nil || !strings.Contains(problems, "no leader") || !strings.Contains(problems, "cannot be read") || len(st.Problems) != 2 {
 		t.Errorf("%v keys, problems:\n%s", st.Keys, problems)
+	}
+}
+
+// Only this server's store is asked: where there are others, the output does not say of them that they are well.
+func TestStoreStatusOfOneAmongServers(t *testing.T) {
+	for _, c := range []struct {
+		status storeStatus
+		want   string
+	}{
+		{storeStatus{Members: []storeMember{{Name: "one", Self: true}}}, "\nNothing is wrong.\n"},
+		{
+			storeStatus{Members: []storeMember{{Name: "one", Self: true}, {Name: "two"}}},
+			"\nNothing is wrong with this server's store. coracle status asks the other servers too.\n",
+		},
+		{storeStatus{Members: []storeMember{{Name: "one", Self: true}, {Name: "two"}}, Problems: []string{"it is full"}}, "\n! it is full\n"},
+	} {
+		var b strings.Builder
+		testenv.NoError(t, c.status.print(&b, time.Now()))
+		if !strings.HasSuffix(b.String(), c.want) {
+			t.Errorf("%s\nwant at its end %q", b.String(), c.want)
+		}
 	}
 }
