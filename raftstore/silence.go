@@ -64,7 +64,7 @@ type standing struct {
 	LogTerm, LogIndex uint64
 	FlushDuration     time.Duration `json:"FlushTakes"` // a write to its disk, lately or up to now
 	// VoteFlush is what a write takes now on the disks whose votes it needs, never if too few may vote for it. It is 0
-	// until it has stood for a while.
+	// until that was measured twice.
 	VoteFlush time.Duration `json:",omitempty"`
 }
 
@@ -303,8 +303,9 @@ const standWithin = 5 * time.Millisecond
 // stand is a candidacy that this server or its raft has begun, or that a leader did which handed over.
 type stand struct {
 	at        time.Time
-	term      uint64       // raft's before
-	voteFlush atomic.Int64 // standing.VoteFlush
+	term      uint64        // raft's before
+	measured  time.Duration // the newest measurement of measureVotes, which is of missLeader alone
+	voteFlush atomic.Int64  // standing.VoteFlush
 }
 
 // standNow makes this server a candidate; false says that raft had something else to do.

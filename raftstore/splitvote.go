@@ -13,12 +13,16 @@ import (
 // for them. So a candidate measures what a write takes on the disks whose votes it needs, and a voter that needs quicker
 // ones alone does not wait for it.
 
-// measureVotes measures standing.VoteFlush, if this server has stood for longer than an election takes.
+// measureVotes measures standing.VoteFlush while this server stands. It goes by the smaller one of two measurements: an
+// answer may be late, and a disk that has not flushed since the leader was heard looks slow the first time.
 func (e *election) measureVotes(ctx context.Context) {
 	last, own := e.stood.Load(), e.standing()
-	if last != nil && own.Standing && e.leaderMissedFor(stalledAfter) {
-		last.voteFlush.Store(int64(e.voteFlushOf(ctx, own, e.standings(ctx, "", standAfter))))
+	if last == nil || !own.Standing {
+		return
 	}
+	now := e.voteFlushOf(ctx, own, e.standings(ctx, "", standAfter))
+	last.voteFlush.Store(int64(min(now, last.measured)))
+	last.measured = now
 }
 
 // voteFlushOf is what a write takes now on the disks that this server needs to be elected, and never if too few have
