@@ -252,18 +252,14 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	e.polling.Store(true)
 	defer e.polling.Store(false)
 	answers := e.standings(ctx, leader, standAfter)
-	settles := func(a standing) bool { return a.settles(own) && !e.faster(ctx, own, a, answers) }
-	agreed, ahead := 1, 0
-	for _, a := range answers {
-		if settles(a) {
-			return standAfter
-		}
-		if a.Leads || !e.misses(a) {
-			continue
-		}
-		if agreed++; a.Follower && a.ahead(own) {
-			ahead++
-		}
+	agreed, ahead, settled := e.tally(ctx, own, answers)
+	if !settled && agreed == e.voters()/2 && e.leaderMissedFor(stalledAfter) {
+		// One that led, and reached too few, follows by now and can vote.
+		leader, answers = "", e.standings(ctx, "", standAfter)
+		agreed, ahead, settled = e.tally(ctx, own, answers)
+	}
+	if settled {
+		return standAfter
 	}
 	if agreed <= e.voters()/2 {
 		if own.Ended { // the others are about to find that too
@@ -277,7 +273,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 		return standAfter // another one has begun, or the leader is back
 	}
 	if ahead > 0 && slices.ContainsFunc(e.standings(ctx, leader, standAfter, answers...), func(a standing) bool {
-		return settles(a) || yields && a.Polling && a.Follower && a.ahead(own)
+		return e.settled(ctx, own, a, answers) || yields && a.Polling && a.Follower && a.ahead(own)
 	}) {
 		return standAfter // its new term is not on its disk yet
 	}
@@ -291,6 +287,29 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	}
 	// An election needs every voter's disk. Standing again before it has come to something would keep it from that.
 	return e.candidacy() + time.Duration(rank)*e.opts.ElectionTimeout
+}
+
+// tally counts who does without the leader, this server among them, and who of these comes before it. If one of the
+// answers leaves nothing to be done, it is settled.
+func (e *election) tally(ctx context.Context, own standing, answers []standing) (agreed, ahead int, settled bool) {
+	agreed = 1
+	for _, a := range answers {
+		if e.settled(ctx, own, a, answers) {
+			return 0, 0, true
+		}
+		if a.Leads || !e.misses(a) {
+			continue
+		}
+		if agreed++; a.Follower && a.ahead(own) {
+			ahead++
+		}
+	}
+	return agreed, ahead, false
+}
+
+// settled says whether one of the answers leaves nothing to be done for this server.
+func (e *election) settled(ctx context.Context, own, a standing, answers []standing) bool {
+	return a.settles(own) && !e.faster(ctx, own, a, answers)
 }
 
 // askAgain is how soon a voter asks again whose leader's process has ended, when the others do not say so yet.

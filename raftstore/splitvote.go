@@ -13,11 +13,12 @@ import (
 // for them. So a candidate measures what a write takes on the disks whose votes it needs, and a voter that needs quicker
 // ones alone does not wait for it.
 
-// measureVotes measures standing.VoteFlush while this server stands. It goes by the smaller one of two measurements: an
+// measureVotes measures standing.VoteFlush while this server stands, once its new term is on its disk: who stands
+// beside it takes a newer one. It goes by the smaller one of two measurements: an
 // answer may be late, and a disk that has not flushed since the leader was heard looks slow the first time.
 func (e *election) measureVotes(ctx context.Context) {
 	last, own := e.stood.Load(), e.standing()
-	if last == nil || !own.Standing {
+	if last == nil || !own.Standing || own.Term == last.term {
 		return
 	}
 	now := e.voteFlushOf(ctx, own, e.standings(ctx, "", standAfter))

@@ -29,8 +29,7 @@ func TestScenarioFormerLeaderVotes(t *testing.T) {
 					left[3].crash()
 					began := time.Now()
 					testenv.NoError(t, c.writes(between, 2*time.Minute))
-					took := time.Since(began)
-					if t.Logf("seed %d: a write after %v", seed, took); took > 4*time.Second {
+					if took := time.Since(began); took > 4*time.Second {
 						t.Errorf("seed %d: %v without a write\n%s", seed, took, c.state())
 					}
 				})
@@ -61,7 +60,6 @@ func TestScenarioLateAnswersDuringElection(t *testing.T) {
 						c.jitter(time.Millisecond, time.Microsecond)
 					})
 					took := c.untilLed(left, time.Minute)
-					t.Logf("a leader after %v", took)
 					if grown := max(left[0].term(), left[1].term()) - term; grown > 1 {
 						t.Errorf("%d elections in %v", grown, took)
 					}
