@@ -10,9 +10,9 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// Of five voters two crash, and the link between the leader and one more is cut. The leader reaches a minority and gives
-// its leadership up. The last one reaches it and the other one, so it is elected with the former leader's vote, however
-// long the disks took a moment ago.
+// Of five voters two crash, and the link between the leader and one more is cut. The leader reaches a minority and
+// gives its leadership up. The last one reaches it and the other one, so it is elected with the former leader's vote,
+// however long the disks took a moment ago.
 func TestScenarioFormerLeaderVotes(t *testing.T) {
 	for _, stalled := range []time.Duration{0, 5 * time.Second} {
 		t.Run(fmt.Sprintf("disks stalled for %v", stalled), func(t *testing.T) {
@@ -38,8 +38,8 @@ func TestScenarioFormerLeaderVotes(t *testing.T) {
 	}
 }
 
-// All disks take the same time for a flush. The links are slower for a fifth of a second while a candidate waits for its
-// votes, so that one question to the others is answered too late. No other voter ends the candidacy.
+// All disks take the same time for a flush. The links are slower for a fifth of a second while a candidate waits for
+// its votes, so that one question to the others is answered too late. No other voter ends the candidacy.
 func TestScenarioLateAnswersDuringElection(t *testing.T) {
 	for _, flush := range []time.Duration{300 * time.Millisecond, 900 * time.Millisecond} {
 		for at := 900 * time.Millisecond; at < 2*time.Second; at += 50 * time.Millisecond {

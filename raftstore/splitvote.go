@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// A candidate may wait for votes that do not come for long: of a voter that it does not reach, of one that stands in the
-// same term, or of one whose disk stalls and which still answers. Where disks stalled a moment ago raft waits 12 to 24 s
-// for them. So a candidate measures what a write takes on the disks whose votes it needs, and a voter that needs quicker
-// ones alone does not wait for it.
+// A candidate may wait for votes that do not come for long: of a voter that it does not reach, of one that stands in
+// the same term, or of one whose disk stalls and which still answers. Where disks stalled a moment ago raft waits 12 to
+// 24 s for them. So a candidate measures what a write takes on the disks whose votes it needs, and a voter that needs
+// quicker ones alone does not wait for it.
 
 // measureVotes measures standing.VoteFlush while this server stands, once its new term is on its disk: who stands
 // beside it takes a newer one. It goes by the smaller one of two measurements: an
