@@ -94,3 +94,28 @@ func TestScenarioCandidatesWithoutMajority(t *testing.T) {
 		}
 	}
 }
+
+// Five voters whose disks were stalled a moment ago lose their leader. The one that comes first has a disk that stalls
+// again, and that is not noticed, since nothing is written. It stands, and does not get as far as asking for votes.
+// Another one is elected all the same.
+func TestScenarioCandidateWithStalledDisk(t *testing.T) {
+	seeds(t, 3, func(t *testing.T, seed uint64) {
+		stage(t, seed, 5, nil, func(c *cluster) {
+			c.jitter(500*time.Microsecond, 5*time.Millisecond)
+			c.pass(5 * time.Second)
+			c.allStalled(5 * time.Second)
+			leader := c.leader()
+			left := c.others(leader)
+			first := slices.MinFunc(left, func(a, b *node) int {
+				return strings.Compare(string(a.running().replica.id), string(b.running().replica.id))
+			})
+			first.stalls()
+			c.isolate(leader)
+			began := time.Now()
+			testenv.NoError(t, c.writes(remove(left, first)[0], time.Minute))
+			if took := time.Since(began); took > 4*time.Second {
+				t.Errorf("%v without a write", took)
+			}
+		})
+	})
+}

@@ -13,15 +13,22 @@ import (
 // 24 s for them. So a candidate measures what a write takes on the disks whose votes it needs, and a voter that needs
 // quicker ones alone does not wait for it.
 
-// measureVotes measures standing.VoteFlush while this server stands, once its new term is on its disk: who stands
-// beside it takes a newer one. It goes by the smaller one of two measurements: an
-// answer may be late, and a disk that has not flushed since the leader was heard looks slow the first time.
+// measureVotes measures standing.VoteFlush while this server stands. It goes by the smaller one of two measurements: an
+// answer may be late, and a disk that has not flushed since the leader was heard looks slow the first time. Who stands
+// beside this server takes a newer term than its own. So nothing is measured until that is on its disk, unless the disk
+// stalls.
 func (e *election) measureVotes(ctx context.Context) {
 	last, own := e.stood.Load(), e.standing()
-	if last == nil || !own.Standing || own.Term == last.term {
+	if last == nil || !own.Standing {
 		return
 	}
-	now := e.voteFlushOf(ctx, own, e.standings(ctx, "", standAfter))
+	now := e.dir.Stalled()
+	switch {
+	case own.Term > last.term:
+		now = e.voteFlushOf(ctx, own, e.standings(ctx, "", standAfter))
+	case now < stalledAfter:
+		return
+	}
 	last.voteFlush.Store(int64(min(now, last.measured)))
 	last.measured = now
 }
@@ -41,7 +48,7 @@ func (e *election) voteFlushOf(ctx context.Context, own standing, answers []stan
 
 // faster says whether this voter would be elected long before a candidate that others wait for.
 func (e *election) faster(ctx context.Context, own, candidate standing, answers []standing) bool {
-	return candidate.Standing && candidate.Term == own.Term && candidate.VoteFlush > 0 &&
+	return candidate.Standing && candidate.Term <= own.Term && candidate.VoteFlush > 0 &&
 		e.leaderMissedFor(stalledAfter) && candidate.VoteFlush > fasterBy*e.voteFlushOf(ctx, own, answers)
 }
 
