@@ -26,7 +26,7 @@ func TestNamesOfCalls(t *testing.T) {
 		{etcdapi.Lease{}, "Exists Granted Left Keys"},
 		{reachRequest{}, "Majority"},
 		{reachReply{}, "Reached Unfit"},
-		{standing{}, "ID Silent Follower Leads Standing Polling Ended Term LogTerm LogIndex FlushTakes"},
+		{standing{}, "ID Silent Follower Leads Standing Polling Ended Term LogTerm LogIndex FlushTakes VoteFlush"},
 		{standingQuestion{}, "Within"},
 	} {
 		var names []string
