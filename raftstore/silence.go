@@ -251,11 +251,12 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	own := e.standing()
 	e.polling.Store(true)
 	defer e.polling.Store(false)
-	answers := e.standings(ctx, leader, standAfter)
+	but := leader // who is not asked, as it may not answer
+	answers := e.standings(ctx, but, standAfter)
 	agreed, ahead, settled := e.tally(ctx, own, answers)
 	if !settled && agreed == e.voters()/2 && e.leaderMissedFor(stalledAfter) {
 		// One that led, and reached too few, follows by now and can vote.
-		leader, answers = "", e.standings(ctx, "", standAfter)
+		but, answers = "", e.standings(ctx, "", standAfter)
 		agreed, ahead, settled = e.tally(ctx, own, answers)
 	}
 	if settled {
@@ -272,7 +273,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	}) {
 		return standAfter // another one has begun, or the leader is back
 	}
-	if ahead > 0 && slices.ContainsFunc(e.standings(ctx, leader, standAfter, answers...), func(a standing) bool {
+	if ahead > 0 && slices.ContainsFunc(e.standings(ctx, but, standAfter, answers...), func(a standing) bool {
 		return e.settled(ctx, own, a, answers) || yields && a.Polling && a.Follower && a.ahead(own)
 	}) {
 		return standAfter // its new term is not on its disk yet
