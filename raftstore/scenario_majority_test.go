@@ -15,8 +15,8 @@ import (
 // majorityWithin is how long the servers that are well may take to write, after something has happened.
 const majorityWithin = 15 * time.Second
 
-// A minority of the voters has a stalled or full disk, is dead or cut off, and so may be every server without a vote.
-// Single links between the others may be cut as long as one voter reaches all of them, or their disks, some or all, may
+// A minority of the voters has a stalled or full disk, is dead or cut off, and so may be every server without a vote. All
+// disks may have stalled a moment before that. Single links between the others may be cut as long as one voter reaches all of them, or their disks, some or all, may
 // take seconds for a flush. Meanwhile votes are given, servers are removed, and leadership is transferred, by the
 // leader itself or on request. Whatever comes of it, the servers that are well write within seconds, and where flushes
 // take seconds, within what those make of it.
@@ -47,6 +47,7 @@ type round struct {
 	cut     [][2]*node    // links between servers that are well
 	flush   time.Duration // what a flush takes on disks that are slow, or 0
 	full    bool          // a disk seems full
+	stalled bool          // all disks stalled a moment ago, so that a candidacy takes 12 s and more
 }
 
 func (r *round) tell(format string, args ...any) {
@@ -88,6 +89,12 @@ func (r *round) play() {
 	if r.rand.IntN(3) == 0 {
 		r.some(5 * time.Second) // all that was written is everywhere
 	}
+	if r.rand.IntN(4) == 0 {
+		r.tell("all disks stalled a moment ago")
+		r.stalled = true
+		r.allStalled(5 * time.Second)
+		r.cutLinks()
+	}
 	for _, n := range faulty {
 		switch {
 		case !fullLeader:
@@ -114,8 +121,11 @@ func (r *round) play() {
 	changes := 1 + r.rand.IntN(4)
 	trouble := r.rand.IntN(2 * changes) // before which change there is more trouble, if at all
 	for i := range changes {
-		if i == trouble {
-			[]func(){r.cutLinks, r.slowDown}[r.rand.IntN(2)]()
+		switch {
+		case i == trouble && (r.stalled || r.rand.IntN(2) == 0): // whoever reaches all others is not slow
+			r.cutLinks()
+		case i == trouble:
+			r.slowDown()
 		}
 		r.change()
 		if r.rand.IntN(2) == 0 { // else nothing is written yet
@@ -143,14 +153,23 @@ func (r *round) cutLinks() {
 	}
 }
 
-// connected restores the links that were cut unless a voter that is well still reaches all others that are: votes are
-// given and taken.
-func (r *round) connected() {
-	reachesAll := func(n *node) bool {
-		return r.votes(n, n) && !slices.ContainsFunc(r.cut, func(l [2]*node) bool { return l[0] == n || l[1] == n })
-	}
-	if len(r.cut) == 0 || slices.ContainsFunc(r.well, reachesAll) {
-		return
+// reachesAll says whether a voter that is well reaches all others that are.
+func (r *round) reachesAll(n *node) bool {
+	return r.votes(n, n) && !slices.ContainsFunc(r.cut, func(l [2]*node) bool { return l[0] == n || l[1] == n })
+}
+
+// electable says whether it does, and raft lets it be elected: a majority has no entries that it lacks.
+func (r *round) electable(n *node) bool {
+	own := peersOf(n.running()).election.standing()
+	by := slices.DeleteFunc(slices.Clone(r.well), func(o *node) bool { return !own.reaches(peersOf(o.running()).election.standing()) })
+	return r.reachesAll(n) && r.majority(by, []*node{n})
+}
+
+// restoreUnless restores the links that were cut unless a server that is well is so, and returns whether it did. Votes
+// are given and taken, and who led for a moment without a majority has entries that others lack.
+func (r *round) restoreUnless(so func(*node) bool) bool {
+	if len(r.cut) == 0 || slices.ContainsFunc(r.well, so) {
+		return false
 	}
 	r.tell("the links are whole again")
 	for _, l := range r.cut {
@@ -158,6 +177,7 @@ func (r *round) connected() {
 		r.net.Heal(l[1].name, l[0].name)
 	}
 	r.cut = nil
+	return true
 }
 
 // slowDown makes flushes take seconds on all disks of those that are well, or on some.
@@ -174,7 +194,10 @@ func (r *round) slowDown() {
 
 // limit is how long the servers that are well may take to write.
 func (r *round) limit() time.Duration {
-	if r.flush == 0 {
+	switch {
+	case r.stalled:
+		return 2 * majorityWithin
+	case r.flush == 0:
 		return majorityWithin
 	}
 	return majorityWithin + slowElection(r.flush)
@@ -249,9 +272,13 @@ func (r *round) some(most time.Duration) { r.pass(time.Duration(r.rand.Int64N(in
 
 // wantWrites fails unless every server that is well writes in time.
 func (r *round) wantWrites() {
-	r.connected()
+	r.restoreUnless(r.reachesAll)
 	for _, n := range r.well {
-		if err := r.writes(n, r.limit()); err != nil {
+		err := r.writes(n, r.limit())
+		if err != nil && r.restoreUnless(r.electable) {
+			err = r.writes(n, r.limit())
+		}
+		if err != nil {
 			r.Errorf("seed %d: %s: no write within %v at %s, which is well: %v\n%s", r.seed, strings.Join(r.story, "; "), r.limit(), n.name, err, r.state())
 			return
 		}

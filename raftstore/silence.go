@@ -66,12 +66,16 @@ type standing struct {
 	// VoteFlush is what a write takes now on the disks whose votes it needs, never if too few may vote for it. It is 0
 	// until that was measured twice.
 	VoteFlush time.Duration `json:",omitempty"`
+	// Reached has the ids of the members that it reaches, itself among them, if it was asked for that.
+	Reached []raft.ServerID `json:",omitempty"`
 }
 
 // standingQuestion is what a voter asks the others.
 type standingQuestion struct {
 	// Within says that FlushDuration is to be of a write that began at most so long ago.
 	Within time.Duration `json:",omitempty"`
+	// Reach asks for Reached.
+	Reach bool `json:",omitempty"`
 }
 
 // reaches says whether a voter's log has all that another one's has, so that it could be elected by it.
@@ -113,6 +117,9 @@ func (e *election) serveStanding(ctx context.Context, q standingQuestion) (stand
 	out := e.standing()
 	if q.Within > 0 {
 		out.FlushDuration = e.flushDurationNow(ctx, q.Within)
+	}
+	if q.Reach {
+		out.Reached = e.reached(ctx, e.opts.ElectionTimeout/2, nil) // the answer has to be there within one
 	}
 	return out, nil
 }

@@ -62,27 +62,40 @@ func (t *raftTimers) flushDuration() time.Duration {
 // pace is how long the other voters' disks take for a write, as they said themselves.
 type pace struct {
 	withThis    time.Duration // the slowest of those that are a majority together with this server
-	withoutThis time.Duration // the slowest of those that are a majority without it, never if too few answered
+	withoutThis time.Duration // the slowest of those that are a majority without it and reach one another, or never
 }
 
 // never is longer than anything takes, by far.
 const never = 1000 * time.Hour
 
 // paceOf is the pace of so many voters, some of which answered. Where too few did for a majority without this server,
-// there is none that could do better.
+// or none of them reaches such a majority, there is none that could do better.
 func paceOf(answers []standing, voters int) *pace {
-	flushes := make([]time.Duration, len(answers))
-	for i, a := range answers {
-		flushes[i] = min(a.FlushDuration, slowestFlush) // which may be of a disk that stalled minutes ago
-	}
-	slices.Sort(flushes)
 	majority, out := voters/2+1, &pace{withoutThis: never}
-	if n := min(majority-1, len(flushes)); n > 0 {
-		out.withThis = flushes[n-1]
+	all := flushesOf(answers)
+	if n := min(majority-1, len(all)); n > 0 {
+		out.withThis = all[n-1]
 	}
-	if len(flushes) >= majority {
-		out.withoutThis = flushes[majority-1]
+	for _, a := range answers {
+		reached := answers
+		if a.Reached != nil {
+			reached = slices.DeleteFunc(slices.Clone(answers), func(b standing) bool { return !slices.Contains(a.Reached, raft.ServerID(b.ID)) })
+		}
+		if flushes := flushesOf(reached); len(flushes) >= majority {
+			out.withoutThis = min(out.withoutThis, max(flushes[majority-1], min(a.FlushDuration, slowestFlush)))
+		}
 	}
+	return out
+}
+
+// flushesOf returns how long the disks take of those that answered, the quickest first. One that stalled minutes ago
+// counts no more than any that is slow.
+func flushesOf(answers []standing) []time.Duration {
+	out := make([]time.Duration, len(answers))
+	for i, a := range answers {
+		out[i] = min(a.FlushDuration, slowestFlush)
+	}
+	slices.Sort(out)
 	return out
 }
 
@@ -103,11 +116,13 @@ const flushWait = 50 * time.Millisecond
 
 // question is what this server asks the other voters. A leader that waits for a disk or for confirmations asks for
 // flushes since then: where all disks became slow at once, theirs were quick when they flushed last, and they flush
-// nothing while they wait for the leader's entries. A candidate, and who misses a leader for longer than an election
+// nothing while they wait for the leader's entries. It asks whom they reach as well: only who reaches enough of the
+// quick ones could do better. A candidate, and who misses a leader for longer than an election
 // takes, asks for flushes since: a disk that is quick may have stalled a moment ago.
 func (e *election) question() (q standingQuestion) {
 	switch {
 	case e.raft.State() == raft.Leader:
+		q.Reach = true
 		if q.Within = e.dir.Stalled(); q.Within < stalledAfter/4 {
 			q.Within = stuckAfter
 		}

@@ -5,6 +5,8 @@ package raftstore
 import (
 	"testing"
 	"time"
+
+	"github.com/hashicorp/raft"
 )
 
 // How long the others' disks take decides how long an election waits, and whether another would do better than this
@@ -33,5 +35,29 @@ func TestPaceOf(t *testing.T) {
 		if got, want := *paceOf(answers, c.voters), (pace{c.with, c.without}); got != want {
 			t.Errorf("%s: %v, not %v", what, got, want)
 		}
+	}
+}
+
+// Another could lead only if it reaches a majority of quick disks without this server.
+func TestPaceOfThoseWhoReachOneAnother(t *testing.T) {
+	const quick, slow = time.Millisecond, 1500 * time.Millisecond
+	a := standing{ID: "a", FlushDuration: quick, Reached: []raft.ServerID{"a", "b", "d"}}
+	b := standing{ID: "b", FlushDuration: quick, Reached: []raft.ServerID{"a", "b", "d"}}
+	c := standing{ID: "c", FlushDuration: quick, Reached: []raft.ServerID{"c"}}
+	d := standing{ID: "d", FlushDuration: slow, Reached: []raft.ServerID{"d", "a", "b"}}
+	if got, want := *paceOf([]standing{a, b, c, d}, 5), (pace{quick, slow}); got != want {
+		t.Errorf("a and b do not reach c, which is quick: %v, not %v", got, want)
+	}
+	c.Reached = nil // it is of a version that does not say so
+	if got, want := *paceOf([]standing{a, b, c, d}, 5), (pace{quick, quick}); got != want {
+		t.Errorf("c reaches all: %v, not %v", got, want)
+	}
+	c.FlushDuration, c.Reached, a.Reached = slow, []raft.ServerID{"a", "b", "c"}, []raft.ServerID{"a", "c"}
+	b.Reached = []raft.ServerID{"b", "c"}
+	if got, want := *paceOf([]standing{a, b, c}, 5), (pace{quick, slow}); got != want {
+		t.Errorf("only c, which is slow itself, reaches enough: %v, not %v", got, want)
+	}
+	if got, want := *paceOf([]standing{a, b}, 3), (pace{quick, never}); got != want {
+		t.Errorf("a and b do not reach one another: %v, not %v", got, want)
 	}
 }
