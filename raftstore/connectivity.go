@@ -41,7 +41,7 @@ type reachRequest struct {
 	Majority bool `json:",omitempty"`
 }
 
-// reachWithin is how many election time-outs a member has to answer, if nothing else waits for that.
+// reachWithin is how many election time-outs are enough to ask members whom they reach, who have to ask for that.
 const reachWithin = 2
 
 // reached asks all other members for their terms, and returns those that answered within a time, and this server. One

@@ -15,11 +15,11 @@ import (
 // majorityWithin is how long the servers that are well may take to write, after something has happened.
 const majorityWithin = 15 * time.Second
 
-// A minority of the voters has a stalled or full disk, is dead or cut off, and so may be every server without a vote. All
-// disks may have stalled a moment before that. Single links between the others may be cut as long as one voter reaches all of them, or their disks, some or all, may
-// take seconds for a flush. Meanwhile votes are given, servers are removed, and leadership is transferred, by the
-// leader itself or on request. Whatever comes of it, the servers that are well write within seconds, and where flushes
-// take seconds, within what those make of it.
+// A minority of the voters has a stalled or full disk, is dead or cut off, and so may be every server without a vote.
+// All disks may have stalled a moment before that. Single links between the others may be cut as long as one voter
+// reaches all of them, or their disks, some or all, may take seconds for a flush. Meanwhile votes are given, servers
+// are removed, and leadership is transferred, by the leader itself or on request. Whatever comes of it, the servers
+// that are well write within seconds, and where flushes take seconds, within what those make of it.
 func TestScenarioMajorityWrites(t *testing.T) {
 	for _, n := range []int{3, 4, 5, 6} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -122,7 +122,7 @@ func (r *round) play() {
 	trouble := r.rand.IntN(2 * changes) // before which change there is more trouble, if at all
 	for i := range changes {
 		switch {
-		case i == trouble && (r.stalled || r.rand.IntN(2) == 0): // whoever reaches all others is not slow
+		case i == trouble && (r.stalled || r.rand.IntN(2) == 0): // a server that reaches all others is not slow
 			r.cutLinks()
 		case i == trouble:
 			r.slowDown()

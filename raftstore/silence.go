@@ -119,7 +119,7 @@ func (e *election) serveStanding(ctx context.Context, q standingQuestion) (stand
 		out.FlushDuration = e.flushDurationNow(ctx, q.Within)
 	}
 	if q.Reach {
-		out.Reached = e.reached(ctx, e.opts.ElectionTimeout/2, nil) // the answer has to be there within one
+		out.Reached = e.reached(ctx, e.opts.ElectionTimeout, nil)
 	}
 	return out, nil
 }

@@ -79,7 +79,9 @@ func paceOf(answers []standing, voters int) *pace {
 	for _, a := range answers {
 		reached := answers
 		if a.Reached != nil {
-			reached = slices.DeleteFunc(slices.Clone(answers), func(b standing) bool { return !slices.Contains(a.Reached, raft.ServerID(b.ID)) })
+			reached = slices.DeleteFunc(slices.Clone(answers), func(b standing) bool {
+				return !slices.Contains(a.Reached, raft.ServerID(b.ID))
+			})
 		}
 		if flushes := flushesOf(reached); len(flushes) >= majority {
 			out.withoutThis = min(out.withoutThis, max(flushes[majority-1], min(a.FlushDuration, slowestFlush)))
@@ -155,10 +157,11 @@ func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration)
 }
 
 // compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer
-// for them than who misses a leader: without an answer each leader would be deposed for its slow disk.
+// for them than who misses a leader: without an answer each leader would be deposed for its slow disk. They wait for
+// one another, too.
 func (e *election) compareDisks(ctx context.Context) {
 	if e.dir.Stalled() > stalledAfter/4 && !e.diskStalled() {
-		e.standings(ctx, "", e.opts.ElectionTimeout)
+		e.standings(ctx, "", reachWithin*e.opts.ElectionTimeout)
 	}
 }
 
