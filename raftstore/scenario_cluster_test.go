@@ -179,7 +179,9 @@ func (c *cluster) form(n int) {
 // add makes a server that is not started yet.
 func (c *cluster) add(name string) *node {
 	n := &node{c: c, name: name, host: name, dir: filepath.Join(c.dir, name), faults: &diskfaults.Faults{}}
-	c.nodes = append(c.nodes, n)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nodes = append(c.nodes, n) // clients may be at work
 	return n
 }
 

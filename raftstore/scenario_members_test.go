@@ -19,9 +19,7 @@ import (
 // join starts another server, which joins through one that runs.
 func (c *cluster) join(name, through string) *node {
 	c.Helper()
-	c.mu.Lock()
 	n := c.add(name)
-	c.mu.Unlock()
 	for _, o := range c.nodes {
 		if o != n {
 			c.net.Delay(o.name, name, 200*time.Microsecond, 300*time.Microsecond)

@@ -119,8 +119,8 @@ const flushWait = 50 * time.Millisecond
 // question is what this server asks the other voters. A leader that waits for a disk or for confirmations asks for
 // flushes since then: where all disks became slow at once, theirs were quick when they flushed last, and they flush
 // nothing while they wait for the leader's entries. It asks whom they reach as well: only who reaches enough of the
-// quick ones could do better. A candidate, and who misses a leader for longer than an election
-// takes, asks for flushes since: a disk that is quick may have stalled a moment ago.
+// quick ones could do better. A candidate, and who misses a leader for longer than an election takes, asks for flushes
+// since: a disk that is quick may have stalled a moment ago.
 func (e *election) question() (q standingQuestion) {
 	switch {
 	case e.raft.State() == raft.Leader:
