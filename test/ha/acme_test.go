@@ -68,6 +68,7 @@ func TestACME(t *testing.T) {
 	again.Kill()
 	again.Start()
 	c.WaitWhole()
+	ingressesServe(c)
 	a.pebble(false)
 	a.served(c.Servers, "one")
 	a.ordered(1)
@@ -84,6 +85,7 @@ func TestACME(t *testing.T) {
 	a.ordered(2)
 	leader.Start()
 	c.WaitWhole()
+	ingressesServe(c)
 
 	t.Log("the disks are full")
 	a.resolve(c, "three")
@@ -108,6 +110,20 @@ func TestACME(t *testing.T) {
 	}
 	a.served(c.Servers, "three")
 	a.ordered(3)
+}
+
+// ingressesServe waits until each node's ingress is ready. A node that has just started again is not asked before an
+// order begins, and the authority may ask it.
+func ingressesServe(c *Cluster) {
+	c.T.Helper()
+	harness.Eventually(c.T, soon, "the ingresses of all nodes are ready", func() error {
+		out, err := c.MustLeader().In(c.T).Try("-n", "kube-system", "get", "endpointslices", "-l", "kubernetes.io/service-name=ingress",
+			"-o", "jsonpath={.items[*].endpoints[?(@.conditions.ready==true)].nodeName}")
+		if n := len(strings.Fields(out)); err == nil && n != len(c.Servers) {
+			err = fmt.Errorf("%d of %d: %q", n, len(c.Servers), out)
+		}
+		return err
+	})
 }
 
 // hosts is how many hosts each Ingress has, one for each node.
