@@ -41,13 +41,10 @@ type reachRequest struct {
 	Majority bool `json:",omitempty"`
 }
 
-// reachWithin is how many election time-outs are enough to ask members whom they reach, who have to ask for that.
-const reachWithin = 2
-
-// reached asks all other members for their terms, and returns those that answered within a time, and this server. One
-// whose disk is stalled does not answer. It returns early once enough, if it is not nil, says so.
-func (p *peers) reached(ctx context.Context, within time.Duration, enough func([]raft.ServerID) bool) []raft.ServerID {
-	ctx, cancel := context.WithTimeout(ctx, within)
+// reached asks all other members for their terms, and returns those that answered in time, and this server. One whose
+// disk is stalled does not answer. It returns early once enough, if it is not nil, says so.
+func (p *peers) reached(ctx context.Context, enough func([]raft.ServerID) bool) []raft.ServerID {
+	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
@@ -84,7 +81,7 @@ func (e *election) serveReach(ctx context.Context, q reachRequest) (reachReply, 
 	if voters := votersOf(e.raft.GetConfiguration().Configuration().Servers); q.Majority {
 		enough = func(reached []raft.ServerID) bool { return majorityReached(voters, reached) }
 	}
-	return reachReply{Reached: e.reached(ctx, reachWithin*e.opts.ElectionTimeout, enough), Unfit: unfit}, nil
+	return reachReply{Reached: e.reached(ctx, enough), Unfit: unfit}, nil
 }
 
 // majorityReached says whether a majority of the voters is among those reached.
@@ -106,7 +103,7 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 		return
 	}
 	c.next = time.Now().Add(connectivityPause)
-	own := s.reached(ctx, reachWithin*s.opts.ElectionTimeout, nil)
+	own := s.reached(ctx, nil)
 	best, most := s.mostConnected(ctx, servers, own)
 	if len(most) <= len(own) {
 		return
@@ -115,7 +112,7 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	if !moments.Sleep(ctx, peer.ReconnectsWithin) {
 		return
 	}
-	if len(s.reached(ctx, reachWithin*s.opts.ElectionTimeout, nil)) >= len(most) {
+	if len(s.reached(ctx, nil)) >= len(most) {
 		return
 	}
 	c.pause = min(max(2*c.pause, connectivityPause), mostConnectivityPause)

@@ -48,7 +48,7 @@ func (e *election) checkProgress(ctx context.Context, seen *progress) {
 		return
 	}
 	// Those who write to a slow disk just now, or do not answer, would do no better.
-	if e.standings(ctx, "", reachWithin*e.opts.ElectionTimeout); waited < fasterBy*e.pace.Load().withoutThis {
+	if e.standings(ctx, "", 2*e.opts.ElectionTimeout); waited < fasterBy*e.pace.Load().withoutThis {
 		return
 	}
 	e.log.Warn("what this server has to replicate does not reach a majority, though its heartbeats do: another server is to lead the store",

@@ -119,7 +119,9 @@ func (e *election) serveStanding(ctx context.Context, q standingQuestion) (stand
 		out.FlushDuration = e.flushDurationNow(ctx, q.Within)
 	}
 	if q.Reach {
-		out.Reached = e.reached(ctx, e.opts.ElectionTimeout, nil)
+		ctx, cancel := context.WithTimeout(ctx, e.opts.ElectionTimeout)
+		defer cancel()
+		out.Reached = e.reached(ctx, nil)
 	}
 	return out, nil
 }

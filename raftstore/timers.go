@@ -72,30 +72,26 @@ const never = 1000 * time.Hour
 // or none of them reaches such a majority, there is none that could do better.
 func paceOf(answers []standing, voters int) *pace {
 	majority, out := voters/2+1, &pace{withoutThis: never}
-	all := flushesOf(answers)
+	all := flushesOf(answers, nil)
 	if n := min(majority-1, len(all)); n > 0 {
 		out.withThis = all[n-1]
 	}
 	for _, a := range answers {
-		reached := answers
-		if a.Reached != nil {
-			reached = slices.DeleteFunc(slices.Clone(answers), func(b standing) bool {
-				return !slices.Contains(a.Reached, raft.ServerID(b.ID))
-			})
-		}
-		if flushes := flushesOf(reached); len(flushes) >= majority {
+		if flushes := flushesOf(answers, a.Reached); len(flushes) >= majority {
 			out.withoutThis = min(out.withoutThis, max(flushes[majority-1], min(a.FlushDuration, slowestFlush)))
 		}
 	}
 	return out
 }
 
-// flushesOf returns how long the disks take of those that answered, the quickest first. One that stalled minutes ago
-// counts no more than any that is slow.
-func flushesOf(answers []standing) []time.Duration {
-	out := make([]time.Duration, len(answers))
-	for i, a := range answers {
-		out[i] = min(a.FlushDuration, slowestFlush)
+// flushesOf returns how long the disks take of those that answered, or of those among them, the quickest first. One
+// that stalled minutes ago counts no more than any that is slow.
+func flushesOf(answers []standing, among []raft.ServerID) []time.Duration {
+	var out []time.Duration
+	for _, a := range answers {
+		if among == nil || slices.Contains(among, raft.ServerID(a.ID)) {
+			out = append(out, min(a.FlushDuration, slowestFlush))
+		}
 	}
 	slices.Sort(out)
 	return out
@@ -161,7 +157,7 @@ func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration)
 // one another, too.
 func (e *election) compareDisks(ctx context.Context) {
 	if e.dir.Stalled() > stalledAfter/4 && !e.diskStalled() {
-		e.standings(ctx, "", reachWithin*e.opts.ElectionTimeout)
+		e.standings(ctx, "", 2*e.opts.ElectionTimeout)
 	}
 }
 
