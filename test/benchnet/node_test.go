@@ -57,7 +57,7 @@ var (
 func nodeMain() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	memory.NewPacer(1600, 25, 100, time.Now) // as the whole process has it (cmd/coracle)
+	memory.NewPacer(25, 25, 100, time.Now) // as the process has it 20 s after its start (cmd/coracle)
 	if err := runNode(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "node:", err)
 		return 1
