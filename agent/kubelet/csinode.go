@@ -86,7 +86,11 @@ func (h patientHost) SetKubeletError(err error) {
 	if !h.returns {
 		h.kubeletHost.SetKubeletError(err)
 	}
-	if err == nil || err.Error() == notYet {
+	switch {
+	case err == nil:
+		return
+	case err.Error() == notYet:
+		go h.writeOnceRegistered()
 		return
 	}
 	for wait := firstPause; ; wait = min(2*wait, lastPause) {
@@ -96,5 +100,19 @@ func (h patientHost) SetKubeletError(err error) {
 		} else {
 			klog.ErrorS(err, "The node's CSINode object cannot be written yet; a new node is not ready until it is")
 		}
+	}
+}
+
+// writeOnceRegistered writes the object as soon as the kubelet has registered its node. Upstream's own tries begin
+// before that, and are up to 250 ms apart.
+func (h patientHost) writeOnceRegistered() {
+	for range hastenTries {
+		if _, err := h.GetNodeLabels(); err == nil {
+			if h.write() == nil && !h.returns {
+				h.kubeletHost.SetKubeletError(nil)
+			}
+			return
+		}
+		h.pause(hastenPause)
 	}
 }

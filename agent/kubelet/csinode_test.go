@@ -66,21 +66,54 @@ func (h startingHost) SetKubeletError(err error)                           { h.r
 func (h startingHost) GetInformerFactory() informers.SharedInformerFactory { return nil }
 func (h startingHost) CSIDriverLister() storagelisters.CSIDriverLister     { return nil }
 
+func (h startingHost) GetNodeLabels() (map[string]string, error) {
+	n, err := h.client.CoreV1().Nodes().Get(context.Background(), "one", metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return n.Labels, nil
+}
+
 func (h startingHost) GetServiceAccountTokenFunc() func(string, string, *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
 	return nil
 }
 
 // startKubelet starts a kubelet's plugin while the node's CSINode cannot be written for so long.
 func startKubelet(t *testing.T, busy time.Duration, returns bool) startingHost {
-	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", UID: "1"}})
+	client := fake.NewClientset(node())
 	began := time.Now()
 	client.PrependReactor("create", "csinodes", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return time.Since(began) < busy, nil, errors.New("the store is busy")
 	})
+	return initialize(t, client, returns)
+}
+
+func node() *corev1.Node { return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "one", UID: "1"}} }
+
+func initialize(t *testing.T, client clientset.Interface, returns bool) startingHost {
 	host := startingHost{client: client, reported: make(chan error, 100)} // more than there are reports
 	p := patientCSI{csiPlugin: csi.ProbeVolumePlugins()[0].(csiPlugin), returns: returns}
 	testenv.NoError(t, p.Init(host))
 	return host
+}
+
+// The kubelet registers its node while upstream's plugin waits for 250 ms between two tries.
+func TestCSINodeIsWrittenWhenItsNodeIsRegistered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset()
+		host := initialize(t, client, false)
+		time.Sleep(100 * time.Millisecond) // upstream has tried after 0, 10 and 60 ms
+		testenv.Must(client.CoreV1().Nodes().Create(t.Context(), node(), metav1.CreateOptions{}))(t)
+		time.Sleep(hastenPause)
+		synctest.Wait()
+		testenv.Must(client.StorageV1().CSINodes().Get(t.Context(), "one", metav1.GetOptions{}))(t)
+		var last error
+		for len(host.reported) > 0 {
+			last = <-host.reported
+		}
+		testenv.NoError(t, last, "what the kubelet knows of its CSINode")
+		time.Sleep(time.Minute) // upstream's own try ends
+	})
 }
 
 // The API server fails for longer than the 140 seconds after which upstream's plugin ends the process.
