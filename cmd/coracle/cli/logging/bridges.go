@@ -42,7 +42,11 @@ func handleKlogLine(h *Handler, b []byte) {
 	if !ok || strings.ContainsAny(header, "\n") {
 		message = text
 	}
-	if strings.HasPrefix(message, "Skipping API ") { // a warning for each API version that is off by default
+	switch {
+	case strings.HasPrefix(message, "Skipping API "): // a warning for each API version that is off by default
+		level = slog.LevelInfo
+	case strings.Contains(message, " grpc: addrConn.createTransport failed to connect to "):
+		// Seven a second for as long as another server is off, of which the store has lines of its own.
 		level = slog.LevelInfo
 	}
 	emit(h, level, message)

@@ -72,6 +72,7 @@ func TestLibrariesByDefault(t *testing.T) {
 	klog.InfoS("chatter")
 	klog.Warning("careful")
 	klog.Warningf("Skipping API %s because it has no resources.", "x/v1")
+	klog.Warningf("[core] [Channel #8 SubChannel #9] grpc: addrConn.createTransport failed to connect to %s", "{Addr: ...}")
 	klog.ErrorS(errors.New("broken"), "It failed", "pod", "a/b")
 	klog.LoggerWithName(klog.Background(), "kubelet").Error(nil, "named")
 	logrus.Info("chatter")
