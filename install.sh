@@ -522,10 +522,9 @@ start_service() {
 }
 
 log_tail() {
-  say "--- the last lines of its log ---" >&2
   case $service in
-    systemd) journalctl -u coracle -n 30 --no-pager -o cat >&2 || true ;;
-    *) tail -n 30 "$log_file" >&2 || true ;;
+    systemd) journalctl -u coracle -n 30 --no-pager -o cat || true ;;
+    *) tail -n 30 "$log_file" || true ;;
   esac
 }
 
@@ -569,6 +568,7 @@ if [ -f "$args_file" ]; then
   while IFS= read -r arg; do case $arg in server | agent) ;; *) set -- "$@" "$arg" ;; esac; done <"$args_file"
 fi
 if [ -z "$keep" ] && [ -x "$bin_dir/coracle" ]; then
+  echo "leaving the cluster, if it has other machines: pods of this one have up to a minute to end"
   # A user who interrupts the leaving wants nothing removed; not every shell ends by itself then.
   trap 'exit 130' INT
   trap 'exit 143' TERM
@@ -640,7 +640,8 @@ progress() { # progress TEXT: shown once, or kept up to date on a terminal
 
 fail_wait() {
   [ ! -t 1 ] || printf '\n'
-  log_tail
+  say "--- the last lines of its log ---" >&2
+  log_tail >&2
   why=
   if [ -n "${state:-}" ] && [ "$state" != True ]; then
     why=$(coracle kubectl --kubeconfig "$kubeconfig" get node "$node" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].message}' 2>/dev/null) || true
@@ -655,7 +656,11 @@ wait_ready() {
   begin=$(date +%s)
   while :; do
     elapsed=$(($(date +%s) - begin))
-    if [ "$(restarts)" -ge 3 ]; then fail_wait "coracle does not stay up: it ended and was started again $(restarts) times"; fi
+    if [ "$(restarts)" -ge 3 ]; then
+      said=$(log_tail 2>/dev/null | sed -n 's/^coracle: //p' | tail -n 1) # what it ended with
+      fail_wait "coracle does not stay up: it ended and was started again $(restarts) times${said:+. It says:
+$said}"
+    fi
     [ "$elapsed" -lt "$timeout" ] || fail_wait "after $timeout seconds the state is still: $progress_line"
     status=$(at_place status -o json 2>/dev/null) || true
     node=$(printf '%s\n' "$status" | sed -n 's/^ *"node": "\(.*\)",*$/\1/p')

@@ -262,3 +262,15 @@ func TestCrashWritesNoCoreFile(t *testing.T) {
 		}
 	}
 }
+
+// TestInstallerSaysWhyTheServiceEnds: what a service that does not stay up complains of stands in the error, below the
+// lines of its log.
+func TestInstallerSaysWhyTheServiceEnds(t *testing.T) {
+	s := newScript(t)
+	const said = `joining the cluster at 10.0.0.5:6443: "node-1" is a name of the server's`
+	log := "ERROR coracle stops because of an error\ncoracle: an earlier one\ncoracle: " + said + "\ncoracle-service: coracle ended with code 1; starting it again\n"
+	testenv.NoError(t, os.WriteFile(filepath.Join(s.dir, "log"), []byte(log), 0o600))
+	out, err := s.run(`service=none log_file=$etc/log; restarts() { echo 3; }; wait_ready`)
+	testenv.Fails(t, err, "a service that ends again and again is no error")
+	testenv.Contains(t, out, "started again 3 times. It says:\n"+said+"\n", "the error does not say why:")
+}
