@@ -91,7 +91,8 @@ func (a standing) ahead(b standing) bool {
 // settles says whether what a voter answers leaves nothing to be done for the one who asked: there is a leader in its
 // term, or an election is under way in which it will be asked for its vote, if it was not just now.
 func (a standing) settles(own standing) bool {
-	return a.Term > own.Term || a.Term == own.Term && a.Leads || a.Standing && a.reaches(own)
+	later := a.Term > own.Term && (a.Leads || a.Standing || own.Silent < stalledAfter) // or that one came to nothing
+	return later || a.Term == own.Term && a.Leads || a.Standing && a.reaches(own)
 }
 
 func (e *election) standing() standing {
@@ -376,6 +377,9 @@ func (e *election) newTerm() {
 func (e *election) stands(state raft.RaftState, term uint64) bool {
 	last := e.stood.Load()
 	if last == nil || state == raft.Leader || state == raft.Follower && term > last.term {
+		return false
+	}
+	if _, _, seen := e.LeaderSeen(); seen > last.term { // another one was elected; raft may leave this one a candidate
 		return false
 	}
 	// It brings a term and a vote to the disk first, and then raft draws a time between one and two.

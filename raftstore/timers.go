@@ -134,6 +134,9 @@ func (e *election) question() (q standingQuestion) {
 // a few bytes. One that has not ended may be as slow as any.
 func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
 	took, ok := t.dir.FlushedWithin(within)
+	if took > stalledAfter { // which may be over, and nothing else is written while there is no leader
+		_, ok = t.dir.FlushedWithin(min(within, took+stalledAfter))
+	}
 	if !ok && t.flushing.CompareAndSwap(false, true) {
 		t.spawn(func() {
 			defer t.flushing.Store(false)
