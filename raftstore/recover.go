@@ -61,13 +61,14 @@ func Recover(o Options) error {
 // reset writes everything as a snapshot whose only member is this server. It ends one entry after the log: the log
 // agrees with the state of before, and no server that joins may get the state from there (disk.Log's fit drops it).
 func (r *recovery) reset() error {
-	if _, err := r.dir.ChangeMember(); err != nil {
+	was := r.dir.Identity.Member
+	if err := r.dir.ChangeMember(""); err != nil {
 		return err
 	}
 	index := r.plan.LastIndex + 1
 	leap(r.options, r.fsm.state, 0, index)
 	if err := writeAlone(r.dir, r.fsm.state, index, r.plan.LastTerm); err != nil {
-		return err
+		return errors.Join(err, r.dir.ChangeMember(was)) // the others may be back, and count this server
 	}
 	return r.dir.Joined() // no other server is to take it in
 }

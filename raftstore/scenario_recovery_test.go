@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -115,5 +118,32 @@ func TestScenarioRecoveryRefused(t *testing.T) {
 		testenv.Fails(t, Recover(o), "nothing was recovered")
 		testenv.Fails(t, testenv.Err(os.Stat(o.Dir)), "a directory was made")
 		c.serves(c.nodes[0])
+	})
+}
+
+// There is no space for what a recovery writes. The server stays the member that it was: when one of the two others is
+// back, it is part of a majority.
+func TestScenarioRecoveryWithoutSpace(t *testing.T) {
+	stage(t, 1, 3, nil, func(c *cluster) {
+		c.fillWith(c.leader(), 20, noise(20<<10))
+		survivor := c.others(c.leader())[0]
+		c.serves(survivor)
+		for _, n := range c.nodes {
+			n.stop()
+		}
+		snapshots := filepath.Join(survivor.dir, "snapshots")
+		if err := unix.Mount("tmpfs", snapshots, "tmpfs", 0, "size=4k"); err != nil {
+			testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
+		}
+		o := survivor.options()
+		o.Network = nil
+		err := Recover(o)
+		testenv.Check(c, unix.Unmount(snapshots, 0))
+		c.failIf(!errors.Is(err, unix.ENOSPC), "the recovery ended with %v", err)
+		c.net.Reset(survivor.name)
+		survivor.start()
+		back := c.others(survivor)[0]
+		back.start()
+		testenv.Check(c, c.writes(back, 10*time.Second))
 	})
 }

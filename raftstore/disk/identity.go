@@ -157,16 +157,16 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 }
 
 // ChangeMember gives the directory another member name, for a cluster that
-// begins again with it: members of the old one do not know it.
-func (d *Dir) ChangeMember() (string, error) {
+// begins again with it: members of the old one do not know it. "" is a new name.
+func (d *Dir) ChangeMember(to string) error {
 	id := d.Identity
-	id.Member = ""
+	id.Member = to
 	id = id.fill()
 	if err := writeIdentity(d.path, id); err != nil {
-		return "", err
+		return err
 	}
 	d.Identity = id
-	return id.Member, nil
+	return nil
 }
 
 // Used says whether a directory holds a store.
