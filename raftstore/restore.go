@@ -30,6 +30,10 @@ const revisionLeap = 1_000_000_000
 // later whatever the clock says.
 const revisionsPerSecond = 1000
 
+// revisionsAhead is how far that revision has to be ahead of a store's own for the store to leap there, and no further:
+// had it leapt from its own, the next one that is recovered, an older one, would be behind it for eleven days.
+const revisionsAhead = 1_000_000
+
 // seedIndex is the index of the snapshot that a restored store starts from. Not
 // 1: raft sends entry 1 without having looked at one before, so disk.Log could
 // not let a snapshot that ends there stand for it.
@@ -109,5 +113,9 @@ func leap(o Options, state *mvcc.State, seen int64, index uint64) {
 	if seen > 0 {
 		least = max(least, seen+revisionLeap)
 	}
-	state.Leap(revisionLeap, least, index)
+	by := int64(revisionLeap)
+	if least > state.Freeze().Revision()+revisionsAhead {
+		by = 0
+	}
+	state.Leap(by, least, index)
 }

@@ -298,3 +298,27 @@ func TestScenarioJoinIsUndone(t *testing.T) {
 		c.rest(30*time.Second, 3, "a", "b", "c", "d")
 	})
 }
+
+// Stand-bys whose disks are full get no votes: neither a pair of them, nor one where another has room. They get them
+// when there is room.
+func TestScenarioFullStandbys(t *testing.T) {
+	scenario(t, 1, 3, func(c *cluster) {
+		leader := c.leader()
+		for _, name := range []string{"x", "y"} {
+			n := c.add(name)
+			n.faults.SeemFull(true)
+			n.start(leader.name)
+		}
+		c.pass(3 * time.Minute)
+		c.failIf(c.voters(leader) != 3, "%d voters beside full stand-bys, want 3", c.voters(leader))
+		full, lost := c.nodes[3], c.others(leader)[0]
+		c.nodes[4].faults.SeemFull(false)
+		lost.crash()
+		c.pass(replaceAfter + 20*time.Second)
+		c.failIf(c.votes(leader, full) || !c.votes(leader, c.nodes[4]), "the vote of a lost server went to the full stand-by: %s", c.state())
+		c.serves(leader)
+		full.faults.SeemFull(false)
+		lost.start()
+		c.eventually("five voters", time.Minute, func() bool { return c.voters(leader) == 5 })
+	})
+}

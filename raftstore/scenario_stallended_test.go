@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// The disks of a minority stall for 20 s while clients write, and a second later the leader is lost. What was measured
-// while they stalled keeps nobody from an election when they work again, nor does a term that came to nothing.
+// The disks of a minority stall for 20 s while clients write, and a second later the leader is lost. When they work
+// again a leader is elected soon: neither what was measured while they stalled nor a term without a leader delays that.
 func TestScenarioElectionAfterStall(t *testing.T) {
 	for _, n := range []int{3, 5} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -41,7 +41,7 @@ func TestScenarioElectionAfterStall(t *testing.T) {
 }
 
 // A voter stands whose disk stalls unnoticed, and another one is elected when it works again. Raft leaves the first one
-// a candidate all the same. When the second one is lost, nobody waits for the first.
+// a candidate all the same. When the second one is lost, no voter waits for the first.
 func TestScenarioCandidateWithALeader(t *testing.T) {
 	stages(t, 4, 5, nil, func(c *cluster) {
 		c.jitter(500*time.Microsecond, 2*time.Millisecond)

@@ -101,7 +101,12 @@ func (s *steward) settleVotes(ctx context.Context, known *acquaintances) {
 	}
 	for range 4 {
 		servers, at := s.dir.Log.Members()
-		change := voters.Next(s.observe(servers.Servers, known), s.opts.MaxVoters)
+		members := s.observe(servers.Servers, known)
+		change := voters.Next(members, s.opts.MaxVoters)
+		if change.Action == voters.Promote {
+			s.findRoom(ctx, servers.Servers, members)
+			change = voters.Next(members, s.opts.MaxVoters)
+		}
 		if time.Since(known.failed) <= probeAgainAfter {
 			return
 		}
@@ -273,6 +278,16 @@ func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.
 		}
 	}
 	return out
+}
+
+// findRoom notes which of the members that could get a vote have no room on their disks.
+func (s *steward) findRoom(ctx context.Context, servers []raft.Server, members []voters.Member) {
+	for i := range members {
+		if m := &members[i]; !m.Voter && m.Healthy && m.CaughtUp {
+			info, err := s.requestInfo(ctx, s.Call, servers[i])
+			m.Full = err != nil || info.Full
+		}
+	}
 }
 
 // requestInfo requests from a member how it is.

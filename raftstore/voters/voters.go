@@ -20,6 +20,7 @@ type Member struct {
 	Healthy  bool // it stores, not only answers
 	Gone     bool // it has not stored for long, or another member of its name took its place
 	CaughtUp bool // its log goes as far as the leader's, or nearly
+	Full     bool // its disk is known to have no room
 }
 
 // Action is what to do with a member.
@@ -55,7 +56,7 @@ func Next(members []Member, maxVoters int) Change {
 		switch {
 		case m.Voter:
 			voters = append(voters, m)
-		case m.Healthy && m.CaughtUp && !m.Gone:
+		case m.Healthy && m.CaughtUp && !m.Gone && !m.Full:
 			ready = append(ready, m)
 		}
 	}

@@ -18,6 +18,7 @@ func TestNextLeadsToAnOddNumberWithoutRisk(t *testing.T) {
 		{Voter: true},
 		{Voter: true, Gone: true},
 		{Healthy: true, CaughtUp: true},
+		{Healthy: true, CaughtUp: true, Full: true},
 		{Healthy: true},
 		{},
 		{Gone: true},
@@ -113,7 +114,7 @@ func checkPlan(t *testing.T, situation []voters.Member, maxVoters int, twins boo
 		}
 		switch what {
 		case voters.Promote:
-			if members[at].Voter || !members[at].Healthy || !members[at].CaughtUp {
+			if members[at].Voter || !members[at].Healthy || !members[at].CaughtUp || members[at].Full {
 				fail("it promotes who is not ready")
 			}
 			replaces := slices.ContainsFunc(members, func(o voters.Member) bool { return o.Voter && o.Gone })
@@ -149,7 +150,7 @@ func checkRest(members []voters.Member, maxVoters int, fail func(string, ...any)
 	}
 	ready := 0
 	for _, m := range members {
-		if m.Voter && m.Healthy || m.Healthy && m.CaughtUp {
+		if m.Voter && m.Healthy || m.Healthy && m.CaughtUp && !m.Full {
 			ready++
 		}
 		if m.Gone && !m.Voter && voters.Superseded(members, m) {
