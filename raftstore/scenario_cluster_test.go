@@ -35,6 +35,9 @@ import (
 //	CORACLE_TEST_SEED=7     play each scenario with this seed only
 //	CORACLE_TEST_SEEDS=100  play each random scenario so often
 
+// manySeeds says that scenarios are played with new seeds, as make soak does, or with a given one.
+func manySeeds() bool { return os.Getenv("CORACLE_TEST_SEEDS")+os.Getenv("CORACLE_TEST_SEED") != "" }
+
 // seeds runs a scenario with several seeds.
 func seeds(t *testing.T, usual int, play func(t *testing.T, seed uint64)) {
 	first, count := uint64(1), usual
