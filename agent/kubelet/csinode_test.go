@@ -102,9 +102,9 @@ func TestCSINodeIsWrittenWhenItsNodeIsRegistered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
 		host := initialize(t, client, false)
-		time.Sleep(100 * time.Millisecond) // upstream has tried after 0, 10 and 60 ms
+		time.Sleep(100 * time.Millisecond) // of the bubble's clock: upstream has tried after 0, 10 and 60 ms
 		testenv.Must(client.CoreV1().Nodes().Create(t.Context(), node(), metav1.CreateOptions{}))(t)
-		time.Sleep(hastenPause)
+		time.Sleep(hastenPause) // of the bubble's clock: the next look is due by then
 		synctest.Wait()
 		testenv.Must(client.StorageV1().CSINodes().Get(t.Context(), "one", metav1.GetOptions{}))(t)
 		var last error
@@ -112,7 +112,7 @@ func TestCSINodeIsWrittenWhenItsNodeIsRegistered(t *testing.T) {
 			last = <-host.reported
 		}
 		testenv.NoError(t, last, "what the kubelet knows of its CSINode")
-		time.Sleep(time.Minute) // upstream's own try ends
+		time.Sleep(time.Minute) // of the bubble's clock: upstream's own try, which nothing can be asked about, ends
 	})
 }
 
