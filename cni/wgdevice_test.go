@@ -26,7 +26,7 @@ import (
 )
 
 // TestKernelsWireGuard runs the tests of WireGuard once more in a second kernel, which has it where the machine's may
-// not (docs/adr/0093).
+// not (docs/adr/0073).
 func TestKernelsWireGuard(t *testing.T) {
 	if !uml.Inside() {
 		uml.Run(t, uml.WithWireGuard(t, 40*time.Minute))

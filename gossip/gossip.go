@@ -166,7 +166,7 @@ func checkAddress(a netip.AddrPort) error {
 }
 
 // config is memberlist's profile for a local network, with less to do at rest
-// (docs/adr/0064-connections-of-nodes-and-gossip.md).
+// (docs/adr/0070-gossip-and-changed-addresses.md).
 func (m *Member) config() *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name = m.o.Name

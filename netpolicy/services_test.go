@@ -24,7 +24,7 @@ import (
 )
 
 // TestServiceTrafficIsJudgedByPolicies has policies judge what goes through Services, with either back end of the
-// Service proxy: IPVS in a second kernel (docs/adr/0076).
+// Service proxy: IPVS in a second kernel (docs/adr/0021).
 func TestServiceTrafficIsJudgedByPolicies(t *testing.T) {
 	t.Run("nftables", func(t *testing.T) { testServices(t, proxy.ModeNFTables) })
 	t.Run("ipvs", func(t *testing.T) {

@@ -57,7 +57,7 @@ const (
 	ModeNFTables = nft.ServicesByNFTables
 )
 
-// candidatesOf are those of a mode, in the order in which they are tried: docs/adr/0076.
+// candidatesOf are those of a mode, in the order in which they are tried: docs/adr/0021.
 func candidatesOf(mode string) ([]candidate, error) {
 	switch mode {
 	case "", ModeAuto:

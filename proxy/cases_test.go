@@ -309,7 +309,7 @@ func testPortReuse(t *testing.T, mode string) {
 	}
 }
 
-// testPolicyHooks keeps what docs/adr/0076 says: a rule that forbids one pod the other meets what goes through a
+// testPolicyHooks keeps what docs/adr/0021 says: a rule that forbids one pod the other meets what goes through a
 // Service in the forward hook with nftables, and in output with IPVS.
 func testPolicyHooks(t *testing.T, mode string) {
 	b := newTestbed(t, mode)

@@ -35,7 +35,7 @@ var differences = []difference{
 		"a user who may write Services could take any port of the nodes' until the leader has looked"},
 	{kubeProxy, "a server that is away", "a server's address is served as an external IP", "a user who may write Services could keep a server off: docs/adr/0086"},
 	{ModeIPVS, "where a policy meets a packet", "a policy meets a packet in the output hook",
-		"IPVS sends from there; netpolicy has its rules in both: docs/adr/0076"},
+		"IPVS sends from there; netpolicy has its rules in both: docs/adr/0021"},
 	{ModeIPVS, "both policies Local", "with both policies Local pods are bound by the external one, too", "there is no address of the whole cluster to send them to"},
 	{ModeIPVS, "affinity ends", "affinity outlasts its time, as long as the kernel remembers the client's last connection",
 		"IPVS keeps a client's place while it has connections of that client, which TCP's are for two minutes after their end"},

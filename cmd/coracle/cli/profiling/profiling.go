@@ -5,7 +5,7 @@
 // reads.
 //
 // It owns nothing and starts nothing by itself: between two questions it keeps no goroutine, timer or buffer. What the
-// Go runtime samples for the heap profile it samples in any case (docs/adr/0056-profiles-on-request.md).
+// Go runtime samples for the heap profile it samples in any case (docs/adr/0055-diagnosis.md).
 package profiling
 
 import (
