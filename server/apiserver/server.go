@@ -182,7 +182,7 @@ func (s *Server) release(ctx context.Context) {
 
 // watchReadiness closes ready when /readyz passes for the first time.
 func (s *Server) watchReadiness(ctx context.Context) {
-	tick := time.NewTicker(50 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.loopback.Host+"/readyz", nil)
