@@ -10,11 +10,9 @@ import (
 	"os"
 )
 
-// The library bbolt maps its file into memory and trusts it: a page number out of range
-// or a truncated file ends the process with SIGBUS or a panic. So each page
-// that bbolt would reach is read and checked here first. The layout is that of
-// bbolt's version 2 format; numbers are little endian on every machine that we
-// build for.
+// The library bbolt maps its file into memory and trusts it: a page number out of range or a truncated file ends the
+// process with SIGBUS or a panic. So each page that bbolt would reach is first read and checked here. The layout is
+// that of bbolt's file format version 2. Numbers are little endian on every machine that we build for.
 const (
 	boltMagic      = 0xED0CDAED
 	boltVersion    = 2
@@ -80,9 +78,8 @@ func checkBolt(path string) error {
 	return c.tree(c.meta.root, bounds{}, 0)
 }
 
-// newestMeta reads both of the header pages, which bbolt writes in turn. If
-// one is damaged, bbolt would silently use the other and so lose the last
-// write; we refuse.
+// newestMeta reads both header pages, which bbolt writes in turn, and returns the newer one. If one is damaged, bbolt
+// would use the other without an error and so lose the last write. newestMeta returns an error then.
 func (c *boltChecker) newestMeta(size int64) (boltMeta, error) {
 	var first [boltPageHeader + boltMetaSize]byte
 	if _, err := c.f.ReadAt(first[:], 0); err != nil {
@@ -129,8 +126,7 @@ func (c *boltChecker) parseMeta(p []byte, id uint64) (boltMeta, error) {
 	return meta, nil
 }
 
-// page reads a page with its overflow pages, and refuses one that was reached
-// before or is not of a wanted kind.
+// page reads a page with its overflow pages. It refuses a page that was reached before, or whose kind is none of kinds.
 func (c *boltChecker) page(id uint64, kinds uint16) ([]byte, error) {
 	if id < 2 || id >= c.meta.pages {
 		return nil, damaged(c.path, "it refers to page %d, which does not exist", id)
@@ -164,15 +160,14 @@ func (c *boltChecker) page(id uint64, kinds uint16) ([]byte, error) {
 	return p, nil
 }
 
-// bounds are the keys between which a page's keys must lie: from low on, and
-// before high unless that is nil.
+// bounds limit the keys of a page: from low, and before high unless that is nil.
 type bounds struct{ low, high []byte }
 
 func (b bounds) hold(key []byte) bool {
 	return bytes.Compare(key, b.low) >= 0 && (b.high == nil || bytes.Compare(key, b.high) < 0)
 }
 
-// child is what a page refers to: another page of its tree, or a bucket.
+// child is a reference from a page: to another page of its tree, or to a bucket.
 type child struct {
 	page   uint64
 	bounds bounds
@@ -186,7 +181,7 @@ func (c *boltChecker) tree(id uint64, b bounds, depth int) error {
 	if err != nil {
 		return err
 	}
-	// The buffer is reused below, so children are collected first.
+	// The buffer is used again below, so the children are collected first.
 	children, err := c.elements(p, id, b)
 	if err != nil {
 		return err
@@ -199,7 +194,7 @@ func (c *boltChecker) tree(id uint64, b bounds, depth int) error {
 	return nil
 }
 
-// elements checks a branch or leaf page and returns what it refers to.
+// elements checks a branch or leaf page and returns its references.
 func (c *boltChecker) elements(p []byte, id uint64, b bounds) ([]child, error) {
 	le := binary.LittleEndian
 	leaf := le.Uint16(p[8:]) == boltFlagLeaf

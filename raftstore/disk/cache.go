@@ -10,23 +10,20 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// cacheSize is CachedLog's bound in bytes if none is given.
+// cacheSize is the default size of CachedLog in bytes.
 const cacheSize = 8 << 20
 
-// unreadFraction is the part of the bound, one in so many bytes, after which a cache that
-// is not read forgets everything. What raft hands over at a time is hardly ever as much,
-// so those who follow the log have read in between.
+// unreadFraction sets when a cache drops all entries: when 1/unreadFraction of its size was written without a read.
+// What raft writes at a time is hardly ever that much, so readers that follow the log have read in between.
 const unreadFraction = 4
 
-// CachedLog returns the log with its newest entries kept in memory, up to so
-// many bytes; 0 means 8 MiB. A leader reads entries back for each follower,
-// almost always the newest, and a follower reads what it applies. A server without
-// others reads none: it keeps no more than a quarter of that, and only for as long
-// as it takes to see that.
+// CachedLog returns the log with its newest entries kept in memory, up to maxBytes; 0 means 8 MiB. A leader reads
+// entries back for each follower, almost always the newest, and a follower reads what it applies. A server without
+// others reads none: its cache keeps no more than a quarter of maxBytes, and only until that much was written without a
+// read.
 //
-// The entries' Data and Extensions are those that raft handed in, not copies:
-// they must not be changed. All writes must go through the cache, which is the
-// same for every call.
+// The entries' Data and Extensions are those that raft passed in, not copies: they must not be changed. All writes must
+// go through the cache. It is the same for every call.
 func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
 	if maxBytes == 0 {
 		maxBytes = cacheSize
@@ -35,16 +32,15 @@ func (d *Dir) CachedLog(maxBytes int64) raft.LogStore {
 	return d.cache.Load()
 }
 
-// cachedLog keeps what StoreLogs saw, without gaps: what is in the cache is in
-// the log too, and the same. An entry is forgotten before the log deletes it,
-// and remembered after the log has it.
+// cachedLog keeps the entries that StoreLogs stored, without gaps. Each cached entry is in the log and is equal to the
+// log's. An entry is removed from the cache before the log deletes it, and added after the log has stored it.
 type cachedLog struct {
 	*Log
 	max int64
 
-	writing turn // held over a write and what it means for the cache
+	writing turn // held over a write to the log and the change of the cache that follows from it
 
-	mu      sync.RWMutex // guards what follows
+	mu      sync.RWMutex // guards the fields below
 	first   uint64       // index of entries[0]
 	entries []raft.Log
 	bytes   int64
@@ -57,13 +53,13 @@ var (
 	_ raft.MonotonicLogStore = (*cachedLog)(nil)
 )
 
-// cost is what an entry takes in memory.
+// cost returns how many bytes an entry uses in memory.
 func cost(e *raft.Log) int64 {
 	return int64(unsafe.Sizeof(*e)) + int64(len(e.Data)+len(e.Extensions))
 }
 
 func (c *cachedLog) GetLog(index uint64, out *raft.Log) error {
-	if c.unread.Load() != 0 { // readers side by side need not write it
+	if c.unread.Load() != 0 { // concurrent readers need not write it each time
 		c.unread.Store(0)
 	}
 	c.mu.RLock()
@@ -94,7 +90,7 @@ func (c *cachedLog) StoreLogs(entries []*raft.Log) error {
 	return nil
 }
 
-// remember adds an entry, which the log has now, and makes room for it.
+// remember adds an entry, which the log has stored, and drops old ones to make room for it.
 func (c *cachedLog) remember(e *raft.Log) {
 	n := cost(e)
 	wanted := n <= c.max && c.unread.Add(n)-n < c.max/unreadFraction
@@ -112,17 +108,16 @@ func (c *cachedLog) remember(e *raft.Log) {
 	if len(c.entries) == 0 {
 		c.first = e.Index
 	}
-	// A copy: on the leader the entry is part of something larger.
+	// It is a copy, since the leader's entry is part of a larger object.
 	c.entries = append(c.entries, *e)
 	c.bytes += n
 }
 
-// evictUpTo drops the oldest n entries. Their places are freed when append
-// next moves the slice.
+// evictUpTo drops the oldest n entries. Their places in memory are freed when append next moves the slice.
 func (c *cachedLog) evictUpTo(n int) {
 	for i := range n {
 		c.bytes -= cost(&c.entries[i])
-		c.entries[i] = raft.Log{} // or it would stay reachable
+		c.entries[i] = raft.Log{} // otherwise it would stay reachable
 	}
 	c.first, c.entries = c.first+uint64(n), c.entries[n:]
 	if len(c.entries) == 0 {
@@ -130,7 +125,7 @@ func (c *cachedLog) evictUpTo(n int) {
 	}
 }
 
-// evictFrom drops the newest entries but n.
+// evictFrom drops all entries after the first n.
 func (c *cachedLog) evictFrom(n int) {
 	for i := n; i < len(c.entries); i++ {
 		c.bytes -= cost(&c.entries[i])
@@ -142,11 +137,11 @@ func (c *cachedLog) evictFrom(n int) {
 func (c *cachedLog) DeleteRange(from, to uint64) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	c.evict(from, c.beforeTrail(to)) // nothing else deletes, so the log comes to the same
+	c.evict(from, c.beforeTrail(to)) // only this function deletes from the log, so the log ends with the same entries
 	return c.Log.DeleteRange(from, to)
 }
 
-// evict drops what lies in a range, and everything if that is in the middle.
+// evict drops the entries in a range. If the range lies in the middle, it drops all.
 func (c *cachedLog) evict(from, to uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -4,7 +4,7 @@ package disk
 
 import "fmt"
 
-// A DamageError says that a file of the store is not what was written.
+// A DamageError says that a file of the store does not hold what was written.
 type DamageError struct {
 	Path   string // the file
 	Detail string // what is wrong with it

@@ -26,21 +26,20 @@ const (
 	snapshotsDir = "snapshots"
 )
 
-// Options say which directory to open, and as what.
+// Options select the directory to open, and how it is used.
 type Options struct {
 	Path string
-	// Identity is compared with the directory's; a new directory gets it, with
-	// random names for what is empty.
+	// Identity is compared with that of the directory. A new directory gets it, with random names for empty fields.
 	Identity Identity
 	Logger   *slog.Logger
 	Clock    clock.Clock
-	// Grown is called after each append with how many bytes of entries were appended
-	// since Open, those found then included. It must not block.
+	// Grown is called after each append with the total bytes of entries that were found by Open or appended since. It
+	// must not block.
 	Grown func(total int64)
-	// Flushed is called after each append to the log with how long its write and flush
-	// took, and how many bytes of records it had. It must not block.
+	// Flushed is called after each append to the log with the duration of its write and flush, and with the bytes of
+	// its records. It must not block.
 	Flushed func(took time.Duration, bytes int)
-	// Faults, if not nil, make the disk behave badly, for tests (test/diskfaults).
+	// Faults, if not nil, are injected faults of the disk, for tests (test/diskfaults).
 	Faults Faults
 	// Reserve is the space in bytes held back for a full disk. Default 16 MiB.
 	Reserve int64
@@ -49,11 +48,11 @@ type Options struct {
 	SegmentSize int64
 }
 
-// Faults are what goes wrong with a disk.
+// Faults are injected faults of a disk.
 type Faults interface {
-	// Strike delays a flush, until ctx is done at the latest, and returns the error that the flush is to fail with.
+	// Strike delays a flush until ctx is done at most. It returns the error with which the flush must fail.
 	Strike(ctx context.Context, c clock.Clock, snapshot bool) error
-	// Full says that the disk is to seem full.
+	// Full says whether the disk must seem full.
 	Full() bool
 }
 
@@ -62,7 +61,7 @@ type noFaults struct{}
 func (noFaults) Strike(context.Context, clock.Clock, bool) error { return nil }
 func (noFaults) Full() bool                                      { return false }
 
-// A Dir is an opened directory. This process alone has it until Close.
+// A Dir is an opened directory. Only this process uses it until Close.
 type Dir struct {
 	Identity  Identity
 	Log       *Log
@@ -75,21 +74,20 @@ type Dir struct {
 	stall  *stall
 	cancel context.CancelFunc
 	cache  atomic.Pointer[cachedLog]
-	// arrived is the end of the newest snapshot if raft has not read it yet. Raft
-	// writes one snapshot at a time, and reads none meanwhile.
+	// arrived is the end of the newest snapshot if raft has not read that snapshot yet. Raft writes one snapshot at a
+	// time, and reads none meanwhile.
 	arrived *snapshotEnd
 
 	peers struct {
 		sync.Mutex
-		known bool // saved is what is on disk
+		known bool // saved is equal to the file
 		saved []Peer
 	}
 }
 
-// Open makes or examines a directory and opens what is in it. It changes
-// nothing if it returns an error, save that it may make an empty directory and
-// a lock file. Errors that a user can act on have types: DamageError,
-// FormatError, InUseError, MismatchError.
+// Open makes a directory, or examines an existing one, and opens what is in it. If it returns an error it has changed
+// nothing, except that it may have made an empty directory and a lock file. Errors that a user can act on have types:
+// DamageError, FormatError, InUseError, MismatchError.
 func Open(o Options) (*Dir, error) {
 	o.Faults = cmp.Or[Faults](o.Faults, noFaults{})
 	o.Reserve, o.SegmentSize = cmp.Or(o.Reserve, defaultReserve), cmp.Or(o.SegmentSize, defaultSegment)
@@ -150,7 +148,7 @@ func open(o Options) (*Dir, error) {
 	if err := scanned.checkStart(newest, variables); err != nil {
 		return nil, errors.Join(err, scanned.close())
 	}
-	// Everything is as it should be. From here on things are changed.
+	// All checks have succeeded. Files are changed only from here on.
 	bolt, err := openBolt(vars)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", vars, err), scanned.close())
@@ -193,8 +191,8 @@ func open(o Options) (*Dir, error) {
 	return d, nil
 }
 
-// raiseFormat says that an older version can no longer read the directory. On
-// a full disk it uses the reserve.
+// raiseFormat writes the present format number, so that an older version can no longer read the directory. On a full
+// disk it uses the reserve.
 func (d *Dir) raiseFormat() error {
 	err := writeIdentity(d.path, d.Identity)
 	if err != nil {
@@ -220,8 +218,8 @@ func newLog(ctx context.Context, o Options, d *Dir, scanned *scannedLog) *Log {
 	return l
 }
 
-// create makes a new directory's files, the identity last. Files without an
-// identity that were never used are those of a start that was interrupted.
+// create makes a new directory's files, the identity last. It replaces unused files in a directory without an identity:
+// they are left from an interrupted start.
 func create(o Options) (Identity, error) {
 	dir, id := o.Path, o.Identity.fill()
 	if err := checkUnused(dir); err != nil {
@@ -256,15 +254,14 @@ func createVars(path string) error {
 	return bolt.Close()
 }
 
-// checkUnused refuses a directory without an identity in which anything was
-// stored.
+// checkUnused refuses a directory that has no identity although something was stored in it.
 func checkUnused(dir string) error {
 	used := damaged(filepath.Join(dir, identityFile), "it is missing, although the store was in use")
 	vars := filepath.Join(dir, varsFile)
 	if found, err := exists(vars); err != nil {
 		return err
 	} else if found {
-		// A file that bbolt had not finished making holds nothing either.
+		// A file that bbolt had not finished making counts as unused too.
 		if v, err := verifyVars(vars); err == nil && len(v.values) > 0 {
 			return used
 		}
@@ -292,10 +289,10 @@ func checkUnused(dir string) error {
 // Admit returns ErrNoSpace or ErrFailing if new writes should not be tried.
 func (d *Dir) Admit() error { return d.space.admit() }
 
-// Abort ends writes that wait for the disk. They fail.
+// Abort makes writes that wait for the disk fail.
 func (d *Dir) Abort() { d.cancel() }
 
-// Close gives the directory back.
+// Close closes the directory's files and unlocks it.
 func (d *Dir) Close() error {
 	d.cancel()
 	return errors.Join(d.Log.close(), d.Vars.close(), d.lock.Close())

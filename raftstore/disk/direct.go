@@ -10,28 +10,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// direct writes small appends as whole sectors, past the page cache: what goes
-// through it reaches the disk as whole pages, of 4 KiB, each time. The kernel
-// keeps the cache, from which the log is read, in step: it writes out what is
-// not yet on disk before a direct write, and drops what it knew after it.
+// direct writes small appends as whole sectors, without the page cache. The cache would write whole pages of 4 KiB to
+// the disk each time. The kernel keeps the cache, from which the log is read, consistent: before a direct write it
+// writes out what is not yet on disk, and after it drops the pages concerned.
 //
-// A direct write is on disk after the segment's flush, as any other, and its
-// first sector has the end of the records before it once more, unchanged.
-// That was acknowledged, so it is as safe as the disk's own sectors; a page of
-// the cache rewrites more of it.
+// As with any other write, a direct write is on disk after the segment's flush. Its first sector repeats the end of the
+// records before it, unchanged. These were acknowledged, and are as safe as a sector of the disk is while it is
+// rewritten. The page cache would rewrite more of them.
 type direct struct {
-	refused bool   // by the file system or the device, for good
-	buf     []byte // aligned, for one write
+	refused bool   // the file system or the device refused a direct write; there is no further attempt
+	buf     []byte // aligned memory for one write
 }
 
 const (
-	// directAlign suits the memory of any device.
+	// directAlign is an alignment that any device accepts.
 	directAlign = 4096
 	directBytes = sector + smallAppend + sector + zeroAhead + directAlign
 )
 
-// openDirect opens a second descriptor of a segment's file, which must be the
-// same file still.
+// openDirect opens a second descriptor of a segment's file. It fails if the path has another file by now.
 func openDirect(s *segment) (*os.File, error) {
 	f, err := os.OpenFile(s.path, os.O_WRONLY|unix.O_DIRECT, 0)
 	if err != nil {
@@ -48,9 +45,8 @@ func openDirect(s *segment) (*os.File, error) {
 	return f, nil
 }
 
-// writeDirect puts bytes at the end of the records, as segment.write does, and
-// zeros up to the end of the sector or far behind. It returns false if that is
-// for segment.write, which may be called after it in any case.
+// writeDirect writes bytes after the last record, as segment.write does, followed by zeros up to the end of the sector
+// or zeroAhead. It returns false if segment.write has to write them. segment.write may be called after it in any case.
 func (l *Log) writeDirect(s *segment, b []byte) (done bool, err error) {
 	from := s.end &^ (sector - 1)
 	to := roundUp(s.end+int64(len(b)), sector)
@@ -76,14 +72,13 @@ func (l *Log) writeDirect(s *segment, b []byte) (done bool, err error) {
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EIO) || errors.Is(err, os.ErrClosed):
 		return false, err
 	}
-	// Sectors of 4 KiB are refused with EINVAL; whatever else it is, the page
-	// cache has the last word.
+	// Devices with sectors of 4 KiB refuse with EINVAL. For this and any other error the page cache is used.
 	l.direct.refused = true
 	return false, nil
 }
 
-// prepareDirect makes sure of the descriptor, the buffer, and what lies in the
-// sector in which the records end.
+// prepareDirect opens the descriptor, allocates the buffer, and reads the sector in which the records end, unless that
+// is done.
 func (l *Log) prepareDirect(s *segment) error {
 	if l.direct.buf == nil {
 		b := make([]byte, directBytes+directAlign)

@@ -8,31 +8,29 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// snapshotEnd is the last entry that a snapshot covers, and the newest change of
-// members among those entries; zeros if there is none.
+// snapshotEnd is the last entry that a snapshot covers, with the newest change of members up to it. It is zero if there
+// is no snapshot.
 type snapshotEnd struct {
 	index, term uint64
 	members     members
 }
 
-// IsMonotonic tells raft to leave entries that it stored before a snapshot from
-// the leader to this log. If it were true, raft 1.8.0 would remove all entries
-// when it installed one, also those that come after it, agree with it and
-// were acknowledged, and not know it (hashicorp/raft issue 697). The log sorts
-// them out itself, in fit; and it never has gaps.
+// IsMonotonic returns false, so that raft leaves the entries that it stored before a snapshot from the leader to this
+// log. Otherwise raft 1.8.0 would remove all entries when it installs a snapshot, also later ones that agree with it
+// and were acknowledged, and would not notice (hashicorp/raft issue 697). The log itself decides in fit which entries
+// stay. It never has gaps.
 func (l *Log) IsMonotonic() bool { return false }
 
-// fit fits the log to a snapshot that is installed, or that raft will start from: its state is the state machine's.
-// Entries that agree with it stay. If the log ends before the snapshot does, or has another entry at the snapshot's
-// end, no entry of it is of use: what the snapshot covers was committed, and the log holds something else. Then entries
-// are gone for readers at once, and on disk with the next append; after a crash in between, Open comes to the same
-// conclusion.
+// fit adapts the log to a snapshot that is installed or that raft will start from. The snapshot's state is the state
+// machine's. Entries that agree with the snapshot stay. All entries go if the log ends before the snapshot does, or has
+// another entry at the snapshot's end: what the snapshot covers was committed, and the log holds something else.
+// Readers no longer find them at once. On disk they go with the next append. After a crash in between, Open decides the
+// same.
 //
-// forget is called before entries go, if they do. running says that raft has
-// read the log's end already.
+// evict is called before entries go, if any do. running says that raft has already read the log's end.
 //
-// It does not wait for an append that waits for the disk, unless it takes
-// entries away; raft appends nothing then.
+// fit does not wait for an append that waits for the disk, unless it removes entries. Raft appends nothing in that
+// case.
 func (l *Log) fit(s snapshotEnd, running bool, evict func()) error {
 	agrees, err := l.agrees(s)
 	if err != nil {
@@ -52,8 +50,8 @@ func (l *Log) fit(s snapshotEnd, running bool, evict func()) error {
 	if agrees {
 		return nil
 	}
-	// Raft does not learn that the end is gone. It deletes it when the leader
-	// sends other entries for these indexes, if it finds some there.
+	// Raft does not learn that the entries at the end are gone. It deletes them when the leader sends other entries for
+	// these indexes, if it finds some there.
 	if last := l.last(); running && last > s.index {
 		l.doomed = last
 	}
@@ -61,7 +59,7 @@ func (l *Log) fit(s snapshotEnd, running bool, evict func()) error {
 	return nil
 }
 
-// agrees says whether the log's entries can stay with a snapshot.
+// agrees says whether the log's entries can stay beside a snapshot.
 func (l *Log) agrees(s snapshotEnd) (bool, error) {
 	l.mu.RLock()
 	empty, first, last := len(l.positions) == 0, l.first, l.last()
@@ -89,28 +87,25 @@ func (l *Log) admits(s snapshotEnd) error {
 	return nil
 }
 
-// beyond answers GetLog for entries that are not in the log. The entry that
-// the newest snapshot ends with is known by its term alone, which is all that
-// raft needs to tell that the entries after it are the leader's: raft itself
-// does not look at its snapshot then, and would ask for another one for ever.
-// The content is never used: a leader that sends entries has those before them.
-// Only from entry 1 on does it send without having looked at one before; so no
-// snapshot should end there.
+// beyond answers GetLog for entries that are not in the log. Of the last entry of the newest snapshot, it returns only
+// the term. That is all that raft needs to see that the entries after it are the leader's: raft does not check its
+// snapshot for that, and would request another snapshot for ever. The content is never used: before a leader sends
+// entries, it looks up the entry before them. Only entry 1 is sent without such a look-up, so no snapshot should end
+// there.
 func (l *Log) beyond(index uint64, out *raft.Log) error {
 	switch {
 	case index == l.snapshot.index && index > 1:
 		*out = raft.Log{Index: index, Term: l.snapshot.term, Type: raft.LogNoop}
 	case index > l.snapshot.index && index <= l.doomed:
-		*out = raft.Log{Index: index, Type: raft.LogNoop} // of no term: it differs from the leader's
+		*out = raft.Log{Index: index, Type: raft.LogNoop} // its term is zero, so it differs from the leader's entry
 	default:
 		return raft.ErrLogNotFound
 	}
 	return nil
 }
 
-// Snapshot returns the last entry that the newest installed snapshot covers, or
-// zeros. The snapshot is on disk, and raft has its state or more. It waits for
-// nothing.
+// Snapshot returns the last entry that the newest installed snapshot covers, or zeros. The snapshot is on disk, and
+// raft has its state or a later one. Snapshot does not block.
 func (l *Log) Snapshot() (index, term uint64) {
 	if s := l.newest.Load(); s != nil {
 		return s.index, s.term
@@ -118,15 +113,14 @@ func (l *Log) Snapshot() (index, term uint64) {
 	return 0, 0
 }
 
-// continues checks that entries are the next ones: nothing may be missing
-// between them and what is there.
+// continues returns an error unless entries follow the log's last entry without a gap.
 func (l *Log) continues(entries []*raft.Log) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	last := l.last()
 	if last == 0 {
 		last = l.snapshot.index
-		if len(entries) > 0 { // the snapshot covers whatever is before
+		if len(entries) > 0 { // the snapshot covers all entries before these
 			last = min(last, entries[0].Index-1)
 		}
 	}
@@ -138,8 +132,7 @@ func (l *Log) continues(entries []*raft.Log) error {
 	return nil
 }
 
-// dropSuperseded cuts, on disk too, what fit took away. The caller holds
-// writing.
+// dropSuperseded removes from the disk the entries that fit removed. The caller holds writing.
 func (l *Log) dropSuperseded() error {
 	if !l.superseded {
 		return nil
@@ -152,8 +145,7 @@ func (l *Log) dropSuperseded() error {
 	return nil
 }
 
-// has says whether the log has a snapshot's last entry, or was fitted to the same
-// snapshot before.
+// has says whether the log has the last entry of a snapshot, or was adapted to the same snapshot before.
 func (l *Log) has(s snapshotEnd) (bool, error) {
 	l.mu.RLock()
 	same := s.index == l.snapshot.index && s.term == l.snapshot.term
@@ -167,10 +159,9 @@ func (l *Log) has(s snapshotEnd) (bool, error) {
 
 // completed is called for each snapshot that is complete and on disk.
 //
-// One of this server's own ends in the log, or where the one before did: the log is
-// fitted to it at once. One from the leader ends elsewhere. Raft still has to read
-// it back, which may fail, and then goes on with its old state and the log as it
-// was. So the log is fitted when raft has the new state: see Installed.
+// A snapshot of this server ends in the log, or where the last snapshot did: the log is adapted to it at once. A
+// snapshot from the leader ends elsewhere. Raft still has to read it. If that fails, raft continues with its old state
+// and the unchanged log. So the log is adapted when raft has the new state: see Installed.
 func (d *Dir) completed(s snapshotEnd) error {
 	d.arrived = nil
 	has, err := d.Log.has(s)
@@ -184,12 +175,12 @@ func (d *Dir) completed(s snapshotEnd) error {
 	return nil
 }
 
-// Installed must be called when the state machine has read a snapshot, before it
-// goes by it. From then on raft can no longer fail to install it (raft.go,
-// installSnapshot). With an error the state machine must keep what it has.
+// Installed must be called when the state machine has read a snapshot, before it uses the snapshot's state. From then
+// on raft's installation of it can no longer fail (raft.go, installSnapshot). If Installed returns an error, the state
+// machine must keep its old state.
 func (d *Dir) Installed() error {
 	if d.arrived == nil {
-		return nil // raft started from it
+		return nil // raft has started from that snapshot
 	}
 	if err := d.fit(*d.arrived); err != nil {
 		return err
@@ -198,7 +189,7 @@ func (d *Dir) Installed() error {
 	return nil
 }
 
-// fit fits the log, and what is in memory of it, to a new snapshot.
+// fit adapts the log and its cache to a new snapshot.
 func (d *Dir) fit(s snapshotEnd) error {
 	evict := func() {
 		if c := d.cache.Load(); c != nil {

@@ -16,33 +16,30 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// FormatVersion is the version of the directory's layout and of every file in
-// it. A directory with a greater one is refused. One of format 1, which had no
-// member names, becomes one of format 2 when it is opened.
+// FormatVersion is the version of the directory's layout and of every file in it. A directory with a greater version is
+// refused. A directory of format 1, which had no member names, is changed to format 2 when it is opened.
 const FormatVersion = 2
 
 const identityFile = "IDENTITY"
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Identity is what a directory is part of. It is written once.
+// Identity names the cluster, the node and the member that a directory belongs to. It is written once.
 type Identity struct {
 	Cluster string
 	Node    string
-	// Member is raft's name for the server: NODE.RANDOM, made with the
-	// directory. So a server that lost its disk, and with it its votes, comes
-	// back as another member. In a directory of format 1 it is the node's name.
+	// Member is raft's name for the server: NODE.RANDOM, made with the directory. So a server that lost its disk, and
+	// with it its votes, comes back as another member. In a directory of format 1 it is the node's name.
 	Member string
 }
 
-// memberRandom is how many of rand.Text's characters, five bits each, tell a
-// node's members apart.
+// memberRandom is how many characters of rand.Text, of five bits each, distinguish a node's members.
 const memberRandom = 10
 
-// NodeOf returns the name of the node whose member this is.
+// NodeOf returns the name of the node that a member belongs to.
 func NodeOf(member string) string {
 	node, random, ok := cutLast(member, ".")
-	// What a node's own name ends with is no random part: those are in capitals.
+	// The end of a node's own name is not taken for a random part: random parts are in capitals.
 	if !ok || len(random) != memberRandom || strings.Trim(random, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
 		return member
 	}
@@ -67,7 +64,7 @@ func (e *FormatError) Error() string {
 		"Nothing was changed. Run the version that wrote it, or a newer one", e.Dir, e.Version, FormatVersion)
 }
 
-// A MismatchError says that the directory belongs to something else.
+// A MismatchError says that the directory belongs to another cluster, server or member.
 type MismatchError struct {
 	Dir, What, Has, Want string
 }
@@ -77,7 +74,7 @@ func (e *MismatchError) Error() string {
 		"Nothing was changed. Give this server the directory that is its own, or an empty one", e.Dir, e.What, e.Has, e.Want)
 }
 
-// match refuses a directory of another cluster or server. Empty wishes match.
+// match refuses a directory of another cluster, server or member. Empty fields of want match any.
 func (id Identity) match(dir string, want Identity) error {
 	if want.Cluster != "" && want.Cluster != id.Cluster {
 		return &MismatchError{dir, "cluster", id.Cluster, want.Cluster}
@@ -91,7 +88,7 @@ func (id Identity) match(dir string, want Identity) error {
 	return nil
 }
 
-// fill chooses random names for what is not given.
+// fill sets random names in empty fields.
 func (id Identity) fill() Identity {
 	if id.Cluster == "" {
 		id.Cluster = rand.Text()
@@ -130,7 +127,7 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 	if len(lines) < 2 || lines[0] != "coracle store" {
 		return id, 0, damaged(path, "it does not start as it should")
 	}
-	// The format first: a newer one may differ in everything that follows.
+	// The format is read first: a newer format may differ in everything that follows.
 	version, err = strconv.Atoi(strings.TrimPrefix(lines[1], "format "))
 	if err != nil || version < 1 {
 		return id, 0, damaged(path, "it has no format number")
@@ -156,8 +153,8 @@ func readIdentity(dir string) (id Identity, version int, err error) {
 	return id, version, nil
 }
 
-// ChangeMember gives the directory another member name, for a cluster that
-// begins again with it: members of the old one do not know it. "" is a new name.
+// ChangeMember gives the directory another member name, so that it can begin a new cluster: members of the old cluster
+// do not know that name. "" chooses a random name.
 func (d *Dir) ChangeMember(to string) error {
 	id := d.Identity
 	id.Member = to

@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An InUseError says that another process has the directory.
+// An InUseError says that another process has opened the directory.
 type InUseError struct {
 	Dir string
-	PID int // 0 if it did not leave its number
+	PID int // 0 if the process left no number
 }
 
 func (e *InUseError) Error() string {
@@ -28,8 +28,8 @@ func (e *InUseError) Error() string {
 		"Stop that process first, or give this one a directory of its own", e.Dir, who)
 }
 
-// lock takes the directory for this process until the file is closed, which
-// the kernel does for a process that dies.
+// lock locks the directory for this process until the returned file is closed. If the process exits, the kernel closes
+// it.
 func lock(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "LOCK")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -40,7 +40,7 @@ func lock(dir string) (*os.File, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		held := &InUseError{Dir: dir}
 		if text, err := os.ReadFile(path); err == nil {
-			held.PID, _ = strconv.Atoi(strings.TrimSpace(string(text))) // 0 says unknown
+			held.PID, _ = strconv.Atoi(strings.TrimSpace(string(text))) // 0 if the number cannot be read
 		}
 		f.Close()
 		return nil, held
@@ -49,8 +49,7 @@ func lock(dir string) (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	// The number is only for the message above: on a full disk it may be
-	// missing.
+	// The number is only for InUseError, and may be missing on a full disk.
 	if f.Truncate(0) == nil {
 		_ = notePID(f)
 	}

@@ -17,51 +17,50 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A Log is raft's log: a sequence of segments to whose last one records are
-// appended. One append is one write and one flush. Every read verifies
-// checksums.
+// A Log is raft's log: a sequence of segments, of which the last, the tail, gets new records. An append is one write
+// and one flush. Every read verifies checksums.
 //
-// Appends do not return before they are on disk, or the Dir is closed.
+// An append returns when it is on disk, or when the Dir is closed.
 type Log struct {
 	dir   string
 	space *space
 	stall *stall
 	ctx   context.Context
 	size  int64 // of a new segment
-	// written counts the bytes of entries appended, for the snapshot policy.
+	// written counts the bytes of entries that were found or appended, for the snapshotter.
 	written atomic.Int64
 	grown   func(total int64)
-	newest  atomic.Pointer[snapshotEnd] // snapshot, for those who must not wait for mu
+	newest  atomic.Pointer[snapshotEnd] // equal to snapshot, for readers that must not wait for mu
 	trail   atomic.Pointer[trail]       // nil: none
 	flushed func(took time.Duration, bytes int)
 
 	writing turn     // held by the goroutine that appends or deletes
-	next    *segment // made, but not yet the tail; guarded by writing
-	// superseded says that the files hold entries that a snapshot made useless,
-	// and that positions no longer has. Guarded by writing.
+	next    *segment // made, but not the tail yet; guarded by writing
+	// superseded says that the files hold entries that a snapshot made useless and that are no longer in positions.
+	// Guarded by writing.
 	superseded bool
 	direct     direct // of the tail; guarded by writing
 
-	mu        sync.RWMutex // guards what follows; held only for memory and reads
+	mu        sync.RWMutex // guards the fields below; held only for memory and reads
 	segments  []*segment   // numbers without gaps; the last one is the tail
 	first     uint64       // index of the entry at positions[0]
 	positions []recordPosition
-	members   []members   // in the log, in order
-	snapshot  snapshotEnd // of the newest one
-	// doomed is the last of the entries that raft still believes in although a
-	// snapshot made them useless. Only of use while positions is empty.
+	members   []members   // the changes of members in the log, in order
+	snapshot  snapshotEnd // end of the newest snapshot
+	// doomed is the index of the last entry that raft still takes to be in the log although a snapshot made it useless.
+	// It is used only while positions is empty.
 	doomed uint64
 	closed bool
-	// removed are segments that are no longer part of the log, and whose files
-	// are still there, in order. One goroutine at a time sweeps them.
+	// removed are segments that are no longer part of the log but whose files exist, in order. One goroutine at a time
+	// removes them (sweep).
 	removed  []*segment
 	sweeping bool
-	unlink   func(path string) error // os.Remove, but in tests
+	unlink   func(path string) error // os.Remove, except in tests
 }
 
-// recordPosition is where an entry's record is.
+// recordPosition is the place of an entry's record.
 type recordPosition struct {
-	segment uint32 // its number's lowest bits
+	segment uint32 // lowest bits of the segment's number
 	offset  uint32
 }
 
@@ -96,8 +95,8 @@ func (l *Log) last() uint64 {
 
 func (l *Log) tail() *segment { return l.segments[len(l.segments)-1] }
 
-// GetLog reads an entry. It fails with a DamageError if it is not the one that
-// was stored, and with raft.ErrLogNotFound if there is none.
+// GetLog reads an entry. It returns a DamageError if the entry is not what was stored, and raft.ErrLogNotFound if there
+// is none.
 func (l *Log) GetLog(index uint64, out *raft.Log) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -132,13 +131,12 @@ func (l *Log) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{e
 func (l *Log) StoreLogs(entries []*raft.Log) error {
 	dropped, err := l.store(entries)
 	if err == nil && dropped {
-		_ = l.sweep() // the entries are stored, so raft must not hear of it; the next compaction tries again and tells
+		_ = l.sweep() // the entries are stored, so raft must not get this error; the next compaction sweeps again and returns it
 	}
 	return err
 }
 
-// store appends entries. It says whether it has dropped what a snapshot had made
-// useless.
+// store appends entries. dropped says whether it has removed entries that a snapshot had made useless.
 func (l *Log) store(entries []*raft.Log) (dropped bool, err error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -187,7 +185,7 @@ func (l *Log) store(entries []*raft.Log) (dropped bool, err error) {
 	return dropped, nil
 }
 
-// append puts records at the end of a segment, durably.
+// append writes records after the last one of a segment and flushes them.
 func (l *Log) append(s *segment, records []byte) error {
 	if err := l.space.persist(l.ctx, func() error { return l.write(s, records) }); err != nil {
 		return fmt.Errorf("append to %s: %w", s.path, err)
@@ -213,8 +211,8 @@ func (l *Log) write(s *segment, records []byte) error {
 	return err
 }
 
-// roomFor returns the segment that a batch of this size goes to: the tail, or
-// a new one. The successor is made before the tail says that it has one.
+// roomFor returns the segment for a batch of this size: the tail, or a new one. The new segment is on disk before the
+// tail gets the record that says so.
 func (l *Log) roomFor(size int64) (*segment, error) {
 	tail := l.tail()
 	if tail.fits(size) && !tail.sealed {
@@ -242,7 +240,7 @@ func (l *Log) roomFor(size int64) (*segment, error) {
 	return l.tail(), nil
 }
 
-// seal ends a segment that has a successor.
+// seal writes the end record of a segment that has a successor.
 func (l *Log) seal(s *segment) error {
 	if s.sealed {
 		return nil
@@ -257,23 +255,22 @@ func (l *Log) seal(s *segment) error {
 	s.appended(b)
 	s.sealed = true
 	if s.direct != nil {
-		s.direct.Close() // all it wrote is flushed
+		s.direct.Close() // all that was written with it is flushed
 		s.direct = nil
 	}
 	return nil
 }
 
-// DeleteRange removes entries from the beginning or from the end, both indexes
-// included. Of a beginning it removes whole files; what is left over of one may
-// be there again after a restart. What SetTrailing says stays. Appends go on while the
-// files are removed: for a log of one GiB that takes a quarter of a second.
+// DeleteRange removes entries from the beginning or from the end, both indexes included. At the beginning it removes
+// whole files, so remaining entries of a file may be there again after a restart. The entries that SetTrailing keeps
+// stay. Appends continue while the files are removed, which takes a quarter of a second for a log of one GiB.
 func (l *Log) DeleteRange(from, to uint64) error {
 	last, _ := l.LastIndex()
 	if err := l.deleteRange(from, to); err != nil {
 		return err
 	}
 	if err := l.sweep(); err != nil && to < last {
-		return err // of a compaction, which raft only logs. An end that is cut off is so, whatever files are left
+		return err // of a compaction, which raft only logs; a cut of the end has succeeded even if files are left
 	}
 	return nil
 }
@@ -309,7 +306,7 @@ func (l *Log) deleteRange(from, to uint64) error {
 	return fmt.Errorf("delete entries %d to %d of the log: they are in its middle", from, to)
 }
 
-// cut takes back the entries from an index on, or all of them if it is 0.
+// cut writes that the entries from an index on are void, or all of them if it is 0, and drops them.
 func (l *Log) cut(from uint64) error {
 	tail, err := l.roomFor(recordHeader)
 	if err != nil {
@@ -328,7 +325,7 @@ func (l *Log) cut(from uint64) error {
 	return nil
 }
 
-// dropPositions applies a cut to the positions.
+// dropPositions drops the positions and members of cut entries.
 func (l *Log) dropPositions(from uint64) {
 	if from <= l.first {
 		l.positions, l.members = nil, nil
@@ -340,8 +337,7 @@ func (l *Log) dropPositions(from uint64) {
 	}
 }
 
-// removeBefore takes the segments before the one with this number out of the
-// log. Their files go with the next sweep.
+// removeBefore removes the segments before the one with this number from the log. The next sweep removes their files.
 func (l *Log) removeBefore(number uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -351,14 +347,13 @@ func (l *Log) removeBefore(number uint64) {
 	}
 }
 
-// sweep removes the files of segments that are no longer part of the log. It
-// goes by their order, and no further than a file that cannot be removed: a file
-// that is missing between others would count as damage.
+// sweep removes the files of segments that are no longer part of the log, in their order. It stops at a file that
+// cannot be removed: a missing file between others would count as damage.
 func (l *Log) sweep() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.sweeping {
-		return nil // the goroutine that does it comes to these, too
+		return nil // the sweeping goroutine removes these, too
 	}
 	l.sweeping = true
 	defer func() { l.sweeping = false }()
@@ -371,7 +366,7 @@ func (l *Log) sweep() error {
 			return fmt.Errorf("remove old parts of the log: %w", err)
 		}
 		if l.closed {
-			break // and the file too
+			break // the segment's file is closed as well
 		}
 		l.removed = l.removed[1:]
 		if err := s.close(); err != nil {

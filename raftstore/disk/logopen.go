@@ -14,19 +14,19 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// scannedLog is a log as its files show it, before anything was changed.
+// scannedLog is the content of a log's files, before anything is changed.
 type scannedLog struct {
 	dir      string
 	segments []*segment
-	torn     *segment // ends with an append that a crash interrupted
+	torn     *segment // segment that ends with an append that a crash interrupted
 	bytes    int64    // of entries
-	term     uint64   // the greatest one of entries
-	emptied  uint64   // there was a snapshot up to this entry
-	leftover []string // files that a crash kept from being removed
+	term     uint64   // greatest term of an entry
+	emptied  uint64   // index up to which the log's cuts say that a snapshot existed
+	leftover []string // files that a crash has kept from being removed
 
 	first     uint64
 	positions []recordPosition
-	members   []uint64 // the entries that change them
+	members   []uint64 // indexes of the entries that change members
 }
 
 // scanLog reads all segments of a directory and verifies them.
@@ -69,10 +69,9 @@ func segmentNumbers(dir string) ([]uint64, error) {
 	return numbers, nil
 }
 
-// setLeftoverAside returns the newest numbers without gaps. Segments are
-// removed oldest first, but after a power cut an older one may be back.
-// Whether a needed one is missing shows when the log is fitted to the
-// snapshot.
+// setLeftoverAside returns the newest numbers without gaps, and notes the files of the others as leftover. Segments are
+// removed oldest first, but after a power cut an older one may be there again. If a segment is missing that is needed,
+// that shows in the comparison with the snapshot.
 func (l *scannedLog) setLeftoverAside(numbers []uint64) []uint64 {
 	i := len(numbers) - 1
 	for i > 0 && numbers[i-1] == numbers[i]-1 {
@@ -109,8 +108,7 @@ func (l *scannedLog) scan(number uint64, newest bool) error {
 	if newest && s.sealed {
 		return damaged(segmentPath(l.dir, number+1), "it is missing")
 	}
-	// A segment is sealed when its successor is there; a crash in between
-	// leaves the successor empty.
+	// A segment is sealed when its successor exists. A crash in between leaves an empty successor.
 	if len(before) > 0 && !before[len(before)-1].sealed && (s.end > segmentHeader || torn || !newest) {
 		prev := before[len(before)-1]
 		return damaged(prev.path, "the record at byte %d is gone, and later ones are there", prev.end)
@@ -118,8 +116,7 @@ func (l *scannedLog) scan(number uint64, newest bool) error {
 	return nil
 }
 
-// follows checks that no batch is missing between two segments. The seal is a
-// batch of its own.
+// follows checks that no batch is missing between two segments. The seal counts as a batch.
 func (l *scannedLog) follows(prev, s *segment) error {
 	want := prev.batch
 	if !prev.sealed {
@@ -155,8 +152,8 @@ func (l *scannedLog) add(s *segment, r record) error {
 	return nil
 }
 
-// checkStart refuses a log that does not reach back to the newest snapshot: entries
-// between them are lost. Raft saves a term before it stores an entry of it.
+// checkStart refuses a log that does not reach back to the newest snapshot, since entries between them are lost. It
+// also refuses variables that are older than the log: raft saves a term before it stores an entry of that term.
 func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
 	vars := filepath.Join(filepath.Dir(l.dir), varsFile)
 	term := max(l.term, s.term)
@@ -174,8 +171,8 @@ func (l *scannedLog) checkStart(s snapshotEnd, v savedVars) error {
 	return nil
 }
 
-// repair finishes what a crash interrupted: an append that was never
-// acknowledged, the removal of old segments, the sealing of one.
+// repair finishes what a crash interrupted: it removes an append that was never acknowledged, removes old segments, and
+// seals a segment that has a successor.
 func (l *scannedLog) repair(into *Log) error {
 	if l.torn != nil {
 		if err := l.torn.clean(); err != nil {

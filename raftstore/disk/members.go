@@ -8,17 +8,16 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// members is a change of members: the index of its entry, and all of them.
+// members is a change of members: the index of its log entry, and all members after it.
 type members struct {
 	index uint64
 	all   raft.Configuration
 }
 
-// Members returns the newest members that the log has, or the newest snapshot, and
-// the index of the entry that made them so; 0 if there is none. They may not be
-// committed yet. Raft goes by them, and takes a change of members that names this
-// index only as long as it does (Raft.AddVoter, prevIndex). It does not tell the
-// index itself: that of its GetConfiguration is always 0.
+// Members returns the newest members in the log, or else in the newest snapshot, and the index of the log entry that
+// set them; 0 if there is none. They may not be committed yet. Raft works with these members, and accepts a change that
+// names this index only while it does (Raft.AddVoter, prevIndex). Raft itself does not provide the index: that of its
+// GetConfiguration is always 0.
 func (l *Log) Members() (raft.Configuration, uint64) {
 	l.mu.RLock()
 	newest := l.snapshot.members
@@ -29,19 +28,19 @@ func (l *Log) Members() (raft.Configuration, uint64) {
 	return newest.all.Clone(), newest.index
 }
 
-// noteMembers takes each new entry. The caller holds mu.
+// noteMembers adds a new entry's members, if it changes them. The caller holds mu.
 func (l *Log) noteMembers(e *raft.Log) {
 	if e.Type == raft.LogConfiguration {
 		l.members = append(l.members, members{e.Index, raft.DecodeConfiguration(e.Data)})
 	}
 }
 
-// dropMembers takes the range of entries that are gone. The caller holds mu.
+// dropMembers drops the members of removed entries, a range of indexes. The caller holds mu.
 func (l *Log) dropMembers(from, to uint64) {
 	l.members = slices.DeleteFunc(l.members, func(m members) bool { return m.index >= from && m.index <= to })
 }
 
-// readMembers reads changes of members, which the files were found to hold.
+// readMembers reads the changes of members at the given indexes.
 func (l *Log) readMembers(indexes []uint64) error {
 	for _, index := range indexes {
 		var e raft.Log

@@ -16,15 +16,14 @@ import (
 
 const peersFile = "PEERS"
 
-// A Peer is another server of the cluster, and where it was last reached.
+// A Peer is another server of the cluster, with its last known address.
 type Peer struct {
 	ID      string // its member name
 	Address string
 }
 
-// SavePeers notes where the other servers are, for a start at which the rest
-// of the directory turns out to be damaged. It writes only what changed. An
-// error means no more than that the older note, or none, is still there.
+// SavePeers notes the other servers' addresses, for a start at which the rest of the directory turns out to be damaged.
+// It writes only when they have changed. After an error the older note is still there, if there was one.
 func (d *Dir) SavePeers(peers []Peer) error {
 	d.peers.Lock()
 	defer d.peers.Unlock()
@@ -38,9 +37,8 @@ func (d *Dir) SavePeers(peers []Peer) error {
 	return nil
 }
 
-// ReadPeers returns what SavePeers noted in a directory, opened or not, and
-// nothing if it noted nothing. A note that cannot be read is no reason not to
-// start: warn, and go on without.
+// ReadPeers returns the note that SavePeers wrote to a directory, opened or not, and nothing if there is no note. An
+// error should not prevent a start: the caller should log it and continue without a note.
 func ReadPeers(dir string) ([]Peer, error) {
 	path := filepath.Join(dir, peersFile)
 	data, err := os.ReadFile(path)
@@ -63,16 +61,14 @@ func ReadPeers(dir string) ([]Peer, error) {
 	return peers, nil
 }
 
-// joiningFile says that the directory was begun to join others, and that they
-// are not known to have taken it in.
+// joiningFile says that the directory was made to join others, and that this server is not known to be a member yet.
 const joiningFile = "JOINING"
 
-// Joining says whether the directory was begun to join others, and StartJoining's
-// note is there still. Then it is no beginning of a cluster, and its server may
-// ask to be taken in.
+// Joining says whether the directory was made to join others and still has the note of StartJoining. Then it must not
+// begin a cluster, and its server may ask to join.
 func (d *Dir) Joining() (bool, error) { return exists(filepath.Join(d.path, joiningFile)) }
 
-// StartJoining notes that the directory is to join others, and where they are.
+// StartJoining notes that the directory is to join others, and their addresses.
 func (d *Dir) StartJoining(peers []Peer) error {
 	if err := d.SavePeers(peers); err != nil {
 		return err
@@ -80,7 +76,7 @@ func (d *Dir) StartJoining(peers []Peer) error {
 	return writeFile(filepath.Join(d.path, joiningFile), nil)
 }
 
-// Joined takes StartJoining's note away.
+// Joined removes the note of StartJoining.
 func (d *Dir) Joined() error {
 	if err := os.Remove(filepath.Join(d.path, joiningFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("take the note away that this server joins: %w", err)

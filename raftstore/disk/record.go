@@ -10,8 +10,8 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A record is a header, a payload, and bytes of 0xff up to a multiple of eight.
-// Header, little endian, all but the first four bytes combined with 0xa5:
+// A record is a header, a payload, and bytes of 0xff up to a multiple of eight. In the header, which is little endian,
+// all bytes but the first four are XORed with 0xa5:
 //
 //	 0  CRC-32C of the rest of the header
 //	 4  kind, 5 raft's log type, 6 flags, 7 zero
@@ -25,11 +25,9 @@ import (
 //	48  term
 //	56  time of the append at the leader, Unix nanoseconds
 //
-// Segment and offset tell a record from an old copy of one somewhere else.
-// The payload is combined with a stream of numbers made from the index. So no
-// eight bytes of a record are all zeros, whatever was stored (but for odds of
-// one to 2^64): a sector of zeros is one that was never written, and that tells
-// a torn write from damage.
+// Segment and offset distinguish a record from an old copy at another place. The payload is XORed with a stream of
+// numbers that is made from the index. So no eight bytes of a record are all zeros, whatever was stored (except by a
+// chance of one in 2^64). A sector of zeros was never written, and that distinguishes a torn write from damage.
 const (
 	recordHeader = 64
 	recordAlign  = 8
@@ -41,10 +39,10 @@ const (
 const (
 	// recordEntry is one log entry.
 	recordEntry = 1
-	// recordCut takes back the entries from its index on; from 0 on, all. Its
-	// term is the index at which the newest snapshot ended then.
+	// recordCut makes the entries from its index on void, or all if that is 0. Its term is the index at which the
+	// newest snapshot ended at that time.
 	recordCut = 2
-	// recordEnd is the last one of a segment that has a successor.
+	// recordEnd is the last record of a segment that has a successor.
 	recordEnd = 3
 )
 
@@ -65,7 +63,7 @@ type record struct {
 	appended             int64
 }
 
-// size is the record's length in the file.
+// size returns the record's length in the file.
 func (r *record) size() int64 { return recordHeader + align(int64(r.payload)) }
 
 func align(n int64) int64 { return (n + recordAlign - 1) &^ (recordAlign - 1) }
@@ -87,8 +85,8 @@ func (r *record) encode(to []byte) []byte {
 	return to
 }
 
-// decodeRecord reads a header. It returns false if these bytes are not the
-// header of a record at this place.
+// decodeRecord reads a header. It returns false if the bytes are not the header of a record for this segment and
+// offset.
 func decodeRecord(b []byte, segment uint64, offset int64) (record, bool) {
 	le := binary.LittleEndian
 	if le.Uint32(b) != crc32.Checksum(b[4:recordHeader], castagnoli) {
@@ -131,8 +129,7 @@ func appendEntry(to []byte, l *raft.Log, r record) []byte {
 	return to
 }
 
-// entry makes a log entry of a record and its verified payload, which it
-// takes over.
+// entry decodes a log entry from a record and its verified payload. The entry keeps and changes payload.
 func (r *record) entry(payload []byte, l *raft.Log) {
 	mask(payload, r.index)
 	*l = raft.Log{Index: r.index, Term: r.term, Type: raft.LogType(r.logType), Data: payload[r.extensions:]}
@@ -144,8 +141,7 @@ func (r *record) entry(payload []byte, l *raft.Log) {
 	}
 }
 
-// mask combines p with the stream of numbers that belongs to seed (splitmix64,
-// Steele, Lea and Flood 2014). Twice is back to the start.
+// mask XORs p with the stream of numbers for a seed (splitmix64, Steele, Lea and Flood 2014). A second call restores p.
 func mask(p []byte, seed uint64) {
 	var word [8]byte
 	for state := seed; len(p) > 0; {

@@ -18,37 +18,35 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// A segment is one file of the log: a header, records, and zeros up to its
-// length, which never changes. The header is a magic string, the segment's
-// number, its length, the number of its first batch, and the CRC-32C of these.
+// A segment is one file of the log. It has a header, records, and zeros up to its length, which never changes. The
+// header is a magic string, the segment's number, its length, the number of its first batch, and the CRC-32C of these.
 type segment struct {
 	path   string
 	number uint64
 	f      *os.File
 	length int64
-	end    int64  // where the next record goes
-	batch  uint64 // of the record before the end, or before the segment's first
-	sealed bool   // its last record says that there is a successor
-	zeroed int64  // up to here the file is written, with zeros behind the records
-	// direct is a second descriptor of the file, for direct writes, or nil.
-	// Guarded by Log.writing, and changed while Log.mu is held too.
+	end    int64  // offset of the next record
+	batch  uint64 // of the last record before end, or the one before the segment's first
+	sealed bool   // its last record says that it has a successor
+	zeroed int64  // up to here the file was written, with zeros behind the records
+	// direct is a second descriptor of the file, for direct writes, or nil. It is guarded by Log.writing. It is changed
+	// only while Log.mu is held too.
 	direct *os.File
-	rest   []byte // from the beginning of the sector to the end; nil if not known
+	rest   []byte // the bytes from the beginning of end's sector up to end; nil if not known
 }
 
 const (
 	segmentMagic  = "coracle log 1\n\x00\x00"
 	segmentHeader = 64
 	segmentSuffix = ".segment"
-	// defaultSegment bounds what a deletion of old entries leaves over, and is
-	// what an empty store takes.
+	// defaultSegment is the size of a segment. It bounds what stays after a deletion of old entries, and is what an
+	// empty store uses.
 	defaultSegment = 8 << 20
 	sector         = 512
-	// zeroAhead is how many zeros are written behind a small append, now and
-	// then. Space that is only allocated costs the file system a second flush,
-	// of its journal, when it is first written to: on ext4 two flushes and 12 KiB
-	// more for each new block. Large appends fill blocks faster than that
-	// would pay. Nor do they gain by being direct, see direct.go.
+	// zeroAhead is how many zeros are sometimes written behind a small append. The first write to space that is only
+	// allocated costs the file system a second flush, of its journal: on ext4 that is two flushes and 12 KiB more for
+	// each new block. Large appends fill blocks too fast for the zeros to save anything. They also gain nothing by
+	// direct writes, see direct.go.
 	zeroAhead   = 256 << 10
 	smallAppend = 32 << 10
 )
@@ -59,9 +57,8 @@ func segmentPath(dir string, number uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%016d%s", number, segmentSuffix))
 }
 
-// createSegment makes a segment whose first batch has the given number, of the
-// given length or of a greater one if need is more. It is on disk, with its
-// space, when this returns.
+// createSegment makes a segment whose first batch has the given number. It has the given length, or a greater one if
+// need is more. The segment and its space are on disk when createSegment returns.
 func createSegment(dir string, number, batch uint64, length, need int64) (*segment, error) {
 	length = max(length, align(need)+segmentHeader+recordHeader)
 	path := segmentPath(dir, number)
@@ -88,7 +85,7 @@ func createSegment(dir string, number, batch uint64, length, need int64) (*segme
 	return &segment{path: path, number: number, f: f, length: length, end: segmentHeader, batch: batch - 1}, nil
 }
 
-// allocate gives a new file its length and the space for it, all zeros.
+// allocate sets a new file's length and reserves the space for it, all zeros.
 func allocate(f *os.File, length int64) error {
 	err := unix.Fallocate(int(f.Fd()), 0, 0, length)
 	if errors.Is(err, unix.EOPNOTSUPP) {
@@ -141,14 +138,12 @@ func (s *segment) readHeader() error {
 	return nil
 }
 
-// fits says whether a batch of this length can be added, with room for the
-// record that ends the segment.
+// fits says whether a batch of this length fits, and after it the record that ends the segment.
 func (s *segment) fits(size int64) bool { return s.end+size+recordHeader <= s.length }
 
-// scan reads the records and hands each to fn, a whole batch at a time. It
-// stops at what is not a record, and says whether something incomplete is
-// there: the rest of an append that a crash interrupted and that was never
-// acknowledged. In any other case what is not a record is damage.
+// scan reads the records and passes each to fn, a whole batch at a time. It stops at bytes that are not a record. torn
+// says whether these are the rest of an append that a crash interrupted and that was never acknowledged. Any other
+// bytes that are not a record are damage.
 func (s *segment) scan(fn func(record) error) (torn bool, err error) {
 	in := bufio.NewReaderSize(io.NewSectionReader(s.f, s.end, s.length-s.end), 256<<10)
 	var batch []record
@@ -180,8 +175,8 @@ func (s *segment) scan(fn func(record) error) (torn bool, err error) {
 	return len(batch) > 0, nil
 }
 
-// read returns the record at an offset and its size, or nil and the size of
-// what is no good record there.
+// read returns the record at an offset and its size. If there is no valid record, it returns nil and the size of what
+// is there instead.
 func (s *segment) read(in *bufio.Reader, at int64) (*record, int64, error) {
 	var h [recordHeader]byte
 	if _, err := io.ReadFull(in, h[:]); err != nil {
@@ -207,9 +202,9 @@ func (s *segment) read(in *bufio.Reader, at int64) (*record, int64, error) {
 	return &r, r.size(), nil
 }
 
-// tail judges what lies at an offset, where a record of the given size, or at
-// least its header, should be. An interrupted append leaves at least one sector
-// unwritten, hence all zeros, and nothing of a later batch can be behind it.
+// tail decides what is at an offset where a record of the given size, or at least its header, should be: nothing, a
+// torn append, or damage. An interrupted append leaves at least one sector unwritten, hence all zeros, and no record of
+// a later batch can be behind it.
 func (s *segment) tail(at, size int64) (torn bool, err error) {
 	rest, err := s.restFrom(at)
 	if err != nil || len(rest) == 0 {
@@ -228,7 +223,7 @@ func (s *segment) tail(at, size int64) (torn bool, err error) {
 
 // restFrom reads from an offset to the last byte that is not zero.
 func (s *segment) restFrom(at int64) ([]byte, error) {
-	end := at // behind the last byte that is not zero
+	end := at // offset behind the last byte that is not zero
 	chunk := make([]byte, 64<<10)
 	for from := at; from < s.length; {
 		n, err := s.f.ReadAt(chunk[:min(int64(len(chunk)), s.length-from)], from)
@@ -247,9 +242,8 @@ func (s *segment) restFrom(at int64) ([]byte, error) {
 	return rest, nil
 }
 
-// unwritten says whether some sector's share of the first size bytes of rest
-// is all zeros. rest starts at the given offset of the file; beyond it all is
-// zero.
+// unwritten says whether, in the first size bytes of rest, the bytes of some sector are all zeros. rest starts at the
+// given offset of the file, and the file has only zeros beyond rest.
 func unwritten(rest []byte, offset, size int64) bool {
 	for from := int64(0); from < size; {
 		to := min(size, (offset+from)/sector*sector+sector-offset)
@@ -270,7 +264,7 @@ func isZero(rest []byte, from, to int64) bool {
 	return true
 }
 
-// clean makes zeros of everything behind the records, after a torn append.
+// clean writes zeros over everything behind the last record, after a torn append.
 func (s *segment) clean() error {
 	rest, err := s.restFrom(s.end)
 	if err != nil {
@@ -282,7 +276,7 @@ func (s *segment) clean() error {
 	return s.f.Sync()
 }
 
-// appended moves the end behind a batch that is on disk.
+// appended moves end behind a batch that is on disk.
 func (s *segment) appended(b []byte) {
 	s.end, s.batch = s.end+int64(len(b)), s.batch+1
 	if n := int(s.end & (sector - 1)); n <= len(b) {
@@ -292,9 +286,8 @@ func (s *segment) appended(b []byte) {
 	}
 }
 
-// write puts bytes at the end of the records. They are on disk after flush. It
-// does not move the end, so that it can be repeated: a flush that failed may
-// have dropped them.
+// write writes bytes after the last record. They are on disk after flush. It does not move end, so that it can be
+// repeated: a failed flush may have dropped the bytes.
 func (s *segment) write(b []byte) error {
 	if _, err := s.f.WriteAt(b, s.end); err != nil {
 		return err

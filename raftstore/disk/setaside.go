@@ -14,13 +14,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// SetAside renames a directory that Open found damaged to DIR.damaged-N, with
-// the smallest N that is free, so that the server can get everything from the
-// others into a new one. Nothing is deleted: the operator removes it when
-// it is not needed for inspection any more. It must not be open.
+// SetAside renames a directory that Open found damaged to DIR.damaged-N, with the smallest free N. Then the server can
+// get everything from the others into a new directory. Nothing is deleted: the operator removes the old directory when
+// it has been inspected. It must not be open.
 //
-// The new directory will have another member name. What the old one voted, or
-// acknowledged to the leader, the new member never claims.
+// The new directory will have another member name. So the new member never claims a vote of the old one, nor an entry
+// that the old one acknowledged to the leader.
 func SetAside(dir string) (newPath string, err error) {
 	dir = filepath.Clean(dir)
 	if _, err := os.Stat(dir); err != nil {
@@ -34,7 +33,7 @@ func SetAside(dir string) (newPath string, err error) {
 	for n := 1; ; n++ {
 		newPath = fmt.Sprintf("%s.damaged-%d", dir, n)
 		err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, newPath, unix.RENAME_NOREPLACE)
-		if errors.Is(err, unix.EINVAL) { // a file system that cannot promise that
+		if errors.Is(err, unix.EINVAL) { // a file system without RENAME_NOREPLACE
 			if _, statErr := os.Lstat(newPath); errors.Is(statErr, fs.ErrNotExist) {
 				err = os.Rename(dir, newPath)
 			} else {
@@ -58,10 +57,9 @@ func SetAside(dir string) (newPath string, err error) {
 	}
 }
 
-// StartOver sets a damaged directory aside and puts one in its place that
-// knows nothing but where the other servers are: so that the next Open, even
-// after a crash, begins no cluster of its own. It returns the damaged one's new
-// path.
+// StartOver moves a damaged directory away and replaces it by one that has only the other servers' addresses and the
+// note that it is to join them. So the next Open, even after a crash, does not begin a new cluster. StartOver returns
+// the new path of the damaged directory.
 func StartOver(dir string, peers []Peer) (newPath string, err error) {
 	dir = filepath.Clean(dir)
 	fresh := dir + freshSuffix
@@ -76,8 +74,8 @@ func StartOver(dir string, peers []Peer) (newPath string, err error) {
 			return "", fmt.Errorf("start over: %w", err)
 		}
 	}
-	// It must be there for certain before the damaged one goes: the next start
-	// would take nothing at all for a new server.
+	// The new directory must be on disk before the damaged one is moved away: if the next start found neither, it would
+	// take this for a new server.
 	if err := atomicfile.SyncDir(filepath.Dir(dir)); err != nil {
 		return "", fmt.Errorf("start over: %w", err)
 	}
@@ -87,11 +85,10 @@ func StartOver(dir string, peers []Peer) (newPath string, err error) {
 	return newPath, finishStartOver(dir)
 }
 
-// freshSuffix is what the new directory of StartOver has until the damaged one
-// is out of its way.
+// freshSuffix is the suffix of StartOver's new directory until the damaged one is moved away.
 const freshSuffix = ".fresh"
 
-// finishStartOver ends what a crash may have interrupted.
+// finishStartOver finishes a StartOver that a crash has interrupted.
 func finishStartOver(dir string) error {
 	dir = filepath.Clean(dir)
 	if found, err := exists(dir); err != nil || found {

@@ -27,17 +27,15 @@ import (
 //	magic, header length, header CRC-32C, header (JSON), state,
 //	state length (8 bytes), state CRC-32C
 //
-// Lengths and checksums are little endian, four bytes unless said otherwise. A
-// snapshot appears under its name only when it is complete and on disk; then
-// older ones are removed. One that cannot be removed then goes after the next.
+// Lengths and checksums are little endian, and four bytes unless stated otherwise. A snapshot gets its name only when
+// it is complete and on disk. Then older snapshots are removed. If that fails, the next snapshot tries again.
 type Snapshots struct {
 	dir    string
 	log    *slog.Logger
-	strike func() error // what Faults do to a flush
-	// admits says whether a snapshot may be started, and completed is called when it
-	// is complete.
+	strike func() error // the injected fault of a flush
+	// admits returns an error if a snapshot may not be started. completed is called when a snapshot is complete.
 	admits, completed func(snapshotEnd) error
-	unlink            func(path string) error // os.Remove, but in tests
+	unlink            func(path string) error // os.Remove, except in tests
 }
 
 var _ raft.SnapshotStore = (*Snapshots)(nil)
@@ -49,7 +47,7 @@ const (
 	maxHeader       = 1 << 20
 )
 
-// snapshotHeader is what raft wants to know besides the state.
+// snapshotHeader is what raft stores of a snapshot besides the state.
 type snapshotHeader struct {
 	Version            raft.SnapshotVersion
 	Index, Term        uint64
@@ -77,7 +75,7 @@ func openSnapshots(dir string, log *slog.Logger) (*Snapshots, error) {
 	return s, nil
 }
 
-// ids lists snapshots, newest first: names sort as their indexes do.
+// ids lists the snapshots, the newest first. Names sort in the order of their indexes.
 func (s *Snapshots) ids() ([]string, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -137,12 +135,12 @@ func (s *Snapshots) List() ([]*raft.SnapshotMeta, error) {
 	return []*raft.SnapshotMeta{meta}, f.Close()
 }
 
-// Open returns a snapshot's description and its state. The state's reader
-// gives a DamageError instead of its end if the state is not what was written.
+// Open returns a snapshot's description and its state. If the state is not what was written, the state's reader returns
+// a DamageError instead of io.EOF.
 func (s *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	meta, f, err := s.open(id)
 	if err != nil {
-		return nil, nil, err // not a typed nil
+		return nil, nil, err // not a nil pointer in a non-nil interface
 	}
 	return meta, f, nil
 }
@@ -199,7 +197,7 @@ func readSnapshotHeader(path string, f *os.File) (*raft.SnapshotMeta, *snapshotR
 	return meta, &snapshotReader{path: path, f: f, r: r, left: state, size: state, sum: crc32.New(castagnoli)}, nil
 }
 
-// snapshotReader reads the state and checks the trailer at its end.
+// snapshotReader reads the state, and then checks the trailer behind it.
 type snapshotReader struct {
 	path string
 	f    *os.File
@@ -222,13 +220,13 @@ func (r *snapshotReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// end is io.EOF if the state was what was written.
+// end returns io.EOF if the state is what was written, else a DamageError.
 func (r *snapshotReader) end() error {
 	var t [snapshotTrailer]byte
 	if _, err := io.ReadFull(r.r, t[:]); err != nil {
 		return damaged(r.path, "it ends too early")
 	}
-	r.r.Reset(strings.NewReader(string(t[:]))) // for another Read at the end
+	r.r.Reset(strings.NewReader(string(t[:]))) // so that another Read gets the same result
 	if binary.LittleEndian.Uint64(t[:]) != uint64(r.size) {
 		return damaged(r.path, "its length is not what was written: it was truncated or overwritten")
 	}
@@ -253,7 +251,7 @@ func (s *Snapshots) Create(version raft.SnapshotVersion, index, term uint64,
 		return nil, fmt.Errorf("describe a snapshot: %w", err)
 	}
 	id := snapshotID(index, term)
-	// Names of their own: raft may write one here and get the same from a leader.
+	// The file's name is unique: raft may write a snapshot here and receive the same one from a leader.
 	f, err := os.CreateTemp(s.dir, id+".*.tmp")
 	if err != nil {
 		return nil, fmt.Errorf("create a snapshot: %w", err)
@@ -295,7 +293,7 @@ func (w *snapshotWriter) Close() error {
 	trailer := binary.LittleEndian.AppendUint64(nil, w.size)
 	trailer = binary.LittleEndian.AppendUint32(trailer, w.sum.Sum32())
 	_, err := w.w.Write(trailer)
-	// While raft wrote this one, a newer one may have come from the leader.
+	// While raft wrote this snapshot, a newer one may have arrived from the leader.
 	if err = errors.Join(err, w.w.Flush(), w.store.strike(), w.f.Sync(), w.store.admits(w.end)); err != nil {
 		return errors.Join(fmt.Errorf("complete snapshot %s: %w", w.id, err), w.Cancel())
 	}
@@ -307,7 +305,7 @@ func (w *snapshotWriter) Close() error {
 	if err != nil {
 		return fmt.Errorf("complete snapshot %s: %w", w.id, err)
 	}
-	if err := w.store.removeOlder(w.id); err != nil { // raft must not hear of it: the snapshot is complete
+	if err := w.store.removeOlder(w.id); err != nil { // raft must not get this error, since the snapshot is complete
 		w.store.log.Warn("an older snapshot of the store could not be removed; the next snapshot tries again", "dir", w.store.dir, "err",
 			err)
 	}

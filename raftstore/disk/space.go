@@ -19,13 +19,12 @@ import (
 
 const (
 	reserveFile = "RESERVE"
-	// defaultReserve, in bytes, is more than what can be under way when the
-	// disk fills up: two log entries and raft's own variables, with bbolt's
-	// page copies. New writes are refused when half of that is still free.
+	// defaultReserve, in bytes, is more than what can be under way when the disk fills up: two log entries and raft's
+	// own variables, with bbolt's page copies. New writes are refused when less than half of that is free beside it.
 	defaultReserve = 16 << 20
-	// checkEvery is how often a stream of writes looks at the free space.
+	// checkEvery is how often the free space is checked while there are writes.
 	checkEvery = 100 * time.Millisecond
-	// retryEvery is how often a write that failed is tried again.
+	// retryEvery is how long to wait before a failed write is repeated.
 	retryEvery = 200 * time.Millisecond
 )
 
@@ -35,11 +34,10 @@ var ErrNoSpace = errors.New("the store's disk is full")
 // ErrFailing says that new writes are refused because the disk returns errors.
 var ErrFailing = errors.New("the store's disk is failing")
 
-// space makes a write outlast a full or failing disk. Raft cannot bear that a
-// write fails: it panics if a term cannot be saved, and gives up leading if an
-// entry cannot. So a failed write is tried again until it succeeds, first with
-// the space that a reserve file held for it; meanwhile and until there is room
-// for a new reserve, new writes are refused before they reach raft.
+// space makes writes wait while the disk is full or failing. Raft cannot cope with a failed write: it panics if a term
+// cannot be saved, and gives up its leadership if an entry cannot. So a failed write is repeated until it succeeds. On
+// a full disk, the space of a reserve file is freed for it first. Until there is room for a new reserve, new writes are
+// refused before they reach raft.
 type space struct {
 	dir    string
 	log    *slog.Logger
@@ -73,7 +71,7 @@ func (s *space) free() (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// admit says whether a new write may be tried.
+// admit returns nil if a new write may be tried, else the reason why not.
 func (s *space) admit() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,11 +81,11 @@ func (s *space) admit() error {
 	}
 	s.checked = now
 	if errors.Is(s.cause, ErrFailing) {
-		return s.cause // only a write that succeeds says that it is over
+		return s.cause // only a write that succeeds ends this
 	}
 	free, err := s.free()
 	if err != nil {
-		return s.cause // the write itself will tell
+		return s.cause // the write itself will fail if the disk does
 	}
 	need := s.size / 2
 	if !s.reserved {
@@ -114,7 +112,7 @@ func (s *space) refuse(cause error) {
 	s.cause = cause
 }
 
-// reserve takes the reserve's space, if there is any.
+// reserve allocates the reserve file, if there is space for it.
 func (s *space) reserve() {
 	path := filepath.Join(s.dir, reserveFile)
 	if info, err := os.Stat(path); err == nil && info.Size() == s.size {
@@ -151,7 +149,7 @@ func (zeros) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// failed notes that a write failed, and frees the reserve for it.
+// failed notes that a write failed. If the disk is full, it frees the reserve.
 func (s *space) failed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,8 +175,8 @@ func (s *space) succeeded() {
 	}
 }
 
-// persist runs a write until it succeeds or ctx ends, or finds damage, which
-// does not go away. The write must be one that can be repeated as a whole.
+// persist runs a write until it succeeds, until ctx ends, or until it finds damage, which does not go away. write must
+// be repeatable as a whole.
 func (s *space) persist(ctx context.Context, write func() error) error {
 	err := write()
 	if err == nil {

@@ -2,26 +2,24 @@
 
 package disk
 
-// A trail is how much of what a snapshot covers stays in the log: at least so
-// many entries, and more if they take no more than so many bytes on disk.
+// A trail is how much of what a snapshot covers stays in the log: at least so many entries, and more if all of them
+// take no more than so many bytes on disk.
 type trail struct {
 	entries uint64
 	bytes   int64
 }
 
-// SetTrailing sets how much of what the newest snapshot covers stays in the log, for
-// followers that lack a little: at least so many entries, and as many more as
-// take no more than so many bytes on disk. If it was never called, nothing stays.
+// SetTrailing sets how much of what the newest snapshot covers stays in the log, for followers that lack only a little:
+// at least so many entries, and as many more as take no more than so many bytes on disk. Without SetTrailing nothing
+// stays.
 //
-// Raft's own limit, Config.TrailingLogs, is counted from the end of the log
-// (snapshot.go, compactLogsWithTrailing). When a snapshot is complete, the log may
-// have grown by more than that since it was begun. So raft is made to leave
-// nothing, and DeleteRange leaves this.
+// Raft's own limit, Config.TrailingLogs, is counted from the end of the log (snapshot.go, compactLogsWithTrailing).
+// When a snapshot is complete, the log may have grown by more than that since the snapshot began. So raft's limit is
+// set to 0, and DeleteRange keeps these entries.
 func (l *Log) SetTrailing(entries uint64, bytes int64) { l.trail.Store(&trail{entries, bytes}) }
 
-// beforeTrail returns the last of the entries up to an index that may be removed.
-// Entries after the newest snapshot are not removed by compaction, but because the
-// leader has others: those all go.
+// beforeTrail returns the last of the entries up to an index that may be removed. Entries after the newest snapshot are
+// not removed by compaction, but because the leader has other entries. Those are all removed.
 func (l *Log) beforeTrail(to uint64) uint64 {
 	t := l.trail.Load()
 	l.mu.RLock()
@@ -32,8 +30,8 @@ func (l *Log) beforeTrail(to uint64) uint64 {
 	return min(to, l.snapshot.index-min(l.snapshot.index, max(t.entries, l.entriesWithin(l.snapshot.index, t.bytes))))
 }
 
-// entriesWithin returns how many of the entries up to an index, the newest first,
-// take no more than so many bytes on disk. The caller holds mu.
+// entriesWithin returns how many of the entries up to an index take no more than so many bytes on disk, counted from
+// the newest. The caller holds mu.
 func (l *Log) entriesWithin(end uint64, bytes int64) uint64 {
 	if len(l.positions) == 0 || end < l.first {
 		return 0
@@ -48,7 +46,7 @@ func (l *Log) entriesWithin(end uint64, bytes int64) uint64 {
 	count := uint64(0)
 	for ; i >= 0; i-- {
 		p := l.positions[i]
-		if p.segment != next.segment { // the last one of its file
+		if p.segment != next.segment { // the last entry in its file
 			next = recordPosition{p.segment, size(p.segment)}
 		}
 		if bytes -= int64(next.offset - p.offset); bytes < 0 {

@@ -18,14 +18,11 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Vars are raft's own variables (its term and its vote), in a bbolt file. Each
-// value is followed by the CRC-32C, little endian, of its key and itself. All
-// are read and verified when the directory is opened, and from then on answered
-// from memory: damage that comes later is never served, and is found at the
-// next start.
+// Vars are raft's own variables (its term and its vote), in a bbolt file. Each value is followed by the CRC-32C, little
+// endian, of its key and itself. All are read and verified when the directory is opened. Later reads are answered from
+// memory: damage that occurs later is never served, and is found at the next start.
 //
-// Writes do not return before they are on disk, or the Dir is closed, or the
-// file turns out to be damaged.
+// A write returns when it is on disk, when the Dir is closed, or when the file turns out to be damaged.
 type Vars struct {
 	path  string
 	bolt  *raftboltdb.BoltStore
@@ -34,8 +31,8 @@ type Vars struct {
 	ctx   context.Context
 
 	writing sync.Mutex
-	broken  error // bbolt gave up half way, and still holds its locks; guarded by writing
-	// voteTerm waits for the candidate who got the vote. Guarded by writing.
+	broken  error // set when bbolt has panicked and still holds its locks; guarded by writing
+	// voteTerm is kept until the candidate that got the vote is stored. Guarded by writing.
 	voteTerm []byte
 
 	mu     sync.RWMutex // guards values; never held over a write
@@ -44,7 +41,7 @@ type Vars struct {
 
 var _ raft.StableStore = (*Vars)(nil)
 
-// variables are the names of all that raft stores.
+// variables are the names of all variables that raft stores.
 var variables = []string{"CurrentTerm", voteTerm, voteCandidate}
 
 const (
@@ -59,17 +56,15 @@ func openBolt(path string) (*raftboltdb.BoltStore, error) {
 		Path: path,
 		BoltOptions: &bbolt.Options{
 			Timeout: time.Second,
-			// The list of free pages is found by reading the file at start,
-			// not written with each change. Besides being cheaper, that keeps
-			// bbolt right when a commit fails half way: it looks again.
+			// The list of free pages is made from the whole file at a start, and not written with each change. That is
+			// cheaper. It also keeps bbolt correct when a commit fails half way, since bbolt then makes the list again.
 			NoFreelistSync: true,
 			FreelistType:   bbolt.FreelistMapType,
 		},
 	})
 }
 
-// guard turns what bbolt does about a damaged page, a panic or a memory
-// fault, into an error.
+// guard makes an error of bbolt's reaction to a damaged page, which is a panic or a memory fault.
 func guard(path string, err *error) func() {
 	before := debug.SetPanicOnFault(true)
 	return func() {
@@ -82,12 +77,10 @@ func guard(path string, err *error) func() {
 
 // Set stores a variable. While the disk is full or failing it waits.
 //
-// Raft stores a vote as two variables: its term, then whom it was given to. If
-// the power went between the two, the new term would be there with the one who
-// got the vote in an earlier term, and that one would be granted it again without
-// a look at its log. So the term waits for the candidate, and is written after
-// it: what a crash leaves then is a vote that was not given in the new term, and
-// cannot be asked for in the old one any more.
+// Raft stores a vote as two variables: first its term, then the candidate. After a power cut between the two, the new
+// term would be stored with the candidate of an earlier term. That candidate would then be granted a vote in the new
+// term without a check of its log. So the term is kept back and written after the candidate. What a crash leaves then
+// is a vote that was not given in the new term, and cannot be asked for in the old term any more.
 func (v *Vars) Set(key, value []byte) error {
 	v.writing.Lock()
 	defer v.writing.Unlock()
@@ -145,8 +138,7 @@ func variableSum(key, value []byte) uint32 {
 	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
 }
 
-// Get reads a variable. Raft knows a missing one by the text of the error,
-// which is raftboltdb.ErrKeyNotFound.
+// Get reads a variable. If it is missing, the error is raftboltdb.ErrKeyNotFound, which raft recognizes by its text.
 func (v *Vars) Get(key []byte) ([]byte, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -157,7 +149,7 @@ func (v *Vars) Get(key []byte) ([]byte, error) {
 	return slices.Clone(value), nil
 }
 
-// close leaves a file alone whose locks are held for good.
+// close closes the file, unless bbolt has panicked and holds its locks for good.
 func (v *Vars) close() error {
 	v.writing.Lock()
 	defer v.writing.Unlock()
@@ -193,16 +185,14 @@ func (v *Vars) GetUint64(key []byte) (uint64, error) {
 	return binary.BigEndian.Uint64(value), nil
 }
 
-// savedVars is what the file holds.
+// savedVars is the content of the file.
 type savedVars struct {
 	values map[string][]byte
 	term   uint64
 }
 
-// verifyVars checks the file without changing it, which bbolt would do as soon
-// as it may, and reads all variables. It looks for unknown ones too, since a
-// variable whose name is damaged would count as never set: a vote could be
-// given twice.
+// verifyVars checks the file and reads all variables. It changes nothing, while bbolt would as soon as it may. It also
+// rejects unknown variables: a variable with a damaged name would count as never set, and a vote could be given twice.
 func verifyVars(path string) (saved savedVars, err error) {
 	if err := checkBolt(path); err != nil {
 		return saved, err

@@ -14,20 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An Inspection is a directory that was read and verified as Open does it, but
-// not changed: what a crash left is still there.
+// An Inspection is a directory that was read and verified as Open does it, but not changed: what a crash left is still
+// there.
 type Inspection struct {
 	Identity Identity
 	Format   int
-	// Snapshot is the newest one's description, nil if there is none.
+	// Snapshot is the description of the newest snapshot, nil if there is none.
 	Snapshot *raft.SnapshotMeta
-	// FirstIndex and LastIndex are the log's oldest and newest entries, 0 if
-	// there are none; LastTerm is the newest's.
+	// FirstIndex and LastIndex are the indexes of the log's oldest and newest entries, 0 if there are none. LastTerm is
+	// the term of the newest.
 	FirstIndex, LastIndex, LastTerm uint64
-	// LogBytes is the size of the entries.
+	// LogBytes is the total size of the entries.
 	LogBytes int64
-	// Torn is the file that ends with an append that a crash interrupted, or
-	// empty. The append was never acknowledged, and the next start drops it.
+	// Torn is the file that ends with an append that a crash interrupted, or "". The append was never acknowledged, and
+	// the next start drops it.
 	Torn string
 
 	snapshots *Snapshots
@@ -35,9 +35,8 @@ type Inspection struct {
 	lock      *os.File
 }
 
-// Inspect reads all of a directory. It fails as Open does if something is
-// wrong, and with fs.ErrNotExist if there is no store. Until Close no other process can
-// open the directory.
+// Inspect reads all of a directory. It returns Open's errors if something is damaged, and fs.ErrNotExist if there is no
+// store. Until Close no other process can open the directory.
 func Inspect(dir string) (*Inspection, error) {
 	lock, err := lockShared(dir)
 	if err != nil {
@@ -51,10 +50,10 @@ func Inspect(dir string) (*Inspection, error) {
 	return i, nil
 }
 
-// lockShared keeps others from opening a directory, without writing to it.
+// lockShared prevents other processes from opening a directory, without writing to it.
 func lockShared(dir string) (*os.File, error) {
 	f, err := os.Open(filepath.Join(dir, "LOCK"))
-	if errors.Is(err, fs.ErrNotExist) { // a copy, perhaps
+	if errors.Is(err, fs.ErrNotExist) { // it may be a copy
 		f, err = os.Open(dir)
 	}
 	if err != nil {
@@ -131,7 +130,7 @@ func (i *Inspection) readLog(scanned *scannedLog, newest snapshotEnd) error {
 	return err
 }
 
-// State opens the newest snapshot's state.
+// State opens the state of the newest snapshot.
 func (i *Inspection) State() (io.ReadCloser, error) {
 	if i.Snapshot == nil {
 		return nil, fs.ErrNotExist
@@ -143,5 +142,5 @@ func (i *Inspection) State() (io.ReadCloser, error) {
 // Entry reads an entry of the log.
 func (i *Inspection) Entry(index uint64, out *raft.Log) error { return i.log.GetLog(index, out) }
 
-// Close gives the directory free.
+// Close unlocks the directory.
 func (i *Inspection) Close() error { return errors.Join(i.log.close(), i.lock.Close()) }
