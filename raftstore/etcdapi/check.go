@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// The checks here refuse what etcd's server refuses, before it reaches the log.
+// The checks here refuse what etcd's server refuses, before it is in the log.
 
 func checkRange(r *pb.RangeRequest) error {
 	if len(r.Key) == 0 {
@@ -52,9 +52,8 @@ func (a *API) checkTxn(r *pb.TxnRequest) error {
 	return checkWrites(r)
 }
 
-// checkTxnOps refuses more operations than are left of the bound. As in etcd
-// (server/etcdserver/api/v3rpc/key.go, checkTxnRequest), the longest list of a
-// transaction counts, and those nested in it get what is left.
+// checkTxnOps refuses a transaction with more operations than left. As in etcd (server/etcdserver/api/v3rpc/key.go,
+// checkTxnRequest), the longest list of a transaction counts, and nested transactions may have what is left.
 func (a *API) checkTxnOps(r *pb.TxnRequest, left int) error {
 	longest := max(len(r.Compare), len(r.Success), len(r.Failure))
 	if longest > left {
@@ -89,10 +88,10 @@ func (a *API) checkOp(op *pb.RequestOp, left int) error {
 	case *pb.RequestOp_RequestTxn:
 		return a.checkTxnOps(o.RequestTxn, left)
 	}
-	return rpctypes.ErrGRPCKeyNotFound // etcd's answer to an operation that is none
+	return rpctypes.ErrGRPCKeyNotFound // etcd's answer to an operation without a request
 }
 
-// CheckRangeStream refuses what etcd's server does not stream.
+// CheckRangeStream refuses range requests that etcd's server does not stream.
 func CheckRangeStream(r *pb.RangeRequest) error {
 	if err := checkRange(r); err != nil {
 		return err
@@ -109,7 +108,7 @@ func CheckRangeStream(r *pb.RangeRequest) error {
 
 var errEmptyWatch = errors.New("mvcc: watcher range is empty")
 
-// checkWatch refuses what etcd's server refuses to watch.
+// checkWatch refuses watches that etcd's server refuses.
 func checkWatch(r *pb.WatchCreateRequest) error {
 	open := len(r.RangeEnd) == 1 && r.RangeEnd[0] == 0
 	switch {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package etcdapi is etcd's v3 API over the store: requests are checked as etcd's
-// server checks them, run, and answered with etcd's messages and errors.
+// Package etcdapi is etcd's v3 API for the store. It checks requests as etcd's server does, runs them, and answers with
+// etcd's messages and errors.
 //
-// It is what the two ways to the store share: package etcdclient, for who uses
-// the store in its process, and package etcdgrpc, for everybody else. A put goes
+// Two packages use it: etcdclient, for clients in the store's process, and etcdgrpc, for all others. A put takes this
+// path,
 //
 //	etcdclient or etcdgrpc → API.Put → Store.Write → raft's log → mvcc.State
 //
-// and its answer the same way back. The package owns nothing that runs, and
-// knows nothing of raft or of connections.
+// and its answer takes the same path back. The package starts no goroutine, and knows nothing of raft or of
+// connections.
 package etcdapi

@@ -11,8 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// view is what a read reads. A serializable one asks no other server, but sees at least
-// what was acknowledged before this server started.
+// view returns the view for a read. For a serializable read no other server is asked, but the view has at least what
+// was acknowledged before this server started.
 func (a *API) view(ctx context.Context, serializable bool) (*mvcc.View, error) {
 	if !serializable {
 		return a.o.Store.Linearizable(ctx)
@@ -30,8 +30,7 @@ func (a *API) view(ctx context.Context, serializable bool) (*mvcc.View, error) {
 	return a.o.Store.View(), nil
 }
 
-// Range serves etcd's KV.Range. Keys and values in the answer are the store's
-// own memory: read only.
+// Range serves etcd's KV.Range. Keys and values in the answer are the store's own memory: read only.
 func (a *API) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	if err := checkRange(r); err != nil {
 		return nil, err
@@ -65,8 +64,8 @@ func (a *API) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*pb.De
 	return answer[*pb.DeleteRangeResponse](ctx, a, r)
 }
 
-// Txn serves etcd's KV.Txn. One that cannot write is answered like a range, and
-// asks no other server if all its reads are serializable.
+// Txn serves etcd's KV.Txn. A transaction that cannot write is answered like a range. If it has reads and all are
+// serializable, no other server is asked.
 func (a *API) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if err := a.checkTxn(r); err != nil {
 		return nil, err
@@ -86,14 +85,12 @@ func (a *API) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error
 	return resp, nil
 }
 
-// Compact serves etcd's KV.Compact. It is always physical: what it drops is
-// unreachable when it returns.
+// Compact serves etcd's KV.Compact. It is always physical: what it drops is unreachable when it returns.
 func (a *API) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
 	return answer[*pb.CompactionResponse](ctx, a, r)
 }
 
-// serializable says how many reads a read-only transaction has, if it has
-// serializable ones only; otherwise -1.
+// serializable returns the number of reads in a read-only transaction, or -1 if any of them is not serializable.
 func serializable(r *pb.TxnRequest) int {
 	reads := 0
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {

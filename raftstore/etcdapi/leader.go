@@ -9,10 +9,9 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// LeaderRequired is for requests whose client requires a leader
-// (clientv3.WithRequireLeader): it would rather be refused than be answered by a
-// server that is cut off. It fails if there is no leader now. A server that has
-// just started may first find one.
+// LeaderRequired returns an error if there is no leader now. It is for requests whose client requires a leader
+// (clientv3.WithRequireLeader) and would rather be refused than answered by a server that is cut off. If this server
+// has just started, it first waits for a leader.
 func (a *API) LeaderRequired(ctx context.Context) error {
 	known, present := a.o.Store.LeaderPresence()
 	if known {
@@ -34,9 +33,8 @@ func (a *API) LeaderRequired(ctx context.Context) error {
 	return nil
 }
 
-// WhileLeader returns a stream's context that also ends when there has been no
-// leader for long. It fails as LeaderRequired does. LeaderLost says whether that
-// was why the context ended.
+// WhileLeader returns a context for a stream that also ends when there has been no leader for a while. It returns the
+// errors of LeaderRequired. LeaderLost says whether the context ended for that reason.
 func (a *API) WhileLeader(ctx context.Context) (_ context.Context, release func(), err error) {
 	if err := a.LeaderRequired(ctx); err != nil {
 		return nil, nil, err
@@ -55,12 +53,12 @@ func whilePresent(ctx, present context.Context) (context.Context, func()) {
 	}
 }
 
-// LeaderLost says whether a context of WhileLeader ended for want of a leader.
+// LeaderLost says whether a context of WhileLeader ended for lack of a leader.
 func LeaderLost(ctx context.Context) bool {
 	return errors.Is(context.Cause(ctx), rpctypes.ErrGRPCNoLeader)
 }
 
-// StreamError is the error of a stream whose context ended.
+// StreamError returns the error for a stream whose context ended.
 func StreamError(ctx context.Context) error {
 	if LeaderLost(ctx) {
 		return rpctypes.ErrGRPCNoLeader

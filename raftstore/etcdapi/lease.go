@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	minLeaseTTL = 2             // seconds; a shorter one is rounded up, as etcd does
+	minLeaseTTL = 2             // seconds; a shorter TTL is raised to this, as in etcd
 	maxLeaseTTL = 9_000_000_000 // seconds; etcd's limit
 )
 
@@ -28,7 +28,7 @@ func (a *API) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.Leas
 		}
 		resp, err := answer[*pb.LeaseGrantResponse](ctx, a, grant)
 		if errors.Is(err, rpctypes.ErrGRPCLeaseExist) && r.ID == 0 {
-			continue // the same random number twice
+			continue // that id exists; another one is chosen
 		}
 		return resp, err
 	}
@@ -39,11 +39,10 @@ func (a *API) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.Le
 	return answer[*pb.LeaseRevokeResponse](ctx, a, r)
 }
 
-// KeepAlive answers one message of etcd's keep-alive stream. A lease that does
-// not exist gets a TTL of 0.
+// KeepAlive answers one message of etcd's keep-alive stream. The answer for a lease that does not exist has a TTL of 0.
 func (a *API) KeepAlive(ctx context.Context, r *pb.LeaseKeepAliveRequest) (*pb.LeaseKeepAliveResponse, error) {
-	// The revision is that of before, as etcd's: a lease that was kept alive is
-	// not one that was revoked at an earlier revision than the answer tells.
+	// The revision is read before the renewal, as in etcd. Otherwise the lease could have been revoked after the
+	// renewal, at an earlier revision than that of the answer.
 	header := a.Header()
 	lease, err := a.o.Store.RenewLease(ctx, r.ID)
 	if err != nil {
@@ -65,7 +64,7 @@ func (a *API) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest)
 	return resp, nil
 }
 
-// LeaseLeases serves etcd's Lease.LeaseLeases: the next to expire comes first.
+// LeaseLeases serves etcd's Lease.LeaseLeases, in the order of the leases' expiry.
 func (a *API) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
 	ids, err := a.o.Store.LeaseIDs(ctx)
 	if err != nil {

@@ -24,8 +24,7 @@ func (a *API) Status() *pb.StatusResponse {
 	}
 }
 
-// HashKV serves etcd's Maintenance.HashKV. The hash is our own, equal on all
-// servers and not equal to etcd's.
+// HashKV serves etcd's Maintenance.HashKV. The hash is equal on all servers, but not equal to etcd's.
 func (a *API) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
 	view, err := a.o.Store.Linearizable(ctx)
 	if err != nil {
@@ -37,14 +36,13 @@ func (a *API) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVRespon
 	}
 	hash := view.Hash(rev)
 	if compacted := view.Compacted(); rev < compacted {
-		return nil, rpctypes.ErrGRPCCompacted // under our feet
+		return nil, rpctypes.ErrGRPCCompacted // compacted while it was read
 	}
 	return &pb.HashKVResponse{Header: a.Header(), Hash: hash, CompactRevision: view.Compacted(), HashRevision: rev}, nil
 }
 
-// Alarm serves etcd's Maintenance.Alarm. There is one alarm: no space, on the
-// disk or within the quota. No client sets it, and to clear it fails for as long as
-// it stands: it follows what there is.
+// Alarm serves etcd's Maintenance.Alarm. There is one alarm: no space, on the disk or within the quota. It is active
+// for as long as that is so. A client cannot set it, and an attempt to clear it fails while it is active.
 func (a *API) Alarm(r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	stands := a.o.Store.EtcdStatus().NoSpace && (r.Alarm == pb.AlarmType_NONE || r.Alarm == pb.AlarmType_NOSPACE)
 	resp := &pb.AlarmResponse{Header: a.Header()}
@@ -69,7 +67,7 @@ func (a *API) Backup(ctx context.Context, w io.Writer) (revision int64, err erro
 	return a.o.Store.Backup(ctx, w)
 }
 
-// MoveLeader serves etcd's Maintenance.MoveLeader, which is for the leader.
+// MoveLeader serves etcd's Maintenance.MoveLeader. Only the leader serves it.
 func (a *API) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
 	if err := a.o.Store.MoveLeader(ctx, r.TargetID); err != nil {
 		return nil, err

@@ -11,14 +11,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// WithTimeout bounds the time that a request may take the store. ContextError tells its end from the client's.
+// WithTimeout limits how long a request may take the store. ContextError distinguishes its end from that of the
+// client's context.
 func WithTimeout(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, rpctypes.ErrGRPCTimeout)
 }
 
-// ContextError is the error of a request whose context ended. If the request took the store too long (WithTimeout),
-// that is etcd's word for it, which leaves open whether a write was done and has the code Unavailable. If the client
-// gave up, or said how long it would wait, it is what a gRPC call would give.
+// ContextError returns the error for a request whose context ended. If the request took the store too long
+// (WithTimeout), it is etcd's error for that, which has the code Unavailable and leaves open whether a write was done.
+// If the client cancelled the request or its deadline has passed, it is the error that a gRPC call would return.
 func ContextError(ctx context.Context) error {
 	if errors.Is(context.Cause(ctx), rpctypes.ErrGRPCTimeout) {
 		return rpctypes.ErrGRPCTimeout

@@ -8,9 +8,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// checkWrites refuses a transaction that may write a key twice, nested
-// transactions included. The two branches of a transaction exclude each other,
-// so they may write the same keys.
+// checkWrites refuses a transaction that may write a key twice, nested transactions included. Only one branch of a
+// transaction is run, so both branches may write the same keys.
 func checkWrites(r *pb.TxnRequest) error {
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		if len(ops) == 1 && ops[0].GetRequestTxn() == nil {
@@ -23,16 +22,16 @@ func checkWrites(r *pb.TxnRequest) error {
 	return nil
 }
 
-// touched is the keys that a list of operations may write. The work to collect
-// them grows with n log² n for n operations, however they are nested.
+// touched holds the keys that a list of operations may write. Collecting them takes time that grows with n log² n for n
+// operations, however they are nested.
 type touched struct {
 	puts btree.Set[string]
-	// deletes are ranges that do not overlap: from the first key to the end,
-	// which is not part of the range. "" is no end.
+	// deletes are ranges that do not overlap: from the first key (the map's key) to the end, which is not part of the
+	// range. An end of "" means no end.
 	deletes btree.Map[string, string]
 }
 
-// touches collects what a list of operations may write.
+// touches collects the keys that a list of operations may write. It returns an error if a key may be written twice.
 func touches(ops []*pb.RequestOp) (*touched, error) {
 	t := &touched{}
 	for _, op := range ops {
@@ -75,8 +74,8 @@ func touches(ops []*pb.RequestOp) (*touched, error) {
 
 func (t *touched) size() int { return t.puts.Len() + t.deletes.Len() }
 
-// union adds the smaller one to the larger one, so that a key is moved only as
-// often as what it is in doubles.
+// union adds the smaller set to the larger one, and returns that. So a key is moved only once for each time that its
+// set doubles.
 func union(a, b *touched) *touched {
 	if a.size() < b.size() {
 		a, b = b, a
@@ -92,7 +91,7 @@ func union(a, b *touched) *touched {
 	return a
 }
 
-// meets says whether there is a key that one puts and the other writes.
+// meets says whether there is a key that one set puts and the other writes.
 func (t *touched) meets(o *touched) bool {
 	if t.size() < o.size() {
 		t, o = o, t
@@ -121,7 +120,7 @@ func (t *touched) deleteRange(d *pb.DeleteRangeRequest) {
 	}
 }
 
-// addRange adds a range to the deletes, as one with all that it touches.
+// addRange adds a range to deletes. It merges the range with all ranges that overlap or touch it.
 func (t *touched) addRange(from, end string) {
 	t.deletes.Descend(from, func(f, e string) bool {
 		if reaches(e, from) {
@@ -144,7 +143,7 @@ func (t *touched) addRange(from, end string) {
 	t.deletes.Set(from, end)
 }
 
-// reaches says whether a range with this end goes up to key, or beyond.
+// reaches says whether a range with this end extends to key or beyond.
 func reaches(end, key string) bool { return end == "" || end >= key }
 
 func later(a, b string) string {

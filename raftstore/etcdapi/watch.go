@@ -13,12 +13,12 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
-// Watch starts a watcher and returns the answer that says so. If the request is
-// refused there is no watcher, and the answer says why. A watch from now on
-// waits until now is not a moment before this server started.
+// Watch starts a watcher and returns the answer for the client. If the request is refused there is no watcher, and the
+// answer has the reason. A watch without a start revision waits until this server's state is at least as new as that of
+// the cluster was when it started.
 func (a *API) Watch(ctx context.Context, r *pb.WatchCreateRequest) (*watch.Watcher, *pb.WatchResponse, error) {
 	if len(r.Key) == 0 {
-		r.Key = []byte{0} // the smallest key: etcd's way to say all
+		r.Key = []byte{0} // the smallest key: with it etcd's clients mean all keys
 	}
 	if err := checkWatch(r); err != nil {
 		return nil, a.RefuseWatch(err), nil
@@ -32,7 +32,7 @@ func (a *API) Watch(ctx context.Context, r *pb.WatchCreateRequest) (*watch.Watch
 	return w, &pb.WatchResponse{Header: a.HeaderAt(present), WatchId: r.WatchId, Created: true}, nil
 }
 
-// RefuseWatch is the answer to a watch that cannot be made.
+// RefuseWatch returns the answer to a watch that cannot be made.
 func (a *API) RefuseWatch(why error) *pb.WatchResponse {
 	return &pb.WatchResponse{
 		Header: a.Header(), WatchId: clientv3.InvalidWatchID, Created: true, Canceled: true,
@@ -40,8 +40,8 @@ func (a *API) RefuseWatch(why error) *pb.WatchResponse {
 	}
 }
 
-// WatchResponse is what a watch's client hears of a delivery. A watch that is
-// cancelled by it has ended.
+// WatchResponse returns the message about a delivery for a watch's client. A watch whose message is cancelled has
+// ended.
 func (a *API) WatchResponse(d watch.Delivery) *pb.WatchResponse {
 	if d.Compacted > 0 {
 		resp := a.EndWatch(rpctypes.ErrGRPCCompacted)
@@ -51,7 +51,7 @@ func (a *API) WatchResponse(d watch.Delivery) *pb.WatchResponse {
 	return &pb.WatchResponse{Header: a.HeaderAt(d.Revision), Events: d.Events}
 }
 
-// EndWatch is what the client of a watch hears that the server ends.
+// EndWatch returns the message for the client of a watch that the server ends.
 func (a *API) EndWatch(why error) *pb.WatchResponse {
 	return &pb.WatchResponse{Header: a.Header(), Canceled: true, CancelReason: status.Convert(why).Message()}
 }
