@@ -15,11 +15,10 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
-// leaseKeepAliveTimeout is what clientv3 uses for its first keep-alive.
+// leaseKeepAliveTimeout is the time that clientv3 uses for its first keep-alive.
 const leaseKeepAliveTimeout = 6 * time.Second
 
-// New returns a new client of the API's store. Its Close ends its watches and
-// nothing else. Cluster and Auth are not there.
+// New returns a new client of the API's store. Its Close ends only its own watches. It has no Cluster and no Auth.
 func New(api *etcdapi.API) *kubernetes.Client {
 	c := clientv3.NewCtxClient(api.Closing())
 	c.KV = clientv3.NewKVFromKVClient(kv{api}, c)
@@ -56,8 +55,7 @@ func (k kv) Compact(ctx context.Context, r *pb.CompactionRequest, _ ...grpc.Call
 	return whileLed(ctx, k.api, k.api.Compact, r)
 }
 
-// RangeStream gives the whole answer as one chunk: nothing is copied, so there
-// is nothing to save by cutting it up.
+// RangeStream sends the whole answer as one chunk: nothing is copied, so several chunks would save nothing.
 func (k kv) RangeStream(ctx context.Context, r *pb.RangeRequest,
 	_ ...grpc.CallOption) (grpc.ServerStreamingClient[pb.RangeStreamResponse], error) {
 	if err := etcdapi.CheckRangeStream(r); err != nil {

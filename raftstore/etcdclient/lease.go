@@ -38,12 +38,12 @@ func (l lease) LeaseLeases(ctx context.Context, r *pb.LeaseLeasesRequest, _ ...g
 
 func (l lease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[pb.LeaseKeepAliveRequest,
 	pb.LeaseKeepAliveResponse], error) {
-	// One message may wait: the client sends without receiving.
+	// Its capacity is 1, so that one message can wait: the client sends without receiving.
 	k := &keepAliveStream{api: l.api, ctx: ctx, requests: make(chan *pb.LeaseKeepAliveRequest, 1)}
 	if requiresLeader(ctx) {
 		following, release, err := l.api.WhileLeader(ctx)
 		if err != nil {
-			k.failed = err // as over a connection, where the stream is made and then fails
+			k.failed = err // as over a connection, where the stream is made first and then fails
 			return k, nil
 		}
 		context.AfterFunc(following, release)
@@ -52,13 +52,13 @@ func (l lease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.B
 	return k, nil
 }
 
-// keepAliveStream answers each renewal when it is received.
+// keepAliveStream renews a lease when the client receives the answer.
 type keepAliveStream struct {
 	grpc.ClientStream
 	api      *etcdapi.API
 	ctx      context.Context
 	requests chan *pb.LeaseKeepAliveRequest
-	failed   error // from the beginning
+	failed   error // the error of a stream that failed from the beginning
 	once     sync.Once
 }
 

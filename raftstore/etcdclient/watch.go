@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
-// watcher is etcd's watcher without a connection: one goroutine for each
-// watch, which sleeps until the hub has something for it.
+// watcher is etcd's watcher without a connection. It has one goroutine for each watch, which sleeps until the hub has
+// something for the watch.
 type watcher struct {
 	api    *etcdapi.API
 	ctx    context.Context // ends with the client or the store
@@ -28,8 +28,8 @@ type watcher struct {
 	mu     sync.Mutex
 	closed bool
 	tasks  sync.WaitGroup
-	// streams groups watches as etcd's client groups them into gRPC streams,
-	// by their context's metadata: RequestProgress is for one group.
+	// streams groups watches as etcd's client groups them into gRPC streams: by their context's metadata.
+	// RequestProgress concerns one group.
 	streams map[string]map[*watch.Watcher]struct{}
 }
 
@@ -51,32 +51,31 @@ func streamKey(ctx context.Context) string {
 
 type untilKey struct{}
 
-// Until returns a context whose watches also end with end, as with the store: the channel is closed behind what it has
-// passed on. When the context itself ends, readers such as upstream's may leave out what they have taken and pass on
-// what comes after it.
+// Until returns a context whose watches also end with end, as they do with the store: the channel is closed after all
+// that was sent to it. If the context itself ended, readers such as upstream's might drop a response that they have
+// received and still pass on later ones.
 func Until(ctx, end context.Context) context.Context {
 	return context.WithValue(ctx, untilKey{}, end)
 }
 
-// Pace has a watch wait that is ahead of its reader.
+// Pace makes a watch wait when it is ahead of its reader.
 type Pace struct {
-	// Bytes is how many, in events' values and in what was there before them, are passed on without asking.
+	// Bytes is how many bytes, of events' values and previous values, are sent before Wait is called.
 	Bytes int
-	// Wait is called before the event that makes them as many is passed on, with its value; with what was deleted if it
-	// is a deletion. The watch goes on when it returns, which it has to when ctx is done.
+	// Wait is called before the event that reaches Bytes is sent. value is that event's value, or the deleted value if
+	// it is a deletion. The watch continues when Wait returns, which it must do when ctx is done.
 	Wait func(ctx context.Context, value []byte)
 }
 
 type paceKey struct{}
 
-// Paced returns a context whose watches keep to p.
+// Paced returns a context whose watches obey p.
 func Paced(ctx context.Context, p Pace) context.Context {
 	return context.WithValue(ctx, paceKey{}, p)
 }
 
-// Watch follows a key or range. It returns when the watch has begun. The channel
-// is closed when ctx, what it goes on Until, the client or the store ends, and after a response with an
-// error.
+// Watch follows a key or range. It returns when the watch has begun. The channel is closed after a response with an
+// error. It is also closed when ctx, the context given to Until, the client or the store ends.
 func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	op := clientv3.OpWatch(key, opts...)
 	stream := streamKey(ctx)
@@ -116,9 +115,8 @@ func (n *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOpti
 	return out
 }
 
-// begin starts a watcher. Without one, the response says why, if there is one to
-// hear it. The context that it returns ends with ctx, or when a leader is
-// required and there is none.
+// begin starts a watcher. If there is none, the response has the reason, or is nil if ctx has ended. The returned
+// context ends with ctx, or when a leader is required and there is none.
 func (n *watcher) begin(ctx context.Context, op clientv3.Op) (following context.Context, _ *pb.WatchResponse, _ *watch.Watcher) {
 	following = ctx
 	if requiresLeader(ctx) {
@@ -138,16 +136,16 @@ func (n *watcher) begin(ctx context.Context, op clientv3.Op) (following context.
 
 func (n *watcher) refusal(ctx context.Context, err error) *pb.WatchResponse {
 	if ctx.Err() != nil {
-		return nil // no client listens
+		return nil // the client has stopped listening
 	}
 	return n.api.EndWatch(err)
 }
 
-// ended is the channel of a watch that did not begin.
+// ended returns the channel of a watch that did not begin.
 func ended(why *pb.WatchResponse) clientv3.WatchChan {
 	out := make(chan clientv3.WatchResponse, 1)
 	if why != nil {
-		why.Created = false // as etcd's client has it
+		why.Created = false // as etcd's client does
 		out <- toClient(why)
 	}
 	close(out)
@@ -168,7 +166,7 @@ func watchRequest(op clientv3.Op) *pb.WatchCreateRequest {
 	return r
 }
 
-// toClient is a response as etcd's client shows it.
+// toClient converts a response to that of etcd's client.
 func toClient(r *pb.WatchResponse) clientv3.WatchResponse {
 	return clientv3.WatchResponse{
 		Header: r.Header, Events: r.Events, CompactRevision: r.CompactRevision,
@@ -176,15 +174,15 @@ func toClient(r *pb.WatchResponse) clientv3.WatchResponse {
 	}
 }
 
-// follower passes on what one watch finds.
+// follower sends the events of one watch to its channel.
 type follower struct {
 	api       *etcdapi.API
 	w         *watch.Watcher
 	ctx       context.Context
-	following context.Context // ctx, or what ends without a leader
+	following context.Context // ctx, or a context that also ends when there is no leader
 	out       chan<- clientv3.WatchResponse
 	pace      Pace // its Wait may be nil
-	passed    int  // bytes since that was called
+	passed    int  // bytes since Wait was last called
 }
 
 func (f *follower) run(notify bool, created *pb.WatchResponse) {
@@ -209,7 +207,7 @@ func (f *follower) run(notify bool, created *pb.WatchResponse) {
 	}
 }
 
-// pass sends what was found, in parts where there is a pace to keep to.
+// pass sends a delivery, in several responses if there is a Pace.
 func (f *follower) pass(d watch.Delivery) bool {
 	rest := d.Events
 	for f.pace.Wait != nil && len(rest) > 0 {
@@ -222,11 +220,11 @@ func (f *follower) pass(d watch.Delivery) bool {
 		}
 		rest = rest[n:]
 	}
-	// Not by way of a message, which each event of each watch would pay for.
+	// It does not use WatchResponse and toClient, since the message would cost time for each event of each watch.
 	return f.send(clientv3.WatchResponse{Header: f.api.HeaderAt(d.Revision), Events: rest})
 }
 
-// sendable says how many of the events may be sent. It waits where that many are enough.
+// sendable returns how many of the events may be sent now. If these reach Bytes, it first calls Wait.
 func (f *follower) sendable(events []*mvccpb.Event) int {
 	for i, e := range events {
 		f.passed += len(e.Kv.Value) + len(e.PrevKv.GetValue())
@@ -263,8 +261,7 @@ func (n *watcher) remove(stream string, w *watch.Watcher) {
 	}
 }
 
-// RequestProgress makes every watch with the same metadata as ctx report how
-// far it is.
+// RequestProgress makes every watch with the same metadata as ctx report its revision.
 func (n *watcher) RequestProgress(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
