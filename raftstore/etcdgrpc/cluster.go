@@ -28,7 +28,7 @@ func (c *clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest)
 	return resp, nil
 }
 
-// MemberRemove takes a server out of the cluster for good.
+// MemberRemove removes a server from the cluster for good.
 func (c *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
 	resp, err := c.api.MemberRemove(ctx, r)
 	if err != nil {
@@ -38,7 +38,7 @@ func (c *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequ
 	return resp, nil
 }
 
-// addURL says where this server's clients connect.
+// addURL sets the URL at which this server's clients connect.
 func (c *clusterServer) addURL(h *pb.ResponseHeader, members []*pb.Member) {
 	for _, m := range members {
 		if m.ID == h.MemberId {
@@ -53,7 +53,8 @@ func (c *clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.Me
 		"one that is there, and it joins by itself")
 }
 
-// MemberPromote gives a server the vote of one that does not answer. Otherwise the leader sees to the votes.
+// MemberPromote gives a server a vote, in place of a voter that does not store. Without it, the leader assigns the
+// votes.
 func (c *clusterServer) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
 	resp, err := c.api.MemberPromote(ctx, r)
 	if err != nil {
@@ -63,7 +64,7 @@ func (c *clusterServer) MemberPromote(ctx context.Context, r *pb.MemberPromoteRe
 	return resp, nil
 }
 
-// MemberUpdate is not needed: a server tells its address when it starts.
+// MemberUpdate is not needed: a server announces its address when it starts.
 func (c *clusterServer) MemberUpdate(context.Context, *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "raftstore: members are not updated from here: a server that starts at another address "+
 		"says so itself")

@@ -15,12 +15,11 @@ type kvServer struct {
 	*etcdapi.API
 }
 
-// streamChunk is about how many bytes of keys and values one message of a
-// streamed range carries.
+// streamChunk is about how many bytes of keys and values are in one message of a streamed range.
 const streamChunk = 256 << 10
 
-// RangeStream sends a range in pieces. The last one has the header, the count
-// and whether there is more.
+// RangeStream sends a range in several messages. Only the last one has the header, the count, and says whether there
+// are more keys.
 func (k *kvServer) RangeStream(r *pb.RangeRequest, stream grpc.ServerStreamingServer[pb.RangeStreamResponse]) error {
 	if err := etcdapi.CheckRangeStream(r); err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
-// requiresLeader says whether a request is of clientv3.WithRequireLeader.
+// requiresLeader says whether a client made the request with clientv3.WithRequireLeader.
 func requiresLeader(ctx context.Context) bool {
 	return slices.Contains(metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey), rpctypes.MetadataHasLeader)
 }
@@ -30,8 +30,8 @@ func leaderIfRequired(api *etcdapi.API) grpc.UnaryServerInterceptor {
 	}
 }
 
-// whileLeaderIfRequired does so with streams, and ends their contexts when there
-// has been no leader for long. The handlers end then.
+// whileLeaderIfRequired refuses streams that require a leader when there is none. It also ends their contexts when
+// there has been no leader for a while, and then their handlers return.
 func whileLeaderIfRequired(api *etcdapi.API) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 		if !requiresLeader(stream.Context()) {

@@ -39,15 +39,13 @@ func (m *maintenanceServer) Alarm(_ context.Context, r *pb.AlarmRequest) (*pb.Al
 	return m.api.Alarm(r)
 }
 
-// Defragment has nothing to do: the state is in memory, and the log's file
-// reuses its space.
+// Defragment does nothing: the state is in memory, and the log's files need no defragmentation.
 func (m *maintenanceServer) Defragment(context.Context, *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
 	return &pb.DefragmentResponse{Header: m.api.Header()}, nil
 }
 
-// Snapshot streams a backup in our format. As etcd does, it fills the length
-// up to a multiple of 512 and adds a SHA-256, by which clients know that the
-// file is whole.
+// Snapshot streams a backup in our format. As in etcd, its length is padded to a multiple of 512, followed by a
+// SHA-256, by which clients check that the file is complete.
 func (m *maintenanceServer) Snapshot(_ *pb.SnapshotRequest, stream grpc.ServerStreamingServer[pb.SnapshotResponse]) error {
 	w := &blobWriter{stream: stream, header: m.api.Header()}
 	sum := sha256.New()
@@ -72,12 +70,12 @@ type blobWriter struct {
 
 func (w *blobWriter) Write(p []byte) (int, error) {
 	w.written += len(p)
-	// A copy: gRPC may still be sending it when the caller reuses p.
+	// The data is copied: gRPC may still be sending it when the caller changes p.
 	blob := append([]byte(nil), p...)
 	return len(p), w.stream.Send(&pb.SnapshotResponse{Header: w.header, Blob: blob, Version: etcdapi.Version})
 }
 
-// MoveLeader makes another voter lead.
+// MoveLeader makes another voter the leader.
 func (m *maintenanceServer) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
 	return m.api.MoveLeader(ctx, r)
 }

@@ -24,11 +24,10 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/fence"
 )
 
-// grpcOverhead is what a message may have beside the request's limit.
+// grpcOverhead is how many bytes a message may have beyond the limit of requests.
 const grpcOverhead = 512 << 10
 
-// Serve serves the API on the listener until ctx or the store ends, and then
-// closes it.
+// Serve serves the API on the listener until ctx or the store ends, and then closes the listener.
 func Serve(ctx context.Context, api *etcdapi.API, l net.Listener) error {
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(api.MaxRequestBytes()+grpcOverhead),
@@ -36,8 +35,7 @@ func Serve(ctx context.Context, api *etcdapi.API, l net.Listener) error {
 		grpc.MaxConcurrentStreams(math.MaxUint32),
 		grpc.ChainUnaryInterceptor(leaderIfRequired(api), fromHeader),
 		grpc.StreamInterceptor(whileLeaderIfRequired(api)),
-		// As etcd's: clients that ask every ten seconds whether we are still
-		// there are welcome.
+		// As in etcd, a client may send keep-alive pings every ten seconds.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
 	)
@@ -67,13 +65,13 @@ func Serve(ctx context.Context, api *etcdapi.API, l net.Listener) error {
 	return nil
 }
 
-// serveHealth offers grpc.health.v1: clients may come once this server has caught
-// up. The function that it returns waits for its goroutine, which ends with ctx.
+// serveHealth serves grpc.health.v1, which answers SERVING once this server has caught up. The returned function waits
+// for its goroutine, which ends with ctx.
 func serveHealth(ctx context.Context, api *etcdapi.API, server *grpc.Server) (wait func()) {
 	checks := health.NewServer()
 	first := healthpb.HealthCheckResponse_NOT_SERVING
 	select {
-	case <-api.Ready(): // who asks first hears it, too
+	case <-api.Ready(): // so that the first request gets that answer, too
 		first = healthpb.HealthCheckResponse_SERVING
 	default:
 	}
@@ -100,7 +98,7 @@ func clientURL(a net.Addr) string {
 	return "http://" + a.String()
 }
 
-// termHeader is the metadata by which a client says what fence.WithTerm says.
+// termHeader is the metadata by which a client sets the term of fence.WithTerm.
 const termHeader = "coracle-term"
 
 func fromHeader(ctx context.Context, r any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {

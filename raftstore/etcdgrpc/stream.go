@@ -9,11 +9,10 @@ import (
 	"google.golang.org/grpc"
 )
 
-// receive passes on a stream's requests, so that its handler can also wait for
-// other things. Its goroutine ends with the stream, which ends when the handler
-// returns.
+// receive returns a channel of a stream's requests, so that its handler can also wait for other events. Its goroutine
+// ends with the stream, which ends when the handler returns.
 func receive[Q, A any](stream grpc.BidiStreamingServer[Q, A]) (requests <-chan *Q, failed <-chan error) {
-	out, failure := make(chan *Q), make(chan error, 1) // buffered: the one failure may not be received
+	out, failure := make(chan *Q), make(chan error, 1) // capacity 1: the only failure may not be received
 	ctx := stream.Context()
 	go func() {
 		for {
@@ -32,7 +31,7 @@ func receive[Q, A any](stream grpc.BidiStreamingServer[Q, A]) (requests <-chan *
 	return out, failure
 }
 
-// endOfStream is the error of a handler whose client is gone.
+// endOfStream returns the error for a handler whose client has ended the stream or is gone.
 func endOfStream(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil

@@ -23,8 +23,8 @@ type watchServer struct {
 	api *etcdapi.API
 }
 
-// Watch serves one stream of watches: the caller's goroutine reads requests,
-// and each watch has one that sends.
+// Watch serves one stream of watches. The caller's goroutine handles requests, and each watch has a goroutine that
+// sends.
 func (ws *watchServer) Watch(stream grpc.BidiStreamingServer[pb.WatchRequest, pb.WatchResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	w := &watchStream{api: ws.api, stream: stream, ctx: ctx, watches: make(map[int64]*streamedWatch)}
@@ -61,9 +61,9 @@ type watchStream struct {
 	ctx    context.Context
 	tasks  sync.WaitGroup
 
-	// sending is held to send: gRPC wants one sender at a time. To encode before
-	// it is taken (grpc.PreparedMsg) was measured and is slower, see
-	// BenchmarkWatchGRPC: messages that wait for their turn leave in one write.
+	// sending is held to send, since gRPC allows one sender at a time. Encoding before the lock is taken
+	// (grpc.PreparedMsg) was measured and is slower, see BenchmarkWatchGRPC: messages that wait for the lock are sent
+	// in one write.
 	sending sync.Mutex
 
 	mu      sync.Mutex
@@ -85,7 +85,7 @@ func (w *watchStream) send(r *pb.WatchResponse) error {
 	return w.stream.Send(r)
 }
 
-// create starts a watch and says so before it sends anything else.
+// create starts a watch and confirms that before it sends anything else.
 func (w *watchStream) create(r *pb.WatchCreateRequest) error {
 	id, err := w.newID(r.WatchId)
 	if err != nil {
@@ -141,7 +141,7 @@ func (w *watchStream) newID(wanted int64) (int64, error) {
 	}
 }
 
-// follow sends what the watch finds, until it ends.
+// follow sends a watch's events until the watch ends.
 func (w *watchStream) follow(ctx context.Context, sw *streamedWatch) {
 	for {
 		d, err := sw.Next(ctx)
@@ -160,13 +160,12 @@ func (w *watchStream) follow(ctx context.Context, sw *streamedWatch) {
 			send = w.sendFragments
 		}
 		if send(resp) != nil || resp.Canceled {
-			return // the reader learns of a broken stream too
+			return // the reader also gets the error of a broken stream
 		}
 	}
 }
 
-// sendFragments cuts a response that is too large for the client. A single
-// event is sent whatever its size.
+// sendFragments splits a response that is too large for the client. A single event is sent whatever its size is.
 func (w *watchStream) sendFragments(r *pb.WatchResponse) error {
 	limit := w.api.MaxRequestBytes()
 	for {
@@ -176,7 +175,7 @@ func (w *watchStream) sendFragments(r *pb.WatchResponse) error {
 			n++
 		}
 		if n > 1 && size >= limit {
-			n-- // the one that was too much
+			n-- // without the event that exceeded the limit
 		}
 		rest := r.Events[n:]
 		part := &pb.WatchResponse{
@@ -190,7 +189,7 @@ func (w *watchStream) sendFragments(r *pb.WatchResponse) error {
 	}
 }
 
-// cancel ends a watch; nothing of it follows the answer.
+// cancel ends a watch. No event of the watch follows the answer.
 func (w *watchStream) cancel(id int64) error {
 	w.mu.Lock()
 	sw := w.watches[id]
