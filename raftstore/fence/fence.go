@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fence carries a raft term in a context, from the leader to the
-// writes that are to happen in that term or not at all.
+// Package fence keeps a raft term in a context, from the leader to the writes that must be done in that term or not at
+// all.
 package fence
 
 import "context"
@@ -14,10 +14,10 @@ type fence struct {
 	refused func() // or nil
 }
 
-// WithTerm marks a context's writes as those of a server's leadership of a term.
+// WithTerm marks a context's writes as belonging to a server's leadership of a term.
 func WithTerm(ctx context.Context, term uint64) context.Context { return With(ctx, term, nil) }
 
-// With is WithTerm, and has refused called by Refused.
+// With does what WithTerm does. In addition, Refused calls refused.
 func With(ctx context.Context, term uint64, refused func()) context.Context {
 	return context.WithValue(ctx, key{}, fence{term, refused})
 }
@@ -28,7 +28,7 @@ func TermOf(ctx context.Context) uint64 {
 	return f.term
 }
 
-// Refused tells the owner of a context's term that it is over.
+// Refused calls the refused function of the context's term, if there is one: the term is over.
 func Refused(ctx context.Context) {
 	if f, _ := ctx.Value(key{}).(fence); f.refused != nil {
 		f.refused()
