@@ -9,8 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// A Collector gives a store's numbers to Prometheus. It is cheap to scrape: it
-// reads counters and asks for one Sample.
+// A Collector gives a store's metrics to Prometheus. A scrape is cheap: it reads counters and requests one Sample.
 type Collector struct {
 	counters *Counters
 	source   Source
@@ -18,10 +17,10 @@ type Collector struct {
 
 var _ prometheus.Collector = (*Collector)(nil)
 
-// NewCollector returns a collector of counters and what the source says.
+// NewCollector returns a collector of the counters and of a source's samples.
 func NewCollector(c *Counters, s Source) *Collector { return &Collector{c, s} }
 
-// Describe names the metrics.
+// Describe sends the descriptions of the metrics.
 func (*Collector) Describe(out chan<- *prometheus.Desc) {
 	for _, m := range numbers {
 		out <- m.desc
@@ -34,7 +33,7 @@ func (*Collector) Describe(out chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect reads them.
+// Collect sends the metrics.
 func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	s := c.source.Sample()
 	for _, m := range numbers {
@@ -80,7 +79,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
 
-// labelled are the metrics with labels; the first three are always 1.
+// labelled are the metrics with labels. The value of the first three is always 1.
 var labelled = []*prometheus.Desc{
 	desc("etcd_server_version", "Which version of etcd's contract is served. 1 for 'server_version' label with current version.",
 		"server_version"),

@@ -9,8 +9,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// Buckets of histograms. All bounds of etcd's are among them; those of the disk
-// begin lower, since on a good one a flush takes a tenth of a millisecond.
+// Buckets of histograms. They include all bounds of etcd's. Those of the disk begin lower, since a flush takes a tenth
+// of a millisecond on a fast disk.
 const (
 	diskFirst, diskBuckets = 125 * time.Microsecond, 17 // to 8.2 s
 	peerFirst, peerBuckets = 100 * time.Microsecond, 16 // to 3.3 s
@@ -18,44 +18,39 @@ const (
 )
 
 const (
-	// SlowRead is how long confirming a read may take without being slow.
+	// SlowRead is how long confirming a read may take before it counts as slow.
 	SlowRead = 500 * time.Millisecond
-	// Stall is how long an append to the log may take before it counts as one
-	// of a disk that stalls.
+	// Stall is how long an append to the log may take before the disk counts as stalled.
 	Stall = time.Second
 )
 
-// Counters are what a store counts while it works. They start at zero with the
-// process, and may be used by any number of goroutines.
+// Counters count what a store does. They start at zero with the process. Any number of goroutines may use them.
 type Counters struct {
-	// Requests. Those that write are counted by every server that applies them.
+	// Requests. Writes are counted by every server that applies them.
 	Ranges, Puts, Deletes, Txns  atomic.Uint64
 	LeasesGranted, LeasesRevoked atomic.Uint64
 
-	// Pending is how many writes wait for their answer now.
+	// Pending is how many writes are waiting for their answer.
 	Pending atomic.Int64
-	// ProposalsFailed is how many writes ended with an error of the log's, not
-	// of their own.
+	// ProposalsFailed is how many writes failed in the log, and not with an error of the state machine.
 	ProposalsFailed atomic.Uint64
 	// FencedWrites is how many commands were refused because their term is over.
 	FencedWrites atomic.Uint64
 
-	// ReadIndexFailed is how many confirmations of reads gave no answer,
-	// ReadIndexSlow how many took longer than SlowRead or failed. ReadIndex is
-	// how long one took.
+	// ReadIndexFailed is how many confirmations of reads failed. ReadIndexSlow is how many failed or took longer than
+	// SlowRead. ReadIndex has their durations.
 	ReadIndexFailed, ReadIndexSlow atomic.Uint64
 	ReadIndex                      *Histogram
 
-	// LogBytes is what was written to the log's files; LogFlush how long that
-	// took each time, until it was on disk.
+	// LogBytes is how many bytes were written to the log's files. LogFlush has the duration of each write until it was
+	// on disk.
 	LogBytes atomic.Uint64
 	LogFlush *Histogram
-	// Stalls is how many appends took longer than Stall; StalledNanos how long
-	// those took together.
+	// Stalls is how many appends took longer than Stall. StalledNanos is the sum of their durations.
 	Stalls, StalledNanos atomic.Uint64
 
-	// SnapshotBytes is what was written as snapshots, received ones included;
-	// SnapshotSave how long each took.
+	// SnapshotBytes is how many bytes of snapshots were written, received ones included. SnapshotSave has the duration
+	// of each snapshot.
 	SnapshotBytes atomic.Uint64
 	SnapshotSave  *Histogram
 }
@@ -69,7 +64,7 @@ func NewCounters() *Counters {
 	}
 }
 
-// NewPeerHistogram makes one for round trips between servers.
+// NewPeerHistogram returns a histogram for round trips between servers.
 func NewPeerHistogram() *Histogram { return NewHistogram(peerFirst, peerBuckets) }
 
 // Flushed counts an append to the log.
@@ -99,8 +94,8 @@ func (c *Counters) SnapshotDone(took time.Duration, bytes int64) {
 	c.SnapshotSave.Observe(took)
 }
 
-// Applied counts a command by its response, as the state machine gave it: a
-// pointer to a response of etcd's, or nil for one that failed.
+// Applied counts a command by its response from the state machine: a pointer to one of etcd's responses, or nil if the
+// command failed.
 func (c *Counters) Applied(response any) {
 	switch r := response.(type) {
 	case *pb.PutResponse:

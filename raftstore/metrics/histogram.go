@@ -10,20 +10,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// maxBuckets bounds a histogram's buckets, the one without an end not counted.
+// maxBuckets is the most buckets of a histogram, without the last one, which has no upper bound.
 const maxBuckets = 20
 
-// A Histogram counts durations in buckets each of which reaches twice as far
-// as the one before. Observing takes two atomic additions.
+// A Histogram counts durations in buckets. Each bucket's upper bound is twice that of the one before. Observe takes two
+// atomic additions.
 type Histogram struct {
 	first  time.Duration // upper bound of the first bucket
-	n      int           // of buckets with an end
+	n      int           // number of buckets with an upper bound
 	counts [maxBuckets + 1]atomic.Uint64
 	sum    atomic.Int64 // nanoseconds
 }
 
-// NewHistogram makes a histogram of n buckets, at most 20, the first of which
-// ends with the given duration.
+// NewHistogram returns a histogram of n buckets, at most 20. first is the upper bound of the first.
 func NewHistogram(first time.Duration, n int) *Histogram {
 	return &Histogram{first: first, n: min(n, maxBuckets)}
 }
@@ -34,7 +33,7 @@ func (h *Histogram) Observe(d time.Duration) {
 	h.sum.Add(int64(d))
 }
 
-// bucket is the number of the first bucket that reaches as far as d.
+// bucket returns the index of the first bucket whose upper bound is not less than d.
 func (h *Histogram) bucket(d time.Duration) int {
 	if d <= h.first {
 		return 0
@@ -42,7 +41,7 @@ func (h *Histogram) bucket(d time.Duration) int {
 	return min(bits.Len64(uint64((d-1)/h.first)), h.n)
 }
 
-// Count is how many durations were observed.
+// Count returns how many durations were observed.
 func (h *Histogram) Count() uint64 {
 	var total uint64
 	for i := range h.n + 1 {
@@ -51,7 +50,7 @@ func (h *Histogram) Count() uint64 {
 	return total
 }
 
-// metric reads the histogram. What is observed meanwhile is in it or not.
+// metric reads the histogram. Durations that are observed meanwhile may or may not be included.
 func (h *Histogram) metric(desc *prometheus.Desc, labels ...string) prometheus.Metric {
 	buckets := make(map[float64]uint64, h.n)
 	var total uint64

@@ -4,42 +4,42 @@ package metrics
 
 import "time"
 
-// A Source says how a store is at the moment. It must not wait for anything:
-// a scrape may come while the disk stalls or while there is no leader.
+// A Source returns the present numbers of a store. It must not block: a scrape may happen while the disk stalls or
+// while there is no leader.
 type Source interface {
 	Sample() Sample
 }
 
-// A Sample is how a store is at one moment.
+// A Sample has the numbers of a store at one moment.
 type Sample struct {
-	Version string // of etcd, whose contract it is
+	Version string // version of etcd's contract
 	Member  uint64 // this server's number in etcd's protocol
 
 	HasLeader, Leads, Learner bool
-	LeaderChanges             uint64 // seen since the start
+	LeaderChanges             uint64 // seen since the start of the process
 	Voters, Members           int
 	Term                      uint64
 	Committed, Applied        uint64 // indexes of the log
 
 	Keys, Revision, Compacted int64
-	LiveBytes, TotalBytes     int64 // of current values; of history too
+	LiveBytes, TotalBytes     int64 // bytes of current values; with those of history
 	QuotaBytes                int64
 	Leases                    int
 
-	Watches       int // streams of events
-	BehindWatches int // of them, those that read the history to catch up
-	PendingEvents int // in queues
+	Watches       int // number of watches
+	BehindWatches int // number of watches that read the history to catch up
+	PendingEvents int // number of events in queues
 	Events        uint64
 
-	ForwardedWrites uint64 // calls to the leader, each with one write or many
-	ReadRounds      uint64 // confirmations of reads, each for one read or many
+	ForwardedWrites uint64 // number of calls to the leader, each with one or more writes
+	ReadRounds      uint64 // number of confirmations of reads, each for one or more reads
 
-	LogSize      int64         // of the log's files, in bytes
-	Stalled      time.Duration // how long the oldest write under way waits for the disk
+	LogSize      int64         // bytes of the log's files
+	Stalled      time.Duration // for how long the oldest write under way has waited for the disk
 	SnapshotSize int64         // bytes of the newest snapshot's file, 0 if there is none
 	SnapshotTime time.Time     // when it was taken, zero if there is none
 
-	// Refusing is why new writes are refused, or RefusingNone.
+	// Refusing is the reason why new writes are refused, or RefusingNone.
 	Refusing Refusal
 
 	Peers []Peer
@@ -58,7 +58,7 @@ const (
 
 var refusals = []Refusal{RefusingSpace, RefusingFailing, RefusingQuota}
 
-// A Peer is another server as this one sees it.
+// A Peer is another server, as far as this one knows.
 type Peer struct {
 	Member      uint64
 	LastContact time.Time // zero if never

@@ -28,8 +28,8 @@ var durations = []struct {
 	},
 }
 
-// numbers are the metrics without labels. A name that ends in _total is a
-// counter, as in etcd with few exceptions, which are marked.
+// numbers are the metrics without labels. A metric whose name ends in _total is a counter. The exceptions are etcd's,
+// and are marked.
 var numbers = []struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
