@@ -9,9 +9,8 @@ import (
 	"io"
 )
 
-// A block is its payload's length and CRC-32C, four bytes each, little endian,
-// and the payload. An empty block ends the stream. The checksum covers the
-// block's number too, so that blocks cannot be swapped or lost unnoticed.
+// A block is its payload's length and CRC-32C, four bytes each, little endian, and the payload. An empty block ends the
+// stream. The checksum covers the block's number too, so that swapped or lost blocks are detected.
 const (
 	blockSize   = 64 << 10
 	blockHeader = 8
@@ -43,7 +42,7 @@ func (b *blockWriter) raw(p []byte) {
 	b.err = err
 }
 
-// Write makes blocks of p, none larger than blockSize.
+// Write writes p as blocks of at most blockSize.
 func (b *blockWriter) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) && b.err == nil {
@@ -68,8 +67,8 @@ func (b *blockWriter) close() error {
 	return b.err
 }
 
-// blockReader gives the payloads of blocks as one stream, none of it before
-// its checksum was verified.
+// blockReader returns the payloads of blocks as one stream. It returns no byte before its block's checksum was
+// verified.
 type blockReader struct {
 	r      io.Reader
 	number uint64

@@ -12,19 +12,18 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// A Request is what a command asks for: *pb.PutRequest, DeleteRangeRequest,
-// TxnRequest, CompactionRequest, LeaseGrantRequest or LeaseRevokeRequest, or a
-// *wrapperspb.StringValue, which opens a session for the server of that name.
+// A Request is the request of a command: *pb.PutRequest, DeleteRangeRequest, TxnRequest, CompactionRequest,
+// LeaseGrantRequest or LeaseRevokeRequest, or a *wrapperspb.StringValue, which opens a session for the server of that
+// name.
 type Request = proto.Message
 
 // A Command is a request and the conditions under which it is run.
 type Command struct {
 	Request Request
-	// Session, unless it is 0, and Seq name the command, so that it is run
-	// once however often it reaches the log. Every sequence number below
-	// Floor has its answer, and is never asked for again.
+	// Session, unless it is 0, and Seq identify the command, so that it is run once even if it is in the log several
+	// times. Every command with a sequence number below Floor has its answer, and is never sent again.
 	Session, Seq, Floor uint64
-	// Fence, unless it is 0, is the only raft term in which to run it.
+	// Fence, unless it is 0, is the only raft term in which the command may run.
 	Fence uint64
 }
 
@@ -33,10 +32,9 @@ type Command struct {
 //	entry   = format command*
 //	command = kind flags [session seq back] [term] length body
 //
-// format, kind and flags are one byte each, the others varints, and body is
-// the request in protobuf. The request id is there if flagID is set, with the
-// floor as back = seq - floor, and the fence's term if flagFence is. Any other
-// flag makes the entry unreadable to this version, on purpose.
+// format, kind and flags are one byte each, the others varints, and body is the request in protobuf. If flagID is set
+// there is the request id, with the floor as back = seq - floor. If flagFence is set there is the fence's term. Any
+// other flag makes the entry unreadable to this version, on purpose.
 const (
 	entryFormat = 1
 
@@ -54,14 +52,13 @@ const (
 	kindSession
 )
 
-// ErrFormat says that bytes are no entry, or no results, of a format known here.
+// ErrFormat says that bytes are not an entry, or not results, of a format that this version knows.
 var ErrFormat = errors.New("mvcc: not a log entry that this version can read")
 
-// NewEntry starts an entry to which AppendCommand adds commands.
+// NewEntry returns an empty entry in buf's memory, for AppendCommand.
 func NewEntry(buf []byte) []byte { return append(buf[:0], entryFormat) }
 
-// CommandSize is the number of bytes by which AppendCommand lengthens an
-// entry, or slightly more.
+// CommandSize returns the number of bytes that AppendCommand adds to an entry for c, or slightly more.
 func CommandSize(c Command) int {
 	size := 2 + binary.MaxVarintLen32 + proto.Size(c.Request)
 	if c.Session != 0 {
@@ -98,15 +95,15 @@ func AppendCommand(entry []byte, c Command) ([]byte, error) {
 	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(entry, c.Request)
 }
 
-// Encoded is what AppendCommand wrote to an entry, for AppendEncoded to put
-// into another one. The entry must be Plain.
+// Encoded returns the commands that AppendCommand wrote to an entry, for AppendEncoded to add to another entry. The
+// entry must be Plain.
 func Encoded(entry []byte) []byte { return entry[1:] }
 
 // Plain says whether an entry is not packed.
 func Plain(entry []byte) bool { return len(entry) > 0 && entry[0] == entryFormat }
 
-// AppendEncoded adds commands that are encoded already. They must come from an
-// entry for which CommandsOf gave no error.
+// AppendEncoded adds commands that are already encoded. They must come from an entry for which CommandsOf returned no
+// error.
 func AppendEncoded(entry, commands []byte) []byte { return append(entry, commands...) }
 
 func kindOf(req Request) (byte, error) {
@@ -170,9 +167,8 @@ func DecodeEntry(entry []byte) ([]Command, error) {
 	return commands, nil
 }
 
-// CommandsOf counts an entry's commands. It checks that this version knows
-// their kinds and flags and that none is cut short, but does not look into
-// their bodies.
+// CommandsOf returns the number of an entry's commands. It checks that this version knows their kinds and flags and
+// that none is cut short. It does not decode their requests.
 func CommandsOf(entry []byte) (count int, err error) {
 	err = eachCommand(entry, func(Command, byte, []byte) error { count++; return nil })
 	if err != nil {
@@ -181,8 +177,8 @@ func CommandsOf(entry []byte) (count int, err error) {
 	return count, nil
 }
 
-// eachCommand calls fn with every command of an entry: without the request,
-// whose kind and bytes it gives.
+// eachCommand calls fn with every command of an entry. c has no Request. kind and body are the request's kind and its
+// encoding.
 func eachCommand(entry []byte, fn func(c Command, kind byte, body []byte) error) error {
 	return unpack(entry, func(commands []byte) error { return eachOf(commands, fn) })
 }
@@ -216,8 +212,7 @@ func eachOf(commands []byte, fn func(c Command, kind byte, body []byte) error) e
 	return nil
 }
 
-// frame takes the parts of a frame off its front. Once there is too little
-// left it is bad, and all that it gives is zero.
+// frame reads fields from the front of rest. Once too few bytes are left it is bad, and all further fields are zero.
 type frame struct {
 	rest []byte
 	bad  bool
@@ -243,7 +238,7 @@ func (f *frame) uvarint() uint64 {
 	return n
 }
 
-// field is a length and as many bytes.
+// field reads a length and as many bytes.
 func (f *frame) field() []byte {
 	n := f.uvarint()
 	if f.bad || n > uint64(len(f.rest)) {

@@ -21,14 +21,12 @@ func (s *State) applyCompact(r *pb.CompactionRequest) (*pb.CompactionResponse, e
 	return &pb.CompactionResponse{Header: &pb.ResponseHeader{Revision: s.rev}}, nil
 }
 
-// Prune frees what compaction made unreachable. It does nothing while a
-// snapshot is being written, because that walks the chains of versions, unless
-// there is more history than the snapshot may keep. What is readable does not
-// depend on when it runs.
+// Prune frees what compaction made unreachable. While a snapshot is being written, which reads the chains of versions,
+// it does nothing, unless there is more history than the snapshot may keep. What is readable does not depend on when
+// Prune runs.
 //
-// Versions written at the compaction revision itself stay in the history,
-// since a watch may start there, but without what they replaced: as in etcd,
-// such a watch gets no previous values.
+// Versions written at the compaction revision itself stay in the history, since a watch may start there. The versions
+// that they replaced go: as in etcd, such a watch gets no previous values.
 func (s *State) Prune() {
 	to := s.compacted.Load()
 	if to == s.pruned {
@@ -47,8 +45,7 @@ func (s *State) Prune() {
 		}
 	}
 	s.pruned = to
-	// A fresh slice: views keep the old one, and its front must not be kept
-	// alive by its tail.
+	// The slice is copied: views keep the old one, and sharing its memory would keep the dropped front reachable.
 	kept := s.history[search(s.history, to):]
 	s.history = append(make([]*Version, 0, len(kept)+64), kept...)
 	s.turns = s.turns.since(to)
@@ -65,10 +62,9 @@ func search(history []*Version, rev int64) int {
 	return sort.Search(len(history), func(i int) bool { return history[i].kv.ModRevision >= rev })
 }
 
-// Leap moves the revision ahead by n, or to the given one if that is further, and
-// drops all history: every older revision is compacted. Keys keep the revisions that wrote them. It is for a
-// state that takes another one's place, in a new log whose entries come after
-// index: sessions do not go with it.
+// Leap moves the revision ahead by n, or to the revision to if that is further. It drops all history: every older
+// revision is compacted. Keys keep the revisions at which they were written. Leap is for a state that replaces another
+// one, with a new log whose entries come after index. Sessions are dropped.
 func (s *State) Leap(n, to int64, index uint64) {
 	s.applied, s.sessions, s.frozenSessions = index, nil, nil
 	s.rev = max(s.rev+n, to)

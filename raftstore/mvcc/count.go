@@ -8,17 +8,14 @@ import (
 	"github.com/tidwall/btree"
 )
 
-// keyspace is all keys, with what it takes to count those of a range without
-// looking at each: the tree keeps how many items each of its nodes has.
+// keyspace holds all keys, and what is needed to count those of a range without visiting each. For that, the tree keeps
+// the number of items below each of its nodes.
 type keyspace struct {
-	// tree has every key's newest version, a deletion's mark included, until
-	// compaction removes it.
+	// tree has every key's newest version. That may be a deletion mark, until compaction removes it.
 	tree *btree.BTreeG[*Version]
-	// dead has the deletions' marks of the tree alone. frozenDead is a copy of
-	// it, nil if it has changed since.
+	// dead has only the deletion marks of tree. frozenDead is a copy of dead, nil if dead has changed since.
 	dead, frozenDead *btree.BTreeG[*Version]
-	// turns are the revisions since the compaction that made a key or
-	// deleted it. Views alias it as they do the history.
+	// turns are the creations and deletions of keys since the compaction. Views alias it, as they do the history.
 	turns turns
 }
 
@@ -32,7 +29,7 @@ func (k *keyspace) freeze() keyspace {
 	return keyspace{tree: k.tree.Copy(), dead: k.frozenDead, turns: k.turns}
 }
 
-// set makes v its key's newest version, and notes whether the key came or went.
+// set makes v its key's newest version, and notes whether that created or deleted the key.
 func (k *keyspace) set(v *Version, existed bool) {
 	k.tree.Set(v)
 	if v.Deleted() {
@@ -46,7 +43,7 @@ func (k *keyspace) set(v *Version, existed bool) {
 	}
 }
 
-// remove forgets a deletion's mark.
+// remove removes a deletion mark.
 func (k *keyspace) remove(v *Version) {
 	k.tree.Delete(v)
 	k.notDead(v)
@@ -64,13 +61,13 @@ func (k *keyspace) notDead(v *Version) {
 // count returns how many keys there are in [key, end) at a revision that is
 // readable. An end of one zero byte means all keys from key on.
 //
-// Those of now are what the tree has less what was deleted. Whatever came since
-// the revision was not there then, and whatever went was.
+// The result is the number of the tree's items without the deletion marks, less the keys created since the revision,
+// plus the keys deleted since.
 func (k *keyspace) count(key, end []byte, rev int64) int64 {
 	return items(k.tree, key, end) - items(k.dead, key, end) - k.turns.net(key, end, rev)
 }
 
-// items counts what a tree has in [key, end).
+// items returns how many items of a tree are in [key, end).
 func items(tree *btree.BTreeG[*Version], key, end []byte) int64 {
 	to := tree.Len()
 	if to > 0 && !isOpenEnd(end) {
@@ -79,7 +76,7 @@ func items(tree *btree.BTreeG[*Version], key, end []byte) int64 {
 	return int64(max(0, to-rank(tree, key)))
 }
 
-// rank is how many items of a tree are before a key.
+// rank returns how many items of a tree are before a key.
 func rank(tree *btree.BTreeG[*Version], key []byte) int {
 	low, high := 0, tree.Len()
 	for low < high {

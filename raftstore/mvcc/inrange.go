@@ -4,8 +4,8 @@ package mvcc
 
 import "bytes"
 
-// InRange says whether key is in etcd's range [from, end): without an end that
-// is the key from alone, and an end of one zero byte means all keys from from on.
+// InRange says whether key is in etcd's range [from, end). Without an end that is the key from alone. An end of one
+// zero byte means all keys from from on.
 func InRange(key, from, end []byte) bool {
 	switch {
 	case len(end) == 0:

@@ -12,14 +12,14 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// A Lease is a lease as the state machine knows it. When it expires is the
-// leader's to say: time does not exist here.
+// A Lease is a lease in the state machine. It has no expiry time, since the state machine has no clock: the leader
+// decides when it expires.
 type Lease struct {
 	ID  int64
 	TTL int64 // seconds, as granted
 }
 
-// leaseTable is written by the state's goroutine and read by any.
+// leaseTable is written by the goroutine that applies commands, and read by any.
 type leaseTable struct {
 	mu   sync.RWMutex
 	byID map[int64]*leased
@@ -72,8 +72,7 @@ func (t *leaseTable) list() []Lease {
 	return all
 }
 
-// keys returns the keys attached to a lease in order, and its TTL; false if
-// there is no such lease.
+// keys returns the keys attached to a lease, in order, and its TTL. It returns false if there is no such lease.
 func (t *leaseTable) keys(id int64) ([][]byte, int64, bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -92,15 +91,14 @@ func (t *leaseTable) keys(id int64) ([][]byte, int64, bool) {
 // Leases lists all leases by id.
 func (v *View) Leases() []Lease { return v.leases }
 
-// Lease returns the keys attached to a lease, in order, and the TTL in seconds
-// that it was granted. Unlike everything else in a view these are of now.
+// Lease returns the keys attached to a lease, in order, and the TTL in seconds that it was granted. Unlike all else in
+// a view, these are the present ones and not those of the view's revision.
 func (v *View) Lease(id int64) (keys [][]byte, ttl int64, ok bool) { return v.shared.leases.keys(id) }
 
-// HasLease says whether a lease exists, as of now.
+// HasLease says whether a lease exists at present.
 func (v *View) HasLease(id int64) bool { return v.shared.leases.has(id) }
 
-// applyGrant makes a lease. The proposer chooses the id, for there is no
-// randomness here.
+// applyGrant makes a lease. The proposer chooses the id, since the state machine has no randomness.
 func (s *State) applyGrant(r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
 	if r.ID == 0 || s.leases.has(r.ID) {
 		return nil, rpctypes.ErrGRPCLeaseExist

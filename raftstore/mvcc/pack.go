@@ -12,23 +12,21 @@ import (
 	"github.com/klauspost/compress/s2"
 )
 
-// A packed entry is the format byte below and the commands as one block of S2,
-// a successor of Snappy that costs about a nanosecond a byte. What the API
-// server stores shrinks to less than half, and with it what is written to the
-// disk and sent to followers.
+// A packed entry is the format byte below and the commands as one block of S2, a successor of Snappy that takes about a
+// nanosecond a byte. The API server's data shrinks to less than half, and so does what is written to the disk and sent
+// to followers.
 const packedFormat = 2
 
 const (
-	// worthPacking is the size in bytes from which an entry is packed. A
-	// smaller one costs a page of the disk either way.
+	// worthPacking is the least size in bytes of an entry that is packed. A smaller entry takes a page of the disk
+	// either way.
 	worthPacking = 512
-	// maxUnpacked bounds an entry, against damage and hostile input. The
-	// largest request is far smaller.
+	// maxUnpacked bounds the size of an unpacked entry, against damage and hostile input. The largest request is far
+	// smaller.
 	maxUnpacked = 64 << 20
 )
 
-// Pack returns the entry packed if that makes it smaller by an eighth, else as
-// it is.
+// Pack returns the entry packed if that makes it smaller by at least an eighth, else the entry itself.
 func Pack(entry []byte) []byte {
 	if len(entry) < worthPacking {
 		return entry
@@ -45,10 +43,10 @@ func Pack(entry []byte) []byte {
 	return append(append(make([]byte, 0, 1+len(packed)), packedFormat), packed...)
 }
 
-// scratch holds buffers for packing and unpacking: nothing keeps either's result.
+// scratch holds buffers for packing and unpacking. No caller keeps a result that is in one.
 var scratch = sync.Pool{New: func() any { return new([]byte) }}
 
-// unpack calls fn with the commands of an entry, which it must not keep.
+// unpack calls fn with the encoded commands of an entry. fn must not keep them.
 func unpack(entry []byte, fn func(commands []byte) error) error {
 	if len(entry) > 0 && entry[0] == entryFormat {
 		return fn(entry[1:])
@@ -72,12 +70,12 @@ func unpack(entry []byte, fn func(commands []byte) error) error {
 	return fn(commands)
 }
 
-// streamMagic is how a stream of S2 begins.
+// streamMagic is the beginning of an S2 stream.
 const streamMagic = "\xff\x06\x00\x00S2sTwO"
 
-// WritePacked writes the snapshot as a stream of S2. Restore reads either.
+// WritePacked writes the snapshot as an S2 stream. Restore reads such a stream and an unpacked snapshot.
 func (s *Snapshot) WritePacked(w io.Writer) error {
-	// One block at a time: a snapshot is not urgent, and memory is scarce.
+	// It packs one block at a time: a snapshot is not urgent, and memory is scarce.
 	packer := s2.NewWriter(w, s2.WriterConcurrency(1), s2.WriterBlockSize(256<<10))
 	if _, err := s.WriteTo(packer); err != nil {
 		return err
@@ -88,7 +86,7 @@ func (s *Snapshot) WritePacked(w io.Writer) error {
 	return nil
 }
 
-// unpackStream returns what a snapshot's stream holds, packed or not.
+// unpackStream returns the content of a snapshot's stream, packed or not.
 func unpackStream(r io.Reader) io.Reader {
 	in := bufio.NewReaderSize(r, len(streamMagic))
 	if start, err := in.Peek(len(streamMagic)); err != nil || !bytes.Equal(start, []byte(streamMagic)) {

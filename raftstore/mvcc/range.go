@@ -15,9 +15,8 @@ import (
 
 // rangeIn answers a range request on keys whose newest revision is current.
 //
-// As in etcd, Count is the number of keys in the range whatever the limit and
-// the revision filters say, and those filters and any order but the key's own
-// apply before the limit.
+// As in etcd, Count is the number of keys in the range, whatever the limit and the revision filters are. The filters,
+// and any order but that of the keys, apply before the limit.
 func rangeIn(keys *keyspace, current int64, compacted *atomic.Int64, r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	rev, err := checkRevision(r.Revision, current, compacted.Load())
 	if err != nil {
@@ -33,7 +32,7 @@ func rangeIn(keys *keyspace, current int64, compacted *atomic.Int64, r *pb.Range
 		whole(keys, rev, r, resp)
 	}
 	if rev < current && rev < compacted.Load() {
-		return nil, rpctypes.ErrGRPCCompacted // pruned under our feet
+		return nil, rpctypes.ErrGRPCCompacted // pruned while it was read
 	}
 	if r.KeysOnly {
 		resp.Kvs = withoutValues(resp.Kvs)
@@ -41,8 +40,7 @@ func rangeIn(keys *keyspace, current int64, compacted *atomic.Int64, r *pb.Range
 	return resp, nil
 }
 
-// first answers with the first keys of a range, and counts the others without
-// looking at them.
+// first answers with the first keys of a range, and counts the others without visiting them.
 func first(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
 	walk(keys.tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {
 		if resp.More = int64(len(resp.Kvs)) == r.Limit; !resp.More {
@@ -55,9 +53,9 @@ func first(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse
 	}
 }
 
-// whole looks at every key of a range.
+// whole visits every key of a range.
 func whole(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse) {
-	early := !needsSort(r) // the limit may cut while walking
+	early := !needsSort(r) // the limit can apply while walking
 	walk(keys.tree, r.Key, r.RangeEnd, rev, func(v *Version) bool {
 		resp.Count++
 		switch {
@@ -79,7 +77,7 @@ func whole(keys *keyspace, rev int64, r *pb.RangeRequest, resp *pb.RangeResponse
 	}
 }
 
-// filters says whether a request wants only keys of some revisions.
+// filters says whether a request selects keys by their revisions.
 func filters(r *pb.RangeRequest) bool {
 	return r.MinModRevision != 0 || r.MaxModRevision != 0 || r.MinCreateRevision != 0 || r.MaxCreateRevision != 0
 }

@@ -17,21 +17,19 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// A Result is what one command gave: exactly one of the two is set. Err is a
-// gRPC status error of etcd's rpctypes, or one of this package, and has no
-// effect on the state.
+// A Result is the result of one command: either Response or Err is set. Err is a gRPC status error, of etcd's rpctypes
+// or of this package. A command that returns an error has not changed the state.
 type Result struct {
-	// Response is the pb response type that belongs to the request's, or a
-	// *wrapperspb.UInt64Value with the id of the session that was opened. Its
-	// header is the caller's to complete; the rest must not be changed.
+	// Response is the pb response type that belongs to the request's, or a *wrapperspb.UInt64Value with the id of the
+	// session that was opened. The caller completes its header, and must not change the rest.
 	Response any
 	Err      error
-	// Repeated says that this is the remembered answer to a command that came
-	// again: nothing was done now. It is not encoded.
+	// Repeated says that this is the remembered answer to a repeated command: nothing was done this time. It is not
+	// encoded.
 	Repeated bool
 }
 
-// Results go from one server to another, and into snapshots, as:
+// The encoding of results, for other servers and for snapshots:
 //
 //	results = format result*
 //	result  = kind length body
@@ -43,7 +41,7 @@ const (
 	kindError     = 0
 )
 
-// EncodeResults writes the results of a batch of commands.
+// EncodeResults encodes the results of a batch of commands.
 func EncodeResults(results []Result) ([]byte, error) {
 	b := []byte{resultsFormat}
 	for i, r := range results {
@@ -55,8 +53,8 @@ func EncodeResults(results []Result) ([]byte, error) {
 	return b, nil
 }
 
-// EncodeResultsWithin writes the results in so many bytes at most: answers that
-// are too large, and more of the larger ones if need be, become ErrResultDropped.
+// EncodeResultsWithin encodes the results in at most limit bytes. Answers that are larger than that become
+// ErrResultDropped. If it is still too much, further answers do, the largest first.
 func EncodeResultsWithin(results []Result, limit int) ([]byte, error) {
 	b, err := EncodeResults(results)
 	for most := limit; err == nil && len(b) > limit && most > 0; most /= 2 {
@@ -72,8 +70,7 @@ func EncodeResultsWithin(results []Result, limit int) ([]byte, error) {
 	return b, err
 }
 
-// DecodeResults reads what EncodeResults wrote. An error that is known here
-// comes back as the very same value.
+// DecodeResults decodes what EncodeResults encoded. A known error is decoded to the very same value.
 func DecodeResults(b []byte) ([]Result, error) {
 	in := frame{rest: b}
 	if in.byte() != resultsFormat {
@@ -142,7 +139,7 @@ func decodeError(body []byte) (Result, error) {
 	return Result{Err: status.Error(codes.Code(code), message)}, nil
 }
 
-// describe gives an error's code and message.
+// describe returns an error's code and message.
 func describe(err error) (codes.Code, string) {
 	if etcd, ok := errors.AsType[rpctypes.EtcdError](err); ok {
 		return etcd.Code(), etcd.Error()
@@ -199,8 +196,7 @@ type errorText struct {
 	message string
 }
 
-// knownErrors are the errors that a write can end with, by what is sent of
-// them.
+// knownErrors are the errors that a write can end with, by code and message, which is what is encoded.
 var knownErrors = sync.OnceValue(func() map[errorText]error {
 	known := make(map[errorText]error)
 	for _, err := range []error{

@@ -13,58 +13,56 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// Errors of commands that were not run because of their conditions. The
-// attempt that gets one of the first three had no effect.
+// Errors that follow from a command's conditions. With any of the first three, this attempt had no effect.
 var (
-	// ErrFenced says that the command was for another leadership term.
+	// ErrFenced says that the command may run only in another leadership term.
 	ErrFenced = status.Error(codes.FailedPrecondition, "coracle: the write is fenced: it was for another leader's term, and was not done")
-	// ErrSession says that no such session is open. Earlier attempts of the
-	// same command may have been run while it was.
+	// ErrSession says that no session with this id is open. Earlier attempts of the same command may have been run
+	// while it was.
 	ErrSession = status.Error(codes.Unavailable, "coracle: the session of the write is not open, and this attempt was not done")
-	// ErrStale says that the command's answer was given up already: by its
-	// own session's floor, or because the session held too many.
+	// ErrStale says that the command's answer was already given up: because of its own session's floor, or because the
+	// session held too many answers.
 	ErrStale = status.Error(codes.Aborted, staleText)
-	// ErrResultDropped is the answer to the repeat of a command that was run, and
-	// whose answer was too large to be remembered.
+	// ErrResultDropped is the answer to a repeated command that was run, but whose answer was too large to be
+	// remembered.
 	ErrResultDropped = status.Error(codes.Unavailable,
 		"coracle: the write was done at an earlier attempt, but its answer was too large to be kept")
 
 	errSessionName = status.Error(codes.InvalidArgument, "coracle: a session needs the name of its server, of at most 1024 bytes")
 )
 
-// staleText is ErrStale's, in the words of the version that had it first.
+// staleText is the text of ErrStale. It must stay as the first version had it.
 const staleText = "coracle: the write came again after its answer was given up, and this attempt was not done"
 
-// Bounds of what sessions hold. They are part of the state machine: servers
-// that differ in them would differ in their state.
+// Bounds of what sessions hold. They are part of the state machine: servers with different bounds would have different
+// states.
 const (
-	maxSessions     = 1024     // the one opened first makes room
+	maxSessions     = 1024     // the session opened first is dropped for a new one
 	maxSessionName  = 1024     // bytes
-	maxRemembered   = 1 << 16  // answers in a session; the first ones make room
-	maxSessionBytes = 16 << 20 // bytes of those answers; likewise
+	maxRemembered   = 1 << 16  // answers in a session; the first ones are dropped for new ones
+	maxSessionBytes = 16 << 20 // bytes of the answers in a session; the first ones are dropped for new ones
 	maxResult       = 2 << 20  // bytes; a larger one is ErrResultDropped
 )
 
-// positionBits of a session's id tell sessions apart that share an entry.
+// positionBits of a session's id distinguish the sessions opened by one entry.
 const positionBits = 12
 
-// A session remembers what a server's commands gave, so that a command which
-// reaches the log twice is run once.
+// A session remembers the results of a server's commands, so that a command that is in the log twice is run once.
 //
-// Views alias the front of answers: as with the history, that is replaced and
-// never changed in place. Numbers arrive a little out of order, as goroutines
-// do, so the order is made behind it.
+// Views alias the front of results. As with the history, that is replaced and never changed in place. Numbers may
+// arrive slightly out of order, since many goroutines send commands. A late one is inserted at its place, into a copy
+// if that lies in the aliased front.
 type session struct {
 	id      uint64
 	name    string // of the server
-	floor   uint64 // every command below it has its answer
-	bytes   int64  // of answers
+	floor   uint64 // every command below has its answer
+	bytes   int64  // of results
 	results []remembered
-	aliased int // answers that views may have
+	aliased int // number of results that views may alias
 }
 
-// remembered is the answer to a command. Its body has no header, which the
-// caller of the first answer completes; nil is that of a plain put.
+// remembered is the answer to a command. Its body has no header, since the caller that got the first answer completes
+// that. A nil body is that of a put without a previous value.
 type remembered struct {
 	seq      uint64
 	revision int64
@@ -72,8 +70,7 @@ type remembered struct {
 	err      error
 }
 
-// ApplyEntry runs the commands of the raft entry with that index and term, in
-// order. See Apply for the results.
+// ApplyEntry runs the commands of the raft entry with that index and term, in order. See Apply for the results.
 func (s *State) ApplyEntry(index, term uint64, commands []Command) []Result {
 	results := make([]Result, len(commands))
 	for i := range commands {
@@ -101,7 +98,7 @@ func (s *State) applyCommand(c *Command, at, term uint64) Result {
 		return a.result()
 	}
 	res := s.apply(c.Request, at)
-	// It may have replaced its own session, or moved it.
+	// The command may have replaced its own session, or moved it.
 	if ses = s.session(c.Session); ses != nil {
 		ses.remember(c.Seq, res)
 		ses.raise(c.Floor)
@@ -121,8 +118,7 @@ func (s *State) freezeSessions() []session {
 	return s.frozenSessions
 }
 
-// session finds an open session, or nil. The pointer is good until the next
-// one is opened.
+// session returns an open session, or nil. The pointer is valid until the next session is opened.
 func (s *State) session(id uint64) *session {
 	i, ok := slices.BinarySearchFunc(s.sessions, id, func(e session, id uint64) int { return cmp.Compare(e.id, id) })
 	if !ok {
@@ -131,8 +127,7 @@ func (s *State) session(id uint64) *session {
 	return &s.sessions[i]
 }
 
-// openSession opens a session in place of the one that the same server had.
-// Ids grow, so sessions are in their order.
+// openSession opens a session in place of the one that the same server had. Ids grow, so sessions are sorted by id.
 func (s *State) openSession(r *wrapperspb.StringValue, at uint64) (*wrapperspb.UInt64Value, error) {
 	name := r.GetValue()
 	if name == "" || len(name) > maxSessionName {
@@ -140,7 +135,7 @@ func (s *State) openSession(r *wrapperspb.StringValue, at uint64) (*wrapperspb.U
 	}
 	id := max(at, 1)
 	if n := len(s.sessions); n > 0 {
-		id = max(id, s.sessions[n-1].id+1) // more in one entry than positions
+		id = max(id, s.sessions[n-1].id+1) // for an entry with more commands than positionBits can count
 	}
 	s.sessions = slices.DeleteFunc(s.sessions, func(e session) bool { return e.name == name })
 	if len(s.sessions) >= maxSessions {
@@ -151,8 +146,7 @@ func (s *State) openSession(r *wrapperspb.StringValue, at uint64) (*wrapperspb.U
 	return wrapperspb.UInt64(id), nil
 }
 
-// find returns where the answer with that number is or belongs. Nearly always
-// that is the end.
+// find returns the index at which the answer with that number is or belongs. Nearly always that is the end.
 func (ses *session) find(seq uint64) (int, bool) {
 	n := len(ses.results)
 	if n == 0 || ses.results[n-1].seq < seq {
@@ -187,7 +181,7 @@ func (ses *session) remember(seq uint64, res Result) {
 	}
 }
 
-// raise forgets the answers to the commands below floor.
+// raise raises the floor, and drops the answers to the commands below it.
 func (ses *session) raise(floor uint64) {
 	if floor <= ses.floor {
 		return
@@ -203,7 +197,7 @@ func (ses *session) raise(floor uint64) {
 	}
 }
 
-// remember keeps a result out of its caller's reach.
+// remember returns an answer that does not change when the caller of the command changes its result.
 func remember(seq uint64, res Result) remembered {
 	if res.Err != nil {
 		return remembered{seq: seq, err: res.Err}
@@ -230,7 +224,7 @@ func (a *remembered) size() int64 {
 	return overhead
 }
 
-// result gives the answer again, with a header of its own.
+// result returns the answer as a result, with a new header.
 func (a *remembered) result() Result {
 	if a.err != nil {
 		return Result{Err: a.err, Repeated: true}
@@ -259,7 +253,7 @@ func withHeader(resp any, h *pb.ResponseHeader) any {
 		return &pb.LeaseGrantResponse{Header: h, ID: r.ID, TTL: r.TTL}
 	case *pb.LeaseRevokeResponse:
 		return &pb.LeaseRevokeResponse{Header: h}
-	case *wrapperspb.UInt64Value: // it has none
+	case *wrapperspb.UInt64Value: // it has no header
 		return wrapperspb.UInt64(r.Value)
 	}
 	panic("mvcc: not a command's response")

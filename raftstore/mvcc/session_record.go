@@ -2,7 +2,7 @@
 
 package mvcc
 
-// sessions writes what a snapshot says about raft.
+// sessions writes the records of a snapshot that concern raft: the last applied entry, and the sessions.
 func (o *recordWriter) sessions(v *View) {
 	if v.applied == 0 && len(v.sessions) == 0 {
 		return
@@ -34,12 +34,12 @@ func (o *recordWriter) field(b []byte) {
 	o.bytes(b)
 }
 
-// sessionLoader reads it again.
+// sessionLoader reads the records that recordWriter.sessions wrote.
 type sessionLoader struct {
 	state    *State
-	began    bool   // the raft record was there
-	sessions uint64 // still to come
-	results  uint64 // still to come, for the last session
+	began    bool   // the raft record was read
+	sessions uint64 // how many are still to be read
+	results  uint64 // how many are still to be read for the last session
 }
 
 func (l *sessionLoader) load(in *recordReader, tag byte) {

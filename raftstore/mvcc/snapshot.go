@@ -12,9 +12,8 @@ import (
 	"sync/atomic"
 )
 
-// A snapshot is a magic string and blocks (see block.go). The blocks' contents
-// joined are a header of two varints (revision, compaction revision) and then
-// records:
+// A snapshot is a magic string and blocks (see block.go). The joined contents of the blocks are a header of two varints
+// (revision, compaction revision), followed by records:
 //
 //	lease   = 1 id ttl
 //	base    = 2 version      what a key held before the history window
@@ -25,9 +24,9 @@ import (
 //	end     = 0 leases bases histories
 //	version = key value create mod version lease
 //
-// Numbers are varints; key, value, name and result (see result.go) have their
-// length before them. A deletion is a version whose version number is 0.
-// Without a raft record nothing was applied: older versions wrote none.
+// Numbers are varints. key, value, name and result (see result.go) are preceded by their length. A deletion is a
+// version whose version number is 0. Without a raft record no entry was applied, or an older version wrote the
+// snapshot.
 const snapshotMagic = "coracle mvcc 1\n"
 
 const (
@@ -40,46 +39,45 @@ const (
 	recordAnswer
 )
 
-// maxField bounds a key or value in a snapshot, against damage that got past
-// the checksums and against hostile input.
+// maxField bounds a key or value in a snapshot, against damage that the checksums do not show and against hostile
+// input.
 const maxField = 64 << 20
 
 // ErrDamaged says that a snapshot is not what was written.
 var ErrDamaged = errors.New("mvcc: snapshot is damaged")
 
-// ErrOvertaken says that a snapshot was written so slowly that more history than
-// it may keep came together meanwhile. What was written is no snapshot.
+// ErrOvertaken says that a snapshot was written too slowly: meanwhile there was more new history than the snapshot may
+// keep. What was written is not a snapshot.
 var ErrOvertaken = errors.New("mvcc: more was written meanwhile than a snapshot may keep")
 
-// A Snapshot is a view to be written out whole, history window and leases
-// included. Until Release, the state keeps what the snapshot still has to read.
+// A Snapshot is a view that is to be written as a whole, with its history window and leases. Until Release, the state
+// keeps what the snapshot still has to read.
 type Snapshot struct {
 	view      *View
 	compacted int64
 	pin       *pin
 }
 
-// A pin keeps the state from pruning.
+// A pin prevents the state from pruning.
 type pin struct {
-	// limit is how many bytes of history it may keep. 0: any number.
+	// limit is how many bytes of history it may keep; 0 means any number.
 	limit     int64
 	overtaken atomic.Bool
 }
 
-// Snapshot prepares to write the view out. It copies nothing.
+// Snapshot prepares to write the view. It copies nothing.
 func (v *View) Snapshot() *Snapshot { return v.SnapshotWithin(0) }
 
-// SnapshotWithin prepares to write the view out to someone who may be slow. When
-// there are more than limit bytes of history, the state prunes all the same, and
-// the snapshot fails with ErrOvertaken.
+// SnapshotWithin prepares to write the view to a writer that may be slow. When there are more than limit bytes of
+// history, the state prunes nevertheless, and the snapshot fails with ErrOvertaken.
 func (v *View) SnapshotWithin(limit int64) *Snapshot {
 	sh := v.shared
 	sh.pruning.Lock()
 	defer sh.pruning.Unlock()
 	p := &pin{limit: limit}
 	sh.pins[p] = struct{}{}
-	// The compaction may be newer than the view, and so may what was pruned:
-	// hence it counts, as far as the view goes.
+	// The compaction may be newer than the view, and versions may have been pruned up to it. So the newer compaction
+	// counts, up to the view's revision.
 	return &Snapshot{view: v, compacted: min(sh.compacted.Load(), v.rev), pin: p}
 }
 
@@ -91,9 +89,9 @@ func (s *Snapshot) Release() {
 	delete(sh.pins, s.pin)
 }
 
-// overtakePins says whether nothing keeps the state from pruning, when there is
-// this much history. The caller holds pruning, and prunes afterwards: a snapshot
-// that misses a version looks later whether it was overtaken.
+// overtakePins says whether the state may prune when there is this much history. It returns false if any pin has no
+// limit, or has not reached its limit. Otherwise it drops all pins and marks them as overtaken. The caller holds
+// pruning, and prunes afterwards. A snapshot that misses a version checks afterwards whether it was overtaken.
 func (s *shared) overtakePins(history int64) bool {
 	for p := range s.pins {
 		if p.limit == 0 || history <= p.limit {
@@ -107,7 +105,7 @@ func (s *shared) overtakePins(history int64) bool {
 	return true
 }
 
-// Revision is the store revision of the snapshot.
+// Revision returns the store revision of the snapshot.
 func (s *Snapshot) Revision() int64 { return s.view.rev }
 
 // WriteTo writes the snapshot.
@@ -142,7 +140,7 @@ func (s *Snapshot) WriteTo(w io.Writer) (int64, error) {
 			break
 		}
 	}
-	out.byte(recordEnd) // nothing was missing before it, or it fails
+	out.byte(recordEnd) // fails if the snapshot was overtaken, so nothing is missing before this record
 	out.uvarints(int64(len(s.view.leases)), bases, int64(len(history)))
 	if out.err == nil {
 		out.err = out.w.Flush()
@@ -191,8 +189,8 @@ func (o *recordWriter) version(v *Version) {
 	o.uvarints(v.kv.CreateRevision, v.kv.ModRevision, v.kv.Version, v.kv.Lease)
 }
 
-// Restore reads a snapshot into a new state. It fails with ErrDamaged if a
-// checksum, a length or the order is not as written.
+// Restore reads a snapshot into a new state. It returns ErrDamaged if a checksum, a length or the order is not as
+// written.
 func Restore(r io.Reader) (*State, error) {
 	r = unpackStream(r)
 	magic := make([]byte, len(snapshotMagic))
@@ -207,7 +205,7 @@ func Restore(r io.Reader) (*State, error) {
 	s.rev = in.number()
 	compacted := in.number()
 	s.compacted.Store(compacted)
-	s.pruned = max(compacted-1, 0) // so that Prune treats that revision's versions
+	s.pruned = max(compacted-1, 0) // so that Prune handles the versions of that revision
 	if in.err == nil && (s.rev < 1 || compacted < 0 || compacted > s.rev) {
 		in.fail("revision %d, compacted at %d", s.rev, compacted)
 	}
@@ -217,7 +215,7 @@ func Restore(r io.Reader) (*State, error) {
 		switch _, err := in.r.ReadByte(); {
 		case err == nil:
 			in.fail("it goes on after its end")
-		case err != io.EOF: // not errors.Is: damage may be for want of bytes
+		case err != io.EOF: // not errors.Is: an ErrDamaged may wrap io.EOF
 			in.check(err)
 		}
 	}
@@ -260,7 +258,7 @@ func (s *State) load(in *recordReader) {
 			}
 			s.install(v, old)
 			if tag == recordBase {
-				s.history, s.turns = s.history[:0], turns{} // install added it there
+				s.history, s.turns = s.history[:0], turns{} // install has added it to both
 			}
 		case recordRaft, recordSession, recordAnswer:
 			sessions.load(in, tag)
@@ -330,7 +328,7 @@ func (in *recordReader) field() []byte {
 		in.check(err)
 		return b
 	}
-	var b bytes.Buffer // grows with what is really there
+	var b bytes.Buffer // grows with the bytes that exist
 	_, err := io.CopyN(&b, in.r, n)
 	in.check(err)
 	return bytes.Clone(b.Bytes())

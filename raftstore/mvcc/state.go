@@ -13,35 +13,32 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// treeDegree was the fastest of those measured at 100,000 keys of 1 KB.
+// treeDegree is the fastest of the degrees that were measured, with 100,000 keys of 1 KB.
 const treeDegree = 16
 
-// State is the state machine. Its methods belong to one goroutine; everything
-// else reads Views.
+// State is the state machine. Only one goroutine may call its methods. All others read Views.
 type State struct {
 	keyspace
-	// history holds every version written since the compaction revision, in
-	// the order written. Views alias it: it is appended to and replaced,
-	// never changed in place.
+	// history holds every version written since the compaction revision, in the order of writing. Views alias it: it is
+	// appended to or replaced, but never changed in place.
 	history []*Version
 	rev     int64
 	pruned  int64
 	*shared
-	leaseList []Lease // of the last Freeze; nil if leases changed since
+	leaseList []Lease // leases as of the last Freeze; nil if they have changed since
 
-	applied        uint64    // the last raft entry that was applied
+	applied        uint64    // index of the last raft entry that was applied
 	sessions       []session // by id
-	frozenSessions []session // of the last Freeze; nil if sessions changed since
+	frozenSessions []session // sessions as of the last Freeze; nil if they have changed since
 
-	keys  int64 // keys that exist now
-	live  int64 // bytes of their versions
-	total int64 // bytes of every version held
+	keys  int64 // number of existing keys
+	live  int64 // bytes of the existing keys' versions
+	total int64 // bytes of all versions held
 }
 
-// shared is what Views have in common with the state.
+// shared is the data that the state and its Views share.
 type shared struct {
-	// compacted is what a read at an old revision checks again when done,
-	// because pruning goes on beside readers.
+	// compacted is checked again after a read at an old revision, because pruning is concurrent with readers.
 	compacted atomic.Int64
 	leases    *leaseTable
 
@@ -58,10 +55,10 @@ func newTree() *btree.BTreeG[*Version] {
 	return btree.NewBTreeGOptions(less, btree.Options{NoLocks: true, Degree: treeDegree})
 }
 
-// Apply runs a request that is under no conditions, outside any raft entry.
+// Apply runs a request without conditions, outside any raft entry.
 func (s *State) Apply(req Request) Result { return s.apply(req, 0) }
 
-// apply runs a request. at is the id of a session that it opens.
+// apply runs a request. at becomes the id of the session if the request opens one.
 func (s *State) apply(req Request, at uint64) Result {
 	var resp any
 	var err error
@@ -89,8 +86,8 @@ func (s *State) apply(req Request, at uint64) Result {
 	return Result{Response: resp}
 }
 
-// A write collects the effects of one command. All of them share a revision,
-// which is taken only if there is any effect.
+// A write collects the effects of one command. All share one revision. The revision is used only if there is any
+// effect.
 type write struct {
 	s       *State
 	rev     int64
@@ -99,7 +96,7 @@ type write struct {
 
 func (s *State) begin() *write { return &write{s: s, rev: s.rev + 1} }
 
-// end takes the revision if it was used, and returns the store's revision.
+// end sets the store's revision to the write's if there was any effect, and returns the store's revision.
 func (w *write) end() int64 {
 	if w.changed {
 		w.s.rev = w.rev
@@ -107,7 +104,7 @@ func (w *write) end() int64 {
 	return w.s.rev
 }
 
-// current is the revision that a response inside the write reports.
+// current returns the revision for a response inside the write.
 func (w *write) current() int64 {
 	if w.changed {
 		return w.rev
@@ -115,7 +112,7 @@ func (w *write) current() int64 {
 	return w.s.rev
 }
 
-// lookup finds the key's newest version, a deletion's mark included.
+// lookup returns the key's newest version, which may be a deletion mark.
 func (s *State) lookup(key []byte) *Version {
 	p := pivot(key)
 	defer release(p)
@@ -123,7 +120,7 @@ func (s *State) lookup(key []byte) *Version {
 	return v
 }
 
-// get finds the key's current value, or nil.
+// get returns the key's newest version, or nil if the key does not exist.
 func (s *State) get(key []byte) *Version {
 	if v := s.lookup(key); v != nil && !v.Deleted() {
 		return v
@@ -160,7 +157,7 @@ func (w *write) put(r *pb.PutRequest) *pb.PutResponse {
 	v.kv.CreateRevision, v.kv.ModRevision, v.kv.Version = w.rev, w.rev, 1
 	resp := &pb.PutResponse{Header: &pb.ResponseHeader{Revision: w.rev}}
 	if old != nil && !old.Deleted() {
-		v.kv.Key = old.kv.Key // one copy of the key for all its versions
+		v.kv.Key = old.kv.Key // so that all versions of the key share one copy of it
 		v.kv.CreateRevision, v.kv.Version = old.kv.CreateRevision, old.kv.Version+1
 		if r.IgnoreValue {
 			v.kv.Value = old.kv.Value
@@ -216,7 +213,7 @@ func (w *write) delete(old *Version) {
 	w.s.install(v, old)
 }
 
-// install makes v the key's newest version. old is the one before, or nil.
+// install makes v the key's newest version. old is the version before, or nil.
 func (s *State) install(v, old *Version) {
 	if old != nil {
 		v.prev.Store(old)
@@ -236,8 +233,8 @@ func (s *State) install(v, old *Version) {
 	s.history = append(s.history, v)
 }
 
-// Freeze returns the present state for readers. Call it once for a batch of
-// commands: the first write after it copies a path of the tree.
+// Freeze returns the present state for readers. It should be called once for a batch of commands, since the first write
+// after it copies a path of the tree.
 func (s *State) Freeze() *View {
 	if s.leaseList == nil {
 		s.leaseList = s.leases.list()

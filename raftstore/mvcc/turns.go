@@ -9,16 +9,14 @@ import (
 	"sort"
 )
 
-// pageOfTurns is how many turns are looked through one by one at most. More of
-// them are searched by key.
+// pageOfTurns is the number of turns in a page. Up to that many turns are visited one by one. More are searched by key.
 const pageOfTurns = 512
 
-// A turn is a revision that made a key or deleted it. It keeps the key alive,
-// and no version.
+// A turn is a revision that created or deleted a key. It keeps the key in memory, but no version.
 type turn struct {
 	key []byte
 	rev int64
-	net int32 // 1 for a key that was made, -1 for one that was deleted
+	net int32 // 1 for a created key, -1 for a deleted one
 }
 
 func turnOf(v *Version) turn {
@@ -28,18 +26,17 @@ func turnOf(v *Version) turn {
 	return turn{v.kv.Key, v.kv.ModRevision, 1}
 }
 
-// turns are in the order of their revisions: full pages, which are sorted by
-// key and never change, and the last ones as they came. So all turns of a part of
-// the history are counted in the time that a few hundred comparisons take,
-// however many they are.
+// turns are sorted by revision. They consist of full pages, which are sorted by key and never change, and of the last
+// turns in order of arrival. So all turns of a section of the history are counted in the time of a few hundred
+// comparisons, however many they are.
 //
-// A copy stays as it is while more is added to the original.
+// A copy does not change when turns are added to the original.
 type turns struct {
 	pages []*page
 	rest  []turn
 }
 
-// page is turns of successive revisions.
+// page holds turns of successive revisions.
 type page struct {
 	first, last int64 // revisions
 	byKey       []turn
@@ -64,8 +61,7 @@ func newPage(all []turn) *page {
 	return p
 }
 
-// net is how many more keys of [key, end) were made than deleted after a
-// revision.
+// net returns how many more keys of [key, end) were created than deleted after a revision.
 func (t turns) net(key, end []byte, rev int64) (n int64) {
 	for i := len(t.rest) - 1; i >= 0 && t.rest[i].rev > rev; i-- {
 		if InRange(t.rest[i].key, key, end) {
@@ -78,7 +74,7 @@ func (t turns) net(key, end []byte, rev int64) (n int64) {
 	return n
 }
 
-// after is net for one page.
+// after returns the same as turns.net, for one page.
 func (p *page) after(key, end []byte, rev int64) (n int64) {
 	from, to := p.search(key), len(p.byKey)
 	if !isOpenEnd(end) {
@@ -95,13 +91,12 @@ func (p *page) after(key, end []byte, rev int64) (n int64) {
 	return n
 }
 
-// search returns the place of the first turn of this key or a later one.
+// search returns the index of the first turn with this key or a later one.
 func (p *page) search(key []byte) int {
 	return sort.Search(len(p.byKey), func(i int) bool { return bytes.Compare(p.byKey[i].key, key) >= 0 })
 }
 
-// since returns the turns after a revision, and less than a page of those before
-// it, without keeping the others alive.
+// since returns the turns after a revision, and less than a page of earlier ones. The others are not kept in memory.
 func (t turns) since(rev int64) turns {
 	drop := 0
 	for drop < len(t.pages) && t.pages[drop].last <= rev {

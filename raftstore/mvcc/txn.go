@@ -9,10 +9,9 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
-// applyTxn runs a transaction as etcd does: every comparison, nested ones
-// included, looks at the state before the transaction; then all operations of
-// the chosen branches are checked; then they run in order, each seeing the
-// ones before it. A failed check leaves no trace.
+// applyTxn runs a transaction as etcd does. First every comparison, nested ones included, is evaluated on the state
+// before the transaction. Then all operations of the chosen branches are checked. Then they run in order, and each sees
+// the effects of the ones before it. If a check fails, nothing has changed.
 func (s *State) applyTxn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	path := s.choose(r, nil)
 	if _, err := s.checkTxn(r, path); err != nil {
@@ -27,7 +26,7 @@ func (s *State) applyTxn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return resp, nil
 }
 
-// ReadOnly says whether a transaction cannot write, whichever branches it takes.
+// ReadOnly says whether a transaction cannot write, whichever of its branches are chosen.
 func ReadOnly(r *pb.TxnRequest) bool {
 	for _, ops := range [][]*pb.RequestOp{r.Success, r.Failure} {
 		for _, op := range ops {
@@ -39,8 +38,8 @@ func ReadOnly(r *pb.TxnRequest) bool {
 	return true
 }
 
-// Grows says whether a request may add data, whichever branches it takes:
-// others may still be run when there is no room.
+// Grows says whether a request may add data, whichever of its branches are chosen. Requests that do not grow may still
+// be run when there is no room.
 func Grows(req Request) bool {
 	switch r := req.(type) {
 	case *pb.PutRequest, *pb.LeaseGrantRequest:
@@ -63,8 +62,8 @@ func (v *View) Txn(r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	return frozen.applyTxn(r)
 }
 
-// choose evaluates the comparisons of r and of the transactions nested in the
-// branch taken, depth first; the result says for each whether it succeeded.
+// choose evaluates the comparisons of r and of the transactions nested in the chosen branch, depth first. The result
+// says for each of them whether its comparisons succeeded.
 func (s *State) choose(r *pb.TxnRequest, path []bool) []bool {
 	ok := true
 	for _, c := range r.Compare {
@@ -89,7 +88,8 @@ func branch(r *pb.TxnRequest, ok bool) []*pb.RequestOp {
 	return r.Failure
 }
 
-// checkTxn returns the part of path that it did not consume.
+// checkTxn checks the operations of the chosen branches. It returns the rest of path, which belongs to later
+// transactions.
 func (s *State) checkTxn(r *pb.TxnRequest, path []bool) ([]bool, error) {
 	ops, path := branch(r, path[0]), path[1:]
 	var err error
@@ -140,9 +140,8 @@ func (w *write) txn(r *pb.TxnRequest, path []bool) (*pb.TxnResponse, []bool, err
 	return resp, path, nil
 }
 
-// compare evaluates one comparison. A key that does not exist has version,
-// revisions and lease 0, and no value: comparing its value fails whatever the
-// operator. Over a range, every key must pass, and an empty range compares as
+// compare evaluates one comparison. A key that does not exist has version, revisions and lease 0. It has no value: a
+// comparison of its value fails whatever the operator is. Over a range, every key must pass. An empty range counts as
 // one missing key.
 func (s *State) compare(c *pb.Compare) bool {
 	if len(c.RangeEnd) == 0 {

@@ -10,31 +10,28 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
-// A Version is one version of one key: a value, or the mark of its deletion.
-// It never changes once published, save that compaction may cut prev.
+// A Version is one version of one key: a value, or a deletion mark. It never changes once published, except that
+// compaction may set prev to nil.
 //
-// The protobuf message is embedded rather than built for each read, so that a
-// list of N keys allocates nothing per key. The caller must not
-// change it.
+// The protobuf message is embedded and not built for each read, so that a list of N keys allocates nothing per key.
+// Callers must not change it.
 type Version struct {
 	kv mvccpb.KeyValue
-	// prev is the version that this one replaced. Compaction sets it to nil
-	// when no readable revision can need it.
+	// prev is the version that this one replaced. Compaction sets it to nil when no readable revision needs it.
 	prev atomic.Pointer[Version]
 }
 
-// KV returns the version as etcd's message. A deletion has only the key and
-// the revision. Read only.
+// KV returns the version as etcd's message. A deletion has only the key and the revision. Read only.
 func (v *Version) KV() *mvccpb.KeyValue { return &v.kv }
 
-// Revision is the store revision that wrote this version.
+// Revision returns the store revision that wrote this version.
 func (v *Version) Revision() int64 { return v.kv.ModRevision }
 
 // Deleted says whether this version marks a deletion.
 func (v *Version) Deleted() bool { return v.kv.Version == 0 }
 
-// Before returns what the key held before the revision that wrote v: nil if
-// it did not exist, or if compaction dropped it.
+// Before returns the key's value before the revision that wrote v. It returns nil if the key did not exist, or if
+// compaction has dropped that version.
 func (v *Version) Before() *mvccpb.KeyValue {
 	p := v.prev.Load()
 	for p != nil && p.kv.ModRevision == v.kv.ModRevision {
@@ -46,7 +43,7 @@ func (v *Version) Before() *mvccpb.KeyValue {
 	return &p.kv
 }
 
-// at returns the version of the key that was current at rev, or nil.
+// at returns the version of the key that was the newest at rev, or nil if the key did not exist then.
 func (v *Version) at(rev int64) *Version {
 	for v != nil && v.kv.ModRevision > rev {
 		v = v.prev.Load()
@@ -57,15 +54,14 @@ func (v *Version) at(rev int64) *Version {
 	return v
 }
 
-// Size is about what the version costs in memory, in bytes.
+// Size returns about how many bytes the version uses in memory.
 func (v *Version) Size() int64 {
 	const overhead = 128 + 16 // the struct, and its share of a tree node
 	return int64(len(v.kv.Key)+len(v.kv.Value)) + overhead
 }
 
-// HistorySize is how many bytes of history a version is the reason for: those
-// of the version that it replaced, as far as that is still held, and its own if
-// it marks a deletion. A compaction to its revision frees them.
+// HistorySize returns how many bytes of history exist because of this version: those of the version that it replaced,
+// if that is still held, and its own if it is a deletion mark. A compaction to its revision frees them.
 func (v *Version) HistorySize() int64 {
 	var size int64
 	if p := v.prev.Load(); p != nil {
@@ -79,7 +75,7 @@ func (v *Version) HistorySize() int64 {
 
 func less(a, b *Version) bool { return bytes.Compare(a.kv.Key, b.kv.Key) < 0 }
 
-// pivots saves an allocation for each search of the tree.
+// pivots holds versions for searches of the tree, which saves an allocation for each search.
 var pivots = sync.Pool{New: func() any { return new(Version) }}
 
 func pivot(key []byte) *Version {

@@ -12,9 +12,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// A View is the store at one revision, and through it at every older revision
-// since the compaction. It does not change, and may be read by any number of
-// goroutines at once.
+// A View is the store at one revision, and allows reads at every older revision since the compaction. It does not
+// change. Any number of goroutines may read it at once.
 type View struct {
 	keyspace
 	history  []*Version
@@ -35,46 +34,41 @@ type Stats struct {
 	Versions   int64 // versions in the history window
 }
 
-// HistoryBytes is what compaction can free: the bytes of versions that were
-// replaced, and of deletions' marks.
+// HistoryBytes returns how many bytes compaction can free: those of replaced versions and of deletion marks.
 func (s Stats) HistoryBytes() int64 { return s.TotalBytes - s.LiveBytes }
 
-// Revision is the view's newest revision.
+// Revision returns the view's newest revision.
 func (v *View) Revision() int64 { return v.rev }
 
-// Applied is the index of the last raft entry whose commands the view has: 0
-// before the first one.
+// Applied returns the index of the last raft entry whose commands are in the view, 0 if there is none.
 func (v *View) Applied() uint64 { return v.applied }
 
-// Compacted is the oldest revision that can still be read; 0 before the first
-// compaction. It moves even for a view that was made earlier.
+// Compacted returns the oldest revision that can still be read, 0 before the first compaction. It changes even for a
+// view that was made earlier.
 func (v *View) Compacted() int64 { return v.shared.compacted.Load() }
 
-// Stats returns the sizes at the time the view was made.
+// Stats returns the sizes at the time when the view was made.
 func (v *View) Stats() Stats { return v.stats }
 
-// History returns the versions written at revision from and later, in order.
-// The caller must not change the slice, and has to compare Compacted with from
-// afterwards: if it is larger, the answer has gaps.
+// History returns the versions written at revision from and later, in order. The caller must not change the slice.
+// Afterwards it has to compare Compacted with from: if Compacted is larger, versions may be missing.
 func (v *View) History(from int64) []*Version {
 	return v.history[search(v.history, from):]
 }
 
-// Range answers a read. Errors are etcd's: the revision is compacted, or not
-// there yet.
+// Range answers a read. Errors are etcd's: the revision is compacted, or does not exist yet.
 func (v *View) Range(r *pb.RangeRequest) (*pb.RangeResponse, error) {
 	return rangeIn(&v.keyspace, v.rev, &v.shared.compacted, r)
 }
 
-// Walk calls fn for each key in [key, end) at the revision, in order, until it
-// returns false. The revision must be readable; a caller that reads an old one
-// checks Compacted afterwards.
+// Walk calls fn for each key in [key, end) at the revision, in order, until fn returns false. The revision must be
+// readable. A caller that reads an old revision has to check Compacted afterwards.
 func (v *View) Walk(key, end []byte, rev int64, fn func(*Version) bool) {
 	walk(v.tree, key, end, rev, fn)
 }
 
-// CheckRevision returns the revision that a read of rev means (0 is the newest
-// one) or etcd's error if it cannot be read.
+// CheckRevision returns the revision at which a read of rev is done (0 means the newest), or etcd's error if that
+// cannot be read.
 func (v *View) CheckRevision(rev int64) (int64, error) {
 	return checkRevision(rev, v.rev, v.shared.compacted.Load())
 }
@@ -109,8 +103,8 @@ func walk(tree *btree.BTreeG[*Version], key, end []byte, rev int64, fn func(*Ver
 	})
 }
 
-// ascend visits every key in [key, end), deleted ones included. An end of one
-// zero byte means all keys from key on, as in etcd.
+// ascend calls fn with the newest version of every key in [key, end), deleted keys included, until fn returns false. An
+// end of one zero byte means all keys from key on, as in etcd.
 func ascend(tree *btree.BTreeG[*Version], key, end []byte, fn func(*Version) bool) {
 	open := isOpenEnd(end)
 	p := pivot(key)
@@ -125,9 +119,8 @@ func ascend(tree *btree.BTreeG[*Version], key, end []byte, fn func(*Version) boo
 
 func isOpenEnd(end []byte) bool { return len(end) == 1 && end[0] == 0 }
 
-// Hash is a checksum of every key and value at a readable revision, with their
-// revisions, equal on all servers. A caller that hashes an old revision checks
-// Compacted afterwards.
+// Hash returns a checksum of every key and value at a readable revision, with their revisions. It is equal on all
+// servers. A caller that hashes an old revision has to check Compacted afterwards.
 func (v *View) Hash(rev int64) uint32 {
 	sum := crc32.New(castagnoli)
 	var n []byte
