@@ -12,30 +12,32 @@ import (
 )
 
 const (
-	// leastTimeout is Linux' least time until it sends again what was not acknowledged. Each time after that is twice
-	// as long.
+	// leastTimeout is the least time after which Linux's TCP retransmits what was not acknowledged. The time doubles
+	// with each further retransmission.
 	leastTimeout = 200 * time.Millisecond
-	// failedTries is after how many of them a connection is left: the next one comes later than a new connection takes.
-	// Of packets that are lost by chance, three in a row are rare.
+	// failedTries is the number of retransmissions after which a connection is given up: the next one would come later
+	// than a new connection takes. Of packets that are lost at random, three in a row are rare.
 	failedTries = 2
 )
 
-// retransmitter is a connection that can say itself what the kernel says of its own. Those of memnet can.
+// retransmitter is a connection that reports retransmissions itself, where the kernel does not. The connections of
+// memnet do.
 type retransmitter interface {
-	// Retransmits is how often what was sent first of what is not acknowledged was sent again.
+	// Retransmits returns how often the oldest unacknowledged data was retransmitted.
 	Retransmits() int
 }
 
-// backsOff says whether what is sent on the connection now waits until TCP tries again, as packets were lost. A peer
-// that is slow to read or to answer acknowledges all the same.
+// backsOff says whether data that is sent on the connection now waits for TCP's next retransmission, since packets were
+// lost. A peer that is slow to read or to answer still acknowledges, and is not meant.
 func (c *conn) backsOff(now time.Time) bool {
 	if c.t.clock(now)-c.heard.Load() < int64(leastTimeout) {
-		return false // the kernel need not be asked while answers come in
+		return false // the kernel need not be asked while answers arrive
 	}
 	return retransmits(c.Conn) >= failedTries
 }
 
-// retransmits is 0 for a connection that has been closed, and for one of which nothing is known.
+// retransmits returns how often the oldest unacknowledged data of c was retransmitted. It returns 0 for a closed
+// connection, and for one about which nothing is known.
 func retransmits(c net.Conn) int {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
@@ -53,8 +55,7 @@ func retransmits(c net.Conn) int {
 	}
 	times := 0
 	_ = raw.Control(func(fd uintptr) {
-		// Retransmits, and not Backoff, which counts as well how often a reader who is full was asked whether he has
-		// room again.
+		// Retransmits is used and not Backoff, which also counts window probes to a reader whose buffer is full.
 		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Unacked > 0 {
 			times = int(info.Retransmits)
 		}

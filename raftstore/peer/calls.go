@@ -24,26 +24,27 @@ const (
 	callService  = "coracle.peer.Calls"
 	callMethod   = "/" + callService + "/Call"
 	callOverhead = 1 << 10     // the method's name, and a header
-	callWindow   = 1 << 20     // of flow control; fixed, else gRPC pings to find one
-	callIdle     = time.Minute // after which an unused connection is closed
+	callWindow   = 1 << 20     // flow control; fixed, since gRPC would send pings to choose one
+	callIdle     = time.Minute // an unused connection is closed after this time
 	maxBackoff   = 150 * time.Millisecond
-	// movedPatience is the part of Options.Timeout, five election timeouts, for which nothing has come in on the calls'
-	// connection to a leader that fell silent before another one leads: the voters miss a leader after more than one.
+	// movedPatience divides Options.Timeout, which is five election timeouts. A call to a leader that was replaced ends
+	// its connection if nothing has arrived on it for that fraction of Timeout: the voters miss a leader only after
+	// more than one election timeout.
 	movedPatience = 10
-	maxDoublings  = 6 // of patience: then it is longer than gRPC's
+	maxDoublings  = 6 // of patience: beyond that it is longer than gRPC's keepalive
 )
 
-// ReconnectsWithin bounds for how long calls to a server still fail at once after the link to it has been mended: they
-// do until the next attempt to connect.
+// ReconnectsWithin bounds for how long calls to a server may still fail after the link to it was repaired: until gRPC's
+// next attempt to connect, they fail at once.
 const ReconnectsWithin = 2 * maxBackoff
 
-// message is what a call carries. An answer has no method.
+// message is the content of a call. An answer has no method.
 type message struct {
 	method string
 	body   []byte
 }
 
-// messages is gRPC's codec: one byte of length, the method, the body.
+// messages is gRPC's codec for message: one byte with the method's length, the method, the body.
 type messages struct{}
 
 func (messages) Name() string { return "coracle-bytes" }
@@ -76,7 +77,7 @@ func (m *message) decode(b []byte) error {
 	return nil
 }
 
-// serveCalls starts the listening side of calls.
+// serveCalls starts the server side of calls.
 func (t *Transport) serveCalls() {
 	t.server = grpc.NewServer(
 		grpc.ForceServerCodecV2(messages{}),
@@ -123,19 +124,19 @@ func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.
 	return &message{body: body}, nil
 }
 
-// caller is a connection for calls to one address. gRPC makes it again whenever it broke.
+// caller is a connection for calls to one address. gRPC connects again whenever the connection broke.
 type caller struct {
 	address string
 	client  *grpc.ClientConn
 	refused atomic.Pointer[RefusedError] // the outcome of the last handshake
-	peer    atomic.Pointer[peer]         // who answered it
-	conn    atomic.Pointer[conn]         // that it made
+	peer    atomic.Pointer[peer]         // the server of the last successful handshake
+	conn    atomic.Pointer[conn]         // the newest connection
 	closed  atomic.Bool
-	// unanswered is since when, by Transport.clock, calls that were given up have waited while nothing came in.
+	// unanswered is the begin, by Transport.clock, of the first call that was given up since something last arrived.
 	unanswered atomic.Int64
 	// suspected is how many connections suspect has ended since a call was answered.
 	suspected atomic.Int32
-	underWay  int // calls; Transport.mu guards it
+	underWay  int // number of calls; guarded by Transport.mu
 }
 
 // ErrLeaderMoved is the cause with which a call to the leader is cancelled when there is another leader.
@@ -146,15 +147,15 @@ func (c *caller) close() {
 	_ = c.client.Close()
 }
 
-// suspect ends a connection on which nothing has come in since a call began that is given up, or the first of several
-// in a row, if that was patience ago: packets may be lost in silence, and TCP may not try again for as long as that
-// took. The next call makes a new one. missed says that the call was to a leader that may have been missed: then
-// nothing need have come in at the end only, since calls may have begun before others were answered, or before there
-// was this connection.
+// suspect is called when a call was given up. It ends the connection if nothing has arrived on it since that call
+// began, or since the first of several such calls in a row, and if that was patience ago. Packets may be lost without
+// an error, and TCP may not retransmit for as long as the loss has lasted. The next call makes a new connection. missed
+// says that the call was to a leader that the voters may have missed. Then it is enough that nothing arrived at the end
+// of that time: calls may have begun before others were answered, or before this connection was made.
 //
-// A new one on which nothing comes in either shows that no packets are lost, but the server is slow. It would never
-// answer the calls that take longest if its connections went on being ended under its hands, so patience doubles each
-// time. What is lost after all is noticed by gRPC.
+// If nothing arrives on a new connection either, no packets are lost, but the server is slow. It could never answer the
+// longest calls if its connections were ended each time, so patience doubles each time. A loss of packets in that time
+// is noticed by gRPC.
 func (c *caller) suspect(began time.Time, missed bool) {
 	k := c.conn.Load()
 	if k == nil {
@@ -176,10 +177,9 @@ func (c *caller) suspect(began time.Time, missed bool) {
 	}
 }
 
-// Call has the server at an address answer a call. Errors are gRPC statuses: the
-// other side's, or Unavailable if it could not be asked (then errors.As may find
-// a *RefusedError), or Canceled and DeadlineExceeded from ctx. A call that
-// fails may have been handled all the same, unless it was refused.
+// Call sends a call to the server at an address and returns the answer. Errors are gRPC statuses: those of the other
+// server; Unavailable if it could not be asked (then errors.As may find a *RefusedError); or Canceled and
+// DeadlineExceeded from ctx. A call that fails may have been handled even so, unless it was refused.
 func (t *Transport) Call(ctx context.Context, address, method string, body []byte) ([]byte, error) {
 	began := time.Now()
 	c, err := t.enter(address, began)
@@ -214,9 +214,9 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 	return nil, err
 }
 
-// enter returns the connection for a call that begins, which exit ends. A connection that waits for TCP to try again is
-// left to the calls that are under way on it, which TCP may have delivered long ago; this call and later ones get a new
-// one.
+// enter returns the connection for a new call. exit must be called when the call ends. If the connection waits for
+// TCP's next retransmission, it is left to the calls under way on it, which TCP may have delivered long ago. This call
+// and later ones get a new connection.
 func (t *Transport) enter(address string, began time.Time) (*caller, error) {
 	c, err := t.caller(address)
 	if err != nil {
@@ -235,7 +235,7 @@ func (t *Transport) enter(address string, began time.Time) (*caller, error) {
 	return t.caller(address)
 }
 
-// exit is called when a call is over. The last one on a connection that was left closes it.
+// exit is called when a call ends. It closes a connection that enter has left, after the last call on it.
 func (t *Transport) exit(c *caller) {
 	t.mu.Lock()
 	c.underWay--
@@ -250,9 +250,9 @@ func (t *Transport) exit(c *caller) {
 	}
 }
 
-// CloseCalls closes the connections for calls to an address, so that calls under way
-// fail at once with Unavailable. The next call makes a new one. It is for when
-// something else shows that the server there is gone, and costs little if not.
+// CloseCalls closes the connections for calls to an address, so that calls under way fail at once with Unavailable. The
+// next call makes a new connection. It is to be called when something else shows that the server there has ended. It
+// costs little if that is wrong.
 func (t *Transport) CloseCalls(address string) {
 	t.mu.Lock()
 	found := []*caller{}
@@ -272,7 +272,7 @@ func (t *Transport) CloseCalls(address string) {
 	}
 }
 
-// caller returns the connection to an address and counts a call on it.
+// caller returns the connection for calls to an address and counts a call on it.
 func (t *Transport) caller(address string) (*caller, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// class is what an outgoing raft connection carries; each has its own pool and
-// timeouts. Incoming ones and those for calls have none, with one exception.
+// class is what an outgoing raft connection carries. Each class has its own pool and timeouts. Incoming connections and
+// those for calls are classNone, except classIncomingSnapshots.
 type class int
 
 const (
@@ -22,15 +22,15 @@ const (
 	classIncomingSnapshots
 )
 
-// conn is a connection after its handshake: counted, and known to the
-// transport so that Close can end it.
+// conn is a connection after its handshake. Its bytes are counted. It is registered at the transport, so that Close can
+// end it.
 type conn struct {
 	net.Conn
 	t      *Transport
 	peer   *peer
-	target string // of an outgoing raft connection
+	target string // target of an outgoing raft connection
 	class  class
-	// incoming says that the peer sends raft's messages on it.
+	// incoming says that the peer sends raft's messages on this connection.
 	incoming bool
 	made     time.Time
 	until    time.Time    // the deadline of the message under way
@@ -39,10 +39,10 @@ type conn struct {
 
 	aborted  sync.Once
 	released sync.Once
-	done     func() // called when the owner has closed it, or nil
+	done     func() // called when the owner has closed the connection, or nil
 }
 
-// remoteAddr tells gRPC's handlers who called.
+// remoteAddr carries the caller's id to gRPC's handlers.
 type remoteAddr struct {
 	net.Addr
 	id string
@@ -53,7 +53,7 @@ func (c *conn) RemoteAddr() net.Addr { return remoteAddr{c.Conn.RemoteAddr(), c.
 func (c *conn) Read(b []byte) (int, error) {
 	switch c.class {
 	case classSnapshots:
-		// The answer comes when the snapshot has been restored.
+		// The answer arrives when the snapshot has been restored.
 		restore := time.Duration(c.wrote.Load()/snapshotRate) * time.Second
 		_ = c.Conn.SetReadDeadline(time.Now().Add(snapshotStall + restore))
 	case classIncomingSnapshots:
@@ -84,9 +84,9 @@ func (c *conn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// SetDeadline leaves a snapshot's deadlines to Read and Write: NetworkTransport
-// only knows one for the whole transfer, hours long for a large one. For entries
-// it begins a message, and Write adds to it.
+// SetDeadline sets the deadline of a message of entries, which Write extends. For a snapshot it does nothing, since
+// Read and Write set the deadlines: NetworkTransport has only one for the whole transfer, hours long for a large
+// snapshot.
 func (c *conn) SetDeadline(t time.Time) error {
 	if c.class == classSnapshots {
 		return nil
@@ -95,7 +95,7 @@ func (c *conn) SetDeadline(t time.Time) error {
 	return c.Conn.SetDeadline(t)
 }
 
-// Close is called by the connection's owner.
+// Close closes the connection. Its owner calls it.
 func (c *conn) Close() error {
 	c.abort()
 	c.released.Do(func() {
@@ -106,7 +106,7 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// abort ends the connection under its owner's hands. It says whether this call was the first.
+// abort ends the connection while its owner may still use it. It says whether this call was the first.
 func (c *conn) abort() (first bool) {
 	c.aborted.Do(func() {
 		first = true
@@ -116,9 +116,8 @@ func (c *conn) abort() (first bool) {
 	return first
 }
 
-// closeConn closes without a farewell: TLS would wait up to 5 s to get its
-// closing alert through to a peer that takes nothing any more, and each of our
-// messages says itself where it ends.
+// closeConn closes a connection without TLS's closing alert. TLS would wait up to 5 s to send the alert to a peer that
+// does not read any more. It is not needed, since each of our messages has its own length or end.
 func closeConn(c net.Conn) {
 	if t, ok := c.(*tls.Conn); ok {
 		_ = t.NetConn().Close()
@@ -126,7 +125,7 @@ func closeConn(c net.Conn) {
 	_ = c.Close()
 }
 
-// register registers a connection, unless the transport is closing.
+// register adds a connection to those that Close ends. It returns false if the transport is closing.
 func (t *Transport) register(c *conn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -143,7 +142,7 @@ func (t *Transport) drop(c *conn) {
 	delete(t.conns, c)
 }
 
-// abortConns ends the connections that match.
+// abortConns ends the connections for which match returns true.
 func (t *Transport) abortConns(match func(*conn) bool) {
 	var found []*conn
 	t.mu.Lock()

@@ -15,26 +15,26 @@ import (
 )
 
 const (
-	// lostDial bounds a call by which a server is found to be dead.
+	// lostDial bounds one attempt to connect to a leader whose process may have ended.
 	lostDial = 100 * time.Millisecond
-	// lostDials is how often to call. A process that dies loses its
-	// connections one by one: its listener may outlive those that broke for a
-	// few milliseconds. The pause between the calls doubles, from lostFirst.
+	// lostDials is how many attempts are made. A process that exits loses its connections one by one, so its listener
+	// may remain for a few milliseconds after the first of them broke. The pause between attempts doubles, beginning
+	// with lostFirst.
 	lostDials = 6
 	lostFirst = 4 * time.Millisecond
 )
 
-// OnGone has f called when a server has certainly ended: a connection on which
-// it sent raft's messages broke, and its address refuses another. That happens
-// at once when its process dies, however it does; a machine without power or
-// behind a cut cable is not noticed here. f must not block.
+// OnGone registers f, which is called when the leader's process has ended: a connection on which it sent raft's
+// messages broke, and its address refuses new ones. That is noticed at once when the process exits, for whatever
+// reason. A machine without power or behind a cut cable is not noticed here. f must not block.
 func (t *Transport) OnGone(f func(raft.ServerID)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.onLost = append(t.onLost, f)
 }
 
-// broke takes note of the end of an incoming connection.
+// broke is called when an incoming connection has ended with err. If it was the leader's, broke checks whether the
+// leader's process has ended.
 func (t *Transport) broke(p *peer, err error) {
 	l := &t.leader
 	l.mu.Lock()
@@ -83,10 +83,10 @@ func (t *Transport) refuses(address string) bool {
 	return false
 }
 
-// Stand makes this server stand for election now, as if it had been handed the
-// leadership. It reports whether raft took notice.
+// Stand makes this server a candidate now, as a leadership transfer to it would. It reports whether raft took the
+// message.
 func (t *Transport) Stand(ctx context.Context) bool {
-	answer := make(chan raft.RPCResponse, 1) // raft does not wait
+	answer := make(chan raft.RPCResponse, 1) // capacity 1, since raft does not wait for a reader
 	rpc := raft.RPC{RespChan: answer, Command: &raft.TimeoutNowRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, Addr: []byte(t.opts.Address)},
 	}}

@@ -13,15 +13,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The handshake, each side one message:
+// The handshake is one message from each side:
 //
 //	hello:  magic "CRPR", version, kind, then cluster, sender, receiver, each
 //	        one byte of length and that many bytes
 //	answer: magic "CRPR", version, 0 (ok) or 1 (refused), server's id (one byte
 //	        of length), reason (two bytes of length, little endian)
 //
-// Magic, version, and the answer keep their form in all versions to come, so
-// that a refusal can always be read.
+// Magic, version, and the answer keep their form in all future versions, so that a refusal can always be read.
 const (
 	magic      = "CRPR"
 	version    = 1
@@ -36,7 +35,7 @@ type kind byte
 const (
 	kindRaft      kind = 1
 	kindCalls     kind = 2
-	kindSnapshots kind = 3 // raft again, but the reader does not wait for ever
+	kindSnapshots kind = 3 // raft too, but the reader waits with a deadline
 )
 
 func (k kind) String() string {
@@ -51,29 +50,29 @@ func (k kind) String() string {
 	return fmt.Sprintf("kind %d", byte(k))
 }
 
-// hello is what the dialing side says.
+// hello is the message of the dialing side.
 type hello struct {
 	kind     kind
-	cluster  string // "" if not known yet: calls only
+	cluster  string // "" if any server at that address is accepted
 	sender   string // "" if it has no identity yet: calls only
 	receiver string // "" if any server at that address will do
 }
 
-// reply is what the listening side says to it.
+// reply is the answer of the listening side.
 type reply struct {
 	id     string // of the server that answers
-	reason string // why it refuses, "" if it does not
+	reason string // reason for a refusal, "" if accepted
 }
 
-// RefusedError says that the server at an address answered, and wants nothing
-// to do with this one. Trying again is of no use until something changes.
+// RefusedError says that the server at an address answered, and refuses connections of this one. Another attempt is
+// useless until something changes.
 type RefusedError struct {
-	Address string // that was dialed
-	ID      string // of the server that answered, or ""
-	Reason  string // in its words
+	Address string // the address that was dialed
+	ID      string // id of the server that answered, or ""
+	Reason  string // as that server gave it
 }
 
-// Error says who refused whom, and why.
+// Error names the server that refuses, and its reason.
 func (e *RefusedError) Error() string {
 	who := "server"
 	if e.ID != "" {
@@ -82,12 +81,12 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("%s at %s refuses the connection: %s", who, e.Address, e.Reason)
 }
 
-// GRPCStatus makes a refusal Unavailable for callers that look at codes.
+// GRPCStatus makes a refusal Unavailable for callers that check codes.
 func (e *RefusedError) GRPCStatus() *status.Status {
 	return status.New(codes.Unavailable, e.Error())
 }
 
-// badHello is a handshake that no server of the cluster sent.
+// badHello is a handshake that no server of the cluster would send.
 type badHello struct{ reason string }
 
 func (e *badHello) Error() string { return e.reason }
@@ -103,12 +102,12 @@ func (h *hello) encode() ([]byte, error) {
 	return b, nil
 }
 
-// readHello reads exactly a hello. A *badHello is worth an answer, other errors
-// are the connection's.
+// readHello reads one hello, and not a byte more. A *badHello should be answered. Other errors are errors of the
+// connection.
 func readHello(r io.Reader) (hello, error) {
 	var h hello
 	var head [headLength]byte
-	// The magic first: who speaks another protocol may wait for us to speak.
+	// The magic is read first: a peer with another protocol may wait for this side to begin.
 	if _, err := io.ReadFull(r, head[:len(magic)]); err != nil {
 		return h, err
 	}
@@ -146,7 +145,7 @@ func (a *reply) encode() []byte {
 	return append(b, reason...)
 }
 
-// readReply reads exactly an answer.
+// readReply reads one answer, and not a byte more.
 func readReply(r io.Reader) (reply, error) {
 	var a reply
 	var head [headLength]byte
@@ -194,7 +193,7 @@ func readShort(r io.Reader) (string, error) {
 	return string(b), nil
 }
 
-// noEOF makes an end amid a message an error that does not look like a clean end.
+// noEOF returns io.ErrUnexpectedEOF for an EOF within a message, so that it does not seem to be a clean end.
 func noEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -202,7 +201,7 @@ func noEOF(err error) error {
 	return err
 }
 
-// judge returns why a connection is not for this server, or "".
+// judge returns the reason to refuse a connection, or "".
 func (o *Options) judge(h hello) string {
 	switch {
 	case h.receiver != "" && h.receiver != o.ID:

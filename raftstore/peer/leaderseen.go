@@ -9,20 +9,19 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// leader is the leader of the highest term that was heard of.
+// leader is the leader of the highest term that this server has heard of.
 type leader struct {
 	mu      sync.Mutex
 	id      raft.ServerID
 	address raft.ServerAddress
 	term    uint64
-	heard   time.Time // when a message of it came
+	heard   time.Time // when its last message arrived
 	gaps    gaps
 	changed []func()
 }
 
-// LeaderSeen returns the leader of the highest term from which a message came,
-// whether or not raft could handle it, or zero values. This server's own
-// leadership is not in it.
+// LeaderSeen returns the leader of the highest term from which a message arrived, or zero values. It does not matter
+// whether raft could handle the message. This server's own leadership does not count.
 func (t *Transport) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) {
 	l := &t.leader
 	l.mu.Lock()
@@ -30,7 +29,8 @@ func (t *Transport) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, 
 	return l.id, l.address, l.term
 }
 
-// LeaderHeard is when the last message of the leader came that LeaderSeen names; zero if none has.
+// LeaderHeard returns when the last message arrived from the leader that LeaderSeen returns. It is zero if there was
+// none.
 func (t *Transport) LeaderHeard() time.Time {
 	l := &t.leader
 	l.mu.Lock()
@@ -38,8 +38,8 @@ func (t *Transport) LeaderHeard() time.Time {
 	return l.heard
 }
 
-// LeaderGap is the longest time between two messages of a leader, of the last ten to twenty seconds in which messages
-// came. One of mostGap and more does not count: no server waits that long.
+// LeaderGap returns the longest time between two messages of a leader, over the last ten to twenty seconds in which
+// messages arrived. A gap of mostGap or more does not count, since no server waits that long for a leader.
 func (t *Transport) LeaderGap() time.Duration {
 	l := &t.leader
 	l.mu.Lock()
@@ -52,7 +52,7 @@ const (
 	gapWindow = 10 * time.Second
 )
 
-// gaps are the longest of the present window and of the one before.
+// gaps are the longest gaps of the present window and of the one before.
 type gaps struct {
 	since   time.Time // when the present window began
 	longest [2]time.Duration
@@ -67,8 +67,8 @@ func (g *gaps) record(now time.Time, gap time.Duration) {
 	}
 }
 
-// OnLeader has f called each time LeaderSeen changes, from a goroutine that
-// handles a message: f must not block.
+// OnLeader registers f, which is called each time LeaderSeen changes. The goroutine that handles a message calls it, so
+// f must not block.
 func (t *Transport) OnLeader(f func()) {
 	l := &t.leader
 	l.mu.Lock()
@@ -76,7 +76,7 @@ func (t *Transport) OnLeader(f func()) {
 	l.changed = append(l.changed, f)
 }
 
-// saw looks at a message before raft does.
+// saw notes what a message says of the leader and of addresses, before raft handles it.
 func (t *Transport) saw(rpc raft.RPC) {
 	var head raft.RPCHeader
 	var term uint64

@@ -21,17 +21,17 @@ import (
 )
 
 const (
-	// maxUnidentified is how many connections may be before the end of their
-	// handshake at a time. Each costs a goroutine and a file descriptor.
+	// maxUnidentified is how many connections may be in their handshake at a time. Each needs a goroutine and a file
+	// descriptor.
 	maxUnidentified = 1024
 	maxAcceptWait   = time.Second
 	refusalLogs     = 10 * time.Second
-	maxDiscard      = 64 << 10 // bytes read from a connection that is refused
+	maxDiscard      = 64 << 10 // bytes read from a refused connection
 )
 
-// accept takes connections from the listener until it is closed. One more than
-// may be unidentified, and one of the source that has the most is closed, the
-// one that has been so for longest: who says nothing must not keep servers out.
+// accept accepts connections from the listener until that is closed. If more than maxUnidentified are in their
+// handshake, the oldest of the source with the most of them is closed: a client that sends nothing must not keep
+// servers out.
 func (t *Transport) accept() {
 	unidentified := connlimit.Table{Max: maxUnidentified}
 	wait := time.Duration(0)
@@ -49,13 +49,13 @@ func (t *Transport) accept() {
 			continue
 		}
 		wait = 0
-		identified, _ := unidentified.Add(c.RemoteAddr(), func() { closeConn(c) }) // it is never closed
+		identified, _ := unidentified.Add(c.RemoteAddr(), func() { closeConn(c) }) // the table is never closed
 		t.tasks.Go(func() { t.greet(c, identified) })
 	}
 }
 
-// greet does the listening side's half of the handshake and hands the
-// connection to whom it is for. It calls identified when the handshake is over.
+// greet does the listening side of the handshake and passes the connection to raft or to the calls' server. It calls
+// identified when the handshake is over.
 func (t *Transport) greet(c net.Conn, identified func()) {
 	remote := c.RemoteAddr().String()
 	h, err := t.handshake(c)
@@ -85,7 +85,8 @@ func (t *Transport) greet(c net.Conn, identified func()) {
 	}
 }
 
-// occasionally lets a line through now and then; who is refused keeps trying.
+// occasionally gives a repeated log line level Info once in refusalLogs, otherwise Debug: a server that is refused
+// keeps trying.
 type occasionally struct{ last atomic.Int64 }
 
 func (o *occasionally) level() slog.Level {
@@ -114,23 +115,24 @@ func (t *Transport) handshake(c net.Conn) (hello, error) {
 		return h, fmt.Errorf("answer a handshake: %w", err)
 	}
 	if reply.reason != "" {
-		// Closing a connection with unread bytes discards the answer, too.
+		// If a connection is closed with unread bytes, the peer may lose the answer, too.
 		_, _ = io.CopyN(io.Discard, c, maxDiscard)
 		return h, errors.New(reply.reason)
 	}
 	return h, c.SetDeadline(time.Time{})
 }
 
-// handshakeTime is generous, for the TLS handshake of a starved machine is in it.
+// handshakeTime bounds a handshake. It is long, since it includes the TLS handshake of a machine that may be
+// overloaded.
 func (t *Transport) handshakeTime() time.Duration { return max(2*t.opts.Timeout, time.Second) }
 
-// dialError marks errors from before a connection stood.
+// dialError marks errors from before a connection was established.
 type dialError struct{ err error }
 
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-// connect dials and does the dialing side's half of the handshake.
+// connect dials and does the dialing side of the handshake.
 func (t *Transport) connect(ctx context.Context, address string, h hello) (net.Conn, string, error) {
 	h.cluster, h.sender = t.opts.Cluster, t.opts.ID
 	c, err := t.opts.Dial(ctx, address)
@@ -156,8 +158,8 @@ func (t *Transport) connect(ctx context.Context, address string, h hello) (net.C
 	return nil, "", &dialError{fmt.Errorf("handshake with the server at %s: %w", address, err)}
 }
 
-// logTLS logs a failed TLS handshake now and then: raft's own lines on a peer
-// that cannot be reached do not tell it from a machine that is off.
+// logTLS logs a failed TLS handshake occasionally. Raft's own log lines about a peer that cannot be reached are the
+// same for a machine that is off.
 func (t *Transport) logTLS(ctx context.Context, address string, err error) {
 	if reason := tlsFailure(err); reason != "" && t.ctx.Err() == nil {
 		t.opts.Logger.Log(ctx, t.untrusted.level(), "no connection to another server", "address", address, "error", reason)
@@ -185,8 +187,8 @@ func (t *Transport) introduce(ctx context.Context, c net.Conn, h hello) (reply, 
 	return a, c.SetDeadline(time.Time{})
 }
 
-// target is an address as NetworkTransport sees it: with the id of the server
-// that is meant, since its dialer and its pool know nothing else.
+// target returns an address for NetworkTransport that includes the id of the server, since the transport's dialer and
+// pool get nothing else.
 func target(id raft.ServerID, address raft.ServerAddress) raft.ServerAddress {
 	return raft.ServerAddress(string(id) + "\x00" + string(address))
 }
@@ -230,7 +232,7 @@ func (s *streams) Dial(to raft.ServerAddress, _ time.Duration) (net.Conn, error)
 	return k, nil
 }
 
-// queue is a listener for connections that are past their handshake.
+// queue is a listener for connections after their handshake.
 type queue struct {
 	address string
 	conns   chan net.Conn // unbuffered: a connection has an owner at any time

@@ -8,20 +8,19 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// moved knows of servers that are no longer at the address that raft has for them.
-// Raft learns a new address by a change of members, which needs a leader: if most
-// servers come back at other addresses, there would never be one. But a server's id
-// is in each handshake, so a server that answers at some address, or says where it is when
-// it asks for a vote, can be dialed there; the handshake there proves it again.
+// moved knows the servers that are no longer at the address that raft has for them. Raft learns a new address by a
+// change of members, which needs a leader. If most servers come back at other addresses, there would never be a leader.
+// But each handshake has a server's id. So a server that answers at another address, or gives its address when it asks
+// for a vote, is dialed there, and the handshake proves its id again.
 type moved struct {
 	mu sync.Mutex
-	// seen is where a server was met last, by its id.
+	// seen is where a server was met last, by server id.
 	seen map[string]string
-	// unreachable is raft's address at which it could not be reached last.
+	// unreachable is raft's address of a server, by server id, if the last attempt to connect there failed.
 	unreachable map[string]string
 }
 
-// met notes that a server is at an address, or says so.
+// met notes that a server is at an address, or says that it is.
 func (m *moved) met(id, address string) {
 	if id == "" || address == "" {
 		return
@@ -34,8 +33,8 @@ func (m *moved) met(id, address string) {
 	m.seen[id] = address
 }
 
-// where returns what to dial for raft's address of a server: that address, unless
-// it failed and the server was met elsewhere.
+// where returns the address to dial for a server that raft has at address. It is that address, unless connecting there
+// failed and the server was met at another one.
 func (m *moved) where(id, address string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -45,13 +44,13 @@ func (m *moved) where(id, address string) string {
 	return address
 }
 
-// dialed notes how dialing went that should reach a server.
+// dialed notes the outcome of an attempt to connect to a server.
 func (m *moved) dialed(id, raftAddress, address string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case m.seen == nil:
-	case address != raftAddress && err != nil: // it may be back
+	case address != raftAddress && err != nil: // it may be at raft's address again
 		delete(m.seen, id)
 		delete(m.unreachable, id)
 	case address == raftAddress && err != nil:
@@ -61,8 +60,7 @@ func (m *moved) dialed(id, raftAddress, address string, err error) {
 	}
 }
 
-// Where returns the address at which a server is dialed, given the one that raft
-// has.
+// Where returns the address at which a server is dialed. a is the one that raft has.
 func (t *Transport) Where(id raft.ServerID, address raft.ServerAddress) raft.ServerAddress {
 	return raft.ServerAddress(t.moved.where(string(id), string(address)))
 }

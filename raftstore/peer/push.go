@@ -10,36 +10,33 @@ import (
 )
 
 const (
-	// patience is how long entries for a server that does not answer wait for
-	// it to come back. Raft's own pause after a failure doubles each time, up to
-	// ten seconds, during which a server that is back gets nothing.
+	// patience is how long entries for a server that does not answer wait until it is back. Raft's own pause after a
+	// failure doubles each time, up to ten seconds. In such a pause a server that is back gets nothing.
 	patience = 30 * time.Second
-	// patienceTick is how often to look.
+	// patienceTick is how often that is checked.
 	patienceTick = 50 * time.Millisecond
 )
 
-// follower is what a leader knows of a peer's log.
+// follower is what a leader knows of the log of a peer.
 type follower struct {
 	header   raft.RPCHeader
-	term     uint64 // of the leader that sends
-	inFlight int    // messages that carry the log
-	// match is the newest entry that the peer is known to have in term, and
-	// matchTerm the term in which that was made.
+	term     uint64 // term of the leader that sends
+	inFlight int    // number of messages under way that carry entries or a commit index
+	// match is the index of the newest entry that the peer confirmed in term. matchTerm is the term of that entry.
 	match, matchTerm uint64
-	sent             uint64    // the newest entry that a message to it had
+	sent             uint64    // index of the newest entry that was sent to the peer
 	stored           time.Time // when it last had all that this leader sent or committed, or confirmed one more entry
-	sentCommit       uint64    // the commit index that the peer was sent last
-	commit           uint64    // the newest one
+	sentCommit       uint64    // the commit index that was sent to the peer last
+	commit           uint64    // the newest commit index
 	pushing          bool
 }
 
-// Committed says that entries up to an index are committed, as the leader of a
-// term knows. Raft tells followers with the next entries, or after its
-// CommitTimeout; until then their readers and watches would wait. So those who
-// have the entries, and are not about to get more, are sent it at once.
+// Committed says that entries up to an index are committed, as the leader of a term knows. Raft sends that to followers
+// with the next entries or after its CommitTimeout, and until then their readers and watches would wait. So the commit
+// index is sent at once to followers that have the entries and have no message under way.
 //
-// The message claims no more than raft's own would: that the leader of the term
-// has an entry, which the follower confirmed to have, and what is committed.
+// The message claims no more than raft's own would: that the leader of the term has an entry, which the follower has
+// confirmed, and what is committed.
 func (t *Transport) Committed(term, index uint64) {
 	t.mu.Lock()
 	peers := make([]*peer, 0, len(t.peers))
@@ -57,11 +54,10 @@ func (t *Transport) Committed(term, index uint64) {
 	}
 }
 
-// proven bounds the commit index of a message by the last entry that the
-// follower has for certain when it accepts it, as Raft wants it. Raft 1.8.0
-// takes whatever is committed by then, which may be more than the message has
-// entries for; and the follower commits as far as its own log goes, be that the
-// leader's entries or what a former leader left it.
+// proven bounds the commit index of a message by the last entry that the follower certainly has when it accepts the
+// message, as the Raft paper requires. Raft 1.8.0 sends the newest commit index, which may be beyond the entries of the
+// message. The follower then commits as far as its own log goes, whether these are the leader's entries or ones that a
+// former leader left there.
 func proven(r *raft.AppendEntriesRequest) {
 	last := r.PrevLogEntry
 	if n := len(r.Entries); n > 0 {
@@ -70,7 +66,7 @@ func proven(r *raft.AppendEntriesRequest) {
 	r.LeaderCommitIndex = min(r.LeaderCommitIndex, last)
 }
 
-// sending notes a message that carries the log, or nothing but the commit index.
+// sending notes a message that carries entries or a commit index, before it is sent.
 func (p *peer) sending(r *raft.AppendEntriesRequest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -87,7 +83,7 @@ func (p *peer) sending(r *raft.AppendEntriesRequest) {
 	p.log.inFlight++
 }
 
-// outcome notes the outcome of what was sending.
+// outcome notes the outcome of a message that sending noted.
 func (p *peer) outcome(r *raft.AppendEntriesRequest, accepted bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,8 +100,8 @@ func (p *peer) outcome(r *raft.AppendEntriesRequest, accepted bool) {
 	}
 }
 
-// reply notes that the peer replied to a heartbeat of a term. A server whose disk stalls does that too, so it only
-// counts as storing while it lacks nothing.
+// reply notes that the peer replied to a heartbeat of a term. A server with a stalled disk replies too, so a reply
+// counts as storing only while the peer lacks no entry.
 func (p *peer) reply(term uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -114,10 +110,10 @@ func (p *peer) reply(term uint64) {
 	}
 }
 
-// Stored returns the newest entry that a server has confirmed to this leader of a term, hence flushed to its disk, and
-// when it was last stored: the newest moment at which the server confirmed one more entry, or replied while it lacked
-// none. Both are zero if it has confirmed nothing in the term. What it replies to calls does not count, unlike for
-// [Transport.Contact]: a process replies whose disk stalls.
+// Stored returns the index of the newest entry that a server has confirmed to this leader of a term, hence flushed to
+// its disk. It also returns when the server last stored: the newest moment at which it confirmed one more entry, or
+// replied while it lacked none. Both are zero if it has confirmed nothing in the term. Unlike for [Transport.Contact],
+// answers to calls do not count: a process with a stalled disk still answers.
 func (t *Transport) Stored(id raft.ServerID, term uint64) (index uint64, at time.Time) {
 	p := t.known(id)
 	if p == nil {
@@ -131,8 +127,7 @@ func (t *Transport) Stored(id raft.ServerID, term uint64) (index uint64, at time
 	return p.log.match, p.log.stored
 }
 
-// due returns the message that tells the peer what is committed, if it has to
-// be sent.
+// due returns the message that sends the peer the commit index, and whether it has to be sent.
 func (p *peer) due() (raft.AppendEntriesRequest, bool) {
 	l := &p.log
 	if l.inFlight > 0 || l.match == 0 || l.commit > l.match || l.sentCommit >= l.commit {
@@ -144,7 +139,7 @@ func (p *peer) due() (raft.AppendEntriesRequest, bool) {
 	}, true
 }
 
-// push sends a peer the commit index, if it lacks it and no other goroutine sends it.
+// push sends a peer the commit index, if the peer lacks it and no other goroutine is sending it.
 func (t *Transport) push(p *peer) {
 	p.mu.Lock()
 	_, due := p.due()
@@ -179,12 +174,12 @@ func (t *Transport) pushAll(p *peer) {
 		var answer raft.AppendEntriesResponse
 		_ = t.send(id, address, classEntries, func(to raft.ServerAddress) error {
 			return t.entries.AppendEntries(id, to, &request, &answer)
-		}) // raft finds out for itself
+		}) // raft handles the error when it sends the next message
 	}
 }
 
-// await waits until the peer has answered something since a moment, or patience
-// ends. It reports whether it has.
+// await waits until the peer has answered something since a given time, or until patience has passed. It reports
+// whether the peer has answered.
 func (t *Transport) await(p *peer, since time.Time) bool {
 	ctx, cancel := context.WithTimeout(t.ctx, patience)
 	defer cancel()

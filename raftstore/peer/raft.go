@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/appendfilter"
 )
 
-// ErrWithheld says that a message was not sent because it would keep or win
-// leadership for a server that cannot make anything durable at the moment.
+// ErrWithheld says that a message was not sent because it would keep or win leadership for a server that cannot store
+// anything at the moment.
 var ErrWithheld = errors.New("peer: this server's disk stalls, so it holds back the messages that keep or win leadership")
 
 func (t *Transport) withheld() error {
@@ -28,24 +28,24 @@ func (t *Transport) withheld() error {
 	return nil
 }
 
-// LocalAddr returns where others reach this server.
+// LocalAddr returns the address at which others reach this server.
 func (t *Transport) LocalAddr() raft.ServerAddress { return raft.ServerAddress(t.opts.Address) }
 
 // EncodePeer returns the address as bytes.
 func (t *Transport) EncodePeer(_ raft.ServerID, a raft.ServerAddress) []byte { return []byte(a) }
 
-// DecodePeer is EncodePeer's opposite.
+// DecodePeer reverses EncodePeer.
 func (t *Transport) DecodePeer(b []byte) raft.ServerAddress { return raft.ServerAddress(b) }
 
-// Consumer gives raft the messages of others.
+// Consumer returns the channel of the other servers' messages, for raft.
 func (t *Transport) Consumer() <-chan raft.RPC { return t.rpcs }
 
-// passOn looks at each message and passes it on to raft, through the filter if
-// there is one. One that raft does not take in time is answered with errBusy.
-// From then on, until raft takes a message, only the newest one waits for it.
+// passOn notes what each message says (saw) and passes the message on to raft, through the filter if there is one. A
+// message that raft does not take in time is answered with errBusy. From then on, until raft takes a message, only the
+// newest message waits, and the others are answered so at once.
 func (t *Transport) passOn() {
 	busy := false
-	var next *raft.RPC // came while another one waited
+	var next *raft.RPC // arrived while another message waited
 	toRaft := func(rpc raft.RPC) bool {
 		late := time.NewTimer(t.votesTime())
 		defer late.Stop()
@@ -62,7 +62,7 @@ func (t *Transport) passOn() {
 		case <-late.C:
 			busy = true
 		case <-t.ctx.Done():
-			return false // NetworkTransport stops waiting for an answer too
+			return false // NetworkTransport also stops waiting for an answer
 		}
 		rpc.Respond(nil, errBusy)
 		return true
@@ -92,25 +92,24 @@ func (t *Transport) passOn() {
 	}
 }
 
-// SetHeartbeatHandler leaves raft's own handler unused. That one runs beside
-// raft's main loop and changes term and state under its hands: a candidate that
-// learns of a later term so, and then gets the last vote for its own one, would
-// lead in the term in which another was elected (TestLateVoteWinsNoLaterTerm).
+// SetHeartbeatHandler installs heard, and ignores raft's own handler. That one runs beside raft's main loop and changes
+// term and state at the same time. A candidate could learn of a later term that way and then get the last vote for its
+// own term. It would lead in the term in which another server was elected (TestLateVoteWinsNoLaterTerm).
 func (t *Transport) SetHeartbeatHandler(func(raft.RPC)) {
 	t.beats.SetHeartbeatHandler(t.heard)
 }
 
-// busyAfter is how long raft's main loop has for a heartbeat.
+// busyAfter is how long raft's main loop may take to accept a heartbeat.
 const busyAfter = 25 * time.Millisecond
 
-// errBusy is the answer to a message that raft's main loop did not take for as long as its sender waits at most, or
-// until the next one came where it had taken none for that long. A handler without an answer would keep its goroutine
-// and its connection for as long as a stalled disk keeps raft, and the sender makes another one each time.
+// errBusy is the answer to a message that raft's main loop has not taken for as long as its sender waits at most. Once
+// raft has missed one in that way, the next are answered so as soon as a newer one arrives. Without an answer, the
+// handler would keep its goroutine and its connection for as long as a stalled disk blocks raft, and the sender makes
+// another connection each time.
 var errBusy = errors.New("peer: raft is busy here, its disk may be stalled")
 
-// heard passes a heartbeat on to raft. If raft's main loop does not come for it,
-// since it waits for a disk, but follows that leader in that term, its answer is
-// known, and given in its stead: the disk of a follower must not depose the
+// heard passes a heartbeat on to raft. Raft's main loop may not take it, since it waits for a disk. If raft follows
+// that leader in that term, its answer is known, and heard gives that answer: a follower's disk must not depose the
 // leader.
 func (t *Transport) heard(rpc raft.RPC) {
 	t.saw(rpc)
@@ -122,7 +121,7 @@ func (t *Transport) heard(rpc raft.RPC) {
 		case t.rpcs <- rpc:
 			return
 		case <-t.ctx.Done():
-			return // NetworkTransport stops waiting for an answer too
+			return // NetworkTransport also stops waiting for an answer
 		case <-late.C:
 			rpc.Respond(nil, errBusy)
 			return
@@ -151,8 +150,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 		network, c = t.beats, classBeats
 	}
 	var start time.Time
-	// Raft reuses resp for all heartbeats. What is left of an earlier answer
-	// must not be taken for this one's.
+	// Raft reuses resp for all heartbeats. Fields left from an earlier answer must not be taken for this answer.
 	var fresh raft.AppendEntriesResponse
 	p := t.peer(string(id))
 	if !beat {
@@ -179,7 +177,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	err := attempt()
 	if err != nil && !beat && t.await(p, began) {
 		if err = t.withheld(); err == nil {
-			p.cut(args) // it may have been too much for the link
+			p.cut(args) // the message may have been too large for the link
 			proven(args)
 			err = attempt()
 		}
@@ -203,12 +201,12 @@ func (t *Transport) AppendEntries(id raft.ServerID, a raft.ServerAddress, args *
 	return nil
 }
 
-// heartbeat tells raft's heartbeats as NetworkTransport does.
+// heartbeat recognizes raft's heartbeats as NetworkTransport does.
 func heartbeat(r *raft.AppendEntriesRequest) bool {
 	return r.PrevLogEntry == 0 && r.PrevLogTerm == 0 && len(r.Entries) == 0 && r.LeaderCommitIndex == 0
 }
 
-// RequestVote asks for a vote.
+// RequestVote requests a vote.
 func (t *Transport) RequestVote(id raft.ServerID, a raft.ServerAddress, args *raft.RequestVoteRequest,
 	resp *raft.RequestVoteResponse) error {
 	if err := t.withheld(); err != nil {
@@ -230,8 +228,8 @@ func (t *Transport) RequestPreVote(id raft.ServerID, a raft.ServerAddress, args 
 	})
 }
 
-// TimeoutNow hands leadership over. It is never withheld: giving up leadership
-// is what a stalled server should do. It can be sent to this server itself.
+// TimeoutNow transfers the leadership to a server, which may be this one. It is never withheld: a server with a stalled
+// disk should give up its leadership.
 func (t *Transport) TimeoutNow(id raft.ServerID, a raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
 	if string(id) == t.opts.ID {
 		return t.standNow(args, resp)
@@ -241,12 +239,12 @@ func (t *Transport) TimeoutNow(id raft.ServerID, a raft.ServerAddress, args *raf
 	})
 }
 
-// standNow passes the message to this server's own raft: the only voter of a
-// store need not wait for a leader that cannot exist.
+// standNow passes the message to this server's own raft: the only voter of a store need not wait for a leader that
+// cannot exist.
 func (t *Transport) standNow(args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
 	ctx, cancel := context.WithTimeout(t.ctx, t.opts.Timeout)
 	defer cancel()
-	answers := make(chan raft.RPCResponse, 1) // raft does not wait for us
+	answers := make(chan raft.RPCResponse, 1) // capacity 1, since raft does not wait for a reader
 	select {
 	case t.rpcs <- raft.RPC{Command: args, RespChan: answers}:
 	case <-ctx.Done():
@@ -263,7 +261,7 @@ func (t *Transport) standNow(args *raft.TimeoutNowRequest, resp *raft.TimeoutNow
 	}
 }
 
-// InstallSnapshot streams a snapshot. It may take as long as it makes progress.
+// InstallSnapshot streams a snapshot. It has no time limit while it makes progress.
 func (t *Transport) InstallSnapshot(id raft.ServerID, a raft.ServerAddress, args *raft.InstallSnapshotRequest,
 	resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	if err := t.withheld(); err != nil {
@@ -274,8 +272,8 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, a raft.ServerAddress, args
 	return err
 }
 
-// send sends a message, again if it met connections of before a restart of the
-// peer: those in the pool at most, and one more.
+// send sends a message. It sends it again if it failed on a connection from before a restart of the peer. There are at
+// most as many of these as fit the pool.
 func (t *Transport) send(id raft.ServerID, a raft.ServerAddress, c class, once func(raft.ServerAddress) error) error {
 	to := target(id, a)
 	var err error
@@ -295,9 +293,8 @@ func (t *Transport) send(id raft.ServerID, a raft.ServerAddress, c class, once f
 	return err
 }
 
-// revive ends connections that a silent loss of packets has left waiting: when
-// heartbeats come through again, on a new connection, TCP may not try again on
-// the old ones for as long as the loss took.
+// revive ends connections on which data waits since packets were lost. When heartbeats succeed again on a new
+// connection, TCP may not retransmit on the old ones for as long as the loss lasted.
 func (t *Transport) revive(id raft.ServerID, to raft.ServerAddress, began time.Time, err error) {
 	p := t.peer(string(id))
 	switch {
@@ -306,12 +303,12 @@ func (t *Transport) revive(id raft.ServerID, to raft.ServerAddress, began time.T
 			t.purge(string(to), classBeats, since)
 			t.purge(string(to), classEntries, since)
 		}
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded): // the latter while dialing
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded): // context.DeadlineExceeded while dialing
 		p.miss(began)
 	}
 }
 
-// cause undoes what msgpack does to a connection's errors: it has no Unwrap.
+// cause unwraps msgpack's errors to those of the connection, as they have no Unwrap.
 func cause(err error) error {
 	if c, ok := err.(interface{ Cause() error }); ok && c.Cause() != nil {
 		return c.Cause()
@@ -319,7 +316,7 @@ func cause(err error) error {
 	return err
 }
 
-// broken says whether a connection that had stood failed, other than by timeout.
+// broken says whether an established connection failed, other than by timeout.
 func broken(err error) bool {
 	if _, dial := errors.AsType[*dialError](err); dial || errors.Is(err, os.ErrDeadlineExceeded) {
 		return false
@@ -335,7 +332,7 @@ func broken(err error) bool {
 	return false
 }
 
-// recordOutcome keeps account of a message's outcome.
+// recordOutcome records whether a message was answered.
 func (t *Transport) recordOutcome(id raft.ServerID, a raft.ServerAddress, err error) {
 	p := t.peer(string(id))
 	_, dial := errors.AsType[*dialError](err)
@@ -343,18 +340,18 @@ func (t *Transport) recordOutcome(id raft.ServerID, a raft.ServerAddress, err er
 	case err == nil:
 		p.noteReply(string(a))
 	case dial, broken(err), errors.Is(err, os.ErrDeadlineExceeded),
-		err.Error() == errBusy.Error(): // from the other side, so only its text is left
+		err.Error() == errBusy.Error(): // sent by the other server, so only its text is left
 		if p.fail(string(a)) && t.ctx.Err() == nil {
 			t.opts.Logger.Info("a server does not answer", "peer", id, "address", a, "error", err)
 		}
-	default: // raft's own error, from the other side
+	default: // raft's own error, sent by the other server
 		p.noteReply(string(a))
 	}
 }
 
-// AppendEntriesPipeline fails, so that raft sends each message after the answer to the one before, with all that the
-// peer lacks by then. In its pipeline raft sends a follower that lags one message for each new entry or CommitTimeout,
-// whatever it could take.
+// AppendEntriesPipeline fails. So raft sends each message after the answer to the one before, with all that the peer
+// lacks by then. In its pipeline raft sends a lagging follower one message for each new entry or CommitTimeout,
+// whatever the follower can accept.
 func (t *Transport) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.AppendPipeline, error) {
 	return nil, raft.ErrPipelineReplicationNotSupported
 }

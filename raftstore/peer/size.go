@@ -10,16 +10,16 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Raft bounds a message by the number of its entries: by bytes it may be far too large or too small. One that takes
-// longer than it may is sent again from the beginning, over a narrow link for ever. So a message's size follows what
-// the peer answers in good time, beginning with firstMessage.
+// Raft bounds a message by the number of its entries, so it may have far too many or too few bytes. A message that
+// exceeds its timeout is sent again as a whole, for ever on a slow link. So a message's size follows what the peer
+// answers in time, beginning with firstMessage.
 const (
 	firstMessage = 64 << 10
 	leastMessage = 16 << 10
 	mostMessage  = 1 << 20
 )
 
-// EntryBytes is what an entry takes in memory, about.
+// EntryBytes returns about how many bytes an entry uses in memory.
 func EntryBytes(e *raft.Log) int { return 128 + len(e.Data) + len(e.Extensions) }
 
 func entriesBytes(entries []*raft.Log) (bytes int) {
@@ -29,8 +29,8 @@ func entriesBytes(entries []*raft.Log) (bytes int) {
 	return bytes
 }
 
-// fill makes a message of raft's as large as it may be. Raft goes on behind the last entry that the message has when it
-// is answered.
+// fill extends or shortens a message of raft's to the largest size allowed. When the message is answered, raft
+// continues after its last entry.
 func (t *Transport) fill(p *peer, r *raft.AppendEntriesRequest) {
 	room := p.cut(r)
 	if n := len(r.Entries); n > 0 && t.opts.Next != nil {
@@ -38,14 +38,15 @@ func (t *Transport) fill(p *peer, r *raft.AppendEntriesRequest) {
 	}
 }
 
-// cut takes away what is too much for a message to the peer, but the first entry, and returns how many bytes are left.
+// cut removes the entries that are too much for a message to the peer, but not the first one. It returns how many bytes
+// are left.
 func (p *peer) cut(r *raft.AppendEntriesRequest) (room int) {
 	p.mu.Lock()
 	room = p.message
 	p.mu.Unlock()
 	for i, e := range r.Entries {
 		if room -= EntryBytes(e); room < 0 && i > 0 {
-			clear(r.Entries[i:]) // they need not be kept for as long as the message takes
+			clear(r.Entries[i:]) // otherwise they stay in memory until the message is answered
 			r.Entries = r.Entries[:i]
 			break
 		}
@@ -53,8 +54,8 @@ func (p *peer) cut(r *raft.AppendEntriesRequest) (room int) {
 	return room
 }
 
-// sends notes that a message sets out, and how many bytes it has more than the peer is known to answer in good time: a
-// single entry may be that large.
+// sends notes that a message is sent, and by how many bytes it exceeds the size that the peer is known to answer in
+// time. A single entry may be that large.
 func (p *peer) sends(r *raft.AppendEntriesRequest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -62,7 +63,7 @@ func (p *peer) sends(r *raft.AppendEntriesRequest) {
 }
 
 // Transfer returns how much longer the message with entries that is under way to a server may take than one of a size
-// that it is known to answer in good time. 0 if there is none, or it is not larger.
+// that the server is known to answer in time. It is 0 if there is no such message, or it is not larger.
 func (t *Transport) Transfer(id raft.ServerID) time.Duration {
 	p := t.known(id)
 	if p == nil {
@@ -73,8 +74,8 @@ func (t *Transport) Transfer(id raft.ServerID) time.Duration {
 	return time.Duration(p.excess) * time.Second / entriesRate
 }
 
-// paced notes how long a message took, of at most limit. The next one may be larger if this one was full, and quick; it
-// is smaller if this one was too late.
+// paced notes how long a message took. limit is its timeout. The next message may be larger if this one was quick and
+// at least half full. It is smaller if this one timed out.
 func (p *peer) paced(r *raft.AppendEntriesRequest, took, limit time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -14,37 +14,37 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
 
-// peer is what is known of another server.
+// peer is what the transport knows of another server.
 type peer struct {
 	id             string
 	sent, received atomic.Uint64
-	rtts           *metrics.Histogram // of heartbeats
+	rtts           *metrics.Histogram // round-trip times of heartbeats
 
 	mu       sync.Mutex
 	address  string
 	failures uint64
 	inARow   uint64
 	contact  time.Time
-	silent   time.Time // when the first of the heartbeats began that were not answered in time
+	silent   time.Time // when the first of the unanswered heartbeats began
 	log      follower
-	message  int // bytes that the entries of a message take at most, or it has a single one
-	excess   int // bytes that the message under way has more than that
+	message  int // most bytes of a message's entries, unless there is only one
+	excess   int // by how many bytes the message under way exceeds that
 }
 
-// PeerStats is what is known of another server.
+// PeerStats is what the transport knows of another server.
 type PeerStats struct {
-	ID      raft.ServerID      // "" gathers callers without an identity
-	Address raft.ServerAddress // last used to reach it, or ""
+	ID      raft.ServerID      // "" for all callers without an identity
+	Address raft.ServerAddress // last used to connect to it, or ""
 
-	BytesSent     uint64 // both directions' connections together
+	BytesSent     uint64 // over connections of both directions
 	BytesReceived uint64
 
 	Failures    uint64 // of messages and calls to it
 	LastContact time.Time
-	RTT         *metrics.Histogram // of heartbeats
+	RTT         *metrics.Histogram // round-trip times of heartbeats
 }
 
-// Peers returns what is known of each other server, in the order of their ids.
+// Peers returns the statistics of the other servers, in the order of their ids.
 func (t *Transport) Peers() []PeerStats {
 	t.mu.Lock()
 	peers := make([]*peer, 0, len(t.peers))
@@ -60,8 +60,7 @@ func (t *Transport) Peers() []PeerStats {
 	return stats
 }
 
-// Retain forgets the statistics of servers that are not among those given, so
-// that replaced servers do not gather.
+// Retain drops the statistics of all servers but the given ones, so that those of replaced servers do not accumulate.
 func (t *Transport) Retain(ids []raft.ServerID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -72,8 +71,8 @@ func (t *Transport) Retain(ids []raft.ServerID) {
 	}
 }
 
-// Contact returns when the server last answered anything, or the zero time. It proves a process, and no disk: see
-// [Transport.Stored].
+// Contact returns when the server last answered anything, or the zero time. That proves that its process works, but not
+// its disk: see [Transport.Stored].
 func (t *Transport) Contact(id raft.ServerID) time.Time {
 	p := t.known(id)
 	if p == nil {
@@ -84,7 +83,7 @@ func (t *Transport) Contact(id raft.ServerID) time.Time {
 	return p.contact
 }
 
-// known is nil for a server with which there was nothing yet.
+// known returns what is known of a server, nil if there was no contact yet.
 func (t *Transport) known(id raft.ServerID) *peer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -126,7 +125,7 @@ func (p *peer) noteReply(address string) {
 	}
 }
 
-// miss notes that a heartbeat or vote was not answered in time.
+// miss notes that a heartbeat, a pre-vote or a vote was not answered in time.
 func (p *peer) miss(began time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -135,7 +134,8 @@ func (p *peer) miss(began time.Time) {
 	}
 }
 
-// recovered returns since when heartbeats had gone unanswered, once, or the zero time.
+// recovered returns since when heartbeats were unanswered, and forgets it. It returns the zero time if all were
+// answered.
 func (p *peer) recovered() time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -9,10 +9,9 @@ import (
 	"strings"
 )
 
-// tlsFailure says in plain words what a TLS handshake between two servers
-// failed of; "" if err is of something else. In TLS 1.3 the server that is
-// called checks the caller's certificate last: the caller learns of it with the
-// first answer that it reads, as an alert.
+// tlsFailure returns in plain words why a TLS handshake between two servers failed, or "" if err has another cause. In
+// TLS 1.3 the listening server checks the dialing server's certificate last. The dialing server learns of a failure by
+// an alert, with the first answer that it reads.
 func tlsFailure(err error) string {
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
 		return "the other server does not accept this server's certificate (" + op.Err.Error() + ")"

@@ -17,42 +17,42 @@ import (
 	"google.golang.org/grpc"
 )
 
-// maxPool is how many idle connections of one class to one peer are kept. Raft
-// seldom has more than one message of a class under way to a peer.
+// maxPool is how many idle connections of one class to one peer are kept. Raft seldom has more than one message of a
+// class under way to a peer.
 const maxPool = 2
 
-// handlerGrace bounds how long Close waits for raft to come back from a
-// heartbeat it is handling: it may be waiting for a disk that never answers.
+// handlerGrace bounds how long Close waits for raft to finish a message that it is handling: raft may be waiting for a
+// disk that never answers.
 const handlerGrace = 5 * time.Second
 
-// Transport is a server's connections to the others. It implements
-// raft.Transport, raft.WithPreVote and raft.WithClose.
+// Transport holds a server's connections to the others. It implements raft.Transport, raft.WithPreVote and
+// raft.WithClose.
 type Transport struct {
 	opts   Options
 	began  time.Time
 	ctx    context.Context
 	cancel context.CancelFunc
-	ended  chan struct{} // closed when Close is through
+	ended  chan struct{} // closed when Close has finished
 	tasks  sync.WaitGroup
 
 	beats, votes, entries, snapshots *raft.NetworkTransport
-	rpcs                             chan raft.RPC // unbuffered: raft takes them one by one
+	rpcs                             chan raft.RPC // unbuffered: raft takes messages one by one
 
 	raftConns, callConns *queue
 	server               *grpc.Server
-	refusals, untrusted  occasionally   // log lines: of incoming connections, of outgoing ones
+	refusals, untrusted  occasionally   // limit log lines about incoming and outgoing connections
 	handlers             sync.WaitGroup // incoming raft connections
 
 	leader leader
 	moved  moved
-	asking atomic.Bool // whether the leader has ended
+	asking atomic.Bool // a goroutine is checking whether the leader has ended
 
 	mu      sync.Mutex
 	closed  bool
 	conns   map[*conn]struct{}
 	peers   map[string]*peer
 	callers map[string]*caller   // by address
-	left    map[*caller]struct{} // that calls are under way on, but none begins
+	left    map[*caller]struct{} // no new call begins on these, but some are under way
 	onLost  []func(raft.ServerID)
 }
 
@@ -94,7 +94,7 @@ func New(o Options) (*Transport, error) {
 
 func (t *Transport) network(c class, timeout time.Duration, incoming *queue) *raft.NetworkTransport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Logger:                  hclog.NewNullLogger(), // what it says is said better by the errors it returns
+		Logger:                  hclog.NewNullLogger(), // the errors that it returns say more than its log
 		Stream:                  &streams{queue: incoming, t: t, class: c},
 		MaxPool:                 maxPool,
 		Timeout:                 timeout,
@@ -102,20 +102,18 @@ func (t *Transport) network(c class, timeout time.Duration, incoming *queue) *ra
 	})
 }
 
-// entriesTime is how long entries may take: they wait for a disk.
+// entriesTime is the timeout of a message with entries, without the addition for its size. The answer waits for a disk.
 func (t *Transport) entriesTime() time.Duration { return max(5*t.opts.Timeout, entriesTimeout) }
 
-// votesTime is how long a vote may take, the longest of all messages.
+// votesTime is the timeout of a vote, the longest of all messages without entries.
 func (t *Transport) votesTime() time.Duration { return max(5*t.opts.Timeout, votesTimeout) }
 
-// clock is a moment as a number, of nanoseconds since the transport began: setting this machine's clock does not
-// change it.
+// clock returns a time as nanoseconds since the transport began. It does not change when this machine's clock is set.
 func (t *Transport) clock(at time.Time) int64 { return int64(at.Sub(t.began)) }
 
-// Close ends all connections and waits until nothing of the transport runs any
-// more. Calls and messages under way fail. Raft calls it after its own goroutines
-// ended, which may be waiting for messages: so call it yourself between
-// raft.Shutdown and waiting for that.
+// Close ends all connections and waits until nothing of the transport runs any more. Calls and messages under way fail.
+// Raft calls Close after its own goroutines have ended. These may be waiting for messages, so the store has to call
+// Close between raft.Shutdown and the wait for its result.
 func (t *Transport) Close() error {
 	t.mu.Lock()
 	closed, callers := t.closed, slices.AppendSeq(slices.Collect(maps.Values(t.callers)), maps.Keys(t.left))
@@ -163,8 +161,8 @@ func (t *Transport) close(callers []*caller) {
 	}
 }
 
-// purge drops what a network's pool may hold for a target and what is older
-// than the failure that showed the peer to be gone or restarted.
+// purge ends the connections to a target that a network's pool may hold and that were made before a given time: before
+// the failure that showed that the peer has ended or restarted.
 func (t *Transport) purge(target string, c class, before time.Time) {
 	t.abortConns(func(k *conn) bool {
 		return k.class == c && k.target == target && k.made.Before(before)
