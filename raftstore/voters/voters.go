@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package voters decides who of a store's members has a vote. It is a pure
-// function: the members and what the leader has observed of them go in, the next
-// single change comes out. It owns nothing, knows no raft, and changes nothing.
+// Package voters decides which of a store's members have a vote. It is a pure function. Its input is the members and
+// what the leader has observed of them; its result is the next single change. It owns nothing, knows nothing of raft,
+// and changes nothing.
 package voters
 
 import (
@@ -10,23 +10,23 @@ import (
 	"slices"
 )
 
-// Member is a member of the cluster and what the leader has observed of it.
+// Member is a member of the cluster, with what the leader has observed of it.
 type Member struct {
-	// ID is raft's, Node the server's name. A server that lost its directory comes
-	// back as another member of the same name.
+	// ID is the member's raft id, Node the server's name. A server that lost its directory comes back as another member
+	// with the same name.
 	ID, Node string
 	Voter    bool
-	Self     bool // the leader
-	Healthy  bool // it stores, not only answers
-	Gone     bool // it has not stored for long, or another member of its name took its place
-	CaughtUp bool // its log goes as far as the leader's, or nearly
-	Full     bool // its disk is known to have no room
+	Self     bool // the member is the leader
+	Healthy  bool // it stores, and does not only answer
+	Gone     bool // it has not stored for a while, or another member with its name has replaced it
+	CaughtUp bool // its log has all entries of the leader's, or nearly all
+	Full     bool // its disk is known to be full
 }
 
 // Action is what to do with a member.
 type Action int
 
-// The actions. Keep says that all is as it should be.
+// The actions. Keep means that no change is needed.
 const (
 	Keep Action = iota
 	Promote
@@ -34,22 +34,20 @@ const (
 	Remove
 )
 
-// A Change is what to do next, with one member.
+// A Change is the next change, of one member.
 type Change struct {
 	Action Action
 	Member Member
 }
 
-// Next says what to change next about the votes, one server at a time.
+// Next returns the next change of the votes. It changes one server at a time.
 //
-// The voters rest at an odd number: an even one needs as large a majority as
-// the next odd one, and survives no more. So servers are promoted in pairs, and
-// an even number is only passed through, never entered unless all voters are
-// healthy or one of them is to be replaced. A voter that is gone keeps its vote
-// until there is another server for it: without it the others would be no
-// better off.
+// The number of voters is kept odd: an even number needs as large a majority as the next odd one, and survives no more
+// failures. So servers are promoted in pairs. An even number is only an intermediate step. It is never entered unless
+// all voters are healthy or one of them is to be replaced. A lost voter keeps its vote until another server can get it:
+// taking the vote alone would not help the others.
 func Next(members []Member, maxVoters int) Change {
-	// Smaller ids first, for decisions that do not depend on the order.
+	// Smaller ids come first, so that decisions do not depend on the order of members.
 	members = slices.SortedFunc(slices.Values(members), func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
 	var voters, ready []Member
 	for _, m := range members {
@@ -81,7 +79,7 @@ func Next(members []Member, maxVoters int) Change {
 	case unhealthy == 0 && len(voters) > maxVoters:
 		return shrink(voters)
 	}
-	for _, m := range members { // a directory that was lost does not come back
+	for _, m := range members { // a lost directory does not come back
 		if !m.Voter && m.Gone && Superseded(members, m) {
 			return Change{Remove, m}
 		}
@@ -89,8 +87,8 @@ func Next(members []Member, maxVoters int) Change {
 	return Change{}
 }
 
-// dismiss takes the vote of a member that is gone, and the member out of the
-// cluster if its server came back as another one.
+// dismiss takes the vote of a lost member. If its server came back as another member, dismiss removes the member from
+// the cluster.
 func dismiss(members []Member, m Member) Change {
 	if Superseded(members, m) {
 		return Change{Remove, m}
@@ -98,14 +96,12 @@ func dismiss(members []Member, m Member) Change {
 	return Change{Demote, m}
 }
 
-// Superseded says that another member of the same name is healthy: the server came
-// back with another directory.
+// Superseded says whether another member with the same name is healthy: the server came back with another directory.
 func Superseded(members []Member, m Member) bool {
 	return slices.ContainsFunc(members, func(o Member) bool { return o.ID != m.ID && o.Node == m.Node && o.Healthy })
 }
 
-// shrink takes one vote from an even number: the unhealthy first, the leader's
-// never.
+// shrink takes one vote from an even number. It prefers an unhealthy voter, and never takes the leader's vote.
 func shrink(voters []Member) Change {
 	var victim Member
 	for _, m := range voters {
