@@ -15,40 +15,38 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// Options configure a hub. All fields are needed.
+// Options configure a hub. All fields are required.
 type Options struct {
 	// View returns the newest state that this server has applied.
 	View func() *mvcc.View
-	// Clock and ProgressInterval say how often watches that asked for progress
-	// notifications get one.
+	// Clock and ProgressInterval set how often a watch that requested progress notifications gets one.
 	Clock            clock.WithTicker
 	ProgressInterval time.Duration
 }
 
-// Hub hands new versions to watchers. One goroutine, Run, compares each version
-// with the ranges being watched, so that a version costs a search among ranges,
-// and a watcher that it does not concern costs nothing.
+// Hub passes new versions to watchers. One goroutine, Run, compares each version with the watched ranges. So a version
+// costs one search among the ranges, and nothing for a watcher that it does not concern.
 type Hub struct {
 	view     func() *mvcc.View
 	clock    clock.WithTicker
 	interval time.Duration
 	wake     timers.Signal
 
-	delivered atomic.Uint64 // events that watchers took, for metrics
+	delivered atomic.Uint64 // events that watchers received, for metrics
 
 	mu sync.Mutex
-	// dispatched is the revision up to which queues have been filled.
+	// dispatched is the revision up to which the queues were filled.
 	dispatched int64
 	points     map[string]*watchGroup
 	ranges     adt.IntervalTree
-	// reported are the watchers that want progress notifications.
+	// reported are the watchers that requested progress notifications.
 	reported map[*Watcher]struct{}
 }
 
-// watchGroup is the watchers of one key or one range.
+// watchGroup holds the watchers of one key or one range.
 type watchGroup struct{ members map[*Watcher]struct{} }
 
-// NewHub returns a hub without watchers, which Run and RunProgress serve.
+// NewHub returns a hub without watchers. Run and RunProgress must be run for it.
 func NewHub(o Options) *Hub {
 	return &Hub{
 		view: o.View, clock: o.Clock, interval: o.ProgressInterval, wake: timers.NewSignal(),
@@ -56,12 +54,12 @@ func NewHub(o Options) *Hub {
 	}
 }
 
-// NotifyPublished says that there is a new view. It never blocks.
+// NotifyPublished tells Run that there is a new view. It never blocks.
 func (h *Hub) NotifyPublished() {
 	h.wake.Send()
 }
 
-// Run fills queues until ctx is done.
+// Run fills the watchers' queues until ctx is done.
 func (h *Hub) Run(ctx context.Context) {
 	for {
 		select {
@@ -73,15 +71,15 @@ func (h *Hub) Run(ctx context.Context) {
 	}
 }
 
-// Stats says what the watchers are doing.
+// Stats are the numbers of watchers and events.
 type Stats struct {
-	Watches   int    // how many there are
-	Behind    int    // of these, how many read the history
-	Queued    int    // versions that wait in queues
-	Delivered uint64 // events that watchers took so far
+	Watches   int    // number of watchers
+	Behind    int    // number of them that read the history
+	Queued    int    // number of versions in queues
+	Delivered uint64 // number of events that watchers have received
 }
 
-// Stats counts the watchers.
+// Stats returns the present numbers.
 func (h *Hub) Stats() Stats {
 	out := Stats{Delivered: h.delivered.Load()}
 	h.mu.Lock()
@@ -96,15 +94,15 @@ func (h *Hub) Stats() Stats {
 	return out
 }
 
-// dispatch hands each version since the last call to the watchers concerned.
+// dispatch adds each version since the last call to the queues of the watchers concerned.
 func (h *Hub) dispatch(view *mvcc.View) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	from, back := h.dispatched+1, view.Revision() < h.dispatched
 	h.dispatched = view.Revision()
 	if back {
-		// A snapshot that was sent twice has put the state machine back for a
-		// moment. What is queued comes again.
+		// A snapshot has set the state machine back, which package appendfilter should prevent. The queued versions
+		// will be published again.
 		h.eachWatcher(func(w *Watcher) { w.fallBehind(from) })
 		return
 	}
@@ -113,8 +111,8 @@ func (h *Hub) dispatch(view *mvcc.View) {
 	}
 	history := view.History(from)
 	if view.Compacted() > from {
-		// Never seen in practice: compaction overtook the dispatcher. Each
-		// watcher finds out for itself what it missed.
+		// Never seen in practice: compaction has overtaken the hub. Each watcher finds out what it missed from the
+		// history.
 		h.eachWatcher(func(w *Watcher) { w.fallBehind(from) })
 		return
 	}
@@ -148,7 +146,7 @@ func (h *Hub) eachWatcher(fn func(*Watcher)) {
 			fn(w)
 		}
 	}
-	everything := adt.NewBytesAffineInterval([]byte{0}, nil) // no bytes at all would be infinity, also as a beginning
+	everything := adt.NewBytesAffineInterval([]byte{0}, nil) // an empty begin would mean infinity, as an empty end does
 	h.ranges.Visit(everything, func(iv *adt.IntervalValue) bool {
 		for w := range iv.Val.(*watchGroup).members {
 			fn(w)
@@ -157,7 +155,7 @@ func (h *Hub) eachWatcher(fn func(*Watcher)) {
 	})
 }
 
-// interval is the range as the interval tree has it, where no end is infinity.
+// interval returns a range for the interval tree, in which an empty end means infinity.
 func interval(key, end []byte) adt.Interval {
 	if len(end) == 1 && end[0] == 0 {
 		end = nil

@@ -4,12 +4,10 @@ package watch
 
 import "context"
 
-// RunProgress tells watches that asked for it, now and then, how far the store
-// is, until ctx is done, even if the revision stands still: that is how a
-// watch's client knows that it still follows. etcd leaves out a watch that has
-// had events since the last time. But the API server shows its client only
-// those that a selector lets through, perhaps none: such a client would go on
-// from where it began, which is no history any more.
+// RunProgress makes the watches that requested it report the store's revision at each interval, until ctx is done. They
+// do so even if the revision has not changed: that is how a watch's client knows that it still follows. etcd leaves out
+// a watch that had events since the last report. But the API server shows its client only the events that pass a
+// selector, perhaps none. Such a client would resume at the revision where it began, which may have been compacted.
 func (h *Hub) RunProgress(ctx context.Context) {
 	ticker := h.clock.NewTicker(h.interval)
 	defer ticker.Stop()

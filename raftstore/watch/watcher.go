@@ -13,28 +13,26 @@ import (
 )
 
 const (
-	// maxQueued and maxQueuedBytes bound the versions waiting for one watcher,
-	// with the previous values that it wants. One that is slower reads the
-	// history instead, which exists anyway. Bytes, because what waits in a queue
-	// stays in memory after it was compacted, and no quota counts it.
+	// maxQueued and maxQueuedBytes bound the versions in a watcher's queue, with the previous values that it requested.
+	// A slower watcher reads the history instead, which exists anyway. Bytes are bounded too, because queued versions
+	// stay in memory after they were compacted, and no quota counts them.
 	maxQueued      = 1024
 	maxQueuedBytes = 4 << 20
-	// scanChunk is how many versions a watcher that is behind looks at before
-	// it delivers what it found; it also stops at maxQueuedBytes found.
+	// scanChunk is how many versions a watcher that is behind examines before it delivers what it found. It also stops
+	// when it has found maxQueuedBytes.
 	scanChunk = 4096
 )
 
-// A Watcher follows one range from one revision. Its owner calls Next in a
-// loop, and Close at the end; the hub fills its queue. It misses nothing and
-// repeats nothing: either everything from position on is in the queue or will be
-// offered, or it is behind and reads the history.
+// A Watcher follows one range from one revision. Its owner calls Next in a loop, and Close at the end. The hub fills
+// its queue. It misses nothing and repeats nothing. Either all versions from position on are in the queue or will be
+// added to it, or the watcher is behind and reads the history.
 type Watcher struct {
 	hub      *Hub
 	key, end []byte
 	prevKV   bool
 	noPut    bool
 	noDelete bool
-	report   bool // progress, from time to time
+	report   bool // requests progress notifications
 
 	signal timers.Signal
 
@@ -42,18 +40,18 @@ type Watcher struct {
 	position int64 // next revision to deliver
 	behind   bool
 	queue    []queued
-	bytes    int64 // of the queue
-	progress bool  // a report of the position was asked for
+	bytes    int64 // bytes of the queue
+	progress bool  // a report of the position was requested
 }
 
-// queued keeps the previous value beside a version, since compaction may cut
-// the version from it before it is delivered.
+// queued holds a version with its previous value, since compaction may set the version's prev to nil before it is
+// delivered.
 type queued struct {
 	version *mvcc.Version
 	prev    *mvccpb.KeyValue
 }
 
-// size is about how many bytes it keeps in memory.
+// size returns about how many bytes q keeps in memory.
 func (q queued) size() int64 {
 	if q.prev == nil {
 		return q.version.Size()
@@ -61,19 +59,18 @@ func (q queued) size() int64 {
 	return q.version.Size() + int64(len(q.prev.Key)+len(q.prev.Value))
 }
 
-// A Delivery is what Next returns: events of whole revisions, in order; or, if
-// there are none, the revision up to which there are none.
+// A Delivery is the result of Next: events of whole revisions, in order. If there are no events, Revision is the
+// revision up to which there are none.
 type Delivery struct {
 	Events   []*mvccpb.Event
 	Revision int64
-	// Compacted is set if the watcher cannot go on: it needs revisions older
-	// than this one, which are gone.
+	// Compacted is set if the watcher cannot continue: it needs revisions that are older than this one, and they were
+	// compacted.
 	Compacted int64
 }
 
-// Watch starts a watcher at the revision that r asks for. With a revision of 0
-// it starts after the present one, which Watch returns: a client that loses its
-// connection goes on from there.
+// Watch starts a watcher at the revision that r requests. With a revision of 0 the watcher starts after the present
+// revision. Watch returns the present revision: a client that loses its connection resumes from there.
 func (h *Hub) Watch(r *pb.WatchCreateRequest) (w *Watcher, present int64) {
 	present = h.view().Revision()
 	w = &Watcher{
@@ -87,7 +84,7 @@ func (h *Hub) Watch(r *pb.WatchCreateRequest) (w *Watcher, present int64) {
 		w.noPut = w.noPut || f == pb.WatchCreateRequest_NOPUT
 		w.noDelete = w.noDelete || f == pb.WatchCreateRequest_NODELETE
 	}
-	w.signal.Send() // to look at the history once
+	w.signal.Send() // makes Next read the history once
 	h.add(w)
 	return w, present
 }
@@ -95,9 +92,9 @@ func (h *Hub) Watch(r *pb.WatchCreateRequest) (w *Watcher, present int64) {
 // Close ends the watcher. Next must not be called again.
 func (w *Watcher) Close() { w.hub.remove(w) }
 
-// RequestProgress makes Next report the position once everything up to the
-// present revision is delivered. One that begins after the present revision
-// reports it with a later request, or when it is called for an event.
+// RequestProgress makes Next report the position once everything up to the present revision is delivered. A watcher
+// that begins after the present revision reports it when it is next woken and has reached that revision: by a later
+// request, or by an event.
 func (w *Watcher) RequestProgress() {
 	w.hub.mu.Lock()
 	w.progress = true
@@ -105,7 +102,7 @@ func (w *Watcher) RequestProgress() {
 	w.signal.Send()
 }
 
-// enqueue is called by the hub, under its lock.
+// enqueue adds a version to the queue. The hub calls it under its lock.
 func (w *Watcher) enqueue(v *mvcc.Version) {
 	if w.behind || v.Revision() < w.position {
 		return
@@ -135,8 +132,8 @@ func (w *Watcher) filtered(v *mvcc.Version) bool {
 	return w.noPut && !v.Deleted() || w.noDelete && v.Deleted()
 }
 
-// fallBehind lets the owner read the history. from is where the hub is: what was
-// before that and not queued did not concern the watcher, and may be compacted.
+// fallBehind makes the owner read the history. from is the hub's position: earlier versions that are not queued did not
+// concern the watcher, and may be compacted.
 func (w *Watcher) fallBehind(from int64) {
 	if !w.behind {
 		if len(w.queue) > 0 {
@@ -148,7 +145,7 @@ func (w *Watcher) fallBehind(from int64) {
 	w.signal.Send()
 }
 
-// Next waits for something to deliver. It returns ctx's error when that ends.
+// Next waits for a delivery. It returns ctx's error when ctx ends.
 func (w *Watcher) Next(ctx context.Context) (Delivery, error) {
 	for {
 		if d, ok := w.poll(); ok {
@@ -163,7 +160,7 @@ func (w *Watcher) Next(ctx context.Context) (Delivery, error) {
 	}
 }
 
-// poll returns what can be delivered at once.
+// poll returns a delivery if there is one at present.
 func (w *Watcher) poll() (Delivery, bool) {
 	h := w.hub
 	h.mu.Lock()
@@ -176,7 +173,7 @@ func (w *Watcher) poll() (Delivery, bool) {
 	}
 	if !w.behind {
 		w.position = max(w.position, h.dispatched+1)
-		w.behind = w.progress // look at the newest view, not the dispatched one
+		w.behind = w.progress // reads the newest view, not the dispatched one
 	}
 	behind := w.behind
 	h.mu.Unlock()
@@ -186,8 +183,8 @@ func (w *Watcher) poll() (Delivery, bool) {
 	return w.catchUp()
 }
 
-// catchUp reads the history from the position on. Only the owner calls it, and
-// while behind only the owner moves the position.
+// catchUp reads the history from the position on. Only the owner calls it. While the watcher is behind, only the owner
+// changes the position.
 func (w *Watcher) catchUp() (Delivery, bool) {
 	for {
 		view := w.hub.view()
@@ -199,10 +196,10 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 		w.hub.mu.Lock()
 		w.position = max(w.position, reached+1)
 		if w.position > w.hub.dispatched {
-			w.behind = false // the hub enqueues everything from here on
+			w.behind = false // the hub queues everything from here on
 		}
-		// One that begins later than now, since its client has heard of later from another server, is not sent less
-		// than it knows.
+		// A watcher may begin after the present revision, if its client has learned of a later one from another server.
+		// It must not report an earlier revision than its client knows.
 		report := w.progress && !w.behind && len(found) == 0 && w.position-1 <= view.Revision()
 		if report {
 			w.progress = false
@@ -225,8 +222,8 @@ func (w *Watcher) catchUp() (Delivery, bool) {
 	}
 }
 
-// scan looks through the next part of the history, always to the end of a
-// revision, and says how far it got.
+// scan reads the next section of the history, always to the end of a revision. It returns the versions found, and the
+// last revision that it has read.
 func (w *Watcher) scan(view *mvcc.View) ([]queued, int64) {
 	var found []queued
 	var size int64
