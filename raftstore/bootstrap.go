@@ -12,8 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-// bootstrap makes a cluster of this server if its directory is new and it
-// knows of none to join.
+// bootstrap makes a cluster of this server alone if its directory is new and it knows of no cluster to join.
 func (r *replica) bootstrap(conf *raft.Config, logs raft.LogStore, transport raft.Transport, others replication) error {
 	exists, err := raft.HasExistingState(logs, r.dir.Vars, r.dir.Snapshots)
 	joining, joiningErr := r.dir.Joining()
@@ -33,9 +32,9 @@ func (r *replica) bootstrap(conf *raft.Config, logs raft.LogStore, transport raf
 	})
 }
 
-// join notes where the servers are that this one is to join, if no earlier start
-// has. Until it has something of theirs, only that note keeps a later start, at which
-// no server names them any more, from beginning a second cluster.
+// join notes the addresses of the servers that this one is to join, unless an earlier start noted them (noted). Until
+// this server has log entries or a snapshot of that cluster, only the note keeps a later start, at which Options.Join
+// may be empty, from beginning a second cluster.
 func (ms *membership) join(noted bool) error {
 	ms.joins = true
 	if noted {
@@ -51,11 +50,10 @@ func (ms *membership) join(noted bool) error {
 	return ms.dir.StartJoining(peers)
 }
 
-// finishedBootstrap says whether the directory holds more than raft's first
-// term. raft.BootstrapCluster saves that before the first entry. If the power
-// goes between the two, raft takes the directory for one that was in use and
-// waits for a leader, of which there is none. So the term is taken back: no
-// other server ever has this one, and this server has not voted.
+// finishedBootstrap says whether the directory holds more than raft's first term. raft.BootstrapCluster saves the term
+// before the first entry. After a power cut between the two, raft would take the directory for one in use, and would
+// wait for a leader that does not exist. In that case finishedBootstrap sets the term back to 0. That is safe: no other
+// server ever has this term, and this server has not voted.
 func (r *replica) finishedBootstrap(logs raft.LogStore) (bool, error) {
 	term, err := r.dir.Vars.GetUint64([]byte("CurrentTerm"))
 	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {

@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
-// What servers ask of one another. Requests and answers of those that are
-// frequent are binary (little endian), the others are JSON.
+// Names of the calls between servers, each with its request → its answer. Frequent calls have binary requests and
+// answers (little endian). The others have JSON.
 const (
 	callWrite   = "write"   // to the leader: an entry → applied index, results
 	callRead    = "read"    // to the leader: the asker's term → read index
@@ -30,15 +30,15 @@ const (
 	callPromote = "promote" // to the leader: promoteCall
 
 	callReach    = "reach"    // → reachReply
-	callStanding = "standing" // → standing, of who misses the leader
+	callStanding = "standing" // → standing, of a server that misses the leader
 )
 
-// errDiskStalled is what a server says to its leader whose disk has been stalled for
-// so long that it should count as silent.
+// errDiskStalled is the answer to a leader of a server whose disk has been stalled for so long that the leader should
+// count the server as unresponsive.
 var errDiskStalled = status.Error(codes.Unavailable, "raftstore: this server's disk is stalled")
 
-// serveCall answers another server. Its time is not that of a client's request: who asked says what the client hears
-// when it runs out.
+// serveCall answers a call of another server. It does not have the timeout of a client's request: the calling server
+// decides which error its client gets when that runs out.
 func (p *clustered) serveCall(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.peers.opts.RequestTimeout)
 	defer cancel()
@@ -74,10 +74,10 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 	return nil, status.Errorf(codes.Unimplemented, "raftstore: this version has no call %q", method)
 }
 
-// A served call is one that a part beside clustered answers.
+// A served function answers a call by a part that does not belong to clustered.
 type served func(ctx context.Context, body []byte) ([]byte, error)
 
-// callsOf are the calls that these parts answer.
+// callsOf returns the calls that c and l answer, by name.
 func callsOf(c *Cluster, l *leases) map[string]served {
 	return map[string]served{
 		callRenew:   servedBy(l.renewHere),
@@ -104,11 +104,11 @@ func serveJSON[Q, A any](ctx context.Context, body []byte, fn func(context.Conte
 	return json.Marshal(answer)
 }
 
-// callError keeps an error's meaning on its way to another server.
+// callError makes an error ready to be sent to another server. Its gRPC status, and "not the leader", are kept.
 func callError(err error) error {
 	var said interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &said) {
-		return said.GRPCStatus().Err() // without what it was wrapped in
+		return said.GRPCStatus().Err() // without the errors that wrap it
 	}
 	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) || errors.Is(err, raft.ErrLeadershipTransferInProgress) {
 		return errNotLeader
@@ -135,15 +135,15 @@ func callAt[A, Q any](ctx context.Context, call caller, address, method string, 
 	return answer, nil
 }
 
-// leaderRoute is the way to the leader, whichever server that is: this server, or another one that is called.
+// leaderRoute is what a part needs to send a request to the leader, which may be this server or another one.
 type leaderRoute struct {
 	*replica
 	leader      *leaderBoard
 	replication replication
 }
 
-// atLeader has something done by the leader, whichever server that is. It may be done
-// more than once.
+// atLeader has a request served by the leader: by here if this server leads, else by a call of the method. The request
+// may be served more than once.
 func atLeader[A, Q any](
 	ctx context.Context, to leaderRoute, method string, request Q, here func(context.Context, Q) (A, error),
 ) (answer A, err error) {

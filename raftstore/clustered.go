@@ -22,14 +22,14 @@ type peers struct {
 	started         chan struct{} // closed when raft can be used
 }
 
-// clustered is what a store has, and does, only where its cluster has other servers: it
-// is a member, sends them its clients' writes, asks them for read indexes, and, while
-// it leads, answers them and looks after the votes. Its parts do that; none has another one.
+// clustered is the part of a store that exists only where the cluster has other servers. It makes this server a member,
+// sends its clients' writes to the leader and asks the leader for read indexes. While this server leads, it answers the
+// others and assigns the votes. The work is done by its parts. No part holds another part.
 type clustered struct {
 	peers      *peers
 	leadership *leadership
 	logs       raft.LogStore     // the log as raft has it
-	calls      map[string]served // those that other parts answer
+	calls      map[string]served // the calls that are answered by parts outside of clustered
 	forwarder  *forwarder
 	reads      *reads
 	election   *election
@@ -37,7 +37,7 @@ type clustered struct {
 	membership *membership
 }
 
-// openPeers opens the transport. Calls of others wait until run.
+// openPeers opens the transport. Calls of other servers wait until run.
 func (s *Store) openPeers() (*clustered, error) {
 	r := s.replica
 	others, logs := &peers{replica: r, started: make(chan struct{})}, r.dir.CachedLog(cachedBytes)
@@ -82,7 +82,7 @@ func (s *Store) openPeers() (*clustered, error) {
 	return p, nil
 }
 
-// The rest of [replication] is its parts'.
+// The remaining methods of [replication] pass each call to a part.
 
 func (p *clustered) write(ctx context.Context, c mvcc.Command) (any, error) {
 	return p.forwarder.write(ctx, c)
@@ -118,7 +118,7 @@ func (p *clustered) transferVote(ctx context.Context, members []raft.Server, at 
 	return p.steward.transferVote(ctx, members, at)
 }
 
-// run starts what runs as long as the store, once raft does.
+// run starts the goroutines that run until the store closes. It is called once raft runs.
 func (p *clustered) run() {
 	ctx, spawn := p.peers.ctx, p.peers.spawn
 	spawn(func() { p.membership.announce(ctx) })
@@ -127,20 +127,20 @@ func (p *clustered) run() {
 	close(p.peers.started)
 }
 
-// close ends the connections and what waits for answers over them.
+// close closes the connections and stops the batches that wait for answers over them.
 func (p *clustered) close() {
 	_ = p.peers.Close() // never fails
 	p.forwarder.batches.stop()
 }
 
-// published tells the others of what is committed.
+// published sends the commit index to the other servers, if this one leads.
 func (p *clustered) published() {
 	if term, index, ok := committed(p.leadership, p.peers.replica); ok {
 		p.peers.Committed(term, index)
 	}
 }
 
-// handle answers another server's call as soon as this one can.
+// handle answers another server's call, once this server's raft can be used.
 func (p *clustered) handle(ctx context.Context, from, method string, body []byte) ([]byte, error) {
 	select {
 	case <-p.peers.started:
@@ -152,8 +152,8 @@ func (p *clustered) handle(ctx context.Context, from, method string, body []byte
 	}
 }
 
-// follows says whether raft follows a leader in a term. The term is looked at
-// last: it is the one that counts, at a moment after the leader asked.
+// follows says whether raft follows a leader in a term. The term is read last: the result is for the moment of that
+// read, which is after the leader asked.
 func (p *clustered) follows(leader raft.ServerID, term uint64) bool {
 	select {
 	case <-p.peers.started:
@@ -167,7 +167,8 @@ func (p *clustered) follows(leader raft.ServerID, term uint64) bool {
 	return now == leader && p.peers.raft.State() == raft.Follower && p.peers.raft.CurrentTerm() == term
 }
 
-// entriesBehind returns the entries behind one of a leader's term, as many as take no more than so many bytes.
+// entriesBehind returns the log entries after an index, up to a sum of bytes. It returns none if this server is no
+// longer in the given term of its leadership.
 func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 	select {
 	case <-p.peers.started:
@@ -178,16 +179,17 @@ func (p *clustered) entriesBehind(term, after uint64, bytes int) []*raft.Log {
 	for newest := p.peers.raft.LastIndex(); after < newest && bytes > 0; after++ {
 		e := new(raft.Log)
 		if p.logs.GetLog(after+1, e) != nil {
-			break // raft finds out for itself
+			break // raft handles the error when it reads the entry
 		}
 		if snapshot, _ := p.peers.dir.Log.Snapshot(); e.Type == raft.LogNoop && after+1 <= snapshot {
-			break // of a snapshot's last entry the log may know the term alone, and then calls it one without content
+			break // the log may know only the term of a snapshot's last entry, and then returns it as a no-op
 		}
 		if bytes -= peer.EntryBytes(e); bytes >= 0 {
 			out = append(out, e)
 		}
 	}
-	// A leader changes none of its entries. The next one may, which has a later term and is followed before it does.
+	// A leader does not change its entries. A later leader may, but this server is in the later term before that
+	// happens.
 	if p.peers.raft.CurrentTerm() != term {
 		return nil
 	}

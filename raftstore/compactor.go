@@ -18,59 +18,51 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// compactKey is written before each compaction by age. It holds the revision
-// that is compacted to, and its own revision, the mark, is what the next
-// compaction goes to. Upstream's API server has this key for the same purpose
+// compactKey is written before each compaction by age. Its value is the revision that is compacted to. Its own
+// revision, the mark, is what the next compaction goes to. Upstream's API server has this key for the same purpose
 // (k8s.io/apiserver/pkg/storage/etcd3/compact.go), and its watch cache reads it.
 const compactKey = "compact_rev_key"
 
-// compactor drops history by age and by size while this server leads. It works
-// beside other compactors, such as the API server's own: the one that compacts
-// further wins, and the other has nothing to do.
+// compactor drops history by age and by size while this server leads. It works beside other compactors, such as the API
+// server's own: where one has compacted further, the other has nothing to do.
 //
-// By age: every age it writes a mark and compacts to the mark before, if
-// anything was written since the last compaction. So every revision that was
-// there before a mark is gone after one to two times age, also if nothing is
-// written after it: the mark itself moves the revision on. Without a mark the
-// newest revision would stay readable until the next write, and a list that was
-// begun at it could be continued for hours.
+// By age: at each interval of age it writes a mark and compacts to the mark before, if anything was written since the
+// last compaction. So a revision older than a mark is compacted one to two intervals after it was written. That also
+// holds if nothing is written after it, since the mark is a newer revision. Without a mark the newest revision would
+// stay readable until the next write, and a list that was begun at it could be continued for hours.
 //
-// The marks are in the store, so the next leader goes on with the one that it
-// finds, and a store that was restarted with the one that it had. Each server
-// remembers when it first saw the newest mark, which is when the interval began or
-// later: a leader that follows another one goes on with that interval. History goes
-// later than it would have, never earlier.
+// The marks are in the store, so a new leader or a restarted store continues with the newest one. Each server remembers
+// when it first saw that mark, which is when the interval began or later. A new leader takes the interval's begin from
+// there: it may compact later than the old leader would have, never earlier.
 //
-// By size: whenever there is more history than allowed, whatever its age. Where the
-// keys leave less than that within the quota, what they leave is allowed: history
-// goes before writes are refused for it.
+// By size: whenever there is more history than allowed, whatever its age. Allowed is what the keys leave of the quota,
+// if that is less than the limit for history (bytes): history is compacted before writes are refused for lack of quota.
 type compactor struct {
 	clock   clock.WithTicker
-	age     time.Duration // history younger than this is kept
-	bytes   int64         // unless there is more than this
-	quota   int64         // or more than this together with the keys
+	age     time.Duration // history younger than this is kept, within bytes and quota
+	bytes   int64         // limit of history, in bytes
+	quota   int64         // limit of keys and history together, in bytes
 	view    func() *mvcc.View
 	compact func(ctx context.Context, rev int64) error
-	// setMark writes compactKey and returns the revision of that.
+	// setMark writes compactKey and returns the revision of that write.
 	setMark func(ctx context.Context, value string) (rev int64, err error)
 
 	mark int64         // the newest mark's revision; 0 if there is none
-	wake timers.Signal // there is too much history
-	seen struct {      // on every server
+	wake timers.Signal // sent when there is too much history
+	seen struct {      // kept on every server
 		sync.Mutex
 		mark    int64
 		at      time.Time // when this server first found that mark
-		checked time.Time // when it last looked for a newer one
+		checked time.Time // when this server last searched for a newer mark
 	}
-	// futile is up to how many bytes of history a compaction by size would free
-	// nothing; 0 if it would.
+	// futile is the amount of history, in bytes, up to which a compaction by size frees nothing. It is 0 if a
+	// compaction would free something.
 	futile atomic.Int64
-	last   int64 // bytes of history in the last view; published's alone
+	last   int64 // bytes of history in the last view; only published uses it
 }
 
-// leastByQuota is the part of the quota that history may always take. Without it,
-// each write to a store whose keys fill its quota would bring a compaction, and so
-// end watches that are a little late.
+// leastByQuota is the fraction of the quota that history may always use. Without it, each write to a store whose keys
+// fill its quota would cause a compaction, and so end watches that are slightly behind.
 const leastByQuota = 1.0 / 64
 
 func newCompactor(w *writer) *compactor {
@@ -81,7 +73,7 @@ func newCompactor(w *writer) *compactor {
 	return c
 }
 
-// allowed is how many bytes of history may stay.
+// allowed returns how many bytes of history may stay.
 func (c *compactor) allowed(stats mvcc.Stats) int64 {
 	left := c.quota - stats.LiveBytes
 	if left < 0 { // the keys alone are beyond the quota: no compaction helps
@@ -90,12 +82,10 @@ func (c *compactor) allowed(stats mvcc.Stats) int64 {
 	return min(c.bytes, max(left, int64(leastByQuota*float64(c.quota))))
 }
 
-// published is called for every new view, one after the other, on every server. It
-// does not block.
+// published is called for every new view, one after the other, on every server. It does not block.
 //
-// If there is less history than before, something was freed: by a compaction, or
-// because the snapshot that kept it is written. Then compactions are of use again;
-// and bySize may have said the contrary just afterwards.
+// Less history than before means that something was freed: by a compaction, or by the end of a snapshot that had kept
+// history. Then compactions can free something again, so futile is reset. bySize may raise it again afterwards.
 func (c *compactor) published(view *mvcc.View) {
 	c.findMark(view, c.age/30)
 	stats := view.Stats()
@@ -116,8 +106,8 @@ func (c *compactor) published(view *mvcc.View) {
 
 // run compacts until ctx is done. A compactor may be run again.
 //
-// Errors of compactions are this server's loss of the leadership or the disk's
-// lack of room. Both are reported elsewhere, and the next round tries again.
+// A compaction fails when this server has lost the leadership or its disk is full. Other parts report both, and the
+// next round tries again.
 func (c *compactor) run(ctx context.Context) {
 	timer := c.clock.NewTimer(c.begin())
 	defer timer.Stop()
@@ -129,14 +119,14 @@ func (c *compactor) run(ctx context.Context) {
 		case <-c.wake:
 		case <-timer.C():
 			_ = c.byAge(ctx)
-			timer.Reset(c.age) // from when the mark is written: a stalled disk may have held it up
+			timer.Reset(c.age) // counted from when the mark is written: a stalled disk may have delayed it
 		}
 	}
 }
 
-// begin takes over the mark, and returns how long its interval still lasts. A tenth of
-// an interval is the least: a new leader has other things to do. It is enough where
-// there is no mark, for nothing is compacted to the first one before an interval.
+// begin takes over the newest mark, and returns the rest of that mark's interval. It returns a tenth of an interval at
+// least, since a new leader has other work first. A tenth is also the first wait where there is no mark, for nothing is
+// compacted to a first mark before another interval has passed.
 func (c *compactor) begin() time.Duration {
 	c.findMark(c.view(), 0)
 	c.seen.Lock()
@@ -149,7 +139,7 @@ func (c *compactor) begin() time.Duration {
 	return left
 }
 
-// findMark remembers a view's mark, unless it did so less than a pause ago.
+// findMark remembers a view's mark. It does nothing if it was called less than a pause ago.
 func (c *compactor) findMark(view *mvcc.View, pause time.Duration) {
 	c.seen.Lock()
 	defer c.seen.Unlock()
@@ -163,7 +153,7 @@ func (c *compactor) findMark(view *mvcc.View, pause time.Duration) {
 	}
 }
 
-// byAge compacts to the mark before, which is old enough, and sets a new one.
+// byAge sets a new mark, and compacts to the mark before it.
 func (c *compactor) byAge(ctx context.Context) error {
 	view, to := c.view(), c.mark
 	if !writtenSince(view, view.Compacted()) {
@@ -179,7 +169,7 @@ func (c *compactor) byAge(ctx context.Context) error {
 	return err
 }
 
-// writtenSince says whether there is anything but marks after a revision.
+// writtenSince says whether anything but marks was written after a revision.
 func writtenSince(view *mvcc.View, rev int64) bool {
 	for _, v := range view.History(rev + 1) {
 		if string(v.KV().Key) != compactKey {
@@ -198,10 +188,10 @@ func markOf(view *mvcc.View) (rev int64) {
 	return rev
 }
 
-// bySize leaves half of the allowed history, if there is more than allowed.
+// bySize compacts to half of the allowed history, if there is more than allowed.
 //
-// While a snapshot or a backup is written nothing is freed. There is no use in a
-// compaction at each write then, so the next one waits for a quarter more.
+// While a snapshot or a backup is written, a compaction frees nothing. To avoid a compaction at each write, the next
+// one then waits until there is a quarter of the limit (bytes) more.
 func (c *compactor) bySize(ctx context.Context) error {
 	for {
 		view := c.view()
@@ -223,13 +213,13 @@ func (c *compactor) bySize(ctx context.Context) error {
 	}
 }
 
-// pruned says whether a compaction has freed what it can.
+// pruned says whether a compaction to a revision has removed all versions that it can remove.
 func pruned(view *mvcc.View, to int64) bool {
 	history := view.History(0)
 	return len(history) == 0 || history[0].Revision() >= to
 }
 
-// leaving returns the revision to compact to for so many bytes of history to stay.
+// leaving returns the revision to compact to so that at most so many bytes of history stay.
 func leaving(view *mvcc.View, bytes int64) int64 {
 	history := view.History(0)
 	var kept int64
@@ -241,7 +231,7 @@ func leaving(view *mvcc.View, bytes int64) int64 {
 	return 0
 }
 
-// compactTo is how the compactor compacts.
+// compactTo compacts for the compactor. A revision that is already compacted is no error.
 func (w *writer) compactTo(ctx context.Context, rev int64) error {
 	_, err := w.own(ctx, &pb.CompactionRequest{Revision: rev})
 	switch {
@@ -255,8 +245,8 @@ func (w *writer) compactTo(ctx context.Context, rev int64) error {
 	return err
 }
 
-// markHistory is how the compactor sets a mark. The quota does not count for it: a
-// store beyond its quota would never be within it again if its history stayed.
+// markHistory writes the compactor's mark. The quota does not apply to it: without marks, a store beyond its quota
+// would keep its history, and so stay beyond the quota.
 func (w *writer) markHistory(ctx context.Context, value string) (int64, error) {
 	out, err := w.own(ctx, &pb.PutRequest{Key: []byte(compactKey), Value: []byte(value)})
 	if err != nil {

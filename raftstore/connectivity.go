@@ -16,33 +16,33 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// A leader that does not reach a member looks every connectivityPause for a voter that reaches more members than it
-// does: a link may be cut long after another member was lost. After each transfer that pause is twice as long as after
-// the one before, up to mostConnectivityPause.
+// connectivityPause is the interval at which a leader that cannot reach a member searches for a voter that reaches more
+// members than itself. It searches repeatedly, since a link may be cut long after another member was lost. Each
+// transfer doubles the pause, up to mostConnectivityPause.
 const connectivityPause, mostConnectivityPause = 2 * time.Second, time.Minute
 
-// connectivity is what a leader keeps between two searches for a voter that reaches more members.
+// connectivity is a leader's state between two searches for a voter that reaches more members.
 type connectivity struct {
 	next  time.Time
 	pause time.Duration
 }
 
-// reachReply has the ids of the members that a server reaches, itself among them.
+// reachReply has the ids of the members that a server reaches, including its own.
 type reachReply struct {
 	Reached []raft.ServerID
-	// Unfit says that it could not lead: its disk is full, or it led of late and got nothing done. Clients are served
-	// there all the same.
+	// Unfit says that the server could not lead: its disk is full, or it led recently as a stuck leader and made way.
+	// It still serves clients.
 	Unfit bool `json:",omitempty"`
 }
 
-// reachRequest is what is asked of a server that could lead.
+// reachRequest asks a server which members it reaches.
 type reachRequest struct {
-	// Majority says that a majority of the voters is enough: the answer does not wait for the rest.
+	// Majority makes the server answer as soon as it reaches a majority of the voters, without waiting for the rest.
 	Majority bool `json:",omitempty"`
 }
 
-// reached asks all other members for their terms, and returns those that answered in time, and this server. One whose
-// disk is stalled does not answer. It returns early once enough, if it is not nil, says so.
+// reached asks all other members for their terms. It returns those that answered in time, and this server. A server
+// whose disk is stalled does not answer. If enough is not nil, reached returns as soon as enough returns true.
 func (p *peers) reached(ctx context.Context, enough func([]raft.ServerID) bool) []raft.ServerID {
 	ctx, cancel := context.WithTimeout(ctx, 2*p.opts.ElectionTimeout)
 	defer cancel()
@@ -68,9 +68,10 @@ func (p *peers) reached(ctx context.Context, enough func([]raft.ServerID) bool) 
 	return out
 }
 
-// serveReach answers a leader that looks for a voter that reaches more members, and a server that does not hear the
-// leader. One whose disk stalls would serve neither. A leader that asks for a majority has it store something, too. One
-// that made way a moment ago would have to do so again, but what kept its entries back may be over.
+// serveReach answers a leader that searches for a voter that reaches more members, and a server that does not hear the
+// leader. A server with a stalled disk is of no use to either, and returns an error. It answers a leader that asks for
+// a majority all the same, since that leader also probes its storage. A server that made way as leader a moment ago is
+// unfit: it would have to make way again, unless the cause has gone.
 func (e *election) serveReach(ctx context.Context, q reachRequest) (reachReply, error) {
 	if e.dir.Stalled() > stalledAfter && !q.Majority {
 		return reachReply{}, errDiskStalled
@@ -91,8 +92,8 @@ func majorityReached(voters []raft.Server, reached []raft.ServerID) bool {
 }
 
 // transferToConnected transfers the leadership to a voter that reaches more members than this leader. A member that the
-// leader does not reach has no leader for as long as the link is cut, whichever server else reaches it, and its clients
-// have no API. A transfer always goes to a server that reaches more, so it cannot go round.
+// leader cannot reach has no leader until the link is back, even if other servers reach it, and its clients have no
+// API. Each transfer goes to a server that reaches more members, so transfers cannot circle.
 func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	servers := s.raft.GetConfiguration().Configuration().Servers
 	if !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID != s.id && !s.responsive(m.ID, healthyWithin) }) {
@@ -108,7 +109,7 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	if len(most) <= len(own) {
 		return
 	}
-	// The member may be back, and the other server may only have connected a moment earlier.
+	// The member may be reachable again, and the other server may only have connected a moment earlier.
 	if !moments.Sleep(ctx, peer.ReconnectsWithin) {
 		return
 	}
@@ -124,12 +125,12 @@ func (s *steward) transferToConnected(ctx context.Context, c *connectivity) {
 	}
 }
 
-// mostConnected returns the voter that reaches most members, among those that this server reaches and that reach a
-// majority of the voters.
+// mostConnected returns the voter that reaches most members. It considers the voters that this server reaches and that
+// reach a majority of the voters.
 func (s *steward) mostConnected(
 	ctx context.Context, servers []raft.Server, reached []raft.ServerID,
 ) (best raft.ServerID, most []raft.ServerID) {
-	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice what each of them takes
+	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice the timeout of reached, which each of them calls
 	defer cancel()
 	var mu sync.Mutex
 	var asking sync.WaitGroup
@@ -154,10 +155,10 @@ func (s *steward) mostConnected(
 	return best, most
 }
 
-// reachingMajority asks voters whom they reach, and calls found for each that answers and reaches a majority of all
-// voters. One that reaches a majority answers at once, unless it is of an older version.
+// reachingMajority asks the voters in of which members they reach. It calls found for each that answers and reaches a
+// majority of all voters. Such a voter answers at once, unless it is of an older version.
 func (s *steward) reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool)) {
-	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice what each of them takes
+	ctx, cancel := context.WithTimeout(ctx, 4*s.opts.ElectionTimeout) // twice the timeout of reached, which each of them calls
 	defer cancel()
 	voters := votersOf(s.raft.GetConfiguration().Configuration().Servers)
 	var asking sync.WaitGroup
@@ -172,15 +173,16 @@ func (s *steward) reachingMajority(ctx context.Context, of []raft.Server, found 
 	asking.Wait()
 }
 
-// reportedLeader is what a server without a leader knows of the leader that others have.
+// reportedLeader is what other servers reported of their leader to this server, which has no leader.
 type reportedLeader struct {
-	address string // of the leader, or of a server that reaches it; "" when that was said once
-	removed bool   // they do not count this server
+	address string // of the leader, or of a server that reaches the leader; "" after the first report
+	removed bool   // the others do not count this server as a member
 }
 
-// noteCutOff notes that another server hears a leader that this one does not. The leader may transfer its leadership to
-// a server that this one hears, so that it is believed from the second time on; and only if that server reaches the
-// leader now: one that knows of a leader may be as cut off.
+// noteCutOff notes that another server hears a leader that this one does not. The first report is only remembered,
+// since the leader may be about to transfer its leadership to a server that this one hears. From the second report on,
+// the other server counts if it reaches the leader now: a server that only knows of a leader may be as cut off as this
+// one.
 func (ms *membership) noteCutOff(ctx context.Context, informed infoReply) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
@@ -196,7 +198,7 @@ func (ms *membership) noteCutOff(ctx context.Context, informed infoReply) {
 		return
 	}
 	ms.leader.without.Store(&reportedLeader{address: dialAddress(raft.ServerAddress(address))})
-	if ms.leader.hasLeader() { // since just now
+	if ms.leader.hasLeader() { // a leader has been heard in the meantime
 		ms.leader.without.Store(nil)
 		return
 	}
@@ -207,8 +209,8 @@ func (ms *membership) noteCutOff(ctx context.Context, informed infoReply) {
 	}
 }
 
-// ReachedBy asks the members that answer this server which others they reach, and returns by name who reaches those
-// that do not.
+// ReachedBy asks the members that answer this server which others they reach. For the name of each member that does not
+// answer this server, it returns the names of the members that reach it.
 func (c *Cluster) ReachedBy(ctx context.Context, states []MemberState) map[string][]string {
 	silent, names := map[raft.ServerID]string{}, map[string][]string{}
 	for _, m := range states {
@@ -229,7 +231,7 @@ func (c *Cluster) ReachedBy(ctx context.Context, states []MemberState) map[strin
 			address := string(raftAddress(raft.ServerID(m.RaftID), m.Address))
 			answer, err := callAt[reachReply](ctx, c.replication.Call, address, callReach, reachRequest{})
 			if err != nil {
-				return // it is left out
+				return // this member is left out
 			}
 			mu.Lock()
 			defer mu.Unlock()

@@ -10,25 +10,25 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A leader has room itself, or it refuses writes and hands its leadership on. But what it takes is stored by a
-// majority, and a follower cannot refuse an entry: it uses up what it holds back, and then blocks, elections too. So a
-// leader stops taking what adds to the store while a voter's disk is full and the voters that have room are no
-// majority. One that does not store, since its process or its disk does not work, has no room either: the majority then
-// needs the one with the full disk. Deletions are few and small, and lead to space on the disk with the next Raft
-// snapshot.
+// A leader whose own disk is full refuses writes and transfers its leadership. But a majority must store what a leader
+// accepts, and a follower cannot refuse an entry: it uses up its reserve, and then blocks, elections included. So a
+// leader refuses what adds to the store while a voter's disk is full and the voters with room are no majority. A voter
+// that does not store, since its process or disk does not work, counts as one without room: the majority then needs the
+// one with the full disk. Deletions are few and small, and free disk space with the next Raft snapshot.
 
 // roomTick is how often a leader that writes asks the voters whether they have room, while none is full. In that time
-// they bear 3 MB a second.
+// the reserve of a voter lasts for 3 MB of writes a second.
 const roomTick = 5 * time.Second
 
-// room is what a leader knows of the voters' disks.
+// room is what a leader knows of the disk space of the voters.
 type room struct {
 	asked  time.Time
-	newest uint64 // entry of the log when they were asked
-	full   int    // voters that said then that their disk is full
+	newest uint64 // index of the log's last entry when they were asked
+	full   int    // number of voters that reported a full disk then
 }
 
-// checkRoom asks the voters for their disks' space, if something was written since it last did or they had none.
+// checkRoom asks the voters for their disk space. It does nothing if nothing was written since the last time, unless
+// they had no room then.
 func (s *steward) checkRoom(ctx context.Context, r *room) {
 	newest, was := s.raft.LastIndex(), s.quota.withoutRoom.Load()
 	if !was && (newest == r.newest || r.full == 0 && time.Since(r.asked) < roomTick) {
@@ -52,8 +52,8 @@ func (s *steward) checkRoom(ctx context.Context, r *room) {
 	}
 }
 
-// roomOf returns how many of these servers say that their disk is full, and how many of the others store. One that
-// stores and does not answer in time has room.
+// roomOf returns how many of these servers report a full disk, and how many of the others store. A server that stores
+// but does not answer in time counts as one with room.
 func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, roomy int) {
 	term := s.raft.CurrentTerm()
 	var mu sync.Mutex
@@ -61,7 +61,7 @@ func (s *steward) roomOf(ctx context.Context, servers []raft.Server) (full, room
 	for _, m := range servers {
 		if m.ID == s.id {
 			mu.Lock()
-			roomy++ // it refuses for itself
+			roomy++ // this server refuses writes by itself when its disk is full
 			mu.Unlock()
 			continue
 		}

@@ -8,18 +8,18 @@ import (
 	"sync"
 )
 
-// underWay counts the writes through this server that have no answer yet, in sets: a set holds those that began between
-// two calls of Drain.
+// underWay counts the writes through this server that have no answer yet. It counts them in sets: a set holds the
+// writes that began between two calls of Drain.
 type underWay struct {
 	mu   sync.Mutex
 	now  *writes
-	open []*writes // sets of before that are not empty
+	open []*writes // earlier sets that are not empty
 }
 
 type writes struct {
 	n      int
 	closed bool
-	none   chan struct{} // closed when it is closed and empty
+	none   chan struct{} // closed when the set is closed and empty
 }
 
 // begin counts a write until the function that it returns is called.
@@ -41,7 +41,7 @@ func (u *underWay) begin() (end func()) {
 	}
 }
 
-// before are the sets of all writes that have begun.
+// before closes the present set, and returns all sets that are not empty.
 func (u *underWay) before() []*writes {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -52,9 +52,9 @@ func (u *underWay) before() []*writes {
 	return slices.Clone(u.open)
 }
 
-// Drain returns when every write through this server that had begun has ended: it is done, or will never be, or it was
-// given up and its outcome is open. One that was given up comes before whatever this server writes afterwards, or
-// never. One without a leader may take as long as its context allows.
+// Drain waits for the end of every write through this server that had begun. A write ends when it is done, when it can
+// never be done, or when it was given up and its outcome is open. A write that was given up is done before all that
+// this server writes afterwards, or never. A write without a leader may take as long as its context allows.
 func (s *Store) Drain(ctx context.Context) error {
 	for _, set := range s.writer.writes.before() {
 		select {

@@ -15,30 +15,29 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/etcdapi"
 )
 
-// Errors of Open that a user can act on. Their messages say what is wrong, what
-// is safe, and what to do next.
+// Errors of Open that a user can act on. Their messages say what is wrong, what is safe, and what to do next.
 type (
-	// DamageError names a file that is not what was written.
+	// DamageError names a file whose content is not what was written.
 	DamageError = disk.DamageError
 	// FormatError says that a newer version wrote the directory.
 	FormatError = disk.FormatError
-	// InUseError says that another process has the directory.
+	// InUseError says that another process has opened the directory.
 	InUseError = disk.InUseError
-	// MismatchError says that the directory is another cluster's or server's.
+	// MismatchError says that the directory belongs to another cluster or server.
 	MismatchError = disk.MismatchError
 )
 
-// ErrClosed is returned by what is called on a closed store.
+// ErrClosed is returned by calls on a closed store.
 var ErrClosed = rpctypes.ErrGRPCStopped
 
-// contextError is the error of a request whose context ended.
+// contextError returns the error for a request whose context ended.
 func contextError(ctx context.Context) error { return etcdapi.ContextError(ctx) }
 
-// proposeError translates raft's errors into etcd's; ctx is the request's. All but the first few
-// leave open whether the write happened, and so do etcd's.
+// proposeError translates raft's errors into etcd's. ctx is the context of the request. Timeouts, the loss of the
+// leader and a closed store leave open whether the write happened, as in etcd.
 func proposeError(ctx context.Context, err error) error {
 	switch {
-	case errors.Is(err, errMoved): // whatever else it is
+	case errors.Is(err, errMoved): // errMoved counts before the errors that it is joined with
 		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		return rpctypes.ErrGRPCNoLeader
@@ -53,9 +52,9 @@ func proposeError(ctx context.Context, err error) error {
 		if ctx.Err() != nil {
 			return contextError(ctx)
 		}
-		return rpctypes.ErrGRPCTimeout // it took too long on the way; the client would still have waited
+		return rpctypes.ErrGRPCTimeout // the call to the leader timed out, and the client would still have waited
 	}
-	// Without what it was wrapped in: clients know etcd's errors by their words.
+	// Without the errors that wrap it: clients identify etcd's errors by their text.
 	var said interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &said) {
 		return said.GRPCStatus().Err()

@@ -17,18 +17,18 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// API answers etcd's requests, without a connection.
+// API returns etcd's API of this store for calls in this process.
 func (s *Store) API() *etcdapi.API { return s.api }
 
-// Client returns a new etcd client whose calls go straight into the store. Its
-// Close ends its watches and nothing else. Cluster and Auth are not there.
+// Client returns a new etcd client that calls the store directly. Its Close ends only its own watches. It has no
+// Cluster and no Auth.
 //
 // Keys and values in answers are the store's own memory: read only.
 func (s *Store) Client() *kubernetes.Client { return etcdclient.New(s.api) }
 
-// ServeGRPC serves etcd's v3 API on the listener until ctx or the store ends,
-// and then closes it. It has no authentication of its own: who can connect may
-// do everything, so give it a unix socket that only its users can open.
+// ServeGRPC serves etcd's v3 API on the listener until ctx or the store ends, and then closes the listener. It has no
+// authentication: any client that can connect may do everything. So the listener should be a unix socket that only its
+// users can open.
 func (s *Store) ServeGRPC(ctx context.Context, l net.Listener) error {
 	return etcdgrpc.Serve(ctx, s.api, l)
 }
@@ -43,13 +43,13 @@ func (s *Store) newAPI() *etcdapi.API {
 	})
 }
 
-// View is the newest state that this server has applied.
+// View returns the newest state that this server has applied.
 func (s *Store) View() *mvcc.View { return s.replica.fsm.view() }
 
-// Term is this server's term.
+// Term returns this server's Raft term.
 func (s *Store) Term() uint64 { return s.replica.raft.CurrentTerm() }
 
-// etcdStore is a store as etcd's API needs it.
+// etcdStore implements etcdapi.Store.
 type etcdStore struct {
 	*Store
 	*leases
@@ -58,13 +58,13 @@ type etcdStore struct {
 
 var _ etcdapi.Store = etcdStore{}
 
-// etcdCluster is a cluster as etcd's API has it.
+// etcdCluster implements the methods of etcdapi.Store that concern the cluster.
 type etcdCluster struct {
 	*Cluster
 	quota *quota
 }
 
-// EtcdStatus describes this server as etcd's API does.
+// EtcdStatus describes this server in the terms of etcd's API.
 func (c etcdCluster) EtcdStatus() etcdapi.ServerStatus {
 	out := etcdapi.ServerStatus{
 		Committed: c.raft.CommitIndex(), Applied: c.raft.AppliedIndex(), Quota: c.opts.QuotaBytes,
@@ -86,7 +86,7 @@ func (c etcdCluster) EtcdStatus() etcdapi.ServerStatus {
 	return out
 }
 
-// EtcdMembers lists the servers as etcd's API does.
+// EtcdMembers lists the servers in the terms of etcd's API.
 func (c etcdCluster) EtcdMembers() []*pb.Member {
 	var out []*pb.Member
 	for _, m := range c.Members() {
@@ -95,7 +95,7 @@ func (c etcdCluster) EtcdMembers() []*pb.Member {
 	return out
 }
 
-// RemoveMemberID takes the server with this member id out of the cluster.
+// RemoveMemberID removes the server with this member id from the cluster.
 func (c etcdCluster) RemoveMemberID(ctx context.Context, id uint64) error {
 	for _, m := range c.Members() {
 		if m.ID == id {
@@ -115,8 +115,8 @@ func (c etcdCluster) PromoteMemberID(ctx context.Context, id uint64) error {
 	return rpctypes.ErrGRPCMemberNotFound
 }
 
-// LeaderPresence says whether a leader is known now. The context ends when there
-// has been none for long.
+// LeaderPresence says whether a leader is known now. The returned context ends when no leader has been known for a
+// while.
 func (c etcdCluster) LeaderPresence() (known bool, present context.Context) {
 	return c.leader.presence()
 }

@@ -18,20 +18,19 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// forwarder brings this server's writes to the leader, and answers the other servers' while this one leads.
+// forwarder sends this server's writes to the leader. While this server leads, it runs the writes of the others.
 type forwarder struct {
 	*peers
 	leader    *leaderBoard
 	quota     *quota
 	writer    *writer
-	batches   *proposer // to the leader
+	batches   *proposer // gathers commands into batches for the leader
 	forwarded atomic.Uint64
 	session   session
-	opening   chan struct{} // capacity 1: held by who opens the session
+	opening   chan struct{} // capacity 1: held by the goroutine that opens the session
 }
 
-// write runs a command exactly once, however often it has to be sent. If
-// it gives up, the outcome is open.
+// write runs a command exactly once, however often the command has to be sent. If write gives up, the outcome is open.
 func (f *forwarder) write(ctx context.Context, c mvcc.Command) (any, error) {
 	ctx, cancel := etcdapi.WithTimeout(ctx, f.opts.RequestTimeout)
 	defer cancel()
@@ -54,11 +53,11 @@ func (f *forwarder) write(ctx context.Context, c mvcc.Command) (any, error) {
 		if attempts > 1 {
 			return nil, rpctypes.ErrGRPCTimeoutDueToLeaderFail // an earlier attempt may have been done
 		}
-		// Refused, hence not done: once more, under another number.
+		// It was refused, hence not done: write tries again under another number.
 	}
 }
 
-// openSession opens this server's session, unless another caller did just now.
+// openSession opens this server's session, unless another caller has just opened one.
 func (f *forwarder) openSession(ctx context.Context) error {
 	select {
 	case f.opening <- struct{}{}:
@@ -77,13 +76,13 @@ func (f *forwarder) openSession(ctx context.Context) error {
 	return nil
 }
 
-// deliver brings a command to the leader, to one after the other if need be,
-// until one answers. It says how many may have got it.
+// deliver sends a command to the leader until a leader answers, which may be a later leader. attempts is how many times
+// a leader may have received it.
 func (f *forwarder) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Result, attempts int, err error) {
 	for {
 		lead, moved, err := f.leader.await(ctx)
 		if attempts > 0 && errors.Is(err, rpctypes.ErrGRPCNoLeader) {
-			err = errMoved // the one before may have done it
+			err = errMoved // the leader before may have done it
 		}
 		if err != nil {
 			return res, attempts, err
@@ -99,14 +98,14 @@ func (f *forwarder) deliver(ctx context.Context, c mvcc.Command) (res mvcc.Resul
 			continue
 		}
 		if err != nil && attempts > 1 {
-			// This one may have been refused; an earlier one may be done.
+			// This attempt may have been refused, but an earlier one may be done.
 			err = errors.Join(errMoved, err)
 		}
 		return res, attempts, err
 	}
 }
 
-// attempt brings a command to one leader.
+// attempt sends a command to one leader once, or proposes it if that is this server.
 func (f *forwarder) attempt(
 	ctx context.Context, lead leader, moved <-chan struct{}, c mvcc.Command,
 ) (mvcc.Result, error) {
@@ -119,8 +118,8 @@ func (f *forwarder) attempt(
 	return f.writer.proposer.propose(ctx, bounds{moved: moved}, c)
 }
 
-// forward hands a batch to the leader, and waits until this server has applied
-// what came of it: who wrote through a server finds it there.
+// forward sends a batch to the leader, and waits until this server has applied it: a client that wrote through a server
+// finds the write there.
 func (f *forwarder) forward(entry []byte) func() ([]mvcc.Result, error) {
 	lead, moved := f.leader.get()
 	return func() ([]mvcc.Result, error) {
@@ -148,14 +147,14 @@ func (f *forwarder) forward(entry []byte) func() ([]mvcc.Result, error) {
 		if count, err := mvcc.CommandsOf(entry); err != nil || count != len(results) {
 			return nil, status.Error(codes.Internal, "raftstore: the leader's answer is not for what it was asked")
 		}
-		_, _ = f.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // it is done; a caller that cannot wait gets that answer all the same
+		_, _ = f.fsm.wait(ctx, binary.LittleEndian.Uint64(answer)) // the batch is done; a caller that cannot wait gets the results anyway
 		return results, nil
 	}
 }
 
-// serveWrite is the leader's part of forward.
+// serveWrite runs a batch that another server's forward sent to this leader.
 func (f *forwarder) serveWrite(ctx context.Context, entry []byte) ([]byte, error) {
-	// In full, bodies too: what is in the log must be readable for all.
+	// The commands are decoded with their bodies: all servers must be able to read what is in the log.
 	commands, err := mvcc.DecodeEntry(entry)
 	if err != nil || len(commands) == 0 || !mvcc.Plain(entry) {
 		return nil, status.Errorf(codes.InvalidArgument, "raftstore: forwarded writes: %v", err)
@@ -182,8 +181,7 @@ func (f *forwarder) serveWrite(ctx context.Context, entry []byte) ([]byte, error
 	return append(answer, encoded...), nil
 }
 
-// proposeGathered runs the commands that another server gathered, without those that
-// this server's quota refuses.
+// proposeGathered runs the commands that another server gathered, except those that this server's quota refuses.
 func (f *forwarder) proposeGathered(
 	ctx context.Context, moved <-chan struct{}, entry []byte, commands []mvcc.Command,
 ) ([]mvcc.Result, error) {

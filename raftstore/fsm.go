@@ -14,25 +14,24 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// fsm lets raft drive the state machine. Raft calls it from one goroutine; it
-// publishes a view after each batch, and readers take the newest.
+// fsm connects raft to the state machine. Raft calls it from one goroutine. It publishes a view after each batch, and
+// readers take the newest view.
 type fsm struct {
 	state     *mvcc.State
 	published atomic.Pointer[mvcc.View]
-	// onPublish is called for every new view, before the writers whose commands
-	// it holds are answered. It must not block.
+	// onPublish is called for every new view, before the writers of its commands get their answers. It must not block.
 	onPublish func()
-	// onCommand is called with every command and its result, in order, before they
-	// are published, but not of one that came again: nothing was done then, and
-	// much may have happened since it was. It must not block.
+	// onCommand is called with every command and its result, in order, before they are published. It is not called for
+	// a repeated command: that changed nothing, and much may have happened since the command was run. It must not
+	// block.
 	onCommand func(mvcc.Command, mvcc.Result)
 
-	// onRestore is called with a state that was read from a snapshot, before it takes
-	// the place of the present one. With an error it does not.
+	// onRestore is called when a state was read from a snapshot, before that state replaces the present one. If it
+	// returns an error, the present state stays.
 	onRestore func() error
 
 	mu sync.Mutex
-	// changed is closed at the next publication; nil if no goroutine waits.
+	// changed is closed at the next publication. It is nil if no goroutine waits.
 	changed chan struct{}
 }
 
@@ -40,7 +39,7 @@ var _ raft.BatchingFSM = (*fsm)(nil)
 
 func newFSM(onPublish func(), onCommand func(mvcc.Command, mvcc.Result)) *fsm {
 	f := &fsm{state: mvcc.New(), onPublish: onPublish, onCommand: onCommand, onRestore: func() error { return nil }}
-	f.published.Store(f.state.Freeze()) // no callback needs it
+	f.published.Store(f.state.Freeze()) // without a callback: an empty state needs none
 	return f
 }
 
@@ -55,11 +54,10 @@ func (f *fsm) publish() {
 	f.onPublish()
 }
 
-// view is the newest applied state.
+// view returns the newest applied state.
 func (f *fsm) view() *mvcc.View { return f.published.Load() }
 
-// wait returns the first view that holds the entry with this index, which must
-// be one of commands.
+// wait returns the first view that holds the entry with this index. The entry must be one of commands.
 func (f *fsm) wait(ctx context.Context, index uint64) (*mvcc.View, error) {
 	for {
 		view := f.view()
@@ -101,12 +99,12 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 func (f *fsm) apply(l *raft.Log) []mvcc.Result {
 	commands, err := mvcc.DecodeEntry(l.Data)
 	if err != nil {
-		// Its checksum was right, so a newer version wrote it. To go on
-		// without it would make this server differ from the others.
+		// The entry's checksum was right, so a newer version wrote it. Skipping it would make this server's state
+		// differ from the others'.
 		panic(fmt.Sprintf("raftstore: log entry %d was written by a newer version (%v). Nothing was changed, and what the store holds is safe: "+
 			"start the version that the other servers run, or the one that ran here before", l.Index, err))
 	}
-	f.state.Prune() // what a snapshot kept it from freeing
+	f.state.Prune() // versions that a snapshot has kept from being freed
 	results := f.state.ApplyEntry(l.Index, l.Term, commands)
 	for i, c := range commands {
 		if !results[i].Repeated {
@@ -116,12 +114,12 @@ func (f *fsm) apply(l *raft.Log) []mvcc.Result {
 	return results
 }
 
-// Snapshot captures the state for raft to write out beside further commands.
+// Snapshot captures the state. Raft writes it to disk while further commands are run.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	return &fsmSnapshot{f.view().Snapshot()}, nil
 }
 
-// Restore replaces the state by a snapshot's.
+// Restore replaces the state by that of a snapshot.
 func (f *fsm) Restore(r io.ReadCloser) error {
 	defer r.Close()
 	state, err := mvcc.Restore(r)

@@ -12,10 +12,10 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// hcLogger passes what raft logs to slog. Raft's information is our detail:
-// the store itself says what an operator should know.
+// hcLogger passes raft's log messages to slog. Raft's level Info becomes Debug: the store itself logs what an operator
+// should know.
 type hcLogger struct {
-	hclog.Logger // says nothing: for what raft never calls
+	hclog.Logger // logs nothing; for the methods that raft never calls
 	log          *slog.Logger
 	said         *said
 }
@@ -24,17 +24,17 @@ func newHCLog(l *slog.Logger) hclog.Logger {
 	return &hcLogger{hclog.NewNullLogger(), l.With("part", "raft"), &said{last: make(map[string]time.Time)}}
 }
 
-// repeatAfter is how long the same warning about the same server is held back.
-// Raft warns of a server that is away ten times a second.
+// repeatAfter is how long a repeated warning about the same server is logged as Debug only. Raft warns of an
+// unresponsive server ten times a second.
 const repeatAfter = time.Minute
 
-// said remembers which warnings were given.
+// said remembers when each warning was last logged.
 type said struct {
 	mu   sync.Mutex
 	last map[string]time.Time
 }
 
-// again reports whether a warning was given a short while ago.
+// again reports whether the same warning was logged less than repeatAfter ago. If not, it remembers the warning.
 func (s *said) again(msg string, args []any) bool {
 	key := msg
 	for i := 0; i+1 < len(args); i += 2 {

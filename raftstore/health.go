@@ -4,40 +4,42 @@ package raftstore
 
 import "time"
 
-// Health is what this server knows of itself: how its disk does, and whether the others count it and have a leader.
+// Health is what this server knows of its own state: of its disk, and whether the others count it as a member and have
+// a leader.
 type Health struct {
 	*replica
 	leader *leaderBoard
 }
 
-// Health gives what this server knows of itself.
+// Health returns what this server knows of its own state.
 func (s *Store) Health() Health { return Health{s.replica, s.leader} }
 
-// Stalled returns how long the oldest write that waits for the disk has been doing so, 0
-// if there is none. Until it ends this server learns of no newer write.
+// Stalled returns for how long the oldest unfinished write to the disk has been waiting, 0 if there is none. Until that
+// write ends this server learns of no newer write to the store.
 func (h Health) Stalled() time.Duration { return h.dir.Stalled() }
 
-// Removed says whether the others have a leader and do not count this server among
-// them, as far as they could be asked: it serves no client any more.
+// Removed says whether the others have a leader and do not count this server as a member, as far as they could be
+// asked. A removed server no longer serves clients.
 func (h Health) Removed() bool {
 	w := h.leader.without.Load()
 	return !h.leader.hasLeader() && w != nil && w.removed
 }
 
-// MembershipConfirmed says whether another server has said since this start, and none has denied since, that the
-// cluster counts this one: by leading it, or when it was asked.
+// MembershipConfirmed says whether another server has confirmed since this start that this server is a member, and none
+// has denied it since. A server confirms it by leading this one, or when it is asked.
 func (h Health) MembershipConfirmed() bool { return h.leader.counted.Load() }
 
-// CutOff says whether the others have a leader whom this server does not hear although they count it: another server,
-// OtherLeader, reaches it.
+// CutOff says whether the others count this server and have a leader that this server does not hear. OtherLeader is
+// then a server that reaches that leader.
 func (h Health) CutOff() bool {
 	w := h.leader.without.Load()
 	return !h.leader.hasLeader() && w != nil && !w.removed && w.address != ""
 }
 
-// OtherLeader is the address of another server that leads, as far as this one knows, or has heard when it was removed;
-// of one that reaches it if this server is cut off from it alone; "" if there is none. It may be one that this server
-// does not know as a member: while its disk is stalled it learns of none.
+// OtherLeader returns the address of another server that leads, as far as this one knows, or learned when it was
+// removed. If this server alone is cut off from the leader, it returns the address of a server that reaches the leader.
+// It returns "" if there is none. This server may not know the leader as a member: while its disk is stalled it learns
+// of no new members.
 func (h Health) OtherLeader() string {
 	lead, _ := h.leader.get()
 	if w := h.leader.without.Load(); w != nil && !lead.known() {
@@ -49,5 +51,5 @@ func (h Health) OtherLeader() string {
 	return dialAddress(lead.Address)
 }
 
-// Quota is how many bytes of keys and history the store may have, see Options.QuotaBytes.
+// Quota returns how many bytes of keys and history the store may have, see Options.QuotaBytes.
 func (h Health) Quota() int64 { return h.opts.QuotaBytes }

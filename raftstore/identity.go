@@ -11,9 +11,9 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-// identity is who a server is: for people, for raft, and for etcd's protocol.
+// identity is a server's names and numbers: for people, for raft, and for etcd's protocol.
 type identity struct {
-	name      string // the server's
+	name      string // the server's name
 	id        raft.ServerID
 	address   raft.ServerAddress
 	memberID  uint64
@@ -24,7 +24,7 @@ func identityOf(d disk.Identity, o Options) identity {
 	id := raft.ServerID(d.Member)
 	i := identity{
 		name: d.Node, id: id, memberID: memberID(d.Member), clusterID: clusterNumber(d.Cluster),
-		address: raft.ServerAddress(id), // of a server that has no peers
+		address: raft.ServerAddress(id), // for a server that has no peers
 	}
 	if o.Network != nil {
 		i.address = withLevel(raftAddress(id, o.Network.Address), o.level)
@@ -32,10 +32,10 @@ func identityOf(d disk.Identity, o Options) identity {
 	return i
 }
 
-// memberID is the number by which etcd's protocol names a server.
+// memberID returns the number that identifies a server in etcd's protocol.
 func memberID(nodeID string) uint64 { return idOf("member", nodeID) }
 
-// clusterNumber is the number by which etcd's protocol names a cluster.
+// clusterNumber returns the number that identifies a cluster in etcd's protocol.
 func clusterNumber(clusterID string) uint64 { return idOf("cluster", clusterID) }
 
 func idOf(kind, name string) uint64 {

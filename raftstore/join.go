@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-// ErrShare is wrapped by an error of Options.Admit that refuses a server for what it shares: it may get that again, and
-// ask again.
+// ErrShare is wrapped by an error of Options.Admit that refuses a server for what it shares (Options.Share). The server
+// may fetch that again (Options.Renew) and repeat its request.
 var ErrShare = errors.New("raftstore: it shares something else than the cluster has")
 
 // renewEvery is the least time between two calls of Options.Renew.
@@ -27,24 +27,24 @@ const renewEvery = 5 * time.Second
 
 type joinCall struct {
 	ID, Address string
-	// Share is what Options.Share says.
+	// Share is the result of Options.Share.
 	Share string `json:",omitempty"`
 }
 
-// membership is how this server becomes and stays a member, finds out that it is none any more, and, while it leads,
-// admits others.
+// membership makes this server a member, keeps its address up to date, and finds out when it was removed. While this
+// server leads, it admits others.
 type membership struct {
 	*peers
 	leadership *leadership
 	leader     *leaderBoard
-	former     []disk.Peer // noted before this start
-	asking     sync.Mutex  // one asks at a time whether this server was taken out
-	joins      bool        // this server's directory has never been part of a cluster, and begins none
-	joined     atomic.Bool // it has become part of one since this start
+	former     []disk.Peer // other members, as noted before this start
+	asking     sync.Mutex  // held while a goroutine asks whether this server was removed
+	joins      bool        // this server's directory was never part of a cluster, and may not begin one
+	joined     atomic.Bool // this server became a member since this start
 }
 
-// sameServer says that a member is the server that says that it is: at the same
-// address, or at one where it is met now that the other one does not answer.
+// sameServer says whether a member is the server that has this id and is at this address. The member's address may
+// differ if it does not answer there, and was met at the other one.
 func (ms *membership) sameServer(m raft.Server, id raft.ServerID, address raft.ServerAddress) bool {
 	if m.ID != id {
 		return false
@@ -53,7 +53,7 @@ func (ms *membership) sameServer(m raft.Server, id raft.ServerID, address raft.S
 	return dialAddress(m.Address) == at || ms.Transport != nil && dialAddress(ms.Where(id, m.Address)) == at
 }
 
-// serveJoin takes a server in, or notes its new address.
+// serveJoin adds a server as a non-voter, or notes its new address.
 func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) {
 	if lead, _ := ms.leadership.get(); !lead.Leader {
 		return nothing{}, errNotLeader
@@ -68,8 +68,7 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 		return nothing{}, err
 	}
 	for _, server := range members.Servers {
-		// Two servers of one name, or with copies of one directory, would take
-		// each other's place again and again.
+		// Two servers with one name, or with copies of one directory, would replace each other again and again.
 		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !ms.sameServer(server, id, address) &&
 			(server.ID == ms.id && id != ms.id || ms.responsive(server.ID, 3*ms.opts.ElectionTimeout)) {
 			return nothing{}, status.Errorf(codes.FailedPrecondition,
@@ -79,7 +78,7 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 			continue
 		}
 		if server.Address == address {
-			if err := ms.await(ms.raft.Barrier(0)); err != nil { // until that is committed
+			if err := ms.await(ms.raft.Barrier(0)); err != nil { // returns when the member's entry is committed
 				return nothing{}, callError(err)
 			}
 			return nothing{}, nil
@@ -95,7 +94,7 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 		!slices.ContainsFunc(members.Servers, func(m raft.Server) bool { return m.ID == id }) {
 		release, err := admit(r.Share)
 		if errors.Is(err, ErrShare) {
-			return nothing{}, status.Error(codes.Unauthenticated, err.Error()) // nothing else here answers that
+			return nothing{}, status.Error(codes.Unauthenticated, err.Error()) // a call to join has this code for no other reason
 		}
 		if err != nil {
 			return nothing{}, status.Error(codes.FailedPrecondition, err.Error())
@@ -109,8 +108,8 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 	return nothing{}, nil
 }
 
-// full refuses a server that would be one more than there may be. One whose directory was replaced is none more: the
-// one that it was goes.
+// full refuses a server that would exceed Options.MaxMembers. A server whose directory was replaced does not count as
+// one more: its former member is removed.
 func (ms *membership) full(members []raft.Server, id raft.ServerID) error {
 	if most := ms.opts.MaxMembers; most == 0 || len(members) < most {
 		return nil
@@ -123,8 +122,8 @@ func (ms *membership) full(members []raft.Server, id raft.ServerID) error {
 		len(members))
 }
 
-// announce makes sure that the cluster has this server, under its present
-// address. It tries until it succeeds or ctx is done.
+// announce makes sure that the cluster has this server as a member, under its present address. It repeats that until it
+// succeeds or ctx is done.
 func (ms *membership) announce(ctx context.Context) {
 	const pause = 100 * time.Millisecond
 	var renewed time.Time
@@ -132,7 +131,7 @@ func (ms *membership) announce(ctx context.Context) {
 		err := ms.announceOnce(ctx, failures)
 		if err == nil && ms.joins {
 			ms.joined.Store(true)
-			if err := ms.dir.Joined(); err != nil { // the next start asks again
+			if err := ms.dir.Joined(); err != nil { // if this fails, the next start asks again
 				ms.log.Warn("this server has joined the store's cluster", "err", err)
 			}
 		}
@@ -161,8 +160,8 @@ var errNoReply = errors.New("raftstore: no server of the cluster answers")
 
 func (ms *membership) announceOnce(ctx context.Context, round int) error {
 	for _, server := range ms.raft.GetConfiguration().Configuration().Servers {
-		// A new one's being there may not be committed, and be undone by the
-		// next leader: then no server would speak to it any more.
+		// A new server's membership may not be committed, and the next leader may undo it. Then no server would speak
+		// to it any more.
 		if server.ID == ms.id && server.Address == ms.address && !ms.joins {
 			return nil
 		}
@@ -177,7 +176,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 		return err
 	}
 	if isOnlyVoter(ms.raft.GetConfiguration().Configuration().Servers, ms.id) {
-		return errNotLeader // yet: who leads others leads another cluster
+		return errNotLeader // for now; a leader of other servers leads another cluster
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -201,7 +200,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 			return errNotLeader
 		}
 		if !slices.ContainsFunc(info.Members, func(m raft.Server) bool { return m.ID == ms.id }) {
-			return nil // it was taken out: it must not come back by itself
+			return nil // it was removed, and must not join again by itself
 		}
 	}
 	_, err := callAt[nothing](ctx, ms.Call, leader, callJoin, me)
@@ -211,16 +210,16 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 // askAtOnce is how many servers are asked for the leader at the same time.
 const askAtOnce = 8
 
-// askLeader asks servers at some addresses who leads, in turn from round to round
-// if there are many. The servers that answer have been met then: without a leader that is
-// how servers whose addresses have all changed come to elect one.
+// askLeader asks the servers at some addresses for the leader, and returns the leader's address. It asks askAtOnce of
+// them at once, others in each round. A server that answers has then been met at its address: that is how servers whose
+// addresses have all changed come to elect a leader.
 func (ms *membership) askLeader(ctx context.Context, addresses []string, round int) (string, error) {
 	n := min(len(addresses), askAtOnce)
 	type reply struct {
 		leader string
 		err    error
 	}
-	answers := make(chan reply, n) // each is sent, whether or not the caller waits
+	answers := make(chan reply, n) // each reply can be sent even if the caller does not wait
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -244,7 +243,7 @@ func (ms *membership) askLeader(ctx context.Context, addresses []string, round i
 	return "", err
 }
 
-// known lists where other servers may be.
+// known lists the addresses at which other servers may be.
 func (ms *membership) known() []string {
 	var out []string
 	add := func(address string) {
@@ -270,23 +269,22 @@ func (ms *membership) known() []string {
 	return out
 }
 
-// peersTick is how often a server looks whether the others are still those that it noted.
+// peersTick is how often a server checks whether its note of the other members is still right.
 const peersTick = 5 * time.Second
 
-// notePeers keeps the note of the other members' addresses until ctx is done.
-// Every server has one, whichever server leads: any directory may turn out to be damaged.
+// notePeers keeps the note of the other members' addresses up to date until ctx is done. Every server has that note,
+// whichever server leads: any directory may turn out to be damaged.
 func (ms *membership) notePeers(ctx context.Context) {
 	for moments.Sleep(ctx, peersTick) {
 		ms.savePeers()
 	}
 }
 
-// savePeers notes the other members' addresses, should this directory turn out
-// to be damaged at some start.
+// savePeers notes the other members' addresses, for a start at which this directory turns out to be damaged.
 func (ms *membership) savePeers() {
 	servers := ms.raft.GetConfiguration().Configuration().Servers
 	if len(servers) == 0 {
-		return // not yet: what it knows is all that leads it to the others
+		return // no members are known yet: without the present note it could not find the others
 	}
 	var peers []disk.Peer
 	var ids []raft.ServerID
@@ -302,11 +300,11 @@ func (ms *membership) savePeers() {
 	}
 }
 
-// reportRemoval notes, and tells the operator, if the others have a leader and do not
-// count this server among them. Nothing else would: no server speaks to it any more.
+// reportRemoval notes and logs it if the others have a leader and do not count this server as a member. This server
+// learns of it in no other way: no server speaks to a removed one.
 func (ms *membership) reportRemoval(ctx context.Context) {
 	if ms.joins && !ms.joined.Load() || isOnlyVoter(ms.raft.GetConfiguration().Configuration().Servers, ms.id) {
-		return // it was never in, or no other server can remove it
+		return // it was never a member, or no other server can remove it
 	}
 	if !ms.asking.TryLock() {
 		return
@@ -327,14 +325,14 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 		ms.noteCutOff(ctx, best)
 		return
 	case len(own.Servers) == 0:
-		return // its log is empty: nothing tells whether the answer is of the time before this server was taken in
+		return // its log is empty: the answer may be from before this server was added
 	case best.Applied < since && slices.ContainsFunc(own.Servers,
 		func(m raft.Server) bool { return m.ID != ms.id && hasMember(best.Members, m.ID) }):
-		return // it is of the time before this server was added: its disk is stalled
+		return // the answer is from before this server was added: the other server's disk is stalled
 	}
 	ms.leader.counted.Store(false)
 	before := ms.leader.without.Swap(&reportedLeader{address: dialAddress(raft.ServerAddress(best.Leader)), removed: true})
-	if ms.leader.hasLeader() { // since just now
+	if ms.leader.hasLeader() { // a leader has been heard in the meantime
 		ms.leader.without.Store(nil)
 		ms.leader.counted.Store(true)
 		return
@@ -350,7 +348,7 @@ func hasMember(members []raft.Server, id raft.ServerID) bool {
 	return slices.ContainsFunc(members, func(m raft.Server) bool { return m.ID == id })
 }
 
-// askInfo asks servers at some addresses side by side, and returns the answers.
+// askInfo asks the servers at some addresses concurrently, and returns the answers.
 func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoReply {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -372,10 +370,10 @@ func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoRep
 	return answers
 }
 
-// bestInformed is the answer of the server that knows most, among those that know of another leader than this server.
-// One whose disk is stalled, or that is behind for another reason, does so too, and counts members who are none any
-// more. One that has just joined hears the leader before it has read who the members are: that it does not know of
-// itself shows it.
+// bestInformed returns the answer with the highest applied index, among the servers that know of another leader than
+// this server. A server that is behind, by a stalled disk or otherwise, also knows of a leader, but has an old list of
+// members. A server that has just joined hears the leader before it has read the list of members. Its own id is not in
+// its list, and its answer is ignored.
 func (ms *membership) bestInformed(answers []infoReply) (best infoReply, ok bool) {
 	for _, a := range answers {
 		if a.Leader != "" && a.Leader != string(ms.address) && hasMember(a.Members, raft.ServerID(a.ID)) &&

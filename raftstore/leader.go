@@ -15,51 +15,47 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// A leader is the server that leads the cluster, as this server knows it.
+// A leader is the server that leads the cluster, as far as this server knows.
 type leader struct {
 	ID      raft.ServerID
 	Address raft.ServerAddress
 	Term    uint64
-	// Self says that it is this server, and that it may serve: it has applied
-	// everything that earlier terms committed.
+	// Self says that this server leads and may serve: it has applied everything that earlier terms committed.
 	Self bool
 }
 
-// known says whether there is one at all.
+// known says whether there is a leader.
 func (l leader) known() bool { return l.Self || l.Address != "" }
 
-// errMoved says that the leader to whom something was sent leads no longer, as
-// far as this server knows.
+// errMoved says that the leader that something was sent to does not lead any more, as far as this server knows.
 var errMoved = errors.New("raftstore: the leadership has moved")
 
-// leaderBoard holds the present leader and tells those who wait for another.
+// leaderBoard holds the present leader, and notifies goroutines that wait for another leader.
 type leaderBoard struct {
 	mu      sync.Mutex
 	now     leader
 	changes uint64
 	changed chan struct{} // closed and replaced at each change
-	// present ends when there has been no leader for leaderlessAfter, and is
-	// replaced when there is one.
+	// present ends when there has been no leader for leaderlessAfter. The next leader replaces it by a new one.
 	present    context.Context
 	endPresent context.CancelFunc
 
-	refreshing sync.Mutex    // one look at who leads at a time
-	heard      timers.Signal // the transport heard another leader
+	refreshing sync.Mutex    // held while refresh finds out who leads
+	heard      timers.Signal // sent when the transport heard another leader
 
-	// without is what the others said when they were asked last and had a leader; nil if they had none, or this server
-	// knows one.
+	// without is the last report of other servers that have a leader while this one has none. It is nil if they
+	// reported no leader, or if this server knows a leader.
 	without atomic.Pointer[reportedLeader]
 	counted atomic.Bool // see Health.MembershipConfirmed
 
 	closing context.Context // ends when the store closes
 }
 
-// leaderlessAfter is how long there may be no leader before streams that require
-// one end. etcd waits three of its election timeouts, 3 s.
+// leaderlessAfter is how long there may be no leader before streams that require a leader end. etcd waits for three of
+// its election timeouts, 3 s.
 const leaderlessAfter = 3 * time.Second
 
-// askedAgainAfter is how often the others are asked, while there is none, whether they
-// have one without this server.
+// askedAgainAfter is the interval at which a server without a leader asks the others whether they have a leader.
 const askedAgainAfter = 10 * time.Second
 
 func newLeaderBoard(closing context.Context) *leaderBoard {
@@ -68,7 +64,7 @@ func newLeaderBoard(closing context.Context) *leaderBoard {
 	return b
 }
 
-// endStreams ends the streams that require a leader, if there is still none.
+// endStreams ends the streams that require a leader, if there is still no leader.
 func (b *leaderBoard) endStreams() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -77,8 +73,7 @@ func (b *leaderBoard) endStreams() {
 	}
 }
 
-// presence says whether a leader is known. The context ends once there has been
-// none for long.
+// presence says whether a leader is known. The context ends once there has been no leader for leaderlessAfter.
 func (b *leaderBoard) presence() (known bool, present context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -108,22 +103,22 @@ func (b *leaderBoard) hasLeader() bool {
 	return known
 }
 
-// get returns the present leader, and a channel that is closed when that is no
-// longer true.
+// get returns the present leader, and a channel that is closed at the next change.
 func (b *leaderBoard) get() (leader, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.now, b.changed
 }
 
-// leaderChanges is how many leaders this server has seen.
+// leaderChanges returns how many times this server has seen another leader or another term of a leader.
 func (b *leaderBoard) leaderChanges() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.changes
 }
 
-// await returns the leader as soon as there is one.
+// await returns the leader as soon as there is one. Its channel is closed when the leader changes. If ctx runs out
+// before, the error is ErrGRPCNoLeader.
 func (b *leaderBoard) await(ctx context.Context) (leader, <-chan struct{}, error) {
 	for {
 		now, changed := b.get()
@@ -143,15 +138,14 @@ func (b *leaderBoard) await(ctx context.Context) (leader, <-chan struct{}, error
 	}
 }
 
-// leaderWatch keeps the board of the leader right.
+// leaderWatch keeps leaderBoard up to date.
 type leaderWatch struct {
 	leaderRoute
 	leadership *leadership
 }
 
-// refresh works out who leads. A server whose disk stalls cannot take
-// part in raft, but still hears the new leader: so a message of a later term
-// than raft's own counts for more than what raft says.
+// refresh finds out who leads. A server whose disk stalls cannot take part in raft, but still hears the new leader. So
+// if the transport has seen a leader of a later term than raft's own, that leader counts.
 func (w *leaderWatch) refresh() {
 	w.leader.refreshing.Lock()
 	defer w.leader.refreshing.Unlock()
@@ -173,9 +167,9 @@ func (w *leaderWatch) refresh() {
 	w.leader.set(now)
 }
 
-// run keeps the board right until ctx is done.
+// run keeps leaderBoard up to date until ctx is done.
 func (w *leaderWatch) run(ctx context.Context) {
-	news := make(chan raft.Observation, 16) // raft drops what does not fit; the next look sees it all
+	news := make(chan raft.Observation, 16) // raft drops what does not fit; the next refresh covers it
 	observer := raft.NewObserver(news, false, func(o *raft.Observation) bool {
 		switch o.Data.(type) {
 		case raft.LeaderObservation, raft.RaftState:

@@ -9,15 +9,14 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// Leadership says whether this server leads, and in which Raft term. A server
-// says that it leads only after it has applied everything that earlier terms
-// committed.
+// Leadership says whether this server leads, and in which Raft term. A server leads only after it has applied
+// everything that earlier terms committed.
 type Leadership struct {
 	Leader bool
 	Term   uint64
 }
 
-// leadership holds the present Leadership and tells those who wait for it.
+// leadership holds the present Leadership, and notifies goroutines that wait for a change.
 type leadership struct {
 	mu      sync.Mutex
 	now     Leadership
@@ -25,10 +24,11 @@ type leadership struct {
 	changed chan struct{} // closed and replaced at each change
 	subs    []chan Leadership
 
-	// notices are raft's: won or lost. Raft blocks on it; the reader is rarely late.
+	// notices are raft's: leadership won or lost. Raft blocks when it is full, which is rare, since its reader is
+	// seldom behind.
 	notices chan bool
-	// overtaken is a term of this server's that is over, although raft has not
-	// noticed yet. Its capacity is 1.
+	// overtaken receives a term of this server's leadership that is over, although raft has not noticed yet. Its
+	// capacity is 1.
 	overtaken chan uint64
 }
 
@@ -52,7 +52,7 @@ func (l *leadership) set(now Leadership) {
 
 func offerLatest(sub chan Leadership, now Leadership) {
 	select {
-	case <-sub: // the one before was not received
+	case <-sub: // the value before was not received
 	default:
 	}
 	sub <- now
@@ -64,8 +64,8 @@ func (l *leadership) get() (Leadership, <-chan struct{}) {
 	return l.now, l.changed
 }
 
-// subscribe returns a channel that always holds the latest value not yet
-// taken, hence its capacity of one. It starts with the present value.
+// subscribe returns a channel that always holds the newest value that was not received yet. Hence its capacity of 1. It
+// begins with the present value.
 func (l *leadership) subscribe() <-chan Leadership {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -93,21 +93,19 @@ func (l *leadership) close() {
 	}
 }
 
-// deposed ends this server's leadership of a term although raft has not
-// noticed yet.
+// deposed ends this server's leadership of a term although raft has not noticed yet that it is over.
 func (l *leadership) deposed(term uint64) {
 	select {
 	case l.overtaken <- term:
-	default: // one is waiting already
+	default: // another term waits already
 	}
 }
 
-// Leadership returns a channel of this server's leadership, beginning with the
-// present one. A receiver that is late sees only the newest value. The channel
-// is closed when the store is.
+// Leadership returns a channel of this server's leadership, beginning with the present value. A slow receiver sees only
+// the newest value. The channel is closed when the store closes.
 func (s *Store) Leadership() <-chan Leadership { return s.leadership.subscribe() }
 
-// duties are what this server does while it leads.
+// duties runs what this server does while it leads.
 type duties struct {
 	*replica
 	leadership  *leadership
@@ -116,11 +114,11 @@ type duties struct {
 	replication replication
 }
 
-// run turns raft's notices into Leadership, and runs what a leader must
-// do for as long as it leads. It ends when ctx does.
+// run turns raft's notices into Leadership, and runs a leader's duties for as long as this server leads. It returns
+// when ctx is done.
 //
-// It may come late to a notice, since it waits for the end of the duties. Only the
-// newest one counts then: raft's term is of now, and an older notice is of another.
+// It may read a notice late, since it waits for the end of the duties. Only the newest notice counts then: raft's term
+// is that of now, while an older notice is of an earlier term.
 func (d *duties) run(ctx context.Context) {
 	stop := func() {}
 	defer func() { stop() }()
@@ -132,7 +130,7 @@ func (d *duties) run(ctx context.Context) {
 		case leads = <-d.leadership.notices:
 			leads, _ = newest(d.leadership.notices, leads)
 			if lead, _ := d.leadership.get(); leads && lead.Leader && lead.Term == d.raft.CurrentTerm() {
-				continue // taken up already
+				continue // its duties run already
 			}
 		case term := <-d.leadership.overtaken:
 			if lead, _ := d.leadership.get(); !lead.Leader || lead.Term != term {
@@ -153,9 +151,8 @@ func (d *duties) run(ctx context.Context) {
 	}
 }
 
-// takeUp waits until this server has applied what earlier terms committed, and
-// returns the term that it leads in. If it returns false, the leadership is lost,
-// and perhaps won again: raft has more to tell.
+// takeUp waits until this server has applied what earlier terms committed, and returns the term in which it leads. If
+// it returns false, the leadership is lost. It may also have been won again, and then another notice follows.
 func (d *duties) takeUp() (term uint64, ok bool) {
 	for {
 		term = d.raft.CurrentTerm()
@@ -163,7 +160,7 @@ func (d *duties) takeUp() (term uint64, ok bool) {
 		if err != nil {
 			d.log.Warn("lost the leadership before taking it up", "term", term, "err", err)
 		}
-		// What raft said of earlier terms it said before it took the barrier.
+		// Raft sent its notices of earlier terms before it accepted the barrier.
 		leads, more := newest(d.leadership.notices, true)
 		switch {
 		case leads && err == nil && d.raft.CurrentTerm() == term:
@@ -174,8 +171,7 @@ func (d *duties) takeUp() (term uint64, ok bool) {
 	}
 }
 
-// newest returns the newest of the notices that wait, or the one before them if
-// there are none, which more tells.
+// newest returns the newest of the waiting notices, or before if none waits. more says whether any waited.
 func newest(notices <-chan bool, before bool) (leads, more bool) {
 	for leads = before; ; more = true {
 		select {
@@ -186,8 +182,7 @@ func newest(notices <-chan bool, before bool) (leads, more bool) {
 	}
 }
 
-// start starts what only the leader does. The returned function ends it
-// and waits.
+// start starts the leader's duties. The returned function stops them and waits for their end.
 func (d *duties) start(ctx context.Context, term uint64) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
@@ -203,10 +198,10 @@ func (d *duties) start(ctx context.Context, term uint64) (stop func()) {
 	}
 }
 
-// committed returns how far this server, as leader of a term, knows the log to
-// be committed. The view comes before the look at raft's term, which is saved
-// before an entry of its leader is taken: what another leader committed since is
-// no entry of this one's log, and followers of this term must not hear of it.
+// committed returns the index up to which this server, as leader of a term, knows the log to be committed. It reads the
+// view before raft's term. Raft saves a later leader's term before it accepts an entry from that leader. So if the term
+// is still the same, the view has no entry of a later leader. Such an entry is not in this leader's log, and followers
+// of this term must not learn of its index.
 func committed(l *leadership, r *replica) (term, index uint64, ok bool) {
 	lead, _ := l.get()
 	if !lead.Leader {

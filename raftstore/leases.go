@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// leases answers what is asked about leases: the leader knows.
+// leases answers requests about leases. It sends them to the leader, which alone has the leases' expiry.
 type leases struct {
 	leaderRoute
 	lessor *lessor
@@ -23,7 +23,7 @@ type leaseCall struct {
 	Keys bool
 }
 
-// RenewLease gives a lease its whole time again. It is the leader that does it.
+// RenewLease gives a lease its whole TTL again. It sends the request to the leader.
 func (l *leases) RenewLease(ctx context.Context, id int64) (etcdapi.Lease, error) {
 	return atLeader(ctx, l.leaderRoute, callRenew, leaseCall{ID: id}, l.renewHere)
 }
@@ -40,8 +40,7 @@ func (l *leases) renewHere(ctx context.Context, r leaseCall) (etcdapi.Lease, err
 	return etcdapi.Lease{Exists: ttl > 0, Granted: ttl}, err
 }
 
-// Lease tells what the leader knows of a lease, with the keys that are attached
-// if they are wanted.
+// Lease returns what the leader knows of a lease. If keys is true, that includes the keys that are attached to it.
 func (l *leases) Lease(ctx context.Context, id int64, keys bool) (etcdapi.Lease, error) {
 	return atLeader(ctx, l.leaderRoute, callLease, leaseCall{ID: id, Keys: keys}, l.leaseHere)
 }
@@ -56,7 +55,7 @@ func (l *leases) leaseHere(ctx context.Context, r leaseCall) (etcdapi.Lease, err
 	if !ok {
 		return etcdapi.Lease{}, nil
 	}
-	if !known { // this server has ceased to lead just now
+	if !known { // this server has just stopped leading
 		return etcdapi.Lease{}, errNotLeader
 	}
 	answer := etcdapi.Lease{Exists: true, Granted: ttl, Left: int64(left.Seconds())}
@@ -66,7 +65,7 @@ func (l *leases) leaseHere(ctx context.Context, r leaseCall) (etcdapi.Lease, err
 	return answer, nil
 }
 
-// LeaseIDs lists the leases, those that expire next first: the leader knows.
+// LeaseIDs lists the leases in the order of their expiry, as the leader knows it.
 func (l *leases) LeaseIDs(ctx context.Context) ([]int64, error) {
 	return atLeader(ctx, l.leaderRoute, callLeases, nothing{}, l.leasesHere)
 }
@@ -87,7 +86,7 @@ func (l *leases) leasesHere(ctx context.Context, _ nothing) ([]int64, error) {
 	return ids, nil
 }
 
-// leading returns the newest view if this server leads for certain.
+// leading returns the newest view if it is certain that this server leads.
 func (l *leases) leading(ctx context.Context) (*mvcc.View, error) {
 	lead, _ := l.leader.get()
 	if !lead.Self {
@@ -95,7 +94,7 @@ func (l *leases) leading(ctx context.Context) (*mvcc.View, error) {
 	}
 	view, err := l.replication.linearizable(ctx)
 	if now, _ := l.leader.get(); err == nil && now != lead {
-		return nil, errNotLeader // the next leader may have confirmed the read
+		return nil, errNotLeader // a later leader may have confirmed the read
 	}
 	return view, err
 }

@@ -19,26 +19,24 @@ import (
 )
 
 const (
-	// revokesInFlight is how many expired leases are revoked at the same time,
-	// as many as etcd does. They share log entries.
+	// revokesInFlight is how many expired leases are revoked at the same time. It is as many as in etcd. These
+	// revocations share log entries.
 	revokesInFlight = 16
 	// revokeRetry is how long to wait after a revocation that failed.
 	revokeRetry = time.Second
-	// expiryGrain is added to each wait for an expiry, so that leases that
-	// expire together are revoked together.
+	// expiryGrain is added to each wait for an expiry, so that leases that expire at almost the same time are revoked
+	// at once.
 	expiryGrain = 100 * time.Millisecond
 	// noExpiry is how long to wait where there is no lease.
 	noExpiry = 24 * time.Hour
 )
 
-// lessor is the leader's clock for leases: it knows when each one expires and
-// proposes to revoke it then. The state machine knows leases without time. A
-// new leader gives every lease its whole TTL again, as etcd does.
+// lessor decides on the leader when a lease expires, and proposes to revoke it then. The state machine stores leases
+// without expiry times. A new leader gives every lease its whole TTL again, as etcd does.
 //
-// Once the lessor has decided to revoke a lease, the lease can no longer be
-// renewed: who tries waits until it is revoked, and then hears that it does not
-// exist. So a keep-alive that was acknowledged always holds. etcd does the same
-// (server/lease/lessor.go, Renew).
+// Once the lessor has decided to revoke a lease, the lease cannot be renewed any more. A request to renew it waits
+// until it is revoked, and then gets the answer that it does not exist. So an acknowledged keep-alive always holds.
+// etcd does the same (server/lease/lessor.go, Renew).
 type lessor struct {
 	clock  clock.WithTicker
 	revoke func(ctx context.Context, id int64) error
@@ -48,16 +46,16 @@ type lessor struct {
 	demoted chan struct{} // closed when the present term ends
 	leases  map[int64]*expiry
 	order   expiries      // the leases that are not being revoked
-	doomed  []*expiry     // those that are
-	wake    timers.Signal // a lease expires earlier than all others
+	doomed  []*expiry     // the leases that are being revoked
+	wake    timers.Signal // sent when a lease expires earlier than all others
 }
 
-// expiry is what the lessor knows of a lease.
+// expiry is the expiry of a lease.
 type expiry struct {
 	id    int64
 	ttl   int64 // in seconds
 	at    time.Time
-	index int           // in the order; -1 if the lease is being revoked
+	index int           // in lessor.order; -1 if the lease is being revoked
 	gone  chan struct{} // closed when the lease is revoked
 }
 
@@ -65,17 +63,17 @@ func newLessor(c clock.WithTicker, revoke func(context.Context, int64) error) *l
 	return &lessor{clock: c, revoke: revoke, leases: make(map[int64]*expiry), wake: timers.NewSignal()}
 }
 
-// promote starts a term with the leases that exist.
+// promote begins a term of leadership with the existing leases.
 func (l *lessor) promote(leases func() []mvcc.Lease) {
 	l.mu.Lock()
-	l.leading, l.demoted = true, make(chan struct{}) // what is granted from here on is noted
+	l.leading, l.demoted = true, make(chan struct{}) // leases that are granted from now on are added
 	l.mu.Unlock()
 	for _, lease := range leases() {
 		l.add(lease.ID, lease.TTL)
 	}
 }
 
-// demote ends a term.
+// demote ends a term of leadership.
 func (l *lessor) demote() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -87,9 +85,8 @@ func (l *lessor) demote() {
 	l.order, l.doomed = nil, nil
 }
 
-// observe is called with every command that was run, here or elsewhere, in the order of
-// the log. Nothing else says that a lease is gone: by the time that a client hears
-// of a revocation, the same id may have been granted again.
+// observe is called with every command that was run, from whichever server, in the order of the log. Nothing else may
+// remove a lease: when a client's answer to a revocation arrives, the same id may have been granted again.
 func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 	switch req := c.Request.(type) {
 	case *pb.LeaseGrantRequest:
@@ -97,14 +94,14 @@ func (l *lessor) observe(c mvcc.Command, res mvcc.Result) {
 			l.add(granted.ID, granted.TTL)
 		}
 	case *pb.LeaseRevokeRequest:
-		// One that was refused, for want of a session say, leaves the lease.
+		// A revocation that was refused, for example for lack of a session, does not revoke the lease.
 		if res.Err == nil || errors.Is(res.Err, rpctypes.ErrGRPCLeaseNotFound) {
 			l.removeLease(req.ID)
 		}
 	}
 }
 
-// add notes a lease that expires a whole TTL, in seconds, from now.
+// add adds a lease that expires after its whole TTL, in seconds, from now.
 func (l *lessor) add(id, ttl int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -124,9 +121,8 @@ func (l *lessor) fromNow(ttl int64) time.Time {
 	return l.clock.Now().Add(time.Duration(ttl) * time.Second)
 }
 
-// renew gives a lease its whole TTL again and returns it, in seconds: 0 if the
-// lease does not exist. For one that is being revoked it waits until it is.
-// It fails if this server does not lead, or ceases to.
+// renew gives a lease its whole TTL again and returns the TTL, in seconds. It returns 0 if the lease does not exist. If
+// the lease is being revoked, it waits until that is done. It fails if this server does not lead, or stops leading.
 func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
 	l.mu.Lock()
 	if !l.leading {
@@ -141,7 +137,7 @@ func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
 	if e.index >= 0 {
 		defer l.mu.Unlock()
 		e.at = l.fromNow(e.ttl)
-		heap.Fix(&l.order, e.index) // later: run wakes once for nothing
+		heap.Fix(&l.order, e.index) // the lease expires later now: run wakes once without need
 		return e.ttl, nil
 	}
 	l.mu.Unlock()
@@ -155,7 +151,7 @@ func (l *lessor) renew(ctx context.Context, id int64) (ttl int64, err error) {
 	}
 }
 
-// removeLease drops a lease that does not exist any more.
+// removeLease removes a lease that was revoked.
 func (l *lessor) removeLease(id int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -170,7 +166,7 @@ func (l *lessor) removeLease(id int64) {
 	close(e.gone)
 }
 
-// remaining is the time that a lease still has; false if it is not known.
+// remaining returns the time until a lease expires, and false if the lease is not known.
 func (l *lessor) remaining(id int64) (time.Duration, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -181,8 +177,7 @@ func (l *lessor) remaining(id int64) (time.Duration, bool) {
 	return max(0, e.at.Sub(l.clock.Now())), true
 }
 
-// run revokes leases as they expire, until ctx is done. Without leases it
-// sleeps.
+// run revokes leases as they expire, until ctx is done. Without leases it sleeps.
 func (l *lessor) run(ctx context.Context) {
 	for {
 		var failed bool
@@ -206,8 +201,7 @@ func (l *lessor) run(ctx context.Context) {
 	}
 }
 
-// revokeAll revokes leases at the same time and waits for the last. It says
-// whether all are revoked.
+// revokeAll revokes leases concurrently and waits for all. It says whether all are revoked.
 func (l *lessor) revokeAll(ctx context.Context, leases []*expiry) bool {
 	errs := make([]error, len(leases))
 	var revoking sync.WaitGroup
@@ -218,8 +212,8 @@ func (l *lessor) revokeAll(ctx context.Context, leases []*expiry) bool {
 	return errors.Join(errs...) == nil
 }
 
-// due decides which leases to revoke now, those first whose revocation failed
-// before, and says how long to wait if there is none.
+// due returns the leases to revoke now, beginning with those whose revocation failed before. It also returns how long
+// to wait if there is none.
 func (l *lessor) due() (expired []*expiry, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -260,8 +254,8 @@ func (h *expiries) Pop() any {
 	return e
 }
 
-// expire is how the lessor revokes. That the lease is gone it hears from observe. A second revocation, sent while the
-// first is under way, could take a lease that was granted under the same id meanwhile.
+// expire revokes a lease for the lessor. The lessor removes the lease only in observe. If it removed it here, it could
+// send a second revocation while the first is under way, and that could revoke a new lease with the same id.
 func (w *writer) expire(ctx context.Context, id int64) error {
 	_, err := w.own(ctx, &pb.LeaseRevokeRequest{ID: id})
 	if err == nil || errors.Is(err, rpctypes.ErrGRPCLeaseNotFound) {

@@ -11,18 +11,16 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// newestLevel is how new the log entries are that this version can read. A change that
-// adds a kind of command, a flag, or anything else to log entries that a version
-// before cannot read raises it by one, and has the leader write that only where
-// replica.level is as high. The levels so far:
+// newestLevel is the newest level of log entries that this version can read. A change that adds to log entries what an
+// earlier version cannot read, such as a kind of command or a flag, raises it by one. The leader may then write that
+// only where replica.level is as high. The levels so far:
 //
 //	1  everything up to format 2 of the directory
 const newestLevel = 1
 
-// A member's level is part of its address for raft: HOST:PORT#RANDOM@LEVEL, without
-// the last part for level 1. So it is in raft's configuration: every server knows
-// it, from the same entry of the log on, also of members that are away; and a
-// server that comes back with another version says so as it says that it moved.
+// A member's level is part of its address for raft: HOST:PORT#RANDOM@LEVEL, without @LEVEL for level 1. So the level is
+// in raft's configuration: all servers know it from the same log entry on, also of members that are down. A server that
+// comes back with another version announces its new level as it announces a new address.
 
 // withLevel adds a level to an address for raft.
 func withLevel(address raft.ServerAddress, level int) raft.ServerAddress {
@@ -41,7 +39,7 @@ func levelOf(address raft.ServerAddress) int {
 	return 1
 }
 
-// lowestLevel is what all members can read, with or without a vote.
+// lowestLevel returns the newest level that all members can read, with or without a vote.
 func lowestLevel(members []raft.Server) int {
 	lowest := 0
 	for _, m := range members {
@@ -52,17 +50,16 @@ func lowestLevel(members []raft.Server) int {
 	return max(lowest, 1)
 }
 
-// level is the newest level of entries that may be written: all members that the
-// log has at its end can read it. It never falls, since readable refuses who would
-// lower it, and so every member can read all that was written before: an
-// entry comes after the members that could read it, in every log that has it.
+// level returns the newest level of entries that may be written: all members in the newest configuration of the log can
+// read it. It never falls, since readable refuses a server that would lower it. So every member can read all earlier
+// entries: in every log, an entry comes after the configuration of the members that can read it.
 func (r *replica) level() int {
 	members, _ := r.dir.Log.Members()
 	return lowestLevel(members.Servers)
 }
 
-// readable returns an error if a server cannot become or stay a member, for the
-// others write entries that it cannot read.
+// readable returns an error if a server cannot become or stay a member, since the others write entries that it cannot
+// read.
 func readable(members []raft.Server, address raft.ServerAddress) error {
 	have, need := levelOf(address), lowestLevel(members)
 	if have >= need {

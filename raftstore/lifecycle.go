@@ -11,20 +11,20 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// lifecycle is what a store knows of its own beginning and end.
+// lifecycle is a store's own start and end: its context, its tasks and Close.
 type lifecycle struct {
 	ctx    context.Context // ends when the store closes
 	cancel context.CancelFunc
 	ready  chan struct{} // closed when WaitReady would have returned
 
-	mu     sync.Mutex     // held to start a task, and to forbid it
-	ending bool           // no task starts any more
+	mu     sync.Mutex     // held to start a task, and to set ending
+	ending bool           // no further task may start
 	tasks  sync.WaitGroup // all that DESIGN.md lists as started by Open, and every watch
 
 	once    sync.Once
 	stopped chan struct{} // closed when raft has ended
 	closed  chan struct{} // closed when nothing runs any more
-	err     error         // of Close; readable then
+	err     error         // the result of Close; to be read once closed is closed
 }
 
 func (l *lifecycle) begin() {
@@ -43,7 +43,7 @@ func (l *lifecycle) spawn(task func()) bool {
 	return true
 }
 
-// endTasks waits for the tasks, and lets none begin.
+// endTasks waits for the tasks, and prevents that others start.
 func (l *lifecycle) endTasks() {
 	l.mu.Lock()
 	l.ending = true
@@ -51,8 +51,8 @@ func (l *lifecycle) endTasks() {
 	l.tasks.Wait()
 }
 
-// await waits for what raft was asked to do. Raft may end without an answer:
-// its FSM goroutine leaves what waits for it.
+// await waits for the result of a request to raft. It also returns when raft has ended, which may leave a request
+// without an answer: raft's FSM goroutine drops those that wait for it.
 func (r *replica) await(future raft.Future) error {
 	answer := make(chan error, 1)
 	go func() { answer <- future.Error() }()
@@ -64,9 +64,8 @@ func (r *replica) await(future raft.Future) error {
 	}
 }
 
-// Close stops the store and waits until nothing of it runs, or ctx ends: a
-// disk may be stalled. Writes that were not acknowledged by then fail, with their
-// outcome open.
+// Close stops the store. It returns when nothing of the store runs any more, or when ctx ends, since the disk may be
+// stalled. Writes that were not acknowledged by then fail, and their outcome is open.
 func (s *Store) Close(ctx context.Context) error {
 	s.replica.once.Do(func() {
 		go func() {
@@ -87,9 +86,9 @@ func (s *Store) close() error {
 	s.writer.proposer.end()
 	s.replica.cancel()
 	s.leadership.close()
-	s.replica.dir.Abort() // or raft would wait for a full disk
+	s.replica.dir.Abort() // otherwise raft would wait for a full disk
 	stopped := s.replica.raft.Shutdown()
-	s.replication.close() // raft may be waiting for it
+	s.replication.close() // raft may be waiting for an answer from another server
 	err := stopped.Error()
 	close(s.replica.stopped)
 	s.writer.proposer.stop()

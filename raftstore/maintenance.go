@@ -16,8 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// maxBackups is how many backups may be read at the same time. Each keeps the
-// memory of what it still has to read, beside the quota.
+// maxBackups is how many backups may be read at the same time. Each keeps in memory what it has not yet written, beyond
+// the quota.
 const maxBackups = 4
 
 var (
@@ -28,18 +28,17 @@ var (
 			"The store is fine; what was received is no backup. Read it faster, for example to a local disk")
 )
 
-// Backup is the whole state as of one revision: keys, history and leases. Writes
-// go on meanwhile.
+// Backup is the whole state at one revision: keys, history and leases. Writes continue meanwhile.
 //
-// Until Close, the store keeps up to twice Options.HistoryBytes of history for
-// it. Beyond that, writing it fails.
+// Until Close, the store keeps up to twice Options.HistoryBytes of history for it. If more is needed, writing the
+// backup fails.
 type Backup struct {
 	view     *mvcc.View
 	snapshot *mvcc.Snapshot
 	close    func()
 }
 
-// BeginBackup takes the newest state that the cluster has acknowledged.
+// BeginBackup begins a backup of the newest state that the cluster has acknowledged.
 func (s *Store) BeginBackup(ctx context.Context) (*Backup, error) {
 	view, err := s.Linearizable(ctx)
 	if err != nil {
@@ -57,17 +56,16 @@ func (s *Store) BeginBackup(ctx context.Context) (*Backup, error) {
 	return b, nil
 }
 
-// Revision is the store's revision that the backup is of.
+// Revision returns the revision of the backup.
 func (b *Backup) Revision() int64 { return b.snapshot.Revision() }
 
-// Keys is how many keys exist.
+// Keys returns how many keys exist.
 func (b *Backup) Keys() int64 { return b.view.Stats().Keys }
 
-// Changed says what the keys that do not begin with any of the prefixes are: how
-// many, and the revision of the newest. Two backups for which both are equal
-// hold the same of them: a write raises the revision, and a deletion lowers the
-// number unless there was a write. The compactor's mark is none of them: it is
-// written every five minutes, also when a lease alone was renewed since.
+// Changed describes the keys that begin with none of the prefixes in except: it returns the newest revision of these
+// keys, and their number. If both are equal for two backups, these keys are the same in both: a write raises the
+// revision, and a deletion lowers the number unless there was a write. The compactor's mark is left out: it is written
+// every five minutes, even if only a lease was renewed since.
 func (b *Backup) Changed(except ...string) (newest, keys int64) {
 	b.view.Walk([]byte{0}, []byte{0}, b.view.Revision(), func(v *mvcc.Version) bool {
 		kv := v.KV()
@@ -88,7 +86,7 @@ func (b *Backup) Changed(except ...string) (newest, keys int64) {
 // WritePacked writes the backup, compressed. Restore reads it.
 func (b *Backup) WritePacked(w io.Writer) error { return backupError(b.snapshot.WritePacked(w)) }
 
-// Close lets the store forget what the backup needed.
+// Close frees what the store has kept for the backup.
 func (b *Backup) Close() { b.close() }
 
 // Backup writes a backup to w and returns its revision. Restore reads it.

@@ -16,32 +16,33 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-// A Member is a server of the cluster, as this server sees it.
+// A Member is a server of the cluster, as far as this server knows.
 type Member struct {
-	// ID is the number by which etcd's protocol names it.
+	// ID is the member's number in etcd's protocol.
 	ID uint64
-	// Name is the server's, RaftID that of its directory: a server whose disk
-	// was replaced comes back as another member.
+	// Name is the server's name. RaftID is the name of its directory in raft: a server whose disk was replaced comes
+	// back as another member.
 	Name, RaftID string
-	// Address is where other servers reach it.
+	// Address is where other servers connect to this member.
 	Address string
-	// Voter says whether it counts for majorities. The others hold everything
-	// too, and become voters when they are needed.
+	// Voter says whether the member counts for majorities. Non-voters store everything too, and become voters when they
+	// are needed.
 	Voter  bool
 	Leader bool
 	Self   bool
-	// Contact is when it was last heard, by this server. Zero if never, and
-	// for this server itself.
+	// Contact is the last time at which this server heard the member. It is zero if it never did, and for this server
+	// itself.
 	Contact time.Time
 }
 
-// Cluster is the store's servers: it lists them, removes them and gives them votes, and has another one lead.
+// Cluster gives access to the store's servers: it lists and removes them, gives them votes, and transfers the
+// leadership.
 type Cluster struct {
 	leaderRoute
 	leadership *leadership
 }
 
-// Cluster gives the store's servers.
+// Cluster gives access to the store's servers.
 func (s *Store) Cluster() *Cluster { return s.cluster }
 
 // Members lists the cluster's servers, as far as this server knows.
@@ -62,10 +63,9 @@ func (c *Cluster) Members() []Member {
 	return members
 }
 
-// CheckMembers says how the members that raft goes by differ from the newest that
-// its log has, "" if they do not; at is the index of the entry that has those. They
-// may differ for a moment, while raft takes in an entry. A difference that lasts
-// would be a fault of the store: it would count wrong majorities.
+// CheckMembers says how raft's members differ from the newest that are in its log, "" if they do not. at is the index
+// of the log entry with the newest members. Both may differ for a moment, while raft adds an entry. A difference that
+// lasts would be a fault of the store: it would count wrong majorities.
 func (c *Cluster) CheckMembers() (problem string, at uint64) {
 	want, at := c.dir.Log.Members()
 	have := c.raft.GetConfiguration().Configuration()
@@ -76,15 +76,14 @@ func (c *Cluster) CheckMembers() (problem string, at uint64) {
 		at, want.Servers, have.Servers, c.raft.LastIndex(), c.raft.AppliedIndex()), at
 }
 
-// raftAddress is a member's address as raft has it. Raft refuses two members at
-// one address; but a server whose disk was replaced comes back as another
-// member while the one it was still has a vote. So the member's random part is
-// added.
+// raftAddress returns a member's address for raft. It has the member's random part added, since raft refuses two
+// members at one address: a server whose disk was replaced comes back as another member while its former member may
+// still have a vote.
 func raftAddress(id raft.ServerID, address string) raft.ServerAddress {
 	return raft.ServerAddress(address + "#" + strings.TrimPrefix(string(id), disk.NodeOf(string(id))+"."))
 }
 
-// dialAddress is what to dial for one of raft's addresses.
+// dialAddress returns the address to dial for one of raft's addresses.
 func dialAddress(a raft.ServerAddress) string {
 	address, _, _ := strings.Cut(string(a), "#")
 	return address
@@ -94,8 +93,8 @@ type removeCall struct{ Name string }
 
 type nothing struct{}
 
-// RemoveMember takes a server out of the cluster, by its name or raft id. It
-// cannot come back with its present directory.
+// RemoveMember removes a server from the cluster, by its name or raft id. The server cannot join again with its present
+// directory.
 func (c *Cluster) RemoveMember(ctx context.Context, name string) error {
 	_, err := atLeader(ctx, c.leaderRoute, callRemove, removeCall{name}, c.serveRemove)
 	return err
@@ -110,7 +109,7 @@ func (c *Cluster) serveRemove(ctx context.Context, r removeCall) (nothing, error
 		i := slices.IndexFunc(members.Servers, func(server raft.Server) bool {
 			return r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID))
 		})
-		if i < 0 { // by an entry that the next leader may not have, until it is committed
+		if i < 0 { // it may be removed by an entry that is not committed, and that the next leader may not have
 			if err := c.barrier(ctx); err != nil {
 				return nothing{}, callError(err)
 			}
@@ -121,7 +120,7 @@ func (c *Cluster) serveRemove(ctx context.Context, r removeCall) (nothing, error
 		if i < 0 {
 			return nothing{}, status.Errorf(codes.NotFound, "raftstore: there is no member %q", r.Name)
 		}
-		// A name may be that of several members.
+		// Several members may have one name.
 		done, err := c.removeOne(ctx, members.Servers, members.Servers[i], at)
 		if err != nil {
 			return nothing{}, callError(err)
@@ -131,14 +130,14 @@ func (c *Cluster) serveRemove(ctx context.Context, r removeCall) (nothing, error
 	return nothing{}, contextError(ctx)
 }
 
-// removeOne takes a server out, if these are still the members; at is the index of
-// the entry that made them so. It reports whether it did.
+// removeOne removes the server v. It fails if members, which the entry at index at set, are not the newest any more. It
+// reports whether it removed v.
 func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.Server, at uint64) (bool, error) {
 	if v.ID == c.id && isOnlyVoter(members, v.ID) {
 		if err := c.replication.transferVote(ctx, members, at); err != nil {
 			return false, err
 		}
-		return false, errNotLeader // who leads now removes it
+		return false, errNotLeader // the next leader removes it
 	}
 	if v.Suffrage == raft.Voter {
 		if err := c.canDoWithout(ctx, members, v.ID); err != nil {
@@ -146,8 +145,7 @@ func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.S
 		}
 	}
 	if v.ID == c.id {
-		// The next leader removes it: a leader that removes itself leaves
-		// its clients waiting for an election.
+		// The next leader removes this server: if a leader removes itself, its clients wait for an election.
 		if err := c.TransferLeadership(ctx); err != nil {
 			return false, err
 		}
@@ -155,7 +153,7 @@ func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.S
 	}
 	if err := c.await(c.raft.RemoveServer(v.ID, at, 0)); err != nil {
 		if _, now := c.dir.Log.Members(); now != at {
-			return false, nil // look again
+			return false, nil // the members have changed: the caller starts again
 		}
 		return false, err
 	}
@@ -174,16 +172,16 @@ func votersOf(members []raft.Server) []raft.Server {
 	return slices.DeleteFunc(slices.Clone(members), func(m raft.Server) bool { return m.Suffrage != raft.Voter })
 }
 
-// canDoWithout returns an error unless a majority of the other voters stores now.
-// etcd's rule is the same (server.go, mayRemoveMember: strict reconfiguration check),
-// by the connections that it has; but a server whose disk stalls keeps those.
+// canDoWithout returns an error unless a majority of the other voters stores now. etcd has the same rule (server.go,
+// mayRemoveMember: strict reconfiguration check), but counts the servers that are connected. A server with a stalled
+// disk stays connected.
 func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id raft.ServerID) error {
 	left := slices.DeleteFunc(votersOf(members), func(m raft.Server) bool { return m.ID == id })
 	stores := c.replication.storageProbe(ctx, func(stores storing) bool { return stores.majorityOf(left) })
 	switch {
 	case stores.majorityOf(left):
 		return nil
-	case c.raft.State() != raft.Leader: // it learns of no member then
+	case c.raft.State() != raft.Leader: // only a leader learns which members store
 		return errNotLeader
 	}
 	return status.Errorf(codes.FailedPrecondition,
@@ -191,19 +189,19 @@ func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id ra
 			"Nothing was changed. Bring the other servers back first, or remove those that are lost", id, stores.count(left), len(left))
 }
 
-// responsive says whether another member has answered within so long.
+// responsive says whether another member has answered within a given time before now.
 func (p *peers) responsive(id raft.ServerID, within time.Duration) bool {
 	return time.Since(p.Contact(id)) < within
 }
 
 type infoReply struct {
 	Cluster, ID string
-	Leader      string // its address, if known
+	Leader      string // the leader's address, if known
 	Members     []raft.Server
 	Applied     uint64 // raft index
-	Full        bool   // it has no room on its disk
-	Stalled     bool   `json:",omitempty"` // its disk does not finish a write
-	// Version and Hostname are its Options'.
+	Full        bool   // the server's disk is full
+	Stalled     bool   `json:",omitempty"` // the server's disk is stalled
+	// Version and Hostname are those of the server's Options.
 	Version, Hostname string
 }
 

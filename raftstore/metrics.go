@@ -15,13 +15,13 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// Collector gives the store's numbers to Prometheus. It may be used until the
-// store is closed, and waits for nothing.
+// Collector returns a Prometheus collector of the store's metrics. It may be used until the store is closed, and never
+// blocks.
 func (s *Store) Collector() prometheus.Collector {
 	return metrics.NewCollector(s.replica.opts.Counters, sampler{s})
 }
 
-// sampler is the store as its metrics see it.
+// sampler implements metrics.Source for a store.
 type sampler struct{ s *Store }
 
 // Sample implements metrics.Source.
@@ -56,12 +56,12 @@ func (p sampler) Sample() metrics.Sample {
 	return out
 }
 
-// sample adds what is of several servers.
+// sample adds the metrics that only a store with several servers has.
 func (p *clustered) sample(out *metrics.Sample) {
 	out.ForwardedWrites, out.ReadRounds = p.forwarder.forwarded.Load(), p.reads.rounds.Load()
 	for _, peer := range p.peers.Peers() {
 		if peer.ID == "" {
-			continue // callers that are no members
+			continue // callers that are not members
 		}
 		out.Peers = append(out.Peers, metrics.Peer{
 			Member: memberID(string(peer.ID)), LastContact: peer.LastContact,
@@ -84,7 +84,7 @@ func (p sampler) refusing() metrics.Refusal {
 	return metrics.RefusingNone
 }
 
-// applied is called with every command that was run, here or elsewhere.
+// applied is called with every command that was run, from whichever server.
 func (s *Store) applied(c mvcc.Command, res mvcc.Result) {
 	s.replica.opts.Counters.Applied(res.Response)
 	if errors.Is(res.Err, mvcc.ErrFenced) {
@@ -93,8 +93,8 @@ func (s *Store) applied(c mvcc.Command, res mvcc.Result) {
 	s.lessor.observe(c, res)
 }
 
-// countedSnapshots counts what is written as snapshots, this server's own or
-// the leader's.
+// countedSnapshots counts the Raft snapshots that are written, whether they are this server's own or come from the
+// leader.
 type countedSnapshots struct {
 	raft.SnapshotStore
 	counters *metrics.Counters

@@ -12,11 +12,10 @@ import (
 )
 
 const (
-	// stalledAfter is how long a write may wait for the disk before the others
-	// are to elect another leader.
+	// stalledAfter is how long a write may wait for a leader's disk before the others should elect another leader.
 	stalledAfter = time.Second
-	// diskStalledAfter is how long a follower's disk may stall before the leader is to
-	// count the follower as silent, and give its vote to another one in time.
+	// diskStalledAfter is how long a follower's disk may stall before the leader should count it as unresponsive, and
+	// in time give its vote to another server.
 	diskStalledAfter = 10 * time.Second
 	// cachedBytes is how much of the log's end is kept in memory for followers.
 	cachedBytes = 8 << 20
@@ -25,8 +24,8 @@ const (
 	readAtOnce = 8
 )
 
-// openRaft starts raft on the opened directory. The first start writes to it,
-// and waits on a full disk until ctx ends.
+// openRaft starts raft on the opened directory. The first start writes to the directory. If the disk is full it waits
+// until ctx ends.
 func (s *Store) openRaft(ctx context.Context) error {
 	r := s.replica
 	conf := r.raftConfig(s.leadership.notices)
@@ -64,7 +63,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 		s.replication.close()
 		return fmt.Errorf("raftstore: open the log and start raft: %w", err)
 	}
-	// Now, for there is no leader whose heartbeat it could wait for.
+	// It stands for election at once, since no leader exists whose heartbeat it could wait for.
 	if isOnlyVoter(r.raft.GetConfiguration().Configuration().Servers, r.id) && !s.replication.Stand(r.ctx) {
 		r.log.Debug("could not stand for election at once; will when its time comes")
 	}

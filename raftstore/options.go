@@ -16,20 +16,19 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/metrics"
 )
 
-// Options configure a store. The zero value of every field but Dir means its
-// default.
+// Options configure a store. All fields but Dir have a default, which their zero value selects.
 type Options struct {
-	// Dir holds everything the store keeps. It is made if it is missing. One
-	// process at a time may use it.
+	// Dir is the directory of all of the store's files. It is made if it is missing. Only one process at a time may use
+	// it.
 	Dir string
-	// NodeID, if set, must be the name that the directory was made with; a new
-	// directory takes it over. Empty: a new directory gets a random one.
+	// NodeID, if set, must be the name that the directory was made with. A new directory gets this name, or a random
+	// one if NodeID is empty.
 	NodeID string
-	// ClusterID, if set, must be the one that the directory was made with; a
-	// new directory takes it over. Empty: a new directory gets a random one.
+	// ClusterID, if set, must be the one that the directory was made with. A new directory gets this id, or a random
+	// one if ClusterID is empty.
 	ClusterID string
-	// Version is the program's, Hostname what people call this server. Other servers'
-	// Survey shows both; nothing else goes by them.
+	// Version is the program's version. Hostname is this server's name for people. Other servers show both in their
+	// Survey, and they have no other use.
 	Version, Hostname string
 	// Logger receives what an operator should know. Default: slog.Default().
 	Logger *slog.Logger
@@ -38,58 +37,50 @@ type Options struct {
 	MaxRequestBytes int
 	// MaxTxnOps bounds the operations of one transaction. Default 128.
 	MaxTxnOps int
-	// HistoryAge is how long old revisions stay readable, for watches that
-	// resume and lists that continue, unless there are too many of them. After
-	// twice this time they are gone. Default 5 minutes, as upstream's.
+	// HistoryAge is how long old revisions stay readable, for watches that resume and lists that continue, unless they
+	// exceed HistoryBytes. After twice this time they are compacted. Default 5 minutes, as upstream's.
 	HistoryAge time.Duration
-	// HistoryBytes bounds the memory of old revisions. Default 32 MiB, or a
-	// quarter of the quota if that is less.
+	// HistoryBytes bounds the memory that old revisions use. Default 32 MiB, or a quarter of the quota if that is less.
 	HistoryBytes int64
-	// ProgressInterval is how often a watch that asked for it hears how far
-	// the store is. Default one minute.
+	// ProgressInterval is the interval of progress notifications, for watches that request them. Default one minute.
 	ProgressInterval time.Duration
 	// RequestTimeout bounds a request whose context has no deadline.
 	// Default 7 s, as etcd's.
 	RequestTimeout time.Duration
-	// QuotaBytes bounds the memory of keys and history together: beyond it,
-	// writes that add anything are refused with etcd's ErrNoSpace, deletions
-	// are not. Default: what the memory of the machine, or of the control group,
+	// QuotaBytes bounds the memory that keys and history use together. Beyond it, writes that add anything are refused
+	// with etcd's ErrNoSpace, but deletions are not. Default: what the memory of the machine, or of the control group,
 	// allows (see quotaOf), and at most 2 GiB, as etcd's.
 	QuotaBytes int64
-	// Counters are where the store counts what it does. Nil: its own. See
-	// Store.Collector.
+	// Counters count what the store does, see Store.Collector. Nil: the store makes its own.
 	Counters *metrics.Counters
-	// Clock is for tests.
+	// Clock is set by tests.
 	Clock clock.WithTicker
 
-	// Network connects the store with the other servers'. Nil: the cluster has
-	// one server.
+	// Network connects the store to the other servers. Nil: the cluster has one server.
 	Network *Network
 	// Join are addresses of servers of a cluster. If Dir holds nothing yet,
 	// the store joins that cluster instead of starting one.
 	Join []string
-	// Share is what a server tells the leader of what it has in common with the others and the log does not hold, when
-	// it asks to be taken in.
+	// Share, if set, is called by a server that asks to join. It returns what this server has in common with the others
+	// and the log does not hold. The result is sent to the leader.
 	Share func() string
-	// Admit is asked on the leader before a server becomes a member that was none; share is what that server's Share
-	// said, "" from one without. An error refuses the server, which tries again. release is called when the server is a
-	// member, or when that failed.
+	// Admit, if set, is called by the leader before a server becomes a new member. share is the result of that server's
+	// Share, or "" if it has none. An error refuses the server, which tries again. release is called when the server is
+	// a member, or when adding it failed.
 	Admit func(share string) (release func(), err error)
-	// Renew, if set, is called on a server that was refused since what it shares is not what the others have (Admit's
-	// error wraps ErrShare), before it asks again. It gets that again.
+	// Renew, if set, is called by a server that was refused because it shares something else than the others (Admit's
+	// error wraps ErrShare). It fetches again what the server shares. Then the server asks to join again.
 	Renew func(ctx context.Context) error
-	// Others, if set, lists further addresses at which other servers may be by now.
-	// It is asked while this server's address is not the cluster's yet, again and
-	// again, and must not block.
+	// Others, if set, lists further addresses at which other servers may be by now. It is called repeatedly while the
+	// cluster does not have this server at its present address, and must not block.
 	Others func() []string
-	// ElectionTimeout is how long a server waits for its leader before it
-	// stands for election itself. Default 300 ms.
-	// A leader whose process ends is replaced sooner, see suspect.go.
+	// ElectionTimeout is how long a server waits for its leader before it stands for election itself. Default 300 ms. A
+	// leader whose process exits is replaced sooner, see suspect.go.
 	ElectionTimeout time.Duration
-	// Faults make the disk misbehave, for tests.
+	// Faults are injected faults of the disk, for tests.
 	Faults disk.Faults
-	// MaxVoters bounds the voters; further servers get everything and vote when
-	// one of the others is gone. Odd. Default 5.
+	// MaxVoters bounds the voters. Further servers store everything, and get a vote when a voter is lost. It must be
+	// odd. Default 5.
 	MaxVoters int
 	// MaxMembers bounds the members: a further server is refused, and tries again. 0: no bound.
 	MaxMembers int
@@ -97,12 +88,12 @@ type Options struct {
 	level int // newestLevel, or less in tests
 }
 
-// A Network is how a store reaches the other servers and is reached by them.
-// Its connections are authenticated and encrypted: who can open one is trusted.
+// A Network connects a store to the other servers. Its connections are authenticated and encrypted: any peer that can
+// open one is trusted.
 type Network struct {
 	// Address is what the other servers dial.
 	Address string
-	// Listener gives the other servers' connections. The store closes it.
+	// Listener accepts connections of the other servers. The store closes it.
 	Listener net.Listener
 	// Dial opens a connection to another server's Address.
 	Dial func(ctx context.Context, address string) (net.Conn, error)

@@ -10,16 +10,16 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// A process replies whose disk stalls. So a server that is to count for a majority from now on, or to lead, has to
-// store something first: the leader writes an entry, and goes by who confirms it. In a quiet cluster nothing else shows
-// a stalled disk. A server that does not confirm the entry lacks it from then on, which [peer.Transport.Stored] knows
-// without another one.
+// A process with a stalled disk still replies. So before a server counts for a majority or leads, it has to store
+// something: the leader writes an entry, and counts the servers that confirm it. In a quiet cluster nothing else shows
+// a stalled disk. From then on a server that does not confirm the entry lacks it. [peer.Transport.Stored] reports that,
+// and no second entry is needed.
 
 const (
-	// storesWithin is how long a server may take to flush the entry of a storage probe, beside two of the leader's
-	// flushes.
+	// storesWithin is how long a server may take to flush the entry of a storage probe, in addition to two of the
+	// leader's flushes.
 	storesWithin = 3 * time.Second
-	// probeTick is how often a storage probe looks at what was confirmed.
+	// probeTick is the interval at which a storage probe checks what was confirmed.
 	probeTick = 2 * time.Millisecond
 )
 
@@ -39,9 +39,10 @@ func (stores storing) majorityOf(voters []raft.Server) bool {
 	return stores.count(voters) > len(voters)/2
 }
 
-// storageProbe writes an entry and waits until enough members have stored it, or all that seemed to store before, or
-// until storesWithin and two flushes of this server have passed, or ctx ends: a flush under way comes before that of
-// the entry. Only a leader learns of any. With a nil enough it waits for all.
+// storageProbe writes an entry and waits for members to store it. It returns when enough says that these are enough,
+// when all members that seemed to store before have stored it, or when ctx ends. At the latest it returns after
+// storesWithin and two flushes of this server: a flush under way delays that of the entry. Only a leader learns which
+// members store. A nil enough means all.
 func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) storing {
 	term, newest := s.raft.CurrentTerm(), s.raft.LastIndex()
 	seeming := s.seeming()
@@ -55,7 +56,7 @@ func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) s
 	within := storesWithin + 2*min(s.dir.FlushDuration(), slowestFlush)
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	written := make(chan error, 1) // buffered: the caller may not wait for it any more
+	written := make(chan error, 1) // buffered: the caller may have returned
 	if !s.spawn(func() { written <- s.await(s.raft.Barrier(within)) }) {
 		return stores
 	}
@@ -66,7 +67,7 @@ func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) s
 		case <-ctx.Done():
 			return stores
 		case err := <-written:
-			if err != nil { // it leads no more
+			if err != nil { // this server leads no more
 				return stores
 			}
 			written = nil
@@ -76,8 +77,8 @@ func (s *steward) storageProbe(ctx context.Context, enough func(storing) bool) s
 	return stores
 }
 
-// seeming are the members that seem to store: this one, and all that lack nothing, or confirmed something a moment ago.
-// One that has confirmed nothing in this term yet seems to, too: the leader may be new.
+// seeming returns the members that seem to store: this server, and those that lack no entry or confirmed one a moment
+// ago. A member that has confirmed nothing in this term yet is included, since the leader may be new.
 func (s *steward) seeming() []raft.Server {
 	term := s.raft.CurrentTerm()
 	return slices.DeleteFunc(slices.Clone(s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
@@ -88,7 +89,7 @@ func (s *steward) seeming() []raft.Server {
 
 // barrier returns when all that this leader has appended is committed.
 func (r *replica) barrier(ctx context.Context) error {
-	done := make(chan error, 1) // buffered: the caller may not wait for it any more
+	done := make(chan error, 1) // buffered: the caller may have returned
 	if !r.spawn(func() { done <- r.await(r.raft.Barrier(0)) }) {
 		return ErrClosed
 	}

@@ -7,32 +7,32 @@ import (
 	"time"
 )
 
-// A leader keeps its office by heartbeats, which are small. Where what it has to replicate does not get through to the
-// others, as where a router on its way drops packets above some size, it would lead on for ever and nothing would be
-// written. So it looks whether the others confirm its entries.
+// A leader keeps its leadership by heartbeats, which are small. If its entries do not reach the others, for example
+// since a router drops packets above some size, it would stay leader although nothing can be written. So a leader
+// checks whether the others confirm its entries.
 
 const (
-	// stuckAfter is how long a leader's entries may wait for a majority before it makes way, beside the time that a
-	// large one needs on a narrow link. After each time that this failed it is twice as long, up to mostStuck:
-	// what keeps the entries back may be the same for any leader. It is stuckAfter again once anything was committed:
-	// each leader that makes way drops an entry that gets through nowhere, and small ones get through between.
+	// stuckAfter is how long a leader's entries may wait for a majority before it makes way, in addition to the time
+	// that a large entry needs on a slow link. After each time that it made way this is doubled, up to mostStuck, since
+	// the cause may be the same for any leader. It is stuckAfter again once anything was committed. An entry that no
+	// link lets through is dropped when its leader makes way, and small entries are committed in between.
 	stuckAfter = 3 * time.Second
 	mostStuck  = 5 * time.Minute
-	// asideFor is how long a leader that makes way holds back the messages that keep or win leadership: its lease has
-	// to end, and the others have to miss it and to elect another.
+	// asideFor is how long a leader that makes way withholds the messages that keep or win leadership. In that time its
+	// lease has to end, and the others have to miss it and elect another leader.
 	asideFor = 3 * time.Second
 )
 
-// progress is what a leader has seen of its entries.
+// progress is how far a leader's entries were confirmed when it last checked.
 type progress struct {
 	term, commit uint64
-	confirmed    uint64        // see replicated
-	since        time.Time     // since when that has been confirmed, and there was more to commit
-	patience     time.Duration // before it makes way, if not stuckAfter
+	confirmed    uint64        // the result of replicated
+	since        time.Time     // when confirmed last changed, or there was last nothing to commit
+	patience     time.Duration // how long to wait before it makes way, if longer than stuckAfter
 }
 
-// checkProgress makes way if this server leads, the other voters have confirmed nothing for long that it could commit,
-// and others could do it.
+// checkProgress makes way if this server leads, the other voters have confirmed nothing for a while that would help to
+// commit an entry, and another server could do better.
 func (e *election) checkProgress(ctx context.Context, seen *progress) {
 	term, commit, last, now := e.raft.CurrentTerm(), e.raft.CommitIndex(), e.raft.LastIndex(), time.Now()
 	confirmed, transfer := e.replicated(term, commit)
@@ -47,7 +47,7 @@ func (e *election) checkProgress(ctx context.Context, seen *progress) {
 	if waited < patience+transfer || e.withholds() {
 		return
 	}
-	// Those who write to a slow disk just now, or do not answer, would do no better.
+	// Servers that do not answer, or that are writing to a slow disk, would do no better.
 	if e.standings(ctx, "", 2*e.opts.ElectionTimeout); waited < fasterBy*e.pace.Load().withoutThis {
 		return
 	}
@@ -59,9 +59,8 @@ func (e *election) checkProgress(ctx context.Context, seen *progress) {
 }
 
 // replicated returns the sum of the indexes up to which the other voters have confirmed the log to this leader of a
-// term, each up to the entry that is to be committed next: what a voter confirms beyond that one is no progress. It
-// also returns how much longer than usual the messages may take that are under way to voters, since they have a large
-// entry.
+// term. Each counts only up to the next entry to be committed: what a voter confirms beyond that is no progress.
+// transfer is how much longer than usual the messages under way may take because of a large entry.
 func (e *election) replicated(term, commit uint64) (confirmed uint64, transfer time.Duration) {
 	for _, v := range votersOf(e.raft.GetConfiguration().Configuration().Servers) {
 		newest, _ := e.Stored(v.ID, term)

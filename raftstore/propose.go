@@ -18,54 +18,47 @@ const (
 	// maxEntryBytes bounds the commands that share a log entry. A single
 	// larger command gets an entry of its own.
 	maxEntryBytes = 512 << 10
-	// entriesInFlight is how many entries may be on their way to disk: while
-	// one is flushed the next one fills.
+	// entriesInFlight is how many entries may be on their way to disk: while one is flushed, the next is gathered.
 	entriesInFlight = 2
-	// callsInFlight is how many batches a follower may have at the leader.
+	// callsInFlight is how many batches a follower may have sent to the leader without an answer yet.
 	callsInFlight = 4
-	// maxWaiting is how many requests may wait for a batch; more block their
-	// callers, which is the back-pressure that they should feel.
+	// maxWaiting is how many requests may wait for a batch. Further callers block, as back-pressure.
 	maxWaiting = 4096
 )
 
-// proposer puts the commands of many clients into few batches: log entries if
-// this server leads, calls to the leader if not.
+// proposer gathers the commands of many clients into few batches. A batch is a log entry if this server leads,
+// otherwise a call to the leader.
 //
-// Each of its workers in turn gathers what is waiting into a batch, hands it on
-// while it still holds the lock, and then waits for it without the lock: so
-// entries reach raft in the order in which they were gathered.
+// Its workers take turns. The one that has the turn gathers the waiting commands into a batch and sends the batch. Then
+// it gives up the turn, and waits for the answer. So entries reach raft in the order in which they were gathered.
 type proposer struct {
-	// send hands a batch on. It may block for as long as the receiver is busy.
+	// send sends a batch. It may block for as long as the receiver is busy.
 	send  func(entry []byte) (wait func() ([]mvcc.Result, error))
 	queue chan *proposal
-	// turn has a capacity of 1: a token in it is held from gathering to handing
-	// over. It is a channel, for a mutex that is held while nothing happens
-	// would stop the time of tests.
+	// turn has a capacity of 1: a worker holds a token in it while it gathers and sends a batch. It is not a mutex,
+	// since a mutex that an idle worker holds would stop the time of tests (testing/synctest).
 	turn chan struct{}
-	// left is what did not fit the last batch. Guarded by turn.
+	// left is the proposal that did not fit into the last batch. Guarded by turn.
 	left *proposal
 
 	stopping chan struct{} // closed to end the workers
-	stopped  chan struct{} // closed when they are gone, or given up
+	stopped  chan struct{} // closed when the workers have ended, or were given up
 	workers  sync.WaitGroup
 	ending   sync.Once
-	idle     chan struct{} // closed when the workers are gone
+	idle     chan struct{} // closed when the workers have ended
 }
 
-// lostAfter is how long a batch's answer may take once its receiver has been
-// asked to stop, and then once it has stopped. Raft's FSM goroutine ends
-// without answering for the entries that wait for it, so waiting on would be
-// for ever.
+// lostAfter is how long a batch's answer may take once its receiver has been asked to stop, and then again once it has
+// stopped. Raft's FSM goroutine ends without an answer for the entries that wait for it.
 const lostAfter = time.Second
 
-// A proposal is a command, or those that another server gathered, and its
-// answer.
+// A proposal is a command, or the commands that another server gathered, with the channel for the answer.
 type proposal struct {
 	command  mvcc.Command
 	gathered []byte // mvcc.Encoded commands, instead of command
 	count    int    // of commands
 	size     int
-	owned    atomic.Bool // by a worker, or by the caller that gave up
+	owned    atomic.Bool // set once by a worker, or by a caller that gives up
 	done     chan outcome
 }
 
@@ -74,7 +67,7 @@ type outcome struct {
 	err     error
 }
 
-// errUntried says that a command was not handed to anyone, and never will be.
+// errUntried says that a command was not sent to a server, and never will be.
 var errUntried = errors.New("raftstore: not tried")
 
 func newProposer(workers int, send func([]byte) func() ([]mvcc.Result, error)) *proposer {
@@ -88,9 +81,8 @@ func newProposer(workers int, send func([]byte) func() ([]mvcc.Result, error)) *
 	return p
 }
 
-// end tells the workers to take no more batches, and waits until those under
-// way are answered, for a while: so hardly anything is under way when the
-// receiver stops.
+// end stops the workers from taking more batches, and waits up to lostAfter for the answers of those under way. So
+// hardly any batch is under way when the receiver stops.
 func (p *proposer) end() {
 	p.ending.Do(func() {
 		close(p.stopping)
@@ -107,18 +99,17 @@ func (p *proposer) end() {
 	}
 }
 
-// stop ends the workers once the batches that they wait for are answered, or
-// will never be. What is still waiting, and what comes later, fails. It is for
-// when the receiver has stopped.
+// stop ends the workers once the batches that they wait for are answered, or will never be. Waiting and later commands
+// fail. It must be called after the receiver has stopped.
 func (p *proposer) stop() {
 	p.end()
 	close(p.stopped)
 }
 
-// bounds say what ends the wait for an answer, beside the answer and the context. A nil channel never does.
+// bounds end the wait for an answer, in addition to the answer and the context. A nil channel never ends it.
 type bounds struct {
-	moved <-chan struct{} // the leadership in which it was asked for is over
-	late  <-chan struct{} // it takes too long, see patience
+	moved <-chan struct{} // closed when the leadership that the command was sent in is over
+	late  <-chan struct{} // closed when the write has taken too long, see patience
 }
 
 // propose runs one command and waits for its result.
@@ -137,11 +128,11 @@ func (p *proposer) proposeAll(ctx context.Context, b bounds, encoded []byte, cou
 	return p.submit(ctx, b, &proposal{gathered: encoded, count: count, size: len(encoded), done: make(chan outcome, 1)})
 }
 
-// submit waits for a proposal's answer. When ctx or one of its bounds ends first, the commands
-// may or may not have happened, unless the error is errUntried: then they never will.
+// submit waits for a proposal's answer. When ctx or one of its bounds ends first, the commands may or may not have
+// happened. If the error is errUntried they never will.
 func (p *proposer) submit(ctx context.Context, b bounds, c *proposal) ([]mvcc.Result, error) {
 	if ctx.Err() != nil {
-		return nil, errUntried // the select below might choose the queue all the same
+		return nil, errUntried // the select below might choose the queue even so
 	}
 	select {
 	case p.queue <- c:
@@ -172,14 +163,14 @@ func (p *proposer) submit(ctx context.Context, b bounds, c *proposal) ([]mvcc.Re
 		return nil, untried
 	}
 	select {
-	case a := <-c.done: // answered just before the end
+	case a := <-c.done: // answered just before the wait ended
 		return a.results, a.err
 	default:
 		return nil, err
 	}
 }
 
-// run is the body of each worker; it ends when stopping is closed.
+// run is the body of each worker. It returns when stopping is closed.
 func (p *proposer) run() {
 	for {
 		batch, wait := p.next()
@@ -198,7 +189,7 @@ func (p *proposer) run() {
 	}
 }
 
-// next gathers a batch and hands it on.
+// next gathers a batch and sends it.
 func (p *proposer) next() ([]*proposal, func() ([]mvcc.Result, error)) {
 	p.turn <- struct{}{}
 	defer func() { <-p.turn }()
@@ -212,8 +203,8 @@ func (p *proposer) next() ([]*proposal, func() ([]mvcc.Result, error)) {
 			case first = <-p.queue:
 			}
 		}
-		// A fresh buffer for each entry: raft keeps it, and may still be
-		// sending it to a slow follower when this worker is long done.
+		// Each entry has a new buffer: raft keeps it, and may still be sending it to a slow follower when this worker
+		// has its answer.
 		if batch, entry := p.gather(first); len(batch) > 0 {
 			return batch, p.send(entry)
 		}

@@ -15,25 +15,22 @@ import (
 const (
 	// mostQuota is etcd's default.
 	mostQuota = 2 << 30
-	// leastQuota is enough for the objects of a small cluster: those of a fresh
-	// one take 2 MB.
+	// leastQuota is enough for the objects of a small cluster: those of a new cluster use 2 MB.
 	leastQuota = 16 << 20
-	// besideStore is what the process that holds the store needs without it, an
-	// API server and a node, in bytes.
+	// besideStore is the memory that the process needs without the store, for an API server and a node, in bytes.
 	besideStore = 192 << 20
-	// perQuotaByte is how many bytes of memory a byte of the quota may come to:
-	// a quarter more than is counted, as much again of garbage before it is
-	// collected under load, and what is read, sent and kept in raft's log.
+	// perQuotaByte is how many bytes of memory a byte of the quota may use: a quarter more than is counted, as much
+	// again of garbage before it is collected under load, and what is read, sent and kept in raft's log.
 	perQuotaByte = 3
 )
 
-// quotaOf is the quota for this much memory, in bytes: so much that writes are
-// refused before the kernel ends the process.
+// quotaOf returns the quota for so much memory, in bytes. It is chosen so that writes are refused before the kernel
+// kills the process.
 func quotaOf(memory int64) int64 {
 	return min(max((memory-besideStore)/perQuotaByte, leastQuota), mostQuota)
 }
 
-// defaultQuota is the quota for the memory that this process may use.
+// defaultQuota returns the quota for the memory that this process may use.
 func defaultQuota(log *slog.Logger) int64 {
 	limit, err := memory.Self()
 	if err != nil {
@@ -45,14 +42,15 @@ func defaultQuota(log *slog.Logger) int64 {
 	return quota
 }
 
-// quota refuses writes for which the memory, or the disks of a majority, have no room.
+// quota refuses writes that do not fit into the memory, or for which the disks of a majority are too full.
 type quota struct {
 	*replica
-	refusing    atomic.Bool // writes, for the quota: what was said of it last
+	refusing    atomic.Bool // writes are refused for the quota, as logged last
 	withoutRoom atomic.Bool // this server leads, a voter's disk is full, and those that store and have room are no majority
 }
 
-// within refuses what would add to a store that is over its quota, or for which no majority has room.
+// within returns etcd's ErrNoSpace for a request that would add to a store beyond its quota, or while no majority has
+// room on its disks.
 func (q *quota) within(req mvcc.Request) error {
 	over := q.over()
 	if over != q.refusing.Load() && q.refusing.CompareAndSwap(!over, over) {
@@ -69,5 +67,5 @@ func (q *quota) within(req mvcc.Request) error {
 	return nil
 }
 
-// over says whether the quota is used up.
+// over says whether keys and history exceed the quota.
 func (q *quota) over() bool { return q.fsm.view().Stats().TotalBytes > q.opts.QuotaBytes }

@@ -18,13 +18,12 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// Linearizable returns a view that holds every write acknowledged before the
-// call, here or elsewhere.
+// Linearizable returns a view that holds every write that was acknowledged before the call, by any server.
 func (s *Store) Linearizable(ctx context.Context) (*mvcc.View, error) {
 	return s.replication.linearizable(ctx)
 }
 
-// linearizable takes a read index, which many reads share.
+// linearizable gets a read index, which many reads share, and waits until this server has applied that index.
 func (r *reads) linearizable(ctx context.Context) (*mvcc.View, error) {
 	index, err := r.index(ctx)
 	if err != nil {
@@ -38,14 +37,13 @@ func (r *reads) linearizable(ctx context.Context) (*mvcc.View, error) {
 	return r.fsm.wait(ctx, index)
 }
 
-// reads finds read indexes. One round is under way
-// at a time; who comes meanwhile shares the next, which begins after all of them
-// came.
+// reads finds read indexes. One round is under way at a time. Reads that begin meanwhile share the next round, which
+// begins after all of them.
 type reads struct {
 	*peers
 	leadership *leadership
 	leader     *leaderBoard
-	logs       raft.LogStore // as raft has it
+	logs       raft.LogStore // the log as raft has it
 	rounds     atomic.Uint64 // for metrics
 
 	mu    sync.Mutex
@@ -81,7 +79,7 @@ func (r *reads) index(ctx context.Context) (uint64, error) {
 	}
 }
 
-// run does rounds for as long as a caller waits.
+// run runs rounds for as long as a caller waits.
 func (r *reads) run() {
 	for {
 		r.mu.Lock()
@@ -119,7 +117,7 @@ func (r *reads) find() (index uint64, err error) {
 }
 
 func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
-	// Not for longer than a leader needs: it may have died without a word.
+	// The timeout is what a leader needs: the leader may have ended without a message.
 	ctx, done := context.WithTimeout(ctx, 5*r.opts.ElectionTimeout)
 	defer done()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -140,21 +138,19 @@ func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (ui
 		}
 	}
 	if err != nil && ctx.Err() != nil {
-		err = errMoved // not the caller's deadline
+		err = errMoved // the deadline was not the caller's
 	}
 	return index, err
 }
 
-// serve returns the index of the newest command that is committed, once it
-// is certain that no other server led when the call began: a majority of the
-// voters was still in this server's term then. The voter that asks is one of
-// them, since it tells its term as of after its reads came in.
+// serve returns the index of the newest committed command, once it is certain that no other server led when the call
+// began: a majority of the voters was still in this server's term then. The asking voter counts, since it read its term
+// after its reads began.
 //
-// A leader of a later term would have been elected by a majority before; one of
-// these voters would be in both majorities, and a server's term never falls.
-// What was acknowledged, or read on any server, was committed: in this term by
-// this leader, which knew it first, and in earlier ones before its barrier. Not
-// what is applied here: a follower may be ahead in that, and have shown it.
+// A leader of a later term would have been elected by a majority before. One of the voters asked here would be in that
+// majority too, and a server's term never falls. What was acknowledged, or read on any server, was committed: in this
+// term by this leader, which knew it first, and in earlier terms before this leader's barrier. The index is not the one
+// that this server has applied: a follower may have applied more, and answered reads with it.
 func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint64) (uint64, error) {
 	lead, _ := r.leadership.get()
 	if !lead.Leader {
@@ -187,16 +183,16 @@ func (r *reads) serve(ctx context.Context, asker raft.ServerID, askersTerm uint6
 	return index, r.confirmTerm(ctx, lead.Term, ask, missing)
 }
 
-// committedCommand is the index of the newest command that is committed. Behind it
-// there may be entries of raft's own, which the state machine never sees.
+// committedCommand returns the index of the newest committed command. Behind it there may be entries of raft's own,
+// which the state machine never sees.
 func (r *reads) committedCommand() (uint64, error) {
 	applied := r.fsm.view().Applied()
 	for index := r.raft.CommitIndex(); index > applied; index-- {
 		var entry raft.Log
 		err := r.logs.GetLog(index, &entry)
 		if errors.Is(err, raft.ErrLogNotFound) {
-			// A snapshot took its place and that of all before it. So the state
-			// machine had applied, or read from there, what commands there were.
+			// A snapshot replaced this entry and all before it. So the state machine has applied the commands among
+			// them, or has read their effect from the snapshot.
 			return r.fsm.view().Applied(), nil
 		}
 		if err != nil {
@@ -209,12 +205,11 @@ func (r *reads) committedCommand() (uint64, error) {
 	return applied, nil
 }
 
-// confirmTerm returns when so many of the servers have said that they are in a
-// term.
+// confirmTerm returns nil when missing of the servers have said that they are in the given term.
 func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Server, missing int) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*r.opts.ElectionTimeout)
 	defer cancel()
-	terms := make(chan uint64, len(servers)) // the rest is not waited for
+	terms := make(chan uint64, len(servers)) // room for each, since the last ones are not waited for
 	for _, server := range servers {
 		go func() { terms <- r.askTerm(ctx, server) }()
 	}
@@ -232,8 +227,8 @@ func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Ser
 	return errNotLeader
 }
 
-// askTerm returns a server's term, or 0. The server at an address may be
-// another by now: hence the id in the answer.
+// askTerm returns a server's term, or 0 if it does not answer. The answer has the server's id, since another server may
+// be at that address by now.
 func (p *peers) askTerm(ctx context.Context, server raft.Server) uint64 {
 	answer, err := p.Call(ctx, string(server.Address), callTerm, nil)
 	if err != nil || len(answer) < 8 || string(answer[8:]) != string(server.ID) {

@@ -12,24 +12,24 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-// A RecoveryPlan says what Recover would go on with, and hence what may be
-// lost: whatever the other voters acknowledged without this server.
+// A RecoveryPlan says which state Recover would keep, and so what may be lost: whatever the other voters acknowledged
+// without this server.
 type RecoveryPlan struct {
 	Cluster, Node string
-	// Members are the servers as this one last knew them.
+	// Members are the servers as this server last knew them.
 	Members []Member
-	// LastIndex and LastTerm are of the newest log entry here. An entry that
-	// the others have beyond it is lost, if they were a majority.
+	// LastIndex and LastTerm are those of the newest log entry here. Later entries of the others are lost, even if they
+	// were acknowledged by a majority.
 	LastIndex, LastTerm uint64
-	// Written is when the leader wrote that entry, by its clock. Zero if the
-	// log holds none, but a snapshot only.
+	// Written is when the leader wrote that entry, by its clock. It is zero if there is only a snapshot and no log
+	// entry.
 	Written time.Time
 	// Revision, Keys and Bytes are those of the state.
 	Revision, Keys, Bytes int64
 }
 
-// PlanRecovery reads a stopped server's directory for Recover. It changes
-// nothing that a start of the server would not.
+// PlanRecovery reads a stopped server's directory and returns what Recover would do. It changes nothing that a start of
+// the server would not change.
 func PlanRecovery(o Options) (RecoveryPlan, error) {
 	r, err := openRecovery(o)
 	if err != nil {
@@ -38,15 +38,14 @@ func PlanRecovery(o Options) (RecoveryPlan, error) {
 	return r.plan, r.dir.Close()
 }
 
-// Recover makes a cluster of one server of a stopped server's directory, for
-// when the majority of its cluster is lost for good. It keeps everything that
-// this server has, be it acknowledged or not. The server gets another raft
-// identity: the lost ones, should they ever start again, do not know it. Clients
-// may have seen revisions of writes that only the lost ones had: as after Restore
-// the revision moves ahead, all older ones are compacted, and watches start over.
+// Recover makes a cluster of one server from a stopped server's directory, for when the majority of its cluster is lost
+// for good. It keeps everything that this server has, acknowledged or not. The server gets another raft identity, which
+// the lost servers do not know, should they ever start again. Clients may have seen revisions of writes that only the
+// lost servers had. So, as after Restore, the revision moves ahead, all older ones are compacted, and watches start
+// over.
 //
-// The caller must make sure that none of the others runs, and that their
-// directories are emptied before they join again.
+// The caller must make sure that none of the others runs, and that their directories are emptied before they join
+// again.
 func Recover(o Options) error {
 	r, err := openRecovery(o)
 	if err != nil {
@@ -58,8 +57,9 @@ func Recover(o Options) error {
 	return nil
 }
 
-// reset writes everything as a snapshot whose only member is this server. It ends one entry after the log: the log
-// agrees with the state of before, and no server that joins may get the state from there (disk.Log's fit drops it).
+// reset writes everything as a snapshot whose only member is this server. The snapshot ends one entry after the log,
+// since the log leads to the state without the leap, and no server that joins may get its state from the log.
+// disk.Log's fit then drops the log.
 func (r *recovery) reset() error {
 	was := r.dir.Identity.Member
 	if err := r.dir.ChangeMember(""); err != nil {
@@ -68,9 +68,9 @@ func (r *recovery) reset() error {
 	index := r.plan.LastIndex + 1
 	leap(r.options, r.fsm.state, 0, index)
 	if err := writeAlone(r.dir, r.fsm.state, index, r.plan.LastTerm); err != nil {
-		return errors.Join(err, r.dir.ChangeMember(was)) // the others may be back, and count this server
+		return errors.Join(err, r.dir.ChangeMember(was)) // the others may come back, and count this server
 	}
-	return r.dir.Joined() // no other server is to take it in
+	return r.dir.Joined() // this server is not to join others
 }
 
 type recovery struct {
@@ -105,7 +105,7 @@ func openRecovery(o Options) (*recovery, error) {
 	return r, nil
 }
 
-// fillPlan fills the plan. It runs the log's entries, committed or not.
+// fillPlan fills the plan. For that it runs the log's entries, committed or not.
 func (r *recovery) fillPlan() error {
 	_, transport := raft.NewInmemTransport("")
 	servers, err := raft.GetConfiguration(r.conf, r.fsm, r.dir.Log, r.dir.Vars, r.dir.Snapshots, transport)

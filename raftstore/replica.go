@@ -32,8 +32,8 @@ type replica struct {
 	fsm  *fsm
 }
 
-// open opens the directory, and moves a damaged one away if the others have what it held. grown is called for each
-// append.
+// open opens the directory. A damaged directory is moved away first, if the other servers have a copy of its content.
+// grown is called for each append.
 func (r *replica) open(ctx context.Context, grown func(int64)) error {
 	o := disk.Options{
 		Path: r.opts.Dir, Identity: disk.Identity{Cluster: r.opts.ClusterID, Node: r.opts.NodeID},
@@ -53,7 +53,8 @@ func (r *replica) open(ctx context.Context, grown func(int64)) error {
 	return nil
 }
 
-// admit refuses writes that must not be tried now.
+// admit returns an error while writes must not be tried: etcd's ErrNoSpace if the disk is full, or Unavailable if it
+// fails.
 func (r *replica) admit() error {
 	switch err := r.dir.Admit(); {
 	case errors.Is(err, disk.ErrNoSpace):
@@ -83,18 +84,18 @@ func (r *replica) raftConfig(notices chan<- bool) *raft.Config {
 	conf.Logger = newHCLog(r.log)
 	conf.NotifyCh = notices
 	conf.NoLegacyTelemetry = true
-	// When to take a snapshot is the snapshotter's to say.
+	// The snapshotter decides when to take a snapshot.
 	conf.SnapshotThreshold = math.MaxUint64
 	conf.SnapshotInterval = 24 * time.Hour
-	conf.TrailingLogs = 0 // disk.Log.SetTrailing says what stays
+	conf.TrailingLogs = 0 // disk.Log.SetTrailing sets how much stays
 	if r.opts.Network != nil {
 		conf.HeartbeatTimeout = leaseFor * r.opts.ElectionTimeout
-		conf.ElectionTimeout = candidateFor * r.opts.ElectionTimeout // both until setTimers says otherwise
+		conf.ElectionTimeout = candidateFor * r.opts.ElectionTimeout // setTimers changes both later
 		// No read relies on the lease, so it may be as long as raft allows.
 		conf.LeaderLeaseTimeout = leaseFor * r.opts.ElectionTimeout
-		// The transport adds more, or takes some away: it goes by bytes (Transport.fill).
+		// The transport adds entries to a message or removes some, by their bytes (Transport.fill).
 		conf.MaxAppendEntries = readAtOnce
-		// Followers are sent commits by the transport, at once.
+		// The transport sends commits to the followers at once.
 		conf.CommitTimeout = r.opts.ElectionTimeout
 	}
 	return conf

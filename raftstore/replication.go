@@ -16,22 +16,22 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// replication is what a store does differently where its cluster can have other servers.
-// It is [clustered] there, and [standalone] in a store without a network.
+// replication has what a store does differently if its cluster can have other servers. It is [clustered] then, and
+// [standalone] in a store without a network.
 type replication interface {
-	// What clients ask: Store.Write, Linearizable and ConfirmTerm say what is promised.
+	// Requests of clients. See the promises of Store.Write, Linearizable and ConfirmTerm.
 	write(ctx context.Context, c mvcc.Command) (any, error)
 	linearizable(ctx context.Context) (*mvcc.View, error)
 	confirmLeading(ctx context.Context, term uint64) error
 
-	// The start and the end.
-	hadPeers() bool             // others, at an earlier start
-	join(noted bool) error      // them, instead of beginning a cluster
-	run()                       // once raft does
-	Stand(context.Context) bool // for election, now
+	// Start and stop.
+	hadPeers() bool             // whether there were other servers at an earlier start
+	join(noted bool) error      // joins the other servers, instead of beginning a cluster
+	run()                       // is called once raft runs
+	Stand(context.Context) bool // makes this server a candidate at once
 	close()
 
-	// What the others hear of this server, and this one of them.
+	// What this server and the others send to each other.
 	Call(ctx context.Context, address, method string, body []byte) ([]byte, error)
 	published() // is called for every new view
 	LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64)
@@ -42,20 +42,20 @@ type replication interface {
 	reportRemoval(context.Context)
 	sample(*metrics.Sample)
 
-	// What a leader does for them.
+	// What a leader does for the others.
 	runSteward(context.Context)
 	storageProbe(ctx context.Context, enough func(storing) bool) storing
 	reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool))
 	transferVote(ctx context.Context, members []raft.Server, at uint64) error
 }
 
-// standalone is the only server of its cluster: it has no other server to ask, and none has
-// to confirm that it leads.
+// standalone is the replication of a cluster that has one server. There is no other server to ask, and none that has to
+// confirm that this one leads.
 type standalone struct {
 	*replica
 	leadership *leadership
 	writer     *writer
-	transport  *raft.InmemTransport // raft's; nil until that begins
+	transport  *raft.InmemTransport // raft's transport; nil until raft starts
 }
 
 func (l standalone) write(ctx context.Context, c mvcc.Command) (any, error) {
@@ -93,8 +93,8 @@ func (l standalone) waitLeader(ctx context.Context) error {
 	}
 }
 
-// linearizable returns the newest view of a server that leads and has applied its
-// predecessors' entries: no other server can acknowledge a write.
+// linearizable returns the newest view once this server leads and has applied the entries of earlier terms. That is
+// enough, since no other server can acknowledge a write.
 func (l standalone) linearizable(ctx context.Context) (*mvcc.View, error) {
 	if err := l.waitLeader(ctx); err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (standalone) join(bool) error {
 	return errors.New("this server is to join others, and has no network to reach them")
 }
 
-// Stand sends raft the message by which leadership is handed over.
+// Stand sends raft the message of a leadership transfer (TimeoutNow), which makes this server a candidate at once.
 func (l standalone) Stand(context.Context) bool {
 	_, from := raft.NewInmemTransport("")
 	from.Connect(l.address, l.transport)

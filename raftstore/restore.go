@@ -17,33 +17,30 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// revisionLeap is how far a restored or recovered store's revision moves ahead.
-// Clients may have seen revisions that came after the backup, or that only the lost
-// servers had; those must not come again with another content. A thousand writes a
-// second for eleven days are fewer.
+// revisionLeap is how far a restored or recovered store's revision moves ahead. Clients may have seen revisions that
+// came after the backup, or that only the lost servers had. Those must not be used again for other content. A thousand
+// writes a second for eleven days are fewer.
 const revisionLeap = 1_000_000_000
 
-// revisionsPerSecond makes of the time the revision that a restored store has at
-// least. A backup that is restored a second time, after the cluster has gone on from
-// the first, so gets another revision than then, and a later one, as long as the
-// cluster wrote no more than that and its clock was not set back; where the store that it replaces can be read, it is
-// later whatever the clock says.
+// revisionsPerSecond, times the seconds since 1970, is the least revision of a restored store. So a backup that is
+// restored a second time, after the cluster has gone on from the first, gets a later revision than the first time. That
+// holds unless the cluster wrote more revisions a second than that, or its clock was set back. If the revision of the
+// replaced store is known, the new one is later whatever the clock says.
 const revisionsPerSecond = 1000
 
-// revisionsAhead is how far that revision has to be ahead of a store's own for the store to leap there, and no further:
-// had it leapt from its own, the next one that is recovered, an older one, would be behind it for eleven days.
+// revisionsAhead is how far that least revision has to be ahead of a store's own for the store to leap exactly there.
+// Had the store leapt by revisionLeap from its own revision, an older store that is recovered next would be behind it
+// for eleven days.
 const revisionsAhead = 1_000_000
 
-// seedIndex is the index of the snapshot that a restored store starts from. Not
-// 1: raft sends entry 1 without having looked at one before, so disk.Log could
-// not let a snapshot that ends there stand for it.
+// seedIndex is the index of the snapshot that a restored store starts from. It is not 1: of a
+// snapshot's last entry disk.Log knows only the term, and raft would send entry 1 without a look-up before it.
 const seedIndex = 2
 
-// Restore makes a new store in o.Dir, which must be empty or not there, from
-// what Backup wrote. seen is the revision of the store whose place it takes, 0 if there is none or it is not known:
-// whatever the clock says, the new one goes beyond it. It becomes a cluster of one server with a new identity
-// unless o names one. Watches and lists that were under way elsewhere find
-// their revisions compacted, and start over.
+// Restore makes a new store in o.Dir, which must be empty or missing, from a backup that Backup wrote. seen is the
+// revision of the store that the new one replaces, 0 if there is none or it is not known. Whatever the clock says, the
+// new store's revision is later than seen. The new store is a cluster of one server, with a new identity unless o names
+// one. Clients' watches and lists that were under way find their revisions compacted, and start over.
 func Restore(o Options, backup io.Reader, seen int64) error {
 	if err := o.setDefaults(); err != nil {
 		return err
@@ -62,8 +59,8 @@ func Restore(o Options, backup io.Reader, seen int64) error {
 	return nil
 }
 
-// build makes the new directory beside its place and moves it there when it is
-// complete: what a crash leaves is never taken for a store, let alone an empty one.
+// build makes the new directory beside its path and moves it there when it is complete. So what a crash leaves is never
+// taken for a store, in particular not for an empty one.
 func build(o Options, state *mvcc.State) error {
 	place := filepath.Clean(o.Dir)
 	beside := place + ".restoring"
@@ -79,7 +76,7 @@ func build(o Options, state *mvcc.State) error {
 	if err := errors.Join(seed(dir, state), dir.Close()); err != nil {
 		return err
 	}
-	if err := os.Remove(place); err != nil && !errors.Is(err, fs.ErrNotExist) { // it is empty
+	if err := os.Remove(place); err != nil && !errors.Is(err, fs.ErrNotExist) { // the directory is empty
 		return err
 	}
 	return disk.Move(beside, place)
@@ -94,7 +91,7 @@ func seed(dir *disk.Dir, state *mvcc.State) error {
 	return writeAlone(dir, state, seedIndex, term)
 }
 
-// writeAlone writes a state as a snapshot that ends at an index, and has the directory's server as the only member.
+// writeAlone writes a state as a snapshot that ends at an index and whose only member is the directory's server.
 func writeAlone(dir *disk.Dir, state *mvcc.State, index, term uint64) error {
 	member := dir.Identity.Member
 	servers := raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(member), Address: raft.ServerAddress(member)}}}
@@ -107,7 +104,7 @@ func writeAlone(dir *disk.Dir, state *mvcc.State, index, term uint64) error {
 	return (&fsmSnapshot{snapshot}).Persist(sink)
 }
 
-// leap makes all of a state's revisions ones that no client has seen, and is for a log whose entries come after index.
+// leap moves a state's revision beyond all that clients may have seen. The log's entries follow after index.
 func leap(o Options, state *mvcc.State, seen int64, index uint64) {
 	least := o.Clock.Now().Unix() * revisionsPerSecond
 	if seen > 0 {

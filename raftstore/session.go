@@ -8,22 +8,20 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// session numbers this server's writes, so that the state machine knows one
-// that it meets again: a write whose answer was lost, because the leader or the
-// way to it went away, can be sent again without happening twice (Ongaro,
-// "Consensus: bridging theory and practice", 6.3).
+// session numbers this server's writes, so that the state machine recognizes a repeated one. A write whose answer was
+// lost with the leader or the connection to it can then be sent again without happening twice (Ongaro, "Consensus:
+// bridging theory and practice", 6.3).
 type session struct {
 	mu   sync.Mutex
 	id   uint64
 	last uint64
-	// floor is the lowest number that is not answered for good: the state
-	// machine forgets what is below it.
+	// floor is the lowest number whose answer may still be needed. The state machine forgets the answers below it.
 	floor       uint64
 	outstanding map[uint64]struct{}
 }
 
-// number gives a command an id. It reports false as long as no session is open.
-// done must be called once the command will not be sent again.
+// number gives a command its session and number. It reports false if no session is open. done must be called once the
+// command will not be sent again.
 func (s *session) number(c *mvcc.Command) (done func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -14,9 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// setAside moves a damaged directory away, so that this server can begin again
-// with what the others have. It refuses, with the damage, unless there are
-// others and they have a leader without this server.
+// setAside moves a damaged directory away, so that this server can start again with a copy from the others. It returns
+// damage, and leaves the directory alone, unless there are other servers and they have a leader without this one.
 func (r *replica) setAside(ctx context.Context, damage error) error {
 	if r.opts.Network == nil || r.opts.ClusterID == "" {
 		return damage
@@ -43,7 +42,8 @@ func (r *replica) setAside(ctx context.Context, damage error) error {
 	return nil
 }
 
-// othersLead returns nil once one of the servers says that they have a leader.
+// othersLead returns nil once one of the known servers says that they have a leader. It tries for three request
+// timeouts.
 func (r *replica) othersLead(ctx context.Context, known []disk.Peer) error {
 	caller, err := peer.New(peer.Options{
 		Cluster: r.opts.ClusterID, Dial: r.dial, Logger: r.log,

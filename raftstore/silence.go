@@ -16,82 +16,85 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// A leader whose machine has vanished breaks no connection: the voters have to miss it. Raft's own timers take long for
-// that. A follower looks at a random moment once in one to two election timeouts, so it misses a leader after one to
-// three; and as long as the others have not missed it too, they refuse it even a pre-vote, and it waits for another one
-// or two.
+// A leader whose machine is gone closes no connection, so the voters have to miss its messages. Raft's own timers are
+// slow at that. A follower checks at random intervals of one to two election timeouts, so it misses a leader after one
+// to three of them. Until the others miss the leader too, they refuse a candidate even its pre-votes, and it waits for
+// another one or two timeouts.
 //
-// So the voters look themselves, and exactly. One that has not heard the leader for silentAfter asks the others at
-// once. If a majority says that it is silent, the one with the longest log stands, as if the leader had handed over:
-// that way a voter whose own timer has not run out votes too. Raft's timers go on beside that; where a voter knows no
-// such question, they are what is left.
+// So the voters check in addition, and at exact times. A voter that has not heard the leader for silentAfter asks the
+// others at once. If a majority has not heard it either, the voter with the longest log stands for election, as in a
+// leadership transfer: then voters whose own timers have not run out vote too. Raft's timers still run, for the case
+// that a voter's version does not know that question.
 
-// election is how this server misses a leader and becomes a candidate, and answers other voters that miss one.
+// election lets this server notice that its leader is missing, and become a candidate. It also answers other voters
+// that miss the leader.
 type election struct {
 	*raftTimers
 	ended   atomic.Pointer[ended] // the last leader whose process was found to have ended
-	stood   atomic.Pointer[stand] // the last one of this server
-	polling atomic.Bool           // standing.Polling
-	missed  timers.Signal         // another voter misses the leader, or its process has ended
+	stood   atomic.Pointer[stand] // the last candidacy of this server
+	polling atomic.Bool           // the value of standing.Polling
+	missed  timers.Signal         // sent when another voter misses the leader, or the leader's process has ended
 }
 
-// silentAfter and agreeAfter are how long a voter must not have heard the leader before it asks, and before it agrees
-// when it is asked: heartbeats reach the voters at different timers. A leader that waits for a processor now and then
-// shows that by the gaps between its messages, and is given twice as long as the longest of late; raft's own timers
-// come after the most of that. Who leads in a minority may do so for a moment longer than that: nothing relies on its
-// lease.
+// silentAfter is how long a voter must not have heard the leader before it asks the others. agreeAfter is how long it
+// must not have heard the leader to agree when it is asked. It is shorter, since heartbeats reach the voters at
+// different times. A leader that has to wait for a processor now and then shows that by gaps between its messages. It
+// gets twice the longest recent gap, up to a limit at which raft's own timers have not run out yet. A leader in a
+// minority may lead for a moment longer than silentAfter. That is safe, since nothing relies on its lease.
 func (e *election) silentAfter() time.Duration {
 	timeout := e.opts.ElectionTimeout
 	return min(max(timeout*3/2, 2*e.LeaderGap()), timeout*8/3)
 }
 func (e *election) agreeAfter() time.Duration { return e.silentAfter() - e.opts.ElectionTimeout/3 }
 
-// lateBy is how late this voter may wake up and still trust what it has heard: beyond that it gets too little processor
-// time, and messages of the leader may be there unread. It then waits for lateRest, once.
+// lateBy is how late this voter may wake up and still trust the time of the leader's last message. If it wakes up
+// later, it gets too little processor time, and messages of the leader may not have been read yet. It then waits for
+// lateRest, once.
 const lateBy, lateRest = 50 * time.Millisecond, 100 * time.Millisecond
 
-// standing is what a voter says of itself when there may be no leader.
+// standing is a voter's answer about itself when there may be no leader.
 type standing struct {
 	ID       string
-	Silent   time.Duration // since it heard the leader
-	Follower bool          // it can stand: it does not already, nor lead, nor wait for pre-votes
+	Silent   time.Duration // time since it heard the leader
+	Follower bool          // it can become a candidate: it is none yet, does not lead, and waits for no pre-votes
 	Leads    bool
-	Standing bool   // it has begun to, and may still be at it
+	Standing bool   // it has begun a candidacy, which may still be under way
 	Polling  bool   // it asks the others, and becomes a candidate if a majority of them misses the leader
 	Ended    bool   // it has found the leader's process to have ended
-	Term     uint64 // raft's
-	// LogTerm and LogIndex are of its newest entry. Who has less cannot be elected by it.
+	Term     uint64 // raft's term
+	// LogTerm and LogIndex are those of its newest entry. It votes for no server whose log ends earlier.
 	LogTerm, LogIndex uint64
-	FlushDuration     time.Duration `json:"FlushTakes"` // a write to its disk, lately or up to now
-	// VoteFlush is what a write takes now on the disks whose votes it needs, never if too few may vote for it. It is 0
-	// until that was measured twice.
+	FlushDuration     time.Duration `json:"FlushTakes"` // of a recent write to its disk, or of the one under way if that takes longer
+	// VoteFlush is how long a write takes now on the disks whose votes it needs, or never if too few servers may vote
+	// for it. It is 0 until it was measured twice.
 	VoteFlush time.Duration `json:",omitempty"`
-	// Reached has the ids of the members that it reaches, itself among them, if it was asked for that.
+	// Reached has the ids of the members that the voter reaches, including its own, if the question asked for them.
 	Reached []raft.ServerID `json:",omitempty"`
 }
 
-// standingQuestion is what a voter asks the others.
+// standingQuestion is a voter's question to the others.
 type standingQuestion struct {
-	// Within says that FlushDuration is to be of a write that began at most so long ago.
+	// Within limits FlushDuration to writes that began at most so long ago.
 	Within time.Duration `json:",omitempty"`
 	// Reach asks for Reached.
 	Reach bool `json:",omitempty"`
 }
 
-// reaches says whether a voter's log has all that another one's has, so that it could be elected by it.
+// reaches says whether voter a's log has all entries that b's log has, so that b could vote for a.
 func (a standing) reaches(b standing) bool {
 	return cmp.Or(cmp.Compare(b.LogTerm, a.LogTerm), cmp.Compare(b.LogIndex, a.LogIndex)) <= 0
 }
 
-// ahead says whether a voter comes before another one when both could stand.
+// ahead says whether a has precedence over b when both could become candidates.
 func (a standing) ahead(b standing) bool {
 	return a.reaches(b) && (!b.reaches(a) || a.ID < b.ID)
 }
 
-// settles says whether what a voter answers leaves nothing to be done for the one who asked: there is a leader in its
-// term, or an election is under way in which it will be asked for its vote, if it was not just now.
+// settles says whether the answer a leaves nothing to do for the voter that asked. That is so if a leader exists in
+// that voter's term. It is also so if an election is under way in which that voter will be asked for its vote, unless
+// it just was.
 func (a standing) settles(own standing) bool {
-	later := a.Term > own.Term && (a.Leads || a.Standing || own.Silent < stalledAfter) // or that one came to nothing
+	later := a.Term > own.Term && (a.Leads || a.Standing || own.Silent < stalledAfter) // otherwise that term's election has failed
 	return later || a.Term == own.Term && a.Leads || a.Standing && a.reaches(own)
 }
 
@@ -109,7 +112,7 @@ func (e *election) standing() standing {
 	return out
 }
 
-// serveStanding answers another voter that misses the leader, and has this one look at once.
+// serveStanding answers another voter that misses the leader. It also makes this voter check at once.
 func (e *election) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
 	if e.diskStalled() {
 		return standing{}, errDiskStalled
@@ -127,19 +130,20 @@ func (e *election) serveStanding(ctx context.Context, q standingQuestion) (stand
 	return out, nil
 }
 
-// checkLeaderNow has missLeader look at once.
+// checkLeaderNow makes missLeader check at once.
 func (e *election) checkLeaderNow() { e.missed.Send() }
 
-// misses says whether a voter that says this of itself, or this one, does without the leader.
+// misses says whether the voter that gave the answer a, or this one, misses the leader.
 func (e *election) misses(a standing) bool { return a.Ended || a.Silent >= e.agreeAfter() }
 
-// missesLeader says whether this voter does.
+// missesLeader says whether this voter misses the leader.
 func (e *election) missesLeader() bool {
 	return e.misses(standing{Ended: e.leaderEnded(), Silent: time.Since(e.LeaderHeard())})
 }
 
-// standings asks the other voters but one how they stand, and returns what came within a time. With only it asks those
-// that gave these answers: an unresponsive voter holds up the question until the answers of the others are old.
+// standings asks the other voters, except but, for their standing. It returns the answers that arrive in time. With
+// only, it asks only the voters that gave these answers before: an unresponsive voter delays the result until the
+// answers of the others are old.
 func (e *election) standings(
 	ctx context.Context, but raft.ServerID, within time.Duration, only ...standing,
 ) []standing {
@@ -156,7 +160,7 @@ func (e *election) standings(
 		}
 		all.Go(func() {
 			answer, err := callAt[standing](ctx, e.Call, string(server.Address), callStanding, question)
-			if err != nil || answer.ID != string(server.ID) { // another member may have the address now
+			if err != nil || answer.ID != string(server.ID) { // another member may have this address now
 				return
 			}
 			mu.Lock()
@@ -169,19 +173,19 @@ func (e *election) standings(
 	case len(out) > 0:
 		e.pace.Store(paceOf(out, e.voters()))
 		e.setTimers()
-	case but == "" && len(only) == 0: // all were asked and none answers: none could do better, and an election takes as long as it did
+	case but == "" && len(only) == 0: // all were asked and none answered: none could do better, and an election takes as long as before
 		e.pace.Store(&pace{withThis: e.pace.Load().withThis, withoutThis: never})
 	}
 	return out
 }
 
-// missLeader stands for election when a majority of the voters misses the leader, until ctx is done.
+// missLeader makes this server a candidate when a majority of the voters misses the leader. It runs until ctx is done.
 func (e *election) missLeader(ctx context.Context) {
 	timer := time.NewTimer(e.silentAfter())
 	defer timer.Stop()
-	var rest time.Time // until then it does not look again, whatever server asks: each question makes others look, and ask
+	var rest time.Time // until then it does not ask again, even if it is asked: each question makes others check, and ask
 	tries, due, excused := 0, time.Now().Add(e.silentAfter()), false
-	var seen progress // while it leads
+	var seen progress // while this server leads
 	for {
 		select {
 		case <-ctx.Done():
@@ -198,14 +202,14 @@ func (e *election) missLeader(ctx context.Context) {
 			e.compareDisks(ctx)
 			e.checkProgress(ctx, &seen)
 			rest, tries, excused, wait = time.Time{}, 0, false, e.silentAfter()
-			if !e.othersVote() { // and none could lead: nothing to miss, and no server to compare with
+			if !e.othersVote() { // nor could another server lead: there is no leader to miss, and no disk to compare with
 				e.pace.Store(&pace{withThis: e.pace.Load().withThis, withoutThis: never})
 				rests := timers.Until(stewardTick) // another server may get a vote
 				due = time.Now().Add(rests)
 				timer.Reset(rests)
 				continue
 			}
-		case wait > 0: // it is there, whatever was before: the next silence is another one
+		case wait > 0: // the leader was heard, so the count of attempts begins again
 			rest, tries, excused = time.Time{}, 0, false
 		case time.Now().Before(rest):
 			e.measureVotes(ctx)
@@ -213,13 +217,13 @@ func (e *election) missLeader(ctx context.Context) {
 		case late && !excused:
 			wait, excused = lateRest, true
 		default:
-			// Where there is no majority, that may be so for days.
+			// A majority may be missing for days, so the pause grows.
 			wait = min(e.replaceLeader(ctx, tries < mostYields)<<max(0, min(tries-doubleAfter, mostDoublings)),
 				max(mostRest, e.opts.ElectionTimeout))
 			rest = time.Now().Add(wait)
 			tries++
 		}
-		// Who rests looks as often as who does not: a leader that was heard meanwhile may be silent again before the
+		// It checks as often while it rests: a leader that was heard in the meantime may be missed again before the
 		// rest is over.
 		wait = min(wait, e.silentAfter())
 		due = time.Now().Add(wait)
@@ -227,45 +231,46 @@ func (e *election) missLeader(ctx context.Context) {
 	}
 }
 
-// The pause between two looks of who misses the leader doubles after some, from a tenth of a second up to mostRest.
+// The pause between two attempts to replace the leader doubles after doubleAfter of them, from a tenth of a second up
+// to mostRest.
 const (
 	mostRest      = 3 * time.Second
 	doubleAfter   = 10
 	mostDoublings = 5
 )
 
-// mostYields is how often a voter leaves the election to one that is ahead of it and asks the others just now. That one
-// may not reach a majority.
+// mostYields is how many times a voter leaves the election to another one that is ahead of it and is asking the others
+// just then. That voter may not reach a majority.
 const mostYields = 3
 
-// replaceLeader stands for election if it is this voter's turn. It returns how long to wait before looking again. With
-// yields it leaves the election to a voter that is ahead of it and asks just now: that one began later, since it waits
-// longer for this leader, and would become a candidate at the same time.
+// replaceLeader stands for election if it is this voter's turn. It returns how long to wait before the next check. With
+// yields it leaves the election to a voter that is ahead of it and is asking the others just then. That voter began
+// later, since it waits longer for this leader, and would become a candidate at the same time.
 func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration {
 	rank, voter := e.rank()
 	leader, _, seen := e.LeaderSeen()
 	if e.raft.CurrentTerm() > seen {
-		leader = "" // there was an election since, so it is asked like any other: it may be a candidate itself
+		leader = "" // an election has taken place since, so the old leader is asked like any other: it may be a candidate itself
 	}
 	state := e.raft.State()
 	if !voter || state == raft.Leader || state == raft.Shutdown || e.withholds() || e.diskStalled() {
 		return standAfter
 	}
 	if seen == 0 || state != raft.Follower {
-		// Raft decides who stands. But it has to know how long the others' disks take: where all have just begun none
-		// has said it yet, and one with a good disk would begin a new term each time before the others have brought
-		// their votes for the last one to theirs.
+		// Raft decides who stands for election here. But it needs to know how long the other voters' disks take. Right
+		// after a start none has said so yet. A server with a fast disk would then begin a new term each time before
+		// the others have stored their votes for the last one.
 		e.standings(ctx, "", standAfter)
 		return standAfter
 	}
 	own := e.standing()
 	e.polling.Store(true)
 	defer e.polling.Store(false)
-	but := leader // who is not asked, as it may not answer
+	but := leader // not asked, as it may not answer
 	answers := e.standings(ctx, but, standAfter)
 	agreed, ahead, settled := e.tally(ctx, own, answers)
 	if !settled && agreed == e.voters()/2 && e.leaderMissedFor(stalledAfter) {
-		// One that led, and reached too few, follows by now and can vote.
+		// A former leader that reached too few voters follows by now and can vote.
 		but, answers = "", e.standings(ctx, "", standAfter)
 		agreed, ahead, settled = e.tally(ctx, own, answers)
 	}
@@ -273,7 +278,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 		return standAfter
 	}
 	if agreed <= e.voters()/2 {
-		if own.Ended { // the others are about to find that too
+		if own.Ended { // the others are about to notice that too
 			return askAgain
 		}
 		return standAfter
@@ -281,12 +286,12 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	if ahead > 0 && !sleepUnless(ctx, time.Duration(ahead)*standAfter, func() bool {
 		return e.raft.CurrentTerm() != own.Term || !e.missesLeader()
 	}) {
-		return standAfter // another one has begun, or the leader is back
+		return standAfter // another voter has begun an election, or the leader is back
 	}
 	if ahead > 0 && slices.ContainsFunc(e.standings(ctx, but, standAfter, answers...), func(a standing) bool {
 		return e.settled(ctx, own, a, answers) || yields && a.Polling && a.Follower && a.ahead(own)
 	}) {
-		return standAfter // its new term is not on its disk yet
+		return standAfter // another voter has begun an election, though its new term is not on its disk yet
 	}
 	if e.raft.State() != raft.Follower || e.raft.CurrentTerm() != own.Term || !e.missesLeader() {
 		return standAfter
@@ -296,12 +301,13 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	if !e.standNow(ctx) {
 		return standAfter
 	}
-	// An election needs every voter's disk. Standing again before it has come to something would keep it from that.
+	// An election needs every voter's disk. If this server stood again before the election has ended, it would hinder
+	// it.
 	return e.candidacy() + time.Duration(rank)*e.opts.ElectionTimeout
 }
 
-// tally counts who does without the leader, this server among them, and who of these comes before it. If one of the
-// answers leaves nothing to be done, it is settled.
+// tally counts the voters that miss the leader, including this server (agreed), and those of them that are ahead of
+// this server. settled is true if one of the answers leaves nothing to do.
 func (e *election) tally(ctx context.Context, own standing, answers []standing) (agreed, ahead int, settled bool) {
 	agreed = 1
 	for _, a := range answers {
@@ -318,27 +324,29 @@ func (e *election) tally(ctx context.Context, own standing, answers []standing) 
 	return agreed, ahead, false
 }
 
-// settled says whether one of the answers leaves nothing to be done for this server.
+// settled says whether the answer a leaves nothing to do for this server: another one leads, or will be elected soon
+// enough.
 func (e *election) settled(ctx context.Context, own, a standing, answers []standing) bool {
 	return a.settles(own) && !e.faster(ctx, own, a, answers)
 }
 
-// askAgain is how soon a voter asks again whose leader's process has ended, when the others do not say so yet.
+// askAgain is how soon a voter asks again if its leader's process has ended and the others have not noticed yet.
 const askAgain = 10 * time.Millisecond
 
-// standWithin bounds how long raft may take to hear that this server stands. When its loop is busy for longer, it gives
-// another one its vote, and standing after that would depose the winner.
+// standWithin bounds how long raft may take to accept that this server stands. If raft's loop is busy for longer, it
+// may be giving another candidate its vote, and a candidacy after that would depose the winner.
 const standWithin = 5 * time.Millisecond
 
-// stand is a candidacy that this server or its raft has begun, or that a leader did which handed over.
+// stand is a candidacy of this server. It was begun by the server, by its raft, or by a leader that transferred the
+// leadership.
 type stand struct {
 	at        time.Time
-	term      uint64        // raft's before
-	measured  time.Duration // the newest measurement of measureVotes, which is of missLeader alone
+	term      uint64        // raft's term before
+	measured  time.Duration // the newest measurement of measureVotes; only missLeader's goroutine uses it
 	voteFlush atomic.Int64  // standing.VoteFlush
 }
 
-// standNow makes this server a candidate; false says that raft had something else to do.
+// standNow makes this server a candidate. It returns false if raft was busy with something else.
 func (e *election) standNow(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, standWithin)
 	defer cancel()
@@ -350,8 +358,8 @@ func (e *election) standNow(ctx context.Context) bool {
 	return false
 }
 
-// handedOver notes that a leader makes this server stand. Where its disk is slow, the others miss a leader before they
-// are asked for their votes.
+// handedOver notes that a leader makes this server a candidate, to transfer the leadership. If the disk is slow, the
+// other voters miss a leader before they are asked for their votes.
 func (e *election) handedOver() {
 	select {
 	case <-e.started:
@@ -360,8 +368,8 @@ func (e *election) handedOver() {
 	}
 }
 
-// newTerm notes that raft itself made this server a candidate, if it did: raft is about to save a term. A voter that
-// has just given it a vote would stand as well otherwise.
+// newTerm is called when raft is about to save a term. If raft has made this server a candidate, newTerm notes the
+// candidacy. Otherwise a voter that has just given this server its vote would become a candidate as well.
 func (e *election) newTerm() {
 	select {
 	case <-e.started:
@@ -372,26 +380,25 @@ func (e *election) newTerm() {
 	}
 }
 
-// stands says that this server has begun, or is about to begin, a candidacy that may still be under way, given what
-// raft says.
+// stands says whether a candidacy of this server has begun and may still be under way. state and term are raft's.
 func (e *election) stands(state raft.RaftState, term uint64) bool {
 	last := e.stood.Load()
 	if last == nil || state == raft.Leader || state == raft.Follower && term > last.term {
 		return false
 	}
-	if _, _, seen := e.LeaderSeen(); seen > last.term { // another one was elected; raft may leave this one a candidate
+	if _, _, seen := e.LeaderSeen(); seen > last.term { // another server was elected since; raft may leave this one a candidate
 		return false
 	}
-	// It brings a term and a vote to the disk first, and then raft draws a time between one and two.
+	// A candidate first stores a term and a vote. Then raft waits for a random time between one and two candidacies.
 	return time.Since(last.at) < flushesOfVote*e.flushDuration()+2*e.candidacy()
 }
 
-// voters is how many servers vote.
+// voters returns how many servers have a vote.
 func (e *election) voters() int {
 	return len(votersOf(e.raft.GetConfiguration().Configuration().Servers))
 }
 
-// sleepUnless waits, and returns false as soon as something is so, or when ctx ends.
+// sleepUnless waits for d. It returns false as soon as so returns true, or when ctx ends.
 func sleepUnless(ctx context.Context, d time.Duration, so func() bool) bool {
 	const poll = 10 * time.Millisecond
 	for until := time.Now().Add(d); time.Now().Before(until); {

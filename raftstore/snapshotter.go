@@ -15,32 +15,29 @@ import (
 )
 
 const (
-	// minLogBytes is how much log is worth a snapshot at least. Replaying it
-	// takes a fraction of a second, although it may be packed to a quarter.
+	// minLogBytes is how much the log grows at least before a snapshot is worthwhile. Replaying that much takes a
+	// fraction of a second, although the log may be packed to a quarter.
 	minLogBytes = 16 << 20
-	// trailingLogs is how many of the entries that a snapshot covers stay in the
-	// log at least. With one voter they are not needed.
+	// trailingLogs is the least number of entries that stay in the log although a snapshot covers them. With one voter
+	// they are not needed.
 	trailingLogs = 128
-	// trailingBytes is how much of what a snapshot covers stays in the log where
-	// there are other servers: one that was away for a moment gets that instead
-	// of a whole snapshot.
+	// trailingBytes is how many bytes of entries stay in the log although a snapshot covers them, where there are other
+	// servers. A server that was down for a moment gets these instead of a whole snapshot.
 	trailingBytes = 16 << 20
-	// snapshotRetry is how long to wait after a snapshot failed; twice as long
-	// each time, up to snapshotPatience. Right after a start raft refuses one
-	// until it has seen the last change of members applied.
+	// snapshotRetry is how long to wait after a snapshot failed. The wait doubles each time, up to snapshotPatience.
+	// Right after a start raft refuses a snapshot until it has seen the last change of members applied.
 	snapshotRetry    = time.Second
 	snapshotPatience = time.Minute
 )
 
-// snapshotter bounds the log. It counts bytes, not entries as raft would, for
-// an entry holds anything from one small write to hundreds. It sleeps unless
-// the log grows.
+// snapshotter bounds the log. It counts bytes, while raft would count entries: an entry holds anything from one small
+// write to hundreds. It sleeps unless the log grows.
 type snapshotter struct {
 	*replica
-	wake timers.Signal // look again
-	// writing is held by who writes a snapshot, hence its capacity of 1.
+	wake timers.Signal // sent when a snapshot may be due
+	// writing is held while a snapshot is written, hence its capacity of 1.
 	writing chan struct{}
-	// appended counts bytes since the start. At due it is time to look.
+	// appended counts the bytes appended since the start. When it reaches due, run checks whether to take a snapshot.
 	appended, due atomic.Int64
 }
 
@@ -61,8 +58,8 @@ func (sn *snapshotter) grown(total int64) {
 
 // run takes snapshots when they are due, until ctx is done.
 func (sn *snapshotter) run(ctx context.Context) {
-	var last int64 // what was appended when the last one was taken
-	packed := 1.0  // what is left of a byte of the state in a snapshot
+	var last int64 // the value of appended when the last snapshot was taken
+	packed := 1.0  // the bytes of the last snapshot per byte of the state
 	for {
 		select {
 		case <-ctx.Done():
@@ -84,14 +81,13 @@ func (sn *snapshotter) run(ctx context.Context) {
 	}
 }
 
-// worthSnapshot is how many bytes the log may grow between snapshots. A
-// snapshot writes the keys and the history; it should never cost more than the
-// log that it replaces, and half of that where it is mostly keys.
+// worthSnapshot returns how many bytes the log may grow between snapshots. A snapshot writes the keys and the history.
+// It should never cost more than the log that it replaces, and only half of that if it is mostly keys.
 func worthSnapshot(st mvcc.Stats, packed float64) int64 {
 	return max(minLogBytes, int64(packed*float64(max(2*st.LiveBytes, st.TotalBytes))))
 }
 
-// take takes a snapshot, however often it has to try. It returns ctx's error.
+// take takes a snapshot, and repeats that until it succeeds or ctx is done. It returns ctx's error.
 func (sn *snapshotter) take(ctx context.Context) error {
 	for retry := snapshotRetry; ; retry = min(2*retry, snapshotPatience) {
 		err := sn.once()
@@ -112,7 +108,7 @@ func (sn *snapshotter) take(ctx context.Context) error {
 	}
 }
 
-// once takes a snapshot, if there is anything new.
+// once takes a snapshot, if anything is new since the last one.
 func (sn *snapshotter) once() error {
 	sn.writing <- struct{}{}
 	defer func() { <-sn.writing }()
@@ -123,13 +119,12 @@ func (sn *snapshotter) once() error {
 	return err
 }
 
-// errWrites says that a snapshot of the leader's has to wait.
+// errWrites says that a snapshot from the leader has to wait.
 var errWrites = errors.New("raftstore: this server is writing a snapshot of its own; send that again")
 
-// install keeps a snapshot from the leader and one of this server's own apart.
-// Raft lets both be under way, and each says at its end what the newest snapshot
-// is (snapshot.go, takeSnapshot; raft.go, installSnapshot): were the older one the
-// last to say so, raft would vouch for less than this server has.
+// install prevents that a snapshot from the leader is received while this server writes one of its own. Raft allows
+// both at the same time, and each sets at its end what the newest snapshot is (snapshot.go, takeSnapshot; raft.go,
+// installSnapshot). If the older one ended last, raft would take this server to have less than it has.
 func (sn *snapshotter) install() (done func(), err error) {
 	select {
 	case sn.writing <- struct{}{}:

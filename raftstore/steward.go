@@ -21,35 +21,33 @@ import (
 )
 
 const (
-	// stewardTick is how often the leader looks at the members.
+	// stewardTick is the interval at which the leader checks the members.
 	stewardTick = time.Second
-	// healthyWithin is how long ago a healthy member was last stored at most.
+	// healthyWithin is how long ago a healthy member last stored at most.
 	healthyWithin = 3 * time.Second
-	// replaceAfter is how long a voter must not have stored before another server
-	// gets its vote.
+	// replaceAfter is how long a voter must not have stored before another server gets its vote.
 	replaceAfter = time.Minute
-	// probeAgainAfter is how long a server is not promoted that did not store when it was to be, and no vote is changed
-	// after too few voters stored: disks that take too long each time would have an entry written for them again and
-	// again.
+	// probeAgainAfter is a pause after a storage probe. A server that was to be promoted, and did not store, is not
+	// promoted in that time. If too few voters stored, no vote is changed in that time. Without the pause, an entry
+	// would be written again and again for disks that take too long each time.
 	probeAgainAfter = time.Minute
-	// caughtUpWithin is how many entries a server may lack and still be
-	// promoted. They reach it while it is.
+	// caughtUpWithin is how many entries a server may lack and still be promoted. It gets them during the promotion.
 	caughtUpWithin = 64
-	// fullFor is how long a leader refuses writes for want of room before it
-	// hands over to a server that may have some.
+	// fullFor is how long a leader refuses writes for lack of disk space before it transfers the leadership to a server
+	// that may have space.
 	fullFor = 3 * time.Second
 )
 
-// steward is what a leader does for the other servers: it looks after the votes, and transfers the leadership where
-// its disk is full or where another server reaches more members.
+// steward does what a leader does for the other servers. It assigns the votes. It transfers the leadership if its disk
+// is full, or if another server reaches more members.
 type steward struct {
 	*peers
 	quota *quota
-	votes chan struct{} // capacity 1: held by who changes votes, over all steps that belong together
-	links connectivity  // of all terms, since who was found to reach more may not keep the leadership
+	votes chan struct{} // capacity 1: held by the goroutine that changes votes, over all steps of a change
+	links connectivity  // kept across terms, since a voter that was found to reach more may not keep the leadership
 }
 
-// acquaintances are what a leader knows of the members beside what the transport knows.
+// acquaintances are what a leader knows of the members in addition to what the transport knows.
 type acquaintances struct {
 	of     map[raft.ServerID]*acquaintance
 	failed time.Time // the last storage probe in which too few voters stored for a change
@@ -57,16 +55,16 @@ type acquaintances struct {
 
 // acquaintance is what a leader knows of one member.
 type acquaintance struct {
-	since  time.Time // before that it had no reason to hear from it
-	failed time.Time // the last storage probe, when it was to be promoted
+	since  time.Time // when this leader began to observe the member; it may not have heard the member before
+	failed time.Time // the last storage probe that the member failed when it was to be promoted
 }
 
-// run looks after the votes while this server leads.
+// run checks connectivity, disk space and votes while this server leads.
 func (s *steward) run(ctx context.Context) {
 	known := &acquaintances{of: make(map[raft.ServerID]*acquaintance)}
 	var full time.Time
 	var space room
-	defer s.quota.withoutRoom.Store(false) // the next leader knows
+	defer s.quota.withoutRoom.Store(false) // the next leader finds out by itself
 	for {
 		if !moments.Sleep(ctx, moments.Until(stewardTick)) {
 			return
@@ -81,17 +79,17 @@ func (s *steward) run(ctx context.Context) {
 			full = time.Now()
 			continue
 		case time.Since(full) <= fullFor:
-			continue // a vote that is taken might be that of the one that has room
+			continue // no vote is changed: it might be taken from the server that has room
 		default:
 			s.handToRoom(ctx)
-			full = time.Now() // not again at once
+			full = time.Now() // it does not try again at once
 		}
 		s.settleVotes(ctx, known)
 	}
 }
 
-// settleVotes makes the changes that [voters.Next] asks for, one after the other and
-// without a pause: with an even number of voters one server less may be lost.
+// settleVotes makes the changes that [voters.Next] asks for, one after the other and without a pause. With an even
+// number of voters, one server fewer may be lost than with the next odd number.
 func (s *steward) settleVotes(ctx context.Context, known *acquaintances) {
 	select {
 	case s.votes <- struct{}{}:
@@ -123,8 +121,8 @@ func (s *steward) settleVotes(ctx context.Context, known *acquaintances) {
 	}
 }
 
-// bearable returns an error unless a majority of the voters that a change makes stores now, and the server that it
-// gives a vote.
+// bearable returns an error unless a majority of the voters after a change stores now, and also the server that gets a
+// vote.
 func (s *steward) bearable(
 	ctx context.Context, members []raft.Server, change voters.Change, known *acquaintances,
 ) error {
@@ -150,9 +148,9 @@ func (s *steward) bearable(
 	return fmt.Errorf("raftstore: of the %d servers that would vote, only %d store anything at the moment", len(after), stores.count(after))
 }
 
-// transferVote gives the vote of this server, the only voter, to another one that has
-// everything, and lets that one lead. Between the two steps there are two voters; the
-// steward takes one vote away again, here only if the second step fails.
+// transferVote moves the vote of this server, the only voter, to another server that has everything, and transfers the
+// leadership to it. After the first step there are two voters. The steward of the new leader then takes this server's
+// vote. If the second step fails, this server's steward takes one of the two votes.
 func (s *steward) transferVote(ctx context.Context, members []raft.Server, at uint64) error {
 	select {
 	case s.votes <- struct{}{}:
@@ -177,7 +175,7 @@ func (s *steward) transferVote(ctx context.Context, members []raft.Server, at ui
 	return s.transferAt(ctx, server)
 }
 
-// handToRoom makes a voter lead that can and whose disk is not full, if there is one.
+// handToRoom transfers the leadership to a voter that can lead and whose disk is not full, if there is one.
 func (s *steward) handToRoom(ctx context.Context) {
 	room := slices.DeleteFunc(votersOf(s.raft.GetConfiguration().Configuration().Servers), func(m raft.Server) bool {
 		if m.ID == s.id {
@@ -186,7 +184,7 @@ func (s *steward) handToRoom(ctx context.Context) {
 		info, err := s.requestInfo(ctx, s.Call, m)
 		return err != nil || info.Full || info.Stalled
 	})
-	if len(room) == 0 { // then nothing is written either, where there is no room for it
+	if len(room) == 0 { // then no storage probe is written either, for which there is no room
 		return
 	}
 	for _, server := range canLead(ctx, s, room, len(room)) {
@@ -206,8 +204,8 @@ func (r *replica) othersVote() bool {
 	})
 }
 
-// carryOut changes the members as they were with the entry of that index, and
-// fails if others have been changed since: it was decided without knowing.
+// carryOut makes a change to the members that the entry at index at set. It fails if the members have changed since, as
+// the change was decided without knowing that.
 func (s *steward) carryOut(change voters.Change, at uint64) error {
 	var future raft.IndexFuture
 	id := raft.ServerID(change.Member.ID)
@@ -230,8 +228,8 @@ func (s *steward) carryOut(change voters.Change, at uint64) error {
 	return nil
 }
 
-// addressOf is where raft has a member. Were that another place by now, the change
-// that it is for would fail.
+// addressOf returns a member's address in raft. If the address has changed by the time that it is used, the change of
+// members fails.
 func (s *steward) addressOf(id raft.ServerID) raft.ServerAddress {
 	members, _ := s.dir.Log.Members()
 	for _, server := range members.Servers {
@@ -242,7 +240,7 @@ func (s *steward) addressOf(id raft.ServerID) raft.ServerAddress {
 	return ""
 }
 
-// observe looks at every member. known is what this server, as leader, knows of each.
+// observe returns what this server, as leader, knows of every member. known is what it remembers of each.
 func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.Member {
 	out := make([]voters.Member, len(servers))
 	quiet := make([]bool, len(servers))
@@ -271,8 +269,8 @@ func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.
 		return !slices.ContainsFunc(servers, func(m raft.Server) bool { return m.ID == id })
 	})
 	for i := range out {
-		// Another directory of the same server is in use, so this one is lost;
-		// unless it is this one that is new, and has not been heard yet.
+		// The member's server uses another directory now, so this one is lost. quiet excludes that this one is the new
+		// directory and has not been heard yet.
 		if quiet[i] && voters.Superseded(out, out[i]) {
 			out[i].Gone = true
 		}
@@ -280,7 +278,7 @@ func (s *steward) observe(servers []raft.Server, known *acquaintances) []voters.
 	return out
 }
 
-// findRoom notes which of the members that could get a vote have no room on their disks.
+// findRoom sets Full for the members that could get a vote but have no room on their disks, or do not answer.
 func (s *steward) findRoom(ctx context.Context, servers []raft.Server, members []voters.Member) {
 	for i := range members {
 		if m := &members[i]; !m.Voter && m.Healthy && m.CaughtUp {
@@ -290,13 +288,13 @@ func (s *steward) findRoom(ctx context.Context, servers []raft.Server, members [
 	}
 }
 
-// requestInfo requests from a member how it is.
+// requestInfo asks a member for its state.
 func (r *replica) requestInfo(ctx context.Context, call caller, server raft.Server) (infoReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.opts.ElectionTimeout)
 	defer cancel()
 	info, err := callAt[infoReply](ctx, call, string(server.Address), callInfo, nothing{})
 	if err == nil && info.ID != string(server.ID) {
-		err = errNoReply // of this member
+		err = errNoReply // another member answered
 	}
 	return info, err
 }

@@ -13,31 +13,30 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/watch"
 )
 
-// Store is one server's store: it opens, writes, reads, watches and closes. Its parts do the rest. A part has those
-// parts that it uses, which are above it here, and no part has the Store.
+// Store is one server's store: it opens, writes, reads, watches and closes. Its parts do the rest. A part holds the
+// parts that it uses, which are above it in this list. No part holds the Store.
 type Store struct {
-	replica    *replica     // of the log and the state
-	leadership *leadership  // this server's own
+	replica    *replica     // this server's copy of the log and the state
+	leadership *leadership  // whether this server leads
 	leader     *leaderBoard // the cluster's leader
 	quota      *quota
 	writer     *writer
 
 	snapshotter *snapshotter
-	lessor      *lessor // while this server leads, as the next
+	lessor      *lessor // works while this server leads, as does the compactor
 	compactor   *compactor
 
 	replication replication // with the other servers, if the cluster can have any
 	cluster     *Cluster
 	leases      *leases
 
-	api     *etcdapi.API // what clients ask, over gRPC or not
+	api     *etcdapi.API // answers clients, over gRPC or in this process
 	watches *watch.Hub
-	backups atomic.Int32 // being read
+	backups atomic.Int32 // how many backups are being read
 }
 
-// Open opens the store in o.Dir. If there is none, it makes a new cluster of
-// one server, or joins that of o.Join. It returns before the store has a
-// leader: see WaitReady.
+// Open opens the store in o.Dir. If there is none, it makes a new cluster of one server, or joins the cluster of
+// o.Join. It returns before the store has a leader: see WaitReady.
 func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -92,15 +91,15 @@ func newStore(o Options) *Store {
 	return s
 }
 
-// published is called for every new view. Those of a restart come before raft runs.
+// published is called for every new view. The views of a restart are published before raft runs.
 func (s *Store) published() {
 	s.watches.NotifyPublished()
 	s.compactor.published(s.replica.fsm.view())
 	s.replication.published()
 }
 
-// WaitReady returns when a linearizable read has succeeded and the leader is known
-// to all parts of the store: a read may succeed a moment earlier.
+// WaitReady returns when a linearizable read has succeeded and all parts of the store know the leader. A read may
+// succeed a moment before they know it.
 func (s *Store) WaitReady(ctx context.Context) error {
 	for {
 		_, err := s.Linearizable(ctx)
@@ -112,21 +111,21 @@ func (s *Store) WaitReady(ctx context.Context) error {
 		} else if ctx.Err() != nil || s.replica.ctx.Err() != nil {
 			return fmt.Errorf("raftstore: not ready: %w", err)
 		}
-		pause(ctx, nil) // it may have failed at once
+		pause(ctx, nil) // the read may have failed at once
 	}
 }
 
-// Status says how the store is.
+// Status is the present state of the store.
 type Status struct {
 	Leadership   Leadership
-	Revision     int64 // newest revision applied here
+	Revision     int64 // newest revision that this server has applied
 	Compacted    int64 // oldest revision that can be read
 	AppliedIndex uint64
-	Level        int // of the newest log entries that all members can read
+	Level        int // level of the newest log entries that all members can read
 	mvcc.Stats
 }
 
-// Status returns the present state, without waiting for anything.
+// Status returns the present state. It does not block.
 func (s *Store) Status() Status {
 	view := s.replica.fsm.view()
 	lead, _ := s.leadership.get()

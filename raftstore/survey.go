@@ -16,22 +16,22 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/disk"
 )
 
-// A MemberState is a member and what it answered when it was asked.
+// A MemberState is a member with its answer to Survey.
 type MemberState struct {
 	Member
-	// Answers says that it answered this server. What follows is zero if it did not.
+	// Answers says that the member answered this server. If it did not, the other fields are zero.
 	Answers bool
-	// Applied is the index of the newest log entry that it has applied, Lag how many
-	// entries that is behind the newest that any member answered with.
+	// Applied is the index of the newest log entry that the member has applied. Lag is how many entries that is behind
+	// the newest entry that any member has applied, or that this server knows to be committed.
 	Applied, Lag uint64
-	// Version and Hostname are its Options'.
+	// Version and Hostname are those of the member's Options.
 	Version, Hostname string
-	Full              bool // its disk has no room
-	Stalled           bool // its disk does not finish a write: it answers, and counts for no majority
+	Full              bool // the member's disk is full
+	Stalled           bool // the member's disk is stalled: it answers, but counts for no majority
 }
 
-// Survey asks every member how it is. It takes as long as the slowest answer, which is
-// bounded, and needs no leader.
+// Survey asks every member for its state. It takes as long as the slowest answer, which is bounded, and needs no
+// leader.
 func (c *Cluster) Survey(ctx context.Context) []MemberState {
 	members := c.Members()
 	states := make([]MemberState, len(members))
@@ -67,7 +67,7 @@ func (m *MemberState) fill(a infoReply) {
 	m.Answers, m.Applied, m.Version, m.Hostname, m.Full, m.Stalled = true, a.Applied, a.Version, a.Hostname, a.Full, a.Stalled
 }
 
-// info is what this server says of itself, and of a leader.
+// info returns this server's state. lead is the leader as this server knows it.
 func (r *replica) info(lead leader) infoReply {
 	return infoReply{
 		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Leader: string(lead.Address), Version: r.opts.Version, Hostname: r.opts.Hostname,
@@ -78,12 +78,11 @@ func (r *replica) info(lead leader) infoReply {
 
 type promoteCall struct{ Name string }
 
-// PromoteMember gives a member a vote at once, in the place of a voter that does not
-// store: without it the leader does that by itself when the voter has not stored for
-// a minute. A member is named by its name or raft id.
+// PromoteMember gives a member a vote at once, in place of a voter that does not store. Without this call, the leader
+// does so when the voter has not stored for a minute. name is the member's name or raft id.
 //
-// It is refused unless the member stores, and when all voters do: their number would become even, and an even
-// number survives no more failures than the odd one before it.
+// The call is refused unless the member stores. It is also refused if all voters store and their number is odd: the
+// number would become even, and an even number survives no more failures than the odd one before it.
 func (c *Cluster) PromoteMember(ctx context.Context, name string) error {
 	_, err := atLeader(ctx, c.leaderRoute, callPromote, promoteCall{name}, c.servePromote)
 	return err
@@ -94,7 +93,7 @@ func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, err
 		return nothing{}, errNotLeader
 	}
 	members, at := c.dir.Log.Members()
-	var chosen raft.Server // the newest of its name: the others' directories are lost
+	var chosen raft.Server // the newest member of that name: the directories of older ones are lost
 	for _, server := range members.Servers {
 		if r.Name == string(server.ID) || r.Name == disk.NodeOf(string(server.ID)) {
 			chosen = server
@@ -110,7 +109,7 @@ func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, err
 	after := append(slices.Clone(voters), chosen)
 	stores := c.replication.storageProbe(ctx, nil)
 	switch {
-	case c.raft.State() != raft.Leader: // it learns of no member then
+	case c.raft.State() != raft.Leader: // only a leader learns which members store
 		return nothing{}, errNotLeader
 	case stores.count(voters) == len(voters) && len(voters)%2 == 1:
 		return nothing{}, status.Errorf(codes.FailedPrecondition,
@@ -126,7 +125,7 @@ func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, err
 			"raftstore: with %q there would be %d voters, of which only %d store anything at the moment, and the store would stand still. "+
 				"Nothing was changed", r.Name, len(after), stores.count(after))
 	}
-	// The steward takes the vote of one that is gone: an even number does not stay.
+	// The steward takes the vote of a voter that is lost: the number does not stay even.
 	if err := c.await(c.raft.AddVoter(chosen.ID, chosen.Address, at, 0)); err != nil {
 		return nothing{}, callError(err)
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// standAfter is how long each voter lets those before it stand for election,
-// when there is no leader. It is several times what an election takes.
+// standAfter is how long each voter waits for each voter ahead of it to stand for election, when there is no leader. It
+// is several times the duration of an election.
 const standAfter = 100 * time.Millisecond
 
 // ended is a leader whose process this server has found to have ended.
@@ -21,8 +21,8 @@ type ended struct {
 }
 
 // leaderGone is called when a server's process has ended. If that was the leader, the voters need not wait until they
-// miss its heartbeats: this one looks at once (silence.go). It may be wrong, where a firewall refuses its connections,
-// so a majority has to have found the same.
+// miss its heartbeats, and this one checks at once (silence.go). The report may be wrong, if a firewall refuses
+// connections. So a majority has to find the same.
 func (e *election) leaderGone(id raft.ServerID) {
 	leader, _, term := e.LeaderSeen()
 	if leader != id {
@@ -32,8 +32,8 @@ func (e *election) leaderGone(id raft.ServerID) {
 	e.checkLeaderNow()
 }
 
-// leaderEnded says whether the leader's process has ended. A message that it sent before may still come in shortly
-// after.
+// leaderEnded says whether the leader's process has ended. A message that the process sent before may still arrive up
+// to standAfter later.
 func (e *election) leaderEnded() bool {
 	found := e.ended.Load()
 	if found == nil {
@@ -43,7 +43,7 @@ func (e *election) leaderEnded() bool {
 	return leader == found.leader && term == found.term && e.LeaderHeard().Before(found.at.Add(standAfter))
 }
 
-// rank is this server's place among the voters. It reports false if it has no vote.
+// rank returns this server's position among the voters, by id. It reports false if this server has no vote.
 func (e *election) rank() (int, bool) {
 	var voters []raft.ServerID
 	for _, server := range e.raft.GetConfiguration().Configuration().Servers {

@@ -12,64 +12,67 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Raft has two times of its own, and both depend on what goes on (docs/adr/0015):
+// Raft has two timeouts, and both are adapted while it runs (docs/adr/0015):
 //
-// The first is how long a follower does without its leader before it stands by itself, between one and two of them, by
-// chance. The same number sets the pace of a leader's heartbeats. The voters here look themselves (silence.go), and
-// a server that raft makes a candidate beside that either shares the votes with the one whose turn it is or, being
-// refused its pre-votes, is missing among those who can stand. So only a leader, and who never had one where disks are
-// quick, has it short. A follower's is what is left if the question finds no answer.
+// The first (HeartbeatTimeout) is how long a follower does without its leader before it stands by itself: a random time
+// between one and two of it. It also sets the interval of a leader's heartbeats. The voters here also check by
+// themselves (silence.go). A server that raft makes a candidate in addition shares the votes with the voter whose turn
+// it is. If its pre-votes are refused, it cannot become a candidate meanwhile. So the timeout is short only on a
+// leader, and, if disks are fast, on a server that never had a leader. A follower's timeout is the fallback if the
+// voters' own check fails.
 //
-// The second is how long a candidate waits for votes. A voter has to flush its disk three times before it answers, and
-// may be in the middle of another write. A candidate that does not wait for that begins a new term again and again, and
-// comes to nothing.
+// The second (ElectionTimeout) is how long a candidate waits for votes. A voter has to flush its disk three times
+// before it answers, and another write may be under way. A candidate that does not wait for that begins one new term
+// after the other, and is never elected.
 
-// candidateFor is how many election time-outs a candidate waits for votes, at least, and a follower for its leader.
+// candidateFor is the least number of election timeouts that a candidate waits for votes, and a follower for its
+// leader.
 const candidateFor = 3
 
-// leaseFor is how many election time-outs a leader leads on that no majority answers. Raft sends five to ten heartbeats
-// in that time, so with a lease of a second the voters would miss a leader after the loss of two of them.
+// leaseFor is how many election timeouts a leader leads on without answers from a majority. Raft sends five to ten
+// heartbeats in that time. With a lease of a second, the voters would miss a leader after the loss of two heartbeats.
 const leaseFor = 2
 
-// flushesOfVote is what a voter has to bring to its disk, one after the other, until it has answered: what it writes
-// just now, its term, whom it votes for, and in which term.
+// flushesOfVote is how many writes a voter stores, one after the other, until it has answered: the write under way, its
+// term, the candidate that it votes for, and the term of that vote.
 const flushesOfVote = 4
 
-// raftTimers are raft's times, and what they follow from: how long the voters' disks take.
+// raftTimers sets raft's timeouts by how long the voters' disks take.
 type raftTimers struct {
 	*peers
-	pace     atomic.Pointer[pace]      // of the other voters' disks, as was last heard
-	flushing atomic.Bool               // this server flushes a few bytes, since a leader asks how long that takes
+	pace     atomic.Pointer[pace]      // of the other voters' disks, as last reported
+	flushing atomic.Bool               // this server flushes a few bytes, since another voter asks how long that takes
 	aside    atomic.Pointer[time.Time] // until then this server makes way for another leader
-	setting  sync.Mutex                // held while raft's times are set
+	setting  sync.Mutex                // held while raft's timeouts are set
 }
 
-// candidacy is how long a candidate waits for votes, at least; raft draws between that and twice as long.
+// candidacy returns how long a candidate waits for votes at least. Raft waits for a random time between that and twice
+// as long.
 func (t *raftTimers) candidacy() time.Duration {
 	return max(candidateFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration())
 }
 
-// slowestFlush is as slow as a disk may be for the timers to follow it. A disk that stalled for minutes must not make
+// slowestFlush is the longest flush duration that the timeouts follow. A disk that stalled for minutes must not make
 // the next election take as long.
 const slowestFlush = 3 * time.Second
 
-// flushDuration is how long the disks take for a write these days, this server's and those of the other voters that an
-// election needs.
+// flushDuration returns how long a recent write took on the slowest of these disks: this server's, and those of the
+// other voters that an election needs.
 func (t *raftTimers) flushDuration() time.Duration {
 	return min(max(t.dir.FlushDuration(), t.pace.Load().withThis), slowestFlush)
 }
 
-// pace is how long the other voters' disks take for a write, as they said themselves.
+// pace is how long the other voters' disks take for a write, as these voters report it.
 type pace struct {
-	withThis    time.Duration // the slowest of those that are a majority together with this server
-	withoutThis time.Duration // the slowest of those that are a majority without it and reach one another, or never
+	withThis    time.Duration // on the slowest disk of the fastest majority that includes this server
+	withoutThis time.Duration // the same without this server, for a majority that one of its members reaches; never if there is none
 }
 
-// never is longer than anything takes, by far.
+// never is far longer than anything takes.
 const never = 1000 * time.Hour
 
-// paceOf is the pace of so many voters, some of which answered. Where too few did for a majority without this server,
-// or none of them reaches such a majority, there is none that could do better.
+// paceOf returns the pace of the voters that answered; voters is the number of all. If too few answered for a majority
+// without this server, or none of them reaches such a majority, no other server could do better.
 func paceOf(answers []standing, voters int) *pace {
 	majority, out := voters/2+1, &pace{withoutThis: never}
 	all := flushesOf(answers, nil)
@@ -84,8 +87,9 @@ func paceOf(answers []standing, voters int) *pace {
 	return out
 }
 
-// flushesOf returns how long the disks take of those that answered, or of those among them, the quickest first. One
-// that stalled minutes ago counts no more than any that is slow.
+// flushesOf returns the flush durations of the voters that answered, the shortest first. If among is not nil, it
+// returns only those of voters in among. A duration counts as slowestFlush at most, also that of a disk that stalled
+// for minutes.
 func flushesOf(answers []standing, among []raft.ServerID) []time.Duration {
 	var out []time.Duration
 	for _, a := range answers {
@@ -97,26 +101,27 @@ func flushesOf(answers []standing, among []raft.ServerID) []time.Duration {
 	return out
 }
 
-// withholds says whether a write has waited for this server's disk for so long that the others are to elect another
-// leader: those of them that are the fastest majority would need much less.
+// withholds says whether this server withholds the messages that win or keep leadership. It does so when a write has
+// waited for its disk for so long that another server should lead, since the fastest majority of the others would need
+// much less time. It also does so while it makes way.
 func (t *raftTimers) withholds() bool {
 	stalled := t.dir.Stalled()
 	return stalled > stalledAfter && stalled > fasterBy*min(t.pace.Load().withoutThis, slowestFlush) || t.stepsAside()
 }
 
-// fasterBy is how many times as fast as this server's disk those of the others have to be for another leader to be
-// worth an election, which takes several flushes itself.
+// fasterBy is how many times faster than this server's disk the others' disks have to be for another leader to be worth
+// an election. The election itself takes several flushes.
 const fasterBy = 3
 
-// flushWait is how long a voter that is asked for a flush of now has for it. The answer has to be there within an
-// election time-out, over a slow link too.
+// flushWait is how long a voter waits for its flush when another voter asks how long a flush takes now. The answer has
+// to arrive within an election timeout, over a slow link too.
 const flushWait = 50 * time.Millisecond
 
-// question is what this server asks the other voters. A leader that waits for a disk or for confirmations asks for
-// flushes since then: where all disks became slow at once, theirs were quick when they flushed last, and they flush
-// nothing while they wait for the leader's entries. It asks whom they reach as well: only who reaches enough of the
-// quick ones could do better. A candidate, and who misses a leader for longer than an election takes, asks for flushes
-// since: a disk that is quick may have stalled a moment ago.
+// question returns this server's question to the other voters. A leader that waits for a disk or for confirmations asks
+// for flushes since it began to wait. If all disks became slow at once, the others' last flushes were fast, and they
+// flush nothing while they wait for the leader's entries. The leader also asks which members they reach: only a server
+// that reaches enough of the fast ones could do better. A candidate asks for flushes since it last heard the leader, as
+// does a voter that has missed the leader for longer than an election takes: a fast disk may have stalled a moment ago.
 func (e *election) question() (q standingQuestion) {
 	switch {
 	case e.raft.State() == raft.Leader:
@@ -130,17 +135,17 @@ func (e *election) question() (q standingQuestion) {
 	return q
 }
 
-// flushDurationNow is how long a write takes that began at most so long ago: where there was none, this server flushes
-// a few bytes. One that has not ended may be as slow as any.
+// flushDurationNow returns how long a write took that began at most so long ago. If there was none, this server flushes
+// a few bytes. It returns slowestFlush for a flush that does not end within flushWait.
 func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration) time.Duration {
 	took, ok := t.dir.FlushedWithin(within)
-	if took > stalledAfter { // which may be over, and nothing else is written while there is no leader
+	if took > stalledAfter { // the stall may be over, and nothing else is written while there is no leader
 		_, ok = t.dir.FlushedWithin(min(within, took+stalledAfter))
 	}
 	if !ok && t.flushing.CompareAndSwap(false, true) {
 		t.spawn(func() {
 			defer t.flushing.Store(false)
-			_ = t.dir.Flush() // one that fails does not count as having ended
+			_ = t.dir.Flush() // a flush that fails does not count as ended
 		})
 	}
 	if !ok {
@@ -155,16 +160,16 @@ func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration)
 	return max(took, t.dir.Stalled())
 }
 
-// compareDisks asks the others, while this server leads and its disk has begun to stall, how theirs do. It waits longer
-// for them than who misses a leader: without an answer each leader would be deposed for its slow disk. They wait for
-// one another, too.
+// compareDisks asks the others for their flush durations, if this server's disk has begun to stall while it leads. It
+// waits longer for the answers than a voter that misses its leader: without answers, each leader would be deposed for
+// its slow disk. The others have to wait for one another, too.
 func (e *election) compareDisks(ctx context.Context) {
 	if e.dir.Stalled() > stalledAfter/4 && !e.diskStalled() {
 		e.standings(ctx, "", 2*e.opts.ElectionTimeout)
 	}
 }
 
-// setTimers tells raft its times, if they have changed.
+// setTimers sets raft's timeouts, if they have changed.
 func (t *raftTimers) setTimers() {
 	select {
 	case <-t.started:
@@ -175,12 +180,12 @@ func (t *raftTimers) setTimers() {
 	defer t.setting.Unlock()
 	conf := t.raft.ReloadableConfig()
 	candidacy := t.candidacy()
-	patience := candidacy // long enough for another one's first election: it writes three times before it asks for votes
+	patience := candidacy // long enough for another server's first election, which writes three times before it asks for votes
 	_, _, seen := t.LeaderSeen()
 	switch {
 	case t.raft.State() == raft.Leader:
 		patience = leaseFor * t.opts.ElectionTimeout
-	case seen == 0: // all may just have begun; who stands first still gets the time that the votes need
+	case seen == 0: // all may just have started; the first candidate still gets the time that the votes need
 		patience = min(candidacy, max(leaseFor*t.opts.ElectionTimeout, t.opts.ElectionTimeout+flushesOfVote*t.flushDuration()))
 	}
 	if conf.HeartbeatTimeout == patience && conf.ElectionTimeout == candidacy {

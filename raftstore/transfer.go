@@ -17,11 +17,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// transferWithin bounds the transfer of the leadership at the end.
+// transferWithin bounds the leadership transfer of a server that stops.
 const transferWithin = time.Second
 
-// TransferBeforeStop gives the leadership to another voter, so that a server that stops
-// in good order leaves no gap.
+// TransferBeforeStop transfers the leadership to another voter, so that an orderly stop leaves no time without a
+// leader. It says whether it did.
 func (c *Cluster) TransferBeforeStop() bool {
 	if lead, _ := c.leadership.get(); !lead.Leader || !c.othersVote() {
 		return false
@@ -35,8 +35,7 @@ func (c *Cluster) TransferBeforeStop() bool {
 	return true
 }
 
-// MoveLeader makes the voter with this member id lead; like etcd's, it is for
-// the leader.
+// MoveLeader makes the voter with this member id the leader. As with etcd, only the leader serves it.
 func (c *Cluster) MoveLeader(ctx context.Context, id uint64) error {
 	if lead, _ := c.leadership.get(); !lead.Leader {
 		return rpctypes.ErrGRPCNotLeader
@@ -51,8 +50,8 @@ func (c *Cluster) MoveLeader(ctx context.Context, id uint64) error {
 	return proposeErrorOrNil(ctx, err)
 }
 
-// TransferLeadership makes another voter lead that stores and reaches a majority. It fails if there is none, or if this
-// server does not lead.
+// TransferLeadership transfers the leadership to another voter that stores and reaches a majority. It fails if there is
+// none, or if this server does not lead.
 func (c *Cluster) TransferLeadership(ctx context.Context) error {
 	if c.raft.State() != raft.Leader {
 		return fmt.Errorf("raftstore: transfer the leadership: %w", raft.ErrNotLeader)
@@ -69,19 +68,19 @@ func (c *Cluster) TransferLeadership(ctx context.Context) error {
 		"raftstore: no other voter stores anything and reaches a majority of the voters at the moment, so none can lead")
 }
 
-// prober is what a leader asks before it transfers its leadership.
+// prober finds the voters to which a leader can transfer its leadership.
 type prober interface {
 	reachingMajority(ctx context.Context, of []raft.Server, found func(server raft.Server, fit bool))
 	storageProbe(ctx context.Context, enough func(storing) bool) storing
 }
 
-// canLead returns those of the voters that reach a majority and store, as soon as so many of them do that are fit to
-// lead, and behind these the ones that are not. Raft refuses writes for as long as it tries to hand over to one that
-// does not store; one that reaches no majority would depose this leader and not be elected.
+// canLead returns the voters that reach a majority and store. The ones that are fit to lead come first. It returns as
+// soon as enough of these are found. Raft refuses writes for as long as it tries a transfer to a server that does not
+// store. A server that reaches no majority would depose this leader and not be elected.
 func canLead(ctx context.Context, p prober, of []raft.Server, enough int) []raft.Server {
 	var mu sync.Mutex
-	var fit, unfit []raft.Server // that reach a majority
-	all := false                 // have answered, or will not
+	var fit, unfit []raft.Server // the voters that reach a majority
+	all := false                 // whether each voter has answered, or will not
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -100,8 +99,8 @@ func canLead(ctx context.Context, p prober, of []raft.Server, enough int) []raft
 		defer mu.Unlock()
 		all = true
 	})
-	// One that has vanished is not waited for, and the entry is stored while the others answer: before a stop there is
-	// little time.
+	// It does not wait for a voter that is unreachable, and the entry is stored while the others answer: before a stop
+	// there is little time.
 	stores := p.storageProbe(ctx, func(stores storing) bool {
 		mu.Lock()
 		defer mu.Unlock()
@@ -125,13 +124,13 @@ func canLead(ctx context.Context, p prober, of []raft.Server, enough int) []raft
 	}
 }
 
-// transferTo makes the voter with this number lead, if it can. r leads.
+// transferTo transfers the leadership to the voter with this member id, if that voter can lead. r leads.
 func transferTo(ctx context.Context, r *replica, p prober, id uint64) error {
 	for _, server := range r.raft.GetConfiguration().Configuration().Servers {
 		if memberID(string(server.ID)) != id {
 			continue
 		}
-		if server.Suffrage != raft.Voter { // it would depose this one, and not be elected
+		if server.Suffrage != raft.Voter { // it would depose this leader, and not be elected
 			return rpctypes.ErrGRPCBadLeaderTransferee
 		}
 		if server.ID != r.id && len(canLead(ctx, p, []raft.Server{server}, 1)) == 0 {
@@ -143,7 +142,7 @@ func transferTo(ctx context.Context, r *replica, p prober, id uint64) error {
 	return status.Error(codes.NotFound, "raftstore: no such member")
 }
 
-// transferAt makes a voter lead that can.
+// transferAt transfers the leadership to a voter that can lead.
 func (r *replica) transferAt(ctx context.Context, to raft.Server) error {
 	return transfer(ctx, func() raft.Future { return r.raft.LeadershipTransferToServer(to.ID, to.Address) })
 }

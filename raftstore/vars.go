@@ -9,10 +9,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// vars are raft's variables, for raft. Raft panics when it cannot save a term.
-// Ours waits until it can, but not when the store is being closed: then, with
-// a disk that is full or stalled, it fails. Closing must not end the process, so
-// the goroutine ends instead, which is what closing wants of it.
+// vars is the store of raft's variables that raft uses. Raft panics when it cannot save a term. The directory's store
+// waits until it can. It fails only while the store is being closed and the disk is full or stalled. Closing must not
+// end the process by that panic, so vars ends raft's goroutine instead, as closing has to do anyway.
 type vars struct {
 	raft.StableStore
 	closing     context.Context
@@ -29,7 +28,7 @@ func (v vars) SetUint64(key []byte, value uint64) error {
 }
 
 func (v vars) unlessClosing(err error) error {
-	v.replication.setTimers() // a candidate looks how long to wait for votes when it has saved its own
+	v.replication.setTimers() // raft reads the timeout for votes after a candidate has saved its own vote
 	if err != nil && v.closing.Err() != nil {
 		runtime.Goexit()
 	}

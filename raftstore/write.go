@@ -16,15 +16,14 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// retryPause is how long to wait before asking the same leader again.
+// retryPause is how long to wait before the same leader is asked again.
 const retryPause = 10 * time.Millisecond
 
-// errNotLeader is what a server answers that is asked for something only the
-// leader does.
+// errNotLeader is the answer of a server that does not lead to a request that only the leader serves.
 var errNotLeader = status.Error(codes.Unavailable, "raftstore: this server does not lead")
 
-// Write runs a checked command through the log, wherever the leader is, and
-// returns the state machine's answer. Errors are etcd's.
+// Write runs a checked command through the log, whichever server leads, and returns the state machine's answer. Errors
+// are etcd's.
 func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	s.replica.opts.Counters.Pending.Add(1)
 	defer s.replica.opts.Counters.Pending.Add(-1)
@@ -48,13 +47,13 @@ type writer struct {
 	*replica
 	leadership *leadership
 	proposer   *proposer
-	writes     underWay // clients'
-	patience   patience // with clients' writes
+	writes     underWay // clients' writes under way
+	patience   patience // for clients' writes
 }
 
-// own runs a command of the store's own in the term that this server leads. It waits until that is done or the
-// term is over, however long the disk takes: the store tries again what has failed, and a command that was given up for
-// its time may still come, after others.
+// own runs a command of the store's own in the term that this server leads. It waits until the command is done or the
+// term is over, however long the disk takes. A timeout would not help: the store repeats what has failed, and a command
+// that was given up may still be done later, after others.
 func (w *writer) own(ctx context.Context, req mvcc.Request) (any, error) {
 	lead, _ := w.leadership.get()
 	return w.inTerm(ctx, mvcc.Command{Request: req}, lead.Term, nil)
@@ -74,9 +73,9 @@ func (w *writer) inTerm(ctx context.Context, c mvcc.Command, term uint64, late <
 		res, err := w.proposer.propose(ctx, bounds{moved: changed, late: late}, c)
 		switch {
 		case ctx.Err() != nil:
-		case errors.Is(err, errUntried), errors.Is(err, raft.ErrNotLeader): // raft knows earlier that it does not lead
+		case errors.Is(err, errUntried), errors.Is(err, raft.ErrNotLeader): // raft may know first that it does not lead
 			return nil, mvcc.ErrFenced
-		case errors.Is(err, raft.ErrLeadershipTransferInProgress): // which may come to nothing
+		case errors.Is(err, raft.ErrLeadershipTransferInProgress): // the transfer may fail
 			pause(ctx, changed)
 			continue
 		}
@@ -95,7 +94,7 @@ func (w *writer) outcome(ctx context.Context, res mvcc.Result, err error) (any, 
 	return res.Response, res.Err
 }
 
-// worthRetry says whether an error is the leader's change, or its end.
+// worthRetry says whether an error means that the leader has changed or ended, so that a request should be sent again.
 func (r *replica) worthRetry(ctx context.Context, err error) bool {
 	if ctx.Err() != nil || r.ctx.Err() != nil {
 		return false
@@ -110,7 +109,7 @@ func (r *replica) worthRetry(ctx context.Context, err error) bool {
 	return code == codes.Unavailable || code == codes.Canceled
 }
 
-// pause waits a moment, or for another leader.
+// pause waits for retryPause, or until moved is closed.
 func pause(ctx context.Context, moved <-chan struct{}) {
 	timer := time.NewTimer(retryPause)
 	defer timer.Stop()
@@ -121,7 +120,7 @@ func pause(ctx context.Context, moved <-chan struct{}) {
 	}
 }
 
-// enter hands an entry to raft.
+// enter proposes an entry to raft. The returned function waits for the results.
 func (r *replica) enter(entry []byte) func() ([]mvcc.Result, error) {
 	future := r.raft.Apply(mvcc.Pack(entry), 0)
 	return func() ([]mvcc.Result, error) {
@@ -132,8 +131,7 @@ func (r *replica) enter(entry []byte) func() ([]mvcc.Result, error) {
 	}
 }
 
-// cancelWhen cancels a call to the leader when moved is closed, until the returned function is
-// called.
+// cancelWhen cancels a call to the leader when moved is closed. stop must be called when the call has ended.
 func cancelWhen(moved <-chan struct{}, cancel context.CancelCauseFunc) (stop func()) {
 	over := make(chan struct{})
 	go func() {
