@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package admission admits machines to the cluster: it checks their names and addresses, keeps their registrations, and
-// gives them certificates, settings and, to servers, the cluster's secrets. The conversation is joining/server's. A
-// server asks for what it is to be given, and keeps it, by Join.
+// Package admission admits machines to the cluster. It checks their names and addresses, maintains their registrations,
+// and gives them certificates and settings. Servers also get the cluster's secrets. The protocol is implemented by
+// joining/server. A joining server requests and stores its files by Join.
 package admission
 
 import (
@@ -37,38 +37,40 @@ import (
 
 const (
 	minPassword = 16 // characters
-	// MaxServers is how many a cluster may have.
+	// MaxServers is the largest number of servers in a cluster.
 	MaxServers = 7
-	// reachTimeout bounds the connecting to another server that asks whether it is reached.
+	// reachTimeout limits the connection to a server that asks whether it can be reached.
 	reachTimeout = 3 * time.Second
 )
 
-// Options are an admission's facts. The functions are called while it serves.
+// Options are New's parameters. The functions are called while the Admission serves.
 type Options struct {
-	// Listen returns the listener for machines that join. Before it is called they are answered as all programs are.
+	// Listen returns the listener for joining machines. Before it is called, their connections go to the port's default
+	// route.
 	Listen func() net.Listener
 	PKI    *pki.PKI
 	Tokens func() *token.Set
-	// Serving is this server's certificate without the virtual addresses. No node has a name or an address of it.
+	// Serving is this server's certificate without the virtual addresses. No node may have a name or an address of it.
 	Serving pki.Leaf
-	// Cluster is what all machines agree on, Networks are those of pods and Services.
+	// Cluster is the settings in which all machines agree. Networks are the networks of pods and Services.
 	Cluster  clusterconfig.Settings
 	Networks []netip.Prefix
 	// NodeName is the name of this server's own node.
 	NodeName string
-	// NodePortRange, EncryptResources, Flags and Folders are what a machine that becomes a server gets too.
+	// NodePortRange, EncryptResources, Flags and Folders are sent to machines that become servers.
 	NodePortRange    string
 	EncryptResources []string
 	Flags            map[string]string
 	Folders          secrets.Folders
 
-	// Members are the store's. Servers are the addresses of the other servers, and the virtual ones.
+	// Members returns the store's members. Servers returns the addresses of the other servers, and the virtual
+	// addresses.
 	Members func() []raftstore.Member
 	Servers func() []netip.Addr
-	// GossipKeys are nil until there are some. VirtualIPs are those that the cluster has.
+	// GossipKeys returns nil until there are some. VirtualIPs returns the cluster's virtual addresses.
 	GossipKeys func() *clusterconfig.GossipKeys
 	VirtualIPs func() []netip.Addr
-	// Backend is the network back end that a machine is to have, by this server's own and by the cluster's ConfigMap.
+	// Backend returns a machine's network back end, by this server's own and by the cluster's ConfigMap.
 	Backend func(own, cluster string) string
 	// Dial connects to another server.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
@@ -84,10 +86,10 @@ type Admission struct {
 	client atomic.Pointer[kubernetes.Clientset]
 }
 
-// New makes an admission. It starts nothing.
+// New returns an Admission. It starts nothing.
 func New(o Options) *Admission { return &Admission{o: o} }
 
-// Serve answers machines until the function that it returns is called.
+// Serve serves joining machines until stop is called.
 func (a *Admission) Serve(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -109,7 +111,7 @@ func (a *Admission) Serve(ctx context.Context) (stop func()) {
 	}
 }
 
-// Begin says that the API server serves.
+// Begin sets the client. It is called when the API server serves.
 func (a *Admission) Begin(config *rest.Config) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "joining"))
 	if err != nil {
@@ -119,7 +121,7 @@ func (a *Admission) Begin(config *rest.Config) error {
 	return nil
 }
 
-// API is a client of the API server, an error until that serves.
+// API returns a client of the API server, or an error until that serves.
 func (a *Admission) API() (kubernetes.Interface, error) {
 	if c := a.client.Load(); c != nil {
 		return c, nil
@@ -143,7 +145,7 @@ func (a *Admission) bootstrapToken(ctx context.Context, id string) (token.Bootst
 	return all[i], true, nil
 }
 
-// admit gives a machine what its role needs.
+// admit returns what a machine's role needs.
 func (a *Admission) admit(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	switch {
 	case m.Want == protocol.WantGossipKeys:
@@ -156,13 +158,13 @@ func (a *Admission) admit(ctx context.Context, m joiningserver.Machine) (*protoc
 	return a.admitNode(ctx, m)
 }
 
-// admitNode gives a machine a node's credentials.
+// admitNode returns a node's credentials.
 func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	client, err := a.API()
 	if err != nil {
 		return nil, err
 	}
-	if err := a.checkNode(m.Node, nil); err != nil && !(m.Joined && isName(err)) { // it has the name already
+	if err := a.checkNode(m.Node, nil); err != nil && !(m.Joined && isName(err)) { // it has that name already
 		return nil, err
 	}
 	if err := a.register(ctx, client, m); err != nil {
@@ -179,7 +181,7 @@ func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*pr
 	}
 	p := a.o.PKI
 	serving := p.NodeServing("", m.Node.Name, ips)
-	// Not for loopback addresses: at one of those people reach the API server.
+	// The certificate has no loopback addresses: at these, users reach the API server.
 	serving.DNSNames, serving.IPs = []string{m.Node.Name}, ips
 	out := &protocol.Response{ServerCA: p.CAPEM(pki.ServerCA), ClientCA: p.CAPEM(pki.ClientCA), Settings: settings}
 	out.Gossip = a.o.GossipKeys()
@@ -199,8 +201,8 @@ func (a *Admission) admitNode(ctx context.Context, m joiningserver.Machine) (*pr
 	return out, nil
 }
 
-// settings are the cluster's, with the back end of the pod network to which it has changed since this server started,
-// also where the ConfigMap says nothing of it any more.
+// settings returns the cluster's settings. They contain the present back end of the pod network, which may have changed
+// since this server started, even if the ConfigMap does not contain it any more.
 func (a *Admission) settings(ctx context.Context, client kubernetes.Interface) (clusterconfig.Settings, error) {
 	s := a.o.Cluster
 	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
@@ -215,7 +217,7 @@ func (a *Admission) settings(ctx context.Context, client kubernetes.Interface) (
 	return s, nil
 }
 
-// checkNode refuses a node that cannot be one. before are the addresses of the server whose place it takes.
+// checkNode returns a refusal for an invalid node. before are the addresses of the server that it replaces.
 func (a *Admission) checkNode(n protocol.Node, before []netip.Addr) error {
 	if len(n.Password) < minPassword {
 		return protocol.Refuse(protocol.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password),
@@ -224,7 +226,7 @@ func (a *Admission) checkNode(n protocol.Node, before []netip.Addr) error {
 	return a.checkNames(n, before)
 }
 
-// checkNames refuses names and addresses with which a node's certificate would pass for something else.
+// checkNames refuses names and addresses with which a node's certificate would be accepted for another purpose.
 func (a *Admission) checkNames(n protocol.Node, before []netip.Addr) error {
 	if p := validation.IsDNS1123Subdomain(n.Name); len(p) > 0 || len(n.Name) > validation.LabelValueMaxLength {
 		return protocol.Refuse(protocol.CodeName, "%q cannot be a node's name; choose another with --node-name", n.Name)
@@ -246,7 +248,7 @@ func (a *Admission) checkNames(n protocol.Node, before []netip.Addr) error {
 			func(own net.IP) bool { return own.Equal(ip.AsSlice()) })
 		inside := slices.ContainsFunc(a.o.Networks, func(c netip.Prefix) bool { return c.Contains(ip) })
 		switch {
-		// An IPv4 address in the form of an IPv6 one would be compared with nothing.
+		// An IPv4 address in IPv6 form would not match in comparisons.
 		case !ip.IsGlobalUnicast() || ip.Is4In6() || ip.Zone() != "":
 			return protocol.Refuse(protocol.CodeAddress, "%s cannot be a node's address: other machines could not reach it; give another "+
 				"with --node-ip", ip)
@@ -260,7 +262,7 @@ func (a *Admission) checkNames(n protocol.Node, before []netip.Addr) error {
 	return nil
 }
 
-// gossipKeys gives a node that has joined the keys alone.
+// gossipKeys returns only the gossip keys, to a node that has joined.
 func (a *Admission) gossipKeys(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	client, err := a.API()
 	if err != nil {
@@ -283,8 +285,8 @@ func (a *Admission) gossipKeys(ctx context.Context, m joiningserver.Machine) (*p
 	return &protocol.Response{ServerCA: a.o.PKI.CAPEM(pki.ServerCA), ClientCA: a.o.PKI.CAPEM(pki.ClientCA), Gossip: keys}, nil
 }
 
-// checkReach connects to a server at the address that it gives to the others, and says in words if that does not lead
-// to it. Only who has shown the server token gets an answer.
+// checkReach connects to a server at its advertised address, and refuses with a reason if that does not reach the
+// server. Only a server that has proved the server token gets this response.
 func (a *Admission) checkReach(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
@@ -292,7 +294,7 @@ func (a *Admission) checkReach(ctx context.Context, m joiningserver.Machine) (*p
 	if err != nil {
 		return nil, protocol.Refuse(protocol.CodeAddress, "%v", err)
 	}
-	defer func() { _ = c.Close() }() // nothing was to be said
+	defer func() { _ = c.Close() }() // there is nothing to send
 	t, ok := c.(*tls.Conn)
 	if !ok {
 		return nil, fmt.Errorf("a connection to a server is a %T", c)
@@ -300,12 +302,12 @@ func (a *Admission) checkReach(ctx context.Context, m joiningserver.Machine) (*p
 	if id := t.ConnectionState().PeerCertificates[0].Subject.CommonName; id != m.Reach.ServerID {
 		return nil, protocol.Refuse(protocol.CodeAddress, "another server answers there (%s)", id)
 	}
-	// The authority is what the other end compares with that of the connection.
+	// The other server compares this CA with that of the connection.
 	return &protocol.Response{ServerCA: a.o.PKI.CAPEM(pki.ServerCA)}, nil
 }
 
-// noNode is why a machine with a node's certificate and without a Node gets nothing: it has just joined, and its Node
-// is still to come, or the Node was deleted.
+// noNode returns why a machine with a node's certificate and without a Node gets nothing: either it has just joined,
+// and its Node does not exist yet, or the Node was deleted.
 func (a *Admission) noNode(ctx context.Context, client kubernetes.Interface, name string) error {
 	claim, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name+roster.RegistrationSuffix, metav1.GetOptions{})
 	switch {

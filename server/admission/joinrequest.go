@@ -29,13 +29,13 @@ import (
 )
 
 const (
-	// JoinedFile says, in the server's folder, what a server that joined was given. It is written last.
+	// JoinedFile, in the server's folder, contains what a joining server was given. It is written last.
 	JoinedFile = "joined.json"
-	// joinPause is how long to wait between questions that no server answers.
+	// joinPause is the pause between requests while no server answers.
 	joinPause = 2 * time.Second
 )
 
-// RequestOptions say where a server that asks to join has its files, and what it is.
+// RequestOptions are the files and the version of a server that requests to join.
 type RequestOptions struct {
 	Folders  secrets.Folders
 	StoreDir string
@@ -44,18 +44,18 @@ type RequestOptions struct {
 	Logger   *slog.Logger
 }
 
-// Request is what a machine needs to become a server of a cluster that there is.
+// Request is a request to become a server of an existing cluster.
 type Request struct {
-	// Address is host:port of a server, Token its server token.
+	// Address is host:port of a server. Token is the cluster's server token.
 	Address, Token string
-	// NodeName is empty for a server without a node; Password is that node's.
+	// NodeName is empty for a server without a node. Password is that node's.
 	NodeName, Password string
 	Addresses          []netip.Addr
-	// Flags are those in which all servers have to agree.
+	// Flags are the flags in which all servers have to agree.
 	Flags map[string]string
 }
 
-// checkFlags refuses flags that are others than those of a server. One of an earlier version says none.
+// checkFlags refuses flags that differ from a server's. A server of an earlier version sends none.
 func (j Request) checkFlags(has map[string]string) error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(has)) {
@@ -67,19 +67,20 @@ func (j Request) checkFlags(has map[string]string) error {
 	return errors.Join(errs...)
 }
 
-// Joined is what the cluster sent a server that joined it.
+// Joined is the data that the cluster sent to a server that joined it.
 type Joined struct {
 	Settings         clusterconfig.Settings `json:"settings"`
 	NodePortRange    string                 `json:"nodePortRange"`
 	EncryptResources []string               `json:"encryptResources,omitempty"`
 	Peers            []string               `json:"peers"`
-	// Founder says that this server started the cluster: it wrote this down itself when it let the first other one in.
+	// Founder says that this server started the cluster. It wrote this file itself when it admitted the first other
+	// server.
 	Founder bool `json:"founder,omitempty"`
 }
 
-// Join fetches what o's folders need to hold before New can make a server of a cluster of them. It asks until a server
-// answers, may be interrupted at any point, and sends no request once this server has taken part in the cluster. No key
-// that was there is replaced.
+// Join fetches the files that o's folders need before New can make a server of that cluster. It repeats the request
+// until a server answers, and may be interrupted at any point. It sends no request once this server has taken part in
+// the cluster. It replaces no existing key.
 func Join(ctx context.Context, o RequestOptions, j Request) (*Joined, error) {
 	joined, err := WasJoined(o.Folders.Server)
 	if err != nil {
@@ -89,7 +90,8 @@ func Join(ctx context.Context, o RequestOptions, j Request) (*Joined, error) {
 	if entries, err := os.ReadDir(o.StoreDir); err == nil {
 		hasStore = len(entries) > 0
 	}
-	// Until it has a store, or knew other servers, the cluster does not know of it, and may have other settings by now.
+	// Until this server has a store, or knew other servers, the cluster does not know it, and may have other settings
+	// by now.
 	if joined != nil && (hasStore || roster.HasPeers(o.Folders.Server)) {
 		return joined, nil
 	}
@@ -116,7 +118,7 @@ func Join(ctx context.Context, o RequestOptions, j Request) (*Joined, error) {
 	if err := o.Folders.Write(a.Server.Files, secrets.AsideSuffix); err != nil {
 		return nil, err
 	}
-	if a.Gossip != nil { // none from a server of an earlier version
+	if a.Gossip != nil { // a server of an earlier version sends none
 		if err := gossip.WriteKeys(filepath.Join(o.Folders.Server, gossipmember.KeysFile), *a.Gossip); err != nil {
 			return nil, err
 		}
@@ -127,7 +129,7 @@ func Join(ctx context.Context, o RequestOptions, j Request) (*Joined, error) {
 		}
 		a.Settings.VIPs = nil // they may change, and have a file of their own
 	}
-	// it is newer than what this machine may know from before
+	// it is newer than a back end in this machine's files
 	if err := clusterconfig.WriteBackend(o.Folders.Server, a.Settings.Backend()); err != nil {
 		return nil, err
 	}
@@ -136,11 +138,11 @@ func Join(ctx context.Context, o RequestOptions, j Request) (*Joined, error) {
 	return joined, writeJoined(filepath.Join(o.Folders.Server, JoinedFile), joined)
 }
 
-// renewPatience bounds one try to get again what was replaced.
+// renewPatience limits one attempt of Renew.
 const renewPatience = 30 * time.Second
 
-// Renew fetches again what the cluster replaces at times and this server got when it asked to join: encryption keys and
-// tokens. It is for a server that the others have not taken in yet; a member follows the store.
+// Renew fetches again the files that the cluster replaces at times: encryption keys and tokens. It is for a server that
+// has requested to join and is not a member yet. A member follows the store.
 func Renew(ctx context.Context, o RequestOptions, j Request) error {
 	t, err := token.Parse(j.Token)
 	if err != nil {
@@ -201,7 +203,7 @@ func readJoined(file string) (*Joined, error) {
 	return j, nil
 }
 
-// writeJoined writes what readJoined reads.
+// writeJoined writes the file that readJoined reads.
 func writeJoined(file string, j *Joined) error {
 	data, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
@@ -211,9 +213,9 @@ func writeJoined(file string, j *Joined) error {
 	return err
 }
 
-// WasJoined returns what the cluster said when the server of this folder joined; nil when it started one and is alone
-// in it. What such a one wrote down for another server is removed when that is none of the cluster: it never came, or
-// has left.
+// WasJoined returns what the cluster sent when the server of this folder joined. It returns nil for a server that
+// started a cluster and is alone in it. The file that such a server wrote for another server is removed if the cluster
+// has no other server: that one never joined, or has left.
 func WasJoined(serverDir string) (*Joined, error) {
 	file := filepath.Join(serverDir, JoinedFile)
 	j, err := readJoined(file)

@@ -28,7 +28,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
-// register makes sure that no other machine has the node's name or address.
+// register writes a node's registration. It refuses a machine if another one has the node's name or address.
 func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m joiningserver.Machine) error {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -49,7 +49,7 @@ func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m
 		if i := slices.IndexFunc(m.Node.Addresses, func(ip netip.Addr) bool { return roster.HasAddress(n, ip) }); i >= 0 &&
 			roster.Lives(n) {
 			ip := m.Node.Addresses[i]
-			if m.Joined { // two nodes whose addresses changed at once: the other one will tell its new one
+			if m.Joined { // two nodes exchanged addresses: the other one will report its new one
 				return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s", ip, n.Name)
 			}
 			return protocol.Refuse(protocol.CodeAddress,
@@ -74,7 +74,7 @@ func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m
 	registered := node != nil && !slices.ContainsFunc(slices.Concat(m.Node.Addresses, m.Node.External),
 		func(ip netip.Addr) bool { return !roster.HasAddress(node, ip) })
 	want := a.newRegistration(m.Node)
-	if m.Joined { // it shows no token
+	if m.Joined { // its request has no token
 		if delete(want.Data, roster.RegistrationToken); have != nil {
 			want.Data[roster.RegistrationToken] = have.Data[roster.RegistrationToken]
 		}
@@ -85,7 +85,7 @@ func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m
 	if known && registered && same {
 		return nil
 	}
-	if !known && !m.Joined { // who has the node's key may have another password: its file was lost
+	if !known && !m.Joined { // a machine with the node's key may have another password: its file was lost
 		if err := a.mayTakeOver(m.Node.Name, m.Role, node, have); err != nil {
 			return err
 		}
@@ -101,7 +101,7 @@ func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m
 	return a.checkPending(ctx, client, have, m.Node.Addresses)
 }
 
-// newRegistration is what is kept of a machine that was admitted.
+// newRegistration returns the registration of an admitted machine.
 func (a *Admission) newRegistration(n protocol.Node) *corev1.Secret {
 	sum := sha256.Sum256([]byte(n.Password))
 	return &corev1.Secret{
@@ -118,9 +118,9 @@ func (a *Admission) newRegistration(n protocol.Node) *corev1.Secret {
 
 func (a *Admission) now() string { return a.o.Clock.Now().UTC().Format(time.RFC3339) }
 
-// mayTakeAddress keeps a machine that is a node already from taking an address of another one that is silent: who had
-// it first keeps it, unless the machine asks from that very address, and so has it on the network. own is its Node; a
-// machine without one has shown a token, and may take a dead machine's place.
+// mayTakeAddress keeps a machine that is a node from taking an address of another node without contact. The first owner
+// keeps the address, unless the machine sends its request from that very address, and so has it on the network. own is
+// the machine's Node. A machine without a Node was admitted with a token, and may replace a dead machine.
 func mayTakeAddress(silent, own *corev1.Node, m joiningserver.Machine) error {
 	if own == nil || roster.Lives(silent) {
 		return nil
@@ -135,10 +135,10 @@ func mayTakeAddress(silent, own *corev1.Node, m joiningserver.Machine) error {
 	return nil
 }
 
-// mayMoveTo keeps a machine that shows the certificate of a node and no token from an address that no node has: where
-// its node is, the whole cluster sends what is for that address. It may have those that it was let in with, those of
-// its Node, and the one that it asks from, which it so shows to have. Who has a token may say where it is: that is what
-// a token is for.
+// mayMoveTo keeps a machine that has a node's certificate and no token from getting an address that no node has: the
+// whole cluster sends traffic for that address to it. It may have the addresses with which it was admitted, those of
+// its Node, and the one from which it sends the request, which proves that it has it. A machine with a token may name
+// any address: the token is the permission for that.
 func mayMoveTo(m joiningserver.Machine, own *corev1.Node, claim *corev1.Secret) error {
 	if !m.Joined {
 		return nil
@@ -157,7 +157,7 @@ func mayMoveTo(m joiningserver.Machine, own *corev1.Node, claim *corev1.Secret) 
 	return nil
 }
 
-// writeRegistration writes it, in place of have if there is one.
+// writeRegistration writes want, in place of have if that is not nil.
 func writeRegistration(ctx context.Context, secrets corev1client.SecretInterface, have, want *corev1.Secret) (*corev1.Secret, error) {
 	var err error
 	if have == nil {
@@ -176,14 +176,14 @@ func writeRegistration(ctx context.Context, secrets corev1client.SecretInterface
 	return have, nil
 }
 
-// fresh says whether a machine was let in so lately that its Node may still be to come.
+// fresh says whether a machine was admitted so recently that its Node may not exist yet.
 func (a *Admission) fresh(registration *corev1.Secret) bool {
 	return roster.Recent(registration, roster.RegistrationSince, a.o.Clock.Now())
 }
 
-// checkPending looks whether another machine that has no Node yet was let in with one of the addresses before. Of two
-// that come at the same moment, to two servers perhaps, both have written their own claim by now, and the earlier one
-// counts.
+// checkPending refuses a machine if another one without a Node was admitted with one of the addresses before. Two
+// machines may join at the same moment, perhaps at two servers. Both have written their registrations by now, and the
+// earlier one is admitted.
 func (a *Admission) checkPending(ctx context.Context, client kubernetes.Interface, own *corev1.Secret, ips []netip.Addr) error {
 	all, err := roster.Registrations(ctx, client)
 	if err != nil {
@@ -205,7 +205,7 @@ func (a *Admission) checkPending(ctx context.Context, client kubernetes.Interfac
 	return nil
 }
 
-// earlier compares two Secrets by the store's revision at which they were written.
+// earlier compares two Secrets by the store's revisions at which they were written.
 func earlier(a, b *corev1.Secret) bool {
 	at := func(s *corev1.Secret) uint64 {
 		n, _ := strconv.ParseUint(s.ResourceVersion, 10, 64) // 0 in tests without a store
@@ -214,8 +214,8 @@ func earlier(a, b *corev1.Secret) bool {
 	return cmp.Or(cmp.Compare(at(a), at(b)), cmp.Compare(a.Name, b.Name)) < 0
 }
 
-// mayTakeOver says whether a machine that does not know the node's password may become that node: if the machine that
-// was is dead, or is gone for good. Only who has the token of servers takes the place of a server.
+// mayTakeOver says whether a machine that does not have the node's password may become that node. It may if the machine
+// with that name is dead or was removed. Only a machine with the server token may replace a server.
 func (a *Admission) mayTakeOver(name string, role token.Role, node *corev1.Node, have *corev1.Secret) error {
 	taken := func(why string) error {
 		return protocol.Refuse(protocol.CodeName, "there is a node named %s already, and %s. Choose another name with --node-name, or, "+

@@ -23,22 +23,23 @@ import (
 )
 
 const (
-	// sweepInterval is how often the leader looks for node passwords without a Node.
+	// sweepInterval is how often the leader searches for registrations without a Node.
 	sweepInterval = 10 * time.Minute
-	// orphanTime is how long a leader has to have seen one so before it goes: a machine that was let in may
-	// be loading images before it registers.
+	// orphanTime is how long a leader must have seen a registration without a Node before it deletes it: an admitted
+	// machine may load images before it registers.
 	orphanTime = time.Hour
 )
 
-// registrationGC removes what is kept of machines that were let in and are no nodes: the Secrets with the hashes of
-// their passwords. Without a Node such a Secret protects no name (mayTakeOver), and there would be one for each name
-// that ever was. It runs on the leader.
+// registrationGC deletes the registrations of machines that were admitted and are not nodes. Without a Node a
+// registration protects no name (mayTakeOver), and one would remain for each name that was ever used. registrationGC
+// runs on the leader.
 type registrationGC struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
 	log    *slog.Logger
-	// seen is since when each was seen without a Node, by its revision: one that is written again is a machine that has
-	// come back. The Secret's own time is the clock of whichever server let the machine in.
+	// seen is since when each registration was seen without a Node, with its revision: if it is written again, the
+	// machine has returned. RegistrationSince is not used, as it is by the clock of the server that admitted the
+	// machine.
 	seen map[string]orphan
 }
 
@@ -47,7 +48,7 @@ type orphan struct {
 	since    time.Time
 }
 
-// RunGC removes the registrations of machines that are no nodes, for a term.
+// RunGC deletes the registrations of machines that are not nodes, during a term.
 func RunGC(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	synced := nodes.Informer().HasSynced
@@ -66,7 +67,7 @@ func RunGC(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	}
 }
 
-// sweep looks once.
+// sweep checks all registrations once.
 func (c *registrationGC) sweep(ctx context.Context, now time.Time) error {
 	secrets := c.client.CoreV1().Secrets(metav1.NamespaceSystem)
 	all, err := roster.Registrations(ctx, c.client)
@@ -91,7 +92,7 @@ func (c *registrationGC) sweep(ctx context.Context, now time.Time) error {
 		if now.Sub(o.since) < orphanTime {
 			continue
 		}
-		// Only as it was seen: the machine may come back at this moment.
+		// Only this revision is deleted: the machine may return at this moment.
 		err := secrets.Delete(ctx, name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &s.UID,
 			ResourceVersion: &s.ResourceVersion}})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {

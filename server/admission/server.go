@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
-// admitServer gives a machine that becomes a server the cluster's secrets.
+// admitServer returns the cluster's secrets to a machine that becomes a server.
 func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*protocol.Response, error) {
 	client, err := a.API()
 	if err != nil {
@@ -49,13 +49,13 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 	if err != nil {
 		return nil, err
 	}
-	release, err := encryption.HoldStill(a.o.Folders.Cred) // while the files are read; secrets.AdmitMember compares them later
+	release, err := encryption.HoldStill(a.o.Folders.Cred) // for the reads; secrets.AdmitMember compares them later
 	if err != nil {
 		return nil, protocol.Refuse(protocol.CodeBusy, "%v", err)
 	}
 	defer release()
-	// From now on this server's settings are the cluster's too, and not its own to change, unless the other never
-	// comes.
+	// From now on this server's settings are also the cluster's, so that its flags must not change them. This is undone
+	// if the other server never joins (WasJoined).
 	own := &Joined{Founder: true, Settings: settings, NodePortRange: a.o.NodePortRange, EncryptResources: a.o.EncryptResources}
 	file := filepath.Join(a.o.Folders.Server, JoinedFile)
 	if _, err := os.Lstat(file); err != nil {
@@ -78,9 +78,9 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 	return out, nil
 }
 
-// addressesBefore are those of the server's node whose name a server wants that joins: a machine that was wiped is
-// mostly where it was, and its former self is a member still. Whether it may have that name is another question
-// (register): not while that node is alive.
+// addressesBefore returns the addresses of the node with this name, if it is a server's. A server that is reinstalled
+// mostly has the same address as before, and its former installation is still a member. register decides whether it may
+// have the name: not while that node is alive.
 func addressesBefore(ctx context.Context, client kubernetes.Interface, name string) ([]netip.Addr, error) {
 	n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
