@@ -17,10 +17,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// restrictAnonymous lets anonymous requests reach the health endpoints alone.
-// Upstream has no flag for that, only a configuration file (KEP-4633), and the
-// file excludes the oidc-* flags: what those say is put into it. ExtraArgs that
-// name a file of their own, or decide about anonymous requests, have their way.
+// restrictAnonymous lets anonymous requests reach only the health endpoints. Upstream has no flag for that, only a
+// configuration file (KEP-4633). The file excludes the oidc-* flags, so their values are written into it.
+// restrictAnonymous does nothing when ExtraArgs name an authentication file of their own or contain a flag for
+// anonymous requests.
 func restrictAnonymous(s *kubeoptions.ServerRunOptions, o Options) error {
 	authn := s.Authentication
 	if !o.AnonymousHealthOnly || authn.AuthenticationConfigFile != "" || authn.Anonymous.FlagsSet {
@@ -52,7 +52,7 @@ func restrictAnonymous(s *kubeoptions.ServerRunOptions, o Options) error {
 	return nil
 }
 
-// encodeAuthentication writes the internal form in its published version.
+// encodeAuthentication encodes the internal type as YAML of its published version.
 func encodeAuthentication(config *apiserver.AuthenticationConfiguration) ([]byte, error) {
 	scheme := runtime.NewScheme()
 	install.Install(scheme)

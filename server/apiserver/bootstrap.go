@@ -25,16 +25,15 @@ import (
 )
 
 const (
-	// bootstrapParallel lets the store write many bootstrap objects with one flush;
-	// one after the other they take seconds on an SD card.
+	// bootstrapParallel lets the store write many bootstrap objects with one flush. One after the other they take
+	// seconds on an SD card.
 	bootstrapParallel = 16
 	bootstrapRetry    = 500 * time.Millisecond
 )
 
-// ownBootstrapHooks puts hooks of our own in the place of two of upstream's.
-// Those begin with a second of waiting and end the process when the store has no
-// quorum for thirty; ours begin at once and try until they succeed or the server
-// stops. It has to be called before the core server is built.
+// ownBootstrapHooks replaces two of upstream's post-start hooks by our own. Upstream's hooks first wait a second, and
+// end the process when the store has no quorum for thirty seconds. Ours begin at once and retry until they succeed or
+// the server stops. ownBootstrapHooks has to be called before the core server is built.
 func ownBootstrapHooks(c *genericapiserver.Config, rbac bool, logger *slog.Logger) error {
 	c.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName, schedulingrest.PostStartHookName)
 	hooks := map[string]func(kubernetes.Interface) []func(context.Context) error{"coracle/bootstrap-priority-classes": priorityClasses}
@@ -49,7 +48,7 @@ func ownBootstrapHooks(c *genericapiserver.Config, rbac bool, logger *slog.Logge
 	return nil
 }
 
-// untilDone repeats tasks until each has succeeded once. The hook it returns never fails: upstream would exit.
+// untilDone repeats tasks until each has succeeded once. The hook that it returns never fails: upstream would exit.
 func untilDone(name string, tasks func(kubernetes.Interface) []func(context.Context) error,
 	logger *slog.Logger) genericapiserver.PostStartHookFunc {
 	return func(hook genericapiserver.PostStartHookContext) error {
@@ -75,7 +74,7 @@ func untilDone(name string, tasks func(kubernetes.Interface) []func(context.Cont
 	}
 }
 
-// runTasks runs tasks side by side and returns those that failed, with one of their errors.
+// runTasks runs tasks concurrently. It returns those that failed, with one of their errors.
 func runTasks(ctx context.Context, tasks []func(context.Context) error) (failed []func(context.Context) error, err error) {
 	var mu sync.Mutex
 	workqueue.ParallelizeUntil(context.WithoutCancel(ctx), bootstrapParallel, len(tasks), func(i int) {
@@ -88,7 +87,7 @@ func runTasks(ctx context.Context, tasks []func(context.Context) error) (failed 
 	return failed, err
 }
 
-// priorityClasses creates the classes of system pods. They cannot be changed once they are there.
+// priorityClasses returns tasks that create the priority classes of system pods. These are immutable once created.
 func priorityClasses(client kubernetes.Interface) []func(context.Context) error {
 	var tasks []func(context.Context) error
 	for _, class := range schedulingapiv1.SystemPriorityClasses() {
@@ -106,11 +105,10 @@ func priorityClasses(client kubernetes.Interface) []func(context.Context) error 
 	return tasks
 }
 
-// bootstrapRoles reconciles upstream's default roles and bindings: what is
-// missing in them is added, what an administrator added stays, and what carries
-// rbac.authorization.kubernetes.io/autoupdate=false is left alone. Upstream's
-// moves of roles from Kubernetes 1.8 to 1.9 and 1.13 to 1.14 are left out: no
-// cluster of ours was ever that old.
+// bootstrapRoles returns tasks that reconcile upstream's default roles and bindings. Missing rules are added, and those
+// that an administrator added stay. Objects with rbac.authorization.kubernetes.io/autoupdate=false are left alone.
+// Upstream's migrations of roles from Kubernetes 1.8 to 1.9 and from 1.13 to 1.14 are left out: no cluster of ours was
+// ever that old.
 func bootstrapRoles(client kubernetes.Interface) []func(context.Context) error {
 	var tasks []func(context.Context) error
 	role := func(r reconciliation.RuleOwner, m reconciliation.RuleOwnerModifier) {

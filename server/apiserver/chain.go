@@ -26,8 +26,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/settings"
 )
 
-// chain is the three servers: a request goes to the aggregator, which delegates
-// to the core, which delegates to the one for custom resources.
+// chain is the three API servers. A request goes to the aggregator, which delegates to the core server, which delegates
+// to the server of custom resources.
 type chain struct {
 	aggregator *aggregatorapiserver.APIAggregator
 	core       *controlplane.Instance
@@ -57,7 +57,7 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err != nil {
 		return nil, fmt.Errorf("configuring the API server for custom resources: %w", err)
 	}
-	if !opts.Etcd.EnableWatchCache { // else these have caches, as the core has
+	if !opts.Etcd.EnableWatchCache { // with upstream's flag these have watch caches, as the core has
 		extensions.GenericConfig.RESTOptionsGetter = cachingStorage{extensions.GenericConfig.RESTOptionsGetter}
 		extensions.ExtraConfig.CRDRESTOptionsGetter = cachingStorage{extensions.ExtraConfig.CRDRESTOptionsGetter}
 	}
@@ -98,8 +98,8 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 	if err := ch.dropOldSeries(g, o.seriesKept); err != nil {
 		return nil, err
 	}
-	// The APIs are installed: nothing asks for definitions any more (the config
-	// itself must stay, upstream checks for it).
+	// The APIs are installed, so the definitions are not needed any more. The config itself must stay: upstream checks
+	// for it.
 	g.config.OpenAPIV3Config.Definitions = nil
 	for _, s := range []*genericapiserver.GenericAPIServer{
 		ch.aggregator.GenericAPIServer, ch.core.ControlPlane.GenericAPIServer, ch.extensions.GenericAPIServer,
@@ -133,7 +133,7 @@ func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.C
 		return nil, err
 	}
 	priorities := groupPriorities(coreServer.ListedPaths())
-	delete(priorities, resourcemetrics.GroupVersion) // whose APIService is metricsAPI's
+	delete(priorities, resourcemetrics.GroupVersion) // its APIService is metricsAPI's
 	ch.aggregator, err = controlplaneapiserver.CreateAggregatorServer(aggregator, coreServer,
 		ch.extensions.Informers.Apiextensions().V1().CustomResourceDefinitions(), true, priorities)
 	if err != nil {
@@ -142,9 +142,9 @@ func connect(aggregator aggregatorapiserver.CompletedConfig, core controlplane.C
 	return &ch, metrics.follow(ch.aggregator)
 }
 
-// neverResync keeps an informer that does not run yet from handing all objects to its handlers again and again. For
-// CustomResourceDefinitions upstream does so every five minutes, and one of its controllers converts and checks all
-// schemas each time (docs/adr/0040).
+// neverResync turns off the resync of an informer that does not run yet. The informer of CustomResourceDefinitions
+// would otherwise pass all objects to its handlers every five minutes, and one of upstream's controllers converts and
+// checks all schemas each time (docs/adr/0040).
 func neverResync(informer cache.SharedIndexInformer) error {
 	for _, name := range []string{"resyncCheckPeriod", "defaultEventHandlerResyncPeriod"} {
 		period, err := kubecompat.Field[time.Duration](informer, []string{"SharedIndexInformer", "SharedIndexInformer", name})
@@ -156,9 +156,9 @@ func neverResync(informer cache.SharedIndexInformer) error {
 	return nil
 }
 
-// dropUnused drops what the server of an API keeps of each path and never uses (docs/memory.md): the regular expression
-// of a route, since the router that API servers choose compares paths word by word, and the stack that registered a
-// path, which only the message about a path that is registered twice would have.
+// dropUnused frees two things that an API server stores for each path and never uses (docs/memory.md). One is the
+// regular expression of a route: the router that API servers choose compares paths word by word. The other is the stack
+// that registered a path: it would only appear in the error about a path that is registered twice.
 func dropUnused(s *genericapiserver.GenericAPIServer) error {
 	for _, service := range s.Handler.GoRestfulContainer.RegisteredWebServices() {
 		for _, route := range service.Routes() {

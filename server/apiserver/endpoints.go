@@ -31,9 +31,8 @@ import (
 )
 
 const (
-	// endpointInterval is how often the servers are asked for. That costs little: the API is asked only when they
-	// changed, and every endpointCheck, when two objects or some more are read and nothing is written if they are
-	// right.
+	// endpointInterval is how often the list of servers is read. The API is called only when the list has changed, and
+	// once per endpointCheck. That check reads two objects or a few more, and writes nothing if they are right.
 	endpointInterval = 500 * time.Millisecond
 	endpointCheck    = 10 * time.Second
 	endpointPatience = 10 * time.Second
@@ -41,41 +40,40 @@ const (
 	managedBy = "coracle"
 )
 
-// Clients older than EndpointSlices read Endpoints; upstream keeps both too.
+// Clients older than EndpointSlices read Endpoints. Upstream maintains both, too.
 type (
 	coreEndpoints  = corev1.Endpoints      //nolint:staticcheck // see above
 	endpointSubset = corev1.EndpointSubset //nolint:staticcheck // see above
 )
 
-// endpointReconciler keeps the endpoints of the kubernetes Service. Upstream's
-// default proves liveness with a lease per server that is rewritten for ever;
-// this one asks for the servers' addresses and writes only when they change.
+// endpointReconciler keeps the endpoints of the kubernetes Service. Upstream's default proves liveness by a lease per
+// server, which is renewed for ever. This one reads the servers' addresses and writes only when they change.
 //
-// Who leads knows the servers, and only for as long as it does: one that was paused has heard of no server when it
-// wakes, and would take all others out before it notices that another one leads. So it writes within its term.
+// Only the leader knows which servers are alive, and only during its term. A leader that was paused knows of no other
+// server when it resumes, and would remove all others before it notices that its term is over. So every write carries
+// the term, and the store refuses it after that.
 type endpointReconciler struct {
 	client  kubernetes.Interface
 	servers func() ServersOfService
-	// ipv6 says of which family the Service is.
+	// ipv6 says whether the Service's family is IPv6.
 	ipv6 bool
 	now  func() time.Time
 
 	mu      sync.Mutex
 	stopped bool
-	// mark is of the servers that are being written.
+	// mark adds to a context the term in which the servers that are being written are known.
 	mark func(context.Context) context.Context
-	// applied are the servers for which all was right at the time checked.
+	// applied are the servers for which the objects were right at the time checked.
 	applied serverList
 	checked time.Time
 }
 
 var _ reconcilers.EndpointReconciler = (*endpointReconciler)(nil)
 
-// serverList is the cluster's servers: those to which clients are sent, and those of which it is only known that they
-// have these addresses.
+// serverList is the cluster's servers. Clients are sent to ready ones. Of unready ones only the addresses are known.
 type serverList struct{ ready, unready []netip.AddrPort }
 
-// sorted has each server once, and with a port.
+// sorted returns the list with each server once, in order, and with the port usual where a server has none.
 func (l serverList) sorted(usual uint16) serverList {
 	each := func(in, but []netip.AddrPort) []netip.AddrPort {
 		var out []netip.AddrPort
@@ -120,7 +118,7 @@ func newEndpointReconciler(config *rest.Config, transport *memtransport.Transpor
 	return r, nil
 }
 
-// marked is called by requests of ReconcileEndpoints, in its goroutine.
+// marked is called by the requests of ReconcileEndpoints, in its goroutine.
 func (r *endpointReconciler) marked(ctx context.Context) context.Context {
 	if r.mark == nil {
 		return ctx
@@ -128,9 +126,9 @@ func (r *endpointReconciler) marked(ctx context.Context) context.Context {
 	return r.mark(ctx)
 }
 
-// alignedReconciler is an endpointReconciler that returns at the next moment of endpointInterval, so that the process
-// wakes for it when it wakes for other things too. Upstream calls again at once: its own interval is half as long and
-// over then.
+// alignedReconciler is an endpointReconciler that returns at the next multiple of endpointInterval, so that the process
+// wakes for it when it wakes for other timers. Upstream then calls again at once: its own interval is half as long, and
+// has elapsed by then.
 type alignedReconciler struct{ *endpointReconciler }
 
 // ReconcileEndpoints implements reconcilers.EndpointReconciler.
@@ -180,16 +178,16 @@ func (r *endpointReconciler) ReconcileEndpoints(service string, ip net.IP, ports
 	return err
 }
 
-// RemoveEndpoints implements reconcilers.EndpointReconciler. It removes nothing:
-// a server that stops keeps its pods, and they keep the address to come back to.
-// A server that leaves for good leaves the list of addresses instead.
+// RemoveEndpoints implements reconcilers.EndpointReconciler. It removes nothing. The pods of a server that stops keep
+// running, and need its address when it starts again. A server that is removed from the cluster leaves the list of
+// addresses instead.
 func (r *endpointReconciler) RemoveEndpoints(string, net.IP, []corev1.EndpointPort) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.stopped {
 		return nil
 	}
-	// Asked at start, before anything was reconciled: "not found" is upstream's word for "nothing stale".
+	// Upstream calls this at start, before anything was reconciled. "Not found" means that nothing is stale.
 	return storage.NewKeyNotFoundError("masterleases", 0)
 }
 
@@ -203,10 +201,10 @@ func (r *endpointReconciler) StopReconciling() {
 // Destroy implements reconcilers.EndpointReconciler.
 func (r *endpointReconciler) Destroy() {}
 
-// desiredEndpoints is both forms of the Service's endpoints. A slice is of one family and has one port for all, so
-// there is one for each pair of these that servers have. The first, which is named like the Service, has servers that
-// are ready, of the Service's family if there are such, and the port of most of these. The Endpoints, which know no
-// families, have those of its family.
+// desiredEndpoints returns both forms of the Service's endpoints. An EndpointSlice has one family, and one port for all
+// its endpoints, so there is a slice for each pair of family and port that servers have. The first slice has the
+// Service's name. It is one with ready servers, of the Service's family if possible, and with the port that most of
+// these have. The Endpoints object, which has no family, lists the servers of the first slice's family.
 func desiredEndpoints(service string, servers serverList, port corev1.EndpointPort, ipv6 bool) (*coreEndpoints,
 	[]*discoveryv1.EndpointSlice) {
 	type subset struct {
@@ -251,7 +249,7 @@ func desiredEndpoints(service string, servers serverList, port corev1.EndpointPo
 	return endpoints, out
 }
 
-// endpointsAt says of serving what it says of ready: where nothing is said of it, it is taken for true.
+// endpointsAt sets the condition Serving to the value of Ready: an absent condition would count as true.
 func endpointsAt(ips []string, ready bool) (out []discoveryv1.Endpoint) {
 	for _, ip := range ips {
 		out = append(out, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &ready,
@@ -324,7 +322,7 @@ func (r *endpointReconciler) applyEndpoints(ctx context.Context, want *coreEndpo
 func (r *endpointReconciler) applySlice(ctx context.Context, want *discoveryv1.EndpointSlice) error {
 	api := r.client.DiscoveryV1().EndpointSlices(want.Namespace)
 	have, err := api.Get(ctx, want.Name, metav1.GetOptions{})
-	if err == nil && have.AddressType != want.AddressType { // immutable: the cluster moved to the other family
+	if err == nil && have.AddressType != want.AddressType { // immutable: the Service's family has changed
 		if err := api.Delete(ctx, want.Name, metav1.DeleteOptions{}); err != nil {
 			return endpointError("replacing the endpoint slice", want.Name, err)
 		}

@@ -16,20 +16,18 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 )
 
-// A Fence knows whether the term of leadership that a request's context carries
-// is over (raftstore.Store). It returns nil for a context without a term.
+// A Fence knows whether the term of leadership that a request's context carries is over (raftstore.Store). Its methods
+// return nil for a context without a term.
 type Fence interface {
-	// CheckTerm sends no request: it returns what this server knows by itself.
+	// CheckTerm sends no request. It returns what this server knows already.
 	CheckTerm(context.Context) error
-	// ConfirmTerm asks a majority.
+	// ConfirmTerm asks a majority of the voters.
 	ConfirmTerm(context.Context) error
 }
 
-// TermConfig is a LoopbackConfig for the loops of one term of leadership, with a
-// transport of its own: mark gives the context of each request, on the server's
-// side, the term that the store is to check its writes against. The function
-// returned refuses what comes later, cancels what is under way, and waits for
-// that until ctx is done.
+// TermConfig returns a LoopbackConfig for the loops of one term of leadership, with a transport of its own. On the
+// server's side, mark adds to the context of each request the term that the store checks its writes against. The
+// returned function refuses later requests, cancels those under way, and waits for their end until ctx is done.
 func (s *Server) TermConfig(mark func(context.Context) context.Context) (*rest.Config, func(ctx context.Context) error) {
 	transport := memtransport.New(memtransport.Options{Context: mark, Logger: s.options.Logger})
 	transport.SetHandler(s.chain.aggregator.GenericAPIServer.Handler)
@@ -38,11 +36,10 @@ func (s *Server) TermConfig(mark func(context.Context) context.Context) (*rest.C
 	return config, transport.Close
 }
 
-// fenceTerms refuses writes of a term that is over before anything is done for
-// them. The store refuses them in any case. This is for what they do beside
-// their own write in the store: calling webhooks and other API servers, issuing
-// tokens, and the writes that upstream makes on their behalf with a context that
-// does not descend from theirs, such as those to quotas and allocators.
+// fenceTerms refuses writes of a term that is over before they have any effect. The store refuses them in any case. The
+// check is for the effects that a request has beside its own write in the store: calls of webhooks and other API
+// servers, tokens that it issues, and writes that upstream makes for it with an unrelated context, such as those to
+// quotas and allocators.
 func (s *Server) fenceTerms(c *genericapiserver.Config) {
 	fence := s.options.Fence
 	if fence == nil {
@@ -76,9 +73,8 @@ func writes(r *http.Request) bool {
 	return true
 }
 
-// beyondStore says whether a request changes something by other means than a
-// write that carries its context into the store: with a certain answer about the
-// term it is worth to wait for, as nothing later can refuse it.
+// beyondStore says whether a request changes something by other means than a write that carries its context into the
+// store. Nothing later can refuse such a request, so it is worth waiting for the majority's answer about the term.
 func (s *Server) beyondStore(info *request.RequestInfo) bool {
 	switch {
 	case info.Subresource == "proxy":
@@ -90,7 +86,7 @@ func (s *Server) beyondStore(info *request.RequestInfo) bool {
 	case info.APIGroup == "" && info.Resource == "services":
 		return true // core/service/ipallocator and core/service/allocator/storage do so too
 	}
-	// Served by another API server.
+	// The request goes to an aggregated API server.
 	services := s.chain.aggregator.APIRegistrationInformers.Apiregistration().V1().APIServices().Lister()
 	service, err := services.Get(info.APIVersion + "." + info.APIGroup)
 	return err == nil && service.Spec.Service != nil

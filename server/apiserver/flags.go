@@ -24,10 +24,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// component is upstream's name for what this package assembles.
+// component is upstream's name for the program that this package assembles.
 const component = "kube-apiserver"
 
-// ownFlags are kube-apiserver flags that would contradict what this server is.
+// ownFlags are kube-apiserver flags that this server sets itself, with a hint for the user.
 var ownFlags = map[string]string{
 	"advertise-address":    "use --advertise-address or --node-ip",
 	"bind-address":         "use --bind-address",
@@ -48,7 +48,8 @@ var ownFlags = map[string]string{
 	"show-hidden-metrics-for-version": "metrics are registered once for all parts of the process",
 }
 
-// runOptions is upstream's options struct filled from ours, then from ExtraArgs, completed and validated.
+// runOptions fills upstream's options struct from o, then from ExtraArgs. It returns the struct completed and
+// validated.
 func runOptions(ctx context.Context, o Options) (kubeoptions.CompletedOptions, error) {
 	s := kubeoptions.NewServerRunOptions()
 	addNodeClaims(s, o.NodeClaims)
@@ -99,7 +100,8 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	authn.ServiceAccounts.KeyFiles = o.ServiceAccountKeyFiles
 	authn.ServiceAccounts.Issuers = []string{o.ServiceAccountIssuer}
 	s.ServiceAccountSigningKeyFile = o.ServiceAccountSigningKeyFile
-	// a pod's token of an hour is one: upstream's is good for a year, for clients of 2020 that read it once
+	// A pod's token of an hour expires after an hour. Upstream extends it to a year, for clients of 2020 that read it
+	// only once.
 	authn.ServiceAccounts.ExtendExpiration = false
 	if o.RequestHeaderCAFile != "" {
 		authn.RequestHeader.ClientCAFile = o.RequestHeaderCAFile
@@ -138,9 +140,8 @@ func fill(s *kubeoptions.ServerRunOptions, o Options) error {
 	return nil
 }
 
-// ensureNodeRestriction adds the plugin without which a node's credentials reach
-// beyond the node. ExtraArgs that enable others must not lose it by that; only
-// naming it among the disabled ones does.
+// ensureNodeRestriction enables the admission plugin NodeRestriction, which limits a node's credentials to its own
+// node. It stays enabled when ExtraArgs enable other plugins. Only ExtraArgs that disable it by name turn it off.
 func ensureNodeRestriction(s *kubeoptions.ServerRunOptions) {
 	const plugin = "NodeRestriction"
 	admission := s.Admission.GenericAdmission
@@ -149,16 +150,16 @@ func ensureNodeRestriction(s *kubeoptions.ServerRunOptions) {
 	}
 }
 
-// CheckArgs finds mistakes in kube-apiserver flags, each NAME=VALUE, without starting anything: names that upstream
-// does not have, values that it cannot read, unknown feature gates, and flags that are not an operator's to set here.
+// CheckArgs finds mistakes in kube-apiserver flags, each NAME=VALUE, without starting anything. Mistakes are unknown
+// names, unreadable values, unknown feature gates, and flags that this server sets itself.
 func CheckArgs(args []string) error {
 	if len(args) == 0 {
-		return nil // making upstream's options takes a while
+		return nil // making upstream's options is slow
 	}
 	s := kubeoptions.NewServerRunOptions()
-	addNodeClaims(s, &NodeClaims{}) // its name may be given
+	addNodeClaims(s, &NodeClaims{}) // so that its name may be given
 	addServiceExternalIPs(s, nil)
-	// A registry of its own: what is set in the process-wide one counts for the whole process.
+	// A registry of its own, since the process-wide one applies to the whole process.
 	s.GenericServerRunOptions.ComponentGlobalsRegistry = basecompatibility.NewComponentGlobalsRegistry()
 	if err := applyExtraArgs(s, args); err != nil {
 		return err
@@ -166,9 +167,9 @@ func CheckArgs(args []string) error {
 	return checkGates(args)
 }
 
-// checkGates does for the gates in args what upstream does when it sets them, and refuses the one that breaks the fence
-// between terms of leadership. They may be written with "kube:" before them; those of
-// other components are left to upstream.
+// checkGates checks the feature gates in args as upstream does when it sets them. It also refuses peerProxy, which
+// breaks the fence between terms of leadership. A gate may have the prefix "kube:". Gates of other components are left
+// to upstream.
 func checkGates(args []string) error {
 	gates := utilfeature.DefaultMutableFeatureGate.DeepCopy()
 	if err := gates.Set(string(peerProxy) + "=false"); err != nil {
@@ -198,7 +199,7 @@ func checkGates(args []string) error {
 	return nil
 }
 
-// peerProxy is the gate of the proxy between API servers of different versions.
+// peerProxy is the feature gate of the proxy between API servers of different versions.
 const peerProxy = features.UnknownVersionInteroperabilityProxy
 
 // applyExtraArgs sets NAME=VALUE arguments through upstream's own flags.
@@ -215,28 +216,32 @@ func applyExtraArgs(s *kubeoptions.ServerRunOptions, args []string) error {
 	return kubecompat.Component{Name: component, Sets: sets, Refused: refused}.Parse(append([]string{defaultFeatureGates(args)}, args...))
 }
 
-// cutArg is an argument's name as upstream's flags have it, which may be written with "_" for "-", and its value.
+// cutArg splits an argument into its name and its value. The name is normalized as upstream's flags are: "_" becomes
+// "-".
 func cutArg(arg string) (name, value string) {
 	name, value, _ = strings.Cut(strings.TrimLeft(arg, "-"), "=")
 	return strings.ReplaceAll(name, "_", "-"), value
 }
 
-// needsWatchesEnd says whether something that an argument asks for happens when a watch has ended: its line in the
-// audit log, its trace, and that a server that stops ends its watches one after the other.
+// needsWatchesEnd says whether an argument enables something that happens at the end of a watch: its line in the audit
+// log, its trace, or the staggered end of watches when a server stops.
 func needsWatchesEnd(name, value string) bool {
 	return value != "" && (strings.HasPrefix(name, "audit-") || name == "tracing-config-file" ||
 		name == "shutdown-watch-termination-grace-period")
 }
 
-// defaultFeatureGates turns off what would cost without a use here: the proxy between API servers of different
-// versions, which needs a CA that is not given but writes a lease every ten seconds all the same, and which CheckArgs
-// refuses; native histograms, a second form of every histogram for Prometheus servers that ask for it, which takes as
-// much memory as all other metrics together; a second goroutine that decodes for each watch of the store; and the watch
-// cache's views of the past for lists at an old revision, which the store answers, with the comparison of cache and
-// store every five minutes that only these need (ADR 0072). It turns on that watches are served above the filters
-// through which they came, whose stack is five times what serving needs. With the gate a watch ends for these filters
-// when it begins, so it is off where one of them has something to do at its end (ADR 0072). Gates may be named with a
-// component or without, but upstream wants all of them alike.
+// defaultFeatureGates turns off gates that cost something and have no use here:
+//
+//   - The proxy between API servers of different versions needs a CA that is not given, and writes a lease every ten
+//     seconds all the same. CheckArgs refuses it.
+//   - Native histograms, a second form for Prometheus, take as much memory as all other metrics.
+//   - A second goroutine decodes for each watch of the store.
+//   - The watch cache's snapshots serve lists at an old revision, which the store can answer. Only they need the
+//     comparison of cache and store every five minutes (ADR 0072).
+//
+// It turns on APIServingWithRoutine, which frees the stack of a watch's filters, five times what serving needs. Filters
+// then see the watch end at its begin, so the gate is off if one has to act at the end (ADR 0072). Gates may be named
+// with or without a component, but upstream wants the same for all.
 func defaultFeatureGates(args []string) string {
 	prefix, above := "", true
 	for _, arg := range args {
@@ -249,7 +254,7 @@ func defaultFeatureGates(args []string) string {
 	gates := []string{
 		string(peerProxy) + "=false", "NativeHistograms=false", string(features.ConcurrentWatchObjectDecode) + "=false",
 		string(features.ListFromCacheSnapshot) + "=false", string(features.DetectCacheInconsistency) + "=false",
-		string(features.APIServingWithRoutine) + "=" + strconv.FormatBool(above), // also where it is off: AllAlpha=true would turn it on
+		string(features.APIServingWithRoutine) + "=" + strconv.FormatBool(above), // set even when off: AllAlpha=true would turn it on
 	}
 	for i := range gates {
 		gates[i] = prefix + gates[i]

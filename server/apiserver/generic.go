@@ -32,7 +32,7 @@ import (
 // informerResync is upstream's resync period for the API server's own informers.
 const informerResync = 10 * time.Minute
 
-// generic is what the three servers of the chain share.
+// generic has the configuration that the three API servers of the chain share.
 type generic struct {
 	config    *genericapiserver.Config
 	informers informers.SharedInformerFactory
@@ -51,7 +51,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	if err := opts.GenericServerRunOptions.ApplyTo(c); err != nil {
 		return nil, fmt.Errorf("applying run options: %w", err)
 	}
-	// Not SecureServing itself: its loopback half makes a certificate for a client that needs none.
+	// Not SecureServing itself: it would also make a certificate for a loopback client, and ours needs none.
 	if err := opts.SecureServing.SecureServingOptions.ApplyTo(&c.SecureServing); err != nil {
 		return nil, fmt.Errorf("opening the API server's port: %w", err)
 	}
@@ -104,7 +104,7 @@ func buildGeneric(opts kubeoptions.CompletedOptions, transport *memtransport.Tra
 	return g, nil
 }
 
-// dialCluster makes everything that upstream connects to in the cluster go by dial; an operator's own egress selector
+// dialCluster makes upstream use dial for all its connections to nodes and pods. An operator's own egress selector
 // stays.
 func dialCluster(c *genericapiserver.Config, dial utilnet.DialFunc) {
 	if dial != nil && c.EgressSelector == nil {
@@ -113,8 +113,8 @@ func dialCluster(c *genericapiserver.Config, dial utilnet.DialFunc) {
 	}
 }
 
-// loopbackConfig is the privileged in-memory client. Its host is never dialled by
-// it; webhooks and APIServices that name kubernetes.default are sent there.
+// loopbackConfig returns the configuration of the privileged in-memory client. That client never dials Host. Webhooks
+// and APIServices that name the Service kubernetes.default are sent to Host.
 func loopbackConfig(serving *genericapiserver.SecureServingInfo, transport *memtransport.Transport, token string) (*rest.Config, error) {
 	host, port, err := genericapiserver.LoopbackHostPort(serving.Listener.Addr().String())
 	if err != nil {
@@ -163,7 +163,7 @@ func (g *generic) applySecurity(opts kubeoptions.CompletedOptions, client kubern
 		c.OpenAPIConfig, c.OpenAPIV3Config, client, g.informers, c.APIServerID); err != nil {
 		return fmt.Errorf("applying authentication: %w", err)
 	}
-	c.OpenAPIConfig = nil // only that call wants one
+	c.OpenAPIConfig = nil // only ApplyTo needs one
 	var err error
 	c.Authorization.Authorizer, c.RuleResolver, g.rbac, err = controlplaneapiserver.BuildAuthorizer(
 		ctx, opts.CompletedOptions, c.EgressSelector, c.APIServerID, g.informers)

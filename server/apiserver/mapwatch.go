@@ -8,8 +8,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// mapWatch passes on a watch's events as f makes them. Unlike watch.Filter it also ends when an event has no reader
-// any more.
+// mapWatch returns a watch that passes on the events of in, each changed by f. Unlike watch.Filter it also ends, when
+// stopped, while an event waits for a reader.
 func mapWatch(in watch.Interface, f func(watch.Event) watch.Event) watch.Interface {
 	w := &mappedWatch{Interface: in, out: make(chan watch.Event), stopped: make(chan struct{})}
 	go w.run(f)

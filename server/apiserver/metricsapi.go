@@ -26,23 +26,23 @@ import (
 	"github.com/coracle-k8s/coracle/server/resourcemetrics"
 )
 
-// metricsAPIService says who answers for metrics.k8s.io: this server, if it names no Service.
+// metricsAPIService is the name of the APIService of metrics.k8s.io. This server serves the group if it names no
+// Service.
 var metricsAPIService = resourcemetrics.GroupVersion.Version + "." + resourcemetrics.GroupVersion.Group
 
 // metricsRetry is the pause after an APIService could not be written.
 const metricsRetry = 5 * time.Second
 
-// metricsAPI serves metrics.k8s.io and keeps its APIService. Upstream's controller for APIServices of built-in groups
-// is not used for it: that one takes back at each start of a server what a user has made of the APIService since the
-// last one.
+// metricsAPI serves metrics.k8s.io and maintains its APIService. It does not use upstream's controller for APIServices
+// of built-in groups: at each start of a server that one would undo a user's changes to the APIService.
 type metricsAPI struct {
-	collector *resourcemetrics.Collector // nil when another one is to serve it
+	collector *resourcemetrics.Collector // nil when this server does not serve the group
 	part      *status.Part
 	log       *slog.Logger
 
 	client   apiregistrationclient.APIServiceInterface
 	services apiregistrationlisters.APIServiceLister
-	changed  timers.Signal // who receives it looks at the APIService
+	changed  timers.Signal // the goroutine of run receives it and checks the APIService
 }
 
 func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAPI, error) {
@@ -65,14 +65,14 @@ func newMetricsAPI(core *controlplane.Config, g *generic, o Options) (*metricsAP
 		addresses = append(addresses, corev1.NodeAddressType(t))
 	}
 	m.collector, err = resourcemetrics.New(resourcemetrics.Options{
-		// both are there for the Node authorizer
+		// the Node authorizer needs both informers anyway
 		Nodes: g.informers.Core().V1().Nodes().Lister(), Pods: g.informers.Core().V1().Pods().Lister(),
 		Transport: transport, AddressTypes: addresses, Part: o.MetricsPart, Logger: o.Logger,
 	})
 	return m, err
 }
 
-// install serves the group from the core server, where no APIService is needed to reach it.
+// install adds the group to the core server, where requests reach it without an APIService.
 func (m *metricsAPI) install(core *genericapiserver.GenericAPIServer) error {
 	if m.collector == nil {
 		return nil
@@ -80,7 +80,7 @@ func (m *metricsAPI) install(core *genericapiserver.GenericAPIServer) error {
 	return m.collector.Install(core)
 }
 
-// follow hears of changes of the APIService.
+// follow watches the APIService for changes.
 func (m *metricsAPI) follow(aggregator *aggregatorapiserver.APIAggregator) error {
 	informer := aggregator.APIRegistrationInformers.Apiregistration().V1().APIServices()
 	m.services = informer.Lister()
@@ -104,7 +104,8 @@ func (m *metricsAPI) follow(aggregator *aggregatorapiserver.APIAggregator) error
 	return nil
 }
 
-// run keeps the APIService and runs the collector, from ready until ctx is done.
+// run maintains the APIService and runs the collector. The APIService is not written before ready. run returns when ctx
+// is done.
 func (m *metricsAPI) run(ctx context.Context, ready <-chan struct{}) {
 	var collecting sync.WaitGroup
 	defer collecting.Wait()
@@ -136,16 +137,16 @@ func (m *metricsAPI) run(ctx context.Context, ready <-chan struct{}) {
 	}
 }
 
-// sync makes the APIService where there is none. One that names a Service is its owner's, and is left alone: that
-// Service answers. A server that is not to serve the group removes what a server that did has left, once, so that
-// servers of different opinions do not go on writing against each other.
+// sync creates the APIService if there is none. One that names a Service belongs to another provider and is left alone.
+// A server that is not to serve the group deletes, once, the APIService that a serving server left: servers with
+// different settings must not go on writing against each other.
 func (m *metricsAPI) sync(ctx context.Context) error {
 	have, err := m.services.Get(metricsAPIService)
 	switch {
 	case apierrors.IsNotFound(err) && m.collector != nil:
 		m.collector.SetOtherProvider("")
 		if _, err = m.client.Create(ctx, localMetrics(), metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
-			return nil // another server was faster, or a user
+			return nil // another server or a user created it first
 		}
 		return err
 	case apierrors.IsNotFound(err):
@@ -171,10 +172,10 @@ func (m *metricsAPI) sync(ctx context.Context) error {
 	return nil
 }
 
-// metricsPriority is metrics-server's own: behind all built-in groups.
+// metricsPriority is the priority that metrics-server uses: after all built-in groups.
 const metricsPriority = 100
 
-// localMetrics is the APIService of a group that the API server has itself.
+// localMetrics returns an APIService of a group that the API server serves itself.
 func localMetrics() *apiregistrationv1.APIService {
 	return &apiregistrationv1.APIService{
 		ObjectMeta: metav1.ObjectMeta{Name: metricsAPIService},

@@ -20,9 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// networkPods gives the network identity, which every node has, of each pod only what the pod network, NetworkPolicies
-// and DNS are about. It lies above the storage and its caches and below whatever a request chooses: get, list or watch,
-// an encoding, a table, metadata alone.
+// networkPods limits what the network identity, which every node has, can read of a pod: only the fields that the pod
+// network, NetworkPolicies and DNS need. It wraps the storage and its caches. It holds for every form of request: get,
+// list or watch, any encoding, tables and metadata only.
 type networkPods struct{ apigeneric.RESTOptionsGetter }
 
 // GetRESTOptions implements apigeneric.RESTOptionsGetter.
@@ -41,7 +41,7 @@ func (g networkPods) GetRESTOptions(resource schema.GroupResource, example runti
 	return o, nil
 }
 
-// networkPodStorage is the storage of pods. The identity has no right to write them, so writes are passed on.
+// networkPodStorage is the storage of pods. It passes writes on: the network identity has no right to write pods.
 type networkPodStorage struct{ storage.Interface }
 
 func isNetwork(ctx context.Context) bool {
@@ -80,20 +80,20 @@ func (s networkPodStorage) Watch(ctx context.Context, key string, opts storage.L
 		if timed, ok := e.Object.(storage.WatchEventWithRecordTime); ok {
 			e.Object = timed.Unwrap()
 		}
-		if shared, ok := e.Object.(runtime.CacheableObject); ok { // with an encoding of the whole pod
+		if shared, ok := e.Object.(runtime.CacheableObject); ok { // it has an encoding of the whole pod
 			e.Object = shared.GetObject()
 		}
 		pod, ok := e.Object.(*core.Pod)
 		if !ok {
 			pod = &core.Pod{}
 		}
-		e.Object = networkPod(pod) // another one: the event is for other watches, too
+		e.Object = networkPod(pod) // a new object: other watches use the event's object, too
 		return e
 	}), nil
 }
 
-// withhold replaces what was read. The object is the request's own; what it refers to may be a cache's, and is not
-// changed.
+// withhold replaces an object that was read by its reduced form. The object itself belongs to the request. A cache may
+// hold the objects that it refers to, so these are not changed.
 func withhold(o runtime.Object) {
 	switch o := o.(type) {
 	case *core.Pod:
@@ -105,8 +105,8 @@ func withhold(o runtime.Object) {
 	}
 }
 
-// networkPod keeps of a pod its name, labels, node, addresses and named ports, and whether it runs. Fields that
-// upstream adds are withheld until they are named here. internal/netinformers keeps on a node what it reads of these.
+// networkPod returns a pod that has only the name, labels, node, addresses, named ports and phase of o. Fields that
+// upstream adds are withheld until they are named here. internal/netinformers decides which of these a node caches.
 func networkPod(o *core.Pod) *core.Pod {
 	out := &core.Pod{
 		TypeMeta: o.TypeMeta,
@@ -118,7 +118,7 @@ func networkPod(o *core.Pod) *core.Pod {
 			Containers: namedPorts(o.Spec.Containers)},
 		Status: core.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs},
 	}
-	if static, ok := o.Annotations[core.MirrorPodAnnotationKey]; ok { // the name under which its node knows it
+	if static, ok := o.Annotations[core.MirrorPodAnnotationKey]; ok { // the kubelet's name of it
 		out.Annotations = map[string]string{core.MirrorPodAnnotationKey: static}
 	}
 	return out

@@ -30,36 +30,37 @@ import (
 )
 
 const (
-	// nodeClaimsPlugin is the name with which the plugin can be switched off.
+	// nodeClaimsPlugin is the name by which the plugin can be disabled.
 	nodeClaimsPlugin = "CoracleNodeClaims"
 	// waitsForProvider is TaintExternalCloudProvider of k8s.io/cloud-provider/api.
 	waitsForProvider = "node.cloudprovider.kubernetes.io/uninitialized"
 	// wireGuardKeyBytes is the length of a public key (Curve25519).
 	wireGuardKeyBytes = 32
-	// maxAddresses is how many a machine joins with at most: an internal and an external one of each family.
+	// maxAddresses is the most addresses that a machine joins with: an internal and an external one of each family.
 	maxAddresses = 4
 )
 
-// NodeClaims bounds what a node may say of itself with its own credentials, beside upstream's NodeRestriction, which
-// does not check pod networks and addresses: traffic is routed by what a Node says.
+// NodeClaims limits what a node may write into its Node object with its own credentials. It is used beside upstream's
+// NodeRestriction, which does not check pod networks and addresses, by which traffic is routed.
 type NodeClaims struct {
-	// Networks are the cluster's own, for pods and Services. No machine's address lies in them.
+	// Networks are the cluster's own, for pods and Services. No machine has an address in them.
 	Networks []netip.Prefix
-	// Servers are the addresses of the API servers. They are for the nodes of servers alone.
+	// Servers returns the addresses of the API servers. Only the nodes of servers may have them.
 	Servers func() []netip.Addr
-	// Own is the node on this server's machine; empty if there is none. Other servers' nodes are known by their label.
+	// Own is the node on this server's machine, empty if there is none. Other servers' nodes are recognized by
+	// ServerLabel.
 	Own string
-	// Certified returns the addresses for which a node's serving certificate is; none if it has not joined. Nil means
-	// that all are.
+	// Certified returns the addresses in a node's serving certificate, none if the node has not joined. A nil Certified
+	// means that all addresses are allowed.
 	Certified func(ctx context.Context, node string) ([]netip.Addr, error)
-	// JustJoined says whether a machine was let in, with a token, so lately that its Node is still to come. Nil means
-	// that all were.
+	// JustJoined says whether a machine was admitted with a token so lately that its Node is not yet created. A nil
+	// JustJoined means that all machines were.
 	JustJoined func(ctx context.Context, node string) (bool, error)
-	// ServerLabel is what the nodes of servers have and no node can give itself.
+	// ServerLabel is a label that the nodes of servers have and that no node can give itself.
 	ServerLabel string
 }
 
-// nodeClaims is the plugin.
+// nodeClaims is the admission plugin that enforces NodeClaims.
 type nodeClaims struct {
 	*admission.Handler
 	NodeClaims
@@ -74,14 +75,14 @@ var (
 	_ apiserveradmission.WantsExternalKubeInformerFactory = &nodeClaims{}
 )
 
-// addNodeClaims puts the plugin behind NodeRestriction.
+// addNodeClaims registers the plugin, to run after NodeRestriction.
 func addNodeClaims(s *kubeoptions.ServerRunOptions, o *NodeClaims) {
 	if o == nil {
 		return
 	}
 	a := s.Admission.GenericAdmission
 	a.Plugins.Register(nodeClaimsPlugin, func(io.Reader) (admission.Interface, error) { return newNodeClaims(*o), nil })
-	order := slices.Clone(a.RecommendedPluginOrder) // upstream's is one variable for all
+	order := slices.Clone(a.RecommendedPluginOrder) // upstream's is a shared variable
 	a.RecommendedPluginOrder = slices.Insert(order, slices.Index(order, noderestriction.PluginName)+1, nodeClaimsPlugin)
 }
 
@@ -106,7 +107,7 @@ func (p *nodeClaims) ValidateInitialization() error {
 	return nil
 }
 
-// Admit implements admission.MutationInterface: see clusterconfig.OwnAddressesLabel, and withoutServicesLabel.
+// Admit implements admission.MutationInterface. See clusterconfig.OwnAddressesLabel and withoutServicesLabel.
 func (p *nodeClaims) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetResource().GroupResource() != core.Resource("nodes") || a.GetOperation() != admission.Create {
 		return nil
@@ -133,7 +134,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	if !ok {
 		return admission.NewForbidden(a, fmt.Errorf("unexpected type %T", a.GetObject()))
 	}
-	old, _ := a.GetOldObject().(*core.Node) // none when it is created
+	old, _ := a.GetOldObject().(*core.Node) // nil when the Node is created
 	if old == nil {
 		old = &core.Node{}
 	}
@@ -144,8 +145,8 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 		slices.Contains(node.Finalizers, clusterconfig.MemberFinalizer) != slices.Contains(old.Finalizers, clusterconfig.MemberFinalizer) {
 		return admission.NewForbidden(a, errors.New("only servers say which node is a server's"))
 	}
-	// The kubelet's credentials are not a server's: with them alone the store loses no voter. A node that registers may
-	// become a server's.
+	// A kubelet's credentials are not a server's: they alone must not suffice to remove a voter from the store. A Node
+	// that is being created may have the annotation, as it may become a server's.
 	if node.Annotations[clusterconfig.LeaveAnnotation] != old.Annotations[clusterconfig.LeaveAnnotation] &&
 		(a.GetOldObject() == nil || slices.Contains(old.Finalizers, clusterconfig.MemberFinalizer)) {
 		return admission.NewForbidden(a, errors.New("the node of a server leaves by an administrator's order: coracle leave on that "+
@@ -181,7 +182,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	}
 	for _, address := range node.Status.Addresses {
 		if slices.Contains(old.Status.Addresses, address) {
-			continue // another one would not be refused for this
+			continue // an update without a new address would not be refused for this either
 		}
 		if err := p.mayHave(ctx, node, address); err != nil {
 			return admission.NewForbidden(a, err)
@@ -190,10 +191,10 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	return nil
 }
 
-// mayShow says whether a WireGuard key can be a node's: who shows another one's could not read what is sent to it, but
-// the other one would not get it either.
+// mayShow says whether a node may publish a WireGuard key. A node that publishes another node's key cannot read what is
+// sent to it, but the other node does not receive it either.
 func (p *nodeClaims) mayShow(name, key string) error {
-	raw, err := base64.StdEncoding.DecodeString(key) // one key can be written in several ways
+	raw, err := base64.StdEncoding.DecodeString(key) // one key has several encodings
 	if err != nil || len(raw) != wireGuardKeyBytes {
 		return fmt.Errorf("%q is no WireGuard key", key)
 	}
@@ -214,8 +215,8 @@ func (p *nodeClaims) mayShow(name, key string) error {
 	return nil
 }
 
-// mayBeIn says whether networks can be those of a machine's interfaces. Which ones they are is the machine's word; that
-// it is in all of them is no node's.
+// mayBeIn checks networks that a node names as those of its machine's interfaces. Any networks are accepted, except one
+// that is wider than loadbalancer.WidestNetwork: no machine is in all networks.
 func mayBeIn(networks string) error {
 	if networks == "" {
 		return nil
@@ -233,7 +234,7 @@ func mayBeIn(networks string) error {
 	return nil
 }
 
-// distinct counts a Node's IP addresses, in whichever form and of whichever type.
+// distinct counts the different IP addresses of a Node, of every type and in every notation.
 func distinct(n *core.Node) int {
 	known := map[netip.Addr]bool{}
 	for _, a := range n.Status.Addresses {
@@ -244,14 +245,14 @@ func distinct(n *core.Node) int {
 	return len(known)
 }
 
-// removesLabel says whether a label is removed from a Node, or gets another value.
+// removesLabel says whether the label of a Node is removed or changed.
 func removesLabel(label string, now, old *core.Node) bool {
 	was, had := old.Labels[label]
 	is, has := now.Labels[label]
 	return had && (!has || is != was)
 }
 
-// mayHave says whether an address can be a node's.
+// mayHave returns an error if the node may not have the address.
 func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.NodeAddress) error {
 	ip, err := netip.ParseAddr(address.Address)
 	routed := address.Type == core.NodeInternalIP || address.Type == core.NodeExternalIP
@@ -268,8 +269,8 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 	if slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(ip) }) {
 		return fmt.Errorf("%s lies in the cluster's network for pods or Services and is no address of a machine", ip)
 	}
-	// An attacker who has a server's keys can do more than take an address. And two servers that exchange their
-	// addresses must not wait for one another.
+	// A server's node is not checked further: an attacker who has a server's keys can do worse than take an address.
+	// And two servers that exchange their addresses must not wait for one another.
 	if _, isServer := node.Labels[p.ServerLabel]; isServer || node.Name == p.Own {
 		return nil
 	}

@@ -10,9 +10,9 @@ import (
 // servicesPause is how long the loopback client waits before it lists the Services again.
 const servicesPause = 200 * time.Millisecond
 
-// retriedServices has the loopback client list the Services again for as long as that fails and the server is not
-// ready: the store may lose its leader at any time. Upstream's check of the node ports in use lists them once, begins
-// again after three minutes, and ends the process after one (portallocator/controller/repair.go).
+// retriedServices makes the loopback client list the Services again while that fails and the server is not ready: the
+// store may lose its leader at any time. Upstream's check of the node ports in use lists Services only once. It repeats
+// a failed check after three minutes, and ends the process after one minute (portallocator/controller/repair.go).
 type retriedServices struct {
 	http.RoundTripper
 	ready <-chan struct{}
@@ -31,7 +31,7 @@ func (s retriedServices) RoundTrip(r *http.Request) (*http.Response, error) {
 		case <-r.Context().Done():
 			return resp, nil
 		case <-time.After(servicesPause):
-			_ = resp.Body.Close() // it is an error's
+			_ = resp.Body.Close() // the body is only an error message
 		}
 	}
 }

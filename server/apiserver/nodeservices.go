@@ -19,10 +19,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// servicesLabels keep the Services of load balancers to the nodes that have one of them.
+// servicesLabels limit load balancer Services to the nodes that have one of these labels, if any node has one.
 var servicesLabels = []string{clusterconfig.LoadBalancerLabel, clusterconfig.K3sLoadBalancerLabel}
 
-// servicesLabel is one of those labels in which two versions of a Node differ; empty if there is none.
+// servicesLabel returns one of servicesLabels in which two versions of a Node differ, or an empty string.
 func servicesLabel(now, old *core.Node) string {
 	for _, label := range servicesLabels {
 		is, has := now.Labels[label]
@@ -33,10 +33,10 @@ func servicesLabel(now, old *core.Node) string {
 	return ""
 }
 
-// withoutServicesLabel takes these labels from a Node that registers, unless its machine was let in a moment ago: then
-// it has them from --node-label, and the user who had the token or the server wanted that. A node whose Node was
-// deleted can make it again with its certificate alone, and registers without the label; it is not refused, since its
-// pods would be no node's.
+// withoutServicesLabel removes servicesLabels from a Node that is being created, unless its machine was admitted a
+// moment ago. In that case the labels come from --node-label, which the user who had the token or the server set. A
+// node whose Node object was deleted can create it again with its certificate alone, and then gets it without the
+// labels. It is not refused, since its pods would otherwise have no node.
 func (p *nodeClaims) withoutServicesLabel(ctx context.Context, a admission.Attributes, node *core.Node) error {
 	label := servicesLabel(node, &core.Node{})
 	if label == "" || p.JustJoined == nil || node.Name == p.Own {
@@ -58,11 +58,11 @@ func (p *nodeClaims) withoutServicesLabel(ctx context.Context, a admission.Attri
 	return nil
 }
 
-// mayHaveBesideServices says whether an address is no Service's of its own: one that the load balancer gave out of a
-// pool. Those with ports are nodes' addresses.
+// mayHaveBesideServices returns an error if a Service has the address from a load balancer pool. Addresses with ports
+// are not checked: they are nodes' addresses.
 func (p *nodeClaims) mayHaveBesideServices(ip netip.Addr) error {
 	if p.services == nil {
-		return nil // of a test
+		return nil // only in tests
 	}
 	services, err := p.services.List(labels.Everything())
 	if err != nil {

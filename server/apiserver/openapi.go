@@ -27,17 +27,16 @@ import (
 	"github.com/coracle-k8s/coracle/server/openapi"
 )
 
-// configureOpenAPI sets up only what server-side apply needs: the type
-// definitions, which buildChain drops once every API is installed. The documents
-// themselves, v2 and v3, are served by package openapi; building them here would
-// cost a third of the process's memory.
+// configureOpenAPI sets up only what server-side apply needs: the type definitions, which buildChain drops once every
+// API is installed. The documents, v2 and v3, are served by package openapi. Building them here would cost a third of
+// the process's memory.
 func configureOpenAPI(c *genericapiserver.Config) {
 	definitions := utilopenapi.GetOpenAPIDefinitionsWithoutDisabledFeatures(generatedopenapi.GetOpenAPIDefinitions)
 	namer := openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
 	c.OpenAPIConfig = &openapicommon.Config{}
 	c.OpenAPIV3Config = genericapiserver.DefaultOpenAPIV3Config(definitions, namer)
 	c.OpenAPIV3Config.Info.Title = "Kubernetes"
-	// Left unset, upstream puts a closure here that keeps every definition reachable.
+	// If this is unset, upstream sets a closure that keeps every definition reachable.
 	c.OpenAPIV3Config.GetOperationIDAndTagsFromRoute = func(openapicommon.Route) (string, []string, error) {
 		return "", nil, errors.New("OpenAPI documents are not built from routes in this server")
 	}
@@ -67,11 +66,11 @@ func (ch *chain) installOpenAPI(resolver aggregatorapiserver.ServiceResolver, o 
 	return nil
 }
 
-// aggregatorUser is who aggregated servers see fetching their documents, as with upstream.
+// aggregatorUser is the user name with which documents are requested from aggregated servers, as upstream does.
 const aggregatorUser = "system:aggregator"
 
-// fetchAggregated gets a path from the server behind an APIService, with the
-// proxy's certificate as it is on disk at that time.
+// fetchAggregated returns a function that requests a path from the server behind an APIService. The request uses the
+// proxy's certificate that is on disk at that time.
 func fetchAggregated(resolver aggregatorapiserver.ServiceResolver, certFile, keyFile string) func(context.Context,
 	*apiregistrationv1.APIService, string, http.Header) (*http.Response, error) {
 	return func(ctx context.Context, api *apiregistrationv1.APIService, path string, header http.Header) (*http.Response, error) {

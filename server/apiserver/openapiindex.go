@@ -11,15 +11,16 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// indexPause is how often the index of OpenAPI documents is asked for while there is no policy that needs it.
+// indexPause is the time between two requests for the index of OpenAPI documents while no policy needs it.
 const indexPause = time.Minute
 
-// indexForPolicies is the way of the loopback client, by which upstream's plugin for MutatingAdmissionPolicies asks for
-// the index of OpenAPI documents every five seconds, most of what a server at rest is asked for. The first answer comes
-// at once, each further one after indexPause, and all of them at once as soon as there was a policy.
+// indexForPolicies is the transport of the loopback client. Through it upstream's plugin for MutatingAdmissionPolicies
+// requests the index of OpenAPI documents every five seconds, which is most of the requests on an idle server. The
+// first request is answered at once, each further one after indexPause. Once there has been a policy, all are answered
+// at once.
 type indexForPolicies struct {
 	http.RoundTripper
-	policy <-chan struct{} // closed then
+	policy <-chan struct{} // closed once there has been a policy
 	asked  atomic.Bool
 }
 

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package apiserver assembles upstream's Kubernetes API server (core APIs, CRDs,
-// aggregation) as a library that serves from within this process.
+// Package apiserver assembles upstream's Kubernetes API server (core APIs, CRDs, aggregation) as a library that serves
+// in this process.
 //
-// It owns the server chain, its TLS port and the in-memory loopback client. It
-// never makes certificates, keys or tokens, never opens the store (the store's
-// client is placed under upstream's storage layer before New is called) and
-// runs no controllers beyond those that upstream runs inside the API server.
+// It owns the server chain, its TLS port and the in-memory loopback client. It never makes certificates, keys or
+// tokens. It never opens the store: the store's client is installed under upstream's storage layer before New is
+// called. It runs no controllers beyond those that upstream runs inside the API server.
 package apiserver
 
 import (
@@ -27,33 +26,33 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// ServersOfService are the cluster's servers, as they stand behind the kubernetes Service.
+// ServersOfService are the cluster's servers as endpoints of the kubernetes Service.
 type ServersOfService struct {
-	// Ready are those to which clients are sent. None mean that another server knows them better, and nothing is
-	// changed.
+	// Ready are the servers to which clients are sent. There are none on a server that does not lead. Such a
+	// server writes nothing.
 	Ready []netip.AddrPort
-	// Unready are there for the nodes, which let no Service take them. Nothing is sent to them.
+	// Unready are listed so that nodes let no Service have their addresses. No client is sent to them.
 	Unready []netip.AddrPort
-	// Mark, when set, gives the context of each request that writes these, on the server's side, the term of leadership
-	// in which they are known (see TermConfig).
+	// Mark, when set, adds to the context of each request that writes these endpoints, on the server's side, the term
+	// of leadership in which the servers are known (see TermConfig).
 	Mark func(context.Context) context.Context
 }
 
-// Options is everything New needs. Paths are to PEM files unless said
-// otherwise; the certificates among them are reloaded when they change on disk.
+// Options are New's parameters. Paths are to PEM files unless said otherwise. Certificates are reloaded when they
+// change on disk.
 type Options struct {
-	// BindAddress and Port are where HTTPS is served; 0.0.0.0 when nil.
+	// BindAddress and Port are where HTTPS is served. A nil BindAddress means 0.0.0.0.
 	BindAddress net.IP
 	Port        int
 	// Listener, when set, is used instead of BindAddress and Port. Run closes it.
 	Listener net.Listener
-	// AdvertiseAddress is what other members and the kubernetes.default endpoint use.
+	// AdvertiseAddress is the address that other members and the endpoint of kubernetes.default use.
 	AdvertiseAddress net.IP
 
 	TLSCertFile, TLSKeyFile string
 	ClientCAFile            string
 
-	// ServiceAccountKeyFiles verify tokens, ServiceAccountSigningKeyFile signs them.
+	// ServiceAccountKeyFiles verify tokens. ServiceAccountSigningKeyFile signs them.
 	ServiceAccountKeyFiles       []string
 	ServiceAccountSigningKeyFile string
 	// ServiceAccountIssuer is the URL in the tokens' iss claim.
@@ -62,8 +61,8 @@ type Options struct {
 	KubeletClientCertFile, KubeletClientKeyFile string
 	KubeletCAFile                               string
 
-	// RequestHeaderCAFile signs the front proxy's client certificates, whose
-	// common names must be among RequestHeaderAllowedNames.
+	// RequestHeaderCAFile is the CA of the front proxy's client certificates. Their common names must be among
+	// RequestHeaderAllowedNames.
 	RequestHeaderCAFile                     string
 	RequestHeaderAllowedNames               []string
 	ProxyClientCertFile, ProxyClientKeyFile string
@@ -76,55 +75,53 @@ type Options struct {
 	// EncryptionConfigFile is an EncryptionConfiguration, reloaded when it changes.
 	EncryptionConfigFile string
 
-	// ConfigDir is where configuration files made by New go. It must exist.
+	// ConfigDir is the directory for configuration files that New writes. It must exist.
 	ConfigDir string
 
-	// AnonymousHealthOnly lets anonymous requests reach /livez, /readyz and /healthz and nothing else.
+	// AnonymousHealthOnly lets anonymous requests reach only /livez, /readyz and /healthz.
 	AnonymousHealthOnly bool
 
-	// WatchCache puts upstream's watch cache in front of the store for every resource. Without it only what every node
-	// watches has one (cachedResources).
+	// WatchCache puts upstream's watch cache in front of the store for every resource. Without it only the resources
+	// that every node watches have one (cachedResources).
 	WatchCache bool
 
-	// EndpointAddresses lists the addresses and ports behind the kubernetes Service;
-	// AdvertiseAddress alone when nil. It is asked twice a second.
+	// EndpointAddresses returns the addresses and ports behind the kubernetes Service. When nil, AdvertiseAddress is
+	// the only one. It is called twice a second.
 	EndpointAddresses func() ServersOfService
 
-	// NodeClaims bounds what nodes may say of themselves; nil leaves that to NodeRestriction.
+	// NodeClaims limits what nodes may write into their Node. When nil, only NodeRestriction does.
 	NodeClaims *NodeClaims
 
-	// Status, when set, answers at status.ClusterPath.
+	// Status, when set, serves status.ClusterPath.
 	Status http.Handler
-	// Console, when set, answers at status.ConsolePath.
+	// Console, when set, serves status.ConsolePath.
 	Console http.Handler
 
-	// Dial, when set, connects to nodes and pods: to kubelets, to webhooks and API servers in the cluster, and for the
-	// proxies of nodes, pods and Services.
+	// Dial, when set, makes the connections to nodes and pods: to kubelets, to webhooks and API servers in the cluster,
+	// and those of the proxy subresources of nodes, pods and Services.
 	Dial utilnet.DialFunc
 
-	// NoIngress leaves Ingresses out of the table of nodes' ingress proxies. GatewayUse says whether there are objects
-	// of the Gateway API; without it these are left out.
+	// NoIngress leaves Ingresses out of the routing table of the nodes' ingress proxies. GatewayUse says whether there
+	// are objects of the Gateway API. A nil GatewayUse leaves these out.
 	NoIngress  bool
 	GatewayUse gatewayapi.Use
 
-	// ResourceMetrics serves metrics.k8s.io; without it the group is left to the server that an APIService names.
+	// ResourceMetrics serves metrics.k8s.io. Without it the server that an APIService names serves the group.
 	ResourceMetrics bool
-	// MetricsPart, when set, shows how that goes.
+	// MetricsPart, when set, shows the state of metrics.k8s.io.
 	MetricsPart *status.Part
 
-	// IngressRules are those by which Ingresses are compiled for nodes.
+	// IngressRules are the rules by which Ingresses are compiled for nodes.
 	IngressRules compile.Rules
 
-	// Fence judges requests whose context carries a term of leadership, see
-	// TermConfig; nil when there are none.
+	// Fence checks requests whose context carries a term of leadership, see TermConfig. It is nil when there are none.
 	Fence Fence
 
-	// Await, when set, returns when the store answers, or with an error when it never will or ctx is done. Run asks it
-	// before upstream's start-up hooks begin, which end the process when they find a store that does not answer for a
-	// minute.
+	// Await, when set, returns nil once the store answers, or an error when it never will or ctx is done. Run calls it
+	// before upstream's start-up hooks begin: these end the process when the store does not answer for a minute.
 	Await func(ctx context.Context) error
 
-	// Profile is ProfileCIS or empty; AuditLog is where that writes what was done by whom.
+	// Profile is ProfileCIS or empty. AuditLog is the file to which that profile writes the audit log.
 	Profile, AuditLog string
 
 	// ExtraArgs are kube-apiserver flags as NAME=VALUE, applied last.
@@ -132,13 +129,12 @@ type Options struct {
 
 	Logger *slog.Logger
 
-	unauthenticated int           // the bound of connections without an authenticated request; by the memory when 0
+	unauthenticated int           // the limit of connections without an authenticated request; by the memory when 0
 	seriesKept      time.Duration // how long metrics of deleted objects are kept; the constant of that name when 0
 }
 
-// storeServer is what upstream's storage layer is configured to connect to. It is never
-// dialled, as a store client is installed in its place; it must not be empty, or
-// upstream treats the storage as not configured.
+// storeServer is the server address in the configuration of upstream's storage layer. It is never dialled, as a store
+// client is installed in its place. It must not be empty, or upstream treats the storage as not configured.
 const storeServer = "http://127.0.0.1:2379"
 
 func (o Options) withDefaults() Options {

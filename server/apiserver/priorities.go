@@ -10,9 +10,8 @@ import (
 	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 )
 
-// groupOrder places the groups that only a full cluster serves among those of
-// upstream's DefaultGenericAPIServicePriorities. Clients see the order in
-// discovery, and resolve ambiguous short names by it.
+// groupOrder gives priorities to groups that upstream's DefaultGenericAPIServicePriorities does not contain, since only
+// a full cluster serves them. Clients see the order in discovery, and resolve ambiguous short names by it.
 var groupOrder = map[string]int32{
 	"apps":              17800,
 	"autoscaling":       17500,
@@ -26,12 +25,12 @@ var groupOrder = map[string]int32{
 	"lifecycle.k8s.io":  15700,
 }
 
-// unknownGroupOrder is for a group that a later upstream adds: last, but there.
-// A group without a priority would get no APIService and so not be served.
+// unknownGroupOrder is the priority of a group that a later upstream adds: the last. A group without a priority would
+// get no APIService, and so would not be served.
 const unknownGroupOrder = 15600
 
-// groupPriorities gives every group version among the served paths its place.
-// Within a group newer and more stable versions come first.
+// groupPriorities returns a priority for every group version among the served paths. Within a group newer and more
+// stable versions come first.
 func groupPriorities(paths []string) map[schema.GroupVersion]controlplaneapiserver.APIServicePriority {
 	priorities := controlplaneapiserver.DefaultGenericAPIServicePriorities()
 	for _, path := range paths {

@@ -12,11 +12,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// ProfileCIS is the profile that takes what the CIS Kubernetes Benchmark wants and what costs users something.
+// ProfileCIS is the profile with those recommendations of the CIS Kubernetes Benchmark that have a cost for users.
 const ProfileCIS = "cis"
 
-// The profile's files. The audit policy leaves out what a cluster at rest writes all the time; docs/hardening.md has
-// what that is.
+// These are the profile's files. The audit policy leaves out the requests that an idle cluster makes all the time.
+// docs/hardening.md lists them.
 var (
 	//go:embed profile/audit.yaml
 	cisAudit []byte
@@ -24,8 +24,8 @@ var (
 	cisAdmission []byte
 )
 
-// profileArgs are the kube-apiserver flags of the profile. They come before the operator's, which count where both name
-// one.
+// profileArgs returns the kube-apiserver flags of the profile. The operator's flags come after them and take
+// precedence.
 func profileArgs(o Options) ([]string, error) {
 	if o.Profile == "" {
 		return nil, nil
@@ -43,7 +43,7 @@ func profileArgs(o Options) ([]string, error) {
 	plugins := []string{"DenyServiceExternalIPs"}
 	if !slices.ContainsFunc(o.ExtraArgs, func(arg string) bool { name, _ := cutArg(arg); return name == "admission-control-config-file" }) {
 		args = append(args, "admission-control-config-file="+admission)
-		plugins = append(plugins, "EventRateLimit") // which does nothing without a configuration but fail
+		plugins = append(plugins, "EventRateLimit") // it does nothing but fail without a configuration
 	}
 	plugins = slices.DeleteFunc(plugins, func(plugin string) bool { return namesAmong(o.ExtraArgs, "disable-admission-plugins", plugin) })
 	if len(plugins) > 0 {
@@ -52,7 +52,7 @@ func profileArgs(o Options) ([]string, error) {
 	return args, nil
 }
 
-// namesAmong says whether an argument that lists names has one of them.
+// namesAmong says whether a flag in args, whose value is a list, lists want.
 func namesAmong(args []string, flag, want string) bool {
 	return slices.ContainsFunc(args, func(arg string) bool {
 		name, value := cutArg(arg)

@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver/watchbuffer"
 )
 
-// newStore is the store as upstream's storage has it, with watches that decode no more than their readers take (ADR
+// newStore returns the store as upstream's storage interface. Its watches decode no more than their readers take (ADR
 // 0072).
 func newStore(config *storagebackend.ConfigForResource, newObject, newList func() runtime.Object,
 	prefix string) (storage.Interface, factory.DestroyFunc, error) {
@@ -28,12 +28,12 @@ func newStore(config *storagebackend.ConfigForResource, newObject, newList func(
 	return apigeneric.NewRawStorage(&c, newObject, newList, prefix)
 }
 
-// waitingTransformer is a transformer that waits until a watch's reader has taken what was decoded for it. Upstream
-// calls it for each value, just before it decodes that.
+// waitingTransformer is a transformer that waits until a watch's reader has taken the events decoded before. Upstream
+// calls it for each value, just before decoding the value.
 type waitingTransformer struct{ value.Transformer }
 
-// TransformFromStorage implements value.Transformer. It does not fail when the watch ends meanwhile, since the client
-// that reads on would get that error.
+// TransformFromStorage implements value.Transformer. It does not fail when the watch ends while it waits: a client that
+// still reads would get that error.
 func (u waitingTransformer) TransformFromStorage(ctx context.Context, data []byte, dataCtx value.Context) (out []byte, stale bool,
 	err error) {
 	if b := watchbuffer.From(ctx); b != nil {

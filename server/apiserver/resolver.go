@@ -12,9 +12,9 @@ import (
 )
 
 // externalNames resolves Services of type ExternalName to their name, as upstream does where the aggregator routes to
-// cluster IPs. Here it routes to endpoints, for which a server needs no Service proxy, and upstream then refuses a
-// Service that has none. An APIService has no other way to an API server outside of the cluster. Admission webhooks do
-// not use this resolver: upstream makes theirs itself, and they can name a URL.
+// cluster IPs. Here the aggregator routes to endpoints, so that a server needs no Service proxy, and upstream then
+// refuses a Service that has no endpoints. An APIService has no other way to name an API server outside of the cluster.
+// Admission webhooks do not use this resolver: upstream makes theirs itself, and they can name a URL.
 type externalNames struct {
 	webhook.ServiceResolver
 	services corelisters.ServiceLister

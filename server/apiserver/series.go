@@ -13,11 +13,11 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver/metricsgc"
 )
 
-// seriesKept is how long the metrics of something that was deleted are kept: a scraper sees its last values, and
-// its last watches, which are counted when they end, have ended.
+// seriesKept is how long the metrics of a deleted object are kept. By then a scraper has seen the last values, and the
+// last watches of the object have ended, which are counted at their end.
 const seriesKept = 2 * time.Minute
 
-// dropOldSeries takes the series of CustomResourceDefinitions and namespaces that are gone out of the metrics.
+// dropOldSeries removes the metrics' series of deleted CustomResourceDefinitions and namespaces.
 func (ch *chain) dropOldSeries(g *generic, after time.Duration) error {
 	definitions := ch.extensions.Informers.Apiextensions().V1().CustomResourceDefinitions()
 	namespaces := g.informers.Core().V1().Namespaces()
@@ -39,7 +39,8 @@ func (ch *chain) dropOldSeries(g *generic, after time.Duration) error {
 	return nil
 }
 
-// whenGone calls drop with the name of an object that was deleted a while ago and has not been made again since.
+// whenGone returns a handler that calls drop with the name of a deleted object, when the time after has elapsed, unless
+// the object was created again by then.
 func whenGone(after time.Duration, get func(name string) error, drop func(name string)) cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerFuncs{DeleteFunc: func(obj any) {
 		name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj)

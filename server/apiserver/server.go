@@ -31,28 +31,28 @@ type Server struct {
 	ready     chan struct{} // closed once /readyz passes
 }
 
-// runnable is upstream's prepared server, whose type is not exported.
+// runnable is upstream's prepared server. Its type is not exported.
 type runnable interface {
 	RunWithContext(ctx context.Context) error
 }
 
-// identityRenewal leaves a second try before the API server's identity lease of one hour is over.
+// identityRenewal is the interval of renewals of the API server's identity lease. It leaves time for a second attempt
+// before the lease of one hour expires.
 const identityRenewal = 25 * time.Minute
 
 // startPatience is how long a stop waits for a server that is still starting.
 const startPatience = 20 * time.Second
 
-// drainTimeout bounds the wait for in-process requests after the server has stopped.
+// drainTimeout limits the wait for in-process requests after the server has stopped.
 const drainTimeout = 10 * time.Second
 
-// shutdownTimeout bounds the wait for connections to close, which is 60 s with
-// upstream. endLongRequests leaves only what writes to a peer that does not read,
-// and the second that HTTP/2 gives a peer to take notice.
+// shutdownTimeout limits the wait for connections to close, which is 60 s upstream. After endLongRequests only two
+// waits are left: for writes to a peer that does not read, and for the second that HTTP/2 gives a peer to notice.
 const shutdownTimeout = 3 * time.Second
 
-// New builds the server and opens its port, which answers only once Run is called.
-// The store must be installed and have answered a linearizable read: upstream
-// ends the process when start-up meets a store without a quorum for too long.
+// New builds the server and opens its port. Requests are answered only once Run is called. The store must be installed
+// and have answered a linearizable read: upstream ends the process when the store has no quorum for too long during
+// start-up.
 func New(ctx context.Context, o Options) (*Server, error) {
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
@@ -63,8 +63,8 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A package variable is the only way to say it. The lease tells how many API
-	// servers there are, lasts an hour, and is rewritten every ten seconds by default.
+	// Upstream has only this package variable for it. The lease shows how many API servers there are, lasts an hour,
+	// and is rewritten every ten seconds by default.
 	controlplaneapiserver.IdentityLeaseRenewIntervalPeriod = identityRenewal
 	s := &Server{options: o, ready: make(chan struct{})}
 	s.informers, err = cache.NewInformerName("kube-apiserver")
@@ -80,7 +80,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		}
 		s.fenceTerms(g.config)
 		s.loopback = g.config.LoopbackClientConfig
-		s.nodes = g.informers.Core().V1().Nodes().Lister() // of an informer that admission of what nodes write needs anyway
+		s.nodes = g.informers.Core().V1().Nodes().Lister() // admission of what nodes write needs this informer anyway
 		s.chain, err = buildChain(opts, g, o)
 	}
 	if err != nil {
@@ -99,20 +99,17 @@ func New(ctx context.Context, o Options) (*Server, error) {
 // Ready is closed once /readyz has passed.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// LoopbackConfig returns a client configuration for this server that goes
-// through memory and acts as system:masters. Each call returns its own copy.
+// LoopbackConfig returns a client configuration for this server. Its requests stay in memory and act as system:masters.
+// Each call returns a new copy.
 func (s *Server) LoopbackConfig() *rest.Config { return rest.CopyConfig(s.loopback) }
 
-// Nodes lists the nodes as this server's admission knows them; none until Run.
+// Nodes returns the lister of nodes that this server's admission uses. It is empty before Run.
 func (s *Server) Nodes() corelisters.NodeLister { return s.nodes }
 
-// Run serves until ctx is done, then finishes what is in flight and returns.
-// It may be called once.
+// Run serves until ctx is done, then finishes the requests in flight and returns. It may be called once.
 //
-// A stop that comes while the server is starting waits until it has started, or
-// for startPatience: two of upstream's hooks end the process when they are
-// stopped half-way. One that still waits for the store stops at once: no hook has
-// begun.
+// A stop while the server is starting waits until it has started, or for startPatience: two of upstream's hooks end the
+// process when they are interrupted. A server that still waits for the store stops at once, as no hook has begun.
 func (s *Server) Run(ctx context.Context) error {
 	if s.options.Await != nil {
 		if err := s.options.Await(ctx); err != nil {
@@ -167,7 +164,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// release frees what New took, in the place of a run.
+// release frees the resources of New when the server is never run.
 func (s *Server) release(ctx context.Context) {
 	upstream := s.chain.aggregator.GenericAPIServer
 	upstream.SecureServingInfo.Listener.Close()

@@ -27,15 +27,15 @@ import (
 	"github.com/coracle-k8s/coracle/server/roster"
 )
 
-// serviceExternalIPsPlugin is the name with which the plugin can be switched off.
+// serviceExternalIPsPlugin is the name by which the plugin can be disabled.
 const serviceExternalIPsPlugin = "CoracleServiceExternalIPs"
 
-// serviceExternalIPs is the admission plugin that decides who gives a Service an external IP, and which one. Every node
-// and pod sends what is for that address to the Service's pods (CVE-2020-8554), so the right to write Services is not
-// enough: RBAC has to allow the verb "use" of clusterconfig.ExternalIPsResource, in the Service's namespace and with
-// the address as the name. No address is taken that is the cluster's own, and none that another namespace has.
+// serviceExternalIPs is the admission plugin that decides who may give a Service an external IP, and which one. Every
+// node and pod sends the traffic to that address to the Service's pods (CVE-2020-8554), so the right to write Services
+// is not enough. RBAC has to allow the verb "use" of clusterconfig.ExternalIPsResource, in the Service's namespace and
+// with the address as the name. Addresses of the cluster itself and of other namespaces are refused.
 //
-// The plugin judges what a write adds. A Service keeps what it has.
+// The plugin checks only what a write adds. A Service keeps what it has.
 type serviceExternalIPs struct {
 	*admission.Handler
 	networks   []netip.Prefix
@@ -51,12 +51,12 @@ var (
 	_ apiserveradmission.WantsAuthorizer                  = &serviceExternalIPs{}
 )
 
-// addServiceExternalIPs puts the plugin behind NodeRestriction. The cluster's networks and servers are those that bound
-// nodes, too.
+// addServiceExternalIPs registers the plugin, to run after NodeRestriction. It takes the cluster's networks and servers
+// from the options of nodeClaims.
 func addServiceExternalIPs(s *kubeoptions.ServerRunOptions, o *NodeClaims) {
 	a := s.Admission.GenericAdmission
 	a.Plugins.Register(serviceExternalIPsPlugin, func(io.Reader) (admission.Interface, error) { return newServiceExternalIPs(o), nil })
-	order := slices.Clone(a.RecommendedPluginOrder) // upstream's is one variable for all
+	order := slices.Clone(a.RecommendedPluginOrder) // upstream's is a shared variable
 	a.RecommendedPluginOrder = slices.Insert(order, slices.Index(order, noderestriction.PluginName)+1, serviceExternalIPsPlugin)
 }
 
@@ -96,7 +96,7 @@ func (p *serviceExternalIPs) Validate(ctx context.Context, a admission.Attribute
 	if !ok {
 		return admission.NewForbidden(a, fmt.Errorf("unexpected type %T", a.GetObject()))
 	}
-	old, _ := a.GetOldObject().(*core.Service) // none when it is created
+	old, _ := a.GetOldObject().(*core.Service) // nil when the Service is created
 	r := newExternalIPRequest(svc, old)
 	if len(r.addresses) == 0 || !r.more() {
 		return nil
@@ -119,7 +119,7 @@ func (p *serviceExternalIPs) Validate(ctx context.Context, a admission.Attribute
 	return nil
 }
 
-// authorize asks RBAC whether the user may give the namespace's Services an external IP.
+// authorize asks RBAC whether the user may give Services of the namespace this external IP.
 func (p *serviceExternalIPs) authorize(ctx context.Context, a admission.Attributes, ip netip.Addr) error {
 	decision, _, err := p.authorizer.Authorize(ctx, authorizer.AttributesRecord{
 		User: a.GetUserInfo(), Verb: clusterconfig.ExternalIPsVerb, Namespace: a.GetNamespace(), Name: ip.String(),
@@ -139,7 +139,8 @@ func (p *serviceExternalIPs) authorize(ctx context.Context, a admission.Attribut
 	return refused
 }
 
-// reserved says why an address is no Service's external IP at all. Nodes serve none of these, and know of more (proxy).
+// reserved returns an error if no Service may have the address as an external IP. Nodes serve no such address either,
+// and check more (proxy).
 func (p *serviceExternalIPs) reserved(ip netip.Addr) error {
 	for _, n := range p.networks {
 		if n.Contains(ip) {
@@ -159,8 +160,8 @@ func (p *serviceExternalIPs) reserved(ip netip.Addr) error {
 	return nil
 }
 
-// conflict finds a Service of another namespace that has a requested address by a load balancer, or a requested port
-// there by an external IP, be it served or not.
+// conflict returns an error if a Service of another namespace has a requested address from a load balancer, or a
+// requested port at a requested address as its external IP. It does not matter whether that Service is served.
 func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) error {
 	all, err := p.services.List(labels.Everything())
 	if err != nil {
@@ -188,8 +189,8 @@ func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) err
 	return nil
 }
 
-// externalIPRequest is what a Service requests as external IPs, and with which ports: true where it had that address,
-// or that port, not before.
+// externalIPRequest is the external IPs and the ports that a Service requests. The value is true where the Service did
+// not have the address or port before.
 type externalIPRequest struct {
 	addresses map[netip.Addr]bool
 	ports     map[loadbalancer.Port]bool
@@ -197,7 +198,7 @@ type externalIPRequest struct {
 
 func newExternalIPRequest(svc, old *core.Service) externalIPRequest {
 	r := externalIPRequest{map[netip.Addr]bool{}, map[loadbalancer.Port]bool{}}
-	for _, text := range svc.Spec.ExternalIPs { //nolint:staticcheck // deprecated for what this plugin bounds
+	for _, text := range svc.Spec.ExternalIPs { //nolint:staticcheck // deprecated for what this plugin limits
 		if ip, ok := parseLenientIP(text); ok {
 			r.addresses[ip] = true
 		}
@@ -218,7 +219,7 @@ func newExternalIPRequest(svc, old *core.Service) externalIPRequest {
 	return r
 }
 
-// added are the addresses that the Service had not before, in order.
+// added returns the addresses that the Service did not have before, in order.
 func (r externalIPRequest) added() (out []netip.Addr) {
 	for ip, isNew := range r.addresses {
 		if isNew {
@@ -229,7 +230,7 @@ func (r externalIPRequest) added() (out []netip.Addr) {
 	return out
 }
 
-// more says whether the Service requests an address or a port that it had not before.
+// more says whether the Service requests an address or a port that it did not have before.
 func (r externalIPRequest) more() bool {
 	for _, isNew := range r.ports {
 		if isNew {
@@ -239,14 +240,14 @@ func (r externalIPRequest) more() bool {
 	return len(r.added()) > 0
 }
 
-// adds says whether the Service requests a port at an address, and had not both before.
+// adds says whether the Service requests this port at this address and did not have both before.
 func (r externalIPRequest) adds(ip netip.Addr, p loadbalancer.Port) bool {
 	newAddress, hasAddress := r.addresses[ip]
 	newPort, hasPort := r.ports[p]
 	return hasAddress && hasPort && (newAddress || newPort)
 }
 
-// parseLenientIP reads an address as the nodes do: with leading zeros, too, which objects from before have.
+// parseLenientIP parses an address as the nodes do. It accepts leading zeros, which older objects have.
 func parseLenientIP(text string) (netip.Addr, bool) {
 	a, ok := netip.AddrFromSlice(netutils.ParseIPSloppy(text))
 	return a.Unmap(), ok

@@ -47,8 +47,8 @@ func (ch *chain) installIngress(g *generic, o Options) error {
 	return nil
 }
 
-// withSettingsStreams says of requests for what nodes follow that they have no end of their own, beside those of which
-// check says so.
+// withSettingsStreams returns a check by which also the streams that nodes follow (clustersettings.Path, table.Path)
+// are long-running requests.
 func withSettingsStreams(check request.LongRunningRequestCheck) request.LongRunningRequestCheck {
 	return func(r *http.Request, info *request.RequestInfo) bool {
 		return check(r, info) || info != nil && !info.IsResourceRequest && (info.Path == clustersettings.Path || info.Path == table.Path)

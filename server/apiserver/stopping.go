@@ -9,13 +9,12 @@ import (
 	genericapiserver "k8s.io/apiserver/pkg/server"
 )
 
-// endLongRequests makes watches, logs and other requests without an end of their
-// own end when everything else in flight has ended during a stop. Upstream
-// leaves them to the clients and waits for a minute; a client takes its watch
-// up again where it was, so the sooner it may the better.
+// endLongRequests ends watches, logs and other long-running requests when, during a stop, all other requests have
+// ended. Upstream leaves that to the clients and waits for a minute. A client resumes its watch where it ended, so
+// the earlier it can do so, the better.
 func endLongRequests(c *genericapiserver.Config) {
 	drained, end := context.WithCancel(context.Background())
-	go func() { // ends with the server: upstream signals this at every orderly stop
+	go func() { // the goroutine ends with the server: upstream signals this at every orderly stop
 		<-c.DrainedNotify()
 		end()
 	}()

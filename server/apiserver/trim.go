@@ -12,8 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// trim drops what the API server's own informers need not hold: what no controller needs either, of pods' status all
-// that neither the Node authorizer, admission nor the metrics API looks at, and of nodes the images that they have.
+// trim drops fields that the API server's own informers need not hold: those that no controller needs either
+// (term.Trim), the fields of pods' status that neither the Node authorizer, admission nor the metrics API reads, and
+// nodes' images.
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Pod:
@@ -28,14 +29,14 @@ func trim(obj any) (any, error) {
 	return term.Trim(obj)
 }
 
-// ownInformers are the API server's own. Upstream's admission policies would read their parameters from them, whatever
-// kind these are of, and their expressions may ask for any field: of the kinds of which trim drops some, the policies'
-// plugin makes an informer of its own, as it does for custom resources, for as long as a policy asks for that kind.
+// ownInformers are the API server's own informers. Upstream's admission policies would read their parameters, of any
+// kind, from them, and their expressions may use any field. For the kinds that trim reduces, the policies' plugin
+// therefore makes an informer of its own, as it does for custom resources, while a policy uses that kind.
 type ownInformers struct {
 	informers.SharedInformerFactory
 }
 
-// ForResource implements informers.SharedInformerFactory. Policies' parameters alone are asked for in this way
+// ForResource implements informers.SharedInformerFactory. Only the parameters of policies are read through it
 // (testPoliciesSeeAllOfTheirParameters).
 func (i ownInformers) ForResource(r schema.GroupVersionResource) (informers.GenericInformer, error) {
 	switch r {

@@ -12,9 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
-// boundUnauthenticated bounds these connections on the API's port. A client that wants an answer without
-// authenticating, such as a load balancer that asks for /readyz, has it: a connection is only closed when there are
-// many younger ones.
+// boundUnauthenticated limits the number of unauthenticated connections to the API's port. A client that does not
+// authenticate, such as a load balancer that requests /readyz, is still answered: its connection is closed only when
+// there are many younger ones.
 func boundUnauthenticated(o *Options) *connlimit.Listener {
 	if o.Listener == nil {
 		return nil
@@ -28,7 +28,8 @@ func boundUnauthenticated(o *Options) *connlimit.Listener {
 	return l
 }
 
-// identifying is upstream's authentication, which tells the listener of connections that have an authenticated request.
+// identifying is upstream's authenticator. It also notifies the listener which connections have an authenticated
+// request.
 type identifying struct {
 	authenticator.Request
 	listener *connlimit.Listener

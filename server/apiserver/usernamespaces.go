@@ -24,17 +24,17 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// userNamespaces finds the namespaces in which RBAC gives a user something. The API's list of namespaces is all or
-// nothing (kubernetes issue 112686). It reads the caches that the RBAC authorizer reads, and keeps nothing.
+// userNamespaces finds the namespaces in which RBAC gives a user rights. The API's list of namespaces has either all or
+// none (kubernetes issue 112686). userNamespaces reads the caches of the RBAC authorizer and stores nothing.
 type userNamespaces struct {
 	namespaces corelisters.NamespaceLister
-	// cluster resolves what ClusterRoleBindings give, inside what the RoleBindings of one namespace do.
+	// cluster resolves the rights from ClusterRoleBindings, inside those from the RoleBindings of one namespace.
 	cluster, inside validation.AuthorizationRuleResolver
-	// kinds are the resources that lie in namespaces.
+	// kinds returns the namespaced resources.
 	kinds func(ctx context.Context) ([]schema.GroupResource, error)
 }
 
-// noClusterBindings leaves ClusterRoleBindings out, which would otherwise be gone through for each namespace.
+// noClusterBindings is an empty list of ClusterRoleBindings, so that these are not evaluated for each namespace.
 type noClusterBindings struct{}
 
 // ListClusterRoleBindings implements validation.ClusterRoleBindingLister.
@@ -42,7 +42,7 @@ func (noClusterBindings) ListClusterRoleBindings(context.Context) ([]*rbacv1.Clu
 	return nil, nil
 }
 
-// installNamespaces answers at clusterconfig.NamespacesPath, where RBAC authorizes.
+// installNamespaces serves clusterconfig.NamespacesPath if RBAC is an authorizer.
 func (ch *chain) installNamespaces(g *generic) error {
 	if !g.rbac {
 		return nil
@@ -51,7 +51,7 @@ func (ch *chain) installNamespaces(g *generic) error {
 	if err != nil {
 		return fmt.Errorf("building a client for discovery: %w", err)
 	}
-	rbac := g.informers.Rbac().V1() // all of these are there for the authorizer
+	rbac := g.informers.Rbac().V1() // the authorizer needs all of these informers anyway
 	roles := &rbacauthorizer.RoleGetter{Lister: rbac.Roles().Lister()}
 	roleBindings := &rbacauthorizer.RoleBindingLister{Lister: rbac.RoleBindings().Lister()}
 	clusterRoles := &rbacauthorizer.ClusterRoleGetter{Lister: rbac.ClusterRoles().Lister()}
@@ -72,7 +72,7 @@ func (ch *chain) installNamespaces(g *generic) error {
 	return nil
 }
 
-// namespacedResources are the resources of lists, without subresources, that lie in namespaces.
+// namespacedResources returns the namespaced resources of lists, without subresources.
 func namespacedResources(lists []*metav1.APIResourceList) []schema.GroupResource {
 	var out []schema.GroupResource
 	for _, list := range lists {
@@ -105,8 +105,8 @@ func (u *userNamespaces) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(clusterconfig.Namespaces{Namespaces: names}) // an error means that the client has ended
 }
 
-// of names a user's namespaces: all of them when a ClusterRoleBinding gives rights to something that lies in
-// namespaces, else those with a RoleBinding that gives rights. A binding to a role that is not there gives none.
+// of returns the names of a user's namespaces. These are all namespaces when a ClusterRoleBinding gives rights to
+// namespaced resources, and else those in which a RoleBinding gives rights. A binding to a missing role gives none.
 func (u *userNamespaces) of(ctx context.Context, asking user.Info) ([]string, error) {
 	all, err := u.everywhere(ctx, asking)
 	if err != nil {
@@ -133,9 +133,9 @@ func (u *userNamespaces) of(ctx context.Context, asking user.Info) ([]string, er
 	return names, nil
 }
 
-// everywhere says whether a user has rights to something in all namespaces. Two kinds are no sign of it: rights to
-// objects of some name, whose namespace is not known, and those that every user has, to discovery and to ask what they
-// may do (system:basic-user).
+// everywhere says whether a user has rights to a resource in all namespaces. It ignores two kinds of rights: to objects
+// by name, as their namespace is not known, and those that every user has, to discovery and to self-reviews
+// (system:basic-user).
 func (u *userNamespaces) everywhere(ctx context.Context, asking user.Info) (bool, error) {
 	if slices.Contains(asking.GetGroups(), user.SystemPrivilegedGroup) {
 		return true, nil
@@ -159,14 +159,15 @@ func (u *userNamespaces) everywhere(ctx context.Context, asking user.Info) (bool
 	}), nil
 }
 
-// isSelfReview says that a rule is about the groups in which a user asks who they are and what they may do.
+// isSelfReview says whether a rule is only about the groups of self-reviews, by which users ask who they are and what
+// they may do.
 func isSelfReview(rule *rbacv1.PolicyRule) bool {
 	return !slices.ContainsFunc(rule.APIGroups, func(group string) bool {
 		return group != "authorization.k8s.io" && group != "authentication.k8s.io"
 	})
 }
 
-// covers says whether a rule gives something of a resource, or of a subresource of it.
+// covers says whether a rule gives a right to a resource or to one of its subresources.
 func covers(rule *rbacv1.PolicyRule, kind schema.GroupResource) bool {
 	return slices.ContainsFunc(rule.APIGroups, func(group string) bool { return group == rbacv1.APIGroupAll || group == kind.Group }) &&
 		slices.ContainsFunc(rule.Resources, func(resource string) bool {

@@ -35,12 +35,12 @@ var cachedResources = []schema.GroupResource{
 }
 
 // cachingStorage puts upstream's watch cache in front of the store for cachedResources. The watches of all other
-// resources are read from the store and are whole (watchWhole).
+// resources read the store directly and are whole (watchWhole).
 //
-// Without a cache every watch decodes every event of its resource, and decrypts it, before it can tell whether its
-// client wants it: with a thousand kubelets that is a thousand decodings of each pod's every change. The cache decodes
-// once, finds the watches of one node's pods by an index, and encodes once for all. It holds every object of the
-// resource in memory (ADR 0072).
+// Without a cache every watch decodes and decrypts every event of its resource before it can tell whether its client
+// wants the event. With a thousand kubelets each change of a pod is decoded a thousand times. The cache decodes once,
+// finds the watches of one node's pods by an index, and encodes once for all. It holds every object of the resource in
+// memory (ADR 0072).
 type cachingStorage struct{ apigeneric.RESTOptionsGetter }
 
 // GetRESTOptions implements apigeneric.RESTOptionsGetter.
@@ -56,7 +56,8 @@ func (g cachingStorage) GetRESTOptions(resource schema.GroupResource, example ru
 	return o, nil
 }
 
-// alignedCacheStorage is an apigeneric.StorageDecorator: upstream's registry.StorageWithCacher, with a clock of ours.
+// alignedCacheStorage is an apigeneric.StorageDecorator. It does what upstream's registry.StorageWithCacher does, with
+// alignedClock.
 func alignedCacheStorage(config *storagebackend.ConfigForResource, prefix string, key func(runtime.Object) (string, error),
 	newObject, newList func() runtime.Object, attributes storage.AttrFunc, triggers storage.IndexerFuncs,
 	indexers *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
@@ -79,8 +80,8 @@ func alignedCacheStorage(config *storagebackend.ConfigForResource, prefix string
 	return delegator, sync.OnceFunc(func() { delegator.Stop(); c.Stop(); destroy() }), nil
 }
 
-// alignedClock aligns the timer by which each cache sends bookmarks, 1 to 1.25 s: ten caches wake a resting processor
-// once a second, not ten times.
+// alignedClock aligns the timer by which each cache sends bookmarks every 1 to 1.25 s. Ten caches then wake an idle
+// processor once a second, not ten times.
 type alignedClock struct{ clock.RealClock }
 
 // NewTimer implements clock.Clock.
@@ -93,7 +94,7 @@ type alignedTimer struct{ clock.Timer }
 // Reset implements clock.Timer.
 func (t alignedTimer) Reset(d time.Duration) bool { return t.Timer.Reset(alignedDelay(d)) }
 
-// alignedDelay is how long it is until the next full second of this process, for a delay between one and two seconds.
+// alignedDelay replaces a delay between one and two seconds by the time until the next full second of this process.
 func alignedDelay(d time.Duration) time.Duration {
 	if d < time.Second || d >= 2*time.Second {
 		return d

@@ -18,27 +18,28 @@ import (
 	"github.com/coracle-k8s/coracle/server/apiserver/watchbuffer"
 )
 
-// readUntil is how long after its request's end a watch may still be read. Upstream's handlers stop it much
-// sooner, unless a client does not take what they write.
+// readUntil is how long after its request's end a watch may still be read. Upstream's handlers stop it much sooner,
+// unless a client does not read what they write.
 const readUntil = 10 * time.Second
 
-// watchWhole begins a watch of the store that leaves nothing out before what it passes on. When its request ends, the
-// store sends it no more, and it ends behind what it has been sent; its own context ends when its reader stops it.
+// watchWhole begins a watch of the store that passes on every event up to its last one, without gaps. When its request
+// ends, the store sends it no more events, and it ends after those that it was sent. Its own context ends when its
+// reader stops it.
 //
-// Upstream's, when its context ends or it is stopped, gives each event that is under way a chance to be dropped, and
-// the next one a chance to be passed on all the same (etcd3's watchChan.queueEvent). That does no harm if no reader
-// goes on reading. But upstream's handler does: at the end of the time that the client asked for its own timer fires
-// after the context's, and of what else ends a context it may hear after the store has. Its client would be sent an
-// event and not of the one before, go on behind it, and never hear of the other. Upstream's watch cache takes care of
-// that (cacheWatcher.sendWatchCacheEvent), which we have in front of few resources (cachedResources).
+// Upstream's watch may have gaps at its end: when its context ends or it is stopped, each pending event may be dropped,
+// and the next one may be passed on all the same (etcd3's watchChan.queueEvent). That does no harm if the reader stops
+// reading. But upstream's handler goes on reading. At the end of the time that the client asked for, its own timer
+// fires after the context's. When the context ends for another reason, the handler may notice after the store. Its
+// client would then get an event without the one before, resume after it, and never receive the other. Upstream's watch
+// cache prevents that (cacheWatcher.sendWatchCacheEvent), but only few resources have it (cachedResources).
 //
-// The handler of watches over WebSocket does not look at the request at all: it ends with the watch.
+// The handler of watches over WebSocket does not check the request at all. It ends with the watch.
 //
-// What is decoded before the reader takes it is bounded (newStore).
+// The number of events that are decoded before the reader takes them is limited (newStore).
 //
-// A client that takes bookmarks is sent now and then how far the store is (raftstore.Options.ProgressInterval), as by
-// the cache. Otherwise one whose objects did not change would go on, when its watch is over, from where it began, which
-// is no history any more if anybody else wrote meanwhile, and would list again.
+// A client that accepts bookmarks is sent the store's revision now and then (raftstore.Options.ProgressInterval), as by
+// the cache. Without that, a client whose objects do not change would resume from the revision at which its watch
+// began. Later writes of other objects may have made that revision too old, and the client would have to list again.
 func watchWhole(ctx context.Context, s storage.Interface, key string, opts storage.ListOptions) (watch.Interface, error) {
 	opts.ProgressNotify = opts.Predicate.AllowWatchBookmarks
 	ahead := &watchbuffer.Bound{}
@@ -62,8 +63,8 @@ func watchWhole(ctx context.Context, s storage.Interface, key string, opts stora
 	return &wholeWatch{w, ahead.Follow(own, w.ResultChan()), end}, nil
 }
 
-// wholeWatch is a watch whose end may be read for a while after its request has ended, and that keeps nothing of it any
-// more when its reader has stopped it.
+// wholeWatch is a watch whose last events may be read for a while after its request has ended. It keeps no resources of
+// the request once its reader has stopped it.
 type wholeWatch struct {
 	watch.Interface
 	out <-chan watch.Event
@@ -79,13 +80,13 @@ func (w *wholeWatch) Stop() {
 	w.end.reader()
 }
 
-// watchEnd ends what a watch has of its request's context. A timer that is stopped may be kept for a while by the
-// runtime: so it leads to nothing then.
+// watchEnd ends what a watch holds of its request's context. The runtime may keep a stopped timer for a while, so the
+// fields are cleared: the timer then refers to nothing.
 type watchEnd struct {
 	mu     sync.Mutex
-	cancel context.CancelFunc // nil when that is done
-	stop   func() bool        // that the request ends
-	late   *time.Timer        // from the request's end until it is not read any more
+	cancel context.CancelFunc // nil after the watch has ended
+	stop   func() bool        // stops waiting for the request's end
+	late   *time.Timer        // runs from the request's end until the watch must not be read any more
 }
 
 func (e *watchEnd) request() {
@@ -110,7 +111,7 @@ func (e *watchEnd) reader() {
 	e.cancel, e.stop = nil, nil
 }
 
-// wholeStorage is a apigeneric.StorageDecorator.
+// wholeStorage is an apigeneric.StorageDecorator.
 func wholeStorage(config *storagebackend.ConfigForResource, prefix string, _ func(runtime.Object) (string, error),
 	newObject, newList func() runtime.Object, _ storage.AttrFunc, _ storage.IndexerFuncs,
 	_ *cache.Indexers) (storage.Interface, factory.DestroyFunc, error) {
@@ -121,7 +122,7 @@ func wholeStorage(config *storagebackend.ConfigForResource, prefix string, _ fun
 	return wholeStore{raw}, destroy, nil
 }
 
-// wholeStore is a store whose watches are whole.
+// wholeStore is a store whose watches have no gaps (watchWhole).
 type wholeStore struct{ storage.Interface }
 
 // Watch implements storage.Interface.

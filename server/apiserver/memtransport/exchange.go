@@ -12,10 +12,10 @@ import (
 	"sync"
 )
 
-// errAborted is what a client reads when the handler gave up in the middle.
+// errAborted is the error that a client reads when the handler panicked.
 var errAborted = errors.New("memtransport: the server aborted the request")
 
-// errClientClosed is the cause handlers find when the response body was closed early.
+// errClientClosed is the cause of the handler's context when the response body was closed early.
 var errClientClosed = errors.New("memtransport: the client closed the response")
 
 // exchange is one request and its response. It is the handler's http.ResponseWriter.
@@ -24,7 +24,7 @@ type exchange struct {
 	cancel   context.CancelCauseFunc
 	body     *pipe
 	reqBody  *requestBody
-	header   http.Header // the handler's; snapshotted when the response leaves
+	header   http.Header // the handler's; copied when the header is sent
 	response *http.Response
 
 	headerReady chan struct{} // closed once response or headerErr is set
@@ -58,7 +58,7 @@ func newExchange(req *http.Request, cancel context.CancelCauseFunc) *exchange {
 	return ex
 }
 
-// serverRequest is the request as a server would have parsed it.
+// serverRequest returns the request as a server would have parsed it.
 func serverRequest(ctx context.Context, req *http.Request, ex *exchange) *http.Request {
 	s := req.Clone(ctx)
 	s.RequestURI = req.URL.RequestURI()
@@ -83,10 +83,10 @@ func serverRequest(ctx context.Context, req *http.Request, ex *exchange) *http.R
 // Header implements http.ResponseWriter.
 func (ex *exchange) Header() http.Header { return ex.header }
 
-// WriteHeader implements http.ResponseWriter: the response leaves at once.
+// WriteHeader implements http.ResponseWriter. It sends the header at once.
 func (ex *exchange) WriteHeader(code int) {
 	if ex.wroteHeader || (code >= 100 && code < 200) {
-		return // informational answers have no reader here
+		return // informational responses are not passed on
 	}
 	ex.wroteHeader = true
 	r := ex.response
@@ -113,7 +113,7 @@ func (ex *exchange) sendHeader(err error) {
 	})
 }
 
-// Write implements http.ResponseWriter. It blocks while the client is too far behind.
+// Write implements http.ResponseWriter. It blocks while the client has not read enough.
 func (ex *exchange) Write(p []byte) (int, error) {
 	if !ex.wroteHeader {
 		if ex.header.Get("Content-Type") == "" && ex.header.Get("Content-Encoding") == "" && len(p) > 0 {
@@ -130,25 +130,25 @@ func (ex *exchange) Write(p []byte) (int, error) {
 	return ex.body.write(p)
 }
 
-// Flush implements http.Flusher. Bytes are visible as soon as they are written, so only the header may wait.
+// Flush implements http.Flusher. Written bytes are visible at once, so only the header may have to be sent.
 func (ex *exchange) Flush() {
 	if !ex.wroteHeader {
 		ex.WriteHeader(http.StatusOK)
 	}
 }
 
-// CloseNotify implements http.CloseNotifier: upstream's response wrappers pass
-// Flush through only for writers that have both.
+// CloseNotify implements http.CloseNotifier. Upstream's response wrappers pass Flush through only for writers that have
+// both.
 func (ex *exchange) CloseNotify() <-chan bool { return ex.closeNotify }
 
-// abort is the client going away: its context ended or it closed the body.
+// abort ends the exchange when the client's context ended or the client closed the body.
 func (ex *exchange) abort(cause error) {
 	ex.cancel(cause)
 	ex.body.closeRead(cause)
 	ex.closeNotifyOnce.Do(func() { ex.closeNotify <- true })
 }
 
-// finish is the handler's end, err when it panicked.
+// finish ends the exchange after the handler has returned. err is not nil when the handler panicked.
 func (ex *exchange) finish(err error) {
 	if err == nil && !ex.wroteHeader {
 		ex.header.Set("Content-Length", "0")
@@ -158,7 +158,7 @@ func (ex *exchange) finish(err error) {
 		ex.sendHeader(err)
 	}
 	if ex.reqBody != nil {
-		_ = ex.reqBody.Close() // the client closes it as well and sees what is wrong with it
+		_ = ex.reqBody.Close() // the client closes it too and gets the error
 	}
 	if err != nil {
 		ex.body.closeWrite(io.ErrUnexpectedEOF)

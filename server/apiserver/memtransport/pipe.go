@@ -8,18 +8,18 @@ import (
 	"sync"
 )
 
-// pipeBuffer is how far a handler may run ahead of its client, in bytes: most
-// objects fit, so a handler is done before the client has begun to decode.
+// pipeBuffer is how many bytes a handler may write before its client reads them. Most objects fit, so a handler returns
+// before the client has begun to decode.
 const pipeBuffer = 128 << 10
 
-// pipe is a bounded byte queue with an error at either end.
+// pipe is a bounded byte queue with an error for the reader and one for the writer.
 type pipe struct {
 	mu       sync.Mutex
 	changed  sync.Cond
 	buf      []byte
-	off      int   // buf[:off] is read already
-	writeErr error // what the reader gets when buf is drained
-	readErr  error // what the reader gets once it has left
+	off      int   // buf[:off] has been read
+	writeErr error // what the reader gets once buf is empty
+	readErr  error // what the reader gets after closeRead
 }
 
 func newPipe() *pipe {
@@ -28,7 +28,7 @@ func newPipe() *pipe {
 	return p
 }
 
-// write appends b, waiting for room. It never keeps b.
+// write appends b, and waits for space. It never keeps b.
 func (p *pipe) write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -71,7 +71,7 @@ func (p *pipe) read(b []byte) (int, error) {
 			if p.off == len(p.buf) {
 				p.buf, p.off = p.buf[:0], 0
 				if cap(p.buf) > 16<<10 {
-					p.buf = nil // a watch must not keep the buffer of its biggest event
+					p.buf = nil // a watch must not keep the buffer of its largest event
 				}
 			}
 			p.changed.Broadcast()
@@ -106,19 +106,19 @@ func (p *pipe) closeRead(err error) {
 	p.changed.Broadcast()
 }
 
-// responseBody is the client's end of the response.
+// responseBody is the response body that the client reads.
 type responseBody struct{ ex *exchange }
 
 func (b *responseBody) Read(p []byte) (int, error) { return b.ex.body.read(p) }
 
-// Close cancels the handler unless it is through.
+// Close cancels the handler unless it has returned.
 func (b *responseBody) Close() error {
 	b.ex.body.closeRead(http.ErrBodyReadAfterClose)
 	b.ex.abort(errClientClosed)
 	return nil
 }
 
-// requestBody lets the handler read the client's body until it returns, and closes it exactly once.
+// requestBody lets the handler read the client's body until the handler returns. It closes the body exactly once.
 type requestBody struct {
 	mu     sync.Mutex
 	rc     io.ReadCloser

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package memtransport carries HTTP requests to a handler in the same process:
-// an http.RoundTripper without sockets, TLS or framing.
+// Package memtransport passes HTTP requests to a handler in the same process: an http.RoundTripper without sockets, TLS
+// or framing.
 //
-// It owns the goroutine of every request it started and keeps the contract of
-// net/http as far as a caller can see: headers leave with the first byte or
-// flush, bodies stream with back-pressure, cancelling or closing the body
-// cancels the handler's context, and a panicking handler breaks the body. There
-// are no trailers, which no client in this process reads. Context values never
-// cross from client to handler; a transport may add values of its own on the
+// It owns the goroutine of every request that it started, and keeps the contract of net/http as far as a caller can
+// see: headers are sent with the first byte or flush, bodies stream with back-pressure, a cancelled request or closed
+// body cancels the handler's context, and a panicking handler breaks the body. There are no trailers, which no client
+// in this process reads. Context values never pass from client to handler. A transport may add values of its own on the
 // handler's side (Options.Context).
 //
-// It never authenticates anybody (the handler sees exactly the headers that
-// the caller sent) and refuses protocol upgrades: those need a connection.
+// It never authenticates: the handler sees exactly the headers that the caller sent. It refuses protocol upgrades, as
+// those need a connection.
 package memtransport
 
 import (
@@ -25,19 +23,19 @@ import (
 	"sync"
 )
 
-// ErrNotServing is wrapped by RoundTrip after Close.
+// ErrNotServing is wrapped by the error of RoundTrip after Close.
 var ErrNotServing = errors.New("the in-process server is not serving")
 
 // Options configures a Transport.
 type Options struct {
-	// Context, when set, is given the context of every request on the
-	// handler's side and returns the one that the handler gets.
+	// Context, when set, receives the context of every request on the handler's side. It returns the context for the
+	// handler.
 	Context func(context.Context) context.Context
-	// Logger logs handlers that panic; slog.Default() when nil.
+	// Logger logs handlers that panic. When nil it is slog.Default().
 	Logger *slog.Logger
 }
 
-// Transport is an http.RoundTripper whose other end is an http.Handler.
+// Transport is an http.RoundTripper that calls an http.Handler.
 type Transport struct {
 	mark   func(context.Context) context.Context // Options.Context
 	logger *slog.Logger
@@ -53,8 +51,8 @@ type Transport struct {
 	inFlight sync.WaitGroup
 }
 
-// New returns a Transport whose requests wait until SetHandler is called, as
-// they would at a port that is open and not yet served.
+// New returns a Transport whose requests wait until SetHandler is called, as they would at an open port that is not
+// served yet.
 func New(o Options) *Transport {
 	t := &Transport{mark: o.Context, logger: o.Logger, serving: make(chan struct{})}
 	if t.mark == nil {
@@ -67,7 +65,7 @@ func New(o Options) *Transport {
 	return t
 }
 
-// SetHandler sets the server side. Requests under way keep the handler they began with.
+// SetHandler sets the handler. Requests under way keep the handler with which they began.
 func (t *Transport) SetHandler(h http.Handler) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -77,8 +75,7 @@ func (t *Transport) SetHandler(h http.Handler) {
 	t.handler = h
 }
 
-// Close refuses new requests, cancels those under way and waits for their
-// handlers, or until ctx is done.
+// Close refuses new requests and cancels those under way. It waits until their handlers have returned or ctx is done.
 func (t *Transport) Close(ctx context.Context) error {
 	t.mu.Lock()
 	t.closed = true
@@ -97,7 +94,7 @@ func (t *Transport) Close(ctx context.Context) error {
 	}
 }
 
-// begin counts a request in and returns the handler that will serve it.
+// begin registers a request in inFlight and returns the handler that will serve it.
 func (t *Transport) begin(ctx context.Context) (http.Handler, error) {
 	select {
 	case <-t.serving:
@@ -119,8 +116,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return t.roundTrip(req, t.mark)
 }
 
-// Marked is the same transport with another Options.Context, which is called in the goroutine of RoundTrip, before that
-// returns.
+// Marked returns the same transport with another Options.Context, which is called in the goroutine of RoundTrip, before
+// RoundTrip returns.
 func (t *Transport) Marked(mark func(context.Context) context.Context) http.RoundTripper {
 	return roundTripper(func(req *http.Request) (*http.Response, error) { return t.roundTrip(req, mark) })
 }
@@ -152,8 +149,8 @@ func (t *Transport) roundTrip(req *http.Request, mark func(context.Context) cont
 		return fail(fmt.Errorf("%s %s: %w", req.Method, req.URL.Path, err))
 	}
 
-	// A fresh context: the caller's values (its own audit event, its user, its
-	// trace) belong to another request. Only cancelling crosses over.
+	// The handler gets a fresh context: the caller's values (its audit event, user, trace) belong to another request.
+	// Only cancellation is passed on.
 	ctx, cancel := context.WithCancelCause(t.ctx)
 	ex := newExchange(req, cancel)
 	stop := context.AfterFunc(req.Context(), func() { ex.abort(context.Cause(req.Context())) })
@@ -167,7 +164,7 @@ func (t *Transport) roundTrip(req *http.Request, mark func(context.Context) cont
 
 	select {
 	case <-ex.headerReady:
-		// A handler that ends because the client has gone has answered nothing, whatever finish makes of that.
+		// When the client's context is done the handler has not answered, though finish may have sent a header.
 		if err := req.Context().Err(); err != nil {
 			return nil, err
 		}
@@ -177,7 +174,7 @@ func (t *Transport) roundTrip(req *http.Request, mark func(context.Context) cont
 	}
 }
 
-// serve runs the handler and closes the exchange whatever becomes of it.
+// serve runs the handler and ends the exchange, even if the handler panics.
 func (t *Transport) serve(handler http.Handler, sreq *http.Request, ex *exchange) {
 	completed := false
 	defer func() {
@@ -185,7 +182,7 @@ func (t *Transport) serve(handler http.Handler, sreq *http.Request, ex *exchange
 			ex.finish(nil)
 			return
 		}
-		// Recover keeps one bad handler from ending the process, as net/http does.
+		// Recover keeps a panicking handler from ending the process, as net/http does.
 		reason := recover()
 		if reason != nil && reason != http.ErrAbortHandler { //nolint:errorlint // net/http compares panic values the same way
 			t.logger.Error("panic while serving an in-process request", "method", sreq.Method, "path", sreq.URL.Path,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package metricsgc takes time series out of the process-wide metrics registry that upstream's components register
-// with. Upstream adds series for every custom resource and namespace that it meets and never drops one: a process that
-// lives long in a busy cluster carries those of everything that ever was, at two kilobytes for each histogram.
+// Package metricsgc removes time series from the process-wide metrics registry with which upstream's components
+// register. Upstream adds series for every custom resource and namespace and never removes one. In a long-running
+// process of a busy cluster the series of all deleted objects accumulate, at two kilobytes for each histogram.
 //
-// It reaches the metrics through the registry's exported interface only: to register a description a second time is
-// refused with an error that holds the metric that has it.
+// It uses only the registry's exported interface: the error about a second registration of a description contains the
+// metric that was registered first.
 package metricsgc
 
 import (
@@ -17,12 +17,12 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 )
 
-// vector is a metric with labels, as both upstream's and Prometheus' own types are.
+// vector is a metric with labels. Upstream's and Prometheus' types implement it.
 type vector interface {
 	DeletePartialMatch(labels prometheus.Labels) int
 }
 
-// DropGroupResource removes the series of a resource from every metric that has labels for group and resource, and
+// DropGroupResource removes the series of a resource from every metric that has the labels group and resource. It
 // returns their number.
 func DropGroupResource(group, resource string) int {
 	return drop(func(labels []string) prometheus.Labels {
@@ -33,8 +33,8 @@ func DropGroupResource(group, resource string) int {
 	})
 }
 
-// DropNamespace removes the series of a namespace from every metric with a label for one: "namespace" itself, or
-// something and "_namespace".
+// DropNamespace removes the series of a namespace from every metric with a label for one: "namespace", or a name that
+// ends in "_namespace". It returns their number.
 func DropNamespace(namespace string) int {
 	return drop(func(labels []string) prometheus.Labels {
 		for _, l := range labels {
@@ -46,7 +46,7 @@ func DropNamespace(namespace string) int {
 	})
 }
 
-// drop removes from each metric the series that match what which returns for the metric's labels; nil is none.
+// drop calls which with each metric's labels and removes the series that match its result. A nil result matches none.
 func drop(which func(labels []string) prometheus.Labels) int {
 	registerer := legacyregistry.Registerer()
 	registry, ok := registerer.(prometheus.Collector)
@@ -78,13 +78,13 @@ func drop(which func(labels []string) prometheus.Labels) int {
 	return dropped
 }
 
-// labelsOf returns a description's variable labels, which only its text tells: "Desc{…, variableLabels: {a,b}}".
+// labelsOf returns a description's variable labels. Only its text contains them: "Desc{…, variableLabels: {a,b}}".
 func labelsOf(d *prometheus.Desc) []string {
 	_, labels, _ := strings.Cut(d.String(), "variableLabels: {")
 	return strings.Split(strings.TrimRight(labels, "}"), ",")
 }
 
-// probe is a collector with a description that is taken.
+// probe is a collector whose description is registered already.
 type probe struct{ registered *prometheus.Desc }
 
 func (p probe) Describe(ch chan<- *prometheus.Desc) { ch <- p.registered }

@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package watchbuffer bounds what a watch of the store has in memory ahead of its
-// reader (ADR 0072).
+// Package watchbuffer limits the memory for events that a watch of the store has received and its reader has not yet
+// taken (ADR 0072).
 //
-// Upstream's etcd3.watchChan decodes each event for each watch by itself. It has
-// room for a hundred decoded ones, and for a hundred that are still the store's
-// bytes, however large they are: so an unread watch of an object of 300 KB held
-// 30 MB of copies. A Bound has what decodes for the watch wait for the reader,
-// and what passes on the store's bytes wait for what decodes.
+// Upstream's etcd3.watchChan decodes each event for each watch separately. It has room for a hundred decoded events,
+// and for a hundred encoded ones, however large they are: an unread watch of an object of 300 KB held 30 MB of copies.
+// A Bound makes the watch's decoder wait for the reader, and makes the sender of encoded events wait for the decoder.
 //
-// It owns one goroutine for each watch, which ends with the context that Follow
-// is given, or behind the last event. It never drops an event, and never changes
-// their order.
+// It owns one goroutine for each watch, which ends with the context of Follow, or after the last event. It never drops
+// an event, and never changes their order.
 package watchbuffer
 
 import (
@@ -21,41 +18,39 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// Limit is how many bytes, as the store has them, are decoded for a watch before
-// its reader has taken what was decoded earlier, and as many again may lie before
-// what decodes; one object in any case. A hundred objects of 2.6 KB, which is what
-// upstream's channels take, so that only watches of larger ones come up against it.
+// Limit is how many bytes, in encoded form, are decoded for a watch while its reader has not taken earlier events. As
+// many again may wait before the decoder. One object is always allowed. Limit is a hundred objects of 2.6 KB, and
+// upstream's channels hold a hundred, so only watches of larger objects reach it.
 const Limit = 256 << 10
 
-// Bound is that of one watch.
+// Bound limits the memory of one watch.
 type Bound struct {
 	mu      sync.Mutex
-	decoded <-chan watch.Event // what was not received yet; nil before the watch has begun
-	handing int                // 1 while pass has an event in its hands
-	largest int                // size of the largest that was decoded since none was waiting
-	mark    *byte              // of the value that WaitDecoded waits to see decoded, the first; nil when it is
-	changed chan struct{}      // closed when there may be room; nil while no goroutine waits for that
+	decoded <-chan watch.Event // events not received yet; nil before the watch has begun
+	handing int                // 1 while pass holds an event
+	largest int                // size of the largest value decoded since no event was waiting
+	mark    *byte              // first byte of the value whose decoding WaitDecoded waits for; nil once it is decoded
+	changed chan struct{}      // closed when there may be space; nil while no goroutine waits for it
 }
 
 type boundKey struct{}
 
-// With returns a context for what is done for b's watch.
+// With returns a context that carries b, for all work of b's watch.
 func With(ctx context.Context, b *Bound) context.Context {
 	return context.WithValue(ctx, boundKey{}, b)
 }
 
-// From is the bound that ctx belongs to, or nil.
+// From returns the Bound that ctx carries, or nil.
 func From(ctx context.Context) *Bound {
 	b, _ := ctx.Value(boundKey{}).(*Bound)
 	return b
 }
 
-// Follow returns the channel by which the reader is given what is decoded. It is
-// closed behind the last event, or when ctx is done; it must not be read after
-// that. Nothing is decoded for the watch before Follow is called, which happens
-// once.
+// Follow returns the channel from which the reader takes decoded events. The channel is closed after the last event, or
+// when ctx is done. decoded must not be read elsewhere after that. Nothing is decoded for the watch before Follow is
+// called, which happens once.
 func (b *Bound) Follow(ctx context.Context, decoded <-chan watch.Event) <-chan watch.Event {
-	out := make(chan watch.Event) // no room: what waits in decoded is counted
+	out := make(chan watch.Event) // no buffer: the events in decoded are counted
 	b.mu.Lock()
 	b.decoded = decoded
 	b.wake()
@@ -94,7 +89,7 @@ func (b *Bound) hand(ctx context.Context, e watch.Event, out chan<- watch.Event)
 	return true
 }
 
-// wake lets those look again who wait; mu is held.
+// wake makes waiting goroutines check again. mu is held.
 func (b *Bound) wake() {
 	if b.changed != nil {
 		close(b.changed)
@@ -102,7 +97,7 @@ func (b *Bound) wake() {
 	}
 }
 
-// wait is what is closed when there may be room; mu is held.
+// wait returns a channel that is closed when there may be space. mu is held.
 func (b *Bound) wait() <-chan struct{} {
 	if b.changed == nil {
 		b.changed = make(chan struct{})
@@ -110,8 +105,8 @@ func (b *Bound) wait() <-chan struct{} {
 	return b.changed
 }
 
-// Decode is called before a value is decoded for the watch. It returns when there
-// is room for that, or when ctx is done.
+// Decode is called before a value is decoded for the watch. It returns when there is space for the value, or when ctx
+// is done.
 func (b *Bound) Decode(ctx context.Context, value []byte) {
 	b.arrived(value)
 	for {
@@ -136,11 +131,11 @@ func (b *Bound) arrived(value []byte) {
 	}
 }
 
-// full is nil if there is room for an object of so many bytes; else it is closed
-// when there may be. One that pass has just received it may not know of.
+// full returns nil if there is space for an object of size bytes, and else a channel that is closed when there may be
+// space. It may not count an event that pass has just received.
 //
-// Which objects are waiting is not known, since a watch's selector drops some
-// after they were decoded: all are taken to be as large as the largest of late.
+// It does not know which objects are waiting, since a watch's selector drops some after they were decoded. It counts
+// each with the size of the largest recent one.
 func (b *Bound) full(size int) <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -156,10 +151,9 @@ func (b *Bound) full(size int) <-chan struct{} {
 	return b.wait()
 }
 
-// WaitDecoded is called before events are passed on to what decodes them, each time that
-// they are Limit bytes, with the value of the last one, which must be the very bytes
-// that Decode is called with. It returns when the last value of the time before has
-// come there, or when ctx is done.
+// WaitDecoded is called before events are passed on to the decoder, once per Limit bytes. last is the value of the last
+// of these events, and must be the same bytes that Decode is called with. WaitDecoded returns when the last value of
+// the previous call has reached Decode, or when ctx is done.
 func (b *Bound) WaitDecoded(ctx context.Context, last []byte) {
 	for {
 		b.mu.Lock()
