@@ -14,14 +14,14 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// systemNamespaces are those that every cluster has for itself.
+// systemNamespaces are the namespaces that every cluster has for its own objects.
 var systemNamespaces = []string{metav1.NamespaceSystem, metav1.NamespacePublic, corev1.NamespaceNodeLease}
 
 // defaultAccount is the ServiceAccount of pods that name none.
 const defaultAccount = "default"
 
-// withholdTokens keeps the token of a system namespace's default account out of pods that do not ask for it. An account
-// for which a user has set either is left as it is.
+// withholdTokens keeps the token of a system namespace's default account out of pods that do not request it. An account
+// for which a user has set automountServiceAccountToken is left as it is.
 func withholdTokens(ctx context.Context, c kubernetes.Interface) error {
 	var errs []error
 	for _, ns := range systemNamespaces {
@@ -38,7 +38,7 @@ func withholdToken(ctx context.Context, c kubernetes.Interface, ns string) error
 		_, err = accounts.Create(ctx, &corev1.ServiceAccount{
 			ObjectMeta: metav1.ObjectMeta{Name: defaultAccount, Namespace: ns}, AutomountServiceAccountToken: ptr.To(false),
 		}, metav1.CreateOptions{FieldManager: manager})
-		if apierrors.IsAlreadyExists(err) { // they have begun meanwhile
+		if apierrors.IsAlreadyExists(err) { // the controllers have begun in the meantime
 			return withholdToken(ctx, c, ns)
 		}
 	case err == nil && have.AutomountServiceAccountToken == nil:

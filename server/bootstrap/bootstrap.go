@@ -3,9 +3,9 @@
 // Package bootstrap makes the objects that every cluster has: the roles of coracle's own identities, the StorageClass
 // of local storage, the Service of the cluster's DNS, and that Service's endpoints, one for each node.
 //
-// It owns those objects and puts them right at each start, by server-side apply: an apply that changes nothing writes
-// nothing. Of objects that it did not make it touches the default accounts of system namespaces, in a field that is not
-// set.
+// It owns those objects and corrects them at each start, by server-side apply: an apply that changes nothing writes
+// nothing. Of objects that it did not make it changes only the default accounts of system namespaces, in a field that
+// is not set.
 package bootstrap
 
 import (
@@ -33,33 +33,33 @@ import (
 )
 
 const (
-	// manager owns the fields of what this package applies.
+	// manager is the field manager of the objects that this package applies.
 	manager = "coracle"
-	// managedBy is on every object of ours that an administrator might take for their own.
+	// managedBy is a label of every object of ours that an administrator might take for their own.
 	managedBy = "app.kubernetes.io/managed-by"
 
 	dnsName = "kube-dns"
-	// DNSPort is where each node's DNS listens: not 53, which the host's own resolver may have.
+	// DNSPort is the port of each node's DNS. It is not 53, which the host's own resolver may have.
 	DNSPort = 10053
 )
 
-// Options say what the cluster is like.
+// Options describe the cluster.
 type Options struct {
 	// Client has an administrator's rights.
 	Client kubernetes.Interface
-	// ClusterDNS is the address of the DNS Service; nil when the packaged DNS is disabled.
+	// ClusterDNS is the address of the DNS Service. It is nil when the packaged DNS is disabled.
 	ClusterDNS net.IP
 	// NoLocalStorage says that the packaged local storage is disabled.
 	NoLocalStorage bool
 	// NoIngress says that the packaged ingress is disabled.
 	NoIngress bool
-	// NetworkBackend is what the cluster begins with, one of clusterconfig.NetworkBackends.
+	// NetworkBackend is the cluster's initial network back end, one of clusterconfig.NetworkBackends.
 	NetworkBackend string
-	// LastBackend is what the cluster has said since, as far as this server heard; empty where it has said nothing.
+	// LastBackend is the cluster's later back end, as far as this server knows. It is empty if there was none.
 	LastBackend string
 }
 
-// Apply makes the objects or puts them right. It may be called at any time and by several servers at once.
+// Apply makes the objects or corrects them. It may be called at any time and by several servers concurrently.
 func Apply(ctx context.Context, o Options) error {
 	c := o.Client
 	steps := append(roles(ctx, c),
@@ -73,11 +73,11 @@ func Apply(ctx context.Context, o Options) error {
 	if o.ClusterDNS == nil {
 		return removeDNSService(ctx, c)
 	}
-	return applyDNSService(ctx, c, o.ClusterDNS) // last: ErrDNSAddress says that the rest is there
+	return applyDNSService(ctx, c, o.ClusterDNS) // last: after ErrDNSAddress the rest is applied
 }
 
-// sideBySide returns the errors of all steps. Their writes share flushes of the store: one after the other they take a
-// second on an SD card.
+// sideBySide runs all steps concurrently and returns their errors. Their writes share flushes of the store. One after
+// the other they take a second on an SD card.
 func sideBySide(steps []func() error) error {
 	errs := make([]error, len(steps))
 	var running sync.WaitGroup
@@ -94,24 +94,24 @@ var ErrDNSAddress = errors.New("the address of the cluster's DNS cannot be used"
 
 func force() metav1.ApplyOptions { return metav1.ApplyOptions{FieldManager: manager, Force: true} }
 
-// binding is a ClusterRoleBinding of ours.
+// binding describes a ClusterRoleBinding of ours.
 type binding struct {
 	name, role  string
-	user, group string // one of them
+	user, group string // one of the two
 }
 
 var bindings = []binding{
-	// The pod network, proxy and DNS of every node read what they need through one identity.
+	// The pod network, proxy and DNS of every node use one identity to read objects.
 	{name: pki.NetworkUser, role: pki.NetworkUser, user: pki.NetworkUser},
-	// The API server may fetch logs, run commands and the like on kubelets. Upstream has the role.
+	// The API server may request logs, run commands and so on at kubelets. The role is upstream's.
 	{name: pki.KubeletClientUser, role: "system:kubelet-api-admin", user: pki.KubeletClientUser},
-	// Nodes ask for the table of the ingress, each by its own name.
+	// Nodes request the table of the ingress with their own identities.
 	{name: ingressRole, role: ingressRole, group: user.NodesGroup},
 	// Every user may learn whether the cluster has a console, and in which namespaces they have rights.
 	{name: clusterconfig.ConsoleRole, role: clusterconfig.ConsoleRole, group: user.AllAuthenticated},
 }
 
-// roles are what makes the roles and bindings, in any order.
+// roles returns functions that make the roles and bindings. They can run in any order.
 func roles(ctx context.Context, c kubernetes.Interface) []func() error {
 	steps := []func() error{
 		func() error { return applyNetworkRole(ctx, c) },
@@ -156,15 +156,15 @@ func applyNetworkRole(ctx context.Context, c kubernetes.Interface) error {
 			read("", "nodes", "services", "endpoints", "namespaces", "pods"),
 			read("discovery.k8s.io", "endpointslices"),
 			read("networking.k8s.io", "networkpolicies", "servicecidrs"),
-			// of which it hears what the Role of applyHoldersRole says
+			// the Role of applyHoldersRole limits what it gets there
 			rbacv1ac.PolicyRule().WithNonResourceURLs(clustersettings.Path).WithVerbs("get"),
 			rbacv1ac.PolicyRule().WithAPIGroups("", "events.k8s.io").WithResources("events").WithVerbs("create", "patch", "update"),
 		), force())
 	return wrap("ClusterRole", pki.NetworkUser, err)
 }
 
-// applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it; it aggregates to no
-// other role, since a user who has it answers for addresses outside the cluster.
+// applyExternalIPsRole makes the role that allows Services' external IPs. Administrators bind it. It aggregates to no
+// other role, since its users can receive the traffic to addresses outside the cluster.
 func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx,
 		rbacv1ac.ClusterRole(clusterconfig.ExternalIPsRole).WithLabels(map[string]string{managedBy: manager}).
@@ -174,18 +174,18 @@ func applyExternalIPsRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", clusterconfig.ExternalIPsRole, err)
 }
 
-// applyURLRole makes a role that lets users read some paths that are no resources. It aggregates to no other role.
+// applyURLRole makes a role that lets users read some non-resource paths. It aggregates to no other role.
 func applyURLRole(ctx context.Context, c kubernetes.Interface, name string, paths ...string) error {
 	_, err := c.RbacV1().ClusterRoles().Apply(ctx, rbacv1ac.ClusterRole(name).WithLabels(map[string]string{managedBy: manager}).
 		WithRules(rbacv1ac.PolicyRule().WithNonResourceURLs(paths...).WithVerbs("get")), force())
 	return wrap("ClusterRole", name, err)
 }
 
-// metricsRole has metrics-server's own name.
+// metricsRole is the name that metrics-server uses.
 const metricsRole = "system:aggregated-metrics-reader"
 
-// applyMetricsRole lets users who may view, edit or administer a namespace see what its pods use, whichever server
-// reports it. A role that came with a user's metrics-server is left alone.
+// applyMetricsRole lets users who may view, edit or administer a namespace see the resource use of its pods, whichever
+// server reports it. The role of a user's own metrics-server is left alone.
 func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 	have, err := c.RbacV1().ClusterRoles().Get(ctx, metricsRole, metav1.GetOptions{})
 	if err == nil && have.Labels[managedBy] != manager {
@@ -204,9 +204,9 @@ func applyMetricsRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", metricsRole, err)
 }
 
-// beginBackend writes down which back end of the pod network the cluster has, where none is recorded yet or what was
-// said is gone. From then on the administrator says it, but that the pod network is another plugin's (none), or is not
-// any more: this is said by the flag of a server that is alone.
+// beginBackend records the cluster's back end of the pod network, where no record exists yet or the record was removed.
+// From then on the administrator changes the record. Only a change to or from none (another plugin's pod network) is
+// made here, from the flag of a server that is alone.
 func beginBackend(ctx context.Context, o Options) error {
 	maps := o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	have, err := maps.Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
@@ -225,7 +225,7 @@ func beginBackend(ctx context.Context, o Options) error {
 				Labels: map[string]string{managedBy: manager}},
 			Data: map[string]string{clusterconfig.BackendData: backend},
 		}, metav1.CreateOptions{FieldManager: manager})
-		if apierrors.IsAlreadyExists(err) { // of another server that starts
+		if apierrors.IsAlreadyExists(err) { // another server that starts was faster
 			err = nil
 		}
 	} else {
@@ -235,9 +235,10 @@ func beginBackend(ctx context.Context, o Options) error {
 	return wrap("ConfigMap", clusterconfig.BackendConfigMap, err)
 }
 
-// presentBackend is what the cluster has, as well as can be known without the ConfigMap: what all Nodes say, or else
-// what this server heard last, which was off or not reached when that changed. Where it has heard nothing the Nodes do
-// not count: what they say may be from before another plugin had the pod network.
+// presentBackend returns the cluster's present back end, as far as it can be known without the ConfigMap. It returns
+// the back end in the annotations of all Nodes. If these differ, it returns the last one that this server received. The
+// server may have been off or unreachable at a later change. If it has received none, the Nodes do not count: their
+// annotations may be from before another plugin had the pod network.
 func presentBackend(ctx context.Context, o Options) (string, error) {
 	if o.NetworkBackend == clusterconfig.NetworkNone || o.LastBackend == "" {
 		return o.NetworkBackend, nil
@@ -257,9 +258,9 @@ func presentBackend(ctx context.Context, o Options) (string, error) {
 	return annotated, nil
 }
 
-// applyHoldersRole lets the network identity read who answers for which address of the load balancer's pool, the
-// operator's configuration of the DNS, the API's virtual addresses and the back end of the pod network, and no other
-// ConfigMap.
+// applyHoldersRole lets the network identity read these ConfigMaps and no others: the holders of the load balancer's
+// pool addresses, the operator's configuration of the DNS, the API's virtual addresses, and the back end of the pod
+// network.
 func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
 	const name = pki.NetworkUser + ":holders"
 	_, err := c.RbacV1().Roles(metav1.NamespaceSystem).Apply(ctx, rbacv1ac.Role(name, metav1.NamespaceSystem).
@@ -276,18 +277,18 @@ func applyHoldersRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("RoleBinding", name, err)
 }
 
-// applyDNSService makes the Service that answers at the cluster DNS address. It has no selector, because DNS runs in
-// every node's own process, and sends each client to its own node.
+// applyDNSService makes the Service at the cluster DNS address. It has no selector, because DNS runs in every node's
+// own process. It sends each client to its own node.
 func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) error {
 	services := c.CoreV1().Services(metav1.NamespaceSystem)
 	have, err := services.Get(ctx, dnsName, metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return wrap("Service", dnsName, err)
 	}
-	// The address of a Service cannot be changed: with another --cluster-dns it is made again.
+	// The address of a Service is immutable: with another --cluster-dns the Service is made again.
 	if err == nil && have.Spec.ClusterIP != ip.String() {
 		if err := checkAddress(ctx, c, ip); err != nil {
-			return err // the one there is goes on answering at its address
+			return err // the existing Service remains at its address
 		}
 		if err := deleteExactly(ctx, c, have); err != nil {
 			return err
@@ -299,7 +300,7 @@ func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) err
 	_, err = services.Apply(ctx, corev1ac.Service(dnsName, metav1.NamespaceSystem).
 		WithLabels(map[string]string{
 			managedBy:                       manager,
-			"k8s-app":                       dnsName, // what people and dashboards look for
+			"k8s-app":                       dnsName, // the label that people and dashboards search for
 			"kubernetes.io/cluster-service": "true",
 			"kubernetes.io/name":            "CoreDNS",
 		}).
@@ -314,7 +315,8 @@ func applyDNSService(ctx context.Context, c kubernetes.Interface, ip net.IP) err
 	return wrap("Service", dnsName, err)
 }
 
-// checkAddress looks whether another Service has the address. (A dry run would not tell: it allocates nothing.)
+// checkAddress returns an error if another Service has the address. (A dry run would not show it: it allocates
+// nothing.)
 func checkAddress(ctx context.Context, c kubernetes.Interface, ip net.IP) error {
 	a, err := c.NetworkingV1().IPAddresses().Get(ctx, ip.String(), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -335,8 +337,8 @@ func addressInUse(ip net.IP, why error) error {
 		ErrDNSAddress, ip, why)
 }
 
-// removeDNSService takes away what an earlier start with DNS enabled made, and leaves alone what an administrator put
-// in its place.
+// removeDNSService removes the Service that an earlier start with DNS enabled made. It leaves alone a Service that an
+// administrator made in its place.
 func removeDNSService(ctx context.Context, c kubernetes.Interface) error {
 	have, err := c.CoreV1().Services(metav1.NamespaceSystem).Get(ctx, dnsName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -351,7 +353,7 @@ func removeDNSService(ctx context.Context, c kubernetes.Interface) error {
 	return deleteExactly(ctx, c, have)
 }
 
-// deleteExactly deletes the Service that was looked at, not one that took its place since.
+// deleteExactly deletes this Service, and not one that has replaced it since.
 func deleteExactly(ctx context.Context, c kubernetes.Interface, s *corev1.Service) error {
 	err := c.CoreV1().Services(s.Namespace).Delete(ctx, s.Name,
 		metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(s.UID))})

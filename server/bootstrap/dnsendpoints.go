@@ -25,18 +25,18 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// endpointsManager marks the endpoint slices of this controller; it alone writes those.
+// endpointsManager marks the endpoint slices that only this controller writes.
 const endpointsManager = "dns.coracle"
 
-// retryAfter is how long a failed round waits for the next.
+// retryAfter is the pause after a failed round.
 const retryAfter = 5 * time.Second
 
-// DNSEndpoints keeps one EndpointSlice for each node with the address of the node's DNS.
+// DNSEndpoints maintains one EndpointSlice for each node, with the address of the node's DNS.
 //
-// It reads nodes and endpoint slices; it alone writes endpoint slices labelled as its own. One slice for each node and
-// not one for all: a node that comes or goes then changes nothing that the other nodes watch but that one small object.
-// The endpoint is always ready: a node's pods are sent to their own node only, and a client that can ask is on one that
-// runs.
+// It reads nodes and endpoint slices. Only it writes endpoint slices with its label. There is one slice for each node,
+// and not one for all: when a node appears or disappears, the other nodes' watches get only that one small object. The
+// endpoint is always ready: a node's pods are sent only to their own node, and a client that can send a query is on a
+// running node.
 type DNSEndpoints struct {
 	client     kubernetes.Interface
 	clusterDNS net.IP
@@ -45,8 +45,8 @@ type DNSEndpoints struct {
 	changed    timers.Signal
 }
 
-// NewDNSEndpoints makes the controller; it registers with the factory, which the caller starts. With clusterDNS nil it
-// removes what an earlier one made.
+// NewDNSEndpoints returns the controller. It registers with the factory, which the caller starts. With a nil clusterDNS
+// the controller removes the slices of an earlier one.
 func NewDNSEndpoints(client kubernetes.Interface, factory informers.SharedInformerFactory, clusterDNS net.IP,
 	log *slog.Logger) *DNSEndpoints {
 	d := &DNSEndpoints{client: client, clusterDNS: clusterDNS, nodes: factory, log: log, changed: timers.NewSignal()}
@@ -55,14 +55,14 @@ func NewDNSEndpoints(client kubernetes.Interface, factory informers.SharedInform
 	return d
 }
 
-// Run keeps the slices right until ctx is done.
+// Run maintains the slices until ctx is done.
 func (d *DNSEndpoints) Run(ctx context.Context) error {
 	nodes, slices := d.nodes.Core().V1().Nodes().Informer(), d.nodes.Discovery().V1().EndpointSlices().Informer()
 	nodeEvents, err := nodes.AddEventHandler(d.handler(func(obj any) string { return nodeKey(obj, d.clusterDNS) }))
 	if err != nil {
 		return fmt.Errorf("watching nodes: %w", err)
 	}
-	defer func() { _ = nodes.RemoveEventHandler(nodeEvents) }() // the informer may have ended before us
+	defer func() { _ = nodes.RemoveEventHandler(nodeEvents) }() // the informer may have ended before
 	sliceEvents, err := slices.AddEventHandler(d.handler(sliceKey))
 	if err != nil {
 		return fmt.Errorf("watching endpoint slices: %w", err)
@@ -81,10 +81,10 @@ func (d *DNSEndpoints) Run(ctx context.Context) error {
 	return nil
 }
 
-// handler tells of changes of what key says of an object. Most updates of nodes and of endpoint slices change nothing
-// of that.
+// handler returns a handler that sends changed when key's result for an object changes. Most updates of nodes and
+// endpoint slices do not change it.
 func (d *DNSEndpoints) handler(key func(any) string) cache.ResourceEventHandler {
-	differs := func(old, now any) bool { return key(old) != key(now) } // of what is new or gone, old is nil
+	differs := func(old, now any) bool { return key(old) != key(now) } // old or now is nil when added or deleted
 	return netinformers.Source{Matters: differs}.Handler(func(any) { d.changed.Send() })
 }
 
@@ -104,7 +104,7 @@ func sliceKey(obj any) string {
 	return s.Name + " " + s.ResourceVersion
 }
 
-// reconcile compares every node with its slice and writes what differs.
+// reconcile compares every node with its slice and writes the differences.
 func (d *DNSEndpoints) reconcile(ctx context.Context) error {
 	nodes, err := d.nodes.Core().V1().Nodes().Lister().List(labels.Everything())
 	if err != nil {
@@ -138,10 +138,10 @@ func (d *DNSEndpoints) put(ctx context.Context, have, want *discoveryv1.Endpoint
 	case have == nil:
 		_, err := api.Create(ctx, want, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) && d.made(ctx, want) {
-			return nil // the informer has not delivered it yet; when it does, the next round begins
+			return nil // the informer has not delivered it yet; its event begins the next round
 		}
 		return sliceError("creating", want, err)
-	case have.AddressType != want.AddressType: // cannot be changed; the next round, which the deletion starts, creates it
+	case have.AddressType != want.AddressType: // immutable; the deletion begins the next round, which creates it
 		return d.remove(ctx, have)
 	case sameSlice(have, want):
 		return nil
@@ -152,7 +152,7 @@ func (d *DNSEndpoints) put(ctx context.Context, have, want *discoveryv1.Endpoint
 	return sliceError("updating", want, err)
 }
 
-// made says whether there is a slice of that name, of this controller's.
+// made says whether this controller has already made a slice of that name.
 func (d *DNSEndpoints) made(ctx context.Context, s *discoveryv1.EndpointSlice) bool {
 	is, err := d.client.DiscoveryV1().EndpointSlices(s.Namespace).Get(ctx, s.Name, metav1.GetOptions{})
 	return err == nil && is.Labels[discoveryv1.LabelManagedBy] == endpointsManager
@@ -179,7 +179,7 @@ func sameSlice(a, b *discoveryv1.EndpointSlice) bool {
 		equality.Semantic.DeepEqual(a.Endpoints, b.Endpoints) && equality.Semantic.DeepEqual(a.Ports, b.Ports)
 }
 
-// desiredSlice is a node's slice, or nil while the node has no address of the Service's family.
+// desiredSlice returns a node's slice, or nil while the node has no address of the Service's family.
 func desiredSlice(n *corev1.Node, clusterDNS net.IP) *discoveryv1.EndpointSlice {
 	ip := address(n, clusterDNS)
 	if ip == "" {
@@ -200,7 +200,7 @@ func desiredSlice(n *corev1.Node, clusterDNS net.IP) *discoveryv1.EndpointSlice 
 				discoveryv1.LabelServiceName: dnsName,
 				discoveryv1.LabelManagedBy:   endpointsManager,
 			},
-			// With the node goes its slice, also when no server leads at that moment.
+			// The slice is deleted with its node, even if no server leads at that moment.
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}},
 		},
 		AddressType: family,
@@ -213,7 +213,8 @@ func desiredSlice(n *corev1.Node, clusterDNS net.IP) *discoveryv1.EndpointSlice 
 	}
 }
 
-// address is the node's internal address in the family of the DNS Service; "" when there is none or DNS is off.
+// address returns the node's internal address in the family of the DNS Service. It is empty when there is none or DNS
+// is disabled.
 func address(n *corev1.Node, clusterDNS net.IP) string {
 	if clusterDNS == nil {
 		return ""

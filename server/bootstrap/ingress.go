@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// ingressRole lets nodes ask for the table of the ingress.
+// ingressRole lets nodes request the table of the ingress.
 const ingressRole = "system:coracle:ingress"
 
 func applyIngressRole(ctx context.Context, c kubernetes.Interface) error {
@@ -25,8 +25,8 @@ func applyIngressRole(ctx context.Context, c kubernetes.Interface) error {
 	return wrap("ClusterRole", ingressRole, err)
 }
 
-// applyIngressClass makes the class of the ingress, or removes the one that this made. One that is there is left as it
-// is, for the reasons of applyStorageClass.
+// applyIngressClass makes the IngressClass, or removes the one that it made. An existing one is not changed, for the
+// reasons in applyStorageClass.
 func applyIngressClass(ctx context.Context, c kubernetes.Interface, wanted bool) error {
 	classes := c.NetworkingV1().IngressClasses()
 	have, err := classes.Get(ctx, compile.Class, metav1.GetOptions{})
@@ -49,7 +49,7 @@ func applyIngressClass(ctx context.Context, c kubernetes.Interface, wanted bool)
 	isDefault := "true"
 	for _, other := range all.Items {
 		if other.Annotations[networkingv1.AnnotationIsDefaultIngressClass] == "true" {
-			isDefault = "false" // of two defaults the younger one counts
+			isDefault = "false" // with two defaults the younger one is used
 		}
 	}
 	_, err = classes.Create(ctx, &networkingv1.IngressClass{

@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	// retry is how long to wait before applying the objects again: at a first start their namespace appears a moment
+	// retry is the pause before the objects are applied again: at a first start their namespace is created a moment
 	// after the API server is ready.
 	retry    = 200 * time.Millisecond
 	dnsRetry = 30 * time.Second
 )
 
-// Run applies the objects until that succeeds or ctx is done. done is called once as soon as all is there that others
-// wait for.
+// Run applies the objects and retries until that succeeds or ctx is done. It calls done once, as soon as all objects
+// exist for which others wait.
 func Run(ctx context.Context, options func() Options, part *status.Part, done func(), log *slog.Logger) {
 	done = sync.OnceFunc(done)
 	last := ""
@@ -37,7 +37,7 @@ func Run(ctx context.Context, options func() Options, part *status.Part, done fu
 			done()
 			return
 		case errors.Is(err, ErrDNSAddress):
-			// A matter for a person, and they need the cluster for it.
+			// A person has to resolve this, and needs the cluster for that.
 			part.Set(status.Degraded, err.Error())
 			done()
 			wait = dnsRetry

@@ -17,15 +17,15 @@ import (
 )
 
 const (
-	// storageClassName is k3s' as well.
+	// storageClassName is the name that k3s uses, too.
 	storageClassName = "local-path"
-	// defaultClass is on the class for claims that name none.
+	// defaultClass is the annotation of the class for claims that name none.
 	defaultClass = "storageclass.kubernetes.io/is-default-class"
 )
 
-// applyStorageClass makes the class of local storage, or removes the one that this made. One that is there is left as
-// it is: hardly anything of a class can be changed, and an administrator who has made another one the default does not
-// want to say so again after every start.
+// applyStorageClass makes the class of local storage, or removes the one that it made. An existing one is not changed:
+// most fields of a class are immutable, and an administrator who has made another class the default does not want to
+// repeat that after every start.
 func applyStorageClass(ctx context.Context, c kubernetes.Interface, wanted bool) error {
 	classes := c.StorageV1().StorageClasses()
 	have, err := classes.Get(ctx, storageClassName, metav1.GetOptions{})
@@ -48,7 +48,7 @@ func applyStorageClass(ctx context.Context, c kubernetes.Interface, wanted bool)
 	isDefault := "true"
 	for _, other := range all.Items {
 		if other.Annotations[defaultClass] == "true" {
-			isDefault = "false" // of two defaults the younger one counts
+			isDefault = "false" // with two defaults the younger one is used
 		}
 	}
 	_, err = classes.Create(ctx, &storagev1.StorageClass{
