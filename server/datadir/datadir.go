@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package datadir takes a server's folder for one process: the server itself, or a command that works on the files of a
+// Package datadir locks a server's folder for one process: the server itself, or a command that works on the files of a
 // stopped one.
 //
-// It owns the folder's lock and the file that says which server this is and which program wrote here last. It never
-// reads what lies beside them.
+// It owns the folder's lock, and the file with the identity of the server and the version of the last program that
+// wrote here. It never reads other files in the folder.
 package datadir
 
 import (
@@ -23,58 +23,58 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Format is the version of everything below the server's folder. It goes up when an older program would misread what a
-// newer one wrote.
+// Format is the version of everything below the server's folder. It is raised when an older program would misread what
+// a newer one wrote.
 const Format = 1
 
-// Names of the files.
+// These are the names of the files.
 const (
 	LockFile     = "lock"
 	IdentityFile = "identity.json"
-	// ResetFile says that --cluster-reset was done; see NoteReset.
+	// ResetFile says that --cluster-reset was done (NoteReset).
 	ResetFile = "reset-done"
 )
 
-// Options say which folder, and for whom.
+// Options are the parameters of Open.
 type Options struct {
 	// DataDir is named in messages.
 	DataDir string
-	// ServerDir is the folder; it is made if it is missing.
+	// ServerDir is the folder. It is made if it is missing.
 	ServerDir string
-	// StoreDir is the store's. If it holds anything, the cluster has data.
+	// StoreDir is the store's folder. If it is not empty, the cluster has data.
 	StoreDir string
-	// Version is this program's.
+	// Version is the version of this program.
 	Version string
-	// Replace says that everything in the folder is going to be replaced: an identity that is lost, damaged or of a
-	// newer program is no obstacle then, and the server gets a new one.
+	// Replace says that everything in the folder is going to be replaced. A missing or damaged identity, or one of a
+	// newer program, is then no error, and the server gets a new one.
 	Replace bool
 }
 
-// identity is what a server keeps about itself.
+// identity is a server's record of itself.
 type identity struct {
-	// Format is that of the newest program that wrote here, Version that program's.
+	// Format is the format of the newest program that wrote here. Version is the version of that program.
 	Format  int    `json:"format"`
 	Version string `json:"version"`
-	// ServerID names this server in the store's log, for ever; host and node names may change.
+	// ServerID names this server permanently in the store's log. Host and node names may change.
 	ServerID string `json:"serverID"`
 }
 
-// Dir is a server's folder while this process has it.
+// Dir is a server's folder while this process has it locked.
 type Dir struct {
 	path string
 	lock *os.File
 	id   identity
-	// Established says that the cluster has data, so that missing keys are lost ones.
+	// Established says that the cluster has data, so that missing keys are an error.
 	Established bool
 }
 
-// InUseError says that another process has the folder.
+// InUseError says that another process has locked the folder.
 type InUseError struct {
 	DataDir string
 	PID     string // empty if it is not known
 }
 
-// By names the other process as far as it is known, with a comma before it.
+// By returns the other process's ID for messages, after a comma, or an empty string if it is not known.
 func (e *InUseError) By() string {
 	if e.PID == "" {
 		return ""
@@ -87,7 +87,7 @@ func (e *InUseError) Error() string {
 		"one a folder of its own with --data-dir", process(e.PID), e.DataDir)
 }
 
-// Open takes the folder for this process alone and refuses one that this program would not understand.
+// Open locks the folder for this process. It refuses a folder in a newer format.
 func Open(o Options) (_ *Dir, err error) {
 	if err := os.MkdirAll(o.ServerDir, 0o700); err != nil {
 		return nil, fmt.Errorf("the data directory %s cannot be used: %w", o.DataDir, err)
@@ -115,10 +115,10 @@ func Open(o Options) (_ *Dir, err error) {
 	return d, nil
 }
 
-// ServerID names this server in the store's log, for ever.
+// ServerID returns the permanent name of this server in the store's log.
 func (d *Dir) ServerID() string { return d.id.ServerID }
 
-// identify reads who this server is; Record writes it.
+// identify reads the identity of this server. RecordVersion writes it.
 func (d *Dir) identify(o *Options) error {
 	path := filepath.Join(d.path, IdentityFile)
 	data, err := os.ReadFile(path)
@@ -147,7 +147,7 @@ func (d *Dir) identify(o *Options) error {
 	return nil
 }
 
-// newID draws a new id.
+// newID makes a random ID.
 func (d *Dir) newID() error {
 	id := make([]byte, 8)
 	if _, err := rand.Read(id); err != nil {
@@ -157,7 +157,7 @@ func (d *Dir) newID() error {
 	return nil
 }
 
-// RecordVersion notes which program writes here from now on.
+// RecordVersion records this program's version as the last that wrote here.
 func (d *Dir) RecordVersion() error {
 	data, err := json.MarshalIndent(d.id, "", "  ")
 	if err != nil {
@@ -167,8 +167,8 @@ func (d *Dir) RecordVersion() error {
 	return err
 }
 
-// NoteReset notes in a server's folder what a start with --cluster-reset has done there. A service that has that flag
-// among its arguments would do it again at each start, and lose what was written since.
+// NoteReset records in a server's folder what a start with --cluster-reset has done. A service with that flag in its
+// arguments would otherwise do it again at each start, and lose what was written since.
 func NoteReset(serverDir, what string) error {
 	if err := atomicfile.Write(filepath.Join(serverDir, ResetFile), []byte(what+"\n"), 0o600); err != nil {
 		return fmt.Errorf("noting that the reset was done: %w", err)
@@ -176,7 +176,7 @@ func NoteReset(serverDir, what string) error {
 	return nil
 }
 
-// WasReset is what NoteReset noted; "" if that was nothing, or the server has been started since.
+// WasReset returns the record of NoteReset. It is empty if there is none, or the server has been started since.
 func WasReset(serverDir string) (string, error) {
 	what, err := os.ReadFile(filepath.Join(serverDir, ResetFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -188,7 +188,7 @@ func WasReset(serverDir string) (string, error) {
 	return strings.TrimSpace(string(what)), nil
 }
 
-// ClearReset is for a start without --cluster-reset.
+// ClearReset removes the record of NoteReset, at a start without --cluster-reset.
 func (d *Dir) ClearReset() error {
 	if err := os.Remove(filepath.Join(d.path, ResetFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("clearing the mark of a reset: %w", err)
@@ -196,24 +196,25 @@ func (d *Dir) ClearReset() error {
 	return nil
 }
 
-// Close releases the folder. The file stays: removing it would let a third process lock another file of its name.
+// Close unlocks the folder. The lock file stays: if it were removed, a third process could lock another file of its
+// name.
 func (d *Dir) Close() error { return d.lock.Close() }
 
-// lock takes the folder with flock(2), which the kernel releases however this process ends.
+// lock locks the folder with flock(2), which the kernel releases however this process ends.
 func lock(path, dataDir string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("the data directory %s cannot be used: %w", dataDir, err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		owner, _ := io.ReadAll(io.LimitReader(f, 32)) // only to say more in the message
+		owner, _ := io.ReadAll(io.LimitReader(f, 32)) // only for the message
 		err = fmt.Errorf("locking %s: %w", path, err)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			err = &InUseError{DataDir: dataDir, PID: strings.TrimSpace(string(owner))}
 		}
 		return nil, errors.Join(err, f.Close())
 	}
-	// Only for the message above, in another process; a full disk must not keep this one from starting.
+	// This is only for the message above, in another process. A full disk must not keep this process from starting.
 	if err := f.Truncate(0); err == nil {
 		_, _ = fmt.Fprintln(f, os.Getpid())
 	}
