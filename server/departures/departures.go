@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package departures removes nodes that are to leave the cluster, while its server leads.
+// Package departures removes nodes that have been ordered to leave the cluster. It runs on the leader.
 //
-// It owns the annotation in which the leader notes when it saw the order; the order itself is the node's or an
-// administrator's. It never removes a server from the store: that follows from the deletion of its node
+// It owns the annotation in which the leader records when it saw the order. The order itself is the node's or an
+// administrator's. It never removes a server from the store: that follows from the deletion of the server's node
 // (server/nodemembers).
 package departures
 
@@ -34,31 +34,31 @@ import (
 )
 
 const (
-	// departurePoll is how often the pods of a node that leaves are looked at again. Only then is anything asked.
+	// departurePoll is how often the pods of leaving nodes are checked. Without such nodes no requests are sent.
 	departurePoll = time.Second
-	// departedAfter is how long a node that leaves has not been Ready when its pods are given up: a machine is silent
-	// for a moment now and then.
+	// departedAfter is how long a leaving node has not been Ready before its pods are not waited for any more: a
+	// machine may lose contact for a moment.
 	departedAfter = time.Minute
-	// departureSince is the annotation in which the leader notes when it first saw the order, so that its successor
-	// goes on from there. The value is a time (RFC 3339) and the order, which may be taken back and given again.
+	// departureSince is the annotation in which the leader records when it first saw the order, so that its successor
+	// continues from there. The value is a time (RFC 3339) and the order, which may be cancelled and given again.
 	departureSince = "coracle.dev/leaving-since"
 )
 
-// departures removes nodes that are to leave the cluster: those with the annotation [clusterconfig.LeaveAnnotation],
-// which a machine may write on its own node, and an administrator on any. Nothing new is placed on such a node, its
-// pods are evicted, and when they are gone, or their time is up, the node is deleted.
+// departures removes nodes that have the annotation [clusterconfig.LeaveAnnotation]. A machine may write it on its own
+// node, and an administrator on any. The node is cordoned and its pods are evicted. When the pods have ended, or the
+// order's grace is over, the node is deleted.
 type departures struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
 	log    *slog.Logger
 	now    func() time.Time
-	since  map[types.UID]time.Time // when this leader saw that a node is to leave
+	since  map[types.UID]time.Time // when this leader saw the order
 }
 
-// Run removes nodes that are to leave for a term of leadership.
+// Run removes leaving nodes for a term of leadership.
 func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
-	changed := timers.NewSignal() // there is something to look at
+	changed := timers.NewSignal() // sent when a node has to be checked
 	look := func(obj any) {
 		if n, ok := obj.(*corev1.Node); ok && (leaves(n) || stays(n)) {
 			changed.Send()
@@ -91,20 +91,20 @@ func Run(ctx context.Context, t *term.Term, log *slog.Logger) error {
 	}
 }
 
-// leaves says that a node is to leave and that its deletion has not begun.
+// leaves says whether a node has the order to leave and its deletion has not begun.
 func leaves(n *corev1.Node) bool {
 	_, asked := n.Annotations[clusterconfig.LeaveAnnotation]
 	return asked && n.DeletionTimestamp == nil
 }
 
-// stays says that the order to leave was taken back, and what was noted of it is still there.
+// stays says whether the order to leave was cancelled, but its record is still there.
 func stays(n *corev1.Node) bool {
 	_, asked := n.Annotations[clusterconfig.LeaveAnnotation]
 	_, noted := n.Annotations[departureSince]
 	return noted && !asked && n.DeletionTimestamp == nil
 }
 
-// once does for each node that leaves what can be done now; true says that one is not gone yet.
+// once takes the next step for each leaving node. It returns true if there are leaving nodes left.
 func (d *departures) once(ctx context.Context) bool {
 	nodes, err := d.nodes.List(labels.Everything())
 	unfinished := err != nil
@@ -131,11 +131,11 @@ func (d *departures) once(ctx context.Context) bool {
 		}
 		unfinished = unfinished || !gone
 	}
-	d.since = leaving // forgets those that left or stay after all
+	d.since = leaving // drops those that left or had their order cancelled
 	return unfinished
 }
 
-// proceed takes the next step for one node; true says that its deletion has begun.
+// proceed takes the next step for one node. It returns true if its deletion has begun.
 func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Time) (bool, error) {
 	grace, err := clusterconfig.ParseLeave(n.Annotations[clusterconfig.LeaveAnnotation])
 	if err != nil {
@@ -146,18 +146,19 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 			return false, err
 		}
 	}
-	// Nothing would report the end of the pods of a node that is dead: upstream deletes them with their node.
+	// The pods of a dead node are not waited for, since nothing reports their end. Upstream deletes them with their
+	// node.
 	if now := d.now(); now.Sub(since) < grace && !isDead(n, since, now) {
 		left, err := d.evict(ctx, n)
 		if err != nil || left > 0 {
 			return false, err
 		}
 	}
-	// Of the Node as it was seen, with the order: it may have been taken back meanwhile.
+	// Only this version of the Node, with the order, is deleted: the order may have been cancelled in the meantime.
 	same := &metav1.Preconditions{UID: &n.UID, ResourceVersion: &n.ResourceVersion}
 	err = d.client.CoreV1().Nodes().Delete(ctx, n.Name, metav1.DeleteOptions{Preconditions: same})
 	if apierrors.IsConflict(err) {
-		return false, nil // looked at again in a second
+		return false, nil // it is checked again in a second
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("deleting the node: %w", err)
@@ -166,12 +167,12 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 	return true, nil
 }
 
-// departure is what departureSince says of an order.
+// departure returns the value of departureSince for an order.
 func departure(since time.Time, n *corev1.Node) string {
 	return since.UTC().Format(time.RFC3339) + " " + n.Annotations[clusterconfig.LeaveAnnotation]
 }
 
-// begun is when an earlier leader saw the order that a node has, or now.
+// begun returns when an earlier leader saw the node's order, or the present time.
 func (d *departures) begun(n *corev1.Node) time.Time {
 	now := d.now()
 	text, order, _ := strings.Cut(n.Annotations[departureSince], " ")
@@ -182,7 +183,7 @@ func (d *departures) begun(n *corev1.Node) time.Time {
 	return now
 }
 
-// cancel forgets the departure of a node that stays after all.
+// cancel removes the record of a cancelled order.
 func (d *departures) cancel(ctx context.Context, n *corev1.Node) error {
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID,
 		"resourceVersion": n.ResourceVersion, "annotations": map[string]any{departureSince: nil}}})
@@ -197,7 +198,7 @@ func (d *departures) cancel(ctx context.Context, n *corev1.Node) error {
 	return nil
 }
 
-// cordon keeps new pods away and notes when the order was seen.
+// cordon makes the node unschedulable and records when the order was seen.
 func (d *departures) cordon(ctx context.Context, n *corev1.Node, begun string) error {
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID,
 		"annotations": map[string]any{departureSince: begun}}, "spec": map[string]any{"unschedulable": true}})
@@ -212,8 +213,8 @@ func (d *departures) cordon(ctx context.Context, n *corev1.Node, begun string) e
 	return nil
 }
 
-// evict asks for the eviction of the node's pods and says how many are not gone. A pod whose disruption budget does not
-// allow it now is asked about again.
+// evict requests the eviction of the node's pods, and returns how many have not ended. The eviction of a pod whose
+// disruption budget does not allow it now is requested again later.
 func (d *departures) evict(ctx context.Context, n *corev1.Node) (left int, err error) {
 	pods, err := d.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx,
 		metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("spec.nodeName", n.Name).String()})
@@ -240,8 +241,8 @@ func (d *departures) evict(ctx context.Context, n *corev1.Node) (left int, err e
 	return left, errors.Join(failed...)
 }
 
-// staysWithNode says that a pod is not evicted: it is over, or would be made again on the same node (kubectl drain's
-// --ignore-daemonsets), or is no more than the mirror of a static pod.
+// staysWithNode says whether a pod is not evicted. Such a pod has ended, is of a DaemonSet and would be made again on
+// the same node (kubectl drain's --ignore-daemonsets), or is the mirror of a static pod.
 func staysWithNode(p *corev1.Pod) bool {
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return true
@@ -253,8 +254,8 @@ func staysWithNode(p *corev1.Pod) bool {
 	return owner != nil && owner.Kind == "DaemonSet"
 }
 
-// isDead says whether a node has not been Ready for a while. One that says nothing of it counts from when its order was
-// seen.
+// isDead says whether a node has not been Ready for departedAfter. For a node without that condition the time counts
+// from when its order was seen.
 func isDead(n *corev1.Node, since, now time.Time) bool {
 	if _, c := nodeutil.GetNodeCondition(&n.Status, corev1.NodeReady); c != nil {
 		if c.Status == corev1.ConditionTrue {
