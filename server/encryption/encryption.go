@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package encryption keeps Secrets, and what else an operator lists, encrypted in the store.
+// Package encryption encrypts Secrets in the store, and other resources that an operator lists.
 //
-// It owns the API server's EncryptionConfiguration file and the state of a key rotation beside it. The provider is
-// secretbox (XSalsa20 with Poly1305): authenticated, with nonces long enough to be random for ever (AES-GCM's are not,
-// and its key would have to be rotated by count), and fast on boards without AES instructions. It never sees plain
-// text: the API server encrypts, and re-encrypting is asking it to write an object again.
+// It owns the API server's EncryptionConfiguration file and the state file of a key rotation beside it. The provider is
+// secretbox (XSalsa20 with Poly1305). It is authenticated, and fast on boards without AES instructions. Its nonces are
+// long enough to be random for ever. AES-GCM's are not, so that its key would have to be rotated after a number of
+// writes. The package never sees plain text: the API server encrypts, and objects are re-encrypted by requests to it to
+// write them again.
 package encryption
 
 import (
@@ -32,27 +33,27 @@ import (
 const (
 	configFile = "encryption-config.yaml"
 	stateFile  = "encryption-state.json"
-	keyBytes   = 32 // what secretbox takes
+	keyBytes   = 32 // secretbox's key length
 )
 
-// Files names the files of Options.Dir that hold keys, or say how far their rotation is.
+// Files returns the names of the files in Options.Dir with keys or the state of their rotation.
 func Files() []string { return []string{configFile, stateFile} }
 
-// Options says where the files are and what is to be encrypted.
+// Options are Ensure's parameters.
 type Options struct {
-	// Dir is the server's folder for credentials; it is made (mode 0700) when missing.
+	// Dir is the server's folder for credentials. It is made (mode 0700) when missing.
 	Dir string
-	// Resources are encrypted when written: "secrets", "configmaps", "widgets.example.com", "*.apps", "*.*". One that
-	// was listed once and no more is written plainly from then on and stays readable. None: encryption is off.
+	// Resources are encrypted when written: "secrets", "configmaps", "widgets.example.com", "*.apps", "*.*". A resource
+	// that is not listed any more is written in plain text from then on, and its encrypted objects remain readable. An
+	// empty list disables encryption.
 	Resources []string
-	// Established says that this cluster has data, so that a missing key file means unreadable Secrets and not a fresh
-	// start.
+	// Established says that this cluster has data. A missing key file then means unreadable Secrets and is an error.
 	Established bool
-	// Logger tells of changes; nil means slog's default.
+	// Logger logs changes. Nil means slog's default.
 	Logger *slog.Logger
 }
 
-// Ensure makes or updates the configuration and returns its path, for the API server to load and to reload.
+// Ensure makes or updates the configuration. It returns the path, for the API server to load and to reload.
 func Ensure(ctx context.Context, o Options) (string, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
@@ -95,7 +96,7 @@ func Ensure(ctx context.Context, o Options) (string, error) {
 	return path, nil
 }
 
-// newKey makes a key whose name is one higher than any in use or remembered.
+// newKey makes a key. The number in its name is one higher than any in used.
 func newKey(used []string) (key, error) {
 	secret := make([]byte, keyBytes)
 	if _, err := rand.Read(secret); err != nil {
@@ -114,13 +115,13 @@ func nextName(used []string) string {
 	return "key" + strconv.Itoa(highest+1)
 }
 
-// write puts the layout into the file after upstream's own check. It reports whether the file changed.
+// write writes the layout to the file after upstream's own check. It says whether the file changed.
 func (l layout) write(ctx context.Context, path string) (bool, error) {
 	data, err := l.encode()
 	if err != nil {
 		return false, err
 	}
-	// Nothing is written where nothing changes: a server has to start with a full disk too.
+	// Nothing is written without a change: a server has to start with a full disk too.
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
 		return false, nil
 	}
@@ -130,7 +131,7 @@ func (l layout) write(ctx context.Context, path string) (bool, error) {
 	return true, atomicfile.Write(path, data, 0o600)
 }
 
-// check loads the configuration as the API server will, so that it never meets one it rejects.
+// check loads the configuration as the API server will, to find one that it would reject.
 func check(ctx context.Context, dir string, data []byte) (err error) {
 	f, err := os.CreateTemp(dir, ".check*")
 	if err != nil {
@@ -151,5 +152,5 @@ func check(ctx context.Context, dir string, data []byte) (err error) {
 	return nil
 }
 
-// contentHash is how upstream names the content of a configuration it has loaded.
+// contentHash returns upstream's name for the content of a loaded configuration.
 func contentHash(data []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(data)) }

@@ -16,19 +16,19 @@ import (
 
 type key = apiserver.Key
 
-// layout is what a configuration of ours says: every resource has the same keys, keys[0] writes, all read.
+// layout is the content of a configuration of ours: all resources have the same keys. keys[0] writes, all read.
 type layout struct {
 	keys []key
-	// active are encrypted when written; what was stored plainly before is still read.
+	// active are the resources that are encrypted when written. Values stored in plain text before are still read.
 	active []string
-	// retired were active once: written plainly, read both ways.
+	// retired are resources that once were active. They are written in plain text and read in both forms.
 	retired []string
 }
 
 // errForeign marks a valid configuration that this package did not write and must not touch.
 var errForeign = errors.New("the encryption configuration was written by hand")
 
-// setResources makes want active and retires what was active before and is not wanted any more.
+// setResources makes want active and retires formerly active resources that are not in want.
 func (l *layout) setResources(want []string) error {
 	var active []string
 	for _, r := range want {
@@ -48,7 +48,7 @@ func (l *layout) setResources(want []string) error {
 		}
 	}
 	if len(active)+len(retired) == 0 {
-		// Off from the beginning: the key is made all the same, so that a missing file always means a lost one.
+		// Encryption was never on. The key is made all the same, so that a missing file always means a lost one.
 		retired = []string{"secrets"}
 	}
 	l.active, l.retired = active, retired
@@ -71,7 +71,8 @@ func (l layout) encode() ([]byte, error) {
 	plain := []apiserver.ProviderConfiguration{encrypted[1], encrypted[0]}
 	c := apiserver.EncryptionConfiguration{TypeMeta: metav1.TypeMeta{
 		APIVersion: apiserver.SchemeGroupVersion.String(), Kind: "EncryptionConfiguration"}}
-	// The first entry that fits a resource wins, so narrow ones come first; a wildcard may not share an entry.
+	// The first entry that matches a resource is used, so narrow ones come first. A wildcard must have an entry of its
+	// own.
 	for width := range 3 {
 		add := func(list []string, providers []apiserver.ProviderConfiguration) {
 			var narrow []string
@@ -98,7 +99,7 @@ func (l layout) encode() ([]byte, error) {
 	return data, nil
 }
 
-// widthOf is 0 for one resource, 1 for a group, 2 for everything.
+// widthOf returns 0 for one resource, 1 for a group, 2 for all resources.
 func widthOf(resource string) int {
 	switch {
 	case resource == "*.*":
@@ -109,8 +110,8 @@ func widthOf(resource string) int {
 	return 0
 }
 
-// readLayout reads a configuration. The error is fs.ErrNotExist when there is none and errForeign when it is valid but
-// not of our form.
+// readLayout reads a configuration. The error is fs.ErrNotExist when there is none, and errForeign when it is valid but
+// not written by this package.
 func readLayout(path string) (layout, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -139,7 +140,7 @@ func readLayout(path string) (layout, error) {
 	return l, nil
 }
 
-// ourProviders recognises [secretbox, identity], which writes encrypted, and [identity, secretbox].
+// ourProviders recognizes [secretbox, identity], which encrypts on writes, and [identity, secretbox].
 func ourProviders(p []apiserver.ProviderConfiguration) (keys []key, encrypts, ok bool) {
 	if len(p) != 2 {
 		return nil, false, false

@@ -12,19 +12,19 @@ import (
 )
 
 const (
-	// registry is where the API server keeps its objects.
+	// registry is the prefix of the API server's keys in the store.
 	registry = "/registry/"
-	// sealedBy, with a key's name and a colon behind it, is what a value begins with that was encrypted with that key
+	// sealedBy, followed by a key's name and a colon, is the prefix of values that are encrypted with that key
 	// (upstream's envelope for secretbox).
 	sealedBy = "k8s:enc:secretbox:v1:"
-	// leftoverPage is how many values are looked at in one answer of the store.
+	// leftoverPage is the number of values in one response of the store.
 	leftoverPage = 200
-	// rewrites is how often every object is written again while something needs an older key.
+	// rewrites is how often every object is written again while a value needs an older key.
 	rewrites = 3
 )
 
-// leftover looks in the store itself for values that only one of these keys opens. It returns their number, and the
-// name of one.
+// leftover counts the values in the store that are encrypted with one of these keys. It also returns the store's key of
+// one of them.
 func leftover(ctx context.Context, kv clientv3.KV, keys []string) (n int, example string, err error) {
 	var marks [][]byte
 	for _, k := range keys {
@@ -47,8 +47,8 @@ func leftover(ctx context.Context, kv clientv3.KV, keys []string) (n int, exampl
 	}
 }
 
-// rewriteAll has every object written again until nothing in the store needs one of these keys: the API server's word
-// that it has written them all is not enough to forget a key.
+// rewriteAll calls rewrite until no value in the store needs one of these keys. A successful rewrite by the API server
+// is not enough to drop a key.
 func rewriteAll(ctx context.Context, kv clientv3.KV, keys []string, rewrite func() error) error {
 	for range rewrites {
 		if err := rewrite(); err != nil {

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// editLock is held while the configuration is read, changed and written: a server that starts and a rotation in
-	// another process would otherwise undo each other's change.
+	// editLock is held while the configuration is read, changed and written. Otherwise a starting server and a rotation
+	// in another process would undo each other's change.
 	editLock = ".encryption-edit.lock"
 	// rotationLock is held for a whole rotation.
 	rotationLock = ".encryption-rotation.lock"
@@ -25,7 +25,7 @@ const (
 
 var errLocked = errors.New("another process holds the lock")
 
-// lock takes a file with flock(2). Closing the file releases it, and so does the end of the process.
+// lock locks a file with flock(2). Closing the file releases the lock, and so does the end of the process.
 func lock(ctx context.Context, path string, wait bool) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -21,16 +21,16 @@ import (
 
 const (
 	pageSize = 500
-	// shownErrors bounds a message: with a broken webhook every object fails in the same way.
+	// shownErrors limits the errors in a message: with a broken webhook every object fails in the same way.
 	shownErrors = 5
 )
 
-// Rewrite has the API server write every object of the given resources again, with the key it writes with now. An
-// object that is so already costs a read only; one that someone else writes or deletes meanwhile needs nothing. done is
-// called with the running number of objects.
+// Rewrite makes the API server write every object of the given resources again, with its current key. An object that
+// has that key already costs only a read. An object that another client writes or deletes in the meantime needs no
+// rewrite. done is called with the number of objects so far.
 func Rewrite(ctx context.Context, config *rest.Config, resources []string, done func(int)) error {
 	config = rest.CopyConfig(config)
-	config.QPS = -1 // priority and fairness on the server's side is limit enough
+	config.QPS = -1 // the server's priority and fairness limits the requests
 	disco, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return fmt.Errorf("making a client: %w", err)
@@ -55,8 +55,8 @@ func Rewrite(ctx context.Context, config *rest.Config, resources []string, done 
 	return nil
 }
 
-// find turns the names in a configuration into what the API server has of them. A resource whose CRD is not there has
-// no objects and is left out.
+// find returns the API server's resources for the names in a configuration. A resource whose CRD does not exist has no
+// objects and is left out.
 func find(disco discovery.DiscoveryInterface, resources []string) ([]schema.GroupVersionResource, error) {
 	lists, err := discovery.ServerPreferredResources(disco)
 	var failed *discovery.ErrGroupDiscoveryFailed
@@ -88,7 +88,7 @@ func find(disco discovery.DiscoveryInterface, resources []string) ([]schema.Grou
 	return out, nil
 }
 
-// matches says whether a configuration's list covers a resource; the resource "*" asks for any of a group.
+// matches says whether a configuration's list contains a resource. The resource "*" means any resource of its group.
 func matches(list []string, gr schema.GroupResource) bool {
 	return slices.ContainsFunc(list, func(s string) bool {
 		want := schema.ParseGroupResource(s)
@@ -96,8 +96,8 @@ func matches(list []string, gr schema.GroupResource) bool {
 	})
 }
 
-// rewriter writes objects again without seeing them: an empty patch makes the API server read, decrypt and, when the
-// stored form is not the one it would write, store the object.
+// rewriter writes objects again without reading them. An empty patch makes the API server read and decrypt the object.
+// If the stored form differs from the one that it would write, it stores the object.
 type rewriter struct {
 	client metadata.Interface
 	done   func(int)
@@ -111,7 +111,7 @@ func (r *rewriter) all(ctx context.Context, gvr schema.GroupVersionResource) err
 	for {
 		page, err := r.client.Resource(gvr).List(ctx, opts)
 		if apierrors.IsResourceExpired(err) && opts.Continue != "" {
-			opts.Continue = "" // compacted under us; what was done is skipped cheaply the second time
+			opts.Continue = "" // compacted during the listing; objects that are done cost only a read the second time
 			continue
 		}
 		if err != nil {
@@ -128,14 +128,14 @@ func (r *rewriter) all(ctx context.Context, gvr schema.GroupVersionResource) err
 	}
 }
 
-// one returns an error only when going on makes no sense.
+// one writes one object again. It returns an error only when continuing is useless.
 func (r *rewriter) one(ctx context.Context, gvr schema.GroupVersionResource, o *metav1.PartialObjectMetadata) error {
 	_, err := r.client.Resource(gvr).Namespace(o.Namespace).Patch(ctx, o.Name, types.MergePatchType, []byte("{}"), metav1.PatchOptions{})
 	r.count++
 	r.done(r.count)
 	switch {
 	case err == nil, apierrors.IsNotFound(err), apierrors.IsConflict(err):
-		return nil // written, gone, or just written by someone else with the new key
+		return nil // written, deleted, or just written with the new key by another client
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
@@ -145,7 +145,7 @@ func (r *rewriter) one(ctx context.Context, gvr schema.GroupVersionResource, o *
 	return nil
 }
 
-// LoadedHashes are the names of the configurations that an API server says it goes by: one, or none without encryption.
+// LoadedHashes returns the names of the configurations that an API server has loaded: one, or none without encryption.
 func LoadedHashes(ctx context.Context, config *rest.Config) ([]string, error) {
 	client, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
@@ -155,7 +155,7 @@ func LoadedHashes(ctx context.Context, config *rest.Config) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking the API server for its metrics: %w", err)
 	}
-	defer func() { _ = body.Close() }() // read to its end or given up
+	defer func() { _ = body.Close() }() // read to its end, or abandoned
 	var out []string
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, 1<<20)

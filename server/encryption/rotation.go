@@ -16,27 +16,27 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// Rotation replaces the key with which the Secrets of a cluster are encrypted.
+// Rotation replaces the key that encrypts the Secrets of a cluster.
 type Rotation struct {
 	Shared
-	// Client reaches an API server with an administrator's rights.
+	// Client has an administrator's rights at an API server.
 	Client *rest.Config
-	// Servers are the names of all servers of the cluster, as the store counts them.
+	// Servers returns the names of all servers that are members of the store.
 	Servers func(context.Context) ([]string, error)
-	// Progress, when set, is called for each stage as it begins, for objects written again, and for servers that are
-	// waited for.
+	// Progress, when set, is called when a stage begins, for objects written again, and for servers that have not
+	// loaded the keys yet.
 	Progress func(stage Stage, objects int, waiting []string)
-	// Patience is how long a stage waits for a server that does not take the keys over; zero means 3 minutes.
+	// Patience is how long a stage waits for a server that does not load the keys. Zero means 3 minutes.
 	Patience time.Duration
-	// Poll is how often it is asked; zero means a second. Clock is the time; nil means the machine's.
+	// Poll is how often the servers are checked. Zero means a second. Clock is the time source. Nil means the
+	// machine's.
 	Poll  time.Duration
 	Clock clock.Clock
 }
 
-// Run returns when the old key is gone. Every server has to have taken a stage's keys over before the next one begins,
-// also a server that is off: one that is cut off cannot be distinguished from one that is off, and the first could
-// still write with the old key. When it fails, or is interrupted, everything stays readable, and calling it again, on
-// any server, goes on.
+// Run returns when the old key has been removed. Every server has to have loaded a stage's keys before the next stage
+// begins, also a server that is off: it cannot be distinguished from one that is cut off, which could still write with
+// the old key. When Run fails or is interrupted, everything stays readable. Another call, on any server, continues.
 func (o Rotation) Run(ctx context.Context) error {
 	o = o.withDefaults()
 	alone, err := lock(ctx, filepath.Join(o.Dir, rotationLock), false)
@@ -52,7 +52,7 @@ func (o Rotation) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := o.Pull(ctx); err != nil { // this server admits no other any more; the others do not from a moment on
+	if _, err := o.Pull(ctx); err != nil { // this server admits no new server any more; the others follow in a moment
 		return err
 	}
 	for r.State.Stage != StageDone {
@@ -61,14 +61,14 @@ func (o Rotation) Run(ctx context.Context) error {
 				"again, on any server, to go on", r.State.Stage, err)
 		}
 	}
-	if _, err := o.Pull(ctx); err != nil { // this server admits others from now on; the others see it in a moment
+	if _, err := o.Pull(ctx); err != nil { // this server admits new servers again; the others follow in a moment
 		return err
 	}
 	o.Progress(StageDone, 0, nil)
 	return nil
 }
 
-// begin returns the rotation that was interrupted, or begins one.
+// begin returns the interrupted rotation, or begins one.
 func (o Rotation) begin(ctx context.Context) (sharedKeys, error) {
 	path := filepath.Join(o.Dir, configFile)
 	l, err := readLayout(path)
@@ -100,7 +100,7 @@ func (o Rotation) begin(ctx context.Context) (sharedKeys, error) {
 	return r, nil
 }
 
-// step brings the stage that the store says to its end and begins the next one.
+// step completes the stage in the record and begins the next one.
 func (o Rotation) step(ctx context.Context, r sharedKeys) (sharedKeys, error) {
 	o.Progress(r.State.Stage, 0, nil)
 	if err := ctx.Err(); err != nil {
@@ -152,7 +152,7 @@ func (o Rotation) step(ctx context.Context, r sharedKeys) (sharedKeys, error) {
 	return put, nil
 }
 
-// awaitServers returns when every server's API server goes by a record.
+// awaitServers returns when every server's API server has loaded the record's keys.
 func (o Rotation) awaitServers(ctx context.Context, r sharedKeys) error {
 	began, last := o.Clock.Now(), ""
 	for {
@@ -180,7 +180,7 @@ func (o Rotation) awaitServers(ctx context.Context, r sharedKeys) error {
 	}
 }
 
-// missing are the servers that go by an older generation.
+// missing returns the servers that have loaded only an older generation.
 func (o Rotation) missing(ctx context.Context, generation uint64) ([]string, error) {
 	servers, err := o.Servers(ctx)
 	if err == nil && len(servers) == 0 {

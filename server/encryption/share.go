@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// Fingerprint stands for the keys in the folder dir, "" if there are none: two servers with the same one read and write
-// the same. It reveals nothing of the keys, which cannot be guessed.
+// Fingerprint returns a hash of the keys in the folder dir, empty if there are none. Two servers with the same hash
+// have the same keys. It reveals nothing about the keys, which cannot be guessed.
 func Fingerprint(dir string) (string, error) {
 	path := filepath.Join(dir, configFile)
 	sum := sha256.New()
@@ -31,7 +31,7 @@ func Fingerprint(dir string) (string, error) {
 		_, _ = sum.Write(data) // a hash does not fail
 	case err != nil:
 		return "", fmt.Errorf("reading the encryption keys: %w", err)
-	default: // the resources follow the settings that servers share, and a start may write them again
+	default: // not the resources: they follow the shared settings, and a start may write them again
 		for _, k := range l.keys {
 			fmt.Fprintf(sum, "%q %q\n", k.Name, k.Secret)
 		}
@@ -39,16 +39,16 @@ func Fingerprint(dir string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// holdPatience is how long to wait for another server that is admitted at the same moment: less than a server waits for
-// the answer, which says why.
+// holdPatience is how long to wait for another server that is admitted at the same moment. It is less than a server
+// waits for the response, which contains the reason.
 const holdPatience = 300 * time.Millisecond
 
-// errChanging is the answer to a server that joins while the keys are replaced.
+// errChanging is the response to a joining server while the keys are replaced.
 var errChanging = errors.New("the key that encrypts Secrets is being replaced; a server can join when that is done: coracle " +
 	"secrets-encrypt status")
 
-// HoldStill keeps the keys in dir from being replaced until release is called. It is refused while that is going on, or
-// was interrupted.
+// HoldStill keeps the keys in dir from being replaced until release is called. It fails with errChanging during a
+// rotation, or after an interrupted one.
 func HoldStill(dir string) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), holdPatience)
 	defer cancel()
@@ -66,5 +66,5 @@ func HoldStill(dir string) (release func(), err error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return func() { _ = f.Close() }, nil // which only unlocks
+	return func() { _ = f.Close() }, nil // closing only unlocks
 }

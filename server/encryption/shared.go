@@ -19,42 +19,42 @@ import (
 )
 
 const (
-	// SharedKey is where the store has the cluster's keys, sealed, once they were rotated. What the API server keeps
-	// has other names.
+	// SharedKey is the store's key with the cluster's encryption keys, sealed. It exists once they were rotated. The
+	// API server's own keys in the store have other names.
 	SharedKey = "/coracle/encryption/keys"
-	// sharedServers, with a server's name behind it, is where that server says which generation of them it goes by.
+	// sharedServers, followed by a server's name, is the key with the generation that the server has loaded.
 	sharedServers = "/coracle/encryption/servers/"
 )
 
-// Shared are the keys that a cluster's servers have in common. The store has them, sealed with a secret that the
-// servers have in files and the store does not hold, and each server has a copy in its folder, which its API server
-// reads (docs/adr/0051-servers-authority-and-rotation.md).
+// Shared are the encryption keys that a cluster's servers share. The store has them, sealed with a secret that servers
+// have in files and that is not in the store. Each server has a copy in its folder, which its API server reads
+// (docs/adr/0051-servers-authority-and-rotation.md).
 type Shared struct {
 	KV clientv3.KV
-	// Secret is known to the servers of the cluster alone.
+	// Secret is known only to the servers of the cluster.
 	Secret []byte
 	// Dir is this server's Options.Dir.
 	Dir string
 }
 
-// sharedKeys is what the store has.
+// sharedKeys is the record in the store.
 type sharedKeys struct {
-	// Generation grows with each change.
+	// Generation is incremented by each change.
 	Generation uint64 `json:"generation"`
 	State      state  `json:"state"`
 	// Keys are in the order of the configuration: the first one writes, all read.
 	Keys []key `json:"keys"`
-	// Forgotten are the names of keys that nothing in the store needs any more. A key that a server has and that stands
-	// nowhere here is kept for reading.
+	// Forgotten are the names of keys that no value in the store needs any more. A server keeps, for reading, a key
+	// that is in neither list.
 	Forgotten []string `json:"forgotten,omitempty"`
 
 	revision int64 // of the store's key; 0 while there is none
 }
 
-// Pull makes this server's files say what the store does, and returns the generation; 0 when the store has no keys, or
-// the configuration was written by hand.
+// Pull updates this server's files from the store. It returns the generation, or 0 when the store has no keys or the
+// configuration was written by hand.
 func (s Shared) Pull(ctx context.Context) (uint64, error) {
-	// What is read before the lock is held may be older than what another process has written since.
+	// Data read before the lock is held may be older than what another process has written since.
 	editing, err := lock(ctx, filepath.Join(s.Dir, editLock), true)
 	if err != nil {
 		return 0, err
@@ -82,7 +82,7 @@ func (s Shared) Pull(ctx context.Context) (uint64, error) {
 	return r.Generation, r.State.write(s.Dir)
 }
 
-// merged are the keys that a server with these has to have.
+// merged returns the keys for a server that has the keys have.
 func (r sharedKeys) merged(have []key) []key {
 	out := slices.Clone(r.Keys)
 	for _, k := range have {
@@ -93,7 +93,7 @@ func (r sharedKeys) merged(have []key) []key {
 	return out
 }
 
-// Confirm says that the API server of a server goes by a generation.
+// Confirm records that a server's API server has loaded a generation.
 func (s Shared) Confirm(ctx context.Context, server string, generation uint64) error {
 	if _, err := s.KV.Put(ctx, sharedServers+server, strconv.FormatUint(generation, 10)); err != nil {
 		return fmt.Errorf("telling the other servers that this one has the encryption keys: %w", err)
@@ -101,7 +101,7 @@ func (s Shared) Confirm(ctx context.Context, server string, generation uint64) e
 	return nil
 }
 
-// confirmed are the servers with the generation that each goes by.
+// confirmed returns the generation that each server has loaded.
 func (s Shared) confirmed(ctx context.Context) (map[string]uint64, error) {
 	answer, err := s.KV.Get(ctx, sharedServers, clientv3.WithPrefix())
 	if err != nil {
@@ -116,7 +116,7 @@ func (s Shared) confirmed(ctx context.Context) (map[string]uint64, error) {
 	return out, nil
 }
 
-// ConfigHash is how upstream names the configuration in dir; "" if there is none.
+// ConfigHash returns upstream's name for the configuration in dir, empty if there is none.
 func ConfigHash(dir string) (string, error) {
 	data, err := os.ReadFile(filepath.Join(dir, configFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -149,14 +149,14 @@ var errOtherRotation = errors.New("another server rotates the encryption key at 
 	"readable; when the other one has ended, run it again if the key is to " +
 	"be replaced once more")
 
-// put writes the record as the next generation, if no other server has meanwhile.
+// put writes the record as the next generation, unless another server has written one in the meantime.
 func (s Shared) put(ctx context.Context, r sharedKeys) (sharedKeys, error) {
 	r.Generation++
 	revision, err := s.box().Put(ctx, r, r.revision)
 	if errors.Is(err, storecrypt.ErrChanged) {
 		return r, errOtherRotation
 	}
-	if err != nil { // it may have been written all the same
+	if err != nil { // it may have been written nevertheless
 		now, readErr := s.read(ctx)
 		if readErr != nil || now.Generation != r.Generation || now.State != r.State || !slices.Equal(now.Keys, r.Keys) {
 			return r, err

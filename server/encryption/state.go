@@ -13,23 +13,23 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Stage is how far a key rotation has come. Each can be entered again after a crash: what it does is the same whether
-// or not it was done before.
+// Stage is the progress of a key rotation. Each stage can be repeated after a crash with the same result.
 type Stage string
 
-// The stages in their order. Between two of them every API server has loaded the configuration of the first.
+// These are the stages in their order. A stage begins when every API server has loaded the configuration of the one
+// before.
 const (
 	// StagePrepare adds the new key for reading.
 	StagePrepare Stage = "prepare"
-	// StageReencrypt makes the new key the one that writes, and has every object written again.
+	// StageReencrypt makes the new key the one that writes, and writes every object again.
 	StageReencrypt Stage = "re-encrypt"
-	// StageDrop forgets the old keys.
+	// StageDrop removes the old keys.
 	StageDrop Stage = "drop"
-	// StageDone is rest.
+	// StageDone means that no rotation is under way.
 	StageDone Stage = "done"
 )
 
-// state is what a rotation remembers on disk. The keys themselves are in the configuration only.
+// state is a rotation's state on disk. The keys are only in the configuration.
 type state struct {
 	Stage    Stage     `json:"stage"`
 	NewKey   string    `json:"newKey,omitempty"`
@@ -39,19 +39,19 @@ type state struct {
 
 // Status describes keys and rotation without secrets.
 type Status struct {
-	// Key is the name of the key that writes; Readable names those that may still read.
+	// Key is the name of the key that writes. Readable are the names of all keys that read.
 	Key      string   `json:"key,omitempty"`
 	Readable []string `json:"readable,omitempty"`
 	// Encrypted are the resources that are encrypted when written.
 	Encrypted []string `json:"encrypted,omitempty"`
-	// ByHand says that the configuration is an operator's own.
+	// ByHand says that an operator wrote the configuration.
 	ByHand   bool      `json:"byHand,omitempty"`
 	Stage    Stage     `json:"stage"`
 	Started  time.Time `json:"started,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
 }
 
-// ReadStatus reports on the files in dir.
+// ReadStatus returns the status of the files in dir.
 func ReadStatus(dir string) (Status, error) {
 	st, err := readState(dir)
 	if err != nil {
