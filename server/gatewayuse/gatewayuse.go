@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gatewayuse knows whether the cluster has objects of the Gateway API. It follows their keys in the store, and
-// never asks the API server.
+// Package gatewayuse determines whether the cluster has objects of the Gateway API. It follows their keys in the store,
+// and never sends requests to the API server.
 package gatewayuse
 
 import (
@@ -18,26 +18,26 @@ import (
 )
 
 const (
-	// gatewayKeys is where the API server keeps the objects of the Gateway API.
+	// gatewayKeys is the prefix of the API server's keys of Gateway API objects.
 	gatewayKeys = "/registry/" + gatewayv1.GroupName + "/"
-	// gatewayClassKey is the class that every cluster has.
+	// gatewayClassKey is the key of the class that every cluster has.
 	gatewayClassKey = gatewayKeys + gatewayapi.Classes + "/" + gateway.ClassName
 )
 
-// Use follows in the store whether there are objects of the Gateway API. It does not ask the API server: the
-// first request for a kind has that compile the kind's rules, which for all kinds takes some 25 MB of memory, and a
-// watch takes more.
+// Use follows in the store whether there are objects of the Gateway API. It sends no requests to the API server: the
+// first request for a kind makes the API server compile the kind's rules, which takes some 25 MB of memory for all
+// kinds. A watch takes more.
 type Use struct {
 	kv      clientv3.KV
 	watcher clientv3.Watcher
 
 	mu       sync.Mutex
-	revision int64 // that used is of
+	revision int64 // the store's revision at which used was read
 	used     bool
 	changed  chan struct{}
 }
 
-// New reads whether there are some; Run has to be called then.
+// New reads whether there are such objects. Run has to be called after that.
 func New(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher) (*Use, error) {
 	u := &Use{kv: kv, watcher: watcher, changed: make(chan struct{})}
 	_, err := u.read(ctx)
@@ -58,7 +58,7 @@ func (u *Use) Changed() <-chan struct{} {
 	return u.changed
 }
 
-// read returns the store's revision with its answer.
+// read updates used and returns the store's revision at which it was read.
 func (u *Use) read(ctx context.Context, o ...clientv3.OpOption) (int64, error) {
 	found, err := u.kv.Get(ctx, gatewayKeys, append(o, clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(2))...)
 	if err != nil {
@@ -82,8 +82,8 @@ func (u *Use) read(ctx context.Context, o ...clientv3.OpOption) (int64, error) {
 	return found.Header.Revision, nil
 }
 
-// UnusedNow asks the store at once. A client that received an event from this server's store gets everything that was
-// before that.
+// UnusedNow reads this server's replica of the store. A client that received an event from this replica gets a result
+// that includes that event.
 func (u *Use) UnusedNow(ctx context.Context) bool {
 	_, err := u.read(ctx, clientv3.WithSerializable())
 	return err == nil && !u.Used()
@@ -95,14 +95,14 @@ func (u *Use) Run(ctx context.Context) {
 		if revision, err := u.read(ctx); err == nil {
 			u.follow(ctx, revision+1)
 		}
-		select { // the store has no leader, or has forgotten the revision
+		select { // the store has no leader, or has compacted the revision
 		case <-ctx.Done():
 		case <-time.After(time.Second):
 		}
 	}
 }
 
-// follow reads again whenever an object has come or gone, until the watch ends.
+// follow reads again whenever an object was added or deleted, until the watch ends.
 func (u *Use) follow(ctx context.Context, from int64) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -117,7 +117,7 @@ func (u *Use) follow(ctx context.Context, from int64) {
 		if !matters {
 			continue
 		}
-		if _, err := u.read(ctx, clientv3.WithSerializable()); err != nil { // of what the watch has delivered
+		if _, err := u.read(ctx, clientv3.WithSerializable()); err != nil { // it has what the watch delivered
 			return
 		}
 	}
