@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package gossipmember makes a server a member of the gossip, and keeps the gossip's keys as the API has them.
+// Package gossipmember makes a server a member of the gossip, and keeps its gossip keys equal to those in the API.
 package gossipmember
 
 import (
@@ -34,40 +34,41 @@ import (
 )
 
 const (
-	// GossipSecret, in kube-system, has the cluster's gossip keys: what is there counts, and files are copies of it. No
-	// node's credentials read it.
+	// GossipSecret, in kube-system, contains the cluster's gossip keys. Files are copies of it. No node's credentials
+	// can read it.
 	GossipSecret = "gossip-keys.coracle"
 	gossipData   = "keys.json"
-	// KeysFile and membersFile lie in the server's folder.
+	// KeysFile and membersFile are in the server's folder.
 	KeysFile    = "gossip-keys.json"
 	membersFile = "members.json"
-	// keysRetry is how long to wait before the keys are asked for again; at a first start their namespace appears a
-	// moment after the API server is ready.
+	// keysRetry is the pause before the keys are read again. At a first start their namespace is created a moment after
+	// the API server is ready.
 	keysRetry = time.Second
 )
 
-// Options are a member's facts. The functions are called while it runs.
+// Options are the parameters of New. The functions are called while the member runs.
 type Options struct {
-	// Dir is the server's folder; Name is the node's, Version this program's.
+	// Dir is the server's folder. Name is the node's name. Version is the version of this program.
 	Dir, Name, Version string
-	// Listen is the address of the API server's TCP port, whose UDP port is taken. Streams are the gossip's connections
-	// at the former. Address is where other machines reach both.
+	// Listen is the address of the API server's TCP port. The gossip uses the UDP port with the same number. Streams
+	// returns the gossip's connections at the TCP port. Address is the address at which other machines reach both.
 	Listen  string
 	Streams net.Listener
 	Address string
 	NodeIPs []net.IP
-	// Join are the addresses of servers that this one was given.
+	// Join are the addresses of servers that were configured on this one.
 	Join []string
-	// Links are the machine's that lead to others; nil means none.
+	// Links returns the machine's interfaces that lead to other machines. Nil means none.
 	Links func() ([]net.Interface, error)
-	// Reach, when set, hears from gossip what says that a node may not be reached from this machine.
+	// Reach, when set, receives from gossip the reports that a node may not be reachable from this machine.
 	Reach *reachability.Watch
 
 	PKI func() *pki.PKI
-	// Stores are where other servers' stores are. Leaderless says that this server has other ones and no leader.
+	// Stores returns the addresses of other servers' stores. Leaderless says that there are other servers and this one
+	// has no leader.
 	Stores     func() []netip.AddrPort
 	Leaderless func() bool
-	// MaxGossipMembers is how many live members there can be, 0 for unknown.
+	// MaxGossipMembers returns how many live members there can be, 0 for unknown.
 	MaxGossipMembers func() int
 	// Suspect is called for a member that may be dead.
 	Suspect func(node string)
@@ -86,11 +87,11 @@ type Member struct {
 	keys   clusterconfig.GossipKeys
 	first  chan struct{} // closed when there are keys
 	member atomic.Pointer[gossip.Member]
-	// changed is closed when the member is there.
+	// changed is closed when member is set.
 	changed chan struct{}
 }
 
-// New takes the UDP port that goes with the TCP port.
+// New opens the UDP port with the number of the TCP port.
 func New(ctx context.Context, o Options) (*Member, error) {
 	packets, err := new(net.ListenConfig).ListenPacket(ctx, "udp", o.Listen)
 	if err != nil {
@@ -101,7 +102,7 @@ func New(ctx context.Context, o Options) (*Member, error) {
 	return &Member{o: o, packets: packets, first: make(chan struct{}), changed: make(chan struct{})}, nil
 }
 
-// Close closes the sockets of a member that is not run.
+// Close closes the sockets of a Member that is not run.
 func (m *Member) Close() error {
 	if m == nil {
 		return nil
@@ -116,7 +117,7 @@ func closed(err error) error {
 	return err
 }
 
-// Run is a member until ctx is done.
+// Run is a member of the gossip until ctx is done.
 func (m *Member) Run(ctx context.Context) {
 	m.o.Part.Set(status.Starting, "no key yet")
 	keys, ok, err := gossip.ReadKeys(m.keysFile())
@@ -184,7 +185,7 @@ func (m *Member) join(ctx context.Context) error {
 	return member.Run(ctx)
 }
 
-// Servers are the addresses of other servers that the gossip knows.
+// Servers returns the addresses of other servers that the gossip has found.
 func (m *Member) Servers() []string {
 	member := m.member.Load()
 	if member == nil {
@@ -205,7 +206,7 @@ func (m *Member) Servers() []string {
 	return out
 }
 
-// useKeys takes keys over and keeps them.
+// useKeys uses new keys and writes them to the file.
 func (m *Member) useKeys(keys clusterconfig.GossipKeys) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -229,7 +230,7 @@ func (m *Member) useKeys(keys clusterconfig.GossipKeys) {
 
 func (m *Member) keysFile() string { return filepath.Join(m.o.Dir, KeysFile) }
 
-// Keys are the keys, nil when there are none yet.
+// Keys returns the gossip keys, nil when there are none yet.
 func (m *Member) Keys() *clusterconfig.GossipKeys {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -240,7 +241,8 @@ func (m *Member) Keys() *clusterconfig.GossipKeys {
 	return &keys
 }
 
-// Follow keeps the keys as they are in the API until ctx is done. Of several servers that find none one makes them.
+// Follow keeps the keys equal to those in the API until ctx is done. If several servers find no keys, one of them makes
+// them.
 func (m *Member) Follow(ctx context.Context, config *rest.Config) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "gossip"))
 	if err != nil {
@@ -249,7 +251,7 @@ func (m *Member) Follow(ctx context.Context, config *rest.Config) error {
 	last := ""
 	for ctx.Err() == nil {
 		err := m.watch(ctx, client)
-		if err != nil && ctx.Err() == nil && err.Error() != last && !apierrors.IsNotFound(err) { // of the namespace, at a first start
+		if err != nil && ctx.Err() == nil && err.Error() != last && !apierrors.IsNotFound(err) { // or the namespace, at a first start
 			last = err.Error()
 			m.o.Logger.Warn("the gossip keys cannot be read; it is tried again", "error", err)
 		}
@@ -258,8 +260,8 @@ func (m *Member) Follow(ctx context.Context, config *rest.Config) error {
 	return nil
 }
 
-// watch reads the keys and follows them as long as the watch lasts. It begins at the revision of a list: that of the
-// Secret itself may be in no history any more.
+// watch reads the keys and follows their changes until the watch ends. It begins at the revision of a list: the
+// Secret's own revision may be compacted already.
 func (m *Member) watch(ctx context.Context, client kubernetes.Interface) error {
 	secrets := client.CoreV1().Secrets(metav1.NamespaceSystem)
 	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, GossipSecret).String()}
@@ -270,7 +272,7 @@ func (m *Member) watch(ctx context.Context, client kubernetes.Interface) error {
 	if len(found.Items) == 0 {
 		switch err := m.publish(ctx, client); {
 		case apierrors.IsAlreadyExists(err):
-			return nil // another server was faster: it is read after a pause
+			return nil // another server was faster: the caller reads it after a pause
 		case err != nil:
 			return err
 		}
@@ -288,7 +290,7 @@ func (m *Member) watch(ctx context.Context, client kubernetes.Interface) error {
 	for event := range w.ResultChan() {
 		s, ok := event.Object.(*corev1.Secret)
 		if !ok || event.Type == "DELETED" {
-			return nil // it is read, or made, again
+			return nil // the caller reads it, or makes it again
 		}
 		if err := m.useSecret(s); err != nil {
 			return err
@@ -305,7 +307,7 @@ func (m *Member) useSecret(s *corev1.Secret) error {
 	return err
 }
 
-// keysIn reads the gossip keys in their Secret.
+// keysIn decodes the gossip keys in their Secret.
 func keysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
 	var keys clusterconfig.GossipKeys
 	err := json.Unmarshal(s.Data[gossipData], &keys)
@@ -319,7 +321,7 @@ func keysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
 	return keys, nil
 }
 
-// putKeys writes them into their Secret.
+// putKeys encodes gossip keys into their Secret.
 func putKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
 	data, err := json.Marshal(keys)
 	if err != nil {
@@ -329,7 +331,7 @@ func putKeys(s *corev1.Secret, keys clusterconfig.GossipKeys) error {
 	return nil
 }
 
-// publish makes the Secret, with the keys that this server has or with new ones.
+// publish creates the Secret, with this server's keys or with new ones.
 func (m *Member) publish(ctx context.Context, client kubernetes.Interface) error {
 	keys := m.Keys()
 	if keys == nil {
@@ -348,7 +350,7 @@ func (m *Member) publish(ctx context.Context, client kubernetes.Interface) error
 	return err
 }
 
-// Members are the machines of the cluster as gossip knows them; none before this one is a member.
+// Members returns the machines of the cluster that gossip knows. There are none before this server is a member.
 func (m *Member) Members() []gossip.Info {
 	if member := m.member.Load(); member != nil {
 		return member.Members()
@@ -356,7 +358,7 @@ func (m *Member) Members() []gossip.Info {
 	return nil
 }
 
-// SetPodSubnets tells the other members which pods' addresses this machine's node has.
+// SetPodSubnets sends the other members the networks of this node's pods.
 func (m *Member) SetPodSubnets(ctx context.Context, subnets []netip.Prefix) {
 	select {
 	case <-m.changed:

@@ -19,30 +19,31 @@ import (
 )
 
 const (
-	// rotationPoll is how often a rotation looks who has the keys, nodesPoll how often which nodes there are.
+	// rotationPoll is how often a rotation checks which members have the keys. nodesPoll is how often it lists the
+	// nodes.
 	rotationPoll, nodesPoll = 500 * time.Millisecond, 5 * time.Second
-	// rotationPatience is how long a rotation waits for the nodes that have not taken a key over. A node asks for it
-	// within seconds, and once a minute where it hears no member.
+	// rotationPatience is how long a rotation waits for nodes that do not have the keys yet. A node requests them
+	// within seconds, and once a minute if it has contact with no member.
 	rotationPatience = 3 * time.Minute
-	// nodelessPatience is the same for members that have no Node: machines that are about to register, and servers
-	// without one.
+	// nodelessPatience replaces rotationPatience for members without a Node: machines that are about to register, and
+	// servers without a node.
 	nodelessPatience = 15 * time.Second
 )
 
-// Rotation is what replacing the gossip key needs.
+// Rotation replaces the gossip key.
 type Rotation struct {
 	Client kubernetes.Interface
-	// Members are the machines of the cluster and which keys they have, as a running server knows them.
+	// Members returns the machines of the cluster with the generations of their keys, as a running server knows them.
 	Members func(context.Context) ([]status.Member, error)
-	// Progress is called for each step.
+	// Progress is called at each step.
 	Progress func(string)
 }
 
-// Run makes a new key, has all members learn it, then use it, then forget the old one. Each step waits for all members
-// that are alive and have a Node; one that is off meanwhile asks a server for the key when it is back. It ends with an
-// error when one of these takes too long. It may be interrupted at any point and begun again: no step takes away a key
-// that such a member sends with. Of two rotations that run at once, one ends with an error before it changes what the
-// other one has made.
+// Run makes a new key and distributes it to all members. Then it makes all members use it, and then remove the old key.
+// Each step waits for all members that are alive and have a Node. A member that is off in the meantime requests the key
+// from a server when it returns. Run returns an error when a member takes too long. It may be interrupted at any point
+// and started again: no step removes a key that such a member still sends with. If two rotations run concurrently, one
+// returns an error before it changes what the other has done.
 func (r Rotation) Run(ctx context.Context) error {
 	now, err := r.read(ctx)
 	if err != nil {
@@ -87,7 +88,7 @@ func (r Rotation) read(ctx context.Context) (clusterconfig.GossipKeys, error) {
 	return keysIn(s)
 }
 
-// change puts other keys in place of those of a generation in the API.
+// change replaces the keys in the API, if they have this generation.
 func (r Rotation) change(ctx context.Context, generation uint64, next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys,
 	error)) (clusterconfig.GossipKeys, error) {
 	var out clusterconfig.GossipKeys
@@ -171,7 +172,7 @@ func (r Rotation) wait(ctx context.Context, generation uint64) error {
 	}
 }
 
-// membersBehind are the names of the members that are alive and have older keys, and the number of those that are
+// membersBehind returns the names of the members that are alive and have older keys, and the number of all that are
 // alive.
 func membersBehind(members []status.Member, generation uint64) (behind []string, alive int) {
 	for _, m := range members {
@@ -186,7 +187,7 @@ func membersBehind(members []status.Member, generation uint64) (behind []string,
 	return behind, alive
 }
 
-// nodes are the names of the cluster's Nodes.
+// nodes returns the names of the cluster's Nodes.
 func (r Rotation) nodes(ctx context.Context) (map[string]bool, error) {
 	all, err := r.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
