@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package highfd has the kernel close some of a process' sockets before everything else when the process dies, however
-// it dies.
+// Package highfd makes the kernel close some of a process's sockets before all others when the process dies, however it
+// dies.
 //
-// The kernel closes what a dead process had open from the highest number to the lowest (exit_files hands each file to
-// task_work, which runs the newest first), and for an inotify instance that takes it 8 ms or so, in which it waits
-// until no processor reads the list of watches. Upstream's parts have an instance for each certificate that they watch,
-// a dozen and more in one server. The other servers elect a leader as soon as the old one's connections break and its
-// port refuses new ones; both were among the lowest numbers, and so the last.
+// The kernel closes the descriptors of a dead process from the highest number to the lowest (exit_files hands each file
+// to task_work, which runs the newest first). For an inotify instance that takes about 8 ms, in which the kernel waits
+// until no processor reads the list of watches. Upstream's parts have an instance for each watched certificate, a dozen
+// and more in one server. The other servers elect a leader as soon as the old leader's connections break and its port
+// refuses new ones. Both sockets had low numbers, and so were closed last.
 //
-// The package only moves a socket to a high number. It decides nothing about which.
+// The package only moves a socket to a high number. It does not decide which sockets are moved.
 package highfd
 
 import (
@@ -24,20 +24,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// first is the least number that a socket gets here. A server has 40 to 300 descriptors.
+// first is the lowest number that a socket gets here. A server has 40 to 300 descriptors.
 const first = 512
 
-// tries is how often a duplicate is made: others may close files meanwhile, and it gets the number of one of these.
+// tries is how often a duplicate is made. Other goroutines may close files in the meantime, and the duplicate may get
+// one of their numbers.
 const tries = 8
 
-// socket is what package net can make again from a duplicate of its descriptor.
+// socket is a socket that package net can make again from a duplicate of its descriptor.
 type socket interface {
 	syscall.Conn
 	File() (*os.File, error)
 }
 
-// Conn returns the same connection under a high number, or, where there is no such number or it is not one of TCP's,
-// the connection as it is. Only what is returned may be used afterwards. Deadlines that were set are gone.
+// Conn returns the same connection with a high descriptor number. It returns the connection unchanged if there is no
+// such number or it is not a TCP connection. Only the returned connection may be used afterwards. Its deadlines are not
+// set.
 func Conn(c net.Conn) net.Conn {
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
@@ -47,11 +49,11 @@ func Conn(c net.Conn) net.Conn {
 	if err != nil {
 		return c
 	}
-	_ = c.Close() // the other descriptor is the connection's, too
+	_ = c.Close() // the other descriptor also keeps the connection open
 	return moved
 }
 
-// Listener is Conn for a listener. One of a Unix socket stays, for closing it removes the file by which it is found.
+// Listener does for a listener what Conn does. A Unix socket is not moved, as closing it removes its file.
 func Listener(l net.Listener) net.Listener {
 	tcp, ok := l.(*net.TCPListener)
 	if !ok {
@@ -71,8 +73,8 @@ var (
 	errLow   = errors.New("others close files with low numbers all the time")
 )
 
-// move duplicates a descriptor while all numbers below first are taken: package net takes the lowest that is free. What
-// others open in this millisecond gets a high number, too.
+// move duplicates a descriptor while all numbers below first are in use: package net takes the lowest free number.
+// Files that other goroutines open in this millisecond get high numbers, too.
 func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err error) {
 	if n, err := number(from); err != nil {
 		return moved, err
@@ -88,13 +90,13 @@ func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err 
 	defer f.Close()
 	for range tries {
 		release, err := hold()
-		defer release() // at the end: the next try needs other numbers
+		defer release() // at the end: the next attempt needs other numbers
 		if err != nil {
 			return moved, err
 		}
 		if moved, err = to(f); err != nil {
-			// It has made f blocking, and so all duplicates. A read of such a connection heeds no deadline and outlasts
-			// Close.
+			// Package net has made f blocking, and so all its duplicates. A read of such a connection ignores deadlines
+			// and outlasts Close.
 			return moved, errors.Join(err, unblock(from))
 		}
 		if n, err := number(moved); err == nil && n >= first {
@@ -105,7 +107,7 @@ func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err 
 	return moved, errLow
 }
 
-// number is the descriptor's of a connection or listener.
+// number returns the descriptor number of a connection or listener.
 func number(of any) (n int, err error) {
 	s, ok := of.(syscall.Conn)
 	if !ok {
@@ -128,12 +130,12 @@ func unblock(s socket) error {
 	return errors.Join(err, set)
 }
 
-// hold takes all free numbers below first until release is called, which has to be in any case.
+// hold takes all free numbers below first until release is called. release must be called even after an error.
 func hold() (release func(), err error) {
 	var held []int
 	release = func() {
 		for _, fd := range held {
-			_ = unix.Close(fd) // nothing else has it
+			_ = unix.Close(fd) // nothing else uses it
 		}
 	}
 	var limit syscall.Rlimit
