@@ -24,19 +24,20 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
-// Gateways are where the objects of the Gateway API come from.
+// Gateways is the source of the objects of the Gateway API.
 type Gateways struct {
 	Client *gatewayapi.Client
 	Use    gatewayapi.Use
 }
 
-// gateways are the objects that Gateways' tables follow from, followed while there are any.
+// gateways follows the objects from which Gateways' tables are compiled, while there are any.
 type gateways struct {
 	client  kubernetes.Interface
 	use     gatewayapi.Use
 	objects *gatewayapi.Objects
 	poke    func(any)
-	// others are Services and Namespaces, and ports the one ConfigMap; both are nil until there is a Gateway.
+	// others has Services and Namespaces. ports has the ConfigMap gatewayapi.PortsName. Both are nil until there is a
+	// Gateway.
 	others, ports informers.SharedInformerFactory
 	synced        []cache.InformerSynced
 	secrets       reads[corev1.Secret]
@@ -48,7 +49,7 @@ func newGateways(client kubernetes.Interface, g *Gateways, poke func(any), log *
 	return &gateways{client: client, use: g.Use, objects: gatewayapi.NewObjects(g.Client, func() { poke(nil) }, log), poke: poke}
 }
 
-// begin follows the other objects, from the first Gateway on until ctx is done.
+// begin follows the other objects, from the first Gateway on, until ctx is done.
 func (g *gateways) begin(ctx context.Context) error {
 	g.others = informers.NewSharedInformerFactoryWithOptions(g.client, 0, informers.WithTransform(slimService))
 	g.ports = informers.NewSharedInformerFactoryWithOptions(g.client, 0, informers.WithNamespace(metav1.NamespaceSystem),
@@ -59,7 +60,7 @@ func (g *gateways) begin(ctx context.Context) error {
 		{Informer: g.others.Core().V1().Services().Informer()}, {Informer: g.others.Core().V1().Namespaces().Informer()},
 		{Informer: g.ports.Core().V1().ConfigMaps().Informer()},
 	}...)
-	if err != nil { // of an informer that has ended: it has not begun
+	if err != nil { // only for an informer that has ended, and none has begun
 		return err
 	}
 	g.synced = append(g.synced, synced...)
@@ -75,7 +76,7 @@ func (g *gateways) shutdown() {
 	}
 }
 
-// slimService leaves out of Services and Namespaces what the table does not follow from.
+// slimService drops the fields of Services and Namespaces that the table does not depend on.
 func slimService(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.Service:
@@ -94,8 +95,8 @@ func slimService(o any) (any, error) {
 	return o, nil
 }
 
-// sections are the table of all Gateways. It is not complete while objects are being read for the first time. again is
-// after which time to ask again though nothing has changed; 0 for never.
+// sections returns the table of all Gateways. It is not complete while objects are being read for the first time. again
+// is the time after which it has to be called again without a change, 0 for never.
 func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedName) *corev1.Secret) (_ table.Sections, again time.Duration,
 	complete bool, _ error) {
 	state, complete := g.objects.State(g.use)
@@ -136,16 +137,16 @@ func (g *gateways) sections(ctx context.Context, secret func(types.NamespacedNam
 	return r.Sections, again, true, err
 }
 
-// fill adds to the objects of the Gateway API the others that count.
+// fill adds the other objects to those of the Gateway API.
 func (g *gateways) fill(state *gateway.State, secret func(types.NamespacedName) *corev1.Secret) {
 	core := g.others.Core().V1()
 	state.Now, state.Memory = time.Now(), &g.memory
-	state.Namespaces, _ = core.Namespaces().Lister().List(labels.Everything()) // of caches: they cannot fail
+	state.Namespaces, _ = core.Namespaces().Lister().List(labels.Everything()) // caches' listers return no errors
 	state.GatewayServices, _ = core.Services().Lister().List(gatewayapi.Labelled)
 	ports, _ := g.ports.Core().V1().ConfigMaps().Lister().ConfigMaps(metav1.NamespaceSystem).Get(gatewayapi.PortsName)
 	state.NodePorts = gatewayapi.ReadPorts(ports)
 	state.Service = func(name types.NamespacedName) *corev1.Service {
-		found, _ := core.Services().Lister().Services(name.Namespace).Get(name.Name) // nil where there is none
+		found, _ := core.Services().Lister().Services(name.Namespace).Get(name.Name) // nil if there is none
 		return found
 	}
 	state.Secret = func(name types.NamespacedName) *corev1.Secret {

@@ -25,19 +25,19 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// objects are those of the table, followed for as long as a client wants it.
+// objects are the objects from which the table is compiled. They are followed while a client needs the table.
 type objects struct {
 	client  kubernetes.Interface
 	log     *slog.Logger
 	others  informers.SharedInformerFactory
-	secrets informers.SharedInformerFactory // of the type for certificates alone
+	secrets informers.SharedInformerFactory // only of the type for certificates
 	setting informers.SharedInformerFactory // the ConfigMap compile.Defaults
-	wake    timers.Signal                   // something has changed
+	wake    timers.Signal                   // sent when something has changed
 	memory  compile.Memory
 	rules   compile.Rules
 	reads   reads[corev1.Secret]
 	configs reads[corev1.ConfigMap]
-	gateway *gateways // nil where Gateways are not served
+	gateway *gateways // nil if Gateways are not served
 
 	noIngress bool
 }
@@ -73,14 +73,14 @@ func withoutManagedFields(o any) (any, error) {
 	return o, nil
 }
 
-// run compiles the table whenever something has changed, until ctx is done.
+// run compiles the table after each change, until ctx is done.
 func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	ingresses, classes := o.others.Networking().V1().Ingresses(), o.others.Networking().V1().IngressClasses()
 	secrets, setting := o.secrets.Core().V1().Secrets(), o.setting.Core().V1().ConfigMaps()
 	synced, err := netinformers.Follow(o.poke, []netinformers.Source{
 		{Informer: ingresses.Informer()}, {Informer: classes.Informer()}, {Informer: secrets.Informer()}, {Informer: setting.Informer()},
 	}...)
-	if err != nil { // of an informer that has ended: it has not begun
+	if err != nil { // only for an informer that has ended, and none has begun
 		o.log.Error("ingress: listening to an informer failed", "error", err)
 		return
 	}
@@ -102,13 +102,13 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	o.wake.Rounds(ctx, gather, func() time.Duration {
 		state := compile.State{Rules: o.rules, Secrets: map[types.NamespacedName]*corev1.Secret{}}
 		if !o.noIngress {
-			state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // of a cache: it cannot fail
+			state.Ingresses, _ = ingresses.Lister().List(labels.Everything()) // a cache's lister returns no error
 			state.Classes, _ = classes.Lister().List(labels.Everything())
-			// nil where there is none
+			// nil if there is none
 			state.Defaults, _ = setting.Lister().ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name)
 		}
 		secret := func(name types.NamespacedName) *corev1.Secret {
-			s, _ := secrets.Lister().Secrets(name.Namespace).Get(name.Name) // nil where there is none
+			s, _ := secrets.Lister().Secrets(name.Namespace).Get(name.Name) // nil if there is none
 			return s
 		}
 		state.Default, state.Account = secret(compile.DefaultCertificate), secret(compile.Account)
@@ -116,7 +116,7 @@ func (o *objects) run(ctx context.Context, put func(table.Sections)) {
 	})
 }
 
-// compile makes the table, and returns after which time to do so again though nothing has changed; 0 for never.
+// compile makes the table. It returns the time after which it has to be called again without a change, 0 for never.
 func (o *objects) compile(ctx context.Context, state compile.State, secret func(types.NamespacedName) *corev1.Secret,
 	put func(table.Sections)) (again time.Duration) {
 	state.Memory = &o.memory
@@ -150,7 +150,7 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 			o.log.Error("gateway: the table cannot be made; the one before stays", "error", err)
 			return otherSecrets
 		}
-		if !complete { // one without the Gateways' would have nodes close their sockets
+		if !complete { // with a table without the Gateways' sections nodes would close their sockets
 			return again
 		}
 		again = shorterWait(again, later)
@@ -160,7 +160,7 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 	return again
 }
 
-// configMaps reads those that Ingresses name, and returns when to do so again; 0 for never.
+// configMaps reads the ConfigMaps that Ingresses name. It returns when to read them again, 0 for never.
 func (o *objects) configMaps(ctx context.Context, state *compile.State) (again time.Duration) {
 	names := slices.Collect(maps.Keys(compile.WantedConfigMaps(*state)))
 	again = o.configs.read(time.Now(), names, func(namespace, name string) (*corev1.ConfigMap, error) {
@@ -175,7 +175,7 @@ func (o *objects) configMaps(ctx context.Context, state *compile.State) (again t
 	return again
 }
 
-// shorterWait is the shorter of two waits, of which 0 is none.
+// shorterWait returns the shorter of two waits. 0 means no wait.
 func shorterWait(a, b time.Duration) time.Duration {
 	if a == 0 || b > 0 && b < a {
 		return b

@@ -13,28 +13,28 @@ import (
 )
 
 const (
-	// otherSecrets is how often a Secret is read that Ingresses name and that is missing, or not of the type for
-	// certificates, and a ConfigMap: these are not watched.
+	// otherSecrets is how often an object is read that is not watched. These are ConfigMaps, and Secrets that Ingresses
+	// name and that are missing or not of the type for certificates.
 	otherSecrets = 10 * time.Second
-	// maxReads bounds how many are read at a time, and readsPause is between two times: an Ingress may name ten
+	// maxReads is how many objects are read at a time, and readsPause is the pause after that: an Ingress may name ten
 	// thousand that do not exist.
 	maxReads, readsPause = 200, time.Second
 )
 
-// reads are objects that are not watched, as they were read last: Secrets, or ConfigMaps that Gateways name.
+// reads is a cache of objects that are not watched: Secrets, or ConfigMaps that Gateways name.
 type reads[T any] struct {
 	of map[types.NamespacedName]read[T]
 }
 
 type read[T any] struct {
-	object *T // nil where it is missing
+	object *T // nil if it is missing
 	at     time.Time
 }
 
 func (r *reads[T]) get(name types.NamespacedName) *T { return r.of[name].object }
 
-// read is sync with a request to the API: an object that cannot be read is as it was read last, and for one that is
-// missing its reader has a status.
+// read calls sync with requests to the API. An object that cannot be read stays as it was. A missing object is nil, and
+// the compiler reports it in a status.
 func (r *reads[T]) read(now time.Time, names []types.NamespacedName, get func(namespace, name string) (*T, error)) (again time.Duration) {
 	return r.sync(now, names, func(name types.NamespacedName) *T {
 		switch o, err := get(name.Namespace, name.Name); {
@@ -48,8 +48,9 @@ func (r *reads[T]) read(now time.Time, names []types.NamespacedName, get func(na
 	})
 }
 
-// sync reads those that were not read for otherSecrets, maxReads at most: of each namespace the first in turn, those
-// that were never read before others. It forgets the rest, and returns when to come again.
+// sync reads the objects that were not read for otherSecrets, at most maxReads. It takes them from the namespaces in
+// turn. Objects that were never read come first. It removes other objects from the cache, and returns when to call it
+// again.
 func (r *reads[T]) sync(now time.Time, names []types.NamespacedName, get func(types.NamespacedName) *T) (again time.Duration) {
 	if len(names) == 0 {
 		r.of = nil

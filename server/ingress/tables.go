@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ingress tells nodes that serve HTTP what their ingress proxies go by: the table that ingress/compile makes of
-// the cluster's objects, in one stream for each node.
+// Package ingress sends nodes the tables by which their ingress proxies route: ingress/compile makes a table of the
+// cluster's objects, and each node gets it in one stream.
 //
-// Every server does so for the nodes that are connected to it. It watches the objects only while a node asks, once for
-// all of them, and writes nothing. Certificates with their keys are part of the table, so that only nodes may ask.
+// Every server does so for the nodes that are connected to it. It watches the objects only while a node has a stream,
+// once for all nodes, and writes nothing. Certificates with their keys are part of the table, so only nodes may request
+// it.
 package ingress
 
 import (
@@ -32,28 +33,28 @@ import (
 )
 
 const (
-	// leastStream is how long a stream lasts, up to twice as long, as with client-go's watches.
+	// leastStream is the shortest duration of a stream. The longest is twice that, as with client-go's watches.
 	leastStream = 5 * time.Minute
-	// beginWithin bounds the time until a stream's first table.
+	// beginWithin limits the time until a stream's first table.
 	beginWithin = 10 * time.Second
-	// linger is how long objects are watched after the last stream has ended: nodes ask again.
+	// linger is how long objects are watched after the last stream has ended: nodes reconnect.
 	linger = time.Minute
-	// gather is how long is waited for more after an object has changed.
+	// gather is how long further changes are awaited after an object has changed.
 	gather = 20 * time.Millisecond
 )
 
-// nodePrefix begins the names of nodes' users.
+// nodePrefix is the prefix of the names of nodes' users.
 const nodePrefix = "system:node:"
 
-// Options say what the table is made of.
+// Options are the parameters of New.
 type Options struct {
 	// Client must be allowed to read Ingresses, IngressClasses, Secrets, ConfigMaps, Services and Namespaces.
 	Client kubernetes.Interface
-	// Rules are those by which Ingresses are compiled.
+	// Rules are the rules by which Ingresses are compiled.
 	Rules compile.Rules
 	// NoIngress leaves Ingresses out.
 	NoIngress bool
-	// Gateways are the objects of the Gateway API; nil leaves them out.
+	// Gateways is the source of the objects of the Gateway API. Nil leaves them out.
 	Gateways *Gateways
 	Logger   *slog.Logger
 }
@@ -62,16 +63,16 @@ type Options struct {
 type Tables struct {
 	o     Options
 	lasts func() time.Duration
-	asked timers.Signal // a stream has begun or ended
+	asked timers.Signal // sent when a stream has begun or ended
 
 	mu      sync.Mutex
 	streams int
-	ready   bool // sections are complete, and objects are watched
+	ready   bool // now is complete, and the objects are watched
 	now     table.Sections
-	changed chan struct{} // closed when now or ready becomes another one
+	changed chan struct{} // closed when now or ready changes
 }
 
-// New makes one.
+// New returns a handler. Run has to be called.
 func New(o Options) *Tables {
 	return &Tables{
 		o: o, lasts: func() time.Duration { return leastStream + rand.N(leastStream) }, asked: timers.NewSignal(),
@@ -79,7 +80,7 @@ func New(o Options) *Tables {
 	}
 }
 
-// Run watches the objects while nodes ask, until ctx is done.
+// Run watches the objects while nodes have streams, until ctx is done.
 func (t *Tables) Run(ctx context.Context) {
 	for {
 		select {
@@ -93,9 +94,9 @@ func (t *Tables) Run(ctx context.Context) {
 	}
 }
 
-// serve watches the objects until no stream has been there for linger.
+// serve watches the objects until there has been no stream for the time linger.
 func (t *Tables) serve(ctx context.Context) {
-	defer t.drop() // when nothing can be put any more
+	defer t.drop() // when put is not called any more
 	ctx, cancel := context.WithCancel(ctx)
 	o := newObjects(t.o)
 	var watching sync.WaitGroup
@@ -132,7 +133,7 @@ func (t *Tables) put(s table.Sections) {
 	t.changed = make(chan struct{})
 }
 
-// drop drops the table: the next stream waits for a new one.
+// drop drops the table. The next stream waits for a new one.
 func (t *Tables) drop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -145,7 +146,7 @@ func (t *Tables) current() (now table.Sections, ready bool, changed <-chan struc
 	return t.now, t.ready, t.changed
 }
 
-// begin counts a stream; what it returns ends it.
+// begin counts a stream until end is called.
 func (t *Tables) begin() (end func()) {
 	add := func(n int) {
 		t.mu.Lock()
@@ -157,7 +158,7 @@ func (t *Tables) begin() (end func()) {
 	return func() { add(-1) }
 }
 
-// ServeHTTP implements http.Handler. Like a watch, a stream is served above the filters that it came through.
+// ServeHTTP implements http.Handler. Like a watch, a stream is served without the stack of the filters that it passed.
 func (t *Tables) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if code, why := refuses(r); code != 0 {
 		http.Error(w, why, code)
@@ -174,7 +175,8 @@ func (t *Tables) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuses says why a client may not have the table; 0: it may. One that may ask for all paths is no node for that.
+// refuses returns why a client may not get the table, or code 0. RBAC's permission is not enough: the client has to be
+// a node.
 func refuses(r *http.Request) (code int, why string) {
 	if r.Method != http.MethodGet {
 		return http.StatusMethodNotAllowed, "the table of the ingress is read only"
@@ -186,7 +188,7 @@ func refuses(r *http.Request) (code int, why string) {
 	return 0, ""
 }
 
-// stream sends the table, and then what changes of it, until the request ends or it is time.
+// stream sends the table, and then its changes, until the request ends or the stream's time is over.
 func (t *Tables) stream(w http.ResponseWriter, r *http.Request) {
 	defer t.begin()()
 	flusher, ok := w.(http.Flusher)
@@ -204,13 +206,13 @@ func (t *Tables) stream(w http.ResponseWriter, r *http.Request) {
 	sent, first := table.Sections{}, true
 	for out := json.NewEncoder(w); ; {
 		now, ready, changed := t.current()
-		if !ready { // the objects are watched no more: the node asks again
+		if !ready { // the objects are not watched any more: the node reconnects
 			return
 		}
 		changes := table.Diff(sent, now)
 		if first || len(changes) > 0 {
 			for _, c := range append(changes, table.Change{Commit: true}) {
-				if out.Encode(c) != nil { // who asked has gone
+				if out.Encode(c) != nil { // the client has ended
 					return
 				}
 			}
@@ -228,7 +230,7 @@ func (t *Tables) stream(w http.ResponseWriter, r *http.Request) {
 }
 
 // await waits for a table, and for a read from the store that a majority confirms: a server that is cut off must not
-// send nodes what it knew before.
+// send nodes an outdated table.
 func (t *Tables) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, beginWithin)
 	defer cancel()
