@@ -20,7 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 )
 
-// gatewayPart keeps the objects of the Gateway API for a term.
+// gatewayPart runs the controller of the Gateway API for a term.
 func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "gateway")
 	client, clientErr := kubernetes.NewForConfig(config)

@@ -17,8 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// helmPart keeps charts installed that are objects of the API, for a term. Switched off, it lets go of those that there
-// are.
+// helmPart installs the charts of HelmChart objects, for a term. If it is disabled, it releases existing objects.
 func (l *Leader) helmPart(ctx context.Context, t *term.Term) error {
 	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "helm-controller")
 	o, children := l.o.Helm, l.o.HelmChildren

@@ -15,10 +15,10 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// ingressCertificates is the line in the status of what orders certificates.
+// ingressCertificates is the status line of the part that orders certificates.
 const ingressCertificates = "ingress certificates"
 
-// ingressPart keeps the objects of the ingress for a term.
+// ingressPart runs the controller of the ingress for a term.
 func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "ingress"))
 	if err != nil {
@@ -51,7 +51,7 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 	return runUntilDone(ctx, c.Run, "keeping the objects of the ingress")
 }
 
-// newCertificates returns what orders certificates for a term, and has the controller tell it which; nil where none are
+// newCertificates returns the Manager that orders certificates for a term, and sets it in o. It returns nil if none are
 // ordered.
 func (l *Leader) newCertificates(o *ingress.Options, t *term.Term) *acme.Manager {
 	if l.o.ACME.Email == "" || o.Disabled {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package leading is what the server that leads does for the whole cluster: upstream's controllers and scheduler, and
+// Package leading does the leader's work for the whole cluster: it runs upstream's controllers and scheduler, and
 // ours.
 //
-// It owns the parts of a term, and when a term begins and ends here. It never decides who leads, which the store does.
+// It owns the parts of a term, and starts and stops them on this server. It never decides which server leads: the store
+// does.
 package leading
 
 import (
@@ -39,82 +40,82 @@ import (
 const (
 	// termRetry is how long a leader whose loops failed waits before it starts them again.
 	termRetry = 5 * time.Second
-	// termDrain bounds the wait for requests of a term that has ended; they are cancelled by then.
+	// termDrain limits the wait for requests of a term that has ended. They are cancelled by then.
 	termDrain = 10 * time.Second
 )
 
-// ErrTermOver ends a term whose writes the store refuses. It is not begun again: a term that is over does not come
-// back.
+// ErrTermOver ends a term whose writes the store refuses. The term is not started again, since it is over for good.
 var ErrTermOver = errors.New("the store refused a write of this term: another one has begun")
 
-// Options are what a server gives. Those of a part lack what the term has: clients, informers, recorders, lines in the
-// status and loggers.
+// Options are a server's parameters for the parts. The options of a part lack the fields that the term sets: clients,
+// informers, recorders, status lines and loggers.
 type Options struct {
-	// API is the server's own.
+	// API is the server's own API server.
 	API API
-	// Cluster is what all machines of the cluster agree on.
+	// Cluster is the settings in which all machines of the cluster agree.
 	Cluster     clusterconfig.Settings
 	Controllers controllers.Options
 	Scheduler   scheduler.Options
-	// Volumes asks nodes for folders.
+	// Volumes sends requests for folders to nodes.
 	Volumes localpath.Nodes
-	// Manifests without a folder are none.
+	// Manifests without a folder disable that part.
 	Manifests manifests.Options
 	Liveness  liveness.Options
 	// Judge is set while this server judges nodes.
 	Judge *atomic.Pointer[liveness.Judge]
-	// Members are those of the store.
+	// Members are the members of the store.
 	Members   nodemembers.Members
 	ServiceLB servicelb.Options
-	// Port is the servers'. LBReserved are further ports that no Service gets at nodes' addresses, as
-	// loadbalancer.ParsePorts reads them, and NodePortRange is FIRST-LAST.
+	// Port is the servers' port. LBReserved are further ports that no Service gets at nodes' addresses
+	// (loadbalancer.ParsePorts). NodePortRange is FIRST-LAST.
 	Port          int
 	LBReserved    []string
 	NodePortRange string
 	Ingress       ingress.Options
 	// ACME orders certificates of Ingresses if it has an e-mail address.
 	ACME acme.Options
-	// OwnsAddress says whether an address is one of the cluster's.
+	// OwnsAddress says whether an address belongs to the cluster.
 	OwnsAddress func(corelisters.NodeLister, netip.Addr) bool
 	GatewayUse  *gatewayuse.Use
 	Helm        helmcharts.Options
-	// HelmChildren are the processes that run Helm.
+	// HelmChildren starts the child processes that run Helm.
 	HelmChildren helmcharts.Children
-	// Part, when set, shows whether this server leads; Board, when set, has a line for each of the parts that have one.
+	// Part, when set, shows whether this server leads. Board, when set, has a line for each part with a status.
 	Part   *status.Part
 	Board  *status.Board
 	Logger *slog.Logger
 }
 
-// API makes what reaches the API server for one term, and a function that ends it.
+// API returns a client configuration for one term, and a function that ends it.
 type API interface {
 	TermConfig(mark func(context.Context) context.Context) (*rest.Config, func(context.Context) error)
 }
 
-// Leader runs what the leader does while this server leads.
+// Leader runs the parts while this server leads.
 type Leader struct {
 	o Options
-	// helmWanted and gatewayWanted say that a user has an object of the kinds of Helm charts or of the Gateway API.
+	// helmWanted and gatewayWanted are sent when a user has an object of the kinds of Helm charts or of the Gateway
+	// API.
 	helmWanted, gatewayWanted timers.Signal
-	// refusals are nodes that gave claims no local volume, which the scheduler gets.
+	// refusals are the claims for which nodes refused a local volume. The scheduler reads them.
 	refusals *localpath.Refusals
 }
 
-// New makes the Leader of a server.
+// New returns a Leader. It starts nothing.
 func New(o Options) *Leader {
 	return &Leader{o: o, helmWanted: timers.NewSignal(), gatewayWanted: timers.NewSignal(), refusals: localpath.NewRefusals(time.Now)}
 }
 
-// Follow starts the loops when this server begins to lead and stops them when it ceases to, until ctx is done; it
-// returns false when the store closed before. It returns with no loop running. fatal is called when this process must
-// not begin another term.
+// Follow starts the loops when this server begins to lead, and stops them when it ceases to lead, until ctx is done. It
+// returns false if the store was closed before. No loop runs any more when it returns. It calls fatal when this process
+// must not begin another term.
 func (l *Leader) Follow(ctx context.Context, fatal context.CancelCauseFunc, leadership <-chan raftstore.Leadership) bool {
 	return l.follow(ctx, fatal, leadership, func(ctx context.Context, number uint64) error {
 		return RunTerm(ctx, l.o.API, l.o.Logger, number, l.parts()...)
 	})
 }
 
-// follow runs one term after the other, never two at once.
+// follow runs one term after the other, never two concurrently.
 func (l *Leader) follow(ctx context.Context, fatal context.CancelCauseFunc, leadership <-chan raftstore.Leadership,
 	run func(context.Context, uint64) error) bool {
 	stop := func() {}
@@ -141,7 +142,7 @@ func (l *Leader) follow(ctx context.Context, fatal context.CancelCauseFunc, lead
 	}
 }
 
-// startTerm runs the loops until the function it returns is called, which waits for them.
+// startTerm starts the loops. stop ends them and waits for their end.
 func (l *Leader) startTerm(ctx context.Context, fatal context.CancelCauseFunc, number uint64,
 	run func(context.Context, uint64) error) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -178,18 +179,18 @@ func (l *Leader) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 	}
 }
 
-// RunTerm runs parts for one term of leadership. All of them reach the API server over one transport, which gives the
-// context of each request the term, so that the store refuses every write as soon as the term is over. The first
-// refusal ends the term here.
+// RunTerm runs parts for one term of leadership. All of them use one transport to the API server, which adds the term
+// to the context of each request. So the store refuses every write as soon as the term is over. The first refusal ends
+// the term here.
 func RunTerm(ctx context.Context, api API, log *slog.Logger, number uint64, parts ...term.Part) (err error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	config, closeTransport := api.TermConfig(func(ctx context.Context) context.Context {
 		return raftstore.WithFence(ctx, number, func() { end(ErrTermOver) })
 	})
-	// With its context, a term's loops lose the transport: what has not noticed yet that the term is over has no way to
-	// the API server any more.
-	closed := make(chan error, 1) // one: who sends need not wait for the receiver
+	// The transport closes when the term's context is done: a part that has not noticed that yet cannot reach the API
+	// server any more.
+	closed := make(chan error, 1) // capacity 1: the sender need not wait for the receiver
 	context.AfterFunc(ctx, func() {
 		drain, done := context.WithTimeout(context.Background(), termDrain)
 		defer done()

@@ -35,10 +35,10 @@ import (
 	"github.com/coracle-k8s/coracle/server/nodemembers"
 )
 
-// LocalStorageLine is its line in the status.
+// LocalStorageLine is the status line of local storage.
 const LocalStorageLine = "local storage"
 
-// parts are everything that one server of the cluster does for all.
+// parts returns everything that runs on only one server of the cluster.
 func (l *Leader) parts() []term.Part {
 	logged := func(run func(context.Context, *term.Term, *slog.Logger) error, part string) term.Part {
 		return func(ctx context.Context, t *term.Term) error { return run(ctx, t, l.log(part)) }
@@ -57,7 +57,7 @@ func (l *Leader) parts() []term.Part {
 
 func (l *Leader) log(part string) *slog.Logger { return l.o.Logger.With("part", part) }
 
-// line is a part's line in the status, nil without a board.
+// line returns the status line of a part, nil without a board.
 func (l *Leader) line(name string) *status.Part {
 	if l.o.Board == nil {
 		return nil
@@ -65,17 +65,17 @@ func (l *Leader) line(name string) *status.Part {
 	return l.o.Board.Part(name)
 }
 
-// notLeading is what a line in the status says from the end of a term.
+// notLeading sets a status line at the end of a term.
 func notLeading(line *status.Part) { line.Set(status.Waiting, "this server does not lead") }
 
-// newRecorder makes what a part records events with; the function ends it.
+// newRecorder returns a recorder of events for a part, and a function that ends it.
 func newRecorder(ctx context.Context, client kubernetes.Interface, component string) (record.EventRecorder, func()) {
 	events := record.NewBroadcaster(record.WithContext(ctx))
 	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	return events.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: component}), events.Shutdown
 }
 
-// runUntilDone runs what has to go on until ctx is done; what names it in the error if it does not.
+// runUntilDone calls run. It returns an error if run returns before ctx is done. what names the part in that error.
 func runUntilDone(ctx context.Context, run func(context.Context) error, what string) error {
 	if err := run(ctx); err != nil {
 		return err
@@ -108,7 +108,7 @@ func (l *Leader) controllersPart(ctx context.Context, t *term.Term) error {
 	return controllers.Run(ctx, o)
 }
 
-// newLocalStorage makes what gives claims a directory on a node, for a term.
+// newLocalStorage returns the plugin that provides volumes as directories on nodes, for a term.
 func (l *Leader) newLocalStorage(ctx context.Context, t *term.Term) (*localpath.Volumes, error) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(t.Config), "local-storage"))
 	if err != nil {
@@ -144,14 +144,14 @@ func (l *Leader) manifestsPart(ctx context.Context, t *term.Term) error {
 	if err != nil {
 		return err
 	}
-	if !t.StartInformers(ctx) { // it listens to none, but the others wait for every part
+	if !t.StartInformers(ctx) { // it uses none, but the others wait for every part
 		return nil
 	}
 	return m.Run(ctx)
 }
 
-// wantKind has kinds that this package defines defined at once, for a user who has an object of them. It says whether
-// the kind is one of these.
+// wantKind says whether a kind is one that parts of this package define. If it is, the part defines it at once, since a
+// user has an object of it.
 func (l *Leader) wantKind(of schema.GroupKind) bool {
 	switch {
 	case of.Group == kinds.Group && !l.o.Helm.Disabled:
@@ -164,7 +164,7 @@ func (l *Leader) wantKind(of schema.GroupKind) bool {
 	return true
 }
 
-// livenessPart judges nodes for a term.
+// livenessPart decides which nodes are dead, for a term.
 func (l *Leader) livenessPart(ctx context.Context, t *term.Term) error {
 	nodes := t.Informers.Core().V1().Nodes()
 	synced := nodes.Informer().HasSynced

@@ -21,11 +21,11 @@ import (
 	"github.com/coracle-k8s/coracle/server/liveness"
 )
 
-// kubeletPort is where every node's kubelet listens.
+// kubeletPort is the port of every node's kubelet.
 const kubeletPort = 10250
 
-// serviceLBPart gives Services of type LoadBalancer their addresses for a term. Switched off, it takes back what it
-// gave.
+// serviceLBPart gives Services of type LoadBalancer their addresses, for a term. If it is disabled, it removes
+// addresses that it gave.
 func (l *Leader) serviceLBPart(ctx context.Context, t *term.Term) error {
 	config := rest.AddUserAgent(rest.CopyConfig(t.Config), "servicelb")
 	client, err := kubernetes.NewForConfig(config)
@@ -59,8 +59,8 @@ func (l *Leader) serviceLBPart(ctx context.Context, t *term.Term) error {
 	return runUntilDone(ctx, c.Run, "giving Services addresses")
 }
 
-// isAlive says whether this server hears a node: every node says something each second. One that has no connection of
-// that kind is judged by its condition alone.
+// isAlive says whether this server has contact with a node: every node sends a ping each second. For a node that never
+// was connected it returns true, so that only its condition is used.
 func (l *Leader) isAlive(node string) bool {
 	if node == l.o.Liveness.Own {
 		return true
@@ -69,8 +69,8 @@ func (l *Leader) isAlive(node string) bool {
 	return !ok || c.Open && time.Since(c.Last) < liveness.Quick
 }
 
-// reservedPorts are those at nodes' addresses that no Service may take: machines of the cluster talk to one another
-// there, or programs of theirs listen.
+// reservedPorts returns the ports at nodes' addresses that no Service may have, since machines of the cluster or their
+// programs use them.
 func (l *Leader) reservedPorts() (map[servicelb.Port]string, error) {
 	out := map[servicelb.Port]string{}
 	kept, err := loadbalancer.ParsePorts(l.o.LBReserved)
