@@ -13,30 +13,30 @@ import (
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
-// Protocol is the name in ALPN of the connections by which one server asks another one about a node. Both ends are
-// servers and have shown that (server/peertls).
+// Protocol is the ALPN name of the connections by which one server asks another one about a node. Both ends have proved
+// that they are servers (server/peertls).
 //
-// A question is a node's name and a line feed, the answer one byte: a Finding.
+// A question is a node's name and a line feed. The answer is one byte: a Finding.
 const Protocol = "coracle-liveness/1"
 
 const (
-	// askedPatience bounds a conversation on the side of the server that is asked.
+	// askedPatience limits the time to answer a question.
 	askedPatience = 5 * time.Second
-	// mostAsked is how many questions are answered at a time.
+	// mostAsked is the number of questions that are answered concurrently.
 	mostAsked = 256
-	// maxName is a node's name and the line feed, in bytes.
+	// maxName is the maximum length of a node's name and the line feed, in bytes.
 	maxName = 254
 )
 
-// Serve replies to other servers' questions until ctx is done, and returns when none is left. find is a check of this
-// server's own.
+// Serve answers other servers' questions until ctx is done. It returns when none is left. find is this server's own
+// check of a node.
 func Serve(ctx context.Context, l net.Listener, find func(ctx context.Context, node string) Finding) error {
 	err := connlimit.Serve(ctx, l, mostAsked, func(ctx context.Context, c net.Conn, _ func()) {
 		ctx, cancel := context.WithTimeout(ctx, askedPatience)
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 		if node, err := readName(c); err == nil {
-			_, _ = c.Write([]byte{byte(find(ctx, node))}) // who asked has gone, or will ask again
+			_, _ = c.Write([]byte{byte(find(ctx, node))}) // a peer that does not get it has ended, or will ask again
 		}
 	})
 	if err != nil {
@@ -58,7 +58,7 @@ func readName(c net.Conn) (string, error) {
 	return string(line[:len(line)-1]), nil
 }
 
-// Ask asks one server. One that does not answer has found nothing.
+// Ask asks one server about a node. It returns Silent if the server does not answer.
 func Ask(ctx context.Context, dial func(context.Context) (net.Conn, error), node string) Finding {
 	c, err := dial(ctx)
 	if err != nil {

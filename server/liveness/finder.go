@@ -17,25 +17,26 @@ import (
 	"github.com/coracle-k8s/coracle/server/tunnels"
 )
 
-// A node that is connected to this server and that it has never reached otherwise is tried reachSoon times every
-// reachEvery, and then every reachLater.
+// A node that is connected to this server and was never reached directly is tried reachSoon times every reachEvery, and
+// then every reachLater.
 const (
 	reachEvery, reachLater = 2 * time.Second, 30 * time.Second
 	reachSoon              = 15
-	// reachAtOnce is how many are tried at a time: hundreds behind routers take all of reachPatience each.
+	// reachAtOnce is how many nodes are tried concurrently: for hundreds of nodes behind routers each attempt takes all
+	// of reachPatience.
 	reachAtOnce = 32
-	// reachPatience bounds one try.
+	// reachPatience limits one attempt.
 	reachPatience = 2 * time.Second
 )
 
-// Finder finds out about nodes, for this server and for others that ask it: by the connections that nodes keep, and at
-// their addresses.
+// Finder finds out whether nodes are alive, for this server and for others that ask it. It uses the connections that
+// nodes keep to this server, and their addresses.
 type Finder struct {
 	Tunnels *tunnels.Table
 	Roster  *roster.Roster
-	// Own is this machine's own node; "" if it has none.
+	// Own is this machine's own node, empty if it has none.
 	Own string
-	// KubeletCA is the file with the authorities of kubelets' certificates.
+	// KubeletCA is the file with the CA of kubelets' certificates.
 	KubeletCA string
 	// Dial connects to another server for Protocol.
 	Dial   func(ctx context.Context, address string) (net.Conn, error)
@@ -43,7 +44,7 @@ type Finder struct {
 	Logger *slog.Logger
 }
 
-// ReachNodes finds out which of the nodes that are connected can be reached without that, until ctx is done.
+// ReachNodes finds out which of the connected nodes can also be reached directly, until ctx is done.
 func (f *Finder) ReachNodes(ctx context.Context) {
 	tries, pause := reachTries{}, reachLater
 	kubelets := f.authorities()
@@ -73,7 +74,7 @@ func (f *Finder) ReachNodes(ctx context.Context) {
 	}
 }
 
-// Find is what this server finds out about a node by itself.
+// Find returns what this server by itself finds out about a node.
 func (f *Finder) Find(ctx context.Context, name string) Finding {
 	if name == f.Own {
 		return Heard
@@ -87,8 +88,8 @@ func (f *Finder) Find(ctx context.Context, name string) Finding {
 	if n == nil {
 		return Silent
 	}
-	// Of a node that was connected and has never shown itself at its address, whatever answers there may be a router,
-	// or another machine.
+	// This node was connected and has never proved its identity at its address. A router or another machine may answer
+	// there.
 	if c, ok := f.Tunnels.Contact(name); ok && !c.Direct {
 		if ProvesIdentity(ctx, n, f.authorities(), f.Now()) {
 			f.Tunnels.Reached(name)
@@ -102,7 +103,7 @@ func (f *Finder) Find(ctx context.Context, name string) Finding {
 	return Silent
 }
 
-// authorities are those of kubelets' certificates.
+// authorities returns the CA certificates of kubelets.
 func (f *Finder) authorities() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pem, err := os.ReadFile(f.KubeletCA)
@@ -113,7 +114,7 @@ func (f *Finder) authorities() *x509.CertPool {
 	return pool
 }
 
-// Check finds out about a node, with the help of all servers.
+// Check asks all servers about a node and returns the best finding.
 func (f *Finder) Check(ctx context.Context, n *corev1.Node) Finding {
 	ctx, cancel := context.WithTimeout(ctx, CheckTimeout)
 	defer cancel()

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package liveness judges, on the server that leads, which nodes are dead, and writes that down: Ready=Unknown on the
-// Node, and its pods not ready, so that no Service sends to them.
+// Package liveness decides, on the leader, which nodes are dead. It then writes Ready=Unknown to the Node and marks its
+// pods not ready, so that no Service sends to them.
 //
-// A node is heard every second over the connection that it keeps open (server/tunnels). One that is silent is checked:
-// this server tries to reach its machine, and asks the other servers whether they hear or reach it. Only if all of that
-// fails is the node dead at once; a machine whose kernel still answers has longer, since its pods may work while its
-// agent does not. Taints and evictions are upstream's node lifecycle controller's, which acts on what is written here.
-// The kubelet of a node that comes back undoes it with its next status.
+// Every second a node sends a ping over its connection to a server (server/tunnels). A node without a recent ping is
+// checked: this server tries to reach its machine, and asks the other servers whether they have contact or can reach
+// it. If all of that fails, the node is dead at once. A machine whose kernel still answers has more time, since its
+// pods may work while its agent does not. Taints and evictions are left to upstream's node lifecycle controller, which
+// acts on the Node's conditions. The kubelet of a node that returns undoes them with its next status.
 package liveness
 
 import (
@@ -34,105 +34,105 @@ import (
 )
 
 const (
-	// Quick is how long a node may be silent before it is checked. It says something every second
+	// Quick is how long a node may be without contact before it is checked. It sends a ping every second
 	// (nodetunnel.PingEvery).
 	Quick = 1400 * time.Millisecond
-	// quickFar is the same for a node that no server could ever connect to: the check cannot tell much.
+	// quickFar replaces Quick for a node that no server could ever reach directly: a check tells little about it.
 	quickFar = 10 * time.Second
-	// slow is how long a node may be silent whose machine answers: upstream's node-monitor-grace-period of 40 s before
-	// 1.32, and the time in which a node has connected that is going to.
+	// slow is how long a node may be without contact while its machine answers. It is upstream's
+	// node-monitor-grace-period of 40 s before 1.32. Within this time a node that is able to connect has connected.
 	slow = 40 * time.Second
-	// CheckTimeout bounds a check.
+	// CheckTimeout limits a check.
 	CheckTimeout = 800 * time.Millisecond
-	// lateBy is by how much a check or a wait may last longer before this server has to assume that it was short of CPU
-	// itself.
+	// lateBy is by how much a check or a wait may exceed its time before this server assumes that it was itself short
+	// of CPU.
 	lateBy = 500 * time.Millisecond
-	// recheck is how often a node is checked that is silent and not dead, recheckFar the same for one without a
-	// connection.
+	// recheck is the interval of checks of a node that has no contact and is not dead. recheckFar is the interval for a
+	// node without a connection.
 	recheck, recheckFar = time.Second, 10 * time.Second
-	// retry is how long to wait after a write that failed.
+	// retry is the pause after a failed write.
 	retry = time.Second
-	// rest is the longest pause between two looks at all nodes.
+	// rest is the longest pause between two rounds over all nodes.
 	rest = 5 * time.Second
-	// stall is by how much this server must have been late to have been paused as a whole: long enough for nodes to
-	// close its connection, nearly.
+	// stall is the delay from which on this whole process counts as paused: nearly long enough for nodes to close their
+	// connections.
 	stall = 5 * time.Second
 	// settle is how long the readers of connections get after this server was short of CPU.
 	settle = 250 * time.Millisecond
-	// parallel is how many nodes are checked, or written, at a time.
+	// parallel is how many nodes are checked, or written, concurrently.
 	parallel = 64
 )
 
-// Finding is what a check has found out, the better the higher.
+// Finding is the result of a check. A higher value is better.
 type Finding int
 
 // The findings.
 const (
 	Silent    Finding = iota
-	Reachable         // the machine takes or refuses connections: its kernel works
-	Heard             // a server hears the node itself
+	Reachable         // the machine accepts or refuses connections: its kernel works
+	Heard             // a server has contact with the node itself
 )
 
-// Options are all required but Own, Now and Logger.
+// All fields of Options are required, except Own, Now and Logger.
 type Options struct {
 	Client kubernetes.Interface
 	// Nodes must be synced when Run is called.
 	Nodes corelisters.NodeLister
-	// Own is the node in this server's process.
+	// Own is the name of the node in this server's process.
 	Own string
-	// Contact says what this server hears of a node.
+	// Contact returns this server's contact with a node.
 	Contact func(node string) (tunnels.Contact, bool)
-	// Check finds out about a node that is silent, within CheckTimeout.
+	// Check finds out whether a node without contact is alive, within CheckTimeout.
 	Check    func(context.Context, *corev1.Node) Finding
 	Recorder record.EventRecorder
-	// Now is the time, of a clock that goes on while this process is paused; nil means time.Now.
+	// Now returns the time of a clock that advances while this process is paused. Nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
 }
 
-// Judge judges for one term of leadership.
+// Judge decides which nodes are dead, during one term of leadership.
 type Judge struct {
 	o     Options
 	began time.Time
-	// awake is when the judge last noticed that this process had been paused; nil: never.
+	// awake is when the judge last noticed that this process had been paused, nil for never.
 	awake        atomic.Pointer[time.Time]
 	nodes        map[string]*state
-	deletedNodes map[string]time.Time // when Nodes were seen to be deleted
+	deletedNodes map[string]time.Time // when Nodes were found to be deleted
 	suspect      chan string
-	// undecided says that most nodes may have vanished together, and that it is not known yet.
+	// undecided says that most nodes may have vanished at the same time, and that this is not yet certain.
 	undecided bool
 }
 
-// state is what a judge knows of a node. It belongs to the judge's goroutine; while its own checks and writes run side
-// by side, each has its own.
+// state is a judge's knowledge of one node. It belongs to the judge's goroutine. While the judge's checks and writes
+// run concurrently, each uses only its own node's state.
 type state struct {
-	uid   types.UID // another Node of the name is another machine's
-	first time.Time // seen by this judge
-	since time.Time // what was heard before then says nothing of this Node: there was another one of its name
-	// heartbeat is the newest that the kubelet has reported, lease the newest renewal, and posted when this judge saw
-	// one of them change: nodes' clocks do not count.
+	uid   types.UID // another UID of this name means another machine
+	first time.Time // when this judge first saw the Node
+	since time.Time // contacts before then do not count: they may be of an earlier Node of this name
+	// heartbeat is the newest heartbeat of the kubelet, and lease the newest renewal. posted is when this judge saw one
+	// of them change. Nodes' own clocks are not used.
 	heartbeat  metav1.Time
 	lease      metav1.MicroTime
 	leaseLasts time.Duration
 	posted     time.Time
-	// byLease says that the node proved to live by its lease alone after it was judged dead.
+	// byLease says that the node was revived by its lease alone after it was found dead.
 	byLease bool
 
-	nominated time.Time     // a reporter thinks that the node is dead; zero: none does
-	next      time.Time     // no check before
-	checked   bool          // since it was heard, or nominated
-	answers   bool          // the last check found that its machine answers, and no more
-	late      bool          // the last check was late, so that it did not count
-	limit     time.Duration // of its silence, when it was looked at last
+	nominated time.Time     // when a reporter suspected the node to be dead; zero: never
+	next      time.Time     // no check before that
+	checked   bool          // since the last contact or nomination
+	answers   bool          // the last check only found that its machine answers
+	late      bool          // the last check was late and did not count
+	limit     time.Duration // allowed time without contact, in the last round
 
-	dead       time.Time // when it was judged dead; zero: it lives
-	doubted    time.Time // when the check began that found it so
+	dead       time.Time // when it was found dead; zero: it is alive
+	doubted    time.Time // begin of the check that found it dead
 	podsDone   bool
 	nodeDone   bool
-	holdNodeTo time.Time // the Node is left alone until then
+	holdNodeTo time.Time // the Node is not written before that
 }
 
-// New returns a judge.
+// New returns a Judge.
 func New(o Options) *Judge {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Now == nil {
@@ -141,8 +141,8 @@ func New(o Options) *Judge {
 	return &Judge{o: o, nodes: map[string]*state{}, deletedNodes: map[string]time.Time{}, suspect: make(chan string, parallel)}
 }
 
-// Suspect reports that a node may be dead. The judge checks it at once. It never blocks: what finds no room is found
-// out without it, a second later.
+// Suspect reports that a node may be dead. The judge checks it at once. Suspect never blocks: a report for which the
+// channel has no space is dropped, and the judge notices a dead node itself a second later.
 func (j *Judge) Suspect(node string) {
 	select {
 	case j.suspect <- node:
@@ -150,7 +150,7 @@ func (j *Judge) Suspect(node string) {
 	}
 }
 
-// Run judges until ctx is done.
+// Run runs rounds until ctx is done, at once after each Suspect.
 func (j *Judge) Run(ctx context.Context) {
 	j.began = j.o.Now()
 	for ctx.Err() == nil {
@@ -168,15 +168,16 @@ func (j *Judge) Run(ctx context.Context) {
 			}
 		case <-timer.C:
 		}
-		if late := j.o.Now().Sub(due); late > lateBy { // what nodes have sent may not have been read
+		if late := j.o.Now().Sub(due); late > lateBy { // pings of nodes may not have been read yet
 			timers.Sleep(ctx, settle)
 			j.noteDelay(late)
 		}
 	}
 }
 
-// noteDelay notes by how much something took longer than it can have. A whole process that was paused has heard no node
-// meanwhile, and nodes have closed their connections to it: all of them get time again.
+// noteDelay records by how much an operation exceeded its longest possible duration. A process that was paused as a
+// whole has received nothing in the meantime, and nodes have closed their connections to it. All nodes then get their
+// time again.
 func (j *Judge) noteDelay(by time.Duration) {
 	if by > stall {
 		now := j.o.Now()
@@ -186,7 +187,7 @@ func (j *Judge) noteDelay(by time.Duration) {
 	}
 }
 
-// lastPause is when this process was last found to have been paused; zero: never.
+// lastPause returns when this process was last found to have been paused, or zero.
 func (j *Judge) lastPause() time.Time {
 	if at := j.awake.Load(); at != nil {
 		return *at
@@ -194,10 +195,10 @@ func (j *Judge) lastPause() time.Time {
 	return time.Time{}
 }
 
-// round looks at all nodes once and returns when to look again.
+// round examines all nodes once and returns the pause until the next round.
 func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 	nodes, err := j.o.Nodes.List(labels.Everything())
-	if err != nil { // of a cache: it cannot be
+	if err != nil { // a cache's lister returns no error
 		return retry
 	}
 	now := j.o.Now()
@@ -212,7 +213,7 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 		}
 		s := j.observe(n, now)
 		silence, limit := j.timeSinceHeard(n.Name, s, now)
-		if s.limit = limit; limit > 0 { // if only for a moment: what it has written then is to be undone again
+		if s.limit = limit; limit > 0 { // even for a moment: the written conditions have to be undone again
 			j.revive(n.Name, s)
 		}
 		switch {
@@ -232,9 +233,9 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 		}
 		return !seen[name]
 	})
-	// what was heard before that does not count
+	// earlier contacts then do not count any more
 	maps.DeleteFunc(j.deletedNodes, func(_ string, at time.Time) bool { return now.Sub(at) > slow })
-	due := now.Add(pause) // when the first one is missed, however long checks and writes take until then
+	due := now.Add(pause) // when the first node has to be checked, however long checks and writes take
 	pause = rest
 	if len(doubtful) > 0 {
 		first := j.firstOf(doubtful)
@@ -253,10 +254,10 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 	return pause
 }
 
-// firstOf are the nodes to be checked now: all of which nothing is known yet, the soonest missed first, so that those
-// which have vanished together are judged together (holdBack); and of the others, the longest waiting first, no more
-// than are checked at a time. Where hundreds are silent whose machines answer, they are checked again and again, and
-// one more that dies would wait for all of them.
+// firstOf returns the nodes to check now. These are all nodes that were not checked yet, those with the shortest limit
+// first, so that nodes that vanished at the same time are judged in one round (holdBack). Up to a total of parallel the
+// others follow, the longest waiting first. They are limited because hundreds of nodes without contact whose machines
+// answer are checked again and again, and another node that dies would have to wait for all of them.
 func (j *Judge) firstOf(doubtful []*corev1.Node) []*corev1.Node {
 	again := func(n *corev1.Node) bool { return j.nodes[n.Name].checked }
 	slices.SortStableFunc(doubtful, func(a, b *corev1.Node) int {
@@ -278,7 +279,7 @@ func (j *Judge) firstOf(doubtful []*corev1.Node) []*corev1.Node {
 	return doubtful[:max(known, min(len(doubtful), parallel))]
 }
 
-// observe notes what a Node says of itself.
+// observe updates a node's state from its Node object.
 func (j *Judge) observe(n *corev1.Node, now time.Time) *state {
 	s := j.nodes[n.Name]
 	if s == nil || s.uid != n.UID {
@@ -298,8 +299,8 @@ func (j *Judge) observe(n *corev1.Node, now time.Time) *state {
 	return s
 }
 
-// contact is what this server hears of a node; ok is false if it has heard nothing of this Node, but perhaps of an
-// earlier one of the name.
+// contact returns this server's contact with a node. ok is false if there was none with this Node, even if there was
+// with an earlier Node of its name.
 func (j *Judge) contact(name string, s *state) (c tunnels.Contact, ok bool) {
 	c, ok = j.o.Contact(name)
 	if !ok || !c.Last.After(s.since) {
@@ -308,21 +309,23 @@ func (j *Judge) contact(name string, s *state) (c tunnels.Contact, ok bool) {
 	return c, true
 }
 
-// timeSinceHeard is how long nothing was heard of a node, and how long that is nothing to worry about.
+// timeSinceHeard returns the time since the last contact with a node, and how long that may be before the node is
+// checked.
 func (j *Judge) timeSinceHeard(name string, s *state, now time.Time) (silence, limit time.Duration) {
 	c, connected := j.contact(name, s)
 	heard := latest(c.Last, s.posted)
 	last := latest(heard, j.lastPause())
 	switch listening := latest(j.began, j.lastPause()); {
 	case !connected:
-		// It is new, or its program is too old to connect, or this server's memory is: it gets the time to connect.
+		// It is new, or its program is too old to connect, or this server has just started. It gets the time to
+		// connect.
 		last, limit = latest(last, s.first), slow
 		if s.byLease {
 			limit = max(slow, s.leaseLasts*5/4)
 		}
 	case c.Direct:
 		limit = Quick
-	case c.Last.Before(listening): // a check tells nothing of it, so it gets the time to connect again
+	case c.Last.Before(listening): // a check cannot tell, so it gets the time to connect again
 		last, limit = latest(last, listening), slow
 	default:
 		limit = quickFar
@@ -331,22 +334,22 @@ func (j *Judge) timeSinceHeard(name string, s *state, now time.Time) (silence, l
 		if heard.After(s.nominated) {
 			s.nominated = time.Time{}
 		} else if c.Direct {
-			limit = 0 // one that no server can connect to is given its time all the same
+			limit = 0 // a node that no server can reach directly still gets its time
 		}
 	}
 	if !s.dead.IsZero() && !heard.After(s.dead) {
-		limit = 0 // nothing new
+		limit = 0 // no contact since
 	}
 	return now.Sub(last), limit
 }
 
-// waited is for how long this judge has heard nothing of a node.
+// waited returns for how long this judge has had no contact with a node.
 func (j *Judge) waited(name string, s *state, now time.Time) time.Duration {
 	c, _ := j.contact(name, s)
 	return now.Sub(latest(latest(c.Last, s.posted), latest(s.first, j.lastPause())))
 }
 
-// revive forgets that a node was dead, if it was: it was heard since.
+// revive clears the death of a node that has had contact since.
 func (j *Judge) revive(name string, s *state) {
 	if s.dead.IsZero() {
 		return
@@ -357,8 +360,8 @@ func (j *Judge) revive(name string, s *state) {
 	s.dead, s.podsDone, s.nodeDone, s.holdNodeTo = time.Time{}, false, false, time.Time{}
 }
 
-// check finds out which of the nodes are dead. A check during which this server was short of CPU does not count, unless
-// the node was silent for so long that one that says no more than that its machine answers would do.
+// check finds out which of the nodes are dead. A check during which this server was short of CPU does not count, except
+// for a node that has had no contact for so long that it is dead even if its machine answers.
 func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 	each(parallel, doubtful, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
@@ -370,7 +373,7 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 		began := j.o.Now()
 		finding := j.o.Check(ctx, n)
 		if ctx.Err() != nil {
-			return // the term is over, and nothing is known
+			return // the term is over, and the result is unknown
 		}
 		now := j.o.Now()
 		late := now.Sub(began) - CheckTimeout
@@ -384,7 +387,7 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 		}
 		switch {
 		case finding == Heard, silence < limit:
-		case late > lateBy && j.waited(n.Name, s, now) <= patience: // after that it is no matter of a check any more
+		case late > lateBy && j.waited(n.Name, s, now) <= patience: // after that the result of a check does not matter
 			s.next, s.late = time.Time{}, true
 		case finding == Silent, j.waited(n.Name, s, now) > patience:
 			s.dead, s.doubted = now, began
@@ -394,8 +397,8 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 	})
 }
 
-// leaseRenewed looks at the lease of a node that has no connection to this server, and says whether it was renewed
-// since the last look. The first look finds what is renewed from then on.
+// leaseRenewed reads the lease of a node that has no connection to this server. It says whether the lease was renewed
+// since the last call. The first call counts as a renewal, since it has nothing to compare with.
 func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
 	began := j.o.Now()
 	defer func() { j.noteDelay(j.o.Now().Sub(began) - writeTimeout) }()
@@ -416,7 +419,7 @@ func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
 	return renewed
 }
 
-// each calls f for all items, so many of them side by side at most, and waits.
+// each calls f for all items, at most atOnce concurrently, and waits for all.
 func each[T any](atOnce int, items []T, f func(T)) {
 	workqueue.ParallelizeUntil(context.Background(), atOnce, len(items), func(i int) { f(items[i]) })
 }

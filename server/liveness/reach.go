@@ -19,27 +19,26 @@ import (
 )
 
 const (
-	// kubeletPort is that of a Node that does not say.
+	// kubeletPort is the kubelet's port of a Node that names none.
 	kubeletPort = 10250
-	// attempts are connections that are tried side by side, so much later each: a packet that is lost decides nothing.
-	// The kernel itself would wait a second before it sends another one.
+	// attempts is the number of connections that are tried, each attemptAfter later than the one before: a single lost
+	// packet decides nothing. The kernel itself would wait a second before it sends another one.
 	attempts     = 3
 	attemptAfter = 150 * time.Millisecond
-	// near is how long the machine of a node may take to answer of which a check can tell that it does not: one attempt
-	// may fail, and another one still has its answer within CheckTimeout.
+	// near is the longest response time with which a check can still distinguish a live machine from a dead one: one
+	// attempt may fail, and another one still gets its answer within CheckTimeout.
 	near = CheckTimeout / 2
 )
 
-// Reach tries whether a machine answers at the port of a node's kubelet. That it refuses the connection will do: its
-// kernel works. It is the node's machine only if that was found out before (ProvesIdentity): a node says itself which
-// addresses it has.
+// Reach says whether a machine answers at the port of a node's kubelet. A refused connection counts: the kernel works.
+// It is the node's machine only if ProvesIdentity has shown that before, since a node reports its own addresses.
 func Reach(ctx context.Context, n *corev1.Node) bool {
 	return try(ctx, n, connects)
 }
 
-// ProvesIdentity tries whether the node itself answers at the port of its kubelet: with a certificate of one of the
-// authorities for the node's name. A router, or another machine, may answer there as well. A node whose machine is too
-// far away for a check, so that one lost packet would have it found silent, does not show itself.
+// ProvesIdentity says whether the node itself answers at the port of its kubelet, with a certificate of one of the
+// authorities for the node's name. A router, or another machine, may answer there as well. It returns false for a
+// machine with a response time above near, which a check would find silent after one lost packet.
 func ProvesIdentity(ctx context.Context, n *corev1.Node, authorities *x509.CertPool, now time.Time) bool {
 	config := &tls.Config{RootCAs: authorities, ServerName: n.Name, MinVersion: tls.VersionTLS12, Time: func() time.Time { return now }}
 	return try(ctx, n, func(ctx context.Context, at string) bool {
@@ -56,11 +55,11 @@ func provesIdentity(ctx context.Context, at string, config *tls.Config, dial fun
 		return false
 	}
 	c := tls.Client(raw, config)
-	defer func() { _ = c.Close() }() // nothing was to be said
+	defer func() { _ = c.Close() }() // there is nothing to send
 	return c.HandshakeContext(ctx) == nil
 }
 
-// try asks at all of a node's addresses, several times.
+// try calls answer for all of a node's addresses, attempts times each. It says whether one call returned true.
 func try(ctx context.Context, n *corev1.Node, answer func(ctx context.Context, at string) bool) bool {
 	addresses := tunnels.Addresses(n)
 	if len(addresses) == 0 {
@@ -69,7 +68,7 @@ func try(ctx context.Context, n *corev1.Node, answer func(ctx context.Context, a
 	port := int(n.Status.DaemonEndpoints.KubeletEndpoint.Port)
 	port = cmp.Or(port, kubeletPort)
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // the other attempts
+	defer cancel() // ends the other attempts
 	answers := make(chan bool, attempts*len(addresses))
 	for i := range attempts {
 		for _, a := range addresses {
@@ -96,7 +95,7 @@ func try(ctx context.Context, n *corev1.Node, answer func(ctx context.Context, a
 func connects(ctx context.Context, at string) bool {
 	c, err := new(net.Dialer).DialContext(ctx, "tcp", at)
 	if err == nil {
-		_ = c.Close() // that it was accepted is all there is to know
+		_ = c.Close() // only the acceptance matters
 		return true
 	}
 	return errors.Is(err, syscall.ECONNREFUSED)

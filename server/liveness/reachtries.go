@@ -9,19 +9,19 @@ import (
 	"time"
 )
 
-// reachTries are the tries to reach nodes without their tunnels, by the nodes' names.
+// reachTries are the attempts to reach nodes directly, by the nodes' names.
 type reachTries map[string]*reachTry
 
 type reachTry struct {
-	from  string // where the node connected from
+	from  string // the address from which the node connected
 	times int
 	next  time.Time
 }
 
-// due returns which of the nodes that were never reached are tried now, and how long to wait after that. One that has
-// just come is tried before those whose tries failed: until it was reached its death is seen late, and there may
-// be hundreds that can never be reached. One that connects from another address than before has just come, too. A node
-// that is new has connected before it is registered.
+// due returns which of the nodes that were never reached directly are tried now, and the pause after that. A new node
+// is tried before those whose attempts failed: until a node was reached, its death is noticed late, and there may be
+// hundreds that can never be reached. A node that connects from another address than before counts as new. A node that
+// is not registered yet is tried later, since a new node connects before it registers.
 func (r reachTries) due(unreached map[string]string, now time.Time,
 	registered func(node string) bool) (batch []string, pause time.Duration) {
 	pause = reachLater

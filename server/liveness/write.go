@@ -18,17 +18,16 @@ import (
 )
 
 const (
-	// atOnce is the time within which nodes vanish together.
+	// atOnce is the time within which nodes count as vanished at the same time.
 	atOnce = time.Minute
-	// hold is for how long the Nodes are left alone when most vanished together and upstream would evict pods
-	// nevertheless: upstream's own wait before it does.
+	// hold is for how long the Nodes are not written when most vanished at the same time and upstream would evict pods
+	// nevertheless. It is upstream's own wait before it evicts.
 	hold = 5 * time.Minute
-	// decided is how long after a death, at the latest, it is known who vanished together with the node: by then those
-	// were checked, too, that have the longest time to be silent.
+	// decided is how long after a death, at the latest, it is known which nodes vanished at the same time: by then
+	// those that may be longest without contact were checked, too.
 	decided = quickFar + CheckTimeout + lateBy
-	// unhealthyPercent is from how many lost nodes of a zone on, of more than two, upstream evicts nothing or little:
-	// its
-	// --unhealthy-zone-threshold.
+	// unhealthyPercent is upstream's --unhealthy-zone-threshold: with at least this percentage of lost nodes in a zone,
+	// and more than two of them, upstream evicts no pods there or few.
 	unhealthyPercent = 55
 
 	// notCounted is upstream's label for nodes that come and go as they please.
@@ -37,10 +36,10 @@ const (
 	writeTimeout = 5 * time.Second
 )
 
-// conditions are those that a kubelet reports, as upstream's node lifecycle controller has them.
+// conditions are those that a kubelet reports, as in upstream's node lifecycle controller.
 var conditions = []corev1.NodeConditionType{corev1.NodeReady, corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure}
 
-// write brings down what is not written yet of the nodes that are dead, and says whether nothing is left.
+// write writes the deaths that are not written yet. It says whether nothing is left.
 func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 	j.holdBack(nodes)
 	var todo []*corev1.Node
@@ -57,7 +56,7 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 		defer func() { j.noteDelay(j.o.Now().Sub(began) - writeTimeout) }()
 		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 		defer cancel()
-		// The Node first: where its pods are not ready, the controllers look at the Node.
+		// The Node first: the controllers read the Node when its pods become not ready.
 		if !s.nodeDone && !j.o.Now().Before(s.holdNodeTo) && (!j.undecided || j.o.Now().Sub(s.dead) >= decided) {
 			err := j.markNode(ctx, n.Name)
 			if s.nodeDone = err == nil; err != nil && ctx.Err() == nil {
@@ -77,10 +76,10 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 	return !left.Load()
 }
 
-// holdBack leaves Nodes alone when most have vanished together: then it is likelier that this server is cut off. Their
-// pods are marked, which a node that lives undoes, but no pod is evicted. As long as that is not known of enough of
-// them, all that were found dead last are left alone. In some zones upstream stops evictions by itself, see
-// upstreamStops; this is for the others.
+// holdBack delays the writes to Nodes when most have vanished at the same time: then it is likelier that this server is
+// cut off. The pods are marked, which a living node undoes, but no pod is evicted. While it is not yet certain that
+// most have vanished, the writes to all Nodes that were found dead last are delayed (undecided). In some zones upstream
+// stops evictions by itself (upstreamStops). holdBack is for the others.
 func (j *Judge) holdBack(nodes []*corev1.Node) {
 	now, living, simultaneous := j.o.Now(), 0, 0
 	lost := func(n *corev1.Node) bool { return !j.vanished(n).IsZero() }
@@ -108,9 +107,9 @@ func (j *Judge) holdBack(nodes []*corev1.Node) {
 	}
 }
 
-// mayHaveVanished counts the nodes of which it is not known yet whether they vanished together with one that was found
-// dead a moment ago: they have said nothing since the judge began to doubt that one, and no check has counted yet, or
-// their machines answer, and in a moment that saves them no longer. Each node speaks at moments of its own, so some are
+// mayHaveVanished counts the nodes that may have vanished at the same time as one that was found dead a moment ago.
+// These have had no contact since the judge began to doubt that one. Either no check of them has counted yet, or their
+// machines answer, which soon does not keep them alive any more. Each node sends pings at its own moments, so some are
 // missed up to a second before others.
 func (j *Judge) mayHaveVanished(nodes []*corev1.Node) (count int) {
 	var doubted time.Time
@@ -138,8 +137,8 @@ func (j *Judge) mayHaveVanished(nodes []*corev1.Node) (count int) {
 	return count
 }
 
-// vanished is when a node was lost; zero: it was not. One that an earlier judge has found dead is lost since then:
-// those are none of the nodes that vanish together, nor of those among which they do.
+// vanished returns when a node was lost, or zero if it was not. A node that an earlier judge has found dead counts as
+// lost since then: it does not belong to the nodes that vanish at the same time, nor to the living ones.
 func (j *Judge) vanished(n *corev1.Node) time.Time {
 	s := j.nodes[n.Name]
 	if s == nil || s.dead.IsZero() {
@@ -151,11 +150,11 @@ func (j *Judge) vanished(n *corev1.Node) time.Time {
 	return s.dead
 }
 
-// upstreamStops says of which Nodes upstream's node lifecycle controller moves no pods, or in zones of more than fifty
-// nodes few, once these are lost. It looks at each zone by itself: a zone of which more than two nodes are lost, most
-// of them and not all. Of a zone that is lost as a whole it moves the pods as ever, since they may run in another one,
-// unless no zone is left. A node that is not ready is lost to it, though it is heard, and one with the label notCounted
-// is neither.
+// upstreamStops returns a function that says whether upstream's node lifecycle controller evicts no pods of a Node, or
+// few in zones of more than fifty nodes. Upstream decides for each zone: it stops in a zone of which more than two
+// nodes are lost, most of them and not all. In a zone that is lost as a whole it evicts as usual, since the pods may
+// run in another zone, unless all zones are lost. For upstream a node that is not ready is lost, even if it has contact
+// here. Nodes with the label notCounted are not counted at all.
 func upstreamStops(nodes []*corev1.Node, lost func(*corev1.Node) bool) func(*corev1.Node) bool {
 	type zone struct{ nodes, lost int }
 	zones, left := map[string]*zone{}, false
@@ -178,14 +177,14 @@ func upstreamStops(nodes []*corev1.Node, lost func(*corev1.Node) bool) func(*cor
 	}
 	return func(n *corev1.Node) bool {
 		z := zones[topology.GetZoneKey(n)]
-		if z == nil { // it has no node that counts
+		if z == nil { // the zone has no node that counts
 			return !left
 		}
 		return !left || z.lost > 2 && z.lost < z.nodes && z.lost*100 >= unhealthyPercent*z.nodes
 	}
 }
 
-// markNode writes that nothing is known of a node. LastHeartbeatTime stays, as upstream leaves it.
+// markNode writes that the node's conditions are unknown. LastHeartbeatTime stays, as upstream leaves it.
 func (j *Judge) markNode(ctx context.Context, name string) error {
 	for {
 		node, err := j.o.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
@@ -225,8 +224,8 @@ func setUnknown(node *corev1.Node, now metav1.Time) {
 	}
 }
 
-// markPods makes a node's pods not ready, so many side by side: a disk takes many writes in the time of one, and a slow
-// one would take seconds for a hundred, one after the other.
+// markPods makes a node's pods not ready, atOnce of them concurrently. A disk takes many writes in the time of one, and
+// a slow disk would take seconds for a hundred, one after the other.
 func (j *Judge) markPods(ctx context.Context, node string, atOnce int) error {
 	pods, err := j.o.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(),
@@ -239,7 +238,7 @@ func (j *Judge) markPods(ctx context.Context, node string, atOnce int) error {
 		all[i] = &pods.Items[i]
 	}
 	shares := slices.Collect(slices.Chunk(all, max(1, (len(all)+atOnce-1)/atOnce)))
-	failed := make(chan error, len(shares)) // each has one
+	failed := make(chan error, len(shares)) // one value for each share
 	each(atOnce, shares, func(share []*corev1.Pod) {
 		failed <- nodeutil.MarkPodsNotReady(ctx, j.o.Client, j.o.Recorder, share, node)
 	})
