@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package localcreds makes the credentials with which this machine reaches its own API server: those of its node, the
-// administrator's kubeconfigs, and the certificate that the server shows.
+// administrator's kubeconfigs, and the server's certificate.
 //
-// It owns their files and brings them up to date with the cluster's virtual addresses. The authorities are package
-// pki's.
+// It owns their files, and updates them with the cluster's virtual addresses. The CAs belong to package pki.
 package localcreds
 
 import (
@@ -18,42 +17,42 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// EveryServer is an address that the certificates of all servers are for, and those of no nodes.
+// EveryServer is an address in the certificates of all servers and of no nodes.
 const EveryServer = "127.0.0.1"
 
 // Kubeconfig is an administrator's kubeconfig.
 type Kubeconfig struct {
 	Path string
 	Mode fs.FileMode
-	GID  int // the group it belongs to; 0 or less leaves it root's
-	// Local keeps this machine's own server in it where the cluster has a virtual address.
+	GID  int // the file's group; 0 or less means root's
+	// Local means that the kubeconfig names this machine's own server even if the cluster has a virtual address.
 	Local bool
 }
 
-// Options are the server's.
+// Options are the parameters of New.
 type Options struct {
 	PKI *pki.PKI
 	// BindAddress and Port are where the API server listens.
 	BindAddress net.IP
 	Port        string
-	// Names are those of the API server's certificate; VIPs are further addresses, the cluster's virtual ones.
+	// Names are the names in the API server's certificate. VIPs returns further addresses, the cluster's virtual ones.
 	Names pki.APIServerNames
 	VIPs  func() []net.IP
-	// Kubeconfigs are the files in which an administrator finds access, NodeDir is for the node's credentials.
+	// Kubeconfigs are the administrator's kubeconfig files. NodeDir is the folder of the node's credentials.
 	Kubeconfigs []Kubeconfig
 	NodeDir     string
 }
 
-// Credentials are those of one machine.
+// Credentials are the credentials of one machine.
 type Credentials struct{ o Options }
 
-// New makes Credentials. It touches nothing.
+// New returns Credentials. It does not access the disk.
 func New(o Options) *Credentials { return &Credentials{o: o} }
 
-// Bound says that a server with that address to bind to listens there alone.
+// Bound says whether a server with this bind address listens only there.
 func Bound(ip net.IP) bool { return ip != nil && !ip.IsUnspecified() }
 
-// URL is where this machine reaches its own API server.
+// URL returns the URL of this machine's own API server.
 func (c *Credentials) URL() string {
 	host := EveryServer
 	if Bound(c.o.BindAddress) {
@@ -62,7 +61,8 @@ func (c *Credentials) URL() string {
 	return "https://" + net.JoinHostPort(host, c.o.Port)
 }
 
-// ServerName is what the certificate has to be for that is shown there: it may be another server's (localfailover).
+// ServerName returns the name that the certificate at URL must contain: it may be another server's certificate
+// (localfailover). Empty means URL's host.
 func (c *Credentials) ServerName() string {
 	if Bound(c.o.BindAddress) && !c.o.BindAddress.IsLoopback() {
 		return EveryServer
@@ -70,10 +70,10 @@ func (c *Credentials) ServerName() string {
 	return ""
 }
 
-// Serving is the API server's certificate without the virtual addresses.
+// Serving returns the API server's certificate without the virtual addresses.
 func (c *Credentials) Serving() pki.Leaf { return c.o.PKI.APIServer(c.o.Names) }
 
-// Ensure brings the API server's certificate and the kubeconfigs up to date, with the virtual addresses.
+// Ensure updates the API server's certificate and the kubeconfigs, with the virtual addresses.
 func (c *Credentials) Ensure() error {
 	names := c.o.Names
 	names.IPs = slices.Concat(names.IPs, c.o.VIPs())
@@ -97,8 +97,7 @@ func (c *Credentials) writeKubeconfigs(cert, key []byte) error {
 	return nil
 }
 
-// Node makes the credentials of a node on this machine. A second call with other addresses brings the certificate up to
-// date.
+// Node makes the credentials of a node on this machine. A second call with other addresses updates the certificate.
 func (c *Credentials) Node(nodeName string, nodeIPs []net.IP) (nodecreds.Files, error) {
 	f, p := nodecreds.In(c.o.NodeDir), c.o.PKI
 	if c.o.NodeDir == "" {
