@@ -7,20 +7,20 @@ import (
 	"net"
 )
 
-// mostWaiting is how many connections of other machines wait for an API server that is not there yet. One more, and the
-// one that has waited longest is closed.
+// mostWaiting is how many connections of other machines wait for an API server that does not run yet. With one more,
+// the connection that has waited longest is closed.
 const mostWaiting = 64
 
-// begun is what comes while there is no API server.
+// begun has the connections that are accepted before there is an API server.
 type begun struct {
-	conns chan net.Conn // for the API server, in their order; closed after the last
+	conns chan net.Conn // for the API server, in order; closed after the last
 	over  chan struct{} // closed when there is an API server
 }
 
-// Begin takes what comes until there is an API server, which has Accept called. Until then programs of this machine are
-// given another server while that is to be, and are answered by answer otherwise, which need not close the connection;
-// other machines' connections wait for the API server. It returns at once, and does nothing if there is one. It is
-// called once at most.
+// Begin accepts connections until there is an API server, which calls Accept. Until then, connections of this machine's
+// programs are passed on to another server during a failover. Otherwise they are served by answer, which need not close
+// them. Connections of other machines wait for the API server. Begin returns at once. It does nothing if there is an
+// API server. It is called at most once.
 func (l *Listener) Begin(answer func(net.Conn)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -37,7 +37,7 @@ func (l *Listener) await(b *begun, answer func(net.Conn)) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
-			return // the next accept gets the error
+			return // the next Accept returns the error
 		}
 		over := b.isOver()
 		if over || !l.fromHere(c) {
@@ -51,7 +51,7 @@ func (l *Listener) await(b *begun, answer func(net.Conn)) {
 	}
 }
 
-// answer has a connection answered beside others.
+// answer serves a connection in a goroutine of its own.
 func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
 	l.mu.Lock()
 	many := len(l.here) > most
@@ -67,7 +67,7 @@ func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
 	})
 }
 
-// holdOpen keeps a connection for the API server.
+// holdOpen queues a connection for the API server.
 func (b *begun) holdOpen(c net.Conn) {
 	for {
 		select {
@@ -78,7 +78,7 @@ func (b *begun) holdOpen(c net.Conn) {
 		select {
 		case oldest := <-b.conns:
 			_ = oldest.Close()
-		default: // the API server has just taken it
+		default: // the API server has just received it
 		}
 	}
 }
@@ -92,7 +92,7 @@ func (b *begun) isOver() bool {
 	}
 }
 
-// next is the next connection for Accept: first those that have waited.
+// next returns the next connection for Accept. Waiting connections come first.
 func (l *Listener) next() (net.Conn, error) {
 	l.mu.Lock()
 	b := l.begun

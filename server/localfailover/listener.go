@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package localfailover gives the programs of a server's own machine, its node above all, another server while this one
-// cannot serve them. They know the API by its loopback address alone.
+// Package localfailover passes the requests of a server machine's own programs, mainly of its node, to another server
+// while this one cannot serve them. These programs know the API only by its loopback address.
 //
-// It owns the connections that come over loopback, and the copies of those that are passed on. TLS goes on between the
-// program and the other server, whose certificate names the loopback addresses too. It never decides when, and never
-// passes on what comes from other machines: those know other servers, and the address that they have dialled is in no
-// other one's certificate.
+// It owns the connections over loopback, and the copies of those that are passed on. TLS is end to end between the
+// program and the other server, whose certificate contains the loopback addresses, too. The package never decides when
+// to fail over. It never passes on connections of other machines: those know other servers, and no other server's
+// certificate contains the address that they have dialled.
 //
-// A server that listens at one other address alone is asked there by its machine, whose kubeconfigs have it expect a
-// loopback address in the certificate all the same (Options.Bound).
+// A server that listens only on another address gets its machine's requests there. The machine's kubeconfigs still
+// expect a loopback address in the certificate (Options.Bound).
 package localfailover
 
 import (
@@ -24,28 +24,29 @@ import (
 )
 
 const (
-	// dialTimeout bounds connecting to one of the other servers.
+	// dialTimeout limits connecting to one of the other servers.
 	dialTimeout = 2 * time.Second
-	// most is how many connections are passed on at a time. A node has a few; any program of the machine may connect.
+	// most is how many connections are passed on concurrently. A node has a few, but any program of the machine may
+	// connect.
 	most = 256
 )
 
-// Options are all required but Bound.
+// All fields of Options are required, except Bound.
 type Options struct {
-	// Listener has what comes for the API.
+	// Listener accepts the connections to the API.
 	Listener net.Listener
-	// Servers are the addresses of the other servers in the order in which they are tried.
+	// Servers returns the addresses of the other servers, in the order in which they are tried.
 	Servers func() []string
-	// Bound says that the listener has one address, which this machine's programs ask at, too.
+	// Bound says that the listener has one address, which this machine's programs use, too.
 	Bound  bool
 	Logger *slog.Logger
 }
 
-// Listener is the API server's.
+// Listener is the API server's listener.
 type Listener struct {
 	net.Listener
 	o       Options
-	ctx     context.Context // done when it ends
+	ctx     context.Context // done after End
 	end     context.CancelFunc
 	running sync.WaitGroup
 
@@ -54,19 +55,19 @@ type Listener struct {
 	ended      bool
 	served     bool // there is an API server, or was one
 	begun      *begun
-	loggedNone bool                            // that no other server could be had
-	here       map[*own]struct{}               // of this machine's, which the API server has
-	passed     map[net.Conn]context.CancelFunc // of this machine's, on the way to another server or there
+	loggedNone bool                            // it was logged that no other server is available
+	here       map[*own]struct{}               // this machine's connections that the API server has
+	passed     map[net.Conn]context.CancelFunc // this machine's connections to other servers, pending or established
 }
 
-// New makes a Listener that passes nothing on yet. At rest it has no goroutine.
+// New returns a Listener that passes nothing on yet. It then has no goroutine.
 func New(o Options) *Listener {
 	l := &Listener{Listener: o.Listener, o: o, here: map[*own]struct{}{}, passed: map[net.Conn]context.CancelFunc{}}
 	l.ctx, l.end = context.WithCancel(context.Background())
 	return l
 }
 
-// own is a connection of this machine's that the API server has.
+// own is a connection of this machine that the API server has.
 type own struct {
 	net.Conn
 	l *Listener
@@ -79,7 +80,7 @@ func (c *own) Close() error {
 	return c.Conn.Close()
 }
 
-// Accept returns the next connection that is this server's.
+// Accept returns the next connection that this server has to serve.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.next()
@@ -92,8 +93,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// fromHere says whether a program of this machine has opened a connection. No other machine's comes from the address
-// that it leads to: the kernel drops packets that claim to.
+// fromHere says whether a program of this machine opened a connection. A remote address that equals the local address
+// proves that: the kernel drops packets from outside that have it.
 func (l *Listener) fromHere(c net.Conn) bool {
 	from, ok := c.RemoteAddr().(*net.TCPAddr)
 	if !ok || from.IP.IsLoopback() || !l.o.Bound {
@@ -103,7 +104,7 @@ func (l *Listener) fromHere(c net.Conn) bool {
 	return ok && from.IP.Equal(to.IP)
 }
 
-// accept returns a connection of this machine's if it is for this server, and passes it on otherwise.
+// accept returns a connection of this machine if this server has to serve it, and passes it on otherwise.
 func (l *Listener) accept(c net.Conn) net.Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,8 +123,9 @@ func (l *Listener) accept(c net.Conn) net.Conn {
 	return nil
 }
 
-// FailOver says whether this machine's programs are to be given another server. Their connections are closed, so that
-// they connect again. A second call with true closes what is passed on too: another server is the target then.
+// FailOver sets whether this machine's programs are passed on to another server. Their connections are closed, so that
+// they connect again. A second call with true also closes the connections that are passed on, as the target is then
+// another server.
 func (l *Listener) FailOver(on bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -140,22 +142,22 @@ func (l *Listener) FailOver(on bool) {
 	}
 }
 
-// End closes the listener and what is passed on, and returns when nothing is.
+// End closes the listener and the connections that are passed on, and returns when none is left.
 func (l *Listener) End() {
 	l.mu.Lock()
 	l.ended, l.failedOver = true, false
 	l.mu.Unlock()
 	l.end()
-	_ = l.Listener.Close() // the API server may have done so
+	_ = l.Listener.Close() // the API server may have closed it
 	l.running.Wait()
 	if b := l.begun; b != nil {
 		for c := range b.conns {
-			_ = c.Close() // no API server has come
+			_ = c.Close() // there never was an API server
 		}
 	}
 }
 
-// pass joins a connection to one with another server until ctx is done.
+// pass joins a connection with one to another server until ctx is done.
 func (l *Listener) pass(ctx context.Context, c net.Conn) {
 	defer func() {
 		_ = c.Close()
@@ -173,7 +175,7 @@ func (l *Listener) pass(ctx context.Context, c net.Conn) {
 	relay.Join(ctx, c, up, nil)
 }
 
-// complain says once that no other server could be had.
+// complain logs once that no other server is available.
 func (l *Listener) complain(ctx context.Context, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
