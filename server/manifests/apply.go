@@ -20,16 +20,18 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// crdPatience bounds the wait for a file's new kinds to be served; later it is a matter of trying again.
+// crdPatience limits the wait until a file's new kinds are served. After that the file is tried again later.
 const crdPatience = 10 * time.Second
 
-// applyFile applies a file's objects. One that fails does not keep the others from being applied, as with kubectl.
+// applyFile applies a file's objects. An object that fails does not keep the others from being applied, as with
+// kubectl.
 func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 	r := m.inventoryOf(name)
 	want, err := m.setNamespaces(ctx, f.objects)
 	before := r.objects
 	if err == nil {
-		// Before the objects, so that none is ever forgotten; what they replace stays in until it is deleted.
+		// The inventory is written before the objects, so that no object is ever without one. Replaced objects stay in
+		// it until they are deleted.
 		r.objects = union(before, want)
 		err = m.save(ctx, r)
 	}
@@ -42,16 +44,16 @@ func (m *Manifests) applyFile(ctx context.Context, name string, f *file) {
 		return
 	}
 	f.settled, f.wait, f.reported = true, 0, ""
-	// Kinds that a CRD in the file brought are known now, and with them the namespaces of their objects.
+	// Kinds of CRDs in the file are known now, and so are the namespaces of their objects.
 	r.objects = union(before, refs(f.objects))
 	r.status, r.hash = statusApplied, f.hash
 	m.log.Info("applied a manifest", "file", name, "objects", len(f.objects))
 }
 
-// setNamespaces sets the namespace of objects that need one and have none. A kind that is not known yet is one that a
-// CRD in the folder may bring; its objects are recorded as written.
+// setNamespaces sets the namespace of objects that need one and have none. The CRD of an unknown kind may be in the
+// folder. Objects of such a kind are recorded as written.
 func (m *Manifests) setNamespaces(ctx context.Context, objects []object) ([]ref, error) {
-	patience, cancel := context.WithTimeout(ctx, crdPatience) // for all of them: other files wait meanwhile
+	patience, cancel := context.WithTimeout(ctx, crdPatience) // for all objects: other files wait in the meantime
 	defer cancel()
 	for _, o := range objects {
 		mapping, err := m.mapping(o.Unstructured)
@@ -69,7 +71,8 @@ func (m *Manifests) setNamespaces(ctx context.Context, objects []object) ([]ref,
 	return refs(objects), nil
 }
 
-// awaitKind waits until a kind is served that is on its way. One that is served in other versions alone has come.
+// awaitKind waits until the object's kind is served, if the API server does not know it yet. It stops waiting when the
+// kind is served only in other versions.
 func (m *Manifests) awaitKind(ctx context.Context, o object) {
 	for {
 		mapping, err := m.mapping(o.Unstructured)
@@ -79,7 +82,7 @@ func (m *Manifests) awaitKind(ctx context.Context, o object) {
 		}
 		_, other := m.mapper.RESTMapping(o.GroupVersionKind().GroupKind())
 		if other == nil || !timers.Sleep(ctx, 100*time.Millisecond) {
-			return // applying says what is wrong, and is tried again
+			return // applying returns the error, and is tried again
 		}
 		m.mapper.Reset()
 	}

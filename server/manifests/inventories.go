@@ -21,27 +21,27 @@ import (
 )
 
 const (
-	// inventoryLabel is on every inventory.
+	// inventoryLabel is a label of every inventory.
 	inventoryLabel = "coracle.dev/manifest-record"
-	// fileAnnotation is on every applied object and says which file it is from: edit that, not the object.
+	// fileAnnotation is an annotation of every applied object. It names the file: edit that, not the object.
 	fileAnnotation = "coracle.dev/manifest"
 
 	statusApplied = "applied"
 )
 
-// inventory is what the cluster remembers about a file: a ConfigMap.
+// inventory is a ConfigMap with the objects that were applied from one file.
 type inventory struct {
 	file   string
-	server string // whose folder has the file
-	// objects may be in the cluster because of the file.
+	server string // the server whose folder has the file
+	// objects are all that may be in the cluster because of the file.
 	objects []ref
-	// status is "applied", or what is wrong; hash is of the content that was applied last.
+	// status is "applied", or an error. hash is the hash of the content that was applied last.
 	status, hash string
 
-	stored *corev1.ConfigMap // as last read or written; nil before the first time
+	stored *corev1.ConfigMap // as last read or written; nil before that
 }
 
-// inventoryName is valid for any file name, and the same in every run.
+// inventoryName returns the ConfigMap's name for a file. It is valid for any file name, and always the same.
 func inventoryName(file string) string {
 	sum := sha256.Sum256([]byte(file))
 	return "coracle-manifest-" + hex.EncodeToString(sum[:8])
@@ -99,8 +99,8 @@ func (r *inventory) data() map[string]string {
 	return map[string]string{"file": r.file, "server": r.server, "status": r.status, "hash": r.hash, "objects": lines.String()}
 }
 
-// configMapOf is the inventory's form in the cluster, without a resource version: this server leads, and overwrites
-// what others wrote.
+// configMapOf returns the inventory's ConfigMap. It has no resource version, as the leader overwrites what others
+// wrote.
 func configMapOf(r *inventory) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: inventoryName(r.file),
@@ -109,7 +109,7 @@ func configMapOf(r *inventory) *corev1.ConfigMap {
 	}
 }
 
-// save writes the inventory where it differs from what is stored.
+// save writes the inventory if it differs from the stored one.
 func (m *Manifests) save(ctx context.Context, r *inventory) error {
 	api := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	c := configMapOf(r)
@@ -127,7 +127,7 @@ func (m *Manifests) save(ctx context.Context, r *inventory) error {
 	return nil
 }
 
-// deleteInventory removes an inventory whose file and objects are gone.
+// deleteInventory deletes an inventory whose file and objects do not exist any more.
 func (m *Manifests) deleteInventory(ctx context.Context, r *inventory) error {
 	err := m.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).Delete(ctx, inventoryName(r.file), metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
@@ -137,7 +137,7 @@ func (m *Manifests) deleteInventory(ctx context.Context, r *inventory) error {
 	return nil
 }
 
-// inventoryOf returns a file's inventory, a new one if there is none.
+// inventoryOf returns a file's inventory, or a new one if there is none.
 func (m *Manifests) inventoryOf(name string) *inventory {
 	r := m.inventories[name]
 	if r == nil {
@@ -148,7 +148,7 @@ func (m *Manifests) inventoryOf(name string) *inventory {
 	return r
 }
 
-// report tells of trouble with a file, once: in the log, in the file's inventory and as an Event.
+// report reports an error of a file, once: in the log, in the file's inventory and as an Event.
 func (m *Manifests) report(ctx context.Context, name string, f *file, reason string, err error) {
 	if ctx.Err() != nil || f.reported == err.Error() {
 		return
@@ -164,10 +164,10 @@ func (m *Manifests) report(ctx context.Context, name string, f *file, reason str
 	m.event(ctx, r, corev1.EventTypeWarning, reason, err.Error())
 }
 
-// event makes an Event about a file's inventory.
+// event creates an Event about a file's inventory.
 func (m *Manifests) event(ctx context.Context, r *inventory, kind, reason, message string) {
 	if len(message) > 1000 {
-		message = message[:1000] + "…" // the API server takes 1024 bytes
+		message = message[:1000] + "…" // the API server accepts 1024 bytes
 	}
 	now := metav1.NewTime(time.Now())
 	_, err := m.kube.CoreV1().Events(metav1.NamespaceSystem).Create(ctx, &corev1.Event{
@@ -183,7 +183,7 @@ func (m *Manifests) event(ctx context.Context, r *inventory, kind, reason, messa
 	}
 }
 
-// union appends those of b that a lacks.
+// union returns a with the elements of b that it lacks.
 func union(a, b []ref) []ref {
 	out := slices.Clone(a)
 	for _, r := range b {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package manifests applies the YAML and JSON files of a folder to the cluster and takes back what they cease to say.
+// Package manifests applies the YAML and JSON files of a folder to the cluster, and deletes objects that were removed
+// from the files.
 //
-// A file is read as a whole: one that is malformed changes nothing. Its objects are applied by server-side apply, which
-// writes nothing where nothing differs. What a file once held and holds no more is deleted, also after restarts: a
-// ConfigMap in kube-system for each file, its inventory, says what it applied. Inventories are written before objects,
-// so that a crash never leaves an object without an inventory.
+// A file is read as a whole: a malformed one changes nothing. Its objects are applied by server-side apply, which
+// writes nothing where nothing differs. An object that is no longer in its file is deleted, also after restarts. For
+// that each file has an inventory of what it applied: a ConfigMap in kube-system. Inventories are written before
+// objects, so that a crash never leaves an object without an inventory.
 //
-// The package owns the inventories, and the objects that carry its annotation. It deletes nothing else, and nothing
-// that another file in the folder asks for. It runs where the leader is; an inventory names the server whose folder had
-// the file, and only that server takes a missing file for a removed one.
+// The package owns the inventories, and the objects with its annotation. It deletes nothing else, and no object that is
+// in another file of the folder. It runs on the leader. An inventory names the server whose folder had the file. Only
+// on that server a missing file counts as removed.
 package manifests
 
 import (
@@ -39,7 +40,7 @@ import (
 )
 
 const (
-	// fieldManager owns the fields of what is applied.
+	// fieldManager is the field manager of applied objects.
 	fieldManager = "coracle-manifests"
 
 	resyncEvery = 5 * time.Minute // in case the kernel reported no change: network file systems
@@ -48,56 +49,56 @@ const (
 	lastRetry   = time.Minute
 )
 
-// Options say which folder goes into which cluster.
+// Options are New's parameters.
 type Options struct {
-	// Dir is the folder; it is made when missing. Files *.yaml, *.yml and *.json in it and its folders count, except
-	// hidden ones and those beside which there is a file of the same name with .skip appended.
+	// Dir is the folder. It is made when missing. Files *.yaml, *.yml and *.json in it and its subfolders are applied,
+	// except hidden ones, and those for which there is a file of the same name with .skip appended.
 	Dir string
-	// ServerID is this server's; see the package comment.
+	// ServerID is this server's ID, which inventories name.
 	ServerID string
-	// Config has an administrator's rights.
+	// Config is a client configuration with an administrator's rights.
 	Config *rest.Config
-	// Want, when set, is called with kinds that files have objects of and the cluster does not know. It says whether
-	// they are on their way.
+	// Want, when set, is called with kinds that files use and the cluster does not know. It says whether a kind is
+	// about to be served.
 	Want func(schema.GroupKind) bool
-	// Part, when set, shows in coracle status which files are in trouble.
+	// Part, when set, shows in coracle status which files have errors.
 	Part *status.Part
-	// Board, when set, has a line while the folder's changes are not noticed at once.
+	// Board, when set, has a line while changes of the folder are not noticed at once.
 	Board *status.Board
-	// Logger tells what was applied and what is wrong; nil means slog's default.
+	// Logger logs what was applied, and errors. Nil means slog's default.
 	Logger *slog.Logger
 
-	newNotices func() (*fsnotify.Watcher, error) // fsnotify's when nil; of tests
+	newNotices func() (*fsnotify.Watcher, error) // only set in tests; nil means fsnotify's
 }
 
-// Manifests keeps a cluster in step with a folder.
+// Manifests applies a folder to the cluster.
 type Manifests struct {
 	o       Options
 	log     *slog.Logger
 	kube    kubernetes.Interface
 	dynamic dynamic.Interface
 	disco   discovery.DiscoveryInterface
-	// mapper exists during a round only: what it knows costs megabytes and is stale by the next.
+	// mapper exists only during a round: its cache takes megabytes and is stale by the next round.
 	mapper meta.ResettableRESTMapper
 
-	inventories map[string]*inventory // by file: what the cluster remembers
-	files       map[string]*file      // by file: how far this run is with it
+	inventories map[string]*inventory // by file: what is in the cluster
+	files       map[string]*file      // by file: the state in this run
 }
 
-// file is what this run knows about a file.
+// file is this run's state of a file.
 type file struct {
 	hash    string
 	objects []object // nil while malformed
-	// settled: applied, or malformed: nothing to do until the content changes.
+	// settled says that the file was applied or is malformed, so that nothing is done until its content changes.
 	settled bool
-	// retry is when to try again, after a pause of wait.
+	// retry is the time of the next attempt, which is a pause of wait after the last.
 	retry time.Time
 	wait  time.Duration
-	// reported is the last trouble logged, so that the same is not logged every time.
+	// reported is the last error that was logged, so that it is not logged again.
 	reported string
 }
 
-// New makes the clients.
+// New makes the clients. It starts nothing.
 func New(o Options) (*Manifests, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	config := rest.AddUserAgent(rest.CopyConfig(o.Config), "manifests")
@@ -112,8 +113,8 @@ func New(o Options) (*Manifests, error) {
 	return m, nil
 }
 
-// Run keeps the cluster in step with the folder until ctx is done. Trouble with a file is logged, reported as an Event
-// and tried again; Run itself goes on.
+// Run applies the folder to the cluster until ctx is done. An error of a file is logged, reported as an Event, and the
+// file is tried again. Run continues with the others.
 func (m *Manifests) Run(ctx context.Context) error {
 	if err := os.MkdirAll(m.o.Dir, 0o700); err != nil {
 		m.log.Error("manifests are not applied: their folder cannot be made", "folder", m.o.Dir, "error", err)
@@ -141,7 +142,7 @@ func (m *Manifests) Run(ctx context.Context) error {
 	return nil
 }
 
-// show reports the files that are in trouble.
+// show writes the files with errors to the status.
 func (m *Manifests) show() {
 	var troubles []string
 	for _, name := range slices.Sorted(maps.Keys(m.files)) {
@@ -156,11 +157,11 @@ func (m *Manifests) show() {
 	m.o.Part.Set(status.Degraded, strings.Join(troubles, "; "))
 }
 
-// round brings the cluster in step as far as that goes now and returns how long to wait for the next at most.
+// round applies and prunes as far as possible now. It returns the longest pause until the next round.
 func (m *Manifests) round(ctx context.Context) time.Duration {
 	found, err := scan(m.o.Dir)
 	if err != nil {
-		// Without a complete list nothing may be taken for removed.
+		// Only with a complete list can a file count as removed.
 		m.log.Warn("the manifests' folder cannot be read completely; nothing is changed until it can", "error", err)
 		return lastRetry
 	}
@@ -194,7 +195,7 @@ func (m *Manifests) round(ctx context.Context) time.Duration {
 	return next
 }
 
-// order is that in which files are applied: by name, those first that bring kinds or namespaces.
+// order returns the files in the order in which they are applied: first those with CRDs or namespaces, then by name.
 func (m *Manifests) order() []string {
 	last := func(name string) int {
 		if slices.ContainsFunc(m.files[name].objects, func(o object) bool { return rank(o) != rankOther }) {
@@ -207,7 +208,7 @@ func (m *Manifests) order() []string {
 	})
 }
 
-// read parses a file whose content changed.
+// read parses a file whose content has changed.
 func (m *Manifests) read(ctx context.Context, name string, s source) {
 	f := m.files[name]
 	if f != nil && f.hash == s.hash {
@@ -227,7 +228,7 @@ func (m *Manifests) read(ctx context.Context, name string, s source) {
 	f.objects = objects
 }
 
-// fail notes that a file has to be tried again, later each time.
+// fail schedules another attempt for a file, later each time.
 func (f *file) fail() {
 	f.wait = min(max(2*f.wait, firstRetry), lastRetry)
 	f.retry = time.Now().Add(f.wait)

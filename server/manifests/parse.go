@@ -20,10 +20,10 @@ import (
 // object is one object of a file.
 type object struct {
 	*unstructured.Unstructured
-	line int // where its document begins, from 1
+	line int // first line of its document, from 1
 }
 
-// ref names an object in the cluster.
+// ref identifies an object in the cluster.
 type ref struct {
 	schema.GroupVersionKind
 	Namespace, Name string
@@ -36,7 +36,7 @@ func (r ref) String() string {
 	return r.Kind + " " + r.Namespace + "/" + r.Name
 }
 
-// key is the same for all versions of an object, which are only views of it.
+// key is the same for all versions of an object.
 func (r ref) key() ref {
 	r.Version = ""
 	return r
@@ -57,10 +57,10 @@ func refs(objects []object) []ref {
 // document is one YAML document of a file.
 type document struct {
 	text []byte
-	line int // of its first line, from 1
+	line int // its first line, from 1
 }
 
-// split cuts a file at its document separators.
+// split divides a file at its document separators.
 func split(data []byte) []document {
 	var docs []document
 	now := document{line: 1}
@@ -80,9 +80,9 @@ func split(data []byte) []document {
 
 var yamlLine = regexp.MustCompile(`line (\d+): ?`)
 
-// parse reads all objects of a file in the order in which they are to be applied. Its errors begin with FILE:LINE.
+// parse returns all objects of a file in the order in which they are applied. Its errors begin with FILE:LINE.
 func parse(name string, data []byte) ([]object, error) {
-	objects := []object{} // not nil: an empty file is a good one
+	objects := []object{} // not nil: an empty file is valid
 	for _, d := range split(data) {
 		found, err := d.objects(name)
 		if err != nil {
@@ -137,7 +137,7 @@ func (d document) objects(name string) ([]object, error) {
 	return out, nil
 }
 
-// firstLine is where the document's first line with content is.
+// firstLine returns the line of the document's first content.
 func (d document) firstLine() int {
 	line := d.line
 	for text := range bytes.Lines(d.text) {
@@ -149,7 +149,7 @@ func (d document) firstLine() int {
 	return d.line
 }
 
-// syntaxError turns a parser's line, which counts from the document's beginning, into one of the file.
+// syntaxError converts a parser's line, which counts from the document's beginning, into a line of the file.
 func (d document) syntaxError(name string, err error) error {
 	line, what := d.firstLine(), err.Error()
 	if m := yamlLine.FindStringSubmatch(what); m != nil {
@@ -163,7 +163,7 @@ func (d document) syntaxError(name string, err error) error {
 	return fmt.Errorf("%s:%d: %s", name, line, what)
 }
 
-// check says what an object lacks.
+// check returns an error if an object lacks a required field.
 func check(u *unstructured.Unstructured) error {
 	switch {
 	case u.GetAPIVersion() == "":
@@ -189,7 +189,7 @@ const (
 	rankOther
 )
 
-// rank puts what others need before them.
+// rank orders objects so that others can depend on earlier ones.
 func rank(o object) int {
 	switch o.GroupVersionKind().GroupKind() {
 	case schema.GroupKind{Kind: "Namespace"}:

@@ -16,8 +16,9 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// prune deletes what files cease to say and removed files said, after everything was applied: an object that moved from
-// one file to another is then in its new one. It returns false when something is left to be tried again.
+// prune deletes objects that are no longer in their file, and objects of removed files. It runs after everything was
+// applied: an object that moved to another file then belongs to that file. It returns false when something has to be
+// tried again.
 func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
 	wanted := m.wanted(found)
 	all := true
@@ -29,7 +30,7 @@ func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
 		case ctx.Err() != nil:
 			return false
 		case !exists && r.server != m.o.ServerID:
-			// Another server's folder had it; this one's word about it means nothing.
+			// Another server's folder had the file, so that it does not count as removed.
 		case !exists:
 			all = m.pruneInventory(ctx, r, nil, wanted) && all
 		case f != nil && f.objects != nil && f.settled:
@@ -39,7 +40,8 @@ func (m *Manifests) prune(ctx context.Context, found map[string]source) bool {
 	return all
 }
 
-// wanted is everything that some file asks for, or may ask for: of a malformed or skipped file, what it applied last.
+// wanted returns all objects that are in some file, or may be. For a malformed or skipped file these are the objects of
+// its inventory.
 func (m *Manifests) wanted(found map[string]source) map[ref]bool {
 	wanted := map[ref]bool{}
 	for name, r := range m.inventories {
@@ -59,8 +61,8 @@ func (m *Manifests) wanted(found map[string]source) map[ref]bool {
 	return wanted
 }
 
-// pruneInventory deletes the inventory's objects but those to keep, and then the inventory itself if nothing is kept
-// because the file is gone (keep is nil).
+// pruneInventory deletes the inventory's objects, except for those in keep or wanted. If the file was removed (keep is
+// nil) and no object is left, it deletes the inventory, too. It returns false when something has to be tried again.
 func (m *Manifests) pruneInventory(ctx context.Context, r *inventory, keep []ref, wanted map[ref]bool) bool {
 	removed := keep == nil && m.files[r.file] == nil
 	var errs []error
@@ -71,7 +73,8 @@ func (m *Manifests) pruneInventory(ctx context.Context, r *inventory, keep []ref
 			continue
 		}
 		if o.Namespace == "" {
-			// Recorded before its kind was known, perhaps, and then applied here; ignored for kinds without namespaces.
+			// It may have been recorded before its kind was known, and then applied here. Kinds without namespaces
+			// ignore it.
 			o.Namespace = metav1.NamespaceDefault
 			if contains(keep, o) || wanted[o.key()] {
 				continue
@@ -105,15 +108,15 @@ func (m *Manifests) pruneInventory(ctx context.Context, r *inventory, keep []ref
 	return err == nil
 }
 
-// delete deletes an object that is from the file, and says whether it did: one that someone else took over, or that is
-// gone, is none of ours.
+// delete deletes an object if it has the file's annotation, and says whether it did. It does not delete an object that
+// another client has taken over or that does not exist any more.
 func (m *Manifests) delete(ctx context.Context, file string, o ref) (bool, error) {
 	mapping, err := m.mapper.RESTMapping(o.GroupKind(), o.Version)
 	if meta.IsNoMatchError(err) {
-		mapping, err = m.mapper.RESTMapping(o.GroupKind()) // that version is no longer served, another may be
+		mapping, err = m.mapper.RESTMapping(o.GroupKind()) // that version is no longer served, but another may be
 	}
 	if meta.IsNoMatchError(err) {
-		return false, nil // the kind is gone, and its objects with it
+		return false, nil // the kind does not exist any more, and neither do its objects
 	}
 	if err != nil {
 		return false, fmt.Errorf("%s: finding out what the cluster has: %w", o, err)

@@ -13,13 +13,13 @@ import (
 	"strings"
 )
 
-// source is a file as it lies in the folder.
+// source is a file in the folder.
 type source struct {
 	data []byte
 	hash string
-	// skip: the file is to be left as it is in the cluster, neither applied nor pruned.
+	// skip says that the file's objects are left as they are in the cluster, neither applied nor pruned.
 	skip bool
-	// err says why it could not be read; the file is there all the same.
+	// err says why the file could not be read. It exists nevertheless.
 	err error
 }
 
@@ -27,14 +27,14 @@ var suffixes = []string{".yaml", ".yml", ".json"}
 
 const skipSuffix = ".skip"
 
-// scan reads the folder. Names are relative to it, with slashes. Any error but one of a single file's content makes the
-// list incomplete and is returned.
+// scan reads the folder. Names are relative to the folder, with slashes. An error means that the list is incomplete. An
+// error of a single file's content is in its source instead.
 func scan(dir string) (map[string]source, error) {
 	found := map[string]source{}
 	skipped := map[string]bool{}
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) && path != dir {
-			return nil // it went while we looked
+			return nil // removed during the scan
 		}
 		if err != nil {
 			return err
@@ -70,7 +70,7 @@ func scan(dir string) (map[string]source, error) {
 	return found, nil
 }
 
-// readSource follows a link to a file; a folder behind a link is not one of ours.
+// readSource reads a file. It follows a link to a file. A link to a folder is an error.
 func readSource(path string) source {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 )
 
-// watcher waits for changes in a folder and the folders in it.
+// watcher waits for changes in a folder and its subfolders.
 type watcher struct {
 	dir   string
 	log   *slog.Logger
@@ -31,7 +31,7 @@ func newWatcher(o Options) *watcher {
 
 func (w *watcher) close() { w.files.Close() }
 
-// watchAll adds every folder; one that is watched already stays so.
+// watchAll adds every folder. A folder that is watched already stays so.
 func (w *watcher) watchAll() {
 	err := filepath.WalkDir(w.dir, func(path string, entry fs.DirEntry, err error) error {
 		switch {
@@ -49,7 +49,7 @@ func (w *watcher) watchAll() {
 	}
 }
 
-// wait returns when something changed and has been quiet for a moment since, after limit, or when ctx is done.
+// wait returns after a change, when nothing has changed for the time settle since, or after limit, or when ctx is done.
 func (w *watcher) wait(ctx context.Context, limit time.Duration) {
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
@@ -67,10 +67,10 @@ func (w *watcher) wait(ctx context.Context, limit time.Duration) {
 			w.watchAll()
 			return
 		case e := <-w.files.Events():
-			if e.Op != fsnotify.Chmod { // reading the files may touch that
+			if e.Op != fsnotify.Chmod { // reading the files may cause that
 				quiet = time.After(settle)
 			}
-		case err := <-w.files.Errors(): // notices were lost: look
+		case err := <-w.files.Errors(): // notices were lost: read all
 			w.log.Debug("the kernel's notices about the manifests' folder have a gap", "error", err)
 			quiet = time.After(settle)
 		}
