@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netbackend keeps what a server knows of the cluster's network back end, which may change while the cluster
-// runs (docs/adr/0073). The ConfigMap clusterconfig.BackendConfigMap says it; a file in the server's folder has a copy,
-// so that the server knows it when it starts, with or without a node beside it. It never writes the ConfigMap.
+// Package netbackend follows the cluster's network back end, which may change while the cluster runs (docs/adr/0073).
+// It is recorded in the ConfigMap clusterconfig.BackendConfigMap. A file in the server's folder has a copy, so that the
+// server knows the back end when it starts, with or without a node. The package never writes the ConfigMap.
 package netbackend
 
 import (
@@ -21,32 +21,32 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// part is the line on the board that says of a flag which is not the cluster's. There is none before there is something
-// to say.
+// part is the status line that shows that a flag differs from the cluster's back end. There is no line before that.
 const part = "network back end"
 
-// Options are what a Setting needs.
+// Options are the parameters of New.
 type Options struct {
 	// Dir is the server's folder.
 	Dir string
-	// Own is what the server starts with, one of clusterconfig.NetworkBackends.
+	// Own is the back end with which the server starts, one of clusterconfig.NetworkBackends.
 	Own string
-	// Flag is what the server was given as --network-backend; empty where it was given nothing.
+	// Flag is the server's --network-backend, empty if it was not given.
 	Flag string
-	// Board, when set, says that Flag is not the cluster's any more.
+	// Board, when set, shows that Flag differs from the cluster's back end.
 	Board  *status.Board
 	Logger *slog.Logger
 }
 
-// Setting is the cluster's back end, as this server knows it. A nil one knows nothing.
+// Setting is the cluster's back end, as this server knows it. A nil Setting knows none.
 type Setting struct {
 	o       Options
 	mu      sync.Mutex
-	present string // what the cluster said last; empty before it has
+	present string // the cluster's last value; empty before there is one
 	trouble string
 }
 
-// New makes one that knows nothing yet. Where the pod network is another plugin's it forgets what an earlier run kept.
+// New returns a Setting that knows no value yet. If another plugin has the pod network, it removes the value of an
+// earlier run.
 func New(o Options) (*Setting, error) {
 	if o.Own == clusterconfig.NetworkNone {
 		if err := clusterconfig.WriteBackend(o.Dir, o.Own); err != nil {
@@ -56,8 +56,8 @@ func New(o Options) (*Setting, error) {
 	return &Setting{o: o}, nil
 }
 
-// Run follows the cluster until ctx is done, in the settings stream of the API server that config leads to. It has
-// one goroutine beside its caller's.
+// Run follows the cluster's back end until ctx is done, in the settings stream of the API server that config names. It
+// has one goroutine besides its caller's.
 func (s *Setting) Run(ctx context.Context, config *rest.Config) error {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "network-backend"))
 	if err != nil {
@@ -73,8 +73,8 @@ func (s *Setting) Run(ctx context.Context, config *rest.Config) error {
 	return nil
 }
 
-// apply takes over what the cluster says. What no running node changes to, and the end of what it said, change nothing
-// here, as they do on nodes.
+// apply stores the cluster's new back end. As on nodes, a removed record, or a value to which no running node changes,
+// has no effect.
 func (s *Setting) apply(setting string) {
 	if s.o.Own == clusterconfig.NetworkNone || !slices.Contains(clusterconfig.RunningBackends(), setting) {
 		return
@@ -94,7 +94,7 @@ func (s *Setting) apply(setting string) {
 	s.report(trouble)
 }
 
-// report shows and logs what is wrong with the flag, when that is news.
+// report shows and logs an error of the flag when it changes.
 func (s *Setting) report(trouble string) {
 	if trouble == s.trouble {
 		return
@@ -108,8 +108,8 @@ func (s *Setting) report(trouble string) {
 	s.o.Board.Part(part).Set(state, trouble)
 }
 
-// Last is what the cluster said last, in this run or an earlier one; empty where this server heard nothing, or the pod
-// network is another plugin's.
+// Last returns the cluster's last back end, from this run or an earlier one. It is empty if this server has received
+// none, or another plugin has the pod network.
 func (s *Setting) Last() string {
 	if s == nil || s.o.Own == clusterconfig.NetworkNone {
 		return ""
@@ -119,9 +119,9 @@ func (s *Setting) Last() string {
 	return cmp.Or(s.present, clusterconfig.ReadBackend(s.o.Dir))
 }
 
-// ForJoining returns the back end that a joining machine is sent, where the ConfigMap says said now (empty for nothing)
-// and the server was started with own. What makes no sense is sent to no machine: the cluster's nodes stay with what it
-// said before.
+// ForJoining returns the back end that is sent to a joining machine. setting is the value in the ConfigMap, empty for
+// none. own is the back end with which the server was started. An invalid setting is not sent: the cluster's nodes keep
+// the value before it.
 func (s *Setting) ForJoining(own, setting string) string {
 	switch {
 	case own == clusterconfig.NetworkNone:
