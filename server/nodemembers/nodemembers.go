@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nodemembers ties servers to their nodes. Each server keeps on its own node what says that it is one, and the
-// leader removes a server from the store when its node is deleted. It never deletes a node.
+// Package nodemembers connects servers with their nodes. Each server marks its own node as a server's. The leader
+// removes a server from the store when its node is deleted. The package never deletes a node.
 package nodemembers
 
 import (
@@ -32,19 +32,19 @@ import (
 
 const (
 	memberFinalizer = clusterconfig.MemberFinalizer
-	// memberRetry is how long to wait after a refused or failed removal.
+	// memberRetry is the pause after a refused or failed removal.
 	memberRetry = 5 * time.Second
 )
 
-// Members is what of the store is needed.
+// Members are the store's operations on members that this package needs.
 type Members interface {
 	Members() []raftstore.Member
 	Survey(ctx context.Context) []raftstore.MemberState
 	RemoveMember(ctx context.Context, name string) error
 }
 
-// nodeMembers takes servers out of the store whose nodes are deleted: kubectl delete node is how administrators remove
-// a machine. It runs on the leader.
+// nodeMembers removes servers whose nodes are deleted from the store: administrators remove a machine by kubectl delete
+// node. It runs on the leader.
 type nodeMembers struct {
 	client kubernetes.Interface
 	nodes  listers.NodeLister
@@ -52,10 +52,10 @@ type nodeMembers struct {
 	log    *slog.Logger
 }
 
-// Run removes servers whose nodes are deleted, for a term of leadership.
+// Run removes servers whose nodes are deleted from the store, for a term of leadership.
 func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) error {
 	nodes := t.Informers.Core().V1().Nodes()
-	changed := timers.NewSignal() // there is something to look at
+	changed := timers.NewSignal() // sent when nodes have to be checked
 	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { changed.Send() }, UpdateFunc: func(_, obj any) {
 			if n, ok := obj.(*corev1.Node); ok && n.DeletionTimestamp != nil {
@@ -90,7 +90,7 @@ func Run(ctx context.Context, t *term.Term, store Members, log *slog.Logger) err
 	}
 }
 
-// once removes the servers of all nodes that are being deleted; false says that one could not be.
+// once removes the servers of all nodes that are being deleted. It returns false if one could not be removed.
 func (m *nodeMembers) once(ctx context.Context) bool {
 	nodes, err := m.nodes.List(labels.Everything())
 	ok := err == nil
@@ -109,16 +109,16 @@ func (m *nodeMembers) once(ctx context.Context) bool {
 
 func (m *nodeMembers) remove(ctx context.Context, n *corev1.Node) error {
 	id, all := n.Annotations[clusterconfig.ServerIDAnnotation], m.store.Members()
-	// A node may write its own annotations and finalizers, but not this label: it cannot name another node's server.
-	// The only server remains what it is; its node registers again.
+	// A node may write its own annotations and finalizers, but not this label: so it cannot name another node's server.
+	// The only server is not removed, and its node registers again.
 	if roster.IsServer(n) && len(all) > 1 && roster.IsMember(all, id) {
 		if err := m.store.RemoveMember(ctx, id); err != nil && status.Code(err) != codes.NotFound {
 			return err
 		}
 		m.log.Info("a server was removed from the store with its node", "node", n.Name, "member", id)
 	}
-	// A strategic merge would not tell others' finalizers from ours; the resource version makes a change in between a
-	// conflict.
+	// A strategic merge would not distinguish others' finalizers from ours. With the resource version a concurrent
+	// change is a conflict.
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
 		"resourceVersion": n.ResourceVersion, "uid": n.UID,
 		"finalizers": slices.DeleteFunc(slices.Clone(n.Finalizers), func(f string) bool { return f == memberFinalizer }),

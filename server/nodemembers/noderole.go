@@ -29,23 +29,23 @@ import (
 )
 
 const (
-	// roleRetry is how long to wait after a failed attempt to set it.
+	// roleRetry is the pause after a failed attempt to set the role.
 	roleRetry = 5 * time.Second
 )
 
-// Role keeps on this machine's node what says that it is a server's: the label, the server's name in the store, and
-// the finalizer that takes the server out of the store when the node is deleted. The kubelet may not set it (the
-// NodeRestriction admission plugin refuses node-role.kubernetes.io to it), and each server knows best that it is one,
-// so each labels its own node, whichever leads.
+// Role marks this machine's node as a server's: with the label, the server's ID in the store, and the finalizer by
+// which the server is removed from the store when the node is deleted. The kubelet may not write the label (the
+// NodeRestriction admission plugin refuses node-role.kubernetes.io). So each server labels its own node, whether it
+// leads or not.
 type Role struct {
 	client kubernetes.Interface
 	node   string
-	id     string // the server's name in the store
+	id     string // the server's ID in the store
 	store  Members
 	log    *slog.Logger
 }
 
-// NewRole makes the Role of a node whose server has this name in the store.
+// NewRole returns the Role of a node whose server has this ID in the store.
 func NewRole(config *rest.Config, node, id string, store Members, log *slog.Logger) (*Role, error) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "node-role"))
 	if err != nil {
@@ -56,7 +56,7 @@ func NewRole(config *rest.Config, node, id string, store Members, log *slog.Logg
 
 // Run watches the one node until ctx is done: it may be deleted and register again.
 func (r *Role) Run(ctx context.Context) {
-	// What is kept of the node is what is asked about.
+	// Only the fields that are used are kept.
 	trim := func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
 			return &corev1.Node{ObjectMeta: metav1.ObjectMeta{
@@ -67,7 +67,7 @@ func (r *Role) Run(ctx context.Context) {
 		}
 		return obj, nil
 	}
-	changed := timers.NewSignal() // there is something to look at
+	changed := timers.NewSignal() // sent when the node has to be checked
 	lw := cache.NewListWatchFromClient(r.client.CoreV1().RESTClient(), "nodes", metav1.NamespaceAll,
 		fields.OneTermEqualSelector(metav1.ObjectNameField, r.node))
 	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
@@ -98,14 +98,14 @@ func (r *Role) Run(ctx context.Context) {
 	}
 }
 
-// complete says that there is nothing to do. A node that is being deleted takes no finalizer any more.
+// complete says that there is nothing to do. No finalizer can be added to a node that is being deleted.
 func (r *Role) complete(n *corev1.Node) bool {
 	return n.DeletionTimestamp != nil || roster.IsServer(n) && n.Annotations[clusterconfig.ServerIDAnnotation] == r.id &&
 		slices.Contains(n.Finalizers, memberFinalizer)
 }
 
-// mark writes what is missing; former is the server that the node had before, if any: a machine that was wiped comes
-// back under its name, and its former self is not waited for.
+// mark writes what is missing. former is the server that the node belonged to before, if any. A reinstalled machine
+// returns under its name, and its former server is removed from the store if it does not answer.
 func (r *Role) mark(ctx context.Context, former string) error {
 	if former != r.id && roster.IsMember(r.store.Members(), former) {
 		if responsive(r.store.Survey(ctx), former) {
@@ -119,9 +119,9 @@ func (r *Role) mark(ctx context.Context, former string) error {
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
 		"labels": map[string]string{roster.RoleLabel: roster.RoleValue},
-		// The order to leave is an administrator's, and comes later.
+		// An order to leave can only be given after this, by an administrator.
 		"annotations": map[string]any{clusterconfig.ServerIDAnnotation: r.id, clusterconfig.LeaveAnnotation: nil},
-		"finalizers":  []string{memberFinalizer}, // added to others
+		"finalizers":  []string{memberFinalizer}, // merged with others
 	}})
 	if err != nil {
 		return err
@@ -129,7 +129,7 @@ func (r *Role) mark(ctx context.Context, former string) error {
 	_, err = r.client.CoreV1().Nodes().Patch(ctx, r.node, types.StrategicMergePatchType, patch,
 		metav1.PatchOptions{FieldManager: "coracle"})
 	if apierrors.IsNotFound(err) {
-		return nil // deleted meanwhile; when it registers again, that is seen
+		return nil // deleted in the meantime; its next registration is an event
 	}
 	return err
 }
