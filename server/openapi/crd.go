@@ -17,13 +17,13 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
 
-// crdGroup is the custom resources of one group version.
+// crdGroup is the CustomResourceDefinitions of one group version.
 type crdGroup struct {
 	version string
-	crds    []*apiextensionsv1.CustomResourceDefinition // in order of their names
+	crds    []*apiextensionsv1.CustomResourceDefinition // ordered by name
 }
 
-// crdGroups sorts the established CRDs by the document that each served version is in.
+// crdGroups returns the established CRDs, by the documents of their served versions.
 func (h *Handler) crdGroups() (map[string]*crdGroup, error) {
 	crds, err := h.options.CRDs()
 	if err != nil {
@@ -51,8 +51,8 @@ func (h *Handler) crdGroups() (map[string]*crdGroup, error) {
 	return groups, nil
 }
 
-// hash changes with the documents: the generation counts changes of a CRD's
-// spec, and its UID tells it from one that had the name before.
+// hash returns a hash that changes with the documents. The generation changes with a CRD's spec. The UID distinguishes
+// a CRD from an earlier one of the same name.
 func (g *crdGroup) hash() string {
 	var parts []byte
 	for _, crd := range g.crds {

@@ -2,15 +2,12 @@
 
 // Package openapi serves /openapi/v2 and /openapi/v3.
 //
-// The documents of the built-in APIs are upstream's own, embedded compressed
-// (documents.bin, made by go generate) and decompressed per request; those of
-// custom resources are built from the CustomResourceDefinitions when asked for;
-// those of aggregated API servers are fetched from them. Nothing is built ahead
-// and nothing is kept, because upstream's way (every definition of every API as
-// a tree, for the life of the process) costs a third of an API server's memory
-// and is asked for a few times a day. Hashes are known without building, so the
-// index, which one of upstream's components polls, and conditional requests
-// are cheap.
+// The documents of the built-in APIs are upstream's own. They are embedded compressed (documents.bin, made by go
+// generate) and decompressed per request. The documents of custom resources are built from the
+// CustomResourceDefinitions on request. The documents of aggregated API servers are fetched from these. Nothing is
+// built in advance or stored: upstream stores every definition of every API as a tree, for the life of the process.
+// That costs a third of an API server's memory for a few requests a day. Hashes are known without building. So
+// conditional requests are cheap, and so is the index, which one of upstream's components polls.
 //
 // The package never registers itself with a mux and holds no informers.
 package openapi
@@ -40,18 +37,18 @@ import (
 //go:embed documents.bin
 var documents string
 
-// Options configures a Handler.
+// Options are the parameters of New.
 type Options struct {
-	// ServedPaths are the paths that the API server serves by itself, such as
-	// /apis/apps/v1: documents of other group versions are not published.
+	// ServedPaths are the paths that the API server itself serves, such as /apis/apps/v1. Documents of other group
+	// versions are not published.
 	ServedPaths []string
 	// CRDs lists the CustomResourceDefinitions. The handler does not change them.
 	CRDs func() ([]*apiextensionsv1.CustomResourceDefinition, error)
-	// APIServices lists the registered APIs, local ones included.
+	// APIServices lists the registered APIs, including local ones.
 	APIServices func() ([]*apiregistrationv1.APIService, error)
-	// Fetch gets a path from the server behind an APIService.
+	// Fetch requests a path from the server behind an APIService.
 	Fetch func(ctx context.Context, api *apiregistrationv1.APIService, path string, header http.Header) (*http.Response, error)
-	// Now is the clock; time.Now when nil.
+	// Now is the clock. When nil it is time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
 }
@@ -63,8 +60,8 @@ type Handler struct {
 	served  map[string]bool // group versions and groups
 	remotes *remotes
 
-	// building admits one request at a time to what takes memory: decompressing,
-	// building from CRDs, converting to protobuf.
+	// building admits one request at a time to operations that need much memory: decompressing, building from CRDs, and
+	// converting to protobuf.
 	building sync.Mutex
 }
 
@@ -95,7 +92,7 @@ func New(o Options) (*Handler, error) {
 	return h, nil
 }
 
-// publishes tells whether the built-in document of that name belongs to something served.
+// publishes says whether the built-in document of that name belongs to a served API.
 func (h *Handler) publishes(name string) bool {
 	if owner := artifact.Owner(name); owner != "" {
 		return h.served[owner]
@@ -103,7 +100,7 @@ func (h *Handler) publishes(name string) bool {
 	return h.served[name]
 }
 
-// ServeHTTP implements http.Handler for /openapi/v2, /openapi/v3 and what is below the latter.
+// ServeHTTP implements http.Handler for /openapi/v2, /openapi/v3 and the paths below the latter.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
@@ -157,7 +154,7 @@ func (h *Handler) serveIndex(w http.ResponseWriter, r *http.Request) error {
 	return serve(w, r, responseHead{contentType: "application/json", etag: contentHash(body)}, func() ([]byte, error) { return body, nil })
 }
 
-// serveV3 serves one document: a built-in one, of custom resources, or an aggregated server's.
+// serveV3 serves one document: of a built-in API, of custom resources, or of an aggregated server.
 func (h *Handler) serveV3(w http.ResponseWriter, r *http.Request, name string) error {
 	if doc, ok := h.file.Index.Documents[name]; ok && h.publishes(name) {
 		return h.serveDocument(w, r, name, doc.Hash, func(m media) ([]byte, error) {

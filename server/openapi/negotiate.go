@@ -25,9 +25,8 @@ const (
 	mediaProtobuf
 )
 
-// negotiate picks the format and names its content type. Clients ask for
-// protobuf under two names, one of them no valid media type; answers use the
-// valid one, as upstream's do.
+// negotiate chooses the format and its content type. Clients request protobuf under two names, one of which is not a
+// valid media type. Responses use the valid one, as upstream's do.
 func negotiate(accept, version string) (m media, contentType string, ok bool) {
 	accept = cmp.Or(accept, "*/*")
 	protobuf := "com.github.proto-openapi.spec." + version + ".v1.0+protobuf"
@@ -46,7 +45,7 @@ func negotiate(accept, version string) (m media, contentType string, ok bool) {
 	return 0, "", false
 }
 
-// documentURL is where a v3 document with that content is.
+// documentURL returns the URL of a v3 document with this content.
 func documentURL(name, hash string) string {
 	u := url.URL{Path: path.Join("/openapi/v3", name), RawQuery: url.Values{"hash": {hash}}.Encode()}
 	return u.String()
@@ -60,14 +59,14 @@ func contentHash(parts ...[]byte) string {
 	return fmt.Sprintf("%X", sum.Sum(nil))
 }
 
-// responseHead is what is known of a response before its body is built.
+// responseHead is the part of a response that is known before its body is built.
 type responseHead struct {
 	contentType string
 	etag        string
-	immutable   time.Time // when set, the URL names the content for ever from then on
+	immutable   time.Time // when set, the URL's content never changes after this time
 }
 
-// serve answers a conditional request without calling build when it can.
+// serve writes a response. It answers a conditional request without calling build if possible.
 func serve(w http.ResponseWriter, r *http.Request, a responseHead, build func() ([]byte, error)) error {
 	header := w.Header()
 	etag := strconv.Quote(a.etag)

@@ -23,28 +23,28 @@ import (
 )
 
 const (
-	// remoteFresh is how long what an aggregated server said is believed; upstream asks as often.
+	// remoteFresh is how long responses of an aggregated server are cached. Upstream requests as often.
 	remoteFresh = time.Minute
-	// remoteTimeout bounds the wait for an aggregated server.
+	// remoteTimeout limits the wait for an aggregated server.
 	remoteTimeout = 5 * time.Second
-	// remoteLimit is the largest document taken from an aggregated server, in bytes.
+	// remoteLimit is the largest accepted document of an aggregated server, in bytes.
 	remoteLimit = 32 << 20
 )
 
-// remotes remembers what the aggregated API servers publish.
+// remotes caches the documents of aggregated API servers.
 type remotes struct {
 	options Options
 
-	mu     sync.Mutex // held while fetching: askers of the same minute share the answer
+	mu     sync.Mutex // held while fetching: requests of the same minute share a response
 	byName map[string]*remote
 }
 
-// remote is one aggregated API.
+// remote is the cache of one aggregated API.
 type remote struct {
-	generation string // of the APIService that the rest was fetched through
+	generation string // of the APIService through which the rest was fetched
 	indexTime  time.Time
 	paths      map[string]string // v3 documents: name to URL
-	converted  bool              // the server has v2 only; its v3 document is made from that
+	converted  bool              // the server has only v2; its v3 document is made from that
 
 	v2Time time.Time
 	v2ETag string
@@ -61,7 +61,7 @@ type documentV2 struct {
 
 func newRemotes(o Options) *remotes { return &remotes{options: o, byName: map[string]*remote{}} }
 
-// each calls do with every API that another server answers for, and forgets the others.
+// each calls do for every API that an aggregated server serves. It removes other APIs from the cache.
 func (rs *remotes) each(do func(api *apiregistrationv1.APIService, r *remote)) {
 	apis, err := rs.options.APIServices()
 	if err != nil {
@@ -88,7 +88,7 @@ func (rs *remotes) each(do func(api *apiregistrationv1.APIService, r *remote)) {
 	}
 }
 
-// index lists the v3 documents of all aggregated servers.
+// index returns the v3 documents of all aggregated servers, with their URLs.
 func (rs *remotes) index(ctx context.Context) map[string]string {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -100,7 +100,7 @@ func (rs *remotes) index(ctx context.Context) map[string]string {
 	return urls
 }
 
-// owner finds the API whose server publishes a v3 document.
+// owner returns the API whose server publishes a v3 document, or nil.
 func (rs *remotes) owner(ctx context.Context, name string) *apiregistrationv1.APIService {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -119,7 +119,7 @@ func (rs *remotes) refreshIndex(ctx context.Context, api *apiregistrationv1.APIS
 	if !r.indexTime.IsZero() && now.Sub(r.indexTime) < remoteFresh {
 		return
 	}
-	r.indexTime = now // a failure, too, is believed for a while
+	r.indexTime = now // a failure is cached, too
 	status, _, data, err := rs.fetch(ctx, api, "/openapi/v3", http.Header{"Accept": {"application/json"}})
 	switch {
 	case err != nil:
@@ -148,7 +148,7 @@ func groupVersionName(api *apiregistrationv1.APIService) string {
 	return "apis/" + api.Spec.Group + "/" + api.Spec.Version
 }
 
-// documentsV2 lists the v2 documents of all aggregated servers.
+// documentsV2 returns the v2 documents of all aggregated servers.
 func (rs *remotes) documentsV2(ctx context.Context) []documentV2 {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -185,7 +185,7 @@ func (rs *remotes) refreshV2(ctx context.Context, api *apiregistrationv1.APIServ
 
 func (rs *remotes) fetch(ctx context.Context, api *apiregistrationv1.APIService, path string,
 	header http.Header) (int, string, []byte, error) {
-	// Another client may want the answer even when this one has left.
+	// Another client may need the response even when this one has ended.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), remoteTimeout)
 	defer cancel()
 	resp, err := rs.options.Fetch(ctx, api, path, header)
@@ -207,7 +207,7 @@ func (rs *remotes) fetch(ctx context.Context, api *apiregistrationv1.APIService,
 	return 0, "", nil, fmt.Errorf("%s: server answered %s", path, resp.Status)
 }
 
-// proxy hands a request for a v3 document to the server that has it.
+// proxy passes a request for a v3 document to the server that has it.
 func (rs *remotes) proxy(w http.ResponseWriter, r *http.Request, api *apiregistrationv1.APIService, name string) error {
 	if data, ok := rs.convertible(api.Name); ok {
 		return serveConverted(w, r, data)
@@ -234,11 +234,11 @@ func (rs *remotes) proxy(w http.ResponseWriter, r *http.Request, api *apiregistr
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	_, _ = io.Copy(w, resp.Body) // the client sees a short body; there is no one else to report it to
+	_, _ = io.Copy(w, resp.Body) // an error shows in the client's short body
 	return nil
 }
 
-// convertible returns the v2 document of a server that has no v3 ones.
+// convertible returns the v2 document of a server that has no v3 documents.
 func (rs *remotes) convertible(api string) ([]byte, bool) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -249,7 +249,7 @@ func (rs *remotes) convertible(api string) ([]byte, bool) {
 	return r.v2, true
 }
 
-// serveConverted makes a v3 document from a v2 one, which loses a little.
+// serveConverted serves a v3 document made from a v2 one, which loses some details.
 func serveConverted(w http.ResponseWriter, r *http.Request, v2 []byte) error {
 	m, contentType, ok := negotiate(r.Header.Get("Accept"), "v3")
 	if !ok {
@@ -269,8 +269,8 @@ func serveConverted(w http.ResponseWriter, r *http.Request, v2 []byte) error {
 	})
 }
 
-// spec reads the document, keeps what belongs to its group version and renames
-// definitions that would be taken for built-in ones: another build of them may differ.
+// spec parses the document and keeps the paths of its group version. It renames definitions that have the names of
+// built-in ones, as they may differ from these.
 func (d documentV2) spec(builtIn map[string]bool) (*spec.Swagger, error) {
 	var s spec.Swagger
 	if err := json.Unmarshal(d.data, &s); err != nil {
@@ -293,5 +293,5 @@ func (d documentV2) spec(builtIn map[string]bool) (*spec.Swagger, error) {
 	if err := aggregator.MergeSpecsIgnorePathConflictRenamingDefinitionsAndParameters(taken, own); err != nil {
 		return nil, err
 	}
-	return taken, nil // the stand-ins carry built-in names, which addSpec leaves out
+	return taken, nil // the stand-ins have built-in names, which addSpec leaves out
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/openapi/artifact"
 )
 
-// serveV2 serves the one document of everything.
+// serveV2 serves the single v2 document of all APIs.
 func (h *Handler) serveV2(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Add("Vary", "Accept")
 	m, contentType, ok := negotiate(r.Header.Get("Accept"), "v2")
@@ -51,9 +51,8 @@ func (h *Handler) serveV2(w http.ResponseWriter, r *http.Request) error {
 	})
 }
 
-// additions is what the v2 document has beyond the built-in APIs. Definitions
-// and parameters that those have too are left out: the builder of CRDs takes
-// them from the same types.
+// additions returns what the v2 document contains besides the built-in APIs. It leaves out definitions and parameters
+// that those have too: the builder of CRDs takes them from the same types.
 func (h *Handler) additions(crds map[string]*crdGroup, remote []documentV2) (*spec.Swagger, error) {
 	if len(crds) == 0 && len(remote) == 0 {
 		return nil, nil
@@ -82,7 +81,7 @@ func (h *Handler) additions(crds map[string]*crdGroup, remote []documentV2) (*sp
 	}
 	for _, doc := range remote {
 		if h.hasPathsOf(artifact.Owner(doc.gv)) {
-			continue // the server answers in the place of ours
+			continue // the aggregated server replaces ours
 		}
 		s, err := doc.spec(builtIn)
 		if err != nil {
@@ -171,8 +170,8 @@ func (h *Handler) jsonV2(added *spec.Swagger) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// protobufV2 joins serialized documents: concatenation merges messages, and of
-// a field that is there twice the last wins, so the base document comes last.
+// protobufV2 joins serialized documents: concatenation merges messages. Of a repeated occurrence of a singular field
+// the last is used, so the base document comes last.
 func (h *Handler) protobufV2(added *spec.Swagger) ([]byte, error) {
 	v2 := h.file.Index.V2
 	var out []byte

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package artifact is the file format that holds the OpenAPI documents of the
-// built-in APIs: every document as JSON and as protobuf, compressed so that one
-// can be had without the others, behind an index with their hashes.
+// Package artifact is the file format of the embedded OpenAPI documents of the built-in APIs. A file has an index with
+// hashes, and every document as JSON and as protobuf, each compressed separately.
 //
-// The documents repeat one another (ObjectMeta is in nearly all of them), so
-// one of them serves as the compression dictionary of the rest: 26 MB become one.
+// The documents have much in common (nearly all of them contain ObjectMeta), so one of them is the compression
+// dictionary of the others: 26 MB become one.
 package artifact
 
 import (
@@ -24,7 +23,7 @@ const (
 	windowSize = 8 << 20
 )
 
-// Blob is where a compressed document is, counted from the end of the index, and its size once decompressed.
+// Blob is the position of a compressed document, counted from the end of the index, and its decompressed size.
 type Blob struct {
 	Offset, Length, Size int
 }
@@ -35,20 +34,19 @@ type Document struct {
 	JSON, Protobuf Blob
 }
 
-// Section is a piece of the decompressed v2 document. Name is a group version
-// ("apps/v1", "v1"), a group ("apps") or empty for what belongs to none.
+// Section is a piece of the decompressed v2 document. Name is a group version ("apps/v1", "v1"), a group ("apps"), or
+// empty for a piece that belongs to none.
 type Section struct {
 	Name           string
 	Offset, Length int
 }
 
-// V2 is the OpenAPI v2 document, cut so that paths of group versions that are
-// not served can be left out and others put in.
+// V2 is the OpenAPI v2 document. It is divided into sections, so that paths of group versions that are not served can
+// be left out and others inserted.
 //
-// The JSON sections are members without their braces: those of "definitions", of
-// "parameters", of the document itself, then the members of "paths" for each
-// name. Each protobuf section is a whole serialized Document, and joined they are
-// one (concatenation merges messages).
+// The JSON sections are members without their braces: those of "definitions", of "parameters", of the document itself,
+// then the members of "paths" for each name. Each protobuf section is a complete serialized Document. Concatenated they
+// are one Document (concatenation merges messages).
 type V2 struct {
 	Hash                            string
 	JSON, Protobuf                  Blob
@@ -70,13 +68,13 @@ type Index struct {
 	V2         V2
 }
 
-// File is an artifact in memory, not decompressed.
+// File is a compressed artifact in memory.
 type File struct {
 	Index Index
 	blobs string
 }
 
-// Open reads the index of an artifact. It keeps data.
+// Open reads the index of an artifact. It keeps a reference to data.
 func Open(data string) (*File, error) {
 	if len(data) < len(magic)+4 || data[:len(magic)] != magic {
 		return nil, errors.New("not an OpenAPI artifact")
@@ -99,8 +97,7 @@ func (f *File) Read(b Blob) ([]byte, error) {
 	if b == dictionary {
 		return f.decompress(b, nil)
 	}
-	// The dictionary is decompressed again each time: documents are asked for
-	// rarely, and it would stay in memory for good.
+	// The dictionary is decompressed each time: documents are requested rarely, and it would stay in memory for good.
 	dict, err := f.decompress(dictionary, nil)
 	if err != nil {
 		return nil, fmt.Errorf("reading the dictionary of the OpenAPI artifact: %w", err)
@@ -128,14 +125,14 @@ func (f *File) decompress(b Blob, dict []byte) ([]byte, error) {
 	return out, nil
 }
 
-// Writer builds an artifact. It is for the generator alone.
+// Writer builds an artifact. Only the generator uses it.
 type Writer struct {
 	Index Index
 	dict  []byte
 	blobs []byte
 }
 
-// NewWriter starts an artifact whose dictionary is the JSON document named.
+// NewWriter begins an artifact. dict is the JSON of the document with the name dictionary.
 func NewWriter(kubernetes, dictionary string, dict []byte) *Writer {
 	return &Writer{dict: dict, Index: Index{Kubernetes: kubernetes, Dictionary: dictionary, Documents: map[string]Document{}}}
 }
@@ -162,7 +159,7 @@ func (w *Writer) add(data, dict []byte) (Blob, error) {
 	return b, e.Close()
 }
 
-// Bytes is the finished file.
+// Bytes returns the finished file.
 func (w *Writer) Bytes() ([]byte, error) {
 	index, err := json.Marshal(w.Index)
 	if err != nil {

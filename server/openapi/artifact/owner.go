@@ -4,8 +4,8 @@ package artifact
 
 import "strings"
 
-// Owner is the group version ("apps/v1", "v1") or group ("apps") that serves a
-// path, or "" when it belongs to no API group.
+// Owner returns the group version ("apps/v1", "v1") or group ("apps") that serves a path, or an empty string for a path
+// of no API group.
 func Owner(path string) string {
 	parts := strings.Split(strings.Trim(path, "/"), "/")
 	switch {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command gen turns the OpenAPI documents in the k8s.io/kubernetes module, and
-// that of the metrics API, into the artifact that the server carries. Run it
-// with go generate after a change of a version of these modules.
+// Command gen converts the OpenAPI documents in the k8s.io/kubernetes module, and that of the metrics API, into the
+// artifact that the server embeds. Run it with go generate after a change of a version of these modules.
 package main
 
 import (
@@ -25,7 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/openapi/artifact"
 )
 
-// dictionary shares the most with the other documents for its size.
+// dictionary is the document that has the most in common with the others for its size.
 const dictionary = "apis/batch/v1"
 
 func main() {
@@ -100,7 +99,7 @@ func readV3(dir, version string) (map[string][]byte, error) {
 	return docs, nil
 }
 
-// withVersion compacts a document and puts the version where upstream's build left "unversioned".
+// withVersion compacts a document and replaces the version "unversioned" of upstream's build.
 func withVersion(data []byte, version string) ([]byte, error) {
 	var b bytes.Buffer
 	if err := json.Compact(&b, data); err != nil {
@@ -136,7 +135,7 @@ func addV3(w *artifact.Writer, name string, data []byte) error {
 	return nil
 }
 
-// swagger is a v2 document, its members untouched.
+// swagger is a v2 document with its members not decoded.
 type swagger map[string]json.RawMessage
 
 func addV2(w *artifact.Writer, data, metrics []byte, version string) error {
@@ -173,7 +172,7 @@ func addV2(w *artifact.Writer, data, metrics []byte, version string) error {
 	return addV2Protobuf(w, doc, members, groups)
 }
 
-// byGroup sorts paths by what serves them.
+// byGroup groups paths by the group version or group that serves them.
 func byGroup(paths map[string]json.RawMessage) map[string]map[string]json.RawMessage {
 	groups := map[string]map[string]json.RawMessage{}
 	for path, item := range paths {

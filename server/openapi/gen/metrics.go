@@ -17,11 +17,11 @@ import (
 	generatedopenapi "sigs.k8s.io/metrics-server/pkg/api/generated/openapi"
 )
 
-// metricsDocument is the name of the document of the one group that is served and is not Kubernetes' own.
+// metricsDocument is the name of the document of the only served group that is not Kubernetes' own.
 const metricsDocument = "apis/metrics.k8s.io/v1beta1"
 
-// metricsDocuments has metrics-server's API describe itself in both formats, as it does where it is a server of its
-// own. It is never asked for figures.
+// metricsDocuments returns the documents of metrics-server's API in both formats. They are requested from an instance
+// of its API server, which never needs figures for that.
 func metricsDocuments(version string) (v2, v3 []byte, err error) {
 	namer := openapinamer.NewDefinitionNamer(api.Scheme)
 	c := genericapiserver.NewConfig(api.Codecs)
@@ -55,7 +55,7 @@ func metricsDocuments(version string) (v2, v3 []byte, err error) {
 	return v2, v3, err
 }
 
-// join adds to the members of a v2 document those of another one: definitions that it lacks, and the paths below
+// join adds the definitions and the paths of another v2 document: definitions that members lack, and paths below
 // metrics.k8s.io.
 func join(members map[string]map[string]json.RawMessage, other []byte) error {
 	var doc struct{ Definitions, Paths map[string]json.RawMessage }
