@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package peertls makes the connections between a cluster's servers: TLS 1.3 in which both ends show a certificate of
-// the cluster's authority for servers (pki.PeerCA) and accept no other.
+// Package peertls makes the connections between a cluster's servers. They use TLS 1.3. Both ends present a certificate
+// of the cluster's CA for servers (pki.PeerCA) and accept no other.
 //
-// A client that opens such a connection is trusted by the store without further question. The package holds the
-// server's own certificate for as long as the process runs and takes a renewed one into use at once. It never reads or
-// writes files and never decides which of the servers the other end is: the store's handshake does (raftstore/peer).
+// The store trusts a client with such a connection without another check. The package holds the server's own
+// certificate while the process runs, and uses a renewed one at once. It never reads or writes files. It never decides
+// which server the other end is: the store's handshake does (raftstore/peer).
 package peertls
 
 import (
@@ -25,21 +25,21 @@ import (
 	"github.com/coracle-k8s/coracle/server/highfd"
 )
 
-// Protocol is the name that the stores' connections have in ALPN, by which one port serves them beside others.
+// Protocol is the ALPN name of connections between stores, by which one port serves them beside others.
 const Protocol = "coracle-peer/1"
 
-// Options say whom to trust.
+// Options are the parameters of New.
 type Options struct {
-	// CA is the PEM of the authority for servers. Its first certificate, the one that signs servers' certificates, is
-	// trusted and no other: a root further down may have signed the cluster's other authorities as well.
+	// CA is the PEM of the CA for servers. Only its first certificate, which signs servers' certificates, is trusted: a
+	// root after it may have signed the cluster's other CAs as well.
 	CA []byte
 	// Name is the DNS name that is in every server's certificate.
 	Name string
-	// Now is the time certificates are checked at; nil means time.Now.
+	// Now returns the time at which certificates are checked. Nil means time.Now.
 	Now func() time.Time
 }
 
-// Identity is one server among the cluster's.
+// Identity is a server's identity towards the cluster's other servers.
 type Identity struct {
 	name  string
 	roots *x509.CertPool
@@ -49,7 +49,7 @@ type Identity struct {
 
 var errNoCertificate = errors.New("this server has no certificate for the other servers yet")
 
-// New returns an identity without a certificate; Use gives it one.
+// New returns an Identity without a certificate. Use sets the certificate.
 func New(o Options) (*Identity, error) {
 	i := &Identity{name: o.Name, roots: x509.NewCertPool(), now: o.Now}
 	if i.name == "" {
@@ -66,7 +66,7 @@ func New(o Options) (*Identity, error) {
 	return i, nil
 }
 
-// Use takes a certificate into use for connections made from now on. It has the form of pki.Leaf.Use.
+// Use sets the certificate for new connections. It is a pki.Leaf.Use.
 func (i *Identity) Use(certPEM, keyPEM []byte) error {
 	c, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
@@ -83,8 +83,8 @@ func (i *Identity) certificate() (*tls.Certificate, error) {
 	return nil, errNoCertificate
 }
 
-// config serves both ends. crypto/tls checks chain, dates and usage of the other end's certificate: as a client's where
-// this end is called, as a server's where it calls.
+// config returns the configuration for both ends. crypto/tls checks the chain, dates and usage of the other end's
+// certificate: as a client's for an accepted connection, and as a server's for a dialled one.
 func (i *Identity) config(protocol string) *tls.Config {
 	return &tls.Config{
 		MinVersion:           tls.VersionTLS13,
@@ -97,14 +97,13 @@ func (i *Identity) config(protocol string) *tls.Config {
 		GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return i.certificate() },
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return i.certificate() },
 		VerifyConnection:     func(s tls.ConnectionState) error { return i.verify(s, protocol) },
-		// A connection that is resumed shows no certificate again, so one that has expired would stay good.
+		// A resumed connection does not present a certificate again, so an expired one would stay valid.
 		SessionTicketsDisabled: true,
 	}
 }
 
-// verify adds what crypto/tls leaves to its user: the protocol, without which a connection may be meant for another
-// service, the name in a caller's certificate, and that the authority itself signed it, which may have signed another
-// authority too.
+// verify checks what crypto/tls does not: the protocol, as the connection may be meant for another service, the name in
+// a client's certificate, and that the CA itself signed the certificate, and not another CA that it has signed.
 func (i *Identity) verify(s tls.ConnectionState, protocol string) error {
 	if s.NegotiatedProtocol != protocol {
 		return errors.New("tls: the other end does not ask for a connection between servers (ALPN)")
@@ -115,28 +114,28 @@ func (i *Identity) verify(s tls.ConnectionState, protocol string) error {
 	return s.PeerCertificates[0].VerifyHostname(i.name)
 }
 
-// Network is what a store that is reached at address, over l, is given to talk to the other servers' stores.
+// Network returns the network of a store with this address, whose connections l accepts.
 func (i *Identity) Network(address string, l net.Listener) *raftstore.Network {
 	return &raftstore.Network{Address: address, Listener: i.Listener(l), Dial: i.Dial}
 }
 
-// Listener gives the connections of l as *tls.Conn. The handshake happens with the first Read or Write, so its
-// deadlines are the receiver's; what it fails of is that call's error.
+// Listener returns a listener whose connections are *tls.Conn on those of l. The handshake happens in the first Read or
+// Write, under its deadline. That call returns the handshake's error.
 func (i *Identity) Listener(l net.Listener) net.Listener { return i.ListenerFor(Protocol, l) }
 
-// ListenerFor is Listener for another protocol between servers.
+// ListenerFor does what Listener does, for another protocol between servers.
 func (i *Identity) ListenerFor(protocol string, l net.Listener) net.Listener {
 	return tls.NewListener(l, i.config(protocol))
 }
 
-// Dial connects to another server. That one checks this server's certificate only after Dial has returned (TLS 1.3): a
-// refusal is the error of the first Read. When this process dies, the connection breaks before everything else does: by
-// that the others know at once.
+// Dial connects to another server. That server checks this server's certificate only after Dial has returned (TLS 1.3):
+// a refusal is the error of the first Read. When this process dies, the kernel closes the connection before all others
+// (highfd), so that the other servers notice at once.
 func (i *Identity) Dial(ctx context.Context, address string) (net.Conn, error) {
 	return i.dial(ctx, Protocol, address, highfd.Conn)
 }
 
-// DialFor is Dial for another protocol between servers.
+// DialFor connects as Dial does, for another protocol between servers and without highfd.
 func (i *Identity) DialFor(ctx context.Context, protocol, address string) (net.Conn, error) {
 	return i.dial(ctx, protocol, address, func(c net.Conn) net.Conn { return c })
 }
@@ -148,7 +147,7 @@ func (i *Identity) dial(ctx context.Context, protocol, address string, prepare f
 	}
 	c := tls.Client(prepare(raw), i.config(protocol))
 	if err := c.HandshakeContext(ctx); err != nil {
-		_ = c.NetConn().Close() // TLS' own end would be a message to a peer that does not read
+		_ = c.NetConn().Close() // closing TLS would send a message to a peer that does not read
 		return nil, err
 	}
 	return c, nil
