@@ -23,10 +23,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Signer names an authority; it is also the stem of its files.
+// Signer names a CA. It is also the base name of the CA's files.
 type Signer string
 
-// The cluster's authorities; the package comment says why they are apart.
+// These are the cluster's CAs. The package comment says why they are separate.
 const (
 	ServerCA        Signer = "server-ca"
 	ClientCA        Signer = "client-ca"
@@ -35,10 +35,10 @@ const (
 	KubeletCA       Signer = "kubelet-ca"
 )
 
-// authorities are all of them, in the order of listings.
+// authorities are all CAs, in the order of listings.
 var authorities = []Signer{ServerCA, ClientCA, RequestHeaderCA, PeerCA, KubeletCA}
 
-// authority is a loaded certificate authority. chain[0] signs; the rest leads to the root.
+// authority is a loaded CA. chain[0] signs. The other certificates lead to the root.
 type authority struct {
 	chain []*x509.Certificate
 	pem   []byte
@@ -49,7 +49,7 @@ func (a *authority) cert() *x509.Certificate { return a.chain[0] }
 
 func (a *authority) root() *x509.Certificate { return a.chain[len(a.chain)-1] }
 
-// intermediates is what a leaf's holder must send along: everything but a self-signed root, which verifiers have.
+// intermediates returns the certificates that are sent after a leaf: all but a self-signed root, which verifiers have.
 func (a *authority) intermediates() []*x509.Certificate {
 	if bytes.Equal(a.root().RawIssuer, a.root().RawSubject) {
 		return a.chain[:len(a.chain)-1]
@@ -83,7 +83,7 @@ func (p *PKI) loadOrCreateAuthority(s Signer, established bool) (*authority, err
 			"kubeconfig trusts that certificate authority, so no new one is made: restore %s and %s from a backup, "+
 			"then start again", certFile, certFile, keyFile)
 	}
-	// Only the key is there when the first start was cut off between the two files; it may also be an operator's, so
+	// Only the key exists when the first start was interrupted between the two files. It may also be an operator's, so
 	// it is used and not overwritten.
 	key, err := p.loadOrCreateKey(keyFile, keyPEM, keyErr == nil)
 	if err != nil {
@@ -92,7 +92,7 @@ func (p *PKI) loadOrCreateAuthority(s Signer, established bool) (*authority, err
 	return p.createAuthority(s, key)
 }
 
-// loadOrCreateKey returns the key in data when it is there, and otherwise makes one and writes it to file.
+// loadOrCreateKey returns the key in data if it exists. Otherwise it makes a key and writes it to file.
 func (p *PKI) loadOrCreateKey(file string, data []byte, exists bool) (crypto.Signer, error) {
 	if exists {
 		key, err := parseKey(data)
@@ -119,7 +119,7 @@ func (p *PKI) createAuthority(s Signer, key crypto.Signer) (*authority, error) {
 		from = p.floor
 	}
 	template := &x509.Certificate{
-		// By the date one can tell the authorities of two clusters apart in error messages.
+		// The date distinguishes the CAs of two clusters in error messages.
 		Subject:               pkix.Name{CommonName: fmt.Sprintf("coracle-%s@%d", s, from.Unix())},
 		NotBefore:             epoch, // the clock of a verifier may be at its start
 		NotAfter:              from.Add(CALifetime),
@@ -146,7 +146,7 @@ func (p *PKI) createAuthority(s Signer, key crypto.Signer) (*authority, error) {
 	return a, nil
 }
 
-// checkKubeletCA refuses a pair of an operator's with which a node's certificate would pass for an API server's.
+// checkKubeletCA refuses an operator's CA by which a node's certificate would be accepted as an API server's.
 func (p *PKI) checkKubeletCA() error {
 	known := func(c *x509.Certificate) bool {
 		return slices.ContainsFunc(p.server.chain, func(s *x509.Certificate) bool { return c.Equal(s) || c.CheckSignatureFrom(s) == nil })
@@ -182,7 +182,7 @@ func parseAuthority(certPEM, keyPEM []byte) (*authority, error) {
 	return &authority{chain: chain, pem: certPEM, key: key}, nil
 }
 
-// adviseAboutDates warns, and no more: a server that runs with an authority near its end can still be helped.
+// adviseAboutDates only warns: a server with a CA near its expiry can still be helped.
 func (p *PKI) adviseAboutDates(s Signer, a *authority) {
 	now := p.now()
 	for _, c := range a.chain {
@@ -213,7 +213,7 @@ func (p *PKI) loadOrCreateServiceAccountKey(established bool) (crypto.Signer, er
 	return p.loadOrCreateKey(file, data, err == nil)
 }
 
-// restrictMode takes away what group and others may do with a key that came from outside.
+// restrictMode removes the permissions of group and others from an imported key.
 func (p *PKI) restrictMode(file string) error {
 	fi, err := os.Stat(file)
 	if err != nil {
@@ -226,8 +226,8 @@ func (p *PKI) restrictMode(file string) error {
 	return os.Chmod(file, 0o600)
 }
 
-// restrictCertificateModes does the same for the authorities' certificates. They are no secret, but no other user gets
-// into the folder either, and audits (CIS 1.1.20) want mode 0600 of each. Earlier versions made them 0644.
+// restrictCertificateModes does the same for the CAs' certificates. They are not secret. But no other user can read the
+// folder, and audits (CIS 1.1.20) require mode 0600 for each. Earlier versions made them 0644.
 func (p *PKI) restrictCertificateModes() error {
 	files, err := filepath.Glob(filepath.Join(p.dir, "*.crt"))
 	if err != nil {
@@ -258,7 +258,7 @@ func samePublicKey(a, b crypto.PublicKey) bool {
 	return ok && k.Equal(b)
 }
 
-// notMissing returns the first error that is something other than "no such file".
+// notMissing returns the first error other than "no such file".
 func notMissing(errs ...error) error {
 	for _, err := range errs {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

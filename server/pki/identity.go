@@ -9,30 +9,30 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nodecreds"
 )
 
-// Users and groups that certificates of client-ca carry. What each may do is RBAC's matter: system:masters and
+// These are the users and groups in certificates of client-ca. RBAC gives them their rights: system:masters and
 // system:nodes are upstream's, the others get their roles from server/bootstrap.
 const (
-	// AdminUser is who the admin kubeconfig is.
+	// AdminUser is the user of the admin kubeconfig.
 	AdminUser  = "system:admin"
 	adminGroup = "system:masters"
-	// KubeletClientUser is who the API server is when it calls a kubelet (logs, exec): it may do that and nothing else.
+	// KubeletClientUser is the user as which the API server calls kubelets (logs, exec). It has no other rights.
 	KubeletClientUser = "system:coracle:kubelet-client"
-	// NetworkUser is who the pod network, proxy and DNS of a node are: read-only, and apart from the node's own
-	// identity, which cannot see other nodes' pods.
+	// NetworkUser is the user of a node's pod network, proxy and DNS. It is read-only, and separate from the node's own
+	// user, which cannot see other nodes' pods.
 	NetworkUser  = "system:coracle:network"
 	NetworkGroup = "system:coracle:agents"
 	nodeUser     = "system:node:"
 	nodeGroup    = "system:nodes"
-	// FrontProxyUser is who the aggregator is towards extension API servers.
+	// FrontProxyUser is the user as which the aggregator calls extension API servers.
 	FrontProxyUser = "system:auth-proxy"
-	// PeerName is what every server is called by the others, in its certificate of peer-ca. They reach it at addresses
-	// that may change, and which of the servers it is they learn from the store's own handshake.
+	// PeerName is the DNS name in every server's certificate of peer-ca. Servers reach one another at addresses that
+	// may change. Which server it is they learn from the store's handshake.
 	PeerName = "server.peer.coracle.internal"
 )
 
-// Controllers and scheduler have no certificates: they speak to the API server in memory.
+// Controllers and scheduler have no certificates: they call the API server in memory.
 
-// APIServerNames is what the API server's serving certificate must cover.
+// APIServerNames are the names and addresses in the API server's serving certificate.
 type APIServerNames struct {
 	NodeName  string
 	Domain    string   // cluster.local
@@ -40,7 +40,7 @@ type APIServerNames struct {
 	ExtraSANs []string // --tls-san: names or addresses
 }
 
-// APIServer is the serving certificate of the API server, which Serving returns once it was ensured.
+// APIServer returns the serving certificate of the API server. Serving returns it after Ensure.
 func (p *PKI) APIServer(n APIServerNames) Leaf {
 	l := Leaf{
 		Use:        p.useServing,
@@ -70,50 +70,50 @@ func (p *PKI) APIServer(n APIServerNames) Leaf {
 	return l
 }
 
-// Admin is the client certificate of the admin kubeconfig.
+// Admin returns the client certificate of the admin kubeconfig.
 func (p *PKI) Admin() Leaf {
 	return Leaf{Name: "admin", Path: filepath.Join(p.dir, "client-admin.pem"), Signer: ClientCA,
 		CommonName: AdminUser, Organizations: []string{adminGroup}}
 }
 
-// KubeletClient is what the API server shows to kubelets.
+// KubeletClient returns the API server's client certificate for kubelets.
 func (p *PKI) KubeletClient() Leaf {
 	return Leaf{Name: "API server to kubelets", Path: filepath.Join(p.dir, "client-kube-apiserver.pem"), Signer: ClientCA,
 		CommonName: KubeletClientUser}
 }
 
-// FrontProxy is what the aggregator shows to extension API servers.
+// FrontProxy returns the aggregator's client certificate for extension API servers.
 func (p *PKI) FrontProxy() Leaf {
 	return Leaf{Name: "aggregator", Path: filepath.Join(p.dir, "client-auth-proxy.pem"), Signer: RequestHeaderCA,
 		CommonName: FrontProxyUser}
 }
 
-// Peer is what a server shows to the other servers, whichever of the two dials.
+// Peer returns a server's certificate for connections with other servers, as client and as server.
 func (p *PKI) Peer(serverID string) Leaf {
 	return Leaf{Name: "server to servers", Path: filepath.Join(p.dir, "peer.pem"), Signer: PeerCA, CommonName: serverID,
 		DNSNames: []string{PeerName}}
 }
 
-// Node is the kubelet's own identity.
+// Node returns the kubelet's client certificate.
 func (p *PKI) Node(dir, name string) Leaf {
 	return Leaf{Name: "kubelet of " + name, Path: nodecreds.In(dir).KubeletPair, Signer: ClientCA,
 		CommonName: nodeUser + name, Organizations: []string{nodeGroup}}
 }
 
-// NodeServing is what the kubelet's port shows.
+// NodeServing returns the serving certificate of the kubelet's port.
 func (p *PKI) NodeServing(dir, name string, ips []net.IP) Leaf {
 	return Leaf{Name: "kubelet port of " + name, Path: nodecreds.In(dir).KubeletServing, Signer: KubeletCA,
 		CommonName: nodeUser + name, Organizations: []string{nodeGroup}, DNSNames: unique([]string{name, "localhost"}),
 		IPs: uniqueIPs(append([]net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, ips...))}
 }
 
-// Network is the identity of a node's pod network, proxy and DNS.
+// Network returns the client certificate of a node's pod network, proxy and DNS.
 func (p *PKI) Network(dir string) Leaf {
 	return Leaf{Name: "node network", Path: nodecreds.In(dir).NetworkPair, Signer: ClientCA,
 		CommonName: NetworkUser, Organizations: []string{NetworkGroup}}
 }
 
-// unique keeps the first of each name and their order.
+// unique removes repeated names and keeps the order.
 func unique(in []string) []string {
 	seen := map[string]bool{}
 	var out []string

@@ -23,30 +23,30 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Leaf is a certificate that should exist. It is kept in one file, the chain first and the key after it: renewing is
-// then one rename, and a reader never pairs a new certificate with an old key. Go's TLS, the API server, the kubelet
-// and client-go all take the same path as certificate file and as key file.
+// Leaf describes a certificate that should exist. Its file contains the chain and then the key. So a renewal is one
+// rename, and a reader never pairs a new certificate with an old key. Go's TLS, the API server, the kubelet and
+// client-go accept the same path as certificate file and as key file.
 type Leaf struct {
-	// Name is for people: log lines and status.
+	// Name is for log lines and status.
 	Name string
-	// Path is the file, mode 0600.
+	// Path is the file. It has mode 0600.
 	Path string
-	// Signer decides what the certificate is good for: server-ca and kubelet-ca make a serving one, peer-ca one for
-	// both ends, the others a client one.
+	// Signer decides the certificate's use: server-ca and kubelet-ca make serving certificates, peer-ca certificates
+	// for clients and servers, the others client certificates.
 	Signer Signer
 	// CommonName is the user name of a client certificate.
 	CommonName string
 	// Organizations are the groups of a client certificate.
 	Organizations []string
-	// DNSNames and IPs are what a serving certificate may be reached as.
+	// DNSNames and IPs are the names and addresses in a serving certificate.
 	DNSNames []string
 	IPs      []net.IP
 	// Use, when set, is called with the PEM of chain and key when the leaf is first ensured and after each renewal, for
-	// those that embed a copy. Its error is reported like a failed renewal and tried again.
+	// owners of a copy. Its error is reported like a failed renewal, and the call is repeated.
 	Use func(certPEM, keyPEM []byte) error
 }
 
-// Pair is a leaf's content.
+// Pair is the content of a leaf's file.
 type Pair struct {
 	Chain []*x509.Certificate
 	Cert  []byte // PEM
@@ -57,19 +57,19 @@ func (l *Leaf) usages() []x509.ExtKeyUsage {
 	switch l.Signer {
 	case ServerCA, KubeletCA:
 		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	case PeerCA: // a server calls the others and is called by them
+	case PeerCA: // servers are both clients and servers of one another
 		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	}
 	return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 }
 
-// load reads a leaf's file. The error of a missing file is fs.ErrNotExist.
+// load reads a leaf's file. It returns fs.ErrNotExist if the file is missing.
 func (l *Leaf) load() (*Pair, error) {
 	data, err := os.ReadFile(l.Path)
 	if err != nil {
 		return nil, err
 	}
-	// tls does the checks: the blocks parse, and the key belongs to the certificate.
+	// tls checks that the blocks parse, and that the key belongs to the certificate.
 	if _, err := tls.X509KeyPair(data, data); err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func newPair(chain []*x509.Certificate, key any) (*Pair, error) {
 	return &Pair{Chain: chain, Cert: certPEM, Key: keyPEM}, nil
 }
 
-// unfit says why a loaded leaf cannot stay, or "" when it can.
+// unfit returns why a loaded leaf has to be replaced, or an empty string.
 func (p *PKI) unfit(l *Leaf, pair *Pair) string {
 	a, c := p.authority(l.Signer), pair.Chain[0]
 	if err := c.CheckSignatureFrom(a.cert()); err != nil {
@@ -121,7 +121,7 @@ func (p *PKI) unfit(l *Leaf, pair *Pair) string {
 	return p.stale(a, c)
 }
 
-// stale says why a leaf's dates do not do, or "".
+// stale returns why a leaf's dates are not acceptable, or an empty string.
 func (p *PKI) stale(a *authority, c *x509.Certificate) string {
 	now := p.now()
 	switch {
@@ -130,7 +130,7 @@ func (p *PKI) stale(a *authority, c *x509.Certificate) string {
 	case now.After(c.NotAfter):
 		return "it has expired"
 	case c.NotAfter.Equal(a.cert().NotAfter):
-		return "" // cannot be made to last longer than its authority
+		return "" // it cannot outlive its CA
 	case c.NotAfter.Sub(now) < renewBefore:
 		return "it expires on " + c.NotAfter.Format(time.DateOnly)
 	case c.NotBefore.Equal(epoch) && !p.clockIsWrong():
@@ -139,8 +139,8 @@ func (p *PKI) stale(a *authority, c *x509.Certificate) string {
 	return ""
 }
 
-// validity chooses the dates of a new leaf. A wrong clock gives one that is valid both by that clock and after it was
-// set, however old this program is by then; it is made again once the clock is right.
+// validity chooses the dates of a new leaf. With a wrong clock the leaf is valid both by that clock and after the clock
+// is set, however old this program is by then. It is issued again once the clock is right.
 func (p *PKI) validity(a *authority) (notBefore, notAfter time.Time) {
 	now := p.now()
 	if now.Before(p.floor) {
@@ -154,7 +154,7 @@ func (p *PKI) validity(a *authority) (notBefore, notAfter time.Time) {
 	return notBefore.Truncate(time.Second), notAfter.Truncate(time.Second)
 }
 
-// issue makes a leaf with a new key and puts it in its place.
+// issue makes a leaf with a new key and writes its file.
 func (p *PKI) issue(l *Leaf) (*Pair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -174,7 +174,7 @@ func (p *PKI) issue(l *Leaf) (*Pair, error) {
 	return pair, atomicfile.Write(l.Path, slices.Concat(pair.Cert, pair.Key), 0o600)
 }
 
-// current returns the leaf in its file, making it again where it is missing, damaged or does not fit.
+// current returns the leaf in its file. It issues the leaf again if it is missing, damaged or unfit.
 func (p *PKI) current(l *Leaf) (*Pair, error) {
 	pair, err := l.load()
 	var why string

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pki makes and keeps the cluster's certificate authorities, the key that signs ServiceAccount tokens and every
-// leaf certificate that a server hands to itself or to its own node.
+// Package pki makes and stores the cluster's certificate authorities (CAs), the key that signs ServiceAccount tokens,
+// and all leaf certificates that a server makes for itself or its own node.
 //
-// There are five authorities, because a certificate must say no more than it was made for:
+// There are five CAs, because a certificate must not be accepted for another purpose than its own:
 //
-//   - server-ca signs what API servers show. It is what clients trust and what a join token pins.
-//   - kubelet-ca signs what kubelets show. Only API servers trust it: whatever name or address a node has in its
-//     certificate, it never passes for an API server.
-//   - client-ca signs identities: user and group are in the subject. If it were also server-ca, a node that may ask for a
-//     serving certificate would be one mistaken key usage away from being an administrator.
+//   - server-ca signs API servers' serving certificates. Clients trust it, and a join token pins it.
+//   - kubelet-ca signs kubelets' serving certificates. Only API servers trust it: whatever name or address a node has
+//     in its certificate, it never passes for an API server.
+//   - client-ca signs client certificates, with user and group in the subject. If it were also server-ca, a node that
+//     may request a serving certificate would be one mistaken key usage away from being an administrator.
 //   - request-header-ca signs only the aggregator's front proxy. A client with its certificate may name any user in a
 //     header, so it must never sign anything else.
-//   - peer-ca signs the servers themselves, towards one another. A client with its certificate can write to the store
-//     past every check of the API server, so no node, user or listener is given one, and its key leaves a server only for
+//   - peer-ca signs the servers' certificates for one another. A client with such a certificate can write to the store
+//     past every check of the API server. So no node, user or listener gets one, and its key leaves a server only for
 //     another server.
 //
-// The package owns the files in its folder. It never replaces or repairs an authority: everything in the cluster trusts
-// those, so a damaged one is refused with words. A leaf is cheap and is replaced whenever it does not fit.
+// The package owns the files in its folder. It never replaces or repairs a CA, since everything in the cluster trusts
+// it: a damaged one is an error. A leaf is replaced whenever it does not fit.
 package pki
 
 import (
@@ -38,20 +38,20 @@ import (
 )
 
 const (
-	// LeafLifetime is how long a leaf is valid; it is replaced when less than a third of that is left, which gives a
-	// machine four months of being off or of having no disk space.
+	// LeafLifetime is how long a leaf is valid. renewBefore is the remaining time from which on it is replaced: a
+	// machine may be off, or its disk full, for four months.
 	LeafLifetime = 365 * 24 * time.Hour
 	renewBefore  = LeafLifetime / 3
 
-	// CALifetime is longer than the ten years others choose: boards in the field outlive that, and an authority that
-	// runs out takes every node with it.
+	// CALifetime is longer than the usual ten years: boards in the field outlive those, and an expired CA disables
+	// every node.
 	CALifetime = 20 * 365 * 24 * time.Hour
 
-	// A clock that a peer finds an hour ahead of its own must not make a fresh certificate "not yet valid".
+	// backdate makes a fresh certificate valid for a peer whose clock is up to an hour behind this one.
 	backdate = time.Hour
 
-	// checkEvery is how often dates are compared in memory, so that a clock that jumps by years (a board without a
-	// battery getting its time from the network) is noticed; rereadEvery is how often files are read again.
+	// checkEvery is how often dates are compared in memory, to notice a clock that jumps by years (a board without a
+	// battery that gets its time from the network). rereadEvery is how often files are read again.
 	checkEvery  = time.Minute
 	rereadEvery = 24 * time.Hour
 )
@@ -59,29 +59,29 @@ const (
 // ServiceAccountKey is the name of the file with the key that signs ServiceAccount tokens.
 const ServiceAccountKey = "service-account.key"
 
-// defaultFloor is a time that no right clock shows any more. It stands in where the build did not record its date.
+// defaultFloor is a time before which no correct clock can be. It is used if the build did not record its date.
 var defaultFloor = time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
 
-// epoch is where the clock of a board without a battery starts. Authorities, and leaves made under such a clock, are
-// valid from here on: a verifier compares with its own clock, and that may be just as wrong.
+// epoch is where the clock of a board without a battery starts. CAs, and leaves made with such a clock, are valid from
+// epoch on: a verifier uses its own clock, which may be just as wrong.
 var epoch = time.Unix(0, 0).UTC()
 
-// Options says where the authorities live and what time it is.
+// Options are Open's parameters.
 type Options struct {
-	// Dir holds the authorities and the server's own leaves; it is made (mode 0700) when missing.
+	// Dir contains the CAs and the server's own leaves. It is made (mode 0700) when missing.
 	Dir string
-	// Established says that this cluster has data. Its authorities must then be there: a new one would lock out every
-	// node, token and kubeconfig, so a missing file is an error and not a reason to make another.
+	// Established says that this cluster has data. A missing CA is then an error: a new one would lock out every node,
+	// token and kubeconfig.
 	Established bool
-	// BuildTime is a time the clock cannot honestly be before; zero means the package's own.
+	// BuildTime is a time before which the clock is certainly wrong. Zero means defaultFloor.
 	BuildTime time.Time
-	// Clock is the time; nil means the machine's.
+	// Clock is the clock for dates. Nil means the machine's.
 	Clock clock.WithTicker
-	// Logger says what was issued and why; nil means slog's default.
+	// Logger logs which certificates were issued, and why. Nil means slog's default.
 	Logger *slog.Logger
 }
 
-// PKI holds the loaded authorities and the leaves it keeps fresh.
+// PKI holds the loaded CAs and the leaves that it renews.
 type PKI struct {
 	dir     string
 	clock   clock.WithTicker
@@ -99,8 +99,8 @@ type PKI struct {
 	leaves []*managedLeaf
 }
 
-// Open loads the authorities from the folder, or makes them when the cluster is new. Files that an operator put there
-// before the first start are used as they are.
+// Open loads the CAs from the folder, or makes them when the cluster is new. It uses files that an operator put there
+// before the first start.
 func Open(o Options) (*PKI, error) {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
@@ -143,22 +143,23 @@ func Open(o Options) (*PKI, error) {
 	return p, nil
 }
 
-// Dir is the folder given to Open.
+// Dir returns the folder given to Open.
 func (p *PKI) Dir() string { return p.dir }
 
-// CAFile is the certificate file of an authority, for those who verify.
+// CAFile returns the path of a CA's certificate, for verifiers.
 func (p *PKI) CAFile(s Signer) string { return filepath.Join(p.dir, string(s)+".crt") }
 
-// CAKeyFile is the key file of an authority, for the controllers that sign requests.
+// CAKeyFile returns the path of a CA's key, for the controllers that sign requests.
 func (p *PKI) CAKeyFile(s Signer) string { return filepath.Join(p.dir, string(s)+".key") }
 
-// ServiceAccountKeyFile holds the key that signs ServiceAccount tokens; verifiers read its public half from it too.
+// ServiceAccountKeyFile returns the path of the key that signs ServiceAccount tokens. Verifiers read its public half.
 func (p *PKI) ServiceAccountKeyFile() string { return filepath.Join(p.dir, ServiceAccountKey) }
 
-// Root is the certificate a join token pins: the last of server-ca's chain, so that an intermediate may be replaced.
+// Root returns the certificate that a join token pins: the last of server-ca's chain, so that an intermediate may be
+// replaced.
 func (p *PKI) Root() *x509.Certificate { return p.server.root() }
 
-// CAPEM is the certificate chain of an authority, to be embedded in a kubeconfig.
+// CAPEM returns the certificate chain of a CA, to be embedded in a kubeconfig.
 func (p *PKI) CAPEM(s Signer) []byte { return p.authority(s).pem }
 
 func (p *PKI) authority(s Signer) *authority {
@@ -180,5 +181,5 @@ func (p *PKI) authority(s Signer) *authority {
 // now drops the monotonic reading: dates are compared with the wall clock, which may jump.
 func (p *PKI) now() time.Time { return p.clock.Now().Round(0).UTC() }
 
-// clockIsWrong says whether the clock shows a time before this program existed.
+// clockIsWrong says whether the clock is at a time before this program was built.
 func (p *PKI) clockIsWrong() bool { return p.now().Before(p.floor) }

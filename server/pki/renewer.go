@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// managedLeaf is a leaf that is kept fresh, with what its file held when it was last read.
+// managedLeaf is a leaf that is renewed, with the content of its file when it was last read.
 type managedLeaf struct {
 	Leaf
 	pair *Pair
-	used bool // Use has seen pair
+	used bool // Use was called with pair
 }
 
-// Ensure makes sure that the leaf's file holds a fitting certificate now, and keeps it so while Run runs. A second call
-// with the same path replaces the first: that is how new names and addresses get in.
+// Ensure makes sure that the leaf's file holds a fitting certificate. While Run runs, the certificate is renewed. A
+// second call with the same path replaces the first: so names and addresses are changed.
 func (p *PKI) Ensure(l Leaf) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -35,7 +35,7 @@ func (p *PKI) Ensure(l Leaf) error {
 	return nil
 }
 
-// refresh reads the leaf's file again, issues where needed, and tells those that embed a copy.
+// refresh reads the leaf's file again, issues a certificate if necessary, and calls Use for a new one.
 func (p *PKI) refresh(m *managedLeaf) error {
 	pair, err := p.current(&m.Leaf)
 	if err != nil {
@@ -54,9 +54,9 @@ func (p *PKI) refresh(m *managedLeaf) error {
 	return nil
 }
 
-// Run keeps every ensured leaf fresh until ctx is done. It never fails: what cannot be renewed now (a full disk) stays
-// in use and is tried again a minute later, which is a third of a year before it matters. report, when set, is called
-// with the result of each check.
+// Run renews every ensured leaf until ctx is done. It never fails. A leaf that cannot be renewed (a full disk) stays in
+// use, and the renewal is tried again a minute later: the leaf is still valid for a third of a year. report, when set,
+// is called with the result of each check.
 func (p *PKI) Run(ctx context.Context, report func(error)) {
 	ticker := p.clock.NewTicker(checkEvery)
 	defer ticker.Stop()
@@ -81,7 +81,7 @@ func (p *PKI) Run(ctx context.Context, report func(error)) {
 	}
 }
 
-// renew refreshes the leaves whose dates ask for it, or all of them.
+// renew refreshes the leaves whose dates require it, or all leaves.
 func (p *PKI) renew(all bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -95,7 +95,7 @@ func (p *PKI) renew(all bool) error {
 	return errors.Join(errs...)
 }
 
-// Info describes a certificate for status reports.
+// Info describes a certificate in status reports.
 type Info struct {
 	Name      string    `json:"name"`
 	File      string    `json:"file"`
@@ -105,7 +105,7 @@ type Info struct {
 	NotAfter  time.Time `json:"notAfter"`
 }
 
-// Certificates lists the authorities and the leaves that are kept fresh.
+// Certificates lists the CAs and the leaves that are renewed.
 func (p *PKI) Certificates() []Info {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// useServing takes the API server's certificate for all that this server answers itself. It has the form of Leaf.Use.
+// useServing stores the API server's certificate, which this server's other TLS listeners use too. It is a Leaf.Use.
 func (p *PKI) useServing(certPEM, keyPEM []byte) error {
 	c, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
@@ -21,6 +21,6 @@ func (p *PKI) useServing(certPEM, keyPEM []byte) error {
 	return nil
 }
 
-// Serving is the present certificate of APIServer with its chain up to the root that tokens name. It is nil before that
-// leaf was ensured.
+// Serving returns the current certificate of APIServer, with its chain up to the root that tokens pin. It is nil before
+// that leaf was ensured.
 func (p *PKI) Serving() (*tls.Certificate, error) { return p.serving.Load(), nil }

@@ -13,9 +13,9 @@ import (
 	"k8s.io/client-go/util/cert"
 )
 
-// Sign issues a leaf whose key is another machine's: request is its certificate request (PKCS #10, DER). What the
-// certificate says is l's; of the request only the key counts, and that its maker has the private one. It returns
-// the PEM of the chain. The leaf's file and Use play no part.
+// Sign issues a leaf for another machine's key. request is that machine's certificate request (PKCS #10, DER). The
+// certificate's content comes from l. Only the key is taken from the request, and its signature proves that the
+// requester has the private key. Sign returns the PEM of the chain. It does not use l.Path and l.Use.
 func (p *PKI) Sign(l Leaf, request []byte) ([]byte, error) {
 	r, err := x509.ParseCertificateRequest(request)
 	if err != nil {
@@ -34,7 +34,7 @@ func (p *PKI) Sign(l Leaf, request []byte) ([]byte, error) {
 	return cert.EncodeCertificates(chain...)
 }
 
-// sign makes the certificate of a leaf for a key; its chain follows it.
+// sign issues the certificate of a leaf for a key and returns it with its chain.
 func (p *PKI) sign(l *Leaf, public crypto.PublicKey) ([]*x509.Certificate, error) {
 	a := p.authority(l.Signer)
 	notBefore, notAfter := p.validity(a)
