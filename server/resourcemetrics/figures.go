@@ -16,16 +16,16 @@ import (
 	"k8s.io/metrics/pkg/apis/metrics"
 )
 
-// figures are those of one round. They are not changed once they are made.
+// figures are the results of one round. They are immutable once made.
 type figures struct {
 	nodes  map[string]figure
 	pods   map[types.NamespacedName]podFigures
-	failed map[string]error  // of nodes whose kubelets did not answer
-	odd    map[string]string // of nodes whose kubelets said what cannot be: what
-	asked  int               // nodes
-	lost   []string          // those of the failed ones that are Ready, sorted
-	// rest, if not nil, is closed when the first round is over: these are its figures so far, and silent kubelets may
-	// still answer.
+	failed map[string]error  // errors of unresponsive kubelets, by node
+	odd    map[string]string // the first impossible value that a kubelet reported, by node
+	asked  int               // number of nodes
+	lost   []string          // names of the failed nodes that are Ready, sorted
+	// rest, if not nil, is closed when the first round is over. These are then its figures so far, and unresponsive
+	// kubelets may still answer.
 	rest <-chan struct{}
 }
 
@@ -36,10 +36,11 @@ func newFigures(nodes int) *figures {
 	}
 }
 
-// errNotYet is of kubelets that may still answer.
+// errNotYet is the error of kubelets that may still answer.
 var errNotYet = errors.New("it has been asked and has not answered yet")
 
-// soFar is a copy of what a round has; of nodes whose answers are waited for it has the figures before.
+// soFar returns a copy of a round's figures. For nodes that have not answered yet it has the figures of the round
+// before.
 func (f *figures) soFar(before *figures, waiting map[string]bool) *figures {
 	out := &figures{nodes: maps.Clone(f.nodes), pods: maps.Clone(f.pods), failed: maps.Clone(f.failed), odd: maps.Clone(f.odd),
 		asked: f.asked}
@@ -78,7 +79,8 @@ func (f figure) usage() corev1.ResourceList {
 	}
 }
 
-// most is what a kubelet may say at most where its node's capacity is not known: a million cores, or a pebibyte.
+// most is the largest value that is accepted from a kubelet whose node's capacity is not known: a million cores, or a
+// pebibyte.
 const most = 1 << 50
 
 func quantity(n uint64, format resource.Format, scale resource.Scale) resource.Quantity {
@@ -87,13 +89,13 @@ func quantity(n uint64, format resource.Format, scale resource.Scale) resource.Q
 	return q
 }
 
-// GetNodeMetrics implements api.NodeMetricsGetter. A node without figures is left out.
+// GetNodeMetrics implements api.NodeMetricsGetter. It leaves out nodes without figures.
 func (c *Collector) GetNodeMetrics(nodes ...*corev1.Node) ([]metrics.NodeMetrics, error) {
 	return awaitFigures(c, func(f *figures) ([]metrics.NodeMetrics, map[string]error) { return f.ofNodes(nodes) })
 }
 
-// awaitFigures is what take finds in the newest figures. If that is nothing because of kubelets that may still answer,
-// these are waited for.
+// awaitFigures returns what take finds in the newest figures. If that is nothing because of kubelets that may still
+// answer, it waits for these.
 func awaitFigures[T any](c *Collector, take func(*figures) (found []T, silent map[string]error)) ([]T, error) {
 	for {
 		f, err := c.ask()
@@ -115,7 +117,7 @@ func awaitFigures[T any](c *Collector, take func(*figures) (found []T, silent ma
 	}
 }
 
-// ofNodes also says which of the nodes have no figures because of their kubelets.
+// ofNodes returns the metrics of nodes, and the errors of the nodes that have no figures because of their kubelets.
 func (f *figures) ofNodes(nodes []*corev1.Node) ([]metrics.NodeMetrics, map[string]error) {
 	out := make([]metrics.NodeMetrics, 0, len(nodes))
 	silent := map[string]error{}
@@ -137,12 +139,12 @@ func (f *figures) ofNodes(nodes []*corev1.Node) ([]metrics.NodeMetrics, map[stri
 	return out, silent
 }
 
-// GetPodMetrics implements api.PodMetricsGetter. A pod is left out until there are figures of all its containers.
+// GetPodMetrics implements api.PodMetricsGetter. It leaves out a pod until there are figures of all its containers.
 func (c *Collector) GetPodMetrics(pods ...*metav1.PartialObjectMetadata) ([]metrics.PodMetrics, error) {
 	return awaitFigures(c, func(f *figures) ([]metrics.PodMetrics, map[string]error) { return f.ofPods(pods) })
 }
 
-// ofPods also says which nodes have no figures of these pods because of their kubelets.
+// ofPods returns the metrics of pods, and the errors of nodes without figures of these pods because of their kubelets.
 func (f *figures) ofPods(pods []*metav1.PartialObjectMetadata) ([]metrics.PodMetrics, map[string]error) {
 	out := make([]metrics.PodMetrics, 0, len(pods))
 	silent := map[string]error{}
@@ -162,7 +164,7 @@ func (f *figures) ofPods(pods []*metav1.PartialObjectMetadata) ([]metrics.PodMet
 	return out, silent
 }
 
-// metrics are of a pod as of its oldest figure; ok is false when one of its containers has none.
+// metrics returns a pod's metrics with the time of its oldest figure. ok is false when one of its containers has none.
 func (p podFigures) metrics(pod *metav1.PartialObjectMetadata) (m metrics.PodMetrics, ok bool) {
 	m = metrics.PodMetrics{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, Labels: pod.Labels, CreationTimestamp: metav1.Now()},
@@ -181,7 +183,7 @@ func (p podFigures) metrics(pod *metav1.PartialObjectMetadata) (m metrics.PodMet
 	return m, len(m.Containers) > 0
 }
 
-// allUnresponsive is the error for a question about nothing but nodes whose kubelets do not answer.
+// allUnresponsive returns the error for a request about only nodes with unresponsive kubelets.
 func allUnresponsive(failed map[string]error) error {
 	return fmt.Errorf("no figures: %s", describe(failed))
 }

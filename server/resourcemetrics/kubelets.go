@@ -27,18 +27,17 @@ import (
 )
 
 const (
-	// kubeletTimeout is how long one kubelet may take for one question, doubtfulTimeout how long one of a node that is
-	// not ready.
+	// kubeletTimeout limits one request to a kubelet. doubtfulTimeout limits one to a node that is not ready.
 	kubeletTimeout  = 5 * time.Second
 	doubtfulTimeout = 2 * time.Second
-	// smallest and each bound an answer, by the number of the node's containers: a container takes less than a kibibyte
-	// of the counters, and less than three of the summary. What the API does not know of, such as pods that have just
-	// gone, has its place in the smallest.
+	// smallest and each limit a response in bytes, by the number of the node's containers: a container takes less than
+	// a kibibyte of the counters, and less than three of the summary. Containers that the API does not know, such as
+	// those of deleted pods, fit into smallest.
 	smallest = 1 << 20
 	each     = 8 << 10
 )
 
-// kubelets asks them for figures.
+// kubelets requests figures from kubelets.
 type kubelets struct {
 	http      *http.Client
 	addresses utils.NodeAddressResolver
@@ -63,7 +62,8 @@ func newKubelets(transport http.RoundTripper, addresses []corev1.NodeAddressType
 
 var errNothing = errors.New("the kubelet answered without any figures")
 
-// read returns the counters of a node and its containers. Upstream's decoder panics on some answers that make no sense.
+// read returns the counters of a node and its containers. Upstream's decoder panics on some malformed responses, which
+// read returns as an error.
 func (k *kubelets) read(ctx context.Context, node *corev1.Node) (b *storage.MetricsBatch, err error) {
 	timeout := kubeletTimeout
 	if !nodeutil.IsNodeReady(node) {
@@ -86,7 +86,7 @@ func (k *kubelets) read(ctx context.Context, node *corev1.Node) (b *storage.Metr
 	return b, nil
 }
 
-// rates are those that a kubelet knows by itself, in billionths of a core.
+// rates are the CPU rates that a kubelet has computed itself, in billionths of a core.
 type rates struct {
 	node       *uint64
 	containers map[types.NamespacedName]map[string]*uint64
@@ -96,7 +96,7 @@ func (r *rates) ofNode() (uint64, bool) {
 	if r == nil || r.node == nil {
 		return 0, false
 	}
-	return *r.node, *r.node > 0 // no node uses nothing: it has not measured twice
+	return *r.node, *r.node > 0 // 0 means that it has not measured twice
 }
 
 func (r *rates) of(pod types.NamespacedName, container string) (uint64, bool) {
@@ -110,7 +110,7 @@ func (r *rates) of(pod types.NamespacedName, container string) (uint64, bool) {
 	return *rate, true
 }
 
-// summary is the part of the kubelet's /stats/summary that is wanted.
+// summary is the part of the kubelet's /stats/summary that is used.
 type summary struct {
 	Node struct{ CPU cpu }
 	Pods []struct {
@@ -124,7 +124,7 @@ type summary struct {
 
 type cpu struct{ UsageNanoCores *uint64 }
 
-// rates asks a kubelet for its own rates. Without them there are figures only after its next measurement.
+// rates requests a kubelet's own rates. Without them there are figures only after its next measurement.
 func (k *kubelets) rates(ctx context.Context, node *corev1.Node) (*rates, error) {
 	ctx, cancel := context.WithTimeout(ctx, kubeletTimeout)
 	defer cancel()
@@ -156,7 +156,7 @@ func (k *kubelets) rates(ctx context.Context, node *corev1.Node) (*rates, error)
 	r := &rates{node: s.Node.CPU.UsageNanoCores, containers: map[types.NamespacedName]map[string]*uint64{}}
 	for _, p := range s.Pods {
 		ref := types.NamespacedName{Namespace: p.PodRef.Namespace, Name: p.PodRef.Name}
-		if r.containers[ref] == nil { // a pod that goes and its successor have one name
+		if r.containers[ref] == nil { // a terminating pod and its successor have the same name
 			r.containers[ref] = map[string]*uint64{}
 		}
 		for _, c := range p.Containers {
@@ -166,8 +166,9 @@ func (k *kubelets) rates(ctx context.Context, node *corev1.Node) (*rates, error)
 	return r, nil
 }
 
-// withMetricsPath is a node whose annotation, which its own kubelet may write, leads nowhere but to metrics: what
-// the API server asks with its own rights is not the kubelet's to choose.
+// withMetricsPath returns the node, without its annotations if the annotation for the metrics path leads elsewhere than
+// to metrics. A kubelet can write its Node's annotation. It must not choose a path that the API server requests with
+// its own rights.
 func withMetricsPath(node *corev1.Node) *corev1.Node {
 	at, ok := node.Annotations[resource.AnnotationResourceMetricsPath]
 	if !ok || path.Clean(at) == at && strings.HasPrefix(at, "/metrics/") {
@@ -178,11 +179,11 @@ func withMetricsPath(node *corev1.Node) *corev1.Node {
 	return &out
 }
 
-// maxBodyKey is the key of the number of bytes that an answer may have, in a question's context.
+// maxBodyKey is the context key of the largest allowed response, in bytes.
 type maxBodyKey struct{}
 
-// boundedTransport asks for answers as they are (packing and unpacking them costs more than a local network), reads so
-// much of them and no more, and goes nowhere else because an answer says so.
+// boundedTransport requests uncompressed responses, since compression costs more than a local network. It limits the
+// bytes that are read, and follows no redirects.
 type boundedTransport struct{ next http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
@@ -197,7 +198,7 @@ func (c boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp.Header.Del("Location") // or the client would follow it
+	resp.Header.Del("Location") // so that the client does not follow it
 	resp.Body = &bounded{resp.Body, limit, limit}
 	return resp, nil
 }
@@ -207,7 +208,7 @@ type bounded struct {
 	left, limit int
 }
 
-// Read fails, and does not pretend an end, when the answer is longer than allowed.
+// Read returns an error when the response is longer than allowed, and not io.EOF.
 func (b *bounded) Read(p []byte) (int, error) {
 	if b.left <= 0 {
 		return 0, fmt.Errorf("the answer is longer than %d KiB", b.limit>>10)

@@ -12,10 +12,10 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// nodeAnnotation carries a pod's node from runningPods to GetPodMetrics.
+// nodeAnnotation is an annotation with a pod's node, written by runningPods and read by GetPodMetrics.
 const nodeAnnotation = "coracle.dev/node"
 
-// runningPods lists the pods that run, in the form that metrics-server's API wants. They are of the informer that the
+// runningPods lists the running pods in the form that metrics-server's API needs. They come from an informer that the
 // API server has in any case.
 type runningPods struct{ pods corelisters.PodLister }
 
@@ -26,7 +26,7 @@ func (r runningPods) List(s labels.Selector) ([]runtime.Object, error) {
 	return running(r.pods.List(s))
 }
 
-// Get implements cache.GenericLister; metrics-server asks for pods by their namespace.
+// Get implements cache.GenericLister. metrics-server requests pods by namespace.
 func (r runningPods) Get(name string) (runtime.Object, error) {
 	return r.ByNamespace(metav1.NamespaceAll).Get(name)
 }

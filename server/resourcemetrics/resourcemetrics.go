@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package resourcemetrics is the metrics.k8s.io API: what nodes and pods use, for `kubectl top` and autoscalers.
+// Package resourcemetrics serves the metrics.k8s.io API: the CPU and memory use of nodes and pods, for `kubectl top`
+// and autoscalers.
 //
-// It asks kubelets, and keeps their newest figures in memory, only while a client asks for them: an autoscaler, or a
-// person within the last minutes. The first question of such a time waits for the first answers. Each server asks by
-// itself, so that any of them can be asked. The form of the API, and how kubelets' counters are read, is
+// It requests figures from kubelets, and keeps the newest in memory, only while there are clients: an autoscaler, or a
+// user within the last minutes. The first request of such a period waits for the first responses. Each server requests
+// figures itself, so that clients can use any server. The form of the API and the decoding of kubelets' counters are
 // metrics-server's own code.
 //
-// The package never writes an object and holds no informers. It believes a kubelet about its own node and the pods
-// that run there, and nothing else.
+// The package never writes an object and holds no informers. It accepts from a kubelet only figures of its own node and
+// of the pods that run there.
 package resourcemetrics
 
 import (
@@ -34,48 +35,48 @@ import (
 )
 
 const (
-	// period is how often kubelets are asked: as often as an autoscaler looks. Kubelets measure when they are
-	// asked, at most every 10 s.
+	// period is how often kubelets are queried: as often as an autoscaler requests metrics. Kubelets measure on
+	// request, at most every 10 s.
 	period = 15 * time.Second
-	// interest is how long they are asked after the last question.
+	// interest is how long kubelets are queried after the last request of a client.
 	interest = 5 * time.Minute
 )
 
-// GroupVersion is what Install serves.
+// GroupVersion is the API version that Install serves.
 var GroupVersion = v1beta1.SchemeGroupVersion
 
-// Options are all required but Part and Logger.
+// All fields of Options are required, except Part and Logger.
 type Options struct {
 	Nodes corelisters.NodeLister
 	Pods  corelisters.PodLister
-	// Transport connects to kubelets, with a certificate that lets it ask for metrics.
+	// Transport connects to kubelets, with a certificate that may read metrics.
 	Transport http.RoundTripper
-	// AddressTypes says which of a node's addresses is used, the best first.
+	// AddressTypes is the order in which a node's addresses are preferred.
 	AddressTypes []corev1.NodeAddressType
-	// Part, when set, shows how it goes.
+	// Part, when set, shows the collector's state.
 	Part   *status.Part
 	Logger *slog.Logger
 }
 
-// Collector has the figures while a client asks for them.
+// Collector keeps the figures while clients request them.
 type Collector struct {
 	o        Options
 	kubelets *kubelets
 	ended    chan struct{} // closed when Run has ended
-	wake     timers.Signal // its receiver looks whether a client has asked
+	wake     timers.Signal // sent when a client requests figures; Run receives it
 
 	mu    sync.Mutex
 	asked time.Time
-	// first is closed when the first figures are there; nil while no client asks.
+	// first is closed when the first figures exist. It is nil while no client requests any.
 	first chan struct{}
 	now   *figures // nil until then
-	// otherProvider is the Service that answers in this one's place.
+	// otherProvider is the Service that serves the API instead of this collector.
 	otherProvider string
 }
 
 var _ api.MetricsGetter = (*Collector)(nil)
 
-// New makes a Collector that Run runs.
+// New returns a Collector. Run has to be called.
 func New(o Options) (*Collector, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	k, err := newKubelets(o.Transport, o.AddressTypes)
@@ -87,9 +88,9 @@ func New(o Options) (*Collector, error) {
 	return c, nil
 }
 
-// Install serves the API from a server that has not been started yet.
+// Install adds the API to a server that has not been started yet.
 func (c *Collector) Install(server *genericapiserver.GenericAPIServer) error {
-	// Version v1 is known to the types and not served: the group's preferred version must be one that is.
+	// The types include version v1, which is not served. The group's preferred version must be served.
 	if err := api.Scheme.SetVersionPriority(v1beta1.SchemeGroupVersion, v1.SchemeGroupVersion); err != nil {
 		return fmt.Errorf("ordering the versions of metrics.k8s.io: %w", err)
 	}
@@ -99,7 +100,7 @@ func (c *Collector) Install(server *genericapiserver.GenericAPIServer) error {
 	return nil
 }
 
-// SetOtherProvider notes which Service (NAMESPACE/NAME) answers for the API in this one's place; empty for none.
+// SetOtherProvider sets the Service (NAMESPACE/NAME) that serves the API instead of this collector, empty for none.
 func (c *Collector) SetOtherProvider(service string) {
 	c.mu.Lock()
 	c.otherProvider = service
@@ -107,7 +108,7 @@ func (c *Collector) SetOtherProvider(service string) {
 	c.show()
 }
 
-// Run asks kubelets while a client asks for their figures, until ctx is done. It may be called once.
+// Run requests figures from kubelets while clients request them, until ctx is done. It may be called once.
 func (c *Collector) Run(ctx context.Context) {
 	defer close(c.ended)
 	for {
@@ -120,7 +121,7 @@ func (c *Collector) Run(ctx context.Context) {
 	}
 }
 
-// collect asks until no client has asked for a while.
+// collect runs rounds until no client has requested figures for a while.
 func (c *Collector) collect(ctx context.Context) {
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
@@ -135,7 +136,7 @@ func (c *Collector) collect(ctx context.Context) {
 			c.publish(early)
 		})
 		if ctx.Err() != nil {
-			return // those who wait are woken by ended
+			return // waiting clients are woken by ended
 		}
 		c.publish(f)
 		over()
@@ -151,8 +152,7 @@ func (c *Collector) collect(ctx context.Context) {
 	}
 }
 
-// publish makes figures the ones that are answered with, and says so in the status before those who wait for the first
-// go on.
+// publish makes f the current figures. It writes the status before it wakes clients that wait for the first figures.
 func (c *Collector) publish(f *figures) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -164,7 +164,7 @@ func (c *Collector) publish(f *figures) {
 	}
 }
 
-// rest drops the figures when no client has asked for a while.
+// rest drops the figures when no client has requested them for a while. It says whether it did.
 func (c *Collector) rest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -177,7 +177,7 @@ func (c *Collector) rest() bool {
 
 var errStopping = errors.New("this server is stopping")
 
-// ask returns the newest figures. The first who asks waits for them, for as long as the patience at most.
+// ask returns the newest figures. The first request waits for them, at most for the time patience.
 func (c *Collector) ask() (*figures, error) {
 	for {
 		now, first := c.asking()
@@ -192,7 +192,7 @@ func (c *Collector) ask() (*figures, error) {
 	}
 }
 
-// asking notes that a client asks. It returns the figures, or what is closed when there are some.
+// asking records a client's request. It returns the figures, and a channel that is closed when there are some.
 func (c *Collector) asking() (*figures, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -204,7 +204,7 @@ func (c *Collector) asking() (*figures, <-chan struct{}) {
 	return c.now, c.first
 }
 
-// round asks all kubelets once. What there is when some of them are slow goes to early.
+// round requests figures from all kubelets once. It passes the figures so far to early when some kubelets are slow.
 func (c *Collector) round(ctx context.Context, before *figures, early func(*figures)) *figures {
 	nodes, err := c.o.Nodes.List(labels.Everything())
 	if err != nil {
@@ -221,7 +221,7 @@ func (c *Collector) round(ctx context.Context, before *figures, early func(*figu
 	return after
 }
 
-// logChanges logs which kubelets have begun or ceased to answer.
+// logChanges logs which kubelets have begun or stopped to answer.
 func (c *Collector) logChanges(before, after *figures) {
 	for node, err := range after.failed {
 		if before == nil || before.failed[node] == nil {

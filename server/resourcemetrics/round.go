@@ -19,19 +19,19 @@ import (
 )
 
 const (
-	// roundTimeout bounds a round, so that the next one begins in time.
+	// roundTimeout limits a round, so that the next one begins in time.
 	roundTimeout = 12 * time.Second
-	// patience is how long the others' figures wait for slow kubelets.
+	// patience is how long other nodes' figures wait for slow kubelets.
 	patience = 2 * time.Second
-	// parallel is how many kubelets are asked at a time.
+	// parallel is how many kubelets are queried concurrently.
 	parallel = 32
 )
 
 var errNoTime = errors.New("its turn did not come in time: too many other kubelets are slow")
 
-// round asks the kubelets of all nodes, those of nodes that are not ready last. Figures of a kubelet that does not
-// answer are gone with the ones before: old ones would hold for true what is not known. What there is when the patience
-// is at its end, with the figures before of kubelets that have not answered by then, goes to early.
+// round requests figures from the kubelets of all nodes. Nodes that are not ready come last. The earlier figures of a
+// kubelet that does not answer are dropped: they would no longer be known to be true. After patience it passes the
+// figures so far to early, with the earlier figures of kubelets that have not answered by then.
 func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*corev1.Pod, before *figures, early func(*figures)) *figures {
 	ctx, cancel := context.WithTimeout(ctx, roundTimeout)
 	defer cancel()
@@ -86,18 +86,18 @@ func (k *kubelets) round(ctx context.Context, nodes []*corev1.Node, pods []*core
 	}
 	asking.Wait()
 	if !timer.Stop() {
-		<-shown // what is early has to come first
+		<-shown // early figures must be published first
 	}
 	slices.Sort(after.lost)
 	return after
 }
 
-// kubeletReply is what one kubelet said.
+// kubeletReply is the reply of one kubelet.
 type kubeletReply struct {
 	name string
-	node *figure // nil if it does not know
+	node *figure // nil if the kubelet reported none
 	pods map[types.NamespacedName]podFigures
-	odd  string // the first of what it said that cannot be, if any
+	odd  string // the first impossible value, if any
 }
 
 func (a kubeletReply) into(f *figures) {
@@ -110,7 +110,7 @@ func (a kubeletReply) into(f *figures) {
 	maps.Copy(f.pods, a.pods)
 }
 
-// fetch gets one kubelet's figures. at has the pods that there are.
+// fetch returns one kubelet's figures. at contains all pods.
 func (k *kubelets) fetch(
 	ctx context.Context, n *corev1.Node, at map[types.NamespacedName]*corev1.Pod, before *figures,
 ) (kubeletReply, error) {
@@ -139,12 +139,12 @@ func (k *kubelets) fetch(
 	return a, nil
 }
 
-// keepOwnPods leaves only a node's own pods in what its kubelet says, and only containers that these have.
+// keepOwnPods removes from a kubelet's reply pods of other nodes, and containers that a pod does not have.
 func keepOwnPods(b *storage.MetricsBatch, node string, at map[types.NamespacedName]*corev1.Pod) {
 	for ref, said := range b.Pods {
 		pod := at[ref]
 		if pod == nil || pod.Spec.NodeName != node {
-			delete(b.Pods, ref) // it has gone, or is another node's
+			delete(b.Pods, ref) // deleted, or of another node
 			continue
 		}
 		for name := range said.Containers {
@@ -161,10 +161,10 @@ func hasContainer(s *corev1.PodSpec, name string) bool {
 		slices.ContainsFunc(s.EphemeralContainers, func(c corev1.EphemeralContainer) bool { return c.Name == name })
 }
 
-// textLimit bounds what is kept and shown of an error, which may hold all of what a kubelet said.
+// textLimit limits the length of an error text in bytes: it may contain a kubelet's whole response.
 const textLimit = 300
 
-// shortError is an error that is short, and fit to be printed.
+// shortError returns an error with a short and printable text.
 func shortError(err error) error {
 	text := strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -178,7 +178,7 @@ func shortError(err error) error {
 	return errors.New(text)
 }
 
-// readyFirst is a copy of nodes with those that are ready before the others.
+// readyFirst returns a copy of nodes in which those that are ready come first.
 func readyFirst(nodes []*corev1.Node) []*corev1.Node {
 	out := slices.Clone(nodes)
 	slices.SortStableFunc(out, func(a, b *corev1.Node) int {

@@ -12,39 +12,39 @@ import (
 )
 
 const (
-	// nominal is the time that a kubelet's own rate is said to be of: it measures when it is asked, at most every 10 s.
-	// The first rate after a rest is of up to a minute.
+	// nominal is the window given for a kubelet's own rate: a kubelet measures on request, at most every 10 s. The
+	// first rate after a pause covers up to a minute.
 	nominal = 10 * time.Second
-	// measured is after what time a kubelet has measured a container twice: before, a rate of nothing may mean none.
+	// measured is the time after which a kubelet has measured a container twice. An earlier rate of 0 may mean none.
 	measured = 40 * time.Second
-	// lag is how much more time may lie between two measurements than between the questions for them. With more than
-	// that, the node's clock was set.
+	// lag is by how much the time between two measurements may exceed the time between their requests. If it is more,
+	// the node's clock was set.
 	lag = time.Minute
-	// stale is after what time without a measurement a figure says nothing any more.
+	// stale is the time without a new measurement after which a rate is dropped.
 	stale = 2 * time.Minute
-	// beyond is how many times a node's capacity is believed; a busy machine reads its counters late.
+	// beyond is the accepted multiple of a node's capacity: a busy machine reads its counters late.
 	beyond = 2
 )
 
-// figure is what a node or a container uses. Metrics-server's own storage is not used: it can say nothing until it has
-// asked twice, and takes a counter that stands still after a restart for one that began in the year 1.
+// figure is the resource use of a node or a container. Metrics-server's own storage is not used: it has no value before
+// two requests, and takes a counter that does not advance after a restart for one that began in the year 1.
 type figure struct {
 	point storage.MetricsPoint
-	// read is when the point was read first, by this machine's clock; the point's own time is of the node's.
+	// read is when the point was first read, by this machine's clock. The point's own time is by the node's clock.
 	read time.Time
-	// rate is in billionths of a core, over the window before point.Timestamp; there is none when window is 0.
+	// rate is in billionths of a core, over the window before point.Timestamp. There is no rate when window is 0.
 	rate   uint64
 	window time.Duration
 }
 
-// continues says whether a point is of the same run of a node or container as the figure, and of the same clock.
+// continues says whether a point is of the same run of a node or container as f, and of the same clock setting.
 func (f figure) continues(p storage.MetricsPoint, now time.Time) bool {
 	elapsed := p.Timestamp.Sub(f.point.Timestamp)
 	return !f.read.IsZero() && f.point.StartTime.Equal(p.StartTime) && p.CumulativeCPUUsed >= f.point.CumulativeCPUUsed &&
 		elapsed >= 0 && elapsed <= now.Sub(f.read)+lag
 }
 
-// next is the figure after another point of the same run.
+// next returns the figure after another point of the same run.
 func (f figure) next(p storage.MetricsPoint, now time.Time) figure {
 	elapsed := p.Timestamp.Sub(f.point.Timestamp)
 	switch {
@@ -54,11 +54,11 @@ func (f figure) next(p storage.MetricsPoint, now time.Time) figure {
 	case now.Sub(f.read) > stale:
 		return figure{point: f.point, read: f.read}
 	default:
-		return f // nothing was measured since
+		return f // no new measurement
 	}
 }
 
-// first is the figure after a first point: its rate is the one that the kubelet knows by itself, if it does.
+// first returns the figure for a first point. Its rate is the kubelet's own, if that is known.
 func first(p storage.MetricsPoint, now time.Time, rate uint64, known bool) figure {
 	f := figure{point: p, read: now}
 	age := p.Timestamp.Sub(p.StartTime)
@@ -71,16 +71,16 @@ func first(p storage.MetricsPoint, now time.Time, rate uint64, known bool) figur
 	return f
 }
 
-// series makes the figures of one answer of a kubelet.
+// series computes the figures of one kubelet's response.
 type series struct {
 	before *figures // may be nil
-	own    *rates   // that the kubelet knows by itself; may be nil
+	own    *rates   // the kubelet's own rates; may be nil
 	now    time.Time
 	limits limits
-	odd    string // what it said first that cannot be
+	odd    string // the first impossible value
 }
 
-// complete says whether there is a figure before each point of the answer.
+// complete says whether there is an earlier figure for each point of the response.
 func (s *series) complete(node string, b *storage.MetricsBatch) bool {
 	if s.before == nil {
 		return false
@@ -118,7 +118,8 @@ func (s *series) container(ref types.NamespacedName, name string, p storage.Metr
 	return s.figure("container "+name+" of pod "+ref.String(), old, p, rate, known)
 }
 
-// figure follows old, if the point does. What cannot be makes a figure without a rate, which no client gets to see.
+// figure computes the next figure, from old if the point continues it. An impossible value gives a figure without a
+// rate, which no client sees.
 func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint64, known bool) figure {
 	if odd := s.limits.exceeded(p); odd != "" {
 		s.recordImpossible(of, odd)
@@ -143,13 +144,13 @@ func (s *series) recordImpossible(of, odd string) {
 	}
 }
 
-// limits are what a node cannot use.
+// limits are the largest values that are accepted for a node.
 type limits struct {
 	rate   uint64 // billionths of a core
 	memory uint64 // bytes
 }
 
-// limitsOf goes by what the kubelet itself says of its node, which schedulers go by as well.
+// limitsOf returns limits by the capacity that the kubelet reports for its node. Schedulers rely on it as well.
 func limitsOf(n *corev1.Node) limits {
 	l := limits{rate: most, memory: most}
 	if milli := n.Status.Capacity.Cpu().MilliValue(); milli > 0 {
@@ -161,8 +162,8 @@ func limitsOf(n *corev1.Node) limits {
 	return l
 }
 
-// exceeded says what of a point cannot be; "" if it all can. Numbers below 0, and those that are none, come as 1<<63
-// and more from upstream's decoder.
+// exceeded describes the impossible value of a point, and is empty if there is none. Upstream's decoder returns
+// negative numbers and NaN as 1<<63 and more.
 func (l limits) exceeded(p storage.MetricsPoint) string {
 	switch {
 	case p.CumulativeCPUUsed >= 1<<63:

@@ -11,10 +11,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// named is how many kubelets a message names.
+// named is the most kubelets that a message names.
 const named = 3
 
-// show says in the status how it goes.
+// show writes the collector's state to the status.
 func (c *Collector) show() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -41,7 +41,7 @@ func (c *Collector) showLocked() {
 	}
 }
 
-// describe names nodes with what is wrong with them.
+// describe lists nodes with their errors.
 func describe(failed map[string]error) string {
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(failed)) {
