@@ -10,23 +10,24 @@ import (
 )
 
 const (
-	// unresponsive is how long a server may not have been heard and still stands behind the kubernetes Service. One
-	// that is alive answers heartbeats several times in a tenth of that; together with the time of looking and writing
-	// it stays below three seconds.
+	// unresponsive is how long after its last contact a server remains an endpoint of the kubernetes Service. A server
+	// that is alive answers heartbeats several times in a tenth of that. Together with the time to notice and write the
+	// change it stays below three seconds.
 	unresponsive = 2 * time.Second
-	// newLeaderWaits is how long a new leader counts every server as alive. It has heard only those that it needed for
-	// its election.
+	// newLeaderWaits is how long a new leader counts every server as alive. It has had contact only with those that it
+	// needed for its election.
 	newLeaderWaits = time.Second
 )
 
-// LiveServers are the addresses behind the kubernetes Service, as the leader knows them, and those of the servers that
-// it does not hear: nodes have to know these, too, and no other machine may take them. It is asked again and again.
+// LiveServers determines the endpoints of the kubernetes Service on the leader, and the addresses of servers without
+// contact: nodes have to know these, too, and no other machine may take them. Addresses has to be called repeatedly.
 type LiveServers struct {
-	leading time.Time // since when; zero on a server that does not lead
-	term    uint64    // in which
+	leading time.Time // since when this server leads, by the calls of Addresses; zero if it does not
+	term    uint64    // the term in which it leads
 }
 
-// Addresses returns nothing unless this server leads. The term has to be read before the members.
+// Addresses returns the addresses of live servers and of those without contact. It returns nothing unless this server
+// leads. The term has to be read before the members.
 func (l *LiveServers) Addresses(term uint64, members []raftstore.Member, now time.Time) (live, unheard []netip.AddrPort) {
 	leads := false
 	for _, m := range members {
@@ -36,7 +37,7 @@ func (l *LiveServers) Addresses(term uint64, members []raftstore.Member, now tim
 		l.leading = time.Time{}
 		return nil, nil
 	}
-	if l.leading.IsZero() || l.term != term { // it may have lost an election and won the next one since the last look
+	if l.leading.IsZero() || l.term != term { // a new term: it lost the leadership and was elected again between two calls
 		l.leading, l.term = now, term
 	}
 	for _, m := range members {

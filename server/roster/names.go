@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	// namesPrefix and a server's id in the store are the key under which that server publishes its name. A server
-	// without a node has one too, also while it does not answer.
+	// namesPrefix, followed by a server's ID in the store, is the key under which that server publishes its name. So a
+	// server has a name even if it has no node or does not answer.
 	namesPrefix = "/coracle/servers/names/"
-	// nameRetry is how long a server waits after a write of its name that failed.
+	// nameRetry is the pause after a failed write of the name.
 	nameRetry = 5 * time.Second
 )
 
@@ -30,15 +30,15 @@ func (r *Roster) PublishName(ctx context.Context) {
 	})
 }
 
-// writeName writes a server's name into the store, if it is not there, and removes those of servers that are members no
-// more.
+// writeName writes a server's name into the store, if it is not there. It also removes the names of servers that are
+// not members any more.
 func writeName(ctx context.Context, kv clientv3.KV, id, name string, members func() []raftstore.Member) error {
 	published, err := kv.Get(ctx, namesPrefix, clientv3.WithPrefix())
 	if err != nil {
 		return fmt.Errorf("reading the servers' names: %w", err)
 	}
 	there := false
-	all := members() // after the names: a server that had published one was a member by then
+	all := members() // read after the names: a server that had published one was a member by then
 	for _, has := range published.Kvs {
 		of := strings.TrimPrefix(string(has.Key), namesPrefix)
 		switch {
@@ -59,13 +59,12 @@ func writeName(ctx context.Context, kv clientv3.KV, id, name string, members fun
 	return nil
 }
 
-// publishedNames are the names that servers have published, as far as this server's copy of the store has them: it
-// needs no majority.
+// publishedNames returns the published names in this server's replica of the store, which needs no majority.
 func publishedNames(ctx context.Context, kv clientv3.KV) map[string]string {
 	out := map[string]string{}
 	published, err := kv.Get(ctx, namesPrefix, clientv3.WithPrefix(), clientv3.WithSerializable())
 	if err != nil {
-		return out // the list is as good as it can be
+		return out // the names are only a help
 	}
 	for _, has := range published.Kvs {
 		out[strings.TrimPrefix(string(has.Key), namesPrefix)] = string(has.Value)

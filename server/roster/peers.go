@@ -18,15 +18,15 @@ import (
 )
 
 const (
-	// PeersFile has the addresses of the other servers' stores. It lies beside the store: a server whose store is lost
-	// or was taken away belongs to a cluster nevertheless, and must not begin another one with the same keys.
+	// PeersFile contains the addresses of the other servers' stores. It is not in the store's folder: a server whose
+	// store was lost or removed still belongs to its cluster, and must not start another one with the same keys.
 	PeersFile = "peers.json"
-	// peersEvery is how often the members are compared with the file; it is written when they differ.
+	// peersEvery is how often the members are compared with the file. The file is written when they differ.
 	peersEvery = 5 * time.Second
 )
 
-// ReadPeerAddresses reads where the other servers were when a server of this folder ran last; none if it was the only
-// one.
+// ReadPeerAddresses returns the addresses of the other servers when a server of this folder ran last. It returns none
+// if that was the only server.
 func ReadPeerAddresses(serverDir string) ([]string, error) {
 	path := filepath.Join(serverDir, PeersFile)
 	var peers []string
@@ -52,14 +52,14 @@ func (r *Roster) SyncPeers(ctx context.Context) {
 	}
 }
 
-// SavePeers writes that file at once.
+// SavePeers writes PeersFile at once.
 func (r *Roster) SavePeers() {
 	if err := savePeers(r.o.Dir, r.o.Members()); err != nil {
 		r.o.Logger.Warn("the other servers' addresses could not be saved; it is tried again", "error", err)
 	}
 }
 
-// HasPeers says whether there is such a file: this server knew other ones.
+// HasPeers says whether PeersFile exists, which means that this server knew other servers.
 func HasPeers(serverDir string) bool {
 	_, err := os.Lstat(filepath.Join(serverDir, PeersFile))
 	return err == nil

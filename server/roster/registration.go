@@ -15,27 +15,28 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// A node registration is what is kept of an admitted node: a Secret in kube-system, written by server/admission.
+// A node registration is the record of an admitted node: a Secret in kube-system, written by server/admission.
 const (
-	// RegistrationSuffix is behind the node's name in the Secret's name.
+	// RegistrationSuffix follows the node's name in the Secret's name.
 	RegistrationSuffix = ".node-password.coracle"
-	// RegistrationHash is the hash of the node's password, RegistrationSince when the machine was admitted last.
+	// RegistrationHash is the hash of the node's password. RegistrationSince is when the machine was admitted last.
 	RegistrationHash  = "hash"
 	RegistrationSince = "since"
-	// RegistrationToken is when the machine showed a token last.
+	// RegistrationToken is when the machine was last admitted with a token.
 	RegistrationToken = "token"
-	// RegistrationAddresses are those with which the machine was admitted. They are the node's before its Node says so,
-	// and with RegistrationExternal all that its serving certificate is for: a Node may claim no others.
+	// RegistrationAddresses are the addresses with which the machine was admitted. They belong to the node even before
+	// its Node lists them. With RegistrationExternal they are all addresses in its serving certificate: a Node may have
+	// no others.
 	RegistrationAddresses = "addresses"
 	RegistrationExternal  = "external"
-	// RegistrationTime is how long a machine that was admitted may take until its Node is there.
+	// RegistrationTime is how long an admitted machine may take until its Node exists.
 	RegistrationTime = 2 * time.Minute
 
-	// ManagedBy is a label of what this program keeps.
+	// ManagedBy is a label of objects that this program manages.
 	ManagedBy = "app.kubernetes.io/managed-by"
 )
 
-// Registrations are those of all nodes, the ones without a Node included.
+// Registrations returns the registrations of all nodes, also of those without a Node.
 func Registrations(ctx context.Context, client kubernetes.Interface) ([]corev1.Secret, error) {
 	all, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: ManagedBy + "=coracle"})
 	if err != nil {
@@ -50,12 +51,12 @@ func Registrations(ctx context.Context, client kubernetes.Interface) ([]corev1.S
 	return out, nil
 }
 
-// RegisteredAddresses are all addresses with which a machine was admitted.
+// RegisteredAddresses returns all addresses with which a machine was admitted.
 func RegisteredAddresses(registration *corev1.Secret) []netip.Addr {
 	return append(ParseAddresses(registration.Data[RegistrationAddresses]), ParseAddresses(registration.Data[RegistrationExternal])...)
 }
 
-// FormatAddresses writes addresses as ParseAddresses reads them.
+// FormatAddresses writes addresses in the form that ParseAddresses reads.
 func FormatAddresses(ips []netip.Addr) []byte {
 	texts := make([]string, len(ips))
 	for i, ip := range ips {
@@ -64,7 +65,7 @@ func FormatAddresses(ips []netip.Addr) []byte {
 	return []byte(strings.Join(texts, ","))
 }
 
-// ParseAddresses reads the addresses in a registration.
+// ParseAddresses parses the addresses in a registration.
 func ParseAddresses(data []byte) []netip.Addr {
 	var out []netip.Addr
 	for text := range strings.SplitSeq(string(data), ",") {
@@ -75,14 +76,14 @@ func ParseAddresses(data []byte) []netip.Addr {
 	return out
 }
 
-// Recent says whether a registration's time, RegistrationSince or RegistrationToken, is so short ago that the Node may
-// still be to come.
+// Recent says whether a registration's time, RegistrationSince or RegistrationToken, is so recent that the Node may not
+// exist yet.
 func Recent(registration *corev1.Secret, which string, now time.Time) bool {
 	at, err := time.Parse(time.RFC3339, string(registration.Data[which]))
 	return err == nil && now.Sub(at).Abs() < RegistrationTime
 }
 
-// registration is that of a node, nil if it has none.
+// registration returns a node's registration, nil if it has none.
 func (r *Roster) registration(ctx context.Context, node string) (*corev1.Secret, error) {
 	client, err := r.o.API()
 	if err != nil {
@@ -98,7 +99,7 @@ func (r *Roster) registration(ctx context.Context, node string) (*corev1.Secret,
 	return s, nil
 }
 
-// CertifiedAddresses are those for which a node that joined has its serving certificate.
+// CertifiedAddresses returns the addresses in the serving certificate of a node, none if it has not joined.
 func (r *Roster) CertifiedAddresses(ctx context.Context, node string) ([]netip.Addr, error) {
 	s, err := r.registration(ctx, node)
 	if err != nil || s == nil {
@@ -107,8 +108,8 @@ func (r *Roster) CertifiedAddresses(ctx context.Context, node string) ([]netip.A
 	return RegisteredAddresses(s), nil
 }
 
-// JustJoined says whether a machine was admitted by a token so lately that its Node is still to come. One that shows a
-// node's certificate is that node's already.
+// JustJoined says whether a machine was admitted with a token so recently that its Node may not exist yet. A machine
+// that authenticates with a node's certificate instead does not count, as it has joined before.
 func (r *Roster) JustJoined(ctx context.Context, node string) (bool, error) {
 	s, err := r.registration(ctx, node)
 	if err != nil || s == nil {
@@ -117,7 +118,7 @@ func (r *Roster) JustJoined(ctx context.Context, node string) (bool, error) {
 	return Recent(s, RegistrationToken, r.o.Clock.Now()), nil
 }
 
-// JoinedAddresses are those with which machines were admitted, those without a Node included.
+// JoinedAddresses returns the addresses with which machines were admitted, also of those without a Node.
 func (r *Roster) JoinedAddresses(ctx context.Context) ([]netip.Addr, error) {
 	client, err := r.o.API()
 	if err != nil {

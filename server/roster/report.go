@@ -21,11 +21,12 @@ import (
 )
 
 const (
-	// surveyPatience bounds the questions about servers; namesPatience that to the API server for their names.
+	// surveyPatience limits the requests to the servers. namesPatience limits the request to the API server for their
+	// names.
 	surveyPatience, namesPatience = 5 * time.Second, 2 * time.Second
 )
 
-// Handler answers on the admin socket who the cluster's servers are and how they do. It works without a majority.
+// Handler serves Report on the admin socket. It works without a majority.
 func (r *Roster) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		out, err := r.Report(request.Context())
@@ -34,11 +35,11 @@ func (r *Roster) Handler() http.Handler {
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(out) // an error means that the asker has gone
+		_ = json.NewEncoder(w).Encode(out) // an error means that the client has ended
 	})
 }
 
-// Report says who the cluster's servers are and how they do, within surveyPatience.
+// Report returns a list of the cluster's servers with their state, within surveyPatience.
 func (r *Roster) Report(ctx context.Context) (*status.Servers, error) {
 	kv := r.o.KV()
 	if kv == nil {
@@ -55,7 +56,7 @@ func (r *Roster) Report(ctx context.Context) (*status.Servers, error) {
 	return out, nil
 }
 
-// noteReached notes who reaches the servers that do not answer this one; reached has their names in the store.
+// noteReached records which servers can reach those that do not answer this one. reached has their IDs in the store.
 func noteReached(servers []status.ClusterServer, reached map[string][]string) {
 	names := map[string]string{}
 	for _, c := range servers {
@@ -69,8 +70,8 @@ func noteReached(servers []status.ClusterServer, reached map[string][]string) {
 	}
 }
 
-// serverNames are the names of the nodes on which servers run, by the servers' names in the store; what this server can
-// tell without a majority is its own.
+// serverNames returns the names of servers' nodes, by the servers' IDs in the store. Without a majority it contains
+// only this server's name.
 func (r *Roster) serverNames(ctx context.Context) map[string]string {
 	names := map[string]string{}
 	if client, err := r.o.API(); err == nil {
@@ -89,9 +90,9 @@ func (r *Roster) serverNames(ctx context.Context) map[string]string {
 	return names
 }
 
-// listServers says in a report's words what the store knows; this server comes first, then the others by name.
-// published are the names that servers once published: they count for one of which nothing newer is known, unless
-// another server uses that name now, as after a reinstallation.
+// listServers converts the members' states into a report. This server comes first, then the others by name. published
+// are the names that servers once published. Such a name is used for a server of which no newer one is known, unless
+// another server now has that name, as after a reinstallation.
 func listServers(states []raftstore.MemberState, names, published map[string]string) []status.ClusterServer {
 	taken := map[string]bool{}
 	for _, m := range states {
@@ -112,7 +113,7 @@ func listServers(states []raftstore.MemberState, names, published map[string]str
 		default:
 			c.Name = m.Name
 		}
-		if strings.Contains(m.Address, ":") { // a server that is alone has a name there
+		if strings.Contains(m.Address, ":") { // a single server has a name as its address
 			c.Address = m.Address
 		}
 		if !m.Self {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package roster answers who the cluster's servers and nodes are, and whether a name or an address is taken.
+// Package roster keeps track of the cluster's servers and nodes, and finds whether a name or an address is taken.
 //
 // It reads the members of the store, the gossip, the Nodes and the registrations of admitted nodes. It owns the file
-// with the other servers' addresses and the servers' names in the store. It never admits or removes anybody.
+// with the other servers' addresses, and the servers' names in the store. It never admits or removes a machine.
 package roster
 
 import (
@@ -30,72 +30,73 @@ import (
 )
 
 const (
-	// RoleLabel is what kubectl shows as a node's role. k3s gives it the same value.
+	// RoleLabel is the label that kubectl shows as a node's role. k3s gives it the same value.
 	RoleLabel = "node-role.kubernetes.io/control-plane"
 	RoleValue = "true"
 )
 
-// Options are what a roster asks. All functions may be called at any time.
+// Options are New's parameters. All functions may be called at any time.
 type Options struct {
-	// Dir is the server's folder. ServerID is its name in the store, Name that of its node.
+	// Dir is the server's folder. ServerID is its ID in the store. Name is the name of its node.
 	Dir, ServerID, Name string
-	// JoinAddresses are those of servers that this one was given.
+	// JoinAddresses are the addresses of servers that were configured on this one.
 	JoinAddresses []string
-	// Networks are the cluster's own, for pods and Services.
+	// Networks are the cluster's networks for pods and Services.
 	Networks []netip.Prefix
 
-	// Members are the store's, none until it is open. Answered are the same, none until the store has answered.
+	// Members returns the store's members, none until it is open. Answered returns them only once the store has
+	// answered.
 	Members, Answered func() []raftstore.Member
-	// Leader is the address of the other server that leads, empty for none.
+	// Leader returns the address of the leader if that is another server, empty for none.
 	Leader func() string
-	// Survey asks the members how they are. ReachedBy are the servers that reach the ones without an answer.
+	// Survey asks the members for their state. ReachedBy returns which servers reach those that did not answer.
 	Survey    func(context.Context) []raftstore.MemberState
 	ReachedBy func(context.Context, []raftstore.MemberState) map[string][]string
-	// KV is the store's, nil until it is open.
+	// KV returns the store's client, nil until the store is open.
 	KV func() clientv3.KV
 
-	// FailoverAddresses are the servers that serve this machine while its own store waits, nil while none does.
+	// FailoverAddresses returns the servers that serve this machine while its own store waits, nil while none does.
 	FailoverAddresses func() []string
-	// Machines are the members of the gossip.
+	// Machines returns the members of the gossip.
 	Machines func() []gossip.Info
-	// VirtualAddresses are the cluster's virtual ones. ServingAddresses are those that this server's certificate is
-	// for.
+	// VirtualAddresses returns the cluster's virtual addresses. ServingAddresses returns the addresses in this server's
+	// certificate.
 	VirtualAddresses func() []netip.Addr
 	ServingAddresses func() []net.IP
-	// API is a client of the API server, an error until that serves.
+	// API returns a client of the API server, or an error until that serves.
 	API func() (kubernetes.Interface, error)
 
 	Clock  clock.PassiveClock
 	Logger *slog.Logger
 }
 
-// Roster is a server's knowledge of the cluster's machines.
+// Roster is a server's record of the cluster's machines.
 type Roster struct {
 	o     Options
 	nodes atomic.Pointer[corelisters.NodeLister]
 }
 
-// New makes a roster. It starts nothing.
+// New returns a Roster. It starts nothing.
 func New(o Options) *Roster { return &Roster{o: o} }
 
-// FollowNodes gives the roster the Nodes, which the API server's informer keeps.
+// FollowNodes sets the lister of Nodes. Its informer is the API server's.
 func (r *Roster) FollowNodes(nodes corelisters.NodeLister) { r.nodes.Store(&nodes) }
 
-// KnowsNodes says whether the Nodes are known.
+// KnowsNodes says whether FollowNodes was called.
 func (r *Roster) KnowsNodes() bool { return r.nodes.Load() != nil }
 
-// Node is a Node as the API server's informer has it; nil if it has none of that name.
+// Node returns a Node from the API server's informer, nil if there is none of that name.
 func (r *Roster) Node(name string) *corev1.Node {
 	lister := r.nodes.Load()
 	if lister == nil {
 		return nil
 	}
-	n, _ := (*lister).Get(name) // nil where there is none
+	n, _ := (*lister).Get(name) // nil if there is none
 	return n
 }
 
-// MaxGossipMembers is how many live members of the gossip there can be, by the number of nodes: some machines are
-// members and no nodes yet, or not any more. It is 0 until the nodes are known.
+// MaxGossipMembers returns how many live members the gossip can have, by the number of nodes: some machines are members
+// before or after they are nodes. It is 0 until the nodes are known.
 func (r *Roster) MaxGossipMembers() int {
 	lister := r.nodes.Load()
 	if lister == nil {
@@ -108,7 +109,7 @@ func (r *Roster) MaxGossipMembers() int {
 	return 2*len(nodes) + 64
 }
 
-// OtherAddresses are those of the other servers, which this machine's node connects to.
+// OtherAddresses returns the addresses of the other servers, to which this machine's node connects.
 func (r *Roster) OtherAddresses() []string {
 	members := r.o.Answered()
 	if members == nil {
@@ -127,8 +128,8 @@ func otherAddresses(members []raftstore.Member) []string {
 	return out
 }
 
-// LeaderFirstAddresses are those of the other servers, the leader's before the others. The leader need not be a
-// member that this server knows.
+// LeaderFirstAddresses returns the addresses of the other servers, the leader's first. The leader need not be a member
+// that this server knows.
 func (r *Roster) LeaderFirstAddresses() []string {
 	if list := r.o.FailoverAddresses(); list != nil {
 		return list
@@ -145,7 +146,7 @@ func (r *Roster) LeaderFirstAddresses() []string {
 	return out
 }
 
-// StoreAddresses are where the other servers' stores are, and those that this server was given to join.
+// StoreAddresses returns the addresses of the other servers' stores, and those that were configured for joining.
 func (r *Roster) StoreAddresses() []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, t := range slices.Concat(r.o.JoinAddresses, otherAddresses(r.o.Answered())) {
@@ -156,7 +157,7 @@ func (r *Roster) StoreAddresses() []netip.AddrPort {
 	return out
 }
 
-// Leaderless says that there are other servers, and this one has no leader. The others may have other addresses by now.
+// Leaderless says whether there are other servers and this one has no leader. The others may have new addresses then.
 func (r *Roster) Leaderless() bool {
 	if r.o.Answered() == nil {
 		others, err := ReadPeerAddresses(r.o.Dir)
@@ -166,7 +167,7 @@ func (r *Roster) Leaderless() bool {
 	return len(members) > 1 && !slices.ContainsFunc(members, func(m raftstore.Member) bool { return m.Leader })
 }
 
-// ServerAddresses are those of the other servers, and the virtual ones.
+// ServerAddresses returns the addresses of the other servers, and the virtual addresses.
 func (r *Roster) ServerAddresses() []netip.Addr {
 	out := r.o.VirtualAddresses()
 	for _, address := range otherAddresses(r.o.Answered()) {
@@ -177,7 +178,8 @@ func (r *Roster) ServerAddresses() []netip.Addr {
 	return out
 }
 
-// ReservedAddresses are those that no Service gets: the virtual ones, and those of servers, which need not be nodes.
+// ReservedAddresses returns the addresses that no Service may have: the virtual ones, and those of servers, which need
+// not be nodes.
 func (r *Roster) ReservedAddresses() []netip.Addr {
 	out := r.ServerAddresses()
 	for _, ip := range r.o.ServingAddresses() {
@@ -188,16 +190,16 @@ func (r *Roster) ReservedAddresses() []netip.Addr {
 	return out
 }
 
-// OwnsAddress says whether an address is one of nodes, servers, pods or Services.
+// OwnsAddress says whether an address belongs to nodes, servers, pods or Services.
 func (r *Roster) OwnsAddress(nodes corelisters.NodeLister, a netip.Addr) bool {
 	if slices.Contains(r.ReservedAddresses(), a) || slices.ContainsFunc(r.o.Networks, func(n netip.Prefix) bool { return n.Contains(a) }) {
 		return true
 	}
-	all, _ := nodes.List(labels.Everything()) // of a cache: it cannot fail
+	all, _ := nodes.List(labels.Everything()) // a cache's lister returns no error
 	return slices.ContainsFunc(all, func(n *corev1.Node) bool { return HasAddress(n, a) })
 }
 
-// CheckFree refuses addresses that a Node or a member of the gossip has.
+// CheckFree returns an error for an address that a Node or a member of the gossip has.
 func (r *Roster) CheckFree(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
 	if err := CheckNotNodes(ctx, client, addresses); err != nil {
 		return err
@@ -211,8 +213,8 @@ func (r *Roster) CheckFree(ctx context.Context, client kubernetes.Interface, add
 	return nil
 }
 
-// CheckNotNodes refuses addresses that a Node says are its own: its machine may be off, so that the network does not
-// know it.
+// CheckNotNodes returns an error for an address that a Node lists. The Node's machine may be off, so that a probe in
+// the network does not find it.
 func CheckNotNodes(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
 	if len(addresses) == 0 {
 		return nil
@@ -231,7 +233,7 @@ func CheckNotNodes(ctx context.Context, client kubernetes.Interface, addresses [
 	return nil
 }
 
-// MachineAt is the name of the member of the gossip with this address, empty for none.
+// MachineAt returns the name of the gossip member with this address, empty for none.
 func (r *Roster) MachineAt(address string) string {
 	for _, m := range r.o.Machines() {
 		if m.Address.String() == address {
@@ -244,14 +246,14 @@ func (r *Roster) MachineAt(address string) string {
 // IsServer says whether a node is a server's.
 func IsServer(n *corev1.Node) bool { return n.Labels[RoleLabel] == RoleValue }
 
-// Lives says whether a node's kubelet is heard of. It may say that the node is not ready; of one that is silent the
-// controllers say that they do not know.
+// Lives says whether a node's kubelet has contact. A live kubelet may report that the node is not ready. For a node
+// without contact the controllers set the condition to unknown.
 func Lives(n *corev1.Node) bool {
 	_, c := nodeutil.GetNodeCondition(&n.Status, corev1.NodeReady)
 	return c == nil || c.Status != corev1.ConditionUnknown
 }
 
-// HasAddress says whether an address is one of a node's.
+// HasAddress says whether a node has an address.
 func HasAddress(n *corev1.Node, ip netip.Addr) bool {
 	return slices.ContainsFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool {
 		have, err := netip.ParseAddr(a.Address)
@@ -259,7 +261,7 @@ func HasAddress(n *corev1.Node, ip netip.Addr) bool {
 	})
 }
 
-// IsMember says whether a server with this name in the store is among the members.
+// IsMember says whether a server with this ID in the store is among the members.
 func IsMember(all []raftstore.Member, id string) bool {
 	return id != "" && slices.ContainsFunc(all, func(m raftstore.Member) bool { return m.Name == id })
 }
