@@ -20,16 +20,16 @@ import (
 )
 
 const (
-	// keysLoadedPoll is how often a server that has new encryption keys looks whether its API server has loaded them.
+	// keysLoadedPoll is how often a server with new encryption keys checks whether its API server has loaded them.
 	keysLoadedPoll = time.Second
-	// keysSettle is how long a write may take between its encryption, with the keys of before, and the store.
+	// keysSettle is the longest time between the encryption of a write, with the earlier keys, and its arrival in the
+	// store.
 	keysSettle = time.Second
-	// keysTakeRetry is how long it waits after it could not take them over.
+	// keysTakeRetry is the pause after the keys could not be updated.
 	keysTakeRetry = 2 * time.Second
 )
 
-// sharedEncryption are the encryption keys that the servers have in common, as one of them with these folders sees
-// them.
+// sharedEncryption returns access to the encryption keys that servers share, for a server with these folders.
 func sharedEncryption(kv clientv3.KV, tlsDir, credDir string) (encryption.Shared, error) {
 	secret, err := os.ReadFile(filepath.Join(tlsDir, string(pki.PeerCA)+".key"))
 	if err != nil {
@@ -38,7 +38,7 @@ func sharedEncryption(kv clientv3.KV, tlsDir, credDir string) (encryption.Shared
 	return encryption.Shared{KV: kv, Secret: secret, Dir: credDir}, nil
 }
 
-// SharedEncryption are the keys of the cluster of the server with this folder.
+// SharedEncryption returns access to the encryption keys of a cluster, for the server with this folder.
 func SharedEncryption(kv clientv3.KV, serverDir string) (encryption.Shared, error) {
 	return sharedEncryption(kv, filepath.Join(serverDir, "tls"), filepath.Join(serverDir, "cred"))
 }
@@ -49,12 +49,12 @@ type EncryptionKeys struct {
 	log      *slog.Logger
 	shared   encryption.Shared
 	watcher  clientv3.Watcher
-	// drain returns when the writes that have begun are over.
+	// drain returns when the writes that have begun are complete.
 	drain func(context.Context) error
 }
 
-// PullEncryptionKeys takes the keys over before the API server starts: one with an old key could write what the others
-// cannot read any more. drain returns when the writes to the store that have begun are over.
+// PullEncryptionKeys updates the keys before the API server starts: with an old key it could write objects that the
+// other servers cannot read any more. drain returns when the writes to the store that have begun are complete.
 func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func(context.Context) error, f Folders, serverID string,
 	log *slog.Logger) (*EncryptionKeys, error) {
 	shared, err := sharedEncryption(client.KV, f.TLS, f.Cred)
@@ -67,7 +67,7 @@ func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func
 	return &EncryptionKeys{serverID: serverID, log: log, shared: shared, drain: drain, watcher: client.Watcher}, nil
 }
 
-// Run follows the keys and says when this API server goes by them, until ctx is done.
+// Run follows the keys and confirms when this API server has loaded them, until ctx is done.
 func (k *EncryptionKeys) Run(ctx context.Context, config *rest.Config) {
 	trouble := "the encryption keys cannot be compared with the other servers'; it is tried again"
 	timers.Retry(ctx, k.log, keysTakeRetry, trouble, func() error {
@@ -75,7 +75,7 @@ func (k *EncryptionKeys) Run(ctx context.Context, config *rest.Config) {
 	})
 }
 
-// apply takes over the newest keys, and says so when the API server goes by them.
+// apply updates the keys from the store. It confirms them when the API server has loaded them.
 func (k *EncryptionKeys) apply(ctx context.Context, config *rest.Config) error {
 	for {
 		generation, err := k.shared.Pull(ctx)
@@ -90,7 +90,7 @@ func (k *EncryptionKeys) apply(ctx context.Context, config *rest.Config) error {
 			if !timers.Sleep(ctx, keysLoadedPoll) {
 				return ctx.Err()
 			}
-			continue // there may be newer ones
+			continue // there may be newer keys
 		}
 		if err := k.settle(ctx); err != nil {
 			return err
@@ -111,14 +111,14 @@ func (k *EncryptionKeys) loaded(ctx context.Context, config *rest.Config) (bool,
 	}
 	hashes, err := encryption.LoadedHashes(ctx, config)
 	if err != nil {
-		return false, nil //nolint:nilerr // it is asked again
+		return false, nil //nolint:nilerr // it is tried again
 	}
 	return slices.Equal(hashes, []string{want}), nil
 }
 
-// settle returns when nothing is under way any more that was encrypted before the API server had loaded the present
-// keys. Such a write may wait for a leader for as long as a request takes; when all servers have the new keys, and
-// every object was written again, no server could read what it brings.
+// settle returns when no write is pending that was encrypted before the API server had loaded the present keys. Such a
+// write may wait for a leader for as long as a request takes. If all servers had the new keys by then and every object
+// had been written again, no server could read the written object.
 func (k *EncryptionKeys) settle(ctx context.Context) error {
 	if !timers.Sleep(ctx, keysSettle) {
 		return ctx.Err()

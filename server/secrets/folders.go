@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package secrets keeps on one server what all servers have in common and no one else may read: the files with the
-// authorities' keys, the tokens and the encryption keys. The store says which tokens and encryption keys count.
+// Package secrets manages, on one server, the files that all servers share and that no other machine may read: the CAs'
+// keys, the tokens and the encryption keys. The store decides which tokens and encryption keys are valid.
 package secrets
 
 import (
@@ -20,8 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// CommonFiles are the files that all servers have in common, by their path below the server's folder. Those of the
-// second kind may be missing.
+// CommonFiles returns the files that all servers share, by their path below the server's folder. Optional files may be
+// missing.
 func CommonFiles() (required, optional []string) {
 	for _, s := range []pki.Signer{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.PeerCA, pki.KubeletCA} {
 		required = append(required, filepath.Join("tls", string(s)+".crt"), filepath.Join("tls", string(s)+".key"))
@@ -33,10 +33,10 @@ func CommonFiles() (required, optional []string) {
 	return required, optional
 }
 
-// Folders are where a server has those files.
+// Folders are a server's folders with those files.
 type Folders struct{ Server, TLS, Cred string }
 
-// Path is where one of those files is on this server.
+// Path returns the path of a shared file on this server.
 func (f Folders) Path(name string) string {
 	switch filepath.Dir(name) {
 	case "tls":
@@ -47,7 +47,7 @@ func (f Folders) Path(name string) string {
 	return filepath.Join(f.Server, name)
 }
 
-// Read reads those files.
+// Read reads the shared files.
 func (f Folders) Read() (map[string][]byte, error) {
 	out := map[string][]byte{}
 	required, optional := CommonFiles()
@@ -64,14 +64,14 @@ func (f Folders) Read() (map[string][]byte, error) {
 	return out, nil
 }
 
-// AsideSuffix is behind the name of a file that was replaced by the cluster's.
+// AsideSuffix follows the name of a file that was replaced by the cluster's.
 const AsideSuffix = ".before-joining"
 
-// replaced says whether a cluster replaces a file at times: tokens and encryption keys, and no authority.
+// replaced says whether a cluster replaces a file at times: tokens and encryption keys, but not CAs.
 func replaced(name string) bool { return filepath.Dir(name) != "tls" }
 
-// inOrder are the names of files as they are written. Authorities come first: with all of them a folder is the
-// cluster's, wherever the rest is interrupted.
+// inOrder returns the names of files in the order in which they are written. CAs come first: with all of them a folder
+// belongs to the cluster, even if writing the rest is interrupted.
 func inOrder(files map[string][]byte) []string {
 	return slices.SortedFunc(maps.Keys(files), func(a, b string) int {
 		switch {
@@ -84,9 +84,9 @@ func inOrder(files map[string][]byte) []string {
 	})
 }
 
-// Write writes the cluster's files. An authority that is there already and is another one is of another cluster.
-// Where all of them are the cluster's, tokens and encryption keys that differ are those of an earlier try, and were
-// replaced since; they are kept with aside behind their name, if that is not empty.
+// Write writes the cluster's files. A different CA in the folder is an error: it belongs to another cluster. If all CAs
+// are the cluster's, different tokens and encryption keys are from an earlier attempt and were replaced since. Copies
+// of them are kept, with aside after their names, unless aside is empty.
 func (f Folders) Write(files map[string][]byte, aside string) error {
 	required, optional := CommonFiles()
 	for _, name := range required {
@@ -133,7 +133,7 @@ func (f Folders) Write(files map[string][]byte, aside string) error {
 	return nil
 }
 
-// setAside keeps a copy of a file under a longer name.
+// setAside copies a file to the same name with a suffix.
 func setAside(path, suffix string) error {
 	if suffix == "" {
 		return nil

@@ -10,21 +10,22 @@ import (
 	"github.com/coracle-k8s/coracle/server/encryption"
 )
 
-// KeysShare stands for the keys that encrypt Secrets, for the server that takes this one into the store.
+// KeysShare returns a hash of the keys that encrypt Secrets, for the leader that admits this server to the store.
 func KeysShare(credDir string, log *slog.Logger) string {
 	print, err := encryption.Fingerprint(credDir)
 	switch {
 	case err != nil:
 		log.Error("the encryption keys cannot be compared with the other servers'", "error", err)
-		return "unreadable" // which no server has
+		return "unreadable" // no server has this hash
 	case print == "":
 		return "none"
 	}
 	return print
 }
 
-// AdmitMember refuses a server as a member that has other encryption keys than this one: they may have been replaced
-// after it got its own. Until release is called they are not, and the next replacement knows of the new member.
+// AdmitMember refuses a server as a member if its encryption keys differ from this server's: these may have been
+// replaced after it got its keys. Until release is called they are not replaced. The next replacement includes the new
+// member.
 func AdmitMember(credDir, share string, log *slog.Logger) (release func(), err error) {
 	still, err := encryption.HoldStill(credDir)
 	if err != nil {

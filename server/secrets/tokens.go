@@ -29,26 +29,28 @@ import (
 )
 
 const (
-	// TokensKey is where the store has the cluster's tokens, sealed, once they were rotated; tokensServers, with a
-	// server's name behind it, is where that server says which generation of them it goes by.
+	// TokensKey is the store's key with the cluster's tokens, sealed. It exists once they were rotated. tokensServers,
+	// followed by a server's name, is the key with the generation that the server has.
 	TokensKey     = "/coracle/tokens/cluster"
 	tokensServers = "/coracle/tokens/servers/"
-	// tokensFile in the server's folder says that the store has the tokens, and of which generation this server's are:
-	// what was given on the command line does not count any more, and neither does a store that was set back to before.
+	// tokensFile, in the server's folder, says that the tokens are in the store, and which generation this server has.
+	// The tokens on the command line are then not used any more, and neither are those of a store that was restored to
+	// an earlier state.
 	tokensFile = "tokens-rotated"
-	// tokensSeenFile there says since when this server knows that tokens were replaced which work on for a time.
+	// tokensSeenFile, in the same folder, says since when this server knows of replaced tokens that are still valid for
+	// a time.
 	tokensSeenFile = "tokens-seen"
-	// clockSteps is how far a clock may be set back without that counting.
+	// clockSteps is by how much a clock may be set back without effect.
 	clockSteps = time.Minute
-	// tokensRetry is how long a server waits after it could not take the tokens over.
+	// tokensRetry is the pause after the tokens could not be updated.
 	tokensRetry = 2 * time.Second
 )
 
-// storedTokens is what the store has.
+// storedTokens is the record in the store.
 type storedTokens struct {
-	// Generation grows with each change.
+	// Generation is incremented by each change.
 	Generation uint64 `json:"generation"`
-	// Server and Agent are the secrets of the two tokens; Former are those that still let machines in.
+	// Server and Agent are the secrets of the two tokens. Former are replaced tokens that are still valid.
 	Server string        `json:"server"`
 	Agent  string        `json:"agent"`
 	Former []formerToken `json:"former,omitempty"`
@@ -60,7 +62,8 @@ type formerToken struct {
 	Role   token.Role `json:"role"`
 	Secret string     `json:"secret"`
 	Until  time.Time  `json:"until"`
-	// Grace is how long it works from when a server sees that it was replaced; 0 in a record of an earlier version.
+	// Grace is how long the token is valid after a server sees that it was replaced. It is 0 in a record of an earlier
+	// version.
 	Grace time.Duration `json:"grace,omitempty"`
 }
 
@@ -80,7 +83,7 @@ func readTokens(ctx context.Context, box storecrypt.Box) (r storedTokens, err er
 	return r, err
 }
 
-// set are the tokens of a record, of a cluster whose authority has this hash.
+// set returns the tokens of a record. caHash is the hash of the cluster's CA.
 func (r storedTokens) set(caHash string) token.Set {
 	out := token.Set{Server: token.Token{CAHash: caHash, Role: token.RoleServer, Secret: r.Server},
 		Agent: token.Token{CAHash: caHash, Role: token.RoleAgent, Secret: r.Agent}}
@@ -90,11 +93,11 @@ func (r storedTokens) set(caHash string) token.Set {
 	return out
 }
 
-// TokenOptions say where a server's tokens are and what it was given.
+// TokenOptions are the parameters of NewTokens.
 type TokenOptions struct {
 	Folders  Folders
 	ServerID string
-	// Root is the authority that the tokens name.
+	// Root is the CA that the tokens pin.
 	Root *x509.Certificate
 	// Server and Agent are the tokens that an operator chose, or empty.
 	Server, Agent string
@@ -102,15 +105,15 @@ type TokenOptions struct {
 	Logger        *slog.Logger
 }
 
-// Tokens are those by which a server goes. They may be replaced while it runs.
+// Tokens are the tokens that a server accepts. They may be replaced while it runs.
 type Tokens struct {
 	o   TokenOptions
 	box storecrypt.Box // Open sets it
 	now atomic.Pointer[token.Set]
 }
 
-// NewTokens makes the tokens that are missing. Once the cluster's were rotated, what an operator gave this server
-// before says nothing any more.
+// NewTokens makes missing tokens. Once the cluster's tokens were rotated, tokens that an operator gave to this server
+// are ignored.
 func NewTokens(given TokenOptions) (*Tokens, error) {
 	t := &Tokens{o: given}
 	o := token.Options{Dir: given.Folders.Server, Root: given.Root, Server: given.Server, Agent: given.Agent, Logger: given.Logger}
@@ -136,32 +139,32 @@ func NewTokens(given TokenOptions) (*Tokens, error) {
 	return t, nil
 }
 
-// Now are the tokens at this moment.
+// Now returns the current tokens.
 func (t *Tokens) Now() *token.Set { return t.now.Load() }
 
-// Open gives the tokens the store in which the cluster has them. Take and Run need it.
+// Open sets the store that has the cluster's tokens. Pull and Run need it.
 func (t *Tokens) Open(kv clientv3.KV) (err error) {
 	t.box, err = tokenBox(kv, t.o.Folders.TLS)
 	return err
 }
 
-// TokenFiles are the files of a server's folder that have the tokens once they were replaced.
+// TokenFiles returns the files of a server's folder that have the tokens once they were replaced.
 func TokenFiles() []string { return []string{token.ServerFile, token.AgentFile, tokensFile} }
 
-// generation is that of the tokens which this server has in its files; 0 if they were never replaced, or by a
-// version that did not write it down.
+// generation returns the generation of the tokens in this server's files. It is 0 if they were never replaced, or by a
+// version that did not record it.
 func (t *Tokens) generation() uint64 {
 	data, err := os.ReadFile(filepath.Join(t.o.Folders.Server, tokensFile))
 	if err != nil {
 		return 0
 	}
-	n, _ := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64) // an empty file is of such a version
+	n, _ := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64) // such a version wrote an empty file
 	return n
 }
 
-// Pull makes this server's tokens those in the store, if there are any, and returns their generation. Where this
-// server has later ones, the store was set back to a time before they were replaced: then they are put there again. A
-// token that was replaced stays so.
+// Pull updates this server's tokens from the store, if that has any, and returns their generation. If this server has a
+// later generation, the store was restored to a time before they were replaced. Pull then writes this server's tokens
+// to the store again, so that replaced tokens remain invalid.
 func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 	for {
 		r, err := readTokens(ctx, t.box)
@@ -197,19 +200,19 @@ func (t *Tokens) Pull(ctx context.Context) (uint64, error) {
 	}
 }
 
-// seenToken is when this server saw that a token was replaced.
+// seenToken records when this server saw that a token was replaced.
 type seenToken struct {
 	Hash string    `json:"hash"`
 	At   time.Time `json:"at"`
 }
 
-// countHere has the tokens that were replaced work no longer than their time from when this server saw it. That is kept
-// in a file, so that a new start does not begin the time again. While the server runs its clock may be set as it likes:
-// what is counted in memory does not follow it.
+// countHere limits the validity of replaced tokens to their grace from when this server saw the replacement. That
+// moment is kept in a file, so that a restart does not begin the time again. Setting the clock while the server runs
+// has no effect: the limit in memory does not follow it.
 func (t *Tokens) countHere(set *token.Set, r storedTokens) error {
 	file := filepath.Join(t.o.Folders.Server, tokensSeenFile)
 	var kept []seenToken
-	_, _ = atomicfile.ReadJSON(file, &kept) // a damaged one: the other end counts
+	_, _ = atomicfile.ReadJSON(file, &kept) // damaged: the grace begins again, but Until still holds
 	running := map[string]token.Former{}
 	if before := t.now.Load(); before != nil {
 		for _, f := range before.Former {
@@ -230,7 +233,7 @@ func (t *Tokens) countHere(set *token.Set, r storedTokens) error {
 		set.Former[i].Here = seen.At.Add(f.Grace)
 		if was, ok := running[string(f.Role)+f.Secret]; ok && was.Until.Equal(f.Until) && !was.Here.IsZero() {
 			set.Former[i].Here = was.Here
-		} else if seen.At.After(now.Add(clockSteps)) { // the clock was set back meanwhile: how long ago it was is not known
+		} else if seen.At.After(now.Add(clockSteps)) { // the clock was set back: the elapsed time is not known
 			set.Former[i].Here = now
 		}
 	}
@@ -257,13 +260,13 @@ func (t *Tokens) putBack(ctx context.Context, r storedTokens, own uint64) error 
 	return err
 }
 
-// Run follows the tokens in the store until ctx is done, and says which this server goes by.
+// Run follows the tokens in the store until ctx is done, and records the generation that this server has.
 func (t *Tokens) Run(ctx context.Context, watcher clientv3.Watcher) {
 	trouble := "the cluster's tokens cannot be compared with this server's; it is tried again"
 	timers.Retry(ctx, t.o.Logger, tokensRetry, trouble, func() error { return follow(ctx, t.box.KV, watcher, TokensKey, t.apply) })
 }
 
-// apply takes over the newest tokens, and says so.
+// apply updates the tokens from the store and records their generation.
 func (t *Tokens) apply(ctx context.Context) error {
 	generation, err := t.Pull(ctx)
 	if err != nil || generation == 0 {
@@ -276,7 +279,7 @@ func (t *Tokens) apply(ctx context.Context) error {
 	return nil
 }
 
-// follow calls apply once and then at each change of a key in the store, until ctx is done or the watch ends.
+// follow calls apply once, and then at each change of a key in the store, until ctx is done or the watch ends.
 func follow(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher, key string, apply func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the watch
@@ -300,9 +303,9 @@ func follow(ctx context.Context, kv clientv3.KV, watcher clientv3.Watcher, key s
 	}
 }
 
-// RotateToken replaces one of the cluster's tokens on all servers. serverDir is the folder of one of them. It returns
-// the new token, and the names of those servers that have not taken it over within patience: one that is off does when
-// it starts, before it lets anybody in.
+// RotateToken replaces one of the cluster's tokens on all servers. serverDir is the folder of one server. It returns
+// the new token, and the names of the servers that have not updated their tokens within patience. A server that is off
+// updates them when it starts, before it admits a machine.
 func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation token.RotationRequest, servers []string,
 	patience time.Duration) (token.Token, []string, error) {
 	box, err := tokenBox(kv, filepath.Join(serverDir, "tls"))
@@ -331,8 +334,8 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 	} else {
 		r.Agent = next.Secret
 	}
-	// Who gives the present token no time wants that the next one alone works: also not one that an earlier replacement
-	// gave some.
+	// Without a grace for the present token, only the new one may be valid. This also ends the grace that an earlier
+	// rotation gave.
 	r.Former = slices.DeleteFunc(r.Former, func(f formerToken) bool {
 		return !f.Until.After(now) || f.Role == former.Role && (f.Secret == next.Secret || rotation.Grace <= 0)
 	})
@@ -353,7 +356,7 @@ func RotateToken(ctx context.Context, kv clientv3.KV, serverDir string, rotation
 	return next, behind, err
 }
 
-// awaitTokens waits until servers go by a generation of the tokens, and returns those that do not in time.
+// awaitTokens waits until servers have a generation of the tokens, and returns those that do not have it in time.
 func awaitTokens(ctx context.Context, kv clientv3.KV, servers []string, generation uint64, patience time.Duration) ([]string, error) {
 	began := time.Now()
 	for {
