@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package serviceability closes the connections of nodes, and has this machine's programs fail over, while this server
-// cannot serve them and another one would.
+// Package serviceability drains the connections of nodes, and makes this machine's programs fail over, while this
+// server cannot serve them and another one can.
 //
-// It decides when that is so. The connections are the tunnels' (server/tunnels), the failover is localfailover's.
+// It decides when that is so. The connections belong to the tunnels (server/tunnels). Package localfailover does the
+// failover.
 package serviceability
 
 import (
@@ -17,14 +18,14 @@ import (
 )
 
 const (
-	// stalledAfter is how long a write may wait for the disk before nodes are sent to another server. Requests here
-	// wait as long; but a disk that is merely slow must not break off what goes on between nodes and this server.
+	// stalledAfter is how long a write may wait for the disk before the connections of nodes are drained. Requests here
+	// wait as long. But a disk that is only slow must not interrupt connections between nodes and this server.
 	stalledAfter = 3 * time.Second
-	// diskPoll is how often that is checked.
+	// diskPoll is how often the disk is checked.
 	diskPoll = 500 * time.Millisecond
 )
 
-// Store is what a store says of itself.
+// Store is the part of the store that shows its health.
 type Store interface {
 	Stalled() time.Duration
 	OtherLeader() string
@@ -32,23 +33,23 @@ type Store interface {
 	CutOff() bool
 }
 
-// Options are what a server gives.
+// Options are the parameters of Run.
 type Options struct {
-	// Store is the server's; nil before it is open.
+	// Store returns the server's store, nil before it is open.
 	Store func() Store
-	// FailoverTargets are the other servers while one of them is to answer this machine's programs although this one
-	// has not begun. SetFailedOver says that it does.
+	// FailoverTargets returns the other servers while one of them serves this machine's programs because this server's
+	// store waits. SetFailedOver records that it does.
 	FailoverTargets func() []string
 	SetFailedOver   func()
 	// Drain closes the connections of nodes and refuses new ones, or accepts them again.
 	Drain func(bool)
-	// FailOver has this machine's programs fail over, or not any more. It is called again when the leader is another.
+	// FailOver begins or ends the failover of this machine's programs. It is called again when the leader changes.
 	FailOver func(bool)
 	Logger   *slog.Logger
 }
 
-// Run drains the connections of nodes while this server cannot serve them, until ctx is done, so that they fail over.
-// What the programs of this machine ask is passed on to another server, also for its own node.
+// Run drains the connections of nodes while this server cannot serve them, until ctx is done, so that the nodes fail
+// over. The requests of this machine's programs, also of its own node, are passed on to another server.
 func Run(ctx context.Context, o Options) {
 	for now := (state{}); ; {
 		if !timers.Sleep(ctx, timers.Until(diskPoll)) {
@@ -77,8 +78,8 @@ func Run(ctx context.Context, o Options) {
 	}
 }
 
-// next is what is so now, after before, and why. A server whose store waits at its start has another one that was found
-// to be ready.
+// next returns the state that follows before, and the reason. While this server's store waits at its start, the state
+// comes from a ready server that was found.
 func (o *Options) next(before state) (now state, why string) {
 	if list := o.FailoverTargets(); len(list) > 0 {
 		return state{unable: true, leader: list[0]}, "its store waits, and the server at " + list[0] + " is ready"
@@ -89,17 +90,17 @@ func (o *Options) next(before state) (now state, why string) {
 	return state{}, ""
 }
 
-// state says whether requests to this server wait or fail while another server would serve them.
+// state says whether requests to this server wait or fail while another server can serve them.
 type state struct {
 	unable bool
-	leader string // the address of the other one that leads
+	leader string // the address of the other server that leads
 }
 
-// next is what is so now, after v, and why.
+// next returns the state that follows v, and the reason.
 func (v state) next(store Store) (now state, why string) {
 	leader, stalled := store.OtherLeader(), store.Stalled()
 	switch {
-	case stalled > stalledAfter && (leader != "" || v.unable): // the others may be electing one
+	case stalled > stalledAfter && (leader != "" || v.unable): // the others may be electing a leader
 		why = fmt.Sprintf("its disk has been stalled for %v", stalled.Round(time.Second))
 	case store.Removed():
 		why = "it was removed from the cluster; stop it"
