@@ -2,7 +2,7 @@
 
 // Package settings serves the settings stream: the data of the ConfigMaps of kube-system that all nodes follow
 // (clustersettings.Names), in one stream for each node (docs/adr/0072). Every server serves the nodes that are
-// connected to it, and its own process, from what it reads in the store; there is no copy to maintain. It writes
+// connected to it, and its own process, from what it reads in the store, without another copy to maintain. It writes
 // nothing.
 package settings
 
@@ -37,37 +37,38 @@ import (
 )
 
 const (
-	// leastStream is how long a stream lasts, up to twice as long, as with client-go's watches: so nodes spread over
-	// servers again, and their rights are checked again.
+	// leastStream is the shortest duration of a stream. The longest is twice that, as with client-go's watches. After
+	// that nodes spread over servers again, and their rights are checked again.
 	leastStream = 5 * time.Minute
-	// beginWithin is how long a stream waits for its first words.
+	// beginWithin limits the time until a stream's first events.
 	beginWithin = 10 * time.Second
-	// readWithin bounds one look at the store, readRetry is the pause after one that failed.
+	// readWithin limits one read of the store. readRetry is the pause after a failed one.
 	readWithin, readRetry = 5 * time.Second, 200 * time.Millisecond
 )
 
-// Settings are those of a cluster. It is the handler of their stream.
+// Settings are the settings of a cluster, and the handler of their stream.
 type Settings struct {
 	client kubernetes.Interface
 	may    authorizer.Authorizer
 	log    *slog.Logger
 	lasts  func() time.Duration
-	asked  timers.Signal // the store is to be looked at
+	asked  timers.Signal // sent when the store has to be read
 
 	mu          sync.Mutex
 	now         map[string]*line
-	begun, done uint64        // looks at the store
-	finished    chan struct{} // closed when done becomes more
-	changed     chan struct{} // closed when now becomes another one
+	begun, done uint64        // numbers of the last reads of the store that have begun and ended
+	finished    chan struct{} // closed when done increases
+	changed     chan struct{} // closed when now changes
 }
 
-// line is what stands in a ConfigMap, as the stream says it.
+// line is the content of a ConfigMap, as the stream sends it.
 type line struct {
 	data clustersettings.Data
 	text []byte
 }
 
-// New makes one that reads by client, whose reads must be linearizable, and asks may who may hear of which ConfigMap.
+// New returns a handler that reads with client, whose reads must be linearizable. may decides which client may receive
+// which ConfigMap.
 func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logger) *Settings {
 	return &Settings{
 		client: client, may: may, log: log, lasts: func() time.Duration { return leastStream + rand.N(leastStream) },
@@ -76,8 +77,8 @@ func New(client kubernetes.Interface, may authorizer.Authorizer, log *slog.Logge
 	}
 }
 
-// Run reads the store when a client follows the settings, and then whenever one changes, until ctx is done. A server
-// without such a client does nothing.
+// Run reads the store when the first client follows the settings, and then whenever a setting changes, until ctx is
+// done. Without clients it does nothing.
 func (s *Settings) Run(ctx context.Context) {
 	var following sync.WaitGroup
 	defer following.Wait()
@@ -100,8 +101,8 @@ func (s *Settings) Run(ctx context.Context) {
 	}
 }
 
-// watch requests a read of the store whenever the ConfigMap of that name changes, until ctx is done. It takes nothing
-// from the watch but the fact of a change, since a watch of a server without a majority may begin with an old state.
+// watch requests a read of the store whenever the ConfigMap of that name changes, until ctx is done. It uses the
+// watch's events only as a signal, since a watch of a server without a majority may begin with an old state.
 func (s *Settings) watch(ctx context.Context, name string) {
 	maps := s.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	only := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
@@ -133,8 +134,8 @@ func (s *Settings) watch(ctx context.Context, name string) {
 	informer.RunWithContext(ctx)
 }
 
-// poll reads all settings. One look comes after the other, and each is a linearizable read: so what is sent never goes
-// back to an earlier state, not even for who comes from another server.
+// poll reads all settings. Reads are sequential, and each is linearizable. So the streams never go back to an earlier
+// state, not even for a client that comes from another server.
 func (s *Settings) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()
@@ -153,7 +154,7 @@ func (s *Settings) poll(ctx context.Context) error {
 	defer s.mu.Unlock()
 	now := maps.Clone(s.now)
 	for i, name := range names {
-		if errs[i] != nil { // one that cannot be read, since its encryption key is lost for instance, keeps no client from the others
+		if errs[i] != nil { // e.g. its encryption key is lost; clients still get the others
 			continue
 		}
 		if have := now[name]; have != nil && (have.data == nil) == (data[i] == nil) && maps.Equal(have.data, data[i]) {
@@ -193,7 +194,7 @@ func (s *Settings) read(ctx context.Context, name string) (clustersettings.Data,
 	return m.Data, nil
 }
 
-// fresh waits for a look at the store that begins after now.
+// fresh waits for a read of the store that begins after this call.
 func (s *Settings) fresh(ctx context.Context) error {
 	s.mu.Lock()
 	want := s.begun + 1
@@ -214,14 +215,14 @@ func (s *Settings) fresh(ctx context.Context) error {
 	}
 }
 
-// current are the settings as they were when they were read last, and what is closed when that changes.
+// current returns the settings of the last read, and a channel that is closed when they change.
 func (s *Settings) current() (map[string]*line, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.now, s.changed
 }
 
-// ServeHTTP implements http.Handler. Like a watch, a stream is served above the filters that it came through.
+// ServeHTTP implements http.Handler. Like a watch, a stream is served without the stack of the filters that it passed.
 func (s *Settings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	names := slices.Compact(slices.Sorted(slices.Values(r.URL.Query()[clustersettings.Parameter])))
 	if code, why := s.refuses(r, names); code != 0 {
@@ -239,8 +240,8 @@ func (s *Settings) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuses says why a client may not receive some ConfigMaps; 0: it may. It must be allowed to watch each of them,
-// also when it may ask for Path.
+// refuses returns why a client may not receive some ConfigMaps, or code 0. The client must be allowed to watch each of
+// them, even if it may request Path.
 func (s *Settings) refuses(r *http.Request, names []string) (code int, why string) {
 	if r.Method != http.MethodGet {
 		return http.StatusMethodNotAllowed, "settings are read only"
@@ -267,7 +268,7 @@ func (s *Settings) refuses(r *http.Request, names []string) (code int, why strin
 	return 0, ""
 }
 
-// stream tells what stands in ConfigMaps until the request ends, or it is time.
+// stream sends the content of ConfigMaps, and then their changes, until the request ends or the stream's time is over.
 func (s *Settings) stream(w http.ResponseWriter, r *http.Request, names []string) {
 	begin, cancel := context.WithTimeout(r.Context(), beginWithin)
 	err := s.fresh(begin)
@@ -293,8 +294,8 @@ func (s *Settings) stream(w http.ResponseWriter, r *http.Request, names []string
 			if l == sent[name] {
 				continue
 			}
-			if _, err := w.Write(l.text); err != nil { // all streams' text: a copy for each would be held by those that are not read
-				return // who asked has gone
+			if _, err := w.Write(l.text); err != nil { // shared by all streams: copies would be held for clients that do not read
+				return // the client has ended
 			}
 			sent[name], news = l, true
 		}
