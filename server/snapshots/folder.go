@@ -20,24 +20,24 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Info is one snapshot as lists show it.
+// Info describes one snapshot in a list.
 type Info struct {
 	Name string `json:"name"`
 	// Location is the path, or s3://BUCKET/KEY.
 	Location string `json:"location"`
 	Size     int64  `json:"size"`
 	Header
-	// Problem says why this file cannot be used; its header is empty then.
+	// Problem says why this file cannot be used. Header is then empty.
 	Problem string `json:"problem,omitempty"`
 }
 
-// half is how the names of files begin that are being written.
+// half is the prefix of the names of files that are being written.
 const half = ".half-"
 
-// folder is where this server's files are.
+// folder is the path of the folder with this server's files.
 type folder string
 
-// save writes a new file: all of it, on the disk and read back, or nothing.
+// save writes a new file. It is complete, synced to disk and read back, or removed after an error.
 func (d folder) save(name string, fill func(io.Writer) error) (info Info, err error) {
 	if err := checkName(name); err != nil {
 		return info, err
@@ -85,10 +85,10 @@ func (d folder) save(name string, fill func(io.Writer) error) (info Info, err er
 	return info, nil
 }
 
-// verify reads a file as the disk has it.
+// verify reads the file from the disk and checks it.
 func verify(f *os.File) (Info, error) {
-	// What was written is in the page cache; the kernel drops it, so that the disk is asked (posix_fadvise(2)). Where
-	// it does not, on tmpfs for example, the cache is read.
+	// The written data is in the page cache. The kernel drops it, so that the disk is read (posix_fadvise(2)). Where
+	// the kernel does not, for example on tmpfs, the cache is read.
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 	info, err := f.Stat()
 	if err != nil {
@@ -101,7 +101,7 @@ func verify(f *os.File) (Info, error) {
 	return Info{Size: info.Size(), Header: h}, err
 }
 
-// list returns what is there, the oldest first. Only headers are read.
+// list returns the snapshots in the folder, the oldest first. It reads only headers.
 func (d folder) list() ([]Info, error) {
 	entries, err := os.ReadDir(string(d))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -117,7 +117,7 @@ func (d folder) list() ([]Info, error) {
 		}
 		info, err := d.stat(e.Name())
 		if errors.Is(err, ErrNoSnapshot) || errors.Is(err, fs.ErrNotExist) {
-			continue // another program's file, or removed meanwhile
+			continue // another program's file, or removed in the meantime
 		}
 		if err != nil {
 			info.Problem, info.Header = err.Error(), Header{}
@@ -147,7 +147,7 @@ func (d folder) delete(name string) error {
 		return err
 	}
 	if st, err := os.Lstat(filepath.Join(string(d), name)); errors.Is(err, fs.ErrNotExist) || err == nil && !st.Mode().IsRegular() {
-		return errNotThere // opening a pipe would wait for who writes to it
+		return errNotThere // opening a pipe would wait for a writer
 	}
 	if _, err := d.stat(name); errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNoSnapshot) {
 		return errNotThere
@@ -160,7 +160,7 @@ func (d folder) delete(name string) error {
 	return atomicfile.SyncDir(string(d))
 }
 
-// removeHalves removes what an interrupted process left.
+// removeHalves removes incomplete files of an interrupted process.
 func (d folder) removeHalves() error {
 	paths, err := filepath.Glob(filepath.Join(string(d), half+"*"))
 	for _, p := range paths {
@@ -175,7 +175,8 @@ func sortByTime(list []Info) {
 	slices.SortStableFunc(list, func(a, b Info) int { return cmp.Or(a.Time.Compare(b.Time), strings.Compare(a.Name, b.Name)) })
 }
 
-// surplus are the snapshots of a list, the oldest first, that are more than keep. The one named made is not among them.
+// surplus returns the oldest snapshots of a list, beyond the newest keep. Damaged snapshots are not counted. made is
+// the name of a snapshot that is never returned.
 func surplus(list []Info, keep int, counts func(Info) bool, made string) []Info {
 	list = slices.DeleteFunc(slices.Clone(list), func(i Info) bool { return i.Problem != "" || !counts(i) })
 	slices.SortStableFunc(list, byAge)
@@ -183,14 +184,14 @@ func surplus(list []Info, keep int, counts func(Info) bool, made string) []Info 
 	return slices.DeleteFunc(list, func(i Info) bool { return i.Name == made })
 }
 
-// byAge compares by the store's revision, which never goes back in a cluster: a machine's clock may, and what was taken
-// while it was ahead would count as the newest for years.
+// byAge compares by the store's revision, which never goes back in a cluster. A machine's clock may, and a snapshot
+// that was taken while the clock was ahead would count as the newest for years.
 func byAge(a, b Info) int {
 	return cmp.Or(cmp.Compare(a.Revision, b.Revision), a.Time.Compare(b.Time), strings.Compare(a.Name, b.Name))
 }
 
-// stampForm is that of a time in names.
+// stampForm is the layout of times in names.
 const stampForm = "20060102T150405Z"
 
-// stamp is a time as it is in names.
+// stamp formats a time for names.
 func stamp(t time.Time) string { return t.UTC().Format(stampForm) }

@@ -19,20 +19,20 @@ import (
 // A snapshot's file is
 //
 //	"coracle snapshot\n"
-//	header      one line of JSON that anybody may read
+//	header      one line of JSON, not encrypted
 //	body        encrypted in the form of age (age-encryption.org/v1)
 //	checksum    SHA-256 of everything before it, 32 bytes
 //
-// and the body, decrypted, is
+// The decrypted body is
 //
-//	length, header       the same line, so that it cannot be changed
+//	length, header       the same line, so that a changed header is noticed
 //	length, contents     JSON
-//	state                what raftstore.Restore reads
+//	state                the input of raftstore.Restore
 //
-// Lengths are four bytes, the highest first.
+// Lengths are four bytes, big-endian.
 const magic = "coracle snapshot\n"
 
-// Format is the version of that form. It goes up when an older program would misread what a newer one writes.
+// Format is the version of that form. It is raised when an older program would misread what a newer one writes.
 const Format = 1
 
 const (
@@ -40,47 +40,48 @@ const (
 	maxContents = 16 << 20
 )
 
-// Header is what can be read without a key.
+// Header is the part that can be read without a key.
 type Header struct {
 	Format int `json:"format"`
-	// Cluster is the hash of the cluster's authority, as tokens have it.
+	// Cluster is the hash of the cluster's authority, as in tokens.
 	Cluster string `json:"cluster"`
-	// Server is the name of the server that wrote the file, Version that of its program.
+	// Server is the name of the server that wrote the file. Version is the version of its program.
 	Server  string    `json:"server"`
 	Version string    `json:"version"`
 	Time    time.Time `json:"time"`
-	// Revision is the store's, Keys the number of its keys.
+	// Revision is the store's revision. Keys is the number of keys in the store.
 	Revision int64 `json:"revision"`
 	Keys     int64 `json:"keys"`
-	// Content stands for what a user would miss; two snapshots for which it is equal hold the same of that.
+	// Content is a hash of everything that a user would miss. Two snapshots with equal hashes contain the same data in
+	// that sense.
 	Content string `json:"content"`
-	// Scheduled says that the schedule asked for it.
+	// Scheduled says that the schedule took the snapshot.
 	Scheduled bool `json:"scheduled,omitempty"`
-	// Key says what decrypts it.
+	// Key says which kind of key decrypts the snapshot.
 	Key KeyKind `json:"key"`
 }
 
-// Contents is what belongs to the cluster besides its store.
+// Contents is the data of the cluster outside its store.
 type Contents struct {
-	// Files are by their path below the server's folder.
+	// Files maps paths below the server's folder to contents.
 	Files map[string][]byte `json:"files"`
 }
 
-// Equal compares two contents.
+// Equal says whether c and d have the same files.
 func (c Contents) Equal(d Contents) bool {
 	return maps.EqualFunc(c.Files, d.Files, bytes.Equal)
 }
 
 var (
-	// ErrNoSnapshot says that a file is no snapshot at all.
+	// ErrNoSnapshot says that a file is not a snapshot.
 	ErrNoSnapshot = errors.New("it is no snapshot of coracle")
-	// ErrDamaged says that a file is not what was written.
+	// ErrDamaged says that a file has changed since it was written.
 	ErrDamaged = errors.New("it is damaged")
-	// errUnreadable says of a file that it cannot be read, so that it is unknown what it is.
+	// errUnreadable says that a file cannot be read, so that it is unknown whether it is a snapshot.
 	errUnreadable = errors.New("it cannot be read")
 )
 
-// write writes a snapshot. state writes the store's state.
+// write writes a snapshot to w. It calls state to write the store's state.
 func write(w io.Writer, h Header, key Key, c Contents, state func(io.Writer) error) error {
 	h.Format, h.Key = Format, key.Kind
 	line, err := json.Marshal(h)
@@ -115,11 +116,11 @@ func write(w io.Writer, h Header, key Key, c Contents, state func(io.Writer) err
 	return err
 }
 
-// readHeader reads what precedes the body and returns the header's line too.
+// readHeader reads everything before the body. It also returns the header's line.
 func readHeader(r *bufio.Reader) (h Header, line []byte, err error) {
 	start := make([]byte, len(magic))
 	if _, err := io.ReadFull(r, start); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return h, nil, fmt.Errorf("%w: %w", errUnreadable, err) // it may be one, on a disk that fails
+		return h, nil, fmt.Errorf("%w: %w", errUnreadable, err) // it may be a snapshot on a failing disk
 	} else if err != nil || string(start) != magic {
 		return h, nil, ErrNoSnapshot
 	}
@@ -144,7 +145,7 @@ func readHeader(r *bufio.Reader) (h Header, line []byte, err error) {
 	return h, line, nil
 }
 
-// checkSum reads a snapshot from its first to its last byte, which needs no key.
+// checkSum reads a whole snapshot and compares its checksum, which needs no key.
 func checkSum(r io.Reader, size int64) (Header, error) {
 	sum := sha256.New()
 	in := bufio.NewReader(io.TeeReader(io.LimitReader(r, size-sha256.Size), sum))
@@ -165,7 +166,8 @@ func checkSum(r io.Reader, size int64) (Header, error) {
 	return h, nil
 }
 
-// open decrypts a snapshot. State reads the store's state; it must be read to its end to know that all of it is right.
+// open decrypts a snapshot. The reader state returns the store's state. Only when it was read to its end is all of it
+// verified.
 func open(r io.Reader, size int64, key Key) (h Header, c Contents, state io.Reader, err error) {
 	in := bufio.NewReader(io.LimitReader(r, size-sha256.Size))
 	h, line, err := readHeader(in)
@@ -202,7 +204,7 @@ func readSection(r io.Reader, limit uint32) ([]byte, error) {
 	if n > limit {
 		return nil, fmt.Errorf("%w: a section of it has %d bytes", ErrDamaged, n)
 	}
-	var section bytes.Buffer // grows with what is really there
+	var section bytes.Buffer // grows only as far as there is data
 	if _, err := io.CopyN(&section, r, int64(n)); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
@@ -211,7 +213,7 @@ func readSection(r io.Reader, limit uint32) ([]byte, error) {
 
 func isName(name string) bool { return checkName(name) == nil }
 
-// checkName refuses names that do not stay in one folder, and those that are not shown.
+// checkName refuses names that leave the folder, and hidden ones.
 func checkName(name string) error {
 	if name == "" || len(name) > 200 || strings.HasPrefix(name, ".") || strings.ContainsFunc(name, func(r rune) bool {
 		return r != '-' && r != '_' && r != '.' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')

@@ -8,18 +8,18 @@ import (
 	"strconv"
 )
 
-// Path is where a Handler answers on the admin socket.
+// Path is where a Handler serves on the admin socket.
 const Path = "/v1/snapshots"
 
-// Removed is the answer to requests that remove snapshots.
+// Removed is the response to requests that remove snapshots.
 type Removed struct {
 	Deleted []string `json:"deleted"`
-	// Problem says what could not be removed, and why.
+	// Problem says which snapshots could not be removed, and why.
 	Problem string `json:"problem,omitempty"`
 }
 
-// Handler is a Keeper on the admin socket: POST saves one, GET lists, DELETE deletes some, POST …/prune removes old
-// ones. Each request may have settings for S3 of its own.
+// Handler serves a Keeper on the admin socket. POST saves a snapshot, GET lists, DELETE deletes named snapshots, and
+// POST …/prune removes old ones. Each request may have its own settings for S3.
 func (k *Keeper) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+Path, func(w http.ResponseWriter, r *http.Request) {
@@ -67,5 +67,5 @@ func respond(w http.ResponseWriter, body any, err error) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(body) // an error means that the asker has gone
+	_ = json.NewEncoder(w).Encode(body) // an error means that the client has ended
 }

@@ -25,40 +25,40 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// Names of snapshots begin with these.
+// Names of snapshots begin with one of these.
 const (
 	OnDemandName  = "on-demand"
 	ScheduledName = "scheduled"
 )
 
-// DefaultRetention is how many scheduled snapshots are kept.
+// DefaultRetention is the default number of scheduled snapshots that are kept.
 const DefaultRetention = 5
 
 // Options say what a Keeper saves, and where.
 type Options struct {
 	// Dir is the folder for the files.
 	Dir string
-	// Cluster, Server and Version go into headers.
+	// Cluster, Server and Version are written into headers.
 	Cluster, Server, Version string
-	// Retention is how many scheduled snapshots of this server are kept.
+	// Retention is the number of this server's scheduled snapshots that are kept.
 	Retention int
-	// BeginBackup gives the store's state.
+	// BeginBackup returns the store's state.
 	BeginBackup func(context.Context) (*raftstore.Backup, error)
-	// Contents reads what belongs to the cluster besides the store.
+	// Contents reads the data of the cluster outside the store.
 	Contents func() (Contents, error)
-	// Key is what snapshots are encrypted with.
+	// Key returns the key that encrypts snapshots.
 	Key func() (Key, error)
 
-	// Schedule says when snapshots are taken without being asked for; nil for never.
+	// Schedule says when snapshots are taken without a request. Nil means never.
 	Schedule cron.Schedule
-	// Ordinal is this server's among all; nil means that it is the only one.
+	// Ordinal returns this server's ordinal among all servers. Nil means that it is the only one.
 	Ordinal func() Ordinal
 
-	// S3 says where snapshots are kept besides Dir; nil, or a nil result, for nowhere. QueryOf has what the request
-	// says.
+	// S3 returns where snapshots are kept besides Dir. If S3 or its result is nil, they are kept only in Dir. ctx may
+	// carry the settings of a request (QueryOf).
 	S3 func(ctx context.Context) (*config.S3, error)
 
-	// Part, when set, shows how the schedule goes.
+	// Part, when set, shows the state of the schedule.
 	Part   *status.Part
 	Clock  clock.WithTicker
 	Logger *slog.Logger
@@ -70,10 +70,10 @@ type Keeper struct {
 	log    *slog.Logger
 	folder folder
 	counts counts
-	one    sync.Mutex // one snapshot is saved or removed at a time
+	one    sync.Mutex // serializes saving and removing snapshots
 }
 
-// NewKeeper makes a Keeper. It touches nothing.
+// NewKeeper returns a Keeper. It does not access the disk.
 func NewKeeper(o Options) *Keeper {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
@@ -82,7 +82,7 @@ func NewKeeper(o Options) *Keeper {
 	return &Keeper{o: o, log: o.Logger, folder: folder(o.Dir)}
 }
 
-// Save saves the cluster as it is now. name is what the file's name begins with.
+// Save saves the current state of the cluster. The file's name begins with name.
 func (k *Keeper) Save(ctx context.Context, name string) (Info, error) {
 	name = cmp.Or(name, OnDemandName)
 	if err := checkName(name); err != nil {
@@ -109,8 +109,8 @@ func (k *Keeper) Save(ctx context.Context, name string) (Info, error) {
 	return info, nil
 }
 
-// capture takes the store's state and the keys that belong to it: these may be replaced at any moment, and then what
-// was written with the new ones, or is still written with the old ones, would not be readable.
+// capture returns the store's state and the keys that belong to it. The keys may be replaced at any moment, and with
+// other keys a part of the state would not be readable.
 func (k *Keeper) capture(ctx context.Context) (*raftstore.Backup, Contents, error) {
 	before, err := k.o.Contents()
 	for {
@@ -148,7 +148,7 @@ func (k *Keeper) save(b *raftstore.Backup, contents Contents, key Key, name stri
 	return info, err
 }
 
-// withBucket calls f with the bucket, if there is one.
+// withBucket calls f with the S3 bucket, if one is configured.
 func (k *Keeper) withBucket(ctx context.Context, f func(context.Context, *bucket) error) error {
 	if k.o.S3 == nil {
 		return nil
@@ -167,7 +167,7 @@ func (k *Keeper) withBucket(ctx context.Context, f func(context.Context, *bucket
 	return f(ctx, b)
 }
 
-// copyOut copies a snapshot to S3, unless it is there.
+// copyOut copies a snapshot to S3, unless S3 has it.
 func (k *Keeper) copyOut(ctx context.Context, i Info) error {
 	return k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		if there, err := b.has(ctx, i); err != nil || there {
@@ -176,13 +176,13 @@ func (k *Keeper) copyOut(ctx context.Context, i Info) error {
 		if err := b.put(ctx, i.Name, i.Location); err != nil {
 			return err
 		}
-		_, err := b.has(ctx, i) // another server may have put another one there at the same moment
+		_, err := b.has(ctx, i) // another server may have written another file of this name at the same moment
 		return err
 	})
 }
 
-// List returns all snapshots that there are, the oldest first, and those on S3 behind them. If S3 does not answer, its
-// line says why.
+// List returns all snapshots: first those of this machine, the oldest first, then those on S3. If S3 fails, the list
+// has an entry with the error.
 func (k *Keeper) List(ctx context.Context) ([]Info, error) {
 	list, err := k.folder.list()
 	if err != nil {
@@ -198,7 +198,7 @@ func (k *Keeper) List(ctx context.Context) ([]Info, error) {
 	return list, nil
 }
 
-// Delete removes snapshots by name, wherever they are, and returns the names of those that it removed.
+// Delete removes snapshots by name, from the folder and from S3. It returns the names of those that it removed.
 func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, err error) {
 	k.one.Lock()
 	defer k.one.Unlock()
@@ -226,9 +226,9 @@ func (k *Keeper) Delete(ctx context.Context, names []string) (deleted []string, 
 	return deleted, err
 }
 
-// Prune removes all but the newest keep snapshots that this server has saved with this name, here and on S3, and
-// returns the names of those that it removed. Damaged ones neither count nor go. How many stay on S3 is another number
-// where the request says so (QueryOf).
+// Prune removes this server's snapshots of this name, on this machine and on S3, except for the newest keep. It returns
+// the names of those that it removed. Damaged snapshots are neither counted nor removed. A request may set another
+// number for S3 (QueryOf).
 func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, error) {
 	k.one.Lock()
 	defer k.one.Unlock()
@@ -251,11 +251,11 @@ func (k *Keeper) Prune(ctx context.Context, name string, keep int) ([]string, er
 	return deleted, errors.Join(err, remoteErr)
 }
 
-// own are the snapshots that one server has saved with a name. Several servers, and several clusters, may share a
-// bucket, and other programs too.
+// own describes the snapshots that one server has saved with one name. A bucket may be shared with other servers,
+// clusters and programs.
 type own struct {
 	name, server, cluster string
-	scheduled             bool // the schedule's only
+	scheduled             bool // scheduled snapshots only
 }
 
 func (k *Keeper) own(name string) own {
@@ -268,11 +268,11 @@ func (k *Keeper) ownScheduled() own {
 	return o
 }
 
-// begin is how the names begin.
+// begin returns the prefix of their names.
 func (o own) begin() string { return o.name + "-" + o.server + "-" }
 
-// named says whether a server has given a file its name. Another name may begin alike, and a user may have made a
-// copy to keep.
+// named says whether a server has chosen a file's name. Another snapshot name may have the same prefix, and a user may
+// have made a copy to keep.
 func (o own) named(file string) bool {
 	at, ok := strings.CutPrefix(file, o.begin())
 	_, err := time.Parse(stampForm, at)
@@ -291,8 +291,8 @@ func (k *Keeper) prune(keep int, mine own, made string) ([]string, error) {
 	return removeEach(surplus(list, keep, mine.has, made), k.folder.delete)
 }
 
-// prune looks at nothing in the bucket but what bears our names: there may be thousands of others' objects, and each
-// look is a request.
+// prune requests only those objects of the bucket that have this server's names: there may be thousands of other
+// objects, and each header costs a request.
 func (b *bucket) prune(ctx context.Context, keep int, mine own, made string) ([]string, error) {
 	list, err := b.list(ctx, mine.begin(), mine.named)
 	if err != nil {
@@ -312,15 +312,15 @@ func removeEach(list []Info, remove func(name string) error) (deleted []string, 
 	return deleted, err
 }
 
-// trivial are keys whose changes are no reason for a snapshot: they change all the time in a cluster where nothing
-// happens. Nodes report every five minutes. So a change of a node's labels or taints alone is no reason either; that
-// nodes come and go is.
+// trivial are prefixes of keys whose changes are no reason for a snapshot, since they change all the time in an idle
+// cluster. Of nodes, which report every five minutes, only their number is a reason: a change of a node's labels or
+// taints alone is none.
 var trivial = []string{"/registry/leases/", "/registry/masterleases/", "/registry/events/", "/registry/events.k8s.io/"}
 
 const nodes = "/registry/minions/"
 
-// content stands for everything that a user would miss. It is in clear: the authorities' keys, which cannot be guessed,
-// keep anybody from finding out a token by it.
+// content returns a hash of everything that a user would miss. The header has it in clear. It cannot be used to find
+// out a token, since the hash covers the authorities' keys, which cannot be guessed.
 func content(b *raftstore.Backup, c Contents, key Key) string {
 	newest, _ := b.Changed(append(trivial, nodes)...)
 	_, keys := b.Changed(trivial...)

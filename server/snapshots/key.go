@@ -14,30 +14,30 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 )
 
-// KeyKind says where a key comes from.
+// KeyKind says where a key is from.
 type KeyKind string
 
 // The kinds of keys.
 const (
 	TokenKey KeyKind = "token" // the cluster's server token
-	FileKey  KeyKind = "file"  // a file of the user's own, --snapshot-key-file
+	FileKey  KeyKind = "file"  // a file that the user made, --snapshot-key-file
 )
 
 // scryptWork is the base-two logarithm of scrypt's N: 32 MiB and about a tenth of a second. Tokens that coracle makes
-// have 128 random bits and need none of it; it is for those that a user chose. age's own 18 would take 256 MiB, which
-// the smallest boards do not have. docs/adr/0068
+// have 128 random bits and do not need it. It is for tokens that a user chose. age's default of 18 would take 256 MiB,
+// which the smallest boards do not have. docs/adr/0068
 const scryptWork = 15
 
 // Key encrypts and decrypts snapshots.
 type Key struct {
 	Kind KeyKind
-	// cluster is the one that the token names, if it names one.
+	// cluster is the cluster that the token names, empty if it names none.
 	cluster    string
 	passphrase string
-	work       int // scryptWork, but for tests
+	work       int // scryptWork, except in tests
 }
 
-// KeyOfToken is the key for those who have the server token, whole or its secret alone.
+// KeyOfToken returns the key that is derived from the server token. text is the whole token or only its secret.
 func KeyOfToken(text string) (Key, error) {
 	t, err := token.Parse(text)
 	if err != nil {
@@ -50,10 +50,10 @@ func KeyOfToken(text string) (Key, error) {
 	return Key{Kind: TokenKey, cluster: t.CAHash, passphrase: t.Secret, work: scryptWork}, nil
 }
 
-// minSecret is how long a key of one's own is at least.
+// minSecret is the minimum length of a user's own key, in characters.
 const minSecret = 16
 
-// KeyOfFile is the key in a file of the user's own: everything in it, without blanks and line ends around it.
+// KeyOfFile returns the key in a user's file: the whole content, without white space around it.
 func KeyOfFile(path string) (Key, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -8,14 +8,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// counts are what the schedule did since the start.
+// counts are the schedule's results since the start.
 type counts struct {
 	failures    atomic.Int64
 	lastSuccess atomic.Int64 // seconds since 1970, 0 for none
 	lastSize    atomic.Int64
 }
 
-// count notes how a turn of the schedule ended.
+// count records the result of a scheduled snapshot.
 func (k *Keeper) count(err error) error {
 	if err != nil {
 		k.counts.failures.Add(1)
@@ -34,14 +34,14 @@ var (
 		nil, nil)
 )
 
-// Describe is a prometheus.Collector's.
+// Describe implements prometheus.Collector.
 func (k *Keeper) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{failuresDesc, successDesc, sizeDesc} {
 		out <- d
 	}
 }
 
-// Collect is a prometheus.Collector's.
+// Collect implements prometheus.Collector.
 func (k *Keeper) Collect(out chan<- prometheus.Metric) {
 	out <- prometheus.MustNewConstMetric(failuresDesc, prometheus.CounterValue, float64(k.counts.failures.Load()))
 	out <- prometheus.MustNewConstMetric(successDesc, prometheus.GaugeValue, float64(k.counts.lastSuccess.Load()))

@@ -10,23 +10,24 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// S3Query is the part of a request that says, in JSON, what it has of S3 for itself: an config.AskedS3.
+// S3Query is the query parameter with a request's own S3 settings: a config.AskedS3 in JSON.
 const S3Query = "s3"
 
 type queryKey struct{}
 
-// WithQuery returns a context in which Options.S3 finds what one request says of S3.
+// WithQuery returns a context that carries the S3 settings of one request, for Options.S3.
 func WithQuery(ctx context.Context, a config.AskedS3) context.Context {
 	return context.WithValue(ctx, queryKey{}, a)
 }
 
-// QueryOf is what the request says; the zero value if that is nothing, and for the schedule.
+// QueryOf returns the S3 settings that ctx carries. It returns the zero value for a request without any, and for the
+// schedule.
 func QueryOf(ctx context.Context) config.AskedS3 {
 	a, _ := ctx.Value(queryKey{}).(config.AskedS3)
 	return a
 }
 
-// queryInContext hands requests on with what they say of S3 in their context.
+// queryInContext adds a request's S3 settings to its context.
 func queryInContext(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if text := r.URL.Query().Get(S3Query); text != "" {

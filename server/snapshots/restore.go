@@ -23,33 +23,32 @@ import (
 	"github.com/coracle-k8s/coracle/server/storefiles"
 )
 
-// Target is the machine on which a snapshot is restored: one whose server does not run, or on which there never was
-// one.
+// Target is the machine on which a snapshot is restored. Its server must not run, and need not exist.
 type Target struct {
-	// DataDir is named in messages; ServerDir lies in it.
+	// DataDir is named in messages. It contains ServerDir.
 	DataDir, ServerDir string
-	// Version is this program's.
+	// Version is the version of this program.
 	Version string
-	// Required and Optional are the files that a server has in common with the others, by their path below ServerDir.
+	// Required and Optional are the files that all servers have in common, by their path below ServerDir.
 	Required, Optional []string
-	// Newer are files below ServerDir that the server which was here keeps instead of the snapshot's, if it is of the
-	// same cluster and has all of them: tokens that were replaced since do not let anybody in again.
+	// Newer are files below ServerDir that are kept instead of the snapshot's, if the server on this machine was of the
+	// same cluster and has all of them. Otherwise tokens that were replaced since would be valid again.
 	Newer []string
-	// Mark, when set, is noted in the folder that is made: datadir.NoteReset.
+	// Mark, when set, is written into the new folder (datadir.NoteReset).
 	Mark string
 	Now  func() time.Time
 }
 
-// Restored says what Restore did.
+// Restored is the result of Restore.
 type Restored struct {
 	Header
-	// Kept is the folder with what was there before, empty if nothing was.
+	// Kept is the folder with the former server, empty if there was none.
 	Kept string `json:"kept,omitempty"`
 	// KeptNewer says that Target.Newer were kept.
 	KeptNewer bool `json:"keptNewer,omitempty"`
 }
 
-// CheckedHeader reads a file's header after it has checked that the file is what was written.
+// CheckedHeader returns a file's header after it has checked that the file is undamaged.
 func CheckedHeader(path string) (Header, error) {
 	f, size, err := openFile(path)
 	if err != nil {
@@ -79,8 +78,8 @@ func openFile(path string) (*os.File, int64, error) {
 	return f, info.Size(), nil
 }
 
-// Restore makes the server's folder from a snapshot. Everything is read, decrypted, checked and built beside the folder
-// before it takes the folder's place; what was there is kept under another name.
+// Restore makes the server's folder from a snapshot. All data is read, decrypted, checked and written beside the folder
+// before it replaces the folder. The former folder is kept under another name.
 func Restore(t Target, path string, key Key) (out Restored, err error) {
 	if out.Header, err = CheckedHeader(path); err != nil {
 		return out, err
@@ -120,7 +119,7 @@ func Restore(t Target, path string, key Key) (out Restored, err error) {
 	return out, nil
 }
 
-// keepNewer copies what is newer than the snapshot's from the folder that is there.
+// keepNewer copies Newer from the present folder, if it may (Target.Newer).
 func (t *Target) keepNewer(made string) (bool, error) {
 	authority := filepath.Join("tls", string(pki.ServerCA)+".crt")
 	here, err := os.ReadFile(filepath.Join(t.ServerDir, authority))
@@ -134,7 +133,7 @@ func (t *Target) keepNewer(made string) (bool, error) {
 	for _, name := range t.Newer {
 		data, err := os.ReadFile(filepath.Join(t.ServerDir, name))
 		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil // they were never replaced
+			return false, nil // the files were never replaced
 		}
 		if err != nil {
 			return false, err
@@ -149,13 +148,13 @@ func (t *Target) keepNewer(made string) (bool, error) {
 	return true, nil
 }
 
-// onlyLock says that a folder held nothing until Restore locked it.
+// onlyLock says whether a folder has nothing but Restore's lock.
 func onlyLock(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() != datadir.LockFile })
 }
 
-// build makes a server's folder.
+// build writes a server's folder at made.
 func (t *Target) build(made, path string, key Key) error {
 	f, size, err := openFile(path)
 	if err != nil {
@@ -214,7 +213,7 @@ func (t *Target) writeFiles(made string, files map[string][]byte) error {
 	return nil
 }
 
-// identify gives the new folder the identity of the server that was here, if there was one, or a new one.
+// identify gives the new folder the identity of the former server, or a new one if there was none.
 func (t *Target) identify(made, store string) (id string, err error) {
 	if id, err := os.ReadFile(filepath.Join(t.ServerDir, datadir.IdentityFile)); err == nil {
 		if err := atomicfile.Write(filepath.Join(made, datadir.IdentityFile), id, 0o600); err != nil {
@@ -228,14 +227,13 @@ func (t *Target) identify(made, store string) (id string, err error) {
 	return d.ServerID(), errors.Join(d.RecordVersion(), d.Close())
 }
 
-// fill makes the store and reads all of it again.
+// fill writes the store and checks it by reading all of it.
 func fill(store, id string, h Header, state io.Reader, seen int64) error {
 	if err := raftstore.Restore(raftstore.Options{Dir: store, ClusterID: h.Cluster, NodeID: id, Logger: slog.New(slog.DiscardHandler)},
 		state, seen); err != nil {
 		return err
 	}
-	// The state says itself where it ends. Only with the end of the file it is known that nothing was changed or cut
-	// off.
+	// The state has its own end mark. Only at the end of the file is it certain that nothing was changed or cut off.
 	if n, err := io.Copy(io.Discard, state); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	} else if n > 0 {

@@ -25,19 +25,19 @@ import (
 )
 
 const (
-	// partSize is in how large parts a file is sent; parts are read from the disk, one at a time. S3 wants 5 MiB at
-	// least.
+	// partSize is the size in bytes of the parts of an upload. They are read from the disk one at a time. S3 requires
+	// at least 5 MiB.
 	partSize = 8 << 20
-	// startSize is how much of an object is read to see whether it is a snapshot, and which: a header has some hundred
+	// startSize is how many bytes of an object are read to recognize a snapshot and its header, which has some hundred
 	// bytes.
 	startSize = 4096
-	// s3Attempts is how often a request is sent before it has failed.
+	// s3Attempts is how often a request is sent before it fails.
 	s3Attempts = 4
-	// s3Silence bounds the wait for a connection, and for the begin of an answer.
+	// s3Silence limits the wait for a connection, and for the begin of a response.
 	s3Silence = 30 * time.Second
 )
 
-// bucket is where snapshots are kept besides this machine.
+// bucket is the S3 bucket in which snapshots are kept besides this machine.
 type bucket struct {
 	o      *config.S3
 	client *minio.Client
@@ -74,7 +74,7 @@ func (b *bucket) key(name string) string { return path.Join(b.o.Folder, name) }
 
 func (b *bucket) location(name string) string { return "s3://" + path.Join(b.o.Bucket, b.key(name)) }
 
-// explain says what a user can do about S3's answer.
+// explain adds a hint for the user to an error of S3.
 func (b *bucket) explain(what string, err error) error {
 	if err == nil {
 		return nil
@@ -93,7 +93,8 @@ func (b *bucket) explain(what string, err error) error {
 	return fmt.Errorf("S3 at %s: %s: %w%s", b.o.Endpoint, what, err, hint)
 }
 
-// put copies a file there and makes sure that it arrived whole: each part goes with its MD5, which S3 compares.
+// put copies a file to the bucket and checks that it arrived complete. Each part is sent with its MD5, which S3
+// compares.
 func (b *bucket) put(ctx context.Context, name, file string) error {
 	f, err := os.Open(file)
 	if err != nil {
@@ -117,8 +118,8 @@ func (b *bucket) put(ctx context.Context, name, file string) error {
 	return b.explain("saving "+name, err)
 }
 
-// has says whether a snapshot is there. Another one of its name is an error: two clusters that have a folder in common
-// and servers of one name save at the same second, for their schedules are alike.
+// has says whether the bucket has a snapshot. Another snapshot of the same name is an error. It exists if two clusters
+// share a folder and have servers of one name: with the same schedule these save at the same second.
 func (b *bucket) has(ctx context.Context, i Info) (bool, error) {
 	there, err := b.client.StatObject(ctx, b.o.Bucket, b.key(i.Name), minio.StatObjectOptions{})
 	if isMissing(err) {
@@ -130,7 +131,7 @@ func (b *bucket) has(ctx context.Context, i Info) (bool, error) {
 	h, err := b.header(ctx, i.Name)
 	switch {
 	case errors.Is(err, ErrNoSnapshot), errors.Is(err, ErrDamaged), isMissing(err):
-		return false, nil // what an S3 server left that took half of it
+		return false, nil // left by an S3 server that stored it incompletely
 	case err != nil:
 		return false, b.explain("looking for "+i.Name, err)
 	case h != i.Header:
@@ -146,8 +147,8 @@ func isMissing(err error) bool {
 	return code == minio.NoSuchKey || code == "NotFound"
 }
 
-// list returns the snapshots there whose names begin so and are wanted, the oldest first. Of each, only the beginning
-// is fetched.
+// list returns the snapshots in the bucket whose names begin with begin and are wanted, the oldest first. It reads only
+// the beginning of each.
 func (b *bucket) list(ctx context.Context, begin string, wanted func(name string) bool) ([]Info, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the listing's goroutine
@@ -191,8 +192,8 @@ func (b *bucket) header(ctx context.Context, name string) (Header, error) {
 	return h, err
 }
 
-// start is the beginning of an object, with all of its header if it is a snapshot. An empty one has none, which is an
-// error to S3.
+// start returns the beginning of an object, which includes the header of a snapshot. It returns nothing for an empty
+// object, which S3 reports as an error.
 func (b *bucket) start(ctx context.Context, name string) ([]byte, error) {
 	var o minio.GetObjectOptions
 	if err := o.SetRange(0, startSize-1); err != nil {
@@ -202,16 +203,16 @@ func (b *bucket) start(ctx context.Context, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = r.Close() }()                     // it was read as far as it is needed
-	out, err := io.ReadAll(io.LimitReader(r, startSize)) // not every server, or proxy before it, heeds the range
+	defer func() { _ = r.Close() }()                     // enough was read
+	out, err := io.ReadAll(io.LimitReader(r, startSize)) // some servers and proxies ignore the range
 	if minio.ToErrorResponse(err).Code == minio.InvalidRange {
 		return nil, nil
 	}
 	return out, err
 }
 
-// delete looks first whether it is a snapshot: others may have objects in the same folder. S3 itself takes the deletion
-// of what is not there for none of its errors.
+// delete removes a snapshot. It first checks that the object is one, since a folder may contain other objects, and that
+// it exists, since S3 reports no error when a missing object is deleted.
 func (b *bucket) delete(ctx context.Context, name string) error {
 	if err := checkName(name); err != nil {
 		return err
@@ -245,7 +246,7 @@ func Fetch(ctx context.Context, o *config.S3, name, dir string) (file string, er
 	if err != nil {
 		return "", b.explain("fetching "+name, err)
 	}
-	defer func() { _ = r.Close() }() // it was read as far as it is needed
+	defer func() { _ = r.Close() }() // enough was read
 	if _, err := r.Stat(); err != nil {
 		return "", b.explain("fetching "+name, err)
 	}
@@ -259,7 +260,7 @@ func Fetch(ctx context.Context, o *config.S3, name, dir string) (file string, er
 	if _, err = io.Copy(f, r); err != nil {
 		return "", errors.Join(b.explain("fetching "+name, err), f.Close(), os.Remove(f.Name()))
 	}
-	// What is damaged does not get the name: the next try would take it for the snapshot, and fetch nothing.
+	// A damaged file does not get the name: the next attempt would take it for the snapshot, and fetch nothing.
 	err = f.Sync()
 	if err == nil {
 		_, err = verify(f)

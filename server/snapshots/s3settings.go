@@ -15,19 +15,19 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// S3Settings are what a server was given for S3.
+// S3Settings are a server's settings for S3.
 type S3Settings struct {
-	// On says that snapshots are kept there, unless a request says otherwise.
+	// On says that snapshots are kept on S3, unless a request overrides it.
 	On bool
-	// Values are the settings; behind those come the ones in the Secret of kube-system, if it is named.
+	// Values are the settings. They override those in the Secret of kube-system, if Secret is set.
 	Values map[string]string
 	Secret string
-	// API is asked for the Secret.
+	// API returns the client with which the Secret is read.
 	API func() (kubernetes.Interface, error)
 }
 
-// For returns where snapshots are kept besides this machine; nil for nowhere. What the request in ctx says goes before
-// what this server was given.
+// For returns where snapshots are kept besides this machine, or nil. The settings of the request in ctx override the
+// server's.
 func (s S3Settings) For(ctx context.Context) (*config.S3, error) {
 	asked := QueryOf(ctx)
 	on := s.On
@@ -57,8 +57,8 @@ func (s S3Settings) For(ctx context.Context) (*config.S3, error) {
 	return out, nil
 }
 
-// s3Values puts the settings that were given over those in the Secret. The certificate of an authority may be in a
-// ConfigMap that the Secret names, as with k3s.
+// s3Values returns the settings in the Secret, overridden by the given ones. The certificate of an authority may be in
+// a ConfigMap that the Secret names, as with k3s.
 func s3Values(ctx context.Context, client kubernetes.Interface, name string, given map[string]string) (map[string]string, error) {
 	secret, err := client.CoreV1().Secrets(metav1.NamespaceSystem).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {

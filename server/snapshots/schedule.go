@@ -16,21 +16,21 @@ import (
 )
 
 const (
-	// settle is how long after the start a snapshot is taken that was missed while the server was off: by then the
-	// cluster has come to rest.
+	// settle is the time between the server's start and a snapshot that was missed while the server was off: by then
+	// the cluster is idle again.
 	settle = 5 * time.Minute
-	// retry is how long after a failure it is tried again.
+	// retry is the pause after a failed snapshot.
 	retry = 15 * time.Minute
-	// pollPeriod is how long at most until the clock is read again: it may have been set, and timers do not follow
-	// that.
+	// pollPeriod is the longest wait until the clock is read again. The clock may have been set, and timers do not
+	// follow that.
 	pollPeriod = 10 * time.Minute
 )
 
-// Ordinal is which of the servers this one is, from 0 on, and how many there are.
+// Ordinal is this server's number among the servers, from 0 on, and how many there are.
 type Ordinal struct{ Number, Of int }
 
-// OrdinalAmong is a server's ordinal among the members of the store. All servers have the same members, so that no two
-// have one ordinal.
+// OrdinalAmong returns a server's ordinal among the members of the store. All servers have the same members, so no two
+// have the same ordinal.
 func OrdinalAmong(members []raftstore.Member, server string) Ordinal {
 	out := Ordinal{Of: max(1, len(members))}
 	for _, m := range members {
@@ -41,8 +41,8 @@ func OrdinalAmong(members []raftstore.Member, server string) Ordinal {
 	return out
 }
 
-// slot is when a server saves: the schedule's time, later by its share of the pause between two of them. So the servers
-// write one after the other, and the cluster's newest snapshot is younger.
+// slot is when a server saves: at the schedule's time, shifted by the server's share of the interval between two of
+// these times. So the servers write one after the other, and the cluster's newest snapshot is younger.
 type slot struct {
 	schedule cron.Schedule
 	shift    time.Duration
@@ -56,7 +56,7 @@ func newSlot(s cron.Schedule, p Ordinal, now time.Time) slot {
 	return out
 }
 
-// pause is the shortest time between two of the schedule's next times.
+// pause returns the shortest interval between the schedule's next times.
 func pause(s cron.Schedule, now time.Time) time.Duration {
 	shortest := time.Duration(0)
 	at := s.Next(now)
@@ -70,7 +70,7 @@ func pause(s cron.Schedule, now time.Time) time.Duration {
 	return shortest
 }
 
-// next is the first time after t; zero if there is none.
+// next returns the first time after t, or zero if there is none.
 func (s slot) next(t time.Time) time.Time {
 	at := s.schedule.Next(t.Add(-s.shift))
 	if at.IsZero() {
@@ -90,9 +90,10 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 	k.o.Part.Set(status.Running, "")
 	last := k.o.Clock.Now()
-	// What was due while the server was off is made up for. A cluster without snapshots waits for the schedule.
+	// A snapshot that was due while the server was off is made up for. A cluster without snapshots waits for the
+	// schedule.
 	due := k.missed(last)
-	var stuck *notInS3 // what due is for, if it is not another snapshot
+	var stuck *notInS3 // the snapshot that due is to copy to S3; nil if due is for a new one
 	for {
 		now := k.o.Clock.Now()
 		if now.Before(last) {
@@ -115,7 +116,7 @@ func (k *Keeper) Run(ctx context.Context) {
 			continue
 		}
 		var err error
-		if due = (time.Time{}); again { // the schedule goes on from its own last time
+		if due = (time.Time{}); again { // the schedule continues from its own last time
 			err = k.again(ctx, stuck.info)
 		} else {
 			last = now
@@ -134,7 +135,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
-// removeHalves waits for a snapshot that a user has asked for already: its file is a half until it is whole.
+// removeHalves waits for a snapshot that a user has already requested: its file is a half until it is complete.
 func (k *Keeper) removeHalves() error {
 	k.one.Lock()
 	defer k.one.Unlock()
@@ -148,7 +149,7 @@ func (k *Keeper) ordinal() Ordinal {
 	return k.o.Ordinal()
 }
 
-// missed is when a snapshot is due that was missed, zero if none was.
+// missed returns when to take a snapshot that was missed, zero if none was.
 func (k *Keeper) missed(now time.Time) time.Time {
 	newest, err := k.newest()
 	if err != nil || newest == nil || newest.Time.After(now) {
@@ -160,7 +161,7 @@ func (k *Keeper) missed(now time.Time) time.Time {
 	return now.Add(settle)
 }
 
-// newest is this server's newest snapshot, nil if there is none.
+// newest returns this server's newest snapshot, nil if there is none.
 func (k *Keeper) newest() (*Info, error) {
 	list, err := k.folder.list()
 	if err != nil {
@@ -176,9 +177,9 @@ func (k *Keeper) newest() (*Info, error) {
 	return newest, nil
 }
 
-// notInS3 says that a scheduled snapshot is on this machine, and that S3 does not have it, or has too many older
-// ones. The snapshot need not be taken again for that: while S3 is away for a day, one more each time would push those
-// of the days before out of the folder.
+// notInS3 is the error when a scheduled snapshot is on this machine, and S3 does not have it or has too many older
+// ones. The snapshot must not be taken again for that: while S3 is unreachable for a day, each attempt would add one,
+// and those of earlier days would be pruned.
 type notInS3 struct {
 	info Info
 	err  error
@@ -187,8 +188,8 @@ type notInS3 struct {
 func (e *notInS3) Error() string { return e.err.Error() }
 func (e *notInS3) Unwrap() error { return e.err }
 
-// scheduled saves the cluster, if there is anything new, and removes what is more than the schedule keeps. The error is
-// a notInS3 if all is well on this machine.
+// scheduled saves the cluster, if it has changed, and removes snapshots beyond the retention. The error is a notInS3 if
+// everything succeeded on this machine.
 func (k *Keeper) scheduled(ctx context.Context) error {
 	k.one.Lock()
 	defer k.one.Unlock()
@@ -199,7 +200,8 @@ func (k *Keeper) scheduled(ctx context.Context) error {
 	return k.count(err)
 }
 
-// again does what is left of scheduled after a notInS3: all of it if the file has been removed meanwhile.
+// again repeats the S3 steps of scheduled after a notInS3. It repeats all of scheduled if the file has been removed in
+// the meantime.
 func (k *Keeper) again(ctx context.Context, info Info) error {
 	if _, err := os.Lstat(info.Location); err != nil {
 		return k.scheduled(ctx)
@@ -209,7 +211,7 @@ func (k *Keeper) again(ctx context.Context, info Info) error {
 	return k.count(k.scheduledInS3(ctx, info))
 }
 
-// scheduledInFolder returns the newest snapshot, which it has taken unless there was one of what is there now.
+// scheduledInFolder takes a snapshot, unless the newest one has the same content. It returns the newest one.
 func (k *Keeper) scheduledInFolder(ctx context.Context) (*Info, error) {
 	b, contents, err := k.capture(ctx)
 	if err != nil {
@@ -251,8 +253,8 @@ func (k *Keeper) scheduledInS3(ctx context.Context, info Info) error {
 	return nil
 }
 
-// unchanged returns this server's newest snapshot if it holds all that a user would miss, nil if not. It reads the
-// file: one that the disk has lost is no reason to take none.
+// unchanged returns this server's newest snapshot if it has everything that a user would miss, and else nil. It reads
+// the whole file: a damaged file is no reason to take none.
 func (k *Keeper) unchanged(content string) (*Info, error) {
 	newest, err := k.newest()
 	if err != nil || newest == nil || newest.Content != content {

@@ -4,8 +4,8 @@ package snapshots
 
 import "github.com/coracle-k8s/coracle/internal/status"
 
-// Summary says how many snapshots this machine has, how old the newest is, and how the schedule goes. It reads names
-// and headers only.
+// Summary returns how many snapshots this machine has, how old the newest is, and the number of failures of the
+// schedule. It reads only names and headers.
 func (k *Keeper) Summary() (status.Snapshots, error) {
 	out := status.Snapshots{Failures: k.counts.failures.Load(), Scheduled: k.o.Schedule != nil}
 	all, err := k.folder.list()
