@@ -15,13 +15,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// leaderlessRetry is how long a server that starts waits before it asks the store again that had no leader. The
-// question itself takes seconds then.
+// leaderlessRetry is the pause of a starting server before it tries a store without a leader again. The attempt itself
+// then takes seconds.
 const leaderlessRetry = 200 * time.Millisecond
 
-// RetryUntilLeader does something that needs the store, again and again as long as what keeps it from that passes by
-// itself: the leader that was there when the store became ready may be gone a moment later, and a server does not end
-// because of that. The part shows it.
+// RetryUntilLeader calls do, and repeats it after errors that a new leader cures. The leader that existed when the
+// store became ready may be lost a moment later, and a server must not end because of that. The part shows the error.
 func (s *Starting) RetryUntilLeader(ctx context.Context, do func() error) error {
 	last := ""
 	for {
@@ -46,7 +45,7 @@ func (s *Starting) RetryUntilLeader(ctx context.Context, do func() error) error 
 	}
 }
 
-// isTransient says whether an error of the store's is one that a leader cures.
+// isTransient says whether a new leader cures an error of the store.
 func isTransient(err error) bool {
 	code := grpcstatus.Code(err)
 	if e, ok := errors.AsType[rpctypes.EtcdError](err); ok {

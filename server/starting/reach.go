@@ -15,17 +15,16 @@ import (
 )
 
 const (
-	// A server that waits for its store asks the others after askReachFirst whether they reach it, and then every
-	// askReachEvery.
+	// A server that waits for its store asks the others after askReachFirst whether they can connect to it, and then
+	// every askReachEvery.
 	askReachFirst, askReachEvery = 5 * time.Second, 30 * time.Second
-	// askReachPatience bounds the connecting to another server, and then that one's try.
+	// askReachPatience limits the connection to another server, and then that server's attempt to connect.
 	askReachPatience = 3 * time.Second
-	// wasRemoved is the message for a server whom the others do not count any more; the store says it in
-	// the log.
+	// wasRemoved is the message for a server that is not a member any more. The store logs it.
 	wasRemoved = "this server was removed from the cluster, which goes on without it. To let it join again, stop it, move the store's directory away, and start it with the address of another server"
 )
 
-// ExplainWait says in the log and on the board why a store that waits for the others may wait for ever, until ctx is
+// ExplainWait writes to the log and the status why a store that waits for the others may wait for ever, until ctx is
 // done.
 func (s *Starting) ExplainWait(ctx context.Context, others func() []string, removed func() bool) {
 	if len(others()) == 0 {
@@ -54,7 +53,8 @@ func (s *Starting) ExplainWait(ctx context.Context, others func() []string, remo
 	}
 }
 
-// meanwhile says who answers this machine's programs while the store waits, after other words or not.
+// meanwhile returns a text about the server that serves this machine's programs while the store waits. after says that
+// the text follows another one.
 func (s *Starting) meanwhile(after bool) string {
 	list := s.FailoverTargets()
 	switch {
@@ -66,8 +66,8 @@ func (s *Starting) meanwhile(after bool) string {
 	return "it waits; meanwhile the server at " + list[0] + " answers this machine's node and other programs"
 }
 
-// WhyUnreached asks others whether they reach this server at the address that it gives them; "" if one that answers
-// does.
+// WhyUnreached asks the others whether they can connect to this server at its advertised address. It returns the reason
+// why not, or an empty string if one of them can.
 func (s *Starting) WhyUnreached(ctx context.Context, others []string) string {
 	own := s.o.Address()
 	var errs []error
@@ -94,7 +94,7 @@ func (s *Starting) WhyUnreached(ctx context.Context, others []string) string {
 	if len(errs) == 0 {
 		return ""
 	}
-	texts := make([]string, 0, len(errs)) // on one line: it stands in a table
+	texts := make([]string, 0, len(errs)) // on one line, for a table
 	for _, err := range errs {
 		texts = append(texts, err.Error())
 	}

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package starting is what a server does while its own API does not answer yet. This machine's programs get that
-// answer, or use another server that is ready; and the log tells the operator why the store waits.
+// Package starting serves this machine's programs while a server's own API does not answer yet. They get an error that
+// says so, or use another server that is ready. The log shows the operator why the store waits.
 //
-// It owns the choice of that other server. It never touches the store: a store that waits goes on by itself.
+// It owns the choice of that other server. It never changes the store: a store that waits continues by itself.
 package starting
 
 import (
@@ -34,33 +34,35 @@ import (
 )
 
 const (
-	// startPatience is how long a start, and the store's wait for others, may take before this machine's programs are
-	// answered, or are given another server. Until then they wait: clients give a TLS handshake ten seconds.
+	// startPatience is how long a start, and the store's wait for others, may take before this machine's programs get
+	// an error or another server. Until then they wait: clients give a TLS handshake ten seconds.
 	startPatience = 8 * time.Second
-	// askReadyEvery is how often the other servers are asked then whether their API is ready, askReadyPatience bounds
-	// one question.
+	// askReadyEvery is how often the other servers are asked after that whether their API is ready. askReadyPatience
+	// limits one request.
 	askReadyEvery, askReadyPatience = 2 * time.Second, 3 * time.Second
-	// mostMissed is how many questions in a row may find no server that is ready before the one that was is given up.
+	// mostMissed is after how many requests in a row without a ready server the last ready one is dropped.
 	mostMissed = 3
-	// answerPatience bounds the answer to a program that asks meanwhile, mostAsked what is read of its question, in
-	// bytes.
+	// answerPatience limits the response to a program in the meantime. mostAsked limits how much of its request is
+	// read, in bytes.
 	answerPatience, mostAsked = 10 * time.Second, 1 << 20
 )
 
-// Options are what a server gives.
+// Options are the parameters of New.
 type Options struct {
-	// Begin has this machine's programs answered by a function; it is called once at most.
+	// Begin makes a function serve the connections of this machine's programs. It is called at most once.
 	Begin func(answer func(net.Conn))
-	// PKI is the server's as soon as it is made.
+	// PKI returns the server's PKI, once it is made.
 	PKI func() *pki.PKI
-	// ServerName is a name that the certificates of all servers are for.
+	// ServerName is a name in the certificates of all servers.
 	ServerName string
-	// Address is where the other servers reach this one, Port the port at which its programs ask.
+	// Address returns the address at which the other servers reach this one. Port is the port that this machine's
+	// programs use.
 	Address func() string
 	Port    int
-	// Opened is the store as soon as it is open, Answered the same when it has answered.
+	// Opened is the store once it is open. Answered is the same store once it has answered.
 	Opened, Answered *atomic.Pointer[raftstore.Store]
-	// Question is what another server is asked whether it reaches this one; its address is not in it.
+	// Question returns the request by which another server checks whether it can connect to this one. Its Address is
+	// not set.
 	Question func() protocol.Question
 	Now      func() time.Time
 	// Part, when set, shows why the store waits.
@@ -71,18 +73,18 @@ type Options struct {
 // Starting is the start of one server.
 type Starting struct {
 	o      Options
-	begin  func()        // has this machine's programs answered
+	begin  func()        // calls Options.Begin once
 	served chan struct{} // closed when the API answers
-	// failoverTargets are the other servers while one of them is to answer in this one's place, that one first; nil
-	// while none is.
+	// failoverTargets are the other servers while one of them serves this machine's programs. That one is the first. It
+	// is nil while none does.
 	failoverTargets atomic.Pointer[[]string]
-	failedOver      chan struct{} // closed when that has begun
+	failedOver      chan struct{} // closed by SetFailedOver
 	once            sync.Once     // for failedOver
-	news            timers.Signal // failoverTargets has changed
-	askPatience     time.Duration // askReadyPatience, apart from tests
+	news            timers.Signal // sent when failoverTargets has changed
+	askPatience     time.Duration // askReadyPatience, except in tests
 }
 
-// New makes the Starting of a server that is not ready.
+// New returns the Starting of a server that is not ready.
 func New(o Options) *Starting {
 	s := &Starting{
 		o: o, served: make(chan struct{}), failedOver: make(chan struct{}), news: timers.NewSignal(), askPatience: askReadyPatience,
@@ -91,14 +93,14 @@ func New(o Options) *Starting {
 	return s
 }
 
-// FailedOver is closed when another server's API answers this machine's programs because this one's store waits; it may
-// never be.
+// FailedOver returns a channel that is closed when another server's API serves this machine's programs because this
+// server's store waits. It may never be closed.
 func (s *Starting) FailedOver() <-chan struct{} { return s.failedOver }
 
-// SetFailedOver says that it does.
+// SetFailedOver closes the channel of FailedOver.
 func (s *Starting) SetFailedOver() { s.once.Do(func() { close(s.failedOver) }) }
 
-// BeginWhenSlow has this machine's programs served by another server when the start takes long.
+// BeginWhenSlow calls Options.Begin when the start takes long.
 func (s *Starting) BeginWhenSlow(ctx context.Context) {
 	select {
 	case <-ctx.Done():
@@ -108,16 +110,16 @@ func (s *Starting) BeginWhenSlow(ctx context.Context) {
 	}
 }
 
-// Serves says that the API answers.
+// Serves records that the API answers.
 func (s *Starting) Serves() {
 	s.failoverTargets.Store(nil)
 	close(s.served)
 }
 
-// FindFailoverTarget looks for another server whose API this machine's programs can use while the store waits, until
-// ctx is done. The one that was found goes on being used until this one's API answers. One that was taken out is no
-// member and has no node that is to be there; what asks it is passed on all the same (server/serviceability). Whether
-// it was, another server has to say first.
+// FindFailoverTarget searches for another server whose API this machine's programs can use while the store waits, until
+// ctx is done. That server remains in use until this server's API answers. A server that was removed from the cluster
+// is no member, and its node should not exist. Requests of its programs are passed on nevertheless
+// (server/serviceability). Another server has to confirm first that this one was not removed.
 func (s *Starting) FindFailoverTarget(ctx context.Context, store counted, others func() []string) {
 	s.findFailoverTarget(ctx, store, others, s.readyOf)
 }
@@ -151,17 +153,17 @@ func (s *Starting) findFailoverTarget(ctx context.Context, store counted, others
 	}
 }
 
-// counted is a store that knows whether the others count this server among them.
+// counted is a store that knows whether the others have confirmed that this server is a member.
 type counted interface{ MembershipConfirmed() bool }
 
-// readyServer is the server that answers in this one's place.
+// readyServer is the server that serves this machine's programs.
 type readyServer struct {
-	address string // "" for none
-	missed  int    // so many questions in a row found no server that is ready
+	address string // empty for none
+	missed  int    // number of requests in a row without a ready server
 }
 
-// update takes what a question has found, and returns the server that is used from now on. That is the one of before
-// for a few questions that find none: without a leader no server is ready, and an election is over within seconds.
+// update takes the result of a request, and returns the server that is used from now on. That is the former one for a
+// few requests without a result: without a leader no server is ready, and an election takes seconds.
 func (r *readyServer) update(found string) string {
 	if found == "" && r.missed < mostMissed {
 		r.missed++
@@ -181,7 +183,7 @@ func unique(in []string) []string {
 	return out
 }
 
-// readyOf is the first of some addresses at which another server's API says that it is ready; "" for none.
+// readyOf returns the first address at which another server's API is ready, empty for none.
 func (s *Starting) readyOf(ctx context.Context, addresses []string) string {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.o.PKI().CAPEM(pki.ServerCA))
@@ -202,7 +204,7 @@ func (s *Starting) readyOf(ctx context.Context, addresses []string) string {
 		if err != nil {
 			continue
 		}
-		_ = answer.Body.Close() // it was not read
+		_ = answer.Body.Close() // the body is not needed
 		if answer.StatusCode == http.StatusOK {
 			return address
 		}
@@ -210,8 +212,8 @@ func (s *Starting) readyOf(ctx context.Context, addresses []string) string {
 	return ""
 }
 
-// FailoverTargets are the other servers while one of them is to answer this machine's programs although this one has
-// not begun.
+// FailoverTargets returns the other servers while one of them serves this machine's programs instead of this server,
+// and nil otherwise.
 func (s *Starting) FailoverTargets() []string {
 	if list := s.failoverTargets.Load(); list != nil {
 		return *list
@@ -219,19 +221,19 @@ func (s *Starting) FailoverTargets() []string {
 	return nil
 }
 
-// answer tells a program of this machine that there is no API yet.
+// answer serves a connection of this machine's programs with the error that there is no API yet.
 func (s *Starting) answer(c net.Conn) {
-	_ = c.SetDeadline(time.Now().Add(answerPatience)) // an error comes again
+	_ = c.SetDeadline(time.Now().Add(answerPatience)) // a later call returns the error again
 	t := tls.Server(c, &tls.Config{
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.o.PKI().Serving() },
 		NextProtos:     []string{"http/1.1"}, MinVersion: tls.VersionTLS12, CipherSuites: clusterconfig.CipherSuites(),
 	})
-	defer func() { _ = t.Close() }() // who asked has the answer, or has gone
+	defer func() { _ = t.Close() }() // the client has the response, or has ended
 	request, err := http.ReadRequest(bufio.NewReader(t))
 	if err != nil {
 		return
 	}
-	_, _ = io.CopyN(io.Discard, request.Body, mostAsked) // closing before would keep the answer from a client that still writes
+	_, _ = io.CopyN(io.Discard, request.Body, mostAsked) // closing earlier would keep it from a client that still writes
 	body, err := json.Marshal(metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
 		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable, Code: http.StatusServiceUnavailable,
@@ -245,10 +247,10 @@ func (s *Starting) answer(c net.Conn) {
 		Header:        http.Header{"Content-Type": {"application/json"}, "Cache-Control": {"no-cache, private"}},
 		ContentLength: int64(len(body)), Body: io.NopCloser(strings.NewReader(string(body))),
 	}
-	_ = answer.Write(t) // who asked has gone, or asks again
+	_ = answer.Write(t) // the client has ended, or asks again
 }
 
-// why is the answer to a program of this machine.
+// why returns the error message for this machine's programs.
 func (s *Starting) why() string {
 	what := "its API server is not ready yet"
 	switch store := s.o.Opened.Load(); {
