@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package storecrypt keeps in the store what all servers of a cluster have in common and what cannot be read with a
-// copy of the store alone.
+// Package storecrypt keeps values in the store that all servers of a cluster share and that cannot be read with only a
+// copy of the store.
 //
-// It owns the form: JSON, sealed with AES-256-GCM by a key that HKDF (RFC 5869) derives from a secret which each server
-// has in a file. It never keeps that secret, and knows nothing of what is kept.
+// It owns the format: JSON, sealed with AES-256-GCM. HKDF (RFC 5869) derives the key from a secret that each server has
+// in a file. The package never stores that secret, and does not know the meaning of the values.
 package storecrypt
 
 import (
@@ -21,19 +21,19 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// ErrChanged is what Put returns when another writer has written meanwhile.
+// ErrChanged is the error of Put when another writer has written in the meantime.
 var ErrChanged = errors.New("another writer changed it at the same time")
 
-// Box is one key of the store.
+// Box is one sealed value in the store.
 type Box struct {
 	KV clientv3.KV
-	// Secret is known to the servers of the cluster alone.
+	// Secret is known only to the servers of the cluster.
 	Secret []byte
-	// Key is where it is in the store. What was sealed for one key opens at no other.
+	// Key is the value's key in the store. A value that was sealed for one key cannot be opened at another.
 	Key string
 }
 
-// Get reads what is there into v, and returns the revision in which it was written; 0 if there is nothing.
+// Get decodes the value into v, and returns the revision at which it was written, 0 if there is none.
 func (b Box) Get(ctx context.Context, v any) (revision int64, err error) {
 	answer, err := b.KV.Get(ctx, b.Key)
 	if err != nil {
@@ -60,8 +60,8 @@ func (b Box) Get(ctx context.Context, v any) (revision int64, err error) {
 	return answer.Kvs[0].ModRevision, nil
 }
 
-// Put writes v, if there was no write since the revision (0: if there is nothing), and returns the new revision. After
-// an error that is not ErrChanged it may have been written all the same.
+// Put writes v if the value has not been written since revision (0 means that there is none), and returns the new
+// revision. After an error other than ErrChanged the value may have been written nevertheless.
 func (b Box) Put(ctx context.Context, v any, revision int64) (int64, error) {
 	seal, err := b.seal()
 	if err != nil {
