@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package storefiles works on the store's files: it writes and checks backups, puts one in the place of a stopped
-// server's store, and checks such a store.
+// Package storefiles works on the store's files. It writes and checks backups, replaces a stopped server's store by
+// one, and checks such a store.
 //
-// It never deletes what was a store, and changes nothing before everything that it was given has been checked. What is
-// in the files is raftstore's.
+// It never deletes a former store, and changes nothing before all input has been checked. Package raftstore owns the
+// contents of the files.
 package storefiles
 
 import (
@@ -25,8 +25,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// A backup is what etcd's Maintenance.Snapshot streams: the state, zeros up to a multiple of 512 bytes, and the SHA-256
-// of all that. So etcdctl can make one, too.
+// backupAlign is the size in bytes to a multiple of which a backup's state is padded with zeros. The SHA-256 of state
+// and zeros comes last. This is the format of etcd's Maintenance.Snapshot, so that etcdctl can make a backup, too.
 const backupAlign = 512
 
 // Backup describes a backup.
@@ -37,7 +37,7 @@ type Backup struct {
 	Keys     int64  `json:"keys"`
 }
 
-// CopyBackup copies a backup and fails if it was not whole.
+// CopyBackup copies a backup, and returns an error if it was incomplete.
 func CopyBackup(w io.Writer, r io.Reader) (int64, error) {
 	c := &checksum{sum: sha256.New()}
 	n, err := io.Copy(io.MultiWriter(w, c), r)
@@ -47,8 +47,8 @@ func CopyBackup(w io.Writer, r io.Reader) (int64, error) {
 	return n, c.check()
 }
 
-// SaveBackup writes a backup to a new file that only its owner may read: all of it or nothing, and durably. It refuses
-// to replace a file.
+// SaveBackup writes a backup to a new file that only its owner may read. The file is complete and synced to disk, or
+// removed after an error. It refuses to replace a file.
 func SaveBackup(path string, r io.Reader) (n int64, err error) {
 	if err := absent(path); err != nil {
 		return 0, err
@@ -84,7 +84,7 @@ func absent(path string) error {
 	return fmt.Errorf("%s is there already. Nothing was changed: choose another name, or move it away", path)
 }
 
-// renameNew renames a file unless the new name is taken. Not every file system can do that in one step.
+// renameNew renames a file unless the new name exists. Not every file system can do that in one step.
 func renameNew(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
@@ -99,7 +99,7 @@ func renameNew(from, to string) error {
 	return err
 }
 
-// CheckBackup reads a backup from its first to its last byte, as restoring it would.
+// CheckBackup reads a whole backup, as a restore does.
 func CheckBackup(path string) (*Backup, error) {
 	f, err := openBackup(path)
 	if err != nil {
@@ -136,7 +136,7 @@ func openBackup(path string) (*os.File, error) {
 	return f, nil
 }
 
-// foreign names files that people may take for backups of this store. It leaves the file at its start.
+// foreign returns an error for a file that people may take for a backup of this store. It leaves the file at its start.
 func foreign(f io.ReadSeeker) error {
 	start := make([]byte, 20)
 	n, err := io.ReadFull(f, start)
@@ -149,7 +149,7 @@ func foreign(f io.ReadSeeker) error {
 	switch {
 	case n == 0:
 		return errors.New("it is empty")
-	case n == 20 && binary.LittleEndian.Uint32(start[16:]) == 0xED0CDAED: // bbolt's
+	case n == 20 && binary.LittleEndian.Uint32(start[16:]) == 0xED0CDAED: // bbolt's magic number
 		return errors.New("it is a snapshot of etcd, such as k3s makes, and this store has a format of its own")
 	case bytes.HasPrefix(start, []byte("SQLite format 3\x00")):
 		return errors.New("it is an SQLite database, such as k3s keeps, and this store has a format of its own")
@@ -160,7 +160,7 @@ func foreign(f io.ReadSeeker) error {
 	return nil
 }
 
-// checksum looks whether what is written to it ends with the SHA-256 of what comes before.
+// checksum checks whether its input ends with the SHA-256 of the bytes before.
 type checksum struct {
 	sum  hash.Hash
 	tail []byte // the last bytes, not yet in sum

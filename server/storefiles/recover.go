@@ -16,10 +16,10 @@ import (
 	"github.com/coracle-k8s/coracle/server/datadir"
 )
 
-// Plan says what Recover would go on with.
+// Plan describes what Recover would do.
 type Plan = raftstore.RecoveryPlan
 
-// PlanRecovery reads the store for Recover.
+// PlanRecovery reads the store and returns the Plan for Recover.
 func (s *Server) PlanRecovery() (Plan, error) {
 	plan, dir, err := s.planRecovery()
 	if err != nil {
@@ -28,7 +28,7 @@ func (s *Server) PlanRecovery() (Plan, error) {
 	return plan, dir.Close()
 }
 
-// planRecovery takes the server's folder and keeps it if there is something to recover.
+// planRecovery locks the server's folder. It returns it locked if there is something to recover.
 func (s *Server) planRecovery() (Plan, *datadir.Dir, error) {
 	dir, err := s.lock()
 	if err != nil {
@@ -74,8 +74,7 @@ func (s *Server) storeOptions(dir *datadir.Dir) (raftstore.Options, error) {
 	}, err
 }
 
-// Recover makes a cluster of one server of this server's store. It first copies the store to the folder that it
-// returns.
+// Recover makes this server's store the store of a cluster of one server. It first copies the store to the folder kept.
 func (s *Server) Recover() (plan Plan, kept string, err error) {
 	plan, dir, err := s.planRecovery()
 	if err != nil {
@@ -94,7 +93,7 @@ func (s *Server) Recover() (plan Plan, kept string, err error) {
 	return plan, kept, raftstore.Recover(o)
 }
 
-// copyStore copies a store's folder, without the space that it holds back.
+// copyStore copies a store's folder, without the file that reserves disk space.
 func copyStore(from, to string) error {
 	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {

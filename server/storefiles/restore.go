@@ -20,17 +20,17 @@ import (
 	"github.com/coracle-k8s/coracle/server/pki"
 )
 
-// Server says whose store it is about: one that does not run.
+// Server describes the server whose store is changed. It must not run.
 type Server struct {
-	// DataDir is named in messages; the folders below lie in it.
+	// DataDir is named in messages. The folders below are in it.
 	DataDir, ServerDir, TLSDir, StoreDir string
-	// Version is this program's.
+	// Version is the version of this program.
 	Version string
 	// Now is the clock.
 	Now func() time.Time
 }
 
-// lock takes the server's folder, and fails if the server runs or there never was one.
+// lock locks the server's folder. It returns an error if the server runs or there never was one.
 func (s *Server) lock() (*datadir.Dir, error) {
 	for _, need := range []struct{ path, what string }{
 		{s.ServerDir, "no server has run with this data directory"},
@@ -52,10 +52,10 @@ func (s *Server) lock() (*datadir.Dir, error) {
 	return dir, err
 }
 
-// stamp tells folders that are kept apart.
+// stamp returns a time that makes names of kept folders unique.
 func (s *Server) stamp() string { return s.Now().UTC().Format("20060102T150405Z") }
 
-// cluster is the name of the cluster in its store.
+// cluster returns the cluster's name in its store.
 func (s *Server) cluster() (string, error) {
 	keys, err := pki.Open(pki.Options{Dir: s.TLSDir, Established: true, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -64,8 +64,8 @@ func (s *Server) cluster() (string, error) {
 	return token.Hash(keys.Root()), nil
 }
 
-// Restore puts a backup in the place of the store, which becomes one of a cluster of one server. The earlier store is
-// kept under the name that it returns, empty if there was none.
+// Restore replaces the store by a backup. The new store belongs to a cluster of one server. kept is the name under
+// which the earlier store is kept, empty if there was none.
 func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	dir, err := s.lock()
 	if err != nil {
@@ -100,7 +100,7 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 	return b, kept, nil
 }
 
-// fill makes a store of a backup.
+// fill makes a store from a backup.
 func (s *Server) fill(made, cluster, node, backup string, seen int64) error {
 	f, err := openBackup(backup)
 	if err != nil {
@@ -110,11 +110,10 @@ func (s *Server) fill(made, cluster, node, backup string, seen int64) error {
 	return raftstore.Restore(raftstore.Options{Dir: made, ClusterID: cluster, NodeID: node, Logger: slog.New(slog.DiscardHandler)}, f, seen)
 }
 
-// Replace puts the folder made in the place of dir and keeps that under another name, which it returns. At every moment
-// dir is one or the other, where the file system can do that.
+// Replace replaces dir by the folder made, and returns the name under which the former dir is kept. dir is one or the
+// other at every moment, if the file system supports that.
 func Replace(dir, made, keep string) (kept string, err error) {
-	// From here on the folder is whole: after the exchange its name is that of what was there before, which must not be
-	// removed.
+	// From here on the folder is complete. After the exchange the former folder has its name, and must not be removed.
 	if err := errors.Join(notMissing(os.Remove(made+unfinished)), atomicfile.SyncDir(filepath.Dir(dir))); err != nil {
 		return "", errors.Join(fmt.Errorf("finishing %s: %w. Nothing was changed", made, err), os.RemoveAll(made))
 	}
@@ -125,7 +124,7 @@ func Replace(dir, made, keep string) (kept string, err error) {
 	switch {
 	case err == nil:
 		if err := os.Rename(made, keep); err != nil {
-			keep = made // that is how it is called then
+			keep = made // it keeps this name then
 		}
 		return keep, atomicfile.SyncDir(filepath.Dir(dir))
 	case errors.Is(err, unix.EBUSY):

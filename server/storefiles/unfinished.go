@@ -14,17 +14,18 @@ import (
 )
 
 const (
-	// restoring follows a folder's name in that of the folder which shall replace it, and a time follows that.
+	// restoring follows the replaced folder's name in the name of the new folder. A time follows it.
 	restoring = ".restoring-"
-	// unfinished follows that in the name of an empty file beside it, for as long as the folder is being built.
+	// unfinished follows the new folder's name in the name of an empty file beside it. That file exists while the
+	// folder is being built.
 	unfinished = ".unfinished"
 )
 
-// Begin names the folder that shall take the place of dir, and notes that it is being built. The caller makes it, and
-// has dir to itself. Replace or Abandon ends that.
+// Begin returns the name of the new folder that is to replace dir, and records that it is being built. The caller
+// creates it, and must be the only user of dir. Replace or Abandon removes the record.
 func Begin(dir, stamp string) (made string, err error) {
 	made = dir + restoring + stamp
-	// It is empty, so it needs no other name first, under which a power cut would leave it.
+	// The file is empty, so a power cut cannot leave it incomplete.
 	f, err := os.OpenFile(made+unfinished, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err == nil {
 		err = errors.Join(f.Close(), atomicfile.SyncDir(filepath.Dir(made)))
@@ -35,15 +36,15 @@ func Begin(dir, stamp string) (made string, err error) {
 	return made, nil
 }
 
-// Abandon removes what was built.
+// Abandon removes an unfinished folder.
 func Abandon(made string) error {
 	return errors.Join(os.RemoveAll(made), notMissing(os.Remove(made+unfinished)))
 }
 
-// Tidy ends what a power cut, or the end of a process, interrupted while the folder dir was being replaced: what was
-// not finished is removed, and what was there before gets the name under which it is kept. So does what was built to
-// the end if that is where it ended, a moment before the exchange: it cannot be distinguished from that, and nothing
-// that may have been there is removed. The caller has dir to itself.
+// Tidy completes a replacement of the folder dir that a power cut, or the end of a process, interrupted. It removes an
+// unfinished folder. A former folder gets the name under which it is kept. So does a finished folder if the
+// interruption was a moment before the exchange: the two cannot be distinguished, and no former folder is ever removed.
+// The caller must be the only user of dir.
 func Tidy(dir string) error {
 	entries, err := os.ReadDir(filepath.Dir(dir))
 	if err != nil {
@@ -58,7 +59,7 @@ func Tidy(dir string) error {
 		}
 		if made, ok := strings.CutSuffix(path, unfinished); ok {
 			errs = append(errs, Abandon(made))
-			delete(left, made) // it comes before its file
+			delete(left, made) // the folder precedes its file in the list
 		} else if e.IsDir() {
 			left[path] = true
 		}

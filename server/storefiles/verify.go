@@ -13,30 +13,28 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// Checked is what a store's directory holds.
+// Checked describes the content of a store's directory.
 type Checked struct {
 	Path    string `json:"path"`
 	Cluster string `json:"cluster"`
 	Member  string `json:"member"`
 	Format  int    `json:"format"`
-	// SnapshotIndex is the entry up to which the snapshot goes, 0 if there is none; Revision and Keys are the
-	// snapshot's.
+	// SnapshotIndex is the last entry in the snapshot, 0 if there is none. Revision and Keys are the snapshot's.
 	SnapshotIndex uint64 `json:"snapshotIndex"`
 	SnapshotBytes int64  `json:"snapshotBytes"`
 	Revision      int64  `json:"revision"`
 	Keys          int64  `json:"keys"`
-	// FirstIndex and LastIndex are the log's entries, 0 if there are none.
+	// FirstIndex and LastIndex are the first and last entry of the log, 0 if there are none.
 	FirstIndex uint64 `json:"firstIndex"`
 	LastIndex  uint64 `json:"lastIndex"`
 	LastTerm   uint64 `json:"lastTerm"`
 	LogBytes   int64  `json:"logBytes"`
-	// Torn says that the last append is incomplete, as a power cut leaves it. It was never acknowledged, and the next
-	// start drops it.
+	// Torn says that the last append is incomplete, for example after a power cut. It was never acknowledged, and the
+	// next start drops it.
 	Torn bool `json:"torn"`
 }
 
-// CheckStore reads everything in a store's directory, as a start would and without changing anything. The server must
-// not run.
+// CheckStore reads everything in a store's directory, as a start does, and changes nothing. The server must not run.
 func CheckStore(path string) (_ *Checked, err error) {
 	in, err := disk.Inspect(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -74,7 +72,7 @@ func (c *Checked) readState(in *disk.Inspection) error {
 	return nil
 }
 
-// readEntries reads each entry by way of its own checksum and decodes it.
+// readEntries reads each entry, which checks its checksum, and decodes it.
 func readEntries(in *disk.Inspection) error {
 	if in.LastIndex == 0 {
 		return nil
@@ -94,9 +92,9 @@ func readEntries(in *disk.Inspection) error {
 	return nil
 }
 
-// Seen is the revision up to which clients may know the cluster's store in a folder, as far as its newest snapshot
-// says, for raftstore.Restore. It is 0 if there is none there, if it is another cluster's, or damaged, which is what
-// many a restore is for.
+// Seen returns a revision for raftstore.Restore: that of the newest snapshot of the cluster's store in a folder, which
+// clients may have seen. It returns 0 if there is no store, or if the store belongs to another cluster or is damaged,
+// which is a common reason for a restore.
 func Seen(path, cluster string) int64 {
 	c, err := CheckStore(path)
 	if err != nil || c.Cluster != cluster {
