@@ -18,23 +18,23 @@ import (
 	"github.com/coracle-k8s/coracle/nodetunnel"
 )
 
-// directTimeout bounds connecting without a tunnel, as upstream's own dialer does.
+// directTimeout limits a connection attempt without a tunnel, as upstream's own dialer does.
 const directTimeout = 30 * time.Second
 
-// Owner is the name of the node that an address belongs to, as its own or as one of its pods'; "" where that is no
-// node's, or is not certain.
+// Owner returns the name of the node that has an address, or whose pod has it. It returns an empty string if no node
+// does or this is not certain.
 type Owner func(netip.Addr) string
 
-// Follow says whose an address is. Until then nothing is dialled through a tunnel.
+// Follow sets the Owner. Before that no connection uses a tunnel.
 func (t *Table) Follow(o Owner) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.owner = o
 }
 
-// DialContext connects to an address as net.Dialer's does: through the tunnel of the node that the address belongs to,
-// if that has one to this server, and directly if not. A node that does not open the stream has the last word: what it
-// refuses is not tried past it.
+// DialContext connects to an address like net.Dialer's. It uses the tunnel of the node that owns the address, if that
+// node is connected to this server, and connects directly if not. If the node refuses the address, it is not tried
+// directly.
 func (t *Table) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if to, err := netip.ParseAddrPort(address); err == nil {
 		to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
@@ -48,10 +48,10 @@ func (t *Table) DialContext(ctx context.Context, network, address string) (net.C
 	return (&net.Dialer{Timeout: directTimeout}).DialContext(ctx, network, address)
 }
 
-// ErrNotConnected is a node that has no connection to this server.
+// ErrNotConnected says that a node has no connection to this server.
 var ErrNotConnected = errors.New("the node has no connection to this server")
 
-// Open opens a stream to an address that a node serves in its tunnel alone (localvolume.Target).
+// Open opens a stream to an address that a node serves only in its tunnel (localvolume.Target).
 func (t *Table) Open(ctx context.Context, node string, to netip.AddrPort) (net.Conn, error) {
 	s := t.session(node)
 	if s == nil {
@@ -60,7 +60,7 @@ func (t *Table) Open(ctx context.Context, node string, to netip.AddrPort) (net.C
 	return s.Dial(ctx, to)
 }
 
-// through is the connection that leads to an address, or nil.
+// through returns the connection of the node that owns an address, or nil.
 func (t *Table) through(a netip.Addr) *nodetunnel.Session {
 	t.mu.Lock()
 	owner := t.owner
@@ -74,8 +74,9 @@ func (t *Table) through(a netip.Addr) *nodetunnel.Session {
 	return nil
 }
 
-// OwnerByNodes finds an address's node among the Node objects. A node reports its own addresses, and could report
-// another one's: where two claim the same, neither is believed. Of networks of pods the smallest counts.
+// OwnerByNodes returns an Owner that uses the Node objects. A node reports its own addresses, and could report another
+// node's: an address that two nodes report has no owner. Of several pod networks that contain an address the smallest
+// is used.
 func OwnerByNodes(nodes corelisters.NodeLister) Owner {
 	return func(a netip.Addr) string {
 		all, err := nodes.List(labels.Everything())
@@ -111,12 +112,12 @@ func hasAddress(n *corev1.Node, a netip.Addr) bool {
 	return slices.Contains(Addresses(n), a)
 }
 
-// Addresses are those at which a node says that it is reached.
+// Addresses returns the addresses at which a node reports that it can be reached.
 func Addresses(n *corev1.Node) []netip.Addr {
 	return clusterconfig.NodeAddresses(n, corev1.NodeInternalIP, corev1.NodeExternalIP)
 }
 
-// podNetworks are those that a node's pods get their addresses from.
+// podNetworks returns the networks of a node's pods.
 func podNetworks(n *corev1.Node) []netip.Prefix {
 	var out []netip.Prefix
 	for _, c := range n.Spec.PodCIDRs {

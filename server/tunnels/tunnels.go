@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tunnels is what a server knows of the nodes that keep a connection open to it (nodetunnel): it takes these
-// connections, opens streams over them for the API server, and tells when each node was last heard.
+// Package tunnels accepts the connections that nodes keep open to a server (nodetunnel). It opens streams over them for
+// the API server, and records the last contact with each node.
 //
-// A connection speaks for the node whose certificate it showed and for no other one. It leads to that node's addresses
-// and to the addresses of its pods, as the Node object has them. The package never judges whether a node lives:
-// server/liveness does.
+// A connection belongs to the node of its certificate, and to no other. It leads to that node's addresses and to the
+// addresses of its pods, as in the Node object. The package never decides whether a node is alive: server/liveness
+// does.
 package tunnels
 
 import (
@@ -31,52 +31,52 @@ import (
 )
 
 const (
-	// identify is how long a connection may take to show a certificate, maxUnknown how many may be at it at a time.
+	// identify is how long a connection may take to authenticate. maxUnknown is how many may do so concurrently.
 	identify   = 10 * time.Second
 	maxUnknown = 256
-	// mostOfOne is how many connections of one node are kept. A server has two names at times, and a connection that
-	// has broken off is closed only after a while: with one more, the oldest goes.
+	// mostOfOne is how many connections of one node are kept. A server may have two names, and a broken connection is
+	// closed only after a while. With one more connection the oldest is closed.
 	mostOfOne = 4
 
 	nodeUser  = "system:node:"
 	nodeGroup = "system:nodes"
 )
 
-// Options are all required but Logger.
+// All fields of Options are required, except Logger.
 type Options struct {
-	// Listener gives the connections of nodetunnel.Protocol, before TLS.
+	// Listener returns the connections of nodetunnel.Protocol, before TLS.
 	Listener net.Listener
-	// Certificate is the API server's: nodes know its authority and its name.
+	// Certificate returns the API server's certificate: nodes know its CA and its name.
 	Certificate func() (*tls.Certificate, error)
-	// ClientCA is the PEM of the authority for nodes' certificates. Its first certificate counts.
+	// ClientCA is the PEM of the CA of nodes' certificates. Only its first certificate is used.
 	ClientCA []byte
-	// Now is the time at which certificates are checked.
+	// Now returns the time at which certificates are checked.
 	Now    func() time.Time
 	Logger *slog.Logger
 }
 
-// Table has the connections of all nodes.
+// Table contains the connections of all nodes.
 type Table struct {
 	o     Options
 	roots *x509.CertPool
 
-	arrived timers.Signal // who receives it looks at all nodes
+	arrived timers.Signal // sent when a node has connected
 
 	mu     sync.Mutex
 	nodes  map[string]*entry
 	owner  Owner
-	closed bool // no node is wanted now
+	closed bool // connections are closed at once (Drain)
 }
 
-// entry is what is known of a node.
+// entry is the record of a node.
 type entry struct {
 	sessions []*nodetunnel.Session // the newest last
-	last     time.Time             // heard over connections that have ended
+	last     time.Time             // last contact over connections that have ended
 	direct   bool                  // this server has reached the node without a tunnel
-	from     string                // the address that it connected from last
+	from     string                // the address from which it connected last
 }
 
-// host is an address without its port.
+// host returns an address without its port.
 func host(a net.Addr) string {
 	h, _, err := net.SplitHostPort(a.String())
 	if err != nil {
@@ -85,7 +85,7 @@ func host(a net.Addr) string {
 	return h
 }
 
-// New returns a Table that Run fills.
+// New returns a Table. Run has to be called.
 func New(o Options) (*Table, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	t := &Table{o: o, roots: x509.NewCertPool(), nodes: map[string]*entry{}, arrived: timers.NewSignal()}
@@ -97,7 +97,7 @@ func New(o Options) (*Table, error) {
 	return t, nil
 }
 
-// Run takes connections until ctx is done, and returns when none is left.
+// Run accepts connections until ctx is done, and returns when none is left.
 func (t *Table) Run(ctx context.Context) error {
 	if err := connlimit.Serve(ctx, t.o.Listener, maxUnknown, t.serve); err != nil {
 		return fmt.Errorf("waiting for nodes: %w", err)
@@ -105,9 +105,9 @@ func (t *Table) Run(ctx context.Context) error {
 	return nil
 }
 
-// serve keeps one connection until it ends.
+// serve serves one connection until it ends.
 func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
-	_ = raw.SetDeadline(time.Now().Add(identify)) // a connection without deadlines fails at once
+	_ = raw.SetDeadline(time.Now().Add(identify)) // if deadlines fail, the handshake fails, too
 	conn := tls.Server(raw, t.config())
 	if err := conn.HandshakeContext(ctx); err != nil {
 		t.o.Logger.Debug("a connection that may have been a node's was not taken", "from", raw.RemoteAddr().String(), "reason", err)
@@ -115,7 +115,7 @@ func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
 	}
 	node, err := nodeOf(conn.ConnectionState())
 	if err != nil {
-		return // the handshake has checked it
+		return // the handshake has checked it already
 	}
 	identified()
 	_ = raw.SetDeadline(time.Time{})
@@ -143,19 +143,19 @@ func (t *Table) config() *tls.Config {
 			_, err := nodeOf(s)
 			return err
 		},
-		// A connection that is resumed shows no certificate again.
+		// A resumed connection does not present a certificate again.
 		SessionTicketsDisabled: true,
 	}
 }
 
 var errNoNode = errors.New("tls: the certificate is not a node's")
 
-// nodeOf is the node whose certificate was shown.
+// nodeOf returns the node of the presented certificate.
 func nodeOf(s tls.ConnectionState) (string, error) {
 	if s.NegotiatedProtocol != nodetunnel.Protocol {
 		return "", errors.New("tls: the other end does not ask for a node's connection (ALPN)")
 	}
-	// Signed by the authority itself, which may have signed another authority too.
+	// Only leaves of the CA itself are accepted, and not those of another CA that it has signed.
 	if !slices.ContainsFunc(s.VerifiedChains, func(chain []*x509.Certificate) bool { return len(chain) == 2 }) {
 		return "", errNoNode
 	}
@@ -167,12 +167,12 @@ func nodeOf(s tls.ConnectionState) (string, error) {
 	return node, nil
 }
 
-// add keeps a connection until the function that it returns is called.
+// add adds a connection to the table until remove is called.
 func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		go func() { _ = s.Close() }() // it may take a moment; its own goroutine removes it
+		go func() { _ = s.Close() }() // it may take a moment; serve removes it
 	}
 	e := t.nodes[node]
 	if e == nil {
@@ -180,13 +180,13 @@ func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove fun
 		t.nodes[node] = e
 	}
 	if e.from != from {
-		e.direct = false // it has moved; a connection from where it was may look open for minutes
+		e.direct = false // it has moved; a connection from its former address may appear open for minutes
 	}
 	e.from = from
 	e.sessions = append(e.sessions, s)
 	t.arrived.Send()
-	for _, oldest := range e.sessions[:max(len(e.sessions)-mostOfOne, 0)] { // those too that are being closed already
-		go func() { _ = oldest.Close() }() // it may take a moment; its own goroutine removes it
+	for _, oldest := range e.sessions[:max(len(e.sessions)-mostOfOne, 0)] { // also those that are being closed
+		go func() { _ = oldest.Close() }() // it may take a moment; serve removes it
 	}
 	return func() {
 		t.mu.Lock()
@@ -198,18 +198,18 @@ func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove fun
 	}
 }
 
-// Contact is what this server hears of a node.
+// Contact is a server's record of its contact with a node.
 type Contact struct {
-	// Last is when something came from the node.
+	// Last is when the server last received something from the node.
 	Last time.Time
-	// Open says that it has a connection to this server now.
+	// Open says that the node has a connection to the server now.
 	Open bool
-	// Direct says that this server has reached the node without the tunnel, at the address that it connects from: it
-	// can find out that it does not any more.
+	// Direct says that the server has reached the node without the tunnel, at the address from which it connects. A
+	// check can therefore find that the node cannot be reached any more.
 	Direct bool
 }
 
-// Contact says what this server hears of a node; ok is false if it never heard of it.
+// Contact returns this server's contact with a node. ok is false if there never was any.
 func (t *Table) Contact(node string) (c Contact, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -226,11 +226,11 @@ func (t *Table) Contact(node string) (c Contact, ok bool) {
 	return c, true
 }
 
-// Arrived gives a value when nodes have connected since the last one.
+// Arrived returns a channel that receives a value when nodes have connected since the last value.
 func (t *Table) Arrived() <-chan struct{} { return t.arrived }
 
-// Indirect are the nodes that are connected and were never reached otherwise, with the address that each connected from
-// last.
+// Indirect returns the connected nodes that were never reached without a tunnel, with the address from which each
+// connected last.
 func (t *Table) Indirect() map[string]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -243,7 +243,7 @@ func (t *Table) Indirect() map[string]string {
 	return out
 }
 
-// Reached notes that this server has reached a node without its tunnel.
+// Reached records that this server has reached a node without its tunnel.
 func (t *Table) Reached(node string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -252,15 +252,15 @@ func (t *Table) Reached(node string) {
 	}
 }
 
-// RemoveDeleted drops what is known of nodes that have no connection and are gone.
+// RemoveDeleted removes the entries of deleted nodes that have no connection.
 func (t *Table) RemoveDeleted(deleted func(node string) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	maps.DeleteFunc(t.nodes, func(name string, e *entry) bool { return len(e.sessions) == 0 && deleted(name) })
 }
 
-// Drain closes all connections, and those that come later, until it is called with false. A node whose connection is
-// closed turns to another server.
+// Drain closes all connections, and new ones, until it is called with false. A node whose connection is closed connects
+// to another server.
 func (t *Table) Drain(on bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -270,12 +270,12 @@ func (t *Table) Drain(on bool) {
 	}
 	for _, e := range t.nodes {
 		for _, s := range e.sessions {
-			go func() { _ = s.Close() }() // it may take a moment; its own goroutine removes it
+			go func() { _ = s.Close() }() // it may take a moment; serve removes it
 		}
 	}
 }
 
-// session is the newest of a node's connections.
+// session returns the newest of a node's connections, or nil.
 func (t *Table) session(node string) *nodetunnel.Session {
 	t.mu.Lock()
 	defer t.mu.Unlock()

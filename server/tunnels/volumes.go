@@ -12,10 +12,11 @@ import (
 	"github.com/coracle-k8s/coracle/nodetunnel"
 )
 
-// Volumes asks nodes for folders of local volumes through their tunnels, and the node of this process directly.
+// Volumes sends requests for folders of local volumes to nodes through their tunnels. Requests to this process's node
+// are direct calls.
 type Volumes struct {
 	*Table
-	Own     string               // the node of this process; "" for none
+	Own     string               // the node of this process, empty for none
 	Folders *localvolume.Folders // its own; nil while it has none
 }
 
@@ -33,7 +34,7 @@ func (v Volumes) AskVolumes(ctx context.Context, node string, r localvolume.Requ
 		return localvolume.Response{}, localpath.ErrAway
 	case errors.Is(err, nodetunnel.ErrRefused):
 		return localvolume.Response{}, fmt.Errorf("its version of coracle has no local volumes: %w", err)
-	case err != nil: // a connection whose other end has gone
+	case err != nil: // a connection whose other end has ended
 		return localvolume.Response{}, fmt.Errorf("%w: %w", localpath.ErrAway, err)
 	}
 	a, err := localvolume.Ask(ctx, c, r)
