@@ -13,8 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// notRouters refuses addresses of this machine's routers. Who answers for those reads what every machine of the network
-// sends elsewhere.
+// notRouters returns an error for an address of one of this machine's routers. A machine that announced one would
+// receive all traffic from the local network to other networks.
 func notRouters(addresses []netip.Addr, routers func() ([]netip.Addr, error)) error {
 	if len(addresses) == 0 {
 		return nil
@@ -32,8 +32,8 @@ func notRouters(addresses []netip.Addr, routers func() ([]netip.Addr, error)) er
 	return nil
 }
 
-// free says whether addresses that the cluster did not have before can be its own, as far as routes, Nodes and members
-// tell. Whether another machine answers for them is found out before they are announced.
+// free returns an error if new virtual addresses are in use, as far as routes, Nodes and members show. Whether another
+// machine responds to them is probed before they are announced.
 func (v *Addresses) free(ctx context.Context, client kubernetes.Interface, addresses []netip.Addr) error {
 	routers := v.routers
 	if routers == nil {

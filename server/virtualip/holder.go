@@ -23,62 +23,62 @@ import (
 )
 
 const (
-	// leaderLease is for how long a leader answers for a virtual address after it began to ask a majority whether it
+	// leaderLease is for how long a leader announces a virtual address after it began to ask a majority whether it
 	// leads.
 	leaderLease = 500 * time.Millisecond
-	// leaderWait is how long a new leader is silent. Its predecessor may answer for leaderLease from a moment at which
-	// a majority had not elected anybody else, which is before this one was elected. A tenth more is for clocks of
-	// different speed.
+	// leaderWait is how long a new leader waits before it announces. Its predecessor may announce for leaderLease after
+	// a moment at which a majority had elected no other leader. That moment is before the election of this one. The
+	// additional tenth is for clocks of different speed.
 	leaderWait = leaderLease + leaderLease/10
-	// poll is how often the machine's interfaces and translations are looked at: addresses come and go, and other
-	// programs flush nftables. Only where the cluster has a virtual address.
+	// poll is how often the machine's interfaces and translations are checked: addresses appear and disappear, and
+	// other programs flush nftables. They are checked only if the cluster has a virtual address.
 	poll = 10 * time.Second
-	// probeAgain is how long after another machine answered for an address that is new it is looked for again.
+	// probeAgain is the pause before a new address, to which another machine has responded, is probed again.
 	probeAgain = 15 * time.Second
-	// transferAfter is how long a leader that has no link for any virtual address waits before another server leads,
-	// and transferAgain how long it leads regardless when the leadership comes back: maybe none has a link.
+	// transferAfter is how long a leader without a link for any virtual address waits before it transfers leadership.
+	// transferAgain is how long it keeps the leadership if it gets it back: perhaps no server has a link.
 	transferAfter = 10 * time.Second
 	transferAgain = 10 * time.Minute
-	// transferTimeout bounds the question whether a server will lead.
+	// transferTimeout limits the request to another server to lead.
 	transferTimeout = 2 * time.Second
-	// conflictShown is for how long a conflict stays in the status.
+	// conflictShown is for how long a conflict is shown in the status.
 	conflictShown = time.Minute
 )
 
-// holder announces the virtual addresses while this server leads, and keeps the translations always: a client that
-// has not heard yet that the address has moved is served here, too.
+// holder announces the virtual addresses while this server leads. It always keeps the translations: a client that does
+// not know yet that the address has moved is served here, too.
 type holder struct {
 	v     *Addresses
 	store Store
 	log   *slog.Logger
-	// links lists the machine's interfaces, probe looks for an address, announce answers for it: vip's.
+	// links, probe and announce are vip.Links, vip.Probe and vip.Announce, except in tests.
 	links    func() ([]vip.Link, error)
 	probe    func(context.Context, vip.Interface, netip.Addr) error
 	announce func(context.Context, vip.Announcement) error
 	shuffle  func(n int, swap func(i, j int))
 
 	lead       raftstore.Leadership
-	since      time.Time // of lead
-	handed     time.Time // when another server was made to lead
+	since      time.Time // when lead was received
+	handed     time.Time // when leadership was transferred
 	interfaces map[netip.Addr]vip.Interface
-	trouble    []string // of the last look
-	reported   bool     // there is a line in the status
+	trouble    []string // found by the last reconcile
+	reported   bool     // the status has a line
 	redirects  []vip.Redirect
-	stop       func() // ends what is announced, and waits
+	stop       func() // ends the announcements, and waits for it
 	announced  map[netip.Addr]vip.Interface
-	ended      chan error // capacity 1: one of them ended by itself; what the others say then needs no second look
+	ended      chan error // capacity 1: for the first announcement that ended by itself, others may be dropped
 
 	mu       sync.Mutex
 	conflict map[netip.Addr]otherUse
 }
 
-// otherUse is another machine's use of an address.
+// otherUse is the use of an address by another machine.
 type otherUse struct {
 	by net.HardwareAddr
 	at time.Time
 }
 
-// Store is what of the store says who leads.
+// Store is the part of the store that shows and changes the leader.
 type Store interface {
 	confirmer
 	Members() []raftstore.Member
@@ -90,13 +90,13 @@ func newHolder(v *Addresses, store Store) *holder {
 		stop: func() {}, conflict: map[netip.Addr]otherUse{}}
 }
 
-// run ends when ctx does; nothing is announced any more then, and no translation is left.
+// run returns when ctx is done. Then nothing is announced any more, and no translation is left.
 func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership) {
 	defer func() {
 		h.quiet()
-		_ = h.redirect(nil) // it has logged
+		_ = h.redirect(nil) // a failure has been logged
 	}()
-	_ = h.redirect(nil) // removes what a killed process has left; a failure has been logged
+	_ = h.redirect(nil) // removes the translations of a killed process; a failure has been logged
 	for {
 		h.reconcile(ctx)
 		var again <-chan time.Time
@@ -116,13 +116,13 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 		case err := <-h.ended:
 			h.log.Warn("a virtual address is not announced any more; it is tried again", "error", err)
 			h.quiet()
-			timers.Sleep(ctx, time.Second) // the reason may last
+			timers.Sleep(ctx, time.Second) // the cause may persist
 		case <-again:
 		}
 	}
 }
 
-// reconcile makes everything as it has to be now.
+// reconcile updates translations, announcements and status.
 func (h *holder) reconcile(ctx context.Context) {
 	h.interfaces, h.trouble = h.find(h.v.Kept())
 	redirects, err := h.v.redirects(h.interfaces)
@@ -150,8 +150,8 @@ func (h *holder) reconcile(ctx context.Context) {
 	h.show()
 }
 
-// transfer makes another server lead when this one has led for a while and has no link for any of the addresses. Which
-// one has is not known; it hands over in its turn.
+// transfer makes another server lead when this one has led for a while and has no link for any of the addresses. It is
+// not known which server has one. A new leader without a link transfers leadership in its turn.
 func (h *holder) transfer(ctx context.Context) {
 	if len(h.v.Kept()) == 0 || time.Since(h.since) < transferAfter || (!h.handed.IsZero() && time.Since(h.handed) < transferAgain) {
 		return
@@ -172,7 +172,7 @@ func (h *holder) transfer(ctx context.Context) {
 	}
 }
 
-// quiet ends what is announced. Nothing is sent any more when it returns.
+// quiet ends the announcements. Nothing is sent any more when it returns.
 func (h *holder) quiet() {
 	h.stop()
 	h.stop, h.announced = func() {}, nil
@@ -211,8 +211,7 @@ func (h *holder) find(addresses []netip.Addr) (map[netip.Addr]vip.Interface, []s
 	return interfaces, trouble
 }
 
-// start announces the addresses for this term, when the wait of a new leader is over, until the function that it
-// returns is called.
+// start announces the addresses for this term, after the wait of a new leader, until stop is called.
 func (h *holder) start(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
@@ -252,8 +251,8 @@ func (h *holder) start(ctx context.Context) (stop func()) {
 	}
 }
 
-// prove returns when no machine has an address that is new to the cluster, or ctx is done. The wait of a new leader is
-// over: none of the other servers answers for it.
+// prove returns nil when no other machine has an address that is new to the cluster, or ctx is done. It is called after
+// the wait of a new leader: no other server announces the address then.
 func (h *holder) prove(ctx context.Context, a netip.Addr, p vip.Interface) error {
 	for h.v.toProve(a) && ctx.Err() == nil {
 		err := h.probe(ctx, p, a)
@@ -272,13 +271,13 @@ func (h *holder) prove(ctx context.Context, a netip.Addr, p vip.Interface) error
 	return nil
 }
 
-// confirmer is what of the store says that a term is not over.
+// confirmer is the part of the store that confirms that a term is not over.
 type confirmer interface {
 	ConfirmTerm(ctx context.Context) error
 }
 
-// confirmLead says until when the leader of a term may answer for a virtual address. The time counts from before the
-// question: that a majority was in this term when it was asked says nothing about later.
+// confirmLead returns until when the leader of a term may announce a virtual address. The lease counts from before the
+// request: that a majority was in this term when it was asked says nothing about later.
 func confirmLead(ctx context.Context, store confirmer, term uint64) (vip.Moment, error) {
 	asked := vip.Now()
 	if err := store.ConfirmTerm(raftstore.WithTerm(ctx, term)); err != nil {
@@ -287,7 +286,7 @@ func confirmLead(ctx context.Context, store confirmer, term uint64) (vip.Moment,
 	return asked.After(leaderLease), nil
 }
 
-// noteConflict notes another machine that uses an address.
+// noteConflict records that another machine uses an address.
 func (h *holder) noteConflict(a netip.Addr, other net.HardwareAddr) {
 	h.log.Warn("another machine uses a virtual address of the cluster; clients may reach it instead", "address", a, "other", other)
 	h.mu.Lock()
@@ -296,7 +295,7 @@ func (h *holder) noteConflict(a netip.Addr, other net.HardwareAddr) {
 	h.v.changed.Send()
 }
 
-// show says in the status who answers.
+// show writes to the status which server announces the addresses.
 func (h *holder) show() {
 	board := h.v.o.Board
 	if board == nil {
@@ -318,7 +317,7 @@ func (h *holder) show() {
 	}
 	h.mu.Unlock()
 	if !kept && len(problems) == 0 && len(h.v.Current()) == 0 && !h.reported {
-		return // most clusters have none, and need not read that
+		return // most clusters have no virtual address, and get no line
 	}
 	h.reported = true
 	line := board.Part("virtual address")
@@ -337,7 +336,7 @@ func (h *holder) show() {
 	}
 }
 
-// leaderName is what people call the server that leads.
+// leaderName returns the leader's name for messages.
 func (h *holder) leaderName() string {
 	for _, m := range h.store.Members() {
 		if !m.Leader {

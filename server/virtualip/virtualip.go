@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package virtualip keeps the cluster's virtual addresses on a server: it follows what the cluster says they are, and
-// announces them while this server leads. The protocol itself is package vip's.
+// Package virtualip follows the cluster's virtual addresses on a server, and announces them while this server leads.
+// The protocol itself is in package vip.
 package virtualip
 
 import (
@@ -33,64 +33,64 @@ import (
 )
 
 const (
-	// followRetry is how long to wait before the cluster's virtual addresses are asked for again, at a first start and
-	// after an error.
+	// followRetry is the pause before the cluster's virtual addresses are read again, at a first start and after an
+	// error.
 	followRetry = time.Second
-	// conflictRetry is the same when another machine has the address: people change that.
+	// conflictRetry is that pause when another machine has the address, which only a person can change.
 	conflictRetry = 15 * time.Second
-	// moved is how long a server that stops goes on serving after another one began to announce: its clients need
-	// to have heard that.
+	// moved is how long a stopping server continues to serve after another one began to announce: its clients need to
+	// have received the announcement.
 	moved = 300 * time.Millisecond
 )
 
-// Options are what Addresses need.
+// Options are New's parameters.
 type Options struct {
-	// Dir is the server's folder, where a file has a copy of the addresses.
+	// Dir is the server's folder, with a file that has a copy of the addresses.
 	Dir string
-	// Own are the addresses that this server was given; what the cluster has counts. Interface is where they are
-	// announced; empty for the interface whose network holds them.
+	// Own are the addresses that were configured on this server. The cluster's addresses take precedence. Interface is
+	// the interface for announcements. Empty means the interface whose network contains them.
 	Own       []netip.Addr
 	Interface string
-	// BindAddress and Port are where the API server listens; a nil address means all.
+	// BindAddress and Port are where the API server listens. A nil address means all addresses.
 	BindAddress net.IP
 	Port        string
-	// Reserved are the networks in which no address of a machine lies.
+	// Reserved are the networks in which no machine has an address.
 	Reserved []netip.Prefix
-	// Redirect makes the machine's translations of virtual addresses these and no others (vip.SetRedirects); nil leaves
-	// the machine alone.
+	// Redirect replaces all of the machine's translations of virtual addresses (vip.SetRedirects). Nil changes nothing
+	// on the machine.
 	Redirect func([]vip.Redirect) error
-	// Use brings certificate and kubeconfigs up to date with Current.
+	// Use updates the certificate and the kubeconfigs with the addresses of Current.
 	Use func() error
-	// CheckFree refuses addresses that a node or a member has.
+	// CheckFree returns an error for addresses that a node or a member has.
 	CheckFree func(context.Context, kubernetes.Interface, []netip.Addr) error
-	// MachineAt is the name of the machine with an address of a server, empty for none.
+	// MachineAt returns the name of the machine with a server's address, empty for none.
 	MachineAt func(address string) string
 
 	Board  *status.Board // may be nil
 	Logger *slog.Logger
 }
 
-// Addresses are the cluster's virtual addresses, as this server knows them. The ConfigMap clusterconfig.VIPConfigMap
-// says which they are; a file has a copy, so that certificate and kubeconfigs are right from the start. The leader
-// answers for them (holder).
+// Addresses are the cluster's virtual addresses, as this server knows them. They are in the ConfigMap
+// clusterconfig.VIPConfigMap. A file has a copy, so that certificate and kubeconfigs are right from the start. The
+// leader announces them (holder).
 type Addresses struct {
 	o Options
 
 	mu        sync.Mutex
 	addresses []netip.Addr
-	// known says that the cluster has said so, and not this server's flag alone.
+	// known says that the addresses are the cluster's, and not only those of this server's flag.
 	known bool
-	// trouble is why the cluster's addresses are not taken over; empty when they are.
+	// trouble is why the cluster's addresses cannot be applied, empty if they are.
 	trouble string
-	// begun says that addresses were taken over, and not yet everything that follows from them.
+	// begun says that new addresses were stored, but not yet everything that follows from them was done.
 	begun bool
-	// unproven are addresses that the cluster was given while this process ran: the network is asked who has them
-	// before they are announced. An address of before may be answered for by another server.
+	// unproven are addresses that the cluster got while this process ran. They are probed in the network before they
+	// are announced. Older addresses are not: another server may announce them.
 	unproven map[netip.Addr]bool
-	probed   []netip.Addr  // by this server, before it published them
-	changed  timers.Signal // there is something to look at
+	probed   []netip.Addr  // probed by this server before it published them
+	changed  timers.Signal // sent when the holder has to reconcile
 
-	routers func() ([]netip.Addr, error) // nil for vip.Routers
+	routers func() ([]netip.Addr, error) // nil means vip.Routers
 }
 
 // New reads the file. It starts nothing.
@@ -105,14 +105,14 @@ func New(o Options) (*Addresses, error) {
 	return &Addresses{o: o, addresses: addresses, known: known, unproven: map[netip.Addr]bool{}, changed: timers.NewSignal()}, nil
 }
 
-// Current are the addresses for which certificates are made.
+// Current returns the addresses for which certificates are made.
 func (v *Addresses) Current() []netip.Addr {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return slices.Clone(v.addresses)
 }
 
-// Kept are those that the cluster has.
+// Kept returns the cluster's addresses. It returns none while only this server's flag is known.
 func (v *Addresses) Kept() []netip.Addr {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -122,7 +122,7 @@ func (v *Addresses) Kept() []netip.Addr {
 	return slices.Clone(v.addresses)
 }
 
-// IPs are the same as Current.
+// IPs returns the same addresses as Current.
 func (v *Addresses) IPs() []net.IP {
 	var out []net.IP
 	for _, a := range v.Current() {
@@ -131,7 +131,7 @@ func (v *Addresses) IPs() []net.IP {
 	return out
 }
 
-// API is what Addresses use of the API server.
+// API is the part of the API server that Addresses use.
 type API interface {
 	Ready() <-chan struct{}
 	LoopbackConfig() *rest.Config
@@ -151,15 +151,15 @@ func (v *Addresses) Run(ctx context.Context, api API, store Store, leadership <-
 }
 
 // SleepUntilMoved waits, after a leadership transfer, until the new leader announces the addresses. This server's API
-// serves meanwhile.
+// serves in the meantime.
 func (v *Addresses) SleepUntilMoved() {
 	if len(v.Kept()) > 0 {
-		time.Sleep(leaderWait + moved) // the other one waits as long: there is no event of its beginning
+		time.Sleep(leaderWait + moved) // the other server waits as long, and there is no event when it begins
 	}
 }
 
-// Clear removes the translations that a process left which was killed: until this one serves, what is for the address
-// belongs to another server.
+// Clear removes the translations of a killed process: until this process serves, traffic to the addresses belongs to
+// another server.
 func (v *Addresses) Clear() {
 	if v.o.Redirect == nil {
 		return
@@ -170,7 +170,7 @@ func (v *Addresses) Clear() {
 	}
 }
 
-// follow keeps the addresses as they are in the API until ctx is done.
+// follow keeps the addresses equal to those in the API until ctx is done.
 func (v *Addresses) follow(ctx context.Context, config *rest.Config) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "vip"))
 	if err != nil {
@@ -185,14 +185,14 @@ func (v *Addresses) follow(ctx context.Context, config *rest.Config) {
 		case errors.As(err, &used):
 			pause = conflictRetry
 			v.fail(err)
-		case err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err): // of the namespace, at a first start
+		case err != nil && ctx.Err() == nil && !apierrors.IsNotFound(err): // not found: the namespace, at a first start
 			v.fail(err)
 		}
 		timers.Sleep(ctx, pause)
 	}
 }
 
-// fail shows and logs what keeps this server from taking over the cluster's addresses.
+// fail shows and logs why the cluster's addresses cannot be applied.
 func (v *Addresses) fail(err error) {
 	v.mu.Lock()
 	again := v.trouble == err.Error()
@@ -204,9 +204,9 @@ func (v *Addresses) fail(err error) {
 	}
 }
 
-// Watch reads the addresses and follows them as long as the watch lasts. Of a cluster that has said nothing yet, this
-// server's flag makes them. The watch begins at the revision of a list: that of the ConfigMap itself may be in no
-// history any more.
+// Watch applies the cluster's addresses and follows their changes until the watch ends. If the cluster has none yet,
+// the addresses of this server's flag become the cluster's. The watch begins at the revision of a list: the ConfigMap's
+// own revision may be compacted already.
 func (v *Addresses) Watch(ctx context.Context, client kubernetes.Interface) error {
 	maps := client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, clusterconfig.VIPConfigMap).String()}
@@ -240,7 +240,7 @@ func (v *Addresses) Watch(ctx context.Context, client kubernetes.Interface) erro
 		case event, open := <-w.ResultChan():
 			m, ok := event.Object.(*corev1.ConfigMap)
 			if !open || !ok || event.Type == "DELETED" {
-				return nil // it is looked for again
+				return nil // the caller lists again
 			}
 			if err := v.apply(ctx, client, m); err != nil {
 				return err
@@ -249,7 +249,7 @@ func (v *Addresses) Watch(ctx context.Context, client kubernetes.Interface) erro
 	}
 }
 
-// publish says for the cluster what this server's flag says, if no machine has the addresses.
+// publish makes the addresses of this server's flag the cluster's, if no machine has them.
 func (v *Addresses) publish(ctx context.Context, client kubernetes.Interface) error {
 	if err := Check(ctx, v.o.Own, v.o.Interface, v.o.Reserved); err != nil {
 		return err
@@ -268,8 +268,8 @@ func (v *Addresses) publish(ctx context.Context, client kubernetes.Interface) er
 	return err
 }
 
-// Check says whether addresses can be announced on this machine and no other machine has them. It takes about a second
-// for each.
+// Check returns an error unless addresses can be announced on this machine and no other machine has them. It takes
+// about a second for each.
 func Check(ctx context.Context, addresses []netip.Addr, on string, reserved []netip.Prefix) error {
 	links, err := vip.Links()
 	if err != nil {
@@ -294,8 +294,8 @@ func Check(ctx context.Context, addresses []netip.Addr, on string, reserved []ne
 	return nil
 }
 
-// apply takes over what the ConfigMap says. A user who may write there cannot have this machine answer for what is
-// another one's.
+// apply applies the addresses in the ConfigMap. It checks them, so that a user who may write the ConfigMap cannot make
+// this machine announce another machine's address.
 func (v *Addresses) apply(ctx context.Context, client kubernetes.Interface, m *corev1.ConfigMap) error {
 	const how = "the ConfigMap %s/%s: %w; write it with: coracle vip set ADDRESS"
 	addresses, err := Parse(m.Data[clusterconfig.VIPData], v.o.Reserved)
@@ -319,21 +319,21 @@ func (v *Addresses) apply(ctx context.Context, client kubernetes.Interface, m *c
 	return nil
 }
 
-// toProve says whether the network is to be asked for an address before it is announced.
+// toProve says whether an address has to be probed before it is announced.
 func (v *Addresses) toProve(a netip.Addr) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.unproven[a]
 }
 
-// proven notes that no other machine has an address.
+// proven records that no other machine has an address.
 func (v *Addresses) proven(a netip.Addr) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	delete(v.unproven, a)
 }
 
-// Parse reads addresses with commas in between.
+// Parse parses a list of addresses with commas.
 func Parse(text string, reserved []netip.Prefix) ([]netip.Addr, error) {
 	var out []netip.Addr
 	for word := range strings.SplitSeq(text, ",") {
@@ -355,7 +355,7 @@ func Parse(text string, reserved []netip.Prefix) ([]netip.Addr, error) {
 	return out, nil
 }
 
-// Format writes addresses as Parse reads them.
+// Format writes addresses in the form that Parse reads.
 func Format(addresses []netip.Addr) string {
 	words := make([]string, len(addresses))
 	for i, a := range addresses {
@@ -364,8 +364,8 @@ func Format(addresses []netip.Addr) string {
 	return strings.Join(words, ",")
 }
 
-// set takes addresses over, with certificate and kubeconfigs; what could not be done is done at the next call. known
-// says that the cluster has said so.
+// set stores addresses and updates the file, the certificate and the kubeconfigs. Steps that failed are repeated by the
+// next call. known says that the addresses are the cluster's.
 func (v *Addresses) set(addresses []netip.Addr, known bool) error {
 	v.mu.Lock()
 	same := slices.Equal(v.addresses, addresses) && v.known == known
@@ -399,7 +399,7 @@ func (v *Addresses) set(addresses []netip.Addr, known bool) error {
 	return nil
 }
 
-// well says that there is no trouble any more.
+// well clears the error that fail has shown.
 func (v *Addresses) well() {
 	v.mu.Lock()
 	was := v.trouble != ""
@@ -410,7 +410,7 @@ func (v *Addresses) well() {
 	}
 }
 
-// redirects are the translations for addresses that have an interface here.
+// redirects returns the translations for addresses that have an interface here.
 func (v *Addresses) redirects(places map[netip.Addr]vip.Interface) ([]vip.Redirect, error) {
 	port, err := strconv.ParseUint(v.o.Port, 10, 16)
 	if err != nil {
