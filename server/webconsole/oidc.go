@@ -16,10 +16,11 @@ import (
 	"github.com/coracle-k8s/coracle/console"
 )
 
-// provider is the one whose ID tokens the API server takes, by its own arguments; nil without one.
+// provider returns the OIDC provider whose ID tokens the API server accepts, by its own arguments. It returns nil
+// without one.
 func (o *Options) provider() (*console.OIDC, error) {
 	args := map[string]string{}
-	for _, arg := range o.APIServerArgs { // the last one counts
+	for _, arg := range o.APIServerArgs { // the last one is used
 		name, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		args[strings.ReplaceAll(name, "_", "-")] = value
 	}
@@ -57,8 +58,8 @@ func (o *Options) provider() (*console.OIDC, error) {
 	return out, nil
 }
 
-// fromAuthenticationConfig finds the issuer of a client in the API server's configuration file, and returns the
-// authorities of its certificate in PEM. Without a client's name it is the one audience of the one issuer.
+// fromAuthenticationConfig finds the issuer of a client in the API server's configuration file, and returns the CA
+// certificates for the issuer in PEM. Without a client's name the client is the only audience of the only issuer.
 func fromAuthenticationConfig(out *console.OIDC, file, client string) (roots []byte, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

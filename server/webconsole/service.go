@@ -26,33 +26,33 @@ import (
 )
 
 const (
-	// consoleServiceName is that of the Service in kube-system by which an Ingress names the console.
+	// consoleServiceName is the name of the Service in kube-system by which an Ingress names the console.
 	consoleServiceName = "console"
 	consoleServicePort = 443
-	// consoleSlices marks the endpoint slices of servers' consoles, and consoleManager the Service.
+	// consoleSlices marks the endpoint slices of servers' consoles. consoleManager marks the Service.
 	consoleSlices  = "console.coracle"
 	consoleManager = "coracle"
 	managedByLabel = "app.kubernetes.io/managed-by"
-	// consoleServiceRetry is how long a failed attempt waits for the next.
+	// consoleServiceRetry is the pause after a failed attempt.
 	consoleServiceRetry = 5 * time.Second
 )
 
-// errForeignService says that the Service's name is taken. It is not tried again: the next start looks again.
+// errForeignService says that another owner has a Service of this name. It is not tried again until the next start.
 var errForeignService = errors.New("there is another Service kube-system/console, which is left alone: " +
 	"delete it and start the server again")
 
-// consoleService is the Service kube-system/console. It has no selector: each server that serves browsers keeps an
-// endpoint slice of its own there, and the last one that does not any more takes the Service away. All that is written
-// at a server's start, if it differs, and nothing later: who reaches which server, the Service proxy and the ingress
-// know by the server's node.
+// consoleService maintains the Service kube-system/console. It has no selector. Each server whose console serves
+// browsers has an endpoint slice of its own. The last server that stops serving browsers deletes the Service. All this
+// is written at a server's start, if it differs, and not later: the Service proxy and the ingress derive from a
+// server's node whether it can be reached.
 type consoleService struct {
 	client kubernetes.Interface
-	server string         // the name of the server's node, which names its slice
+	server string         // the name of the server's node, used for its slice
 	node   bool           // the server has a node
-	at     netip.AddrPort // where this server serves browsers; the zero value for nowhere
+	at     netip.AddrPort // where this server's console serves browsers; zero if it does not
 }
 
-// SyncService puts the server's part of the Service right; then it returns.
+// SyncService writes the server's part of the Service and returns when it is right.
 func (w *Console) SyncService(ctx context.Context, config *rest.Config) {
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "console-service"))
 	if err != nil {
@@ -63,7 +63,7 @@ func (w *Console) SyncService(ctx context.Context, config *rest.Config) {
 	if w.listener != nil {
 		c.at = w.o.endpoint(w.listener.Addr())
 	}
-	for last, level := "", slog.LevelDebug; ; level = slog.LevelWarn { // at a first start the Node registers in a moment
+	for last, level := "", slog.LevelDebug; ; level = slog.LevelWarn { // at first the Node registers a moment later
 		err := c.apply(ctx)
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -82,7 +82,7 @@ func (w *Console) SyncService(ctx context.Context, config *rest.Config) {
 	}
 }
 
-// apply puts right what is this server's part.
+// apply writes this server's part of the Service.
 func (c *consoleService) apply(ctx context.Context) error {
 	if !c.at.IsValid() {
 		return c.remove(ctx)
@@ -116,18 +116,18 @@ func (c *consoleService) applySlice(ctx context.Context) error {
 			WithPort(int32(c.at.Port())).WithAppProtocol("https"))
 	if c.node {
 		node, err := c.client.CoreV1().Nodes().Get(ctx, c.server, metav1.GetOptions{})
-		if err != nil { // at the first start it registers in a moment
+		if err != nil { // at the first start it registers a moment later
 			return fmt.Errorf("reading this server's Node: %w", err)
 		}
 		endpoint.WithNodeName(c.server)
-		// With the Node, a server that leaves the cluster loses its slice.
+		// The slice is deleted with the Node when a server leaves the cluster.
 		slice.WithOwnerReferences(metav1ac.OwnerReference().WithAPIVersion("v1").WithKind("Node").WithName(node.Name).WithUID(node.UID))
 	}
 	have, err := slices.Get(ctx, c.sliceName(), metav1.GetOptions{})
 	switch {
 	case err != nil && !apierrors.IsNotFound(err):
 		return fmt.Errorf("reading the EndpointSlice %s: %w", c.sliceName(), err)
-	case err == nil && have.AddressType != family: // cannot be changed
+	case err == nil && have.AddressType != family: // immutable
 		if err := c.deleteSlice(ctx, have); err != nil {
 			return err
 		}
@@ -165,7 +165,7 @@ func (c *consoleService) applyService(ctx context.Context) error {
 	return nil
 }
 
-// remove takes away this server's slice and, when no other server has one, the Service.
+// remove deletes this server's slice. If no other server has one, it deletes the Service, too.
 func (c *consoleService) remove(ctx context.Context) error {
 	if err := c.removeSlice(ctx); err != nil {
 		return err
@@ -190,7 +190,7 @@ func (c *consoleService) remove(ctx context.Context) error {
 	return nil
 }
 
-// removeSlice takes away this server's slice.
+// removeSlice deletes this server's slice.
 func (c *consoleService) removeSlice(ctx context.Context) error {
 	have, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).Get(ctx, c.sliceName(), metav1.GetOptions{})
 	switch {
@@ -204,7 +204,7 @@ func (c *consoleService) removeSlice(ctx context.Context) error {
 	return c.deleteSlice(ctx, have)
 }
 
-// served says whether a server keeps a slice.
+// served says whether any server has a slice.
 func (c *consoleService) served(ctx context.Context) (bool, error) {
 	ofConsoles := metav1.ListOptions{LabelSelector: discoveryv1.LabelManagedBy + "=" + consoleSlices}
 	list, err := c.client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem).List(ctx, ofConsoles)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package webconsole serves the web console to browsers of other machines, and keeps the Service kube-system/console,
-// by which an Ingress names it. It owns the console's port, that Service and the endpoint slice of its own server, and
-// leaves a Service of that name alone that others made.
+// Package webconsole serves the web console to browsers of other machines, and maintains the Service
+// kube-system/console, by which an Ingress names it. It owns the console's port, that Service, and the endpoint slice
+// of its own server. It does not change a Service of that name that was made by others.
 package webconsole
 
 import (
@@ -22,28 +22,29 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// Options are the server's.
+// Options are the parameters of New.
 type Options struct {
-	// Listen is where browsers get the console, as ADDRESS:PORT; empty for nowhere. Disabled says that the cluster has
-	// none.
+	// Listen is the address at which the console serves browsers, as ADDRESS:PORT. Empty disables that. Disabled says
+	// that the cluster has no console.
 	Listen   string
 	Disabled bool
-	// APIServerArgs and OIDC say how users log in.
+	// APIServerArgs and OIDC determine how users log in.
 	APIServerArgs []string
 	OIDC          config.ConsoleOIDC
 
-	// Server is the name of the server's node, and Node says whether it has one. The machine's addresses are NodeIPs,
-	// and AdvertiseAddress where none is of the family that Services have first.
+	// Server is the name of the server's node. Node says whether it has one. The machine's addresses are NodeIPs, or
+	// AdvertiseAddress if none of these is of the first Service network's family.
 	Server           string
 	Node             bool
 	NodeIPs          []net.IP
 	AdvertiseAddress net.IP
 	ServiceCIDRs     []netip.Prefix
 
-	// Certificate is the server's, and API how anybody on this machine reaches the API, without credentials.
+	// Certificate returns the server's certificate. API returns a configuration for the API at this machine, without
+	// credentials.
 	Certificate func() (*tls.Certificate, error)
 	API         func() *rest.Config
-	// Ended is called when work has ended that leaves much garbage behind.
+	// Ended is called after work that leaves much garbage for the collector.
 	Ended func()
 
 	Part   *status.Part
@@ -53,11 +54,11 @@ type Options struct {
 // Console is the web console of one server.
 type Console struct {
 	o        Options
-	listener net.Listener  // of browsers; nil for none
-	oidc     *console.OIDC // by which provider users log in; nil for none
+	listener net.Listener  // for browsers; nil for none
+	oidc     *console.OIDC // the provider by which users log in; nil for none
 }
 
-// New opens the console's port, so that one that is taken is known before anything starts.
+// New opens the console's port, so that a port in use is noticed before anything starts.
 func New(ctx context.Context, o Options) (_ *Console, err error) {
 	c := &Console{o: o}
 	switch {
@@ -81,11 +82,11 @@ func New(ctx context.Context, o Options) (_ *Console, err error) {
 // Close closes the port.
 func (c *Console) Close() {
 	if c != nil && c.listener != nil {
-		_ = c.listener.Close() // nothing that was said on it is lost; it may be closed
+		_ = c.listener.Close() // it may be closed already
 	}
 }
 
-// StatusHandler answers at status.ConsolePath.
+// StatusHandler serves status.ConsolePath.
 func (c *Console) StatusHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -93,8 +94,8 @@ func (c *Console) StatusHandler() http.Handler {
 	})
 }
 
-// endpoint is where others reach a console that listens at an address: at that one or, when it is all of the machine's,
-// at the node's, of the family that Services have first. It is the zero value at loopback.
+// endpoint returns the address at which others reach a console with this listening address. If it listens on all
+// addresses, this is the node's, of the first Service network's family. It is zero for loopback.
 func (o *Options) endpoint(listening net.Addr) netip.AddrPort {
 	tcp, isTCP := listening.(*net.TCPAddr)
 	if !isTCP {
