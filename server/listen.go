@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/localcreds"
 )
 
-// listen takes the API server's port before anything else happens, so that a start that cannot succeed changes nothing.
+// listen opens the API server's port before anything else happens, so that a start that cannot succeed changes nothing.
 func listen(ctx context.Context, ip net.IP, port int) (net.Listener, error) {
 	host := ""
 	if localcreds.Bound(ip) {
@@ -23,7 +23,7 @@ func listen(ctx context.Context, ip net.IP, port int) (net.Listener, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	switch {
 	case err == nil:
-		return highfd.Listener(l), nil // the others take this server for dead when its port refuses them
+		return highfd.Listener(l), nil // other servers take this one for dead when its port refuses them
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("the API server's port %d is taken by another program. Nothing was changed. `ss -ltnp 'sport = :%d'` shows which: "+
 			"stop it, or choose another port with --https-listen-port", port, port)
@@ -40,12 +40,12 @@ func listen(ctx context.Context, ip net.IP, port int) (net.Listener, error) {
 func (s *Server) openPort() string {
 	port := s.o.Port
 	if a, ok := s.listener.Addr().(*net.TCPAddr); ok {
-		port = a.Port // another than asked for only in tests, which ask for 0
+		port = a.Port // the requested port differs only in tests, which request 0
 	}
 	return strconv.Itoa(port)
 }
 
-// peerAddress is where the other servers reach this one.
+// peerAddress returns the address at which the other servers reach this one.
 func (s *Server) peerAddress() string {
 	return net.JoinHostPort(s.o.AdvertiseAddress.String(), s.openPort())
 }

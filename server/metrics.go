@@ -9,8 +9,8 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 )
 
-// serveMetrics adds a part's numbers to those at the API server's /metrics, which shows the process-wide registry. The
-// function that it returns takes them away again. In a process with two servers, which only tests are, the first one's
+// serveMetrics registers a part's collector at the process-wide registry, which the API server's /metrics shows. The
+// returned function unregisters it. In a process with two servers, which exists only in tests, the first one's metrics
 // are shown.
 func serveMetrics(c prometheus.Collector, log *slog.Logger) (stop func()) {
 	r := legacyregistry.Registerer()

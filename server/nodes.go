@@ -23,7 +23,7 @@ func (s *Server) newTunnels() (*tunnels.Table, error) {
 	})
 }
 
-// newFinder makes what finds out about nodes.
+// newFinder returns the Finder that finds out whether nodes are alive.
 func (s *Server) newFinder() *liveness.Finder {
 	return &liveness.Finder{
 		Tunnels: s.tunnels, Roster: s.roster, Own: s.o.ownNode(), KubeletCA: s.pki.CAFile(pki.KubeletCA),
@@ -34,7 +34,7 @@ func (s *Server) newFinder() *liveness.Finder {
 	}
 }
 
-// serveNodes takes the connections of nodes, and other servers' questions about them, until ctx is done.
+// serveNodes serves the connections of nodes, and other servers' questions about nodes, until ctx is done.
 func (s *Server) serveNodes(ctx context.Context) {
 	finder := s.newFinder()
 	var running sync.WaitGroup

@@ -33,125 +33,127 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// Options is everything a server is given. Folders are absolute and are made when missing.
+// Options are a server's parameters. Folders are absolute paths and are created when missing.
 type Options struct {
-	// DataDir is named in messages; the folders below lie in it.
+	// DataDir is named in messages. The folders below are in it.
 	DataDir string
-	// ServerDir holds lock, identity and tokens.
+	// ServerDir contains the lock, the identity and the tokens.
 	ServerDir string
-	// TLSDir holds authorities and certificates, CredDir the encryption keys and what New makes for the API server.
+	// TLSDir contains CAs and certificates. CredDir contains the encryption keys and the files that New makes for the
+	// API server.
 	TLSDir, CredDir string
-	// StoreDir is the store's.
+	// StoreDir is the store's folder.
 	StoreDir string
-	// StoreSocket is where the store speaks etcd's API; empty for nowhere.
+	// StoreSocket is the socket at which the store serves etcd's API. Empty means no socket.
 	StoreSocket string
-	// RunDir is for sockets of child processes; empty means the system's folder for temporary files.
+	// RunDir is the folder for sockets of child processes. Empty means the system's folder for temporary files.
 	RunDir string
-	// ManifestsDir is watched for manifests; empty switches that off.
+	// ManifestsDir is watched for manifests. Empty disables that.
 	ManifestsDir string
-	// AgentCredDir is where AgentCredentials puts what a node needs.
+	// AgentCredDir is the folder into which AgentCredentials writes a node's credentials.
 	AgentCredDir string
 
 	// NodeName and NodeIPs are this machine's.
 	NodeName string
 	NodeIPs  []net.IP
-	// OwnNode says that the machine is a node too: it gets the label of servers.
+	// OwnNode says that the machine is a node too. Its Node then gets the label of servers.
 	OwnNode bool
-	// BindAddress and Port are where the API server listens; a nil address means all.
+	// BindAddress and Port are where the API server listens. A nil address means all addresses.
 	BindAddress net.IP
 	Port        int
-	// AdvertiseAddress is how other machines and pods reach it.
+	// AdvertiseAddress is the address at which other machines and pods reach the API server.
 	AdvertiseAddress net.IP
 	// ExternalIPs are addresses at which the machine is reached from outside its network.
 	ExternalIPs []net.IP
-	// VIPs are those that this server was started with; what the cluster keeps counts. VIPInterface is where they are
-	// announced; empty for the interface whose network holds them.
+	// VIPs are the virtual IPs that this server was started with. Those stored in the cluster take precedence.
+	// VIPInterface is the interface that announces them. Empty means the interface whose network contains them.
 	VIPs         []netip.Addr
 	VIPInterface string
-	// Redirect makes the machine's translations of virtual addresses these and no others (vip.SetRedirects); nil leaves
-	// the machine alone.
+	// Redirect replaces all of the machine's translations of virtual addresses (vip.SetRedirects). Nil changes nothing
+	// on the machine.
 	Redirect func([]vip.Redirect) error
-	// TLSSANs are further names and addresses it is reached as.
+	// TLSSANs are further names and addresses for the API server's certificate.
 	TLSSANs []string
 
-	// Cluster is what all machines of the cluster agree on.
+	// Cluster is the settings in which all machines of the cluster agree.
 	Cluster clusterconfig.Settings
-	// GivenBackend is what this server was given as --network-backend, empty for nothing: it says so when the cluster
+	// GivenBackend is the value of --network-backend, empty if it was not given. The server logs it when the cluster
 	// has another one.
 	GivenBackend string
 	// NodePortRange is FIRST-LAST.
 	NodePortRange string
-	// Flags are those in which a server that joins has to agree with this one, by their names.
+	// Flags are the flags in which a joining server has to agree with this one, by their names.
 	Flags map[string]string
 
-	// Join are addresses of the stores of a cluster's servers. A server whose store holds nothing yet joins that
-	// cluster; admission.Join has fetched its keys before.
+	// Join are the addresses of the stores of a cluster's servers. A server with an empty store joins that cluster.
+	// admission.Join has fetched the cluster's keys before.
 	Join []string
-	// Renew, when set, fetches again what the cluster has replaced since this server asked to join, while the others
-	// refuse it for that: see admission.Renew.
+	// Renew, when set, fetches again the files that the cluster has replaced since this server's join request, while
+	// the others refuse it for that (admission.Renew).
 	Renew func(context.Context) error
 
-	// Links are the machine's that lead to others, on which a server that finds no other one asks for them; nil means
-	// none.
+	// Links returns the machine's interfaces that lead to other machines. A server that finds no other server searches
+	// for them there. Nil means none.
 	Links func() ([]net.Interface, error)
 
-	// Volumes are those of this machine's own node.
+	// Volumes are the local volumes of this machine's own node.
 	Volumes *localvolume.Folders
 
-	// Reach, when set, hears from gossip what says that a node may not be reached from this machine.
+	// Reach, when set, receives from gossip the reports that a node may not be reachable from this machine.
 	Reach *reachability.Watch
-	// Token and AgentToken are what an operator chose; see token.Options.
+	// Token and AgentToken are the tokens that an operator chose (token.Options).
 	Token, AgentToken string
-	// EncryptResources are encrypted in the store, "secrets" among them; none switches encryption off.
+	// EncryptResources are the resources that are encrypted in the store, "secrets" among them. None disables
+	// encryption.
 	EncryptResources []string
-	// Snapshots are taken of the whole cluster.
+	// Snapshots are the settings for snapshots of the whole cluster.
 	Snapshots config.Snapshots
-	// Kubeconfigs are the files in which an administrator finds access.
+	// Kubeconfigs are the kubeconfig files for administrators.
 	Kubeconfigs []localcreds.Kubeconfig
 
 	// Profile is apiserver.ProfileCIS or empty.
 	Profile string
-	// APIServerArgs and its siblings are upstream's flags as NAME=VALUE.
+	// APIServerArgs, ControllerManagerArgs and SchedulerArgs are upstream's flags as NAME=VALUE.
 	APIServerArgs, ControllerManagerArgs, SchedulerArgs []string
-	// FlexVolumePluginDir is where FlexVolume drivers are looked for.
+	// FlexVolumePluginDir is the folder of FlexVolume drivers.
 	FlexVolumePluginDir string
 
-	// LBPool are addresses for Services of type LoadBalancer; without any they get those of nodes.
+	// LBPool are addresses for Services of type LoadBalancer. Without any, these Services get nodes' addresses.
 	LBPool []loadbalancer.Range
-	// LBReserved are ports that no Service gets at nodes' addresses, beside the cluster's own, as
-	// loadbalancer.ParsePorts reads them.
+	// LBReserved are ports that no Service gets at nodes' addresses, beside the cluster's own ports
+	// (loadbalancer.ParsePorts).
 	LBReserved []string
 
-	// ConsoleListen is where browsers get the console, as ADDRESS:PORT; empty for nowhere.
+	// ConsoleListen is where the console is served, as ADDRESS:PORT. Empty disables it.
 	ConsoleListen string
-	// ConsoleOIDC is how its users log in by OIDC, beside what APIServerArgs say.
+	// ConsoleOIDC are the settings by which the console's users log in by OIDC, beside those in APIServerArgs.
 	ConsoleOIDC config.ConsoleOIDC
 
-	// WorkEnded, when set, is called when work has ended that leaves much garbage behind.
+	// WorkEnded, when set, is called after work that leaves much garbage for the collector.
 	WorkEnded func()
 
-	// IngressRules are those by which Ingresses are served.
+	// IngressRules are the rules by which Ingresses are served.
 	IngressRules compile.Rules
-	// HelmProgram finds coracle-tools, which has Helm; it is called when a chart is to be installed.
+	// HelmProgram returns the path of coracle-tools, which contains Helm. It is called when a chart is to be installed.
 	HelmProgram func() (string, error)
-	// ChartFolders are where charts lie that a HelmChart names by file; they need not be there.
+	// ChartFolders are the folders with charts that a HelmChart names by file. They need not exist.
 	ChartFolders []string
 
-	// ACME says where certificates of Ingresses come from; without an e-mail address none are ordered.
+	// ACME are the settings for certificates of Ingresses. Without an e-mail address none are ordered.
 	ACME config.ACME
 
-	// Small lowers numbers of workers for a machine of few cores.
+	// Small lowers the number of workers for a machine of few cores.
 	Small bool
 
-	// Version is this program's, BuildTime when it was built (zero if unknown).
+	// Version is the version of this program. BuildTime is when it was built, zero if unknown.
 	Version   string
 	BuildTime time.Time
 
-	// Board, when set, shows how each component is.
+	// Board, when set, shows the state of each component.
 	Board *status.Board
-	// Clock is the time for certificates; nil means the machine's.
+	// Clock is the clock for certificates. Nil means the machine's.
 	Clock clock.WithTicker
-	// Logger is the server's log; nil means slog's default.
+	// Logger is the server's log. Nil means slog's default.
 	Logger *slog.Logger
 }
 
@@ -165,7 +167,7 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// validate finds mistakes before anything is touched.
+// validate finds mistakes in the options before anything is changed.
 func (o *Options) validate() error {
 	var errs []error
 	for _, f := range []struct{ name, value string }{
@@ -184,7 +186,7 @@ func (o *Options) validate() error {
 	return errors.Join(append(errs, o.CheckArgs())...)
 }
 
-// CheckArgs finds mistakes in the three lists of upstream's flags, without touching anything.
+// CheckArgs finds mistakes in the three lists of upstream's flags, without changing anything.
 func (o *Options) CheckArgs() error {
 	return errors.Join(apiserver.CheckArgs(o.APIServerArgs), o.controllerOptions(nil).Validate(), o.schedulerOptions().Validate())
 }
@@ -193,7 +195,7 @@ func (o *Options) schedulerOptions() scheduler.Options {
 	return scheduler.Options{ExtraArgs: o.SchedulerArgs}
 }
 
-// signing names the files with which certificate requests are signed; nil signs none.
+// signing names the files with which certificate requests are signed. A nil signing signs none.
 type signing struct{ cert, key, root, serviceAccount string }
 
 func (o *Options) controllerOptions(s *signing) controllers.Options {
@@ -202,7 +204,7 @@ func (o *Options) controllerOptions(s *signing) controllers.Options {
 		ServiceCIDR:         clusterconfig.FlagValue(o.Cluster.ServiceCIDRs),
 		FlexVolumePluginDir: o.FlexVolumePluginDir,
 		Small:               o.Small,
-		// The operator's come last, so that they count.
+		// The operator's flags come last, so that they take precedence.
 		ExtraArgs: append([]string{"node-monitor-grace-period=" + clusterconfig.GracePeriod.String()}, o.ControllerManagerArgs...),
 	}
 	if s != nil {
@@ -212,13 +214,13 @@ func (o *Options) controllerOptions(s *signing) controllers.Options {
 	return c
 }
 
-// tolerations are the API server's flags for how long pods stay on a node that is lost.
+// tolerations returns the API server's flags for how long pods stay on a lost node.
 func (o *Options) tolerations() []string {
 	wait := strconv.Itoa(o.Cluster.Toleration())
 	return []string{"default-not-ready-toleration-seconds=" + wait, "default-unreachable-toleration-seconds=" + wait}
 }
 
-// servingIPs is every address under which a client may know the API server.
+// servingIPs returns every IP address under which a client may know the API server.
 func (o *Options) servingIPs() ([]net.IP, error) {
 	ips := slices.Concat([]net.IP{o.AdvertiseAddress}, o.NodeIPs, o.ExternalIPs)
 	if localcreds.Bound(o.BindAddress) {
@@ -231,12 +233,12 @@ func (o *Options) servingIPs() ([]net.IP, error) {
 	return ips, err
 }
 
-// reserved are the networks in which no address of a machine lies: those of pods and Services.
+// reserved returns the networks in which no machine has an address: those of pods and Services.
 func (o *Options) reserved() []netip.Prefix {
 	return slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)
 }
 
-// ownNode is the name of this machine's own node; "" if it has none.
+// ownNode returns the name of this machine's own node, empty if it has none.
 func (o *Options) ownNode() string {
 	if o.OwnNode {
 		return o.NodeName
@@ -248,7 +250,7 @@ func (o *Options) folders() secrets.Folders {
 	return secrets.Folders{Server: o.ServerDir, TLS: o.TLSDir, Cred: o.CredDir}
 }
 
-// JoinRequest are the options of a request to join a cluster.
+// JoinRequest returns the options of a request to join a cluster.
 func (o Options) JoinRequest() admission.RequestOptions {
 	o.setDefaults()
 	return admission.RequestOptions{Folders: o.folders(), StoreDir: o.StoreDir, Version: o.Version, Clock: o.Clock, Logger: o.Logger}

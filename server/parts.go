@@ -45,10 +45,10 @@ import (
 	"github.com/coracle-k8s/coracle/server/webconsole"
 )
 
-// Each function here makes one part of a server from the options, and gives it as functions what it needs of the other
+// Each function here makes one part of a server from the options. The part gets functions for what it needs of other
 // parts. No part knows the server.
 
-// membersOf returns what lists the members of a store that may not be there yet.
+// membersOf returns a function that lists the members of a store. It returns none while the store is not set.
 func membersOf(store *atomic.Pointer[raftstore.Store]) func() []raftstore.Member {
 	return func() []raftstore.Member {
 		if now := store.Load(); now != nil {
@@ -102,7 +102,7 @@ func (s *Server) newStarting() *starting.Starting {
 	})
 }
 
-// vipStore is the store as the virtual addresses need it.
+// vipStore is the store with the methods that package virtualip needs.
 type vipStore struct {
 	*raftstore.Store
 	*raftstore.Cluster
@@ -115,7 +115,7 @@ func (s *Server) newGossipMember(ctx context.Context) (*gossipmember.Member, err
 		Join: s.o.Join, Links: s.o.Links, Reach: s.o.Reach,
 		PKI: func() *pki.PKI { return s.pki }, Stores: s.roster.StoreAddresses,
 		Leaderless: s.roster.Leaderless, MaxGossipMembers: s.roster.MaxGossipMembers,
-		Suspect: func(node string) { // the leader checks it at once; on the others nothing happens
+		Suspect: func(node string) { // only the leader has a judge; it checks the node at once
 			if j := s.judge.Load(); j != nil {
 				j.Suspect(node)
 			}
@@ -151,8 +151,9 @@ func (s *Server) newVIPs() (*virtualip.Addresses, error) {
 	})
 }
 
-// admitMember is called by the leader's store for a server that is to become a member. The other servers' addresses are
-// kept before it is one.
+// admitMember is called by the leader's store before a server becomes a member. The returned function is called when
+// that server is a member or has failed. It saves the members' addresses before it lets the encryption keys be replaced
+// again.
 func (s *Server) admitMember(share string) (release func(), err error) {
 	still, err := secrets.AdmitMember(s.o.CredDir, share, s.log)
 	if err != nil {
@@ -164,8 +165,8 @@ func (s *Server) admitMember(share string) (release func(), err error) {
 	}, nil
 }
 
-// makeCredentials brings everything that is secret into existence: authorities, tokens, certificates, encryption keys
-// and the administrator's kubeconfigs.
+// makeCredentials creates all missing secrets: CAs, tokens, certificates, encryption keys and the administrator's
+// kubeconfigs.
 func (s *Server) makeCredentials(ctx context.Context) error {
 	var err error
 	s.pki, err = pki.Open(pki.Options{Dir: s.o.TLSDir, Established: s.data.Established, BuildTime: s.o.BuildTime,
@@ -221,7 +222,7 @@ func (s *Server) newAdmission() *admission.Admission {
 	})
 }
 
-// newLeader makes what runs while this server leads, once its store and its API server are there.
+// newLeader returns the parts that run while this server leads. The store and the API server must exist.
 func (s *Server) newLeader(api *apiserver.Server, store *raftstore.Store) *leading.Leader {
 	o := &s.o
 	return leading.New(leading.Options{
@@ -265,7 +266,7 @@ func (s *Server) drainNodes(ctx context.Context) {
 	})
 }
 
-// bootstrapObjects applies the cluster's own objects until that succeeds.
+// bootstrapObjects applies the cluster's own objects and retries until that succeeds.
 func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config) error {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -281,7 +282,7 @@ func (s *Server) bootstrapObjects(ctx context.Context, config *rest.Config) erro
 	return nil
 }
 
-// SnapshotFiles are the files of a snapshot, by their path below the server's folder. Those of the second kind may be
+// SnapshotFiles returns the files of a snapshot, by their path below the server's folder. Optional files may be
 // missing.
 func SnapshotFiles() (required, optional []string) {
 	required, optional = secrets.CommonFiles()
@@ -313,7 +314,7 @@ func (s *Server) newSnapshots() *snapshots.Keeper {
 	})
 }
 
-// snapshotContents reads what a server that joins would get, too.
+// snapshotContents reads the files that a joining server would get, too.
 func (o *Options) snapshotContents() (snapshots.Contents, error) {
 	files, err := o.folders().Read()
 	if err == nil {

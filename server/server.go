@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package server is one server of a cluster: store, API server, and what runs where the store's leader is.
+// Package server is one server of a cluster: the store, the API server, and the parts that run only on the leader.
 //
-// It owns the order of starting and stopping, the folder of the server (which one process at a time may have, and no
-// program older than its content), and the loops that run for a term of leadership. It never runs pods: the agent does,
-// and knows the server only by the files of AgentCredentials.
+// It owns the order of start and stop, the folder of the server, and the loops that run for a term of leadership. Only
+// one process at a time may use the folder, and no program older than its content. It never runs pods: the agent does,
+// and uses only the files of AgentCredentials.
 package server
 
 import (
@@ -57,63 +57,63 @@ import (
 )
 
 const (
-	// encryptionPoll is how often the API server looks whether its encryption keys changed; upstream's minute would
-	// make a rotation take several.
+	// encryptionPoll is how often the API server checks whether its encryption keys have changed. With upstream's
+	// minute a rotation would take several minutes.
 	encryptionPoll = 10 * time.Second
-	// closePatience bounds the store's closing.
+	// closePatience limits the time to close the store.
 	closePatience = 30 * time.Second
 )
 
-// Server is a server that New prepared and Run runs.
+// Server is a server that New prepares and Run runs.
 type Server struct {
 	o             Options
 	log           *slog.Logger
 	data          *datadir.Dir
 	port          *alpnmux.Mux
-	listener      net.Listener            // the API server's, for all on the port that no other route takes
-	localFailover *localfailover.Listener // the same, which has this machine's programs fail over
+	listener      net.Listener            // for connections to the API server's port that no other route takes
+	localFailover *localfailover.Listener // the same listener; it makes this machine's programs fail over
 	starting      *starting.Starting
 	pki           *pki.PKI
-	peers         *peertls.Identity               // towards the other servers
-	opened        atomic.Pointer[raftstore.Store] // the store as soon as it is open
-	store         atomic.Pointer[raftstore.Store] // the same when it has answered
+	peers         *peertls.Identity               // for connections to the other servers
+	opened        atomic.Pointer[raftstore.Store] // the store once it is open
+	store         atomic.Pointer[raftstore.Store] // the same store once it has answered
 	// roster knows the cluster's servers and nodes.
 	roster *roster.Roster
 	files  files
 	local  *localcreds.Credentials
 	tokens *secrets.Tokens
-	// admission lets machines in.
+	// admission admits machines to the cluster.
 	admission *admission.Admission
-	// gossip makes this machine known to the others.
+	// gossip is this server as a member of the gossip.
 	gossip    *gossipmember.Member
 	snapshots *snapshots.Keeper
 	vips      *virtualip.Addresses
-	// backend is what this server knows of the cluster's network back end.
+	// backend is this server's copy of the cluster's network back end.
 	backend *netbackend.Setting
 	// tunnels are the connections that nodes keep open.
 	tunnels *tunnels.Table
-	// judge judges nodes while this server leads.
+	// judge decides which nodes are dead while this server leads.
 	judge atomic.Pointer[liveness.Judge]
-	// gatewayUse says whether the cluster has objects of the Gateway API; it is known once the API server is made.
+	// gatewayUse says whether the cluster has objects of the Gateway API. It is set when the API server is made.
 	gatewayUse atomic.Pointer[gatewayuse.Use]
 	console    *webconsole.Console
-	api        atomic.Pointer[apiserver.Server] // while it runs
-	serving    chan struct{}                    // closed when the API server takes requests
-	ready      chan struct{}                    // closed when it is ready and the cluster's own objects are there
+	api        atomic.Pointer[apiserver.Server] // set while it runs
+	serving    chan struct{}                    // closed when the API server accepts requests
+	ready      chan struct{}                    // closed when it is ready and the cluster's own objects exist
 	board      board
 }
 
-// files are what the API server is given.
+// files are the credentials for the API server.
 type files struct {
 	serving, kubelet, proxy pki.Leaf
 	encryption              string
 }
 
-// board has a line for each part in a status report; its fields may be nil.
+// board has a line for each part in a status report. Its fields may be nil.
 type board struct{ certificates, store, api, leader, manifests, snapshots *status.Part }
 
-// New checks the options, takes the data directory and the port, and makes every key and credential that is missing.
-// Nothing is changed by a New that fails on its options, the directory or the port.
+// New checks the options, locks the data directory, opens the port, and makes every missing key and credential. A New
+// that fails on its options, the directory or the port changes nothing.
 func New(ctx context.Context, o Options) (_ *Server, err error) {
 	o.setDefaults()
 	if err := o.validate(); err != nil {
@@ -172,7 +172,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 	return s, nil
 }
 
-// Close gives up a server that is not going to be run: port and data directory are free again.
+// Close releases the port and the data directory of a server that is not going to be run.
 func (s *Server) Close() error {
 	return errors.Join(s.gossip.Close(), s.closePort(), s.data.Close())
 }
@@ -185,30 +185,31 @@ func (s *Server) closePort() error {
 	return nil
 }
 
-// AgentCredentials makes the credentials of a node on this machine and keeps them fresh while the server runs. A second
-// call with other addresses brings the certificate up to date.
+// AgentCredentials makes the credentials of a node on this machine and renews them while the server runs. A second call
+// with other addresses updates the certificate.
 func (s *Server) AgentCredentials(nodeName string, nodeIPs []net.IP) (nodecreds.Files, error) {
 	return s.local.Node(nodeName, nodeIPs)
 }
 
-// SnapshotsHandler answers on the admin socket.
+// SnapshotsHandler returns the handler for snapshots on the admin socket.
 func (s *Server) SnapshotsHandler() http.Handler { return s.snapshots.Handler() }
 
-// Roster is what the server knows of the cluster's machines.
+// Roster returns this server's record of the cluster's machines.
 func (s *Server) Roster() *roster.Roster { return s.roster }
 
-// Gossip is this server as a member of the gossip.
+// Gossip returns this server as a member of the gossip.
 func (s *Server) Gossip() *gossipmember.Member { return s.gossip }
 
-// FailedOver is closed when another server's API answers this machine's programs because this one's store waits; it may
-// never be.
+// FailedOver returns a channel that is closed when another server's API serves this machine's programs because this
+// server's store waits. It may never be closed.
 func (s *Server) FailedOver() <-chan struct{} { return s.starting.FailedOver() }
 
-// Serving is closed when the API server takes requests. It may not be ready, and the cluster's own objects may be
-// missing.
+// Serving returns a channel that is closed when the API server accepts requests. The API server may not be ready, and
+// the cluster's own objects may be missing.
 func (s *Server) Serving() <-chan struct{} { return s.serving }
 
-// APIConfigs are ways to this server's API that need no network: none while it does not run.
+// APIConfigs returns configurations for this server's API that need no network. There are none while the API does not
+// run.
 func (s *Server) APIConfigs() []*rest.Config {
 	if api := s.api.Load(); api != nil {
 		return []*rest.Config{api.LoopbackConfig()}
@@ -216,19 +217,19 @@ func (s *Server) APIConfigs() []*rest.Config {
 	return nil
 }
 
-// Ready is closed when the API server is ready and the cluster's own objects are there.
+// Ready returns a channel that is closed when the API server is ready and the cluster's own objects exist.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
-// Run serves until ctx is done, and returns when everything has stopped, in this order: the loops of a leader, the API
-// server with its last requests, the store. It may be called once.
+// Run serves until ctx is done. It then stops the loops of a leader, the API server after its last requests, and the
+// store, in this order, and returns. It may be called once.
 func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.Close()) }()
 	if err := s.data.RecordVersion(); err != nil {
 		return fmt.Errorf("noting this version in the data directory: %w", err)
 	}
 	s.vips.Clear()
-	// The API server and the loops need the store and the certificates while they stop, so these end after them and not
-	// with ctx.
+	// The API server and the loops need the store and the certificates until they have stopped. So these end after them
+	// and not with ctx.
 	background := supervise.NewGroup(context.WithoutCancel(ctx), s.o.Board, s.log)
 	defer background.End()
 	outlasting := background.Context()
@@ -254,7 +255,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}()
 	defer serveMetrics(store.Collector(), s.log)()
 	defer serveMetrics(s.snapshots, s.log)()
-	// Before the store is ready: who operates a server that has no majority asks it how it is.
+	// The socket is served before the store is ready: operators query through it the state of a server without a
+	// majority.
 	stopSocket, err := serveStoreSocket(outlasting, s.o.StoreSocket, store, s.log)
 	if err != nil {
 		return err
@@ -275,7 +277,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	if err = s.tokens.Open(store.Client().KV); err == nil {
 		err = s.starting.RetryUntilLeader(ctx, func() error {
-			_, err := s.tokens.Pull(ctx) // before anybody is let in with one that was replaced
+			_, err := s.tokens.Pull(ctx) // before a machine is admitted with a replaced token
 			return err
 		})
 	}
@@ -294,7 +296,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	return s.runAPI(ctx, outlasting, store, keys)
 }
 
-// showCertificates reports how the last look at the certificates went.
+// showCertificates writes the result of the last check of the certificates to the status.
 func (s *Server) showCertificates(err error) {
 	if err != nil {
 		s.board.certificates.Set(status.Degraded, "some could not be renewed, those in use stay: "+err.Error())
@@ -303,7 +305,8 @@ func (s *Server) showCertificates(err error) {
 	s.board.certificates.Set(status.Running, "")
 }
 
-// openStore opens the store and puts it under upstream's storage layer. It also returns where other servers may be.
+// openStore opens the store and installs it under upstream's storage layer. It also returns the addresses at which
+// other servers may be.
 func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, error) {
 	s.board.store.Set(status.Starting, "")
 	others, err := roster.ReadPeerAddresses(s.o.ServerDir)
@@ -314,7 +317,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 	store, err := raftstore.Open(ctx, raftstore.Options{
 		Dir:    s.o.StoreDir,
 		NodeID: s.data.ServerID(),
-		// A store and authorities that do not belong together are refused: nothing would trust anything.
+		// A store of other authorities is refused: no certificate would be trusted.
 		ClusterID: token.Hash(s.pki.Root()),
 		Network:   s.peers.Network(s.peerAddress(), s.port.Route(peertls.Protocol)),
 		Join:      others,
@@ -322,7 +325,7 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 		Logger:    s.log.With("part", "store"),
 		Version:   s.o.Version, Hostname: s.o.NodeName,
 		Share: func() string { return secrets.KeysShare(s.o.CredDir, s.log) }, Admit: s.admitMember, Renew: s.o.Renew,
-		MaxMembers: admission.MaxServers, // the admission says so earlier, unless several come at once
+		MaxMembers: admission.MaxServers, // admission refuses earlier, unless several servers join at once
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("opening the store in %s: %w", s.o.StoreDir, err)
@@ -332,13 +335,13 @@ func (s *Server) openStore(ctx context.Context) (*raftstore.Store, []string, err
 	return store, others, nil
 }
 
-// waitStore waits until the store answers: upstream would end the process if it met one that does not.
+// waitStore waits until the store answers: upstream would end the process if the store did not.
 func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others []string) error {
 	waiting, ready := context.WithCancel(ctx)
 	known := func() []string { return slices.Concat(s.gossip.Servers(), others) }
 	var meanwhile sync.WaitGroup
 	meanwhile.Go(func() { s.starting.ExplainWait(waiting, known, store.Health().Removed) })
-	if former, err := roster.ReadPeerAddresses(s.o.ServerDir); err == nil && len(former) > 0 { // one that joins has no node yet
+	if former, err := roster.ReadPeerAddresses(s.o.ServerDir); err == nil && len(former) > 0 { // a joining one has no node yet
 		meanwhile.Go(func() { s.starting.FindFailoverTarget(waiting, store.Health(), known) })
 	}
 	err := store.WaitReady(ctx)
@@ -352,7 +355,7 @@ func (s *Server) waitStore(ctx context.Context, store *raftstore.Store, others [
 	return nil
 }
 
-// newAPI makes an API server on the store.
+// newAPI makes an API server that uses the store.
 func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver.Server, error) {
 	configDir := filepath.Join(s.o.CredDir, "apiserver")
 	if err := os.MkdirAll(configDir, 0o700); err != nil {
@@ -360,7 +363,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	}
 	options := s.apiServerOptions(configDir)
 	options.Fence = store
-	options.Await = func(ctx context.Context) error { // what only a leader's word makes sure
+	options.Await = func(ctx context.Context) error { // only a leader can confirm that the store works
 		return s.starting.RetryUntilLeader(ctx, func() error {
 			_, err := store.Client().KV.Get(ctx, "/registry", clientv3.WithCountOnly())
 			return err
@@ -376,7 +379,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	options.MetricsPart = s.o.Board.Part("metrics API")
 	var live roster.LiveServers
 	options.EndpointAddresses = func() (now apiserver.ServersOfService) {
-		term := store.Term() // first: a later leader knows better
+		term := store.Term() // read first: after a change of leader the store refuses this term
 		now.Ready, now.Unready = live.Addresses(term, store.Cluster().Members(), time.Now())
 		now.Mark = func(ctx context.Context) context.Context { return raftstore.WithTerm(ctx, term) }
 		return now
@@ -403,7 +406,7 @@ func (s *Server) newAPI(ctx context.Context, store *raftstore.Store) (*apiserver
 	return api, nil
 }
 
-// runAPI runs the API server and, on top of it, the loops of a leader.
+// runAPI runs the API server and the loops of a leader.
 func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store, keys *secrets.EncryptionKeys) error {
 	s.board.api.Set(status.Starting, "")
 	api, err := s.newAPI(ctx, store)
@@ -418,11 +421,11 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	serving.Go(func(ctx context.Context) { s.vips.Run(ctx, api, vipStore{store, store.Cluster()}, leadership) })
 	s.api.Store(api)
 	defer s.api.Store(nil)
-	close(s.serving)                // what connects before Run accepts waits at the port
-	apiEnded := make(chan error, 1) // one: its goroutine ends whether or not this function still listens
+	close(s.serving)                // connections before Run accepts wait at the port
+	apiEnded := make(chan error, 1) // capacity 1: its goroutine ends even if this function does not receive any more
 	serving.Go(func(ctx context.Context) {
 		apiEnded <- api.Run(ctx)
-		stopLoops() // without an API server they have nothing to do
+		stopLoops() // without an API server they cannot work
 	})
 	serving.Go(s.gatewayUse.Load().Run)
 	for _, run := range []func(context.Context, *rest.Config){
@@ -449,8 +452,8 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	return errors.Join(leadErr, apiErr)
 }
 
-// lead waits for the API server, then runs the loops of a leader whenever this server leads, until ctx is done. It
-// returns with no loop running.
+// lead waits for the API server, then runs the loops of a leader whenever this server leads, until ctx is done. No loop
+// runs any more when it returns.
 func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftstore.Store) error {
 	select {
 	case <-ctx.Done():
@@ -471,8 +474,8 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 		}
 	}
 	g := supervise.NewGroup(ctx, s.o.Board, s.log)
-	// Beside the loops and not before them: a first pod need not wait for it, and a server that does not lead does it
-	// too.
+	// The objects are applied beside the loops and not before them: a first pod need not wait for them, and also a
+	// server that does not lead applies them.
 	g.Essential(nil, func(ctx context.Context) error {
 		return s.bootstrapObjects(ctx, api.LoopbackConfig())
 	})
@@ -489,7 +492,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	return g.Wait()
 }
 
-// followBackend keeps what this server knows of the cluster's network back end until ctx is done.
+// followBackend follows the cluster's network back end until ctx is done.
 func (s *Server) followBackend(ctx context.Context, api *rest.Config) {
 	if err := s.backend.Run(ctx, api); err != nil {
 		s.log.Error("the cluster's network back end is not followed: this server may start with the one of before", "error", err)
@@ -518,7 +521,7 @@ func (s *Server) apiServerOptions(configDir string) apiserver.Options {
 		AnonymousHealthOnly:  true,
 		Profile:              s.o.Profile,
 		AuditLog:             filepath.Join(s.o.ServerDir, "logs", "audit.log"),
-		ExtraArgs:            append(s.o.tolerations(), s.o.APIServerArgs...), // the operator's come last, so that they count
+		ExtraArgs:            append(s.o.tolerations(), s.o.APIServerArgs...), // the operator's come last, to take precedence
 		Logger:               s.log.With("part", "API server"),
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// statusHandler answers at status.ClusterPath.
+// statusHandler serves status.ClusterPath.
 func (s *Server) statusHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		servers, err := s.roster.Report(r.Context())
@@ -23,8 +23,8 @@ func (s *Server) statusHandler() http.Handler {
 	})
 }
 
-// serverReport is what this server says of the cluster and of itself to users of the API: what it knows anyway, and the
-// names and headers of its snapshots.
+// serverReport returns this server's report about the cluster and itself, for users of the API. It contains only what
+// this server has in memory, and the names and headers of its snapshots.
 func (s *Server) serverReport(servers status.Servers) status.ServerReport {
 	out := status.ServerReport{Servers: servers, Components: []status.Component{}, NetworkBackend: s.backend.Last()}
 	if s.o.Board != nil {

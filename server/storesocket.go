@@ -11,8 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore"
 )
 
-// serveStoreSocket offers etcd's API on a unix socket that only root may use; an empty path offers none. The function
-// that it returns ends that and waits.
+// serveStoreSocket serves etcd's API on a unix socket that only root may use. With an empty path it serves none. The
+// returned function stops that and waits until it has ended.
 func serveStoreSocket(ctx context.Context, path string, store *raftstore.Store, log *slog.Logger) (stop func(), err error) {
 	if path == "" {
 		return func() {}, nil
