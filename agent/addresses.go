@@ -17,11 +17,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// addressCheck is how often the addresses of the Node are compared once they were right.
+// addressCheck is how long syncNode waits after a successful write until it compares the Node again.
 const addressCheck = 5 * time.Minute
 
-// syncAddresses keeps the Node's addresses where it has external ones, which the kubelet does not know: it leaves the
-// addresses alone then (kubelet.Options.OwnAddresses).
+// syncAddresses keeps the Node's addresses correct on a node with external addresses. The kubelet does not know those,
+// and leaves the Node's addresses alone then (kubelet.Options.OwnAddresses).
 func syncAddresses(ctx context.Context, o Options) error {
 	if len(o.ExternalIPs) == 0 {
 		return nil
@@ -33,9 +33,8 @@ func syncAddresses(ctx context.Context, o Options) error {
 	})
 }
 
-// syncNode has something written to this node's Node, and again after each change by another client, until ctx ends.
-// A part of that name on the board says what keeps it from that; none does where the name is empty. It is written again
-// whenever news says so, too.
+// syncNode calls write for this node's Node at once, then periodically, and whenever news receives, until ctx ends. A
+// failed write is shown in the status line called name. There is no such line where name is empty.
 func syncNode(ctx context.Context, o Options, name string, news <-chan struct{}, write func(corev1client.NodeInterface) error) error {
 	setPart := func(status.State, string) {}
 	if name != "" {
@@ -67,7 +66,7 @@ func syncNode(ctx context.Context, o Options, name string, news <-chan struct{},
 	}
 }
 
-// addresses are in the order that upstream's kubelet and cloud providers use.
+// addresses returns the Node's addresses, in the order that upstream's kubelet and cloud providers use.
 func (o Options) addresses() []corev1.NodeAddress {
 	var out []corev1.NodeAddress
 	for _, ip := range o.NodeIPs {
@@ -79,7 +78,7 @@ func (o Options) addresses() []corev1.NodeAddress {
 	return append(out, corev1.NodeAddress{Type: corev1.NodeHostName, Address: o.NodeName})
 }
 
-// setAddresses writes only what is not so already.
+// setAddresses writes the addresses if the Node has other ones.
 func setAddresses(ctx context.Context, nodes corev1client.NodeInterface, name string, want []corev1.NodeAddress) error {
 	node, err := nodes.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
@@ -88,8 +87,8 @@ func setAddresses(ctx context.Context, nodes corev1client.NodeInterface, name st
 	if slices.Equal(node.Status.Addresses, want) {
 		return nil
 	}
-	// A merge patch (RFC 7386) replaces the list; a strategic one would merge it by type, of which there may be two
-	// alike.
+	// A merge patch (RFC 7386) replaces the list. A strategic one would merge it by type, and two addresses may have
+	// the same type.
 	patch, err := json.Marshal(map[string]any{"status": map[string]any{"addresses": want}})
 	if err != nil {
 		return err

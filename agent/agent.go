@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package agent is one node: containerd, the kubelet, the images that need no registry, the pod network, the Service
+// Package agent runs one node: containerd, the kubelet, the images that need no registry, the pod network, the Service
 // proxy and the cluster DNS, all in this process.
 //
-// It owns DataDir/agent, RunDir and, at the default data directory, /var/lib/kubelet; the order in which the parts
-// start and stop; and what is reported of them. It never stops a pod: containers belong to their shims, and the next
+// It owns DataDir/agent, RunDir and, at the default data directory, /var/lib/kubelet. It decides in which order the
+// parts start and stop, and reports their state. It never stops a pod: containers belong to their shims, and the next
 // run finds them. It knows the cluster through the API alone and never imports the server.
 package agent
 
@@ -27,11 +27,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/supervise"
 )
 
-// partVolumes is the line of the node's folders for volumes on the board.
+// partVolumes is the name of the status line of the node's folders for volumes.
 const partVolumes = "local volumes"
 
-// Run runs the node until ctx is done or a part of it fails that cannot be started again (containerd, the kubelet).
-// Pods go on either way. A process runs one node once: containerd and the kubelet cannot be started a second time.
+// Run runs the node until ctx is done or a part fails that cannot be started again (containerd, the kubelet). Pods keep
+// running either way. A process can run one node once: containerd and the kubelet cannot be started a second time.
 func Run(ctx context.Context, o Options) error {
 	o, err := o.complete()
 	if err != nil {
@@ -66,7 +66,8 @@ func Run(ctx context.Context, o Options) error {
 	return runParts(ctx, o, parts{runtime, relay, folder})
 }
 
-// configureRegistries writes containerd's view of the operator's registries. The relay is nil where none is needed.
+// configureRegistries writes containerd's configuration of the operator's registries. The relay is nil where none is
+// needed.
 func configureRegistries(o Options) (*registries.Relay, map[string]containerd.RegistryAuth, error) {
 	config, err := registries.Load(o.RegistriesFile)
 	if err != nil {
@@ -97,8 +98,8 @@ func startRuntime(ctx context.Context, o Options, auths map[string]containerd.Re
 	return server, nil
 }
 
-// prepareImages brings in the pause image, without which no pod starts, and prepares the import of the operator's
-// archives.
+// prepareImages imports the pause image, without which no pod starts. It returns the folder from which the operator's
+// archives are imported.
 func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (*images.Folder, error) {
 	store := imageStore(o, runtime)
 	if err := store.Clean(ctx); err != nil {
@@ -114,7 +115,7 @@ func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (
 	return &images.Folder{Dir: o.paths().ImagesDir, IndexFile: o.paths().imageRecord, Store: store, Logger: o.Logger, Board: o.Board}, nil
 }
 
-// imageStore is where images come to by import.
+// imageStore returns the store into which images are imported.
 func imageStore(o Options, runtime *containerd.Server) images.Containerd {
 	return images.Containerd{
 		Client: runtime.Client(), Namespace: containerd.Namespace, Snapshotter: runtime.Snapshotter(),
@@ -123,22 +124,23 @@ func imageStore(o Options, runtime *containerd.Server) images.Containerd {
 	}
 }
 
-// parts are what runs as long as the node.
+// parts are those that run as long as the node.
 type parts struct {
 	runtime *containerd.Server
 	relay   *registries.Relay // may be nil
 	images  *images.Folder
 }
 
-// runParts runs the parts, each as soon as it can do something: images and the preparation of the network need no API
-// server. One that fails is started again, but for containerd and the kubelet: these two stop the others.
+// runParts runs the parts and starts each as soon as it can do something: images and the preparation of the network
+// need no API server. A failed part is started again, except containerd and the kubelet: when one of these fails, all
+// parts stop.
 func runParts(ctx context.Context, o Options, p parts) error {
 	g := supervise.NewGroup(ctx, o.Board, o.Logger)
 	imported := make(chan struct{})
 	tried := sync.OnceFunc(func() { close(imported) })
 	g.Run("images", func(ctx context.Context) error {
 		err := p.images.ImportAll(ctx)
-		tried() // a folder that cannot be read keeps the network from nothing
+		tried() // a folder that cannot be read does not delay the network
 		if err != nil {
 			return err
 		}
@@ -148,7 +150,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 		g.Quiet("registries", p.relay.Run)
 	}
 	var podCIDRs atomic.Pointer[func() []netip.Prefix]
-	// without room: the kubelet is asked when it has answered
+	// report is unbuffered: a report is requested only when the previous request was taken
 	own, report, ready := newReadyUnknown(), make(chan struct{}), make(chan struct{})
 	g.Quiet("network", func(context.Context) error { // its parts report themselves
 		return startNetwork(g, o, imported, ready, &podCIDRs, own)
@@ -172,7 +174,7 @@ func runParts(ctx context.Context, o Options, p parts) error {
 	return g.Wait()
 }
 
-// after calls start, which starts parts, once wait has returned; at once without a wait.
+// after waits until wait returns and then calls start, which starts parts. It calls start at once if wait is nil.
 func after(wait func(context.Context) error, start func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if wait != nil {
@@ -185,7 +187,7 @@ func after(wait func(context.Context) error, start func()) func(context.Context)
 	}
 }
 
-// runWithAPI runs what needs an API server that is ready.
+// runWithAPI starts the parts that need an API server that is ready.
 func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() []netip.Prefix], own *readyUnknown, report chan<- struct{}) {
 	if o.Servers != nil {
 		g.Go(func(ctx context.Context) { tunnels.Run(ctx, o.tunnels(podCIDRs)) })
@@ -207,22 +209,22 @@ func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() [
 	}
 	g.Go(func(ctx context.Context) {
 		watchNode(ctx, o)
-		own.requestReports(ctx, report) // not before the kubelet has found out how the node is
+		own.requestReports(ctx, report) // not before the kubelet has found out the node's conditions
 	})
 	g.Quiet("addresses of the node", func(ctx context.Context) error { return syncAddresses(ctx, o) })
 	g.Quiet("underlay", func(ctx context.Context) error { return syncUnderlay(ctx, o) })
 	g.Quiet("networks of the machine", func(ctx context.Context) error { return syncNetworks(ctx, o) })
 }
 
-// startNetwork prepares the network and starts it once the API server is ready and the images are there. A new node is
-// not ready for pods without its network, so that no pod comes before its image: it would fail to pull it and try again
-// only after a while. A node that had a network before is ready at once, and has its images.
+// startNetwork prepares the network. It starts the network once the API server is ready and the images are imported. A
+// new node is not ready for pods without its network, so no pod starts before its image is imported: it would fail to
+// pull it and retry only after a while. A node that had a network before is ready at once, and has its images.
 func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{},
 	podCIDRs *atomic.Pointer[func() []netip.Prefix], own *readyUnknown) (err error) {
 	ctx, cancel := context.WithCancel(g.Context())
 	defer func() {
 		if err != nil {
-			cancel() // what was begun ends: the next attempt starts all of it again
+			cancel() // the goroutines started so far end: the next attempt starts all of them again
 		}
 	}()
 	n, err := newNetwork(ctx, o)
@@ -248,13 +250,13 @@ func startNetwork(g *supervise.Group, o Options, imported, ready <-chan struct{}
 	return nil
 }
 
-// tunnels get the networks of the node's pods once these are known.
+// tunnels returns the options of the node's tunnels. They get the networks of the node's pods once these are known.
 func (o Options) tunnels(podCIDRs *atomic.Pointer[func() []netip.Prefix]) tunnels.Options {
 	t := tunnels.Options{
 		Answered: o.ServerAnswered, Ended: o.ServerEnded, NodePair: o.NodePair, ServerCAFile: o.ServerCAFile,
 		NodeIPs: o.NodeIPs, Logger: o.Logger,
 		Servers: func() []string {
-			if o.refused.Load() { // servers that hear the node would take it for ready
+			if o.refused.Load() { // servers that receive messages of the node would take it for ready
 				return nil
 			}
 			return o.Servers()

@@ -18,8 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// speaker says how to answer for addresses of the load balancer's pool. The nftables proxy needs them on no interface;
-// IPVS has them on one of its own, and then the kernel of every node would answer for all of them.
+// speaker returns the options of the speaker, which announces addresses of the load balancer's pool. The nftables proxy
+// assigns those addresses to no interface. IPVS assigns them to an interface of its own, and then the kernel of every
+// node would reply for all of them: RestrictARP prevents that.
 func (o Options) speaker(client kubernetes.Interface, settings clustersettings.Follower, backend string,
 	report func(loadbalancer.Conflicts, loadbalancer.Proven)) lbspeaker.Options {
 	a := lbspeaker.Options{
@@ -33,14 +34,14 @@ func (o Options) speaker(client kubernetes.Interface, settings clustersettings.F
 	return a
 }
 
-// linksWithoutServices are the machine's interfaces but the one that carries the addresses of Services.
+// linksWithoutServices returns the machine's interfaces, except the one that has the addresses of Services.
 func linksWithoutServices() ([]vip.Link, error) {
 	links, err := vip.Links()
 	return slices.DeleteFunc(links, func(l vip.Link) bool { return l.Name == nft.IPVSDevice }), err
 }
 
-// restrictARP has the kernel answer on an interface for the addresses of that interface alone, and name no others there
-// (arp_ignore and arp_announce in ip-sysctl).
+// restrictARP makes the kernel reply on an interface for the addresses of that interface alone, and name no others
+// there (arp_ignore and arp_announce in ip-sysctl).
 func restrictARP(device string) error {
 	for name, value := range map[string]string{"arp_ignore": "1", "arp_announce": "2"} {
 		path := "/proc/sys/net/ipv4/conf/" + device + "/" + name
@@ -54,14 +55,14 @@ func restrictARP(device string) error {
 	return nil
 }
 
-// findings are what the network says of addresses of Services, as the speaker says; one, the last, waits. Its
-// capacity is 1.
+// findings carries what the speaker found out about addresses of Services in the network. Its capacity is 1: only the
+// latest finding waits.
 type findings chan finding
 
-// finding is two of the Node's annotations.
+// finding has the values of two of the Node's annotations.
 type finding struct{ conflicts, proven string }
 
-// set does not block: there is one writer.
+// set replaces the finding that waits. It does not block, since there is one writer.
 func (f findings) set(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
 	select {
 	case <-f:
@@ -70,14 +71,14 @@ func (f findings) set(used loadbalancer.Conflicts, proven loadbalancer.Proven) {
 	f <- finding{conflicts: used.String(), proven: proven.String()}
 }
 
-// publishFindings says on the Node which addresses of Services other machines use, so that the Services' owners read
-// it, and which ones are proven to be unused.
+// publishFindings writes two annotations of the Node: which addresses of Services other machines use, so that the
+// Services' owners can read that, and which ones are proven to be unused.
 func publishFindings(ctx context.Context, o Options, found findings) error {
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {
 		return err
 	}
-	var want finding // also of what an earlier run said
+	var want finding // empty at first, which removes the annotations of an earlier run
 	for {
 		var again <-chan time.Time
 		for name, value := range map[string]string{loadbalancer.ConflictsAnnotation: want.conflicts,

@@ -19,17 +19,17 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
-// partIngress is the ingress' line on the board.
+// partIngress is the name of the ingress' status line.
 const partIngress = "ingress"
 
-// keptFromIngress are ports of nodes to which the ingress proxy does not connect: those that no Service may take, but
-// for the console's, which an Ingress may name by its Service.
+// keptFromIngress returns the ports of nodes to which the ingress proxy does not connect: those that no Service may
+// take, except the console's, which an Ingress may name by its Service.
 func (o Options) keptFromIngress() []uint16 {
 	o.ConsolePort = 0
 	return o.reserved().Ports
 }
 
-// newIngress prepares the node's ingress; nil when it is disabled, or when the node watches no Services.
+// newIngress prepares the node's ingress. It returns nil when the ingress is disabled or the node watches no Services.
 func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, error) {
 	dir := filepath.Join(o.RunDir, "ingress")
 	if o.DisableIngress {
@@ -54,7 +54,7 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 	if o.NetworkBackend != clusterconfig.NetworkNone {
 		i.PodNetworkOf = o.NodeName
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", o.KubeletKubeconfig) // certificates go to the node, not to the network's identity
+	config, err := clientcmd.BuildConfigFromFlags("", o.KubeletKubeconfig) // the node may read certificates, the network's identity may not
 	if err != nil {
 		return nil, fmt.Errorf("agent: reading the kubelet's kubeconfig: %w", err)
 	}
@@ -78,7 +78,7 @@ func newIngress(o Options, informers *netinformers.Informers) (*ingress.Node, er
 	}
 	n, err := ingress.New(i)
 	if err == nil {
-		_ = legacyregistry.Registerer().Register(n.Metrics()) // shown by the kubelet; a second node of a process, which tests have, is not
+		_ = legacyregistry.Registerer().Register(n.Metrics()) // the kubelet serves them; fails for a second node of a process, in tests
 	}
 	return n, err
 }

@@ -22,36 +22,36 @@ import (
 )
 
 const (
-	// askEvery is how often the node asks the API server along its kubelet's way, askAgain the same after one that
-	// failed.
+	// askEvery is the interval between requests to the API server through the kubelet's connection. askAgain is the
+	// interval after a failed one.
 	askEvery, askAgain = 20 * time.Second, 2 * time.Second
-	// askTimeout bounds one request.
+	// askTimeout limits the duration of one request.
 	askTimeout = 5 * time.Second
-	// withoutAPIFor is how long a kubelet may be without an API server that answers this node another way: upstream's
-	// node-monitor-grace-period before 1.32.
+	// withoutAPIFor is how long a kubelet may be without the API while an API server replies to this node through
+	// another connection. It is upstream's node-monitor-grace-period before 1.32.
 	withoutAPIFor = 40 * time.Second
-	// refusedOften is how many times in a row the API server refuses the kubelet's credentials before the node lets
-	// servers know.
+	// refusedOften is how many times in a row the API server has to refuse the kubelet's credentials before the node
+	// reports that to the servers.
 	refusedOften = 2
 
 	reasonWithoutAPI = "KubeletWithoutAPI"
 )
 
-// kubeletAPI sees to it that a node is not ready whose kubelet alone is without the API: a kubelet says itself how its
-// node is, and servers hear the node as before. Servers that are down are no such case.
+// kubeletAPI makes a node not ready whose kubelet alone has lost the API: such a kubelet cannot report it, and servers
+// still receive the node's messages. Servers that are down are no such case.
 type kubeletAPI struct {
-	own     func(context.Context) error                 // asks along the kubelet's way
-	another func(context.Context) error                 // asks another way; nil if an API server answers, whatever it says
-	report  func(ctx context.Context, why string) error // reports another way that the node is not ready
-	refused func(bool)                                  // is called with what the API server thinks of the credentials
+	own     func(context.Context) error                 // sends a request the way the kubelet does
+	another func(context.Context) error                 // the same through another connection; nil if an API server replies at all
+	report  func(ctx context.Context, why string) error // reports through another connection that the node is not ready
+	refused func(bool)                                  // is called with whether the API server refuses the credentials
 	regain  func()                                      // is called when the kubelet has the API after a report
 	log     *slog.Logger
 }
 
-// run asks until ctx is done.
+// run sends requests until ctx is done.
 func (k *kubeletAPI) run(ctx context.Context) {
-	with, refusals, reported := time.Now(), 0, false // with: no kubelet was known to be without the API then
-	var failed error                                 // the last request along the kubelet's way, if it is to be reported
+	with, refusals, reported := time.Now(), 0, false // with: the latest time at which not only the kubelet lacked the API
+	var failed error                                 // the error of the last request of own, if it is still to be reported
 	left := func() time.Duration { return max(withoutAPIFor-time.Since(with), 0) }
 	for ctx.Err() == nil {
 		if failed == nil || reported || left() > 0 {
@@ -88,7 +88,7 @@ func (k *kubeletAPI) run(ctx context.Context) {
 			if reported = err == nil; reported {
 				k.log.Error("the node is not ready; its pods run on", "reason", why)
 			}
-			failed = nil // the kubelet's way is tried before it is reported again
+			failed = nil // own is tried again before the next report
 		}
 		pause := askAgain
 		if l := left(); l > 0 {
@@ -104,7 +104,7 @@ func within(ctx context.Context, d time.Duration, f func(context.Context) error)
 	return f(ctx)
 }
 
-// kubeletAPI is that of the node's kubelet.
+// kubeletAPI returns the check of this node's kubelet.
 func (o Options) kubeletAPI(own *readyUnknown) (*kubeletAPI, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", o.KubeletKubeconfig)
 	if err != nil {
@@ -137,7 +137,7 @@ func (o Options) kubeletAPI(own *readyUnknown) (*kubeletAPI, error) {
 	}, nil
 }
 
-// anotherWay calls f with one way to the API after the other, beside the kubelet's, until it succeeds.
+// anotherWay calls f with each connection to the API in turn, except the kubelet's, until f succeeds.
 func (o Options) anotherWay(f func(*rest.Config) error) error {
 	errs := []error{errors.New("agent: no other way to the API server")}
 	for _, c := range o.OtherWays() {
@@ -150,7 +150,7 @@ func (o Options) anotherWay(f func(*rest.Config) error) error {
 	return errors.Join(errs...)
 }
 
-// askLease asks for what the kubelet renews: it is small, and comes from the server's memory.
+// askLease requests the Lease that the kubelet renews: it is small, and the server has it in memory.
 func (o Options) askLease(ctx context.Context, c *rest.Config) error {
 	client, err := corev1client.NewForConfig(c)
 	if err != nil {
@@ -164,7 +164,7 @@ func (o Options) askLease(ctx context.Context, c *rest.Config) error {
 	return err
 }
 
-// reportNotReady writes what the kubelet cannot.
+// reportNotReady writes the node's Ready condition, which the kubelet cannot do.
 func (o Options) reportNotReady(ctx context.Context, c *rest.Config, why string) error {
 	client, err := corev1client.NewForConfig(c)
 	if err != nil {
@@ -182,5 +182,5 @@ func (o Options) reportNotReady(ctx context.Context, c *rest.Config, why string)
 	return err
 }
 
-// refused says whether an API server answered that it does not accept who asks.
+// refused reports whether err says that an API server does not accept the credentials.
 func refused(err error) bool { return apierrors.IsUnauthorized(err) || apierrors.IsForbidden(err) }

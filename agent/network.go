@@ -31,24 +31,24 @@ import (
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
-// partPodNetwork and partServices are the pod network's and the Service proxy's names on the board.
+// partPodNetwork and partServices are the names of the status lines of the pod network and the Service proxy.
 const (
 	partPodNetwork = "pod network"
 	partServices   = "service proxy"
-	// partFirewall is the line of other programs' firewalls. They are no trouble where they were given the right
-	// things, which cannot be seen.
+	// partFirewall is the name of the status line of other programs' firewalls. It is never degraded: whether they
+	// accept the required packets cannot be found out.
 	partFirewall = "host firewall"
 )
 
-// network is the pod network, the Service proxy and the cluster DNS. They have an identity of their own, since the
-// node's cannot read EndpointSlices, and share one set of informers.
+// network is the pod network, the Service proxy and the cluster DNS. They use their own identity, since the node's
+// cannot read EndpointSlices, and share one set of informers.
 type network struct {
 	o         Options
 	informers *netinformers.Informers
-	pods      *cni.Server         // nil when left to another plugin
-	backends  chan string         // what the cluster says of the way between nodes; no room: what follows it waits
-	changed   timers.Signal       // the node goes by another one
-	services  *proxy.Proxy        // nil when left to another proxy
+	pods      *cni.Server         // nil when another plugin makes the pod network
+	backends  chan string         // the cluster's back end of the pod network; unbuffered: the sender waits
+	changed   timers.Signal       // the node uses another back end now
+	services  *proxy.Proxy        // nil when another proxy serves Services
 	names     *dns.Server         // nil when there is no cluster DNS
 	policies  *netpolicy.Enforcer // nil when another program enforces NetworkPolicies
 	addresses *lbspeaker.Speaker
@@ -57,7 +57,7 @@ type network struct {
 	findings  findings
 }
 
-// MissingForIPVS is proxy.MissingForIPVS: it names what this kernel lacks for that proxy mode.
+// MissingForIPVS calls proxy.MissingForIPVS. Its error names what this kernel lacks for that proxy mode.
 func MissingForIPVS(mode, scheduler string, clusterCIDRs []netip.Prefix) error {
 	return proxy.MissingForIPVS(mode, scheduler, clusterCIDRs)
 }
@@ -68,7 +68,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
 	n := &network{o: o, findings: make(findings, 1), backends: make(chan string), changed: timers.NewSignal()}
-	// Policies go with the pod network: another pod network brings its own enforcement, too.
+	// Policies go with the pod network: another pod network has its own enforcement, too.
 	o.DisablePolicies = o.DisablePolicies || o.NetworkBackend == clusterconfig.NetworkNone
 	if n.informers, err = netinformers.New(netinformers.Options{
 		Client: client, NodeName: o.NodeName, AllNodes: true, Services: !o.DisableProxy, Names: len(o.ClusterDNS) > 0,
@@ -80,7 +80,7 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 		Client: client, Names: o.settings(), Logger: o.Logger,
 	})
 	p := o.paths()
-	log := logr.FromSlogHandler(o.Logger.Handler()) // not klog's, which is for what upstream says
+	log := logr.FromSlogHandler(o.Logger.Handler()) // not klog's logger, which is for upstream's messages
 	if n.policies, err = newPolicies(o, n.informers, log); err != nil {
 		return nil, err
 	}
@@ -124,8 +124,8 @@ func newNetwork(ctx context.Context, o Options) (*network, error) {
 	return n, nil
 }
 
-// newPods prepares the pod network. There is none where it is left to another plugin, whose configuration containerd
-// then waits for; what ours had made is removed.
+// newPods prepares the pod network. It returns nil where another plugin makes the pod network: containerd then waits
+// for that plugin's configuration. It removes then what our pod network has left.
 func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, backends <-chan string, changed timers.Signal,
 	policies cni.Policies, log logr.Logger) (*cni.Server, error) {
 	p := o.paths()
@@ -157,7 +157,7 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 				part.Set(status.Running, "")
 			}
 		},
-		Firewalls: func(found string) { // there is no such line where there is no firewall
+		Firewalls: func(found string) { // this line does not exist where no firewall was found
 			text := "there is no firewall any more that drops what no rule accepts"
 			if found != "" {
 				text = found + "; which packets it accepts is not known: `coracle check` says which it has to accept"
@@ -172,12 +172,12 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 }
 
 const (
-	usualPort   = 6443  // where machines are reached that were given no other port
-	kubeletPort = 10250 // the same for kubelets
+	usualPort   = 6443  // the port of machines without another configured port
+	kubeletPort = 10250 // the usual port of kubelets
 )
 
-// reserved are what no Service may take: beside addresses, the ports of nodes, of their kubelets and of the cluster
-// DNS, of a server's console, and that of the tunnels as it was known last.
+// reserved returns the addresses and ports that no Service may take: the ports of nodes, of their kubelets, of the
+// cluster DNS, of a server's console, and the last known port of the tunnels.
 func (o Options) reserved() proxy.Reserved {
 	backend := o.NetworkBackend
 	if backend != clusterconfig.NetworkNone {
@@ -191,8 +191,8 @@ func (o Options) reserved() proxy.Reserved {
 	return proxy.Reserved{Addresses: o.ReservedAddresses, Tunnel: uint16(clusterconfig.TunnelPort(backend)), Ports: ports}
 }
 
-// reservedHostPorts are what no pod may take as a host port: what no Service may, and those at which this process
-// listens at loopback alone.
+// reservedHostPorts returns the ports that no pod may have as a host port: those that no Service may take, and those on
+// which this process listens at loopback alone.
 func (o Options) reservedHostPorts() []uint16 {
 	ports := o.reserved().Ports
 	if o.LocalPort != 0 {
@@ -201,7 +201,7 @@ func (o Options) reservedHostPorts() []uint16 {
 	return ports
 }
 
-// podCIDRs are the networks of the node's pods; none before they are known.
+// podCIDRs returns the networks of the node's pods. It returns none before they are known.
 func (n *network) podCIDRs() []netip.Prefix {
 	node, err := n.informers.Nodes().Lister().Get(n.o.NodeName)
 	if err != nil {
@@ -216,8 +216,8 @@ func (n *network) podCIDRs() []netip.Prefix {
 	return out
 }
 
-// removeServiceRules takes away what an earlier run's Service proxy left in the kernel: two proxies that both translate
-// a Service's address would not agree on where a connection goes.
+// removeServiceRules removes the rules that an earlier run's Service proxy has left in the kernel: two proxies that
+// both translate a Service's address would not agree on a connection's destination.
 func removeServiceRules(o Options, record string) error {
 	backend, err := nft.RemoveServiceRules(record)
 	if err != nil {
@@ -291,7 +291,7 @@ func (n *network) start(g *supervise.Group) {
 	g.Quiet("caches", n.informers.Run)
 }
 
-// reportServices says which back end serves Services and why, or with an error what is wrong.
+// reportServices reports which back end serves Services and why. With an error it reports the error.
 func (n *network) reportServices(err error) {
 	backend, why := n.services.Backend()
 	if err != nil {
@@ -301,7 +301,7 @@ func (n *network) reportServices(err error) {
 	n.o.part(partServices).Set(status.Running, backend+": "+why)
 }
 
-// settings are the ConfigMaps that this node's parts follow.
+// settings returns the names of the ConfigMaps that this node's parts follow.
 func (o Options) settings() []string {
 	names := []string{loadbalancer.ConfigMap}
 	if o.NetworkBackend != clusterconfig.NetworkNone {
@@ -316,7 +316,7 @@ func (o Options) settings() []string {
 	return names
 }
 
-// unreachable is what the Service proxy goes by; nil where no probe runs.
+// unreachable returns what tells the Service proxy which nodes cannot be reached. It returns nil where no probe runs.
 func (o Options) unreachable() proxy.Unreachable {
 	if o.Reach == nil {
 		return nil
@@ -324,7 +324,7 @@ func (o Options) unreachable() proxy.Unreachable {
 	return o.Reach
 }
 
-// internalIPs are those of a node, by the API.
+// internalIPs returns the internal addresses of a node, as the API has them.
 func (n *network) internalIPs(node string) []netip.Addr {
 	o, err := n.informers.Nodes().Lister().Get(node)
 	if err != nil {
@@ -333,7 +333,7 @@ func (n *network) internalIPs(node string) []netip.Addr {
 	return clusterconfig.NodeAddresses(o, corev1.NodeInternalIP)
 }
 
-// existing is dir, or nothing where there is no such folder: CoreDNS would warn about it.
+// existing returns dir, or "" where there is no such folder: CoreDNS would warn about it.
 func existing(dir string) string {
 	if _, err := os.Stat(dir); err != nil {
 		return ""

@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	// networksCheck is how often the machine's networks are looked at once the Node says which they are.
+	// networksCheck is the interval of checks of the machine's networks once the Node's annotation has them.
 	networksCheck = time.Minute
-	// networksRetry is how long to wait after something could not be written to the Node: it may not be registered yet.
+	// networksRetry is how long to wait after a write to the Node failed: the Node may not be registered yet.
 	networksRetry = time.Second
 )
 
-// syncNetworks says on the Node in which networks this machine can announce addresses.
+// syncNetworks writes to the Node in which networks this machine can announce addresses.
 func syncNetworks(ctx context.Context, o Options) error {
 	nodes, err := nodeClient(o.KubeletKubeconfig)
 	if err != nil {

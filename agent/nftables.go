@@ -12,13 +12,14 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// nftablesAgain is how often a kernel that has no nftables is asked again: a module may be loaded, or installed, any
+// nftablesAgain is the interval of checks of a kernel without nftables: a module may be loaded, or installed, at any
 // time.
 const nftablesAgain = 10 * time.Second
 
-// awaitNFTables is for a network that could not be set up. Where that was for want of nftables in the kernel, which
-// usable tells, it says so once in the log, and on the board for as long as it is so; it returns when the kernel has
-// them. It says whether to try again. The rest of the node works meanwhile, and the server beside it.
+// awaitNFTables waits for nftables after the network could not be set up. usable returns an error while the kernel has
+// no nftables. In that case awaitNFTables logs it once, shows it in the status lines, and returns true when the kernel
+// has nftables. It returns false if that was not the cause, or ctx is done. The rest of the node, and the server in
+// this process, work meanwhile.
 func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again bool) {
 	err := usable()
 	if err == nil {

@@ -19,7 +19,7 @@ import (
 // nodePoll is how often the Node is polled until it is ready; it is not polled afterwards.
 const nodePoll = 250 * time.Millisecond
 
-// watchNode reports how far the node has come in the eyes of the API server, until it is ready.
+// watchNode reports the registration and readiness of the Node, as the API server has them, until it is ready.
 func watchNode(ctx context.Context, o Options) {
 	part := o.part("node")
 	part.Set(status.Starting, "not registered yet")
@@ -54,8 +54,8 @@ func watchNode(ctx context.Context, o Options) {
 	}
 }
 
-// nodeIsThere says on the board when the cluster has lost this node. The kubelet registers once, when it starts, and is
-// as well as before by all that this machine sees.
+// nodeIsThere returns a function that reports in a status line whether the cluster has this node's Node object. The
+// kubelet registers only once, when it starts, and on this machine nothing else shows the loss.
 func (o Options) nodeIsThere() func(bool) {
 	missing := false
 	return func(there bool) {
@@ -71,7 +71,7 @@ func (o Options) nodeIsThere() func(bool) {
 	}
 }
 
-// podSubnets are a node's; a node that is ready has them, and for ever.
+// podSubnets returns the networks of a node's pods. A node that is ready has them, and they never change.
 func podSubnets(n *corev1.Node) []netip.Prefix {
 	var out []netip.Prefix
 	for _, text := range n.Spec.PodCIDRs {
@@ -82,9 +82,9 @@ func podSubnets(n *corev1.Node) []netip.Prefix {
 	return out
 }
 
-// earliestStart is when what began a while ago did by the clock of then or by that of now, whichever says earlier: a
-// board's clock is often set soon after its start, and a report that seems to be an earlier run's would be waited out
-// for half an hour, until the kubelet's next. The API keeps seconds.
+// earliestStart returns when something began: by the clock of that moment, or the clock of now less the time since,
+// whichever is earlier. A board's clock is often set soon after its start. A report that seems to come from an earlier
+// run would delay readiness for half an hour, until the kubelet's next. The API keeps whole seconds.
 func earliestStart(began, now time.Time, ago time.Duration) time.Time {
 	began, now = began.Round(0), now.Round(0).Add(-ago) // without the monotonic clock
 	if now.Before(began) {
@@ -93,7 +93,8 @@ func earliestStart(began, now time.Time, ago time.Duration) time.Time {
 	return began.Truncate(time.Second)
 }
 
-// readyCondition is what the kubelet has reported since started; what an earlier run reported does not count.
+// readyCondition returns the Ready condition if the kubelet has reported it since started. An earlier run's report does
+// not count.
 func readyCondition(node *corev1.Node, started time.Time) (ready bool, why string) {
 	if node == nil {
 		return false, ""
@@ -106,7 +107,7 @@ func readyCondition(node *corev1.Node, started time.Time) (ready bool, why strin
 	return false, "the kubelet has not reported yet"
 }
 
-// nodeClient makes a client of the core group alone; the whole clientset costs memory for groups that are not used.
+// nodeClient returns a client of the core group alone: the whole clientset costs memory for groups that are not used.
 func nodeClient(kubeconfig string) (corev1client.NodeInterface, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {

@@ -15,12 +15,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// publishKeyAndBackend keeps on the node's Node what others have to know of the way to it: its public key, and the back
-// end that it goes by. The node writes with the kubelet's identity, which may change no other node.
+// publishKeyAndBackend keeps on the Node what other nodes have to know to reach this one: its public key, and the back
+// end that it uses. It writes with the kubelet's identity, which may change no other node.
 func publishKeyAndBackend(ctx context.Context, o Options, pods *cni.Server, changed <-chan struct{}) error {
 	name := "wireguard key"
 	if o.NetworkBackend != clusterconfig.NetworkWireGuard {
-		name = "" // it is for a change to come
+		name = "" // the key is only for a later change of the back end: no status line
 	}
 	return syncNode(ctx, o, name, changed, func(nodes corev1client.NodeInterface) error {
 		if err := annotate(ctx, nodes, o.NodeName, clusterconfig.WireGuardAnnotation, pods.WireGuardKey()); err != nil ||
@@ -31,7 +31,7 @@ func publishKeyAndBackend(ctx context.Context, o Options, pods *cni.Server, chan
 	})
 }
 
-// annotate writes only what is not so already.
+// annotate writes the annotation if the Node has another value.
 func annotate(ctx context.Context, nodes corev1client.NodeInterface, node, name, value string) error {
 	n, err := nodes.Get(ctx, node, metav1.GetOptions{})
 	if err != nil {

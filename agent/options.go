@@ -31,24 +31,24 @@ import (
 // Options describe one node. DataDir, RunDir, BinDir, the node's name and addresses, the credentials and the cluster's
 // networks are required.
 type Options struct {
-	DataDir string // what must survive a reboot goes below DataDir/agent
-	RunDir  string // what must not; on a tmpfs where there is one
-	// BinDir holds the embedded programs: runc, containerd-shim-runc-v2, coracle-cni, nft. It is written into
-	// containers' records, so it should be a path that stays when the programs change.
+	DataDir string // what must survive a reboot is below DataDir/agent
+	RunDir  string // what must not survive a reboot; on a tmpfs where there is one
+	// BinDir holds the embedded programs: runc, containerd-shim-runc-v2, coracle-cni, nft. Containers' records contain
+	// this path, so it should stay the same when the programs change.
 	BinDir string
-	// PauseTar is the archive with PauseImage. Both may be empty when PauseImage is another one that can be pulled.
+	// PauseTar is the archive with PauseImage. Both may be empty when PauseImage is another image that can be pulled.
 	PauseTar, PauseImage string
 
 	NodeName string
 	NodeIPs  []netip.Addr
-	// ExternalIPs are addresses at which the node is reached from outside its network; the machine need not have them
-	// itself.
+	// ExternalIPs are addresses at which the node is reached from outside its network. The machine's interfaces need
+	// not have them.
 	ExternalIPs []netip.Addr
 	Labels      map[string]string
 	Taints      []corev1.Taint
 
-	// Credentials, in files that are read again when they change. KubeletServingCert and KubeletServingKey may be one
-	// file.
+	// Credentials, in files that are read again when they change. One file may be both KubeletServingCert and
+	// KubeletServingKey.
 	KubeletKubeconfig, NetworkKubeconfig  string
 	KubeletServingCert, KubeletServingKey string
 	ClientCAFile                          string
@@ -57,77 +57,78 @@ type Options struct {
 	ClusterDNS                 []netip.Addr // the Service's addresses; empty for no cluster DNS
 	ClusterDomain              string
 
-	// RegistriesFile is the operator's registries.yaml; a missing file is none.
+	// RegistriesFile is the operator's registries.yaml. A missing file means no registries.
 	RegistriesFile string
-	// ResolvConf is what pods inherit; empty means the host's.
+	// ResolvConf is the resolv.conf that pods inherit. Empty means the host's.
 	ResolvConf string
 	// Snapshotter is "auto", "overlayfs" or "native".
 	Snapshotter string
 	KubeletArgs []string // name=value
-	// DisableProxy leaves Services to another proxy that the operator installs, and removes what ours left in the
-	// kernel.
+	// DisableProxy leaves Services to another proxy that the operator installs, and removes the rules of our proxy from
+	// the kernel.
 	DisableProxy bool
-	// DisablePolicies leaves NetworkPolicies to another program, or to none, and removes what was made for them in the
+	// DisablePolicies leaves NetworkPolicies to another program, or to none, and removes our rules for them from the
 	// kernel.
 	DisablePolicies bool
-	// DisableIngress leaves Ingresses and Gateways to something that the operator installs, or to nothing.
+	// DisableIngress leaves Ingresses and Gateways to a controller that the operator installs, or to none.
 	DisableIngress bool
-	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs.
+	// NodePortAddresses are CIDRs of the local addresses that serve node ports. Empty means NodeIPs.
 	NodePortAddresses []string
 	// ProxyMode and IPVSScheduler: see proxy.Options.
 	ProxyMode, IPVSScheduler string
-	// ReservedAddresses are the cluster's own beside the nodes', and Port is where other machines reach this one: no
-	// Service may take them.
+	// ReservedAddresses are the cluster's own addresses beside the nodes'. Port is the port at which other machines
+	// reach this one. No Service may take them.
 	ReservedAddresses []netip.Addr
 	Port              int
-	// LocalPort is that of 127.0.0.1 at which the node reaches the API through any server; 0 beside a server.
+	// LocalPort is the port of 127.0.0.1 at which the node reaches the API through any server. It is 0 beside a server.
 	LocalPort int
-	// ConsolePort is that of the web console of a server on this machine; 0 for none.
+	// ConsolePort is the port of the web console of a server on this machine. It is 0 for none.
 	ConsolePort uint16
 
 	// NetworkBackend is one of clusterconfig.NetworkBackends; empty means the default.
 	NetworkBackend string
-	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern; empty means the one that
-	// has NodeIPs.
+	// NetworkInterface is the name, or a pattern, of the interface for traffic between nodes' pods. Empty means the one
+	// that has NodeIPs.
 	NetworkInterface string
-	// NetworkExternal has other nodes send packets for this one's pods to ExternalIPs.
+	// NetworkExternal makes other nodes send packets for this node's pods to ExternalIPs.
 	NetworkExternal bool
 
-	// PodSubnets, when set, is called with the addresses that the node's pods have, once they are known.
+	// PodSubnets, when set, is called with the networks of the node's pods, once they are known.
 	PodSubnets func([]netip.Prefix)
 
-	// Volumes, when set, are where local volumes lie on this node.
+	// Volumes, when set, are the folders of local volumes on this node.
 	Volumes *localvolume.Folders
 
 	// Reach, when set, finds out which nodes this one cannot reach.
 	Reach *reachability.Watch
 
 	Logger *slog.Logger
-	// Board is where the node's parts report how they are; nil for nowhere.
+	// Board shows the state of the node's parts. It may be nil.
 	Board *status.Board
 	// Servers, when set, lists the servers to which the node keeps a connection, as host:port.
 	Servers func() []string
-	// ServerAnswered, when set, is called each time that one of them has answered; see tunnels.Options.
+	// ServerAnswered, when set, is called each time that one of Servers has replied; see tunnels.Options.
 	ServerAnswered func(server string, itself bool)
-	// ServerEnded, when set, is called each time that one of them has ended its connection.
+	// ServerEnded, when set, is called each time that one of Servers has ended its connection.
 	ServerEnded func(server string)
-	// OtherWays are ways to the API beside the kubelet's, with an identity that may write the node's status.
+	// OtherWays returns client configurations for the API beside the kubelet's. Their identity may write the node's
+	// status.
 	OtherWays func() []*rest.Config
-	// NodePair and ServerCAFile are the credentials for that: the node's certificate with its key, and the servers'
-	// authority.
+	// NodePair and ServerCAFile are the credentials for the connections to Servers: the node's certificate with its
+	// key, and the servers' authority.
 	NodePair, ServerCAFile string
-	// WaitAPI, when set, is called when containerd is up and before what needs the API server starts, so that both can
-	// start at the same time. An error from it ends Run.
+	// WaitAPI, when set, is called when containerd is ready and before the parts that need the API server start, so
+	// that server and containerd can start at the same time. An error from it ends Run.
 	WaitAPI func(ctx context.Context) error
-	// WaitServing, when set, is what the kubelet of a new node waits for instead: that the API server takes requests,
-	// though it may not be ready.
+	// WaitServing, when set, is what the kubelet of a new node waits for, and not for WaitAPI: the API server takes
+	// requests then, but may not be ready.
 	WaitServing func(ctx context.Context) error
 
 	refused      *atomic.Bool // the API server refuses the node's credentials
-	kubeletPorts []uint16     // at which the node's kubelet listens; Run finds them out
+	kubeletPorts []uint16     // the ports on which the node's kubelet listens; Run finds them out
 }
 
-// paths are the folders that follow from the options: those that the commands know too, and the node's own.
+// paths are the folders that follow from the options: those that the commands know too, and those of the node alone.
 type paths struct {
 	config.Paths
 	cniConf, cniState, registries, dnsImports, staticPods string
@@ -150,7 +151,7 @@ func (o Options) paths() paths {
 	}
 }
 
-// complete fills in what may be left out and finds what may not.
+// complete sets the defaults of optional fields. It returns an error for each required field that is missing.
 func (o Options) complete() (Options, error) {
 	var errs []error
 	for name, missing := range map[string]bool{
@@ -187,7 +188,7 @@ func (o Options) containerd(auths map[string]containerd.RegistryAuth) containerd
 	}
 }
 
-// kubeletWaits is what the kubelet waits for: ready is closed when WaitAPI has returned, which is called once.
+// kubeletWaits returns what the kubelet waits for. ready is closed when WaitAPI, which is called once, has returned.
 func (o Options) kubeletWaits(ready <-chan struct{}) func(context.Context) error {
 	if o.WaitServing != nil && o.isNew() {
 		return o.WaitServing
@@ -202,9 +203,10 @@ func (o Options) kubeletWaits(ready <-chan struct{}) func(context.Context) error
 	}
 }
 
-// isNew says whether the node has had no network yet, and so no pods. One that has some waits until the API server is
-// ready: a kubelet that cannot write its CSINode object at once reports that its node is not ready, and then Services
-// leave the node's pods out. Where another plugin makes the network, nothing here says whether the node had one.
+// isNew reports whether the node has had no network yet, and so no pods. The kubelet of a node with pods waits until
+// the API server is ready: a kubelet that cannot write its CSINode object at once reports that its node is not ready,
+// and then Services remove the node's pods. Where another plugin makes the network, it is not known whether the node
+// had one.
 func (o Options) isNew() bool {
 	if o.NetworkBackend == clusterconfig.NetworkNone {
 		return false
@@ -213,7 +215,7 @@ func (o Options) isNew() bool {
 	return len(entries) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist))
 }
 
-// part is the named line on the board, or one that drops what it receives.
+// part returns the status line with that name, or one that drops what it receives where there is no board.
 func (o Options) part(name string) *status.Part {
 	if o.Board == nil {
 		return nil

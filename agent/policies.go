@@ -16,10 +16,11 @@ import (
 	"github.com/coracle-k8s/coracle/netpolicy"
 )
 
-// partPolicies is the line of NetworkPolicies on the board.
+// partPolicies is the name of the status line of NetworkPolicies.
 const partPolicies = "network policies"
 
-// newPolicies makes what enforces NetworkPolicies; nil when it is disabled, and then nothing of it stays in the kernel.
+// newPolicies returns the enforcer of NetworkPolicies. When it is disabled it removes the rules from the kernel and
+// returns nil.
 func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) (*netpolicy.Enforcer, error) {
 	if o.DisablePolicies {
 		if err := errors.Join(netpolicy.Remove(), netpolicy.RemoveSaved(o.paths().policyRules)); err != nil {
@@ -35,7 +36,8 @@ func newPolicies(o Options, informers *netinformers.Informers, log logr.Logger) 
 	return e, nil
 }
 
-// dnsForPolicies is where this node's pods reach the cluster DNS: the Service leads to the node's own.
+// dnsForPolicies returns the addresses at which this node's pods reach the cluster DNS: the Service's, and this node's
+// own DNS server, to which the Service leads.
 func (o Options) dnsForPolicies() netpolicy.DNS {
 	if len(o.ClusterDNS) == 0 {
 		return netpolicy.DNS{}
@@ -47,7 +49,7 @@ func (o Options) dnsForPolicies() netpolicy.DNS {
 	return out
 }
 
-// admission lets the pod network ask e; nil means that nothing waits for it.
+// admission lets the pod network wait for e. It returns nil where pods wait for no policies.
 func admission(e *netpolicy.Enforcer) cni.Policies {
 	if e == nil {
 		return nil
@@ -62,7 +64,7 @@ func (a admitter) Admit(ctx context.Context, b cni.Sandbox) error {
 	return a.Enforcer.Admit(ctx, netpolicy.Sandbox(b))
 }
 
-// restore tells e of the pods that have their network from an earlier run.
+// restore gives e the pods that have their network from an earlier run.
 func restore(e *netpolicy.Enforcer, all []cni.Sandbox) {
 	out := make([]netpolicy.Sandbox, 0, len(all))
 	for _, b := range all {

@@ -17,23 +17,24 @@ import (
 )
 
 const (
-	// reportPause is between two reports: the kubelet has a watch of its own, which may show it the
+	// reportPause is the pause between two requests of a report: the kubelet has its own watch, which may show it the
 	// unknown condition later.
 	reportPause = 250 * time.Millisecond
-	// reportTries is how often a report is asked for; then the kubelet's own interval, ten seconds, has come.
+	// reportTries is how many times a report is requested. After that time the kubelet's own interval, ten seconds, has
+	// passed.
 	reportTries = 40
 )
 
-// readyUnknown is whether the API has it that nothing is known of this node, which the server that leads writes while
-// it does not hear the node, or that its kubelet is without the API.
+// readyUnknown holds whether the Node's Ready condition in the API is unknown, or says that its kubelet is without the
+// API. The leading server writes the former while it receives nothing from the node.
 type readyUnknown struct {
 	unknown atomic.Bool
-	news    timers.Signal // there is something to look at
+	news    timers.Signal // unknown may have become true
 }
 
 func newReadyUnknown() *readyUnknown { return &readyUnknown{news: timers.NewSignal()} }
 
-// follow notes what the Node of that name says. there is called when it comes, and when it is deleted.
+// follow observes the Node of that name. It calls there when the Node appears and when it is deleted.
 func (v *readyUnknown) follow(nodes coreinformers.NodeInformer, name string, there func(bool)) error {
 	if _, err := nodes.Informer().AddEventHandler(v.handler(name, there)); err != nil {
 		return fmt.Errorf("agent: follow the own Node: %w", err)
@@ -44,7 +45,7 @@ func (v *readyUnknown) follow(nodes coreinformers.NodeInformer, name string, the
 func (v *readyUnknown) handler(name string, there func(bool)) cache.ResourceEventHandler {
 	return cache.FilteringResourceEventHandler{
 		FilterFunc: func(o any) bool {
-			// it went while the API was not reached, as when a snapshot is restored
+			// it was deleted while the API could not be reached, as when a snapshot is restored
 			if final, ok := o.(cache.DeletedFinalStateUnknown); ok {
 				return final.Key == name
 			}
@@ -74,8 +75,8 @@ func (v *readyUnknown) observe(n *corev1.Node) {
 	}
 }
 
-// requestReports has the kubelet report whenever the API has it that nothing is known of this node: that it can be read
-// here says that the API is reached again, mostly. It runs until ctx is done.
+// requestReports requests a report from the kubelet whenever the Node's condition in the API is unknown. That the
+// condition can be read here means, mostly, that the API can be reached again. It runs until ctx is done.
 func (v *readyUnknown) requestReports(ctx context.Context, report chan<- struct{}) {
 	for {
 		select {

@@ -17,12 +17,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// underlayCheck is how often the addresses of another interface are looked at.
+// underlayCheck is the interval of checks of another interface's addresses.
 const underlayCheck = 10 * time.Second
 
-// syncUnderlay writes on the Node at which addresses other nodes reach its pods, where these are not the node's own:
-// the settings name another interface (--network-iface) or say so (--network-external-ip). It writes them again when
-// the Node has others. Where they are the node's own, it sees once that nothing is left of an earlier setting.
+// syncUnderlay writes to the Node at which addresses other nodes reach its pods, where these are not the node's own:
+// the settings name another interface (--network-iface) or ask for it (--network-external-ip). It writes them again
+// when the Node has others. Otherwise it removes once what an earlier setting has left.
 func syncUnderlay(ctx context.Context, o Options) error {
 	if o.NetworkBackend == clusterconfig.NetworkNone {
 		return nil
@@ -55,7 +55,7 @@ func (o Options) publishUnderlay(ctx context.Context, nodes corev1client.NodeInt
 		case want == "":
 			return nil
 		default:
-			pause = addressCheck // it is what it was started with
+			pause = addressCheck // the addresses cannot change while the process runs
 		}
 		if !timers.Sleep(ctx, pause) {
 			return nil
@@ -63,7 +63,7 @@ func (o Options) publishUnderlay(ctx context.Context, nodes corev1client.NodeInt
 	}
 }
 
-// underlay is what the annotation says; nothing where other nodes use the node's own addresses.
+// underlay returns the annotation's value. It is empty where other nodes use the node's own addresses.
 func (o Options) underlay() (string, error) {
 	addrs := o.NodeIPs
 	if o.NetworkInterface != "" {
@@ -83,8 +83,8 @@ func (o Options) underlay() (string, error) {
 	return strings.Join(texts, ","), nil
 }
 
-// networkExternal are the addresses at which packets for this node's pods come in, where the machine has not got them
-// itself.
+// networkExternal returns the addresses at which packets for this node's pods arrive, where the machine's interfaces do
+// not have them.
 func (o Options) networkExternal() []netip.Addr {
 	if !o.NetworkExternal {
 		return nil
@@ -92,8 +92,8 @@ func (o Options) networkExternal() []netip.Addr {
 	return o.ExternalIPs
 }
 
-// replaceFamilies puts another address in the place of each whose family it has. A family that the machine has no
-// address of is nothing that packets could come by.
+// replaceFamilies replaces each address by the one of by with the same family, if there is one. A family of by without
+// an address in addrs is left out: the machine could not receive its packets.
 func replaceFamilies(addrs, by []netip.Addr) []netip.Addr {
 	out := slices.Clone(addrs)
 	for i, a := range out {

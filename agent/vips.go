@@ -11,13 +11,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
-// followVIPs tells the cluster's virtual addresses, which no Service may take, whenever they change, until ctx is done.
-// Where the cluster says nothing of them set is not called.
+// followVIPs calls set with the cluster's virtual addresses, which no Service may take, whenever they change, until ctx
+// is done. It does not call set where the cluster has no such setting.
 func followVIPs(ctx context.Context, settings clustersettings.Follower, set func([]netip.Addr)) {
 	clustersettings.Key(ctx, settings, clusterconfig.VIPConfigMap, clusterconfig.VIPData, func(text string) { set(parseVIPs(text)) })
 }
 
-// parseVIPs leaves out what is no address: the servers say so, and take over nothing then.
+// parseVIPs ignores what is no address: the servers report that, and announce no address then.
 func parseVIPs(text string) []netip.Addr {
 	var out []netip.Addr
 	for word := range strings.SplitSeq(text, ",") {
