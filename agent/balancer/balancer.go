@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package balancer gives a node without a server of its own one local address at which the cluster's API answers, as
-// long as any server does.
+// Package balancer gives a node without a server of its own one local address at which the cluster's API is served, as
+// long as any server works.
 //
-// It passes TCP connections on and sees nothing of what they say: TLS goes on between the node's parts and the API
-// server. One server is used until it does not answer; then its connections are closed, so that their owners come again
-// and get another one. It owns the list of servers, in memory and in a file: a node that starts finds any server that
-// lives. An address that leads back to this program is noticed (itself.go).
+// It forwards TCP connections without reading them: TLS is between the node's parts and the API server. One server is
+// used until it becomes unresponsive. Then its connections are closed, so that the clients reconnect and get another
+// one. It owns the list of servers, in memory and in a file, so that a node that starts finds any server that still
+// works. An address that leads back to this program is detected (itself.go).
 //
-// A machine that has the gossip key can put addresses on that list. So an address is used only after it has shown the
-// certificate of one of the cluster's servers, and one whose certificate names that address stays, whatever others say
-// of it (verify.go).
+// A machine that has the gossip key can put addresses on that list. So an address is used only after it has presented
+// the certificate of one of the cluster's servers. An address that the presented certificate names stays on the list,
+// whatever other sources say about it (verify.go).
 package balancer
 
 import (
@@ -39,63 +39,63 @@ import (
 )
 
 const (
-	// dialTimeout is how long is waited for a server to accept a connection, or to show its certificate.
+	// dialTimeout limits how long to wait until a server accepts a connection or has presented its certificate.
 	dialTimeout = 2 * time.Second
-	// handshakeTimeout is for how long a handshake goes on that no caller waits for any more: one that asks again then
-	// finds what came of it. Over a line on which a packet needs a second, no server would ever show itself otherwise.
+	// handshakeTimeout limits a handshake that no caller waits for any more. The next caller then finds its result.
+	// Over a line on which a packet needs a second, no server could ever be verified otherwise.
 	handshakeTimeout = 6 * time.Second
-	// most is how many servers are remembered; a cluster has up to seven, and they may change. mostProved of these are
-	// kept whatever others say.
+	// most is how many servers are remembered. A cluster has up to seven, and they may change. mostProved is how many
+	// of these are kept whatever other sources say.
 	most, mostProved = 16, 8
-	// mostFile bounds the file of the list, in bytes.
+	// mostFile limits the size of the file with the list, in bytes.
 	mostFile = 64 << 10
-	// acceptPause is how long to wait after a connection could not be accepted, for want of file descriptors usually.
+	// acceptPause is how long to wait after accepting a connection failed, usually for want of file descriptors.
 	acceptPause = 100 * time.Millisecond
 )
 
-// Options are all required but Logger.
+// All fields of Options are required, except Logger.
 type Options struct {
 	// Address is where the node's parts connect.
 	Address string
-	// File keeps the list.
+	// File is where the list of servers is kept.
 	File string
-	// Server is host:port of the server that the operator named. It stays in the list.
+	// Server is the server that the operator named, as host:port. It is never removed from the list.
 	Server string
-	// ServerCAFile has the authority of the servers. It is there before the first connection is.
+	// ServerCAFile has the authority of the servers. The file has to exist before the first connection is made.
 	ServerCAFile string
 	Logger       *slog.Logger
 }
 
-// Balancer is that address.
+// Balancer forwards the connections to Options.Address.
 type Balancer struct {
 	o        Options
 	listener net.Listener
 
-	waiting connlimit.Table // connections of this machine's that have no server yet
+	waiting connlimit.Table // connections from this machine that are not connected to a server yet
 
 	mu      sync.Mutex
-	servers []string // the one in use first
+	servers []string // the server in use is the first
 	open    map[net.Conn]string
-	// named are those that the cluster has called servers, in this run or before; excluded those that are said to be
-	// none.
+	// named are servers that the cluster has listed, in this run or before. excluded are addresses that are said to be
+	// no servers.
 	named, excluded map[string]bool
 	proved          map[string]proof
 	proving         map[string]*proving
-	ended           bool                // no handshake begins any more
-	pairs           map[addressPair]int // of connections that are open
-	reason          string              // why no server could be used, when it was last logged; "" if one can
+	ended           bool                // no new handshake begins
+	pairs           map[addressPair]int // of open connections
+	reason          string              // why no server could be used, as last logged; "" if one can
 
-	here  int           // connections of this machine's that are open
-	quiet timers.Signal // the last of them has ended
+	here  int           // the number of open connections from this machine
+	quiet timers.Signal // the last of these connections has ended
 
-	now    func() time.Time // time.Now, or a test's, which jumps as a process sees it that was paused
-	longer time.Duration    // 0, or a test's time for dialTimeout, handshakeTimeout and holdFor
+	now    func() time.Time // time.Now, or a test's clock, which jumps like that of a paused process
+	longer time.Duration    // 0, or in tests a value for dialTimeout, handshakeTimeout and holdFor
 }
 
-// within is how long is waited for something that usually takes no longer than that.
+// within returns the limit usual, or in tests the longer one.
 func (b *Balancer) within(usual time.Duration) time.Duration { return cmp.Or(b.longer, usual) }
 
-// New takes the address and reads the list.
+// New listens at the address and reads the list.
 func New(ctx context.Context, o Options) (*Balancer, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	b := &Balancer{
@@ -117,7 +117,7 @@ func New(ctx context.Context, o Options) (*Balancer, error) {
 	return b, nil
 }
 
-// user names the program that has the address already, for the error.
+// user names the program that already uses the address, for the error.
 func user(address string, err error) string {
 	at, parsed := netip.ParseAddrPort(address)
 	if parsed != nil || !errors.Is(err, unix.EADDRINUSE) {
@@ -129,7 +129,7 @@ func user(address string, err error) string {
 	return ""
 }
 
-// arrive counts a connection of this machine's until the function that it returns is called.
+// arrive counts a connection from this machine until the returned function is called.
 func (b *Balancer) arrive() (left func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -143,7 +143,7 @@ func (b *Balancer) arrive() (left func()) {
 	}
 }
 
-// readList is what an earlier run has kept: nothing if the file is not there, or is damaged.
+// readList returns the list that an earlier run has kept. It returns nothing if the file is missing or damaged.
 func readList(file string) (kept []string) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -157,8 +157,7 @@ func readList(file string) (kept []string) {
 	return kept[:min(len(kept), most)]
 }
 
-// Servers lists what is known, the one in use first. Those that are said to be none are left out, unless nothing else
-// is known.
+// Servers lists the known servers, the one in use first. Excluded ones are left out, unless no others are known.
 func (b *Balancer) Servers() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -168,28 +167,29 @@ func (b *Balancer) Servers() []string {
 	return slices.Clone(b.servers)
 }
 
-// Set tells which servers there are. Others that are known are kept behind them: what is silent now may be all that
-// answers when this machine starts again. Connections to such a one go on; if it is dead, that is found out here.
+// Set sets which servers the cluster has. Other known servers are kept behind them: one that is unresponsive now may be
+// the only one that works when this machine starts again. Connections to such a server stay open. If it is dead, the
+// probes show that.
 func (b *Balancer) Set(servers []string) error {
 	b.mu.Lock()
 	for _, s := range servers {
 		b.named[s] = true
 		delete(b.excluded, s)
 	}
-	// However many are named: what is in use, what the operator named, and what has proved to be a server are among
-	// those that are kept.
+	// However many servers are named: the one in use, the one that the operator named, and those that were verified are
+	// kept.
 	kept := unique(slices.Concat([]string{b.servers[0], b.o.Server}, b.provedLast(), servers, b.servers))
 	kept = kept[:min(len(kept), most)]
 	gone := func(s string) bool { return !slices.Contains(kept, s) }
-	next := slices.DeleteFunc(unique(slices.Concat(b.servers[:1], servers, b.servers, kept)), gone) // what is in use stays in use
+	next := slices.DeleteFunc(unique(slices.Concat(b.servers[:1], servers, b.servers, kept)), gone) // the server in use stays in use
 	b.removeAddresses(gone)
 	b.servers = next
-	slices.Sort(kept) // so that a change of the one in use writes nothing
+	slices.Sort(kept) // so that nothing is written when only the server in use changes
 	b.mu.Unlock()
 	return atomicfile.WriteJSON(b.o.File, kept, 0o600)
 }
 
-// Run passes connections on until ctx is done, and returns when none is left.
+// Run forwards connections until ctx is done, and returns when none is open.
 func (b *Balancer) Run(ctx context.Context) error {
 	defer b.endProving()
 	var running sync.WaitGroup
@@ -218,8 +218,8 @@ func (b *Balancer) Run(ctx context.Context) error {
 	}
 }
 
-// join joins a connection to one with a server. closedByServer, when set, is called for a server that ends it first,
-// without a word, and before the client sees that end.
+// join forwards data between a client's connection and one to a server. closedByServer, when set, is called when the
+// server ends the connection first, without having sent anything. It is called before the client sees that end.
 func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, closedByServer func()) {
 	defer c.Close()
 	defer up.Close()
@@ -235,10 +235,10 @@ func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, clos
 	relay.Join(ctx, c, up, closedByServer)
 }
 
-// dial connects to the first server that shows itself to be one and accepts, which is then the one in use. When the
-// first cannot be used, all others show themselves side by side: addresses at which nothing replies cost the time
-// of one. What then goes on beside that is in proving. may says which of those that have shown themselves may be used.
-// The connection is join's.
+// dial connects to the first server that can be verified and accepts the connection. That server is then the one in
+// use. When the first one cannot be used, all others are verified concurrently, so unresponsive addresses cost the time
+// of one. proving counts the goroutines that are still running on return. may returns an error for a verified server
+// that may not be used. The caller passes the connection to join.
 func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup,
 	may func(server string) error) (net.Conn, string, error) {
 	errs := []error{errors.New("no server can be used")}
@@ -269,7 +269,7 @@ func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.Wai
 
 func anyServer(string) error { return nil }
 
-// proveAll has servers show themselves side by side and returns what waits for one of them.
+// proveAll verifies servers concurrently. It returns a function that waits for the result of one of them.
 func (b *Balancer) proveAll(ctx context.Context, servers []string, proving *sync.WaitGroup) func(server string) error {
 	outcomes := map[string]chan error{}
 	for _, server := range servers {
@@ -280,7 +280,7 @@ func (b *Balancer) proveAll(ctx context.Context, servers []string, proving *sync
 	return func(server string) error { return <-outcomes[server] }
 }
 
-// logUnusable logs that no server can be used, once for each reason.
+// logUnusable logs that no server can be used, when the reason has changed.
 func (b *Balancer) logUnusable(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -290,7 +290,7 @@ func (b *Balancer) logUnusable(err error) {
 	}
 }
 
-// use puts a server first.
+// use moves a server to the front of the list.
 func (b *Balancer) use(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -301,41 +301,41 @@ func (b *Balancer) use(server string) {
 	}
 }
 
-// inUse are the servers that have connections.
+// inUse returns the servers with open connections.
 func (b *Balancer) inUse() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Compact(slices.Sorted(maps.Values(b.open)))
 }
 
-// Connected says whether a server has connections of this machine's. One that does not answer loses them.
+// Connected reports whether this machine has connections to a server. An unresponsive server's connections are closed.
 func (b *Balancer) Connected() bool { return len(b.inUse()) > 0 }
 
-// drop closes a server's connections and tries it last.
+// drop closes a server's connections and moves it to the end of the list.
 func (b *Balancer) drop(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if i := slices.Index(b.servers, server); i >= 0 {
 		b.servers = append(slices.Delete(b.servers, i, i+1), server)
 	}
-	if p, ok := b.proved[server]; ok { // that it was heard a moment ago counts no more
+	if p, ok := b.proved[server]; ok { // its last contact, a moment ago, does not count any more
 		b.proved[server] = proof{itself: p.itself}
 	}
 	b.closeOpen(server)
 }
 
-// closeAll closes a server's connections, and leaves it where it is in the list.
+// closeAll closes a server's connections, and does not move it in the list.
 func (b *Balancer) closeAll(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closeOpen(server)
 }
 
-// closeOpen is called with mu held.
+// closeOpen closes a server's connections. The caller holds mu.
 func (b *Balancer) closeOpen(server string) {
 	for c, of := range b.open {
 		if of == server {
-			_ = c.Close() // the other half notices
+			_ = c.Close() // the goroutine that copies the other direction notices
 		}
 	}
 }

@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// listEvery is how often the cluster is asked for its servers, listRetry when it could not be asked.
+	// listEvery is how often the cluster's list of servers is read. listRetry is the pause after that failed.
 	listEvery, listRetry = 30 * time.Second, 2 * time.Second
 	listTimeout          = 10 * time.Second
 )
 
-// Follow keeps the list as the cluster has it, behind its Service kubernetes, until ctx is done. It asks through the
-// Balancer itself, with the credentials of a kubeconfig.
+// Follow keeps the list equal to the endpoints of the cluster's Service kubernetes until ctx is done. It connects
+// through the Balancer itself, with the credentials of a kubeconfig.
 func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -36,7 +36,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 	}
 	for {
 		pause := listEvery
-		// More than one if the servers have different ports, or addresses of both families.
+		// There is more than one slice if the servers have different ports, or addresses of both families.
 		found, err := client.EndpointSlices(metav1.NamespaceDefault).List(ctx,
 			metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 		if err == nil {
@@ -50,7 +50,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
-		case <-b.quiet: // all of this machine's parts have lost the API, or had one server and turn to another
+		case <-b.quiet: // all of this machine's parts have lost the API, or are changing to another server
 			timers.Sleep(ctx, listRetry)
 		}
 	}

@@ -11,12 +11,12 @@ import (
 	"sync"
 )
 
-// maxForwarded is how many connections of other machines are passed on at a time.
+// maxForwarded is how many connections from other machines are forwarded at a time.
 const maxForwarded = 256
 
-// Exclude tells which addresses are said to be agents' and so no servers', although the operator may have named one of
-// them: an agent passes connections on as long as there is something to pass them on to. Such an address is used only
-// if there is no other one. What has itself shown a server's certificate is no agent, whatever source says so.
+// Exclude sets the addresses that are said to be agents', and so no servers', although the operator may have named one
+// of them: an agent forwards connections as long as it has a server. Such an address is used only if there is no other
+// one. An address that has presented a server's certificate for itself is no agent, whatever other sources say.
 func (b *Balancer) Exclude(agents []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -26,10 +26,10 @@ func (b *Balancer) Exclude(agents []string) {
 	}
 }
 
-// Forward passes connections of other machines on to a server until ctx is done, and returns when none is left: who
-// took this machine for a server gets one. Only to a server that the cluster has named, and that answers at its address
-// itself: two machines that were made to join one another, or were servers once, would pass a connection on for ever.
-// TLS goes on between the two ends.
+// Forward forwards connections from other machines to a server until ctx is done, and returns when none is open. So a
+// client that took this machine for a server reaches one. It uses only servers that the cluster has listed and whose
+// certificate is for the dialed address: two machines that were made to join one another, or were servers once, would
+// forward a connection forever. TLS is between the two ends.
 func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -52,7 +52,7 @@ func (b *Balancer) Forward(ctx context.Context, l net.Listener) error {
 				<-room
 			})
 		default:
-			_ = c.Close() // too many: it may come again
+			_ = c.Close() // too many connections: the client may try again
 		}
 	}
 }
@@ -70,13 +70,14 @@ func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 		_ = c.Close()
 		return
 	}
-	b.join(ctx, c, up, server, nil) // any program that can reach this port can make a server close connections
+	b.join(ctx, c, up, server, nil) // no closedByServer: any program that can reach this port can make a server close connections
 }
 
 var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, and perhaps to " +
 	"this machine")
 
-// reachesItself is an error for an address at which not the server itself has shown its certificate.
+// reachesItself returns an error for an address at which another program than the server itself presented its
+// certificate.
 func (b *Balancer) reachesItself(server string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

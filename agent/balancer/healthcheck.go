@@ -14,44 +14,44 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// On a machine whose processor others have, this process hears late what servers have answered, looks late, and gives
-// its questions up before it has read the answers. None of that is a server's silence, and a node that takes it for
-// that closes all connections of the machine's to a server that is well: each costs a new handshake, on the machine
-// that has no processor time as it is. So what was late by itself does not count: the time between two looks of which
-// the second one came late, and a question that took longer than it can have (as server/liveness judges nodes).
+// On a machine whose processor is busy, this process receives replies late, runs its checks late, and ends probes by
+// timeout before it has read the reply. None of that means that a server is unresponsive. A node that assumed so would
+// close all connections of this machine to a healthy server: each costs a new handshake, on the machine that lacks
+// processor time. So a delay of this process does not count: neither the time before a late check, nor a probe that
+// took longer than its timeout (as server/liveness judges nodes).
 
 const (
-	// checkEvery is how often the servers that have connections are looked after. One that has vanished with its
-	// machine closes nothing.
+	// checkEvery is how often the servers with connections are checked. A server that vanished with its machine closes
+	// nothing.
 	checkEvery = time.Second
-	// probeEvery is how often such a server has to show its certificate while it is not heard otherwise.
+	// probeEvery is how often such a server has to present its certificate while no other traffic shows that it works.
 	probeEvery = 2 * time.Second
-	// probes is how many questions in a row a server may leave open.
+	// probes is how many probes in a row may fail before a server's connections are closed.
 	probes = 2
-	// delayThreshold is by how much a look or a question may be late before this machine has to be assumed to be short
-	// of processor time.
+	// delayThreshold is by how much a check or a probe may be late before this machine is assumed to lack processor
+	// time.
 	delayThreshold = 250 * time.Millisecond
-	// mostLate is how many looks or questions in a row do not count for being late, and the next one counts as one that
-	// was not: a machine may be like that for hours, and a server dead meanwhile.
+	// mostLate is how many late checks or probes in a row are discounted. The next one counts as if it were in time: a
+	// machine may stay like that for hours while a server is dead.
 	mostLate = 4
 )
 
-// probeState is what looking after a server has found out since it was last heard.
+// probeState is what the checks have found out about a server since its last contact.
 type probeState struct {
-	heard  time.Time // when that was: that a delay is discounted is no answer
-	missed int       // questions in a row that it has left open
-	asked  time.Time // the latest of them
-	late   int       // questions in a row that took longer than they can have
-	cut    bool      // there was no way to its machine
+	heard  time.Time // the last contact; discounted time is not a contact
+	missed int       // failed probes in a row
+	asked  time.Time // when the latest probe began
+	late   int       // probes in a row that took longer than their timeout
+	cut    bool      // the server's machine could not be reached
 }
 
-// watch looks after the servers that have connections.
+// watch checks the servers with connections.
 func (b *Balancer) watch(ctx context.Context) {
 	states := map[string]*probeState{}
 	wait := timers.Until(checkEvery)
 	next := time.NewTimer(wait)
 	defer next.Stop()
-	before := b.now() // the end of the last round, which may have taken longer than there is between two
+	before := b.now() // when the last round of checks ended, which may be after the next was due
 	due := before.Add(wait)
 	for late := 0; ; {
 		select {
@@ -84,7 +84,7 @@ func (b *Balancer) watch(ctx context.Context) {
 	}
 }
 
-// checkServer looks whether a server that has connections is heard, and has them closed if it is not.
+// checkServer checks whether a server with connections responds, and closes them if it does not.
 func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState) {
 	yes, last := b.heard(server)
 	again := !last.Equal(l.heard)
@@ -115,7 +115,7 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 	}
 	if took := b.now().Sub(began); took > b.within(dialTimeout)+delayThreshold && l.late < mostLate {
 		l.late++
-		b.discountDelay(time.Time{}) // the next look follows at once, before it is read what others have said meanwhile
+		b.discountDelay(time.Time{}) // the next check follows at once, before contacts of other servers are read
 		return
 	}
 	l.late = 0
@@ -127,13 +127,13 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 	}
 }
 
-// discountDelay has the time since then, in which this machine was late, not count as anybody's silence.
+// discountDelay makes the time from since until now, in which this machine was late, not count as any server's silence.
 func (b *Balancer) discountDelay(since time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
 	for server, p := range b.proved {
-		if p.at.IsZero() { // it was left
+		if p.at.IsZero() { // it was dropped
 			continue
 		}
 		p.discounted = min(p.discounted+now.Sub(timers.Later(since, p.at)), now.Sub(p.at))
@@ -141,8 +141,9 @@ func (b *Balancer) discountDelay(since time.Time) {
 	}
 }
 
-// dropStale closes the connections to a server that is heard again after there was no way to its machine. What was sent
-// over them meanwhile waits for TCP, by now for as long again as it has waited already; a new connection does not.
+// dropStale closes the connections to a server that responds again after its machine could not be reached. Data that
+// was sent over them meanwhile waits for TCP's retransmission timer, by now as long again as it has waited already. New
+// connections do not wait.
 func (b *Balancer) dropStale(server string, l *probeState) {
 	if !l.cut {
 		return
@@ -153,8 +154,8 @@ func (b *Balancer) dropStale(server string, l *probeState) {
 	b.closeAll(server)
 }
 
-// unreachable says whether a handshake failed since not even the kernel of the server's machine answered: it does for a
-// process that is blocked or gets no processor time.
+// unreachable reports whether a handshake failed because not even the kernel of the server's machine replied. The
+// kernel replies for a process that is blocked or gets no processor time.
 func unreachable(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "dial" && !errors.Is(err, syscall.ECONNREFUSED)

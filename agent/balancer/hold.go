@@ -15,17 +15,18 @@ import (
 )
 
 const (
-	// holdFor is for how long a connection waits that comes while no server can be used: clients wait longer each time
-	// that they are turned away (client-go's watches 30 s and more), and so are back at once. It is less than they give
-	// a TLS handshake, which is 10 s. holdPause is between two attempts.
+	// holdFor limits how long a new connection waits while no server can be used. Clients back off longer after each
+	// refused connection (client-go's watches 30 s and more), so those that wait reconnect at once. It is less than the
+	// 10 s that clients give a TLS handshake. holdPause is the pause between two attempts.
 	holdFor, holdPause = 8 * time.Second, 250 * time.Millisecond
-	// mostWaiting is how many connections may be without a server at a time; one more, and the one that has waited
-	// longest is closed. The node's own parts have a few. Any program of this machine may connect, again and again
-	// while no server replies, and each that waits costs a file descriptor and some goroutines.
+	// mostWaiting is how many connections may wait for a server at a time. One more closes the connection that has
+	// waited longest. The node's own parts have a few. Any program of this machine may connect, again and again while
+	// no server replies, and each waiting connection costs a file descriptor and some goroutines.
 	mostWaiting = 256
 )
 
-// pass joins a connection of this machine's to one with a server. It waits for a server if there was one before.
+// pass joins a connection from this machine to one to a server. It waits for a server if one could be used in this run
+// before.
 func (b *Balancer) pass(ctx context.Context, c net.Conn) {
 	defer b.leave(accepted(c))
 	if b.enter(accepted(c)) {
@@ -34,19 +35,20 @@ func (b *Balancer) pass(ctx context.Context, c net.Conn) {
 	}
 	up, server, err := b.await(ctx, c)
 	if err != nil {
-		_ = c.Close() // the client sees that, and tries again
+		_ = c.Close() // the client notices, and tries again
 		return
 	}
 	b.join(ctx, c, up, server, func() { b.doubt(server) })
 }
 
-// await finds a server for a connection of this machine's. One whose client has ended it, or its way, waits for none.
+// await finds a server for a connection from this machine. It does not wait for one if the client has closed the
+// connection or its sending side.
 func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.within(holdFor))
 	var proving sync.WaitGroup
 	defer proving.Wait()
 	defer cancel()
-	served, _ := b.waiting.Add(nil, func() { cancel(); _ = c.Close() }) // of a program of this machine; the table is never closed
+	served, _ := b.waiting.Add(nil, func() { cancel(); _ = c.Close() }) // from this machine; the table is never closed
 	defer served()
 	for {
 		up, server, err = b.dial(ctx, b.candidates(), &proving, anyServer)
@@ -59,15 +61,15 @@ func (b *Balancer) await(ctx context.Context, c net.Conn) (up net.Conn, server s
 	}
 }
 
-// everReached says whether a server has shown itself in this run.
+// everReached reports whether a server has presented its certificate in this run.
 func (b *Balancer) everReached() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.proved) > 0
 }
 
-// clientEnded says whether a client that waits has ended its connection, or its way. What it has said before is not
-// read yet, so that a Read would not tell.
+// clientEnded reports whether a waiting client has closed its connection, or its sending side. Read would not show
+// that, since the data that the client sent before is not read yet.
 func clientEnded(c net.Conn) (yes bool) {
 	s, ok := c.(syscall.Conn)
 	if !ok {

@@ -10,16 +10,17 @@ import (
 )
 
 // An address on the list may lead back to this program: it is one of this machine's, or the operator has named the
-// local address as a server. Each connection to it would open another one, until no file can be opened any more; and
-// the first of them that gets to a server would even show a server's certificate there. A connection of which this
-// program has both ends tells: who has opened it and who has accepted it see the same two addresses.
+// local address as a server. Each connection to it would open another one, until no file can be opened any more. The
+// first of them that reaches a server would even get a server's certificate. Such a loop is detected by the
+// connections' addresses: the end that opened a connection and the end that accepted it have the same two addresses.
 
 var errItself = errors.New("it leads back to this program")
 
-// addressPair has the addresses of a TCP connection, first that of the end that opened it.
+// addressPair has the addresses of a TCP connection. from is the end that opened it.
 type addressPair struct{ from, to string }
 
-// opened are those of a connection that this program has opened, accepted of one that it has accepted.
+// opened returns the addresses of a connection that this program has opened. accepted does for one that it has
+// accepted.
 func opened(c net.Conn) addressPair {
 	return addressPair{c.LocalAddr().String(), c.RemoteAddr().String()}
 }
@@ -27,8 +28,8 @@ func accepted(c net.Conn) addressPair {
 	return addressPair{c.RemoteAddr().String(), c.LocalAddr().String()}
 }
 
-// enter notes one end of a connection until leave is called, and says whether this program has the other one, too. It
-// returns true for the second of the two.
+// enter records one end of a connection until leave is called. It returns true if this program has the other end, too,
+// which is so for the second of the two calls.
 func (b *Balancer) enter(e addressPair) (itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -44,7 +45,7 @@ func (b *Balancer) leave(e addressPair) {
 	}
 }
 
-// connect opens a connection to a server. Who closes it calls leave.
+// connect opens a connection to a server. The caller calls leave when it closes it.
 func (b *Balancer) connect(ctx context.Context, server string) (net.Conn, error) {
 	d := net.Dialer{Timeout: b.within(dialTimeout)}
 	c, err := d.DialContext(ctx, "tcp", server)
@@ -53,7 +54,7 @@ func (b *Balancer) connect(ctx context.Context, server string) (net.Conn, error)
 	}
 	if b.enter(opened(c)) {
 		b.leave(opened(c))
-		_ = c.Close() // nothing was said
+		_ = c.Close() // nothing was sent
 		return nil, fmt.Errorf("%s is no server: %w", server, errItself)
 	}
 	return c, nil

@@ -18,53 +18,53 @@ import (
 	"github.com/coracle-k8s/coracle/joining/protocol"
 )
 
-// That an address accepts connections says nothing: another program may be there, another cluster, or the kernel of a
-// machine whose server is blocked. What says something is a server's certificate in a TLS handshake. One costs both
+// That an address accepts connections proves nothing: another program may listen there, another cluster, or the kernel
+// of a machine whose server is blocked. A server's certificate in a TLS handshake is a proof. A handshake costs both
 // ends about a millisecond and 4 kB, so there is none every two seconds: the node's own connection to each server
-// (agent/tunnels) proves once a second that the server still is what it was when it showed its certificate there. A
-// handshake of our own is made only where that is not heard: before the first connection, and when the server has
-// fallen silent.
+// (agent/tunnels) proves once a second that the server is still the one that presented its certificate there. The
+// balancer makes a handshake only without such a reply: before the first connection, and when the server has become
+// unresponsive.
 const (
-	// heardFor is for how long a server counts as answering after it has. It does so once a second, a moment after the
-	// node has looked (internal/timers), and the second look after an answer has to find it silent: with two whole
-	// seconds that would be the third.
+	// heardFor is how long a server counts as responsive after a reply. Replies arrive once a second, a moment after
+	// the node's check (internal/timers), and the second check after the last reply has to find the server
+	// unresponsive. With two whole seconds only the third check would.
 	heardFor = 1800 * time.Millisecond
-	// farther is by how much longer than usual the next answer may take of a server whose answers usually come less
-	// often than once a second: a line on which a packet and the one that answers it need more than that. farthest is
-	// the longest time between two answers that counts for what is usual.
+	// farther is by how much longer than usual the next reply may take from a server whose replies usually arrive less
+	// often than once a second, as over a line with a round trip longer than that. Only times between two replies below
+	// farthest count for what is usual.
 	farther, farthest = 700 * time.Millisecond, 3 * time.Second
-	// sureFor is for how long new connections are opened without another handshake.
+	// sureFor is how long after a proof new connections are opened without another handshake.
 	sureFor = 5 * time.Second
-	// answersNow is for how long an answer shows that this machine is neither slow nor cut off: they come once a
+	// answersNow is how long a reply proves that this machine is neither slow nor cut off: replies arrive once a
 	// second.
 	answersNow = 1200 * time.Millisecond
 )
 
-// proof is what is known of an address that has shown the certificate of a server.
+// proof is what is known of an address that has presented a server's certificate.
 type proof struct {
-	// at is when it last did, or answered over a connection on which it had.
+	// at is when it last presented it, or replied over a connection on which it had.
 	at time.Time
-	// itself says that the certificate names the address: no agent has passed the connection on.
+	// itself means that the certificate names the address: no agent has forwarded the connection.
 	itself bool
-	// doubted says that it has closed a connection since without a word.
+	// doubted means that it has closed a connection since without having sent anything.
 	doubted bool
-	// discounted is how much of the time since then counts as silence of no server: this machine was late.
+	// discounted is how much of the time since at does not count as unresponsive: this machine was late.
 	discounted time.Duration
-	// usual is the time between two answers over the node's own connection, on average, the latest counting most.
+	// usual is the average time between two replies over the node's own connection. The latest ones count most.
 	usual time.Duration
 }
 
-// proving is a handshake that goes on. Others that want to know the same wait for it: two agents that took one another
-// for servers would otherwise ask one another without end.
+// proving is a running handshake. Other callers that need its result wait for it: two agents that took one another for
+// servers would otherwise start handshakes with one another without end.
 type proving struct {
 	cancel    context.CancelFunc
-	connected atomic.Bool   // the machine's kernel has answered
-	done      chan struct{} // closed at its end
-	err       error         // set before
+	connected atomic.Bool   // the machine's kernel has replied
+	done      chan struct{} // closed at the end of the handshake
+	err       error         // set before done is closed
 }
 
-// Replied says that a server has replied over a connection of the node's, on which it had shown its certificate.
-// itself says that this names the address.
+// Replied records that a server has replied over a connection of the node's on which it had presented its certificate.
+// itself means that the certificate names the address.
 func (b *Balancer) Replied(server string, itself bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -77,8 +77,9 @@ func (b *Balancer) Replied(server string, itself bool) {
 	b.recordProof(server, p)
 }
 
-// Ended says that a server has ended the node's connection. A server whose disk is stalled does so, and would keep all
-// requests waiting: if another one answers, what went to this one goes there at once.
+// Ended records that a server has ended the node's connection. A server whose disk is stalled does so, and would delay
+// all requests. If another server replies, the connections to this one are closed at once, so that clients use the
+// other one.
 func (b *Balancer) Ended(server string) {
 	if other := b.otherResponsive(server); other != "" {
 		b.o.Logger.Info("a server has drained the connections of this node; they go to another one now", "server", server, "other", other)
@@ -86,9 +87,9 @@ func (b *Balancer) Ended(server string) {
 	}
 }
 
-// doubt says that a server has closed a connection without a word, as one does whose API server stops or has not begun:
-// it has to show itself before the next connection is opened. It counts as heard nevertheless, and keeps the
-// connections that it has: a program on this machine that sends what is no TLS brings this about too.
+// doubt records that a server has closed a connection without having sent anything, as one does whose API server is
+// stopping or has not started. It has to present its certificate before the next connection is opened. It still counts
+// as responsive, and keeps its connections: a program on this machine that does not speak TLS causes this too.
 func (b *Balancer) doubt(server string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -98,7 +99,7 @@ func (b *Balancer) doubt(server string) {
 	}
 }
 
-// recordProof keeps what has been shown just now. mu is held.
+// recordProof records a proof with the current time. The caller holds mu.
 func (b *Balancer) recordProof(server string, p proof) {
 	if slices.Contains(b.servers, server) {
 		p.at, p.discounted = b.now(), 0
@@ -106,8 +107,8 @@ func (b *Balancer) recordProof(server string, p proof) {
 	}
 }
 
-// heard says whether a server answers over the node's own connection, or has just shown its certificate, and when it
-// last did.
+// heard reports whether a server replies over the node's own connection, or has just presented its certificate, and
+// when it last did.
 func (b *Balancer) heard(server string) (yes bool, last time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -115,15 +116,15 @@ func (b *Balancer) heard(server string) (yes bool, last time.Time) {
 	return b.responsive(server, max(heardFor, p.usual+farther)+p.discounted), p.at
 }
 
-// responsive is called with mu held.
+// responsive reports whether the server's last proof is younger than within. The caller holds mu.
 func (b *Balancer) responsive(server string, within time.Duration) bool {
 	p, ok := b.proved[server]
 	return ok && b.now().Sub(p.at) < within
 }
 
-// otherResponsive is a server that has just answered, and not the one that is given; "" if there is none. A server that
-// is silent while another one answers is left at once, without asking it twice: that costs its clients a new
-// connection, and waiting costs them their requests.
+// otherResponsive returns another server than the given one that has just replied, or "". When there is one,
+// connections to an unresponsive server are closed at once, without a second probe: that costs its clients a new
+// connection, and waiting would cost them their requests.
 func (b *Balancer) otherResponsive(but string) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -135,26 +136,26 @@ func (b *Balancer) otherResponsive(but string) string {
 	return ""
 }
 
-// leftOut says whether an address is one of those that are said to be none of a server. mu is held.
+// leftOut reports whether an address is excluded and has not presented a certificate for itself. The caller holds mu.
 func (b *Balancer) leftOut(server string) bool { return b.excluded[server] && !b.proved[server].itself }
 
-// provedLast are the addresses that have proved to be servers' themselves, the latest first, no more than mostProved.
-// mu is held.
+// provedLast returns the addresses that have presented a certificate for themselves, the latest first, no more than
+// mostProved. The caller holds mu.
 func (b *Balancer) provedLast() []string {
 	out := slices.DeleteFunc(slices.Sorted(maps.Keys(b.proved)), func(s string) bool { return !b.proved[s].itself })
 	slices.SortStableFunc(out, func(x, y string) int { return b.proved[y].at.Compare(b.proved[x].at) })
 	return out[:min(len(out), mostProved)]
 }
 
-// removeAddresses drops what is known of addresses. mu is held.
+// removeAddresses removes what is known of addresses. The caller holds mu.
 func (b *Balancer) removeAddresses(gone func(string) bool) {
 	maps.DeleteFunc(b.named, func(s string, _ bool) bool { return gone(s) })
 	maps.DeleteFunc(b.proved, func(s string, _ proof) bool { return gone(s) })
 }
 
-// candidates are all addresses in the order in which they are tried: those that answer, then those that once were a
-// server's, then what was only named, and at last what is said to be none. A source that names many has them tried
-// last.
+// candidates returns all addresses in the order in which they are tried: responsive ones, then those that presented a
+// certificate for themselves before, then those that were only named, and last the excluded ones. So addresses that one
+// source names in large numbers are tried late.
 func (b *Balancer) candidates() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -174,7 +175,7 @@ func (b *Balancer) candidates() []string {
 	return out
 }
 
-// ensureProven returns an error if a server does not show that it is one of the cluster's, now or a moment ago.
+// ensureProven returns an error if a server has not proved, now or a moment ago, that it belongs to the cluster.
 func (b *Balancer) ensureProven(ctx context.Context, server string) error {
 	b.mu.Lock()
 	known := b.responsive(server, sureFor) && !b.proved[server].doubted
@@ -185,7 +186,8 @@ func (b *Balancer) ensureProven(ctx context.Context, server string) error {
 	return b.prove(ctx, server)
 }
 
-// prove has a server show its certificate. It waits for no longer than dialTimeout; the handshake may go on.
+// prove waits until a server has presented its certificate. It waits no longer than dialTimeout, while the handshake
+// may continue.
 func (b *Balancer) prove(ctx context.Context, server string) error {
 	notInTime := func(p *proving) error {
 		late := error(&net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded})
@@ -213,7 +215,7 @@ func (b *Balancer) prove(ctx context.Context, server string) error {
 	}
 }
 
-// handshakeWith returns the handshake with a server that goes on, or begins one, which ctx does not end.
+// handshakeWith returns the running handshake with a server, or begins one. ctx does not end it.
 func (b *Balancer) handshakeWith(ctx context.Context, server string) (*proving, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -240,7 +242,7 @@ func (b *Balancer) handshakeWith(ctx context.Context, server string) (*proving, 
 	return p, nil
 }
 
-// endProving ends all handshakes, and returns when none is left.
+// endProving ends all handshakes, and returns when none is running.
 func (b *Balancer) endProving() {
 	b.mu.Lock()
 	b.ended = true
@@ -266,9 +268,9 @@ func (b *Balancer) handshake(ctx context.Context, server string, connected *atom
 		return fail(err)
 	}
 	defer b.leave(opened(raw))
-	defer raw.Close() // nothing was to be said
+	defer raw.Close() // nothing has to be sent
 	connected.Store(true)
-	config.ServerName, _, _ = net.SplitHostPort(server) // it was dialled, and so is host:port
+	config.ServerName, _, _ = net.SplitHostPort(server) // server was dialed, and so is host:port
 	c := tls.Client(raw, config)
 	if err := c.HandshakeContext(ctx); err != nil {
 		return fail(err)
