@@ -22,7 +22,7 @@ const (
 	maxSocketDir = 42
 )
 
-// serverConfig is containerd's configuration as a pure function of the options and what the host can do.
+// serverConfig returns containerd's configuration. It depends only on the options and the host's capabilities.
 func serverConfig(o Options, snapshotter string, h host) *srvconfig.Config {
 	return &srvconfig.Config{
 		Version:         version.ConfigVersion,
@@ -30,7 +30,7 @@ func serverConfig(o Options, snapshotter string, h host) *srvconfig.Config {
 		State:           o.State,
 		RequiredPlugins: []string{"io.containerd.grpc.v1.cri"},
 		DisabledPlugins: []string{
-			// Both would count every call into a registry that is not scraped; the first panics when its metrics exist
+			// Both would count every call into a registry that is not scraped. The first panics when its metrics exist
 			// already.
 			"io.containerd.metrics.v1.grpc-prometheus",
 			"io.containerd.metrics.v1.grpc-otel",
@@ -53,13 +53,14 @@ func imagesConfig(o Options, snapshotter string) map[string]any {
 		"snapshotter":   snapshotter,
 		"pinned_images": map[string]any{"sandbox": o.PauseImage},
 		"registry":      registryConfig(o),
-		// The transfer service does not know the registries' credentials; said here, containerd does not warn about it.
+		// The transfer service does not know the registries' credentials. With this setting containerd does not warn
+		// about it.
 		"use_local_image_pull": len(o.RegistryAuths) > 0,
 	}
 }
 
-// registryConfig names the folder of hosts.toml files. Credentials have no place in those; the older key beside them
-// has, and makes containerd pull with its client library where it would use the transfer service.
+// registryConfig names the folder of hosts.toml files. Those cannot hold credentials. The older key beside them can,
+// and makes containerd pull with its client library where it would use the transfer service.
 func registryConfig(o Options) map[string]any {
 	c := map[string]any{"config_path": o.RegistryDir}
 	if len(o.RegistryAuths) > 0 {
@@ -74,8 +75,8 @@ func registryConfig(o Options) map[string]any {
 	return c
 }
 
-// transferConfig repeats the image service's settings: pulls go through the transfer service, which has settings of
-// its own.
+// transferConfig repeats the image service's settings: pulls go through the transfer service, which has separate
+// settings.
 func transferConfig(o Options, snapshotter string) map[string]any {
 	return map[string]any{
 		"config_path": o.RegistryDir,
@@ -111,15 +112,15 @@ func runtimeConfig(o Options, h host) map[string]any {
 		"netns_mounts_under_state_dir": true,
 		"restrict_oom_score_adj":       !h.canLowerOOMScore,
 		"disable_apparmor":             h.noAppArmor,
-		// Asks every shim for CPU numbers that only crictl stats shows (the kubelet reads cgroups itself). Upstream:
-		// 1s.
+		// stats_collect_period is how often every shim is asked for CPU numbers that only crictl stats shows (the
+		// kubelet reads cgroups itself). Upstream: 1s.
 		"stats_collect_period":   "60s",
 		"stats_retention_period": "3m",
 	}
 }
 
-// shimSocketDir keeps shims' sockets in the state directory unless their names would be too long for a unix address;
-// then it takes a short name derived from the directory, the same in every run.
+// shimSocketDir returns the folder of shims' sockets. It is in the state directory, unless their names would be too
+// long for a unix address. Then it is a short name derived from the directory, the same in every run.
 func shimSocketDir(state string) string {
 	dir := filepath.Join(state, "s")
 	if len(dir) <= maxSocketDir {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package containerd runs containerd v2 inside this process: the CRI service that the kubelet speaks to, on a unix
-// socket that ctr and crictl may use too, and an in-memory client for the agent's own image work.
+// Package containerd runs containerd v2 inside this process. It serves CRI to the kubelet on a unix socket, which ctr
+// and crictl may use too, and has an in-memory client for the agent's own image work.
 //
 // It owns containerd's configuration (there is no config file), its root and state directories and its socket. It never
-// stops a container: those belong to the shims, which outlive this process and are found again by the next one.
+// stops a container: containers belong to the shims, which outlive this process and which the next one finds again.
 //
 // containerd keeps its plugins, metrics and logger in process-wide variables, so a process starts it at most once.
 package containerd
@@ -32,21 +32,21 @@ import (
 	"github.com/containerd/plugin/registry"
 )
 
-// Namespace is the containerd namespace that holds everything of Kubernetes.
+// Namespace is the containerd namespace of Kubernetes' containers and images.
 const Namespace = "k8s.io"
 
-// startTimeout bounds waiting for the CRI service. Recovery asks every shim for its state, ten seconds at most for
-// each, many at a time: a node with hundreds of pods and a slow disk stays well below.
+// startTimeout limits waiting for the CRI service. Recovery asks every shim for its state, ten seconds at most for
+// each, many concurrently: a node with hundreds of pods and a slow disk stays well below.
 const startTimeout = 2 * time.Minute
 
-// Options say where containerd lives and what it runs.
+// Options are containerd's directories and settings.
 type Options struct {
 	// Root holds what must survive a reboot: images, snapshots, metadata.
 	Root string
-	// State holds what must not: sockets, bundles, FIFOs. It should be on a tmpfs.
+	// State holds what must not survive a reboot: sockets, bundles, FIFOs. It should be on a tmpfs.
 	State string
-	// BinDir holds runc and containerd-shim-runc-v2. It should be a stable path: it is written into each container's
-	// record.
+	// BinDir holds runc and containerd-shim-runc-v2. It should be a stable path, since each container's record contains
+	// it.
 	BinDir string
 	// CNIBinDir and CNIConfDir are where the CRI service finds the network plugin and its configuration. The service
 	// watches CNIConfDir, so the configuration may appear later; until then the node reports that its network is not
@@ -54,24 +54,24 @@ type Options struct {
 	CNIBinDir, CNIConfDir string
 	// RegistryDir holds one folder with a hosts.toml for each registry (containerd's config_path); empty for none.
 	RegistryDir string
-	// PauseImage is the full name of the sandbox image. It must be imported: it is never pulled successfully without a
-	// registry.
+	// PauseImage is the full name of the sandbox image. It must be imported: without a registry pulling it always
+	// fails.
 	PauseImage string
-	// RegistryAuths are credentials by the host that asks for them.
+	// RegistryAuths are credentials by the registry host that requires them.
 	RegistryAuths map[string]RegistryAuth
-	// Snapshotter is "overlayfs", "native" or "auto", which takes overlayfs where the file system under Root carries
-	// it.
+	// Snapshotter is "overlayfs", "native" or "auto". The last means overlayfs where the file system under Root
+	// supports it.
 	Snapshotter string
-	// Logger receives what this package has to say; containerd itself logs through logrus' standard logger.
+	// Logger receives this package's messages. containerd itself logs through logrus' standard logger.
 	Logger *slog.Logger
 }
 
-// RegistryAuth is a name and a password, both as base64 in Auth, or a token.
+// RegistryAuth is a user name and a password, or both as base64 in Auth, or a token.
 type RegistryAuth struct {
 	Username, Password, Auth, IdentityToken string
 }
 
-// Address is the gRPC socket, which CRI clients, ctr and crictl use.
+// Address returns the path of the gRPC socket, which CRI clients, ctr and crictl use.
 func (o Options) Address() string { return filepath.Join(o.State, "containerd.sock") }
 
 // Server is a running containerd.
@@ -86,11 +86,11 @@ type Server struct {
 	stopOnce         sync.Once
 }
 
-// started guards the once-per-process rule of the package comment.
+// started makes sure that a process starts containerd once, as the package comment says.
 var started atomic.Bool
 
-// Start brings containerd up and returns when its CRI service has recovered the containers of an earlier run and
-// answers.
+// Start starts containerd. It returns when the CRI service has recovered the containers of an earlier run and serves
+// requests.
 func Start(ctx context.Context, o Options) (*Server, error) {
 	if !started.CompareAndSwap(false, true) {
 		return nil, errors.New("containerd: already started in this process, and its plugins cannot be set up twice")
@@ -112,8 +112,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	registerCRIPlugin(s)
 	registerGCScheduler()
 
-	// The server keeps this context for its background work; cancelling it half-way would leave plugins running on
-	// nothing, so it lives until the process ends and Stop closes the plugins in order.
+	// The server keeps this context for its background work. Cancelling it half-way would leave plugins running without
+	// their services, so it is never cancelled, and Stop closes the plugins in order.
 	srv, err := server.New(context.WithoutCancel(ctx), config)
 	if err != nil {
 		return nil, fmt.Errorf("containerd: set up: %w", s.fatal.or(err))
@@ -129,19 +129,19 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	return s, nil
 }
 
-// release is a version without "+unknown", which containerd appends where the linker was given no version. Our build is
-// of that release's sources. Nodes show it in their status.
+// release returns a version without "+unknown", which containerd appends where the linker was given no version. Our
+// build uses that release's sources. Nodes show the version in their status.
 func release(v string) string { return strings.TrimSuffix(v, "+unknown") }
 
-// prepare makes what containerd expects to find: directories, its programs on PATH, a snapshotter that works.
+// prepare makes what containerd requires: directories, its programs on PATH, a snapshotter that works.
 func (s *Server) prepare() error {
 	for _, name := range []string{"runc", shimName} {
 		if _, err := os.Stat(filepath.Join(s.opts.BinDir, name)); err != nil {
 			return fmt.Errorf("containerd: the embedded program %s is missing from %s: %w", name, s.opts.BinDir, err)
 		}
 	}
-	// A shim whose container record has no path is looked up by name, on this process's PATH: upstream has no other way
-	// in.
+	// A shim whose container record has no path is looked up by name, on this process's PATH. Upstream has no other
+	// setting for it.
 	if err := prependPath(s.opts.BinDir); err != nil {
 		return err
 	}
@@ -156,10 +156,10 @@ func (s *Server) prepare() error {
 	return nil
 }
 
-// waitReady waits until the CRI service has recovered, has failed, or takes too long.
+// waitReady waits until the CRI service has recovered, has failed, or exceeds startTimeout.
 func (s *Server) waitReady(ctx context.Context) error {
 	ready := make(chan struct{})
-	go func() { // ends with readiness; if that never comes the process is about to end anyway
+	go func() { // ends with readiness; without that the process is about to end anyway
 		s.server.Wait()
 		close(ready)
 	}()
@@ -181,28 +181,28 @@ func (s *Server) waitReady(ctx context.Context) error {
 	}
 }
 
-// Client returns a client without sockets or serialization, bound to the Kubernetes namespace.
+// Client returns a client without sockets or serialization for the Kubernetes namespace.
 func (s *Server) Client() *client.Client { return s.client }
 
-// NotifyImageAdded tells the CRI service about an image that the client has added, so that the kubelet sees it at once.
+// NotifyImageAdded notifies the CRI service of an image that the client has added, so that the kubelet sees it at once.
 func (s *Server) NotifyImageAdded(ctx context.Context, name string) error {
 	return s.notifyImageAdded(ctx, name)
 }
 
-// Lists answers without the socket what a kubelet asks all the time.
+// Lists returns the CRI list calls, served in this process and not over the socket.
 func (s *Server) Lists() Lists { return *s.lists }
 
-// Snapshotter is the name of the snapshotter in use.
+// Snapshotter returns the name of the snapshotter in use.
 func (s *Server) Snapshotter() string { return s.snapshotter }
 
-// Address is the gRPC socket's path.
+// Address returns the gRPC socket's path.
 func (s *Server) Address() string { return s.opts.Address() }
 
-// Failed delivers the error that ended a part of containerd for good (upstream would exit the process). The rest of the
-// process should then stop in order and be started again; containers are not affected.
+// Failed delivers the error of a part of containerd that cannot continue (upstream would exit the process). The rest of
+// the process should then stop in order and be started again. Containers are not affected.
 func (s *Server) Failed() <-chan error { return s.fatal.failed }
 
-// Stop closes the sockets and services. Containers go on, watched by their shims.
+// Stop closes the sockets and services. Containers keep running, watched by their shims.
 func (s *Server) Stop() {
 	s.stopOnce.Do(func() {
 		s.fatal.expectEnd()
@@ -211,8 +211,8 @@ func (s *Server) Stop() {
 }
 
 func prepareTempMounts(root string) error {
-	// In the root, not in /tmp: a layer being unpacked can be large, and an earlier run's leftovers are found again
-	// here.
+	// Temporary mounts are in the root, not in /tmp: a layer being unpacked can be large, and CleanupTempMounts finds
+	// an earlier run's leftovers there.
 	if err := mount.SetTempMountLocation(filepath.Join(root, "tmpmounts")); err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func prepareTempMounts(root string) error {
 	return errors.Join(append(warnings, err)...)
 }
 
-// registerClientPlugin adds a plugin of ours that is handed containerd's services in memory. It must be called before
+// registerClientPlugin adds a plugin of ours that receives containerd's services in memory. It must be called before
 // server.New, which builds the plugin graph.
 func registerClientPlugin(s *Server) {
 	registry.Register(&plugin.Registration{
@@ -255,8 +255,8 @@ func registerClientPlugin(s *Server) {
 	})
 }
 
-// prependPath puts dir first on PATH and makes sure the system's own folders are there: an init system may start us
-// with none, and the kubelet needs mount and umount.
+// prependPath puts dir first on PATH and appends the system's own folders if they are missing: an init system may start
+// us without a PATH, and the kubelet needs mount and umount.
 func prependPath(dir string) error {
 	path := []string{dir}
 	seen := map[string]bool{dir: true}

@@ -16,10 +16,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// criPlugin is a type of its own, since it comes after the CRI service, which is a gRPC service; nothing waits for it.
+// criPlugin is a separate plugin type, since it has to come after the CRI service, which is a gRPC service. Nothing
+// waits for it.
 const criPlugin plugin.Type = "io.coracle.cri.v1"
 
-// criService is the part of containerd's CRI service that Lists asks.
+// criService has the calls of containerd's CRI service that Lists uses.
 type criService interface {
 	IsInitialized() bool
 	ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error)
@@ -27,27 +28,27 @@ type criService interface {
 	Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error)
 }
 
-// Lists answers the questions that a kubelet asks all the time, by a call in this process. Over the socket each of them
-// wakes four threads, for both ends' readers and writers (docs/adr/0040). Errors are as over the socket. Parts of an
-// answer are containerd's own, and are not to be changed.
+// Lists serves the calls that a kubelet repeats all the time, within this process. Over the socket each of them wakes
+// four threads, for the readers and writers of both ends (docs/adr/0040). Errors are the same as over the socket.
+// Responses share memory with containerd and must not be changed.
 type Lists struct{ cri criService }
 
-// ListPodSandbox is CRI's.
+// ListPodSandbox implements CRI's call of that name.
 func (l Lists) ListPodSandbox(ctx context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
 	return ask(ctx, l.cri, l.cri.ListPodSandbox, r)
 }
 
-// ListContainers is CRI's.
+// ListContainers implements CRI's call of that name.
 func (l Lists) ListContainers(ctx context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
 	return ask(ctx, l.cri, l.cri.ListContainers, r)
 }
 
-// Status is CRI's.
+// Status implements CRI's call of that name.
 func (l Lists) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	return ask(ctx, l.cri, l.cri.Status, r)
 }
 
-// ask does what upstream does with each call that comes by the socket.
+// ask does the same as upstream for each call over the socket.
 func ask[Q, A any](ctx context.Context, cri criService, call func(context.Context, Q) (A, error), question Q) (A, error) {
 	var none A
 	if err := ctx.Err(); err != nil { // the service does not check
@@ -63,7 +64,7 @@ func ask[Q, A any](ctx context.Context, cri criService, call func(context.Contex
 	return answer, nil
 }
 
-// registerCRIPlugin adds a plugin of ours that is handed the CRI service. It must be called before server.New, which
+// registerCRIPlugin adds a plugin of ours that receives the CRI service. It must be called before server.New, which
 // builds the plugin graph.
 func registerCRIPlugin(s *Server) {
 	registry.Register(&plugin.Registration{

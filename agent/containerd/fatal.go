@@ -11,8 +11,8 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// fatalTrap stands where upstream would end the process. containerd calls Fatal from goroutines of its own when the CRI
-// service or a listener fails; the trap ends that goroutine alone and hands the message to the owner.
+// fatalTrap replaces the exit of the process. containerd calls Fatal in its own goroutines when the CRI service or a
+// listener fails. The trap ends that goroutine alone and sends the message to failed.
 type fatalTrap struct {
 	failed chan error // capacity 1: the first failure is the one that matters
 	ending atomic.Bool
@@ -27,7 +27,7 @@ func setTrap() *fatalTrap {
 	return trap
 }
 
-// or prefers a failure that was trapped over the error at hand, which is often only its consequence.
+// or joins a trapped failure, if there is one, with err, which is often only its consequence.
 func (t *fatalTrap) or(err error) error {
 	select {
 	case trapped := <-t.failed:
@@ -37,7 +37,7 @@ func (t *fatalTrap) or(err error) error {
 	}
 }
 
-// expectEnd tells the trap that listeners are about to be closed on purpose.
+// expectEnd makes the trap ignore failures from now on: the listeners are about to be closed on purpose.
 func (t *fatalTrap) expectEnd() { t.ending.Store(true) }
 
 // Levels implements logrus.Hook.

@@ -20,29 +20,29 @@ import (
 )
 
 const (
-	// firstCollection is how long after the start all is looked through once: a node's first seconds are busy enough.
+	// firstCollection is how long after the start the first collection runs: a node's first seconds are busy enough.
 	firstCollection = 10 * time.Second
-	// collectAfter is how long after something was removed. What is removed meanwhile is collected with it.
+	// collectAfter is how long after a removal a collection runs. It collects what is removed meanwhile, too.
 	collectAfter = time.Second
-	// collectAgain is how long after a collection that failed.
+	// collectAgain is how long after a failed collection the next one runs.
 	collectAgain = 5 * time.Second
-	// changes are so many after which all is looked through although nothing was removed, as upstream does it: a lease
-	// may have run out.
+	// changes is the number of changes after which a collection runs although nothing was removed, as upstream does it:
+	// a lease may have expired.
 	changes = 100
 )
 
-// store is containerd's metadata, which knows what refers to what.
+// store is containerd's metadata, which knows the references between its objects.
 type store interface {
-	// RegisterMutationCallback registers what is called after each change, and must not block. removed says that
-	// something may be without an owner.
+	// RegisterMutationCallback registers a function that is called after each change and must not block. removed means
+	// that something may have no reference any more.
 	RegisterMutationCallback(func(removed bool))
 	GarbageCollect(context.Context) (gc.Stats, error)
 }
 
-// gcScheduler decides when unreferenced content is collected. It stands in for containerd's own scheduler
-// (plugins/gc), which either decides by what earlier collections took, and waits for minutes on a slow disk while the
-// kubelet evicts one pod after the other since it sees no more room, or looks once a second for as long as the node
-// runs. This one sleeps until something is removed.
+// gcScheduler decides when unreferenced content is collected. It replaces containerd's own scheduler (plugins/gc). That
+// one either derives the pause from the duration of earlier collections, or it checks once a second as long as the node
+// runs. On a slow disk the pause would be minutes, while the kubelet evicts one pod after the other because the disk is
+// full. This scheduler sleeps until something is removed.
 type gcScheduler struct {
 	store   store
 	changed atomic.Int32  // since the last collection
@@ -68,9 +68,10 @@ func newGCScheduler(s store) *gcScheduler {
 	return c
 }
 
-// ScheduleAndWait collects at once, for who removes and wants the room. containerd's services call it.
+// ScheduleAndWait collects at once, for a caller that removes something and needs the space. containerd's services call
+// it.
 func (c *gcScheduler) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
-	done := make(chan gcResult, 1) // one: the caller may have given up
+	done := make(chan gcResult, 1) // one: the caller may not wait any more
 	c.mu.Lock()
 	c.waiting = append(c.waiting, done)
 	c.mu.Unlock()
@@ -87,7 +88,7 @@ func (c *gcScheduler) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
 func (c *gcScheduler) run(ctx context.Context) {
 	due := time.NewTimer(firstCollection)
 	defer due.Stop()
-	removed := timers.Signal(nil) // while a collection is to come, it is for this too
+	removed := timers.Signal(nil) // nil while a collection is pending, which covers later removals too
 	for {
 		select {
 		case <-ctx.Done():
@@ -97,7 +98,7 @@ func (c *gcScheduler) run(ctx context.Context) {
 			due.Reset(collectAfter)
 			continue
 		case <-c.asked:
-			if !c.anyWaits() { // a collection that was under way was for it
+			if !c.anyWaits() { // the collection that has just ended was for this request too
 				continue
 			}
 			due.Stop()
@@ -118,13 +119,13 @@ func (c *gcScheduler) anyWaits() bool {
 	return len(c.waiting) > 0
 }
 
-// collect collects what has been removed until now, and tells who waits for it.
+// collect collects what has been removed until now, and sends the result to the waiting callers.
 func (c *gcScheduler) collect(ctx context.Context) error {
 	c.mu.Lock()
 	waiting := c.waiting
 	c.waiting = nil
 	c.mu.Unlock()
-	select { // before it begins: what is removed meanwhile may be passed over
+	select { // before it begins: it may miss what is removed meanwhile
 	case <-c.removed:
 	default:
 	}
@@ -156,7 +157,7 @@ func registerGCScheduler() {
 				return nil, errors.New("containerd's metadata is not collected as before")
 			}
 			c := newGCScheduler(s)
-			go c.run(ic.Context) // until containerd stops; there is no way to wait for it, as for upstream's
+			go c.run(ic.Context) // until containerd stops; it cannot be waited for, nor can upstream's
 			return c, nil
 		},
 	})

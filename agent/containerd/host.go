@@ -17,11 +17,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// host is what the configuration depends on and only the machine knows.
+// host has the properties of the machine on which the configuration depends.
 type host struct {
-	// canLowerOOMScore is CAP_SYS_RESOURCE: without it runc fails to give a container a lower score than our own.
+	// canLowerOOMScore is CAP_SYS_RESOURCE: without it runc fails to give a container a lower score than this process
+	// has.
 	canLowerOOMScore bool
-	// noAppArmor is true where the kernel has AppArmor but its profiles cannot be loaded from here.
+	// noAppArmor is true where the kernel has AppArmor but this process cannot load its profiles.
 	noAppArmor bool
 }
 
@@ -32,8 +33,8 @@ func detectHost() host {
 	}
 }
 
-// hasCapability reads the effective set from a status file of proc(5). An unreadable file counts as yes: it is the
-// usual case.
+// hasCapability reads the effective set from a status file of proc(5). It returns true for an unreadable file, since
+// most hosts have the capability.
 func hasCapability(statusFile string, bit uint) bool {
 	f, err := os.Open(statusFile)
 	if err != nil {
@@ -51,12 +52,12 @@ func hasCapability(statusFile string, bit uint) bool {
 	return true
 }
 
-// snapshotterFile records the choice below Root.
+// snapshotterFile is the file below Root that records the chosen snapshotter.
 const snapshotterFile = "snapshotter"
 
-// chooseSnapshotter settles "auto". overlayfs does not work on every file system (not on another overlayfs without
-// d_type, not on some network and FUSE file systems); native copies every layer, which is slow and large but always
-// works. What was chosen once is kept: images are unpacked for one snapshotter, and containers live in it.
+// chooseSnapshotter resolves "auto". overlayfs does not work on every file system (not on another overlayfs without
+// d_type, not on some network and FUSE file systems). native copies every layer, which is slow and large but always
+// works. The first choice is kept in later runs: images are unpacked for one snapshotter, and containers use it.
 func chooseSnapshotter(want, root string, log *slog.Logger) (string, error) {
 	switch want {
 	case "overlayfs", "native":
