@@ -24,32 +24,32 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// extensions are the file names that count as archives. Longer ones come first: FallbackName cuts them in this order.
+// extensions are the endings of archives' file names. Longer ones come first: FallbackName cuts them in this order.
 var extensions = []string{".tar.gz", ".tar.zst", ".tar.zstd", ".tgz", ".tzst", ".tar"}
 
-// DefaultSettle is how long a file must not have changed before it is read.
+// DefaultSettle is how long a file must stay unchanged before it is read.
 const DefaultSettle = 2 * time.Second
 
-// Folder imports the archives of one folder. Its methods are for one goroutine.
+// Folder imports the archives of one folder. Its methods must be called from one goroutine.
 type Folder struct {
 	// Dir is the folder; it is made when missing.
 	Dir string
-	// IndexFile says what was imported, so that a restart need not do it again.
+	// IndexFile records the imported archives, so that a restart does not import them again.
 	IndexFile string
 	Store     Store
 	Logger    *slog.Logger
-	// Board, when set, has a line while new files are not noticed at once.
+	// Board, when set, shows a status line while new files are not noticed at once.
 	Board *status.Board
-	// Settle is how long a file must not have changed before it is read; DefaultSettle when zero.
+	// Settle is how long a file must stay unchanged before it is read. Zero means DefaultSettle.
 	Settle time.Duration
 
-	newWatcher func() (*fsnotify.Watcher, error) // fsnotify's when nil; of tests
+	newWatcher func() (*fsnotify.Watcher, error) // nil means fsnotify's; tests set it
 
 	index  map[string]entry
-	failed map[string]fs.FileInfo // not tried again until they change
+	failed map[string]fs.FileInfo // these are not imported again until they change
 }
 
-// errBusy says that a program is still writing the file.
+// errBusy means that a program is still writing the file.
 var errBusy = errors.New("the file is still being written")
 
 func (f *Folder) open() error {
@@ -71,7 +71,7 @@ func (f *Folder) open() error {
 }
 
 // ImportAll imports every archive in the folder that is not in the store yet. An archive that cannot be imported is
-// logged and does not keep the others from being; the error is about the folder alone.
+// logged, and the others are imported. The error is about the folder alone.
 func (f *Folder) ImportAll(ctx context.Context) error {
 	if err := f.open(); err != nil {
 		return err
@@ -80,7 +80,7 @@ func (f *Folder) ImportAll(ctx context.Context) error {
 	return err
 }
 
-// scan imports what is ready and returns what is still being written.
+// scan imports the archives that are completely written and returns the names of the others.
 func (f *Folder) scan(ctx context.Context) (busy []string, err error) {
 	names, err := f.archives()
 	if err != nil {
@@ -117,12 +117,12 @@ func (f *Folder) archives() ([]string, error) {
 	return names, nil
 }
 
-// isArchive goes by the name. Hidden files are what copying programs use until they are done.
+// isArchive decides by the name. Copying programs use hidden files until they are done.
 func isArchive(name string) bool {
 	return !strings.HasPrefix(name, ".") && slices.ContainsFunc(extensions, func(ext string) bool { return strings.HasSuffix(name, ext) })
 }
 
-// handle imports one archive unless that is done, and logs how it went. It returns errBusy, the failure, or nil.
+// handle imports one archive unless that is done, and logs the result. It returns errBusy, the failure, or nil.
 func (f *Folder) handle(ctx context.Context, name string) error {
 	start := time.Now()
 	e, fresh, err := f.importOne(ctx, name)
@@ -150,7 +150,7 @@ func (f *Folder) handle(ctx context.Context, name string) error {
 	return nil
 }
 
-// importOne imports the archive; fresh is false when there was nothing to do.
+// importOne imports the archive. fresh is false when there was nothing to do.
 func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh bool, err error) {
 	file, err := os.Open(filepath.Join(f.Dir, name))
 	if err != nil {
@@ -174,7 +174,7 @@ func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh boo
 	names, err := f.Store.Import(ctx, io.TeeReader(file, sum), FallbackName(name))
 	if err != nil {
 		if after, serr := file.Stat(); serr == nil && (after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime())) {
-			return e, false, errBusy // it changed under us: that is why
+			return e, false, errBusy // it changed during the import, which failed for that
 		}
 		if ctx.Err() == nil {
 			f.failed[name] = info
@@ -189,8 +189,8 @@ func (f *Folder) importOne(ctx context.Context, name string) (e entry, fresh boo
 	return entry{info.Size(), info.ModTime(), hex.EncodeToString(sum.Sum(nil)), names}, true, nil
 }
 
-// imported says whether the index and the store agree that there is nothing to do. A file that was only touched is
-// recognised by its hash, which costs reading it and spares unpacking it.
+// imported reports whether the index and the store agree that there is nothing to do. A file of which only the time has
+// changed is recognised by its hash: that costs reading it, but not unpacking it.
 func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, file *os.File) (bool, error) {
 	last, known := f.index[name]
 	if !known || last.Size != info.Size() {
@@ -218,8 +218,8 @@ func (f *Folder) imported(ctx context.Context, name string, info fs.FileInfo, fi
 	return true, saveIndex(f.IndexFile, f.index)
 }
 
-// beingWritten asks the kernel whether the file is open for writing: it grants a read lease only when no program
-// has. Where leases do not exist the answer is no, and the time since the last change must do.
+// beingWritten reports whether a program has the file open for writing: only then the kernel refuses a read lease.
+// Where leases do not exist it returns false, and only the time since the last change counts.
 func beingWritten(f *os.File) bool {
 	fd := f.Fd()
 	_, err := unix.FcntlInt(fd, unix.F_SETLEASE, unix.F_RDLCK)

@@ -21,8 +21,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// heldBlobs is a content store that notes which content is written through it, also where that was there before. So it
-// is known what an archive itself held: a manifest may name content that a tenant pulled to this node.
+// heldBlobs is a content store that records which content is written through it, even if the store had it before. So it
+// is known which content an archive itself had: a manifest may name content that a tenant pulled to this node.
 type heldBlobs struct {
 	content.Store
 	mu   sync.Mutex
@@ -58,7 +58,8 @@ func (w *heldWriter) Commit(ctx context.Context, size int64, expected digest.Dig
 	return err
 }
 
-// importer imports archives with the client's services and writes through h and names.
+// importer returns a client that imports archives with c's leases. It writes content through h and image names through
+// names.
 func (h *heldBlobs) importer(c *client.Client, names images.Store) (*client.Client, error) {
 	out, err := client.New("", client.WithServices(client.WithContentStore(h), client.WithImageStore(names),
 		client.WithLeasesService(c.LeasesService())))
@@ -68,13 +69,14 @@ func (h *heldBlobs) importer(c *client.Client, names images.Store) (*client.Clie
 	return out, nil
 }
 
-// errOtherLayer says that an archive's layer is not the one that the image's configuration names.
+// errOtherLayer means that an archive's layer is not the one that the image's configuration names.
 var errOtherLayer = errors.New("a layer of the archive is not what the image's configuration says it is")
 
-// whole says whether the configuration of an image for this machine and all layers that it names were written. The
-// configuration names layers by what they hold (diff IDs), and these are what a container gets: the manifest may name
-// any others, and unpacking does not look at those where the image is unpacked already. So each layer is compared,
-// uncompressed. One that was there in another compression, with which the importer replaces the archive's, counts.
+// whole reports whether the configuration of an image for this machine and all layers that it names were written. The
+// configuration names layers by their uncompressed content (diff IDs), and containers get these. The manifest may name
+// any others, and unpacking ignores those where the image is unpacked already. So the uncompressed content of each
+// layer is compared. A layer counts, too, that the store had in another compression and the importer uses in place of
+// the archive's.
 func (h *heldBlobs) whole(ctx context.Context, im images.Image) (config digest.Digest, whole bool, err error) {
 	m, err := images.Manifest(ctx, h.Store, im.Target, platforms.Default())
 	if err != nil {
@@ -104,15 +106,15 @@ func (h *heldBlobs) whole(ctx context.Context, im images.Image) (config digest.D
 	return m.Config.Digest, whole, nil
 }
 
-// uncompressed is the digest of what a layer holds. It goes by the content, as unpacking does: a layer's media type may
-// not say how it is compressed.
+// uncompressed returns the digest of a layer's uncompressed content. It detects the compression from the content, as
+// unpacking does: a layer's media type may not name it.
 func (h *heldBlobs) uncompressed(ctx context.Context, layer ocispec.Descriptor) (digest.Digest, error) {
 	info, err := h.Store.Info(ctx, layer.Digest)
 	if err != nil {
 		return "", err
 	}
 	if is, ok := info.Labels[labels.LabelUncompressed]; ok {
-		return digest.Parse(is) // the program that unpacked it has compared
+		return digest.Parse(is) // the program that unpacked it has compared the digest
 	}
 	blob, err := h.Store.ReaderAt(ctx, layer)
 	if err != nil {
@@ -141,7 +143,7 @@ func (r untilDone) Read(p []byte) (int, error) {
 	return r.from.Read(p)
 }
 
-// has says whether content was written.
+// has reports whether content was written.
 func (h *heldBlobs) has(d digest.Digest) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

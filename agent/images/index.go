@@ -13,7 +13,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// entry is what is remembered of one archive.
+// entry is the index entry of one archive.
 type entry struct {
 	Size    int64     `json:"size"`
 	ModTime time.Time `json:"modTime"`
@@ -21,12 +21,12 @@ type entry struct {
 	Images  []string  `json:"images"`
 }
 
-// same says whether the file looks untouched since.
+// same reports whether the file has the size and time that it had when it was imported.
 func (e entry) same(info fs.FileInfo) bool {
 	return e.Size == info.Size() && e.ModTime.Equal(info.ModTime())
 }
 
-// loadIndex reads the index. A damaged one counts as none: importing again costs time and nothing else.
+// loadIndex reads the index. A damaged index counts as empty: importing again costs only time.
 func loadIndex(path string) (map[string]entry, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

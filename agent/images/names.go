@@ -14,8 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// writtenNames is a store of images' names that notes which ones are written through it, and what they stood for
-// before: an archive that turns out to be of no use takes no image from a node that worked.
+// writtenNames is a store of image names. It records which names are written through it, and their earlier images: when
+// an archive turns out to be unusable, the node gets these back.
 type writtenNames struct {
 	images.Store
 	leases leases.Manager
@@ -37,7 +37,7 @@ func (w *writtenNames) Update(ctx context.Context, im images.Image, fields ...st
 	if err != nil {
 		return images.Image{}, err
 	}
-	// Content without a name would be collected before the name is given back.
+	// Content without a name would be collected before restore can give it its name again.
 	if lease, ok := leases.FromContext(ctx); ok {
 		if err := w.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: was.Target.Digest.String(),
 			Type: "content"}); err != nil {
@@ -54,7 +54,7 @@ func (w *writtenNames) Create(ctx context.Context, im images.Image) (images.Imag
 	return w.Store.Create(ctx, im)
 }
 
-// record keeps what a name stood for at first: an archive may have it twice.
+// record records the image that a name had before its first write: an archive may have a name twice.
 func (w *writtenNames) record(im images.Image, was *images.Image) {
 	if before, ok := w.names[im.Name]; ok {
 		was = before.was
@@ -62,14 +62,14 @@ func (w *writtenNames) record(im images.Image, was *images.Image) {
 	w.names[im.Name] = writtenName{was, im.Target.Digest}
 }
 
-// ready says that an image can be used: its name stays.
+// ready records that an image can be used: restore does not change its name.
 func (w *writtenNames) ready(im images.Image) {
 	if w.names[im.Name].is == im.Target.Digest {
 		delete(w.names, im.Name)
 	}
 }
 
-// restore gives the names of images that are not ready what they stood for, unless another client has written them
+// restore gives the names of images that are not ready their earlier images, unless another client has written them
 // since.
 func (w *writtenNames) restore(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)

@@ -12,8 +12,8 @@ import (
 	"os"
 )
 
-// ImportOnce imports one small archive that holds the image of the given name, unless the index says that this very
-// archive was imported and the image is still there.
+// ImportOnce imports one small archive with the image of the given name. It does nothing if the index has this very
+// archive and the image still exists.
 func ImportOnce(ctx context.Context, store Store, archive, name, recordFile string) error {
 	data, err := os.ReadFile(archive)
 	if err != nil {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package images brings images into the node's image store without a registry: the pause image embedded in coracle,
+// Package images imports images into the node's image store without a registry: the pause image embedded in coracle,
 // and archives that the operator puts into the images folder.
 //
-// It owns the index of which archive it has imported. It never removes an image: that is the operator's to do, and the
-// kubelet's garbage collection leaves imported images alone, because they could not be fetched again.
+// It owns the index of imported archives. It never removes an image: only the operator does that. The kubelet's garbage
+// collection leaves imported images alone, because they could not be fetched again.
 package images
 
 import (
@@ -27,37 +27,38 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The label by which the CRI service tells the kubelet not to collect an image.
+// This label makes the CRI service report an image as pinned to the kubelet, which then does not collect it.
 const (
 	pinnedLabel = "io.cri-containerd.pinned"
 	pinnedValue = "pinned"
 )
 
-// importedLabel is on the configuration of each image all of which came from an archive. It is on content, not on a
-// name: a name may be that of a tenant's image later, while content stays what the operator brought, and takes its
-// label with it when it goes.
+// importedLabel is a label of the configuration of each image that came completely from an archive. It is a label of
+// content, not of a name: a name may belong to a tenant's image later. Content stays what the operator imported, and
+// its label is removed with it.
 const importedLabel = "coracle/imported"
 
 // Store is the node's image store.
 type Store interface {
 	// Import reads one archive (docker-archive or OCI layout; plain, gzip or zstd) and returns the names of its images,
-	// which can be run when it returns. fallback names an image that the archive gives only a tag, or no name at all.
+	// which can be run when it returns. fallback is the name of an image for which the archive has only a tag, or no
+	// name.
 	Import(ctx context.Context, r io.Reader, fallback string) ([]string, error)
-	// Has says whether an image of that name is there.
+	// Has reports whether the store has an image of that name.
 	Has(ctx context.Context, name string) (bool, error)
 }
 
-// Containerd is the Store inside containerd.
+// Containerd implements Store with containerd.
 type Containerd struct {
 	Client *client.Client
-	// Namespace is where the images go.
+	// Namespace is the containerd namespace of the images.
 	Namespace string
 	// Snapshotter unpacks the layers.
 	Snapshotter string
-	// NotifyImageAdded tells the CRI service about a new image name. Without it the service learns by an event, a
+	// NotifyImageAdded notifies the CRI service of a new image name. Without it the service learns of it by an event, a
 	// moment later.
 	NotifyImageAdded func(ctx context.Context, name string) error
-	// Logger hears of images that are imported but will hardly run.
+	// Logger receives warnings about imported images that will hardly run.
 	Logger *slog.Logger
 }
 
@@ -69,7 +70,7 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 		return nil, fmt.Errorf("decompress: %w", err)
 	}
 	defer plain.Close()
-	// The lease keeps what was read from being collected until an image holds it.
+	// The lease protects imported content from collection until an image refers to it.
 	ctx, done, err := s.Client.WithLease(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("take a lease: %w", err)
@@ -102,8 +103,8 @@ func (s Containerd) Import(ctx context.Context, r io.Reader, fallback string) (n
 	return names, nil
 }
 
-// read brings an archive's images into the store, their names by way of names, and returns with them what the archive
-// held.
+// read imports an archive's images into the store. It writes their names through names, and returns which content the
+// archive had.
 func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string, names images.Store) ([]images.Image, *heldBlobs, error) {
 	blobs := &heldBlobs{Store: s.Client.ContentStore()}
 	importer, err := blobs.importer(s.Client, names)
@@ -119,8 +120,8 @@ func (s Containerd) read(ctx context.Context, plain io.Reader, fallback string, 
 	return imported, blobs, err
 }
 
-// Clean removes what an import that failed, or was killed, left half-written. containerd names it by the file's place
-// in the archive and would take it for the beginning of the next archive's file of that name.
+// Clean removes incomplete content that a failed or killed import has left. containerd names it by the file's position
+// in the archive, and would take it for the beginning of the next archive's file with the same position.
 func (s Containerd) Clean(ctx context.Context) error {
 	ctx = namespaces.WithNamespace(context.WithoutCancel(ctx), s.Namespace)
 	half, err := s.Client.ContentStore().ListStatuses(ctx)
@@ -129,7 +130,7 @@ func (s Containerd) Clean(ctx context.Context) error {
 	}
 	var errs []error
 	for _, h := range half {
-		if !strings.HasPrefix(h.Ref, "tar-") { // pulls have names of their own, and can be resumed
+		if !strings.HasPrefix(h.Ref, "tar-") { // pulls use other names, and can be resumed
 			continue
 		}
 		if err := s.Client.ContentStore().Abort(ctx, h.Ref); err != nil && !errdefs.IsNotFound(err) {
@@ -139,7 +140,7 @@ func (s Containerd) Clean(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// ready unpacks the image, so that its first container starts at once, and tells the CRI service.
+// ready unpacks the image, so that its first container starts at once, and notifies the CRI service.
 func (s Containerd) ready(ctx context.Context, im images.Image, blobs *heldBlobs) error {
 	err := client.NewImageWithPlatform(s.Client, im, platforms.Default()).Unpack(ctx, s.Snapshotter)
 	if errdefs.IsNotFound(err) {
@@ -160,11 +161,11 @@ func (s Containerd) ready(ctx context.Context, im images.Image, blobs *heldBlobs
 	return nil
 }
 
-// label remembers that the image came from an archive, if all of it did.
+// label labels the image as imported if all of it came from an archive.
 func (s Containerd) label(ctx context.Context, im images.Image, blobs *heldBlobs) error {
 	config, whole, err := blobs.whole(ctx, im)
 	if errdefs.IsNotFound(err) {
-		return nil // for another kind of machine: warnForeign says so
+		return nil // for another kind of machine: warnForeign logs it
 	}
 	if errors.Is(err, errOtherLayer) {
 		return fmt.Errorf("image %s is not imported, other images on the node are as they were; save it once more: %w", im.Name, err)
@@ -186,14 +187,15 @@ func (s Containerd) label(ctx context.Context, im images.Image, blobs *heldBlobs
 	return nil
 }
 
-// Imported says whether the content of an image, by the digest of its configuration, came from an archive. What cannot
-// be found out counts as no.
+// Imported reports whether the content of an image, by the digest of its configuration, came from an archive. It
+// returns false if that cannot be found out.
 func (s Containerd) Imported(ctx context.Context, imageRef string) bool {
 	info, err := s.Client.ContentStore().Info(namespaces.WithNamespace(ctx, s.Namespace), digest.Digest(imageRef))
 	return err == nil && info.Labels[importedLabel] != ""
 }
 
-// warnForeign says that an image is for another kind of machine. It is kept: the host may have an emulator for it.
+// warnForeign logs that an image is for another kind of machine. The image is kept: the host may have an emulator for
+// it.
 func (s Containerd) warnForeign(ctx context.Context, im images.Image) {
 	is, err := images.Platforms(ctx, s.Client.ContentStore(), im.Target)
 	if err != nil || len(is) == 0 || slices.ContainsFunc(is, platforms.Default().Match) || s.Logger == nil {
@@ -215,8 +217,7 @@ func (s Containerd) Has(ctx context.Context, name string) (bool, error) {
 	return true, nil
 }
 
-// refName completes the reference that an OCI layout gives: it may be a full name or, as the specification suggests, a
-// tag alone.
+// refName completes a reference of an OCI layout. It may be a full name or, as the specification suggests, a tag alone.
 func refName(ref, fallback string) string {
 	if strings.ContainsAny(ref, "/:@") {
 		return ref
@@ -224,7 +225,7 @@ func refName(ref, fallback string) string {
 	return fallback + ":" + ref
 }
 
-// FallbackName is the image name made from an archive's file name: "apps/web.tar.gz" gives docker.io/library/web.
+// FallbackName returns the image name made from an archive's file name: "apps/web.tar.gz" gives docker.io/library/web.
 func FallbackName(file string) string {
 	name := strings.ToLower(path.Base(file))
 	for _, ext := range extensions {

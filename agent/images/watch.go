@@ -11,8 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 )
 
-// Run imports what is in the folder and then what appears or changes there, until ctx is done. A file is read once it
-// has not changed for Settle and no program has it open for writing.
+// Run imports the archives of the folder, and then those that are added or change, until ctx is done. A file is read
+// once it has not changed for Settle and no program has it open for writing.
 func (f *Folder) Run(ctx context.Context) error {
 	if err := f.open(); err != nil {
 		return err
@@ -58,7 +58,7 @@ func (f *Folder) Run(ctx context.Context) error {
 	}
 }
 
-// handleDue imports the files that have settled and gives those that are still being written more time.
+// handleDue imports the files that have settled. Those that are still being written get more time.
 func (f *Folder) handleDue(ctx context.Context, now time.Time, due map[string]time.Time) {
 	for name, at := range due {
 		if at.After(now) {
@@ -71,7 +71,7 @@ func (f *Folder) handleDue(ctx context.Context, now time.Time, due map[string]ti
 	}
 }
 
-// untilNext is the time until the earliest due file, or practically for ever.
+// untilNext returns the time until the earliest file is due, and a day if there is none.
 func untilNext(due map[string]time.Time) time.Duration {
 	next := 24 * time.Hour
 	for _, at := range due {
