@@ -16,20 +16,21 @@ import (
 	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
-// portOwners are the ports of Ingresses and Gateways at this node's addresses: whether the node has them, or another
-// program of the machine. The first one keeps a port: a program as long as it listens, the ingress as long as it is
-// served.
+// portOwners records for each port of Ingresses and Gateways at this node's addresses who uses it: the node or another
+// program of the machine. The first one keeps a port: a program as long as it listens, the ingress as long as it serves
+// the port.
 type portOwners struct {
 	ours map[int]bool
-	// programs are those that listen at some of the ports, by name, which is empty where it cannot be found.
+	// programs has the names of the programs that listen at some of the ports. A name is empty where it cannot be found
+	// out.
 	programs map[int]string
 }
 
-// busyEntry is what the Node's annotation says of a port that another program keeps.
+// busyEntry returns the entry of the Node's annotation for a port that another program keeps.
 func busyEntry(port int) string { return table.BusyEntry + "=" + strconv.Itoa(port) }
 
-// update finds out who has the ports. said is what the Node's annotation said when this run began: what it served
-// then is its own still.
+// update finds out who uses the ports. said is the value of the Node's annotation when this run began: the node keeps
+// the ports that it served then.
 func (c *portOwners) update(ports []int, programs map[int]string, said string) {
 	before := strings.Split(said, ",")
 	served := slices.ContainsFunc(before, func(entry string) bool { return strings.HasPrefix(entry, table.HTTP+"=") })
@@ -45,7 +46,7 @@ func (c *portOwners) update(ports []int, programs map[int]string, said string) {
 	c.ours, c.programs = ours, programs
 }
 
-// among are the programs at ports that the node has, or at those that it has not.
+// among returns the programs at ports that the node uses, or at those that it does not.
 func (c *portOwners) among(ours bool) map[int]string {
 	out := map[int]string{}
 	for port, name := range c.programs {
@@ -56,7 +57,7 @@ func (c *portOwners) among(ours bool) map[int]string {
 	return out
 }
 
-// annotation is what the Node says of them, behind the ports at which it serves.
+// annotation returns the entries of busy ports for the Node's annotation, which follow the ports that it serves.
 func (c *portOwners) annotation() string {
 	out := ""
 	for _, port := range slices.Sorted(maps.Keys(c.ours)) {
@@ -67,7 +68,7 @@ func (c *portOwners) annotation() string {
 	return out
 }
 
-// problem says what is wrong, for people; empty when nothing is.
+// problem describes a conflict for users. It is empty when there is none.
 func (c *portOwners) problem() string {
 	if them := c.among(false); len(them) > 0 {
 		return "this node is no address of Ingresses and Gateways, since another program listens at " + preflight.Programs(them) +
@@ -80,8 +81,8 @@ func (c *portOwners) problem() string {
 	return ""
 }
 
-// servicePorts are the TCP ports of the Services of Ingresses and Gateways at nodes' addresses. At addresses that are
-// no node's, as those of a pool, other programs are no conflict.
+// servicePorts returns the TCP ports of the Services of Ingresses and Gateways at nodes' addresses. At addresses of no
+// node, such as a pool's, other programs are no conflict.
 func (n *Node) servicePorts() []int {
 	var all []*corev1.Service
 	if svc, err := n.o.Services.Lister().Services(metav1.NamespaceSystem).Get(table.Service); err == nil {

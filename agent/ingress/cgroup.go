@@ -13,35 +13,34 @@ import (
 )
 
 const (
-	// cgroupRoot is where control groups are mounted, and cgroupName the folder of ours in each hierarchy. Each proxy
-	// has one of its own in there, so that one that drains does not take the memory of the one that serves.
+	// cgroupRoot is where control groups are mounted, and cgroupName is our folder in each hierarchy. Each proxy has
+	// its own folder in it, so that a draining proxy does not use the memory of the serving one.
 	cgroupRoot, cgroupName = "/sys/fs/cgroup", "coracle-ingress"
-	// memoryMax is a proxy's limit, and memoryHigh where the kernel slows it down and takes back what it can.
+	// memoryMax limits a proxy's memory, in bytes. Above memoryHigh the kernel throttles it and reclaims memory.
 	memoryMax, memoryHigh = 256 << 20, 240 << 20
-	// memoryLimit, three quarters of memoryMax, is where the proxy's collector begins to work hard.
+	// memoryLimit is the limit at which the proxy's garbage collector works hard: three quarters of memoryMax.
 	memoryLimit = "192MiB"
-	// weightV2 and weightV1 are the part of the processors that all proxies together get where others want more than
-	// there is; others have
-	// 100 and 1,024. Requests of foreign clients slow down so, and not the store's leader.
+	// weightV2 and weightV1 are the processor weight of all proxies when the processors are busy. Other groups have 100
+	// and 1,024. So requests of foreign clients slow down, and the store's leader does not.
 	weightV2, weightV1 = "20", "204"
-	// maxThreads bounds the proxy's threads.
+	// maxThreads limits the proxy's threads.
 	maxThreads = 512
 )
 
-// groups are the control groups of proxies below a root.
+// groups is the root of the proxies' control groups.
 type groups string
 
 // hierarchy is a mounted hierarchy with the limits that are set in it.
 type hierarchy struct {
 	dir    string
 	limits [][2]string // file and value
-	// optional says that the last limit may be lacking: that of swap is, where the kernel does not count it.
+	// optional means that the last limit may be unavailable: that of swap is, where the kernel does not count swap.
 	optional bool
-	// weight is the file and value of the part of the processors, for the folder of all proxies; it may be lacking.
+	// weight is the file and value of the processor weight, for the folder of all proxies. It may be unavailable.
 	weight [2]string
 }
 
-// hierarchies are those that limit memory, threads and processors: one of cgroup v2, or three of v1.
+// hierarchies returns those that limit memory, threads and processors: one of cgroup v2, or three of v1.
 func (g groups) hierarchies() []hierarchy {
 	limit, high, threads := strconv.Itoa(memoryMax), strconv.Itoa(memoryHigh), strconv.Itoa(maxThreads)
 	if exists(filepath.Join(string(g), "cgroup.controllers")) {
@@ -68,7 +67,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// join makes the group of a process and moves it there.
+// join makes the group of a process and moves the process there.
 func (g groups) join(name string, pid int) error {
 	var errs []error
 	for _, h := range g.hierarchies() {
@@ -86,12 +85,12 @@ func (h hierarchy) join(name string, pid int) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("making the proxy's control group: %w", err)
 	}
-	for _, above := range []string{h.dir, ours} { // v2 has the file, and mostly has the controllers on already
+	for _, above := range []string{h.dir, ours} { // v2 has the file; mostly the controllers are enabled already
 		file := filepath.Join(above, "cgroup.subtree_control")
 		have, err := os.ReadFile(file)
 		for _, controller := range []string{"memory", "pids", "cpu"} {
 			if err == nil && !slices.Contains(strings.Fields(string(have)), controller) {
-				_ = os.WriteFile(file, []byte("+"+controller), 0o644) // the limits' files are missing then, which is said
+				_ = os.WriteFile(file, []byte("+"+controller), 0o644) // on failure the limits' files are missing, which is reported
 			}
 		}
 	}
@@ -109,7 +108,7 @@ func (h hierarchy) join(name string, pid int) error {
 	return nil
 }
 
-// setLimit writes a file of the kernel's; it makes none.
+// setLimit writes an existing file of the kernel's.
 func setLimit(path, value string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
@@ -119,7 +118,7 @@ func setLimit(path, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// killed says whether the kernel has ended a process of the group for its memory.
+// killed reports whether the kernel has killed a process of the group for lack of memory.
 func (g groups) killed(name string) bool {
 	for _, h := range g.hierarchies() {
 		for _, file := range []string{"memory.events", "memory.oom_control"} {
@@ -137,7 +136,7 @@ func (g groups) killed(name string) bool {
 	return false
 }
 
-// sweep removes the groups whose processes have ended; the kernel keeps the others.
+// sweep removes the groups whose processes have ended. The kernel refuses to remove the others.
 func (g groups) sweep() {
 	for _, h := range g.hierarchies() {
 		ours := filepath.Join(h.dir, cgroupName)

@@ -20,7 +20,7 @@ import (
 
 func everything() labels.Selector { return labels.Everything() }
 
-// complete is a table with the endpoints of the Services that it names.
+// complete returns a table with the endpoints of the Services that it names.
 func (n *Node) complete(s table.Sections) table.Sections {
 	out := maps.Clone(s)
 	settings := table.Settings{}
@@ -41,7 +41,7 @@ func (n *Node) complete(s table.Sections) table.Sections {
 		n.o.Logger.Warn("ingress: settings cannot be written", "error", err)
 	}
 	n.putHTTP3(out)
-	if n.backends == nil { // reading the table takes longer than all that follows
+	if n.backends == nil { // reading the table takes longer than the rest of this function
 		var err error
 		if n.backends, err = s.Backends(); err != nil {
 			n.o.Logger.Warn("ingress: a section of the table cannot be read; it is served as far as it can be", "error", err)
@@ -57,14 +57,14 @@ func (n *Node) complete(s table.Sections) table.Sections {
 	return out
 }
 
-// slicesOf are the EndpointSlices of the Services that backends name. One pass over all is less than one over its
-// namespace's for each of a thousand Services.
+// slicesOf returns the EndpointSlices of the Services that backends name. One pass over all slices is faster than one
+// over a namespace's for each of a thousand Services.
 func (n *Node) slicesOf(backends map[string]table.Backend) map[types.NamespacedName][]*discoveryv1.EndpointSlice {
 	out := make(map[types.NamespacedName][]*discoveryv1.EndpointSlice, len(backends))
 	for _, b := range backends {
 		out[types.NamespacedName{Namespace: b.Namespace, Name: b.Service}] = nil
 	}
-	all, _ := n.o.EndpointSlices.Lister().List(everything()) // of a cache: it cannot fail
+	all, _ := n.o.EndpointSlices.Lister().List(everything()) // it is a cache: listing cannot fail
 	for _, s := range all {
 		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}
 		if have, wanted := out[name]; wanted {
@@ -74,7 +74,7 @@ func (n *Node) slicesOf(backends map[string]table.Backend) map[types.NamespacedN
 	return out
 }
 
-// endpoints are the addresses of a backend's endpoints to which this node's Service proxy would send, too.
+// endpoints returns the addresses of a backend's endpoints that this node's Service proxy would use, too.
 func (n *Node) endpoints(b table.Backend, found []*discoveryv1.EndpointSlice, proxyNode proxy.Node) []string {
 	svc, err := n.o.Services.Lister().Services(b.Namespace).Get(b.Service)
 	if err != nil || svc.Spec.Type == corev1.ServiceTypeExternalName {
@@ -91,7 +91,7 @@ func (n *Node) endpoints(b table.Backend, found []*discoveryv1.EndpointSlice, pr
 	return out
 }
 
-// proxyNode is where this node is and which others it does not reach.
+// proxyNode returns this node's zone and which other nodes it does not reach.
 func (n *Node) proxyNode() proxy.Node {
 	p := proxy.Node{Name: n.o.NodeName}
 	if node, err := n.o.Nodes.Lister().Get(n.o.NodeName); err == nil {
@@ -103,7 +103,7 @@ func (n *Node) proxyNode() proxy.Node {
 	return p
 }
 
-// portName is the name of a Service's port, which is given by its name or its number.
+// portName returns the name of a Service's port. port is its name or its number.
 func portName(svc *corev1.Service, port string) (name string, ok bool) {
 	number, err := strconv.Atoi(port)
 	for _, p := range svc.Spec.Ports {

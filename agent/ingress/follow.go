@@ -17,11 +17,11 @@ import (
 )
 
 const (
-	// shortestPause, doubled up to longestPause, is between two streams.
+	// shortestPause is the pause between two streams. It doubles after each, up to longestPause.
 	shortestPause, longestPause = 200 * time.Millisecond, 5 * time.Second
 )
 
-// follow asks for the table again and again, and sends each state of it to tables, until ctx is done.
+// follow reads the stream of the table again and again, and sends each state of it to tables, until ctx is done.
 func follow(ctx context.Context, stream func(context.Context) (io.ReadCloser, error), tables chan<- table.Sections, log *slog.Logger) {
 	complaint := ""
 	for pause := shortestPause; ctx.Err() == nil; {
@@ -40,7 +40,7 @@ func follow(ctx context.Context, stream func(context.Context) (io.ReadCloser, er
 	}
 }
 
-// listen follows one stream to its end.
+// listen reads one stream to its end.
 func listen(ctx context.Context, stream func(context.Context) (io.ReadCloser, error), tables chan<- table.Sections) error {
 	body, err := stream(ctx)
 	if err != nil {

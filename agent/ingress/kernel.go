@@ -17,32 +17,32 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// NFTable is the proxy's table in the kernel. It keeps from the proxy's ports what no Service proxy has sent there, so
-// that a Service's source ranges hold; and it keeps the proxy, whose endpoints are what tenants write, from the
-// machine's own and from the cluster's ports.
+// NFTable returns the proxy's table in the kernel. It drops packets to the proxy's ports that no Service proxy has sent
+// there, so that a Service's source ranges hold. It blocks the proxy's connections to the machine's own and to the
+// cluster's ports, since tenants decide its endpoints.
 func NFTable() nft.Table {
 	return nft.Table{Family: nft.INet, Name: nft.IngressTable}
 }
 
-// forbidden are networks in which the proxy opens no connection, beside those of Services: its endpoints are pods,
+// forbidden are networks to which the proxy opens no connection, beside those of Services: its endpoints are pods,
 // nodes, and machines outside.
 var forbidden = []string{"127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10"}
 
-// refuse answers at once, so that a request fails and does not wait.
+// refuse replies at once, so that a request fails without waiting.
 const refuse = "reject with icmpx admin-prohibited"
 
-// kernelState is what the rules follow from.
+// kernelState is the input of the rules.
 type kernelState struct {
-	ports, udp     []int // at which the proxy listens
+	ports, udp     []int // the ports on which the proxy listens
 	pods, services []netip.Prefix
 	nodes          []netip.Addr
 	reserved       []uint16       // ports of nodes that are the cluster's
 	own            []netip.Prefix // networks of this node's pods
 }
 
-// rules are the table's chains with their rules. A pod may come from another node without its Service proxy having
-// changed the destination there a second time: what pods and nodes send is let in. What the proxy sends to pods gets a
-// source of its own, by which NetworkPolicies at other nodes know it.
+// rules returns the table's chains with their rules. A pod's packet may come from another node, whose Service proxy has
+// changed the destination, without a second change on this node: so packets from pods and nodes are accepted. Packets
+// from the proxy to pods get a separate source address, by which NetworkPolicies on other nodes recognise the proxy.
 func (s kernelState) rules() map[string][]string {
 	var inside4, inside6, pods4, pods6, services4, services6, nodes4, nodes6 []string
 	split := func(p netip.Prefix, to4, to6 *[]string) {
@@ -87,7 +87,7 @@ func (s kernelState) rules() map[string][]string {
 			out["input"] = append(out["input"], drop+"drop")
 		}
 		local := map[string]string{"ip": "127.0.0.0/8", "ip6": "::1"}[f.family]
-		// The machine's resolver often listens at loopback, such as 127.0.0.53. No endpoint is spoken to by UDP.
+		// The machine's resolver often listens at loopback, such as 127.0.0.53. No endpoint is reached by UDP.
 		out["output"] = append(out["output"], mine+f.family+" daddr "+local+" udp dport 53 accept")
 		out["output"] = append(out["output"], mine+f.family+" daddr { "+list(f.services)+" } "+refuse)
 		if source, ok := s.source(f.family == "ip"); ok && len(f.pods) > 0 {
@@ -102,7 +102,7 @@ func (s kernelState) rules() map[string][]string {
 	return out
 }
 
-// source is the address from which the proxy connects to pods; false for the node's usual one.
+// source returns the address from which the proxy connects to pods. It returns false if that is the node's usual one.
 func (s kernelState) source(v4 bool) (netip.Addr, bool) {
 	for _, c := range s.own {
 		if c.Addr().Is4() == v4 {
@@ -126,7 +126,7 @@ func numbers[N int | uint16](all []N) string {
 	return strings.Join(out, ", ")
 }
 
-// apply replaces the table as a whole.
+// apply replaces the whole table.
 func apply(ctx context.Context, rules map[string][]string) error {
 	program, err := knftables.New(knftables.InetFamily, nft.IngressTable)
 	if err != nil {
@@ -157,7 +157,7 @@ func apply(ctx context.Context, rules map[string][]string) error {
 	return nil
 }
 
-// protect has the kernel keep to what follows from the cluster's nodes; it writes nothing while that stays the same.
+// protect writes the rules that follow from the cluster's nodes. It writes nothing while they stay the same.
 func (n *Node) protect(ctx context.Context, ports, udp []int) error {
 	s := kernelState{
 		ports: ports, udp: udp, pods: n.o.PodCIDRs, services: n.o.ServiceCIDRs, reserved: n.o.Reserved, nodes: n.nodeAddresses(),
@@ -175,7 +175,7 @@ func (n *Node) protect(ctx context.Context, ports, udp []int) error {
 	return nil
 }
 
-// ownNetworks are those of this node's pods; none where another plugin makes the pod network.
+// ownNetworks returns the networks of this node's pods. It returns none where another plugin makes the pod network.
 func (n *Node) ownNetworks() []netip.Prefix {
 	var out []netip.Prefix
 	if node, err := n.o.Nodes.Lister().Get(n.o.PodNetworkOf); err == nil {
@@ -188,7 +188,7 @@ func (n *Node) ownNetworks() []netip.Prefix {
 	return out
 }
 
-// nodeAddresses are those of all nodes, this one's among them.
+// nodeAddresses returns the addresses of all nodes, including this one.
 func (n *Node) nodeAddresses() []netip.Addr {
 	out := slices.Clone(n.o.NodeIPs)
 	nodes, _ := n.o.Nodes.Lister().List(everything()) // of a cache: it cannot fail
@@ -198,7 +198,7 @@ func (n *Node) nodeAddresses() []netip.Addr {
 	return out
 }
 
-// tableDeleted has protect write the table again, unless this program itself had deleted it to replace it.
+// tableDeleted makes protect write the table again, unless this program itself had deleted it to replace it.
 func (n *Node) tableDeleted() {
 	there, err := nft.Exists(NFTable())
 	if err == nil && there {

@@ -18,11 +18,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// User is the user and the group of the proxy, by number.
+// User is the numeric ID of the proxy's user and group.
 const User = clusterconfig.IngressUser
 
-// launch starts a process on duplicates of sockets, as its own user, in a session of its own, and with nothing else
-// open but its log, and connects with it.
+// launch starts a process with duplicates of sockets, under its own user and in its own session. The process has no
+// other open files except its log. launch returns when it is connected to the process.
 func (k *supervisor) launch(s *sockets) (*process, error) {
 	program, err := filepath.EvalSymlinks(k.program)
 	if err != nil {
@@ -44,10 +44,10 @@ func (k *supervisor) launch(s *sockets) (*process, error) {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(program) // of no context: it outlives this process
+	cmd := exec.Command(program) // without a context: it outlives this process
 	cmd.Env = []string{table.EnvNames + "=" + strings.Join(append(slices.Clone(s.names), table.ControlName), ","), "GOMEMLIMIT=" +
 		memoryLimit,
-		"QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true"} // of a buffer that openQUIC sets as far as it can be
+		"QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true"} // about a buffer that openQUIC makes as large as possible
 	cmd.Dir, cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = "/", append(files, control), log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if os.Getuid() == 0 {
@@ -58,7 +58,7 @@ func (k *supervisor) launch(s *sockets) (*process, error) {
 	}
 	e.PID = cmd.Process.Pid
 	e.Started, err = startTime(e.PID)
-	go func() { _ = cmd.Wait() }() // its end is noticed by its connection; this takes it off the list of processes
+	go func() { _ = cmd.Wait() }() // its connection shows its end; Wait removes the zombie process
 	if err != nil {
 		return nil, fmt.Errorf("the ingress proxy ended at once; its log in %s says why: %w", log.Name(), err)
 	}
@@ -70,7 +70,7 @@ func (k *supervisor) launch(s *sockets) (*process, error) {
 	return p, nil
 }
 
-// adopt records a process that was started, limits it, and connects with it.
+// adopt records a process that was started, limits it, and connects to it.
 func (k *supervisor) adopt(e entry) (*process, error) {
 	before := slices.Clone(k.processes.Processes)
 	k.processes.Processes = slices.Insert(k.processes.Processes, 0, e)
@@ -92,7 +92,7 @@ func (k *supervisor) adopt(e entry) (*process, error) {
 	return p, nil
 }
 
-// listenControl opens a control socket at a path that no other process has.
+// listenControl opens a control socket at a path that no other process uses.
 func (k *supervisor) listenControl(e *entry) (*os.File, error) {
 	for i := 1; ; i++ {
 		e.Socket = "control-" + strconv.Itoa(i) + ".sock"
@@ -114,7 +114,7 @@ func (k *supervisor) listenControl(e *entry) (*os.File, error) {
 	return file, nil
 }
 
-// openLog begins a log, and keeps one older file. The proxy bounds its log itself.
+// openLog begins a log, and keeps one older file. The proxy limits the size of its log itself.
 func (k *supervisor) openLog() (*os.File, error) {
 	path := filepath.Join(k.dir, "log")
 	if err := os.Rename(path, path+".old"); err != nil && !errors.Is(err, os.ErrNotExist) {

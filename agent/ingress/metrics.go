@@ -12,10 +12,10 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// statsWithin is how long a scrape waits for the proxy.
+// statsWithin limits how long a scrape waits for the proxy.
 const statsWithin = 2 * time.Second
 
-// Descriptions of what is shown of the proxy.
+// Descriptions of the proxy's metrics.
 var (
 	requestsTotal = prometheus.NewDesc("coracle_ingress_requests_total", "Requests that the node's ingress proxy has answered.",
 		[]string{"site", "host", "status"}, nil)
@@ -29,17 +29,17 @@ var (
 	panicsTotal = prometheus.NewDesc("coracle_ingress_panics_total", "Requests that ended by a fault of the proxy.", nil, nil)
 )
 
-// question asks the goroutine that has the proxy for its counters.
+// question asks the goroutine that owns the proxy's connection for the counters.
 type question struct {
 	ctx      context.Context
-	response chan<- *table.Stats // capacity 1: the caller may have given up
+	response chan<- *table.Stats // capacity 1: the caller may not wait any more
 }
 
-// Metrics are the proxy's counters as Prometheus has them. They are requested when they are collected, and there
-// are none without a proxy.
+// Metrics collects the proxy's counters for Prometheus. They are requested from the proxy at each scrape. There are
+// none without a proxy.
 type Metrics struct{ n *Node }
 
-// Metrics returns those of the node.
+// Metrics returns the collector of the node's metrics.
 func (n *Node) Metrics() *Metrics { return &Metrics{n} }
 
 // Describe implements prometheus.Collector.
@@ -86,7 +86,7 @@ func (m *Metrics) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-// stats asks for the proxy's counters; nil for none, or none in time.
+// stats asks for the proxy's counters. It returns nil if there is no proxy, or no reply before ctx ends.
 func (n *Node) stats(ctx context.Context) *table.Stats {
 	answer := make(chan *table.Stats, 1)
 	select {
@@ -102,7 +102,7 @@ func (n *Node) stats(ctx context.Context) *table.Stats {
 	}
 }
 
-// report answers a question. A proxy that does not answer is noticed by its probe.
+// report answers a question. If the proxy fails to reply, it is replaced as after a failed probe.
 func (s *serving) report(ctx context.Context, q question) {
 	if s.supervisor.now == nil || q.ctx.Err() != nil {
 		q.response <- nil

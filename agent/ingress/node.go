@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ingress is a node's part of the ingress: it starts the proxy (cmd/coracle-ingress) when the cluster has
-// something to serve, tells it the table that a server compiles and the endpoints that this node knows, and says on the
-// Node at which ports it serves.
+// Package ingress is a node's part of the ingress. It starts the proxy (cmd/coracle-ingress) when the cluster has
+// something to serve. It sends the proxy the table that a server compiles and the endpoints that this node knows. It
+// writes to the Node on which ports the proxy serves.
 //
 // It owns the proxy's process, its sockets and the folder RunDir/ingress. The process outlives this one, as pods do,
-// and the next run finds it by its socket. While the cluster has no ingress Service nothing runs, nothing listens and
-// nothing is asked for. It reads no request and no object but Services and EndpointSlices.
+// and the next run finds it by its socket. While the cluster has no ingress Service there is no process, no open port
+// and no request for the table. It reads no requests, and of objects only Nodes, Services and EndpointSlices.
 package ingress
 
 import (
@@ -34,19 +34,19 @@ import (
 	"github.com/coracle-k8s/coracle/proxy"
 )
 
-// Options are required but Part and Logger.
+// All fields of Options are required, except Unreachable, PodNetworkOf, Part and Logger.
 type Options struct {
-	// Program is the path of the proxy, which stays the same for another version.
+	// Program is the path of the proxy, which is the same for all versions.
 	Program string
 	// Dir is the folder for sockets and the list of processes, on a tmpfs where there is one.
 	Dir string
 	// NodeIPs are the addresses at which the proxy listens.
 	NodeIPs []netip.Addr
-	// PodCIDRs and ServiceCIDRs are the cluster's networks, and Reserved the ports of nodes that are the cluster's own:
-	// the proxy never connects there.
+	// PodCIDRs and ServiceCIDRs are the cluster's networks. Reserved are the cluster's own ports on nodes, to which the
+	// proxy never connects.
 	PodCIDRs, ServiceCIDRs []netip.Prefix
 	Reserved               []uint16
-	// NodeName is this node's, and Unreachable says which others it does not reach; nil where that is not found out.
+	// NodeName is this node's name. Unreachable lists the nodes that it cannot reach; nil where that is not found out.
 	NodeName    string
 	Unreachable proxy.Unreachable
 	// PodNetworkOf is this node's name where coracle makes the pod network, and empty where another plugin does.
@@ -55,11 +55,11 @@ type Options struct {
 	Nodes          coreinformers.NodeInformer
 	Services       coreinformers.ServiceInformer
 	EndpointSlices discoveryinformers.EndpointSliceInformer
-	// Stream asks a server for the table (table.Path). It is called again when what it returned has ended.
+	// Stream requests the table from a server (table.Path). It is called again when the returned stream has ended.
 	Stream func(context.Context) (io.ReadCloser, error)
-	// Annotation is what the Node's annotation table.NodeAnnotation says.
+	// Annotation returns the value of the Node's annotation table.NodeAnnotation.
 	Annotation func(ctx context.Context) (string, error)
-	// Annotate writes the Node's annotation table.NodeAnnotation; an empty value says that this node serves nothing.
+	// Annotate writes the Node's annotation table.NodeAnnotation. An empty value means that this node serves nothing.
 	Annotate func(ctx context.Context, value string) error
 	Part     *status.Part
 	Logger   *slog.Logger
@@ -71,20 +71,21 @@ type Options struct {
 type Node struct {
 	o    Options
 	wake timers.Signal // an object has changed
-	gone chan struct{} // capacity 1: one says that another program may have deleted the kernel's table
-	// questions are asked by those who collect Metrics; no room: without a proxy there is no answer.
+	gone chan struct{} // capacity 1: one event means that another program may have deleted the kernel's table
+	// questions are sent by the collectors of Metrics. It is unbuffered: the sender stops waiting when its context
+	// ends.
 	questions chan question
-	// rules are those of the kernel as they were written last.
+	// rules are the kernel's rules as last written.
 	rules string
-	// table is the last one that a server sent: a proxy that is started gets it at once.
+	// table is the last one that a server sent. A new proxy gets it at once.
 	table table.Sections
-	// backends are those of the table; nil before they were read.
+	// backends are those of the table. nil means that they were not read yet.
 	backends map[string]table.Backend
-	// said is what the Node's annotation says, as far as this run knows.
+	// said is the last known value of the Node's annotation.
 	said string
 }
 
-// New listens to the caches, which must not run yet.
+// New adds handlers to the caches, which must not run yet.
 func New(o Options) (*Node, error) {
 	n := &Node{o: o, wake: timers.NewSignal(), gone: make(chan struct{}, 1), questions: make(chan question)}
 	if n.o.Logger == nil {
@@ -111,14 +112,14 @@ func indexGateway(o any) ([]string, error) {
 	return nil, nil
 }
 
-// hasService says whether the cluster has the Service of Ingresses.
+// hasService reports whether the cluster has the Service of Ingresses.
 func (n *Node) hasService() bool {
 	_, err := n.o.Services.Lister().Services(metav1.NamespaceSystem).Get(table.Service)
 	return err == nil
 }
 
-// wanted says whether the cluster may have something to serve. Everybody who may write a Service can make it say so;
-// the table then has nothing.
+// wanted reports whether the cluster may have something to serve. Every client that may write a Service can make it
+// true, and the table then has nothing.
 func (n *Node) wanted() bool {
 	if n.hasService() {
 		return true
@@ -127,7 +128,7 @@ func (n *Node) wanted() bool {
 	return len(found) > 0
 }
 
-// Run serves while the cluster has an ingress, until ctx is done. The proxy goes on then.
+// Run serves while the cluster has an ingress, until ctx is done. The proxy keeps running then.
 func (n *Node) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), n.o.Nodes.Informer().HasSynced, n.o.Services.Informer().HasSynced,
 		n.o.EndpointSlices.Informer().HasSynced) {
@@ -139,7 +140,7 @@ func (n *Node) Run(ctx context.Context) error {
 			if err := n.serve(ctx); err != nil || ctx.Err() != nil {
 				return err
 			}
-		case first: // what an earlier run left
+		case first: // end what an earlier run has left
 			if err := n.end(ctx); err != nil {
 				return err
 			}
@@ -162,8 +163,8 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// drained is ready when a proxy that was stopped has had its time to drain; never where no control group waits for
-// that.
+// drained returns a channel that receives when a stopped proxy's time to drain is over. It returns nil where no control
+// group is left.
 func (n *Node) drained() <-chan time.Time {
 	for _, h := range n.groups().hierarchies() {
 		if _, err := os.Stat(filepath.Join(h.dir, cgroupName)); err == nil {
@@ -173,13 +174,13 @@ func (n *Node) drained() <-chan time.Time {
 	return nil
 }
 
-// end stops the proxy and forgets the table.
+// end stops the proxy and deletes the table from memory.
 func (n *Node) end(ctx context.Context) error {
 	n.table, n.backends = nil, nil
 	return n.stop(ctx)
 }
 
-// stop stops the proxy and takes the node's word back.
+// stop removes the Node's annotation and stops the proxy.
 func (n *Node) stop(ctx context.Context) error {
 	if err := n.o.Annotate(ctx, ""); err != nil && ctx.Err() == nil {
 		return err
@@ -188,12 +189,12 @@ func (n *Node) stop(ctx context.Context) error {
 	return remove(n.o.Dir, n.groups())
 }
 
-// Remove ends the proxy that an earlier run has left, and what the kernel has of it.
+// Remove ends the proxy that an earlier run has left, and removes its rules from the kernel.
 func Remove(dir string) error { return remove(dir, cgroupRoot) }
 
 func remove(dir string, g groups) error {
 	err := stop(dir)
-	g.sweep() // those of processes that drain stay until the next time
+	g.sweep() // the groups of draining processes stay until the next sweep
 	return errors.Join(err, nft.Delete(NFTable()))
 }
 

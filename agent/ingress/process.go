@@ -21,24 +21,24 @@ import (
 )
 
 const (
-	// responseTimeout bounds the wait for the proxy's answer to a change, socketsWithin that for its sockets.
+	// responseTimeout limits the wait for the proxy's response to a change, socketsWithin that for its sockets.
 	responseTimeout, socketsWithin = 30 * time.Second, 3 * time.Second
-	// maxResponse bounds an answer in bytes: a proxy that an attacker controls must not use up this process' memory.
+	// maxResponse limits a response in bytes: a proxy that an attacker controls must not exhaust this process' memory.
 	maxResponse = 8 << 20
 )
 
-// process is a proxy as this run sees it.
+// process is this run's connection to a proxy.
 type process struct {
 	entry
 	began time.Time // when this run started or found it
 	conn  *net.UnixConn
 	out   *json.Encoder
 	sent  table.Sections // nil before the first table of this connection
-	// problems are those of the last answer.
+	// problems are those of the last response.
 	problems map[string]string
-	// answeredPID is the number that the process itself gave with its sockets; 0 where it gave none.
+	// answeredPID is the process ID that the process itself sent with its sockets. 0 means that it sent none.
 	answeredPID int
-	responses   chan table.Response // no room: one is awaited for each change
+	responses   chan table.Response // unbuffered: each change waits for its response
 	ended       chan error          // capacity 1: a connection ends once
 	done        chan struct{}       // closed by close
 	reading     sync.WaitGroup
@@ -56,8 +56,8 @@ func connect(dir string, e entry) (*process, error) {
 	}, nil
 }
 
-// adopt connects with a process that an earlier run has started, and asks for duplicates of its sockets; there are none
-// where it drains, is of a version that knows no such question, or does not answer.
+// adopt connects to a process that an earlier run has started, and asks for duplicates of its sockets. The sockets are
+// nil if the process drains, is of a version that does not know that request, or does not reply.
 func adopt(dir string, e entry) (*process, *sockets, error) {
 	p, err := connect(dir, e)
 	if err != nil {
@@ -72,10 +72,10 @@ func adopt(dir string, e entry) (*process, *sockets, error) {
 	return p, s, nil
 }
 
-// errNoResponse says that a process answered nothing for socketsWithin.
+// errNoResponse means that a process did not reply within socketsWithin.
 var errNoResponse = errors.New("the ingress proxy does not hand over its sockets")
 
-// askSockets is the first thing on a connection, before read.
+// askSockets asks for the process' sockets. It has to be called first on a connection, before read.
 func (p *process) askSockets() (*sockets, error) {
 	if err := p.conn.SetDeadline(time.Now().Add(socketsWithin)); err != nil {
 		return nil, fmt.Errorf("asking the ingress proxy for its sockets: %w", err)
@@ -121,7 +121,7 @@ func (p *process) askSockets() (*sockets, error) {
 	return s, nil
 }
 
-// read receives answers. Where the connection ends the process has, or it listens to another run.
+// read receives responses. When the connection ends, the process has ended or another run has connected to it.
 func (p *process) read() {
 	bounded := &boundedReader{from: p.conn}
 	for in := json.NewDecoder(bounded); ; {
@@ -139,7 +139,7 @@ func (p *process) read() {
 	}
 }
 
-// boundedReader fails where more is read than is left.
+// boundedReader returns an error once left bytes were read.
 type boundedReader struct {
 	from io.Reader
 	left int
@@ -161,7 +161,7 @@ func (p *process) close() {
 	p.reading.Wait()
 }
 
-// put has the proxy serve by a table and with changed sockets of s, and returns what sections lack.
+// put sends a table and the changed sockets of s to the proxy, and returns the problems of the table's sections.
 func (p *process) put(ctx context.Context, now table.Sections, s *sockets, change socketChange) (map[string]string, error) {
 	changes := table.Diff(p.sent, now)
 	if p.sent != nil && len(changes) == 0 && change.empty() {
@@ -180,7 +180,7 @@ func (p *process) put(ctx context.Context, now table.Sections, s *sockets, chang
 	return p.problems, nil
 }
 
-// sendSockets is a part of a commit.
+// sendSockets sends changed sockets, which the next commit puts into effect.
 func (p *process) sendSockets(s *sockets, change socketChange) error {
 	if err := p.conn.SetWriteDeadline(time.Now().Add(responseTimeout)); err != nil {
 		return err
@@ -195,16 +195,17 @@ func (p *process) sendSockets(s *sockets, change socketChange) error {
 	return table.Send(p.conn, append(line, '\n'), descriptors)
 }
 
-// probe finds out whether the proxy answers. It may be called after put.
+// probe checks whether the proxy responds. It must not run concurrently with put.
 func (p *process) probe(ctx context.Context) error {
 	if p.sent == nil {
-		return nil // an empty beginning would be an empty table
+		return nil // a commit before the first table would be an empty table
 	}
 	_, err := p.commit(ctx, nil, false)
 	return err
 }
 
-// stats asks for the proxy's counters; nil before it has a table. It may be called after put.
+// stats asks for the proxy's counters. It returns nil before the proxy has a table. It must not run concurrently with
+// put.
 func (p *process) stats(ctx context.Context) (*table.Stats, error) {
 	if p.sent == nil {
 		return nil, nil //nolint:nilnil // as said above

@@ -19,28 +19,28 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// processList is the list of the node's proxies that is written, so that the next run finds them. A process stands in
-// it before it gets its first table, thus before it accepts connections.
+// processList is the list of the node's proxies in a file, by which the next run finds them. A process is recorded
+// before it gets its first table, and so before it accepts connections.
 type processList struct {
-	// Processes are those that may live, the newest first.
+	// Processes are those that may still run, the newest first.
 	Processes []entry `json:"processes"`
 }
 
 // entry is one process.
 type entry struct {
 	PID     int    `json:"pid"`
-	Started uint64 `json:"started"` // after the machine's start, in ticks: a pid alone may be another process' by now
-	// Program is the real path of what it runs; another version has another.
+	Started uint64 `json:"started"` // after the machine's start, in ticks: another process may have the PID by now
+	// Program is the real path of its program, which differs between versions.
 	Program string `json:"program"`
 	// Socket is the name of its control socket in the folder.
 	Socket string `json:"socket"`
-	// Draining says that it was informed that another process has taken over.
+	// Draining means that it was informed that another process has taken over.
 	Draining bool `json:"draining,omitempty"`
 }
 
 func processFile(dir string) string { return filepath.Join(dir, "process.json") }
 
-// readProcesses reads the list of processes; one that cannot be read is an error, and none is an empty one.
+// readProcesses reads the list of processes. A file that cannot be read is an error, a missing one an empty list.
 func readProcesses(dir string) (processList, error) {
 	var r processList
 	if _, err := atomicfile.ReadJSON(processFile(dir), &r); err != nil {
@@ -49,11 +49,11 @@ func readProcesses(dir string) (processList, error) {
 	return r, nil
 }
 
-// write keeps what lives, and removes the sockets of what has ended.
+// write writes the running processes to the file. It removes the control sockets of those that have ended.
 func (r *processList) write(dir string) error {
 	r.Processes = slices.DeleteFunc(r.Processes, func(e entry) bool {
 		if !e.alive() {
-			_ = os.Remove(filepath.Join(dir, e.Socket)) // one that is left is removed at the next start
+			_ = os.Remove(filepath.Join(dir, e.Socket)) // on failure the next start removes it
 			return true
 		}
 		return false
@@ -68,7 +68,7 @@ func (r *processList) write(dir string) error {
 	return nil
 }
 
-// alive says whether the process of an entry runs.
+// alive reports whether the process of an entry runs.
 func (e entry) alive() bool {
 	started, err := startTime(e.PID)
 	return e.PID > 0 && err == nil && started == e.Started
@@ -85,7 +85,7 @@ func (e entry) signal(s syscall.Signal) error {
 	return nil
 }
 
-// startTime is field 22 of /proc/PID/stat: ticks after the machine's start.
+// startTime returns field 22 of /proc/PID/stat: ticks after the machine's start.
 func startTime(pid int) (uint64, error) {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -99,7 +99,7 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
-// controlSockets are the names of the control sockets in the folder.
+// controlSockets returns the names of the control sockets in the folder.
 func controlSockets(dir string) []string {
 	paths, _ := filepath.Glob(filepath.Join(dir, "control*.sock")) // the pattern is well-formed
 	for i := range paths {
@@ -108,8 +108,8 @@ func controlSockets(dir string) []string {
 	return paths
 }
 
-// recoverProcesses rebuilds the list of processes where it cannot be read: each proxy says on its control socket which
-// process it is.
+// recoverProcesses rebuilds the list of processes where it cannot be read: each proxy sends its process ID on its
+// control socket.
 func recoverProcesses(dir string) processList {
 	var r processList
 	for _, name := range controlSockets(dir) {
@@ -126,17 +126,17 @@ func recoverProcesses(dir string) processList {
 			continue
 		}
 		e.Started, e.Draining = started, s == nil
-		e.Program, _ = os.Readlink("/proc/" + strconv.Itoa(e.PID) + "/exe") // an unknown one counts as another version
+		e.Program, _ = os.Readlink("/proc/" + strconv.Itoa(e.PID) + "/exe") // an unknown program counts as another version
 		r.Processes = append(r.Processes, e)
 	}
 	slices.SortStableFunc(r.Processes, func(a, b entry) int { return int(int64(b.Started) - int64(a.Started)) })
 	return r
 }
 
-// ofProxyUser says whether a process runs as the user that proxies have. Only such a one is sent signals because it
-// said itself which number it has.
+// ofProxyUser reports whether a process runs as the proxies' user. A process ID that was sent over a control socket is
+// trusted only for such processes, since signals are sent to it.
 func ofProxyUser(pid int) bool {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status") // the owner of the folder is root's where a process forbids tracing
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status") // the folder's owner is root where a process forbids tracing
 	if err != nil {
 		return false
 	}
@@ -147,7 +147,7 @@ func ofProxyUser(pid int) bool {
 	return real == strconv.Itoa(user)
 }
 
-// stop ends all processes, and removes what is recorded of them.
+// stop ends all processes, and removes their files.
 func stop(dir string) error {
 	r, err := readProcesses(dir)
 	if err != nil || len(r.Processes) == 0 {
@@ -168,7 +168,7 @@ func stop(dir string) error {
 	return nil
 }
 
-// handedOver tells a process that another one serves now.
+// handedOver signals to a process that another one serves now.
 func (e *entry) handedOver() error {
 	e.Draining = true
 	return e.signal(table.HandedOver)

@@ -20,21 +20,21 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// A connection of QUIC is in the process that began it, and its packets come to the port of all. So each process has
-// UDP sockets of its own at the same port (SO_REUSEPORT), and while one drains a filter in the kernel gives it the
-// packets with its sockets' mark, and the next one all others.
+// A QUIC connection belongs to the process that accepted it, while packets arrive at the port of all processes. So each
+// process has its own UDP sockets at the same port (SO_REUSEPORT). While one drains, a filter in the kernel gives it
+// the packets with its sockets' mark, and the next process all others.
 
 const (
 	quicName = table.SiteIngress + "/" + table.QUIC
-	// quicBuffer is how many bytes of packets wait in the kernel for a process; quic-go asks for so much, and has no
-	// right to set it.
+	// quicBuffer is how many bytes of packets wait in the kernel for a process. quic-go asks for that size, and lacks
+	// the permission to set it.
 	quicBuffer = 7 << 20
 	// quicKeyBytes is the length of the node's secret.
 	quicKeyBytes = 32
 )
 
-// addQUIC opens UDP sockets for HTTP/3, for a process that is started beside the one that has the sockets before; nil
-// for none. HTTP/1.1 and HTTP/2 are served without them, too.
+// addQUIC opens UDP sockets for HTTP/3. before are the sockets of the process that serves already, or nil. Without UDP
+// sockets HTTP/1.1 and HTTP/2 are served.
 func (k *supervisor) addQUIC(s, before *sockets) {
 	if !k.http3 {
 		return
@@ -45,7 +45,7 @@ func (k *supervisor) addQUIC(s, before *sockets) {
 	}
 }
 
-// guardedUDP are the UDP ports at which the proxy listens.
+// guardedUDP returns the UDP ports on which the proxy listens.
 func (k *supervisor) guardedUDP() []int {
 	if port := k.held.ports()[table.QUIC]; port > 0 {
 		return []int{port}
@@ -53,26 +53,26 @@ func (k *supervisor) guardedUDP() []int {
 	return nil
 }
 
-// want says whether HTTP/3 is to be served.
+// want sets whether HTTP/3 is to be served.
 func (k *supervisor) want(http3 bool) {
 	if k.http3 != http3 {
 		k.http3, k.withoutQUIC = http3, false
 	}
 }
 
-// serves says whether sockets are those that are wanted.
+// serves reports whether the sockets are the wanted ones.
 func (k *supervisor) serves(s *sockets) bool {
 	return s.serve(k.at) && (k.withoutQUIC || s.serveQUIC(k.at) == k.http3)
 }
 
-// serveQUIC says whether the sockets are for HTTP/3 at just these addresses.
+// serveQUIC reports whether the sockets are for HTTP/3 at exactly these addresses.
 func (s *sockets) serveQUIC(at []netip.Addr) bool {
 	have := s.addresses()[quicName]
 	return len(have) == len(at) && !slices.ContainsFunc(have, func(a netip.AddrPort) bool { return !slices.Contains(at, a.Addr()) })
 }
 
-// listenQUIC opens a UDP socket at each address, at the port of those before, or the usual one, or another where
-// that is in use.
+// listenQUIC opens a UDP socket at each address. The port is that of the sockets before, or the usual one, or another
+// where that one is in use.
 func (s *sockets) listenQUIC(at []netip.Addr, before *sockets) error {
 	port, count := uint16(table.NodeHTTPSPort), len(s.descriptors)
 	old := map[netip.Addr]int{}
@@ -112,7 +112,7 @@ func (s *sockets) listenQUIC(at []netip.Addr, before *sockets) error {
 	return nil
 }
 
-// openQUIC opens a UDP socket beside the one whose descriptor is old; 0 for none.
+// openQUIC opens a UDP socket beside the one whose descriptor is old. 0 means that there is none.
 func openQUIC(at netip.AddrPort, old int) (d int, err error) {
 	if old > 0 {
 		if err := steer(old); err != nil {
@@ -133,7 +133,7 @@ func openQUIC(at netip.AddrPort, old int) (d int, err error) {
 		err = unix.SetsockoptInt(d, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
 	if err == nil {
-		_ = unix.SetsockoptInt(d, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, quicBuffer) // it is served with less, too
+		_ = unix.SetsockoptInt(d, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, quicBuffer) // it works with less, too
 		_ = unix.SetsockoptInt(d, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, quicBuffer)
 		err = unix.Bind(d, address)
 	}
@@ -144,9 +144,9 @@ func openQUIC(at netip.AddrPort, old int) (d int, err error) {
 	return d, nil
 }
 
-// steer has the kernel give packets with the mark of a socket to the first socket at its address, and all others to the
-// second one, as soon as there is one: the result of the filter is a socket's place in the order of binding, and where
-// there is no such socket the filter does not count.
+// steer attaches a filter to a socket. Packets with the socket's mark go to the first socket at its address, and all
+// others to the second one, as soon as it exists. The filter's result is a socket's index in the order of binding. The
+// kernel ignores the filter where no socket has that index.
 func steer(first int) error {
 	cookie, err := unix.GetsockoptUint64(first, unix.SOL_SOCKET, unix.SO_COOKIE)
 	if err != nil {
@@ -160,9 +160,9 @@ func steer(first int) error {
 	mark := uint32(table.QUICMark(cookie))
 	filter := []unix.SockFilter{ // offsets are those of RFC 8999
 		{Code: load8, K: 0},
-		{Code: bits, K: 0x80, Jf: 4},                          // a short header: to the seventh
+		{Code: bits, K: 0x80, Jf: 4},                          // a short header: jump to the seventh
 		{Code: load8, K: 5},                                   // the length of the connection ID
-		{Code: equal, K: table.QUICConnectionIDLength, Jf: 5}, // one of the client's making: to the last
+		{Code: equal, K: table.QUICConnectionIDLength, Jf: 5}, // an ID that the client made: jump to the last
 		{Code: load16, K: 6},                                  // of a long header
 		{Code: equal, K: mark, Jt: 2, Jf: 3},                  //
 		{Code: load16, K: 1},                                  // of a short header
@@ -174,8 +174,8 @@ func steer(first int) error {
 		Filter: &filter[0]})
 }
 
-// http3Port is the UDP port of the Service at which clients find HTTP/3; 0 where the Service has none, and HTTP/3 is
-// not served.
+// http3Port returns the UDP port of the Service for HTTP/3. It returns 0 where the Service has none, and HTTP/3 is not
+// served.
 func (n *Node) http3Port() uint16 {
 	svc, err := n.o.Services.Lister().Services(metav1.NamespaceSystem).Get(table.Service)
 	if err != nil {
@@ -189,7 +189,7 @@ func (n *Node) http3Port() uint16 {
 	return 0
 }
 
-// putHTTP3 adds to a table what the proxy says to clients about HTTP/3.
+// putHTTP3 adds to a table what the proxy announces to clients about HTTP/3.
 func (n *Node) putHTTP3(to table.Sections) {
 	port := n.http3Port()
 	if port == 0 {
@@ -204,7 +204,7 @@ func (n *Node) putHTTP3(to table.Sections) {
 	}
 }
 
-// quicKey is the node's secret, which lasts as long as the folder.
+// quicKey returns the node's secret, which exists as long as the folder.
 func quicKey(dir string) ([]byte, error) {
 	path := filepath.Join(dir, "quic.key")
 	key, err := os.ReadFile(path)

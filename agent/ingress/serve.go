@@ -20,13 +20,13 @@ import (
 )
 
 const (
-	// probeEvery is how often a proxy that has nothing to do is asked whether it answers.
+	// probeEvery is how often a proxy without other requests is probed.
 	probeEvery = 30 * time.Second
-	// gather is how long is waited for more after an object has changed.
+	// gather is how long to wait for more changes after an object has changed.
 	gather = 10 * time.Millisecond
-	// drainTime is how long a proxy that was stopped may take, and a second.
+	// drainTime is how long a stopped proxy may drain, plus a second.
 	drainTime = 31 * time.Second
-	// steadyAfter is how long a proxy has to have served for the next to be started at once; longestBackoff bounds the
+	// steadyAfter is how long a proxy must have served for the next to be started at once. longestBackoff limits the
 	// wait otherwise.
 	steadyAfter, longestBackoff = time.Minute, time.Minute
 )
@@ -34,7 +34,7 @@ const (
 // backoff is the wait before another attempt: none at first, then a second, doubled each time.
 type backoff struct{ wait time.Duration }
 
-// next is the wait after something that has lived for a while.
+// next returns the wait after a failure. lived is how long the failed thing had worked.
 func (b *backoff) next(lived time.Duration) time.Duration {
 	if lived >= steadyAfter {
 		b.wait = 0
@@ -44,21 +44,21 @@ func (b *backoff) next(lived time.Duration) time.Duration {
 	return now
 }
 
-// serving is the time in which the cluster has an ingress.
+// serving is the state while the cluster has an ingress.
 type serving struct {
 	*Node
 	supervisor *supervisor
-	// restarts and takeOvers are the waits after a proxy that has ended, and after one of another version that could
-	// not take over.
+	// restarts is the wait after a proxy has ended. takeOvers is the wait after a proxy of another version failed to
+	// take over.
 	restarts, takeOvers backoff
-	// retry is ready when there may be another attempt; nil while nothing has failed.
+	// retry receives when the next attempt may begin. It is nil while nothing has failed.
 	retry <-chan time.Time
-	// refused is why the last take-over failed.
+	// refused is the error of the last failed take-over.
 	refused error
-	// begun says that there is a proxy, or would be if it could be started; rested that none was needed.
+	// begun means that there is a proxy, or would be if it could be started. rested means that none was needed.
 	begun, rested bool
 	portOwners    portOwners
-	// look says that it is time to look for other programs at the Service's ports.
+	// look means that it is time to check for other programs on the Service's ports.
 	look bool
 }
 
@@ -70,7 +70,7 @@ func (n *Node) serve(ctx context.Context) error {
 	}
 	defer k.release()
 	following, cancel := context.WithCancel(ctx)
-	tables := make(chan table.Sections) // no room: the last one that was received counts
+	tables := make(chan table.Sections) // unbuffered: only the last received table counts
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
@@ -84,7 +84,7 @@ func (n *Node) serve(ctx context.Context) error {
 	defer probe.Stop()
 	s := &serving{Node: n, supervisor: k, look: true}
 	for {
-		var reached <-chan struct{} // closed when other nodes are reached or not
+		var reached <-chan struct{} // closed when the set of reachable nodes changes
 		if n.o.Unreachable != nil {
 			reached = n.o.Unreachable.Changed()
 		}
@@ -131,12 +131,12 @@ func (n *Node) serve(ctx context.Context) error {
 	}
 }
 
-// needed says whether a proxy has something to serve: whatever Services say, a site of a Gateway comes from the table
-// alone.
+// needed reports whether a proxy has something to serve. Services do not decide that for a Gateway's site: only the
+// table does.
 func (s *serving) needed() bool { return s.hasService() || len(siteSockets(s.table)) > 0 }
 
-// begin has the proxy of an earlier run found or one started as soon as one is needed, and ends it when it is not any
-// more.
+// begin finds the proxy of an earlier run, or starts one, as soon as one is needed. It stops the proxy when none is
+// needed any more.
 func (s *serving) begin(ctx context.Context) error {
 	needed := s.needed()
 	switch {
@@ -159,13 +159,13 @@ func (s *serving) begin(ctx context.Context) error {
 	return nil
 }
 
-// sync has a proxy run, the kernel guard it, and it serve by the last table. It returns an error only where this run's
-// part has to begin again.
+// sync makes sure that a proxy runs, that the kernel guards its ports, and that it serves the last table. It returns an
+// error only where serve has to begin again.
 func (s *serving) sync(ctx context.Context) error {
 	k := s.supervisor
 	for s.begun && ctx.Err() == nil {
 		k.want(s.http3Port() > 0)
-		if s.table != nil { // before, the sockets of the run before stay as they are
+		if s.table != nil { // before the first table, the sockets of the run before stay open
 			k.listen(siteSockets(s.table))
 		}
 		if k.now == nil {
@@ -195,7 +195,7 @@ func (s *serving) sync(ctx context.Context) error {
 			}
 			continue
 		}
-		if err := s.guard(ctx); err != nil { // a take-over may have other ports
+		if err := s.guard(ctx); err != nil { // after a take-over the ports may differ
 			return err
 		}
 		if err := s.say(ctx); err != nil {
@@ -207,19 +207,19 @@ func (s *serving) sync(ctx context.Context) error {
 	return nil
 }
 
-// guard has the kernel guard the proxy's ports. Those of a proxy that does not hand over its sockets are unknown, and
-// guarded since the run before.
+// guard makes the kernel guard the proxy's ports. The ports of a proxy that does not hand over its sockets are unknown,
+// and guarded since the run before.
 func (s *serving) guard(ctx context.Context) error {
 	if s.supervisor.held == nil {
 		return nil
 	}
 	if err := s.protect(ctx, s.supervisor.guarded(), s.supervisor.guardedUDP()); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("ingress: %w", err) // it cannot serve without
+		return fmt.Errorf("ingress: %w", err) // the proxy must not serve unguarded
 	}
 	return nil
 }
 
-// put has the proxy serve by the table, and one of another version take over where there is one.
+// put sends the table to the proxy. If the proxy is outdated, another one takes over.
 func (s *serving) put(ctx context.Context) (map[string]string, error) {
 	k, now := s.supervisor, s.complete(s.table)
 	problems, err := k.put(ctx, now)
@@ -247,13 +247,13 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 	return problems, nil
 }
 
-// lost takes leave of a proxy that has ended, or does not answer.
+// lost gives up a proxy that has ended, or does not respond.
 func (s *serving) lost(cause error) {
 	lived := time.Since(s.supervisor.now.began)
 	s.failed(fmt.Errorf("the proxy has ended: %w", s.supervisor.lost(cause)), s.restarts.next(lived))
 }
 
-// failed says that there is no proxy, and when there will be another.
+// failed reports that there is no proxy, and sets when the next attempt begins.
 func (s *serving) failed(err error, wait time.Duration) {
 	s.o.Logger.Error("ingress: another proxy is started; until then connections wait", "after", wait, "error", err)
 	s.o.Part.Set(status.Failed, fmt.Sprintf("another proxy is started after %s: %v", wait, err))
@@ -263,7 +263,7 @@ func (s *serving) failed(err error, wait time.Duration) {
 	}
 }
 
-// say writes at which ports the node serves.
+// say writes to the Node on which ports it serves.
 func (s *serving) say(ctx context.Context) error {
 	word := portsAnnotation(s.supervisor.held.ports())
 	if word == "" {
@@ -283,8 +283,8 @@ func (s *serving) say(ctx context.Context) error {
 	return nil
 }
 
-// findPortOwners finds out which of the Service's ports other programs of the machine have, where it is time for that
-// or the ports are others.
+// findPortOwners finds out which of the Service's ports other programs of the machine use. It does so when look is set
+// or the ports have changed.
 func (s *serving) findPortOwners(ctx context.Context) error {
 	ports := s.servicePorts()
 	known := func(port int) bool { _, ok := s.portOwners.ours[port]; return ok }
@@ -314,7 +314,7 @@ func (s *serving) findPortOwners(ctx context.Context) error {
 	return nil
 }
 
-// portsAnnotation is what the Node's annotation says of ports.
+// portsAnnotation returns the entries of ports for the Node's annotation.
 func portsAnnotation(ports map[string]int) string {
 	var out, gateways []string
 	for _, name := range slices.Sorted(maps.Keys(ports)) {

@@ -18,9 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// siteSockets are the names of the sockets of a table's sites, with their ports. Of two sites with one port the first
-// by its name has it; the server that compiled the table sees to it that there are none. A port that is not for
-// Gateways has no claimant.
+// siteSockets returns the names of the sockets of a table's sites, with their ports. If two sites have the same port,
+// the first by name gets it. The server that compiled the table makes sure that there are none. A site with a port
+// outside the Gateways' range is ignored.
 func siteSockets(t table.Sections) map[string]int {
 	out, taken := map[string]int{}, map[uint16]bool{}
 	for _, key := range slices.Sorted(maps.Keys(t)) {
@@ -39,11 +39,11 @@ func siteSockets(t table.Sections) map[string]int {
 	return out
 }
 
-// ofGateway says whether a socket is that of a Gateway's port.
+// ofGateway reports whether a socket is for a Gateway's port.
 func ofGateway(name string) bool { return !strings.HasPrefix(name, table.SiteIngress+"/") }
 
-// socketChange is what a proxy has to receive after the sockets have become others: names that it closes, and then
-// names that it has from now on.
+// socketChange is the message to a proxy after its sockets have changed: names that it closes, and then names that it
+// gets.
 type socketChange struct {
 	closed map[string]int // with their ports, which are guarded until the proxy has closed them
 	opened map[string]bool
@@ -69,8 +69,8 @@ func (c *socketChange) open(name string) {
 	c.opened[name] = true
 }
 
-// adjust makes the sockets of Gateways' ports the wanted ones at these addresses, and returns those that cannot be
-// opened. A socket whose site has become another one stays open under its new name.
+// adjust opens and closes sockets so that they are the wanted ones of Gateways' ports at these addresses. It returns
+// the errors of those that cannot be opened. If another site gets a port, the socket stays open under the new name.
 func (s *sockets) adjust(at []netip.Addr, want map[string]int, patient bool, change *socketChange) map[string]error {
 	byPort := map[int]string{}
 	for name, port := range want {
@@ -122,7 +122,7 @@ func (s *sockets) rename(from, to string) {
 	}
 }
 
-// drop closes the sockets of a name.
+// drop closes the sockets with a name.
 func (s *sockets) drop(name string) {
 	for i := len(s.names) - 1; i >= 0; i-- {
 		if s.names[i] == name {
@@ -132,7 +132,7 @@ func (s *sockets) drop(name string) {
 	}
 }
 
-// of are the descriptors of sockets with these names, each with its own.
+// of returns the descriptors of the sockets with these names, and the name of each.
 func (s *sockets) of(names map[string]bool) (out []string, descriptors []int) {
 	for i, name := range s.names {
 		if names[name] {
@@ -142,7 +142,7 @@ func (s *sockets) of(names map[string]bool) (out []string, descriptors []int) {
 	return out, descriptors
 }
 
-// failedSites are the problems of ports that cannot be opened, by the keys of their sites.
+// failedSites returns the problems of ports that cannot be opened, by the keys of their sites.
 func failedSites(failed map[string]error) map[string]string {
 	out := map[string]string{}
 	for name, err := range failed {

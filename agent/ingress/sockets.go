@@ -18,9 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// sockets are the listening sockets for clients, or duplicates of them. While this process has some, connections that
-// come while no proxy runs wait in the kernel's queue. They are bare descriptors, since an os.File would wake this
-// process for each connection.
+// sockets are the listening sockets for clients, or duplicates of them. While this process has some, new connections
+// wait in the kernel's queue when no proxy runs. They are bare descriptors, since an os.File would wake this process
+// for each connection.
 type sockets struct {
 	descriptors []int
 	names       []string
@@ -36,7 +36,7 @@ func (s *sockets) close() {
 	s.descriptors, s.names = nil, nil
 }
 
-// files are duplicates for a process that is started; the caller closes them.
+// files returns duplicates for a new process. The caller closes them.
 func (s *sockets) files() ([]*os.File, error) {
 	var out []*os.File
 	for i, d := range s.descriptors {
@@ -56,7 +56,7 @@ func closeFiles(files []*os.File) {
 	}
 }
 
-// addresses are where the sockets listen, by their names.
+// addresses returns the addresses of the sockets by their names.
 func (s *sockets) addresses() map[string][]netip.AddrPort {
 	out := map[string][]netip.AddrPort{}
 	for i, d := range s.descriptors {
@@ -76,7 +76,8 @@ func (s *sockets) addresses() map[string][]netip.AddrPort {
 	return out
 }
 
-// check reports what is no socket for clients. A proxy that was taken over may send any descriptor.
+// check returns an error for a descriptor that is no socket for clients. A proxy that an attacker controls may send any
+// descriptor.
 func (s *sockets) check() error {
 	for i, d := range s.descriptors {
 		name, err := unix.Getsockname(d)
@@ -89,7 +90,7 @@ func (s *sockets) check() error {
 	return nil
 }
 
-// ports are those of the sockets, by the kinds of listeners, and those of Gateways by the names of the sockets.
+// ports returns the ports of the sockets: by the kinds of listeners, and for Gateways by the names of the sockets.
 func (s *sockets) ports() map[string]int {
 	out := map[string]int{}
 	if s == nil {
@@ -101,7 +102,7 @@ func (s *sockets) ports() map[string]int {
 	return out
 }
 
-// serve says whether the sockets listen for HTTP and HTTPS at just these addresses.
+// serve reports whether the sockets listen for HTTP and HTTPS at exactly these addresses.
 func (s *sockets) serve(at []netip.Addr) bool {
 	if s == nil {
 		return false
@@ -121,12 +122,12 @@ func (s *sockets) serve(at []netip.Addr) bool {
 	return true
 }
 
-// closedWithin is how long a proxy that was asked to end may take to close its sockets.
+// closedWithin limits how long to wait until a proxy that was asked to end has closed its sockets.
 const closedWithin = 2 * time.Second
 
 // listenAll opens for each of the node's addresses one socket for HTTP and one for HTTPS. All addresses have the same
-// ports: the usual ones, or others where another program has those. Where a proxy was ended for it, patient waits until
-// that has closed its sockets.
+// ports: the usual ones, or others where another program uses those. patient is set when a proxy was ended before:
+// listenAll then waits until it has closed its sockets.
 func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	s := &sockets{}
 	for name, port := range map[string]int{table.HTTP: table.NodeHTTPPort, table.HTTPS: table.NodeHTTPSPort} {
@@ -147,8 +148,8 @@ func listenAll(at []netip.Addr, patient bool) (*sockets, error) {
 	return s, nil
 }
 
-// at opens sockets at other addresses with the ports that s has, and duplicates those of s that are at one of these. A
-// Gateway's port that another program has there is left out.
+// at returns sockets at the given addresses with the ports of s. It duplicates those that s has there already and opens
+// the others. A Gateway's port that another program uses is left out.
 func (s *sockets) at(addresses []netip.Addr) (*sockets, error) {
 	out := &sockets{}
 	for name, have := range s.addresses() {
@@ -190,7 +191,7 @@ func (s *sockets) listen(at []netip.Addr, name string, port int) error {
 	var opened []net.Listener
 	defer func() {
 		for _, l := range opened {
-			_ = l.Close() // the copies stay
+			_ = l.Close() // the duplicates stay open
 		}
 	}()
 	for _, ip := range at {

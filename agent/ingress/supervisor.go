@@ -17,26 +17,26 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// supervisor keeps one proxy serving: it starts it, finds it again, and has another version take over. All of its
-// methods are called by one goroutine.
+// supervisor keeps one proxy serving: it starts the proxy, finds that of an earlier run, and lets another version take
+// over. One goroutine calls all of its methods.
 //
-// The order of a take-over is what makes it safe to be killed between any two steps. A new process stands in the list
-// of processes before it gets its first table, and accepts from that on. One that is not recorded gets no table,
-// accepts nothing and ends by itself. The old one gets the order to drain once the new one has answered. A run that
-// finds several that were without that order goes on with the newest that answers, and orders the others to drain when
-// that has its table.
+// The order of a take-over makes it safe to be killed between any two steps. A new process is recorded in the list of
+// processes before it gets its first table, and accepts connections from then on. A process that is not recorded gets
+// no table, accepts nothing and ends by itself. The old one gets the order to drain once the new one has replied. A run
+// that finds several processes without that order uses the newest that replies, and orders the others to drain when
+// that one has its table.
 type supervisor struct {
 	dir, program string
 	at           []netip.Addr
 	log          func(message string, args ...any)
 	groups       groups
-	ungrouped    bool // it was said that there is no control group
-	http3        bool // it is to be served
-	withoutQUIC  bool // it is not, since its sockets could not be opened
+	ungrouped    bool // it was logged that there is no control group
+	http3        bool // HTTP/3 is to be served
+	withoutQUIC  bool // HTTP/3 is not served, since its sockets could not be opened
 	processes    processList
 	held         *sockets
-	// sites are the sockets of Gateways' ports that are wanted, and failed those that cannot be opened. changed is what
-	// the process has not received yet.
+	// sites are the wanted sockets of Gateways' ports. failed are those that cannot be opened. changed is what the
+	// process has not received yet.
 	sites   map[string]int
 	failed  map[string]error
 	changed socketChange
@@ -68,7 +68,7 @@ func (k *supervisor) begin() error {
 			continue
 		}
 		p, s, err := adopt(k.dir, *e)
-		if err != nil { // it drains already, or it would never learn of a change
+		if err != nil { // it drains already, or could not receive changes
 			k.log("ingress: a proxy of the previous run takes no commands; it drains", "pid", e.PID, "error", err)
 			if err := e.handedOver(); err != nil {
 				return err
@@ -91,7 +91,7 @@ func (k *supervisor) begin() error {
 	return k.start(patient)
 }
 
-// removeSockets removes control sockets that no process of the list has.
+// removeSockets removes control sockets that no process of the list uses.
 func (k *supervisor) removeSockets() {
 	for _, name := range controlSockets(k.dir) {
 		if !slices.ContainsFunc(k.processes.Processes, func(e entry) bool { return e.Socket == name }) {
@@ -100,7 +100,7 @@ func (k *supervisor) removeSockets() {
 	}
 }
 
-// start starts a proxy where there is none, with the sockets that are held, or with new ones.
+// start starts a proxy where there is none, with the held sockets or with new ones.
 func (k *supervisor) start(patient bool) error {
 	if !k.serves(k.held) {
 		k.held.close()
@@ -116,13 +116,13 @@ func (k *supervisor) start(patient bool) error {
 	if err != nil {
 		return err
 	}
-	k.now, k.changed = p, socketChange{} // it has them all
+	k.now, k.changed = p, socketChange{} // it was started with all of them
 	k.log("ingress: the proxy was started", "pid", p.PID, "ports", k.held.ports())
 	return nil
 }
 
-// listen opens and closes sockets of Gateways' ports; the proxy learns it with the next put. Without held sockets it is
-// informed when another one takes over.
+// listen opens and closes sockets of Gateways' ports. The proxy gets them with the next put. Without held sockets the
+// proxy gets none of them until another one takes over.
 func (k *supervisor) listen(sites map[string]int) {
 	k.sites = sites
 	if k.held.serve(k.at) { // otherwise another process takes over first, at other addresses
@@ -130,7 +130,7 @@ func (k *supervisor) listen(sites map[string]int) {
 	}
 }
 
-// guarded are the ports that the kernel has to guard: those of the sockets, and those that the proxy has not closed
+// guarded returns the ports that the kernel has to guard: those of the sockets, and those that the proxy has not closed
 // yet.
 func (k *supervisor) guarded() []int {
 	out := slices.Collect(maps.Values(k.changed.closed))
@@ -142,7 +142,7 @@ func (k *supervisor) guarded() []int {
 	return out
 }
 
-// put has the proxy serve by a table. Others that were not informed before drain then.
+// put sends a table to the proxy. Then it orders other processes to drain that have no such order yet.
 func (k *supervisor) put(ctx context.Context, t table.Sections) (map[string]string, error) {
 	problems, err := k.now.put(ctx, t, k.held, k.changed)
 	if err != nil {
@@ -152,7 +152,7 @@ func (k *supervisor) put(ctx context.Context, t table.Sections) (map[string]stri
 	return problems, k.retire()
 }
 
-// retire tells all processes but the one that serves that it does.
+// retire orders all processes to drain, except the serving one.
 func (k *supervisor) retire() error {
 	changed := false
 	for i := range k.processes.Processes {
@@ -174,7 +174,8 @@ func (k *supervisor) retire() error {
 	return k.processes.write(k.dir)
 }
 
-// outdated says that the proxy is of another version than the program, or listens at other addresses than the node's.
+// outdated reports whether the proxy is of another version than the program, or listens at other addresses than the
+// node's.
 func (k *supervisor) outdated() bool {
 	if k.now == nil {
 		return false
@@ -183,9 +184,9 @@ func (k *supervisor) outdated() bool {
 	return err == nil && program != k.now.Program || k.held != nil && !k.serves(k.held)
 }
 
-// takeOver has a new process serve on the sockets of the one that serves now, which goes on when that fails.
+// takeOver starts a new process with the serving one's sockets. If that fails, the old one keeps serving.
 func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string]string, error) {
-	if k.held == nil { // it is stuck
+	if k.held == nil { // the process is stuck
 		return k.replace(ctx, t)
 	}
 	s, err := k.held.at(k.at)
@@ -201,9 +202,9 @@ func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string
 	p, err := k.launch(s)
 	if err == nil {
 		k.step("table")
-		_, err = p.put(ctx, t, s, socketChange{}) // it has been started with them
+		_, err = p.put(ctx, t, s, socketChange{}) // it was started with all sockets
 		switch {
-		case err != nil && ctx.Err() != nil: // the next run goes on with it, or without where it has no table
+		case err != nil && ctx.Err() != nil: // the next run uses it, unless it has no table
 			p.close()
 		case err != nil:
 			err = errors.Join(err, k.kill(p))
@@ -244,8 +245,8 @@ func (k *supervisor) replace(ctx context.Context, t table.Sections) (map[string]
 	return k.put(ctx, t)
 }
 
-// lost takes leave of a proxy that has ended, or does not answer; it returns why. One that lives and has closed its
-// connection drains.
+// lost gives up a proxy that has ended, or does not respond, and returns the cause. A proxy that runs and has closed
+// its connection drains.
 func (k *supervisor) lost(cause error) error {
 	p := k.now
 	k.now = nil
@@ -267,16 +268,16 @@ func (k *supervisor) lost(cause error) error {
 	return cause
 }
 
-// kill ends a process that is of no use, and takes it off the list of processes.
+// kill kills a process that cannot be used, and removes it from the list of processes.
 func (k *supervisor) kill(p *process) error {
 	err := p.signal(syscall.SIGKILL)
 	p.close()
-	_ = os.Remove(filepath.Join(k.dir, p.Socket)) // one that is left is removed at the next start
+	_ = os.Remove(filepath.Join(k.dir, p.Socket)) // on failure the next start removes it
 	k.processes.Processes = slices.DeleteFunc(k.processes.Processes, func(e entry) bool { return e.PID == p.PID })
 	return errors.Join(err, k.processes.write(k.dir))
 }
 
-// release leaves the proxies as they are.
+// release closes this run's connection and sockets. The proxies keep running.
 func (k *supervisor) release() {
 	if k.now != nil {
 		k.now.close()
