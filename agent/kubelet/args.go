@@ -19,7 +19,7 @@ import (
 
 const component = "kubelet"
 
-// refused are upstream's flags that would cut the kubelet off from the rest of this process.
+// refused are upstream's flags that would separate the kubelet from the rest of this process.
 var refused = map[string]kubecompat.Refusal{
 	"kubeconfig":                 {Reason: "coracle gives the kubelet its credentials"},
 	"bootstrap-kubeconfig":       {Reason: "coracle gives the kubelet its credentials"},
@@ -38,7 +38,7 @@ var refused = map[string]kubecompat.Refusal{
 }
 
 // CheckArgs finds mistakes in kubelet flags, each NAME=VALUE, and in the configuration files that they name, without
-// starting anything. All other options are placeholders.
+// starting anything. It uses placeholders for all other options.
 func CheckArgs(args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -50,7 +50,7 @@ func CheckArgs(args []string) error {
 	return err
 }
 
-// args are the operator's flags, those that name configuration files apart.
+// args are the operator's flags. Those that name configuration files are separate.
 type args struct {
 	configFile, configDir string
 	rest                  []string
@@ -78,7 +78,7 @@ func splitArgs(list []string) (args, error) {
 	return a, nil
 }
 
-// apply sets the flags. A mistake names the flag.
+// apply sets the flags. An error names the wrong flag.
 func (a args) apply(s *options.KubeletServer) error {
 	gates := s.FeatureGates
 	s.FeatureGates = map[string]bool{}
@@ -100,7 +100,8 @@ func (a args) apply(s *options.KubeletServer) error {
 	}
 	s.KubeletConfiguration.SeccompDefault = s.KubeletFlags.SeccompDefault // upstream takes either: the flag could not turn it off
 
-	// Upstream's map flags forget what was there; these two add to it, and gates are merged.
+	// Upstream's map flags replace the earlier values. So the earlier labels and taints are added again, and gates are
+	// merged.
 	for k, v := range gates {
 		if _, set := s.FeatureGates[k]; !set {
 			s.FeatureGates[k] = v

@@ -12,15 +12,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// cgroupsEvery is how often the kubelet looks for cgroups of pods that it does not know, to remove them. Upstream does
-// so every two seconds and in each hierarchy of cgroup v1. The cgroup of a pod that ends is removed with the pod.
+// cgroupsEvery is how often the kubelet searches for cgroups of pods that it does not know, to remove them. Upstream
+// does so every two seconds and in each hierarchy of cgroup v1. The cgroup of a pod that ends is removed with the pod.
 const cgroupsEvery = 10 * time.Second
 
-// rareCgroups finds no pods' cgroups for cgroupsEvery after it has looked. Only the kubelet's sweep has it; other parts
-// have upstream's.
+// rareCgroups returns no pods' cgroups for cgroupsEvery after a search. Only the kubelet's sweep uses it; other parts
+// use upstream's.
 type rareCgroups struct {
 	cm.ContainerManager
-	next *time.Time // the kubelet has one loop that asks
+	next *time.Time // without a lock: only one loop of the kubelet uses it
 }
 
 // NewPodContainerManager implements cm.ContainerManager.
@@ -42,10 +42,10 @@ func (p rarePodCgroups) GetAllPodsFromCgroups(logger klog.Logger) (map[types.UID
 	return p.PodContainerManager.GetAllPodsFromCgroups(logger)
 }
 
-// cgroupsAt is where a kubelet has its manager of cgroups. No function of upstream's leads there.
+// cgroupsAt is the path of the field with a kubelet's manager of cgroups. Upstream has no function that returns it.
 var cgroupsAt = []string{"containerManager"}
 
-// sweepRarely gives a kubelet that is not running yet rareCgroups. After an error it is as it was.
+// sweepRarely makes a kubelet that is not running yet use rareCgroups. After an error the kubelet is unchanged.
 func sweepRarely(kubelet any) error {
 	cgroups, err := kubecompat.Field[cm.ContainerManager](kubelet, cgroupsAt)
 	if err != nil {

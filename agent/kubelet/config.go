@@ -30,17 +30,17 @@ import (
 )
 
 const (
-	// reportEvery is how often a status that has not changed is reported.
+	// reportEvery is how often an unchanged status is reported.
 	reportEvery = 30 * time.Minute
 
-	// podPIDs is how many processes and threads a pod has at most.
+	// podPIDs limits the processes and threads of a pod.
 	podPIDs = 4096
 
-	// dropInExtension is what upstream reads from a --config-dir.
+	// dropInExtension is the ending of the files that upstream reads from a --config-dir.
 	dropInExtension = ".conf"
 )
 
-// defaults are the settings that differ from upstream's; what is not here is upstream's default. A user's configuration
+// defaults returns the settings that differ from upstream's. All others are upstream's defaults. A user's configuration
 // file is merged over them.
 func defaults(o Options) *v1beta1.KubeletConfiguration {
 	resolvConf := o.ResolvConf
@@ -61,7 +61,8 @@ func defaults(o Options) *v1beta1.KubeletConfiguration {
 		ResolverConfig:           &resolvConf,
 		RegisterWithTaints:       o.Taints,
 
-		// The kubelet's port: certificates in files that are renewed in place, callers verified, none anonymous.
+		// The kubelet's port: certificates in files that are renewed in place; clients are verified, and none is
+		// anonymous.
 		TLSCertFile:       o.ServingCertFile,
 		TLSPrivateKeyFile: o.ServingKeyFile,
 		TLSMinVersion:     "VersionTLS12",
@@ -73,25 +74,25 @@ func defaults(o Options) *v1beta1.KubeletConfiguration {
 		},
 		Authorization: v1beta1.KubeletAuthorization{Mode: v1beta1.KubeletAuthorizationModeWebhook},
 		ReadOnlyPort:  0,
-		HealthzPort:   ptr.To[int32](0), // it would answer for the whole process, and nothing asks there
+		HealthzPort:   ptr.To[int32](0), // it would report on the whole process, and no client uses it
 
-		// Hosts of all ages: cgroup v1 is still common on boards, swap is normal there, and the driver is cgroupfs
-		// because containerd's is (agent/containerd says why).
+		// Hosts of all ages are supported: cgroup v1 is still common on boards, and swap is normal there. The driver is
+		// cgroupfs because containerd's is (agent/containerd gives the reason).
 		CgroupDriver: "cgroupfs",
 		FailCgroupV1: ptr.To(false),
 		FailSwapOn:   ptr.To(false),
 		MaxOpenFiles: openFiles(),
-		// No iptables program is needed on the host, and no chains of the kubelet's: proxy/ has its own table.
+		// The host needs no iptables program, and the kubelet makes no chains: proxy/ has its own table.
 		MakeIPTablesUtilChains: ptr.To(false),
 
-		// What a pod that says nothing about it may do on its node: the runtime's own list of system calls, where the
-		// kernel can keep to it (containerd refuses the profile elsewhere), and so many processes that no fork bomb
-		// takes the node's.
+		// Limits of pods that set none themselves: the runtime's list of system calls, where the kernel supports that
+		// (containerd refuses the profile elsewhere), and a number of processes with which a fork bomb cannot use up
+		// the node's.
 		SeccompDefault: ptr.To(seccomp.IsEnabled()),
 		PodPidsLimit:   ptr.To[int64](podPIDs),
 
-		// What an idle node costs. Status is computed every ten seconds, but written only when it changed, or after the
-		// report frequency, upstream's being five minutes: all nodes hear of each report, and none takes it for a
+		// What an idle node costs. Status is computed every ten seconds, but written only when it has changed, or after
+		// the report frequency, which is five minutes upstream: all nodes receive each report, and none uses it as a
 		// sign of life (ADR 0040). The lease is written four times per duration.
 		NodeStatusUpdateFrequency:   metav1.Duration{Duration: 10 * time.Second},
 		NodeStatusReportFrequency:   metav1.Duration{Duration: reportEvery},
@@ -99,8 +100,8 @@ func defaults(o Options) *v1beta1.KubeletConfiguration {
 		ContainerLogMonitorInterval: &metav1.Duration{Duration: 30 * time.Second},
 		CPUManagerReconcilePeriod:   metav1.Duration{Duration: time.Minute},
 
-		// Upstream keeps a tenth of the disk free, 15% for images: gigabytes on a large disk, and more than is there on
-		// a small one. These are k3s's numbers.
+		// Upstream keeps a tenth of the disk free, 15% for images: gigabytes on a large disk, and more than a small one
+		// has. These are k3s's numbers.
 		EvictionHard: map[string]string{
 			"memory.available": "100Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%",
 			"imagefs.available": "5%", "imagefs.inodesFree": "5%",
@@ -140,7 +141,7 @@ func configuration(o Options, file, dropIns string) (*kubeletconfig.KubeletConfi
 		if err := checkHead(patch, base.TypeMeta); err != nil {
 			return nil, fmt.Errorf("configuration file %s: %w", path, err)
 		}
-		if _, err := decode(data); err != nil { // by itself, so that a mistake in it is not reported as one of the merged whole
+		if _, err := decode(data); err != nil { // separately, so that its mistakes are not reported as mistakes of the merged configuration
 			return nil, fmt.Errorf("configuration file %s: %w", path, err)
 		}
 		if merged, err = jsonpatch.MergePatch(merged, patch); err != nil {
@@ -154,7 +155,7 @@ func configuration(o Options, file, dropIns string) (*kubeletconfig.KubeletConfi
 	return config, nil
 }
 
-// checkHead looks at what decoding does not report but misunderstands or panics over.
+// checkHead finds mistakes that decoding does not report, but misunderstands or panics over.
 func checkHead(data []byte, want metav1.TypeMeta) error {
 	var head struct {
 		metav1.TypeMeta
@@ -166,7 +167,7 @@ func checkHead(data []byte, want metav1.TypeMeta) error {
 	return utilfeature.DefaultMutableFeatureGate.DeepCopy().SetFromMap(head.FeatureGates)
 }
 
-// configFiles lists what to read, in order.
+// configFiles lists the files to read, in order.
 func configFiles(file, dropIns string) ([]string, error) {
 	var files []string
 	if file != "" {
@@ -187,7 +188,7 @@ func configFiles(file, dropIns string) ([]string, error) {
 	return files, nil
 }
 
-// openFiles is upstream's number, or less where the process may not raise its limit that far.
+// openFiles returns upstream's number, or less where the process may not raise its limit that far.
 func openFiles() int64 {
 	const want = 1_000_000
 	var limit unix.Rlimit
@@ -201,5 +202,5 @@ func openFiles() int64 {
 	return int64(limit.Max)
 }
 
-// runtimeEndpoint is a runtime's socket as the kubelet's flags name it.
+// runtimeEndpoint returns a runtime's socket in the syntax of the kubelet's flags.
 func runtimeEndpoint(socket string) string { return "unix://" + socket }

@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// csiPlugin is everything that upstream's plugin for CSI volumes is to the kubelet; a test compares the two.
+// csiPlugin has all of upstream's plugin for CSI volumes that the kubelet uses. A test compares the two.
 type csiPlugin interface {
 	volume.AttachableVolumePlugin
 	volume.DeviceMountableVolumePlugin
@@ -23,14 +23,15 @@ type csiPlugin interface {
 }
 
 // patientCSI is upstream's plugin with a host that does not give up. A kubelet that starts writes the node's CSINode
-// object, and upstream's ends its process when that has failed six times in 140 s: on a board that is short of memory,
-// or with an API server that is away for that long, the end makes everything worse (csi_plugin.go, initializeCSINode).
+// object, and upstream's ends its process when that has failed six times in 140 s. On a board that is short of memory,
+// or while the API server is unavailable for that long, ending the process makes everything worse (csi_plugin.go,
+// initializeCSINode).
 type patientCSI struct {
 	csiPlugin
 	returns bool // see Options
 }
 
-// patient puts the patient plugin in place of upstream's.
+// patient replaces upstream's plugin by the patient one.
 func patient(plugins []volume.VolumePlugin, returns bool) error {
 	for i, p := range plugins {
 		if p.GetPluginName() != csi.CSIPluginName {
@@ -46,7 +47,7 @@ func patient(plugins []volume.VolumePlugin, returns bool) error {
 	return errors.New("there is no CSI volume plugin")
 }
 
-// Init is upstream's, never while a controller's plugin is initialized in this process.
+// Init calls upstream's, but never while a controller's plugin is initialized in this process.
 func (p patientCSI) Init(host volume.VolumeHost) error {
 	if kubelet, ok := host.(kubeletHost); ok {
 		host = patientHost{kubeletHost: kubelet, returns: p.returns, write: kubecompat.Write, pause: time.Sleep}
@@ -54,14 +55,14 @@ func (p patientCSI) Init(host volume.VolumeHost) error {
 	return kubecompat.Init(func() error { return p.csiPlugin.Init(host) })
 }
 
-// kubeletHost is what the kubelet is to a plugin.
+// kubeletHost is the kubelet's interface for plugins.
 type kubeletHost interface {
 	volume.VolumeHost
 	volume.KubeletVolumeHost
 }
 
-// patientHost is the kubelet to the CSI plugin. Upstream reports each failure to write the CSINode object through it
-// before it counts and tries again.
+// patientHost replaces the kubelet for the CSI plugin. Upstream reports each failure to write the CSINode object to it
+// before it counts the failure and tries again.
 type patientHost struct {
 	kubeletHost
 	returns bool
@@ -69,7 +70,7 @@ type patientHost struct {
 	pause   func(time.Duration)
 }
 
-// notYet is upstream's report before its first try, from the goroutine that starts the kubelet.
+// notYet is the text of upstream's report before its first try. It comes from the goroutine that starts the kubelet.
 const notYet = "CSINode is not yet initialized"
 
 // firstPause is short since the first try may come before the kubelet has registered the node.
@@ -78,9 +79,9 @@ const (
 	lastPause  = 15 * time.Second
 )
 
-// SetKubeletError passes a report on, which makes the node not ready, and after a failure returns only when the object
-// could be written: upstream's next try then finds it so. A node that returns has the object from before, and its
-// reports are not passed on: with a first status before the write, the node would be not ready, and tainted, until the
+// SetKubeletError forwards a report, which makes the node not ready. After a failure it returns only when the object
+// could be written: upstream's next try then finds it. A node that returns has the object from before, and its reports
+// are not forwarded: if the first status came before the write, the node would be not ready, and tainted, until the
 // second status ten seconds later.
 func (h patientHost) SetKubeletError(err error) {
 	if !h.returns {
@@ -103,8 +104,8 @@ func (h patientHost) SetKubeletError(err error) {
 	}
 }
 
-// writeOnceRegistered writes the object as soon as the kubelet has registered its node. Upstream's own tries begin
-// before that, and are up to 250 ms apart.
+// writeOnceRegistered writes the object as soon as the kubelet has registered its node. Upstream's tries begin before
+// that, and are up to 250 ms apart.
 func (h patientHost) writeOnceRegistered() {
 	for range hastenTries {
 		if _, err := h.GetNodeLabels(); err == nil {

@@ -17,8 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// evictionStats is what upstream's eviction manager decides by, every ten seconds. It needs pods' figures only when it
-// evicts, and upstream makes them each time: cAdvisor reads each container's limits, and each shim reads its cgroups.
+// evictionStats gives upstream's eviction manager the figures by which it decides, every ten seconds. The manager needs
+// pods' figures only when it evicts. Upstream makes them each time, which costs much: cAdvisor reads each container's
+// limits, and each shim reads its cgroups.
 type evictionStats struct {
 	stats.SummaryProvider                       // with pods
 	node                  stats.SummaryProvider // without
@@ -26,8 +27,8 @@ type evictionStats struct {
 	thresholds            *[]evictionapi.Threshold
 }
 
-// Get implements stats.SummaryProvider. Without a threshold that is met, and without a pod that has a limit of its own,
-// nothing is evicted.
+// Get implements stats.SummaryProvider. It omits pods when no threshold is met and no pod has a storage limit, since
+// nothing is evicted then.
 func (s evictionStats) Get(ctx context.Context, update bool) (*statsapi.Summary, error) {
 	if !slices.ContainsFunc(s.pods(), limitsStorage) {
 		node, err := s.node.Get(ctx, update)
@@ -38,7 +39,7 @@ func (s evictionStats) Get(ctx context.Context, update bool) (*statsapi.Summary,
 	return s.SummaryProvider.Get(ctx, update)
 }
 
-// limitsStorage says whether a pod is evicted when it uses more storage than it says itself.
+// limitsStorage reports whether a pod is evicted when it uses more storage than its own limit.
 func limitsStorage(p *v1.Pod) bool {
 	if _, ok := resourcehelper.PodLimits(p, resourcehelper.PodResourcesOptions{})[v1.ResourceEphemeralStorage]; ok {
 		return true
@@ -46,16 +47,17 @@ func limitsStorage(p *v1.Pod) bool {
 	return slices.ContainsFunc(p.Spec.Volumes, func(v v1.Volume) bool { return v.EmptyDir != nil && v.EmptyDir.SizeLimit != nil })
 }
 
-// anyMet says whether upstream finds that any of the thresholds is met, or less is free than it reclaims then.
+// anyMet reports whether, for upstream, any of the thresholds is met or less is free than it reclaims then.
 func anyMet(thresholds []evictionapi.Threshold, s *statsapi.Summary) bool {
 	observed, _ := makeSignalObservations(logr.Discard(), s)
 	return len(thresholdsMet(logr.Discard(), thresholds, observed, true)) > 0
 }
 
-// signalObservations is upstream's map of the same name, which is handed from the one function to the other.
+// signalObservations is upstream's map of the same name. The first function below returns it, and the second one takes
+// it.
 type signalObservations *struct{}
 
-// Upstream's functions by which its manager decides. There is no exported way to them; a test fails when they move.
+// These are the functions by which upstream's manager decides. They are not exported. A test fails when they move.
 
 //go:linkname makeSignalObservations k8s.io/kubernetes/pkg/kubelet/eviction.makeSignalObservations
 func makeSignalObservations(logr.Logger, *statsapi.Summary) (signalObservations, func(*v1.Pod) (statsapi.PodStats, bool))
@@ -63,7 +65,7 @@ func makeSignalObservations(logr.Logger, *statsapi.Summary) (signalObservations,
 //go:linkname thresholdsMet k8s.io/kubernetes/pkg/kubelet/eviction.thresholdsMet
 func thresholdsMet(logr.Logger, []evictionapi.Threshold, signalObservations, bool) []evictionapi.Threshold
 
-// nodeStats is a kubelet that has no pods, for those who ask about the node.
+// nodeStats is a provider without pods, for statistics of the node alone.
 type nodeStats struct{ stats.Provider }
 
 // ListPodStatsAndUpdateCPUNanoCoreUsage implements stats.Provider.
@@ -71,14 +73,14 @@ func (nodeStats) ListPodStatsAndUpdateCPUNanoCoreUsage(context.Context) ([]stats
 	return nil, nil
 }
 
-// Where a kubelet's eviction manager has what it decides by. No function of upstream's leads there.
+// Paths of the fields by which a kubelet's eviction manager decides. Upstream has no function that returns them.
 var (
 	evictionStatsAt = []string{"evictionManager", "summaryProvider"}
 	thresholdsAt    = []string{"evictionManager", "config", "Thresholds"}
 )
 
-// evictByNode gives the eviction manager of a kubelet that is not running yet evictionStats. of is that kubelet. After
-// an error it is as it was.
+// evictByNode makes the eviction manager of a kubelet that is not running yet use evictionStats. of is that kubelet.
+// After an error the kubelet is unchanged.
 func evictByNode(ctx context.Context, kubelet any, of stats.Provider) error {
 	summary, err := kubecompat.Field[stats.SummaryProvider](kubelet, evictionStatsAt)
 	if err != nil {

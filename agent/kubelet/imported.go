@@ -12,19 +12,19 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// importedImages is upstream's manager of image pulls (KEP 2535), except for images that the operator imported: these
-// are for every pod of the node.
+// importedImages is upstream's manager of image pulls (KEP 2535), except for images that the operator imported: every
+// pod of the node may use these.
 //
-// Upstream lets a pod have an image that is there without asking its registry only when it was not pulled. It takes an
-// image for pulled as soon as a pull begins, and also when nothing comes of it: then a pod that is set to pull always
-// would keep all others from an image that no registry has.
+// Upstream lets a pod use a present image without asking its registry only when the image was not pulled. It considers
+// an image pulled as soon as a pull begins, even if the pull fails. So a pod that is set to pull always would keep all
+// others from an image that no registry has.
 type importedImages struct {
 	pullmanager.ImagePullManager
 	imported func(ctx context.Context, imageRef string) bool
 }
 
-// MustAttemptImagePull says whether a pod may have the image only after the registry has accepted the pod's
-// credentials. imageRef is the image's content, whatever its names are.
+// MustAttemptImagePull reports whether a pod may use the image only after the registry has accepted the pod's
+// credentials. imageRef identifies the image's content, whatever its names are.
 func (m importedImages) MustAttemptImagePull(ctx context.Context, image, imageRef string,
 	credentials pullmanager.GetPodCredentials) (bool, error) {
 	if imageRef != "" && m.imported(ctx, imageRef) {
@@ -33,11 +33,12 @@ func (m importedImages) MustAttemptImagePull(ctx context.Context, image, imageRe
 	return m.ImagePullManager.MustAttemptImagePull(ctx, image, imageRef, credentials)
 }
 
-// pullManagerAt is where a kubelet has its manager of image pulls. No function of upstream's leads there.
+// pullManagerAt is the path of the field with a kubelet's manager of image pulls. Upstream has no function that returns
+// it.
 var pullManagerAt = []string{"containerRuntime", "imagePuller", "imagePullManager"}
 
 // trustImported makes a kubelet that is not running yet use importedImages, unless the operator chose a policy under
-// which images that were there before are verified, too.
+// which images that were present before are verified, too.
 func trustImported(kubelet any, policy string, imported func(ctx context.Context, imageRef string) bool) error {
 	if imported == nil || policy != string(kubeletconfig.NeverVerifyPreloadedImages) {
 		return nil
@@ -50,7 +51,7 @@ func trustImported(kubelet any, policy string, imported func(ctx context.Context
 	return nil
 }
 
-// trusting is trustImported for upstream's list of what is done with a new kubelet.
+// trusting returns trustImported as an option of upstream, which runs on a new kubelet.
 func trusting(policy string, imported func(ctx context.Context, imageRef string) bool, failed func(error)) upstream.Option {
 	return func(k *upstream.Kubelet) {
 		if err := trustImported(k, policy, imported); err != nil {

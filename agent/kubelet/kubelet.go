@@ -2,8 +2,8 @@
 
 // Package kubelet runs upstream's kubelet in this process, unchanged, through its option structs.
 //
-// It owns the kubelet's configuration: our defaults, over them what the operator's configuration files say, over those
-// the operator's flags. It never talks to the API server itself and never restarts the kubelet: upstream leaves
+// It owns the kubelet's configuration. The operator's configuration files override our defaults, and the operator's
+// flags override both. It never talks to the API server itself. It never restarts the kubelet: upstream leaves
 // goroutines, metrics and flags behind, so one process runs one kubelet. Pods outlive it.
 package kubelet
 
@@ -29,9 +29,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
-// Options describe the node. All but the optional ones are required.
+// Options describe the node. All are required except those for which the comment says otherwise.
 type Options struct {
-	// RootDir is the kubelet's state: pods' volumes, plugins, checkpoints. Storage drivers expect /var/lib/kubelet.
+	// RootDir has the kubelet's state: pods' volumes, plugins, checkpoints. Storage drivers expect /var/lib/kubelet.
 	RootDir string
 	// PodLogsDir holds the containers' logs; empty means upstream's /var/log/pods.
 	PodLogsDir string
@@ -40,15 +40,15 @@ type Options struct {
 	// RuntimeSocket is containerd's socket.
 	RuntimeSocket string
 
-	// Lists answers in this process what the kubelet would ask behind RuntimeSocket all the time; nil means that it
-	// asks there.
+	// Lists serves in this process the calls that the kubelet would repeat all the time over RuntimeSocket. nil means
+	// that it uses the socket.
 	Lists Lists
 
-	// Kubeconfig is the file with the node's client credentials (system:node:NAME). Files it names are read again when
-	// they change.
+	// Kubeconfig is the file with the node's client credentials (system:node:NAME). The files that it names are read
+	// again when they change.
 	Kubeconfig string
-	// ServingCertFile and ServingKeyFile are for the kubelet's own port; they are read again when they change. Both may
-	// be one file.
+	// ServingCertFile and ServingKeyFile are for the kubelet's own port. They are read again when they change. One file
+	// may be both.
 	ServingCertFile, ServingKeyFile string
 	// ClientCAFile verifies the clients of that port.
 	ClientCAFile string
@@ -60,24 +60,23 @@ type Options struct {
 	Labels map[string]string
 	Taints []corev1.Taint
 
-	// Returns says that the node was in the cluster before. It is ready without its CSINode object written again.
+	// Returns means that the node was in the cluster before. It is ready before its CSINode object is written again.
 	Returns bool
 
-	// OwnAddresses leaves the addresses of the Node to another writer after NodeIPs were written at the registration.
+	// OwnAddresses leaves the Node's addresses to another writer after the registration has written NodeIPs.
 	OwnAddresses bool
 
 	ClusterDNS    []netip.Addr
 	ClusterDomain string
-	// ResolvConf is what pods get of the host's resolver configuration; empty means the host's own, see package
-	// resolvconf.
+	// ResolvConf is the resolver configuration that pods inherit. Empty means the host's own, see package resolvconf.
 	ResolvConf string
 
-	// Report, when set, has the kubelet report the node's status at once instead of within ten seconds, for each value
-	// that comes, once it runs.
+	// Report, when set, makes the kubelet report the node's status at once instead of within ten seconds, for each
+	// value that is received while it runs.
 	Report <-chan struct{}
 
-	// Imported says whether the operator brought an image to this node, which is for every pod then (imageRef is the
-	// digest of its configuration); nil if there are no such images.
+	// Imported reports whether the operator imported an image to this node, which every pod may use then. imageRef is
+	// the digest of the image's configuration. nil means that there are no such images.
 	Imported func(ctx context.Context, imageRef string) bool
 
 	// Args are the operator's flags, name=value, in upstream's syntax, --config and --config-dir among them.
@@ -87,10 +86,10 @@ type Options struct {
 // started guards the once-per-process rule of the package comment.
 var started atomic.Bool
 
-// Run runs the kubelet until ctx is done. Mistakes in the options and the usual obstacles on the host come back as
-// errors; some failures later on end the process, see docs/architecture.md.
+// Run runs the kubelet until ctx is done. It returns an error for mistakes in the options and usual obstacles on the
+// host. Some later failures end the process, see docs/architecture.md.
 func Run(ctx context.Context, o Options) error {
-	*manager.HousekeepingInterval = measureEvery // unless the operator's flags say something else
+	*manager.HousekeepingInterval = measureEvery // unless the operator's flags set another interval
 	server, err := newServer(o)
 	if err != nil {
 		return err
@@ -144,7 +143,7 @@ func Run(ctx context.Context, o Options) error {
 	return nil
 }
 
-// Ports are the TCP ports at which a kubelet with these options listens.
+// Ports returns the TCP ports on which a kubelet with these options listens.
 func Ports(o Options) ([]uint16, error) {
 	server, err := newServer(o)
 	if err != nil {
@@ -186,7 +185,7 @@ func newServer(o Options) (*options.KubeletServer, error) {
 	return server, nil
 }
 
-// kubeletFlags are the settings that upstream keeps out of the configuration file.
+// kubeletFlags returns the settings that upstream does not have in the configuration file.
 func kubeletFlags(o Options) (*options.KubeletFlags, error) {
 	f := options.NewKubeletFlags()
 	f.RootDirectory = o.RootDir
@@ -196,8 +195,8 @@ func kubeletFlags(o Options) (*options.KubeletFlags, error) {
 	f.NodeLabels = map[string]string{}
 	maps.Copy(f.NodeLabels, o.Labels)
 	if o.OwnAddresses {
-		// Upstream knows one way to say it. The taint that comes with it waits for a cloud provider's controller; the
-		// label tells our API server to leave it out.
+		// Upstream has only this flag for it. The flag adds a taint that waits for a cloud provider's controller. The
+		// label makes our API server leave out that taint.
 		f.CloudProvider = "external"
 		f.NodeLabels[clusterconfig.OwnAddressesLabel] = "true"
 	}
@@ -210,7 +209,7 @@ func kubeletFlags(o Options) (*options.KubeletFlags, error) {
 	return f, nil
 }
 
-// check finds the mistakes that upstream would report late or not at all.
+// check finds mistakes that upstream would report late or not at all.
 func (o Options) check() error {
 	var errs []error
 	for name, value := range map[string]string{

@@ -24,7 +24,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// identifying is upstream's authentication, which tells the listener of connections that have an authenticated request.
+// identifying is upstream's authentication. It informs the listener of connections with an authenticated request.
 type identifying struct {
 	server.AuthInterface
 	listener *connlimit.Listener
@@ -39,8 +39,8 @@ func (i identifying) AuthenticateRequest(r *http.Request) (*authenticator.Respon
 	return answer, ok, err
 }
 
-// serving is the kubelet's resource analyzer, which it starts when all of it is made: the kubelet's port is served from
-// then on.
+// serving is the kubelet's resource analyzer. The kubelet starts it when the kubelet is complete, and then its port is
+// served.
 type serving struct {
 	stats.ResourceAnalyzer
 	serve func(context.Context)
@@ -52,9 +52,9 @@ func (s serving) Start(ctx context.Context) {
 	go s.serve(ctx)
 }
 
-// serveBounded has a kubelet that is not running yet serve its port with so many unauthenticated connections at most,
-// and end those that send no request. Upstream's own function makes its listener itself, which bounds nothing. After an
-// error the kubelet is as it was.
+// serveBounded makes a kubelet that is not running yet serve its port with at most bound unauthenticated connections,
+// and close connections that send no request. Upstream's own function makes its listener itself, without a limit. After
+// an error the kubelet is unchanged.
 func serveBounded(k *upstream.Kubelet, s *options.KubeletServer, deps *upstream.Dependencies, bound int) error {
 	if !s.EnableServer {
 		return nil
@@ -67,9 +67,9 @@ func serveBounded(k *upstream.Kubelet, s *options.KubeletServer, deps *upstream.
 	if err != nil {
 		return err
 	}
-	s.EnableServer = false // upstream looks here when the kubelet has been made, before it starts that
+	s.EnableServer = false // upstream checks this when the kubelet has been made, before it starts its server
 	*analyzer = serving{*analyzer, func(ctx context.Context) {
-		s.EnableServer = true // for /configz; upstream has looked
+		s.EnableServer = true // for /configz; upstream has checked it
 		tcp, err := net.Listen("tcp", net.JoinHostPort(s.Address, strconv.Itoa(int(s.Port))))
 		if err == nil {
 			defer context.AfterFunc(ctx, func() { _ = tcp.Close() })()
@@ -77,11 +77,11 @@ func serveBounded(k *upstream.Kubelet, s *options.KubeletServer, deps *upstream.
 			checkers := (*manager).GetHealthCheckers()
 			handler := server.NewServer(ctx, k, *analyzer, checkers, deps.Flagz, identifying{deps.Auth, l}, &s.KubeletConfiguration)
 			handler.InstallTracingFilter(deps.TracerProvider)
-			const longest = 4 * time.Hour // this and the rest as upstream has it; ReadHeaderTimeout is the API server's
+			const longest = 4 * time.Hour // these limits are upstream's; ReadHeaderTimeout is the API server's
 			err = (&http.Server{
 				Handler: &handler, TLSConfig: deps.TLSConfig, MaxHeaderBytes: 1 << 20, IdleTimeout: 90 * time.Second,
 				ReadHeaderTimeout: 32 * time.Second, ReadTimeout: longest, WriteTimeout: longest,
-				ErrorLog: slog.NewLogLogger(logr.ToSlogHandler(klog.FromContext(ctx)), slog.LevelDebug), // handshakes that do not end
+				ErrorLog: slog.NewLogLogger(logr.ToSlogHandler(klog.FromContext(ctx)), slog.LevelDebug), // handshakes that do not finish
 			}).ServeTLS(l, "", "")
 		}
 		if ctx.Err() == nil {

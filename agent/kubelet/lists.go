@@ -13,15 +13,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// Lists has the calls that a kubelet makes to its container runtime all the time: for the pods' life cycle every
-// second, for what is left of them every two, and whether the runtime works every five.
+// Lists has the calls that a kubelet repeats all the time: every second for the pods' life cycle, every two seconds for
+// garbage collection, and every five seconds to check whether the runtime works.
 type Lists interface {
 	ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error)
 	ListContainers(context.Context, *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error)
 	Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error)
 }
 
-// listingClient asks the runtime over its socket, except for Lists.
+// listingClient calls the runtime over its socket, except for Lists.
 type listingClient struct {
 	runtimeapi.RuntimeServiceClient
 	lists Lists
@@ -44,7 +44,7 @@ func (c listingClient) Status(ctx context.Context, in *runtimeapi.StatusRequest,
 	return c.lists.Status(ctx, in)
 }
 
-// lists are nil where the operator's flags send the kubelet to another runtime.
+// lists returns nil where the operator's flags make the kubelet use another runtime.
 func (o Options) lists(server *options.KubeletServer) Lists {
 	if server.ContainerRuntimeEndpoint != runtimeEndpoint(o.RuntimeSocket) {
 		return nil
@@ -52,10 +52,10 @@ func (o Options) lists(server *options.KubeletServer) Lists {
 	return o.Lists
 }
 
-// clientAt is where a kubelet has its client of the runtime. No function of upstream's leads there.
+// clientAt is the path of the field with a kubelet's client of the runtime. Upstream has no function that returns it.
 var clientAt = []string{"runtimeService", "runtimeClient"}
 
-// askInProcess gives a kubelet that is not running yet a listingClient. After an error it is as it was.
+// askInProcess makes a kubelet that is not running yet use a listingClient. After an error the kubelet is unchanged.
 func askInProcess(kubelet any, lists Lists) error {
 	if lists == nil {
 		return nil
@@ -68,7 +68,7 @@ func askInProcess(kubelet any, lists Lists) error {
 	return nil
 }
 
-// asking is askInProcess for upstream's list of what is done with a new kubelet.
+// asking returns askInProcess as an option of upstream, which runs on a new kubelet.
 func asking(lists Lists, failed func(error)) upstream.Option {
 	return func(k *upstream.Kubelet) {
 		if err := askInProcess(k, lists); err != nil {

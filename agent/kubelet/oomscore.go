@@ -11,12 +11,12 @@ import (
 	"strings"
 )
 
-// oomScoreFile is how willingly the kernel ends this process when memory runs out, as number from -1000 to 1000.
+// oomScoreFile has this process' OOM score adjustment, from -1000 to 1000: the kernel kills high scores first.
 const oomScoreFile = "/proc/self/oom_score_adj"
 
-// permittedOOMScore is want, or the number that stands in file where this process may not write want, as in a container
-// without CAP_SYS_RESOURCE. Upstream would try it twice with pauses of 100 ms while the kubelet starts, and again every
-// five minutes.
+// permittedOOMScore returns want. Where this process may not write want, as in a container without CAP_SYS_RESOURCE, it
+// returns the number in file. Upstream would try to write it twice with pauses of 100 ms while the kubelet starts, and
+// again every five minutes.
 func permittedOOMScore(file string, want int32) (int32, error) {
 	err := os.WriteFile(file, []byte(strconv.Itoa(int(want))), 0o600)
 	if !errors.Is(err, fs.ErrPermission) {

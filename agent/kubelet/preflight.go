@@ -14,10 +14,10 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 )
 
-// maxSocketPath is what fits into a unix socket's address with its closing zero (unix(7)).
+// maxSocketPath is the longest path of a unix socket, without the closing zero (unix(7)).
 const maxSocketPath = 107
 
-// preflight looks for what makes upstream's kubelet exit the whole process later on.
+// preflight finds problems for which upstream's kubelet would later exit the whole process.
 func preflight(s *options.KubeletServer) error {
 	var errs []error
 	if err := portFree(s.Address, s.Port); err != nil {

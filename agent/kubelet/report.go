@@ -12,28 +12,29 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// syncNodeStatus is what upstream's kubelet does every ten seconds: it compares the Node, as it knows it, with how the
-// machine is, and writes the difference. It takes a lock of its own. No exported function leads there. A version of
-// upstream's without this method does not link.
+// syncNodeStatus compares the Node, as the kubelet knows it, with the machine's state, and writes the difference.
+// Upstream's kubelet calls it every ten seconds. It takes its own lock. Upstream does not export it. With a version of
+// upstream's without this method the program does not link.
 //
 //go:linkname syncNodeStatus k8s.io/kubernetes/pkg/kubelet.(*Kubelet).syncNodeStatus
 func syncNodeStatus(k *upstream.Kubelet, ctx context.Context)
 
-// fastNodeStatusUpdate is what upstream's kubelet does every 100 ms until its node is ready: it compares the Node, as
-// it knows it, with how the machine is, and writes the difference once the node is ready. It says whether it is, and
-// takes locks of its own.
+// fastNodeStatusUpdate compares the Node, as the kubelet knows it, with the machine's state, and writes the difference
+// once the node is ready. It returns whether the node is ready. Upstream's kubelet calls it every 100 ms until then. It
+// takes its own locks.
 //
 //go:linkname fastNodeStatusUpdate k8s.io/kubernetes/pkg/kubelet.(*Kubelet).fastNodeStatusUpdate
 func fastNodeStatusUpdate(k *upstream.Kubelet, ctx context.Context, timeout bool) bool
 
-// A node that starts is looked at so often, for two seconds: it is ready 0.1 s sooner than by upstream's pauses.
+// hastenPause is the interval of checks of a starting node, hastenTries their number: two seconds in all. The node is
+// ready 0.1 s sooner than with upstream's pauses.
 const (
 	hastenPause = 20 * time.Millisecond
 	hastenTries = 100
 )
 
-// hasten reports a node that starts as ready when it is. Nothing is asked of the kubelet before all its modules run,
-// which its loop's first round says.
+// hasten reports a starting node as ready when it is. It calls no other function of the kubelet before all its modules
+// run, which the first round of its loop shows.
 func hasten(ctx context.Context, k *upstream.Kubelet) {
 	for range hastenTries {
 		if !k.LatestLoopEntryTime().IsZero() {
@@ -47,12 +48,12 @@ func hasten(ctx context.Context, k *upstream.Kubelet) {
 	}
 }
 
-// handing hands a new kubelet out by a channel with room for it.
+// handing sends a new kubelet to a channel, which has capacity for it.
 func handing(to chan<- *upstream.Kubelet) upstream.Option {
 	return func(k *upstream.Kubelet) { to <- k }
 }
 
-// report has the kubelet report the node's status whenever asked to, until ctx is done.
+// report makes the kubelet report the node's status for each value that asked receives, until ctx is done.
 func report(ctx context.Context, from <-chan *upstream.Kubelet, asked <-chan struct{}) {
 	var k *upstream.Kubelet
 	select {

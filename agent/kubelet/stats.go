@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	// measureEvery is how often cAdvisor measures each cgroup by itself; it adds a random part of up to as much. It
-	// remembers two minutes, so that there are always two points. Upstream's ten seconds were a seventh of what a node
-	// with three pods does at rest (docs/adr/0040).
+	// measureEvery is how often cAdvisor measures each cgroup without being asked. It adds a random time of up to the
+	// same length. It keeps two minutes, so that there are always two points. Upstream's ten seconds were a seventh of
+	// the processor time of a node with three pods at rest (docs/adr/0040).
 	measureEvery = 30 * time.Second
-	// oldestStats is how old figures of a client may be: older ones are measured again while it waits.
+	// oldestStats limits the age of figures that a client gets. Older ones are measured again while the client waits.
 	oldestStats = 10 * time.Second
 )
 
-// measuredStats is cAdvisor for those who ask for figures. Upstream gives them what was measured last.
+// measuredStats is cAdvisor for clients that ask for figures. Upstream gives them the last measured ones.
 type measuredStats struct{ cadvisor.Interface }
 
 // ContainerInfoV2 implements cadvisor.Interface.
@@ -42,11 +42,11 @@ func measured(o cadvisorapi.RequestOptions) cadvisorapi.RequestOptions {
 	return o
 }
 
-// statsAt is where a kubelet has cAdvisor: for /metrics/cadvisor, for cgroups, and for pods. No function of upstream's
-// leads there.
+// statsAt are the paths of the fields with a kubelet's cAdvisor: for /metrics/cadvisor, for cgroups, and for pods.
+// Upstream has no function that returns them.
 var statsAt = [][]string{{"cadvisor"}, {"StatsProvider", "cadvisor"}, {"StatsProvider", "containerStatsProvider", "cadvisor"}}
 
-// measureWhenAsked gives a kubelet that is not running yet measuredStats. After an error it is as it was.
+// measureWhenAsked makes a kubelet that is not running yet use measuredStats. After an error the kubelet is unchanged.
 func measureWhenAsked(kubelet any) error {
 	var all []*cadvisor.Interface
 	for _, way := range statsAt {

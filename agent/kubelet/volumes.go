@@ -18,37 +18,37 @@ import (
 )
 
 const (
-	// volumesPause is how long the two loops of upstream's volume manager pause between two rounds. Upstream has them
-	// pause for volumesUsual, which was most of the time that a pod takes to start (docs/adr/0040).
+	// volumesPause is the pause between two rounds of each loop of upstream's volume manager. Upstream's pause is
+	// volumesUsual, which was most of the time that a pod takes to start (docs/adr/0040).
 	volumesPause = 10 * time.Millisecond
-	// volumesUsual is the time between two rounds while a wait lasts longer than volumesFirst, and for a while after
-	// it.
+	// volumesUsual is the time between two rounds after the first volumesFirst of a wait, and for a while after the
+	// wait.
 	volumesUsual = 100 * time.Millisecond
-	// volumesRest is the time between two rounds while no pod waits for volumes. Upstream's pace was a third of all
-	// that woke a node at rest (docs/adr/0040).
+	// volumesRest is the time between two rounds while no pod waits for volumes. Upstream's interval caused a third of
+	// all wake-ups of a node at rest (docs/adr/0040).
 	volumesRest = 2 * time.Second
-	// volumesAfter is for how long the loops keep upstream's pace after a wait: the ConfigMaps and Secrets of a pod
-	// that runs are written again. After a wait for mounts it is volumesLong, since a device is unmounted after its
-	// volumes.
+	// volumesAfter is how long the loops keep upstream's interval after a wait: the ConfigMaps and Secrets of a running
+	// pod are written again. After a wait for mounts it is volumesLong, since a device is unmounted after its volumes.
 	volumesAfter = 500 * time.Millisecond
 	volumesLong  = 3 * time.Second
-	// volumesAtOnce is what a wait takes at most where nothing was to be mounted or unmounted.
+	// volumesAtOnce is the longest duration of a wait without mounts and unmounts.
 	volumesAtOnce = 50 * time.Millisecond
-	// volumesStart is how long the loops keep upstream's pace at first: volumes of an earlier run are reconstructed.
+	// volumesStart is how long the loops keep upstream's interval at the start: volumes of an earlier run are
+	// reconstructed.
 	volumesStart = time.Minute
-	// volumesFirst is for how long after its beginning a wait has the loops run with volumesPause alone. It polls every
-	// volumesStep until then; upstream polls every 300 ms. Most volumes are directories, which are made within
-	// milliseconds. A pod that waits for longer, for a ConfigMap that is missing, costs no more than with upstream's
-	// pace.
+	// volumesFirst is how long after the beginning of a wait the loops run with volumesPause alone. The wait polls
+	// every volumesStep until then, where upstream polls every 300 ms. Most volumes are directories, which are made
+	// within milliseconds. A pod that waits longer, such as for a missing ConfigMap, costs no more than with upstream's
+	// interval.
 	volumesFirst = time.Second
 	volumesStep  = 5 * time.Millisecond
-	// volumesSecond is how much later the loop that mounts is woken than the one that finds out what is to be mounted.
+	// volumesSecond is how much later the loop that mounts is woken than the loop that finds out what to mount.
 	volumesSecond = 10 * time.Millisecond
 )
 
-// restingVolumes is upstream's volume manager with loops that rest while no pod of the node waits for volumes to be
-// mounted or unmounted. The kubelet waits for these by the methods below, before a pod's containers start and after
-// they have ended; so the first call wakes the loops, and they keep upstream's pace until the last one has returned.
+// restingVolumes is upstream's volume manager with loops that rest while no pod of the node waits for mounts or
+// unmounts. The kubelet waits with the methods below, before a pod's containers start and after they have ended. So the
+// first call wakes the loops, and they keep upstream's interval until the last call has returned.
 type restingVolumes struct {
 	volumemanager.VolumeManager
 	pace *volumePace
@@ -83,7 +83,7 @@ func (m restingVolumes) WaitForAllPodsUnmount(ctx context.Context, pods []*v1.Po
 	return m.VolumeManager.WaitForAllPodsUnmount(ctx, pods)
 }
 
-// first returns when done does, or volumesFirst later.
+// first returns when done returns true, but after volumesFirst at the latest.
 func (m restingVolumes) first(ctx context.Context, done func() bool) {
 	ctx, cancel := context.WithTimeout(ctx, volumesFirst)
 	defer cancel()
@@ -92,20 +92,20 @@ func (m restingVolumes) first(ctx context.Context, done func() bool) {
 	}
 }
 
-// volumePace holds both loops up while there is nothing to hurry for.
+// volumePace slows both loops while no pod waits for volumes.
 type volumePace struct {
 	mu      sync.Mutex
-	waiting int           // calls that wait for volumes
-	fast    time.Time     // while a call waits: no pause but volumesPause until then
-	until   time.Time     // upstream's pace until then
-	woken   chan struct{} // closed and replaced when there is something to hurry for
+	waiting int           // number of calls that wait for volumes
+	fast    time.Time     // while a call waits: only volumesPause until then
+	until   time.Time     // upstream's interval until then
+	woken   chan struct{} // closed and replaced to wake the loops
 }
 
 func newVolumePace() *volumePace {
 	return &volumePace{until: time.Now().Add(volumesStart), woken: make(chan struct{})}
 }
 
-// wait wakes the loops. They stay awake until the function that it returns is called, and a while longer.
+// wait wakes the loops. They stay awake until the returned function is called, and a while longer.
 func (p *volumePace) wait() (done func()) {
 	began := time.Now()
 	p.mu.Lock()
@@ -125,7 +125,7 @@ func (p *volumePace) wait() (done func()) {
 	}
 }
 
-// wakeFor wakes the loops. mu is held.
+// wakeFor wakes the loops. The caller holds mu.
 func (p *volumePace) wakeFor(d time.Duration) {
 	if until := time.Now().Add(d); until.After(p.until) {
 		p.until = until
@@ -134,8 +134,8 @@ func (p *volumePace) wakeFor(d time.Duration) {
 	p.woken = make(chan struct{})
 }
 
-// pass is called by a loop on each of its rounds, and returns when it is to go on. At rest both loops go on at the same
-// moment, so that the process wakes once; where a wait woke them, a loop goes on so much later.
+// pass returns when a loop's round may begin. Each loop calls it in each round. At rest both loops continue at the same
+// moment, so that the process wakes once. After a wait has woken them, a loop continues later by the given time.
 func (p *volumePace) pass(later time.Duration) {
 	p.mu.Lock()
 	now, woken := time.Now(), p.woken
@@ -154,13 +154,13 @@ func (p *volumePace) pass(later time.Duration) {
 	defer timer.Stop()
 	select {
 	case <-woken:
-		time.Sleep(later) // the other loop has no event that says it has been round
+		time.Sleep(later) // the other loop has no event that shows the end of its round
 	case <-timer.C:
 	}
 }
 
-// pacedPods are the pods that the loop of desired volumes goes through. It asks for them first on each round, with
-// nothing locked.
+// pacedPods are the pods that the loop of desired volumes handles. The loop reads them at the beginning of each round,
+// without holding a lock.
 type pacedPods struct {
 	populator.PodManager
 	pace *volumePace
@@ -172,8 +172,8 @@ func (p pacedPods) GetPods() []*v1.Pod {
 	return p.PodManager.GetPods()
 }
 
-// Where a kubelet has its volume manager, and that one what its loops ask first on each round and how long they pause.
-// No function of upstream's leads there.
+// Paths of the fields with a kubelet's volume manager, with the first function that each loop calls in a round, and
+// with the loops' pauses. Upstream has no function that returns them.
 var (
 	volumesAt  = []string{"volumeManager"}
 	podsAt     = []string{"volumeManager", "desiredStateOfWorldPopulator", "podManager"}
@@ -184,7 +184,7 @@ var (
 	}
 )
 
-// restVolumes gives a kubelet that is not running yet restingVolumes. After an error it is as it was.
+// restVolumes makes a kubelet that is not running yet use restingVolumes. After an error the kubelet is unchanged.
 func restVolumes(kubelet any) error {
 	pods, err := kubecompat.Field[populator.PodManager](kubelet, podsAt)
 	if err != nil {
@@ -219,7 +219,7 @@ func restVolumes(kubelet any) error {
 	return nil
 }
 
-// resting is restVolumes for upstream's list of what is done with a new kubelet.
+// resting returns restVolumes as an option of upstream, which runs on a new kubelet.
 func resting(failed func(error)) upstream.Option {
 	return func(k *upstream.Kubelet) {
 		if err := restVolumes(k); err != nil {
