@@ -17,14 +17,14 @@ import (
 	"github.com/coracle-k8s/coracle/vip"
 )
 
-// findings are what the network says of this node's addresses: other machines that use them, and which of them were
+// findings are the probes' results for this node's addresses: other machines that use them, and addresses that were
 // proven to be unused.
 type findings struct {
 	mu     sync.Mutex
 	last   map[netip.Addr]conflict
 	proven loadbalancer.Proven
 
-	reported string // it belongs to Run
+	reported string // only Run uses it
 }
 
 // conflict is another machine's use of an address.
@@ -33,8 +33,8 @@ type conflict struct {
 	at time.Time
 }
 
-// of returns the conflicts over some addresses, and what was proven that the record lacks. It forgets those over
-// others, old ones, and what the record has.
+// of returns the conflicts of some addresses, and which proofs the record lacks. It deletes conflicts of other
+// addresses, old conflicts, and proofs that the record has.
 func (f *findings) of(record loadbalancer.Holders, addresses []netip.Addr, now time.Time) (loadbalancer.Conflicts, loadbalancer.Proven) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -52,7 +52,7 @@ func (f *findings) of(record loadbalancer.Holders, addresses []netip.Addr, now t
 	return out, maps.Clone(f.proven)
 }
 
-// noteConflict notes another machine that uses an address.
+// noteConflict records another machine that uses an address.
 func (s *Speaker) noteConflict(address netip.Addr, by net.HardwareAddr) {
 	s.o.Logger.Warn("load balancer: another machine uses an address of a Service", "address", address, "other", by.String())
 	s.findings.mu.Lock()
@@ -61,8 +61,8 @@ func (s *Speaker) noteConflict(address netip.Addr, by net.HardwareAddr) {
 	s.changed.Send()
 }
 
-// prove returns when no other machine has an address that was not proven before; false when ctx is done before. No
-// node answers for it meanwhile.
+// prove returns true when an address is proven to be used by no other machine. It returns false when ctx is done
+// before. No node announces the address meanwhile.
 func (s *Speaker) prove(ctx context.Context, address netip.Addr, h loadbalancer.Holder, place vip.Interface) bool {
 	for {
 		err := s.o.Probe(ctx, place, address)

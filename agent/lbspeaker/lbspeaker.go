@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lbspeaker answers, on this node, for the addresses of the load balancer's pool that the cluster has given it.
+// Package lbspeaker announces, on this node, the addresses of the load balancer's pool that the cluster assigned to it.
 //
-// The server that leads says which those are, in one ConfigMap (internal/loadbalancer). Before each answer this node
-// makes sure that it still is the holder, by reading the ConfigMap from the store, which is good for
-// loadbalancer.Lease; a new holder is silent for longer than that. So two never answer, whatever happens to nodes,
-// servers and the network between them. It owns the packet sockets (vip); what comes in for the addresses is the
-// Service proxy's.
+// The leading server assigns them in one ConfigMap (internal/loadbalancer). Before each announcement this node confirms
+// that it still is the holder, by reading the ConfigMap from the store. A confirmation is valid for loadbalancer.Lease,
+// and a new holder waits longer than that. So two nodes never announce the same address, whatever fails among nodes,
+// servers and the network between them. The package owns the packet sockets (vip). The Service proxy handles the
+// packets to the addresses.
 package lbspeaker
 
 import (
@@ -35,46 +35,46 @@ import (
 )
 
 const (
-	// again is how often the machine's interfaces are looked at while this node is a holder.
+	// again is how often the machine's interfaces are checked while this node is a holder.
 	again = 10 * time.Second
-	// probeAgain is how long after another machine answered for a new address the network is asked again.
+	// probeAgain is how long after another machine replied for a new address the network is probed again.
 	probeAgain = 15 * time.Second
-	// conflictShown is for how long it is said that another machine uses an address, after it was heard last.
+	// conflictShown is how long another machine's use of an address is reported after it was last observed.
 	conflictShown = time.Minute
 )
 
-// Options are all required but Part and Logger.
+// All fields of Options are required, except Part, Logger, Probe, Routers, Report and RestrictARP.
 type Options struct {
 	// Client may read the ConfigMap.
 	Client kubernetes.Interface
-	// Settings follow it.
+	// Settings follow the ConfigMap.
 	Settings clustersettings.Follower
 	NodeName string
-	// Links lists the machine's interfaces, Announce answers for an address: vip's, and others in tests.
+	// Links lists the machine's interfaces. Announce announces an address. Both are vip's, and others in tests.
 	Links    func() ([]vip.Link, error)
 	Announce func(context.Context, vip.Announcement) error
 	Now      func() vip.Moment
-	// Probe asks the network which machine has an address; nil means no probe.
+	// Probe asks the network which machine uses an address. nil means no probe.
 	Probe func(context.Context, vip.Interface, netip.Addr) error
-	// Routers are the addresses through which this machine's routes lead, which it never answers for; nil for none.
+	// Routers returns the addresses of this machine's routers, which it never announces. nil means none.
 	Routers func() ([]netip.Addr, error)
-	// Report, when set, is called with the addresses for which this node is to answer and that other machines use, and
-	// of those that it has proven and the record does not have as proven yet, each time that changes. It must not
-	// block.
+	// Report, when set, is called each time that its arguments change. They are the addresses assigned to this node
+	// that other machines use, and the addresses that this node has proven to be unused and the record does not list as
+	// proven yet. It must not block.
 	Report func(loadbalancer.Conflicts, loadbalancer.Proven)
-	// RestrictARP, when set, is called for each interface in whose network an address is, whichever node is the holder:
-	// the kernel has the address itself, as with IPVS, and must not answer for it there.
+	// RestrictARP, when set, is called for each interface in whose network an assigned address is, whichever node is
+	// the holder: with IPVS the kernel has the address itself, and must not reply for it there.
 	RestrictARP func(device string) error
 	Part        *status.Part
 	Logger      *slog.Logger
 }
 
-// Speaker answers for this node's addresses.
+// Speaker announces this node's addresses.
 type Speaker struct {
 	o       Options
-	changed timers.Signal // there is something to look at
+	changed timers.Signal // the settings or findings have changed
 
-	mu     sync.Mutex // of the last word of the store
+	mu     sync.Mutex // guards asked and record, the last confirmation by the store
 	asked  vip.Moment
 	record loadbalancer.Holders
 
@@ -101,10 +101,10 @@ func New(o Options) (*Speaker, error) {
 type running struct {
 	holder loadbalancer.Holder
 	iface  vip.Interface
-	stop   func() // ends it, and waits
+	stop   func() // ends the announcement, and waits for its end
 }
 
-// Run announces until ctx is done; nothing is sent any more when it returns.
+// Run announces until ctx is done. It sends nothing after it has returned.
 func (s *Speaker) Run(ctx context.Context) error {
 	var settingsData atomic.Pointer[clustersettings.Data]
 	var following sync.WaitGroup
@@ -143,7 +143,7 @@ func (s *Speaker) Run(ctx context.Context) error {
 	}
 }
 
-// follow makes what is announced what the record says.
+// follow starts and stops announcements so that they match the record.
 func (s *Speaker) follow(ctx context.Context, now map[netip.Addr]running, record loadbalancer.Holders) {
 	var trouble []string
 	places := map[netip.Addr]vip.Interface{}
@@ -166,7 +166,7 @@ func (s *Speaker) follow(ctx context.Context, now map[netip.Addr]running, record
 			}
 		}
 		iface, err := vip.Find(links, address, "")
-		if err == nil && slices.Contains(routers, address) { // who answers for it reads what all machines of the network send elsewhere
+		if err == nil && slices.Contains(routers, address) { // it would receive packets for other networks
 			err = fmt.Errorf("%s is a router's address: the routes of this machine lead through it. Leave it out of the load balancer's pool",
 				address)
 		}
@@ -214,7 +214,7 @@ func (s *Speaker) show(now map[netip.Addr]running, trouble []string) {
 	}
 }
 
-// start announces an address when a holder before this one is certainly silent.
+// start announces an address once an earlier holder has certainly stopped.
 func (s *Speaker) start(ctx context.Context, address netip.Addr, h loadbalancer.Holder, iface vip.Interface) running {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -237,7 +237,7 @@ func (s *Speaker) start(ctx context.Context, address netip.Addr, h loadbalancer.
 				return
 			}
 			s.o.Logger.Warn("load balancer: an address is not announced any more; it is tried again", "address", address, "error", err)
-			timers.Sleep(ctx, time.Second) // the reason may last
+			timers.Sleep(ctx, time.Second) // the cause may last
 		}
 	}()
 	return running{holder: h, iface: iface, stop: func() {
@@ -246,8 +246,8 @@ func (s *Speaker) start(ctx context.Context, address netip.Addr, h loadbalancer.
 	}}
 }
 
-// confirm says until when this node may answer. What the store said counts from before it was asked, and is good for
-// all addresses.
+// confirm returns until when this node may announce. The time counts from before the request to the store. One response
+// is valid for all addresses.
 func (s *Speaker) confirm(ctx context.Context, address netip.Addr, h loadbalancer.Holder) (vip.Moment, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
