@@ -14,7 +14,7 @@ import (
 // file is one hosts.toml (containerd's docs/hosts.md) and the folder of the registry it is for.
 type file struct{ dir, toml string }
 
-// files is the whole configuration. A registry has a file when it has mirrors or when its own host needs TLS settings.
+// files returns the whole configuration. A registry has a file when it has mirrors or its own host needs TLS settings.
 func (c *Config) files(relay *Relay) []file {
 	var out []file
 	for _, name := range slices.Sorted(maps.Keys(c.Mirrors)) {
@@ -45,7 +45,7 @@ func (c *Config) hostsTOML(name, entry string, relay *Relay) string {
 	for _, e := range m.Endpoints {
 		u, err := endpointURL(e)
 		if err != nil {
-			continue // check has refused it
+			continue // check has rejected it
 		}
 		target := u.String()
 		if len(m.Rewrites) > 0 {
@@ -61,7 +61,7 @@ func (c *Config) hostsTOML(name, entry string, relay *Relay) string {
 	return b.String()
 }
 
-// defaultServer is where a registry answers. Docker Hub's name is not its address.
+// defaultServer returns a registry's URL. Docker Hub's name is not its address.
 func defaultServer(name string) *url.URL {
 	if name == "docker.io" {
 		name = hubHost
@@ -69,7 +69,7 @@ func defaultServer(name string) *url.URL {
 	return &url.URL{Scheme: "https", Host: name, Path: "/v2"}
 }
 
-// tls is the TLS part for one host.
+// tls returns the TLS section for one host.
 func (c *Config) tls(host, indent string) string {
 	t := c.Configs[host].TLS
 	if t == nil && host == hubHost {

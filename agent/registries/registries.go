@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package registries turns the operator's registries.yaml, written as k3s wants it, into containerd's configuration:
-// one folder with a hosts.toml for each registry, and the credentials that belong to hosts.
+// Package registries converts the operator's registries.yaml, in k3s' format, to containerd's configuration: one folder
+// with a hosts.toml for each registry, and the credentials of hosts.
 //
-// It owns the folder it writes and empties it first. Load and Write talk to no registry; Relay asks mirrors.
+// It owns the folder with the result and empties it first. Load and Write contact no registry. Relay requests mirrors.
 //
 //	mirrors:
 //	  docker.io:                       # or "*" for every registry without an entry of its own
@@ -34,10 +34,10 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// anyRegistry is the entry for registries without one of their own.
+// anyRegistry is the entry for registries without an entry of their own.
 const anyRegistry = "*"
 
-// hubHost answers for docker.io.
+// hubHost is the host that serves docker.io.
 const hubHost = "registry-1.docker.io"
 
 // Config is the file's content.
@@ -46,20 +46,20 @@ type Config struct {
 	Configs map[string]Host   `yaml:"configs"`
 }
 
-// Mirror lists where images of one registry are looked for before the registry itself is asked.
+// Mirror lists endpoints that are tried for images of one registry before the registry itself.
 type Mirror struct {
 	Endpoints []string `yaml:"endpoint"`
-	// Rewrites map patterns of repository names to what they are called at the endpoints.
+	// Rewrites map patterns of repository names to the repositories' names at the endpoints.
 	Rewrites map[string]string `yaml:"rewrite"`
 }
 
-// Host is how to talk to one host, be it a registry or a mirror.
+// Host has the settings for one host, a registry or a mirror.
 type Host struct {
 	Auth *Auth `yaml:"auth"`
 	TLS  *TLS  `yaml:"tls"`
 }
 
-// Auth is what to present: a name and a password, both as base64 in Auth, or a token.
+// Auth has credentials: a name and a password, or both as base64 in Auth, or a token.
 type Auth struct {
 	Username      string `yaml:"username"`
 	Password      string `yaml:"password"`
@@ -75,7 +75,7 @@ type TLS struct {
 	InsecureSkipVerify bool   `yaml:"insecure_skip_verify"`
 }
 
-// Load reads the file. A missing one is an empty configuration; a malformed one is an error that names the line.
+// Load reads the file. A missing file is an empty configuration. For a malformed file the error names the line.
 func Load(path string) (*Config, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -104,10 +104,10 @@ func parse(data []byte) (*Config, error) {
 	return c, c.check()
 }
 
-// goNames are what the decoder calls our types.
+// goNames matches the decoder's names of our types.
 var goNames = regexp.MustCompile(` (not found )?in type registries\.\w+| into registries\.\w+`)
 
-// plain removes the names of Go types from the decoder's message, which keeps the line.
+// plain removes the names of Go types from the decoder's message. The line number stays in it.
 func plain(err error) error {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	text = strings.ReplaceAll(text, "unmarshal errors:\n  ", "")
@@ -120,7 +120,7 @@ func plain(err error) error {
 	return errors.New(strings.ReplaceAll(text, "\n  ", "; "))
 }
 
-// check finds what would only fail at the first pull.
+// check finds mistakes that would otherwise only fail at the first pull.
 func (c *Config) check() error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(c.Mirrors)) {
@@ -164,7 +164,7 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
-// Auths are the credentials by host.
+// Auths returns the credentials by host.
 func (c *Config) Auths() map[string]Auth {
 	out := map[string]Auth{}
 	for name, h := range c.Configs {
@@ -172,7 +172,7 @@ func (c *Config) Auths() map[string]Auth {
 			out[name] = *h.Auth
 		}
 	}
-	// Docker Hub is asked by another name than images carry.
+	// Docker Hub's host has another name than the registry in images' names.
 	if hub, ok := out["docker.io"]; ok {
 		if _, given := out[hubHost]; !given {
 			out[hubHost] = hub
@@ -181,7 +181,7 @@ func (c *Config) Auths() map[string]Auth {
 	return out
 }
 
-// isHost accepts a host name or address with an optional port.
+// isHost reports whether s is a host name or address with an optional port.
 func isHost(s string) bool {
 	if s == "" || strings.ContainsAny(s, "/ @?#") || strings.Contains(s, "://") {
 		return false
@@ -192,7 +192,7 @@ func isHost(s string) bool {
 	return !strings.Contains(s, ":") || net.ParseIP(strings.Trim(s, "[]")) != nil
 }
 
-// endpointURL completes an endpoint: https unless it says otherwise, and the API's root where it has no path.
+// endpointURL completes an endpoint: the scheme is https by default, and the path is the API's root by default.
 func endpointURL(s string) (*url.URL, error) {
 	text := s
 	if !strings.Contains(text, "://") {
@@ -210,8 +210,8 @@ func endpointURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// Write makes dir hold this configuration and nothing else. Mirrors with rewrites lead to relay, which is nil without
-// any.
+// Write makes dir contain this configuration and nothing else. Mirrors with rewrites are replaced by relay, which is
+// nil if there are none.
 func (c *Config) Write(dir string, relay *Relay) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("registries: empty the configuration folder: %w", err)

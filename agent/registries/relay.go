@@ -28,10 +28,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// Relay asks mirrors for images under other names. containerd has no setting for that (k3s carries a patched one), so
-// it is given the relay's address instead of the address of a mirror with rewrites: a listener on loopback that
-// renames, asks the mirror with the mirror's own credentials, and passes the answer on. A secret in the path keeps
-// other users of the machine from pulling with those credentials.
+// Relay requests images from mirrors under other names. containerd has no setting for that (k3s has a patched one). So
+// containerd's configuration has the relay's address in place of a mirror with rewrites. The relay listens on loopback,
+// changes the name, requests the mirror with the mirror's own credentials, and forwards the response. A secret in the
+// path prevents other users of the machine from pulling with those credentials.
 type Relay struct {
 	listener net.Listener
 	ran      bool // Run has closed the listener
@@ -47,7 +47,7 @@ type route struct {
 	auth     *Auth
 
 	mu          sync.Mutex
-	authorizers map[string]docker.Authorizer // by repository: each keeps the tokens of the scope it was first asked for
+	authorizers map[string]docker.Authorizer // by repository: each keeps the tokens of the scope of its first request
 }
 
 type rewrite struct {
@@ -55,10 +55,10 @@ type rewrite struct {
 	with    string
 }
 
-// relayTimeout bounds waiting for a mirror's first byte; containerd tries the next one then.
+// relayTimeout limits the wait for a mirror's first byte. containerd tries the next mirror then.
 const relayTimeout = 30 * time.Second
 
-// NewRelay listens for those mirrors of the configuration that have rewrites; nil when there are none.
+// NewRelay listens for those mirrors of the configuration that have rewrites. It returns nil when there are none.
 func NewRelay(c *Config) (*Relay, error) {
 	r := &Relay{secret: rand.Text(), routes: map[string]*route{}}
 	for _, name := range slices.Sorted(maps.Keys(c.Mirrors)) {
@@ -88,7 +88,8 @@ func NewRelay(c *Config) (*Relay, error) {
 	return r, nil
 }
 
-// compile puts the longest pattern first: the file's order is lost, and a longer one is usually the more specific.
+// compile orders the patterns by length, the longest first: the file's order is lost, and a longer one is usually more
+// specific.
 func compile(m map[string]string) ([]rewrite, error) {
 	patterns := slices.Sorted(maps.Keys(m))
 	slices.SortStableFunc(patterns, func(a, b string) int { return len(b) - len(a) })
@@ -119,7 +120,7 @@ func (c *Config) route(endpoint string, rewrites []rewrite) (*route, error) {
 	return &route{endpoint: u, rewrites: rewrites, client: client, auth: host.Auth, authorizers: map[string]docker.Authorizer{}}, nil
 }
 
-// authorizer is containerd's own, which speaks all the registries' dialects.
+// authorizer returns containerd's own, which supports the authentication of all registries.
 func (t *route) authorizer(repository string) docker.Authorizer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -136,7 +137,7 @@ func (t *route) authorizer(repository string) docker.Authorizer {
 	return a
 }
 
-// config returns the settings of TLS; for nil, TLS 1.2 at least and the system's authorities.
+// config returns the settings of TLS. For nil they are TLS 1.2 at least and the system's authorities.
 func (t *TLS) config() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if t == nil {
@@ -165,7 +166,7 @@ func (t *TLS) config() (*tls.Config, error) {
 	return c, nil
 }
 
-// pair is the name and the secret as containerd's authorizer wants them: a token is a secret without a name.
+// pair returns the name and the secret as containerd's authorizer takes them: a token is a secret without a name.
 func (a *Auth) pair() (string, string, error) {
 	switch {
 	case a.Username != "":
@@ -188,12 +189,13 @@ func routeKey(registry, endpoint string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(registry + " " + endpoint))
 }
 
-// url is what containerd gets instead of the endpoint.
+// url returns the URL that replaces the endpoint in containerd's configuration.
 func (r *Relay) url(registry, endpoint string) string {
 	return fmt.Sprintf("http://%s/%s/%s", r.listener.Addr(), r.secret, routeKey(registry, endpoint))
 }
 
-// Run serves until ctx is done. After an error it may be called again: it listens at the address that containerd has.
+// Run serves until ctx is done. After an error it may be called again. It listens at the same address, which containerd
+// has.
 func (r *Relay) Run(ctx context.Context) error {
 	if r.ran {
 		again, err := net.Listen("tcp", r.listener.Addr().String())
@@ -234,7 +236,7 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	defer resp.Body.Close()
 	for key, values := range resp.Header {
-		if key != "Www-Authenticate" { // the relay has done what can be done
+		if key != "Www-Authenticate" { // the relay has already tried to authorize
 			w.Header()[key] = values
 		}
 	}
@@ -242,7 +244,7 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	_, _ = io.Copy(w, resp.Body) // containerd checks length and digest
 }
 
-// splitName separates the repository, which may contain slashes, from what is asked of it.
+// splitName separates the repository, which may contain slashes, from the rest of the path.
 func splitName(path string) (name, what string, ok bool) {
 	for _, kind := range []string{"/manifests/", "/blobs/", "/referrers/", "/tags/"} {
 		if i := strings.LastIndex(path, kind); i > 0 {
@@ -262,7 +264,7 @@ func (t *route) rename(name string) string {
 	return name
 }
 
-// ask asks the mirror, a second time with credentials when it demands them.
+// ask sends a request to the mirror, and again with credentials when the mirror requires them.
 func (t *route) ask(from *http.Request, name, what string) (*http.Response, error) {
 	ctx, auth := docker.ContextWithAppendPullRepositoryScope(from.Context(), name), t.authorizer(name)
 	u := *t.endpoint
@@ -286,7 +288,7 @@ func (t *route) ask(from *http.Request, name, what string) (*http.Response, erro
 			return resp, err
 		}
 		if err := auth.AddResponses(ctx, []*http.Response{resp}); err != nil {
-			return resp, nil // it asks for something unknown: containerd gets the refusal as it is
+			return resp, nil // an unknown scheme is required: containerd gets the refusal unchanged
 		}
 		resp.Body.Close()
 	}
