@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tunnels keeps a connection open from this node to each of the cluster's servers (nodetunnel): through it a
-// server reaches the kubelet and the node's pods, and hears that the node lives.
+// Package tunnels keeps a connection from this node to each of the cluster's servers (nodetunnel). Through it a server
+// reaches the kubelet and the node's pods, and receives the node's signs of life.
 //
-// It owns these connections and decides what they may lead to: this node's own addresses. It never chooses the servers.
+// It owns these connections and decides which addresses servers may reach through them. It never chooses the servers.
 package tunnels
 
 import (
@@ -26,45 +26,45 @@ import (
 )
 
 const (
-	// pollPeriod is how often the list of servers is compared with the connections that there are.
+	// pollPeriod is how often the list of servers is compared with the open connections.
 	pollPeriod = 2 * time.Second
-	// firstPause and maxPause are how long to wait before a server is tried again.
+	// firstPause and maxPause are the shortest and longest pause before a server is dialed again.
 	firstPause, maxPause = 500 * time.Millisecond, 2 * time.Second
-	// dialTimeout bounds connecting to a server, with TLS.
+	// dialTimeout limits connecting to a server, including TLS.
 	dialTimeout = 5 * time.Second
-	// streamTimeout bounds connecting to an address of this node.
+	// streamTimeout limits connecting to an address of this node.
 	streamTimeout = 10 * time.Second
-	// lasting is how long a connection has to last to count as one: a server that does not want this node closes it at
+	// lasting is how long a connection has to last to count as successful: a server that rejects this node closes it at
 	// once.
 	lasting = 10 * time.Second
 )
 
-// Options are all required but PodCIDRs, Volumes, Answered, Ended, Until, Now and Logger.
+// All fields of Options are required, except PodCIDRs, Volumes, Answered, Ended, Until, Now and Logger.
 type Options struct {
 	// Servers lists the servers as host:port.
 	Servers func() []string
-	// NodePair is the file with the node's certificate and key, ServerCAFile that with the authority of the servers.
-	// They are read again for each connection.
+	// NodePair is the file with the node's certificate and key. ServerCAFile is the file with the servers' authority.
+	// Both are read again for each connection.
 	NodePair, ServerCAFile string
-	// NodeIPs are this node's addresses, PodCIDRs the networks of its pods as they are known now.
+	// NodeIPs are this node's addresses. PodCIDRs returns the currently known networks of its pods.
 	NodeIPs  []netip.Addr
 	PodCIDRs func() []netip.Prefix
-	// Volumes, when set, answers a server that asks for the node's volumes, at localvolume.Target. It closes the
-	// connection and returns.
+	// Volumes, when set, serves a server's requests for the node's volumes, which use the address localvolume.Target.
+	// It closes the connection and returns.
 	Volumes func(context.Context, net.Conn)
-	// Answered is called each time that a server has answered, once a second while it does. itself says that the
-	// server's certificate names that address: no machine has passed the connection on. It must not block.
+	// Answered is called for each reply of a server, which is once a second. itself means that the server's certificate
+	// names the dialed address: no machine has forwarded the connection. It must not block.
 	Answered func(server string, itself bool)
 	// Ended is called each time that a connection to a server has ended. It must not block.
 	Ended func(server string)
-	// Until is nodetunnel.Node's, for pings.
+	// Until is nodetunnel.Node's Until, for pings.
 	Until func(period time.Duration) time.Duration
-	// Now is the time at which a server's certificate is checked; nil means time.Now.
+	// Now returns the time for checks of a server's certificate. nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
 }
 
-// Run keeps the connections until ctx is done, and returns when none is left.
+// Run keeps the connections until ctx is done, and returns when none is open.
 func Run(ctx context.Context, o Options) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -141,11 +141,11 @@ func (o *Options) maintain(ctx context.Context, server string) {
 			last = text
 			o.Logger.Info("no connection to a server; it is tried again", "server", server, "reason", text)
 		}
-		timers.Sleep(ctx, pause/2+rand.N(pause/2)) // all nodes lose a server at the same moment
+		timers.Sleep(ctx, pause/2+rand.N(pause/2)) // random: all nodes lose a server at the same moment
 	}
 }
 
-// allowed says whether an address is this node's own.
+// allowed reports whether servers may reach an address through this node: it is the node's own, or that of its volumes.
 func (o *Options) allowed(to netip.AddrPort) bool {
 	a := to.Addr()
 	if o.Volumes != nil && to == localvolume.Target {
@@ -157,7 +157,7 @@ func (o *Options) allowed(to netip.AddrPort) bool {
 	return o.PodCIDRs != nil && slices.ContainsFunc(o.PodCIDRs(), func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// dial connects to a server and lets it show that it is one of the cluster's.
+// dial connects to a server and verifies that it is one of the cluster's.
 func (o *Options) dial(ctx context.Context, server string) (*tls.Conn, error) {
 	pair, err := tls.LoadX509KeyPair(o.NodePair, o.NodePair)
 	if err != nil {
@@ -174,5 +174,5 @@ func (o *Options) dial(ctx context.Context, server string) (*tls.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.(*tls.Conn), nil // tls.Dialer's documentation says so
+	return c.(*tls.Conn), nil // tls.Dialer's documentation guarantees it
 }
