@@ -21,20 +21,20 @@ func newNFT() (knftables.Interface, error) {
 	return nft, nil
 }
 
-// rulesApplier serializes applying. Callers that wait at the same time share one run.
+// rulesApplier serializes applying rules. Callers that wait at the same time share one run.
 type rulesApplier struct {
 	nft knftables.Interface
-	// network is the one that the table is for: that which is being set up, before pods are served from it.
+	// network is the one for which the table is written. It is set before pods are served from it.
 	network   atomic.Pointer[network]
 	requested atomic.Uint64
 	mu        sync.Mutex
 	applied   uint64 // every request up to this one is in the table
 	written   *ruleset
-	services  []netip.Prefix // those of serviceAddresses that it has
-	verified  uint32         // the kernel's generation in which all of it was there
+	services  []netip.Prefix // the result of serviceAddresses that the table has
+	verified  uint32         // the kernel's generation in which the table was last complete
 }
 
-// applyRules makes the table what the living sandboxes want.
+// applyRules makes the table contain the rules for the living sandboxes.
 func (s *Server) applyRules(ctx context.Context) error {
 	a := &s.rules
 	mine := a.requested.Add(1)
@@ -43,7 +43,7 @@ func (s *Server) applyRules(ctx context.Context) error {
 	if a.applied >= mine {
 		return nil
 	}
-	upTo := a.requested.Load() // each request before this moment is in the list below, and its network
+	upTo := a.requested.Load() // the list below includes each earlier request, and its network
 	nw := a.network.Load()
 	var ports []hostPort
 	pods := slices.Clone(nw.podCIDRs)
@@ -68,9 +68,9 @@ func (s *Server) applyRules(ctx context.Context) error {
 	return nil
 }
 
-// ProtectOwnConnections renews, in a table that an earlier run left, the rules for what the node's own programs send to
-// loopback. A Server writes its table when it runs, and a node runs it when the API answers, for which a port may be
-// needed that has been reserved since the earlier run. Without a table it changes nothing.
+// ProtectOwnConnections renews the rules for packets of the node's own programs to loopback, in a table that an earlier
+// run left. A Server writes its table when it runs. That is only once the API server replies, and the connection to it
+// may need a port that was reserved since the earlier run. Without a table it changes nothing.
 func ProtectOwnConnections(ctx context.Context, reserved []uint16) error {
 	nft, err := newNFT()
 	if err != nil {
@@ -90,7 +90,7 @@ func ProtectOwnConnections(ctx context.Context, reserved []uint16) error {
 	return nil
 }
 
-// apply makes the table hold exactly rs, in one transaction: packets see the old table or the new one.
+// apply makes the table contain exactly rs, in one transaction: packets meet the old table or the new one.
 func apply(ctx context.Context, nft knftables.Interface, rs ruleset) error {
 	// A table that cannot be listed is missing (the netlink adapter has no better error for it) or not understood.
 	if have, err := nft.ListAll(ctx); err == nil {
@@ -98,7 +98,7 @@ func apply(ctx context.Context, nft knftables.Interface, rs ruleset) error {
 			return nil
 		}
 	}
-	// Start over, also because a chain whose hook and a map whose type changed cannot be altered in place.
+	// Start over. This is also needed when a chain's hook or a map's type changed, which cannot be altered in place.
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
@@ -109,7 +109,7 @@ func apply(ctx context.Context, nft knftables.Interface, rs ruleset) error {
 	return nil
 }
 
-// transaction empties what is wanted, fills it, and removes the rest of what is there.
+// transaction empties the wanted objects, fills them, and removes all others.
 func transaction(nft knftables.Interface, rs ruleset, have map[string][]string) *knftables.Transaction {
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})
@@ -130,7 +130,7 @@ func transaction(nft knftables.Interface, rs ruleset, have map[string][]string) 
 	}
 	for _, o := range stale {
 		if c, ok := o.(*knftables.Chain); ok {
-			tx.Flush(c) // its rules may refer to others of these, which could not be removed before them
+			tx.Flush(c) // its rules may refer to other stale objects, which could not be removed before
 		}
 	}
 	for _, o := range rs.content {

@@ -19,14 +19,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
-// devicePrefix starts the name of every pod's device on the host. Network managers know to leave veth* alone.
+// devicePrefix starts the name of every pod's device on the host. Network managers ignore veth*.
 const devicePrefix = "vethcor"
 
-// hostMAC is the address of every pod's neighbour: the host's end of its pair. The pairs are links of their own, so it
-// need not differ; set by hand, udev leaves it as it is.
+// hostMAC is the link address of the host's end of every pair. Each pair is a separate link, so all may have the same.
+// udev does not change an address that was set explicitly.
 var hostMAC = net.HardwareAddr{0x0e, 0xc0, 0x7a, 0xc1, 0xe0, 0x01}
 
-// deviceName is the host's device of an attachment: 40 bits of a hash within the kernel's 15 characters.
+// deviceName returns the name of an attachment's device on the host. It has 40 bits of a hash, so that it fits into the
+// kernel's 15 characters.
 func deviceName(k key) string { return devicePrefix + deviceHash(k) }
 
 func deviceHash(k key) string {
@@ -34,18 +35,18 @@ func deviceHash(k key) string {
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))
 }
 
-// removePodDevices removes an attachment's device, and the one at which its egress was limited.
+// removePodDevices removes an attachment's device, and the device that limits its egress.
 func removePodDevices(k key) error {
 	return errors.Join(removeDevice(deviceName(k)), removeDevice(shaperName(k)))
 }
 
-// podMAC derives a pod's MAC from its first address, as other plugins do: stable, and readable in a capture.
+// podMAC derives a pod's MAC from its first address, as other plugins do. So it is stable, and readable in a capture.
 func podMAC(ip netip.Addr) net.HardwareAddr {
 	b := ip.AsSlice()
 	return append(net.HardwareAddr{0x0a, 0x58}, b[len(b)-4:]...)
 }
 
-// attach makes r's veth pair, addresses and routes. On failure it leaves nothing.
+// attach makes r's veth pair, addresses and routes. On failure it removes them.
 func attach(r *attachment, nw *network) (err error) {
 	ns, err := netns.GetFromPath(r.Netns)
 	if err != nil {
@@ -62,7 +63,7 @@ func attach(r *attachment, nw *network) (err error) {
 		LinkAttrs: attrs, PeerName: r.IfName, PeerHardwareAddr: mac, PeerMTU: uint32(nw.mtu),
 		PeerTxQLen: -1, PeerNamespace: netlink.NsFd(int(ns)),
 	}
-	// The name is a hash of the attachment, which does not exist yet: a device of that name is a leftover.
+	// The name is a hash of the attachment, which does not exist yet. So an existing device of that name is a leftover.
 	if err := removePodDevices(r.key()); err != nil {
 		return err
 	}
@@ -86,8 +87,8 @@ func attach(r *attachment, nw *network) (err error) {
 	return nil
 }
 
-// setupPod configures the pod's end. The pod holds single addresses: everything else is behind the gateway, whose MAC
-// is written down, so that no broadcast is ever needed.
+// setupPod configures the pod's end. The pod has single addresses: everything else is behind the gateway. The gateway's
+// MAC is a permanent entry, so that no broadcast is ever needed.
 func setupPod(ns netns.NsHandle, r *attachment, nw *network) error {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -143,7 +144,7 @@ func setupPodFamily(h *netlink.Handle, link netlink.Link, ip, gw netip.Addr, s s
 	return nil
 }
 
-// podDefault is a pod's default route.
+// podDefault returns a pod's default route.
 func podDefault(index int, gw netip.Addr, s sizes) *netlink.Route {
 	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	if gw.Is6() {
@@ -152,7 +153,8 @@ func podDefault(index int, gw netip.Addr, s sizes) *netlink.Route {
 	return &netlink.Route{LinkIndex: index, Dst: ipNet(all), Gw: gw.AsSlice(), MTU: s.routeMTU(all)}
 }
 
-// podSysctls runs in the pod: its IPv6 addresses and routes come from us alone.
+// podSysctls makes us the only source of the pod's IPv6 addresses and routes. It has to run in the pod's network
+// namespace.
 func podSysctls(ifName string) error {
 	for _, p := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
 		if err := writeSysctl(sysctl{"net/ipv6/conf/" + ifName + "/" + p[0], p[1]}); err != nil {
@@ -162,7 +164,7 @@ func podSysctls(ifName string) error {
 	return nil
 }
 
-// inNetns runs f on a thread of its own inside ns. The thread ends with f, so that no other goroutine ever runs in ns.
+// inNetns runs f on a separate thread in ns. The thread ends with f, so that no other goroutine ever runs in ns.
 func inNetns(ns netns.NsHandle, f func() error) error {
 	return netlinkutil.Do(func() error {
 		if err := netns.Set(ns); err != nil {

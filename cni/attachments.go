@@ -26,7 +26,7 @@ type key struct {
 
 func (k key) String() string { return k.ContainerID + "_" + k.IfName }
 
-// PortMapping is one host port of a pod, as the portMappings capability hands it over.
+// PortMapping is one host port of a pod, as the runtime sends it for the portMappings capability.
 type PortMapping struct {
 	HostPort      uint16 `json:"hostPort"`
 	ContainerPort uint16 `json:"containerPort"`
@@ -34,7 +34,7 @@ type PortMapping struct {
 	HostIP        string `json:"hostIP,omitempty"`
 }
 
-// attachment is a container in a network (CNI's word), as far as it has to be known after a restart.
+// attachment is a container in a network (CNI's word). Its fields are what has to be known after a restart.
 type attachment struct {
 	ContainerID string        `json:"containerID"`
 	IfName      string        `json:"ifName"`
@@ -50,14 +50,14 @@ type attachment struct {
 
 func (r *attachment) key() key { return key{r.ContainerID, r.IfName} }
 
-// sandbox is the attachment in the words of Policies; false for what is no pod of Kubernetes'.
+// sandbox converts the attachment to Policies' type. It returns false for a container that is no pod of Kubernetes'.
 func (r *attachment) sandbox() (Sandbox, bool) {
 	namespace, name, _ := strings.Cut(r.Pod, "/")
 	return Sandbox{r.key().String(), namespace, name, r.UID, r.IPs}, namespace != "" && name != ""
 }
 
-// living says whether the attachment's network namespace still is one. A runtime removes it only after DEL, and a
-// reboot loses it: an attachment without namespace is stale.
+// living reports whether the attachment's network namespace still exists. A runtime removes it only after DEL, and a
+// reboot loses it. An attachment without a namespace is stale.
 func (r *attachment) living() bool {
 	var st unix.Statfs_t
 	if err := unix.Statfs(r.Netns, &st); err != nil {
@@ -66,8 +66,8 @@ func (r *attachment) living() bool {
 	return st.Type == unix.NSFS_MAGIC || st.Type == unix.PROC_SUPER_MAGIC
 }
 
-// attachmentStore keeps one JSON file per attachment, and all of them in memory. The files are not synced to disk: what
-// a power cut could lose dies with the pods anyway.
+// attachmentStore keeps one JSON file per attachment, and all attachments in memory. The files are not synced to disk:
+// a power cut that could lose them ends the pods, too.
 type attachmentStore struct {
 	dir string
 	mu  sync.Mutex
@@ -91,7 +91,7 @@ func openAttachments(dir string, log klog.Logger) (*attachmentStore, error) {
 		}
 		var r attachment
 		if !strings.HasSuffix(e.Name(), ".json") || json.Unmarshal(data, &r) != nil || r.ContainerID == "" {
-			// Half a file from a power cut: its sandbox is gone, and what it held is released as unknown.
+			// Half a file from a power cut: its sandbox has ended, and its resources are released as unknown ones.
 			log.Info("Dropping an unreadable sandbox record", "file", path)
 			if err := os.Remove(path); err != nil {
 				return nil, fmt.Errorf("removing an unreadable sandbox record: %w", err)
@@ -111,7 +111,7 @@ func (s *attachmentStore) get(k key) *attachment {
 	return s.all[k]
 }
 
-// put stores r; the caller no longer changes it.
+// put stores r. The caller must not change it any more.
 func (s *attachmentStore) put(r *attachment) error {
 	data, err := json.Marshal(r)
 	if err != nil {
@@ -147,7 +147,7 @@ func (s *attachmentStore) list() []*attachment {
 	return slices.SortedFunc(maps.Values(s.all), func(a, b *attachment) int { return strings.Compare(a.key().String(), b.key().String()) })
 }
 
-// keyLocks gives one mutex per attachment, so that ADD, DEL and collection of the same one never interleave.
+// keyLocks has one mutex per attachment, so that ADD, DEL and collection of the same one never interleave.
 type keyLocks struct {
 	mu   sync.Mutex
 	held map[key]*keyLock
@@ -158,7 +158,7 @@ type keyLock struct {
 	uses int
 }
 
-// lock waits for k and returns the function that lets go of it.
+// lock waits for k and returns the function that unlocks it.
 func (l *keyLocks) lock(k key) (unlock func()) {
 	l.mu.Lock()
 	kl := l.useLocked(k)
@@ -167,7 +167,7 @@ func (l *keyLocks) lock(k key) (unlock func()) {
 	return func() { l.unlock(k, kl) }
 }
 
-// tryLock takes k if no other call holds it or waits for it.
+// tryLock locks k if no other call holds it or waits for it.
 func (l *keyLocks) tryLock(k key) (unlock func(), ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -175,7 +175,7 @@ func (l *keyLocks) tryLock(k key) (unlock func(), ok bool) {
 		return nil, false
 	}
 	kl := l.useLocked(k)
-	kl.mu.Lock() // no other goroutine has it yet
+	kl.mu.Lock() // no other goroutine has it yet, so this does not block
 	return func() { l.unlock(k, kl) }, true
 }
 

@@ -10,21 +10,21 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// backend is one kind of way to the pods of other nodes. Its methods are pure: what they return is compared with the
-// kernel and applied by the same pass as the rest of the host's side (host.go).
+// backend is one kind of connection between the pods of different nodes. Its methods are pure: their results are
+// compared with the kernel and applied together with the rest of the host's side (host.go).
 type backend interface {
-	// overhead is by how much a packet grows on an underlay of that family, in bytes.
+	// overhead returns by how many bytes a packet grows on an underlay of that family.
 	overhead(v4 bool) int
-	// port is the UDP port at which other nodes' packets come; 0 for none.
+	// port returns the UDP port for packets from other nodes, or 0.
 	port() int
-	// desired are the devices, routes and entries that lead to the peers' pods, in the order in which they have to be
-	// made, and what is wrong with single peers.
+	// desired returns the devices, routes and entries that lead to the peers' pods, in the order in which they have to
+	// be made. It also returns the problems of single peers.
 	desired(in waysInput) ([]wanted, []peerTrouble)
-	// rules are the back end's part of the nftables table.
+	// rules adds the back end's rules to the nftables table.
 	rules(rs *ruleset, in waysInput)
 }
 
-// newBackend returns the back end of a name of clusterconfig.NetworkBackends, apart from none.
+// newBackend returns the back end for a name of clusterconfig.NetworkBackends, except none.
 func (s *Server) newBackend(name string) (backend, error) {
 	switch name {
 	case clusterconfig.NetworkVXLAN:
@@ -37,16 +37,16 @@ func (s *Server) newBackend(name string) (backend, error) {
 	return nil, fmt.Errorf("cni: there is no network back end that is called %q", name)
 }
 
-// waysInput is all that the ways to other nodes follow from.
+// waysInput is the whole input for computing the connections to other nodes.
 type waysInput struct {
-	// podCIDRs are this node's.
+	// podCIDRs are this node's pod networks.
 	podCIDRs []netip.Prefix
 	peers    []Peer // as acceptable returns them
 	underlay underlay
-	// external are addresses at which peers find this node instead of the underlay's.
+	// external are the addresses at which peers reach this node, in place of the underlay's.
 	external []netip.Addr
 	sizes
-	// checksumsBySoftware says that the underlay's device or the kernel computes wrong checksums of packets inside a
+	// checksumsBySoftware means that the underlay's device or the kernel computes wrong checksums of packets inside a
 	// tunnel.
 	checksumsBySoftware bool
 }
@@ -57,8 +57,8 @@ func (in waysInput) equal(old waysInput) bool {
 		in.sizes == old.sizes && in.checksumsBySoftware == old.checksumsBySoftware
 }
 
-// overhead is the back end's on the families that lead to the peers; a node without peers has the size that it will
-// have with them.
+// overhead returns the back end's overhead for the families that lead to the peers. A node without peers has the size
+// that it will have with peers.
 func (in waysInput) overhead(b backend) int {
 	out := 0
 	if len(in.underlay.addresses) > 0 {
@@ -72,13 +72,13 @@ func (in waysInput) overhead(b backend) int {
 	return out
 }
 
-// peerTrouble says why a peer's pods cannot be reached.
+// peerTrouble is the reason why a peer's pods cannot be reached.
 type peerTrouble struct {
 	peer, why string
 }
 
-// family is that of the addresses between this node and a peer: IPv4 where both have it. Both nodes come to the same
-// result by themselves.
+// family returns the family of the addresses between this node and a peer: IPv4 where both have it. Both nodes get the
+// same result independently.
 func (in waysInput) family(p Peer) (v4, ok bool) {
 	for _, v4 := range []bool{true, false} {
 		_, own := in.underlay.address(v4)
@@ -90,8 +90,8 @@ func (in waysInput) family(p Peer) (v4, ok bool) {
 	return false, false
 }
 
-// acceptable leaves out what a Node must not have: pod networks that are not the cluster's, or that overlap this node's
-// or those of an older peer. It is pure.
+// acceptable removes pod networks that a Node must not have: those outside the cluster's networks, and those that
+// overlap this node's or an older peer's. It is pure.
 func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []peerTrouble) {
 	var out []Peer
 	var trouble []peerTrouble
@@ -120,23 +120,23 @@ func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []peerT
 }
 
 const (
-	// minMTU6 is what every link has to carry that IPv6 is to use (RFC 8200, section 5): the kernel switches IPv6 off
-	// on a device with less.
+	// minMTU6 is the smallest MTU of a link with IPv6 (RFC 8200, section 5). The kernel disables IPv6 on a device with
+	// less.
 	minMTU6 = 1280
-	// minMTU4 is the least at which IPv4 is of use; no underlay is below it on purpose.
+	// minMTU4 is the smallest useful MTU for IPv4. No underlay is configured below it.
 	minMTU4 = 576
 )
 
-// sizes are those of pods' packets. It is pure.
+// sizes are the sizes of pods' packets. It is pure.
 type sizes struct {
-	// mtu is that of pods' devices and of the tunnel.
+	// mtu is the MTU of pods' devices and of the tunnel.
 	mtu int
-	// whole4 is the largest IPv4 packet that reaches another node in one piece, where that is less than mtu: routes
-	// carry it. 0 otherwise.
+	// whole4 is the largest IPv4 packet that reaches another node unfragmented, where that is less than mtu: routes
+	// then have it as their MTU. It is 0 otherwise.
 	whole4 int
 }
 
-// routeMTU is for routes to a network; 0 where the device says enough.
+// routeMTU returns the MTU of routes to a network, or 0 where the device's MTU is right.
 func (s sizes) routeMTU(dst netip.Prefix) int {
 	if dst.Addr().Is4() {
 		return s.whole4
@@ -144,9 +144,9 @@ func (s sizes) routeMTU(dst netip.Prefix) int {
 	return 0
 }
 
-// sizesFor derives them from the underlay's MTU and what the back end adds. Where that leaves less than IPv6 needs,
-// IPv6 packets of pods are sent in two pieces, which the tunnel's ends cut and put together; IPv4 packets fit, since
-// routes tell their size.
+// sizesFor derives the sizes from the underlay's MTU and the back end's overhead. Where less remains than IPv6 needs,
+// the tunnel's ends fragment and reassemble pods' IPv6 packets, in two fragments each. IPv4 packets fit, since routes
+// have their size.
 func sizesFor(underlayMTU, overhead int, podCIDRs []netip.Prefix) sizes {
 	whole := max(underlayMTU-overhead, minMTU4)
 	_, v6 := sameFamily(podCIDRs, netip.IPv6Unspecified())

@@ -16,30 +16,30 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
-// A pod's bandwidth is limited on the host, where the pod cannot undo it: what it receives by a token bucket
-// (tc-tbf(8)) at the host's end of its pair. A device's queue is on its way out only, so what a pod sends is redirected
-// from the host's end to an ifb device, leaves that by another token bucket, and goes on as if it had just come.
-// docs/adr/0020 has the alternatives.
+// A pod's bandwidth is limited on the host, where the pod cannot remove the limit. A token bucket (tc-tbf(8)) at the
+// host's end of the pair limits what the pod receives. A device has a queue for sent packets only. So the pod's sent
+// packets are redirected from the host's end to an ifb device, leave that by another token bucket, and continue as if
+// they had just arrived. docs/adr/0020 has the alternatives.
 
 const (
 	kindIFB = "ifb"
 
-	// shaperPrefix starts the name of the devices through which limited egress goes.
+	// shaperPrefix starts the name of the ifb devices for limited egress.
 	shaperPrefix = "ifbcor"
 
 	annotationIngress = "kubernetes.io/ingress-bandwidth"
 	annotationEgress  = "kubernetes.io/egress-bandwidth"
 
-	// Bounds of a rate in bits per second, which are Kubernetes' own.
+	// Bounds of a rate in bits per second. They are Kubernetes' own.
 	minRate = 1_000
 	maxRate = 1_000_000_000_000_000
 )
 
-// shaperName is the device through which the attachment's egress goes when it is limited.
+// shaperName returns the name of the device that limits the attachment's egress.
 func shaperName(k key) string { return shaperPrefix + deviceHash(k) }
 
-// askedBandwidth is what a runtime sends by the capability "bandwidth" (CNI conventions): bits per second, and bits.
-// Rates of 0 are no limit.
+// askedBandwidth is the runtime's value of the capability "bandwidth" (CNI conventions). Rates are in bits per second,
+// 0 means no limit, and bursts are in bits.
 type askedBandwidth struct {
 	IngressRate  uint64 `json:"ingressRate"`
 	IngressBurst uint64 `json:"ingressBurst"`
@@ -53,7 +53,7 @@ type bandwidth struct {
 	Egress  rate `json:"egress,omitzero"`
 }
 
-// rate is a limit in bytes per second, 0 for none, and the most that the runtime lets pass at once, in bytes.
+// rate is a limit in bytes per second, 0 for none. Burst is the most that the runtime lets pass at once, in bytes.
 type rate struct {
 	Bytes uint64 `json:"bytes"`
 	Burst uint64 `json:"burst"`
@@ -89,8 +89,8 @@ func newRate(annotation string, bits, burst uint64) (rate, error) {
 	return rate{bits / 8, burst / 8}, nil
 }
 
-// shaper is a token bucket at a device: it lets pass rate bytes per second, burst bytes at once, and holds limit bytes
-// back before it drops.
+// shaper is a token bucket at a device. It lets rate bytes per second pass, and burst bytes at once. It delays at most
+// limit bytes and drops the others.
 type shaper struct {
 	device       string
 	rate         uint64
@@ -103,14 +103,14 @@ func (s shaper) String() string {
 	return s.id() + " rate " + strconv.FormatUint(s.rate*8, 10) + "bit burst " + fmt.Sprint(s.burst) + " limit " + fmt.Sprint(s.limit)
 }
 
-// satisfiedBy leaves room for the kernel's rounding: it keeps the burst as the time that it takes, in ticks of 64 ns.
+// satisfiedBy tolerates the kernel's rounding: the kernel stores the burst as its duration, in ticks of 64 ns.
 func (s shaper) satisfiedBy(have object) bool {
 	h, ok := have.(shaper)
 	off := int64(h.burst) - int64(s.burst)
 	return ok && h.rate == s.rate && h.limit == s.limit && uint64(max(off, -off)) <= uint64(s.burst)/100+s.rate/1e7
 }
 
-// redirect takes all that comes in by a device through another one.
+// redirect redirects all packets that arrive at a device to another one.
 type redirect struct{ device, to string }
 
 func (r redirect) id() string                   { return "redirect dev " + r.device }
@@ -131,9 +131,9 @@ func desiredBandwidth(r *attachment, mtu int) []object {
 	return out
 }
 
-// newShaper chooses burst and queue. A runtime's burst is a bound, not a wish: containerd always says half a gigabyte,
-// and until that had passed a pod would have no limit at all. 20 ms of the rate are enough for the kernel to keep it; a
-// packet that is larger than the burst would never pass. (One that waits to be segmented is segmented then.) The queue
+// newShaper chooses burst and queue. A runtime's burst is only an upper bound: containerd always sends half a gigabyte,
+// and until that had passed a pod would have no limit at all. The kernel can keep the rate with a burst of 20 ms. A
+// packet that is larger than the burst would never pass. (One that waits for segmentation is segmented then.) The queue
 // holds 50 ms.
 func newShaper(device string, r rate, mtu int) shaper {
 	const headers = 64 // Ethernet and VLANs
@@ -143,10 +143,10 @@ func newShaper(device string, r rate, mtu int) shaper {
 	return shaper{device: device, rate: r.Bytes, burst: uint32(burst), limit: uint32(burst + queue)}
 }
 
-// handleRoot and handleIngress are the names of our queueing disciplines, by which we know them.
+// handleRoot and handleIngress are the handles by which we recognise our queueing disciplines.
 var (
 	handleRoot    = netlink.MakeHandle(0xc0ac, 0)
-	handleIngress = netlink.MakeHandle(0xffff, 0) // the only one that the kernel has
+	handleIngress = netlink.MakeHandle(0xffff, 0) // the kernel's only handle for ingress
 )
 
 // observeBandwidth reads the shapers and redirections of our devices.
@@ -180,13 +180,13 @@ func observeBandwidth(ownLinks map[int]string, put func(object)) error {
 	return nil
 }
 
-// redirection is the index of the device to which all that comes in by another one is redirected; 0 for none.
+// redirection returns the index of the device to which all packets that arrive at another one are redirected, or 0.
 func redirection(index int) (int, error) {
 	filters, err := netlinkutil.ConsistentList(func() ([]netlink.Filter, error) {
 		return netlink.FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}, handleIngress)
 	})
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
-		return 0, nil // a pod that goes at this moment
+		return 0, nil // the pod is being removed at this moment
 	}
 	if err != nil {
 		return 0, fmt.Errorf("listing a device's filters: %w", err)
@@ -199,8 +199,8 @@ func redirection(index int) (int, error) {
 	return 0, nil
 }
 
-// setShaper makes the token bucket, or changes it. The library's request has the burst as a time of at most four
-// seconds, which is less than one packet at a low rate; this one has it in bytes.
+// setShaper makes or changes the token bucket. The library's request has the burst as a duration of at most four
+// seconds, which is less than one packet at a low rate. This request has it in bytes.
 func setShaper(l netlink.Link, s shaper) error {
 	options := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
 	parms := nl.TcTbfQopt{Limit: s.limit, Rate: nl.TcRateSpec{Rate: uint32(min(s.rate, math.MaxUint32))}}
@@ -233,7 +233,7 @@ func ingress(l netlink.Link) *netlink.Ingress {
 }
 
 func setRedirect(l, to netlink.Link) error {
-	if err := removeRedirect(l); err != nil { // one that leads elsewhere
+	if err := removeRedirect(l); err != nil { // one that leads to another device
 		return err
 	}
 	if err := netlink.QdiscAdd(ingress(l)); err != nil {

@@ -13,9 +13,9 @@ import (
 
 const classNet = "/sys/class/net"
 
-// badChecksums says whether checksums of packets inside the tunnel have to be computed by software. Packets that are
-// translated twice on their way into a tunnel (a host's process, a Service, a pod of another node) got a wrong one from
-// kernels before 5.7, and VMware's device computes wrong ones for tunnels at flannel's port (docs/adr/0073).
+// badChecksums reports whether checksums of packets inside the tunnel have to be computed by software. Kernels before
+// 5.7 compute wrong ones for packets that are translated twice on their way into a tunnel (a host's process, a Service,
+// a pod of another node). VMware's device computes wrong ones for tunnels at flannel's port (docs/adr/0073).
 func badChecksums(release, classNet, device string) bool {
 	var major, minor int
 	if n, err := fmt.Sscanf(release, "%d.%d", &major, &minor); n == 2 && err == nil && (major < 5 || major == 5 && minor < 7) {
@@ -24,13 +24,13 @@ func badChecksums(release, classNet, device string) bool {
 	return device != "" && hasDriver(classNet, device, "vmxnet3", 0)
 }
 
-// hasDriver looks at a device and at those below it: a VLAN's or a bond's.
+// hasDriver reports whether a device has a driver, or one of the devices below it: a VLAN's or a bond's.
 func hasDriver(classNet, device, driver string, depth int) bool {
 	const deepest = 4 // a VLAN on a bond in a bridge, and one more
 	if target, err := os.Readlink(filepath.Join(classNet, device, "device", "driver")); err == nil && filepath.Base(target) == driver {
 		return true
 	}
-	lower, _ := filepath.Glob(filepath.Join(classNet, device, "lower_*")) // the pattern is no bad one
+	lower, _ := filepath.Glob(filepath.Join(classNet, device, "lower_*")) // the pattern is well-formed
 	for _, l := range lower {
 		if depth < deepest && hasDriver(classNet, filepath.Base(l)[len("lower_"):], driver, depth+1) {
 			return true
@@ -39,7 +39,7 @@ func hasDriver(classNet, device, driver string, depth int) bool {
 	return false
 }
 
-// kernelRelease is what uname -r prints; "" where the kernel does not say.
+// kernelRelease returns the output of uname -r, or "" if the kernel does not report it.
 func kernelRelease() string {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {

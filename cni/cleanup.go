@@ -14,15 +14,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// CleanupOptions say what Cleanup removes. Empty folders are left alone.
+// CleanupOptions are the folders from which Cleanup removes files. An empty name is ignored.
 type CleanupOptions struct {
 	StateDir string
 	ConfDir  string
 }
 
-// Cleanup removes everything a Server made on this host: pods' devices with their routes, the ways to other nodes, the
-// bridge, the nftables table, addresses, attachments and the CNI configuration. Pods that still run lose their network.
-// It goes on past errors, and needs no program.
+// Cleanup removes everything that a Server made on this host: pods' devices with their routes, the connections to other
+// nodes, the bridge, the nftables table, addresses, attachments and the CNI configuration. Running pods lose their
+// network. After an error it continues with the rest. It needs no program.
 func Cleanup(o CleanupOptions) error {
 	var errs []error
 	if o.ConfDir != "" {
@@ -48,7 +48,7 @@ func Cleanup(o CleanupOptions) error {
 	return errors.Join(errs...)
 }
 
-// removeRoutes removes those of our routes that did not go with a device of ours.
+// removeRoutes removes those of our routes that were not removed with a device of ours.
 func removeRoutes() error {
 	var errs []error
 	for _, family := range kernelFamilies() {

@@ -16,10 +16,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// conflistName sorts before what others may leave in the folder: containerd takes the first.
+// conflistName sorts before other programs' files in the folder: containerd uses the first.
 const conflistName = "10-coracle.conflist"
 
-// pluginConf is what a runtime sends on the plugin's standard input: our entry of the configuration list, with the
+// pluginConf is the runtime's input on the plugin's standard input: our entry of the configuration list, with the
 // runtime's additions (CNI specification, section 4).
 type pluginConf struct {
 	CNIVersion    string `json:"cniVersion"`
@@ -49,11 +49,11 @@ func parseConf(data []byte) (pluginConf, error) {
 	return c, nil
 }
 
-// mostHostPorts is how many host ports a pod may have: one that takes all free ports gets what the next program
-// expects at its own.
+// mostHostPorts limits the host ports of a pod: one that took all free ports would receive the packets for programs
+// that start later.
 const mostHostPorts = 256
 
-// ports returns the wanted host ports. Runtimes also send container ports that have none.
+// ports returns the wanted host ports. Runtimes also send container ports without a host port.
 func (c pluginConf) ports() ([]PortMapping, error) {
 	var out []PortMapping
 	for _, m := range c.RuntimeConfig.PortMappings {
@@ -94,7 +94,7 @@ func parseArgs(args string) map[string]string {
 	return out
 }
 
-// conflist is the configuration list containerd reads.
+// conflist returns the configuration list that containerd reads.
 func conflist(socket string) ([]byte, error) {
 	type object = map[string]any
 	out, err := json.MarshalIndent(object{
@@ -112,7 +112,7 @@ func conflist(socket string) ([]byte, error) {
 	return append(out, '\n'), nil
 }
 
-// writeConflist makes the node network-ready.
+// writeConflist writes the configuration list, which makes the node network-ready.
 func (s *Server) writeConflist() error {
 	data, err := conflist(s.o.Socket)
 	if err != nil {
@@ -125,7 +125,7 @@ func (s *Server) writeConflist() error {
 	if err := os.MkdirAll(s.o.ConfDir, 0o755); err != nil {
 		return fmt.Errorf("making the CNI configuration folder: %w", err)
 	}
-	// Made elsewhere and moved: containerd would try to load a half-written neighbour, and complain.
+	// The file is made in another folder and moved: containerd would try to load an incomplete file, and complain.
 	made := filepath.Join(s.o.StateDir, conflistName)
 	err = atomicfile.Write(made, data, 0o600)
 	if err == nil {
@@ -143,7 +143,7 @@ func (s *Server) writeConflist() error {
 	return nil
 }
 
-// removeConflist makes the node not network-ready.
+// removeConflist removes the configuration list. The node is not network-ready then.
 func removeConflist(dir string) error {
 	if err := os.Remove(filepath.Join(dir, conflistName)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("removing the CNI configuration: %w", err)
@@ -151,8 +151,8 @@ func removeConflist(dir string) error {
 	return nil
 }
 
-// touch writes a file's own content over itself. containerd loads the configuration on a write and passes over a file
-// that appears (cni_conf_syncer.go), which it takes for a write's beginning.
+// touch writes a file's own content over itself. containerd loads the configuration after a write. It ignores a file's
+// creation, which it takes for the beginning of a write (cni_conf_syncer.go).
 func touch(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {

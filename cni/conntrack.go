@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A UDP sender that does not stop keeps its conntrack entry alive, and with it where its packets go: to the pod that
-// had the host port before, or to the host itself from the time when no pod had it. TCP connections end by themselves.
+// A UDP sender that does not pause keeps its conntrack entry alive, and the entry keeps the packets' destination: the
+// pod that had the host port before, or the host itself if no pod had it. TCP connections end by themselves.
 
-// staleFlows matches such entries of one pod's UDP host ports. The other way round it says which flows are left alone:
-// other protocols, other ports, and what is merely forwarded to the same port of another machine.
+// staleFlows matches such entries of one pod's UDP host ports. It leaves alone other protocols, other ports, and
+// packets that are merely forwarded to the same port of another machine.
 type staleFlows struct {
 	ports []uint16
-	local map[netip.Addr]bool // the host's addresses; nil when the pod goes
+	local map[netip.Addr]bool // the host's addresses; nil when the pod is removed
 	pod   []netip.Addr
 }
 
@@ -40,7 +40,7 @@ func (s staleFlows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	return s.local[asked.Unmap()] && !ofPod
 }
 
-// dropStaleFlows forgets the flows that r's arrival (or its departure, when gone) makes wrong.
+// dropStaleFlows deletes the flows that are wrong once r was added, or was removed.
 func dropStaleFlows(r *attachment, removed bool) error {
 	s := staleFlows{pod: r.IPs}
 	for _, p := range r.Ports {
@@ -66,7 +66,8 @@ func dropStaleFlows(r *attachment, removed bool) error {
 	var errs []error
 	for _, family := range families(r.IPs) {
 		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, s)
-		// A dump that raced with changes is incomplete, not wrong; what it missed ends when its sender pauses.
+		// A dump that raced with changes is incomplete, not wrong. An entry that it missed expires when its sender
+		// pauses.
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.EINTR) {
 			errs = append(errs, fmt.Errorf("forgetting old UDP flows of host ports: %w", err))
 		}

@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// settle is how long to wait after a piece of the kernel's news for the rest of it: who restarts a network changes
-	// much at once.
+	// settle is how long to wait for more events of the kernel after the first one: a restart of a network changes much
+	// at once.
 	settle = 500 * time.Millisecond
-	// listenAgain is the wait before the kernel is asked again for its events, after it lost some of them.
-	// Meanwhile the slow look finds what it finds.
+	// listenAgain is the wait before the kernel's events are subscribed to again, after some were lost. Meanwhile the
+	// periodic check finds changes.
 	listenAgain = 2 * time.Second
 )
 
-// followKernel sends when the kernel says that something may have been changed that is the pod network's, or that it
-// rests on. It only listens: what is wrong is found by looking.
+// followKernel sends when an event of the kernel shows a possible change of the pod network, or of what it depends on.
+// It only listens: checks find out what is wrong.
 func (s *Server) followKernel(ctx context.Context, changes timers.Signal) {
 	for ctx.Err() == nil {
 		if err := s.listen(ctx, changes); err != nil && ctx.Err() == nil {
@@ -34,7 +34,7 @@ func (s *Server) followKernel(ctx context.Context, changes timers.Signal) {
 	}
 }
 
-// listen ends when one of the subscriptions does, with ctx at the latest.
+// listen returns when one of the subscriptions ends, and when ctx is done.
 func (s *Server) listen(ctx context.Context, changes timers.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -72,16 +72,16 @@ func (s *Server) listen(ctx context.Context, changes timers.Signal) error {
 	}
 }
 
-// news are the subscriptions. The channels have no room: the sockets are the buffers.
+// news are the subscriptions. The channels are unbuffered: the sockets are the buffers.
 type news struct {
 	links      chan netlink.LinkUpdate
 	addrs      chan netlink.AddrUpdate
 	routes     chan netlink.RouteUpdate
 	neighbours chan netlink.NeighUpdate
-	drains     []func() // of those that have begun
+	drains     []func() // of the subscriptions that have begun
 }
 
-// subscribe begins all of them. After an error, too, those that have begun have to be drained once done is closed.
+// subscribe begins all subscriptions. Also after an error, the begun ones have to be drained once done is closed.
 func subscribe(done <-chan struct{}) (*news, error) {
 	n := &news{
 		links: make(chan netlink.LinkUpdate), addrs: make(chan netlink.AddrUpdate),
@@ -112,22 +112,22 @@ func (n *news) drain() {
 }
 
 func drain[T any](c <-chan T) {
-	for range c { // netlink's goroutine closes it at its end
+	for range c { // netlink's goroutine closes the channel at its end
 	}
 }
 
-// relevantNeighbour says whether an entry of ours may be gone. The kernel first says that a neighbour has failed, also
-// when another program removes it.
+// relevantNeighbour reports whether an entry of ours may have been removed. The kernel first reports a neighbour as
+// failed, also when another program removes it.
 func relevantNeighbour(u netlink.NeighUpdate) bool {
 	if u.Type != unix.RTM_DELNEIGH && u.State != netlink.NUD_FAILED {
 		return false
 	}
 	l, err := netlink.LinkByIndex(u.LinkIndex)
-	return err == nil && ownDevice(l.Attrs().Name) // a device that is gone took its entries along
+	return err == nil && ownDevice(l.Attrs().Name) // the entries of a removed device were removed with it
 }
 
-// relevantLink says whether a link's change can matter: pods' devices come and go by our own hands, and statistics are
-// no news.
+// relevantLink reports whether a link's change can matter. It ignores pods' devices, which we add and remove ourselves,
+// and statistics.
 func relevantLink(u netlink.LinkUpdate) bool {
 	a := u.Attrs()
 	if a == nil {

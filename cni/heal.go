@@ -15,18 +15,18 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// guardPeriod is how often to look whether everything is still there, beside what the kernel says.
+// guardPeriod is the interval of checks for missing objects, beside the kernel's events.
 const guardPeriod = 30 * time.Second
 
-// heal makes again what another program removed: the nftables table, as a restart of a host firewall does, or anything
-// of the host's side. Whether all is in the table that was written there is looked at now and then; then pods get their
-// MTU that could not have it before.
+// heal repairs what another program removed: the nftables table, as a restart of a host firewall does, or anything of
+// the host's side. With whole it also checks whether the table's content is complete, and gives pods their MTU for
+// which that failed before.
 func (s *Server) heal(ctx context.Context, whole bool) {
 	if s.network.Load() == nil {
 		return
 	}
 	nw, before := s.tried, s.waysTrouble
-	// The table comes first: without it pods may speak from any address. An error here says nothing about it.
+	// The table comes first: without it pods may send from any address. An error here does not mean that it is missing.
 	if ok, err := nft.Exists(ownTable()); err == nil && !ok || whole && !s.rules.intact() {
 		s.log.Info("The nftables table of the pod network was removed or changed by another program; writing it again")
 		if err := s.applyRules(ctx); err != nil {
@@ -39,7 +39,7 @@ func (s *Server) heal(ctx context.Context, whole bool) {
 		}
 	}
 	changes, err := s.applyHost(nw)
-	if len(changes) > 0 && before == "" { // else it is what could not be made earlier
+	if len(changes) > 0 && before == "" { // otherwise the changes are what could not be made earlier
 		s.log.Info("The host's side of the pod network was changed by another program; it is as it should be again", "changes",
 			strings.Join(changes, ", "))
 	}
@@ -53,17 +53,17 @@ func (s *Server) heal(ctx context.Context, whole bool) {
 
 func ownTable() nft.Table { return nft.Table{Family: nft.INet, Name: tableName} }
 
-// applyHost makes the host's side of the pod network what the attachments of living pods want, and says what it
-// changed. An error is the node's; what is wrong with single pods is logged, once for each new set of such mistakes,
-// and what is wrong with the ways to single peers is reported: they say themselves where they are, and must not keep
-// this node from serving its pods.
+// applyHost makes the host's side of the pod network match the attachments of living pods, and returns its changes. It
+// returns errors of the node. Errors of single pods are logged, once for each new set. Problems of the connections to
+// single peers are reported: peers publish their addresses themselves, and must not keep this node from serving its
+// pods.
 func (s *Server) applyHost(nw *network) (changes []string, err error) {
-	s.attaching.Lock() // every device of a pod has its attachment listed, and the other way round
+	s.attaching.Lock() // while it is held, a pod's device exists exactly if its attachment is listed
 	defer s.attaching.Unlock()
 	in := hostInput{bridge: Bridge, mtu: nw.mtu, podCIDRs: nw.podCIDRs, serviceCIDRs: s.o.ServiceCIDRs}
 	in.ways, _ = nw.backend.desired(nw.ways)
 	for _, r := range s.attachments.list() {
-		if r.living() { // what others need goes with their namespaces, and their DEL is to come
+		if r.living() { // objects of other pods vanish with their namespaces, and their DEL will follow
 			in.pods = append(in.pods, r)
 		}
 	}
@@ -85,7 +85,7 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 	}
 	ensure, remove := difference(want, have)
 	var errs []error
-	trouble := map[*attachment]error{} // a pod's first mistake: the others follow from it
+	trouble := map[*attachment]error{} // a pod's first error: the others follow from it
 	peers := map[string]error{}        // likewise
 	for _, w := range ensure {
 		if w.pod != nil && trouble[w.pod] != nil || w.peer != "" && peers[w.peer] != nil {
@@ -110,13 +110,13 @@ func (s *Server) applyHost(nw *network) (changes []string, err error) {
 		changes = append(changes, "- "+o.String())
 	}
 	s.reportPods(trouble)
-	if len(errs) == 0 { // else they follow from that
+	if len(errs) == 0 { // otherwise they follow from errs
 		s.reportWays(peers)
 	}
 	return changes, errors.Join(errs...)
 }
 
-// reportPods says which pods are not as they should be, when that is news.
+// reportPods logs which pods have errors, when they did not have any before.
 func (s *Server) reportPods(trouble map[*attachment]error) {
 	now := map[key]bool{}
 	for r, err := range trouble {
@@ -128,13 +128,13 @@ func (s *Server) reportPods(trouble map[*attachment]error) {
 	s.podTrouble = now
 }
 
-// reserves says whether a host port is where other nodes' packets come in, which no pod gets: the cluster may have
-// changed to this back end while the pod ran.
+// reserves reports whether a host port is the port for packets from other nodes, which no pod gets: the cluster may
+// have changed to this back end while the pod ran.
 func (nw *network) reserves(p hostPort) bool {
 	return p.Protocol == "udp" && int(p.Port) == nw.backend.port()
 }
 
-// warnOfHostPorts says of which pods' host ports the back end takes.
+// warnOfHostPorts logs for which pods the back end uses a host port.
 func (s *Server) warnOfHostPorts(nw *network) {
 	for _, r := range s.attachments.list() {
 		if r.living() && slices.ContainsFunc(r.hostPorts(), nw.reserves) {
@@ -144,8 +144,8 @@ func (s *Server) warnOfHostPorts(nw *network) {
 	}
 }
 
-// warnOfFirewalls says once which of other programs' firewalls stand in the cluster's way, and what opens them: an
-// accept in our own table cannot overrule them, and their tables are not ours to change.
+// warnOfFirewalls logs, once per change, other programs' firewalls that may block the cluster, and the commands that
+// open them: an accept in our own table cannot overrule them, and their tables are not ours to change.
 func (s *Server) warnOfFirewalls() {
 	found, err := hostfirewall.Find()
 	if err != nil {

@@ -10,35 +10,35 @@ import (
 	"strings"
 )
 
-// The host's side of the pod network is a set of objects: desiredHost computes what it should be, kernel.observe reads
-// what it is, difference compares the two, and kernel.ensure and kernel.remove do what is left to do. The first and the
-// third are pure.
+// The host's side of the pod network is a set of objects: desiredHost computes the desired ones, kernel.observe reads
+// the existing ones, difference compares the two, and kernel.ensure and kernel.remove apply the difference. desiredHost
+// and difference are pure.
 //
-// What is ours, and therefore pruned when it is not desired: devices named vethcor* and ifbcor* and coracle-*, and the
-// bridge coracle0; on these, shapers and redirections to one another; addresses and permanent neighbours and forwarding
-// entries on those devices; routes of the main table with our protocol number, on whatever device. Sysctls belong to
-// the host: they are set where needed and never taken back. So it is with checksums by software, which an administrator
-// may have chosen for a device that we know nothing bad of.
+// These objects are ours, and are pruned when they are not desired: devices named vethcor*, ifbcor* and coracle-*, and
+// the bridge coracle0; on these devices, shapers and redirections to one another, addresses, permanent neighbours and
+// forwarding entries; and routes of the main table with our protocol number, on any device. Sysctls belong to the host:
+// they are set where needed and never reset. The same holds for checksums by software, which an administrator may have
+// chosen for a device for which we know no reason.
 
-// object is one thing in the kernel. Objects compare with ==.
+// object is one object in the kernel. Objects are compared with ==.
 type object interface {
-	// id is what the kernel has one of: a wanted object replaces one with the same id.
+	// id is unique in the kernel: a wanted object replaces the one with the same id.
 	id() string
-	// String is the id and all that is wanted of it.
+	// String returns the id and all wanted properties.
 	fmt.Stringer
-	// satisfiedBy says whether the object in the kernel with this id will do.
+	// satisfiedBy reports whether the object in the kernel with this id has the wanted properties.
 	satisfiedBy(have object) bool
 }
 
-// link is a network device. One of kind veth is made together with its pod's end, never by itself.
+// link is a network device. One of kind veth is made together with its pod's end, never separately.
 type link struct {
 	name, kind string
 	mtu        int // 0: any
 	up         bool
-	vxlan      vxlanLink // of kind vxlan
+	vxlan      vxlanLink // for kind vxlan
 }
 
-// vxlanLink is what cannot be changed about a device of kind vxlan, but for its link address.
+// vxlanLink has the properties of a device of kind vxlan that cannot be changed, and its link address, which can.
 type vxlanLink struct {
 	vni, port int
 	local     netip.Addr
@@ -80,15 +80,15 @@ func (a address) id() string                   { return "address " + a.ip.String
 func (a address) String() string               { return a.id() }
 func (a address) satisfiedBy(have object) bool { return a == have }
 
-// route leads to a device. src is what the host calls itself on the way; invalid for the kernel's choice.
+// route leads to a device. src is the source address of the host's packets. If it is invalid the kernel chooses one.
 type route struct {
 	dst    netip.Prefix
 	device string
 	src    netip.Addr
-	// via is the next node; invalid for none. onlink says that no route has to lead to it.
+	// via is the next node; invalid for none. onlink means that via needs no route that leads to it.
 	via    netip.Addr
 	onlink bool
-	// mtu is the largest packet that gets through whole, where the device takes larger ones; 0 otherwise.
+	// mtu is the largest packet that passes unfragmented, where the device takes larger ones; 0 otherwise.
 	mtu int
 }
 
@@ -135,46 +135,46 @@ func (f forward) id() string                   { return "fdb " + f.mac + " dev "
 func (f forward) String() string               { return f.id() + " dst " + f.dst.String() }
 func (f forward) satisfiedBy(have object) bool { return f == have }
 
-// checksums says that a device has the processor compute the checksums of what it sends.
+// checksums makes the processor compute the checksums of what a device sends.
 type checksums struct{ device string }
 
 func (c checksums) id() string                   { return "checksums dev " + c.device }
 func (c checksums) String() string               { return c.id() + " by software" }
 func (c checksums) satisfiedBy(have object) bool { return c == have }
 
-// sysctl is a kernel parameter, named by its path below /proc/sys.
+// sysctl is a kernel parameter. Its name is its path below /proc/sys.
 type sysctl struct{ name, value string }
 
 func (s sysctl) id() string                   { return "sysctl " + s.name }
 func (s sysctl) String() string               { return s.id() + " " + s.value }
 func (s sysctl) satisfiedBy(have object) bool { return s == have }
 
-// wanted is an object and the pod that it is for, or the peer to whose pods it leads; neither for the node itself.
+// wanted is an object with the pod or the peer that it is for. Both are empty for an object of the node itself.
 type wanted struct {
 	object
 	pod  *attachment
 	peer string
 }
 
-// hostInput is all that the host's side follows from.
+// hostInput is the whole input for computing the host's side.
 type hostInput struct {
 	bridge       string
 	mtu          int
 	podCIDRs     []netip.Prefix
 	serviceCIDRs []netip.Prefix
-	// advertised are the host's own devices that take router advertisements as long as the host does not forward.
+	// advertised are the host's own devices that accept router advertisements while the host does not forward.
 	advertised []string
 	pods       []*attachment
-	// ways lead to the pods of other nodes.
+	// ways are the objects that lead to the pods of other nodes.
 	ways []wanted
 }
 
-// desiredHost computes the host's side, in the order in which it has to be made. It is pure.
+// desiredHost computes the host's side, in the order in which its objects have to be made. It is pure.
 //
-// The bridge carries the node's addresses in the pod network, one per CIDR. It has no ports, and is a bridge because
-// every kernel has bridges and not every one has dummy devices. Routes of the Service CIDRs point at it: an address
-// without any route is refused before Service rules see the packet, which is what a host without default route would do
-// to its own processes.
+// The bridge has the node's addresses in the pod network, one per CIDR. It has no ports. It is a bridge because every
+// kernel has bridges, and not every one has dummy devices. Routes of the Service CIDRs point at it: the kernel rejects
+// an address without a route before Service rules see the packet, as it would for processes of a host without a default
+// route.
 func desiredHost(in hostInput) []wanted {
 	var out []wanted
 	node := func(o object) { out = append(out, wanted{object: o}) }
@@ -198,8 +198,8 @@ func desiredHost(in hostInput) []wanted {
 	return append(out, in.ways...)
 }
 
-// forwarding lets the host route for its pods. For IPv6 a host that forwards stops listening to router advertisements,
-// its own default route among them, unless accept_ra is 2.
+// forwarding returns the sysctls with which the host routes for its pods. A host that forwards IPv6 ignores router
+// advertisements, and so loses its own default route, unless accept_ra is 2.
 func forwarding(in hostInput) []sysctl {
 	var out []sysctl
 	if _, ok := sameFamily(in.podCIDRs, netip.IPv4Unspecified()); ok {
@@ -214,15 +214,15 @@ func forwarding(in hostInput) []sysctl {
 	return out
 }
 
-// desiredPod computes the host's side of one pod: its device, and for each address a neighbour and a route, and last
-// the limits of its bandwidth. The node talks to its pods from its own address in the pod network.
+// desiredPod computes the host's side of one pod: its device, a neighbour and a route for each address, and the limits
+// of its bandwidth. The node sends to its pods from its own address in the pod network.
 func desiredPod(r *attachment, cidrs []netip.Prefix, mtu int) []object {
 	out := []object{link{name: r.HostDevice, kind: kindVeth, mtu: mtu, up: true}}
 	if usesLoopback(r) {
 		out = append(out, sysctl{"net/ipv4/conf/" + r.HostDevice + "/route_localnet", "1"})
 	}
-	// A pod is no router of the host's: its advertisements would give the host addresses and a default route. A pod
-	// without IPv6 addresses could send them, too.
+	// The host must not use a pod as a router: the pod's advertisements would give the host addresses and a default
+	// route. A pod without IPv6 addresses could send them, too.
 	out = append(out, sysctl{"net/ipv6/conf/" + r.HostDevice + "/accept_ra", "0"})
 	for _, ip := range r.IPs {
 		way := route{dst: netip.PrefixFrom(ip, ip.BitLen()), device: r.HostDevice}
@@ -234,7 +234,7 @@ func desiredPod(r *attachment, cidrs []netip.Prefix, mtu int) []object {
 	return append(out, desiredBandwidth(r, mtu)...)
 }
 
-// sameFamily is the first of the networks that has a's address family.
+// sameFamily returns the first of the networks that has a's address family.
 func sameFamily(cidrs []netip.Prefix, a netip.Addr) (netip.Prefix, bool) {
 	i := slices.IndexFunc(cidrs, func(c netip.Prefix) bool { return c.Addr().Is4() == a.Is4() })
 	if i < 0 {
@@ -243,7 +243,7 @@ func sameFamily(cidrs []netip.Prefix, a netip.Addr) (netip.Prefix, bool) {
 	return cidrs[i], true
 }
 
-// difference is what has to be made or changed, in order, and then what has to be removed. It is pure.
+// difference returns what has to be made or changed, in order, and what has to be removed after that. It is pure.
 func difference(want []wanted, have map[string]object) (ensure []wanted, remove []object) {
 	keep := map[string]bool{}
 	for _, w := range want {
@@ -257,7 +257,7 @@ func difference(want []wanted, have map[string]object) (ensure []wanted, remove 
 			remove = append(remove, h)
 		}
 	}
-	// Routes before the addresses that they name, and all before their devices.
+	// Routes are removed before the addresses that they name, and all objects before their devices.
 	slices.SortFunc(remove, func(a, b object) int {
 		return cmp.Or(cmp.Compare(removeRank(a), removeRank(b)), strings.Compare(a.id(), b.id()))
 	})

@@ -4,8 +4,8 @@ package cni
 
 import "fmt"
 
-// hostGateway makes each node the gateway to its pods. Packets stay as they are, and so nodes have to be on one
-// segment: a router in between knows nothing of pods.
+// hostGateway uses each node as the gateway to its pods. Packets are not changed, and so nodes have to be on one
+// segment: a router between them has no routes to pods.
 type hostGateway struct{}
 
 func (hostGateway) overhead(bool) int { return 0 }

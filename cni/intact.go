@@ -11,8 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// intact says whether the table has as many rules and elements as were written there. It costs one question to the
-// kernel as long as no program has changed any table of this host. What cannot be asked counts as there.
+// intact reports whether the table has as many rules and elements as were written. It costs one request to the kernel
+// as long as no program has changed any table of this host. It returns true if the kernel cannot be asked.
 func (a *rulesApplier) intact() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -31,8 +31,8 @@ func (a *rulesApplier) intact() bool {
 	return true
 }
 
-// counts says whether a table has as many of everything as the ruleset. Of a set of intervals it says only whether
-// there are any: the kernel has two elements or one for each.
+// counts reports whether a table has as many of everything as the ruleset. Of a set of intervals it only checks that
+// there are any: the kernel has one or two elements for each interval.
 func (rs *ruleset) counts(have nft.Counts) bool {
 	rules, elements, intervals := map[string]int{}, map[string]int{}, map[string]bool{}
 	for _, o := range rs.objects {

@@ -19,20 +19,20 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// errExhausted says that a pod CIDR has no free address left.
+// errExhausted means that a pod CIDR has no free address.
 var errExhausted = errors.New("no free address")
 
-// ipam hands out pod addresses with containernetworking's host-local allocator: one folder per pod CIDR, one file per
-// address in it. Addresses go round robin, so that a freed one rests before it is used again.
+// ipam allocates pod addresses with containernetworking's host-local allocator: one folder per pod CIDR, with one file
+// per address. Addresses are allocated round robin, so that a freed one stays unused for a while.
 type ipam struct {
 	dir    string
 	mu     sync.Mutex
 	stores map[netip.Prefix]addressStore
 }
 
-// addressStore is a folder of addresses without the lock file of host-local. One process has the folder, and ipam.mu
-// excludes its goroutines. The file's descriptor would go to each program that is started, and a program that lives on,
-// as a pod's shim does, would keep the lock of a process that was killed: no pod would get an address any more.
+// addressStore is a folder of addresses without host-local's lock file. One process uses the folder, and ipam.mu
+// excludes its goroutines. Child processes would inherit the file's descriptor. One that outlives a killed process, as
+// a pod's shim does, would keep the lock, and no pod would get an address any more.
 type addressStore struct{ *disk.Store }
 
 // Lock implements backend.Store.
@@ -54,7 +54,7 @@ func openIPAM(dir string) (*ipam, error) {
 		return nil, fmt.Errorf("reading the address folder: %w", err)
 	}
 	for _, e := range entries {
-		// Also folders of CIDRs that the node had before: their addresses are still to be released.
+		// These include folders of CIDRs that the node had before: their addresses still have to be released.
 		if p, err := netip.ParsePrefix(strings.ReplaceAll(e.Name(), "_", "/")); err == nil {
 			if _, err := a.store(p); err != nil {
 				return nil, err
@@ -70,7 +70,7 @@ func (a *ipam) store(p netip.Prefix) (addressStore, error) {
 	}
 	s, err := disk.New(strings.ReplaceAll(p.String(), "/", "_"), a.dir)
 	if err == nil {
-		err = s.Close() // the lock file
+		err = s.Close() // closes the lock file
 	}
 	if err != nil {
 		return addressStore{}, fmt.Errorf("opening the addresses of %s: %w", p, err)
@@ -79,10 +79,10 @@ func (a *ipam) store(p netip.Prefix) (addressStore, error) {
 	return a.stores[p], nil
 }
 
-// gateway is the node's own address in a pod CIDR: its first.
+// gateway returns the node's own address in a pod CIDR: its first.
 func gateway(p netip.Prefix) netip.Addr { return clusterconfig.NodeSource(p) }
 
-// allocate takes one address of each CIDR for k, or none at all.
+// allocate allocates one address of each CIDR for k, or none at all.
 func (a *ipam) allocate(k key, cidrs []netip.Prefix) ([]netip.Addr, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -111,7 +111,7 @@ func (a *ipam) allocateFrom(k key, cidr netip.Prefix) (netip.Addr, error) {
 	}
 	got, err := allocator.NewIPAllocator(&set, store, 0).Get(k.ContainerID, k.IfName, nil)
 	if err != nil {
-		// The allocator has no error of its own for this.
+		// The allocator has no sentinel for this error.
 		if strings.HasPrefix(err.Error(), "no IP addresses available") {
 			return netip.Addr{}, fmt.Errorf("%w in pod CIDR %s", errExhausted, cidr)
 		}
@@ -140,7 +140,7 @@ func (a *ipam) releaseLocked(k key) error {
 	return nil
 }
 
-// owners lists who holds an address, living or not.
+// owners lists the attachments that have an address, whether they live or not.
 func (a *ipam) owners() (map[key]bool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -153,7 +153,7 @@ func (a *ipam) owners() (map[key]bool, error) {
 		}
 		for _, e := range entries {
 			if _, err := netip.ParseAddr(e.Name()); err != nil {
-				continue // the lock, the last address
+				continue // the lock, or the last allocated address
 			}
 			data, err := os.ReadFile(filepath.Join(dir, e.Name()))
 			if err != nil {

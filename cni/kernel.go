@@ -22,15 +22,15 @@ const (
 	kindVeth   = "veth"
 	kindVXLAN  = "vxlan"
 
-	// routeProtocol marks our routes (rtnetlink(7), rtm_protocol), so that we know them among everybody else's.
+	// routeProtocol marks our routes (rtnetlink(7), rtm_protocol), which distinguishes them from other programs'.
 	// iproute2's rt_protos does not assign the number.
 	routeProtocol = netlink.RouteProtocol(122)
 
 	sysctlRoot = "/proc/sys/"
 )
 
-// kernel reads and writes the objects of the calling thread's network namespace. One value serves one pass: it
-// remembers devices.
+// kernel reads and writes the objects of the calling thread's network namespace. One value serves one pass, since it
+// caches devices.
 type kernel struct {
 	links map[string]netlink.Link
 	wg    *wgDevice // nil without WireGuard
@@ -38,7 +38,7 @@ type kernel struct {
 
 func newKernel() *kernel { return &kernel{links: map[string]netlink.Link{}} }
 
-// observe reads what is ours, and of the host's sysctls those that are asked for.
+// observe reads our objects and the given sysctls.
 func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, error) {
 	out := map[string]object{}
 	put := func(o object) { out[o.id()] = o }
@@ -92,7 +92,7 @@ func (k *kernel) observe(bridge string, sysctls []sysctl) (map[string]object, er
 	return out, nil
 }
 
-// kernelFamilies leaves IPv6 out where the kernel has none.
+// kernelFamilies returns the address families. It omits IPv6 where the kernel has none.
 func kernelFamilies() []int {
 	if _, err := os.Stat(sysctlRoot + "net/ipv6"); err != nil {
 		return []int{netlink.FAMILY_V4}
@@ -130,7 +130,7 @@ func observeFamily(family int, names, ownLinks map[int]string, put func(object))
 	return nil
 }
 
-// ensure makes the object, or makes it what is wanted.
+// ensure makes the object, or changes it to the wanted one.
 func (k *kernel) ensure(o object) error {
 	var err error
 	switch o := o.(type) {
@@ -181,9 +181,9 @@ func (k *kernel) ensure(o object) error {
 	return nil
 }
 
-// replaceRoute takes the place of whatever route of ours leads to the same network. One by another device stands in the
-// way of an IPv6 route whose gateway is in that network, as another back end's does: the kernel finds the gateway
-// behind the wrong device, and refuses (net/ipv6/route.c, ip6_route_check_nh_onlink).
+// replaceRoute replaces any route of ours to the same network. The kernel refuses an IPv6 route whose gateway is in
+// that network while there is another back end's route by another device: it finds the gateway behind the wrong device
+// (net/ipv6/route.c, ip6_route_check_nh_onlink). That route is then removed first.
 func replaceRoute(r *netlink.Route) error {
 	err := netlink.RouteReplace(r)
 	if !errors.Is(err, unix.EINVAL) || r.Gw == nil || r.Gw.To4() != nil {
@@ -191,7 +191,7 @@ func replaceRoute(r *netlink.Route) error {
 	}
 	former := &netlink.Route{Dst: r.Dst, Protocol: r.Protocol, Table: r.Table}
 	if errDel := netlink.RouteDel(former); errDel != nil {
-		return err // there is none, and it is something else
+		return err // there is none, so the error has another cause
 	}
 	return netlink.RouteReplace(r)
 }
@@ -228,13 +228,13 @@ func (k *kernel) ensureLink(want link) error {
 		return nil
 	}
 	err = netlink.LinkSetUp(l)
-	if want.kind == kindWireGuard && errors.Is(err, unix.EADDRINUSE) { // it listens from then on
+	if want.kind == kindWireGuard && errors.Is(err, unix.EADDRINUSE) { // setting it up makes it listen
 		return cannotListen(clusterconfig.WireGuardPort, err)
 	}
 	return err
 }
 
-// maker is what makes the device; nil for one that is not made by itself.
+// maker returns the device for netlink to make. It is nil for kinds that are not made separately.
 func (l link) maker() netlink.Link {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = l.name
@@ -247,7 +247,7 @@ func (l link) maker() netlink.Link {
 	return nil
 }
 
-// explainMissing says what it means that the kernel has no devices of this kind, if that is what err says.
+// explainMissing explains err if it means that the kernel has no devices of this kind.
 func (l link) explainMissing(err error) error {
 	if l.kind == kindIFB && errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("this kernel has no ifb devices, which the annotation %s needs: load its module ifb, or remove the annotation: %w",
@@ -256,8 +256,8 @@ func (l link) explainMissing(err error) error {
 	return err
 }
 
-// remove takes the object away. What is gone already is no error: a namespace that is being torn down takes its pod's
-// device with it at any moment, and a device what is on it.
+// remove removes the object. It is no error if the object does not exist any more: the end of a namespace removes its
+// pod's device, at any moment, and a device's objects are removed with it.
 func (k *kernel) remove(o object) error {
 	var err error
 	switch o := o.(type) {
@@ -268,7 +268,7 @@ func (k *kernel) remove(o object) error {
 	case route:
 		err = k.on(o.device, func(l netlink.Link) error {
 			r := kernelRoute(o, l.Attrs().Index)
-			r.Src = nil // which may be gone, and is no part of what a route is known by
+			r.Src = nil // the source address may be removed already; it does not identify a route
 			return netlink.RouteDel(r)
 		})
 	case neighbour:
@@ -312,7 +312,7 @@ func (k *kernel) find(name string) (netlink.Link, error) {
 	return l, nil
 }
 
-// kernelRoute is the route in netlink's words.
+// kernelRoute converts a route to netlink's type.
 func kernelRoute(o route, index int) *netlink.Route {
 	r := &netlink.Route{LinkIndex: index, Dst: ipNet(o.dst), Scope: netlink.SCOPE_LINK, Protocol: routeProtocol, MTU: o.mtu}
 	if o.src.IsValid() {
@@ -327,7 +327,7 @@ func kernelRoute(o route, index int) *netlink.Route {
 	return r
 }
 
-// routerAdvertised lists the devices that take router advertisements, but for ours, until the host forwards.
+// routerAdvertised lists the devices, except ours, that accept router advertisements while the host does not forward.
 func routerAdvertised(bridge string) []string {
 	const dir = "net/ipv6/conf/"
 	entries, err := os.ReadDir(sysctlRoot + dir)
@@ -338,7 +338,7 @@ func routerAdvertised(bridge string) []string {
 	for _, e := range entries {
 		name := e.Name()
 		if name == "all" || name == "default" || name == bridge || ownDevice(name) {
-			continue // the first two are no devices
+			continue // "all" and "default" are no devices
 		}
 		if v, err := os.ReadFile(sysctlRoot + dir + name + "/accept_ra"); err == nil && strings.TrimSpace(string(v)) != "0" {
 			out = append(out, name)
@@ -347,7 +347,7 @@ func routerAdvertised(bridge string) []string {
 	return out
 }
 
-// onlyIPv6 says that a parameter forbids something of IPv6 on a kernel without it.
+// onlyIPv6 reports whether a parameter disables something of IPv6 and the kernel has no IPv6.
 func onlyIPv6(s sysctl) bool {
 	if !strings.HasPrefix(s.name, "net/ipv6/") || !strings.HasSuffix(s.name, "/accept_ra") || s.value != "0" {
 		return false
@@ -379,7 +379,7 @@ func writeSysctl(s sysctl) error {
 	return nil
 }
 
-// permanent is a neighbour that the kernel never asks for nor forgets.
+// permanent returns a neighbour entry that the kernel never resolves and never deletes.
 func permanent(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	family := netlink.FAMILY_V4
 	if ip.Is6() {
@@ -388,7 +388,7 @@ func permanent(index int, ip netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac}
 }
 
-// ofPod says whether the device is one that a pod has on the host.
+// ofPod reports whether the device is a pod's device on the host.
 func ofPod(l netlink.Link) bool {
 	name := l.Attrs().Name
 	return l.Type() == kindVeth && strings.HasPrefix(name, devicePrefix) || l.Type() == kindIFB && strings.HasPrefix(name, shaperPrefix)
@@ -399,7 +399,7 @@ func removeDevice(name string) error {
 	if err == nil {
 		err = netlink.LinkDel(l)
 	}
-	// A namespace that is being torn down takes the pair with it at any moment.
+	// The end of a namespace removes the pair with it, at any moment.
 	if err == nil || errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
 		return nil
 	}
@@ -411,10 +411,10 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// hostNet is the network that holds nothing but a.
+// hostNet returns the network that contains only a.
 func hostNet(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }
 
-// prefixOf turns a route's destination around; false for none.
+// prefixOf converts a route's destination. It returns false for nil.
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	if n == nil {
 		return netip.Prefix{}, false

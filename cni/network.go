@@ -20,13 +20,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// network is what a pod's attachment and the host's side need to know about the node and the others. It is never
+// network has what a pod's attachment and the host's side depend on, of this node and of the others. It is never
 // changed, only replaced.
 type network struct {
 	podCIDRs []netip.Prefix
 	sizes
 	ways waysInput
-	// backend is the way to other nodes, and name what it is called.
+	// backend connects this node to other nodes. name is its name.
 	backend backend
 	name    string
 }
@@ -35,14 +35,14 @@ func (nw *network) equal(old *network) bool {
 	return old != nil && slices.Equal(nw.podCIDRs, old.podCIDRs) && nw.sizes == old.sizes && nw.ways.equal(old.ways) && nw.name == old.name
 }
 
-// networkFile remembers the nodes' pod networks, so that a restart does not need the API to serve pods.
+// networkFile stores the nodes' pod networks, so that a restart can serve pods without the API.
 const networkFile = "network.json"
 
 // networkState is what is known from the API.
 type networkState struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	Peers    []Peer         `json:"peers,omitempty"`
-	// Backend is empty where the cluster says nothing of it.
+	// Backend is empty where the cluster has no such setting.
 	Backend string `json:"backend,omitempty"`
 }
 
@@ -50,15 +50,15 @@ func (st networkState) equal(other networkState) bool {
 	return slices.Equal(st.PodCIDRs, other.PodCIDRs) && slices.EqualFunc(st.Peers, other.Peers, Peer.equal) && st.Backend == other.Backend
 }
 
-// configureRetry is the wait after a failed attempt to set the node's network up.
+// configureRetry is the wait after a failed attempt to set up the node's network.
 const configureRetry = 2 * time.Second
 
-// configureLoop sets the node's network up for what was last known of the nodes, and again for each change: of this
-// node's pod CIDRs, of the other nodes, and of the kernel's side.
+// configureLoop sets up the node's network for the last known state of the nodes, and again after each change: of this
+// node's pod CIDRs, of the other nodes, and of the kernel.
 func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 	st := s.loadState()
 	if len(st.PodCIDRs) == 0 {
-		// A CNI configuration that an earlier run left says that pods can be served, which is not so yet.
+		// An earlier run's CNI configuration would declare that pods can be served, which is not so yet.
 		if err := removeConflist(s.o.ConfDir); err != nil {
 			s.log.Error(err, "A stale CNI configuration stays; pods fail to start until the network is ready, and are tried again")
 		}
@@ -67,7 +67,7 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 	guard, poll := time.NewTicker(s.guard), time.NewTicker(pollPeriod)
 	defer guard.Stop()
 	defer poll.Stop()
-	polls := true // only where the tunnel is WireGuard's
+	polls := true // only for WireGuard
 	podCIDRs, peers, backends := s.o.PodCIDRs, s.o.Peers, s.o.Backends
 	for {
 		var retry <-chan time.Time
@@ -106,7 +106,7 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 			if !ok {
 				podCIDRs = nil
 			}
-			if len(next) > 0 { // the node object may lose them; what we have still works
+			if len(next) > 0 { // the Node may lose them; the last ones still work
 				st.PodCIDRs = next
 			}
 		case next, ok := <-peers:
@@ -125,8 +125,8 @@ func (s *Server) configureLoop(ctx context.Context, changes <-chan struct{}) {
 	}
 }
 
-// configure makes the host ready for pods and lets them be served from then on. It is idempotent, and does nothing
-// where nothing has changed.
+// configure makes the host ready for pods. Pods are served from then on. It is idempotent, and does nothing when
+// nothing has changed.
 func (s *Server) configure(ctx context.Context, st networkState) error {
 	for _, c := range st.PodCIDRs {
 		if c.Bits() > c.Addr().BitLen()-2 {
@@ -158,17 +158,17 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	if err := s.applyRules(ctx); err != nil {
 		return err
 	}
-	s.attaching.Lock() // a pod that is being attached is listed before, or the new network
+	s.attaching.Lock() // a pod that is being attached is listed before that, or uses the new network
 	s.network.Store(nw)
 	s.attaching.Unlock()
 	if old == nil || old.sizes != nw.sizes {
 		s.resizePods(nw)
 	}
 	if nw.name != clusterconfig.NetworkWireGuard {
-		s.wg.close() // what works in this process after its device has gone
+		s.wg.close() // ends wireguard-go, whose device has been removed
 	}
 	if old == nil || old.name != nw.name {
-		s.firewalls = "" // it has another port, of which warnOfFirewalls says something
+		s.firewalls = "" // its port differs, so warnOfFirewalls has to log again
 		s.warnOfHostPorts(nw)
 		if s.o.Changed != nil {
 			s.o.Changed()
@@ -183,9 +183,9 @@ func (s *Server) configure(ctx context.Context, st networkState) error {
 	return nil
 }
 
-// backendFor is the back end to have where the cluster now says next and said have before. What is no back end, or that
-// of another plugin, changes nothing; nor does it when the cluster says nothing any more: what each node was started
-// with may differ.
+// backendFor returns the back end to use when the cluster's setting is next and was have before. An unknown back end,
+// or that of another plugin, changes nothing. Neither does a setting that was removed: nodes may have been started with
+// different back ends.
 func (s *Server) backendFor(next, have string) string {
 	trouble := ""
 	switch {
@@ -203,8 +203,8 @@ func (s *Server) backendFor(next, have string) string {
 	return cmp.Or(next, have)
 }
 
-// desiredNetwork is what follows from the nodes and the underlay as it is now. An underlay that cannot be found keeps
-// the last one: its address may come back, and pods of this node need none.
+// desiredNetwork computes the network from the nodes and the underlay's current state. If the underlay cannot be found
+// it uses the last one: the underlay's address may return, and pods of this node do not need it.
 func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error) {
 	nw := &network{podCIDRs: st.PodCIDRs, name: cmp.Or(st.Backend, s.o.Backend)}
 	nw.ways.podCIDRs, nw.ways.external = st.PodCIDRs, s.o.External
@@ -234,8 +234,7 @@ func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error
 	return nw, trouble, nil
 }
 
-// KnownBackend is the network back end that the cluster last gave the node with that folder; empty where it has given
-// none.
+// KnownBackend returns the back end that the cluster last set for the node with that state folder, or "".
 func KnownBackend(stateDir string) string { return loadState(stateDir).Backend }
 
 func (s *Server) loadState() networkState { return loadState(s.o.StateDir) }
@@ -243,7 +242,7 @@ func (s *Server) loadState() networkState { return loadState(s.o.StateDir) }
 func loadState(stateDir string) networkState {
 	var st networkState
 	if _, err := atomicfile.ReadJSON(filepath.Join(stateDir, networkFile), &st); err != nil {
-		return networkState{} // a first start, or a file that the node object will replace
+		return networkState{} // a first start, or a file that the Node's values will replace
 	}
 	return st
 }
@@ -258,8 +257,8 @@ func (s *Server) saveState(st networkState) error {
 	return nil
 }
 
-// routeMTU returns the MTU of the device that the default route leaves by: IPv4's, else IPv6's. A host without
-// default route reaches no network outside; there the smallest MTU of its Ethernet devices is safe, else 1500.
+// routeMTU returns the MTU of the default route's device: IPv4's, else IPv6's. A host without a default route reaches
+// no other networks. For that host it returns the smallest MTU of its Ethernet devices, at most 1500.
 func routeMTU() (int, error) {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := listRoutes(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)

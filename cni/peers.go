@@ -21,28 +21,28 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
-// Peer is another node, as far as ways to its pods are concerned.
+// Peer is another node, with what is needed to reach its pods.
 type Peer struct {
 	Name string `json:"name"`
 	// PodCIDRs are the networks of its pods, IPv4 first.
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	// Underlay are its addresses for packets between nodes, at most one of each family, IPv4 first.
 	Underlay []netip.Addr `json:"underlay"`
-	// WireGuardKey is the public one of its end of the tunnel; empty while it is unknown.
+	// WireGuardKey is the public key of its end of the tunnel. It is empty while it is unknown.
 	WireGuardKey string `json:"wireGuardKey,omitempty"`
-	// Addresses are all that the Node has.
+	// Addresses are all addresses of the Node.
 	Addresses []netip.Addr `json:"addresses"`
 
 	since time.Time
 }
 
-// equal compares what a way depends on.
+// equal compares the fields on which the connection to the peer depends.
 func (p Peer) equal(q Peer) bool {
 	return p.Name == q.Name && p.WireGuardKey == q.WireGuardKey && slices.Equal(p.PodCIDRs, q.PodCIDRs) &&
 		slices.Equal(p.Underlay, q.Underlay) && slices.Equal(p.Addresses, q.Addresses)
 }
 
-// underlay is the peer's address of a family.
+// underlay returns the peer's address of a family.
 func (p Peer) underlay(v4 bool) (netip.Addr, bool) { return ofFamily(p.Underlay, v4) }
 
 func ofFamily(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
@@ -53,12 +53,12 @@ func ofFamily(addrs []netip.Addr, v4 bool) (netip.Addr, bool) {
 	return addrs[i], true
 }
 
-// WatchPeers delivers all nodes but one, the oldest first, whenever something changes that a way to their pods depends
-// on; the latest list wins. Nothing is delivered before all nodes are known: who prunes would take a list that is not
-// complete for one. It adds a handler to an informer of all nodes that the caller runs. A goroutine of it waits
-// until that has all, or ctx ends.
+// WatchPeers delivers all nodes except one, the oldest first, whenever something changes on which the connection to
+// their pods depends. Only the latest list waits. Nothing is delivered before all nodes are known: a receiver that
+// prunes would take an incomplete list for a complete one. WatchPeers adds a handler to an informer of all nodes, which
+// the caller runs. It starts a goroutine that ends when the informer has synced, or with ctx.
 func WatchPeers(ctx context.Context, nodes coreinformers.NodeInformer, nodeName string) (<-chan []Peer, error) {
-	// the latest list waits for a slow reader
+	// capacity 1: only the latest list waits for a slow reader
 	w := &peerWatch{nodeName: nodeName, lister: nodes.Lister(), synced: nodes.Informer().HasSynced, out: make(chan []Peer, 1)}
 	if _, err := netinformers.Follow(func(any) { w.deliver() }, netinformers.Source{Informer: nodes.Informer()}); err != nil {
 		return nil, fmt.Errorf("watching the other nodes: %w", err)
@@ -107,8 +107,8 @@ func (w *peerWatch) deliver() {
 	w.out <- peers
 }
 
-// peersOf reads what there is to know from Node objects. It is pure. Nodes without pod networks are left out: there is
-// nothing to find there yet. The order is by age, so that a new node cannot take a pod network from an older one.
+// peersOf reads the peers from Node objects. It is pure. Nodes without pod networks are left out: they have no pods to
+// reach yet. The order is by age, so that a new node cannot take a pod network from an older one.
 func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 	peers := []Peer{}
 	owners := map[netip.Addr]int{}
@@ -131,9 +131,9 @@ func peersOf(nodes []*corev1.Node, nodeName string) []Peer {
 	return peers
 }
 
-// underlayOf is what the node says itself, else its internal addresses, else its external ones. What a node says must
-// not be the address of another one, unless it is its own as well: a machine may have taken the place of one whose Node
-// is still there.
+// underlayOf returns the addresses of the node's annotation, else its internal ones, else its external ones. An
+// annotated address must not be another node's, unless it is this node's as well: the machine may have replaced one
+// whose Node still exists.
 func underlayOf(n *corev1.Node, may func(netip.Addr) bool) []netip.Addr {
 	var annotated []netip.Addr
 	for text := range strings.SplitSeq(n.Annotations[clusterconfig.UnderlayAnnotation], ",") {
@@ -149,7 +149,7 @@ func underlayOf(n *corev1.Node, may func(netip.Addr) bool) []netip.Addr {
 	return nil
 }
 
-// oneOfEach is the first address of each family, IPv4 first.
+// oneOfEach returns the first address of each family, IPv4 first.
 func oneOfEach(addrs []netip.Addr) []netip.Addr {
 	var out []netip.Addr
 	for _, v4 := range []bool{true, false} {
@@ -160,7 +160,7 @@ func oneOfEach(addrs []netip.Addr) []netip.Addr {
 	return out
 }
 
-// nodeAddresses are the node's of some types, or of all.
+// nodeAddresses returns the node's addresses of some types, or of all.
 func nodeAddresses(n *corev1.Node, types ...corev1.NodeAddressType) []netip.Addr {
 	return slices.DeleteFunc(clusterconfig.NodeAddresses(n, types...), func(a netip.Addr) bool { return !routable(a) })
 }

@@ -13,10 +13,10 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// WatchPodCIDRs delivers the spec.podCIDRs of one Node, IPv4 first, whenever they change; the latest value wins. It
-// adds a handler to an informer that the caller runs, and needs of a Node only its name and spec.
+// WatchPodCIDRs delivers the spec.podCIDRs of one Node, IPv4 first, whenever they change. Only the latest value waits.
+// It adds a handler to an informer, which the caller runs. It reads only name and spec of a Node.
 func WatchPodCIDRs(nodes coreinformers.NodeInformer, nodeName string) (<-chan []netip.Prefix, error) {
-	w := &podCIDRWatch{nodeName: nodeName, out: make(chan []netip.Prefix, 1)} // the latest value waits for a slow reader
+	w := &podCIDRWatch{nodeName: nodeName, out: make(chan []netip.Prefix, 1)} // only the latest value waits for a slow reader
 	_, err := nodes.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    w.deliver,
 		UpdateFunc: func(_, obj any) { w.deliver(obj) },
@@ -42,7 +42,7 @@ func (w *podCIDRWatch) deliver(obj any) {
 	cidrs, err := podCIDRs(node)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// The API validates CIDRs, so an error would be a format of the future; losing them all is no reason to act.
+	// The API validates CIDRs, so an error would be a future format. The loss of all CIDRs is no reason to act.
 	if err != nil || len(cidrs) == 0 || slices.Equal(cidrs, w.last) {
 		return
 	}

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// reportUnderlay says when the way to other nodes is lost, and when it is there again.
+// reportUnderlay reports when the interface to other nodes is lost, and when it is found again.
 func (s *Server) reportUnderlay(err error) {
 	now := ""
 	if err != nil {
@@ -28,7 +28,8 @@ func (s *Server) reportUnderlay(err error) {
 	s.report()
 }
 
-// reportPeers says which nodes' pods cannot be reached for a reason that waiting does not mend, when that is news.
+// reportPeers reports which nodes' pods cannot be reached for a reason that waiting does not remove, when that has
+// changed.
 func (s *Server) reportPeers(trouble []peerTrouble) {
 	var texts []string
 	for _, t := range trouble {
@@ -38,7 +39,7 @@ func (s *Server) reportPeers(trouble []peerTrouble) {
 		"Nothing keeps this node from reaching the pods of all others any more")
 }
 
-// reportWays says to which nodes the kernel takes no way, when that is news.
+// reportWays reports for which nodes the kernel rejects routes and entries, when that has changed.
 func (s *Server) reportWays(trouble map[string]error) {
 	var texts []string
 	for _, peer := range slices.Sorted(maps.Keys(trouble)) {
@@ -48,12 +49,12 @@ func (s *Server) reportWays(trouble map[string]error) {
 		"The kernel takes the ways to all nodes again")
 }
 
-// reportBackend says that the cluster asks for a back end that cannot be had, when that is news.
+// reportBackend reports that the cluster requests a back end that cannot be used, when that has changed.
 func (s *Server) reportBackend(trouble string) {
 	s.reportTrouble(&s.backendTrouble, trouble, "The network back end is not changed", "")
 }
 
-// reportSetup says that the pod network could not be set up, when that is news. It is logged where it is tried again.
+// reportSetup reports that the pod network could not be set up, when that has changed. The caller logs the error.
 func (s *Server) reportSetup(err error) {
 	now := ""
 	if err != nil {
@@ -62,8 +63,8 @@ func (s *Server) reportSetup(err error) {
 	s.reportTrouble(&s.setupTrouble, now, "", "")
 }
 
-// reportTrouble keeps what is wrong, "" if nothing is. When that is news it logs one of two messages, if they are not
-// empty.
+// reportTrouble stores a problem, or "" if there is none. When it has changed it logs one of two messages, unless that
+// is empty.
 func (s *Server) reportTrouble(last *string, now, wrong, over string) {
 	if now == *last {
 		return

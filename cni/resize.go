@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// resizePods brings the pods' ends to the network's sizes; the host's ends are the host's side (desiredPod). What fails
-// is logged once, and tried again by heal: the pod goes on, and asks for smaller packets where routers tell it to.
+// resizePods sets the MTU of the pods' ends to the network's sizes. The host's ends belong to the host's side
+// (desiredPod). A failure is logged once, and heal retries it. Until then the pod sends smaller packets where routers
+// ask for it.
 func (s *Server) resizePods(nw *network) {
 	failed := map[key]bool{}
 	for _, r := range s.attachments.list() {
@@ -58,7 +59,7 @@ func (s *Server) resizePod(r *attachment, nw *network) error {
 	for _, ip := range r.IPs {
 		i := slices.IndexFunc(nw.podCIDRs, func(c netip.Prefix) bool { return c.Contains(ip) })
 		if i < 0 || !ip.Is4() {
-			continue // IPv6 goes by the device
+			continue // IPv6 uses the device's MTU
 		}
 		errs = append(errs, h.RouteReplace(podDefault(link.Attrs().Index, gateway(nw.podCIDRs[i]), nw.sizes)))
 	}

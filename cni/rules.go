@@ -12,7 +12,7 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// tableName is our nftables table; no other program's tables are ever touched.
+// tableName is our nftables table. No other program's tables are ever changed.
 const tableName = "coracle"
 
 // hostPort is one host port of one pod in one address family.
@@ -24,11 +24,11 @@ type hostPort struct {
 	PodPort  uint16
 }
 
-// loopback4 is the only loopback address at which host ports answer.
+// loopback4 is the only loopback address at which host ports are served.
 var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
-// hostIP reads the hostIP of a port mapping: which address it names, if any, and whether it restricts the mapping to
-// IPv4 (4) or IPv6 (6) or not at all (0).
+// hostIP parses the hostIP of a port mapping. It returns the address that it names, if any, and whether it restricts
+// the mapping to IPv4 (4), to IPv6 (6), or not at all (0).
 func hostIP(s string) (addr netip.Addr, family int, err error) {
 	if s == "" {
 		return netip.Addr{}, 0, nil
@@ -51,13 +51,13 @@ func hostIP(s string) (addr netip.Addr, family int, err error) {
 	return addr, family, nil
 }
 
-// hostPorts spells out the host ports of a pod: one for each address family of the pod that the mapping covers.
+// hostPorts lists the host ports of a pod: one for each of the pod's address families that the mapping covers.
 func (r *attachment) hostPorts() []hostPort {
 	var out []hostPort
 	for _, m := range r.Ports {
 		host, family, err := hostIP(m.HostIP)
 		if err != nil {
-			continue // ADD refuses those
+			continue // ADD rejects those
 		}
 		for _, ip := range r.IPs {
 			if family == 4 && !ip.Is4() || family == 6 && !ip.Is6() {
@@ -69,7 +69,7 @@ func (r *attachment) hostPorts() []hostPort {
 	return out
 }
 
-// usesLoopback says whether some host port of the pod is reachable by way of 127.0.0.1.
+// usesLoopback reports whether some host port of the pod is served at 127.0.0.1.
 func usesLoopback(r *attachment) bool {
 	return slices.ContainsFunc(r.hostPorts(), func(p hostPort) bool {
 		return p.Pod.Is4() && (!p.Host.IsValid() || p.Host.IsLoopback())
@@ -94,49 +94,49 @@ const (
 	mapAddressPorts  = "address-ports"
 )
 
-// ruleset is a whole table: what it should hold, in the order in which it has to be added.
+// ruleset is the content of a whole table, in the order in which it has to be added.
 type ruleset struct {
 	objects []knftables.Object // chains, sets and maps
 	content []knftables.Object // rules and elements
 }
 
-// desired computes the table from the node's pod CIDRs, the cluster's, Services' networks and addresses, the living
-// pods' host ports, and the ports at which the node itself listens. It is pure.
+// desired computes the table from the node's and the cluster's pod CIDRs, Services' networks and addresses, the living
+// pods' host ports, and the ports on which the node itself listens. It is pure.
 func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, reserved []uint16) ruleset {
 	var rs ruleset
-	// Host ports come before Services' node ports, which hook in at dstnat (-100) itself.
+	// Host ports come before Services' node ports, whose chains have priority dstnat (-100).
 	rs.base(chainGuard, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority)
-	// Behind connection tracking and before anything is translated, so that addresses are as the pod knows them.
+	// Behind connection tracking and before any translation, so that addresses are those that the pod uses.
 	rs.base(chainErrors, knftables.FilterType, knftables.PreroutingHook, "-150")
 	rs.base(chainPrerouting, knftables.NATType, knftables.PreroutingHook, "-110")
 	rs.base(chainOutput, knftables.NATType, knftables.OutputHook, "-110")
 	rs.base(chainPostrouting, knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority)
 	rs.objects = append(rs.objects, &knftables.Chain{Name: chainHostPorts}, &knftables.Chain{Name: chainPodErrors})
 
-	// A pod speaks from its own address only, and never to the host's loopback, which host ports open a way to.
+	// A pod may send from its own address only, and never to the host's loopback, which host ports make reachable.
 	pods := "iifname " + quoted(devicePrefix+"*")
 	rs.rule(chainGuard, pods, "ip daddr 127.0.0.0/8 drop")
-	rs.rule(chainGuard, pods, "ip saddr 0.0.0.0 drop") // which the next one would let broadcast
+	rs.rule(chainGuard, pods, "ip saddr 0.0.0.0 drop") // which the next rule would let the pod broadcast
 	rs.rule(chainGuard, pods, "meta nfproto ipv4 fib saddr . iif oif 0 drop")
-	// Every pod has an IPv6 address of its link, asked for or not, and the node has one that is easy to guess. It is
-	// for finding neighbours and nothing else: no policy would know whose packets these are, and a router's
-	// advertisement would give the host addresses and a default route by way of the pod.
+	// Every pod has an IPv6 link-local address, requested or not, and the node has one that is easy to guess. It is
+	// only for neighbour discovery. Policies do not know whose packets these are, and a router advertisement would give
+	// the host addresses and a default route through the pod.
 	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } meta l4proto != ipv6-icmp drop")
 	rs.rule(chainGuard, pods, "ip6 saddr { ::, fe80::/10 } icmpv6 type != { nd-neighbor-solicit, nd-neighbor-advert } drop")
 	rs.rule(chainGuard, pods, "ip6 saddr != { ::, fe80::/10 } fib saddr . iif oif 0 drop")
-	// An error by ICMP holds what its sender likes, and is believed to be about the connection that it names. A pod is
-	// no router: it has errors to tell about its own connections only, and would else speak to an end of any other one,
-	// whatever NetworkPolicies say.
+	// The sender of an ICMP error chooses its content, and the receiver applies it to the connection that it names. A
+	// pod is no router, so it may send errors about its own connections only. Otherwise it could reach an end of any
+	// other connection, whatever NetworkPolicies say.
 	rs.rule(chainErrors, "meta l4proto { icmp, ipv6-icmp }", pods, "jump", chainPodErrors)
 	rs.rule(chainPodErrors, "icmp type != { destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem } return")
 	rs.rule(chainPodErrors, "icmpv6 type >= 128 return") // all others are errors, also those that are not assigned (RFC 4443)
 	rs.rule(chainPrerouting, "fib daddr type local jump", chainHostPorts)
 	rs.output(reserved)
-	// A host process that asks 127.0.0.1 must come from an address that the pod can answer to.
+	// A host process that connects to 127.0.0.1 must get a source address to which the pod can reply.
 	rs.rule(chainPostrouting, "oifname", quoted(devicePrefix+"*"), "ip saddr 127.0.0.0/8 masquerade")
 	for _, f := range ruleFamilies() {
-		// Nor does anybody else speak from a pod's address but by the way that leads to the pod: another machine on the
-		// segment may try.
+		// No other sender may use a pod's address either, except by the device that leads to the pod: another machine
+		// on the segment may try it.
 		rs.rule(chainGuard, "iifname !=", quoted(devicePrefix+"*"), f.proto, "saddr @"+f.name(setCluster), "fib saddr . iif oif 0 drop")
 		rs.family(f, podCIDRs, clusterCIDRs, services, ports)
 	}
@@ -144,22 +144,21 @@ func desired(podCIDRs, clusterCIDRs, services []netip.Prefix, ports []hostPort, 
 	return rs
 }
 
-// output fills the chain for what the node's own programs send.
+// output fills the chain for packets of the node's own programs.
 func (rs *ruleset) output(reserved []uint16) {
-	// Nothing could answer ::1 from another namespace; refused at once, clients turn to 127.0.0.1.
+	// No other namespace can reply for ::1. When the kernel refuses it at once, clients try 127.0.0.1.
 	rs.rule(chainOutput, "ip6 daddr ::1 return")
-	// Other loopback addresses have listeners of the host's: clusterconfig.Loopback, and 127.0.0.53 of
-	// systemd-resolved.
+	// Other loopback addresses have listeners of the host: clusterconfig.Loopback, and 127.0.0.53 of systemd-resolved.
 	rs.rule(chainOutput, "ip daddr 127.0.0.0/8 ip daddr !=", loopback4.String(), "return")
-	// What the node's own programs send to a reserved port is no pod's, not even that of one which had the port before
-	// it was reserved.
+	// Packets of the node's own programs to a reserved port go to no pod, not even to one that had the port before it
+	// was reserved.
 	if len(reserved) > 0 {
 		rs.rule(chainOutput, "ip daddr", loopback4.String(), "tcp dport {", portList(reserved), "} return")
 	}
 	rs.rule(chainOutput, "fib daddr type local jump", chainHostPorts)
 }
 
-// portList is how nftables writes some ports.
+// portList writes ports in nftables' syntax.
 func portList(ports []uint16) string {
 	var texts []string
 	for _, p := range slices.Compact(slices.Sorted(slices.Values(ports))) {
@@ -168,7 +167,7 @@ func portList(ports []uint16) string {
 	return strings.Join(texts, ", ")
 }
 
-// family is how nftables spells an address family.
+// family has nftables' names for an address family.
 type family struct {
 	n                        int
 	proto, addrType, nfproto string
@@ -197,8 +196,8 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Pre
 		&knftables.Map{Name: f.name(mapAddressPorts), Type: f.addrType + " . inet_proto . inet_service : " + pair},
 		&knftables.Map{Name: f.name(mapPorts), Type: "inet_proto . inet_service : " + pair},
 	)
-	// nft compares no two things of a packet: the set has each sender beside itself, since the rule has just put it
-	// there.
+	// nft cannot compare two fields of a packet. So the rule above the lookup adds each sender to the set, paired with
+	// itself.
 	rs.objects = append(rs.objects, &knftables.Set{
 		Name: f.name(setSenders), Type: f.addrType + " . " + f.addrType, Flags: []knftables.SetFlag{knftables.DynamicFlag,
 			knftables.TimeoutFlag}, Size: knftables.PtrTo[uint64](1 << 16),
@@ -207,10 +206,11 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Pre
 	for _, way := range []string{"original", "reply"} {
 		rs.rule(chainPodErrors, "ct state related", f.proto, "saddr . ct", way, f.proto, "saddr @"+f.name(setSenders), "return")
 	}
-	rs.rule(chainHostPorts, f.proto, "daddr @"+f.name(setServices), "return") // local to the kernel, where IPVS serves them
+	rs.rule(chainHostPorts, f.proto, "daddr @"+f.name(setServices), "return") // the kernel calls them local where IPVS serves them
 	rs.rule(chainHostPorts, "dnat", f.proto, "to", f.proto, "daddr . meta l4proto . th dport map @"+f.name(mapAddressPorts))
 	rs.rule(chainHostPorts, "meta nfproto", f.nfproto, "dnat", f.proto, "to meta l4proto . th dport map @"+f.name(mapPorts))
-	// A pod that reaches itself by a host port must see another address than its own, or it answers itself.
+	// A pod that reaches itself by a host port must see another source address than its own. Otherwise it replies to
+	// itself.
 	rs.rule(chainPostrouting, f.proto, "saddr .", f.proto, "daddr @"+f.name(setHairpin), "masquerade")
 	rs.rule(chainPostrouting, f.proto, "saddr @"+f.name(setPods), f.proto, "daddr != @"+f.name(setCluster),
 		f.proto, "daddr !=", f.multicast, "masquerade fully-random")
@@ -218,7 +218,7 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Pre
 	rs.networks(f, setPods, podCIDRs)
 	rs.networks(f, setCluster, clusterCIDRs)
 	rs.networks(f, setServices, services)
-	seen := map[string]bool{} // two pods with the same port: the scheduler prevents it, the first wins here
+	seen := map[string]bool{} // two pods with the same port: the scheduler prevents that; here the first gets it
 	for _, p := range ports {
 		if !f.has(p.Pod) {
 			continue
@@ -238,7 +238,7 @@ func (rs *ruleset) family(f family, podCIDRs, clusterCIDRs, services []netip.Pre
 	}
 }
 
-// networks fills a set of a family.
+// networks adds the networks of a family to a set.
 func (rs *ruleset) networks(f family, set string, networks []netip.Prefix) {
 	for _, p := range networks {
 		if f.hasNet(p) {

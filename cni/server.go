@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cni is the node's side of the pod network: it answers the CNI plugin over a unix socket.
+// Package cni is the node's side of the pod network. It serves the CNI plugin over a unix socket.
 //
 // It owns the pods' addresses (containernetworking's host-local allocator), one veth pair and one host route per pod,
-// the bridge device that carries the node's own address in the pod network, the nftables table `coracle` (host ports,
+// the bridge device with the node's own address in the pod network, the nftables table `coracle` (host ports,
 // masquerade) and the CNI configuration that makes the node network-ready. Pods are routed, not bridged: docs/adr/0020
-// says why. It never touches Services (package proxy), other hosts, or anybody else's tables, routes and devices.
+// gives the reason. It never changes Services (package proxy), other hosts, or other programs' tables, routes and
+// devices.
 package cni
 
 import (
@@ -34,80 +35,79 @@ import (
 
 // Names on the host.
 const (
-	Bridge      = "coracle0" // the device that carries the node's own address in the pod network
+	Bridge      = "coracle0" // the device with the node's own address in the pod network
 	NetworkName = "coracle"
 	PluginName  = "coracle-cni"
 )
 
-// Options are what a Server needs. Socket, StateDir, ConfDir, PodCIDRs and ClusterCIDRs are required.
+// Options configure a Server. Socket, StateDir, ConfDir, PodCIDRs and ClusterCIDRs are required.
 type Options struct {
-	// Socket is the unix socket that the plugin calls; its folder is made when missing.
+	// Socket is the unix socket to which the plugin connects. Its folder is made when missing.
 	Socket string
-	// StateDir keeps addresses and attachments over restarts.
+	// StateDir keeps addresses and attachments across restarts.
 	StateDir string
-	// ConfDir is the folder where containerd looks for CNI configurations. The file there appears only once pods can
-	// be served, which is what makes the node network-ready.
+	// ConfDir is the folder in which containerd looks for CNI configurations. The file is written only once pods can be
+	// served, which makes the node network-ready.
 	ConfDir string
-	// PodCIDRs delivers the node's pod CIDRs, IPv4 first, once they are known and whenever they change. What was known
-	// last time is used until then. See WatchPodCIDRs.
+	// PodCIDRs delivers the node's pod CIDRs, IPv4 first, once they are known and whenever they change. The last known
+	// ones are used until then. See WatchPodCIDRs.
 	PodCIDRs <-chan []netip.Prefix
-	// Backend is how packets reach other nodes, in a cluster that says nothing else: one of
-	// clusterconfig.NetworkBackends but none; empty means the first.
+	// Backend is the back end in a cluster without such a setting: one of clusterconfig.NetworkBackends except none.
+	// Empty means the first.
 	Backend string
-	// Backends delivers what the cluster says once it is known, and whenever it changes; empty where it says nothing
-	// any more. What was known last is used until then. nil for a node that goes by Backend alone.
+	// Backends delivers the cluster's setting once it is known, and whenever it changes. It is empty once the setting
+	// was removed. The last known one is used until then. nil means that the node uses only Backend.
 	Backends <-chan string
-	// Changed, when set, is called when the node goes by another back end than before, and at the first. It must not
-	// block.
+	// Changed, when set, is called when the node starts to use its first back end, and when it changes to another one.
+	// It must not block.
 	Changed func()
-	// Peers delivers the other nodes once they are known and whenever they change; what was known last time is used
-	// until then. See WatchPeers. nil for a node that stays alone.
+	// Peers delivers the other nodes once they are known and whenever they change. The last known ones are used until
+	// then. See WatchPeers. nil means that there are no other nodes.
 	Peers <-chan []Peer
-	// NodeIPs are this node's addresses, at which others reach it. Interface, when set, names the interface to others'
-	// pods or is a pattern for it (path.Match); otherwise it is the one that has NodeIPs.
+	// NodeIPs are the addresses at which others reach this node. Interface, when set, is the name of the interface to
+	// other nodes' pods, or a pattern for it (path.Match). Otherwise it is the interface that has NodeIPs.
 	NodeIPs   []netip.Addr
 	Interface string
-	// External are addresses at which other nodes reach this one instead, at most one of each family: who has them
-	// translates them to the underlay's.
+	// External are addresses at which other nodes reach this one, in place of the underlay's; at most one of each
+	// family. Another machine has them, and translates them to the underlay's.
 	External []netip.Addr
-	// Report, when set, is called with what keeps this node from reaching others' pods, and nil when nothing does any
-	// more.
+	// Report, when set, is called with the reason why this node cannot reach others' pods. It is called with nil when
+	// it can again.
 	Report func(error)
-	// Firewalls, when set, is called with which of other programs' firewalls decide what comes to this machine and its
-	// pods, whenever that changes; empty when none does any more.
+	// Firewalls, when set, is called whenever the list changes of other programs' firewalls that filter packets to this
+	// machine and its pods. The argument is empty when there is none any more.
 	Firewalls func(found string)
-	// ClusterCIDRs hold all pods of the cluster: traffic between them keeps its addresses.
+	// ClusterCIDRs contain all pods of the cluster. Traffic between pods keeps its addresses.
 	ClusterCIDRs []netip.Prefix
-	// ServiceCIDRs get a route to Bridge, so that a host without any default route still reaches Services. May be
-	// empty.
+	// ServiceCIDRs get a route to Bridge, so that a host without a default route can reach Services. They may be empty.
 	ServiceCIDRs []netip.Prefix
-	// ReservedPorts are ports of the node that the cluster itself needs: no pod gets one of them as a host port, and by
-	// TCP none gets what the node's own programs send there at loopback.
+	// ReservedPorts are ports of the node that the cluster itself needs. No pod gets one of them as a host port. By TCP
+	// none gets what the node's own programs send to them at loopback.
 	ReservedPorts []uint16
-	// Port is where other machines reach this one, by TCP and UDP: a firewall has to let it through.
+	// Port is the port at which other machines reach this one, by TCP and UDP: a firewall has to accept it.
 	Port int
-	// Policies, when set, has a say before a pod gets its network.
+	// Policies, when set, admits each pod before it gets its network.
 	Policies Policies
-	// Logger is klog's own when left zero.
+	// Logger is klog's own if it is the zero value.
 	Logger klog.Logger
 }
 
-// Policies puts the rules of a pod's NetworkPolicies in force before its first packet.
+// Policies puts the rules of a pod's NetworkPolicies into effect before its first packet.
 type Policies interface {
-	// Admit returns when the rules for the pod are in force. After an error the pod gets no network.
+	// Admit returns when the rules for the pod are in effect. After an error the pod gets no network.
 	Admit(context.Context, Sandbox) error
-	// Release says that the sandbox of that ID has no network any more, or did not get one.
+	// Release reports that the sandbox with that ID has no network any more, or did not get one.
 	Release(id string)
 }
 
-// Sandbox is a pod's network as Policies know it.
+// Sandbox is a pod's network, as Policies get it.
 type Sandbox struct {
 	ID                   string // of the attachment
-	Namespace, Name, UID string // the pod's; UID is empty where the runtime, or an earlier version, did not say it
+	Namespace, Name, UID string // the pod's; UID is empty where the runtime, or an earlier version, did not send it
 	IPs                  []netip.Addr
 }
 
-// Sandboxes are those that have a network on this node.
+// Sandboxes returns the sandboxes with a network on this node.
 func (s *Server) Sandboxes() []Sandbox {
 	var out []Sandbox
 	for _, r := range s.attachments.list() {
@@ -118,7 +118,7 @@ func (s *Server) Sandboxes() []Sandbox {
 	return out
 }
 
-// Server answers CNI calls. Make one with NewServer.
+// Server serves CNI calls. Make one with NewServer.
 type Server struct {
 	o           Options
 	log         klog.Logger
@@ -126,17 +126,17 @@ type Server struct {
 	ipam        *ipam
 	keys        keyLocks
 	rules       rulesApplier
-	wg          *wgDevice     // that of the back end WireGuard, whose key is known to other nodes also while there is another one
-	guard       time.Duration // guardPeriod, but for tests
-	hello       time.Duration // helloTimeout, but for tests
-	// attaching is held for reading while a pod has a device and no attachment, or the other way round; for writing by
-	// what takes a device without an attachment for a leftover.
+	wg          *wgDevice     // for the back end WireGuard; other nodes know its key also while another back end is used
+	guard       time.Duration // guardPeriod, except in tests
+	hello       time.Duration // helloTimeout, except in tests
+	// attaching is held for reading while a pod has a device without an attachment, or an attachment without a device.
+	// It is held for writing by code that takes a device without an attachment for a leftover.
 	attaching sync.RWMutex
 	network   atomic.Pointer[network] // nil until pods can be served
-	// tried is the last network that configure began to make, and what heal looks after: where it failed half-way, the
-	// one before would undo what succeeded. It belongs to configureLoop.
+	// tried is the last network that configure began to make. heal keeps this one: if configure failed half-way,
+	// keeping the one before would undo what succeeded. Only configureLoop uses it.
 	tried *network
-	// What was last said about other firewalls, and about which pods; only configureLoop touches them.
+	// The last reported firewalls, pods and problems. Only configureLoop uses them.
 	firewalls                     string
 	podTrouble, resizeTrouble     map[key]bool
 	underlayTrouble, peersTrouble string
@@ -144,8 +144,8 @@ type Server struct {
 	backendTrouble, setupTrouble  string
 }
 
-// NewServer checks the options, sees that the program nft, found on PATH, works here, and reads what an earlier run
-// left in StateDir. It changes nothing on the host yet.
+// NewServer checks the options, checks that the program nft, found on PATH, works here, and reads what an earlier run
+// has left in StateDir. It changes nothing on the host yet.
 func NewServer(o Options) (*Server, error) {
 	if o.Socket == "" || o.StateDir == "" || o.ConfDir == "" || o.PodCIDRs == nil || len(o.ClusterCIDRs) == 0 {
 		return nil, errors.New("cni: Socket, StateDir, ConfDir, PodCIDRs and ClusterCIDRs are required")
@@ -178,7 +178,7 @@ func NewServer(o Options) (*Server, error) {
 		wg: newWGDevice(wireGuardDevice, wireGuard, log), guard: guardPeriod, hello: helloTimeout}, nil
 }
 
-// Run serves until ctx is done, then waits for the calls in flight. Pods keep their network when it returns.
+// Run serves until ctx is done, and then waits for the calls in flight. Pods keep their network when it returns.
 func (s *Server) Run(ctx context.Context) error {
 	listener, err := unixsocket.Listen(s.o.Socket)
 	if err != nil {
@@ -205,7 +205,7 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// accept returns the next call; nil when ctx is done.
+// accept returns the next call's connection, or nil when ctx is done.
 func (s *Server) accept(ctx context.Context, l net.Listener) net.Conn {
 	for {
 		conn, err := l.Accept()
@@ -220,11 +220,11 @@ func (s *Server) accept(ctx context.Context, l net.Listener) net.Conn {
 	}
 }
 
-// WireGuardKey is the public key that other nodes have to know where the back end is WireGuard. They get it with
-// any back end, so that the cluster can change to WireGuard without a wait.
+// WireGuardKey returns the public key that other nodes need when the back end is WireGuard. They get it with any back
+// end, so that the cluster can change to WireGuard without waiting for keys.
 func (s *Server) WireGuardKey() string { return s.wg.key.PublicKey().String() }
 
-// Backend is the back end that the node goes by now, by its name; empty until pods can be served.
+// Backend returns the name of the back end that the node uses now. It is empty until pods can be served.
 func (s *Server) Backend() string {
 	if nw := s.network.Load(); nw != nil {
 		return nw.name
@@ -232,13 +232,13 @@ func (s *Server) Backend() string {
 	return ""
 }
 
-// Ready says whether pods can be served.
+// Ready reports whether pods can be served.
 func (s *Server) Ready() bool { return s.network.Load() != nil }
 
-// acceptPause is the wait after a call that could not be taken: the process has no descriptor left for it.
+// acceptPause is the wait after accepting a call failed: the process has no free file descriptor.
 const acceptPause = time.Second
 
-// helloTimeout bounds how long a connected plugin may take to send its request.
+// helloTimeout limits how long a connected plugin may take to send its request.
 const helloTimeout = 10 * time.Second
 
 func (s *Server) serve(ctx context.Context, conn net.Conn) {
@@ -259,7 +259,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	}
 	_ = conn.SetReadDeadline(time.Time{})
 
-	// A runtime that gives up kills the plugin, which closes the connection: the call is then undone.
+	// A runtime that stops waiting kills the plugin, which closes the connection. The call is then undone.
 	removals := make(chan struct{})
 	go func() {
 		defer close(removals)
@@ -274,7 +274,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	<-removals
 }
 
-// handle dispatches one request; it is the whole server but for the socket.
+// handle dispatches one request. It is the whole server without the socket.
 func (s *Server) handle(ctx context.Context, req wire.Request) wire.Response {
 	start := time.Now()
 	var result any

@@ -14,11 +14,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// IPVS has the addresses of Services on a device of the node's, so the kernel calls them local, as it does the node's
-// own. Host ports answer at the node's own addresses alone: a pod with host port 443 must not get what is for port 443
-// of a Service.
+// IPVS needs the addresses of Services on a device of the node, so the kernel calls them local, as it does the node's
+// own. Host ports must be served at the node's own addresses alone: a pod with host port 443 must not get packets to
+// port 443 of a Service.
 
-// serviceAddresses are the networks of Services, and the addresses of the IPVS device that are in none of them:
+// serviceAddresses returns the networks of Services, and those addresses of the IPVS device that are in none of them:
 // external IPs and load balancer addresses. With nftables there is no such device.
 func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
 	out := slices.Clone(networks)
@@ -45,7 +45,7 @@ func serviceAddresses(networks []netip.Prefix) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// servicesMoved says whether the table leaves other addresses to Services than those that they have now.
+// servicesMoved reports whether Services have other addresses now than the table exempts.
 func (s *Server) servicesMoved() bool {
 	now, err := serviceAddresses(s.o.ServiceCIDRs)
 	if err != nil {

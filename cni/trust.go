@@ -12,18 +12,18 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// A VXLAN datagram has no proof of who sent it, so the kernel would take what any machine says for a peer's. What the
-// table can know is from which address a datagram comes, and what the packet inside says where it is from: both have to
-// be one peer's. docs/adr/0073 has what that holds off and what not.
+// A VXLAN datagram does not prove its sender, so the kernel would accept any machine's datagram as a peer's. The table
+// can check the source address of the datagram and that of the packet inside: both have to belong to the same peer.
+// docs/adr/0073 lists what that prevents and what it does not.
 
 const (
 	chainTunnelIn  = "tunnel-in"
 	chainTunnelOut = "tunnel-out"
 	chainTunnel    = "tunnel"
-	setTunnel      = "tunnel" // and the families outside and inside
+	setTunnel      = "tunnel" // followed by the families outside and inside
 )
 
-// Where things are in a datagram, in bits from the beginning of its UDP header: 8 bytes of UDP, 8 of VXLAN, 14 of the
+// Offsets of fields in a datagram, in bits from the beginning of its UDP header: 8 bytes of UDP, 8 of VXLAN, 14 of the
 // inner Ethernet header.
 const (
 	atVNI     = (8 + 4) * 8
@@ -61,14 +61,15 @@ func (vxlan) rules(rs *ruleset, in waysInput) {
 		for _, c := range p.PodCIDRs {
 			rs.tunnelSource(from, c)
 		}
-		for _, a := range p.Addresses { // what the node itself says, for one that a packet is too large
+		for _, a := range p.Addresses { // the node itself sends these, as when a packet is too large
 			rs.tunnelSource(from, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
 }
 
-// noTunnelsOfPods: what a pod sends to another node has this node's address there, and so has what comes in for a
-// Service. A datagram of a pod's own making would be taken for one of this node's, with any of its pods as the sender.
+// noTunnelsOfPods drops VXLAN datagrams that pods send. A pod's packet to another node has this node's address as its
+// source there, and so has a packet to a Service. So a pod's datagram would be taken for this node's, with any of its
+// pods as the sender.
 func (rs *ruleset) noTunnelsOfPods() {
 	rs.base(chainTunnelOut, knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority)
 	for _, f := range ruleFamilies() {
@@ -78,8 +79,8 @@ func (rs *ruleset) noTunnelsOfPods() {
 	}
 }
 
-// podsByTunnelOnly drops what comes by the underlay and says that a pod had sent it: packets of other nodes' pods come
-// by the tunnel, and addresses that no pod has, to which the default route leads, belong to no pod.
+// podsByTunnelOnly drops packets from the underlay whose source is a pod's address. Packets of other nodes' pods arrive
+// by the tunnel. Addresses of the cluster's networks that the default route reaches belong to no pod.
 func (rs *ruleset) podsByTunnelOnly(u underlay) {
 	for _, device := range []string{u.device, u.secondDevice} {
 		if device == "" {
@@ -100,7 +101,7 @@ func (rs *ruleset) tunnelSource(from netip.Addr, inside netip.Prefix) {
 	rs.element(&knftables.Element{Set: tunnelSet(from.Is4(), inside.Addr().Is4()), Key: []string{from.String(), numbers(inside)}})
 }
 
-// numbers writes a network as the range of numbers that raw payload is compared with.
+// numbers writes a network as a range of numbers, to compare with raw payload.
 func numbers(p netip.Prefix) string {
 	first := p.Masked().Addr().AsSlice()
 	last := p.Masked().Addr().AsSlice()

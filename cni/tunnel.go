@@ -14,10 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// txChecksum is the kernel's name for what checksums switches off (net/ethtool/common.c, netdev_features_strings).
+// txChecksum is the kernel's name of the feature that checksums disables (net/ethtool/common.c,
+// netdev_features_strings).
 const txChecksum = "tx-checksum-ip-generic"
 
-// observeTunnel reads what is known of a tunnel's device beside addresses, routes and neighbours.
+// observeTunnel reads a tunnel device's objects beside addresses, routes and neighbours.
 func observeTunnel(l netlink.Link, put func(object)) error {
 	if l.Type() != kindVXLAN {
 		return nil
@@ -38,7 +39,7 @@ func observeTunnel(l netlink.Link, put func(object)) error {
 	return nil
 }
 
-// vxlanOf is what a device of kind vxlan is; the zero value for other kinds.
+// vxlanOf returns the properties of a device of kind vxlan, and the zero value for other kinds.
 func vxlanOf(l netlink.Link) vxlanLink {
 	v, ok := l.(*netlink.Vxlan)
 	if !ok {
@@ -52,8 +53,8 @@ func vxlanOf(l netlink.Link) vxlanLink {
 	return out
 }
 
-// ensureVXLAN makes the device, and replaces it when something about it is wrong that cannot be changed. Its lower
-// device is left open: the host's routes decide, and neither a link that goes away nor its MTU takes the device along.
+// ensureVXLAN makes the device. It replaces a device with wrong properties that cannot be changed. The device has no
+// fixed lower device: the host's routes decide, and neither the loss of a link nor a link's MTU affects it.
 func (k *kernel) ensureVXLAN(want link) error {
 	l, err := k.find(want.name)
 	if err == nil && (l.Type() != kindVXLAN || vxlanOf(l) != want.vxlan) {
@@ -86,7 +87,7 @@ func addVXLAN(want link) error {
 		return err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = want.name, want.mtu, mac // an address that is given at once stays: udev leaves it alone
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = want.name, want.mtu, mac // udev does not change an address that is set at once
 	err = netlink.LinkAdd(&netlink.Vxlan{
 		LinkAttrs: attrs, VxlanId: want.vxlan.vni, Port: want.vxlan.port, SrcAddr: want.vxlan.local.AsSlice(), Learning: false,
 	})
@@ -100,7 +101,7 @@ func addVXLAN(want link) error {
 	return err
 }
 
-// forwardEntry is the entry in netlink's words.
+// forwardEntry converts the entry to netlink's type.
 func forwardEntry(index int, f forward) (*netlink.Neigh, error) {
 	mac, err := net.ParseMAC(f.mac)
 	if err != nil {
@@ -128,9 +129,9 @@ func removeForward(l netlink.Link, f forward) error {
 	return netlink.NeighDel(e)
 }
 
-// sendsSoftwareChecksums says whether the device leaves checksums to the processor. A tunnel can only leave them by
-// txChecksum, so the kernel's older question about all kinds of them answers that. It is asked every half minute; the
-// ethtool package would take a megabyte for the names of all features each time.
+// sendsSoftwareChecksums reports whether the processor computes the checksums of what the device sends. A tunnel can
+// offload them only by txChecksum, so the kernel's older request for all kinds of offload gives the right result. This
+// runs every half minute. The ethtool package would allocate a megabyte for the names of all features each time.
 func sendsSoftwareChecksums(device string) (bool, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

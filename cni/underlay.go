@@ -13,22 +13,22 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// underlay is what carries packets between nodes.
+// underlay is the network that transports packets between nodes.
 type underlay struct {
 	device string
 	mtu    int
 	// addresses are this node's, at most one of each family, IPv4 first, with their networks.
 	addresses []netip.Prefix
-	// secondDevice is the interface of the address that is not device's, where a node's addresses are on two; empty
-	// otherwise.
+	// secondDevice is the interface of the address that is not on device, where a node's addresses are on two
+	// interfaces. It is empty otherwise.
 	secondDevice string
-	v4           bool // that address is the one of IPv4
-	// bare says that the device's packets have no link addresses, as those of a VPN's tun: a next hop cannot be said
-	// there.
+	v4           bool // that address is the IPv4 one
+	// bare means that the device's packets have no link addresses, as with a VPN's tun: such packets cannot name a next
+	// hop.
 	bare bool
 }
 
-// deviceOf is the interface with this node's address of a family.
+// deviceOf returns the interface with this node's address of a family.
 func (u underlay) deviceOf(v4 bool) string {
 	if u.secondDevice != "" && u.v4 == v4 {
 		return u.secondDevice
@@ -36,7 +36,7 @@ func (u underlay) deviceOf(v4 bool) string {
 	return u.device
 }
 
-// address is this node's of a family.
+// address returns this node's address of a family.
 func (u underlay) address(v4 bool) (netip.Addr, bool) {
 	for _, p := range u.addresses {
 		if p.Addr().Is4() == v4 {
@@ -46,7 +46,7 @@ func (u underlay) address(v4 bool) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// onLink says whether the address is in a network of the underlay's own.
+// onLink reports whether the address is in a network of the underlay's own.
 func (u underlay) onLink(a netip.Addr) bool {
 	return slices.ContainsFunc(u.addresses, func(p netip.Prefix) bool { return p.Contains(a) })
 }
@@ -56,8 +56,8 @@ func (u underlay) equal(v underlay) bool {
 		u.secondDevice == v.secondDevice && u.v4 == v.v4 && u.bare == v.bare
 }
 
-// findUnderlay looks for the interface that the pattern names, else for the one that has the node's first address. A
-// node's addresses may be on two interfaces: then the MTU is the smaller one.
+// findUnderlay returns the interface that the pattern names, or without a pattern the one that has the node's first
+// address. A node's addresses may be on two interfaces: then the MTU is the smaller one.
 func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 	links, err := listLinks()
 	if err != nil {
@@ -100,8 +100,8 @@ func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 	return u, nil
 }
 
-// UnderlayAddresses are this machine's for packets between nodes, at most one of each family: those of the interface
-// that the pattern names, or else the node's own.
+// UnderlayAddresses returns this machine's addresses for packets between nodes, at most one of each family: those of
+// the interface that the pattern names, or else the node's own.
 func UnderlayAddresses(nodeIPs []netip.Addr, pattern string) ([]netip.Addr, error) {
 	u, err := findUnderlay(nodeIPs, pattern)
 	var out []netip.Addr
@@ -111,7 +111,7 @@ func UnderlayAddresses(nodeIPs []netip.Addr, pattern string) ([]netip.Addr, erro
 	return out, err
 }
 
-// underlayNamed takes the first interface by number that the pattern names, that is up and has an address.
+// underlayNamed returns the first interface by number that matches the pattern, is up and has an address.
 func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (underlay, error) {
 	var seen []string
 	for _, l := range links {
@@ -139,11 +139,11 @@ func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (
 	return underlay{}, fmt.Errorf("the interface %s (--network-iface %s) is down or has no address", strings.Join(seen, ", "), pattern)
 }
 
-// bare says whether a device hands packets to a program, or to WireGuard, that sees nothing but the packet
+// bare reports whether a device passes bare packets to a program, or to WireGuard, without link addresses
 // (ARPHRD_NONE).
 func bare(a *netlink.LinkAttrs) bool { return a.EncapType == "none" }
 
-// ownDevice says whether a device is one of the pod network's.
+// ownDevice reports whether a device belongs to the pod network.
 func ownDevice(name string) bool {
 	return name == Bridge || strings.HasPrefix(name, devicePrefix) || strings.HasPrefix(name, shaperPrefix) ||
 		strings.HasPrefix(name, tunnelPrefix)

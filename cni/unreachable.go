@@ -13,10 +13,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// UnreachablePairs says which nodes would not reach one another's pods with host-gw, as far as their Nodes tell, each
-// pair once: every node writes on its Node in which networks its machine is. A node that does not say in which network
-// its own address is, is taken to be in all; one that is found at an external address is in the networks of its
-// internal ones. It is pure.
+// UnreachablePairs returns which nodes would not reach one another's pods with host-gw, each pair once, as far as their
+// Nodes show it: every node writes to its Node in which networks its machine is. If no listed network contains a node's
+// own address, the node is assumed to be in all networks. A node that is reached at an external address is in the
+// networks of its internal addresses. It is pure.
 func UnreachablePairs(nodes []*corev1.Node) []string {
 	all := peersOf(nodes, "")
 	networks, machines := map[string][]netip.Prefix{}, map[string]*corev1.Node{}
@@ -46,8 +46,8 @@ func UnreachablePairs(nodes []*corev1.Node) []string {
 	return out
 }
 
-// whyUnreachable says why a, whose machine is in networks, has no gateway to b's pods; empty where it has, or that is
-// unknown.
+// whyUnreachable returns why a, whose machine is in networks, has no gateway to b's pods. It returns "" if a has one or
+// that is unknown.
 func whyUnreachable(a, b Peer, machine *corev1.Node, networks []netip.Prefix) string {
 	for _, c := range b.PodCIDRs {
 		v4 := c.Addr().Is4()

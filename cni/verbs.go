@@ -22,7 +22,7 @@ import (
 var errNotReady = wire.Errorf(wire.CodeTryAgainLater,
 	"network not ready yet: the node waits for its pod CIDR; running pods are not affected, try again later")
 
-// add serves ADD: a pod gets its device, addresses, routes and host ports, or nothing is left of the attempt.
+// add serves ADD: a pod gets its device, addresses, routes and host ports. After a failure all of them are removed.
 func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ any, err error) {
 	nw := s.network.Load()
 	if nw == nil {
@@ -80,7 +80,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, conf pluginConf) (_ 
 	return result(r, nw, conf.CNIVersion)
 }
 
-// admit waits for the rules of the pod's NetworkPolicies, before there is a device that a packet could take.
+// admit waits for the rules of the pod's NetworkPolicies, before there is a device for packets.
 func (s *Server) admit(ctx context.Context, r *attachment) error {
 	b, ok := r.sandbox()
 	if s.o.Policies == nil || !ok {
@@ -92,20 +92,20 @@ func (s *Server) admit(ctx context.Context, r *attachment) error {
 	return nil
 }
 
-// release says that r has no network any more.
+// release reports to Policies that an attachment has no network any more.
 func (s *Server) release(k key) {
 	if s.o.Policies != nil {
 		s.o.Policies.Release(k.String())
 	}
 }
 
-// attach makes r's device and writes its file. The network may have another back end than when the call came, and
-// returned is the one that the pod was made for: configure, which changes the sizes of running pods, knows this one
-// from now on, and did not before.
+// attach makes r's device and writes its file. It returns the network for which the pod was made, which may have
+// another back end than when the call arrived. From then on configure knows the attachment when it changes the sizes of
+// running pods, which it did not before.
 func (s *Server) attach(r *attachment, nw *network) (*network, error) {
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
-	if now := s.network.Load(); slices.Equal(now.podCIDRs, nw.podCIDRs) { // of which r's addresses are
+	if now := s.network.Load(); slices.Equal(now.podCIDRs, nw.podCIDRs) { // to which r's addresses belong
 		nw = now
 	}
 	if err := s.refuseReserved(r.Ports, nw); err != nil {
@@ -117,7 +117,7 @@ func (s *Server) attach(r *attachment, nw *network) (*network, error) {
 	return nw, s.attachments.put(r)
 }
 
-// refuseReserved refuses host ports that the cluster itself needs.
+// refuseReserved rejects host ports that the cluster itself needs.
 func (s *Server) refuseReserved(ports []PortMapping, nw *network) error {
 	for _, m := range ports {
 		if slices.Contains(s.o.ReservedPorts, m.HostPort) || m.Protocol == "udp" && int(m.HostPort) == nw.backend.port() {
@@ -127,7 +127,7 @@ func (s *Server) refuseReserved(ports []PortMapping, nw *network) error {
 	return nil
 }
 
-// allocate takes addresses, collecting those of dead sandboxes first when none is free.
+// allocate allocates addresses. When none is free it first collects those of dead sandboxes.
 func (s *Server) allocate(k key, cidrs []netip.Prefix) ([]netip.Addr, error) {
 	ips, err := s.ipam.allocate(k, cidrs)
 	if errors.Is(err, errExhausted) {
@@ -143,7 +143,7 @@ func (s *Server) allocate(k key, cidrs []netip.Prefix) ([]netip.Addr, error) {
 	return ips, err
 }
 
-// del serves DEL. What is gone already is no error (CNI specification, section 2).
+// del serves DEL. It is no error if the attachment does not exist any more (CNI specification, section 2).
 func (s *Server) del(ctx context.Context, req wire.Request) error {
 	if err := checkNames(req); err != nil {
 		return err
@@ -157,8 +157,8 @@ func (s *Server) del(ctx context.Context, req wire.Request) error {
 	return s.detach(ctx, r)
 }
 
-// detach undoes an attachment, whole or half made; the caller holds its lock. Host ports go first and the address
-// last, so that nothing of the old pod points at the next owner of the address.
+// detach undoes a complete or incomplete attachment. The caller holds its lock. Host ports are removed first and the
+// address is released last, so that nothing of the old pod refers to the address' next owner.
 func (s *Server) detach(ctx context.Context, r *attachment) error {
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
@@ -168,27 +168,27 @@ func (s *Server) detach(ctx context.Context, r *attachment) error {
 	if len(r.Ports) > 0 {
 		if nw := s.network.Load(); nw != nil {
 			if err := s.applyRules(ctx); err != nil {
-				// The attachment stays, so that the runtime's next DEL tries again.
+				// The attachment is kept, so that the runtime's next DEL tries again.
 				return errors.Join(err, s.attachments.put(r))
 			}
 		}
 		s.dropStaleFlows(r, true)
 	}
-	if err := removePodDevices(r.key()); err != nil { // and with them every route and neighbour that named it
+	if err := removePodDevices(r.key()); err != nil { // this also removes every route and neighbour entry of the device
 		return errors.Join(err, s.attachments.put(r))
 	}
 	s.release(r.key())
 	return s.ipam.release(r.key())
 }
 
-// dropStaleFlows is worth a line in the log when it fails, but no pod's start or end.
+// dropStaleFlows logs a failure, which must not make a pod's start or end fail.
 func (s *Server) dropStaleFlows(r *attachment, removed bool) {
 	if err := dropStaleFlows(r, removed); err != nil {
 		s.log.Error(err, "UDP senders from before may not reach the host port until they pause", "pod", r.Pod)
 	}
 }
 
-// check serves CHECK: the attachment is as ADD made it.
+// check serves CHECK: whether the attachment is as ADD made it.
 func (s *Server) check(req wire.Request) error {
 	k := key{req.ContainerID, req.IfName}
 	defer s.keys.lock(k)()
@@ -239,7 +239,7 @@ func (s *Server) status() error {
 	return nil
 }
 
-// gc serves GC: what the runtime does not list is removed.
+// gc serves GC: it removes attachments that the runtime does not list.
 func (s *Server) gc(ctx context.Context, conf pluginConf) error {
 	valid := map[key]bool{}
 	for _, a := range conf.ValidAttachments {
@@ -264,9 +264,9 @@ func (s *Server) detachKey(ctx context.Context, k key) error {
 	return s.detach(ctx, r)
 }
 
-// collect removes what no living sandbox needs: attachments whose namespace is gone, and addresses without one.
-// skip names attachments to leave alone; those with a call in flight are left alone anyway. A stale host port rule
-// stays until the next apply, which every caller but an exhausted ADD does.
+// collect removes what no living sandbox needs: attachments without a namespace, and addresses without an attachment.
+// skip names attachments to leave alone. Those with a call in flight are left alone, too. A stale host port rule
+// remains until the next apply, which follows in every caller except an ADD without free addresses.
 func (s *Server) collect(skip func(key) bool) error {
 	for _, r := range s.attachments.list() {
 		if skip != nil && skip(r.key()) || r.living() {
@@ -311,7 +311,7 @@ func (s *Server) collectOne(k key) error {
 	return errors.Join(err, s.ipam.release(k))
 }
 
-// checkNames refuses names that are no file names: attachments are files.
+// checkNames rejects names that are no file names, since attachments are files.
 func checkNames(req wire.Request) error {
 	for _, n := range []string{req.ContainerID, req.IfName} {
 		if n == "" || n[0] == '.' || len(n) > 200 {
@@ -326,7 +326,7 @@ func checkNames(req wire.Request) error {
 	return nil
 }
 
-// result is what ADD prints.
+// result returns the output of ADD.
 func result(r *attachment, nw *network, version string) (any, error) {
 	out := &types100.Result{
 		CNIVersion: types100.ImplementedSpecVersion,

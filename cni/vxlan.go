@@ -11,10 +11,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// vxlan wraps packets between nodes into UDP datagrams (RFC 7348). Nothing is learned and nothing is asked for: where a
-// peer's pods are follows from its Node, so that its entries are there before it has said anything.
+// vxlan encapsulates packets between nodes in UDP datagrams (RFC 7348). It learns nothing and resolves nothing: a
+// peer's entries follow from its Node, so they exist before the peer has sent a packet.
 //
-// A node has a device for each family of the underlay that leads to a peer, most often IPv4's alone. Packets of both
+// A node has one device for each family of the underlay that leads to a peer, usually IPv4's alone. Packets of both
 // families go through either.
 type vxlan struct{}
 
@@ -24,10 +24,10 @@ const (
 	deviceVXLAN4 = tunnelPrefix + "vxlan"
 	deviceVXLAN6 = tunnelPrefix + "vxlan6"
 
-	// vxlanVNI is not flannel's 1: a device that it left behind keeps ours from nothing.
+	// vxlanVNI is not flannel's 1, so that a device that flannel has left does not conflict with ours.
 	vxlanVNI = 7233
 
-	// What VXLAN adds: the outer IP header, UDP, VXLAN and the inner Ethernet header.
+	// The bytes that VXLAN adds: the outer IP header, UDP, VXLAN and the inner Ethernet header.
 	vxlanOverhead4 = 20 + 8 + 8 + 14
 	vxlanOverhead6 = 40 + 8 + 8 + 14
 )
@@ -48,16 +48,16 @@ func vxlanDevice(v4 bool) string {
 	return deviceVXLAN6
 }
 
-// vtepMAC is the link address of a node's end of the tunnel, from the node's first pod network, which no two nodes
-// share.
+// vtepMAC returns the link address of a node's end of the tunnel. It derives it from the node's first pod network,
+// which no two nodes share.
 func vtepMAC(podCIDRs []netip.Prefix) string {
 	sum := sha256.Sum256([]byte("coracle vxlan " + podCIDRs[0].Masked().String()))
 	mac := net.HardwareAddr(sum[:6])
-	mac[0] = mac[0]&^1 | 2 // of one device, administered locally
+	mac[0] = mac[0]&^1 | 2 // unicast, administered locally
 	return mac.String()
 }
 
-// vtepIP is the address of a node's end of the tunnel: the pod network's own, which no pod has.
+// vtepIP returns the address of a node's end of the tunnel: the pod network's own, which no pod has.
 func vtepIP(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr() }
 
 func (vxlan) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
@@ -77,7 +77,7 @@ func (vxlan) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 			continue
 		}
 		if largest := in.underlay.mtu - vxlanOverhead6; !v4 && largest < in.mtu {
-			// The kernel cuts datagrams of a tunnel over IPv4 in two where it has to, and refuses to over IPv6.
+			// The kernel fragments datagrams of a tunnel over IPv4 where it has to. Over IPv6 it does not.
 			for _, p := range byFamily[v4] {
 				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("IPv6 needs packets of %d bytes, and over IPv6 the tunnel has "+
 					"room for %d on %s with its MTU of %d: larger ones get lost",

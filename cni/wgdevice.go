@@ -27,26 +27,27 @@ import (
 )
 
 // wgDevice is a node's end of the tunnel. The kernel's device outlives the process. Where the kernel has none,
-// wireguard-go works in this process behind a tun device, which is gone with it.
+// wireguard-go runs in this process with a tun device, which is removed with the process.
 type wgDevice struct {
 	name string
 	key  wgtypes.Key
 	log  klog.Logger
 
 	mu   sync.Mutex
-	user *wgUser // nil where the kernel does it
-	// lastSet are the endpoints that the device was given. What it answers has those that it found since.
+	user *wgUser // nil where the kernel encrypts
+	// lastSet are the endpoints that were configured. The device's state has those that it found since.
 	lastSet        map[string]netip.AddrPort
-	inKernelLogged bool // that the kernel does it
-	// seen is what the device answered at the last observe.
+	inKernelLogged bool // it was logged that the kernel encrypts
+	// seen is the digest of the device's state at the last observe.
 	seen [sha256.Size]byte
 }
 
-// pollPeriod is how often to look whether another program has changed the key or the peers: the kernel does not say so.
+// pollPeriod is the interval of checks whether another program has changed the key or the peers: the kernel has no
+// event for it.
 const pollPeriod = 5 * time.Second
 
-// digest is of all that the device was given, but for endpoints, which change by themselves. wireguard-go names the
-// peers in no order.
+// digest returns a hash of the device's configuration without endpoints, which change by themselves. wireguard-go lists
+// the peers in random order.
 func digest(d *wgtypes.Device) [sha256.Size]byte {
 	b := binary.LittleEndian.AppendUint64(slices.Clone(d.PrivateKey[:]), uint64(d.ListenPort))
 	for _, p := range slices.SortedFunc(slices.Values(d.Peers),
@@ -60,8 +61,8 @@ func digest(d *wgtypes.Device) [sha256.Size]byte {
 	return sha256.Sum256(b)
 }
 
-// changed says whether the device is another one than at the last observe; so it is after what this node changed since,
-// too. What cannot be asked counts as the same.
+// changed reports whether the device's configuration differs from the last observe. It does, too, after this node's own
+// changes. It returns false if the device cannot be asked.
 func (d *wgDevice) changed() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -89,7 +90,7 @@ func (k *kernel) makeWireGuard(want link) error {
 	return err
 }
 
-// make makes the device; the caller has found none of that name.
+// make makes the device. The caller has checked that there is none of that name.
 func (d *wgDevice) make(mtu int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -115,7 +116,7 @@ func (d *wgDevice) make(mtu int) error {
 	return nil
 }
 
-// logModeLocked says once that the kernel does it.
+// logModeLocked logs once that the kernel encrypts.
 func (d *wgDevice) logModeLocked() {
 	if d.user == nil && !d.inKernelLogged {
 		d.inKernelLogged = true
@@ -123,12 +124,12 @@ func (d *wgDevice) logModeLocked() {
 	}
 }
 
-// cannotListen says what it means that the port cannot be had.
+// cannotListen explains that listening on the port failed.
 func cannotListen(port int, err error) error {
 	return fmt.Errorf("listening on UDP port %d (does another program have it?): %w", port, err)
 }
 
-// kind is the link's, with wireguard-go's device taken for what it does.
+// kind returns the link's kind. For wireguard-go's tun device it is kindWireGuard.
 func (d *wgDevice) kind(l netlink.Link) string {
 	if d == nil || l.Attrs().Name != d.name {
 		return l.Type()
@@ -184,7 +185,7 @@ func (d *wgDevice) ensureIdentity() error {
 	return d.configureLocked(d.identity())
 }
 
-// ensurePeer adds the peer or changes it. Its endpoint is set once: it may have found a better one since.
+// ensurePeer adds the peer or changes it. It sets an endpoint only once: the device may have found a better one since.
 func (d *wgDevice) ensurePeer(p wgPeer) error {
 	key, err := wgtypes.ParseKey(p.key)
 	if err != nil {
@@ -245,7 +246,7 @@ func (d *wgDevice) configureLocked(config wgtypes.Config) error {
 	return c.ConfigureDevice(d.name, config)
 }
 
-// close ends what works in this process; the kernel's device goes on.
+// close ends wireguard-go in this process. The kernel's device stays.
 func (d *wgDevice) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -259,7 +260,7 @@ func (d *wgDevice) closeLocked() {
 	}
 }
 
-// joinNets spells networks as wgPeer.allowed does: IPv4 first.
+// joinNets writes networks as in wgPeer.allowed: IPv4 first.
 func joinNets(nets []net.IPNet) string {
 	var ps []netip.Prefix
 	for _, n := range nets {

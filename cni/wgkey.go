@@ -16,11 +16,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// wireGuardKeyFile holds the node's private key, spelled as wg(8) does. It never leaves the node.
+// wireGuardKeyFile has the node's private key in the format of wg(8). The key never leaves the node.
 const wireGuardKeyFile = "wireguard.key"
 
-// wireGuardKey is the node's key, made at the first start. A file that is not a key is replaced: others follow the new
-// one.
+// wireGuardKey returns the node's key, which it makes at the first start. It replaces a file without a valid key: other
+// nodes then get the new public key.
 func wireGuardKey(dir string, log klog.Logger) (key wgtypes.Key, err error) {
 	path := filepath.Join(dir, wireGuardKeyFile)
 	data, err := os.ReadFile(path)

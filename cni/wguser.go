@@ -19,8 +19,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// wgUser is WireGuard in this process, behind a tun device. It has goroutines of its own from openWGUser until close,
-// which waits for them.
+// wgUser is WireGuard in this process with a tun device. It has its own goroutines from openWGUser until close, which
+// waits for them.
 type wgUser struct{ dev *device.Device }
 
 // openWGUser makes the device and listens, in the calling thread's network namespace.
@@ -44,15 +44,15 @@ func openWGUser(name string, mtu int, config wgtypes.Config, log klog.Logger) (*
 	return u, nil
 }
 
-// stateless is a tun device that does not tell whether it is up.
+// stateless is a tun device without events about being up or down.
 type stateless struct {
 	tun.Device
 	events chan tun.Event
 }
 
-// withoutState leaves only changes of the MTU of what the device tells. To wireguard-go "down" means to stop listening,
-// and "up" to listen again, in the network namespace of any thread; and a device that was set up at once may tell
-// "down" late. The device has a goroutine of its own until its events end.
+// withoutState filters the device's events and keeps only changes of the MTU. At "down" wireguard-go stops listening,
+// and at "up" it listens again, in the network namespace of any thread. A device that was set up at once may send
+// "down" late. The goroutine ends with the device's events.
 func withoutState(t tun.Device) tun.Device {
 	s := stateless{t, make(chan tun.Event)}
 	go func() {
@@ -68,8 +68,7 @@ func withoutState(t tun.Device) tun.Device {
 
 func (s stateless) Events() <-chan tun.Event { return s.events }
 
-// wgLog says what is wrong with the device. What is wrong with a peer, every second of an outage, is for a reader who
-// looks for it.
+// wgLog logs the device's problems. Problems of a peer, which repeat every second of an outage, are logged at level 2.
 func wgLog(name string, log klog.Logger) func(format string, args ...any) {
 	return func(format string, args ...any) {
 		to := log
@@ -82,7 +81,7 @@ func wgLog(name string, log klog.Logger) func(format string, args ...any) {
 
 func (u *wgUser) close() { u.dev.Close() }
 
-// closed says whether the device has ended, which it does when a program removes its tun device.
+// closed reports whether the device has ended, which it does when a program removes its tun device.
 func (u *wgUser) closed() bool {
 	select {
 	case <-u.dev.Wait():
@@ -107,8 +106,8 @@ func (u *wgUser) state() (*wgtypes.Device, error) {
 	return parseWGText(text)
 }
 
-// wgText spells a configuration in the words of https://www.wireguard.com/xplatform/; of peers what ensurePeer and
-// removePeer set.
+// wgText writes a configuration in the format of https://www.wireguard.com/xplatform/. Of peers it writes what
+// ensurePeer and removePeer set.
 func wgText(c wgtypes.Config) string {
 	var b strings.Builder
 	line := func(key string, value any) { fmt.Fprintf(&b, "%s=%v\n", key, value) }
@@ -145,7 +144,7 @@ func wgText(c wgtypes.Config) string {
 	return b.String()
 }
 
-// parseWGText reads a device's state. Keys that are not needed are passed over.
+// parseWGText reads a device's state. It ignores keys that are not needed.
 func parseWGText(text string) (*wgtypes.Device, error) {
 	d := &wgtypes.Device{}
 	for s := bufio.NewScanner(strings.NewReader(text)); s.Scan(); {

@@ -16,21 +16,21 @@ import (
 
 const (
 	kindWireGuard = "wireguard"
-	// wireGuardDevice is the tunnel's device.
+	// wireGuardDevice is the name of the tunnel's device.
 	wireGuardDevice = tunnelPrefix + "wg"
-	// keepalive is how often a node behind address translation sends something, in seconds: translators forget a flow
-	// of datagrams after half a minute (RFC 4787, REQ-5 wants two, many have less).
+	// keepalive is how often a node behind address translation sends a packet, in seconds: translators delete a flow of
+	// datagrams after half a minute (RFC 4787, REQ-5 requires two minutes, many have less).
 	keepalive = 25
 )
 
-// wireGuard encrypts packets between nodes. The kernel does it where it can, and else wireguard-go in this process
-// (wgdevice.go).
+// wireGuard encrypts packets between nodes. The kernel does that where it can, and otherwise wireguard-go in this
+// process (wgdevice.go).
 type wireGuard struct {
 	public  string // this node's key
 	cluster []netip.Prefix
 }
 
-// overhead is the datagram's headers, WireGuard's own (16) and its seal (16).
+// overhead returns the size of the datagram's headers, WireGuard's header (16) and its authentication tag (16).
 func (wireGuard) overhead(v4 bool) int {
 	if v4 {
 		return 20 + 8 + 32
@@ -40,8 +40,8 @@ func (wireGuard) overhead(v4 bool) int {
 
 func (wireGuard) port() int { return clusterconfig.WireGuardPort }
 
-// desired leads nothing to a node whose key is unknown. The blackholes hold what would else go out by the default
-// route, in the clear: packets for pods that no node has, and all of them while the device is missing.
+// desired makes no route to a node whose key is unknown. The blackholes drop packets that the default route would
+// otherwise send unencrypted: packets for pods that no node has, and packets for all pods while the device is missing.
 func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 	add := func(o object) { out = append(out, wanted{object: o}) }
 	for _, c := range w.cluster {
@@ -51,15 +51,15 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 	}
 	add(link{name: wireGuardDevice, kind: kindWireGuard, mtu: in.mtu, up: true})
 	for _, c := range in.podCIDRs {
-		// What is masqueraded on its way to a peer has the device's address, which must be one of this node's: from
-		// others the peer takes nothing.
+		// A packet that is masqueraded on its way to a peer gets the device's address. It has to be one of this node's:
+		// the peer drops packets from others.
 		add(address{wireGuardDevice, vtepIP(c)})
 	}
 	add(wgIdentity{wireGuardDevice, w.public, clusterconfig.WireGuardPort})
 	keys := map[string]string{w.public: "this node"}
 	for _, p := range in.peers {
 		key, err := wgtypes.ParseKey(p.WireGuardKey)
-		switch owner := keys[key.String()]; { // one key can be written in several ways
+		switch owner := keys[key.String()]; { // a key can be encoded in several ways
 		case p.WireGuardKey == "":
 			trouble = append(trouble, peerTrouble{p.Name, "it has not said its WireGuard key: its coracle is not running, or has another " +
 				"--network-backend"})
@@ -99,16 +99,17 @@ func (w wireGuard) peer(in waysInput, p Peer) (wgPeer, []route) {
 	return peer, routes
 }
 
-// endpoint says where a peer is reached, if it can be, and how often this node has to be heard of so that the peer can
-// go on reaching it.
+// endpoint returns the address at which a peer is reached, if there is one, and the keepalive interval in seconds with
+// which the peer can continue to reach this node.
 //
-// A private address that is in no network of the underlay's can be reached only from private addresses (by some router
-// between them). So a node that has a public one, or is found at one, waits for such a peer to speak first, and then
-// answers to where that came from, whatever address a translator has given it by then. The other one keeps its way
-// through the translator open.
+// A private address outside the underlay's networks can be reached only from private addresses (through some router
+// between them). So a node that has a public address, or is reached at one, waits until such a peer sends first. Then
+// it replies to the packet's source, which may be an address that a translator chose. The peer sends keepalives, so
+// that the translator keeps its entry.
 //
-// So does a node whose external address another machine has: what it sends may come from another port there than the
-// one that leads to it, and peers answer to where they heard it last, also when the translator has forgotten that.
+// A node whose external address is another machine's sends keepalives, too. Its packets may have another source port
+// there than the port that leads to it. Peers reply to the last source that they saw, even when the translator has
+// deleted that entry.
 func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
 	v4, ok := in.family(p)
 	if !ok {
@@ -129,20 +130,20 @@ func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
 	}
 }
 
-// sharedAddresses are those of a provider's translators (RFC 6598).
+// sharedAddresses are those of a provider's address translators (RFC 6598).
 var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10")
 
 func private(a netip.Addr) bool {
 	return a.IsPrivate() || a.IsLinkLocalUnicast() || sharedAddresses.Contains(a)
 }
 
-// rules drop what comes by the underlay in the clear and says that a pod had sent it: those packets come by the tunnel
+// rules drops unencrypted packets from the underlay whose source is a pod's address: such packets arrive by the tunnel
 // only.
 func (w wireGuard) rules(rs *ruleset, in waysInput) {
 	rs.podsByTunnelOnly(in.underlay)
 }
 
-// wgIdentity is whom a tunnel's device is for others.
+// wgIdentity is what identifies a tunnel's device to other nodes.
 type wgIdentity struct {
 	device, public string
 	port           int
@@ -154,12 +155,12 @@ func (w wgIdentity) String() string {
 }
 func (w wgIdentity) satisfiedBy(have object) bool { return w == have }
 
-// wgPeer is another node as the tunnel's device has it.
+// wgPeer is another node, as configured in the tunnel's device.
 type wgPeer struct {
 	device, key string
-	name        string // for people
-	// endpoint is the peer's configured endpoint. The device may have learned another one since. Invalid:
-	// it waits until it hears of it.
+	name        string // for messages
+	// endpoint is the peer's configured endpoint. The device may have learned another one since. Invalid means that the
+	// device waits for the peer's first packet.
 	endpoint  netip.AddrPort
 	allowed   string // networks, in the order of the peer's pod networks
 	keepalive int    // seconds; 0: none
@@ -186,7 +187,7 @@ func (p wgPeer) satisfiedBy(have object) bool {
 	return ok && h == p
 }
 
-// blackhole is a route at whose end packets are dropped without a word.
+// blackhole is a route that drops packets without an error to the sender.
 type blackhole struct{ dst netip.Prefix }
 
 func (b blackhole) route() *netlink.Route {
