@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package plugin is the program side of Coracle's CNI plugin: what containerd executes for every
-// pod sandbox (CNI specification 1.0 and 1.1).
+// Package plugin is the program part of Coracle's CNI plugin. containerd executes it for every pod sandbox (CNI
+// specification 1.0 and 1.1).
 //
-// It reads the environment and the network configuration, passes both to the agent over the unix
-// socket that the configuration names, and prints the answer. It never touches the network or
-// keeps state: the agent owns both, and a program this small starts in a few milliseconds.
+// It reads the environment and the network configuration, sends both to the agent over the unix socket that the
+// configuration names, and prints the response. It never touches the network and has no state: the agent owns both. A
+// program this small starts in a few milliseconds.
 package plugin
 
 import (
@@ -18,14 +18,14 @@ import (
 	"github.com/coracle-k8s/coracle/cni/wire"
 )
 
-// Options are the plugin's surroundings, so that a test can be one.
+// Options are the plugin's environment, which tests replace.
 type Options struct {
 	Getenv func(string) string
 	Stdin  io.Reader
 	Stdout io.Writer
 }
 
-// netConf is the part of the network configuration that the plugin itself needs.
+// netConf has the fields of the network configuration that the plugin itself needs.
 type netConf struct {
 	CNIVersion string `json:"cniVersion"`
 	Socket     string `json:"socket"`
@@ -43,7 +43,7 @@ func Run(ctx context.Context, o Options) int {
 		out, _ = json.Marshal(err)
 	}
 	if len(out) > 0 {
-		// There is no way to report an error when standard output is closed.
+		// An error cannot be reported when standard output is closed.
 		_, _ = o.Stdout.Write(append(out, '\n'))
 	}
 	if err != nil {
@@ -66,7 +66,7 @@ func serve(ctx context.Context, o Options) (netConf, []byte, *wire.Error) {
 		return conf, nil, wire.Errorf(wire.CodeIO, "reading the network configuration: %v", readErr)
 	}
 	if req.Command == wire.CommandVersion {
-		// The configuration is only asked for its version here; a runtime may send none.
+		// Only the version is read from the configuration here, and a runtime may send none.
 		_ = json.Unmarshal(stdin, &conf)
 		out, err := versions(conf.CNIVersion)
 		return conf, out, err
@@ -85,7 +85,7 @@ func serve(ctx context.Context, o Options) (netConf, []byte, *wire.Error) {
 	return conf, resp.Result, resp.Error
 }
 
-// check refuses what no agent could serve (CNI specification, section 2).
+// check rejects requests that no agent could serve (CNI specification, section 2).
 func check(req wire.Request, conf netConf) *wire.Error {
 	if !wire.SupportsVersion(conf.CNIVersion) {
 		return wire.Errorf(wire.CodeIncompatibleVersion,
@@ -101,7 +101,7 @@ func check(req wire.Request, conf netConf) *wire.Error {
 		if req.Netns == "" {
 			return wire.Errorf(wire.CodeInvalidEnvironment, "CNI_NETNS is not set")
 		}
-	case wire.CommandDel: // its namespace may be gone already
+	case wire.CommandDel: // its namespace may not exist any more
 	default:
 		return wire.Errorf(wire.CodeInvalidEnvironment, "unknown CNI_COMMAND %q", req.Command)
 	}
@@ -114,7 +114,7 @@ func check(req wire.Request, conf netConf) *wire.Error {
 	return nil
 }
 
-// noAgent says what it means that the agent did not answer. A runtime retries on code 11.
+// noAgent returns the error for an agent that did not reply. A runtime retries on code 11.
 func noAgent(req wire.Request, err error) *wire.Error {
 	if req.Command == wire.CommandStatus {
 		return &wire.Error{Code: wire.CodeUnavailable, Msg: "the coracle agent is not running", Details: err.Error()}
