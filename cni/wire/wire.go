@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package wire is what the CNI helper and the agent say to one another: one request and one
-// response over a unix socket, each a JSON document behind a four byte length.
+// Package wire is the protocol between the CNI helper and the agent: one request and one response over a unix socket,
+// each a JSON document after its length in four bytes.
 //
-// It owns the message types and their framing. It imports the standard library only, because the
-// helper that containerd runs for every pod links it and has to stay small, and it never
-// interprets a network configuration.
+// It owns the message types and their framing. It imports the standard library only, because the helper that containerd
+// runs for every pod links it and has to stay small. It never interprets a network configuration.
 package wire
 
 import (
@@ -19,8 +18,8 @@ import (
 	"slices"
 )
 
-// MaxMessage bounds one message in bytes. A network configuration with its runtime part is a few
-// kilobytes; anything near the bound is not a CNI call.
+// MaxMessage limits one message, in bytes. A network configuration with its runtime fields is a few kilobytes. A
+// message near the limit is no CNI call.
 const MaxMessage = 4 << 20
 
 // The commands of the CNI specification 1.1, section 2.
@@ -48,10 +47,10 @@ const (
 	CodeMismatch            uint = 102
 )
 
-// Versions lists the CNI specification versions spoken here, oldest first.
+// Versions lists the supported versions of the CNI specification, oldest first.
 var Versions = []string{"1.0.0", "1.1.0"}
 
-// SupportsVersion says whether v is one of Versions.
+// SupportsVersion reports whether v is one of Versions.
 func SupportsVersion(v string) bool {
 	return slices.Contains(Versions, v)
 }
@@ -66,8 +65,8 @@ type Request struct {
 	Config      json.RawMessage `json:"config,omitempty"`
 }
 
-// Response answers a Request. Result is what the plugin prints; it is empty for the commands that
-// print nothing. Error is set when the call failed.
+// Response is the response to a Request. Result is the plugin's output. It is empty for commands without output. Error
+// is set when the call failed.
 type Response struct {
 	Result json.RawMessage `json:"result,omitempty"`
 	Error  *Error          `json:"error,omitempty"`
@@ -131,11 +130,11 @@ func Read(r io.Reader, v any) error {
 	return nil
 }
 
-// ErrNoAgent is wrapped by Call when nothing answers on the socket.
+// ErrNoAgent is wrapped by Call when no agent replies on the socket.
 var ErrNoAgent = errors.New("the coracle agent does not answer")
 
-// Call sends req to the agent listening on the unix socket and waits for its response. Closing
-// the connection, which the end of ctx does, tells the agent to give the request up.
+// Call sends req to the agent that listens on the unix socket and waits for its response. When ctx ends it closes the
+// connection, which makes the agent cancel the request.
 func Call(ctx context.Context, socket string, req Request) (Response, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", socket)
