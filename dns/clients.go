@@ -19,19 +19,19 @@ import (
 )
 
 const (
-	// clientsDirective names the plugin that answers the cluster only. It stands in every server block.
+	// clientsDirective names the plugin that serves only the cluster. Every server block has it.
 	clientsDirective = "coracle-clients"
-	// addressesFor is how long the machine's own addresses are remembered: a foreign client may ask as often as it
+	// addressesFor is how long the machine's own addresses are cached: a foreign client may send queries as often as it
 	// likes.
 	addressesFor = time.Second
-	// maxRounds is how often one client may ask one question before it was answered. A client that asks again is a
-	// resolver to which this one passes the question on, and which asks here: without a bound each question would go
-	// round until memory or ports run out.
+	// maxRounds limits how many queries for one question a client may have open. Such a client is a resolver to which
+	// this one forwards the question and which forwards it back here. Without a limit each question would be forwarded
+	// until memory or ports run out.
 	maxRounds = 250
 )
 
-// clients is the directive with its arguments: the name by which a Server finds out that a resolver leads back to it,
-// and whose questions are answered beside the machine's own.
+// clients returns the directive with its arguments: the name by which a Server detects that a resolver leads back to
+// it, and the networks whose queries are answered beside the machine's own.
 func clients(o Options) string {
 	words := []string{clientsDirective, loopName(o.id)}
 	for _, p := range o.Clients {
@@ -42,7 +42,7 @@ func clients(o Options) string {
 
 func loopName(id string) string { return id + ".loop.coracle.internal." }
 
-// gate refuses questions from outside the cluster: a machine's address on a LAN is no open resolver.
+// gate refuses queries from outside the cluster: a machine's address on a LAN must not be an open resolver.
 type gate struct {
 	next     plugin.Handler
 	prefixes []netip.Prefix
@@ -78,7 +78,7 @@ func setupClients(c *caddy.Controller) error {
 // Name implements plugin.Handler.
 func (g *gate) Name() string { return clientsDirective }
 
-// answer answers a question, or lets those behind the gate do so.
+// answer answers a query, or passes it to the plugins behind the gate.
 func (g *gate) answer(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	state := request.Request{W: w, Req: r}
 	from, err := netip.ParseAddr(state.IP())
@@ -108,13 +108,13 @@ type round struct {
 	kind uint16
 }
 
-// rounds are those that are not answered yet.
+// rounds counts the questions that are not answered yet.
 type rounds struct {
 	mu  sync.Mutex
 	all map[round]int
 }
 
-// begin says whether a question may be passed on. The caller that passes it on calls end afterwards.
+// begin reports whether a question may be forwarded. If so, the caller has to call end afterwards.
 func (r *rounds) begin(q round) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -148,7 +148,7 @@ func (g *gate) admits(from netip.Addr) bool {
 	return g.local.has(from, time.Now())
 }
 
-// localAddresses are this machine's.
+// localAddresses caches this machine's addresses.
 type localAddresses struct {
 	mu   sync.Mutex
 	read time.Time
@@ -164,7 +164,7 @@ func (l *localAddresses) has(a netip.Addr, now time.Time) bool {
 	return l.all[a]
 }
 
-// machineAddresses reads them; none, if the kernel does not say.
+// machineAddresses reads them. It returns none if the kernel fails to list them.
 func machineAddresses() map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	all, err := net.InterfaceAddrs()
@@ -179,8 +179,8 @@ func machineAddresses() map[netip.Addr]bool {
 	return out
 }
 
-// leadsBack says whether a resolver on this machine hands a question to this Server. An error is that it has not
-// answered.
+// leadsBack reports whether a resolver on this machine forwards queries to this Server. An error means that it did not
+// reply.
 func (s *Server) leadsBack(ctx context.Context, at netip.AddrPort) (bool, error) {
 	c, name := &dns.Client{Timeout: s.o.probeTimeout}, loopName(s.o.id)
 	r, _, err := c.ExchangeContext(ctx, new(dns.Msg).SetQuestion(name, dns.TypeTXT), at.String())
@@ -195,7 +195,7 @@ func (s *Server) leadsBack(ctx context.Context, at netip.AddrPort) (bool, error)
 	return false, nil
 }
 
-// split parts resolvers into remote ones and those on this machine.
+// split separates remote resolvers from those on this machine.
 func split(resolvers []netip.AddrPort) (remote, here []netip.AddrPort) {
 	own := machineAddresses()
 	for _, r := range resolvers {
@@ -208,9 +208,9 @@ func split(resolvers []netip.AddrPort) (remote, here []netip.AddrPort) {
 	return remote, here
 }
 
-// withoutLoops leaves out the resolvers on this machine that lead back here: each question would go round until nothing
-// is left to ask with. One that does not answer, as on a machine that gives it no processor time, or this process, is
-// what it was when it did, and is asked again soon. next is when to look again.
+// withoutLoops removes the resolvers on this machine that lead back here: each query would be forwarded until no
+// resources are left. A resolver may fail to reply, as when this machine gives it, or this process, no processor time.
+// Its last known result is used then, and it is checked again soon. next is the time until the next check.
 func (s *Server) withoutLoops(ctx context.Context, resolvers []netip.AddrPort) (out []netip.AddrPort, next time.Duration) {
 	silent := false
 	for _, r := range resolvers {

@@ -30,14 +30,14 @@ const (
 	byAddress   = "dns-address"    // of EndpointSlices
 )
 
-// cluster is what CoreDNS' kubernetes plugin knows of the cluster, in place of that plugin's own caches: it reads those
-// that the node's network parts share, and makes what it hands out when it is asked. Its methods are the plugin's
-// interface dnsController, and mean the same.
+// cluster replaces the caches of CoreDNS' kubernetes plugin. It reads the caches that the node's network parts share,
+// and makes CoreDNS' objects on demand. Its methods are those of the plugin's interface dnsController, and mean the
+// same.
 type cluster struct {
 	services, slices, namespaces cache.Indexer
 	nodes                        corelisters.NodeLister
 	synced                       []cache.DoneChecker
-	changed                      atomic.Int64 // when a Service or an EndpointSlice changed last, in Unix's seconds
+	changed                      atomic.Int64 // when a Service or an EndpointSlice changed last, in Unix seconds
 	log                          klog.Logger
 }
 
@@ -69,8 +69,8 @@ func differ(old, now any) bool {
 	return !was || !is || a.GetResourceVersion() != b.GetResourceVersion()
 }
 
-// wait waits until the caches have what there is, for apiWait at most. Without an API the names outside are answered
-// all the same.
+// wait waits until the caches are complete, for apiWait at most. Without the API, external names are answered all the
+// same.
 func (c *cluster) wait() error {
 	ctx, cancel := context.WithTimeout(context.Background(), apiWait)
 	defer cancel()
@@ -80,12 +80,12 @@ func (c *cluster) wait() error {
 	return nil
 }
 
-// HasSynced says whether there is an answer to every question about the cluster.
+// HasSynced reports whether every question about the cluster can be answered.
 func (c *cluster) HasSynced() bool {
 	return !slices.ContainsFunc(c.synced, func(s cache.DoneChecker) bool { return !cache.IsDone(s) })
 }
 
-// The indexes' functions.
+// The functions of the indexes.
 
 func clusterIPs(o any) ([]string, error) {
 	s, ok := o.(*corev1.Service)
@@ -112,7 +112,7 @@ func addresses(o any) (out []string, err error) {
 		return nil, fmt.Errorf("%T is no EndpointSlice", o)
 	}
 	if service := s.Labels[discoveryv1.LabelServiceName]; service == "" || strings.Contains(service, ".") {
-		return nil, nil // of no Service there can be; CoreDNS would put it into a name that cannot be sent, and not answer at all
+		return nil, nil // no Service can have this name; CoreDNS would make a name of it that cannot be encoded, and not reply at all
 	}
 	for i := range s.Endpoints {
 		if ready := s.Endpoints[i].Conditions.Ready; ready == nil || *ready {
@@ -122,7 +122,7 @@ func addresses(o any) (out []string, err error) {
 	return out, nil
 }
 
-// made is CoreDNS' objects of the API's, as one of its functions makes them.
+// made converts the API's objects to CoreDNS', with one of CoreDNS' functions.
 func made[T any](all []any, convert func(any) (metav1.Object, error)) []T {
 	out := make([]T, 0, len(all))
 	for _, o := range all {
@@ -141,7 +141,7 @@ func servicesOf(all []any) []*object.Service {
 		if !ok {
 			return nil, fmt.Errorf("%T is no Service", o)
 		}
-		emptied := *s // by CoreDNS
+		emptied := *s // a copy: CoreDNS empties it
 		return object.ToService(&emptied)
 	})
 }
@@ -152,7 +152,7 @@ func endpointsOf(all []any) []*object.Endpoints {
 		if !ok {
 			return nil, fmt.Errorf("%T is no EndpointSlice", o)
 		}
-		emptied := *s // by CoreDNS
+		emptied := *s // a copy: CoreDNS empties it
 		return object.EndpointSliceToEndpoints(&emptied)
 	})
 }
@@ -160,7 +160,7 @@ func endpointsOf(all []any) []*object.Endpoints {
 func found(in cache.Indexer, index, value string) []any {
 	all, err := in.ByIndex(index, value)
 	if err != nil {
-		return nil // there is no such index, and newCluster has said so
+		return nil // there is no such index, which newCluster has reported
 	}
 	return all
 }
@@ -186,7 +186,7 @@ func (c *cluster) SvcIndexReverse(ip string) []*object.Service {
 	return servicesOf(found(c.services, byClusterIP, ip))
 }
 
-// SvcExtIndexReverse returns the Services with an external IP. Nothing of what is linked in asks for it, so there is no
+// SvcExtIndexReverse returns the Services with an external IP. None of the linked plugins calls it, so there is no
 // index.
 func (c *cluster) SvcExtIndexReverse(ip string) (out []*object.Service) {
 	for _, s := range c.ServiceList() {
@@ -225,12 +225,12 @@ func (c *cluster) GetNamespaceByName(name string) (*object.Namespace, error) {
 
 var errNoNamespace = errors.New("no such namespace")
 
-// GetNodeByName returns a Node, which is trimmed to what the network parts need of it.
+// GetNodeByName returns a Node with only those fields that the network parts need.
 func (c *cluster) GetNodeByName(_ context.Context, name string) (*corev1.Node, error) {
 	return c.nodes.Get(name)
 }
 
-// Modified returns when the cluster's names changed last, in Unix's seconds: the serial number of the zone.
+// Modified returns when the cluster's names changed last, in Unix seconds: the serial number of the zone.
 func (c *cluster) Modified(kubernetes.ModifiedMode) int64 { return c.changed.Load() }
 
 // Run and Stop do nothing: the caches belong to the caller, and outlast every configuration.
@@ -241,17 +241,17 @@ func (c *cluster) Run() {}
 // Stop returns at once.
 func (c *cluster) Stop() error { return nil }
 
-// Pods are not watched: their names are answered from their addresses (`pods insecure`). Nor are ServiceImports, which
-// belong to zones of several clusters.
+// Pods are not watched: their names are answered from the address in the name (`pods insecure`). Neither are
+// ServiceImports, which belong to multi-cluster zones.
 
-// PodIndex returns none.
+// PodIndex returns nothing.
 func (c *cluster) PodIndex(string) []*object.Pod { return nil }
 
-// ServiceImportList returns none.
+// ServiceImportList returns nothing.
 func (c *cluster) ServiceImportList() []*object.ServiceImport { return nil }
 
-// SvcImportIndex returns none.
+// SvcImportIndex returns nothing.
 func (c *cluster) SvcImportIndex(string) []*object.ServiceImport { return nil }
 
-// McEpIndex returns none.
+// McEpIndex returns nothing.
 func (c *cluster) McEpIndex(string) []*object.MultiClusterEndpoints { return nil }

@@ -12,11 +12,10 @@ import (
 // apiWait is how long a start waits for the API's Services before it answers without them.
 const apiWait = 2 * time.Second
 
-// staleAfter is how long a resolver may take before the answer that ran out is given again: RFC 8767 recommends 1.8 s
-// as the longest.
+// staleAfter is how long to wait for a resolver until an expired answer is used. RFC 8767 recommends at most 1.8 s.
 const staleAfter = "1500ms"
 
-// corefile is CoreDNS's whole configuration. Answers about the cluster are not cached: they come from memory, and a
+// corefile returns CoreDNS's whole configuration. Answers about the cluster are not cached: they come from memory. A
 // Service that has just been made must not be missing because a client asked a moment too early.
 func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	var b strings.Builder
@@ -24,7 +23,7 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	line(".:%d {", Port)
 	line("    bind %s", join(o.Addresses))
 	line("    %s", clients(o))
-	// What the operator sets himself takes the place of ours: each of these may be there once.
+	// The operator's directives replace ours: each of these may occur once.
 	if extra.main["errors"] == nil {
 		line("    errors {")
 		line(`        consolidate 5m ".*" warning show_first`)
@@ -34,7 +33,7 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 		line("    cache 30 {")
 		line("        success 4096")
 		line("        denial 1024")
-		// Names outside go on for a day when their servers do not answer (RFC 8767).
+		// External names stay valid for a day when their servers do not reply (RFC 8767).
 		line("        serve_stale 24h verify %s 30s", staleAfter)
 		line("        disable success %s in-addr.arpa ip6.arpa", o.Domain)
 		line("        disable denial %s in-addr.arpa ip6.arpa", o.Domain)
@@ -49,7 +48,8 @@ func corefile(o Options, resolvers []netip.AddrPort, extra blocks) string {
 	line("    }")
 	b.WriteString(extra.main.text())
 	if len(resolvers) > 0 {
-		// In the order of resolv.conf, as the host itself asks them. When all are known to be down, say so at once.
+		// In the order of resolv.conf, as the host itself uses them. When all are known to be down, queries fail at
+		// once.
 		line("    forward . %s {", join(resolvers))
 		line("        policy sequential")
 		line("        max_concurrent 1000")

@@ -22,20 +22,20 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clustersettings"
 )
 
-// CustomConfigMap, in kube-system, holds configuration of the operator, as it does with k3s: keys that end in .override
-// extend the cluster's server block, those that end in .server are blocks of their own.
+// CustomConfigMap, in kube-system, holds the operator's configuration, as with k3s: keys that end in .override extend
+// the cluster's server block, and those that end in .server are separate blocks.
 const CustomConfigMap = clustersettings.DNS
 
 const (
 	overrideSuffix, serverSuffix = ".override", ".server"
-	// eventTimeout bounds the writing of an event.
+	// eventTimeout limits the writing of an event.
 	eventTimeout = 10 * time.Second
 )
 
-// custom is the operator's configuration, by the name that messages call a part of it.
+// custom is the operator's configuration: the text of each section by its name in messages.
 type custom map[string]string
 
-// customFiles reads the operator's files. A folder that is not there has none.
+// customFiles reads the operator's files. A missing folder has none.
 func customFiles(dir string) (custom, error) {
 	out := custom{}
 	if dir == "" {
@@ -63,17 +63,17 @@ func isCustom(name string) bool {
 	return strings.HasSuffix(name, overrideSuffix) || strings.HasSuffix(name, serverSuffix)
 }
 
-// blocks are what is added to the Corefile.
+// blocks are the additions to the Corefile.
 type blocks struct {
 	main   directives // to the cluster's block
 	others []string   // whole blocks
 }
 
-// directives are those of a block, each with all of its lines.
+// directives are the directives of a block, each with all of its lines.
 type directives map[string][]caddyfile.Token
 
-// parse reads one part of the configuration. Server blocks get the port and the addresses at which the cluster's DNS
-// answers: those are the only ones to which the Service leads, and port 53 of the host is not ours.
+// parse parses one section of the configuration. Server blocks get the port and the addresses of the cluster's DNS: the
+// Service leads to no others, and port 53 of the host is not ours.
 func (b *blocks) parse(o Options, name, text string) error {
 	if err := closed(name, text); err != nil {
 		return err
@@ -116,8 +116,8 @@ func (b *blocks) parse(o Options, name, text string) error {
 	return nil
 }
 
-// allowed says which plugin is not the operator's. CoreDNS' kubernetes is linked in, and takes all that this process
-// logs as soon as it is set up, be it to find out whether a configuration works.
+// allowed returns an error for a plugin that the operator may not use. CoreDNS' kubernetes plugin is linked in. Once it
+// is set up, even to check a configuration, it takes over the process' log.
 func allowed(name string, block caddyfile.ServerBlock) error {
 	for _, d := range []string{"kubernetes", directive, clientsDirective} {
 		if tokens := block.Tokens[d]; len(tokens) > 0 {
@@ -128,11 +128,11 @@ func allowed(name string, block caddyfile.ServerBlock) error {
 	return nil
 }
 
-// closed says where a brace is missing or one too many. CoreDNS's parser takes the end of a block inside of another one
+// closed returns an error where a brace is missing or one is too many. CoreDNS's parser takes the end of an inner block
 // for the end of both.
 func closed(name, text string) error {
 	d := caddyfile.NewDispenser(name, strings.NewReader(text))
-	var open []int // the lines
+	var open []int // the lines of open braces
 	for d.Next() {
 		switch d.Val() {
 		case "{":
@@ -150,8 +150,8 @@ func closed(name, text string) error {
 	return nil
 }
 
-// onOurPort is the key of a server block with our port, if it has none or 53. Blocks for other protocols stay as they
-// are.
+// onOurPort returns the key of a server block with our port, if it has no port or 53. Keys for other protocols are
+// returned unchanged.
 func onOurPort(key string) string {
 	rest, _ := strings.CutPrefix(key, "dns://")
 	if strings.Contains(rest, "://") {
@@ -167,7 +167,7 @@ func onOurPort(key string) string {
 	return fmt.Sprintf("%s:%d", rest, Port)
 }
 
-// text writes the directives as a Corefile has them.
+// text writes the directives in the syntax of a Corefile.
 func (d directives) text() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(d)) {
@@ -193,7 +193,7 @@ func (d directives) text() string {
 	return b.String()
 }
 
-// check says what is wrong with one part of the configuration, by itself.
+// check returns the error of one section of the configuration by itself.
 func (s *Server) check(name, text string) error {
 	b := blocks{main: directives{}}
 	if err := b.parse(s.o, name, text); err != nil {
@@ -203,8 +203,8 @@ func (s *Server) check(name, text string) error {
 	return caddy.ValidateAndExecuteDirectives(input, nil, true)
 }
 
-// accept takes the parts of a configuration that work. Of one that does not the last that did stays; errs says why, by
-// name.
+// accept returns the sections of a configuration that work. For one that does not, the last working version is kept,
+// and errs has the error by name.
 func (s *Server) accept(have, now custom) (out custom, errs map[string]error) {
 	out, errs = custom{}, map[string]error{}
 	for name, text := range now {
@@ -227,11 +227,11 @@ func (s *Server) accept(have, now custom) (out custom, errs map[string]error) {
 	return out, errs
 }
 
-// render puts parts that work together, in the order of their names.
+// render combines working sections, in the order of their names.
 func (s *Server) render(parts custom) blocks {
 	b := blocks{main: directives{}}
 	for _, name := range slices.Sorted(maps.Keys(parts)) {
-		_ = b.parse(s.o, name, parts[name]) // it was accepted
+		_ = b.parse(s.o, name, parts[name]) // accept has parsed it before
 	}
 	return b
 }
@@ -240,11 +240,11 @@ func (s *Server) render(parts custom) blocks {
 type customWatch struct {
 	client  kubernetes.Interface
 	log     klog.Logger
-	changes chan custom // one: the newest
+	changes chan custom // capacity 1: only the newest content
 	done    chan struct{}
 }
 
-// watchCustom starts a goroutine that ends with ctx; close waits for it.
+// watchCustom starts a goroutine that ends with ctx. close waits for it.
 func watchCustom(ctx context.Context, o Options, log klog.Logger) *customWatch {
 	w := &customWatch{client: o.Client, log: log, changes: make(chan custom, 1), done: make(chan struct{})}
 	go func() {
@@ -256,7 +256,7 @@ func watchCustom(ctx context.Context, o Options, log klog.Logger) *customWatch {
 
 func (w *customWatch) close() { <-w.done }
 
-// put makes the newest content the one that waits. One goroutine calls it at a time.
+// put replaces the waiting content by the newest. It must not be called concurrently.
 func (w *customWatch) put(data clustersettings.Data) {
 	select {
 	case <-w.changes:
@@ -265,7 +265,7 @@ func (w *customWatch) put(data clustersettings.Data) {
 	w.changes <- custom(data)
 }
 
-// complain writes an event beside the ConfigMap, as far as that is possible.
+// complain tries to write an event for the ConfigMap.
 func (w *customWatch) complain(ctx context.Context, key string, what error) {
 	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
 	defer cancel()

@@ -15,9 +15,9 @@ import (
 	"k8s.io/component-base/metrics/legacyregistry"
 )
 
-// showMetrics adds CoreDNS' numbers of questions and answers to those of the process, which the kubelet shows to
-// those who may see them. CoreDNS' own plugin for that opens a port for everybody. Where they are shown already, by a
-// Server before, nothing changes.
+// showMetrics adds CoreDNS' metrics of queries and answers to the process' metrics, which the kubelet serves to
+// authorized clients. CoreDNS' own plugin for that opens a port without authorization. If a Server has registered them
+// before, nothing changes.
 func showMetrics() {
 	for _, c := range []prometheus.Collector{vars.RequestCount, vars.RequestDuration, vars.RequestSize, vars.ResponseSize,
 		vars.ResponseRcode} {
@@ -25,13 +25,13 @@ func showMetrics() {
 	}
 }
 
-// ServeDNS implements plugin.Handler. It counts as CoreDNS' own plugin does.
+// ServeDNS implements plugin.Handler. It counts in the same way as CoreDNS' own plugin.
 func (g *gate) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	recorder, size := metrics.NewRecorder(w), r.Len()
 	code, err := g.answer(ctx, recorder, r)
 	said := recorder.Rcode
 	if !plugin.ClientWrite(code) {
-		said = code // nothing was written; the server will write this
+		said = code // nothing was written; the server will write this code
 	}
 	vars.Report(metrics.WithServer(ctx), request.Request{W: w, Req: r}, g.zone, metrics.WithView(ctx), rcode.ToString(said),
 		recorder.Plugin,

@@ -23,11 +23,11 @@ import (
 	_ "github.com/coredns/coredns/plugin/rewrite"
 )
 
-// directive names our entry to CoreDNS's kubernetes plugin. The plugin's own takes over the process's klog whenever it
-// is set up, and watches the API for itself; this one does neither.
+// directive names our variant of CoreDNS's kubernetes plugin. The plugin's own setup takes over the process's klog, and
+// watches the API itself. This variant does neither.
 const directive = "coracle"
 
-// register makes CoreDNS, whose registry is global, ready for being embedded.
+// register prepares CoreDNS, whose registry is global, for being embedded.
 var register = sync.OnceValue(func() error {
 	caddy.Quiet, dnsserver.Quiet = true, true
 	i := slices.Index(dnsserver.Directives, "kubernetes")
@@ -36,7 +36,7 @@ var register = sync.OnceValue(func() error {
 	}
 	dnsserver.Directives = slices.Insert(slices.Clone(dnsserver.Directives), i, directive)
 	plugin.Register(directive, setup)
-	first := slices.Index(dnsserver.Directives, "cache") // before all that answers
+	first := slices.Index(dnsserver.Directives, "cache") // before all plugins that answer
 	if first < 0 {
 		return fmt.Errorf("dns: this CoreDNS has no cache plugin")
 	}
@@ -46,12 +46,12 @@ var register = sync.OnceValue(func() error {
 	return nil
 })
 
-// clusters are what the Servers of this process know, by their ids: CoreDNS' registry is the process' own, and
-// arguments of a directive are all that reaches its setup.
+// clusters has the cluster of each Server of this process by its id. CoreDNS' registry belongs to the process, and a
+// plugin's setup gets nothing except the arguments of its directive.
 var clusters sync.Map // of string and *cluster
 
-// setup sets up the kubernetes plugin with what a Server knows of the cluster. The directive's first argument is the
-// Server's id, the rest is as the plugin has it.
+// setup sets up the kubernetes plugin with a Server's cluster. The directive's first argument is the Server's id. The
+// others are the plugin's.
 func setup(c *caddy.Controller) error {
 	c.Next()
 	if !c.NextArg() {

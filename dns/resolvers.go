@@ -17,9 +17,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
-// upstreams picks whom to ask for names outside the cluster. Loopback resolvers are the last resort: usually they are
-// stubs in front of the others, but this process, unlike a pod, can reach them when there is nothing else. ours are
-// addresses that would lead back here. CoreDNS cannot use an address with a zone; three servers is what hosts use.
+// upstreams selects the resolvers for names outside the cluster. Loopback resolvers are the last resort: usually they
+// are stubs in front of the others, but this process, unlike a pod, can reach them. clusterIPs are addresses that would
+// lead back here. CoreDNS cannot use an address with a zone. At most three servers are returned, as many as hosts use.
 func upstreams(servers, clusterIPs []netip.Addr) []netip.AddrPort {
 	var out, loopback []netip.AddrPort
 	for _, a := range servers {
@@ -37,7 +37,7 @@ func upstreams(servers, clusterIPs []netip.Addr) []netip.AddrPort {
 	return out[:min(len(out), 3)]
 }
 
-// settle is how long a changed file rests before it is read: writers truncate first.
+// settle is how long to wait after a file has changed until it is read: writers truncate first.
 const settle = 300 * time.Millisecond
 
 // resolverWatch follows the files that name the host's resolvers.
@@ -45,11 +45,11 @@ type resolverWatch struct {
 	o       Options
 	log     klog.Logger
 	files   *filewatch.Watcher
-	changes chan []netip.AddrPort // unbuffered: Run takes one at a time, and the latest is read when it does
+	changes chan []netip.AddrPort // unbuffered: Run takes one value at a time, the latest
 	done    chan struct{}
 }
 
-// watchResolvers starts a goroutine that ends with ctx; close waits for it.
+// watchResolvers starts a goroutine that ends with ctx. close waits for it.
 func watchResolvers(ctx context.Context, o Options, log klog.Logger) *resolverWatch {
 	files := filewatch.New(filewatch.Options{What: "the host's resolvers", Board: o.Board, Logger: slog.New(logr.ToSlogHandler(log)),
 		New: o.newWatcher})
@@ -92,7 +92,7 @@ func (w *resolverWatch) run(ctx context.Context) {
 	}
 }
 
-// paths lists the files that decide: those asked for, and what they are links to.
+// paths lists the files to watch: the configured ones, and the targets of those that are links.
 func (w *resolverWatch) paths() []string {
 	paths := slices.Clone(resolvconf.HostFiles)
 	if w.o.ResolvConf != "" {
@@ -108,14 +108,14 @@ func (w *resolverWatch) paths() []string {
 
 func (w *resolverWatch) concerns(name string) bool { return slices.Contains(w.paths(), name) }
 
-// follow watches the folders of the files: files are replaced by renaming.
+// follow watches the folders of the files, since files are replaced by renaming.
 func (w *resolverWatch) follow() {
 	for _, p := range w.paths() {
 		w.files.Add(filepath.Dir(p))
 	}
 }
 
-// current reads the resolvers to use now; none when the host has none.
+// current reads the resolvers to use now. It returns none when the host has none.
 func (w *resolverWatch) current() []netip.AddrPort {
 	path := w.o.ResolvConf
 	if path == "" {

@@ -2,11 +2,11 @@
 
 // Package dns is the node's cluster DNS: CoreDNS as a library, in this process.
 //
-// Every node runs one, on its own address; the Service kube-dns, which the server makes, leads each client to the
-// one of its node. The package owns CoreDNS's configuration and its two sockets per address. Names of the cluster come
-// from the caches that the node's network parts share, all others from the host's resolvers, which are followed when
-// they change. It never needs the outside: without resolvers, or without a network, cluster names are answered all the
-// same.
+// Every node runs one, on its own addresses. The Service kube-dns, which the server makes, leads each client to its own
+// node's. The package owns CoreDNS's configuration and its two sockets per address. It reads names of the cluster from
+// the caches that the node's network parts share. It forwards all other names to the host's resolvers, and follows
+// their changes. It never depends on external servers: without resolvers, or without a network, cluster names are
+// answered.
 package dns
 
 import (
@@ -34,40 +34,41 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// Port is where the Service kube-dns leads, for UDP and TCP: host processes need port 53 for themselves.
+// Port is the port to which the Service kube-dns leads, for UDP and TCP: host processes need port 53 themselves.
 const Port = 10053
 
-// Options are what a Server needs. Addresses, Informers, Client and Settings are required.
+// Options configure a Server. Addresses, Informers, Client and Settings are required.
 type Options struct {
 	// Addresses to listen on, the node's.
 	Addresses []netip.Addr
-	// Informers are the node's shared caches, with Names, which the caller runs.
+	// Informers are the node's shared caches, with Names. The caller runs them.
 	Informers *netinformers.Informers
-	// Client has the network's identity, and is for events about CustomConfigMap.
+	// Client has the network's identity. It writes events about CustomConfigMap.
 	Client kubernetes.Interface
 	// Settings follow CustomConfigMap.
 	Settings clustersettings.Follower
-	// Domain of the cluster; cluster.local when empty.
+	// Domain of the cluster. Empty means cluster.local.
 	Domain string
-	// ClusterDNS are the addresses of the Service kube-dns: a host that resolves through them must not be asked back.
+	// ClusterDNS are the addresses of the Service kube-dns. A host that resolves through them must not be used as a
+	// resolver.
 	ClusterDNS []netip.Addr
-	// ResolvConf names the file with the host's resolvers; empty means the host's own: /etc/resolv.conf, or what
-	// systemd-resolved or NetworkManager keep beside it when that has nothing but a stub.
+	// ResolvConf names the file with the host's resolvers. Empty means the host's own: /etc/resolv.conf, or the file of
+	// systemd-resolved or NetworkManager when that names only a stub.
 	ResolvConf string
-	// Clients are the networks whose questions are answered, beside those of this machine: the cluster's.
+	// Clients are the cluster's networks. Their queries are answered, and so are this machine's.
 	Clients []netip.Prefix
-	// ImportDir may hold configuration of the operator: *.override files extend the cluster's server block, *.server
-	// files add blocks of their own, as the keys of CustomConfigMap do. A mistake in one is logged and it is left out.
-	// Read at start. May be empty.
+	// ImportDir may contain the operator's configuration: *.override files extend the cluster's server block, and
+	// *.server files add separate blocks, like the keys of CustomConfigMap. A file with an error is logged and left
+	// out. The folder is read at the start. It may be empty.
 	ImportDir string
-	// Board has a line while changes of the host's resolvers are not noticed at once. May be nil.
+	// Board has a status line while changes of the host's resolvers are not noticed at once. It may be nil.
 	Board *status.Board
-	// Logger is klog's own when left zero.
+	// Logger is klog's own if it is the zero value.
 	Logger klog.Logger
 
-	id         string                            // of this Server: no question by another one has it
-	newWatcher func() (*fsnotify.Watcher, error) // fsnotify's when nil; of tests
-	// probeTimeout is how long a resolver gets to lead back here; 0 means two seconds, and others are of tests.
+	id         string                            // of this Server; a query with it can only come from this Server
+	newWatcher func() (*fsnotify.Watcher, error) // fsnotify's when nil; tests set it
+	// probeTimeout is how long to wait for a resolver that is checked for loops. 0 means two seconds. Tests set others.
 	probeTimeout time.Duration
 }
 
@@ -75,16 +76,15 @@ type Options struct {
 type Server struct {
 	o   Options
 	log klog.Logger
-	// looped are resolvers of which it was said that they lead back here. They and what follows are Run's.
+	// looped are resolvers that were logged because they lead back here. Only Run uses this and the fields below.
 	looped map[netip.AddrPort]bool
-	// soon is how long after the last look for such resolvers the next one comes, since one of them did not answer; 0:
-	// they did.
+	// soon is the pause until the next check for such resolvers, when one of them did not reply; 0 if all did.
 	soon   time.Duration
-	files  custom // of ImportDir, what works
-	custom custom // of the ConfigMap
+	files  custom // the working files of ImportDir
+	custom custom // the working keys of the ConfigMap
 }
 
-// NewServer checks the options. Nothing listens yet.
+// NewServer checks the options. It does not listen yet.
 func NewServer(o Options) (*Server, error) {
 	if len(o.Addresses) == 0 || o.Informers == nil || o.Client == nil || o.Settings == nil {
 		return nil, errors.New("dns: Addresses, Informers, Client and Settings are required")
@@ -107,15 +107,15 @@ func NewServer(o Options) (*Server, error) {
 	return &Server{o: o, log: log, looped: map[netip.AddrPort]bool{}}, nil
 }
 
-// loopEvery is how often resolvers on this machine are asked whether they lead back here; loopSoon is when one that has
-// not answered is asked again, each time after twice as long.
+// loopEvery is the interval of checks whether resolvers on this machine lead back here. loopSoon is the first pause
+// after a resolver did not reply. The pause doubles each time.
 const loopEvery, loopSoon = 5 * time.Minute, 2 * time.Second
 
-// startRetry is the wait after CoreDNS could not start: the address is not there yet, or the port is taken.
+// startRetry is the wait after CoreDNS could not start: the address does not exist yet, or the port is in use.
 const startRetry = 2 * time.Second
 
-// Run serves until ctx is done and then takes everything down. A second call may follow when the first has returned. It
-// waits for no server: without the API, cluster names fail at first and everything else is answered.
+// Run serves until ctx is done and then stops CoreDNS. Run may be called again when the first call has returned. It
+// waits for no server: without the API, cluster names fail at first, and everything else is answered.
 func (s *Server) Run(ctx context.Context) error {
 	watch := watchResolvers(ctx, s.o, s.log)
 	defer watch.close()
@@ -125,7 +125,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var instance *caddy.Instance
 	defer func() { stop(instance) }()
 	resolvers := watch.current()
-	use, here := split(resolvers) // those on this machine are asked first whether they lead back
+	use, here := split(resolvers) // those on this machine are first checked for loops
 	good := custom{}
 	for {
 		var retry, poll <-chan time.Time
@@ -192,7 +192,7 @@ func (s *Server) followCustom(ctx context.Context) *customWatch {
 	return watchCustom(ctx, s.o, s.log)
 }
 
-// apply takes over the ConfigMap's content, and says whether that changes anything.
+// apply applies the ConfigMap's content, and returns whether that changes anything.
 func (s *Server) apply(ctx context.Context, w *customWatch, data custom) (changed bool) {
 	now, errs := s.accept(s.custom, data)
 	for key, err := range errs {
@@ -228,9 +228,9 @@ func (s *Server) start(running *caddy.Instance, resolvers []netip.AddrPort, from
 	return instance, nil
 }
 
-// free says whether the addresses are there and no program has their port. CoreDNS opens its sockets one after the
-// other and closes none of them when one cannot be opened. They share their port with those of the next attempt, and a
-// part of the questions would go to sockets without a reader.
+// free returns an error if an address does not exist, or a program uses its port. CoreDNS opens its sockets one after
+// the other and closes none of them when one cannot be opened. Those would share the port with the sockets of the next
+// attempt, and some of the queries would go to sockets without a reader.
 func free(addresses []netip.Addr) error {
 	for _, a := range addresses {
 		at := netip.AddrPortFrom(a, Port).String()
@@ -249,7 +249,7 @@ func free(addresses []netip.Addr) error {
 	return nil
 }
 
-// launch starts CoreDNS, or replaces a running one. What it returns can be stopped.
+// launch starts CoreDNS, or replaces a running one. The returned instance can be stopped.
 func (s *Server) launch(running *caddy.Instance, text string) (*caddy.Instance, error) {
 	input := caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(text), ServerTypeName: "dns"}
 	if running != nil {
@@ -269,13 +269,13 @@ func (s *Server) launch(running *caddy.Instance, text string) (*caddy.Instance, 
 	return instance, nil
 }
 
-// serveTimeout is how long a machine may take to run what CoreDNS has begun. Only a server that answers nothing at all
-// takes so long.
+// serveTimeout limits how long to wait until CoreDNS' servers run. Only a server that does not reply at all takes so
+// long.
 const serveTimeout = 10 * time.Second
 
-// awaitServers waits until all servers of an instance serve, by asking each something. CoreDNS only begins to start
-// them, and cannot stop one that has not started: that one would go on for ever beside the next instance, and give a
-// part of the answers from a configuration of the past.
+// awaitServers waits until all servers of an instance serve, by sending a query to each. CoreDNS starts them
+// asynchronously, and cannot stop one that has not started: it would run forever beside the next instance, and answer
+// some of the queries from an old configuration.
 func (s *Server) awaitServers(instance *caddy.Instance) {
 	var wg sync.WaitGroup
 	for _, server := range instance.Servers() {
@@ -295,12 +295,12 @@ func (s *Server) awaitServers(instance *caddy.Instance) {
 	wg.Wait()
 }
 
-// stop takes an instance down, servers first.
+// stop stops an instance, servers first.
 func stop(instance *caddy.Instance) {
 	if instance == nil {
 		return
 	}
-	// CoreDNS reports what goes wrong here itself, and there is nothing to be done about it.
+	// CoreDNS logs errors here itself, and nothing can be done about them.
 	_ = instance.Stop()
 	_ = instance.ShutdownCallbacks()
 }
