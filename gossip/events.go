@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
-// delegate tells memberlist what this member says of itself.
+// delegate gives memberlist this member's metadata.
 type delegate struct{ m *Member }
 
 func (d delegate) NodeMeta(int) []byte {
@@ -24,11 +24,11 @@ func (d delegate) NodeMeta(int) []byte {
 	return d.m.meta.encode()
 }
 
-// byeMessage is the first byte of a message that members send beside memberlist's own; the name of the member that
-// stops follows. memberlist's events do not tell one that stopped from one that is silent.
+// byeMessage is the first byte of a message that members send beside memberlist's own. The name of the member that
+// stops follows. memberlist's events do not distinguish a stopped member from an unresponsive one.
 const byeMessage = 1
 
-// NotifyMsg takes a message of another member.
+// NotifyMsg handles a message of another member.
 func (d delegate) NotifyMsg(text []byte) {
 	if len(text) < 2 {
 		return
@@ -43,7 +43,7 @@ func (d delegate) NotifyMsg(text []byte) {
 	}
 }
 
-// announceLeaving tells all live members, once, that this one stops.
+// announceLeaving sends all live members, once, that this one stops.
 func (m *Member) announceLeaving() {
 	bye := append([]byte{byeMessage}, m.o.Name...)
 	for _, n := range m.list.Members() {
@@ -55,13 +55,13 @@ func (m *Member) announceLeaving() {
 	}
 }
 
-// Members have nothing else to tell.
+// Members exchange no other data.
 func (delegate) GetBroadcasts(int, int) [][]byte { return nil }
 func (delegate) LocalState(bool) []byte          { return nil }
 func (delegate) MergeRemoteState([]byte, bool)   {}
 
-// events keep the roster. memberlist calls them one at a time, with its lock held: they call nothing of its own that
-// takes that lock.
+// events updates the roster. memberlist calls its methods one at a time and holds its lock: they must not call a
+// function of memberlist that takes that lock.
 type events struct{ m *Member }
 
 func (e events) NotifyJoin(n *memberlist.Node) {
@@ -86,7 +86,7 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 		e.m.o.Logger.Info("a member has stopped", "member", n.Name, "role", after.Role, "address", after.Address)
 	default:
 		e.m.o.Logger.Warn("a member does not answer any more", "member", n.Name, "role", after.Role, "address", after.Address)
-		e.m.o.Reach.NodeLeft(n.Name) // its machine may be about to follow, and no member probes it any more
+		e.m.o.Reach.NodeLeft(n.Name) // its machine may fail next, and no member probes it any more
 		e.m.o.Reach.ProbeFailed(n.Name)
 		if e.m.o.Suspect != nil {
 			e.m.o.Suspect(n.Name)
@@ -94,8 +94,7 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	}
 }
 
-// saw takes in what memberlist knows of a live member. One that says nothing that is understood is a member
-// nevertheless.
+// saw records what memberlist knows of a live member. One whose metadata cannot be decoded is a member nevertheless.
 func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 	meta, err := decodeMeta(n.Meta)
 	if err != nil {
@@ -115,8 +114,8 @@ func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 	})
 }
 
-// names refuse members that no Kubernetes Node could be, and more of them than there can be, before anything is kept of
-// them.
+// names rejects members whose name cannot be a Kubernetes Node's, and more members than there can be, before anything
+// about them is stored.
 type names struct{ m *Member }
 
 func (n names) NotifyAlive(member *memberlist.Node) error {
@@ -136,7 +135,7 @@ func (n names) NotifyAlive(member *memberlist.Node) error {
 	return nil
 }
 
-// conflicts hear of a second member of a name.
+// conflicts is notified of a second member with the same name.
 type conflicts struct{ m *Member }
 
 func (c conflicts) NotifyConflict(existing, other *memberlist.Node) {

@@ -20,34 +20,34 @@ import (
 )
 
 const (
-	// lookupPatience bounds the question for the addresses of a name.
+	// lookupPatience limits the lookup of a name's addresses.
 	lookupPatience = 3 * time.Second
-	// answerPatience is how long answers to a question by multicast are waited for.
+	// answerPatience is how long to wait for replies to a multicast question.
 	answerPatience = time.Second
-	// seenQuestions is how many questions a machine remembers, so as not to answer one twice.
+	// seenQuestions is how many questions a machine remembers, so that it does not reply to one twice.
 	seenQuestions = 256
-	// Agents answer after answerDelay at most, and of many only about fewAgents.
+	// Agents reply after answerDelay at most. If there are many, only about fewAgents of them do.
 	answerDelay = 300 * time.Millisecond
 	fewAgents   = 8
-	// defaultPort is that of a machine to which no other was given.
+	// defaultPort is the port of a machine without another configured port.
 	defaultPort = 6443
-	// maxPorts is how many ports a question goes to.
+	// maxPorts is how many ports a question is sent to.
 	maxPorts = 4
 )
 
-// SearchOptions say how to look for the servers of a cluster whose addresses are not known any more.
+// SearchOptions configure a search for the servers of a cluster whose addresses are not known any more.
 type SearchOptions struct {
 	// Packets is the machine's socket. No other reader may use it meanwhile.
 	Packets net.PacketConn
 	Keys    clusterconfig.GossipKeys
-	// Links are the machine's that lead to others.
+	// Links returns the machine's interfaces to other machines.
 	Links func() ([]net.Interface, error)
-	// Ports are those at which servers may listen besides the machine's own and the usual one.
+	// Ports are further ports on which servers may listen, besides the machine's own and the usual one.
 	Ports []uint16
 }
 
-// Search asks the networks that the machine is on, once, and returns where servers are, as machines with the cluster's
-// key say.
+// Search sends one question to the networks of the machine. It returns the servers' addresses from the replies of
+// machines that have the cluster's key.
 func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
 	s, err := seals(o.Keys)
 	if err != nil || len(s) == 0 {
@@ -65,7 +65,7 @@ func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = o.Packets.SetReadDeadline(time.Time{}) }() // the next reader waits as long as it likes
+	defer func() { _ = o.Packets.SetReadDeadline(time.Time{}) }() // the next reader waits without a deadline
 	defer context.AfterFunc(ctx, func() { _ = o.Packets.SetReadDeadline(time.Unix(1, 0)) })()
 	if err := o.Packets.SetReadDeadline(time.Now().Add(answerPatience)); err != nil {
 		return nil, fmt.Errorf("gossip: wait for answers: %w", err)
@@ -80,7 +80,7 @@ func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
 		case errors.Is(err, net.ErrClosed):
 			return nil, err
 		case err != nil:
-			continue // an answer by ICMP to something that was sent
+			continue // an ICMP error for a packet that was sent
 		}
 		if a, _, err := openSearch(s, buffer[:length]); err == nil && a.kind == kindAnswer && a.challenge == q.challenge {
 			found = appendNew(found, a.servers)
@@ -88,8 +88,8 @@ func Search(ctx context.Context, o SearchOptions) ([]netip.AddrPort, error) {
 	}
 }
 
-// ports are those that questions go to: the usual one and the machine's own, whatever others are known, then the lowest
-// of these.
+// ports returns the ports to which questions are sent: the usual one and the machine's own, then the lowest of the
+// other known ones.
 func ports(own net.PacketConn, more []uint16) []uint16 {
 	out := []uint16{defaultPort}
 	if a, ok := own.LocalAddr().(*net.UDPAddr); ok && a.Port > 0 && a.Port < 1<<16 && a.Port != defaultPort {
@@ -112,19 +112,19 @@ func appendNew(a, b []netip.AddrPort) []netip.AddrPort {
 	return a
 }
 
-// asker is how questions go to a machine's networks.
+// asker sends questions to a machine's networks.
 type asker interface {
-	// send sends a datagram to the listeners at some ports, and returns how often.
+	// send sends a datagram to the listeners on some ports, and returns how many it sent.
 	send(b []byte, ports []uint16) (int, error)
 }
 
-// resolver finds the addresses of a name: Go's own.
+// resolver looks up the addresses of a name. It is Go's own.
 type resolver interface {
 	LookupPort(ctx context.Context, network, service string) (int, error)
 	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
 }
 
-// searcher asks and answers for a member.
+// searcher sends and answers questions for a member.
 type searcher struct {
 	m        *Member
 	n        asker
@@ -132,9 +132,9 @@ type searcher struct {
 
 	mu    sync.Mutex
 	seals []cipher.AEAD
-	asked challenge // of the question that is open
+	asked challenge // of the open question
 	found []netip.AddrPort
-	heard timers.Signal // an answer has come
+	heard timers.Signal // a reply was received
 	seen  []challenge
 	may   allowance
 }
@@ -162,29 +162,29 @@ func (s *searcher) setKeys(keys clusterconfig.GossipKeys) error {
 	return nil
 }
 
-// Found are the servers that the last search found; none while nothing is searched for.
+// Found returns the servers that the last search found. It returns none while there is no search.
 func (m *Member) Found() []netip.AddrPort {
 	m.search.mu.Lock()
 	defer m.search.mu.Unlock()
 	return slices.Clone(m.search.found)
 }
 
-// reset drops what was found.
+// reset deletes what was found.
 func (s *searcher) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.found, s.asked = nil, challenge{}
 }
 
-// drop forgets an address without an answer: what is wrong must not stand in the way of what the next answer says.
+// drop deletes an address that did not reply: a wrong one must not take the place of one in the next reply.
 func (s *searcher) drop(address netip.AddrPort) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.found = slices.DeleteFunc(s.found, func(a netip.AddrPort) bool { return a == address })
 }
 
-// search asks for the addresses of names, and then the machine's networks, where servers are. It waits a moment for
-// answers.
+// search looks up the addresses of names, and then asks the machine's networks for servers. It waits a moment for
+// replies.
 func (s *searcher) search(ctx context.Context) {
 	found := resolve(ctx, s.resolver, s.m.o.Names)
 	s.mu.Lock()
@@ -217,7 +217,7 @@ func (s *searcher) search(ctx context.Context) {
 	}
 }
 
-// receive takes a datagram of a search in. It returns what answers it, nil when there is no answer.
+// receive handles a datagram of a search. It returns a function that replies, or nil when there is no reply.
 func (s *searcher) receive(b []byte, from net.Addr) func(closed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -229,7 +229,7 @@ func (s *searcher) receive(b []byte, from net.Addr) func(closed <-chan struct{})
 	case kindAnswer:
 		if t.challenge == s.asked {
 			s.found = appendNew(s.found, t.servers)
-			s.heard.Send() // the notification is pending already
+			s.heard.Send() // the signal may be pending already
 		}
 	case kindQuestion:
 		if t.challenge != s.asked && s.mayAnswer(t.challenge, from, time.Now()) {
@@ -239,12 +239,12 @@ func (s *searcher) receive(b []byte, from net.Addr) func(closed <-chan struct{})
 	return nil
 }
 
-// mayAnswer says whether a question is new and not one too many, of all or of its sender.
+// mayAnswer reports whether a question is new and within the limits, of all senders and of its own.
 func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
 	if slices.Contains(s.seen, c) {
 		return false
 	}
-	var sender netip.Addr // of what is no UDP packet: all of those are one
+	var sender netip.Addr // zero for what is no UDP packet: these share one limit
 	if u, ok := from.(*net.UDPAddr); ok {
 		sender = u.AddrPort().Addr().Unmap()
 	}
@@ -255,8 +255,8 @@ func (s *searcher) mayAnswer(c challenge, from net.Addr, now time.Time) bool {
 	return true
 }
 
-// answer tells who asked where servers are. A server answers at once. Of agents, which may be many, a few do, and not
-// all at the same moment.
+// answer sends the servers' addresses to the machine that asked. A server replies at once. Of agents, which may be
+// many, a few reply, at different moments.
 func (s *searcher) answer(closed <-chan struct{}, seal cipher.AEAD, c challenge, to net.Addr) {
 	var servers []netip.AddrPort
 	own, machines := false, 0
@@ -290,7 +290,7 @@ func (s *searcher) answer(closed <-chan struct{}, seal cipher.AEAD, c challenge,
 	}
 }
 
-// resolve finds the addresses of names, each with a port; those that are addresses need no question.
+// resolve looks up the addresses of names, each with a port. Those that are addresses need no lookup.
 func resolve(ctx context.Context, r resolver, names []string) []netip.AddrPort {
 	ctx, cancel := context.WithTimeout(ctx, lookupPatience)
 	defer cancel()
@@ -304,7 +304,7 @@ func resolve(ctx context.Context, r resolver, names []string) []netip.AddrPort {
 		if err != nil {
 			continue
 		}
-		ips, err := r.LookupNetIP(ctx, "ip", host) // an address needs no question
+		ips, err := r.LookupNetIP(ctx, "ip", host) // an address needs no lookup
 		if err != nil {
 			continue
 		}
@@ -315,7 +315,7 @@ func resolve(ctx context.Context, r resolver, names []string) []netip.AddrPort {
 	return out
 }
 
-// Known are the addresses of those members that an earlier run knew, by its file.
+// Known returns the addresses of the members that an earlier run knew, from its file.
 func Known(file string) []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, k := range readKnown(file) {

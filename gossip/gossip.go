@@ -3,11 +3,11 @@
 // Package gossip makes the machines of a cluster known to one another (hashicorp/memberlist, after the paper on SWIM,
 // Das, Gupta and Motivala, 2002).
 //
-// Each machine is a member. It tells what it is and where it is reached ([Meta]), hears the same of all others through
-// whichever member it reaches, and learns within seconds that one does not answer any more. It owns the packets and
-// streams by which that goes, the list of members in memory and the file of those that it knew last. It decides
-// nothing: a machine with the cluster's key is a member and can say what it likes, so what is learnt here is a reason
-// to look and never the proof. It knows neither the API nor the store.
+// Each machine is a member. It publishes its role and addresses ([Meta]), receives those of all others through any
+// member that it reaches, and learns within seconds that one became unresponsive. The package owns its packets and
+// streams, the list of members in memory and the file of the last known ones. It decides nothing: every machine with
+// the cluster's key is a member and can send anything, so its information is a reason to check and never a proof. It
+// knows neither the API nor the store.
 package gossip
 
 import (
@@ -33,51 +33,53 @@ import (
 )
 
 const (
-	// leaveTimeout is how long a member that stops tries to say so.
+	// leaveTimeout limits how long a stopping member tries to announce that.
 	leaveTimeout = time.Second
-	// pruneAfter and maxSilent bound what is kept of members that are silent. They are asked again for as long.
+	// pruneAfter and maxSilent limit how long, and how many, unresponsive members are remembered. They are dialed as
+	// long.
 	pruneAfter = 72 * time.Hour
 	maxSilent  = 256
-	// maxMembers bounds the live members where the limit is not known.
+	// maxMembers limits the live members where the limit is not known.
 	maxMembers = 4096
-	// askAlone is how often a member that knows no live one asks those that it knew, at first and at most.
+	// askAlone and askAloneMost are the first and the longest pause between a member's attempts when it knows no live
+	// one.
 	askAlone, askAloneMost = time.Second, 15 * time.Second
-	// askEvery is how often the silent ones are asked again while there are live ones, askEach what every live member
-	// adds, so that a machine that is off is not asked more often in a larger cluster.
+	// askEvery is the interval at which unresponsive members are dialed while there are live ones. askEach is added for
+	// every live member, so that a machine that is off is not dialed more often in a larger cluster.
 	askEvery, askEach = 15 * time.Second, 100 * time.Millisecond
-	// askMost is how many are asked in one round. A round waits for each of them.
+	// askMost is how many are dialed in one round. A round waits for each of them.
 	askMost = 3
-	// lostRounds is how many rounds a machine that is lost asks only at addresses that it knows.
+	// lostRounds is for how many rounds a machine that is lost only dials addresses that it knows.
 	lostRounds = 1
 )
 
-// Options are all required but File, Ask, Names, Lost, Links, Most, Suspect, Reach and Logger.
+// All fields of Options are required, except File, Ask, Names, Lost, Links, Most, Suspect, Reach and Logger.
 type Options struct {
-	// Name is the node's name; no two members have one.
+	// Name is the node's name, which no other member has.
 	Name string
 	// Address is where other members reach this one: streams by TCP, packets by UDP on the same port.
 	Address netip.AddrPort
-	// Packets and Streams are how. A Member closes them.
+	// Packets and Streams are the sockets for that. A Member closes them.
 	Packets net.PacketConn
 	Streams Streams
 	Keys    clusterconfig.GossipKeys
 	Meta    Meta
-	// File keeps the members that were known last.
+	// File stores the last known members.
 	File string
 	// Ask lists further addresses at which members may be: those that the operator named and those in the API.
 	Ask func() []netip.AddrPort
 	// Names are host:port of servers that the operator named. They are resolved while Lost.
 	Names []string
-	// Lost says that this machine reaches no server that could help it. Only then is anybody asked by name or by
+	// Lost reports whether this machine reaches no server that could help it. Only then it searches by name and by
 	// multicast.
 	Lost func() bool
-	// Links are the machine's that lead to others, on which questions are asked by multicast. Nil means none.
+	// Links returns the machine's interfaces to other machines, for multicast questions. nil means none.
 	Links func() ([]net.Interface, error)
-	// Most is how many live members there can be, 0 if that is not known; more of them are refused. It is called under
-	// memberlist's lock and must not block.
+	// Most returns how many live members there can be, or 0 if that is not known. More of them are rejected. It is
+	// called under memberlist's lock and must not block.
 	Most func() int
-	// Suspect is called with a member that memberlist suspects, and must not block. That is a
-	// nomination: the probe of the machine itself decides.
+	// Suspect is called with a member that memberlist suspects, and must not block. A suspicion is only a reason to
+	// check: the machine's own probe decides.
 	Suspect func(name string)
 	Reach   Reach
 	Logger  *slog.Logger
@@ -93,24 +95,24 @@ type Member struct {
 	ring   *memberlist.Keyring
 	roster *roster
 	log    *libraryLog
-	// metaChanged wakes Run when Meta has changed; one: a second change is sent with the first.
+	// metaChanged wakes Run when Meta has changed; capacity 1: a second change is sent with the first.
 	metaChanged timers.Signal
-	// failed has the error of a socket that broke; one: the first is reported.
+	// failed has the error of a socket that broke; capacity 1: the first is reported.
 	failed    chan error
 	transport *transport
 	search    *searcher
-	// ended says that Run has returned: memberlist's timers may fire a moment longer.
+	// ended means that Run has returned: memberlist's timers may fire a moment longer.
 	ended atomic.Bool
-	// resting is what wake wakes; nil until it rests, which is while memberlist is made.
+	// resting is the memberlist that wake wakes. It is nil while memberlist is made, before rest is called.
 	resting atomic.Pointer[memberlist.Memberlist]
 
 	mu   sync.Mutex
 	meta Meta
-	// raw, when set, is sent instead of meta; tests set it.
+	// raw, when set, is sent instead of meta. Tests set it.
 	raw []byte
 }
 
-// New makes this machine a member and begins to answer others. Run finds them.
+// New makes this machine a member, which replies to others. Run finds them.
 func New(o Options) (*Member, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if err := errors.Join(o.Keys.Validate(), checkName(o.Name), checkAddress(o.Address)); err != nil {
@@ -150,7 +152,7 @@ func New(o Options) (*Member, error) {
 	return m, nil
 }
 
-// checkName refuses what cannot be the name of a Node: members are nodes, and names reach logs and terminals.
+// checkName rejects what cannot be the name of a Node: members are nodes, and names are written to logs and terminals.
 func checkName(name string) error {
 	if len(name) > validation.LabelValueMaxLength || len(validation.IsDNS1123Subdomain(name)) > 0 {
 		return fmt.Errorf("gossip: %q cannot be a node's name", name)
@@ -165,20 +167,20 @@ func checkAddress(a netip.AddrPort) error {
 	return nil
 }
 
-// config is memberlist's profile for a local network, with less to do at rest
+// config returns memberlist's profile for a local network, with less work at rest
 // (docs/adr/0070-gossip-and-changed-addresses.md).
 func (m *Member) config() *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name = m.o.Name
 	c.Transport = m.transport
 	c.AdvertiseAddr, c.AdvertisePort = m.o.Address.Addr().String(), int(m.o.Address.Port())
-	c.BindPort = c.AdvertisePort // what Join takes for an address without one
+	c.BindPort = c.AdvertisePort // Join uses it for an address without a port
 	c.Keyring = m.ring
 	c.Delegate, c.Events, c.Conflict, c.Alive = delegate{m}, events{m}, conflicts{m}, names{m}
 	c.Logger = m.log.std()
 	c.EnableCompression = false    // packets are small, and each would cost a compressor of 60 KB
-	c.UDPBufferSize = maxPacket    // fits every network that IPv6 does, through tunnels too
-	c.GossipInterval = gossipEvery // there is seldom anything to tell; news goes out with probes as well
+	c.UDPBufferSize = maxPacket    // fits every network with IPv6, through tunnels too
+	c.GossipInterval = gossipEvery // there is seldom a change, and probes carry changes as well
 	c.PushPullInterval = pushPullEvery
 	c.TCPTimeout = streamTimeout
 	c.DeadNodeReclaimTime = reclaimAfter
@@ -191,25 +193,26 @@ const (
 	gossipEvery   = 500 * time.Millisecond
 	pushPullEvery = time.Minute
 	streamTimeout = 5 * time.Second
-	// reclaimAfter is how long a silent member's name stays at its address: the machine may come back with another one.
+	// reclaimAfter is how long an unresponsive member's name stays bound to its address: the machine may return with
+	// another.
 	reclaimAfter = time.Second
 )
 
-// Members lists all that are known, this machine among them: servers first, then by name.
+// Members lists all known members, including this machine: servers first, then by name.
 func (m *Member) Members() []Info { return m.roster.list() }
 
-// MembersChanged returns a channel that is closed when the list changes next.
+// MembersChanged returns a channel that is closed at the next change of the list.
 func (m *Member) MembersChanged() <-chan struct{} { return m.roster.next() }
 
-// Update changes what this member says of itself.
+// Update changes this member's metadata.
 func (m *Member) Update(f func(*Meta)) {
 	m.mu.Lock()
 	f(&m.meta)
 	m.mu.Unlock()
-	m.metaChanged.Send() // it will be read with the last one
+	m.metaChanged.Send() // if a signal is pending, Run reads both changes at once
 }
 
-// SetKeys puts other keys in place of those in use.
+// SetKeys replaces the keys.
 func (m *Member) SetKeys(k clusterconfig.GossipKeys) error {
 	if err := k.Validate(); err != nil {
 		return err
@@ -233,8 +236,8 @@ func (m *Member) SetKeys(k clusterconfig.GossipKeys) error {
 	return m.search.setKeys(k)
 }
 
-// Run looks for members until ctx is done, then says good-bye and returns when nothing is received any more.
-// memberlist's own goroutines end a moment later, and what they still find is dropped.
+// Run looks for members until ctx is done, announces that it stops, and returns when nothing is received any more.
+// memberlist's own goroutines end a moment later, and their results are dropped.
 func (m *Member) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
@@ -246,7 +249,7 @@ func (m *Member) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case err = <-m.failed:
 		case <-m.metaChanged:
-			if err := m.list.UpdateNode(leaveTimeout); err != nil { // it goes with the next exchange all the same
+			if err := m.list.UpdateNode(leaveTimeout); err != nil { // the next exchange sends it all the same
 				m.o.Logger.Debug("gossip: the news of this machine was not sent at once", "error", err)
 			}
 		}
@@ -281,8 +284,8 @@ func (m *Member) saveMembers(ctx context.Context) {
 	}
 }
 
-// find asks those who are not heard of, again and again: memberlist forgets them, and two halves of a cluster that was
-// cut would not find one another.
+// find dials unresponsive members periodically: memberlist deletes them, and the two halves of a partitioned cluster
+// would not find one another again.
 func (m *Member) find(ctx context.Context) {
 	alone, lost := askAlone, 0
 	for {
@@ -317,7 +320,7 @@ func (m *Member) find(ctx context.Context) {
 	}
 }
 
-// candidates are addresses at which no live member is known, some of them by chance.
+// candidates returns addresses at which no live member is known: the found servers, and some of the others at random.
 func (m *Member) candidates() []netip.AddrPort {
 	live := map[netip.AddrPort]bool{m.o.Address: true}
 	var out []netip.AddrPort

@@ -9,7 +9,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// ReadKeys reads the cluster's keys from a file; ok is false if there is none.
+// ReadKeys reads the cluster's keys from a file. ok is false if there is none.
 func ReadKeys(file string) (keys clusterconfig.GossipKeys, ok bool, err error) {
 	if ok, err = atomicfile.ReadJSON(file, &keys); ok {
 		err = keys.Validate()
@@ -20,7 +20,7 @@ func ReadKeys(file string) (keys clusterconfig.GossipKeys, ok bool, err error) {
 	return keys, ok, nil
 }
 
-// WriteKeys keeps them, for root alone.
+// WriteKeys writes the keys to a file that only root can read.
 func WriteKeys(file string, keys clusterconfig.GossipKeys) error {
 	return atomicfile.WriteJSON(file, keys, 0o600)
 }

@@ -9,10 +9,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// maxKnown is how many members are kept in the file: each of them that answers knows all others.
+// maxKnown is how many members the file has: each of them that replies knows all others.
 const maxKnown = 64
 
-// known is one member in the file. It has no times and no states: those change while nothing does that a cold start
+// known is one member in the file. It has no times and no states: those change while nothing changes that a cold start
 // needs.
 type known struct {
 	Name    string         `json:"name"`
@@ -20,7 +20,7 @@ type known struct {
 	Server  bool           `json:"server,omitempty"`
 }
 
-// readKnown returns whom an earlier run knew. A file that is missing or damaged is none: it only saves time.
+// readKnown returns the members that an earlier run knew. A missing or damaged file has none: it only saves time.
 func readKnown(file string) []known {
 	var out []known
 	if _, err := atomicfile.ReadJSON(file, &out); err != nil {
@@ -29,8 +29,8 @@ func readKnown(file string) []known {
 	return slices.DeleteFunc(out, func(k known) bool { return checkName(k.Name) != nil || !k.Address.IsValid() })
 }
 
-// writeKnown keeps the members, servers first and those that live before the others, and leaves a file alone that says
-// the same.
+// writeKnown writes the members, servers first and live ones before the others. It does not write a file with the same
+// content.
 func writeKnown(file string, members []Info) error {
 	out := []known{}
 	for _, live := range []bool{true, false} {

@@ -12,8 +12,8 @@ import (
 	"unicode"
 )
 
-// libraryLog takes what memberlist says. All of it goes to the debug log: it repeats itself every second while
-// something is wrong. What a person should know is said once, in words.
+// libraryLog receives memberlist's log. All of it goes to the debug log, since it repeats itself every second during a
+// problem. What users should know is logged once, in other words.
 type libraryLog struct {
 	logger *slog.Logger
 
@@ -21,10 +21,10 @@ type libraryLog struct {
 	logged map[string]bool
 }
 
-// maxLogged bounds how many different warnings are given: others choose what some of them name.
+// maxLogged limits how many different warnings are logged: other machines choose the content of some.
 const maxLogged = 256
 
-// visible puts a question mark in place of what a terminal would obey.
+// visible replaces characters that a terminal would interpret by question marks.
 func visible(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -34,7 +34,7 @@ func visible(text string) string {
 	}, text)
 }
 
-// advice says in words what some of memberlist's lines mean. Key is a part of the line.
+// advice explains some of memberlist's lines. line is a substring of the log line.
 var advice = []struct{ line, words string }{
 	{"Decrypt packet failed", "a machine without the cluster's gossip key sends to this machine's gossip port; that is ignored. " +
 		"A machine of this cluster that was off while the key was rotated asks a server for the new one"},
@@ -44,7 +44,7 @@ var advice = []struct{ line, words string }{
 
 func (l *libraryLog) std() *log.Logger { return log.New(l, "", 0) }
 
-// Write takes a line.
+// Write handles a line.
 func (l *libraryLog) Write(line []byte) (int, error) {
 	text := visible(string(bytes.TrimSpace(line))) // it quotes what other members sent
 	l.logger.Log(context.Background(), slog.LevelDebug, text)
@@ -56,7 +56,7 @@ func (l *libraryLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// once warns, the first time.
+// once logs a warning the first time.
 func (l *libraryLog) once(words string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Role is what a machine is in the cluster.
+// Role is a machine's role in the cluster.
 type Role uint8
 
 // The roles. A role that a newer version added is kept as its number.
@@ -22,7 +22,7 @@ const (
 	RoleAgent  Role = 2
 )
 
-// String writes the role as the command is called.
+// String returns the name of the role's command.
 func (r Role) String() string {
 	switch r {
 	case RoleServer:
@@ -33,24 +33,24 @@ func (r Role) String() string {
 	return "unknown"
 }
 
-// Meta is what a member says of itself. Its name, the node's, is beside it.
+// Meta is the metadata that a member publishes. Its name, the node's, is not included.
 type Meta struct {
 	Role Role
-	// API is where a server's API is reached; none on an agent.
+	// API is where a server's API is reached. It is empty on an agent.
 	API []netip.AddrPort
 	// Addresses are the node's, one of each family.
 	Addresses []netip.Addr
-	// PodSubnets are those of the node's pods; none before the node has some.
+	// PodSubnets are those of the node's pods. It is empty before the node has some.
 	PodSubnets []netip.Prefix
-	// Version is the product's, Protocol that of what its machines say to one another (internal/version).
+	// Version is the product's version, Protocol the version of its machines' protocol (internal/version).
 	Version  string
 	Protocol uint64
-	// KeyGeneration is that of the keys that the member has.
+	// KeyGeneration is the generation of the member's keys.
 	KeyGeneration uint64
 }
 
-// The form in bytes: the format's number, then fields, each a tag, the length of what follows, and that. A reader skips
-// tags that it does not know, so a new field needs no new format. Lists repeat their tag.
+// The encoding: the format's number, then fields, each with a tag, the length of its value, and the value. A reader
+// skips unknown tags, so a new field needs no new format. Lists repeat their tag.
 const (
 	metaFormat = 1
 
@@ -63,14 +63,14 @@ const (
 	tagKeyGeneration = 7
 )
 
-// What a member says at most, so that it always fits into memberlist.MetaMaxSize.
+// Limits of the metadata, so that it always fits into memberlist.MetaMaxSize.
 const (
 	maxAddresses   = 4
 	maxPodSubnets  = 8
 	maxVersionText = 64
 )
 
-// encode writes m; what is beyond the bounds is left out.
+// encode encodes m. It omits what is beyond the limits.
 func (m *Meta) encode() []byte {
 	out := []byte{metaFormat}
 	field := func(tag uint64, value []byte) { out = protowire.AppendBytes(protowire.AppendVarint(out, tag), value) }
@@ -90,7 +90,7 @@ func (m *Meta) encode() []byte {
 	return out
 }
 
-// decodeMeta reads what a member said of itself. It may be anything.
+// decodeMeta decodes another member's metadata, which may be any bytes.
 func decodeMeta(data []byte) (Meta, error) {
 	var m Meta
 	if len(data) > memberlist.MetaMaxSize {
@@ -110,13 +110,13 @@ func decodeMeta(data []byte) (Meta, error) {
 			return Meta{}, fmt.Errorf("gossip: metadata with %d bytes in the field %d", len(value), tag)
 		}
 	}
-	m.API = m.API[:min(len(m.API), maxAddresses)] // no more than a member of this version would say
+	m.API = m.API[:min(len(m.API), maxAddresses)] // no more than a member of this version would send
 	m.Addresses = m.Addresses[:min(len(m.Addresses), maxAddresses)]
 	m.PodSubnets = m.PodSubnets[:min(len(m.PodSubnets), maxPodSubnets)]
 	return m, nil
 }
 
-// decodeField takes one field, and says whether it is well-formed; one that is unknown is.
+// decodeField decodes one field, and returns whether it is well-formed. An unknown field is.
 func (m *Meta) decodeField(tag uint64, value []byte) (ok bool) {
 	var ip netip.Addr
 	switch tag {
@@ -153,7 +153,7 @@ func number(value []byte) (uint64, bool) {
 	return n, size == len(value)
 }
 
-// printable keeps of a text what does no harm in a log or on a terminal.
+// printable returns the characters of a text that are harmless in a log and on a terminal.
 func printable(text []byte) string {
 	return strings.Map(func(c rune) rune {
 		if c > ' ' && c < 0x7f {

@@ -12,22 +12,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Questions go to all machines on a link: each is in these groups without having asked for it (RFC 1112 §4, RFC 4291
-// §2.7.1), and no switch that looks at who has asked for a group keeps them back. A machine that does not listen on the
-// port hears nothing.
+// Questions go to all machines on a link. Each machine is a member of these groups without joining them (RFC 1112 §4,
+// RFC 4291 §2.7.1), and no switch with multicast snooping blocks them. A machine that does not listen on the port
+// receives nothing.
 var (
 	group4 = netip.AddrFrom4([4]byte{224, 0, 0, 1})
 	group6 = netip.MustParseAddr("ff02::1")
 )
 
-// multicast is the socket by which a machine asks and is asked: the one of its packets.
+// multicast sends and receives questions on the machine's packet socket.
 type multicast struct {
 	packets net.PacketConn
-	// links are those to ask on; nil means none.
+	// links returns the interfaces to use; nil means none.
 	links func() ([]net.Interface, error)
 }
 
-// over has what goes to an IPv4 group leave by a link. Nothing else on this socket goes to one.
+// over makes packets to an IPv4 group leave by a link. Nothing else on this socket goes to such a group.
 func (n *multicast) over(link net.Interface) error {
 	socket, ok := n.packets.(syscall.Conn)
 	if !ok {
@@ -76,7 +76,7 @@ func (n *multicast) send(b []byte, ports []uint16) (int, error) {
 	return 0, errors.Join(errs...)
 }
 
-// all are the links that are up and know multicast.
+// all returns the links that are up and support multicast.
 func (n *multicast) all() ([]net.Interface, error) {
 	if n.links == nil {
 		return nil, nil

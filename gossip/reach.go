@@ -9,16 +9,17 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// Reach hears what says something about whether this machine reaches another one, long before gossip calls a member
-// dead. None of its methods may block. All of it is a reason to look, and no more.
+// Reach receives signs that this machine does, or does not, reach another one, long before gossip declares a member
+// dead. None of its methods may block. All signs are only a reason to check.
 type Reach interface {
-	// NodeJoined says that a member was heard, by anybody, and which port it has.
+	// NodeJoined reports that a member is alive, as this machine or another member observed, and its port.
 	NodeJoined(name string, port uint16)
-	// NodeLeft says that a member has said good-bye, or that all think it dead: no member probes it from now on.
+	// NodeLeft reports that a member has announced that it stops, or that all consider it dead: no member probes it
+	// from now on.
 	NodeLeft(name string)
-	// ProbeFailed says that a member left a packet of this machine unanswered, or that all think it dead.
+	// ProbeFailed reports that a member did not reply to a packet of this machine, or that all consider it dead.
 	ProbeFailed(name string)
-	// PeerReportedFailure says that another member does not reach it.
+	// PeerReportedFailure reports that another member does not reach it.
 	PeerReportedFailure(name string)
 }
 
@@ -31,14 +32,14 @@ func (nopObserver) ProbeFailed(string)         {}
 func (nopObserver) PeerReportedFailure(string) {}
 
 const (
-	// failureMessage is the first byte of a message that says: this machine has found that a member does not answer,
-	// look for yourselves. The member's name follows.
+	// failureMessage is the first byte of a message that reports an unresponsive member, so that the receivers check
+	// it. The member's name follows.
 	failureMessage = 2
-	// failureFanout is how many members get a report of it at once. Each that finds the same reports to as many.
+	// failureFanout is how many members get such a report at once. Each that finds the same sends it to as many.
 	failureFanout = 16
 )
 
-// TellUnreachable tells some other members that this machine does not reach one.
+// TellUnreachable reports to some other members that this machine does not reach one.
 func (m *Member) TellUnreachable(name string) {
 	if m.ended.Load() {
 		return
@@ -59,8 +60,8 @@ func (m *Member) TellUnreachable(name string) {
 	}
 }
 
-// dialed looks at the streams that memberlist opens to a member. Those for full exchanges have streamTimeout; the
-// others replace a packet that was not answered within the time for a probe.
+// dialed handles the streams that memberlist opens to a member. Those for full exchanges have streamTimeout. The others
+// replace a packet without a reply within the time for a probe.
 func (m *Member) dialed(a memberlist.Address, timeout time.Duration) {
 	if a.Name != "" && a.Name != m.o.Name && timeout != streamTimeout {
 		m.o.Reach.ProbeFailed(a.Name)

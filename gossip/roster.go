@@ -11,12 +11,12 @@ import (
 	"time"
 )
 
-// State is what is known of a member's life.
+// State is the state of a member.
 type State string
 
-// The states. Silent means that members asked it and had no answer: it is dead or cut off, which gossip cannot tell
-// apart. Left means that it said good-bye. Remembered means that it was a member in an earlier run and has not been
-// heard since.
+// The states. Silent means that members probed it without a reply: it is dead or cut off, which gossip cannot
+// distinguish. Left means that it announced that it stops. Remembered means that it was a member in an earlier run,
+// without contact since.
 const (
 	Alive      State = "alive"
 	Silent     State = "silent"
@@ -30,19 +30,19 @@ type Info struct {
 	// Address is where it is reached, by TCP and UDP.
 	Address netip.AddrPort
 	State   State
-	// Since is when this machine learnt of the state.
+	// Since is when this machine learned of the state.
 	Since time.Time
-	// Self says that it is this machine.
+	// Self means that it is this machine.
 	Self bool
 	Meta
 
-	bye time.Time // when it said that it stops
+	bye time.Time // when it announced that it stops
 }
 
-// byeLasts is how long after its good-bye a member that does not answer has stopped, and is not lost.
+// byeLasts is how long after that announcement an unresponsive member counts as stopped, and not as lost.
 const byeLasts = 30 * time.Second
 
-// roster is what this machine knows of all members, those included that memberlist has forgotten as dead.
+// roster is what this machine knows of all members, including those that memberlist has deleted as dead.
 type roster struct {
 	self string
 	now  func() time.Time
@@ -56,7 +56,7 @@ func newRoster(self string, now func() time.Time) *roster {
 	return &roster{self: self, now: now, members: map[string]Info{}, changed: make(chan struct{})}
 }
 
-// update changes what is known of a member. It says what was known before.
+// update changes what is known of a member. It returns the state before and after.
 func (r *roster) update(name string, f func(*Info)) (before, after Info) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -72,7 +72,7 @@ func (r *roster) update(name string, f func(*Info)) (before, after Info) {
 	return before, after
 }
 
-// room says whether a member may come: it is alive already, or fewer than most are.
+// room reports whether a member may join: it is alive already, or fewer than most are.
 func (r *roster) room(name string, most int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -88,8 +88,8 @@ func (r *roster) room(name string, most int) bool {
 	return alive < most
 }
 
-// noteLeaving notes that a member is about to stop. It is alive until memberlist says that it has gone, which may have
-// been a moment ago: messages overtake one another.
+// noteLeaving records that a member is about to stop. It is alive until memberlist reports that it left. That may have
+// been a moment ago, since messages overtake one another.
 func (r *roster) noteLeaving(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,7 +103,7 @@ func (r *roster) noteLeaving(name string) {
 	}
 }
 
-// markSilent notes that a member does not answer any more.
+// markSilent records that a member became unresponsive.
 func (r *roster) markSilent(name string) Info {
 	_, after := r.update(name, func(i *Info) {
 		i.State = Silent
@@ -114,8 +114,8 @@ func (r *roster) markSilent(name string) Info {
 	return after
 }
 
-// prune drops members that have been silent for too long, beginning with those that have been silent longest when
-// there are more than most.
+// prune deletes members that have been unresponsive for too long. If there are more than most, it deletes the longest
+// unresponsive ones.
 func (r *roster) prune(after time.Duration, most int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -134,7 +134,7 @@ func (r *roster) prune(after time.Duration, most int) {
 	}
 }
 
-// list is sorted: servers first, then by name.
+// list returns the members, servers first, then by name.
 func (r *roster) list() []Info {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -150,7 +150,7 @@ func order(r Role) int {
 	return 1
 }
 
-// next is closed when something changes.
+// next returns a channel that is closed at the next change.
 func (r *roster) next() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -8,9 +8,9 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// A member that has not met another one has no member to probe or to send anything; memberlist wakes the process three
-// times a second for it all the same (docs/adr/0040). It starts to do so when it is made, and has no exported way to
-// stop it. Others reach such a member as any other one, and it looks for them as before.
+// A member that has met no other one has none to probe or to send to. memberlist wakes the process three times a second
+// all the same (docs/adr/0040). It starts that when it is made, and exports no way to stop it. Others can still reach
+// such a member, and it looks for them as before.
 
 //go:linkname schedule github.com/hashicorp/memberlist.(*Memberlist).schedule
 func schedule(*memberlist.Memberlist)
@@ -22,12 +22,12 @@ func deschedule(*memberlist.Memberlist)
 func (m *Member) rest() {
 	m.resting.Store(m.list)
 	deschedule(m.list)
-	if m.list.NumMembers() > 1 { // another one came before wake could know of it
+	if m.list.NumMembers() > 1 { // another one joined before wake could be called
 		m.wake()
 	}
 }
 
-// wake starts them. It does nothing when they run.
+// wake starts probes and gossip. It does nothing when they run.
 func (m *Member) wake() {
 	if list := m.resting.Load(); list != nil {
 		schedule(list)

@@ -16,16 +16,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// A machine that finds no member at any address that it knows asks its own network, by multicast, where the servers
-// are. Who has the cluster's gossip key answers, to the one that asked:
+// A machine that finds no member at any address that it knows asks its own network, by multicast, for the servers.
+// Machines with the cluster's gossip key reply, to the machine that asked:
 //
 //	datagram:  magic "CRS1", nonce (12), sealed text (AES-256-GCM, the magic is authenticated too)
 //	text:      kind, challenge (16), number of servers, then each one's address: its length (4 or 16), it, port (2); zeros
 //	           up to textSize
 //
-// Question and answer have one size, so that no machine is flooded by answers to questions with a false sender. The
-// challenge is random and an answer repeats it: what was recorded before is no answer, and a question that is repeated
-// is not answered twice by a machine that remembers it (seen).
+// Question and reply have the same size, so that no machine is flooded by replies to questions with a false sender. The
+// challenge is random and a reply repeats it: so a recorded reply is not accepted, and a machine that remembers a
+// question (seen) does not reply to its repetition.
 const (
 	searchMagic   = "CRS1" // memberlist's datagrams begin with other bytes
 	challengeSize = 16
@@ -36,13 +36,13 @@ const (
 	kindQuestion = 1
 	kindAnswer   = 2
 
-	// maxFound is how many servers an answer names; a cluster has seven at most.
+	// maxFound is how many servers a reply names. A cluster has seven at most.
 	maxFound = 8
 )
 
 type challenge [challengeSize]byte
 
-// searchText is what a datagram says.
+// searchText is the content of a datagram.
 type searchText struct {
 	kind      byte
 	challenge challenge
@@ -57,8 +57,8 @@ func newQuestion() (searchText, error) {
 	return q, nil
 }
 
-// seals are the ciphers of a cluster's gossip keys, the one to send with first. They are keys of their own, so that
-// nothing that memberlist sends can be taken for a datagram of these, or the other way round.
+// seals returns the ciphers of a cluster's gossip keys, the one to send with first. Their keys are derived, so that
+// neither memberlist's packets nor these datagrams can be taken for the other.
 func seals(keys clusterconfig.GossipKeys) ([]cipher.AEAD, error) {
 	var out []cipher.AEAD
 	for _, k := range keys.Keys {
@@ -79,7 +79,7 @@ func seals(keys clusterconfig.GossipKeys) ([]cipher.AEAD, error) {
 	return out, nil
 }
 
-// datagram seals a text.
+// datagram encrypts a text.
 func (t *searchText) datagram(seal cipher.AEAD) ([]byte, error) {
 	text := make([]byte, 0, textSize)
 	text = append(append(text, t.kind), t.challenge[:]...)
@@ -99,14 +99,15 @@ func (t *searchText) datagram(seal cipher.AEAD) ([]byte, error) {
 	return seal.Seal(out, nonce, text, []byte(searchMagic)), nil
 }
 
-// isSearch tells these datagrams from memberlist's.
+// isSearch distinguishes these datagrams from memberlist's.
 func isSearch(b []byte) bool {
 	return len(b) >= len(searchMagic) && string(b[:len(searchMagic)]) == searchMagic
 }
 
 var errNoSearch = errors.New("gossip: no datagram of this cluster's")
 
-// openSearch reads a datagram, which may be anything, and says with which of the keys it was sealed.
+// openSearch decrypts a datagram, which may be any bytes, and returns the cipher of the key with which it was
+// encrypted.
 func openSearch(seals []cipher.AEAD, b []byte) (searchText, cipher.AEAD, error) {
 	if len(b) != datagramSize || !isSearch(b) {
 		return searchText{}, nil, errNoSearch

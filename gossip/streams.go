@@ -18,37 +18,38 @@ import (
 )
 
 const (
-	// ALPN is the name of streams in a ClientHello.
+	// ALPN is the protocol name of streams in a ClientHello.
 	ALPN = "coracle-gossip/1"
-	// handshakeTimeout is how long the other end may take to say who it is.
+	// handshakeTimeout limits the TLS handshake with the other end.
 	handshakeTimeout = 10 * time.Second
-	// maxUnauthenticated is how many connections may be about to say who they are; see connlimit.
+	// maxUnauthenticated is how many unauthenticated connections may be open; see connlimit.
 	maxUnauthenticated = 256
 
 	nodeGroup = "system:nodes"
 )
 
-// Streams opens and takes connections with members whose certificates have been verified.
+// Streams opens and accepts connections with members whose certificates have been verified.
 type Streams interface {
-	// Accept returns the next one that another member opened; net.ErrClosed after Close.
+	// Accept returns the next connection that another member opened, or net.ErrClosed after Close.
 	Accept() (net.Conn, error)
 	Dial(ctx context.Context, address string) (net.Conn, error)
-	// Close ends Accept. Connections that it returned stay.
+	// Close ends Accept. Connections that it returned stay open.
 	Close() error
 }
 
-// Trust says whose certificates make a machine of the cluster.
+// Trust has the certificates by which a machine of the cluster is recognised.
 type Trust struct {
-	// Own is this machine's certificate: the API server's on a server, the kubelet's as a client on an agent. It is
-	// read for each connection, since it is renewed.
+	// Own returns this machine's certificate: the API server's on a server, the kubelet's client certificate on an
+	// agent. It is called for each connection, since the certificate is renewed.
 	Own func() (*tls.Certificate, error)
-	// ServerCA signs API servers' certificates, ClientCA those of nodes.
+	// ServerCA signs API servers' certificates. ClientCA signs nodes' certificates.
 	ServerCA, ClientCA *x509.CertPool
-	// Now is the time; nil means time.Now.
+	// Now returns the time. nil means time.Now.
 	Now func() time.Time
 }
 
-// Config is for both ends of a stream: the one that listens is as little trusted as the one that calls.
+// Config returns the configuration for both ends of a stream: the listening end is not trusted more than the dialing
+// one.
 func (t Trust) Config() *tls.Config {
 	return &tls.Config{
 		MinVersion:           tls.VersionTLS13,
@@ -56,14 +57,14 @@ func (t Trust) Config() *tls.Config {
 		GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return t.Own() },
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return t.Own() },
 		ClientAuth:           tls.RequireAnyClientCert, // verified by VerifyConnection
-		// Addresses change, and any member is as good as another: VerifyConnection says what is checked instead.
+		// Addresses change, and any member is as good as another. VerifyConnection checks the certificate instead.
 		InsecureSkipVerify:     true,
 		VerifyConnection:       t.verify,
 		SessionTicketsDisabled: true,
 	}
 }
 
-// verify takes the API server of the cluster and its nodes, whichever end they are.
+// verify accepts the cluster's API servers and nodes, at either end.
 func (t Trust) verify(s tls.ConnectionState) error {
 	if s.NegotiatedProtocol != ALPN || len(s.PeerCertificates) == 0 {
 		return errors.New("gossip: the other end is no member")
@@ -101,7 +102,8 @@ type tlsStreams struct {
 	running         sync.WaitGroup
 }
 
-// NewStreams takes connections from a listener, on which TLS has not begun, and does TLS by t.
+// NewStreams accepts connections from a listener, on which TLS has not begun, and does the handshakes with t's
+// configuration.
 func NewStreams(l net.Listener, t Trust) Streams {
 	s := &tlsStreams{
 		listener: l, config: t.Config(), unauthenticated: connlimit.Table{Max: maxUnauthenticated},
@@ -115,7 +117,7 @@ func (s *tlsStreams) listen() {
 	for {
 		raw, err := s.listener.Accept()
 		if err != nil {
-			return // a route of the machine's port: it has no other errors than being closed
+			return // a route of the machine's port: it fails only when it is closed
 		}
 		s.running.Go(func() { s.handshake(raw) })
 	}
@@ -126,19 +128,19 @@ func (s *tlsStreams) handshake(raw net.Conn) {
 	defer cancel()
 	identified, ok := s.unauthenticated.Add(raw.RemoteAddr(), cancel)
 	if !ok {
-		_ = raw.Close() // there is no one to report it to
+		_ = raw.Close() // the error cannot be reported to a caller
 		return
 	}
 	defer identified()
 	c := tls.Server(raw, s.config)
 	if c.HandshakeContext(ctx) != nil {
-		_ = raw.Close() // a client without the key
+		_ = raw.Close() // a client without a member's certificate
 		return
 	}
 	select {
 	case s.ready <- c:
 	case <-s.closed:
-		_ = c.Close() // there is no one to report it to
+		_ = c.Close() // the error cannot be reported to a caller
 	case <-ctx.Done():
 		_ = c.Close() // it is not accepted any more
 	}

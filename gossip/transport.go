@@ -18,16 +18,16 @@ import (
 // maxDatagram is the largest UDP payload.
 const maxDatagram = 64 << 10
 
-// transport carries memberlist's packets and streams. Both go to the same port number of a member: packets by UDP,
+// transport transports memberlist's packets and streams. Both go to the same port number of a member: packets by UDP,
 // streams by TCP.
 type transport struct {
 	address netip.AddrPort
 	packets net.PacketConn
 	streams Streams
-	// search takes the datagrams of machines that look for servers, and returns what answers one, or nil.
+	// search handles datagrams of machines that search for servers. It returns a function that replies, or nil.
 	search func(b []byte, from net.Addr) func(closed <-chan struct{})
 	failed func(error)
-	// dialed is called for each stream to a member that is about to be opened.
+	// dialed is called before a stream to a member is opened.
 	dialed func(to memberlist.Address, timeout time.Duration)
 
 	packetCh chan *memberlist.Packet
@@ -38,12 +38,12 @@ type transport struct {
 	traffic  traffic
 }
 
-// traffic counts what went over the wire, without the heads of UDP and IP.
+// traffic counts sent and received packets and bytes, without the headers of UDP and IP.
 type traffic struct{ packetsOut, packetsIn, bytesOut, bytesIn, dialed atomic.Int64 }
 
 var _ memberlist.NodeAwareTransport = (*transport)(nil)
 
-// newTransport begins to receive. failed is called when the sockets stop working while they should not.
+// newTransport begins to receive. failed is called when the sockets stop working unexpectedly.
 func newTransport(o *Options, search func([]byte, net.Addr) func(<-chan struct{}), failed func(error),
 	dialed func(memberlist.Address, time.Duration)) *transport {
 	t := &transport{
@@ -56,7 +56,7 @@ func newTransport(o *Options, search func([]byte, net.Addr) func(<-chan struct{}
 	return t
 }
 
-// FinalAdvertiseAddr is where other members reach this one.
+// FinalAdvertiseAddr returns the address at which other members reach this one.
 func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 	return t.address.Addr().AsSlice(), int(t.address.Port()), nil
 }
@@ -73,7 +73,7 @@ func (t *transport) WriteTo(b []byte, address string) (time.Time, error) {
 	return time.Now(), err
 }
 
-// WriteToAddress is WriteTo: members are distinguished by their addresses.
+// WriteToAddress calls WriteTo: members are distinguished by their addresses.
 func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
 	return t.WriteTo(b, a.Addr)
 }
@@ -89,7 +89,7 @@ func (t *transport) DialTimeout(address string, timeout time.Duration) (net.Conn
 	return t.streams.Dial(ctx, address)
 }
 
-// DialAddressTimeout is DialTimeout.
+// DialAddressTimeout calls DialTimeout.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
 	t.dialed(a, timeout)
 	return t.DialTimeout(a.Addr, timeout)
@@ -151,7 +151,7 @@ func (t *transport) accept() {
 	}
 }
 
-// ended says whether a socket is no longer there. Other errors concern one packet: an ICMP answer to one that was sent.
+// ended reports whether a socket was closed. Other errors concern one packet: an ICMP error for one that was sent.
 func (t *transport) ended(err error) bool {
 	select {
 	case <-t.closed:
