@@ -15,19 +15,19 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 )
 
-// GossipKeys are those that a server gave last; none if it had none.
+// GossipKeys returns the keys that a server gave last. It returns none if no server had any.
 func (n *Node) GossipKeys() clusterconfig.GossipKeys {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.gossip
 }
 
-// ReachedAtStart says whether this machine reached a server when it started, and so has the keys as they are. It is
-// for before Run.
+// ReachedAtStart reports whether this machine reached a server when it started, and so has the current keys. It must be
+// called before Run.
 func (n *Node) ReachedAtStart() bool { return !n.stale }
 
-// AskGossipKeys asks the servers, one after the other, for the present gossip keys, with the node's certificate, and
-// keeps them.
+// AskGossipKeys requests the current gossip keys from the servers, one after the other, with the node's certificate,
+// and stores them.
 func (n *Node) AskGossipKeys(ctx context.Context) error {
 	pair, root := n.own()
 	if pair == nil {
@@ -55,7 +55,7 @@ func (n *Node) AskGossipKeys(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// useGossipKeys takes the keys of an answer, if there are any.
+// useGossipKeys stores the keys of a response in memory, if there are any.
 func (n *Node) useGossipKeys(k *clusterconfig.GossipKeys) error {
 	if k == nil {
 		return nil
@@ -76,7 +76,7 @@ func (n *Node) keepGossipKeys(k *clusterconfig.GossipKeys) error {
 	return n.writeState()
 }
 
-// writeState keeps what the last answer said.
+// writeState writes the contents of the last response to a file.
 func (n *Node) writeState() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

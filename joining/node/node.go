@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package node makes a machine a node of a cluster whose servers are elsewhere, and keeps the credentials fresh with
-// which it is one (joining/protocol is the protocol).
+// Package node makes a machine without a server a node of a cluster, and renews the credentials for that
+// (joining/protocol is the protocol).
 //
-// It owns the node's credentials on such a machine (internal/nodecreds names the files), the node's password, and what
-// the cluster's settings were when a server was asked last: a machine that starts while no server answers starts with
-// those. Keys are made here and leave the machine never.
+// It owns the node's credentials on such a machine (internal/nodecreds names the files), the node's password, and the
+// cluster's settings from a server's last response: if no server replies at a start, the machine uses those. Keys are
+// made here and never leave the machine.
 package node
 
 import (
@@ -45,32 +45,32 @@ import (
 )
 
 const (
-	// firstPause and maxPause are how long to wait between requests that get no answer.
+	// firstPause and maxPause are the shortest and longest pause between requests without a response.
 	firstPause, maxPause = time.Second, 15 * time.Second
-	// renewCheck is how often the certificates' dates are looked at, newsCheck how often a machine asks that has had no
-	// answer since it started.
+	// renewCheck is the interval of checks of the certificates' dates. newsCheck is the interval of requests by a
+	// machine that has had no response since it started.
 	renewCheck, newsCheck = time.Hour, time.Minute
-	// A certificate is renewed when less than this part of its life is left, as on a server (pki.LeafLifetime).
+	// A certificate is renewed when less than this fraction of its life is left, as on a server (pki.LeafLifetime).
 	renewPart = 3
-	// dialTimeout is how long a server may take to accept a connection.
+	// dialTimeout limits how long a server may take to accept a connection.
 	dialTimeout = 2 * time.Second
-	// atStart bounds how long a machine that has joined before asks for news before it starts with what it has.
+	// atStart limits how long a machine that has joined before asks for news. Then it starts with the stored settings.
 	atStart = 5 * time.Second
 )
 
-// Options are all required but Logger and Now.
+// All fields of Options are required, except Others, Search, External, Logger and Now.
 type Options struct {
-	// Dir is where the credentials go, StateDir where password and settings do.
+	// Dir is the folder of the credentials. StateDir is the folder of password and settings.
 	Dir, StateDir string
-	// Server is a server of the cluster's. Others, when set, lists more, as host:port.
+	// Server is one of the cluster's servers. Others, when set, lists more, as host:port.
 	Server *url.URL
 	Others func() []string
-	// Search, when set, searches for servers that may be elsewhere by now, with the gossip keys of an earlier run, and
-	// adds them to Others. It is called when none answers.
+	// Search, when set, is called when no server replies. It searches for servers with other addresses, with the gossip
+	// keys of an earlier run, and adds them to Others.
 	Search func(ctx context.Context, keys clusterconfig.GossipKeys)
-	// API is where the node's parts reach the API server.
+	// API is the URL at which the node's parts reach the API server.
 	API string
-	// Token is as the operator gave it.
+	// Token is the operator's value of --token.
 	Token string
 	// NodeName and Addresses are this machine's.
 	NodeName  string
@@ -87,29 +87,29 @@ type Options struct {
 type Node struct {
 	o     Options
 	token token.Token
-	// Credentials are in their files; Settings are the cluster's.
+	// Credentials names the files of the credentials. Settings are the cluster's.
 	Credentials nodecreds.Files
 	Settings    clusterconfig.Settings
-	// stale says that no server has answered in this run.
+	// stale means that no server has replied in this run.
 	stale bool
 
-	mu     sync.Mutex // for what follows and the file of the state
+	mu     sync.Mutex // guards gossip and the state file
 	gossip clusterconfig.GossipKeys
 }
 
-// state is what is kept of the last answer.
+// state is the stored part of the last response.
 type state struct {
 	// Node and Addresses are in the certificates.
 	Node      string                 `json:"node"`
 	Addresses []netip.Addr           `json:"addresses"`
 	External  []netip.Addr           `json:"external,omitempty"`
 	Settings  clusterconfig.Settings `json:"settings"`
-	// Gossip are none from a server of an earlier version.
+	// Gossip is empty if the server was of an earlier version.
 	Gossip clusterconfig.GossipKeys `json:"gossip,omitzero"`
 }
 
-// Join makes this machine a node. It asks until a server answers; a refusal that does not pass by itself is its error.
-// A machine that has joined before needs no server's answer as long as its certificates are valid.
+// Join makes this machine a node. It asks until a server replies. It returns an error for a refusal that does not end
+// by itself. A machine that has joined before needs no server's response as long as its certificates are valid.
 func Join(ctx context.Context, o Options) (*Node, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -124,7 +124,7 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 		return nil, errors.New("--token: this is the token for servers, with which a machine gets the cluster's keys; it was not sent. " +
 			"A node joins with the one for agents: `coracle token print` on a server shows it")
 	}
-	if !n.load() || n.repoint() != nil { // an answer brings all that is missing
+	if !n.load() || n.repoint() != nil { // a response provides all that is missing
 		return n, n.askUntilAnswered(ctx)
 	}
 	err = n.askFor(ctx, atStart)
@@ -142,7 +142,7 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 	return n, nil
 }
 
-// repoint makes the credentials name the address of the API that was given: it may be another one by now.
+// repoint writes the given address of the API to the credentials: it may have changed.
 func (n *Node) repoint() error {
 	serverCA, err := os.ReadFile(n.Credentials.ServerCAFile)
 	if err != nil {
@@ -155,14 +155,14 @@ func (n *Node) repoint() error {
 	return n.Credentials.Publish(nodecreds.Cluster{URL: n.o.API, ServerCA: serverCA, ClientCA: clientCA})
 }
 
-// askFor asks once and waits no longer than that for the answer.
+// askFor asks once and waits at most patience for the response.
 func (n *Node) askFor(ctx context.Context, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return n.ask(ctx)
 }
 
-// askUntilAnswered asks until there is an answer that stays.
+// askUntilAnswered asks until there is a final response.
 func (n *Node) askUntilAnswered(ctx context.Context) error {
 	last := ""
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
@@ -192,7 +192,7 @@ func (n *Node) askUntilAnswered(ctx context.Context) error {
 	}
 }
 
-// ask asks a server once and keeps what it answers. A machine that has a node's certificate shows that first: tokens
+// ask asks a server once and stores the response. A machine with a node's certificate presents that first: tokens
 // expire, and nodes stay.
 func (n *Node) ask(ctx context.Context) error {
 	password, err := Password(n.o.StateDir)
@@ -223,12 +223,12 @@ func (n *Node) ask(ctx context.Context) error {
 		if errors.As(err, &refusal) || ctx.Err() != nil {
 			return err
 		}
-		errs = append(errs, err) // another one may be a server
+		errs = append(errs, err) // another address may be a server's
 	}
 	return errors.Join(errs...)
 }
 
-// servers are those to ask, the one that was named first.
+// servers returns the servers to ask, the one that was named first.
 func (n *Node) servers() []string {
 	out := []string{n.o.Server.Host}
 	if n.o.Others == nil {
@@ -257,7 +257,7 @@ func (n *Node) askAs(ctx context.Context, q protocol.Question) (*protocol.Respon
 	return protocol.Ask(ctx, q)
 }
 
-// own is the node's certificate and the root of the cluster that gave it, if there are such and the token is not of
+// own returns the node's certificate and the root of its cluster. It returns nil if there are none, or the token is of
 // another cluster.
 func (n *Node) own() (*tls.Certificate, *x509.Certificate) {
 	pair, err := tls.LoadX509KeyPair(n.Credentials.KubeletPair, n.Credentials.KubeletPair)
@@ -271,8 +271,8 @@ func (n *Node) own() (*tls.Certificate, *x509.Certificate) {
 	return &pair, chain[len(chain)-1]
 }
 
-// keep writes an answer down. The settings come last: with them all is there. Before the credentials of another cluster
-// those of the one before go.
+// keep stores a response. It stores the settings last: once they exist, everything does. Before it stores credentials
+// of another cluster it removes the state of the old one.
 func (n *Node) keep(a *protocol.Response, k *keys) error {
 	if err := a.Settings.Validate(); err != nil {
 		return fmt.Errorf("the cluster's settings as the server gave them: %w", err)
@@ -311,13 +311,13 @@ func (n *Node) keep(a *protocol.Response, k *keys) error {
 	return n.writeState()
 }
 
-// load takes what an earlier run kept, and says whether the node can start with that.
+// load reads what an earlier run has stored, and returns whether the node can start with that.
 func (n *Node) load() bool {
 	var s state
 	if found, _ := atomicfile.ReadJSON(n.stateFile(), &s); !found {
 		return false
 	}
-	n.gossip = s.Gossip // to look for the servers with, whatever else has changed
+	n.gossip = s.Gossip // needed to search for the servers, whatever else has changed
 	if s.Settings.Validate() != nil || s.Node != n.o.NodeName || !slices.Equal(s.Addresses, n.o.Addresses) ||
 		!slices.Equal(s.External, n.o.External) {
 		return false
@@ -335,7 +335,7 @@ func (n *Node) load() bool {
 	return true
 }
 
-// Run keeps the certificates fresh until ctx is done.
+// Run renews the certificates until ctx is done.
 func (n *Node) Run(ctx context.Context) error {
 	last, soon := "", firstPause
 	for {
@@ -343,7 +343,7 @@ func (n *Node) Run(ctx context.Context) error {
 		switch {
 		case n.stale:
 			pause = newsCheck
-		case n.due(): // again and again if what a server gives does not last: its authority ends
+		case n.due(): // repeatedly if new certificates do not last: the server's authority expires
 			pause, soon = soon, min(2*soon, renewCheck)
 		default:
 			soon = firstPause
@@ -364,7 +364,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 }
 
-// due says whether a certificate should be renewed. They are of one age, unless writing one of them failed.
+// due reports whether a certificate should be renewed. All have the same age, unless writing one of them failed.
 func (n *Node) due() bool {
 	return slices.ContainsFunc(n.pairs(), func(path string) bool {
 		pair, err := tls.LoadX509KeyPair(path, path)
@@ -377,8 +377,8 @@ func (n *Node) dueFor(pair *tls.Certificate) bool {
 	return pair.Leaf.NotAfter.Sub(n.o.Now()) < life/renewPart
 }
 
-// sameButDates says whether a new certificate says nothing else than the one that is there, and is of the same
-// authority.
+// sameButDates reports whether a new certificate has the same content as the existing one, except dates and keys, and
+// the same authority.
 func sameButDates(have, next *tls.Certificate) bool {
 	a, b := have.Leaf, next.Leaf
 	return bytes.Equal(a.RawSubject, b.RawSubject) && bytes.Equal(a.RawIssuer, b.RawIssuer) &&
@@ -388,14 +388,14 @@ func sameButDates(have, next *tls.Certificate) bool {
 		slices.EqualFunc(have.Certificate[1:], next.Certificate[1:], bytes.Equal)
 }
 
-// pairs are the files with certificates.
+// pairs returns the files with certificates.
 func (n *Node) pairs() []string {
 	return []string{n.Credentials.KubeletPair, n.Credentials.KubeletServing, n.Credentials.NetworkPair}
 }
 
 func (n *Node) stateFile() string { return filepath.Join(n.o.StateDir, "cluster.json") }
 
-// Password is the one of the node that has its state in a folder, made when there is none.
+// Password returns the password of the node with that state folder. It makes one when there is none.
 func Password(stateDir string) (string, error) {
 	path := filepath.Join(stateDir, "node-password")
 	data, err := os.ReadFile(path)
@@ -416,7 +416,7 @@ func Password(stateDir string) (string, error) {
 	return made, atomicfile.Write(path, []byte(made+"\n"), 0o600)
 }
 
-// keys are new ones, in the order in which certificates were asked for.
+// keys are new keys, in the order of the certificate requests.
 type keys struct {
 	pem [][]byte
 	err error
