@@ -25,25 +25,26 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 )
 
-// ErrUnreachable says that no server answered, or that the connection broke: it may be tried again.
+// ErrUnreachable means that no server replied, or that the connection broke. The caller may try again.
 var ErrUnreachable = errors.New("no server answers")
 
-// Question is what Ask needs besides the request.
+// Question is the input of Ask.
 type Question struct {
 	// Address is host:port of a server.
 	Address string
-	// Token is the cluster's. Its hash pins the cluster's authority; a bare secret is checked by the server's proof.
+	// Token is the cluster's token. Its hash pins the cluster's authority. A bare secret has none; then only the
+	// server's proof identifies the cluster.
 	Token token.Token
-	// Certificate, when set, is the node's own and stands in for the token; Root is then whom to trust.
+	// Certificate, when set, is the node's own and replaces the token. Root is then the only trusted root.
 	Certificate *tls.Certificate
 	Root        *x509.Certificate
 	// Request is sent with its proof filled in.
 	Request Request
-	// Dialer opens the connection; the zero value is good.
+	// Dialer opens the connection. It may be the zero value.
 	Dialer net.Dialer
 }
 
-// Ask asks one server. The error is a *Refusal if that is the answer, and wraps ErrUnreachable if there was none.
+// Ask asks one server. The error is a *Refusal if that is the response, and wraps ErrUnreachable if there was none.
 func Ask(ctx context.Context, q Question) (*Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
@@ -51,7 +52,7 @@ func Ask(ctx context.Context, q Question) (*Response, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w at %s: %w", ErrUnreachable, q.Address, err)
 	}
-	defer func() { _ = raw.Close() }() // all that was to be said has been said
+	defer func() { _ = raw.Close() }() // all data has been sent
 	defer context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })()
 	v := verifier{token: q.Token, root: q.Root}
 	conn := tls.Client(raw, q.config(&v))
@@ -66,7 +67,7 @@ func Ask(ctx context.Context, q Question) (*Response, error) {
 	request.Node.Password = passwordFor(v.seen, request.Node.Password)
 	if q.Certificate == nil {
 		kind := q.Token.Role
-		if kind == "" { // a secret that an operator chose is the token of what one wants to be
+		if kind == "" { // a secret that an operator chose counts as the token for the requested role
 			kind = request.Role
 		}
 		if request.Proof, err = MachineProof(state, q.Token, kind); err != nil {
@@ -88,7 +89,7 @@ func Ask(ctx context.Context, q Question) (*Response, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !bytes.Equal(want, a.MAC) { // nothing here is worth timing: the server has seen the proof already
+		if !bytes.Equal(want, a.MAC) { // constant time is not needed: the server has received the proof already
 			return nil,
 				fmt.Errorf("the server at %s does not know the token itself: it is none of the cluster's. Nothing was taken from it",
 					q.Address)
@@ -101,7 +102,7 @@ func (q *Question) config(v *verifier) *tls.Config {
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{Protocol},
-		// The address may be any that leads to a server; VerifyConnection says what is checked instead.
+		// The address may be any that leads to a server. VerifyConnection checks the certificate instead.
 		InsecureSkipVerify: true,
 		VerifyConnection:   v.verify,
 	}
@@ -114,8 +115,8 @@ func (q *Question) config(v *verifier) *tls.Config {
 // verifier decides whether the other end is a server of the cluster.
 type verifier struct {
 	token token.Token
-	root  *x509.Certificate // nil: the token says
-	seen  *x509.Certificate // the root that was shown
+	root  *x509.Certificate // nil: the token's hash decides
+	seen  *x509.Certificate // the presented root
 }
 
 var errNoServer = errors.New("is no server of a Coracle cluster")
@@ -131,7 +132,7 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	if err := v.token.VerifyCA(root); err != nil {
 		return err
 	}
-	at := root.NotBefore                   // not this machine's clock: if that is wrong, the server says so, in words
+	at := root.NotBefore                   // not this machine's clock: if that is wrong, the server's refusal explains it
 	for _, c := range s.PeerCertificates { // a leaf may be dated back to before its authority was made
 		if c.NotBefore.After(at) {
 			at = c.NotBefore
@@ -146,8 +147,8 @@ func (v *verifier) verify(s tls.ConnectionState) error {
 	return nil
 }
 
-// passwordFor derives what a cluster gets to know of a machine's password: who only passed for a server of the cluster
-// has heard nothing that the cluster would take.
+// passwordFor derives the password that a cluster receives from a machine's password. So an impostor of a server
+// receives none that the real cluster would accept.
 func passwordFor(root *x509.Certificate, password string) string {
 	if password == "" {
 		return ""
@@ -157,7 +158,7 @@ func passwordFor(root *x509.Certificate, password string) string {
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-// sameRoot checks that the authority in an answer is the one that signed for the connection.
+// sameRoot checks that the authority in a response is the one that signed the connection's certificate.
 func (v *verifier) sameRoot(serverCA []byte) error {
 	chain, _ := cert.ParseCertsPEM(serverCA)
 	if !slices.ContainsFunc(chain, v.seen.Equal) {
@@ -166,7 +167,7 @@ func (v *verifier) sameRoot(serverCA []byte) error {
 	return nil
 }
 
-// explainHandshake says what the other end seems to be.
+// explainHandshake explains what the other end may be.
 func explainHandshake(address string, err error) error {
 	var notTLS tls.RecordHeaderError
 	switch {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package protocol is the protocol by which a machine becomes a part of the cluster: one question and one answer over
-// one TLS 1.3 connection, which the cluster's port tells from others by its name in ALPN.
+// Package protocol is the protocol with which a machine joins the cluster: one request and one response over one TLS
+// 1.3 connection. The cluster's port recognises the connection by its ALPN name.
 //
 //	machine                                     server
 //	  | -- ClientHello, ALPN coracle-join/1 ----> |
@@ -10,13 +10,12 @@
 //	  | -- Request, proof of the token ---------> |   a key is made on the machine and never leaves it: the server
 //	  | <-- Answer, proof of the token ---------- |   only signs
 //
-// A proof is an HMAC under the token's secret of a value that only this TLS connection has (RFC 9266): the secret
-// itself is never sent, a proof that was overheard is good for nothing else, and a server that cannot make one is not
-// the cluster's. In place of a token a machine that has joined before shows its node's certificate in the TLS
-// handshake.
+// A proof is an HMAC under the token's secret of a value that only this TLS connection has (RFC 9266). So the secret
+// itself is never sent, an intercepted proof cannot be used elsewhere, and a server that cannot make one is not the
+// cluster's. A machine that has joined before has no token: it presents its node's certificate in the TLS handshake.
 //
-// The package knows both ends of the conversation. Who may join is the server's matter (joining/server), what it is
-// given the admission's (server/admission), and where credentials are kept the node's (joining/node).
+// The package has both ends of the protocol. joining/server decides which machines may join, server/admission what they
+// are given, and joining/node where credentials are stored.
 package protocol
 
 import (
@@ -36,67 +35,68 @@ import (
 )
 
 const (
-	// Protocol is the name in ALPN.
+	// Protocol is the ALPN name.
 	Protocol = "coracle-join/1"
-	// ServerName is the common name of the certificate that answers. A node's certificates are of the same authority,
-	// and carry the node's name there.
+	// ServerName is the common name of the server's certificate. Nodes' certificates are of the same authority, with
+	// the node's name as their common name.
 	ServerName = "kube-apiserver"
 
-	// maxRequest and maxAnswer bound what is read of the other end, in bytes.
+	// maxRequest and maxAnswer limit what is read from the other end, in bytes.
 	maxRequest = 64 << 10
 	maxAnswer  = 1 << 20
-	// Patience bounds a whole conversation.
+	// Patience limits a whole exchange.
 	Patience = 30 * time.Second
 )
 
-// Request is what a machine asks for.
+// Request is a machine's request.
 type Request struct {
-	// Role is what the machine wants to be; token.RoleAgent is a node without a server.
+	// Role is the requested role. token.RoleAgent is a node without a server.
 	Role token.Role `json:"role"`
-	// Want is empty for a machine that joins, or that part of an answer which a node that has joined wants alone.
+	// Want is empty for a machine that joins. Otherwise it names the section of a response that a joined node requests
+	// alone.
 	Want string `json:"want,omitempty"`
-	// Program is the version that asks, for the log.
+	// Program is the version of the machine's program, for the log.
 	Program string `json:"program"`
-	// Protocol is version.Protocol of the program; versions before the second do not say it. Ask fills it in.
+	// Protocol is version.Protocol of the program. Versions before the second do not send it. Ask fills it in.
 	Protocol int `json:"protocol,omitempty"`
 	// Time is the machine's clock.
 	Time  time.Time `json:"time"`
 	Proof Proof     `json:"proof"`
-	// Node is the machine as a node. A server makes its own credentials: of it the name and the addresses count, and
-	// the name is empty if it has no node.
+	// Node describes the machine as a node. A server makes its own credentials: for it only name and addresses matter,
+	// and the name is empty if it has no node.
 	Node Node `json:"node"`
-	// Reach, from who knows the server token, asks for nothing but whether a server is reached at an address.
+	// Reach only asks whether a server is reached at an address. It requires the server token.
 	Reach *Reach `json:"reach,omitempty"`
 }
 
-// Reach is where a server thinks that the others reach it.
+// Reach is the address at which a server expects that the others reach it.
 type Reach struct {
 	Address  string `json:"address"` // host:port
 	ServerID string `json:"serverID"`
 }
 
-// WantGossipKeys asks for the gossip keys and nothing else, by a node that shows its certificate.
+// WantGossipKeys requests only the gossip keys, by a node that presents its certificate.
 const WantGossipKeys = "gossip-keys"
 
-// Proof shows that the other end knows a token.
+// Proof proves that the machine knows a token.
 type Proof struct {
-	// Kind says which one. Empty stands for the certificate of the TLS handshake.
+	// Kind is the token's role. Empty means the certificate of the TLS handshake.
 	Kind token.Role `json:"kind,omitempty"`
-	// ID is a bootstrap token's.
+	// ID is the ID of a bootstrap token.
 	ID string `json:"id,omitempty"`
-	// MAC is under the token's secret.
+	// MAC is computed with the token's secret.
 	MAC []byte `json:"mac,omitempty"`
 }
 
-// Node is a machine as a node.
+// Node describes a machine as a node.
 type Node struct {
 	Name      string       `json:"name"`
 	Addresses []netip.Addr `json:"addresses"`
-	// External are further addresses at which the node is reached from outside of its network.
+	// External are further addresses at which the node is reached from outside its network.
 	External []netip.Addr `json:"external,omitempty"`
-	// Password is a secret of the machine's own, made when it joined first: who has it is the node of that name.
+	// Password is a secret that the machine made when it first joined: its holder is the node of that name.
 	Password string `json:"password"`
-	// The certificate requests are PKCS #10 in DER. Only their public keys count.
+	// The certificate requests are PKCS #10 in DER. Only their public keys are used.
 	KubeletRequest []byte `json:"kubeletRequest"`
 	ServingRequest []byte `json:"servingRequest"`
 	NetworkRequest []byte `json:"networkRequest"`
@@ -105,7 +105,7 @@ type Node struct {
 // Response is either a refusal or what the machine needs.
 type Response struct {
 	Refusal *Refusal `json:"refusal,omitempty"`
-	// MAC shows that the server knows the token, which makes the rest worth believing.
+	// MAC proves that the server knows the token: without that the rest must not be trusted.
 	MAC []byte `json:"mac,omitempty"`
 
 	Settings clusterconfig.Settings `json:"settings,omitzero"`
@@ -116,34 +116,36 @@ type Response struct {
 	Serving  []byte `json:"serving,omitempty"`
 	Network  []byte `json:"network,omitempty"`
 
-	// Gossip are the keys with which members talk; none from a server that has none yet, or is of an earlier version.
+	// Gossip are the keys of the gossip. It is nil from a server that has none yet, or is of an earlier version.
 	Gossip *clusterconfig.GossipKeys `json:"gossip,omitempty"`
 
-	// Server is for a machine that becomes one.
+	// Server is for a machine that becomes a server.
 	Server *Server `json:"server,omitempty"`
 }
 
-// Server is what makes a machine a server of the cluster: its secrets. Only who has shown the server token gets it.
+// Server has the secrets that make a machine a server of the cluster. It is sent only after a proof of the server
+// token.
 type Server struct {
-	// Files are the content of the files that all servers have in common, by their path below the server's folder:
-	// authorities with their keys, the key of ServiceAccount tokens, encryption keys, join tokens.
+	// Files are the contents of the files that all servers share, by their path below the server's folder: authorities
+	// with their keys, the key of ServiceAccount tokens, encryption keys, join tokens.
 	Files map[string][]byte `json:"files"`
 	// Peers are the addresses of the servers' stores.
 	Peers []string `json:"peers"`
-	// NodePortRange and EncryptResources are settings that concern servers alone.
+	// NodePortRange and EncryptResources are settings for servers alone.
 	NodePortRange    string   `json:"nodePortRange"`
 	EncryptResources []string `json:"encryptResources,omitempty"`
-	// Flags are those that each server is given, and in which they have to agree; none from an earlier version.
+	// Flags are flags that each server is given, and that have to be the same on all. It is nil from an earlier
+	// version.
 	Flags map[string]string `json:"flags,omitempty"`
 }
 
-// Code says why a machine was refused.
+// Code is the reason for a refusal.
 type Code string
 
-// The codes. Those for which Passing is true end by themselves.
+// The codes. The reasons for which Passing is true end by themselves.
 const (
-	CodeToken       Code = "token"       // wrong, expired, or for something else
-	CodeCertificate Code = "certificate" // the node's certificate is not accepted; a token is
+	CodeToken       Code = "token"       // wrong, expired, or for another purpose
+	CodeCertificate Code = "certificate" // the node's certificate is not accepted; a token would be
 	CodeClock       Code = "clock"
 	CodeVersion     Code = "version" // too old or too new for the cluster
 	CodeName        Code = "name"
@@ -154,16 +156,16 @@ const (
 	CodeInternal    Code = "internal"
 )
 
-// Refusal is a server's no. It is an error on both ends.
+// Refusal is a server's refusal. It is an error on both ends.
 type Refusal struct {
 	Code Code `json:"code"`
-	// Message is for the person at the joining machine.
+	// Message is for the user at the joining machine.
 	Message string `json:"message"`
 }
 
 func (r *Refusal) Error() string { return r.Message }
 
-// Passing says that the same question may be answered later.
+// Passing reports whether the same request may be accepted later.
 func (r *Refusal) Passing() bool {
 	return r.Code == CodeStarting || r.Code == CodeBusy || r.Code == CodeInternal
 }
@@ -173,25 +175,25 @@ func Refuse(code Code, format string, args ...any) *Refusal {
 	return &Refusal{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// The two ends of a proof: one's cannot be sent back as the other's.
+// The two ends of a proof. They differ, so that one end's proof cannot be sent back as the other's.
 const (
 	fromMachine = "machine"
 	fromServer  = "server"
 )
 
-// MachineProof is what a machine sends to show that it knows t on a connection.
+// MachineProof returns the proof with which a machine proves on a connection that it knows t.
 func MachineProof(s tls.ConnectionState, t token.Token, kind token.Role) (Proof, error) {
 	mac, err := proof(s, fromMachine, kind, t)
 	return Proof{Kind: kind, ID: t.ID, MAC: mac}, err
 }
 
-// Verify says whether the machine at the other end knows t.
+// Verify reports whether the machine at the other end knows t.
 func (p Proof) Verify(s tls.ConnectionState, t token.Token) bool {
 	want, err := proof(s, fromMachine, p.Kind, t)
 	return err == nil && hmac.Equal(want, p.MAC)
 }
 
-// ServerProof is what a server sends in turn.
+// ServerProof returns the server's proof.
 func ServerProof(s tls.ConnectionState, t token.Token, kind token.Role) ([]byte, error) {
 	return proof(s, fromServer, kind, t)
 }
@@ -212,13 +214,13 @@ func proof(s tls.ConnectionState, from string, kind token.Role, t token.Token) (
 	return mac.Sum(nil), nil
 }
 
-// ReadRequest reads a machine's question.
+// ReadRequest reads a machine's request.
 func ReadRequest(r io.Reader) (*Request, error) {
 	q := &Request{}
 	return q, read(r, maxRequest, q)
 }
 
-// Write sends an answer.
+// Write sends a response.
 func (a *Response) Write(w io.Writer) error { return write(w, maxAnswer, a) }
 
 // A message is its length in four bytes, the most significant first, and JSON.

@@ -13,13 +13,13 @@ import (
 	"k8s.io/client-go/util/cert"
 )
 
-// ServerTLS makes the settings of a connection to a server of the cluster that a machine has joined. The authority is
-// read from caFile (PEM) at each call. protocol is the name in ALPN that the server has to agree to; "" offers none,
-// which leads to the API server. now is the time at which the certificate is checked; nil means time.Now.
+// ServerTLS returns the settings of a connection to a server of the cluster that a machine has joined. It reads the
+// authority from caFile (PEM) at each call. protocol is the ALPN name that the server has to accept. "" sends none,
+// which leads to the API server. now returns the time at which the certificate is checked. nil means time.Now.
 //
-// The address at which a server is reached may be any: an agent passes connections on, and addresses change. So what
-// counts is the authority and the common name of the certificate, and not the address. Whether a certificate is for the
-// very address that was dialled is a second question, which NamesAddress answers.
+// A server may be reached at any address: an agent forwards connections, and addresses change. So authority and common
+// name of the certificate are checked, and the address is not. NamesAddress reports whether a certificate is for the
+// dialed address.
 func ServerTLS(caFile, protocol string, now func() time.Time) (*tls.Config, error) {
 	roots, err := cert.NewPool(caFile)
 	if err != nil {
@@ -30,7 +30,7 @@ func ServerTLS(caFile, protocol string, now func() time.Time) (*tls.Config, erro
 	}
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		// The address may be any that leads to a server; VerifyConnection says what is checked instead.
+		// The address may be any that leads to a server. VerifyConnection checks the certificate instead.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if s.NegotiatedProtocol != protocol {
@@ -66,8 +66,8 @@ func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, now time.Time
 	return nil
 }
 
-// NamesAddress says whether the certificate that was shown is for the address, host:port, that was dialled. If it is
-// not, another machine may have passed the connection on to a server: an agent does.
+// NamesAddress reports whether the presented certificate is for the dialed address, host:port. If it is not, another
+// machine may have forwarded the connection to a server, as an agent does.
 func NamesAddress(s tls.ConnectionState, address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	return err == nil && len(s.PeerCertificates) > 0 && s.PeerCertificates[0].VerifyHostname(host) == nil
