@@ -13,18 +13,18 @@ import (
 )
 
 const (
-	// Tokens may be tried at these rates, from one address and from all together. Right ones count too: an answer that
-	// came at once would say that a token is right.
+	// Tokens may be tried at these rates, from one address and from all together. Right ones count too: otherwise an
+	// immediate response would show that a token is right.
 	perSource, sourceBurst = rate.Limit(3), 10
 	perServer, serverBurst = rate.Limit(50), 100
-	// maxGuessWait is how long a machine waits for its turn; the connection of one that would wait longer is closed.
+	// maxGuessWait is how long a machine waits for its turn. If it would have to wait longer, its connection is closed.
 	maxGuessWait = 5 * time.Second
-	// maxSources bounds how many addresses are remembered. When there are more, all are forgotten: the rate for all
-	// together stands.
+	// maxSources limits the remembered addresses. When there are more, all are deleted. The rate for all together still
+	// applies.
 	maxSources = 4096
 )
 
-// guesses bounds how fast tokens are tried.
+// guesses limits the rate at which tokens are tried.
 type guesses struct {
 	all *rate.Limiter
 
@@ -36,15 +36,15 @@ func newGuesses() *guesses {
 	return &guesses{all: rate.NewLimiter(perServer, serverBurst), sources: map[netip.Addr]*rate.Limiter{}}
 }
 
-// wait returns true when it is the turn of a machine at an address.
+// wait waits for the turn of a machine at an address. It returns false if that takes too long.
 func (g *guesses) wait(ctx context.Context, from net.Addr) bool {
 	ctx, cancel := context.WithTimeout(ctx, maxGuessWait)
 	defer cancel()
 	return g.of(from).Wait(ctx) == nil && g.all.Wait(ctx) == nil
 }
 
-// sourceOf is the address that a connection counts for; an IPv6 one counts with its neighbours, of which a machine has
-// as many as it likes.
+// sourceOf returns the address for which a connection counts. IPv6 addresses count by their /64 network, since a
+// machine has as many of them as it likes.
 func sourceOf(from net.Addr) netip.Addr {
 	at, err := netip.ParseAddrPort(from.String())
 	if err != nil {
@@ -57,7 +57,7 @@ func sourceOf(from net.Addr) netip.Addr {
 	return source
 }
 
-// of is the limiter of an address.
+// of returns the limiter of an address.
 func (g *guesses) of(from net.Addr) *rate.Limiter {
 	source := sourceOf(from)
 	g.mu.Lock()

@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// refusalLogs is how often one source has a line in the log. A machine that is refused keeps trying, and a client
-// that means harm would fill the disk.
+// refusalLogs is how often a refusal of one source is logged. A refused machine keeps trying, and a malicious client
+// would fill the disk.
 const refusalLogs = 10 * time.Second
 
-// refusals bounds the lines about refusals. Its zero value is ready.
+// refusals limits the log lines about refusals. Its zero value is ready.
 type refusals struct {
 	mu      sync.Mutex
 	sources map[netip.Addr]*refused
@@ -21,10 +21,10 @@ type refusals struct {
 
 type refused struct {
 	last  time.Time
-	since int // refusals without a line since then
+	since int // refusals since then that were not logged
 }
 
-// count says whether a refusal is to have a line, and how many of the same source had none since its last.
+// count reports whether a refusal is to be logged, and how many of the same source were not since the last one.
 func (r *refusals) count(from net.Addr, now time.Time) (since int, line bool) {
 	source := sourceOf(from)
 	r.mu.Lock()

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package server answers the machines that want to become a part of the cluster (joining/protocol is the protocol).
+// Package server serves the machines that ask to join the cluster (joining/protocol is the protocol).
 //
-// It owns their connections, decides whether a machine knows one of the cluster's tokens or is a node already, and
-// slows down those who guess. What a machine that may come in is given is decided by Options.Admit. Every refusal is
-// one sentence for the machine; in the log one source has one line in ten seconds.
+// It owns their connections, checks whether a machine knows one of the cluster's tokens or is a node already, and
+// limits the rate of guesses. Options.Admit decides what an admitted machine is given. Every refusal is one sentence
+// for the machine. The log has at most one line for each source in ten seconds.
 package server
 
 import (
@@ -30,22 +30,22 @@ import (
 )
 
 const (
-	// identify is how long a machine may take to say who it is.
+	// identify limits how long a machine may take to authenticate.
 	identify = 10 * time.Second
-	// most is how many machines may be about to say who they are. One more, and of the source that has the most the one
-	// that has taken longest is hung up on: strangers that say nothing must not keep machines out.
+	// most is how many unauthenticated connections may be open. One more closes the oldest connection of the source
+	// that has the most, so that unknown clients that send nothing cannot keep machines out.
 	most = 1024
-	// admitted is how many machines may be let in at a time.
+	// admitted is how many machines may be admitted at a time.
 	admitted = 32
-	// maxText bounds what a machine says of itself in a line of the log, in characters.
+	// maxText limits each of a machine's texts in a line of the log, in characters.
 	maxText = 64
-	// maxReason bounds a refusal there, which may quote the machine.
+	// maxReason limits a refusal there, which may quote the machine.
 	maxReason = 1 << 10
-	// maxSkew is how far a machine's clock may be from the server's: certificates are dated back by an hour, and what
-	// is beyond is no longer valid on the machine.
+	// maxSkew is how far a machine's clock may be from the server's: certificates are dated back by an hour, and with a
+	// larger difference they would not be valid on the machine.
 	maxSkew = 30 * time.Minute
 
-	// authentication is the usage of a token that expires with which it stands for a machine
+	// authentication is the usage that a bootstrap token needs to authenticate a machine
 	// (k8s.io/cluster-bootstrap/token/api, KnownTokenUsages).
 	authentication = "authentication"
 
@@ -53,36 +53,36 @@ const (
 	nodeGroup = "system:nodes"
 )
 
-// Options are all required but Logger, Now and Bootstrap.
+// All fields of Options are required, except Logger, Now and Bootstrap.
 type Options struct {
-	// Listener gives the connections; TLS has not begun on them. Run closes it.
+	// Listener accepts the connections, on which TLS has not begun. Run closes it.
 	Listener net.Listener
-	// Certificate is a server's own, whose chain ends in the root that tokens name.
+	// Certificate returns a server's own certificate, whose chain ends in the root that tokens name.
 	Certificate func() (*tls.Certificate, error)
 	// ClientCA verifies certificates of nodes.
 	ClientCA *x509.CertPool
-	// Tokens are the cluster's lasting ones.
+	// Tokens returns the cluster's lasting tokens.
 	Tokens func() token.Set
-	// Bootstrap finds a token that expires; ok is false if there is none of that id.
+	// Bootstrap finds a bootstrap token. ok is false if there is none with that id.
 	Bootstrap func(ctx context.Context, id string) (b token.Bootstrap, ok bool, err error)
-	// Admit gives a machine that has shown a token, or its certificate, what it asks for. Its error is a
-	// *protocol.Refusal, or the server's own trouble.
+	// Admit returns the response to a machine that has proved a token, or presented its certificate. Its error is a
+	// *protocol.Refusal, or a problem of the server.
 	Admit func(ctx context.Context, m Machine) (*protocol.Response, error)
-	// Now is the time; nil means time.Now.
+	// Now returns the time. nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
 }
 
-// Machine is one that has shown that it may ask.
+// Machine is an authenticated machine with its request.
 type Machine struct {
 	*protocol.Request
-	// Joined says that it showed the certificate of a node and no token.
+	// Joined means that it presented the certificate of a node and no token.
 	Joined bool
-	// From is the address that it asks from; a machine between the two may have passed the connection on.
+	// From is the address of the connection. Another machine may have forwarded the connection.
 	From netip.Addr
 }
 
-// Server answers machines.
+// Server serves machines that join.
 type Server struct {
 	o         Options
 	guesses   *guesses
@@ -90,7 +90,7 @@ type Server struct {
 	admitting chan struct{}
 }
 
-// New returns a Server that Run runs.
+// New returns a Server. Run runs it.
 func New(o Options) *Server {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -99,7 +99,7 @@ func New(o Options) *Server {
 	return &Server{o: o, guesses: newGuesses(), admitting: make(chan struct{}, admitted)}
 }
 
-// Run answers until ctx is done, and returns when no conversation is left.
+// Run serves until ctx is done, and returns when no exchange is running.
 func (s *Server) Run(ctx context.Context) error {
 	if err := connlimit.Serve(ctx, s.o.Listener, most, s.serve); err != nil {
 		return fmt.Errorf("waiting for machines that join: %w", err)
@@ -107,21 +107,22 @@ func (s *Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// serve holds one conversation.
+// serve serves one connection.
 func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	ctx, cancel := context.WithTimeout(ctx, protocol.Patience)
 	defer cancel()
 	_ = raw.SetDeadline(time.Now().Add(identify)) // a connection without deadlines fails at once
 	conn := tls.Server(raw, s.config())
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return // a scan of the port, or a machine that found that this is not its cluster
+		return // a port scan, or a machine that found that this is not its cluster
 	}
 	q, err := protocol.ReadRequest(conn)
 	if err != nil {
 		return
 	}
 	_ = raw.SetDeadline(time.Now().Add(protocol.Patience))
-	// A node that shows its certificate need not wait: that cannot be guessed, and all nodes may come at once.
+	// A node that presents its certificate need not wait: a certificate cannot be guessed, and all nodes may connect at
+	// once.
 	known := q.Proof.Kind == "" && s.checkCertificate(conn.ConnectionState(), q.Node.Name) == nil
 	if !known && !s.guesses.wait(ctx, raw.RemoteAddr()) {
 		return
@@ -143,8 +144,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	}
 }
 
-// rateLimited is the log of what goes wrong with a machine's request, which takes a line of the same source now and
-// then.
+// rateLimited returns a logger for problems of a machine's request, which logs only some lines of the same source.
 func (s *Server) rateLimited(log *slog.Logger, from net.Conn) *slog.Logger {
 	since, line := s.refusals.count(from.RemoteAddr(), s.o.Now())
 	switch {
@@ -161,12 +161,12 @@ func (s *Server) config() *tls.Config {
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{protocol.Protocol},
 		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.o.Certificate() },
-		ClientAuth:             tls.RequestClientCert, // verified later: so that a refusal can be put into words
+		ClientAuth:             tls.RequestClientCert, // verified later, so that the refusal can have a message
 		SessionTicketsDisabled: true,
 	}
 }
 
-// refusal turns an error into the answer to the machine and one line for the log.
+// refusal converts an error to the response to the machine, and logs it.
 func (s *Server) refusal(log *slog.Logger, q *protocol.Request, err error) *protocol.Refusal {
 	var r *protocol.Refusal
 	if !errors.As(err, &r) {
@@ -184,7 +184,7 @@ func (s *Server) refusal(log *slog.Logger, q *protocol.Request, err error) *prot
 	return r
 }
 
-// short bounds what goes into the log of a machine's own words.
+// short limits a machine's text in the log.
 func short(text string) string { return clip(text, maxText) }
 
 func clip(text string, most int) string {
@@ -194,7 +194,7 @@ func clip(text string, most int) string {
 	return text
 }
 
-// addressOf is where a connection comes from; the zero Addr if that is no IP address.
+// addressOf returns the address of a connection's other end, or the zero Addr if that is no IP address.
 func addressOf(c net.Conn) netip.Addr {
 	at, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {
@@ -243,11 +243,11 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from net
 	return a, err
 }
 
-// checkVersion refuses programs that are too old or too new for this one.
+// checkVersion rejects programs that are too old or too new for this one.
 func checkVersion(q *protocol.Request) error {
 	remote, own := q.Protocol, version.Protocol()
 	if remote == 0 {
-		remote = 1 // it does not say it
+		remote = 1 // it does not send it
 	}
 	if version.Understands(remote) {
 		return nil
@@ -261,13 +261,14 @@ func checkVersion(q *protocol.Request) error {
 		short(q.Program), remote, word, version.Get().Coracle, own, who)
 }
 
-// identify returns the token that the machine has shown; nil if it has shown a node's certificate instead.
+// identify returns the token that the machine has proved. It returns nil if it has presented a node's certificate
+// instead.
 func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *protocol.Request) (*token.Token, error) {
 	switch q.Proof.Kind {
 	case "":
 		return nil, s.checkCertificate(state, q.Node.Name)
 	case token.RoleAgent, token.RoleServer:
-		// A bare secret may be of either kind, and which one it is decides what it is good for.
+		// A bare secret may be of either kind, and its kind decides for what it may be used.
 		for _, t := range s.o.Tokens().Accepted(s.o.Now()) {
 			if q.Proof.Verify(state, t) {
 				return &t, nil
@@ -284,8 +285,8 @@ func (s *Server) identify(ctx context.Context, state tls.ConnectionState, q *pro
 		"on a server shows the one that works", print)
 }
 
-// mayBecome says whether a token, or a node's certificate where there is none, is good for what the machine wants to
-// be. No kind stands for another.
+// mayBecome returns an error if the token, or a node's certificate where there is none, does not allow the requested
+// role. No kind of token includes another.
 func mayBecome(q *protocol.Request, known *token.Token) error {
 	switch {
 	case q.Role == token.RoleServer && known != nil && known.Role == token.RoleServer:
@@ -332,7 +333,7 @@ func (s *Server) checkBootstrap(ctx context.Context, state tls.ConnectionState, 
 	return &t, nil
 }
 
-// checkCertificate verifies that the machine is the node whose name it says.
+// checkCertificate verifies that the machine is the node that it names.
 func (s *Server) checkCertificate(state tls.ConnectionState, name string) error {
 	refuse := func(format string, args ...any) error {
 		return protocol.Refuse(protocol.CodeCertificate, "the node's certificate is not accepted: "+format+
