@@ -19,12 +19,12 @@ import (
 	"k8s.io/cluster-bootstrap/token/util"
 )
 
-// NodeGroup is what a bootstrap token authenticates as besides system:bootstrappers; server/bootstrap lets it ask for a
-// node's certificate.
+// NodeGroup is the group as which a bootstrap token authenticates, besides system:bootstrappers. server/bootstrap
+// allows it to request a node's certificate.
 const NodeGroup = "system:bootstrappers:coracle:node"
 
-// Bootstrap is a token that expires. It lives in a Secret kube-system/bootstrap-token-<id>, the form upstream's token
-// authenticator, signer and cleaner know.
+// Bootstrap is a token that expires. It is stored in a Secret kube-system/bootstrap-token-<id>, in the form that
+// upstream's token authenticator, signer and cleaner know.
 type Bootstrap struct {
 	ID          string    `json:"id"`
 	Secret      string    `json:"-"`
@@ -34,19 +34,19 @@ type Bootstrap struct {
 	Groups      []string  `json:"groups,omitempty"`
 }
 
-// CreateOptions says what kind of token to make.
+// CreateOptions describe the token to make.
 type CreateOptions struct {
 	// Token is "<id>.<secret>" when the operator chose it; empty makes a random one.
 	Token string
-	// TTL is how long it works; zero means for ever.
+	// TTL is how long it works. Zero means forever.
 	TTL time.Duration
-	// Description is for people.
+	// Description is for users.
 	Description string
 	// Now is when TTL begins.
 	Now time.Time
 }
 
-// Generate returns a random token of the form that CreateOptions.Token has. No cluster knows it.
+// Generate returns a random token in the form of CreateOptions.Token. It is not stored in any cluster.
 func Generate() (string, error) {
 	made, err := util.GenerateBootstrapToken()
 	if err != nil {
@@ -87,8 +87,8 @@ func Create(ctx context.Context, c kubernetes.Interface, o CreateOptions) (Boots
 	return b, nil
 }
 
-// List returns every bootstrap token, by id. Secrets that do not hold a token in the right form are left out, as
-// upstream's authenticator ignores them.
+// List returns every bootstrap token, by id. It leaves out Secrets without a well-formed token, which upstream's
+// authenticator ignores.
 func List(ctx context.Context, c kubernetes.Interface) ([]Bootstrap, error) {
 	secrets, err := c.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{
 		FieldSelector: "type=" + string(api.SecretTypeBootstrapToken),
@@ -106,7 +106,7 @@ func List(ctx context.Context, c kubernetes.Interface) ([]Bootstrap, error) {
 	return out, nil
 }
 
-// Delete ends a bootstrap token at once. It takes the id, "<id>.<secret>" or the whole token as it was printed.
+// Delete deletes a bootstrap token. It accepts the id, "<id>.<secret>" or the whole token as it was printed.
 func Delete(ctx context.Context, c kubernetes.Interface, idOrToken string) error {
 	id := strings.TrimSpace(idOrToken)
 	if t, err := Parse(id); err == nil && t.Role == RoleBootstrap {
@@ -126,12 +126,12 @@ func Delete(ctx context.Context, c kubernetes.Interface, idOrToken string) error
 	return nil
 }
 
-// Token is the form that is handed to a joining machine.
+// Token returns the token that a joining machine is given.
 func (b Bootstrap) Token(caHash string) Token {
 	return Token{CAHash: caHash, Role: RoleBootstrap, ID: b.ID, Secret: b.Secret}
 }
 
-// Expired says whether the token has stopped working.
+// Expired reports whether the token has stopped working.
 func (b Bootstrap) Expired(now time.Time) bool { return !b.Expires.IsZero() && !now.Before(b.Expires) }
 
 func (b Bootstrap) secret() *corev1.Secret {

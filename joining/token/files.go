@@ -15,24 +15,24 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Options says where a server's tokens are and what the operator asked for.
+// Options are where a server's tokens are stored and which ones the operator chose.
 type Options struct {
-	// Dir is the server's folder; it holds token, agent-token and node-token (a link to agent-token, the name that
-	// people know from k3s).
+	// Dir is the server's folder. It has the files token, agent-token and node-token (a link to agent-token, the name
+	// that users know from k3s).
 	Dir string
 	// Root is the authority that tokens name.
 	Root *x509.Certificate
-	// Server and Agent are what the operator gave (--token, --agent-token): a whole token, or a secret of their own.
-	// Empty means: what the file says, or a new random one.
+	// Server and Agent are the operator's values (--token, --agent-token): a whole token, or a bare secret. Empty means
+	// the file's token, or a new random one.
 	Server, Agent string
-	// Logger tells of changes; nil means slog's default.
+	// Logger logs changes. nil means slog's default.
 	Logger *slog.Logger
 }
 
-// Set is the pair of tokens with which machines join this cluster for as long as it lives.
+// Set is the pair of lasting tokens with which machines join this cluster.
 type Set struct {
 	Server, Agent Token
-	// Former are those that were replaced and still work.
+	// Former are tokens that were replaced and still work.
 	Former []Former
 }
 
@@ -43,7 +43,7 @@ const (
 	NodeFile   = "node-token"
 )
 
-// Ensure returns the cluster's tokens, making and writing what is missing.
+// Ensure returns the cluster's tokens. It makes and writes missing ones.
 func Ensure(o Options) (Set, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	var (
@@ -113,7 +113,7 @@ func (o Options) read(path string, role Role) (Token, error) {
 	return t, nil
 }
 
-// chosen turns what the operator gave into a full token of this cluster.
+// chosen converts the operator's value to a full token of this cluster.
 func (o Options) chosen(role Role, given string) (Token, error) {
 	flag := map[Role]string{RoleServer: "--token", RoleAgent: "--agent-token"}[role]
 	t, err := Parse(given)

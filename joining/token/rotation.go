@@ -12,17 +12,17 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Former is a token that was replaced and works until a time: until the earlier one of two.
+// Former is a token that was replaced. It works until the earlier of two times.
 type Former struct {
 	Token
-	// Until is the end as the server's clock had it on which the token was replaced.
+	// Until is the end by the clock of the server on which the token was replaced.
 	Until time.Time
-	// Here, if set, is the end as this server counts it, from when it saw that the token was replaced: its clock may be
-	// behind that other one.
+	// Here, if set, is the end by this server's clock, counted from when it learned of the replacement: its clock may
+	// be behind the other one.
 	Here time.Time
 }
 
-// Accepted are the tokens that work at a time, the lasting ones first.
+// Accepted returns the tokens that work at a time, the lasting ones first.
 func (s Set) Accepted(now time.Time) []Token {
 	out := []Token{s.Agent, s.Server}
 	for _, f := range s.Former {
@@ -33,19 +33,19 @@ func (s Set) Accepted(now time.Time) []Token {
 	return out
 }
 
-// RotationRequest is how one of a cluster's tokens is to be replaced.
+// RotationRequest describes how to replace one of a cluster's tokens.
 type RotationRequest struct {
-	// Role says which.
+	// Role selects the token.
 	Role Role
-	// Old, if given, has to be the one that works; New is the one to come, and made here when it is empty. Both may be
-	// whole tokens or bare secrets.
+	// Old, if given, has to be the current token. New is the next one, which is generated when New is empty. Both may
+	// be whole tokens or bare secrets.
 	Old, New string
-	// Grace is how long the old one works.
+	// Grace is how long the old token still works.
 	Grace time.Duration
 	Now   time.Time
 }
 
-// Next is the token that replaces one of a set.
+// Next returns the token that replaces one of a set.
 func (r RotationRequest) Next(s Set) (Token, error) {
 	now, other := s.Server, s.Agent
 	if r.Role == RoleAgent {
@@ -88,7 +88,7 @@ func (r RotationRequest) Next(s Set) (Token, error) {
 	return next, nil
 }
 
-// Save writes tokens into the files of a server's folder.
+// Save writes tokens to the files of a server's folder.
 func Save(dir string, s Set) error {
 	for file, t := range map[string]Token{ServerFile: s.Server, AgentFile: s.Agent} {
 		if _, err := atomicfile.WriteIfDifferent(filepath.Join(dir, file), []byte(t.String()+"\n"), 0o600); err != nil {
@@ -98,7 +98,7 @@ func Save(dir string, s Set) error {
 	return linkNodeToken(dir)
 }
 
-// Read reads those files.
+// Read reads the files that Save writes.
 func Read(dir string) (s Set, err error) {
 	for file, into := range map[string]*Token{ServerFile: &s.Server, AgentFile: &s.Agent} {
 		data, err := os.ReadFile(filepath.Join(dir, file))

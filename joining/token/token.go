@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package token makes, reads and checks the tokens with which machines join the cluster.
+// Package token makes, parses and checks the tokens with which machines join the cluster.
 //
-// A token names the cluster's certificate authority by its hash, so that a joining machine knows whom it talks to
-// before it says anything: a token cannot be harvested by someone in between. It comes in three kinds:
+// A token contains the hash of the cluster's certificate authority. So a joining machine verifies the server before it
+// sends anything, and an attacker in between cannot get a token. There are three kinds:
 //
 //	CRC1<sha256 of the CA, hex>::server:<secret>        may add a server, that is: read the cluster's keys
 //	CRC1<sha256 of the CA, hex>::agent:<secret>         may add a node
@@ -29,25 +29,26 @@ const (
 	separator = "::"
 )
 
-// Role is what a token lets its holder become.
+// Role is the role that a token allows.
 type Role string
 
-// The roles. A bootstrap token's role is RoleBootstrap until the server that checks it looks up what it is for.
+// The roles. A bootstrap token's role is RoleBootstrap until the checking server looks up its purpose.
 const (
 	RoleServer    Role = "server"
 	RoleAgent     Role = "agent"
 	RoleBootstrap Role = "bootstrap"
 )
 
-// Token is a token in its parts.
+// Token is a parsed token.
 type Token struct {
-	// CAHash is the SHA-256 of the DER of the authority's root, in lower-case hex; empty when a bare secret was given.
+	// CAHash is the SHA-256 of the DER of the authority's root, in lower-case hex. It is empty when a bare secret was
+	// given.
 	CAHash string
 	// Role is empty when a bare secret was given.
 	Role Role
 	// ID is set for bootstrap tokens only.
 	ID string
-	// Secret is what must stay secret.
+	// Secret is the secret part of the token.
 	Secret string
 }
 
@@ -57,7 +58,7 @@ var (
 	secretForm    = regexp.MustCompile(`^[!-~]+$`) // printable, no blanks: it is pasted into shells and unit files
 )
 
-// Hash is how a token names an authority.
+// Hash returns an authority's hash as it is in tokens.
 func Hash(root *x509.Certificate) string {
 	sum := sha256.Sum256(root.Raw)
 	return hex.EncodeToString(sum[:])
@@ -77,7 +78,7 @@ func newSecret() (string, error) {
 	return hex.EncodeToString(secret), nil
 }
 
-// String is the token as a person passes it on.
+// String returns the token in the form that users pass on.
 func (t Token) String() string {
 	secret := t.Secret
 	switch {
@@ -92,7 +93,7 @@ func (t Token) String() string {
 	return prefix + t.CAHash + separator + secret
 }
 
-// Parse reads a token, or a bare secret that an operator chose.
+// Parse parses a token, or a bare secret that an operator chose.
 func Parse(s string) (Token, error) {
 	s = strings.TrimSpace(s)
 	if s == "" {
@@ -135,17 +136,17 @@ func Parse(s string) (Token, error) {
 	return t, nil
 }
 
-// seemsTruncated says that s is the first part of a full token: prefix and hex digits.
+// seemsTruncated reports whether s is the beginning of a full token: prefix and hex digits.
 func seemsTruncated(s string) bool {
 	hash, ok := strings.CutPrefix(s, prefix)
 	return ok && len(hash) > 16 && strings.Trim(hash, "0123456789abcdef:") == ""
 }
 
-// ErrOtherCluster is what VerifyCA returns for a token that names another authority.
+// ErrOtherCluster is the error of VerifyCA for a token that names another authority.
 var ErrOtherCluster = errors.New("the token belongs to another cluster")
 
-// VerifyCA checks that root is the authority that the token names. A token without a hash trusts what it is shown, so
-// callers that need certainty ask for CAHash first.
+// VerifyCA checks that root is the authority that the token names. A token without a hash accepts any root. Callers
+// that need certainty check CAHash first.
 func (t Token) VerifyCA(root *x509.Certificate) error {
 	if t.CAHash == "" {
 		return nil
