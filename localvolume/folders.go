@@ -26,34 +26,34 @@ import (
 )
 
 const (
-	// folderMode keeps everybody else on the machine away from the volumes; volumeMode lets a pod write whatever its
-	// user is.
+	// folderMode keeps other users of the machine away from the volumes. volumeMode lets a pod write whatever its user
+	// is.
 	folderMode = 0o700
 	volumeMode = 0o777
-	// again is when what could not be removed is tried again.
+	// again is the pause before removing is retried after a failure.
 	again = 10 * time.Minute
 )
 
 // Options describe a node's folders.
 type Options struct {
-	// Paths are the folders, absolute and clean. The first is where volumes go whose StorageClass names none.
+	// Paths are the folders, absolute and clean. The first is for volumes whose StorageClass names none.
 	Paths []string
-	// Own is the one of them that is made where it is missing; the others are the operator's, and one that is missing
-	// may be a disk that is not mounted.
+	// Own is the one of Paths that is made where it is missing. The others are the operator's, and a missing one may be
+	// a disk that is not mounted.
 	Own string
-	// Free is how many bytes a folder's filesystem has left; nil asks the kernel.
+	// Free returns how many bytes of a folder's filesystem are free. nil asks the kernel.
 	Free   func(folder *os.File) (int64, error)
 	Logger *slog.Logger
 }
 
-// Folders are where a node keeps local volumes. It is safe for concurrent use.
+// Folders are a node's folders with local volumes. It is safe for concurrent use.
 type Folders struct {
 	o      Options
 	kick   timers.Signal // there is something to remove
-	giving sync.Mutex    // held while a volume is given a project of its own
+	giving sync.Mutex    // held while a volume is given its own project
 }
 
-// New describes a node's folders; nothing is made before it is needed.
+// New describes a node's folders. It makes none of them before they are needed.
 func New(o Options) *Folders {
 	if o.Free == nil {
 		o.Free = free
@@ -62,7 +62,7 @@ func New(o Options) *Folders {
 	return &Folders{o: o, kick: timers.NewSignal()}
 }
 
-// Do does what it is asked for. An error is for a person: it says what is wrong on this node.
+// Do executes a request. An error is for users: it describes the problem on this node.
 func (f *Folders) Do(r Request) (Response, error) {
 	if r.Folder == "" && len(f.o.Paths) > 0 {
 		r.Folder = f.o.Paths[0]
@@ -113,7 +113,7 @@ func (f *Folders) space(folder string) (Response, error) {
 	return Response{Path: folder, Free: n}, err
 }
 
-// left is how many bytes there are left.
+// left returns how many bytes are free.
 func (f *Folders) left(root *os.Root) (int64, error) {
 	dir, err := root.Open(".")
 	if err != nil {
@@ -123,7 +123,7 @@ func (f *Folders) left(root *os.Root) (int64, error) {
 	return f.o.Free(dir)
 }
 
-// free is what an unprivileged user may still write.
+// free returns how many bytes an unprivileged user may still write.
 func free(dir *os.File) (int64, error) {
 	var s unix.Statfs_t
 	if err := unix.Fstatfs(int(dir.Fd()), &s); err != nil {
@@ -132,7 +132,7 @@ func free(dir *os.File) (int64, error) {
 	return int64(s.Bavail) * s.Bsize, nil
 }
 
-// make makes a directory. Done twice, or interrupted anywhere and done again, it comes to the same.
+// make makes a directory. It is idempotent, also after an interruption at any point.
 func (f *Folders) make(r Request) (Response, error) {
 	root, err := f.open(r.Folder)
 	if err != nil {
@@ -157,13 +157,13 @@ func (f *Folders) make(r Request) (Response, error) {
 		return Response{}, fmt.Errorf("%s is there and is no directory; coracle does not touch it", a.Path)
 	}
 	if err == nil {
-		err = root.Chmod(r.Name, volumeMode) // not by Mkdir, which heeds the umask
+		err = root.Chmod(r.Name, volumeMode) // not by Mkdir, which applies the umask
 	}
 	if err == nil {
 		a.Quota, err = f.limit(root, r.Name, r.Bytes)
 	}
 	if err == nil {
-		err = syncFolder(root) // it must still be there after a power cut when the API says that it is
+		err = syncFolder(root) // it must still exist after a power cut once the API reports it
 	}
 	if err != nil {
 		return Response{}, fmt.Errorf("making the volume's directory: %w", err)
@@ -171,8 +171,8 @@ func (f *Folders) make(r Request) (Response, error) {
 	return a, nil
 }
 
-// closeToOthers takes other users' access to a folder, which the volumes in it give to everybody. A folder that holds
-// other things is left as it is.
+// closeToOthers removes other users' access to a folder, since its volumes are open to all users. A folder with other
+// contents is left as it is.
 func closeToOthers(root *os.Root) error {
 	i, err := root.Stat(".")
 	if err != nil {
@@ -209,20 +209,20 @@ func closeToOthers(root *os.Root) error {
 	return nil
 }
 
-// syncFolder has the folder's entries written to the disk.
+// syncFolder writes the folder's entries to the disk.
 func syncFolder(root *os.Root) error {
 	dir, err := root.Open(".")
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := dir.Sync(); !errors.Is(err, unix.EINVAL) { // a filesystem that has no such thing
+	if err := dir.Sync(); !errors.Is(err, unix.EINVAL) { // a filesystem without this operation
 		return err
 	}
 	return nil
 }
 
-// remove sets a directory aside, in one step that also survives a power cut. Run removes what it holds.
+// remove renames a directory, in one step that survives a power cut. Run then removes its contents.
 func (f *Folders) remove(r Request) (Response, error) {
 	root, err := f.open(r.Folder)
 	if err != nil {
@@ -246,7 +246,7 @@ func (f *Folders) remove(r Request) (Response, error) {
 		if err == nil {
 			break
 		}
-		if i == 100 || !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) { // what an earlier volume of that name left
+		if i == 100 || !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) { // a leftover of an earlier volume of that name
 			return Response{}, fmt.Errorf("removing the volume's directory: %w", err)
 		}
 	}
@@ -257,13 +257,13 @@ func (f *Folders) remove(r Request) (Response, error) {
 	return a, nil
 }
 
-// asideName is the name under which a volume's directory is removed.
+// asideName returns the name under which a volume's directory is removed.
 func asideName(name string, i int) string {
 	out := aside + strconv.Itoa(i) + "-" + name
 	return out[:min(len(out), maxName)]
 }
 
-// notMounted fails when something is mounted at a path or below it: what it holds is not the volume's.
+// notMounted returns an error when something is mounted at a path or below it: its contents are not the volume's.
 func notMounted(path string) error {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -281,8 +281,8 @@ func notMounted(path string) error {
 	return nil
 }
 
-// Run removes what was set aside, in this run or in an earlier one, until ctx is done. part, which may be nil, shows
-// how it goes.
+// Run removes directories that remove has renamed, in this run or in an earlier one, until ctx is done. part, which may
+// be nil, shows its state.
 func (f *Folders) Run(ctx context.Context, part *status.Part) {
 	for {
 		err := f.clean(ctx)
@@ -306,13 +306,13 @@ func (f *Folders) Run(ctx context.Context, part *status.Part) {
 	}
 }
 
-// clean removes what was set aside in all folders.
+// clean removes renamed directories in all folders.
 func (f *Folders) clean(ctx context.Context) error {
 	var errs []error
 	for _, folder := range f.o.Paths {
 		dir, err := os.Open(folder)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // nothing was made there, or its disk is away
+			continue // nothing was made there, or its disk is unavailable
 		}
 		if err == nil {
 			err = removeAside(ctx, dir)
@@ -325,7 +325,7 @@ func (f *Folders) clean(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Size is a number of bytes for people.
+// Size formats a number of bytes for users.
 func Size(n int64) string {
 	for _, unit := range []struct {
 		bytes int64

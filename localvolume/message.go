@@ -13,63 +13,61 @@ import (
 	"time"
 )
 
-// Target is where a server finds a node's volumes in the node's tunnel (nodetunnel): an address of the block that is
-// routed nowhere (RFC 6666), so that no machine has it and nothing but a server that asks for volumes dials it. Both
-// ends of a tunnel have shown who they are.
+// Target is the address by which a server reaches a node's volumes through the node's tunnel (nodetunnel). It is in a
+// block that is not routed (RFC 6666), so that no machine has it and only a server that asks for volumes dials it. Both
+// ends of a tunnel are authenticated.
 var Target = netip.MustParseAddrPort("[100::c0ac:1e]:1")
 
 const (
-	// maxMessage bounds a message, in bytes.
+	// maxMessage limits a message, in bytes.
 	maxMessage = 16 << 10
-	// patience bounds one question on both ends. What takes longer, such as removing many files, happens after the
-	// answer.
+	// patience limits one request on both ends. Slower work, such as removing many files, is done after the response.
 	patience = 30 * time.Second
 )
 
-// Op is what a node is asked for.
+// Op is the requested operation.
 type Op string
 
 const (
-	// Make makes a volume's directory, or finds it made.
+	// Make makes a volume's directory, unless it exists.
 	Make Op = "make"
-	// Remove removes one, or finds none. The directory has gone when the answer comes; that what it held goes as well
-	// takes its time.
+	// Remove removes a volume's directory, if it exists. The directory is gone when the response arrives. Removing its
+	// contents takes longer.
 	Remove Op = "remove"
-	// Grow lets a volume have so many bytes, where it has a limit that the filesystem enforces.
+	// Grow raises a volume's limit to so many bytes, where it has a limit that the filesystem enforces.
 	Grow Op = "grow"
-	// Space asks how much room there is.
+	// Space returns how much space is free.
 	Space Op = "space"
 )
 
-// Request is a question.
+// Request is a server's request to a node.
 type Request struct {
 	Op Op `json:"op"`
-	// Folder is one of the node's; empty means its first.
+	// Folder is one of the node's folders. Empty means its first.
 	Folder string `json:"folder,omitempty"`
-	// Name is the directory's, see [Name].
+	// Name is the name of the directory, see [Name].
 	Name string `json:"name,omitempty"`
-	// Bytes are those that have to be free for Make, and what the volume may hold at most where its filesystem can say
-	// so.
+	// Bytes have to be free for Make. They are the volume's limit where its filesystem can enforce one.
 	Bytes int64 `json:"bytes,omitempty"`
 }
 
-// Response is what came of it. Error is empty where all went well.
+// Response is the result. Error is empty after a success.
 type Response struct {
-	// Path is the directory's, or the folder's where no name was given.
+	// Path is the directory's path, or the folder's if the request had no name.
 	Path string `json:"path,omitempty"`
 	Free int64  `json:"free,omitempty"` // bytes
-	// Quota says that a project quota of the filesystem keeps the volume below its size.
+	// Quota means that a project quota of the filesystem limits the volume to its size.
 	Quota bool   `json:"quota,omitempty"`
 	Error string `json:"error,omitempty"`
 }
 
-// ErrSilent is a node that did not answer.
+// ErrSilent means that a node did not reply.
 var ErrSilent = errors.New("the node does not answer")
 
-// Ask asks a node over a connection, and closes that. The error is what the node says, or wraps ErrSilent.
+// Ask sends a request to a node over a connection, and closes it. The error is the node's, or wraps ErrSilent.
 func Ask(ctx context.Context, c net.Conn, r Request) (Response, error) {
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience)) // it fails only on a closed connection, and then so does the write
+	_ = c.SetDeadline(time.Now().Add(patience)) // fails only on a closed connection, and then so does the write
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
 	var a Response
 	err := json.NewEncoder(c).Encode(r)
@@ -87,7 +85,7 @@ func Ask(ctx context.Context, c net.Conn, r Request) (Response, error) {
 	return a, nil
 }
 
-// Serve answers one question on a connection, and closes that.
+// Serve serves one request on a connection, and closes it.
 func (f *Folders) Serve(ctx context.Context, c net.Conn) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience))
@@ -100,5 +98,5 @@ func (f *Folders) Serve(ctx context.Context, c net.Conn) {
 	if err != nil {
 		a.Error = err.Error()
 	}
-	_ = json.NewEncoder(c).Encode(a) // who asked asks again
+	_ = json.NewEncoder(c).Encode(a) // the client retries without a response
 }

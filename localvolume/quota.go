@@ -15,18 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Both ext4 and XFS count what belongs to a project, which is a number that a directory hands on to all that is made in
-// it, and keep it below a limit where they are mounted with prjquota or pquota. A volume is given a project of its own
-// there (quotactl(2), ioctl_xfs_fsgetxattr(2), linux/fs.h, linux/quota.h).
+// Both ext4 and XFS count the space of a project, and limit it where they are mounted with prjquota or pquota. A
+// project is a number that new entries of a directory inherit from it. Each volume gets its own project there
+// (quotactl(2), ioctl_xfs_fsgetxattr(2), linux/fs.h, linux/quota.h).
 const (
-	// firstProject and projects are the numbers that volumes get: far from those that people write into /etc/projid,
-	// and that a kubelet counts from 1048577.
+	// firstProject and projects are the range of volumes' project numbers: far from those that administrators write to
+	// /etc/projid, and that a kubelet counts from 1048577.
 	firstProject = 1 << 30
 	projects     = 1 << 30
-	// mostTaken is how many numbers are looked at before a volume is refused.
+	// mostTaken is how many numbers are tried before a volume is rejected.
 	mostTaken = 1000
 
-	quotaBlock = 1024 // bytes: what limits are counted in (QIF_DQBLKSIZE)
+	quotaBlock = 1024 // bytes: the unit of limits (QIF_DQBLKSIZE)
 )
 
 const (
@@ -42,7 +42,7 @@ const (
 	projectsEnforced = 1 << 5   // FS_QUOTA_PDQ_ENFD
 )
 
-// fileAttributes are struct fsxattr.
+// fileAttributes is struct fsxattr.
 type fileAttributes struct {
 	flags, extentSize, extents, project, cowExtentSize uint32
 	_                                                  [8]byte
@@ -62,7 +62,7 @@ type quotaState struct {
 	_       [156]byte
 }
 
-// attributes are those of an open file or directory.
+// attributes returns the attributes of an open file or directory.
 func attributes(f *os.File) (a fileAttributes, err error) {
 	return a, ioctl(f, fsGetXattr, &a)
 }
@@ -73,8 +73,7 @@ func ioctl(f *os.File, request uintptr, a *fileAttributes) error {
 	return orNil(errno)
 }
 
-// quotactl does something with the quotas of projects of the filesystem that an open directory is on. Linux has it
-// since 5.14.
+// quotactl executes a command on the project quotas of an open directory's filesystem. Linux has it since 5.14.
 func quotactl(dir *os.File, command, project uint32, at unsafe.Pointer) error {
 	_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, dir.Fd(), uintptr(command<<8|quotaOfProjects), uintptr(project), uintptr(at), 0, 0)
 	runtime.KeepAlive(dir)
@@ -88,13 +87,13 @@ func orNil(errno syscall.Errno) error {
 	return errno
 }
 
-// enforcesProjects says whether a directory's filesystem keeps projects below their limits.
+// enforcesProjects reports whether a directory's filesystem enforces the limits of projects.
 func enforcesProjects(dir *os.File) bool {
 	s := quotaState{version: 1}
 	return quotactl(dir, getQuotaState, 0, unsafe.Pointer(&s)) == nil && s.flags&projectsEnforced != 0
 }
 
-// limits says whether the volumes of a folder get limits. In a folder that belongs to a project already they do not:
+// limits reports whether the volumes of a folder get limits. They do not in a folder that already belongs to a project:
 // the operator has one limit for all of them.
 func limits(folder *os.File) bool {
 	if !enforcesProjects(folder) {
@@ -104,9 +103,9 @@ func limits(folder *os.File) bool {
 	return err == nil && a.project == 0 && a.flags&inheritsProject == 0
 }
 
-// isProjectOf says whether a number is one that giveProject gives to a volume, whose directory may have been set aside.
-// A pod can give what is its own to any project (the kernel asks only who owns a file), and the limit of another volume
-// is not to be changed for that.
+// isProjectOf reports whether giveProject may have given the number to a volume, whose directory may have been renamed
+// for removal. A pod can move its own files to any project (the kernel only checks a file's owner), and that must not
+// change another volume's limit.
 func isProjectOf(project uint32, name string) bool {
 	if rest, was := strings.CutPrefix(name, aside); was {
 		_, name, _ = strings.Cut(rest, "-")
@@ -114,20 +113,20 @@ func isProjectOf(project uint32, name string) bool {
 	return isOurProject(project) && (project-firstProjectOf(name))%projects < mostTaken
 }
 
-// firstProjectOf is where the search for a volume's number begins.
+// firstProjectOf returns the number at which the search for a volume's number begins.
 func firstProjectOf(name string) uint32 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(name)) // never fails
 	return firstProject + h.Sum32()%projects
 }
 
-// isOurProject says whether this package gives such numbers.
+// isOurProject reports whether this package uses such numbers.
 func isOurProject(project uint32) bool {
 	return project >= firstProject && project-firstProject < projects
 }
 
-// limit keeps a volume below so many bytes, if its filesystem can do that, and says whether it can. Done twice, or
-// interrupted anywhere and done again, it comes to the same.
+// limit limits a volume to so many bytes, and returns whether its filesystem supports that. It is idempotent, also
+// after an interruption at any point.
 func (f *Folders) limit(root *os.Root, name string, bytes int64) (bool, error) {
 	folder, err := root.Open(".")
 	if err != nil {
@@ -159,7 +158,7 @@ func (f *Folders) limit(root *os.Root, name string, bytes int64) (bool, error) {
 	return true, nil
 }
 
-// giveProject gives a directory a project that no other has, or finds it given.
+// giveProject gives a directory an unused project, unless it has one.
 func giveProject(folder, dir *os.File, name string) (uint32, error) {
 	a, err := attributes(dir)
 	if err != nil || a.project != 0 {
@@ -169,7 +168,7 @@ func giveProject(folder, dir *os.File, name string) (uint32, error) {
 		project := firstProject + (firstProjectOf(name)+i)%projects // firstProject is a multiple of projects
 		var q diskQuota
 		err := quotactl(folder, getQuota, project, unsafe.Pointer(&q))
-		if err != nil && !errors.Is(err, unix.ENOENT) { // XFS has none of what it never heard of
+		if err != nil && !errors.Is(err, unix.ENOENT) { // XFS returns it for an unknown project
 			return 0, err
 		}
 		if q.hardLimit|q.space|q.files != 0 {
@@ -182,13 +181,13 @@ func giveProject(folder, dir *os.File, name string) (uint32, error) {
 	return 0, fmt.Errorf("%d numbers of projects in a row are taken", mostTaken)
 }
 
-// setLimit limits a project to so many bytes, rounded up; 0 takes its limit away.
+// setLimit limits a project to so many bytes, rounded up. 0 removes its limit.
 func setLimit(folder *os.File, project uint32, bytes int64) error {
 	q := diskQuota{hardLimit: (uint64(bytes) + quotaBlock - 1) / quotaBlock, valid: limitOfBlocks}
 	return quotactl(folder, setQuota, project, unsafe.Pointer(&q))
 }
 
-// grow raises a volume's limit, if it has one, and says whether it has.
+// grow raises a volume's limit, if it has one, and reports whether it has.
 func (f *Folders) grow(r Request) (Response, error) {
 	root, err := f.open(r.Folder)
 	if err != nil {
@@ -210,7 +209,7 @@ func (f *Folders) grow(r Request) (Response, error) {
 	return Response{Quota: true}, nil
 }
 
-// projectOf is the project that this package gave to a directory, or 0.
+// projectOf returns the project that this package gave to a directory, or 0.
 func projectOf(folder int, name string) uint32 {
 	fd, err := openDirectory(folder, name)
 	if err != nil {

@@ -15,19 +15,19 @@ import (
 )
 
 const (
-	// maxDepth is how many directories are open at a time, one inside the other. What lies deeper is moved up first: a
-	// pod can nest more directories than this process may open files.
+	// maxDepth is how many nested directories are open at a time. Deeper ones are moved up first: a pod can nest more
+	// directories than this process may open files.
 	maxDepth = 100
 	// batch is how many names are read at a time.
 	batch = 512
 )
 
-// removeAside removes what was set aside in a folder. It does what it can, and its error is the first that it met.
+// removeAside removes the renamed directories in a folder. It removes what it can, and returns its first error.
 func removeAside(ctx context.Context, folder *os.File) error {
 	r := remover{ctx: ctx, folder: int(folder.Fd())}
 	var first error
 	failed := map[string]bool{}
-	for again := true; again && ctx.Err() == nil; { // removing may set more aside
+	for again := true; again && ctx.Err() == nil; { // removing may rename more
 		again = false
 		if _, err := folder.Seek(0, io.SeekStart); err != nil {
 			return err
@@ -44,7 +44,7 @@ func removeAside(ctx context.Context, folder *os.File) error {
 			project := projectOf(r.folder, name)
 			err := r.remove(r.folder, name, 0)
 			if err == nil && project != 0 {
-				_ = setLimit(folder, project, 0) // if it stays, it limits nothing, and its number is not given again
+				_ = setLimit(folder, project, 0) // a limit that stays limits nothing, and its number is not used again
 			}
 			if err != nil {
 				failed[name] = true
@@ -57,16 +57,16 @@ func removeAside(ctx context.Context, folder *os.File) error {
 	return first
 }
 
-// remover removes trees below a folder. os.Root.RemoveAll would not do: it enters what is mounted in a tree, and opens
-// as many files as that is deep.
+// remover removes trees below a folder. os.Root.RemoveAll is not used: it enters mounts in a tree, and opens as many
+// files as the tree is deep.
 type remover struct {
 	ctx    context.Context
 	folder int
 	moved  int
 }
 
-// remove removes an entry of a directory and everything below it, by names in open directories alone, so that no link
-// leads elsewhere.
+// remove removes an entry of a directory and everything below it. It only uses names in open directories, so that no
+// link leads elsewhere.
 func (r *remover) remove(dir int, name string, depth int) error {
 	err := unix.Unlinkat(dir, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
@@ -96,11 +96,11 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	return nil
 }
 
-// mostStuck is how many entries of one directory that cannot be removed are passed over.
+// mostStuck is how many entries of one directory that cannot be removed are skipped.
 const mostStuck = 100
 
-// empty removes a directory's entries. One that cannot be removed does not keep the others: what they held is room on
-// the disk.
+// empty removes a directory's entries. One that cannot be removed does not prevent the others: their removal frees
+// space on the disk.
 func (r *remover) empty(dir *os.File, depth int) error {
 	stuck := map[string]bool{}
 	var first error
@@ -139,7 +139,7 @@ func (r *remover) empty(dir *os.File, depth int) error {
 	}
 }
 
-// moveUp sets a directory aside by itself.
+// moveUp renames a directory for separate removal.
 func (r *remover) moveUp(dir int, name string) error {
 	for {
 		to := aside + "deep-" + strconv.Itoa(r.moved)
@@ -166,7 +166,7 @@ func openDirectory(dir int, name string) (int, error) {
 		return fd, nil
 	case errors.Is(err, unix.EXDEV):
 		return 0, fmt.Errorf("%q: %w", name, errMounted)
-	case !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM): // before Linux 5.6, or forbidden to a container
+	case !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM): // before Linux 5.6, or forbidden in a container
 		return 0, fmt.Errorf("opening the directory %q: %w", name, err)
 	}
 	var of, above unix.Stat_t
