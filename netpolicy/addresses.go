@@ -34,8 +34,8 @@ func spanOf(p netip.Prefix) span {
 	return span{p.Addr(), end}
 }
 
-// spansOf are the addresses of an ipBlock: its CIDR without the exceptions, sorted and apart. What is no CIDR, which
-// the API does not let pass, is nothing as a block; as an exception it takes the whole block away.
+// spansOf returns the addresses of an ipBlock: its CIDR without the exceptions, sorted and disjoint. The API rejects
+// invalid CIDRs. An invalid CIDR as the block yields no addresses, and as an exception it excludes the whole block.
 func spansOf(b *networkingv1.IPBlock) []span {
 	cidr, ok := blockOf(b.CIDR)
 	if !ok {
@@ -52,8 +52,7 @@ func spansOf(b *networkingv1.IPBlock) []span {
 	return without(cidr, union(gone))
 }
 
-// blockOf reads a CIDR as the API does: with leading zeros, which objects from before have, and IPv4 also as IPv6 wraps
-// it.
+// blockOf parses a CIDR as the API does: it accepts leading zeros, which old objects have, and IPv4-mapped IPv6.
 func blockOf(text string) (span, bool) {
 	_, n, err := netutils.ParseCIDRSloppy(text)
 	if err != nil {
@@ -67,7 +66,7 @@ func blockOf(text string) (span, bool) {
 	return spanOf(netip.PrefixFrom(a, ones)), ok
 }
 
-// without takes addresses away from a span; those are sorted and apart.
+// without removes spans from s. gone is sorted and disjoint.
 func without(s span, gone []span) []span {
 	var out []span
 	for _, e := range gone {
@@ -85,14 +84,14 @@ func without(s span, gone []span) []span {
 	return append(out, s)
 }
 
-// union sorts the spans and joins those that touch, as a set of intervals in the kernel needs them.
+// union sorts the spans and joins adjacent ones, as a set of intervals in the kernel requires.
 func union(spans []span) []span {
 	spans = slices.Clone(spans)
 	slices.SortFunc(spans, func(a, b span) int { return a.first.Compare(b.first) })
 	var out []span
 	for _, s := range spans {
 		if n := len(out); n > 0 && out[n-1].first.Is4() == s.first.Is4() {
-			end := out[n-1].last.Next() // invalid behind the last address of all
+			end := out[n-1].last.Next() // invalid after the last address of the family
 			if !end.IsValid() || !end.Less(s.first) {
 				if out[n-1].last.Less(s.last) {
 					out[n-1].last = s.last
@@ -105,7 +104,7 @@ func union(spans []span) []span {
 	return out
 }
 
-// contains looks for an address in spans that are sorted and apart.
+// contains reports whether the spans, which are sorted and disjoint, contain the address.
 func contains(spans []span, a netip.Addr) bool {
 	i, found := slices.BinarySearchFunc(spans, a, func(s span, a netip.Addr) int { return s.first.Compare(a) })
 	if found {
@@ -117,7 +116,7 @@ func contains(spans []span, a netip.Addr) bool {
 // portSpan is a range of ports, both ends included.
 type portSpan struct{ first, last uint16 }
 
-// unionPorts sorts and joins.
+// unionPorts sorts the spans and joins adjacent ones.
 func unionPorts(spans []portSpan) []portSpan {
 	spans = slices.Clone(spans)
 	slices.SortFunc(spans, func(a, b portSpan) int { return int(a.first) - int(b.first) })

@@ -9,21 +9,23 @@ import (
 	"slices"
 )
 
-// Limits bound what policies may take of a node's memory and time. A user who may write policies in a namespace can
-// write very many; what he then takes is his own pods' network, never another namespace's.
+// Limits limit the memory and time of a node that policies may use. A user who may write policies in a namespace can
+// write very many. Exceeding the limits then affects only that user's own pods, never another namespace's.
 type Limits struct {
 	RulesOfPod int // in the chain of one pod and direction
 	Rules      int // for one namespace
 	Elements   int // for one namespace
-	Work       int // values compared, ports and exceptions looked at, for one namespace
-	// Node is for all namespaces together, in elements; a rule counts as ruleWeight. The largest are over it first.
+	Work       int // compared values, read ports and exceptions, for one namespace
+	// Node is for all namespaces together, in elements; a rule counts as ruleWeight. The largest namespaces exceed it
+	// first.
 	Node int
 }
 
-// ruleWeight is how many elements take as much memory as a rule while a table is written.
+// ruleWeight is how many elements need as much memory as a rule while a table is written.
 const ruleWeight = 3
 
-// DefaultLimits are what a machine with 1 GB can bear while the whole table is written: ADR 0086 has what they cost.
+// DefaultLimits returns limits that a machine with 1 GB can sustain while the whole table is written: ADR 0086 has the
+// costs.
 func DefaultLimits() Limits {
 	return Limits{RulesOfPod: 5_000, Rules: 20_000, Elements: 50_000, Work: 5_000_000, Node: 100_000}
 }
@@ -40,14 +42,14 @@ func (p *namespaceRules) spend(account *int, n, limit int, what string) {
 	}
 }
 
-// spendWork is asked before the work is done, and says whether it may be.
+// spendWork adds to the work before it is done, and returns whether it is within the limit.
 func (p *namespaceRules) spendWork(n int) bool {
 	p.spend(&p.work, n, p.limits.Work, "comparisons")
 	return p.over == ""
 }
 
-// adds is what a namespace has that is not there yet: namespaces with the same rules share chains, and with the same
-// selection sets.
+// adds returns how many elements the namespace adds to a ruleset: namespaces with the same rules share chains, and
+// those with the same selections share sets.
 func (p *namespaceRules) adds(to *Ruleset) (n int) {
 	for name, c := range p.out.Chains {
 		if _, there := to.Chains[name]; !there {
@@ -62,7 +64,7 @@ func (p *namespaceRules) adds(to *Ruleset) (n int) {
 	return n
 }
 
-// admit adds up the namespaces, the small ones first: who takes most is over the node's limit first.
+// admit adds up the namespaces, the small ones first, so that the largest exceed the node's limit.
 func admit(namespaces []*namespaceRules, limits Limits, r Result) {
 	slices.SortFunc(namespaces, func(a, b *namespaceRules) int {
 		return cmp.Or(cmp.Compare(ruleWeight*a.rules+a.elements, ruleWeight*b.rules+b.elements), cmp.Compare(a.namespace, b.namespace))

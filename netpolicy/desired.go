@@ -16,12 +16,12 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Result is a ruleset and what is to be said about it.
+// Result is a ruleset with its problems.
 type Result struct {
 	Ruleset *Ruleset
-	// Unknown are sandboxes, by ID, that are closed because the pod, and so its labels, is not known (yet).
+	// Unknown are the IDs of sandboxes that are closed because the API has not shown the pod, and so its labels, (yet).
 	Unknown map[string]bool
-	// OverBudget says of which namespaces the restricted pods are closed, and why.
+	// OverBudget has the namespaces whose restricted pods are closed, with the reason.
 	OverBudget map[string]string
 
 	namespaces []*namespaceRules
@@ -66,22 +66,22 @@ func Desired(s State, limits Limits) Result {
 	return r
 }
 
-// namespaceRules computes what the pods of one namespace need.
+// namespaceRules computes the rules for the pods of one namespace.
 type namespaceRules struct {
 	c         *cluster
 	dns       DNS
 	namespace string
-	families  []int // those that pods of this node have
+	families  []int // those of this node's pods
 	limits    Limits
 	out       *Ruleset
-	over      string // why the budget does not suffice
+	over      string // why the budget is exceeded
 	rules     int
 	elements  int
 	work      int
-	memo      map[string][]Rule // rules of one rule of a policy, by that and the numbers of its named ports
+	memo      map[string][]Rule // computed rules by policy, its rule and the numbers of its named ports
 	members   map[string][]ref  // by selection
 	unknown   map[string]bool
-	// What was read of policies, each once.
+	// Parsed selectors and blocks of policies, each parsed once.
 	selects    map[*networkingv1.NetworkPolicy]labels.Selector
 	selections map[*networkingv1.NetworkPolicyPeer]selected
 	blocks     map[*networkingv1.IPBlock][]span
@@ -119,7 +119,7 @@ func (p *namespaceRules) restrict(b Sandbox, d direction, chain string) {
 	}
 }
 
-// close lets nothing of the budget's be used, and nothing through.
+// close discards all rules of the namespace and closes its restricted pods.
 func (p *namespaceRules) close() {
 	was := p.out
 	p.out = newRuleset()
@@ -130,7 +130,7 @@ func (p *namespaceRules) close() {
 	}
 }
 
-// chain makes the chain for a pod, and says whether the pod is restricted at all.
+// chain makes the chain for a pod, and returns whether the pod is restricted at all.
 func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 	restricted := false
 	var rules []Rule
@@ -153,7 +153,7 @@ func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 	}
 	rules = sortRules(rules)
 	if slices.Contains(rules, Rule{}) {
-		return "", false // all is allowed, which is no restriction
+		return "", false // everything is allowed, which is no restriction
 	}
 	if len(rules) > p.limits.RulesOfPod {
 		p.exceed("more than %d rules for one pod", p.limits.RulesOfPod)
@@ -170,13 +170,13 @@ func (p *namespaceRules) chain(pod *corev1.Pod, d direction) (string, bool) {
 	return name, true
 }
 
-// sortRules leaves each rule once.
+// sortRules sorts the rules and removes duplicates.
 func sortRules(rules []Rule) []Rule {
 	slices.SortFunc(rules, func(a, b Rule) int { return strings.Compare(a.key(), b.key()) })
 	return slices.Compact(rules)
 }
 
-// selectorOf is what selects the pods that a policy is for.
+// selectorOf returns the selector of the pods to which a policy applies.
 func (p *namespaceRules) selectorOf(policy *networkingv1.NetworkPolicy) labels.Selector {
 	cost := 1 + costOf(&policy.Spec.PodSelector)
 	if out, ok := p.selects[policy]; ok {
@@ -191,7 +191,7 @@ func (p *namespaceRules) selectorOf(policy *networkingv1.NetworkPolicy) labels.S
 	return out
 }
 
-// selectionOf reads a peer that is no ipBlock.
+// selectionOf parses a peer that is no ipBlock.
 func (p *namespaceRules) selectionOf(peer *networkingv1.NetworkPolicyPeer) selected {
 	if out, ok := p.selections[peer]; ok {
 		return out
@@ -205,7 +205,7 @@ func (p *namespaceRules) selectionOf(peer *networkingv1.NetworkPolicyPeer) selec
 	return out
 }
 
-// spansOf reads an ipBlock.
+// spansOf parses an ipBlock.
 func (p *namespaceRules) spansOf(b *networkingv1.IPBlock) []span {
 	if out, ok := p.blocks[b]; ok {
 		return out
@@ -218,7 +218,7 @@ func (p *namespaceRules) spansOf(b *networkingv1.IPBlock) []span {
 	return out
 }
 
-// applies says whether a policy restricts the direction. The API fills policyTypes in; what it means without is the
+// applies reports whether a policy restricts the direction. The API sets policyTypes. Without it the meaning is the
 // same.
 func applies(policy *networkingv1.NetworkPolicy, d direction) bool {
 	types := policy.Spec.PolicyTypes
@@ -238,7 +238,7 @@ func (p *namespaceRules) policyRules(policy *networkingv1.NetworkPolicy, d direc
 			if !p.spendWork(1 + len(r.Ports)) {
 				return nil
 			}
-			// Named ports are the pod's own.
+			// Named ports are looked up in the pod itself.
 			g := groups(r.Ports, func(proto, name string) []string { return named(pod, proto, name) })
 			out = append(out, p.once(policy, d, i, g, func() []Rule {
 				none := len(r.Ports) > 0 && len(g) == 0
@@ -256,7 +256,7 @@ func (p *namespaceRules) policyRules(policy *networkingv1.NetworkPolicy, d direc
 	return out
 }
 
-// once remembers the rules: pods of one Deployment have the same.
+// once caches the rules: pods of one Deployment have the same.
 func (p *namespaceRules) once(policy *networkingv1.NetworkPolicy, d direction, rule int, g map[string][]portSpan, f func() []Rule) []Rule {
 	k := fmt.Sprint(policy.Name, " ", d, " ", rule, " ", g) // maps are printed in order
 	if out, ok := p.memo[k]; ok {
@@ -271,7 +271,7 @@ func (p *namespaceRules) once(policy *networkingv1.NetworkPolicy, d direction, r
 }
 
 func (p *namespaceRules) egressRule(r networkingv1.NetworkPolicyEgressRule) []Rule {
-	// Named ports are the peers' own: each number makes a set of the pods that have it.
+	// Named ports are looked up in the peers: each number needs a set of the pods that have it.
 	p.spendWork(len(r.Ports))
 	g := groups(r.Ports, func(string, string) []string { return nil })
 	out := p.cross(p.ends(r.To, len(r.Ports) > 0 && len(g) == 0), g, len(r.Ports) == 0)
@@ -319,7 +319,7 @@ func (p *namespaceRules) dnsRules(proto string) []Rule {
 	return out
 }
 
-// namedEgress are the rules for a named port of the pods that the peers select.
+// namedEgress returns the rules for a named port of the pods that the peers select.
 func (p *namespaceRules) namedEgress(peers []networkingv1.NetworkPolicyPeer, proto, name string) []Rule {
 	every := selected{everyPod(), everyPod().key()}
 	if len(peers) == 0 {
@@ -332,7 +332,7 @@ func (p *namespaceRules) namedEgress(peers []networkingv1.NetworkPolicyPeer, pro
 			out = append(out, p.namedPorts(s.name, p.refs(s), proto, name)...)
 			continue
 		}
-		// Addresses have no names for their ports, but pods whose addresses they are do.
+		// Addresses have no names for ports, but pods with addresses in the block have.
 		spans, all := p.spansOf(peers[i].IPBlock), p.refs(every)
 		if !p.spendWork(len(all) + len(spans)) {
 			return nil
@@ -358,7 +358,7 @@ func within(refs []ref, spans []span) []ref {
 	return out
 }
 
-// namedPorts makes a set for each number that the name stands for.
+// namedPorts makes a set for each port number of the name.
 func (p *namespaceRules) namedPorts(key string, refs []ref, proto, name string) []Rule {
 	byPort := map[string][]ref{}
 	if !p.spendWork(len(refs)) {
@@ -378,7 +378,7 @@ func (p *namespaceRules) namedPorts(key string, refs []ref, proto, name string) 
 	return out
 }
 
-// groups are the ports of a rule by protocol; nil for a protocol is all of its ports.
+// groups returns the ports of a rule by protocol. nil for a protocol means all of its ports.
 func groups(all []networkingv1.NetworkPolicyPort, resolve func(proto, name string) []string) map[string][]portSpan {
 	out := map[string][]portSpan{}
 	whole := map[string]bool{}
@@ -390,7 +390,7 @@ func groups(all []networkingv1.NetworkPolicyPort, resolve func(proto, name strin
 			whole[proto] = true
 		case port.Port.Type == intstr.String:
 			for _, number := range resolve(proto, port.Port.StrVal) {
-				n, _ := strconv.Atoi(number) // it was one
+				n, _ := strconv.Atoi(number) // it was formatted from a number
 				out[proto] = append(out[proto], portSpan{uint16(n), uint16(n)})
 			}
 		default:
@@ -408,13 +408,13 @@ func groups(all []networkingv1.NetworkPolicyPort, resolve func(proto, name strin
 	return out
 }
 
-// end is a set of addresses for the other end of a connection; the zero value is everybody.
+// end is a set of addresses for the other end of a connection. The zero value means all addresses.
 type end struct {
 	family int
 	set    string
 }
 
-// ends are those of a rule. none is set when the rule has ports and none of them is one: then no peer is needed.
+// ends returns the ends of a rule. none is set when the rule has ports and none of them exists: then no peer is needed.
 func (p *namespaceRules) ends(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
 	if none {
 		return nil
@@ -436,7 +436,7 @@ func (p *namespaceRules) ends(peers []networkingv1.NetworkPolicyPeer, none bool)
 	return append(out, p.blockSets(union(blocks))...)
 }
 
-// cross joins each end with each group of ports.
+// cross combines each end with each group of ports.
 func (p *namespaceRules) cross(ends []end, groups map[string][]portSpan, any bool) []Rule {
 	var out []Rule
 	for _, e := range ends {
@@ -463,8 +463,8 @@ func (p *namespaceRules) refs(s selected) []ref {
 	return out
 }
 
-// podSets are named after the selection, not after its pods: a pod that comes or goes changes an element, and no rule.
-// Rules with the same selection share it.
+// podSets makes sets that are named after the selection, not after its pods: a pod that is added or deleted changes an
+// element, and no rule. Rules with the same selection share the set.
 func (p *namespaceRules) podSets(key string, refs []ref) []end {
 	var out []end
 	for _, f := range p.families {
@@ -509,7 +509,7 @@ func (p *namespaceRules) blockSets(spans []span) []end {
 	return out
 }
 
-// portSet spells out ports: nothing for all of them, a number, or a set.
+// portSet returns the ports as in a rule: "" for all of them, a number, or a set.
 func (p *namespaceRules) portSet(spans []portSpan) string {
 	if len(spans) == 0 {
 		return ""
@@ -528,7 +528,7 @@ func (p *namespaceRules) portSet(spans []portSpan) string {
 	return "@" + p.set("q-"+hash(strings.Join(slices.Sorted(maps.Keys(elems)), ",")), ports, func() map[string]bool { return elems })
 }
 
-// set adds a set under its name, unless it is there.
+// set adds a set with that name, unless it exists.
 func (p *namespaceRules) set(name string, kind setKind, elems func() map[string]bool) string {
 	if _, ok := p.out.Sets[name]; !ok && p.over == "" {
 		s := Set{kind, elems()}

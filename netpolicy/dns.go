@@ -11,17 +11,17 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// DNS says where a node's pods reach the cluster's DNS. Elsewhere that is a Deployment in kube-system, and policies are
-// written for its pods: egress to pods k8s-app=kube-dns, port 53. Here it is part of the node, so that a rule which
-// would admit a connection to such a pod admits one to the node's DNS.
+// DNS has the addresses at which a node's pods reach the cluster's DNS. In other distributions the DNS is a Deployment
+// in kube-system, and policies are written for its pods: egress to pods k8s-app=kube-dns, port 53. Here it is part of
+// the node, so a rule that would admit a connection to such a pod admits one to the node's DNS.
 type DNS struct {
-	// Servers are what answers, after translation: the node's own.
+	// Servers are the node's own DNS servers, the destinations after translation.
 	Servers []netip.AddrPort
 	// Service are the addresses of the Service kube-dns.
 	Service []netip.Addr
 }
 
-// What the pods of the DNS would have.
+// The namespace, the labels, the port and the names of ports that the pods of the DNS would have.
 const (
 	dnsNamespace = "kube-system"
 	dnsPort      = 53
@@ -32,7 +32,7 @@ var (
 	dnsNames  = map[string]string{"udp": "dns", "tcp": "dns-tcp"}
 )
 
-// admits says which protocols of the DNS a rule's ports admit.
+// admits returns for which protocols of the DNS a rule's ports admit it.
 func (d DNS) admits(all []networkingv1.NetworkPolicyPort) []string {
 	if len(all) == 0 {
 		return []string{"tcp", "udp"}
@@ -59,14 +59,14 @@ func (d DNS) admits(all []networkingv1.NetworkPolicyPort) []string {
 	return out
 }
 
-// in says whether a block of addresses means the DNS: by its Service or by the node.
+// in reports whether a block of addresses contains the DNS: its Service or the node.
 func (d DNS) in(spans []span) bool {
 	return slices.ContainsFunc(d.Service, func(a netip.Addr) bool { return contains(spans, a) }) ||
 		slices.ContainsFunc(d.Servers, func(a netip.AddrPort) bool { return contains(spans, a.Addr()) })
 }
 
-// elements are what the kernel compares: address and port after translation, and the Service for who does not
-// translate.
+// elements returns the set elements that the kernel compares: address and port after translation, and the Service's for
+// clients without translation.
 func (d DNS) elements(v4 bool) map[string]bool {
 	out := map[string]bool{}
 	for _, a := range d.Servers {

@@ -14,16 +14,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// table is the node's table in the kernel, as far as this process wrote it.
+// table is the node's table in the kernel, as this process has written it.
 type table struct {
-	applied  *Ruleset    // nil when it is not known what is there
-	verified uint32      // the kernel's generation in which all was there
-	none     atomic.Bool // it is known not to be there
+	applied  *Ruleset    // nil when the kernel's table is unknown
+	verified uint32      // the kernel's generation in which the table was last complete
+	none     atomic.Bool // it is known not to exist
 }
 
 var kernelTable = nft.Table{Family: nft.INet, Name: nft.PolicyTable}
 
-// apply makes the table hold the ruleset, in one transaction. What was there stays in force when that fails.
+// apply makes the table match the ruleset, in one transaction. When that fails the old table stays in effect.
 func (t *table) apply(ctx context.Context, to *Ruleset) error {
 	t.none.Store(false)
 	if err := t.write(ctx, to); err != nil {
@@ -44,11 +44,11 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 			t.applied = to
 			return nil
 		}
-		// Another program changed the table: write all of it.
+		// Another program has changed the table: write all of it.
 	}
 	t.applied = nil
 	if to.empty() {
-		// A host without any policy need not even have a kernel that knows such tables.
+		// A host without any policy need not even have a kernel that supports such tables.
 		if ok, err := nft.Exists(kernelTable); err != nil || !ok {
 			t.applied = to
 			return nil //nolint:nilerr // where tables cannot be listed there is none of ours
@@ -61,10 +61,10 @@ func (t *table) write(ctx context.Context, to *Ruleset) error {
 	return nil
 }
 
-// run has the embedded nft, which is the first on the PATH, do all of the commands or none.
+// run makes the embedded nft, the first on the PATH, execute all of the commands or none.
 func run(ctx context.Context, text []byte) error { return runNFT(ctx, text, "-f", "-") }
 
-// check has nft and the kernel say whether they would do the commands.
+// check returns an error if nft or the kernel would reject the commands.
 func check(ctx context.Context, text []byte) error { return runNFT(ctx, text, "-c", "-f", "-") }
 
 func runNFT(ctx context.Context, text []byte, args ...string) error {
@@ -80,8 +80,9 @@ func runNFT(ctx context.Context, text []byte, args ...string) error {
 	return nil
 }
 
-// intact says whether all that was written is there. It costs one question as long as no program has changed any table
-// of this host; otherwise chains' rules and sets' elements are counted. What cannot be asked counts as there.
+// intact reports whether everything that was written still exists. It costs one request as long as no program has
+// changed any table of this host. Otherwise it counts chains' rules and sets' elements. It returns true if the kernel
+// cannot be asked.
 func (t *table) intact() bool {
 	if t.applied == nil || t.applied.empty() {
 		return true
@@ -102,8 +103,8 @@ func (t *table) intact() bool {
 	return true
 }
 
-// counts says whether a table has as many of everything as the ruleset. Elements of intervals are not counted: the
-// kernel has two or one for each.
+// counts reports whether a table has as many of everything as the ruleset. Elements of intervals are not counted: the
+// kernel has one or two for each.
 func (r *Ruleset) counts(have nft.Counts) bool {
 	chains := map[string]int{}
 	for _, f := range frame {
@@ -146,5 +147,5 @@ func (r *Ruleset) counts(have nft.Counts) bool {
 	return true
 }
 
-// Remove takes the table away; none there is no error.
+// Remove deletes the table. It is no error if there is none.
 func Remove() error { return nft.Delete(kernelTable) }

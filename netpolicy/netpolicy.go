@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netpolicy enforces NetworkPolicies on one node: it keeps the nftables table `inet coracle-policy` in step
+// Package netpolicy enforces NetworkPolicies on one node: it keeps the nftables table `inet coracle-policy` up to date
 // with the API, for the pods that have their network on this node. DESIGN.md has the reasons.
 //
-// Desired computes that table from a State and is pure; the Enforcer feeds it and writes differences. The package owns
-// that table and nothing else in the kernel. The table stays when an Enforcer stops, so that pods are never open
-// without it, and is only there while some pod of the node is restricted. It never writes to the API, and never looks
-// into a pod.
+// Desired computes that table from a State and is pure. The Enforcer collects the State and writes differences. The
+// package owns that table and nothing else in the kernel. The table stays when an Enforcer stops, so that restricted
+// pods are never open. It exists only while some pod of the node is restricted. The package never writes to the API,
+// and never enters a pod.
 package netpolicy
 
 import (
@@ -28,35 +28,36 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// Options are what an Enforcer needs. Informers are required, with Policies and AllNodes.
+// Options configure an Enforcer. Informers are required, with Policies and AllNodes.
 type Options struct {
 	// Informers are the node's shared caches, which the caller runs once the Enforcer is made.
 	Informers *netinformers.Informers
-	// DNS is where pods of this node reach the cluster's DNS; zero where there is none.
+	// DNS has the addresses at which pods of this node reach the cluster's DNS. It is zero where there is none.
 	DNS DNS
-	// Limits are DefaultLimits when left zero.
+	// Limits are DefaultLimits if they are the zero value.
 	Limits Limits
-	// StateFile is where the rules are between two runs, in a folder that a reboot empties; "" keeps none.
+	// StateFile stores the rules between two runs, in a folder that a reboot empties. "" means that they are not
+	// stored.
 	StateFile string
-	// Part is the line in `coracle status`; nil for none.
+	// Part is the status line of `coracle status`; nil for none.
 	Part *status.Part
-	// Logger is klog's own when left zero.
+	// Logger is klog's own if it is the zero value.
 	Logger klog.Logger
 }
 
 const (
-	// minPause and maxPause bound the rest after a change of the table, which is pauseFactor times as long as that
-	// took. A pod that waits for its rules cuts it short.
+	// minPause and maxPause limit the pause after a change of the table, which is pauseFactor times as long as the
+	// change took. A pod that waits for its rules ends the pause.
 	minPause    = 20 * time.Millisecond
 	maxPause    = time.Second
 	pauseFactor = 9
-	// retryPause follows a failure.
+	// retryPause is the pause after a failure.
 	retryPause = 2 * time.Second
-	// guardPeriod is how often to poll whether another program changed the table; that it is deleted the kernel says at
-	// once.
+	// guardPeriod is the interval of checks whether another program has changed the table. The kernel reports a
+	// deletion at once.
 	guardPeriod = 5 * time.Second
-	// admitTimeout bounds how long a pod's start waits. The kubelet gives the whole call several minutes, and starts
-	// another attempt when one fails.
+	// admitTimeout limits how long a pod's start waits. The kubelet allows several minutes for the whole call, and
+	// starts another attempt when one fails.
 	admitTimeout = 10 * time.Second
 )
 
@@ -66,28 +67,28 @@ type Enforcer struct {
 	log   klog.Logger
 	watch *watch
 	table table
-	guard time.Duration // guardPeriod, but for tests
-	wait  time.Duration // admitTimeout, but for tests
-	// Each has one pending wake-up, which stands for any number of changes; gone is for the kernel's news that the
-	// table was deleted.
+	guard time.Duration // guardPeriod, except in tests
+	wait  time.Duration // admitTimeout, except in tests
+	// Each has one pending wake-up for any number of changes. deletions receives the kernel's events of the table's
+	// deletion.
 	wake, urgent, deletions timers.Signal
 
 	mu           sync.Mutex
 	sandboxes    map[string]Sandbox
 	waiters      map[string]*waiter
-	written      bool                 // the table was written in this run; only Run's loop touches it
-	refused      map[string]refusedAt // by namespace; only Run's loop touches it
+	written      bool                 // the table was written in this run; only Run's loop uses it
+	refused      map[string]refusedAt // by namespace; only Run's loop uses it
 	trouble      error                // of the last attempt to write the table
-	loggedBudget string               // what was last said about budgets
+	loggedBudget string               // the last logged message about budgets
 }
 
 // waiter is a pod's start that waits for its rules.
 type waiter struct {
-	done    chan struct{} // closed when they are in force
-	unknown bool          // the pod was not known when last looked at
+	done    chan struct{} // closed when they are in effect
+	unknown bool          // the API had not shown the pod at the last sync
 }
 
-// New ties an Enforcer to the informers. Nothing in the kernel changes yet.
+// New connects an Enforcer to the informers. It changes nothing in the kernel yet.
 func New(o Options) (*Enforcer, error) {
 	if o.Informers == nil {
 		return nil, errors.New("netpolicy: Informers are required")
@@ -110,7 +111,7 @@ func New(o Options) (*Enforcer, error) {
 	return e, nil
 }
 
-// Restore says which pods have a network on this node since an earlier run. Call it before Run.
+// Restore adds the pods that have a network on this node from an earlier run. Call it before Run.
 func (e *Enforcer) Restore(all []Sandbox) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -119,8 +120,8 @@ func (e *Enforcer) Restore(all []Sandbox) {
 	}
 }
 
-// Admit returns when a pod's rules are in force, so that it may get its network. After an error the pod must not get
-// it, and Release has to be called.
+// Admit returns when a pod's rules are in effect, so that it may get its network. After an error the pod must not get
+// it, and the caller has to call Release.
 func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 	w := &waiter{done: make(chan struct{})}
 	e.mu.Lock()
@@ -151,7 +152,7 @@ func (e *Enforcer) Admit(ctx context.Context, b Sandbox) error {
 	}
 }
 
-// why explains what a pod waits for.
+// why returns the reason why a pod still waits.
 func (e *Enforcer) why(w *waiter) string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -166,7 +167,7 @@ func (e *Enforcer) why(w *waiter) string {
 	return "it takes long to compute them"
 }
 
-// Release says that a sandbox has no network any more.
+// Release records that a sandbox has no network any more.
 func (e *Enforcer) Release(id string) {
 	e.mu.Lock()
 	_, known := e.sandboxes[id]
@@ -177,10 +178,11 @@ func (e *Enforcer) Release(id string) {
 	}
 }
 
-// idle says that the table is known not to be there; the caller holds mu.
+// idle reports whether the table is known not to exist. The caller holds mu.
 func (e *Enforcer) idle() bool { return e.table.none.Load() }
 
-// Run keeps the table in step until ctx is done. The table stays. A second call may follow when the first has returned.
+// Run keeps the table up to date until ctx is done. The table stays. Run may be called again when the first call has
+// returned.
 func (e *Enforcer) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -235,7 +237,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-rest.C:
 		case <-e.urgent:
-			e.urgent.Send() // the loop's to take
+			e.urgent.Send() // for the select above
 		case <-e.deletions:
 			e.deletions.Send()
 		}
@@ -243,7 +245,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	}
 }
 
-// sync computes the table, writes the difference, and returns how long to rest.
+// sync computes the table, writes the difference, and returns how long to pause.
 func (e *Enforcer) sync(ctx context.Context) time.Duration {
 	start := time.Now()
 	s, err := e.state()
@@ -298,7 +300,7 @@ func (e *Enforcer) state() (State, error) {
 	return s, err
 }
 
-// report keeps the line in `coracle status` true.
+// report updates the line in `coracle status`.
 func (e *Enforcer) report(r Result, err error) {
 	var words []string
 	for _, namespace := range slices.Sorted(maps.Keys(r.OverBudget)) {

@@ -12,16 +12,16 @@ import (
 	clusterconfig "github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// controller is an ingress controller as policies know it: by the labels of its pods and of their namespace.
+// controller is an ingress controller as policies select it: by the labels of its pods and of their namespace.
 type controller struct {
 	namespace string
-	// labels are those of the namespace where the cluster has none of that name.
+	// labels are those of the namespace if the cluster has no namespace with that name.
 	labels labels.Set
 	pods   []labels.Set // of several versions
 }
 
-// controllers are those whose pods policies are written for. The ingress proxies are no pods: a rule that would admit a
-// pod of one of these admits the proxies of all nodes.
+// controllers are ingress controllers for whose pods policies are written. Our ingress proxies are no pods: a rule that
+// would admit a pod of one of these controllers admits the proxies of all nodes.
 var controllers = []controller{
 	{"ingress-nginx", labels.Set{
 		corev1.LabelMetadataName: "ingress-nginx", "name": "ingress-nginx",
@@ -44,11 +44,11 @@ var controllers = []controller{
 	}},
 }
 
-// setProxies is the set of the addresses from which ingress proxies connect to pods; with 4 or 6 behind it.
+// setProxies is the set of the addresses from which ingress proxies connect to pods. 4 or 6 follows for the family.
 const setProxies = "proxies"
 
-// proxies are those addresses, by family: for other nodes the address that is the proxy's alone there, and for this
-// node the one that its programs have, of which only the proxy's connections are judged (frame).
+// proxies returns those addresses by family. On other nodes it is an address that only the proxy uses. On this node it
+// is the address of all the node's programs, of which only the proxy's connections are filtered (frame).
 func proxies(s State) map[int]map[string]bool {
 	out := map[int]map[string]bool{4: {}, 6: {}}
 	for node, networks := range podCIDRs(s.Node, s.Nodes) {
@@ -62,18 +62,18 @@ func proxies(s State) map[int]map[string]bool {
 					source = clusterconfig.NodeSource(c)
 				}
 				out[f][source.String()] = true
-				break // the first of a family is the one that counts
+				break // only the first of a family counts
 			}
 		}
 	}
 	return out
 }
 
-// admitsController says whether one of the peers selects a pod of an ingress controller.
+// admitsController reports whether one of the peers selects a pod of an ingress controller.
 func (p *namespaceRules) admitsController(peers []networkingv1.NetworkPolicyPeer) bool {
 	for i := range peers {
 		if peers[i].IPBlock != nil {
-			continue // a block that has the proxies' addresses admits them as it does all others
+			continue // a block that contains the proxies' addresses admits them like any others
 		}
 		s := p.selectionOf(&peers[i])
 		for _, c := range controllers {
@@ -94,7 +94,7 @@ func (p *namespaceRules) admitsController(peers []networkingv1.NetworkPolicyPeer
 	return false
 }
 
-// proxyEnds are the ingress proxies where a rule for connections to a pod admits them.
+// proxyEnds returns the ingress proxies if a rule for connections to a pod admits them.
 func (p *namespaceRules) proxyEnds(peers []networkingv1.NetworkPolicyPeer, none bool) []end {
 	if none || !p.admitsController(peers) {
 		return nil

@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// RejectedNamespace is why nft or the kernel refused the rules of one namespace. The table is written without these:
-// with them, those of all other namespaces would stay as they were.
+// RejectedNamespace is why nft or the kernel rejected the rules of one namespace. The table is written without these
+// rules: with them, no other namespace's rules could be updated.
 type RejectedNamespace struct {
-	Hash string // what was refused, as a hash: another one is tried again
+	Hash string // of the rejected rules; other rules are tried again
 	Why  string
 }
 
-// refusedFor is how long a namespace counts as refused. What was the reason may have been the moment's.
+// refusedFor is how long a namespace counts as rejected. The cause may have been temporary.
 const refusedFor = time.Minute
 
-// alone is a table with nothing but the rules of this namespace.
+// alone returns a table with only the rules of this namespace.
 func (p *namespaceRules) alone() []byte {
 	r := newRuleset()
 	for d := range p.out.Pods {
@@ -30,7 +30,7 @@ func (p *namespaceRules) alone() []byte {
 	return whole(r)
 }
 
-// closeThoseWithout makes the chain of pods about which nothing can be allowed, where it is named.
+// closeThoseWithout makes the chain closed if it is named: that of pods for which nothing can be allowed.
 func (r *Ruleset) closeThoseWithout() {
 	for d := range r.Pods {
 		for _, chain := range r.Pods[d] {
@@ -41,7 +41,7 @@ func (r *Ruleset) closeThoseWithout() {
 	}
 }
 
-// frameOnly is a table in which all restricted pods are closed.
+// frameOnly returns a table in which all restricted pods are closed.
 func frameOnly(of *Ruleset) []byte {
 	r := newRuleset()
 	for d := range of.Pods {
@@ -53,11 +53,11 @@ func frameOnly(of *Ruleset) []byte {
 	return whole(r)
 }
 
-// rejectedAmong finds the namespaces whose rules are the reason that it was refused, and says whether there are any.
-// try says whether a table would be taken.
+// rejectedAmong finds the namespaces whose rules made the kernel reject the table, and returns whether there are any.
+// try returns an error if a table would be rejected.
 func (e *Enforcer) rejectedAmong(ctx context.Context, r Result, try func(context.Context, []byte) error) bool {
 	if try(ctx, frameOnly(r.Ruleset)) != nil {
-		return false // nothing is taken at present: that is no namespace's fault
+		return false // any table is rejected at present: no namespace's rules are the cause
 	}
 	found := false
 	for _, p := range r.namespaces {
@@ -73,13 +73,13 @@ func (e *Enforcer) rejectedAmong(ctx context.Context, r Result, try func(context
 	return found
 }
 
-// refusedAt is a refusal and when it was.
+// refusedAt is a rejection and its time.
 type refusedAt struct {
 	RejectedNamespace
 	at time.Time
 }
 
-// refusals are those that still count.
+// refusals returns the rejections that still count.
 func (e *Enforcer) refusals() map[string]RejectedNamespace {
 	out := map[string]RejectedNamespace{}
 	for namespace, r := range e.refused {

@@ -27,39 +27,40 @@ const (
 	chainError   = "error"
 	chainMidway  = "midway"
 	chainNode    = "midway-from-node"
-	mapIn        = "in"   // who is reached → its chain
-	mapOut       = "out"  // who opens a connection → its chain
-	setSelf      = "self" // no pod is kept from itself
-	setOut       = "outs" // whose connections are judged when they open them
+	mapIn        = "in"   // destination → its chain
+	mapOut       = "out"  // source that opens a connection → its chain
+	setSelf      = "self" // pairs of a pod's own address: no pod is kept from itself
+	setOut       = "outs" // sources whose connections are filtered when they open them
 )
 
-// noAddress is the source of errors from a machine that has no IPv4 address (RFC 7600): of a refusal, on one whose pods
-// alone have some. No pod can pass for it: the pod network lets a pod send from its own addresses only.
+// noAddress is the source of ICMP errors from a machine without an IPv4 address (RFC 7600), such as a rejection on a
+// node of which only the pods have some. No pod can use it: the pod network lets a pod send from its own addresses
+// only.
 const noAddress = "192.0.0.8"
 
-// midway is a packet of a TCP connection that conntrack does not know, and that it does not open.
+// midway matches a packet of a TCP connection that conntrack does not know, and that it does not open.
 const midway = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
 
 // frame are the chains that all packets pass. They do not depend on any policy.
 //
-// The hooks come after translation of Services: forward for what is routed, input for what is for the node, behind
-// IPVS' place there, which takes what is for a Service, and output for what IPVS sends on. Connections that the node
-// itself opens are never judged: it always reaches its own pods. Those of its ingress proxy are, by its user: it serves
-// external clients, and NetworkPolicies say whether it reaches a pod.
+// The hooks follow the translation of Services. forward handles routed packets. input handles packets to the node,
+// after IPVS there, which takes packets to a Service. output handles packets that IPVS sends on. Connections that the
+// node itself opens are never filtered: it always reaches its own pods. Those of its ingress proxy are filtered, by its
+// user: it serves external clients, and NetworkPolicies decide whether it reaches a pod.
 //
-// What is not allowed is refused: a client learns at once that it may not. Of a connection that a change of policy
-// forbids each end learns when it sends something, be it TCP's own probe whether the other end is there: a refusal
-// answers a packet, and goes to who sent it. A refusal has the address of whom it stands for, and passes the output
-// hook again: a reset is related to the connection that it refuses, which no segment of a pod's is.
+// What is not allowed is rejected, so that a client learns it at once. When a change of policy forbids a connection,
+// each end learns it at its next packet, which may be TCP's keepalive: a rejection replies to a packet, and goes to its
+// sender. A rejection has the destination's address as its source, and passes the output hook again. A reset is related
+// to the connection that it rejects, which no segment of a pod is.
 //
-// Who speaks first on a TCP connection that conntrack has forgotten would count as who opened it, which says nothing of
-// who did: where one of its ends is restricted it is refused. Between the node and a pod that is so where the pod may
-// not open any connection it likes; the node itself may.
+// If conntrack has lost a TCP connection, the sender of the next packet would count as the end that opened it, which
+// may be wrong. So that packet is rejected where one of the ends is restricted. Between the node and a pod that is done
+// only where the pod's egress is restricted: the node may open any connection.
 //
-// Errors by ICMP belong to connections, and are judged as these: their content is their sender's choice. One of a
-// connection's ends may send them, and routers; a restricted pod that is neither end of it may not, or it would speak
-// to an end with whom it may not. What conntrack makes nothing of has no one who opened it, and goes by its own
-// addresses: no rule that asks more than a protocol fits it.
+// ICMP errors belong to connections, and are filtered like these, since their sender chooses their content. The ends of
+// a connection and routers may send them. A restricted pod that is neither end may not: it could otherwise reach an end
+// to which it may not connect. Packets that conntrack cannot assign to a connection are filtered by their own
+// addresses: they match no rule with more than a protocol.
 var frame = []struct {
 	chain, hook string
 	rules       []string
@@ -122,14 +123,14 @@ var setTypes = map[setKind]string{
 
 func (k setKind) interval() bool { return k == spans4 || k == spans6 || k == ports }
 
-// script writes nft's commands, all of which happen at once or not at all.
+// script collects nft's commands, which are executed together or not at all.
 type script struct{ bytes.Buffer }
 
 const tableRef = "inet " + nft.PolicyTable
 
 func (s *script) line(format string, args ...any) { fmt.Fprintf(&s.Buffer, format+"\n", args...) }
 
-// batch is how many elements one command has.
+// batch is the number of elements in one command.
 const batch = 1000
 
 func (s *script) elements(verb, set string, elems []string) {
@@ -138,7 +139,7 @@ func (s *script) elements(verb, set string, elems []string) {
 	}
 }
 
-// whole replaces the table, whatever is there: packets see the old one or the new one.
+// whole replaces any existing table: packets meet the old one or the new one.
 func whole(r *Ruleset) []byte {
 	var s script
 	s.line("add table %s", tableRef)
@@ -149,8 +150,8 @@ func whole(r *Ruleset) []byte {
 	return s.Bytes()
 }
 
-// fresh makes the table where there is none, and fails where there is one. Nothing is deleted, so that the kernel does
-// not wait until all processors have forgotten what was: a pod waits for this.
+// fresh makes the table where there is none, and fails where there is one. It deletes nothing, so the kernel does not
+// wait until no processor uses the old table: a pod waits for this.
 func fresh(r *Ruleset) []byte {
 	var s script
 	s.table("create", r)
@@ -166,7 +167,7 @@ func (s *script) table(verb string, r *Ruleset) {
 		s.line("add chain %s %s%s", tableRef, f.chain, hookOf(f.hook))
 	}
 	s.change(newRuleset(), r)
-	for _, f := range frame { // when the maps are there that they name
+	for _, f := range frame { // after the maps that they name
 		for _, rule := range f.rules {
 			s.line("add rule %s %s %s", tableRef, f.chain, rule)
 		}
@@ -180,7 +181,7 @@ func hookOf(hook string) string {
 	return " { " + hook + " }"
 }
 
-// difference turns the table of one ruleset into that of another; nothing when they are the same.
+// difference returns the commands that change one ruleset's table to another's. It returns nothing when they are equal.
 func difference(from, to *Ruleset) []byte {
 	switch {
 	case from.empty() && !to.empty():
@@ -195,7 +196,7 @@ func difference(from, to *Ruleset) []byte {
 	return s.Bytes()
 }
 
-// change writes what is new before what refers to it, and removes what is old after that.
+// change adds new objects before those that refer to them, and removes old ones after that.
 func (s *script) change(from, to *Ruleset) {
 	for _, name := range slices.Sorted(maps.Keys(to.Sets)) {
 		set := to.Sets[name]
@@ -247,7 +248,7 @@ func missing(of, in map[string]bool) []string {
 	return out
 }
 
-// pods changes a map. An element is deleted before it gets another verdict: both happen at once.
+// pods changes a map. An element is deleted before it is added with another verdict, in the same transaction.
 func (s *script) pods(name string, from, to map[netip.Addr]string) {
 	removed, come := map[int][]string{}, map[int][]string{}
 	for ip := range from {
@@ -268,7 +269,7 @@ func (s *script) pods(name string, from, to map[netip.Addr]string) {
 	}
 }
 
-// addresses are those of all restricted pods.
+// addresses returns the addresses of all restricted pods.
 func (r *Ruleset) addresses() map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	for d := range r.Pods {
@@ -307,7 +308,7 @@ func outElements(r *Ruleset, family int) map[string]bool {
 	return out
 }
 
-// text is the chain in the kernel's words.
+// text returns the chain's rules in nft's syntax.
 func (c Chain) text() []string {
 	out := []string{"ct original ip saddr . ct reply ip saddr @self4 return", "ct original ip6 saddr . ct reply ip6 saddr @self6 return"}
 	for _, r := range c.rules {
@@ -316,9 +317,9 @@ func (c Chain) text() []string {
 	return append(out, "goto "+chainRefuse)
 }
 
-// text is the rule in the kernel's words: twice where it is for both families and for ports, since nft knows what a
-// port is only where it knows the family and the protocol. The protocol is the connection's, not the packet's, which
-// may be an error about it.
+// text returns the rule in nft's syntax. A rule with ports for both families becomes two, since nft accepts ports only
+// after family and protocol. The protocol is the connection's, not the packet's, which may be an error about the
+// connection.
 func (r Rule) text(d direction) []string {
 	if r.Family == 0 && r.Proto != "" {
 		four, six := r, r

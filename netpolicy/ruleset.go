@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// direction is which end of a connection a policy protects.
+// direction is the end of a connection that a policy restricts.
 type direction int
 
 const (
@@ -24,17 +24,17 @@ func (d direction) String() string {
 	return "out"
 }
 
-// Ruleset is what the node's table holds. It is plain data: render.go says how the kernel spells it.
+// Ruleset is the content of the node's table, as plain data. render.go has the kernel's syntax.
 //
-// A connection is judged by who opened it, whom it reaches after translation, its protocol, and the port that it
-// reaches there: each of its packets, in both directions, is judged by these four. So what is true of a connection's
-// first packet is true of all, and one that a change of policy forbids ends at its next packet.
+// A connection is filtered by its source, its destination after translation, its protocol, and its destination port.
+// Each of its packets, in both directions, is filtered by these four. So the result for a connection's first packet
+// holds for all, and a connection that a change of policy forbids ends at its next packet.
 type Ruleset struct {
-	// Pods names the chain that judges an address, for each direction. An address that is not there is not restricted.
+	// Pods names the chain that filters an address, for each direction. A missing address is not restricted.
 	Pods [2]map[netip.Addr]string
-	// Chains hold what is allowed; all else is refused. They are named after what they hold.
+	// Chains contain what is allowed; everything else is rejected. They are named after their content.
 	Chains map[string]Chain
-	// Sets are named after what they stand for, or after what they hold.
+	// Sets are named after what they stand for, or after their content.
 	Sets map[string]Set
 }
 
@@ -44,16 +44,16 @@ type Chain struct {
 	rules     []Rule // sorted
 }
 
-// Rule allows connections for which all that it names is so. What is empty is not asked for.
+// Rule allows connections that match all of its fields. Empty fields are not compared.
 type Rule struct {
 	Family int    // 4 or 6 when Peers is set
-	Peers  string // a set of addresses: of the other end
+	Peers  string // the name of a set: addresses of the other end
 	DNS    bool   // the other end is the cluster's DNS
 	Proto  string // tcp, udp, sctp
-	Ports  string // a port, or @ and a set of ports; with Proto
+	Ports  string // a port, or @ and the name of a set of ports; needs Proto
 }
 
-// Set is a set of the kernel's.
+// Set is a set in the kernel.
 type Set struct {
 	Kind  setKind
 	Elems map[string]bool
@@ -71,8 +71,8 @@ const (
 	dns6
 )
 
-// The chain of pods about which nothing can be allowed: their policies are over the budget, or who they are is not
-// known.
+// closed is the chain of pods for which nothing can be allowed: their policies exceed the budget, or the API has not
+// shown the pod.
 const closed = "closed"
 
 func newRuleset() *Ruleset {
@@ -82,10 +82,10 @@ func newRuleset() *Ruleset {
 	}
 }
 
-// empty says that no pod is restricted: then there is no table.
+// empty reports whether no pod is restricted: then there is no table.
 func (r *Ruleset) empty() bool { return len(r.Pods[ingress])+len(r.Pods[egress]) == 0 }
 
-// hash is a name for what words say: 120 bits, so that an attacker cannot find two selections with one name.
+// hash returns a name for words: 120 bits, so that an attacker cannot find two selections with the same name.
 func hash(words ...string) string {
 	h := sha256.New()
 	for _, w := range words {

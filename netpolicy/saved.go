@@ -13,13 +13,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// The table stays in the kernel when an Enforcer stops. If another program deletes it then, and no server answers when
-// the next Enforcer starts, nothing says which pods are restricted; so what was in it is left in a file. That lies
-// where a reboot removes it, together with all pods.
+// The table stays in the kernel when an Enforcer stops. If another program deletes it then, and no server replies when
+// the next Enforcer starts, it is not known which pods are restricted. So the table's content is stored in a file. A
+// reboot deletes the file, as it ends all pods.
 
-// save writes down what is in the kernel, for the next Enforcer.
+// save stores the kernel's table for the next Enforcer.
 func (e *Enforcer) save() error {
-	if e.o.StateFile == "" || e.table.applied == nil { // it is not known: what is there from before may be right still
+	if e.o.StateFile == "" || e.table.applied == nil { // the table is unknown: the stored one may still be right
 		return nil
 	}
 	if e.table.applied.empty() {
@@ -31,7 +31,7 @@ func (e *Enforcer) save() error {
 	return nil
 }
 
-// reinstate writes what an earlier Enforcer kept, if the table is not there.
+// reinstate writes the table that an earlier Enforcer has stored, if the kernel has none.
 func (e *Enforcer) reinstate(ctx context.Context) error {
 	if e.o.StateFile == "" {
 		return nil
@@ -50,7 +50,7 @@ func (e *Enforcer) reinstate(ctx context.Context) error {
 	return run(ctx, text)
 }
 
-// removeSaved removes the file once newer rules are in force.
+// removeSaved removes the file once newer rules are in effect.
 func (e *Enforcer) removeSaved() error {
 	if e.o.StateFile == "" {
 		return nil
@@ -58,7 +58,7 @@ func (e *Enforcer) removeSaved() error {
 	return RemoveSaved(e.o.StateFile)
 }
 
-// RemoveSaved removes an Enforcer's StateFile; none there is no error.
+// RemoveSaved removes an Enforcer's StateFile. It is no error if there is none.
 func RemoveSaved(file string) error {
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the rules of NetworkPolicies that were kept: %w", err)

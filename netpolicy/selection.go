@@ -13,15 +13,15 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// selection is what a peer of a policy selects pods by.
+// selection is by what a policy's peer selects pods.
 type selection struct {
 	namespace  string          // when namespaces is nil
 	namespaces labels.Selector // or nil
 	pods       labels.Selector
-	cost       int // of one comparison, as costOf has it
+	cost       int // of one comparison, see costOf
 }
 
-// selectionOf reads a peer that is no ipBlock, in a policy of a namespace.
+// selectionOf parses a peer that is no ipBlock, in a policy of a namespace.
 func selectionOf(namespace string, peer networkingv1.NetworkPolicyPeer) selection {
 	s := selection{namespace: namespace, pods: labels.Everything(), cost: max(1, costOf(peer.NamespaceSelector)+costOf(peer.PodSelector))}
 	if peer.NamespaceSelector != nil {
@@ -33,8 +33,8 @@ func selectionOf(namespace string, peer networkingv1.NetworkPolicyPeer) selectio
 	return s
 }
 
-// costOf is how many values a comparison with a selector may look at. It is known before the selector is read, which
-// costs reading times as much.
+// costOf returns how many values a comparison with a selector may read. It is known before the selector is parsed, and
+// parsing costs reading times as much.
 func costOf(s *metav1.LabelSelector) int {
 	if s == nil {
 		return 0
@@ -46,10 +46,10 @@ func costOf(s *metav1.LabelSelector) int {
 	return cost
 }
 
-// reading is by how much reading a selector, which checks each of its values, costs more than comparing with it.
+// reading is the cost of parsing a selector, which checks each of its values, relative to a comparison.
 const reading = 10
 
-// selector reads a selector; one that the API should not have let pass selects nothing.
+// selector parses a selector. One that the API should have rejected selects nothing.
 func selector(s *metav1.LabelSelector) labels.Selector {
 	out, err := metav1.LabelSelectorAsSelector(s)
 	if err != nil {
@@ -58,12 +58,12 @@ func selector(s *metav1.LabelSelector) labels.Selector {
 	return out
 }
 
-// everyPod is what a rule without peers selects among pods.
+// everyPod returns the selection of a rule without peers.
 func everyPod() selection {
 	return selection{namespaces: labels.Everything(), pods: labels.Everything(), cost: 1}
 }
 
-// key is the same for two selections that say the same. A label's characters are none of those between the parts.
+// key returns the same text for equal selections. The separators cannot be in a label.
 func (s selection) key() string {
 	words := "pods in " + s.namespace
 	if s.namespaces != nil {
@@ -86,7 +86,7 @@ func (s selection) matchesNamespace(name string, its map[string]string) bool {
 	return its != nil && s.namespaces.Matches(labels.Set(its))
 }
 
-// matches says whether the selection has a pod with these labels in that namespace.
+// matches reports whether the selection contains a pod with these labels in that namespace.
 func (c *cluster) matches(s selection, namespace string, pod labels.Set) bool {
 	return s.matchesNamespace(namespace, c.namespaceLabels(namespace)) && s.pods.Matches(pod)
 }
@@ -99,8 +99,8 @@ func (c *cluster) namespaceLabels(name string) map[string]string {
 	return its
 }
 
-// selected are the pods of a selection. work is what the comparisons cost; when it is more than most the rest is left
-// out.
+// selected returns the pods of a selection. work is the cost of the comparisons. When it exceeds most the remaining
+// pods are left out.
 func (c *cluster) selected(s selection, most int) (out []ref, work int) {
 	add := func(namespace string) {
 		all := s.pods.Empty()
@@ -147,7 +147,7 @@ func protocolName(p corev1.Protocol) string {
 	return ""
 }
 
-// numbers are the ports that a policy's port names by number; false when the API should not have let them pass.
+// numbers returns the ports of a policy's numeric port. It returns false when the API should have rejected them.
 func numbers(p networkingv1.NetworkPolicyPort) (portSpan, bool) {
 	first := p.Port.IntVal
 	last := first
@@ -160,7 +160,7 @@ func numbers(p networkingv1.NetworkPolicyPort) (portSpan, bool) {
 	return portSpan{uint16(first), uint16(last)}, true
 }
 
-// named are the numbers that a pod has for a named port, each once.
+// named returns the numbers of a pod's ports with that name, each once.
 func named(p *corev1.Pod, proto, name string) []string {
 	var out []string
 	for _, all := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {

@@ -12,42 +12,42 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// State is all that the rules of one node follow from.
+// State is the whole input for the rules of one node.
 type State struct {
 	// Node is this node's name.
 	Node string
-	// Sandboxes are the pods that have a network on this node, by the pod network's own record: their addresses are
-	// true, whatever a pod's status says.
+	// Sandboxes are the pods with a network on this node, as the pod network has recorded them: their addresses are
+	// right, whatever a pod's status says.
 	Sandboxes []Sandbox
-	// Pods of all nodes; those that have ended may be among them.
+	// Pods are those of all nodes. Pods that have ended may be included.
 	Pods       []*corev1.Pod
 	Namespaces []*corev1.Namespace
 	Policies   []*networkingv1.NetworkPolicy
-	// Nodes are all nodes: a pod of another node is believed to have an address only inside that node's pod CIDRs.
+	// Nodes are all nodes: for a pod of another node only addresses inside that node's pod CIDRs are trusted.
 	Nodes []*corev1.Node
-	// Refused are namespaces whose part of the table the kernel did not take, as far as that is the same still.
+	// Refused are namespaces whose rules the kernel rejected. A rejection counts while the rules are unchanged.
 	Refused map[string]RejectedNamespace
-	// DNS is where this node's pods reach the cluster's DNS, which is no pod; see dns.go.
+	// DNS has the addresses at which this node's pods reach the cluster's DNS, which is no pod; see dns.go.
 	DNS DNS
 }
 
 // Sandbox is a pod's network on this node.
 type Sandbox struct {
 	ID                   string // of the attachment
-	Namespace, Name, UID string // the pod's; UID is empty where the record does not say it
+	Namespace, Name, UID string // the pod's; UID is empty where it was not recorded
 	IPs                  []netip.Addr
 }
 
 // podKey names a pod.
 type podKey struct{ namespace, name string }
 
-// ref is a pod that policies can speak of, with the addresses that it is believed to have.
+// ref is a pod that policies can select, with its last known addresses.
 type ref struct {
 	pod *corev1.Pod
 	ips []netip.Addr
 }
 
-// cluster is a State with the indexes that looking things up needs.
+// cluster is a State with indexes for lookups.
 type cluster struct {
 	labels   map[string]map[string]string // namespace → its labels
 	pods     map[podKey]*corev1.Pod
@@ -115,9 +115,9 @@ func (c *cluster) add(r ref) {
 	}
 }
 
-// addressUse is how many pods have an address by their status: those that stay, and those that are being deleted, whose
-// address may have a new owner already. A status may also be out of date, when the pod's network was made again since.
-// Where it cannot be known whose an address is, it counts as unused.
+// addressUse counts the pods that have an address by their status: those that stay, and those that are being deleted,
+// whose address may already have a new owner. A status may also be out of date, when the pod's network was made again
+// since. If the owner of an address cannot be known, the address counts as unused.
 type addressUse struct{ staying, going int }
 
 func (c addressUse) and(p *corev1.Pod) addressUse {
@@ -136,8 +136,8 @@ func (c addressUse) belongsTo(p *corev1.Pod) bool {
 	return c.staying == 0 && c.going == 1
 }
 
-// statusAddresses are the addresses of a pod's status that its node can have given it. A client that may write a pod's
-// status, a node among others, could otherwise have its traffic taken for that of any pod.
+// statusAddresses returns the addresses of a pod's status that its node can have assigned. Otherwise a client that may
+// write a pod's status, such as a node, could make its traffic count as that of any pod.
 func statusAddresses(p *corev1.Pod, cidrs []netip.Prefix) []netip.Addr {
 	texts := []string{p.Status.PodIP}
 	for _, ip := range p.Status.PodIPs {
@@ -157,15 +157,15 @@ func statusAddresses(p *corev1.Pod, cidrs []netip.Prefix) []netip.Addr {
 	return out
 }
 
-// network is a pod network that a Node says it has.
+// network is a pod network of a Node.
 type network struct {
 	cidr netip.Prefix
 	node string
 	rank int
 }
 
-// podCIDRs are the nodes' networks. Of two that overlap this node's own counts, and else the older node's, as for the
-// ways to them (cni/).
+// podCIDRs returns the nodes' pod networks. Of two that overlap this node's own counts, and otherwise the older node's,
+// as for the connections to nodes (cni/).
 func podCIDRs(own string, nodes []*corev1.Node) map[string][]netip.Prefix {
 	nodes = slices.SortedFunc(slices.Values(nodes), func(a, b *corev1.Node) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
@@ -186,7 +186,7 @@ func podCIDRs(own string, nodes []*corev1.Node) map[string][]netip.Prefix {
 	})
 	out := map[string][]netip.Prefix{}
 	lost := make([]bool, len(all))
-	var around []int // those that hold the one that is looked at
+	var around []int // those that contain all[i]
 	for i, n := range all {
 		around = slices.DeleteFunc(around, func(j int) bool { return !all[j].cidr.Overlaps(n.cidr) })
 		for _, j := range around {
@@ -211,13 +211,13 @@ func ended(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
-// sameUID says whether the sandbox is that pod's, and not one's of the same name before or after it. A static pod runs
-// under a UID of its node's, which its mirror in the API carries in an annotation.
+// sameUID reports whether the sandbox belongs to that pod, and not to an earlier or later one of the same name. A
+// static pod runs under a UID that its node chose, which its mirror pod in the API has in an annotation.
 func sameUID(b Sandbox, p *corev1.Pod) bool {
 	return b.UID == "" || b.UID == string(p.UID) || b.UID == p.Annotations[corev1.MirrorPodAnnotationKey]
 }
 
-// podOf is the pod of a sandbox, nil when the API is not known to have it.
+// podOf returns the pod of a sandbox, or nil when the API is not known to have it.
 func (c *cluster) podOf(b Sandbox) *corev1.Pod {
 	if p := c.pods[podKey{b.Namespace, b.Name}]; p != nil && sameUID(b, p) && !ended(p) {
 		return p

@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
-// watch is what the API says. Pods and namespaces are watched from the first policy on: a cluster without policies pays
-// for one watch of a few bytes.
+// watch holds the API's objects. Pods and namespaces are watched once there is a policy: a cluster without policies
+// needs only one watch of a few bytes.
 type watch struct {
 	node      string
 	informers netinformers.PolicyInformers
@@ -28,7 +28,7 @@ type watch struct {
 	needed    chan struct{}          // closed at the first policy
 }
 
-// follow has changed called with every event that may change rules.
+// follow calls changed at every event that may change rules.
 func follow(i *netinformers.Informers, changed func()) (*watch, error) {
 	p, err := i.Policies()
 	if err != nil {
@@ -62,7 +62,8 @@ func namespacesDiffer(a, b any) bool {
 	return !ok || !ok2 || !maps.Equal(x.Labels, y.Labels)
 }
 
-// podsDiffer is asked for every report of a kubelet's.
+// podsDiffer reports whether two states of a pod differ in what rules depend on. It is called for every report of a
+// kubelet.
 func podsDiffer(a, b any) bool {
 	x, ok := a.(*corev1.Pod)
 	y, ok2 := b.(*corev1.Pod)
@@ -94,13 +95,13 @@ func (w *watch) run(ctx context.Context, changed func()) {
 	}
 }
 
-// none says that the cluster is known to have no policy.
+// none reports whether the cluster is known to have no policy.
 func (w *watch) none() bool {
 	return w.policies.HasSynced() && len(w.policies.GetStore().ListKeys()) == 0
 }
 
-// complete says whether everything that rules follow from was seen whole: rules of half a view would cut what is
-// allowed.
+// complete reports whether the first lists of all inputs are complete: rules of an incomplete view would interrupt
+// allowed connections.
 func (w *watch) complete() bool {
 	return w.none() || !slices.ContainsFunc(w.synced, func(f cache.InformerSynced) bool { return !f() })
 }
