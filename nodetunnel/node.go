@@ -18,26 +18,26 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// Node is the end of a node.
+// Node is the node's end.
 type Node struct {
-	// Allowed says which addresses are the node's own. A stream to another one is refused.
+	// Allowed reports whether an address is the node's own. A stream to another one is refused.
 	Allowed func(netip.AddrPort) bool
-	// Dial connects to such an address; nil means TCP.
+	// Dial connects to such an address. nil means TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-	// Answered, when set, is called each time that the server has answered. It must not block.
+	// Answered, when set, is called for each reply of the server. It must not block.
 	Answered func()
 
-	// Until is how long it is until the next moment of a period; nil means timers.Until. Nodes that share a process, as
-	// no real ones do, have to have moments of their own.
+	// Until returns the time until the next moment of a period. nil means timers.Until. Nodes that share a process,
+	// which only tests have, need different moments.
 	Until func(period time.Duration) time.Duration
 
-	// pingEvery and silence are PingEvery and writeTimeout; tests wait for less.
+	// pingEvery and silence replace PingEvery and writeTimeout in tests, which wait for less.
 	pingEvery, silence time.Duration
 }
 
-// Serve serves a connection to a server until ctx is done or the connection ends, and returns when all of its streams
-// have. The connection is closed then. The error is why it ended.
+// Serve serves a connection to a server until ctx is done or the connection ends. It returns when all of its streams
+// have ended. The connection is closed then. The error is why it ended.
 func (n Node) Serve(ctx context.Context, c net.Conn) error {
 	if n.Dial == nil {
 		n.Dial = (&net.Dialer{Timeout: openTimeout}).DialContext
@@ -76,7 +76,7 @@ func (n Node) Serve(ctx context.Context, c net.Conn) error {
 	}
 }
 
-// ping says again and again that the node lives. Its error is that the server did not answer.
+// ping pings the server periodically, as a sign of life. It returns an error when the server does not reply.
 func (n Node) ping(ctx context.Context, s *yamux.Session) error {
 	every, until := cmp.Or(n.pingEvery, PingEvery), n.Until
 	if until == nil {
@@ -85,8 +85,8 @@ func (n Node) ping(ctx context.Context, s *yamux.Session) error {
 	next := time.NewTimer(0)
 	defer next.Stop()
 	for {
-		// All servers at the same moment. One that passes while the answer is on its way is not left out: the next ping
-		// follows that answer at once.
+		// All servers are pinged at the same moment. If that moment passes while a reply is outstanding, the next ping
+		// follows the reply at once.
 		next.Reset(until(every))
 		if _, err := s.Ping(); err != nil {
 			return fmt.Errorf("the server does not answer: %w", err)
@@ -104,10 +104,10 @@ func (n Node) ping(ctx context.Context, s *yamux.Session) error {
 	}
 }
 
-// serve is one stream.
+// serve serves one stream.
 func (n Node) serve(ctx context.Context, stream *yamux.Stream) {
-	defer func() { _ = stream.Close() }()               // what was to be said has been
-	_ = stream.SetDeadline(time.Now().Add(openTimeout)) // fails of a stream that is closed, which reading will say
+	defer func() { _ = stream.Close() }()               // all data has been sent by then
+	_ = stream.SetDeadline(time.Now().Add(openTimeout)) // fails for a closed stream, which reading reports
 	to, err := readTarget(stream)
 	if err == nil && !n.Allowed(to) {
 		err = fmt.Errorf("%s is not this node's", to)

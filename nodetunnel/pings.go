@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	// mostPings is how many pings may come within a second. A peer sends one a second, and after a pause perhaps a few.
+	// mostPings limits the pings within a second. A peer sends one a second, and after a pause perhaps a few.
 	mostPings = 20
-	// frameHead is the length of a frame's head: version, type, flags (2), stream (4), length (4), as yamux' spec.md
-	// has them.
+	// frameHead is the length of a frame's header: version, type, flags (2), stream (4), length (4), as in yamux'
+	// spec.md.
 	frameHead = 12
 	typeData  = 0
 	typePing  = 2
@@ -20,17 +20,17 @@ const (
 
 var errPings = errors.New("too many pings: the peer is no node of this cluster's programs")
 
-// pingLimit counts the pings in what a peer sends. yamux starts a goroutine for each, which waits until the answer is
-// written: who sends many and reads nothing would take all memory.
+// pingLimit counts the pings that a peer sends. yamux starts a goroutine for each, which waits until the reply is
+// written: a peer that sends many and reads nothing would use up all memory.
 type pingLimit struct {
 	head  [frameHead]byte
-	have  int    // bytes of the head that have come
-	body  uint32 // bytes of the frame's data that are still to come
+	have  int    // received bytes of the header
+	body  uint32 // bytes of the frame's data that were not received yet
 	since time.Time
 	count int
 }
 
-// allow looks at the next bytes and says whether the peer keeps to the limit. It is for one goroutine.
+// allow processes the next bytes and returns whether the peer keeps to the limit. It must be called from one goroutine.
 func (p *pingLimit) allow(b []byte, now time.Time) bool {
 	for len(b) > 0 {
 		if skip := min(uint64(p.body), uint64(len(b))); skip > 0 {

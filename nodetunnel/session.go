@@ -16,16 +16,16 @@ import (
 // opening is how many streams a server may be opening at a time.
 const opening = 128
 
-// Session is the end of a server.
+// Session is the server's end.
 type Session struct {
 	yamux *yamux.Session
 	conn  *heardConn
 }
 
-// ErrRefused is a stream that the node does not open: the address is not its own, or the connection fails.
+// ErrRefused means that the node does not open a stream: the address is not its own, or its connection fails.
 var ErrRefused = errors.New("the node does not connect to it")
 
-// NewSession takes a connection that a node has opened.
+// NewSession serves a connection that a node has opened.
 func NewSession(c net.Conn) (*Session, error) {
 	conn := newHeardConn(c)
 	y, err := yamux.Client(conn, config(opening))
@@ -35,13 +35,13 @@ func NewSession(c net.Conn) (*Session, error) {
 	return &Session{yamux: y, conn: conn}, nil
 }
 
-// Heard is when something last came from the node.
+// Heard returns when the last bytes were received from the node.
 func (s *Session) Heard() time.Time { return *s.conn.at.Load() }
 
 var errNodeOpened = errors.New("the node opened a stream; only servers do")
 
-// Wait returns when the connection has ended, with the reason. The connection of a node that opens a stream is closed:
-// there is nothing that it could reach, and what it sends would be kept.
+// Wait returns when the connection has ended, with the reason. It closes the connection of a node that opens a stream:
+// a node can reach nothing by it, and its data would stay in memory.
 func (s *Session) Wait() error {
 	_, err := s.yamux.AcceptStream()
 	if err == nil {
@@ -50,14 +50,14 @@ func (s *Session) Wait() error {
 	return errors.Join(err, s.yamux.Close())
 }
 
-// Streams counts those that are open.
+// Streams returns the number of open streams.
 func (s *Session) Streams() int { return s.yamux.NumStreams() }
 
 // Close ends the connection and its streams.
 func (s *Session) Close() error { return s.yamux.Close() }
 
-// Dial opens a stream to an address of the node's. ctx bounds the opening only. It wraps ErrRefused when the node said
-// no; other errors are the connection's.
+// Dial opens a stream to an address of the node. ctx limits the opening only. The error wraps ErrRefused when the node
+// refused it. Other errors are the connection's.
 func (s *Session) Dial(ctx context.Context, to netip.AddrPort) (_ net.Conn, err error) {
 	stream, err := s.yamux.OpenStream()
 	if err != nil {
@@ -68,7 +68,7 @@ func (s *Session) Dial(ctx context.Context, to netip.AddrPort) (_ net.Conn, err 
 			_ = stream.Close()
 		}
 	}()
-	_ = stream.SetDeadline(time.Now().Add(openTimeout + time.Second)) // the node's own bound is first, and has a reason
+	_ = stream.SetDeadline(time.Now().Add(openTimeout + time.Second)) // the node's own limit ends first, and has a reason
 	stop := context.AfterFunc(ctx, func() { _ = stream.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	err = writeMessage(stream, to.String())
@@ -83,7 +83,7 @@ func (s *Session) Dial(ctx context.Context, to netip.AddrPort) (_ net.Conn, err 
 		return nil, fmt.Errorf("asking the node for %s: %w", to, err)
 	case reason != "":
 		return nil, fmt.Errorf("%s: %w: %s", to, ErrRefused, reason)
-	case !stop(): // the deadline is gone
+	case !stop(): // ctx has ended, so the stream's deadline is over
 		return nil, context.Cause(ctx)
 	}
 	return stream, stream.SetDeadline(time.Time{})

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package nodetunnel is the connection that a node opens to a server and keeps open. The server opens streams over it,
-// to the node's kubelet and to its pods, so that it need not be able to reach the node; and it hears from the node
-// every second.
+// to the node's kubelet and to its pods, so that it need not be able to reach the node. The server gets a ping from the
+// node every second.
 //
-// Both ends are here: Serve is the node's, NewSession the server's. The connection that they are given is a TLS
-// connection of Protocol whose two ends know each other: who the node is, is the business of server/tunnels, and which
-// servers there are that of agent/tunnels. Streams are yamux's. The package keeps no list of anything, and logs
-// nothing.
+// It has both ends: Serve is the node's, NewSession the server's. Each gets a TLS connection with Protocol whose two
+// ends are authenticated: server/tunnels identifies the node, and agent/tunnels chooses the servers. Streams are
+// yamux's. The package keeps no list of connections, and logs nothing.
 package nodetunnel
 
 import (
@@ -25,25 +24,26 @@ import (
 )
 
 const (
-	// Protocol is the name in ALPN.
+	// Protocol is the ALPN name.
 	Protocol = "coracle-node/1"
-	// PingEvery is how often a node says that it lives. The server's answers are pings' too: the node notices a server
-	// that is silent.
+	// PingEvery is the interval of a node's pings, which are its sign of life. By the replies the node detects an
+	// unresponsive server.
 	PingEvery = time.Second
 
-	// writeTimeout is yamux's for a ping and for a frame that the connection does not take.
+	// writeTimeout is yamux's limit for a ping's reply and for sending a frame.
 	writeTimeout = 10 * time.Second
-	// openTimeout bounds what happens on a stream before its bytes are the stream user's.
+	// openTimeout limits the opening of a stream, before its user's bytes.
 	openTimeout = 10 * time.Second
 	// closeTimeout is how long one end of a stream may stay open when the other one is closed.
 	closeTimeout = time.Minute
 	// maxStreams is how many streams a node serves at a time.
 	maxStreams = 1000
-	// maxTarget and maxReason bound the two messages at the start of a stream, in bytes.
+	// maxTarget and maxReason limit the two messages at the start of a stream, in bytes.
 	maxTarget, maxReason = 64, 1 << 10
 )
 
-// config is yamux's for both ends. The node pings by itself, since yamux's own keep-alive does not tell who was silent.
+// config returns yamux's configuration for both ends. The node pings by itself, since yamux's own keep-alive does not
+// show which end was unresponsive.
 func config(backlog int) *yamux.Config {
 	c := yamux.DefaultConfig()
 	c.AcceptBacklog = backlog
@@ -51,11 +51,11 @@ func config(backlog int) *yamux.Config {
 	c.ConnectionWriteTimeout = writeTimeout
 	c.StreamOpenTimeout = openTimeout
 	c.StreamCloseTimeout = closeTimeout
-	c.LogOutput, c.Logger = nil, log.New(io.Discard, "", 0) // what goes wrong is the error of a call as well
+	c.LogOutput, c.Logger = nil, log.New(io.Discard, "", 0) // calls return the same errors
 	return c
 }
 
-// heardConn notes when something came in, and fails when too many pings come.
+// heardConn records when bytes were received. Read fails when the peer sends too many pings.
 type heardConn struct {
 	net.Conn
 	at    atomic.Pointer[time.Time]
@@ -84,9 +84,9 @@ func (c *heardConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// The first message on a stream is the server's: where the stream shall lead, as a length of two bytes and an address
-// with its port. The node answers with the same form: no text if it does, or why not. What follows is the two peers'
-// own.
+// The first message on a stream is the server's. It names the stream's target, as a length of two bytes and an address
+// with its port. The node replies in the same form: without text if it has connected, or with the reason why not. All
+// further bytes belong to the two users of the stream.
 
 func writeMessage(w io.Writer, text string) error {
 	b := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(text)), uint16(len(text)))
