@@ -14,10 +14,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// backend programs one kind of kernel load balancing. Events come from several goroutines and are only noted; prepare,
-// sync and intact come from one, the front's loop, and do the work.
+// backend programs one kind of kernel load balancing. Several goroutines deliver events, which are only recorded. One
+// goroutine, the front's loop, calls prepare, sync and intact, which do the work.
 type backend interface {
-	// name is what logs and status output call it.
+	// name returns the name in logs and status output.
 	name() string
 
 	OnServiceAdd(*corev1.Service)
@@ -26,27 +26,27 @@ type backend interface {
 	OnEndpointSliceAdd(*discoveryv1.EndpointSlice)
 	OnEndpointSliceUpdate(old, new *discoveryv1.EndpointSlice)
 	OnEndpointSliceDelete(*discoveryv1.EndpointSlice)
-	// OnTopologyChange hands over this node's topology labels.
+	// OnTopologyChange receives this node's topology labels.
 	OnTopologyChange(labels map[string]string)
-	// OnServiceCIDRsChanged hands over the whole set.
+	// OnServiceCIDRsChanged receives all Service CIDRs.
 	OnServiceCIDRsChanged(cidrs []string)
 
 	// prepare runs once, before the first sync.
 	prepare() error
-	// sync makes the kernel what the events say: the difference, or with full everything. It returns when that is done;
-	// after an error the kernel may be behind, and what it holds stays in force.
+	// sync makes the kernel match the events: it writes the difference, or with full everything. It returns when that
+	// is done. After an error the kernel may lack changes, and its existing rules stay in effect.
 	sync(full bool) error
-	// intact says whether what sync made is still there, at the cost of a question or two to the kernel.
+	// intact reports whether the result of sync still exists. It costs one or two requests to the kernel.
 	intact() (bool, error)
 }
 
-// tabled is a back end with tables, of which the kernel says when they are deleted.
+// tabled is a back end with tables whose deletion the kernel reports.
 type tabled interface{ ownTables() []nft.Table }
 
 // candidate is a back end that New may choose. Its rules are removed by internal/nft.
 type candidate struct {
 	name string
-	// open makes the back end, or says why it will not do on this host. It changes nothing in the kernel.
+	// open makes the back end, or returns why it cannot be used on this host. It changes nothing in the kernel.
 	open func(context.Context, Options) (backend, error)
 }
 
@@ -57,7 +57,7 @@ const (
 	ModeNFTables = nft.ServicesByNFTables
 )
 
-// candidatesOf are those of a mode, in the order in which they are tried: docs/adr/0021.
+// candidatesOf returns the candidates of a mode, in the order in which they are tried: docs/adr/0021.
 func candidatesOf(mode string) ([]candidate, error) {
 	switch mode {
 	case "", ModeAuto:
@@ -70,10 +70,10 @@ func candidatesOf(mode string) ([]candidate, error) {
 	return nil, fmt.Errorf("proxy: there is no mode %q; there are %s, %s and %s", mode, ModeAuto, ModeIPVS, ModeNFTables)
 }
 
-// drainer is a back end that may have work to do though nothing changes: endpoints that are on their way out.
+// drainer is a back end that may have work to do although nothing changes: endpoints that drain.
 type drainer interface{ HasDraining() bool }
 
-// choose opens the first candidate that will do, and says why it is that one.
+// choose opens the first candidate that can be used, and returns why it was chosen.
 func choose(ctx context.Context, o Options, from []candidate) (_ backend, why string, _ error) {
 	var errs []error
 	var unfit []string

@@ -17,15 +17,15 @@ import (
 // Node is the node for which endpoints are chosen.
 type Node struct {
 	Name, Zone string
-	// Unreachable are the nodes that it cannot reach.
+	// Unreachable are the nodes that this node cannot reach.
 	Unreachable map[string]bool
 }
 
-// Endpoints are where a node sends what is for one TCP port of a Service, by the port's name, as the Service proxy of
-// that node does for the Service's cluster IP: to endpoints that are ready, or where none is, to those that end and
-// still serve; to those of the node's own zone, or the node itself, where the slices' hints say so; and to none on a
-// node that is not reached where others are left. The traffic policies of the Service do not count. The slices are the
-// Service's. Each address is there once.
+// Endpoints returns the endpoints to which a node sends packets for one TCP port of a Service, by the port's name. They
+// are those that the node's Service proxy uses for the cluster IP: endpoints that are ready, or if none is, those that
+// terminate and still serve. Where the slices' hints say so, they are only those of the node's own zone, or of the node
+// itself. Endpoints on unreachable nodes are left out if others remain. The Service's traffic policies are ignored. The
+// slices are the Service's. Each address is returned once.
 func (p Node) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.AddrPort {
 	filter := reachabilityFilter{unreachableNodes: p.Unreachable}
 	groups := map[discoveryv1.AddressType][]*slicePair{}
@@ -53,7 +53,7 @@ func (p Node) Endpoints(all []*discoveryv1.EndpointSlice, port string) []netip.A
 	return slices.Compact(out)
 }
 
-// candidates are the endpoints of a slice that have the port.
+// candidates returns the endpoints of a slice that have the port.
 func (p Node) candidates(s *discoveryv1.EndpointSlice, port string) []upstream.Endpoint {
 	var out []upstream.Endpoint
 	for _, at := range s.Ports {
@@ -72,7 +72,7 @@ func (p Node) candidates(s *discoveryv1.EndpointSlice, port string) []upstream.E
 	return out
 }
 
-// choosable is an endpoint as upstream's choice looks at it.
+// choosable adapts an endpoint to upstream's functions that choose endpoints.
 type choosable struct {
 	*discoveryv1.Endpoint
 	at    netip.AddrPort

@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// subscribe ties the informers to the back end. Upstream's configs lose events between their making and the
+// subscribe connects the informers to the back end. Upstream's configs lose events between their creation and the
 // registration of a handler, so the informers must not run yet.
 func (p *Proxy) subscribe(ctx context.Context) error {
 	informers := p.o.Informers
@@ -35,7 +35,7 @@ func (p *Proxy) subscribe(ctx context.Context) error {
 	slices.RegisterEventHandler(e)
 	cidrs := config.NewServiceCIDRConfig(ctx, from.ServiceCIDRs, 0)
 	cidrs.RegisterEventHandler(e)
-	// Not upstream's config for nodes: it takes the labels of whichever node it hears of for this one's.
+	// Upstream's config for nodes is not used: it takes the labels of any node in an event for this node's.
 	nodes, err := informers.Nodes().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    e.onNode,
 		UpdateFunc: func(_, obj any) { e.onNode(obj) },
@@ -53,7 +53,7 @@ func (p *Proxy) subscribe(ctx context.Context) error {
 	return nil
 }
 
-// events takes the informers' events: it passes them to the back end, which only notes them, and wakes the loop.
+// events handles the informers' events. It passes them to the back end, which only records them, and wakes the loop.
 type events struct{ p *Proxy }
 
 func (e events) OnServiceAdd(s *corev1.Service) {
@@ -106,7 +106,7 @@ func (e events) OnEndpointSlicesSynced() {
 	e.p.trigger()
 }
 
-// onNode passes on this node's zone, the one label that Services' traffic goes by (KEP-2433).
+// onNode forwards this node's zone, the only label that affects Services' traffic (KEP-2433).
 func (e events) onNode(obj any) {
 	node, ok := obj.(*corev1.Node)
 	if !ok {
@@ -145,7 +145,7 @@ func (e events) onNodeGone(obj any) {
 	}
 }
 
-// OnServiceCIDRsChanged passes on what the API says, once it says something. Only a full sync looks at it.
+// OnServiceCIDRsChanged forwards the API's CIDRs, once there are any. Only a full sync uses them.
 func (e events) OnServiceCIDRsChanged(cidrs []string) {
 	e.p.mu.Lock()
 	changed := len(cidrs) > 0 && !equalSets(cidrs, e.p.serviceCIDRs)
@@ -160,7 +160,7 @@ func (e events) OnServiceCIDRsChanged(cidrs []string) {
 	}
 }
 
-// wantFullSync comes after the back end has received the change: a sync that runs in between would clear the flag too
+// wantFullSync must be called after the back end has received the change: a sync in between would clear the flag too
 // early.
 func (e events) wantFullSync() {
 	e.p.mu.Lock()

@@ -19,20 +19,20 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// Reserved are addresses and ports of the cluster's own, which no Service may take: a user who may write Services could
-// otherwise have every node's requests to the API sent to a pod.
+// Reserved are the cluster's own addresses and ports, which no Service may take: otherwise a user who may write
+// Services could redirect every node's requests to the API to a pod.
 type Reserved struct {
-	// Addresses may be in no externalIPs: the virtual address of the API, the cluster DNS. The nodes' and the
-	// servers' are known from the API.
+	// Addresses must not be in externalIPs: the virtual address of the API, the cluster DNS. The nodes' and the
+	// servers' addresses are known from the API.
 	Addresses []netip.Addr
 	// Ports are those on which the nodes themselves listen.
 	Ports []uint16
-	// Tunnel is the port at which other nodes' packets come by UDP, which no Service has as a node port; 0 for none. It
-	// may change: see ReserveTunnel.
+	// Tunnel is the UDP port for packets from other nodes, which no Service gets as a node port; 0 for none. It may
+	// change: see ReserveTunnel.
 	Tunnel uint16
 }
 
-// externals stands in front of the back ends: of each Service it passes on what that may have.
+// externals filters Services for the back ends: it removes from each Service what that may not have.
 type externals struct {
 	log      klog.Logger
 	reserved Reserved
@@ -40,21 +40,21 @@ type externals struct {
 	mu             sync.Mutex
 	own            []netip.Addr            // this node's, as configured
 	nodes          map[string][]netip.Addr // by name
-	tunnelAt       map[string][]netip.Addr // by name, where a node says that packets for its pods come in, if that is elsewhere
-	servers        map[string][]netip.Addr // by the EndpointSlice of the Service kubernetes: a machine that is a server alone has no Node
+	tunnelAt       map[string][]netip.Addr // by name: where packets for its pods arrive, if a node annotates other addresses
+	servers        map[string][]netip.Addr // by the EndpointSlice of the Service kubernetes: a machine that is only a server has no Node
 	networks       []netip.Prefix          // of pods, and of Services as the API has them
 	pods           []netip.Prefix
 	filtered       map[types.NamespacedName]filtered
 	requestedPorts requestedPorts
-	tunnels        map[string]int // by node: where packets from other nodes come in by UDP with the back end that it says it goes by
-	senders        map[int]int    // by such a port: how many nodes say so
+	tunnels        map[string]int // by node: the UDP port for packets from other nodes, by the back end in the node's annotation
+	senders        map[int]int    // by such a port: how many nodes have it
 
-	host       *hostNetwork                // nil until it has been read once
+	host       *hostNetwork                // nil until it was read once
 	hostFailed bool                        // it could not be read the last time
-	readHost   func() (hostNetwork, error) // readHostNetwork, but for tests
+	readHost   func() (hostNetwork, error) // readHostNetwork, except in tests
 }
 
-// filtered is a Service as it came, what it may not have of that, what the back end has of it, and the last log
+// filtered is a Service as received, what is excluded from it, the Service as passed to the back end, and the last log
 // message.
 type filtered struct {
 	received *corev1.Service
@@ -63,7 +63,7 @@ type filtered struct {
 	said     string
 }
 
-// notifier tells the back end what has become of one Service; was or is may be nil.
+// notifier informs the back end of a change of one Service. was or is may be nil.
 type notifier func(was, is *corev1.Service)
 
 func newExternals(o Options, log klog.Logger) *externals {
@@ -77,8 +77,8 @@ func newExternals(o Options, log klog.Logger) *externals {
 	return x
 }
 
-// pass notes a Service that came (old is nil), changed or went (svc is nil), and tells what the back end is to hear of
-// it: in the order of events, so that it does so before it returns.
+// pass handles a Service that was added (old is nil), changed or deleted (svc is nil). It calls notify for each
+// resulting change before it returns, so that the back end gets changes in the order of events.
 func (x *externals) pass(old, svc *corev1.Service, notify notifier) {
 	named := svc
 	if named == nil {
@@ -103,7 +103,7 @@ func (x *externals) pass(old, svc *corev1.Service, notify notifier) {
 	}
 }
 
-// parseIP reads an address as the back ends do: with leading zeros, too, which objects from before have.
+// parseIP parses an address as the back ends do: it accepts leading zeros, which old objects have.
 func parseIP(text string) (netip.Addr, bool) {
 	a, ok := netip.AddrFromSlice(netutils.ParseIPSloppy(text))
 	return a.Unmap(), ok
@@ -115,8 +115,8 @@ func (x *externals) filterAgain(key types.NamespacedName, notify notifier) {
 	}
 }
 
-// change filters all Services once more, if f changes what they are filtered by, and hands those that look different
-// now to notify.
+// change calls f. If f changes what Services are filtered by, it filters all of them again, and calls notify for those
+// with another result.
 func (x *externals) change(f func() (changed bool), notify notifier) (changed bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -128,8 +128,8 @@ func (x *externals) change(f func() (changed bool), notify notifier) (changed bo
 	return changed
 }
 
-// filter takes away from a Service what it may not have, says so once, and tells the back end if that is something else
-// than before.
+// filter removes from a Service what it may not have, and logs that when it has changed. It calls notify if the result
+// differs from the last one.
 func (x *externals) filter(key types.NamespacedName, svc *corev1.Service, notify notifier) {
 	before, now := x.filtered[key], filtered{received: svc}
 	var problems []string
@@ -157,15 +157,14 @@ func (x *externals) filter(key types.NamespacedName, svc *corev1.Service, notify
 	}
 }
 
-// excluded are the indices, in a Service's lists, of external IPs, load balancer addresses and node ports that are
-// taken away from it.
+// excluded are the indices, in a Service's lists, of removed external IPs, load balancer addresses and node ports.
 type excluded struct{ external, ingress, nodePorts []int }
 
 func (t excluded) equal(u excluded) bool {
 	return slices.Equal(t.external, u.external) && slices.Equal(t.ingress, u.ingress) && slices.Equal(t.nodePorts, u.nodePorts)
 }
 
-// from is the Service without these. The rest is shared with it: it may have thousands of ports.
+// from returns the Service without the excluded items. It shares the rest with svc, which may have thousands of ports.
 func (t excluded) from(svc *corev1.Service) *corev1.Service {
 	if t.equal(excluded{}) {
 		return svc
@@ -182,7 +181,7 @@ func (t excluded) from(svc *corev1.Service) *corev1.Service {
 	return &out
 }
 
-// leaveOut leaves out what is at the indices, which are in order.
+// leaveOut returns the elements whose indices are not in places, which is sorted.
 func leaveOut[T any](all []T, places []int) (out []T) {
 	for i, e := range all {
 		if _, found := slices.BinarySearch(places, i); !found {
@@ -192,8 +191,9 @@ func leaveOut[T any](all []T, places []int) (out []T) {
 	return out
 }
 
-// excludedIPs are the external IPs that no node serves, or not this one. Which Service may have one of the others, and
-// whose it is where two request it, the API server's admission decides (server/apiserver/serviceexternalips.go).
+// excludedIPs returns the external IPs that no node serves, or not this one. The API server's admission decides which
+// Service may have one of the others, and which one owns it where two request it
+// (server/apiserver/serviceexternalips.go).
 func (x *externals) excludedIPs(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, ip := range svc.Spec.ExternalIPs {
 		a, ok := parseIP(ip)
@@ -220,11 +220,12 @@ func (x *externals) excludedIPs(svc *corev1.Service, problems *[]string) (out []
 	return out
 }
 
-// excludedIngress lets load balancer addresses be nodes', but for the nodes' own ports. It lets none be a router's that
-// is no node: from a pool made around the router any Service could request that address, and would get what nodes and
-// pods send to the router. A resolver's is let be, since a Service may be the resolver that the nodes ask. An address
-// at which the status does not give all ports is not served: its load balancer has not decided on the others, which may
-// be another Service's. Of that nothing is logged, since it is so for a moment whenever a Service gets another port.
+// excludedIngress returns the load balancer addresses that are not served. Nodes' addresses are served, except the
+// nodes' own ports. The address of a router that is no node is not: any Service could request it from a pool that
+// contains it, and would get what nodes and pods send to the router. A resolver's address is served, since a Service
+// may be the resolver that the nodes use. An address for which the status does not list all ports is not served: its
+// load balancer has not decided on the others, which may be another Service's. That is not logged, since it happens for
+// a moment whenever a Service gets another port.
 func (x *externals) excludedIngress(svc *corev1.Service, problems *[]string) (out []int) {
 	for i, in := range svc.Status.LoadBalancer.Ingress {
 		if !givesAllPorts(in, svc.Spec.Ports) {
@@ -250,8 +251,8 @@ func (x *externals) excludedIngress(svc *corev1.Service, problems *[]string) (ou
 	return out
 }
 
-// givesAllPorts says whether a status gives all of a Service's ports at an address. So it is where it lists none: an
-// address of a pool, or of another load balancer. A port with an error is not given.
+// givesAllPorts reports whether a status lists all of a Service's ports at an address. It does, too, where it lists
+// none: the address is a pool's, or another load balancer's. A port with an error does not count.
 func givesAllPorts(in corev1.LoadBalancerIngress, ports []corev1.ServicePort) bool {
 	if len(in.Ports) == 0 || in.IP == "" || !proxyutil.IsVIPMode(in) {
 		return true
@@ -272,8 +273,8 @@ func (x *externals) reservedPort(svc *corev1.Service) uint16 {
 	return 0
 }
 
-// broadcast is every machine of a link. A Service that had it would have what others of the link ask a node's own DHCP
-// server.
+// broadcast reaches every machine of a link. A Service with this address would get what others of the link send to a
+// node's own DHCP server.
 var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 func (x *externals) clusterReason(a netip.Addr) string {
@@ -289,17 +290,17 @@ func (x *externals) clusterReason(a netip.Addr) string {
 	return ""
 }
 
-// services passes a change of a Service on to the back end.
+// services forwards a change of a Service to the back end.
 func (p *Proxy) services(old, svc *corev1.Service) { p.o.externals.pass(old, svc, p.notifyBackend) }
 
-// change is for what makes a new attempt to write the kernel's rules necessary.
+// change calls f. If f changes what Services are filtered by, it filters them again and triggers a sync.
 func (p *Proxy) change(f func() (changed bool)) {
 	if p.o.externals.change(f, p.notifyBackend) {
 		p.trigger()
 	}
 }
 
-// notifyBackend tells the back end of a Service that came (was is nil), changed or went (is is nil).
+// notifyBackend informs the back end of a Service that was added (was is nil), changed or deleted (is is nil).
 func (p *Proxy) notifyBackend(was, is *corev1.Service) {
 	switch {
 	case was == nil && is == nil:
@@ -312,8 +313,7 @@ func (p *Proxy) notifyBackend(was, is *corev1.Service) {
 	}
 }
 
-// Reserve notes the cluster's own addresses, in place of those of Options.Reserved: the API's virtual address may
-// change.
+// Reserve replaces the cluster's own addresses of Options.Reserved: the API's virtual address may change.
 func (p *Proxy) Reserve(addrs []netip.Addr) {
 	p.change(func() bool {
 		reserved := &p.o.externals.reserved
@@ -323,9 +323,9 @@ func (p *Proxy) Reserve(addrs []netip.Addr) {
 	})
 }
 
-// ReserveTunnel notes the port at which other nodes' packets come by UDP, 0 for none, in place of that of
-// Options.Reserved: the cluster may change its network back end. The range of node ports may have it, and who may write
-// Services would get what all pods send to those of other nodes.
+// ReserveTunnel replaces the UDP port for packets from other nodes of Options.Reserved, 0 for none: the cluster may
+// change its network back end. The port may be in the range of node ports, and a user who may write Services could
+// otherwise get what all pods send to those of other nodes.
 func (p *Proxy) ReserveTunnel(port int) {
 	p.change(func() bool {
 		reserved := &p.o.externals.reserved
@@ -335,9 +335,9 @@ func (p *Proxy) ReserveTunnel(port int) {
 	})
 }
 
-// nodeTunnel notes at which port a node's packets come by UDP with the back end that it says it goes by, 0 for none or
-// when it is gone. After a change of back end some nodes hear of it later than others, and go on sending as before: one
-// that is cut off from the API does so until it is not.
+// nodeTunnel records the UDP port for packets from other nodes that follows from the back end in a node's annotation.
+// It is 0 if there is none, or the node was deleted. After a change of back end some nodes learn of it later than
+// others, and keep sending as before. A node that is cut off from the API does so until it is connected again.
 func (p *Proxy) nodeTunnel(node string, port int) {
 	p.change(func() bool {
 		x := p.o.externals
@@ -357,7 +357,7 @@ func (p *Proxy) nodeTunnel(node string, port int) {
 	})
 }
 
-// serviceNetworks notes the API's Service CIDRs.
+// serviceNetworks records the API's Service CIDRs.
 func (p *Proxy) serviceNetworks(cidrs []string) {
 	networks := slices.Clone(p.o.externals.pods)
 	for _, c := range cidrs {

@@ -20,16 +20,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/resolvconf"
 )
 
-// hostNetwork is what this machine's own network needs. A Service that had one of these as an external IP would get
+// hostNetwork are the addresses that this machine itself needs. A Service with one of them as an external IP would get
 // what the machine sends to its router or its resolver, or what others send to the machine.
 type hostNetwork struct {
-	local     map[netip.Prefix]bool // addresses whose packets the kernel takes in by itself, and broadcast addresses
+	local     map[netip.Prefix]bool // addresses whose packets the kernel delivers locally, and broadcast addresses
 	gateways  map[netip.Addr]bool
 	resolvers map[netip.Addr]bool
 }
 
-// hostNetworkOf reads the routes of all tables. What is local is in the table of that name; the other ones have local
-// routes for programs that take packets for any address in. What the device for Services' addresses has does not count.
+// hostNetworkOf reads the routes of all tables. Local addresses are in the table local. Local routes of other tables
+// are for programs that accept packets for any address. The addresses of the device for Services are ignored.
 func hostNetworkOf(routes []netlink.Route, servicesDevice int, resolvers []netip.Addr) hostNetwork {
 	h := hostNetwork{map[netip.Prefix]bool{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}}
 	gateway := func(ip net.IP, via netlink.Destination) {
@@ -66,7 +66,7 @@ func hostNetworkOf(routes []netlink.Route, servicesDevice int, resolvers []netip
 
 const isGateway = "is a gateway's of this machine"
 
-// reason says what an address is to this machine; empty where it is nothing.
+// reason returns for what this machine needs an address, or "".
 func (h hostNetwork) reason(a netip.Addr) string {
 	switch {
 	case h.gateways[a]:
@@ -86,7 +86,7 @@ func (h hostNetwork) equal(o hostNetwork) bool {
 	return maps.Equal(h.local, o.local) && maps.Equal(h.gateways, o.gateways) && maps.Equal(h.resolvers, o.resolvers)
 }
 
-// readHostNetwork asks the kernel, and reads the files that name resolvers.
+// readHostNetwork reads the kernel's routes, and the files that name resolvers.
 func readHostNetwork(resolvConf string) (hostNetwork, error) {
 	device := -1
 	switch link, err := netlink.LinkByName(nft.IPVSDevice); {
@@ -120,9 +120,9 @@ func readHostNetwork(resolvConf string) (hostNetwork, error) {
 	return hostNetworkOf(routes, device, resolvers), nil
 }
 
-// refreshHost reads what this machine's network needs, which changes without a word of the API, and judges all Services
-// again where that is something else. After an error what was read last counts; before the first success no external IP
-// is served.
+// refreshHost reads the addresses that this machine needs, which change without an event of the API. When they have
+// changed, all Services are filtered again. After an error the last result is used. Before the first success no
+// external IP is served.
 func (p *Proxy) refreshHost() (changed bool) {
 	x := p.o.externals
 	now, err := x.readHost()
@@ -140,8 +140,8 @@ func (p *Proxy) refreshHost() (changed bool) {
 	}, p.notifyBackend)
 }
 
-// judgesByHost says whether any Service has an address that is judged by the routes: an external IP, or one of a pool,
-// which unlike nodes' has no list of ports.
+// judgesByHost reports whether any Service has an address that is filtered by the routes: an external IP, or one of a
+// pool, whose status, unlike that of a node's address, lists no ports.
 func (x *externals) judgesByHost() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -16,10 +16,10 @@ import (
 	"github.com/coracle-k8s/coracle/proxy/ipvs"
 )
 
-// ipvsBackend is the back end on the kernel's IPVS.
+// ipvsBackend is the back end that uses the kernel's IPVS.
 type ipvsBackend struct {
 	*ipvs.Proxier
-	ctx context.Context // of the program nft, as in the other back end
+	ctx context.Context // for the program nft, as in the other back end
 }
 
 var (
@@ -27,9 +27,9 @@ var (
 	_ drainer = (*ipvsBackend)(nil)
 )
 
-// MissingForIPVS names what this kernel lacks for IPVS with a mode, a scheduler and the pods' networks; nil is nothing.
-// It may make the kernel load its IPVS. Where the mode was asked for, the default scheduler stands in for one that the
-// kernel lacks.
+// MissingForIPVS returns what this kernel lacks for IPVS with a mode, a scheduler and the pods' networks, or nil. It
+// may make the kernel load its IPVS modules. Where the mode is ModeIPVS a missing scheduler is no error: the default
+// one is used then.
 func MissingForIPVS(mode, scheduler string, clusterCIDRs []netip.Prefix) error {
 	schedulers := []string{ipvs.DefaultScheduler}
 	if mode != ModeIPVS && scheduler != "" && scheduler != ipvs.DefaultScheduler {

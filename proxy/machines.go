@@ -15,14 +15,15 @@ import (
 // apiService is the Service whose endpoints are the servers.
 var apiService = types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}
 
-// nodeAddresses notes a node's addresses, none when it is gone.
+// nodeAddresses records a node's addresses. There are none once it was deleted.
 func (p *Proxy) nodeAddresses(name string, addrs []netip.Addr) {
 	p.machine(p.o.externals.nodes, name, addrs)
 }
 
-// nodeTunnelAt notes where a node says that packets for its pods come in, if that is at other addresses than its own;
-// nowhere when it is gone. Other nodes send to these what is for its pods: a Service that had one would get that, or
-// with IPVS keep it from all of them. What a node says there is not checked, so it counts for external IPs alone.
+// nodeTunnelAt records where a node's annotation says that packets for its pods arrive, if not at its own addresses. It
+// is empty once the node was deleted. Other nodes send packets for its pods there. A Service with such an address would
+// get them, or with IPVS keep them from all of these pods. The annotation is not checked, so it only affects external
+// IPs.
 func (p *Proxy) nodeTunnelAt(name, said string) {
 	var addrs []netip.Addr
 	for text := range strings.SplitSeq(said, ",") {
@@ -33,8 +34,9 @@ func (p *Proxy) nodeTunnelAt(name, said string) {
 	p.machine(p.o.externals.tunnelAt, name, addrs)
 }
 
-// serverAddresses notes the servers' of an EndpointSlice, if it is one of the Service kubernetes; none when it is gone.
-// Every node finds the API there. Those that are not ready are noted, too: they are away, or about to join.
+// serverAddresses records the servers' addresses of an EndpointSlice, if it belongs to the Service kubernetes. There
+// are none once it was deleted. Every node reaches the API at these. Endpoints that are not ready are recorded, too:
+// they are unavailable, or about to join.
 func (p *Proxy) serverAddresses(s *discoveryv1.EndpointSlice, gone bool) {
 	if groupOf(s).service != apiService {
 		return
@@ -50,7 +52,7 @@ func (p *Proxy) serverAddresses(s *discoveryv1.EndpointSlice, gone bool) {
 	p.machine(p.o.externals.servers, s.Name, addrs)
 }
 
-// machine notes addresses in one of the maps of externals.
+// machine records addresses in one of the maps of externals.
 func (p *Proxy) machine(in map[string][]netip.Addr, name string, addrs []netip.Addr) {
 	p.change(func() bool {
 		changed := !slices.Equal(in[name], addrs)
@@ -63,8 +65,8 @@ func (p *Proxy) machine(in map[string][]netip.Addr, name string, addrs []netip.A
 	})
 }
 
-// neverLocal are the addresses that no node may have because of a Service: the machines' as far as they are known, and
-// the cluster's own.
+// neverLocal returns the addresses that no node may have because of a Service: the known addresses of machines, and the
+// cluster's own.
 func (x *externals) neverLocal() []netip.Addr {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -77,7 +79,7 @@ func (x *externals) neverLocal() []netip.Addr {
 	return out
 }
 
-// isMachine says whether an address is a node's or a server's.
+// isMachine reports whether an address is a node's or a server's.
 func (x *externals) isMachine(a netip.Addr) bool {
 	a = a.Unmap()
 	if slices.Contains(x.own, a) {
@@ -93,7 +95,7 @@ func (x *externals) isMachine(a netip.Addr) bool {
 	return false
 }
 
-// isTunnels says whether packets for a node's pods come in at an address.
+// isTunnels reports whether packets for a node's pods arrive at an address.
 func (x *externals) isTunnels(a netip.Addr) bool {
 	for _, addrs := range x.tunnelAt {
 		if slices.Contains(addrs, a.Unmap()) {

@@ -9,10 +9,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// Numbers have kube-proxy's names and are counted by its code, so that dashboards and alerts for it are of use here.
-// They are the process' own, as there: the kubelet's /metrics shows them.
+// Metrics have kube-proxy's names and are counted by its code, so that its dashboards and alerts can be used. They are
+// the process' own, as in kube-proxy: the kubelet's /metrics shows them.
 
-// showMetrics makes the numbers of a back end visible. Upstream's registry is the process', and takes them once.
+// showMetrics registers the metrics of a back end. Upstream's registry belongs to the process, and registers them once.
 func showMetrics(backend string) {
 	mode := kubeproxyconfig.ProxyModeNFTables
 	if backend == nft.ServicesByIPVS {
@@ -21,7 +21,7 @@ func showMetrics(backend string) {
 	metrics.RegisterMetrics(mode)
 }
 
-// queued notes that there is something to write.
+// queued records in the metrics that there is something to write.
 func (p *Proxy) queued() {
 	for _, c := range p.o.ClusterCIDRs {
 		metrics.SyncProxyRulesLastQueuedTimestamp.WithLabelValues(string(familyOf(c.Addr()))).SetToCurrentTime()

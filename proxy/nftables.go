@@ -29,14 +29,15 @@ const (
 	masqueradeBit = 14
 )
 
-// nftables drives upstream's nftables proxier, which takes the events as they are.
+// nftables uses upstream's nftables proxier, which receives the events unchanged.
 //
-// Upstream's own loop cannot be stopped, so it is not started: the front's loop runs the proxier's synchronous entry.
+// Upstream's own loop cannot be stopped, so it is not started: the front's loop calls the proxier's synchronous
+// function.
 type nftables struct {
 	upstream.Provider
-	health   *healthcheck.ProxyHealthServer // never serves; it tells whether a sync succeeded
+	health   *healthcheck.ProxyHealthServer // never serves; it shows whether a sync succeeded
 	families []corev1.IPFamily
-	stale    []*staleChains // of each family; only sync touches it and what follows
+	stale    []*staleChains // of each family; only sync uses it and synced
 	synced   bool           // the proxier received complete lists
 
 	mu       sync.Mutex
@@ -45,7 +46,7 @@ type nftables struct {
 
 var _ backend = (*nftables)(nil)
 
-// openNFTables runs `nft`, found on PATH, to see whether kernel and program will do.
+// openNFTables runs `nft`, found on PATH, to check whether kernel and program can be used.
 func openNFTables(ctx context.Context, o Options) (backend, error) {
 	b := &nftables{health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil)}
 	detectors := map[corev1.IPFamily]proxyutil.LocalTrafficDetector{}
@@ -85,7 +86,7 @@ func nftablesConfig(o Options) *kubeproxyconfig.KubeProxyConfiguration {
 	conf := &kubeproxyconfig.KubeProxyConfiguration{
 		Mode:              kubeproxyconfig.ProxyModeNFTables,
 		NodePortAddresses: o.NodePortAddresses,
-		SyncPeriod:        metav1.Duration{Duration: retryPause}, // of upstream's loop, which does not run
+		SyncPeriod:        metav1.Duration{Duration: retryPause}, // for upstream's loop, which does not run
 		MinSyncPeriod:     metav1.Duration{Duration: minPause},
 	}
 	bit := int32(masqueradeBit)
@@ -120,7 +121,7 @@ func (b *nftables) prepare() error {
 
 func (b *nftables) sync(full bool) error {
 	if full {
-		// A topology change that changes nothing is how to ask the proxier for a full sync now; its own come hourly.
+		// A topology change with the same labels makes the proxier do a full sync now. Its own full syncs are hourly.
 		b.mu.Lock()
 		topology := b.topology
 		b.mu.Unlock()
@@ -131,7 +132,7 @@ func (b *nftables) sync(full bool) error {
 		b.synced = true
 	}
 	before, start := b.health.Health(), time.Now()
-	// "Sync unconditionally", says upstream of this call; it is the one that returns when the work is done.
+	// Upstream's comment on this call is "Sync unconditionally". It returns when the work is done.
 	b.OnEndpointSlicesSynced()
 	for _, s := range b.stale {
 		s.synced(start)
@@ -148,7 +149,7 @@ func (b *nftables) sync(full bool) error {
 
 func (b *nftables) ownTables() []nft.Table { return tables(b.families) }
 
-// intact says whether the tables are there. What another program changes inside them the hourly full sync repairs.
+// intact reports whether the tables exist. Changes inside them by another program are repaired by the hourly full sync.
 func (b *nftables) intact() (bool, error) {
 	for _, t := range tables(b.families) {
 		if ok, err := nft.Exists(t); err != nil || !ok {

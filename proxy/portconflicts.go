@@ -13,11 +13,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// requestedPorts are the ports at nodes' addresses that Services have or request: as load balancers, and as node ports.
+// requestedPorts are the ports at nodes' addresses that Services have or request, as load balancers and as node ports.
 type requestedPorts map[loadbalancer.Port]map[types.NamespacedName]bool
 
-// update keeps the requested ports of a Service that came, changed or went, and adds the Services that have one in
-// common with it to touched.
+// update records the requested ports of a Service that was added, changed or deleted. It adds the Services that share
+// one of these ports to touched.
 func (w requestedPorts) update(key types.NamespacedName, was, is *corev1.Service, touched map[types.NamespacedName]bool) {
 	before, now := requestedPortsOf(was), requestedPortsOf(is)
 	if slices.Equal(before, now) && slices.Equal(loadbalancer.Held(was), loadbalancer.Held(is)) {
@@ -51,10 +51,10 @@ func requestedPortsOf(svc *corev1.Service) []loadbalancer.Port {
 	return out
 }
 
-// nodePort says why a Service's node port is not opened; empty if it is. A load balancer's Service that has the port at
-// nodes' addresses keeps it: a user who may write Services in one namespace could otherwise take what is sent to
-// another one's. Of the two the node port came later, since the load balancer gives no Service a port that is a node
-// port already.
+// nodePort returns why a Service's node port is not opened, or "". A load balancer's Service that has the port at
+// nodes' addresses keeps it: otherwise a user who may write Services in one namespace could get what is sent to another
+// namespace's. The node port was requested later, since the load balancer gives no Service a port that is a node port
+// already.
 func (x *externals) nodePort(svc *corev1.Service, p corev1.ServicePort) (why string) {
 	if slices.Contains(x.reserved.Ports, uint16(p.NodePort)) {
 		return fmt.Sprintf("the node port %d is the cluster's own", p.NodePort)

@@ -2,10 +2,10 @@
 
 // Package proxy is the node's Service data plane: it makes the kernel send packets for Service addresses to endpoints.
 //
-// The front, Proxy, hears the API's events, decides when the kernel is written, and tells how that went; a back end
+// The front, Proxy, receives the API's events, decides when the kernel is written, and reports the result. A back end
 // writes one kind of kernel state. New chooses the back end. The package owns that state: for nftables, upstream's
 // tables `kube-proxy` of families ip and ip6. It stays when a Proxy stops, so that a restart of the agent interrupts no
-// Service. The package never touches the pod network or other tables (package cni), and never writes to the API.
+// Service. The package never changes the pod network or other tables (package cni), and never writes to the API.
 package proxy
 
 import (
@@ -24,67 +24,68 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// Options are what a Proxy needs. NodeIPs, ClusterCIDRs and Informers are required.
+// Options configure a Proxy. NodeIPs, ClusterCIDRs and Informers are required.
 type Options struct {
 	// NodeIPs are the node's addresses, at most one per family.
 	NodeIPs []netip.Addr
-	// ClusterCIDRs hold all pods: traffic from elsewhere to a Service is masqueraded. Their families are the ones
-	// served.
+	// ClusterCIDRs contain all pods: traffic from other sources to a Service is masqueraded. The families of
+	// ClusterCIDRs are served.
 	ClusterCIDRs []netip.Prefix
-	// ServiceCIDRs are those the cluster starts with; the API's ServiceCIDR objects add to them.
+	// ServiceCIDRs are those with which the cluster starts. The API's ServiceCIDR objects add to them.
 	ServiceCIDRs []netip.Prefix
-	// NodePortAddresses are CIDRs of the local addresses that answer on node ports; empty means NodeIPs. As in
-	// upstream's nftables mode, 127.0.0.1 does not answer.
+	// NodePortAddresses are CIDRs of the local addresses that serve node ports. Empty means NodeIPs. As in upstream's
+	// nftables mode, node ports are not served at 127.0.0.1.
 	NodePortAddresses []string
-	// Mode chooses the back end: ModeAuto, which is what empty means, ModeIPVS or ModeNFTables.
+	// Mode chooses the back end: ModeAuto, ModeIPVS or ModeNFTables. Empty means ModeAuto.
 	Mode string
-	// IPVSScheduler is for Services that name none, where the back end is IPVS; empty is round robin.
+	// IPVSScheduler is the scheduler for Services that name none, where the back end is IPVS. Empty means round robin.
 	IPVSScheduler string
-	// Reserved are what no Service may take.
+	// Reserved are the addresses and ports that no Service may take.
 	Reserved Reserved
-	// ResolvConf is the file of resolvers that pods inherit, beside the host's own; it may be empty.
+	// ResolvConf is the file with the resolvers that pods inherit, beside the host's own. It may be empty.
 	ResolvConf string
-	// Informers are the node's shared caches, with Services, which the caller runs once the Proxy is made.
+	// Informers are the node's shared caches, with Services. The caller runs them once the Proxy is made.
 	Informers *netinformers.Informers
-	// Unreachable, when set, names the nodes to whose endpoints nothing is sent from here as long as others remain.
+	// Unreachable, when set, names the nodes to whose endpoints this node sends nothing as long as other endpoints
+	// remain.
 	Unreachable Unreachable
-	// Report, when set, is called after each attempt to write the kernel's rules that ended otherwise than the one
-	// before, with its error.
+	// Report, when set, is called with the error of an attempt to write the kernel's rules, whenever it differs from
+	// the one before.
 	Report func(error)
-	// RecordFile names the back end whose state may be in this host's kernel, for nft.RemoveServiceRules. It belongs
-	// on a file system that a reboot empties, as it empties the kernel. Without it nothing is recorded.
+	// RecordFile records the back end whose state may be in this host's kernel, for nft.RemoveServiceRules. It should
+	// be on a file system that a reboot empties, as a reboot empties the kernel. Without it nothing is recorded.
 	RecordFile string
-	// Logger is klog's own when left zero.
+	// Logger is klog's own if it is the zero value.
 	Logger klog.Logger
 
 	externals *externals // made by New
 }
 
-// The front's intervals. A back end says in Health how long it takes; nothing here depends on which one it is.
+// The front's intervals. They do not depend on the back end. A sync's duration is in Health.
 const (
-	// minPause and maxPause bound the rest after a sync, which is pauseFactor times as long as the sync took: an
-	// endpoint's change reaches the kernel at once, and a storm of them costs a tenth of a core at most.
+	// minPause and maxPause limit the pause after a sync, which is pauseFactor times as long as the sync took. So an
+	// endpoint's change reaches the kernel at once, and a series of changes costs at most a tenth of a core.
 	minPause    = 50 * time.Millisecond
 	maxPause    = time.Second
 	pauseFactor = 9
-	// retryPause follows a failed sync.
+	// retryPause is the pause after a failed sync.
 	retryPause = 5 * time.Second
-	// fullSyncPeriod rewrites everything, as upstream does.
+	// fullSyncPeriod is the interval of syncs that rewrite everything, as in upstream.
 	fullSyncPeriod = time.Hour
-	// drainPeriod is how often to look whether an endpoint that is on its way out has lost its last connection.
+	// drainPeriod is the interval of checks whether a draining endpoint has lost its last connection.
 	drainPeriod = 10 * time.Second
-	// guardPeriod is how often to poll whether another program removed what the back end made, as a restart of a host
-	// firewall does.
+	// guardPeriod is the interval of checks whether another program removed the back end's state, as a restart of a
+	// host firewall does.
 	guardPeriod = 30 * time.Second
 )
 
-// Health is a Proxy's state for people and for readiness checks.
+// Health is a Proxy's state, for users and for readiness checks.
 type Health struct {
-	// Synced says that the kernel has the rules of some complete view of the API.
+	// Synced means that the kernel has the rules of some complete view of the API.
 	Synced bool
-	// LastDuration is how long it took to write rules last.
+	// LastDuration is the duration of the last successful sync.
 	LastDuration time.Duration
-	// Err is why the last attempt failed, nil when it did not.
+	// Err is the error of the last attempt, or nil.
 	Err error
 }
 
@@ -95,25 +96,25 @@ type Proxy struct {
 	backend   backend
 	why       string
 	reachable *reachabilityFilter          // EndpointSlices reach the back end through it
-	guard     time.Duration                // guardPeriod, but for tests
+	guard     time.Duration                // guardPeriod, except in tests
 	root      string                       // of the files with the kernel's limits; empty in tests of the front alone
-	sources   []func(stop <-chan struct{}) // each says when its first list is complete
+	sources   []func(stop <-chan struct{}) // each runs until stop, and signals when its first list is complete
 	wake      timers.Signal
 
-	nodesSynced func() bool // the addresses are known that no Service may have
+	nodesSynced func() bool // the addresses that no Service may have are known
 
 	mu             sync.Mutex
 	servicesSynced bool
 	slicesSynced   bool
 	full           bool      // the next sync rewrites everything
-	rewritten      time.Time // when the last sync began that did, zero when none has
+	rewritten      time.Time // when the last sync began that rewrote everything, zero when none has
 	zone           string
 	serviceCIDRs   []string
 	last           Health
 }
 
-// New chooses a back end, with a line in the log that says which and why, and ties it to the informers. Nothing in the
-// kernel changes yet.
+// New chooses a back end, logs which one and why, and connects it to the informers. It changes nothing in the kernel
+// yet.
 func New(ctx context.Context, o Options) (*Proxy, error) {
 	if len(o.NodeIPs) == 0 || len(o.ClusterCIDRs) == 0 || o.Informers == nil {
 		return nil, errors.New("proxy: NodeIPs, ClusterCIDRs and Informers are required")
@@ -150,25 +151,25 @@ func newProxy(ctx context.Context, o Options, b backend, why string) (*Proxy, er
 	return p, nil
 }
 
-// Health says how the last attempts to program the kernel went. It is safe at any time.
+// Health returns the result of the last attempt to program the kernel. It is safe for concurrent use.
 func (p *Proxy) Health() Health {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.last
 }
 
-// Backend names the back end, and says why it is that one.
+// Backend returns the name of the back end, and why it was chosen.
 func (p *Proxy) Backend() (name, why string) { return p.backend.name(), p.why }
 
-// Run keeps the kernel in step with the API until ctx is done. Kernel state stays. A second call may follow when the
-// first has returned.
+// Run keeps the kernel up to date with the API until ctx is done. The kernel's state stays. Run may be called again
+// when the first call has returned.
 func (p *Proxy) Run(ctx context.Context) error {
 	if p.o.RecordFile != "" {
 		if err := nft.RecordServiceRules(p.o.RecordFile, p.backend.name()); err != nil {
 			return err
 		}
 	}
-	p.refreshHost() // before a Service is judged by it
+	p.refreshHost() // before a Service is filtered by it
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, run := range p.sources {
@@ -177,7 +178,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	if p.o.Unreachable != nil {
 		wg.Go(func() { p.followReachability(ctx) })
 	}
-	gone := make(chan struct{}, 1) // one wake-up stands for any number
+	gone := make(chan struct{}, 1) // capacity 1: one event means at least one deletion
 	if b, ok := p.backend.(tabled); ok {
 		nft.FollowDeletions(ctx, &wg, gone, func(err error) {
 			p.log.Info("The kernel does not say when another program removes the Service proxy's tables; they are checked now and then",
@@ -201,7 +202,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 				continue
 			}
 		case <-guard.C:
-			// The routes are read for those Services alone that are judged by them: a router has many.
+			// The routes are read only while some Service is filtered by them: a router has many.
 			if changed := p.o.externals.judgesByHost() && p.refreshHost(); p.intact() && !changed {
 				continue
 			}
@@ -221,7 +222,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 }
 
-// rest is how long nothing has to happen where nothing changes.
+// rest returns how long the loop may wait while nothing changes.
 func (p *Proxy) rest() time.Duration {
 	if d, ok := p.backend.(drainer); ok && d.HasDraining() {
 		return drainPeriod
@@ -231,15 +232,15 @@ func (p *Proxy) rest() time.Duration {
 	return time.Until(p.rewritten.Add(fullSyncPeriod))
 }
 
-// complete says whether Services and EndpointSlices have been seen whole: rules of half a view would cut what works. So
-// has whose addresses no Service may take.
+// complete reports whether the first lists of Services, EndpointSlices and nodes are complete. Rules of an incomplete
+// view would interrupt working Services. Nodes' addresses are needed since no Service may take them.
 func (p *Proxy) complete() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.servicesSynced && p.slicesSynced && (p.nodesSynced == nil || p.nodesSynced())
 }
 
-// sync has the back end program the kernel and returns how long to rest.
+// sync makes the back end program the kernel. It returns how long to pause.
 func (p *Proxy) sync() time.Duration {
 	start := time.Now()
 	p.mu.Lock()
@@ -266,18 +267,18 @@ func (p *Proxy) sync() time.Duration {
 			p.removeOthers()
 			p.limitConntrack()
 		}
-		if first || full { // back ends know nothing before their first one
+		if first || full { // back ends have no state before their first sync
 			p.rewritten = start
 		}
 		p.last = Health{Synced: true, LastDuration: took}
 	}
 	if first {
-		return minPause // the first sync makes the tables; what it had no time to see must not wait for that
+		return minPause // the first sync makes the tables, which takes long; changes meanwhile must not wait as long again
 	}
 	return min(max(minPause, pauseFactor*took), maxPause)
 }
 
-// removeOthers takes away what a run in another mode left, once nothing goes by it any more.
+// removeOthers removes the rules of a run in another mode, once they are not used any more.
 func (p *Proxy) removeOthers() {
 	if p.o.RecordFile == "" {
 		return
@@ -290,7 +291,7 @@ func (p *Proxy) removeOthers() {
 	}
 }
 
-// connectionsAfter says what becomes of connections that began with a back end whose rules are removed.
+// connectionsAfter describes, for the log, what happens to connections of a back end whose rules are removed.
 func connectionsAfter(removed string) string {
 	if removed == ModeIPVS {
 		return "most of those that began with it end; new ones are served"
@@ -298,7 +299,7 @@ func connectionsAfter(removed string) string {
 	return "those that began with it go on, as long as conntrack knows them; session affinity begins again"
 }
 
-// limitConntrack comes after the rules, which have the kernel track connections.
+// limitConntrack must be called after the rules were written, which make the kernel track connections.
 func (p *Proxy) limitConntrack() {
 	if p.root == "" {
 		return
@@ -309,7 +310,7 @@ func (p *Proxy) limitConntrack() {
 	}
 }
 
-// intact looks whether the back end's kernel state is there, and asks for a full sync when it is not.
+// intact reports whether the back end's kernel state exists. If not, it requests a full sync.
 func (p *Proxy) intact() bool {
 	ok, err := p.backend.intact()
 	if err != nil || ok {

@@ -13,24 +13,25 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// staleChainsField is where upstream's proxier keeps the chains that it is going to delete. No function leads there.
+// staleChainsField is the path of the field with the chains that upstream's proxier will delete. Upstream has no
+// function that returns it.
 var staleChainsField = []string{"staleChains"}
 
 // staleAge is how long upstream's proxier leaves a stale chain in the kernel, which needs that time to drop the last
 // reference.
 const staleAge = time.Second
 
-// staleChains remembers since when each chain of one proxier is needed by no Service. Upstream dates all of them again
-// in each sync and deletes those whose date is older than staleAge: kube-proxy's syncs are that far apart. The front's
-// may be
-// 50 ms apart, and would neither delete a chain nor stop emptying all of them as long as Services change.
+// staleChains records since when each chain of one proxier is needed by no Service. Upstream sets all these times again
+// in each sync, and deletes the chains whose time is older than staleAge: kube-proxy's syncs are that far apart. The
+// front's syncs may be 50 ms apart. So without the recorded times upstream would delete no chain while Services change,
+// and would empty all of them in each sync.
 type staleChains struct {
 	upstream *map[string]time.Time
 	since    map[string]time.Time
 }
 
-// keepStaleDates has the back end follow a proxier's stale chains. Where the field is not found, chains go as upstream
-// deletes them.
+// keepStaleDates records a proxier's stale chains for the back end. Where the field is not found, chains are deleted as
+// upstream does it.
 func (b *nftables) keepStaleDates(ctx context.Context, p *upstreamnft.Proxier) {
 	chains, err := kubecompat.Field[map[string]time.Time](p, staleChainsField)
 	if err != nil {
@@ -41,8 +42,8 @@ func (b *nftables) keepStaleDates(ctx context.Context, p *upstreamnft.Proxier) {
 	b.stale = append(b.stale, &staleChains{upstream: chains})
 }
 
-// synced gives chains that were stale before a sync their first date again. A chain that was old enough when the sync
-// began, and is still there, could not be deleted, and keeps its new date.
+// synced restores the first time of chains that were stale before a sync. A chain that was old enough when the sync
+// began, and still exists, could not be deleted: it keeps its new time.
 func (s *staleChains) synced(start time.Time) {
 	for chain := range *s.upstream {
 		if since, known := s.since[chain]; known && !since.Before(start.Add(-staleAge)) {

@@ -13,23 +13,23 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// Unreachable says which nodes this one cannot reach (internal/reachability).
+// Unreachable lists the nodes that this one cannot reach (internal/reachability).
 type Unreachable interface {
-	// Nodes are their names. The map is not changed.
+	// Nodes returns their names. The map must not be changed.
 	Nodes() map[string]bool
-	// Changed returns a channel that is closed when Nodes changes next.
+	// Changed returns a channel that is closed at the next change of Nodes.
 	Changed() <-chan struct{}
 }
 
-// reachabilityFilter stands between the EndpointSlices and the back end: endpoints on nodes that this one cannot reach
-// are handed on as neither ready nor serving, for each port of a Service for which others remain. Where none would
-// remain all stay as they are: it may be this node that is cut off, and then nothing is known of them.
+// reachabilityFilter filters the EndpointSlices for the back end. It marks endpoints on nodes that this one cannot
+// reach as neither ready nor serving, for each port of a Service for which others remain. Where none would remain, all
+// stay unchanged: this node may be the one that is cut off, and then nothing is known about the others.
 //
-// As long as all nodes are reached it hands on the objects themselves.
+// While all nodes are reached it passes on the objects themselves.
 type reachabilityFilter struct {
 	to backend
 
-	mu               sync.Mutex // held during calls of the back end, so that it receives a slice's states in their order
+	mu               sync.Mutex // held during calls of the back end, so that it receives a slice's states in order
 	unreachableNodes map[string]bool
 	groups           map[group][]*slicePair
 }
@@ -40,7 +40,7 @@ type group struct {
 	family  discoveryv1.AddressType
 }
 
-// slicePair is an EndpointSlice as it is, and as the back end was handed it.
+// slicePair is an EndpointSlice as received, and as passed to the back end.
 type slicePair struct{ is, handed *discoveryv1.EndpointSlice }
 
 func newReachabilityFilter(to backend) *reachabilityFilter {
@@ -55,7 +55,7 @@ func find(in []*slicePair, s *discoveryv1.EndpointSlice) int {
 	return slices.IndexFunc(in, func(other *slicePair) bool { return other.is.Name == s.Name })
 }
 
-// put takes a slice that is new or has changed.
+// put handles a slice that was added or changed.
 func (f *reachabilityFilter) put(s *discoveryv1.EndpointSlice) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -68,7 +68,7 @@ func (f *reachabilityFilter) put(s *discoveryv1.EndpointSlice) {
 	f.sync(f.groups[g])
 }
 
-// update is put for a slice that may have belonged to another Service: its label is the owner's to change.
+// update handles a changed slice that may have belonged to another Service before: its owner may change its label.
 func (f *reachabilityFilter) update(old, s *discoveryv1.EndpointSlice) {
 	if groupOf(old) != groupOf(s) {
 		f.remove(old)
@@ -107,7 +107,7 @@ func (f *reachabilityFilter) notify(was, is *discoveryv1.EndpointSlice) {
 	}
 }
 
-// setUnreachable replaces the set of nodes that are not reached, and says whether that changes anything.
+// setUnreachable replaces the set of unreachable nodes. It returns whether that changes anything for the back end.
 func (f *reachabilityFilter) setUnreachable(down map[string]bool) (changed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -118,7 +118,7 @@ func (f *reachabilityFilter) setUnreachable(down map[string]bool) (changed bool)
 	return changed
 }
 
-// sync notifies the back end of what has changed of a group.
+// sync notifies the back end of a group's changes.
 func (f *reachabilityFilter) sync(g []*slicePair) (changed bool) {
 	reached := f.reached(g)
 	for _, s := range g {
@@ -132,8 +132,8 @@ func (f *reachabilityFilter) sync(g []*slicePair) (changed bool) {
 	return changed
 }
 
-// reached are the ports, by name, for which a group has an endpoint that is reached and can be used. It is nil when all
-// of the group's nodes are reached.
+// reached returns the ports, by name, for which a group has a usable endpoint on a reached node. It returns nil when
+// all of the group's nodes are reached.
 func (f *reachabilityFilter) reached(g []*slicePair) map[string]bool {
 	if !slices.ContainsFunc(g, func(s *slicePair) bool { return slices.ContainsFunc(s.is.Endpoints, f.unreachable) }) {
 		return nil
@@ -154,14 +154,14 @@ func (f *reachabilityFilter) unreachable(e discoveryv1.Endpoint) bool {
 	return e.NodeName != nil && f.unreachableNodes[*e.NodeName]
 }
 
-// usable says whether upstream's proxiers send anything to an endpoint: it is ready or, if none is, on its way out and
-// still serving. A slice that says nothing of ready or serving means that it is, as the API's documentation has it.
+// usable reports whether upstream's proxiers send to an endpoint: it is ready or, if none is, it terminates and still
+// serves. Missing values of ready and serving mean true, as the API's documentation says.
 func usable(e discoveryv1.Endpoint) bool {
 	c := e.Conditions
 	return ptr.Deref(c.Ready, true) || ptr.Deref(c.Serving, true) && ptr.Deref(c.Terminating, false)
 }
 
-// rewrite is the slice as the back end is to see it: itself, when nothing is to be changed.
+// rewrite returns the slice for the back end. It returns s itself when nothing has to be changed.
 func (f *reachabilityFilter) rewrite(s *discoveryv1.EndpointSlice, reached map[string]bool) *discoveryv1.EndpointSlice {
 	if reached == nil || slices.ContainsFunc(s.Ports, func(p discoveryv1.EndpointPort) bool { return !reached[ptr.Deref(p.Name, "")] }) ||
 		!slices.ContainsFunc(s.Endpoints, f.unreachable) {
@@ -177,7 +177,7 @@ func (f *reachabilityFilter) rewrite(s *discoveryv1.EndpointSlice, reached map[s
 	return &out
 }
 
-// followReachability follows which nodes are not reached until ctx is done.
+// followReachability applies changes of the unreachable nodes until ctx is done.
 func (p *Proxy) followReachability(ctx context.Context) {
 	for {
 		changed := p.o.Unreachable.Changed()
