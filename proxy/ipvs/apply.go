@@ -11,28 +11,28 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// applier keeps the virtual servers of one family in step. What it remembers only saves questions: a full apply reads
-// all of the kernel's.
+// applier writes the virtual servers of one family to the kernel. Its cache only saves requests: a full apply reads
+// everything from the kernel.
 type applier struct {
 	table Table
-	// known is what the kernel has, as far as the last apply knows; nil: not known.
+	// known is what the kernel has, as of the last apply. nil means unknown.
 	known map[Key]VirtualServer
-	// draining are virtual servers with real ones that are on their way out.
+	// draining are virtual servers with draining real servers.
 	draining map[Key]bool
-	// lacking are schedulers that the kernel has not, as it said since the last full apply: DefaultScheduler stands in
-	// for them. Otherwise one Service's wish would fail every apply.
+	// lacking are schedulers that the kernel has reported as missing since the last full apply. DefaultScheduler
+	// replaces them. Otherwise one Service's scheduler would make every apply fail.
 	lacking map[string]bool
 }
 
-// apply makes the kernel what is wanted: with full unset what differs from what the last apply left, and what drains.
-// What is not among those that are touched is as it was wanted then; nil is all. What is refused of one virtual server
-// keeps it from no other one.
+// apply makes the kernel match want. With full it handles everything. Otherwise it handles what differs from the result
+// of the last apply, and what drains. Only keys in touched may differ; nil means all. An error for one virtual server
+// does not prevent the others.
 func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full bool) error {
 	if full {
 		clear(a.lacking) // the administrator may have loaded the module
 	}
 	known := a.known
-	a.known = nil // until all went well
+	a.known = nil // unknown until everything has succeeded
 	present := func(k Key) (Server, bool) { v, ok := known[k]; return v.Server, ok }
 	if full || known == nil {
 		servers, err := a.table.Servers()
@@ -41,7 +41,7 @@ func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full b
 		}
 		present = func(k Key) (Server, bool) { s, ok := servers[k]; return s, ok }
 		known, touched = map[Key]VirtualServer{}, keysOf(servers, want)
-		clear(a.draining) // all are looked at, and one that another program has removed drains no more
+		clear(a.draining) // all are checked below; those that another program removed do not drain any more
 	} else if touched == nil {
 		touched = keysOf(known, want)
 	} else if len(a.draining) > 0 {
@@ -91,7 +91,7 @@ func (a *applier) apply(want map[Key]VirtualServer, touched map[Key]bool, full b
 	return nil
 }
 
-// keysOf are those of either map.
+// keysOf returns the keys of both maps.
 func keysOf[A, B any](a map[Key]A, b map[Key]B) map[Key]bool {
 	out := make(map[Key]bool, max(len(a), len(b)))
 	for k := range a {
@@ -103,7 +103,7 @@ func keysOf[A, B any](a map[Key]A, b map[Key]B) map[Key]bool {
 	return out
 }
 
-// possible is the virtual server with a scheduler that the kernel has, as far as is known.
+// possible returns the virtual server with a scheduler that the kernel has, as far as is known.
 func (a *applier) possible(v VirtualServer) VirtualServer {
 	if a.lacking[v.Scheduler] {
 		v.Scheduler = DefaultScheduler
@@ -111,7 +111,7 @@ func (a *applier) possible(v VirtualServer) VirtualServer {
 	return v
 }
 
-// server makes one virtual server what is wanted.
+// server makes one virtual server match v.
 func (a *applier) server(k Key, v VirtualServer, present func(Key) (Server, bool)) error {
 	have, ok := present(k)
 	switch {
@@ -139,7 +139,7 @@ func (a *applier) server(k Key, v VirtualServer, present func(Key) (Server, bool
 		case !ok:
 			errs = append(errs, a.table.AddReal(k, r))
 		case weight != 1:
-			errs = append(errs, a.table.SetWeight(k, r, 1)) // it came back while it drained
+			errs = append(errs, a.table.SetWeight(k, r, 1)) // it returned while it drained
 		}
 	}
 	delete(a.draining, k)
@@ -147,7 +147,7 @@ func (a *applier) server(k Key, v VirtualServer, present func(Key) (Server, bool
 		if _, wanted := slices.BinarySearchFunc(v.Reals, r.Addr, netip.AddrPort.Compare); wanted {
 			continue
 		}
-		// Datagrams know no end of a connection: a real server that is gone would go on getting them.
+		// UDP has no end of a connection: a removed real server would get datagrams forever.
 		if r.Connections == 0 || k.Protocol == corev1.ProtocolUDP || !drains(v.Scheduler) {
 			errs = append(errs, a.table.DeleteReal(k, r.Addr))
 			continue

@@ -12,23 +12,23 @@ import (
 	upstream "k8s.io/kubernetes/pkg/proxy"
 )
 
-// View is all that the desired state of one family follows from.
+// View is the whole input for the desired state of one family.
 type View struct {
 	Services  upstream.ServicePortMap // of ServicePorts of this package
 	Endpoints upstream.EndpointsMap
-	// NodeName and Topology are this node's.
+	// NodeName and Topology are this node's name and labels.
 	NodeName string
 	Topology map[string]string
-	// NodePortAddrs are the local addresses that answer on node ports.
+	// NodePortAddrs are the local addresses that serve node ports.
 	NodePortAddrs []netip.Addr
-	// NeverLocal are addresses that must not become ours because of a Service: those of this node's own devices, and
-	// those of the other nodes, which could no longer be reached.
+	// NeverLocal are addresses that this node must not get because of a Service: those of this node's own devices, and
+	// those of other nodes, which could not be reached any more.
 	NeverLocal map[netip.Addr]bool
-	// Scheduler is for Services that name none.
+	// Scheduler is the scheduler for Services that name none.
 	Scheduler string
 }
 
-// Desired says what the kernel should hold.
+// Desired returns the state that the kernel should have.
 func Desired(v View) DesiredState {
 	l := newLedger()
 	l.update(v, nil)
@@ -39,15 +39,15 @@ func Desired(v View) DesiredState {
 type portState struct {
 	name       upstream.ServicePortName
 	candidates []*candidate // by address and port
-	members    members      // what goes with no virtual server
+	members    members      // elements that belong to no virtual server
 }
 
-// candidate is a virtual server as one Service port wants it, with what belongs to it. Of several Services that want an
-// address and port, the first by name has it, and what others want to go with it is not in force.
+// candidate is the virtual server that one Service port requests, with the elements that belong to it. If several
+// Services request an address and port, the first by name gets it, and the others' elements are not applied.
 type candidate struct {
 	key     Key
 	server  VirtualServer
-	local   bool // the address is to be on our device
+	local   bool // the address has to be on our device
 	members members
 }
 
@@ -64,14 +64,14 @@ func (m *members) add(set string, parts ...string) {
 func (v View) portState(name upstream.ServicePortName) *portState {
 	svc, ok := v.Services[name].(*ServicePort)
 	if !ok {
-		return nil // gone; the tracker makes no other
+		return nil // deleted; the tracker makes no other type
 	}
 	p := &portState{name: name}
 	v.service(p, svc, v.Endpoints[name])
 	return p
 }
 
-// candidate is the port's at an address and port, if there is one.
+// candidate returns the port's candidate at an address and port, if there is one.
 func (p *portState) candidate(k Key) *candidate {
 	if at := slices.IndexFunc(p.candidates, func(o *candidate) bool { return o.key == k }); at >= 0 {
 		return p.candidates[at]
@@ -79,11 +79,11 @@ func (p *portState) candidate(k Key) *candidate {
 	return nil
 }
 
-// target is where traffic to some addresses of a Service port goes.
+// target is the destination of traffic to some addresses of a Service port.
 type target struct {
 	reals []netip.AddrPort
-	// drop says that there are endpoints, but none that this traffic may have: silence, so that a load balancer tries
-	// another node. Without any endpoint IPVS itself answers that the port is closed.
+	// drop means that there are endpoints, but none that this traffic may use. It is dropped, so that a load balancer
+	// tries another node. Without any endpoint IPVS itself rejects the connection.
 	drop bool
 }
 
@@ -121,7 +121,8 @@ func (v View) service(p *portState, svc *ServicePort, endpoints []upstream.Endpo
 		}
 		o.members.add(setKept, o.key.element()...)
 		if !svc.InternalPolicyLocal() {
-			// What pods and this node send is bound by no external policy: it goes the way of the cluster address.
+			// External policy does not apply to packets of pods and of this node: they are handled like those to the
+			// cluster IP.
 			o.members.add(setShortcut, append(o.key.element(), ":", clusterIP.String(), strconv.Itoa(svc.Port()))...)
 		}
 	}
@@ -142,8 +143,8 @@ func (v View) service(p *portState, svc *ServicePort, endpoints []upstream.Endpo
 	}
 }
 
-// serve offers the virtual server at k, instead of what the port offers there already, and its address where that may
-// be ours.
+// serve adds the virtual server at k, or replaces the port's existing one there. It adds the address to our device
+// where that is allowed.
 func (v View) serve(p *portState, svc *ServicePort, k Key, t target) *candidate {
 	o := p.candidate(k)
 	if o == nil {
@@ -165,8 +166,8 @@ func (v View) serve(p *portState, svc *ServicePort, k Key, t target) *candidate 
 	return o
 }
 
-// sources closes a candidate to all but the Service's source ranges. This node's own requests come from the address
-// itself, which is allowed where one of the node's addresses is.
+// sources restricts a candidate to the Service's source ranges. This node's own requests have the address itself as
+// their source, which is allowed if one of the node's addresses is.
 func (v View) sources(o *candidate, svc *ServicePort) {
 	ranges := svc.LoadBalancerSourceRanges()
 	if len(ranges) == 0 {
@@ -191,7 +192,7 @@ func (v View) sources(o *candidate, svc *ServicePort) {
 	}
 }
 
-// withoutOverlap leaves out what lies in another: an nftables set of intervals takes no two that overlap.
+// withoutOverlap removes prefixes that are inside another: an nftables set of intervals does not allow overlaps.
 func withoutOverlap(in []netip.Prefix) []netip.Prefix {
 	slices.SortFunc(in, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() })
 	var out []netip.Prefix
@@ -207,7 +208,7 @@ func contains(prefixes []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// element is the key as the parts of a concatenated nftables key.
+// element returns the fields of a concatenated nftables key.
 func (k Key) element() []string {
 	return []string{k.Addr.String(), protoName(k.Protocol), strconv.Itoa(int(k.Port))}
 }

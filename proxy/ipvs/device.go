@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// ensureDevice makes the device that carries the addresses of Services, and returns it.
+// ensureDevice makes the device that has the addresses of Services, and returns it.
 func ensureDevice() (netlink.Link, error) {
 	link, err := netlink.LinkByName(nft.IPVSDevice)
 	var missing netlink.LinkNotFoundError
@@ -42,8 +42,8 @@ func ensureDevice() (netlink.Link, error) {
 	return link, nil
 }
 
-// deviceIntact says whether the device is there and up, and has all addresses that the last sync left there. What it
-// has besides is no Service's harm.
+// deviceIntact reports whether the device exists, is up, and has all addresses that the last sync left on it.
+// Additional addresses harm no Service.
 func (p *Proxier) deviceIntact() (bool, error) {
 	link, err := netlink.LinkByName(nft.IPVSDevice)
 	var missing netlink.LinkNotFoundError
@@ -69,7 +69,7 @@ func (p *Proxier) deviceIntact() (bool, error) {
 	return true, nil
 }
 
-// deviceAddresses are the device's of one family.
+// deviceAddresses returns the device's addresses of one family.
 func deviceAddresses(link netlink.Link, family int) (map[netip.Addr]bool, error) {
 	all, err := netlinkutil.ConsistentList(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
@@ -86,8 +86,8 @@ func deviceAddresses(link netlink.Link, family int) (map[netip.Addr]bool, error)
 
 const addrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE: no link-local address
 
-// applyAddresses makes the device's addresses of one family those that are wanted: what is missing before the virtual
-// servers are made, with prune what is too much.
+// applyAddresses makes the device's addresses of one family match want: before the virtual servers are made it adds
+// missing ones, and with prune it removes the others.
 func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
 	link, err := ensureDevice()
 	if err != nil {
@@ -124,18 +124,18 @@ func applyAddresses(family int, want map[netip.Addr]bool, prune bool) error {
 	return errors.Join(errs...)
 }
 
-// deviceAddress is one that the node never takes as its own when it opens a connection or answers: on devices without
-// an address the kernel would choose among all that the node has.
+// deviceAddress returns an address that the kernel never chooses as a source for the node's connections and replies:
+// for devices without an address it would choose among all addresses of the node.
 func deviceAddress(a netip.Addr) *netlink.Addr {
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Scope: unix.RT_SCOPE_HOST}
 	if a.Is6() {
 		addr.Scope, addr.Flags = unix.RT_SCOPE_UNIVERSE, unix.IFA_F_NODAD
-		addr.ValidLft = math.MaxUint32 // for good, and deprecated: preferred for no time
+		addr.ValidLft = math.MaxUint32 // valid forever, but deprecated: preferred for no time
 	}
 	return addr
 }
 
-// localAddresses are those of all devices but ours.
+// localAddresses returns the addresses of all devices except ours.
 func localAddresses() (map[netip.Addr]bool, error) {
 	own := -1
 	if link, err := netlink.LinkByName(nft.IPVSDevice); err == nil {

@@ -15,19 +15,19 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// Real is a real server as the kernel has it.
+// Real is a real server in the kernel.
 type Real struct {
 	Addr   netip.AddrPort
 	Weight int
-	// Connections are the active and the inactive ones: the latter are closed by one side only, or were lately.
+	// Connections is the number of active and inactive connections. The latter were closed by one side only, or lately.
 	Connections int
 }
 
-// Table is the kernel's IPVS, as far as it is ours: what does not carry our flag is not seen.
+// Table is our virtual servers in the kernel's IPVS. It does not return those without our flag.
 type Table interface {
 	Servers() (map[Key]Server, error)
 	Reals(Key) ([]Real, error)
-	// AddServer and UpdateServer return errNoScheduler where the kernel has not the scheduler.
+	// AddServer and UpdateServer return errNoScheduler where the kernel lacks the scheduler.
 	AddServer(Key, Server) error
 	UpdateServer(Key, Server) error
 	DeleteServer(Key) error
@@ -36,12 +36,12 @@ type Table interface {
 	DeleteReal(Key, netip.AddrPort) error
 }
 
-// errNoScheduler says that the kernel neither has the scheduler nor could load it.
+// errNoScheduler means that the kernel neither has the scheduler nor could load it.
 var errNoScheduler = errors.New("the kernel has no such scheduler (the module ip_vs_ with its name)")
 
-// schedulerError makes it of what the kernel answers, which has that number for nothing else when a virtual server is
-// added or changed (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_add_service and ip_vs_edit_service), but for a persistence
-// engine, of which none is asked for.
+// schedulerError converts the kernel's ENOENT to errNoScheduler. When a virtual server is added or changed the kernel
+// returns it for one other reason only (net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_add_service and ip_vs_edit_service): a
+// missing persistence engine, and none is requested.
 func schedulerError(err error, s Server) error {
 	if errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("%w: %s", errNoScheduler, s.Scheduler)
@@ -57,7 +57,7 @@ type kernel struct {
 
 var _ Table = (*kernel)(nil)
 
-// openKernel makes the kernel load IPVS where it can.
+// openKernel opens IPVS, and makes the kernel load it where it can.
 func openKernel(family corev1.IPFamily) (*kernel, error) {
 	h, err := moby.New("")
 	if err != nil {
@@ -83,9 +83,9 @@ var (
 		unix.IPPROTO_SCTP: corev1.ProtocolSCTP}
 )
 
-// ErrLost says that IPVS was there and is there no more: another program has removed all virtual servers, which hold
-// the module, and then unloaded it. A module that is loaded again has another number in netlink, which this process
-// does not know.
+// ErrLost means that IPVS existed and does not exist any more: another program has removed all virtual servers, which
+// hold the module, and then unloaded it. A module that is loaded again has another number in netlink, which this
+// process does not know.
 var ErrLost = errors.New("the kernel has lost its IPVS, the module ip_vs was unloaded, and Services do not answer on this node: " +
 	"restart coracle here; with --proxy-mode=auto it goes on with nftables where the module cannot be loaded again")
 

@@ -13,22 +13,22 @@ import (
 	upstream "k8s.io/kubernetes/pkg/proxy"
 )
 
-// ledger is the desired state of one family, and who wants what of it: a Service that changes costs its own ports,
-// however many others there are.
+// ledger is the desired state of one family, with which Service port requests which part of it. So the cost of a
+// Service's change depends on its own ports only, however many others there are.
 type ledger struct {
 	view  View // of the last update, without Services and endpoints
 	ports map[upstream.ServicePortName]*portState
 	state DesiredState
-	// candidates are by name those who want a virtual server, of whom the first has it.
+	// candidates are the Service ports that request a virtual server, sorted by name. The first one gets it.
 	candidates map[Key][]*portState
-	// Addresses and members may be several Service ports': how many want one beyond the first.
+	// Several Service ports may request one address or member: these count the requests beyond the first.
 	addresses map[netip.Addr]int
 	members   map[member]int
-	// touched is what may not be in the kernel as it is here.
+	// touched is what may differ between the kernel and state.
 	touched touched
 }
 
-// touched are parts of a State; a map that is nil stands for all of them.
+// touched are the touched keys of a state. A nil map means all.
 type touched struct {
 	servers map[Key]bool
 	members map[member]bool
@@ -53,8 +53,8 @@ func newLedger() *ledger {
 	}
 }
 
-// update makes the state that of a view, in which Services and endpoints differ from the last one's only where a
-// Service is named; anything else may differ, too.
+// update computes the state of a view. Services and endpoints may differ from the last view's only for the Services in
+// changed. Anything else may differ, too.
 func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
 	all := len(l.ports) == 0 || !l.view.equal(v)
 	if !all && len(changed) == 0 {
@@ -74,13 +74,13 @@ func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
 	}
 }
 
-// equal says whether all but Services and endpoints is the same.
+// equal reports whether everything except Services and endpoints is the same.
 func (v View) equal(w View) bool {
 	return v.NodeName == w.NodeName && v.Scheduler == w.Scheduler && maps.Equal(v.Topology, w.Topology) &&
 		slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.NeverLocal, w.NeverLocal)
 }
 
-// replace puts in a Service port's new state in the place of its last one; nil is none.
+// replace replaces a Service port's last state by the new one. nil means none.
 func (l *ledger) replace(name upstream.ServicePortName, p *portState) {
 	if old := l.ports[name]; old != nil {
 		l.remove(old)
@@ -125,7 +125,7 @@ func (l *ledger) remove(p *portState) {
 	l.leave(p.members)
 }
 
-// serve puts a candidate into the state.
+// serve adds a candidate to the state.
 func (l *ledger) serve(o *candidate) {
 	l.state.Servers[o.key] = o.server
 	l.touched.server(o.key)
@@ -135,7 +135,7 @@ func (l *ledger) serve(o *candidate) {
 	l.want(o.members)
 }
 
-// withdraw takes it out.
+// withdraw removes a candidate from the state.
 func (l *ledger) withdraw(o *candidate) {
 	delete(l.state.Servers, o.key)
 	l.touched.server(o.key)
@@ -159,7 +159,7 @@ func (l *ledger) leave(all members) {
 	}
 }
 
-// written says that the kernel has all of the state.
+// written records that the kernel has the whole state.
 func (l *ledger) written() { l.touched = touched{map[Key]bool{}, map[member]bool{}} }
 
 func comparePorts(a, b *portState) int {
@@ -167,7 +167,7 @@ func comparePorts(a, b *portState) int {
 		cmp.Compare(a.name.Port, b.name.Port), cmp.Compare(a.name.Protocol, b.name.Protocol))
 }
 
-// retain notes one more who wants something. What is wanted once is in has alone.
+// retain counts one more request. The first one is only in has.
 func retain[K, M comparable](has map[K]bool, more map[M]int, k K, m M) {
 	if has[k] {
 		more[m]++
@@ -175,7 +175,7 @@ func retain[K, M comparable](has map[K]bool, more map[M]int, k K, m M) {
 	has[k] = true
 }
 
-// release notes one less.
+// release counts one request less.
 func release[K, M comparable](has map[K]bool, more map[M]int, k K, m M) {
 	switch more[m] {
 	case 0:

@@ -9,15 +9,15 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/metrics"
 )
 
-// Upstream's trackers count the changes that they receive; what a sync does is counted here, under kube-proxy's
-// names.
+// Upstream's trackers count the changes that they receive. The functions here count what a sync does, under
+// kube-proxy's names.
 
-// tried notes that a sync of a family has ended.
+// tried records that a sync of a family has ended.
 func (f *family) tried(start time.Time) {
 	metrics.SyncProxyRulesLatency.WithLabelValues(string(f.name)).Observe(metrics.SinceInSeconds(start))
 }
 
-// served notes that the kernel has what changed at these times, by the clock of the slices' writer.
+// served records that the kernel has the changes of these times, by the clock of the slices' writer.
 func (f *family) served(changes map[types.NamespacedName][]time.Time) {
 	metrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(f.name)).SetToCurrentTime()
 	for _, times := range changes {

@@ -28,27 +28,27 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// Options are what a Proxier needs.
+// Options configure a Proxier.
 type Options struct {
 	NodeName string
-	// ClusterCIDRs hold all pods; their families are those that are served.
+	// ClusterCIDRs contain all pods. Their families are served.
 	ClusterCIDRs []netip.Prefix
-	// NodePortAddresses are CIDRs of the local addresses that answer on node ports.
+	// NodePortAddresses are CIDRs of the local addresses that serve node ports.
 	NodePortAddresses []string
-	// NeverLocal are addresses that must not become this node's because of a Service: those of the cluster's other
-	// nodes, as far as they are known, and the API's virtual address. It may be nil.
+	// NeverLocal returns addresses that this node must not get because of a Service: the known addresses of the
+	// cluster's other nodes, and the API's virtual address. It may be nil.
 	NeverLocal func() []netip.Addr
-	// Scheduler is for Services that name none, or one that does not exist; empty is DefaultScheduler.
+	// Scheduler is the scheduler for Services that name none, or one that does not exist. Empty means DefaultScheduler.
 	Scheduler string
-	// Health says for health check node ports whether this proxy is well.
+	// Health reports for health check node ports whether this proxy works.
 	Health *healthcheck.ProxyHealthServer
 	Logger klog.Logger
 
-	nft func(knftables.Family) (knftables.Interface, error) // but for tests, the program's
+	nft func(knftables.Family) (knftables.Interface, error) // the program's, except in tests
 }
 
-// Proxier holds the objects that it received, and makes the kernel follow at Sync. The On methods may be called from
-// anywhere, the others from one goroutine.
+// Proxier stores the objects that it receives, and writes them to the kernel in Sync. The On methods are safe for
+// concurrent use. The others have to be called from one goroutine.
 type Proxier struct {
 	o           Options
 	families    []*family
@@ -59,7 +59,7 @@ type Proxier struct {
 	serviceCIDRs []netip.Prefix
 }
 
-// family is all of one family.
+// family is the state of one address family.
 type family struct {
 	name        corev1.IPFamily
 	netlink     int
@@ -70,17 +70,18 @@ type family struct {
 	endpoints   upstream.EndpointsMap
 	health      healthcheck.ServiceHealthServer
 	conntrack   conntrack.Interface
-	stale       bool // datagrams' connections need cleaning
+	stale       bool // conntrack entries of UDP need cleaning
 
 	kernel *kernel
 	apply  applier
 	rules  rulesWriter
 	ledger *ledger // nil before the first sync
-	// addresses are what the device has, as far as the last sync knows; nil: not known.
+	// addresses are the device's addresses, as of the last sync. nil means unknown.
 	addresses map[netip.Addr]bool
 }
 
-// New returns a Proxier for a kernel that Find has found to have all that it needs. Nothing in the kernel changes.
+// New returns a Proxier. Find has to have found that the kernel has all that it needs. New changes nothing in the
+// kernel.
 func New(o Options) (*Proxier, error) {
 	o.Scheduler = cmp.Or(o.Scheduler, DefaultScheduler)
 	if !slices.Contains(Schedulers, o.Scheduler) {
@@ -104,7 +105,7 @@ func New(o Options) (*Proxier, error) {
 	return p, nil
 }
 
-// family is nil where the cluster has no pods of it.
+// family returns nil where the cluster has no pods of that family.
 func (p *Proxier) family(name corev1.IPFamily) (*family, error) {
 	f := &family{name: name, netlink: netlink.FAMILY_V4, services: upstream.ServicePortMap{}, endpoints: upstream.EndpointsMap{},
 		conntrack: conntrack.New()}
@@ -137,7 +138,7 @@ func (p *Proxier) family(name corev1.IPFamily) (*family, error) {
 	return f, nil
 }
 
-// table is that of nftables.
+// table returns the family's nftables table.
 func (f *family) table() nft.Table {
 	if f.name == corev1.IPv6Protocol {
 		return nft.Table{Family: nft.IPv6, Name: nft.IPVSTable}
@@ -145,35 +146,35 @@ func (f *family) table() nft.Table {
 	return nft.Table{Family: nft.IPv4, Name: nft.IPVSTable}
 }
 
-// Close lets go of what New opened. What is in the kernel stays.
+// Close closes what New opened. The kernel's state stays.
 func (p *Proxier) Close() {
 	for _, f := range p.families {
 		f.kernel.close()
 	}
 }
 
-// OnServiceUpdate notes a Service that came (old is nil), changed or went (svc is nil).
+// OnServiceUpdate records a Service that was added (old is nil), changed or deleted (svc is nil).
 func (p *Proxier) OnServiceUpdate(old, svc *corev1.Service) {
 	for _, f := range p.families {
 		f.changes.Update(old, svc)
 	}
 }
 
-// OnEndpointSlice notes a slice that came, changed or went.
+// OnEndpointSlice records a slice that was added, changed or deleted.
 func (p *Proxier) OnEndpointSlice(s *discoveryv1.EndpointSlice, deleted bool) {
 	for _, f := range p.families {
 		f.slices.EndpointSliceUpdate(s, deleted)
 	}
 }
 
-// OnTopologyChange notes this node's topology labels.
+// OnTopologyChange records this node's topology labels.
 func (p *Proxier) OnTopologyChange(labels map[string]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.topology = maps.Clone(labels)
 }
 
-// OnServiceCIDRsChanged notes the whole set. A full sync looks at it.
+// OnServiceCIDRsChanged records all Service CIDRs. Only a full sync uses them.
 func (p *Proxier) OnServiceCIDRsChanged(cidrs []string) {
 	var out []netip.Prefix
 	for _, c := range cidrs {
@@ -186,8 +187,8 @@ func (p *Proxier) OnServiceCIDRsChanged(cidrs []string) {
 	p.serviceCIDRs = out
 }
 
-// Sync brings the kernel to the received state: the difference, or with full all of it. After an error the next one is
-// full.
+// Sync writes the received state to the kernel: the difference, or with full everything. After an error the next call
+// has to be full.
 func (p *Proxier) Sync(ctx context.Context, full bool) error {
 	p.mu.Lock()
 	topology, cidrs := p.topology, p.serviceCIDRs
@@ -219,7 +220,7 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 		} else {
 			f.served(changes)
 		}
-		// What the kernel refuses of one Service must not cost others their health checks and their datagrams.
+		// A Service that the kernel rejects must not keep others from their health checks and their conntrack cleaning.
 		f.after(p.o, err == nil)
 	}
 	p.substitutes.report(p.o.Logger, p.o.Scheduler, p.families)
@@ -232,8 +233,8 @@ func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Ad
 		Scheduler: p.o.Scheduler,
 	}
 	neverLocal := func(a netip.Addr) {
-		// Each pod's device may have an address of its link: it is no Service's, and must not make the view another
-		// one.
+		// A pod's device may have a link-local address. It is no Service's, and must not make the view differ from the
+		// last one.
 		if a.Is6() == (f.name == corev1.IPv6Protocol) && !(a.Is6() && a.IsLinkLocalUnicast()) {
 			v.NeverLocal[a] = true
 		}
@@ -261,7 +262,7 @@ func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Ad
 	return v
 }
 
-// update takes in the received changes. It returns when that changed, by Service, and all Services that changed, or
+// update applies the received changes. It returns the times of the changes by Service, and all Services that changed or
 // whose endpoints did.
 func (f *family) update() (map[types.NamespacedName][]time.Time, sets.Set[types.NamespacedName]) {
 	services := f.services.Update(f.changes)
@@ -272,8 +273,8 @@ func (f *family) update() (map[types.NamespacedName][]time.Time, sets.Set[types.
 	return result.LastChangeTriggerTimes, services.UpdatedServices.Union(result.UpdatedServices)
 }
 
-// write orders the steps so that nothing is open before it is guarded, and nothing is taken away before what replaces
-// it is there.
+// write orders the steps so that nothing is reachable before it is guarded, and nothing is removed before its
+// replacement exists.
 func (f *family) write(ctx context.Context, full bool) error {
 	s, t := f.ledger.state, f.ledger.touched
 	if err := f.rules.apply(ctx, s.Sets, t.members, full); err != nil {
@@ -286,8 +287,8 @@ func (f *family) write(ctx context.Context, full bool) error {
 			return err
 		}
 	}
-	// One virtual server that is refused does not keep the addresses of deleted Services from others: those are as
-	// they should be.
+	// One virtual server that the kernel rejects must not delay the removal of deleted Services' addresses: the
+	// addresses are correct.
 	err := f.apply.apply(s.Servers, t.servers, full)
 	if moved {
 		err = errors.Join(err, applyAddresses(f.netlink, s.Addresses, true))
@@ -302,7 +303,8 @@ func (f *family) write(ctx context.Context, full bool) error {
 	return nil
 }
 
-// after does what may wait until connections go the right way. Where not all of them do yet, it is to be done again.
+// after does the work that can wait until connections are balanced correctly. Unless all are, conntrack has to be
+// cleaned again.
 func (f *family) after(o Options, all bool) {
 	if o.Health != nil {
 		o.Health.Updated(f.name)
@@ -317,13 +319,13 @@ func (f *family) after(o Options, all bool) {
 	}
 }
 
-// HasDraining says whether real servers are on their way out, so that another Sync is due in a while though nothing
+// HasDraining reports whether real servers are draining, so that another Sync is due in a while although nothing
 // changes.
 func (p *Proxier) HasDraining() bool {
 	return slices.ContainsFunc(p.families, func(f *family) bool { return len(f.apply.draining) > 0 })
 }
 
-// Prepare sets what IPVS goes by and makes the device.
+// Prepare sets the sysctls and timeouts that IPVS needs, and makes the device.
 func (p *Proxier) Prepare() error {
 	if err := setSysctls(); err != nil {
 		return err
@@ -337,7 +339,7 @@ func (p *Proxier) Prepare() error {
 	return err
 }
 
-// Intact says whether what Sync made is still there.
+// Intact reports whether the result of Sync still exists.
 func (p *Proxier) Intact() (bool, error) {
 	if ok, err := p.deviceIntact(); err != nil || !ok {
 		return false, err
@@ -348,7 +350,7 @@ func (p *Proxier) Intact() (bool, error) {
 		}
 		servers, err := f.kernel.Servers()
 		if errors.Is(err, ErrLost) {
-			return false, nil // the sync that this asks for fails, and says it
+			return false, nil // the sync that follows fails, and reports it
 		}
 		if err != nil {
 			return false, err

@@ -18,25 +18,25 @@ import (
 
 // Names of the sets and maps.
 const (
-	setClusterIPs = "cluster-ips"       // what comes to these from outside the cluster is masqueraded
-	setMasquerade = "masqueraded"       // what comes to these from anywhere is masqueraded
-	setShortcut   = "shortcut"          // what pods and the node send to these goes to a cluster address
-	setDropped    = "dropped"           // there are endpoints, but none here
-	setGuarded    = "guarded"           // only allowed sources
+	setClusterIPs = "cluster-ips"       // packets to these from outside the cluster are masqueraded
+	setMasquerade = "masqueraded"       // packets to these from any source are masqueraded
+	setShortcut   = "shortcut"          // packets of pods and of the node to these go to a cluster IP
+	setDropped    = "dropped"           // there are endpoints, but none that may be used here
+	setGuarded    = "guarded"           // only allowed sources may connect
 	setAllowed    = "allowed"           // the allowed sources
 	setAddresses  = "service-addresses" // on our device
-	setPorts      = "service-ports"     // of these, what is open
-	setHairpin    = "hairpin"           // what a pod sends to itself
-	setKept       = "external-local"    // clients keep their address, but for this node
+	setPorts      = "service-ports"     // of these addresses, the open ports
+	setHairpin    = "hairpin"           // packets from a pod to itself
+	setKept       = "external-local"    // clients keep their address, except this node
 )
 
 var setNames = []string{setClusterIPs, setMasquerade, setShortcut, setDropped, setGuarded, setAllowed, setAddresses, setPorts, setHairpin,
 	setKept}
 
-// masqueradeMark is upstream's bit, so that other rules that know it go on to do so.
+// masqueradeMark is upstream's bit, so that other programs' rules for it still work.
 const masqueradeMark = "0x4000"
 
-// ruleFamily is what the rules of a family differ in.
+// ruleFamily has what differs between the rules of the two families.
 type ruleFamily struct {
 	ip, addr, icmp string
 }
@@ -46,7 +46,7 @@ var (
 	rules6 = ruleFamily{"ip6", "ipv6_addr", "ipv6-icmp"}
 )
 
-// ruleView is what the rules follow from, beside the contents of the sets.
+// ruleView is the input of the rules, beside the contents of the sets.
 type ruleView struct {
 	family       ruleFamily
 	clusterCIDRs []netip.Prefix // of the family
@@ -84,9 +84,9 @@ type chain struct {
 	rules    []string
 }
 
-// chains are all rules. The order of the hooks around IPVS: a packet that arrives passes prerouting (filter, nat), the
-// routing, which finds the address local, input at priority 0, and then IPVS, at 99, which rewrites it and sends it on
-// by output and postrouting; what the node itself sends meets IPVS in output, after the nat chain there.
+// chains returns all rules. An arriving packet passes the hooks in this order: prerouting (filter, nat); routing, which
+// finds the address local; input at priority 0; and then IPVS, at 99, which rewrites it and sends it by output and
+// postrouting. A packet that the node itself sends meets IPVS in output, after the nat chain there.
 func (v ruleView) chains() []chain {
 	ip := v.family.ip
 	at := ip + " daddr . meta l4proto . th dport "
@@ -94,14 +94,14 @@ func (v ruleView) chains() []chain {
 	cluster := set(v.clusterCIDRs)
 	mark := "mark set mark or " + masqueradeMark
 	nat := []string{
-		// A pod of another node is in the cluster too: it keeps its address on its way to a cluster address.
+		// A pod of another node belongs to the cluster, too: it keeps its address on its way to a cluster IP.
 		ip + " daddr @" + setClusterIPs + " " + ip + " saddr != " + cluster + " " + mark,
 		at + "@" + setMasquerade + " " + mark,
 	}
 	to := "dnat " + ip + " to " + at + "map @" + setShortcut
 	nat = append(nat,
 		ip+" saddr "+cluster+" "+to,
-		// The node's own requests come from the Service's address, to which no endpoint could answer.
+		// The node's own requests have the Service's address as their source, to which no endpoint could reply.
 		at+"@"+setKept+" fib saddr type local "+mark,
 		"fib saddr type local "+to,
 		at+"@"+setDropped+" drop",
@@ -129,7 +129,7 @@ func (v ruleView) chains() []chain {
 	}
 }
 
-// set is an anonymous nftables set.
+// set returns an anonymous nftables set.
 func set(prefixes []netip.Prefix) string {
 	var out []string
 	for _, p := range prefixes {
@@ -138,17 +138,17 @@ func set(prefixes []netip.Prefix) string {
 	return "{ " + strings.Join(out, ", ") + " }"
 }
 
-// rulesWriter keeps one table of the kernel's in step.
+// rulesWriter keeps one table of the kernel up to date.
 type rulesWriter struct {
 	nft     knftables.Interface
 	view    ruleView
-	applied map[member]bool // nil: what the kernel has is not known
-	// verified is the kernel's generation in which all rules were there.
+	applied map[member]bool // nil: the kernel's elements are unknown
+	// verified is the kernel's generation in which the table last had all rules.
 	verified uint32
 }
 
-// apply writes the difference of the sets' contents; or everything, in one transaction that leaves no gap, where it is
-// asked to or has to. What is not among the members that are touched is as it was wanted the last time; nil is all.
+// apply writes the difference of the sets' contents. With full, or when the kernel's contents are unknown, it writes
+// everything, in one transaction without a gap. Only members in touched may differ from the last apply; nil means all.
 func (w *rulesWriter) apply(ctx context.Context, want map[string]map[string]bool, touched map[member]bool, full bool) error {
 	tx := w.nft.NewTransaction()
 	have := w.applied
@@ -198,8 +198,9 @@ func compareMembers(a, b member) int {
 	return cmp.Or(cmp.Compare(a.set, b.set), cmp.Compare(a.text, b.text))
 }
 
-// intact says whether the table is there with as many rules in each chain as were written; the sets' elements are not
-// counted. Of rules it costs one question to the kernel as long as no program has changed any table of this host.
+// intact reports whether the table exists with as many rules in each chain as were written. It does not count the sets'
+// elements. Checking the rules costs one request to the kernel as long as no program has changed any table of this
+// host.
 func (w *rulesWriter) intact(t nft.Table) (bool, error) {
 	if ok, err := nft.Exists(t); err != nil || !ok {
 		return false, err
@@ -225,7 +226,7 @@ func (w *rulesWriter) intact(t nft.Table) (bool, error) {
 	return true, nil
 }
 
-// rebuild replaces the table, whatever was in it.
+// rebuild replaces the table, whatever it contains.
 func (w *rulesWriter) rebuild(tx *knftables.Transaction) {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})

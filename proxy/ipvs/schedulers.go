@@ -13,23 +13,23 @@ import (
 	upstream "k8s.io/kubernetes/pkg/proxy"
 )
 
-// SchedulerAnnotation of a Service names the scheduler of its virtual servers.
+// SchedulerAnnotation is the annotation with which a Service names the scheduler of its virtual servers.
 const SchedulerAnnotation = "coracle.dev/ipvs-scheduler"
 
-// DefaultScheduler takes real servers in turn.
+// DefaultScheduler is round robin.
 const DefaultScheduler = "rr"
 
-// Schedulers are those that a Service or the node may name: round robin, weighted round robin, least connections,
-// weighted least connections, source hashing, destination hashing, Maglev hashing, shortest expected delay, never
-// queue.
+// Schedulers are the schedulers that a Service or the node may name: round robin, weighted round robin, least
+// connections, weighted least connections, source hashing, destination hashing, Maglev hashing, shortest expected
+// delay, never queue.
 var Schedulers = []string{"rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq"}
 
 // Flags of virtual servers, from the kernel's ip_vs.h.
 const (
 	flagPersistent = 0x1
 	flagHashed     = 0x2 // the kernel's own
-	// flagFallback makes sh and mh pass over real servers that take no new connections. Without it a client whose hash
-	// leads to one that drains is refused. Others do not look at it.
+	// flagFallback makes sh and mh skip real servers that take no new connections. Without it a client whose hash
+	// selects a draining one is rejected. Other schedulers ignore the flag.
 	flagFallback = 0x8
 )
 
@@ -40,24 +40,24 @@ func flagsOf(scheduler string) uint32 {
 	return 0
 }
 
-// drains says whether real servers may stay with weight 0. dh has no fallback: it would refuse every client that the
-// hash leads to such a one, and since the hash is of the Service's address, that is all clients.
+// drains reports whether real servers may stay with weight 0. dh has no fallback: it would reject every client whose
+// hash selects such a server. Since it hashes the Service's address, that is all clients.
 func drains(scheduler string) bool { return scheduler != "dh" }
 
-// ServicePort is upstream's, with what IPVS needs beside that.
+// ServicePort is upstream's type, with what IPVS needs in addition.
 type ServicePort struct {
 	*upstream.BaseServicePortInfo
-	scheduler string // as the Service has it, so that it may be none of Schedulers; empty: the node's
+	scheduler string // as in the Service, so it may be none of Schedulers; empty: the node's
 }
 
 var _ upstream.ServicePort = (*ServicePort)(nil)
 
-// newServicePort is for upstream's tracker.
+// newServicePort makes a ServicePort for upstream's tracker.
 func newServicePort(_ *corev1.ServicePort, svc *corev1.Service, base *upstream.BaseServicePortInfo) upstream.ServicePort {
 	return &ServicePort{BaseServicePortInfo: base, scheduler: svc.Annotations[SchedulerAnnotation]}
 }
 
-// schedulerOf is the port's own, where it names one that exists, and otherwise the node's.
+// schedulerOf returns the Service's scheduler if it exists, and otherwise the node's.
 func (v View) schedulerOf(svc *ServicePort) string {
 	if slices.Contains(Schedulers, svc.scheduler) {
 		return svc.scheduler
@@ -65,13 +65,13 @@ func (v View) schedulerOf(svc *ServicePort) string {
 	return v.Scheduler
 }
 
-// substitutes says once which Services have another scheduler than the one that they, or the node for those that name
-// none, ask for.
+// substitutes logs once which Services have another scheduler than the requested one: the Service's own, or the node's
+// for Services that name none.
 type substitutes struct {
-	logged map[types.NamespacedName]string // by Service, what it asks for; the zero name is the node's own
+	logged map[types.NamespacedName]string // the requested scheduler by Service; the zero name is the node's
 }
 
-// report looks at all Services.
+// report checks all Services and logs changes.
 func (s *substitutes) report(log klog.Logger, node string, families []*family) {
 	lacking, now := map[string]bool{}, map[types.NamespacedName]string{}
 	for _, f := range families {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package ipvs serves Services by the kernel's IPVS: one virtual server for each address and port of a Service, one
+// Package ipvs serves Services by the kernel's IPVS: one virtual server for each address and port of a Service, and one
 // real server for each endpoint.
 //
-// Desired says what the kernel should hold, as a pure function of what upstream's change trackers know; Proxier reads
-// the kernel, sends the difference, and prunes. The package owns the virtual servers that carry its flag, the device
-// coracleipvs0 with the addresses of Services, the nftables tables `coracle-ipvs`, and the switches of sysctls.go. It
-// never touches a virtual server of another program, and no address of a device that is not its own.
+// Desired computes the state that the kernel should have, as a pure function of the state of upstream's change
+// trackers. Proxier reads the kernel, writes the difference, and prunes. The package owns the virtual servers that have
+// its flag, the device coracleipvs0 with the addresses of Services, the nftables tables `coracle-ipvs`, and the sysctls
+// of sysctls.go. It never changes another program's virtual servers or addresses of other devices.
 package ipvs
 
 import (
@@ -35,26 +35,26 @@ func compareKeys(a, b Key) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
 }
 
-// Server is a virtual server without its real ones: what IPVS keeps of it.
+// Server has the properties of a virtual server in IPVS, without its real servers.
 type Server struct {
 	Scheduler string
-	// Affinity is for how many seconds a client comes back to the same real server; 0 is none.
+	// Affinity is for how many seconds a client gets the same real server again; 0 means no affinity.
 	Affinity uint32
 }
 
-// VirtualServer is one with its real servers, all of which take connections. They are sorted.
+// VirtualServer is a virtual server with its real servers, all of which take connections. They are sorted.
 type VirtualServer struct {
 	Server
 	Reals []netip.AddrPort
 }
 
-// DesiredState is what the kernel should hold for one family.
+// DesiredState is the state that the kernel should have for one family.
 type DesiredState struct {
 	Servers map[Key]VirtualServer
-	// Addresses are to be local, on our device.
+	// Addresses are the addresses that our device has to have.
 	Addresses map[netip.Addr]bool
-	// Sets are the contents of the nftables sets and maps, by the names that rules.go has. An element is its key, and
-	// after a colon in a map its value.
+	// Sets are the contents of the nftables sets and maps, by the names in rules.go. An element is its key. In a map a
+	// colon and its value follow.
 	Sets map[string]map[string]bool
 }
 
@@ -66,7 +66,7 @@ func newDesiredState() DesiredState {
 	return s
 }
 
-// String is the state as text, sorted, for tests and for people.
+// String returns the state as sorted text, for tests and for readers.
 func (s DesiredState) String() string {
 	var b strings.Builder
 	for _, k := range slices.SortedFunc(maps.Keys(s.Servers), compareKeys) {

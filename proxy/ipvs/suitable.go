@@ -18,23 +18,24 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
-// Probe is what a kernel was found to have. Each field is nil for what is there, and says otherwise why it is not.
+// Probe is the result of a check of the kernel. An error field is nil if the kernel has the feature, and otherwise
+// tells why not.
 type Probe struct {
-	// Release is the kernel's version as uname gives it.
+	// Release is the kernel's version from uname.
 	Release string
-	// Device is the kind of the device that carries the addresses of Services.
+	// Device is for the device with the addresses of Services.
 	Device error
-	// Module is ip_vs. Where it is missing, nothing below has been looked for.
+	// Module is for ip_vs. Where it is missing, the fields below are not checked.
 	Module error
-	// Tracking is IPVS' part in connection tracking (CONFIG_IP_VS_NFCT), by which masquerading and NetworkPolicies go.
+	// Tracking is for IPVS' connection tracking (CONFIG_IP_VS_NFCT), on which masquerading and NetworkPolicies depend.
 	Tracking error
-	// Lacking are schedulers, of those that were asked for, that the kernel does not have.
+	// Lacking are the requested schedulers that the kernel does not have.
 	Lacking []string
-	// Families have no entry for those that IPVS serves.
+	// Families has an error for each family that IPVS does not serve.
 	Families map[corev1.IPFamily]error
 }
 
-// Err names everything that is missing, and is nil where nothing is.
+// Err names everything that is missing. It returns nil if nothing is.
 func (p Probe) Err() error {
 	if err := newEnough(p.Release); err != nil {
 		return err
@@ -66,8 +67,8 @@ func (p Probe) Err() error {
 	return fmt.Errorf("the kernel lacks %s", strings.Join(missing, ", "))
 }
 
-// newEnough refuses kernels before 5.9: there IPVS delays a client that uses its port again by a second, or sends it to
-// a real server that is gone, whatever conn_reuse_mode says, once conntrack knows its connections (kubernetes 81775).
+// newEnough rejects kernels before 5.9. There IPVS delays a client that uses its port again by a second, or sends it to
+// a removed real server, once conntrack knows its connections; conn_reuse_mode does not change that (kubernetes 81775).
 func newEnough(release string) error {
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
@@ -79,15 +80,15 @@ func newEnough(release string) error {
 	return nil
 }
 
-// trial is where the kernel is asked to make virtual servers: addresses of documentation, in a network namespace that
-// nothing else is in.
+// trial are the virtual servers that the check makes: addresses of documentation, in an otherwise empty network
+// namespace.
 var trial = map[corev1.IPFamily]Key{
 	corev1.IPv4Protocol: {Protocol: corev1.ProtocolTCP, Addr: netip.MustParseAddr("192.0.2.1"), Port: 80},
 	corev1.IPv6Protocol: {Protocol: corev1.ProtocolTCP, Addr: netip.MustParseAddr("2001:db8::1"), Port: 80},
 }
 
-// Find has the kernel make one virtual server for each scheduler and family, and a device, in a network namespace that
-// ends with it. The kernel loads the modules for that where it can; the machine's own network stays as it is.
+// Find makes one virtual server for each scheduler and family, and a device, in a network namespace that ends with it.
+// The kernel loads the modules for that where it can. The machine's own network is not changed.
 func Find(schedulers []string, families []corev1.IPFamily) (Probe, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -109,7 +110,7 @@ func Find(schedulers []string, families []corev1.IPFamily) (Probe, error) {
 	return p, nil
 }
 
-// try fills in what is below Module, in the network namespace of its thread.
+// try sets the other fields, in the network namespace of its thread.
 func (p *Probe) try(schedulers []string, families []corev1.IPFamily) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "trial"
@@ -146,11 +147,10 @@ func (p *Probe) try(schedulers []string, families []corev1.IPFamily) error {
 	return nil
 }
 
-// netlinkFamily is the name by which IPVS is to be asked, and there when the module is loaded.
+// netlinkFamily is the name of IPVS' netlink family. It exists when the module is loaded.
 const netlinkFamily = "IPVS"
 
-// loadModule loads ip_vs where it is not loaded. The kernel does not do so by itself when it is first asked for it, as
-// it does with the others.
+// loadModule loads ip_vs where it is not loaded. Unlike the other modules the kernel does not load it at its first use.
 func loadModule() error {
 	if _, err := netlink.GenlFamilyGet(netlinkFamily); err == nil {
 		return nil

@@ -13,19 +13,19 @@ import (
 	moby "github.com/moby/ipvs"
 )
 
-// sysctls below /proc/sys/net/ipv4; they are of the network namespace.
+// sysctls are below /proc/sys/net/ipv4. They belong to the network namespace.
 var sysctls = []struct{ name, value string }{
-	// Connections are conntrack's too: masquerading, and rules that ask for established connections, need that.
+	// conntrack tracks IPVS' connections, too: masquerading, and rules for established connections, need that.
 	{"vs/conntrack", "1"},
-	// What went to a real server that was taken away is forgotten, so that the next datagram goes to another one.
+	// Connections to a removed real server are deleted, so that the next datagram goes to another one.
 	{"vs/expire_nodest_conn", "1"},
-	// A client with affinity to a real server that takes no new connections is given another.
+	// A client with affinity to a real server that takes no new connections gets another one.
 	{"vs/expire_quiescent_template", "1"},
-	// A client's port that is used again is a new connection, which goes to a real server that takes some. Kernels
-	// before 5.9 delay it by a second, or send it to where the old one went.
+	// When a client uses a port again, that is a new connection to a real server that takes new ones. Kernels before
+	// 5.9 delay it by a second, or send it to the old connection's real server.
 	{"vs/conn_reuse_mode", "1"},
-	// Each node has all Services' addresses, and on the LAN only the one that announces such an address may answer for
-	// it: so a device's neighbours learn that device's addresses alone.
+	// Each node has all Services' addresses, and on the LAN only the node that announces such an address may reply for
+	// it. So ARP on a device names that device's addresses alone.
 	{"conf/all/arp_ignore", "1"},
 	{"conf/all/arp_announce", "2"},
 }
@@ -46,19 +46,19 @@ func setSysctls() error {
 	return errors.Join(errs...)
 }
 
-// idleFile says for how many seconds conntrack remembers a TCP connection on which nothing is said.
+// idleFile has for how many seconds conntrack keeps an idle TCP connection.
 const idleFile = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established"
 
-// idleMost is what the front allows conntrack.
+// idleMost is the limit that the front sets for conntrack.
 const idleMost = 24 * time.Hour
 
-// setIdleTime has IPVS remember idle connections as long as conntrack does, a day at most. Its own default is a quarter
-// of an hour, and the next packet after that is answered with a reset (kubernetes 80298). A longer time that the
-// administrator else has set stays.
+// setIdleTime makes IPVS keep idle connections as long as conntrack does, a day at most. IPVS' default is a quarter of
+// an hour, and the next packet after that is rejected with a reset (kubernetes 80298). A longer time that the
+// administrator has set is kept.
 func (k *kernel) setIdleTime() error {
 	text, err := os.ReadFile(idleFile)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // no conntrack, no example
+		return nil // without conntrack there is no value to use
 	}
 	if err != nil {
 		return fmt.Errorf("asking how long conntrack remembers idle connections: %w", err)
@@ -75,6 +75,6 @@ func (k *kernel) setIdleTime() error {
 	if have.TimeoutTCP >= want {
 		return nil
 	}
-	// What is zero stays as it is.
+	// Zero values in the request leave settings unchanged.
 	return wrap(k.h.SetConfig(&moby.Config{TimeoutTCP: want}), "having IPVS remember idle connections for %v", want)
 }
