@@ -20,20 +20,20 @@ import (
 )
 
 const (
-	// confirmWithin bounds one question whether this machine may answer: who asked for the address asks again after a
-	// second.
+	// confirmWithin limits one confirmation: a machine that asked for the address repeats its request after a second.
 	confirmWithin = 500 * time.Millisecond
-	// confirmPause is the pause after a failed confirmation, however many packets come in: a leader
-	// without a majority would ask the voters for each of them.
+	// confirmPause is the pause after a failed confirmation, however many packets arrive: a leader without a majority
+	// would ask the voters for each of them.
 	confirmPause = 200 * time.Millisecond
 	// defendEvery is the least time between two announcements against one machine's claim (RFC 5227, DEFEND_INTERVAL).
 	defendEvery = 10 * time.Second
-	// maxClaimants is how many machines' claims are answered in that time: each of their Ethernet addresses may be
-	// invented.
+	// maxClaimants limits how many machines' claims are defended against in that time: each of their Ethernet addresses
+	// may be invented.
 	maxClaimants = 16
 )
 
-// announceAt is when, after it began to answer, a machine tells everybody: packets get lost, and switches learn late.
+// announceAt are the times, after the first reply is allowed, at which a machine announces the address: packets get
+// lost, and switches learn late.
 var announceAt = []time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second,
 	10 * time.Second}
 
@@ -44,29 +44,29 @@ type Moment time.Duration
 func Now() Moment {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		return Moment(1<<63 - 1) // no clock: all that was allowed is over
+		return Moment(1<<63 - 1) // without a clock nothing is allowed any more
 	}
 	return Moment(t.Nano())
 }
 
-// After is a moment so much later.
+// After returns the moment that is later by d.
 func (m Moment) After(d time.Duration) Moment { return m + Moment(d) }
 
-// Announcement is an address that this machine answers for, as long as it may.
+// Announcement is an address that this machine announces, as long as it may.
 type Announcement struct {
 	Address   netip.Addr
 	Interface Interface
-	// Confirm says until when this machine may answer. It is called when the time that it named last is over and
-	// a machine asks for the address; nothing is sent when it fails. So at rest it is not called at all.
+	// Confirm returns until when this machine may announce. It is called when the last such time has passed and a
+	// machine asks for the address. Nothing is sent when it fails. So at rest it is not called at all.
 	Confirm func(context.Context) (until Moment, err error)
-	// Conflict is called with each interface that uses the address besides this machine, when its claim was answered:
-	// at most every ten seconds. It may be nil.
+	// Conflict is called with each other interface that uses the address, after this machine has defended it: at most
+	// every ten seconds. It may be nil.
 	Conflict func(other net.HardwareAddr)
 	Logger   *slog.Logger
 }
 
-// Announce tells everybody on the link that the address is here, and answers for it until ctx is done. It returns an
-// error when that is not possible any more: the interface has gone.
+// Announce announces the address on the link, and replies to requests for it until ctx is done. It returns an error
+// when it cannot continue: the interface was removed.
 func Announce(ctx context.Context, a Announcement) error {
 	s, err := open(a.Interface, a.Address)
 	if err != nil {
@@ -78,7 +78,7 @@ func Announce(ctx context.Context, a Announcement) error {
 	var announcing sync.WaitGroup
 	defer announcing.Wait()
 	announcing.Go(func() { r.announce(ctx) })
-	stop := context.AfterFunc(ctx, func() { _ = s.setDeadline(time.Unix(1, 0)) }) // ends the reading
+	stop := context.AfterFunc(ctx, func() { _ = s.setDeadline(time.Unix(1, 0)) }) // ends the read
 	defer stop()
 	defer cancel()
 	defer func() { _ = s.close() }()
@@ -96,7 +96,7 @@ func Announce(ctx context.Context, a Announcement) error {
 	return nil
 }
 
-// responder sends what may be sent. Everything that leaves goes through say.
+// responder sends what may be sent. All frames are sent by transmit.
 type responder struct {
 	a    Announcement
 	n    neighbour
@@ -105,7 +105,7 @@ type responder struct {
 
 	mu       sync.Mutex
 	until    Moment
-	pause    Moment // there is no confirmation before
+	pause    Moment // no confirmation is requested before
 	defended map[hw]Moment
 	failed   string
 }
@@ -138,8 +138,8 @@ func (r *responder) hear(ctx context.Context, frame []byte) {
 	}
 }
 
-// due says whether a machine's claim is to be answered. One that could not be answered does not count: it would keep
-// the next from an answer.
+// due reports whether a machine's claim is to be defended against. A claim for which that failed does not count:
+// otherwise the next one would not be.
 func (r *responder) due(claimant hw) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -149,8 +149,9 @@ func (r *responder) due(claimant hw) bool {
 	return !answered && len(r.defended) < maxClaimants
 }
 
-// transmit sends frames if this machine may, and asks before when the last permission has run out. The clock is read
-// last of all: a process may be paused anywhere, for any time. It says whether something was sent.
+// transmit sends frames if this machine may. If the last confirmation has expired it first requests another. It reads
+// the clock immediately before each frame: a process may be paused anywhere, for any time. It returns whether a frame
+// was sent.
 func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -182,7 +183,7 @@ func (r *responder) transmit(ctx context.Context, frames ...[]byte) (sent bool) 
 	return sent
 }
 
-// logFailure logs what kept this machine from answering, once.
+// logFailure logs why this machine did not send, when the reason has changed.
 func (r *responder) logFailure(err error) {
 	if err.Error() == r.failed {
 		return

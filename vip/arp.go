@@ -16,7 +16,7 @@ var (
 	noHW      = hw{}
 )
 
-// single says whether it is the address of one interface.
+// single reports whether it is the address of one interface.
 func (h hw) single() bool { return h[0]&1 == 0 && h != noHW }
 
 const (
@@ -24,14 +24,14 @@ const (
 	etherARP    = 0x0806
 	etherIPv6   = 0x86dd
 	arpLen      = etherLen + 28
-	minFrame    = 60 // shorter frames are filled up with zeros
+	minFrame    = 60 // shorter frames are padded with zeros
 	opRequest   = 1
 	opReply     = 2
 	arpEthernet = 1
 	arpIPv4     = 0x0800
 )
 
-// arpHeader is what an ARP packet for Ethernet and IPv4 begins with (RFC 826).
+// arpHeader is the beginning of an ARP packet for Ethernet and IPv4 (RFC 826).
 var arpHeader = []byte{0, arpEthernet, arpIPv4 >> 8, arpIPv4 & 0xff, 6, 4}
 
 // arp is an ARP packet.
@@ -41,7 +41,7 @@ type arp struct {
 	sender, target     netip.Addr
 }
 
-// parseARP reads a frame; ok is false for what is no ARP packet for Ethernet and IPv4.
+// parseARP parses a frame. ok is false for what is no ARP packet for Ethernet and IPv4.
 func parseARP(frame []byte) (p arp, ok bool) {
 	if len(frame) < arpLen || binary.BigEndian.Uint16(frame[12:]) != etherARP || !bytes.Equal(frame[14:20], arpHeader) {
 		return arp{}, false
@@ -54,7 +54,7 @@ func parseARP(frame []byte) (p arp, ok bool) {
 	return p, p.op == opRequest || p.op == opReply
 }
 
-// frame writes the packet, for one receiver.
+// frame encodes the packet for one receiver.
 func (p arp) frame(to hw) []byte {
 	b := ether(to, p.senderHW, etherARP)
 	b = append(b, arpHeader...)

@@ -10,15 +10,15 @@ import (
 	"strings"
 )
 
-// Interface is where on this machine an address is announced.
+// Interface is the interface on which an address is announced.
 type Interface struct {
 	Name string
-	// Own is the machine's address on the same network: what comes in for the announced one is translated to it.
+	// Own is the machine's address on the same network. Packets to the announced address are translated to it.
 	Own netip.Addr
 
 	index int
 	hw    hw
-	// source is where IPv6 messages come from.
+	// source is the source address of IPv6 messages.
 	source netip.Addr
 }
 
@@ -42,7 +42,7 @@ func Links() ([]Link, error) {
 	for _, i := range all {
 		addrs, err := i.Addrs()
 		if err != nil {
-			continue // it went away meanwhile
+			continue // it was removed meanwhile
 		}
 		l := Link{Interface: i}
 		for _, a := range addrs {
@@ -59,8 +59,8 @@ func Links() ([]Link, error) {
 	return out, nil
 }
 
-// Check finds addresses that can be announced nowhere, whatever machine it is: reserved are the networks that the
-// cluster uses for something else.
+// Check returns an error for addresses that no machine can announce. reserved are the networks that the cluster uses
+// for other purposes.
 func Check(address netip.Addr, reserved []netip.Prefix) error {
 	if !address.IsValid() || address.Is4In6() || address.Zone() != "" || !address.IsGlobalUnicast() ||
 		address == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
@@ -74,8 +74,8 @@ func Check(address netip.Addr, reserved []netip.Prefix) error {
 	return nil
 }
 
-// Find says where among links an address belongs: on the interface with that name or, without one, on the first whose
-// network has room for it.
+// Find returns the interface for an address: the one with that name or, without a name, the first with a network that
+// contains the address.
 func Find(links []Link, address netip.Addr, name string) (Interface, error) {
 	if i := slices.IndexFunc(links, func(l Link) bool { return l.has(address) }); i >= 0 {
 		return Interface{}, fmt.Errorf("%s is an address that this machine has, on %s: choose one that no machine has, or take it off "+
@@ -140,7 +140,7 @@ func on(l Link, address netip.Addr) (attached, bool) {
 	return attached{out, l.Addresses[i]}, true
 }
 
-// reservedIn finds the addresses of an IPv4 network that are no machine's.
+// reservedIn returns an error for the addresses of an IPv4 network that no machine can have.
 func reservedIn(address netip.Addr, network netip.Prefix) error {
 	if !address.Is4() || network.Bits() >= 31 {
 		return nil
@@ -156,7 +156,7 @@ func reservedIn(address netip.Addr, network netip.Prefix) error {
 	return nil
 }
 
-// neighbour is the address at this interface.
+// neighbour returns the address as it is announced on this interface.
 func (p Interface) neighbour(address netip.Addr) neighbour {
 	return neighbour{address: address, own: p.hw, from: p.source}
 }

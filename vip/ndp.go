@@ -10,7 +10,7 @@ import (
 const (
 	ip6Len       = 40
 	protoICMPv6  = 58
-	hopLimit     = 255 // nothing that was routed has it (RFC 4861, 7.1)
+	hopLimit     = 255 // no forwarded packet has it (RFC 4861, 7.1)
 	typeNS       = 135
 	typeNA       = 136
 	ndpLen       = 24 // of both messages, without options
@@ -29,11 +29,11 @@ type ndp struct {
 	fromHW   hw // of the frame
 	flags    uint32
 	target   netip.Addr
-	// linkHW is the address in the option that such a message has; noHW without one.
+	// linkHW is the address in the message's link-layer address option; noHW without one.
 	linkHW hw
 }
 
-// parseNDP reads a frame; ok is false for what is neither, or is not as the RFC wants it.
+// parseNDP parses a frame. ok is false for other packets and for those that violate the RFC.
 func parseNDP(frame []byte) (m ndp, ok bool) {
 	if len(frame) < etherLen+ip6Len+ndpLen || binary.BigEndian.Uint16(frame[12:]) != etherIPv6 {
 		return ndp{}, false
@@ -69,7 +69,7 @@ func parseNDP(frame []byte) (m ndp, ok bool) {
 	return m, true
 }
 
-// frame writes the message, for one receiver.
+// frame encodes the message for one receiver.
 func (m ndp) frame(to hw) []byte {
 	body := []byte{m.kind, 0, 0, 0}
 	body = binary.BigEndian.AppendUint32(body, m.flags)
@@ -91,7 +91,7 @@ func (m ndp) frame(to hw) []byte {
 	return append(b, body...)
 }
 
-// checksum is ICMPv6's (RFC 4443, 2.3), and 0 over a message that has the right one.
+// checksum computes ICMPv6's checksum (RFC 4443, 2.3). It is 0 over a message with a correct checksum.
 func checksum(from, to, body []byte) uint16 {
 	sum := uint32(len(body)) + protoICMPv6
 	for _, part := range [][]byte{from, to, body} {
@@ -108,14 +108,14 @@ func checksum(from, to, body []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// solicited is the group to which those listen who have an address (RFC 4291, 2.7.1).
+// solicited returns the solicited-node group of an address (RFC 4291, 2.7.1).
 func solicited(address netip.Addr) netip.Addr {
 	a, out := address.As16(), [16]byte{0xff, 0x02, 11: 1, 12: 0xff}
 	copy(out[13:], a[13:])
 	return netip.AddrFrom16(out)
 }
 
-// groupHW is the Ethernet address of an IPv6 group (RFC 2464, 7).
+// groupHW returns the Ethernet address of an IPv6 group (RFC 2464, 7).
 func groupHW(group netip.Addr) hw {
 	a := group.As16()
 	return hw{0x33, 0x33, a[12], a[13], a[14], a[15]}

@@ -4,19 +4,20 @@ package vip
 
 import "net/netip"
 
-// neighbour says what to do about frames that concern one address. It receives everything and does nothing itself.
+// neighbour computes the reaction to frames that concern one address. It sends nothing itself.
 type neighbour struct {
 	address netip.Addr
 	own     hw
-	// from is an address of the interface, from which IPv6 messages come.
+	// from is an address of the interface, the source of IPv6 messages.
 	from netip.Addr
 }
 
-// heard is what a frame means.
+// heard is the result of a frame.
 type heard struct {
-	// answer is the frame to give back, nil if none is due.
+	// answer is the frame to reply with, nil if no reply is due.
 	answer []byte
-	// conflicting is another interface that uses the address, or is about to; noHW if the frame does not say so.
+	// conflicting is another interface that uses the address, or is about to. It is noHW if the frame does not show
+	// one.
 	conflicting hw
 }
 
@@ -37,7 +38,7 @@ func (n neighbour) hearARP(p arp) (h heard) {
 	}
 	if p.sender == n.address {
 		h.conflicting = p.senderHW
-		return h // its question is no neighbour's: it would take the answer for a conflict of its own
+		return h // not answered: it would take a reply for a conflict of its own
 	}
 	if p.op == opRequest && p.target == n.address {
 		h.answer = arp{op: opReply, senderHW: n.own, sender: n.address, targetHW: p.senderHW, target: p.sender}.frame(p.senderHW)
@@ -57,7 +58,7 @@ func (n neighbour) hearNDP(m ndp) (h heard) {
 		return h
 	}
 	answer := ndp{kind: typeNA, from: n.from, fromHW: n.own, target: n.address, linkHW: n.own, flags: flagOverride}
-	if m.from.IsUnspecified() { // it looks whether the address is free (RFC 4862, 5.4.3)
+	if m.from.IsUnspecified() { // it checks whether the address is unused (RFC 4862, 5.4.3)
 		answer.to = allNodes
 		h.answer = answer.frame(groupHW(allNodes))
 		return h
@@ -71,8 +72,8 @@ func (n neighbour) hearNDP(m ndp) (h heard) {
 	return h
 }
 
-// announcements tell everybody on the link where the address is now. For IPv4 both forms are needed: there are systems
-// that take over only the one, or only the other.
+// announcements returns the frames that announce the address on the link. For IPv4 both forms are needed: some systems
+// accept only the one, or only the other.
 func (n neighbour) announcements() [][]byte {
 	if n.address.Is4() {
 		request := arp{op: opRequest, senderHW: n.own, sender: n.address, target: n.address}
@@ -83,7 +84,7 @@ func (n neighbour) announcements() [][]byte {
 	return [][]byte{m.frame(groupHW(allNodes))}
 }
 
-// probe asks who has the address, in a form that changes no machine's table (RFC 5227, 2.1.1; RFC 4862, 5.4.2).
+// probe returns a request for the address that changes no machine's table (RFC 5227, 2.1.1; RFC 4862, 5.4.2).
 func (n neighbour) probe() []byte {
 	if n.address.Is4() {
 		return arp{op: opRequest, senderHW: n.own, sender: netip.IPv4Unspecified(), target: n.address}.frame(broadcast)

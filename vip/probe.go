@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	// probes is how often it is asked, and probeGap the time in between and after the last: RFC 5227 has three, over
-	// some seconds, since its machines may all have been switched on at once and its networks may be slow wireless
-	// ones. A person waits for this.
+	// probes is the number of probes. probeGap is the pause after each. RFC 5227 has three over some seconds, since its
+	// machines may all have been switched on at once and its networks may be slow wireless ones. Here a user waits for
+	// the result.
 	probes   = 4
 	probeGap = 300 * time.Millisecond
 )
 
-// InUseError says that another machine has an address.
+// InUseError means that another machine has an address.
 type InUseError struct {
 	Address netip.Addr
 	By      net.HardwareAddr
@@ -31,7 +31,7 @@ func (e *InUseError) Error() string {
 		"that no DHCP server gives out", e.Address, e.By)
 }
 
-// Probe asks the network whether a machine has an address, for about a second. It returns an InUseError if so.
+// Probe checks for about a second whether a machine of the network has an address. It returns an InUseError if so.
 func Probe(ctx context.Context, p Interface, address netip.Addr) error {
 	s, err := open(p, address)
 	if err != nil {

@@ -18,23 +18,23 @@ import (
 // Table is the name of the nftables tables with the translations, one for each address family.
 const Table = "coracle-vip"
 
-// before is in front of the Service proxies' translations (priority dstnat, -100), which know nothing of these
-// addresses.
+// before is a priority before the Service proxies' translations (dstnat, -100), which do not know these addresses.
 const before = -110
 
-// Redirect translates what comes in for an address to another one, which this machine has: TCP to one port, and pings.
+// Redirect translates packets to an address to another one, which this machine has: TCP to one port, and pings.
 type Redirect struct {
 	Address netip.Addr
 	Port    uint16
 	To      netip.Addr
 }
 
-// SetRedirects makes the machine's translations these and no others. It needs no process afterwards; none removes them.
+// SetRedirects replaces the machine's translations by these. They need no process afterwards. An empty list removes
+// them.
 func SetRedirects(redirects []Redirect) error {
 	return errors.Join(setRedirects(nft.IPv4, redirects), setRedirects(nft.IPv6, redirects))
 }
 
-// RedirectsThere says whether the tables that these translations need are there: another program may have flushed them.
+// RedirectsThere reports whether the tables of these translations exist: another program may have flushed them.
 func RedirectsThere(redirects []Redirect) (bool, error) {
 	for _, r := range redirects {
 		there, err := nft.Exists(nft.Table{Family: familyOf(r.Address), Name: Table})
@@ -67,7 +67,7 @@ func setRedirects(family nftables.TableFamily, redirects []Redirect) error {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
 	table := &nftables.Table{Family: family, Name: Table}
-	conn.AddTable(table) // so that the next line finds one
+	conn.AddTable(table) // so that DelTable finds one
 	conn.DelTable(table)
 	conn.AddTable(table)
 	for _, hook := range []struct {
@@ -81,7 +81,7 @@ func setRedirects(family nftables.TableFamily, redirects []Redirect) error {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: r.pings()})
 		}
 	}
-	// What is for the address and was not translated is not passed back to the network that it came from.
+	// Packets to the address that were not translated must not be forwarded to the network that they came from.
 	chain := conn.AddChain(&nftables.Chain{Table: table, Name: "forward", Type: nftables.ChainTypeFilter,
 		Hooknum:  nftables.ChainHookForward,
 		Priority: nftables.ChainPriorityFilter})
@@ -94,7 +94,7 @@ func setRedirects(family nftables.TableFamily, redirects []Redirect) error {
 	return nil
 }
 
-// isFor matches packets for the address.
+// isFor matches packets to the address.
 func (r Redirect) isFor() []expr.Any {
 	offset, length := uint32(16), uint32(4)
 	if r.Address.Is6() {

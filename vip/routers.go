@@ -11,8 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
-// Routers are the addresses through which this machine's routes lead: another machine has each of them, whether it
-// answers now or not.
+// Routers returns the gateways of this machine's routes: another machine has each of them, whether it responds now or
+// not.
 func Routers() ([]netip.Addr, error) {
 	routes, err := netlinkutil.Routes(netlink.FAMILY_ALL)
 	if err != nil {

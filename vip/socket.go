@@ -15,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket sees the frames of one interface that concern one address, and sends frames there (packet(7)).
+// socket receives the frames of one interface that concern one address, and sends frames there (packet(7)).
 type socket struct {
 	file *os.File
 	raw  syscall.RawConn
-	// member keeps the machine in the group to which questions for an IPv6 address go; nil for IPv4.
+	// member keeps the machine in the multicast group for requests for an IPv6 address. It is nil for IPv4.
 	member net.PacketConn
 }
 
-// open opens a socket. The kernel's filter lets through what is for the address only, so that other machines' questions
+// open opens a socket. The kernel's filter accepts only frames about the address, so that requests for other machines
 // wake no process.
 func open(p Interface, address netip.Addr) (_ *socket, err error) {
 	protocol, filter := uint16(etherARP), filterARP
@@ -31,7 +31,7 @@ func open(p Interface, address netip.Addr) (_ *socket, err error) {
 		protocol, filter = etherIPv6, filterNDP
 	}
 	filters := filter(address)
-	// Bound to no protocol at first, so that nothing comes in before there is a filter.
+	// The socket has no protocol at first, so that it receives nothing before it has a filter.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("opening a packet socket: %w", err)
@@ -53,8 +53,8 @@ func open(p Interface, address netip.Addr) (_ *socket, err error) {
 		return nil, err
 	}
 	if address.Is6() {
-		// As a member, and not with the interface's filter alone: switches pass a group's frames on to those who said
-		// that they are in it.
+		// The machine has to be a member: switches forward a group's frames only to members, so the interface's filter
+		// alone is not enough.
 		at := &net.UDPAddr{IP: solicited(address).AsSlice(), Zone: p.Name}
 		if s.member, err = joinGroup(at); err != nil {
 			return nil, fmt.Errorf("joining the group %s: %w", at.IP, err)
@@ -63,7 +63,7 @@ func open(p Interface, address netip.Addr) (_ *socket, err error) {
 	return s, nil
 }
 
-// joinGroup makes the machine a member. Nothing is ever received there: the socket has no port that anybody sends to.
+// joinGroup makes the machine a member. The socket never receives anything, since no machine knows its port.
 func joinGroup(at *net.UDPAddr) (net.PacketConn, error) {
 	link, err := net.InterfaceByName(at.Zone)
 	if err != nil {
@@ -74,7 +74,7 @@ func joinGroup(at *net.UDPAddr) (net.PacketConn, error) {
 		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "group")
-	defer f.Close() // FilePacketConn has one of its own
+	defer f.Close() // FilePacketConn has its own descriptor
 	request := unix.IPv6Mreq{Interface: uint32(link.Index)}
 	copy(request.Multiaddr[:], at.IP.To16())
 	if err := unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &request); err != nil {
@@ -85,7 +85,8 @@ func joinGroup(at *net.UDPAddr) (net.PacketConn, error) {
 
 func htons(n uint16) uint16 { return binary.NativeEndian.Uint16([]byte{byte(n >> 8), byte(n)}) }
 
-// read returns the next frame that another machine sent. It returns when the socket is closed or its deadline is over.
+// read returns the next frame that another machine sent. It returns an error when the socket is closed or its deadline
+// has passed.
 func (s *socket) read(buffer []byte) ([]byte, error) {
 	for {
 		var n int
@@ -99,13 +100,13 @@ func (s *socket) read(buffer []byte) ([]byte, error) {
 			return nil, err
 		}
 		if l, ok := from.(*unix.SockaddrLinklayer); ok && l.Pkttype == unix.PACKET_OUTGOING {
-			continue // this machine's own question
+			continue // this machine's own request
 		}
 		return buffer[:n], nil
 	}
 }
 
-// write sends a frame now, or not at all: one that waits would go out when it is no longer true.
+// write sends a frame now or not at all: a delayed one might be sent when it is no longer true.
 func (s *socket) write(frame []byte) error {
 	var failed error
 	err := s.raw.Control(func(fd uintptr) {
@@ -129,10 +130,10 @@ const (
 	loadByte = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
 	ifEqual  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
 	end      = unix.BPF_RET | unix.BPF_K
-	whole    = 0xffff // as many bytes of the frame as there are
+	whole    = 0xffff // the whole frame
 )
 
-// filterARP lets through ARP packets whose sender or target an address is (classic BPF; jumps count from the next
+// filterARP accepts ARP packets with an address as their sender or target (classic BPF; jumps count from the next
 // instruction).
 func filterARP(address netip.Addr) []unix.SockFilter {
 	a := address.As4()
@@ -147,7 +148,7 @@ func filterARP(address netip.Addr) []unix.SockFilter {
 	}
 }
 
-// filterNDP lets through neighbour solicitations and advertisements that are about an address.
+// filterNDP accepts neighbour solicitations and advertisements about an address.
 func filterNDP(address netip.Addr) []unix.SockFilter {
 	a := address.As16()
 	out := []unix.SockFilter{
