@@ -13,18 +13,19 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// sandboxMark is how containerd marks the container of a pod's pause process (containerd's pkg/cri/annotations).
+// sandboxMark is the annotation that containerd puts on the container of a pod's pause process (containerd's
+// pkg/cri/annotations).
 const sandboxMark = `"io.kubernetes.cri.container-type":"sandbox"`
 
-// nativeFilter takes the processor's other architectures out of the seccomp filter of a pause process, whose program is
-// ours and native: what it does by their system calls was allowed and ends it now. Each architecture costs 12 ms of
-// processor time a pod, in which libseccomp makes the filter. Other containers keep their filters: a program in them
-// may be of 32 bits.
+// nativeFilter removes the processor's secondary architectures from the seccomp filter of a pause process. The pause
+// program is coracle's and native. With the shorter filter, a system call of another architecture ends the process;
+// before, such calls were allowed. Each architecture costs 12 ms of processor time per pod, which libseccomp needs to
+// make the filter. Other containers keep their filters, because their programs may be 32-bit.
 func nativeFilter(bundle string) error {
 	name := filepath.Join(bundle, "config.json")
 	config, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.Contains(config, []byte(sandboxMark)) {
-		return nil // runc says what is wrong with a bundle
+		return nil // runc reports what is wrong with a bundle
 	}
 	if err != nil {
 		return err

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// coracle-helper is the small program beside coracle. containerd and the kubelet's network start programs for every
-// pod, and starting coracle itself for that would cost fifty milliseconds and a hundred megabytes each time. By the
-// name it is called it is
+// coracle-helper is a small program for what containerd and the kubelet's network start for every pod. Starting coracle
+// itself for that would cost fifty milliseconds and a hundred megabytes each time. The name by which it is called
+// selects what it is:
 //
 //   - containerd-shim-runc-v2: upstream's runc shim, one process for each pod, which outlives the agent (shim.go);
-//   - coracle-cni: the CNI plugin, which passes its call on to the agent.
+//   - coracle-cni: the CNI plugin, which passes its call to the agent.
 //
 // It is linked statically and holds no logic of the cluster.
 package main
@@ -25,8 +25,8 @@ func main() {
 	case name == "coracle-cni":
 		os.Exit(plugin.Run(context.Background(), plugin.Options{Getenv: os.Getenv, Stdin: os.Stdin, Stdout: os.Stdout}))
 	case name == "containerd-shim-runc-v2" || slices.Contains(os.Args, "-namespace"):
-		// The shim starts itself again by the path of its executable, which has lost the name if that was a symbolic
-		// link.
+		// The shim starts itself again by the path of its executable. That path has another name if the shim was
+		// started by a symbolic link.
 		runShim()
 	default:
 		fmt.Fprintln(os.Stderr,

@@ -18,49 +18,52 @@ import (
 	"github.com/coracle-k8s/coracle/cmd/coracle-helper/drain"
 )
 
-// handOver is how long a deleted task's last output may take to be read, as long as upstream waits for its own copying.
+// handOver is how long the reader has to read the last output of a deleted task. Upstream waits as long for its own
+// copying.
 const handOver = 10 * time.Second
 
 // firstTask is how long a shim waits for its first task, which containerd creates at once. A containerd that is killed
-// between the two forgets the shim when it starts again: it would stay for ever, with 12 MB.
+// between starting the shim and creating the task does not know the shim after its restart. The shim would run for
+// ever, with 12 MB.
 const firstTask = time.Minute
 
 // outputService is the shim's task service with a drain.Pipe between each container and the FIFOs that containerd
-// reads. Upstream's service below writes into FIFOs of ours; above, they are not seen: State reports the names that
-// containerd gave. Processes started by exec keep upstream's plain FIFOs: their only reader is the session that started
-// them.
+// reads. Upstream's wrapped service writes into FIFOs that outputService makes. containerd does not see these: State
+// reports the names that containerd gave. Processes started by exec keep upstream's plain FIFOs: their only reader is
+// the session that started them.
 //
-// It also keeps a task that ended while containerd was away from being taken for one that was never created, see Pids;
-// and it ends a shim that never gets a task.
+// It also prevents containerd from treating a task that ended while containerd was away as one that was never created
+// (see Pids), and it ends a shim that never gets a task.
 type outputService struct {
 	taskapi.TTRPCTaskService
-	unused *time.Timer // ends the shim, unless a task was created
+	unused *time.Timer // ends the shim when it fires, unless a task was created
 
 	mu    sync.Mutex
-	tasks map[string]*containerTask // by container, from Create to Delete
+	tasks map[string]*containerTask // by container id, from Create to Delete
 }
 
 // containerTask is one container's first process and its output.
 type containerTask struct {
 	pid            uint32
-	stdout, stderr string // as containerd named them
+	stdout, stderr string // FIFOs by the names that containerd gave
 	pipes          []*drain.Pipe
 }
 
-// newOutputService wraps a task service. It calls end when no task was created for firstTask.
+// newOutputService wraps a task service. It calls end when no task was created within firstTask.
 func newOutputService(inner taskapi.TTRPCTaskService, end func()) *outputService {
 	return &outputService{TTRPCTaskService: inner, tasks: map[string]*containerTask{}, unused: time.AfterFunc(firstTask, end)}
 }
 
-// RegisterTTRPC makes the shim serve this instead of the service inside.
+// RegisterTTRPC makes the shim serve outputService instead of the wrapped service.
 func (s *outputService) RegisterTTRPC(server *ttrpc.Server) error {
 	taskapi.RegisterTTRPCTaskService(server, s)
 	return nil
 }
 
-// Create puts the pipes in place before the container gets its descriptors, and seals them when the container's side is
-// open. Start would be too late: a container that is killed before it has no Start, and a restarted containerd deletes
-// the task only after the end of its output. Only a container that is restored opens its side in Start.
+// Create starts the pipes before the container gets its descriptors, and seals them when the container has opened its
+// end. Sealing in Start would be too late: a container that is killed before its start has no Start, and a restarted
+// containerd deletes the task only after the end of its output. Only a container that is restored from a checkpoint
+// opens its end in Start.
 func (s *outputService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	s.unused.Stop()
 	t := &containerTask{stdout: r.Stdout, stderr: r.Stderr}
@@ -93,7 +96,7 @@ func (s *outputService) Start(ctx context.Context, r *taskapi.StartRequest) (*ta
 	return resp, err
 }
 
-// State reports the FIFOs that containerd made, which is what a restarted containerd attaches to.
+// State reports the FIFOs that containerd made. A restarted containerd attaches to these.
 func (s *outputService) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
 	resp, err := s.TTRPCTaskService.State(ctx, r)
 	if t := s.task(r.ID, r.ExecID); t != nil && err == nil {
@@ -102,9 +105,9 @@ func (s *outputService) State(ctx context.Context, r *taskapi.StateRequest) (*ta
 	return resp, err
 }
 
-// Pids names an ended task's first process for as long as the task is not deleted. A restarted containerd takes a task
-// without processes for one whose creation was interrupted and deletes it, and with it how it ended: a Job that was
-// done while coracle was away would count as failed.
+// Pids returns the first process of an ended task until the task is deleted. A restarted containerd treats a task
+// without processes as one whose creation was interrupted. It deletes such a task and loses its exit status: a Job that
+// finished while coracle was away would count as failed.
 func (s *outputService) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	resp, err := s.TTRPCTaskService.Pids(ctx, r)
 	if t := s.task(r.ID, ""); t != nil && err == nil && len(resp.Processes) == 0 {
@@ -113,7 +116,7 @@ func (s *outputService) Pids(ctx context.Context, r *taskapi.PidsRequest) (*task
 	return resp, err
 }
 
-// Delete gives a reader the time to take the rest.
+// Delete deletes the task and gives its reader up to handOver to read the remaining output.
 func (s *outputService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	resp, err := s.TTRPCTaskService.Delete(ctx, r)
 	if t := s.task(r.ID, r.ExecID); t != nil && err == nil {
@@ -125,7 +128,7 @@ func (s *outputService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*
 	return resp, err
 }
 
-// task finds a container's task; nil for a process started by exec.
+// task returns a container's task, and nil for a process started by exec.
 func (s *outputService) task(id, execID string) *containerTask {
 	if execID != "" {
 		return nil
@@ -135,8 +138,9 @@ func (s *outputService) task(id, execID string) *containerTask {
 	return s.tasks[id]
 }
 
-// attach starts a pipe for one stream and returns what upstream has to write to. Whatever is not a FIFO (nothing, a
-// file, a logging program) and whatever fails stays as it was: a container without a drain is better than none.
+// attach starts a pipe for one stream and returns the path to which upstream has to write. It returns target unchanged
+// when target is not a FIFO (empty, a file, a logging program) or the pipe cannot be started: a container without a
+// pipe is better than no container.
 func (t *containerTask) attach(ctx context.Context, bundle, name, target string) string {
 	if target == "" || strings.Contains(target, "://") {
 		return target
@@ -147,7 +151,7 @@ func (t *containerTask) attach(ctx context.Context, bundle, name, target string)
 	in := filepath.Join(bundle, name+".in")
 	p, err := drain.Start(drain.Options{
 		In: in, Out: target,
-		Dir:  filepath.Join(bundle, "work", "output"), // the bundle is on a tmpfs; what it calls work is on the disk
+		Dir:  filepath.Join(bundle, "work", "output"), // the bundle is on a tmpfs; its link "work" is a folder on the disk
 		Name: name,
 	})
 	if err != nil {
@@ -164,7 +168,7 @@ func (t *containerTask) seal() {
 	}
 }
 
-// finish waits for the last output to be read, where there is a reader, and removes the pipes.
+// finish waits until the last output is read, where there is a reader, and removes the pipes.
 func (t *containerTask) finish(ctx context.Context) {
 	t.seal()
 	timer := time.NewTimer(handOver)

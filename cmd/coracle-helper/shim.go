@@ -17,10 +17,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// runShim is upstream's shim with one change: its task service is wrapped, so that a container's output goes through a
-// drain.Pipe (see output.go).
+// runShim runs upstream's shim with one change: its task service is wrapped, so that a container's output goes through
+// a drain.Pipe (see output.go).
 func runShim() {
-	// The agent's own slack is not for containers. Where it cannot be said it was not said to the agent either.
+	// The agent's timer slack is not for containers. Where Set fails here, the agent could not set its slack either.
 	_ = timers.Set(timers.Standard)
 	registry.Register(&plugin.Registration{
 		Type:     plugins.TTRPCPlugin,

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package drain stands between a container's output and the process that reads it, so that a container never stops
-// because its reader went away.
+// Package drain relays a container's output to the process that reads it. So a container does not block when that
+// process has exited.
 //
-// Upstream's shim writes into a FIFO that containerd reads. While containerd is gone the FIFO fills at 64 KiB and the
-// container blocks in write(2): a web server that logs its requests stops serving. For us that would be every restart
-// of the agent. A Pipe moves bytes from one FIFO to another inside the kernel (splice) for as long as there is a
-// reader, and into files when there is none; a returning reader gets everything in order. The files are bounded: beyond
-// the limit the oldest output is dropped, and one line in the output says how much.
+// Upstream's shim writes into a FIFO that containerd reads. While containerd does not run, the FIFO fills at 64 KiB and
+// the container blocks in write(2): a web server that logs its requests stops serving. In coracle, each restart of the
+// agent would cause that. A Pipe moves bytes from one FIFO to another inside the kernel (splice) while there is a
+// reader, and into files while there is none. A returning reader gets everything in order. The size of the files is
+// limited: beyond the limit the oldest output is dropped, and one line in the output gives the number of missing bytes.
 //
-// It owns the FIFO it makes, the files in its folder and two goroutines at most. It knows nothing of containers or
-// logs.
+// A Pipe owns the FIFO that it makes, the files in its folder and at most two goroutines. The package knows nothing of
+// containers or logs.
 package drain
 
 import (
@@ -32,27 +32,27 @@ const (
 	DefaultStall = 2 * time.Second
 )
 
-// returnPoll is how often an absent reader is looked for. It costs nothing while one is there.
+// returnPoll is how often Out is polled for a reader while it has none. While there is a reader, nothing is polled.
 const returnPoll = 100 * time.Millisecond
 
-// long is a deadline that has long passed: it ends each wait, now and later.
+// long is a deadline in the distant past. Setting it ends the current wait and each later one.
 var long = time.Unix(1, 0)
 
-// spliceMax is the most to move at once, in bytes; a FIFO holds 64 KiB unless a program resized it.
+// spliceMax is the most that one call moves, in bytes. A FIFO holds 64 KiB unless a program resized it.
 const spliceMax = 1 << 20
 
 // Options describe one stream.
 type Options struct {
-	// In is the FIFO for the container's side; Start makes it.
+	// In is the path of the FIFO into which the container writes. Start makes it.
 	In string
-	// Out is the FIFO that the reader opens; it must exist.
+	// Out is the path of the FIFO that the reader opens. It must exist.
 	Out string
-	// Dir and Name say where output goes without a reader: Dir/Name.N, made when first needed.
+	// Dir and Name name the files for output without a reader: Dir/Name.N. Each is made when it is first needed.
 	Dir, Name string
-	// Limit bounds those files, in bytes.
+	// Limit is the maximum total size of those files, in bytes.
 	Limit int64
-	// Stall is how long a reader may leave Out full before it counts as away. A reader that is merely slow slows the
-	// container down, as without a Pipe; one that is stuck must not.
+	// Stall is how long a reader may leave Out full before the Pipe treats it as absent. A merely slow reader slows the
+	// container down, as without a Pipe. A stuck reader must not.
 	Stall time.Duration
 }
 
@@ -61,20 +61,20 @@ type Pipe struct {
 	opts Options
 	in   *os.File
 	out  *os.File
-	hold atomic.Pointer[os.File] // a writer of In, kept until the container's side has opened its own
+	hold atomic.Pointer[os.File] // a writer of In, kept open until the container has opened its end
 
 	mu       sync.Mutex
 	spool    *spool    // nil while the reader keeps up
-	progress time.Time // when the reader last took something from the spool
+	progress time.Time // when the reader last read something from the spool
 
 	replays sync.WaitGroup // the goroutine that empties the spool, while there is one
-	room    chan struct{}  // capacity 1: signalled when there is room
+	room    chan struct{}  // capacity 1: signalled when the spool has free space
 	closed  chan struct{}
 	close1  sync.Once
 	done    chan struct{}
 }
 
-// Start makes In and begins to move.
+// Start makes the FIFO In and starts the goroutine that moves output.
 func Start(o Options) (*Pipe, error) {
 	o.Limit = cmp.Or(o.Limit, DefaultLimit)
 	o.Stall = cmp.Or(o.Stall, DefaultStall)
@@ -87,7 +87,7 @@ func Start(o Options) (*Pipe, error) {
 	return p, nil
 }
 
-// open opens both ends in an order that never waits for a peer.
+// open opens both FIFOs in an order in which no open waits for a peer.
 func (p *Pipe) open() (err error) {
 	if err := unix.Mkfifo(p.opts.In, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("make %s: %w", p.opts.In, err)
@@ -100,8 +100,9 @@ func (p *Pipe) open() (err error) {
 		return err
 	}
 	p.hold.Store(hold)
-	// A FIFO without a reader cannot be opened for writing alone. Opening it for both and closing that again leaves a
-	// writer that the kernel tells when the last reader goes: upstream's shim keeps a reader itself and never learns.
+	// A FIFO without a reader cannot be opened for writing alone. So Out is opened for both, and that descriptor is
+	// closed again: a writer remains to which the kernel reports that the last reader closed. Upstream's shim keeps a
+	// reader itself, and so never learns that.
 	both, err := os.OpenFile(p.opts.Out, unix.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
@@ -111,20 +112,21 @@ func (p *Pipe) open() (err error) {
 	return err
 }
 
-// Seal says that the container's side has opened In: from now on its closing ends the stream.
+// Seal marks In as opened by the container. From then on the stream ends when the container closes In.
 func (p *Pipe) Seal() {
 	if f := p.hold.Swap(nil); f != nil {
 		f.Close()
 	}
 }
 
-// Done is closed when the stream has ended and everything was handed over, or after Close.
+// Done is closed when the stream has ended and the reader got all of it, or after Close.
 func (p *Pipe) Done() <-chan struct{} { return p.done }
 
 // HasReader says whether a process has Out open for reading.
 func (p *Pipe) HasReader() bool { return hasReader(p.out) }
 
-// Close gives the stream up, with what was not handed over, and waits until nothing of it is left.
+// Close ends the stream, drops the output that was not delivered, and waits until the goroutines have ended and the
+// files are removed.
 func (p *Pipe) Close() {
 	p.close1.Do(func() { close(p.closed) })
 	p.Seal()
@@ -142,7 +144,7 @@ func (p *Pipe) isClosed() bool {
 	}
 }
 
-// run moves until the container's side has closed, then sees to it that the reader gets the rest.
+// run moves output until the container has closed In, then waits until the reader has the rest.
 func (p *Pipe) run() {
 	defer close(p.done)
 	defer p.closeFiles()
@@ -160,17 +162,18 @@ func (p *Pipe) run() {
 	p.awaitDelivery()
 }
 
-// outcome of one attempt to move bytes inside the kernel.
+// outcome is the result of one attempt to move bytes inside the kernel.
 type outcome int
 
 const (
 	moved outcome = iota
 	ended
-	full   // Out has no room
+	full   // Out is full
 	absent // Out has no reader
 )
 
-// pass waits for output and hands it on, until the stream ends (true) or the reader has to be bypassed.
+// pass moves output to Out. It returns true when the stream has ended, and false when output has to go to the spool
+// because the reader is absent or stalled.
 func (p *Pipe) pass() bool {
 	for {
 		switch p.splice() {
@@ -189,8 +192,8 @@ func (p *Pipe) pass() bool {
 	}
 }
 
-// splice waits for output and moves it once. Errors that it does not know end the stream: there is no caller to report
-// them to.
+// splice waits for output and moves it once. Unknown errors end the stream, because there is no caller to report them
+// to.
 func (p *Pipe) splice() outcome {
 	result := ended
 	in, err := p.in.SyscallConn()
@@ -232,7 +235,8 @@ func (p *Pipe) splice() outcome {
 	return result
 }
 
-// awaitRoom waits until Out takes bytes again, true, or its reader has gone or stalled.
+// awaitRoom waits until Out takes bytes again, and then returns true. It returns false when the reader has closed Out,
+// has stalled, or Close was called.
 func (p *Pipe) awaitRoom() bool {
 	p.writeDeadline(time.Now().Add(p.opts.Stall))
 	defer p.clearDeadline()
@@ -249,7 +253,7 @@ func (p *Pipe) awaitRoom() bool {
 	return room
 }
 
-// clearDeadline takes the deadline back, except where Close has set one for good.
+// clearDeadline removes the write deadline, unless Close has set its final one.
 func (p *Pipe) clearDeadline() {
 	p.writeDeadline(time.Time{})
 	if p.isClosed() {
@@ -257,12 +261,13 @@ func (p *Pipe) clearDeadline() {
 	}
 }
 
-// writeDeadline ends waiting for Out. It fails for a closed file alone, where no call waits any more.
+// writeDeadline sets the time at which waiting for Out ends. Setting it fails only for a closed file, on which no call
+// waits.
 func (p *Pipe) writeDeadline(t time.Time) { _ = p.out.SetWriteDeadline(t) }
 
-// store keeps output in the spool until the replay has caught up (false) or the stream has ended (true).
+// store writes output to the spool. It returns false when the replay has caught up, and true when the stream has ended.
 func (p *Pipe) store() bool {
-	buf := make([]byte, 64<<10) // only for as long as the reader is away
+	buf := make([]byte, 64<<10) // allocated only while the reader is absent
 	for p.awaitInput() && p.spooling() {
 		n, err := p.in.Read(buf)
 		if n > 0 {
@@ -275,18 +280,20 @@ func (p *Pipe) store() bool {
 	return p.isClosed()
 }
 
-// awaitInput waits until there is output to read or the stream has ended; false after Close.
+// awaitInput waits until there is output to read or the stream has ended, and returns false after Close.
 func (p *Pipe) awaitInput() bool {
 	conn, err := p.in.SyscallConn()
 	if err != nil {
 		return false
 	}
-	// The poller reports changes only, and the end may have come before this call: ask for the state each time.
+	// The poller reports changes only, and the stream may have ended before this call. So each round asks for the
+	// state.
 	err = conn.Read(func(fd uintptr) bool { return poll(int(fd), unix.POLLIN) != 0 })
 	return err == nil
 }
 
-// awaitDelivery keeps Out open until a reader has it all: what lies in a FIFO is lost with its last opener.
+// awaitDelivery keeps Out open until a reader has read all of it: the content of a FIFO is lost when its last opener
+// closes it.
 func (p *Pipe) awaitDelivery() {
 	for !p.isClosed() && (p.spooling() || (!p.HasReader() && unread(p.out) > 0)) {
 		p.sleep(returnPoll)
@@ -294,7 +301,7 @@ func (p *Pipe) awaitDelivery() {
 	p.replays.Wait()
 }
 
-// sleep waits, but not beyond Close.
+// sleep waits for d, or until Close.
 func (p *Pipe) sleep(d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -325,7 +332,7 @@ func hasReader(f *os.File) bool {
 	return present
 }
 
-// unread is how many bytes lie in the FIFO.
+// unread returns the number of unread bytes in the FIFO.
 func unread(f *os.File) int {
 	n := 0
 	if conn, err := f.SyscallConn(); err == nil {
@@ -334,7 +341,8 @@ func unread(f *os.File) int {
 	return n
 }
 
-// poll asks without waiting for the wanted events. POLLERR (no reader) and POLLHUP (no writer) come unasked.
+// poll returns the pending events of fd without waiting. POLLERR (no reader) and POLLHUP (no writer) are reported
+// without being asked for.
 func poll(fd int, want int16) int16 {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: want}}
 	for {

@@ -16,7 +16,8 @@ func (p *Pipe) spooling() bool {
 	return p.spool != nil
 }
 
-// startSpool turns to the files and starts the goroutine that hands their content on when there is a reader again.
+// startSpool makes the spool and starts the goroutine that writes the spool's content to Out when there is a reader
+// again.
 func (p *Pipe) startSpool() {
 	p.mu.Lock()
 	p.spool = newSpool(p.opts.Dir, p.opts.Name, p.opts.Limit)
@@ -25,8 +26,8 @@ func (p *Pipe) startSpool() {
 	p.replays.Go(p.replay)
 }
 
-// spoolOutput adds output to the spool. Where that is full, a reader that makes progress slows the container down as a
-// FIFO would; without one the oldest output goes.
+// spoolOutput appends output to the spool. While the spool is full, a reader that makes progress slows the container
+// down, as a FIFO would. Without such a reader the oldest output is dropped.
 func (p *Pipe) spoolOutput(b []byte) {
 	p.mu.Lock()
 	for p.spool != nil && p.spool.full(len(b)) && p.HasReader() && time.Since(p.progress) < p.opts.Stall && !p.isClosed() {
@@ -35,14 +36,15 @@ func (p *Pipe) spoolOutput(b []byte) {
 		p.mu.Lock()
 	}
 	defer p.mu.Unlock()
-	if p.spool == nil { // the replay has just finished: begin again with these bytes, their order is kept
+	if p.spool == nil { // the replay has just finished: begin a new spool with these bytes, their order is kept
 		p.spool = newSpool(p.opts.Dir, p.opts.Name, p.opts.Limit)
 		p.replays.Go(p.replay)
 	}
 	p.spool.append(b)
 }
 
-// awaitReplay waits until the replay has made room, or long enough to look again whether it still moves.
+// awaitReplay waits until the replay has freed space, or for Options.Stall, after which the caller checks the replay's
+// progress again.
 func (p *Pipe) awaitReplay() {
 	t := time.NewTimer(p.opts.Stall)
 	defer t.Stop()
@@ -53,7 +55,7 @@ func (p *Pipe) awaitReplay() {
 	}
 }
 
-// replay hands the spool's content to the reader and ends when it is empty and the reader keeps up.
+// replay writes the spool's content to Out. It ends when the spool is empty and the reader keeps up.
 func (p *Pipe) replay() {
 	buf := make([]byte, 64<<10)
 	for !p.isClosed() {
@@ -81,7 +83,7 @@ func (p *Pipe) replay() {
 		p.mu.Unlock()
 		p.signalRoom()
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, unix.EPIPE) {
-			p.sleep(returnPoll) // nothing known gives this; do not spin on it
+			p.sleep(returnPoll) // no known error gets here; the pause prevents a busy loop
 		}
 	}
 	p.mu.Lock()
@@ -91,7 +93,8 @@ func (p *Pipe) replay() {
 	p.signalRoom()
 }
 
-// endSpool returns to handing on directly, unless output was kept meanwhile.
+// endSpool removes the spool, so that output moves directly again. It returns false, and keeps the spool, when output
+// was added meanwhile.
 func (p *Pipe) endSpool() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -9,18 +9,19 @@ import (
 	"path/filepath"
 )
 
-// segments is into how many files the limit is divided: dropping the oldest output removes one of them.
+// segments is the number of files into which the limit is divided. Dropping the oldest output removes one of these
+// files.
 const segments = 8
 
 // spool is a bounded queue of bytes in files. It is not safe for concurrent use.
 type spool struct {
 	dir, name string
 	limit     int64
-	size      int64 // bytes in all segments, handed over or not: what the disk holds
+	size      int64 // bytes in all segments, delivered or not: what they take on disk
 	number    int   // number of the next segment's file
 	segments  []*segment
-	lost      int64 // bytes that could not be kept since the last segment was begun
-	lostCut   bool  // whether those end in the middle of a line
+	lost      int64 // bytes that could not be stored since the last segment was begun
+	lostCut   bool  // whether the lost bytes end in the middle of a line
 }
 
 // segment is one file of the queue.
@@ -28,11 +29,11 @@ type segment struct {
 	f       *os.File
 	written int64
 	read    int64
-	// missing is how many bytes of output are missing before the segment's first; marker is the line that says so,
-	// as far as it still has to be handed over.
+	// missing is the number of output bytes that are missing before the segment's first byte. marker is the undelivered
+	// rest of the line that reports it.
 	missing int64
 	marker  []byte
-	// cut says that the missing part ended in the middle of a line, whose rest is not worth handing over.
+	// cut says that the missing bytes ended in the middle of a line. The rest of that line is not delivered.
 	cut    bool
 	opened bool
 }
@@ -41,7 +42,7 @@ func newSpool(dir, name string, limit int64) *spool {
 	return &spool{dir: dir, name: name, limit: limit}
 }
 
-// full says whether n more bytes would push out older ones.
+// full says whether adding n bytes would exceed the limit, so that older bytes had to be dropped.
 func (s *spool) full(n int) bool { return s.size+int64(n) > s.limit }
 
 func (s *spool) empty() bool {
@@ -57,8 +58,8 @@ func (p *segment) drained() bool {
 	return p.read == p.written && len(p.marker) == 0 && (p.opened || p.missing == 0)
 }
 
-// append adds b and drops the oldest output beyond the limit. What a full or failing disk does not take is counted as
-// missing: stopping the container over its log would be worse.
+// append adds b and drops the oldest output beyond the limit. Bytes that a full or failing disk does not take are
+// counted as missing: stopping the container because of its log would be worse.
 func (s *spool) append(b []byte) {
 	for s.full(len(b)) && len(s.segments) > 0 {
 		s.dropOldest()
@@ -76,13 +77,13 @@ func (s *spool) append(b []byte) {
 	}
 }
 
-// lose counts bytes that cannot be kept.
+// lose counts bytes that cannot be stored.
 func (s *spool) lose(b []byte) {
 	s.lost += int64(len(b))
 	s.lostCut = len(b) > 0 && b[len(b)-1] != '\n'
 }
 
-// tail is the segment to append n bytes to.
+// tail returns the segment to which n bytes are appended, and makes a new one when the last is full or bytes were lost.
 func (s *spool) tail(n int64) (*segment, error) {
 	if k := len(s.segments); k > 0 && s.lost == 0 {
 		if last := s.segments[k-1]; last.written+n <= s.limit/segments {
@@ -104,7 +105,7 @@ func (s *spool) tail(n int64) (*segment, error) {
 	return p, nil
 }
 
-// dropOldest removes the first segment and remembers what of it was not read.
+// dropOldest removes the first segment and adds its unread bytes to the missing bytes of the next segment.
 func (s *spool) dropOldest() {
 	first := s.segments[0]
 	unseen, cut := first.missing+first.written-first.read, first.endsCut()
@@ -133,7 +134,8 @@ func (s *spool) discard() {
 	s.segments = s.segments[1:]
 }
 
-// next reads, without taking, what comes next into buf. Nothing means that the spool is empty.
+// next returns the bytes that follow in the spool, read into buf, without removing them. No bytes mean that the spool
+// is empty.
 func (s *spool) next(buf []byte) (*segment, []byte) {
 	for len(s.segments) > 1 && s.segments[0].drained() {
 		s.discard()
@@ -142,7 +144,7 @@ func (s *spool) next(buf []byte) (*segment, []byte) {
 		if s.lost == 0 {
 			return nil, nil
 		}
-		// Only a gap is left, where the disk took nothing: give it a segment, so that the reader sees it.
+		// Only missing bytes are left, which the disk did not take. A segment for them lets the reader see the marker.
 		if _, err := s.tail(0); err != nil {
 			s.lost = 0
 			return nil, nil
@@ -158,7 +160,7 @@ func (s *spool) next(buf []byte) (*segment, []byte) {
 	want := min(int64(len(buf)), first.written-first.read)
 	n, err := first.f.ReadAt(buf[:want], first.read)
 	if err != nil && n == 0 && want > 0 {
-		// The disk lost what it took. Count it and go on.
+		// The disk lost bytes that it had taken. Count them as missing and continue.
 		first.missing += first.written - first.read
 		first.read, first.opened = first.written, false
 		return s.next(buf)
@@ -166,7 +168,7 @@ func (s *spool) next(buf []byte) (*segment, []byte) {
 	return first, buf[:n]
 }
 
-// open prepares the marker of a gap and skips the rest of a line whose beginning is missing.
+// open prepares the marker of missing bytes and skips the rest of a line whose beginning is missing.
 func (p *segment) open(buf []byte) {
 	p.opened = true
 	if p.missing == 0 {
@@ -179,12 +181,12 @@ func (p *segment) open(buf []byte) {
 			p.missing += int64(i + 1)
 		}
 	}
-	// It begins with a line end, because it is not known whether the last line handed over had one.
+	// The marker begins with a line end, because the last delivered line may have had none.
 	p.marker = fmt.Appendf(nil, "\n[coracle: this output was not read for a while and its buffer was full: %d bytes are missing here]\n",
 		p.missing)
 }
 
-// advance takes n bytes of what next gave.
+// advance removes from the segment the first n bytes that next returned.
 func (s *spool) advance(p *segment, n int) {
 	if p == nil {
 		return
@@ -198,7 +200,7 @@ func (s *spool) advance(p *segment, n int) {
 	p.read += int64(n)
 }
 
-// remove deletes everything.
+// remove removes all segments and their files.
 func (s *spool) remove() {
 	for len(s.segments) > 0 {
 		s.discard()
