@@ -8,18 +8,19 @@ import (
 	"sync"
 )
 
-// maxLog bounds the log, which lies on a tmpfs.
+// maxLog is the maximum size of the log in bytes. The log is on a tmpfs.
 const maxLog = 1 << 20
 
-// boundedLog empties its file before that would grow beyond maxLog. The process, which is not root any more, may not
-// rename it; the agent keeps the log of the process before as an older file.
+// boundedLog truncates its file before the file would grow beyond maxLog. The process has given up root and cannot
+// rename the file. The agent keeps the log of the previous process as an older file.
 type boundedLog struct {
 	mu   sync.Mutex
 	file *os.File
 	size int64
 }
 
-// boundLog bounds what is written to a file; what is no file, such as a terminal, is left as it is.
+// boundLog returns a writer that limits the size of a regular file to maxLog. It returns any other file, such as a
+// terminal, unchanged.
 func boundLog(file *os.File) io.Writer {
 	info, err := file.Stat()
 	if err != nil || !info.Mode().IsRegular() {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// coracle-ingress is the ingress proxy of a node, a process of its own. The agent starts it with listening sockets,
-// hands it the table over one of them, and may go away: the proxy serves on. It holds no credentials of the cluster,
-// opens no files and no sockets but those to endpoints.
+// coracle-ingress is the ingress proxy of a node, in a process of its own. The agent starts it with listening sockets
+// and sends it the table over one of them. The proxy keeps serving when the agent exits. It holds no credentials of the
+// cluster. It opens no files, and no sockets except those to endpoints.
 //
-// It accepts connections from the first table on, and ends when its agent goes away before that: then no agent knows of
-// it.
+// It accepts connections once it has its first table. It ends when its agent exits before that, because then no agent
+// knows of it.
 //
-// SIGTERM drains it: it accepts nothing more, waits up to 30 s for requests and tunnels, and ends with status 0.
-// table.HandedOver does the same when another process serves on its sockets, and waits up to an hour, which SIGTERM
-// shortens.
+// SIGTERM drains it: it stops accepting connections, waits up to 30 s for requests and tunnels, and ends with status 0.
+// The signal table.HandedOver also drains it, when another process serves on its sockets. Then it waits up to an hour,
+// which SIGTERM shortens.
 package main
 
 import (
@@ -32,7 +32,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// firstDescriptor is that of the first socket: those before are the standard streams.
+// firstDescriptor is the descriptor of the first inherited socket. Lower descriptors are the standard streams.
 const firstDescriptor = 3
 
 func main() {
@@ -45,13 +45,13 @@ func main() {
 	}
 }
 
-// claimWithin is how long the agent may take from starting the process to its first table.
+// claimWithin is the maximum time between the start of the process and its first table from the agent.
 const claimWithin = time.Minute
 
-// errAbandoned says that the process has no table and no agent that would send one.
+// errAbandoned says that the process has no table, and no agent that would send one.
 var errAbandoned = errors.New("no agent has sent a table")
 
-// run serves on the sockets of the given names until ctx is done or one fails.
+// run serves on the sockets with the given names until ctx is done or one of them fails.
 func run(ctx context.Context, logger *slog.Logger, names string) error {
 	if err := becomeUser(os.Getenv(table.EnvUser)); err != nil {
 		return err
@@ -70,7 +70,7 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	defer context.AfterFunc(ctx, proxy.End)()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	handed := make(chan os.Signal, 1) // one is all that is sent
+	handed := make(chan os.Signal, 1) // the agent sends one signal at most
 	signal.Notify(handed, table.HandedOver)
 	defer signal.Stop(handed)
 
@@ -96,7 +96,7 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	select {
 	case <-claimed:
 		all.Go(func() {
-			defer cancel(nil) // one socket that fails drains the others; the agent restarts the process
+			defer cancel(nil) // a socket that fails drains the others; the agent restarts the process
 			failures[1] = listeners.Serve(ctx)
 		})
 	case <-time.After(claimWithin):
@@ -111,7 +111,8 @@ func run(ctx context.Context, logger *slog.Logger, names string) error {
 	return err
 }
 
-// becomeUser gives up root, and with it all capabilities. An empty number changes nothing.
+// becomeUser switches to the user with this number, which gives up root and all capabilities. An empty number changes
+// nothing.
 func becomeUser(number string) error {
 	if number == "" {
 		return nil
@@ -132,16 +133,16 @@ func becomeUser(number string) error {
 	return nil
 }
 
-// maxFile bounds a file that the process writes, of which there is only its log, in bytes: twice maxLog. What the
-// runtime says when it ends, and what an attacker writes who controls the process, does not fill the folder's file
-// system.
+// maxFile limits the size of each file that the process writes, in bytes. The only such file is its log, and maxFile is
+// twice maxLog. The limit keeps the runtime's output at a crash, and an attacker who controls the process, from filling
+// the file system.
 const maxFile = 2 * maxLog
 
-// harden gives up what a process that reads untrusted bytes does not need: new privileges by executing, being traced
-// by others of its user, and large files.
+// harden gives up what a process that reads untrusted bytes does not need: gaining privileges by exec, being traced by
+// other processes of its user, and writing large files.
 func harden() error {
-	// The attribute is a thread's, and Go has several already. All are set at once, which cgo (only the race
-	// detector's build has it) does not support.
+	// The attribute belongs to a thread, and Go has several threads already. AllThreadsSyscall6 sets it on all of them.
+	// It does not support cgo, which only the race detector's build has.
 	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
 	if errno != 0 && errno != syscall.ENOTSUP {
 		return fmt.Errorf("giving up new privileges: %w", errno)
@@ -155,7 +156,8 @@ func harden() error {
 	return nil
 }
 
-// inherit takes the sockets that the agent handed over: that for the agent itself, and those for clients.
+// inherit returns the sockets that the agent passed to the process: control for the agent itself, and clients for
+// clients.
 func inherit(names string) (control net.Listener, clients []dataplane.Socket, err error) {
 	if names == "" {
 		return nil, nil, fmt.Errorf("the environment names no sockets in %s: coracle's agent starts this program", table.EnvNames)
@@ -175,7 +177,7 @@ func inherit(names string) (control net.Listener, clients []dataplane.Socket, er
 		if control, err = net.FileListener(file); err != nil {
 			return nil, nil, fmt.Errorf("taking the socket %s from descriptor %d: %w", name, firstDescriptor+i, err)
 		}
-		if err := file.Close(); err != nil { // the listener has a copy
+		if err := file.Close(); err != nil { // the listener has a duplicate
 			return nil, nil, fmt.Errorf("closing descriptor %d: %w", firstDescriptor+i, err)
 		}
 	}
