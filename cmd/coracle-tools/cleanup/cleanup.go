@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cleanup takes a node off its host: it ends the pods that coracle left running and removes the mounts, network
-// devices, packet filter tables, cgroups and files that were made for them.
+// Package cleanup removes a node from its host. It ends the pods that coracle left running. It removes the mounts,
+// network devices, packet filter tables, cgroups and files that were made for them.
 //
-// It finds what is coracle's by what coracle recorded: shims by the program they run, containers by the ids in the run
-// directory and the cgroups named after them, mounts by the folders they are in. It never goes by a process' name, and
-// it never deletes a folder that something is still mounted in. It does not stop coracle itself: that is the service
-// manager's to do, and it refuses to work while coracle runs.
+// It recognizes what is coracle's by coracle's own records: shims by the program that they run, containers by the ids
+// in the run directory and the cgroups named after them, mounts by the folders in which they are. It never goes by a
+// process' name, and never deletes a folder in which something is still mounted. It refuses to work while coracle runs,
+// and does not stop coracle: the service manager does that.
 package cleanup
 
 import (
@@ -26,29 +26,29 @@ import (
 // Options say what to clean.
 type Options struct {
 	Paths config.Paths
-	// Kubeconfig is the administrator's, removed with the data.
+	// Kubeconfig is the path of the administrator's kubeconfig, which is removed with the data.
 	Kubeconfig string
-	// Grace is how long containers may take to end after SIGTERM.
+	// Grace is how long containers may run after SIGTERM before they are killed.
 	Grace time.Duration
-	// RemoveData removes the data directory, logs and the kubeconfig too.
+	// RemoveData says whether the data directory, logs and the kubeconfig are removed too.
 	RemoveData bool
-	// Progress is called with each step.
+	// Progress gets a line for each step.
 	Progress io.Writer
 }
 
-// Kept is a folder that was left because what is in it is not coracle's to remove.
+// Kept is a path that was kept because its content is not coracle's to remove.
 type Kept struct {
 	Path string
 	Why  string // completes "PATH was kept: "
 }
 
-// Run does all steps, each as far as it can. It returns what it left on purpose, and as an error what could not be
-// done. What was removed already is fine: it may be run again.
+// Run does all steps, each as far as possible. It returns the paths that it kept on purpose, and an error that joins
+// the failures. It may be run again: what was removed already is no failure.
 func Run(ctx context.Context, o Options) ([]Kept, error) {
 	if err := refuseWhileRunning(o.Paths.PIDFile); err != nil {
 		return nil, err
 	}
-	sockets := shimSocketDirs(o.Paths.ContainerdState) // these two before the files that say so are gone
+	sockets := shimSocketDirs(o.Paths.ContainerdState) // sockets and uids are read here, because a step removes the files that hold them
 	uids := podUIDs(o.Paths.ContainerdState)
 	var keep remover
 	var errs []error
@@ -62,7 +62,7 @@ func Run(ctx context.Context, o Options) ([]Kept, error) {
 		}},
 		{"network", func() error { return cleanNetwork(o.Paths.RunDir) }},
 		{"cgroups", func() error {
-			return errors.Join(removeCgroups("kubepods"), removeCgroups("coracle-ingress")) // the latter's name: agent/ingress
+			return errors.Join(removeCgroups("kubepods"), removeCgroups("coracle-ingress")) // agent/ingress uses the latter name
 		}},
 		{"run directory", func() error { return keep.removeAll(append(sockets, o.Paths.RunDir)...) }},
 	} {
@@ -92,7 +92,8 @@ func removeData(o Options, keep *remover, uids []string) error {
 		keep.removeAll(o.Kubeconfig, o.Paths.DataDir))...)
 }
 
-// cleanNetwork removes what the pod network and NetworkPolicies made, and what the Service proxy recorded that it made.
+// cleanNetwork removes what the pod network, NetworkPolicies, the ingress and virtual addresses made, and what the
+// Service proxy recorded as made by it.
 func cleanNetwork(runDir string) error {
 	_, err := nft.RemoveServiceRules(nft.ServiceRecordIn(runDir))
 	policies := nft.Delete(nft.Table{Family: nft.INet, Name: nft.PolicyTable})

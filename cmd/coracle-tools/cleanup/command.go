@@ -15,12 +15,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// exitKept says that everything of coracle's own is gone and that something else was left, which standard output names.
+// exitKept is the exit code when everything of coracle's own is removed and something else was kept. Standard output
+// names what was kept.
 const exitKept = 3
 
-// Main is the command; coracle's own cleanup command starts it with the folders that its settings name. Its exit code
-// is
-// 0 when nothing is left, 3 when only what is not coracle's to remove is left, 1 when something could not be done.
+// Main runs the command that coracle's own cleanup command starts with the folders of its settings. It returns the exit
+// code: 0 when nothing is left, 3 when only things are left that are not coracle's to remove, 1 when a step failed or
+// the user is not root, 2 when a folder is no absolute path.
 func Main(args []string) int {
 	f := flag.NewFlagSet("cleanup", flag.ExitOnError)
 	dataDir := f.String("data-dir", config.DefaultDataDir, "folder that holds all lasting state")
@@ -28,7 +29,7 @@ func Main(args []string) int {
 	kubeconfig := f.String("kubeconfig", "", "the administrator's kubeconfig, removed with the data")
 	grace := f.Duration("grace", 10*time.Second, "how long containers may take to end")
 	removeData := f.Bool("remove-data", false, "remove the data, logs and the kubeconfig too")
-	_ = f.Parse(args) // ends the process on an error
+	_ = f.Parse(args) // exits on an error
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "cleanup: has to run as root; use sudo")
 		return 1

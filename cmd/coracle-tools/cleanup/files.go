@@ -18,8 +18,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// Places outside the data directory. The agent gives the kubelet the system's folders where the data directory is the
-// default one; a kubelet makes some of these folders wherever its own is, and containerd's CNI library the last.
+// Paths outside the data directory. With the default data directory, the agent gives the kubelet the system's folders.
+// With any other, a kubelet still makes some of these folders. containerd's CNI library makes the last one.
 const (
 	podLogs       = "/var/log/pods"
 	containerLogs = "/var/log/containers"
@@ -27,7 +27,7 @@ const (
 	cniCache      = "/var/lib/cni/results"
 )
 
-// kubeletRoots are the folders that may be the root of this node's kubelet.
+// kubeletRoots returns the folders that may be the root of this node's kubelet.
 func kubeletRoots(p config.Paths) []string {
 	if p.DataDir == config.DefaultDataDir {
 		return []string{p.KubeletRoot, kubeletDir}
@@ -35,13 +35,13 @@ func kubeletRoots(p config.Paths) []string {
 	return []string{p.KubeletRoot}
 }
 
-// remover removes files and notes what it leaves.
+// remover removes files and notes which paths it keeps.
 type remover struct{ kept []Kept }
 
 func (k *remover) keep(path, why string) { k.kept = append(k.kept, Kept{path, why}) }
 
-// removeAll removes folders and files with all they hold, but no folder in which something is mounted: the files of
-// that are not ours to remove. A path that is a mount point itself is emptied and stays.
+// removeAll removes folders and files with their content, except folders in which something is mounted: mounted files
+// are not coracle's to remove. A path that is itself a mount point is emptied and stays.
 func (k *remover) removeAll(paths ...string) error {
 	var errs []error
 	for _, p := range paths {
@@ -57,14 +57,14 @@ func (k *remover) removeAll(paths ...string) error {
 			k.keep(point, "something is mounted there that coracle did not mount; unmount it and remove the folder yourself")
 		}
 		if real, err := filepath.EvalSymlinks(p); len(points) > 0 && err == nil {
-			p = real // as the mount points are written
+			p = real // the form in which the kernel writes mount points
 		}
 		errs = append(errs, removeAround(p, points))
 	}
 	return errors.Join(errs...)
 }
 
-// removeAround removes a path with all it holds, except for the given paths below it and the folders on the way there.
+// removeAround removes a path with its content, except the given paths below it and the folders that lead to them.
 func removeAround(path string, except []string) error {
 	onTheWay := func(p string) bool { return strings.HasPrefix(p, path+"/") }
 	switch {
@@ -74,7 +74,7 @@ func removeAround(path string, except []string) error {
 		if err := os.RemoveAll(path); !errors.Is(err, unix.EBUSY) {
 			return err
 		}
-		return nil // a mount point, empty now
+		return nil // path is a mount point and is empty now
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
@@ -87,7 +87,7 @@ func removeAround(path string, except []string) error {
 	return errors.Join(errs...)
 }
 
-// removePodLogs removes the logs of the pods that the kubelet has folders of, and the links that pointed to them.
+// removePodLogs removes the logs of the pods that have folders in the kubelet's directory, and the links to these logs.
 func removePodLogs(podsDir string) error {
 	pods, err := os.ReadDir(podsDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -100,7 +100,7 @@ func removePodLogs(podsDir string) error {
 	if err != nil {
 		return err
 	}
-	alone := othersFile() == "" // then the logs of pods that are long gone are ours too
+	alone := othersFile() == "" // without another kubelet, the logs of pods removed long ago are coracle's too
 	var errs []error
 	for _, l := range logs { // named NAMESPACE_POD_UID
 		uid := l.Name()[strings.LastIndexByte(l.Name(), '_')+1:]
@@ -108,7 +108,7 @@ func removePodLogs(podsDir string) error {
 			errs = append(errs, os.RemoveAll(filepath.Join(podLogs, l.Name())))
 		}
 	}
-	links, _ := os.ReadDir(containerLogs) // missing is fine
+	links, _ := os.ReadDir(containerLogs) // a missing folder is no error
 	for _, l := range links {
 		p := filepath.Join(containerLogs, l.Name())
 		if target, err := os.Readlink(p); err == nil && strings.HasPrefix(target, podLogs+"/") && missing(target) {
@@ -119,8 +119,8 @@ func removePodLogs(podsDir string) error {
 	return errors.Join(errs...)
 }
 
-// othersFile is a file that shows that this host has, or had, a kubelet that is not ours: ours keeps nothing of that
-// name in the system's kubelet folder. It is "" when there is none.
+// othersFile returns the path of a file that shows that this host has, or had, another kubelet. Coracle's kubelet has
+// no files of these names in the system's kubelet folder. It returns "" when there is none.
 func othersFile() string {
 	for _, name := range []string{"config.yaml", "kubeadm-flags.env", "pki", "kubeconfig"} {
 		if p := filepath.Join(kubeletDir, name); !missing(p) {
@@ -130,8 +130,8 @@ func othersFile() string {
 	return ""
 }
 
-// removeKubeletDir removes the system's kubelet folder, or, where it is another kubelet's too, only the folders of the
-// pods that ran under this coracle when it was stopped.
+// removeKubeletDir removes the system's kubelet folder. Where another kubelet uses that folder too, it removes only the
+// folders of the pods that ran under this coracle when coracle was stopped.
 func removeKubeletDir(p config.Paths, keep *remover, uids []string) error {
 	other := othersFile()
 	if other == "" {
@@ -149,7 +149,8 @@ func removeKubeletDir(p config.Paths, keep *remover, uids []string) error {
 	return errors.Join(errs...)
 }
 
-// podUIDs lists the pods whose containers have a bundle in containerd's state: the CRI plugin notes the pod there.
+// podUIDs returns the UIDs of the pods whose containers have a bundle in containerd's state. The CRI plugin writes the
+// UID into the bundle.
 func podUIDs(state string) []string {
 	var uids []string
 	for _, f := range bundleFiles(state, "config.json") {
@@ -165,18 +166,20 @@ func podUIDs(state string) []string {
 	return uids
 }
 
-// isUID tells whether the text is safe as the name of a folder to remove: hexadecimal digits and dashes, as UIDs are.
+// isUID says whether the text is safe as the name of a folder to remove: it has only hexadecimal digits and dashes, as
+// UIDs do.
 func isUID(text string) bool {
 	return len(text) >= 32 && strings.Trim(text, "0123456789abcdef-") == ""
 }
 
-// bundleFiles lists the files of that name in the folders that containerd keeps for containers which have not ended.
+// bundleFiles returns the paths of the files with this name in the folders that containerd keeps for containers which
+// have not ended.
 func bundleFiles(state, name string) []string {
 	files, _ := filepath.Glob(filepath.Join(state, "io.containerd.runtime.v2.task", "*", "*", name)) // the pattern is well-formed
 	return files
 }
 
-// removeCNICache removes the results that containerd's CNI library keeps of our network.
+// removeCNICache removes the results for coracle's network that containerd's CNI library stores.
 func removeCNICache(keep *remover) error {
 	files, _ := filepath.Glob(filepath.Join(cniCache, cni.NetworkName+"-*")) // the pattern is well-formed
 	err := keep.removeAll(files...)
@@ -184,10 +187,10 @@ func removeCNICache(keep *remover) error {
 	return err
 }
 
-// removeEmpty removes the folders that are empty.
+// removeEmpty removes those of the folders that are empty.
 func removeEmpty(dirs ...string) {
 	for _, d := range dirs {
-		_ = os.Remove(d) // others' files keep it
+		_ = os.Remove(d) // fails where the folder holds files of other programs
 	}
 }
 
@@ -196,8 +199,8 @@ func missing(path string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// shimSocketDirs finds the folders of shims' sockets that lie outside the run directory, as they do when that one's
-// name is too long for a socket. Each shim's bundle says where its socket is.
+// shimSocketDirs returns the folders of shim sockets outside the run directory. Sockets are there when the run
+// directory's name is too long for a socket's path. Each shim's bundle names its socket.
 func shimSocketDirs(state string) []string {
 	var dirs []string
 	for _, f := range bundleFiles(state, "bootstrap.json") {

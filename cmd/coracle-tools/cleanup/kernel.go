@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeCgroups removes the cgroups of pods in every hierarchy. They are empty by now; another kubelet's are not, and
-// those stay.
+// removeCgroups removes the cgroups with this name, and those below them, in every hierarchy. Cgroups of coracle's pods
+// are empty by now. Cgroups in use by another kubelet are not, and stay.
 func removeCgroups(name string) error {
 	var errs []error
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
@@ -41,7 +41,7 @@ func removeCgroup(dir string) error {
 		}
 		return err
 	})
-	slices.Reverse(dirs) // the innermost first
+	slices.Reverse(dirs) // the deepest first
 	for _, d := range dirs {
 		if err == nil {
 			err = rmdirCgroup(d)
@@ -50,7 +50,8 @@ func removeCgroup(dir string) error {
 	return err
 }
 
-// rmdirCgroup removes one cgroup; the kernel keeps one busy for a moment after its last process ended.
+// rmdirCgroup removes one cgroup. It tries for 2 s, because the kernel reports a cgroup as busy shortly after its last
+// process ended.
 func rmdirCgroup(dir string) error {
 	for end := time.Now().Add(2 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		err := unix.Rmdir(dir)
@@ -58,7 +59,7 @@ func rmdirCgroup(dir string) error {
 			return nil
 		}
 		if procs, readErr := os.ReadFile(filepath.Join(dir, "cgroup.procs")); readErr == nil && len(procs) > 0 && time.Now().After(end) {
-			return nil // another program's
+			return nil // the processes are another program's
 		}
 		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
 			return fmt.Errorf("remove cgroup %s: %w", dir, err)

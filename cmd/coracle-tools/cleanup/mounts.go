@@ -14,11 +14,11 @@ import (
 
 const mountinfo = "/proc/self/mountinfo"
 
-// unmountBelow unmounts everything below the folders, the last mounted first. The folders themselves may be mount
-// points of the operator's and stay.
+// unmountBelow unmounts everything below the folders, the last mounted first. The folders themselves stay mounted: they
+// may be mount points of the operator.
 func unmountBelow(dirs ...string) error {
 	var errs []error
-	for range 3 { // more appears only where mounts lay over one another
+	for range 3 { // another round finds mounts only where some were stacked on one mount point
 		points, err := mountsBelow(mountinfo, dirs...)
 		if err != nil {
 			return err
@@ -32,7 +32,7 @@ func unmountBelow(dirs ...string) error {
 			if errors.Is(err, unix.EBUSY) {
 				err = unix.Unmount(points[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 			}
-			if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: went with another one
+			if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it was unmounted with another mount
 				errs = append(errs, fmt.Errorf("unmount %s: %w", points[i], err))
 			}
 		}
@@ -40,7 +40,7 @@ func unmountBelow(dirs ...string) error {
 	return errors.Join(errs...)
 }
 
-// mountsBelow lists the mount points below the folders in the order in which they were mounted (proc(5)).
+// mountsBelow returns the mount points below the folders in the order in which they were mounted (proc(5)).
 func mountsBelow(file string, dirs ...string) ([]string, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -66,5 +66,5 @@ func mountsBelow(file string, dirs ...string) ([]string, error) {
 	return out, nil
 }
 
-// unescape undoes what the kernel does to white space in paths.
+// unescape replaces the octal escapes by which the kernel writes white space and backslashes in paths.
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

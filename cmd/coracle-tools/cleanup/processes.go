@@ -19,17 +19,18 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// hardEnd is how long processes may take to be gone after SIGKILL: those that write to a slow disk finish that first.
+// hardEnd is how long to wait for processes to exit after SIGKILL. A process that writes to a slow disk finishes the
+// write first.
 const hardEnd = 30 * time.Second
 
-// process is what /proc tells about one that is ours.
+// process is what /proc says of a process of coracle's or of its pods.
 type process struct {
 	pid    int
 	parent int
 	shim   bool
 }
 
-// refuseWhileRunning looks at the lock that a running coracle holds on its pid file.
+// refuseWhileRunning returns an error when a running coracle holds the lock on its pid file.
 func refuseWhileRunning(pidFile string) error {
 	f, err := os.Open(pidFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -46,7 +47,8 @@ func refuseWhileRunning(pidFile string) error {
 	return nil
 }
 
-// endPods asks containers to end, gives them the grace, and kills them and their shims.
+// endPods sends SIGTERM to the first process of each container, waits for the grace time, and kills the remaining
+// processes and the shims.
 func endPods(ctx context.Context, o Options) error {
 	ids := containerIDs(o.Paths.ContainerdState)
 	list := func() ([]process, error) { return processesOf("/proc", o.Paths.BinDir, ids) }
@@ -62,8 +64,8 @@ func endPods(ctx context.Context, o Options) error {
 		shims[p.pid] = p.shim
 	}
 	for _, p := range procs {
-		if shims[p.parent] && !p.shim { // a container's first process; the others are its to end
-			_ = unix.Kill(p.pid, unix.SIGTERM) // gone already is fine
+		if shims[p.parent] && !p.shim { // a container's first process; it ends the container's others
+			_ = unix.Kill(p.pid, unix.SIGTERM) // an error is fine: the process has exited
 		}
 	}
 	if left, err := waitExited(ctx, o.Grace, func() ([]process, error) { return containersOf(list) }); err == nil && left > 0 {
@@ -93,7 +95,8 @@ func containersOf(list func() ([]process, error)) ([]process, error) {
 	return out, err
 }
 
-// waitExited calls list until it is empty, at most for the given time, and says how many were left.
+// waitExited calls list until it returns no processes, for at most the given time, and returns how many processes were
+// left.
 func waitExited(ctx context.Context, within time.Duration, list func() ([]process, error)) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -108,7 +111,7 @@ func waitExited(ctx context.Context, within time.Duration, list func() ([]proces
 	}
 }
 
-// containerIDs names the containers that the run directory knows of.
+// containerIDs returns the ids of the containers that containerd's state in the run directory has.
 func containerIDs(state string) map[string]bool {
 	ids := map[string]bool{}
 	dirs, _ := filepath.Glob(filepath.Join(state, "io.containerd.runtime.v2.task", "*", "*")) // the pattern is well-formed
@@ -118,11 +121,11 @@ func containerIDs(state string) map[string]bool {
 	return ids
 }
 
-// processesOf lists the shims and the ingress proxy, which run coracle's programs out of bin, and whatever runs in the
+// processesOf returns the shims and the ingress proxy, which run programs in the folder bin, and the processes in the
 // cgroup of one of the containers.
 func processesOf(proc, bin string, ids map[string]bool) ([]process, error) {
 	if real, err := filepath.EvalSymlinks(bin); err == nil {
-		bin = real // as the kernel names it
+		bin = real // the path as the kernel writes it
 	}
 	entries, err := os.ReadDir(proc)
 	if err != nil {
@@ -139,7 +142,7 @@ func processesOf(proc, bin string, ids map[string]bool) ([]process, error) {
 			continue
 		}
 		if p.parent = parentOf(filepath.Join(proc, e.Name(), "stat")); p.parent < 0 {
-			continue // a zombie waits for its parent only, or it is gone
+			continue // a zombie, which only its parent can remove, or the process has exited
 		}
 		out = append(out, p)
 	}
@@ -153,11 +156,11 @@ func isShim(dir, bin string) bool {
 	}
 	exe = strings.TrimSuffix(exe, " (deleted)")
 	name := filepath.Base(exe)
-	// the proxy ends as a shim does: last, and at once
+	// the proxy is ended like a shim: after the containers, by SIGKILL
 	return strings.HasPrefix(exe, bin+"/") && (name == "coracle-helper" || name == "coracle-ingress")
 }
 
-// inContainer tells whether a part of the process' cgroup path is the id of one of the containers.
+// inContainer says whether a segment of the process' cgroup path is the id of one of the containers.
 func inContainer(file string, ids map[string]bool) bool {
 	data, err := os.ReadFile(file)
 	if err != nil || len(ids) == 0 {
@@ -173,13 +176,14 @@ func inContainer(file string, ids map[string]bool) bool {
 	return false
 }
 
-// parentOf reads the parent's process id from /proc/PID/stat; -1 for zombies and for what is gone.
+// parentOf reads the parent's process id from /proc/PID/stat. It returns -1 for zombies and for processes that have
+// exited.
 func parentOf(file string) int {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return -1
 	}
-	// The name in parentheses may hold anything, so count from its end: state, then the parent.
+	// The name in parentheses may hold any character, so fields are counted from its end: state, then the parent.
 	f := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	if len(f) < 2 || f[0] == "Z" || f[0] == "X" {
 		return -1
