@@ -18,14 +18,14 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// desired is what a release is to be.
+// desired is the desired state of a release.
 type desired struct {
 	values map[string]any
 	source *source
 	digest string
 }
 
-// apply makes the release what the request says.
+// apply brings the release to the state that the request describes.
 func (j *job) apply(ctx context.Context) error {
 	w := &desired{}
 	var err error
@@ -54,14 +54,15 @@ func (j *job) apply(ctx context.Context) error {
 				sentence(last.Info.Description))
 		}
 	}
-	ch, err := j.load(ctx, w.source) // before anything is taken away
+	ch, err := j.load(ctx, w.source) // the chart is loaded before anything is removed
 	if err != nil {
 		return err
 	}
 	return j.bring(ctx, w, ch, history)
 }
 
-// bring gets the release from whatever state it is in to what is wished.
+// bring installs, upgrades or recovers the release, whatever state it was found in, so that it gets to the desired
+// state.
 func (j *job) bring(ctx context.Context, w *desired, ch *chart.Chart, history []*release.Release) error {
 	last := lastOf(history)
 	if last == nil || last.Info.Status == common.StatusUninstalled {
@@ -92,15 +93,15 @@ func (j *job) bring(ctx context.Context, w *desired, ch *chart.Chart, history []
 	return j.upgrade(ctx, w, ch, history, helmjob.Recovered)
 }
 
-// everDeployed says whether a release was whole once. One that never was is installed again, with the hooks of an
-// installation, where one that was is upgraded.
+// everDeployed says whether one of the revisions was deployed completely. A release without such a revision is
+// installed again, with the hooks of an installation; a release with one is upgraded.
 func everDeployed(history []*release.Release) bool {
 	return slices.ContainsFunc(history, func(r *release.Release) bool {
 		return r.Info.Status == common.StatusDeployed || r.Info.Status == common.StatusSuperseded
 	})
 }
 
-// install installs over nothing, or over what earlier tries at an installation have left.
+// install installs the chart where there is no release, or where failed installations have left revisions.
 func (j *job) install(ctx context.Context, w *desired, ch *chart.Chart, history []*release.Release, what helmjob.Action) error {
 	revision := 1
 	if last := lastOf(history); last != nil {
@@ -122,12 +123,12 @@ func (j *job) install(ctx context.Context, w *desired, ch *chart.Chart, history 
 	return j.sweep(history)
 }
 
-// upgrade makes a new revision.
+// upgrade makes a new revision of the release.
 func (j *job) upgrade(ctx context.Context, w *desired, ch *chart.Chart, history []*release.Release, what helmjob.Action) error {
 	last := lastOf(history)
 	u := action.NewUpgrade(j.cfg)
 	u.Namespace = j.req.Namespace
-	u.ResetValues = true // the request's values are all there are
+	u.ResetValues = true // the request's values are complete
 	u.Timeout, u.WaitStrategy = j.timeout(), kube.HookOnlyStrategy
 	u.ServerSideApply = strconv.FormatBool(j.serverSide(last))
 	u.ForceConflicts = j.serverSide(last)
@@ -149,9 +150,9 @@ func (j *job) recovered() string {
 	return fmt.Sprintf(" It had been left %s.", j.result.Found)
 }
 
-// serverSide says whether the API server merges (server-side apply), as it does for what is new. Where it does, what
-// others changed in the chart's own fields is changed back, as helm did before it merged so: a release never ends in a
-// conflict.
+// serverSide says whether the release uses server-side apply. By default a new release does, and an existing one keeps
+// its method. With server-side apply, changes that others made to fields of the chart are overwritten, as helm did
+// before it used server-side apply. So a release never ends in a conflict.
 func (j *job) serverSide(last *release.Release) bool {
 	switch j.req.ServerSide {
 	case "true":
@@ -162,7 +163,8 @@ func (j *job) serverSide(last *release.Release) bool {
 	return last == nil || last.ApplyMethod == string(release.ApplyMethodServerSideApply)
 }
 
-// sinceDeployed returns the revisions after the last one that was whole: those whose objects Helm forgets.
+// sinceDeployed returns the revisions after the last one that was deployed completely. Helm does not remove the objects
+// of these revisions.
 func sinceDeployed(history []*release.Release) []*release.Release {
 	for i := len(history) - 1; i >= 0; i-- {
 		if s := history[i].Info.Status; s == common.StatusDeployed || s == common.StatusSuperseded {

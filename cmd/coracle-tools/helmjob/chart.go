@@ -27,14 +27,15 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// source is where the chart comes from, as far as that is known without asking anybody.
+// source is the origin of the chart, as far as it is known without a network request.
 type source struct {
-	content []byte // an archive
-	folder  string // or an unpacked chart
-	sum     string // over either of the two; "" where the chart is to be fetched
+	content []byte // a chart archive
+	folder  string // or the path of an unpacked chart
+	sum     string // digest of either of the two; "" where the chart has to be fetched
 }
 
-// find looks for a chart that the request or the machine has.
+// find returns the chart where the request or this machine holds it. For a chart that has to be fetched it returns an
+// empty source.
 func find(c *helmjob.Chart) (*source, error) {
 	switch rel, local := c.LocalFile(); {
 	case len(c.Content) > 0:
@@ -71,7 +72,7 @@ func readSource(path string) (*source, error) {
 	return &source{content: content, sum: sum(content)}, nil
 }
 
-// missing is a failure that keeps its cause.
+// missing is a failure that also wraps its cause.
 type missing struct {
 	failure
 	cause error
@@ -84,7 +85,7 @@ func sum(content []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-// load returns the chart, fetched if it has to be, and looks whether it can be installed at all.
+// load returns the chart, after fetching it if necessary, and checks whether it can be installed.
 func (j *job) load(ctx context.Context, s *source) (*chart.Chart, error) {
 	content, from := s.content, ""
 	if s.sum == "" {
@@ -110,7 +111,7 @@ func (j *job) load(ctx context.Context, s *source) (*chart.Chart, error) {
 	return ch, j.installable(ch)
 }
 
-// installable says why a chart cannot be installed.
+// installable returns an error that says why a chart cannot be installed, or nil.
 func (j *job) installable(ch *chart.Chart) error {
 	name := ch.Metadata.Name + " " + ch.Metadata.Version
 	if t := ch.Metadata.Type; t != "" && t != "application" {
@@ -141,7 +142,7 @@ func (j *job) installable(ch *chart.Chart) error {
 	return nil
 }
 
-// definedBy returns the kinds that a chart's own definitions make.
+// definedBy returns the kinds that the chart's own CRDs define.
 func definedBy(ch *chart.Chart) map[schema.GroupKind]bool {
 	kinds := map[schema.GroupKind]bool{}
 	for _, file := range ch.CRDObjects() {
@@ -165,11 +166,11 @@ func definedBy(ch *chart.Chart) map[schema.GroupKind]bool {
 	return kinds
 }
 
-// digestLabel is on the Secret of a revision that a job made: the digest of the request and the revision's number. A
-// revision that a person's helm makes inherits the label, with a number that is not its own.
+// digestLabel is a label on the Secret of a revision that a job made. It holds the digest of the request and the
+// revision's number. A revision that a user makes with helm inherits the label, with a number that is not its own.
 const digestLabel = "coracle.dev/helm-request"
 
-// digest tells requests apart without fetching or rendering anything.
+// digest returns a digest that differs between different requests. It fetches and renders nothing.
 func digest(req *helmjob.Request, s *source, values map[string]any) (string, error) {
 	where := map[string]any{"sum": s.sum}
 	if s.sum == "" {
@@ -179,14 +180,14 @@ func digest(req *helmjob.Request, s *source, values map[string]any) (string, err
 	if err != nil {
 		return "", fail(helmjob.InvalidValues, false, "The values cannot be written as JSON: %v.", err)
 	}
-	return sum(text)[:40], nil // a label has 63 characters
+	return sum(text)[:40], nil // the value of a label has at most 63 characters
 }
 
 func digestLabels(digest string, revision int) map[string]string {
 	return map[string]string{digestLabel: fmt.Sprintf("%s.%d", digest, revision)}
 }
 
-// digestOf returns the digest of the request that made a revision; "" where it was none of ours.
+// digestOf returns the digest of the request that made a revision, and "" where no job made it.
 func digestOf(r *release.Release) string {
 	digest, revision, _ := strings.Cut(r.Labels[digestLabel], ".")
 	if revision != fmt.Sprint(r.Version) {

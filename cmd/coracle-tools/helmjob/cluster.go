@@ -20,21 +20,21 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// cluster is how Helm gets at the API server. Upstream's own (genericclioptions.ConfigFlags) keeps what it discovered
-// in files of the user's home folder; this one keeps it in memory.
+// cluster gives Helm access to the API server. It holds discovery data in memory; upstream's type
+// (genericclioptions.ConfigFlags) writes it to files in the user's home directory.
 type cluster struct {
 	raw       clientcmd.ClientConfig
 	config    *rest.Config
 	discovery discovery.CachedDiscoveryInterface
 	mapper    *restmapper.DeferredDiscoveryRESTMapper
-	// coming are kinds that the chart itself defines.
+	// coming are the kinds that the chart itself defines.
 	coming map[schema.GroupKind]bool
 }
 
-// comingWithin bounds how long a kind that has just been defined may be missing from what the API server says it has.
+// comingWithin is how long to wait for a newly defined kind to appear in the API server's discovery data.
 const comingWithin = 30 * time.Second
 
-// apiHost is what errors call the API server.
+// apiHost is the API server's address as errors show it.
 const apiHost = "http://kubernetes.default.svc"
 
 func openCluster(socket, namespace string, log *slog.Logger) (*cluster, error) {
@@ -42,11 +42,11 @@ func openCluster(socket, namespace string, log *slog.Logger) (*cluster, error) {
 		&clientcmd.ConfigOverrides{Context: clientcmdapi.Context{Namespace: namespace}})
 	config := &rest.Config{
 		Host: apiHost, WarningHandler: warnings{log},
-		QPS: 50, Burst: 100, // a chart's objects are read and written one after another: the default of 5 a second is felt
+		QPS: 50, Burst: 100, // a chart's objects are read and written one by one: the default of 5 a second would be slow
 		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
-		Proxy: func(*http.Request) (*url.URL, error) { return nil, nil }, // those of the environment are for what is downloaded
+		Proxy: func(*http.Request) (*url.URL, error) { return nil, nil }, // the proxies of the environment are for downloads only
 	}
 	d, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
@@ -65,28 +65,28 @@ func (c *cluster) ToDiscoveryClient() (discovery.CachedDiscoveryInterface, error
 
 func (c *cluster) ToRESTMapper() (meta.RESTMapper, error) { return patientMapper{c.mapper, c}, nil }
 
-// patientMapper waits for kinds that are coming. Helm waits until a definition is established, which is a moment before
+// patientMapper waits for kinds that the chart defines. Helm waits until a CRD is established, which is shortly before
 // the API server lists its kind.
 type patientMapper struct {
 	*restmapper.DeferredDiscoveryRESTMapper
 	c *cluster
 }
 
-// RESTMapping is asked for each object of a chart.
+// RESTMapping returns the mapping of a kind. Helm calls it for each object of a chart.
 func (m patientMapper) RESTMapping(gk schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
 	for deadline := time.Now().Add(comingWithin); ; {
 		mapping, err := m.DeferredDiscoveryRESTMapper.RESTMapping(gk, versions...)
 		if err == nil || !meta.IsNoMatchError(err) || !m.c.coming[gk] || time.Now().After(deadline) {
 			return mapping, err
 		}
-		time.Sleep(200 * time.Millisecond) // between two looks
+		time.Sleep(200 * time.Millisecond) // between two attempts
 		m.Reset()
 	}
 }
 
 func (c *cluster) ToRawKubeConfigLoader() clientcmd.ClientConfig { return c.raw }
 
-// warnings writes what the API server warns of into the log.
+// warnings writes the API server's warnings to the log.
 type warnings struct{ log *slog.Logger }
 
 func (w warnings) HandleWarningHeader(code int, _, text string) {

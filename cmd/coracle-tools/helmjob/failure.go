@@ -32,12 +32,12 @@ type failure struct {
 
 func (f *failure) Error() string { return f.message }
 
-// fail makes a failure; its message is one line that begins with a capital.
+// fail returns a failure. Its message is one line that begins with a capital letter.
 func fail(reason helmjob.Reason, again bool, format string, args ...any) error {
 	return &failure{reason: reason, again: again, message: sentence(strings.Join(strings.Fields(clip(fmt.Sprintf(format, args...))), " "))}
 }
 
-// sentence makes one of an error's text.
+// sentence turns the text of an error into a sentence: with a capital letter in front and a full stop.
 func sentence(s string) string {
 	s = strings.TrimSpace(s)
 	first, size := utf8.DecodeRuneInString(s)
@@ -47,8 +47,8 @@ func sentence(s string) string {
 	return s
 }
 
-// maxMessage bounds a message, in bytes. A chart's template can fail with words of a hundred megabytes, and who asked
-// keeps them in memory.
+// maxMessage is the maximum length of a message, in bytes. A chart's template can fail with a message of a hundred
+// megabytes, and the parent process keeps the message in memory.
 const maxMessage = 8 << 10
 
 func clip(s string) string {
@@ -58,8 +58,8 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
 }
 
-// unreachable tells what kept us from a repository or registry. what says what was asked for, in words that stand
-// inside a sentence, and without credentials.
+// unreachable returns a failure that says why a repository or registry could not be used. The parameter what names the
+// requested thing, in words that fit inside a sentence, and without credentials.
 func unreachable(what string, err error) error {
 	var (
 		known     *failure
@@ -95,7 +95,7 @@ func unreachable(what string, err error) error {
 	return fail(helmjob.RepositoryUnreachable, true, "%s cannot be fetched: %v.", what, err)
 }
 
-// refused tells what a server's answer means.
+// refused returns a failure that says what the HTTP status of a response means.
 func refused(what string, status int) error {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
@@ -108,8 +108,8 @@ func refused(what string, status int) error {
 		http.StatusText(status))
 }
 
-// actionFailure tells why an installation or upgrade failed. Helm has no errors of its own types for these: it is known
-// by its words, and what is not known keeps them all.
+// actionFailure returns a failure that says why an installation or upgrade failed. Helm has no error types for the
+// causes, so they are recognized by the error's text. The message for an unrecognized cause holds the whole text.
 func (j *job) actionFailure(reason helmjob.Reason, err error) error {
 	text := err.Error()
 	has := func(words ...string) bool {

@@ -21,16 +21,16 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// Options are what a job needs besides its request.
+// Options are a job's settings besides its request.
 type Options struct {
 	Logger *slog.Logger // nil: the default one
 }
 
-// fieldManager is under what name the API server keeps what a chart's objects say: helm's own, or a user's helm would
-// find everything in conflict.
+// fieldManager is the name of the field manager of a chart's objects at the API server. It is helm's own name: with
+// another, a user's helm would find every field in conflict.
 const fieldManager = "helm"
 
-// job is one request on its way.
+// job is one request that is being done.
 type job struct {
 	req     *helmjob.Request
 	log     *slog.Logger
@@ -39,11 +39,11 @@ type job struct {
 	result  helmjob.Result
 }
 
-// Do does what the request says. It never fails: the result says what did.
+// Do does what the request says. It returns no error: the result says what failed.
 func Do(ctx context.Context, o Options, req *helmjob.Request) (result *helmjob.Result) {
 	j := &job{req: req, log: cmp.Or(o.Logger, slog.Default())}
 	defer func() {
-		if broken := recover(); broken != nil { // charts are anybody's input
+		if broken := recover(); broken != nil { // charts are untrusted input
 			j.log.Error("helm broke", "panic", broken)
 			result = &helmjob.Result{Reason: helmjob.Failed, Message: clip(fmt.Sprintf("Helm broke on this chart: %v", broken))}
 		}
@@ -73,7 +73,7 @@ func (j *job) do(ctx context.Context) error {
 	return j.apply(ctx)
 }
 
-// open makes the clients.
+// open makes the clients for the API server and for Helm's storage.
 func (j *job) open() error {
 	kube.ManagedFieldsManager = fieldManager
 	c, err := openCluster(j.req.Socket, j.req.Namespace, j.log)
@@ -92,7 +92,7 @@ func (j *job) open() error {
 
 func (j *job) timeout() time.Duration { return cmp.Or(j.req.Timeout, helmjob.DefaultTimeout) }
 
-// history returns the release's revisions, oldest first; none where there is no release.
+// history returns the release's revisions, oldest first. It returns none where there is no release.
 func (j *job) history() ([]*release.Release, error) {
 	list, err := j.cfg.Releases.History(j.req.Release)
 	if errors.Is(err, driver.ErrReleaseNotFound) {
@@ -122,11 +122,11 @@ func lastOf(history []*release.Release) *release.Release {
 	return history[len(history)-1]
 }
 
-// halfDone says whether a process of Helm that was at work on a release has left it in this state. None is at work
-// now: the caller has one job for a release at a time.
+// halfDone says whether this state was left by a process of Helm that ended during its work on a release. No such
+// process works now: the caller runs one job for a release at a time.
 func halfDone(s common.Status) bool { return s.IsPending() || s == common.StatusUnknown }
 
-// describe puts the release as it is now into the result.
+// describe puts the release's present revision and status into the result.
 func (j *job) describe() {
 	history, err := j.history()
 	last := lastOf(history)
@@ -136,12 +136,12 @@ func (j *job) describe() {
 	j.result.Release = &helmjob.Release{Revision: last.Version, Status: last.Info.Status.String()}
 }
 
-// done sets what was done, and the message.
+// done puts the action that was done, and the message, into the result.
 func (j *job) done(a helmjob.Action, format string, args ...any) {
 	j.result.Action, j.result.Message = a, fmt.Sprintf(format, args...)
 }
 
-// where names the release in messages.
+// where returns the name of the release for messages.
 func (j *job) where() string {
 	return fmt.Sprintf("Release %s in namespace %s", j.req.Release, j.req.Namespace)
 }

@@ -16,17 +16,17 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// nowhere is where Helm's folders are said to be: nothing is read from there, and nothing can be written.
+// nowhere is the path that Helm gets for all its folders. Nothing is read from it, and nothing can be written to it.
 const nowhere = "/nonexistent/helm"
 
-// maxData is how much memory the process may have to write to, in bytes. An installation takes 60 to 70 MB; a chart's
-// templates, a repository's index and a release's record can be made to take any amount.
+// maxData is how much writable memory the process may have, in bytes. An installation takes 60 to 70 MB. A malicious
+// chart template, repository index or release record could take any amount.
 const maxData = 1 << 30
 
-// stepBack has this process be the first that goes when the machine's memory is short, and bounds what it takes, so
-// that a chart is not what ends the server or a pod.
+// stepBack makes this process the first that the kernel kills when memory is short, and limits the memory that it may
+// take. So a chart cannot end the server or a pod.
 func stepBack() error {
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil { // to raise it takes no right
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil { // raising the value needs no privilege
 		return fmt.Errorf("asking to be ended first when memory is short: %w", err)
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: maxData, Max: maxData}); err != nil {
@@ -35,16 +35,16 @@ func stepBack() error {
 	return nil
 }
 
-// Main reads a request from standard input, does it, and writes the result. It ends at once when standard input closes:
-// the caller has exited, and a release that is marked as pending is recovered by the next child, where one that was
-// stopped in an orderly way would be marked as failed.
+// Main reads a request from standard input, does it, and writes the result to standard output. It exits at once when
+// standard input closes, because the caller has exited. The release is then still marked as pending, which the next
+// child process recovers. After an orderly stop it would be marked as failed.
 func Main() int {
 	for _, name := range []string{"HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "HELM_PLUGINS", "HELM_REPOSITORY_CACHE",
 		"HELM_REPOSITORY_CONFIG", "HELM_REGISTRY_CONFIG"} {
-		_ = os.Setenv(name, nowhere) // fails for names with = or NUL alone
+		_ = os.Setenv(name, nowhere) // fails only for names with = or NUL
 	}
 	out := os.Stdout
-	os.Stdout = os.Stderr // whatever else prints does not print into the result
+	os.Stdout = os.Stderr // other code that prints must not write into the result
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	slog.SetDefault(log)
 
@@ -62,7 +62,7 @@ func Main() int {
 		return 2
 	}
 	go func() { // lives as long as the process
-		_, _ = io.Copy(io.Discard, in) // an error is an end too
+		_, _ = io.Copy(io.Discard, in) // an error means the end of the input, too
 		os.Exit(1)
 	}()
 	result := Do(context.Background(), Options{Logger: log}, req)

@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// What Helm writes on each object to know it again.
+// Labels and annotations by which Helm recognizes the objects of a release.
 const (
 	managedBy        = "app.kubernetes.io/managed-by"
 	releaseName      = "meta.helm.sh/release-name"
@@ -30,7 +30,7 @@ const (
 
 var accessMeta = meta.NewAccessor()
 
-// documents returns a manifest's documents in their order.
+// documents returns the YAML documents of a manifest in their order.
 func documents(manifest string) []string {
 	split := releaseutil.SplitManifests(manifest)
 	keys := slices.Collect(maps.Keys(split))
@@ -42,13 +42,13 @@ func documents(manifest string) []string {
 	return docs
 }
 
-// repair makes the release's objects again what its manifest says, without a new revision.
+// repair restores the release's objects to what its manifest says, without a new revision.
 func (j *job) repair(r *release.Release) error {
 	objects, err := j.cfg.KubeClient.Build(strings.NewReader(r.Manifest), false)
 	if err != nil {
 		return j.actionFailure(helmjob.UpgradeFailed, err)
 	}
-	objects = objects.Filter(func(i *resource.Info) bool { return i.Name != "" }) // generated names are new ones each time
+	objects = objects.Filter(func(i *resource.Info) bool { return i.Name != "" }) // an object with generateName gets a new name each time
 	before := map[*resource.Info]string{}
 	for _, info := range objects {
 		if err := j.own(info); err != nil {
@@ -85,7 +85,7 @@ func (j *job) repair(r *release.Release) error {
 	return nil
 }
 
-// own writes on an object that it is the release's.
+// own puts the release's marks on an object.
 func (j *job) own(info *resource.Info) error {
 	labels, err := accessMeta.Labels(info.Object)
 	if err != nil {
@@ -111,8 +111,8 @@ func with(m map[string]string, pairs ...string) map[string]string {
 	return m
 }
 
-// sweep removes what revisions that never became whole have made and the present one does not have: Helm compares with
-// the last whole revision alone.
+// sweep removes the objects of revisions that were never deployed completely, except those that the present revision
+// has too. Helm itself compares only with the last completely deployed revision.
 func (j *job) sweep(interrupted []*release.Release) error {
 	if len(interrupted) == 0 {
 		return nil
@@ -124,7 +124,7 @@ func (j *job) sweep(interrupted []*release.Release) error {
 	var keep kube.ResourceList
 	if now := lastOf(history); now != nil {
 		if keep, err = j.cfg.KubeClient.Build(strings.NewReader(now.Manifest), false); err != nil {
-			return nil // it has just been applied; what is left over is harmless
+			return nil // the manifest has just been applied; objects that are left over are harmless
 		}
 	}
 	if err := j.removeObjects(interrupted, keep...); err != nil {
@@ -133,7 +133,7 @@ func (j *job) sweep(interrupted []*release.Release) error {
 	return nil
 }
 
-// removeObjects removes the objects of these revisions that are the release's own, except those to keep. Kinds that the
+// removeObjects removes those objects of these revisions that the release owns, except those in keep. Kinds that the
 // cluster does not know any more have no objects.
 func (j *job) removeObjects(revisions []*release.Release, keep ...*resource.Info) error {
 	var errs []error
@@ -197,7 +197,7 @@ func named(info *resource.Info) string {
 	return name
 }
 
-// several lists at most five.
+// several joins the names, at most five of them.
 func several(names []string) string {
 	if len(names) > 5 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:5], ", "), len(names)-5)

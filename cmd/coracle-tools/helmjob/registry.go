@@ -17,7 +17,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// pull gets a chart from a registry: oci://host/path, with :tag or @digest behind it or the version from the request.
+// pull fetches a chart from a registry. The reference has the form oci://host/path, followed by :tag or @digest, or the
+// version is the request's. It returns the archive and, for messages, the chart's name in the registry.
 func (f *fetcher) pull(ref string) ([]byte, string, error) {
 	what := "the chart " + ref
 	u, err := url.Parse(ref)
@@ -60,7 +61,8 @@ func (f *fetcher) pull(ref string) ([]byte, string, error) {
 	return pulled.Chart.Data, name, nil
 }
 
-// registryClient speaks to registries with the request's credentials, and never with those of the machine's users.
+// registryClient returns a client for registries. It uses the request's credentials, and never those of the machine's
+// users.
 func (f *fetcher) registryClient(host string) (*registry.Client, error) {
 	credential := func(context.Context, string) (auth.Credential, error) { return auth.EmptyCredential, nil }
 	if len(f.c.DockerConfig) > 0 {
@@ -96,7 +98,7 @@ func (f *fetcher) registryClient(host string) (*registry.Client, error) {
 	return client, nil
 }
 
-// withoutURL takes the address, which the message has already, from an error of net/http.
+// withoutURL removes the URL from an error of net/http, because the message has it already.
 func withoutURL(err error) error {
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		return u.Err

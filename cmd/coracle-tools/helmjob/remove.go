@@ -36,9 +36,9 @@ func (j *job) uninstall() error {
 	return nil
 }
 
-// remove removes the release in whatever state it is, and waits until its objects are gone, for as long as the timeout.
-// It does not depend on what a chart did: hooks that fail are left out, and so are objects of kinds that the cluster
-// has no more. The note says what had to be left.
+// remove removes the release, in whatever state it is, and waits until its objects are gone, up to the timeout. It does
+// not depend on the chart: it skips hooks that fail, and objects of kinds that the cluster does not have any more. The
+// note says what it had to skip.
 func (j *job) remove(history []*release.Release) (note string, err error) {
 	u := action.NewUninstall(j.cfg)
 	u.Timeout, u.WaitStrategy = j.timeout(), kube.StatusWatcherStrategy
@@ -76,7 +76,7 @@ func (j *job) remove(history []*release.Release) (note string, err error) {
 	if first != nil {
 		note += fmt.Sprintf(" Not all of it was gone in the end: %v.", first)
 	}
-	if len(history) > 1 && len(sinceDeployed(history)) > 0 { // Helm removed those of the last one alone
+	if len(history) > 1 && len(sinceDeployed(history)) > 0 { // Helm removed only the objects of the last revision
 		if err := j.removeObjects(history); err != nil {
 			note += fmt.Sprintf(" Objects of revisions before it are left: %v.", err)
 		}

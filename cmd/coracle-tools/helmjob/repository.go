@@ -22,8 +22,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// fetcher gets a chart's archive. It does itself what Helm's downloader does with files, caches and plugins, so that
-// nothing is written and each failure has a message of its own.
+// fetcher fetches a chart's archive. Helm's downloader would use files, caches and plugins. fetcher replaces it, so
+// that nothing is written and each failure has a message of its own.
 type fetcher struct {
 	c       *helmjob.Chart
 	timeout time.Duration
@@ -35,7 +35,7 @@ func newFetcher(c *helmjob.Chart, timeout time.Duration, log *slog.Logger) *fetc
 	return &fetcher{c: c, timeout: timeout, log: log}
 }
 
-// fetch returns the archive, and where it is from, for messages.
+// fetch returns the archive, and for messages the place from which it was fetched.
 func (f *fetcher) fetch(ctx context.Context) ([]byte, string, error) {
 	if err := f.connect(); err != nil {
 		return nil, "", err
@@ -62,7 +62,7 @@ func (f *fetcher) fetch(ctx context.Context) ([]byte, string, error) {
 		redacted(repoURL))
 }
 
-// connect makes the client.
+// connect makes the HTTP client.
 func (f *fetcher) connect() error {
 	config, err := f.tls()
 	if err != nil {
@@ -82,7 +82,7 @@ func (f *fetcher) tls() (*tls.Config, error) {
 	}
 	pool, err := x509.SystemCertPool()
 	if err != nil {
-		pool = x509.NewCertPool() // a machine without certificates has this one
+		pool = x509.NewCertPool() // on a machine without certificates the pool has only this authority
 	}
 	if !pool.AppendCertsFromPEM([]byte(f.c.CA)) {
 		return nil, fail(helmjob.BadRequest, false, "What is given as the repository's authority (repoCA, repoCAConfigMap) holds no "+
@@ -92,7 +92,7 @@ func (f *fetcher) tls() (*tls.Config, error) {
 	return config, nil
 }
 
-// fromRepository looks the chart up in a repository's index and fetches it.
+// fromRepository finds the chart in a repository's index and fetches it.
 func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]byte, string, error) {
 	what := "the repository " + redacted(repoURL)
 	base, err := url.Parse(repoURL)
@@ -140,7 +140,8 @@ func (f *fetcher) fromRepository(ctx context.Context, repoURL, name string) ([]b
 	return content, at.Redacted(), nil
 }
 
-// choose is what helm chooses of an index. Entries without a version, which some servers write, are left out.
+// choose returns the version of a chart that helm would choose from an index. It ignores entries without a version,
+// which some servers write.
 func choose(index *repo.IndexFile, name, version string) (*repo.ChartVersion, error) {
 	var whole repo.ChartVersions
 	for _, v := range index.Entries[name] {
@@ -163,14 +164,15 @@ func wanted(version string) string {
 	return version
 }
 
-// get fetches what a URL names. Credentials go along if the request says so, or to the repository's own host.
+// get fetches the content of a URL. It sends credentials if own says that the URL is on the repository's own host, or
+// if the request allows them for all hosts.
 func (f *fetcher) get(ctx context.Context, what, from string, own bool) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return nil, fail(helmjob.BadRequest, false, "%s cannot be fetched: its address is no URL.", what)
 	}
 	if f.c.Username != "" && (own || f.c.PassCredentialsAll) {
-		req.SetBasicAuth(f.c.Username, f.c.Password) // not sent on to another host by a redirection
+		req.SetBasicAuth(f.c.Username, f.c.Password) // net/http does not send these to another host after a redirect
 	}
 	resp, err := f.client.Do(req)
 	if err != nil {
@@ -203,7 +205,7 @@ func sameHost(a, b *url.URL) bool {
 	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
 }
 
-// redacted is a URL without its password.
+// redacted returns a URL without its password.
 func redacted(s string) string {
 	u, err := url.Parse(s)
 	if err != nil {

@@ -19,21 +19,22 @@ import (
 	"k8s.io/cli-runtime/pkg/resource"
 )
 
-// sealLabel is on the Secret or ConfigMap of a revision that a job has written: a code over what Helm would do because
-// the record says so. A label has 63 characters.
+// sealLabel is a label on the Secret or ConfigMap of a revision that a job has written. Its value is a message
+// authentication code of those contents of the record that Helm acts on. A label's value has at most 63 characters.
 const sealLabel = "coracle.dev/helm-seal"
 
-// sealed is where releases are kept, for a job that may do everything. Helm runs the hooks, removes the objects and
-// repairs by the manifest that it finds in a release's record, which lies in the release's namespace, where others may
-// write who may do next to nothing elsewhere. So what a job writes carries a seal, and a record without a valid one,
-// which may also be an honest person's, is disarmed when it is read: it has no hooks, and of its manifest those objects
-// alone that bear the release's marks in the cluster.
+// sealed is Helm's storage of releases, protected because a job has the rights of an administrator. Helm runs the
+// hooks, removes the objects and repairs by the manifest that it finds in a release's record. The record is in the
+// release's namespace, where users may write who have few rights in other namespaces. So sealed puts a seal on each
+// record that a job writes. It disarms a record without a valid seal when it is read, although such a record may also
+// be a legitimate user's. A disarmed record has no hooks, and its manifest keeps only those objects that bear the
+// release's marks in the cluster.
 type sealed struct {
 	driver.Driver
 	j *job
 
 	mu    sync.Mutex
-	owned map[string]bool // documents of manifests that were looked at, and whether their objects are the release's
+	owned map[string]bool // checked documents of manifests, and whether the release owns their objects
 }
 
 func (s *sealed) Create(key string, r release.Releaser) error {
@@ -82,7 +83,7 @@ func (s *sealed) seal(r release.Releaser) {
 	}
 }
 
-// code covers what is done by a record's word.
+// code returns the message authentication code of the contents of a record that Helm acts on.
 func (s *sealed) code(r *releasev1.Release) string {
 	type hook struct {
 		Kind, Path, Manifest string
@@ -99,17 +100,17 @@ func (s *sealed) code(r *releasev1.Release) string {
 	}
 	text, err := json.Marshal([]any{s.j.req.Namespace, r.Name, r.Version, r.Manifest, hooks})
 	if err != nil {
-		panic(fmt.Sprintf("sealing a release: %v", err)) // strings and numbers can always be written
+		panic(fmt.Sprintf("sealing a release: %v", err)) // strings and numbers can always be encoded
 	}
 	mac := hmac.New(sha256.New, s.j.req.Seal)
 	mac.Write(text)
 	return hex.EncodeToString(mac.Sum(nil))[:60]
 }
 
-// disarm takes out of a record what coracle has not put there.
+// disarm removes from a record what no job of coracle has put there.
 func (s *sealed) disarm(r release.Releaser) error {
 	rel, ok := r.(*releasev1.Release)
-	if !ok || hmac.Equal([]byte(rel.Labels[sealLabel]), []byte(s.code(rel))) { // of another type Helm itself makes nothing
+	if !ok || hmac.Equal([]byte(rel.Labels[sealLabel]), []byte(s.code(rel))) { // Helm itself makes no record of another type
 		return nil
 	}
 	if len(rel.Hooks) > 0 {
@@ -132,8 +133,8 @@ func (s *sealed) disarm(r release.Releaser) error {
 	return nil
 }
 
-// owns says whether all objects of a document are there and bear the release's marks, which no user can give them who
-// may not write them.
+// owns says whether all objects of a document exist and bear the release's marks. A user who may not write an object
+// cannot put the marks on it.
 func (s *sealed) owns(doc string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,7 +143,7 @@ func (s *sealed) owns(doc string) (bool, error) {
 	}
 	owned := true
 	objects, err := s.j.cfg.KubeClient.Build(strings.NewReader(doc), false)
-	if err != nil { // no object, or of a kind that the cluster does not know
+	if err != nil { // the document has no object, or one of a kind that the cluster does not know
 		objects, owned = nil, false
 	}
 	for _, info := range objects {

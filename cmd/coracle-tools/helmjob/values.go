@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// mergeValues returns what the chart's own values are overridden with.
+// mergeValues returns the values that override the chart's own.
 func mergeValues(req *helmjob.Request) (map[string]any, error) {
 	values := map[string]any{}
 	for i, doc := range req.Values {
@@ -38,8 +38,8 @@ func mergeValues(req *helmjob.Request) (map[string]any, error) {
 	return values, nil
 }
 
-// setValue sets one value. The words true, false and null, and numbers that were written as such, have their types; all
-// else is a string, "1" too: a version is none else.
+// setValue sets one value. The words true, false and null are not strings, and neither are numbers that were written as
+// numbers. All other values are strings, also "1": a version, for example, has to be a string.
 func setValue(values map[string]any, path string, v intstr.IntOrString) error {
 	if v.Type == intstr.Int {
 		return strvals.ParseInto(fmt.Sprintf("%s=%d", path, v.IntVal), values)
@@ -53,10 +53,10 @@ func setValue(values map[string]any, path string, v intstr.IntOrString) error {
 
 var commas = regexp.MustCompile(`\\*,`)
 
-// escapeCommas keeps helm from reading "a,b=c" as two settings.
+// escapeCommas escapes the commas of a value, so that helm does not read "a,b=c" as two settings.
 func escapeCommas(s string) string {
 	return commas.ReplaceAllStringFunc(s, func(match string) string {
-		if len(match)%2 == 1 { // an even number of backslashes: the comma is bare
+		if len(match)%2 == 1 { // an even number of backslashes: the comma is not escaped
 			return `\` + match
 		}
 		return match
