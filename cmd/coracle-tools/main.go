@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Coracle-tools is kubectl, ctr, helm, the work of the controller of Helm charts and the cleaning of a host in one
-// program, embedded inside coracle so that none is in the server's memory. The name it is called by, or its first
-// argument, picks the command. kubectl, ctr and helm are upstream's as they are: coracle, which starts this program,
-// says in the environment which cluster and which containerd to use.
+// Coracle-tools is kubectl, ctr, helm, the child process of the controller of Helm charts and the cleaning of a host in
+// one program. It is embedded inside coracle, so that none of these is in the server's memory. The name by which it is
+// called, or its first argument, selects the command. kubectl, ctr and helm are unmodified upstream code. Coracle
+// starts this program, and sets environment variables that say which cluster and which containerd to use.
 package main
 
 import (
@@ -44,11 +44,11 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: coracle-tools kubectl|ctr|helm|helmjob|cleanup [arguments]")
 		os.Exit(2)
 	}
-	os.Args = args // both commands read them there
+	os.Args = args // the commands read their arguments there
 	run()
 }
 
-// pick returns the tool that args call for and the arguments it is to see, its own name first.
+// pick returns the tool that args select and its arguments, its own name first.
 func pick(args []string) (func(), []string) {
 	for i := 0; i < len(args) && i < 2; i++ {
 		name := filepath.Base(args[i])
@@ -59,9 +59,9 @@ func pick(args []string) (func(), []string) {
 	return nil, nil
 }
 
-// runKubectl does what upstream's main does.
+// runKubectl does what the main function of upstream's kubectl does.
 func runKubectl() {
-	// The verbosity counts already while the command tree is built. A bad value is reported when the flags are parsed.
+	// The verbosity is already used while the command tree is built. A bad value is reported when the flags are parsed.
 	_, _ = logs.GlogSetter(kubectl.GetLogVerbosity(os.Args))
 	if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
 		util.CheckErr(err)
@@ -69,16 +69,16 @@ func runKubectl() {
 }
 
 func runCtr() {
-	version.Version = strings.TrimSuffix(version.Version, "+unknown") // of a build without the linker's version
+	version.Version = strings.TrimSuffix(version.Version, "+unknown") // a build without the linker's version has this suffix
 	if err := ctr.New().Run(context.Background(), os.Args); err != nil {
 		fmt.Fprintln(os.Stderr, "ctr:", err)
 		os.Exit(1)
 	}
 }
 
-// runHelm does what upstream's main does.
+// runHelm does what the main function of upstream's helm does.
 func runHelm() {
-	kube.ManagedFieldsManager = "helm" // whatever this program is called
+	kube.ManagedFieldsManager = "helm" // independent of this program's name
 	cmd, err := helm.NewRootCmd(os.Stdout, os.Args[1:], helm.SetupLogging)
 	if err != nil {
 		slog.Warn("command failed", slog.Any("error", err))
