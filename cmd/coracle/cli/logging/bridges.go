@@ -16,13 +16,13 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// maxLine bounds what an unfinished line may hold before it is written anyway.
+// maxLine is the length at which an unfinished line is written anyway, in bytes.
 const maxLine = 64 << 10
 
 func klogLogger(h *Handler) logr.Logger { return logr.FromSlogHandler(h) }
 
-// handleKlogLine takes a line of klog's unstructured calls: "W1120 08:51:15.123456   1234 file.go:12] message".
-// Only the letter tells a warning from an information: through logr both would be informations.
+// handleKlogLine logs a line of klog's unstructured calls: "W1120 08:51:15.123456   1234 file.go:12] message". Only the
+// first letter distinguishes a warning from information: through logr both would be logged as information.
 func handleKlogLine(h *Handler, b []byte) {
 	text := strings.TrimRight(string(b), "\n")
 	if text == "" {
@@ -34,7 +34,7 @@ func handleKlogLine(h *Handler, b []byte) {
 		level = slog.LevelWarn
 	case 'E':
 		level = slog.LevelError
-	case 'F': // the process is about to end: what was kept back may say why
+	case 'F': // the process is about to end, and held lines may say why
 		level = slog.LevelError
 		h.writeAll(h.hold.release())
 	}
@@ -43,10 +43,10 @@ func handleKlogLine(h *Handler, b []byte) {
 		message = text
 	}
 	switch {
-	case strings.HasPrefix(message, "Skipping API "): // a warning for each API version that is off by default
+	case strings.HasPrefix(message, "Skipping API "): // klog warns so for each API version that is off by default
 		level = slog.LevelInfo
 	case strings.Contains(message, " grpc: addrConn.createTransport failed to connect to "):
-		// Seven a second for as long as another server is off, of which the store has lines of its own.
+		// About seven such lines a second appear while another server is off. The store logs that itself.
 		level = slog.LevelInfo
 	}
 	emit(h, level, message)
@@ -59,10 +59,10 @@ func emit(h *Handler, level slog.Level, message string, attrs ...slog.Attr) {
 	}
 	r := slog.NewRecord(time.Now(), level, message, 0)
 	r.AddAttrs(attrs...)
-	_ = h.Handle(ctx, r) // there is no better place to complain about a log that cannot be written
+	_ = h.Handle(ctx, r) // nothing can report an error of the log itself
 }
 
-// logrusHook passes messages on of containerd and of others that share logrus' standard logger.
+// logrusHook logs the messages of containerd and of other libraries that use logrus' standard logger.
 type logrusHook struct{ h *Handler }
 
 func (logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
@@ -86,8 +86,8 @@ func (k logrusHook) Fire(e *logrus.Entry) error {
 	return nil
 }
 
-// logrusComponent says whose message a hook of logrus is called for, by the first caller that is not logrus itself:
-// IPVS' library is the Service proxy's, all others are containerd's.
+// logrusComponent names the component whose message the hook gets, by the first caller outside logrus. A message of the
+// IPVS library belongs to the Service proxy. All others belong to containerd.
 func logrusComponent() string {
 	var callers [32]uintptr
 	frames := runtime.CallersFrames(callers[:runtime.Callers(3, callers[:])])
@@ -102,8 +102,8 @@ func logrusComponent() string {
 	}
 }
 
-// lines returns a writer that logs each line it is given. A level in brackets at the start of a line, as CoreDNS and
-// memberlist write it, counts.
+// lines returns a writer that logs each written line. A level in brackets at the start of a line, as CoreDNS and
+// memberlist write it, is the line's level.
 func lines(h *Handler, level slog.Level) io.Writer { return &lineWriter{h: h, level: level} }
 
 type lineWriter struct {

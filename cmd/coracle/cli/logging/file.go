@@ -12,17 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFile is how large a log file gets, in bytes. It is FILE.1 then, in place of the one before, and a new one begins.
+// maxFile is the size at which a log file is rotated, in bytes. The file then replaces FILE.1, and a new one begins.
 const maxFile = 50_000_000
 
-// file is a log file that this process alone writes to, but for its own standard output and error, which may be the
-// same file. It is for one writer at a time.
+// file is a log file. Only this process writes to it, through the log and through its standard output and error, which
+// may be the same file. It has one writer at a time.
 type file struct {
 	path string
 	f    *os.File
 	size int64
 	max  int64
-	std  []int // descriptors that go to the new file with the log, if they went to the old one: a panic is written there
+	std  []int // descriptors that move to the new file with the log, if they were the old file: panics are written there
 }
 
 // openFile opens a log file to append to it.
@@ -38,7 +38,7 @@ func (l *file) open() error {
 	}
 	info, err := f.Stat()
 	if err != nil {
-		_ = f.Close() // nothing was written
+		_ = f.Close() // nothing was written to it
 		return fmt.Errorf("opening the log file: %w", err)
 	}
 	l.f, l.size = f, info.Size()
@@ -55,10 +55,10 @@ func (l *file) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// rotate begins a new file. Where that fails, and where another program has moved or shortened the file, the log goes
-// on in the one that is open.
+// rotate begins a new file. It continues with the open file when that fails, and when another program has moved or
+// truncated the file.
 func (l *file) rotate() {
-	l.size = 0 // where it does not succeed it is tried again after as much
+	l.size = 0 // after a failure, the next attempt comes after as many bytes
 	old, err := l.f.Stat()
 	if err != nil || !old.Mode().IsRegular() {
 		return
@@ -82,7 +82,7 @@ func (l *file) rotate() {
 	_ = before.Close() // all of it was written
 }
 
-// replace makes the file FILE.1 and opens a new one, or leaves all as it was.
+// replace renames the file to FILE.1 and opens a new one. On an error it leaves everything as it was.
 func (l *file) replace() error {
 	if err := os.Rename(l.path, l.path+".1"); err != nil {
 		return err
@@ -93,7 +93,7 @@ func (l *file) replace() error {
 	return nil
 }
 
-// moveStd has the process' own descriptors follow. Dup3 fails for none that is open.
+// moveStd points the process' standard output and error to the new file. Dup3 does not fail for open descriptors.
 func (l *file) moveStd(old os.FileInfo) {
 	was, ok := old.Sys().(*syscall.Stat_t)
 	for _, fd := range l.std {

@@ -14,27 +14,27 @@ import (
 	"unicode/utf8"
 )
 
-// Keys of attributes that name the part of coracle that speaks; their value goes in front of the message.
+// Keys of attributes that name the component that logs. Their value is written in front of the message.
 const (
 	ComponentKey = "component"
-	loggerKey    = "logger" // what logr makes of a logger's name
+	loggerKey    = "logger" // the key under which logr passes a logger's name
 )
 
-// maxText is how much of a message, and of each value, a line has, in bytes. Texts quote what clients send, and a
-// single one may be as large as a log file.
+// maxText is the maximum length of a message, and of each value, in a line, in bytes. They may quote what clients send,
+// and a single such text may be as large as a log file.
 const maxText = 32 << 10
 
 // Handler writes one line for a record: time, level, component, message, attributes.
 type Handler struct {
 	out       *sink
-	level     slog.Level // least level that is written
+	level     slog.Level // the lowest level that is written
 	component string
 	attrs     string // already formatted, each with a blank in front
 	group     string // prefix of keys, with its dot
-	hold      *hold  // nil when lines are never kept back
+	hold      *hold  // nil when lines are never held back
 }
 
-// sink is the destination that handlers share.
+// sink is the destination that several handlers share.
 type sink struct {
 	mu   sync.Mutex
 	w    io.Writer
@@ -43,7 +43,7 @@ type sink struct {
 	repeats repeats
 }
 
-// Enabled says whether records of that level are written.
+// Enabled says whether records of this level are written.
 func (h *Handler) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level }
 
 // Handle writes the record.
@@ -76,7 +76,7 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	b.WriteString(tail.String())
 	b.WriteByte('\n')
 	if h.hold != nil && r.Level >= slog.LevelError && lastWords[r.Message] {
-		h.writeAll(h.hold.release()) // the process is about to end: what was kept back may say why
+		h.writeAll(h.hold.release()) // the process is about to end, and held lines may say why
 	}
 	if h.hold != nil && h.hold.keep(b.String()) {
 		return nil
@@ -102,7 +102,7 @@ func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &c
 }
 
-// WithGroup returns a handler that puts a name in front of the keys that follow.
+// WithGroup returns a handler that prefixes the keys of later attributes with a name.
 func (h *Handler) WithGroup(name string) slog.Handler {
 	if name == "" {
 		return h
@@ -164,7 +164,7 @@ func valueText(v slog.Value) string {
 	return v.String()
 }
 
-// cut shortens a long text, between two characters, and says how long it was.
+// cut shortens a long text at a character boundary and appends its original length.
 func cut(s string) string {
 	if len(s) <= maxText {
 		return s
@@ -184,12 +184,12 @@ func quoted(s string) string {
 	return s
 }
 
-// oneLine keeps a message that carries line breaks, such as a stack trace, readable but on one line.
+// oneLine puts a message with line breaks, such as a stack trace, on one line that can still be read.
 func oneLine(s string) string {
 	s = strings.TrimRight(s, "\n")
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) && r != '\n' && r != '\r' && r != '\t' {
-			return '?' // a terminal would obey it
+			return '?' // a terminal would obey a control character
 		}
 		return r
 	}, s)

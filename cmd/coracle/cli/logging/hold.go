@@ -7,19 +7,19 @@ import (
 	"sync"
 )
 
-// maxHeld bounds what is kept; the oldest lines go first.
+// maxHeld is the maximum number of held lines. Beyond it, the oldest are dropped.
 const maxHeld = 1000
 
-// hold keeps the libraries' lines back while they are expected to complain: parts that start together cannot reach one
-// another at first and say so, hundreds of times, as do parts that stop together. If the start or the stop goes wrong,
-// what was kept is written; if it goes well, it is not needed.
+// hold keeps the libraries' lines back while errors are expected. Parts that start at the same time cannot reach one
+// another at first, and log that hundreds of times. So do parts that stop at the same time. If the start or the stop
+// fails, the held lines are written. If it succeeds, they are dropped.
 type hold struct {
 	mu      sync.Mutex
 	holding bool
 	lines   []string
 }
 
-// lastWords are what upstream's kubelet says right before it calls os.Exit, which nothing can intercept
+// lastWords are the messages that upstream's kubelet logs right before it calls os.Exit, which cannot be intercepted
 // (pkg/kubelet: kubelet.go, server/server.go, certificate/transport.go, kuberuntime/kuberuntime_manager.go).
 var lastWords = map[string]bool{
 	"Failed to start cAdvisor":                                                    true,
@@ -35,7 +35,7 @@ var lastWords = map[string]bool{
 	"The currently active client certificate has expired and the server is responsive, exiting.": true,
 }
 
-// keep takes a line if lines are being kept.
+// keep holds a line back, if lines are being held, and says whether it did.
 func (h *hold) keep(line string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -49,7 +49,7 @@ func (h *hold) keep(line string) bool {
 	return true
 }
 
-// release stops keeping and returns what was kept.
+// release stops holding and returns the held lines.
 func (h *hold) release() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -58,7 +58,7 @@ func (h *hold) release() []string {
 	return lines
 }
 
-// Hold keeps back what libraries say until [Log.Release]. It does nothing when the user asked for more than the
+// Hold holds back the lines of libraries until [Log.Release]. It does nothing when the user asked for more than the
 // default.
 func (l *Log) Hold() {
 	if !l.quiet {
@@ -69,7 +69,7 @@ func (l *Log) Hold() {
 	l.libraries.hold.holding = true
 }
 
-// Release ends Hold, and writes what was kept or forgets it.
+// Release ends Hold. It writes the held lines or drops them.
 func (l *Log) Release(write bool) {
 	lines := l.libraries.hold.release()
 	if write {
@@ -81,6 +81,6 @@ func (h *Handler) writeAll(lines []string) {
 	h.out.mu.Lock()
 	defer h.out.mu.Unlock()
 	for _, line := range lines {
-		_, _ = io.WriteString(h.out.w, line) // there is no better place to complain about a log that cannot be written
+		_, _ = io.WriteString(h.out.w, line) // nothing can report an error of the log itself
 	}
 }

@@ -8,20 +8,20 @@ import (
 	"time"
 )
 
-// repeatInterval is how often a message of frequent has a line.
+// repeatInterval is the minimum time between two lines with the same frequent message.
 const repeatInterval = 10 * time.Second
 
-// frequent are messages of upstream's of which one tells as much as a hundred.
+// frequent are messages of upstream of which one line says as much as a hundred.
 var frequent = map[string]bool{
 	// Any client can cause these with each request that it sends, without an identity.
-	"Unable to authenticate the request":                 true, // the API server's
-	"Unable to authenticate the request due to an error": true, // the kubelet's
-	// Each of 130 watches ends with this when a server loses its leader.
+	"Unable to authenticate the request":                 true, // by the API server
+	"Unable to authenticate the request due to an error": true, // by the kubelet
+	// Each of 130 watches ends with this message when a server loses its leader.
 	"watch chan error: etcdserver: no leader": true,
 }
 
-// repeats bounds the lines of frequent messages, so that they cannot drive all other lines out of the log files. Its
-// zero value is ready.
+// repeats limits the number of lines with frequent messages, so that these cannot displace all other lines from the log
+// files. Its zero value is ready.
 type repeats struct {
 	mu    sync.Mutex
 	lines map[string]repeated
@@ -29,11 +29,11 @@ type repeats struct {
 
 type repeated struct {
 	last  time.Time
-	since int // messages without a line since then
+	since int // number of dropped messages since then
 }
 
-// bound says whether the record is to be left out, and adds to one that is not how many of the same message were since
-// its last line.
+// bound says whether the record is to be dropped. To a record that is not, it adds the number of equal messages that
+// were dropped since the last line.
 func (b *repeats) bound(r *slog.Record) (drop bool) {
 	if !frequent[r.Message] {
 		return false

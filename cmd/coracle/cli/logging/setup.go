@@ -21,13 +21,13 @@ import (
 // Log is the process' log.
 type Log struct {
 	*slog.Logger
-	libraries *Handler // what the libraries' messages go to
-	quiet     bool     // the user asked for nothing more than the default
+	libraries *Handler // handles the libraries' messages
+	quiet     bool     // the user asked for no more than the default
 	file      *file
 }
 
-// Setup opens the log and sends every library's messages to it. It changes the state of packages log, log/slog, klog
-// and logrus, so it is called once, by main, before anything else logs.
+// Setup opens the log and sends the messages of all libraries to it. It changes the state of packages log, log/slog,
+// klog and logrus, so main calls it once, before anything else logs.
 func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
 	l := &Log{}
 	out := &sink{w: stderr, time: os.Getenv("JOURNAL_STREAM") == ""} // journald notes the time itself
@@ -50,10 +50,10 @@ func Setup(c config.Logging, stderr io.Writer) (*Log, error) {
 	}
 	if c.Verbosity > 0 {
 		upstreamLevel = slog.Level(-c.Verbosity)
-		ownLevel = min(ownLevel, upstreamLevel) // some of our parts hand their logger to upstream's
+		ownLevel = min(ownLevel, upstreamLevel) // some parts of coracle pass their logger to upstream's code
 	}
 	if c.VModule != "" {
-		upstreamLevel = slog.Level(-10) // klog itself drops what no pattern asks for
+		upstreamLevel = slog.Level(-10) // klog itself drops what matches no pattern
 	}
 	l.Logger = slog.New(&Handler{out: out, level: ownLevel})
 	l.libraries = &Handler{out: out, level: upstreamLevel, hold: &hold{}}
@@ -77,8 +77,8 @@ func (l *Log) Close() error {
 	return l.file.close()
 }
 
-// RedirectKlog sends klog's messages to this log. A caller that starts something that redirects klog for its own ends,
-// as CoreDNS' kubernetes plugin does, calls it again afterwards.
+// RedirectKlog sends klog's messages to this log. It has to be called again after starting a library that redirects
+// klog to itself, as CoreDNS' kubernetes plugin does.
 func (l *Log) RedirectKlog() {
 	klog.SetLoggerWithOptions(klogLogger(l.libraries), klog.ContextualLogger(true),
 		klog.WriteKlogBuffer(func(b []byte) { handleKlogLine(l.libraries, b) }))
