@@ -22,41 +22,43 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 )
 
-// App is what the commands need from outside.
+// App holds what the commands need from outside the package.
 type App struct {
-	// RunServer runs a server, and the node beside it, until the context ends.
+	// RunServer runs a server, and the node on the same machine, until the context ends.
 	RunServer func(ctx context.Context, c *config.Server, p *Process) error
-	// RunAgent runs a node that belongs to a server elsewhere.
+	// RunAgent runs a node of a cluster whose servers are other machines.
 	RunAgent func(ctx context.Context, c *config.Agent, p *Process) error
-	// CheckServerArgs and CheckKubeletArgs find mistakes in the arguments for upstream's components, without starting
-	// anything; the error joins one for each mistake.
+	// CheckServerArgs and CheckKubeletArgs find mistakes in the arguments for upstream's components without starting
+	// anything. The error joins one error for each mistake.
 	CheckServerArgs  func(c *config.Server) error
 	CheckKubeletArgs func(args []string) error
-	// Unpack puts the embedded programs below the data directory and says in which folder they are.
+	// Unpack unpacks the embedded programs below the data directory and returns the folder in which they are.
 	Unpack func(dataDir string) (string, error)
-	// Libraries are the versions of the libraries that coracle is made of, by name.
+	// Libraries returns the versions of the libraries that coracle is built with, by name.
 	Libraries func() map[string]string
 	// Encryption manages the store's keys.
 	Encryption Encryption
-	// SnapshotFiles are the files that a snapshot has besides the store; those of the second kind may be missing.
+	// SnapshotFiles returns the names of the files that a snapshot holds besides the store. The optional ones may be
+	// missing.
 	SnapshotFiles func() (required, optional []string)
-	// TokenFiles are those with the tokens once they were replaced.
+	// TokenFiles returns the names of the files that hold the tokens once they were replaced.
 	TokenFiles func() []string
-	// RotateToken replaces one of the cluster's tokens, by the store of the server whose folder this is. It returns the
-	// new one, and those servers that have not taken it over within some seconds.
+	// RotateToken replaces one of the cluster's tokens through the store of the server whose folder is serverDir. It
+	// returns the new token, and the servers that have not taken it over within some seconds.
 	RotateToken func(ctx context.Context, store *clientv3.Client, serverDir string, r token.RotationRequest) (next token.Token,
 		behind []string, err error)
-	// RotateGossipKey replaces the gossip key. Members are those that this machine's server knows; progress gets
-	// its steps.
+	// RotateGossipKey replaces the gossip key. The function members returns the members that this machine's server
+	// knows. It calls progress with each step.
 	RotateGossipKey func(ctx context.Context, client kubernetes.Interface, members func(context.Context) ([]status.Member, error),
 		progress func(string)) error
-	// Restart puts the program in place of itself, with the arguments and the environment that it was started with. It
-	// returns when that fails.
+	// Restart replaces the program by a new start of itself, with the original arguments and environment. It returns
+	// only when that fails.
 	Restart func() error
-	// CheckVIPs says whether the cluster can have virtual addresses (with commas in between), asking on the named
-	// interface, or on the one that fits, whether a machine has them. It returns them in their usual form.
+	// CheckVIPs checks whether the cluster can have these virtual addresses (separated by commas). It probes the LAN,
+	// on the interface that is named by on or else on one that fits, for machines that have them. It returns the
+	// addresses in canonical form.
 	CheckVIPs func(ctx context.Context, client kubernetes.Interface, addresses, on string) (string, error)
-	// CheckHost is the machine that coracle check examines.
+	// CheckHost returns the machine that coracle check examines.
 	CheckHost func() preflight.Host
 
 	Stdin   io.Reader
@@ -66,7 +68,7 @@ type App struct {
 	Host    config.Host
 }
 
-// Main runs the command that args name, args[0] being the program's, and returns the exit code.
+// Main runs the command that args select and returns the exit code. args[0] is the name of the program.
 func (a *App) Main(ctx context.Context, args []string) int {
 	root := a.root()
 	rest := args[1:]
@@ -106,7 +108,7 @@ join it with "coracle agent".`,
 		return usageError{cmd, config.ExplainFlagError(err, cmd.Flags())}
 	})
 	root.AddGroup(&cobra.Group{ID: groupRun, Title: "Run a cluster:"}, &cobra.Group{ID: groupUse, Title: "Use and maintain it:"})
-	// --help is enough; with no group there were an empty one
+	// --help is enough; without a group, the help would have an empty group
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true, GroupID: groupUse})
 	root.AddCommand(
 		a.serverCommand(), a.agentCommand(),
@@ -118,7 +120,7 @@ join it with "coracle agent".`,
 	return root
 }
 
-// holder is a command that only holds others.
+// holder makes cmd a command that only has subcommands.
 func holder(cmd *cobra.Command, others ...*cobra.Command) *cobra.Command {
 	cmd.Args, cmd.RunE = subcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.AddCommand(others...)
@@ -141,7 +143,7 @@ func commandNames(cmd *cobra.Command) []string {
 	return out
 }
 
-// usageError says that the command line is wrong: exit code 2.
+// usageError wraps an error of the command line. Its exit code is 2.
 type usageError struct {
 	cmd *cobra.Command
 	err error
@@ -150,16 +152,16 @@ type usageError struct {
 func (e usageError) Error() string { return e.err.Error() }
 func (e usageError) Unwrap() error { return e.err }
 
-// runError says that the command was understood but failed: exit code 1.
+// runError wraps an error of a command that was understood but failed. Its exit code is 1.
 type runError struct{ err error }
 
 func (e runError) Error() string { return e.err.Error() }
 func (e runError) Unwrap() error { return e.err }
 
-// errSilent is a failure about which everything has been printed.
+// errSilent is the error of a command that has already printed everything about its failure.
 var errSilent = runError{errors.New("")}
 
-// run marks the errors of a command's work, so that they are distinguished from those of its command line.
+// run marks the errors of a command's work, to distinguish them from errors of the command line.
 func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		err := f(cmd, args)
@@ -172,7 +174,8 @@ func run(f func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Comman
 	}
 }
 
-// runTool is run for a command that inspects an installed coracle: f gets its location.
+// runTool is run for a command that inspects an installed coracle. It calls f with the settings that locate that
+// coracle.
 func (a *App) runTool(flags *config.Flags, f func(cmd *cobra.Command, t *config.Tool, args []string) error) func(cmd *cobra.Command,
 	args []string) error {
 	return run(func(cmd *cobra.Command, args []string) error {
@@ -184,7 +187,7 @@ func (a *App) runTool(flags *config.Flags, f func(cmd *cobra.Command, t *config.
 	})
 }
 
-// report prints an error and turns it into an exit code.
+// report prints an error and returns the exit code.
 func (a *App) report(err error) int {
 	var failed runError
 	var member stillMember
@@ -217,11 +220,12 @@ func (a *App) report(err error) int {
 	return 2
 }
 
-// singleDash finds long flags that were written with one dash, which would be read as several short ones.
+// singleDash returns an error for a long flag that was written with one dash, which would be read as several short
+// ones.
 func singleDash(root *cobra.Command, args []string) error {
 	cmd, _, err := root.Find(args)
 	if err != nil || cmd.DisableFlagParsing {
-		return nil // the parser says what is wrong
+		return nil // the parser reports what is wrong
 	}
 	for _, arg := range args {
 		if arg == "--" {
@@ -236,7 +240,7 @@ func singleDash(root *cobra.Command, args []string) error {
 	return nil
 }
 
-// noArgs refuses arguments that are no flags.
+// noArgs returns an error for arguments that are not flags.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usageError{cmd, fmt.Errorf("unexpected argument %q", args[0])}
@@ -244,7 +248,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// subcommand refuses names of commands that are not there; it is for commands that only hold others.
+// subcommand returns an error for unknown names of subcommands. It is for commands that only have subcommands.
 func subcommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -256,15 +260,15 @@ func subcommand(cmd *cobra.Command, args []string) error {
 	return usageError{cmd, errors.New(msg)}
 }
 
-// sources are where a command's settings come from.
+// sources returns the sources of a command's settings.
 func (a *App) sources(f *config.Flags) config.Sources {
 	return config.Sources{Flags: f, Environ: a.Environ, Host: a.Host}
 }
 
-// warn prints a line that is no error.
+// warn prints a line to standard error that is no error.
 func (a *App) warn(format string, args ...any) {
 	fmt.Fprintf(a.Stderr, "coracle: "+format+"\n", args...)
 }
 
-// isRoot says whether this process may do what only root may.
+// isRoot says whether this process runs as root.
 func isRoot() bool { return os.Geteuid() == 0 }

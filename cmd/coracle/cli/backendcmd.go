@@ -25,10 +25,10 @@ import (
 )
 
 const (
-	// backendWait is how long nodes that run may take to change, and backendLook how often they are asked meanwhile.
+	// backendWait is how long running nodes may take to change, and backendPoll how often they are checked meanwhile.
 	backendWait = time.Minute
 	backendPoll = 300 * time.Millisecond
-	// apartShown is how many pairs of nodes are named that would not reach one another.
+	// apartShown is how many pairs of nodes that would not reach one another are named.
 	apartShown = 3
 )
 
@@ -103,7 +103,8 @@ func presentBackend(ctx context.Context, c kubernetes.Interface) (*corev1.Config
 	return m, nil
 }
 
-// shownBackend is what the cluster has; an error where the ConfigMap says something that no node goes by.
+// shownBackend returns the cluster's network back end. It returns an error where the ConfigMap holds a value that no
+// node accepts.
 func shownBackend(ctx context.Context, c kubernetes.Interface) (string, error) {
 	m, err := presentBackend(ctx, c)
 	if err != nil {
@@ -118,7 +119,7 @@ func shownBackend(ctx context.Context, c kubernetes.Interface) (string, error) {
 	return name, nil
 }
 
-// setBackend writes the cluster's back end, if all nodes can follow, and returns what the cluster had.
+// setBackend writes the cluster's network back end, if all nodes can change to it, and returns the previous one.
 func setBackend(ctx context.Context, c kubernetes.Interface, name string) (before string, err error) {
 	m, err := presentBackend(ctx, c)
 	if err != nil {
@@ -153,8 +154,8 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	return before, nil
 }
 
-// allCanChange refuses a back end to which a node does not change, or by which nodes would not reach one another as far
-// as their Nodes tell.
+// allCanChange returns an error when a node cannot change its back end while it runs, or when nodes would not reach one
+// another with the new one, as far as their Nodes show.
 func allCanChange(nodes []corev1.Node, name string) error {
 	var old []string
 	var all []*corev1.Node
@@ -184,8 +185,8 @@ func allCanChange(nodes []corev1.Node, name string) error {
 		strings.Join(apart, "; "), more)
 }
 
-// portFree refuses a back end whose port is a pod's host port, or a Service's node port: what comes from other nodes
-// would go there. New pods do not get the port of the back end that there is (cni).
+// portFree returns an error when the back end's port is a pod's host port or a Service's node port: packets from other
+// nodes would go there. New pods do not get the port of the present back end (cni).
 func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 	port := clusterconfig.TunnelPort(name)
 	if port == 0 {
@@ -221,11 +222,11 @@ func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 	return nil
 }
 
-// errLate says that nodes which run have not changed in time.
+// errLate says that running nodes have not changed in time.
 var errLate = errors.New("they go on trying; coracle status says on each of them what is in the way")
 
-// waitForBackend returns when all nodes that run go by the back end, with those that do not run and have another one;
-// or when the cluster has another one by then.
+// waitForBackend waits until all running nodes use the back end. It returns the nodes that do not run and have another
+// one. It returns an error when the cluster's back end was changed to another one meanwhile.
 func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, most time.Duration) (off []string, err error) {
 	var late []string
 	var asking, replaced error
@@ -243,11 +244,11 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 		switch {
 		case err == nil:
 			asking = nil
-		case ctx.Err() == nil || len(late) == 0: // else it is the end of the wait that cuts the question off
+		case ctx.Err() == nil || len(late) == 0: // otherwise the end of the wait has cancelled the request
 			asking = err
 		}
 		if err != nil {
-			return false, nil // the API may be away for a moment
+			return false, nil // the API may be unavailable for a moment
 		}
 		late, off = nil, nil
 		for i := range nodes.Items {

@@ -55,13 +55,13 @@ may be given too, such as --https-listen-port (only -o means --output here, not 
 	return cmd
 }
 
-// Ports that have no setting.
+// Ports that cannot be configured.
 const (
 	kubeletPort = 10250
 	dnsPort     = 10053
 )
 
-// needsOf says what a server with these settings needs. Settings may be incomplete when they are wrong.
+// needsOf returns what a server with these settings needs. The settings may be incomplete when they are wrong.
 func needsOf(c *config.Server) preflight.Needs {
 	n := preflight.Needs{
 		DataDir: c.Paths.DataDir, RunDir: c.Paths.RunDir, NodeIPs: c.Node.IPs,
@@ -101,10 +101,10 @@ func needsOf(c *config.Server) preflight.Needs {
 	return n
 }
 
-// presentBackendOf is the network back end that a server with these settings would have: what its cluster has changed
-// to counts.
+// presentBackendOf returns the network back end that a server with these settings would have. The back end to which its
+// cluster has changed takes precedence over the setting.
 func presentBackendOf(c *config.Server) string {
-	if c.NetworkBackend == clusterconfig.NetworkNone { // it gives the pod network away
+	if c.NetworkBackend == clusterconfig.NetworkNone { // another plugin makes the pod network
 		return clusterconfig.NetworkNone
 	}
 	return cmp.Or(KnownBackend(c.Paths.ServerDir, c.Paths.AgentDir), c.NetworkBackend)

@@ -12,9 +12,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// cleanupCommand finds the folders; the work is done by the embedded tools (cmd/coracle-tools/cleanup), which keeps it
-// out of the server's memory. It takes the arguments of coracle server and passes over those that name no folder, so
-// that coracle-uninstall can hand it what the service was started with.
+// cleanupCommand finds the folders and starts the embedded tools, which do the work (cmd/coracle-tools/cleanup). So
+// that work is not in the server's memory. The command takes the arguments of coracle server and ignores those that
+// name no folder, so that coracle-uninstall can pass it the arguments of the service.
 func (a *App) cleanupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cleanup", GroupID: groupUse,

@@ -18,16 +18,16 @@ import (
 )
 
 const (
-	// shownPods bounds the list: when a disk is full every pod has the same trouble.
+	// shownPods is how many pods status lists as problems: when a disk is full, every pod has the same problem.
 	shownPods = 8
-	// podLimit bounds what status reads of a big cluster.
+	// podLimit is how many pods, and how many Services, status reads of a big cluster.
 	podLimit = 1000
-	// podPatience is how long a pod may be on its way before that is trouble.
+	// podPatience is how long a pod may take to become ready, or to be deleted, before status reports it as a problem.
 	podPatience = 2 * time.Minute
 )
 
-// askCluster adds what the API server knows about nodes and pods. What keeps it from being asked is a problem only
-// when the process says that it is ready.
+// askCluster adds what the API server knows about nodes and pods. An error of the API server is reported as a problem
+// only when the process says that it is ready.
 func askCluster(ctx context.Context, t *config.Tool, r *status.Report, now time.Time) {
 	state, err := readCluster(ctx, t, now)
 	switch {
@@ -38,7 +38,7 @@ func askCluster(ctx context.Context, t *config.Tool, r *status.Report, now time.
 	}
 }
 
-// clusterState is what status tells about a cluster.
+// clusterState is the state of a cluster as status reports it.
 type clusterState struct {
 	counts          status.Cluster
 	problems, notes []string
@@ -105,7 +105,7 @@ func (s *clusterState) addPods(pods []corev1.Pod, now time.Time, imagesDir strin
 	}
 }
 
-// withoutLoadBalancer says which Service of type LoadBalancer has no address, and why.
+// withoutLoadBalancer returns a note that names a Service of type LoadBalancer without an address, and why it has none.
 func withoutLoadBalancer(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 	services, err := c.CoreV1().Services("").List(ctx, metav1.ListOptions{Limit: podLimit, FieldSelector: "spec.type=LoadBalancer"})
 	if err != nil {
@@ -121,7 +121,7 @@ func withoutLoadBalancer(ctx context.Context, c kubernetes.Interface) ([]string,
 	return notes, nil
 }
 
-// withoutAddress says why a Service of type LoadBalancer has none.
+// withoutAddress says why a Service of type LoadBalancer has no address.
 func withoutAddress(s *corev1.Service) string {
 	for _, c := range s.Status.Conditions {
 		if c.Type == "coracle.dev/LoadBalancer" { // servicelb.Condition
@@ -131,11 +131,11 @@ func withoutAddress(s *corev1.Service) string {
 	return fmt.Sprintf("the Service %s/%s of type LoadBalancer has no address: its load balancer has given it none", s.Namespace, s.Name)
 }
 
-// nodeTrouble says what is wrong with a node, "" for nothing.
+// nodeTrouble says what is wrong with a node. It returns "" when nothing is.
 func nodeTrouble(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		switch {
-		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown: // its last report may be half an hour older
+		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown: // LastHeartbeatTime may be half an hour older
 			return fmt.Sprintf("node %s has not been heard of since %s: is its machine on, and does coracle run there?", n.Name,
 				c.LastTransitionTime.Local().Format(time.DateTime))
 		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionFalse:
@@ -160,7 +160,7 @@ func nodeTrouble(n *corev1.Node) string {
 	return ""
 }
 
-// podServes says that nothing is wrong with a pod: it is ready or has done its work.
+// podServes says whether a pod is ready or has finished its work.
 func podServes(p *corev1.Pod) bool {
 	if p.Status.Phase == corev1.PodSucceeded {
 		return true
@@ -173,14 +173,14 @@ func podServes(p *corev1.Pod) bool {
 	return false
 }
 
-// jobsFailure tells whether a pod is a failed attempt of a Job. The Job makes another one, or has failed itself and
-// says so; the pod stays for its log alone.
+// jobsFailure says whether a pod is a failed attempt of a Job. The Job makes another pod, or has failed itself and says
+// so. The failed pod is kept only for its log.
 func jobsFailure(p *corev1.Pod) bool {
 	owner := metav1.GetControllerOf(p)
 	return p.Status.Phase == corev1.PodFailed && owner != nil && owner.Kind == "Job" && strings.HasPrefix(owner.APIVersion, "batch/")
 }
 
-// podTrouble says what is wrong with a pod that does not serve, "" when it is only on its way.
+// podTrouble says what is wrong with a pod that does not serve. It returns "" when the pod is only starting or ending.
 func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 	name := p.Namespace + "/" + p.Name
 	for _, c := range p.Status.Conditions {
@@ -235,8 +235,8 @@ func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerSta
 	return ""
 }
 
-// startsAgain tells whether the kubelet only waits to start a container again that has ended more than once. For most
-// of a back-off it shows the container as ended, not as waiting (docs/adr/0055).
+// startsAgain says whether a container has ended more than once and only waits for the kubelet to start it again.
+// During most of a back-off the kubelet shows the container as terminated, not as waiting (docs/adr/0055).
 func startsAgain(p *corev1.Pod, c corev1.ContainerStatus) bool {
 	main := slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == c.Name })
 	failed := c.State.Terminated.ExitCode != 0
@@ -244,7 +244,7 @@ func startsAgain(p *corev1.Pod, c corev1.ContainerStatus) bool {
 		(failed || main && p.Spec.RestartPolicy != corev1.RestartPolicyOnFailure)
 }
 
-// crashLoop says how a container ended last; nil when that is not known.
+// crashLoop says that a container ends again and again, and how it ended last. last is nil when that is not known.
 func crashLoop(p *corev1.Pod, c corev1.ContainerStatus, last *corev1.ContainerStateTerminated) string {
 	why := ""
 	if last != nil {
@@ -257,7 +257,7 @@ func crashLoop(p *corev1.Pod, c corev1.ContainerStatus, last *corev1.ContainerSt
 		c.RestartCount, p.Namespace, p.Name, c.Name)
 }
 
-// pullsAlways tells whether the kubelet asks the registry each time a container starts.
+// pullsAlways says whether the kubelet asks the registry each time the container starts.
 func pullsAlways(p *corev1.Pod, container string) bool {
 	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
 		if c.Name == container {

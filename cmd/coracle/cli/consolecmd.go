@@ -25,7 +25,7 @@ import (
 	"github.com/coracle-k8s/coracle/console"
 )
 
-// consoleFlags are those of `coracle console`.
+// consoleFlags are the flags of `coracle console`.
 type consoleFlags struct {
 	kubeconfig, context string
 	port                int
@@ -68,7 +68,7 @@ for a minute. On a machine without a browser it prints how to reach the console 
 	return cmd
 }
 
-// kubeconfigOf finds the kubeconfig that is meant.
+// kubeconfigOf returns the kubeconfig that the flags or the environment select, or else this machine's.
 func (a *App) kubeconfigOf(f *consoleFlags) (clientcmd.ClientConfig, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = f.kubeconfig
@@ -84,7 +84,7 @@ func (a *App) kubeconfigOf(f *consoleFlags) (clientcmd.ClientConfig, error) {
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}), nil
 }
 
-// contexts are a kubeconfig's, for completion.
+// contexts returns the names of a kubeconfig's contexts, for completion.
 func (a *App) contexts(f *consoleFlags) []string {
 	k, err := a.kubeconfigOf(f)
 	if err != nil {
@@ -118,7 +118,7 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 	if err != nil {
 		return fmt.Errorf("reading the kubeconfig: %w", err)
 	}
-	config.QPS = -1 // the API keeps order among its users itself
+	config.QPS = -1 // the API server limits the rate of its clients itself
 	if config.ExecProvider != nil {
 		config.ExecProvider.StdinUnavailable, config.ExecProvider.StdinUnavailableMessage = true, noStdin
 	}
@@ -130,7 +130,7 @@ func (a *App) runConsole(ctx context.Context, f *consoleFlags) error {
 	defer stop()
 	if err := a.probeConsole(ctx, config, current, loginPatience); err != nil {
 		if ctx.Err() != nil {
-			return nil // the user ended it
+			return nil // the user interrupted it
 		}
 		return err
 	}
@@ -160,7 +160,8 @@ func serverOf(c *api.Config, context string) string {
 	return "no address"
 }
 
-// letBrowserIn opens the browser, or prints how to reach the console. Each Enter makes a new link.
+// letBrowserIn opens the browser, or prints how to reach the console. It prints a new link each time the user presses
+// Enter.
 func (a *App) letBrowserIn(ctx context.Context, l *console.Loopback, f *consoleFlags) {
 	opened := false
 	if !f.noOpen {
@@ -176,7 +177,7 @@ func (a *App) letBrowserIn(ctx context.Context, l *console.Loopback, f *consoleF
 	}
 	fmt.Fprintln(a.Stdout, "Enter makes a new link, Ctrl-C ends the console.")
 	lines := make(chan struct{})
-	go func() { // ends with the process: a read of a terminal cannot be called off
+	go func() { // ends with the process: a read from a terminal cannot be cancelled
 		for in := bufio.NewScanner(a.Stdin); in.Scan(); {
 			select {
 			case lines <- struct{}{}:
@@ -195,7 +196,7 @@ func (a *App) letBrowserIn(ctx context.Context, l *console.Loopback, f *consoleF
 	}
 }
 
-// printLink prints a new link, and how to reach it from another machine. It is the user's terminal that gets it.
+// printLink prints a new link to the user's terminal, with the command to reach it from another machine.
 func (a *App) printLink(l *console.Loopback) {
 	fmt.Fprintf(a.Stdout, "\n  %s\n\nIt is good once, for a minute.", l.Link())
 	if getenv(a.Environ, "SSH_CONNECTION") != "" || getenv(a.Environ, "DISPLAY")+getenv(a.Environ, "WAYLAND_DISPLAY") == "" {
@@ -208,8 +209,8 @@ func (a *App) printLink(l *console.Loopback) {
 	fmt.Fprintln(a.Stdout)
 }
 
-// openBrowser opens a link in the browser of the user's desktop. The browser gets it by a file that only the user can
-// read: everybody can read its command line. The caller removes the file.
+// openBrowser opens a link in the browser of the user's desktop. It passes the link in a file that only the user can
+// read, because the browser's command line is readable by all users. The caller calls remove to remove the file.
 func (a *App) openBrowser(ctx context.Context, link string) (remove func(), err error) {
 	remove = func() {}
 	if getenv(a.Environ, "DISPLAY")+getenv(a.Environ, "WAYLAND_DISPLAY") == "" {
@@ -222,12 +223,12 @@ func (a *App) openBrowser(ctx context.Context, link string) (remove func(), err 
 	if err != nil {
 		return remove, errors.New("xdg-open is not installed")
 	}
-	// Of mode 0700, in the system's folder for such files when the user has none.
+	// MkdirTemp makes the folder with mode 0700, in the system's temporary folder when the user has no runtime folder.
 	dir, err := os.MkdirTemp(getenv(a.Environ, "XDG_RUNTIME_DIR"), "coracle-console-")
 	if err != nil {
 		return remove, fmt.Errorf("making a file for it: %w", err)
 	}
-	remove = func() { _ = os.RemoveAll(dir) } // its code is good for a minute only
+	remove = func() { _ = os.RemoveAll(dir) } // an error is harmless: the code in the link is good for a minute only
 	page := filepath.Join(dir, "console.html")
 	content := `<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=` + link + `"><title>coracle</title>`
 	if err := os.WriteFile(page, []byte(content), 0o600); err != nil {
@@ -238,6 +239,6 @@ func (a *App) openBrowser(ctx context.Context, link string) (remove func(), err 
 	if err := cmd.Start(); err != nil {
 		return remove, fmt.Errorf("starting xdg-open: %w", err)
 	}
-	go func() { _ = cmd.Wait() }() // it ends when it likes: it may be the browser itself
+	go func() { _ = cmd.Wait() }() // nothing waits for its end: xdg-open may be the browser itself
 	return remove, nil
 }

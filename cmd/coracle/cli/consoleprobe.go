@@ -20,21 +20,22 @@ import (
 )
 
 const (
-	// probeTimeout bounds the answer of the cluster, without the time that a login program takes.
+	// probeTimeout is the timeout of the request to the cluster, including the time that a login program takes.
 	probeTimeout = 10 * time.Second
-	// loginPatience is after how long a line says that the login program has not ended.
+	// loginPatience is the time after which a line says that the login program still runs.
 	loginPatience = 5 * time.Second
 )
 
-// noStdin is what a login program of the kubeconfig gets to hear that wants to read from the terminal.
+// noStdin is what a login program of the kubeconfig gets as error when it wants to read from the terminal.
 const noStdin = "coracle console reads the terminal itself. Log in by coracle kubectl get namespaces first, if the program keeps the login"
 
-// probeConsole asks the cluster once before a browser is opened. It fails when the credentials are not good, when the
-// address is another cluster's, and when the operator has disabled the console. A cluster that does not answer is
-// no failure: the pages say so, and go on when it answers. After patience a line says what is waited for.
+// probeConsole sends one request to the cluster before a browser is opened. It fails when the credentials are not
+// valid, when the address belongs to another cluster, and when the operator has disabled the console. A cluster that
+// does not answer is no failure: the pages say so, and work once the cluster answers. After patience, a line says what
+// is waited for.
 func (a *App) probeConsole(ctx context.Context, config *rest.Config, current string, patience time.Duration) error {
-	answered := make(chan error, 1)                                 // one: its goroutine ends whether or not this function still listens
-	go func() { answered <- askForConsole(ctx, config, current) }() // a login program cannot be called off
+	answered := make(chan error, 1)                                 // one: its goroutine ends even after this function has returned
+	go func() { answered <- askForConsole(ctx, config, current) }() // a login program cannot be cancelled
 	slow := time.NewTimer(patience)
 	defer slow.Stop()
 	for {
@@ -59,7 +60,7 @@ func (a *App) probeConsole(ctx context.Context, config *rest.Config, current str
 	}
 }
 
-// silentCluster says that a cluster gave no answer.
+// silentCluster wraps the error of a cluster that did not answer.
 type silentCluster struct{ error }
 
 func askForConsole(ctx context.Context, config *rest.Config, current string) error {
@@ -79,12 +80,12 @@ func askForConsole(ctx context.Context, config *rest.Config, current string) err
 	answer, err := client.Do(r)
 	var foreign *tls.CertificateVerificationError
 	if sending, ok := errors.AsType[*url.Error](err); ok {
-		err = sending.Err // without the path, which says nothing to a user
+		err = sending.Err // without the URL, which is of no use to a user
 	}
 	switch {
 	case errors.As(err, &foreign):
 		return fmt.Errorf("the server of context %s is not the one of the kubeconfig, or a clock is wrong: %w", current, foreign)
-	case err != nil && strings.Contains(err.Error(), "getting credentials"): // client-go has no other mark
+	case err != nil && strings.Contains(err.Error(), "getting credentials"): // client-go marks this error by its text only
 		return fmt.Errorf("the login program of context %s: %w", current, err)
 	case err != nil:
 		return silentCluster{err}
@@ -95,7 +96,7 @@ func askForConsole(ctx context.Context, config *rest.Config, current string) err
 		return fmt.Errorf("the cluster does not accept the credentials of context %s: they have ended, or are those of another cluster",
 			current)
 	case http.StatusOK:
-	default: // another cluster than coracle's, or one whose operator took the role away
+	default: // a cluster that is not coracle's, or one whose operator removed the role
 		return nil
 	}
 	var c status.Console

@@ -22,21 +22,22 @@ import (
 )
 
 const (
-	// consoleNamespace has the service accounts of console tokens, and nothing else: a user who may make tokens of the
-	// accounts of a namespace has the rights of each of them.
+	// consoleNamespace is the namespace of the service accounts of console tokens. It holds nothing else: a user who
+	// may make tokens for the accounts of a namespace has the rights of each of these accounts.
 	consoleNamespace = "coracle-console"
-	// shortestToken is the API's own limit.
+	// shortestToken is the shortest lifetime that the API allows for a token.
 	shortestToken = 10 * time.Minute
-	// consoleLabel marks what belongs to a token. The annotations say when the token ends, and which role it has where.
+	// consoleLabel marks the objects of a token. The annotations hold when the token ends, its role, and the namespace
+	// of that role.
 	consoleLabel         = "coracle.dev/console-token"
 	consoleEnds          = "coracle.dev/ends"
 	consoleRole          = "coracle.dev/role"
 	consoleRoleNamespace = "coracle.dev/role-namespace"
-	// statusSuffix ends the name of an account's second binding, to clusterconfig.StatusRole.
+	// statusSuffix is the suffix of the name of an account's second binding, which is to clusterconfig.StatusRole.
 	statusSuffix = "-status"
 )
 
-// consoleTokenFlags are those of `coracle console token`.
+// consoleTokenFlags are the flags of `coracle console token`.
 type consoleTokenFlags struct {
 	role, namespace string
 	ttl             time.Duration
@@ -89,8 +90,8 @@ itself. Deleting the account ends it earlier. The next token removes the account
 	return cmd
 }
 
-// make makes an account of its own for a token, and returns the token. Accounts whose tokens have ended are removed
-// first. An account that is there already is never used: another user may have a token of it.
+// make makes a service account for one token, and returns the token. First it removes accounts whose tokens have ended.
+// It never uses an existing account, because another user may have a token of that account.
 func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interface, now time.Time) (_ string, err error) {
 	if _, err := client.RbacV1().ClusterRoles().Get(ctx, f.role, metav1.GetOptions{}); err != nil {
 		return "", fmt.Errorf("reading the ClusterRole %s (view, edit, admin and cluster-admin are there from the start): %w", f.role, err)
@@ -120,7 +121,7 @@ func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interfac
 		return "", fmt.Errorf("making the service account %s: %w", o.Name, err)
 	}
 	defer func() {
-		if err != nil { // nothing of a token that there is not stays
+		if err != nil { // nothing may remain of a token that could not be made
 			err = errors.Join(err, removeAccount(context.WithoutCancel(ctx), client, o))
 		}
 	}()
@@ -136,7 +137,8 @@ func (f *consoleTokenFlags) make(ctx context.Context, client kubernetes.Interfac
 	return got.Status.Token, nil
 }
 
-// bind gives an account the role, and who sees the whole cluster sees its servers.
+// bind binds the role to an account. An account with a role in the whole cluster is also bound to
+// clusterconfig.StatusRole, so that it can see the servers.
 func (f *consoleTokenFlags) bind(ctx context.Context, client kubernetes.Interface, account metav1.ObjectMeta) error {
 	subjects := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Name: account.Name, Namespace: consoleNamespace}}
 	role := func(name string) rbacv1.RoleRef {

@@ -21,7 +21,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// debugTimeout bounds the wait for an answer beyond the time that was asked for.
+// debugTimeout is how long to wait for the response, besides the requested duration of a profile.
 const debugTimeout = time.Minute
 
 func (a *App) debugCommand() *cobra.Command {
@@ -76,8 +76,9 @@ Go's heap (coracle status has the whole) is not in it.`,
 	return cmd
 }
 
-// saveResponse completes a command that copies an answer of the running process to the file that its argument names, or
-// to standard output. question gives the path to ask for, and how long the answer takes by its nature.
+// saveResponse completes a command that copies a response of the running process to the file that its argument names,
+// or to standard output. The function question returns the path of the request, and the minimum time that the response
+// takes.
 func (a *App) saveResponse(cmd *cobra.Command, binary bool, question func() (string, time.Duration, error)) {
 	flags := addLocations(cmd)
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
@@ -120,7 +121,7 @@ func askDebug(ctx context.Context, t *config.Tool, w io.Writer, path string) err
 	return err
 }
 
-// writeResponse makes a new file that only its owner may read, and keeps it only if it is whole.
+// writeResponse makes a new file that only its owner may read, and removes it again when the response is incomplete.
 func writeResponse(path string, ask func(io.Writer) error) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {

@@ -2,9 +2,10 @@
 
 // Package cli holds the commands of coracle: it parses the command line, prints, and decides the exit code.
 //
-// It owns the words that users type and read, the process around a server or an agent (log, pid file, admin socket,
-// signals, readiness), and nothing of what runs inside it: main gives it the functions that run a server and an
-// agent, so that this package, and the tests of the command line, do not link Kubernetes.
+// It owns the words that users type and read. It owns the process around a server or an agent (log, pid file, admin
+// socket, signals, readiness), and nothing of what runs inside. Main gives it the functions that run a server and an
+// agent. So neither this package nor the tests of the command line link Kubernetes.
 //
-// Exit codes: 0 for success, 1 when something failed, 2 when the command line or the configuration is wrong.
+// Exit codes: 0 for success, 1 when something failed, 2 when the command line or the configuration is wrong. coracle
+// leave has a further one (exitStillMember).
 package cli

@@ -18,18 +18,18 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// embeddedByName are the names under which coracle acts as another program.
+// embeddedByName holds the names under which coracle acts as another program.
 var embeddedByName = map[string]bool{"kubectl": true, "ctr": true, "crictl": true, "helm": true}
 
 func (a *App) kubectlCommand() *cobra.Command { return a.clientCommand(kubectl()) }
 
 func (a *App) helmCommand() *cobra.Command { return a.clientCommand(helm()) }
 
-// client is an embedded program that speaks to the API server.
+// client is an embedded program that is a client of the API server.
 type client struct {
 	name, short string
-	choosing    []string // flags that say which cluster is meant
-	without     []string // its commands that need no cluster
+	choosing    []string // flags that select a cluster
+	without     []string // subcommands that need no cluster
 }
 
 func kubectl() client {
@@ -79,15 +79,15 @@ func (a *App) ctrCommand() *cobra.Command {
 			env := a.Environ
 			env = setDefault(env, "CONTAINERD_ADDRESS", t.Paths.ContainerdSocket)
 			env = setDefault(env, "CONTAINERD_NAMESPACE", "k8s.io")
-			// What containerd's next version drops, cgroup v1 among it, is for who embeds it: coracle's user can do
-			// nothing about it.
+			// ctr warns of what containerd's next version drops, such as cgroup v1. These warnings are for those who
+			// embed containerd: a user of coracle can do nothing about them.
 			env = setDefault(env, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS", "true")
 			return a.execTool(t, "ctr", args, env)
 		}),
 	}
 }
 
-// crictlCommand runs a crictl that the user installed: it is no part of coracle.
+// crictlCommand runs a crictl that the user installed. Coracle has none of its own.
 func (a *App) crictlCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "crictl", Hidden: true, Short: "Run an installed crictl on this node's containers",
@@ -106,7 +106,8 @@ func (a *App) crictlCommand() *cobra.Command {
 	}
 }
 
-// tool reads where things lie; what is wrong with the configuration is no matter of these commands.
+// tool returns the paths that the settings name, or the defaults when the configuration has errors: these commands need
+// nothing else of it.
 func (a *App) tool() *config.Tool {
 	t, err := config.LoadTool(a.sources(nil))
 	if err != nil {
@@ -116,7 +117,7 @@ func (a *App) tool() *config.Tool {
 	return t
 }
 
-// execTool replaces this process by an embedded program.
+// execTool replaces this process with an embedded program.
 func (a *App) execTool(t *config.Tool, name string, args, env []string) error {
 	dir, err := a.unpackForUser(t)
 	if err != nil {
@@ -129,8 +130,8 @@ func execve(path string, argv, env []string) error {
 	return fmt.Errorf("starting %s: %w", path, syscall.Exec(path, argv, env))
 }
 
-// unpackForUser finds the embedded programs where the server unpacked them. A user who may not read or write there, or
-// a machine without a server, gets them below the user's own cache folder.
+// unpackForUser returns the folder with the embedded programs that the server unpacked. When the user may not read or
+// write that folder, the programs are unpacked below the user's own cache folder.
 func (a *App) unpackForUser(t *config.Tool) (string, error) {
 	dir, err := a.Unpack(t.Paths.DataDir)
 	if err == nil || !errors.Is(err, fs.ErrPermission) {
@@ -147,14 +148,15 @@ func (a *App) unpackForUser(t *config.Tool) (string, error) {
 	return dir, nil
 }
 
-// clientEnv points a program at this machine's cluster, unless the user says which cluster is meant.
+// clientEnv returns the environment in which a program uses this machine's cluster, unless the user has selected a
+// cluster.
 func (a *App) clientEnv(t *config.Tool, c client, args []string) ([]string, error) {
 	if getenv(a.Environ, "KUBECONFIG") != "" || c.choosesCluster(args) {
 		return a.Environ, nil
 	}
 	f, err := os.Open(t.Kubeconfig)
 	if err == nil {
-		_ = f.Close() // opened only to see that it can be
+		_ = f.Close() // opened only to check that it can be read
 		return setDefault(a.Environ, "KUBECONFIG", t.Kubeconfig), nil
 	}
 	home := getenv(a.Environ, "HOME")
@@ -173,7 +175,7 @@ func (a *App) clientEnv(t *config.Tool, c client, args []string) ([]string, erro
 	return nil, fmt.Errorf("reading the kubeconfig: %w", err)
 }
 
-// noServer says why a server's file is missing here, and what to do.
+// noServer says why a server's file is missing on this machine, and what to do.
 func noServer(p config.Paths) string {
 	if exists(p.AgentDir) && !exists(p.ServerDir) {
 		return "this machine is a node, and its cluster's servers are other machines. Run this on one of them"
@@ -181,7 +183,7 @@ func noServer(p config.Paths) string {
 	return "no server has run on this machine yet. Start one with: coracle server"
 }
 
-// choosesCluster says whether the arguments themselves name a cluster.
+// choosesCluster says whether the arguments select a cluster.
 func (c client) choosesCluster(args []string) bool {
 	return slices.ContainsFunc(args, func(s string) bool {
 		name, _, _ := strings.Cut(s, "=")
@@ -195,7 +197,7 @@ func (c client) withoutCluster(args []string) bool {
 		slices.Contains(c.without, args[0])
 }
 
-// completeClient asks the embedded program.
+// completeClient returns the completions of the embedded program.
 func (a *App) completeClient(c client, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 	t := a.tool()
 	env, err := a.clientEnv(t, c, args)
@@ -226,7 +228,7 @@ func parseCompletion(out string) ([]string, cobra.ShellCompDirective) {
 	return lines[:len(lines)-1], cobra.ShellCompDirective(directive)
 }
 
-// findOther looks a program up on the PATH that is not this one by another name.
+// findOther returns the path of a program on the PATH that is not a link to this program, or "".
 func (a *App) findOther(name string) string {
 	self, err := os.Executable()
 	if err != nil {
@@ -255,7 +257,7 @@ func getenv(environ []string, name string) string {
 	return ""
 }
 
-// setDefault adds a variable unless it has a value.
+// setDefault adds a variable to the environment, unless it has a value.
 func setDefault(environ []string, name, value string) []string {
 	if getenv(environ, name) != "" {
 		return environ

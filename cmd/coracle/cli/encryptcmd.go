@@ -18,26 +18,26 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// Encryption manages the keys with which the store's secrets are encrypted. Main supplies it; dir is the server's
-// folder for credentials.
+// Encryption manages the keys with which the store's Secrets are encrypted. Main supplies it. The parameter dir is the
+// server's folder for credentials.
 type Encryption interface {
-	// Status describes keys and rotation without secrets.
+	// Status describes keys and rotation. It returns no secrets.
 	Status(dir string) (EncryptionStatus, error)
-	// Rotate replaces the key. With open it reaches the store of the server on this machine. Progress gets
-	// stages, of objects written again, and of servers that are waited for.
+	// Rotate replaces the key. It uses open to reach the store of the server on this machine. It calls progress with
+	// each stage, with the number of rewritten objects, and with the servers for which it waits.
 	Rotate(ctx context.Context, dir string, client *rest.Config,
 		open func(context.Context, func(context.Context, *clientv3.Client) error) error,
 		progress func(stage string, objects int, waiting []string)) error
 }
 
-// EncryptionStatus is what secrets-encrypt status prints.
+// EncryptionStatus is the output of secrets-encrypt status.
 type EncryptionStatus struct {
-	Key       string    `json:"key,omitempty"`       // the one that writes
-	Readable  []string  `json:"readable,omitempty"`  // those that may still read
-	Encrypted []string  `json:"encrypted,omitempty"` // resources
+	Key       string    `json:"key,omitempty"`       // the key that encrypts new writes
+	Readable  []string  `json:"readable,omitempty"`  // the keys that can decrypt
+	Encrypted []string  `json:"encrypted,omitempty"` // the encrypted resources
 	ByHand    bool      `json:"byHand,omitempty"`    // the operator wrote the configuration
 	Rotating  string    `json:"rotating,omitempty"`  // the stage of an unfinished rotation
-	Started   time.Time `json:"started,omitzero"`    // of the last rotation
+	Started   time.Time `json:"started,omitzero"`    // when the last rotation began
 	Finished  time.Time `json:"finished,omitzero"`
 }
 
@@ -105,7 +105,7 @@ has to run and to take the new key over before anything is written with it.`,
 		if err != nil {
 			return err
 		}
-		rc.Timeout = 0 // listing many objects may take long; the user can interrupt
+		rc.Timeout = 0 // listing many objects may take long; the user can interrupt it
 		out := cmd.OutOrStdout()
 		progress := func(stage string, objects int, waiting []string) {
 			switch {

@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// addSettings gives a command the flags of the table, with completion and help by group.
+// addSettings gives a command the flags of the settings table, with completion, and with help by group.
 func addSettings(cmd *cobra.Command, c config.Command) *config.Flags {
 	f := config.Register(cmd.Flags(), c)
 	cmd.Flags().SortFlags = false
@@ -26,7 +26,7 @@ func addSettings(cmd *cobra.Command, c config.Command) *config.Flags {
 	return f
 }
 
-// addLocations gives a command the flags that say which coracle it is about.
+// addLocations gives a command the flags that select the coracle to work on.
 func addLocations(cmd *cobra.Command) *config.Flags {
 	f := config.RegisterLocations(cmd.Flags())
 	cmd.Flags().SortFlags = false
@@ -34,7 +34,7 @@ func addLocations(cmd *cobra.Command) *config.Flags {
 	return f
 }
 
-// addSome gives a command those flags, and the ones of the given names.
+// addSome gives a command the flags of addLocations and the flags with the given names.
 func addSome(cmd *cobra.Command, names ...string) *config.Flags {
 	f := config.RegisterSome(cmd.Flags(), names...)
 	cmd.Flags().SortFlags = false
@@ -57,12 +57,12 @@ func completeSettings(cmd *cobra.Command, settings []*config.Setting) {
 			complete = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveDefault)
 		}
 		if err := cmd.RegisterFlagCompletionFunc(s.Name, complete); err != nil {
-			panic(fmt.Sprintf("flag --%s is in the table twice: %v", s.Name, err)) // a mistake in the table, found by any test
+			panic(fmt.Sprintf("flag --%s is in the table twice: %v", s.Name, err)) // a mistake in the table; any test finds it
 		}
 	}
 }
 
-// settingsUsage prints the flags under the headings of the table.
+// settingsUsage prints the flags under the group headings of the table.
 func settingsUsage(w io.Writer, cmd *cobra.Command, c config.Command) {
 	fmt.Fprintf(w, "Usage:\n  %s [flags]\n", cmd.CommandPath())
 	group := ""
@@ -107,7 +107,7 @@ func defaultNote(s *config.Setting) string {
 	return ""
 }
 
-// outputFlag is -o with a fixed set of forms, the first being the default.
+// outputFlag is the flag -o. It has a fixed set of forms, of which the first is the default.
 type outputFlag struct {
 	value string
 	forms []string
@@ -117,7 +117,7 @@ func addOutput(cmd *cobra.Command, forms ...string) *outputFlag {
 	o := &outputFlag{forms[0], forms}
 	cmd.Flags().VarP(o, "output", "o", "Form of the output: "+strings.Join(forms, ", "))
 	if err := cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(forms, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // the flag was added in the line above
+		panic(err) // the flag was added in the lines above
 	}
 	return o
 }

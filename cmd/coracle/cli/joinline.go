@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// printJoinLines says what to paste on the machine that is to join.
+// printJoinLines prints the commands to paste on the joining machine.
 func printJoinLines(w io.Writer, t *config.Tool, role, token string) {
 	at, tok := shellQuote(ownURL(t)), shellQuote(token)
 	install := "CORACLE_URL=" + at + " CORACLE_TOKEN=" + tok + " ./install.sh"
@@ -31,8 +31,9 @@ func printJoinLines(w io.Writer, t *config.Tool, role, token string) {
 		map[string]string{"agent": "a node", "server": "a server"}[role], role, at, tok, install)
 }
 
-// ownURL is where other machines reach the cluster: its virtual address or, without one, this one's API server. The
-// first address in its certificate that is not this machine's own alone is the one that it advertises.
+// ownURL returns the URL by which other machines reach the cluster: the virtual address or, without one, the address of
+// this machine's API server. That is the first address in its certificate that is not a loopback address: the
+// advertised address.
 func ownURL(t *config.Tool) string {
 	host, port := "ADDRESS-OF-THIS-MACHINE", "6443"
 	if vips, _, err := clusterconfig.ReadVIPs(t.Paths.ServerDir); err == nil && len(vips) > 0 {
@@ -59,7 +60,7 @@ func ownURL(t *config.Tool) string {
 	return "https://" + net.JoinHostPort(host, port)
 }
 
-// shellQuote makes one word of a text for a POSIX shell; it leaves alone what is one.
+// shellQuote quotes a text as one word for a POSIX shell. It returns a text that is one word already unchanged.
 func shellQuote(text string) string {
 	special := func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:@%+,=", r))

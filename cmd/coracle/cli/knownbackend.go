@@ -10,8 +10,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// KnownBackend is the network back end that the cluster last sent this machine: its server, which may be without a
-// node, or else its node; empty where neither has one.
+// KnownBackend returns the network back end that the cluster last sent to this machine's server, or else to its node.
+// (A server may have no node.) It returns "" where neither has one.
 func KnownBackend(serverDir, agentDir string) string {
 	return cmp.Or(clusterconfig.ReadBackend(serverDir), cni.KnownBackend(filepath.Join(agentDir, "cni")))
 }

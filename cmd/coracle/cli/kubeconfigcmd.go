@@ -83,7 +83,7 @@ func (a *App) kubeconfigCommand() *cobra.Command {
 	return cmd
 }
 
-// readKubeconfig reads what the server wrote.
+// readKubeconfig reads the kubeconfig that the server wrote, or the one that from names.
 func (a *App) readKubeconfig(t *config.Tool, from string) (*api.Config, error) {
 	if from == "-" {
 		text, err := io.ReadAll(a.Stdin)
@@ -104,7 +104,7 @@ func (a *App) readKubeconfig(t *config.Tool, from string) (*api.Config, error) {
 	for _, path := range paths {
 		c, err := clientcmd.LoadFromFile(path)
 		if err == nil {
-			if err := api.FlattenConfig(c); err != nil { // files that it names become part of it
+			if err := api.FlattenConfig(c); err != nil { // embeds the files that it names
 				return nil, fmt.Errorf("reading what %s names: %w", path, err)
 			}
 			return c, nil
@@ -122,7 +122,8 @@ func (a *App) readKubeconfig(t *config.Tool, from string) (*api.Config, error) {
 	return nil, fmt.Errorf("reading the kubeconfig: %w", first)
 }
 
-// adapt reduces a kubeconfig to its current context, under another name and with another address if those are given.
+// adapt reduces a kubeconfig to its current context. It renames the context and replaces the server's address, if those
+// are given.
 func adapt(c *api.Config, name, server string) (*api.Config, error) {
 	ctx := c.Contexts[c.CurrentContext]
 	if ctx == nil || c.Clusters[ctx.Cluster] == nil || c.AuthInfos[ctx.AuthInfo] == nil {
@@ -141,7 +142,7 @@ func adapt(c *api.Config, name, server string) (*api.Config, error) {
 	return out, nil
 }
 
-// mergeKubeconfig puts one context into the user's kubeconfig and leaves the others as they are.
+// mergeKubeconfig adds the contexts of add to the user's kubeconfig and leaves all others as they are.
 func (a *App) mergeKubeconfig(add *api.Config) error {
 	path := ""
 	if list := filepath.SplitList(getenv(a.Environ, "KUBECONFIG")); len(list) > 0 {
@@ -172,7 +173,7 @@ func (a *App) mergeKubeconfig(add *api.Config) error {
 		return fmt.Errorf("making the folder of %s: %w", path, err)
 	}
 	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real // a link, as dotfile managers make, stays one
+		path = real // keeps a symbolic link, as dotfile managers make
 	}
 	if err := atomicfile.Write(path, text, 0o600); err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)

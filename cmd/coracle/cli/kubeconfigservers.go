@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// serverURLs asks the cluster for its live servers.
+// serverURLs returns the URLs of the cluster's live servers.
 func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 	found, err := c.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx,
 		metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
@@ -28,8 +28,8 @@ func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 	return out, nil
 }
 
-// addContexts gives a kubeconfig of one context a further one for each server. A kubeconfig's cluster has one address,
-// and kubectl tries no other: --context selects another server.
+// addContexts adds a context for each server to a kubeconfig that has one context. The cluster of a kubeconfig has one
+// address, and kubectl tries no other. With these contexts, --context selects another server.
 func addContexts(c *api.Config, urls []string) {
 	name := c.CurrentContext
 	for i, url := range urls {

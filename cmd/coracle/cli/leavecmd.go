@@ -26,11 +26,11 @@ import (
 
 const onlyServer = "this machine has the cluster's only server: there is nothing to leave"
 
-// exitStillMember is the exit code of coracle leave on a server of several that did not leave. Removing its data would
-// be the loss of a voter, and perhaps of the last copy of the store: coracle-uninstall stops there.
+// exitStillMember is the exit code of coracle leave when one of several servers did not leave. coracle-uninstall stops
+// at this code: to remove that server's data would lose a voter, and perhaps the last copy of the store.
 const exitStillMember = 3
 
-// stillMember says that a server did not leave.
+// stillMember wraps the error of a server that did not leave.
 type stillMember struct{ error }
 
 func (e stillMember) Unwrap() error { return e.error }
@@ -64,13 +64,13 @@ The exit code is 3 when a server of several did not leave, 1 when a node did not
 	return cmd
 }
 
-// leaveCluster takes this machine out of its cluster and says what it did.
+// leaveCluster removes this machine from its cluster and returns a message that says what it did.
 func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Duration) (message string, err error) {
 	r, err := askStatus(ctx, t)
 	switch {
 	case errors.Is(err, status.ErrNotRunning) && !exists(t.Paths.ServerDir) && !exists(t.Paths.AgentDir):
 		return "this machine is in no cluster", nil
-	// roster.ReadPeerAddresses reads it
+	// roster.ReadPeerAddresses reads this file
 	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir) && !exists(filepath.Join(t.Paths.ServerDir, "peers.json")):
 		return onlyServer, nil
 	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir):
@@ -116,7 +116,7 @@ func askStatus(ctx context.Context, t *config.Tool) (*status.Report, error) {
 	return status.NewClient(t.Paths.AdminSocket).Status(ctx)
 }
 
-// leaveBy orders the removal of this machine's node; false says that there was none.
+// leaveBy requests the removal of this machine's node and waits for it. It returns false when there is no such node.
 func leaveBy(ctx context.Context, rc *rest.Config, node string, grace time.Duration) (bool, error) {
 	rc.Timeout = apiTimeout
 	c, err := kubernetes.NewForConfig(rc)
@@ -130,7 +130,8 @@ func leaveBy(ctx context.Context, rc *rest.Config, node string, grace time.Durat
 	return err == nil, err
 }
 
-// serverLeaves takes a server out. It asks another one, since this one's API ends with its place in the store.
+// serverLeaves removes this server from the cluster. It uses another server's API, because this server's API ends when
+// the server is removed from the store.
 func (a *App) serverLeaves(ctx context.Context, t *config.Tool, node string, grace time.Duration) (message string, err error) {
 	s, err := askServers(ctx, t)
 	if err != nil {
@@ -155,7 +156,7 @@ func (a *App) serverLeaves(ctx context.Context, t *config.Tool, node string, gra
 	if removed {
 		return "this machine is no server and no node of the cluster any more", nil
 	}
-	// Without a node, the store is all that there is to leave.
+	// A server without a node only has to be removed from the store.
 	id, err := strconv.ParseUint(self.ID, 16, 64)
 	if err != nil {
 		return "", fmt.Errorf("this server's id %q is no number: %w", self.ID, err)
@@ -176,7 +177,7 @@ func whatIsLeftOfServer(node string) string {
 	return whatIsLeft(node) + " (if it has no such node: coracle member remove " + node + ")"
 }
 
-// pickLeaving finds this machine's server and another one that answers.
+// pickLeaving returns this machine's server and another server that answers, preferably the leader.
 func pickLeaving(servers []status.ClusterServer) (self, other *status.ClusterServer) {
 	for i := range servers {
 		s := &servers[i]

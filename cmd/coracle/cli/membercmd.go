@@ -86,7 +86,8 @@ number survives no more failures.`,
 	return cmd
 }
 
-// changeMember finds the server that is meant, changes it through the store and prints done, which takes its name.
+// changeMember finds the server that the argument names and applies change to it through the store. Then it prints
+// done, a format with the server's name.
 func (a *App) changeMember(flags *config.Flags, change func(context.Context, *clientv3.Client, uint64) error,
 	done string) func(*cobra.Command, []string) error {
 	return a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
@@ -114,7 +115,7 @@ func (a *App) changeMember(flags *config.Flags, change func(context.Context, *cl
 	})
 }
 
-// pickServer finds the server that a person named.
+// pickServer finds the server that the user named, by its name, id, server id or address.
 func pickServer(servers []status.ClusterServer, name string) (status.ClusterServer, error) {
 	var found []status.ClusterServer
 	var names []string
@@ -122,7 +123,7 @@ func pickServer(servers []status.ClusterServer, name string) (status.ClusterServ
 		if name == s.Name || name == s.ID || name == s.ServerID || name == s.Address {
 			found = append(found, s)
 		}
-		if s.Name == s.ServerID { // it has no node, and does not answer: its address says more
+		if s.Name == s.ServerID { // the server has no node and does not answer: its address says more
 			names = append(names, cmp.Or(s.Address, s.Name))
 			continue
 		}
@@ -139,7 +140,7 @@ func pickServer(servers []status.ClusterServer, name string) (status.ClusterServ
 		"coracle member list", len(found), name)
 }
 
-// askServers asks this machine's server about all of them.
+// askServers asks this machine's server for the state of all servers.
 func askServers(ctx context.Context, t *config.Tool) (*status.Servers, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()

@@ -22,12 +22,13 @@ import (
 )
 
 const (
-	// leaveGrace is how long the pods of a node that leaves may take to end, unless a flag says otherwise: what a pod
-	// has by default (terminationGracePeriodSeconds) twice.
+	// leaveGrace is how long the pods of a node that is being removed may take to end, unless a flag says otherwise. It
+	// is twice the default of a pod's terminationGracePeriodSeconds.
 	leaveGrace = time.Minute
-	// leaveRest is how long a node may still be there after that: its deletion, and that of its server from the store.
+	// leaveRest is how much longer the node may exist after that: its Node has to be deleted, and its server removed
+	// from the store.
 	leaveRest = 20 * time.Second
-	// leavePoll is how often it is looked at.
+	// leavePoll is the time between two checks whether the node still exists.
 	leavePoll = 500 * time.Millisecond
 )
 
@@ -102,7 +103,7 @@ func checkGrace(grace time.Duration) error {
 	return nil
 }
 
-// leave orders the node's removal and waits until it is gone.
+// leave requests the node's removal and waits until the Node is gone.
 func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.Duration) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -118,7 +119,7 @@ func leave(ctx context.Context, c kubernetes.Interface, name string, grace time.
 	return awaitDeletion(ctx, c, n, grace+leaveRest)
 }
 
-// awaitDeletion waits until a node is gone, or another one of its name is there.
+// awaitDeletion waits until the Node is gone, or was replaced by another one with the same name.
 func awaitDeletion(ctx context.Context, c kubernetes.Interface, n *corev1.Node, atMost time.Duration) error {
 	deadline := time.NewTimer(atMost)
 	defer deadline.Stop()
@@ -144,7 +145,7 @@ func awaitDeletion(ctx context.Context, c kubernetes.Interface, n *corev1.Node, 
 	}
 }
 
-// stillThere says what a node's removal waits for.
+// stillThere returns an error that says what the removal of a node waits for.
 func stillThere(n *corev1.Node, last error) error {
 	switch {
 	case last != nil:

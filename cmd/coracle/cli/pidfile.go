@@ -14,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pidFile names the process that uses a run directory, which holds a lock on it as long as it lives.
+// pidFile names the process that uses a run directory. That process holds a lock on the file until it ends.
 type pidFile struct{ f *os.File }
 
-// lockPatience is how long the lock may be held after the process that the file names has ended. A child that this
-// process was about to start holds it from the fork until the exec, also when the process is killed in between.
+// lockPatience is how long to wait for the lock when the process that the file names has ended. A child process that
+// was being started holds the lock from the fork until the exec, also when its parent is killed in between.
 const lockPatience = 5 * time.Second
 
-// lockPIDFile refuses when another process holds the lock.
+// lockPIDFile takes the lock, and returns an error when another process holds it.
 func lockPIDFile(path, role string) (*pidFile, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -33,7 +33,7 @@ func lockPIDFile(path, role string) (*pidFile, error) {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}
 	if err != nil {
-		_ = f.Close() // the error to tell about is the other one
+		_ = f.Close() // the other error is the one to report
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("coracle runs already%s, with the pid file %s; see: coracle status. To run a second %s on this "+
 				"machine give it its own --data-dir", pidClause(path), path, role)
@@ -57,8 +57,8 @@ func writeAt(f *os.File, text string) error {
 	return err
 }
 
-// release empties the file, which says that the process ended as it should, and lets go of the lock. The file stays:
-// removing it would let two newcomers lock two different files.
+// release empties the file, which marks an orderly end, and releases the lock. It does not remove the file: with
+// removal, two new processes could lock two different files.
 func (p *pidFile) release() error { return errors.Join(p.f.Truncate(0), p.f.Close()) }
 
 func pidClause(path string) string {
@@ -68,9 +68,9 @@ func pidClause(path string) string {
 	return ""
 }
 
-// owner is what a pid file tells.
+// owner is the content of a pid file.
 type owner struct {
-	pid   int  // 0 when the last process ended as it should, or none ever ran
+	pid   int  // 0 when the last process ended in an orderly way, or none ever ran
 	alive bool // a process holds the lock
 	found bool
 }
@@ -91,8 +91,8 @@ func readPIDFile(path string) owner {
 	return o
 }
 
-// writableDir makes a directory, and finds out now whether files can be made in it. A full disk is let through: a
-// server still answers reads then.
+// writableDir makes a directory and checks that files can be made in it. A full disk is no error: a server still
+// answers reads then.
 func writableDir(dir, what, flag string) error {
 	err := os.MkdirAll(dir, 0o755)
 	if err == nil {

@@ -20,7 +20,7 @@ func printJSON(w io.Writer, v any) error {
 	return nil
 }
 
-// print prints a value as JSON or by text, as the flag says.
+// print prints a value as JSON or by the function text, as the flag says.
 func (o *outputFlag) print(w io.Writer, v any, text func(io.Writer) error) error {
 	if o.value == "json" {
 		return printJSON(w, v)
@@ -35,7 +35,7 @@ func printText(w io.Writer, text string) error {
 	return nil
 }
 
-// printTable prints rows in columns, the heads of the columns first.
+// printTable prints rows in columns under the headings.
 func printTable(w io.Writer, heads []string, rows [][]string) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, row := range append([][]string{heads}, rows...) {
@@ -51,8 +51,8 @@ func printTable(w io.Writer, heads []string, rows [][]string) error {
 	return nil
 }
 
-// visible puts a question mark in place of what a terminal would obey, or a table: much of what is printed was said by
-// other machines.
+// visible replaces non-printing characters, which would control a terminal or break a table, by question marks. Much of
+// the printed text comes from other machines.
 func visible(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -62,8 +62,8 @@ func visible(text string) string {
 	}, text)
 }
 
-// readable is visible for a text that may have lines and tabs of its own, such as an error with what another machine
-// has answered.
+// readable does the same as visible, but keeps lines and tabs. It is for texts such as an error that quotes another
+// machine's response.
 func readable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r != '\n' && r != '\t' && !unicode.IsPrint(r) {

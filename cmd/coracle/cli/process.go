@@ -25,10 +25,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/version"
 )
 
-// ErrRestart ends a server or an agent that has to start once more, in the same process: App.Restart does that.
+// ErrRestart is the error with which a server or an agent ends that has to start again in the same process. App.Restart
+// does the restart.
 var ErrRestart = errors.New("coracle has to restart")
 
-// sameSignal is how close two signals are one: timeout(1) and some shells signal a process and then its group.
+// sameSignal is the interval within which two signals count as one: timeout(1) and some shells signal a process and
+// then its group.
 const sameSignal = 500 * time.Millisecond
 
 // Process is the running server or agent as its parts see it.
@@ -38,7 +40,7 @@ type Process struct {
 	Log *logging.Log
 	// Board is where parts report their state for coracle status.
 	Board *status.Board
-	// Admin answers on the admin socket; parts may add what root may ask of them before Ready is called.
+	// Admin serves the admin socket. Parts may add requests for root to it before Ready is called.
 	Admin *status.Server
 
 	role, node, api string
@@ -47,10 +49,11 @@ type Process struct {
 	readyOnce       sync.Once
 	quiet           *quiet
 	started         time.Time
-	stopping        atomic.Bool // a stop was asked for
+	stopping        atomic.Bool // a stop was requested
 }
 
-// Ready says that the process serves: systemd starts what waits for it, coracle status tells since when.
+// Ready reports that the process serves: systemd then starts the units that wait for it, and coracle status shows since
+// when it serves.
 func (p *Process) Ready() {
 	p.readyOnce.Do(func() {
 		now := time.Now()
@@ -63,7 +66,7 @@ func (p *Process) Ready() {
 	})
 }
 
-// run surrounds body with the log, the pid file, the admin socket and the signals.
+// run sets up the log, the pid file, the admin socket and the signals, and runs body.
 func (p *Process) run(parent context.Context, logs config.Logging, warnings []string, body func(context.Context) error) (err error) {
 	p.started = time.Now()
 	p.notify = takeNotifier()
@@ -102,7 +105,7 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	}
 	ctx, stop := p.untilSignal(parent)
 	defer stop()
-	adminCtx, stopAdmin := context.WithCancel(context.Background()) // it answers while the rest stops
+	adminCtx, stopAdmin := context.WithCancel(context.Background()) // the admin socket is served while the other parts stop
 	adminDone := make(chan error, 1)                                // one: its goroutine never waits for a reader
 	go func() { adminDone <- p.Admin.Serve(adminCtx, listener) }()
 
@@ -123,8 +126,8 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	return adminErr
 }
 
-// Restart restarts the program, whatever still runs; see App.Restart. When a stop was asked for meanwhile, it ends the
-// process.
+// Restart restarts the program even while parts of it still run; see App.Restart. When a stop was requested meanwhile,
+// it ends the process.
 func (p *Process) Restart() {
 	if p.stopping.Load() {
 		p.Log.Info("not all has stopped in time; coracle ends all the same, pods keep running and the store is safe")
@@ -135,8 +138,8 @@ func (p *Process) Restart() {
 	os.Exit(1)
 }
 
-// keepClock sets a clock forward that is behind, before anything looks at a certificate, and notes the time for the
-// next start until the function that it returns is called.
+// keepClock sets a clock that is behind forward, before any certificate is checked. It records the time for the next
+// start until the function that it returns is called.
 func (p *Process) keepClock(v version.Info) (stop func()) {
 	clock := wallclock.Clock{
 		File: filepath.Join(p.Paths.DataDir, "clock"), Logger: p.Log.Logger,
@@ -159,11 +162,11 @@ func (p *Process) keepClock(v version.Info) (stop func()) {
 	}
 }
 
-// untilSignal returns a context that ends at the first SIGTERM or SIGINT. The second ends the process. SIGHUP, which a
-// closing terminal sends, is ignored: there is nothing that it could reload that is not reloaded anyway.
+// untilSignal returns a context that ends at the first SIGTERM or SIGINT. The second signal ends the process. SIGHUP,
+// which a closing terminal sends, is ignored: everything that can be reloaded is reloaded without it.
 func (p *Process) untilSignal(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(parent)
-	signals := make(chan os.Signal, 2) // two: the first and the impatient second are never lost
+	signals := make(chan os.Signal, 2) // two: the first signal and an impatient second one are never lost
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP)
 	done := make(chan struct{})
@@ -178,7 +181,7 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 			if err := p.notify.send("STOPPING=1\nSTATUS=stopping"); err != nil {
 				p.Log.Warn("systemd could not be notified that coracle stops", "error", err)
 			}
-			first = time.Now() // before the status says it: who has read it there and waits sameSignal is taken at their word
+			first = time.Now() // before the status shows it: a caller who then waits sameSignal can end the process
 			p.Admin.SetStopping()
 			p.quiet.setStopping()
 			cancel()
@@ -209,10 +212,10 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 // notifier speaks systemd's sd_notify protocol (sd_notify(3)).
 type notifier struct{ socket string }
 
-// takeNotifier takes the socket's name out of the environment, so that no child speaks for this process: runc would.
+// takeNotifier removes the socket's name from the environment, so that no child process notifies systemd: runc would.
 func takeNotifier() notifier {
 	n := notifier{os.Getenv("NOTIFY_SOCKET")}
-	_ = os.Unsetenv("NOTIFY_SOCKET") // fails for a malformed name only
+	_ = os.Unsetenv("NOTIFY_SOCKET") // fails only for a malformed name
 	return n
 }
 

@@ -9,22 +9,21 @@ import (
 )
 
 const (
-	// patience is how long a start or a stop may take before the log tells what the libraries complained of meanwhile.
+	// patience is how long a start or a stop may take before the held lines of the libraries are written to the log.
 	patience = 20 * time.Second
-	// settling is how long after readiness parts still find one another.
+	// settling is how long after readiness the lines are still held: parts may not reach one another at first.
 	settling = 5 * time.Second
 )
 
-// quiet keeps the libraries' complaints out of the log while the process starts and while it stops, unless that goes
-// wrong or takes long.
+// quiet holds the libraries' lines back while the process starts and while it stops, unless that fails or takes long.
 type quiet struct {
 	log             *logging.Log
-	ready, stopping chan struct{} // closed when it is so
-	ended           chan bool     // the value says whether all went well
+	ready, stopping chan struct{} // closed when the process is ready or stops
+	ended           chan bool     // the value says whether the process ended without an error
 	done            chan struct{}
 }
 
-// keepQuiet starts the goroutine, which ends with end.
+// keepQuiet starts the goroutine that end stops.
 func keepQuiet(l *logging.Log) *quiet {
 	q := &quiet{log: l, ready: make(chan struct{}), stopping: make(chan struct{}), ended: make(chan bool), done: make(chan struct{})}
 	l.Hold()
@@ -39,7 +38,7 @@ func (q *quiet) end(ok bool)  { q.ended <- ok; <-q.done }
 
 func (q *quiet) run() {
 	defer close(q.done)
-	ready, stopping := q.ready, q.stopping // nil when it has been heard
+	ready, stopping := q.ready, q.stopping // nil once it is closed
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	late := func() {

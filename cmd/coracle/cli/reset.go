@@ -13,7 +13,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/datadir"
 )
 
-// reset are two flags of k3s' server command that its users know. They do what commands of their own do here.
+// reset holds two flags of k3s' server command that its users know. Here they do the same as the commands coracle store
+// recover and coracle snapshot restore.
 type reset struct {
 	cluster     bool
 	restorePath string

@@ -75,7 +75,7 @@ until a server answers it asks again. Later starts need no answer. SIGTERM and S
 	return cmd
 }
 
-// serverArgProblems are the mistakes in the arguments that a server hands on to upstream's components.
+// serverArgProblems returns the mistakes in the arguments that a server passes to upstream's components.
 func (a *App) serverArgProblems(c *config.Server) config.Problems {
 	problems := problemsIn(a.CheckServerArgs(c))
 	if c.DisableAgent {
@@ -84,12 +84,12 @@ func (a *App) serverArgProblems(c *config.Server) config.Problems {
 	return append(problems, problemsIn(a.CheckKubeletArgs(c.Node.KubeletArgs))...)
 }
 
-// problemsIn takes joined errors apart, each a mistake in the configuration.
+// problemsIn splits a joined error into its errors, each of which is a mistake in the configuration.
 func problemsIn(err error) config.Problems {
 	if err == nil {
 		return nil
 	}
-	joined, ok := any(err).(interface{ Unwrap() []error }) // as errors.Join made it, and not one that wraps such
+	joined, ok := any(err).(interface{ Unwrap() []error }) // only what errors.Join returned, not an error that wraps it
 	if !ok {
 		return config.Problems{err.Error()}
 	}

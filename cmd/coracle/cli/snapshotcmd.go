@@ -37,8 +37,8 @@ what is not given is as in those.`,
 		a.snapshotRestoreCommand())
 }
 
-// addS3 gives a command the flags with which it means another object store than its server does, also by the names that
-// k3s has for them.
+// addS3 gives a command the flags that select another object store than the server's settings do. The flags are also
+// known by k3s' names.
 func addS3(cmd *cobra.Command) *config.Flags {
 	cmd.Flags().SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		short := strings.TrimPrefix(name, "etcd-")
@@ -50,7 +50,8 @@ func addS3(cmd *cobra.Command) *config.Flags {
 	return addSome(cmd, append([]string{"snapshot-s3"}, config.S3FlagNames()...)...)
 }
 
-// askSnapshots asks the server that runs on this machine, with what the flags say of S3. Signals end the request.
+// askSnapshots sends a request to the server that runs on this machine, with the S3 settings of the flags. Signals end
+// the request.
 func askSnapshots(ctx context.Context, t *config.Tool, flags *config.Flags, method, path string, query url.Values, out any) error {
 	asked, err := flags.AskedS3()
 	if err != nil {

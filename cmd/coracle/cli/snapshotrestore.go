@@ -46,8 +46,8 @@ Other servers of the cluster have to be stopped first, and join this one again.`
 	return cmd
 }
 
-// findSnapshot returns the path of a snapshot: what is a file, the name of one in the folder for snapshots, or that of
-// one on S3, which is then copied to that folder.
+// findSnapshot returns the path of a snapshot. It accepts a path, a file's name in the folder for snapshots, or a name
+// on S3. A snapshot on S3 is copied to that folder first.
 func findSnapshot(ctx context.Context, t *config.SnapshotTool, what string) (string, error) {
 	if _, err := os.Stat(what); !errors.Is(err, fs.ErrNotExist) || strings.ContainsRune(what, filepath.Separator) {
 		return what, nil
@@ -58,14 +58,15 @@ func findSnapshot(ctx context.Context, t *config.SnapshotTool, what string) (str
 	}
 	o, err := config.ParseS3(t.Snapshots.S3Settings)
 	if err != nil {
-		return "", err // config has checked them
+		return "", err // not reached: config has checked these settings
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	return snapshots.Fetch(ctx, o, what, t.Snapshots.Dir)
 }
 
-// restoreSnapshot restores what is named so. mark, when set, is noted in the server's folder.
+// restoreSnapshot restores the snapshot that is named by what. A mark that is not empty is noted in the server's
+// folder.
 func (a *App) restoreSnapshot(ctx context.Context, out io.Writer, t *config.SnapshotTool, what, mark string) error {
 	path, err := findSnapshot(ctx, t, what)
 	if err != nil {
@@ -109,7 +110,8 @@ the snapshot was taken are not in it, and join again when coracle is restarted t
 	return nil
 }
 
-// restoreKey finds what decrypts a snapshot: what the user gave, or else the token of the server that is here.
+// restoreKey returns the key that decrypts a snapshot: the key file or token that the user gave, or else the token of
+// this machine's server.
 func restoreKey(t *config.SnapshotTool, h snapshots.Header) (snapshots.Key, error) {
 	if h.Key == snapshots.FileKey {
 		if t.Snapshots.KeyFile == "" {

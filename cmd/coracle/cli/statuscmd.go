@@ -18,7 +18,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// statusTimeout bounds the wait for a process that does not reply.
+// statusTimeout is how long to wait for a process that does not reply.
 const statusTimeout = 10 * time.Second
 
 func (a *App) statusCommand() *cobra.Command {
@@ -50,7 +50,7 @@ does not do yet with something that the cluster has.`,
 	return cmd
 }
 
-// findStatus asks the running process, and otherwise says why there is none.
+// findStatus returns the status of the running process, or the reasons why none runs.
 func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, error) {
 	r, err := status.NewClient(t.Paths.AdminSocket).Status(ctx)
 	switch {
@@ -75,8 +75,8 @@ func (a *App) findStatus(ctx context.Context, t *config.Tool) (*status.Report, e
 	return r, nil
 }
 
-// askOthers adds what the API server and this server know of the cluster. Both are asked at once: without a quorum the
-// API server may answer nothing for as long as status waits, and then the servers say why.
+// askOthers adds what the API server and this server know of the cluster. It asks both at the same time: without a
+// quorum the API server may not answer before status gives up, and then the servers' state says why.
 func askOthers(ctx context.Context, t *config.Tool, r *status.Report) {
 	var servers *status.Servers
 	var err error
@@ -87,8 +87,8 @@ func askOthers(ctx context.Context, t *config.Tool, r *status.Report) {
 	addServers(r, servers, err)
 }
 
-// addServers adds what this server knows of all of them, or why it does not say so. Without an answer the parts' states
-// say why.
+// addServers adds the state of all servers, or the reason why this server does not report it. Before the process is
+// ready it adds no reason: the states of the parts say it.
 func addServers(r *status.Report, s *status.Servers, err error) {
 	if err != nil {
 		if !r.Ready.IsZero() {
@@ -99,7 +99,7 @@ func addServers(r *status.Report, s *status.Servers, err error) {
 	r.Servers, r.Problems = s, append(r.Problems, s.Problems...)
 }
 
-// whyNotRunning reads the traces that the last process left.
+// whyNotRunning says why coracle does not run, by the files that the last process left.
 func (a *App) whyNotRunning(t *config.Tool) []string {
 	o := readPIDFile(t.Paths.PIDFile)
 	switch {
@@ -186,10 +186,11 @@ func printStatus(w io.Writer, r *status.Report, now time.Time) error {
 	return printText(w, b.String())
 }
 
-// shownMembers bounds the list in the text; servers come first, and those that do not answer are always shown.
+// shownMembers is how many members the text lists. Servers come first, and members that are not alive are always
+// listed.
 const shownMembers = 20
 
-// printClusterMembers lists the machines of the cluster as this one hears of them.
+// printClusterMembers lists the members of the cluster as this machine's gossip knows them.
 func printClusterMembers(w io.Writer, members []status.Member, now time.Time) error {
 	rows, more := [][]string{}, 0
 	for i, m := range members {
@@ -216,7 +217,7 @@ func printClusterMembers(w io.Writer, members []status.Member, now time.Time) er
 
 func mb(n int64) string { return fmt.Sprintf("%d MB", (n+500_000)/1_000_000) }
 
-// age writes a duration with its two largest units.
+// age formats a duration with its two largest units.
 func age(d time.Duration) string {
 	switch d = d.Round(time.Second); {
 	case d < time.Minute:

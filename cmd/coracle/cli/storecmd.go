@@ -23,7 +23,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/storefiles"
 )
 
-// storeTimeout bounds a question to the store.
+// storeTimeout is how long to wait for a response of the store.
 const storeTimeout = 15 * time.Second
 
 func (a *App) storeCommand() *cobra.Command {
@@ -39,8 +39,8 @@ docs/operations/store.md has the procedures.`,
 		a.storeBackupCommand(), a.storeRestoreCommand(), a.storeVerifyCommand(), a.storeRecoverCommand())
 }
 
-// withStore runs f against the store of the server that runs on this machine. SIGINT and SIGTERM end f's context, so
-// that it can clean up.
+// withStore calls f with a client for the store of the server that runs on this machine. SIGINT and SIGTERM end f's
+// context, so that f can clean up.
 func (a *App) withStore(ctx context.Context, t *config.Tool, f func(context.Context, *clientv3.Client) error) error {
 	path := t.Paths.StoreSocket
 	if err := reachable(ctx, path); err != nil {
@@ -52,7 +52,7 @@ func (a *App) withStore(ctx context.Context, t *config.Tool, f func(context.Cont
 	if err != nil {
 		return fmt.Errorf("connecting to the store: %w", err)
 	}
-	defer func() { _ = c.Close() }() // it has nothing left to send
+	defer func() { _ = c.Close() }() // the client has nothing left to send
 	err = f(ctx, c)
 	if ctx.Err() != nil {
 		return errors.Join(errors.New("interrupted"), err)
@@ -60,7 +60,8 @@ func (a *App) withStore(ctx context.Context, t *config.Tool, f func(context.Cont
 	return plainWords(err)
 }
 
-// reachable says in words why nothing answers on the store's socket; the client would only try again and again.
+// reachable returns an error that says why the store's socket cannot be connected to. Without this check the client
+// would only retry.
 func reachable(ctx context.Context, path string) error {
 	conn, err := (&net.Dialer{Timeout: storeTimeout}).DialContext(ctx, "unix", path)
 	switch {
@@ -74,7 +75,7 @@ func reachable(ctx context.Context, path string) error {
 	return fmt.Errorf("connecting to the store: %w", err)
 }
 
-// plainWords takes gRPC's out of an error.
+// plainWords removes gRPC's prefix from an error's message.
 func plainWords(err error) error {
 	if s, ok := status.FromError(err); ok && s != nil {
 		return errors.New(s.Message())
@@ -82,7 +83,7 @@ func plainWords(err error) error {
 	return err
 }
 
-// stoppedServer is this machine's server for what works on its files.
+// stoppedServer returns this machine's server for commands that work on its files while it is stopped.
 func stoppedServer(t *config.Tool) *storefiles.Server {
 	p := t.Paths
 	return &storefiles.Server{
@@ -91,7 +92,7 @@ func stoppedServer(t *config.Tool) *storefiles.Server {
 	}
 }
 
-// forRoot says what to do about a file that only root may see.
+// forRoot adds the hint to use sudo to an error about a file that only root may read.
 func forRoot(err error) error {
 	if errors.Is(err, fs.ErrPermission) && !isRoot() {
 		return fmt.Errorf("only root may do this; use sudo (%w)", err)
@@ -108,7 +109,7 @@ func isTerminal(f any) bool {
 	return err == nil && info.Mode()&fs.ModeCharDevice != 0
 }
 
-// bytesText writes a size for people.
+// bytesText formats a size for users.
 func bytesText(n int64) string {
 	switch {
 	case n < 1000:

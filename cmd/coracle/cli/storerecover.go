@@ -42,7 +42,7 @@ nothing. A copy of the store is kept.`,
 	return cmd
 }
 
-// recoverStore makes a cluster of one server out of this machine's store.
+// recoverStore makes the store of this machine that of a cluster with one server.
 func recoverStore(out io.Writer, t *config.Tool) error {
 	plan, kept, err := stoppedServer(t).Recover()
 	if err != nil {
@@ -59,7 +59,7 @@ Now:
 	return nil
 }
 
-// printPlan says what is here and what may be lost.
+// printPlan prints what this server's store holds and which writes may be lost.
 func printPlan(w io.Writer, p storefiles.Plan, now time.Time) {
 	voters := 0
 	var members []storeMember
@@ -82,7 +82,7 @@ func printPlan(w io.Writer, p storefiles.Plan, now time.Time) {
 	}
 	fmt.Fprint(w, ".\n\nThe servers as this one last knew them:\n\n")
 	if err := printMembers(w, members); err != nil {
-		return // who cannot be written to learns nothing
+		return // when the members cannot be printed, neither can the rest
 	}
 	fmt.Fprintf(w, `
 If at least %d of the %d voters can still be started, do that instead: then nothing is lost.

@@ -19,21 +19,21 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// storeStatus is what coracle store status prints.
+// storeStatus is the output of coracle store status.
 type storeStatus struct {
-	Cluster      string        `json:"cluster"` // as etcd's protocol names it, in hexadecimal, like all ids here
+	Cluster      string        `json:"cluster"` // the id of etcd's protocol, in hexadecimal, like all ids here
 	Member       string        `json:"member"`
-	Leader       string        `json:"leader,omitempty"` // empty when there is none
-	Version      string        `json:"version"`          // of etcd's contract
+	Leader       string        `json:"leader,omitempty"` // empty when there is no leader
+	Version      string        `json:"version"`          // of the etcd API
 	Term         uint64        `json:"term"`
 	LastIndex    uint64        `json:"lastIndex"`
 	AppliedIndex uint64        `json:"appliedIndex"`
 	Revision     int64         `json:"revision"`
-	Keys         *int64        `json:"keys"`       // null: not known
-	Bytes        int64         `json:"bytes"`      // of current keys and values
-	TotalBytes   int64         `json:"totalBytes"` // with the history
+	Keys         *int64        `json:"keys"`       // null when not known
+	Bytes        int64         `json:"bytes"`      // size of the current keys and values
+	TotalBytes   int64         `json:"totalBytes"` // with the history of the keys
 	QuotaBytes   int64         `json:"quotaBytes,omitempty"`
-	LogBytes     int64         `json:"logBytes"` // on disk
+	LogBytes     int64         `json:"logBytes"` // size on disk
 	Snapshot     storeSnapshot `json:"snapshot"`
 	Members      []storeMember `json:"members"`
 	Problems     []string      `json:"problems"`
@@ -45,7 +45,7 @@ type storeSnapshot struct {
 	Taken time.Time `json:"taken,omitzero"`
 }
 
-// storeMember is one server.
+// storeMember is one server of the store.
 type storeMember struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
@@ -78,13 +78,13 @@ wrong.`,
 	return cmd
 }
 
-// former is a command under an earlier name, which works and is not shown.
+// former makes a command a hidden one under an earlier name, which still works.
 func former(cmd *cobra.Command, use string, aliases ...string) *cobra.Command {
 	cmd.Use, cmd.Aliases, cmd.Hidden = use, aliases, true
 	return cmd
 }
 
-// askStore gathers what the store tells without a majority, and what its folder shows.
+// askStore returns what the store reports without a majority and what the files in its folder show.
 func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -125,7 +125,7 @@ func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeSt
 	return s, nil
 }
 
-// countKeys asks this server only. One that has not caught up since it started does not answer.
+// countKeys asks only this server. A server that has not caught up since it started does not reply.
 func countKeys(ctx context.Context, c *clientv3.Client) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, countTimeout)
 	defer cancel()
@@ -136,10 +136,10 @@ func countKeys(ctx context.Context, c *clientv3.Client) (int64, error) {
 	return all.Count, nil
 }
 
-// countTimeout bounds counting the keys, which takes some milliseconds.
+// countTimeout is how long counting the keys may take. It usually takes some milliseconds.
 const countTimeout = 2 * time.Second
 
-// problemText says in our words what etcd has a fixed phrase for.
+// problemText replaces etcd's fixed phrase for a full disk by coracle's own text.
 func problemText(text, dir string) string {
 	if strings.Contains(text, "database space exceeded") {
 		return "the disk of " + dir + " is full: writes are refused, reads go on. Nothing is lost. Free some space; writes are accepted " +
@@ -149,7 +149,7 @@ func problemText(text, dir string) string {
 }
 
 func listMembers(ctx context.Context, c *clientv3.Client, st *clientv3.StatusResponse) ([]storeMember, error) {
-	list, err := c.MemberList(ctx, clientv3.WithSerializable()) // also when there is no majority
+	list, err := c.MemberList(ctx, clientv3.WithSerializable()) // works without a majority
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func listMembers(ctx context.Context, c *clientv3.Client, st *clientv3.StatusRes
 		sm := storeMember{ID: hexID(m.ID), Name: m.Name, Role: "voter", Self: m.ID == st.Header.MemberId}
 		if len(m.PeerURLs) > 0 {
 			_, address, _ := strings.Cut(m.PeerURLs[0], "://")
-			if strings.Contains(address, ":") { // a server that is alone has a name there
+			if strings.Contains(address, ":") { // the server of a cluster of one has a name there
 				sm.Address = address
 			}
 		}
@@ -177,7 +177,7 @@ func hexID(id uint64) string { return strconv.FormatUint(id, 16) }
 
 func filesSize(pattern string) int64 {
 	var total int64
-	paths, _ := filepath.Glob(pattern) // the pattern is right
+	paths, _ := filepath.Glob(pattern) // the pattern is well-formed
 	for _, path := range paths {
 		if info, err := os.Stat(path); err == nil {
 			total += info.Size()
@@ -187,7 +187,7 @@ func filesSize(pattern string) int64 {
 }
 
 func newestSnapshot(pattern string) storeSnapshot {
-	paths, _ := filepath.Glob(pattern) // the pattern is right; sorted, and names sort as snapshots do
+	paths, _ := filepath.Glob(pattern) // the pattern is well-formed; Glob sorts, and the names sort by age
 	for i := len(paths) - 1; i >= 0; i-- {
 		if info, err := os.Stat(paths[i]); err == nil {
 			return storeSnapshot{info.Size(), info.ModTime()}

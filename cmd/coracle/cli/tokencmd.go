@@ -22,10 +22,10 @@ import (
 	"github.com/coracle-k8s/coracle/joining/token"
 )
 
-// defaultTTL is how long a token made by token create works.
+// defaultTTL is how long a token made by token create is valid.
 const defaultTTL = 24 * time.Hour
 
-// apiTimeout bounds one request to the API server.
+// apiTimeout is the timeout of one request to the API server.
 const apiTimeout = 15 * time.Second
 
 func (a *App) tokenCommand() *cobra.Command {
@@ -77,7 +77,7 @@ func (a *App) tokenCreateCommand() *cobra.Command {
 	description := cmd.Flags().String("description", "", "What it is for")
 	quiet := addQuiet(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
-		// The hash of the cluster's authority is in the tokens that the server made.
+		// The tokens that the server made hold the hash of the cluster's authority.
 		own, err := readToken(t.Paths, t.Paths.AgentTokenFile)
 		if err != nil {
 			return err
@@ -119,7 +119,7 @@ func (a *App) tokenGenerateCommand() *cobra.Command {
 	return cmd
 }
 
-// listedToken is a token without its secret.
+// listedToken describes a token without its secret.
 type listedToken struct {
 	ID          string    `json:"id"`
 	Expires     time.Time `json:"expires,omitzero"`
@@ -244,7 +244,7 @@ func readToken(p config.Paths, path string) (token.Token, error) {
 	return t, nil
 }
 
-// adminConfig finds the administrator's credentials of the server on this machine.
+// adminConfig returns a configuration with the administrator's credentials of the server on this machine.
 func adminConfig(t *config.Tool) (*rest.Config, error) {
 	var first error
 	for _, path := range []string{t.Paths.AdminKubeconfig, t.Kubeconfig} {
@@ -263,7 +263,7 @@ func adminConfig(t *config.Tool) (*rest.Config, error) {
 	return nil, fmt.Errorf("the administrator's kubeconfig of a server on this machine is needed: %w", first)
 }
 
-// withClient runs f against this machine's API server.
+// withClient calls f with a client of this machine's API server.
 func (a *App) withClient(ctx context.Context, t *config.Tool, f func(context.Context, kubernetes.Interface) error) error {
 	rc, err := adminConfig(t)
 	if err != nil {

@@ -17,16 +17,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// Where install.sh lets a supervised process log when there is no journal.
+// defaultLogFile is the log to which a process logs that install.sh supervises on a machine without a journal.
 const defaultLogFile = "/var/log/coracle.log"
 
-// supervisor is what install.sh makes where there is neither systemd nor OpenRC.
+// supervisor is the script that install.sh makes on a machine with neither systemd nor OpenRC.
 const supervisor = "/usr/local/bin/coracle-service"
 
-// tailSize is how much of a log is read to find its end.
+// tailSize is how many bytes at the end of a log are read.
 const tailSize = 16 << 10
 
-// lastWords quotes the last complaint of the log, if it can be found.
+// lastWords quotes the last error in the log, if there is one.
 func lastWords(environ []string) string {
 	text := tail(defaultLogFile)
 	if text == "" {
@@ -41,7 +41,7 @@ func lastWords(environ []string) string {
 	return ""
 }
 
-// journal returns the last lines of the systemd unit, "" when there is none.
+// journal returns the last lines of the systemd unit. It returns "" when there are none.
 func journal(environ []string) string {
 	if !exists("/run/systemd/system") {
 		return ""
@@ -52,7 +52,7 @@ func journal(environ []string) string {
 	c.Env = environ
 	out, err := c.Output()
 	if err != nil {
-		return "" // it is only a help
+		return "" // the lines are only additional help
 	}
 	return string(out)
 }
@@ -75,7 +75,7 @@ func tail(path string) string {
 	return string(text)
 }
 
-// startHint says how this machine starts coracle.
+// startHint says by which command this machine starts coracle.
 func startHint(t *config.Tool) []string {
 	switch {
 	case t.Paths.DataDir != config.DefaultDataDir:
@@ -90,12 +90,12 @@ func startHint(t *config.Tool) []string {
 	return nil
 }
 
-// space is what a file system has left.
+// space is the size and the free space of a file system.
 type space struct {
 	total, free, inodes, inodesFree uint64
 }
 
-// spaceAt looks at the file system of the nearest existing folder on the way to path.
+// spaceAt returns the space of the file system that holds path, or its nearest existing parent folder.
 func spaceAt(path string) (space, error) {
 	for !exists(path) && path != "/" && path != "." {
 		path = filepath.Dir(path)
@@ -116,7 +116,7 @@ func diskNote(path string) string {
 	return fmt.Sprintf(" (%.1f GB free)", float64(s.free)/1e9)
 }
 
-// leastFree is where a store can soon no longer write.
+// leastFree is the free space below which a store will soon be unable to write, in bytes.
 const leastFree = 200 << 20
 
 func diskProblems(p config.Paths) []string {

@@ -84,8 +84,8 @@ take it out there.`,
 	return cmd
 }
 
-// putVIPs writes the cluster's virtual addresses. The ConfigMap stays when there are none: a server whose flag names
-// some would make it again.
+// putVIPs writes the cluster's virtual addresses. It does not delete the ConfigMap when there are none: a server with
+// --vip would make it again.
 func putVIPs(ctx context.Context, c kubernetes.Interface, text string) error {
 	maps := c.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	m, err := maps.Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})

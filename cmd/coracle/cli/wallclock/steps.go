@@ -14,19 +14,20 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// followSteps sends when the machine's clock is set, and closes the channel when ctx is done. It costs nothing
-// meanwhile: a timer that never expires is cancelled by the kernel then (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET).
+// followSteps returns a channel that receives when the machine's clock is set, and is closed when ctx is done. Waiting
+// costs nothing: the kernel cancels a timer that never expires when the clock is set (timerfd_create(2),
+// TFD_TIMER_CANCEL_ON_SET).
 func followSteps(ctx context.Context) (<-chan struct{}, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_REALTIME, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("following the clock: %w", err)
 	}
-	timer := os.NewFile(uintptr(fd), "timerfd")                         // a file of Go's poller, since it does not block
+	timer := os.NewFile(uintptr(fd), "timerfd")                         // Go's poller waits for it, since it does not block
 	never := unix.ItimerSpec{Value: unix.NsecToTimespec(math.MaxInt64)} // the year 2262
 	if err := unix.TimerfdSettime(fd, unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &never, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("following the clock: %w", err), timer.Close())
 	}
-	steps := make(chan struct{}, 1) // one: a second step is noted with the first
+	steps := make(chan struct{}, 1) // one: a later step is signalled together with the first
 	release := context.AfterFunc(ctx, func() { _ = timer.Close() })
 	go func() {
 		defer close(steps)

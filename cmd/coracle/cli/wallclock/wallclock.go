@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package wallclock keeps a machine whose clock has no battery from working with a time that cannot be: such a clock
-// begins in
-// 1970 after a power loss, or where it stood when the machine was switched off.
+// Package wallclock corrects the clock of a machine without a battery for it. After a power loss, such a clock begins
+// in 1970, or at the time at which the machine was switched off.
 //
-// It sets a clock that is behind forward to the newest time that the machine is known to have seen, and never sets one
-// back: what is too late is for NTP to find out. A clock that shows a time at which the program existed may be right
-// while the files were written under one that ran ahead: it is set forward by a month at most. It needs no file of its
-// own to be written while the machine works: the times of files that are written anyway say how late it was.
+// The package sets a clock that is behind forward to the newest time that the machine is known to have seen. It never
+// sets a clock back: NTP corrects a clock that is ahead. A clock that shows a time after the program was built may be
+// right, and the files may come from a time when the clock ran ahead. So such a clock is set forward by a month at
+// most. While the machine writes files, the package needs to write none of its own: the times of the other files show
+// how late it was.
 package wallclock
 
 import (
@@ -24,34 +24,34 @@ import (
 )
 
 const (
-	// noteEvery is how often a running process notes the time: a machine that works, and writes nothing, begins at most
-	// so far behind.
+	// noteEvery is how often a running process records the time. A machine that runs and writes no files starts at most
+	// this far behind.
 	noteEvery = 12 * time.Hour
-	// lifetime is how long after it was built a program is used at most. A file that is later was written under a clock
-	// that ran ahead.
+	// lifetime is how long a program is used at most after it was built. A file with a later time was written under a
+	// clock that ran ahead.
 	lifetime = 20 * 365 * 24 * time.Hour
-	// doubt is how far a clock that can be right is set forward at most. One that stood still while the machine was off
-	// is behind the files by noteEvery at most, or by a day where a file has to stand for the battery.
+	// doubt is how far a clock that may be right is set forward at most. A clock that stopped while the machine was off
+	// is behind the files by noteEvery at most, or by a day where a file replaces the battery.
 	doubt = 30 * 24 * time.Hour
-	// between is how far notes are apart at least when the clock is set again and again.
+	// between is the minimum time between two records when the clock is set again and again.
 	between = 10 * time.Second
 )
 
-// Clock is the machine's.
+// Clock is the machine's clock.
 type Clock struct {
-	// File is touched to note the time.
+	// File is the path of the file whose modification time records the time.
 	File string
-	// Patterns are of files that are written anyway, as filepath.Glob has them.
+	// Patterns match other files that coracle writes, as filepath.Glob does.
 	Patterns []string
-	// Built is when the program was; zero if that is not known.
+	// Built is when the program was built. It is zero if that is not known.
 	Built  time.Time
 	Logger *slog.Logger
 
-	now func() time.Time      // nil: the machine's; others are for tests
-	set func(time.Time) error // nil: the machine's
-	// sync stands for os.File.Sync in tests.
+	now func() time.Time      // nil: the machine's clock; others are for tests
+	set func(time.Time) error // nil: sets the machine's clock
+	// sync replaces os.File.Sync in tests.
 	sync func(*os.File) error
-	// steps stands for followSteps in tests.
+	// steps replaces followSteps in tests.
 	steps func(context.Context) (<-chan struct{}, error)
 }
 
@@ -62,8 +62,8 @@ func (c *Clock) read() time.Time {
 	return time.Now().Round(0)
 }
 
-// Forward sets the clock forward if it is behind. A clock that cannot be set, as in most containers, is logged and
-// left as it is.
+// Forward sets the clock forward if it is behind. When the clock cannot be set, as in most containers, Forward logs
+// that and leaves it as it is.
 func (c *Clock) Forward() {
 	now := c.read()
 	floor, what := c.floor(now)
@@ -87,7 +87,7 @@ func (c *Clock) Forward() {
 	}
 }
 
-// floor is the newest time that is known, and how, by a clock that shows now.
+// floor returns the newest known time, and the reason for it, when the clock shows now.
 func (c *Clock) floor(now time.Time) (time.Time, string) {
 	floor, what := c.Built, "the program was built then"
 	latest := c.latest(now)
@@ -99,7 +99,7 @@ func (c *Clock) floor(now time.Time) (time.Time, string) {
 	return floor, what
 }
 
-// latest is the last time that is believed of a file; zero if each is.
+// latest returns the latest plausible time of a file. It returns zero when every time is plausible.
 func (c *Clock) latest(now time.Time) time.Time {
 	switch {
 	case c.Built.IsZero():
@@ -113,7 +113,7 @@ func (c *Clock) latest(now time.Time) time.Time {
 func (c *Clock) files() []string {
 	out := []string{c.File}
 	for _, p := range c.Patterns {
-		found, _ := filepath.Glob(p) // fails for a malformed pattern only
+		found, _ := filepath.Glob(p) // fails only for a malformed pattern
 		out = append(out, found...)
 	}
 	return out
@@ -127,7 +127,7 @@ func changed(path string) (time.Time, bool) {
 	return info.ModTime(), true
 }
 
-// Run notes the time now, twice a day, when the clock is set, and when ctx is done.
+// Run records the time at its start, twice a day, when the clock is set, and when ctx is done.
 func (c *Clock) Run(ctx context.Context) {
 	follow := c.steps
 	if follow == nil {
@@ -157,14 +157,14 @@ func (c *Clock) Run(ctx context.Context) {
 		}
 	}
 	if steps != nil {
-		for range steps { // until it is closed
+		for range steps { // until followSteps has closed it
 		}
 	}
 }
 
-// save touches the file, and takes times back that are still to come: they are of a clock that ran ahead, and would be
-// taken for the present one at the next start. All of that is on the disk then: the power may go in the next second,
-// and a file system would write it later.
+// save sets the file's time to now. It also sets file times that lie in the future to now: they come from a clock that
+// ran ahead, and the next start would take them for the present time. All of this is on the disk when save returns: the
+// power may fail in the next second, and a file system would write it later.
 func (c *Clock) save() error {
 	now := c.read()
 	_, made := os.Lstat(c.File)
@@ -174,7 +174,7 @@ func (c *Clock) save() error {
 	}
 	for _, path := range c.files() {
 		if at, ok := changed(path); ok && at.After(now.Add(time.Minute)) {
-			if err := c.touch(path, 0, now); !errors.Is(err, fs.ErrNotExist) { // one that was removed meanwhile says nothing
+			if err := c.touch(path, 0, now); !errors.Is(err, fs.ErrNotExist) { // a file that was removed meanwhile is no error
 				errs = append(errs, err)
 			}
 		}
@@ -185,7 +185,7 @@ func (c *Clock) save() error {
 	return nil
 }
 
-// touch gives a file a time.
+// touch sets the modification time of a file and flushes it to the disk.
 func (c *Clock) touch(path string, flags int, at time.Time) error {
 	f, err := os.OpenFile(path, flags, 0o644)
 	if err != nil {
@@ -197,7 +197,7 @@ func (c *Clock) touch(path string, flags int, at time.Time) error {
 	return errors.Join(err, f.Close())
 }
 
-// flushFolder makes durable that the file is in its folder.
+// flushFolder flushes a folder to the disk, so that a new file in it is durable.
 func (c *Clock) flushFolder(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
