@@ -31,17 +31,18 @@ import (
 )
 
 const (
-	// apiPoll is how often an API server that does not answer yet is asked whether it does.
+	// apiPoll is the pause between two checks whether the API server is ready.
 	apiPoll = 500 * time.Millisecond
-	// agentSlack is how late an agent's timers may be on a processor that has nothing else to do. Half as many threads
-	// wake up by it; with 20 ms pods start visibly later (docs/adr/0040). Servers keep the kernel's slack: their times
-	// decide how soon a dead leader is missed.
+	// agentSlack is how late an agent's timers may fire on a processor that is idle. It halves the number of threads
+	// that wake up. With 20 ms, pods start noticeably later (docs/adr/0040). Servers keep the kernel's slack: their
+	// timers determine how soon a dead leader is detected.
 	agentSlack = 5 * time.Millisecond
-	// apiPatience bounds one such question.
+	// apiPatience is the timeout of one such check.
 	apiPatience = 5 * time.Second
 )
 
-// runAgent runs a node of a cluster whose servers are elsewhere, until the machine has another address at the latest.
+// runAgent runs a node of a cluster whose servers are other machines, until ctx is done or the machine has another
+// address.
 func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 	if err := timers.Set(agentSlack); err != nil {
 		p.Log.Info("timers wake this node one by one; at rest it uses a little more of the processor", "error", err)
@@ -52,7 +53,8 @@ func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 	})
 }
 
-// openBalancer takes the local address of the API as soon as it can be had: another program may have its port.
+// openBalancer opens the local address of the API. It tries again until that succeeds: another program may have the
+// port.
 func openBalancer(ctx context.Context, board *status.Board, o balancer.Options) (servers *balancer.Balancer, err error) {
 	open := func(ctx context.Context) error {
 		servers, err = balancer.New(ctx, o)
@@ -62,11 +64,11 @@ func openBalancer(ctx context.Context, board *status.Board, o balancer.Options) 
 	return servers, err
 }
 
-// startBalancing runs the balancer until the function that it returns is called, which waits for its end. The end of
-// ctx does not stop it: the node's parts still have something to say when they stop.
+// startBalancing runs the balancer until the returned function is called, which waits for the balancer's end. It does
+// not stop when ctx is done, because the node's parts still send requests when they stop.
 func startBalancing(ctx context.Context, servers *balancer.Balancer) (stop func() error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	ended := make(chan error, 1) // one: it may end before anybody listens
+	ended := make(chan error, 1) // one: it may end before anything receives
 	go func() { ended <- servers.Run(ctx) }()
 	return func() error {
 		cancel()
@@ -74,7 +76,7 @@ func startBalancing(ctx context.Context, servers *balancer.Balancer) (stop func(
 	}
 }
 
-// joinAndRun joins the cluster of a server elsewhere and runs this machine's node.
+// joinAndRun joins the cluster of a server on another machine and runs this machine's node.
 func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Agent, p *cli.Process) (err error) {
 	start, idle, busy := fitMemory(p)
 	keepName, err := nameNode(&c.Node, c.Paths, p.Log.Logger)
@@ -89,7 +91,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	defer func() { err = errors.Join(err, port.close()) }()
 	servers, err := openBalancer(ctx, p.Board, balancer.Options{
 		Address: local, File: filepath.Join(c.Paths.AgentDir, "servers.json"), Server: c.ServerURL.Host, Logger: p.Log.Logger,
-		ServerCAFile: nodecreds.In(filepath.Join(c.Paths.AgentDir, "cred")).ServerCAFile, // there since the machine joined
+		ServerCAFile: nodecreds.In(filepath.Join(c.Paths.AgentDir, "cred")).ServerCAFile, // the file exists since the machine joined
 	})
 	if err != nil {
 		return err
@@ -141,7 +143,7 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	beside := supervise.NewGroup(ctx, p.Board, p.Log.Logger)
 	beside.Go(member.run)
 	beside.Go(func(ctx context.Context) { announce(ctx, p, ready, pacer) })
-	beside.Go(func(ctx context.Context) { _ = joined.Run(ctx) }) // it says itself what it cannot renew
+	beside.Go(func(ctx context.Context) { _ = joined.Run(ctx) }) // it logs itself what it cannot renew
 	beside.Quiet("connections for the servers", func(ctx context.Context) error { return servers.Forward(ctx, port.mux.Default()) })
 	beside.Quiet("list of servers", func(ctx context.Context) error { return servers.Follow(ctx, joined.Credentials.NetworkKubeconfig) })
 	nodeErr := n.run(ctx, p)
@@ -152,14 +154,15 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	return nodeErr
 }
 
-// directWays are ways to the API with the node's credentials and without the balancer's local address, whose name the
-// servers' certificates have beside their own.
+// directWays returns client configurations for the API servers with the node's credentials. They do not use the
+// balancer's local address. The server's certificate is checked for the name of that address, which every server's
+// certificate has.
 func directWays(kubeconfig, local string, servers func() []string) func() []*rest.Config {
 	return func() (ways []*rest.Config) {
 		for _, s := range servers() {
 			c, err := clientcmd.BuildConfigFromFlags("https://"+s, kubeconfig)
 			if err != nil {
-				continue // the kubelet reports the same
+				continue // the kubelet reports the same error
 			}
 			c.ServerName, _, _ = net.SplitHostPort(local)
 			ways = append(ways, c)
@@ -168,7 +171,7 @@ func directWays(kubeconfig, local string, servers func() []string) func() []*res
 	}
 }
 
-// waitAPI returns when the API server answers that it is ready.
+// waitAPI returns when the API server is ready.
 func waitAPI(ctx context.Context, kubeconfig string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -199,6 +202,6 @@ func responds(ctx context.Context, client *http.Client, url string) bool {
 	if err != nil {
 		return false
 	}
-	_ = answer.Body.Close() // it was not read
+	_ = answer.Body.Close() // the body was not read
 	return answer.StatusCode == http.StatusOK
 }

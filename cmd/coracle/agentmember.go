@@ -34,20 +34,21 @@ import (
 )
 
 const (
-	// keysAsk is how long to wait between questions for the gossip keys that got no answer.
+	// keysAsk is the pause between requests for the gossip keys while these fail or newer keys exist.
 	keysAsk = 5 * time.Second
-	// aloneAsk is how often a node that hears no other member asks for the keys: they may have been replaced meanwhile.
+	// aloneAsk is the pause between requests for the keys of a node that knows no other live member. The keys may have
+	// been replaced meanwhile.
 	aloneAsk = time.Minute
 )
 
-// agentPort is what an agent shows to other machines: gossip, and the way to a server for a machine that takes this one
-// for one.
+// agentPort is an agent's port for other machines. It serves gossip, and relays connections to a server for machines
+// that take this one for a server.
 type agentPort struct {
 	mux     *alpnmux.Mux
 	packets net.PacketConn
 }
 
-// openAgentPort takes the machine's port, TCP and UDP.
+// openAgentPort opens the machine's port, TCP and UDP.
 func openAgentPort(ctx context.Context, port int, log *slog.Logger) (*agentPort, error) {
 	address := ":" + strconv.Itoa(port)
 	taken := func(network string, err error) error {
@@ -68,12 +69,12 @@ func openAgentPort(ctx context.Context, port int, log *slog.Logger) (*agentPort,
 func (p *agentPort) close() error {
 	err := errors.Join(p.mux.Close(), p.packets.Close())
 	if errors.Is(err, net.ErrClosed) {
-		return nil // the gossip has closed its part
+		return nil // the gossip has closed its listener
 	}
 	return err
 }
 
-// agentMember makes an agent's machine a member.
+// agentMember makes an agent's machine a gossip member.
 type agentMember struct {
 	c            *config.Agent
 	port         *agentPort
@@ -81,14 +82,14 @@ type agentMember struct {
 	servers      *balancer.Balancer
 	log          *slog.Logger
 	line         *status.Part
-	subnets      chan []netip.Prefix // one: the last one counts, and there is one
+	subnets      chan []netip.Prefix // one: only the last value counts, and there is one
 	show         func(func() []status.Member)
 	reach        *reachability.Watch
-	rounds       int       // in which it was lost
-	keysReceived time.Time // when a server gave the keys last; zero when none has since this machine started
+	rounds       int       // number of rounds in a row without a server
+	keysReceived time.Time // when a server last sent the keys; zero when none has since this machine started
 }
 
-// run is a member until ctx is done. What goes wrong leaves the node as it is: the API tells it about servers too.
+// run is a gossip member until ctx is done. Its failures do not affect the node: the API also reports the servers.
 func (a *agentMember) run(ctx context.Context) {
 	a.line.Set(status.Starting, "no key yet")
 	for len(a.joined.GossipKeys().Keys) == 0 && ctx.Err() == nil {
@@ -139,10 +140,11 @@ func (a *agentMember) member() (*gossip.Member, error) {
 
 func membersFile(c *config.Agent) string { return filepath.Join(c.Paths.AgentDir, "members.json") }
 
-// lostRounds is how often in a row a member has to be lost before the status shows it.
+// lostRounds is how many rounds in a row have to find no server before the status shows it.
 const lostRounds = 4
 
-// lost says that the API is reached through no server. It is asked in each round in which the member looks for others.
+// lost says whether the API is reached through no server. The gossip member calls it in each round in which it searches
+// for others.
 func (a *agentMember) lost() bool {
 	if a.servers.Connected() {
 		if a.rounds >= lostRounds {
@@ -157,7 +159,7 @@ func (a *agentMember) lost() bool {
 	return true
 }
 
-// noServerHint says what to do on a machine that finds no server.
+// noServerHint returns the hint for a machine that finds no server.
 func noServerHint(tried []string) string {
 	return fmt.Sprintf("no server of the cluster is reached at the addresses that are known (%s), nor found on this machine's networks; "+
 		"it is tried on, and pods keep "+
@@ -166,7 +168,7 @@ func noServerHint(tried []string) string {
 		strings.Join(tried, ", "))
 }
 
-// known are the servers that the balancer knows.
+// known returns the servers that the balancer knows.
 func (a *agentMember) known() []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, s := range a.servers.Servers() {
@@ -177,8 +179,8 @@ func (a *agentMember) known() []netip.AddrPort {
 	return out
 }
 
-// follow tells the balancer of servers that come and go, and fetches the keys when others have newer ones, or none is
-// heard.
+// follow reports servers that are added or removed to the balancer. It requests the keys when other members have newer
+// ones, or when no other member is alive.
 func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 	for ctx.Err() == nil {
 		changed := member.MembersChanged()
@@ -199,7 +201,7 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 		select {
 		case <-ctx.Done():
 		case <-changed:
-			if pause == keysAsk { // while the keys are older, each change would ask again
+			if pause == keysAsk { // while the keys are older, each change would cause a request
 				timers.Sleep(ctx, time.Second)
 			}
 		case subnets := <-a.subnets:
@@ -209,8 +211,8 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 	}
 }
 
-// outdated says whether others have newer keys, or may have: one with the old ones alone hears no member. One that has
-// just joined hears no member yet, and has the keys of a moment ago.
+// outdated says whether other members have newer keys, or may have: a member with only the old keys finds no other
+// member. A member that has just joined finds none yet either, but its keys are new.
 func (a *agentMember) outdated(members []gossip.Info, now time.Time) bool {
 	own := a.joined.GossipKeys().Generation
 	return alone(members) && now.Sub(a.keysReceived) >= aloneAsk || slices.ContainsFunc(members, func(m gossip.Info) bool {
@@ -222,7 +224,7 @@ func alone(members []gossip.Info) bool {
 	return !slices.ContainsFunc(members, func(m gossip.Info) bool { return m.State == gossip.Alive && !m.Self })
 }
 
-// balance gives the balancer the live servers, if there are any, and says which machines are none.
+// balance gives the live servers, if there are any, to the balancer. It also reports which machines are no servers.
 func (a *agentMember) balance(members []gossip.Info) {
 	var servers, agents []string
 	for _, m := range members {
@@ -244,7 +246,7 @@ func (a *agentMember) balance(members []gossip.Info) {
 	}
 }
 
-// statusMembers are the members as coracle status tells them.
+// statusMembers converts the members to the form of coracle status.
 func statusMembers(in []gossip.Info) []status.Member {
 	out := make([]status.Member, 0, len(in))
 	for _, m := range in {

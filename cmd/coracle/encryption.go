@@ -17,7 +17,7 @@ import (
 	"github.com/coracle-k8s/coracle/server/secrets"
 )
 
-// keys ties the command to the server's package.
+// keys implements cli.Encryption with the server's package encryption.
 type keys struct{}
 
 func (keys) Status(dir string) (cli.EncryptionStatus, error) {
@@ -48,7 +48,7 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config,
 	})
 }
 
-// tokenPatience is how long to wait for servers that have not taken a new token over.
+// tokenPatience is how long to wait for servers that have not yet taken over a new token.
 const tokenPatience = 15 * time.Second
 
 func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, r token.RotationRequest) (token.Token, []string, error) {
@@ -59,7 +59,7 @@ func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, 
 	return secrets.RotateToken(ctx, store, serverDir, r, servers, tokenPatience)
 }
 
-// storeServers are the names of the store's members.
+// storeServers returns the names of the store's members.
 func storeServers(ctx context.Context, store *clientv3.Client) ([]string, error) {
 	answer, err := store.MemberList(ctx)
 	if err != nil {

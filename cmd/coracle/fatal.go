@@ -13,16 +13,17 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// fatalPatience is how long an orderly stop may take after a part of Kubernetes has given up.
+// fatalPatience is how long an orderly stop may take after one of Kubernetes' components has called klog.Fatal or
+// klog.Exit.
 const fatalPatience = 10 * time.Second
 
-// errGaveUp is why coracle stops when upstream's code calls klog.Fatal or klog.Exit.
+// errGaveUp is the cause with which coracle stops when upstream's code calls klog.Fatal or klog.Exit.
 var errGaveUp = errors.New("a part of Kubernetes gave up; the last lines of the log before this one say why. " +
 	"Pods keep running; the service manager starts coracle again")
 
-// catchFatal turns upstream's ways of ending the process (docs/architecture.md lists them) into an orderly stop: what
-// was acknowledged is on the disk either way, but connections, the store and the sockets are closed as they should be.
-// A stop that is blocked is cut off.
+// catchFatal turns upstream's calls that end the process (docs/architecture.md lists them) into an orderly stop.
+// Acknowledged writes are on the disk in either case. An orderly stop also closes connections, the store and the
+// sockets. A stop that blocks is cut off after fatalPatience.
 func catchFatal(stop context.CancelCauseFunc) {
 	var once sync.Once
 	klog.OsExit = func(code int) {
@@ -30,6 +31,6 @@ func catchFatal(stop context.CancelCauseFunc) {
 			stop(errGaveUp)
 			time.AfterFunc(fatalPatience, func() { os.Exit(code) })
 		})
-		runtime.Goexit() // the caller counts on not coming back
+		runtime.Goexit() // the caller expects that OsExit does not return
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// finder helps an agent that has no credentials that do, and so is no member yet, to find a server: its own address may
-// have changed, those of the servers, or both.
+// finder finds a server for an agent without usable credentials, which therefore is no gossip member yet. The agent's
+// address may have changed, or those of the servers, or both.
 type finder struct {
 	c       *config.Agent
 	port    *agentPort
@@ -25,7 +25,7 @@ type finder struct {
 	line    *status.Part
 }
 
-// others are the servers that are known, and then all other machines: those pass connections on to a server.
+// others returns the known servers, followed by all other known machines. Other machines relay connections to a server.
 func (f *finder) others() []string {
 	out := f.servers.Servers()
 	for _, a := range gossip.Known(membersFile(f.c)) {
@@ -36,7 +36,7 @@ func (f *finder) others() []string {
 	return out
 }
 
-// search asks the machine's networks where the servers are.
+// search searches for servers on the machine's networks.
 func (f *finder) search(ctx context.Context, keys clusterconfig.GossipKeys) {
 	found, err := gossip.Search(ctx, gossip.SearchOptions{
 		Packets: f.port.packets, Keys: keys, Links: config.LocalHost{}.Links, Ports: portsOf(gossip.Known(membersFile(f.c))),

@@ -19,8 +19,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/admission"
 )
 
-// joinedOptions are the server's options, with the cluster's settings where this server joined one. It asks a server of
-// the cluster if this one has not joined yet.
+// joinedOptions returns the server's options, with the cluster's settings where this server has joined one. If this
+// server has not joined yet, joinedOptions sends a join request to a server of the cluster.
 func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (server.Options, error) {
 	joined, err := admission.WasJoined(o.ServerDir)
 	if err == nil && c.ServerURL != nil && (joined == nil || !joined.Founder) {
@@ -38,11 +38,11 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if err != nil {
 		return o, err
 	}
-	// What the cluster has changed to since counts.
+	// A back end to which the cluster has changed since takes precedence.
 	known := cli.KnownBackend(o.ServerDir, c.Paths.AgentDir)
 	if joined == nil {
 		has := cmp.Or(known, c.NetworkBackend)
-		if c.NetworkBackend == clusterconfig.NetworkNone { // this server is alone, and gives the pod network away
+		if c.NetworkBackend == clusterconfig.NetworkNone { // this is the only server, and another plugin makes the pod network
 			has = clusterconfig.NetworkNone
 		}
 		o.Cluster.NetworkBackend = has
@@ -56,7 +56,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	if o.LBPool, err = loadbalancer.Parse(joined.Settings.Balancer.Pool); err != nil {
 		return o, fmt.Errorf("the cluster's --load-balancer-pool: %w", err)
 	}
-	if !slices.Contains(c.Given, "load-balancer-reserved-ports") { // given, it may have changed since this server joined
+	if !slices.Contains(c.Given, "load-balancer-reserved-ports") { // a flag that is given may have changed since this server joined
 		o.LBReserved = joined.Settings.Balancer.ReservedPorts
 	}
 	if o.Cluster.NoConsole && o.ConsoleListen != "" {
@@ -72,7 +72,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 	return o, nil
 }
 
-// contradictions finds settings that were given on this server and are not the cluster's.
+// contradictions returns an error for each setting that was given on this server and differs from the cluster's.
 func contradictions(c *config.Server, j *admission.Joined) error {
 	own := clusterSettings(c)
 	errs := []error{backendContradiction(c, j.Settings.Backend())}
@@ -101,7 +101,7 @@ func contradictions(c *config.Server, j *admission.Joined) error {
 	return errors.Join(errs...)
 }
 
-// backendContradiction refuses a --network-backend that is not the cluster's: no node would go by it.
+// backendContradiction returns an error for a --network-backend that differs from the cluster's: no node would use it.
 func backendContradiction(c *config.Server, has string) error {
 	if given := givenBackend(c); given == "" || given == has {
 		return nil
@@ -114,7 +114,7 @@ func backendContradiction(c *config.Server, has string) error {
 	return err
 }
 
-// givenBackend is the --network-backend that this server was given; empty for none.
+// givenBackend returns the --network-backend that this server was given, or "".
 func givenBackend(c *config.Server) string {
 	if !slices.Contains(c.Given, "network-backend") {
 		return ""
@@ -122,7 +122,7 @@ func givenBackend(c *config.Server) string {
 	return c.NetworkBackend
 }
 
-// disabledParts are those parts that a whole cluster has or has not.
+// disabledParts returns the disabled parts, of those that are enabled or disabled for the whole cluster.
 func disabledParts(s clusterconfig.Settings) string {
 	var out []string
 	for _, p := range []struct {

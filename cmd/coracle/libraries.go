@@ -4,14 +4,14 @@ package main
 
 import "runtime/debug"
 
-// libraryModules are the modules whose versions people ask for.
+// libraryModules are the modules whose versions users ask for.
 var libraryModules = map[string]string{
 	"github.com/containerd/containerd/v2": "containerd",
 	"github.com/coredns/coredns":          "coredns",
 	"github.com/hashicorp/raft":           "raft",
 }
 
-// libraryVersions reads their versions from what the compiler wrote into the binary.
+// libraryVersions returns the versions of libraryModules by name, from the build information in the binary.
 func libraryVersions() map[string]string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

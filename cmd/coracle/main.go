@@ -20,11 +20,12 @@ import (
 	"github.com/coracle-k8s/coracle/server/secrets"
 )
 
-// gcPercent trades some CPU for memory while the process is at rest: boards have less of the latter. Under load, which
-// a start is too, it is Go's own default as long as the heap is small (memory.Pacer). In a control group with little
-// memory less piles up. At a start some 4 MB live, and 32 MB of garbage may pile up before the first collection: with
-// less, Go would look at what lives four times on the way, and with twice as much the start takes as long and 5 MB more
-// stay. GOGC in the environment overrides all.
+// gcPercent is the value of GOGC while the process is at rest. It trades CPU time for memory, because small boards have
+// little memory. Under load, also while a start goes on, the value is Go's own default as long as the heap is small
+// (memory.Pacer). In a control group with little memory, the values are lower. gcPercentStart is the value up to the
+// first collection. At a start some 4 MB are live, and 32 MB of garbage may pile up. With a lower value, Go would
+// collect four times on the way. With twice as much garbage, the start takes as long, and 5 MB more stay allocated.
+// GOGC in the environment overrides all of these.
 const (
 	gcPercentStart     = 800
 	gcPercent          = 25
@@ -35,12 +36,12 @@ const (
 
 func main() {
 	os.Args = argv.Hide(os.Args)
-	environ := os.Environ() // before anything of it is changed
+	environ := os.Environ() // before any variable is changed
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	// Upstream's packages register flags of theirs in the process-wide set when they are linked in, and cobra mixes
-	// that set into every command: `coracle --version` would be theirs.
+	// Upstream's packages register flags in the process-wide set when they are linked in. Cobra adds that set to every
+	// command: `coracle --version` would be upstream's flag.
 	pflag.CommandLine = pflag.NewFlagSet(os.Args[0], pflag.ContinueOnError)
 	workqueuemetrics.Disable() // docs/adr/0040-idle-cost.md
 	app := &cli.App{

@@ -26,37 +26,38 @@ import (
 	"github.com/coracle-k8s/coracle/server"
 )
 
-// node is what a node is built from, wherever the server is that it belongs to.
+// node holds what a node is built from, whether its server runs in this process or on another machine.
 type node struct {
 	machine     config.Node
 	paths       config.Paths
 	cluster     clusterconfig.Settings
 	credentials nodecreds.Files
-	// port is where other machines reach this one.
+	// port is the port at which other machines reach this one.
 	port int
-	// localPort is that of the balancer; 0 without one.
+	// localPort is the port of the load balancer on loopback, and 0 without a balancer.
 	localPort int
-	// consolePort is that of the server's console; 0 without one.
+	// consolePort is the port of the server's console, and 0 without one.
 	consolePort uint16
-	// waitAPI returns when the API server is ready; waitServing, when set, as soon as it takes requests.
+	// waitAPI returns when the API server is ready. waitServing, when set, returns as soon as the API server accepts
+	// requests.
 	waitAPI, waitServing func(context.Context) error
-	// servers lists those to which the node keeps a connection.
+	// servers returns the servers to which the node keeps a connection.
 	servers func() []string
-	// otherWays are agent.Options'.
+	// otherWays is agent.Options.OtherWays.
 	otherWays func() []*rest.Config
-	// answered, when set, is called each time that one of them has answered.
+	// answered, when set, is called each time that one of the servers has answered.
 	answered func(server string, itself bool)
-	// ended, when set, is called each time that one of them has ended the node's connection.
+	// ended, when set, is called each time that one of the servers has ended the node's connection.
 	ended func(server string)
-	// reach finds out which other nodes this one cannot reach; gossip tells it where to look.
+	// reach determines which other nodes this one cannot reach. Gossip reports which of them to probe.
 	reach *reachability.Watch
-	// volumes are where local volumes lie on the machine.
+	// volumes are the folders for local volumes on the machine.
 	volumes *localvolume.Folders
-	// podSubnets is called with the node's.
+	// podSubnets is called with the node's pod subnets.
 	podSubnets func([]netip.Prefix)
 }
 
-// ownNode is the node in the process of its server.
+// ownNode returns the node that runs in the process of its server.
 func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server) (node, error) {
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
@@ -66,7 +67,8 @@ func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server
 	}, err
 }
 
-// waitFor waits for what a server tells, or until another server answers where the node asks.
+// waitFor returns a function that waits for an event of the server, or until the node's requests fail over to another
+// server.
 func waitFor(s *server.Server, event <-chan struct{}) func(context.Context) error {
 	return func(ctx context.Context) error {
 		select {
@@ -80,19 +82,19 @@ func waitFor(s *server.Server, event <-chan struct{}) func(context.Context) erro
 	}
 }
 
-// portOf is the port of ADDRESS:PORT; 0 for an empty text.
+// portOf returns the port of ADDRESS:PORT, and 0 for an empty text.
 func portOf(listen string) uint16 {
 	_, port, _ := net.SplitHostPort(listen)      // the configuration has checked it
 	number, _ := strconv.ParseUint(port, 10, 16) // 0 for none
 	return uint16(number)
 }
 
-// toolsLatest is how long kubectl, helm and ctr wait for a node that does not become ready. A user who calls one of
-// them as root does not wait: coracle kubectl unpacks what is missing.
+// toolsLatest is how long the unpacking of kubectl, helm and ctr waits for a node that does not become ready. Root does
+// not have to wait: coracle kubectl unpacks what is missing.
 const toolsLatest = time.Minute
 
-// run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so that a
-// server starts beside the unpacking; and those that it does not need itself are unpacked when it is ready.
+// run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so a server
+// starts while they are unpacked. Programs that the node itself does not need are unpacked when it is ready.
 func (n node) run(ctx context.Context, p *cli.Process) error {
 	dir, unpackRest, err := embedded.UnpackFirst(n.paths.DataDir)
 	if err != nil {
@@ -115,7 +117,7 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 			p.Log.Error("kubectl, helm and ctr were not unpacked; each use of them tries it again", "error", err)
 		}
 	})
-	// Upstream's libraries look for the programs they run (nft above all) on the PATH only.
+	// Upstream's libraries find the programs that they run (nft above all) only on the PATH.
 	if err := os.Setenv("PATH", dir.Path+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
 		return fmt.Errorf("setting PATH: %w", err)
 	}
@@ -139,7 +141,7 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
 		PodSubnets: func(subnets []netip.Prefix) {
-			isReady() // only a node that is ready has them for sure
+			isReady() // the subnets are known for certain only to a node that is ready
 			n.podSubnets(subnets)
 		},
 		Reach: n.reach, Volumes: n.volumes,
@@ -157,13 +159,13 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 	return agent.Run(ctx, o)
 }
 
-// newVolumes are the folders for local volumes on this machine.
+// newVolumes returns the folders for local volumes on this machine.
 func newVolumes(machine config.Node, paths config.Paths, p *cli.Process) *localvolume.Folders {
 	return localvolume.New(localvolume.Options{Paths: machine.StoragePaths, Own: paths.StorageDir,
 		Logger: p.Log.With("part", "local volumes")})
 }
 
-// clusterSettings are what the user of the first server said about the cluster.
+// clusterSettings returns the settings that the first server's flags give to the cluster.
 func clusterSettings(c *config.Server) clusterconfig.Settings {
 	s := clusterconfig.Settings{
 		PodCIDRs: c.ClusterCIDRs, ServiceCIDRs: c.ServiceCIDRs, Domain: c.ClusterDomain,
@@ -184,7 +186,7 @@ func clusterSettings(c *config.Server) clusterconfig.Settings {
 	return s
 }
 
-// netIPs turns addresses into the form that certificates have, and so the server's options.
+// netIPs converts addresses to the type that certificates, and therefore the server's options, use.
 func netIPs(ips ...netip.Addr) []net.IP {
 	out := make([]net.IP, 0, len(ips))
 	for _, ip := range ips {

@@ -15,9 +15,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// nameNode decides what this machine's node is called. A machine that was a node keeps its name: its pods, volumes and
-// addresses in the cluster belong to that. A host name that changed is not a wish for another node, and another
-// --node-name is refused. keep writes the name down; it is called once the name works.
+// nameNode sets the name of this machine's node. A machine that was a node keeps its name, because its pods, volumes
+// and addresses in the cluster belong to that name. A changed host name does not request another node, and another
+// --node-name is refused. The returned function keep writes the name to a file. The caller calls it once the name has
+// been accepted.
 func nameNode(n *config.Node, p config.Paths, log *slog.Logger) (keep func() error, err error) {
 	if n.WithID {
 		if n.Name, err = config.NameWithID(n.Name, p.AgentDir); err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/preflight"
 )
 
-// checkProxyMode refuses a start with --proxy-mode=ipvs on a kernel without IPVS: the node would have no Services.
-// missing says what the kernel lacks.
+// checkProxyMode returns an error for --proxy-mode=ipvs on a kernel without IPVS: the node would have no Services. The
+// function missing returns an error that says what the kernel lacks.
 func checkProxyMode(machine config.Node, settings clusterconfig.Settings,
 	missing func(mode, scheduler string, pods []netip.Prefix) error) error {
 	if machine.ProxyMode != "ipvs" || settings.NoServiceProxy {
@@ -26,7 +26,7 @@ func checkProxyMode(machine config.Node, settings clusterconfig.Settings,
 	return nil
 }
 
-// checkHost is the machine that coracle check looks at.
+// checkHost returns the machine that coracle check examines.
 func checkHost() preflight.Host {
 	h := preflight.LocalHost()
 	h.IPVS = agent.MissingForIPVS

@@ -20,13 +20,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// stopPatience is how long an orderly stop may take when the address is gone. Connections with other machines are stuck
-// then, and so do the parts that want to say something. What was acknowledged is on the disk, and pods belong to their
-// shims.
+// stopPatience is how long an orderly stop may take when the address is gone. Connections to other machines are then
+// stuck, and so are the parts that want to send something. Acknowledged writes are on the disk, and pods belong to
+// their shims.
 const stopPatience = 2 * time.Second
 
-// withAddresses runs f until the machine has other addresses than those that it began with, and returns cli.ErrRestart
-// then: the kubelet, the certificates and the store's own address are made for one. Addresses that the operator gave
+// withAddresses runs f until the machine has other addresses than at the start, and then returns cli.ErrRestart: the
+// kubelet, the certificates and the store's Raft address are set up for one address. Addresses that the operator gave
 // are not replaced.
 func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process,
 	f func(context.Context, context.CancelCauseFunc) error) error {
@@ -46,7 +46,8 @@ func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, 
 	return err
 }
 
-// followAddresses calls stop with cli.ErrRestart when the machine has other addresses, and says it when it has none.
+// followAddresses calls stop with cli.ErrRestart when the machine has other addresses. It reports when the machine has
+// lost an address and has no other one.
 func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process, stop context.CancelCauseFunc) {
 	failed := func(err error) {
 		p.Log.Warn("it cannot be noticed now whether this machine's address changes; that is tried again", "error", err)
@@ -75,7 +76,8 @@ func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix
 	time.AfterFunc(stopPatience, p.Restart)
 }
 
-// reportLost says in the log and on the board that addresses are gone with nothing in their place.
+// reportLost reports in the log and on the board that addresses are gone and there are no others. With gone nil it
+// reports that they are back.
 func reportLost(n config.Node, p *cli.Process, gone []netip.Addr) {
 	line := p.Board.Part("address")
 	if gone == nil {
@@ -98,7 +100,7 @@ func reportLost(n config.Node, p *cli.Process, gone []netip.Addr) {
 	p.Log.Warn("the address is gone", "reason", why)
 }
 
-// restartProcess puts this program, as it is on the disk now, in place of this process.
+// restartProcess replaces this process by the program's file as it is on the disk now.
 func restartProcess(environ []string) error {
 	self, err := os.Executable()
 	if err != nil {

@@ -31,16 +31,17 @@ import (
 )
 
 const (
-	// smallMachine is the number of cores up to which fewer workers run side by side.
+	// smallMachine is the number of cores up to which fewer workers run at the same time.
 	smallMachine = 4
-	// settled is how long after readiness what only the start-up needed is given back: by then the first lists and
-	// watches have gone through.
+	// settled is how long after readiness the memory that only the start needed is given back. By then the first lists
+	// and watches are complete.
 	settled = 20 * time.Second
-	// trimEvery is how often the same is done later on; it costs some milliseconds, and pages in use come back at once.
+	// trimEvery is how often memory is given back later on. That takes some milliseconds, and pages in use return at
+	// once.
 	trimEvery = 5 * time.Minute
 )
 
-// runServer runs a server, until the machine has another address at the latest.
+// runServer runs a server until ctx is done or the machine has another address.
 func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 	filewatch.RaiseLimits(p.Log.Logger)
 	return withAddresses(ctx, c.Node, slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs), p,
@@ -49,8 +50,8 @@ func runServer(ctx context.Context, c *config.Server, p *cli.Process) error {
 		})
 }
 
-// serve runs a server, and the node beside it unless that is disabled. The node's parts start while the API
-// server does, and stop before it: what they still have to say is heard.
+// serve runs a server, and the node on the same machine unless that is disabled. The node's parts start while the API
+// server starts, and stop before it stops, so that their last requests are served.
 func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Server, p *cli.Process) error {
 	start, idle, busy := fitMemory(p)
 	keepName := func() error { return nil }
@@ -113,7 +114,7 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	beside.Go(func(ctx context.Context) { announce(ctx, p, s.Ready(), pacer) })
 	nodeErr := runNode(ctx)
 	if nodeErr == nil {
-		<-ctx.Done() // a node that is not run leaves the server running
+		<-ctx.Done() // without a node, the server runs until ctx is done
 	}
 	stopServing()
 	<-serverDone
@@ -124,8 +125,8 @@ func serve(ctx context.Context, stopAll context.CancelCauseFunc, c *config.Serve
 	return nodeErr
 }
 
-// fitMemory fits the process to the memory that it may use and returns the percentages of garbage for a start, rest and
-// work.
+// fitMemory adapts the process to the memory that it may use. It returns the values of GOGC for a start, for rest and
+// for work.
 func fitMemory(p *cli.Process) (start, idle, busy int) {
 	l, err := memory.Self()
 	if err == nil {
@@ -140,7 +141,7 @@ func fitMemory(p *cli.Process) (start, idle, busy int) {
 	return gcPercentStart, gcPercent, gcPercentBusy
 }
 
-// pace collects garbage by how busy the process is. It returns nil when the environment says how.
+// pace returns a pacer that adapts garbage collection to the load. It returns nil when the environment sets GOGC.
 func pace(start, idle, busy int) *memory.Pacer {
 	if os.Getenv("GOGC") != "" {
 		return nil
@@ -148,8 +149,8 @@ func pace(start, idle, busy int) *memory.Pacer {
 	return memory.NewPacer(start, idle, busy, time.Now)
 }
 
-// announce says that the process is ready once it is, and from then on gives back what only its start, or a burst of
-// work, needed.
+// announce reports that the process is ready once it is. From then on it gives back memory that only the start, or a
+// burst of work, needed.
 func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, pacer *memory.Pacer) {
 	select {
 	case <-ready:
@@ -157,7 +158,7 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, pacer 
 	case <-ctx.Done():
 		return
 	}
-	// At rest Go has collected since the pools were used: one collection less in five minutes.
+	// At rest, Go has collected since the pools were last used. That saves one collection in five minutes.
 	for pause, pools := settled, true; ; pause, pools = trimEvery, false {
 		select {
 		case <-time.After(pause):
@@ -174,7 +175,7 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, pacer 
 	}
 }
 
-// serverOptions says in the server's words what the user said.
+// serverOptions converts the settings of the configuration into the server's options.
 func serverOptions(c *config.Server) server.Options {
 	v := version.Get()
 	o := server.Options{
@@ -218,8 +219,8 @@ func serverOptions(c *config.Server) server.Options {
 	return o
 }
 
-// helmProgram finds the program that has Helm, which a server needs that runs no pods, too. It unpacks the embedded
-// programs once, at the first chart.
+// helmProgram returns a function that returns the path of the program with Helm. A server that runs no pods needs it,
+// too. The function unpacks the embedded programs once, at the first chart.
 func helmProgram(dataDir string) func() (string, error) {
 	var mu sync.Mutex
 	var dir embedded.Dir
@@ -236,13 +237,13 @@ func helmProgram(dataDir string) func() (string, error) {
 	}
 }
 
-// checkServerArgs finds mistakes in the arguments for API server, controllers and scheduler.
+// checkServerArgs returns an error for mistakes in the arguments for API server, controllers and scheduler.
 func checkServerArgs(c *config.Server) error {
 	o := serverOptions(c)
 	return o.CheckArgs()
 }
 
-// ingressRules are what the operator has chosen, in the form of the compiler.
+// ingressRules converts the operator's settings of the ingress into the form of the package compile.
 func ingressRules(c config.Ingress) compile.Rules {
 	out := compile.Rules{HostOwner: c.HostOwner, ProxyProtocol: c.ProxyProtocol}
 	for _, n := range c.TrustedProxies {

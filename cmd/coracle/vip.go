@@ -20,9 +20,9 @@ import (
 	"github.com/coracle-k8s/coracle/server/virtualip"
 )
 
-// checkVIPs refuses a --vip that this machine could not announce, where the cluster begins with it. One that the
-// cluster has changed since is not looked at: no server would start any more after coracle vip set. o has the cluster's
-// settings.
+// checkVIPs returns an error for a --vip that this machine could not announce, when the cluster begins with that
+// address. A --vip that differs from the address to which the cluster has changed is only logged: otherwise no server
+// would start any more after coracle vip set. o has the cluster's settings.
 func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 	if len(c.VIPs) == 0 {
 		return nil
@@ -39,7 +39,7 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 	}
 	others, err := roster.ReadPeerAddresses(o.ServerDir)
 	if known || err != nil || len(o.Join) > 0 || len(others) > 0 {
-		return err // with other servers one of them may answer for it already: that is found out when the cluster is asked
+		return err // with other servers, one of them may already announce it; that is checked when the cluster is asked
 	}
 	if err := virtualip.Check(ctx, c.VIPs, c.VIPInterface, slices.Concat(o.Cluster.PodCIDRs, o.Cluster.ServiceCIDRs)); err != nil {
 		return fmt.Errorf("--vip: %w. Nothing was changed", err)
@@ -47,8 +47,8 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 	return nil
 }
 
-// checkNewVIPs says whether the cluster can have addresses (with commas in between), and writes them in their usual
-// form. Those that it has already are not looked for on the network: a server answers for them.
+// checkNewVIPs checks whether the cluster can have the addresses in text (separated by commas), and returns them in
+// canonical form. Addresses that the cluster has already are not probed on the network: a server announces them.
 func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on string) (string, error) {
 	reserved, err := clusterNetworks(ctx, client)
 	if err != nil {
@@ -76,7 +76,7 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 	return virtualip.Format(addresses), virtualip.Check(ctx, fresh, on, reserved)
 }
 
-// clusterNetworks are those of Services and pods.
+// clusterNetworks returns the networks of Services and pods.
 func clusterNetworks(ctx context.Context, client kubernetes.Interface) ([]netip.Prefix, error) {
 	services, err := client.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
 	if err != nil {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package addrwatch notices that a machine has lost an address that it was known by, as one does whose lease of DHCP
-// was not renewed, or that was carried to another network.
+// Package addrwatch notices that a machine has lost an address by which it was known. That happens when its DHCP lease
+// was not renewed, or when the machine was moved to another network.
 //
 // It only observes: it neither changes an address nor decides what follows.
 package addrwatch
@@ -20,37 +20,38 @@ import (
 )
 
 const (
-	// settle is how long an address has to be gone: a client of DHCP, or a link that goes down and up, may give it
-	// back.
+	// settle is how long an address has to be gone. A DHCP client, or a link that goes down and up, may restore it
+	// before.
 	settle = 3 * time.Second
-	// again is how long to wait before the kernel is asked again for its events, after it lost some of them.
+	// again is the pause before the subscription to the kernel's events is renewed, after some of them were lost.
 	again = time.Second
-	// patience is how long to wait for news while an address is gone, or could not be looked for. The kernel tells of
-	// addresses, and a new one may be of no use before its link has a route.
+	// patience is how long to wait for an event while an address is gone or could not be checked. The kernel reports
+	// addresses only, and a new address may be unusable until its link has a route.
 	patience = 10 * time.Second
 )
 
-// Options are all required.
+// Options are the options of Changed. All are required.
 type Options struct {
 	// Have are the addresses by which the machine is known.
 	Have []netip.Addr
-	// Owns says whether the machine has an address, on whichever interface.
+	// Owns says whether the machine has an address on any interface.
 	Owns func(netip.Addr) (bool, error)
-	// Find returns those by which the machine may be known in place of the ones that are gone.
+	// Find returns the addresses by which the machine may be known in place of the lost ones.
 	Find func() ([]netip.Addr, error)
-	// Gone is called with the addresses that are lost while there is nothing in their place; nil when they are back.
+	// Gone is called with the lost addresses while there are no others in their place. It is called with nil when they
+	// are back.
 	Gone func([]netip.Addr)
-	// Failed is called with why the addresses cannot be read; that is tried again. It gets the same reason once in a
-	// row.
+	// Failed is called with the error when the addresses cannot be read, which is tried again. The same error is not
+	// reported twice in a row.
 	Failed func(error)
 
-	// events, in tests, stands for the kernel's news.
+	// events replaces the kernel's events in tests.
 	events func(ctx context.Context) (<-chan struct{}, error)
 }
 
-// Changed waits until an address is gone and the machine has others instead, which it returns; none when ctx is done.
-// An address that is merely no longer the best one is kept: a machine with two links does not change its address each
-// time that one of them fails.
+// Changed waits until an address is gone and the machine has others instead, and returns these. It returns none when
+// ctx is done. It does not replace an address that is merely no longer the best one: a machine with two links does not
+// change its address each time that one of them fails.
 func Changed(ctx context.Context, o Options) []netip.Addr {
 	if o.events == nil {
 		o.events = kernelEvents
@@ -96,7 +97,7 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 	return nil
 }
 
-// poll returns the addresses that the machine has in place of one that is gone, or else those that are gone.
+// poll returns the addresses that replace a lost one, or else the lost addresses.
 func (o *Options) poll(ctx context.Context) (next, lost []netip.Addr, err error) {
 	if lost, err = o.missing(); err != nil || lost == nil {
 		return nil, lost, err
@@ -111,7 +112,7 @@ func (o *Options) poll(ctx context.Context) (next, lost []netip.Addr, err error)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, ip := range lost { // each needs one of its family: half an address is as good as none
+	for _, ip := range lost { // each lost address needs a new one of its family, or nothing is changed
 		if !slices.ContainsFunc(found, func(f netip.Addr) bool { return f.Is4() == ip.Is4() }) {
 			return nil, lost, nil
 		}
@@ -133,8 +134,9 @@ func (o *Options) missing() ([]netip.Addr, error) {
 	return out, nil
 }
 
-// kernelEvents sends when a machine's address has come or gone, and closes the channel when the kernel's news end, or
-// were more than could be read. Addresses of one link alone, which each pod brings, are none.
+// kernelEvents returns a channel that receives when an address was added to or removed from the machine. The channel is
+// closed when the subscription ends, also when more events came than could be read. It ignores link-local addresses, of
+// which each pod adds one, and tentative ones.
 func kernelEvents(ctx context.Context) (<-chan struct{}, error) {
 	updates, done := make(chan netlink.AddrUpdate), make(chan struct{}) // unbuffered: netlink's socket is the buffer
 	if err := netlink.AddrSubscribe(updates, done); err != nil {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package argv takes secrets out of the process list, where every user of the machine reads the arguments of every
-// program (/proc/PID/cmdline).
+// Package argv removes secrets from the process list, in which every user of the machine can read the arguments of
+// every program (/proc/PID/cmdline).
 package argv
 
 import (
@@ -11,20 +11,20 @@ import (
 	"unsafe"
 )
 
-// secret names the flags whose values no other user is to see, of all commands.
+// secret holds the flags, of all commands, whose values must not be visible to other users.
 var secret = []string{"token", "agent-token", "new-token", "snapshot-s3-access-key", "snapshot-s3-secret-key", "snapshot-s3-session-token"}
 
-// bootstrapToken is what "token create" takes as an argument without a flag.
+// bootstrapToken matches the token that "token create" takes as an argument without a flag.
 var bootstrapToken = regexp.MustCompile(`^[a-z0-9]{6}\.[a-z0-9]{16}$`)
 
-// Hide returns copies of a program's own arguments, which Go has where the kernel shows them, and overwrites the values
-// of secret flags there. Before main begins they are in sight.
+// Hide returns copies of the program's arguments and overwrites the values of secret flags in the original. Go's
+// os.Args are in the memory that the kernel shows to others. Before main begins, the values are visible.
 func Hide(args []string) []string {
 	out := make([]string, len(args))
 	for i, a := range args {
 		out[i] = strings.Clone(a)
 	}
-	// Of other commands -t may be anything. Flags may come before a command's name.
+	// With other commands, -t may be any flag. Flags may come before a command's name.
 	short := slices.ContainsFunc(out, func(a string) bool {
 		return slices.Contains([]string{"server", "agent", "check", "token", "snapshot", "snapshots", "etcd-snapshot"}, a)
 	})
@@ -52,14 +52,14 @@ func Hide(args []string) []string {
 
 func isSecret(flag string) bool {
 	name, ok := strings.CutPrefix(flag, "--")
-	if k3s := strings.TrimPrefix(name, "etcd-"); strings.HasPrefix(k3s, "s3-") { // snapshot takes these names, too
+	if k3s := strings.TrimPrefix(name, "etcd-"); strings.HasPrefix(k3s, "s3-") { // the snapshot commands also take these names
 		name = "snapshot-" + k3s
 	}
 	return ok && slices.Contains(secret, name)
 }
 
-// overwrite changes a string where it lies. Go takes strings for constant; those of os.Args lie in the process' own
-// stack, which may be written.
+// overwrite overwrites a string in its memory. Go treats strings as constant, but those of os.Args are in the process'
+// own stack, which may be written.
 func overwrite(s string) {
 	b := unsafe.Slice(unsafe.StringData(s), len(s))
 	for i := range b {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command gendocs writes the documentation that is made from the table of settings, to the file it is given.
+// Command gendocs generates the documentation of the table of settings. Its argument is the file to write.
 package main
 
 import (
