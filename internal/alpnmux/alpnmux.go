@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package alpnmux shares one TCP port between several protocols over TLS: it reads the protocol names that a client
-// offers in its ClientHello (ALPN, RFC 7301) and gives the connection, with every byte still to be read, to the route
-// of the first name that has one. What offers none of them, or is no TLS at all, goes to the default route.
+// Package alpnmux shares one TCP port between several protocols over TLS. It reads the protocol names that a client
+// offers in its ClientHello (ALPN, RFC 7301). It passes the connection, with every byte still to be read, to the route
+// of the first name that has one. A connection that offers no such name, or is not TLS, goes to the default route.
 //
 // It owns the port and the connections that are not routed yet. It never does a TLS handshake and holds no key: each
-// route does its own, with its own certificates.
+// route does its own handshake, with its own certificates.
 package alpnmux
 
 import (
@@ -20,29 +20,31 @@ import (
 )
 
 const (
-	// defaultTimeout is how long a client may take for its ClientHello, which it sends without waiting for anything.
+	// defaultTimeout is how long a client may take to send its ClientHello, for which it does not have to wait for
+	// anything.
 	defaultTimeout = 10 * time.Second
-	// defaultWaiting is how many connections may wait at a time, for their ClientHello or for their route to take them.
-	// Each costs a goroutine and a file descriptor.
+	// defaultWaiting is how many connections may wait at the same time, for their ClientHello or for their route to
+	// accept them. Each costs a goroutine and a file descriptor.
 	defaultWaiting = 1024
-	// maxAcceptPause bounds the pause after an accept that failed, for want of file descriptors usually.
+	// maxAcceptPause is the longest pause after a failed accept. An accept usually fails when there are no file
+	// descriptors left.
 	maxAcceptPause = time.Second
 )
 
 // Options configure a Mux.
 type Options struct {
-	// Listener is the port. The Mux closes it.
+	// Listener accepts the connections of the port. The Mux closes it.
 	Listener net.Listener
 	// Timeout is how long a client may take for its ClientHello; 10 s when zero.
 	Timeout time.Duration
-	// Waiting is how many connections may wait; 1024 when zero. One more, and the oldest of the source that has
-	// the most is closed: clients that say nothing must not keep others out.
+	// Waiting is how many connections may wait; 1024 when zero. Beyond that number, the oldest connection of the source
+	// with the most is closed: clients that send nothing must not keep others out.
 	Waiting int
-	// Logger logs a port that does not accept; slog.Default() when nil.
+	// Logger logs errors of accepting connections; slog.Default() when nil.
 	Logger *slog.Logger
 }
 
-// Mux is a port with routes. Nothing is accepted before a route is asked for its first connection.
+// Mux is a port with routes. It accepts no connections before Accept is called on one of its routes.
 type Mux struct {
 	o       Options
 	begin   sync.Once
@@ -53,11 +55,11 @@ type Mux struct {
 	mu       sync.Mutex
 	routes   map[string]*route
 	fallback *route
-	open     int // routes that are not closed
+	open     int // number of routes that are not closed
 	ended    bool
 }
 
-// New makes a Mux with a default route and no other.
+// New makes a Mux with a default route only.
 func New(o Options) *Mux {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
@@ -71,11 +73,11 @@ func New(o Options) *Mux {
 	return m
 }
 
-// Default is the listener of all connections that are no other route's.
+// Default returns the listener for all connections that belong to no other route.
 func (m *Mux) Default() net.Listener { return m.fallback }
 
-// Route is the listener of the connections whose clients offer a protocol; there is one for each. A listener that was
-// closed stays closed, and so are the connections that come for it.
+// Route returns the listener for connections whose clients offer a protocol. Each protocol has one listener. After a
+// listener is closed, it stays closed, and connections for it are closed.
 func (m *Mux) Route(protocol string) net.Listener {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -85,11 +87,11 @@ func (m *Mux) Route(protocol string) net.Listener {
 	return m.routes[protocol]
 }
 
-// Close closes the port, all routes and the connections that wait, and returns when nothing of the Mux runs any more.
-// Connections that a route has taken are the route's.
+// Close closes the port, all routes and the waiting connections. It returns when all goroutines of the Mux have ended.
+// Connections that a route has accepted belong to the route and stay open.
 func (m *Mux) Close() error {
 	err := m.end()
-	m.begin.Do(func() {}) // no later
+	m.begin.Do(func() {}) // accept is not started any more
 	m.running.Wait()
 	return err
 }
@@ -106,8 +108,8 @@ func (m *Mux) end() error {
 	return m.o.Listener.Close()
 }
 
-// accept takes connections until the port is closed. An error of the port's is not passed on to the routes: those would
-// give up.
+// accept accepts connections until the port is closed. It does not pass errors of the port to the routes, because their
+// servers would stop.
 func (m *Mux) accept() {
 	pause := time.Duration(0)
 	for {
@@ -118,7 +120,7 @@ func (m *Mux) accept() {
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
-			_ = m.end() // its user may have closed it
+			_ = m.end() // the port's user may have closed it
 			return
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), maxAcceptPause)
@@ -133,7 +135,7 @@ func (m *Mux) accept() {
 	}
 }
 
-// pending is a connection on the way to its route.
+// pending is a connection that no route has accepted yet.
 type pending struct {
 	net.Conn
 	dropped chan struct{} // closed by drop
@@ -145,7 +147,7 @@ func (p *pending) drop() {
 	_ = p.Close() // no caller to report to
 }
 
-// dispatch routes a connection beside others.
+// dispatch routes a connection in a goroutine of its own.
 func (m *Mux) dispatch(c net.Conn) {
 	p := &pending{Conn: c, dropped: make(chan struct{})}
 	done, ok := m.waiting.Add(c.RemoteAddr(), p.drop)
@@ -160,7 +162,7 @@ func (m *Mux) dispatch(c net.Conn) {
 }
 
 func (m *Mux) route(p *pending) {
-	_ = p.SetDeadline(time.Now().Add(m.o.Timeout)) // a connection without deadlines is one that Read says is closed
+	_ = p.SetDeadline(time.Now().Add(m.o.Timeout)) // fails only for a closed connection, which Read reports
 	protocols, read, err := readHello(p.Conn)
 	if err != nil {
 		p.drop()
@@ -187,21 +189,21 @@ func (m *Mux) find(protocols []string) *route {
 	return m.fallback
 }
 
-// route is a listener for some of the port's connections.
+// route is the listener for some of the port's connections.
 type route struct {
 	m      *Mux
-	conns  chan net.Conn // unbuffered: a connection is the Mux's until a listener has it
+	conns  chan net.Conn // unbuffered: a connection belongs to the Mux until a listener has it
 	closed chan struct{}
 	once   sync.Once
 }
 
-// newRoute is called with mu held, or before anybody else knows the Mux.
+// newRoute adds a route. The caller holds mu, or is the only user of the Mux.
 func (m *Mux) newRoute() *route {
 	m.open++
 	return &route{m: m, conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-// Accept returns the next connection of the route; net.ErrClosed is its only error.
+// Accept returns the next connection of the route. Its only error is net.ErrClosed.
 func (r *route) Accept() (net.Conn, error) {
 	r.m.begin.Do(func() { r.m.running.Go(r.m.accept) })
 	select {
@@ -213,7 +215,7 @@ func (r *route) Accept() (net.Conn, error) {
 	return nil, net.ErrClosed
 }
 
-// Close ends the route. The port is closed with the last of them.
+// Close closes the route. The port is closed with the last route.
 func (r *route) Close() error {
 	last := false
 	r.once.Do(func() {

@@ -9,21 +9,21 @@ import (
 	"slices"
 )
 
-// maxHello bounds what is read of a connection before it is routed, the heads of TLS records included: a client that is
-// not authenticated must not have more memory kept for it. Browsers and Go send less than 2 KiB, with a session ticket
-// that holds a chain of certificates a few more. crypto/tls would take 64 KiB, in records of one byte each; nginx, when
-// it routes by ALPN, takes 16 KiB as well (preread_buffer_size).
+// maxHello is how many bytes of a connection are read before it is routed, including the headers of TLS records. The
+// limit keeps an unauthenticated client from using more memory. Browsers and Go send less than 2 KiB, or a few more
+// with a session ticket that holds a chain of certificates. crypto/tls would accept 64 KiB, in records of one byte
+// each. nginx, when it routes by ALPN, also accepts 16 KiB (preread_buffer_size).
 const maxHello = 16 << 10
 
-// errSeen ends crypto/tls's handshake once it has parsed the ClientHello.
+// errSeen ends the handshake of crypto/tls once it has parsed the ClientHello.
 var errSeen = errors.New("alpnmux: the ClientHello was seen")
 
-// errTooLong ends it when there is none in as many bytes as are read of a connection.
+// errTooLong ends the handshake when the first maxHello bytes of a connection hold no whole ClientHello.
 var errTooLong = errors.New("alpnmux: the ClientHello is too long")
 
-// readHello reads a ClientHello, in however many records and packets it comes, and returns the protocols it offers and
-// every byte that was read, maxHello at most. It leaves parsing to crypto/tls. What is no ClientHello offers nothing;
-// an error is the connection's, or errTooLong.
+// readHello reads a ClientHello, which may span several records and packets, and leaves parsing to crypto/tls. It
+// returns the offered protocols and every byte that it read, maxHello at most. For anything but a ClientHello it
+// returns no protocols. An error is the connection's, or errTooLong.
 func readHello(c net.Conn) (protocols []string, read []byte, err error) {
 	r := &recorder{Conn: c}
 	err = tls.Server(r, &tls.Config{
@@ -38,7 +38,8 @@ func readHello(c net.Conn) (protocols []string, read []byte, err error) {
 	return protocols, r.read, nil
 }
 
-// recorder keeps what is read, and sends nothing: the alert for the handshake that ends is not the client's business.
+// recorder keeps the bytes that are read, and sends nothing: the client must not get the alert of the handshake that
+// ends here.
 type recorder struct {
 	net.Conn
 	read []byte
@@ -59,8 +60,8 @@ func (r *recorder) Read(b []byte) (int, error) {
 
 func (r *recorder) Write(b []byte) (int, error) { return len(b), nil }
 
-// conn is a connection whose first bytes have been read already. Reads are not concurrent: net.Conn's may be, but each
-// would get an arbitrary part.
+// conn is a connection whose first bytes have been read already. Read must not be called concurrently. A net.Conn
+// allows that, but each caller would get an arbitrary piece.
 type conn struct {
 	net.Conn
 	read []byte
