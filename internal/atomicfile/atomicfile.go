@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package atomicfile replaces files so that a reader, a crash or a power cut sees either the old content or the new
-// one, never a mixture and never an empty file. It owns nothing; its callers choose paths and modes.
+// Package atomicfile replaces files. A reader sees the old or the new content, never a mixture or an empty file, even
+// after a crash or a power cut. It owns nothing; its callers choose paths and modes.
 package atomicfile
 
 import (
@@ -13,8 +13,8 @@ import (
 	"path/filepath"
 )
 
-// Write replaces path with data. The file has the given mode from its first moment on, so that a secret is never
-// readable by others for an instant; its folder must exist. The data and the rename are on disk when Write returns.
+// Write replaces the file at path with data. The new file appears with the given mode, so that others can never read a
+// secret. Its folder must exist. The data and the rename are on disk when Write returns.
 func Write(path string, data []byte, mode fs.FileMode) (err error) {
 	dir := filepath.Dir(path)
 	// CreateTemp makes the file 0600. A dot keeps half-written files out of folders that are watched by suffix.
@@ -43,14 +43,15 @@ func fill(f *os.File, data []byte, mode fs.FileMode) error {
 	if _, err := f.Write(data); err != nil {
 		return err
 	}
-	// After the data: the mode argument may be read-only, and umask must not decide.
+	// After the data: the mode may be read-only. Chmod is explicit, because umask must not decide.
 	if err := f.Chmod(mode); err != nil {
 		return err
 	}
 	return f.Sync()
 }
 
-// SyncDir makes what was made, renamed or removed in dir durable (fsync(2) on why the file's own is not enough).
+// SyncDir makes files that were made, renamed or removed in dir durable. fsync(2) says why flushing the file itself is
+// not enough.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -59,8 +60,8 @@ func SyncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// WriteIfDifferent is Write, but leaves a file alone that holds data and has the mode already: no wear, no wake-up
-// of its watchers. It reports whether it wrote.
+// WriteIfDifferent does the same as Write, but writes nothing if the file already has the data and the mode. That
+// avoids wear of the disk and wake-ups of the file's watchers. It reports whether it wrote.
 func WriteIfDifferent(path string, data []byte, mode fs.FileMode) (bool, error) {
 	old, err := os.ReadFile(path)
 	if err == nil && string(old) == string(data) {
@@ -71,7 +72,7 @@ func WriteIfDifferent(path string, data []byte, mode fs.FileMode) (bool, error) 
 	return true, Write(path, data, mode)
 }
 
-// ReadJSON reads what WriteJSON wrote into value. found is false, without an error, where there is no file.
+// ReadJSON decodes a file that WriteJSON wrote into value. If there is no file, it returns false without an error.
 func ReadJSON(path string, value any) (found bool, err error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -83,7 +84,7 @@ func ReadJSON(path string, value any) (found bool, err error) {
 	return err == nil, err
 }
 
-// WriteJSON is WriteIfDifferent for a value as one line of JSON.
+// WriteJSON writes a value as one line of JSON by WriteIfDifferent.
 func WriteJSON(path string, value any, mode fs.FileMode) error {
 	data, err := json.Marshal(value)
 	if err != nil {
