@@ -11,8 +11,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// Ready are the addresses, host:port, of the servers to which clients are sent. The slices have the others as well,
-// those that are away or about to join, as not ready: no Service may take their addresses.
+// Ready returns the addresses, as host:port, of the servers to which clients are sent. The slices also hold servers
+// that are unavailable or about to join, as not ready, so that no Service may take their addresses.
 func Ready(slices []discoveryv1.EndpointSlice) []string {
 	var out []string
 	for _, slice := range slices {

@@ -14,30 +14,31 @@ import (
 )
 
 const (
-	// BackendConfigMap, in kube-system, has the cluster's back end: what is there counts, for all nodes. A cluster
-	// begins with the setting of its first server.
+	// BackendConfigMap is the ConfigMap in kube-system with the cluster's back end. It is authoritative for all nodes.
+	// A cluster begins with the setting of its first server.
 	BackendConfigMap = "network-backend.coracle"
-	// BackendData is its key; the value is one of NetworkBackends.
+	// BackendData is the key in that ConfigMap. Its value is one of NetworkBackends.
 	BackendData = "backend"
-	// backendFile is each server's copy, in its folder; a node has one of its own (cni).
+	// backendFile is the name of each server's copy, in the server's folder. A node has a copy of its own (cni).
 	backendFile = "network-backend.json"
 )
 
-// BackendAnnotation on a node has the back end that the node goes by. Each node that can change it writes its own.
+// BackendAnnotation on a Node is the back end that the node uses. Each node that can change it writes its own.
 const BackendAnnotation = "coracle.dev/network-backend"
 
 type keptBackend struct {
 	Backend string `json:"backend"`
 }
 
-// RunningBackends are those that a cluster changes between while it runs, the default first: all but none, with which
-// pods are in another plugin's network.
+// RunningBackends returns the back ends between which a cluster can change while it runs, the default first. These are
+// all except none, with which pods are in another plugin's network.
 func RunningBackends() []string {
 	return slices.DeleteFunc(slices.Clone(NetworkBackends), func(name string) bool { return name == NetworkNone })
 }
 
-// ReadBackend is the back end that the cluster last gave the server with that folder; empty where it has given none
-// that this program knows, or the file is damaged: it is written again when the cluster tells it.
+// ReadBackend returns the back end that the cluster last sent to the server with this folder. It returns "" when there
+// is none that this program knows, or when the file is damaged. A damaged file is written again when the cluster sends
+// its back end.
 func ReadBackend(serverDir string) string {
 	var kept keptBackend
 	_, err := atomicfile.ReadJSON(filepath.Join(serverDir, backendFile), &kept)
@@ -47,7 +48,7 @@ func ReadBackend(serverDir string) string {
 	return kept.Backend
 }
 
-// WriteBackend keeps it there; where the pod network is another plugin's nothing is kept.
+// WriteBackend writes the back end to that file. Where another plugin makes the pod network, it removes the file.
 func WriteBackend(serverDir, backend string) error {
 	path := filepath.Join(serverDir, backendFile)
 	if !slices.Contains(RunningBackends(), backend) {

@@ -4,9 +4,9 @@ package clusterconfig
 
 import "crypto/tls"
 
-// CipherSuites are the cipher suites of TLS 1.2 that the ports of servers and nodes accept: those that encrypt and
-// authenticate in one step. crypto/tls accepts suites in CBC mode, too. Those of TLS 1.3 are all of the first kind and
-// cannot be chosen.
+// CipherSuites returns the cipher suites of TLS 1.2 that the ports of servers and nodes accept. These are the suites
+// that encrypt and authenticate in one step (AEAD). crypto/tls alone would also accept suites in CBC mode. The suites
+// of TLS 1.3 all are AEAD and cannot be chosen.
 func CipherSuites() []uint16 {
 	return []uint16{
 		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
@@ -15,7 +15,7 @@ func CipherSuites() []uint16 {
 	}
 }
 
-// CipherSuiteNames are their names, as Kubernetes' settings have them.
+// CipherSuiteNames returns the names of CipherSuites, as Kubernetes' settings have them.
 func CipherSuiteNames() []string {
 	var names []string
 	for _, id := range CipherSuites() {

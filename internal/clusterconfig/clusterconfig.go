@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package clusterconfig holds the settings that all machines of a cluster have to agree on. Servers and agents build on
-// the same ones; an agent gets them from the server that it joins. It reads no flags and no files.
+// Package clusterconfig holds the settings in which all machines of a cluster have to agree. Servers and agents use the
+// same settings. An agent gets them from the server that it joins. The package reads no flags. Its only files are a
+// server's copies of settings that may change while the cluster runs.
 package clusterconfig
 
 import (
@@ -14,80 +15,82 @@ import (
 	"time"
 )
 
-// Settings are the cluster's.
+// Settings are the settings of a cluster.
 type Settings struct {
-	// PodCIDRs and ServiceCIDRs have one network, or one of each family in the same order.
+	// PodCIDRs and ServiceCIDRs hold one network each, or one of each family in the same order.
 	PodCIDRs     []netip.Prefix `json:"podCIDRs"`
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
-	// DNS is the address of the Service of the cluster's DNS; the zero Addr where that is disabled.
+	// DNS is the address of the Service of the cluster's DNS. It is the zero Addr where the DNS is disabled.
 	DNS netip.Addr `json:"dns,omitzero"`
-	// Domain is cluster.local or what an operator chose.
+	// Domain is the cluster domain: cluster.local, or what the operator chose.
 	Domain string `json:"domain"`
-	// NoServiceProxy leaves Services to another proxy that the operator installs on every node.
+	// NoServiceProxy means that Services are left to another proxy, which the operator installs on every node.
 	NoServiceProxy bool `json:"noServiceProxy,omitempty"`
-	// NoNetworkPolicy leaves NetworkPolicies to something that the operator installs, or to nothing.
+	// NoNetworkPolicy means that NetworkPolicies are left to another implementation, if the operator installs one.
 	NoNetworkPolicy bool `json:"noNetworkPolicy,omitempty"`
-	// NoLocalStorage leaves claims of the provisioner rancher.io/local-path to something that the operator installs, or
-	// to nothing.
+	// NoLocalStorage means that claims of the provisioner rancher.io/local-path are left to another implementation, if
+	// the operator installs one.
 	NoLocalStorage bool `json:"noLocalStorage,omitempty"`
-	// NetworkBackend is how packets reach the pods of other nodes; empty for the default (Backend).
+	// NetworkBackend is how packets reach the pods of other nodes. Empty means the default (see Backend).
 	NetworkBackend string `json:"networkBackend,omitempty"`
-	// Balancer says what Services of type LoadBalancer get.
+	// Balancer holds the settings for Services of type LoadBalancer.
 	Balancer Balancer `json:"balancer,omitzero"`
-	// NoMetrics leaves metrics.k8s.io to something that the operator installs, or to nothing.
+	// NoMetrics means that metrics.k8s.io is left to another implementation, if the operator installs one.
 	NoMetrics bool `json:"noMetrics,omitempty"`
-	// NoHelm leaves HelmCharts to another controller, or to none; NoIngress does so with Ingresses, and NoGateway with
-	// the Gateway API.
+	// NoHelm leaves HelmCharts to another controller, if there is one. NoIngress does the same with Ingresses, and
+	// NoGateway with the Gateway API.
 	NoHelm    bool `json:"noHelm,omitempty"`
 	NoIngress bool `json:"noIngress,omitempty"`
 	NoGateway bool `json:"noGateway,omitempty"`
 	// NoConsole says that the cluster has no web console.
 	NoConsole bool `json:"noConsole,omitempty"`
-	// NoManifests leaves the servers' folders of manifests alone.
+	// NoManifests means that the servers ignore their folders of manifests.
 	NoManifests bool `json:"noManifests,omitempty"`
-	// TolerationSeconds is for how long pods stay on a node that is not ready or not heard of, unless they say
-	// something else; 0 for DefaultTolerationSeconds.
+	// TolerationSeconds is for how long pods stay on a node that is not ready or unreachable, unless they have
+	// tolerations of their own. 0 means DefaultTolerationSeconds.
 	TolerationSeconds int `json:"tolerationSeconds,omitempty"`
-	// VIPs are the cluster's virtual addresses when a server joins, at most one of each family. They may change later,
-	// see VIPConfigMap.
+	// VIPs are the cluster's virtual addresses at the time when a server joins, at most one of each family. They may
+	// change later, see VIPConfigMap.
 	VIPs []netip.Addr `json:"vips,omitempty"`
 }
 
-// Balancer is what a cluster says of Services of type LoadBalancer.
+// Balancer holds a cluster's settings for Services of type LoadBalancer.
 type Balancer struct {
-	// Disabled leaves them to another load balancer.
+	// Disabled leaves these Services to another load balancer.
 	Disabled bool `json:"disabled,omitempty"`
-	// Pool are the addresses of the pool that is no object of the API, as internal/loadbalancer reads them.
+	// Pool holds the addresses of the pool that is set by a flag and is no object of the API, in the form that
+	// internal/loadbalancer parses.
 	Pool []string `json:"pool,omitempty"`
-	// ReservedPorts are those that no Service gets at nodes' addresses, as internal/loadbalancer reads them.
+	// ReservedPorts are the ports that no Service gets at nodes' addresses, in the form that internal/loadbalancer
+	// parses.
 	ReservedPorts []string `json:"reservedPorts,omitempty"`
 }
 
 // DefaultTolerationSeconds is longer than a machine takes to start again, so that a restart moves no pods
-// (docs/adr/0065-death-of-a-node-and-unreachable-endpoints.md). Upstream's are 300.
+// (docs/adr/0065-death-of-a-node-and-unreachable-endpoints.md). Upstream's default is 300.
 const DefaultTolerationSeconds = 60
 
-// Toleration is TolerationSeconds or the default.
+// Toleration returns TolerationSeconds or the default.
 func (s Settings) Toleration() int { return cmp.Or(s.TolerationSeconds, DefaultTolerationSeconds) }
 
-// The times by which upstream's controllers learn from the API alone that a node has died. A server that leads knows it
-// earlier and by itself, from the connections that nodes keep open (server/liveness); the lease is there for clients
-// that read it.
+// Times after which upstream's controllers treat a node as lost, by the API alone. The leader knows it earlier, from
+// the connections that nodes keep open (server/liveness). The lease is for clients that read it.
 const (
-	// LeaseDuration is how long a node's lease lasts. A kubelet renews it four times as often
-	// (k8s.io/kubernetes/pkg/kubelet: nodeLeaseRenewIntervalFraction), each time with a write to the disks of a
-	// majority of the servers. Every 2.5 minutes keeps the idle disk quiet; upstream's lease of 40 s is 8,640 writes a
-	// day for each node (docs/adr/0040-idle-cost.md, docs/adr/0065-death-of-a-node-and-unreachable-endpoints.md).
+	// LeaseDuration is the duration of a node's lease. A kubelet renews it four times as often
+	// (k8s.io/kubernetes/pkg/kubelet: nodeLeaseRenewIntervalFraction). Each renewal writes to the disks of a majority
+	// of the servers. One in 2.5 minutes leaves the disk of an idle cluster quiet; upstream's lease of 40 s causes
+	// 8,640 writes a day for each node (docs/adr/0040-idle-cost.md,
+	// docs/adr/0065-death-of-a-node-and-unreachable-endpoints.md).
 	LeaseDuration = 10 * time.Minute
-	// GracePeriod is how long a node may be silent before it counts as lost (node-monitor-grace-period of the
+	// GracePeriod is how long a node may send nothing before it counts as lost (node-monitor-grace-period of the
 	// controllers). It has to be longer than LeaseDuration.
 	GracePeriod = 12 * time.Minute
 )
 
-// DefaultDomain is the domain of clusters whose operator chose none.
+// DefaultDomain is the cluster domain if the operator chose none.
 const DefaultDomain = "cluster.local"
 
-// Validate finds settings with which no cluster works.
+// Validate returns an error for settings with which no cluster works.
 func (s Settings) Validate() error {
 	var errs []error
 	for name, nets := range map[string][]netip.Prefix{"pods": s.PodCIDRs, "Services": s.ServiceCIDRs} {
@@ -110,7 +113,7 @@ func (s Settings) Validate() error {
 	return errors.Join(errs...)
 }
 
-// APIAddresses are the addresses of the kubernetes Service: the first of each of the Services' networks.
+// APIAddresses returns the addresses of the Service kubernetes: the first address of each of the Services' networks.
 func (s Settings) APIAddresses() ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, n := range s.ServiceCIDRs {
@@ -123,10 +126,10 @@ func (s Settings) APIAddresses() ([]netip.Addr, error) {
 	return out, nil
 }
 
-// FlagValue writes networks as upstream's flags take them.
+// FlagValue formats networks as upstream's flags take them.
 func FlagValue(nets []netip.Prefix) string { return strings.Join(Strings(nets), ",") }
 
-// Strings writes each network.
+// Strings formats each network.
 func Strings(nets []netip.Prefix) []string {
 	out := make([]string, len(nets))
 	for i, n := range nets {
@@ -136,32 +139,32 @@ func Strings(nets []netip.Prefix) []string {
 }
 
 const (
-	// ServerIDAnnotation on a node is the name in the store of the server on its machine. Each server writes its own.
+	// ServerIDAnnotation on a Node is the store's name of the server on its machine. Each server writes its own.
 	ServerIDAnnotation = "coracle.dev/server-id"
-	// LeaveAnnotation on a node says that its machine is to leave the cluster. Its value is how long its pods may take
-	// to end ([ParseLeave]). A machine may write it on its own node.
+	// LeaveAnnotation on a Node says that its machine is to leave the cluster. Its value is how long its pods may take
+	// to end ([ParseLeave]). A machine may write it on its own Node.
 	LeaveAnnotation = "coracle.dev/leave"
-	// MemberFinalizer keeps a deleted node of a server until the server is no member of the store any more.
+	// MemberFinalizer keeps the deleted Node of a server until the server has been removed from the store.
 	MemberFinalizer = "coracle.dev/store-member"
 )
 
-// LoadBalancerLabel, with the value "true" on one node at least, keeps load balancers' Services to the nodes that have
-// it; K3sLoadBalancerLabel is the same as k3s has it. A node has either from the administrator, or from --node-label
-// when it joins.
+// LoadBalancerLabel is a label of Nodes. If at least one Node has it with the value "true", Services of type
+// LoadBalancer use only such nodes. K3sLoadBalancerLabel is k3s' name for the same label. The administrator sets either
+// label, or --node-label does when the node joins.
 const (
 	LoadBalancerLabel    = "coracle.dev/enable-servicelb"
 	K3sLoadBalancerLabel = "svccontroller.k3s.cattle.io/enablelb"
 )
 
-// OwnAddressesLabel is on a node whose agent sets the addresses itself, external ones among them, where upstream's
-// kubelet expects a cloud provider to. It registers with the taint that such a provider's controller would remove, and
-// the API server leaves that taint out.
+// OwnAddressesLabel is a label of a Node whose agent sets the addresses itself, including external ones. Upstream's
+// kubelet expects that a cloud provider sets external addresses. So it registers the Node with the taint that such a
+// provider's controller would remove. The API server omits that taint from a Node with this label.
 const OwnAddressesLabel = "coracle.dev/own-addresses"
 
-// MaxLeave bounds how long the pods of a node that leaves may take.
+// MaxLeave is the longest time that the pods of a leaving node may be given to end.
 const MaxLeave = 24 * time.Hour
 
-// ParseLeave reads the value of [LeaveAnnotation]: a duration such as 90s, between 0 and [MaxLeave].
+// ParseLeave parses the value of [LeaveAnnotation]: a duration such as 90s, between 0 and [MaxLeave].
 func ParseLeave(value string) (time.Duration, error) {
 	d, err := time.ParseDuration(value)
 	if err != nil || d < 0 || d > MaxLeave {

@@ -8,17 +8,17 @@ import (
 	"fmt"
 )
 
-// gossipKeySize makes AES-256 of the key.
+// gossipKeySize is the size of a key for AES-256, in bytes.
 const gossipKeySize = 32
 
-// maxGossipKeys is how many may be known at a time: the one that is replaced and the one that replaces it.
+// maxGossipKeys is how many keys may be known at the same time. A rotation needs two: the old key and the new one.
 const maxGossipKeys = 4
 
-// GossipKeys encrypt what the members of the cluster tell one another.
+// GossipKeys encrypt the gossip between the members of the cluster.
 type GossipKeys struct {
-	// Generation goes up with each change.
+	// Generation is incremented by each change.
 	Generation uint64 `json:"generation"`
-	// Keys are all that are understood. The first is the one to send with.
+	// Keys are all keys that can decrypt. The first one encrypts.
 	Keys [][]byte `json:"keys"`
 }
 
@@ -28,7 +28,7 @@ func NewGossipKeys() (GossipKeys, error) {
 	return GossipKeys{Generation: 1, Keys: [][]byte{key}}, err
 }
 
-// Validate finds keys that cannot be used.
+// Validate returns an error for keys that cannot be used.
 func (k GossipKeys) Validate() error {
 	if k.Generation == 0 || len(k.Keys) == 0 || len(k.Keys) > maxGossipKeys {
 		return errors.New("no usable gossip keys")
@@ -41,19 +41,19 @@ func (k GossipKeys) Validate() error {
 	return nil
 }
 
-// WithNew adds a new key behind the others: it is understood and not used yet.
+// WithNew adds a new key after the first one and drops any others. The new key can decrypt, but does not encrypt yet.
 func (k GossipKeys) WithNew() (GossipKeys, error) {
 	key, err := newGossipKey()
 	return GossipKeys{Generation: k.Generation + 1, Keys: append(append([][]byte(nil), k.Keys[0]), key)}, err
 }
 
-// UsingLast makes the newest key the one to send with; the one before is still understood.
+// UsingLast makes the newest key the one that encrypts. The other keys can still decrypt.
 func (k GossipKeys) UsingLast() GossipKeys {
 	last := len(k.Keys) - 1
 	return GossipKeys{Generation: k.Generation + 1, Keys: append([][]byte{k.Keys[last]}, k.Keys[:last]...)}
 }
 
-// OnlyFirst forgets all keys but the one that is used.
+// OnlyFirst removes all keys except the one that encrypts.
 func (k GossipKeys) OnlyFirst() GossipKeys {
 	return GossipKeys{Generation: k.Generation + 1, Keys: [][]byte{k.Keys[0]}}
 }

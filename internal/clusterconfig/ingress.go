@@ -4,13 +4,13 @@ package clusterconfig
 
 import "net/netip"
 
-// IngressUser is the number of the user and of the group of the ingress proxy: one that neither Debian nor systemd
-// gives out (uid-gid in systemd's documentation).
+// IngressUser is the number of the ingress proxy's user and group. Neither Debian nor systemd assigns this number
+// (uid-gid in systemd's documentation).
 const IngressUser = 61080
 
-// IngressSource is the address from which the ingress proxy of a node connects to pods: the last one of the node's pod
-// network. No pod has it, and no other program of the node sends from it, so that NetworkPolicies can tell the proxy
-// from these.
+// IngressSource returns the address from which the ingress proxy of a node connects to pods. It is the last address of
+// the node's pod network. No pod has it, and no other program of the node sends from it. So NetworkPolicies can
+// distinguish the proxy from pods and programs.
 func IngressSource(podCIDR netip.Prefix) netip.Addr {
 	last := podCIDR.Masked().Addr().AsSlice()
 	for i := podCIDR.Bits(); i < 8*len(last); i++ {
@@ -20,5 +20,6 @@ func IngressSource(podCIDR netip.Prefix) netip.Addr {
 	return out
 }
 
-// NodeSource is the address from which a node's programs connect to pods: the first one of the node's pod network.
+// NodeSource returns the address from which a node's programs connect to pods: the first address of the node's pod
+// network.
 func NodeSource(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr().Next() }

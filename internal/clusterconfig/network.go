@@ -4,12 +4,12 @@ package clusterconfig
 
 import "cmp"
 
-// Ways for packets between pods of different nodes (docs/adr/0073-between-nodes.md).
+// Network back ends: how packets get to pods of other nodes (docs/adr/0073-between-nodes.md).
 const (
-	// NetworkVXLAN wraps packets into UDP datagrams: it works wherever nodes reach one another.
+	// NetworkVXLAN encapsulates packets in UDP datagrams. It works wherever nodes can reach one another.
 	NetworkVXLAN = "vxlan"
-	// NetworkHostGateway makes each node the gateway to its pods: nothing is wrapped, and all nodes have to be on one
-	// segment.
+	// NetworkHostGateway makes each node the gateway to its pods. It encapsulates nothing, and requires that all nodes
+	// are on one segment.
 	NetworkHostGateway = "host-gw"
 	// NetworkWireGuard encrypts packets between nodes.
 	NetworkWireGuard = "wireguard"
@@ -17,17 +17,18 @@ const (
 	NetworkNone = "none"
 )
 
-// NetworkBackends are all ways, the default first.
+// NetworkBackends are all network back ends, the default first.
 var NetworkBackends = []string{NetworkVXLAN, NetworkHostGateway, NetworkWireGuard, NetworkNone}
 
-// VXLANPort is the kernel's own default and flannel's, so that firewalls' recipes for those fit. The number of RFC 7348
-// is 4789, which clouds use themselves.
+// VXLANPort is the default port of the kernel and of flannel, so that firewall instructions for these apply. RFC 7348
+// has port 4789, which clouds use themselves.
 const VXLANPort = 8472
 
-// WireGuardPort is the UDP port of a node's tunnel with WireGuard, that one's usual one.
+// WireGuardPort is the UDP port of a node's WireGuard tunnel. It is WireGuard's usual port.
 const WireGuardPort = 51820
 
-// TunnelPort is the UDP port at which other nodes' packets come with a back end; 0 where they come as they are.
+// TunnelPort returns the UDP port at which encapsulated packets from other nodes arrive with a back end. It returns 0
+// for a back end without encapsulation.
 func TunnelPort(backend string) int {
 	switch backend {
 	case NetworkVXLAN:
@@ -38,33 +39,35 @@ func TunnelPort(backend string) int {
 	return 0
 }
 
-// Backend is NetworkBackend or the default.
+// Backend returns NetworkBackend or the default.
 func (s Settings) Backend() string { return cmp.Or(s.NetworkBackend, NetworkBackends[0]) }
 
-// WireGuardAnnotation on a node has the public key of its end of the tunnel. Each node writes its own.
+// WireGuardAnnotation on a Node is the public key of its end of the tunnel. Each node writes its own.
 const WireGuardAnnotation = "coracle.dev/wireguard"
 
-// UnderlayAnnotation on a node has the addresses, with commas in between, at which other nodes reach its pods when
-// these are others than the node's own (--network-iface, --network-external-ip). Each node writes its own.
+// UnderlayAnnotation is an annotation of a Node with the addresses, separated by commas, at which other nodes reach its
+// pods. It is set when these differ from the Node's own addresses (--network-iface, --network-external-ip). Each node
+// writes its own.
 const UnderlayAnnotation = "coracle.dev/underlay"
 
-// Words of RBAC for external IPs: a user with the verb of the resource in a namespace may give its Services
-// external IPs, each of which is a name of the resource. Nothing is served by that name; the API server's admission
-// asks for it. The ClusterRole has the rule for every address, and no other role of the cluster's includes it.
+// Names in RBAC rules for external IPs. A user who has the verb for the resource in a namespace may give external IPs
+// to its Services. Each external IP is a resource name. The API serves no such resource; only the API server's
+// admission checks it. ExternalIPsRole has the rule for every address, and no other ClusterRole includes that rule.
 const (
 	ExternalIPsGroup    = "coracle.dev"
 	ExternalIPsResource = "serviceexternalips"
 	ExternalIPsVerb     = "use"
-	StatusRole          = "coracle:status"  // lets users ask at status.ClusterPath
-	ConsoleRole         = "coracle:console" // lets all users ask at status.ConsolePath and NamespacesPath
+	StatusRole          = "coracle:status"  // allows requests to status.ClusterPath
+	ConsoleRole         = "coracle:console" // allows all users requests to status.ConsolePath and NamespacesPath
 	ExternalIPsRole     = "coracle:service-external-ips"
 )
 
-// NamespacesPath is where the API of a server names the namespaces in which RBAC gives the user something, to every
-// user that it knows: the ClusterRole ConsoleRole is bound to all of them. The answer is a Namespaces in JSON.
+// NamespacesPath is the path at which a server's API lists the namespaces in which RBAC gives the user any right. Every
+// authenticated user may read it: the ClusterRole ConsoleRole is bound to all of them. The response is a Namespaces in
+// JSON.
 const NamespacesPath = "/coracle/namespaces"
 
-// Namespaces are names of namespaces, sorted.
+// Namespaces holds names of namespaces, sorted.
 type Namespaces struct {
 	Namespaces []string `json:"namespaces"`
 }

@@ -9,7 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// NodeAddresses are the IP addresses in a Node's status of some types, or of all: each once.
+// NodeAddresses returns the IP addresses of some types, or of all, in a Node's status. Each address is returned once.
 func NodeAddresses(n *corev1.Node, types ...corev1.NodeAddressType) (out []netip.Addr) {
 	for _, a := range n.Status.Addresses {
 		ip, err := netip.ParseAddr(a.Address)

@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	// VIPConfigMap, in kube-system, has the cluster's virtual addresses: what is there counts.
+	// VIPConfigMap is the ConfigMap in kube-system with the cluster's virtual addresses. It is authoritative.
 	VIPConfigMap = "vip.coracle"
-	// VIPData is its key; the value has the addresses with commas in between, and is empty when the cluster has none.
+	// VIPData is the key in that ConfigMap. Its value is the addresses, separated by commas, or empty without any.
 	VIPData = "addresses"
-	// vipFile is each server's copy, in its folder.
+	// vipFile is the name of each server's copy, in the server's folder.
 	vipFile = "vip.json"
 )
 
@@ -26,8 +26,8 @@ type keptVIPs struct {
 	Addresses []netip.Addr `json:"addresses"`
 }
 
-// ReadVIPs reads what a server's folder keeps of the cluster's virtual addresses. It is not known before the server has
-// seen the cluster's, or has received it when it joined.
+// ReadVIPs reads the copy of the cluster's virtual addresses in a server's folder. known is false until the server has
+// read them from the cluster, or has received them when it joined.
 func ReadVIPs(serverDir string) (addresses []netip.Addr, known bool, err error) {
 	path := filepath.Join(serverDir, vipFile)
 	var kept keptVIPs
@@ -39,7 +39,7 @@ func ReadVIPs(serverDir string) (addresses []netip.Addr, known bool, err error) 
 	return kept.Addresses, known, nil
 }
 
-// RemoveVIPs removes what is kept: the cluster says nothing of virtual addresses any more.
+// RemoveVIPs removes the copy, because the cluster has no setting for virtual addresses any more.
 func RemoveVIPs(serverDir string) error {
 	err := os.Remove(filepath.Join(serverDir, vipFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -48,7 +48,7 @@ func RemoveVIPs(serverDir string) error {
 	return err
 }
 
-// WriteVIPs keeps them there.
+// WriteVIPs writes the copy in a server's folder.
 func WriteVIPs(serverDir string, addresses []netip.Addr) error {
 	return atomicfile.WriteJSON(filepath.Join(serverDir, vipFile), keptVIPs{Addresses: addresses}, 0o600)
 }
