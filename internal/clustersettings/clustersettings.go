@@ -17,35 +17,35 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// DNS is the name of the ConfigMap with the operator's configuration of the cluster's DNS, as k3s calls it.
+// DNS is the name of the ConfigMap with the operator's configuration of the cluster's DNS. It is k3s' name for it.
 const DNS = "coredns-custom"
 
-// Names are the ConfigMaps, in kube-system, of which servers have a stream. The network's identity may read these and
-// no others.
+// Names returns the names of the ConfigMaps in kube-system for which servers have a stream. The identity of a node's
+// network may read these and no other ConfigMaps.
 func Names() []string {
 	return []string{clusterconfig.BackendConfigMap, clusterconfig.VIPConfigMap, loadbalancer.ConfigMap, DNS}
 }
 
-// Data are a ConfigMap's; nil where there is none.
+// Data is the data of a ConfigMap. It is nil where there is no ConfigMap.
 type Data map[string]string
 
-// equal reports whether a and b are the same, where a missing ConfigMap and an empty one differ.
+// equal reports whether a and b are the same. A missing ConfigMap and an empty one differ.
 func (d Data) equal(b Data) bool { return (d == nil) == (b == nil) && maps.Equal(d, b) }
 
 // Follower follows ConfigMaps of kube-system.
 type Follower interface {
-	// Follow calls update with the data of the ConfigMap of that name, and again when they change, until ctx is done;
-	// with nil when the ConfigMap is deleted. While there has been no ConfigMap it does not call update. It calls
-	// update from its own goroutine.
+	// Follow calls update with the data of the ConfigMap with this name, and again when they change, until ctx is done.
+	// It calls update with nil when the ConfigMap is deleted. It does not call update before the ConfigMap exists for
+	// the first time. It calls update from its own goroutine.
 	Follow(ctx context.Context, name string, update func(Data))
 }
 
-// Key follows one key of a ConfigMap: the empty text when the ConfigMap is deleted.
+// Key calls update with the value of one key of a ConfigMap, and with "" when the ConfigMap is deleted.
 func Key(ctx context.Context, f Follower, name, key string, update func(string)) {
 	f.Follow(ctx, name, func(d Data) { update(d[key]) })
 }
 
-// Cache holds the data of ConfigMaps and is a Follower of them.
+// Cache holds the data of ConfigMaps. It is a Follower of these.
 type Cache struct {
 	mu      sync.Mutex
 	data    map[string]Data
@@ -55,7 +55,7 @@ type Cache struct {
 // NewCache makes a cache without any ConfigMap.
 func NewCache() *Cache { return &Cache{data: map[string]Data{}, changed: make(chan struct{})} }
 
-// Set replaces the data of one ConfigMap; nil removes it.
+// Set replaces the data of one ConfigMap. nil removes the ConfigMap.
 func (c *Cache) Set(name string, data Data) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -67,7 +67,7 @@ func (c *Cache) Set(name string, data Data) {
 	c.changed = make(chan struct{})
 }
 
-// Follow implements Follower. Of several changes while update runs it passes on the last.
+// Follow implements Follower. If several changes happen while update runs, it passes on only the last one.
 func (c *Cache) Follow(ctx context.Context, name string, update func(Data)) {
 	for last := Data(nil); ; {
 		c.mu.Lock()

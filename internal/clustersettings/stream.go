@@ -18,42 +18,42 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// Path is where an API server serves the stream. A request names the ConfigMaps, each as a parameter Parameter. The
-// stream has an Event for each of them at once, and then one for each change. A server that does not know one of the
-// names answers 404; an identity that may not watch each of the ConfigMaps gets 403.
+// Path is the path at which an API server serves the stream. A request names each ConfigMap in a query parameter called
+// Parameter. The stream begins with an Event for each of them, and has another one for each change. A server that does
+// not know one of the names replies 404. An identity that may not watch all of the ConfigMaps gets 403.
 const (
 	Path      = "/coracle/settings"
 	Parameter = "name"
 )
 
-// Event is one ConfigMap's new data, a line of the stream.
+// Event is the new data of one ConfigMap. It is one line of the stream.
 type Event struct {
 	Name string `json:"name"`
-	// Data are null where there is no such ConfigMap.
+	// Data is null where there is no such ConfigMap.
 	Data Data `json:"data"`
 }
 
 const (
-	// eventTimeout is how long a stream that begins may be without a byte before its first event is complete.
+	// eventTimeout is how long a new stream may be without a byte before its first event is complete.
 	eventTimeout = 15 * time.Second
-	// shortestPause, doubled each time up to longestPause, is between two attempts at a stream. A stream that lasted
-	// longer than longestPause is requested again at once.
+	// shortestPause is the pause before the next request for a stream. It is doubled each time up to longestPause. A
+	// stream that lasted longer than longestPause is requested again at once.
 	shortestPause, longestPause = 200 * time.Millisecond, 5 * time.Second
 )
 
-// errTimeout is why a stream is given up.
+// errTimeout is the cause with which a stream is cancelled.
 var errTimeout = fmt.Errorf("the server sent no setting for %s", eventTimeout)
 
-// Options are what a StreamClient needs; all are required.
+// Options are the options of a StreamClient. All are required.
 type Options struct {
 	Client kubernetes.Interface
-	// Names are the ConfigMaps, of Names.
+	// Names are the ConfigMaps to follow, some or all of those that the function Names returns.
 	Names  []string
 	Logger *slog.Logger
 }
 
-// StreamClient follows several ConfigMaps in one stream. While it has no stream it keeps what the last one sent. It
-// never goes back to an earlier state, whichever servers it goes to: each stream begins with linearizable reads.
+// StreamClient follows several ConfigMaps in one stream. While it has no stream, it keeps the data of the last one. It
+// never returns to an earlier state, whichever servers it uses: each stream begins with linearizable reads.
 type StreamClient struct {
 	*Cache
 	names []string
@@ -61,7 +61,7 @@ type StreamClient struct {
 	open  func(context.Context) (io.ReadCloser, error)
 }
 
-// NewStreamClient makes one that follows nothing until Run.
+// NewStreamClient makes a client that follows nothing until Run is called.
 func NewStreamClient(o Options) *StreamClient {
 	return &StreamClient{
 		Cache: NewCache(), names: o.Names, log: o.Logger,
@@ -75,7 +75,7 @@ func NewStreamClient(o Options) *StreamClient {
 	}
 }
 
-// Run follows until ctx is done. It needs no goroutine beside its caller's.
+// Run follows the ConfigMaps until ctx is done. It runs in the caller's goroutine.
 func (c *StreamClient) Run(ctx context.Context) {
 	pause, failing := shortestPause, false
 	for ctx.Err() == nil {
@@ -98,7 +98,7 @@ func (c *StreamClient) Run(ctx context.Context) {
 	}
 }
 
-// receive follows one stream to its end, and reports whether it had an event for a ConfigMap of c.names.
+// receive follows one stream until it ends, and reports whether it received an event for a ConfigMap of c.names.
 func (c *StreamClient) receive(ctx context.Context) (received bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -122,7 +122,7 @@ func (c *StreamClient) receive(ctx context.Context) (received bool, err error) {
 		if err := events.Decode(&e); err != nil {
 			return received, fmt.Errorf("the settings stream has ended: %w", cmp.Or(context.Cause(ctx), err))
 		}
-		if !slices.Contains(c.names, e.Name) { // a later version's
+		if !slices.Contains(c.names, e.Name) { // a later version's ConfigMap
 			continue
 		}
 		late.Stop()
@@ -131,7 +131,7 @@ func (c *StreamClient) receive(ctx context.Context) (received bool, err error) {
 	}
 }
 
-// reader is an io.Reader.
+// reader makes an io.Reader of a function.
 type reader func([]byte) (int, error)
 
 func (r reader) Read(to []byte) (int, error) { return r(to) }
