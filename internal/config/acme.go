@@ -9,16 +9,16 @@ import (
 	"os"
 )
 
-// letsEncrypt is where Let's Encrypt says how it is asked for certificates.
+// letsEncrypt is the URL of the ACME directory of Let's Encrypt.
 const letsEncrypt = "https://acme-v02.api.letsencrypt.org/directory"
 
-// ACME says where certificates of Ingresses come from.
+// ACME holds the settings for obtaining certificates of Ingresses.
 type ACME struct {
-	// Email is where the authority may write; without it none is asked.
+	// Email is the address to which the authority may write. Without it no certificate is requested.
 	Email string
-	// Directory is the authority's URL.
+	// Directory is the URL of the authority's ACME directory.
 	Directory string
-	// Roots are those of the authority's own certificate; nil means the machine's.
+	// Roots are the authorities for the ACME server's own certificate. nil means the machine's.
 	Roots *x509.CertPool
 }
 
@@ -41,7 +41,7 @@ func (r *reader) acme() ACME {
 	if file := r.existing("ingress-acme-ca-file"); file != "" {
 		text, err := os.ReadFile(file)
 		if err != nil {
-			return a // existing has complained
+			return a // existing has reported the error
 		}
 		a.Roots = x509.NewCertPool()
 		if !a.Roots.AppendCertsFromPEM(text) {

@@ -17,7 +17,7 @@ type Agent struct {
 	Token     string
 	// Port is where other machines reach this one, by TCP and UDP.
 	Port int
-	// LocalPort is where the API answers on this machine, through whichever server does.
+	// LocalPort is the loopback port at which the API is reached through any live server.
 	LocalPort int
 
 	Warnings []string // as in Server
@@ -42,7 +42,7 @@ func (r *reader) agent(h Host) Agent {
 	return a
 }
 
-// serverURL is nil when none is given.
+// serverURL returns the URL of the server, and nil when none or a wrong one is given.
 func (r *reader) serverURL(name string) *url.URL {
 	it := r.one(name)
 	if it.text == "" {

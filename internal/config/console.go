@@ -4,7 +4,7 @@ package config
 
 import "slices"
 
-// ConsoleOIDC says how users of a server's console log in by OIDC. The issuer is the API server's.
+// ConsoleOIDC holds the settings by which users of a server's console log in by OIDC. The issuer is the API server's.
 type ConsoleOIDC struct {
 	ClientID     string // "" means the API server's
 	ClientSecret string // "" for a public client

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// fromEnviron takes the settings of a command out of the environment ("NAME=value" each). Warnings name variables
-// that look like ours but are none: an environment is often shared, so they are no errors.
+// fromEnviron returns the settings of a command in the environment ("NAME=value" each). It also returns a warning for
+// each unknown variable with coracle's prefix. Such a variable is no error, because an environment is often shared.
 func fromEnviron(environ []string, c Command) (values, []string) {
 	known := map[string]*Setting{}
 	var candidates []string
@@ -30,7 +30,7 @@ func fromEnviron(environ []string, c Command) (values, []string) {
 			warnings = append(warnings, w)
 			continue
 		}
-		if s.Commands&c == 0 || text == "" { // an empty variable is how many tools unset one
+		if s.Commands&c == 0 || text == "" { // many tools unset a variable by making it empty
 			continue
 		}
 		vals[s.Name] = itemsFromEnv(s, text)

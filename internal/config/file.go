@@ -18,8 +18,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// fromFiles reads the configuration file and its drop-ins, later ones over earlier ones. A file that is not there
-// is fine unless the user named it.
+// fromFiles reads the configuration file and its drop-ins. Later files override earlier ones. A missing file is no
+// error, unless the user named it and it has no drop-ins.
 func fromFiles(path string, named Source, c Command) (values, Problems) {
 	vals := values{}
 	var problems Problems
@@ -43,7 +43,7 @@ func fromFiles(path string, named Source, c Command) (values, Problems) {
 	return vals, problems
 }
 
-// filesBeside lists FILE.d/*.yaml in alphabetical order.
+// filesBeside returns the paths FILE.d/*.yaml and FILE.d/*.yml in alphabetical order.
 func filesBeside(path string) ([]string, error) {
 	dir := path + ".d"
 	entries, err := os.ReadDir(dir)
@@ -75,7 +75,7 @@ func unreadable(path string, err error, named Source, isMain bool) string {
 	return msg
 }
 
-// cause drops the operation and path that the message already names.
+// cause removes the operation and the path from an error, because the message names them already.
 func cause(err error) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
@@ -83,12 +83,12 @@ func cause(err error) error {
 	return err
 }
 
-// addFile puts one file's settings over those of earlier files.
+// addFile adds the settings of one file, which override those of earlier files.
 func (v values) addFile(path string, text []byte, c Command) Problems {
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var doc yaml.Node
 	err := dec.Decode(&doc)
-	if errors.Is(err, io.EOF) { // empty, or nothing but comments
+	if errors.Is(err, io.EOF) { // the file is empty, or has comments only
 		return nil
 	}
 	if err != nil {
@@ -121,14 +121,14 @@ func (v values) addFile(path string, text []byte, c Command) Problems {
 	return problems
 }
 
-// addKey takes one line "key: value". Key with a + at its end appends to what earlier files said.
+// addKey adds one line "key: value". A key that ends with + appends to the values of earlier files.
 func (v values) addKey(path string, key, val *yaml.Node, c Command) string {
 	name, appends := strings.CutSuffix(key.Value, "+")
 	at := fmt.Sprintf("%s:%d: ", path, key.Line)
 	s := Lookup(name)
 	switch {
 	case c == ToolCommand && (s == nil || s.FlagOnly || s.Commands&c == 0):
-		return "" // not this command's business
+		return "" // not a setting of this command
 	case s == nil && k3sHint(name) != "":
 		return at + "unknown key " + strconv.Quote(key.Value) + k3sHint(name)
 	case s == nil:
@@ -204,7 +204,7 @@ func kindName(n *yaml.Node) string {
 
 var yamlLine = regexp.MustCompile(`line (\d+): (.*)`)
 
-// yamlComplaint words the parser's error as file:line: what.
+// yamlComplaint rewrites an error of the parser in the form "FILE:LINE: text".
 func yamlComplaint(path string, err error) string {
 	msg := strings.TrimPrefix(err.Error(), "yaml: ")
 	if m := yamlLine.FindStringSubmatch(msg); m != nil {

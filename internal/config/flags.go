@@ -10,13 +10,13 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Flags are the values that one command's flags were given. [Register] fills it while pflag parses.
+// Flags holds the values of one command's flags. [Register] makes it, and pflag fills it while parsing.
 type Flags struct {
 	given values
 }
 
-// Register adds the flags of a command to a flag set. Values are kept as text and checked when everything is
-// known, so that all complaints come together.
+// Register adds the flags of a command to a flag set. Values are kept as text and checked when all of them are known,
+// so that all errors are reported at once.
 func Register(fs *pflag.FlagSet, c Command) *Flags {
 	f := &Flags{given: values{}}
 	for _, s := range Table(c) {
@@ -32,7 +32,7 @@ func (f *Flags) add(fs *pflag.FlagSet, s *Setting) {
 	}
 }
 
-// Set gives a flag a value as if the user had typed it.
+// Set sets a flag as if the user had typed it.
 func (f *Flags) Set(name, text string) { f.set(Lookup(name), text) }
 
 func (f *Flags) set(s *Setting, text string) {
@@ -40,7 +40,7 @@ func (f *Flags) set(s *Setting, text string) {
 	switch s.Kind {
 	case List:
 		if f.given[s.Name] == nil {
-			f.given[s.Name] = []item{} // given, perhaps as the empty list
+			f.given[s.Name] = []item{} // mark it as given, also when the list is empty
 		}
 		for _, t := range splitList(text) {
 			f.given[s.Name] = append(f.given[s.Name], item{t, src})
@@ -59,7 +59,7 @@ type flagValue struct {
 }
 
 func (v *flagValue) String() string {
-	if v.setting == nil { // pflag makes a zero value to compare defaults
+	if v.setting == nil { // pflag compares defaults with a zero value
 		return ""
 	}
 	items, ok := v.flags.given[v.setting.Name]
@@ -85,10 +85,10 @@ func (v *flagValue) Type() string {
 	return v.setting.Holder
 }
 
-// agentsOwn is a flag that agents have and servers have not.
+// agentsOwn is a flag that only agents have. It shows whether a flag set is an agent's.
 const agentsOwn = "lb-server-port"
 
-// ExplainFlagError turns pflag's complaint into one that names the nearest flag of the set.
+// ExplainFlagError replaces pflag's error for an unknown flag by one that names the nearest flag of the set.
 func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
@@ -122,10 +122,10 @@ func ExplainFlagError(err error, fs *pflag.FlagSet) error {
 	return Problems{"unknown flag --" + name + didYouMean(name, "--", candidates)}
 }
 
-// locations are the settings that say which coracle on this machine a command is about.
+// locations are the settings that select the coracle on this machine to work on.
 var locations = []string{"config", "data-dir", "run-dir"}
 
-// RegisterLocations adds only the flags that say which coracle on this machine a command is about.
+// RegisterLocations adds only the flags that select the coracle on this machine to work on.
 func RegisterLocations(fs *pflag.FlagSet) *Flags {
 	f := &Flags{given: values{}}
 	for _, name := range locations {
@@ -134,7 +134,7 @@ func RegisterLocations(fs *pflag.FlagSet) *Flags {
 	return f
 }
 
-// RegisterSome adds the flags that say which coracle a command is about, and the ones of the given names.
+// RegisterSome adds the flags of RegisterLocations and the flags with the given names.
 func RegisterSome(fs *pflag.FlagSet, names ...string) *Flags {
 	f := RegisterLocations(fs)
 	for _, name := range names {
@@ -143,8 +143,8 @@ func RegisterSome(fs *pflag.FlagSet, names ...string) *Flags {
 	return f
 }
 
-// RegisterFor adds all flags of a command c to one that only reads c's settings. Those that do not say which coracle is
-// meant are left out of its help, and reserved is a short name that it has a use of its own for.
+// RegisterFor adds all flags of the command c to another command, which only reads c's settings. Its help hides the
+// flags that are not among locations. The short name reserved is not added, because the other command uses it itself.
 func RegisterFor(fs *pflag.FlagSet, c Command, reserved string) *Flags {
 	f := &Flags{given: values{}}
 	for _, s := range Table(c) {

@@ -17,23 +17,24 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
-// Host is what defaults are taken from on the machine.
+// Host is the machine, as the source of defaults.
 type Host interface {
 	Hostname() (string, error)
-	// Addresses returns addresses that other machines can reach this one at, best first. Those inside the given
-	// networks, which are the cluster's own, are left out.
+	// Addresses returns the addresses at which other machines can reach this one, best first. It omits those inside the
+	// given networks, which are the cluster's own.
 	Addresses(except []netip.Prefix) ([]netip.Addr, error)
-	// Owns says whether an address is one of the machine's.
+	// Owns says whether the machine has an address.
 	Owns(ip netip.Addr) (bool, error)
 }
 
 // LocalHost is the machine that this process runs on.
 type LocalHost struct{}
 
-// Hostname is what the kernel says.
+// Hostname returns the kernel's host name.
 func (LocalHost) Hostname() (string, error) { return os.Hostname() }
 
-// Addresses puts the address of the interface with the default route first, and temporary ones last.
+// Addresses returns the usable addresses of Links. The address of the interface with the default route comes first, and
+// temporary addresses come last.
 func (LocalHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 	passing := temporary()
 	var out []netip.Addr
@@ -57,7 +58,7 @@ func (LocalHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 	return lastingFirst(out, passing), nil
 }
 
-// lastingFirst puts addresses that pass behind the others, and leaves the order otherwise.
+// lastingFirst moves temporary addresses to the end and keeps the order otherwise.
 func lastingFirst(ips []netip.Addr, passing map[netip.Addr]bool) []netip.Addr {
 	slices.SortStableFunc(ips, func(a, b netip.Addr) int {
 		switch {
@@ -71,8 +72,8 @@ func lastingFirst(ips []netip.Addr, passing map[netip.Addr]bool) []netip.Addr {
 	return ips
 }
 
-// temporary are the machine's IPv6 addresses that the kernel replaces every day (RFC 8981), or uses no more for new
-// connections. None if that cannot be found out: each is a usable address.
+// temporary returns the machine's IPv6 addresses that the kernel replaces every day (RFC 8981), or does not use any
+// more for new connections. It returns none if that cannot be found out, because each is a usable address.
 func temporary() map[netip.Addr]bool {
 	addrs, err := netlinkutil.Addresses(netlink.FAMILY_V6)
 	if err != nil {
@@ -87,7 +88,7 @@ func temporary() map[netip.Addr]bool {
 	return out
 }
 
-// Links are the interfaces that are up and lead to other machines, as far as one can tell.
+// Links returns the interfaces that are up and appear to lead to other machines.
 func (LocalHost) Links() ([]net.Interface, error) {
 	ifaces, err := net.Interfaces()
 	if err != nil {
@@ -98,7 +99,7 @@ func (LocalHost) Links() ([]net.Interface, error) {
 	}), nil
 }
 
-// Owns considers all interfaces, also those that are down.
+// Owns checks all interfaces, also those that are down.
 func (LocalHost) Owns(ip netip.Addr) (bool, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -112,16 +113,16 @@ func (LocalHost) Owns(ip netip.Addr) (bool, error) {
 	return false, nil
 }
 
-// ReplacingHost is the LocalHost when it is asked for an address in place of one that is gone. Not every link will do:
-// a VPN, a bridge of virtual machines and a storage network keep their addresses while the machine's cable is out, and
-// are not where others reach it.
+// ReplacingHost is the LocalHost as the source of an address that replaces a lost one. It rejects some links: a VPN, a
+// bridge of virtual machines and a storage network keep their addresses while the machine's cable is unplugged, and
+// other machines do not reach the machine there.
 type ReplacingHost struct {
 	LocalHost
-	// Links are the names of those where the machine had its addresses.
+	// Links are the names of the links on which the machine had its addresses.
 	Links []string
 }
 
-// LinksWith are the names of the interfaces that have one of these addresses.
+// LinksWith returns the names of the interfaces that have one of these addresses.
 func (LocalHost) LinksWith(ips []netip.Addr) ([]string, error) {
 	byLink, err := addressesOfLinks()
 	if err != nil {
@@ -136,7 +137,7 @@ func (LocalHost) LinksWith(ips []netip.Addr) ([]string, error) {
 	return out, nil
 }
 
-// Addresses are those of LocalHost that are on one of Links, or on a link with a default route.
+// Addresses returns those addresses of LocalHost that are on one of Links, or on a link with a default route.
 func (h ReplacingHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 	found, err := h.LocalHost.Addresses(except)
 	if err != nil || len(found) == 0 {
@@ -160,8 +161,8 @@ func (h ReplacingHost) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 	}), nil
 }
 
-// linksWithDefaultRoute looks at the main table, as other programs do to find the machine's address: a VPN that takes
-// all of a machine's traffic has a table of its own. A route over a link without a carrier is none.
+// linksWithDefaultRoute reads the main routing table, as other programs do to find the machine's address. A VPN that
+// takes all traffic of a machine has a table of its own. A route over a link without a carrier does not count.
 func linksWithDefaultRoute() (map[string]bool, error) {
 	routes, err := netlinkutil.Routes(netlink.FAMILY_ALL)
 	if err != nil {
@@ -202,7 +203,7 @@ func addressesOfLinks() (map[string][]netip.Addr, error) {
 	return out, nil
 }
 
-// addressesOf are a link's; none of one that went away meanwhile.
+// addressesOf returns the addresses of a link. It returns none for a link that has been removed meanwhile.
 func addressesOf(i net.Interface) (out []netip.Addr) {
 	addrs, _ := i.Addrs()
 	for _, a := range addrs {
@@ -213,7 +214,7 @@ func addressesOf(i net.Interface) (out []netip.Addr) {
 	return out
 }
 
-// addrOf is an interface's address as netip has it; the zero value for none.
+// addrOf converts an interface's address to netip's type. It returns the zero value for an invalid one.
 func addrOf(bytes net.IP) netip.Addr {
 	a, _ := netip.AddrFromSlice(bytes)
 	return a.Unmap()
@@ -225,7 +226,8 @@ func within(ip netip.Addr, networks []netip.Prefix) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(ip) })
 }
 
-// madeForContainers tells interfaces of container networks by name: their addresses mean nothing to others.
+// madeForContainers says whether an interface belongs to a container network, by its name. Other machines cannot reach
+// the addresses of such a network.
 func madeForContainers(name string) bool {
 	prefixes := []string{"coracle", "cni", "docker", "br-", "flannel", "cali", "virbr", "veth", "lxc", "podman", "kube-"}
 	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) })

@@ -10,9 +10,9 @@ const (
 	hostOwnerNamespace = "namespace"
 )
 
-// Ingress is what an operator chooses of the ingress.
+// Ingress holds the operator's settings of the ingress.
 type Ingress struct {
-	// HostOwner says that a host belongs to one namespace.
+	// HostOwner says that a host belongs to one namespace only.
 	HostOwner      bool
 	TrustedProxies []netip.Prefix
 	ProxyProtocol  bool

@@ -4,8 +4,8 @@ package config
 
 import "strings"
 
-// k3sOnly are settings of k3s that coracle does not have, each with what to use instead or why there is none.
-// docs/coming-from-k3s.md lists the same flags.
+// k3sOnly are settings of k3s that coracle does not have. Each value says what to use instead, or why there is no such
+// setting. docs/coming-from-k3s.md lists the same flags.
 var k3sOnly = map[string]string{
 	"advertise-port":                    "the API server is reached at --https-listen-port",
 	"cluster-init":                      "every first server starts a cluster, with a store that others can join",
@@ -71,12 +71,12 @@ var k3sOnly = map[string]string{
 	"vpn-auth-file": "use --network-backend wireguard, or run the VPN's own service below the cluster",
 }
 
-// k3sOfAgents are settings that k3s' agents have as well as its servers, and coracle's agents have not.
+// k3sOfAgents are settings that k3s' agents and servers have, and coracle's agents do not have.
 var k3sOfAgents = map[string]string{
 	"bind-address": "an agent listens on all addresses of its machine",
 }
 
-// k3sHint says why a setting of k3s is not here, "" when k3s has none of that name.
+// k3sHint says why coracle does not have a setting of k3s. It returns "" when k3s has none with this name.
 func k3sHint(name string) string {
 	if rest, ok := strings.CutPrefix(name, "etcd-s3"); ok && Lookup("snapshot-s3"+rest) != nil {
 		return "; it is called --snapshot-s3" + rest + " here"

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 )
 
-// Sources are where settings come from.
+// Sources are the sources of settings.
 type Sources struct {
 	Flags   *Flags
 	Environ []string // os.Environ()
@@ -32,17 +32,17 @@ func LoadAgent(s Sources) (*Agent, error) {
 	return &out, r.problems.orNil()
 }
 
-// Tool is what commands need that inspect an installed coracle.
+// Tool holds the settings of commands that inspect an installed coracle.
 type Tool struct {
 	Paths      Paths
-	Kubeconfig string // where the server writes the administrator's kubeconfig
+	Kubeconfig string // path at which the server writes the administrator's kubeconfig
 
-	// Warnings are what is wrong with the configuration: these commands go on all the same, since they are the ones
-	// that a user needs then. They may also be run by users who cannot read the file.
+	// Warnings are errors in the configuration. These commands continue in spite of them, because a user needs these
+	// commands then. Users who cannot read the file may also run the commands.
 	Warnings []string
 }
 
-// LoadTool gathers the few settings that such commands need. The error tells of wrong flags only.
+// LoadTool reads the settings of such a command. Its error reports wrong flags only.
 func LoadTool(s Sources) (*Tool, error) {
 	vals, _, problems := s.gather(ToolCommand)
 	r := &reader{vals: vals}
@@ -50,7 +50,7 @@ func LoadTool(s Sources) (*Tool, error) {
 	return t, r.problems.orNil()
 }
 
-// gather reads files, environment and flags, the later over the earlier.
+// gather reads files, environment and flags. Each later source overrides the earlier ones.
 func (s Sources) gather(c Command) (values, []string, Problems) {
 	env, warnings := fromEnviron(s.Environ, c)
 	given := values{}
@@ -68,7 +68,7 @@ func (s Sources) gather(c Command) (values, []string, Problems) {
 	}
 	vals, problems := fromFiles(path, named, c)
 	if c == ToolCommand && named == (Source{}) && os.Geteuid() != 0 && len(problems) > 0 {
-		problems = nil // a private file is how it should be
+		problems = nil // a file that this user cannot read is no error
 	}
 	vals.overlay(env)
 	vals.overlay(given)

@@ -24,15 +24,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Node is what servers and agents have in common: the settings of the machine as a node.
+// Node holds the settings that servers and agents have in common: those of the machine as a node.
 type Node struct {
 	Name      string
-	NameGiven bool         // by the operator; otherwise it is the host's
+	NameGiven bool         // given by the operator; otherwise it is the host's
 	IPs       []netip.Addr // one or two, of different families; the first is the preferred one
-	IPsGiven  bool         // by the operator; otherwise HostIPs found them, and may find others later
-	// ExternalIPs are at most one of each family. The machine need not have them.
+	IPsGiven  bool         // given by the operator; otherwise HostIPs found them, and may find others later
+	// ExternalIPs are at most one of each family. They need not be addresses of the machine's interfaces.
 	ExternalIPs []netip.Addr
-	// WithID says that Name is to be made longer by an id that the machine keeps; see NameWithID.
+	// WithID says that an id, which the machine keeps, is to be appended to Name; see NameWithID.
 	WithID     bool
 	Labels     map[string]string
 	Taints     []corev1.Taint
@@ -44,13 +44,13 @@ type Node struct {
 
 	KubeletArgs []string // name=value
 
-	// NodePortAddresses are the CIDRs of local addresses that answer on node ports; none means IPs.
+	// NodePortAddresses are the CIDRs of local addresses at which node ports are served. None means IPs.
 	NodePortAddresses []string
 
-	// NetworkInterface names the interface for traffic between nodes' pods, or is a pattern (path.Match); "" means the
-	// one that has the node's address.
+	// NetworkInterface is the interface for traffic between nodes' pods: its name, or a pattern (path.Match). "" means
+	// the interface that has the node's address.
 	NetworkInterface string
-	// NetworkExternal has other nodes send packets for this one's pods to ExternalIPs.
+	// NetworkExternal makes other nodes send packets for this node's pods to ExternalIPs.
 	NetworkExternal bool
 	ProxyMode       string
 	IPVSScheduler   string
@@ -89,15 +89,16 @@ func (r *reader) node(h Host, except []netip.Prefix) Node {
 	return n
 }
 
-// reachedOutside says whether an external address can stand for one of the machine's own. Which ones another interface
-// has is not known here.
+// reachedOutside says whether an external address can replace one of the machine's own addresses. With
+// NetworkInterface, any external address is accepted, because the addresses of that interface are not known here.
 func (n Node) reachedOutside() bool {
 	return slices.ContainsFunc(n.ExternalIPs, func(out netip.Addr) bool {
 		return n.NetworkInterface != "" || slices.ContainsFunc(n.IPs, func(own netip.Addr) bool { return own.Is4() == out.Is4() })
 	})
 }
 
-// storagePaths are folders that a node can have for volumes alone.
+// storagePaths returns the folders for volumes. It refuses folders that are not for volumes alone, which are those
+// directly below /.
 func (r *reader) storagePaths(name string) []string {
 	var out []string
 	for _, it := range r.many(name) {
@@ -121,7 +122,8 @@ func (r *reader) storagePaths(name string) []string {
 	return out
 }
 
-// nodeName checks the name against what the API and the label kubernetes.io/hostname allow.
+// nodeName returns the node's name. It checks the name against the rules of the API and of the label
+// kubernetes.io/hostname.
 func (r *reader) nodeName(h Host) string {
 	name, src := r.str("node-name"), r.src("node-name")
 	fromHost := name == ""
@@ -174,8 +176,8 @@ func (r *reader) nodeIPs(h Host, except []netip.Prefix) []netip.Addr {
 	return ips
 }
 
-// HostIPs finds the addresses of a machine to which none were given: one of each family of the cluster's networks, in
-// their order, and IPv4 alone when nothing says otherwise. There may be none.
+// HostIPs returns the addresses of a machine to which none were given: one for each family of the cluster's networks,
+// in the order of the networks. Without networks it returns the best address only. It may return none.
 func HostIPs(h Host, networks []netip.Prefix) ([]netip.Addr, error) {
 	found, err := h.Addresses(networks)
 	if err != nil {
@@ -207,7 +209,7 @@ func (r *reader) externalIPs(except []netip.Prefix) []netip.Addr {
 	return ips
 }
 
-// pattern is an interface's name or a pattern for it.
+// pattern returns an interface's name or a pattern for it.
 func (r *reader) pattern(name string) string {
 	it := r.one(name)
 	if _, err := path.Match(it.text, ""); err != nil || strings.Contains(it.text, "/") {
@@ -216,7 +218,7 @@ func (r *reader) pattern(name string) string {
 	return it.text
 }
 
-// owned complains about an address that no interface has.
+// owned reports an error for an address that no interface has.
 func (r *reader) owned(h Host, src Source, ip netip.Addr) {
 	if ok, err := h.Owns(ip); err != nil {
 		r.bad(src, "%v", err)
@@ -225,7 +227,7 @@ func (r *reader) owned(h Host, src Source, ip netip.Addr) {
 	}
 }
 
-// familiesOf lists true for IPv4 and false for IPv6, each once, in the order of the networks.
+// familiesOf returns true for IPv4 and false for IPv6, each once, in the order of the networks.
 func familiesOf(networks []netip.Prefix) []bool {
 	var out []bool
 	for _, n := range networks {
@@ -263,7 +265,7 @@ func (r *reader) labels(name string) map[string]string {
 	return out
 }
 
-// isReservedLabel says whether the NodeRestriction admission plugin keeps kubelets from setting a label.
+// isReservedLabel says whether the NodeRestriction admission plugin forbids kubelets to set a label.
 func isReservedLabel(key string) bool {
 	ns, _, ok := strings.Cut(key, "/")
 	if !ok {
@@ -273,8 +275,8 @@ func isReservedLabel(key string) bool {
 	return reserved && !kubeletapis.IsKubeletLabel(key)
 }
 
-// nodePortAddresses reads the one flag of kube-proxy that has a meaning here: coracle's proxy is upstream's without its
-// command.
+// nodePortAddresses reads the one flag of kube-proxy that is supported. Coracle's proxy uses upstream's code without
+// its command.
 func (r *reader) nodePortAddresses(name string) []string {
 	const known = "nodeport-addresses"
 	var out []string
@@ -290,7 +292,7 @@ func (r *reader) nodePortAddresses(name string) []string {
 		}
 		for _, text := range splitList(value) {
 			if text == "primary" {
-				continue // what is the case anyway
+				continue // "primary" is the default
 			}
 			if _, err := netip.ParsePrefix(text); err != nil {
 				r.bad(it.src, "%s: %q is neither primary nor a network in CIDR notation, such as 192.168.1.0/24", known, text)
@@ -320,7 +322,8 @@ func (r *reader) taints(name string) (out []corev1.Taint) {
 	return out
 }
 
-// NameWithID is the node's name with the id that is kept in a folder of the machine's, made if there is none.
+// NameWithID returns the node's name with the id that is kept in a folder of the machine. It makes the id if there is
+// none.
 func NameWithID(name, dir string) (string, error) {
 	path := filepath.Join(dir, "node-id")
 	data, err := os.ReadFile(path)

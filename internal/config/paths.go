@@ -6,7 +6,8 @@ import (
 	"path/filepath"
 )
 
-// Paths is where everything lies. All are absolute. Nothing here exists yet: who uses a folder makes it.
+// Paths holds the paths of coracle's files and folders, all absolute. NewPaths creates none of them: the code that uses
+// a folder makes it.
 type Paths struct {
 	DataDir string
 	RunDir  string
@@ -18,35 +19,34 @@ type Paths struct {
 	TokenFile       string
 	AgentTokenFile  string
 	StoreDir        string
-	AdminKubeconfig string // copy of the administrator's kubeconfig that no flag moves
+	AdminKubeconfig string // a copy of the administrator's kubeconfig at a fixed path
 
 	// Below DataDir/agent.
 	AgentDir       string
 	ContainerdRoot string
 
-	// Where everybody expects them (CSI drivers and log collectors mount them by name) as long as DataDir is the
-	// default.
+	// With the default DataDir these are the usual folders, because CSI drivers and log collectors mount them by path.
 	KubeletRoot string
 	PodLogs     string
 
 	// Directly below DataDir.
 	ManifestsDir string
-	// ChartFolders are where charts lie that a HelmChart names by file; coracle does not make them.
+	// ChartFolders are the folders with the charts that HelmCharts name by file. Coracle does not make them.
 	ChartFolders []string
 	ImagesDir    string
 	BinDir       string
-	StorageDir   string // for local volumes, unless a flag says otherwise
+	StorageDir   string // for local volumes, unless a flag names others
 
 	// Below RunDir.
 	ContainerdState  string
 	ContainerdSocket string
-	StoreSocket      string // the etcd API
+	StoreSocket      string // serves the etcd API
 	CNISocket        string
-	AdminSocket      string // what coracle status asks
+	AdminSocket      string // serves coracle status
 	PIDFile          string
 }
 
-// NewPaths lays out both folders. An empty run folder means the default that goes with the data folder.
+// NewPaths returns the paths below both folders. An empty runDir means the default that belongs to dataDir.
 func NewPaths(dataDir, runDir string) Paths {
 	if runDir == "" {
 		runDir = DefaultRunDir
@@ -92,8 +92,8 @@ func NewPaths(dataDir, runDir string) Paths {
 	}
 }
 
-// maxSocketPath is what fits into the kernel's sockaddr_un with its closing zero (unix(7)).
+// maxSocketPath is the longest path that fits into the kernel's sockaddr_un with its closing zero (unix(7)).
 const maxSocketPath = 107
 
-// longestSocket is the longest socket name that some part makes below RunDir.
+// longestSocket returns the longest path of a socket below RunDir.
 func (p Paths) longestSocket() string { return p.ContainerdSocket + ".ttrpc" }

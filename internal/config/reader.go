@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// reader takes values out as types and collects what is wrong with them.
+// reader converts values to their types and collects their errors.
 type reader struct {
 	vals     values
 	problems Problems
@@ -23,10 +23,10 @@ func (r *reader) bad(src Source, format string, args ...any) {
 	r.problems = append(r.problems, src.String()+": "+fmt.Sprintf(format, args...))
 }
 
-// given says whether it was set.
+// given says whether a setting was set.
 func (r *reader) given(name string) bool { _, ok := r.vals[name]; return ok }
 
-// one returns the value of a setting that holds one, its default when it was not set.
+// one returns the value of a setting with a single value, or its default when it was not set.
 func (r *reader) one(name string) item {
 	s := Lookup(name)
 	if items := r.vals[name]; len(items) > 0 {
@@ -58,7 +58,7 @@ func (r *reader) many(name string) []item {
 	return out
 }
 
-// src says where a setting's value came from.
+// src returns the source of a setting's value.
 func (r *reader) src(name string) Source {
 	if items := r.vals[name]; len(items) > 0 {
 		return items[0].src
@@ -87,7 +87,7 @@ func (r *reader) integer(name string, low, high int) int {
 
 func (r *reader) port(name string) int { return r.integer(name, 1, 65535) }
 
-// ip returns the zero value when nothing is given.
+// ip returns an address. It returns the zero value when none is given.
 func (r *reader) ip(name string) netip.Addr {
 	it := r.one(name)
 	if it.text == "" {
@@ -96,7 +96,8 @@ func (r *reader) ip(name string) netip.Addr {
 	return r.parseIP(it)
 }
 
-// parseIP returns the zero value for what is no address. A zone (fe80::1%eth0) means something on this machine only.
+// parseIP parses an address. It returns the zero value for a text that is no address, or has a zone (fe80::1%eth0),
+// which is valid on this machine only.
 func (r *reader) parseIP(it item) netip.Addr {
 	ip, err := netip.ParseAddr(it.text)
 	if err != nil || ip.Zone() != "" {
@@ -110,7 +111,7 @@ func (r *reader) parseIP(it item) netip.Addr {
 	return ip.Unmap()
 }
 
-// ips returns a list of at most one address for each family.
+// ips returns a list with at most one address of each family.
 func (r *reader) ips(name string) []netip.Addr {
 	var out []netip.Addr
 	for _, it := range r.many(name) {
@@ -128,7 +129,7 @@ func (r *reader) ips(name string) []netip.Addr {
 	return out
 }
 
-// cidrs returns at least one and at most one network for each family.
+// cidrs returns a list with at least one network, and at most one of each family.
 func (r *reader) cidrs(name string) []netip.Prefix {
 	var out []netip.Prefix
 	items := r.many(name)
@@ -155,7 +156,7 @@ func (r *reader) cidrs(name string) []netip.Prefix {
 	return out
 }
 
-// path returns an absolute path, "" for none.
+// path returns an absolute path. It returns "" when none is given.
 func (r *reader) path(name string) string {
 	it := r.one(name)
 	if it.text == "" {
@@ -168,7 +169,7 @@ func (r *reader) path(name string) string {
 	return abs
 }
 
-// existing returns the absolute path of a file that must be readable if it was named.
+// existing returns the absolute path of a file. If the user named the file, it must be readable.
 func (r *reader) existing(name string) string {
 	p := r.path(name)
 	if p == "" || !r.given(name) {
@@ -179,7 +180,7 @@ func (r *reader) existing(name string) string {
 		r.bad(r.src(name), "%s cannot be read: %v", p, cause(err))
 		return p
 	}
-	_ = f.Close() // opened only to see that it can be
+	_ = f.Close() // opened only to check that it can be read
 	return p
 }
 
@@ -196,7 +197,7 @@ func (r *reader) mode(name string) os.FileMode {
 	return os.FileMode(n)
 }
 
-// portRange reads FROM-TO, both inclusive.
+// portRange parses FROM-TO, both inclusive.
 func (r *reader) portRange(name string) PortRange {
 	it := r.one(name)
 	from, to, ok := strings.Cut(it.text, "-")
@@ -209,7 +210,7 @@ func (r *reader) portRange(name string) PortRange {
 	return PortRange{From: a, To: b}
 }
 
-// args returns extra flags of a component as name=value, without dashes; a name alone stands for name=true.
+// args returns extra flags of a component as name=value, without dashes. A name alone means name=true.
 func (r *reader) args(name string) []string {
 	var out []string
 	for _, it := range r.many(name) {
@@ -232,7 +233,7 @@ func (r *reader) arg(it item) (flag, value string) {
 	return flag, value
 }
 
-// secret returns the value of a setting or the content of the file that its sibling names.
+// secret returns the value of a setting, or the content of the file that the setting fileName names.
 func (r *reader) secret(name, fileName string) string {
 	it, file := r.one(name), r.existing(fileName)
 	if file == "" {
@@ -248,7 +249,7 @@ func (r *reader) secret(name, fileName string) string {
 	return r.secretFile(fileName)
 }
 
-// secretFile returns the content of a file that holds one word; empty when none is named.
+// secretFile returns the content of a file that holds one word. It returns "" when no file is named.
 func (r *reader) secretFile(name string) string {
 	file := r.existing(name)
 	if file == "" {
@@ -256,7 +257,7 @@ func (r *reader) secretFile(name string) string {
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return "" // existing has complained
+		return "" // existing has reported the error
 	}
 	token := strings.TrimSpace(string(text))
 	if token == "" || strings.ContainsAny(token, " \t\n") {
@@ -265,7 +266,8 @@ func (r *reader) secretFile(name string) string {
 	return token
 }
 
-// listen reads where to listen, ADDRESS:PORT or :PORT for all addresses; empty for nowhere.
+// listen returns the address on which to listen: ADDRESS:PORT, or :PORT for all addresses. It returns "" when none is
+// given.
 func (r *reader) listen(name string) string {
 	it := r.one(name)
 	if it.text == "" {

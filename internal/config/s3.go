@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file reads and checks the settings for keeping snapshots in an S3-compatible object store. They come from flags,
-// or from a Secret, by the same names. It opens no connection.
+// This file reads and checks the settings for storing snapshots in an S3-compatible object store. They have the same
+// names as flags and in a Secret. The code opens no connection.
 
 package config
 
@@ -21,11 +21,11 @@ import (
 	"unicode/utf8"
 )
 
-// Settings for S3 by their names, without the --snapshot-s3- of flags and the etcd-s3- that k3s' Secrets have.
+// Names of the settings for S3, without the prefix --snapshot-s3- of flags and the prefix etcd-s3- of k3s' Secrets.
 const (
 	S3Endpoint       = "endpoint"
 	S3EndpointCA     = "endpoint-ca"      // PEM, or PEM in base64
-	S3EndpointCAName = "endpoint-ca-name" // in a Secret only: the ConfigMap with the certificate
+	S3EndpointCAName = "endpoint-ca-name" // in a Secret only: the name of the ConfigMap with the certificate
 	S3SkipVerify     = "skip-ssl-verify"
 	S3AccessKey      = "access-key"
 	S3SecretKey      = "secret-key"
@@ -40,40 +40,40 @@ const (
 	S3Retention      = "retention"
 )
 
-// S3Defaults are the values of what is not set.
+// S3Defaults are the values of settings that are not set.
 var S3Defaults = map[string]string{
 	S3Endpoint: "s3.amazonaws.com", S3Region: "us-east-1", S3Lookup: "auto", S3Timeout: "5m", S3Retention: "5",
 	S3SkipVerify: "false", S3Insecure: "false",
 }
 
-// S3Lookups say where the bucket's name goes.
+// S3Lookups are the values of the setting S3Lookup.
 var S3Lookups = []string{"auto", "dns", "path"}
 
-// S3 says where snapshots are kept besides this machine.
+// S3 holds the settings of the object store for snapshots.
 type S3 struct {
 	Endpoint, Bucket, Folder, Region   string
 	AccessKey, SecretKey, SessionToken string
-	// Lookup says where the bucket's name goes: "dns", in front of the endpoint's name, "path", behind it, or "auto".
+	// Lookup says where the bucket's name is put: "dns" in front of the endpoint's name, "path" behind it, or "auto".
 	Lookup string
-	// Insecure speaks HTTP, SkipVerify believes any certificate.
+	// Insecure means HTTP instead of HTTPS. SkipVerify accepts any certificate.
 	Insecure, SkipVerify bool
 	CA                   *x509.CertPool // nil means the machine's
-	Proxy                *url.URL       // nil means what the environment says
-	// Timeout bounds each snapshot's way there or back.
+	Proxy                *url.URL       // nil means the proxy of the environment
+	// Timeout is the timeout of the transfer of each snapshot, in either direction.
 	Timeout time.Duration
-	// Retention is how many scheduled ones of this server are kept there.
+	// Retention is how many scheduled snapshots of this server are kept there.
 	Retention int
 }
 
-// AskedS3 is what one command says of S3 for itself, over what its server has.
+// AskedS3 holds the S3 settings of one command, which override those of its server.
 type AskedS3 struct {
-	// On says whether an object store is meant at all; nil leaves that to the server.
+	// On says whether the command uses an object store. nil means the server's setting.
 	On *bool `json:"on,omitempty"`
 	// Values are settings by their names.
 	Values map[string]string `json:"values,omitempty"`
 }
 
-// S3Error says which setting is wrong.
+// S3Error is the error of one setting.
 type S3Error struct {
 	Name string
 	Err  error
@@ -82,7 +82,8 @@ type S3Error struct {
 func (e *S3Error) Error() string { return e.Name + ": " + e.Err.Error() }
 func (e *S3Error) Unwrap() error { return e.Err }
 
-// ParseS3 reads settings. What is empty has its default. Each wrong one is an S3Error, joined.
+// ParseS3 parses and checks the settings. An empty setting has its default. The error joins an S3Error for each wrong
+// setting.
 func ParseS3(values map[string]string) (*S3, error) {
 	var errs []error
 	get := func(name string) string {
@@ -141,7 +142,7 @@ func ParseS3(values map[string]string) (*S3, error) {
 	return s, errors.Join(errs...)
 }
 
-// checkS3Endpoint does not repeat what may be a password.
+// checkS3Endpoint checks an endpoint. Its error does not repeat a text that may hold a password.
 func checkS3Endpoint(text string) error {
 	if strings.Contains(text, "@") {
 		return fmt.Errorf("neither a user nor a password belongs in it: it is HOST or HOST:PORT, and they are %s and %s", S3AccessKey,
@@ -159,8 +160,8 @@ func checkS3Endpoint(text string) error {
 	return fmt.Errorf("%q is not of the form HOST or HOST:PORT, without https:// in front", text)
 }
 
-// s3Folder spells a folder in the only way in which objects are found by it again: S3 knows keys, and takes each letter
-// of them as it is.
+// s3Folder returns the canonical form of a folder. In S3, a folder is a part of an object's key, and each letter of a
+// key counts. So objects are found again only by the same form.
 func s3Folder(text string) (string, error) {
 	out := path.Clean(strings.Trim(text, "/"))
 	switch {
@@ -174,7 +175,8 @@ func s3Folder(text string) (string, error) {
 	return out, nil
 }
 
-// OverlayS3 puts settings over others. A session token goes with the keys that it was given for.
+// OverlayS3 overrides the settings in lower by those in upper. When upper has another access key, the session token of
+// lower is dropped, because it belongs to lower's keys.
 func OverlayS3(lower, upper map[string]string) map[string]string {
 	out := map[string]string{}
 	maps.Copy(out, lower)
@@ -185,7 +187,7 @@ func OverlayS3(lower, upper map[string]string) map[string]string {
 	return out
 }
 
-// S3Errors takes the error of ParseS3 apart.
+// S3Errors splits the error of ParseS3 into its S3Errors.
 func S3Errors(err error) (out []*S3Error) {
 	var one *S3Error
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
@@ -198,7 +200,7 @@ func S3Errors(err error) (out []*S3Error) {
 	return out
 }
 
-// certificates reads PEM, or PEM in base64.
+// certificates parses certificates in PEM, or in base64 of PEM.
 func certificates(text string) (*x509.CertPool, error) {
 	data := []byte(text)
 	if !strings.Contains(text, "-----BEGIN") {
@@ -215,10 +217,11 @@ func certificates(text string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// S3FromSecret are the settings in a Secret, whose keys are those that k3s' users know, or the same without etcd-.
+// S3FromSecret returns the settings in a Secret. Its keys are those of k3s, or the same without etcd-, or with the
+// flags' prefix snapshot-s3-.
 func S3FromSecret(data map[string][]byte) map[string]string {
 	out := map[string]string{}
-	for _, name := range slices.Sorted(maps.Keys(data)) { // etcd-s3-… before s3-… before snapshot-s3-…, which wins
+	for _, name := range slices.Sorted(maps.Keys(data)) { // in this order etcd-s3-… comes before s3-… and snapshot-s3-…; the last one wins
 		for _, prefix := range []string{"etcd-s3-", "s3-", "snapshot-s3-"} {
 			if key, ok := strings.CutPrefix(name, prefix); ok {
 				out[key] = string(data[name])

@@ -25,27 +25,26 @@ type Server struct {
 	Logging Logging
 	Node    Node
 
-	// ServerURL is a server of the cluster to join; nil to start one.
+	// ServerURL is the URL of a server whose cluster this server joins. It is nil for a server that starts a cluster.
 	ServerURL *url.URL
-	// Given names the settings that concern the whole cluster and were set: a server that joins takes the others from
-	// there.
+	// Given names the cluster-wide settings that were set. A server that joins gets the others from the cluster.
 	Given []string
 
 	BindAddress      netip.Addr // the zero value means all addresses
 	HTTPSPort        int
 	AdvertiseAddress netip.Addr
 	LBPool           []loadbalancer.Range
-	LBReserved       []string // as loadbalancer.ParsePorts reads them
+	LBReserved       []string // in the form that loadbalancer.ParsePorts parses
 	ConsoleListen    string   // ADDRESS:PORT, or empty
 	ConsoleOIDC      ConsoleOIDC
-	VIPs             []netip.Addr // at most one of each family; what the cluster keeps may be another matter
-	VIPInterface     string       // "" means the one whose network holds the address
-	TLSSANs          []string     // names and addresses that the user wants besides those that the server knows itself
+	VIPs             []netip.Addr // at most one of each family; the cluster's present addresses may differ
+	VIPInterface     string       // "" means the interface whose network holds the address
+	TLSSANs          []string     // names and addresses besides those that the server adds itself
 
 	ClusterCIDRs  []netip.Prefix // one or two, of different families, in the order of ServiceCIDRs
 	ServiceCIDRs  []netip.Prefix
 	NodePorts     PortRange
-	ClusterDNS    netip.Addr // inside ServiceCIDRs[0] or, when given, any of them
+	ClusterDNS    netip.Addr // inside ServiceCIDRs[0] or, when given, inside any of them
 	ClusterDomain string
 	// NetworkBackend is one of clusterconfig.NetworkBackends.
 	NetworkBackend string
@@ -57,12 +56,13 @@ type Server struct {
 
 	Kubeconfig Kubeconfig
 
-	// EncryptResources are the resources to encrypt in the store, "secrets" the first; none when switched off.
+	// EncryptResources are the resources that are encrypted in the store, "secrets" first. It is empty when encryption
+	// is disabled.
 	EncryptResources []string
 
 	Snapshots Snapshots
 
-	Disable          []string // names of packaged parts, see DisableNames
+	Disable          []string // names of disabled packaged parts, see DisableNames
 	DisableAgent     bool
 	DisableKubeProxy bool
 
@@ -75,30 +75,30 @@ type Server struct {
 	ControllerManagerArgs []string // name=value
 	SchedulerArgs         []string // name=value
 
-	// Warnings are to be logged: settings that have no effect, but do no harm.
+	// Warnings are messages for the log, about settings that have no effect but do no harm.
 	Warnings []string
 }
 
-// Disabled says whether a packaged part is switched off.
+// Disabled says whether a packaged part is disabled.
 func (s *Server) Disabled(part string) bool { return slices.Contains(s.Disable, part) }
 
 // PortRange is a range of ports, both ends included.
 type PortRange struct{ From, To int }
 
-// String writes FROM-TO.
+// String returns FROM-TO.
 func (p PortRange) String() string { return strconv.Itoa(p.From) + "-" + strconv.Itoa(p.To) }
 
-// Contains says whether a port lies inside.
+// Contains says whether the range contains a port.
 func (p PortRange) Contains(port int) bool { return port >= p.From && port <= p.To }
 
-// Kubeconfig says how the administrator's kubeconfig is to be written.
+// Kubeconfig says where and with which mode and group the administrator's kubeconfig is written.
 type Kubeconfig struct {
 	Path string
 	Mode os.FileMode
-	GID  int // -1 leaves the group alone
+	GID  int // -1 leaves the group unchanged
 }
 
-// Logging says what to log and where to.
+// Logging says what is logged, and to which file.
 type Logging struct {
 	Debug      bool
 	Verbosity  int    // of klog
@@ -107,14 +107,15 @@ type Logging struct {
 	AlsoStderr bool
 }
 
-// clusterWide are settings in which all servers have to agree.
+// clusterWide are the settings in which all servers have to agree.
 var clusterWide = []string{
 	"cluster-cidr", "service-cidr", "service-node-port-range", "cluster-dns", "cluster-domain", "secrets-encryption", "encrypt-resources",
 	"disable", "disable-kube-proxy", "default-toleration-seconds", "network-backend", "load-balancer-pool", "load-balancer-reserved-ports",
 }
 
-// SharedFlags are flags that each server goes by itself, and in which a server that joins has to agree with the one
-// that it asks, given or not. They are not clusterWide: an operator changes them on one server after the other.
+// SharedFlags returns the shared flags. Each server uses its own values, and a joining server has to agree with the
+// server that it asks, whether the flags are given or not. They are not in clusterWide, because an operator changes
+// them on one server after the other.
 func (s *Server) SharedFlags() map[string]string {
 	owner, proxies := hostOwnerPath, make([]string, 0, len(s.Ingress.TrustedProxies))
 	if s.Ingress.HostOwner {
@@ -226,7 +227,7 @@ func (r *reader) advertise(s *Server) {
 	}
 }
 
-// Sizes that upstream's API server and node CIDR allocator accept (nodes get a /24 or a /64).
+// sizes are the prefix lengths that upstream's API server and node CIDR allocator accept (nodes get a /24 or a /64).
 var sizes = map[string]struct{ v4Min, v4Max, v6Min, v6Max int }{
 	"cluster-cidr": {8, 24, 48, 64},
 	"service-cidr": {12, 28, 64, 124},
@@ -260,7 +261,7 @@ func (r *reader) checkNetworks(s *Server) {
 	}
 }
 
-// clusterDNS defaults to the tenth address of the first Service network.
+// clusterDNS returns the address of the cluster's DNS. The default is the tenth address of the first Service network.
 func (r *reader) clusterDNS(services []netip.Prefix) netip.Addr {
 	ip := r.ip("cluster-dns")
 	if len(services) == 0 {
@@ -271,7 +272,7 @@ func (r *reader) clusterDNS(services []netip.Prefix) netip.Addr {
 		for range 10 {
 			ip = ip.Next()
 		}
-		return ip // in a network that is too small for it, which has been complained about, it lies outside
+		return ip // if the network is too small, which is an error already, the address is outside of it
 	}
 	for _, n := range services {
 		if n.Addr().Next() == ip {
@@ -328,7 +329,7 @@ func (r *reader) group(name string) int {
 	return gid
 }
 
-// encryption lists what to encrypt.
+// encryption returns the resources to encrypt.
 func (r *reader) encryption() []string {
 	extra := r.many("encrypt-resources")
 	if !r.boolean("secrets-encryption") {
@@ -351,10 +352,10 @@ func (r *reader) encryption() []string {
 	return out
 }
 
-// k3sParts are names that k3s users write out of habit.
+// k3sParts are names of parts that k3s has and coracle does not.
 var k3sParts = []string{"runtimes"}
 
-// ranges are those of addresses.
+// ranges returns ranges of addresses.
 func (r *reader) ranges(name string) []loadbalancer.Range {
 	var out []loadbalancer.Range
 	for _, it := range r.many(name) {
@@ -368,7 +369,7 @@ func (r *reader) ranges(name string) []loadbalancer.Range {
 	return out
 }
 
-// portList checks ports, and leaves them as they are written.
+// portList checks a list of ports and returns its texts unchanged.
 func (r *reader) portList(name string) []string {
 	var out []string
 	for _, it := range r.many(name) {

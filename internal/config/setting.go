@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// Command is a set of commands, as bits: a setting names those that have it.
+// Command is a set of commands, as bits. Each setting has the set of commands that take it.
 type Command uint8
 
-// The commands that take settings. Tool stands for all commands that look at a running or installed coracle
-// (status, kubectl, token and so on): they read the same files for the few settings they need and ignore the rest.
-// Snapshot stands for the commands below coracle snapshot, which need some more.
+// The commands that take settings. Tool means all commands that inspect a running or installed coracle (status,
+// kubectl, token and so on). These read the same files, use a few settings and ignore the rest. Snapshot means the
+// commands below coracle snapshot, which need some more settings.
 const (
 	ServerCommand Command = 1 << iota
 	AgentCommand
@@ -22,7 +22,7 @@ const (
 	allCommands  = nodeCommands | ToolCommand | SnapshotCommand
 )
 
-// String gives the commands as a user types them.
+// String returns the server and agent commands of the set as a user types them.
 func (c Command) String() string {
 	var names []string
 	for _, n := range []struct {
@@ -36,11 +36,11 @@ func (c Command) String() string {
 	return strings.Join(names, " and ")
 }
 
-// Kind says what a setting holds.
+// Kind is the type of a setting's value.
 type Kind uint8
 
-// The kinds of settings. List values may be repeated as flags and written comma separated; Args values may be
-// repeated too, but a flag's comma belongs to the value, as in feature-gates=A=true,B=true.
+// The kinds of settings. A List may be repeated as a flag, or its values separated by commas. An Args may be repeated
+// too, but a comma is a part of the value, as in feature-gates=A=true,B=true.
 const (
 	String Kind = iota
 	Bool
@@ -49,28 +49,28 @@ const (
 	Args
 )
 
-// Repeats says whether the setting may be given several times.
+// Repeats says whether a setting of this kind may be given several times.
 func (k Kind) Repeats() bool { return k == List || k == Args }
 
-// Setting is one row of the table.
+// Setting is one row of the table of settings.
 type Setting struct {
-	Name     string // the flag, and the key in a file
+	Name     string // of the flag, and of the key in a file
 	Short    string // one letter, or nothing
 	Commands Command
 	Group    string // heading in the help and in docs/configuration.md
 	Kind     Kind
-	Holder   string   // what stands for the value in the help, such as CIDR
+	Holder   string   // placeholder of the value in the help, such as CIDR
 	Default  string   // the value when nothing is given
-	Computed string   // how the default comes about when it is no fixed value
+	Computed string   // how the default is computed, when it is not a fixed value
 	Values   []string // all allowed values, when they can be listed
 	Files    bool     // completion offers file names
 	Dirs     bool     // completion offers folders
 	Help     string   // one sentence or two, no full stop at the end
-	Env      string   // environment variable when it is not CORACLE_<NAME>
-	FlagOnly bool     // not a key in a file
+	Env      string   // environment variable, when it is not CORACLE_<NAME>
+	FlagOnly bool     // not allowed as a key in a file
 }
 
-// EnvName is the environment variable that sets it.
+// EnvName returns the name of the environment variable that sets the setting.
 func (s *Setting) EnvName() string {
 	if s.Env != "" {
 		return s.Env
@@ -78,10 +78,10 @@ func (s *Setting) EnvName() string {
 	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(s.Name, "-", "_"))
 }
 
-// EnvPrefix starts the name of every environment variable that coracle reads.
+// EnvPrefix is the prefix of all environment variables that coracle reads as settings.
 const EnvPrefix = "CORACLE_"
 
-// Table lists every setting of the given commands in the order of help and documentation.
+// Table returns the settings of the given commands in the order of help and documentation.
 func Table(c Command) []*Setting {
 	var out []*Setting
 	for i := range table {
@@ -92,7 +92,7 @@ func Table(c Command) []*Setting {
 	return out
 }
 
-// Lookup finds a setting by name, nil when there is none.
+// Lookup returns the setting with this name, and nil when there is none.
 func Lookup(name string) *Setting {
 	for i := range table {
 		if table[i].Name == name {

@@ -12,17 +12,17 @@ import (
 	"github.com/robfig/cron/v3"
 )
 
-// Snapshots says when the cluster is saved, and where to.
+// Snapshots holds the settings for snapshots of the cluster.
 type Snapshots struct {
 	Dir       string
 	Retention int
 	KeyFile   string        // "" means that the server token is the key
-	Schedule  cron.Schedule // nil: none are taken by schedule
+	Schedule  cron.Schedule // nil: no scheduled snapshots
 
-	// S3 says whether they are kept in an object store too; its settings are S3Settings and, behind those, the ones in
-	// the Secret S3Secret.
+	// S3 says whether snapshots are stored in an object store too. The settings of that store are S3Settings. They
+	// override the settings in the Secret named by S3Secret.
 	S3         bool
-	S3Settings map[string]string // by their names (S3Endpoint and so on), those that were given
+	S3Settings map[string]string // those that were given, by their names (S3Endpoint and so on)
 	S3Secret   string
 }
 
@@ -40,7 +40,7 @@ func (r *reader) snapshots(p Paths) Snapshots {
 	return s
 }
 
-// s3Flags are the settings for S3, by their names.
+// s3Flags maps the names of the settings for S3 to their flags.
 var s3Flags = map[string]string{
 	S3Endpoint: "snapshot-s3-endpoint", S3Bucket: "snapshot-s3-bucket", S3Folder: "snapshot-s3-folder",
 	S3Region: "snapshot-s3-region", S3Lookup: "snapshot-s3-bucket-lookup-type",
@@ -51,10 +51,10 @@ var s3Flags = map[string]string{
 	S3Proxy:    "snapshot-s3-proxy", S3Timeout: "snapshot-s3-timeout", S3Retention: "snapshot-s3-retention",
 }
 
-// S3FlagNames are the names of the settings that say where the object store is, sorted.
+// S3FlagNames returns the names of the flags that describe the object store, sorted.
 func S3FlagNames() []string { return slices.Sorted(maps.Values(s3Flags)) }
 
-// s3Settings are those that were given; of the authority's file, the content.
+// s3Settings returns the given settings for S3. For the file with the authority, it returns the content.
 func (r *reader) s3Settings() map[string]string {
 	out := map[string]string{}
 	for name, flag := range s3Flags {
@@ -71,8 +71,8 @@ func (r *reader) s3Settings() map[string]string {
 	return out
 }
 
-// AskedS3 are the settings for S3 among the flags that were given, nil if there are none. Whether they work is the
-// server's to say, which has the others. The error, if any, is of type [Problems].
+// AskedS3 returns the settings for S3 among the given flags, and nil if there are none. It does not check them
+// together: the server does, because it has the other settings. The error, if any, is of type [Problems].
 func (f *Flags) AskedS3() (*AskedS3, error) {
 	r := &reader{vals: f.given}
 	asked := &AskedS3{Values: r.s3Settings()}
@@ -86,7 +86,8 @@ func (f *Flags) AskedS3() (*AskedS3, error) {
 	return asked, r.problems.orNil()
 }
 
-// checkS3 finds mistakes in the settings for S3. What may come from the Secret is not missing.
+// checkS3 reports mistakes in the settings for S3. A missing bucket is no mistake when a Secret is named, because the
+// Secret may name the bucket.
 func (r *reader) checkS3(s *Snapshots) {
 	if !s.S3 {
 		if s.S3Secret != "" {
@@ -107,7 +108,7 @@ func (r *reader) checkS3(s *Snapshots) {
 	}
 }
 
-// schedule returns nil when there is none.
+// schedule returns the schedule of snapshots. It returns nil when there is none.
 func (r *reader) schedule() cron.Schedule {
 	it := r.one("snapshot-schedule-cron")
 	s, err := cron.ParseStandard(it.text)
@@ -130,7 +131,7 @@ type SnapshotTool struct {
 	Token     string // "" means: use the one in Paths.TokenFile
 }
 
-// LoadSnapshotTool gathers and checks these settings. The error, if any, is of type [Problems].
+// LoadSnapshotTool reads and checks the settings of these commands. The error, if any, is of type [Problems].
 func LoadSnapshotTool(s Sources) (*SnapshotTool, error) {
 	vals, _, problems := s.gather(SnapshotCommand)
 	r := &reader{vals: vals, problems: problems}

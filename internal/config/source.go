@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Source says where a value came from.
+// Source is the source of a value.
 type Source struct {
 	Flag string // name of the flag
 	Env  string // name of the environment variable
@@ -17,7 +17,7 @@ type Source struct {
 	Key  string // key in File
 }
 
-// String names the place as the start of a message about it.
+// String names the source, to begin a message about it.
 func (s Source) String() string {
 	switch {
 	case s.File != "":
@@ -36,16 +36,16 @@ type item struct {
 	src  Source
 }
 
-// values are the given values by name of the setting. A setting that was not given is absent.
+// values maps the name of each given setting to its values. A setting that was not given is absent.
 type values map[string][]item
 
-// overlay puts the values of a stronger source over those of a weaker one, whole settings at a time.
+// overlay replaces settings by those of a stronger source. It replaces a list as a whole.
 func (v values) overlay(stronger values) {
 	maps.Copy(v, stronger)
 }
 
-// splitList splits at commas; a comma that belongs to a value is written as `\,`. Blank elements are dropped, so
-// that an empty value means an empty list.
+// splitList splits a text at commas. A comma inside of a value is written as `\,`. Blank elements are dropped, so an
+// empty text is an empty list.
 func splitList(text string) []string {
 	var out []string
 	var cur strings.Builder
@@ -70,7 +70,7 @@ func splitList(text string) []string {
 	return out
 }
 
-// Problems are all complaints about the settings, in the order of the table. It is never empty as an error.
+// Problems are the errors of all settings, in the order of the table. It is never empty when it is used as an error.
 type Problems []string
 
 func (p Problems) Error() string { return strings.Join(p, "\n") }

@@ -4,7 +4,7 @@ package config
 
 import "strings"
 
-// Nearest finds the candidate that someone who typed name most likely meant, "" when none is near.
+// Nearest returns the candidate that a user who typed name most likely meant. It returns "" when none is near.
 func Nearest(name string, candidates []string) string {
 	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
 	best, bestCost := "", len(name)/3+1
@@ -16,7 +16,7 @@ func Nearest(name string, candidates []string) string {
 	if best != "" || len(name) < 4 {
 		return best
 	}
-	// A part of a name, such as "kubeconfig-mode" or "server-arg": the shortest name that contains it.
+	// name may be a fragment, such as "kubeconfig-mode" or "server-arg". Take the shortest candidate that contains it.
 	for _, c := range candidates {
 		if strings.Contains(c, name) && (best == "" || len(c) < len(best)) {
 			best = c
@@ -25,7 +25,7 @@ func Nearest(name string, candidates []string) string {
 	return best
 }
 
-// editDistance counts insertions, deletions, replacements and swaps of neighbours that lead from a to b
+// editDistance counts the insertions, deletions, replacements and swaps of neighbouring letters that change a into b
 // (optimal string alignment).
 func editDistance(a, b string) int {
 	prev2, prev, cur := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
@@ -49,7 +49,7 @@ func editDistance(a, b string) int {
 	return prev[len(b)]
 }
 
-// didYouMean is the second half of a complaint about an unknown name, "" when nothing is near.
+// didYouMean returns the second half of an error about an unknown name. It returns "" when no candidate is near.
 func didYouMean(name, before string, candidates []string) string {
 	if best := Nearest(name, candidates); best != "" {
 		return "; did you mean " + before + best + "?"

@@ -52,7 +52,7 @@ const (
 	PartConsole = "console"
 )
 
-// DisableNames are the names that --disable takes, with the parts that each stands for.
+// DisableNames maps each name that --disable takes to the parts that it disables.
 var DisableNames = map[string][]string{
 	PartDNS: {PartDNS}, "dns": {PartDNS}, PartManifests: {PartManifests}, PartServiceLB: {PartServiceLB},
 	PartNetworkPolicy: {PartNetworkPolicy},
@@ -62,10 +62,10 @@ var DisableNames = map[string][]string{
 	PartIngress: {PartIngress}, PartGateway: {PartGateway}, "traefik": {PartIngress, PartGateway},
 }
 
-// Snapshotters that --snapshotter takes.
+// snapshotters are the values of --snapshotter.
 var snapshotters = []string{"auto", "overlayfs", "native"}
 
-// Values of --proxy-mode and --ipvs-scheduler: those that proxy and proxy/ipvs have.
+// Values of --proxy-mode and --ipvs-scheduler, as the packages proxy and proxy/ipvs have them.
 var (
 	proxyModes     = []string{"auto", "ipvs", "nftables"}
 	ipvsSchedulers = []string{"rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq"}
