@@ -7,16 +7,16 @@ import (
 	"sync"
 )
 
-// Listener bounds the connections of a listener whose clients have not said who they are, where the one who finds that
-// out knows a connection by its remote address alone, as the handlers of net/http do. See Table for which one is closed
-// when there are too many.
+// Listener limits the number of a listener's connections whose clients are unauthenticated. It is for servers that
+// authenticate a client by a request and know only the connection's remote address then, as the handlers of net/http
+// do. Table says which connection is closed when there are too many.
 type Listener struct {
 	net.Listener
 	waiting Table
-	unknown sync.Map // remote address → *conn
+	unknown sync.Map // unauthenticated connections: remote address → *conn
 }
 
-// NewListener bounds the connections of l that are unidentified to max.
+// NewListener returns a listener that limits the number of unauthenticated connections of l to max.
 func NewListener(l net.Listener, max int) *Listener {
 	return &Listener{Listener: l, waiting: Table{Max: max}}
 }
@@ -27,17 +27,17 @@ func (l *Listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The Table is never closed; who serves the connection closes the rest.
+	// The Table is never closed. The server closes the connections that are left.
 	done, _ := l.waiting.Add(inner.RemoteAddr(), func() { _ = inner.Close() })
 	c := &conn{Conn: inner, l: l, remote: inner.RemoteAddr().String(), done: sync.OnceFunc(done)}
 	if other, loaded := l.unknown.Swap(c.remote, c); loaded {
-		_ = other.(*conn).Close() // to another address of this machine; it could not be found again, and would not count
+		_ = other.(*conn).Close() // it connects to another address of this machine; it could not be found any more and would not count
 	}
 	return c, nil
 }
 
-// Identified notes that the client of a connection, or of one before it with the same remote address, has said who it
-// is. It is cheap for one that is known.
+// Identified marks the connection with this remote address as authenticated. It may be called for each request: for a
+// connection that is marked already it costs little.
 func (l *Listener) Identified(remote string) {
 	if c, ok := l.unknown.LoadAndDelete(remote); ok {
 		c.(*conn).done()

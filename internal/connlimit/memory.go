@@ -5,16 +5,16 @@ package connlimit
 import "github.com/coracle-k8s/coracle/internal/memory"
 
 const (
-	// unauthenticatedBytes is what a connection over which no request was authenticated costs an HTTP server with TLS,
-	// and unauthenticatedShare the part of the memory that those of a port may have together.
+	// unauthenticatedBytes is what an unauthenticated connection costs an HTTP server with TLS, in bytes.
+	// unauthenticatedShare is the fraction of the memory (one in so many) that such connections of a port may use.
 	unauthenticatedBytes, unauthenticatedShare = 29 << 10, 64
-	// minUnauthenticated and maxUnauthenticated bound how many there may be: clients are unauthenticated for a moment
-	// each, and every one has a file descriptor.
+	// minUnauthenticated and maxUnauthenticated are the limits of the number of such connections. Each client is
+	// unauthenticated for a moment only, and each connection has a file descriptor.
 	minUnauthenticated, maxUnauthenticated = 256, 4096
 )
 
-// ByMemory is how many connections over which no request was authenticated a port of this process may have. It is the
-// least number where an error says that the memory is not known.
+// ByMemory returns how many unauthenticated connections a port of this process may have. It returns the minimum and an
+// error when the memory is not known.
 func ByMemory() (int, error) {
 	limit, err := memory.Self()
 	return byMemory(limit.Bytes), err

@@ -8,9 +8,10 @@ import (
 	"sync"
 )
 
-// Serve takes connections from l until ctx is done, and returns when none is left; l is closed then. Each has its own
-// goroutine in serve, and is closed when that returns or its context ends. It counts as one that has not said who it
-// is, of which there are max at most, until identified is called. The error is l's, nil after ctx was done.
+// Serve accepts connections from l until ctx is done. It closes l, and returns when all connections are closed. It
+// calls serve for each connection in a goroutine of its own. The connection is closed when serve returns or the
+// connection's context ends. It counts as unauthenticated until serve calls identified. At most max connections may be
+// unauthenticated. The error is l's; it is nil after ctx was done.
 func Serve(ctx context.Context, l net.Listener, max int, serve func(ctx context.Context, c net.Conn, identified func())) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -31,7 +32,7 @@ func Serve(ctx context.Context, l net.Listener, max int, serve func(ctx context.
 		running.Go(func() {
 			defer identified()
 			defer closeConn()
-			closed := context.AfterFunc(own, func() { _ = c.Close() }) // no caller to report to
+			closed := context.AfterFunc(own, func() { _ = c.Close() }) // there is no caller to report an error to
 			serve(own, c, identified)
 			if closed() {
 				_ = c.Close()

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package connlimit bounds the connections of a port that have not said yet who they are. A port that stops accepting
-// when there are too many can be closed to everybody by clients that say nothing. So it accepts always, and closes
-// a connection of the source that has the most of them, the one that has waited longest: a client that has something to
-// say needs a moment only, and clients of other sources keep theirs. A source is an IPv4 address or a /64 of IPv6.
+// Package connlimit limits the number of unauthenticated connections of a port. If a port stopped accepting when it has
+// too many, clients that send nothing could close it for all clients. So the port always accepts, and closes the oldest
+// unauthenticated connection of the source that has the most. A legitimate client authenticates within a moment, and
+// clients of other sources keep their connections. A source is an IPv4 address or a /64 of IPv6.
 //
-// A Table owns no connection and starts no goroutine; Serve is the loop that the ports of servers have in common.
+// A Table owns no connection and starts no goroutine. Serve is the loop that the ports of servers share.
 package connlimit
 
 import (
@@ -15,14 +15,14 @@ import (
 	"sync"
 )
 
-// Table holds what waits, the oldest first. Its zero value has no room.
+// Table holds the unauthenticated connections, the oldest first. Its zero value allows none.
 type Table struct {
-	// Max is how many connections may wait.
+	// Max is how many unauthenticated connections there may be.
 	Max int
 
 	mu      sync.Mutex
 	waiting list.List            // of connection
-	sources map[netip.Prefix]int // how many connections of each source wait; none has 0
+	sources map[netip.Prefix]int // number of connections by source; a source without connections is absent
 	closed  bool
 }
 
@@ -31,21 +31,21 @@ type connection struct {
 	closeConn func()
 }
 
-// sourceOf is the network that a client can choose its addresses from: its address, of IPv6 the /64. What has no
-// address is one source.
+// sourceOf returns the network from which one client can choose its addresses: an IPv4 address, or a /64 of IPv6. All
+// connections without an address count as one source.
 func sourceOf(remote net.Addr) netip.Prefix {
 	tcp, ok := remote.(*net.TCPAddr)
 	if !ok || tcp == nil {
 		return netip.Prefix{}
 	}
 	address := tcp.AddrPort().Addr().Unmap()
-	prefix, _ := address.WithZone("").Prefix(min(address.BitLen(), 64)) // it fails for no such length
+	prefix, _ := address.WithZone("").Prefix(min(address.BitLen(), 64)) // does not fail for these lengths
 	return prefix
 }
 
-// Add takes a connection from remote in. If there are more than Max then, it closes the oldest of the source that
-// has the most. It returns false if the Table is closed. Done must be called when the connection has said who it is, or
-// is gone. closeConn may be called until then, once; it must not block.
+// Add adds a connection from remote. If there are then more than Max, it closes the oldest connection of the source
+// that has the most. It returns false if the Table is closed. The caller must call done when the connection is
+// authenticated or closed. Until then, the Table may call closeConn once. closeConn must not block.
 func (t *Table) Add(remote net.Addr, closeConn func()) (done func(), ok bool) {
 	t.mu.Lock()
 	if t.closed {
@@ -74,7 +74,8 @@ func (t *Table) Add(remote net.Addr, closeConn func()) (done func(), ok bool) {
 	}, true
 }
 
-// surplus is the oldest connection of the source that has the most, and of several such sources the oldest of all.
+// surplus returns the oldest connection of the source that has the most connections. Of several such sources, it takes
+// the one with the oldest connection.
 func (t *Table) surplus() *list.Element {
 	most := 0
 	for _, n := range t.sources {
@@ -87,7 +88,7 @@ func (t *Table) surplus() *list.Element {
 	return e
 }
 
-// remove takes a connection out, unless that is done.
+// remove removes a connection, unless that is done already.
 func (t *Table) remove(e *list.Element) {
 	before := t.waiting.Len()
 	source := t.waiting.Remove(e).(connection).source
@@ -99,7 +100,7 @@ func (t *Table) remove(e *list.Element) {
 	}
 }
 
-// Close closes all that wait, and takes nothing in any more.
+// Close closes all connections in the table. The table accepts none from then on.
 func (t *Table) Close() {
 	t.mu.Lock()
 	t.closed = true
