@@ -14,8 +14,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/embedded/index"
 )
 
-// complete tells whether dir holds what the index lists, by names, lengths, modes and link targets. Checksums were
-// checked before the set got its name, and reading a hundred megabytes at each start would cost a small board a second.
+// complete says whether dir holds the files of the index, by names, lengths, modes and link targets. Checksums were
+// checked before the set got its name. Reading a hundred megabytes at each start would take a small board a second.
 func complete(x index.Index, dir string) bool {
 	for _, e := range x {
 		p := filepath.Join(dir, e.Path)
@@ -33,13 +33,14 @@ func complete(x index.Index, dir string) bool {
 	return true
 }
 
-// pointsTo tells whether link is a relative symbolic link that names path.
+// pointsTo says whether link is a relative symbolic link to path.
 func pointsTo(link, path string) bool {
 	target, err := os.Readlink(link)
 	return err == nil && filepath.Join(filepath.Dir(link), target) == path
 }
 
-// openLocked opens a folder and locks it: shared by those who use it, exclusive by who wants to remove it.
+// openLocked opens a folder and locks it. A user of the folder takes a shared lock, and a process that wants to remove
+// it an exclusive lock.
 func openLocked(dir string, how int) (int, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -4,7 +4,7 @@ package embedded
 
 import "embed"
 
-// The folder holds a committed README besides what make embedded writes, so that this compiles without it.
+// The folder holds a committed README besides the files of make embedded, so this compiles without these files.
 //
 //go:embed all:files/amd64
 var embedded embed.FS

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package embedded holds the programs embedded in coracle: runc, the shim and CNI helper, kubectl, helm and ctr,
-// a packet filter program and the pause image. They lie compressed inside the binary and are unpacked once, by content
-// hash, into the data directory.
+// Package embedded holds the programs embedded in coracle: runc, the shim and CNI helper, kubectl, helm and ctr, a
+// packet filter program and the pause image. They are compressed inside the binary, and unpacked once into the data
+// directory, in a folder named by their content hash.
 //
-// It owns the folder bin/ of the data directory and nothing else: it starts no program, and it needs no network.
-// What goes in is built by `make embedded` (packaging/embedded.sh); a coracle built without that says so when it is
-// asked to unpack, so that everything else compiles and tests without it.
+// It owns the folder bin/ of the data directory and nothing else. It starts no program and needs no network. `make
+// embedded` (packaging/embedded.sh) builds the programs. In a coracle built without them, unpacking returns
+// ErrNotEmbedded, and everything else compiles and can be tested.
 package embedded
 
 import (
@@ -21,39 +21,42 @@ import (
 	"github.com/coracle-k8s/coracle/internal/embedded/index"
 )
 
-// PauseImage is the name of the image in Dir's pause.tar.
+// PauseImage is the name of the image in the file pause.tar of a Dir.
 const PauseImage = "docker.io/coracle/pause:1"
 
-// ErrNotEmbedded says that this binary was built without its helper programs.
+// ErrNotEmbedded says that this binary was built without its embedded programs.
 var ErrNotEmbedded = errors.New("this binary was built without its embedded programs; build it with: make build")
 
-// Dir is an unpacked set. It has runc, coracle-helper (also by the names containerd-shim-runc-v2 and coracle-cni),
-// coracle-tools (also kubectl, ctr and helm), pause.tar, and nft with the folder nftables/ that it runs from.
+// Dir is an unpacked set of programs. It has runc, coracle-helper (also by the names containerd-shim-runc-v2 and
+// coracle-cni), coracle-tools (also kubectl, ctr and helm) and pause.tar. It also has nft, with the folder nftables/
+// from which nft runs.
 type Dir struct {
-	// Path is <data directory>/bin/<content hash>. Programs found by it stay the same as long as they run.
+	// Path is <data directory>/bin/<content hash>. Programs at this path do not change while they run.
 	Path string
-	// Stable is <data directory>/bin/current, a link to Path that a later version of coracle moves to its own set.
-	// Use it where a path is recorded for later, as containerd does with its shim's.
+	// Stable is <data directory>/bin/current, a link to Path. A later version of coracle changes the link to its own
+	// set. Use Stable for paths that are recorded for later, as containerd records its shim's path.
 	Stable string
 
-	// use is a shared lock on Path, which keeps another version's Unpack from removing it while this process lives. A
-	// bare descriptor, because nothing may close it when a caller keeps the path alone.
+	// use is the descriptor of a shared lock on Path. While this process lives, the lock prevents another version's
+	// Unpack from removing the set. It is no os.File, because the finalizer would close that when a caller keeps only
+	// the path.
 	use int
 }
 
-// File gives the path of one of the set's files.
+// File returns the path of one of the set's files.
 func (d Dir) File(name string) string { return filepath.Join(d.Path, name) }
 
-// Close says that this process will start no more programs from the set. Not calling it is fine: exiting does the same.
+// Close releases the set, from which this process starts no more programs. Exiting has the same effect.
 func (d Dir) Close() error { return unix.Close(d.use) }
 
-// forPeople is the file that a node does not need to start: kubectl, helm and ctr. It is most of the set.
+// forPeople is the file that a node does not need for its start: kubectl, helm and ctr. It is most of the set.
 const forPeople = "coracle-tools"
 
-// Unpack puts the embedded programs below dataDir/bin, unless they are there, and removes sets of other versions that
-// no process uses. Each file's checksum is checked on the way. The programs that a node needs appear all at once or not
-// at all, and coracle-tools after them, also after a power cut, and when several processes unpack at once. Where the
-// set is complete already nothing is written: then any user who may read the folder can call it.
+// Unpack unpacks the embedded programs below dataDir/bin, unless they are there, and removes sets of other versions
+// that no process uses. It checks each file's checksum while unpacking. The programs that a node needs appear all at
+// once or not at all, and coracle-tools after them. That holds also after a power cut, and when several processes
+// unpack at once. When the set is complete already, nothing is written, so any user who may read the folder can call
+// Unpack.
 func Unpack(dataDir string) (Dir, error) {
 	d, rest, err := UnpackFirst(dataDir)
 	if err != nil {
@@ -65,7 +68,8 @@ func Unpack(dataDir string) (Dir, error) {
 	return d, nil
 }
 
-// UnpackFirst is Unpack without coracle-tools, which rest adds, best when the node has started.
+// UnpackFirst does the same as Unpack without coracle-tools. The function rest adds that, best when the node has
+// started.
 func UnpackFirst(dataDir string) (d Dir, rest func() error, err error) {
 	sub, err := fs.Sub(embedded, embeddedRoot)
 	if err != nil {
@@ -100,9 +104,9 @@ func unpack(src fs.FS, bin, proc string) (d Dir, rest func() error, err error) {
 		}
 		if held {
 			break
-		} // another version removed it just now: once more
+		} // another version removed the set meanwhile: try again
 	}
-	// Clearing up is a courtesy: a set too many wastes space, a start that fails over it costs a node.
+	// An error of prune is ignored: an old set wastes space only, but a failed start would cost a node.
 	_ = prune(bin, filepath.Base(d.Path), proc)
 	return d, func() error {
 		if err := add(src, later, bin, d.Path); err != nil {
@@ -112,7 +116,7 @@ func unpack(src fs.FS, bin, proc string) (d Dir, rest func() error, err error) {
 	}, nil
 }
 
-// readIndex reads which files the set has, also as the text whose hash names the set.
+// readIndex returns the index of the set, and its text, whose hash names the set.
 func readIndex(src fs.FS) (x index.Index, text []byte, err error) {
 	text, err = fs.ReadFile(src, index.FileName)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -125,8 +129,8 @@ func readIndex(src fs.FS) (x index.Index, text []byte, err error) {
 	return x, text, err
 }
 
-// UnpackSome unpacks the files that want chooses by their paths, and what they are links to, into the new folder dir.
-// It is for tests, which need a program or two; a node needs the whole set: Unpack.
+// UnpackSome unpacks the files whose paths want accepts, and the files to which these are links, into the new folder
+// dir. It is for tests, which need a program or two. A node needs the whole set: see Unpack.
 func UnpackSome(dir string, want func(path string) bool) error {
 	sub, err := fs.Sub(embedded, embeddedRoot)
 	if err != nil {
@@ -143,12 +147,12 @@ func UnpackSome(dir string, want func(path string) bool) error {
 	return write(sub, slices.DeleteFunc(x, func(e index.Entry) bool { return !want(e.Path) && !linked[e.Path] }), dir)
 }
 
-// ForNFT chooses the embedded nft for UnpackSome.
+// ForNFT selects the embedded nft. It is an argument for UnpackSome.
 func ForNFT(path string) bool {
 	return path == "nft" || filepath.Dir(path) == "nftables"
 }
 
-// hold takes the shared lock. It is false when what it locked is no longer what the path names.
+// hold takes the shared lock. It returns false when the locked folder has been removed or replaced meanwhile.
 func (d *Dir) hold() (bool, error) {
 	fd, err := openLocked(d.Path, unix.LOCK_SH)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// prune removes the sets in bin other than keep that no process needs. Two kinds of process need one: a coracle, which
-// holds a lock on it, and a program started from it, as the shims of pods that an older version started are: they run
-// the runc beside them when their pod stops.
+// prune removes the sets in bin that no process needs, except the set keep. Two kinds of processes need a set: a
+// coracle that holds a lock on it, and a program that was started from it. Shims of pods that an older version started
+// are such programs: they run the runc of their own set when their pod stops.
 func prune(bin, keep, proc string) error {
 	entries, err := os.ReadDir(bin)
 	if err != nil {
@@ -49,7 +49,7 @@ func prune(bin, keep, proc string) error {
 	return errors.Join(errs...)
 }
 
-// remove takes the set's name away first, so that a removal cut short leaves no set that looks half complete.
+// remove renames the set before it removes it, so that an interrupted removal leaves no incomplete set.
 func remove(bin, name string) error {
 	dir := filepath.Join(bin, name)
 	fd, err := openLocked(dir, unix.LOCK_EX|unix.LOCK_NB)
@@ -67,7 +67,7 @@ func remove(bin, name string) error {
 	return os.RemoveAll(tmp)
 }
 
-// removeTemps clears what a process left that was killed while it unpacked. The caller holds the lock.
+// removeTemps removes the files of a process that was killed while it unpacked. The caller holds the lock.
 func removeTemps(bin string) error {
 	entries, err := os.ReadDir(bin)
 	if err != nil {
@@ -82,8 +82,8 @@ func removeTemps(bin string) error {
 	return errors.Join(errs...)
 }
 
-// runningFrom names the folders of bin from which a program runs now. A process whose program this user may not see is
-// none of ours: who may write to bin sees the shims that were started from it.
+// runningFrom returns the names of the folders in bin from which a program runs now. It ignores processes whose program
+// this user may not see: a user who may write to bin can see the shims that were started from there.
 func runningFrom(bin, proc string) (map[string]bool, error) {
 	bin, err := filepath.EvalSymlinks(bin)
 	if err != nil {
@@ -100,7 +100,7 @@ func runningFrom(bin, proc string) (map[string]bool, error) {
 		}
 		exe, err := os.Readlink(filepath.Join(proc, e.Name(), "exe"))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, fs.ErrPermission) {
-			continue // a kernel thread, exited meanwhile, or another user's
+			continue // a kernel thread, an exited process, or another user's process
 		}
 		if err != nil {
 			return nil, fmt.Errorf("see what process %s runs: %w", e.Name(), err)

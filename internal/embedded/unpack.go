@@ -18,20 +18,21 @@ import (
 	"github.com/coracle-k8s/coracle/internal/embedded/index"
 )
 
-// Names in bin/ that are no sets: the lock of those who write, what they write before it gets its name, and what they
-// take away.
+// Names in bin/ that are not sets: the lock of writers, and the prefix of files that are not yet complete or are being
+// removed.
 const (
 	lockName   = ".lock"
 	tempPrefix = ".tmp-"
 )
 
-// maxWindow bounds the decoder's memory. The files are compressed with windows of 8 MiB.
+// maxWindow limits the decoder's memory, in bytes. The files are compressed with windows of 8 MiB.
 const maxWindow = 8 << 20
 
-// workers is how many files are unpacked at once: one program is far larger than the rest, so two fill its time.
+// workers is how many files are unpacked at the same time. One program is far larger than the rest, so a second worker
+// can unpack the rest meanwhile.
 const workers = 2
 
-// install unpacks the set next to where it belongs and renames it there. d.Path may exist, damaged.
+// install unpacks the set next to its final path and renames it to that. d.Path may exist with a damaged set.
 func install(src fs.FS, x index.Index, bin string, d Dir) error {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return err
@@ -44,7 +45,7 @@ func install(src fs.FS, x index.Index, bin string, d Dir) error {
 	if err := removeTemps(bin); err != nil {
 		return err
 	}
-	if !complete(x, d.Path) { // no other process was faster
+	if !complete(x, d.Path) { // another process may have installed it
 		if err := writeSet(src, x, bin, d.Path); err != nil {
 			return err
 		}
@@ -52,7 +53,7 @@ func install(src fs.FS, x index.Index, bin string, d Dir) error {
 	return point(d.Stable, filepath.Base(d.Path))
 }
 
-// add unpacks files into a set that is there, unless they are in it; each appears when it is whole.
+// add unpacks files into an existing set, unless they are in it. Each file appears when it is complete.
 func add(src fs.FS, x index.Index, bin, set string) error {
 	if complete(x, set) {
 		return nil
@@ -62,7 +63,7 @@ func add(src fs.FS, x index.Index, bin, set string) error {
 		return err
 	}
 	defer lock.Close()
-	if complete(x, set) { // another process was faster
+	if complete(x, set) { // another process has added them
 		return nil
 	}
 	if err := removeTemps(bin); err != nil {
@@ -85,7 +86,7 @@ func add(src fs.FS, x index.Index, bin, set string) error {
 	return atomicfile.SyncDir(set)
 }
 
-// lockBin waits until no other process writes to bin. The kernel frees the lock of one that dies.
+// lockBin waits until no other process writes to bin. The kernel releases the lock of a process that dies.
 func lockBin(bin string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(bin, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -102,7 +103,7 @@ func writeSet(src fs.FS, x index.Index, bin, dst string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp) // holds the old set or a half-written new one by then, if anything
+	defer os.RemoveAll(tmp) // by then tmp holds at most the old set or an incomplete new one
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func writeSet(src fs.FS, x index.Index, bin, dst string) error {
 	if err := write(src, x, set); err != nil {
 		return err
 	}
-	// A damaged set moves aside; programs that run from it go on with the files they have.
+	// A damaged set is moved aside. Programs that run from it keep the files that they have opened.
 	if err := os.Rename(dst, filepath.Join(tmp, "old")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -120,7 +121,7 @@ func writeSet(src fs.FS, x index.Index, bin, dst string) error {
 	return atomicfile.SyncDir(bin)
 }
 
-// write unpacks all files into the new folder dir and brings them to the disk.
+// write unpacks all files into the new folder dir and flushes them to the disk.
 func write(src fs.FS, x index.Index, dir string) error {
 	dirs := map[string]bool{dir: true}
 	for _, e := range x {
@@ -131,7 +132,7 @@ func write(src fs.FS, x index.Index, dir string) error {
 			return err
 		}
 	}
-	todo := make(chan index.Entry, len(x)) // holds all, so that feeding it never blocks
+	todo := make(chan index.Entry, len(x)) // has room for all entries, so that sending never blocks
 	for _, e := range x {
 		todo <- e
 	}
@@ -180,9 +181,9 @@ func writeEntry(src fs.FS, e index.Entry, dst string) error {
 	return errors.Join(fill(out, z, e), out.Close())
 }
 
-// fill copies the file, gives it its mode whatever the umask, and flushes it. What zstd finds damaged, by the checksum
-// that each file ends with, or is of another length, is refused. Its SHA-256 is not computed again, which took a
-// twentieth of a node's start: an attacker who can exchange a file in this program can exchange its hash too.
+// fill copies the file, sets its mode regardless of the umask, and flushes it. It refuses a file that zstd finds
+// damaged, by the checksum at the file's end, or that has another length. It does not compute the SHA-256 again, which
+// took a twentieth of a node's start: an attacker who can replace a file in this program can replace its hash too.
 func fill(out *os.File, z io.Reader, e index.Entry) error {
 	n, err := io.Copy(out, z)
 	var writing *fs.PathError
@@ -201,7 +202,7 @@ func fill(out *os.File, z io.Reader, e index.Entry) error {
 	return out.Sync()
 }
 
-// point makes link a symbolic link to target, replacing an older one in one step.
+// point makes link a symbolic link to target. It replaces an older link in one step.
 func point(link, target string) error {
 	tmp := filepath.Join(filepath.Dir(link), tempPrefix+"current")
 	if err := os.Symlink(target, tmp); err != nil {
@@ -213,7 +214,7 @@ func point(link, target string) error {
 	return atomicfile.SyncDir(filepath.Dir(link))
 }
 
-// explain turns the errors that a user can do something about into advice.
+// explain adds a hint to errors that a user can do something about.
 func explain(err error, bin string, need int64) error {
 	const what = "unpack the embedded programs into %s: "
 	switch {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package index is the table of contents of an embedded set: what packaging/pack writes when coracle is built
-// and internal/embedded reads when it unpacks. It knows the text form only and opens no files.
+// Package index defines the table of contents of an embedded set. packaging/pack writes it when coracle is built, and
+// internal/embedded reads it when it unpacks. The package knows only the text form and opens no files.
 package index
 
 import (
@@ -16,7 +16,7 @@ import (
 	"strings"
 )
 
-// FileName is the index's own name among the embedded files; Suffix ends the name of each compressed file.
+// FileName is the name of the index among the embedded files. Suffix ends the name of each compressed file.
 const (
 	FileName = "INDEX"
 	Suffix   = ".zst"
@@ -38,7 +38,7 @@ type Entry struct {
 // Index lists a set in path order.
 type Index []Entry
 
-// Encode gives the text form: a line per entry, so that a difference between two builds can be read.
+// Encode returns the text form. It has a line for each entry, so that a difference between two builds is readable.
 func (x Index) Encode() []byte {
 	var b strings.Builder
 	for _, e := range x {
@@ -51,7 +51,7 @@ func (x Index) Encode() []byte {
 	return []byte(b.String())
 }
 
-// Bytes is the sum of the uncompressed files' lengths.
+// Bytes returns the sum of the lengths of the uncompressed files.
 func (x Index) Bytes() (n int64) {
 	for _, e := range x {
 		n += e.Size
@@ -59,13 +59,13 @@ func (x Index) Bytes() (n int64) {
 	return n
 }
 
-// Hash names the set by its content: the hash of the text form, which holds every file's hash.
+// Hash returns the name of a set: the hash of its text form, which holds every file's hash.
 func Hash(text []byte) string {
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:16])
 }
 
-// Parse reads what Encode wrote. It rejects paths and links that lead out of the set's folder.
+// Parse parses the text form. It rejects paths and links that lead out of the set's folder.
 func Parse(text []byte) (Index, error) {
 	var x Index
 	s := bufio.NewScanner(strings.NewReader(string(text)))
