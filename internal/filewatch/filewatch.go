@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package filewatch says when files change: by the kernel's notices, and where it gives none, by having the caller read
-// them every Every.
+// Package filewatch reports when files change. It uses the kernel's notifications (inotify). While these are missing,
+// the caller has to read the files at the interval Every.
 //
 // The kernel gives each user a limited number of inotify instances (fs.inotify.max_user_instances, 128 on many
-// machines), which the pods' programs of root share with this process. A program that runs out of them must not fail.
-// While notices are missing, a line on the board says so.
+// machines). Pods' programs that run as root share them with this process. Reaching the limit must not make this
+// process fail. While notifications are missing, a line on the board says so.
 package filewatch
 
 import (
@@ -20,29 +20,29 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// Every is how often files are to be read that the kernel gives no notices about.
+// Every is the interval at which files have to be read for which the kernel sends no notifications.
 const Every = 15 * time.Second
 
-// Options say what is watched. Logger is required.
+// Options describe the watched files. Logger is required.
 type Options struct {
 	// What names the files in the log and on the board, as in "the host's resolvers".
 	What string
-	// Board may be nil. It has a line about these files once they were without notices.
+	// Board may be nil. It has a line about these files after their notifications were missing for the first time.
 	Board  *status.Board
 	Logger *slog.Logger
-	// New makes what receives the kernel's notices; fsnotify's when nil.
+	// New makes the watcher that receives the kernel's notifications; fsnotify's when nil.
 	New func() (*fsnotify.Watcher, error)
 }
 
-// Watcher watches folders. It is for one goroutine.
+// Watcher watches folders. Only one goroutine may use it.
 type Watcher struct {
 	o       Options
 	inner   *fsnotify.Watcher
-	missing map[string]error // folders without notices
-	ticker  *time.Ticker     // runs while there are any
+	missing map[string]error // folders without notifications
+	ticker  *time.Ticker     // runs while there are such folders
 }
 
-// New makes a watcher of no folder.
+// New makes a watcher that watches no folder yet.
 func New(o Options) *Watcher {
 	if o.New == nil {
 		o.New = fsnotify.NewWatcher
@@ -50,8 +50,8 @@ func New(o Options) *Watcher {
 	return &Watcher{o: o, missing: map[string]error{}}
 }
 
-// Add watches a folder, and tries again for one that has no notices. One that is watched stays so, and one that does
-// not exist is left out.
+// Add watches a folder, or tries again to watch a folder without notifications. It has no effect for a folder that is
+// watched already. It ignores a folder that does not exist.
 func (w *Watcher) Add(dir string) {
 	err := w.add(dir)
 	switch {
@@ -60,7 +60,7 @@ func (w *Watcher) Add(dir string) {
 			delete(w.missing, dir)
 			w.report(dir, nil)
 		} else if w.hasLine() {
-			w.line().Set(status.Running, "") // a watcher before this one was closed without notices
+			w.line().Set(status.Running, "") // an earlier watcher was closed while its notifications were missing
 		}
 	default:
 		first := len(w.missing) == 0
@@ -81,7 +81,7 @@ func (w *Watcher) add(dir string) (err error) {
 	return w.inner.Add(dir)
 }
 
-// line is the one on the board; nil takes reports, too.
+// line returns the line on the board. It returns nil without a board; a nil line accepts reports, too.
 func (w *Watcher) line() *status.Part {
 	if w.o.Board == nil {
 		return nil
@@ -91,12 +91,12 @@ func (w *Watcher) line() *status.Part {
 
 func (w *Watcher) name() string { return "watch of " + w.o.What }
 
-// hasLine says whether the board has the line: where notices were never missing it has none.
+// hasLine says whether the board has the line. It has none if notifications were never missing.
 func (w *Watcher) hasLine() bool {
 	return w.o.Board != nil && slices.ContainsFunc(w.o.Board.Components(), func(c status.Component) bool { return c.Name == w.name() })
 }
 
-// report begins and ends the time without notices.
+// report reports that notifications are missing, or are not missing any more, on the board and in the log.
 func (w *Watcher) report(dir string, err error) {
 	switch {
 	case err != nil:
@@ -113,7 +113,7 @@ func (w *Watcher) report(dir string, err error) {
 	}
 }
 
-// Events are the kernel's notices; nil while it gives none at all.
+// Events returns the kernel's notifications. It returns nil when the kernel gives none at all.
 func (w *Watcher) Events() <-chan fsnotify.Event {
 	if w.inner == nil {
 		return nil
@@ -121,7 +121,7 @@ func (w *Watcher) Events() <-chan fsnotify.Event {
 	return w.inner.Events
 }
 
-// Errors say that notices were lost; nil while the kernel gives none at all.
+// Errors returns errors, which mean that notifications were lost. It returns nil when the kernel gives none at all.
 func (w *Watcher) Errors() <-chan error {
 	if w.inner == nil {
 		return nil
@@ -129,8 +129,8 @@ func (w *Watcher) Errors() <-chan error {
 	return w.inner.Errors
 }
 
-// Poll says every Every, while notices are missing, that the caller has to read the files, and to Add the folders
-// again. It is nil while none are missing.
+// Poll returns a channel that receives at the interval Every while notifications are missing. The caller then has to
+// read the files and call Add for the folders again. It returns nil while no notifications are missing.
 func (w *Watcher) Poll() <-chan time.Time {
 	if w.ticker == nil {
 		return nil
@@ -147,6 +147,6 @@ func (w *Watcher) Close() {
 		w.line().Set(status.Stopped, "")
 	}
 	if w.inner != nil {
-		_ = w.inner.Close() // nothing depends on it any more
+		_ = w.inner.Close() // nothing uses it any more
 	}
 }

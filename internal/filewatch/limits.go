@@ -12,14 +12,14 @@ import (
 	"strings"
 )
 
-// Instances and Watches are how many inotify instances and watches a user's programs should have together: a server
-// with a node takes 24 instances, each kubectl logs -f one more, and pods' programs of root what they like.
+// Instances and Watches are how many inotify instances and watches a user's programs should have in total. A server
+// with a node uses 24 instances, and each kubectl logs -f one more. Pods' programs that run as root use any number.
 const Instances, Watches = 1024, 65536
 
-// RaiseLimits raises the kernel's limits for this and all other programs of the machine where they are lower.
-// Upstream's parts have inotify instances, too: without one for cAdvisor the kubelet ends the process, and without
-// others no CSI driver is found and no changed certificate is read before its next minute. What cannot be raised is
-// logged, and all goes on.
+// RaiseLimits raises the kernel's limits for all programs of the machine, if the limits are lower. Upstream's
+// components use inotify instances, too. Without one for cAdvisor, the kubelet ends the process. Without others, no CSI
+// driver is found, and a changed certificate is read up to a minute later. A limit that cannot be raised is logged and
+// is no error.
 func RaiseLimits(log *slog.Logger) {
 	if err := raise("/proc/sys/fs/inotify"); err != nil {
 		log.Warn("the machine lets its programs watch few files; pods' programs may use that up, and kubectl logs -f fails then", "error",
