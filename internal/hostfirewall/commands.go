@@ -9,19 +9,19 @@ import (
 	"strings"
 )
 
-// Needs is what has to be let through.
+// Needs is the traffic that firewalls have to accept.
 type Needs struct {
-	// Port is where machines reach this one, by TCP and UDP.
+	// Port is the port at which other machines reach this one, by TCP and UDP.
 	Port int
-	// Tunnel is the UDP port for packets between nodes' pods; 0 where they need none.
+	// Tunnel is the UDP port for encapsulated packets between nodes' pods. It is 0 where there is no encapsulation.
 	Tunnel int
-	// Pods are the networks of all pods of the cluster. Those of Services never are in a packet that a firewall sees:
-	// they are translated before.
+	// Pods are the networks of all pods of the cluster. Services' networks are not needed: a firewall never sees their
+	// addresses, because they are translated before.
 	Pods []netip.Prefix
 }
 
-// Concern are the chains that packets of the cluster pass: where there are no pods, or none of a chain's family,
-// nothing is forwarded for it.
+// Concern returns the chains that packets of the cluster pass. It omits a forward chain when there are no pods of its
+// family.
 func (n Needs) Concern(chains []Chain) []Chain {
 	return slices.DeleteFunc(slices.Clone(chains), func(c Chain) bool {
 		return c.Hook == Forward && !slices.ContainsFunc(n.Pods, func(p netip.Prefix) bool { return c.has(p) })
@@ -33,11 +33,11 @@ func (c Chain) has(p netip.Prefix) bool {
 	return c.Family == "" || c.Family == "inet" || p.Addr().Is4() == (c.Family == "ip")
 }
 
-// dockerUser is the chain that Docker leaves to the administrator, and goes through first.
+// dockerUser is the chain that Docker leaves to the administrator. Packets pass it before Docker's own chains.
 const dockerUser = "DOCKER-USER"
 
-// Commands are what an administrator types, in this order, so that the firewalls let the cluster through. Each may be
-// typed again. There is none for a chain whose name is no word.
+// Commands returns the commands that make the firewalls accept the cluster's traffic, in the order in which an
+// administrator has to type them. Each may be repeated. There is no command for a chain whose name is not a plain word.
 func Commands(chains []Chain, n Needs) []string {
 	var out []string
 	for _, p := range Programs(chains) {
@@ -58,7 +58,7 @@ func Commands(chains []Chain, n Needs) []string {
 	return out
 }
 
-// Persistent says whether the commands survive the next start of the machine by themselves.
+// Persistent says whether the effect of the commands survives a restart of the machine.
 func Persistent(chains []Chain) bool {
 	return !slices.ContainsFunc(Programs(chains), func(p Program) bool { return p != UFW && p != Firewalld })
 }
@@ -88,8 +88,8 @@ func ufw(chains []Chain, n Needs) []string {
 	return out
 }
 
-// firewalld takes what is translated for a Service by itself, and pods' packets where their source is of the zone
-// trusted.
+// firewalld returns the commands for firewalld. It accepts traffic that is translated for a Service by itself, and
+// pods' packets when their source is in the zone trusted.
 func firewalld(n Needs) []string {
 	var out []string
 	ports := ""
@@ -108,7 +108,7 @@ func firewalld(n Needs) []string {
 	return append(out, "firewall-cmd --reload")
 }
 
-// rules are those that a chain lacks, as commands of the program that it is written with.
+// rules returns the rules that a chain lacks, as commands of the program with which the chain was made.
 func (n Needs) rules(c Chain) []string {
 	var matches []string
 	nft := c.Program == NFTables
@@ -153,7 +153,7 @@ func (n Needs) rules(c Chain) []string {
 	return out
 }
 
-// iptables is the program that writes to the chain's table.
+// iptables returns the program that writes to the chain's table.
 func (c Chain) iptables() string {
 	program := "iptables"
 	if c.Family == "ip6" {
@@ -162,7 +162,7 @@ func (c Chain) iptables() string {
 	return program
 }
 
-// administratorsChain is the chain where an administrator's rules belong.
+// administratorsChain returns the name of the chain for an administrator's rules.
 func (c Chain) administratorsChain() string {
 	if c.Program == Docker {
 		return dockerUser
@@ -170,7 +170,7 @@ func (c Chain) administratorsChain() string {
 	return c.Name
 }
 
-// Advice is what to type, in one line.
+// Advice returns the commands in one line.
 func Advice(chains []Chain, n Needs) string {
 	commands := Commands(chains, n)
 	if len(commands) == 0 {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package hostfirewall finds firewalls of other programs that drop what the cluster's machines and pods send, and says
-// which commands let it through. It reads the kernel's rules and changes nothing: an accept in a table of our own ends
-// that table alone, and a drop in any other one still drops (nft(8), "base chain"), so that only the firewall's owner
-// can open it.
+// Package hostfirewall finds firewalls of other programs that drop traffic of the cluster's machines and pods, and
+// returns the commands that let this traffic through. It reads the kernel's rules and changes nothing. An accept in a
+// table of coracle's own would end the evaluation of that table alone, and a drop in any other table would still drop
+// the packet (nft(8), "base chain"). So only the firewall's owner can open it.
 package hostfirewall
 
 import (
@@ -13,20 +13,21 @@ import (
 	"strings"
 )
 
-// Hook is a way of packets through the kernel on which a firewall stands.
+// Hook is a hook of the kernel's packet path at which a firewall's chain is attached.
 type Hook string
 
-// The hooks that matter: packets to the machine itself, and those that it passes on, as to and from pods.
+// The hooks that matter: input, for packets to the machine itself, and forward, for packets that it forwards, as to and
+// from pods.
 const (
 	Input   Hook = "input"
 	Forward Hook = "forward"
 )
 
-// Program is who has made a chain, as far as it shows.
+// Program is the program that has made a chain, as far as the chain shows it.
 type Program string
 
-// The programs that are distinguished. The last two are for rules whose owner is not known: what made them is known
-// from how they are written.
+// The programs that are distinguished. The last two are for rules whose program is not known: only the form of the
+// rules is.
 const (
 	UFW       Program = "ufw"
 	Firewalld Program = "firewalld"
@@ -35,11 +36,12 @@ const (
 	NFTables  Program = "nftables"
 )
 
-// Chain is one that drops or rejects all that its rules do not accept.
+// Chain is a chain that drops or rejects every packet that its rules do not accept.
 type Chain struct {
 	Program Program
 	Hook    Hook
-	// Family is ip, ip6 or inet. Family, Table and Name are empty where only files say that there will be such a chain.
+	// Family is ip, ip6 or inet. Family, Table and Name are empty when the chain is not in the kernel yet, and only
+	// files show that there will be one.
 	Family, Table, Name string
 }
 
@@ -54,14 +56,15 @@ func (c Chain) String() string {
 	return text
 }
 
-// word is what nft and a shell take as one word and nothing else. The kernel takes any name.
+// word matches a name that nft and a shell take as one plain word. The kernel accepts any name.
 var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*$`)
 
-// plain says whether the chain can be named in a command.
+// plain says whether the chain's names can be written in a command.
 func (c Chain) plain() bool { return word.MatchString(c.Table) && word.MatchString(c.Name) }
 
-// owner says who a chain of iptables' table filter belongs to, from the names of all the chains there. Where both are,
-// ufw's commands open FORWARD too, and are kept.
+// owner returns the program to which a chain of iptables' table filter belongs, by the names of all chains of that
+// table. If there are chains of both ufw and Docker, it returns UFW: ufw's commands also open FORWARD, and they are
+// persistent.
 func owner(has func(chain string) bool, hook Hook) Program {
 	switch {
 	case hook == Input && has("ufw-user-input"), hook == Forward && has("ufw-user-forward"):
@@ -74,7 +77,7 @@ func owner(has func(chain string) bool, hook Hook) Program {
 	return IPTables
 }
 
-// Programs are those of the chains, each once.
+// Programs returns the programs of the chains, each once.
 func Programs(chains []Chain) []Program {
 	var out []Program
 	for _, c := range chains {
@@ -85,7 +88,7 @@ func Programs(chains []Chain) []Program {
 	return out
 }
 
-// Describe says which firewall stands in whose way.
+// Describe says which firewalls drop which traffic.
 func Describe(chains []Chain) string {
 	var programs []string
 	for _, p := range Programs(chains) {

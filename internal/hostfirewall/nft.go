@@ -13,18 +13,19 @@ import (
 	"github.com/coracle-k8s/coracle/internal/nft"
 )
 
-// families are those whose hooks routed packets pass.
+// families are the table families whose hooks routed packets pass.
 var families = map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip",
 	nftables.TableFamilyIPv6: "ip6"}
 
-// own says whether a table is coracle's, or the Service proxy's, which is upstream's and has this name.
+// own says whether a table is coracle's own or the Service proxy's. The proxy's is upstream's and has this name.
 func own(table string) bool { return strings.HasPrefix(table, "coracle") || table == "kube-proxy" }
 
-// reloading is firewalld's table while it reloads its rules: it drops all that is new, for a second.
+// reloading is the name of firewalld's table while it reloads its rules. The table drops all new connections for a
+// second.
 const reloading = "firewalld_policy_drop"
 
-// Find lists the closed chains of all other programs' tables in nftables, in which iptables-nft writes too. It does not
-// read the tables of iptables-legacy.
+// Find returns the closed chains of all other programs' tables in nftables, including those of iptables-nft. It does
+// not read the tables of iptables-legacy.
 func Find() ([]Chain, error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -63,7 +64,7 @@ func ownerNFT(c *nftables.Chain, has func(string) bool, hook Hook) Program {
 	case c.Table.Name == "firewalld":
 		return Firewalld
 	case c.Table.Name == "filter" && c.Name == strings.ToUpper(string(hook)) && c.Table.Family != nftables.TableFamilyINet:
-		return owner(has, hook) // its names, in one of its families
+		return owner(has, hook) // iptables' names, in one of iptables' families
 	}
 	return NFTables
 }
@@ -79,8 +80,8 @@ func hookOf(c *nftables.Chain) Hook {
 	return ""
 }
 
-// isClosed says whether what no rule of a base chain accepts is dropped: by the chain's policy, or by its last rule, as
-// firewalld does.
+// isClosed says whether a base chain drops the packets that none of its rules accepts: by the chain's policy, or by its
+// last rule, as with firewalld.
 func isClosed(conn *nftables.Conn, c *nftables.Chain) (bool, error) {
 	if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
 		return true, nil
@@ -92,7 +93,7 @@ func isClosed(conn *nftables.Conn, c *nftables.Chain) (bool, error) {
 	return len(rules) > 0 && dropsAll(rules[len(rules)-1]), nil
 }
 
-// dropsAll says whether a rule drops or rejects every packet that gets to it.
+// dropsAll says whether a rule drops or rejects every packet that reaches it.
 func dropsAll(r *nftables.Rule) bool {
 	for _, e := range r.Exprs {
 		switch e := e.(type) {
@@ -102,9 +103,9 @@ func dropsAll(r *nftables.Rule) bool {
 		case *expr.Verdict:
 			return e.Kind == expr.VerdictDrop
 		case *expr.Target:
-			return e.Name == "REJECT" // iptables' word for it
+			return e.Name == "REJECT" // iptables' target
 		default:
-			return false // it matches some packets only
+			return false // the rule matches some packets only
 		}
 	}
 	return false
