@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package imagetar writes small container images as docker-archive tar files, the form that `docker load`, `ctr images
-// import` and the agent's images folder read. It exists because Coracle carries its pause image and its tests build
-// theirs, both where no registry is to be had.
+// Package imagetar writes small container images as docker-archive tar files. `docker load`, `ctr images import` and
+// the agent's images folder read this form. Coracle needs it for its embedded pause image, and its tests build their
+// images with it: in both cases there is no registry.
 //
 // The same Image always gives the same bytes: times are zero and files come in path order, so an archive can be
 // recognised by its hash. The package uses the standard library only and never reads a registry or a running daemon.
@@ -32,7 +32,7 @@ import (
 type Image struct {
 	// Name is the full reference, registry host and tag included: "docker.io/library/hello:1".
 	Name string
-	// Architecture is Go's name of the processor; the running program's when empty.
+	// Architecture is Go's name of the processor architecture; the running program's when empty.
 	Architecture string
 	// Entrypoint and Cmd are the program and its default arguments.
 	Entrypoint, Cmd []string
@@ -40,9 +40,9 @@ type Image struct {
 	Env []string
 	// User is "uid", "uid:gid" or a name in the image's /etc/passwd; root when empty.
 	User string
-	// WorkingDir is the directory the program starts in; / when empty.
+	// WorkingDir is the directory in which the program starts; / when empty.
 	WorkingDir string
-	// Labels end up in the image's configuration.
+	// Labels are the labels in the image's configuration.
 	Labels map[string]string
 	// Files make the only layer. Missing parent directories are added with mode 0755.
 	Files []File
@@ -50,11 +50,11 @@ type Image struct {
 
 // File is one entry of the layer: a regular file, a directory or a symbolic link.
 type File struct {
-	// Path in the image, with or without the leading slash.
+	// Path is the path in the image, with or without the leading slash.
 	Path string
 	// Mode holds the permission bits, and fs.ModeDir for a directory. Zero means 0644, or 0755 for a directory.
 	Mode fs.FileMode
-	// Body is the content; Source names a file of this machine to read it from instead.
+	// Body is the content. Source names a file of this machine whose content is used instead.
 	Body   []byte
 	Source string
 	// Link makes the entry a symbolic link to this target.
@@ -99,7 +99,8 @@ type historyItem struct {
 
 const epoch = "1970-01-01T00:00:00Z"
 
-// Write writes the images as one docker-archive to w. Layers are built in memory: keep to images of some megabytes.
+// Write writes the images as one docker-archive to w. Layers are built in memory, so images should have some megabytes
+// at most.
 func Write(w io.Writer, images ...Image) error {
 	if len(images) == 0 {
 		return errors.New("imagetar: no image to write")
@@ -138,7 +139,7 @@ type blob struct {
 	data []byte
 }
 
-// build makes the layer and the configuration of one image and names both by their hash.
+// build returns the layer and the configuration of one image. Both are named by their hash.
 func build(im Image) (manifestEntry, []blob, error) {
 	if !strings.Contains(im.Name, ":") {
 		return manifestEntry{}, nil, errors.New("the name needs a tag, like docker.io/library/hello:1")
@@ -239,7 +240,7 @@ func writeFile(tw *tar.Writer, name string, data []byte) error {
 	return nil
 }
 
-// tarMode carries the set-id and sticky bits over: fs.FileMode keeps them elsewhere than Unix and tar do.
+// tarMode converts the mode for tar. fs.FileMode has the set-id and sticky bits in other positions than Unix and tar.
 func tarMode(m fs.FileMode) int64 {
 	mode := int64(m.Perm())
 	if m&fs.ModeSetuid != 0 {
