@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kubecompat holds what running upstream's components in one process needs: their flags, fields that no
-// function of theirs leads to, and one writer of the CSINode object.
+// Package kubecompat holds what is needed to run upstream's components in one process: parsing of their flags, access
+// to unexported fields, and a guard that leaves one writer of the CSINode object.
 package kubecompat

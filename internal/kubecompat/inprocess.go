@@ -9,7 +9,8 @@ import (
 	cliflag "k8s.io/component-base/cli/flag"
 )
 
-// reasonBySet refuses whole sections of a leader-only component's flags, by the name upstream gives the section.
+// reasonBySet holds the reasons why whole sections of a leader-only component's flags are refused, by upstream's name
+// of the section.
 var reasonBySet = map[string]string{
 	"secure serving": "this component has no port of its own here; its metrics and health are the API server's",
 	"authentication": "this component has no port of its own here, so it authenticates no requests",
@@ -19,7 +20,7 @@ var reasonBySet = map[string]string{
 	"feature gate":   "the process has one set of feature gates; set them on the API server",
 }
 
-// reasonByName does so for flags in sections of another kind.
+// reasonByName holds the reasons why single flags in other sections are refused.
 var reasonByName = map[string]string{
 	"kubeconfig":                   "this component speaks to the API server in memory",
 	"master":                       "this component speaks to the API server in memory",
@@ -36,7 +37,7 @@ var reasonByName = map[string]string{
 
 const reasonLeaderElection = "this component runs where Raft leads; there is no lease to tune"
 
-// harmless values ask for what is the case anyway. Hardening guides set some of them.
+// harmless are values that ask for the behaviour that is fixed here anyway. Hardening guides set some of them.
 var harmless = map[string][]string{
 	"leader-elect":         {"false"},
 	"profiling":            {"false"},
@@ -45,8 +46,8 @@ var harmless = map[string][]string{
 	"bind-address":         {"127.0.0.1", "::1", "localhost"},
 }
 
-// RefusedInProcess lists what no component can honour that runs inside this process for a term of leadership: ports,
-// kubeconfigs, leases, logging, metrics and feature gates.
+// RefusedInProcess returns the flags that a component cannot honour when it runs inside this process for a term of
+// leadership: ports, kubeconfigs, leases, logging, metrics and feature gates.
 func RefusedInProcess(sets cliflag.NamedFlagSets) map[string]Refusal {
 	refused := map[string]Refusal{}
 	for section, fs := range sets.FlagSets {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file finds fields of other modules' values to which no function of theirs leads. Each use of it stands in
+// This file finds fields of other modules' values that none of their functions returns. Each use is listed in
 // docs/architecture.md, under "What of other modules' we set".
 
 package kubecompat
@@ -10,7 +10,8 @@ import (
 	"reflect"
 )
 
-// Field finds a field of type T by the names of the fields on the way. An error says that it is not there any more.
+// Field returns a pointer to a field of type T. The names in way lead to the field, from struct to struct. An error
+// means that the field does not exist any more, or has another type.
 func Field[T any](of any, way []string) (*T, error) {
 	at, err := FieldOf(of, way)
 	if err != nil {
@@ -22,7 +23,8 @@ func Field[T any](of any, way []string) (*T, error) {
 	return (*T)(at.Addr().UnsafePointer()), nil
 }
 
-// FieldOf is Field for a field whose type has no name here. Either takes what FieldOf leads to, too.
+// FieldOf does the same as Field for a field whose type cannot be named here. Both also accept a value that FieldOf
+// returned.
 func FieldOf(of any, way []string) (reflect.Value, error) {
 	at, found := of.(reflect.Value)
 	if !found {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file reads the extra arguments that an operator passes through to an upstream component
-// (name=value, as in --kube-scheduler-arg) into that component's own flag sets. It registers nothing globally.
+// This file parses the extra arguments that an operator passes to an upstream component (name=value, as in
+// --kube-scheduler-arg) with that component's own flag sets. It registers nothing globally.
 
 package kubecompat
 
@@ -19,26 +19,26 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// Refusal says why a flag of upstream's has no meaning here.
+// Refusal says why a flag of upstream is refused.
 type Refusal struct {
 	// Reason completes "--name is refused: ".
 	Reason string
-	// Harmless lists values that ask for what is the case anyway; they are accepted and change nothing.
+	// Harmless lists values that ask for the behaviour that is fixed here anyway. They are accepted and change nothing.
 	Harmless []string
 }
 
-// Component is an upstream component's command line.
+// Component describes the command line of an upstream component.
 type Component struct {
-	// Name is the component's, such as kube-scheduler.
+	// Name is the component's name, such as kube-scheduler.
 	Name string
-	// Sets are its flags.
+	// Sets are the component's flag sets.
 	Sets cliflag.NamedFlagSets
-	// Refused are those of its flags that one process holding everything cannot honour.
+	// Refused are those of the component's flags that a single process for all components cannot honour.
 	Refused map[string]Refusal
 }
 
-// Parse applies args, each "name=value" or, for a switch, "name"; leading dashes do no harm. All mistakes are
-// reported at once.
+// Parse sets the flags that args name. Each is "name=value" or, for a switch, "name", with or without leading dashes.
+// The error joins all mistakes.
 func (c Component) Parse(args []string) error {
 	fs := pflag.NewFlagSet(c.Name, pflag.ContinueOnError)
 	fs.SetOutput(io.Discard)
@@ -55,8 +55,8 @@ func (c Component) Parse(args []string) error {
 	return errors.Join(errs...)
 }
 
-// Cut returns an argument's name as upstream's flags have it, which may be written with "_" for "-", and its value if
-// one is given.
+// Cut returns an argument's flag name and its value, if one is given. It replaces "_" in the name by "-", as upstream's
+// flags do.
 func Cut(arg string) (name, value string, given bool) {
 	name, value, given = strings.Cut(strings.TrimLeft(arg, "-"), "=")
 	return strings.ReplaceAll(name, "_", "-"), value, given
