@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file has the record of which node answers for which address of the load balancer's pools. The server that leads
-// writes it (controllers/servicelb), every node reads it (agent/lbspeaker).
+// This file defines the record of which node announces which address of the load balancer's pools. The leader writes it
+// (controllers/servicelb), and every node reads it (agent/lbspeaker).
 
 package loadbalancer
 
@@ -18,48 +18,48 @@ import (
 )
 
 const (
-	// ConfigMap holds the record, in the namespace kube-system.
+	// ConfigMap is the name of the ConfigMap with the record, in the namespace kube-system.
 	ConfigMap = "load-balancer.coracle"
-	// data is its key.
+	// data is the key in that ConfigMap.
 	data = "holders"
-	// NetworksAnnotation on a Node lists the networks of the machine's Ethernet interfaces, with commas in between: it
-	// can announce addresses in those.
+	// NetworksAnnotation is an annotation of a Node. It lists the networks of the machine's Ethernet interfaces,
+	// separated by commas. The node can announce addresses in these networks.
 	NetworksAnnotation = "coracle.dev/networks"
-	// WidestNetwork is the shortest prefix in NetworksAnnotation: the API server takes no node's word for a wider
-	// network.
+	// WidestNetwork is the shortest prefix length in NetworksAnnotation. The API server accepts no wider network from a
+	// node.
 	WidestNetwork = 8
-	// ConflictsAnnotation on a Node lists addresses for which it is to answer and that another machine uses:
-	// ADDRESS=ETHERNET-ADDRESS, with commas in between.
+	// ConflictsAnnotation is an annotation of a Node. It lists addresses that the node has to announce and that another
+	// machine uses: ADDRESS=ETHERNET-ADDRESS, separated by commas.
 	ConflictsAnnotation = "coracle.dev/addresses-in-use"
-	// ProvenAnnotation on a Node lists addresses of which the record does not say yet that they were proven, and that
-	// it has proven since it holds them: ADDRESS=TERM, with commas in between.
+	// ProvenAnnotation is an annotation of a Node. It lists addresses that the node has proven since it holds them, and
+	// that the record still has as New: ADDRESS=TERM, separated by commas.
 	ProvenAnnotation = "coracle.dev/addresses-proven"
-	// Lease is for how long a node may answer after it began to ask whether it still is the holder.
+	// Lease is for how long a node may announce an address after it began to check whether it is still the holder.
 	Lease = 700 * time.Millisecond
-	// Wait is how long a new holder is silent: its predecessor may answer for Lease from a moment before this one was
-	// written down. A tenth more is for clocks of different speed.
+	// Wait is how long a new holder waits before it announces. Its predecessor may announce for Lease from a moment
+	// before the new holder was recorded. A tenth is added for clocks of different speed.
 	Wait = Lease + Lease/10
 )
 
-// Holder is who answers for an address.
+// Holder is the node that announces an address.
 type Holder struct {
 	Node string `json:"node"`
-	// Term is another one for each change of the node, so that one who was the holder before last knows that there was
-	// another in between.
+	// Term increases with each change of the node. So a node that becomes the holder again can see that another node
+	// was the holder meanwhile.
 	Term uint64 `json:"term"`
-	// New says that no node has proven yet that no other machine has the address: this one asks the network before it
-	// answers, and says so on its Node (ProvenAnnotation). It stays when the address moves before that. It is taken
-	// back while the node holds the address, with the same Term.
+	// New says that no node has proven yet that no other machine has the address. The holder then probes the network
+	// before it announces, and reports the proof on its Node (ProvenAnnotation). New stays set when the address moves
+	// before the proof. It is cleared while the node holds the address, without a change of Term.
 	New bool `json:"new,omitempty"`
 }
 
-// Same says whether both are one node's holding of an address, proven or not.
+// Same says whether both are the same term of the same node, proven or not.
 func (h Holder) Same(other Holder) bool { return h.Node == other.Node && h.Term == other.Term }
 
-// Holders is all addresses with their holders.
+// Holders maps all addresses to their holders.
 type Holders map[netip.Addr]Holder
 
-// Read reads the data of the ConfigMap. That of none is an empty record.
+// Read decodes the data of the ConfigMap. Without a record, it returns an empty one.
 func Read(from map[string]string) (Holders, error) {
 	out := Holders{}
 	text, ok := from[data]
@@ -72,7 +72,7 @@ func Read(from map[string]string) (Holders, error) {
 	return out, nil
 }
 
-// Write is the data for the ConfigMap.
+// Write encodes the record as the data of the ConfigMap.
 func (r Holders) Write() (map[string]string, error) {
 	text, err := json.Marshal(r)
 	if err != nil {
@@ -81,14 +81,15 @@ func (r Holders) Write() (map[string]string, error) {
 	return map[string]string{data: string(text)}, nil
 }
 
-// Conflicts are addresses that another machine uses, with its Ethernet address.
+// Conflicts maps addresses that another machine uses to that machine's Ethernet address.
 type Conflicts map[netip.Addr]net.HardwareAddr
 
-// maxReported bounds what a Node says of addresses: a machine on the network can invent as many conflicts as there are
-// addresses. What was proven makes room for more as soon as the record has it.
+// maxReported is how many addresses an annotation of a Node may list. A machine on the network can invent a conflict
+// for each address. Proven addresses are removed from the annotation when the record has them, which makes room for
+// more.
 const maxReported = 64
 
-// ReadConflicts reads the annotation, and passes over what it does not understand: a node writes it.
+// ReadConflicts parses the annotation. It ignores words that it cannot parse, because a node writes the annotation.
 func ReadConflicts(text string) Conflicts {
 	out := Conflicts{}
 	for word := range strings.SplitSeq(text, ",") {
@@ -102,7 +103,7 @@ func ReadConflicts(text string) Conflicts {
 	return out
 }
 
-// String is the annotation.
+// String returns the value of the annotation.
 func (c Conflicts) String() string {
 	var words []string
 	for _, a := range slices.SortedFunc(maps.Keys(c), netip.Addr.Compare) {
@@ -113,10 +114,10 @@ func (c Conflicts) String() string {
 	return strings.Join(words, ",")
 }
 
-// Proven are addresses that a node has proven, with the term of its holding.
+// Proven maps addresses that a node has proven to the term in which it holds them.
 type Proven map[netip.Addr]uint64
 
-// ReadProven reads the annotation, and passes over what it does not understand: a node writes it.
+// ReadProven parses the annotation. It ignores words that it cannot parse, because a node writes the annotation.
 func ReadProven(text string) Proven {
 	out := Proven{}
 	for word := range strings.SplitSeq(text, ",") {
@@ -130,7 +131,7 @@ func ReadProven(text string) Proven {
 	return out
 }
 
-// String is the annotation.
+// String returns the value of the annotation.
 func (p Proven) String() string {
 	var words []string
 	for _, a := range slices.SortedFunc(maps.Keys(p), netip.Addr.Compare) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file has how the addresses of a load balancer's pool are written.
+// This file defines the text form of the addresses of a load balancer's pool.
 
 package loadbalancer
 
@@ -12,11 +12,11 @@ import (
 	"strings"
 )
 
-// Range is addresses of a pool, both ends included.
+// Range is a range of addresses of a pool, both ends included.
 type Range struct{ First, Last netip.Addr }
 
-// ParseRange reads FIRST-LAST, a network in CIDR notation, or one address. Of an IPv4 network the first and last
-// address are left out.
+// ParseRange parses FIRST-LAST, a network in CIDR notation, or one address. It omits the first and the last address of
+// an IPv4 network, unless the network is a /31 or /32.
 func ParseRange(text string) (Range, error) {
 	if first, last, ok := strings.Cut(text, "-"); ok {
 		a, errA := netip.ParseAddr(strings.TrimSpace(first))
@@ -50,17 +50,17 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return out
 }
 
-// Has says whether an address is one of them.
+// Has says whether the range contains an address.
 func (r Range) Has(a netip.Addr) bool {
 	return r.First.Is4() == a.Is4() && !a.Less(r.First) && !r.Last.Less(a)
 }
 
-// Overlaps says whether a network has one of them.
+// Overlaps says whether the range and a network have an address in common.
 func (r Range) Overlaps(p netip.Prefix) bool {
 	return p.Contains(r.First) || p.Contains(r.Last) || r.Has(p.Masked().Addr())
 }
 
-// Minus is what is left of the range without another one.
+// Minus returns the range without the addresses of another one.
 func (r Range) Minus(other Range) []Range {
 	if r.First.Is4() != other.First.Is4() || other.Last.Less(r.First) || r.Last.Less(other.First) {
 		return []Range{r}
@@ -75,7 +75,7 @@ func (r Range) Minus(other Range) []Range {
 	return out
 }
 
-// Size is how many addresses there are, and limit if there are more.
+// Size returns the number of addresses in the range, or limit if there are more.
 func (r Range) Size(limit int) int {
 	a, b := r.First.As16(), r.Last.As16()
 	low, borrow := bits.Sub64(binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(a[8:]), 0)
@@ -86,7 +86,7 @@ func (r Range) Size(limit int) int {
 	return int(low) + 1
 }
 
-// String is as ParseRange reads it.
+// String returns the range in a form that ParseRange parses.
 func (r Range) String() string {
 	if r.First == r.Last {
 		return r.First.String()
@@ -94,7 +94,7 @@ func (r Range) String() string {
 	return r.First.String() + "-" + r.Last.String()
 }
 
-// Texts are ranges, each as ParseRange reads it.
+// Texts returns the ranges in the form that ParseRange parses.
 func Texts(ranges []Range) []string {
 	out := make([]string, len(ranges))
 	for i, r := range ranges {
@@ -103,7 +103,7 @@ func Texts(ranges []Range) []string {
 	return out
 }
 
-// Parse reads ranges.
+// Parse parses ranges.
 func Parse(texts []string) ([]Range, error) {
 	var out []Range
 	for _, t := range texts {

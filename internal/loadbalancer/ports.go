@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file says which ports a Service of type LoadBalancer has at nodes' addresses. The load balancer writes that into
-// the Service's status (controllers/servicelb), which users cannot write; every node's Service proxy reads it, and
-// opens no node port of another Service there.
+// This file determines which ports a Service of type LoadBalancer has at nodes' addresses. The load balancer writes
+// these ports into the Service's status (controllers/servicelb), which users cannot write. Every node's Service proxy
+// reads them, and opens no node port of another Service there.
 
 package loadbalancer
 
@@ -17,28 +17,29 @@ import (
 )
 
 const (
-	// Condition is in the status of each Service that the load balancer serves.
+	// Condition is the type of a condition in the status of each Service that the load balancer serves.
 	Condition = "coracle.dev/LoadBalancer"
-	// Kept is in the status of a Service that has been served at a node's address and is not at present. Its message
-	// lists those places, in groups that have semicolons in between: PORT/PROTOCOL,… at ADDRESS,….
+	// Kept is the type of a condition in the status of a Service that was served at a node's address and is not served
+	// there at present. Its message lists the ports and addresses, in groups separated by semicolons: PORT/PROTOCOL,…
+	// at ADDRESS,….
 	Kept = "coracle.dev/LoadBalancerKept"
 )
 
-// Port is a port of one protocol.
+// Port is a port number with its protocol.
 type Port struct {
 	Protocol corev1.Protocol
 	Number   int32
 }
 
-// PortOf is a port of a Service's spec or status, where no protocol means TCP.
+// PortOf returns the Port for a port of a Service's spec or status. There, an empty protocol means TCP.
 func PortOf(p corev1.Protocol, number int32) Port {
 	p = cmp.Or(p, corev1.ProtocolTCP)
 	return Port{p, number}
 }
 
-// Held are the ports that a Service has at nodes' addresses by its status. What it gives up by its spec is its own
-// until the load balancer has taken it from the status: else one that takes it back would have it before those who got
-// it meanwhile.
+// Held returns the ports that a Service has at nodes' addresses by its status. A port that was removed from the spec
+// belongs to the Service until the load balancer has removed it from the status. Otherwise a Service that adds the port
+// again would get it before those that got it meanwhile.
 func Held(svc *corev1.Service) []Port {
 	if svc == nil || meta.FindStatusCondition(svc.Status.Conditions, Condition) == nil {
 		return nil
@@ -69,5 +70,5 @@ func Held(svc *corev1.Service) []Port {
 	return out
 }
 
-// String is NUMBER/PROTOCOL.
+// String returns NUMBER/PROTOCOL.
 func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Protocol) }

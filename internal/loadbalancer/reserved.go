@@ -9,10 +9,10 @@ import (
 	"strings"
 )
 
-// NoPorts is what a list of ports says that has none.
+// NoPorts is the text of an empty list of ports.
 const NoPorts = "none"
 
-// ReservedPort is a port that nodes keep.
+// ReservedPort is a port of the nodes that no Service may have.
 type ReservedPort struct {
 	Protocol string // TCP, UDP or SCTP
 	Number   int
@@ -20,7 +20,7 @@ type ReservedPort struct {
 
 var protocols = []string{"TCP", "UDP", "SCTP"}
 
-// ParsePorts reads NUMBER, which is a port of every protocol, and NUMBER/PROTOCOL; or NoPorts alone.
+// ParsePorts parses each NUMBER, which means all protocols, or NUMBER/PROTOCOL. NoPorts alone means no ports.
 func ParsePorts(texts []string) ([]ReservedPort, error) {
 	if slices.Equal(texts, []string{NoPorts}) {
 		return nil, nil
