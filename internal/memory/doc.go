@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package memory finds the limit of a process's memory, paces the garbage collector by it, and gives back memory that
-// is not used any more.
+// Package memory determines how much memory a process may use, adapts the garbage collector to that limit, and gives
+// memory that is not used any more back to the kernel.
 package memory

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file gives back memory that a start-up used once: pages of the program's own file, and free heap.
+// This file gives back memory that only the start needed: pages of the program's own file, and free heap.
 //
-// A process that carries all of Kubernetes touches most of its 150 MB of text and read-only data while it starts and a
-// third of that afterwards. The kernel keeps those pages mapped, and charges them, until memory is short; by then a
-// small board is swapping or killing. Forgetting them is safe at any time: the next use reads them from the page
-// cache or the file.
+// A process with all of Kubernetes touches most of its 150 MB of code and read-only data while it starts, and a third
+// of that afterwards. The kernel keeps these pages mapped, and charges the process for them, until memory is short; by
+// then a small board is swapping or killing processes. Dropping the pages is safe at any time: the next use reads them
+// from the page cache or the file.
 
 package memory
 
@@ -24,13 +24,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mapping is one range of addresses, end not included.
+// mapping is a range of addresses. end is not included.
 type mapping struct{ start, end uintptr }
 
-// Trim returns free heap to the kernel and forgets the program's own clean pages. The advice to expect random access
-// stays in force: without it a fault reads whole stretches of the file back in. Pools give what is in them to the
-// collection after the next one. So with pools it collects twice; without, what was in them since the last collection
-// stays.
+// Trim returns free heap to the kernel and drops the program's own clean pages. The advice to expect random access
+// stays in force: without it, a fault would read large sections of the file again. Objects in a sync.Pool are freed by
+// the second collection. So with pools set, Trim collects twice. Otherwise, objects that were put into a pool since the
+// last collection stay.
 func Trim(pools bool) error {
 	if pools {
 		runtime.GC()
@@ -40,13 +40,14 @@ func Trim(pools bool) error {
 	return advise(unix.MADV_RANDOM, unix.MADV_DONTNEED)
 }
 
-// mapPagesSingly makes a fault in the program's own pages map the page that is used and no other, from now on. Linux
-// maps the fifteen around it too, which made of 20 MB in use 85 MB that a process at rest has. It leaves that out only
-// where userfaultfd(2) tracks writes, which it does for files since Linux 6.7; nothing is ever written here, so that
-// no fault waits for anybody. Where the page cache has 2 MB of the file in one piece, as after an installation, it maps
-// all of these, tracked or not, unless huge pages are declined. It does nothing on kernels that refuse.
+// mapPagesSingly makes a fault in the program's own pages map only the page that is used, from now on. By default,
+// Linux also maps the fifteen pages around it, so that a process at rest had 85 MB mapped, of which it used 20 MB.
+// Linux does not map pages around a fault where userfaultfd(2) tracks writes, which it can do for files since Linux
+// 6.7. Nothing is ever written here, so no fault ever waits. Where the page cache has 2 MB of the file in one piece, as
+// after an installation, Linux maps all of these, tracked or not, unless huge pages are disabled. It does nothing on
+// kernels that refuse.
 var mapPagesSingly = sync.OnceFunc(func() {
-	_ = advise(unix.MADV_NOHUGEPAGE) // kernels without huge pages do not know it
+	_ = advise(unix.MADV_NOHUGEPAGE) // fails on kernels without huge pages
 	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|userModeOnly, 0, 0)
 	if errno != 0 {
 		return
@@ -62,7 +63,7 @@ var mapPagesSingly = sync.OnceFunc(func() {
 		})
 	}
 	if !tracking {
-		_ = unix.Close(int(fd)) // closing it ends the tracking, so that it stays open otherwise
+		_ = unix.Close(int(fd)) // closing it would end the tracking, so it stays open if there is tracking
 	}
 })
 
@@ -76,12 +77,12 @@ const (
 	uffdioRegister    = 0xC020AA00
 )
 
-// ReadPagesSingly makes the kernel read of the program's file only the pages that are used, each when it is: a slower
-// start, in which a control group with a tight limit is not charged for what was not requested. Newer kernels (seen on
-// Linux 6.18) read around a fault in code all the same; data and Go's tables are the larger half of the program.
+// ReadPagesSingly makes the kernel read only those pages of the program's file that are used, when they are used. The
+// start is slower, but a control group with a tight limit is not charged for other pages. Newer kernels (seen on Linux
+// 6.18) still read pages around a fault in code. Data and Go's tables are the larger half of the program.
 func ReadPagesSingly() error { return advise(unix.MADV_RANDOM) }
 
-// advise gives the kernel advice on the program's own clean pages.
+// advise calls madvise(2) with this advice for the program's own clean pages.
 func advise(advice ...uintptr) error {
 	return eachOwn(func(m mapping) error {
 		for _, a := range advice {
@@ -116,8 +117,8 @@ func eachOwn(do func(mapping) error) error {
 	return nil
 }
 
-// clean lists the mappings of a file that this process can never have written to (proc_pid_maps(5)): what was written
-// would be lost.
+// clean returns the mappings of a file to which this process can never have written (proc_pid_maps(5)). Written content
+// would be lost when pages are dropped.
 func clean(maps io.Reader, exe string) ([]mapping, error) {
 	var out []mapping
 	s := bufio.NewScanner(maps)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file says how much memory a process may use before the kernel ends it: the machine's memory, or the
-// least limit of the control groups that the process is in.
+// This file determines how much memory a process may use before the kernel ends it: the machine's memory, or the least
+// limit of the control groups of the process.
 //
-// It owns how the kernel's files are read, versions 1 and 2 of control groups alike, and nothing of what follows from
-// it. It never changes a limit.
+// It knows how to read the kernel's files, for versions 1 and 2 of control groups. It does not decide what follows from
+// a limit, and never changes a limit.
 
 package memory
 
@@ -19,19 +19,20 @@ import (
 	"strings"
 )
 
-// A Limit is how much memory a process may use.
+// Limit is how much memory a process may use.
 type Limit struct {
-	// Bytes is the smaller one of Machine and Group.
+	// Bytes is the smaller one of Machine and Group. It is Machine if Group is 0.
 	Bytes int64
 	// Machine is the machine's memory in bytes.
 	Machine int64
-	// Group is the least limit in bytes of the process' control group and those that it is part of: 0 if there is none.
+	// Group is the least limit, in bytes, of the process' control group and the groups above it. It is 0 if there is
+	// none.
 	Group int64
-	// File is where Group was read. Empty if there is none.
+	// File is the file from which Group was read. It is empty if there is none.
 	File string
 }
 
-// String says where the limit comes from, for people.
+// String describes the limit and its source for users.
 func (l Limit) String() string {
 	if l.Group > 0 && l.Group <= l.Machine {
 		return fmt.Sprintf("%d MB, the limit of its control group (%s)", l.Bytes>>20, l.File)
@@ -45,8 +46,9 @@ func Self() (Limit, error) { return Of(os.Getpid()) }
 // Of returns the limit of a process.
 func Of(pid int) (Limit, error) { return Read(os.DirFS("/"), strconv.Itoa(pid)) }
 
-// Read returns the limit of a process as the files below root say: those of proc and of the mounted control groups. The
-// process is named as in /proc. Only the machine's memory has to be there: without control groups there is no limit.
+// Read returns the limit of a process from the files below root: those of proc and of the mounted control groups.
+// process is its name in /proc. Only the machine's memory has to exist: without control groups there is no further
+// limit.
 func Read(root fs.FS, process string) (Limit, error) {
 	machine, err := machineMemory(root)
 	if err != nil {
@@ -80,11 +82,12 @@ func machineMemory(root fs.FS) (int64, error) {
 // hierarchy is a mounted tree of control groups that can limit memory.
 type hierarchy struct {
 	version int
-	top     string // the group that is mounted
-	mount   string // where, without the leading slash
+	top     string // the group that is the root of the mount
+	mount   string // the mount point, without the leading slash
 }
 
-// groupLimit returns the least limit on the way from the process' control group up to the top of what is mounted.
+// groupLimit returns the least limit of the process' control group and the groups above it, up to the root of the
+// mount.
 func groupLimit(root fs.FS, process string) (least int64, file string) {
 	lower := func(n int64, from string) {
 		if n > 0 && (least == 0 || n < least) {
@@ -114,8 +117,8 @@ func groupLimit(root fs.FS, process string) (least int64, file string) {
 	return least, file
 }
 
-// dir is the folder of a group. A container may see its own group mounted as if it were the top, under the name that
-// it has outside, or under none.
+// dir returns the folder of a group. In a container, the root of the mount may be the container's own group. The
+// group's name is then the one that it has outside of the container, or "/".
 func (h hierarchy) dir(group string) string {
 	inside, ok := strings.CutPrefix(group, strings.TrimSuffix(h.top, "/"))
 	if !ok || inside != "" && inside[0] != '/' || strings.Contains(inside, "..") {
@@ -124,7 +127,7 @@ func (h hierarchy) dir(group string) string {
 	return path.Join(h.mount, inside)
 }
 
-// hierarchies finds what is mounted (proc_pid_mountinfo(5)).
+// hierarchies returns the mounted hierarchies (proc_pid_mountinfo(5)).
 func hierarchies(root fs.FS, process string) []hierarchy {
 	text, err := fs.ReadFile(root, path.Join("proc", process, "mountinfo"))
 	if err != nil {
@@ -151,7 +154,7 @@ func hierarchies(root fs.FS, process string) []hierarchy {
 	return out
 }
 
-// groupOf returns the process' control group of a version (cgroups(7), /proc/PID/cgroup).
+// groupOf returns the process' control group in the hierarchy of a version (cgroups(7), /proc/PID/cgroup).
 func groupOf(root fs.FS, process string, version int) (string, bool) {
 	text, err := fs.ReadFile(root, path.Join("proc", process, "cgroup"))
 	if err != nil {
@@ -171,7 +174,8 @@ func groupOf(root fs.FS, process string, version int) (string, bool) {
 
 func contains(list, word string) bool { return slices.Contains(strings.Split(list, ","), word) }
 
-// hierarchicalLimit is what version 1 says of a group and all above it, those included that are not mounted here.
+// hierarchicalLimit returns version 1's limit of a group and all groups above it, including those that are not mounted
+// here.
 func hierarchicalLimit(root fs.FS, dir string) int64 {
 	text, err := fs.ReadFile(root, path.Join(dir, "memory.stat"))
 	if err != nil {
@@ -193,10 +197,11 @@ func readBytes(root fs.FS, file string) int64 {
 	return parseBytes(string(text))
 }
 
-// unlimited is where version 1's "no limit" begins: the largest multiple of a page in an int64, and anything near it.
+// unlimited is the least value that means "no limit" in version 1: its "no limit" is the largest multiple of a page in
+// an int64, or near it.
 const unlimited = 1 << 60
 
-// parseBytes returns 0 for what is no limit: "max", in version 2.
+// parseBytes returns the limit in bytes. It returns 0 for a text that means no limit, which is "max" in version 2.
 func parseBytes(text string) int64 {
 	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
 	if err != nil || n >= unlimited {

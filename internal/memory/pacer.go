@@ -11,62 +11,62 @@ import (
 )
 
 const (
-	// busyBelow is the time between two collections below which a process is at work: memory is then worth less than
-	// the time that collecting it takes from requests.
+	// busyBelow is the time between two collections below which a process is under load. Memory is then worth less than
+	// the time that requests lose to its collection.
 	busyBelow = 2 * time.Second
-	// idleAbove is the time above which it is at rest again. What lies between changes nothing, so that a process in
-	// between does not swing.
+	// idleAbove is the time between two collections above which the process is at rest again. A time in between changes
+	// nothing, so that the process does not alternate between the two.
 	idleAbove = 10 * time.Second
-	// busyRoom is how many bytes of garbage may pile up under load as long as that is at least half of what the
-	// percentage for load allows. More would save little time, and at its largest a heap is as scattered as it will
-	// stay: Go moves nothing, and a page of which one object lives on is not given back.
+	// busyRoom is how many bytes of garbage may pile up under load, unless that is less than half of what the
+	// percentage for load allows. More would save little time. It would also leave more pages in use: Go does not move
+	// objects, and a page with one live object is not given back.
 	busyRoom = 64 << 20
 	// startRoom is how many bytes of garbage may pile up before the first collection.
 	startRoom = 32 << 20
-	// busyMost is how many bytes may where so much lives that half of it would be more, down to busyLeast percent. A
-	// server of a thousand nodes with ten thousand pods has 600 MB: with 160 MB of garbage 36% of its processor time
-	// under load was the collector's.
+	// busyMost is how many bytes of garbage may pile up under load when so much memory is live that half of it would be
+	// more, but not less than busyLeast percent. A server of a thousand nodes with ten thousand pods has 600 MB live.
+	// With 160 MB of garbage, the collector took 36% of its processor time under load.
 	busyMost  = 128 << 20
 	busyLeast = 20
-	// worthwhile is how many bytes of garbage may pile up under load from which on a burst's end is worth two
-	// collections.
+	// worthwhile is how many bytes of garbage under load justify two collections at the end of a burst.
 	worthwhile = 96 << 20
-	// overEvery is the least time between the ends of two bursts: where work comes in bursts of its own accord, such as
-	// every quarter of a minute, the two collections of all that lives and the pages that come back would be more work
-	// than the garbage is worth.
+	// overEvery is the least time between the ends of two bursts. Where work always comes in bursts, such as every
+	// quarter of a minute, two collections of all live memory, and faults on the pages that were given back, would cost
+	// more than the garbage is worth.
 	overEvery = time.Minute
-	// idleRoom is how many bytes of garbage may pile up at rest as long as that is at least idleLeast percent: a server
-	// of a thousand nodes has time to collect every few seconds, and half a gigabyte that lives.
+	// idleRoom is how many bytes of garbage may pile up at rest, but not less than idleLeast percent. A server of a
+	// thousand nodes has half a gigabyte of live memory, and has time to collect every few seconds.
 	idleRoom  = 64 << 20
 	idleLeast = 10
 )
 
-// Pacer chooses how much garbage may pile up by how often it is collected: little at rest, when a small heap costs
-// nothing, and less still where much lives; and much under load: as much as lives while that is little, and half of
-// that or less when it is not. It samples only when a collection has ended, and once after a burst of work that left
-// much behind, so it never wakes an idle process. A nil Pacer chooses nothing, and no burst of work ends for it.
+// Pacer sets how much garbage may pile up, by the time between collections. At rest that is little, because collecting
+// a small heap costs nothing, and still less when much memory is live. Under load it is as much as the live memory
+// while that is small, and half of that or less when it is large. Pacer samples only at the end of a collection, and
+// once after a burst of work that left much garbage. So it never wakes an idle process. A nil Pacer sets nothing and
+// reports no end of a burst.
 type Pacer struct {
 	idle, busy int  // GOGC values, percent
 	begun      bool // the start is over
 	now        func() time.Time
 	set        func(percent int)
-	// heap tells how many collections Go began of its own accord, and of how many bytes Go takes its percentage: those
-	// that outlived the last one, with stacks and globals.
+	// heap returns how many collections Go began by itself, and the number of bytes to which GOGC applies: live bytes
+	// after the last collection, with stacks and globals.
 	heap func() (automatic, live uint64)
 
 	mu      sync.Mutex
-	last    time.Time // of such a collection
-	counted uint64    // their number then
+	last    time.Time // time of the last collection that Go began by itself
+	counted uint64    // number of such collections at that time
 	current int
 
 	after   func(time.Duration, func()) stopper
-	waiting stopper   // for the end of a burst; nil while there is none
-	known   bool      // Ended was called since the last one's end
-	ended   time.Time // when one was, the last time
+	waiting stopper   // waits for the end of a burst; nil while there is no burst
+	known   bool      // Ended was called since the end of the last burst
+	ended   time.Time // end of the last burst
 	over    chan struct{}
 }
 
-// stopper is a time.Timer.
+// stopper is what is used of a time.Timer.
 type stopper interface{ Stop() bool }
 
 // NewPacer sets the value for a start, which holds until the first collection or Rest, and starts to sample. now is the
@@ -83,8 +83,8 @@ func NewPacer(start, idle, busy int, now func() time.Time) *Pacer {
 	return p
 }
 
-// BurstEnded has a value when a burst of work has ended that may have left much garbage behind, which Go would collect
-// two minutes later: the process is to Rest, and to Trim.
+// BurstEnded returns a channel that receives when a burst of work has ended that may have left much garbage. Go itself
+// would collect that two minutes later. The receiver calls Rest and Trim.
 func (p *Pacer) BurstEnded() <-chan struct{} {
 	if p == nil {
 		return nil
@@ -92,8 +92,8 @@ func (p *Pacer) BurstEnded() <-chan struct{} {
 	return p.over
 }
 
-// Ended says that work has ended which left much garbage behind, however much Go sees: BurstEnded has a value as after
-// a burst. It returns at once.
+// Ended reports that work has ended which left much garbage, even if Go does not see it. BurstEnded then receives as
+// after a burst. Ended returns at once.
 func (p *Pacer) Ended() {
 	if p == nil {
 		return
@@ -104,7 +104,7 @@ func (p *Pacer) Ended() {
 	p.await(true)
 }
 
-// Rest goes back to the value for rest at once.
+// Rest sets the value for rest at once.
 func (p *Pacer) Rest() {
 	if p == nil {
 		return
@@ -116,14 +116,15 @@ func (p *Pacer) Rest() {
 	p.change(atRest(p.idle, live))
 }
 
-// atStart returns the percentage for a start, given the one for a process that has collected nothing yet and how many
-// bytes live: there may have been collections before a Pacer was made, as of an agent that waited for a server.
+// atStart returns the percentage for a start. start is the percentage for a process without a collection so far, and
+// live is the number of live bytes. There may have been collections before the Pacer was made, as in an agent that
+// waited for a server.
 func atStart(start int, live uint64) int {
 	return min(start, int(startRoom*100/max(live, 1)))
 }
 
-// sentinel is garbage whose finalizer tells that a collection has ended. It is large enough to be an allocation of its
-// own: Go packs tiny objects together, and such a one might outlive many collections.
+// sentinel is garbage whose finalizer runs after a collection. It is large enough to have an allocation of its own: Go
+// packs tiny objects into one allocation, and such an object might outlive many collections.
 type sentinel struct{ _ [64]byte }
 
 func (p *Pacer) arm() {
@@ -133,7 +134,8 @@ func (p *Pacer) arm() {
 	})
 }
 
-// afterCollection decides after a collection. One that was asked for, as by Trim, says nothing about the load.
+// afterCollection sets the value after a collection. It ignores collections that the program requested, as Trim does,
+// because they say nothing about the load.
 func (p *Pacer) afterCollection() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -155,8 +157,8 @@ func (p *Pacer) afterCollection() {
 	p.await(p.known || live/100*uint64(p.current) >= worthwhile && p.current > atRest(p.idle, live))
 }
 
-// await waits for a burst's end if there is one: that Go begins no collection for as long as makes a process one at
-// rest, and longer if one ended a short time ago. The caller holds mu.
+// await waits for the end of a burst, if there is one. A burst has ended when Go began no collection for idleAbove, or
+// for longer if another burst ended a short time ago. The caller holds mu.
 func (p *Pacer) await(burst bool) {
 	if p.waiting != nil {
 		p.waiting.Stop()
@@ -169,27 +171,28 @@ func (p *Pacer) await(burst bool) {
 			p.mu.Unlock()
 			select {
 			case p.over <- struct{}{}:
-			default: // the one before was not received yet
+			default: // the previous end of a burst was not received yet
 			}
 		})
 	}
 }
 
-// atRest returns the percentage for rest, given the one for a small heap and how many bytes live.
+// atRest returns the percentage for rest. idle is the percentage for a small heap, and live is the number of live
+// bytes.
 func atRest(idle int, live uint64) int {
 	percent := int(idleRoom * 100 / max(live, 1) / 5 * 5)
 	return min(max(percent, idleLeast), idle)
 }
 
-// underLoad returns the percentage for load, given the one for a small heap and how many bytes live. Its steps are
-// coarse, because a change of it stops the process for a moment.
+// underLoad returns the percentage for load. busy is the percentage for a small heap, and live is the number of live
+// bytes. The steps are coarse, because each change stops the process for a moment.
 func underLoad(busy int, live uint64) int {
 	allowed := func(room uint64) int { return int(room * 100 / max(live, 1) / 5 * 5) }
 	percent := max(min(allowed(busyRoom)/10*10, busy), busy/2)
 	return min(percent, max(allowed(busyMost), min(busyLeast, busy/2)))
 }
 
-// heap asks the Go runtime.
+// heap reads the metrics of the Go runtime.
 func heap() (automatic, live uint64) {
 	samples := []metrics.Sample{{Name: "/gc/cycles/automatic:gc-cycles"}, {Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"},
 		{Name: "/gc/scan/globals:bytes"}}
