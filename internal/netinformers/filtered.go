@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netinformers lets one shared informer stand for several whose watches would have selectors: each part's
-// handlers hear only of the objects that it asked for.
+// Package netinformers lets several users share one informer where each would have a watch with a selector of its own.
+// The handlers of each user get only the objects that the user selects.
 package netinformers
 
 import (
@@ -10,11 +10,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Informer has its handlers hear of what Shows says yes to, as a watch with a selector would have it: what begins to be
-// shown is added to them, what ends to be is deleted. Its store and indexer hold all the same.
+// Informer passes only the objects for which Shows returns true to its handlers, as a watch with a selector does. An
+// object that begins to be shown is added for the handlers; one that ends to be shown is deleted for them. The store
+// and the indexer hold all objects.
 type Informer struct {
 	cache.SharedIndexInformer
-	// Shows is asked about handlers' arguments, of which Object makes objects, and must not change them.
+	// Shows gets the argument of a handler, which Object converts to the object. It must not change the object.
 	Shows func(obj any) bool
 }
 
@@ -22,8 +23,8 @@ func (i Informer) only(h cache.ResourceEventHandler) cache.ResourceEventHandler 
 	return cache.FilteringResourceEventHandler{FilterFunc: i.Shows, Handler: h}
 }
 
-// Object is what a handler's argument is about: itself, or the last that was known of an object whose deletion was
-// missed.
+// Object returns the object that a handler's argument is about. That is the argument itself, or the last known state of
+// an object whose deletion was missed.
 func Object(argument any) any {
 	if final, ok := argument.(cache.DeletedFinalStateUnknown); ok {
 		return final.Obj

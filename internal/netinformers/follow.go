@@ -8,14 +8,15 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Source is an informer of which a part hears what Matters says yes to, or all where that is nil; old is nil for what
-// is new or gone.
+// Source is an informer whose events are passed on when Matters returns true, or always when Matters is nil. old is nil
+// for an object that was added or deleted.
 type Source struct {
 	Informer cache.SharedIndexInformer
 	Matters  func(old, now any) bool
 }
 
-// Follow calls changed for what the sources tell, which must not run yet, with the last that is known of the object.
+// Follow adds handlers to the informers of the sources, which must not run yet. The handlers call changed with the last
+// known state of the object.
 func Follow(changed func(now any), sources ...Source) (synced []cache.InformerSynced, err error) {
 	for _, s := range sources {
 		r, err := s.Informer.AddEventHandler(s.Handler(changed))
@@ -27,7 +28,7 @@ func Follow(changed func(now any), sources ...Source) (synced []cache.InformerSy
 	return synced, nil
 }
 
-// Handler calls changed for what matters.
+// Handler returns a handler that calls changed for the events that matter.
 func (s Source) Handler(changed func(now any)) cache.ResourceEventHandler {
 	notify := func(old, now any) {
 		if now = Object(now); s.Matters == nil || s.Matters(old, now) {

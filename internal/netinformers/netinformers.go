@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package netinformers is the one set of caches that a node's network parts share: the pod network, the Service proxy,
-// the cluster DNS and what enforces NetworkPolicies read the same objects, held once and trimmed to what those parts
-// use.
+// Package netinformers holds the caches that a node's network parts share. The pod network, the Service proxy, the
+// cluster DNS and the enforcement of NetworkPolicies read the same objects, which are held once and trimmed to the
+// fields that those parts use.
 //
-// It owns the watches with the network's read-only identity. Options say what is watched; nothing else ever is. It
-// never writes to the API.
+// It owns the watches with the network's read-only identity. Options say what is watched, and nothing else is. It never
+// writes to the API.
 package netinformers
 
 import (
@@ -31,8 +31,8 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/apis"
 )
 
-// NewClient makes the network identity's client from a kubeconfig file. Certificates that the file refers to by path
-// may be renewed in place.
+// NewClient makes a client with the network identity of a kubeconfig file. Certificates that the file names by path may
+// be renewed in place.
 func NewClient(kubeconfig string) (kubernetes.Interface, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -47,29 +47,29 @@ func NewClient(kubeconfig string) (kubernetes.Interface, error) {
 	return client, nil
 }
 
-// Options say what is watched. Client and NodeName are required. This node itself is always watched.
+// Options select what is watched. Client and NodeName are required. The Node of this node is always watched.
 type Options struct {
 	Client   kubernetes.Interface
 	NodeName string
-	// AllNodes watches every node instead of this one alone: for routes to their pods.
+	// AllNodes watches every Node instead of this node's alone, for routes to the pods of other nodes.
 	AllNodes bool
-	// Services watches what a Service proxy needs: Services that have an address, EndpointSlices that are not headless,
+	// Services watches what a Service proxy needs: Services with a cluster IP, EndpointSlices that are not headless,
 	// and ServiceCIDRs.
 	Services bool
-	// Names watches what the cluster DNS needs: all Services, all EndpointSlices, and Namespaces. The Service proxy's
-	// are among them, so nothing is watched twice.
+	// Names watches what the cluster DNS needs: all Services, all EndpointSlices, and Namespaces. These include the
+	// objects of Services, so nothing is watched twice.
 	Names bool
-	// Policies watches what enforces NetworkPolicies: those, and from PolicyInformers.WatchPeers on Namespaces and the
-	// pods of all nodes.
+	// Policies watches what the enforcement of NetworkPolicies needs: the policies, and from the call of
+	// PolicyInformers.WatchPeers on, Namespaces and the pods of all nodes.
 	Policies bool
 }
 
-// Informers are the caches. Make them with New, ask for those that the options name, add handlers, then Run.
+// Informers are the caches. Make them with New, get those that the options select, add handlers, then call Run.
 type Informers struct {
 	o       Options
 	factory informers.SharedInformerFactory
-	peers   informers.SharedInformerFactory // of what is watched only when it is needed
-	needed  chan struct{}                   // closed when they are
+	peers   informers.SharedInformerFactory // of objects that are watched only when a policy needs them
+	needed  chan struct{}                   // closed when a policy needs them
 	need    sync.Once
 	running atomic.Bool
 }
@@ -100,7 +100,8 @@ func New(o Options) (*Informers, error) {
 	return i, nil
 }
 
-// The first to ask a factory for a type decides how it is listed: the accessors below share these.
+// watchNodes determines how Nodes are listed. The first call that asks a factory for a type determines that, and the
+// accessors below share the informer.
 
 func (i *Informers) watchNodes() {
 	i.factory.InformerFor(&corev1.Node{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
@@ -112,8 +113,8 @@ func (i *Informers) watchNodes() {
 	})
 }
 
-// watchServices leaves out what a Service proxy does not serve, where no other user wants it; served says the same of
-// an object.
+// watchServices excludes objects that a Service proxy does not serve, unless the cluster DNS needs them. The function
+// served checks the same for a single object.
 func (i *Informers) watchServices() {
 	i.factory.InformerFor(&corev1.Service{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		return coreinformers.NewFilteredServiceInformer(c, metav1.NamespaceAll, resync, cache.Indexers{}, func(o *metav1.ListOptions) {
@@ -138,7 +139,7 @@ func (i *Informers) watchPolicies() {
 	i.namespaces().Informer()
 	i.peers.InformerFor(&corev1.Pod{}, func(c kubernetes.Interface, resync time.Duration) cache.SharedIndexInformer {
 		return coreinformers.NewFilteredPodInformer(c, metav1.NamespaceAll, resync, byNamespace(), func(o *metav1.ListOptions) {
-			// A pod that has ended has no address any more that a policy could speak of.
+			// A pod that has ended has no address any more that a policy could select.
 			o.FieldSelector = fields.AndSelectors(
 				fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded)),
 				fields.OneTermNotEqualSelector("status.phase", string(corev1.PodFailed)),
@@ -147,7 +148,8 @@ func (i *Informers) watchPolicies() {
 	})
 }
 
-// namespaces are followed from the start where the cluster DNS needs them, and else when a policy does.
+// namespaces returns the informer for Namespaces. It runs from the start where the cluster DNS needs it, and otherwise
+// from the time when a policy needs it.
 func (i *Informers) namespaces() coreinformers.NamespaceInformer {
 	if i.o.Names {
 		return i.factory.Core().V1().Namespaces()
@@ -159,7 +161,7 @@ func byNamespace() cache.Indexers {
 	return cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}
 }
 
-// Run fills the caches and follows the API until ctx is done; then it waits for the informers to end.
+// Run fills the caches and follows the API until ctx is done. Then it waits for the informers to end.
 func (i *Informers) Run(ctx context.Context) error {
 	i.running.Store(true)
 	i.factory.Start(ctx.Done())
@@ -174,27 +176,27 @@ func (i *Informers) Run(ctx context.Context) error {
 	return nil
 }
 
-// Running says that Run has been called. Upstream's proxy configs lose events of informers that run already.
+// Running says whether Run has been called. Upstream's proxy configs lose events of informers that run already.
 func (i *Informers) Running() bool { return i.running.Load() }
 
-// NodeName is the name of the node that these caches are for.
+// NodeName returns the name of the node for which these caches are.
 func (i *Informers) NodeName() string { return i.o.NodeName }
 
-// Nodes holds this node, or all with Options.AllNodes.
+// Nodes returns the informer for this node's Node, or for all Nodes with Options.AllNodes.
 func (i *Informers) Nodes() coreinformers.NodeInformer { return i.factory.Core().V1().Nodes() }
 
-// PolicyInformers are there with Options.Policies.
+// PolicyInformers are the informers that exist with Options.Policies.
 type PolicyInformers struct {
 	NetworkPolicies networkinginformers.NetworkPolicyInformer
 	Namespaces      coreinformers.NamespaceInformer
-	// Pods are those of all nodes that have not ended.
+	// Pods holds the pods of all nodes that have not ended.
 	Pods coreinformers.PodInformer
-	// WatchPeers begins to fill Pods, and Namespaces where no other user has them filled, once for all. A cluster
-	// without policies need not hold every pod on every node.
+	// WatchPeers starts to fill Pods, and Namespaces unless these are filled for another user. Further calls have no
+	// effect. A cluster without policies need not hold every pod on every node.
 	WatchPeers func()
 }
 
-// Policies returns an error when the options did not ask for policies.
+// Policies returns the informers for policies, and an error when the options did not select policies.
 func (i *Informers) Policies() (PolicyInformers, error) {
 	if !i.o.Policies {
 		return PolicyInformers{}, errors.New("netinformers: NetworkPolicies are not watched: set Options.Policies")

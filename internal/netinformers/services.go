@@ -14,15 +14,15 @@ import (
 	"k8s.io/kubernetes/pkg/proxy/apis"
 )
 
-// ServiceInformers are there with Options.Services. Their handlers hear only of what a Service proxy serves; the caches
-// below hold the rest, too, where Options.Names asks for it.
+// ServiceInformers are the informers that exist with Options.Services. Their handlers get only objects that a Service
+// proxy serves. With Options.Names, the caches hold other objects, too.
 type ServiceInformers struct {
 	Services       coreinformers.ServiceInformer
 	EndpointSlices discoveryinformers.EndpointSliceInformer
 	ServiceCIDRs   networkinginformers.ServiceCIDRInformer
 }
 
-// Services returns an error when the options did not ask for Services.
+// Services returns the informers for Services, and an error when the options did not select Services.
 func (i *Informers) Services() (ServiceInformers, error) {
 	if !i.o.Services {
 		return ServiceInformers{}, errors.New("netinformers: Services are not watched: set Options.Services")
@@ -34,15 +34,15 @@ func (i *Informers) Services() (ServiceInformers, error) {
 	}, nil
 }
 
-// NameInformers are there with Options.Names. Of headless Services and their EndpointSlices the caches hold what names
-// follow from, and no more.
+// NameInformers are the informers that exist with Options.Names. Of headless Services and their EndpointSlices, the
+// caches hold only the fields from which DNS records follow.
 type NameInformers struct {
 	Services       coreinformers.ServiceInformer
 	EndpointSlices discoveryinformers.EndpointSliceInformer
 	Namespaces     coreinformers.NamespaceInformer
 }
 
-// Names returns an error when the options did not ask for them.
+// Names returns the informers for the cluster DNS, and an error when the options did not select names.
 func (i *Informers) Names() (NameInformers, error) {
 	if !i.o.Names {
 		return NameInformers{}, errors.New("netinformers: what has a name is not watched: set Options.Names")
@@ -54,8 +54,7 @@ func (i *Informers) Names() (NameInformers, error) {
 	}, nil
 }
 
-// served says whether a Service proxy serves an object: whether the selectors of watchServices would have let it
-// through.
+// served says whether a Service proxy serves an object. It selects the same objects as the selectors of watchServices.
 func served(obj any) bool {
 	switch o := Object(obj).(type) {
 	case *corev1.Service:

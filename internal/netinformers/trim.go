@@ -15,9 +15,10 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// trim drops what no network part reads. Each type keeps what is named here, so that a field that upstream adds costs
-// nothing until it is needed. A Service's spec and a policy's are kept whole: all of it is about the network.
-// What comes in stays as it is: a fake client's first events hold the very objects that it keeps.
+// trim removes the fields that no network part reads. For each type it lists the fields to keep, so that a field that
+// upstream adds costs nothing until it is needed. The specs of Services and policies are kept as a whole, because all
+// of their fields are about the network. trim does not change its argument: the first events of a fake client hold the
+// very objects that the client stores.
 func trim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Service:
@@ -28,7 +29,7 @@ func trim(obj any) (any, error) {
 				ExternalIPs: o.Spec.ExternalIPs,
 			}}, nil
 		}
-		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two with one external IP the older one has it
+		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two Services with one external IP, the older is owner
 		meta.Annotations = maps.Clone(o.Annotations)
 		delete(meta.Annotations, corev1.LastAppliedConfigAnnotation)
 		return &corev1.Service{ObjectMeta: meta, Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer,
@@ -41,14 +42,14 @@ func trim(obj any) (any, error) {
 			return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: named(o.Endpoints)},
 				nil
 		}
-		meta.Labels, meta.Annotations = o.Labels, o.Annotations // when the change was triggered is an annotation
+		meta.Labels, meta.Annotations = o.Labels, o.Annotations // an annotation holds the time at which the change was triggered
 		return &discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: o.AddressType, Ports: o.Ports, Endpoints: endpoints(o.Endpoints)},
 			nil
 	case *networkingv1.ServiceCIDR:
 		return &networkingv1.ServiceCIDR{ObjectMeta: identity(o), Spec: o.Spec, Status: o.Status}, nil
 	case *corev1.Node:
 		meta := identity(o)
-		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two nodes that claim the same, the older one has it
+		meta.Labels, meta.CreationTimestamp = o.Labels, o.CreationTimestamp // of two with one subnet or address, the older is owner
 		for _, name := range []string{clusterconfig.UnderlayAnnotation, clusterconfig.WireGuardAnnotation,
 			clusterconfig.BackendAnnotation} {
 			if v, ok := o.Annotations[name]; ok {
@@ -69,10 +70,10 @@ func trim(obj any) (any, error) {
 	case *networkingv1.NetworkPolicy:
 		return &networkingv1.NetworkPolicy{ObjectMeta: identity(o), Spec: o.Spec}, nil
 	}
-	return obj, nil // a tombstone
+	return obj, nil // cache.DeletedFinalStateUnknown
 }
 
-// ready keeps whether a node is ready, and no reasons.
+// ready returns the Ready condition of a node, without its reason.
 func ready(all []corev1.NodeCondition) []corev1.NodeCondition {
 	for i := range all {
 		if all[i].Type == corev1.NodeReady {
@@ -82,7 +83,7 @@ func ready(all []corev1.NodeCondition) []corev1.NodeCondition {
 	return nil
 }
 
-// identity is what a cache needs of every object, and the time of its end.
+// identity returns the metadata that a cache needs of every object, and the time of the object's deletion.
 func identity(o metav1.Object) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
 		Namespace: o.GetNamespace(), Name: o.GetName(), UID: o.GetUID(), ResourceVersion: o.GetResourceVersion(),
@@ -101,7 +102,7 @@ func endpoints(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 	return out
 }
 
-// named are the endpoints of a headless Service, which have nothing but names.
+// named returns the endpoints of a headless Service with the fields from which names follow.
 func named(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 	out := make([]discoveryv1.Endpoint, 0, len(all))
 	for i := range all {
@@ -112,11 +113,12 @@ func named(all []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 	return out
 }
 
-// pod keeps what a NetworkPolicy can speak of: labels, addresses, where it runs, and the names of its ports.
+// pod returns a pod with the fields that a NetworkPolicy can select or name: labels, addresses, its node, and the names
+// of its ports.
 func pod(o *corev1.Pod) *corev1.Pod {
 	meta := identity(o)
 	meta.Labels = o.Labels
-	if static, ok := o.Annotations[corev1.MirrorPodAnnotationKey]; ok { // the name under which its node knows it
+	if static, ok := o.Annotations[corev1.MirrorPodAnnotationKey]; ok { // the name by which its node knows a static pod
 		meta.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: static}
 	}
 	out := &corev1.Pod{
@@ -138,8 +140,7 @@ func pod(o *corev1.Pod) *corev1.Pod {
 	return out
 }
 
-// loadBalancers are the conditions from which it is read which ports a Service has at nodes' addresses
-// (loadbalancer.Held).
+// loadBalancers returns the conditions that say which ports a Service has at nodes' addresses (loadbalancer.Held).
 func loadBalancers(all []metav1.Condition) []metav1.Condition {
 	var out []metav1.Condition
 	for _, c := range all {
