@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file lists what the kernel's network has, whole. A list over netlink comes in pieces, and what changes between
-// two of them may leave out what was there all the time; the kernel says so, and then it is listed again.
+// This file returns complete lists of the kernel's network objects. A list over netlink arrives in several messages. A
+// change between two messages may omit an object that existed all the time. The kernel reports such a change, and then
+// the list is requested again.
 
 package netlinkutil
 
@@ -11,12 +12,12 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// attempts is how often something is listed. What changes so often that none succeeds is looked at later by the
-// callers, who look again anyway.
+// attempts is how often a list is requested. If changes are so frequent that no attempt succeeds, the callers try again
+// later, as they do anyway.
 const attempts = 20
 
-// ConsistentList returns what a function of the netlink package lists, from the first time that nothing changed
-// meanwhile.
+// ConsistentList calls a listing function of the netlink package, until a call returns a list during which nothing
+// changed.
 func ConsistentList[T any](list func() ([]T, error)) ([]T, error) {
 	var out []T
 	var err error
@@ -28,12 +29,12 @@ func ConsistentList[T any](list func() ([]T, error)) ([]T, error) {
 	return nil, err
 }
 
-// Addresses are those of all devices.
+// Addresses returns the addresses of all devices.
 func Addresses(family int) ([]netlink.Addr, error) {
 	return ConsistentList(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 }
 
-// Routes are those of the main table.
+// Routes returns the routes of the main table.
 func Routes(family int) ([]netlink.Route, error) {
 	return ConsistentList(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
 }

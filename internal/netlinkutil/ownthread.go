@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file runs functions that change what belongs to their thread, such as its namespaces.
+// This file runs functions that change attributes of their thread, such as its namespaces.
 //
-// It never takes the process's first thread, which Go's runtime cannot end: that one would stay where the function has
-// led it. With it would stay what the process is to others and to itself, since /proc/PID, /proc/self and /proc/net are
-// those of the first thread; and the namespace would last as long as the process.
+// It never uses the process' first thread, which Go's runtime cannot end, so that it would keep the changed attributes.
+// /proc/PID, /proc/self and /proc/net show the attributes of the first thread, so both this process and others would
+// see the changed ones. A namespace would also last as long as the process.
 
 package netlinkutil
 
@@ -15,19 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errNoReturn is the error of a function that ended its goroutine, as a test does that has failed.
+// errNoReturn is the error of a function that ended its goroutine, as a failed test does.
 var errNoReturn = errors.New("the function has ended its goroutine and returned nothing")
 
-// Do runs f on a thread that ends with it, and returns what it returns. What f starts on other goroutines is on other
-// threads.
+// Do runs f on a thread that ends afterwards, and returns f's error. Goroutines that f starts run on other threads.
 func Do(f func() error) error {
-	done := make(chan error, 1) // one: the goroutine ends whether or not anybody reads
+	done := make(chan error, 1) // one: the goroutine ends even if nothing receives
 	go func() {
 		err := errNoReturn
 		defer func() { done <- err }()
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		if unix.Gettid() == unix.Getpid() {
-			err = Do(f) // on another one, while this goroutine keeps the first
+			err = Do(f) // on another thread, while this goroutine holds the first
 			runtime.UnlockOSThread()
 			return
 		}
