@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PolicyTable is the table of NetworkPolicies (package netpolicy), of family inet.
+// PolicyTable is the name of the table of NetworkPolicies (package netpolicy). Its family is inet.
 const PolicyTable = "coracle-policy"
 
-// IngressTable is the table that guards the ingress proxy (package agent/ingress), of family inet.
+// IngressTable is the name of the table that protects the ingress proxy (package agent/ingress). Its family is inet.
 const IngressTable = "coracle-ingress"
 
-// Generation is a number that the kernel changes with every change of any table of this network namespace.
+// Generation returns a number that the kernel changes with every change of any table of this network namespace.
 func Generation() (uint32, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
@@ -44,13 +44,13 @@ func Generation() (uint32, error) {
 	return 0, errors.New("the kernel does not say its nftables' generation")
 }
 
-// Counts says how much is in a table, by the names of chains, and of sets and maps.
+// Counts holds the number of rules by chain, and of elements by set or map, of a table.
 type Counts struct {
 	Rules, Elements map[string]int
 }
 
-// Count counts what is in a table. A table that is not there has nothing in it. Anonymous sets are left out. The counts
-// are of different moments when a program changes the table meanwhile.
+// Count counts the rules and elements of a table. A missing table has none. Anonymous sets are not counted. If a
+// program changes the table meanwhile, the counts are from different moments.
 func Count(t Table) (Counts, error) {
 	out := Counts{Rules: map[string]int{}, Elements: map[string]int{}}
 	if ok, err := Exists(t); err != nil || !ok {
@@ -92,7 +92,7 @@ func Count(t Table) (Counts, error) {
 	return out, nil
 }
 
-// dump asks for all objects of a kind; the library would make a value of each.
+// dump requests all objects of a kind and returns the raw messages. The library would decode each object.
 func dump(t Table, get, answer int, attrs ...*nl.RtAttr) ([][]byte, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|get, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(t.Family), Version: nl.NFNETLINK_V0})
@@ -102,7 +102,7 @@ func dump(t Table, get, answer int, attrs ...*nl.RtAttr) ([][]byte, error) {
 	return req.Execute(unix.NETLINK_NETFILTER, uint16(unix.NFNL_SUBSYS_NFTABLES<<8|answer))
 }
 
-// CountRules counts the rules in the chains of a table. A chain without rules is left out.
+// CountRules counts the rules in the chains of a table. The result does not have chains without rules.
 func CountRules(t Table) (map[string]int, error) {
 	messages, err := dump(t, unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE,
 		nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(t.Name)))
@@ -131,7 +131,7 @@ func CountRules(t Table) (map[string]int, error) {
 	return out, nil
 }
 
-// countElements counts what is in a set or a map of a table.
+// countElements counts the elements of a set or a map of a table.
 func countElements(t Table, set string) (int, error) {
 	messages, err := dump(t, unix.NFT_MSG_GETSETELEM, unix.NFT_MSG_NEWSETELEM,
 		nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_TABLE, nl.ZeroTerminated(t.Name)), nl.NewRtAttr(unix.NFTA_SET_ELEM_LIST_SET,

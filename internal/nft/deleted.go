@@ -17,14 +17,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// Deletions are the kernel's events of deleted tables, also by `nft flush ruleset`. Make one with
-// HearDeletions.
+// Deletions receives the kernel's events of deleted tables, also of tables deleted by `nft flush ruleset`. Make one
+// with HearDeletions.
 type Deletions struct {
 	socket *os.File
 	tables []Table
 }
 
-// HearDeletions begins to listen. Run reports whatever happens to one of the tables from then on.
+// HearDeletions opens a socket for the kernel's events. From then on no deletion of one of the tables is missed; Run
+// reports them.
 func HearDeletions(tables ...Table) (*Deletions, error) {
 	fd, err := listen()
 	if err != nil {
@@ -33,7 +34,7 @@ func HearDeletions(tables ...Table) (*Deletions, error) {
 	return &Deletions{os.NewFile(uintptr(fd), "nftables' news"), tables}, nil
 }
 
-// listen opens a socket, which never makes its reader wait, for what the kernel says of deletions in all tables.
+// listen opens a non-blocking socket for the kernel's events of deletions in all tables.
 func listen() (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -52,9 +53,10 @@ func listen() (int, error) {
 	return fd, nil
 }
 
-// onlyDeletions drops what begins with another message than one of something deleted, so that all that is added, which
-// may be very much, wakes no goroutine. The kernel puts several messages into one piece of news: who deletes a table
-// deletes what is in it before. The byte is that of little-endian machines, which ours are.
+// onlyDeletions returns a filter that drops every packet whose first message is not about a deletion. So additions,
+// which may be very many, wake no goroutine. The kernel puts several messages into one packet: a program that deletes a
+// table deletes the table's content before. The filter reads the type's byte at its place on little-endian machines,
+// which are the only ones that coracle supports.
 func onlyDeletions() []unix.SockFilter {
 	kinds := []uint32{
 		unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET, unix.NFT_MSG_DELSETELEM,
@@ -67,9 +69,9 @@ func onlyDeletions() []unix.SockFilter {
 	return append(out, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 20})
 }
 
-// Run calls gone for each of the tables that is deleted, and when the kernel has lost events, until
-// ctx is done. What is there it does not say: the table may have been made again in the same moment. An error says that
-// nothing is heard any more.
+// Run calls deleted for each deletion of one of the tables, and when the kernel has lost events, until ctx is done. It
+// does not say what exists: the table may have been made again in the same moment. After an error no more events are
+// received.
 func (d *Deletions) Run(ctx context.Context, deleted func()) error {
 	defer d.socket.Close()
 	defer context.AfterFunc(ctx, func() { d.socket.Close() })()
@@ -89,12 +91,12 @@ func (d *Deletions) Run(ctx context.Context, deleted func()) error {
 	}
 }
 
-// concern says whether one of the tables is deleted by one of the messages.
+// concern says whether one of the messages is about the deletion of one of the tables.
 func (d *Deletions) concern(messages []byte) bool {
 	for len(messages) > 0 {
 		kind, m, rest, ok := cut(messages)
 		if !ok {
-			return true // this cannot be read: look
+			return true // this cannot be parsed: have the caller check
 		}
 		if kind == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE && d.names(m) {
 			return true
@@ -104,7 +106,8 @@ func (d *Deletions) concern(messages []byte) bool {
 	return false
 }
 
-// cut takes off the first of several messages, without its header; it is not ok where that cannot be read.
+// cut splits off the first of several messages and returns it without its header. ok is false when the messages cannot
+// be parsed.
 func cut(messages []byte) (kind uint16, first, rest []byte, ok bool) {
 	if len(messages) < unix.SizeofNlMsghdr {
 		return 0, nil, nil, false
@@ -117,7 +120,8 @@ func cut(messages []byte) (kind uint16, first, rest []byte, ok bool) {
 	return binary.NativeEndian.Uint16(messages[4:]), messages[unix.SizeofNlMsghdr:length], messages[next:], true
 }
 
-// names says whether a message about a table names one of ours.
+// names says whether a message about a table names one of the tables. It returns true for a message that it cannot
+// parse.
 func (d *Deletions) names(m []byte) bool {
 	if len(m) < nl.SizeofNfgenmsg {
 		return true
@@ -139,9 +143,9 @@ func (d *Deletions) names(m []byte) bool {
 	return false
 }
 
-// FollowDeletions sends wake whenever one of the tables may be gone, until ctx
-// is done. It listens when it returns; a goroutine of wg's goes on. failed is called when nothing is received, or not
-// any more.
+// FollowDeletions sends wake whenever one of the tables may have been deleted, until ctx is done. It receives events
+// from the moment when it returns, in a goroutine of wg. It calls failed when it cannot receive events, or not any
+// more.
 func FollowDeletions(ctx context.Context, wg *sync.WaitGroup, wake timers.Signal, failed func(error), tables ...Table) {
 	d, err := HearDeletions(tables...)
 	if err != nil {

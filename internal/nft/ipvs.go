@@ -11,17 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ServicesByIPVS is the back end on the kernel's IPVS, and what it makes there.
+// ServicesByIPVS is the name of the proxy back end that uses the kernel's IPVS. The other names are those of its kernel
+// objects.
 const (
 	ServicesByIPVS = "ipvs"
-	IPVSTable      = "coracle-ipvs" // its nftables tables
-	IPVSDevice     = "coracleipvs0" // carries the addresses of Services; coracle-* are the pod network's
-	// IPVSFlag is on each virtual server that is ours: the third of the flags that the kernel leaves to schedulers,
-	// which none of them uses.
+	IPVSTable      = "coracle-ipvs" // its nftables tables, in both families
+	IPVSDevice     = "coracleipvs0" // has the addresses of Services; coracle-* are the pod network's devices
+	// IPVSFlag is set on each virtual server of coracle's. It is the third of the flags that the kernel leaves to
+	// schedulers, and no scheduler uses it.
 	IPVSFlag = 0x20
 )
 
-// removeIPVS takes connections away before addresses and rules, so that none goes where it should not in between.
+// removeIPVS removes the virtual servers before the addresses and the rules. So meanwhile no connection goes to a wrong
+// place.
 func removeIPVS() error {
 	errs := []error{removeVirtualServers()}
 	link, err := netlink.LinkByName(IPVSDevice)
@@ -43,7 +45,7 @@ func removeIPVS() error {
 
 func removeVirtualServers() error {
 	if _, err := netlink.GenlFamilyGet("IPVS"); errors.Is(err, unix.ENOENT) {
-		return nil // the module is not loaded, and nothing is in it
+		return nil // the module is not loaded, so there are no virtual servers
 	}
 	h, err := ipvs.New("")
 	if err != nil {
@@ -52,7 +54,7 @@ func removeVirtualServers() error {
 	defer h.Close()
 	all, err := h.GetServices()
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
-		return nil // no IPVS in this kernel, and nothing in it
+		return nil // this kernel has no IPVS
 	}
 	if err != nil {
 		return fmt.Errorf("listing virtual servers: %w", err)

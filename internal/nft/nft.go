@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nft asks the kernel few things about its nftables, such as whether a table is there; and it makes empty
-// tables and deletes whole ones. It speaks netlink, because it is asked every half minute and must not start a program
-// for that. It never changes what is in a table.
+// Package nft has a few functions for the kernel's nftables: it checks whether a table exists, makes empty tables and
+// deletes whole ones. It uses netlink, because it is called every half minute and must not start a program for that. It
+// never changes the content of a table.
 //
-// It also keeps the record of what the Service proxy has in the kernel, with IPVS' virtual servers, and removes that.
+// It also holds the record of the Service proxy's objects in the kernel, including IPVS' virtual servers, and removes
+// these objects.
 //
-// A kernel without nftables holds no tables: asking for them, counting them and deleting them succeeds there.
+// On a kernel without nftables, it behaves as if there were no tables: checking, counting and deleting succeed.
 package nft
 
 import (
@@ -17,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Table names one table.
+// Table identifies one table.
 type Table struct {
 	Family nftables.TableFamily
 	Name   string
@@ -30,14 +31,14 @@ const (
 	IPv6 = nftables.TableFamilyIPv6
 )
 
-// Missing says whether err, of a question about all tables or chains, means that this kernel has no nftables: without
-// netfilter's part of netlink there is no such socket, and without nf_tables nothing there takes the question, which
-// has nothing else that could be invalid.
+// Missing says whether err means that this kernel has no nftables. err is the error of listing all tables or chains.
+// Without netfilter's subsystem of netlink there is no such socket. Without nf_tables no subsystem handles the request,
+// and the request itself cannot be invalid.
 func Missing(err error) bool {
 	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL)
 }
 
-// Exists says whether the table is there.
+// Exists says whether the table exists.
 func Exists(t Table) (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -58,7 +59,7 @@ func Exists(t Table) (bool, error) {
 	return false, nil
 }
 
-// Ensure makes the table, empty, when it is not there.
+// Ensure makes an empty table, unless it exists.
 func Ensure(t Table) error {
 	conn, err := nftables.New()
 	if err != nil {
@@ -71,7 +72,7 @@ func Ensure(t Table) error {
 	return nil
 }
 
-// Delete removes the table with all that is in it; a missing one is no error.
+// Delete deletes the table and its content. A missing table is no error.
 func Delete(t Table) error {
 	ok, err := Exists(t)
 	if err != nil || !ok {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file keeps the record of what the Service proxy of this node has put into the host's kernel, and removes it by
-// that record. Tables by upstream's name are not enough to go by: the kube-proxy of another cluster on the same host
-// calls its own the same. The back ends of proxy/ write the rules.
+// This file keeps the record of which back ends of this node's Service proxy have made objects in the kernel, and
+// removes these objects by that record. The name of upstream's tables is not sufficient: the kube-proxy of another
+// cluster on the same host uses the same name. The back ends in proxy/ write the rules.
 
 package nft
 
@@ -18,21 +18,22 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// ServicesByNFTables is the back end that is upstream's nftables proxier; ServiceTable is what that calls its table in
-// both families.
+// ServicesByNFTables is the name of the proxy back end that is upstream's nftables proxier. ServiceTable is the name of
+// its table in both families.
 const (
 	ServicesByNFTables = "nftables"
 	ServiceTable       = "kube-proxy"
 )
 
-// serviceRemovers take out of the kernel what a back end made, by the name in the record. Nothing there is no error.
+// serviceRemovers holds, by the back end's name in the record, the function that removes its objects from the kernel.
+// Missing objects are no error.
 var serviceRemovers = map[string]func() error{ServicesByNFTables: removeServiceTables, ServicesByIPVS: removeIPVS}
 
-// ServiceRecordIn is the record's file in a run directory. A reboot empties that, as it empties the kernel.
+// ServiceRecordIn returns the path of the record in a run directory. A reboot removes the record, as it removes the
+// kernel's objects.
 func ServiceRecordIn(runDir string) string { return filepath.Join(runDir, "service-proxy") }
 
-// RecordServiceRules records whose rules are about to be in the kernel, beside those of which that is recorded
-// already.
+// RecordServiceRules adds a back end, which is about to make objects in the kernel, to the record.
 func RecordServiceRules(record, backend string) error {
 	if serviceRemovers[backend] == nil {
 		return fmt.Errorf("nothing knows how to remove the Service proxy's rules of the kind %q", backend)
@@ -47,13 +48,13 @@ func RecordServiceRules(record, backend string) error {
 	return writeServiceRecord(record, append(names, backend))
 }
 
-// RemoveServiceRules takes out of the kernel what the record says that a Service proxy of coracle's made there, then
-// the record, and returns the names of the back ends, with commas between; empty when there is no record.
+// RemoveServiceRules removes the objects of all recorded back ends from the kernel, and then the record. It returns the
+// names of these back ends, separated by commas, and "" when there is no record.
 func RemoveServiceRules(record string) (backends string, err error) {
 	return removeServiceRules(record, "")
 }
 
-// RemoveOtherServiceRules is RemoveServiceRules for all back ends but one, whose record stays.
+// RemoveOtherServiceRules does the same as RemoveServiceRules for all back ends except keep, whose record stays.
 func RemoveOtherServiceRules(record, keep string) (backends string, err error) {
 	return removeServiceRules(record, keep)
 }
@@ -89,7 +90,7 @@ func removeServiceRules(record, keep string) (string, error) {
 	return backends, nil
 }
 
-// readServiceRecord returns the names in the record; none when there is no record.
+// readServiceRecord returns the names in the record. It returns none when there is no record.
 func readServiceRecord(record string) ([]string, error) {
 	data, err := os.ReadFile(record)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
