@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file knows the files with which a node's parts take part in the cluster: a node gets the same ones,
-// under the same names, from the server in its own process or from joining one elsewhere.
+// This file defines the files with a node's credentials. A node gets the same files, under the same names, from the
+// server in its own process or by joining a server on another machine.
 //
-// It owns their names, and writes those that hold nothing secret of their own: the authorities' certificates, and the
-// kubeconfigs, which name the others. It never issues a certificate and holds no key.
+// It owns the files' names. It writes the files that hold no secret: the authorities' certificates, and the
+// kubeconfigs, which name the other files. It never issues a certificate and holds no key.
 
 package nodecreds
 
@@ -17,21 +17,23 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// Files are a node's credentials. Each is replaced by one rename when it is renewed, and read again by who uses it, so
-// that no reader sees half of anything and nothing restarts.
+// Files are the paths of a node's credentials. Each file is replaced by one rename when it is renewed, and its users
+// read it again. So no reader sees an incomplete file, and nothing restarts.
 type Files struct {
 	Dir string
-	// KubeletKubeconfig is the node's own identity, NetworkKubeconfig the read-only one of pod network, proxy and DNS.
+	// KubeletKubeconfig has the node's own identity. NetworkKubeconfig has the read-only identity of pod network, proxy
+	// and DNS.
 	KubeletKubeconfig, NetworkKubeconfig string
 	// KubeletPair and NetworkPair hold the certificate and the key that the kubeconfigs name.
 	KubeletPair, NetworkPair string
-	// KubeletServing holds certificate and key of the kubelet's port: one file to be named as both.
+	// KubeletServing holds the certificate and the key of the kubelet's port. The kubelet gets it as certificate file
+	// and as key file.
 	KubeletServing string
-	// ServerCAFile verifies the API server, ClientCAFile the kubelet's callers.
+	// ServerCAFile verifies the API server. ClientCAFile verifies the kubelet's clients.
 	ServerCAFile, ClientCAFile string
 }
 
-// In names the files of a folder.
+// In returns the paths of the files in a folder.
 func In(dir string) Files {
 	file := func(name string) string { return filepath.Join(dir, name) }
 	return Files{
@@ -46,17 +48,18 @@ func In(dir string) Files {
 	}
 }
 
-// Cluster is what a node has to know of its cluster to talk to it.
+// Cluster is what a node has to know of its cluster to connect to it.
 type Cluster struct {
-	// URL is where the node reaches the API server.
+	// URL is the URL at which the node reaches the API server.
 	URL string
-	// ServerName is what the API server's certificate has to be for; empty for the host in URL.
+	// ServerName is the name for which the API server's certificate has to be valid. Empty means the host in URL.
 	ServerName string
-	// ServerCA and ClientCA are PEM.
+	// ServerCA and ClientCA are certificates in PEM.
 	ServerCA, ClientCA []byte
 }
 
-// Publish writes the authorities' certificates and the kubeconfigs. The pairs that these name may come before or after.
+// Publish writes the authorities' certificates and the kubeconfigs. The pairs that the kubeconfigs name may be written
+// before or after.
 func (f Files) Publish(c Cluster) error {
 	if f.Dir == "" {
 		return errors.New("credentials: no folder given")

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file writes kubeconfig files: one for people, with everything embedded, and ones for components on the
-// node, which name files so that a renewed certificate is found without rewriting or restarting anything. It never
-// issues a certificate.
+// This file writes kubeconfig files. The administrator's embeds all data. Those for the node's components name files
+// instead, so that a renewed certificate is used without rewriting the kubeconfig or restarting the component. The code
+// never issues a certificate.
 
 package nodecreds
 
@@ -19,20 +19,20 @@ import (
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
 )
 
-// name is what cluster, user and context are called, as k3s does: people merge these files by hand.
+// name is the name of cluster, user and context. k3s uses it too, and users merge these files by hand.
 const name = "default"
 
-// Embedded describes a kubeconfig that is whole in itself.
+// Embedded describes a kubeconfig that embeds all data.
 type Embedded struct {
 	Server        string // https://host:port
-	ServerName    string // what the server's certificate has to be for; empty for the host in Server
+	ServerName    string // name for which the server's certificate has to be valid; empty for the host in Server
 	CA, Cert, Key []byte // PEM
 	Path          string
 	Mode          fs.FileMode // zero means 0600
-	GID           int         // group of the file; 0 or less leaves it as it is
+	GID           int         // group of the file; 0 or less leaves it unchanged
 }
 
-// Write puts the file in its place, unless it holds the same already. Its folder is made when missing.
+// Write writes the file, unless it has the same content already. It makes the folder if that is missing.
 func (e Embedded) Write() error {
 	err := write(e.Path, e.Mode, build(e.Server,
 		api.Cluster{CertificateAuthorityData: e.CA, TLSServerName: e.ServerName},
@@ -46,17 +46,17 @@ func (e Embedded) Write() error {
 	return nil
 }
 
-// ByFile describes a kubeconfig that names the files of its CA and its certificate with key.
+// ByFile describes a kubeconfig that names the file of the CA and the file with certificate and key.
 type ByFile struct {
 	Server     string // https://host:port
-	ServerName string // what the server's certificate has to be for; empty for the host in Server
+	ServerName string // name for which the server's certificate has to be valid; empty for the host in Server
 	CAFile     string
-	// PairFile holds certificate and key (see pki.Leaf).
+	// PairFile is the file with certificate and key (see pki.Leaf).
 	PairFile string
 	Path     string
 }
 
-// Write puts the file in its place (mode 0600), unless it holds the same already.
+// Write writes the file with mode 0600, unless it has the same content already.
 func (b ByFile) Write() error {
 	return write(b.Path, 0, build(b.Server,
 		api.Cluster{CertificateAuthority: b.CAFile, TLSServerName: b.ServerName},
