@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Sizes in bytes. The kubelet evicts pods when less than evictShare of the disk is free.
+// leastSpace and goodSpace are sizes in bytes. The kubelet evicts pods when less than evictShare of the disk is free.
 const (
 	leastSpace = 1 << 30
 	goodSpace  = 4 << 30
@@ -41,7 +41,8 @@ func parseMount(line string) (mountPoint, bool) {
 	return m, true
 }
 
-// mountOf finds the mount that a path lies on: the longest mount point in front of it, the last of equals.
+// mountOf returns the mount on which a path is: the one with the longest mount point that is a prefix of the path, and
+// the last of several with the same mount point.
 func (r *run) mountOf(p string) (best mountPoint) {
 	for line := range strings.Lines(r.read("proc/self/mountinfo")) {
 		m, ok := parseMount(line)
@@ -78,7 +79,8 @@ func (r *run) mount() {
 	r.ok("mount", m.point+", shared, runs programs")
 }
 
-// Types of file systems on which the store's promise to keep what it acknowledged depends on others.
+// remoteTypes are types of file systems that belong to other machines or programs. On these, the durability of
+// acknowledged writes depends on the other side.
 var remoteTypes = []string{"nfs", "cifs", "smb2", "9p", "fuse", "ceph"}
 
 func (r *run) space() {
@@ -136,7 +138,8 @@ func (r *run) overlay() {
 	r.ok("overlayfs", "works on this disk")
 }
 
-// slowSync is where the store, which acknowledges nothing before it is on the disk, feels slow.
+// slowSync is the time of a small write above which the store is slow. The store acknowledges nothing before it is on
+// the disk.
 const slowSync = 30 * time.Millisecond
 
 func (r *run) speed() {
@@ -145,7 +148,7 @@ func (r *run) speed() {
 	}
 	d, err := r.Probe.SyncTime(r.DataDir)
 	if err != nil {
-		return // what keeps it from being written has been reported
+		return // the cause has been reported by another check
 	}
 	found := fmt.Sprintf("a small write is safe on the disk after %s", d.Round(10*time.Microsecond))
 	if d > slowSync {
@@ -155,7 +158,7 @@ func (r *run) speed() {
 	r.ok("disk speed", found)
 }
 
-// others finds what else runs containers here.
+// others finds other programs that run containers on this machine.
 func (r *run) others() {
 	for _, o := range []struct{ path, what, do string }{
 		{"run/k3s/containerd/containerd.sock", "k3s runs or ran here", "stop it, and k3s-killall.sh removes what it left in the network"},

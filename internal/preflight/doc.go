@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package preflight finds out whether a host has what coracle needs: kernel, control groups, network, ports, disk,
-// memory, rights, clock. Each finding says what to do.
+// Package preflight checks whether a host has what coracle needs: kernel, control groups, network, ports, disk, memory,
+// rights, clock. Each finding has a hint.
 //
-// It owns the list of needs and the words about them. It changes nothing on the host: what has to be tried, as making
-// a bridge, it tries in a network namespace that ends with the trial. What coracle sets by itself, as ip_forward, is
-// no finding.
+// It owns the list of needs and their texts. It leaves no change on the host. What has to be tried, such as making a
+// bridge, is tried in a namespace or a temporary file that is removed afterwards. A setting that coracle changes by
+// itself, such as ip_forward, is no finding.
 package preflight

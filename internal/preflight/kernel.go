@@ -10,7 +10,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 )
 
-// Kernel versions: nftables mode of kube-proxy needs 5.13 (its documentation); Kubernetes as a whole 4.19.
+// Kernel versions: Kubernetes as a whole needs 4.19, and kube-proxy's nftables mode needs 5.13 (its documentation).
 var (
 	oldestKernel   = [2]int{4, 19}
 	nftablesKernel = [2]int{5, 13}
@@ -62,7 +62,7 @@ func (r *run) namespaces() {
 	r.ok("namespaces", "net, mnt, pid, ipc, uts, cgroup")
 }
 
-// Bits of capabilities (capability(7)).
+// capabilities holds the bit numbers of capabilities (capability(7)).
 var capabilities = map[string]uint{"CAP_NET_ADMIN": 12, "CAP_SYS_CHROOT": 18, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21,
 	"CAP_SYS_RESOURCE": 24, "CAP_MKNOD": 27}
 
@@ -113,7 +113,7 @@ func (r *run) devices() {
 	r.ok("devices", "/dev/kmsg")
 }
 
-// limits looks at inotify, of which many small systems have too little for log followers and the like.
+// limits checks the limits of inotify, which on many small systems are too low for log followers and other watchers.
 func (r *run) limits() {
 	instances, err := strconv.Atoi(strings.TrimSpace(r.read("proc/sys/fs/inotify/max_user_instances")))
 	if err != nil {

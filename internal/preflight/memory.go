@@ -27,7 +27,7 @@ func (r *run) memory() {
 	switch {
 	case total < leastMemory:
 		r.fail("memory", found+" are too few for a server and pods", fmt.Sprintf("use a machine with at least %d MB", goodMemory))
-	case allowed < total && allowed < goodMemory: // the service may run in another group than this command
+	case allowed < total && allowed < goodMemory: // the service may be in another control group than this command
 		r.warn("memory", "of "+found+" this command may use only "+limit.String(),
 			fmt.Sprintf("let coracle run in a control group with at least %d MB", goodMemory))
 	case total < goodMemory:
@@ -46,7 +46,7 @@ func (r *run) swap() {
 	r.ok("swap", fmt.Sprintf("%d area(s); pods do not use it", len(lines)-1))
 }
 
-// cgroups checks the controllers that containers need.
+// cgroups checks whether the control group controllers exist that containers need.
 func (r *run) cgroups() {
 	if text := r.read("sys/fs/cgroup/cgroup.controllers"); text != "" {
 		have := strings.Fields(text)
@@ -72,7 +72,8 @@ func (r *run) cgroups() {
 	}
 }
 
-// controllers reports what is missing and whether all is there. For version 1 the caller reports that it is.
+// controllers reports missing controllers, and returns whether all exist. For version 1, the caller reports that all
+// exist.
 func (r *run) controllers(name, version string, has func(string) bool, needed, useful []string) bool {
 	var missing, weak []string
 	for _, c := range needed {

@@ -37,13 +37,13 @@ func (r *run) links() {
 	r.ok("interfaces", "bridge, veth, vxlan")
 }
 
-// NFTablesAdvice is what helps where the kernel has no nftables, or too little of them.
+// NFTablesAdvice is the hint for a kernel without nftables, or with too few of its features.
 const NFTablesAdvice = "load the modules: modprobe -a nf_tables nft_chain_nat nft_masq; if they are missing, install the kernel's extra " +
 	"modules, or another kernel (no nft or iptables program is needed). " +
 	"A cluster that leaves pods' network and Services to programs that do without nftables does not need them: --network-backend none " +
 	"and --disable-kube-proxy, on its first server"
 
-// WithoutNFTables says what is missing; err is Probe.NAT's.
+// WithoutNFTables returns a text that says what is missing. err is the error of Probe.NAT.
 func WithoutNFTables(err error) string {
 	return fmt.Sprintf("the kernel cannot translate addresses with nftables (%v)", err)
 }
@@ -63,13 +63,13 @@ func (r *run) nat() {
 	}
 }
 
-// IPVSAdvice is what helps where --proxy-mode=ipvs was asked for and the kernel will not do.
+// IPVSAdvice is the hint when --proxy-mode=ipvs was given and the kernel lacks something for IPVS.
 const IPVSAdvice = ipvsModules + "; or leave the choice to --proxy-mode=auto, which takes nftables here"
 
 const ipvsModules = "load the modules: modprobe -a ip_vs ip_vs_rr dummy; " +
 	"if they are missing, install the kernel's extra modules, or another kernel"
 
-// proxyMode says which proxy back end this node's Services get.
+// proxyMode reports which proxy back end this node's Services get.
 func (r *run) proxyMode() {
 	const name = "service proxy"
 	switch {
@@ -93,7 +93,7 @@ func (r *run) proxyMode() {
 	}
 }
 
-// forwarding only has to be possible: coracle switches it on.
+// forwarding checks whether forwarding can be enabled. Coracle enables it.
 func (r *run) forwarding() {
 	if !r.exists("proc/sys/net/ipv4/ip_forward") {
 		r.fail("forwarding", "/proc/sys/net/ipv4/ip_forward is missing", "mount /proc, or use a kernel with IPv4")
@@ -109,13 +109,13 @@ func (r *run) forwarding() {
 	r.ok("forwarding", "can be switched on")
 }
 
-// filters finds firewalls that drop what coracle needs by default. Their exceptions are not checked.
+// filters finds firewalls that by default drop traffic that coracle needs. It does not check the firewalls' exceptions.
 func (r *run) filters() {
 	var found []hostfirewall.Chain
 	if r.Root {
 		var err error
 		if found, err = r.Probe.Firewalls(); err != nil {
-			found = nil // no nftables here: the check above says so
+			found = nil // there are no nftables, which another check reports
 		}
 	}
 	found = r.Firewall.Concern(append(found, r.switchedOn(found)...))
@@ -130,7 +130,8 @@ func (r *run) filters() {
 	}
 }
 
-// switchedOn are firewalls that files name, and that have no rules in the kernel yet, or none that may be seen.
+// switchedOn returns firewalls that are enabled by their files, and have no rules in the kernel yet, or none that this
+// user may see.
 func (r *run) switchedOn(seen []hostfirewall.Chain) (out []hostfirewall.Chain) {
 	for _, f := range []struct {
 		program hostfirewall.Program
@@ -147,12 +148,13 @@ func (r *run) switchedOn(seen []hostfirewall.Chain) (out []hostfirewall.Chain) {
 	return out
 }
 
-// ownDevice tells devices of the pod network (package cni names them): pods go on while coracle is stopped.
+// ownDevice says whether a device belongs to the pod network, by the names that package cni gives. Pods keep running
+// while coracle is stopped.
 func ownDevice(name string) bool {
 	return strings.HasPrefix(name, "coracle") || strings.HasPrefix(name, "vethcor")
 }
 
-// routes finds networks of the host's that the cluster's hide.
+// routes finds routes of the host to networks that overlap the cluster's networks.
 func (r *run) routes() {
 	routes, err := r.Probe.Routes()
 	if err != nil {
@@ -174,7 +176,7 @@ func (r *run) routes() {
 
 func (r *run) address() {
 	if len(r.NodeIPs) == 0 {
-		return // the settings' own complaint says so
+		return // the error of the settings says so
 	}
 	var texts []string
 	for _, ip := range r.NodeIPs {
@@ -194,7 +196,7 @@ func (r *run) ports() {
 	}
 	var taken, moves []string
 	for _, p := range r.Ports {
-		if err := r.Probe.Listen(p); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) { // the check above tells of that
+		if err := r.Probe.Listen(p); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) { // the check of the address reports it
 			taken = append(taken, fmt.Sprintf("%s %d for %s (%v)", p.Network, p.Number, p.What, err))
 			if p.Setting != "" && !slices.Contains(moves, p.Setting) {
 				moves = append(moves, p.Setting)
@@ -212,7 +214,8 @@ func (r *run) ports() {
 	r.fail("ports", "in use: "+strings.Join(taken, "; "), do)
 }
 
-// ingress warns of programs that keep the ingress' ports: they go on, and the node is none of its addresses.
+// ingress warns of programs that listen at the ports of the ingress. These programs keep the ports, and the ingress
+// does not use this node's addresses.
 func (r *run) ingress() {
 	if len(r.Ingress) == 0 {
 		return

@@ -17,7 +17,7 @@ import (
 	"strings"
 )
 
-// OwnerOf names the process that listens on a port, "" when it cannot be found.
+// OwnerOf returns the name of the process that listens on a port. It returns "" when the process cannot be found.
 func OwnerOf(network string, port int) string {
 	for _, table := range []string{"/proc/net/" + network, "/proc/net/" + network + "6"} {
 		text, err := os.ReadFile(table)
@@ -33,8 +33,8 @@ func OwnerOf(network string, port int) string {
 	return ""
 }
 
-// Listeners are those of some TCP ports at which a program listens, at all addresses of this machine or at one of those
-// given. The values name the processes, "" for one that cannot be found.
+// Listeners returns those of some TCP ports at which a program listens, at all addresses of this machine or at one of
+// the given ones. The values are the names of the processes, and "" for a process that cannot be found.
 func Listeners(ports []int, at []netip.Addr) (map[int]string, error) {
 	out := map[int]string{}
 	for i, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
@@ -54,7 +54,7 @@ func Listeners(ports []int, at []netip.Addr) (map[int]string, error) {
 	return out, nil
 }
 
-// Programs says in words what Listeners has found: "TCP 80 (nginx, process 12) and TCP 443".
+// Programs formats the result of Listeners: "TCP 80 (nginx, process 12) and TCP 443".
 func Programs(found map[int]string) string {
 	var out []string
 	for _, port := range slices.Sorted(maps.Keys(found)) {
@@ -85,7 +85,7 @@ func listensAt(text string, port int, at []netip.Addr) bool {
 	return false
 }
 
-// procAddress reads an address as proc(5) has it: words of 32 bits, each in the order of this machine's bytes.
+// procAddress parses an address in the form of proc(5): words of 32 bits, each in this machine's byte order.
 func procAddress(text string) (netip.Addr, bool) {
 	raw, err := hex.DecodeString(text)
 	if err != nil || len(raw)%4 != 0 {
@@ -98,9 +98,10 @@ func procAddress(text string) (netip.Addr, bool) {
 	return a.Unmap(), ok
 }
 
-// listeners finds the inodes of sockets that listen on a port in the text of /proc/net/tcp and its like (proc(5)).
+// listeners returns the inodes of sockets that listen on a port, from the text of /proc/net/tcp and similar files
+// (proc(5)).
 func listeners(text string, port int) []string {
-	const listening, unconnected = "0A", "07" // TCP_LISTEN, and what UDP sockets without a peer show
+	const listening, unconnected = "0A", "07" // TCP_LISTEN, and the state of UDP sockets without a peer
 	var out []string
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
@@ -115,7 +116,7 @@ func listeners(text string, port int) []string {
 	return out
 }
 
-// holderOf finds the process that has a socket open.
+// holderOf returns the name of the process that has a socket open.
 func holderOf(inode string) string {
 	want := "socket:[" + inode + "]"
 	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")

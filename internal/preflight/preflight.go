@@ -11,11 +11,11 @@ import (
 	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 )
 
-// Level says how bad a finding is.
+// Level is the severity of a finding.
 type Level string
 
-// The levels: OK needs nothing, Warn works but not as well as it could or may not be known, Fail keeps coracle from
-// starting or pods from running.
+// The levels. OK needs nothing. Warn means that something works less well than it could, or could not be checked. Fail
+// means that coracle cannot start, or that pods cannot run.
 const (
 	OK   Level = "OK"
 	Warn Level = "WARN"
@@ -26,58 +26,58 @@ const (
 type Result struct {
 	Name  string `json:"name"`
 	Level Level  `json:"level"`
-	Found string `json:"found"`        // what is the case
-	Do    string `json:"do,omitempty"` // what to do about it
+	Found string `json:"found"`        // the state that was found
+	Do    string `json:"do,omitempty"` // the hint
 }
 
-// Needs is what coracle will be started with, as far as it matters here.
+// Needs are the settings with which coracle will be started, as far as the checks use them.
 type Needs struct {
 	DataDir string
 	RunDir  string
 	Ports   []Port
 	NodeIPs []netip.Addr
-	// Ingress are the TCP ports of the ingress at nodes' addresses, which other programs may keep; none where it is
-	// disabled.
+	// Ingress are the TCP ports of the ingress at nodes' addresses, at which other programs may listen. There are none
+	// where the ingress is disabled.
 	Ingress []int
-	// Firewall is what a firewall of this machine has to let through.
+	// Firewall is the traffic that a firewall of this machine has to accept.
 	Firewall hostfirewall.Needs
-	// Networks are the cluster's own, which a route of the host must not cover.
+	// Networks are the cluster's own networks, with which a route of the host must not overlap.
 	Networks []netip.Prefix
 	// Snapshotter is auto, overlayfs or native.
 	Snapshotter string
-	// ProxyMode is auto, ipvs or nftables, and IPVSScheduler goes with it; empty where Services are left to another
-	// program.
+	// ProxyMode is auto, ipvs or nftables. IPVSScheduler is the scheduler for IPVS. Both are empty where another
+	// program serves Services.
 	ProxyMode, IPVSScheduler string
 	// Pods are the networks of the cluster's pods.
 	Pods []netip.Prefix
-	// NoNFTables says that nothing here will make rules in the kernel: pods' network and Services are left to other
-	// programs.
+	// NoNFTables says that nothing of coracle uses nftables, because other programs provide the pod network and
+	// Services.
 	NoNFTables bool
-	// Running says that a coracle with these settings runs already, so that the ports are its own.
+	// Running says that a coracle with these settings runs already, so that it holds the ports itself.
 	Running bool
 }
 
-// Port is one that has to be free.
+// Port is a port that has to be free.
 type Port struct {
 	Network string     // tcp or udp
 	Address netip.Addr // the zero value for all
 	Number  int
-	What    string // who wants it
-	Setting string // the flag that moves it, "" when none does
+	What    string // the part that needs it
+	Setting string // the flag that changes it, "" when none does
 }
 
-// Host is how the machine is looked at. Tests make their own.
+// Host gives access to the machine that is checked. Tests make their own.
 type Host struct {
 	FS    fs.FS // the root of the file system
-	Root  bool  // this process may do what only root may
+	Root  bool  // whether this process has the rights of root
 	Now   func() time.Time
 	Probe Probe
-	// IPVS names what the kernel lacks for IPVS, nil where it has all. It may be nil itself: then nothing is said of
-	// the proxy mode.
+	// IPVS returns an error that says what the kernel lacks for IPVS, or nil when it lacks nothing. IPVS may be nil
+	// itself: then the proxy mode is not checked.
 	IPVS func(mode, scheduler string, pods []netip.Prefix) error
 }
 
-// Probe tries what cannot be read from files.
+// Probe tries what cannot be found out by reading files.
 type Probe interface {
 	// Link tries to make an interface of a kind (bridge, veth, vxlan) in a network namespace of its own.
 	Link(kind string) error
@@ -85,22 +85,24 @@ type Probe interface {
 	NAT() error
 	// Overlay tries to mount overlayfs with its folders at dir, in a mount namespace of its own.
 	Overlay(dir string) error
-	// Listen says whether a port is free. The error names who has it, if that can be found.
+	// Listen returns an error when a port is not free. The error names the process that has the port, if that can be
+	// found.
 	Listen(p Port) error
-	// Listeners names the processes that listen at some TCP ports, at all addresses or at one of these; "" for one that
-	// cannot be found.
+	// Listeners returns the names of the processes that listen at some TCP ports, at all addresses or at one of these.
+	// A name is "" for a process that cannot be found.
 	Listeners(ports []int, at []netip.Addr) (map[int]string, error)
-	// Space examines the file system of the nearest existing folder on the way to path.
+	// Space examines the file system of path, or of the nearest existing folder above it.
 	Space(path string) (Space, error)
-	// SyncTime measures how long a small write takes to reach the disk, in the nearest existing folder.
+	// SyncTime measures how long a small write takes to reach the disk, in path or the nearest existing folder above
+	// it.
 	SyncTime(path string) (time.Duration, error)
-	// Firewalls lists the chains that drop what no rule accepts.
+	// Firewalls returns the chains that drop packets which none of their rules accepts.
 	Firewalls() ([]hostfirewall.Chain, error)
-	// Routes lists the networks to which the host has routes, apart from its default route.
+	// Routes returns the networks to which the host has routes, apart from its default route.
 	Routes() ([]Route, error)
 }
 
-// Space describes a file system; sizes in bytes.
+// Space describes a file system. Sizes are in bytes.
 type Space struct {
 	Type              string
 	Total, Free       uint64
@@ -143,12 +145,12 @@ func (r *run) fail(name, found, do string) {
 	r.results = append(r.results, Result{name, Fail, found, do})
 }
 
-// needsRoot notes that something could not be found out.
+// needsRoot reports that only root can do a check.
 func (r *run) needsRoot(name string) {
 	r.warn(name, "only root can find out", "run it with sudo")
 }
 
-// read returns a small file's text, "" when it is not there.
+// read returns the text of a small file. It returns "" when there is none.
 func (r *run) read(name string) string {
 	text, err := fs.ReadFile(r.FS, name)
 	if err != nil {

@@ -22,15 +22,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netlinkutil"
 )
 
-// LocalHost is the machine that this process runs on.
+// LocalHost returns the Host for the machine on which this process runs.
 func LocalHost() Host {
 	return Host{FS: os.DirFS("/"), Root: os.Geteuid() == 0, Now: time.Now, Probe: kernelProbe{}}
 }
 
-// kernelProbe asks the kernel.
+// kernelProbe implements Probe with the kernel of this machine.
 type kernelProbe struct{}
 
-// apart runs f on a thread with namespaces of its own, which end with it.
+// apart runs f on a thread with new namespaces, which end with the thread.
 func apart(flags int, f func() error) error {
 	return netlinkutil.Do(func() error {
 		if err := unix.Unshare(flags); err != nil {
@@ -130,7 +130,7 @@ func (kernelProbe) Listen(p Port) error {
 	return err
 }
 
-// fileSystems are the magic numbers of statfs(2) that are worth a name.
+// fileSystems maps magic numbers of statfs(2) to names.
 var fileSystems = map[int64]string{
 	0xef53: "ext4", 0x58465342: "xfs", 0x9123683e: "btrfs", 0x01021994: "tmpfs", 0x794c7630: "overlay", 0x6969: "nfs", 0xff534d42: "cifs",
 	0xfe534d42: "smb2",
@@ -152,7 +152,7 @@ func (kernelProbe) Space(path string) (Space, error) {
 	return s, nil
 }
 
-// syncTries is how many writes the median is taken of.
+// syncTries is the number of writes of which the median is taken.
 const syncTries = 7
 
 func (kernelProbe) SyncTime(path string) (time.Duration, error) {
@@ -183,7 +183,7 @@ func (kernelProbe) Routes() ([]Route, error) {
 	return out, nil
 }
 
-// nearest is the path itself or the nearest folder above it that exists.
+// nearest returns the path itself, if it is a folder, or the nearest existing folder above it.
 func nearest(path string) string {
 	for {
 		if fi, err := os.Stat(path); (err == nil && fi.IsDir()) || path == "/" || path == "." {
@@ -193,7 +193,7 @@ func nearest(path string) string {
 	}
 }
 
-// plain drops the name of a temporary file from an error.
+// plain removes the name of a temporary file from an error.
 func plain(err error) error {
 	if pe, ok := errors.AsType[*os.PathError](err); ok {
 		return pe.Err

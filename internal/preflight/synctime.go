@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file measures what the store waits for most: how long it takes until a small write has reached the disk.
-// It owns the file that it writes, while it does.
+// This file measures the time until a small write has reached the disk. The store waits for that more than for anything
+// else. The code owns the file that it writes meanwhile.
 
 package preflight
 
@@ -16,8 +16,8 @@ import (
 
 const block = 4096
 
-// Median returns the median of so many writes of a block, each with fdatasync, into a file in dir that has its
-// space already, as the store's log has.
+// Median makes several writes of one block, each with fdatasync, and returns the median of their times. It writes into
+// a file in dir whose space has been allocated before, as with the store's log.
 func Median(dir string, writes int) (d time.Duration, err error) {
 	f, err := os.CreateTemp(dir, ".coracle-sync-*")
 	if err != nil {
