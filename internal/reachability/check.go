@@ -12,38 +12,39 @@ import (
 )
 
 const (
-	// attempts are connections that are tried side by side, each so much later than the one before: a packet that is
-	// lost decides nothing. The kernel itself would wait a second before it sends another one.
+	// attempts is how many connections are tried at each address. Each begins attemptAfter later than the one before,
+	// so that a single lost packet decides nothing. The kernel itself would wait a second before it repeats a packet.
 	attempts     = 4
 	attemptAfter = 150 * time.Millisecond
-	// patience bounds a check of a machine that answers at once. It grows with the time that the machine took when it
-	// was reached last.
+	// patience is the timeout of a check of a machine that replies at once. The timeout grows with the time that the
+	// machine took when it was last reached.
 	patience = 600 * time.Millisecond
-	// roundTrips is by how many times that, mostTrip how slow a machine may be.
+	// roundTrips is the factor by which it grows with that time. mostTrip is the longest time that is taken into
+	// account.
 	roundTrips = 4
 	mostTrip   = time.Second
-	// firstPatience is that for a machine of which no time is known, and for one that comes back.
+	// firstPatience is the timeout for a machine whose time is not known, and for a machine that was unreachable.
 	firstPatience = 3 * time.Second
 	grace         = 100 * time.Millisecond
 )
 
-// Check says whether a machine answers at one of the addresses, and how long that took.
+// Check says whether a machine replies at one of the addresses, and how long that took.
 type Check func(ctx context.Context, at []netip.AddrPort) (took time.Duration, ok bool)
 
-// CheckTCP is the Check by TCP. That a machine refuses the connection will do: its kernel works, and pods go on when
-// the agent does not.
+// CheckTCP implements Check with TCP. A refused connection also counts as reached: the machine's kernel works, and pods
+// run even when the agent does not.
 func CheckTCP(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
 	if ctx.Err() != nil {
 		return 0, false
 	}
-	// A process that got no CPU until its time was over finds here what the kernel has heard meanwhile.
+	// If this process got no CPU time until the timeout, it can still see here what the kernel has received meanwhile.
 	ctx, cancel := afterGrace(ctx)
-	defer cancel() // the other attempts
+	defer cancel() // ends the other attempts
 	type reply struct {
 		took time.Duration
 		ok   bool
 	}
-	answers := make(chan reply, attempts*len(at)) // each has room for what it says
+	answers := make(chan reply, attempts*len(at)) // has room for the result of each attempt
 	for i := range attempts {
 		for _, a := range at {
 			go func() {
@@ -59,7 +60,7 @@ func CheckTCP(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
 		}
 	}
 	var first reply
-	for range cap(answers) { // each ends with ctx
+	for range cap(answers) { // each attempt ends with ctx
 		if a := <-answers; a.ok && !first.ok {
 			first = a
 			cancel()
@@ -68,7 +69,7 @@ func CheckTCP(ctx context.Context, at []netip.AddrPort) (time.Duration, bool) {
 	return first.took, first.ok
 }
 
-// afterGrace is a context that ends a moment after this process has noticed that its parent has.
+// afterGrace returns a context that ends a moment after this process has noticed that parent has ended.
 func afterGrace(parent context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
 	stop := context.AfterFunc(parent, func() { time.AfterFunc(grace, cancel) })
@@ -81,7 +82,7 @@ func afterGrace(parent context.Context) (context.Context, context.CancelFunc) {
 func connects(ctx context.Context, at netip.AddrPort) bool {
 	c, err := new(net.Dialer).DialContext(ctx, "tcp", at.String())
 	if err == nil {
-		_ = c.Close() // that it was accepted is all there is to know
+		_ = c.Close() // an accepted connection is all that is needed
 		return true
 	}
 	return errors.Is(err, syscall.ECONNREFUSED)

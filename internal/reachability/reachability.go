@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package reachability is one machine's own view of which nodes it cannot reach.
+// Package reachability determines which nodes this machine cannot reach.
 //
-// Others nominate: gossip, when a member did not answer this machine or is said not to answer another one. A check of
-// this machine's own decides: does the node's kernel still answer a TCP connection, at an address that the API says is
-// the node's? So no member can make a node seem unreachable to others, and lost datagrams mark no node. A node that
-// this machine has never reached is never marked: it may be behind a router or a firewall. The package writes nothing
-// anywhere. While no node is nominated it does nothing.
+// Other parts nominate a node: gossip does, when a member did not reply to this machine or is reported not to have
+// replied to another one. A check by this machine decides: does the node's kernel still answer a TCP connection, at an
+// address that the API has for the node? So no member can make a node seem unreachable to others, and lost datagrams
+// alone mark no node. A node that this machine has never reached is never marked, because it may be behind a router or
+// a firewall. The package writes nothing anywhere, and does nothing while no node is nominated.
 package reachability
 
 import (
@@ -24,54 +24,55 @@ import (
 )
 
 const (
-	// kubeletPort is asked beside the node's one port: either may be closed by a firewall.
+	// kubeletPort is checked besides the node's port for other machines: a firewall may close either.
 	kubeletPort = 10250
-	// recheck is how often a node is checked that is not reached, recheckLong the same after longThen.
+	// recheck is the interval of checks of an unreachable node. After longThen it is recheckLong.
 	recheck, recheckLong = time.Second, 5 * time.Second
 	longThen             = time.Minute
-	// ownGap and reportedGap are the least times between a check's end and the next one, when this machine has reason
-	// for one itself and when another member says so.
+	// ownGap and reportedGap are the least times between the end of a check and the next one. ownGap applies when this
+	// machine's own probe failed, and reportedGap when another member reported a failure.
 	ownGap, reportedGap = 250 * time.Millisecond, 5 * time.Second
-	// afterBye is how long a node is looked at that has said good-bye, or that gossip has given up: it may be the
-	// machine that stops.
+	// afterBye is how long a node is checked that has left gossip, or that gossip has declared dead. Its machine may be
+	// about to stop.
 	afterBye = 20 * time.Second
-	// afterReturn is how long a node is checked that is reached again, or until gossip has heard of its return: until
-	// then no member probes it.
+	// afterReturn is how long a node is checked after it is reached again, or until gossip has received something from
+	// it. Before that no member probes the node.
 	afterReturn = time.Minute
-	// verifyWithin is the time after a node's appearance within which it is tried for the first time, so that a new
-	// machine is not called by all others at once; verifyAgain the wait after the first failure, which doubles, and
-	// verifyMost how often it is tried.
+	// verifyWithin is the time after a node appears within which it is tried for the first time, so that not all
+	// machines connect to a new one at once. verifyAgain is the wait after the first failure, which doubles. verifyMost
+	// is the number of tries.
 	verifyWithin = 2 * time.Second
 	verifyAgain  = 10 * time.Second
 	verifyMost   = 6
-	// unknownAgain is the wait for the address of a node that the API does not have, or not yet: gossip hears of a
-	// machine first, and of others before a machine that starts has any list from the API. It doubles, and unknownMost
-	// is how often it is waited for.
+	// unknownAgain is the wait for the address of a node that the API does not have (yet). Gossip knows a machine
+	// before the API does, and a starting machine knows members before it has a list from the API. The wait doubles,
+	// and unknownMost is the number of waits.
 	unknownAgain = time.Second
 	unknownMost  = 9
-	// lateBy is by how much a check may last longer before this machine has to assume that it was short of CPU itself.
+	// lateBy is the delay of a check's end beyond its timeout from which this machine has to assume that it was short
+	// of CPU time itself.
 	lateBy = 500 * time.Millisecond
-	// parallel is how many checks run at a time, rechecks how many of these may be of nodes that are not known to be
-	// reached and of which nothing new was heard: each may take as long as a check may, and there may be hundreds.
-	// mostNodes is how many nodes are known at most.
+	// parallel is how many checks run at the same time. rechecks is how many of these may be checks of nodes that are
+	// not known to be reachable and of which nothing new was received. Each of these may take a whole timeout, and
+	// there may be hundreds. mostNodes is how many nodes are tracked at most.
 	parallel, rechecks, mostNodes = 32, 24, 4096
 	// rest is the longest wait of the loop.
 	rest = time.Hour
 )
 
-// Options may all be left out.
+// Options are all optional.
 type Options struct {
 	// Report is called, from a goroutine of its own, with the name of a node that this machine has just found
-	// unreachable, so that others probe it too.
+	// unreachable, so that other members probe the node too.
 	Report func(node string)
-	// Check is Answers when nil.
+	// Check makes a check. CheckTCP when nil.
 	Check Check
-	// Jitter returns a random part of a duration; nil means that of math/rand.
+	// Jitter returns a random fraction of a duration. nil means math/rand.
 	Jitter func(time.Duration) time.Duration
 	Logger *slog.Logger
 }
 
-// Watch is that view. Make it with New. Calls of its methods before Run are not lost.
+// Watch tracks which nodes are unreachable. Make it with New. Methods may be called before Run.
 type Watch struct {
 	o    Options
 	wake timers.Signal
@@ -83,22 +84,22 @@ type Watch struct {
 	changed chan struct{}   // closed when down is replaced
 }
 
-// state is what is known of a node.
+// state is the state of a node.
 type state struct {
 	port     uint16
-	verified bool          // this machine has reached it, so that a failure means something
-	trip     time.Duration // how long it took to answer
-	failed   int           // verifications that failed
-	unknown  int           // how often the API did not have it
+	verified bool          // this machine has reached it, so that a failure is significant
+	trip     time.Duration // the time in which it replied
+	failed   int           // number of failed verifications
+	unknown  int           // how often the API had no address of it
 	checking bool
-	heard    bool      // by gossip, since it was not reached
+	heard    bool      // gossip received something from it since it became unreachable
 	due      time.Time // when it is checked next; zero: not at all
 	checked  time.Time // the end of the last check
-	until    time.Time // it is checked again and again until then
-	down     time.Time // since when it is not reached; zero: it is
+	until    time.Time // it is checked repeatedly until this time
+	down     time.Time // since when it is unreachable; zero: it is reached
 }
 
-// New returns a Watch that knows no node.
+// New returns a Watch that tracks no node.
 func New(o Options) *Watch {
 	if o.Check == nil {
 		o.Check = CheckTCP
@@ -110,14 +111,14 @@ func New(o Options) *Watch {
 	return &Watch{o: o, tell: o.Report, wake: timers.NewSignal(), nodes: map[string]*state{}, changed: make(chan struct{})}
 }
 
-// OnUnreachable sets Options.Tell, of who is made after the Watch.
+// OnUnreachable sets Options.Report, for a receiver that is made after the Watch.
 func (w *Watch) OnUnreachable(tell func(node string)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.tell = tell
 }
 
-// NodeJoined says that a node was heard, and what its one port is.
+// NodeJoined reports that gossip received something from a node, and the node's port.
 func (w *Watch) NodeJoined(node string, port uint16) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -134,15 +135,15 @@ func (w *Watch) NodeJoined(node string, port uint16) {
 	switch {
 	case !s.down.IsZero():
 		s.due, s.heard = now, true
-	case !s.verified && (s.due.IsZero() || s.unknown > 0 && s.due.After(soon)): // the API may have it by now
+	case !s.verified && (s.due.IsZero() || s.unknown > 0 && s.due.After(soon)): // the API may have its address by now
 		s.due = soon
 	}
 	s.port, s.until, s.failed, s.unknown = port, time.Time{}, 0, 0
 	w.wake.Send()
 }
 
-// NodeLeft says that a node has said good-bye, or that gossip has given it up: its program ends, and perhaps its
-// machine, which no member probes any more.
+// NodeLeft reports that a node has left gossip, or that gossip has declared it dead. Its program ends, and perhaps its
+// machine, and no member probes it any more.
 func (w *Watch) NodeLeft(node string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -156,10 +157,10 @@ func (w *Watch) NodeLeft(node string) {
 	}
 }
 
-// ProbeFailed says that a node did not answer this machine.
+// ProbeFailed reports that a node did not reply to this machine's probe.
 func (w *Watch) ProbeFailed(node string) { w.nominate(node, ownGap) }
 
-// PeerReportedFailure says that a node did not answer another machine.
+// PeerReportedFailure reports that a node did not reply to another machine's probe.
 func (w *Watch) PeerReportedFailure(node string) { w.nominate(node, reportedGap) }
 
 func (w *Watch) nominate(node string, gap time.Duration) {
@@ -176,7 +177,7 @@ func (w *Watch) nominate(node string, gap time.Duration) {
 	}
 }
 
-// Nodes are those that are not reached. The map is not changed.
+// Nodes returns the unreachable nodes. The map must not be changed.
 func (w *Watch) Nodes() map[string]bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -190,8 +191,8 @@ func (w *Watch) Changed() <-chan struct{} {
 	return w.changed
 }
 
-// Run checks until ctx is done, and returns when no check is under way. addresses says where a node is, by the API;
-// none of a Node that is not there, and such a one is forgotten.
+// Run makes checks until ctx is done, and returns when no check runs. The function addresses returns a node's addresses
+// by the API. It returns none when there is no such Node, which is then removed.
 func (w *Watch) Run(ctx context.Context, addresses func(node string) []netip.Addr) {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -219,16 +220,16 @@ func (w *Watch) Run(ctx context.Context, addresses func(node string) []netip.Add
 	}
 }
 
-// call is one check to be made.
+// call is a check that is about to be made.
 type call struct {
 	node     string
 	s        *state
 	at       []netip.AddrPort
 	patience time.Duration
-	heard    bool // state.heard when it began
+	heard    bool // state.heard when the check began
 }
 
-// dueCalls returns up to most checks that are due.
+// dueCalls returns the checks that are due, at most the given number.
 func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -263,9 +264,9 @@ func (w *Watch) dueCalls(addresses func(string) []netip.Addr, most int) []call {
 	return out
 }
 
-// due are the nodes to be checked now, the most urgent first, and of one urgency in the order in which they became due.
-// Hundreds that are not reached, or that can never be reached from here, would hold the others up: when one more dies,
-// or one comes back. So only as many of these are checked at a time as there are places.
+// due returns the nodes that have to be checked now, the most urgent first, and with equal urgency in the order in
+// which they became due. Hundreds of unreachable nodes would delay the check of one more that fails or returns. So the
+// number of such checks at the same time is limited, and places is how many more may begin.
 func (w *Watch) due(now time.Time) (nodes []string, places int) {
 	places = rechecks
 	for node, s := range w.nodes {
@@ -285,13 +286,13 @@ func (w *Watch) due(now time.Time) (nodes []string, places int) {
 	return nodes, places
 }
 
-// urgency says what a check of a node may tell, the more urgent the lower.
+// urgency is what a check of a node may find out. A lower value is more urgent.
 type urgency int
 
 const (
-	news     urgency = iota // that it is not reached any more, or that it is again
-	firstTry                // whether it is reached at all
-	nextTry                 // probably the same as the last time
+	news     urgency = iota // that it is unreachable now, or reached again
+	firstTry                // whether it can be reached at all
+	nextTry                 // probably the same as before
 )
 
 func (s *state) urgency() urgency {
@@ -304,12 +305,12 @@ func (s *state) urgency() urgency {
 	return nextTry
 }
 
-// unknown is for a node that the API does not have, or not yet. What was known of a Node that is gone does not count
-// for one of its name that comes.
+// unknown handles a node that the API does not have (yet). It resets the node's state: what was known of a deleted Node
+// does not apply to a new one with the same name.
 func (w *Watch) unknown(node string, s *state, now time.Time) {
 	down := !s.down.IsZero()
 	if s.unknown >= unknownMost {
-		delete(w.nodes, node) // gossip says when it comes again
+		delete(w.nodes, node) // NodeJoined adds it again
 	} else {
 		*s = state{port: s.port, due: now.Add(unknownAgain << s.unknown), unknown: s.unknown + 1}
 	}
@@ -318,7 +319,7 @@ func (w *Watch) unknown(node string, s *state, now time.Time) {
 	}
 }
 
-// check is one check.
+// check makes one check.
 func (w *Watch) check(ctx context.Context, c call) {
 	timed, cancel := context.WithTimeout(ctx, c.patience)
 	defer cancel()
@@ -334,7 +335,7 @@ func (w *Watch) check(ctx context.Context, c call) {
 	}
 }
 
-// decide takes a check's outcome and says whether the node was found unreachable by it.
+// decide records the result of a check, and says whether the check found the node unreachable.
 func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 	s, now := c.s, time.Now()
 	s.checking, s.checked = false, now
@@ -356,7 +357,7 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 			}
 			w.publish()
 		}
-	case void: // this machine was short of CPU, or stops
+	case void: // this machine was short of CPU time, or is stopping
 		next = now.Add(recheck)
 	case !s.verified:
 		if s.failed++; s.failed < verifyMost {
@@ -382,7 +383,8 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 	return found
 }
 
-// pause is how long the loop may sleep. When all checks that may run do, the end of one wakes it.
+// pause returns how long the loop may wait. When the maximum number of checks runs, the end of one of them wakes the
+// loop.
 func (w *Watch) pause(running int) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -409,7 +411,7 @@ func (w *Watch) pause(running int) time.Duration {
 	return max(0, min(urgent, others))
 }
 
-// publish makes what is known the answer of Nodes.
+// publish updates the result of Nodes.
 func (w *Watch) publish() {
 	down := map[string]bool{}
 	for node, s := range w.nodes {
