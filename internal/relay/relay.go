@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package relay passes bytes on between two connections.
+// Package relay copies bytes between two connections.
 //
-// It owns the copying. Opening and closing are its caller's. It never reads what the two say: TLS goes on between their
-// other ends.
+// It only copies: the caller opens and closes the connections. It never interprets the bytes: with TLS, the session is
+// between the other ends of the connections.
 package relay
 
 import (
@@ -13,12 +13,12 @@ import (
 	"sync/atomic"
 )
 
-// Join passes on what either connection says to the other one, until both have ended or ctx is done. The end of one way
-// leaves the other open, since TLS says good-bye both ways; an error ends both. silent, when set, is called where b
-// ends its way first and without a word, before a sees that end.
+// Join copies what each connection receives to the other one, until both directions have ended or ctx is done. The end
+// of one direction leaves the other open, since TLS sends a close_notify in each. An error ends both. silent, when set,
+// is called when b ends its direction first and without having sent a byte. It is called before a sees that end.
 func Join(ctx context.Context, a, b net.Conn, silent func()) {
 	defer context.AfterFunc(ctx, func() { _, _ = a.Close(), b.Close() })()
-	var left atomic.Bool // a has ended its way
+	var left atomic.Bool // a's direction has ended
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -29,18 +29,18 @@ func Join(ctx context.Context, a, b net.Conn, silent func()) {
 		passEnd(a, b, err)
 	}()
 	_, err := io.Copy(b, a)
-	left.Store(err == nil) // an error may be b's: before it has said anything, a client seldom resets
+	left.Store(err == nil) // the error may be b's: a client seldom resets a connection before it has received something
 	passEnd(b, a, err)
 	<-ended
 }
 
-// passEnd passes the end of one way on, of which err says how it ended. A connection without CloseWrite ends one way by
-// Close, as yamux's streams do.
+// passEnd ends the direction to to, with the error with which copying ended. On a connection without CloseWrite, such
+// as yamux's streams, Close ends the direction.
 func passEnd(to, from net.Conn, err error) {
 	if half, ok := to.(interface{ CloseWrite() error }); ok && err == nil && half.CloseWrite() == nil {
 		return
 	}
-	_ = to.Close() // a goroutine that still reads or writes there notices
+	_ = to.Close() // ends reads and writes of other goroutines on it
 	if err != nil {
 		_ = from.Close()
 	}
