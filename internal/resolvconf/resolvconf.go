@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package resolvconf finds the host's resolvers: the kubelet hands their file to pods, and the cluster DNS asks them.
-// It only reads.
+// Package resolvconf finds the host's resolvers. The kubelet passes their file to pods, and the cluster DNS forwards to
+// them. The package only reads.
 package resolvconf
 
 import (
@@ -12,12 +12,12 @@ import (
 	"strings"
 )
 
-// HostFiles is where hosts keep their resolvers. systemd-resolved and NetworkManager's dnsmasq put a stub on a loopback
-// address into the first, and the real ones into their own.
+// HostFiles are the files with a host's resolvers. systemd-resolved and NetworkManager's dnsmasq put a stub on a
+// loopback address into the first file, and the actual resolvers into their own files.
 var HostFiles = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"}
 
-// Choose returns the first file that names a resolver off loopback, because a pod's loopback is its own. Where none
-// does it is the first file, as it is: an empty list of resolvers is no mistake.
+// Choose returns the first file that names a resolver outside of loopback, because a pod has a loopback of its own. If
+// there is none, it returns the first file: a file without resolvers is no error.
 func Choose(files []string) string {
 	for _, f := range files {
 		servers, err := Servers(f)
@@ -28,7 +28,7 @@ func Choose(files []string) string {
 	return files[0]
 }
 
-// Servers returns the nameserver lines of a resolv.conf(5), in order; lines it does not understand are skipped.
+// Servers returns the addresses of the nameserver lines of a resolv.conf(5), in order. It skips invalid lines.
 func Servers(path string) ([]netip.Addr, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
