@@ -12,8 +12,8 @@ import (
 // State is the state of a part.
 type State string
 
-// The states. Waiting means that the part does nothing because it is not its turn, as controllers on a server that
-// does not lead; Degraded that it works, but something is wrong.
+// The states. Waiting means that the part does nothing for the present, as controllers on a server that does not lead.
+// Degraded means that the part works, but something is wrong.
 const (
 	Starting State = "starting"
 	Running  State = "running"
@@ -24,25 +24,25 @@ const (
 	Disabled State = "disabled"
 )
 
-// Trouble says whether a person should check it.
+// Trouble says whether a user should examine the part.
 func (s State) Trouble() bool { return s == Degraded || s == Failed }
 
-// Component is what is known about one part.
+// Component is the state of one part.
 type Component struct {
 	Name  string    `json:"name"`
 	State State     `json:"state"`
-	Since time.Time `json:"since"` // when it entered the state
-	// Message says why: for trouble what happened, what is safe, what to do.
+	Since time.Time `json:"since"` // when the part entered the state
+	// Message is the reason. For trouble, it says what happened, what is safe and what to do.
 	Message string `json:"message,omitempty"`
 }
 
-// Source is where a report's components come from.
+// Source is the source of a report's components.
 type Source interface {
-	// Components lists all parts in the order in which a person wants to read them.
+	// Components returns the states of all parts, in the order in which they are shown.
 	Components() []Component
 }
 
-// Board is a Source that parts write on. The zero value is not usable: see [NewBoard].
+// Board is a Source on which parts report their states. Its zero value cannot be used: see [NewBoard].
 type Board struct {
 	now func() time.Time
 
@@ -56,19 +56,19 @@ type part struct {
 	order int
 }
 
-// NewBoard makes an empty board; now is the clock.
+// NewBoard makes an empty board. now is its clock.
 func NewBoard(now func() time.Time) *Board {
 	return &Board{now: now, changed: make(chan struct{})}
 }
 
-// Part is one part's line on a board. A nil Part takes reports and drops them, so that tests need no board.
+// Part is the line of one part on a board. A nil Part ignores reports, so that tests need no board.
 type Part struct {
 	board *Board
 	part  *part
 }
 
-// Part adds a line, or returns the one of that name; a nil board has none. Parts are listed in the order in which they
-// were added.
+// Part returns the line with this name, and adds it if there is none. It returns nil for a nil board. Lines are in the
+// order in which they were added.
 func (b *Board) Part(name string) *Part {
 	if b == nil {
 		return nil
@@ -86,7 +86,7 @@ func (b *Board) Part(name string) *Part {
 	return &Part{b, p}
 }
 
-// Set reports a state. Since changes only when the state does.
+// Set reports a state. Since changes only when the state changes.
 func (p *Part) Set(s State, message string) {
 	if p == nil {
 		return
@@ -115,7 +115,7 @@ func (b *Board) Changed() <-chan struct{} {
 	return b.changed
 }
 
-// Components lists all parts in the order in which they were added.
+// Components returns the states of all parts in the order in which they were added.
 func (b *Board) Components() []Component {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -16,15 +16,15 @@ import (
 	"syscall"
 )
 
-// ErrNotRunning says that no process answers on the admin socket.
+// ErrNotRunning says that no process listens on the admin socket.
 var ErrNotRunning = errors.New("coracle does not run")
 
-// Client asks the process behind an admin socket.
+// Client sends requests to the process behind an admin socket.
 type Client struct {
 	http http.Client
 }
 
-// NewClient makes a client; it connects when asked.
+// NewClient makes a client. It connects for each request.
 func NewClient(socket string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
@@ -33,8 +33,8 @@ func NewClient(socket string) *Client {
 	return &Client{http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
-// Status asks for a report. The error is [ErrNotRunning] when there is no answer, fs.ErrPermission when this user may
-// not ask.
+// Status requests a report. The error is [ErrNotRunning] when no process listens, and fs.ErrPermission when this user
+// may not connect.
 func (c *Client) Status(ctx context.Context) (*Report, error) {
 	var r Report
 	if err := c.Do(ctx, http.MethodGet, "/v1/status", &r); err != nil {
@@ -43,8 +43,8 @@ func (c *Client) Status(ctx context.Context) (*Report, error) {
 	return &r, nil
 }
 
-// Do sends a request without a body and decodes the answer into out, if that is not nil. What the server says in an
-// answer other than 200 becomes the error.
+// Do sends a request without a body. If out is not nil, it decodes the response into out. The body of a response other
+// than 200 becomes the error.
 func (c *Client) Do(ctx context.Context, method, path string, out any) error {
 	answer, err := c.send(ctx, method, path)
 	if err != nil {
@@ -64,7 +64,7 @@ func (c *Client) Do(ctx context.Context, method, path string, out any) error {
 	return nil
 }
 
-// Copy sends a GET request and copies the answer to w. When it fails, w may have a part of the answer.
+// Copy sends a GET request and copies the response to w. When it fails, w may have got the beginning of the response.
 func (c *Client) Copy(ctx context.Context, w io.Writer, path string) error {
 	answer, err := c.send(ctx, http.MethodGet, path)
 	if err != nil {
@@ -77,7 +77,7 @@ func (c *Client) Copy(ctx context.Context, w io.Writer, path string) error {
 	return nil
 }
 
-// send sends a request without a body and returns the body of the answer, if that is 200.
+// send sends a request without a body. It returns the response's body, if the status is 200.
 func (c *Client) send(ctx context.Context, method, path string) (io.ReadCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://coracle"+path, nil)
 	if err != nil {
@@ -89,7 +89,7 @@ func (c *Client) send(ctx context.Context, method, path string) (io.ReadCloser, 
 		return nil, ErrNotRunning
 	case err != nil:
 		if sending, ok := errors.AsType[*url.Error](err); ok {
-			err = sending.Err // without the address, in which keys for S3 may be
+			err = sending.Err // without the URL, which may have keys for S3
 		}
 		return nil, fmt.Errorf("asking the running coracle: %w", err)
 	case resp.StatusCode == http.StatusOK:

@@ -2,12 +2,12 @@
 
 package status
 
-// ConsolePath is where the API of a server says whether the cluster's operator wants the web console. Each user of the
-// cluster may ask. The answer is a Console in JSON.
+// ConsolePath is the path at which a server's API says whether the cluster's operator allows the web console. Each user
+// of the cluster may read it. The response is a Console in JSON.
 const ConsolePath = "/coracle/console"
 
-// Console is the operator's word about the web console.
+// Console is the operator's setting for the web console.
 type Console struct {
-	// Disabled says that the servers were started with --disable console.
+	// Disabled says whether the servers were started with --disable console.
 	Disabled bool `json:"disabled"`
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package status says what a coracle process is doing: which of its parts run, since when, and what is wrong, in
-// words that tell a person what to do.
+// Package status reports the state of a coracle process: which of its parts run, since when, and what is wrong, with a
+// hint for the user.
 //
-// It owns the [Board] that the parts write their state on, the report made of it, the HTTP face of that report on a
-// unix socket below the run directory, and the client that asks there. Only root reaches the socket.
+// It owns the [Board] on which the parts report their states and the report that is made of it. It also owns the HTTP
+// server for that report, on a unix socket below the run directory, and the client of that socket. Only root can
+// connect to the socket.
 //
-// It never starts, stops or checks a part by itself: parts report, and a report is only as fresh as they keep it.
+// It never starts, stops or checks a part by itself. Parts report their states, and a report is only as recent as the
+// states.
 package status

@@ -14,13 +14,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/memory"
 )
 
-// Memory is what a process occupies, in bytes (proc(5), /proc/PID/status).
+// Memory is the memory of a process, in bytes (proc(5), /proc/PID/status).
 type Memory struct {
 	RSS       int64 `json:"rss"`       // all resident pages
-	Anonymous int64 `json:"anonymous"` // those that only this process has and the kernel cannot drop
-	File      int64 `json:"file"`      // those of files, the program's own text above all
+	Anonymous int64 `json:"anonymous"` // pages that only this process has and that the kernel cannot drop
+	File      int64 `json:"file"`      // pages of files, mostly of the program's own file
 	Swap      int64 `json:"swap,omitempty"`
-	Limit     int64 `json:"limit,omitempty"` // of its control group, 0 for none
+	Limit     int64 `json:"limit,omitempty"` // limit of its control group, 0 for none
 }
 
 // ReadMemory reads a process' memory from /proc.

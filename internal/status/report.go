@@ -10,8 +10,7 @@ import (
 	"time"
 )
 
-// Report is the answer to "how are you?". Its JSON form is what coracle status -o json prints; fields are only ever
-// added.
+// Report is the state of a process. coracle status -o json prints it in JSON. Fields are only ever added.
 type Report struct {
 	Running    bool        `json:"running"`
 	Role       string      `json:"role,omitempty"` // server or agent
@@ -20,7 +19,7 @@ type Report struct {
 	Node       string      `json:"node,omitempty"`
 	PID        int         `json:"pid,omitempty"`
 	Started    time.Time   `json:"started,omitzero"`
-	Ready      time.Time   `json:"ready,omitzero"` // when it first was
+	Ready      time.Time   `json:"ready,omitzero"` // when it was ready for the first time
 	Stopping   bool        `json:"stopping,omitempty"`
 	DataDir    string      `json:"dataDir"`
 	API        string      `json:"api,omitempty"` // URL of the API server
@@ -29,33 +28,35 @@ type Report struct {
 	Goroutines int         `json:"goroutines,omitempty"`
 	Components []Component `json:"components,omitempty"`
 	Cluster    *Cluster    `json:"cluster,omitempty"`
-	// Servers are the cluster's servers, when a server was asked.
+	// Servers are the cluster's servers. It is set when the process is a server.
 	Servers *Servers `json:"servers,omitempty"`
-	// Members are the machines of the cluster as this one hears of them; none before it is a member.
+	// Members are the machines of the cluster as this machine's gossip knows them. There are none before this machine
+	// is a gossip member.
 	Members []Member `json:"members,omitempty"`
-	// Notes are sentences about what coracle does not do yet and this cluster's users may expect.
+	// Notes are sentences about features that this cluster's users may expect and that coracle does not have yet.
 	Notes []string `json:"notes,omitempty"`
-	// Problems are sentences about what is wrong, each with what to do.
+	// Problems are sentences that say what is wrong and what to do.
 	Problems []string `json:"problems"`
 }
 
-// Member is a machine of the cluster as gossip knows it. That it is alive is hearsay: what counts is the Node.
+// Member is a machine of the cluster as gossip knows it. Its state may be out of date: the Node's state is
+// authoritative.
 type Member struct {
 	Name    string `json:"name"`
 	Role    string `json:"role"` // server, agent or unknown
 	Address string `json:"address"`
 	Version string `json:"version,omitempty"`
-	// State is alive, silent, left (it stopped) or remembered (not heard of since this process started).
+	// State is alive, silent, left (it stopped) or remembered (nothing received from it since this process started).
 	State      string    `json:"state"`
 	Since      time.Time `json:"since"`
 	Self       bool      `json:"self,omitempty"`
 	PodSubnets []string  `json:"podSubnets,omitempty"`
-	// KeyGeneration says which gossip keys it has.
+	// KeyGeneration is the generation of the member's gossip keys.
 	KeyGeneration uint64 `json:"keyGeneration,omitempty"`
 }
 
-// Cluster counts what the API server knows. Ready pods are those that serve or have done their work; failed attempts of
-// Jobs are not counted.
+// Cluster counts the nodes and pods that the API server has. Ready pods are those that are ready or have finished their
+// work. Failed attempts of Jobs are not counted.
 type Cluster struct {
 	Nodes      int `json:"nodes"`
 	NodesReady int `json:"nodesReady"`
@@ -63,7 +64,7 @@ type Cluster struct {
 	PodsReady  int `json:"podsReady"`
 }
 
-// Identity is what about a process does not change.
+// Identity is what does not change while a process runs.
 type Identity struct {
 	Role       string
 	Version    string
@@ -74,10 +75,10 @@ type Identity struct {
 	Started    time.Time
 }
 
-// longStart is how long a part may be starting before the report says that something is wrong.
+// longStart is how long a part may be starting before the report lists that as a problem.
 const longStart = 2 * time.Minute
 
-// makeReport describes this process.
+// makeReport returns the report of this process.
 func makeReport(id Identity, src Source) Report {
 	r := Report{
 		Running:    true,

@@ -15,7 +15,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/unixsocket"
 )
 
-// Server answers for this process on the admin socket.
+// Server serves the admin socket of this process.
 type Server struct {
 	id     Identity
 	src    Source
@@ -28,17 +28,17 @@ type Server struct {
 	members  func() []Member
 }
 
-// NewServer makes a server that is not listening yet.
+// NewServer makes a server that does not listen yet.
 func NewServer(socket string, id Identity, src Source) *Server {
 	s := &Server{id: id, src: src, socket: socket, mux: http.NewServeMux()}
 	s.mux.HandleFunc("GET /v1/status", s.status)
 	return s
 }
 
-// Handle adds something else that root may ask this process, such as POST /v1/encryption/rotate.
+// Handle adds another request for root, such as POST /v1/encryption/rotate.
 func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
 
-// SetReady notes when the process first was able to serve.
+// SetReady records when the process was ready for the first time.
 func (s *Server) SetReady(at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -47,21 +47,21 @@ func (s *Server) SetReady(at time.Time) {
 	}
 }
 
-// SetMembers gives the reports a list of the cluster's machines.
+// SetMembers sets the function that returns the cluster's members for reports.
 func (s *Server) SetMembers(members func() []Member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.members = members
 }
 
-// SetStopping notes that the process is about to end.
+// SetStopping records that the process is stopping.
 func (s *Server) SetStopping() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopping = true
 }
 
-// Report describes this process.
+// Report returns the report of this process.
 func (s *Server) Report() Report {
 	r := makeReport(s.id, s.src)
 	s.mu.Lock()
@@ -75,10 +75,10 @@ func (s *Server) Report() Report {
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(s.Report()) // an error means that the asker has gone
+	_ = json.NewEncoder(w).Encode(s.Report()) // an error means that the client has disconnected
 }
 
-// Listen takes the socket, as [unixsocket.Listen].
+// Listen listens on the admin socket, as [unixsocket.Listen] does.
 func (s *Server) Listen() (net.Listener, error) {
 	l, err := unixsocket.Listen(s.socket)
 	if err != nil {
@@ -87,10 +87,10 @@ func (s *Server) Listen() (net.Listener, error) {
 	return l, nil
 }
 
-// Serve answers until the context ends. It closes the listener, which removes the socket.
+// Serve serves requests until ctx is done. It closes the listener, which removes the socket.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{Handler: s.mux, ReadHeaderTimeout: 5 * time.Second}
-	done := make(chan error, 1) // one: the only value is sent before anyone may look
+	done := make(chan error, 1) // one: the only value may be sent before it is received
 	go func() { done <- srv.Serve(l) }()
 	select {
 	case err := <-done:

@@ -9,52 +9,53 @@ import (
 	"time"
 )
 
-// ServersPath is where a server's admin socket tells of the cluster's servers.
+// ServersPath is the path at which a server's admin socket reports the cluster's servers.
 const ServersPath = "/v1/servers"
 
-// ClusterPath is where the API of a server shows the cluster's servers and its own components, to a client that has the
-// ClusterRole clusterconfig.StatusRole. It is a ServerReport in JSON.
+// ClusterPath is the path at which a server's API reports the cluster's servers and its own components, to clients with
+// the ClusterRole clusterconfig.StatusRole. The response is a ServerReport in JSON.
 const ClusterPath = "/coracle/status"
 
-// ServerReport is what a server says of the cluster and of itself to users of the API.
+// ServerReport is the state of the cluster and of the server that replies, for users of the API.
 type ServerReport struct {
 	Servers
-	// Components are those of the server that was asked.
+	// Components are the parts of the server that replies.
 	Components []Component `json:"components"`
-	// Store and Snapshots are what that server has of them; Snapshots is nil where it has none and takes none.
+	// Store is the size of that server's store. Snapshots are the snapshots of that server; nil where it has none and
+	// takes none.
 	Store     *StoreSize `json:"store,omitempty"`
 	Snapshots *Snapshots `json:"snapshots,omitempty"`
-	// VirtualIPs are the cluster's virtual addresses, for which the leader answers. NetworkBackend is how its nodes
-	// reach each other's pods; empty where another plugin sees to that.
+	// VirtualIPs are the cluster's virtual addresses, which the leader announces. NetworkBackend is the network back
+	// end; empty where another plugin makes the pod network.
 	VirtualIPs     []string `json:"virtualIPs,omitempty"`
 	NetworkBackend string   `json:"networkBackend,omitempty"`
 }
 
-// StoreSize is how much the store holds, in bytes.
+// StoreSize is the size of the store's content, in bytes.
 type StoreSize struct {
-	Live  int64 `json:"live"`            // the keys and values that there are
-	Total int64 `json:"total"`           // with those of history
-	Quota int64 `json:"quota,omitempty"` // from which on writes are refused; 0 for none
+	Live  int64 `json:"live"`            // the current keys and values
+	Total int64 `json:"total"`           // with their history
+	Quota int64 `json:"quota,omitempty"` // the size from which on writes are refused; 0 for none
 }
 
-// Snapshots are those of one server.
+// Snapshots describes the snapshots of one server.
 type Snapshots struct {
-	Count int `json:"count"` // on its machine
-	// Last is when the newest was taken, LastSize its size in bytes.
+	Count int `json:"count"` // on the server's machine
+	// Last is when the newest was taken. LastSize is its size in bytes.
 	Last     time.Time `json:"last,omitzero"`
 	LastSize int64     `json:"lastSize,omitempty"`
-	// Failures counts the scheduled ones that failed since the server was started.
+	// Failures is the number of scheduled snapshots that failed since the server was started.
 	Failures int64 `json:"failures"`
-	// Scheduled says that it takes them by a schedule.
+	// Scheduled says whether the server takes snapshots by a schedule.
 	Scheduled bool `json:"scheduled"`
 }
 
-// Servers is what one server knows of all servers of the cluster.
+// Servers is the state of all servers of the cluster, as one of them knows it.
 type Servers struct {
 	Servers []ClusterServer `json:"servers"`
-	// Failures says in a sentence which failures of servers the cluster can still bear.
+	// Failures is a sentence that says which failures of servers the cluster can still survive.
 	Failures string `json:"failures"`
-	// Problems are sentences about what is wrong, each with what to do.
+	// Problems are sentences that say what is wrong and what to do.
 	Problems []string `json:"problems"`
 }
 
@@ -67,30 +68,31 @@ const (
 
 // ClusterServer is one server of the cluster.
 type ClusterServer struct {
-	Name string `json:"name"` // of its node; its own if it has none
-	// ID is its number in etcd's protocol, in hexadecimal, ServerID its name in the store.
+	Name string `json:"name"` // name of its node, or its own if it has no node
+	// ID is its id in etcd's protocol, in hexadecimal. ServerID is its name in the store.
 	ID       string `json:"id"`
 	ServerID string `json:"serverID"`
 	Address  string `json:"address,omitempty"`
 	Role     string `json:"role"`
 	Self     bool   `json:"self,omitempty"`
-	// Answers says that it answered just now.
+	// Answers says whether it replied just now.
 	Answers bool      `json:"answers"`
-	Heard   time.Time `json:"heard,omitzero"` // when it was last heard; not of this server itself
-	// Lag is how many entries of the store's log it has yet to apply.
+	Heard   time.Time `json:"heard,omitzero"` // when it last replied; not set for the server that reports
+	// Lag is how many entries of the store's log it has not applied yet.
 	Lag uint64 `json:"lag"`
-	// ReachedBy are the other servers that reach it when it does not answer this one.
+	// ReachedBy are the other servers that reach it, when it does not reply to the server that reports.
 	ReachedBy []string `json:"reachedBy,omitempty"`
 	Version   string   `json:"version,omitempty"`
-	Full      bool     `json:"full,omitempty"` // its disk has no room
-	// Stalled says that its disk does not finish a write: the server answers, and counts for no majority.
+	Full      bool     `json:"full,omitempty"` // its disk is full
+	// Stalled says that its disk does not finish a write. The server replies, and does not count for a majority.
 	Stalled bool `json:"stalled,omitempty"`
 }
 
-// Failures says which failures of servers a cluster can bear, in words, and what is wrong with its servers.
+// Failures returns a sentence that says which failures of servers a cluster can survive, and the problems of its
+// servers.
 //
-// A majority of the voters has to store for the cluster to work, not only to answer; the other servers take the place
-// of voters that do not.
+// For the cluster to work, a majority of the voters has to store entries, not only to reply. The other servers replace
+// voters that do not reply.
 func Failures(servers []ClusterServer) (words string, problems []string) {
 	servers, problems = countReachedByOthers(servers)
 	voters, alive := 0, 0
@@ -119,7 +121,7 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	if len(silent) > 0 {
 		problem := fmt.Sprintf("%s: no answer at its address from this server. Is the machine on, does coracle run there, is the network "+
 			"in between whole?", listOf(silent))
-		if alive >= majority { // without one nothing can be removed, and what helps is said below
+		if alive >= majority { // without a majority no member can be removed; the text below has the hint
 			problem += " If it will not come back: coracle member remove NAME"
 		}
 		problems = append(problems, problem)
@@ -161,7 +163,7 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	return fmt.Sprintf("any %d servers at the same time%s", spare, more(len(silent)+len(stalled))), problems
 }
 
-// countReachedByOthers lets servers that only this one does not reach count as those that answer.
+// countReachedByOthers counts a server as one that replies when only this server does not reach it.
 func countReachedByOthers(servers []ClusterServer) (out []ClusterServer, problems []string) {
 	out = slices.Clone(servers)
 	for i, s := range out {
@@ -185,7 +187,7 @@ func onlyVoter(servers []ClusterServer) string {
 	return ""
 }
 
-// work is what voters have to do to count.
+// work says what voters have to do to count for the majority.
 func work(stalled []string) string {
 	if len(stalled) > 0 {
 		return "answer and can store"
