@@ -11,41 +11,41 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// Group runs the parts of one scope: a process, a server with its store, an API server, a node. They begin in the order
-// of the calls and end together. One that fails is started again; only an essential one ends the others, and its error
-// is the scope's.
+// Group runs the parts of one scope: a process, a server with its store, an API server, a node. They start in the order
+// of the calls and end together. A part that fails is started again. Only an essential part that fails ends the others,
+// and its error is the scope's error.
 type Group struct {
-	ctx    context.Context // of the parts
+	ctx    context.Context // the context in which the parts run
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 	board  *status.Board // may be nil
 	log    *slog.Logger
 }
 
-// NewGroup makes a group whose parts end with ctx at the latest. The board may be nil.
+// NewGroup makes a group whose parts end when ctx is done, or before. The board may be nil.
 func NewGroup(ctx context.Context, board *status.Board, log *slog.Logger) *Group {
 	ctx, cancel := context.WithCancelCause(ctx)
 	return &Group{ctx: ctx, cancel: cancel, board: board, log: log}
 }
 
-// Context is that of the parts.
+// Context returns the context in which the parts of the group run.
 func (g *Group) Context() context.Context { return g.ctx }
 
-// Go starts a part that reports itself what goes wrong, and may end before the others.
+// Go starts a part that reports its errors itself. It may end before the others.
 func (g *Group) Go(f func(context.Context)) { g.wg.Go(func() { f(g.ctx) }) }
 
-// Run starts a part, whose line on the board follows it. A part may start others.
+// Run starts a part with a line on the board. A part may start others.
 func (g *Group) Run(name string, f func(context.Context) error) { g.supervise(name, false, f) }
 
-// Quiet starts a part that has a line on the board only when it has failed.
+// Quiet starts a part that gets a line on the board only when it has failed.
 func (g *Group) Quiet(name string, f func(context.Context) error) { g.supervise(name, true, f) }
 
 func (g *Group) supervise(name string, quiet bool, f func(context.Context) error) {
 	g.wg.Go(func() { Run(g.ctx, Part{Name: name, Run: f, Board: g.board, Logger: g.log, Quiet: quiet}) })
 }
 
-// Essential starts a part that cannot be started a second time in one process, and without which the others are of no
-// use. The line may be nil.
+// Essential starts a part that cannot be started twice in one process, and without which the others are useless. line
+// may be nil.
 func (g *Group) Essential(line *status.Part, f func(context.Context) error) {
 	line.Set(status.Running, "")
 	g.wg.Go(func() {
@@ -59,15 +59,16 @@ func (g *Group) Essential(line *status.Part, f func(context.Context) error) {
 	})
 }
 
-// Stop ends the parts; err is why, nil for an ordinary end. The first reason counts.
+// Stop ends the parts. err is the reason, and nil for an ordinary end. Only the first reason counts.
 func (g *Group) Stop(err error) {
-	if errors.Is(err, context.Canceled) { // of something else: Wait would take it for an ordinary end
+	if errors.Is(err, context.Canceled) { // the error of another context: Wait would take it for an ordinary end
 		err = errors.New(err.Error())
 	}
 	g.cancel(err)
 }
 
-// Wait returns when all parts have ended: nil when they were stopped, or why an essential one failed.
+// Wait returns when all parts have ended. It returns nil when they were stopped, and the error of an essential part
+// that failed.
 func (g *Group) Wait() error {
 	<-g.ctx.Done()
 	g.wg.Wait()

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package supervise runs the parts without which a process goes on: one that fails is started again.
+// Package supervise runs the parts without which a process can continue. A part that fails is started again.
 //
-// It decides how soon, and says on the board and in the log that the part failed. It never ends a process;
+// It decides how soon that is done, and reports the failure on the board and in the log. It never ends a process;
 // docs/architecture.md lists what does.
 package supervise
 
@@ -16,19 +16,20 @@ import (
 )
 
 const (
-	// first and longest bound the wait before a part is started again, which doubles each time.
+	// first and longest are the shortest and the longest wait before a part is started again. The wait doubles each
+	// time.
 	first, longest = time.Second, time.Minute
 )
 
-// Part is something that runs as long as the process. Name and Run are required; the others may be nil.
+// Part is something that runs as long as the process. Name and Run are required. Board and Logger may be nil.
 type Part struct {
 	Name string
-	// Run ends with its context; it may be called again after it has returned an error. Without one it has nothing more
-	// to do.
+	// Run runs the part until its context is done. It is called again after it has returned an error. When it returns
+	// nil, the part has nothing more to do.
 	Run    func(context.Context) error
 	Board  *status.Board
 	Logger *slog.Logger
-	// Quiet keeps the part off the board until it has failed.
+	// Quiet omits the part from the board until it has failed.
 	Quiet bool
 }
 
@@ -60,7 +61,7 @@ func Run(ctx context.Context, p Part) {
 	}
 	switch {
 	case p.Quiet && failed && ctx.Err() == nil:
-		p.set(status.Running, "") // what failed has succeeded, and what it was to start runs
+		p.set(status.Running, "") // the part had failed, has succeeded now, and what it started runs
 	case !p.Quiet || failed:
 		p.set(status.Stopped, "")
 	}
