@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file is for work that this process does again and again: what is done with one period is done at the same
-// moment, and longer periods at moments of the shorter ones that divide them, so that a processor at rest is woken
-// once. Other processes, and machines, have other moments.
+// This file aligns the periodic work of this process. Work with the same period is done at the same moment. Work with a
+// longer period is done at a moment of each shorter period that divides it. So an idle processor is woken only once.
+// Other processes and machines have other moments.
 
 package timers
 
@@ -10,10 +10,10 @@ import "time"
 
 var began = time.Now()
 
-// Until is how long it is until the next moment of a period, which is more than nothing and at most the period.
+// Until returns the time until the next moment of a period. It is more than 0, and at most the period.
 func Until(period time.Duration) time.Duration {
 	past := time.Since(began) % period
-	if past < 0 { // a test's clock may be behind this process's
+	if past < 0 { // the clock of a test may be behind began
 		past += period
 	}
 	return period - past

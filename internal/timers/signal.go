@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// Signal says that there is something to look at. It is received once, however often it was sent meanwhile.
+// Signal says that something has changed. It is received once, even if it was sent several times meanwhile.
 type Signal chan struct{}
 
 // NewSignal makes a signal that has not been sent.
 func NewSignal() Signal { return make(Signal, 1) }
 
-// Send never waits.
+// Send sends the signal. It never blocks.
 func (s Signal) Send() {
 	select {
 	case s <- struct{}{}:
@@ -21,8 +21,9 @@ func (s Signal) Send() {
 	}
 }
 
-// Rounds calls round at once, then each time that the signal is sent, after waiting for more that long, and after the
-// pause that round returned, if it is more than 0. It returns when ctx is done.
+// Rounds calls round at once, and again each time that the signal is sent, after waiting for gather so that further
+// signals are included. It also calls round after the pause that round returned, if that is more than 0. It returns
+// when ctx is done.
 func (s Signal) Rounds(ctx context.Context, gather time.Duration, round func() (again time.Duration)) {
 	for {
 		var again <-chan time.Time

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Sleep waits for d, and says whether it passed before ctx was done.
+// Sleep waits for d. It returns false if ctx was done before.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -18,7 +18,7 @@ func Sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Later is the later of two times.
+// Later returns the later of two times.
 func Later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
@@ -26,7 +26,8 @@ func Later(a, b time.Time) time.Time {
 	return b
 }
 
-// Retry calls f until it succeeds or ctx is done, with a pause behind each failure, and logs each new trouble once.
+// Retry calls f until it succeeds or ctx is done, with a pause after each failure. It logs an error with the message
+// trouble when the error differs from the one before.
 func Retry(ctx context.Context, log *slog.Logger, pause time.Duration, trouble string, f func() error) {
 	for last := ""; ; {
 		err := f()

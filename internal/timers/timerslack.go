@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// This file tells the kernel how late it may wake this process's threads, so that timers which are due one after the
-// other wake an idle processor once (prctl(2), PR_SET_TIMERSLACK). A processor that has work is in time to a tick of
-// the kernel's clock all the same.
+// This file sets how late the kernel may wake this process' threads, so that timers which expire one after the other
+// wake an idle processor once (prctl(2), PR_SET_TIMERSLACK). On a busy processor, timers still fire within a tick of
+// the kernel's clock.
 //
-// A thread gets the slack of the one that starts it, and so does a program that is started; a program that runs for
-// long sets its own.
+// A new thread inherits the slack of the thread that starts it, and so does a new program. A program that runs for long
+// sets its own.
 
 package timers
 
@@ -21,18 +21,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Standard is the kernel's own slack for a thread without a setting.
+// Standard is the kernel's default slack of a thread.
 const Standard = 50 * time.Microsecond
 
-// rounds is how often Set looks for threads that were started meanwhile. It ends with the first round that finds none.
+// rounds is how often Set searches for threads that were started meanwhile. The first round that finds none ends the
+// search.
 const rounds = 10
 
-// Set gives all threads of this process a slack, and by them those that are started later. It needs CAP_SYS_NICE, and
-// Linux
-// 4.6: before that there is no file by which to say it for another thread. Without these it changes nothing.
+// Set sets the timer slack of all threads of this process. Threads that are started later inherit it. It needs
+// CAP_SYS_NICE, and Linux 4.6, because older kernels have no file for the slack of another thread. Without these it
+// changes nothing and returns an error.
 func Set(slack time.Duration) error {
-	// A thread may always say it for itself, and so comes last: it would be the only one, and give it to the programs
-	// that it starts.
+	// A thread can always set its own slack, so this thread comes last. Otherwise, when the others fail, it would be
+	// the only one with the slack, and would pass it to the programs that it starts.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own := strconv.Itoa(unix.Gettid())
@@ -48,7 +49,7 @@ func Set(slack time.Duration) error {
 
 func fileOf(thread string) string { return "/proc/" + thread + "/timerslack_ns" }
 
-// setOthers does it for all threads but one, which starts none meanwhile.
+// setOthers sets the slack of all threads except this one, which starts none meanwhile.
 func setOthers(own string, text []byte) error {
 	done := map[string]bool{own: true}
 	for range rounds {
@@ -71,12 +72,12 @@ func setOthers(own string, text []byte) error {
 			return nil
 		}
 	}
-	return nil // threads come and go all the time; those that came in between were started by one that has it
+	return nil // threads start and end all the time; the missed ones were started by threads that have the slack
 }
 
-// exited says whether an error is of a thread that has ended.
+// exited says whether an error means that the thread has ended.
 func exited(id string, err error) bool {
-	if errors.Is(err, unix.ESRCH) { // since its file was opened
+	if errors.Is(err, unix.ESRCH) { // the thread has ended since its file was opened
 		return true
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
