@@ -17,11 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrInUse says that a live process answers on the socket.
+// ErrInUse says that a running process listens on the socket.
 var ErrInUse = errors.New("another process answers there: stop it first")
 
-// Listen takes a socket over from a process that has died, but never from one that lives: then it returns an error that
-// is [ErrInUse].
+// Listen listens on a socket. It replaces the socket of a process that has exited, but never that of a running process:
+// then its error wraps [ErrInUse].
 func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("making the folder of a socket: %w", err)
@@ -29,9 +29,9 @@ func Listen(path string) (net.Listener, error) {
 	c, err := net.DialTimeout("unix", path, time.Second)
 	switch {
 	case err == nil:
-		_ = c.Close() // it was opened only to see whether a process is there
+		_ = c.Close() // it was opened only to see whether a process listens
 		fallthrough
-	case errors.Is(err, unix.EAGAIN): // as many wait for it as may
+	case errors.Is(err, unix.EAGAIN): // the queue of the socket's listener is full
 		return nil, fmt.Errorf("listening on %s: %w", path, ErrInUse)
 	case !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("looking whether another process listens: %w", err)
@@ -42,8 +42,8 @@ func Listen(path string) (net.Listener, error) {
 	return (&net.ListenConfig{Control: private}).Listen(context.Background(), "unix", path)
 }
 
-// private gives a socket the mode that its file is made with: whatever the umask, no other user reaches it before it
-// could be changed.
+// private sets the mode of a socket before its file is made. So the file has that mode from the start, and no other
+// user can ever connect, whatever the umask.
 func private(_, _ string, socket syscall.RawConn) error {
 	var failure error
 	err := socket.Control(func(d uintptr) { failure = unix.Fchmod(int(d), 0o600) })
