@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package version knows which coracle this is. The linker fills in the variables of Kubernetes' own version package,
-// since every client asks for those; a coracle's version is Kubernetes' with "+coracle" and a number behind it.
+// Package version holds the version of coracle. The linker sets the variables of Kubernetes' own version package,
+// because all clients ask for these. A coracle version is Kubernetes' version with "+coracle" and a number appended.
 package version
 
 import (
@@ -15,16 +15,16 @@ import (
 // unlinked is the version of a binary that was built without the Makefile.
 const unlinked = "v0.0.0-dev"
 
-// protocol is a number in digits, so that the linker can set it: -X …/internal/version.protocol=3 makes a build that
-// says that it is another version than it is, for tests.
+// protocol is a number in digits, so that the linker can set it. For tests, -X …/internal/version.protocol=3 makes a
+// build that reports another version.
 var protocol = "2"
 
-// Protocol is the version of what machines of a cluster say to one another: how they join, gossip, the calls of servers
-// and nodes to one another, and what these mean. A change that the version before cannot live with raises
-// the number. The versions so far:
+// Protocol returns the version of the protocols between machines of a cluster: how they join, gossip, the calls between
+// servers and nodes, and the meaning of these. A change that is not compatible with the version before increments the
+// number. The versions so far:
 //
-//	1  everything before machines said their version when they joined
-//	2  they say it
+//	1  everything before machines sent their version when they joined
+//	2  they send it
 func Protocol() int {
 	n, err := strconv.Atoi(protocol)
 	if err != nil || n < 1 {
@@ -33,14 +33,14 @@ func Protocol() int {
 	return n
 }
 
-// Understands says whether this version and one of another protocol can be in one cluster: a version and the one before
-// it can, so that machines are updated one after the other, in any order.
+// Understands says whether machines with this version and another one can be in one cluster. That is so for adjacent
+// versions, so that machines can be updated one after the other, in any order.
 func Understands(other int) bool {
 	distance := Protocol() - other
 	return distance >= -1 && distance <= 1
 }
 
-// Info says what the binary was made of.
+// Info describes how the binary was built.
 type Info struct {
 	Coracle    string            `json:"coracle"`
 	Commit     string            `json:"commit,omitempty"`
@@ -49,10 +49,10 @@ type Info struct {
 	Protocol   int               `json:"protocol"`
 	Go         string            `json:"go"`
 	Platform   string            `json:"platform"`
-	Libraries  map[string]string `json:"parts,omitempty"` // versions of the libraries inside, by name
+	Libraries  map[string]string `json:"parts,omitempty"` // versions of the libraries in the binary, by name
 }
 
-// Get returns what is known. Libraries is the caller's to add.
+// Get returns the build information. The caller adds Libraries.
 func Get() Info {
 	v := k8s.Get()
 	i := Info{
@@ -63,7 +63,7 @@ func Get() Info {
 		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 		Protocol: Protocol(),
 	}
-	// Git's placeholders, as they are in the module, say that the linker was given nothing.
+	// The module has placeholders of git here. They remain when the linker has set no values.
 	if strings.Contains(v.GitVersion, "$") {
 		i.Coracle = unlinked
 	}
