@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -20,7 +21,7 @@ import (
 )
 
 const (
-	// probeTimeout is the timeout of the request to the cluster, including the time that a login program takes.
+	// probeTimeout is the timeout of the request to the cluster, without the time that a login program takes.
 	probeTimeout = 10 * time.Second
 	// loginPatience is the time after which a line says that the login program still runs.
 	loginPatience = 5 * time.Second
@@ -35,7 +36,7 @@ const noStdin = "coracle console reads the terminal itself. Log in by coracle ku
 // is waited for.
 func (a *App) probeConsole(ctx context.Context, config *rest.Config, current string, patience time.Duration) error {
 	answered := make(chan error, 1)                                 // one: its goroutine ends even after this function has returned
-	go func() { answered <- askForConsole(ctx, config, current) }() // a login program cannot be cancelled
+	go func() { answered <- askForConsole(ctx, config, current, probeTimeout) }() // a login program cannot be cancelled
 	slow := time.NewTimer(patience)
 	defer slow.Stop()
 	for {
@@ -63,12 +64,33 @@ func (a *App) probeConsole(ctx context.Context, config *rest.Config, current str
 // silentCluster wraps the error of a cluster that did not answer.
 type silentCluster struct{ error }
 
-func askForConsole(ctx context.Context, config *rest.Config, current string) error {
+// answerWithin bounds requests in time, with the first bytes of their answers. It is below the transport that runs a
+// login program, which may take as long as a user needs.
+type answerWithin struct {
+	http.RoundTripper
+	within time.Duration
+}
+
+func (t answerWithin) RoundTrip(r *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), t.within)
+	defer cancel()
+	answer, err := t.RoundTripper.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, 4096))
+	answer.Body = io.NopCloser(bytes.NewReader(body))
+	return answer, err
+}
+
+func askForConsole(ctx context.Context, config *rest.Config, current string, within time.Duration) error {
+	config = rest.CopyConfig(config)
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return answerWithin{next, within} })
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return fmt.Errorf("using the credentials of context %s: %w", current, err)
 	}
-	client.Timeout = probeTimeout
 	base, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {
 		return fmt.Errorf("the address of the API: %w", err)
@@ -100,7 +122,7 @@ func askForConsole(ctx context.Context, config *rest.Config, current string) err
 		return nil
 	}
 	var c status.Console
-	if err := json.NewDecoder(io.LimitReader(answer.Body, 4096)).Decode(&c); err == nil && c.Disabled {
+	if err := json.NewDecoder(answer.Body).Decode(&c); err == nil && c.Disabled {
 		return errors.New("the console is disabled in this cluster: its servers were started with --disable console. kubectl works as before")
 	}
 	return nil

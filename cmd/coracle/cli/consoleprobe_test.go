@@ -82,6 +82,20 @@ func TestLoginProgramThatFails(t *testing.T) {
 	testenv.WantError(t, err, "the login program of context here", "exit code 3")
 }
 
+// TestLoginProgramMayTakeLongerThanTheRequest: the time of the request begins when there are credentials.
+func TestLoginProgramMayTakeLongerThanTheRequest(t *testing.T) {
+	t.Parallel()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"disabled":true}`))
+	}))
+	defer s.Close()
+	config := loginProgram(t, `sleep 2.1
+echo '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"mine"}}'
+`, api.NeverExecInteractiveMode)
+	config.Host = s.URL
+	testenv.WantError(t, askForConsole(t.Context(), config, "here", 2*time.Second), "--disable console")
+}
+
 func TestLoginProgramThatAsks(t *testing.T) {
 	_, err := probe(t.Context(), loginProgram(t, "read password\n", api.AlwaysExecInteractiveMode))
 	if err == nil || !strings.Contains(err.Error(), "cannot support interactive mode") { // in a terminal it goes on with noStdin
