@@ -9,15 +9,15 @@ import (
 	"syscall"
 )
 
-// perMessage is how many descriptors the kernel carries with one message at most (SCM_MAX_FD).
+// perMessage is the greatest number of descriptors in one message of a Unix socket (SCM_MAX_FD).
 const perMessage = 253
 
-// maxDescriptors bounds what a Receiver holds: two sockets for each of 256 ports of Gateways at four addresses are
-// fewer.
+// maxDescriptors limits the descriptors that a Receiver holds. It is more than two sockets for each of 256 ports of
+// Gateways at four addresses.
 const maxDescriptors = 4096
 
-// Send writes a line of the control connection with descriptors, which stay the caller's. Spaces before the line carry
-// what one message cannot.
+// Send writes a line of the control connection with descriptors, which the caller still owns. Descriptors beyond
+// perMessage go with spaces that Send writes before the line.
 func Send(conn *net.UnixConn, line []byte, descriptors []int) error {
 	for ; len(descriptors) > perMessage; descriptors = descriptors[perMessage:] {
 		if _, _, err := conn.WriteMsgUnix([]byte(" "), syscall.UnixRights(descriptors[:perMessage]...), nil); err != nil {
@@ -25,7 +25,7 @@ func Send(conn *net.UnixConn, line []byte, descriptors []int) error {
 		}
 	}
 	n, _, err := conn.WriteMsgUnix(line, syscall.UnixRights(descriptors...), nil)
-	if err == nil && n < len(line) { // the descriptors went with the first part
+	if err == nil && n < len(line) { // the descriptors went with the first bytes
 		_, err = conn.Write(line[n:])
 	}
 	if err != nil {
@@ -34,8 +34,8 @@ func Send(conn *net.UnixConn, line []byte, descriptors []int) error {
 	return nil
 }
 
-// Receiver reads the control connection and keeps the descriptors that come with it. Those of a line are there when the
-// line has been read.
+// Receiver reads the control connection and holds the descriptors received with it. Once a line has been read, its
+// descriptors have been received.
 type Receiver struct {
 	Conn        *net.UnixConn
 	descriptors []int
@@ -71,7 +71,7 @@ func (r *Receiver) Read(to []byte) (int, error) {
 	return n, nil
 }
 
-// Take returns the n oldest descriptors, which are the caller's then; an error says that fewer have come.
+// Take returns the n oldest descriptors, which the caller then owns. It returns an error when fewer have been received.
 func (r *Receiver) Take(n int) ([]int, error) {
 	if n > len(r.descriptors) {
 		return nil, fmt.Errorf("%d descriptors are named and %d have come", n, len(r.descriptors))
@@ -81,7 +81,7 @@ func (r *Receiver) Take(n int) ([]int, error) {
 	return taken, nil
 }
 
-// Close closes the descriptors that were not taken; the connection stays open.
+// Close closes the descriptors that were not taken. The connection stays open.
 func (r *Receiver) Close() {
 	for _, d := range r.descriptors {
 		_ = syscall.Close(d)
