@@ -18,25 +18,25 @@ import (
 )
 
 const (
-	// maxVerified bounds how many logins are remembered for one set of users.
+	// maxVerified limits how many verified logins are remembered for one set of users.
 	maxVerified = 4096
-	// hashPatience is Proxy.hashWait, apart from tests.
+	// hashPatience is the value of Proxy.hashWait, except in tests.
 	hashPatience = 10 * time.Second
 )
 
-// userSet is one section of users. Routes hold it by pointer, so that a change of the Secret rebuilds none.
+// userSet is one section of users. Routes hold a pointer to it, so that a change of the Secret rebuilds no route.
 type userSet struct {
 	list atomic.Pointer[userList] // nil while the section is absent or bad
-	// turn is taken, by one login of the namespace at a time, before it waits for a processor: a flood of guesses at
-	// one tenant's does not keep the others' out.
+	// turn lets one login of the namespace at a time wait for a processor. A flood of guesses for the routes of one
+	// tenant thus does not lock out the users of others.
 	turn chan struct{}
-	// mark is the sweep that last found the set in use; Apply owns it.
+	// mark is the sweep that last found the set in use. Apply owns it.
 	mark uint64
-	// present says that the table has a section for it; Apply owns it.
+	// present says that the table has a section for the set. Apply owns it.
 	present bool
 }
 
-// userList never changes but for what it remembers.
+// userList does not change, except for the logins in verified.
 type userList struct {
 	hashes map[string]string
 
@@ -44,7 +44,7 @@ type userList struct {
 	verified map[[sha256.Size]byte]struct{}
 }
 
-// access reports whether the request may pass; it has been answered otherwise.
+// access reports whether the request may pass. If it may not, access has answered it.
 func (x *exchange) access(r *route) bool {
 	p := r.policy
 	inside := false
@@ -79,7 +79,7 @@ func (x *exchange) access(r *route) bool {
 	return p.external == nil || x.admit(r)
 }
 
-// login reports whether the request has the name and the password of a user, unless it has been answered.
+// login reports whether the request has the name and the password of a user. answered says that login has answered it.
 func (x *exchange) login(p *policy) (good, answered bool) {
 	list := p.users.list.Load()
 	if list == nil {
@@ -97,8 +97,8 @@ func (x *exchange) login(p *policy) (good, answered bool) {
 	return good, err != nil
 }
 
-// verify compares a password. Logins that were right are remembered, by a keyed hash, since comparing takes up to a
-// second; those that were wrong are not, and few are compared at a time.
+// verify compares a password. It remembers correct logins, by a keyed hash, since a comparison takes up to a second. It
+// does not remember wrong ones. Few comparisons run at a time.
 func (p *Proxy) verify(x *exchange, turn chan struct{}, list *userList, user, secret string) (bool, error) {
 	hash, ok := list.hashes[user]
 	if !ok {
@@ -152,7 +152,7 @@ func (p *Proxy) applyUsers(key string, value json.RawMessage, present bool) erro
 	return nil
 }
 
-// userSet returns that of a section, which need not exist yet.
+// userSet returns the user set of a section, which need not exist yet.
 func (p *Proxy) userSet(key string) *userSet {
 	s := p.users[key]
 	if s == nil {

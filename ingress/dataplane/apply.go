@@ -12,16 +12,16 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// Apply changes the table. What did not change is not built again, and all changes take effect for requests at one
-// moment, apart from endpoints and certificates, which do so a moment before. It returns the problems of all sections
-// that the table has now, by their keys. Calls may come from several goroutines and are done one after the other.
+// Apply changes the table. Unchanged sections are not built again. All changes take effect for requests at one moment,
+// except endpoints and certificates, which take effect shortly before. It returns the problems of all sections of the
+// new table, by their keys. Calls may come from several goroutines, and are serialised.
 func (p *Proxy) Apply(changes []table.Change) (problems map[string]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.apply(changes)
 }
 
-// Replace makes the table the given one: sections that it does not hold are gone. It returns what Apply returns.
+// Replace makes the given table the current one. Sections that are not in it are removed. It returns the same as Apply.
 func (p *Proxy) Replace(sections table.Sections) (problems map[string]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -90,7 +90,7 @@ func (p *Proxy) applyHost(next *edit, key string, value json.RawMessage, present
 	}
 	var from table.Host
 	if err := strict(value, &from); err != nil {
-		// What cannot be read may have restricted access: the host is closed.
+		// A host that cannot be read may have restricted access, so it is closed.
 		err = fmt.Errorf("reading the host: %w", err)
 		next.put(&host{site: site, name: name, stats: p.statsOf(key), final: true, routes: []*route{{refused: err.Error()}}})
 		return err
@@ -101,7 +101,7 @@ func (p *Proxy) applyHost(next *edit, key string, value json.RawMessage, present
 	return err
 }
 
-// strict reads JSON without a field that this version does not know.
+// strict reads JSON. It returns an error for a field that this version does not know.
 func strict(value json.RawMessage, to any) error {
 	d := json.NewDecoder(bytes.NewReader(value))
 	d.DisallowUnknownFields()
@@ -167,7 +167,7 @@ func (p *Proxy) applySettings(value json.RawMessage, present bool) error {
 	return problem
 }
 
-// certificate returns that of a section, which need not exist yet.
+// certificate returns the certificate of a section, which need not exist yet.
 func (p *Proxy) certificate(key string) *certificate {
 	c := p.certificates[key]
 	if c == nil {
@@ -177,7 +177,7 @@ func (p *Proxy) certificate(key string) *certificate {
 	return c
 }
 
-// endpointSet returns that of a section, which need not exist yet.
+// endpointSet returns the endpoint set of a section, which need not exist yet.
 func (p *Proxy) endpointSet(key string) *endpointSet {
 	s := p.endpoints[key]
 	if s == nil {
@@ -187,7 +187,7 @@ func (p *Proxy) endpointSet(key string) *endpointSet {
 	return s
 }
 
-// sweep forgets endpoints, certificates and others that neither a host nor a section names.
+// sweep evicts endpoints, certificates and others that no host and no section names.
 func (p *Proxy) sweep() {
 	p.sweeps++
 	p.standard.mark = p.sweeps
@@ -217,7 +217,8 @@ func (p *Proxy) sweep() {
 	maps.DeleteFunc(p.certificates, func(_ string, c *certificate) bool { return !c.present && c.mark != p.sweeps })
 }
 
-// currentProblems are the problems of all sections, with those of hosts whose certificate is not there.
+// currentProblems returns the problems of all sections. It adds hosts and sites whose certificate or authorities are
+// absent.
 func (p *Proxy) currentProblems() map[string]string {
 	out := maps.Clone(p.problems)
 	for site, s := range p.current.Load().sites {

@@ -19,12 +19,13 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// authorities is one section. Sites and backends hold it by pointer, so that a change rebuilds none.
+// authorities is one section of authorities. Sites and backends hold a pointer to it, so that a change rebuilds
+// neither.
 type authorities struct {
 	trusted atomic.Pointer[trustedPool] // nil while the section is absent or bad
-	// mark is the sweep that last found the authorities in use; Apply owns it.
+	// mark is the sweep that last found the authorities in use. Apply owns it.
 	mark uint64
-	// present says that the table has a section for them; Apply owns it.
+	// present says that the table has a section for the authorities. Apply owns it.
 	present bool
 }
 
@@ -48,7 +49,7 @@ func (p *Proxy) applyAuthorities(key string, value json.RawMessage, present bool
 	return nil
 }
 
-// pool is the authorities' certificates; nil while they are absent.
+// pool returns the authorities' certificates. It returns nil while they are absent.
 func (a *authorities) pool() *x509.CertPool {
 	if t := a.trusted.Load(); t != nil {
 		return t.pool
@@ -56,7 +57,7 @@ func (a *authorities) pool() *x509.CertPool {
 	return nil
 }
 
-// authoritiesOf returns those of a section, which need not exist yet.
+// authoritiesOf returns the authorities of a section, which need not exist yet.
 func (p *Proxy) authoritiesOf(key string) *authorities {
 	a := p.authorities[key]
 	if a == nil {
@@ -66,11 +67,10 @@ func (p *Proxy) authoritiesOf(key string) *authorities {
 	return a
 }
 
-// backendTLS is a compiled table.BackendTLS. Backends for which it is the same share their connections, and no others
-// do.
+// backendTLS is a compiled table.BackendTLS. Only backends with an equal table.BackendTLS share their connections.
 type backendTLS struct {
 	from        table.BackendTLS
-	authorities *authorities // nil for the system's
+	authorities *authorities // nil for the system's authorities
 	certificate *certificate // of the proxy; nil for none
 	clients     atomic.Pointer[tlsClients]
 	mark        uint64 // Apply owns it
@@ -84,7 +84,7 @@ func (c *tlsClients) closeIdle() {
 	c.http2.CloseIdleConnections()
 }
 
-// backendTLSOf returns the one that is made of the same table.BackendTLS.
+// backendTLSOf returns the backendTLS for a table.BackendTLS. It makes one only if no equal one exists.
 func (p *Proxy) backendTLSOf(from *table.BackendTLS) *backendTLS {
 	key, _ := json.Marshal(from) // a struct of texts has no errors
 	b := p.tls[string(key)]
@@ -102,8 +102,8 @@ func (p *Proxy) backendTLSOf(from *table.BackendTLS) *backendTLS {
 	return b
 }
 
-// resetTLS gives backends new clients, so that no connection outlives the certificates that it was verified with: those
-// under way end with their request.
+// resetTLS gives backends new clients, so that no connection is used for longer than the certificates that it was
+// verified with. Connections with a request under way end with that request.
 func (p *Proxy) resetTLS(of func(*backendTLS) bool) {
 	for _, b := range p.tls {
 		if of(b) {
@@ -112,7 +112,7 @@ func (p *Proxy) resetTLS(of func(*backendTLS) bool) {
 	}
 }
 
-// sweepTLS forgets what no backend names.
+// sweepTLS evicts backendTLS and authorities that no backend names.
 func (p *Proxy) sweepTLS() {
 	maps.DeleteFunc(p.tls, func(_ string, b *backendTLS) bool {
 		if b.mark == p.sweeps {
@@ -134,10 +134,11 @@ func (b *backendTLS) marked(sweep uint64) {
 	}
 }
 
-// unverified takes any certificate: nothing says whose it should be.
+// unverified returns a config that accepts any certificate, since nothing says for which name it should be.
 func unverified() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }
 
-// config verifies certificates by itself, for the names may be others than the one that is asked for. b may be nil.
+// config returns the TLS config of a backend. It verifies certificates itself, for their names may differ from the one
+// that is sent in the handshake. b may be nil.
 func (b *backendTLS) config() *tls.Config {
 	out := unverified()
 	if b == nil {
@@ -158,7 +159,7 @@ func (b *backendTLS) config() *tls.Config {
 	return out
 }
 
-// verify reports why a backend's certificate is not trusted.
+// verify returns an error when a backend's certificate is not trusted.
 func (b *backendTLS) verify(state tls.ConnectionState) error {
 	var roots *x509.CertPool
 	if b.authorities != nil {

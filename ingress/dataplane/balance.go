@@ -39,7 +39,7 @@ func (p *Proxy) compileCanary(from *table.Canary) (*canary, error) {
 	return out, err
 }
 
-// selects reports whether the request is for the canary: by the header, else by the cookie, else by chance.
+// selects reports whether the request goes to the canary: by the header, else by the cookie, else at random.
 func (c *canary) selects(in *http.Request) bool {
 	if values := in.Header.Values(c.Header); c.Header != "" && len(values) > 0 {
 		switch said := values[0]; {
@@ -67,7 +67,8 @@ func (c *canary) selects(in *http.Request) bool {
 	return c.Weight > 0 && rand.N(c.WeightTotal) < c.Weight
 }
 
-// balance chooses the backend, and what its endpoint follows from.
+// balance returns the backend for the request, which is b or the canary. It sets x.sticky, the key that selects the
+// endpoint.
 func (x *exchange) balance(r *route, b *backend) *backend {
 	p := r.policy
 	if p.canary != nil && p.canary.selects(x.in) {
@@ -82,7 +83,7 @@ func (x *exchange) balance(r *route, b *backend) *backend {
 	return b
 }
 
-// setAffinity reads the client's cookie, or gives it one.
+// setAffinity takes the key from the client's cookie, or sets a new cookie.
 func (x *exchange) setAffinity(a *table.Affinity) {
 	if c, err := x.in.Cookie(a.Cookie); err == nil && len(c.Value) == 26 {
 		x.sticky = c.Value
@@ -110,9 +111,9 @@ func (x *exchange) pick(set *endpointSet, tried []*endpoint) *endpoint {
 	return set.rank(x.sticky, tried, time.Now())
 }
 
-// rank returns the endpoint with the highest hash of its address and a key that is not among those tried (D. Thaler and
-// C. Ravishankar, 1998: when an endpoint goes, only its keys move). One whose last connection attempt failed comes
-// after the others. It returns nil when all were tried.
+// rank returns, of the endpoints not tried yet, the one with the highest hash of its address and a key (D. Thaler and
+// C. Ravishankar, 1998: when an endpoint is removed, only its keys move). Endpoints whose last connection attempt
+// failed come after the others. It returns nil when all were tried.
 func (s *endpointSet) rank(key string, tried []*endpoint, now time.Time) *endpoint {
 	var best, second *endpoint
 	var bestHash, secondHash uint64
@@ -137,7 +138,7 @@ func (s *endpointSet) rank(key string, tried []*endpoint, now time.Time) *endpoi
 	return best
 }
 
-// mix spreads a hash over all bits (the finalizer of MurmurHash3): the last bytes of a text reach few bits of FNV.
+// mix spreads a hash over all bits (the finalizer of MurmurHash3). In FNV the last bytes of a text change few bits.
 func mix(h uint64) uint64 {
 	h = (h ^ h>>33) * 0xff51afd7ed558ccd
 	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53

@@ -17,16 +17,16 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// certificate is one section. Hosts hold it by pointer, so that a renewal rebuilds none.
+// certificate is one section. Hosts hold a pointer to it, so that a renewal rebuilds no host.
 type certificate struct {
 	pair atomic.Pointer[tls.Certificate] // nil while the section is absent or bad
-	// mark is the sweep that last found the certificate in use; Apply owns it.
+	// mark is the sweep that last found the certificate in use. Apply owns it.
 	mark uint64
-	// present says that the table has a section for it; Apply owns it.
+	// present says that the table has a section for the certificate. Apply owns it.
 	present bool
 }
 
-// set reads the section. A section that is no certificate leaves none.
+// set reads the section. If the section holds no valid certificate, there is none afterwards.
 func (c *certificate) set(from *table.Certificate) error {
 	pair, err := tls.X509KeyPair([]byte(from.Chain), []byte(from.Key))
 	if err != nil {
@@ -37,15 +37,15 @@ func (c *certificate) set(from *table.Certificate) error {
 	return nil
 }
 
-// tlsConfig is that of a site's listeners: the certificate of the host that the client names, else the table's default,
-// else the proxy's own.
+// tlsConfig returns the TLS config of a site's listeners. It takes the certificate of the host that the client names,
+// else the table's default, else the proxy's own.
 func (p *Proxy) tlsConfig(site string) *tls.Config {
 	out := p.streamTLS(site)
 	out.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return p.inspectHello(site, hello) }
 	return out
 }
 
-// streamTLS is that of streams that end TLS at the proxy.
+// streamTLS returns the TLS config of streams that end TLS at the proxy.
 func (p *Proxy) streamTLS(site string) *tls.Config {
 	out := &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -69,8 +69,8 @@ func (p *Proxy) streamTLS(site string) *tls.Config {
 	return out
 }
 
-// inspectHello looks at a client's first message: it refuses clients, makes connections streams, and asks for
-// certificates. nil keeps the listener's own config.
+// inspectHello checks a client's first message. It refuses clients, turns connections into streams, and asks for
+// certificates. It returns nil to keep the listener's own config.
 func (p *Proxy) inspectHello(site string, hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	s := p.current.Load().sites[site]
 	conn, _ := hello.Conn.(*helloConn)
@@ -99,13 +99,13 @@ func (p *Proxy) inspectHello(site string, hello *tls.ClientHelloInfo) (*tls.Conf
 	out := p.streamTLS(site)
 	out.NextProtos = []string{"h2", "http/1.1"}
 	if s.clients == nil {
-		out.ClientAuth = tls.RequestClientCert // the routes say what is made of it
+		out.ClientAuth = tls.RequestClientCert // each route checks the certificate
 	}
 	return out, nil
 }
 
-// demand has clients asked for their certificates. Sessions are not resumed, so that each connection's certificate is
-// verified by the authorities of now.
+// demand makes the handshake ask clients for their certificates. Sessions are not resumed, so that each connection's
+// certificate is verified by the current authorities.
 func (c *clients) demand(config *tls.Config) {
 	config.SessionTicketsDisabled = true
 	if c.optional {
@@ -114,18 +114,18 @@ func (c *clients) demand(config *tls.Config) {
 	}
 	config.ClientAuth = tls.RequireAndVerifyClientCert
 	if config.ClientCAs = c.authorities.pool(); config.ClientCAs == nil {
-		config.ClientCAs = x509.NewCertPool() // lets no client in
+		config.ClientCAs = x509.NewCertPool() // accepts no client
 	}
 }
 
-// serverName is the name of the host that a client named in its handshake.
+// serverName returns the name of the host that a client sent in its handshake (SNI).
 func serverName(state *tls.ConnectionState) string {
 	name, _ := hostName(state.ServerName)
 	return name
 }
 
-// ownCertificate makes the certificate for hosts without one while the table has no default. No client trusts it; it is
-// made by each process.
+// ownCertificate makes the certificate for hosts without one while the table has no default. No client trusts it. Each
+// process makes another one.
 func ownCertificate(now time.Time) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

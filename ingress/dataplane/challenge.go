@@ -12,8 +12,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// token is what an authority may put into the path of a challenge: base64url (RFC 8555, section 8.3), which no browser
-// takes for anything else.
+// token matches what an authority may put into the path of a challenge: base64url (RFC 8555, section 8.3). Browsers
+// interpret no such text as anything else.
 var token = regexp.MustCompile(`^[-_A-Za-z0-9]{1,256}$`)
 
 // applyChallenges replaces the account that answers challenges for one host.
@@ -35,9 +35,9 @@ func applyChallenges(next *edit, key string, value json.RawMessage, present bool
 	return nil
 }
 
-// challenge answers an authority that asks whether the host is served here, and reports whether it did. A route of just
-// this host that names the path of challenges goes first: it leads to another solver, such as cert-manager's. One of
-// the default host or of a wildcard does not: it may be another tenant's.
+// challenge answers an authority's request for the response to a challenge, and reports whether it did. A route of just
+// this host with the path of challenges has precedence, since it leads to another solver, such as cert-manager's. A
+// route of the default host or of a wildcard has not, since it may be another tenant's.
 func (x *exchange) challenge(host string, r *route) bool {
 	thumbprint := x.routing.accounts[host]
 	if thumbprint == "" || x.listener.site != table.SiteIngress || r != nil && r.challenges &&

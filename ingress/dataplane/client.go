@@ -36,8 +36,8 @@ func (p *Proxy) compileClients(from *table.Clients) (*certified, error) {
 	return out, nil
 }
 
-// maxSubject bounds the subject of a certificate that is compared with an expression, in bytes: the client may have
-// made it.
+// maxSubject limits the length of a certificate's subject that is compared with an expression, in bytes. The client may
+// have made the certificate.
 const maxSubject = 1024
 
 // Headers for backends about a client's certificate, with the values that nginx gives them.
@@ -48,7 +48,7 @@ const (
 	headerCert    = "Ssl-Client-Cert"
 )
 
-// certificates are those of the client, its own first.
+// certificates returns the certificates that the client sent, its own first.
 func (x *exchange) certificates() []*x509.Certificate {
 	if x.in.TLS == nil {
 		return nil
@@ -56,7 +56,8 @@ func (x *exchange) certificates() []*x509.Certificate {
 	return x.in.TLS.PeerCertificates
 }
 
-// certify reports whether the client's certificate lets the request in; it has been answered otherwise.
+// certify reports whether the client's certificate lets the request pass. If it does not, certify has answered the
+// request.
 func (x *exchange) certify(c *certified) bool {
 	trusted := c.authorities.trusted.Load()
 	if trusted == nil {
@@ -119,7 +120,7 @@ func (x *exchange) uncertified(c *certified, why string) {
 	x.answer(http.StatusBadRequest, why)
 }
 
-// reason is the cause of an error in few words without its details.
+// reason returns the cause of an error in a few words, without its details.
 func reason(err error) string {
 	var invalid x509.CertificateInvalidError
 	switch {
@@ -131,8 +132,8 @@ func reason(err error) string {
 	return "certificate rejected"
 }
 
-// present puts what is known of the client's certificate into the headers for a backend, in the place of what the
-// client says.
+// present sets the headers for a backend that describe the client's certificate. They replace such headers from the
+// client.
 func (c *certified) present(x *exchange, h http.Header) {
 	for _, name := range []string{headerVerify, headerSubject, headerIssuer, headerCert} {
 		delete(h, name)
@@ -149,7 +150,7 @@ func (c *certified) present(x *exchange, h http.Header) {
 	}
 }
 
-// printable replaces what may not stand in a header: the names in a certificate are the client's choice.
+// printable replaces characters that a header may not hold, since the client chooses the names in a certificate.
 func printable(text string) string {
 	out := []byte(text)
 	for i, c := range out {
@@ -160,15 +161,15 @@ func printable(text string) string {
 	return string(out)
 }
 
-// maxTrusted bounds how many certificates are remembered for one set of authorities.
+// maxTrusted limits how many results for certificates are cached for one set of authorities.
 const maxTrusted = 4096
 
-// distrust is how long is remembered that a certificate is not trusted.
+// distrust is the time for which the result for an untrusted certificate is cached.
 const distrust = time.Minute
 
-// trustedPool is the certificates of authorities, and what they have been found to say of clients' certificates:
-// verifying one takes longer than a request, and a client may send a chain that takes very long for each request of a
-// connection.
+// trustedPool holds the certificates of authorities, and a cache of results for clients' certificates. Verifying a
+// certificate takes longer than a request. A client may send, with each request of a connection, a chain that takes
+// very long to verify.
 type trustedPool struct {
 	pool *x509.CertPool
 
@@ -176,13 +177,13 @@ type trustedPool struct {
 	known map[[sha256.Size]byte]verification
 }
 
-// verification holds until the end of the chain's validity, or of distrust.
+// verification is a cached result. It is valid until the end of the chain's validity, or for distrust.
 type verification struct {
 	err error // nil for a certificate that is trusted
 	end time.Time
 }
 
-// verify reports why a client's certificate is not trusted. all is not empty.
+// verify returns an error when a client's certificate is not trusted. all is not empty.
 func (t *trustedPool) verify(all []*x509.Certificate, now time.Time) error {
 	sum := sha256.New()
 	for _, c := range all {

@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// conditions are what a request must be like beside its path.
+// conditions are a route's conditions for a request, beside its path.
 type conditions struct {
 	method  string // empty for any
 	headers []condition
@@ -30,7 +30,7 @@ type condition struct {
 	steps   int            // of the pattern, for each byte of a value
 }
 
-// compileConditions returns nil for a route that takes any request for its path.
+// compileConditions returns nil for a route without conditions beside its path.
 func compileConditions(from *table.Route) (*conditions, error) {
 	if from.Method == "" && len(from.Headers) == 0 && len(from.Query) == 0 {
 		return nil, nil //nolint:nilnil // no conditions
@@ -70,8 +70,8 @@ func compileCondition(from table.Condition) (condition, error) {
 	return out, nil
 }
 
-// met reports whether the request is as the conditions say. Values of a header that was sent several times are compared
-// with commas between them.
+// met reports whether the request meets the conditions. Values of a header that was sent several times are joined with
+// commas before they are compared.
 func (c *conditions) met(in *http.Request) bool {
 	if c.method != "" && c.method != in.Method {
 		return false
@@ -101,8 +101,8 @@ func (c *condition) matches(value string) bool {
 	return value == c.value
 }
 
-// parameter is the first value of a query's parameter with its escapes decoded. What cannot be decoded is taken as it
-// was sent.
+// parameter returns the first value of a query's parameter with its escapes decoded. A value that cannot be decoded is
+// returned as it was sent.
 func parameter(query, name string) (string, bool) {
 	for pair := range strings.SplitSeq(query, "&") {
 		key, value, _ := strings.Cut(pair, "=")

@@ -20,33 +20,33 @@ import (
 )
 
 const (
-	// maxLine bounds one line of a stream of changes, maxPending the lines between two commits.
+	// maxLine limits one line of a stream of changes, in bytes. maxPending limits the lines between two commits.
 	maxLine    = 32 << 20
 	maxPending = 256 << 20
-	// replyTime is how long an agent may take to read an answer.
+	// replyTime is the time that an agent may take to read a response.
 	replyTime = 10 * time.Second
 )
 
-// Control takes the table from an agent.
+// Control receives the table from an agent.
 type Control struct {
-	// Proxy gets the table.
+	// Proxy is the proxy whose table is changed.
 	Proxy *Proxy
 	// Logger logs each agent.
 	Logger *slog.Logger
-	// Listeners are handed to an agent that asks for them, and get the sockets that it sends.
+	// Listeners are handed to an agent that asks for them. Sockets that the agent sends are added to them.
 	Listeners *Listeners
-	// Committed, where it is set, is called once: when the first table has been taken.
+	// Committed, where it is set, is called once: when the first table is in effect.
 	Committed func()
-	// Abandoned, where it is set, is called when an agent's connection ends before there was a table.
+	// Abandoned, where it is set, is called when an agent's connection ends before there is a table.
 	Abandoned func()
 
 	once      sync.Once
 	committed atomic.Bool
 }
 
-// Serve accepts agents until ctx is done or l fails. One agent is listened to at a time: a new connection ends the one
-// before. What an agent sends before its first Commit replaces the whole table; without an agent the table stays as it
-// is. It closes l, and returns nil when ctx ended it.
+// Serve accepts agents until ctx is done or l fails. It serves one agent at a time: a new connection ends the one
+// before. What an agent sends before its first Commit replaces the whole table. Without an agent the table stays
+// unchanged. Serve closes l, and returns nil when ctx ended it.
 func (c *Control) Serve(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
@@ -68,7 +68,7 @@ func (c *Control) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// start listens to an agent in a goroutine and returns a function that ends it and waits for it.
+// start serves an agent in a goroutine. It returns a function that ends the goroutine and waits for it.
 func (c *Control) start(ctx context.Context, conn net.Conn) func() {
 	ctx, cancel := context.WithCancel(ctx)
 	closed := context.AfterFunc(ctx, func() { _ = conn.Close() })
@@ -79,7 +79,7 @@ func (c *Control) start(ctx context.Context, conn net.Conn) func() {
 		defer closed()
 		c.Logger.Info("an agent is connected")
 		err := c.follow(conn)
-		if ctx.Err() == nil && c.Abandoned != nil && !c.committed.Load() { // no other agent has come
+		if ctx.Err() == nil && c.Abandoned != nil && !c.committed.Load() { // no other agent has connected, and none has committed
 			c.Abandoned()
 		}
 		if ctx.Err() == nil {
@@ -94,7 +94,7 @@ func (c *Control) start(ctx context.Context, conn net.Conn) func() {
 
 // transaction is what an agent sent since its last Commit.
 type transaction struct {
-	whole   table.Sections // the beginning; nil after the first Commit
+	whole   table.Sections // the initial sections; nil after the first Commit
 	changes []table.Change
 	listen  []Socket
 	close   []string
@@ -152,7 +152,7 @@ func (c *Control) follow(conn net.Conn) error {
 	}
 }
 
-// sockets notes sockets that come and go with the next commit.
+// sockets records the sockets that the next commit adds and removes.
 func (t *transaction) sockets(c table.Change, from *table.Receiver) error {
 	t.close = append(t.close, c.Close...)
 	descriptors, err := from.Take(len(c.Listen))
@@ -170,7 +170,7 @@ func (t *transaction) sockets(c table.Change, from *table.Receiver) error {
 	return nil
 }
 
-// commit has a transaction take effect. A site is in the table before its sockets accept.
+// commit makes a transaction take effect. A site is in the table before its sockets accept connections.
 func (c *Control) commit(t transaction) (problems map[string]string) {
 	if t.whole != nil {
 		problems = c.Proxy.Replace(t.whole)
@@ -188,7 +188,7 @@ func (c *Control) commit(t transaction) (problems map[string]string) {
 	return problems
 }
 
-// handOver sends duplicates of the listening sockets; those that are closed already are left out.
+// handOver sends duplicates of the listening sockets, without those that are closed already.
 func (c *Control) handOver(conn *net.UnixConn) error {
 	descriptors, names, err := c.Listeners.descriptors()
 	if err != nil {
@@ -222,7 +222,7 @@ func reply(conn net.Conn, answer table.Response) error {
 	return nil
 }
 
-// readLine reads up to the end of a line, in memory that is the caller's.
+// readLine reads up to the end of a line, into memory that the caller then owns.
 func readLine(reader *bufio.Reader) ([]byte, error) {
 	var line []byte
 	for {
@@ -234,7 +234,7 @@ func readLine(reader *bufio.Reader) ([]byte, error) {
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
 		case errors.Is(err, io.EOF):
-			return nil, io.EOF // a line without its end may be a part of one
+			return nil, io.EOF // a line without its end may be incomplete
 		case err != nil:
 			return nil, fmt.Errorf("reading from the agent: %w", err)
 		default:

@@ -11,8 +11,8 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// allowedOrigin is the answer for scripts of the request's origin; empty for an origin that is not among those of the
-// route.
+// allowedOrigin returns the response's allowed origin for scripts of the request's origin. It returns "" for an origin
+// that the route does not allow.
 func (x *exchange) allowedOrigin(c *table.CORS) string {
 	origin := x.in.Header.Get("Origin")
 	if slices.Contains(c.Origins, "*") {
@@ -43,7 +43,8 @@ func (x *exchange) allowedOrigin(c *table.CORS) string {
 	return ""
 }
 
-// share sets the headers that tell scripts of other origins what they may see, in the place of the backend's.
+// share sets the CORS headers of a response, in place of the backend's. It reports whether the request's origin is
+// allowed.
 func (x *exchange) share(c *table.CORS) (allowed bool) {
 	h := x.w.Header()
 	to := x.allowedOrigin(c)
@@ -63,7 +64,7 @@ func (x *exchange) share(c *table.CORS) (allowed bool) {
 	return true
 }
 
-// preflight answers the question of a browser before it sends a request, and reports whether it did.
+// preflight answers a preflight request, which a browser sends before the request itself. It reports whether it did.
 func (x *exchange) preflight(c *table.CORS) bool {
 	allowed := x.share(c)
 	if x.in.Method != http.MethodOptions {
@@ -73,7 +74,7 @@ func (x *exchange) preflight(c *table.CORS) bool {
 	switch method := x.in.Header.Get("Access-Control-Request-Method"); {
 	case !c.Gateway && !allowed, c.Gateway && (method == "" || x.in.Header.Get("Origin") == ""):
 		return false
-	case !allowed: // without a header that would let the request itself pass
+	case !allowed: // without the headers that would allow the request itself
 	default:
 		for name, value := range map[string]string{
 			"Access-Control-Allow-Methods": named(c, c.Methods, method),
@@ -91,8 +92,8 @@ func (x *exchange) preflight(c *table.CORS) bool {
 	return true
 }
 
-// named is a list of methods or of headers; in the place of "*" those that the client asks for, where browsers take no
-// "*".
+// named returns a list of methods or of headers. In place of "*" it returns those that the client asks for, where
+// browsers do not accept "*".
 func named(c *table.CORS, list, asked string) string {
 	if c.Gateway && c.Credentials && list == "*" {
 		return asked

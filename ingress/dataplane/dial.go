@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// backendDialer makes the dialer of backends. A machine that has lost its power closes no connection, so the kernel
-// probes each connection that is idle (TCP keep-alive). While bytes that were sent have no answer there are no
-// probes, and the kernel sends them again for a quarter of an hour. Requests have time-outs for that, and tunnels
-// have TCP_USER_TIMEOUT. That option also ends connections whose peer reads nothing, so requests go without it: a
-// backend may take its time with an upload.
+// backendDialer makes the dialer of backends. A machine that lost its power closes no connection, so the kernel probes
+// each idle connection (TCP keep-alive). While sent bytes are unacknowledged the kernel sends no probes. It sends these
+// bytes again for a quarter of an hour. Requests have time-outs for that case, and tunnels have TCP_USER_TIMEOUT. That
+// option also ends connections whose peer reads nothing. Requests do not use it, since a backend may read an upload
+// slowly.
 func backendDialer(o Options, tunnel bool) *net.Dialer {
 	d := &net.Dialer{Timeout: o.DialTimeout, KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: o.Unresponsive / 3, Interval: o.Unresponsive / 6, Count: 4, // the kernel counts whole seconds
@@ -26,7 +26,7 @@ func backendDialer(o Options, tunnel bool) *net.Dialer {
 	return d
 }
 
-// setUserTimeout bounds how long bytes that were sent on a socket, and probes, are without an answer (RFC 5482).
+// setUserTimeout limits the time for which sent bytes, and probes, may be unacknowledged on a socket (RFC 5482).
 func setUserTimeout(raw syscall.RawConn, longest time.Duration) error {
 	var failure error
 	err := raw.Control(func(fd uintptr) {
@@ -38,7 +38,7 @@ func setUserTimeout(raw syscall.RawConn, longest time.Duration) error {
 	return failure
 }
 
-// dial connects to an endpoint for requests. Addresses are literal: no name is resolved.
+// dial connects to an endpoint for requests. Addresses are literal, so no name is resolved.
 func (p *Proxy) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return p.dialBy(ctx, p.dialer, network, address)
 }

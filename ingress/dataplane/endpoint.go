@@ -12,29 +12,29 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/outside"
 )
 
-// failurePause is how long an endpoint that could not be connected to is tried after the others only.
+// failurePause is the time for which an endpoint is tried only after the others, once a dial to it failed.
 const failurePause = 5 * time.Second
 
-// endpoint is one address of a backend. It survives changes of the set it is in.
+// endpoint is one address of a backend. It is kept when the set that it is in changes.
 type endpoint struct {
 	address string
-	// failed is when the last connection attempt failed, in nanoseconds of the Unix clock; 0 when the last one
-	// succeeded.
+	// failed is the time of the last connection attempt, if it failed, in nanoseconds of the Unix clock. It is 0 if
+	// that attempt succeeded.
 	failed atomic.Int64
 }
 
-// endpointSet is where a backend is served now. Routes hold it by pointer, so that a change of its addresses rebuilds
-// no route.
+// endpointSet holds the current endpoints of a backend. Routes hold a pointer to it, so that a change of its addresses
+// rebuilds no route.
 type endpointSet struct {
 	list atomic.Pointer[[]*endpoint]
 	next atomic.Uint32
-	// mark is the sweep that last found the set in use; Apply owns it.
+	// mark is the sweep that last found the set in use. Apply owns it.
 	mark uint64
-	// present says that the table has a section for it; Apply owns it.
+	// present says that the table has a section for the set. Apply owns it.
 	present bool
 }
 
-// set replaces the addresses. Endpoints that stay keep what is known of them.
+// set replaces the addresses. Endpoints whose address remains keep their state.
 func (s *endpointSet) set(addresses []string) {
 	old := map[string]*endpoint{}
 	for _, e := range s.all() {
@@ -58,8 +58,8 @@ func (s *endpointSet) all() []*endpoint {
 	return nil
 }
 
-// pick returns the next endpoint in turn that is not among those tried, one whose last connection attempt failed only
-// when no other is left. It returns nil when all were tried.
+// pick returns the next endpoint in turn that was not tried yet. An endpoint whose last connection attempt failed comes
+// only when no other is left. It returns nil when all were tried.
 func (s *endpointSet) pick(tried []*endpoint, now time.Time) *endpoint {
 	list := s.all()
 	if len(list) == 0 {
@@ -82,12 +82,12 @@ func (s *endpointSet) pick(tried []*endpoint, now time.Time) *endpoint {
 	return second
 }
 
-// RefuseLocal is the default of Options.Refuse: it refuses addresses that stand for the machine itself or for its link
-// alone.
+// RefuseLocal is the default of Options.Refuse. It refuses addresses that are valid only on the machine itself or on
+// its link.
 func RefuseLocal(a netip.Addr) bool { return outside.Local(a) }
 
-// addresses keeps those of a section that are literal addresses which may be dialled. The error names the first other
-// one.
+// addresses returns the addresses of a section that are literal and may be dialled. The error names the first of the
+// others.
 func addresses(all []string, refuse func(netip.Addr) bool) ([]string, error) {
 	var first error
 	out := make([]string, 0, len(all))

@@ -19,14 +19,14 @@ import (
 	"time"
 )
 
-// answerTime is how long a client may take to read an answer of the proxy's own after a time-out, and to end a body
-// that is not read.
+// answerTime is the time that a client may take to read a response of the proxy's own after a time-out. It is also the
+// time for the rest of a body that is not read.
 const answerTime = 5 * time.Second
 
-// maxUnread is how much of an unread body is read so that the connection can go on.
+// maxUnread is how many bytes of an unread body are read so that the connection can be used again.
 const maxUnread = 256 << 10
 
-// errIdle is the cause of the end of an exchange in which nothing moved for too long.
+// errIdle is the cause when an exchange ends because no byte moved for too long.
 var errIdle = errors.New("nothing moved for too long")
 
 // exchange is one request with its response.
@@ -39,38 +39,38 @@ type exchange struct {
 	in       *http.Request
 	out      http.Header // of the request to the backend
 
-	stream    netip.Addr // the source for which streaming says that the exchange counts
+	stream    netip.Addr // the source that the exchange counts for as a stream, if streaming
 	streaming bool
-	hops      int         // the proxies that the request has passed
+	hops      int         // the number of proxies that the request has passed
 	policy    *policy     // of the route; nil for none
-	release   func()      // ends what a limiter counts; nil for none
-	granted   http.Header // of the authentication server's answer
-	verified  string      // what is known of the client's certificate; empty where none is asked for
-	sticky    string      // requests for which it is the same go to the same endpoint; empty for turns
-	cookies   []string    // of the same answer, for the client
-	trailers  http.Header // of the request, as it has announced them
+	release   func()      // removes the exchange from a limiter's counts; nil for none
+	granted   http.Header // of the authentication server's response
+	verified  string      // the result of the check of the client's certificate; empty where none is asked for
+	sticky    string      // the key that selects the endpoint; empty for endpoints in turn
+	cookies   []string    // of the authentication server's response, for the client
+	trailers  http.Header // of the request, as it announced them
 	began     time.Time
 	stats     *hostStats
 	path      cleanPath
-	peer      string // the address of the client or of the proxy before us
+	peer      string // the address of the client or of the last proxy before this one
 	fromProxy bool   // peer is a trusted proxy
 	scheme    string
 	grpc      bool
-	backend   *backend // that was chosen; nil before
-	replaced  bool     // a fallback has been asked for the answer
+	backend   *backend // the chosen backend; nil before
+	replaced  bool     // a fallback was asked for the response
 	ends      func()   // ends the request to the fallback; nil without one
-	late      *watch   // ends what takes longer than the route allows; nil for none
+	late      *watch   // ends an exchange that takes longer than the route allows; nil for none
 	duplex    bool     // the response may begin before the end of the request's body
 
 	ctx    context.Context // of the request to the backend
 	cancel context.CancelCauseFunc
 	body   requestBody
 	watch  watch
-	status int // what was sent to the client; 0 before
+	status int // the status sent to the client; 0 before
 
 	answering atomic.Bool // the header of the response has been, or is being, written
 	stalled   atomic.Bool // the client did not send its body
-	patient   atomic.Bool // silence is allowed
+	patient   atomic.Bool // time without bytes is allowed
 
 	earlyMu   sync.Mutex // held while informational responses are written
 	earlyOver bool
@@ -87,8 +87,8 @@ func newExchange(h *listener, w http.ResponseWriter, in *http.Request) *exchange
 	return x
 }
 
-// end releases what the exchange holds; whole says that the client got a response. A body that has not been read to its
-// end gets little time for that, after which the connection does not last.
+// end releases what the exchange holds. whole says that the client got a response. The rest of a body that was not read
+// to its end may take answerTime at most. Then the connection ends.
 func (x *exchange) end(whole bool) {
 	x.watch.stop()
 	if x.late != nil {
@@ -107,11 +107,11 @@ func (x *exchange) end(whole bool) {
 	if x.in.ProtoMajor != 1 || x.body.done.Load() {
 		return
 	}
-	_ = x.ctl.SetReadDeadline(time.Now().Add(answerTime)) // fails after Hijack only, when it has no meaning
+	_ = x.ctl.SetReadDeadline(time.Now().Add(answerTime)) // fails only after Hijack, when it has no meaning
 	waits := !x.body.began.Load() && x.in.Header.Get("Expect") != ""
 	if x.duplex && whole && !waits && x.ctl.Flush() == nil {
-		// net/http, which does this by itself otherwise, loses the connection when it meets the body's end after a
-		// handler with full duplex.
+		// net/http discards the rest of a body otherwise. After a handler with full duplex it loses the connection when
+		// it meets the body's end.
 		_, _ = io.CopyN(io.Discard, x.in.Body, maxUnread)
 	}
 }
@@ -177,9 +177,8 @@ func (x *exchange) serve() {
 	}
 }
 
-// announceEnd says in a response's header that its connection ends after it, where so much of the request's body has
-// not come yet that end does not read it. Without it a client would send the next request on the connection, and lose
-// it.
+// announceEnd sets Connection: close in a response's header where more of the request's body is still to come than end
+// reads. Without it a client would send, and lose, the next request on the connection.
 func (x *exchange) announceEnd(h http.Header) {
 	if !x.duplex || x.in.ProtoMajor != 1 || x.body.done.Load() {
 		return
@@ -205,7 +204,7 @@ func (x *exchange) answerText(status int, text string) {
 	h.Set("Content-Length", strconv.Itoa(len(text)))
 	x.announceEnd(h)
 	x.w.WriteHeader(status)
-	_, _ = io.WriteString(x.w, text) // a client that is gone needs no answer
+	_, _ = io.WriteString(x.w, text) // an error is ignored: the client has closed the connection
 }
 
 func (x *exchange) redirect(status int, target string) {
@@ -213,10 +212,10 @@ func (x *exchange) redirect(status int, target string) {
 	x.answer(status, "this is served at "+target)
 }
 
-// expire ends an exchange in which nothing moved. A client that has not had a header gets an answer, a response that
-// has begun is cut.
+// expire ends an exchange in which no byte moved. A client that has not received a header gets a response of the
+// proxy's own. A response that has begun is cut off.
 func (x *exchange) expire() {
-	begun := x.answering.Load() // before cancel, after which the proxy's own answer begins
+	begun := x.answering.Load() // before cancel, after which the proxy's own response begins
 	x.stalled.Store(x.body.reading.Load())
 	limit := time.Now().Add(answerTime)
 	past := time.Unix(1, 0)
@@ -230,7 +229,7 @@ func (x *exchange) expire() {
 	}
 }
 
-// prepare makes what all attempts to reach a backend share: the context and the headers.
+// prepare makes the context and the headers, which all attempts to reach a backend share.
 func (x *exchange) prepare() {
 	x.ctx, x.cancel = context.WithCancelCause(x.in.Context())
 	x.ctx = httptrace.WithClientTrace(x.ctx, &httptrace.ClientTrace{Got1xxResponse: x.sendInformational})
@@ -246,8 +245,8 @@ func (x *exchange) prepare() {
 	}
 
 	if x.in.ContentLength != 0 {
-		// Or net/http would read 256 KiB of the body before it sends the header of a response. Only wrapped writers
-		// could fail.
+		// Otherwise net/http would read 256 KiB of the body before it sends the header of a response. Only wrapped
+		// writers could return an error.
 		x.duplex = true
 		_ = x.ctl.EnableFullDuplex()
 	}
@@ -261,7 +260,7 @@ func (x *exchange) prepare() {
 		h["Te"] = []string{"trailers"}
 	}
 	if _, ok := h["User-Agent"]; !ok {
-		h["User-Agent"] = nil // or net/http would add its own
+		h["User-Agent"] = nil // otherwise net/http would add its own
 	}
 	x.forwarded(h)
 	if x.policy != nil {
@@ -270,11 +269,11 @@ func (x *exchange) prepare() {
 	x.out = h
 }
 
-// outgoing is the request as it goes to an endpoint.
+// outgoing returns the request to an endpoint.
 func (x *exchange) outgoing(e *endpoint) *http.Request {
 	out := x.in.WithContext(x.ctx)
 	out.Header = x.out
-	// Opaque goes out as it is, while Path would be escaped again.
+	// Opaque is sent as it is. Path would be escaped again.
 	out.URL = &url.URL{Scheme: "http", Host: e.address, Opaque: x.path.forward, RawQuery: x.in.URL.RawQuery,
 		ForceQuery: x.in.URL.ForceQuery}
 	if x.policy != nil {
@@ -294,8 +293,8 @@ func (x *exchange) outgoing(e *endpoint) *http.Request {
 	return out
 }
 
-// sendInformational passes an informational response on. 100 is not: net/http sends one when the backend has asked for
-// the body.
+// sendInformational forwards an informational response. It does not forward 100, since net/http sends one when the
+// backend has asked for the body.
 func (x *exchange) sendInformational(code int, header textproto.MIMEHeader) error {
 	x.earlyMu.Lock()
 	defer x.earlyMu.Unlock()
@@ -324,15 +323,15 @@ func (x *exchange) awaitInformational() {
 	x.earlyMu.Unlock()
 }
 
-// moved notes that bytes moved, unless silence is allowed anyway.
+// moved records that bytes moved, unless time without bytes is allowed.
 func (x *exchange) moved() {
 	if !x.patient.Load() {
 		x.watch.moved()
 	}
 }
 
-// requestBody is the body of a request on its way to a backend. It is not closed by the transport, so that another
-// attempt can send it as long as nothing was read; net/http closes the client's body after the request.
+// requestBody is the body of a request to a backend. The transport does not close it, so that another attempt can send
+// it as long as nothing was read. net/http closes the client's body after the request.
 type requestBody struct {
 	exchange *exchange
 	inner    io.Reader
@@ -372,7 +371,7 @@ func (b *requestBody) Read(to []byte) (int, error) {
 		b.endMirrors(nil)
 		removeTrailers(b.exchange.in.Trailer)
 		for name := range b.exchange.trailers {
-			b.exchange.trailers[name] = b.exchange.in.Trailer[name] // quic-go makes another map, of which outgoing does not know
+			b.exchange.trailers[name] = b.exchange.in.Trailer[name] // quic-go makes another map, which outgoing does not use
 		}
 	case err != nil:
 		b.failed.Store(true)
@@ -383,7 +382,7 @@ func (b *requestBody) Read(to []byte) (int, error) {
 // Close does nothing.
 func (b *requestBody) Close() error { return nil }
 
-// again is the GetBody of the request: net/http asks for it before it sends the request on another connection.
+// again is the GetBody of the request. net/http calls it before it sends the request on another connection.
 func (b *requestBody) again() (io.ReadCloser, error) {
 	if b.began.Load() {
 		return nil, errBodyBegan
@@ -391,8 +390,7 @@ func (b *requestBody) again() (io.ReadCloser, error) {
 	return b, nil
 }
 
-// removeTrailers removes from a request's trailers what may not come from the client, since some backends add trailers
-// to the headers.
+// removeTrailers removes trailers that a client may not send, since some backends add trailers to the headers.
 func removeTrailers(h http.Header) {
 	removeHopByHop(h)
 	removeUnderscores(h)

@@ -60,8 +60,8 @@ func (p *Proxy) compileExternal(from *table.External) (*external, error) {
 	return out, nil
 }
 
-// outside makes the client of servers outside of the cluster. Each address that a name has is judged when it is
-// dialled.
+// outside makes the client for servers outside of the cluster. Each address that a name resolves to is checked when it
+// is dialled.
 func (p *Proxy) outside() *http.Transport {
 	t := p.transport(false)
 	t.Protocols.SetHTTP2(true)
@@ -72,7 +72,7 @@ func (p *Proxy) outside() *http.Transport {
 	return t
 }
 
-// admit asks the server of external authentication; false says that the request has been answered.
+// admit asks the server of external authentication. It returns false when it has answered the request.
 func (x *exchange) admit(r *route) bool {
 	e := r.policy.external
 	ctx, cancel := context.WithTimeout(x.in.Context(), x.proxy.options.IdleTimeout)
@@ -80,7 +80,7 @@ func (x *exchange) admit(r *route) bool {
 	res, err := x.ask(ctx, r)
 	if err != nil {
 		if x.in.Context().Err() != nil {
-			panic(http.ErrAbortHandler) // the client is gone
+			panic(http.ErrAbortHandler) // the client has closed the connection
 		}
 		x.proxy.options.Logger.Debug("external authentication failed", "host", x.in.Host, "error", err)
 		x.answer(http.StatusInternalServerError, "the authentication server could not be asked")
@@ -110,7 +110,7 @@ func (x *exchange) admit(r *route) bool {
 	return false
 }
 
-// ask sends the question and returns the answer's header; redirects are answers.
+// ask sends the request to the server and returns its response. A redirect is returned, not followed.
 func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 	e := r.policy.external
 	target, err := url.Parse(x.expand(e.url))
@@ -141,8 +141,8 @@ func (x *exchange) ask(ctx context.Context, r *route) (*http.Response, error) {
 	return res, err
 }
 
-// ownEndpoints are those of the route of the request's own host that the URL leads to. Only a route of an object in the
-// same namespace may say who gets in, since a client chooses the host that it names.
+// ownEndpoints returns the endpoints of the route, of the request's own host, that serves the URL. Only a route of an
+// object in the same namespace may decide about access, since a client chooses the host that it names.
 func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error) {
 	path, err := normalise(target.EscapedPath())
 	if err != nil {
@@ -162,7 +162,7 @@ func (x *exchange) ownEndpoints(r *route, target *url.URL) (*endpointSet, error)
 	return found.backends[0].endpoints, nil
 }
 
-// question is the header of the request to the server.
+// question returns the header of the request to the server.
 func (x *exchange) question(e *external) http.Header {
 	h := x.in.Header.Clone()
 	removeHopByHop(h)
@@ -174,7 +174,7 @@ func (x *exchange) question(e *external) http.Header {
 	x.forwarded(h)
 	for name, value := range map[string]string{
 		"X-Original-Url": x.scheme + "://" + x.in.Host + x.requestURI(), "X-Original-Method": x.in.Method,
-		"X-Auth-Request-Redirect": x.expand(e.redirect), "X-Sent-From": "nginx-ingress-controller", // which some servers look for
+		"X-Auth-Request-Redirect": x.expand(e.redirect), "X-Sent-From": "nginx-ingress-controller", // some servers check for it
 	} {
 		h[name] = []string{value}
 	}
@@ -182,7 +182,7 @@ func (x *exchange) question(e *external) http.Header {
 	return h
 }
 
-// addCookies passes the authentication server's cookies to the client.
+// addCookies adds the authentication server's cookies to the response for the client.
 func (x *exchange) addCookies() {
 	if len(x.cookies) > 0 {
 		h := x.w.Header()
@@ -190,12 +190,12 @@ func (x *exchange) addCookies() {
 	}
 }
 
-// changeResponseHeaders changes the header of a backend's response.
+// changeResponseHeaders sets the CORS headers and the authentication server's cookies in a backend's response.
 func (x *exchange) changeResponseHeaders(status int) {
 	if x.policy.CORS != nil {
 		x.share(x.policy.CORS)
 	}
-	switch status { // those for which nginx adds headers
+	switch status { // the statuses for which nginx adds headers
 	case 200, 201, 204, 206, 301, 302, 303, 304, 307, 308:
 		x.addCookies()
 	default:
@@ -205,7 +205,7 @@ func (x *exchange) changeResponseHeaders(status int) {
 	}
 }
 
-// grant puts the headers of the authentication server's answer into the request, in the place of what the client says.
+// grant copies the headers of the authentication server's response into the request, in place of the client's own.
 func (x *exchange) grant(h http.Header) {
 	for _, name := range x.policy.external.headers {
 		delete(h, name)

@@ -32,7 +32,7 @@ func (p *Proxy) compileFallback(from *table.Fallback) (*fallback, error) {
 	return out, err
 }
 
-// choose is the backend that serves the request: the fallback where b has no endpoint and the fallback has one.
+// choose returns the backend that serves the request: the fallback where b has no endpoint and the fallback has one.
 func (f *fallback) choose(b *backend) *backend {
 	if b != nil && (b.invalid || len(b.endpoints.all()) > 0) || len(f.backend.endpoints.all()) == 0 {
 		return b
@@ -40,8 +40,8 @@ func (f *fallback) choose(b *backend) *backend {
 	return &f.backend
 }
 
-// replace asks the fallback for an answer in the place of one of the given status, which is the proxy's own or a
-// backend's. It returns nil where that one stays, also when the fallback fails.
+// replace asks the fallback for a response that replaces one of the given status. own says that the proxy itself made
+// that one. It returns nil where that one stays, also when the fallback fails.
 func (x *exchange) replace(status int, own bool) *http.Response {
 	if x.policy == nil || x.policy.fallback == nil || x.replaced || x.backend == &x.policy.fallback.backend {
 		return nil
@@ -80,7 +80,7 @@ func (x *exchange) replace(status int, own bool) *http.Response {
 	return res
 }
 
-// explain says in headers of a request to the fallback what it stands for.
+// explain sets the headers of a request to the fallback that describe the failure.
 func (x *exchange) explain(f *fallback, h http.Header, status int) {
 	h["X-Code"] = []string{strconv.Itoa(status)}
 	h["X-Format"] = []string{x.in.Header.Get("Accept")}
@@ -88,8 +88,8 @@ func (x *exchange) explain(f *fallback, h http.Header, status int) {
 	f.headers.apply(h)
 }
 
-// bodyHeaders are those that say something of a request's body, or make an answer depend on what the client has
-// already.
+// bodyHeaders are the headers that describe a request's body, or make a response depend on what the client has in its
+// cache.
 var bodyHeaders = []string{
 	"Content-Length", "Content-Type", "Content-Encoding", "Expect", "Range", "If-Range", "If-Match", "If-None-Match",
 	"If-Modified-Since", "If-Unmodified-Since",

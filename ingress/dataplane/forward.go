@@ -15,12 +15,12 @@ import (
 
 var errNoEndpoints = errors.New("the backend has no endpoints")
 
-// dialError is a failed attempt to connect to an endpoint: nothing of the request was sent.
+// dialError is a failed attempt to connect to an endpoint. No byte of the request was sent.
 type dialError struct{ error }
 
 func (e *dialError) Unwrap() error { return e.error }
 
-// forward sends the request to a backend of the route and the response to the client.
+// forward sends the request to a backend of the route. It sends the response to the client.
 func (x *exchange) forward(r *route) {
 	b := r.choose()
 	if x.policy != nil {
@@ -38,7 +38,7 @@ func (x *exchange) forward(r *route) {
 		return
 	}
 	x.backend = b
-	websocket := x.isWebsocket() // before prepare removes what says so
+	websocket := x.isWebsocket() // before prepare removes the headers that say so
 	x.prepare()
 	if x.policy != nil && x.policy.fallback != nil && b == &x.policy.fallback.backend {
 		x.explain(x.policy.fallback, x.out, http.StatusServiceUnavailable)
@@ -68,7 +68,7 @@ func (x *exchange) forward(r *route) {
 	x.respond(res)
 }
 
-// attempt calls try with one endpoint after the other until the connection to one succeeds.
+// attempt calls try for one endpoint after the other until a connection succeeds, for maxAttempts endpoints at most.
 func (x *exchange) attempt(set *endpointSet, try func(*endpoint) error) error {
 	var array [maxAttempts]*endpoint
 	tried := array[:0]
@@ -105,7 +105,7 @@ func (x *exchange) failed(err error) {
 	case errors.Is(context.Cause(x.ctx), errIdle):
 		x.own(http.StatusGatewayTimeout, "the backend did not answer in time")
 	case x.in.Context().Err() != nil:
-		panic(http.ErrAbortHandler) // the client is gone
+		panic(http.ErrAbortHandler) // the client has closed the connection
 	case x.body.excess.Load():
 		x.answer(http.StatusRequestEntityTooLarge, "the body of the request is greater than the route allows")
 	case x.body.failed.Load():
@@ -118,7 +118,8 @@ func (x *exchange) failed(err error) {
 	}
 }
 
-// own answers a request that got no response from a backend, or has the fallback answer it.
+// own answers a request that got no response from a backend. Where there is a fallback for the status, its response is
+// sent.
 func (x *exchange) own(status int, text string) {
 	if res := x.replace(status, true); res != nil {
 		x.respond(res)
@@ -135,7 +136,7 @@ func (x *exchange) respond(res *http.Response) {
 		res = other
 	}
 	defer func() {
-		x.cancel(nil) // or Close would wait for the request's body when the backend speaks HTTP/2 and has answered before its end
+		x.cancel(nil) // otherwise Close waits for the request's body when a backend with HTTP/2 answered before its end
 		_ = res.Body.Close()
 	}()
 	if res.StatusCode == http.StatusSwitchingProtocols {
@@ -143,7 +144,7 @@ func (x *exchange) respond(res *http.Response) {
 		return
 	}
 	removeHopByHop(res.Header)
-	delete(res.Header, headerAltSvc) // it holds for all of the host, which other backends and other tenants may share
+	delete(res.Header, headerAltSvc) // it is valid for all of the host, which other backends and other tenants may share
 	h := x.w.Header()
 	maps.Copy(h, res.Header)
 	if x.policy != nil {
@@ -152,7 +153,7 @@ func (x *exchange) respond(res *http.Response) {
 	}
 	x.backend.response.apply(h)
 	if _, ok := h["Content-Type"]; !ok {
-		h["Content-Type"] = nil // or net/http would guess one
+		h["Content-Type"] = nil // otherwise net/http would guess one
 	}
 	if x.policy != nil {
 		x.changeResponseHeaders(res.StatusCode)
@@ -162,7 +163,7 @@ func (x *exchange) respond(res *http.Response) {
 		h["Trailer"] = append(h["Trailer"], name)
 	}
 	if announced > 0 && x.in.ProtoMajor == 1 {
-		delete(h, "Content-Length") // HTTP/1.1 has trailers after chunks only
+		delete(h, "Content-Length") // HTTP/1.1 has trailers only after chunks
 	}
 	if strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") {
 		x.patient.Store(true)
@@ -186,7 +187,7 @@ func (x *exchange) respond(res *http.Response) {
 	}
 }
 
-// Buffers of copies. Streams, which may be silent for hours, hold a small one.
+// Buffers of copies. A stream, which may send nothing for hours, holds a small one.
 type (
 	buffer      [32 << 10]byte
 	smallBuffer [4 << 10]byte
@@ -197,7 +198,7 @@ var (
 	smallBuffers = sync.Pool{New: func() any { return new(smallBuffer) }}
 )
 
-// copy sends the body, each piece at once.
+// copy sends the body. It sends each piece as soon as it is read.
 func (x *exchange) copy(res *http.Response) {
 	var buf []byte
 	if x.patient.Load() || x.proxy.budget.above(plenty) {
@@ -219,7 +220,7 @@ func (x *exchange) copy(res *http.Response) {
 		}
 		n, err := res.Body.Read(buf)
 		if n > 0 {
-			x.watch.moved() // the client has to read, however long the backend may be silent
+			x.watch.moved() // from here the client has to read, however long the backend sent nothing
 			if _, err := x.w.Write(buf[:n]); err != nil {
 				panic(http.ErrAbortHandler)
 			}
@@ -232,7 +233,7 @@ func (x *exchange) copy(res *http.Response) {
 			return
 		}
 		if err != nil {
-			panic(http.ErrAbortHandler) // the client has to see that the response is not whole
+			panic(http.ErrAbortHandler) // so that the client sees that the response is incomplete
 		}
 	}
 }

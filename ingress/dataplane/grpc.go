@@ -8,10 +8,11 @@ import (
 	"strings"
 )
 
-// grpcUnavailable is the status of gRPC for what may work later.
+// grpcUnavailable is gRPC's status UNAVAILABLE, after which a client may try again.
 const grpcUnavailable = 14
 
-// grpcStatus is the status of gRPC for one of HTTP, as clients translate it (gRPC, doc/http-grpc-status-mapping.md).
+// grpcStatus returns the status of gRPC for one of HTTP, as clients translate it (gRPC,
+// doc/http-grpc-status-mapping.md).
 func grpcStatus(status int) int {
 	switch status {
 	case http.StatusBadRequest:
@@ -28,8 +29,8 @@ func grpcStatus(status int) int {
 	return 2 // UNKNOWN
 }
 
-// speaksGRPC reports whether the client reads errors in gRPC's form. Those of gRPC-Web, which may speak HTTP/1.1, read
-// them in HTTP's.
+// speaksGRPC reports whether the client reads errors in gRPC's form. Clients of gRPC-Web, which may use HTTP/1.1, read
+// errors in HTTP's form.
 func (x *exchange) speaksGRPC() bool {
 	if !x.grpc || x.in.ProtoMajor < 2 {
 		return false
@@ -47,7 +48,7 @@ func (x *exchange) answerGRPC(status int, text string) {
 	x.w.WriteHeader(http.StatusOK)
 }
 
-// grpcMessage escapes what may not stand in the message of a status.
+// grpcMessage escapes characters that a status message may not hold.
 func grpcMessage(text string) string {
 	const hexDigits = "0123456789ABCDEF"
 	out := make([]byte, 0, len(text))
@@ -61,7 +62,7 @@ func grpcMessage(text string) string {
 	return string(out)
 }
 
-// answerInvalid answers a request whose turn is a backend that cannot be used.
+// answerInvalid answers a request for which a backend was chosen that cannot be used.
 func (x *exchange) answerInvalid() {
 	const text = "the backend of this route cannot be used; the status of its object says why"
 	if x.speaksGRPC() {

@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// hopByHop reports whether a header concerns one connection alone (RFC 9110, 7.6.1).
+// hopByHop reports whether a header is for one connection only (RFC 9110, 7.6.1).
 func hopByHop(name string) bool {
 	switch name {
 	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
@@ -22,15 +22,15 @@ func hopByHop(name string) bool {
 	return false
 }
 
-// forwarding reports whether a header tells what proxies before the backend saw. Some of them ingress-nginx sets and
-// this proxy does not: a backend may still believe them.
+// forwarding reports whether a header describes what proxies before the backend received. ingress-nginx sets some of
+// these and this proxy does not. A backend may still trust them.
 func forwarding(name string) bool {
 	return strings.HasPrefix(name, "X-Forwarded-") || strings.HasPrefix(name, "X-Original-Forwarded-") || name == "Forwarded" ||
 		name == "X-Real-Ip" || name == "X-Scheme"
 }
 
-// removeHopByHop removes headers of the connection and those that Connection names. Headers about forwarding stay even
-// when Connection names them.
+// removeHopByHop removes headers of the connection and the headers that Connection names. Headers about forwarding stay
+// even when Connection names them.
 func removeHopByHop(h http.Header) {
 	for _, list := range h["Connection"] {
 		for name := range strings.SplitSeq(list, ",") {
@@ -46,7 +46,8 @@ func removeHopByHop(h http.Header) {
 	}
 }
 
-// removeUnderscores removes headers whose names some backends read as others: with a hyphen instead.
+// removeUnderscores removes headers with an underscore in their name. Some backends read it as a hyphen, which makes
+// another name.
 func removeUnderscores(h http.Header) {
 	for name := range h {
 		if strings.IndexByte(name, '_') >= 0 {
@@ -67,7 +68,8 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// peer is the client's address, and whether it is a proxy whose headers about forwarding are trusted.
+// peer returns the address of the connection's other end, and whether it is a proxy whose forwarding headers are
+// trusted.
 func peer(remote string, trusted []netip.Prefix) (address string, fromProxy bool) {
 	address, _, err := net.SplitHostPort(remote)
 	if err != nil {
@@ -91,14 +93,14 @@ func contains(networks []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
-// hopsHeader counts the proxies that a request has passed, wherever they are. An authentication server's
-// name, or an endpoint, may lead to an address of ours, and without an end one request would become thousands.
+// hopsHeader counts the coracle proxies that a request has passed. The name of an authentication server, or an
+// endpoint, may lead to an address of the proxy itself. Without a limit one request would then become thousands.
 const (
 	hopsHeader = "X-Coracle-Hops"
 	maxHops    = 8
 )
 
-// hopsOf is what a header says; maxHops for what is no number.
+// hopsOf returns the number in the header. It returns maxHops for a value that is not a number.
 func hopsOf(h http.Header) int {
 	said := h[hopsHeader]
 	if len(said) == 0 {
@@ -111,7 +113,7 @@ func hopsOf(h http.Header) int {
 	return n
 }
 
-// forwarded sets the headers about forwarding. What the peer said of it is kept only when the peer is trusted.
+// forwarded sets the headers about forwarding. It keeps such headers of the peer only when the peer is trusted.
 func (x *exchange) forwarded(h http.Header) {
 	var said []string
 	if x.fromProxy {
@@ -136,20 +138,20 @@ func (x *exchange) forwarded(h http.Header) {
 			port = "443"
 		}
 	}
-	// One allocation for six headers.
+	// The six headers share one allocation.
 	values := [...]string{list, realIP(list, x.routing.trusted), x.scheme, x.in.Host, port, strconv.Itoa(x.hops + 1)}
 	h[hopsHeader] = values[5:6:6]
 	h["X-Forwarded-For"] = values[0:1:1]
 	h["X-Real-Ip"] = values[1:2:2]
 	for i, name := range [...]string{"X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port"} {
-		if len(h[name]) == 0 { // a trusted peer did not say
+		if len(h[name]) == 0 { // a trusted peer did not set it
 			h[name] = values[i+2 : i+3 : i+3]
 		}
 	}
 }
 
-// realIP is the last address of a list of X-Forwarded-For that is not a trusted proxy's, which the client cannot have
-// made up.
+// realIP returns the last address of an X-Forwarded-For list that is not a trusted proxy's. The client cannot have
+// forged that address.
 func realIP(list string, trusted []netip.Prefix) string {
 	for {
 		at := strings.LastIndexByte(list, ',')
@@ -161,7 +163,7 @@ func realIP(list string, trusted []netip.Prefix) string {
 	}
 }
 
-// client is the address of the client, as far as trusted peers say it.
+// client returns the address of the client. It uses X-Forwarded-For only from trusted peers.
 func (x *exchange) client() string {
 	if x.fromProxy {
 		if said := x.in.Header["X-Forwarded-For"]; len(said) > 0 {
@@ -171,8 +173,8 @@ func (x *exchange) client() string {
 	return x.peer
 }
 
-// proxiedPort is the port that the client connected to at a proxy, as that says by the PROXY protocol; empty where it
-// says none.
+// proxiedPort returns the port at which the client connected to a proxy, by the PROXY protocol. It returns "" where the
+// proxy names none.
 func (x *exchange) proxiedPort() string {
 	if !x.routing.proxied {
 		return ""
@@ -181,9 +183,8 @@ func (x *exchange) proxiedPort() string {
 	return to.port
 }
 
-// clientScheme is that of the client's URL: the connection's, unless a trusted peer says another. A proxy that got the
-// connection at port
-// 443 has ended TLS.
+// clientScheme returns the scheme of the client's URL: the connection's, unless a trusted peer names another. A proxy
+// that received the connection at port 443 has ended TLS.
 func (x *exchange) clientScheme() string {
 	if x.fromProxy {
 		if said := x.in.Header["X-Forwarded-Proto"]; len(said) == 1 && (said[0] == "https" || said[0] == "http") {

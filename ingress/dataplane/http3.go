@@ -29,40 +29,39 @@ import (
 )
 
 const (
-	// quicWindow is how much of a request's body waits for the backend, quicConnectionWindow how much of all bodies of
-	// a connection, in bytes.
+	// quicWindow is how many bytes of a request's body may wait for the backend. quicConnectionWindow is the same for
+	// all bodies of a connection.
 	quicWindow, quicConnectionWindow = 256 << 10, 1 << 20
-	// quicFraction is the part of Options.MaxConnections that HTTP/3 may have: an idle connection takes twice the
-	// memory of a websocket over TLS. Clients whose connection is refused take TCP.
+	// quicFraction divides Options.MaxConnections: HTTP/3 may have an eighth of them, since an idle connection takes
+	// twice the memory of a websocket over TLS. Clients whose connection is refused use TCP.
 	quicFraction = 8
-	// quicStreams is how many requests a connection may have at a time, and fewStreams how many while there are many
-	// connections. A client's stream takes
-	// 9 KB before its header has come, and quic-go has no time-out for that.
+	// quicStreams is how many requests a connection may have at a time. fewStreams is how many while there are many
+	// connections. A client's stream takes 9 KB before its header has been received, and quic-go has no time-out for
+	// that.
 	quicStreams, fewStreams = 100, 16
-	// freeConnections is how many connections of one source get quicStreams, and four times as many those of all
-	// sources.
+	// freeConnections is how many connections of one source get quicStreams. Over all sources, four times as many do.
 	freeConnections = 16
 	// freeHandshakes is how many handshakes may be under way before other clients have to prove their address (Retry,
 	// RFC 9000, 8.1.2).
 	freeHandshakes = 64
-	// quicHeld is how many bytes a client has sent at least on a connection that may hold memory of importance here.
+	// quicHeld is how many bytes a client must have sent on a connection before shedQUIC regards its memory.
 	quicHeld = 64 << 10
-	// handshakeTime is how long a process that ends without a next one waits for handshakes. New ones come to it
-	// meanwhile.
+	// handshakeTime is how long a process that ends without a successor waits for handshakes. It still receives new
+	// ones then.
 	handshakeTime = 2 * time.Second
-	// alternativeAge is for how many seconds clients remember that the site is served over HTTP/3.
+	// alternativeAge is the number of seconds for which clients remember that the site is served over HTTP/3.
 	alternativeAge = "3600"
 )
 
 const headerAltSvc = "Alt-Svc"
 
-// alternative is what answers over TLS say about HTTP/3 at a site (Alt-Svc, RFC 7838).
+// alternative is the offer of HTTP/3 in a site's responses over TLS (Alt-Svc, RFC 7838).
 type alternative struct {
-	value   atomic.Pointer[[]string] // the header; nil while the table does not say so
-	sockets atomic.Int64             // that serve HTTP/3 now
+	value   atomic.Pointer[[]string] // the header; nil while the table has no port for it
+	sockets atomic.Int64             // the number that serve HTTP/3 now
 }
 
-// header is the header's value, nil for none.
+// header returns the value of the header. It returns nil for none.
 func (a *alternative) header() []string {
 	if v := a.value.Load(); v != nil && a.sockets.Load() > 0 {
 		return *v
@@ -70,7 +69,7 @@ func (a *alternative) header() []string {
 	return nil
 }
 
-// alternative returns that of a site. It must be called with p.mu held.
+// alternative returns the alternative of a site. It must be called with p.mu held.
 func (p *Proxy) alternative(site string) *alternative {
 	a := p.alternatives[site]
 	if a == nil {
@@ -101,21 +100,21 @@ func (p *Proxy) applyHTTP3(key string, value json.RawMessage, present bool) erro
 	return nil
 }
 
-// connectionIDs makes connection IDs that begin with the mark of a socket, by which the kernel finds the process that
-// has the connection (table.QUICMark).
+// connectionIDs makes connection IDs that begin with the mark of a socket. The kernel uses the mark to find the process
+// that has the connection (table.QUICMark).
 type connectionIDs [table.QUICMarkLength]byte
 
-// GenerateConnectionID makes another one.
+// GenerateConnectionID makes a new connection ID.
 func (m connectionIDs) GenerateConnectionID() (quic.ConnectionID, error) {
 	var id [table.QUICConnectionIDLength]byte
 	_, _ = rand.Read(id[copy(id[:], m[:]):]) // never fails
 	return quic.ConnectionIDFromBytes(id[:]), nil
 }
 
-// ConnectionIDLen is the length of all.
+// ConnectionIDLen returns the length of each connection ID.
 func (connectionIDs) ConnectionIDLen() int { return table.QUICConnectionIDLength }
 
-// markOf is the mark of a socket.
+// markOf returns the mark of a socket.
 func markOf(conn *net.UDPConn) (m connectionIDs, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -133,14 +132,14 @@ func markOf(conn *net.UDPConn) (m connectionIDs, err error) {
 	return m, failure
 }
 
-// quicConnection is a client's connection while it lives. It is closed when no request has been served for
-// Options.KeepAlive, whatever streams the client has opened without sending a request.
+// quicConnection is an open connection of a client. It is closed when no request was served for Options.KeepAlive, even
+// if the client has opened streams without sending a request.
 type quicConnection struct {
 	conn   *quic.Conn
 	source netip.Addr
 
 	mu     sync.Mutex
-	served int // requests
+	served int // requests under way
 	idle   *time.Timer
 	after  time.Duration
 }
@@ -161,11 +160,11 @@ func (c *quicConnection) end() {
 	}
 }
 
-// quicHandshake is the part of the limits that a connection has, from its first packet on.
+// quicHandshake is what a connection takes of the limits, from its first packet on.
 type quicHandshake struct {
 	once   sync.Once
 	done   func()
-	source netip.Addr // that the connection counts for
+	source netip.Addr // the source that the connection counts for
 }
 
 func (h *quicHandshake) finished() { h.once.Do(h.done) }
@@ -176,10 +175,10 @@ type (
 	connectionKey struct{}
 )
 
-// ServeHTTP3 serves a site over HTTP/3 on conn until ctx is done or conn fails. Then it takes no more connections,
-// tells clients so (GOAWAY), waits for requests at most as long as Options.DrainTimeout, closes what is left and
-// returns nil when ctx ended it. It closes conn. No other reader may use the socket. There is no 0-RTT: who records
-// such a request can send it again.
+// ServeHTTP3 serves a site over HTTP/3 on conn until ctx is done or conn fails. Then it accepts no more connections and
+// sends GOAWAY to clients. It waits for requests at most as long as Options.DrainTimeout and closes the remaining ones.
+// It returns nil when ctx ended it. It closes conn. No other reader may use the socket. There is no 0-RTT, since an
+// attacker who records such a request can send it again.
 func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) error {
 	defer func() { _ = conn.Close() }()
 	mark, err := markOf(conn)
@@ -195,7 +194,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 		Conn: &quicSocket{conn, ipv4.NewPacketConn(conn), p}, ConnectionIDGenerator: mark, ConnContext: p.admitQUIC,
 		VerifySourceAddress: func(net.Addr) bool { return p.handshakes.Load() >= freeHandshakes },
 	}
-	if len(key) > 0 { // so that clients of a process that was killed learn it from the next one
+	if len(key) > 0 { // so that the next process can tell clients that a killed process' connection ended
 		reset, token := quic.StatelessResetKey(derive(key, resetPurpose(conn.LocalAddr()))), quic.TokenGeneratorKey(derive(key, "token"))
 		transport.StatelessResetKey, transport.TokenGeneratorKey = &reset, &token
 	}
@@ -206,7 +205,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 	}
 	server := &http3.Server{
 		Handler: http.HandlerFunc(h.serveHTTP3), ConnContext: p.quicConnected, MaxHeaderBytes: maxRequestHeader,
-		Logger: slog.New(slog.DiscardHandler), // it tells of each client's faults
+		Logger: slog.New(slog.DiscardHandler), // it logs the faults of each client
 	}
 	done := make(chan error, 1) // so that the goroutine can end when ctx did
 	h.alternative.sockets.Add(1)
@@ -217,7 +216,7 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 	case <-ctx.Done():
 		within := handshakeTime
 		if errors.Is(context.Cause(ctx), ErrHandedOver) {
-			within = p.options.HeaderTimeout // none takes longer (quicConfig), and new ones come to the next process
+			within = p.options.HeaderTimeout // none takes longer (quicConfig), and new ones go to the next process
 		}
 		p.awaitHandshakes(within)
 		_ = l.Close() // it refuses handshakes that are under way
@@ -226,15 +225,15 @@ func (p *Proxy) ServeHTTP3(ctx context.Context, site string, conn *net.UDPConn) 
 	h.alternative.sockets.Add(-1)
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.options.DrainTimeout)
 	defer cancel()
-	_ = server.Shutdown(limited) // it closes what is left after that time
+	_ = server.Shutdown(limited) // it closes the remaining requests after that time
 	return err
 }
 
-// awaitHandshakes waits until none is under way, for some time at most.
+// awaitHandshakes waits until no handshake is under way, for the given time at most.
 func (p *Proxy) awaitHandshakes(within time.Duration) {
 	longest := time.NewTimer(within)
 	defer longest.Stop()
-	defer p.noHandshake.Send() // for the process' other sockets
+	defer p.noHandshake.Send() // wakes the process' other sockets
 	for p.handshakes.Load() > 0 {
 		select {
 		case <-p.noHandshake:
@@ -244,11 +243,12 @@ func (p *Proxy) awaitHandshakes(within time.Duration) {
 	}
 }
 
-// resetPurpose is another one for each address: with one key for all, an attacker who has seen the connection ID of a
-// client would have another socket, which does not know the connection, say the token that ends it (RFC 9000, 21.11).
+// resetPurpose returns a different purpose for each address. With one key for all, an attacker who has seen the
+// connection ID of a client could send it to another socket. That socket, which does not have the connection, would
+// reveal the token that ends it (RFC 9000, 21.11).
 func resetPurpose(at net.Addr) string { return "stateless reset at " + at.String() }
 
-// derive makes a key for one purpose.
+// derive makes a key for one purpose from key.
 func derive(key []byte, purpose string) (out [32]byte) {
 	m := hmac.New(sha256.New, key)
 	m.Write([]byte(purpose))
@@ -265,7 +265,7 @@ func (h *listener) serveHTTP3(w http.ResponseWriter, in *http.Request) {
 	h.ServeHTTP(w, in)
 }
 
-// quicConfig bounds what a connection may hold, and finds clients that are gone.
+// quicConfig limits what a connection may hold, and detects clients that no longer respond.
 func (p *Proxy) quicConfig() *quic.Config {
 	config := &quic.Config{
 		HandshakeIdleTimeout: p.options.HeaderTimeout / 2, MaxIdleTimeout: 45 * time.Second, KeepAlivePeriod: 20 * time.Second,
@@ -289,11 +289,11 @@ var (
 	errNoClient        = errors.New("a trusted proxy cannot say by UDP whose connection it is")
 )
 
-// admitQUIC counts a connection from its first packet on; the context ends with it.
+// admitQUIC counts a connection from its first packet on. It stops counting the connection when ctx is done.
 func (p *Proxy) admitQUIC(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
 	source, tables := sourceOf(client.RemoteAddr), p.current.Load()
 	if len(tables.trusted) > 0 && contains(tables.trusted, addressOf(client.RemoteAddr)) {
-		if tables.proxied { // what clients say of themselves would be trusted
+		if tables.proxied { // the address that a client claims would be trusted
 			return nil, errNoClient
 		}
 		source = netip.Addr{} // many clients' connections
@@ -343,15 +343,15 @@ func (p *Proxy) quicConnected(ctx context.Context, conn *quic.Conn) context.Cont
 	return context.WithValue(ctx, connectionKey{}, c)
 }
 
-// quicSocket watches the memory at each batch of packets: streams grow by headers and bodies before anybody asks for
-// them.
+// quicSocket checks the memory at each batch of packets, since streams grow by headers and bodies before a handler
+// reads them.
 type quicSocket struct {
 	*net.UDPConn
-	batches *ipv4.PacketConn // also for IPv6
+	batches *ipv4.PacketConn // for IPv6, too
 	proxy   *Proxy
 }
 
-// ReadBatch is what quic-go reads packets by.
+// ReadBatch implements the interface by which quic-go reads packets.
 func (s *quicSocket) ReadBatch(packets []ipv4.Message, flags int) (int, error) {
 	n, err := s.batches.ReadBatch(packets, flags)
 	if s.proxy.budget.above(short) {
@@ -360,8 +360,9 @@ func (s *quicSocket) ReadBatch(packets []ipv4.Message, flags int) (int, error) {
 	return n, err
 }
 
-// shedQUIC closes some connections of the source that has most of those on which much was sent. What they hold cannot
-// be read: a stream whose header does not end takes 50 KB, and no stream that has not been asked for counts anywhere.
+// shedQUIC closes some connections of the source that has most of those with quicHeld bytes received. The memory that
+// they hold is unknown: a stream whose header does not end takes 50 KB, and a stream that was not accepted is counted
+// nowhere.
 func (p *Proxy) shedQUIC() {
 	now := time.Now().UnixNano()
 	if last := p.quicShedAt.Load(); now < last+int64(readEvery) || !p.quicShedAt.CompareAndSwap(last, now) {
@@ -369,13 +370,14 @@ func (p *Proxy) shedQUIC() {
 	}
 	for _, c := range p.heaviestQUIC() {
 		p.stats.Refused.Add(1)
-		go func() { // to close waits for the connection
+		go func() { // closing waits for the connection
 			_ = c.conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad), "no memory is left")
 		}()
 	}
 }
 
-// heaviestQUIC are an eighth of those connections, one at least.
+// heaviestQUIC returns an eighth, plus one, of the connections with quicHeld bytes received, of the source with most of
+// them.
 func (p *Proxy) heaviestQUIC() (out []*quicConnection) {
 	p.quicLimit.mu.Lock()
 	defer p.quicLimit.mu.Unlock()

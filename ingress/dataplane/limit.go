@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// limit bounds the connections of clients, in all and of each source, so that the process stays below its memory limit
-// and no source keeps the others out. A source is an IPv4 address, or 64 bits of an IPv6 address, which is what one
+// limit limits the connections of clients, in total and for each source. It keeps the process below its memory limit,
+// and lets no source take all connections. A source is an IPv4 address, or a /64 prefix of IPv6, which is what one
 // machine has.
 type limit struct {
 	most int
@@ -20,7 +20,7 @@ type limit struct {
 	open map[*countedTCP]struct{}
 }
 
-// acquire counts a connection; false says that there are too many. A source that is not valid has no bound of its own.
+// acquire counts a connection. It returns false when there are too many. An invalid source has no limit of its own.
 func (l *limit) acquire(source netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -31,7 +31,7 @@ func (l *limit) acquire(source netip.Addr) bool {
 	return true
 }
 
-// add counts a connection for its source; the caller holds mu.
+// add counts a connection for its source. The caller holds mu.
 func (l *limit) add(source netip.Addr) bool {
 	if !source.IsValid() {
 		return true
@@ -49,7 +49,7 @@ func (l *limit) give(source netip.Addr) {
 	l.remove(source)
 }
 
-// remove takes a connection off the counts; the caller holds mu.
+// remove subtracts a connection from the counts. The caller holds mu.
 func (l *limit) remove(source netip.Addr) {
 	l.all--
 	if !source.IsValid() {
@@ -60,14 +60,14 @@ func (l *limit) remove(source netip.Addr) {
 	}
 }
 
-// exceeds says whether a source has as many connections already, or all have four times as many.
+// exceeds reports whether a source has the given number of connections, or all sources have four times as many.
 func (l *limit) exceeds(source netip.Addr, many int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.of[source] >= many || l.all >= 4*many
 }
 
-// sourceOf is what a connection counts for.
+// sourceOf returns the source that a connection counts for.
 func sourceOf(a net.Addr) netip.Addr { return sourceOfAddress(addressOf(a)) }
 
 func sourceOfAddress(ip netip.Addr) netip.Addr {
@@ -86,7 +86,7 @@ func addressOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// limitListener closes what is more than the limit.
+// limitListener closes connections above the limit.
 type limitListener struct {
 	net.Listener
 	proxy *Proxy
@@ -121,10 +121,10 @@ func (l *limitListener) Accept() (net.Conn, error) {
 	}
 }
 
-// counted is a connection's part of the limit.
+// counted is a connection that counts for the limit.
 type counted struct {
 	limit  *limit
-	source netip.Addr // limit.mu guards it, and ended
+	source netip.Addr // limit.mu guards source and ended
 	ended  bool
 }
 
@@ -137,7 +137,7 @@ func (c *counted) gone() {
 	}
 }
 
-// became has a connection that had no source count for one; false says that this has too many.
+// became makes a connection without a source count for the given one. It returns false when that source has too many.
 func (c *counted) became(source netip.Addr) bool {
 	c.limit.mu.Lock()
 	defer c.limit.mu.Unlock()
@@ -148,7 +148,7 @@ func (c *counted) became(source netip.Addr) bool {
 	return true
 }
 
-// countedTCP keeps what a TCP connection can do beyond net.Conn: tunnels use it.
+// countedTCP gives tunnels the methods of a TCP connection beyond net.Conn.
 type countedTCP struct {
 	*net.TCPConn
 	*counted
@@ -163,7 +163,7 @@ func (p *Proxy) opened(conn *net.TCPConn, c *counted) *countedTCP {
 	return out
 }
 
-// Close ends the connection and its part of the limit.
+// Close closes the connection and stops counting it.
 func (c *countedTCP) Close() error {
 	defer c.gone()
 	c.limit.mu.Lock()
@@ -177,7 +177,7 @@ type countedConn struct {
 	*counted
 }
 
-// Close ends the connection and its part of the limit.
+// Close closes the connection and stops counting it.
 func (c *countedConn) Close() error {
 	defer c.gone()
 	return c.Conn.Close()

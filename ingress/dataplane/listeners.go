@@ -33,7 +33,7 @@ func (s *Socket) close() {
 	_ = s.Listener.Close()
 }
 
-// Inherit takes a listening socket from its descriptor, which is closed. The name is that of a site with a kind of
+// Inherit makes a Socket of a descriptor, and closes the descriptor. The name consists of a site and a kind of
 // listener.
 func Inherit(name string, descriptor int) (Socket, error) {
 	file := os.NewFile(uintptr(descriptor), name)
@@ -69,7 +69,7 @@ func packets(file *os.File) (*net.UDPConn, error) {
 	return udp, nil
 }
 
-// siteOf reads the name of a socket.
+// siteOf returns the site and the kind in the name of a socket.
 func siteOf(name string) (site, kind string, ok bool) {
 	at := strings.LastIndexByte(name, '/')
 	if at <= 0 || !slices.Contains([]string{table.HTTP, table.HTTPS, table.QUIC}, name[at+1:]) {
@@ -78,7 +78,8 @@ func siteOf(name string) (site, kind string, ok bool) {
 	return name[:at], name[at+1:], true
 }
 
-// Listeners are a proxy's sockets, which come and go while it serves. Methods may be called from several goroutines.
+// Listeners are a proxy's sockets, which are added and removed while it serves. Methods may be called from several
+// goroutines.
 type Listeners struct {
 	proxy *Proxy
 
@@ -87,24 +88,24 @@ type Listeners struct {
 	serving context.Context // nil before Serve
 	fail    context.CancelCauseFunc
 	ended   bool
-	running sync.WaitGroup // of those that are served, and of those that drain after Remove
+	running sync.WaitGroup // counts sockets that are served, and those that drain after Remove
 }
 
-// served is a socket; stop ends serving it, and is nil before that has begun.
+// served is a socket. stop ends serving it, and is nil before that has begun.
 type served struct {
 	Socket
 	stop context.CancelFunc
 }
 
-// NewListeners makes them with the sockets that the process began with.
+// NewListeners returns Listeners with the sockets that the process inherited.
 func NewListeners(p *Proxy, sockets []Socket) *Listeners {
 	l := &Listeners{proxy: p}
 	l.Add(sockets)
 	return l
 }
 
-// Serve serves all sockets, as Proxy.Serve does, until ctx is done or one of them fails, and waits until they have
-// drained. It returns what failed.
+// Serve serves all sockets, as Proxy.Serve does, until ctx is done or one of them fails. It waits until they have
+// drained. It returns the failure's error.
 func (l *Listeners) Serve(ctx context.Context) error {
 	serving, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -125,7 +126,7 @@ func (l *Listeners) Serve(ctx context.Context) error {
 	return context.Cause(serving)
 }
 
-// start serves a socket; the caller holds mu.
+// start serves a socket. The caller holds mu.
 func (l *Listeners) start(s *served) {
 	ctx, stop := context.WithCancel(l.serving)
 	s.stop = stop
@@ -144,7 +145,7 @@ func (l *Listeners) start(s *served) {
 	})
 }
 
-// Add serves more sockets, from the beginning of Serve on. After its end they are closed.
+// Add serves more sockets. Before Serve has begun it only keeps them; after Serve has ended it closes them.
 func (l *Listeners) Add(sockets []Socket) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -173,14 +174,14 @@ func (l *Listeners) Remove(names []string) {
 		if s.stop != nil {
 			s.stop()
 		}
-		if s.stop == nil || s.Packets == nil { // what drains needs its UDP socket
+		if s.stop == nil || s.Packets == nil { // draining needs the UDP socket
 			s.close() // here, so that the port is free when this returns
 		}
 		return true
 	})
 }
 
-// descriptors are duplicates of the sockets that are open, with their names; the caller closes them.
+// descriptors returns duplicates of the open sockets, with their names. The caller closes the duplicates.
 func (l *Listeners) descriptors() (descriptors []int, names []string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -198,8 +199,8 @@ func (l *Listeners) descriptors() (descriptors []int, names []string, err error)
 	return descriptors, names, nil
 }
 
-// duplicate does not use net's File: os.File.Fd makes the socket a blocking one, for all duplicates, and a listener
-// that blocks in the kernel cannot be closed.
+// duplicate duplicates the descriptor without net's File. os.File.Fd would make the socket blocking, for all
+// duplicates, and a listener that blocks in the kernel cannot be closed.
 func (s *Socket) duplicate() (int, error) {
 	var has syscall.Conn = s.Packets
 	if s.Packets == nil {

@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// memory says how much of its limit the process uses, so that clients are refused before the kernel ends the process
-// with everybody's connections. What a connection takes differs by a factor of five, from an idle one to one over TLS
-// that does not read, and so their number alone bounds nothing.
+// memory measures which fraction of its memory limit the process uses. Clients are refused before the kernel ends the
+// process and with it all connections. The memory of a connection differs by a factor of five, from an idle one to one
+// over TLS whose client does not read. The number of connections alone is thus no limit.
 type memory struct {
 	most int64 // GOMEMLIMIT in bytes; 0 for none
 	next atomic.Int64
@@ -23,7 +23,7 @@ type memory struct {
 	read func() int64
 }
 
-// readEvery is how old the measure may be.
+// readEvery is the greatest age of the measured value.
 const readEvery = 10 * time.Millisecond
 
 func newMemory() *memory {
@@ -34,14 +34,14 @@ func newMemory() *memory {
 	return m
 }
 
-// runtimeMemory is what GOMEMLIMIT limits.
+// runtimeMemory returns the number of bytes that GOMEMLIMIT limits.
 func runtimeMemory() int64 {
 	samples := [2]metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(samples[:])
 	return int64(samples[0].Value.Uint64() - samples[1].Value.Uint64())
 }
 
-// above reports whether so many sixteenths of the limit are in use.
+// above reports whether more than so many sixteenths of the limit are in use.
 func (m *memory) above(sixteenths int64) bool {
 	if m.most == 0 {
 		return false
@@ -53,18 +53,19 @@ func (m *memory) above(sixteenths int64) bool {
 	return m.used.Load() > m.most/16*sixteenths
 }
 
-// Parts of GOMEMLIMIT, in sixteenths. The kernel ends the process at 21 of them.
+// Fractions of GOMEMLIMIT, in sixteenths. The kernel ends the process at 21 of them.
 const (
-	// plenty is where copies of bodies begin to take small buffers.
+	// plenty is the use above which copies of bodies take small buffers.
 	plenty = 8
-	// scarce is where sources that have much get no more, and short where they lose connections.
+	// scarce is the use above which sources with many connections get no more. short is that above which they lose
+	// some.
 	scarce, short = 11, 15
-	// none is where no request gets anything.
+	// none is the use above which no request is accepted.
 	none = 17
 )
 
-// hasMemory reports whether there is memory for one more connection or request of a source. When little is left,
-// sources that have little get it.
+// hasMemory reports whether there is memory for one more connection or request of a source. When little memory is left,
+// only sources with few connections and requests get it.
 func (p *Proxy) hasMemory(source netip.Addr) bool {
 	switch {
 	case !p.budget.above(scarce):
@@ -78,7 +79,7 @@ func (p *Proxy) hasMemory(source netip.Addr) bool {
 	return true
 }
 
-// exceedsShare reports whether a source has more than a sixteenth of what all may have.
+// exceedsShare reports whether a source has more than a sixteenth of MaxConnections in connections and requests.
 func (p *Proxy) exceedsShare(source netip.Addr) bool {
 	return p.limit.count(source)+p.streams.count(source) > max(1, p.options.MaxConnections/16)
 }
@@ -89,7 +90,7 @@ func (l *limit) count(source netip.Addr) int {
 	return l.of[source]
 }
 
-// heaviest are an eighth of the connections of the source that has most of them and of requests.
+// heaviest returns an eighth, plus one, of the connections of the source that has most connections and requests.
 func (p *Proxy) heaviest() []*countedTCP {
 	p.limit.mu.Lock()
 	defer p.limit.mu.Unlock()
@@ -109,7 +110,7 @@ func (p *Proxy) heaviest() []*countedTCP {
 	return out
 }
 
-// shed closes some connections of the source that has most, so that others can be served.
+// shed closes some connections of the source that has most, so that other sources can be served.
 func (p *Proxy) shed() {
 	p.shedQUIC()
 	now := time.Now().UnixNano()
@@ -122,17 +123,17 @@ func (p *Proxy) shed() {
 	}
 }
 
-// errMemory ends a connection that brings more while no memory is left.
+// errMemory ends a connection on which more is received while no memory is left.
 var errMemory = errors.New("the process has no memory left for this client")
 
-// of is the source that the connection counts for.
+// of returns the source that the connection counts for.
 func (c *counted) of() netip.Addr {
 	c.limit.mu.Lock()
 	defer c.limit.mu.Unlock()
 	return c.source
 }
 
-// Read implements net.Conn. Bodies of HTTP/2 are read before anybody asks for them.
+// Read implements net.Conn. It checks the memory, since bodies of HTTP/2 are received before a handler reads them.
 func (c *countedTCP) Read(to []byte) (int, error) {
 	n, err := c.TCPConn.Read(to)
 	if p := c.proxy; err == nil && p.budget.above(short) && p.exceedsShare(c.of()) {
@@ -141,8 +142,8 @@ func (c *countedTCP) Read(to []byte) (int, error) {
 	return n, err
 }
 
-// begin takes the exchange's part of what all may have at a time; false says that it has been answered. A connection of
-// HTTP/1 has one request at a time, and is counted itself.
+// begin counts the exchange for the limits of requests under way. It returns false when it has answered the request. A
+// connection of HTTP/1 has one request at a time, so the connection alone is counted.
 func (x *exchange) begin() bool {
 	if x.hops = hopsOf(x.in.Header); x.hops >= maxHops {
 		x.answer(http.StatusLoopDetected,
@@ -157,8 +158,8 @@ func (x *exchange) begin() bool {
 		return true
 	}
 	var source netip.Addr
-	if !x.fromProxy { // a trusted proxy has many clients' requests
-		at, _ := netip.ParseAddrPort(x.in.RemoteAddr) // of net/http: it is one
+	if !x.fromProxy { // a trusted proxy sends many clients' requests
+		at, _ := netip.ParseAddrPort(x.in.RemoteAddr) // net/http sets a valid address
 		source = sourceOfAddress(at.Addr().Unmap().WithZone(""))
 	}
 	if !x.proxy.hasMemory(source) {
@@ -179,7 +180,7 @@ func (x *exchange) begin() bool {
 	return true
 }
 
-// finish gives back what begin took.
+// finish ends what begin has counted.
 func (x *exchange) finish() {
 	if x.streaming {
 		x.proxy.streams.give(x.stream)

@@ -11,14 +11,14 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// hostStats are the counters of one host. They outlive changes of the host.
+// hostStats are the counters of one host. They are kept when the host changes.
 type hostStats struct {
 	requests    [6]atomic.Uint64
 	durations   [len(table.DurationBuckets) + 1]atomic.Uint64
 	nanoseconds atomic.Uint64
 }
 
-// count counts a request; a stream's time says nothing.
+// count counts a request. The time of a stream is not counted.
 func (s *hostStats) count(status int, took time.Duration, stream bool) {
 	s.requests[min(max(0, status/100), 5)].Add(1)
 	if stream {
@@ -43,7 +43,8 @@ func (s *hostStats) read(site, name string) table.HostStats {
 	return out
 }
 
-// statsOf returns the counters of a host, which are the others' once there are many. It must be called with p.mu held.
+// statsOf returns the counters of a host. Once there are MaxCountedHosts, further hosts share p.others. It must be
+// called with p.mu held.
 func (p *Proxy) statsOf(key string) *hostStats {
 	s := p.counted[key]
 	switch {
@@ -65,7 +66,7 @@ func (x *exchange) statsOf(s *siteRoutes, name string) *hostStats {
 	return &x.proxy.others
 }
 
-// Report returns what has been counted.
+// Report returns the current counters.
 func (p *Proxy) Report() *table.Stats {
 	out := &table.Stats{
 		Connections: p.stats.Connections.Load(), Websockets: p.stats.Tunnels.Load(), Refused: p.stats.Refused.Load(),

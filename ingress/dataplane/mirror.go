@@ -18,13 +18,13 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
 
-// Bounds of mirrored requests, so that mirrors that are stuck or lag cost memory up to a bound and requests nothing.
-// What exceeds one is not mirrored.
+// Limits of mirrored requests. A mirror that is stuck or slow thus takes limited memory and delays no request. A
+// request that exceeds a limit is not mirrored.
 const (
-	// maxMirrors bounds the mirrored requests under way; those of one mirror may be half of them.
+	// maxMirrors limits the mirrored requests under way. One mirror may have half of them.
 	maxMirrors = 256
-	// maxMirrorLag bounds how much of a request's body has been read and not been sent to the mirror yet,
-	// maxMirrorMemory that of all requests together.
+	// maxMirrorLag limits the bytes of a request's body that were read but not yet sent to the mirror. maxMirrorMemory
+	// limits the same bytes over all requests.
 	maxMirrorLag    = 1 << 20
 	maxMirrorMemory = 32 << 20
 )
@@ -62,7 +62,7 @@ func (p *Proxy) compileMirror(from *table.Mirror) (*mirror, error) {
 	return out, err
 }
 
-// mirror sends copies of the request to the mirrors whose turn it is. The request goes on meanwhile.
+// mirror sends a copy of the request to each mirror whose turn it is. It does not wait for the mirrors.
 func (x *exchange) mirror() {
 	for _, m := range x.policy.mirrors {
 		if m.backend.invalid || spread(&m.turn, m.denominator) >= m.numerator {
@@ -81,7 +81,7 @@ func (x *exchange) mirror() {
 	}
 }
 
-// mirror runs a mirrored request in a goroutine that a drain waits for; false says that the listener has been drained.
+// mirror runs a mirrored request in a goroutine that a drain waits for. It returns false when the listener was drained.
 func (h *listener) mirror(run func(context.Context)) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -133,7 +133,7 @@ func (x *exchange) copyFor(m *mirror) *mirrored {
 	return c
 }
 
-// end gives back the copy's part of the bounds.
+// end stops counting the copy for the limits, and drops its body.
 func (c *mirrored) end() {
 	if c.body != nil {
 		c.body.discard()
@@ -142,7 +142,7 @@ func (c *mirrored) end() {
 	c.proxy.mirrors.Add(-1)
 }
 
-// run sends the copy and discards the answer. It ends at the latest when nothing of the body has come for
+// run sends the copy and discards the response. It ends at the latest when no byte of the body was received for
 // Options.IdleTimeout.
 func (c *mirrored) run(ctx context.Context) {
 	defer c.end()
@@ -186,8 +186,8 @@ func (c *mirrored) send(ctx context.Context, by *http.Transport, address string)
 	return err
 }
 
-// tries calls try with one endpoint after the other until the connection to one succeeds, or again says that no other
-// may be tried.
+// tries calls try for one endpoint after the other until a connection succeeds. It ends early when again returns false
+// after a failure.
 func (p *Proxy) tries(set *endpointSet, try func(*endpoint) error, again func() bool) error {
 	var tried []*endpoint
 	err := errNoEndpoints
@@ -213,26 +213,27 @@ func (p *Proxy) tries(set *endpointSet, try func(*endpoint) error, again func() 
 	return err
 }
 
-// mirrorBody is the copy of a request's body, which is read as it comes. It holds what the mirror has not taken yet.
+// mirrorBody is the copy of a request's body, filled while the client sends it. It holds the bytes that the mirror has
+// not read yet.
 type mirrorBody struct {
 	proxy *Proxy
-	read  atomic.Bool // the mirror has begun to take the body
+	read  atomic.Bool // the mirror has begun to read the body
 
 	mu     sync.Mutex
 	filled sync.Cond
 	held   bytes.Buffer
-	err    error // why there is no more; io.EOF at the body's end; nil before
+	err    error // why no more bytes follow; io.EOF at the body's end; nil before
 	moved  func()
 }
 
-// onRead has f called for each piece of the body.
+// onRead makes write call f for each piece of the body.
 func (b *mirrorBody) onRead(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.moved = f
 }
 
-// write adds a piece, or ends a body that is not taken fast enough. It does not wait for the mirror.
+// write adds a piece. If the mirror reads too slowly, write ends the body. It does not wait for the mirror.
 func (b *mirrorBody) write(piece []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -254,7 +255,7 @@ func (b *mirrorBody) write(piece []byte) {
 	b.filled.Signal()
 }
 
-// end says that no more comes; nil is the body's end. The first call counts.
+// end says that no more bytes follow. A nil cause is the end of the body. Only the first call counts.
 func (b *mirrorBody) end(cause error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -266,7 +267,7 @@ func (b *mirrorBody) end(cause error) {
 	}
 }
 
-// stop must be called with the lock. What is held stays for the mirror at the body's end alone.
+// stop must be called with mu held. The mirror can read the remaining bytes only if cause is io.EOF.
 func (b *mirrorBody) stop(cause error) {
 	b.err = cause
 	if !errors.Is(cause, io.EOF) {
@@ -280,7 +281,7 @@ func (b *mirrorBody) drop() {
 	b.held = bytes.Buffer{}
 }
 
-// Read waits for the client's next piece.
+// Read returns held bytes. If there are none, it waits for the client's next piece.
 func (b *mirrorBody) Read(to []byte) (int, error) {
 	b.read.Store(true)
 	b.mu.Lock()
@@ -296,8 +297,8 @@ func (b *mirrorBody) Read(to []byte) (int, error) {
 	return n, nil
 }
 
-// Close drops what the mirror has not taken. A transport closes the body after an attempt to connect, too, when the
-// next attempt is still to send it.
+// Close drops the bytes that the mirror has not read. It keeps them if the mirror has read none: a transport closes the
+// body after a failed dial, too, and the next attempt has still to send it.
 func (b *mirrorBody) Close() error {
 	if b.read.Load() {
 		b.discard()
@@ -305,14 +306,14 @@ func (b *mirrorBody) Close() error {
 	return nil
 }
 
-// discard drops what the mirror has not taken and what comes.
+// discard drops the bytes that the mirror has not read and all further ones.
 func (b *mirrorBody) discard() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.stop(io.ErrClosedPipe)
 }
 
-// mirror passes a piece of the body on to the mirrors.
+// mirror adds a piece of the body to the bodies of all mirrors.
 func (b *requestBody) mirror(piece []byte) {
 	if len(piece) == 0 {
 		return
@@ -322,7 +323,7 @@ func (b *requestBody) mirror(piece []byte) {
 	}
 }
 
-// endMirrors says that no more of the body comes.
+// endMirrors ends the bodies of all mirrors.
 func (b *requestBody) endMirrors(cause error) {
 	for _, m := range b.mirrors {
 		m.end(cause)

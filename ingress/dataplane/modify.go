@@ -19,14 +19,14 @@ type modification struct {
 	host     string // of a request; empty to leave it
 }
 
-// headerValue is a header in canonical form. The slice is shared by all requests and has no room for more, so that
+// headerValue is a header in canonical form. All requests share the slice values. Its capacity is its length, so that
 // appending to it makes a copy.
 type headerValue struct {
 	name   string
 	values []string
 }
 
-// compileHeaders reads changes of the headers of requests, or of responses. It returns nil for none.
+// compileHeaders reads changes of the headers of requests, or of responses. It returns nil if there are none.
 func compileHeaders(from *table.Headers, request bool) (*modification, error) {
 	if from == nil {
 		return nil, nil //nolint:nilnil // no changes
@@ -68,8 +68,7 @@ func compileHeaders(from *table.Headers, request bool) (*modification, error) {
 	return out, nil
 }
 
-// changeable returns a header's name in canonical form; the error says why the header is not one that a route may
-// change.
+// changeable returns a header's name in canonical form. It returns an error for a header that a route may not change.
 func changeable(name string) (string, error) {
 	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return !isToken(r) }) {
 		return "", fmt.Errorf("%q is not the name of a header", name)
@@ -81,7 +80,7 @@ func changeable(name string) (string, error) {
 	return name, nil
 }
 
-// isToken reports whether a character may stand in the name of a header (RFC 9110, 5.6.2).
+// isToken reports whether the name of a header may hold a character (RFC 9110, 5.6.2).
 func isToken(r rune) bool {
 	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r > 0 && strings.ContainsRune("!#$%&'*+-.^_`|~", r)
 }

@@ -7,23 +7,22 @@ import (
 	"strings"
 )
 
-// errPath says that a path has no normalised form that every backend would read in the same way.
+// errPath is returned for a path that different backends would read in different ways, whatever its normalised form.
 var errPath = errors.New("the path holds an encoded separator beside a dot segment, or a zero byte")
 
 // cleanPath is a normalised path in two forms.
 type cleanPath struct {
-	// forward is what a backend gets: escaped, without empty and dot segments, with escapes of unreserved characters
-	// decoded (RFC 3986,
-	// 6.2.2).
+	// forward is the path for the backend: escaped, without empty and dot segments. Escapes of unreserved characters
+	// are decoded (RFC 3986, 6.2.2).
 	forward string
-	// match is what routes are compared with: forward with all escapes decoded, apart from %2F, which is no separator,
-	// and %25.
+	// match is the path that routes are compared with: forward with all escapes decoded, except %2F, which is no
+	// separator, and %25.
 	match string
 }
 
-// normalise returns the normalised path of a request; raw is the path as the client sent it. Segments such as "..;x",
-// which some backends read as "..", are dot segments here. A dot segment beside %2F or %5C is an error, since backends
-// that decode these would leave the route's prefix.
+// normalise returns the normalised path of a request. raw is the path as the client sent it. Segments such as "..;x",
+// which some backends read as "..", are dot segments. A dot segment beside %2F or %5C is an error, since backends that
+// decode these would leave the route's prefix.
 func normalise(raw string) (cleanPath, error) {
 	if isPlain(raw) {
 		return cleanPath{forward: raw, match: raw}, nil
@@ -39,7 +38,7 @@ func normalise(raw string) (cleanPath, error) {
 	return cleanPath{forward: forward, match: decodeForMatch(forward)}, nil
 }
 
-// isPlain reports whether a path is its own normalised form. It is the common case and needs no memory.
+// isPlain reports whether a path is its own normalised form. Most paths are, and need no allocation.
 func isPlain(raw string) bool {
 	if raw == "" || raw[0] != '/' {
 		return false
@@ -58,8 +57,8 @@ func isPlain(raw string) bool {
 	return true
 }
 
-// canonicalEscapes decodes escapes of unreserved characters and escapes what may not stand in a path, so that equal
-// paths are equal text.
+// canonicalEscapes decodes escapes of unreserved characters. It escapes characters that a path may not hold. Equal
+// paths are thus equal text.
 func canonicalEscapes(raw string) (string, error) {
 	const hexDigits = "0123456789ABCDEF"
 	var out strings.Builder
@@ -118,7 +117,7 @@ func removeDots(path string) (string, error) {
 	return out, nil
 }
 
-// dotKind is "." or ".." for dot segments, with or without parameters after a semicolon, and "" for others.
+// dotKind returns "." or ".." for dot segments, with or without parameters after a semicolon. It returns "" for others.
 func dotKind(segment string) string {
 	if segment == "" || segment[0] != '.' {
 		return ""
@@ -144,7 +143,7 @@ func hidesDots(segment string) bool {
 	return false
 }
 
-// decodeForMatch makes the match form of a normalised path.
+// decodeForMatch returns the match form of a normalised path.
 func decodeForMatch(forward string) string {
 	if !strings.Contains(forward, "%") {
 		return forward
@@ -168,8 +167,8 @@ func decodeForMatch(forward string) string {
 	return out.String()
 }
 
-// lenientPath is a path as routes match it in the form that lenient backends give it: encoded slashes and backslashes
-// are separators, and what follows a semicolon in a segment is no part of it.
+// lenientPath returns the path, from its match form, as lenient backends read it. Encoded slashes and backslashes are
+// separators there. The rest of a segment after a semicolon is no part of the segment.
 func lenientPath(match string) string {
 	if !strings.ContainsAny(match, `%;\`) {
 		return match
@@ -191,7 +190,8 @@ func lenientPath(match string) string {
 	return out.String()
 }
 
-// cleanQuery escapes what may stand in no request line: HTTP/2 and 3 take a space, which would end the target.
+// cleanQuery escapes characters that no request line may hold. HTTP/2 and HTTP/3 allow a space, which would end the
+// target.
 func cleanQuery(raw string) string {
 	const hexDigits = "0123456789ABCDEF"
 	bad := func(c byte) bool { return c <= ' ' || c >= 0x7f || c == '#' }
@@ -213,12 +213,13 @@ func cleanQuery(raw string) string {
 	return string(out)
 }
 
-// isUnreserved is RFC 3986's unreserved.
+// isUnreserved reports whether a byte is unreserved in RFC 3986.
 func isUnreserved(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
 }
 
-// isPathByte reports whether a byte stands for itself in a path: RFC 3986's pchar without escapes, and the slash.
+// isPathByte reports whether a path may hold a byte without escaping it: RFC 3986's pchar without escapes, and the
+// slash.
 func isPathByte(c byte) bool {
 	return isUnreserved(c) || c != 0 && strings.IndexByte("!$&'()*+,;=:@/", c) >= 0
 }
@@ -237,11 +238,11 @@ func unhex(c byte) byte {
 	return c - 'a' + 10
 }
 
-// maxHost bounds a host in bytes, as DNS does.
+// maxHost is the greatest length of a host in bytes, as in DNS.
 const maxHost = 253
 
-// hostName is the name in a Host header in lower case, without port and trailing dot. It reports false for what no host
-// is called.
+// hostName returns the name in a Host header in lower case, without port and trailing dot. It returns false for text
+// that is no valid host.
 func hostName(header string) (string, bool) {
 	name := header
 	if strings.HasPrefix(name, "[") {
@@ -274,7 +275,7 @@ func isPort(text string) bool {
 	return len(text) <= 5 && strings.Trim(text, "0123456789") == ""
 }
 
-// wildcardOf is the wildcard that a host falls under: its first label replaced.
+// wildcardOf returns the wildcard that covers a host: "*" in place of its first label.
 func wildcardOf(name string) string {
 	_, rest, ok := strings.Cut(name, ".")
 	if !ok || rest == "" {

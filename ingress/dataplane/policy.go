@@ -18,25 +18,25 @@ type policy struct {
 	location                 variable.Text // of Redirect
 	allow                    []netip.Prefix
 	deny                     []netip.Prefix
-	external                 *external // nil without
-	limiter                  *limiter  // nil without
+	external                 *external // nil for none
+	limiter                  *limiter  // nil for none
 	except                   []netip.Prefix
 	hashBy                   variable.Text
-	canary                   *canary       // nil without
+	canary                   *canary       // nil for none
 	users                    *userSet      // nil without basic authentication
-	path                     *pathChange   // of the request; nil without
-	redirectPath             *pathChange   // of Redirect; nil without
-	request                  *modification // of headers; nil without
+	path                     *pathChange   // of the request; nil for none
+	redirectPath             *pathChange   // of Redirect; nil for none
+	request                  *modification // of headers; nil for none
 	response                 *modification
 	mirrors                  []*mirror
 	clients                  *certified   // nil where clients need no certificate
-	fallback                 *fallback    // nil without
-	moved                    *replacement // of Location; nil without
+	fallback                 *fallback    // nil for none
+	moved                    *replacement // of Location; nil for none
 	cookieDomain, cookiePath *replacement
-	longest                  time.Duration // of a request; 0 for no bound
+	longest                  time.Duration // time of a request; 0 for no limit
 }
 
-// compilePolicy reads what a route does beyond forwarding; an error closes the route.
+// compilePolicy compiles a policy. An error closes the route.
 func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error) {
 	out := &policy{Policy: from}
 	var err error
@@ -90,7 +90,7 @@ func (p *Proxy) compilePolicy(object string, from *table.Policy) (*policy, error
 	return out, nil
 }
 
-// applyPolicy does what the route's policy asks for, in the order of nginx' phases: redirects come before access is
+// applyPolicy does what the route's policy says, in the order of nginx' phases: redirects are sent before access is
 // checked.
 func (x *exchange) applyPolicy(r *route) {
 	p := r.policy
@@ -134,7 +134,7 @@ func (x *exchange) applyPolicy(r *route) {
 	x.forward(r)
 }
 
-// mark notes that a sweep found what the policy holds in use.
+// mark records, for a sweep, that the objects which the policy holds are in use.
 func (p *policy) mark(sweep uint64) {
 	if p.canary != nil {
 		p.canary.backend.mark(sweep)
@@ -184,7 +184,7 @@ func (p *policy) rename(out *http.Request) {
 	}
 }
 
-// compileChanges reads what changes requests and responses, their mirrors and their time-outs.
+// compileChanges compiles the changes of requests and responses, the mirrors and the time-outs.
 func (p *Proxy) compileChanges(to *policy) (err error) {
 	if to.path, err = compilePathChange(to.Path); err != nil {
 		return err
@@ -217,7 +217,7 @@ func (p *Proxy) compileChanges(to *policy) (err error) {
 		return err
 	}
 	for _, millis := range []int{to.RequestMillis, to.BackendMillis} {
-		// Only attempts to connect are repeated, so that a backend has about as long as the request.
+		// Only dials are repeated, so that a backend has about as long as the request.
 		if d := time.Duration(millis) * time.Millisecond; d > 0 && (to.longest == 0 || d < to.longest) {
 			to.longest = d
 		}
@@ -225,7 +225,7 @@ func (p *Proxy) compileChanges(to *policy) (err error) {
 	return nil
 }
 
-// prefixes reads networks.
+// prefixes parses networks.
 func prefixes(all []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, text := range all {

@@ -2,10 +2,11 @@
 
 // Package dataplane serves HTTP by a table of hosts, certificates and endpoints: the data plane of the ingress proxy.
 //
-// It owns the listeners that it is given and the connections to endpoints, and routes requests by the table that Apply
-// got last. It knows nothing of Kubernetes and keeps nothing; it reads files and resolves names for authentication
-// servers outside alone. Its goroutines: those of net/http, two for each tunnel (tunnel.go), one for each Serve, and
-// one for the agent's connection (control.go); Serve and Control.Serve wait for theirs.
+// It owns the listeners that it is given and the connections to endpoints. It routes requests by the table of the last
+// Apply. It does not use the Kubernetes API and stores nothing. It reads files and resolves names only for
+// authentication servers and mirrors outside of the cluster. Its goroutines: those of net/http, two for each tunnel
+// (tunnel.go), one for each Serve, and one for the agent's connection (control.go). Serve and Control.Serve wait for
+// theirs.
 package dataplane
 
 import (
@@ -26,28 +27,29 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// Options are what a Proxy is made with. The zero value of each field stands for its default.
+// Options are the options of New. The zero value of each field stands for its default.
 type Options struct {
-	// Logger gets panics as errors and the complaints of net/http at level debug; slog.Default() by default.
+	// Logger logs panics as errors and the messages of net/http at level debug; slog.Default() by default.
 	Logger *slog.Logger
-	// HeaderTimeout is how long a client may take for a TLS handshake or the header of a request; 10 s by default.
+	// HeaderTimeout is the time that a client may take for a TLS handshake or the header of a request; 10 s by default.
 	HeaderTimeout time.Duration
-	// IdleTimeout is how long nothing may move while a request is under way: between bytes of its body, until the
-	// header of the response, between bytes of the response. Streams (gRPC, server-sent events) and tunnels may be
-	// silent for longer; 60 s by default.
+	// IdleTimeout is the longest time without a byte while a request is under way: between bytes of its body, until the
+	// header of the response, between bytes of the response. It does not apply to streams (gRPC, server-sent events)
+	// and tunnels. 60 s by default.
 	IdleTimeout time.Duration
-	// KeepAlive is how long a client's connection stays open without a request; 75 s by default.
+	// KeepAlive is the time for which a client's connection stays open without a request; 75 s by default.
 	KeepAlive time.Duration
-	// DialTimeout bounds each attempt to connect to an endpoint; 2 s by default.
+	// DialTimeout limits each attempt to connect to an endpoint; 2 s by default.
 	DialTimeout time.Duration
-	// Unresponsive is how long the machine of a backend may be without an answer on a connection: then the connection
-	// is closed. Whole seconds, 30 s by default.
+	// Unresponsive is the time after which a connection to a backend is closed if the backend's machine acknowledges
+	// nothing. Whole seconds, 30 s by default.
 	Unresponsive time.Duration
-	// DrainTimeout bounds how long Serve waits for requests and tunnels when it ends; 30 s by default.
+	// DrainTimeout limits the time for which Serve waits for requests and tunnels when it ends; 30 s by default.
 	DrainTimeout time.Duration
-	// HandoverTimeout bounds the same when another process has taken over (ErrHandedOver); an hour by default.
+	// HandoverTimeout is the limit in place of DrainTimeout when another process serves on the sockets (ErrHandedOver);
+	// 1 h by default.
 	HandoverTimeout time.Duration
-	// MaxConnections bounds the connections of clients, of which one source may have half; 4,000 by default. An idle
+	// MaxConnections limits the connections of clients; 4,000 by default. One source may have half of them. An idle
 	// websocket over TLS takes less than 40 KB.
 	MaxConnections int
 	// Refuse reports whether an endpoint's address may not be dialled; RefuseLocal by default.
@@ -56,10 +58,10 @@ type Options struct {
 
 const (
 	maxRequestHeader = 32 << 10
-	// maxFields bounds the names of fields in a request's header: short ones take ten times their length in memory.
+	// maxFields limits the number of fields in a request's header. Short fields take ten times their length in memory.
 	maxFields         = 256
 	maxResponseHeader = 128 << 10
-	// maxAttempts bounds how many endpoints a request tries to connect to.
+	// maxAttempts limits the number of endpoints that a request tries to connect to.
 	maxAttempts = 4
 )
 
@@ -72,43 +74,44 @@ type Proxy struct {
 	current  atomic.Pointer[routing]
 	http1    *http.Transport
 	h2c      *http.Transport
-	https    *tlsClients // without regard to certificates, as nginx does
-	// foreignClients is the client of servers outside of the cluster.
+	https    *tlsClients // does not verify certificates, as in nginx
+	// foreignClients is the client for servers outside of the cluster.
 	foreignClients *http.Transport
-	// dialer connects the transports, and tunnelDialer tunnels.
+	// dialer connects the transports. tunnelDialer connects tunnels.
 	dialer, tunnelDialer *net.Dialer
 
 	stats        Stats
-	others       hostStats // of hosts that counted does not have
+	others       hostStats // of hosts that are not in counted
 	limit        limit
-	streams      limit // requests under way of clients that may have several on a connection
+	streams      limit // requests under way of clients that may have several on one connection
 	budget       *memory
-	shedAt       atomic.Int64  // when shed closed connections last
+	shedAt       atomic.Int64  // when shed last closed connections
 	mirrors      atomic.Int64  // mirrored requests under way
 	mirrorMemory atomic.Int64  // bytes of their bodies that are held
-	ending       chan struct{} // closed by End
+	ending       chan struct{} // End closes it
 	end          sync.Once
-	complained   atomic.Bool // of a trusted proxy without the PROXY protocol
+	complained   atomic.Bool // the log has a message about a trusted proxy without the PROXY protocol
 	quicLimit    limit
 	quicOpen     map[*quicConnection]struct{} // after their handshake; quicLimit.mu guards it
-	quicShedAt   atomic.Int64                 // when shedQUIC closed connections last
-	// handshakes are those of QUIC that are under way.
+	quicShedAt   atomic.Int64                 // when shedQUIC last closed connections
+	// handshakes is the number of QUIC handshakes under way.
 	handshakes  atomic.Int64
 	noHandshake timers.Signal // handshakes has become 0
-	// memory is the key of the hashes by which right logins are remembered.
+	// memory is the key of the hashes by which correct logins are remembered.
 	memory [32]byte
-	// hashing bounds how many passwords are compared at a time: half of the processors, so that requests go on.
+	// hashing limits how many passwords are compared at a time: half of the processors, so that other requests are
+	// served.
 	hashing chan struct{}
-	// hashWait bounds how long a login waits for a processor when many hashes are being compared.
+	// hashWait limits how long a login waits for a processor while other hashes are compared.
 	hashWait time.Duration
 
 	mu           sync.Mutex // guards what follows, for Apply
 	sections     table.Sections
-	problems     map[string]string // by key, apart from absent certificates
+	problems     map[string]string // by key, except absent certificates
 	endpoints    map[string]*endpointSet
 	certificates map[string]*certificate
 	authorities  map[string]*authorities
-	tls          map[string]*backendTLS // by what they are made of
+	tls          map[string]*backendTLS // by their table.BackendTLS in JSON
 	users        map[string]*userSet
 	turns        map[string]chan struct{} // of logins, by namespace; each has the capacity 1
 	limiters     map[string]*limiter      // by object
@@ -123,16 +126,17 @@ type Proxy struct {
 
 // Stats are counters of a Proxy.
 type Stats struct {
-	// Requests counts answered requests by the first digit of their status; those that ended without one are at 0.
+	// Requests counts answered requests by the first digit of their status. Requests that ended without a status are at
+	// 0.
 	Requests [6]atomic.Uint64
-	// Connections are those of clients that are open, Tunnels the websockets among the connections that were open once.
+	// Connections is the number of clients' open connections. Tunnels is the number of open websockets and streams.
 	Connections, Tunnels atomic.Int64
-	// Refused counts connections that were closed because there were too many.
+	// Refused counts closed connections: above a limit, for lack of memory, or without their PROXY protocol header.
 	Refused atomic.Uint64
 	// DialFailures counts attempts to connect to endpoints that failed.
 	DialFailures atomic.Uint64
-	// MirrorsDropped counts mirrored requests that were not sent because there were too many, MirrorsFailed those that
-	// had no answer.
+	// MirrorsDropped counts mirrored requests that were not sent because a limit was exceeded. MirrorsFailed counts
+	// those without a response.
 	MirrorsDropped, MirrorsFailed atomic.Uint64
 	// Panics counts requests that ended by a panic in the proxy.
 	Panics atomic.Uint64
@@ -181,7 +185,7 @@ func New(o Options) (*Proxy, error) {
 	return p, nil
 }
 
-// Stats returns the counters, which go on counting.
+// Stats returns the counters. They change while the proxy serves.
 func (p *Proxy) Stats() *Stats { return &p.stats }
 
 // transport makes the client of endpoints that speak HTTP/1.1, or HTTP/2 without TLS.
@@ -210,7 +214,7 @@ func (p *Proxy) tlsClients(config *tls.Config) *tlsClients {
 	return &tlsClients{http1: make(false), http2: make(true)}
 }
 
-// to is the client of a backend's endpoints.
+// to returns the client for a backend's endpoints.
 func (p *Proxy) to(b *backend) *http.Transport {
 	if !b.tls {
 		if b.http2 {
@@ -228,14 +232,14 @@ func (p *Proxy) to(b *backend) *http.Transport {
 	return clients.http1
 }
 
-// http2Server bounds what a client's connection can have lying here of bodies that no backend takes.
+// http2Server limits the bytes of bodies that a client's connection may hold in memory while no backend reads them.
 func http2Server() *http.HTTP2Config {
 	c := pings()
 	c.MaxReceiveBufferPerConnection, c.MaxReceiveBufferPerStream = 128<<10, 128<<10
 	return c
 }
 
-// pings finds peers of HTTP/2 that are gone while streams are silent.
+// pings detects HTTP/2 peers that no longer respond while streams send nothing.
 func pings() *http.HTTP2Config {
 	return &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second}
 }

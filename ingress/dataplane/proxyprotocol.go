@@ -16,12 +16,12 @@ import (
 	"time"
 )
 
-// The PROXY protocol (proxy-protocol.txt of HAProxy, 2020) has the address of a client before the first byte of its
-// connection. A header that is expected has to be there: where it may be missing, the client could write it.
+// The PROXY protocol (proxy-protocol.txt of HAProxy, 2020) sends the address of a client before the first byte of its
+// connection. An expected header is mandatory: if it could be missing, the client could send one of its own.
 const (
-	// longestV1 is the length of a header of version 1 at most, with its end.
+	// longestV1 is the greatest length of a header of version 1, with its end.
 	longestV1 = 107
-	// longestV2 bounds the addresses and further values of a header of version 2, whose own bound is 64 KiB.
+	// longestV2 limits the addresses and further values of a header of version 2. The protocol's own limit is 64 KiB.
 	longestV2 = 4096
 )
 
@@ -29,8 +29,8 @@ var signatureV2 = []byte("\r\n\r\n\x00\r\nQUIT\n")
 
 var errProxyHeader = errors.New("no header of the PROXY protocol")
 
-// readProxyHeader reads a header and not a byte more. The client's address and the port that it connected to are not
-// there where the header names none, as of a health check.
+// readProxyHeader reads a header and not a byte more. It returns the client's address and the port that the client
+// connected to. Both are zero where the header names none, as for a health check.
 func readProxyHeader(r io.Reader) (from netip.AddrPort, to uint16, err error) {
 	start := make([]byte, len(signatureV2), longestV1)
 	if _, err := io.ReadFull(r, start); err != nil {
@@ -42,7 +42,7 @@ func readProxyHeader(r io.Reader) (from netip.AddrPort, to uint16, err error) {
 	if !bytes.HasPrefix(start, []byte("PROXY ")) {
 		return netip.AddrPort{}, 0, errProxyHeader
 	}
-	for line := start; len(line) < longestV1; { // byte by byte, for what follows is the client's
+	for line := start; len(line) < longestV1; { // byte by byte, since the bytes that follow are the client's
 		line = line[:len(line)+1]
 		if _, err := io.ReadFull(r, line[len(line)-1:]); err != nil {
 			return netip.AddrPort{}, 0, err
@@ -70,7 +70,7 @@ func parseV1(line string) (from netip.AddrPort, to uint16, err error) {
 	return netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), uint16(port), nil
 }
 
-// readV2 reads what follows the signature.
+// readV2 reads the rest of a header after the signature.
 func readV2(r io.Reader) (from netip.AddrPort, to uint16, err error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -87,7 +87,7 @@ func readV2(r io.Reader) (from netip.AddrPort, to uint16, err error) {
 	const local, tcp4, tcp6 = 0, 0x11, 0x21
 	size := map[byte]int{tcp4: 4, tcp6: 16}[head[1]]
 	switch {
-	case command == local || head[1] == 0: // the proxy's own, or of no family
+	case command == local || head[1] == 0: // a connection of the proxy itself, or of no address family
 		return netip.AddrPort{}, 0, nil
 	case size == 0 || length < 2*size+4:
 		return netip.AddrPort{}, 0, fmt.Errorf("%w: % x", errProxyHeader, head)
@@ -96,8 +96,8 @@ func readV2(r io.Reader) (from netip.AddrPort, to uint16, err error) {
 	return netip.AddrPortFrom(client.Unmap(), binary.BigEndian.Uint16(body[2*size:])), binary.BigEndian.Uint16(body[2*size+2:]), nil
 }
 
-// proxiedConn is a connection of a trusted proxy, of which the header of the PROXY protocol is read when it is first
-// needed: by the goroutine that serves the connection, and not by that which accepts.
+// proxiedConn is a connection of a trusted proxy. Its PROXY protocol header is read when it is first needed: by the
+// goroutine that serves the connection, and not by the one that accepts it.
 type proxiedConn struct {
 	*countedTCP
 	proxy *Proxy
@@ -107,7 +107,7 @@ type proxiedConn struct {
 	err   error
 }
 
-// proxiedTo is the address of a connection with the port that its client connected to at the proxy.
+// proxiedTo is the local address of a connection, with the port that the client connected to at the proxy.
 type proxiedTo struct {
 	net.Addr
 	port string
@@ -116,7 +116,7 @@ type proxiedTo struct {
 func (c *proxiedConn) header() {
 	c.once.Do(func() {
 		c.from, c.to = c.TCPConn.RemoteAddr(), c.TCPConn.LocalAddr()
-		_ = c.SetReadDeadline(time.Now().Add(c.proxy.options.HeaderTimeout)) // a connection that cannot have one fails at once
+		_ = c.SetReadDeadline(time.Now().Add(c.proxy.options.HeaderTimeout)) // a connection that cannot have a deadline fails at once
 		var from netip.AddrPort
 		var port uint16
 		if from, port, c.err = readProxyHeader(c.TCPConn); c.err == nil && from.IsValid() {
@@ -136,7 +136,7 @@ func (c *proxiedConn) header() {
 	})
 }
 
-// complain says in the log that a trusted proxy sends no header; once, until the settings change.
+// complain logs that a trusted proxy sends no header. It does so once, until the settings change.
 func (c *proxiedConn) complain() {
 	if errors.Is(c.err, errProxyHeader) && c.proxy.complained.CompareAndSwap(false, true) {
 		c.proxy.options.Logger.Warn("a connection of a trusted proxy was closed, since it does not begin with a header of the PROXY protocol: "+
@@ -144,19 +144,19 @@ func (c *proxiedConn) complain() {
 	}
 }
 
-// RemoteAddr is the client's address.
+// RemoteAddr returns the client's address.
 func (c *proxiedConn) RemoteAddr() net.Addr {
 	c.header()
 	return c.from
 }
 
-// LocalAddr is the connection's own address, or a proxiedTo.
+// LocalAddr returns the connection's own address, or a proxiedTo.
 func (c *proxiedConn) LocalAddr() net.Addr {
 	c.header()
 	return c.to
 }
 
-// Read reads what follows the header.
+// Read reads the bytes after the header.
 func (c *proxiedConn) Read(to []byte) (int, error) {
 	if c.header(); c.err != nil {
 		return 0, c.err
@@ -164,7 +164,7 @@ func (c *proxiedConn) Read(to []byte) (int, error) {
 	return c.countedTCP.Read(to)
 }
 
-// WriteTo sends what follows the header to w.
+// WriteTo sends the bytes after the header to w.
 func (c *proxiedConn) WriteTo(w io.Writer) (int64, error) {
 	if c.header(); c.err != nil {
 		return 0, c.err

@@ -10,28 +10,28 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// maxClients bounds how many clients a limiter remembers. When there are more, those that have asked for little are
-// forgotten.
+// maxClients limits how many clients a limiter remembers. When there are more, clients with few requests are evicted.
 const maxClients = 16384
 
-// limiter counts what clients ask for at the routes of one object.
+// limiter counts the requests of clients at the routes of one object.
 type limiter struct {
 	from *table.Limit
 
 	mu      sync.Mutex
 	clients map[string]*account
-	// mark is the sweep that last found the limiter in use; Apply owns it.
+	// mark is the sweep that last found the limiter in use. Apply owns it.
 	mark uint64
 }
 
-// account is what a limiter knows of one address: by how much it is ahead of its rates, in requests, at the time last.
+// account is a limiter's state for one address. second and minute are the levels of its two buckets, in requests, at
+// the time last.
 type account struct {
 	second, minute float64
 	last           time.Time
 	open           int
 }
 
-// leak is what has flowed out of the buckets until now.
+// leak lowers the levels of the buckets by the time since last.
 func (l *limiter) leak(c *account, now time.Time) {
 	past := now.Sub(c.last).Seconds()
 	c.second = max(0, c.second-past*float64(l.from.PerSecond))
@@ -39,8 +39,7 @@ func (l *limiter) leak(c *account, now time.Time) {
 	c.last = now
 }
 
-// acquire reports whether a request of the client may pass. release must be called when it has ended; it is nil for one
-// that may not.
+// acquire returns nil for a request that exceeds a limit. Otherwise release must be called when the request has ended.
 func (l *limiter) acquire(address string, now time.Time) (release func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -69,7 +68,7 @@ func (l *limiter) acquire(address string, now time.Time) (release func()) {
 	}
 }
 
-// evict makes room for one more client.
+// evict removes clients when there is no space for one more.
 func (l *limiter) evict(now time.Time) {
 	if len(l.clients) < maxClients {
 		return
@@ -80,7 +79,7 @@ func (l *limiter) evict(now time.Time) {
 			delete(l.clients, address)
 		}
 	}
-	for address, c := range l.clients { // all are busy: some lose what they owe
+	for address, c := range l.clients { // all have counts: evict clients without open requests
 		if len(l.clients) < maxClients*3/4 {
 			return
 		}
@@ -90,7 +89,7 @@ func (l *limiter) evict(now time.Time) {
 	}
 }
 
-// limiter returns that of an object, which is kept while its bounds are the same.
+// limiter returns the limiter of an object. It makes a new one when the limits have changed.
 func (p *Proxy) limiter(object string, from *table.Limit) *limiter {
 	l := p.limiters[object]
 	if l == nil || l.from.PerSecond != from.PerSecond || l.from.PerMinute != from.PerMinute || l.from.Connections != from.Connections ||
@@ -101,14 +100,14 @@ func (p *Proxy) limiter(object string, from *table.Limit) *limiter {
 	return l
 }
 
-// limited reports whether the request exceeds a bound.
+// limited reports whether the request exceeds a limit.
 func (x *exchange) limited(p *policy) bool {
 	address := x.client()
 	if len(p.except) > 0 && within(address, p.except) {
 		return false
 	}
 	if ip, err := netip.ParseAddr(address); err == nil {
-		address = sourceOfAddress(ip.Unmap().WithZone("")).String() // of IPv6 all that one machine has
+		address = sourceOfAddress(ip.Unmap().WithZone("")).String() // a /64 of IPv6 is what one machine has
 	}
 	x.release = p.limiter.acquire(address, time.Now())
 	return x.release == nil

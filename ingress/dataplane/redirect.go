@@ -14,10 +14,10 @@ import (
 // pathChange is a compiled table.PathChange.
 type pathChange struct {
 	prefix bool
-	value  string // in the form in which paths are forwarded; of a prefix without the slash at its end
+	value  string // in forward form; for a prefix without the slash at its end
 }
 
-// compilePathChange returns nil for none.
+// compilePathChange returns nil if there is no change.
 func compilePathChange(from *table.PathChange) (*pathChange, error) {
 	if from == nil {
 		return nil, nil //nolint:nilnil // no change
@@ -39,12 +39,12 @@ func compilePathChange(from *table.PathChange) (*pathChange, error) {
 	return out, nil
 }
 
-// replacesPrefix reports whether requests or redirects get another prefix.
+// replacesPrefix reports whether the policy replaces the prefix of requests or redirects.
 func (p *policy) replacesPrefix() bool {
 	return p.path != nil && p.path.prefix || p.redirectPath != nil && p.redirectPath.prefix
 }
 
-// of is the path of a request that has matched r, changed, in the form in which paths are forwarded.
+// of returns the changed path of a request that matched r, in forward form.
 func (c *pathChange) of(path cleanPath, r *route) string {
 	if !c.prefix {
 		return c.value
@@ -55,13 +55,13 @@ func (c *pathChange) of(path cleanPath, r *route) string {
 	return "/"
 }
 
-// after is what follows a prefix of a path. The prefix is one that routes are compared with, the path one in the form
-// in which paths are forwarded.
+// after returns the rest of a path after a prefix. forward is a path in forward form (cleanPath), and prefix one in
+// match form.
 func after(forward, prefix string) string {
 	at := 0
 	for matched := 0; matched < len(prefix) && at < len(forward); matched++ {
-		// An escape stands for one byte of what is compared, apart from those of the slash and the percent sign, which
-		// stay as they are.
+		// An escape in forward is one byte of the match form, except the escapes of the slash and the percent sign.
+		// These are equal in both forms.
 		if forward[at] == '%' && prefix[matched] != '%' {
 			at += 2
 		}
@@ -70,7 +70,7 @@ func after(forward, prefix string) string {
 	return forward[min(at, len(forward)):]
 }
 
-// location is where a redirect leads: the request's own URL with other parts.
+// location returns the target of a redirect: the request's own URL with the changes of r and path.
 func (x *exchange) location(r *table.Redirect, path *pathChange, from *route) string {
 	scheme, host, port := r.Scheme, r.Host, ""
 	scheme = cmp.Or(scheme, x.scheme)

@@ -17,7 +17,7 @@ type replacement struct {
 	to   variable.Text
 }
 
-// compileReplacement returns nil for none.
+// compileReplacement returns nil if there is no replacement.
 func compileReplacement(from *table.Replacement) (*replacement, error) {
 	if from == nil {
 		return nil, nil //nolint:nilnil // no replacement
@@ -29,7 +29,7 @@ func compileReplacement(from *table.Replacement) (*replacement, error) {
 	return &replacement{from.From, to}, nil
 }
 
-// domain replaces a whole domain, whatever its case and with or without a dot at its beginning.
+// domain replaces a whole domain. Case and a dot at its beginning do not matter.
 func (r *replacement) domain(x *exchange, text string) (string, bool) {
 	if !strings.EqualFold(strings.TrimPrefix(text, "."), strings.TrimPrefix(r.from, ".")) {
 		return text, false
@@ -46,7 +46,7 @@ func (r *replacement) prefix(x *exchange, text string) (string, bool) {
 	return x.expand(r.to) + rest, true
 }
 
-// rewriteAnswer changes the places and the cookies in the header of a backend's response, as nginx does.
+// rewriteAnswer changes the redirect targets and the cookies in the header of a backend's response, as nginx does.
 func (p *policy) rewriteAnswer(x *exchange, h http.Header) {
 	if p.moved != nil {
 		for _, name := range [...]string{"Location", "Refresh"} {
@@ -75,7 +75,7 @@ func (p *policy) rewriteAnswer(x *exchange, h http.Header) {
 	}
 }
 
-// rewriteCookie changes the attributes of a cookie; the rest stays as it is.
+// rewriteCookie changes the attributes of a cookie. Its name and value stay unchanged.
 func (p *policy) rewriteCookie(x *exchange, text string) string {
 	parts := strings.Split(text, ";")
 	for i, part := range parts[1:] {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// rewrite replaces the path of the request; false says that it has been answered instead.
+// rewrite replaces the path of the request. It returns false when it has answered the request instead.
 func (x *exchange) rewrite(r *route) bool {
 	var groups []int
 	if r.expression != nil {
@@ -23,8 +23,8 @@ func (x *exchange) rewrite(r *route) bool {
 	if !hasQuery {
 		return true
 	}
-	// As nginx does: the target's arguments come first, and those of the request are left out when the target ends with
-	// a question mark.
+	// As in nginx, the target's arguments come first. The request's arguments are left out when the target ends with a
+	// question mark.
 	query, drop := strings.CutSuffix(query, "?")
 	query = substitute(query, x.path.match, groups, false)
 	if old := x.in.URL.RawQuery; old != "" && !drop && r.policy.Rewrite[len(r.policy.Rewrite)-1] != '?' {
@@ -37,8 +37,8 @@ func (x *exchange) rewrite(r *route) bool {
 	return true
 }
 
-// substitute puts the groups of an expression into a target, escaped as they may stand in a path or in a query. Groups
-// that there are not are empty.
+// substitute puts the groups of an expression into a target, escaped for a path or for a query. A group that does not
+// exist is empty.
 func substitute(target, matched string, groups []int, path bool) string {
 	var out strings.Builder
 	for i := 0; i < len(target); i++ {
@@ -55,8 +55,8 @@ func substitute(target, matched string, groups []int, path bool) string {
 	return out.String()
 }
 
-// escape writes a piece of a path as routes match it in the form of a target. Percent signs stand before 2F and 25
-// alone there, and stay.
+// escape writes a piece of a path in match form, escaped for a target. In match form a percent sign comes only before
+// 2F and 25, and stays.
 func escape(out *strings.Builder, text string, path bool) {
 	const hexDigits = "0123456789ABCDEF"
 	for i := 0; i < len(text); i++ {

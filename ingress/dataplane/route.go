@@ -15,38 +15,38 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// routing is all that requests are routed by. It never changes; Apply replaces it.
+// routing is the data by which requests are routed. It never changes; Apply replaces it.
 type routing struct {
 	sites map[string]*siteRoutes
-	// accounts answer challenges: the thumbprint of an account's key by host.
+	// accounts answer challenges. They hold the thumbprint of an account's key by host.
 	accounts map[string]string
 	trusted  []netip.Prefix
 	proxied  bool           // connections of trusted proxies begin with a header of the PROXY protocol
-	cluster  []netip.Prefix // which no outside name may lead to
+	cluster  []netip.Prefix // an external host name of a route may not resolve into them
 }
 
 // host is a compiled table.Host.
 type host struct {
 	site, name  string
-	steps       int          // of all expressions of routes, for each byte of a path
-	valueSteps  int          // the same of those for headers and queries, for each byte of a value
+	steps       int          // of all path expressions of routes, for each byte of a path
+	valueSteps  int          // of all expressions for headers and queries, for each byte of a value
 	certificate *certificate // nil for the proxy's own
 	routes      []*route
 	stats       *hostStats
-	final       bool    // the site's default host does not serve what no route matches
+	final       bool    // requests that no route matches are not tried at the site's default host
 	asks        bool    // clients are asked for certificates
 	deep        bool    // the name is a wildcard for one label or more
-	stream      *stream // of a host whose connections are passed on as they are; nil for others
+	stream      *stream // of a host whose connections are forwarded unread; nil for others
 }
 
-// maxSteps bounds what a request's path may cost in expressions: half a second of a processor.
+// maxSteps limits the cost of matching a request's path with expressions: half a second of a processor.
 const maxSteps = 8 << 20
 
 // route is a compiled table.Route.
 type route struct {
-	path  string // normalised, for prefixes without the slash at its end
+	path  string // normalised; for prefixes without the slash at its end
 	exact bool
-	text  bool // a prefix that need not end where an element does
+	text  bool // a prefix that need not end at the end of an element
 	// expression matches the beginning of paths; nil for the other kinds.
 	expression *regexp.Regexp
 	steps      int         // of the expression, for each byte of a path
@@ -55,35 +55,35 @@ type route struct {
 	pool
 	redirect   int
 	refused    string
-	object     string // that the route comes from
+	object     string // the object that the route was made from
 	namespace  string // of the object
-	challenges bool   // the path is that of ACME's challenges
+	challenges bool   // the path is the path of ACME challenges
 }
 
-// pool is backends with their weights.
+// pool is a set of backends with their weights.
 type pool struct {
 	backends []backend
-	total    uint64 // of the weights
+	total    uint64 // sum of the weights
 	turn     atomic.Uint64
 }
 
-// noPath is the path of a route whose own cannot be read: no request has it, since others who share the host should not
-// lose theirs.
+// noPath is the path of a route whose own path cannot be read. No request has it, so that the other routes of the host
+// go on.
 const noPath = "\x00"
 
 // backend is a compiled table.Backend.
 type backend struct {
 	endpoints *endpointSet
-	http2     bool        // HTTP/2 alone; HTTP/1.1 alone otherwise
+	http2     bool        // HTTP/2 only; otherwise HTTP/1.1 only
 	tls       bool        // TLS
-	client    *backendTLS // how TLS is spoken; nil for certificates that are not verified
+	client    *backendTLS // the settings of TLS; nil to verify no certificate
 	invalid   bool        // requests are answered with an error
 	weight    uint64
 	request   *modification // of headers; nil for none
 	response  *modification
 }
 
-// mark notes that a sweep found what the backend holds in use.
+// mark records, for a sweep, that the objects which the backend holds are in use.
 func (b *backend) mark(sweep uint64) {
 	if b.endpoints != nil {
 		b.endpoints.mark = sweep
@@ -93,15 +93,15 @@ func (b *backend) mark(sweep uint64) {
 	}
 }
 
-// mark notes that a sweep found the backends in use.
+// mark records, for a sweep, that the backends are in use.
 func (p *pool) mark(sweep uint64) {
 	for i := range p.backends {
 		p.backends[i].mark(sweep)
 	}
 }
 
-// exceeds reports whether comparing a request with the expressions of a host, and of the site's default host, may take
-// more than maxSteps.
+// exceeds reports whether a request may need more than maxSteps to be compared with expressions: those of its host, and
+// of the site's default host.
 func (s *siteRoutes) exceeds(name, path string, in *http.Request) bool {
 	if s.stepped == 0 {
 		return false
@@ -119,7 +119,7 @@ func (s *siteRoutes) exceeds(name, path string, in *http.Request) bool {
 	return steps > maxSteps
 }
 
-// longest is the length of the longest of a request's headers and its query.
+// longest returns the length of the longest of a request's header values, its host and its query.
 func longest(in *http.Request) int {
 	most := max(len(in.URL.RawQuery), len(in.Host))
 	for _, values := range in.Header {
@@ -132,7 +132,7 @@ func longest(in *http.Request) int {
 	return most
 }
 
-// find selects a host of the site. It returns nil when there is none.
+// find returns the host of a site that serves a name. It returns nil when there is none.
 func (r *routing) find(site, name string) *host {
 	if s := r.sites[site]; s != nil {
 		return s.find(name)
@@ -140,8 +140,8 @@ func (r *routing) find(site, name string) *host {
 	return nil
 }
 
-// route selects the route of a request: the first that matches on the host, else the first that matches on the site's
-// default host, unless the host is final.
+// route returns the route of a request: the first that matches on the host, else the first that matches on the site's
+// default host, unless the host is final. It returns nil when there is none.
 func (s *siteRoutes) route(name, path string, in *http.Request) *route {
 	h := s.find(name)
 	if h == nil {
@@ -156,8 +156,8 @@ func (s *siteRoutes) route(name, path string, in *http.Request) *route {
 	return nil
 }
 
-// matchesDecoded reports whether a path of the route would be another object's that restricts who gets in, if it was
-// read as some backends do.
+// matchesDecoded reports whether a path of the route would match another object's route with restricted access, if it
+// were read as lenient backends read it (lenientPath).
 func (s *siteRoutes) matchesDecoded(r *route, name, path string, in *http.Request) bool {
 	lenient := lenientPath(path)
 	if lenient == path {
@@ -167,7 +167,7 @@ func (s *siteRoutes) matchesDecoded(r *route, name, path string, in *http.Reques
 	return other != nil && other != r && other.restricts() && (other.object != r.object || !r.restricts())
 }
 
-// restricts reports whether the route lets in only some.
+// restricts reports whether the route restricts access.
 func (r *route) restricts() bool {
 	p := r.policy
 	return r.refused != "" || p != nil && (len(p.allow)+len(p.deny) > 0 || p.users != nil || p.external != nil || p.limiter != nil ||
@@ -195,8 +195,8 @@ func (r *route) matches(path string) bool {
 	return strings.HasPrefix(path, r.path) && (len(path) == len(r.path) || path[len(r.path)] == '/')
 }
 
-// choose returns the backend whose turn it is. Turns are spread evenly in the proportion of the weights: the multiples
-// of the golden ratio leave no gaps and no bunches, and need neither randomness nor a lock. It returns nil when no
+// choose returns the backend whose turn it is. Turns are spread in proportion to the weights, by multiples of the
+// golden ratio. These leave no gaps and no bunches, and need neither randomness nor a lock. It returns nil when no
 // backend has a weight.
 func (p *pool) choose() *backend {
 	if len(p.backends) == 1 {
@@ -222,7 +222,7 @@ func spread(turn *atomic.Uint64, total uint64) uint64 {
 	return at
 }
 
-// compile makes a host of its section. Routes that cannot be understood are closed, and the problem says which.
+// compile makes a host of its section. Routes that cannot be read are closed. The error names the first of them.
 func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 	h := &host{
 		site: site, name: name, asks: from.AskClients, final: from.Final || from.Stream != nil, deep: from.AnyDepth &&
@@ -255,7 +255,7 @@ func (p *Proxy) compile(site, name string, from *table.Host) (*host, error) {
 	return h, problem
 }
 
-// compileRoute always returns a route; with an error it has to be closed.
+// compileRoute always returns a route. With an error, that route has to be closed.
 func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	r := &route{
 		path: noPath, refused: from.Refused, object: from.Object, namespace: namespaceOf(from.Object),
@@ -285,7 +285,7 @@ func (p *Proxy) compileRoute(from *table.Route) (*route, error) {
 	return r, p.compilePool(&r.pool, from.Backends)
 }
 
-// compilePool reads backends into a pool.
+// compilePool compiles backends into a pool.
 func (p *Proxy) compilePool(to *pool, from []table.Backend) error {
 	to.backends = make([]backend, 0, len(from))
 	for _, b := range from {
@@ -299,7 +299,7 @@ func (p *Proxy) compilePool(to *pool, from []table.Backend) error {
 	return nil
 }
 
-// compilePath reads the path and its kind.
+// compilePath compiles the path and its kind.
 func (r *route) compilePath(from *table.Route) error {
 	if from.Kind == table.PathRegex || from.Kind == table.PathRegexFold {
 		var err error
@@ -327,7 +327,7 @@ func (r *route) compilePath(from *table.Route) error {
 	return nil
 }
 
-// namespaceOf reads kind/namespace/name.
+// namespaceOf returns the namespace in kind/namespace/name.
 func namespaceOf(object string) string {
 	_, rest, _ := strings.Cut(object, "/")
 	namespace, _, _ := strings.Cut(rest, "/")

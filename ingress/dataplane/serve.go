@@ -22,33 +22,33 @@ type listener struct {
 	proxy  *Proxy
 	site   string
 	secure bool
-	// alternative is what answers over TLS say about HTTP/3.
+	// alternative is the offer of HTTP/3 in responses over TLS.
 	alternative *alternative
 
 	mu      sync.Mutex
 	tunnels map[*tunnel]struct{}
-	closed  bool           // no tunnel may begin any more
+	closed  bool           // no further tunnel may begin
 	open    sync.WaitGroup // of tunnels
 	mirrors sync.WaitGroup
 
-	mirroring context.Context // of mirrored requests; ends when requests and tunnels have
+	mirroring context.Context // of mirrored requests; done after requests and tunnels have ended
 
-	leaving     atomic.Bool   // another process has taken over: each response is its connection's last
-	connections atomic.Int64  // of HTTP; those of tunnels are not among them
+	leaving     atomic.Bool   // another process serves on the sockets: each response is its connection's last
+	connections atomic.Int64  // of HTTP, without tunnels
 	empty       timers.Signal // connections has become 0
 }
 
-// ErrHandedOver is the cause of a context that ends Serve because another process serves on the same sockets now.
+// ErrHandedOver is the cause of a context that ends Serve because another process now serves on the same sockets.
 var ErrHandedOver = errors.New("another process serves on the sockets")
 
-// End shortens a drain that may take Options.HandoverTimeout to Options.DrainTimeout from now on.
+// End shortens running and later drains with Options.HandoverTimeout: from now on they take Options.DrainTimeout.
 func (p *Proxy) End() { p.end.Do(func() { close(p.ending) }) }
 
-// Serve serves a site on l, with TLS or without, until ctx is done or l fails. It then accepts nothing more, waits for
-// requests and tunnels at most as long as Options.DrainTimeout, closes what is left and returns nil when ctx ended it.
-// It closes l. Where the cause is ErrHandedOver it waits up to Options.HandoverTimeout, and connections end with their
-// next response or when they have been idle for Options.KeepAlive, so that no request meets a connection that is being
-// closed.
+// Serve serves a site on l, with TLS or without, until ctx is done or l fails. It then accepts no more connections. It
+// waits for requests and tunnels at most as long as Options.DrainTimeout and closes the remaining ones. It returns nil
+// when ctx ended it. It closes l. Where the cause is ErrHandedOver it waits up to Options.HandoverTimeout. Connections
+// then end with their next response or after Options.KeepAlive without one, so that no request is sent on a connection
+// that is being closed.
 func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Listener) error {
 	h, end := p.listener(ctx, site, secure)
 	defer end()
@@ -79,13 +79,13 @@ func (p *Proxy) Serve(ctx context.Context, site string, secure bool, l net.Liste
 	}
 	h.leaving.Store(true)
 	_ = l.Close()
-	h.ended(<-done) // what was accepted is counted from here on
+	h.ended(<-done) // accepted connections are counted from here on
 	h.leave()
 	h.drain(ctx, server, p.options.HandoverTimeout)
 	return nil
 }
 
-// listener makes one for a socket; end waits for what its requests have begun.
+// listener makes a listener for a socket. end cancels its mirrored requests and waits for them.
 func (p *Proxy) listener(ctx context.Context, site string, secure bool) (h *listener, end func()) {
 	h = &listener{proxy: p, site: site, secure: secure, tunnels: map[*tunnel]struct{}{}, empty: timers.NewSignal()}
 	p.mu.Lock()
@@ -99,7 +99,7 @@ func (p *Proxy) listener(ctx context.Context, site string, secure bool) (h *list
 	}
 }
 
-// leave waits until no connection is left, they have had the time to become idle, or the process is to end.
+// leave waits until no connection is left, idle connections have reached their time-out, or the process is to end.
 func (h *listener) leave() {
 	idle := time.NewTimer(h.proxy.options.KeepAlive)
 	defer idle.Stop()
@@ -114,12 +114,12 @@ func (h *listener) leave() {
 	}
 }
 
-// ended logs why a server ended that was asked to.
+// ended logs why a server ended whose end was requested.
 func (h *listener) ended(err error) {
 	h.proxy.options.Logger.Debug("a listener has ended", "site", h.site, "cause", err)
 }
 
-// drain waits for requests and tunnels and closes those that last too long.
+// drain waits for requests and tunnels. It closes those that take longer than longest.
 func (h *listener) drain(ctx context.Context, server *http.Server, longest time.Duration) {
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), longest)
 	defer cancel()
@@ -141,7 +141,7 @@ func (h *listener) drain(ctx context.Context, server *http.Server, longest time.
 		})
 	}
 	if server.Shutdown(limited) != nil {
-		_ = server.Close() // connections that outlasted the limit: nothing more can be done for them
+		_ = server.Close() // the remaining connections cannot be drained
 	}
 	stop := context.AfterFunc(limited, h.closeTunnels)
 	defer stop()
@@ -209,7 +209,7 @@ func (p *Proxy) server(h *listener) *http.Server {
 	return server
 }
 
-// ServeHTTP answers a request. A panic ends that request alone.
+// ServeHTTP answers a request. A panic ends only that request.
 func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 	h.setCommonHeaders(w.Header(), in)
 	x := newExchange(h, w, in)
@@ -221,7 +221,7 @@ func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 		h.proxy.stats.Requests[min(max(0, x.status/100), 5)].Add(1)
 		x.stats.count(x.status, time.Since(x.began), x.patient.Load() || x.status == http.StatusSwitchingProtocols)
 		if !whole {
-			panic(http.ErrAbortHandler) // the client has to see that the response is not whole
+			panic(http.ErrAbortHandler) // so that the client sees that the response is incomplete
 		}
 	}()
 	if x.begin() {
@@ -229,21 +229,21 @@ func (h *listener) ServeHTTP(w http.ResponseWriter, in *http.Request) {
 	}
 }
 
-// setCommonHeaders sets what each response says about the connection and about others.
+// setCommonHeaders sets the headers of every response: about the connection and about HTTP/3.
 func (h *listener) setCommonHeaders(to http.Header, in *http.Request) {
 	if in.ProtoMajor > 2 {
 		return
 	}
 	if h.leaving.Load() {
-		to["Connection"] = []string{"close"} // of HTTP/2, too: net/http sends GOAWAY then
+		to["Connection"] = []string{"close"} // for HTTP/2, too: net/http then sends GOAWAY
 	}
 	if value := h.alternative.header(); h.secure && value != nil {
 		to[headerAltSvc] = value
 	}
 }
 
-// panicked counts a panic of the request's own and reports whether the client could get an answer. http.ErrAbortHandler
-// is no failure of the proxy.
+// panicked counts a panic of the request and reports whether the client got a response. http.ErrAbortHandler is no
+// failure of the proxy.
 func (x *exchange) panicked(cause any) bool {
 	if err, ok := cause.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 		x.proxy.stats.Panics.Add(1)

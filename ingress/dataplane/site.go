@@ -12,28 +12,28 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// siteRoutes are the hosts of a site with a compiled table.Site. It never changes once requests are routed by it.
+// siteRoutes are the hosts of a site with a compiled table.Site. They do not change once requests are routed by them.
 type siteRoutes struct {
 	hosts   map[string]*host
 	streams int // hosts whose connections are streams
 	wild    int // hosts with a wildcard
-	deep    int // hosts with one for one label or more
+	deep    int // hosts with a wildcard for one label or more
 	stepped int // hosts with expressions
-	// listeners are names of hosts; nil where the site does not tell its listeners apart.
+	// listeners are the host names of the listeners. It is nil where the site does not separate its listeners.
 	listeners map[string]struct{}
-	clients   *clients // nil where clients are asked for no certificate
+	clients   *clients // nil where clients are not asked for a certificate
 	closed    string   // why nothing is served; empty for a site that is open
 	present   bool     // the table has a section for it
 }
 
-// clients are whose certificates let a client in.
+// clients says which certificates of clients are accepted.
 type clients struct {
 	authorities *authorities
 	optional    bool
 }
 
-// find selects a host: the name itself, a wildcard for its first label, one for more labels, or "" for all others. It
-// returns nil when there is none.
+// find returns the host that serves a name: the name itself, else a wildcard for its first label, else one for more
+// labels, else "". It returns nil when there is none.
 func (s *siteRoutes) find(name string) *host {
 	if h := s.hosts[name]; h != nil {
 		return h
@@ -50,13 +50,13 @@ func (s *siteRoutes) find(name string) *host {
 	return s.hosts[""]
 }
 
-// has reports whether a route is of just this host.
+// has reports whether a route belongs to the host with exactly this name.
 func (s *siteRoutes) has(name string, r *route) bool {
 	h := s.hosts[name]
 	return h != nil && slices.Contains(h.routes, r)
 }
 
-// listener is the name of the listener that a host belongs to; ok is false when there is none.
+// listener returns the name of the listener that a host belongs to. ok is false when there is none.
 func (s *siteRoutes) listener(name string) (listener string, ok bool) {
 	for text := name; text != ""; text = wildcardOf(strings.TrimPrefix(text, "*.")) {
 		if _, ok = s.listeners[text]; ok {
@@ -73,7 +73,7 @@ func (s *siteRoutes) listens(name string) bool {
 	return ok
 }
 
-// misdirected reports whether a request for a host came by a connection to another listener's host.
+// misdirected reports whether a request's host belongs to another listener than the handshake's server name.
 func (s *siteRoutes) misdirected(server, host string) bool {
 	if len(s.listeners) == 0 {
 		return false
@@ -89,7 +89,7 @@ func (s *siteRoutes) isStream(name string) bool {
 	return h != nil && h.stream != nil
 }
 
-// count notes that a host is there, or by -1 that it is gone.
+// count adds by to the counters of the kinds of hosts that h belongs to. by is -1 for a host that is removed.
 func (s *siteRoutes) count(h *host, by int) {
 	if h == nil {
 		return
@@ -105,7 +105,7 @@ func (s *siteRoutes) count(h *host, by int) {
 	}
 }
 
-// edit is a routing that is being made: sites that owned names are copies and may be written to.
+// edit is a routing that is being made. The sites in owned are copies that may be changed.
 type edit struct {
 	*routing
 	owned   map[string]bool
@@ -114,7 +114,7 @@ type edit struct {
 	accountsOwned bool
 }
 
-// writableAccounts returns the accounts to write to.
+// writableAccounts returns a copy of the accounts that may be changed.
 func (e *edit) writableAccounts() map[string]string {
 	if !e.accountsOwned {
 		e.accountsOwned = true
@@ -125,7 +125,7 @@ func (e *edit) writableAccounts() map[string]string {
 	return e.accounts
 }
 
-// site returns a site to write to.
+// site returns a copy of a site that may be changed.
 func (e *edit) site(name string) *siteRoutes {
 	if !e.touched {
 		e.touched = true
@@ -167,7 +167,7 @@ func (e *edit) removeEmpty(name string) {
 	}
 }
 
-// applySite replaces what holds for all hosts of a site in next.
+// applySite replaces the settings of a site in next.
 func (p *Proxy) applySite(next *edit, key string, value json.RawMessage, present bool) error {
 	name := strings.TrimPrefix(key, table.KindSite+"/")
 	s := next.site(name)
@@ -178,7 +178,7 @@ func (p *Proxy) applySite(next *edit, key string, value json.RawMessage, present
 	}
 	var from table.Site
 	if err := strict(value, &from); err != nil {
-		// What cannot be read may have restricted access.
+		// A site that cannot be read may have restricted access, so it is closed.
 		err = fmt.Errorf("reading the site: %w", err)
 		s.closed = err.Error()
 		return err

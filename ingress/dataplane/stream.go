@@ -21,7 +21,7 @@ type stream struct {
 	refused   string // why connections are closed; empty for a stream that is open
 }
 
-// compileStream always returns a stream; with an error it is closed.
+// compileStream always returns a stream. With an error, that stream is closed.
 func (p *Proxy) compileStream(from *table.Stream) (*stream, error) {
 	out := &stream{terminate: from.Terminate}
 	if err := p.compilePool(&out.pool, from.Backends); err != nil {
@@ -31,7 +31,7 @@ func (p *Proxy) compileStream(from *table.Stream) (*stream, error) {
 	return out, nil
 }
 
-// helloListener gives sites with streams connections that can be taken back once a client has named the host.
+// helloListener accepts connections of which a site's streams can take possession once the client has named the host.
 type helloListener struct {
 	net.Listener
 	of *listener
@@ -49,27 +49,28 @@ func (l *helloListener) Accept() (net.Conn, error) {
 	return &helloConn{Conn: conn, of: l.of}, nil
 }
 
-// helloConn keeps what is read of a connection until the client's first message is complete. When it is taken, the HTTP
-// server, which then ends its handshake with an error, neither writes to the connection nor closes it.
+// helloConn keeps the bytes read from a connection until the client's first message is complete. When a stream takes
+// the connection, the HTTP server's handshake ends with an error. The server then neither writes to the connection nor
+// closes it.
 type helloConn struct {
 	net.Conn
 	of       *listener
-	hello    []byte // belongs to the handshake's goroutine
-	whole    bool   // as hello
+	hello    []byte // owned by the handshake's goroutine
+	whole    bool   // hello is complete; owned as hello
 	isStream atomic.Bool
 }
 
 // errBecameStream ends the HTTP server's handshake on a connection that is a stream.
 var errBecameStream = errors.New("the connection is a stream")
 
-// errTunnelClosed says that the listener has been drained meanwhile.
+// errTunnelClosed says that the listener was drained while the tunnel connected.
 var errTunnelClosed = errors.New("the tunnel has been closed")
 
 // becomeStream makes the connection a stream to the host.
 func (c *helloConn) becomeStream(h *host) error {
 	c.whole = true
 	c.isStream.Store(true)
-	_ = c.Conn.SetDeadline(time.Time{}) // the handshake's; a connection that cannot have one fails at once
+	_ = c.Conn.SetDeadline(time.Time{}) // removes the handshake's deadline; a connection that cannot have one fails at once
 	c.of.stream(c.Conn, c.hello, h)
 	c.hello = nil
 	return errBecameStream
@@ -114,7 +115,7 @@ func (c *helloConn) SetDeadline(t time.Time) error {
 	return c.Conn.SetDeadline(t)
 }
 
-// SetReadDeadline sets that of reading.
+// SetReadDeadline sets the deadline of reads.
 func (c *helloConn) SetReadDeadline(t time.Time) error {
 	if c.isStream.Load() {
 		return nil
@@ -122,7 +123,7 @@ func (c *helloConn) SetReadDeadline(t time.Time) error {
 	return c.Conn.SetReadDeadline(t)
 }
 
-// SetWriteDeadline sets that of writing.
+// SetWriteDeadline sets the deadline of writes.
 func (c *helloConn) SetWriteDeadline(t time.Time) error {
 	if c.isStream.Load() {
 		return nil
@@ -130,7 +131,8 @@ func (c *helloConn) SetWriteDeadline(t time.Time) error {
 	return c.Conn.SetWriteDeadline(t)
 }
 
-// stream passes a connection on to a backend of the host in a goroutine of its own. hello is what the client has sent.
+// stream forwards a connection to a backend of the host, in a goroutine of its own. hello holds the bytes that the
+// client has sent.
 func (l *listener) stream(client net.Conn, hello []byte, h *host) {
 	ctx, cancel := context.WithCancel(context.Background())
 	t := &tunnel{listener: l, client: client, stall: l.proxy.options.IdleTimeout, release: cancel, cancel: cancel}
@@ -196,13 +198,13 @@ func (l *listener) connect(ctx context.Context, t *tunnel, hello []byte, h *host
 	return nil
 }
 
-// prefixConn reads bytes that have been read before once more.
+// prefixConn is a connection whose first bytes were read already. It returns them once more.
 type prefixConn struct {
 	net.Conn
 	prefix []byte
 }
 
-// Read reads what is left of the prefix, then from the connection.
+// Read reads the rest of the prefix, then from the connection.
 func (c *prefixConn) Read(to []byte) (int, error) {
 	if len(c.prefix) == 0 {
 		c.prefix = nil

@@ -21,11 +21,11 @@ import (
 	"time"
 )
 
-// maxEarly bounds the informational responses before a backend's answer to a websocket's handshake.
+// maxEarly limits the informational responses before a backend's response to a websocket's handshake.
 const maxEarly = 5
 
-// isWebsocket reports whether the request asks for a websocket. Other upgrades are not passed on; h2c would be a way
-// past the routes.
+// isWebsocket reports whether the request asks for a websocket. Other upgrades are not forwarded: requests on an h2c
+// connection would not be routed.
 func (x *exchange) isWebsocket() bool {
 	in := x.in
 	upgrade := in.Header["Upgrade"]
@@ -34,8 +34,8 @@ func (x *exchange) isWebsocket() bool {
 }
 
 // forwardWebsocket sends the handshake to a backend on a connection of its own. When the backend agrees, both
-// connections become a tunnel. It does not use http.Transport, whose connection would hold its buffers as long as the
-// tunnel lasts.
+// connections become a tunnel. It does not use http.Transport, whose connection would hold its buffers for as long as
+// the tunnel is open.
 func (x *exchange) forwardWebsocket(b *backend) {
 	x.out["Connection"] = []string{"Upgrade"}
 	x.out["Upgrade"] = []string{"websocket"}
@@ -77,14 +77,14 @@ func (x *exchange) forwardWebsocket(b *backend) {
 		return
 	}
 	if !release() {
-		panic(http.ErrAbortHandler) // the client is gone or the time is over
+		panic(http.ErrAbortHandler) // the client has closed the connection or the time is over
 	}
 	early, _ := reader.Peek(reader.Buffered())
 	handed = true
 	x.tunnel(conn, res, bytes.Clone(early))
 }
 
-// shakeHands sends the request and reads the response that is not an informational one.
+// shakeHands sends the request and returns the first response that is not informational.
 func (x *exchange) shakeHands(conn net.Conn, reader *bufio.Reader, out *http.Request) (*http.Response, error) {
 	if err := out.Write(conn); err != nil {
 		return nil, fmt.Errorf("sending the handshake of a websocket: %w", err)
@@ -102,15 +102,15 @@ func (x *exchange) shakeHands(conn net.Conn, reader *bufio.Reader, out *http.Req
 	return nil, errors.New("the backend sent informational responses only")
 }
 
-// tunnel answers the client with the backend's response and leaves both connections to a tunnel. The request's
-// goroutine, with the stack that it has grown, ends then.
+// tunnel sends the backend's response to the client and makes a tunnel of both connections. The request's goroutine,
+// with the stack that it has grown, ends then.
 func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 	removeHopByHop(res.Header)
 	res.Header["Connection"] = []string{"Upgrade"}
 	res.Header["Upgrade"] = []string{"websocket"}
 	var head bytes.Buffer
 	head.WriteString("HTTP/1.1 101 Switching Protocols\r\n")
-	_ = res.Header.Write(&head) // a bytes.Buffer takes everything
+	_ = res.Header.Write(&head) // a bytes.Buffer returns no error
 	head.WriteString("\r\n")
 
 	x.watch.stop()
@@ -136,22 +136,22 @@ func (x *exchange) tunnel(conn net.Conn, res *http.Response, early []byte) {
 	go t.pipe(client, conn, append(head.Bytes(), early...))
 }
 
-// tunnel is two connections whose bytes are copied to each other until both have ended, one has failed, or close is
-// called.
+// tunnel is two connections whose bytes are copied to each other. It ends when both have ended, one has failed, or
+// close is called.
 type tunnel struct {
 	listener        *listener
 	client, backend net.Conn
-	stall           time.Duration // how long a peer may not read, or be silent after the other has ended
+	stall           time.Duration // how long a peer may not read, or not send after the other has ended
 	left            atomic.Int32  // directions that have not ended
 	half            atomic.Bool   // one direction has ended
-	release         func()        // ends what a limiter counts; nil for none
-	cancel          func()        // ends the attempt to connect; nil without one
+	release         func()        // removes the tunnel from a limiter's counts; nil for none
+	cancel          func()        // ends the attempt to connect; nil for none
 
-	mu     sync.Mutex // guards closed, and client and backend until both are there
+	mu     sync.Mutex // guards closed; also client and backend until both are set
 	closed bool
 }
 
-// released ends what a limiter counts.
+// released removes the tunnel from a limiter's counts.
 func (t *tunnel) released() {
 	if t.release != nil {
 		t.release()
@@ -175,7 +175,7 @@ func (t *tunnel) close() {
 	}
 }
 
-// use sets the connections; false says that the tunnel has been closed, and closes them. backend may be nil.
+// use sets the connections. When the tunnel was closed, it closes backend and returns false. backend may be nil.
 func (t *tunnel) use(client, backend net.Conn) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -186,7 +186,7 @@ func (t *tunnel) use(client, backend net.Conn) bool {
 	return !t.closed
 }
 
-// pipe copies one direction. The end of the bytes is passed on and leaves the other direction open.
+// pipe copies one direction. At the end of the bytes it closes only this direction of the connection to.
 func (t *tunnel) pipe(to, from net.Conn, first []byte) {
 	err := t.write(to, first)
 	if err == nil {
@@ -202,14 +202,14 @@ func (t *tunnel) pipe(to, from net.Conn, first []byte) {
 		t.close()
 	}
 	t.half.Store(true)
-	_ = to.SetReadDeadline(time.Now().Add(t.stall)) // the other direction renews it with each piece
+	_ = to.SetReadDeadline(time.Now().Add(t.stall)) // the other direction renews the deadline with each piece
 	if t.left.Add(-1) == 0 {
 		t.close()
 		t.listener.remove(t)
 	}
 }
 
-// copy returns nil when from has ended.
+// copy copies what it reads from the connection from. It returns nil at the end of from.
 func (t *tunnel) copy(to, from net.Conn) error {
 	read, err := reader(from)
 	if err != nil {
@@ -238,9 +238,9 @@ func (t *tunnel) write(to net.Conn, piece []byte) error {
 	return err
 }
 
-// reader returns a function that reads one piece from a connection and passes it to use. For a TCP connection a buffer
-// is taken from the pool only once there are bytes to read. TLS reads into a small one that the tunnel holds, since it
-// does not tell whether it has decrypted bytes left.
+// reader returns a function that reads one piece from a connection and passes it to use. For a TCP connection it takes
+// a buffer from the pool only once there are bytes to read. TLS reads into a small buffer that the tunnel holds, since
+// TLS does not report whether it has more decrypted bytes.
 func reader(conn net.Conn) (func(use func([]byte) error) (int, error), error) {
 	plain, ok := conn.(syscall.Conn)
 	if !ok {
@@ -272,7 +272,7 @@ func reader(conn net.Conn) (func(use func([]byte) error) (int, error), error) {
 	}, nil
 }
 
-// receive waits until the socket has bytes, or has ended, and reads them into a buffer of the pool.
+// receive waits until the socket has bytes, or has ended. It reads them into a buffer of the pool.
 func receive(raw syscall.RawConn) (*buffer, int, error) {
 	var b *buffer
 	var n int

@@ -9,7 +9,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
 
-// expand gives a text's variables their values.
+// expand replaces the variables in a text by their values.
 func (x *exchange) expand(text variable.Text) string {
 	if len(text) == 1 && text[0].Name == "" {
 		return text[0].Literal
@@ -24,7 +24,7 @@ func (x *exchange) expand(text variable.Text) string {
 	return out.String()
 }
 
-// requestURI is the normalised path with the query.
+// requestURI returns the normalised path with the query.
 func (x *exchange) requestURI() string {
 	if x.in.URL.RawQuery == "" {
 		return x.path.forward
@@ -32,7 +32,7 @@ func (x *exchange) requestURI() string {
 	return x.path.forward + "?" + x.in.URL.RawQuery
 }
 
-// value is that of a variable of nginx; empty for what the request has not.
+// value returns the value of an nginx variable. It returns "" for a value that the request does not have.
 func (x *exchange) value(name string) string {
 	switch name {
 	case "host", "server_name":
@@ -73,7 +73,7 @@ func (x *exchange) value(name string) string {
 	return strings.Join(x.in.Header.Values(key), ", ")
 }
 
-// argument is the first value of a query's argument as it was sent.
+// argument returns the first value of a query's argument, as it was sent.
 func argument(query, key string) string {
 	for pair := range strings.SplitSeq(query, "&") {
 		if name, value, _ := strings.Cut(pair, "="); strings.EqualFold(name, key) {

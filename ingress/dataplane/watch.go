@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// never is the time of the last movement while silence is allowed.
+// never is the value of last while time without bytes is allowed.
 const never = math.MaxInt64
 
-// watch calls expire, once, when nothing has moved for limit. Movement costs an atomic store, not a change of the
+// watch calls expire, once, when no byte moved for limit. A call of moved costs an atomic store, not a change of the
 // timer.
 type watch struct {
 	limit  time.Duration
@@ -25,7 +25,7 @@ type watch struct {
 	stopped bool
 }
 
-// begin starts the watch. A limit of 0 watches nothing.
+// begin starts the watch. With a limit of 0 it never expires.
 func (w *watch) begin(limit time.Duration, expire func()) {
 	w.limit, w.expire = limit, expire
 	if limit == 0 {
@@ -37,14 +37,14 @@ func (w *watch) begin(limit time.Duration, expire func()) {
 	w.timer = time.AfterFunc(limit, w.check)
 }
 
-// moved notes that bytes moved.
+// moved records that bytes moved.
 func (w *watch) moved() {
 	if w.limit != 0 {
 		w.last.Store(int64(time.Since(w.start)))
 	}
 }
 
-// rest allows silence until moved is called.
+// rest stops the time until moved is called.
 func (w *watch) rest() { w.last.Store(never) }
 
 func (w *watch) check() {
@@ -65,7 +65,7 @@ func (w *watch) check() {
 	w.expire()
 }
 
-// stop ends the watch; expire has returned, or will not be called, when stop returns.
+// stop ends the watch. When it returns, expire has returned or will not be called.
 func (w *watch) stop() {
 	if w.timer == nil {
 		return
