@@ -15,15 +15,15 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// appProtocols are the protocols that a Service's port may name, as the table has them without and with TLS. Others
-// outside of the domain kubernetes.io are taken for HTTP/1.1: their meaning is not defined.
+// appProtocols are the supported protocols of a Service's port, as named in the table without and with TLS. Other
+// protocols outside of the domain kubernetes.io are served as HTTP/1.1, since their meaning is not defined.
 var appProtocols = map[string]struct{ plain, tls string }{
 	"kubernetes.io/h2c": {table.H2C, table.H2},
 	"kubernetes.io/ws":  {table.HTTP1, table.HTTPS1},
 	"kubernetes.io/wss": {table.HTTPS1, table.HTTPS1},
 }
 
-// backend resolves a reference of a route. One that cannot be used says so in Invalid.
+// backend resolves a reference of a route. For one that cannot be used it sets Invalid to the reason.
 func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out table.Backend, p problem) {
 	defer func() { out.Invalid = p.message }()
 	if group, kind := ptr.Deref(ref.Group, ""), ptr.Deref(ref.Kind, "Service"); group != "" || kind != "Service" {
@@ -58,7 +58,7 @@ func (c *compiler) backend(r *route, ref gatewayv1.BackendObjectReference) (out 
 	return out, c.protocol(r, &out, name, service.Spec.Ports[at])
 }
 
-// protocol says how a backend is spoken with.
+// protocol sets the protocol and the TLS settings of a backend.
 func (c *compiler) protocol(r *route, b *table.Backend, service types.NamespacedName, port corev1.ServicePort) problem {
 	policy := c.policies.of(service, port.Name)
 	if r.kind == kindTLS {
@@ -91,7 +91,7 @@ func isKubernetes(appProtocol string) bool {
 	return len(appProtocol) >= len(domain) && appProtocol[:len(domain)] == domain
 }
 
-// usable is why no connection can be made as the policy says.
+// usable returns the reason for which the policy permits no connection.
 func (p *policy) usable() problem {
 	if p.flaw.ok() {
 		return problem{}
@@ -99,8 +99,8 @@ func (p *policy) usable() problem {
 	return problem{p.flaw.reason, fmt.Sprintf("the BackendTLSPolicy %s cannot be used: %s", p.object.Name, p.flaw.message)}
 }
 
-// backends resolves references with their weights; each may change what comes of one. Without any that gets requests,
-// there is one that says why.
+// backends resolves references with their weights. each may change the backend of a reference. If no backend gets
+// requests, the result is one invalid backend with the reason.
 func (c *compiler) backends(r *route, refs []gatewayv1.BackendRef, each func(i int, b *table.Backend)) (out []table.Backend, p problem) {
 	for i, ref := range refs {
 		b, why := c.backend(r, ref.BackendObjectReference)
@@ -122,7 +122,7 @@ func (c *compiler) backends(r *route, refs []gatewayv1.BackendRef, each func(i i
 	return out, p
 }
 
-// withCertificate is a backend as a Gateway speaks with it.
+// withCertificate returns a backend with the certificate that a Gateway sends to backends.
 func withCertificate(b table.Backend, g *gateway) table.Backend {
 	if b.TLS != nil && g.certificate != nil {
 		tls := *b.TLS

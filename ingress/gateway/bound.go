@@ -16,25 +16,25 @@ import (
 )
 
 const (
-	// maxTable bounds the memory that routes take in a proxy, in bytes, as far as it can be estimated. A namespace has
-	// at most half.
+	// maxTable limits the estimated memory of routes in a proxy, in bytes. A namespace may have half of it.
 	maxTable = 48 << 20
-	// matchCost is what a match takes, textCost a byte of its texts, and stepCost a step of an expression.
+	// matchCost is the memory of a match, textCost that of a byte of its texts, and stepCost that of a step of an
+	// expression.
 	matchCost, textCost, stepCost = 2 << 10, 8, 160
-	// maxSteps is how many steps of expressions one namespace may have.
+	// maxSteps limits the steps of expressions of one namespace.
 	maxSteps = maxTable / 2 / stepCost
-	// maxSecrets bounds the memory of certificates and authorities in the same way, of which a byte of text takes
-	// secretCost.
+	// maxSecrets limits the memory of certificates and authorities in the same way. secretCost is the memory of a byte
+	// of their text.
 	maxSecrets, secretCost = 32 << 20, 4
 )
 
-// budget is what namespaces have taken of a part of the table's memory.
+// budget counts the memory that namespaces have taken of a limit.
 type budget struct {
 	most, all int
 	of        map[string]int
 }
 
-// reserve takes a part for a namespace, which has at most half; false says that there is none left.
+// reserve takes memory for a namespace. It returns false when the memory does not suffice. A namespace may have half.
 func (r *budget) reserve(namespace string, cost int) bool {
 	if r.of[namespace]+cost > r.most/2 || r.all+cost > r.most {
 		return false
@@ -48,8 +48,8 @@ func (r *budget) reserve(namespace string, cost int) bool {
 }
 
 // bound leaves out routes that take more of the proxies' memory than there is: those of namespaces that take too much,
-// the youngest first. A route takes its part at each host that has it, and a Gateway may have many. Who names a host
-// pays for the older routes that are there, too, so that no route is left out for what a younger one asks for.
+// the youngest first. A route takes memory at each of its hosts, and a Gateway may have many. A route that adds a host
+// also pays for the older routes at that host, so that no route is left out because of a younger one.
 func (c *compiler) bound() {
 	sites := map[*gateway]map[int32]*filling{}
 	for _, g := range c.gateways {
@@ -96,7 +96,7 @@ func (c *compiler) bound() {
 }
 
 // boundSecrets leaves out certificates and authorities that take more of the proxies' memory than there is, as bound
-// does with routes: of the objects of a namespace that takes too much, those of the youngest.
+// does with routes: in a namespace that takes too much, those of the youngest objects.
 func (c *compiler) boundSecrets() {
 	type user struct {
 		object metav1.Object
@@ -146,7 +146,7 @@ func tooManySecrets[T ~string](reason T) problem {
 		"than one namespace may have, or those of the cluster more than there is: fewer or shorter ones make room"}
 }
 
-// boundSecrets leaves out what take does not take.
+// boundSecrets leaves out the listener's certificates and authorities for which reserve returns false.
 func (l *listener) boundSecrets(reserve func(key string, size int) bool) {
 	l.certificates = slices.DeleteFunc(l.certificates, func(cert keyPair) bool {
 		if reserve(cert.key, cert.size()) {
@@ -161,7 +161,7 @@ func (l *listener) boundSecrets(reserve func(key string, size int) bool) {
 	}
 }
 
-// all are the attachments of a route.
+// all returns the attachments of a route.
 func (r *route) all() (out []*attachment) {
 	for _, p := range r.parents {
 		out = append(out, p.attached...)
@@ -169,7 +169,7 @@ func (r *route) all() (out []*attachment) {
 	return out
 }
 
-// leaveOut says why a route is at none of its listeners.
+// leaveOut removes a route from all its listeners, with a reason for its status.
 func (r *route) leaveOut(why problem) {
 	for _, p := range r.parents {
 		if len(p.attached) > 0 {
@@ -178,30 +178,30 @@ func (r *route) leaveOut(why problem) {
 	}
 }
 
-// filling is a site that gets the hosts of one route after another.
+// filling is a site whose hosts are counted while routes are added one after the other.
 type filling struct {
 	site  *site
 	hosts map[string]bool
-	// under counts the hosts of listeners that a name covers, and costs are what the routes take that have a name.
+	// under counts, for a name at a listener, the hosts that it covers. costs is the cost of the routes with that name.
 	under, costs map[at]int
 	added        map[*attachment]*addition
 	has          map[at]map[*route]bool // the routes that are counted in costs
 }
 
-// at is a name of hosts at a listener.
+// at is a host name at a listener.
 type at struct {
 	listener *listener
 	name     string
 }
 
-// addition is what one attachment has added to a site.
+// addition is what one attachment added to a site.
 type addition struct {
 	hosts []string
 	costs []at
 	cost  int
 }
 
-// fill makes one with the hosts that a site has without routes.
+// fill returns a filling with the hosts that a site has without routes.
 func fill(s *site) *filling {
 	f := &filling{
 		site: s, hosts: map[string]bool{}, under: map[at]int{}, costs: map[at]int{},
@@ -215,7 +215,7 @@ func fill(s *site) *filling {
 	return f
 }
 
-// put adds a host, or removes it by -1. It returns what the routes that are there take at it.
+// put adds a host, or removes it if by is -1. It returns the cost of the present routes at that host.
 func (f *filling) put(host string, by int) (costs int) {
 	f.hosts[host] = by > 0
 	l := f.site.listenerOf(host)
@@ -226,8 +226,8 @@ func (f *filling) put(host string, by int) (costs int) {
 	return costs
 }
 
-// add adds the hosts of an attachment. It returns how many hosts its route gets, and what the older routes take at
-// hosts that are new.
+// add adds the hosts of an attachment. n is the number of hosts that its route gets. others is the cost of the older
+// routes at new hosts.
 func (f *filling) add(a *attachment, cost int) (n, others int) {
 	if f.added[a] != nil || f.site.listeners[a.listener.host] != a.listener {
 		return 0, 0
@@ -256,7 +256,7 @@ func (f *filling) add(a *attachment, cost int) (n, others int) {
 	return n, others
 }
 
-// undo takes back what an attachment has added.
+// undo removes what an attachment has added.
 func (f *filling) undo(a *attachment) {
 	one := f.added[a]
 	if one == nil {
@@ -272,7 +272,7 @@ func (f *filling) undo(a *attachment) {
 	}
 }
 
-// cost is what a route takes at one host, in bytes.
+// cost returns the memory of a route at one host, in bytes.
 func (r *route) cost() int {
 	out := matchCost + textCost*(size(r.streams.passed)+size(r.streams.terminated))
 	for _, rule := range r.rules {
@@ -284,51 +284,51 @@ func (r *route) cost() int {
 	return out
 }
 
-// size is about how many bytes of text there are in a part of a table.
+// size returns the approximate bytes of text in a piece of a table.
 func size[T any](v T) int {
 	if reflect.ValueOf(v).IsZero() {
 		return 0
 	}
 	text, err := json.Marshal(v)
 	if err != nil {
-		return 0 // of parts of a table, which JSON can hold
+		return 0 // a piece of a table, which JSON can hold
 	}
 	return len(text)
 }
 
-// Memory is what of one Desired the next need not do again: judging Secrets and authorities and compiling expressions,
-// for as long as they are the same objects. Objects must not change, as those of informers do not. It must not be used
-// by two calls at a time.
+// Memory is a cache of results that the next Desired need not compute again: checks of Secrets and authorities, and
+// compiled expressions. A result is valid while its object is the same. Objects must not change, as those of informers
+// do not. Two calls must not use it at the same time.
 type Memory struct{ now, last remembered }
 
-// remembered is what is known of objects.
+// remembered are the cached results of objects.
 type remembered struct {
 	judged  map[*corev1.Secret]judgement
 	holds   map[metav1.Object]bool
 	matches map[metav1.Object]matching
 }
 
-// judgement is what a Secret is as a certificate.
+// judgement is the result of checking a Secret as a certificate.
 type judgement struct {
 	names map[string]bool // of hosts
-	flaw  string          // empty for one that is served
+	flaw  string          // why it cannot be used; empty for a valid certificate
 }
 
-// matching is what the rules of a route match.
+// matching is the matches of the rules of a route.
 type matching struct {
 	rules    [][]match
 	flaws    []problem // by rule
-	tooLarge bool      // rules after the last have not been read
+	tooLarge bool      // the expressions are too large; rules is nil
 }
 
 func forgetful() remembered {
 	return remembered{map[*corev1.Secret]judgement{}, map[metav1.Object]bool{}, map[metav1.Object]matching{}}
 }
 
-// begin forgets what the last call has not asked for.
+// begin evicts the results that the last call has not used.
 func (m *Memory) begin() { m.last, m.now = m.now, forgetful() }
 
-// recall returns what is known of an object, or finds it out.
+// recall returns the cached result of an object. If there is none, it calls find.
 func recall[K comparable, V any](now, last map[K]V, of K, find func() V) V {
 	v, ok := now[of]
 	if !ok {
@@ -350,12 +350,12 @@ func (m *Memory) judge(s *corev1.Secret) judgement {
 	})
 }
 
-// holds reports whether the text of an object is certificates.
+// holds reports whether the text of an object consists of certificates.
 func (m *Memory) holds(of metav1.Object, text string) bool {
 	return recall(m.now.holds, m.last.holds, of, func() bool { return holdsCertificates(text) })
 }
 
-// matchesOf are what the rules of a route match. It ends when their expressions are larger than a namespace may have.
+// matchesOf returns the matches of the rules of a route. It ends when their expressions exceed maxSteps.
 func (m *Memory) matchesOf(of metav1.Object, rules int, read func(rule int, steps *int) ([]match, problem)) matching {
 	return recall(m.now.matches, m.last.matches, of, func() (out matching) {
 		steps := 0

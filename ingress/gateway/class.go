@@ -12,13 +12,13 @@ import (
 	"sigs.k8s.io/gateway-api/pkg/features"
 )
 
-// BundleVersionAnnotation is where a CRD of the Gateway API says its version.
+// BundleVersionAnnotation is the annotation of a Gateway API CRD with its version.
 const BundleVersionAnnotation = "gateway.networking.k8s.io/bundle-version"
 
-// BundleVersion is the version of the Gateway API that is served, and whose CRDs a cluster gets.
+// BundleVersion is the supported version of the Gateway API. A cluster gets the CRDs of this version.
 const BundleVersion = "v1.6.3"
 
-// supported are the features that are served, whatever the cluster has.
+// supported are the supported features, which do not depend on the cluster.
 var supported = []features.FeatureName{
 	features.SupportBackendTLSPolicy,
 	features.SupportBackendTLSPolicySANValidation,
@@ -65,7 +65,7 @@ var supported = []features.FeatureName{
 	features.SupportTLSRouteModeTerminate,
 }
 
-// supportedFeatures are sorted by name, as the API asks.
+// supportedFeatures returns the supported features sorted by name, as the API requires.
 func supportedFeatures() []gatewayv1.SupportedFeature {
 	out := make([]gatewayv1.SupportedFeature, 0, len(supported))
 	for _, f := range supported {
@@ -75,7 +75,7 @@ func supportedFeatures() []gatewayv1.SupportedFeature {
 	return out
 }
 
-// classes are those of this controller with what is wrong with them, and their status.
+// classes returns the classes of this controller with their problems. It adds their status to the result.
 func (c *compiler) classes() map[gatewayv1.ObjectName]problem {
 	out := map[gatewayv1.ObjectName]problem{}
 	for _, class := range c.s.Classes {
@@ -111,7 +111,7 @@ func (c *compiler) classes() map[gatewayv1.ObjectName]problem {
 	return out
 }
 
-// minor is a version without its last part.
+// minor returns a version without the text after its last dot.
 func minor(version string) string {
 	if at := strings.LastIndexByte(version, '.'); at > 0 {
 		return version[:at]

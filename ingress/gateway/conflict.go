@@ -8,14 +8,14 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// occupied is what listeners have of a port.
+// occupied are the hosts that listeners have taken at a port.
 type occupied struct {
 	tls   bool
 	hosts map[string]*listener
 }
 
-// resolveConflicts says which listeners want the same. The Gateway's own have precedence over those of ListenerSets,
-// and these over those of later ones; of two of one object that conflict, neither is served.
+// resolveConflicts finds listeners that want the same port and host. The Gateway's own have precedence over those of
+// ListenerSets, and earlier ListenerSets over later ones. If two listeners of one object conflict, neither is served.
 func (g *gateway) resolveConflicts() {
 	ports := map[int32]*occupied{}
 	g.resolve(ports, g.listeners)
@@ -29,7 +29,7 @@ func (g *gateway) resolveConflicts() {
 	}
 }
 
-// resolve adds the listeners of one object to what those of objects before it have.
+// resolve adds the listeners of one object to those of earlier objects.
 func (g *gateway) resolve(ports map[int32]*occupied, listeners []*listener) {
 	var free []*listener
 	for _, l := range listeners {

@@ -3,9 +3,9 @@
 // Package gateway turns objects of the Gateway API into the table of the ingress proxy, and into the status of each
 // object.
 //
-// Desired is a pure function of what the cluster holds: the order of its input changes nothing, and no object makes it
-// fail. Servers use the table; the leader uses the status and the Services that Gateways need. The package reads no API
-// and writes none, and reads no clock.
+// Desired is a pure function of the cluster's objects: the order of its input changes nothing, and no object makes it
+// fail. Servers use the table. The leader uses the status and the Services that Gateways need. The package reads and
+// writes no API, and reads no clock.
 package gateway
 
 import (
@@ -24,13 +24,13 @@ import (
 )
 
 const (
-	// ControllerName is the controllerName of the GatewayClasses that are served here.
+	// ControllerName is the controllerName of the GatewayClasses that coracle serves.
 	ControllerName gatewayv1.GatewayController = "coracle.dev/gateway"
 	// ClassName is the name of the GatewayClass that every cluster has.
 	ClassName = "coracle"
 )
 
-// State is what the cluster holds.
+// State is the input of Desired: the objects of the cluster.
 type State struct {
 	Classes      []*gatewayv1.GatewayClass
 	Gateways     []*gatewayv1.Gateway
@@ -40,33 +40,33 @@ type State struct {
 	TLSRoutes    []*gatewayv1.TLSRoute
 	Grants       []*gatewayv1.ReferenceGrant
 	Policies     []*gatewayv1.BackendTLSPolicy
-	// Namespaces are there for their labels.
+	// Namespaces are needed for their labels.
 	Namespaces []*corev1.Namespace
 	// GatewayServices are the Services with the label ServiceLabel, of all namespaces.
 	GatewayServices []*corev1.Service
-	// NodePorts are the ports of nodes' addresses at which ports of Gateways are served, by their sites (Site), each
+	// NodePorts are the ports, on nodes' addresses, of ports of Gateways, by their sites (Site). Each node port occurs
 	// once.
 	NodePorts map[string]uint16
-	// Service gives a Service, or nil if there is none.
+	// Service returns a Service, or nil if there is none.
 	Service func(types.NamespacedName) *corev1.Service
-	// Secret and ConfigMap give an object, or nil if there is none.
+	// Secret and ConfigMap return an object, or nil if there is none.
 	Secret    func(types.NamespacedName) *corev1.Secret
 	ConfigMap func(types.NamespacedName) *corev1.ConfigMap
-	// CRDVersion is the version of the Gateway API's CRDs that the cluster has (BundleVersionAnnotation), such as
-	// v1.6.3. Empty says nothing of it.
+	// CRDVersion is the version of the Gateway API's CRDs in the cluster (BundleVersionAnnotation), such as v1.6.3.
+	// Empty is for an unknown version.
 	CRDVersion string
-	// Memory makes the next call faster that has the same one; nil remembers nothing.
+	// Memory is a cache that makes the next call with the same Memory faster. nil is for no cache.
 	Memory *Memory
-	// Now is the lastTransitionTime of conditions that change.
+	// Now becomes the lastTransitionTime of conditions that change.
 	Now time.Time
 }
 
-// Result is what follows from a State.
+// Result is the output of Desired.
 type Result struct {
 	Sections table.Sections
 
-	// The wanted status of each object that concerns this controller, or that still has an entry of it. Entries of
-	// other controllers are in it as they were. A status that is equal to the object's own need not be written.
+	// The desired status of each object that concerns this controller, or that still has an entry of it. Entries of
+	// other controllers stay unchanged. A status that is equal to the object's own need not be written.
 	ClassStatus       map[string]gatewayv1.GatewayClassStatus
 	GatewayStatus     map[types.NamespacedName]gatewayv1.GatewayStatus
 	ListenerSetStatus map[types.NamespacedName]gatewayv1.ListenerSetStatus
@@ -75,36 +75,37 @@ type Result struct {
 	TLSRouteStatus    map[types.NamespacedName]gatewayv1.TLSRouteStatus
 	PolicyStatus      map[types.NamespacedName]gatewayv1.PolicyStatus
 
-	// Services are those that the Gateways of this controller need, by namespace and name. Gateways that are not
-	// accepted, or have no listener that can be served, have none.
+	// Services are the Services that the Gateways of this controller need, by namespace and name. A Gateway that is not
+	// accepted, or that has no listener that can be served, has none.
 	Services map[types.NamespacedName]Service
 
-	// Secrets and ConfigMaps are those whose content the result depends on, whether they exist or not.
+	// Secrets and ConfigMaps are the names of the objects whose content the result depends on, whether they exist or
+	// not.
 	Secrets, ConfigMaps map[types.NamespacedName]bool
 }
 
-// Service is what a Gateway's Service has to be.
+// Service is the desired Service of a Gateway.
 type Service struct {
 	Gateway *gatewayv1.Gateway
-	// Ports are those of the Gateway's listeners, all of TCP, each once and in their order.
+	// Ports are the TCP ports of the Gateway's listeners, each once, in ascending order.
 	Ports []int32
-	// Addresses are those that the Gateway asks for; none leaves the choice to the pools.
+	// Addresses are the requested addresses of the Gateway. None leaves the choice to the pools.
 	Addresses []string
 	// Labels and Annotations come from spec.infrastructure. ServiceLabel is not among the labels.
 	Labels, Annotations map[string]string
 }
 
-// compiler collects a Result.
+// compiler builds a Result.
 type compiler struct {
 	s        State
 	r        Result
 	gateways map[types.NamespacedName]*gateway // of this controller, whether they are accepted or not
 	sets     map[types.NamespacedName]*listenerSet
-	// namespaces are their labels.
+	// namespaces are the labels of namespaces.
 	namespaces  map[string]labels.Set
 	grants      map[string][]*gatewayv1.ReferenceGrant      // by namespace
 	services    map[types.NamespacedName]*corev1.Service    // of Gateways
-	gatewayOf   map[types.NamespacedName]*gatewayv1.Gateway // by the Services that they have
+	gatewayOf   map[types.NamespacedName]*gatewayv1.Gateway // by the names of their Services
 	policies    policies
 	allPolicies []*policy
 	routes      []*route
@@ -180,7 +181,7 @@ func Desired(s State) (Result, error) {
 	return c.r, nil
 }
 
-// byAge are the objects in the order in which they have precedence: the oldest first, of the same age by namespace and
+// byAge returns the objects in the order of their precedence: the oldest first, those of the same age by namespace and
 // name.
 func byAge[T metav1.Object](objects []T) []T {
 	return slices.SortedFunc(slices.Values(objects), func(a, b T) int { return older(a, b) })
@@ -195,7 +196,7 @@ func nameOf(o metav1.Object) types.NamespacedName {
 	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
-// secret and configMap give an object, and note that the result depends on it.
+// secret and configMap return an object, and record that the result depends on it.
 func (c *compiler) secret(name types.NamespacedName) *corev1.Secret {
 	c.r.Secrets[name] = true
 	if c.s.Secret == nil {

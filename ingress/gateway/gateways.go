@@ -19,27 +19,27 @@ import (
 // gateway is a Gateway of this controller with its ListenerSets.
 type gateway struct {
 	object    *gatewayv1.Gateway
-	accepted  problem // before its listeners are considered
+	accepted  problem // without regard to its listeners
 	refs      problem
 	listeners []*listener
 	sets      []*listenerSet // those that the Gateway allows, in the order of their precedence
-	// certificate is the proxy's own for backends; nil for none.
+	// certificate is the certificate that the proxy sends to backends; nil for none.
 	certificate *keyPair
 	// service is the Gateway's Service; nil if there is none yet.
 	service   *corev1.Service
 	nodePorts map[string]uint16 // of all Gateways, by site
-	insecure  bool              // clients without a valid certificate get in somewhere although certificates are asked for
+	insecure  bool              // some listener asks for certificates, and accepts clients without a valid one
 }
 
 // listenerSet is a ListenerSet of a Gateway of this controller.
 type listenerSet struct {
 	object    *gatewayv1.ListenerSet
 	gateway   *gateway
-	accepted  problem // before its listeners are considered
+	accepted  problem // without regard to its listeners
 	listeners []*listener
 }
 
-// all are the listeners of the Gateway and its ListenerSets, in the order of their precedence.
+// all returns the listeners of the Gateway and its ListenerSets, in the order of their precedence.
 func (g *gateway) all() []*listener {
 	out := slices.Clone(g.listeners)
 	for _, s := range g.sets {
@@ -78,7 +78,7 @@ func (c *compiler) gateway(object *gatewayv1.Gateway, class problem) {
 	}
 }
 
-// flawOf is what the whole of a Gateway asks for and is not served.
+// flawOf returns the first setting of a whole Gateway that is not supported.
 func flawOf(object *gatewayv1.Gateway) problem {
 	if i := object.Spec.Infrastructure; i != nil && i.ParametersRef != nil {
 		return problem{string(gatewayv1.GatewayReasonInvalidParameters), "spec.infrastructure.parametersRef is set: this controller has " +
@@ -96,8 +96,8 @@ func flawOf(object *gatewayv1.Gateway) problem {
 	return problem{}
 }
 
-// nodePort is the port of nodes' addresses at which a port of the Gateway is served; 0 while it has none, or the
-// Gateway has no Service.
+// nodePort returns the node port of a port of the Gateway. It returns 0 while there is none, or the Gateway has no
+// Service.
 func (g *gateway) nodePort(port int32) uint16 {
 	if g.service == nil {
 		return 0
@@ -105,7 +105,7 @@ func (g *gateway) nodePort(port int32) uint16 {
 	return g.nodePorts[Site(g.object.Namespace, g.object.Name, port)]
 }
 
-// readBackendTLS reads the certificate with which the proxy shows who it is to backends.
+// readBackendTLS reads the certificate by which the proxy authenticates to backends.
 func (c *compiler) readBackendTLS(g *gateway) {
 	tls := g.object.Spec.TLS
 	if tls == nil || tls.Backend == nil || tls.Backend.ClientCertificateRef == nil {
@@ -150,7 +150,7 @@ func (c *compiler) listenerSet(object *gatewayv1.ListenerSet) {
 	g.sets = append(g.sets, s)
 }
 
-// acceptance is the Gateway's condition Accepted.
+// acceptance returns the Gateway's condition Accepted.
 func (g *gateway) acceptance() metav1.Condition {
 	var bad []string
 	some := false
@@ -178,7 +178,7 @@ func (g *gateway) acceptance() metav1.Condition {
 	return condition(gatewayv1.GatewayConditionAccepted, gatewayv1.GatewayReasonAccepted, problem{}, "the Gateway is valid")
 }
 
-// requested are the addresses that the Gateway asks for.
+// requested returns the requested addresses of the Gateway.
 func (g *gateway) requested() []string {
 	var out []string
 	for _, a := range g.object.Spec.Addresses {
@@ -189,7 +189,7 @@ func (g *gateway) requested() []string {
 	return out
 }
 
-// addresses are those that the Gateway has.
+// addresses returns the addresses that the Gateway's Service has.
 func (g *gateway) addresses() []gatewayv1.GatewayStatusAddress {
 	var out []gatewayv1.GatewayStatusAddress
 	if g.service == nil || !g.accepted.ok() {
@@ -207,10 +207,10 @@ func (g *gateway) addresses() []gatewayv1.GatewayStatusAddress {
 	return out
 }
 
-// maxAddresses is what the API server takes.
+// maxAddresses is the greatest number that the API server accepts.
 const maxAddresses = 16
 
-// programmed is why the Gateway is not served.
+// programmed returns the reason for which the Gateway is not served.
 func (g *gateway) programmed(accepted metav1.Condition, addresses []gatewayv1.GatewayStatusAddress) problem {
 	if accepted.Status != metav1.ConditionTrue {
 		return problem{string(gatewayv1.GatewayReasonInvalid), "the Gateway is not accepted: " + accepted.Message}
@@ -238,7 +238,7 @@ func (g *gateway) programmed(accepted metav1.Condition, addresses []gatewayv1.Ga
 	return p
 }
 
-// finish adds what follows from a Gateway: sections, its Service and its status.
+// finish adds the sections, the Service and the status of a Gateway.
 func (c *compiler) finish(g *gateway) error {
 	accepted := g.acceptance()
 	addresses := g.addresses()
@@ -282,7 +282,7 @@ func (c *compiler) finish(g *gateway) error {
 	return c.sites(g)
 }
 
-// wantService says what the Gateway's Service has to be.
+// wantService adds the desired Service of a Gateway.
 func (c *compiler) wantService(g *gateway) {
 	ports := map[int32]bool{}
 	for _, l := range g.all() {

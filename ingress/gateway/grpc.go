@@ -46,7 +46,7 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 	}
 	var p problem
 	out.backends, p = c.backends(r, refs, func(i int, b *table.Backend) {
-		var filters []gatewayv1.HTTPRouteFilter // those of a GRPCRoute are some of them
+		var filters []gatewayv1.HTTPRouteFilter // the filters of a GRPCRoute are a subset of these
 		for _, f := range spec.BackendRefs[i].Filters {
 			filters = append(filters, gatewayv1.HTTPRouteFilter{
 				Type: gatewayv1.HTTPRouteFilterType(f.Type), RequestHeaderModifier: f.RequestHeaderModifier,
@@ -59,7 +59,7 @@ func (c *compiler) grpcRule(r *route, spec *gatewayv1.GRPCRouteRule) (out rule, 
 	return out, flaw
 }
 
-// grpcMatches reads what a rule matches, as httpMatches does.
+// grpcMatches reads the matches of a rule, as httpMatches does.
 func grpcMatches(specs []gatewayv1.GRPCRouteMatch, steps *int) (out []match, flaw problem) {
 	if len(specs) == 0 {
 		specs = []gatewayv1.GRPCRouteMatch{{}}
@@ -83,8 +83,8 @@ func grpcMatches(specs []gatewayv1.GRPCRouteMatch, steps *int) (out []match, fla
 	return out, problem{}
 }
 
-// method reads which service and method a call is for. An exact method of an exact service goes first, and then the
-// longer names, whatever they are compared as.
+// method reads the service and method of a match. An exact method of an exact service has precedence, and then longer
+// names, whatever their type.
 func (m *match) method(spec *gatewayv1.GRPCMethodMatch) problem {
 	m.Kind, m.Path, m.rank = table.PathPrefix, "/", rankPrefix
 	if spec == nil {

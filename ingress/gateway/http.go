@@ -16,19 +16,19 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// Ranks of kinds of paths: lower ones go first.
+// Ranks of kinds of paths. Lower ranks have precedence.
 const (
 	rankExact = iota
 	rankRegex
 	rankPrefix
 )
 
-// unsupported is the problem of a value that is not served.
+// unsupported returns the problem of a value that is not supported.
 func unsupported(format string, args ...any) problem {
 	return problem{string(gatewayv1.RouteReasonUnsupportedValue), fmt.Sprintf(format, args...)}
 }
 
-// incompatible is the problem of filters that cannot be together.
+// incompatible returns the problem of filters that cannot be combined.
 func incompatible(format string, args ...any) problem {
 	return problem{string(gatewayv1.RouteReasonIncompatibleFilters), fmt.Sprintf(format, args...)}
 }
@@ -41,7 +41,7 @@ func (c *compiler) httpRules(r *route, rules []gatewayv1.HTTPRouteRule) {
 	r.read(found, len(rules), func(i int) (rule, problem) { return c.httpRule(r, &rules[i]) })
 }
 
-// read adds the rules with what they match.
+// read adds the rules with their matches.
 func (r *route) read(found matching, rules int, read func(i int) (rule, problem)) {
 	if found.tooLarge {
 		r.invalid = first(r.invalid, problem{
@@ -54,7 +54,7 @@ func (r *route) read(found matching, rules int, read func(i int) (rule, problem)
 	for i := range rules {
 		out, flaw := read(i)
 		if out.matches = found.rules[i]; !found.flaws[i].ok() {
-			flaw = found.flaws[i] // nothing says which requests it would be
+			flaw = found.flaws[i] // no match says which requests the rule is for
 		}
 		r.add(out, flaw)
 		flaws = append(flaws, flaw)
@@ -62,8 +62,8 @@ func (r *route) read(found matching, rules int, read func(i int) (rule, problem)
 	r.judge(flaws)
 }
 
-// add adds a rule. One that cannot be served answers its requests with an error: other rules, which may do less with
-// them, must not get them.
+// add adds a rule. A rule that cannot be served answers its requests with an error. Other rules, which may restrict
+// less, must not get these requests.
 func (r *route) add(out rule, flaw problem) {
 	if !flaw.ok() {
 		out.backends, out.policy = []table.Backend{{Weight: 1, Invalid: flaw.message}}, table.Policy{}
@@ -71,7 +71,7 @@ func (r *route) add(out rule, flaw problem) {
 	r.rules = append(r.rules, out)
 }
 
-// judge says what flaws of rules mean for the route.
+// judge sets the problems of the route that follow from the flaws of its rules.
 func (r *route) judge(flaws []problem) {
 	var texts []string
 	var some problem
@@ -90,7 +90,7 @@ func (r *route) judge(flaws []problem) {
 	}
 }
 
-// httpRule reads what a rule does with requests.
+// httpRule reads the policy and the backends of a rule.
 func (c *compiler) httpRule(r *route, spec *gatewayv1.HTTPRouteRule) (out rule, flaw problem) {
 	flaw = c.httpFilters(r, spec, &out.policy)
 	if spec.Timeouts != nil {
@@ -126,8 +126,8 @@ func millis(d *gatewayv1.Duration) (int, problem) {
 	return int((t + time.Millisecond - 1) / time.Millisecond), problem{}
 }
 
-// httpMatches reads what a rule matches, and adds the steps of its expressions. It ends when there are more than a
-// namespace may have.
+// httpMatches reads the matches of a rule, and adds the steps of their expressions. It ends when there are more than
+// maxSteps.
 func httpMatches(specs []gatewayv1.HTTPRouteMatch, steps *int) (out []match, flaw problem) {
 	if len(specs) == 0 {
 		specs = []gatewayv1.HTTPRouteMatch{{}}
@@ -161,7 +161,7 @@ func httpMatches(specs []gatewayv1.HTTPRouteMatch, steps *int) (out []match, fla
 	return out, problem{}
 }
 
-// path reads what a path has to be.
+// path reads the path of a match.
 func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 	kind, value := gatewayv1.PathMatchPathPrefix, "/"
 	if spec != nil {
@@ -173,7 +173,7 @@ func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 	switch kind {
 	case gatewayv1.PathMatchExact:
 		m.Kind, m.Path, m.rank = table.PathExact, value, rankExact
-	case gatewayv1.PathMatchPathPrefix: // /a and /a/ match the same
+	case gatewayv1.PathMatchPathPrefix: // /a and /a/ match the same requests
 		m.Kind, m.Path, m.rank = table.PathPrefix, "/"+strings.Trim(value, "/"), rankPrefix
 	case gatewayv1.PathMatchRegularExpression:
 		if flaw := m.expression("path", value, "^(?:"+value+")$"); !flaw.ok() {
@@ -187,9 +187,9 @@ func (m *match) path(spec *gatewayv1.HTTPPathMatch) problem {
 	return problem{}
 }
 
-// expression makes the path one that has the expression value in it.
+// expression sets the match's path to an expression that contains the expression value.
 func (m *match) expression(of, value, path string) problem {
-	if _, _, err := expression.Compile(value); err != nil { // which could close what is around it
+	if _, _, err := expression.Compile(value); err != nil { // value could close the groups around it
 		return noExpression(of, value, err)
 	}
 	_, steps, err := expression.Prefix(path, false)
@@ -210,7 +210,7 @@ func (m *match) header(name, kind, value string) problem {
 	return m.condition(&m.Headers, "header", name, kind, value, true)
 }
 
-// condition adds a condition, unless there is one of the name, whose first counts.
+// condition adds a condition. If there is one of the same name already, it adds none.
 func (m *match) condition(to *[]table.Condition, of, name, kind, value string, fold bool) problem {
 	for _, have := range *to {
 		if have.Name == name || fold && strings.EqualFold(have.Name, name) {
@@ -300,7 +300,7 @@ func headersOf(f *gatewayv1.HTTPHeaderFilter) *table.Headers {
 	return out
 }
 
-// mirror adds a mirror. One that cannot be used is left out.
+// mirror adds a mirror. A mirror that cannot be used is left out.
 func (c *compiler) mirror(r *route, f *gatewayv1.HTTPRequestMirrorFilter, out *table.Policy) {
 	b, p := c.backend(r, f.BackendRef)
 	r.resolved = first(r.resolved, p)
@@ -316,7 +316,7 @@ func (c *compiler) mirror(r *route, f *gatewayv1.HTTPRequestMirrorFilter, out *t
 	}
 }
 
-// redirectOf reads a redirect, apart from the port where it is that of the listener.
+// redirectOf reads a redirect, without the listener's port.
 func redirectOf(f *gatewayv1.HTTPRequestRedirectFilter, matches []gatewayv1.HTTPRouteMatch) (*table.Redirect, problem) {
 	out := &table.Redirect{
 		Status: ptr.Deref(f.StatusCode, http.StatusFound), Scheme: strings.ToLower(ptr.Deref(f.Scheme, "")),
@@ -337,7 +337,7 @@ func redirectOf(f *gatewayv1.HTTPRequestRedirectFilter, matches []gatewayv1.HTTP
 
 const schemeHTTP, schemeHTTPS = "http", "https"
 
-// portAt is a redirect as it is at a listener.
+// portAt returns a redirect with the port that it has at a listener.
 func portAt(r table.Redirect, l *listener) *table.Redirect {
 	scheme := r.Scheme
 	if scheme == "" {
@@ -354,7 +354,7 @@ func portAt(r table.Redirect, l *listener) *table.Redirect {
 	return &r
 }
 
-// pathChange reads what becomes of a path.
+// pathChange reads the change of a path.
 func pathChange(f *gatewayv1.HTTPPathModifier, matches []gatewayv1.HTTPRouteMatch) (*table.PathChange, problem) {
 	if f == nil {
 		return nil, problem{}
@@ -373,7 +373,7 @@ func pathChange(f *gatewayv1.HTTPPathModifier, matches []gatewayv1.HTTPRouteMatc
 	return nil, unsupported("the type %q of a change of a path is not known, or has no value", f.Type)
 }
 
-// defaultMaxAge is how long browsers keep an answer to a preflight request, in seconds.
+// defaultMaxAge is the time for which browsers cache a response to a preflight request, in seconds.
 const defaultMaxAge = 5
 
 func corsOf(f *gatewayv1.HTTPCORSFilter) *table.CORS {
@@ -398,7 +398,7 @@ func joined[T ~string](parts []T) string {
 	return strings.Join(texts, ", ")
 }
 
-// at is a rule's policy as it is at a listener; nil for one that changes nothing.
+// at returns a rule's policy at a listener. It returns nil if the policy changes nothing.
 func (r *rule) at(l *listener) *table.Policy {
 	p := r.policy
 	if p.Redirect != nil {

@@ -19,28 +19,28 @@ const (
 	kindTLS  gatewayv1.Kind = "TLSRoute"
 )
 
-// listener is one of a Gateway or of a ListenerSet.
+// listener is a listener of a Gateway or of a ListenerSet.
 type listener struct {
 	gateway *gateway
-	owner   referrer // the object that has it
+	owner   referrer // the object that the listener belongs to
 	spec    gatewayv1.Listener
-	host    string // the name of its hosts
+	host    string // its host name, in the form of the table
 
 	accepted problem
 	conflict problem
 	refs     problem
 	kinds    []gatewayv1.Kind
-	// certificates are those that can be used, in the order of the references.
+	// certificates are the valid certificates, in the order of the references.
 	certificates []keyPair
-	// clients are the authorities of clients' certificates; nil asks for none.
+	// clients are the settings for clients' certificates; nil asks for none.
 	clients *clients
-	// attached are the routes, in the order of their age.
+	// attached are the attachments of routes, by the age of the routes.
 	attached []*attachment
-	overlaps bool                // with another listener with TLS of the port
-	index    map[string][]*route // byHost
+	overlaps bool                // another listener with TLS of the port has some of its hosts
+	index    map[string][]*route // cache of byHost
 }
 
-// clients is how certificates of clients are verified.
+// clients is how clients' certificates are verified.
 type clients struct {
 	authorities
 	optional bool
@@ -64,12 +64,12 @@ func (l *listener) supportsProtocol() bool {
 	return false
 }
 
-// servable reports whether there is something to listen for.
+// servable reports whether the listener is valid, and has what it needs to serve.
 func (l *listener) servable() bool {
 	return l.accepted.ok() && len(l.kinds) > 0 && (!l.tls() || l.passthrough() || len(l.certificates) > 0)
 }
 
-// newListener reads one of a Gateway or a ListenerSet, apart from what it has in common with others.
+// newListener reads a listener of a Gateway or a ListenerSet, without regard to other listeners.
 func (c *compiler) newListener(g *gateway, owner referrer, spec gatewayv1.Listener) *listener {
 	l := &listener{gateway: g, owner: owner, spec: spec}
 	var ok bool
@@ -82,7 +82,7 @@ func (c *compiler) newListener(g *gateway, owner referrer, spec gatewayv1.Listen
 		l.accepted = first(l.accepted, problem{string(gatewayv1.ListenerReasonPortUnavailable),
 			fmt.Sprintf("there is no port %d", spec.Port)})
 	}
-	if !l.supportsProtocol() { // resolveConflicts may know better
+	if !l.supportsProtocol() { // resolveConflicts may report a more exact reason
 		return l
 	}
 	l.readKinds()
@@ -95,7 +95,7 @@ func (c *compiler) newListener(g *gateway, owner referrer, spec gatewayv1.Listen
 	return l
 }
 
-// readKinds says which routes may attach.
+// readKinds reads which kinds of routes may attach.
 func (l *listener) readKinds() {
 	compatible := []gatewayv1.Kind{kindHTTP, kindGRPC}
 	if l.spec.Protocol == gatewayv1.TLSProtocolType {
@@ -134,7 +134,7 @@ func (c *compiler) readCertificates(l *listener) {
 	}
 }
 
-// readClients reads how the Gateway wants certificates of clients to be verified at the listener's port.
+// readClients reads how the Gateway's clients' certificates are verified at the listener's port.
 func (c *compiler) readClients(l *listener) {
 	spec := l.gateway.object.Spec.TLS
 	if spec == nil || spec.Frontend == nil {
@@ -180,7 +180,7 @@ func (l *listener) allows(c *compiler, kind gatewayv1.Kind, namespace string) bo
 	return c.selects(ptr.Deref(from, gatewayv1.NamespacesFromSame), selector, l.owner.namespace, namespace)
 }
 
-// selects reports whether a namespace is among those that an object of own means.
+// selects reports whether from and selector, in an object of the namespace own, select a namespace.
 func (c *compiler) selects(from gatewayv1.FromNamespaces, selector *metav1.LabelSelector, own, namespace string) bool {
 	switch from {
 	case gatewayv1.NamespacesFromAll:
@@ -188,14 +188,14 @@ func (c *compiler) selects(from gatewayv1.FromNamespaces, selector *metav1.Label
 	case gatewayv1.NamespacesFromSame:
 		return own == namespace
 	case gatewayv1.NamespacesFromSelector:
-		s, err := metav1.LabelSelectorAsSelector(selector) // of nil nothing
+		s, err := metav1.LabelSelectorAsSelector(selector) // nil selects nothing
 		set, exists := c.namespaces[namespace]
 		return err == nil && exists && s.Matches(labels.Set(set))
 	}
 	return false
 }
 
-// conditions are those of the listener's status.
+// conditions returns the conditions of the listener's status.
 func (l *listener) conditions() []metav1.Condition {
 	conflicted := metav1.Condition{
 		Type: string(gatewayv1.ListenerConditionConflicted), Status: metav1.ConditionFalse,
@@ -222,7 +222,7 @@ func (l *listener) conditions() []metav1.Condition {
 	return out
 }
 
-// programmed is why nodes do not serve the listener.
+// programmed returns the reason for which nodes do not serve the listener.
 func (l *listener) programmed() problem {
 	switch {
 	case !l.conflict.ok():

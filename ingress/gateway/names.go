@@ -10,13 +10,13 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
-// Names of hosts are "" for all, a DNS name, or one with a wildcard as its first label, which stands for one label or
-// more.
+// dnsName matches the names of hosts, except "", which is for all hosts. A wildcard as the first label stands for one
+// label or more.
 
 var dnsName = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 
-// hostName is a name in the form of the table. The API server has checked it, but for what another version of the CRDs
-// lets in.
+// hostName returns a name in the form of the table. It returns false for invalid names, which CRDs of another version
+// may permit.
 func hostName(h gatewayv1.Hostname) (string, bool) {
 	name := strings.ToLower(string(h))
 	return name, len(name) <= 253 && dnsName.MatchString(name)
@@ -31,7 +31,7 @@ func covers(pattern, name string) bool {
 	return ok && len(name) > len(suffix) && strings.HasSuffix(name, suffix)
 }
 
-// intersect are the hosts of two names.
+// intersect returns the name of the hosts that two names have in common.
 func intersect(a, b string) (string, bool) {
 	switch {
 	case covers(a, b):
@@ -42,7 +42,7 @@ func intersect(a, b string) (string, bool) {
 	return "", false
 }
 
-// patterns are the names that cover a name, the most specific first: itself, then wildcards, and "" at last.
+// patterns returns the names that cover a name, the most specific first: itself, then wildcards, and then "".
 func patterns(name string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		if name == "" {

@@ -19,28 +19,28 @@ import (
 type policy struct {
 	object   *gatewayv1.BackendTLSPolicy
 	flaw     problem // of its validation
-	missing  problem // a target
+	missing  problem // of a target
 	accepted problem
 	refs     problem
-	tls      table.BackendTLS // without a certificate of the proxy's own
+	tls      table.BackendTLS // without the proxy's own certificate
 	found    authorities
-	// beaten names the older policy that has one of the targets.
+	// beaten is the name of the older policy that has one of the targets.
 	beaten  string
 	targets map[types.NamespacedName]bool
-	// ancestors are the Gateways with routes to a target: as many as the status may have, or more.
+	// ancestors are the Gateways with routes to a target. They may be more than the status may have.
 	ancestors map[types.NamespacedName]bool
 }
 
 // target is a Service, or one of its ports.
 type target struct {
 	service types.NamespacedName
-	port    string // the name; empty for all
+	port    string // the name of the port; empty for all
 }
 
-// policies are by target.
+// policies holds policies by target.
 type policies map[target]*policy
 
-// of is the policy for a port of a Service; nil for none. One that names the port has precedence.
+// of returns the policy for a port of a Service, or nil. A policy that names the port has precedence.
 func (p policies) of(service types.NamespacedName, port string) *policy {
 	if port != "" {
 		if out := p[target{service, port}]; out != nil {
@@ -80,7 +80,7 @@ func (c *compiler) readPolicies() {
 	}
 }
 
-// judgePolicies says which policies are accepted.
+// judgePolicies sets which policies are accepted.
 func (c *compiler) judgePolicies() {
 	for _, p := range c.allPolicies {
 		var beaten problem
@@ -92,7 +92,7 @@ func (c *compiler) judgePolicies() {
 	}
 }
 
-// missing says what of a target does not exist.
+// missing returns the problem of a target that does not exist.
 func (c *compiler) missing(at target) problem {
 	notFound := string(gatewayv1.PolicyReasonTargetNotFound)
 	service := c.service(at.service)
@@ -105,7 +105,7 @@ func (c *compiler) missing(at target) problem {
 	return problem{}
 }
 
-// validation reads how certificates are verified.
+// validation reads how backends' certificates are verified.
 func (c *compiler) validation(p *policy) {
 	v := p.object.Spec.Validation
 	p.tls = table.BackendTLS{ServerName: string(v.Hostname)}
@@ -147,10 +147,10 @@ func (c *compiler) validation(p *policy) {
 	}
 }
 
-// maxAncestors is what the API server takes.
+// maxAncestors is the greatest number that the API server accepts.
 const maxAncestors = 16
 
-// finishPolicies says of each policy how Gateways take it, and adds the authorities of those that are used.
+// finishPolicies adds the status of each policy, and the authorities of the policies in use.
 func (c *compiler) finishPolicies() error {
 	for _, p := range c.allPolicies {
 		if p.found.key != "" && len(p.ancestors) > 0 {

@@ -19,20 +19,20 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// referrer is an object that names others.
+// referrer is an object that refers to others.
 type referrer struct {
-	kind      gatewayv1.Kind // of the group of the Gateway API
+	kind      gatewayv1.Kind // in the group of the Gateway API
 	namespace string
 }
 
-// referent is an object of the core group that is named.
+// referent is an object of the core group that is referred to.
 type referent struct {
 	kind gatewayv1.Kind
 	types.NamespacedName
 }
 
-// permitted reports whether an object may be named: it is in the same namespace, or a ReferenceGrant of its namespace
-// says so.
+// permitted reports whether a reference is permitted: both objects are in the same namespace, or a ReferenceGrant in
+// the referent's namespace permits it.
 func (c *compiler) permitted(from referrer, to referent) bool {
 	if from.namespace == to.Namespace {
 		return true
@@ -60,7 +60,7 @@ type keyPair struct {
 	pair  table.Certificate
 }
 
-// certificateOf reads a Secret. The reason of a problem is invalid, or that it must not be named.
+// certificateOf reads a Secret. The reason of a problem is invalid, or RefNotPermitted.
 func (c *compiler) certificateOf(from referrer, ref gatewayv1.SecretObjectReference, invalid string) (keyPair, problem) {
 	if group, kind := ptr.Deref(ref.Group, ""), ptr.Deref(ref.Kind, "Secret"); group != "" || kind != "Secret" {
 		return keyPair{}, problem{invalid, fmt.Sprintf("the certificate %s is of the kind %s in the group %q: only Secrets of the core "+
@@ -84,7 +84,7 @@ func (c *compiler) certificateOf(from referrer, ref gatewayv1.SecretObjectRefere
 	}, problem{}
 }
 
-// namesOf are the hosts that a certificate is for.
+// namesOf returns the hosts that a certificate is for.
 func namesOf(leaf *x509.Certificate) map[string]bool {
 	out := map[string]bool{}
 	for _, n := range leaf.DNSNames {
@@ -95,25 +95,25 @@ func namesOf(leaf *x509.Certificate) map[string]bool {
 	return out
 }
 
-// size is how many bytes of text a certificate takes.
+// size returns the number of bytes of a certificate's text.
 func (c keyPair) size() int { return len(c.pair.Chain) + len(c.pair.Key) }
 
-// fits reports whether the certificate is for all hosts of the name that one label more than its own makes.
+// fits reports whether the certificate is for the host, by its name or by a wildcard for its first label.
 func (c keyPair) fits(name string) bool {
 	_, rest, _ := strings.Cut(name, ".")
 	return c.names[name] || rest != "" && c.names["*."+rest]
 }
 
-// reasons are those of the problems of references to authorities.
+// reasons are the reasons of problems with references to authorities.
 type reasons struct{ invalid, kind string }
 
-// authorities are the sections of objects that certificates of others are verified with.
+// authorities are the authorities of several objects, by which certificates are verified.
 type authorities struct {
 	key   string   // of the section
 	texts []string // PEM
 }
 
-// section is the part of the table.
+// section returns the section of the table.
 func (a authorities) section() table.Authorities {
 	var out strings.Builder
 	for _, text := range a.texts {
@@ -122,7 +122,7 @@ func (a authorities) section() table.Authorities {
 	return table.Authorities{Certificates: out.String()}
 }
 
-// size is how many bytes of text the authorities take.
+// size returns the number of bytes of the authorities' text.
 func (a authorities) size() (n int) {
 	for _, text := range a.texts {
 		n += len(text)
@@ -130,8 +130,8 @@ func (a authorities) size() (n int) {
 	return n
 }
 
-// authoritiesOf reads what is named, as far as it can be used. The problem is the first one; empty says that nothing
-// can be used.
+// authoritiesOf reads the valid references among refs. p is the first problem. An empty key in out says that none is
+// valid.
 func (c *compiler) authoritiesOf(from referrer, refs []gatewayv1.ObjectReference, why reasons) (out authorities, p problem) {
 	var keys []string
 	for _, ref := range refs {
@@ -144,7 +144,7 @@ func (c *compiler) authoritiesOf(from referrer, refs []gatewayv1.ObjectReference
 			out.texts = append(out.texts, text)
 		}
 	}
-	if len(keys) > 0 { // one of several makes a section of its own
+	if len(keys) > 0 { // several references make one section
 		out.key = table.KindAuthorities + "/" + strings.Join(keys, "+")
 	}
 	return out, p
@@ -178,7 +178,7 @@ func (c *compiler) authority(from referrer, to referent, group gatewayv1.Group, 
 	return text, problem{}
 }
 
-// caKey is where an object holds authorities.
+// caKey is the key of an object's data that holds authorities.
 const caKey = "ca.crt"
 
 func holdsCertificates(text string) bool {

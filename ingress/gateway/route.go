@@ -20,42 +20,43 @@ import (
 type route struct {
 	kind    gatewayv1.Kind
 	object  metav1.Object
-	hosts   []string // none stands for all
+	hosts   []string // none is for all hosts
 	refs    []gatewayv1.ParentReference
 	have    []gatewayv1.RouteParentStatus
 	parents []*parent
-	// passthrough says that policies for connections with backends do not matter to what is being resolved.
+	// passthrough says that backends are being resolved for connections whose TLS the proxy does not end. Policies do
+	// not matter then.
 	passthrough bool
 
 	rules    []rule
 	streams  streams // of a TLSRoute
 	resolved problem
-	// invalid is why no rule can be served; partly is what is wrong with some.
+	// invalid is the reason for which no rule can be served. partly is the problem of some rules.
 	invalid problem
 	partly  problem
-	// services are those that the route names and may name.
+	// services are the Services that the route names and may name.
 	services map[types.NamespacedName]bool
 }
 
-// rule is one of an HTTPRoute or a GRPCRoute, apart from what follows from the listener.
+// rule is a rule of an HTTPRoute or a GRPCRoute, without what depends on the listener.
 type rule struct {
 	matches  []match
 	backends []table.Backend
 	policy   table.Policy
 }
 
-// match is a table.Route's part that says what matches, with what its precedence follows from.
+// match is the matching fields of a table.Route, with the values that its precedence follows from.
 type match struct {
 	table.Route
-	// rank orders kinds of paths; length, second, headers and query are counts that go before lower ones.
+	// rank orders kinds of paths. Of length, second, headers and query the higher count has precedence.
 	rank, length, second, headers, query int
 	steps                                int // of its expressions
 }
 
-// streams are the backends of connections.
+// streams are the backends of a TLSRoute's connections, for listeners that pass TLS through and that terminate it.
 type streams struct{ passed, terminated []table.Backend }
 
-// parent is a reference to a Gateway of this controller, or to a ListenerSet of one.
+// parent is a reference to a Gateway of this controller, or to a ListenerSet of such a Gateway.
 type parent struct {
 	ref      gatewayv1.ParentReference
 	gateway  *gateway
@@ -63,12 +64,12 @@ type parent struct {
 	refused  problem
 }
 
-// attachment is a route at a listener.
+// attachment is a route attached to a listener.
 type attachment struct {
 	route    *route
 	listener *listener
-	hosts    []string // those that both have
-	// lost says that a route of another kind has some of the hosts.
+	hosts    []string // the hosts that both have
+	// lost is the problem that a route of another kind has some of the hosts.
 	lost problem
 }
 
@@ -95,7 +96,7 @@ func (c *compiler) readRoutes() {
 	}
 }
 
-// newRoute reads what all kinds have in common; nil for one that does not concern this controller.
+// newRoute reads the fields that all kinds have. It returns nil for a route that does not concern this controller.
 func (c *compiler) newRoute(kind gatewayv1.Kind, object metav1.Object, hosts []gatewayv1.Hostname, refs []gatewayv1.ParentReference,
 	have []gatewayv1.RouteParentStatus) *route {
 	if object.GetDeletionTimestamp() != nil {
@@ -127,7 +128,7 @@ func (c *compiler) newRoute(kind gatewayv1.Kind, object metav1.Object, hosts []g
 
 func isOwn(s gatewayv1.RouteParentStatus) bool { return s.ControllerName == ControllerName }
 
-// parent finds what a reference means; nil for what is not this controller's.
+// parent resolves a reference. It returns nil for one that is not to an object of this controller.
 func (c *compiler) parent(r *route, ref gatewayv1.ParentReference) *parent {
 	if ptr.Deref(ref.Group, gatewayv1.GroupName) != gatewayv1.GroupName {
 		return nil
@@ -192,8 +193,8 @@ func (c *compiler) attach() {
 	}
 }
 
-// ancestors says which Gateways have routes to the targets of policies. A policy's status has few of them, and those
-// that are first by name are enough.
+// ancestors sets which Gateways have routes to the targets of policies. A policy's status has few of them: those that
+// are first by name.
 func (c *compiler) ancestors() {
 	reached := map[types.NamespacedName]map[types.NamespacedName]bool{} // Gateways by Service
 	for _, r := range c.routes {
@@ -223,7 +224,7 @@ func (c *compiler) ancestors() {
 	}
 }
 
-// choose keeps the listeners that allow a route and have hosts of it.
+// choose keeps the attachments to listeners that allow the route and have hosts in common with it.
 func (c *compiler) choose(r *route, p *parent) {
 	if !p.refused.ok() {
 		p.attached = nil
@@ -252,7 +253,7 @@ func (c *compiler) choose(r *route, p *parent) {
 	}
 }
 
-// at are the names of the hosts that a route has at a listener.
+// at returns the names of the hosts that a route has at a listener.
 func (r *route) at(l *listener) []string {
 	if len(r.hosts) == 0 {
 		return []string{l.host}
@@ -266,8 +267,8 @@ func (r *route) at(l *listener) []string {
 	return out
 }
 
-// order sorts the routes of a listener, and says of HTTPRoutes and GRPCRoutes with the same hosts that the younger is
-// not accepted.
+// order sorts the routes of a listener by age. Where an HTTPRoute and a GRPCRoute have hosts in common, it rejects the
+// younger one.
 func (l *listener) order() {
 	slices.SortStableFunc(l.attached, func(a, b *attachment) int { return older(a.route.object, b.route.object) })
 	has := map[gatewayv1.Kind]bool{}
@@ -277,7 +278,7 @@ func (l *listener) order() {
 	if !has[kindHTTP] || !has[kindGRPC] {
 		return
 	}
-	// The hosts that routes of a kind have, and the names that cover some of them.
+	// taken are the hosts that routes of a kind have. covering are the names that cover some of these hosts.
 	taken := map[gatewayv1.Kind]map[string]bool{kindHTTP: {}, kindGRPC: {}}
 	covering := map[gatewayv1.Kind]map[string]bool{kindHTTP: {}, kindGRPC: {}}
 	l.attached = slices.DeleteFunc(l.attached, func(a *attachment) bool {
@@ -306,7 +307,7 @@ func (l *listener) order() {
 	})
 }
 
-// attachedRoutes counts the routes of a listener, each once whatever the number of its references.
+// attachedRoutes counts the routes of a listener, each once even if it has several references.
 func (l *listener) attachedRoutes() int32 {
 	routes := map[*route]bool{}
 	for _, a := range l.attached {
@@ -315,10 +316,10 @@ func (l *listener) attachedRoutes() int32 {
 	return int32(len(routes)) //nolint:gosec // G115: an object store holds fewer
 }
 
-// maxParents is what the API server takes.
+// maxParents is the greatest number that the API server accepts.
 const maxParents = 32
 
-// routeStatus says of a route how its parents take it.
+// routeStatus adds the status of a route: for each parent, whether it is accepted.
 func (c *compiler) routeStatus(r *route) {
 	out := slices.DeleteFunc(slices.Clone(r.have), isOwn)
 	for _, p := range r.parents {
@@ -348,7 +349,7 @@ func (c *compiler) routeStatus(r *route) {
 	}
 	status := gatewayv1.RouteStatus{Parents: out}
 	if out == nil {
-		status.Parents = []gatewayv1.RouteParentStatus{} // the API server wants the list
+		status.Parents = []gatewayv1.RouteParentStatus{} // the API server requires the list
 	}
 	switch name := nameOf(r.object); r.kind {
 	case kindHTTP:

@@ -15,16 +15,17 @@ const ServiceLabel = table.GatewayLabel
 
 const longestLabel = 63
 
-// ServiceName is the name of the Service of a Gateway, in the Gateway's namespace.
+// ServiceName returns the name of the Service of a Gateway, in the Gateway's namespace.
 func ServiceName(gateway string) string {
 	return shorten("gateway-"+strings.ReplaceAll(gateway, ".", "-"), gateway, strings.Contains(gateway, "."))
 }
 
-// LabelValue is the value of ServiceLabel: the Gateway's name, or a shortened form with a hash if it is too long for a
-// label.
+// LabelValue returns the value of ServiceLabel: the Gateway's name. A name that is too long for a label is shortened
+// and gets a hash.
 func LabelValue(gateway string) string { return shorten(gateway, gateway, false) }
 
-// shorten keeps a text that fits into a label, and otherwise ends it with a hash of the name that it comes from.
+// shorten returns a text that fits into a label. A longer text is cut off and ends with a hash of the name that it
+// comes from; with always, each does.
 func shorten(text, of string, always bool) string {
 	if len(text) <= longestLabel && !always {
 		return text
@@ -35,7 +36,7 @@ func shorten(text, of string, always bool) string {
 	return strings.TrimRight(text, "-.") + "-" + hash
 }
 
-// Site is the site of a port of a Gateway.
+// Site returns the name of the site of a port of a Gateway.
 func Site(namespace, gateway string, port int32) string {
 	return table.GatewaySite(namespace, gateway, int(port))
 }

@@ -17,13 +17,13 @@ type site struct {
 	gateway   *gateway
 	listeners map[string]*listener // by the name of their hosts
 	hosts     map[string]bool
-	own       map[string]bool // the hosts that are there without routes
+	own       map[string]bool // the hosts that do not come from routes
 }
 
-// maxNames bounds the hosts that the certificates of one listener add.
+// maxNames limits the hosts that the certificates of one listener add.
 const maxNames = 256
 
-// ports are the sites of a Gateway.
+// ports returns the sites of a Gateway by port.
 func (g *gateway) ports() map[int32]*site {
 	out := map[int32]*site{}
 	for _, l := range g.all() {
@@ -49,7 +49,7 @@ func (g *gateway) ports() map[int32]*site {
 		for _, cert := range l.certificates {
 			names += len(cert.names)
 		}
-		if len(l.certificates) > 1 && names <= maxNames { // each certificate is used for the hosts that it is for
+		if len(l.certificates) > 1 && names <= maxNames { // each certificate is used for its own hosts
 			for _, cert := range l.certificates {
 				for n := range cert.names {
 					if both, ok := intersect(l.host, n); ok {
@@ -102,7 +102,8 @@ func (c *compiler) site(s *site, nodePort uint16) error {
 	return c.r.Sections.Put(s.gateway.certificate.key, s.gateway.certificate.pair)
 }
 
-// routesAt are the routes of the listener of a host that have it: those with the most specific names first, each once.
+// routesAt returns the routes for a host at its listener, in groups: those with the most specific names first, each
+// route once.
 func (s *site) routesAt(host string) (out [][]*route) {
 	l := s.listenerOf(host)
 	if l == nil {
@@ -124,7 +125,7 @@ func (s *site) routesAt(host string) (out [][]*route) {
 	return out
 }
 
-// inOrder are the listeners by the names of their hosts.
+// inOrder returns the listeners, ordered by the names of their hosts.
 func (s *site) inOrder() []*listener {
 	var out []*listener
 	for _, host := range slices.Sorted(maps.Keys(s.listeners)) {
@@ -133,7 +134,7 @@ func (s *site) inOrder() []*listener {
 	return out
 }
 
-// listenerOf is the listener to which a host belongs: the one that names it most exactly.
+// listenerOf returns the listener to which a host belongs: the one with the most specific match.
 func (s *site) listenerOf(host string) *listener {
 	for pattern := range patterns(host) {
 		if l := s.listeners[pattern]; l != nil {
@@ -143,7 +144,7 @@ func (s *site) listenerOf(host string) *listener {
 	return nil
 }
 
-// host adds the section of a host: the routes of its listener that have it, and of no other.
+// host adds the section of a host, with only those routes of its listener that have the host.
 func (c *compiler) host(s *site, host string) error {
 	l := s.listenerOf(host)
 	if l == nil {
@@ -159,7 +160,7 @@ func (c *compiler) host(s *site, host string) error {
 	routes := s.routesAt(host)
 	if len(l.kinds) > 0 && l.kinds[0] == kindTLS {
 		out.Stream = &table.Stream{Terminate: !l.passthrough()}
-		if len(routes) > 0 { // the oldest of those with the most specific name
+		if len(routes) > 0 { // the oldest route of those with the most specific name
 			out.Stream.Backends = routes[0][0].backendsAt(l)
 		}
 		return c.r.Sections.Put(table.HostKey(s.name, host), out)
@@ -171,7 +172,7 @@ func (c *compiler) host(s *site, host string) error {
 	return c.r.Sections.Put(table.HostKey(s.name, host), out)
 }
 
-// byHost are the routes of a listener by the names of the hosts that they have there, in the order of their age.
+// byHost returns the routes of a listener by the names of their hosts there, in the order of their age.
 func (l *listener) byHost() map[string][]*route {
 	if l.index != nil {
 		return l.index
@@ -187,7 +188,7 @@ func (l *listener) byHost() map[string][]*route {
 	return l.index
 }
 
-// certificateFor is the certificate for a host: the first that is for it, else the first.
+// certificateFor returns the certificate for a host: the first that is for it, else the first.
 func (l *listener) certificateFor(host string) *keyPair {
 	if len(l.certificates) == 0 {
 		return nil
@@ -198,7 +199,7 @@ func (l *listener) certificateFor(host string) *keyPair {
 	return &l.certificates[0]
 }
 
-// backendsAt are those of a TLSRoute at a listener.
+// backendsAt returns the backends of a TLSRoute at a listener.
 func (r *route) backendsAt(l *listener) []table.Backend {
 	if l.passthrough() {
 		return r.streams.passed
@@ -210,13 +211,13 @@ func (r *route) backendsAt(l *listener) []table.Backend {
 	return out
 }
 
-// ordered is a table.Route with what its precedence follows from.
+// ordered is a match with the values that its precedence follows from.
 type ordered struct {
 	match
-	route, rule, at int // the places of the route in the order of age, of the rule in it, and of the match in the rule
+	route, rule, at int // indexes of the route by age, of the rule in the route, and of the match in the rule
 }
 
-// routesOf are the rules of routes that have the same host, in the order of their precedence.
+// routesOf returns the table routes of some routes that have the same host, in the order of their precedence.
 func routesOf(l *listener, routes []*route) []table.Route {
 	var all []ordered
 	for i, r := range routes {

@@ -9,12 +9,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// problem is why something is not as it should be: the reason and the message of a condition. The zero value is none.
+// problem is the reason and the message of a condition that is not met. The zero value is no problem.
 type problem struct{ reason, message string }
 
 func (p problem) ok() bool { return p.reason == "" }
 
-// first is the first problem of several.
+// first returns the first problem of several.
 func first(problems ...problem) problem {
 	for _, p := range problems {
 		if !p.ok() {
@@ -24,7 +24,7 @@ func first(problems ...problem) problem {
 	return problem{}
 }
 
-// condition is true with the reason given, or false for a problem.
+// condition returns a condition that is true with the given reason, or false if there is a problem.
 func condition[T ~string, R ~string](kind T, reason R, p problem, message string) metav1.Condition {
 	if !p.ok() {
 		return metav1.Condition{Type: string(kind), Status: metav1.ConditionFalse, Reason: p.reason, Message: p.message}
@@ -32,11 +32,11 @@ func condition[T ~string, R ~string](kind T, reason R, p problem, message string
 	return metav1.Condition{Type: string(kind), Status: metav1.ConditionTrue, Reason: string(reason), Message: message}
 }
 
-// maxMessage is what the API server takes.
+// maxMessage is the greatest length that the API server accepts, in bytes.
 const maxMessage = 32768
 
-// mergeConditions gives the conditions of an object: those wanted in the place of those of the same type, without those
-// of the types dropped, and others as they are. The time of a condition changes with its status.
+// mergeConditions returns the conditions of an object. Those in want replace those of the same type. Those of the types
+// in drop are removed. Others stay unchanged. The time of a condition changes with its status.
 func mergeConditions(have []metav1.Condition, generation int64, now time.Time, want []metav1.Condition, drop ...string) []metav1.Condition {
 	var out []metav1.Condition
 	for _, c := range have {

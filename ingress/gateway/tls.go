@@ -4,7 +4,7 @@ package gateway
 
 import gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
-// tlsRules reads the rules of a TLSRoute: the first one takes all connections.
+// tlsRules reads the rules of a TLSRoute. The first rule gets all connections.
 func (c *compiler) tlsRules(r *route, rules []gatewayv1.TLSRouteRule) {
 	var refs []gatewayv1.BackendRef
 	if len(rules) > 0 {

@@ -2,9 +2,9 @@
 
 // Package gatewayapi reads objects of the Gateway API from an API server, and writes their status.
 //
-// It owns informers of them, which run only while they are used; it decides nothing: that is ingress/gateway. A
-// cluster whose CustomResourceDefinitions lack some of the kinds has no objects of these. The clients that the Gateway
-// API's module has are not used: they are for all of its versions, and a program with them is larger.
+// It owns informers for these objects, which run only while they are used. It decides nothing; ingress/gateway does. If
+// the cluster's CustomResourceDefinitions lack some of the kinds, there are no objects of these kinds. The clients in
+// the Gateway API's module are not used: they support all of its versions and make the binary larger.
 package gatewayapi
 
 import (
@@ -26,7 +26,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gateway"
 )
 
-// Resources of the Gateway API that are served here.
+// Resources of the Gateway API that coracle serves.
 const (
 	Classes      = "gatewayclasses"
 	Gateways     = "gateways"
@@ -38,7 +38,7 @@ const (
 	Policies     = "backendtlspolicies"
 )
 
-// examples are the kinds' types.
+// examples are the Go types of the resources.
 var examples = map[string]runtime.Object{
 	Classes: &gatewayv1.GatewayClass{}, Gateways: &gatewayv1.Gateway{}, ListenerSets: &gatewayv1.ListenerSet{},
 	HTTPRoutes: &gatewayv1.HTTPRoute{},
@@ -46,7 +46,7 @@ var examples = map[string]runtime.Object{
 	Policies: &gatewayv1.BackendTLSPolicy{},
 }
 
-// IsServed says whether a kind of the Gateway API's group is served here.
+// IsServed reports whether coracle serves a kind of the Gateway API's group.
 func IsServed(kind string) bool {
 	for _, o := range examples {
 		if reflect.TypeOf(o).Elem().Name() == kind {
@@ -56,11 +56,11 @@ func IsServed(kind string) bool {
 	return false
 }
 
-// Use says whether a cluster has objects of the Gateway API, apart from the class that every cluster has.
+// Use reports whether a cluster has objects of the Gateway API, without the class that every cluster has.
 type Use interface {
-	// Used is false only if there are none.
+	// Used returns false only if there are no objects.
 	Used() bool
-	// Changed is closed when Used may have become another.
+	// Changed returns a channel that is closed when the result of Used may have changed.
 	Changed() <-chan struct{}
 }
 
@@ -71,7 +71,7 @@ type Client struct {
 	metadata  metadata.Interface
 }
 
-// New makes a client from the configuration of one that may read and write the objects.
+// New makes a client from a client configuration that may read and write the objects.
 func New(config *rest.Config) (*Client, error) {
 	scheme := runtime.NewScheme()
 	if err := gatewayv1.Install(scheme); err != nil {
@@ -79,7 +79,7 @@ func New(config *rest.Config) (*Client, error) {
 	}
 	c := rest.CopyConfig(config)
 	c.APIPath, c.GroupVersion = "/apis", &schema.GroupVersion{Group: gatewayv1.GroupName, Version: gatewayv1.GroupVersion.Version}
-	c.ContentType, c.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON // custom resources have no other
+	c.ContentType, c.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON // custom resources have no other encoding
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	objects, err := rest.RESTClientFor(c)
 	if err != nil {
@@ -96,7 +96,7 @@ func New(config *rest.Config) (*Client, error) {
 	return &Client{rest: objects, discovery: found, metadata: definitions}, nil
 }
 
-// served are the kinds that the cluster has.
+// served returns the kinds that the cluster has.
 func (c *Client) served() (map[string]bool, error) {
 	out := map[string]bool{}
 	list, err := c.discovery.ServerResourcesForGroupVersion(gatewayv1.GroupVersion.String())
@@ -114,7 +114,7 @@ func (c *Client) served() (map[string]bool, error) {
 	return out, nil
 }
 
-// CRDVersion is the version that the cluster's definition of GatewayClasses says it is of; empty where it says none.
+// CRDVersion returns the version in the cluster's definition of GatewayClasses. It returns "" if there is none.
 func (c *Client) CRDVersion(ctx context.Context) (string, error) {
 	definitions := c.metadata.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1",
 		Resource: "customresourcedefinitions"})
@@ -128,7 +128,7 @@ func (c *Client) CRDVersion(ctx context.Context) (string, error) {
 	return have.Annotations[gateway.BundleVersionAnnotation], nil
 }
 
-// Class returns the class of a name, or nil if there is none.
+// Class returns the class with the given name, or nil if there is none.
 func (c *Client) Class(ctx context.Context, name string) (*gatewayv1.GatewayClass, error) {
 	out := &gatewayv1.GatewayClass{}
 	err := c.rest.Get().Resource(Classes).Name(name).Do(ctx).Into(out)
@@ -153,8 +153,8 @@ func (c *Client) DeleteClass(ctx context.Context, class *gatewayv1.GatewayClass)
 		Body(&metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}).Do(ctx).Error()
 }
 
-// UpdateStatus writes the status of an object of a resource. The object names its resource version, so that a conflict
-// is an error.
+// UpdateStatus writes the status of an object of a resource. The object has its resource version, so that a conflict is
+// an error.
 func (c *Client) UpdateStatus(ctx context.Context, resource string, o interface {
 	metav1.Object
 	runtime.Object
@@ -163,5 +163,5 @@ func (c *Client) UpdateStatus(ctx context.Context, resource string, o interface 
 		resource != Classes).Resource(resource).Name(o.GetName()).SubResource("status").Body(o).Do(ctx).Error()
 }
 
-// recheck is how often it is asked whether the cluster has more of the kinds, while some are missing.
+// recheck is the interval between queries for further kinds, while the cluster lacks some.
 const recheck = 10 * time.Second

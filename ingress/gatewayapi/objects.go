@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// Objects are those of the cluster, followed as long as they are used.
+// Objects are the objects of the cluster. They are watched while the cluster uses the Gateway API.
 type Objects struct {
 	client  *Client
 	changed func()
@@ -34,18 +34,17 @@ type followed struct {
 	version   string // of the definitions
 }
 
-// NewObjects makes them; changed is called from goroutines of theirs when an object has become another, and must not
-// wait.
+// NewObjects makes Objects. Their goroutines call changed when an object has changed. changed must not block.
 func NewObjects(c *Client, changed func(), log *slog.Logger) *Objects {
 	return &Objects{client: c, changed: changed, log: log}
 }
 
-// Run follows the objects while use says that there are some, until ctx is done.
+// Run watches the objects while use reports that there are some, until ctx is done.
 func (o *Objects) Run(ctx context.Context, use Use) {
 	for ctx.Err() == nil {
 		used, changed := use.Used(), use.Changed()
 		if used != use.Used() {
-			continue // it has become another one between the two
+			continue // it changed between the two calls
 		}
 		if !used {
 			select {
@@ -58,7 +57,7 @@ func (o *Objects) Run(ctx context.Context, use Use) {
 	}
 }
 
-// follow follows the objects until there are none any more, or the cluster has other kinds.
+// follow watches the objects until there are none any more, or the cluster has other kinds.
 func (o *Objects) follow(ctx context.Context, use Use) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -79,7 +78,7 @@ func (o *Objects) follow(ctx context.Context, use Use) {
 	f := &followed{informers: map[string]cache.SharedIndexInformer{}, version: version}
 	for name := range kinds {
 		i, err := o.informer(name)
-		if err != nil { // of an informer that has not begun
+		if err != nil { // the informer has not begun
 			o.log.Error("gateway: listening to an informer failed", "error", err)
 			return
 		}
@@ -133,7 +132,7 @@ func (o *Objects) informer(resource string) (cache.SharedIndexInformer, error) {
 	return i, err
 }
 
-// slim leaves out what nothing here reads.
+// slim removes fields that are not read.
 func slim(o any) (any, error) {
 	if m, ok := o.(metav1.Object); ok {
 		m.SetManagedFields(nil)
@@ -146,8 +145,9 @@ func slim(o any) (any, error) {
 	return o, nil
 }
 
-// State returns the objects as they are now, and whether they are complete: while they are being read for the first
-// time they are not. Without objects it is complete and empty. The objects are shared and must not be changed.
+// State returns the current objects, and whether they are complete. They are incomplete during their first list. If the
+// cluster does not use the Gateway API, the state is complete and empty. The objects are shared and must not be
+// changed.
 func (o *Objects) State(use Use) (s gateway.State, complete bool) {
 	f := o.now.Load()
 	if f == nil {
@@ -165,7 +165,7 @@ func (o *Objects) State(use Use) (s gateway.State, complete bool) {
 	return s, true
 }
 
-// all are the objects of a kind.
+// all returns the objects of a kind.
 func all[T any](f *followed, resource string, out []T) []T {
 	i := f.informers[resource]
 	if i == nil {

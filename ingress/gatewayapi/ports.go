@@ -12,12 +12,11 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// PortsName is the ConfigMap of kube-system that says which site has which port of nodes' addresses: "10060":
-// "shop:web:80". It is the leader's alone to write: what stands in a tenant's namespace gives no port, and takes none
-// from another Gateway.
+// PortsName is the name of the ConfigMap in kube-system with the node port of each site: "10060": "shop:web:80". Only
+// the leader writes it. Objects in a tenant's namespace thus allocate no port, and take none from another Gateway.
 const PortsName = "gateway-ports"
 
-// ReadPorts are the ports of sites, by site. What is not of the form is left out.
+// ReadPorts returns the node ports by site. It ignores invalid entries.
 func ReadPorts(c *corev1.ConfigMap) map[string]uint16 {
 	out := map[string]uint16{}
 	if c == nil {
@@ -35,11 +34,11 @@ func ReadPorts(c *corev1.ConfigMap) map[string]uint16 {
 	return out
 }
 
-// Labelled selects the Services that say that they are of Gateways.
+// Labelled selects Services with the label of Services of Gateways.
 var Labelled = func() labels.Selector {
 	s, err := labels.Parse(gateway.ServiceLabel)
 	if err != nil {
-		panic(err) // of a constant
+		panic(err) // the selector is a constant
 	}
 	return s
 }()
