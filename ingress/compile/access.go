@@ -57,16 +57,16 @@ func (o *options) networks(name string) []string {
 	return out
 }
 
-// maxBadUsers bounds how many users an Ingress' events name.
+// maxBadUsers limits how many users the events of an Ingress name.
 const maxBadUsers = 5
 
 // Forms of Secrets with users.
 const (
-	authFile = "auth-file" // a file of htpasswd's in the key auth
-	authMap  = "auth-map"  // a hash in a key for each user
+	authFile = "auth-file" // an htpasswd file in the key auth
+	authMap  = "auth-map"  // a key for each user, with the hash
 )
 
-// basic reads the annotations about names and passwords.
+// basic reads the annotations about user names and passwords.
 func (o *options) basic() {
 	kind, asked := o.annotations["auth-type"]
 	secret := o.annotations["auth-secret"]
@@ -109,16 +109,16 @@ func (o *options) basic() {
 	o.policy.Basic = &table.Basic{Users: table.UsersKey(o.namespace, secret, form), Realm: realm}
 }
 
-// users names a Secret with users.
+// users is the name and the form of a Secret with users.
 type users struct {
 	secret types.NamespacedName
 	form   string
 }
 
-// userCost is what a user takes beside the name and the hash, in bytes of a Secret.
+// userCost is the cost of a user beside the name and the hash, in bytes of a Secret.
 const userCost = 16
 
-// usersOf adds the section of the users that an Ingress asks for. Without the section the proxy closes the route.
+// usersOf adds the section of the users that an Ingress needs. Without the section the proxy closes the route.
 func (c *compiler) usersOf(a annotated) error {
 	u := a.options.users
 	if u == nil {
@@ -154,7 +154,7 @@ func (c *compiler) usersOf(a annotated) error {
 	return c.r.Sections.Put(key, table.Users{Hashes: good})
 }
 
-// hashesOf reads a Secret, which may be nil; why says what is wrong with it.
+// hashesOf reads the hashes in a Secret, which may be nil. why is the reason for which there are none.
 func hashesOf(s *corev1.Secret, form string) (hashes map[string]string, why string) {
 	if s == nil {
 		return nil, "does not exist"
@@ -177,7 +177,7 @@ func hashesOf(s *corev1.Secret, form string) (hashes map[string]string, why stri
 			continue
 		}
 		hash, _, _ = strings.Cut(hash, ":")   // a comment
-		if _, twice := hashes[user]; !twice { // nginx takes the first
+		if _, twice := hashes[user]; !twice { // nginx uses the first
 			hashes[user] = hash
 		}
 	}

@@ -16,36 +16,39 @@ import (
 )
 
 const (
-	// acmeAnnotation asks for the certificates of an Ingress' Secrets, when it is "true". Several controllers know it.
+	// acmeAnnotation, when it is "true", requests the certificates of an Ingress' Secrets. Several controllers support
+	// it.
 	acmeAnnotation = "kubernetes.io/tls-acme"
-	// certManager begins the annotations of cert-manager, which makes the Secrets of an Ingress that has one.
+	// certManager is the prefix of the annotations of cert-manager. It makes the Secrets of an Ingress that has such an
+	// annotation.
 	certManager = "cert-manager.io/"
-	// mostNames is how many names a certificate has at most, as with Let's Encrypt.
+	// mostNames is the greatest number of names of a certificate, as with Let's Encrypt.
 	mostNames = 100
 )
 
 // Names of Secrets of the type kubernetes.io/tls in kube-system.
 var (
-	// DefaultCertificate is of hosts that have no certificate.
+	// DefaultCertificate is the certificate of hosts that have none.
 	DefaultCertificate = types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: "ingress-default"}
-	// Account has the key of the ACME account.
+	// Account holds the key of the ACME account.
 	Account = types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: "ingress-acme"}
 )
 
 // ThumbprintKey is the key of Account's data that holds the thumbprint of the account's key (RFC 7638), in base64url.
 const ThumbprintKey = "thumbprint"
 
-// Order is a certificate that Ingresses ask for by the annotation kubernetes.io/tls-acme.
+// Order is a certificate that Ingresses request by the annotation kubernetes.io/tls-acme.
 type Order struct {
-	// Secret is where the certificate belongs.
+	// Secret is the Secret for the certificate.
 	Secret types.NamespacedName
-	// Hosts are its names, sorted; none where the Ingresses name none that it can have.
+	// Hosts are the names of the certificate, sorted. It is empty if the Ingresses name none that a certificate can
+	// have.
 	Hosts []string
-	// Ingresses are those that name the Secret, the oldest first.
+	// Ingresses are the Ingresses that name the Secret, the oldest first.
 	Ingresses []*networkingv1.Ingress
 }
 
-// asksACME says whether an Ingress' certificates are to be got by ACME, and by no other controller.
+// asksACME reports whether an Ingress requests certificates by ACME, and from no other controller.
 func asksACME(ing *networkingv1.Ingress) bool {
 	if ing.Annotations[acmeAnnotation] != "true" {
 		return false
@@ -58,7 +61,7 @@ func asksACME(ing *networkingv1.Ingress) bool {
 	return true
 }
 
-// acmeHint says what an Ingress lacks that asks for certificates where none are ordered.
+// acmeHint returns a hint for an Ingress that requests certificates where none are ordered.
 func (c *compiler) acmeHint(ing *networkingv1.Ingress) string {
 	if !asksACME(ing) || c.s.Account != nil {
 		return ""
@@ -66,8 +69,8 @@ func (c *compiler) acmeHint(ing *networkingv1.Ingress) string {
 	return ". The annotation " + acmeAnnotation + " has an effect when the servers are given --ingress-acme-email"
 }
 
-// orders adds what Ingresses ask for by ACME, and, where there is an account, has the proxy answer the challenges of
-// these hosts.
+// orders adds the certificates that Ingresses request by ACME. If there is an account, it also makes the proxy answer
+// the challenges of their hosts.
 func (c *compiler) orders() error {
 	owners, by := c.owners(), map[types.NamespacedName]*Order{}
 	for _, ing := range c.r.Served {
@@ -118,7 +121,7 @@ func (c *compiler) orders() error {
 	return nil
 }
 
-// orderNames adds the hosts that an Ingress names for a certificate, as far as the certificate can have them.
+// orderNames adds the hosts that an Ingress names for a certificate, except those that the certificate cannot have.
 func (c *compiler) orderNames(o *Order, ing *networkingv1.Ingress, hosts []string, owners map[string]string) {
 	if len(hosts) == 0 {
 		c.find(ing, Finding{ReasonCertificate, fmt.Sprintf("the entry of spec.tls with the Secret %s names no hosts, so that no "+
@@ -143,7 +146,7 @@ func (c *compiler) orderNames(o *Order, ing *networkingv1.Ingress, hosts []strin
 	}
 }
 
-// owners are the namespaces of the oldest Ingresses that name hosts, in rules or for certificates.
+// owners returns, by host, the namespace of the oldest Ingress that names it, in a rule or for a certificate.
 func (c *compiler) owners() map[string]string {
 	out := map[string]string{}
 	add := func(text, namespace string) {
@@ -164,7 +167,7 @@ func (c *compiler) owners() map[string]string {
 	return out
 }
 
-// defaultCertificate adds that of hosts that have none.
+// defaultCertificate adds the certificate of hosts that have none.
 func (c *compiler) defaultCertificate() {
 	if section := c.s.Memory.certificateOf(c.s.Default).section; section != nil && len(c.r.Served) > 0 {
 		c.r.Sections[table.DefaultCertificate] = section

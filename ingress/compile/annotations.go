@@ -17,46 +17,46 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// nginxPrefix is that of ingress-nginx's annotations.
+// nginxPrefix is the prefix of ingress-nginx's annotations.
 const nginxPrefix = "nginx.ingress.kubernetes.io/"
 
-// options are what an Ingress' annotations ask for.
+// options are the settings in an Ingress' annotations.
 type options struct {
 	namespace   string
 	annotations map[string]string
-	nginx       bool // the class is nginx, whose quirks hold
+	nginx       bool // the class is nginx, whose quirks apply
 	protocol    string
-	// sslRedirect sends plain HTTP to https at hosts of Ingresses with spec.tls, forceHTTPS at all.
+	// sslRedirect redirects plain HTTP to https at hosts of Ingresses with spec.tls. forceHTTPS does so at all hosts.
 	sslRedirect, forceHTTPS bool
 	useRegex                bool
-	// specific is what paths of pathType ImplementationSpecific are, unless it is empty.
+	// specific, unless it is empty, is the kind of paths of pathType ImplementationSpecific.
 	specific      table.PathKind
 	www           bool
 	aliases       []string
 	policy        table.Policy
 	users         *users               // nil for none
-	streams       bool                 // TLS connections are passed on as they are
-	tls           *table.BackendTLS    // nil for certificates of backends that are not verified
-	tlsSecret     types.NamespacedName // of TLS to backends; its name is empty for none
-	clientsSecret types.NamespacedName // of clients' certificates, the same
-	answerHeaders types.NamespacedName // a ConfigMap of headers of answers; its name is empty for none
-	askHeaders    types.NamespacedName // a ConfigMap of headers for the authentication server, the same
+	streams       bool                 // TLS connections are forwarded unread
+	tls           *table.BackendTLS    // nil if certificates of backends are not verified
+	tlsSecret     types.NamespacedName // for TLS to backends; its name is empty for none
+	clientsSecret types.NamespacedName // for clients' certificates; its name is empty for none
+	answerHeaders types.NamespacedName // a ConfigMap of response headers; its name is empty for none
+	askHeaders    types.NamespacedName // a ConfigMap of headers for the authentication server; its name is empty for none
 	canary        *table.Canary
-	size          int // of the annotations in bytes, which each route may hold a copy of
+	size          int // of the annotations in bytes; each route may hold a copy of them
 	refused       string
 	findings      []Finding
 	object        string // the Ingress' name in the table
-	plain         bool   // policy asks for nothing
+	plain         bool   // policy changes nothing
 	defaults      *defaults
-	global        bool // authentication is that of all Ingresses
+	global        bool // authentication is the default of all Ingresses
 }
 
-// optionsOf reads the annotations. One of ingress-nginx's that is not served, or whose value is not understood, closes
-// the routes unless it only tunes: it may restrict who gets in.
+// optionsOf reads the annotations. An annotation of ingress-nginx that is unsupported, or has an invalid value, closes
+// the routes, since it may restrict access. An unsupported one that only tunes is ignored.
 func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 	o := options{namespace: ing.Namespace, object: "Ingress/" + ing.Namespace + "/" + ing.Name, annotations: map[string]string{},
 		nginx: classOf(ing) == "nginx"}
-	o.sslRedirect = o.nginx // ingress-nginx redirects where an Ingress has spec.tls
+	o.sslRedirect = o.nginx // ingress-nginx redirects for an Ingress with spec.tls
 	var ignored []string
 	for _, name := range slices.Sorted(maps.Keys(ing.Annotations)) {
 		short, ok := strings.CutPrefix(name, nginxPrefix)
@@ -69,7 +69,7 @@ func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 		case !known:
 			o.refuse("the annotation %s is not one of ingress-nginx's that are known here: the Ingress' routes answer 503, for it may "+
 				"restrict who gets in", name)
-		case value == "" || a.Support == Refused && (value == "false" || value == "off"): // asks for nothing
+		case value == "" || a.Support == Refused && (value == "false" || value == "off"): // no setting
 		case a.Support == Refused:
 			o.refuse("the annotation %s is not served: the Ingress' routes answer 503, for it may restrict who gets in or change what "+
 				"they get.%s", name, hint(a))
@@ -95,7 +95,7 @@ func optionsOf(ing *networkingv1.Ingress, d *defaults) options {
 	return o
 }
 
-// hint is the sentence of an event that says what to do instead.
+// hint returns the sentence of an event that says what to do instead.
 func hint(a Annotation) string {
 	if a.Note == snippetNote {
 		return " Snippets cannot be served; headers of responses, which most of them set, are for the application to send," +
@@ -139,19 +139,19 @@ func (o *options) read() {
 	o.canaryOf()
 }
 
-// refuse closes the Ingress' routes.
+// refuse closes the Ingress' routes, with a message.
 func (o *options) refuse(format string, args ...any) {
 	f := Finding{ReasonUnsupported, fmt.Sprintf(format, args...)}
 	o.findings = append(o.findings, f)
 	o.refused = cmp.Or(o.refused, f.Message)
 }
 
-// bad closes the routes because of a value that is not understood.
+// bad closes the routes because an annotation's value is invalid.
 func (o *options) bad(name, why string) {
 	o.refuse("the annotation %s%s is %.100q, %s: the Ingress' routes answer 503", nginxPrefix, name, o.annotations[name], why)
 }
 
-// flag reads an annotation that is true or false.
+// flag reads a boolean annotation.
 func (o *options) flag(name string, to *bool) {
 	text, ok := o.annotations[name]
 	if !ok {
@@ -165,7 +165,7 @@ func (o *options) flag(name string, to *bool) {
 	*to = value
 }
 
-// number reads an annotation that is a whole number between bounds, with a default for none.
+// number reads an annotation with a whole number from least to most. It returns without if there is none.
 func (o *options) number(name string, least, most, without int) int {
 	text, ok := o.annotations[name]
 	if !ok {
@@ -179,7 +179,7 @@ func (o *options) number(name string, least, most, without int) int {
 	return n
 }
 
-// list reads an annotation with commas between its items.
+// list reads an annotation with items separated by commas.
 func (o *options) list(name string) []string {
 	var out []string
 	for part := range strings.SplitSeq(o.annotations[name], ",") {
@@ -204,7 +204,7 @@ func (o *options) backendProtocol(value string) {
 	}
 }
 
-// redirectOf is the status with which a route redirects plain HTTP to https; 0 serves it.
+// redirectOf returns the status with which a route redirects plain HTTP to https. 0 serves plain HTTP.
 func (o *options) redirectOf(secure bool) int {
 	if o.forceHTTPS || o.sslRedirect && secure {
 		return o.defaults.redirect

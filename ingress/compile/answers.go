@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
 
-// mirrors reads the annotations that send copies of requests to another place.
+// mirrors reads the annotations that send copies of requests to another URL.
 func (o *options) mirrors() {
 	text, ok := o.annotations["mirror-target"]
 	if !ok {
@@ -55,7 +55,7 @@ func (o *options) mirrors() {
 	o.policy.Mirrors = []table.Mirror{m}
 }
 
-// fallbackOf reads the annotations about a second backend, and about answers that it makes.
+// fallbackOf reads the annotations about a second backend, and about the responses that it replaces.
 func (o *options) fallbackOf(name string) {
 	service, ok := o.annotations["default-backend"]
 	if !ok {
@@ -84,7 +84,7 @@ func (o *options) fallbackOf(name string) {
 	o.policy.Fallback = f
 }
 
-// namedBy is the fallback of a route: it gets the Service that it stands for.
+// namedBy returns the fallback of a route, with headers that name the Service that it replaces.
 func namedBy(f *table.Fallback, b *networkingv1.IngressBackend) *table.Fallback {
 	if f == nil || b.Service == nil {
 		return f
@@ -95,7 +95,7 @@ func namedBy(f *table.Fallback, b *networkingv1.IngressBackend) *table.Fallback 
 	return &out
 }
 
-// replacements reads the annotations that change headers of answers.
+// replacements reads the annotations that change headers of responses.
 func (o *options) replacements() {
 	for _, a := range []struct {
 		name string

@@ -22,15 +22,15 @@ var (
 	cookiePath   = regexp.MustCompile(`^/[-A-Za-z0-9._~/%!$&'()*+:@]*$`)
 )
 
-// isCookieName and isCookieDomain count outside the expressions: a bound of 253 in one is as many copies of what it
-// bounds, and takes 0.3 MB in each process.
+// isCookieName and isCookieDomain check lengths without the expressions. A repetition of 253 in an expression makes as
+// many copies of the repeated expression, and takes 0.3 MB in each process.
 func isCookieName(s string) bool { return len(s) <= 128 && cookieName.MatchString(s) }
 
 func isCookieDomain(s string) bool {
 	return len(strings.TrimPrefix(s, ".")) <= 253 && cookieDomain.MatchString(s)
 }
 
-// affinity reads the annotations that keep a client, or what has an equal key, at one endpoint.
+// affinity reads the annotations that send requests of one client, or with an equal key, to the same endpoint.
 func (o *options) affinity() {
 	if text, ok := o.annotations["upstream-hash-by"]; ok {
 		if _, err := variable.Parse(text); err != nil {
@@ -67,7 +67,7 @@ func (o *options) affinity() {
 	}
 }
 
-// canaryOf reads the annotations of an Ingress that gets a part of another's requests.
+// canaryOf reads the annotations of a canary Ingress, which gets a fraction of another Ingress' requests.
 func (o *options) canaryOf() {
 	on := false
 	if o.flag("canary", &on); !on {
@@ -92,8 +92,8 @@ func (o *options) canaryOf() {
 	o.canary = c
 }
 
-// canaries gives the routes of canary Ingresses' hosts and paths their second backends. Only an Ingress of the same
-// namespace may take requests.
+// canaries sets the canary backends of routes that have the host and the path of a canary Ingress. Only an Ingress of
+// the same namespace may take requests.
 func (c *compiler) canaries() {
 	for _, a := range c.all {
 		if a.options.canary == nil || a.options.refused != "" {
@@ -111,7 +111,7 @@ func (c *compiler) canaries() {
 	}
 }
 
-// canary finds the route of one path of a canary Ingress.
+// canary sets the backend for one path of a canary Ingress, at the route with that path.
 func (c *compiler) canary(a annotated, name string, p *networkingv1.HTTPIngressPath) {
 	path := cmp.Or(p.Path, "/")
 	exact := p.PathType != nil && *p.PathType == networkingv1.PathTypeExact

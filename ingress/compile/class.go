@@ -7,20 +7,20 @@ import (
 )
 
 const (
-	// Controller is the controller of our IngressClasses.
+	// Controller is the controller of coracle's IngressClasses.
 	Controller = "coracle.dev/ingress"
-	// Class is the IngressClass that the cluster begins with.
+	// Class is the IngressClass that a new cluster has.
 	Class = "coracle"
-	// AdoptedAnnotation gives us an IngressClass of another controller's name, when it is "true".
+	// AdoptedAnnotation, when it is "true", makes coracle serve an IngressClass that names another controller.
 	AdoptedAnnotation = "coracle.dev/ingress"
-	// classAnnotation named a class before there were IngressClasses.
+	// classAnnotation named the class of an Ingress before there were IngressClasses.
 	classAnnotation = "kubernetes.io/ingress.class"
 )
 
-// adopted are names of classes of others that are served as long as no IngressClass has that name.
+// adopted are the names of other controllers' classes that are served as long as no IngressClass has that name.
 var adopted = []string{"nginx", "traefik"}
 
-// classes are the names of those that are served here.
+// classes says, by name, which classes are served.
 type classes map[string]bool
 
 func servedClasses(all []*networkingv1.IngressClass) classes {
@@ -34,8 +34,8 @@ func servedClasses(all []*networkingv1.IngressClass) classes {
 	return out
 }
 
-// serve says whether an Ingress is of one of the classes. One that names none is not: the API server gives new ones the
-// default class.
+// serve reports whether an Ingress is of a served class. An Ingress that names no class is not, since the API server
+// sets the default class in new ones.
 func (c classes) serve(ing *networkingv1.Ingress) bool {
 	return c[classOf(ing)]
 }

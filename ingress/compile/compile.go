@@ -2,9 +2,9 @@
 
 // Package compile turns Ingress objects into the table of the ingress proxy.
 //
-// Desired is a pure function of what the cluster holds: the order of its input changes nothing, and no object makes it
-// fail. It also says what is wrong with which object (Finding); the leader writes that as events. It reads no API
-// and writes none.
+// Desired is a pure function of the cluster's objects: the order of its input changes nothing, and no object makes it
+// fail. It also returns the problems of each object (Finding), which the leader writes as events. It reads and writes
+// no API.
 package compile
 
 import (
@@ -22,59 +22,58 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// State is what the cluster holds.
+// State is the input of Desired: the objects of the cluster.
 type State struct {
 	Ingresses []*networkingv1.Ingress
 	Classes   []*networkingv1.IngressClass
-	// Secrets are those of Wanted that exist; a nil map leaves certificates out and says nothing of them.
+	// Secrets are those of Wanted that exist. A nil map leaves certificates out, without a Finding.
 	Secrets map[types.NamespacedName]*corev1.Secret
-	// Default and Account are the Secrets of these names; nil where there is none.
+	// Default and Account are the Secrets of these names. Each is nil if there is none.
 	Default, Account *corev1.Secret
-	// ConfigMaps are those of WantedConfigMaps that exist; a nil map leaves what they hold out and says nothing of
-	// them.
+	// ConfigMaps are those of WantedConfigMaps that exist. A nil map leaves their content out, without a Finding.
 	ConfigMaps map[types.NamespacedName]*corev1.ConfigMap
-	// Service says whether a Service exists and gives it; nil says nothing of Services.
+	// Service returns a Service, or nil if there is none. If the function is nil, Services are not checked.
 	Service func(namespace, name string) *corev1.Service
-	// Defaults is the ConfigMap of this name; nil where there is none.
+	// Defaults is the ConfigMap of this name. It is nil if there is none.
 	Defaults *corev1.ConfigMap
-	// Rules are the operator's.
+	// Rules are the operator's settings.
 	Rules Rules
-	// Memory makes the next call faster that has the same one; nil remembers nothing.
+	// Memory is a cache that makes the next call with the same Memory faster. nil is for no cache.
 	Memory *Memory
 }
 
-// Rules are what the operator of the cluster has chosen.
+// Rules are the settings of the cluster's operator.
 type Rules struct {
 	// HostOwner gives each host to the namespace of the oldest Ingress that has it in a rule.
 	HostOwner bool
 	// TrustedProxies are networks, in CIDR notation, whose headers about clients' addresses are trusted.
 	TrustedProxies []string
-	// ProxyProtocol has connections from these begin with a header of the PROXY protocol.
+	// ProxyProtocol says that connections from TrustedProxies begin with a header of the PROXY protocol.
 	ProxyProtocol bool
 }
 
-// settings are those of the table; false for the proxy's own.
+// settings returns the settings of the table. It returns false for the proxy's defaults.
 func (r Rules) settings() (table.Settings, bool) {
 	return table.Settings{TrustedProxies: r.TrustedProxies, ProxyProtocol: r.ProxyProtocol}, len(r.TrustedProxies) > 0
 }
 
-// Finding is what is wrong with an object, or was left out of it.
+// Finding is a problem of an object, or something that was left out of it.
 type Finding struct {
 	Reason, Message string
 }
 
-// Result is what follows from a State.
+// Result is the output of Desired.
 type Result struct {
 	Sections table.Sections
-	// Served are the Ingresses that are served here, in the order of their age.
+	// Served are the Ingresses that coracle serves, in the order of their age.
 	Served []*networkingv1.Ingress
-	// Orders are the certificates that are to be got by ACME, in the order of their Secrets' names.
+	// Orders are the certificates to request by ACME, in the order of their Secrets' names.
 	Orders []Order
 	// Wanted are the Secrets that served Ingresses name.
 	Wanted map[types.NamespacedName]bool
-	// OfDefaults is what is wrong with the ConfigMap Defaults.
+	// OfDefaults are the problems of the ConfigMap Defaults.
 	OfDefaults []Finding
-	// Findings are by Ingress.
+	// Findings are the findings by Ingress.
 	Findings map[types.NamespacedName][]Finding
 }
 
@@ -84,7 +83,7 @@ const (
 	ReasonPathTaken = "PathTaken"
 	// ReasonHostTaken says that a host belongs to another namespace.
 	ReasonHostTaken = "HostTaken"
-	// ReasonUnsupported says that a route asks for something that is not served here.
+	// ReasonUnsupported says that a route has a setting that is not supported.
 	ReasonUnsupported = "Unsupported"
 	// ReasonBadHost says that a host is no DNS name that can be served.
 	ReasonBadHost = "BadHost"
@@ -92,59 +91,59 @@ const (
 	ReasonSecret = "BadCertificate"
 	// ReasonCertificate says that a certificate is not ordered by ACME.
 	ReasonCertificate = "NotOrdered"
-	// ReasonIgnored says that annotations that only tune were left out.
+	// ReasonIgnored says that annotations that only tune were ignored.
 	ReasonIgnored = "Ignored"
 	// ReasonUsers says that a Secret with users is missing, or that some of them cannot log in.
 	ReasonUsers = "BadUsers"
 	// ReasonService says that a Service or a port of it is missing, or that the Service is not served.
 	ReasonService = "BadBackend"
-	// ReasonTooLarge says that something is left out since the table would take too much memory.
+	// ReasonTooLarge says that something was left out since the table would take too much memory.
 	ReasonTooLarge = "TooLarge"
 )
 
-// compiler collects a Result.
+// compiler builds a Result.
 type compiler struct {
 	s       State
 	r       Result
 	hosts   map[string]*host // of SiteIngress
 	all     []annotated
-	ownerOf map[string]*networkingv1.Ingress // of hosts: the oldest that has one in a rule
-	// spent is what namespaces have taken of maxTable, and spentInAll all of them.
+	ownerOf map[string]*networkingv1.Ingress // by host: the oldest Ingress with the host in a rule
+	// spent is what each namespace has taken of maxTable. spentInAll is the sum over all namespaces.
 	spent      map[string]int
 	spentInAll int
-	secrets    map[string]bool // whether there was room for a section of a Secret, by its key
+	secrets    map[string]bool // whether the section of a Secret fitted into maxTable, by its key
 	common     *headers        // for all Ingresses; nil for none
 }
 
-// annotated is an Ingress with what its annotations ask for.
+// annotated is an Ingress with the settings of its annotations.
 type annotated struct {
 	ing     *networkingv1.Ingress
 	options *options
 }
 
-// host is one under construction.
+// host is a host while its section is built.
 type host struct {
 	namespace    string // of the Ingress that named it first
 	certificate  string
 	routes       []*route
-	ownerOfRoute map[routeKey]string // the object that has a path
+	ownerOfRoute map[routeKey]string // the object that owns a path
 	stream       *table.Stream
 	secure       bool // an Ingress of the host has spec.tls, whether its Secret can be used or not
 	asks         bool // clients are asked for certificates
 	regex        bool // a quirk of ingress-nginx: all paths of the class nginx are expressions
 }
 
-// routeKey is what one Ingress alone may have at a host.
+// routeKey is what only one Ingress may have at a host.
 type routeKey struct {
 	path     string
 	kind     table.PathKind
 	fallback bool
 }
 
-// route is a table.Route with what its order and its form follow from.
+// route is a table.Route with the values that its order and its form follow from.
 type route struct {
 	table.Route
-	fallback bool // an Ingress' default backend: after all paths
+	fallback bool // an Ingress' default backend, which comes after all paths
 	ing      *networkingv1.Ingress
 	options  *options
 	written  string // the path in the Ingress
@@ -174,7 +173,7 @@ func Desired(s State) (Result, error) {
 		}
 	}
 	c.canaries()
-	for _, name := range slices.Sorted(maps.Keys(c.hosts)) { // in an order, since what is left out for its size follows from it
+	for _, name := range slices.Sorted(maps.Keys(c.hosts)) { // in a fixed order, which decides what is left out for its size
 		c.finish(name, c.hosts[name])
 	}
 	c.names()
@@ -199,7 +198,7 @@ func Desired(s State) (Result, error) {
 	return c.r, c.orders()
 }
 
-// served are the Ingresses of our classes, the oldest first.
+// served returns the Ingresses of served classes, the oldest first.
 func served(s State) []*networkingv1.Ingress {
 	classes := servedClasses(s.Classes)
 	var out []*networkingv1.Ingress
@@ -215,7 +214,7 @@ func served(s State) []*networkingv1.Ingress {
 	return out
 }
 
-// Wanted are the Secrets that served Ingresses name: Desired's Wanted, without the table.
+// Wanted returns the Secrets that served Ingresses name. It is the same as Result.Wanted, without building the table.
 func Wanted(s State) map[types.NamespacedName]bool {
 	out := map[types.NamespacedName]bool{}
 	memory := s.memory()
@@ -238,8 +237,8 @@ func Wanted(s State) map[types.NamespacedName]bool {
 	return out
 }
 
-// order is Ingress v1's: the longer path first, of two of the same length an exact one. The paths of challenges come
-// before all, since no expression may have precedence over them.
+// order compares routes as Ingress v1 does: the longer path first, and of two paths with the same length an exact one.
+// The paths of challenges come before all others, since no expression may have precedence over them.
 func order(a, b *route) int {
 	if x, y := a.challenge(), b.challenge(); x != y {
 		if y {
@@ -256,7 +255,7 @@ func order(a, b *route) int {
 	return cmp.Or(len(b.length())-len(a.length()), strings.Compare(a.Path, b.Path), strings.Compare(string(a.Kind), string(b.Kind)))
 }
 
-// ingress adds what an Ingress asks for.
+// ingress adds the routes and sections of an Ingress.
 func (c *compiler) ingress(ing *networkingv1.Ingress) error {
 	o := c.s.Memory.optionsOf(ing)
 	if !c.room(ing.Namespace, costOf(ing, o)) {
@@ -275,7 +274,7 @@ func (c *compiler) ingress(ing *networkingv1.Ingress) error {
 	for _, f := range o.findings {
 		c.find(ing, f)
 	}
-	if o.canary == nil { // canaries gives other Ingresses' routes its backends
+	if o.canary == nil { // canaries adds its backends to other Ingresses' routes
 		c.hostsOf(ing, o, headers)
 	}
 	return nil
@@ -334,7 +333,7 @@ func (c *compiler) path(ing *networkingv1.Ingress, o *options, headers *headers,
 			kind = o.specific
 		}
 	}
-	if kind == table.PathPrefix && !r.ownRegex() { // /a and /a/ match the same
+	if kind == table.PathPrefix && !r.ownRegex() { // /a and /a/ match the same requests
 		path = "/" + strings.Trim(path, "/")
 	}
 	r.Route = table.Route{Path: path, Kind: kind}
@@ -377,7 +376,7 @@ func (c *compiler) add(h *host, name string, r *route, b *networkingv1.IngressBa
 	h.routes = append(h.routes, r)
 }
 
-// service says what is wrong with a backend's Service.
+// service adds findings about a backend's Service.
 func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressServiceBackend) {
 	if c.s.Service == nil {
 		return
@@ -401,7 +400,7 @@ func (c *compiler) service(ing *networkingv1.Ingress, b *networkingv1.IngressSer
 	}
 }
 
-// portOf is the port that a backend names, or why it is not served.
+// portOf returns the port that a backend names, or the reason for which the backend is not served.
 func portOf(b *networkingv1.IngressBackend) (port, why string) {
 	switch {
 	case b.Resource != nil:
@@ -423,7 +422,7 @@ func (c *compiler) host(namespace, name string) *host {
 	return h
 }
 
-// find notes a finding, each once for an object.
+// find records a finding, once for each object.
 func (c *compiler) find(ing *networkingv1.Ingress, f Finding) {
 	key := types.NamespacedName{Namespace: ing.Namespace, Name: ing.Name}
 	switch have := c.r.Findings[key]; {
@@ -436,13 +435,14 @@ func (c *compiler) find(ing *networkingv1.Ingress, f Finding) {
 	}
 }
 
-// hostName is a host in the form of the table. The API server has checked it, but for what an earlier version let in.
+// hostName returns a host in the form of the table. It returns false for invalid names, which an earlier API version
+// may have permitted.
 func hostName(text string) (string, bool) {
 	name := strings.TrimSuffix(strings.ToLower(text), ".")
 	return name, !strings.ContainsAny(name, "/ \t\r\n:") && len(name) <= 253
 }
 
-// certificateNames are the Secrets of an Ingress' certificates by host; the key "" is for hosts that none names.
+// certificateNames are the Secrets of an Ingress' certificates by host. The key "" is for hosts that are not listed.
 type certificateNames map[string]types.NamespacedName
 
 func (n certificateNames) of(host string) types.NamespacedName {
@@ -457,7 +457,7 @@ func (n certificateNames) of(host string) types.NamespacedName {
 	return n[""]
 }
 
-// certificatesOf are those that an Ingress names, as far as they can be used.
+// certificatesOf returns the certificates that an Ingress names and that can be used.
 func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 	out, full := certificateNames{}, false
 	for _, t := range ing.Spec.TLS {
@@ -468,7 +468,7 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 		c.r.Wanted[secret] = true
 		if c.s.Secrets != nil {
 			if why := c.s.Memory.certificateOf(c.s.Secrets[secret]).flaw; why != "" {
-				if !asksACME(ing) || c.s.Account == nil || c.s.Secrets[secret] != nil { // one that is ordered has events of its own
+				if !asksACME(ing) || c.s.Account == nil || c.s.Secrets[secret] != nil { // an ordered certificate has events of its own
 					c.find(ing, Finding{ReasonSecret, fmt.Sprintf("the Secret %s %s: its hosts have the default certificate%s",
 						t.SecretName, why, c.acmeHint(ing))})
 				}
@@ -495,8 +495,8 @@ func (c *compiler) certificatesOf(ing *networkingv1.Ingress) certificateNames {
 	return out
 }
 
-// certificateFor is the section of an Ingress' certificate for a host; empty for none. One of other names is not
-// served, as with ingress-nginx, since the default certificate may be the host's.
+// certificateFor returns the key of an Ingress' certificate for a host; "" for none. A certificate for other names is
+// not served, as with ingress-nginx, since the default certificate may be for the host.
 func (c *compiler) certificateFor(ing *networkingv1.Ingress, of certificateNames, host string) string {
 	secret := of.of(host)
 	if secret.Name == "" {

@@ -18,20 +18,20 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// Defaults is the name of the ConfigMap with ingress-nginx's keys that holds for all Ingresses.
+// Defaults is the name of the ConfigMap with ingress-nginx's keys that applies to all Ingresses.
 var Defaults = types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: "ingress"}
 
-// defaults are what a ConfigMap says for all Ingresses. The zero value says nothing.
+// defaults are the settings of a ConfigMap for all Ingresses. The zero value has none.
 type defaults struct {
-	// annotations are values of annotations for Ingresses that have none of their own, and auth those of the keys
-	// global-auth.
+	// annotations are the values of annotations for Ingresses that have none of their own. auth are the values from the
+	// keys global-auth.
 	annotations, auth map[string]string
 	deny              []string
-	// noAuth and noRedirect are beginnings of paths for which auth does not hold, and which are not redirected to
-	// https.
+	// noAuth and noRedirect are prefixes of paths. auth does not apply to those in noAuth. Those in noRedirect are not
+	// redirected to https.
 	noAuth, noRedirect []string
-	hidden             []string // headers of responses
-	// answerHeaders and requestHeaders are ConfigMaps of headers that answers and backends get; their names are empty
+	hidden             []string // names of response headers to remove
+	// answerHeaders and requestHeaders are ConfigMaps of headers for responses and for backends. Their names are empty
 	// for none.
 	answerHeaders, requestHeaders types.NamespacedName
 	redirect                      int    // the status of redirects to https
@@ -54,7 +54,7 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 			ignored = append(ignored, key)
 		case !known:
 			unknown = append(unknown, key)
-		case value == "" || k.Support == Refused && (value == "false" || value == "off" || value == "0"): // asks for nothing
+		case value == "" || k.Support == Refused && (value == "false" || value == "off" || value == "0"): // no setting
 		case k.Support == Refused:
 			d.refuse("the key %s of the ConfigMap %s is not served: all Ingresses answer 503, for it may restrict who gets in or change "+
 				"what they get. %s",
@@ -71,7 +71,7 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 		d.findings = append(d.findings, Finding{ReasonIgnored, "Ingresses are served without these keys, which only tune: " +
 			strings.Join(ignored, ", ")})
 	}
-	if len(unknown) > 0 { // ingress-nginx does nothing with them either
+	if len(unknown) > 0 { // ingress-nginx ignores them, too
 		d.findings = append(d.findings, Finding{ReasonIgnored, "these are no keys of ingress-nginx's, and have no effect: " +
 			strings.Join(unknown, ", ")})
 	}
@@ -89,7 +89,7 @@ func configKeyOf(name string) (ConfigKey, bool) {
 	return ConfigKeys[i], true
 }
 
-// key reads a key that is no annotation's default.
+// key reads a key that is not the default of an annotation.
 func (d *defaults) key(key, value string, rules Rules) {
 	switch key {
 	case "block-cidrs":
@@ -135,7 +135,7 @@ func (d *defaults) key(key, value string, rules Rules) {
 	}
 }
 
-// configMap reads the name of a ConfigMap, of any namespace.
+// configMap reads the name of a ConfigMap, in any namespace.
 func (d *defaults) configMap(key, value string) types.NamespacedName {
 	namespace, name, _ := strings.Cut(value, "/")
 	if namespace == "" || name == "" || strings.ContainsAny(name, "/ ") {
@@ -156,7 +156,8 @@ func (d *defaults) refuse(format string, args ...any) {
 	d.refused = cmp.Or(d.refused, f.Message)
 }
 
-// try reads the values once as an Ingress' annotations, so that what is wrong is the ConfigMap's fault and no Ingress'.
+// try reads the values once as an Ingress' annotations, so that errors are reported for the ConfigMap and not for an
+// Ingress.
 func (d *defaults) try() {
 	o := options{annotations: map[string]string{"default-backend": "any"}}
 	o.inherit(d)
@@ -168,7 +169,7 @@ func (d *defaults) try() {
 	}
 }
 
-// inherit takes over what an Ingress does not say itself.
+// inherit adds the defaults for what an Ingress does not set itself.
 func (o *options) inherit(d *defaults) {
 	o.defaults = d
 	if d.refused != "" {
@@ -183,7 +184,7 @@ func (o *options) inherit(d *defaults) {
 		case "whitelist-source-range":
 			own = own || o.annotations["allowlist-source-range"] != ""
 		case "custom-http-errors":
-			own = own || o.annotations["default-backend"] == "" // which makes the answers
+			own = own || o.annotations["default-backend"] == "" // without it there is no backend for these responses
 		}
 		if !own {
 			o.annotations[name] = value
@@ -198,7 +199,7 @@ func (o *options) inherit(d *defaults) {
 	maps.Copy(o.annotations, d.auth)
 }
 
-// begins says whether a path begins with one of some texts, as ingress-nginx compares them.
+// begins reports whether a path begins with one of some texts, as ingress-nginx compares them.
 func begins(path string, with []string) bool {
 	return slices.ContainsFunc(with, func(text string) bool { return strings.HasPrefix(path, text) })
 }

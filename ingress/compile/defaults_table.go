@@ -8,9 +8,9 @@ import "strings"
 type ConfigKey struct {
 	Name    string
 	Support Support
-	// Annotation is the one of which the key is the default; empty for none.
+	// Annotation is the annotation whose default the key sets; empty for none.
 	Annotation string
-	// Note says in one sentence how it differs, or what to do instead; empty where there is nothing to say.
+	// Note is one sentence about differences, or about what to do instead; empty for none.
 	Note string
 }
 
@@ -24,8 +24,8 @@ const (
 	trustedNote = "The servers have to be given --ingress-trusted-proxies; without it the key closes the routes."
 )
 
-// ConfigKeys are those of ingress-nginx, in the order of their names. docs/ingress-nginx.md shows them; a test
-// compares.
+// ConfigKeys are the keys of ingress-nginx's ConfigMap, in the order of their names. A test compares them with
+// docs/ingress-nginx.md.
 var ConfigKeys = []ConfigKey{
 	{"add-headers", Done, "", otherMapKey + " Only answers of backends get them; custom-headers has precedence."},
 	{"allow-backend-server-header", Ignored, "", "The header Server of a backend passes."},
@@ -90,7 +90,7 @@ var ConfigKeys = []ConfigKey{
 	{"whitelist-source-range", Done, "whitelist-source-range", ""},
 }
 
-// tuning are keys that only tune, by what is said of them; a name that ends with - stands for all that begin so.
+// tuning are keys that only tune, by their note. A name that ends with - stands for all keys that begin with it.
 var tuning = []struct{ names, note string }{
 	{"access-log-params access-log-path disable-access-log enable-access-log-for-default-backend enable-syslog error-log-level " +
 		"error-log-path" +
@@ -108,7 +108,7 @@ var tuning = []struct{ names, note string }{
 		"variables-hash- worker-", workerNote},
 }
 
-// tunes says whether a key only tunes what is not tuned here.
+// tunes reports whether a key only tunes something that cannot be tuned in coracle.
 func tunes(key string) bool {
 	for _, t := range tuning {
 		for name := range strings.FieldsSeq(t.names) {

@@ -20,7 +20,7 @@ var (
 	methodName  = regexp.MustCompile(`^[A-Z]{1,20}$`)
 )
 
-// external reads the annotations about a server that is asked whether a request may pass.
+// external reads the annotations about an authentication server.
 func (o *options) external() {
 	text, ok := o.annotations["auth-url"]
 	if !ok {
@@ -53,14 +53,15 @@ func (o *options) external() {
 	}
 }
 
-// reserved are headers of one connection or of the message's framing.
+// reserved are headers of one connection or of message framing.
 var reserved = map[string]bool{
 	"connection": true, "content-length": true, "host": true, "keep-alive": true, "te": true, "trailer": true, "transfer-encoding": true,
 	"upgrade":          true,
 	"proxy-connection": true, "expect": true, "proxy-authenticate": true, "proxy-authorization": true, "http2-settings": true,
 }
 
-// server reads an auth-url: that of a Service in the namespace, of the request's own host, or of an outside name.
+// server reads an auth-url. Its host is a Service in the namespace, the request's own host, or a name outside of the
+// cluster.
 func (o *options) server(text string, e *table.External) (why string) {
 	scheme, rest, ok := strings.Cut(text, "://")
 	if !ok || scheme != "http" && scheme != "https" && scheme != "$scheme" || !visible(text) || strings.Contains(text, "#") {
@@ -105,8 +106,8 @@ func (o *options) server(text string, e *table.External) (why string) {
 	return ""
 }
 
-// signIn is the URL of the page to log in at, with the parameter that brings the client back, which ingress-nginx adds
-// where it is missing.
+// signIn returns the URL of the login page. If the parameter with the URL to return to is missing, it adds it, as
+// ingress-nginx does.
 func signIn(text, parameter string) string {
 	if text == "" {
 		return ""

@@ -17,10 +17,11 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// challenges are the paths of ACME, which are neither redirected nor authenticated, and open to all clients.
+// challenges is the prefix of the paths of ACME, which are neither redirected nor authenticated, and open to all
+// clients.
 const challenges = "/.well-known/acme-challenge"
 
-// length is the text whose length orders routes.
+// length returns the text whose length orders routes.
 func (r *route) length() string {
 	if r.Kind == table.PathRegex || r.Kind == table.PathRegexFold {
 		return r.written
@@ -28,19 +29,19 @@ func (r *route) length() string {
 	return r.Path
 }
 
-// rewrites reports whether the route's Ingress has rewrite-target for it, as ingress-nginx counts it.
+// rewrites reports whether the route has a rewrite-target, by ingress-nginx's definition.
 func (r *route) rewrites() bool {
 	return r.options.policy.Rewrite != "" && r.options.policy.Rewrite != r.written
 }
 
-// ownRegex reports whether a path of another class than nginx is an expression.
+// ownRegex reports whether the path is an expression although the class is not nginx.
 func (r *route) ownRegex() bool {
 	o := r.options
 	return !o.nginx && !r.fallback && r.Kind != table.PathExact && (o.useRegex || o.policy.Rewrite != "") &&
 		(r.specific || plainPrefix(r.written) != r.written)
 }
 
-// policy gives the route its Ingress' policy, as far as it is for the route.
+// policy sets the route's policy: that of its Ingress, with what applies to the route.
 func (r *route) policy() {
 	p := r.options.policy
 	p.Canary, p.Fallback = r.canary, r.fallen
@@ -56,20 +57,20 @@ func (r *route) policy() {
 	}
 	if r.challenge() {
 		p.Basic, p.External, p.Clients, p.Redirect, p.AppRoot = nil, nil, nil, nil, ""
-		p.Allow, p.Deny, p.SatisfyAny, p.Limit = nil, nil, false, nil // authorities ask from anywhere, and from several places at a time
+		p.Allow, p.Deny, p.SatisfyAny, p.Limit = nil, nil, false, nil // authorities connect from any address, and from several at a time
 	}
 	if !reflect.ValueOf(p).IsZero() {
 		r.Policy = &p
 	}
 }
 
-// challenge reports whether the route is for challenges of ACME and for nothing else.
+// challenge reports whether the route is only for challenges of ACME.
 func (r *route) challenge() bool {
 	rest, ok := strings.CutPrefix(r.written, challenges)
 	return ok && (rest == "" || rest[0] == '/') && !strings.Contains(rest, "|")
 }
 
-// finish gives a host's routes the form that follows from all of them, and their order.
+// finish sets what in a host's routes depends on all of them, and sorts them.
 func (c *compiler) finish(name string, h *host) {
 	for _, r := range h.routes {
 		h.regex = h.regex || r.options.nginx && !r.fallback && (r.options.useRegex || r.rewrites())
@@ -95,8 +96,8 @@ func (c *compiler) finish(name string, h *host) {
 	slices.SortStableFunc(h.routes, order)
 }
 
-// expression makes a route's path an expression. One that RE2 does not know closes all that it may have matched: other
-// routes, which may let anybody in, must not get it.
+// expression makes a route's path an expression. If RE2 does not support the expression, all paths that it may have
+// matched are closed. Other routes, which may restrict access less, must not get their requests.
 func (c *compiler) expression(r *route, kind table.PathKind) {
 	r.Kind, r.Path = kind, r.written
 	_, steps, err := expression.Prefix(r.written, kind == table.PathRegexFold)
@@ -117,19 +118,20 @@ func (c *compiler) expression(r *route, kind table.PathKind) {
 	c.find(r.ing, Finding{ReasonUnsupported, r.Refused})
 }
 
-// plainPrefix is what of an expression stands for itself.
+// plainPrefix returns the beginning of an expression that consists of literal characters.
 func plainPrefix(text string) string {
 	at := strings.IndexAny(text, `\.+*?()|[]{}^$`)
 	switch {
 	case at < 0:
 		return text
-	case at > 0 && strings.IndexByte("*?{", text[at]) >= 0: // the last byte need not be there
+	case at > 0 && strings.IndexByte("*?{", text[at]) >= 0: // the last byte is optional
 		at--
 	}
 	return text[:at]
 }
 
-// slash redirects to a path that ends with a slash what lacks it, as nginx does unless another route has just that.
+// slash adds a redirect from the path without a final slash to the route's path, as nginx does, unless another route
+// has exactly that path.
 func (h *host) slash(r *route) {
 	path, ok := strings.CutSuffix(r.written, "/")
 	at := routeKey{path: path, kind: table.PathExact}
@@ -148,7 +150,7 @@ func (h *host) slash(r *route) {
 
 var dnsName = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`)
 
-// names adds the hosts that annotations name beside those of rules, which have precedence.
+// names adds the hosts that annotations name. Hosts of rules have precedence.
 func (c *compiler) names() {
 	owner := map[string]string{}
 	for _, a := range c.all {
@@ -162,7 +164,7 @@ func (c *compiler) names() {
 			for _, text := range aliases {
 				c.alias(a, text, h, owner)
 			}
-			aliases = nil // they are names of the first host
+			aliases = nil // aliases are names of the first host
 			if a.options.www && a.options.refused == "" && name != "" && !strings.HasPrefix(name, "*.") {
 				c.www(a.ing, name, h)
 			}
@@ -170,8 +172,8 @@ func (c *compiler) names() {
 	}
 }
 
-// alias gives a host another name. Only the routes and the certificate of the Ingress' own namespace are served there:
-// who shares a host may not publish the others' routes at names that these have not chosen.
+// alias adds another name of a host. It serves only the routes and the certificate of the Ingress' own namespace: a
+// tenant that shares a host may not publish other tenants' routes at names that these have not chosen.
 func (c *compiler) alias(a annotated, text string, h *host, owner map[string]string) {
 	name, ok := hostName(text)
 	switch {
@@ -206,7 +208,7 @@ func (c *compiler) alias(a annotated, text string, h *host, owner map[string]str
 	c.hosts[name], owner[name] = other, a.options.object
 }
 
-// www redirects the host of the same name with www., or without it.
+// www redirects to a host from the same name with www., or without it.
 func (c *compiler) www(ing *networkingv1.Ingress, name string, h *host) {
 	other, ok := strings.CutPrefix(name, "www.")
 	if !ok {

@@ -14,11 +14,11 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// maxHeaders bounds the headers of one ConfigMap in bytes: each route holds them.
+// maxHeaders limits the headers of one ConfigMap, in bytes, since each route holds them.
 const maxHeaders = 8 << 10
 
-// headers are those of the ConfigMaps that an Ingress, or Defaults, names: of answers, for the authentication server
-// and for backends.
+// headers are the headers in the ConfigMaps that an Ingress, or Defaults, names: for responses, for the authentication
+// server and for backends.
 type headers struct {
 	answer, ask, request []table.Header
 	size                 int
@@ -53,7 +53,7 @@ func (o *options) configMapOf(annotation string) types.NamespacedName {
 	return types.NamespacedName{Namespace: namespace, Name: name}
 }
 
-// WantedConfigMaps are the ConfigMaps that served Ingresses name.
+// WantedConfigMaps returns the ConfigMaps that served Ingresses name.
 func WantedConfigMaps(s State) map[types.NamespacedName]bool {
 	out := map[types.NamespacedName]bool{}
 	memory := s.memory()
@@ -68,8 +68,8 @@ func WantedConfigMaps(s State) map[types.NamespacedName]bool {
 	return out
 }
 
-// readCommon reads the ConfigMaps with headers for all Ingresses. While one is missing, all routes are closed. It
-// leaves c.common nil for none.
+// readCommon reads the ConfigMaps with headers for all Ingresses into c.common. While one is missing, all routes are
+// closed. c.common stays nil if there are none.
 func (c *compiler) readCommon() {
 	d := c.s.Memory.defaults
 	if c.s.ConfigMaps == nil || d.refused != "" || d.answerHeaders.Name == "" && d.requestHeaders.Name == "" {
@@ -84,8 +84,8 @@ func (c *compiler) readCommon() {
 }
 
 // headersOf reads the ConfigMaps of an Ingress. While one is missing, the Ingress' routes are closed, since its headers
-// may be what protects a page, or what an authentication server needs. Its own headers have precedence over those of
-// all. It returns nil for none.
+// may protect a page, or an authentication server may need them. Its own headers have precedence over those for all
+// Ingresses. It returns nil for none.
 func (c *compiler) headersOf(ing *networkingv1.Ingress, o *options) *headers {
 	if c.s.ConfigMaps == nil || o.answerHeaders.Name == "" && o.askHeaders.Name == "" {
 		if c.common != nil && c.common.refused != "" {
@@ -97,7 +97,7 @@ func (c *compiler) headersOf(ing *networkingv1.Ingress, o *options) *headers {
 	if c.common != nil {
 		*out = *c.common
 	}
-	out.answer = slices.Concat(out.answer, c.headers(out, o.answerHeaders)) // the last one of a name counts
+	out.answer = slices.Concat(out.answer, c.headers(out, o.answerHeaders)) // the last header of a name counts
 	out.ask = c.headers(out, o.askHeaders)
 	if out.refused != "" {
 		c.find(ing, Finding{ReasonUnsupported, out.refused})
@@ -105,7 +105,7 @@ func (c *compiler) headersOf(ing *networkingv1.Ingress, o *options) *headers {
 	return out
 }
 
-// headers are those of a ConfigMap, in the order of their names.
+// headers returns the headers in a ConfigMap, ordered by name.
 func (c *compiler) headers(of *headers, name types.NamespacedName) []table.Header {
 	if name.Name == "" {
 		return nil
@@ -136,7 +136,7 @@ func (c *compiler) headers(of *headers, name types.NamespacedName) []table.Heade
 	return out
 }
 
-// cost is what the headers take in the table for one route. h may be nil.
+// cost returns the cost of the headers in the table for one route. h may be nil.
 func (h *headers) cost() int {
 	if h == nil {
 		return 0
@@ -144,7 +144,7 @@ func (h *headers) cost() int {
 	return textFactor * h.size
 }
 
-// refuses says why a route is closed because of its headers; empty for one that is not.
+// refuses returns the reason for which a route is closed because of its headers; "" for none.
 func (c *compiler) refuses(r *route) string {
 	switch {
 	case r.headers == nil:
@@ -159,7 +159,7 @@ func (c *compiler) refuses(r *route) string {
 	return ""
 }
 
-// give puts the headers into a route's policy. h may be nil.
+// give sets the headers in a route's policy. h may be nil.
 func (h *headers) give(p *table.Policy) {
 	if h == nil {
 		return

@@ -15,38 +15,40 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// Memory is what of one Desired the next need not do again: what follows from a single object, for as long as it is the
-// same one. Objects must not change, as those of informers do not. It must not be used by two calls at a time.
+// Memory is a cache of results that the next Desired need not compute again. Each follows from a single object, and is
+// valid while the object is the same. Objects must not change, as those of informers do not. Two calls must not use it
+// at the same time.
 type Memory struct {
 	options, lastOptions           map[*networkingv1.Ingress]*options
 	certificates, lastCertificates map[*corev1.Secret]judged
 
 	defaults  *defaults
-	configMap *corev1.ConfigMap // that of defaults
+	configMap *corev1.ConfigMap // the one that defaults was read from
 }
 
-// judged is what a Secret is as a certificate.
+// judged is the result of checking a Secret as a certificate.
 type judged struct {
-	flaw    string          // why it is none; empty for one that is
-	section json.RawMessage // of the table; nil for what is none
-	names   []string        // of its DNS names, in lower case; its common name where it has none
+	flaw    string          // why it is invalid; empty for a valid certificate
+	section json.RawMessage // of the table; nil for an invalid one
+	names   []string        // DNS names in lower case, or the common name if it has none
 }
 
-// isFor says whether the certificate has a host's name. A host that is a wildcard may have one for some of its names.
+// isFor reports whether the certificate is for a host. For a wildcard host the result is true, since the certificate
+// may be for some of its names.
 func (j judged) isFor(host string) bool {
 	_, domain, _ := strings.Cut(host, ".")
 	wildcard := "*." + domain
 	return strings.HasPrefix(host, "*.") || slices.Contains(j.names, host) || slices.Contains(j.names, wildcard)
 }
 
-// begin forgets what the last call has not asked for.
+// begin evicts the results that the last call has not used.
 func (m *Memory) begin(s State) {
 	m.use(s)
 	m.lastOptions, m.options = m.options, make(map[*networkingv1.Ingress]*options, len(m.options))
 	m.lastCertificates, m.certificates = m.certificates, make(map[*corev1.Secret]judged, len(m.certificates))
 }
 
-// memory is what is remembered with the defaults of this state.
+// memory returns the cache, with the defaults of this state.
 func (s State) memory() *Memory {
 	m := s.Memory
 	if m == nil {
@@ -56,7 +58,8 @@ func (s State) memory() *Memory {
 	return m
 }
 
-// use reads the defaults for all Ingresses where they are others; what is remembered of Ingresses has the former ones.
+// use reads the defaults for all Ingresses if they have changed. It then evicts the cached options, which contain the
+// old defaults.
 func (m *Memory) use(s State) {
 	if m.defaults == nil || m.configMap != s.Defaults {
 		m.defaults, m.configMap = defaultsOf(s.Defaults, s.Rules), s.Defaults
@@ -64,7 +67,7 @@ func (m *Memory) use(s State) {
 	}
 }
 
-// optionsOf remembers what an Ingress' annotations ask for.
+// optionsOf returns the options of an Ingress, from the cache if they are in it.
 func (m *Memory) optionsOf(ing *networkingv1.Ingress) *options {
 	if o, ok := m.options[ing]; ok {
 		return o
@@ -81,7 +84,7 @@ func (m *Memory) optionsOf(ing *networkingv1.Ingress) *options {
 	return o
 }
 
-// certificateOf remembers what a Secret, which may be nil, is as a certificate.
+// certificateOf returns the result of checking a Secret, which may be nil, from the cache if it is in it.
 func (m *Memory) certificateOf(s *corev1.Secret) judged {
 	c, ok := m.certificates[s]
 	if ok {
@@ -96,7 +99,7 @@ func (m *Memory) certificateOf(s *corev1.Secret) judged {
 			for i, name := range c.names {
 				c.names[i] = strings.ToLower(name)
 			}
-			// texts: it cannot fail
+			// a struct of texts has no errors
 			c.section, _ = json.Marshal(table.Certificate{Chain: string(s.Data[corev1.TLSCertKey]),
 				Key: string(s.Data[corev1.TLSPrivateKeyKey])})
 		}

@@ -2,24 +2,24 @@
 
 package compile
 
-// Support says what is made of an annotation of ingress-nginx.
+// Support says how an annotation of ingress-nginx is treated.
 type Support string
 
 const (
-	// Done annotations are served.
+	// Done annotations are supported.
 	Done Support = "done"
-	// Ignored annotations only tune what is not tuned here: an event says so, and the routes are served.
+	// Ignored annotations only tune what cannot be tuned in coracle. An event says so, and the routes are served.
 	Ignored Support = "ignored"
-	// Refused annotations may restrict access or change content, and are not served: the routes answer 503, and an
+	// Refused annotations may restrict access or change content, and are not supported. The routes answer 503, and an
 	// event says so.
 	Refused Support = "refused"
 )
 
-// Annotation is one of ingress-nginx's.
+// Annotation is an annotation of ingress-nginx.
 type Annotation struct {
 	Name    string
 	Support Support
-	// Note says in one sentence how it differs, or what to do instead; empty where there is nothing to say.
+	// Note is one sentence about differences, or about what to do instead; empty for none.
 	Note string
 }
 

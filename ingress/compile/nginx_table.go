@@ -2,8 +2,8 @@
 
 package compile
 
-// Annotations are all of ingress-nginx's, those that it had once included, in the order of their names. A name that is
-// not among them is refused. docs/ingress-nginx.md shows them; a test compares.
+// Annotations are all annotations of ingress-nginx, including removed ones, in the order of their names. An annotation
+// that is not listed is refused. A test compares them with docs/ingress-nginx.md.
 var Annotations = []Annotation{
 	{"affinity", Done, "Endpoints follow from a hash of the cookie and their addresses, the same on all nodes; canaries are chosen " +
 		"without regard to it."},

@@ -9,9 +9,9 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// mayHaveHost says whether an Ingress may have a host. Where each host belongs to one namespace it is that of the
-// oldest Ingress that has it, or a wildcard for it, in a rule; mayHaveHost is called in the order of their age. The
-// empty name is that of requests to no other host.
+// mayHaveHost reports whether an Ingress may have a host. With Rules.HostOwner, a host belongs to the namespace of the
+// oldest Ingress that has it, or a wildcard for it, in a rule. mayHaveHost must be called in the order of the
+// Ingresses' age. The empty name is for requests to no other host.
 func (c *compiler) mayHaveHost(ing *networkingv1.Ingress, name string) bool {
 	for _, of := range []string{name, wildcard(name)} {
 		if owner := c.ownerOf[of]; c.s.Rules.HostOwner && owner != nil && owner.Namespace != ing.Namespace && (of != "" || name == "") {
@@ -28,8 +28,8 @@ func (c *compiler) mayHaveHost(ing *networkingv1.Ingress, name string) bool {
 	return true
 }
 
-// certified is the namespace that may have a certificate for a host: the one that has it in a rule, else the first that
-// named it, as named says.
+// certified returns the namespace that may have a certificate for a host: the one that has the host in a rule, else the
+// first that named it, by named.
 func (c *compiler) certified(name string, named map[string]string) string {
 	if owner := c.ownerOf[name]; owner != nil {
 		return owner.Namespace
@@ -40,7 +40,7 @@ func (c *compiler) certified(name string, named map[string]string) string {
 	return named[name]
 }
 
-// wildcard is the wildcard that a host falls under; empty for none.
+// wildcard returns the wildcard that covers a host; "" for none.
 func wildcard(name string) string {
 	if _, rest, ok := strings.Cut(name, "."); ok && !strings.HasPrefix(name, "*.") {
 		return "*." + rest
@@ -48,8 +48,8 @@ func wildcard(name string) string {
 	return ""
 }
 
-// final says whether requests to a host that no route matches must not be tried at the site's default host, since that
-// is another namespace's.
+// final reports whether requests that no route of a host matches must not be tried at the site's default host, since
+// that belongs to another namespace.
 func (c *compiler) final(h *host) bool {
 	owner := c.ownerOf[""]
 	return c.s.Rules.HostOwner && owner != nil && owner.Namespace != h.namespace

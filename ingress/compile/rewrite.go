@@ -11,14 +11,14 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/variable"
 )
 
-// redirects reads the annotations that answer requests with another place.
+// redirects reads the annotations that redirect requests.
 func (o *options) redirects() {
 	relative := false
 	o.flag("relative-redirects", &relative)
 	for _, r := range []struct {
 		name string
 		code int
-		// the first one is ingress-nginx's choice of two
+		// if both are set, ingress-nginx uses the first
 	}{{"temporal-redirect", http.StatusFound}, {"permanent-redirect", http.StatusMovedPermanently}} {
 		location, ok := o.annotations[r.name]
 		if !ok {
@@ -45,10 +45,10 @@ func (o *options) redirects() {
 	}
 }
 
-// group is a reference to a group of an expression, or a dollar sign that is none.
+// group matches a reference to a group of an expression, or a dollar sign without one.
 var group = regexp.MustCompile(`\$([1-9])?`)
 
-// rewrites reads the annotations that change requests on their way.
+// rewrites reads the annotations that change requests to backends.
 func (o *options) rewrites() {
 	if target, ok := o.annotations["rewrite-target"]; ok {
 		for _, found := range group.FindAllString(target, -1) {
@@ -76,7 +76,7 @@ func (o *options) rewrites() {
 	o.aliases = o.list("server-alias")
 }
 
-// visible reports whether a text holds neither spaces nor control characters, and is of bearable length.
+// visible reports whether a text has neither spaces nor control characters, and 4,096 bytes at most.
 func visible(text string) bool {
 	return len(text) <= 4096 && strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
 }

@@ -12,17 +12,17 @@ import (
 )
 
 const (
-	// maxTable bounds the memory that the table takes in a proxy, in bytes, as far as it can be estimated. A namespace
-	// has at most half.
+	// maxTable limits the estimated memory of the table in a proxy, in bytes. A namespace may have half of it.
 	maxTable = 96 << 20
-	// routeCost is what a route takes without its policy, or a Secret without its text, stepCost a step of an
-	// expression, textFactor a byte of a policy, and secretFactor one of a Secret.
+	// routeCost is the cost of a route without its policy, or of a Secret without its text. stepCost is that of a step
+	// of an expression, textFactor that of a byte of a policy, and secretFactor that of a byte of a Secret.
 	routeCost, stepCost, textFactor, secretFactor = 2 << 10, 160, 8, 4
-	// maxFindings bounds the findings of one object.
+	// maxFindings limits the findings of one object.
 	maxFindings = 20
 )
 
-// room takes a part of the table for a namespace; false says that there is none left. Older Ingresses come first.
+// room reserves memory of the table for a namespace. It returns false when the memory does not suffice. Older Ingresses
+// come first.
 func (c *compiler) room(namespace string, cost int) bool {
 	if c.spent[namespace]+cost > maxTable/2 || c.spentInAll+cost > maxTable {
 		return false
@@ -32,8 +32,8 @@ func (c *compiler) room(namespace string, cost int) bool {
 	return true
 }
 
-// secretRoom takes the part of the table that a Secret's section has, once for all Ingresses that name it. It is called
-// in the order of their age.
+// secretRoom reserves the memory of a Secret's section, once for all Ingresses that name it. It is called in the order
+// of their age.
 func (c *compiler) secretRoom(namespace, key string, size int) bool {
 	if _, known := c.secrets[key]; !known {
 		c.secrets[key] = c.room(namespace, routeCost+secretFactor*size)
@@ -41,7 +41,8 @@ func (c *compiler) secretRoom(namespace, key string, size int) bool {
 	return c.secrets[key]
 }
 
-// certificate adds the section of a Secret as a certificate, where it is one; false says that there is no room for it.
+// certificate adds the section of a Secret that is a valid certificate. It returns false if the section does not fit
+// into maxTable.
 func (c *compiler) certificate(secret types.NamespacedName) bool {
 	section := c.s.Memory.certificateOf(c.s.Secrets[secret]).section
 	key := table.CertificateKey(secret.Namespace, secret.Name)
@@ -55,10 +56,10 @@ func (c *compiler) certificate(secret types.NamespacedName) bool {
 	return true
 }
 
-// cost is what one route of an Ingress takes, with its policy.
+// cost returns the cost of one route of an Ingress, with its policy.
 func (o *options) cost(path string) int { return routeCost + textFactor*(len(path)+o.size) }
 
-// costOf is what the routes of an Ingress take.
+// costOf returns the cost of the routes of an Ingress.
 func costOf(ing *networkingv1.Ingress, o *options) int {
 	cost := o.cost("")
 	for _, rule := range ing.Spec.Rules {
@@ -73,7 +74,7 @@ func costOf(ing *networkingv1.Ingress, o *options) int {
 	return cost
 }
 
-// tooLarge is the finding of what is left out because of room.
+// tooLarge returns the finding about something that was left out for its size.
 func tooLarge(namespace, what string) Finding {
 	return Finding{ReasonTooLarge, fmt.Sprintf("the Ingresses of the namespace %s take more memory in the proxies than one namespace"+
 		" may have, or those of the cluster more than there is: %s."+

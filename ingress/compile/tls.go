@@ -18,17 +18,17 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// keyAuthorities is the key of a Secret that holds authorities, in PEM.
+// keyAuthorities is the key of a Secret's data that holds authorities, in PEM.
 const keyAuthorities = "ca.crt"
 
-// guards are the annotations that cannot hold for connections that are passed on as they are.
+// guards are the annotations that cannot apply to connections that are forwarded unread.
 var guards = []string{
 	"allowlist-source-range", "auth-secret", "auth-tls-secret", "auth-type", "auth-url", "denylist-source-range",
 	"limit-connections", "limit-rpm", "limit-rps",
 	"whitelist-source-range",
 }
 
-// passthrough reads the annotation that passes TLS connections on as they are.
+// passthrough reads the annotation that forwards TLS connections unread.
 func (o *options) passthrough(ing *networkingv1.Ingress) {
 	if o.flag("ssl-passthrough", &o.streams); !o.streams {
 		return
@@ -49,7 +49,7 @@ func (o *options) passthrough(ing *networkingv1.Ingress) {
 	}
 }
 
-// stream is the backend that gets a host's TLS connections; nil for a host whose requests are read.
+// stream returns the stream that a host's TLS connections go to. It returns nil for a host whose requests are read.
 func (c *compiler) stream(name string, h *host) *table.Stream {
 	var first, stream *route
 	for _, r := range h.routes {
@@ -76,7 +76,7 @@ func (c *compiler) stream(name string, h *host) *table.Stream {
 				"%s has the TLS connections of the host %q: this Ingress serves it without TLS alone", stream.options.object, name)})
 		}
 	}
-	out := &table.Stream{} // without a backend of a route that is closed: connections are closed then
+	out := &table.Stream{} // a closed route has no backend: its connections are closed
 	for _, b := range stream.Backends {
 		b.Protocol, b.TLS = "", nil
 		out.Backends = append(out.Backends, b)
@@ -84,7 +84,7 @@ func (c *compiler) stream(name string, h *host) *table.Stream {
 	return out
 }
 
-// older reports whether an Ingress is before another in the order of served.
+// older reports whether an Ingress comes before another in the order of served.
 func older(a, b *networkingv1.Ingress) bool {
 	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace),
 		strings.Compare(a.Name, b.Name)) < 0
@@ -240,7 +240,8 @@ func (c *compiler) tlsOf(a annotated) error {
 	return nil
 }
 
-// authoritiesOf adds the section of the authorities in a Secret. Without the section the proxy lets nothing through.
+// authoritiesOf adds the section of the authorities in a Secret. Without the section the proxy accepts no certificate.
+// so is the consequence, for a finding.
 func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, secret types.NamespacedName, so string) error {
 	s := c.s.Secrets[secret]
 	switch {
@@ -265,7 +266,7 @@ func (c *compiler) authoritiesOf(ing *networkingv1.Ingress, secret types.Namespa
 	return c.r.Sections.Put(key, table.Authorities{Certificates: string(s.Data[keyAuthorities])})
 }
 
-// ownCertificate is the key of the certificate that backends of an Ingress are shown; empty for none.
+// ownCertificate returns the key of the certificate that the proxy sends to backends of an Ingress; "" for none.
 func (c *compiler) ownCertificate(o *options) string {
 	s := c.s.Secrets[o.tlsSecret]
 	if o.tlsSecret.Name == "" || s == nil || c.s.Memory.certificateOf(s).flaw != "" || !c.certificate(o.tlsSecret) {
@@ -274,7 +275,7 @@ func (c *compiler) ownCertificate(o *options) string {
 	return table.CertificateKey(o.tlsSecret.Namespace, o.tlsSecret.Name)
 }
 
-// tlsTo is how TLS is spoken with backends of an Ingress; nil for certificates that are not verified.
+// tlsTo returns the TLS settings for backends of an Ingress. It returns nil if certificates are not verified.
 func (c *compiler) tlsTo(o *options) *table.BackendTLS {
 	if o.tls == nil || o.protocol != table.HTTPS1 && o.protocol != table.H2 {
 		return nil
@@ -284,8 +285,9 @@ func (c *compiler) tlsTo(o *options) *table.BackendTLS {
 	return &out
 }
 
-// shareClients has all routes of the class nginx at a host ask for clients' certificates where one of the same
-// namespace does, as ingress-nginx asks for them at a whole server. It reports whether clients are asked at all.
+// shareClients sets the settings for clients' certificates at all routes of the class nginx at a host whose namespace
+// has them at one route, since ingress-nginx has them for a whole server. It reports whether clients are asked for
+// certificates at all.
 func (h *host) shareClients() (asks bool) {
 	first := map[string]*route{} // by namespace
 	for _, r := range h.routes {

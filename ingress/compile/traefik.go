@@ -14,11 +14,11 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// traefikPrefix is that of Traefik's annotations.
+// traefikPrefix is the prefix of Traefik's annotations.
 const traefikPrefix = "traefik.ingress.kubernetes.io/"
 
-// traefik reads Traefik's annotations of an Ingress. ingress-nginx knows none of them, so they mean nothing with the
-// class nginx.
+// traefik reads Traefik's annotations of an Ingress. With the class nginx they have no effect, since ingress-nginx does
+// not support them.
 func (o *options) traefik(ing *networkingv1.Ingress) {
 	if o.nginx {
 		return
@@ -33,7 +33,7 @@ func (o *options) traefik(ing *networkingv1.Ingress) {
 		switch {
 		case short == "router.entrypoints":
 			o.entryPoints(name, value)
-		case short == "router.tls" && value == "true": // without TLS, Traefik has no such route
+		case short == "router.tls" && value == "true": // Traefik has no such route without TLS
 			o.forceHTTPS = true
 		case short == "router.tls" && value == "false":
 		case short == "router.pathmatcher":
@@ -56,7 +56,8 @@ func (o *options) traefik(ing *networkingv1.Ingress) {
 	}
 }
 
-// entryPoints reads on which of k3s' ports of Traefik an Ingress is served: web is 80 and websecure 443.
+// entryPoints reads the Traefik entry points, as k3s names them, at which an Ingress is served: web is port 80 and
+// websecure 443.
 func (o *options) entryPoints(name, value string) {
 	web, secure := false, false
 	for part := range strings.SplitSeq(value, ",") {
@@ -86,7 +87,7 @@ func (o *options) pathMatcher(name, value string) {
 	}
 }
 
-// traefikService says which of Traefik's annotations a Service has; none of them is read.
+// traefikService adds findings about Traefik's annotations of a Service, none of which is read.
 func (c *compiler) traefikService(ing *networkingv1.Ingress, svc *corev1.Service) {
 	if classOf(ing) != "traefik" {
 		return

@@ -11,7 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/table"
 )
 
-// maxSeconds bounds time-outs.
+// maxSeconds limits time-outs.
 const maxSeconds = 7 * 24 * 3600
 
 // sizes reads the annotations about sizes and time-outs.
@@ -23,7 +23,7 @@ func (o *options) sizes() {
 		}
 		o.policy.BodyLimit = n
 	}
-	for _, name := range []string{"proxy-send-timeout", "proxy-read-timeout"} { // the latter has precedence
+	for _, name := range []string{"proxy-send-timeout", "proxy-read-timeout"} { // the last has precedence
 		if text, ok := o.annotations[name]; ok {
 			n, err := strconv.Atoi(strings.TrimSuffix(text, "s"))
 			if err != nil || n < 1 || n > maxSeconds {
@@ -35,7 +35,7 @@ func (o *options) sizes() {
 	}
 }
 
-// size reads a size of nginx: bytes, or k, m or g of them.
+// size reads a size of nginx: a number of bytes, or of KiB, MiB or GiB with the suffix k, m or g.
 func size(text string) (int64, bool) {
 	shift := 0
 	if text != "" {
@@ -58,7 +58,7 @@ func size(text string) (int64, bool) {
 	return n << shift, true
 }
 
-// limits reads the annotations that bound what one client may ask for.
+// limits reads the annotations that limit the requests and connections of one client.
 func (o *options) limits() {
 	const most = 1 << 30
 	l := table.Limit{
