@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package certificate judges Secrets of tenants as certificates of the ingress proxy.
+// Package certificate checks whether Secrets of tenants can be used as certificates of the ingress proxy.
 package certificate
 
 import (
@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	// maxKey and MaxChain bound the two parts of a certificate in bytes of PEM: each handshake sends the chain, and a
-	// key of RSA of 16,384 bits takes 2.8 s of a processor for each handshake, one of 4,096 bits 6 ms.
+	// maxKey and MaxChain limit the key and the chain of a certificate, in bytes of PEM. Each handshake sends the
+	// chain. An RSA key of 16,384 bits takes 2.8 s of a processor for each handshake, one of 4,096 bits 6 ms.
 	maxKey, MaxChain = 8 << 10, 64 << 10
-	// maxRSA bounds a key of RSA in bits.
+	// maxRSA limits an RSA key, in bits.
 	maxRSA = 4096
 )
 
-// Parse says why a Secret is no certificate that is served; empty for one that is, whose own certificate comes with it.
+// Parse returns the leaf certificate of a Secret, or the reason for which the Secret cannot be used as a certificate.
 // The Secret may be nil.
 func Parse(s *corev1.Secret) (*x509.Certificate, string) {
 	if s == nil {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package expression compiles regular expressions that tenants write. RE2's take time in proportion to the length of
-// the text, but also to the size of their program, which a few bytes can make great: of 900 bytes, "(.*a){99}|" again
-// and again, take 14 s for a path of 8 KB and 2 MB of memory. So the size is bounded.
+// Package expression compiles regular expressions that tenants write. RE2 expressions take time in proportion to the
+// length of the text, but also to the size of their program, which a few bytes can make large. 900 bytes of
+// "(.*a){99}|", repeated, take 14 s for a path of 8 KB, and 2 MB of memory. So the size is limited.
 package expression
 
 import (
@@ -12,15 +12,15 @@ import (
 )
 
 const (
-	// MaxLength bounds an expression in bytes.
+	// MaxLength limits an expression, in bytes.
 	MaxLength = 1024
-	// MaxSize bounds the program of an expression in instructions. A step of one takes up to 60 ns for each byte of the
-	// text, and 160 bytes of memory.
+	// MaxSize limits the program of an expression, in instructions. One instruction takes up to 60 ns for each byte of
+	// the text, and 160 bytes of memory.
 	MaxSize = 2000
 )
 
-// Compile returns an expression with the size of its program, about. The error says that it is none of RE2's, or that
-// it is too large.
+// Compile returns an expression with the approximate size of its program. It returns an error for text that is not an
+// RE2 expression, and for one that is too large.
 func Compile(text string) (*regexp.Regexp, int, error) {
 	if len(text) > MaxLength {
 		return nil, 0, fmt.Errorf("it is longer than %d bytes", MaxLength)
@@ -41,8 +41,8 @@ func compile(text string) (*regexp.Regexp, int, error) {
 	return r, n, err
 }
 
-// Prefix compiles an expression that matches the beginning of a text, with regard to case or without. What is no
-// expression by itself, such as one that closes a group that it has not opened, is an error.
+// Prefix compiles an expression that matches the beginning of a text; fold ignores case. Text that is not an expression
+// by itself, such as one that closes a group that it has not opened, is an error.
 func Prefix(text string, fold bool) (*regexp.Regexp, int, error) {
 	if _, _, err := Compile(text); err != nil {
 		return nil, 0, err
@@ -62,8 +62,8 @@ func Whole(text string) (*regexp.Regexp, int, error) {
 	return compile("^(?:" + text + ")$")
 }
 
-// size is how many instructions the program of a tree has, about: each 4 ranges of a class count as one. It is MaxSize
-// + 1 at most for what is larger.
+// size returns the approximate number of instructions of a tree's program. 4 ranges of a class count as one. The result
+// is MaxSize + 1 at most.
 func size(re *syntax.Regexp) int {
 	n := 0
 	for _, sub := range re.Sub {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package outside connects to servers outside of the cluster whose names come from others: tenants, or an authority.
-// Each address that a name has is judged when it is dialled, so that no name leads into the cluster or the machine.
+// Package outside connects to servers outside of the cluster whose names come from tenants or from an authority. It
+// checks each address of a name when it dials it, so that no name leads into the cluster or to the machine.
 package outside
 
 import (
@@ -13,11 +13,11 @@ import (
 	"time"
 )
 
-// ErrRefused says that an address may not be dialled.
+// ErrRefused is the error for an address that may not be dialled.
 var ErrRefused = errors.New("this address may not be dialled")
 
-// Dialer makes a dialer that connects to no address which refuse reports. Addresses come without a zone, and IPv4
-// ones as such.
+// Dialer makes a dialer that connects to no address for which refuse returns true. refuse receives addresses without a
+// zone, and IPv4 addresses in IPv4 form.
 func Dialer(timeout time.Duration, refuse func(netip.Addr) bool) *net.Dialer {
 	return &net.Dialer{Timeout: timeout, Control: func(_, address string, _ syscall.RawConn) error {
 		a, err := netip.ParseAddrPort(address)
@@ -31,7 +31,7 @@ func Dialer(timeout time.Duration, refuse func(netip.Addr) bool) *net.Dialer {
 	}}
 }
 
-// Local reports addresses that stand for the machine itself or for its link alone.
+// Local reports whether an address is valid only on the machine itself or on its link.
 func Local(a netip.Addr) bool {
 	return a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast()
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package password compares passwords with their hashes in the forms of Apache's htpasswd: bcrypt, apr1 (and MD5-crypt,
-// from which it differs by a name), and SHA-1 with and without a salt.
+// Package password compares passwords with their hashes in the formats of Apache's htpasswd: bcrypt, apr1, MD5-crypt
+// (which differs from apr1 only by its name), and SHA-1 with and without a salt.
 package password
 
 import (
@@ -16,10 +16,10 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// MaxCost is the greatest cost of a bcrypt hash that is compared: about a second of a processor.
+// MaxCost is the greatest cost of a bcrypt hash that is compared. It takes about a second of a processor.
 const MaxCost = 14
 
-// Check says why a hash cannot be compared with; nil when it can.
+// Check returns the reason for which a hash cannot be compared, or nil.
 func Check(hash string) error {
 	switch {
 	case strings.HasPrefix(hash, "$2"):
@@ -45,7 +45,7 @@ func Check(hash string) error {
 	return errors.New("its form is not one of bcrypt, apr1 and SHA")
 }
 
-// Verify reports whether a password is that of a hash for which Check is nil; it is false for other hashes.
+// Verify reports whether a password has the given hash. It returns false for a hash that Check rejects.
 func Verify(hash, password string) bool {
 	if Check(hash) != nil {
 		return false
@@ -62,7 +62,7 @@ func Verify(hash, password string) bool {
 	return subtle.ConstantTimeCompare([]byte(md5Crypt(password, magic, salt)), []byte(sum)) == 1
 }
 
-// sha splits {SHA} and {SSHA}; the sum is empty for what is neither.
+// sha splits {SHA} and {SSHA} hashes. The sum is empty for other text.
 func sha(hash string) (sum, salt []byte) {
 	_, text, _ := strings.Cut(hash, "}")
 	all, err := base64.StdEncoding.DecodeString(text)
@@ -79,8 +79,8 @@ func cutMD5(hash string) (magic, salt, sum string, ok bool) {
 	return "$" + name + "$", salt, sum, ok
 }
 
-// md5Crypt is the last part of a hash of MD5-crypt (Poul-Henning Kamp, FreeBSD 2.0), whose thousand rounds mix password
-// and salt by the round's number.
+// md5Crypt returns the sum of an MD5-crypt hash (Poul-Henning Kamp, FreeBSD 2.0). Its thousand rounds mix password and
+// salt, depending on the round's number.
 func md5Crypt(password, magic, salt string) string {
 	inner := md5.Sum([]byte(password + salt + password))
 	h := md5.New()

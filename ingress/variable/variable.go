@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package variable reads texts that hold variables of nginx, such as https://$host$request_uri. It knows their names
-// and not their values.
+// Package variable parses texts with variables of nginx, such as https://$host$request_uri. It has the names of the
+// variables and not their values.
 package variable
 
 import (
@@ -15,10 +15,10 @@ type Segment struct {
 	Literal, Name string
 }
 
-// Text is what Parse reads.
+// Text is the result of Parse.
 type Text []Segment
 
-// names are the variables that have values here; those of prefixes have any rest.
+// names are the supported variables. prefixes are the beginnings of further supported ones.
 var (
 	names = []string{"host", "http_host", "scheme", "request_uri", "escaped_request_uri", "uri", "document_uri", "args", "query_string",
 		"is_args",
@@ -26,7 +26,7 @@ var (
 	prefixes = []string{"arg_", "http_", "cookie_"}
 )
 
-// Parse reads a text. The error names a variable that has no value here.
+// Parse parses a text. The error names a variable that is not supported.
 func Parse(text string) (Text, error) {
 	var out Text
 	for text != "" {
@@ -59,7 +59,7 @@ func known(name string) bool {
 	})
 }
 
-// cutName takes a name, with braces or without, from the text after a dollar sign.
+// cutName returns the name, with or without braces, at the beginning of the text after a dollar sign.
 func cutName(text string) (name, rest string, ok bool) {
 	if inner, braced := strings.CutPrefix(text, "{"); braced {
 		name, rest, ok = strings.Cut(inner, "}")
@@ -69,7 +69,7 @@ func cutName(text string) (name, rest string, ok bool) {
 	return text[:n], text[n:], n > 0
 }
 
-// end is the length of the name that a text begins with.
+// end returns the length of the name that a text begins with.
 func end(text string) int {
 	for i := 0; i < len(text); i++ {
 		c := text[i]
