@@ -28,14 +28,14 @@ import (
 	"github.com/coracle-k8s/coracle/internal/status"
 )
 
-// resolver takes the paths of the API apart as the API server does.
+// resolver parses paths of the API as the API server does.
 var resolver = request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")}
 
-// otherPaths are paths of the API that are not those of resources, and that the pages read.
+// otherPaths are the paths of the API that the pages read besides those of resources.
 var otherPaths = []string{"/api", "/apis", "/version", "/openapi/v3", "/readyz", "/livez", status.ClusterPath, clusterconfig.NamespacesPath}
 
-// apiPath checks a path of the API. Nothing reaches the `proxy` of a pod, Service or node: what answers there is
-// anybody's program, and its page would be one of this console.
+// apiPath checks a path of the API. It refuses the `proxy` of a pod, Service or node: any program may answer there, and
+// the browser would treat its page as one of this console.
 func apiPath(method, path string) error {
 	if !strings.HasPrefix(path, "/") || strings.Contains(path, "//") || strings.ContainsAny(path, "\\%?#") ||
 		slices.ContainsFunc(strings.Split(path, "/"), func(s string) bool { return s == "." || s == ".." }) {
@@ -60,16 +60,16 @@ func apiPath(method, path string) error {
 	return nil
 }
 
-// maxResponse bounds an answer of the API that is taken apart, in bytes: 500 objects are seldom larger.
+// maxResponse limits a response of the API that the console parses, in bytes: 500 objects are seldom larger.
 const maxResponse = 32 << 20
 
-// readOnlyPosts are requests that create nothing: they ask what the user may do.
+// readOnlyPosts are requests that create nothing. They ask what the user may do.
 var readOnlyPosts = []string{
 	"/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
 	"/apis/authentication.k8s.io/v1/selfsubjectreviews",
 }
 
-// do makes a request to the API as the user. The caller closes the response's body.
+// do makes a request to the API with the user's credentials. The caller closes the response's body.
 func (u *user) do(ctx context.Context, method, path string, query url.Values, header http.Header, body io.Reader) (*http.Response, error) {
 	if err := apiPath(method, path); err != nil {
 		return nil, apierrors.NewForbidden(schema.GroupResource{}, path, err)
@@ -95,7 +95,7 @@ func (u *user) do(ctx context.Context, method, path string, query url.Values, he
 	if u.config.UserAgent != "" {
 		r.Header.Set("User-Agent", u.config.UserAgent)
 	}
-	response, err := client.Do(r) //nolint:gosec // the address is the kubeconfig's, the path was checked
+	response, err := client.Do(r) //nolint:gosec // the address is from the kubeconfig, and the path was checked
 	if err != nil {
 		return nil, fmt.Errorf("asking the API: %w", err)
 	}
@@ -110,7 +110,7 @@ func (u *user) get(ctx context.Context, path string, query url.Values, v any) er
 	return u.getAtMost(ctx, path, query, v, maxResponse)
 }
 
-// getAtMost is get for an answer of at most so many bytes.
+// getAtMost is get for a response of up to most bytes.
 func (u *user) getAtMost(ctx context.Context, path string, query url.Values, v any, most int64) error {
 	response, err := u.do(ctx, http.MethodGet, path, query, http.Header{"Accept": {"application/json"}}, nil)
 	if err != nil {
@@ -119,7 +119,7 @@ func (u *user) getAtMost(ctx context.Context, path string, query url.Values, v a
 	return read(response, v, most)
 }
 
-// write writes JSON, or a patch of the given type, and reads the answer into v.
+// write writes JSON, or a patch of the given type, and reads the response into v.
 func (u *user) write(ctx context.Context, method, path string, query url.Values, contentType string, body []byte, v any) error {
 	header := http.Header{"Accept": {"application/json"}, "Content-Type": {contentType}}
 	response, err := u.do(ctx, method, path, query, header, bytes.NewReader(body))
@@ -129,12 +129,13 @@ func (u *user) write(ctx context.Context, method, path string, query url.Values,
 	return read(response, v, maxResponse)
 }
 
-// tooLong says that an answer of the API is longer than the console reads. Asking again would not help.
+// tooLong returns the error for a response of the API that is longer than the console reads. Trying again would not
+// help.
 func tooLong(most int64) error {
 	return apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("the API's answer is longer than %d MB", most>>20))
 }
 
-// read takes an answer of the API apart: JSON of at most so many bytes into v, or the error that it says.
+// read parses a response of the API: JSON of up to most bytes into v, or the error in it.
 func read(response *http.Response, v any, most int64) error {
 	defer response.Body.Close()
 	if response.StatusCode < 200 || response.StatusCode > 299 {
@@ -150,9 +151,9 @@ func read(response *http.Response, v any, most int64) error {
 	return nil
 }
 
-// statusError is the error that an answer of the API says.
+// statusError returns the error in a response of the API.
 func statusError(response *http.Response) error {
-	text, _ := io.ReadAll(io.LimitReader(response.Body, 64<<10)) // what there is of it is shown
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 64<<10)) // as much as could be read is shown
 	var status metav1.Status
 	if json.Unmarshal(text, &status) == nil && status.Kind == "Status" {
 		if status.Code == 0 {
@@ -168,15 +169,15 @@ func statusError(response *http.Response) error {
 	}}
 }
 
-// requestHeaders and responseHeaders are those that are handed on; all others end here.
+// requestHeaders and responseHeaders are the headers that are forwarded. All others are removed.
 var (
 	requestHeaders  = []string{"Accept", "Content-Type"}
 	responseHeaders = []string{"Content-Type", "Warning", "Retry-After"}
 )
 
-// passThrough hands a request on to the API as the user.
+// passThrough forwards a request to the API with the user's credentials.
 func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
-	path := strings.TrimPrefix(r.URL.Path, "/k8s") // without escapes: what is checked is what the API gets
+	path := strings.TrimPrefix(r.URL.Path, "/k8s") // decoded, so that the checked path is the one that the API gets
 	if h.o.ReadOnly && r.Method != http.MethodGet && !(r.Method == http.MethodPost && slices.Contains(readOnlyPosts, path)) {
 		refuse(w, http.StatusForbidden, readOnly)
 		return
@@ -191,7 +192,7 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 	switch r.Method {
 	case http.MethodGet:
 	case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
-		// Without a type the API reads a body as JSON, whatever the client wrote.
+		// Without a content type the API reads a body as JSON, whatever the client sent.
 		if header.Get("Content-Type") == "" && r.ContentLength != 0 {
 			refuse(w, http.StatusUnsupportedMediaType, "a request with a body says its type")
 			return
@@ -217,29 +218,29 @@ func (h *Handler) passThrough(w http.ResponseWriter, r *http.Request, u *user) {
 		code = http.StatusBadGateway
 	}
 	w.WriteHeader(code)
-	_, _ = io.Copy(w, response.Body) // the browser sees an answer that ended early
+	_, _ = io.Copy(w, response.Body) // the browser detects a response that ended early
 }
 
-// refuseError answers with an error of the API, or with 502 when it did not answer.
+// refuseError answers with an error of the API, or with 502 when the API gave none.
 func refuseError(w http.ResponseWriter, err error) {
 	code, reason, message := explain(err)
 	code = cmp.Or(code, http.StatusBadGateway)
 	respondWith(w, code, map[string]any{"message": message, "reason": reason, "code": code})
 }
 
-// noLeader is what the API server says when the store has no majority, and noLeaderText what a user has to know.
+// noLeader is the API server's error when the store has no quorum. noLeaderText explains it to users.
 const (
 	noLeader     = "etcdserver: no leader"
 	noLeaderText = "The cluster has no leader at this moment, so nothing can be read or changed. " +
 		"It goes on by itself when a majority of its servers answers. The overview says which do not."
 )
 
-// explain is an error's HTTP status (0 when the API gave none), reason and message.
+// explain returns an error's HTTP status (0 when the API gave none), reason and message.
 func explain(err error) (code int, reason, message string) {
 	var status apierrors.APIStatus
 	if errors.As(err, &status) {
 		s := status.Status()
-		if s.Code < http.StatusBadRequest || s.Code > 599 { // an API that is none
+		if s.Code < http.StatusBadRequest || s.Code > 599 { // not a valid status of an API
 			return http.StatusBadGateway, string(s.Reason), s.Message
 		}
 		if strings.Contains(s.Message, noLeader) {
@@ -250,7 +251,7 @@ func explain(err error) (code int, reason, message string) {
 	return 0, "", err.Error()
 }
 
-// sessionResponse is what the pages know about who uses them.
+// sessionResponse is what the pages show of the session and its user.
 type sessionResponse struct {
 	Mode      string   `json:"mode"`
 	User      string   `json:"user"`
@@ -262,14 +263,14 @@ type sessionResponse struct {
 	ReadOnly  bool     `json:"readOnly"`
 }
 
-// whoAmI asks the API who the user is.
+// whoAmI asks the API for the user's name and groups.
 func (u *user) whoAmI(ctx context.Context) (*authenticationv1.SelfSubjectReview, error) {
 	review := &authenticationv1.SelfSubjectReview{}
 	return review, u.write(ctx, http.MethodPost, "/apis/authentication.k8s.io/v1/selfsubjectreviews", nil, "application/json",
 		[]byte(`{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`), review)
 }
 
-// session says who the user is, as the API sees it.
+// session answers with the user's name and groups, as the API knows them.
 func (h *Handler) session(w http.ResponseWriter, r *http.Request, u *user) {
 	review, err := u.whoAmI(r.Context())
 	if apierrors.IsUnauthorized(err) && h.o.Mode == ModeServer {

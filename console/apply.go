@@ -22,16 +22,16 @@ import (
 	"k8s.io/client-go/restmapper"
 )
 
-// maxDocuments bounds the objects of one apply.
+// maxDocuments limits the objects of one apply.
 const maxDocuments = 1000
 
 type applyRequest struct {
 	YAML      string `json:"yaml"`
-	Namespace string `json:"namespace"` // for objects that name none
+	Namespace string `json:"namespace"` // for objects without a namespace
 	DryRun    bool   `json:"dryRun"`
 }
 
-// applied says what became of one object.
+// applied is the result for one object.
 type applied struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
@@ -41,8 +41,8 @@ type applied struct {
 	Message    string `json:"message,omitempty"` // why it failed
 }
 
-// apply creates or changes the objects of a text, one after the other, by the API's server-side apply. It stops at the
-// first that fails, and says what became of those before it.
+// apply creates or changes the objects in a text, one after the other, by the API's server-side apply. It stops at the
+// first failure, and returns the results up to it.
 func (h *Handler) apply(w http.ResponseWriter, r *http.Request, u *user) {
 	var in applyRequest
 	if !decode(w, r, &in) {
@@ -68,7 +68,7 @@ func (h *Handler) apply(w http.ResponseWriter, r *http.Request, u *user) {
 	respond(w, map[string]any{"results": results})
 }
 
-// objectsOf reads a text of several documents; a List counts as its items.
+// objectsOf reads a text of several documents. A List is replaced by its items.
 func objectsOf(text string) ([]anyObject, error) {
 	documents := kyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader([]byte(text))))
 	var out []anyObject
@@ -110,7 +110,7 @@ func objectsOf(text string) ([]anyObject, error) {
 	return out, nil
 }
 
-// isEmpty says whether a document has nothing but comments.
+// isEmpty reports whether a document has nothing but comments.
 func isEmpty(document []byte) bool {
 	for line := range bytes.Lines(document) {
 		line = bytes.TrimSpace(line)
@@ -127,7 +127,7 @@ type applier struct {
 	namespace string
 	dryRun    bool
 
-	mapper meta.RESTMapper // the API's kinds; made when first needed, and once more after a kind was not found
+	mapper meta.RESTMapper // for the API's kinds; made when first needed, and once more after a kind was not found
 }
 
 func (a *applier) apply(ctx context.Context, o anyObject) applied {

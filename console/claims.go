@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// claims are those of a token that is a JWT (RFC 7519). Nothing here proves them: the API does, or the connection on
-// which the token came.
+// claims are the claims of a token that is a JWT (RFC 7519). The console does not verify them. The API does, or the
+// connection on which the token was received proves them.
 type claims struct {
 	Issuer    string      `json:"iss"`
 	Subject   string      `json:"sub"`
@@ -21,7 +21,7 @@ type claims struct {
 	IssuedAt  json.Number `json:"iat"`
 }
 
-// claimsOf reads a token; false when it is no JWT.
+// claimsOf parses a token. It returns false when the token is not a JWT.
 func claimsOf(token string) (claims, bool) {
 	var c claims
 	parts := strings.Split(token, ".")
@@ -35,7 +35,7 @@ func claimsOf(token string) (claims, bool) {
 	return c, err == nil
 }
 
-// moment is a claim's time; the zero time where there is none.
+// moment returns the time of a claim. It returns the zero time where there is none.
 func moment(n json.Number) time.Time {
 	seconds, err := n.Float64()
 	if err != nil || seconds <= 0 || seconds > 1<<40 {
@@ -44,7 +44,7 @@ func moment(n json.Number) time.Time {
 	return time.Unix(int64(seconds), 0)
 }
 
-// whyRefused says in a sentence why the API may have refused a token. The API itself says no more than 401.
+// whyRefused returns a sentence about why the API may have refused a token. The API itself says no more than 401.
 func whyRefused(token string, now time.Time) string {
 	const again = "Log in with a new one"
 	c, isJWT := claimsOf(token)

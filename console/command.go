@@ -21,11 +21,11 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// brokenStream is in client-go's error when a connection ends before the program does
+// brokenStream is a text in client-go's error when a connection ends before the program does
 // (tools/remotecommand/errorstream.go).
 const brokenStream = "error reading from error stream"
 
-// runCommand runs a command in a container, or attaches to what runs there, and connects it with the page.
+// runCommand runs a command in a container, or attaches to its process. It connects the page to the process.
 func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	if st.s.h.o.ReadOnly {
 		return apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errors.New(readOnly))
@@ -34,7 +34,7 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 		return err
 	}
 	query := r.values()
-	silent := r.Op == "attach" && query.Get("stdin") == "false" // to a program that reads nothing
+	silent := r.Op == "attach" && query.Get("stdin") == "false" // for a process that reads no input
 	query.Set("stdin", strconv.FormatBool(!silent))
 	query.Set("stdout", "true")
 	query.Set("stderr", strconv.FormatBool(!r.TTY)) // a terminal has one output
@@ -49,7 +49,7 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stdin, typed := io.Pipe()
-	defer func() { _ = stdin.Close() }() // a pipe in memory
+	defer func() { _ = stdin.Close() }() // a pipe in memory has no error
 	sizes := make(sizeQueue, 1)
 	go st.feed(ctx, typed, sizes)
 	options := remotecommand.StreamOptions{Stdout: &output{st: st, number: 1}, Tty: r.TTY}
@@ -77,7 +77,7 @@ func (st *stream) runCommand(ctx context.Context, r *pageMessage) error {
 	return st.send(message{"type": "exit", "exit": 0})
 }
 
-// newExecutor makes a connection to a container, by WebSocket, or by SPDY where an older API has only that.
+// newExecutor makes an executor for a container. It uses WebSocket, or SPDY where an older API has only that.
 func newExecutor(config *rest.Config, path string, query url.Values) (remotecommand.Executor, error) {
 	base, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {
@@ -102,9 +102,9 @@ func newExecutor(config *rest.Config, path string, query url.Values) (remotecomm
 	return both, nil
 }
 
-// feed hands what the page sends to the command: text, and the size of its terminal.
+// feed forwards the page's messages to the command: text, and the size of its terminal.
 func (st *stream) feed(ctx context.Context, typed *io.PipeWriter, sizes sizeQueue) {
-	defer func() { _ = typed.Close() }() // a pipe in memory
+	defer func() { _ = typed.Close() }() // a pipe in memory has no error
 	defer close(sizes)
 	for {
 		select {
@@ -119,7 +119,7 @@ func (st *stream) feed(ctx context.Context, typed *io.PipeWriter, sizes sizeQueu
 				continue
 			}
 			select {
-			case <-sizes: // an older size that was not taken
+			case <-sizes: // an older size that was not read
 			default:
 			}
 			sizes <- remotecommand.TerminalSize{Width: r.Cols, Height: r.Rows}
@@ -127,7 +127,7 @@ func (st *stream) feed(ctx context.Context, typed *io.PipeWriter, sizes sizeQueu
 	}
 }
 
-// sizeQueue holds a terminal's newest size; capacity 1: older ones do not count.
+// sizeQueue holds a terminal's newest size. Its capacity is 1, since older sizes have no effect.
 type sizeQueue chan remotecommand.TerminalSize
 
 // Next implements remotecommand.TerminalSizeQueue.
@@ -139,7 +139,8 @@ func (q sizeQueue) Next() *remotecommand.TerminalSize {
 	return &size
 }
 
-// output sends what a command writes. It keeps back the beginning of a character until its end comes.
+// output sends the output of a command to the page. It keeps an incomplete UTF-8 character until the rest of it is
+// written.
 type output struct {
 	st     *stream
 	number int

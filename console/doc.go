@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package console serves the web console: its pages, and a narrow way to the Kubernetes API for their users.
+// Package console serves the web console: its pages, and restricted access to the Kubernetes API for their users.
 //
-// It acts with the user's own credentials and nothing else: it has no account, impersonates no user, and keeps nothing
-// of one request for another. `coracle console` serves it on a port of 127.0.0.1 with the credentials of a kubeconfig.
-// A tab of the browser has one WebSocket, in which its lists, logs and shells are numbered streams: browsers allow six
-// connections to a host, and a watch by a browser's WebSocket could not ask for a table.
+// It uses only the user's own credentials: it has no account, impersonates no user, and keeps no data of one request
+// for another. `coracle console` serves it on a port of 127.0.0.1 with the credentials of a kubeconfig. A tab of the
+// browser has one WebSocket, in which its lists, logs and shells are numbered streams: browsers allow six connections
+// to a host, and a watch by a browser's WebSocket could not request a table.
 //
-// It never decides who may do what: the API does. It never uses cookies, so that no other site can act for the user.
+// It makes no authorization decisions: the API does. It uses no cookies, so that no other site can act for the user.
 package console

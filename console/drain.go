@@ -27,17 +27,17 @@ import (
 )
 
 const (
-	// drainRound is how often it is looked which pods have gone.
+	// drainRound is the interval of polls for deleted pods.
 	drainRound = time.Second
-	// drainRetry is after what time a pod is evicted again whose eviction was refused; kubectl has the same.
+	// drainRetry is the time after which a refused eviction of a pod is tried again, as in kubectl.
 	drainRetry = 5 * time.Second
 )
 
-// drainOptions are those of kubectl drain.
+// drainOptions are the options of kubectl drain.
 type drainOptions struct {
 	ignoreDaemonSets, deleteEmptyDirData, force bool
-	gracePeriod                                 *int64        // seconds; nil: the pods' own
-	timeout                                     time.Duration // 0: none
+	gracePeriod                                 *int64        // seconds; nil for each pod's own
+	timeout                                     time.Duration // 0 for none
 }
 
 func newDrainOptions(query url.Values) (o drainOptions, err error) {
@@ -59,28 +59,28 @@ func newDrainOptions(query url.Values) (o drainOptions, err error) {
 	return o, nil
 }
 
-// drain takes all pods from a node: it cordons the node, evicts the pods and waits until they have gone. It does the
-// same as kubectl drain; only a drain that is refused for a pod leaves the node as it was.
+// drain removes all pods from a node: it cordons the node, evicts the pods and waits until they are deleted. It does
+// the same as kubectl drain, with one difference: when a pod may not be evicted, the node stays unchanged.
 //
-// k8s.io/kubectl/pkg/drain is not used: it brings 111 packages with it, and sleeps without a context.
+// k8s.io/kubectl/pkg/drain is not used: it adds 111 packages, and sleeps without a context.
 type drain struct {
 	u       *user
 	path    string // of the node
 	node    string
 	o       drainOptions
-	report  func(pod, state, text string) error // what becomes of a pod; pod "" for the node
+	report  func(pod, state, text string) error // reports the state of a pod; pod "" is for the node
 	waiting map[types.UID]*podEviction
 }
 
-// podEviction is a pod that is to go.
+// podEviction is a pod to evict.
 type podEviction struct {
 	pod     corev1.Pod
 	evicted bool
 	next    time.Time // when its eviction is tried again
-	refusal string    // why it was refused, as it was said
+	refusal string    // the last reported reason of a refusal
 }
 
-// drainNode is a stream that drains a node, and says what becomes of each pod. It ends with the stream.
+// drainNode drains a node and reports the state of each pod in the stream. The drain ends with the stream.
 func (st *stream) drainNode(ctx context.Context, r *pageMessage) error {
 	if st.s.h.o.ReadOnly {
 		return apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "", errors.New(readOnly))
@@ -99,7 +99,7 @@ func (st *stream) drainNode(ctx context.Context, r *pageMessage) error {
 	return d.run(ctx)
 }
 
-// run drains the node. It leaves a node that it may not drain as it was.
+// run drains the node. When it may not drain the node, the node stays unchanged.
 func (d *drain) run(ctx context.Context) error {
 	if d.o.timeout > 0 {
 		var cancel context.CancelFunc
@@ -132,7 +132,7 @@ func (d *drain) drain(ctx context.Context) error {
 	if err := d.report("", "cordoned", ""); err != nil {
 		return err
 	}
-	// Pods may have come to the node until now.
+	// Pods may have been bound to the node since the first check.
 	pods, ignored, err := d.choose(ctx)
 	if err != nil {
 		return err
@@ -149,7 +149,7 @@ func (d *drain) drain(ctx context.Context) error {
 	return d.wait(ctx)
 }
 
-// choose finds the pods that are to go, and those of DaemonSets, which stay. It fails when a pod may not go.
+// choose returns the pods to evict, and those of DaemonSets, which stay. It fails when a pod may not be evicted.
 func (d *drain) choose(ctx context.Context) (pods []corev1.Pod, ignored []string, err error) {
 	all, err := d.pods(ctx)
 	if err != nil {
@@ -183,8 +183,8 @@ func (d *drain) choose(ctx context.Context) (pods []corev1.Pod, ignored []string
 	return nil, nil, apierrors.NewBadRequest("Nothing was changed. " + strings.Join(texts, ". "))
 }
 
-// obstacle says why a pod may not be evicted with these options, or that it stays. The rules are those of kubectl
-// (k8s.io/kubectl/pkg/drain/filters.go).
+// obstacle returns the reason for which a pod may not be evicted with these options, or reports that it stays. The
+// rules are those of kubectl (k8s.io/kubectl/pkg/drain/filters.go).
 func (d *drain) obstacle(ctx context.Context, pod *corev1.Pod) (reason string, stays bool, err error) {
 	ended := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 	controller := metav1.GetControllerOf(pod)
@@ -193,7 +193,7 @@ func (d *drain) obstacle(ctx context.Context, pod *corev1.Pod) (reason string, s
 		err := d.u.get(ctx, "/apis/apps/v1/namespaces/"+url.PathEscape(pod.Namespace)+"/daemonsets/"+url.PathEscape(controller.Name), nil,
 			&set)
 		switch {
-		case apierrors.IsNotFound(err) && d.o.force: // no controller makes it again
+		case apierrors.IsNotFound(err) && d.o.force: // no controller creates it again
 		case apierrors.IsNotFound(err):
 			return "Pods of a DaemonSet that is gone (--force evicts them)", false, nil
 		case err != nil:
@@ -220,7 +220,7 @@ func (d *drain) obstacle(ctx context.Context, pod *corev1.Pod) (reason string, s
 	return "", false, nil
 }
 
-// pods are the node's.
+// pods returns the pods of the node.
 func (d *drain) pods(ctx context.Context) ([]corev1.Pod, error) {
 	var out []corev1.Pod
 	query := url.Values{"fieldSelector": {"spec.nodeName=" + d.node}, "limit": {"500"}}
@@ -239,7 +239,7 @@ func (d *drain) pods(ctx context.Context) ([]corev1.Pod, error) {
 
 func podName(pod *corev1.Pod) string { return pod.Namespace + "/" + pod.Name }
 
-// wait evicts the pods, again where it was refused, until all have gone.
+// wait evicts the pods until all are deleted. It tries refused evictions again.
 func (d *drain) wait(ctx context.Context) error {
 	for {
 		for _, w := range d.inOrder() {
@@ -251,14 +251,14 @@ func (d *drain) wait(ctx context.Context) error {
 			return nil
 		}
 		if !timers.Sleep(ctx, drainRound) {
-			return ctx.Err() //nolint:wrapcheck // the caller knows
+			return ctx.Err() //nolint:wrapcheck // the caller adds the context
 		}
 		now, err := d.pods(ctx)
 		if err != nil && !temporary(err) {
 			return err
 		}
 		if err != nil {
-			continue // the API does not answer at the moment
+			continue // the API is unavailable at the moment
 		}
 		for _, w := range d.inOrder() {
 			if at := slices.IndexFunc(now, func(pod corev1.Pod) bool { return pod.UID == w.pod.UID }); at >= 0 {
@@ -277,7 +277,8 @@ func (d *drain) inOrder() []*podEviction {
 	return slices.SortedFunc(maps.Values(d.waiting), func(a, b *podEviction) int { return cmp.Compare(podName(&a.pod), podName(&b.pod)) })
 }
 
-// evict asks for a pod's eviction when it is time. What a PodDisruptionBudget refuses is tried again.
+// evict requests a pod's eviction, unless it has to wait. An eviction that a PodDisruptionBudget refuses is tried again
+// later.
 func (d *drain) evict(ctx context.Context, w *podEviction) error {
 	if w.evicted || time.Now().Before(w.next) {
 		return nil
@@ -285,7 +286,7 @@ func (d *drain) evict(ctx context.Context, w *podEviction) error {
 	body, err := json.Marshal(&policyv1.Eviction{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "policy/v1", Kind: "Eviction"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.pod.Namespace, Name: w.pod.Name},
-		// The pod that the user saw, and no other of its name.
+		// Only the pod that the user saw, and no other with the same name.
 		DeleteOptions: &metav1.DeleteOptions{GracePeriodSeconds: d.o.gracePeriod, Preconditions: &metav1.Preconditions{UID: &w.pod.UID}},
 	})
 	if err != nil {
@@ -296,7 +297,7 @@ func (d *drain) evict(ctx context.Context, w *podEviction) error {
 	terminating := apierrors.IsForbidden(err) && apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
 	switch {
 	case err == nil, apierrors.IsNotFound(err), terminating && w.pod.DeletionTimestamp != nil:
-		w.evicted = true // the next list says whether it has gone
+		w.evicted = true // the next list shows whether it is deleted
 		return d.report(podName(&w.pod), "evicted", "")
 	case apierrors.IsTooManyRequests(err), apierrors.IsConflict(err), terminating, temporary(err):
 		w.next = time.Now().Add(drainRetry)
@@ -310,7 +311,7 @@ func (d *drain) evict(ctx context.Context, w *podEviction) error {
 	return fmt.Errorf("evicting pod %s: %w", podName(&w.pod), err)
 }
 
-// refusalOf is why an eviction was refused: the API says the budget's name and numbers as causes.
+// refusalOf returns the reason of a refused eviction. The API gives the budget's name and numbers as causes.
 func refusalOf(err error) string {
 	_, _, text := explain(err)
 	var status apierrors.APIStatus

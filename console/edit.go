@@ -16,16 +16,16 @@ import (
 	utiljson "k8s.io/apimachinery/pkg/util/json"
 )
 
-// fieldManager is the name under which the API keeps what the console wrote.
+// fieldManager is the field manager of the console's writes.
 const fieldManager = "coracle-console"
 
-// editTries bounds how often an edit begins again because another client wrote the object in the same moment.
+// editTries limits how often an edit is tried when another client writes the object at the same time.
 const editTries = 5
 
-// maxDiffLines bounds the lines between the first and the last that differ.
+// maxDiffLines limits the lines from the first to the last that differ.
 const maxDiffLines = 2000
 
-// errOther says that a path leads to another object than the one that was edited.
+// errOther says that the path is that of another object than the edited text.
 var errOther = errors.New("this is another object")
 
 // errConflict says that the user and another client changed the same field.
@@ -33,20 +33,20 @@ var errConflict = errors.New("another client has changed the same fields since: 
 
 type editRequest struct {
 	Path   string `json:"path"`
-	Base   string `json:"base"` // the object as the user got it
-	Text   string `json:"text"` // and as he wants it
+	Base   string `json:"base"` // the object as the user received it
+	Text   string `json:"text"` // the object as the user edited it
 	DryRun bool   `json:"dryRun"`
 }
 
 type editResponse struct {
 	YAML  string `json:"yaml"`
-	Diff  string `json:"diff"` // from the object as it is to the result
+	Diff  string `json:"diff"` // from the current object to the result
 	Patch string `json:"patch"`
 	Type  string `json:"type"` // of the patch, as kubectl patch names it: strategic or merge
 }
 
-// edit writes what the user changed between two texts, and only that: what others changed meanwhile stays. When both
-// changed the same field, nothing is written, and the answer has the object as it is now.
+// edit writes only what the user changed between two texts: other clients' changes stay. When the user and another
+// client changed the same field, it writes nothing and answers with the current object.
 func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 	var in editRequest
 	if !decode(w, r, &in) {
@@ -101,8 +101,8 @@ func (h *Handler) edit(w http.ResponseWriter, r *http.Request, u *user) {
 	respond(w, out)
 }
 
-// respondConflict says that nothing was written, and why: with the object as it is, and as it would be with the user's
-// changes, from which the user goes on.
+// respondConflict answers that nothing was written, and why. The response has the current object, and the same with the
+// user's changes, on which the user can continue.
 func respondConflict(w http.ResponseWriter, live anyObject, p *patch, conflict error) {
 	now := ofUser(live)
 	merged, err := p.onTopOf(now)
@@ -147,7 +147,8 @@ func newEditResponse(live, result anyObject, p *patch) (*editResponse, error) {
 	return &editResponse{YAML: after, Diff: diff, Patch: string(text), Type: kind}, nil
 }
 
-// difference is a unified diff. Two texts that differ in many lines are not compared: that takes the square of them.
+// difference returns a unified diff. It does not compare texts that differ in many lines, since the time grows with the
+// square of their number.
 func difference(before, after string) (string, error) {
 	a, b := difflib.SplitLines(before), difflib.SplitLines(after)
 	same := 0
@@ -168,7 +169,7 @@ func difference(before, after string) (string, error) {
 	return text, nil
 }
 
-// applyPatch writes the changes to the object as it is now. It returns that object, and what became of it.
+// applyPatch writes the changes to the current object. It returns that object and the result.
 func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun bool) (live, result anyObject, err error) {
 	if err := u.get(ctx, path, nil, &live); err != nil {
 		return nil, nil, err
@@ -187,7 +188,7 @@ func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun boo
 	if err != nil {
 		return live, nil, err
 	}
-	// A client that writes between the reading and the patch is seen: the API refuses the patch.
+	// If another client writes between the read and the patch, the API refuses the patch.
 	metadata, _ := changes["metadata"].(map[string]any)
 	if metadata == nil {
 		metadata = map[string]any{}
@@ -210,7 +211,7 @@ func (u *user) applyPatch(ctx context.Context, path string, p *patch, dryRun boo
 	return live, result, err
 }
 
-// checkIdentity says whether an object is the one that the user began with.
+// checkIdentity returns an error unless an object is the one that the user began with.
 func (p *patch) checkIdentity(live anyObject) error {
 	for _, field := range []string{"apiVersion", "kind"} {
 		if live[field] != p.from[field] {
@@ -227,7 +228,7 @@ func (p *patch) checkIdentity(live anyObject) error {
 	return nil
 }
 
-// clone is a copy of a map of JSON that shares nothing with it.
+// clone returns a deep copy of a map of JSON.
 func clone(m map[string]any) (out map[string]any, err error) {
 	text, err := json.Marshal(m)
 	if err == nil {
@@ -251,7 +252,8 @@ func singleObject(text string) (anyObject, error) {
 	return objects[0], nil
 }
 
-// ofUser is an object without what the API itself writes: it is not edited, and never conflicts with a user's change.
+// ofUser returns an object without the fields that the API itself writes. They cannot be edited, and never conflict
+// with a user's change.
 func ofUser(o anyObject) anyObject {
 	out := anyObject{}
 	for k, v := range o {
@@ -269,7 +271,7 @@ func ofUser(o anyObject) anyObject {
 	return out
 }
 
-// ofUserWith is ofUser with the status, where the user has it.
+// ofUserWith is ofUser with the status, if the object has one.
 func ofUserWith(o anyObject) anyObject {
 	out := ofUser(o)
 	if status, has := o["status"]; has {

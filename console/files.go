@@ -33,7 +33,7 @@ func Built() bool {
 	return err == nil
 }
 
-// digest names the content of all files: pages of another version have another one. It reads them once.
+// digest returns a hash of all files, so that it differs between versions of the pages. It reads them once.
 func digest(files fs.FS) string {
 	sum := sha256.New()
 	err := fs.WalkDir(files, ".", func(name string, d fs.DirEntry, err error) error {
@@ -50,7 +50,7 @@ func digest(files fs.FS) string {
 	return hex.EncodeToString(sum.Sum(nil)[:8])
 }
 
-// serveFile answers with one of the pages' files, as it is stored: compressed.
+// serveFile answers with one of the pages' files in its stored form, which is compressed.
 func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		refuse(w, http.StatusMethodNotAllowed, "a page can only be read")
@@ -70,7 +70,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request) {
 			refuse(w, http.StatusInternalServerError, "this file of the console is damaged: install coracle again")
 			return
 		}
-		_, _ = io.Copy(w, z) // a failed write: the browser is no longer connected
+		_, _ = io.Copy(w, z) // a failed write: the browser has disconnected
 		return
 	}
 	w.Header().Set("Content-Encoding", "gzip")

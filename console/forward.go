@@ -24,36 +24,38 @@ import (
 )
 
 const (
-	// maxForwards bounds the forwards of a console, those that have ended too.
+	// maxForwards limits the forwards of a console, including ended ones.
 	maxForwards = 32
-	// maxForwardConns bounds the connections of one forward; more wait.
+	// maxForwardConns limits the connections of one forward. Further ones wait.
 	maxForwardConns = 64
-	// forwardPoll is how often it is looked whether a forward's pod is still there: no connection says so by itself.
+	// forwardPoll is the interval of checks whether a forward's pod still exists, since no connection reports that by
+	// itself.
 	forwardPoll = 5 * time.Second
-	// firstForwardPort and lastForwardPort are where forwards have their ports. A console has none of these unless
-	// --port names one: what a page of a pod leaves in the browser for its address (a service worker answers each later
-	// request for it) must not be there for a console.
+	// firstForwardPort and lastForwardPort are the range of the forwards' ports. A console has none of these unless
+	// --port names one. A page of a pod may leave a service worker in the browser for its address, which answers each
+	// later request to it. That address must not become a console's.
 	firstForwardPort, lastForwardPort = 20000, 29999
-	// forwardPortTries bounds the search for a port that is free.
+	// forwardPortTries limits the attempts to find a free port.
 	forwardPortTries = 100
 )
 
-// noForwards is what a server's console answers: a port of the server's 127.0.0.1 is of no use to a browser elsewhere.
+// noForwards is the error of a server's console: a browser on another machine cannot use a port of the server's
+// 127.0.0.1.
 const noForwards = "the console of a server opens no ports: use kubectl port-forward"
 
-// isForwardPort says whether a port is one of those that forwards have.
+// isForwardPort reports whether a port is in the range of the forwards' ports.
 func isForwardPort(port int) bool { return port >= firstForwardPort && port <= lastForwardPort }
 
-// forwards are the ports of 127.0.0.1 that lead to pods. They end with the console.
+// forwards are the ports of 127.0.0.1 that are forwarded to pods. They end with the console.
 type forwards struct {
 	mu     sync.Mutex
 	closed bool
-	poll   time.Duration // forwardPoll, but in tests
+	poll   time.Duration // forwardPoll, except in tests
 	last   int64
 	all    []*forward
 }
 
-// forward is one port of 127.0.0.1 that leads to a port of a pod.
+// forward is one port of 127.0.0.1 that is forwarded to a port of a pod.
 type forward struct {
 	u        *user
 	path     string // of the pod
@@ -66,23 +68,23 @@ type forward struct {
 	state forwardState
 }
 
-// forwardState is what the pages know about a forward.
+// forwardState is the state of a forward for the pages.
 type forwardState struct {
 	ID        int64  `json:"id"`
-	Resource  string `json:"resource"` // pods or services: what the user chose
+	Resource  string `json:"resource"` // pods or services: the kind that the user chose
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Pod       string `json:"pod"`
 	Port      int    `json:"port"`  // of the pod
 	Local     int    `json:"local"` // of 127.0.0.1
-	Open      int    `json:"open"`  // connections that there are now
+	Open      int    `json:"open"`  // current connections
 	Opened    int64  `json:"opened"`
 	Failed    int64  `json:"failed"`          // connections that ended with an error
-	Error     string `json:"error,omitempty"` // the newest one
+	Error     string `json:"error,omitempty"` // the newest error
 	Ended     string `json:"ended,omitempty"` // why it has ended; "" while it is open
 }
 
-// openForward opens a port that leads to a pod, or to a pod of a Service.
+// openForward opens a port that is forwarded to a pod, or to a pod of a Service.
 func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 	if h.o.ReadOnly {
 		refuse(w, http.StatusForbidden, readOnly)
@@ -108,7 +110,7 @@ func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 	f.state = forwardState{
 		Resource: target.resource, Namespace: target.pod.Namespace, Name: target.name, Pod: target.pod.Name, Port: target.port,
 	}
-	// The first connection says at once what the user may not do.
+	// The first connection shows at once whether the user may connect.
 	first, err := f.dial(r.Context())
 	if err != nil {
 		refuseError(w, fmt.Errorf("connecting to the pod: %w", err))
@@ -120,7 +122,7 @@ func (h *Handler) openForward(w http.ResponseWriter, r *http.Request, u *user) {
 		return
 	}
 	if err := h.start(f); err != nil {
-		_ = f.listener.Close() // no client knows it
+		_ = f.listener.Close() // no client uses it yet
 		refuse(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
@@ -134,7 +136,7 @@ func (h *Handler) start(f *forward) error {
 	if h.forwards.closed {
 		return errors.New("the console ends")
 	}
-	if len(h.forwards.all) >= maxForwards { // those that have ended make room
+	if len(h.forwards.all) >= maxForwards { // remove forwards that have ended
 		h.forwards.all = slices.DeleteFunc(h.forwards.all, func(f *forward) bool { return f.now().Ended != "" })
 	}
 	if len(h.forwards.all) >= maxForwards {
@@ -160,7 +162,7 @@ func (h *Handler) listForwards(w http.ResponseWriter, _ *http.Request, _ *user) 
 	respond(w, map[string]any{"forwards": out})
 }
 
-// closeForward ends a forward, and forgets it.
+// closeForward ends a forward and removes it from the list.
 func (h *Handler) closeForward(w http.ResponseWriter, r *http.Request, _ *user) {
 	h.forwards.mu.Lock()
 	defer h.forwards.mu.Unlock()
@@ -175,7 +177,7 @@ func (h *Handler) closeForward(w http.ResponseWriter, r *http.Request, _ *user) 
 	refuse(w, http.StatusNotFound, "there is no such forward")
 }
 
-// close ends all forwards, and lets no other begin.
+// close ends all forwards. No further forward can begin.
 func (fs *forwards) close() {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -199,7 +201,7 @@ func listenForward(ctx context.Context) (net.Listener, error) {
 	return nil, fmt.Errorf("opening a port between %d and %d: %w", firstForwardPort, lastForwardPort, err)
 }
 
-// now is the forward's state.
+// now returns the forward's state.
 func (f *forward) now() forwardState {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -212,14 +214,14 @@ func (f *forward) change(how func(s *forwardState)) {
 	how(&f.state)
 }
 
-// run accepts connections until ctx is done or the pod is gone.
+// run accepts connections until ctx is done or the pod is deleted or has ended.
 func (f *forward) run(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer f.cancel()
 	running.Go(func() {
 		<-ctx.Done()
-		_ = f.listener.Close() // ends the accepting
+		_ = f.listener.Close() // ends Accept
 	})
 	running.Go(func() { f.watchPod(ctx) })
 	places := make(chan struct{}, maxForwardConns)
@@ -231,12 +233,12 @@ func (f *forward) run(ctx context.Context) {
 		}
 		conn, err := f.listener.Accept()
 		if err != nil {
-			f.end(fmt.Sprintf("the port cannot be used any more: %v", err)) // when the user has ended it, this is not read
+			f.end(fmt.Sprintf("the port cannot be used any more: %v", err)) // not shown when the user has ended the forward
 			return
 		}
 		f.change(func(s *forwardState) { s.Open++; s.Opened++ })
 		running.Go(func() {
-			// A pod that reads nothing holds up even the end of a connection to it.
+			// A pod that reads nothing blocks even the end of a connection to it.
 			_, err := await(ctx, func() (struct{}, error) { return struct{}{}, f.serve(ctx, conn) }, func(struct{}) {})
 			f.change(func(s *forwardState) {
 				if s.Open--; err != nil && ctx.Err() == nil {
@@ -248,7 +250,7 @@ func (f *forward) run(ctx context.Context) {
 	}
 }
 
-// end says why the forward ends, and ends it.
+// end ends the forward and records the reason.
 func (f *forward) end(why string) {
 	f.change(func(s *forwardState) {
 		s.Ended = cmp.Or(s.Ended, why)
@@ -256,7 +258,7 @@ func (f *forward) end(why string) {
 	f.cancel()
 }
 
-// watchPod ends the forward when the pod is gone.
+// watchPod ends the forward when the pod is deleted or has ended.
 func (f *forward) watchPod(ctx context.Context) {
 	for timers.Sleep(ctx, f.poll) {
 		if why := f.gone(ctx); why != "" {
@@ -266,7 +268,8 @@ func (f *forward) watchPod(ctx context.Context) {
 	}
 }
 
-// gone says why a pod takes no more connections; "" when it does, or when the API does not say.
+// gone returns the reason for which a pod accepts no more connections. It returns "" while the pod accepts them, or
+// when the API gives no answer.
 func (f *forward) gone(ctx context.Context) string {
 	var pod corev1.Pod
 	err := f.u.get(ctx, f.path, nil, &pod)
@@ -283,7 +286,7 @@ func (f *forward) gone(ctx context.Context) string {
 	return ""
 }
 
-// podPath is the path of a pod in the API.
+// podPath returns the path of a pod in the API.
 func podPath(pod *corev1.Pod) string {
 	return "/api/v1/namespaces/" + url.PathEscape(pod.Namespace) + "/pods/" + url.PathEscape(pod.Name)
 }

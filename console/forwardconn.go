@@ -22,14 +22,14 @@ import (
 )
 
 const (
-	// maxForwardError bounds what a node says about a connection that failed, in bytes.
+	// maxForwardError limits a node's message about a failed connection, in bytes.
 	maxForwardError = 4 << 10
-	// forwardDial bounds how long a connection to a pod may take to open.
+	// forwardDial limits the time for opening a connection to a pod.
 	forwardDial = 30 * time.Second
 )
 
 // dial connects to the pod, by WebSocket, or by SPDY where an older API has only that. Each connection of a browser has
-// one of its own to the API: one that is blocked or fails is nothing to the others.
+// its own connection to the API, so that one that is blocked or fails does not affect the others.
 func (f *forward) dial(ctx context.Context) (httpstream.Connection, error) {
 	dialer, err := f.dialer()
 	if err != nil {
@@ -47,8 +47,8 @@ func (f *forward) dial(ctx context.Context) (httpstream.Connection, error) {
 	return conn, err
 }
 
-// await runs f, which takes no context and may be slow. It waits for f no longer than ctx; late then gets what f
-// returns.
+// await runs f, which takes no context and may be slow. It waits for f no longer than ctx. When f returns later, late
+// receives its value.
 func await[T any](ctx context.Context, f func() (T, error), late func(T)) (T, error) {
 	type result struct {
 		value T
@@ -73,8 +73,8 @@ func await[T any](ctx context.Context, f func() (T, error), late func(T)) (T, er
 	}
 }
 
-// refusedUpgrade is what an API that understands WebSockets answered instead of opening one: the user has not the
-// right, or the pod is gone.
+// refusedUpgrade returns the response of an API that supports WebSockets but did not open one: the user has not the
+// permission, or the pod does not exist.
 func refusedUpgrade(err error) error {
 	var upgrade *httpstream.UpgradeFailureError
 	var status *apierrors.StatusError
@@ -104,14 +104,15 @@ func (f *forward) dialer() (httpstream.Dialer, error) {
 	}), nil
 }
 
-// serve connects a browser with the pod, until one of them ends. An error is one of the pod's side.
+// serve connects a browser with the pod, until one of them ends the connection. It returns only errors of the pod's
+// connection.
 func (f *forward) serve(ctx context.Context, local net.Conn) error {
 	defer func() { _ = local.Close() }() // the browser may have closed it
 	remote, err := f.dial(ctx)
 	if err != nil {
 		return fmt.Errorf("connecting to the pod: %w", err)
 	}
-	defer func() { _ = remote.Close() }() // both sides have ended
+	defer func() { _ = remote.Close() }() // both ends have ended
 	stop := context.AfterFunc(ctx, func() {
 		_ = local.Close() // ends the copying
 		_ = remote.Close()
@@ -121,21 +122,21 @@ func (f *forward) serve(ctx context.Context, local net.Conn) error {
 	if err != nil {
 		return fmt.Errorf("connecting to the pod: %w", err)
 	}
-	_ = failures.Close() // says that we write nothing to it
+	_ = failures.Close() // says that the console writes nothing to it
 	data, err := f.newStream(ctx, remote, corev1.StreamTypeData)
 	if err != nil {
 		return fmt.Errorf("connecting to the pod: %w", err)
 	}
 	go func() {
-		_, _ = io.Copy(data, local) // what the browser does not send any more ends the connection below
-		_ = data.Close()            // says that nothing more comes
+		_, _ = io.Copy(data, local) // the end of the browser's data ends the copying below
+		_ = data.Close()            // says that no more data follows
 	}()
 	_, err = io.Copy(struct{ io.Writer }{local}, data)
 	_ = local.Close() // ends the copying in the other direction
 	if network, ok := errors.AsType[*net.OpError](err); ok && network.Op == "write" {
 		return nil // the browser does not read any more
 	}
-	_ = data.Reset() // what is not sent yet would hold up the node's error
+	_ = data.Reset() // data that is not sent yet would delay the node's error
 	said, _ := io.ReadAll(io.LimitReader(failures, maxForwardError))
 	if text := strings.TrimSpace(string(said)); text != "" {
 		return errors.New(text)
@@ -146,14 +147,14 @@ func (f *forward) serve(ctx context.Context, local net.Conn) error {
 	return nil
 }
 
-// newStream opens one of the two streams that a connection to a port has.
+// newStream opens one of the two streams of a connection to a port.
 func (f *forward) newStream(ctx context.Context, remote httpstream.Connection, kind string) (httpstream.Stream, error) {
 	header := http.Header{}
 	header.Set(corev1.StreamType, kind)
-	header.Set(corev1.PortHeader, strconv.Itoa(f.state.Port)) // which does not change
+	header.Set(corev1.PortHeader, strconv.Itoa(f.state.Port)) // the port does not change
 	header.Set(corev1.PortForwardRequestIDHeader, "0")
-	// It waits for the node for half a minute, even when the connection has ended.
+	// CreateStream waits for the node for half a minute, even when the connection has ended.
 	return await(ctx, func() (httpstream.Stream, error) { return remote.CreateStream(header) }, func(late httpstream.Stream) {
-		_ = late.Reset() // else the connection would wait for it
+		_ = late.Reset() // otherwise the connection would wait for it
 	})
 }

@@ -18,9 +18,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// forwardTarget is where a forward leads.
+// forwardTarget is the target of a forward.
 type forwardTarget struct {
-	resource, name string // what the user chose
+	resource, name string // the object that the user chose
 	pod            *corev1.Pod
 	port           int // of the pod
 }
@@ -63,7 +63,7 @@ func (u *user) forwardTarget(ctx context.Context, path, port string) (*forwardTa
 	return t, nil
 }
 
-// readyPod is one of a Service's pods.
+// readyPod returns a ready pod of a Service: the first by name.
 func (u *user) readyPod(ctx context.Context, s *corev1.Service) (*corev1.Pod, error) {
 	if len(s.Spec.Selector) == 0 {
 		return nil, apierrors.NewBadRequest("this Service selects no pods")
@@ -86,7 +86,7 @@ func (u *user) readyPod(ctx context.Context, s *corev1.Service) (*corev1.Pod, er
 	return nil, apierrors.NewBadRequest("no pod of this Service is ready")
 }
 
-// podPort is a port of a pod, by its number or its name.
+// podPort returns a port of a pod, by its number or its name.
 func podPort(pod *corev1.Pod, port string) (int, error) {
 	number, err := strconv.ParseUint(port, 10, 16)
 	udp := false
@@ -113,7 +113,7 @@ func podPort(pod *corev1.Pod, port string) (int, error) {
 	return int(number), nil //nolint:gosec // 16 bits
 }
 
-// servicePort is the port of a pod to which a port of a Service leads.
+// servicePort returns the pod's port that a port of a Service targets.
 func servicePort(s *corev1.Service, pod *corev1.Pod, port string) (int, error) {
 	for _, p := range s.Spec.Ports {
 		if strconv.Itoa(int(p.Port)) != port && (p.Name != port || port == "") {

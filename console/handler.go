@@ -34,42 +34,42 @@ const (
 )
 
 const (
-	// maxBody bounds a request, in bytes: etcd's objects have 1.5 MB at most, and an edit has two texts.
+	// maxBody limits a request, in bytes: etcd's objects have 1.5 MB at most, and an edit has two texts.
 	maxBody = 3 << 20
-	// maxSockets bounds the tabs that are connected at once, userSockets those of one token.
+	// maxSockets limits the open WebSockets of all tabs. userSockets limits those of one user.
 	maxSockets, userSockets = 256, 32
-	// maxTexts bounds how many texts are read and compared at once: a large one takes seconds of a processor.
+	// maxTexts limits how many texts are parsed and compared at once: a large one takes seconds of a processor.
 	maxTexts = 2
-	// maxReads bounds how many requests at once read what may be large.
+	// maxReads limits how many requests that may read much data run at once.
 	maxReads = 8
 )
 
-// Options of a console.
+// Options are the options of a console.
 type Options struct {
 	Mode string
-	// Login exchanges what a user logs in with for a token of this console; nil when the tokens are the API's own.
+	// Login exchanges a login code for a token of this console. It is nil when the tokens are the API's own.
 	Login func(code string) (token string, err error)
-	// User returns the credentials that belong to a token, or false.
+	// User returns the credentials for a token. It returns false for an unknown token.
 	User func(token string) (*rest.Config, bool)
-	// Hosts says whether a name in the Host header is this console's: a page of another name whose address was changed
-	// to ours (DNS rebinding) is refused.
+	// Hosts reports whether a name in the Host header is this console's. A page of another name whose address was
+	// changed to the console's (DNS rebinding) is thus refused.
 	Hosts func(name string) bool
-	// Context and Namespace are what the kubeconfig calls them; they may be empty.
+	// Context and Namespace are the names in the kubeconfig. They may be empty.
 	Context, Namespace string
-	// ReadOnly refuses whatever changes something, even when the user may do it.
+	// ReadOnly refuses every request that changes something, even when the user has the permission.
 	ReadOnly bool
-	// Identified, when set, is called with the remote address of a connection when the API has taken its token.
+	// Identified, when set, is called with the remote address of a connection once the API has accepted its token.
 	Identified func(remote string)
-	// Ended, when set, is called when work has ended that leaves much garbage behind: a list of several pages is whole,
-	// or the last tab has left.
+	// Ended, when set, is called after work that leaves much garbage in memory: a list of several pages is complete, or
+	// the last tab has disconnected.
 	Ended func()
-	// OIDC, when set, is by which provider users of a server's console may log in.
+	// OIDC, when set, is the provider by which users of a server's console may log in.
 	OIDC   *OIDC
 	Logger *slog.Logger
-	// Files are the pages; those of this program when nil.
+	// Files are the pages. If nil, they are the embedded ones.
 	Files fs.FS
 
-	pingEvery time.Duration // pingEvery, but in tests
+	pingEvery time.Duration // pingEvery, except in tests
 }
 
 // Handler serves a console.
@@ -77,20 +77,20 @@ type Handler struct {
 	o       Options
 	mux     *http.ServeMux
 	sockets *socketLimit
-	texts   *turns        // of what is read as YAML, compared or written as YAML
-	reads   *turns        // of requests that read what may be large
+	texts   *turns        // for work that parses, compares or writes YAML
+	reads   *turns        // for requests that may read much data
 	used    atomic.Int64  // when the console was last used, in Unix seconds
-	pages   func() string // names the pages' content
-	// provider logs users in by OIDC; nil where none does.
+	pages   func() string // returns the digest of the pages
+	// provider logs users in by OIDC. It is nil without OIDC.
 	provider *provider
 
 	searches  *turns
-	unpacking chan struct{} // has a place for each release that is unpacked
+	unpacking chan struct{} // capacity: the number of releases that may be unpacked at once
 	forwards  forwards
 
 	closing chan struct{} // closed by Close
 	close   func()
-	open    sync.WaitGroup // the WebSockets and the forwards
+	open    sync.WaitGroup // counts the WebSockets and the forwards
 }
 
 // New makes a console.
@@ -144,14 +144,14 @@ func New(o Options) (*Handler, error) {
 	return h, nil
 }
 
-// Close ends all WebSockets and forwards, and returns when they have ended.
+// Close ends all WebSockets and forwards. It returns when they have ended.
 func (h *Handler) Close() {
 	h.close()
 	h.forwards.close()
 	h.open.Wait()
 }
 
-// Unused returns for how long the console was not used: no request, and no open tab.
+// Unused returns the time since the last request. It is 0 while a tab is open.
 func (h *Handler) Unused() time.Duration {
 	if h.sockets.any() {
 		return 0
@@ -159,7 +159,7 @@ func (h *Handler) Unused() time.Duration {
 	return time.Since(time.Unix(h.used.Load(), 0))
 }
 
-// policy is the content security policy: only files of the console itself, nothing inline.
+// policy is the content security policy. It permits only files of the console itself, and nothing inline.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; font-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
@@ -180,12 +180,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.mux.ServeHTTP(w, r)
 }
 
-// readOnly is what a console answers that changes nothing.
+// readOnly is the error of a read-only console.
 const readOnly = "this console only shows: it was started with --read-only"
 
-// foreign says why a request does not come from a page of this console, or from a user who opens one; "" for those.
+// foreign returns the reason for refusing a request. It returns "" for requests from a page of this console, and for a
+// user's opening of such a page.
 func (h *Handler) foreign(r *http.Request) string {
-	// The name, not the port: `ssh -L` may give another one.
+	// The name and not the port is compared, since `ssh -L` may use another port.
 	if !h.o.Hosts(hostname(r.Host)) {
 		return fmt.Sprintf("this console is not called %q", hostname(r.Host))
 	}
@@ -201,7 +202,7 @@ func (h *Handler) foreign(r *http.Request) string {
 		if r.Method != http.MethodGet {
 			return "requests of other sites are refused"
 		}
-	default: // a link on another site may open the page itself; the page does nothing by itself that changes anything
+	default: // a link on another site may open the page itself, which changes nothing by itself
 		if r.Method != http.MethodGet || r.Header.Get("Sec-Fetch-Dest") != "document" {
 			return "requests of other sites are refused"
 		}
@@ -209,7 +210,7 @@ func (h *Handler) foreign(r *http.Request) string {
 	return ""
 }
 
-// hostname is a Host header's name or address.
+// hostname returns the name or address in a Host header.
 func hostname(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		return name
@@ -217,14 +218,14 @@ func hostname(host string) string {
 	return strings.Trim(host, "[]")
 }
 
-// user is who makes a request.
+// user is the user who makes a request.
 type user struct {
 	config *rest.Config
-	// identified, when set, is called when the API has taken the user's token.
+	// identified, when set, is called once the API has accepted the user's token.
 	identified func()
 }
 
-// withUser gives a request's user to f. A request without credentials is answered here: the API does not get it.
+// withUser calls f with a request's user. It refuses a request without credentials, which is not sent to the API.
 func (h *Handler) withUser(f func(w http.ResponseWriter, r *http.Request, u *user)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		token, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -242,7 +243,7 @@ func (h *Handler) withUser(f func(w http.ResponseWriter, r *http.Request, u *use
 	}
 }
 
-// userOf is the user of a token; r is the request that has it, if there is one.
+// userOf returns the user of a token. r is the request with the token; it may be nil.
 func (h *Handler) userOf(r *http.Request, token string) (*user, error) {
 	config, known := h.o.User(token)
 	if !known || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
@@ -251,16 +252,16 @@ func (h *Handler) userOf(r *http.Request, token string) (*user, error) {
 	h.used.Store(time.Now().Unix())
 	u := &user{config: config}
 	if r != nil && h.o.Identified != nil {
-		remote := r.RemoteAddr // a tab keeps it, and not the request
+		remote := r.RemoteAddr // a tab keeps only the address, and not the request
 		u.identified = sync.OnceFunc(func() { h.o.Identified(remote) })
 	}
 	return u, nil
 }
 
-// authenticate returns the name by which the API knows the user. What costs something is not done for others.
+// authenticate returns the user's name in the API. Expensive work is done only for authenticated users.
 func (h *Handler) authenticate(ctx context.Context, u *user) (name string, err error) {
 	if h.o.Mode != ModeServer {
-		return "", nil // a client that has the session's token has the kubeconfig's credentials
+		return "", nil // a client with the session's token has the kubeconfig's credentials
 	}
 	review, err := u.whoAmI(ctx)
 	if err != nil {
@@ -269,7 +270,8 @@ func (h *Handler) authenticate(ctx context.Context, u *user) (name string, err e
 	return review.Status.UserInfo.Username, nil
 }
 
-// withTurn is for requests that cost more than one question to the API: users that it knows, and few at once.
+// withTurn is for requests that need more than one request to the API. It serves only authenticated users, and few
+// requests at once.
 func (h *Handler) withTurn(t *turns, f func(w http.ResponseWriter, r *http.Request, u *user)) http.HandlerFunc {
 	return h.withUser(func(w http.ResponseWriter, r *http.Request, u *user) {
 		name, err := h.authenticate(r.Context(), u)
@@ -277,13 +279,13 @@ func (h *Handler) withTurn(t *turns, f func(w http.ResponseWriter, r *http.Reque
 			refuseError(w, err)
 			return
 		}
-		// A client that sends a request slowly has others wait for nothing but their own.
+		// A client that sends a request slowly delays only its own requests.
 		var body []byte
 		release, err := t.wait(r.Context(), name, func() (err error) {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(writePatience)) // a request in a test has none
 			body, err = io.ReadAll(r.Body)
 			_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-			return err //nolint:wrapcheck // refuseBody knows
+			return err //nolint:wrapcheck // refuseBody explains it
 		})
 		if err != nil {
 			refuseBody(w, err)
@@ -303,7 +305,7 @@ func (h *Handler) mode(w http.ResponseWriter, _ *http.Request) {
 	respond(w, out)
 }
 
-// login exchanges a code. The type of the content is checked, since a form of another site cannot send this one.
+// login exchanges a code for a token. It checks the content type, since a form of another site cannot send this one.
 func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Content-Type") != "application/json" {
 		refuse(w, http.StatusUnsupportedMediaType, "a login is JSON")
@@ -334,15 +336,15 @@ func respondWith(w http.ResponseWriter, code int, v any) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	// A browser that does not read takes no place from other clients for longer. A writer in a test has no deadline.
+	// A browser that does not read holds its turn no longer than this. A writer in a test has no deadline.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writePatience))
 	w.WriteHeader(code)
-	if _, err := w.Write(text); err == nil { // else the browser is no longer connected
+	if _, err := w.Write(text); err == nil { // otherwise the browser has disconnected
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 	}
 }
 
-// refuse answers with an error that a person can read.
+// refuse answers with an error message for users.
 func refuse(w http.ResponseWriter, code int, message string) {
 	text, _ := json.Marshal(map[string]string{"message": message}) //nolint:errchkjson // a map of strings
 	w.Header().Set("Content-Type", "application/json")
@@ -351,7 +353,7 @@ func refuse(w http.ResponseWriter, code int, message string) {
 	_, _ = w.Write(text)
 }
 
-// decode reads a request's JSON into v, and answers when it is none.
+// decode reads a request's JSON into v. It answers with an error when it cannot.
 func decode(w http.ResponseWriter, r *http.Request, v any) bool {
 	err := json.NewDecoder(r.Body).Decode(v)
 	if err != nil {

@@ -17,15 +17,16 @@ import (
 )
 
 const (
-	// maxRevisions bounds the revisions that are looked through for a list, maxReleases those that are read for it.
+	// maxRevisions limits the revisions that a list examines. maxReleases limits the releases whose content it reads.
 	maxRevisions, maxReleases = 10000, 200
-	// maxHistory bounds the revisions of one release that are read.
+	// maxHistory limits the revisions of one release that are read.
 	maxHistory = 20
-	// helmRequests is how many requests one list or history makes at once.
+	// helmRequests is how many requests to the API one list or history makes at once.
 	helmRequests = 4
 )
 
-// helmDrivers are the kinds in which Helm keeps releases, with what selects these. The first is Helm's default.
+// helmDrivers are the kinds of the objects in which Helm stores releases, with their field selectors. The first is
+// Helm's default.
 var helmDrivers = []struct{ resource, fields string }{{"secrets", "type=helm.sh/release.v1"}, {"configmaps", ""}}
 
 // releaseRow is one revision of a release.
@@ -39,22 +40,22 @@ type releaseRow struct {
 	AppVersion  string `json:"appVersion,omitempty"`
 	Updated     string `json:"updated,omitempty"`
 	Description string `json:"description,omitempty"`
-	// Driver is the kind of the object that has it.
+	// Driver is the kind of the object that holds the revision.
 	Driver string `json:"driver"`
-	// Trouble is why the rest is not known.
+	// Trouble is the reason for which the other fields are unknown.
 	Trouble string `json:"trouble,omitempty"`
 
-	object string // the name of that object
+	object string // the name of the object that holds the revision
 }
 
-// releasesResponse are the releases of a namespace, or of all.
+// releasesResponse is the releases of a namespace, or of all namespaces.
 type releasesResponse struct {
 	Releases []releaseRow `json:"releases"`
-	// Partial says what is missing.
+	// Partial says what is missing, for users.
 	Partial []string `json:"partial"`
 }
 
-// releaseResponse is one revision of a release. The texts are there when they were asked for: they may have passwords.
+// releaseResponse is one revision of a release. It has only the requested texts, since they may hold passwords.
 type releaseResponse struct {
 	releaseRow
 	History  []releaseRow `json:"history"`
@@ -145,7 +146,7 @@ func (h *Handler) release(w http.ResponseWriter, r *http.Request, u *user) {
 	respond(w, out)
 }
 
-// revisions are what the metadata of Helm's objects says. What is not as Helm writes it is left out.
+// revisions returns the revisions in the metadata of Helm's objects. It leaves out objects that Helm did not write.
 func (u *user) revisions(ctx context.Context, resource, fields, namespace, selector string) ([]releaseRow, error) {
 	path := "/api/v1/" + resource
 	if namespace != "" {
@@ -191,7 +192,7 @@ func newest(rows []releaseRow) []releaseRow {
 	return out
 }
 
-// fill reads what the metadata does not say.
+// fill reads the fields that the metadata does not have.
 func (h *Handler) fill(ctx context.Context, u *user, rows []releaseRow) {
 	atOnce(len(rows), helmRequests, func(i int) {
 		record, err := h.revision(ctx, u, rows[i])
@@ -205,7 +206,7 @@ func (h *Handler) fill(ctx context.Context, u *user, rows []releaseRow) {
 	})
 }
 
-// revision reads and unpacks one revision; few at once, since one may be large.
+// revision reads and unpacks one revision. Few are unpacked at once, since one may be large.
 func (h *Handler) revision(ctx context.Context, u *user, row releaseRow) (*storedRelease, error) {
 	var object struct{ Data struct{ Release string } }
 	path := "/api/v1/namespaces/" + row.Namespace + "/" + row.Driver + "/" + row.object
@@ -213,7 +214,7 @@ func (h *Handler) revision(ctx context.Context, u *user, row releaseRow) (*store
 		return nil, err
 	}
 	text := object.Data.Release
-	if row.Driver == "secrets" { // whose values the API gives in base64
+	if row.Driver == "secrets" { // the API returns its values in base64
 		inner, err := base64.StdEncoding.DecodeString(text)
 		if err != nil {
 			return nil, apierrors.NewBadRequest("the Secret of the release cannot be read: " + err.Error())

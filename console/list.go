@@ -20,32 +20,32 @@ import (
 )
 
 const (
-	// pageSize is how many rows the API is asked for at once.
+	// pageSize is the number of rows in one request to the API.
 	pageSize = 500
-	// gather is for how long changes are gathered into one message: the eye sees no more.
+	// gather is the time for which changes are collected into one message. A user notices no shorter time.
 	gather = 100 * time.Millisecond
-	// retryFirst and retryMost are how long a stream waits before it asks the API again, the first time and at most.
+	// retryFirst and retryMost are the first and the longest wait of a stream before it asks the API again.
 	retryFirst = 500 * time.Millisecond
 	retryMost  = 3 * time.Second
-	// shortRound is how short a list with its watch may be before the next one waits.
+	// shortRound is the duration of a list with its watch below which the next one waits.
 	shortRound = time.Second
-	// maxEvent bounds an event of a watch, in bytes.
+	// maxEvent limits an event of a watch, in bytes.
 	maxEvent = 16 << 20
-	// asTable asks for what kubectl prints; an API that cannot gives whole objects.
+	// asTable requests a table, as kubectl does. An API that has no tables returns whole objects.
 	asTable = "application/json;as=Table;v=v1;g=meta.k8s.io, application/json"
 )
 
-// list is a stream of a kind's objects: all of them, in pages, and then what changes.
+// list is a stream of a kind's objects: first all of them, in pages, and then their changes.
 type list struct {
 	*stream
 	path    string
 	query   url.Values
-	columns []column // those that the page has
+	columns []column // the columns that the page has
 	sent    bool     // the page has rows of an earlier list
 }
 
-// run lists and watches until ctx ends. It goes on from revision rv when one is given. It ends with an error only when
-// asking again would not help.
+// run lists and watches until ctx ends. If revision rv is given, it watches from there without a list. It returns an
+// error only when trying again would not help.
 func (l *list) run(ctx context.Context, rv string) error {
 	wait := retryFirst
 	for {
@@ -90,14 +90,14 @@ func (l *list) run(ctx context.Context, rv string) error {
 	}
 }
 
-// pause waits, and doubles the wait for the next time; false when ctx has ended.
+// pause waits, and doubles the next wait. It returns false when ctx has ended.
 func pause(ctx context.Context, wait *time.Duration) bool {
 	now := *wait
 	*wait = min(2*now, retryMost)
 	return timers.Sleep(ctx, now)
 }
 
-// temporary says whether asking again may help.
+// temporary reports whether trying again may help.
 func temporary(err error) bool {
 	code, _, _ := explain(err)
 	return code == 0 || code == http.StatusTooManyRequests || code >= http.StatusInternalServerError && code != http.StatusNotImplemented
@@ -128,7 +128,7 @@ func (l *list) readAll(ctx context.Context) (string, error) {
 	}
 }
 
-// readPage sends one page, and returns its revision and where the next one begins.
+// readPage sends one page. It returns the page's revision and the token for the next page.
 func (l *list) readPage(ctx context.Context, query url.Values) (rv, more string, err error) {
 	if err := l.acquirePage(ctx); err != nil {
 		return "", "", err
@@ -161,10 +161,10 @@ func (l *list) read(ctx context.Context, query url.Values) (*table, error) {
 	return readTable(response)
 }
 
-// errColumns says that a kind's columns have changed: the rows that the page has are of the former ones.
+// errColumns says that a kind's columns have changed, so that the rows of the page are outdated.
 var errColumns = errors.New("the columns have changed")
 
-// sendColumns sends the columns when the page has others.
+// sendColumns sends the columns, if the page has none yet. It returns errColumns if the page has other columns.
 func (l *list) sendColumns(t *table) error {
 	columns := t.ColumnDefinitions
 	if t.Kind != "Table" {
@@ -180,7 +180,7 @@ func (l *list) sendColumns(t *table) error {
 	return l.send(message{"type": "columns", "columns": columns})
 }
 
-// watch sends what changes after revision rv, and returns the last one that it has sent.
+// watch sends changes after revision rv. It returns the last revision that it has sent.
 func (l *list) watch(ctx context.Context, rv string) (string, error) {
 	query := maps.Clone(l.query)
 	query.Set("watch", "true")
@@ -236,7 +236,7 @@ func (l *list) watch(ctx context.Context, rv string) (string, error) {
 	}
 }
 
-// add adds an event to what is gathered.
+// add adds an event to the gathered changes.
 func (l *list) add(e event, g *gathered) error {
 	if e.Type == "ERROR" {
 		return eventError(e.Object)
@@ -259,7 +259,7 @@ func (l *list) add(e event, g *gathered) error {
 			g.del = append(g.del, r.UID)
 			continue
 		}
-		g.del = slices.DeleteFunc(g.del, func(uid string) bool { return uid == r.UID }) // it was out of the selection for a moment
+		g.del = slices.DeleteFunc(g.del, func(uid string) bool { return uid == r.UID }) // the selection did not match it for a moment
 		g.set[r.UID] = r
 	}
 	return nil

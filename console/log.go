@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	// maxLine bounds a line of a log, in bytes; of a longer one the beginning is shown, and how much is missing.
+	// maxLine limits a line of a log, in bytes. Of a longer line the page gets the beginning, and the number of missing
+	// bytes.
 	maxLine = 64 << 10
-	// maxLines and maxLinesBytes bound the lines of one message.
+	// maxLines and maxLinesBytes limit the lines in one message.
 	maxLines      = 500
 	maxLinesBytes = 256 << 10
 )

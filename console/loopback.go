@@ -22,37 +22,37 @@ import (
 )
 
 const (
-	// codeLife is how long a one-time code may wait for the browser.
+	// codeLife is the lifetime of a one-time code.
 	codeLife = time.Minute
-	// idlePoll is how often an unused console is looked for.
+	// idlePoll is the interval of checks whether the console is unused.
 	idlePoll = 10 * time.Second
-	// stopPatience bounds the end of requests when the console ends.
+	// stopPatience limits the wait for requests when the console ends.
 	stopPatience = 3 * time.Second
 )
 
-// LoopbackOptions are those of a console on 127.0.0.1.
+// LoopbackOptions are the options of a console on 127.0.0.1.
 type LoopbackOptions struct {
-	// Config has the credentials, which are the user's own.
+	// Config holds the credentials, which are the user's own.
 	Config             *rest.Config
-	Context, Namespace string // as the kubeconfig calls them
-	Port               int    // 0: one that is free
+	Context, Namespace string // the names in the kubeconfig
+	Port               int    // 0 for any free port
 	ReadOnly           bool
-	// Idle ends the console when it was not used for so long; 0: never.
+	// Idle ends the console after this time without use. 0 is for never.
 	Idle   time.Duration
 	Logger *slog.Logger
 }
 
-// Loopback is the console of one user on a port of 127.0.0.1. Others on the machine reach the port, too: what lets a
-// browser in is a code that only this user sees, once, within a minute.
+// Loopback is the console of one user on a port of 127.0.0.1. Other users of the machine can connect to the port, too.
+// A browser therefore logs in with a one-time code that only this user sees, and that is valid for a minute.
 type Loopback struct {
 	o        LoopbackOptions
 	listener net.Listener
 	handler  *Handler
-	token    string // of 256 bits: what a browser has once its code was taken
+	token    string // 256 bits; a browser gets it for its code
 
 	mu       sync.Mutex
-	code     string    // "" when it was taken
-	expires  time.Time // when the code stops being good
+	code     string    // "" once it was used
+	expires  time.Time // when the code expires
 	loggedIn timers.Signal
 }
 
@@ -82,7 +82,8 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	return l, nil
 }
 
-// listenBesideForwards opens a port that no forward can have (firstForwardPort), unless the user chose one.
+// listenBesideForwards opens a port outside of the range of the forwards' ports (firstForwardPort), unless the user
+// chose a port.
 func listenBesideForwards(chosen int, open func() (net.Listener, error)) (net.Listener, error) {
 	for {
 		l, err := open()
@@ -92,20 +93,20 @@ func listenBesideForwards(chosen int, open func() (net.Listener, error)) (net.Li
 		if address, _ := l.Addr().(*net.TCPAddr); chosen != 0 || !isForwardPort(address.Port) {
 			return l, nil
 		}
-		defer l.Close() // not before another one is found
+		defer l.Close() // not before another port is found
 	}
 }
 
-// loopbackName says whether a browser calls this machine so.
+// loopbackName reports whether a name in the Host header is a loopback name of this machine.
 func loopbackName(name string) bool { return name == "127.0.0.1" || name == "localhost" }
 
-// Port is the port that the console has.
+// Port returns the port of the console.
 func (l *Loopback) Port() int {
 	address, _ := l.listener.Addr().(*net.TCPAddr)
 	return address.Port
 }
 
-// Link makes a new code, and returns an address that logs a browser in by it. An earlier code is not good any more.
+// Link makes a new code, and returns a URL that logs a browser in with it. An earlier code becomes invalid.
 func (l *Loopback) Link() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -113,7 +114,8 @@ func (l *Loopback) Link() string {
 	return fmt.Sprintf("http://127.0.0.1:%d/#code=%s", l.Port(), l.code)
 }
 
-// LoggedIn receives a value for each login. It holds one: a goroutine that waits learns that there was one.
+// LoggedIn returns a channel that receives a value for each login. Its capacity is one, so that a waiting goroutine
+// learns that there was a login.
 func (l *Loopback) LoggedIn() <-chan struct{} { return l.loggedIn }
 
 func (l *Loopback) login(code string) (string, error) {
@@ -137,10 +139,10 @@ func (l *Loopback) user(token string) (*rest.Config, bool) {
 	return l.o.Config, true
 }
 
-// ErrIdle says that a console ended because it was not used.
+// ErrIdle is the error of a console that ended because it was unused.
 var ErrIdle = errors.New("the console was not used")
 
-// Serve serves the console until ctx is done, or until it was not used for Options.Idle (ErrIdle).
+// Serve serves the console until ctx is done, or until it was unused for LoopbackOptions.Idle (ErrIdle).
 func (l *Loopback) Serve(ctx context.Context) error {
 	server := &http.Server{Handler: l.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 	ended := make(chan error, 1)

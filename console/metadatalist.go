@@ -11,10 +11,10 @@ import (
 	"sync"
 )
 
-// asMetadata asks for what each object says of itself in its metadata, and for nothing that it holds.
+// asMetadata requests only the metadata of each object.
 const asMetadata = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 
-// readMetadata reads the metadata of the objects at path, a page at a time, for as long as take wants more.
+// readMetadata reads the metadata of the objects at path, a page at a time, until take returns false.
 func (u *user) readMetadata(ctx context.Context, path string, query url.Values, take func(page []metadata) (more bool)) error {
 	query = maps.Clone(query)
 	query.Set("limit", strconv.Itoa(pageSize))
@@ -38,9 +38,9 @@ func (u *user) readMetadata(ctx context.Context, path string, query url.Values, 
 	}
 }
 
-// atOnce calls f with each number below n, most of them at once, and returns when all have returned.
+// atOnce calls f with each number below n. Up to most calls run at once. It returns when all calls have returned.
 func atOnce(n, most int, f func(i int)) {
-	next := make(chan int) // unbuffered: a number is given to who is free
+	next := make(chan int) // unbuffered: a number goes to a worker that is free
 	var workers sync.WaitGroup
 	for range min(n, most) {
 		workers.Go(func() {

@@ -13,13 +13,13 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// anyObject is an object of the API of whatever kind. Whole numbers in it are int64: as float64 those above 2^53 would
-// be others.
+// anyObject is an object of the API of any kind. Whole numbers in it are int64, since float64 does not represent all
+// numbers above 2^53.
 type anyObject map[string]any
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (o *anyObject) UnmarshalJSON(text []byte) error {
-	return utiljson.Unmarshal(text, (*map[string]any)(o)) //nolint:wrapcheck // it says what is wrong
+	return utiljson.Unmarshal(text, (*map[string]any)(o)) //nolint:wrapcheck // the error is clear by itself
 }
 
 func (o anyObject) metadata() map[string]any {
@@ -32,26 +32,27 @@ func (o anyObject) resourceVersion() string {
 	return s
 }
 
-// withoutManagedFields takes away what no person reads: half of an object's text.
+// withoutManagedFields removes managedFields, which is half of an object's text and not useful to users.
 func (o anyObject) withoutManagedFields() anyObject {
 	delete(o.metadata(), "managedFields")
 	return o
 }
 
-// yaml is an object as a person reads and edits it.
+// yaml returns an object as YAML, for users to read and edit.
 func (o anyObject) yaml() (string, error) {
 	return toYAML(map[string]any(o))
 }
 
 const (
-	// maxYAML bounds a text that is written as YAML, in bytes.
+	// maxYAML limits a text that is written as YAML, in bytes.
 	maxYAML = 16 << 20
-	// yamlNode is what each value of such a text counts for at least, since writing it takes ten times as much.
+	// yamlNode is the least number of bytes that each value of such a text counts for, since writing it takes ten times
+	// its length.
 	yamlNode = 160
 )
 
-// toYAML writes what JSON was read into. YAML repeats the indentation on each line: 500 bytes of JSON that is deep
-// can be gigabytes of YAML, which are not begun.
+// toYAML writes a value that was read from JSON. YAML repeats the indentation on each line, so that 500 bytes of deep
+// JSON can be gigabytes of YAML. It returns an error for these before it begins.
 func toYAML(v any) (string, error) {
 	if yamlSize(v, 0, maxYAML) > maxYAML {
 		return "", apierrors.NewBadRequest(fmt.Sprintf("as YAML this is longer than %d MB: kubectl get -o json shows it", maxYAML>>20))
@@ -63,7 +64,8 @@ func toYAML(v any) (string, error) {
 	return string(text), nil
 }
 
-// yamlSize is about how long v is as YAML at a depth, in bytes, with yamlNode for each value. It stops soon after most.
+// yamlSize returns the approximate length of v as YAML at a depth, in bytes, with yamlNode for each value. It stops
+// soon after the length exceeds most.
 func yamlSize(v any, depth, most int) int {
 	size := 2*depth + yamlNode
 	switch v := v.(type) {
@@ -85,7 +87,7 @@ func yamlSize(v any, depth, most int) int {
 	return size
 }
 
-// objectResponse is an object, and its text.
+// objectResponse is an object and its text.
 type objectResponse struct {
 	Object anyObject `json:"object"`
 	YAML   string    `json:"yaml"`
@@ -99,7 +101,7 @@ func newObjectResponse(o anyObject) (*objectResponse, error) {
 	return &objectResponse{Object: o, YAML: text}, err
 }
 
-// object answers with one object; with the parameter edit without what is not edited.
+// object answers with one object. With the parameter edit it leaves out the fields that cannot be edited.
 func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
 	path := r.URL.Query().Get("path")
 	if err := objectPath(path); err != nil {
@@ -122,7 +124,7 @@ func (h *Handler) object(w http.ResponseWriter, r *http.Request, u *user) {
 	respond(w, out)
 }
 
-// objectPath checks the path of one object: a collection may be of any size.
+// objectPath checks that a path is that of one object. A collection may be of any size.
 func objectPath(path string) error {
 	if err := apiPath(http.MethodGet, path); err != nil {
 		return err

@@ -59,8 +59,8 @@ func (st *stream) watchObject(ctx context.Context, at string) error {
 	}
 }
 
-// followObject sends each version that a watch brings, until the watch ends. It says that the stream has ended when the
-// object was deleted, or when it may be read and not watched: the page has it.
+// followObject sends each version from a watch, until the watch ends. It returns ended when the object was deleted. It
+// also does so when the user may read but not watch the object, which the page has already.
 func (st *stream) followObject(ctx context.Context, at, rv string) (ended bool, err error) {
 	collection, name := path.Split(at)
 	query := url.Values{"watch": {"true"}, "fieldSelector": {"metadata.name=" + name}, "resourceVersion": {rv}}

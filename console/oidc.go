@@ -23,36 +23,36 @@ import (
 )
 
 const (
-	// maxLogin bounds a request of the login, in bytes: a code or a refresh token, of which large ones have some KB.
+	// maxLogin limits a login request, in bytes: a code or a refresh token, of which large ones have some KB.
 	maxLogin = 16 << 10
-	// maxExchanges bounds the logins and renewals that are worked on at once. Each waits for the provider, and the
-	// client has not logged in before.
+	// maxExchanges limits the logins and renewals under way, and addressExchanges those of one address. Each waits for
+	// the provider, and its client has not logged in before.
 	maxExchanges, addressExchanges = 8, 4
-	// exchangeTimeout bounds what one of them takes, from the first byte of the request's body.
+	// exchangeTimeout limits the time of a login or renewal, from the first byte of the request's body.
 	exchangeTimeout = 15 * time.Second
-	// maxProvider bounds an answer of the provider, in bytes.
+	// maxProvider limits a response of the provider, in bytes.
 	maxProvider = 256 << 10
-	// discoveryLife is for how long the provider's own description is used, discoveryRetry for how long it is not asked
-	// again after it gave none.
+	// discoveryLife is the time for which the provider's description of itself is cached. discoveryRetry is the time
+	// before the next attempt after a failed one.
 	discoveryLife, discoveryRetry = 10 * time.Minute, 3 * time.Second
-	// clockLeeway is how far the provider's clock may be ahead.
+	// clockLeeway is the time by which the provider's clock may be ahead.
 	clockLeeway = 5 * time.Minute
 )
 
 // OIDC is the provider by which users log in (OpenID Connect Core 1.0). Its ID tokens are the API's bearer tokens.
 type OIDC struct {
 	Issuer, ClientID string
-	// DiscoveryURL is where the provider describes itself; below the issuer when it is empty.
+	// DiscoveryURL is the URL of the provider's description of itself. If empty, it is derived from the issuer.
 	DiscoveryURL string
-	// ClientSecret is a confidential client's; it never reaches a browser.
+	// ClientSecret is the secret of a confidential client. It is never sent to a browser.
 	ClientSecret string
-	// Scopes are what is asked for; without any openid, and those of usualScopes that the provider has.
+	// Scopes are the requested scopes. If empty, they are openid and those of usualScopes that the provider supports.
 	Scopes []string
-	// Roots are the authorities of the provider's certificate; nil means the machine's.
+	// Roots are the authorities of the provider's certificate. nil is for the machine's.
 	Roots *x509.CertPool
 }
 
-// usualScopes are those that make the claims by which Kubernetes names users, and a token for renewals.
+// usualScopes are the scopes for the claims by which Kubernetes names users, and for a refresh token.
 var usualScopes = []string{"profile", "email", "groups", "offline_access"}
 
 // description is a provider's description of itself (OpenID Connect Discovery 1.0).
@@ -65,17 +65,18 @@ type description struct {
 	AuthMethods   []string `json:"token_endpoint_auth_methods_supported"`
 }
 
-// provider speaks with the OIDC provider. It keeps its description for a while, and nothing of any user.
+// provider is the client of the OIDC provider. It caches the provider's description of itself, and stores no data of
+// users.
 type provider struct {
 	o       OIDC
 	client  http.Client
 	logger  *slog.Logger
-	working *turns // of logins and renewals, by the address that they come from: an ingress has one for all
+	working *turns // of logins and renewals, by client address; behind an ingress all clients share one
 
 	mu    sync.Mutex
 	found *description
-	err   error     // why there is none
-	until time.Time // when found or err stops to hold
+	err   error     // why there is no description
+	until time.Time // when found or err expires
 }
 
 func newProvider(o OIDC, logger *slog.Logger) *provider {
@@ -86,13 +87,13 @@ func newProvider(o OIDC, logger *slog.Logger) *provider {
 				Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.Roots},
 				MaxIdleConns: maxExchanges, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: true,
 			},
-			// A code or a secret goes to the address that the issuer names, and nowhere else.
+			// A code or a secret is sent only to the address that the issuer names.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
 }
 
-// loginError is a refusal that has a status.
+// loginError is a refusal with an HTTP status.
 type loginError struct {
 	code    int
 	message string
@@ -104,14 +105,15 @@ func refusal(code int, format string, args ...any) error {
 	return &loginError{code, fmt.Sprintf(format, args...)}
 }
 
-// register adds the paths of the login.
+// register adds the paths of the login to mux.
 func (p *provider) register(mux *http.ServeMux) {
 	mux.HandleFunc("GET /oidc/provider", p.describe)
 	mux.HandleFunc("POST /oidc/token", p.bounded(p.login))
 	mux.HandleFunc("POST /oidc/refresh", p.bounded(p.renew))
 }
 
-// bounded answers a request of a client that has not logged in: with few bytes, in bounded time, few at once.
+// bounded serves a request of a client that has not logged in. It limits the request's bytes, its time, and the number
+// of such requests under way.
 func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *loginRequest) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), exchangeTimeout)
@@ -146,20 +148,21 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 	}
 }
 
-// silent answers that the provider cannot be used at the moment. Why is in the log: it may say more of the network than
-// a client that has not logged in should know.
+// silent answers that the provider is unavailable. The reason is only in the log, since it may reveal more of the
+// network than a client that has not logged in should know.
 func (p *provider) silent(w http.ResponseWriter, err error) {
 	p.logger.Warn("no user can log in by OIDC at the moment", "issuer", p.o.Issuer, "error", err)
 	refuse(w, http.StatusBadGateway, p.o.Issuer+" does not answer this server as it should. The server's log says why")
 }
 
-// loginRequest is what a page sends: a code with what belongs to it, or a refresh token.
+// loginRequest is a page's request: a code with its verifier, nonce and redirect URL, or a refresh token with its
+// subject.
 type loginRequest struct {
 	Code, Verifier, Nonce, Redirect string
 	Refresh, Subject                string
 }
 
-// loginResponse is what a page gets. Lifetime is in seconds from now on, so that the browser's clock does not matter.
+// loginResponse is the response to a page. Lifetime is in seconds from now, so that the browser's clock has no effect.
 type loginResponse struct {
 	Token    string `json:"token"`
 	Refresh  string `json:"refresh,omitempty"`
@@ -167,7 +170,7 @@ type loginResponse struct {
 	Lifetime int64  `json:"lifetime"`
 }
 
-// providerResponse is what a page needs to send its user to the provider.
+// providerResponse is the data that a page needs to send its user to the provider.
 type providerResponse struct {
 	ClientID      string `json:"clientID"`
 	Authorization string `json:"authorization"`
@@ -216,7 +219,7 @@ func (p *provider) login(ctx context.Context, r *http.Request, in *loginRequest)
 	return out, nil
 }
 
-// renew gets a new token of the same user (RFC 6749, 6).
+// renew requests a new token for the same user (RFC 6749, 6).
 func (p *provider) renew(ctx context.Context, _ *http.Request, in *loginRequest) (any, error) {
 	if in.Refresh == "" || in.Subject == "" {
 		return nil, refusal(http.StatusBadRequest, "a renewal has a refresh token and its user")
@@ -228,13 +231,13 @@ func (p *provider) renew(ctx context.Context, _ *http.Request, in *loginRequest)
 	if c.Subject != in.Subject {
 		return nil, refusal(http.StatusConflict, "%s answered for another user: log in again", p.o.Issuer)
 	}
-	if out.Refresh == "" { // the one before stays good
+	if out.Refresh == "" { // the earlier token stays valid
 		out.Refresh = in.Refresh
 	}
 	return out, nil
 }
 
-// exchange asks the provider for tokens.
+// exchange requests tokens from the provider.
 func (p *provider) exchange(ctx context.Context, form url.Values) (*loginResponse, *claims, error) {
 	d, err := p.discover(ctx)
 	if err != nil {
@@ -280,8 +283,8 @@ func (p *provider) exchange(ctx context.Context, form url.Values) (*loginRespons
 	return &loginResponse{Token: got.IDToken, Refresh: got.RefreshToken, Subject: c.Subject, Lifetime: lifetime}, c, nil
 }
 
-// check reads an ID token. That it is the provider's, the connection proves (OpenID Connect Core 1.0, 3.1.3.7), and the
-// API looks at its signature.
+// check checks the claims of an ID token. The connection proves that the token is the provider's (OpenID Connect Core
+// 1.0, 3.1.3.7), and the API verifies its signature.
 func (p *provider) check(token string) (c *claims, lifetime int64, err error) {
 	got, isJWT := claimsOf(token)
 	now, ends, begins := time.Now(), moment(got.Expires), moment(got.IssuedAt)
@@ -298,7 +301,7 @@ func (p *provider) check(token string) (c *claims, lifetime int64, err error) {
 	return &got, int64(ends.Sub(now) / time.Second), nil
 }
 
-// short is a text of the provider's for a person, or a status where there is none.
+// short returns a text of the provider, shortened for users. If there is none, it returns the status.
 func short(text string, code int) string {
 	const most = 300
 	if text == "" {
@@ -310,14 +313,14 @@ func short(text string, code int) string {
 	return text
 }
 
-// discover returns the provider's description. One request at a time fetches it; others wait.
+// discover returns the provider's description of itself. One request at a time fetches it, and others wait.
 func (p *provider) discover(ctx context.Context) (*description, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if time.Now().Before(p.until) {
 		return p.found, p.err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeTimeout) // others get the answer, too
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeTimeout) // the result is for other requests, too
 	defer cancel()
 	p.found, p.err = p.fetch(ctx)
 	p.until = time.Now().Add(discoveryLife)
@@ -351,13 +354,13 @@ func (p *provider) fetch(ctx context.Context) (*description, error) {
 		}
 	}
 	if u, err := url.Parse(d.EndSession); err != nil || u.Scheme != "https" {
-		d.EndSession = "" // there may be none
+		d.EndSession = "" // it is optional
 	}
 	return &d, nil
 }
 
-// read makes a request to the provider and reads its JSON into v. Nothing of the request is in an error: it may have a
-// code or a secret.
+// read makes a request to the provider and reads its JSON into v. Errors contain nothing of the request, since it may
+// hold a code or a secret.
 func (p *provider) read(r *http.Request, v any) (code int, err error) {
 	response, err := p.client.Do(r)
 	if sending, ok := errors.AsType[*url.Error](err); ok {

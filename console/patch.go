@@ -16,12 +16,12 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// longList is the length of a list above which an object is patched by RFC 7386: upstream's strategic patches take the
-// square of it.
+// longList is the length of a list above which an object is patched by RFC 7386, since the time of upstream's strategic
+// patches grows with the square of the length.
 const longList = 500
 
-// patch is what a user changed of an object. Kinds of Kubernetes' own are patched strategically (lists are merged by
-// their keys), others by RFC 7386.
+// patch is a user's changes of an object. Kubernetes' own kinds are patched strategically (lists are merged by their
+// keys), others by RFC 7386.
 type patch struct {
 	from    anyObject // the object that the user began with
 	mine    changes
@@ -29,7 +29,7 @@ type patch struct {
 	schema  strategicpatch.LookupPatchMeta // nil for RFC 7386
 }
 
-// identity are the fields that say which object it is.
+// identity checks that the fields which identify an object are unchanged.
 var identity = []mergepatch.PreconditionFunc{
 	mergepatch.RequireKeyUnchanged("apiVersion"), mergepatch.RequireKeyUnchanged("kind"),
 	mergepatch.RequireMetadataKeyUnchanged("name"), mergepatch.RequireMetadataKeyUnchanged("namespace"),
@@ -85,7 +85,7 @@ func hasLongList(v any) bool {
 	return false
 }
 
-// mergePatch is the patch of RFC 7386 that leads from one object to the other.
+// mergePatch returns the patch of RFC 7386 from one object to the other.
 func mergePatch(from, to map[string]any) map[string]any {
 	out := map[string]any{}
 	for k, v := range to {
@@ -109,7 +109,7 @@ func mergePatch(from, to map[string]any) map[string]any {
 	return out
 }
 
-// applyMerge is what an object becomes by a patch of RFC 7386.
+// applyMerge returns an object with a patch of RFC 7386 applied.
 func applyMerge(object, patch map[string]any) map[string]any {
 	out := map[string]any{}
 	maps.Copy(out, object)
@@ -134,12 +134,12 @@ func equal(a, b any) bool {
 	return errX == nil && errY == nil && string(x) == string(y)
 }
 
-// onTopOf is an object with the user's changes: in fields that both changed the user's values.
+// onTopOf returns the live object with the user's changes. Fields that both changed get the user's values.
 func (p *patch) onTopOf(live anyObject) (anyObject, error) {
 	if p.schema == nil {
 		return applyMerge(live, p.changes), nil
 	}
-	// The library changes its arguments.
+	// The library modifies its arguments.
 	object, err := clone(live)
 	if err != nil {
 		return nil, err
@@ -156,14 +156,14 @@ func (p *patch) onTopOf(live anyObject) (anyObject, error) {
 	return anyObject(merged), nil
 }
 
-// changes are the values that differ between two versions of an object, by path. The parts of a path are fields, and
-// the keys of elements in lists that are merged by one; a list of any other kind is one value.
+// changes are the values that differ between two versions of an object, by path. The segments of a path are fields, and
+// the keys of elements in lists that are merged by a key. A list of any other kind is one value.
 type changes map[string]any
 
-// separator divides the parts of a path; no field has it in its name.
+// separator separates the segments of a path. No field name contains it.
 const separator = "\x00"
 
-// removed stands for a value that the newer version has not.
+// removed is the value for a field that the newer version lacks.
 type removed struct{}
 
 func (p *patch) between(from, to anyObject) changes {
@@ -172,7 +172,7 @@ func (p *patch) between(from, to anyObject) changes {
 	return out
 }
 
-// maps adds what differs between two maps.
+// maps adds the differences of two maps.
 func (c changes) maps(at string, from, to map[string]any, meta strategicpatch.LookupPatchMeta) {
 	for k, a := range from {
 		b, has := to[k]
@@ -189,7 +189,7 @@ func (c changes) maps(at string, from, to map[string]any, meta strategicpatch.Lo
 	}
 }
 
-// values adds what differs between two values of the field of that name.
+// values adds the differences of two values of the field with the given name.
 func (c changes) values(at string, a, b any, field string, meta strategicpatch.LookupPatchMeta) {
 	aMap, aIsMap := a.(map[string]any)
 	bMap, bIsMap := b.(map[string]any)
@@ -201,7 +201,7 @@ func (c changes) values(at string, a, b any, field string, meta strategicpatch.L
 		if meta != nil {
 			found, how, err := meta.LookupPatchMetadataForStruct(field)
 			if err == nil && slices.Contains(how.GetPatchStrategies(), "replace") {
-				break // one value
+				break // compared as one value
 			}
 			if err == nil {
 				inner = found
@@ -212,7 +212,7 @@ func (c changes) values(at string, a, b any, field string, meta strategicpatch.L
 	case aIsList && bIsList && meta != nil:
 		inner, how, err := meta.LookupPatchMetadataForSlice(field)
 		if err != nil || !slices.Contains(how.GetPatchStrategies(), "merge") {
-			break // one value
+			break // compared as one value
 		}
 		if key := how.GetPatchMergeKey(); key != "" {
 			x, xOK := byKey(aList, key)
@@ -231,7 +231,7 @@ func (c changes) values(at string, a, b any, field string, meta strategicpatch.L
 	}
 }
 
-// elements adds what differs between the elements of two lists that are merged by a key.
+// elements adds the differences of the elements of two lists that are merged by a key.
 func (c changes) elements(at string, from, to map[string]any, meta strategicpatch.LookupPatchMeta) {
 	for k, a := range from {
 		aMap, _ := a.(map[string]any)
@@ -249,7 +249,8 @@ func (c changes) elements(at string, from, to map[string]any, meta strategicpatc
 	}
 }
 
-// byKey are the elements of a list by the value of a key; false when an element has none, or two have the same.
+// byKey returns the elements of a list by the value of a key. It returns false when an element lacks the key, or two
+// elements have the same value.
 func byKey(list []any, key string) (map[string]any, bool) {
 	out := map[string]any{}
 	for _, e := range list {
@@ -264,7 +265,7 @@ func byKey(list []any, key string) (map[string]any, bool) {
 	return out, true
 }
 
-// asSet are the values of a list; nil when they are not plain ones.
+// asSet returns the values of a list as a set. It returns nil when some are maps or lists.
 func asSet(list []any) map[string]any {
 	out := map[string]any{}
 	for _, e := range list {
@@ -277,8 +278,8 @@ func asSet(list []any) map[string]any {
 	return out
 }
 
-// conflict returns a field that both versions changed to different values, as a person reads it; "" when there is none.
-// A client that changes something within what the other removed or made new is in conflict, too.
+// conflict returns a field that both changed to different values, in a form for users. It returns "" when there is
+// none. A change within something that the other client removed or added is a conflict, too.
 func (c changes) conflict(others changes) string {
 	for path, value := range c {
 		for at, other := range others {

@@ -14,13 +14,13 @@ import (
 )
 
 const (
-	// maxRelease bounds a revision of a release when it is unpacked, in bytes: packed it has 1 MB at most.
+	// maxRelease limits a revision of a release after it is unpacked, in bytes. Packed it has 1 MB at most.
 	maxRelease = 16 << 20
-	// maxReleaseText bounds each of the texts of a release that are shown, in bytes.
+	// maxReleaseText limits each displayed text of a release, in bytes.
 	maxReleaseText = 2 << 20
 )
 
-// storedRelease is what Helm keeps of a revision, as far as it is shown (helm.sh/helm/v4/pkg/release/v1).
+// storedRelease is the displayed fields of a revision that Helm stores (helm.sh/helm/v4/pkg/release/v1).
 type storedRelease struct {
 	Info struct {
 		LastDeployed string `json:"last_deployed"` //nolint:tagliatelle // Helm's name
@@ -38,7 +38,7 @@ type storedRelease struct {
 	Manifest string          `json:"manifest"`
 }
 
-// newStoredRelease unpacks what Helm writes: JSON, packed by gzip but for the oldest, in base64.
+// newStoredRelease unpacks a release as Helm stores it: JSON in base64, packed by gzip except for the oldest releases.
 func newStoredRelease(text string) (*storedRelease, error) {
 	packed, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
@@ -61,7 +61,7 @@ func newStoredRelease(text string) (*storedRelease, error) {
 	return r, nil
 }
 
-// values are those that the user gave, as YAML.
+// values returns the values that the user set, as YAML.
 func (r *storedRelease) values() (string, error) {
 	if len(r.Config) == 0 || string(r.Config) == "null" || string(r.Config) == "{}" {
 		return "", nil
@@ -76,7 +76,7 @@ func (r *storedRelease) values() (string, error) {
 	return toYAML(values)
 }
 
-// shortened is a text of a release, or its beginning.
+// shortened returns a text of a release, or its beginning if it is too long.
 func shortened(text string) string {
 	if len(text) <= maxReleaseText {
 		return text

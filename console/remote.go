@@ -17,25 +17,28 @@ import (
 	"github.com/coracle-k8s/coracle/internal/connlimit"
 )
 
-// maxUnknown bounds the connections whose clients the API does not know yet; the oldest makes room.
+// maxUnknown limits the connections whose clients the API has not authenticated yet. The oldest is closed for a new
+// one.
 const maxUnknown = 128
 
-// RemoteOptions are those of a console for browsers on other machines.
+// RemoteOptions are the options of a console for browsers on other machines.
 type RemoteOptions struct {
 	Listener net.Listener
-	// Certificate is what the console shows to browsers; it may change.
+	// Certificate returns the console's certificate. It may change.
 	Certificate func() (*tls.Certificate, error)
-	// API has the address and the authority of the API. Its credentials are not used: each user has their own token.
+	// API holds the address and the authority of the API. Its credentials are not used, since each user has their own
+	// token.
 	API *rest.Config
-	// OIDC, when set, is by which provider users may log in.
+	// OIDC, when set, is the provider by which users may log in.
 	OIDC *OIDC
-	// Ended is Options.Ended.
+	// Ended is called as Options.Ended.
 	Ended  func()
 	Logger *slog.Logger
 }
 
-// ServeRemote serves a console by HTTPS until ctx is done. Users log in with a token of the API, which each of their
-// requests has: the console keeps none. With OIDC the console fetches that token for the page. It closes the listener.
+// ServeRemote serves a console by HTTPS until ctx is done. Users log in with a token of the API. Each of their requests
+// carries the token, and the console stores none. With OIDC the console fetches the token for the page. It closes the
+// listener.
 func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	defer o.Listener.Close()
 	if !Built() {
@@ -48,9 +51,10 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 		User: func(token string) (*rest.Config, bool) {
 			c := rest.CopyConfig(api)
 			c.BearerToken, c.QPS = token, -1
-			return c, true // the API says whether the token is good
+			return c, true // the API checks the token
 		},
-		// A name in front of an ingress is not known here. Nothing depends on it: a page of another name has no token.
+		// The name of an ingress before the console is unknown here. Every name is safe, since a page of another name
+		// has no token.
 		Hosts: func(string) bool { return true },
 	})
 	if err != nil {
@@ -58,7 +62,7 @@ func ServeRemote(ctx context.Context, o RemoteOptions) error {
 	}
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug), // handshakes of port scanners
+		ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug), // errors of handshakes, such as port scanners'
 		TLSConfig: &tls.Config{
 			MinVersion:     tls.VersionTLS12,
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return o.Certificate() },

@@ -21,24 +21,24 @@ import (
 )
 
 const (
-	// maxRevisionBytes bounds the revisions of a workload. The API keeps ten unless the workload says otherwise.
+	// maxRevisionBytes limits the revisions of a workload, in bytes. The API keeps ten revisions by default.
 	maxRevisionBytes   = 8 << 20
 	revisionAnnotation = "deployment.kubernetes.io/revision"
 	causeAnnotation    = "kubernetes.io/change-cause"
 	hashLabel          = "pod-template-hash"
 )
 
-// keptAnnotations stay as they are when a Deployment goes back, as with kubectl rollout undo: all others become those
-// of the revision.
+// keptAnnotations stay unchanged when a Deployment is rolled back, as with kubectl rollout undo. All other annotations
+// are set to those of the revision.
 var keptAnnotations = []string{
 	"kubectl.kubernetes.io/last-applied-configuration", revisionAnnotation, "deployment.kubernetes.io/revision-history",
 	"deployment.kubernetes.io/desired-replicas", "deployment.kubernetes.io/max-replicas", "deprecated.deployment.rollback.to",
 }
 
-// Revisions are read and written here, and not by k8s.io/kubectl/pkg/polymorphichelpers: that brings 123 packages with
-// it, takes no context, and does not return what a dry run gives.
+// Revisions are read and written here, and not by k8s.io/kubectl/pkg/polymorphichelpers. That package adds 123
+// packages, takes no context, and does not return the result of a dry run.
 
-// revision is an earlier state of a workload, or the present one.
+// revision is an earlier state of a workload, or the current one.
 type revision struct {
 	Number  int64       `json:"number"`
 	Created metav1.Time `json:"created"`
@@ -46,10 +46,10 @@ type revision struct {
 	Cause   string      `json:"cause,omitempty"`
 
 	kind  types.PatchType
-	patch []byte // leads from the workload as it is to this revision
+	patch []byte // changes the workload from its current state to this revision
 }
 
-// rollout answers with the revisions of a workload, the newest first, which is the present one.
+// rollout answers with the revisions of a workload, the newest first. The newest is the current one.
 func (h *Handler) rollout(w http.ResponseWriter, r *http.Request, u *user) {
 	_, revisions, err := u.revisionsOf(r.Context(), r.URL.Query().Get("path"))
 	if err != nil {
@@ -59,7 +59,7 @@ func (h *Handler) rollout(w http.ResponseWriter, r *http.Request, u *user) {
 	respond(w, map[string]any{"revisions": revisions})
 }
 
-// undo takes a workload back to a revision, or says what that would change.
+// undo rolls a workload back to a revision. With dryRun it only answers with the changes.
 func (h *Handler) undo(w http.ResponseWriter, r *http.Request, u *user) {
 	var in struct {
 		Path     string `json:"path"`
@@ -93,8 +93,8 @@ func (h *Handler) undo(w http.ResponseWriter, r *http.Request, u *user) {
 	respond(w, map[string]string{"diff": diff})
 }
 
-// undoOnce goes back to a revision. It fails with a conflict when another client writes the workload in the same
-// moment.
+// undoOnce rolls a workload back to a revision. It returns a conflict error when another client writes the workload
+// at the same time.
 func (u *user) undoOnce(ctx context.Context, path string, number int64, dryRun bool) (before, after anyObject, err error) {
 	live, revisions, err := u.revisionsOf(ctx, path)
 	if err != nil {
@@ -115,7 +115,7 @@ func (u *user) undoOnce(ctx context.Context, path string, number int64, dryRun b
 	return live, after, err
 }
 
-// workload is what is read of a Deployment, StatefulSet or DaemonSet.
+// workload is the fields that are read of a Deployment, StatefulSet or DaemonSet.
 type workload struct {
 	metav1.ObjectMeta `json:"metadata"`
 	Spec              struct {
@@ -166,7 +166,7 @@ func (u *user) revisionsOf(ctx context.Context, path string) (anyObject, []revis
 	return live, out, nil
 }
 
-// revision reads a ReplicaSet or a ControllerRevision; nil when it is not one of the workload's.
+// revision reads a ReplicaSet or a ControllerRevision. It returns nil when the object does not belong to the workload.
 func (of *workload) revision(item anyObject) (*revision, error) {
 	var meta struct {
 		metav1.ObjectMeta `json:"metadata"`
@@ -176,7 +176,7 @@ func (of *workload) revision(item anyObject) (*revision, error) {
 		return nil, err
 	}
 	if !metav1.IsControlledBy(&meta, of) {
-		return nil, nil //nolint:nilnil // none
+		return nil, nil //nolint:nilnil // not the workload's
 	}
 	r := &revision{Number: meta.Revision, Created: meta.CreationTimestamp, Cause: meta.Annotations[causeAnnotation]}
 	var from struct {
@@ -217,8 +217,8 @@ func (of *workload) revision(item anyObject) (*revision, error) {
 	return r, nil
 }
 
-// restore is the patch that gives a Deployment the template and the annotations of a ReplicaSet, as kubectl has it. It
-// changes the template: the label that the controller has added goes.
+// restore returns a patch that sets the template and the annotations of a Deployment to those of a ReplicaSet, as
+// kubectl does. It modifies template: it removes the label that the controller has added.
 func (of *workload) restore(template map[string]any, annotations map[string]string) []map[string]any {
 	metadata, _ := template["metadata"].(map[string]any)
 	labels, _ := metadata["labels"].(map[string]any)
@@ -241,7 +241,7 @@ func (of *workload) restore(template map[string]any, annotations map[string]stri
 	}
 }
 
-// objectDifference is a unified diff of two versions of an object, without what the API itself writes.
+// objectDifference returns a unified diff of two versions of an object, without the fields that the API itself writes.
 func objectDifference(before, after anyObject) (string, error) {
 	a, err := ofUser(before).yaml()
 	if err != nil {
@@ -254,7 +254,7 @@ func objectDifference(before, after anyObject) (string, error) {
 	return difference(a, b)
 }
 
-// convert reads an object of whatever kind into a type.
+// convert converts an object of any kind to a type.
 func convert(from, to any) error {
 	text, err := json.Marshal(from)
 	if err == nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/robfig/cron/v3"
 )
 
-// schedule answers with the next run of a schedule of a CronJob. One without a time zone is in UTC, as servers mostly
-// are: which one the cluster's controller has, the API does not say.
+// schedule answers with the next run of a CronJob's schedule. A schedule without a time zone is taken as UTC, which
+// most servers use: the API does not give the zone of the cluster's controller.
 func (h *Handler) schedule(w http.ResponseWriter, r *http.Request, _ *user) {
 	next, err := nextRun(r.URL.Query().Get("schedule"), r.URL.Query().Get("zone"), time.Now())
 	if err != nil {
@@ -22,9 +22,9 @@ func (h *Handler) schedule(w http.ResponseWriter, r *http.Request, _ *user) {
 	respond(w, map[string]string{"next": next})
 }
 
-// nextRun is the first time after now at which a schedule runs (RFC 3339).
+// nextRun returns the first time after now at which a schedule runs (RFC 3339).
 func nextRun(text, zone string, now time.Time) (string, error) {
-	if len(text) > 200 || strings.Contains(text, "TZ") { // a zone inside it is refused by Kubernetes, too
+	if len(text) > 200 || strings.Contains(text, "TZ") { // Kubernetes refuses a time zone inside a schedule, too
 		return "", fmt.Errorf("%.200q is not the schedule of a CronJob", text)
 	}
 	schedule, err := cron.ParseStandard(text)

@@ -18,29 +18,29 @@ import (
 )
 
 const (
-	// maxSearchPaths bounds the kinds of one search, maxFound what it finds, maxSearched the objects of one kind that
-	// it looks through.
+	// maxSearchPaths limits the kinds of one search, maxFound its results, and maxSearched the objects of one kind that
+	// it examines.
 	maxSearchPaths, maxFound, maxSearched = 1000, 500, 20000
-	// searchRequests is how many requests one search makes at once, maxSearches how many searches there are at once.
+	// searchRequests is how many requests one search makes at once. maxSearches is how many searches run at once.
 	searchRequests, maxSearches = 4, 2
-	// searchPatience bounds a search, so that those of others have their turn.
+	// searchPatience limits the time of a search, so that other users' searches can run.
 	searchPatience = 30 * time.Second
 )
 
 var errSearchTooLong = fmt.Errorf("the search was ended after %s: choose a namespace", searchPatience)
 
-// foundObject is one that a search has found.
+// foundObject is a result of a search.
 type foundObject struct {
-	Path      string `json:"path"` // of the list that has it
+	Path      string `json:"path"` // of the list with the object
 	Namespace string `json:"ns,omitempty"`
 	Name      string `json:"name"`
 	Created   string `json:"created,omitempty"`
-	// Label is the one that matched, if the name did not.
+	// Label is the label that matched, if the name did not.
 	Label string `json:"label,omitempty"`
 }
 
-// search sends the objects of the lists at some paths whose name or labels have a text, as they are found. Lists that
-// the user may not read, and kinds that cannot be listed, have none.
+// search sends the objects, in the lists at paths, whose name or labels contain a text, as it finds them. Lists that
+// the user may not read, and kinds that cannot be listed, give no results.
 func (st *stream) search(ctx context.Context, text string, paths []string) error {
 	text = strings.ToLower(strings.TrimSpace(text))
 	if text == "" || len(paths) > maxSearchPaths {
@@ -57,7 +57,7 @@ func (st *stream) search(ctx context.Context, text string, paths []string) error
 		mu    sync.Mutex // guards what follows, and keeps the messages in order
 		count int
 		done  int
-		lost  error // why the tab gets no more
+		lost  error // why the tab receives no more
 	)
 	report := func(m message, rows []foundObject, end bool) bool {
 		mu.Lock()
@@ -108,7 +108,7 @@ func (st *stream) search(ctx context.Context, text string, paths []string) error
 	return lost
 }
 
-// matching are the objects of a page whose name or labels have a text.
+// matching returns the objects of a page whose name or labels contain a text.
 func matching(page []metadata, path, text string) []foundObject {
 	var out []foundObject
 	for i := range page {
@@ -127,6 +127,6 @@ func matching(page []metadata, path, text string) []foundObject {
 			out = append(out, f)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b foundObject) int { return cmp.Compare(a.Label, b.Label) }) // names first
+	slices.SortStableFunc(out, func(a, b foundObject) int { return cmp.Compare(a.Label, b.Label) }) // matches by name first
 	return out
 }

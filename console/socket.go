@@ -20,29 +20,30 @@ import (
 )
 
 const (
-	// protocol is the WebSocket's; the other subprotocol that a page offers holds its token, since a browser sets no
-	// headers there.
+	// protocol is the WebSocket's subprotocol. tokenProtocol begins another offered subprotocol that holds the page's
+	// token, since a browser cannot set headers of a WebSocket.
 	protocol      = "coracle.console.v1"
 	tokenProtocol = "coracle.token."
-	// maxStreams bounds the streams of one tab.
+	// maxStreams limits the streams of one tab.
 	maxStreams = 128
-	// maxMessage bounds a message of a page, in bytes: what is pasted into a shell, and the paths of a search.
-	// Others are of maxRequest at most, since a stream keeps its request for as long as it lives.
+	// maxMessage limits a message of a page, in bytes: text pasted into a shell, and the paths of a search. Other
+	// messages are limited by maxRequest, since a stream keeps its request until it ends.
 	maxMessage, maxRequest = 512 << 10, 16 << 10
-	// maxPending bounds what a tab's shells have not read yet, in bytes.
+	// maxPending limits the bytes that a tab's shells have not read yet.
 	maxPending = 4 << 20
-	// inputQueue is how many messages a shell may be behind: a burst of keys, or a pasted text of some parts. Each is
-	// of maxInput bytes at most.
+	// inputQueue limits the messages that a shell has not read yet: a burst of keys, or a pasted text in some pieces.
+	// Each has maxInput bytes at most.
 	inputQueue = 64
 	maxInput   = 64 << 10
-	// writePatience is how long a tab may take to read a message. Its streams wait for it, and nothing else does.
+	// writePatience is the time that a tab may take to read a message. Only the tab's own streams wait for it.
 	writePatience = 30 * time.Second
-	// pingEvery keeps proxies from closing a connection on which nothing happens, and finds tabs that have ended.
+	// pingEvery is the interval of pings. They keep proxies from closing an idle connection, and detect tabs that have
+	// disconnected.
 	pingEvery    = 30 * time.Second
 	pongPatience = 75 * time.Second
 )
 
-// pageMessage is a message of a page.
+// pageMessage is a message from a page.
 type pageMessage struct {
 	ID      int64             `json:"id"`
 	Op      string            `json:"op"`
@@ -65,7 +66,7 @@ func (r *pageMessage) values() url.Values {
 	return out
 }
 
-// message is one to a page: the number of its stream, what it is, and what belongs to that.
+// message is a message to a page: the number of its stream, its type, and its content.
 type message map[string]any
 
 // socket is the WebSocket of one tab.
@@ -73,9 +74,9 @@ type socket struct {
 	h    *Handler
 	u    *user
 	conn *websocket.Conn
-	// login is who the tab's user is, and until when.
+	// login is the user of the tab, and the expiry of the user's token.
 	login *socketLogin
-	name  string // of the user, or the session's token
+	name  string // of the user; on 127.0.0.1 the session's token
 
 	writing sync.Mutex
 
@@ -85,18 +86,18 @@ type socket struct {
 	running sync.WaitGroup
 
 	pages   chan struct{} // capacity 1: held by the stream that sends a page of a list, or an object
-	pending atomic.Int64  // what shells have not read yet, in bytes
+	pending atomic.Int64  // bytes that shells have not read yet
 }
 
-// stream is one of a tab's lists, objects, logs or shells.
+// stream is a list, object, log or shell of a tab.
 type stream struct {
 	s      *socket
 	id     int64
 	cancel context.CancelFunc
-	input  chan pageMessage // what a page sends to a shell, capacity inputQueue; nil for other streams
+	input  chan pageMessage // a page's messages to a shell, capacity inputQueue; nil for other streams
 }
 
-// socket serves a tab's WebSocket until the tab or the console ends.
+// socket serves a tab's WebSocket until the tab disconnects or the console ends.
 func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	token := ""
 	for _, p := range websocket.Subprotocols(r) {
@@ -120,7 +121,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 		refuseError(w, err)
 		return
 	}
-	if name == "" { // on 127.0.0.1, where one session is one user
+	if name == "" { // on 127.0.0.1, where all tabs are of one user
 		name = token
 	}
 	release, free := h.sockets.acquire(name)
@@ -136,14 +137,14 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	}()
 	h.open.Add(1)
 	defer h.open.Done()
-	// The Origin was checked, as for each request (foreign).
+	// The Origin was checked before, as for each request (foreign).
 	up := websocket.Upgrader{
 		Subprotocols: []string{protocol}, CheckOrigin: func(*http.Request) bool { return true }, ReadBufferSize: 4096,
 		WriteBufferSize: 4096,
 	}
 	conn, err := up.Upgrade(w, r, nil)
 	if err != nil {
-		return // it has answered
+		return // Upgrade has answered
 	}
 	s := &socket{
 		h: h, u: u, name: name, conn: conn, streams: map[int64]*stream{}, pages: make(chan struct{}, 1),
@@ -152,7 +153,7 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request) {
 	s.serve()
 }
 
-// serve reads the page's messages. It returns when the connection has ended and all streams with it.
+// serve reads the page's messages. It returns when the connection and all its streams have ended.
 func (s *socket) serve() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer s.running.Wait()
@@ -160,7 +161,7 @@ func (s *socket) serve() {
 	defer cancel()
 	s.running.Go(func() { s.keepAlive(ctx) })
 	s.conn.SetReadLimit(maxMessage)
-	_ = s.conn.SetReadDeadline(time.Now().Add(pongPatience)) // fails with the reading below
+	_ = s.conn.SetReadDeadline(time.Now().Add(pongPatience)) // an error occurs again in the read below
 	s.conn.SetPongHandler(func(string) error { return s.conn.SetReadDeadline(time.Now().Add(pongPatience)) })
 	for {
 		kind, text, err := s.conn.ReadMessage()
@@ -170,31 +171,31 @@ func (s *socket) serve() {
 		var r pageMessage
 		if kind != websocket.TextMessage || json.Unmarshal(text, &r) != nil || len(text) > maxRequest && r.Op != "search" &&
 			r.Op != "stdin" {
-			return // not one of our pages
+			return // not a message of the console's pages
 		}
 		if !s.handle(ctx, r) {
-			return // one of our pages has fewer streams, and shorter messages
+			return // not a message of the console's pages
 		}
 	}
 }
 
-// keepAlive sends pings, and closes the connection when the console ends or nothing can be written any more.
+// keepAlive sends pings. It closes the connection when the console ends, the token has expired, or a write fails.
 func (s *socket) keepAlive(ctx context.Context) {
 	tick := time.NewTicker(s.h.o.pingEvery)
 	defer tick.Stop()
-	defer func() { _ = s.conn.Close() }() // ends the reading
+	defer func() { _ = s.conn.Close() }() // ends the read in serve
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.h.closing:
 			message := websocket.FormatCloseMessage(websocket.CloseGoingAway, "the console has ended")
-			_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // it ends either way
+			_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // the connection ends either way
 			return
 		case <-tick.C:
 			if s.login.ended(time.Now()) {
 				message := websocket.FormatCloseMessage(websocket.ClosePolicyViolation, "the token has ended")
-				_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // it ends either way
+				_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second)) // the connection ends either way
 				return
 			}
 			if s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writePatience)) != nil {
@@ -204,7 +205,7 @@ func (s *socket) keepAlive(ctx context.Context) {
 	}
 }
 
-// handle does what a message asks for; false when no page of ours would ask for it.
+// handle executes a page's message. It returns false for a message that the console's pages do not send.
 func (s *socket) handle(ctx context.Context, r pageMessage) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -225,7 +226,7 @@ func (s *socket) handle(ctx context.Context, r pageMessage) bool {
 		if open == nil || open.input == nil {
 			return true
 		}
-		if !open.queue(r) { // nothing else of the tab waits for a shell that does not read
+		if !open.queue(r) { // a shell that does not read does not delay the tab's other streams
 			open.cancel()
 			delete(s.streams, r.ID)
 			s.running.Go(func() {
@@ -234,7 +235,7 @@ func (s *socket) handle(ctx context.Context, r pageMessage) bool {
 		}
 		return true
 	}
-	if open != nil || len(s.streams) >= maxStreams { // pages count up
+	if open != nil || len(s.streams) >= maxStreams { // pages never use a number again
 		return false
 	}
 	streamCtx, cancel := context.WithCancel(ctx)
@@ -243,7 +244,7 @@ func (s *socket) handle(ctx context.Context, r pageMessage) bool {
 		st.input = make(chan pageMessage, inputQueue)
 	}
 	s.streams[r.ID] = st
-	if r.Op == "search" { // a page shows one
+	if r.Op == "search" { // a page shows only one search
 		if s.search != nil {
 			s.search.cancel()
 		}
@@ -259,15 +260,15 @@ func (s *socket) handle(ctx context.Context, r pageMessage) bool {
 		if s.streams[r.ID] == st {
 			delete(s.streams, r.ID)
 		}
-		for len(st.input) > 0 { // nothing comes after it: only streams of the map get input
+		for len(st.input) > 0 { // no more messages arrive: only streams in the map get input
 			s.pending.Add(-int64(len((<-st.input).Data)))
 		}
 	})
 	return true
 }
 
-// acquirePage waits until no other stream of the tab sends a page of a list, or an object: a tab that does not read
-// holds one of these, and not one for each stream.
+// acquirePage waits until no other stream of the tab sends a page of a list, or an object. A tab that does not read
+// thus holds one of these in memory, and not one for each stream.
 func (st *stream) acquirePage(ctx context.Context) error {
 	select {
 	case st.s.pages <- struct{}{}:
@@ -279,7 +280,7 @@ func (st *stream) acquirePage(ctx context.Context) error {
 
 func (st *stream) leavePage() { <-st.s.pages }
 
-// queue keeps what a page sends to a shell until the shell reads it; false when there is too much.
+// queue holds a page's message to a shell until the shell reads it. It returns false when there are too many.
 func (st *stream) queue(r pageMessage) bool {
 	if st.s.pending.Load()+int64(len(r.Data)) > maxPending {
 		return false
@@ -293,7 +294,7 @@ func (st *stream) queue(r pageMessage) bool {
 	}
 }
 
-// run is a stream's life.
+// run runs a stream until it ends.
 func (st *stream) run(ctx context.Context, r pageMessage) {
 	var err error
 	switch r.Op {
@@ -324,9 +325,9 @@ func (st *stream) run(ctx context.Context, r pageMessage) {
 	st.end(code, reason, text)
 }
 
-// end says that the stream has ended, and why; code 0: by itself.
+// end sends that the stream has ended, and why. Code 0 says that there was no error.
 func (st *stream) end(code int, reason, text string) {
-	_ = st.send(message{"type": "end", "code": code, "reason": reason, "message": text}) // the tab may have ended
+	_ = st.send(message{"type": "end", "code": code, "reason": reason, "message": text}) // the tab may have disconnected
 }
 
 // errClosed says that a tab does not read any more.
@@ -341,9 +342,9 @@ func (st *stream) send(m message) error {
 	}
 	st.s.writing.Lock()
 	defer st.s.writing.Unlock()
-	_ = st.s.conn.SetWriteDeadline(time.Now().Add(writePatience)) // fails with the writing below
+	_ = st.s.conn.SetWriteDeadline(time.Now().Add(writePatience)) // an error occurs again in the write below
 	if err := st.s.conn.WriteMessage(websocket.TextMessage, text); err != nil {
-		_ = st.s.conn.Close() // ends the reading, and with it all streams
+		_ = st.s.conn.Close() // ends the read in serve, and with it all streams
 		return errClosed
 	}
 	return nil

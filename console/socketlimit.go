@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// socketLimit bounds the WebSockets of all users and of each.
+// socketLimit limits the WebSockets of all users and of each user.
 type socketLimit struct {
 	mu   sync.Mutex
 	all  int
@@ -16,7 +16,7 @@ type socketLimit struct {
 
 func newSocketLimit() *socketLimit { return &socketLimit{each: map[[sha256.Size]byte]int{}} }
 
-// acquire counts a WebSocket of a user; false when there are too many.
+// acquire counts a WebSocket of a user. It returns false when there are too many.
 func (l *socketLimit) acquire(user string) (release func(), ok bool) {
 	key := sha256.Sum256([]byte(user))
 	l.mu.Lock()
@@ -36,7 +36,7 @@ func (l *socketLimit) acquire(user string) (release func(), ok bool) {
 	}, true
 }
 
-// any says whether there is a WebSocket.
+// any reports whether there is a WebSocket.
 func (l *socketLimit) any() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

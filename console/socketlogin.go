@@ -12,21 +12,22 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// socketLogin is who a tab's user is while its WebSocket lives. A renewed token takes the earlier one's place, so that
-// streams go on. A token that ends ends the WebSocket: the API itself would go on with a watch or a shell.
+// socketLogin is the login of a tab's user while its WebSocket is open. A renewed token replaces the earlier one, so
+// that streams go on. When the token expires, the WebSocket is closed, since the API itself would continue a watch or a
+// shell.
 type socketLogin struct {
 	h     *Handler
-	name  string // of the user, as the API has it
+	name  string // of the user in the API
 	token atomic.Pointer[string]
 
-	busy atomic.Bool // a token is being looked at
+	busy atomic.Bool // a token is being checked
 
 	mu   sync.Mutex
-	ends time.Time // of the token; zero when it does not say
+	ends time.Time // expiry of the token; zero if it has none
 }
 
-// newSocketLogin makes the user's requests carry whichever token is the newest. On 127.0.0.1 nothing changes: the
-// session's token is not the API's, and has no end.
+// newSocketLogin makes the user's requests carry the newest token. On 127.0.0.1 it changes nothing: the session's token
+// is not the API's, and does not expire.
 func newSocketLogin(h *Handler, u *user, name string) *socketLogin {
 	l := &socketLogin{h: h, name: name}
 	if h.o.Mode != ModeServer {
@@ -52,21 +53,21 @@ type newestToken struct {
 func (n *newestToken) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Set("Authorization", "Bearer "+*n.login.token.Load())
-	return n.RoundTripper.RoundTrip(r) //nolint:wrapcheck // as if there was nothing in between
+	return n.RoundTripper.RoundTrip(r) //nolint:wrapcheck // as if there were no wrapper
 }
 
-// ended says whether the token has.
+// ended reports whether the token has expired.
 func (l *socketLogin) ended(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return !l.ends.IsZero() && now.After(l.ends)
 }
 
-// renew takes a new token of the same user. One that the API refuses, or that is another user's, ends the WebSocket. It
-// returns false when no page of ours would send this.
+// renew replaces the token by a new one of the same user. A token that the API refuses, or that is another user's, ends
+// the WebSocket. It returns false for a message that the console's pages do not send.
 func (l *socketLogin) renew(ctx context.Context, s *socket, token string) bool {
 	if l.h.o.Mode != ModeServer || !l.busy.CompareAndSwap(false, true) {
-		return false // pages renew once in minutes
+		return false // pages renew only once in minutes
 	}
 	u, err := l.h.userOf(nil, token)
 	if err != nil || token == "" {
@@ -75,7 +76,7 @@ func (l *socketLogin) renew(ctx context.Context, s *socket, token string) bool {
 	s.running.Go(func() {
 		defer l.busy.Store(false)
 		if name, err := l.h.authenticate(ctx, u); err != nil || name != l.name {
-			_ = s.conn.Close() // ends the reading, and with it all streams
+			_ = s.conn.Close() // ends the read in serve, and with it all streams
 			return
 		}
 		c, _ := claimsOf(token)

@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// column is one of a table's.
+// column is a column of a table.
 type column struct {
 	Name        string `json:"name"`
 	Type        string `json:"type"`
@@ -20,7 +20,7 @@ type column struct {
 	Description string `json:"description"`
 }
 
-// row is one object of a table, as a page gets it.
+// row is one object of a table, in the form for a page.
 type row struct {
 	UID       string            `json:"uid"`
 	Namespace string            `json:"ns,omitempty"`
@@ -37,7 +37,8 @@ type owner struct {
 	Name string `json:"name"`
 }
 
-// metadata is what the console reads of an object's. managedFields, half of the text, are left out.
+// metadata is the fields of an object's metadata that the console reads. It leaves out managedFields, which are half of
+// the text.
 type metadata struct {
 	Name              string                  `json:"name"`
 	Namespace         string                  `json:"namespace"`
@@ -49,7 +50,7 @@ type metadata struct {
 	OwnerReferences   []metav1.OwnerReference `json:"ownerReferences"`
 }
 
-// table is an answer of the API: a table, or a list, or one object.
+// table is a response of the API: a table, a list, or one object.
 type table struct {
 	Kind     string `json:"kind"`
 	Metadata struct {
@@ -69,7 +70,8 @@ type table struct {
 	} `json:"items"`
 }
 
-// readTable takes a list of the API apart as it comes, a row at a time: the text of a page, a megabyte, is never held.
+// readTable parses a list of the API while it is received, a row at a time. It never holds the text of a page, which is
+// a megabyte.
 func readTable(response *http.Response) (*table, error) {
 	defer response.Body.Close()
 	if response.StatusCode < 200 || response.StatusCode > 299 {
@@ -133,7 +135,7 @@ func decodeEach[E any](d *json.Decoder, out *[]E) error {
 	return expect(d, ']')
 }
 
-// errNoTable says that an answer has another shape than a list.
+// errNoTable says that a response does not have the form of a list.
 var errNoTable = errors.New("it is no list")
 
 func expect(d *json.Decoder, want json.Delim) error {
@@ -144,10 +146,10 @@ func expect(d *json.Decoder, want json.Delim) error {
 	return err
 }
 
-// plainColumns are those of an API that makes no tables.
+// plainColumns are the columns for an API that has no tables.
 var plainColumns = []column{{Name: "Name", Type: "string"}, {Name: "Created At", Type: "date"}}
 
-// rows are the objects of an answer.
+// rows returns the objects of a response.
 func (t *table) rows() []row {
 	if t.Kind != "Table" {
 		out := make([]row, 0, len(t.Items))
@@ -187,7 +189,7 @@ func newRow(m *metadata, cells []any) row {
 	return r
 }
 
-// resourceVersion is how new an answer is. A bookmark says it in the row of an object without a name.
+// resourceVersion returns the resource version of a response. A bookmark has it in the row of an object without a name.
 func (t *table) resourceVersion() string {
 	for i := range t.Rows {
 		if rv := t.Rows[i].Object.Metadata.ResourceVersion; rv != "" {

@@ -7,26 +7,26 @@ import (
 	"sync"
 )
 
-// turns lets few work at once, and fewer of each user: one who begins many waits for their own, and others do not.
+// turns limits work under way, in total and of each user. When a user begins much work, only that user waits for it.
 type turns struct {
 	all chan struct{}
-	own int // slots of a user
+	own int // slots of each user
 
 	mu   sync.Mutex
 	each map[string]*turn
 }
 
 type turn struct {
-	slots chan struct{} // has the user's
-	used  int           // by how many one is held or waited for
+	slots chan struct{} // holds the user's work under way
+	used  int           // the number of holders of a slot, and of goroutines that wait for one
 }
 
 func newTurns(most, own int) *turns {
 	return &turns{all: make(chan struct{}, most), own: own, each: map[string]*turn{}}
 }
 
-// wait returns when it is the user's turn, with what ends that. It calls prepare, if there is one, when the user has a
-// slot of their own, and only then waits for others.
+// wait returns when it is the user's turn. release ends the turn. If prepare is given, wait calls it when the user has
+// a slot of their own, and only then waits for others.
 func (t *turns) wait(ctx context.Context, user string, prepare ...func() error) (release func(), err error) {
 	t.mu.Lock()
 	own := t.each[user]
@@ -47,7 +47,7 @@ func (t *turns) wait(ctx context.Context, user string, prepare ...func() error) 
 	case own.slots <- struct{}{}:
 	case <-ctx.Done():
 		remove()
-		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
+		return nil, ctx.Err() //nolint:wrapcheck // the caller adds the context
 	}
 	leave := func() {
 		<-own.slots
@@ -63,7 +63,7 @@ func (t *turns) wait(ctx context.Context, user string, prepare ...func() error) 
 	case t.all <- struct{}{}:
 	case <-ctx.Done():
 		leave()
-		return nil, ctx.Err() //nolint:wrapcheck // the caller knows
+		return nil, ctx.Err() //nolint:wrapcheck // the caller adds the context
 	}
 	return func() {
 		<-t.all

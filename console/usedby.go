@@ -14,10 +14,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// maxUsers bounds how many pods are looked through for those that use an object.
+// maxUsers limits how many pods are examined for the use of an object.
 const maxUsers = 5000
 
-// podUse is a pod that uses an object, and by what.
+// podUse is a pod that uses an object. How names the volume or container that refers to the object.
 type podUse struct {
 	Name string `json:"name"`
 	How  string `json:"how"`
@@ -25,11 +25,11 @@ type podUse struct {
 
 type usedByResponse struct {
 	Pods []podUse `json:"pods"`
-	// Partial says that there are more pods than were looked through.
+	// Partial says that there are more pods than were examined.
 	Partial bool `json:"partial"`
 }
 
-// podUses is what of a pod names other objects.
+// podUses is the fields of a pod that refer to other objects.
 type podUses struct {
 	Metadata metadata `json:"metadata"`
 	Spec     struct {
@@ -48,7 +48,7 @@ type containerUses struct {
 	Env     []corev1.EnvVar        `json:"env"`
 }
 
-// uses calls f with all that a pod names: the kind, the name and in what.
+// uses calls f for each object that a pod refers to: with its resource, its name, and what refers to it.
 func (p *podUses) uses(f func(resource, name, how string)) {
 	for i := range p.Spec.Volumes {
 		v, how := &p.Spec.Volumes[i], "volume "+p.Spec.Volumes[i].Name
@@ -61,7 +61,7 @@ func (p *podUses) uses(f func(resource, name, how string)) {
 		if v.PersistentVolumeClaim != nil {
 			f("persistentvolumeclaims", v.PersistentVolumeClaim.ClaimName, how)
 		}
-		if v.Ephemeral != nil { // whose claim has the names of both
+		if v.Ephemeral != nil { // the claim's name consists of both names
 			f("persistentvolumeclaims", p.Metadata.Name+"-"+v.Name, how)
 		}
 		if v.CSI != nil && v.CSI.NodePublishSecretRef != nil {

@@ -15,7 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// event is one of a watch.
+// event is an event of a watch.
 type event struct {
 	Type   string          `json:"type"`
 	Object json.RawMessage `json:"object"`
@@ -45,7 +45,7 @@ func readEvents(ctx context.Context, body io.Reader, events chan<- event) error 
 	}
 }
 
-// eventError is the error in a watch.
+// eventError returns the error in an event of a watch.
 func eventError(object json.RawMessage) error {
 	var s metav1.Status
 	if err := json.NewDecoder(bytes.NewReader(object)).Decode(&s); err != nil {
@@ -54,7 +54,7 @@ func eventError(object json.RawMessage) error {
 	return &apierrors.StatusError{ErrStatus: s}
 }
 
-// gathered are the changes that go to a page in one message.
+// gathered are the changes that are sent to a page in one message.
 type gathered struct {
 	set    map[string]row
 	del    []string

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bundle makes the console's pages from their TypeScript sources: one script, parts that are loaded when they
-// are needed, a style sheet and the page that names them. Each file is written compressed by gzip, which every browser
-// can undo, and in no other form.
+// Command bundle makes the console's pages from their TypeScript sources: one script, chunks that are loaded when they
+// are needed, a style sheet and the page that names them. Each file is written only in a form compressed by gzip, which
+// every browser can decompress.
 //
 //	bundle -src console/web -out console/files
 package main
@@ -29,7 +29,7 @@ func main() {
 	}
 }
 
-// bundle writes the pages. Nothing is changed by a bundle that fails on the sources.
+// bundle writes the pages. If the sources have errors, it changes nothing.
 func bundle(src, out string) error {
 	src, err := filepath.Abs(src)
 	if err != nil {
@@ -38,7 +38,7 @@ func bundle(src, out string) error {
 	result := api.Build(api.BuildOptions{
 		AbsWorkingDir: src,
 		EntryPoints:   []string{"src/main.tsx", "src/style.css"},
-		Outdir:        filepath.Join(src, "out"), // nothing is written there
+		Outdir:        filepath.Join(src, "out"), // no file is written there
 		EntryNames:    "[name]", ChunkNames: "part-[hash]",
 		Bundle: true, Splitting: true, Format: api.FormatESModule, Target: api.ES2022,
 		MinifyWhitespace: true, MinifyIdentifiers: true, MinifySyntax: true,
@@ -74,7 +74,7 @@ func bundle(src, out string) error {
 	return nil
 }
 
-// write compresses content into a file. The same content is the same bytes each time: the header has no date.
+// write compresses content into a file. Equal content gives equal bytes, since the header has no date.
 func write(path string, content []byte) error {
 	var buf bytes.Buffer
 	z, err := gzip.NewWriterLevel(&buf, gzip.BestCompression)
