@@ -23,15 +23,15 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// termInformers is the term's shared informers, of which the scheduler does not see pods that have finished (it would
-// count what they asked for as used). Upstream lists pods with a field selector for that, which the controllers cannot
-// share, and so holds and decodes every pod a second time. Here the same objects are left out.
+// termInformers is the term's shared informers, without finished pods, whose requests the scheduler would count as
+// used. Upstream lists pods with a field selector for that. The controllers cannot share such an informer, so each pod
+// would be held and decoded twice. Here finished pods are left out of the shared objects.
 type termInformers struct {
 	informers.SharedInformerFactory
 
 	mu sync.Mutex
-	// used are the informers that the scheduler asked for: it waits for these and not for the controllers' others,
-	// of which one may never sync (its API may be switched off).
+	// used are the informers that the scheduler requested. It waits for these only. Others, of the controllers, may
+	// never sync, since their API may be disabled.
 	used map[string]cache.SharedIndexInformer
 }
 
@@ -39,7 +39,7 @@ func newInformers(shared informers.SharedInformerFactory) *termInformers {
 	return &termInformers{SharedInformerFactory: shared, used: map[string]cache.SharedIndexInformer{}}
 }
 
-// InformerFor is what every typed accessor of the groups below comes down to.
+// InformerFor is called by every typed accessor of the groups below.
 func (f *termInformers) InformerFor(obj runtime.Object, newFunc internalinterfaces.NewInformerFunc) cache.SharedIndexInformer {
 	informer := f.SharedInformerFactory.InformerFor(obj, newFunc)
 	if _, ok := obj.(*corev1.Pod); ok {
@@ -64,7 +64,8 @@ func (f *termInformers) Scheduling() scheduling.Interface {
 	return scheduling.New(f, metav1.NamespaceAll, nil)
 }
 
-// waitSynced returns true once everything that the scheduler reads has been listed, false when ctx ended before.
+// waitSynced returns true once all objects that the scheduler reads have been listed. It returns false when ctx ends
+// before.
 func (f *termInformers) waitSynced(ctx context.Context) bool {
 	f.mu.Lock()
 	used := slices.Collect(maps.Values(f.used))

@@ -19,23 +19,23 @@ import (
 
 const (
 	refusedVolumesName = "RefusedVolumes"
-	// refusedVolumesWeight makes one point of this plugin count for more than all that the others give, whose weights
+	// refusedVolumesWeight makes one point of this plugin count for more than all points of the others, whose weights
 	// are one-digit numbers by default.
 	refusedVolumesWeight = 10_000
-	// refusedVolumesGrowth is how many points a refusal gets while the time since then grows e-fold: after a day, for
-	// which localpath remembers it, it has 97.
+	// refusedVolumesGrowth is the number of points that a refusal gains while the time since then grows e-fold. After a
+	// day, for which localpath remembers it, it has 97.
 	refusedVolumesGrowth = 8.6
 )
 
-// Refusals knows which nodes gave a claim no volume.
+// Refusals records which nodes refused to make a volume for a claim.
 type Refusals interface {
-	// Since is how long ago a node refused a claim for the last time, and false if it did not lately.
+	// Since returns the time since a node last refused a claim. It returns false if there was no refusal lately.
 	Since(claim types.UID, node string) (time.Duration, bool)
 }
 
-// refusedVolumes prefers, for a pod whose claim was refused by nodes, the other ones, and of those that refused the one
-// where that is longest ago. Upstream's scheduler forgets that a node refused, and chooses the one that it likes best
-// again. It only prefers, so that a pod for which no other node is left tries on.
+// refusedVolumes prefers nodes that did not refuse a claim of the pod. Of those that did, it prefers the one whose
+// refusal is the oldest. Upstream's scheduler keeps no refusals, and chooses the node with the best score again. The
+// plugin does not exclude nodes, so that a pod for which no other node is left is tried there again.
 type refusedVolumes struct {
 	refusals Refusals
 	claims   corelisters.PersistentVolumeClaimLister
@@ -44,10 +44,10 @@ type refusedVolumes struct {
 var (
 	_ fwk.PreScorePlugin = &refusedVolumes{}
 	_ fwk.ScorePlugin    = &refusedVolumes{}
-	_ fwk.SignPlugin     = &refusedVolumes{} // without it upstream would place no pods in batches
+	_ fwk.SignPlugin     = &refusedVolumes{} // without it upstream would not schedule pods in batches
 )
 
-// addRefusedVolumes adds the plugin to all profiles, and returns where the scheduler finds it.
+// addRefusedVolumes adds the plugin to all profiles, and returns the registry with its constructor.
 func addRefusedVolumes(profiles []config.KubeSchedulerProfile, refusals Refusals) frameworkruntime.Registry {
 	for _, p := range profiles {
 		p.Plugins.MultiPoint.Enabled = append(p.Plugins.MultiPoint.Enabled,
@@ -58,10 +58,10 @@ func addRefusedVolumes(profiles []config.KubeSchedulerProfile, refusals Refusals
 	}}
 }
 
-// Name is the plugin's in upstream's configuration and metrics.
+// Name returns the plugin's name in upstream's configuration and metrics.
 func (*refusedVolumes) Name() string { return refusedVolumesName }
 
-// claimsOf are a pod's claims.
+// claimsOf returns the UIDs of a pod's claims.
 func (p *refusedVolumes) claimsOf(pod *corev1.Pod) (claims []types.UID) {
 	for i := range pod.Spec.Volumes {
 		var name string
@@ -73,7 +73,7 @@ func (p *refusedVolumes) claimsOf(pod *corev1.Pod) (claims []types.UID) {
 		default:
 			continue
 		}
-		// one that does not exist yet was not refused
+		// a claim that does not exist yet was not refused
 		if claim, err := p.claims.PersistentVolumeClaims(pod.Namespace).Get(name); err == nil {
 			claims = append(claims, claim.UID)
 		}
@@ -81,7 +81,8 @@ func (p *refusedVolumes) claimsOf(pod *corev1.Pod) (claims []types.UID) {
 	return claims
 }
 
-// since is how long ago a node refused one of these claims for the last time, and false if it did not lately.
+// since returns the time since a node last refused one of these claims. It returns false if there was no refusal
+// lately.
 func (p *refusedVolumes) since(claims []types.UID, node string) (last time.Duration, refused bool) {
 	for _, c := range claims {
 		if since, ok := p.refusals.Since(c, node); ok && (!refused || since < last) {
@@ -91,7 +92,7 @@ func (p *refusedVolumes) since(claims []types.UID, node string) (last time.Durat
 	return last, refused
 }
 
-// PreScore leaves out the pods that no node refused, which are nearly all.
+// PreScore skips pods that no node refused, which are nearly all pods.
 func (p *refusedVolumes) PreScore(_ context.Context, _ fwk.CycleState, pod *corev1.Pod, nodes []fwk.NodeInfo) *fwk.Status {
 	if claims := p.claimsOf(pod); len(claims) > 0 {
 		for _, n := range nodes {
@@ -103,7 +104,7 @@ func (p *refusedVolumes) PreScore(_ context.Context, _ fwk.CycleState, pod *core
 	return fwk.NewStatus(fwk.Skip)
 }
 
-// Score is the highest for nodes that refused nothing.
+// Score returns the highest score for nodes that refused nothing.
 func (p *refusedVolumes) Score(_ context.Context, _ fwk.CycleState, pod *corev1.Pod, node fwk.NodeInfo) (int64, *fwk.Status) {
 	since, refused := p.since(p.claimsOf(pod), node.Node().Name)
 	if !refused {
@@ -112,18 +113,18 @@ func (p *refusedVolumes) Score(_ context.Context, _ fwk.CycleState, pod *corev1.
 	return pointsSince(since), nil
 }
 
-// pointsSince are a point for each eighth or so that a time is longer: of nodes that have been asked for a day, two
-// minutes apart, those that had to wait longest are distinguished from the others as well as those that were asked
-// within the first seconds.
+// pointsSince returns the points for the time since a refusal: one more for each eighth or so that the time is longer.
+// It distinguishes the nodes that have waited longest among nodes tried for a day, two minutes apart. It also
+// distinguishes nodes tried within the first seconds.
 func pointsSince(refusal time.Duration) int64 {
 	return min(int64(refusedVolumesGrowth*math.Log1p(refusal.Seconds())), fwk.MaxScore-1)
 }
 
-// ScoreExtensions has nothing: the scores are final.
+// ScoreExtensions returns nil, since the scores are final.
 func (*refusedVolumes) ScoreExtensions() fwk.ScoreExtensions { return nil }
 
-// SignPod keeps pods with claims out of batches, in which one pod's scores serve for the next one; of other pods the
-// plugin says nothing.
+// SignPod excludes pods with claims from batches, in which one pod's scores are reused for the next one. For other pods
+// it adds nothing to the signature.
 func (*refusedVolumes) SignPod(_ context.Context, pod *corev1.Pod) ([]fwk.SignFragment, *fwk.Status) {
 	for _, v := range pod.Spec.Volumes {
 		if v.PersistentVolumeClaim != nil || v.Ephemeral != nil {

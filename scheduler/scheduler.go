@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package scheduler runs upstream's scheduler as a library for one term of Raft leadership: no leader-election lease,
-// no port, no exit when leadership goes.
+// Package scheduler runs upstream's scheduler as a library for one term of Raft leadership. It has no leader-election
+// lease and no port, and does not exit when leadership ends.
 //
-// It owns the assembly (configuration, informers, event recording), and of the scheduling itself one preference: where
-// a node refused a pod's volume, another one. It shares the term's informers with the controllers.
+// It owns the assembly (configuration, informers, event recording). Of the scheduling itself it owns one preference:
+// after a node refused a pod's volume, another node is preferred. It shares the term's informers with the controllers.
 package scheduler
 
 import (
@@ -30,23 +30,22 @@ const identity = "system:kube-scheduler"
 
 // Options configure the scheduler.
 type Options struct {
-	// Term is the term of leadership to run for. Validate does not need it.
+	// Term is the term of leadership in which it runs. Validate does not need it.
 	Term *term.Term
-	// ExtraArgs are kube-scheduler arguments, name=value. config names a KubeSchedulerConfiguration, for profiles,
-	// plugins and extenders; its leader election and client connection are not used.
+	// ExtraArgs are kube-scheduler arguments, name=value. The argument config names a KubeSchedulerConfiguration, for
+	// profiles, plugins and extenders. Its leader election and client connection are not used.
 	ExtraArgs []string
-	// Refusals, when set, has a pod whose claim was refused by a node go to another one, if there is one for it.
+	// Refusals, when set, makes a pod whose claim a node refused prefer another node.
 	Refusals Refusals
 }
 
-// Validate finds mistakes in the arguments and in the configuration file that they name without starting anything.
+// Validate checks the arguments and the configuration file that they name. It starts nothing.
 func (o Options) Validate() error {
 	_, err := o.settings()
 	return err
 }
 
-// Run schedules pods until ctx is done. Binding cycles that are under way then are aborted; their goroutines are the
-// term's to wait for.
+// Run schedules pods until ctx is done. It then aborts binding cycles under way. The term waits for their goroutines.
 func Run(ctx context.Context, o Options) error {
 	if o.Term == nil {
 		return errors.New("scheduler: no term given")
@@ -69,7 +68,7 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("scheduler: make a dynamic client: %w", err)
 	}
 	factory := newInformers(o.Term.Informers)
-	// For resources of other types that a profile's plugins may wait on.
+	// For resources of other types that a profile's plugins may wait for.
 	dynamicFactory := dynamicinformer.NewFilteredDynamicSharedInformerFactory(dynamicClient, 0, corev1.NamespaceAll, nil)
 	broadcaster := events.NewEventBroadcasterAdapterWithContext(ctx, client)
 	broadcaster.StartRecordingToSink(ctx.Done())
@@ -93,6 +92,6 @@ func Run(ctx context.Context, o Options) error {
 			klog.FromContext(ctx).Info("Scheduling pods")
 		}
 	}
-	sched.Run(ctx) // even if ctx is done by now: it ends what the constructor started
+	sched.Run(ctx) // even if ctx is done: it ends what the constructor started
 	return nil
 }

@@ -18,21 +18,21 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// component is upstream's name for what this package assembles.
+// component is upstream's name for the program that this package runs.
 const component = "kube-scheduler"
 
-// settings are what the options, the configuration file and the extra arguments amount to.
+// settings are the result of the options, the configuration file and the extra arguments.
 type settings struct {
 	config           *config.KubeSchedulerConfiguration
 	maxUnschedulable time.Duration
-	// qps and burst limit requests; they do not unless an operator asked, as the API server's priority and fairness
-	// shares its time out already.
+	// qps and burst limit requests. By default there is no limit, since the API server's priority and fairness
+	// distributes its capacity already.
 	qps   float32
 	burst int
 }
 
 func (o Options) settings() (settings, error) {
-	// Not the process-wide registry: adding flags to that closes its feature gates, and they are the API server's.
+	// Not the process-wide registry: adding flags to it closes its feature gates, which belong to the API server.
 	u := options.NewOptionsWithComponentGlobalsRegistry(basecompatibility.NewComponentGlobalsRegistry())
 	cmd := kubecompat.Component{Name: component, Sets: *u.Flags}
 	cmd.Refused = kubecompat.RefusedInProcess(cmd.Sets)
@@ -59,7 +59,7 @@ func (o Options) settings() (settings, error) {
 	return s, nil
 }
 
-// options puts the settings in the form that upstream's constructor takes.
+// options returns the settings as options of upstream's constructor.
 func (s settings) options() []upstream.Option {
 	return []upstream.Option{
 		upstream.WithComponentConfigVersion(s.config.TypeMeta.APIVersion),

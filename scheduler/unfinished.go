@@ -11,15 +11,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
-// unfinishedPods is an informer of all pods that shows only those that have not finished: one that succeeds or fails is
-// reported as deleted.
+// unfinishedPods is an informer that shows only unfinished pods of an informer of all pods. A pod that succeeds or
+// fails is reported as deleted.
 type unfinishedPods struct{ netinformers.Informer }
 
 func newUnfinishedPods(all cache.SharedIndexInformer) unfinishedPods {
 	return unfinishedPods{netinformers.Informer{SharedIndexInformer: all, Shows: unfinished}}
 }
 
-// unfinished says whether a pod may still use what it asked for. It takes what handlers are given.
+// unfinished reports whether a pod may still use the resources that it requested. It accepts the objects that event
+// handlers get.
 func unfinished(obj any) bool {
 	pod, ok := netinformers.Object(obj).(*corev1.Pod)
 	return ok && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
@@ -33,7 +34,7 @@ func (u unfinishedPods) GetIndexer() cache.Indexer {
 	return unfinishedIndexer{u.Informer.GetIndexer()}
 }
 
-// unfinishedIndexer is for readers: it shows no pods that have finished. Keys alone are those of all pods.
+// unfinishedIndexer is an indexer for readers without finished pods. Only its lists of keys contain all pods.
 type unfinishedIndexer struct{ cache.Indexer }
 
 // List implements cache.Store.
@@ -61,7 +62,7 @@ func (i unfinishedIndexer) ByIndex(name, value string) ([]any, error) {
 	return filterUnfinished(found, err), err
 }
 
-// filterUnfinished filters a list that is the caller's own.
+// filterUnfinished removes finished pods from a list that the caller owns.
 func filterUnfinished(all []any, err error) []any {
 	if err != nil {
 		return nil
