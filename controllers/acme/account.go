@@ -19,26 +19,26 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/compile"
 )
 
-// Annotations of the account's Secret: what was registered, and the authority's URL of the account.
+// Annotations of the account's Secret: the registered values, and the authority's URL of the account.
 const (
 	emailAnnotation     = "coracle.dev/acme-email"
 	directoryAnnotation = "coracle.dev/acme-directory"
 	accountAnnotation   = "coracle.dev/acme-account"
 )
 
-// account is the one with the authority, as far as this term knows.
+// account is the account at the authority, as this term knows it.
 type account struct {
-	mu         sync.Mutex // held while it is registered: others wait for that
+	mu         sync.Mutex // held during a registration, so that others wait for it
 	client     *acme.Client
 	thumbprint string
-	key        []byte // as the Secret had it
+	key        []byte // as in the Secret
 
 	failures int
-	next     time.Time // no attempt before
-	problem  error     // of the last attempt
+	next     time.Time // there is no attempt before
+	problem  error     // error of the last attempt
 }
 
-// accountError says that there is no account to order with.
+// accountError says that there is no account with which to order.
 type accountError struct {
 	cause error
 	next  time.Time
@@ -47,7 +47,7 @@ type accountError struct {
 func (e *accountError) Error() string { return e.cause.Error() }
 func (e *accountError) Unwrap() error { return e.cause }
 
-// client returns that of the account, which is registered before where it is new.
+// client returns the account's client and thumbprint. It registers a new account first.
 func (m *Manager) client(ctx context.Context) (*acme.Client, string, error) {
 	a := &m.id
 	a.mu.Lock()
@@ -76,7 +76,7 @@ func (m *Manager) client(ctx context.Context) (*acme.Client, string, error) {
 	return nil, "", &accountError{a.problem, a.next}
 }
 
-// clearAccount has the next attempt register again, as when the authority does not know the account any more.
+// clearAccount makes the next attempt register again, for an account that the authority no longer has.
 func (m *Manager) clearAccount(ctx context.Context) error {
 	m.id.mu.Lock()
 	defer m.id.mu.Unlock()
@@ -91,7 +91,7 @@ func (m *Manager) clearAccount(ctx context.Context) error {
 	return err
 }
 
-// register reads the account's key, or makes it, and registers it where the Secret does not say that it is.
+// register reads or makes the account's key. It registers the key unless the Secret says that it is registered.
 func (m *Manager) register(ctx context.Context) error {
 	secrets := m.o.Client.CoreV1().Secrets(compile.Account.Namespace)
 	s, err := secrets.Get(ctx, compile.Account.Name, metav1.GetOptions{})
@@ -134,7 +134,7 @@ func (m *Manager) register(ctx context.Context) error {
 	return nil
 }
 
-// announce registers the key with the authority, or changes the address of an account that exists.
+// announce registers the key with the authority. For an existing account it changes the e-mail address.
 func (m *Manager) announce(ctx context.Context, c *acme.Client) error {
 	contact := &acme.Account{Contact: []string{"mailto:" + m.o.Email}}
 	_, err := c.Register(ctx, contact, acme.AcceptTOS)
@@ -147,8 +147,8 @@ func (m *Manager) announce(ctx context.Context, c *acme.Client) error {
 	return nil
 }
 
-// newAccount is the Secret of an account that no authority knows yet. Its type is that which every server watches for
-// certificates (server/ingress).
+// newAccount returns the Secret of an account that is not registered yet. It has the Secret type that each server
+// watches for certificates (server/ingress).
 func newAccount() (*corev1.Secret, error) {
 	key, err := newKey()
 	if err != nil {
@@ -171,14 +171,14 @@ func newAccount() (*corev1.Secret, error) {
 	}, nil
 }
 
-// again is when a request that the authority did not serve is sent once more: nonces expire, and servers fail for a
-// moment. What exceeds its limits is not sent again.
+// again returns the wait before a failed request is sent once more, since nonces expire and servers fail for a moment.
+// 0 is for never: a request that exceeds the authority's limits is not sent again.
 func again(n int, _ *http.Request, res *http.Response) time.Duration {
 	const mostTries = 5
 	if n > mostTries || res.StatusCode == http.StatusTooManyRequests {
 		return 0
 	}
-	if res.StatusCode < http.StatusInternalServerError { // a nonce
+	if res.StatusCode < http.StatusInternalServerError { // an expired nonce
 		return time.Millisecond
 	}
 	return time.Second << (n - 1)

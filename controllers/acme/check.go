@@ -24,11 +24,11 @@ import (
 )
 
 const (
-	// askWithin bounds asking one node for all hosts, and asked is how many nodes are asked at a time.
+	// askWithin limits the time for checking all hosts at one node. asked is how many nodes are checked at a time.
 	askWithin, asked = 10 * time.Second, 16
-	// heardWithin is how long nodes may take to hear of a new host, and askAgain how long is waited in between.
+	// heardWithin is the time that nodes may take to receive a new host. askAgain is the interval of the checks.
 	heardWithin, askAgain = 20 * time.Second, 500 * time.Millisecond
-	// clockTolerance is how far this server's clock may be from the authority's.
+	// clockTolerance is the greatest accepted difference between this server's clock and the authority's.
 	clockTolerance = time.Hour
 )
 
@@ -40,9 +40,9 @@ func (e *nodesError) Error() string {
 }
 func (e *nodesError) Unwrap() error { return e.cause }
 
-// checkNodes waits until all nodes that serve Ingresses answer challenges for all hosts: which of them the authority
-// will ask is not known. It asks with a token of its own, since an answer follows from the token and the account alone,
-// so that an order does not begin before it can succeed.
+// checkNodes waits until all nodes that serve Ingresses answer challenges for all hosts, since the authority may ask
+// any of them. An order thus does not begin before it can succeed. The check uses a token of its own: the response
+// follows from the token and the account alone.
 func (m *Manager) checkNodes(ctx context.Context, hosts []string, thumbprint string) error {
 	deadline := time.Now().Add(heardWithin)
 	for {
@@ -59,7 +59,7 @@ func (m *Manager) checkNodes(ctx context.Context, hosts []string, thumbprint str
 	}
 }
 
-// askNodes asks each node once, and returns the first failure.
+// askNodes checks each node once. It returns one of the failures.
 func (m *Manager) askNodes(ctx context.Context, hosts []string, thumbprint string) error {
 	nodes, err := m.nodes()
 	if err != nil {
@@ -70,7 +70,7 @@ func (m *Manager) askNodes(ctx context.Context, hosts []string, thumbprint strin
 		wg   sync.WaitGroup
 		mu   sync.Mutex
 		errs = map[string]error{}
-		turn = make(chan struct{}, asked) // as many as are asked at a time
+		turn = make(chan struct{}, asked) // one slot for each node that is checked at a time
 	)
 	for name, at := range nodes {
 		turn <- struct{}{}
@@ -90,7 +90,7 @@ func (m *Manager) askNodes(ctx context.Context, hosts []string, thumbprint strin
 	return nil
 }
 
-// nodes are where the nodes that are ready serve HTTP, by their names.
+// nodes returns the addresses at which ready nodes serve HTTP, by the nodes' names.
 func (m *Manager) nodes() (map[string]string, error) {
 	all, err := m.o.Slices.EndpointSlices(metav1.NamespaceSystem).List(
 		labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: table.Service}))
@@ -116,7 +116,7 @@ func (m *Manager) nodes() (map[string]string, error) {
 	return out, nil
 }
 
-// ask asks one node's proxy for the answers of all hosts, over one connection.
+// ask checks the responses of one node's proxy for all hosts, over one connection.
 func (m *Manager) ask(ctx context.Context, address string, hosts []string, token, want string) error {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
@@ -163,7 +163,7 @@ func (e *clockError) Error() string {
 		e.clock.UTC().Format(time.RFC3339), e.why)
 }
 
-// checkClock compares this server's clock with the authority's, since what is to be renewed follows from it.
+// checkClock compares this server's clock with the authority's, since the time of renewals depends on it.
 func (m *Manager) checkClock(ctx context.Context) error {
 	now := time.Now()
 	if now.Before(m.o.Built) {
@@ -178,13 +178,13 @@ func (m *Manager) checkClock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(io.Discard, io.LimitReader(res.Body, 1<<20)) // so that the connection goes on
+	_, err = io.Copy(io.Discard, io.LimitReader(res.Body, 1<<20)) // so that the connection can be used again
 	if err = errors.Join(err, res.Body.Close()); err != nil {
 		return fmt.Errorf("reading %s: %w", m.o.Directory, err)
 	}
 	serverTime, err := http.ParseTime(res.Header.Get("Date"))
 	if err != nil {
-		return nil // an authority need not say the time
+		return nil // an authority need not send the time
 	}
 	if off := now.Sub(serverTime); off.Abs() > clockTolerance {
 		return &clockError{now, "the authority's " + serverTime.UTC().Format(time.RFC3339)}

@@ -15,16 +15,16 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/outside"
 )
 
-// guard keeps the authority, which chooses the URLs that it is asked at, from having this server ask others in the
-// cluster or on the machine. The directory's own host and port, and those of the proxy, are the operator's choice and
-// may be anywhere.
+// guard restricts the addresses to which the authority's URLs can make this server connect. They may not lead into the
+// cluster or to the machine. The host and port of the directory, and those of the proxy, may be anywhere, since the
+// operator chooses them.
 type guard struct {
-	trusted sync.Map // addresses with ports, before names are resolved
+	trusted sync.Map // host names and addresses with ports, unresolved
 	dialer  *net.Dialer
 	plain   net.Dialer
 }
 
-// newGuard makes one that refuses local addresses and those that refuse, which may be nil, reports.
+// newGuard makes a guard that refuses local addresses, and addresses for which refuse returns true. refuse may be nil.
 func newGuard(directory string, refuse func(netip.Addr) bool) *guard {
 	const timeout = 10 * time.Second
 	g := &guard{plain: net.Dialer{Timeout: timeout}, dialer: outside.Dialer(timeout, func(a netip.Addr) bool {
@@ -42,7 +42,7 @@ func (g *guard) trust(u *url.URL) {
 	g.trusted.Store(net.JoinHostPort(u.Hostname(), port), true)
 }
 
-// proxy is http.ProxyFromEnvironment.
+// proxy is http.ProxyFromEnvironment. It also makes the proxy a trusted address.
 func (g *guard) proxy(r *http.Request) (*url.URL, error) {
 	u, err := http.ProxyFromEnvironment(r)
 	if u != nil {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package acme gets certificates by ACME (RFC 8555) for Ingresses that ask for them by the annotation
-// kubernetes.io/tls-acme, and renews them.
+// Package acme requests and renews certificates by ACME (RFC 8555) for Ingresses with the annotation
+// kubernetes.io/tls-acme.
 //
-// It owns the account, the orders that are under way, and the Secrets that it made; a Secret of another origin, or one
-// that was changed since, is left alone. All that an order needs is in the store before the authority hears of it, so
-// that another leader goes on with it. Challenges are of the type HTTP-01, which nodes' proxies answer by the account
-// alone (ingress/table.Challenges); an order begins when all of them do. It never judges which Ingresses are served.
+// It owns the account, the orders under way, and the Secrets that it made. It does not touch Secrets of another origin,
+// or those that were changed since. All data of an order is in the store before the request to the authority, so that
+// another leader can continue the order. Challenges are of the type HTTP-01, which nodes' proxies answer by the account
+// alone (ingress/table.Challenges). An order begins when all nodes answer. The package does not decide which Ingresses
+// are served.
 package acme
 
 import (
@@ -38,77 +39,78 @@ import (
 )
 
 const (
-	// most is how many orders are under way at a time, and mostOfOne how many of them may be of one namespace.
+	// most is the greatest number of orders under way, and mostOfOne the same for one namespace.
 	most, mostOfOne = 4, 3
-	// within bounds one attempt to get a certificate.
+	// within limits one attempt to get a certificate.
 	within = 10 * time.Minute
-	// cacheLag is how long the caches may take to show a certificate that is in the store.
+	// cacheLag is the time that the caches may take to show a certificate that is in the store.
 	cacheLag = time.Second
-	// requestTimeout bounds one request to the authority.
+	// requestTimeout limits one request to the authority.
 	requestTimeout = 30 * time.Second
-	// idleConnections is how long a connection to the authority stays open without a request.
+	// idleConnections is the time for which a connection to the authority stays open without a request.
 	idleConnections = 30 * time.Second
 )
 
 // Reasons of events.
 const (
-	// ReasonIssued says that a certificate has arrived.
+	// ReasonIssued says that a certificate was issued.
 	ReasonIssued = "CertificateIssued"
-	// ReasonFailed says why there is none yet.
+	// ReasonFailed says why there is no certificate yet.
 	ReasonFailed = "CertificateFailed"
 )
 
-// Options are required but Roots, Transport, Built, Part and Logger.
+// All fields of Options are required, except Roots, Built, Refuse, Transport, Part and Logger.
 type Options struct {
-	// Client reads and writes Secrets; Secrets and Slices are the term's caches.
+	// Client reads and writes Secrets. Secrets and Slices are the term's caches.
 	Client   kubernetes.Interface
 	Secrets  corelisters.SecretLister
 	Slices   discoverylisters.EndpointSliceLister
 	Recorder record.EventRecorder
-	// Email is where the authority may write about the account, and Directory the URL at which it says how it is asked.
+	// Email is the address for the authority's messages about the account. Directory is the URL of the authority's
+	// directory.
 	Email, Directory string
-	// Roots are the authorities that the directory's certificate may be from; nil means the machine's.
+	// Roots are the authorities that may sign the directory's certificate. nil is for the machine's.
 	Roots *x509.CertPool
 	// Dial connects to an address of a node.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Built is when this program was built: a clock that shows an earlier time is wrong. Zero if it is not known.
+	// Built is the build time of this program: a clock that shows an earlier time is wrong. It is zero if unknown.
 	Built time.Time
-	// UserAgent names this program and its version to the authority.
+	// UserAgent is this program's name and version, for the authority.
 	UserAgent string
-	// Refuse reports addresses of the cluster, where the authority may not have this server ask; nil for none. The
-	// directory's own host is exempt.
+	// Refuse reports addresses of the cluster, to which the authority may not make this server connect. nil is for
+	// none. The directory's own host is exempt.
 	Refuse func(netip.Addr) bool
-	// Transport takes the place of HTTP in tests.
+	// Transport replaces HTTP in tests.
 	Transport http.RoundTripper
-	// Part is the line in the status.
+	// Part is the status line.
 	Part   *status.Part
 	Logger *slog.Logger
 }
 
-// Manager gets and renews certificates for one term.
+// Manager requests and renews certificates for one term.
 type Manager struct {
 	o    Options
 	http *http.Client
-	wake timers.Signal // something has changed
+	wake timers.Signal // the orders or a Secret may have changed
 	id   account
 
 	mu      sync.Mutex
 	known   bool // Want was called
 	wanted  []compile.Order
 	running map[types.NamespacedName]bool
-	begun   map[string]uint64 // when each namespace had a turn, counted in attempts
+	begun   map[string]uint64 // the number of attempts when each namespace last had a turn
 	turns   uint64
 	tried   map[types.NamespacedName]*tries
-	unsaved map[types.NamespacedName]*progress // of orders whose last state could not be written
-	pause   time.Time                          // until then the authority wants no new order
-	leaves  map[types.NamespacedName]leaf      // read certificates, by Secret
+	unsaved map[types.NamespacedName]*progress // orders whose last state could not be written
+	pause   time.Time                          // before that time the authority accepts no new order
+	leaves  map[types.NamespacedName]leaf      // cache of read certificates, by Secret
 }
 
-// tries are the attempts of this term that failed without a refusal of the authority.
+// tries are the failed attempts of this term at one certificate.
 type tries struct {
 	failures int
 	next     time.Time
-	problem  string // what the last event said
+	problem  string // text of the last event
 }
 
 // New makes a Manager that does nothing before Run.
@@ -128,10 +130,11 @@ func New(o Options) *Manager {
 	}
 }
 
-// bounded is HTTP whose answers have maxResponse bytes at most: what asks the authority reads them to their end.
+// bounded is an HTTP transport whose responses have maxResponse bytes at most, since the ACME client reads them to
+// their end.
 type bounded struct{ http.RoundTripper }
 
-// maxResponse is more than an answer of 100 hosts has.
+// maxResponse is greater than a response for 100 hosts.
 const maxResponse = 1 << 20
 
 // RoundTrip implements http.RoundTripper.
@@ -143,14 +146,14 @@ func (b *bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, err
 }
 
-// CloseIdleConnections is asked for by http.Client.
+// CloseIdleConnections is called by http.Client.
 func (b *bounded) CloseIdleConnections() {
 	if t, ok := b.RoundTripper.(interface{ CloseIdleConnections() }); ok {
 		t.CloseIdleConnections()
 	}
 }
 
-// Want says which certificates there have to be. It is called again when that, or a Secret, may have changed.
+// Want sets the desired certificates. It has to be called again when they, or a Secret, may have changed.
 func (m *Manager) Want(orders []compile.Order) {
 	m.mu.Lock()
 	m.wanted, m.known = orders, true
@@ -158,7 +161,7 @@ func (m *Manager) Want(orders []compile.Order) {
 	m.wake.Send()
 }
 
-// Run works until ctx is done, and returns when no attempt is under way.
+// Run works until ctx is done. It returns when no attempt is under way.
 func (m *Manager) Run(ctx context.Context) {
 	defer m.http.CloseIdleConnections()
 	var attempts sync.WaitGroup
@@ -177,7 +180,7 @@ func (m *Manager) Run(ctx context.Context) {
 	}
 }
 
-// round begins the attempts that are due, and returns when the next one is; zero for never.
+// round begins the attempts that are due. It returns the time of the next one; zero for never.
 func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -200,7 +203,7 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 		}
 		ready = append(ready, o)
 	}
-	for len(m.running) < most { // one that ends wakes the loop
+	for len(m.running) < most { // the end of an attempt wakes the loop
 		i := m.turn(ready)
 		if i < 0 {
 			break
@@ -218,9 +221,9 @@ func (m *Manager) round(ctx context.Context, attempts *sync.WaitGroup) (next tim
 	return next
 }
 
-// turn is the place of the order that is begun next, or -1: one of the namespace whose last attempt began before those
-// of others, so that a namespace whose orders fail again and again keeps no other one from its certificates. The caller
-// holds mu.
+// turn returns the index of the order to begin next, or -1. It takes one of the namespace whose last attempt began
+// before those of the others. A namespace whose orders always fail thus does not block the certificates of others. The
+// caller holds mu.
 func (m *Manager) turn(ready []compile.Order) int {
 	running := map[string]int{}
 	for name := range m.running {
@@ -236,7 +239,7 @@ func (m *Manager) turn(ready []compile.Order) int {
 	return out
 }
 
-// due says when the next attempt at a certificate is, and whether there is to be any. The caller holds mu.
+// due returns the time of the next attempt at a certificate, and whether one is wanted at all. The caller holds mu.
 func (m *Manager) due(o compile.Order) (at time.Time, wanted bool) {
 	target, _ := m.o.Secrets.Secrets(o.Secret.Namespace).Get(o.Secret.Name) // nil where there is none
 	if at, wanted = m.needed(o, target); !wanted {
@@ -257,8 +260,8 @@ func (m *Manager) due(o compile.Order) (at time.Time, wanted bool) {
 	return at, true
 }
 
-// needed says from when on a new certificate is needed in place of what the Secret holds, which may be nil. The caller
-// holds mu.
+// needed returns the time from which a new certificate is needed in place of the Secret's, and whether one is wanted at
+// all. target may be nil. The caller holds mu.
 func (m *Manager) needed(o compile.Order, target *corev1.Secret) (from time.Time, wanted bool) {
 	if len(o.Hosts) == 0 {
 		return time.Time{}, false
@@ -280,14 +283,14 @@ func (m *Manager) needed(o compile.Order, target *corev1.Secret) (from time.Time
 	return l.renew, true
 }
 
-// missing says whether a certificate is to be ordered now, but for failures before. The caller holds mu.
+// missing reports whether a certificate is due for an order, without regard to earlier failures. The caller holds mu.
 func (m *Manager) missing(o compile.Order) bool {
 	target, _ := m.o.Secrets.Secrets(o.Secret.Namespace).Get(o.Secret.Name) // nil where there is none
 	from, wanted := m.needed(o, target)
 	return wanted && !from.After(time.Now())
 }
 
-// try makes one attempt and notes how it ended.
+// try makes one attempt and records its result.
 func (m *Manager) try(ctx context.Context, o compile.Order) {
 	limited, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -310,8 +313,8 @@ func (m *Manager) try(ctx context.Context, o compile.Order) {
 	}
 }
 
-// failed notes a failure: when there is another attempt, and an event that says what to do. What the authority refused
-// is kept in the store, since it counts.
+// failed records a failure: the time of the next attempt, and an event that says what to do. Refusals by the authority
+// are recorded in the store, since they count against its limits.
 func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 	now, v := time.Now(), classify(err)
 	m.mu.Lock()
@@ -322,7 +325,7 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 	}
 	t.failures++
 	at := timers.Later(now.Add(shortBackoff(t.failures)), v.until)
-	if v.refused { // also where that cannot be written down
+	if v.refused { // also where the store cannot be written
 		at = now.Add(max(longBackoff(t.failures), v.wait))
 	}
 	if v.pause > 0 {
@@ -352,8 +355,7 @@ func (m *Manager) failed(ctx context.Context, o compile.Order, err error) {
 	}
 }
 
-// show says in the status how many certificates there are, and what is wrong with the first that lacks. The caller
-// holds mu.
+// show sets the status line: the number of certificates, and the problem of the first missing one. The caller holds mu.
 func (m *Manager) show() {
 	missing, why := 0, ""
 	for _, o := range m.wanted {
@@ -379,7 +381,7 @@ func (m *Manager) show() {
 // errNoNode says that no node could answer a challenge.
 var errNoNode = errors.New("no node serves Ingresses yet")
 
-// hostsText names hosts in a sentence.
+// hostsText returns hosts as text for a sentence.
 func hostsText(hosts []string) string {
 	const shown = 3
 	if len(hosts) <= shown {

@@ -23,14 +23,14 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/compile"
 )
 
-// refusedError wraps what the authority refused: there has to be a new order, and not soon.
+// refusedError wraps a refusal by the authority. A new order is needed, after a long wait.
 type refusedError struct{ cause error }
 
 func (e *refusedError) Error() string { return e.cause.Error() }
 func (e *refusedError) Unwrap() error { return e.cause }
 
-// attempt goes on with an order, or begins one, until the certificate is in its Secret. issued is a sentence about it;
-// it is empty where none was needed any more.
+// attempt continues or begins an order, until the certificate is in its Secret. issued is a sentence about the
+// certificate. It is empty if none was needed any more.
 func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, err error) {
 	target, err := m.o.Client.CoreV1().Secrets(o.Secret.Namespace).Get(ctx, o.Secret.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -42,7 +42,7 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 	m.mu.Lock()
 	from, wanted := m.needed(o, target)
 	m.mu.Unlock()
-	if !wanted || time.Now().Before(from) { // the cache was behind
+	if !wanted || time.Now().Before(from) { // the cache was outdated
 		return "", nil
 	}
 	if err := m.checkClock(ctx); err != nil {
@@ -80,8 +80,8 @@ func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, 
 		expires.UTC().Format(time.DateOnly)), nil
 }
 
-// pursue has the authority issue what an order asks for, and returns the chain. What has been done of it by an earlier
-// attempt, or another leader, is not done again.
+// pursue makes the authority issue the certificate of an order, and returns the chain. It does not repeat steps that an
+// earlier attempt, or another leader, has done.
 func (m *Manager) pursue(ctx context.Context, client *acme.Client, o compile.Order, p *progress) ([][]byte, error) {
 	order, err := m.order(ctx, client, o, p)
 	if err != nil {
@@ -108,7 +108,7 @@ func (m *Manager) pursue(ctx context.Context, client *acme.Client, o compile.Ord
 	return chain, err
 }
 
-// order reads the order that is under way, or begins one, which is in the store before anything else happens.
+// order returns the order under way, or begins one. It saves the order in the store before anything else.
 func (m *Manager) order(ctx context.Context, client *acme.Client, o compile.Order, p *progress) (*acme.Order, error) {
 	if p.Order != "" {
 		order, err := client.GetOrder(ctx, p.Order)
@@ -124,7 +124,7 @@ func (m *Manager) order(ctx context.Context, client *acme.Client, o compile.Orde
 			return order, nil
 		}
 	}
-	if err := m.save(ctx, o.Secret, p); err != nil { // a store that takes nothing shall not cost an order
+	if err := m.save(ctx, o.Secret, p); err != nil { // without a writable store no order is begun
 		return nil, err
 	}
 	order, err := client.AuthorizeOrder(ctx, acme.DomainIDs(o.Hosts...))
@@ -135,7 +135,7 @@ func (m *Manager) order(ctx context.Context, client *acme.Client, o compile.Orde
 	return order, m.save(ctx, o.Secret, p)
 }
 
-// prove has the authority ask for the answers to an order's challenges, and waits until it has.
+// prove makes the authority verify an order's challenges. It waits until the authority has done so.
 func (m *Manager) prove(ctx context.Context, client *acme.Client, order *acme.Order) error {
 	var open []string
 	for _, url := range order.AuthzURLs {
@@ -145,7 +145,7 @@ func (m *Manager) prove(ctx context.Context, client *acme.Client, order *acme.Or
 		}
 		if a.Status != acme.StatusPending {
 			if a.Status != acme.StatusValid {
-				open = append(open, url) // the wait says why
+				open = append(open, url) // WaitAuthorization returns the reason
 			}
 			continue
 		}
@@ -168,11 +168,11 @@ func (m *Manager) prove(ctx context.Context, client *acme.Client, order *acme.Or
 	return nil
 }
 
-// store writes the certificate into its Secret, and returns when it expires.
+// store writes the certificate into its Secret. It returns the certificate's expiry.
 func (m *Manager) store(ctx context.Context, o compile.Order, target *corev1.Secret, p *progress, chain [][]byte) (time.Time, error) {
 	var text bytes.Buffer
 	for _, der := range chain {
-		_ = pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}) // into memory
+		_ = pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der}) // a bytes.Buffer returns no error
 	}
 	key, err := writeKey(p.key)
 	if err != nil {
@@ -209,7 +209,7 @@ func (m *Manager) store(ctx context.Context, o compile.Order, target *corev1.Sec
 	return pair.Leaf.NotAfter, nil
 }
 
-// refused writes down that the authority has refused an order, and returns when there may be another.
+// refused records in the store that the authority has refused an order. It returns when there may be another order.
 func (m *Manager) refused(ctx context.Context, o compile.Order, v failure, now time.Time) (time.Time, error) {
 	p, err := m.load(ctx, o.Secret)
 	if err != nil {
@@ -224,8 +224,7 @@ func (m *Manager) refused(ctx context.Context, o compile.Order, v failure, now t
 	return p.Next, m.save(ctx, o.Secret, p)
 }
 
-// accountLost has the next attempt register again where the authority does not know the account any more. It returns
-// err.
+// accountLost makes the next attempt register again when the authority no longer has the account. It returns err.
 func (m *Manager) accountLost(ctx context.Context, err error) error {
 	if e := (*acme.Error)(nil); !errors.As(err, &e) || e.ProblemType != noAccount {
 		return err

@@ -23,7 +23,7 @@ const (
 	rateLimited = urn + "rateLimited"
 )
 
-// hints say what to do about a problem of the authority's, by its type.
+// hints say what to do about a problem of the authority, by its type.
 var hints = map[string]string{
 	"dns":        "have the DNS name lead to the addresses of the Ingress (kubectl get ingress)",
 	"connection": "have the DNS name lead to the addresses of the Ingress, and let port 80 in there from the whole internet",
@@ -40,34 +40,33 @@ var hints = map[string]string{
 	"userActionRequired": "the authority's terms have changed: agree to them at the URL of the message",
 }
 
-// failure is what follows from a failed attempt.
+// failure is the result of classifying a failed attempt.
 type failure struct {
 	// text says what failed and what to do.
 	text string
-	// refused says that the authority has judged the order, which counts against its limits.
+	// refused says that the authority has refused the order, which counts against its limits.
 	refused bool
-	// wait is the least time to another attempt that the authority asks for, and until a moment before which another
-	// would fail.
+	// wait is the least time to another attempt that the authority demands. An attempt before until would fail.
 	wait  time.Duration
 	until time.Time
-	// pause is how long no other order is begun either.
+	// pause is the time for which no other order is begun either.
 	pause time.Duration
 }
 
-// mostPause bounds for how long a limit that one order meets keeps others from being begun: it may be one of that
-// order's domain.
+// mostPause limits the time for which a limit that one order exceeded keeps others from being begun. The limit may be
+// one of that order's domain only.
 const mostPause = 10 * time.Minute
 
-// mostWait bounds what an authority can ask for: the longest of the limits that are known is a week.
+// mostWait limits the wait that an authority can demand. The longest known limit is a week.
 const mostWait = 7 * 24 * time.Hour
 
-// classify reads the error of an attempt.
+// classify returns what follows from the error of an attempt.
 func classify(err error) failure {
 	v := failure{text: oneLine(err.Error())}
 	if a := (*accountError)(nil); errors.As(err, &a) {
 		v = classify(a.cause)
 		v.text = "there is no account with the authority: " + v.text
-		v.refused, v.until, v.pause = false, a.next, 0 // it is not the order that was refused
+		v.refused, v.until, v.pause = false, a.next, 0 // the account was refused, and not the order
 		return v
 	}
 	var (
@@ -98,7 +97,7 @@ func classify(err error) failure {
 	case errors.As(err, &problem):
 		v.text = problemText(problem)
 		v.refused = problem.StatusCode >= 400 && problem.StatusCode < 500
-		if problem.ProblemType == noAccount { // there will be another account
+		if problem.ProblemType == noAccount { // another account will be registered
 			v.refused = false
 		}
 		if wait, limited := acme.RateLimit(problem); limited || problem.StatusCode == http.StatusTooManyRequests {
@@ -136,7 +135,7 @@ func problemText(e *acme.Error) string {
 	return text
 }
 
-// oneLine is text of the authority's, in which is what servers have answered to it, in the form of a message.
+// oneLine returns text of the authority, which may contain responses of other servers, as one line of limited length.
 func oneLine(text string) string {
 	const longest = 500
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
@@ -146,14 +145,14 @@ func oneLine(text string) string {
 	return strings.TrimSuffix(text, ".")
 }
 
-// longBackoff is the wait after a refusal: at most three attempts in an hour, where Let's Encrypt lets a host fail five
-// times.
+// longBackoff returns the wait after a refusal. It permits at most three attempts in an hour; Let's Encrypt permits
+// five failures of a host.
 func longBackoff(failures int) time.Duration {
 	const first, longest = 15 * time.Minute, 8 * time.Hour
 	return doubled(first, longest, failures)
 }
 
-// shortBackoff is the wait after a failure that the authority does not count.
+// shortBackoff returns the wait after a failure that does not count against the authority's limits.
 func shortBackoff(failures int) time.Duration {
 	const first, longest = 5 * time.Second, 15 * time.Minute
 	return doubled(first, longest, failures)

@@ -33,25 +33,25 @@ import (
 
 const (
 	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
-	// madeAnnotation marks the Secrets that this package made: it is the hash of their certificate, so that one that
-	// another client put there is not coracle's.
+	// madeAnnotation marks the Secrets that this package made. It is the hash of their certificate, so that a
+	// certificate that another client wrote is not treated as coracle's.
 	madeAnnotation = "coracle.dev/acme"
-	// foreign begins annotations of Secrets that cert-manager keeps.
+	// foreign is the prefix of annotations on Secrets that cert-manager manages.
 	foreign = "cert-manager.io/"
-	// orderLabel is on the Secrets that keep orders; forAnnotation says for which Secret.
+	// orderLabel is the label of the Secrets that hold orders. forAnnotation names the Secret that the order is for.
 	orderLabel, forAnnotation = "coracle.dev/acme-order", "coracle.dev/acme-secret"
 	// progressKey is the key of an order's state in its Secret.
 	progressKey = "order"
 )
 
-// progress is an order that is under way, or has failed, as it is kept in a Secret of kube-system.
+// progress is the stored state of an order under way, or of a failed one, in a Secret of kube-system.
 type progress struct {
-	// Hosts and Directory are what the order is for; others begin a new one.
+	// Hosts and Directory are those of the order. If others are wanted, a new order begins.
 	Hosts     []string `json:"hosts"`
 	Directory string   `json:"directory"`
-	// Order is the authority's URL of it; empty before there is one.
+	// Order is the authority's URL of the order. It is empty before there is one.
 	Order string `json:"order,omitempty"`
-	// Failures is how often the authority has refused, and Next when it may be asked again.
+	// Failures is the number of refusals by the authority. Next is the time of the next permitted attempt.
 	Failures int       `json:"failures,omitempty"`
 	Next     time.Time `json:"next,omitzero"`
 	Problem  string    `json:"problem,omitempty"`
@@ -59,7 +59,7 @@ type progress struct {
 	key crypto.Signer // of the certificate
 }
 
-// stateName is the name of the Secret in kube-system that keeps the order for a Secret.
+// stateName returns the name of the Secret in kube-system that holds the order for a Secret.
 func stateName(of types.NamespacedName) string {
 	sum := sha256.Sum256([]byte(of.String()))
 	return compile.Account.Name + "-" + hex.EncodeToString(sum[:8])
@@ -77,7 +77,7 @@ func readProgress(s *corev1.Secret) (*progress, error) {
 	return p, nil
 }
 
-// load returns the order for a certificate as it is kept, or nil.
+// load returns the saved order for a certificate, or nil.
 func (m *Manager) load(ctx context.Context, of types.NamespacedName) (*progress, error) {
 	m.mu.Lock()
 	p := m.unsaved[of]
@@ -95,7 +95,7 @@ func (m *Manager) load(ctx context.Context, of types.NamespacedName) (*progress,
 	return readProgress(s)
 }
 
-// save writes an order down. One that cannot be written is kept in memory, so that this term does not order again.
+// save writes an order to the store. If that fails, the order stays in memory, so that this term does not order again.
 func (m *Manager) save(ctx context.Context, of types.NamespacedName, p *progress) (err error) {
 	defer func() {
 		m.mu.Lock()
@@ -135,7 +135,7 @@ func (m *Manager) put(ctx context.Context, s *corev1.Secret) error {
 	return nil
 }
 
-// deleteState deletes what is kept of an order.
+// deleteState deletes the saved state of an order.
 func (m *Manager) deleteState(ctx context.Context, name string) error {
 	err := m.o.Client.CoreV1().Secrets(compile.Account.Namespace).Delete(ctx, name, metav1.DeleteOptions{})
 	if apierrors.IsNotFound(err) {
@@ -144,15 +144,15 @@ func (m *Manager) deleteState(ctx context.Context, name string) error {
 	return err
 }
 
-// sweep deletes what is kept of orders that nothing asks for any more, where failures stay until another attempt would
-// be allowed, and of those that have led to a certificate: a renewal is another order. The caller holds mu.
+// sweep deletes saved orders that are not wanted any more, and those that have led to a certificate, since a renewal is
+// another order. Failed orders stay until another attempt would be permitted. The caller holds mu.
 func (m *Manager) sweep(ctx context.Context) {
 	wanted, namespaces := make(map[string]compile.Order, len(m.wanted)), map[string]bool{}
 	for _, o := range m.wanted {
 		wanted[stateName(o.Secret)], namespaces[o.Secret.Namespace] = o, true
 	}
 	maps.DeleteFunc(m.begun, func(namespace string, _ uint64) bool { return !namespaces[namespace] })
-	// of a cache: it cannot fail
+	// a lister of a cache returns no error
 	kept, _ := m.o.Secrets.Secrets(compile.Account.Namespace).List(labels.SelectorFromSet(labels.Set{orderLabel: "true"}))
 	for _, s := range kept {
 		o, ok := wanted[s.Name]
@@ -170,13 +170,13 @@ func (m *Manager) sweep(ctx context.Context) {
 	}
 }
 
-// fingerprint is the value of madeAnnotation for a chain in PEM.
+// fingerprint returns the value of madeAnnotation for a chain in PEM.
 func fingerprint(chain []byte) string {
 	sum := sha256.Sum256(chain)
 	return hex.EncodeToString(sum[:16])
 }
 
-// isOwned says whether a Secret holds a certificate that this package put there.
+// isOwned reports whether a Secret holds a certificate that this package wrote.
 func isOwned(s *corev1.Secret) bool {
 	for name := range s.Annotations {
 		if strings.HasPrefix(name, foreign) {
@@ -187,21 +187,21 @@ func isOwned(s *corev1.Secret) bool {
 	return made != "" && made == fingerprint(s.Data[corev1.TLSCertKey])
 }
 
-// leaf is what matters of a certificate in a Secret.
+// leaf is the needed fields of a certificate in a Secret.
 type leaf struct {
 	made  string // madeAnnotation
 	names []string
 	renew time.Time
 }
 
-// readLeaf reads a Secret of ours; one that cannot be read is to be renewed at once.
+// readLeaf reads a Secret of this package. A certificate that cannot be read is renewed at once.
 func readLeaf(s *corev1.Secret) leaf {
 	out := leaf{made: s.Annotations[madeAnnotation]}
 	block, _ := pem.Decode(s.Data[corev1.TLSCertKey])
 	if block == nil {
 		return out
 	}
-	if c, err := x509.ParseCertificate(block.Bytes); err == nil { // the chain behind it may have what Go does not know
+	if c, err := x509.ParseCertificate(block.Bytes); err == nil { // only the leaf: Go may not support the rest of the chain
 		out.names, out.renew = c.DNSNames, renewal(c)
 	}
 	return out
@@ -211,9 +211,9 @@ func (l leaf) covers(hosts []string) bool {
 	return !slices.ContainsFunc(hosts, func(h string) bool { return !slices.Contains(l.names, h) })
 }
 
-// renewal is when a certificate is renewed: when a third of its life is left, or up to a thirtieth earlier. By how much
-// follows from the certificate, so that every leader says the same, and those that were issued together are not renewed
-// together.
+// renewal returns when a certificate is renewed: when a third of its life is left, or up to a thirtieth of its life
+// earlier. How much earlier follows from the certificate. All leaders thus compute the same time, and certificates
+// issued at the same time are renewed at different times.
 func renewal(c *x509.Certificate) time.Time {
 	life := c.NotAfter.Sub(c.NotBefore)
 	sum := sha256.Sum256(c.Raw)
