@@ -20,8 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// Define brings the kinds and the class into the cluster and writes the status of the class, which is right from then
-// on as long as there are no other objects.
+// Define defines the kinds and the class in the cluster, and writes the status of the class. That status stays correct
+// while there are no other objects.
 func Define(ctx context.Context, c dynamic.Interface, api *gatewayapi.Client, now time.Time) error {
 	if err := definitions.Define(ctx, c); err != nil {
 		return err
@@ -45,12 +45,12 @@ func Define(ctx context.Context, c dynamic.Interface, api *gatewayapi.Client, no
 }
 
 const (
-	// served is for how long it is waited until the API server serves a kind that was just defined, servedPause how
-	// often it is asked.
+	// served is the time for which Define waits until the API server serves a newly defined kind. servedPause is the
+	// interval of the requests.
 	served, servedPause = time.Minute, 200 * time.Millisecond
 )
 
-// makeClass returns the class, which it makes if there is none.
+// makeClass returns the class. It makes the class if there is none.
 func makeClass(ctx context.Context, api *gatewayapi.Client) (*gatewayv1.GatewayClass, error) {
 	ctx, cancel := context.WithTimeout(ctx, served)
 	defer cancel()

@@ -36,39 +36,39 @@ import (
 )
 
 const (
-	// gather is how long is waited for more after something has changed.
+	// gather is the wait for further changes after a change.
 	gather = 50 * time.Millisecond
-	// retry is how long after a write that failed everything is compared again.
+	// retry is the wait after a failed write before all objects are compared again.
 	retry = time.Second
 )
 
 // Reasons of events.
 const (
-	// ReasonServiceExists says that a Service that was not made for the Gateway has the name.
+	// ReasonServiceExists says that a Service of that name exists which was not made for the Gateway.
 	ReasonServiceExists = "ServiceExists"
-	// ReasonNoPorts says that all ports of nodes' addresses for Gateways are taken.
+	// ReasonNoPorts says that all node ports for Gateways are in use.
 	ReasonNoPorts = "NoPortsLeft"
 )
 
-// Options are all required but Part and Logger.
+// All fields of Options are required, except Disabled, Part and Logger.
 type Options struct {
-	// Client writes; Informers are the term's and are started after New.
+	// Client writes objects. Informers are the term's, and are started after New.
 	Client    kubernetes.Interface
 	Informers informers.SharedInformerFactory
 	// State returns the objects of the Gateway API, and whether they are complete. Controller.Changed has to be called
-	// when they become others.
+	// when they change.
 	State func() (gateway.State, bool)
 	// Status writes the status of an object of a resource.
 	Status   func(ctx context.Context, resource string, o Object) error
 	Recorder record.EventRecorder
 	// Disabled removes the Services of Gateways, and writes nothing else.
 	Disabled bool
-	// Part is the line in the status.
+	// Part is the status line.
 	Part   *status.Part
 	Logger *slog.Logger
 }
 
-// Controller keeps the objects for one term.
+// Controller syncs the objects of Gateways for one term.
 type Controller struct {
 	o          Options
 	services   corelisters.ServiceLister
@@ -78,15 +78,15 @@ type Controller struct {
 	namespaces corelisters.NamespaceLister
 	slices     discoverylisters.EndpointSliceLister
 	synced     []cache.InformerSynced
-	wake       timers.Signal // something has changed
+	wake       timers.Signal // an object has changed
 
 	memory   gateway.Memory
-	applied  map[types.NamespacedName]string // what was applied to Services in this term
+	applied  map[types.NamespacedName]string // last applied Services of this term, in JSON
 	reported map[string]bool                 // events of this term
-	used     bool                            // there were Gateways or Services of theirs in the last round
+	used     bool                            // the last round had Gateways or Services of Gateways
 }
 
-// New listens to the informers, which must not run yet.
+// New adds handlers to the informers, which must not run yet.
 func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Informers == nil || o.State == nil || o.Status == nil || o.Recorder == nil {
 		return nil, errors.New("gateway: Client, Informers, State, Status and Recorder are required")
@@ -113,7 +113,7 @@ func New(o Options) (*Controller, error) {
 	return c, nil
 }
 
-// Changed says that an object of the Gateway API has become another. It does not wait.
+// Changed says that an object of the Gateway API has changed. It does not block.
 func (c *Controller) Changed() {
 	c.wake.Send()
 }
@@ -125,7 +125,7 @@ func (c *Controller) notify(now any) {
 	}
 }
 
-// ofGateway says whether an object is a Service that is labelled as a Gateway's: one that is left is removed though
+// ofGateway reports whether an object is a Service with the label of a Gateway's. A leftover one is removed even if
 // there are no Gateways.
 func ofGateway(o any) bool {
 	svc, ok := o.(*corev1.Service)
@@ -142,7 +142,7 @@ func sliceMatters(_, now any) bool {
 	return ok && s.Labels[discoveryv1.LabelManagedBy] == sliceManager
 }
 
-// Run keeps the objects until ctx is done.
+// Run syncs the objects until ctx is done.
 func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
@@ -158,11 +158,11 @@ func (c *Controller) Run(ctx context.Context) error {
 	return nil
 }
 
-// round compares everything once.
+// round compares all objects once.
 func (c *Controller) round(ctx context.Context) error {
 	s, complete := c.o.State()
 	if !complete && !c.o.Disabled {
-		return nil // what is not known yet is not gone
+		return nil // objects that are not listed yet are not treated as deleted
 	}
 	made := c.made()
 	if c.o.Disabled {
@@ -177,7 +177,7 @@ func (c *Controller) round(ctx context.Context) error {
 	ports := gatewayapi.ReadPorts(config)
 	c.complete(&s, ports)
 	r, err := gateway.Desired(s)
-	if err != nil { // it cannot be written as JSON, which no object brings about
+	if err != nil { // writing JSON failed, which no object can cause
 		return fmt.Errorf("compiling the objects: %w", err)
 	}
 	errs := []error{c.syncPorts(ctx, config, ports, r), c.syncServices(ctx, made, r), c.syncSlices(ctx, made, ports, r)}
@@ -188,9 +188,9 @@ func (c *Controller) round(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// made are the Services that were made for Gateways.
+// made returns the Services that were made for Gateways.
 func (c *Controller) made() map[types.NamespacedName]*corev1.Service {
-	all, _ := c.services.List(gatewayapi.Labelled) // of a cache: it cannot fail
+	all, _ := c.services.List(gatewayapi.Labelled) // a lister of a cache returns no error
 	out := map[types.NamespacedName]*corev1.Service{}
 	for _, svc := range all {
 		if madeForGateway(svc) {
@@ -200,10 +200,10 @@ func (c *Controller) made() map[types.NamespacedName]*corev1.Service {
 	return out
 }
 
-// complete adds to the objects of the Gateway API the others that count.
+// complete adds the further objects on which the result depends.
 func (c *Controller) complete(s *gateway.State, ports map[string]uint16) {
 	s.Now, s.Memory = time.Now(), &c.memory
-	s.Namespaces, _ = c.namespaces.List(labels.Everything()) // of caches: they cannot fail
+	s.Namespaces, _ = c.namespaces.List(labels.Everything()) // listers of caches return no error
 	s.GatewayServices, _ = c.services.List(gatewayapi.Labelled)
 	s.NodePorts = ports
 	s.Service = func(name types.NamespacedName) *corev1.Service {
@@ -220,7 +220,7 @@ func (c *Controller) complete(s *gateway.State, ports map[string]uint16) {
 	}
 }
 
-// syncPorts gives sites their ports. What a Gateway wants that has none left is said as an event.
+// syncPorts allocates node ports to sites. It records an event for a Gateway for which no port is left.
 func (c *Controller) syncPorts(ctx context.Context, config *corev1.ConfigMap, have map[string]uint16, r gateway.Result) error {
 	data, without := choosePorts(have, sitesOf(r.Services))
 	for _, want := range r.Services {
@@ -249,13 +249,14 @@ func (c *Controller) syncPorts(ctx context.Context, config *corev1.ConfigMap, ha
 		changed.Data, changed.BinaryData = data, nil
 		_, err = configs.Update(ctx, changed, metav1.UpdateOptions{FieldManager: fieldManager})
 	}
-	if err == nil || apierrors.IsConflict(err) || apierrors.IsNotFound(err) || apierrors.IsAlreadyExists(err) { // the cache will tell
+	// the cache receives the newer object
+	if err == nil || apierrors.IsConflict(err) || apierrors.IsNotFound(err) || apierrors.IsAlreadyExists(err) {
 		return nil
 	}
 	return fmt.Errorf("writing the ConfigMap %s/%s: %w", metav1.NamespaceSystem, gatewayapi.PortsName, err)
 }
 
-// syncServices makes the Services of Gateways, and removes those that no Gateway needs.
+// syncServices makes the Services of Gateways. It removes those that no Gateway needs.
 func (c *Controller) syncServices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, r gateway.Result) error {
 	var errs []error
 	for name, svc := range made {
@@ -278,7 +279,7 @@ func (c *Controller) syncServices(ctx context.Context, made map[types.Namespaced
 func (c *Controller) syncService(ctx context.Context, name types.NamespacedName, want gateway.Service) error {
 	have, err := c.services.Services(name.Namespace).Get(name.Name)
 	if err == nil && (have.DeletionTimestamp != nil || madeForGateway(have) && !isOf(have, want.Gateway)) {
-		return nil // it is made when that is gone
+		return nil // it is made when the old one is deleted
 	}
 	if err == nil && !isOf(have, want.Gateway) {
 		c.event(want.Gateway, ReasonServiceExists, fmt.Sprintf("the Service %s exists and was not made for the Gateway, which has no "+
@@ -304,7 +305,7 @@ func (c *Controller) syncService(ctx context.Context, name types.NamespacedName,
 	return nil
 }
 
-// syncSlices writes the EndpointSlices that name the nodes that serve Gateways.
+// syncSlices writes the EndpointSlices with the nodes that serve Gateways.
 func (c *Controller) syncSlices(ctx context.Context, made map[types.NamespacedName]*corev1.Service, ports map[string]uint16,
 	r gateway.Result) error {
 	nodes, _ := c.nodes.List(labels.Everything())
@@ -336,7 +337,7 @@ func (c *Controller) syncSlices(ctx context.Context, made map[types.NamespacedNa
 	return errors.Join(errs...)
 }
 
-// event records what is wrong with a Gateway, once in a term.
+// event records an event about a problem of a Gateway, once in a term.
 func (c *Controller) event(g *gatewayv1.Gateway, reason, message string) {
 	key := string(g.UID) + reason + message
 	if c.reported[key] {
@@ -349,7 +350,7 @@ func (c *Controller) event(g *gatewayv1.Gateway, reason, message string) {
 	}, corev1.EventTypeWarning, reason, message)
 }
 
-// show says in the status how many Gateways are served.
+// show sets the status line: how many Gateways are served.
 func (c *Controller) show(r gateway.Result) {
 	switch {
 	case c.o.Disabled:

@@ -24,17 +24,17 @@ import (
 
 const (
 	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
-	// fieldManager owns the fields that are applied to Services.
+	// fieldManager is the field manager of the fields applied to Services.
 	fieldManager = "coracle-gateway"
-	// sliceManager keeps upstream's controllers from our slices.
+	// sliceManager is the manager label of coracle's EndpointSlices, which upstream's controllers then do not touch.
 	sliceManager = "gateway.coracle.dev"
-	// mostPorts is how many ports of nodes' addresses one namespace gets: half of them.
+	// mostPorts is the greatest number of node ports of one namespace: half of them.
 	mostPorts = (table.LastGatewayPort - table.FirstGatewayPort + 1) / 2
 )
 
-// choosePorts gives each site a port of nodes' addresses: the one that it has, or the lowest that is free. Sites that
-// are wanted no more give theirs back. It returns the data of the ConfigMap, and the sites for which there is no port:
-// a namespace gets mostPorts at most.
+// choosePorts allocates a node port to each site: its present one, or the lowest free one. Ports of sites that are not
+// wanted any more become free. It returns the data of the ConfigMap, and the sites without a port. A namespace gets
+// mostPorts at most.
 func choosePorts(have map[string]uint16, sites []string) (data map[string]string, without []string) {
 	data = map[string]string{}
 	slices.Sort(sites)
@@ -62,13 +62,13 @@ func choosePorts(have map[string]uint16, sites []string) (data map[string]string
 	return data, without
 }
 
-// namespaceOf is the namespace of a site's Gateway.
+// namespaceOf returns the namespace of a site's Gateway.
 func namespaceOf(site string) string {
 	namespace, _, _ := strings.Cut(site, ":")
 	return namespace
 }
 
-// sitesOf are the sites of the Services that Gateways need.
+// sitesOf returns the sites of the Services that Gateways need.
 func sitesOf(services map[types.NamespacedName]gateway.Service) []string {
 	var out []string
 	for _, s := range services {
@@ -81,8 +81,8 @@ func sitesOf(services map[types.NamespacedName]gateway.Service) []string {
 
 func portName(port int32) string { return "port-" + strconv.Itoa(int(port)) }
 
-// service is what a Gateway's Service has to say. Other fields are an administrator's: source ranges, the class of the
-// load balancer.
+// service returns the fields of a Gateway's Service that coracle owns. Other fields are an administrator's: source
+// ranges, the class of the load balancer.
 func service(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceApplyConfiguration {
 	labels, annotations := maps.Clone(want.Labels), maps.Clone(want.Annotations)
 	if labels == nil {
@@ -108,8 +108,8 @@ func service(name types.NamespacedName, want gateway.Service) *corev1ac.ServiceA
 		name.Namespace).WithLabels(labels).WithAnnotations(annotations).WithOwnerReferences(owner).WithSpec(spec)
 }
 
-// upToDate reports whether a Service says what it has to; fields that were applied and are not wanted any more it does
-// not see.
+// upToDate reports whether a Service has the wanted values. It does not detect applied fields that are not wanted any
+// more.
 func upToDate(svc *corev1.Service, want *corev1ac.ServiceApplyConfiguration) bool {
 	for _, of := range []struct{ have, want map[string]string }{{svc.Labels, want.Labels}, {svc.Annotations, want.Annotations}} {
 		for k, v := range of.want {
@@ -124,21 +124,21 @@ func upToDate(svc *corev1.Service, want *corev1ac.ServiceApplyConfiguration) boo
 	return same && svc.Spec.Type == *want.Spec.Type && svc.Spec.ExternalTrafficPolicy == *want.Spec.ExternalTrafficPolicy
 }
 
-// isOf says whether a Service was made for a Gateway.
+// isOf reports whether a Service was made for a Gateway.
 func isOf(svc *corev1.Service, g *gatewayv1.Gateway) bool {
 	owner := metav1.GetControllerOf(svc)
 	return owner != nil && owner.UID == g.UID
 }
 
-// madeForGateway says whether a Service was made for some Gateway, by its label and its owner.
+// madeForGateway reports whether a Service was made for any Gateway, by its label and its owner.
 func madeForGateway(svc *corev1.Service) bool {
 	owner := metav1.GetControllerOf(svc)
 	return svc.Labels[table.GatewayLabel] != "" && svc.Labels[managedBy] == manager && owner != nil && owner.Kind == "Gateway" &&
 		strings.HasPrefix(owner.APIVersion, gatewayv1.GroupName+"/")
 }
 
-// servedBy are the ports at which a node serves a Gateway, by the names of its Service's ports, as the node's
-// annotation says.
+// servedBy returns the ports at which a node serves a Gateway, by the names of its Service's ports. It reads the node's
+// annotation.
 func servedBy(n *corev1.Node, want gateway.Service, ports map[string]uint16) map[string]int32 {
 	portNames := map[string]bool{}
 	for field := range strings.SplitSeq(n.Annotations[table.NodeAnnotation], ",") {
@@ -154,7 +154,7 @@ func servedBy(n *corev1.Node, want gateway.Service, ports map[string]uint16) map
 	return out
 }
 
-// portsObject is the ConfigMap of ports.
+// portsObject returns the ConfigMap of ports.
 func portsObject(data map[string]string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: gatewayapi.PortsName,

@@ -18,13 +18,13 @@ import (
 	"github.com/coracle-k8s/coracle/ingress/gatewayapi"
 )
 
-// Object is a kind of the Gateway API.
+// Object is an object of the Gateway API.
 type Object interface {
 	metav1.Object
 	runtime.Object
 }
 
-// copied is a deep copy of an object.
+// copied is an object with a deep copy of its own type.
 type copied[T any] interface {
 	Object
 	DeepCopy() T
@@ -34,7 +34,7 @@ func key(o metav1.Object) types.NamespacedName {
 	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
-// writer writes statuses that are not yet what they have to be.
+// writer writes statuses that differ from the desired ones.
 type writer struct {
 	update func(ctx context.Context, resource string, o Object) error
 	errs   []error
@@ -51,7 +51,7 @@ func write[T copied[T], S any](ctx context.Context, w *writer, resource string, 
 		changed := o.DeepCopy()
 		*status(changed) = s
 		err := w.update(ctx, resource, changed)
-		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // of these the cache will tell
+		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) { // for these two the cache receives the newer object
 			w.errs = append(w.errs, fmt.Errorf("writing the status of %s %s: %w", resource, key(o), err))
 		}
 	}

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package definitions brings the kinds of the Gateway API into a cluster: the standard channel of the module
+// Package definitions defines the kinds of the Gateway API in a cluster: the standard channel of the module
 // sigs.k8s.io/gateway-api of go.mod.
 //
-// It owns the CustomResourceDefinitions that it has made. Those that an administrator installs, of another channel or
-// of a newer version, it leaves alone. The kinds that the ingress does not serve (TCPRoute, UDPRoute) are not among
-// them, and neither are versions that the module itself does not serve.
+// It owns the CustomResourceDefinitions that it has made. It does not touch those that an administrator installs, of
+// another channel or of a newer version. It leaves out kinds that the ingress does not serve (TCPRoute, UDPRoute), and
+// versions that the module itself does not serve.
 package definitions
 
 import (
@@ -31,13 +31,13 @@ const (
 	channel            = "gateway.networking.k8s.io/channel"
 )
 
-// standard are the definitions in JSON, compressed; gen writes them.
+// standard holds the definitions in compressed JSON. gen writes the file.
 //
 //go:generate go run ./gen standard.json.zst
 //go:embed standard.json.zst
 var standard []byte
 
-// Read are the definitions as they are made.
+// Read returns the definitions in the form in which they are created.
 func Read() ([]*unstructured.Unstructured, error) {
 	in, err := zstd.NewReader(bytes.NewReader(standard), zstd.WithDecoderConcurrency(1))
 	if err != nil {
@@ -66,7 +66,7 @@ func Read() ([]*unstructured.Unstructured, error) {
 	return out, nil
 }
 
-// Define makes the definitions that are missing, and replaces its own of an older version.
+// Define makes the missing definitions. It replaces its own ones of an older version.
 func Define(ctx context.Context, c dynamic.Interface) error {
 	all, err := Read()
 	if err != nil {
@@ -79,7 +79,7 @@ func Define(ctx context.Context, c dynamic.Interface) error {
 	return errors.Join(errs...)
 }
 
-// older says whether a definition is from an older version of the same channel.
+// older reports whether a definition is from an older version of the same channel.
 func older(have, want *unstructured.Unstructured) bool {
 	a, b := have.GetAnnotations(), want.GetAnnotations()
 	if a[channel] != b[channel] {
@@ -93,8 +93,8 @@ func older(have, want *unstructured.Unstructured) bool {
 	return err == nil && is.LessThan(than)
 }
 
-// Remove removes the definitions that this package has made. The caller has seen that there are no objects, which would
-// go with them.
+// Remove removes the definitions that this package has made. The caller has checked that there are no objects, which
+// would be deleted with them.
 func Remove(ctx context.Context, c dynamic.Interface) error {
 	all, err := Read()
 	if err != nil {

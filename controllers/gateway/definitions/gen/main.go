@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command gen writes the CustomResourceDefinitions of the Gateway API's standard channel, as go.mod's version of its
-// module has them, into one compressed file.
+// Command gen writes the CustomResourceDefinitions of the Gateway API's standard channel into one compressed file. It
+// takes them from its module in the version of go.mod.
 package main
 
 import (

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package module reads the CustomResourceDefinitions out of the Gateway API's module, for the generator of package
+// Package module reads the CustomResourceDefinitions in the Gateway API's module, for the generator of package
 // definitions and its test.
 package module
 
@@ -16,12 +16,12 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// kinds are those that are served, by the names of their files.
+// kinds are the served kinds, by the names of their files.
 var kinds = []string{"backendtlspolicies", "gatewayclasses", "gateways", "grpcroutes", "httproutes", "listenersets", "referencegrants",
 	"tlsroutes"}
 
-// Read are the definitions of the standard channel in JSON, a list. Versions that are not served are left out: they are
-// there for clusters that have kept objects in them, whose definitions are others'.
+// Read returns the definitions of the standard channel as a list in JSON. It leaves out versions that are not served.
+// These are for clusters that have stored objects in them, whose definitions are not coracle's.
 func Read() ([]byte, error) {
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api").Output()
 	if err != nil {
