@@ -23,23 +23,23 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
-// User is who children are to the API server, and to its audit log. With its group it may do everything: charts bring
-// roles.
+// User is the user name of child processes at the API server and in its audit log. Its group has all permissions, since
+// charts may contain roles.
 const (
 	User      = "system:coracle:helm"
 	userGroup = "system:masters"
 )
 
-// childMemory is what a child's collector of garbage aims at. An installation takes 60 to 70 MB.
+// childMemory is the memory limit of a child's garbage collector. An installation takes 60 to 70 MB.
 const childMemory = "GOMEMLIMIT=160MiB"
 
-// Children are an engine that does each request in a process of its own.
+// Children does each request in a child process. Its Do is an [Engine].
 type Children struct {
-	// Config is the term's: requests over it are refused by the store when the term is over.
+	// Config is the term's client configuration. The store refuses writes over it after the end of the term.
 	Config *rest.Config
-	// Program finds coracle-tools. It is called for each child.
+	// Program returns the path of coracle-tools. It is called for each child.
 	Program func() (string, error)
-	// Dir is a folder for sockets; empty means the system's for temporary files.
+	// Dir is a folder for sockets. Empty is for the system's folder of temporary files.
 	Dir    string
 	Logger *slog.Logger
 }
@@ -59,7 +59,8 @@ func (c Children) Do(ctx context.Context, q *helmjob.Request) (*helmjob.Result, 
 	return helmjob.Runner{Program: program, Env: append(childEnvironment(), childMemory), Log: logged{c.Logger}}.Run(ctx, q)
 }
 
-// childEnvironment is what children get of our environment: ways out, and authorities.
+// childEnvironment returns the environment variables that children inherit: proxies, certificate authorities, TZ and
+// PATH.
 func childEnvironment() []string {
 	out := []string{}
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE",
@@ -71,7 +72,7 @@ func childEnvironment() []string {
 	return out
 }
 
-// logged writes a child's lines to the log, for who debugs: the result says what matters.
+// logged writes a child's lines to the log, for debugging. The result contains everything else.
 type logged struct{ log *slog.Logger }
 
 func (l logged) Write(p []byte) (int, error) {
@@ -83,12 +84,12 @@ func (l logged) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// apiProxy is one child's way to the API server: a Unix socket without a name. A port of this machine would be open to
-// every program here, and to pods by their host ports.
+// apiProxy gives one child access to the API server, over a Unix socket without a name. A TCP port of this machine
+// would be open to each program on it, and to pods with host ports.
 type apiProxy struct {
-	socket  *os.File // where the child finds the socket
+	socket  *os.File // a descriptor of the socket's file, by which the child connects
 	server  *http.Server
-	serving sync.WaitGroup // the server, and connections
+	serving sync.WaitGroup // counts the server and its connections
 }
 
 func (c Children) open(ctx context.Context) (*apiProxy, error) {
@@ -121,12 +122,12 @@ func (c Children) open(ctx context.Context) (*apiProxy, error) {
 			}
 		},
 	}
-	p.serving.Go(func() { _ = p.server.Serve(listener) }) // it ends when it is closed
+	p.serving.Go(func() { _ = p.server.Serve(listener) }) // Serve returns when the listener is closed
 	return p, nil
 }
 
-// listen makes a socket in a folder of its own, which no other user enters, and removes both: who has the file reaches
-// the socket, and nothing is left on the disk when this process is killed.
+// listen makes a socket in a folder of its own, which no other user can enter, and removes both. Only a process with
+// the returned file can connect. Nothing stays on the disk when this process is killed.
 func listen(ctx context.Context, dir string) (_ net.Listener, _ *os.File, err error) {
 	if dir, err = os.MkdirTemp(dir, "helm-"); err != nil { // 0700
 		return nil, nil, err
@@ -144,7 +145,7 @@ func listen(ctx context.Context, dir string) (_ net.Listener, _ *os.File, err er
 	return l, os.NewFile(uintptr(fd), path), nil
 }
 
-// handler passes requests on, as the child's user and no other.
+// handler forwards requests with the child's user only.
 func handler(to *url.URL, transport http.RoundTripper) http.Handler {
 	return &httputil.ReverseProxy{
 		Transport: transport, FlushInterval: -1,
@@ -160,8 +161,8 @@ func handler(to *url.URL, transport http.RoundTripper) http.Handler {
 	}
 }
 
-// close ends all connections and waits for them.
+// close closes all connections and waits until they have ended.
 func (p *apiProxy) close() {
-	_, _ = p.server.Close(), p.socket.Close() // an error is the listener's, which is gone then
+	_, _ = p.server.Close(), p.socket.Close() // an error could only be the listener's, which is closed then
 	p.serving.Wait()
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// releaseKey is what makes a release one and the same.
+// releaseKey identifies a release.
 type releaseKey struct {
 	namespace, name string
 	configMap       bool
@@ -22,16 +22,16 @@ func keyOf(c *kinds.HelmChart) releaseKey {
 	return releaseKey{Target(c), c.Name, c.Spec.Driver == "configmap"}
 }
 
-// conflicts are the charts whose release is another chart's, by that one's name. Charts of several namespaces can have
-// the same target: the oldest of them has the release. Without that each would undo what the other has done, for ever,
-// and one that is removed would take the other's release with it.
+// conflicts returns the charts whose release belongs to another chart, with that chart's name. Charts of several
+// namespaces can have the same target: the oldest of them owns the release. Otherwise each would undo the other's
+// changes, for ever, and removing one would remove the other's release.
 func conflicts(charts []*kinds.HelmChart) map[types.NamespacedName]types.NamespacedName {
 	has := map[releaseKey]*kinds.HelmChart{}
 	for _, c := range charts {
 		if !Managed(c) {
 			continue
 		}
-		// of two of the same second the one that is read first
+		// of two with the same second, the first in the list
 		if first := has[keyOf(c)]; first == nil || c.CreationTimestamp.Time.Before(first.CreationTimestamp.Time) {
 			has[keyOf(c)] = c
 		}
@@ -45,10 +45,11 @@ func conflicts(charts []*kinds.HelmChart) map[types.NamespacedName]types.Namespa
 	return out
 }
 
-// maxReleaseName is Helm's.
+// maxReleaseName is Helm's limit.
 const maxReleaseName = 53
 
-// checkTarget says what keeps a chart from having a release at all: then there is none, and nothing to ask the API for.
+// checkTarget returns the problem of a chart that cannot have a release at all. No request for it is sent to the API
+// then.
 func checkTarget(c *kinds.HelmChart) *Problem {
 	if len(c.Name) > maxReleaseName {
 		return &Problem{string(helmjob.BadRequest), fmt.Sprintf("A release has the HelmChart's name, and Helm takes names of at most %d "+

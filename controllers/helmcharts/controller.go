@@ -30,51 +30,53 @@ import (
 )
 
 const (
-	// gather is how long is waited for more after something has changed.
+	// gather is the wait for further changes after a change.
 	gather = 50 * time.Millisecond
-	// retry is how long after a request that failed everything is looked at again.
+	// retry is the wait after a failed request before the chart is tried again.
 	retry = 2 * time.Second
-	// AtOnce is how many children are at work at most. The last of these places is for charts whose releases are to
-	// change: to look after the objects of those that are deployed can wait.
+	// AtOnce is the greatest number of running children. The last slot is only for charts whose releases have to
+	// change. Checking the objects of deployed releases can wait.
 	AtOnce = 2
-	// firstCheck is how long after a term's beginning the objects of charts that want that are looked at for the first
-	// time at the latest.
+	// firstCheck is the latest time after the beginning of a term for the first check of a chart's objects, for charts
+	// that request checks.
 	firstCheck = 10 * time.Minute
 )
 
-// Engine does what a request says. The error is for what is no matter of the chart.
+// Engine executes a request. The error is for failures that are not caused by the chart.
 type Engine func(context.Context, *helmjob.Request) (*helmjob.Result, error)
 
-// Options are all required but Folders, Server, FilesEvery, LeastCheck, FirstWait, Wanted, Part and Logger.
+// All fields of Options are required, except Folders, Server, FilesEvery, LeastCheck, FirstWait, Disabled, Wanted, Part
+// and Logger.
 type Options struct {
-	// Client, Dynamic and Metadata read and write; Informers are the term's and are started after New.
+	// Client, Dynamic and Metadata read and write. Informers are the term's, and are started after New.
 	Client    kubernetes.Interface
 	Dynamic   dynamic.Interface
 	Metadata  metadata.Interface
 	Informers informers.SharedInformerFactory
-	// Recorder makes what tells of events. It is called when there is the first one.
+	// Recorder makes the event recorder. It is called before the first event.
 	Recorder func(context.Context) record.EventRecorder
 	Engine   Engine
-	// Folders are where charts lie that are named by file.
+	// Folders are the folders with the files of charts that are named by file.
 	Folders []string
 	// Server is this server's name, for messages.
 	Server string
-	// FilesEvery is how often these files are looked at; 15 s when zero.
+	// FilesEvery is the interval of checks of these files; 15 s when zero.
 	FilesEvery time.Duration
-	// LeastCheck is the shortest time that the annotation ReconcileEvery takes; a minute when zero.
+	// LeastCheck is the shortest time that the annotation ReconcileEvery may have; 1 min when zero.
 	LeastCheck time.Duration
 	// FirstWait is the pause after a first failure; 5 s when zero.
 	FirstWait time.Duration
-	// Disabled lets go of all charts and removes the kinds, if there are no objects of them.
+	// Disabled removes the finalizers from all charts. It removes the kinds if there are no objects of them.
 	Disabled bool
-	// Wanted, when it delivers, has the kinds defined at once and not when a node is ready. nil: never.
+	// Wanted, when it delivers a value, makes the kinds be defined at once, and not only when a node is ready. nil is
+	// for never.
 	Wanted <-chan struct{}
-	// Part is the line in the status.
+	// Part is the status line.
 	Part   *status.Part
 	Logger *slog.Logger
 }
 
-// Controller keeps charts installed for one term.
+// Controller keeps charts installed, for one term.
 type Controller struct {
 	o          Options
 	log        *slog.Logger
@@ -85,13 +87,13 @@ type Controller struct {
 	nodes      corelisters.NodeLister
 	synced     []cache.InformerSynced
 
-	wake  timers.Signal // there is something to look at
-	ended chan outcome  // capacity AtOnce: a child's end need not wait for the loop
+	wake  timers.Signal // an object or a file has to be checked
+	ended chan outcome  // capacity AtOnce, so that the end of a child does not wait for the loop
 
-	entries  map[types.NamespacedName]*entry // the loop's alone
-	at       int                             // children at work
-	checks   int                             // of these, those that look after the objects of a release that is deployed
-	sealed   []byte                          // what releases are sealed with, once it was read
+	entries  map[types.NamespacedName]*entry // owned by the loop
+	at       int                             // running children
+	checks   int                             // of these, those that check the objects of a deployed release
+	sealed   []byte                          // the key that seals records of releases, once it was read
 	children sync.WaitGroup
 	events   struct {
 		once     sync.Once
@@ -99,7 +101,7 @@ type Controller struct {
 	}
 }
 
-// New listens to the term's informers, which must not run yet.
+// New adds handlers to the term's informers, which must not run yet.
 func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Dynamic == nil || o.Metadata == nil || o.Informers == nil || o.Recorder == nil || o.Engine == nil {
 		return nil, errors.New("helmcharts: Client, Dynamic, Metadata, Informers, Recorder and Engine are required")
@@ -137,7 +139,7 @@ func New(o Options) (*Controller, error) {
 	return c, nil
 }
 
-// Run keeps charts installed until ctx is done. Having returned, it has left no child at work.
+// Run keeps charts installed until ctx is done. When it returns, no child runs any more.
 func (c *Controller) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var beside sync.WaitGroup
@@ -165,7 +167,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	return nil
 }
 
-// loop goes round until ctx is done.
+// loop runs rounds until ctx is done.
 func (c *Controller) loop(ctx context.Context) {
 	for {
 		next := c.round(ctx)
@@ -187,14 +189,14 @@ func (c *Controller) loop(ctx context.Context) {
 	}
 }
 
-// define brings both kinds into the cluster.
+// define defines both kinds in the cluster.
 func (c *Controller) define(ctx context.Context) {
 	definition.UntilDone(ctx, c.log, "Helm charts cannot be used yet; it is tried again", func() error {
 		return errors.Join(kinds.Charts().Define(ctx, c.o.Dynamic), kinds.Configs().Define(ctx, c.o.Dynamic))
 	})
 }
 
-// show says in the status which charts are in trouble.
+// show sets the status line: how many charts have failed or lack their files.
 func (c *Controller) show() {
 	failed, lacking := 0, 0
 	for _, e := range c.entries {

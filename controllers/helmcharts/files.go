@@ -16,15 +16,16 @@ import (
 )
 
 const (
-	// filesEvery is how often the files of charts are looked at, where there are such charts. The kernel's notices
-	// would have to be asked for in folders that need not be there.
+	// filesEvery is the interval of checks of charts' files, if there are such charts. The kernel's notifications would
+	// need watches on folders that may not exist.
 	filesEvery = 15 * time.Second
-	// settled is how long a file that has changed has to stay the same before it is read: it may be on its way.
+	// settled is the time for which a changed file has to stay unchanged before it is read, since it may still be
+	// written.
 	settled = 2 * time.Second
 )
 
-// files are charts that lie on this machine, identified by their content: a copy of a chart is the same chart. One is
-// read when its size, its time, or the file itself is another one than when it was read last. It is the loop's alone.
+// files are charts in files on this machine, identified by their content: a copy of a chart is the same chart. A chart
+// is read when its size, its time, or the file itself has changed since it was read. The loop owns files.
 type files struct {
 	folders []string
 	read    map[string]cachedSum // by the chart's name in a folder
@@ -35,12 +36,13 @@ type cachedSum struct {
 	sum  string
 }
 
-// fileState is what can be seen of a chart without reading it. The zero fileState is of none that was looked at.
+// fileState is the state of a chart's file that is known without reading it. The zero value is for a chart that was not
+// checked.
 type fileState struct {
 	path   string
 	info   fs.FileInfo
-	inside string // of an unpacked chart
-	err    error  // fs.ErrNotExist where no folder has it
+	inside string // the contents of an unpacked chart
+	err    error  // fs.ErrNotExist if no folder has the chart
 }
 
 func (l fileState) same(as fileState) bool {
@@ -50,7 +52,7 @@ func (l fileState) same(as fileState) bool {
 	return l.info == nil || os.SameFile(l.info, as.info) && l.info.Size() == as.info.Size() && l.info.ModTime().Equal(as.info.ModTime())
 }
 
-// stat looks for a chart in the folders; the first that has it counts, as it does for Helm's process.
+// stat looks for a chart in the folders. As in Helm's process, the first folder with the chart is used.
 func (f *files) stat(name string) fileState {
 	for _, folder := range f.folders {
 		l := fileState{path: filepath.Join(folder, filepath.FromSlash(name))}
@@ -65,7 +67,7 @@ func (f *files) stat(name string) fileState {
 	return fileState{err: fs.ErrNotExist}
 }
 
-// contents are the names, sizes and times of a folder's files.
+// contents returns the names, sizes and times of a folder's files.
 func contents(folder string) (string, error) {
 	var out strings.Builder
 	err := helmjob.EachFile(folder, func(name string, info fs.FileInfo) error {
@@ -75,9 +77,9 @@ func contents(folder string) (string, error) {
 	return out.String(), err
 }
 
-// sum is what a chart's content comes to.
+// sum returns a checksum of a chart's content.
 func (f *files) sum(name string) (string, error) {
-	l := f.stat(name) // before it is read: what changes meanwhile is read once more
+	l := f.stat(name) // before it is read, so that a change meanwhile causes another read
 	if l.err != nil {
 		return "", l.err
 	}
@@ -85,7 +87,7 @@ func (f *files) sum(name string) (string, error) {
 		return was.sum, nil
 	}
 	sum := fmt.Sprintf("%d bytes", l.info.Size())
-	if l.info.IsDir() || l.info.Size() <= helmjob.MaxArchive { // others are refused, and need not be read for that
+	if l.info.IsDir() || l.info.Size() <= helmjob.MaxArchive { // larger ones are refused without reading them
 		var err error
 		if sum, err = helmjob.SumFile(l.path); err != nil {
 			return "", err
@@ -95,7 +97,7 @@ func (f *files) sum(name string) (string, error) {
 	return sum, nil
 }
 
-// fileOf is the name of a chart that is a file, "" for others.
+// fileOf returns the name of a chart that is a file. It returns "" for others.
 func fileOf(c *kinds.HelmChart) string {
 	if c.Spec.ChartContent != "" {
 		return ""
@@ -105,14 +107,15 @@ func fileOf(c *kinds.HelmChart) string {
 	return name
 }
 
-// seen is what an entry knows of its chart's file.
+// seen is what an entry stores about its chart's file.
 type seen struct {
-	read    fileState // when it was read
-	changed fileState // since then
+	read    fileState // the state when it was read
+	changed fileState // a later state that differs
 	at      time.Time
 }
 
-// follow looks at a chart's file. It says whether the chart is to be read again, and when to look again at the latest.
+// follow checks a chart's file. It returns whether the chart has to be read again, and when to check again at the
+// latest.
 func (f *files) follow(name string, s *seen, every time.Duration, now time.Time) (stale bool, again time.Time) {
 	l := f.stat(name)
 	wait := min(settled, every)
@@ -129,7 +132,7 @@ func (f *files) follow(name string, s *seen, every time.Duration, now time.Time)
 	return true, now.Add(every)
 }
 
-// lacking says that this server has no such chart, or cannot read it; "" where it can.
+// lacking returns a message if this server has no such chart, or cannot read it. It returns "" otherwise.
 func (r reader) lacking(name string, err error) string {
 	switch {
 	case err == nil:

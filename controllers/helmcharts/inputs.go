@@ -25,10 +25,10 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// contentDigest begins what takes the place of chartContent in memory.
+// contentDigest begins the text that replaces chartContent in memory.
 const contentDigest = "sha256:"
 
-// digest is what stands for chartContent. It is the same for the content and for what stands for it.
+// digest returns the text that replaces chartContent. The digest of such a text is the text itself.
 func digest(content string) string {
 	if content == "" || strings.HasPrefix(content, contentDigest) {
 		return content
@@ -37,14 +37,14 @@ func digest(content string) string {
 	return contentDigest + hex.EncodeToString(sum[:])
 }
 
-// reference is an object that a chart reads: a Secret, or the ConfigMap of repoCAConfigMap.
+// reference is an object that a chart refers to: a Secret, or the ConfigMap of repoCAConfigMap.
 type reference struct {
 	configMap       bool
 	namespace, name string
 }
 
-// references are those of a chart whose changes matter to it. A Secret whose updates are to be ignored is not among
-// them.
+// references returns the references of a chart whose changes cause an update of its release. It leaves out Secrets
+// whose updates the chart ignores.
 func references(c *kinds.HelmChart, config *kinds.HelmChartConfig) []reference {
 	found := map[reference]bool{}
 	secrets := c.Spec.ValuesSecrets
@@ -67,31 +67,32 @@ func references(c *kinds.HelmChart, config *kinds.HelmChartConfig) []reference {
 	return slices.SortedFunc(maps.Keys(found), func(a, b reference) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
 }
 
-// counts says whether a Secret has values for a chart. The one that k3s itself would have made is left out, as there.
+// counts reports whether a Secret has values for a chart. As in k3s, the Secret that k3s itself would have made has
+// none.
 func counts(c *kinds.HelmChart, s kinds.SecretRef) bool {
 	return s.Name != "" && len(s.Keys) > 0 && s.Name != "chart-values-"+c.Name
 }
 
-// reader reads what charts refer to.
+// reader reads the objects and files that charts refer to.
 type reader struct {
 	client kubernetes.Interface
-	files  *files // where charts lie that are named by file
-	server string // this one's name
-	// leastCheck is the shortest time that ReconcileEvery takes.
+	files  *files // charts that are named by file
+	server string // name of this server
+	// leastCheck is the shortest permitted time in ReconcileEvery.
 	leastCheck time.Duration
 }
 
-// inputs are what a chart's release is made from.
+// inputs are the inputs of a chart's release.
 type inputs struct {
 	request *helmjob.Request
-	// hash and key are as in View.
+	// hash and key are the same as in View.
 	hash, key string
-	// file is the sum of the chart's file. Where this server lacks that, lacks says so, and file is what it was when
-	// the release was made.
+	// file is the checksum of the chart's file. If this server lacks the file, lacks is a message about that, and file
+	// is the checksum of the file from which the release was made.
 	file, lacks string
 }
 
-// problemError is an error of the chart's own.
+// problemError is an error that the chart causes.
 type problemError struct{ Problem }
 
 func (p problemError) Error() string { return p.Message }
@@ -100,8 +101,8 @@ func problem(reason, format string, args ...any) error {
 	return problemError{Problem{Reason: reason, Message: fmt.Sprintf(format, args...)}}
 }
 
-// inputs reads what makes a chart's release. It is the same for a chart whose content is only stood for, but for that
-// content. An error that is a [problemError] is the chart's own and stays until something changes.
+// inputs reads the inputs of a chart's release. Where a digest replaces the chart's content, the result is the same,
+// but without the content. The chart is the cause of a [problemError], which stays until something changes.
 func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.HelmChartConfig) (*inputs, error) {
 	q := &helmjob.Request{
 		Operation: helmjob.Apply, Namespace: Target(c), Release: c.Name, CreateNamespace: c.Spec.CreateNamespace, Set: c.Spec.Set,
@@ -156,7 +157,7 @@ func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.He
 	return in, nil
 }
 
-// checkEvery is how often the objects of a chart's release are to be looked at; 0: never.
+// checkEvery returns the interval of checks of a release's objects; 0 for never.
 func (r reader) checkEvery(c *kinds.HelmChart) (time.Duration, error) {
 	text, wanted := c.Annotations[ReconcileEvery]
 	if !wanted {
@@ -190,7 +191,7 @@ func override(q *helmjob.Request, config *kinds.HelmChartConfig) {
 	}
 }
 
-// chart says where the chart comes from.
+// chart sets the source of the chart.
 func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 	s := &c.Spec
 	switch s.HelmVersion {
@@ -220,14 +221,15 @@ func (r reader) chart(c *kinds.HelmChart, q *helmjob.Request) error {
 	case s.Chart == "":
 		return problem(ReasonNoChart, "The HelmChart names no chart: set chart, or chartContent.")
 	case !local && s.Repo == "" && !strings.Contains(s.Chart, "://"):
-		// Helm itself would take it for a folder of this machine.
+		// Helm itself would treat it as a folder of this machine.
 		return problem(ReasonNoChart, "The chart %q is neither a URL nor a file of the folder of charts: set repo, or chartContent.",
 			s.Chart)
 	}
 	return nil
 }
 
-// hash tells what a release is made from. The version that a repository has to give is not in it, nor are credentials.
+// hash returns a hash of the inputs of a release. It does not include the version that a repository selects, nor
+// credentials.
 func hash(c *kinds.HelmChart, q *helmjob.Request, file string) (string, error) {
 	text, err := json.Marshal(struct {
 		Chart, Repo, Version, Content, File string
@@ -254,8 +256,8 @@ func setOf(c *kinds.HelmChart) map[string]any {
 	return out
 }
 
-// values are documents in the order in which k3s has them: valuesContent, values, Secrets; what a later one says
-// counts.
+// values returns the documents in the order that k3s uses: valuesContent, values, Secrets. A later document overrides
+// earlier ones.
 func (r reader) values(ctx context.Context, c *kinds.HelmChart, values any, content string,
 	secrets []kinds.SecretRef) ([]helmjob.Document, error) {
 	var out []helmjob.Document
@@ -300,7 +302,7 @@ func (r reader) values(ctx context.Context, c *kinds.HelmChart, values any, cont
 	return out, nil
 }
 
-// access adds credentials and authorities.
+// access adds credentials and certificate authorities.
 func (r reader) access(ctx context.Context, c *kinds.HelmChart, q *helmjob.Request) error {
 	if ref := c.Spec.AuthSecret; ref != nil && ref.Name != "" {
 		data, err := r.secret(ctx, c.Namespace, ref.Name, "authSecret")
@@ -342,7 +344,7 @@ func (r reader) secret(ctx context.Context, namespace, name, field string) (map[
 	return s.Data, nil
 }
 
-// asProblem is the chart's own fault in an error; nil for any other.
+// asProblem returns the problem in an error that the chart causes. It returns nil for other errors.
 func asProblem(err error) *Problem {
 	if p, ok := errors.AsType[problemError](err); ok {
 		return &p.Problem

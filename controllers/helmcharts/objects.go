@@ -25,11 +25,11 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// manager is the name under which fields of HelmCharts are written.
+// manager is the field manager of writes to HelmCharts.
 const manager = "coracle-helm"
 
 // objects are the cluster's HelmCharts and HelmChartConfigs. They have informers of their own, since these cannot list
-// before there are the kinds.
+// before the kinds are defined.
 type objects struct {
 	client          dynamic.Interface
 	charts, configs cache.SharedIndexInformer
@@ -57,14 +57,14 @@ func newObjects(client dynamic.Interface, changed func()) (*objects, error) {
 	return o, nil
 }
 
-// slim leaves out of an object what takes memory and is read when it is needed: a chart's archive, for which a digest
-// stands, and copies of it.
+// slim removes large fields of an object that are read only when they are needed: a chart's archive, which a digest
+// replaces, and copies of it.
 func slim(obj any) (any, error) {
 	u, ok := obj.(*unstructured.Unstructured)
 	if !ok {
 		return obj, nil
 	}
-	u = u.DeepCopy() // the caller may keep it
+	u = u.DeepCopy() // the caller may keep the object
 	u.SetManagedFields(nil)
 	if a := u.GetAnnotations(); a[corev1.LastAppliedConfigAnnotation] != "" {
 		a = maps.Clone(a)
@@ -72,12 +72,12 @@ func slim(obj any) (any, error) {
 		u.SetAnnotations(a)
 	}
 	if content, found, err := unstructured.NestedString(u.Object, "spec", "chartContent"); err == nil && found {
-		_ = unstructured.SetNestedField(u.Object, digest(content), "spec", "chartContent") // spec is a map, or it would not have been found
+		_ = unstructured.SetNestedField(u.Object, digest(content), "spec", "chartContent") // spec is a map, since the field was found
 	}
 	return u, nil
 }
 
-// run follows the objects until ctx is done.
+// run watches the objects until ctx is done.
 func (o *objects) run(ctx context.Context) {
 	var both sync.WaitGroup
 	both.Go(func() { o.charts.RunWithContext(ctx) })
@@ -85,16 +85,17 @@ func (o *objects) run(ctx context.Context) {
 	both.Wait()
 }
 
-// found are the cluster's objects.
+// found is the cluster's objects.
 type found struct {
-	charts  []*kinds.HelmChart // by name
+	charts  []*kinds.HelmChart // ordered by name
 	configs map[types.NamespacedName]*kinds.HelmChartConfig
-	// broken says of charts why they or their configs cannot be read. The API server has compared them with the
-	// definition, which may be another program's, and takes numbers that are too large and durations that are none.
+	// broken are the reasons for which charts or their configs cannot be read, by chart. The API server has validated
+	// the objects by the definition. But the definition may be another program's, and permits numbers that are too
+	// large and invalid durations.
 	broken map[types.NamespacedName]string
 }
 
-// all are the cluster's charts, with their configs.
+// all returns the cluster's charts, with their configs.
 func (o *objects) all() found {
 	f := found{configs: map[types.NamespacedName]*kinds.HelmChartConfig{}, broken: map[types.NamespacedName]string{}}
 	for _, item := range o.configs.GetStore().List() {
@@ -128,7 +129,7 @@ func (o *objects) all() found {
 	return f
 }
 
-// whole reads a chart with its archive.
+// whole reads a chart with its archive from the API server.
 func (o *objects) whole(ctx context.Context, c *kinds.HelmChart) (*kinds.HelmChart, error) {
 	u, err := o.client.Resource(kinds.Charts().Resource).Namespace(c.Namespace).Get(ctx, c.Name, metav1.GetOptions{})
 	if err != nil {
@@ -137,7 +138,7 @@ func (o *objects) whole(ctx context.Context, c *kinds.HelmChart) (*kinds.HelmCha
 	return kinds.ChartFrom(u)
 }
 
-// patch changes a chart, if it is still the one that was looked at.
+// patch changes a chart, unless it was replaced by another one with the same name.
 func (o *objects) patch(ctx context.Context, c *kinds.HelmChart, subresource string, change map[string]any) error {
 	change["metadata"] = merged(change["metadata"], map[string]any{"uid": c.UID})
 	text, err := json.Marshal(change)
@@ -151,7 +152,7 @@ func (o *objects) patch(ctx context.Context, c *kinds.HelmChart, subresource str
 	_, err = o.client.Resource(kinds.Charts().Resource).Namespace(c.Namespace).Patch(ctx, c.Name, types.MergePatchType, text,
 		metav1.PatchOptions{FieldManager: manager}, sub...)
 	if apierrors.IsNotFound(err) {
-		return nil // it is gone
+		return nil // the chart was deleted
 	}
 	if err != nil {
 		return fmt.Errorf("writing the HelmChart %s/%s: %w", c.Namespace, c.Name, err)
@@ -167,7 +168,7 @@ func merged(a any, b map[string]any) map[string]any {
 	return out
 }
 
-// finalizers makes these a chart's. The resource version keeps those of others that were put there meanwhile.
+// finalizers sets a chart's finalizers. The resource version keeps finalizers that other clients have added meanwhile.
 func (o *objects) finalizers(ctx context.Context, c *kinds.HelmChart, want []string) error {
 	if want == nil {
 		want = []string{}
@@ -175,12 +176,12 @@ func (o *objects) finalizers(ctx context.Context, c *kinds.HelmChart, want []str
 	return o.patch(ctx, c, "", map[string]any{"metadata": map[string]any{"finalizers": want, "resourceVersion": c.ResourceVersion}})
 }
 
-// addFinalizer puts the finalizer on a chart.
+// addFinalizer adds the finalizer to a chart.
 func (o *objects) addFinalizer(ctx context.Context, c *kinds.HelmChart) error {
 	return o.finalizers(ctx, c, append(slices.Clone(c.Finalizers), Finalizer))
 }
 
-// removeFinalizers takes finalizers away from a chart.
+// removeFinalizers removes finalizers from a chart.
 func (o *objects) removeFinalizers(ctx context.Context, c *kinds.HelmChart, which ...string) error {
 	return o.finalizers(ctx, c, slices.DeleteFunc(slices.Clone(c.Finalizers), func(f string) bool { return slices.Contains(which, f) }))
 }
@@ -193,8 +194,8 @@ func (o *objects) status(ctx context.Context, c *kinds.HelmChart, s *kinds.Statu
 	}})
 }
 
-// releaseCharts frees the charts of a cluster that does without them, so that they can be deleted, and removes the
-// kinds unless there are objects.
+// releaseCharts removes the finalizer from all charts, so that they can be deleted, in a cluster with this controller
+// disabled. It removes the kinds unless there are objects.
 func (c *Controller) releaseCharts(ctx context.Context) {
 	o := &objects{client: c.o.Dynamic}
 	definition.UntilDone(ctx, c.log, "Helm charts cannot be let go of yet; it is tried again", func() error {
@@ -228,7 +229,7 @@ func (c *Controller) releaseCharts(ctx context.Context) {
 	})
 }
 
-// namespaceOf tells about a namespace.
+// namespaceOf returns whether a namespace is deleted, or is being deleted.
 func (c *Controller) namespaceOf(name string) (deleted, ending bool) {
 	ns, err := c.namespaces.Get(name)
 	if apierrors.IsNotFound(err) {
@@ -237,5 +238,5 @@ func (c *Controller) namespaceOf(name string) (deleted, ending bool) {
 	return false, err == nil && ns.DeletionTimestamp != nil
 }
 
-// requestTimeout bounds each of the loop's own requests.
+// requestTimeout limits each request of the loop itself.
 const requestTimeout = 20 * time.Second

@@ -8,9 +8,9 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// inTurn are the charts that this term looks after. Those that wait for a place among the children at work have their
-// turn first, in the order in which they began to: a few charts whose hooks are stuck, and that are tried again and
-// again, would otherwise keep all those behind them in the alphabet from ever having one.
+// inTurn returns the charts that this term manages. Charts that wait for a child's slot come first, in the order in
+// which they began to wait. Otherwise a few charts with stuck hooks, which are tried again and again, would keep all
+// charts after them in the alphabet from ever getting a slot.
 func (c *Controller) inTurn(charts []*kinds.HelmChart) []*entry {
 	var waiting, others []*entry
 	for _, chart := range charts {
@@ -26,7 +26,7 @@ func (c *Controller) inTurn(charts []*kinds.HelmChart) []*entry {
 	return append(waiting, others...)
 }
 
-// full says whether there is no place for a child that does this step.
+// full reports whether there is no free slot for a child that does this step.
 func (c *Controller) full(s Step) bool {
 	return c.at >= AtOnce || s == Check && c.checks >= AtOnce-1
 }

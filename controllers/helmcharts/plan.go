@@ -14,120 +14,121 @@ import (
 )
 
 const (
-	// Finalizer keeps a HelmChart that is deleted until its release is gone.
+	// Finalizer keeps a deleted HelmChart until its release is removed.
 	Finalizer = "coracle.dev/helm-release"
-	// k3sFinalizer is on HelmCharts that come from a k3s cluster, where no other controller would take it away.
+	// k3sFinalizer is on HelmCharts that come from a k3s cluster. No other controller would remove it here.
 	k3sFinalizer = "wrangler.cattle.io/on-helm-chart-remove"
-	// Unmanaged is k3s' annotation that leaves a chart's release alone.
+	// Unmanaged is k3s' annotation for a chart whose release must not be changed.
 	Unmanaged = "helmcharts.helm.cattle.io/unmanaged"
-	// ManagedBy is k3s' annotation that names the controller whose chart it is.
+	// ManagedBy is k3s' annotation that names the controller of the chart.
 	ManagedBy = "helmcharts.cattle.io/managed-by"
-	// Reconcile is an annotation: with each new value a chart is looked at once more, with a newer version where it
-	// names none.
+	// Reconcile is an annotation. With each new value the chart is applied once more, with a newer version if it names
+	// none.
 	Reconcile = "coracle.dev/reconcile"
 
-	// ReconcileEvery is an annotation: how often the objects of a release that is deployed are looked at, and made
-	// again what the chart made them.
+	// ReconcileEvery is an annotation: the interval at which the objects of a deployed release are checked, and
+	// repaired if they differ from the chart's output.
 	ReconcileEvery = "coracle.dev/reconcile-every"
 
-	// defaultBackOff is how often what failed is tried again where the chart does not say it, as with k3s.
+	// defaultBackOff is how often a failed operation is tried again if the chart does not set it, as with k3s.
 	defaultBackOff = 1000
-	// uninstallTries is how often a release is tried to be removed before its chart goes without.
+	// uninstallTries is how often the removal of a release is tried before the chart is released without it.
 	uninstallTries = 3
-	// firstWait and lastWait bound the pause after a failure, which doubles each time.
+	// firstWait and lastWait are the limits of the pause after a failure. It doubles each time.
 	firstWait = 5 * time.Second
 	lastWait  = 5 * time.Minute
 
 	deployed = "deployed" // Helm's word
 )
 
-// managers are the values of ManagedBy that mean this controller: k3s writes the first.
+// managers are the values of ManagedBy for this controller. k3s writes the first.
 var managers = []string{"helm-controller", "coracle"}
 
-// Release is what the cluster keeps of the newest revision of a release. The zero Release is none.
+// Release is the newest revision of a release in the cluster. The zero Release is for none.
 type Release struct {
 	Revision int64
 	Status   string // Helm's word
-	// Deployed says that some revision of it was in use.
+	// Deployed says that some revision of the release was deployed.
 	Deployed bool
 }
 
-// Work is an operation that is under way.
+// Work is an operation under way.
 type Work struct {
 	Operation helmjob.Operation
-	Hash      string // of what it applies
-	// Check says that it only looks after the objects of a release that is deployed.
+	Hash      string // of the applied inputs
+	// Check says that the operation only checks the objects of a deployed release.
 	Check bool
 }
 
-// Tries is what failed before. It counts for one Key.
+// Tries are the earlier failures. They apply only to one Key.
 type Tries struct {
 	Key     string
 	Count   int
 	Next    time.Time // when it may be tried again
 	Reason  string
 	Message string
-	// Final says that there is no further try; After is the release at that time.
+	// Final says that there is no further try. After is the release at that time.
 	Final bool
 	After Release
 }
 
-// Problem keeps a chart from being tried at all.
+// Problem is the reason for which a chart is not tried at all.
 type Problem struct{ Reason, Message string }
 
-// View is all that a decision rests on.
+// View is the input of a decision.
 type View struct {
 	Chart *kinds.HelmChart
-	// Hash is of what the release is made from; Key also covers what else a try depends on.
+	// Hash is the hash of the inputs of the release. Key also covers what else a try depends on.
 	Hash, Key string
 	Problem   *Problem
 	Release   Release
-	// Lacks says that this server does not have the chart's file, "" where it has, or where the chart is none.
+	// Lacks is a message that this server lacks the chart's file. It is "" if it has the file, or if the chart is not a
+	// file.
 	Lacks string
-	// Rival is the chart that has the release, "" where it is this one.
+	// Rival is the chart that owns the release. It is "" if this chart does.
 	Rival string
-	// NamespaceGone and NamespaceEnding are of the target namespace.
+	// NamespaceDeleted and NamespaceEnding describe the target namespace.
 	NamespaceDeleted, NamespaceEnding bool
-	// Work is nil where nothing is under way.
+	// Work is nil if no operation is under way.
 	Work  *Work
 	Tries Tries
-	// CheckAt is when the objects of a release that is deployed are to be looked at; zero: never.
+	// CheckAt is when the objects of a deployed release are to be checked; zero for never.
 	CheckAt time.Time
 	Now     time.Time
 }
 
-// Step is what is to be done next.
+// Step is the next step for a chart.
 type Step int
 
 // The steps.
 const (
 	Rest      Step = iota // nothing, until something changes or until Decision.At
-	Claim                 // put the finalizer on the chart
-	Apply                 // start a child that makes the release
-	Check                 // start a child that looks after the objects of a release that is deployed
-	Uninstall             // start a child that removes it
-	Interrupt             // end the child that is at work
-	Let                   // take the finalizers away
+	Claim                 // add the finalizer to the chart
+	Apply                 // start a child that applies the release
+	Check                 // start a child that checks the objects of a deployed release
+	Uninstall             // start a child that removes the release
+	Interrupt             // end the running child
+	Let                   // remove the finalizers
 )
 
-// Decision is a step with what is to be said.
+// Decision is a step with the status and the event to write.
 type Decision struct {
 	Step Step
-	// At is when to decide again; zero: when something changes.
+	// At is when to decide again. Zero is for when something changes.
 	At time.Time
-	// Status is what the chart is to say; nil leaves it as it is.
+	// Status is the chart's new status. nil leaves it unchanged.
 	Status *kinds.Status
-	// Event goes with Let; nil is none.
+	// Event is written with the step Let. nil is for none.
 	Event *Event
 }
 
-// Event is one that is written about a chart.
+// Event is an event of a chart.
 type Event struct {
 	Warning         bool
 	Reason, Message string
 }
 
-// Reasons of conditions and events that are not helmjob's.
+// Reasons of conditions and events beside those of helmjob.
 const (
 	ReasonDeployed         = "Deployed"
 	ReasonWorking          = "Working"
@@ -143,7 +144,7 @@ const (
 	ReasonLeftBehind       = "LeftBehind"
 )
 
-// Target is the namespace of a chart's release.
+// Target returns the namespace of a chart's release.
 func Target(c *kinds.HelmChart) string {
 	if c.Spec.TargetNamespace != "" {
 		return c.Spec.TargetNamespace
@@ -151,7 +152,7 @@ func Target(c *kinds.HelmChart) string {
 	return c.Namespace
 }
 
-// Managed says whether a chart is this controller's. One that names no chart has no controller, as with k3s.
+// Managed reports whether this controller manages a chart. A chart without the annotation ManagedBy is managed.
 func Managed(c *kinds.HelmChart) bool {
 	if _, unmanaged := c.Annotations[Unmanaged]; unmanaged {
 		return false
@@ -160,12 +161,12 @@ func Managed(c *kinds.HelmChart) bool {
 	return !named || slices.Contains(managers, by)
 }
 
-// hasFinalizer are the finalizers that a chart has for our sake.
+// hasFinalizer reports whether a chart has a finalizer that this controller removes.
 func hasFinalizer(c *kinds.HelmChart) bool {
 	return slices.Contains(c.Finalizers, Finalizer) || slices.Contains(c.Finalizers, k3sFinalizer)
 }
 
-// Decide says what to do about a chart.
+// Decide returns the decision about a chart.
 func Decide(v *View) Decision {
 	switch {
 	case !Managed(v.Chart):
@@ -177,13 +178,13 @@ func Decide(v *View) Decision {
 	}
 }
 
-// unmanaged lets go of a chart. What is under way ends by itself.
+// unmanaged releases a chart. An operation under way ends by itself.
 func (v *View) unmanaged() Decision {
 	if v.Work != nil || !hasFinalizer(v.Chart) {
 		return Decision{}
 	}
 	if by := v.Chart.Annotations[ManagedBy]; by != "" && !slices.Contains(managers, by) && !slices.Contains(v.Chart.Finalizers, Finalizer) {
-		return Decision{} // k3s' finalizer is that controller's
+		return Decision{} // k3s' finalizer belongs to that controller
 	}
 	return Decision{Step: Let, Status: v.status(metav1.ConditionUnknown, ReasonReleased, "This HelmChart is not managed; its release "+
 		"stays as it is.", false),
@@ -211,7 +212,7 @@ func (v *View) deleted() Decision {
 	}
 	limit := uninstallTries
 	if v.NamespaceEnding {
-		limit = 1 // the namespace takes the rest with it, and what it holds may not be changed any more
+		limit = 1 // the namespace's deletion removes the rest, and its objects may not be changed any more
 	}
 	if v.Tries.Key == uninstallKey && v.Tries.Count >= limit {
 		return Decision{Step: Let, Event: &Event{Warning: true, Reason: ReasonLeftBehind, Message: fmt.Sprintf(
@@ -225,15 +226,15 @@ func (v *View) deleted() Decision {
 	return Decision{Step: Uninstall, Status: v.status(metav1.ConditionFalse, ReasonUninstalling, "The release is being removed.", false)}
 }
 
-// uninstallKey is the Key of Tries to uninstall: what the chart says does not matter then.
+// uninstallKey is the Key of Tries to uninstall, which do not depend on the chart's fields.
 const uninstallKey = "uninstall"
 
 func (v *View) kept() Decision {
 	c := v.Chart
 	switch {
 	case v.Work != nil && v.Work.Operation == helmjob.Apply && v.Work.Hash != v.Hash && v.Problem == nil && !v.Release.Deployed:
-		// A first installation that is not wanted any more. An upgrade is waited for: its hooks may be half-way through
-		// a user's data.
+		// A first installation that is not wanted any more. An upgrade is not interrupted, since its hooks may be
+		// changing a user's data.
 		return Decision{Step: Interrupt}
 	case v.Work != nil && v.Work.Check && v.done() && v.Problem == nil:
 		return Decision{Status: v.deployed()}
@@ -258,7 +259,7 @@ func (v *View) kept() Decision {
 	}
 	t := &v.Tries
 	if t.Key != v.Key || t.Final && t.After != v.Release {
-		t = &Tries{} // something has changed, or a user has taken care of it
+		t = &Tries{} // something has changed, or a user has changed the release
 	}
 	switch {
 	case t.Final:
@@ -270,11 +271,10 @@ func (v *View) kept() Decision {
 	return Decision{Step: Apply, Status: v.working()}
 }
 
-// ofCheck is behind the Key of Tries to look after the objects of a release that is deployed.
+// ofCheck is appended to the Key of Tries to check the objects of a deployed release.
 const ofCheck = " check"
 
-// deployed is the status of a release that is what the chart describes; what has become of its objects may not be
-// known.
+// deployed returns the status of a release that matches the chart. The last check of its objects may have failed.
 func (v *View) deployed() *kinds.Status {
 	c := v.Chart
 	if v.Tries.Key == v.Key+ofCheck && !v.CheckAt.IsZero() {
@@ -287,8 +287,8 @@ func (v *View) deployed() *kinds.Status {
 		Target(c), c.Name), false)
 }
 
-// check has the objects of a release that is deployed looked at, where that is wanted and due. Without the chart's file
-// Helm cannot.
+// check starts a check of the objects of a deployed release, if it is requested and due. Helm needs the chart's file
+// for it.
 func (v *View) check() Decision {
 	at := v.CheckAt
 	if v.Tries.Key == v.Key+ofCheck && !v.Tries.Final && v.Tries.Next.Before(at) {
@@ -310,21 +310,21 @@ func times(n int) string {
 	return fmt.Sprintf("%d times", n)
 }
 
-// done says whether the release is what the chart describes, and was made by us.
+// done reports whether coracle applied the release, and it matches the chart.
 func (v *View) done() bool {
 	s := v.Chart.Status
 	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision == v.Release.Revision &&
 		s.Reconciled == v.Chart.Annotations[Reconcile]
 }
 
-// changedByOthers says whether another client has made the newest revision, after coracle was done.
+// changedByOthers reports whether another client made the newest revision after coracle's.
 func (v *View) changedByOthers() bool {
 	s := v.Chart.Status
 	return v.Release.Status == deployed && s.ConfigHash == v.Hash && s.Revision != 0 && s.Revision != v.Release.Revision &&
 		conditionOf(&s, kinds.Ready).Reason == ReasonDeployed
 }
 
-// conditionOf is a condition of that type; the zero one where there is none.
+// conditionOf returns the condition of a type, or the zero condition if there is none.
 func conditionOf(s *kinds.Status, of string) metav1.Condition {
 	for _, c := range s.Conditions {
 		if c.Type == of {
@@ -338,7 +338,7 @@ func (v *View) working() *kinds.Status {
 	return v.status(metav1.ConditionFalse, ReasonWorking, "Helm is at work on the release.", false)
 }
 
-// status is the chart's with other conditions. failed says that nothing more is tried.
+// status returns the chart's status with new conditions. failed says that there is no further try.
 func (v *View) status(ready metav1.ConditionStatus, reason, message string, failed bool) *kinds.Status {
 	s := v.Chart.Status
 	s.Conditions = nil
@@ -370,7 +370,7 @@ func (v *View) status(ready metav1.ConditionStatus, reason, message string, fail
 	return &s
 }
 
-// maxMessage bounds what goes into a condition or an event: the API takes 1,024 bytes of an event.
+// maxMessage limits the text of a condition or an event, in bytes. The API accepts 1,024 bytes for an event.
 const maxMessage = 1000
 
 func clip(s string) string {
@@ -378,13 +378,13 @@ func clip(s string) string {
 		return s
 	}
 	cut := maxMessage
-	for cut > 0 && s[cut]&0xC0 == 0x80 { // not within a character
+	for cut > 0 && s[cut]&0xC0 == 0x80 { // not within a UTF-8 character
 		cut--
 	}
 	return s[:cut] + "…"
 }
 
-// After is what is known of tries when one more has ended in a failure.
+// After returns the tries after one more failure.
 func After(t Tries, key string, backOffLimit int, r *helmjob.Result, release Release, now time.Time, first time.Duration) Tries {
 	if t.Key != key {
 		t = Tries{}
@@ -413,7 +413,7 @@ func tries(n int) string {
 	return fmt.Sprintf("%d tries", n)
 }
 
-// backOff is how often what failed is tried again.
+// backOff returns how often a failed operation is tried again.
 func backOff(c *kinds.HelmChart) int {
 	if c.Spec.BackOffLimit == nil {
 		return defaultBackOff

@@ -18,17 +18,18 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// entry is what this term knows of a chart.
+// entry is the state of a chart in this term.
 type entry struct {
 	chart  *kinds.HelmChart
 	config *kinds.HelmChartConfig
-	// status is the chart's as this term has written it last; it counts before the chart's own, which may be older.
+	// status is the chart's status as this term has last written it. It has precedence over the object's, which may be
+	// older.
 	status *kinds.Status
 
 	broken string // why chart or config cannot be read
-	rival  string // the chart that has the release instead of this one
+	rival  string // the chart that owns the release instead of this one
 
-	seen    string // of what chart and config say, when the rest was read
+	seen    string // the description of chart and config when the rest was read
 	stale   bool   // it has to be read again
 	hash    string
 	key     string
@@ -39,12 +40,12 @@ type entry struct {
 
 	work          *work
 	tries         Tries
-	waits         time.Time     // since when it has waited for a place among the children at work; zero: it does not
-	met           time.Time     // when this term met the chart
-	every         time.Duration // how often its objects are to be looked at; 0: never
-	worked        time.Time     // when Helm was last done with the release, in this term; zero: not yet
+	waits         time.Time     // since when it has waited for a child's slot; zero if it does not
+	met           time.Time     // when this term first saw the chart
+	every         time.Duration // interval of checks of its objects; 0 for never
+	worked        time.Time     // when Helm last ended an operation on the release in this term; zero for never
 	trouble       bool
-	loggedProblem string // the last trouble with the API that was logged
+	loggedProblem string // the last logged error of the API
 }
 
 // work is an operation under way.
@@ -52,12 +53,12 @@ type work struct {
 	Work
 	key        string
 	reconciled string
-	file       string // the sum of the chart's file
+	file       string // checksum of the chart's file
 	cancel     context.CancelFunc
 	unwanted   bool // it was ended on purpose
 }
 
-// outcome is how an operation ended.
+// outcome is the end of an operation.
 type outcome struct {
 	name   types.NamespacedName
 	work   *work
@@ -69,7 +70,7 @@ func nameOf(c *kinds.HelmChart) types.NamespacedName {
 	return types.NamespacedName{Namespace: c.Namespace, Name: c.Name}
 }
 
-// round looks at every chart once and returns when to look again at the latest; zero: when something changes.
+// round checks each chart once. It returns when to check again at the latest; zero for when something changes.
 func (c *Controller) round(ctx context.Context) (next time.Time) {
 	soon := func(t time.Time) {
 		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
@@ -115,10 +116,10 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 	return next
 }
 
-// later logs trouble with the API, each once.
+// later logs an error of the API, each once.
 func (c *Controller) later(e *entry, err error) {
 	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
-		return // news is on its way; or the end
+		return // the watch brings the newer object, or the term ends
 	}
 	if e.loggedProblem != err.Error() {
 		e.loggedProblem = err.Error()
@@ -126,7 +127,7 @@ func (c *Controller) later(e *entry, err error) {
 	}
 }
 
-// syncEntries brings the entries in line with the objects.
+// syncEntries syncs the entries with the objects.
 func (c *Controller) syncEntries(all found) {
 	others := conflicts(all.charts)
 	refs, releases := c.watches.changed()
@@ -138,7 +139,7 @@ func (c *Controller) syncEntries(all found) {
 		name := nameOf(chart)
 		present[name] = true
 		e := c.entries[name]
-		if e == nil || e.chart.UID != chart.UID { // one that was deleted and made again is another one
+		if e == nil || e.chart.UID != chart.UID { // a chart that was deleted and created again gets a new entry
 			before := e
 			e = &entry{stale: true, met: time.Now()}
 			if before != nil {
@@ -172,7 +173,7 @@ func (c *Controller) syncEntries(all found) {
 	}
 }
 
-// description is what chart and config say, distinguished by what the API counts.
+// description returns a text that changes with chart and config. It uses their generations and some annotations.
 func (e *entry) description() string {
 	s := fmt.Sprint(e.chart.UID, " ", e.chart.Generation, " ", e.chart.Annotations[Reconcile], " ", e.chart.Annotations[ReconcileEvery],
 		" ", e.rival, " ", e.broken)
@@ -182,8 +183,8 @@ func (e *entry) description() string {
 	return s
 }
 
-// refresh reads what has to be known of a chart. While an operation is under way its release changes all the time, and
-// does not matter.
+// refresh reads the inputs and the release of a chart. While an operation is under way it does not read the release,
+// which changes all the time.
 func (c *Controller) refresh(ctx context.Context, e *entry) error {
 	if !e.stale {
 		return nil
@@ -192,7 +193,7 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 	defer cancel()
 	unnamed := checkTarget(e.chart)
 	if name := fileOf(e.chart); name != "" {
-		e.file = seen{read: c.reader.files.stat(name)} // before it is read: a change meanwhile is one
+		e.file = seen{read: c.reader.files.stat(name)} // before it is read, so that a change meanwhile is noticed
 	}
 	switch {
 	case e.chart.DeletionTimestamp != nil:
@@ -209,9 +210,9 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 		if in == nil {
 			in = &inputs{}
 		}
-		e.every, _ = c.reader.checkEvery(e.chart) // what is wrong with it is a problem by now
+		e.every, _ = c.reader.checkEvery(e.chart) // an error was reported as a problem above
 		if e.hash, e.key, e.lacks = in.hash, in.key, in.lacks; e.lacks != "" && e.file.read.err == nil {
-			e.file = seen{} // it is there, and could not be read: it is tried again
+			e.file = seen{} // it exists, and could not be read: it is tried again
 		}
 	}
 	if e.work == nil {
@@ -229,7 +230,7 @@ func (c *Controller) refresh(ctx context.Context, e *entry) error {
 	return nil
 }
 
-// known is the chart with the status that counts.
+// known returns the chart with its newest known status.
 func (e *entry) known() *kinds.HelmChart {
 	chart := *e.chart
 	if e.status != nil {
@@ -255,7 +256,7 @@ func (e *entry) view(c *Controller, now time.Time) *View {
 	return v
 }
 
-// act does what was decided.
+// act executes a decision.
 func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.Time, err error) {
 	requests, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -279,7 +280,7 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 		if c.full(d.Step) {
 			e.waits = cmp.Or(waits, time.Now())
 			for i := range d.Status.Conditions {
-				// what is known of a release stays as it is until it is looked at
+				// the condition stays unchanged until the objects are checked
 				if r := &d.Status.Conditions[i]; r.Type == kinds.Ready && d.Step != Check {
 					r.Reason, r.Message = ReasonWaiting, "Helm is at work on other charts."
 				}
@@ -291,7 +292,7 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 			if p == nil {
 				return again, err
 			}
-			// What is wrong with an archive is seen when it is read.
+			// Errors in an archive are found when it is read.
 			e.tries = After(e.tries, e.key, 0, &helmjob.Result{Reason: helmjob.Reason(p.Reason), Message: p.Message}, e.release, time.Now(),
 				c.o.FirstWait)
 			c.emitEvent(ctx, e.chart, &Event{Warning: true, Reason: p.Reason, Message: p.Message})
@@ -305,7 +306,7 @@ func (c *Controller) act(ctx context.Context, e *entry, d Decision) (again time.
 	return again, c.writeStatus(requests, e, d.Status)
 }
 
-// writeStatus writes a chart's status where it differs.
+// writeStatus writes a chart's status if it differs.
 func (c *Controller) writeStatus(ctx context.Context, e *entry, s *kinds.Status) error {
 	e.trouble = false
 	for _, cond := range s.Conditions {
@@ -336,13 +337,13 @@ func (c *Controller) writeStatus(ctx context.Context, e *entry, s *kinds.Status)
 
 func text(s *kinds.Status) string {
 	out, err := json.Marshal(s)
-	if err != nil { // it cannot be
+	if err != nil { // never: it can be written as JSON
 		return err.Error()
 	}
 	return string(out)
 }
 
-// start has a child do an operation.
+// start starts a child for an operation.
 func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 	w := &work{Work: Work{Operation: helmjob.Uninstall}, key: uninstallKey}
 	q := &helmjob.Request{Operation: helmjob.Uninstall, Namespace: Target(e.chart), Release: e.chart.Name, Driver: e.chart.Spec.Driver}
@@ -376,7 +377,7 @@ func (c *Controller) start(ctx context.Context, e *entry, step Step) error {
 	return nil
 }
 
-// prepare makes the request, with the archive that is not kept in memory.
+// prepare makes the request, with the archive, which is not kept in memory.
 func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.Request, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -401,11 +402,11 @@ func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.R
 	return in.request, nil
 }
 
-// longest is the longest timeout that makes a difference.
+// longest is the longest timeout that has an effect.
 const longest = 30 * 24 * time.Hour
 
-// limit is how long a child may live. Helm's own timeout is for each hook and each wait: this is for one that is stuck
-// in something else.
+// limit returns the longest time that a child may run. Helm's own timeout is for each hook and each wait. This limit is
+// for a child that is stuck in something else.
 func limit(timeout time.Duration) time.Duration {
 	timeout = cmp.Or(timeout, helmjob.DefaultTimeout)
 	return 10*min(timeout, longest) + 5*time.Minute

@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// sealName is a Secret of kube-system: what the records of releases are sealed with, the same for all servers and
+	// sealName is the Secret in kube-system with the key that seals records of releases. All servers use the same key,
 	// for ever.
 	sealName = "helm-releases.coracle"
 	sealKey  = "seal"
 )
 
-// seal returns the cluster's key for records of releases, which is made before the first child process starts.
+// seal returns the cluster's key for records of releases. The key is made before the first child starts.
 func (c *Controller) seal(ctx context.Context) ([]byte, error) {
 	if len(c.sealed) > 0 {
 		return c.sealed, nil

@@ -13,14 +13,14 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/helmcharts/kinds"
 )
 
-// settle notes how an operation ended.
+// settle records the end of an operation.
 func (c *Controller) settle(ctx context.Context, o outcome) {
 	c.at--
 	if o.work.Check {
 		c.checks--
 	}
 	e := c.entries[o.name]
-	if e == nil || e.work != o.work { // it cannot be: an entry with work is kept
+	if e == nil || e.work != o.work { // never: an entry with work is kept
 		return
 	}
 	e.work, e.stale, e.worked = nil, true, time.Now()
@@ -32,7 +32,7 @@ func (c *Controller) settle(ctx context.Context, o outcome) {
 		r = &helmjob.Result{Reason: helmjob.Failed, TryAgain: true, Message: fmt.Sprintf("Helm's process did not do its work: %v.", o.err)}
 	}
 	if err := c.refresh(ctx, e); err != nil {
-		c.later(e, err) // the next round looks again
+		c.later(e, err) // the next round tries again
 	}
 	if !r.Failed() {
 		if r = c.done(ctx, e, o.work, r); r == nil {
@@ -41,15 +41,15 @@ func (c *Controller) settle(ctx context.Context, o outcome) {
 	}
 	limit := backOff(e.chart)
 	if o.work.Check {
-		limit = defaultBackOff // its time comes again
+		limit = defaultBackOff // the next check is due later anyway
 	}
 	e.tries = After(e.tries, o.work.key, limit, r, e.release, time.Now(), c.o.FirstWait)
 	c.log.Warn("Helm failed", "chart", o.name, "operation", string(o.work.Operation), "reason", string(r.Reason), "message", r.Message)
 	c.emitEvent(ctx, e.chart, &Event{Warning: true, Reason: string(r.Reason), Message: r.Message})
 }
 
-// done notes a success. It returns a failure where the release is not what it should be now: another client may have
-// been at work on it.
+// done records a success. It returns a failure if the release is not in the expected state, which another client may
+// have changed.
 func (c *Controller) done(ctx context.Context, e *entry, w *work, r *helmjob.Result) *helmjob.Result {
 	c.log.Info("Helm is done", "chart", nameOf(e.chart), "operation", string(w.Operation), "action", string(r.Action), "message", r.Message)
 	if w.Operation == helmjob.Uninstall {
@@ -97,7 +97,7 @@ func eventReason(a helmjob.Action) string {
 	}
 }
 
-// emitEvent makes an event of a chart.
+// emitEvent records an event of a chart.
 func (c *Controller) emitEvent(ctx context.Context, chart *kinds.HelmChart, e *Event) {
 	c.events.once.Do(func() { c.events.recorder = c.o.Recorder(ctx) })
 	kind := corev1.EventTypeNormal

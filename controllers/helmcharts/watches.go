@@ -20,7 +20,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 )
 
-// Helm's labels on what it keeps of a release, which is a Secret or a ConfigMap for each revision.
+// Helm's labels on its records of a release, which are a Secret or a ConfigMap for each revision.
 const (
 	labelOwner, ownerHelm = "owner", "helm"
 	labelRelease          = "name"
@@ -35,8 +35,8 @@ func resourceOf(configMap bool) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
 }
 
-// watches hear of changes of releases and of what charts refer to, by metadata alone: what is in a Secret never comes
-// to this process' memory by them. They say that something has changed; what it is now is read when it matters.
+// watches report changes of releases and of objects that charts refer to. They watch metadata only, so that the data of
+// Secrets is not held in memory. The changed objects are read when they are needed.
 type watches struct {
 	client metadata.Interface
 	poke   func()
@@ -45,8 +45,8 @@ type watches struct {
 	informed sync.WaitGroup
 
 	mu       sync.Mutex
-	refs     map[reference]bool            // changed since they were last asked for
-	releases map[types.NamespacedName]bool // likewise
+	refs     map[reference]bool            // changed since the last call of changed
+	releases map[types.NamespacedName]bool // the same
 }
 
 func newWatches(client metadata.Interface, poke func()) *watches {
@@ -54,7 +54,7 @@ func newWatches(client metadata.Interface, poke func()) *watches {
 		releases: map[types.NamespacedName]bool{}}
 }
 
-// want has exactly these watched: references, and releases that are kept in Secrets or ConfigMaps.
+// want sets what is watched: references, and releases that are stored in Secrets or ConfigMaps. It ends other watches.
 func (w *watches) want(ctx context.Context, refs map[reference]bool, secrets, configMaps bool) {
 	kept := map[string]bool{}
 	begin := func(key string, configMap bool, namespace string, choose func(*metav1.ListOptions), changed func(metav1.Object)) {
@@ -90,7 +90,7 @@ func (w *watches) want(ctx context.Context, refs map[reference]bool, secrets, co
 	}
 }
 
-// watch calls changed, with the lock held, for each object that changes.
+// watch calls changed, with mu held, for each object that changes.
 func (w *watches) watch(ctx context.Context, configMap bool, namespace string, choose func(*metav1.ListOptions),
 	changed func(metav1.Object)) {
 	i := metadatainformer.NewFilteredMetadataInformer(w.client, resourceOf(configMap), namespace, 0, cache.Indexers{}, choose).Informer()
@@ -104,12 +104,12 @@ func (w *watches) watch(ctx context.Context, configMap bool, namespace string, c
 		w.mu.Unlock()
 		w.poke()
 	})
-	_ = i.SetTransform(bare) // these two fail on an informer that runs, only
+	_ = i.SetTransform(bare) // these two fail only on an informer that runs
 	_, _ = i.AddEventHandler(heard)
 	w.informed.Go(func() { i.RunWithContext(ctx) })
 }
 
-// bare is what is kept of an object: its name and its labels.
+// bare removes everything from an object except its name, its labels and its versions.
 func bare(obj any) (any, error) {
 	if o, ok := obj.(*metav1.PartialObjectMetadata); ok {
 		return &metav1.PartialObjectMetadata{TypeMeta: o.TypeMeta, ObjectMeta: metav1.ObjectMeta{
@@ -119,7 +119,7 @@ func bare(obj any) (any, error) {
 	return obj, nil
 }
 
-// changed returns what has changed since it was last called.
+// changed returns the changes since the last call.
 func (w *watches) changed() (refs map[reference]bool, releases map[types.NamespacedName]bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -136,7 +136,7 @@ func (w *watches) stop() {
 	w.informed.Wait()
 }
 
-// release reads what the cluster keeps of a release.
+// release reads the records of a release.
 func (w *watches) release(ctx context.Context, driver string, of types.NamespacedName) (Release, error) {
 	list, err := w.client.Resource(resourceOf(driver == "configmap")).Namespace(of.Namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: labels.Set{labelOwner: ownerHelm, labelRelease: of.Name}.String(),

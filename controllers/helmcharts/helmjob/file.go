@@ -15,11 +15,11 @@ import (
 	"slices"
 )
 
-// MaxArchive bounds a chart's archive, in bytes: Helm unpacks no more of a chart either.
+// MaxArchive limits a chart's archive, in bytes. Helm's limit for an unpacked chart is the same.
 const MaxArchive = 100 << 20
 
-// SumFile tells archives and unpacked charts apart by what is in them: the SHA-256 of an archive, or one over the files
-// of a folder and their names.
+// SumFile returns a checksum of an archive or of an unpacked chart: the SHA-256 of the archive, or one over the names
+// and contents of a folder's files.
 func SumFile(path string) (string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -29,7 +29,7 @@ func SumFile(path string) (string, error) {
 	switch {
 	case info.IsDir():
 		err = EachFile(path, func(name string, _ fs.FileInfo) error {
-			_, _ = fmt.Fprintf(h, "%q\n", "/"+name) // a hash takes all
+			_, _ = fmt.Fprintf(h, "%q\n", "/"+name) // a hash returns no error
 			return addFile(h, filepath.Join(path, name))
 		})
 	case info.Mode().IsRegular():
@@ -43,8 +43,8 @@ func SumFile(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// EachFile calls f for each regular file of an unpacked chart, in the order of their names in it. As Helm does when it
-// loads such a chart, it follows symbolic links, that by which the folder itself is named among them.
+// EachFile calls f for each regular file of an unpacked chart, ordered by name. As Helm does when it loads such a
+// chart, it follows symbolic links, even if the folder itself is one.
 func EachFile(folder string, f func(name string, info fs.FileInfo) error) error {
 	info, err := os.Stat(folder)
 	if err != nil {
@@ -53,7 +53,7 @@ func EachFile(folder string, f func(name string, info fs.FileInfo) error) error 
 	return eachFile(folder, "", []fs.FileInfo{info}, f)
 }
 
-// eachFile does so within one of its folders. above are those that it is in, itself the last.
+// eachFile does the work of EachFile in the subfolder within. above are its parent folders, and itself as the last.
 func eachFile(folder, within string, above []fs.FileInfo, f func(string, fs.FileInfo) error) error {
 	entries, err := os.ReadDir(filepath.Join(folder, within))
 	if err != nil {
@@ -63,7 +63,7 @@ func eachFile(folder, within string, above []fs.FileInfo, f func(string, fs.File
 		name := filepath.Join(within, e.Name())
 		info, err := os.Stat(filepath.Join(folder, name))
 		switch {
-		case errors.Is(err, fs.ErrNotExist) && e.Type()&fs.ModeSymlink != 0: // it leads nowhere
+		case errors.Is(err, fs.ErrNotExist) && e.Type()&fs.ModeSymlink != 0: // a link to nothing
 			continue
 		case err != nil:
 		case info.Mode().IsRegular():

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package helmjob is what the controller of Helm charts and the child process that does its work say to one another: a
-// Request goes to the child's standard input, a Result comes from its standard output, both as JSON; its log goes to
-// its standard error. Helm itself is linked into the child alone (cmd/coracle-tools), so that its memory is there only
-// while a chart is installed: nothing here imports it.
+// Package helmjob is the protocol between the controller of Helm charts and the child process that does its work. A
+// Request is sent to the child's standard input, and a Result is read from its standard output, both as JSON. The
+// child's log is its standard error. Only the child program links Helm (cmd/coracle-tools), so that Helm takes memory
+// only while a chart is installed. Nothing in this package imports Helm.
 package helmjob
 
 import (
@@ -16,95 +16,95 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Operation is what is to be done with a release.
+// Operation is an operation on a release.
 type Operation string
 
 const (
-	// Apply makes the release what the request describes: it installs, upgrades, recovers or finds that nothing is to
-	// be done.
+	// Apply makes the release match the request: it installs, upgrades or recovers it, or finds that nothing has to be
+	// done.
 	Apply Operation = "apply"
-	// Uninstall removes the release. One that is not there is a success.
+	// Uninstall removes the release. It succeeds if there is none.
 	Uninstall Operation = "uninstall"
 )
 
-// FailurePolicy is what happens to a release whose last installation or upgrade failed. It counts for the same chart
-// and values only: a request that differs from what failed is always tried.
+// FailurePolicy is what happens to a release whose last installation or upgrade failed. It applies only to the same
+// chart and values: a request that differs from the failed one is always tried.
 type FailurePolicy string
 
 const (
-	// Abort leaves it as it is, for a person to look at.
+	// Abort leaves the release unchanged, for an operator to examine.
 	Abort FailurePolicy = "abort"
-	// Reinstall removes it and installs it again; what its objects held is lost.
+	// Reinstall removes the release and installs it again. Data in its objects is lost.
 	Reinstall FailurePolicy = "reinstall"
-	// Retry does again what failed.
+	// Retry repeats the failed operation.
 	Retry FailurePolicy = "retry"
 )
 
-// DefaultTimeout is how long a request without a timeout may wait for each of its hooks, as with helm itself.
+// DefaultTimeout is the time that each hook of a request without a timeout may take, as in helm itself.
 const DefaultTimeout = 5 * time.Minute
 
-// Request is what one child process is asked to do. It holds passwords: it is never logged and never in an argument.
+// Request is the request to one child process. It may contain passwords: it is never logged and never in an argument.
 type Request struct {
 	Operation Operation `json:"operation"`
-	// Socket is the path of the Unix socket at which the API server answers, without TLS, to a user who may do all that
-	// charts do.
+	// Socket is the path of a Unix socket at which the API server answers without TLS. The socket's user has all
+	// permissions that charts need.
 	Socket    string `json:"socket"`
 	Namespace string `json:"namespace"` // of the release
-	Release   string `json:"release"`   // its name
-	// Driver is where the release is kept: "secret", or "" for that, or "configmap".
+	Release   string `json:"release"`   // the release's name
+	// Driver is the kind of objects in which the release is stored: "secret", or "" for the same, or "configmap".
 	Driver string `json:"driver,omitempty"`
-	// Seal is a secret of the cluster. What is written of a release carries a code that is made with it; what does not
-	// is believed only as far as the objects that it names bear the release's marks.
+	// Seal is a secret of the cluster. Written records of a release carry an authentication code made with it. A record
+	// without one is trusted only for objects that carry the release's own labels and annotations.
 	Seal []byte `json:"seal,omitempty"`
-	// Timeout is how long each hook, and each wait for a removal, may take. 0: DefaultTimeout.
+	// Timeout is the time that each hook, and each wait for a removal, may take. 0 is for DefaultTimeout.
 	Timeout time.Duration `json:"timeout,omitempty"`
 
-	// The rest is for Apply only.
+	// The remaining fields are for Apply only.
 
 	CreateNamespace bool  `json:"createNamespace,omitempty"`
 	Chart           Chart `json:"chart"`
-	// Values are YAML documents; what a later one says counts.
+	// Values are YAML documents. A later document overrides earlier ones.
 	Values []Document `json:"values,omitempty"`
-	// Set are single values over those of the documents, by helm's path (a.b[0].c). As with k3s, numbers and the words
+	// Set are single values by helm's path (a.b[0].c). They override the documents. As with k3s, numbers and the words
 	// true, false and null have their types, and every other string is a string.
 	Set           map[string]intstr.IntOrString `json:"set,omitempty"`
-	FailurePolicy FailurePolicy                 `json:"failurePolicy,omitempty"` // "": Reinstall, as with k3s
-	// ServerSide is "true", "false", or "" and "auto": as the release was applied before, and on the server for a new
-	// one.
+	FailurePolicy FailurePolicy                 `json:"failurePolicy,omitempty"` // "" is for Reinstall, as with k3s
+	// ServerSide selects server-side apply: "true", "false", or "" and "auto". The last two use the release's earlier
+	// method, and server-side apply for a new release.
 	ServerSide string `json:"serverSide,omitempty"`
-	// TakeOwnership lets the release take over objects that exist already and belong to no release or to another one.
+	// TakeOwnership lets the release take over existing objects that belong to no release or to another one.
 	TakeOwnership bool `json:"takeOwnership,omitempty"`
-	// Upgrade fetches the chart and upgrades although nothing in the request has changed: a chart without a version may
-	// have a newer one.
+	// Upgrade fetches the chart and upgrades the release even if the request has not changed, since a chart without a
+	// version may have a newer one.
 	Upgrade bool `json:"upgrade,omitempty"`
 }
 
-// Document is YAML text; in JSON it is a string.
+// Document is YAML text. In JSON it is a string.
 type Document string
 
-// Chart says where the chart comes from. Content counts before Name.
+// Chart is the source of the chart. Content has precedence over Name.
 type Chart struct {
-	// Content is an archive (.tgz).
+	// Content is the content of an archive (.tgz).
 	Content []byte `json:"content,omitempty"`
 	// Name is a chart's name in Repo; the URL of an archive (http, https); a reference to a registry (oci://host/path,
-	// or host/path:tag@digest behind that); or a file in one of Folders: see LocalFile.
+	// optionally followed by :tag@digest); or a file in one of Folders: see LocalFile.
 	Name string `json:"name,omitempty"`
-	// Repo is a repository's URL; with the scheme oci it is the registry's path before Name.
+	// Repo is a repository's URL. With the scheme oci it is the registry's path before Name.
 	Repo string `json:"repo,omitempty"`
-	// Version is exact ("1.2.3") or a range ("^1.2", ">=1 <3"). "": the newest that is no pre-release.
+	// Version is exact ("1.2.3") or a range ("^1.2", ">=1 <3"). "" is for the newest version that is not a pre-release.
 	Version string `json:"version,omitempty"`
-	// Folders are where charts lie that are named by file or by k3s' https://%{KUBERNETES_API}%/static/charts/FILE; the
-	// first that has it counts.
+	// Folders are the folders with charts that are named by file or by k3s'
+	// https://%{KUBERNETES_API}%/static/charts/FILE. The first folder with the file is used.
 	Folders []string `json:"folders,omitempty"`
 
 	Username string `json:"username,omitempty"`
 	Password string `json:"password,omitempty"`
-	// PassCredentialsAll sends the credentials to other hosts too, where the repository's index names such.
+	// PassCredentialsAll sends the credentials to other hosts, too, that the repository's index names.
 	PassCredentialsAll bool `json:"passCredentialsAll,omitempty"`
-	// CA are certificates (PEM) trusted for the repository or registry besides the machine's own.
+	// CA are certificates (PEM) that are trusted for the repository or registry, besides the machine's own.
 	CA                    string `json:"ca,omitempty"`
 	InsecureSkipTLSVerify bool   `json:"insecureSkipTLSVerify,omitempty"`
-	// PlainHTTP speaks to a registry without TLS.
+	// PlainHTTP uses HTTP without TLS for a registry.
 	PlainHTTP bool `json:"plainHTTP,omitempty"`
 	// DockerConfig is the value of a Secret of type kubernetes.io/dockerconfigjson, for registries.
 	DockerConfig []byte `json:"dockerConfig,omitempty"`
@@ -119,11 +119,11 @@ func (c *Chart) LocalFile() (string, bool) {
 	if !static && (c.Repo != "" || strings.Contains(c.Name, "://") || !strings.HasSuffix(c.Name, ".tgz")) {
 		return "", false
 	}
-	name = path.Clean("/" + name)[1:] // nothing above the folder
+	name = path.Clean("/" + name)[1:] // no path above the folder
 	return name, name != ""
 }
 
-// Validate says what is wrong with a request before anything is started.
+// Validate checks a request before a child is started.
 func (r *Request) Validate() error {
 	switch r.Operation {
 	case Apply, Uninstall:

@@ -2,59 +2,59 @@
 
 package helmjob
 
-// Action is what was done.
+// Action is what was done with the release.
 type Action string
 
 const (
-	Nothing     Action = ""            // it failed before anything was changed, or Abort left it alone
+	Nothing     Action = ""            // it failed before a change, or Abort left the release unchanged
 	Installed   Action = "installed"   // there was no release
-	Upgraded    Action = "upgraded"    // there was one; a new revision was made
-	Unchanged   Action = "unchanged"   // there was one, and it is what the request describes
-	Recovered   Action = "recovered"   // it was left half-done, or had failed, or its objects had been changed; Result.Found says which
-	Uninstalled Action = "uninstalled" // it is gone; also where there was none
+	Upgraded    Action = "upgraded"    // there was a release; a new revision was made
+	Unchanged   Action = "unchanged"   // there was a release, and it matches the request
+	Recovered   Action = "recovered"   // it was incomplete or failed, or its objects were changed; see Result.Found
+	Uninstalled Action = "uninstalled" // it was removed, or there was none
 )
 
-// Reason says in a word why a request failed, fit for a condition or an event.
+// Reason is the cause of a failed request in one word, for a condition or an event.
 type Reason string
 
 const (
-	BadRequest            Reason = "BadRequest"            // the request itself cannot be done
-	InvalidValues         Reason = "InvalidValues"         // values are no YAML, or do not fit the chart's schema
+	BadRequest            Reason = "BadRequest"            // the request itself cannot be executed
+	InvalidValues         Reason = "InvalidValues"         // values are not YAML, or do not match the chart's schema
 	InvalidChart          Reason = "InvalidChart"          // no archive, or no chart in it, or one that cannot be installed
 	ChartNotFound         Reason = "ChartNotFound"         // no such chart, version, file or repository
-	RepositoryUnreachable Reason = "RepositoryUnreachable" // no answer, or an error of the server
+	RepositoryUnreachable Reason = "RepositoryUnreachable" // no response, or an error of the server
 	RepositoryNotTrusted  Reason = "RepositoryNotTrusted"  // its certificate is not signed by a trusted authority, or names another host
-	Unauthorized          Reason = "Unauthorized"          // the repository wants other credentials
-	Incompatible          Reason = "Incompatible"          // the chart wants another version of Kubernetes
-	RenderFailed          Reason = "RenderFailed"          // a template failed, or what it made is no valid object
+	Unauthorized          Reason = "Unauthorized"          // the repository requires other credentials
+	Incompatible          Reason = "Incompatible"          // the chart requires another version of Kubernetes
+	RenderFailed          Reason = "RenderFailed"          // a template failed, or its output is not a valid object
 	Conflict              Reason = "Conflict"              // an object exists that belongs to another owner
-	InstallFailed         Reason = "InstallFailed"         // the cluster refused something half-way
-	UpgradeFailed         Reason = "UpgradeFailed"         // the same, of an upgrade
-	UninstallFailed       Reason = "UninstallFailed"       // something could not be removed
+	InstallFailed         Reason = "InstallFailed"         // the cluster refused a change after some had been made
+	UpgradeFailed         Reason = "UpgradeFailed"         // the same, for an upgrade
+	UninstallFailed       Reason = "UninstallFailed"       // some object could not be removed
 	HookFailed            Reason = "HookFailed"            // a hook ended with an error
-	TimedOut              Reason = "TimedOut"              // a hook, or what was waited for, took longer than the timeout
-	Aborted               Reason = "Aborted"               // failed before with the same chart and values, and the policy is Abort
+	TimedOut              Reason = "TimedOut"              // a hook, or a wait, took longer than the timeout
+	Aborted               Reason = "Aborted"               // it failed before with the same chart and values, and the policy is Abort
 	ClusterUnreachable    Reason = "ClusterUnreachable"    // the API server does not answer
-	Failed                Reason = "Failed"                // anything else
+	Failed                Reason = "Failed"                // any other failure
 )
 
-// Result is what became of a request. Reason is empty where it was done.
+// Result is the result of a request. Reason is empty if it succeeded.
 type Result struct {
 	Action Action `json:"action,omitempty"`
 	Reason Reason `json:"reason,omitempty"`
-	// Message says in plain English what happened and, of a failure, what to do about it. It has no credentials and no
-	// values in it.
+	// Message says in plain English what happened and, after a failure, what to do about it. It contains no credentials
+	// and no values.
 	Message string `json:"message"`
-	// TryAgain says whether the same request can succeed later, without anybody changing it.
+	// TryAgain says that the same request may succeed later, without a change by a user.
 	TryAgain bool `json:"tryAgain,omitempty"`
 	// Found is the state in which the release was found, in Helm's words ("pending-upgrade", "uninstalling", "failed"),
-	// or "drifted" where its objects were not what its manifest says. "": there was none, or it was deployed.
+	// or "drifted" if its objects differed from its manifest. It is "" if there was no release, or if it was deployed.
 	Found string `json:"found,omitempty"`
-	// Release is as it is now; nil where there is none.
+	// Release is the current release. It is nil if there is none.
 	Release *Release `json:"release,omitempty"`
 }
 
-// Failed says whether the request was not done.
+// Failed reports whether the request failed.
 func (r *Result) Failed() bool { return r.Reason != "" }
 
 // Release is one revision of a release.

@@ -17,22 +17,23 @@ import (
 	"time"
 )
 
-// Name is what the child program is called by: coracle-tools picks what to do by its first argument.
+// Name is the child program's first argument, by which coracle-tools selects the program to run.
 const Name = "helmjob"
 
 // Runner starts children.
 type Runner struct {
 	// Program is the path of coracle-tools.
 	Program string
-	// Log takes what the child writes while it works: lines of text. nil: nowhere.
+	// Log receives the child's log: lines of text. nil discards it.
 	Log io.Writer
-	// Env are the child's environment variables; nil: this process' own. Proxies are read from there.
+	// Env are the child's environment variables, which also name proxies. nil is for those of this process.
 	Env []string
 }
 
-// Run has one request done and returns when the child has ended. The error is for what is no matter of the chart: the
-// child could not be started, was killed, or wrote nonsense. If ctx ends first, the child is killed; so it is when this
-// process dies, since its standard input closes then. What it leaves half-done, the next request recovers.
+// Run executes a request in a child and returns when the child has ended. The error is for failures that are not caused
+// by the chart: the child could not be started, was killed, or wrote an invalid result. If ctx ends first, the child is
+// killed. It is also killed when this process dies, since its standard input closes then. The next request recovers an
+// incomplete release.
 func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	if err := req.Validate(); err != nil {
 		return &Result{Reason: BadRequest, Message: err.Error()}, nil
@@ -45,20 +46,20 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a pipe for helm: %w", err)
 	}
-	defer writeEnd.Close() // only after the child's end: the child takes the pipe's end for our death
+	defer writeEnd.Close() // only after the child has ended: the child takes the end of its input for the death of this process
 	out := &boundedResult{}
 	var tail bytes.Buffer
 	last := &lastLines{to: r.Log, keep: &tail}
 	c := exec.CommandContext(ctx, r.Program, Name)
 	c.Stdin, c.Stdout, c.Stderr, c.Env = stdin, out, last, r.Env
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C at our terminal is ours to act on
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // only this process handles a Ctrl-C at its terminal
 	c.WaitDelay = 10 * time.Second
 	err = c.Start()
 	stdin.Close()
 	if err != nil {
 		return nil, fmt.Errorf("starting helm in a process of its own (%s): %w", r.Program, err)
 	}
-	sent := make(chan error, 1) // the only value, so that the writer never waits
+	sent := make(chan error, 1) // for the only value, so that the writer never waits
 	go func() {
 		_, err := writeEnd.Write(append(text, '\n'))
 		sent <- err
@@ -77,7 +78,7 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	return result, nil
 }
 
-// boundedResult takes a result of a bounded size: the child may have been led by what it works on.
+// boundedResult accepts a result of limited size, since the chart may have influenced the child.
 type boundedResult struct {
 	text bytes.Buffer
 	over error
@@ -93,7 +94,7 @@ func (a *boundedResult) Write(p []byte) (int, error) {
 	return a.text.Write(p)
 }
 
-// lastLines passes a log on and keeps its end.
+// lastLines forwards a log and keeps its end.
 type lastLines struct {
 	to   io.Writer
 	keep *bytes.Buffer

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package kinds are HelmChart and HelmChartConfig: Helm charts as objects of the API, with the fields that k3s gave
-// them.
+// Package kinds has the kinds HelmChart and HelmChartConfig: Helm charts as objects of the API, with the fields of k3s.
 //
-// It owns their definitions. What is done with the objects is the parent package's matter.
+// It owns the definitions of these kinds. The parent package uses the objects.
 package kinds
 
 import (
@@ -26,21 +25,21 @@ var chartYAML []byte
 //go:embed helmchartconfig.yaml
 var configYAML []byte
 
-// Group is that of both kinds.
+// Group is the API group of both kinds.
 const Group = "helm.cattle.io"
 
-// Charts is the kind HelmChart.
+// Charts returns the kind HelmChart.
 func Charts() definition.Kind {
 	return definition.Kind{Resource: schema.GroupVersionResource{Group: Group, Version: "v1", Resource: "helmcharts"}, YAML: chartYAML}
 }
 
-// Configs is the kind HelmChartConfig.
+// Configs returns the kind HelmChartConfig.
 func Configs() definition.Kind {
 	return definition.Kind{Resource: schema.GroupVersionResource{Group: Group, Version: "v1", Resource: "helmchartconfigs"},
 		YAML: configYAML}
 }
 
-// HelmChart is the object; helmchart.yaml says what its fields mean.
+// HelmChart is an object of that kind. helmchart.yaml describes its fields.
 type HelmChart struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -49,7 +48,7 @@ type HelmChart struct {
 	Status Status    `json:"status,omitzero"`
 }
 
-// ChartSpec is what an operator says. Fields of k3s that change nothing here are left out.
+// ChartSpec is the desired state. It leaves out fields of k3s that have no effect in coracle.
 type ChartSpec struct {
 	Chart           string `json:"chart,omitempty"`
 	Version         string `json:"version,omitempty"`
@@ -87,7 +86,7 @@ type SecretRef struct {
 	IgnoreUpdates bool     `json:"ignoreUpdates,omitempty"`
 }
 
-// HelmChartConfig is the object; helmchartconfig.yaml says what its fields mean.
+// HelmChartConfig is an object of that kind. helmchartconfig.yaml describes its fields.
 type HelmChartConfig struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -95,7 +94,7 @@ type HelmChartConfig struct {
 	Spec ConfigSpec `json:"spec,omitzero"`
 }
 
-// ConfigSpec is what an operator says.
+// ConfigSpec is the desired state.
 type ConfigSpec struct {
 	Values        any         `json:"values,omitempty"`
 	ValuesContent string      `json:"valuesContent,omitempty"`
@@ -104,21 +103,22 @@ type ConfigSpec struct {
 	ServerSide    string      `json:"serverSide,omitempty"`
 }
 
-// The types of conditions. The first two are k3s'.
+// The types of conditions. The first two are also k3s'.
 const (
 	JobCreated = "JobCreated"
 	Failed     = "Failed"
 	Ready      = "Ready"
-	// ChartAvailable is there, and false, where the server that leads lacks the chart's file.
+	// ChartAvailable exists, and is false, while the leader lacks the chart's file.
 	ChartAvailable = "ChartAvailable"
 )
 
-// Status is what has become of a chart.
+// Status is the status of a chart.
 type Status struct {
 	Revision   int64  `json:"revision,omitempty"`
 	ConfigHash string `json:"configHash,omitempty"`
 	Reconciled string `json:"reconciled,omitempty"`
-	// ChartDigest is the sum of the chart's file that the release was made from; "" where it was no file.
+	// ChartDigest is the checksum of the chart's file from which the release was made. It is "" if the chart was not a
+	// file.
 	ChartDigest string             `json:"chartDigest,omitempty"`
 	Conditions  []metav1.Condition `json:"conditions,omitempty"`
 }
@@ -132,11 +132,12 @@ func ChartFrom(u *unstructured.Unstructured) (*HelmChart, error) {
 	return c, nil
 }
 
-// Outline is what can be read of an object that ChartFrom cannot read: what it takes to tell of it and to let it go.
+// Outline reads the fields of an object that ChartFrom cannot read, as far as they are needed to report about it and to
+// release it.
 func Outline(u *unstructured.Unstructured) *HelmChart {
 	part := map[string]any{"metadata": u.Object["metadata"]}
 	c := &HelmChart{}
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(part, c); err != nil { // it cannot be: the API server has read it
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(part, c); err != nil { // never: the API server has read it
 		c = &HelmChart{ObjectMeta: metav1.ObjectMeta{Namespace: u.GetNamespace(), Name: u.GetName(), UID: u.GetUID()}}
 	}
 	c.Spec.TargetNamespace, _, _ = unstructured.NestedString(u.Object, "spec", "targetNamespace")
