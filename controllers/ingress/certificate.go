@@ -22,15 +22,15 @@ import (
 )
 
 const (
-	// defaultLife is for how long the default certificate is made; it is replaced when defaultRest of it is left. No
-	// client trusts it, whatever its age.
+	// defaultLife is the validity of the default certificate. It is replaced when defaultRest of it is left. No client
+	// trusts it, whatever its age.
 	defaultLife, defaultRest = 10 * 365 * 24 * time.Hour, 365 * 24 * time.Hour
-	// reasonDefault is of the event that says what is wrong with the default certificate.
+	// reasonDefault is the reason of events about problems of the default certificate.
 	reasonDefault = "BadCertificate"
 )
 
-// syncCertificate makes the certificate of hosts that have none, once there is an Ingress, so that all nodes have the
-// same over restarts. A Secret that a user has put in its place is left alone.
+// syncCertificate makes the certificate of hosts that have none, once there is an Ingress. All nodes thus have the same
+// certificate, also after restarts. It does not touch a Secret that a user has created in its place.
 func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 	name, now := compile.DefaultCertificate, time.Now()
 	if !wanted || now.Before(c.o.Built) {
@@ -65,7 +65,7 @@ func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 			Type:       corev1.SecretTypeTLS, Data: data,
 		}, metav1.CreateOptions{})
 	}
-	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) || apierrors.IsNotFound(err) { // the cache will tell
+	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) || apierrors.IsNotFound(err) { // the cache receives the newer object
 		return nil
 	}
 	if err != nil {
@@ -74,8 +74,7 @@ func (c *Controller) syncCertificate(ctx context.Context, wanted bool) error {
 	return nil
 }
 
-// judgeDefault says what is wrong with a Secret that a user has put in the place of the default certificate, once for
-// each version of it.
+// judgeDefault records events about problems of a user's default certificate, once for each version of the Secret.
 func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
 	switch {
 	case s == c.judged:
@@ -92,7 +91,7 @@ func (c *Controller) judgeDefault(s *corev1.Secret, err error) {
 	c.judged = s
 }
 
-// newDefault makes a certificate that is signed by itself, as a Secret holds it.
+// newDefault makes a self-signed certificate, as the data of a Secret.
 func newDefault(now time.Time) (map[string][]byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -38,39 +38,40 @@ import (
 )
 
 const (
-	// gather is how long is waited for more after something has changed.
+	// gather is the wait for further changes after a change.
 	gather = 50 * time.Millisecond
-	// retry is how long after a write that failed everything is compared again.
+	// retry is the wait after a failed write before all objects are compared again.
 	retry = time.Second
-	// unusedFor is how long the Service outlives the last Ingress: who replaces the only one keeps the address.
+	// unusedFor is the time for which the Service is kept after the last Ingress, so that a user who replaces the only
+	// Ingress keeps the address.
 	unusedFor = 10 * time.Minute
 )
 
-// ReasonPortInUse is the reason of events of a Service or a Gateway about nodes whose other programs have its ports.
+// ReasonPortInUse is the reason of events of a Service or a Gateway about nodes on which other programs use its ports.
 const ReasonPortInUse = "PortInUse"
 
-// Options are all required but Part and Logger.
+// All fields of Options are required, except Rules, Disabled, Certificates, Built, Part and Logger.
 type Options struct {
-	// Client writes; Informers are the term's and are started after New.
+	// Client writes objects. Informers are the term's, and are started after New.
 	Client    kubernetes.Interface
 	Informers informers.SharedInformerFactory
 	Recorder  record.EventRecorder
-	// Rules are those of the servers that compile the table.
+	// Rules are the same as those of the servers that compile the table.
 	Rules compile.Rules
 	// Disabled removes the Service.
 	Disabled bool
-	// Certificates, when set, is called in each round with the certificates to get by ACME; nil gets none. It must
-	// not block.
+	// Certificates, when set, is called in each round with the certificates to request by ACME. nil requests none. It
+	// must not block.
 	Certificates func([]compile.Order)
-	// Built is when this program was built: by a clock that shows an earlier time no certificate is made. Zero if it is
-	// not known.
+	// Built is the build time of this program. While the clock shows an earlier time, no certificate is made. It is
+	// zero if unknown.
 	Built time.Time
-	// Part is the line in the status.
+	// Part is the status line.
 	Part   *status.Part
 	Logger *slog.Logger
 }
 
-// Controller keeps the ingress' objects for one term.
+// Controller syncs the ingress' objects for one term.
 type Controller struct {
 	o         Options
 	ingresses networkinglisters.IngressLister
@@ -81,18 +82,18 @@ type Controller struct {
 	nodes     corelisters.NodeLister
 	slices    discoverylisters.EndpointSliceLister
 	synced    []cache.InformerSynced
-	wake      timers.Signal // something has changed
+	wake      timers.Signal // an object has changed
 
 	ofDefaults map[compile.Finding]bool                          // events of the ConfigMap
 	said       map[types.NamespacedName]map[compile.Finding]bool // events of this term
 	memory     compile.Memory
 	refusals   *refusals
-	busy       map[string]string // the ports that other programs have, by the node's name
-	unused     time.Time         // since when no Ingress is served; zero while one is
-	judged     *corev1.Secret    // the version of a user's default certificate that was looked at
+	busy       map[string]string // ports that other programs use, by the node's name
+	unused     time.Time         // since when no Ingress is served; zero while there is one
+	judged     *corev1.Secret    // the last checked version of a user's default certificate
 }
 
-// New listens to the informers, which must not run yet.
+// New adds handlers to the informers, which must not run yet.
 func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Informers == nil || o.Recorder == nil {
 		return nil, errors.New("ingress: Client, Informers and Recorder are required")
@@ -120,10 +121,10 @@ func New(o Options) (*Controller, error) {
 	return c, nil
 }
 
-// used says whether the cluster has Ingresses at all: where it has none, Services, Secrets and nodes change without
-// waking the controller.
+// used reports whether the cluster has Ingresses at all. If it has none, changes of Services, Secrets and nodes do not
+// wake the controller.
 func (c *Controller) used() bool {
-	all, _ := c.ingresses.List(labels.Everything()) // of a cache: it cannot fail
+	all, _ := c.ingresses.List(labels.Everything()) // a lister of a cache returns no error
 	return len(all) > 0
 }
 
@@ -132,8 +133,8 @@ func (c *Controller) serviceMatters(_, now any) bool {
 	return ok && (svc.Namespace == metav1.NamespaceSystem && svc.Name == table.Service || c.used())
 }
 
-// configMatters leaves out other ConfigMaps of the cluster itself than compile.Defaults, some of which change all the
-// time.
+// configMatters reports whether a change of a ConfigMap matters while there are Ingresses. Of those in kube-system only
+// compile.Defaults does: some others change all the time.
 func (c *Controller) configMatters(_, now any) bool {
 	m, ok := now.(*corev1.ConfigMap)
 	return ok && c.used() && (m.Namespace != metav1.NamespaceSystem || m.Name == compile.Defaults.Name)
@@ -144,8 +145,8 @@ func (c *Controller) secretMatters(_, now any) bool {
 	return ok && s.Type != "helm.sh/release.v1" && c.used()
 }
 
-// NodeMatters says whether the change of a node changes where its proxy is reached; heartbeats do not. old is nil for
-// one that is new or gone.
+// NodeMatters reports whether the change of a node changes the address or the ports of its proxy. Heartbeats do not.
+// old is nil for a node that is new or deleted.
 func NodeMatters(old, now any) bool {
 	a, was := old.(*corev1.Node)
 	b, is := now.(*corev1.Node)
@@ -162,7 +163,7 @@ func sliceMatters(_, now any) bool {
 	return ok && s.Namespace == metav1.NamespaceSystem && s.Labels[discoveryv1.LabelManagedBy] == sliceManager
 }
 
-// Run keeps the objects until ctx is done.
+// Run syncs the objects until ctx is done.
 func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.synced...) {
 		return nil
@@ -171,10 +172,10 @@ func (c *Controller) Run(ctx context.Context) error {
 	return nil
 }
 
-// round compares everything once, and returns after which time to do so again though nothing changes; 0 for never.
+// round compares all objects once. It returns the time after which to do so again without a change; 0 for never.
 func (c *Controller) round(ctx context.Context) (again time.Duration) {
 	r, err := c.compile()
-	if err != nil { // it cannot be written as JSON, which no object brings about
+	if err != nil { // writing JSON failed, which no object can cause
 		c.o.Logger.Error("ingress: the objects cannot be compiled", "error", err)
 		return retry
 	}
@@ -204,7 +205,7 @@ func (c *Controller) compile() (compile.Result, error) {
 		svc, _ := c.services.Services(namespace).Get(name) // nil where there is none
 		return svc
 	}}
-	s.Ingresses, _ = c.ingresses.List(labels.Everything()) // of caches: they cannot fail
+	s.Ingresses, _ = c.ingresses.List(labels.Everything()) // listers of caches return no error
 	s.Classes, _ = c.classes.List(labels.Everything())
 	if len(s.Ingresses) == 0 {
 		return compile.Result{}, nil
@@ -228,7 +229,7 @@ func (c *Controller) compile() (compile.Result, error) {
 	return compile.Desired(s)
 }
 
-// own is the Service, or nil when there is none, or one that another client has made.
+// own returns the Service, or nil when there is none, or when another client has made it.
 func (c *Controller) own() *corev1.Service {
 	svc, err := c.services.Services(metav1.NamespaceSystem).Get(table.Service)
 	if err != nil || svc.Labels[managedBy] != manager {
@@ -237,7 +238,7 @@ func (c *Controller) own() *corev1.Service {
 	return svc
 }
 
-// syncService makes the Service or removes it, and returns when to look again.
+// syncService makes or removes the Service. It returns the time after which to check again.
 func (c *Controller) syncService(ctx context.Context, wanted bool) (again time.Duration, err error) {
 	services := c.o.Client.CoreV1().Services(metav1.NamespaceSystem)
 	have := c.own()
@@ -247,7 +248,7 @@ func (c *Controller) syncService(ctx context.Context, wanted bool) (again time.D
 		if have != nil {
 			return 0, nil
 		}
-		all, _ := c.services.List(labels.Everything()) // of a cache: it cannot fail
+		all, _ := c.services.List(labels.Everything()) // a lister of a cache returns no error
 		taken := udpConflict(all)
 		if taken != nil {
 			c.o.Logger.Info("ingress: the Service is made without the port of HTTP/3, which another Service has", "port", "443/UDP",
@@ -255,7 +256,7 @@ func (c *Controller) syncService(ctx context.Context, wanted bool) (again time.D
 		}
 		if _, err = services.Create(ctx, service(taken == nil), metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
 			if _, missing := c.services.Services(metav1.NamespaceSystem).Get(table.Service); missing != nil {
-				return 0, nil // the cache will tell
+				return 0, nil // the cache receives the Service
 			}
 			return 0,
 				fmt.Errorf("a Service %s/%s exists that is not labelled %s=%s, so that no Ingress has an address: delete or rename it",
@@ -285,7 +286,7 @@ func (c *Controller) syncService(ctx context.Context, wanted bool) (again time.D
 	return 0, err
 }
 
-// syncSlices writes the EndpointSlices that name the nodes.
+// syncSlices writes the EndpointSlices with the nodes that serve Ingresses.
 func (c *Controller) syncSlices(ctx context.Context) error {
 	client, svc := c.o.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceSystem), c.own()
 	want := map[string]*discoveryv1.EndpointSlice{}
@@ -298,8 +299,8 @@ func (c *Controller) syncSlices(ctx context.Context) error {
 	return WriteSlices(ctx, client, svc, have, want)
 }
 
-// WriteSlices makes the EndpointSlices of a Service those that are wanted, by their names; the Service owns them. It is
-// nil where none is wanted.
+// WriteSlices syncs the EndpointSlices of a Service with those that are wanted, by their names. The Service owns them.
+// svc is nil where none is wanted.
 func WriteSlices(
 	ctx context.Context, client discoveryclient.EndpointSliceInterface, svc *corev1.Service, have []*discoveryv1.EndpointSlice,
 	want map[string]*discoveryv1.EndpointSlice,
@@ -317,7 +318,7 @@ func WriteSlices(
 		case !equality.Semantic.DeepEqual(w.Endpoints, s.Endpoints) || !equality.Semantic.DeepEqual(w.Ports, s.Ports):
 			changed := s.DeepCopy()
 			changed.Endpoints, changed.Ports = w.Endpoints, w.Ports
-			// the cache will tell
+			// the cache receives the newer object
 			if _, err := client.Update(ctx, changed, metav1.UpdateOptions{}); !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 				errs = append(errs, err)
 			}
@@ -332,8 +333,8 @@ func WriteSlices(
 	return errors.Join(errs...)
 }
 
-// free are the nodes where no other program has one of the Service's ports. Of each other one an event of the Service
-// says so, once in a term as long as it is so.
+// free returns the nodes on which no other program uses one of the Service's ports. For each other node it records an
+// event of the Service, once in a term while that is so.
 func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.Node {
 	var out []*corev1.Node
 	busy := map[string]string{}
@@ -354,8 +355,8 @@ func (c *Controller) free(svc *corev1.Service, nodes []*corev1.Node) []*corev1.N
 	return out
 }
 
-// syncStatus writes the Service's addresses into the Ingresses. again is when to try once more what the API has
-// refused; 0 for never.
+// syncStatus writes the Service's addresses into the Ingresses. again is the time after which to try a write that the
+// API refused again; 0 for never.
 func (c *Controller) syncStatus(ctx context.Context, r compile.Result) (again time.Duration, err error) {
 	var errs []error
 	svc, tried := c.own(), map[string]bool{}
@@ -373,7 +374,7 @@ func (c *Controller) syncStatus(ctx context.Context, r compile.Result) (again ti
 			return err
 		})
 		switch {
-		case apierrors.IsConflict(err) || apierrors.IsNotFound(err): // the cache will tell
+		case apierrors.IsConflict(err) || apierrors.IsNotFound(err): // the cache receives the newer object
 		case isRefused(err):
 			c.o.Logger.Warn("ingress: the API refuses the status of an Ingress; it is tried less often", "ingress", key, "error", err)
 		default:
@@ -383,7 +384,7 @@ func (c *Controller) syncStatus(ctx context.Context, r compile.Result) (again ti
 	return c.refusals.again(tried), errors.Join(errs...)
 }
 
-// recordDefaults writes events of the ConfigMap, each once in a term as long as it is so.
+// recordDefaults records events of the ConfigMap, each once in a term while it applies.
 func (c *Controller) recordDefaults(r compile.Result) {
 	said := map[compile.Finding]bool{}
 	m, err := c.configs.ConfigMaps(compile.Defaults.Namespace).Get(compile.Defaults.Name)
@@ -396,7 +397,7 @@ func (c *Controller) recordDefaults(r compile.Result) {
 	c.ofDefaults = said
 }
 
-// recordEvents writes events of what is wrong, each once in a term as long as it is so.
+// recordEvents records events about findings, each once in a term while it applies.
 func (c *Controller) recordEvents(r compile.Result) {
 	said := map[types.NamespacedName]map[compile.Finding]bool{}
 	c.recordDefaults(r)
@@ -415,7 +416,7 @@ func (c *Controller) recordEvents(r compile.Result) {
 	c.said = said
 }
 
-// show says in the status how many Ingresses are served.
+// show sets the status line: how many Ingresses are served.
 func (c *Controller) show(r compile.Result) {
 	lacking := 0
 	for _, all := range r.Findings {

@@ -24,15 +24,15 @@ import (
 )
 
 const (
-	// managedBy and manager are on the Service.
+	// managedBy and manager are the label of the Service.
 	managedBy, manager = "app.kubernetes.io/managed-by", "coracle"
-	// sliceManager keeps upstream's controllers from our slices.
+	// sliceManager is the manager label of coracle's EndpointSlices, which upstream's controllers then do not touch.
 	sliceManager = "ingress.coracle.dev"
-	// perSlice is how many endpoints a slice has at most, as with upstream's.
+	// perSlice is the greatest number of endpoints of a slice, as upstream's default.
 	perSlice = 100
 )
 
-// service is the Service as it begins. What an administrator changes of it stays: labels, annotations, the class,
+// service returns the Service as it is created. Later changes by an administrator stay: labels, annotations, the class,
 // addresses and source ranges.
 func service(http3 bool) *corev1.Service {
 	svc := &corev1.Service{
@@ -61,8 +61,8 @@ func service(http3 bool) *corev1.Service {
 	return svc
 }
 
-// udpConflict is a load balancer's Service that has or wants the UDP port of HTTP/3: with that port, too, the ingress
-// would have no address beside it.
+// udpConflict returns a load balancer's Service that has or requests the UDP port of HTTP/3. If the ingress' Service
+// had that port as well, it would get no address beside it.
 func udpConflict(services []*corev1.Service) *corev1.Service {
 	for _, svc := range services {
 		if svc.Spec.Type == corev1.ServiceTypeLoadBalancer && slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool {
@@ -74,7 +74,7 @@ func udpConflict(services []*corev1.Service) *corev1.Service {
 	return nil
 }
 
-// portsOf are those at which a node serves, by its annotation; none when it does not.
+// portsOf returns the ports at which a node serves, by its annotation. There are none when it does not serve.
 func portsOf(n *corev1.Node) map[string]int32 {
 	out := map[string]int32{}
 	for text := range strings.SplitSeq(n.Annotations[table.NodeAnnotation], ",") {
@@ -87,8 +87,8 @@ func portsOf(n *corev1.Node) map[string]int32 {
 	return out
 }
 
-// BusyPorts are those of the Service at which other programs of a node listen and keep it from being an endpoint. At
-// addresses that are no node's, as those of a pool, they are no conflict.
+// BusyPorts returns the ports of the Service at which other programs of a node listen. They keep the node from being an
+// endpoint. If the Service has addresses that belong to no node, such as those of a pool, there is no conflict.
 func BusyPorts(svc *corev1.Service, n *corev1.Node, nodes []*corev1.Node) []int32 {
 	if ownAddresses(svc, nodes) {
 		return nil
@@ -105,7 +105,7 @@ func BusyPorts(svc *corev1.Service, n *corev1.Node, nodes []*corev1.Node) []int3
 	return slices.Compact(out)
 }
 
-// ownAddresses says whether the Service has addresses that are no node's.
+// ownAddresses reports whether the Service has addresses that belong to no node.
 func ownAddresses(svc *corev1.Service, nodes []*corev1.Node) bool {
 	ofNode := map[string]bool{}
 	for _, n := range nodes {
@@ -118,13 +118,13 @@ func ownAddresses(svc *corev1.Service, nodes []*corev1.Node) bool {
 	})
 }
 
-// slicesOf are the EndpointSlices of the Service of Ingresses.
+// slicesOf returns the EndpointSlices of the Service of Ingresses.
 func slicesOf(nodes []*corev1.Node) map[string]*discoveryv1.EndpointSlice {
 	return Slices(types.NamespacedName{Namespace: metav1.NamespaceSystem, Name: table.Service}, sliceManager, nodes, portsOf)
 }
 
-// Slices are the EndpointSlices of a Service that name the nodes that serve it, by their names. Nodes with the same
-// ports share slices. ports are those at which a node serves, by the names of the Service's ports.
+// Slices returns, by name, the EndpointSlices of a Service with the nodes that serve it. Nodes with the same ports
+// share slices. portsOf returns the ports at which a node serves, by the names of the Service's ports.
 func Slices(
 	service types.NamespacedName, manager string, nodes []*corev1.Node, portsOf func(*corev1.Node) map[string]int32,
 ) map[string]*discoveryv1.EndpointSlice {
@@ -186,7 +186,7 @@ func slice(family discoveryv1.AddressType, at map[string]int32, endpoints []disc
 	return s
 }
 
-// internalIPs are a node's, the first of each family.
+// internalIPs returns the internal addresses of a node, the first of each family.
 func internalIPs(n *corev1.Node) map[discoveryv1.AddressType]string {
 	out := map[discoveryv1.AddressType]string{}
 	for _, ip := range clusterconfig.NodeAddresses(n, corev1.NodeInternalIP) {
@@ -208,7 +208,8 @@ func zoneOf(n *corev1.Node) *string {
 	return nil
 }
 
-// statusOf is what an Ingress' status says: the addresses of the Service. It is nil when that is what it says already.
+// statusOf returns the desired status of an Ingress: the addresses of the Service. It returns nil when the Ingress has
+// that status already.
 func statusOf(ing *networkingv1.Ingress, svc *corev1.Service) *networkingv1.IngressStatus {
 	want := networkingv1.IngressStatus{}
 	if svc != nil {

@@ -14,14 +14,14 @@ import (
 // mostRefused is the longest time between two attempts at a write that the API refuses.
 const mostRefused = 5 * time.Minute
 
-// refusals has writes that the API refuses, such as by an admission policy, tried less and less often. Failures of
-// another kind, such as those of the network, are no refusals.
+// refusals makes writes that the API refuses, for example by an admission policy, be tried less and less often. Other
+// failures, such as those of the network, are not counted as refusals.
 type refusals struct {
 	limiter workqueue.TypedRateLimiter[string]
 	held    map[string]refusal
 }
 
-// refusal is a write that is not tried before next, as long as what is written has the same version.
+// refusal is a refused write. It is not tried before next, unless the version of what is written changes.
 type refusal struct {
 	version string
 	next    time.Time
@@ -58,8 +58,8 @@ func (r *refusals) try(key, version string, write func() error) error {
 	return err
 }
 
-// again is after which time the next of the refused writes is due; 0 where there is none. Those of objects that are
-// not there any more are forgotten.
+// again returns the time after which the next refused write is due; 0 where there is none. It evicts those of objects
+// that no longer exist.
 func (r *refusals) again(tried map[string]bool) (again time.Duration) {
 	for key, of := range r.held {
 		if !tried[key] {
