@@ -25,9 +25,9 @@ type deleter struct {
 // GetPath is not used.
 func (d *deleter) GetPath() string { return "" }
 
-// Delete removes the directory. While its node is away the PersistentVolume stays, and upstream's controller asks
-// again. For a node that is no longer of the cluster the directory is written down, so that it goes when that node
-// comes back.
+// Delete removes the directory. While the node has no connection the PersistentVolume stays, and upstream's controller
+// tries again. For a node that is no longer in the cluster the directory is recorded, and removed when that node comes
+// back.
 func (d *deleter) Delete() error {
 	folder, name, err := parse(d.pv)
 	if err != nil {
@@ -58,25 +58,25 @@ func (d *deleter) Delete() error {
 	return nil
 }
 
-// wanted fails if a volume is to stay after all. Upstream's controller hands on what its cache has of the volume, which
-// may be older than the claim's deletion that made it act: a user who has just said that a volume is to be
-// retained, and then deleted its claim, would lose the data. It also keeps a server that does not know yet that it
-// leads no more from removing anything, since it gets no answer.
+// wanted returns an error if a volume must stay after all. Upstream's controller passes the volume from its cache,
+// which may be older than the claim's deletion. A user may have changed the policy to Retain and then deleted the
+// claim, and would lose the data. The request also keeps a server that does not know yet that it lost leadership from
+// removing anything, since it gets no answer.
 func (v *Volumes) wanted(pv *corev1.PersistentVolume) error {
 	now, err := v.o.Client.CoreV1().PersistentVolumes().Get(v.o.Context, pv.Name, metav1.GetOptions{})
 	switch {
-	case apierrors.IsNotFound(err): // upstream's controller has just read it
+	case apierrors.IsNotFound(err): // upstream's controller has read it a moment ago
 		return nil
 	case err != nil:
 		return fmt.Errorf("reading PersistentVolume %s once more before its directory is removed: %w", pv.Name, err)
 	case now.UID != pv.UID, now.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete:
-		// an event, and no phase Failed
+		// this error gives an event, and not the phase Failed
 		return volumeerrors.NewDeletedVolumeInUseError(fmt.Sprintf("PersistentVolume %s has changed: its directory stays for now", pv.Name))
 	}
 	return nil
 }
 
-// nodeOf is the name of a volume's node.
+// nodeOf returns the name of a volume's node.
 func (v *Volumes) nodeOf(pv *corev1.PersistentVolume) (string, error) {
 	if n := pv.Annotations[nodeAnnotation]; n != "" {
 		return n, nil
@@ -89,10 +89,10 @@ func (v *Volumes) nodeOf(pv *corev1.PersistentVolume) (string, error) {
 	if err == nil && len(nodes) == 1 {
 		return nodes[0].Name, nil
 	}
-	return host, err // as most nodes are called
+	return host, err // most nodes have their host name as name
 }
 
-// hostOf is the host name by which a volume is tied to its node.
+// hostOf returns the host name in a volume's node affinity.
 func hostOf(pv *corev1.PersistentVolume) string {
 	if pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {
 		return ""
@@ -107,7 +107,7 @@ func hostOf(pv *corev1.PersistentVolume) string {
 	return ""
 }
 
-// nodeExists asks the API server when the cache does not have a node, since what follows from its absence is final.
+// nodeExists asks the API server when the cache does not have a node, since the consequence of its absence is final.
 func (v *Volumes) nodeExists(name string) (bool, error) {
 	if _, err := v.o.NodeInformer.Lister().Get(name); err == nil {
 		return true, nil

@@ -16,13 +16,13 @@ import (
 	storagehelpers "k8s.io/component-helpers/storage/volume"
 )
 
-// Upstream's controller puts its finalizer on every volume that a plugin made and that is to be deleted with its claim,
-// so that the object does not go before what it stands for. Of volumes whose provisioner is called kubernetes.io/… it
-// also takes the finalizer when they are to be retained after all (modifyDeletionFinalizers in
-// k8s.io/kubernetes/pkg/controller/volume/persistentvolume). For ours that is done here: without it, such a volume
-// could never be deleted.
+// Upstream's controller adds its finalizer to each volume that a plugin made and that is to be deleted with its claim.
+// The object is thus not deleted before the volume itself. If the policy changes to Retain, it removes the finalizer
+// only from volumes of provisioners named kubernetes.io/… (modifyDeletionFinalizers in
+// k8s.io/kubernetes/pkg/controller/volume/persistentvolume). This file does the same for coracle's volumes. Otherwise
+// such a volume could never be deleted.
 
-// finalizersOf returns the finalizers to write, and whether they differ from those that a volume has.
+// finalizersOf returns the finalizers to write, and whether they differ from the volume's present ones.
 func finalizersOf(pv *corev1.PersistentVolume) (want []string, changed bool) {
 	if pv.Annotations[storagehelpers.AnnDynamicallyProvisioned] != Provisioner {
 		return nil, false
@@ -32,14 +32,14 @@ func finalizersOf(pv *corev1.PersistentVolume) (want []string, changed bool) {
 	case has && !remove:
 		return slices.DeleteFunc(slices.Clone(pv.Finalizers),
 			func(f string) bool { return f == storagehelpers.PVDeletionInTreeProtectionFinalizer }), true
-	// upstream takes it from those that it deletes
+	// upstream removes it from those that it deletes
 	case !has && remove && pv.DeletionTimestamp == nil && pv.Status.Phase == corev1.VolumeBound:
 		return append(slices.Clone(pv.Finalizers), storagehelpers.PVDeletionInTreeProtectionFinalizer), true
 	}
 	return nil, false
 }
 
-// watchVolumes notes the volumes whose finalizers are to change.
+// watchVolumes records the volumes whose finalizers have to change.
 func (v *Volumes) watchVolumes() error {
 	enqueue := func(o any) {
 		pv, ok := o.(*corev1.PersistentVolume)
@@ -62,7 +62,7 @@ func (v *Volumes) watchVolumes() error {
 	return nil
 }
 
-// setFinalizers changes those that were noted. What fails is noted again.
+// setFinalizers changes the finalizers of the recorded volumes. It records failed ones again.
 func (v *Volumes) setFinalizers(ctx context.Context) error {
 	v.mu.Lock()
 	noted := v.finalize

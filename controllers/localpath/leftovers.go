@@ -22,16 +22,16 @@ import (
 )
 
 const (
-	// leftovers is a ConfigMap in kube-system: the paths of removed volumes on nodes that were no longer of the
-	// cluster, a line each, by the node's name.
+	// leftovers is a ConfigMap in kube-system: the paths of removed volumes, one per line, by the name of a node that
+	// was no longer in the cluster.
 	leftovers = "local-storage.coracle"
-	// mostLeftovers is how many of a node's are written down, so that the object stays well below the API's limit.
+	// mostLeftovers limits the recorded paths of a node, so that the object stays well below the API's limit.
 	mostLeftovers = 1000
-	// sweepPeriod is how often nodes are looked for while there are leftovers.
+	// sweepPeriod is the interval of attempts while there are leftovers.
 	sweepPeriod = time.Minute
 )
 
-// watchNodes has Run look when a node comes.
+// watchNodes wakes Run when a node is added.
 func (v *Volumes) watchNodes() error {
 	_, err := v.o.NodeInformer.Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { v.wakeup.Send() }})
 	if err != nil {
@@ -40,7 +40,7 @@ func (v *Volumes) watchNodes() error {
 	return nil
 }
 
-// recordLeftover writes down a directory that is to be removed when its node comes back.
+// recordLeftover records a directory that has to be removed when its node comes back.
 func (v *Volumes) recordLeftover(node, path string) error {
 	err := v.change(v.o.Context, func(data map[string]string) {
 		paths := strings.Fields(data[node])
@@ -58,7 +58,7 @@ func (v *Volumes) recordLeftover(node, path string) error {
 	return nil
 }
 
-// change changes the record; the object is made when it is missing, and goes when it is empty.
+// change changes the ConfigMap. It creates a missing object, and deletes an empty one.
 func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
 	objects := v.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	return retry.OnError(retry.DefaultRetry, func(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) },
@@ -90,8 +90,7 @@ func (v *Volumes) change(ctx context.Context, f func(map[string]string)) error {
 		})
 }
 
-// Run removes leftovers when their nodes are back and sets finalizers, until ctx is done. While there is nothing to do
-// it sleeps.
+// Run removes leftovers when their nodes are back, and sets finalizers, until ctx is done. Without work it sleeps.
 func (v *Volumes) Run(ctx context.Context) {
 	defer v.o.Part.Set(status.Waiting, "this server does not lead")
 	for {
@@ -123,7 +122,7 @@ func (v *Volumes) Run(ctx context.Context) {
 	}
 }
 
-// collect removes what can be removed and returns the nodes that are still away.
+// collect removes the leftovers that can be removed. It returns the nodes that have no connection.
 func (v *Volumes) collect(ctx context.Context) (away []string, err error) {
 	m, err := v.o.Client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, leftovers, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -153,21 +152,21 @@ func (v *Volumes) collect(ctx context.Context) (away []string, err error) {
 	return away, errors.Join(errs...)
 }
 
-// removeOn removes directories on a node and returns those that are gone.
+// removeOn removes directories on a node and returns the paths that need no further attempt.
 func (v *Volumes) removeOn(ctx context.Context, node string, paths []string) (removed []string, err error) {
 	if there, err := v.nodeExists(node); err != nil || !there {
 		return nil, errors.Join(err, ErrAway)
 	}
 	for _, path := range paths {
 		folder, name, ok := localvolume.Split(path)
-		if ok { // an entry that is no path of ours is dropped
+		if ok { // an entry that is not a path of a coracle volume is dropped
 			pv, _, _ := strings.Cut(name, "_")
 			_, err := v.o.Client.CoreV1().PersistentVolumes().Get(ctx, pv, metav1.GetOptions{})
 			if err != nil && !apierrors.IsNotFound(err) {
 				return removed, fmt.Errorf("looking for PersistentVolume %s: %w", pv, err)
 			}
-			// The directory of a PersistentVolume that exists stays, and the entry is dropped: the record is an object
-			// like any other, and may have been edited or restored.
+			// The directory of an existing PersistentVolume stays, and the entry is dropped: a user may have edited or
+			// restored the ConfigMap.
 			ok = err != nil
 		}
 		if ok {

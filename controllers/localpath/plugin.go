@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package localpath gives claims of StorageClasses with the provisioner rancher.io/local-path a directory on the node
-// where their pod runs, and removes that when the claim is gone.
+// Package localpath makes volumes for claims of StorageClasses with the provisioner rancher.io/local-path: a directory
+// on the node where their pod runs. It removes the directory when the claim is deleted.
 //
-// It is a volume plugin of upstream's PersistentVolume controller and of its controller for expansion, so that it needs
-// no cache and no lease of its own, and no loop but Run, which waits for nodes that come back and for volumes that are
-// to be retained after all. The nodes do the work (localvolume) and judge every path by themselves. The package never
-// removes a volume that another one may have made: the annotation of who provisioned it, the name and the folder all
-// have to agree.
+// It is a volume plugin of upstream's PersistentVolume controller and of its controller for expansion. It thus needs no
+// cache and no lease of its own. Its only loop is Run, which waits for nodes that come back and for volumes whose
+// policy changes to Retain. The nodes do the work (localvolume) and check every path themselves. The package never
+// removes a volume that another provisioner may have made: the provisioner's annotation, the name and the folder have
+// to match.
 package localpath
 
 import (
@@ -31,51 +31,50 @@ import (
 	"github.com/coracle-k8s/coracle/localvolume"
 )
 
-// Provisioner is the name in StorageClasses. It is Rancher's, so that manifests that were made for k3s work.
+// Provisioner is the provisioner's name in StorageClasses. It is Rancher's, so that manifests for k3s work.
 const Provisioner = "rancher.io/local-path"
 
-// nodeAnnotation names a volume's node, as Rancher's provisioner writes it.
+// nodeAnnotation names a volume's node. Rancher's provisioner writes the same annotation.
 const nodeAnnotation = "local.path.provisioner/selected-node"
 
-// QuotaAnnotation is on a volume that holds no more than its size: "project" is by a project quota of the node's
-// filesystem.
+// QuotaAnnotation is on a volume whose size is enforced. "project" is for a project quota of the node's filesystem.
 const (
 	QuotaAnnotation = "coracle.dev/quota"
 	projectQuota    = "project"
 )
 
-// Nodes reaches the nodes.
+// Nodes sends requests to nodes.
 type Nodes interface {
-	// AskVolumes asks a node. It wraps ErrAway where the node has no connection to this server.
+	// AskVolumes sends a request to a node. Its error wraps ErrAway if the node has no connection to this server.
 	AskVolumes(ctx context.Context, node string, r localvolume.Request) (localvolume.Response, error)
 }
 
-// ErrAway is a node that cannot be asked now.
+// ErrAway is the error for a node without a connection to this server.
 var ErrAway = errors.New("the node has no connection to the server that leads")
 
-// Options are all required but Refusals, Part and Logger.
+// All fields of Options are required, except Refusals, Part and Logger.
 type Options struct {
-	// Client has the rights of an administrator.
+	// Client has the permissions of an administrator.
 	Client kubernetes.Interface
-	// NodeInformer and VolumeInformer are shared with others, who run them.
+	// NodeInformer and VolumeInformer are shared. Other parts run them.
 	NodeInformer   coreinformers.NodeInformer
 	VolumeInformer coreinformers.PersistentVolumeInformer
 	Nodes          Nodes
-	// Refusals gets each claim that a node gave no volume.
+	// Refusals records each claim for which a node made no volume.
 	Refusals *Refusals
-	// Context ends what the plugin waits for; upstream's calls of plugins have none.
+	// Context ends the plugin's requests, since upstream's calls of plugins have no context.
 	Context context.Context
 	Part    *status.Part
 	Logger  *slog.Logger
 }
 
-// Volumes is the plugin. Run has to run beside the controllers.
+// Volumes is the plugin. Run has to run while the controllers run.
 type Volumes struct {
 	o      Options
-	wakeup timers.Signal // there is something for Run
+	wakeup timers.Signal // Run has work
 
 	mu       sync.Mutex
-	finalize map[string]bool // volumes whose finalizers are to change
+	finalize map[string]bool // volumes whose finalizers have to change
 }
 
 var (
@@ -84,7 +83,7 @@ var (
 	_ volume.ExpandableVolumePlugin    = &Volumes{}
 )
 
-// New makes the plugin, before the informers run.
+// New makes the plugin. It must be called before the informers run.
 func New(o Options) (*Volumes, error) {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	v := &Volumes{o: o, wakeup: timers.NewSignal(), finalize: map[string]bool{}}
@@ -94,43 +93,43 @@ func New(o Options) (*Volumes, error) {
 // Init is called once for each controller that has the plugin.
 func (v *Volumes) Init(volume.VolumeHost) error { return nil }
 
-// GetPluginName is the provisioner's.
+// GetPluginName returns the provisioner's name.
 func (v *Volumes) GetPluginName() string { return Provisioner }
 
-// CanSupport says whether a PersistentVolume is this package's.
+// CanSupport reports whether a PersistentVolume is of this provisioner, which may be Rancher's.
 func (v *Volumes) CanSupport(s *volume.Spec) bool {
 	return s != nil && s.PersistentVolume != nil &&
 		s.PersistentVolume.Annotations[storagehelpers.AnnDynamicallyProvisioned] == Provisioner &&
 		pathOf(s.PersistentVolume) != ""
 }
 
-// NewProvisioner makes a volume for a claim.
+// NewProvisioner returns a provisioner of a volume for a claim.
 func (v *Volumes) NewProvisioner(_ klog.Logger, o volume.VolumeOptions) (volume.Provisioner, error) {
 	return provisioner{v, o}, nil
 }
 
-// NewDeleter removes a volume.
+// NewDeleter returns a deleter of a volume.
 func (v *Volumes) NewDeleter(_ klog.Logger, s *volume.Spec) (volume.Deleter, error) {
 	return &deleter{v: v, pv: s.PersistentVolume}, nil
 }
 
-// RequiresFSResize is false: a directory is as large as the disk, or as its quota, which the node raises when it is
-// asked.
+// RequiresFSResize returns false: a directory is as large as the disk, or as its quota, which the node raises on
+// request.
 func (v *Volumes) RequiresFSResize() bool { return false }
 
-// ExpandVolumeDevice lets a volume have more, if the node has that.
+// ExpandVolumeDevice expands a volume, if the node has enough free space.
 func (v *Volumes) ExpandVolumeDevice(s *volume.Spec, to, from resource.Quantity) (resource.Quantity, error) {
 	return to, v.expand(s.PersistentVolume, to, from)
 }
 
-// The rest is what kubelets do with volumes, and theirs is the plugin for local ones.
+// The remaining methods are for kubelets, which use the plugin for local volumes instead.
 
 var errKubelet = errors.New(Provisioner + " makes and removes volumes; kubelets mount them as local ones")
 
 // GetVolumeName is not called by controllers.
 func (v *Volumes) GetVolumeName(*volume.Spec) (string, error) { return "", errKubelet }
 
-// RequiresRemount is false.
+// RequiresRemount returns false.
 func (v *Volumes) RequiresRemount(*volume.Spec) bool { return false }
 
 // NewMounter is not called by controllers.
@@ -146,13 +145,13 @@ func (v *Volumes) ConstructVolumeSpec(string, string) (volume.ReconstructedVolum
 	return volume.ReconstructedVolume{}, errKubelet
 }
 
-// SupportsMountOption is false: a directory has none.
+// SupportsMountOption returns false: a directory has no mount options.
 func (v *Volumes) SupportsMountOption() bool { return false }
 
-// SupportsSELinuxContextMount is false, as for local volumes.
+// SupportsSELinuxContextMount returns false, as for local volumes.
 func (v *Volumes) SupportsSELinuxContextMount(*volume.Spec) (bool, error) { return false, nil }
 
-// pathOf is the directory of a volume of this provisioner, Rancher's included; "" if it is none.
+// pathOf returns the directory of a volume of this provisioner, or of Rancher's. It returns "" for other volumes.
 func pathOf(pv *corev1.PersistentVolume) string {
 	switch {
 	case pv.Spec.Local != nil:

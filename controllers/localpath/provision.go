@@ -19,7 +19,7 @@ import (
 	"github.com/coracle-k8s/coracle/localvolume"
 )
 
-// folderParameter of a StorageClass chooses one of the folders that nodes have, as it does for Rancher's provisioner.
+// folderParameter of a StorageClass selects one of the nodes' folders, as with Rancher's provisioner.
 const folderParameter = "nodePath"
 
 type provisioner struct {
@@ -43,8 +43,8 @@ func (p provisioner) Provision(node *corev1.Node, _ []corev1.TopologySelectorTer
 		Op: localvolume.Make, Folder: p.o.Parameters[folderParameter], Name: name, Bytes: asked.Value(),
 	})
 	if err != nil {
-		if p.v.o.Context.Err() == nil { // else the term is over, and the node has refused nothing
-			p.v.o.Refusals.add(claim.UID, node.Name) // before the answer, which has the scheduler choose again
+		if p.v.o.Context.Err() == nil { // otherwise the term has ended, and the node has refused nothing
+			p.v.o.Refusals.add(claim.UID, node.Name) // before the error makes the scheduler choose again
 		}
 		return nil, fmt.Errorf("node %s: %w", node.Name, err)
 	}
@@ -71,7 +71,7 @@ func (p provisioner) Provision(node *corev1.Node, _ []corev1.TopologySelectorTer
 	}, nil
 }
 
-// check finds what a directory on one node cannot be.
+// check returns an error for requirements that a directory on one node cannot meet.
 func (p provisioner) check(node *corev1.Node) error {
 	claim := p.o.PVC.Spec
 	for _, m := range claim.AccessModes {
@@ -98,7 +98,7 @@ func (p provisioner) check(node *corev1.Node) error {
 	return nil
 }
 
-// expand looks whether a node has room for what a volume is to grow by, and has its quota raised where it has one.
+// expand checks whether a node has enough space for a volume's growth. It raises the volume's quota, if there is one.
 func (v *Volumes) expand(pv *corev1.PersistentVolume, to, from resource.Quantity) error {
 	folder, name, err := parse(pv)
 	if err != nil {
@@ -126,8 +126,9 @@ func (v *Volumes) expand(pv *corev1.PersistentVolume, to, from resource.Quantity
 	return nil
 }
 
-// parse finds a volume's folder and its directory in there. A volume of another making is an error: a user who may
-// write PersistentVolumes may write any path, and nothing there would be this package's.
+// parse returns a volume's folder and the name of its directory in it. It returns an error for a volume that coracle
+// did not make: a user who may write PersistentVolumes may write any path, and that directory would not belong to this
+// package.
 func parse(pv *corev1.PersistentVolume) (folder, name string, err error) {
 	folder, name, ok := localvolume.Split(pathOf(pv))
 	if !ok || !strings.HasPrefix(name, pv.Name+"_") {

@@ -11,24 +11,24 @@ import (
 )
 
 const (
-	// refusalsLast is how long a refusal is remembered: until each of the nodes that there may be has had its turn.
-	// Upstream's controller of volumes waits after each failure of a claim, half a second and then twice as long each
-	// time, up to two minutes; so that is about 700 attempts.
+	// refusalsLast is how long a refusal is remembered: until each of the possible nodes has been tried. Upstream's
+	// volume controller waits half a second after the first failure of a claim. It doubles the wait each time, up to
+	// two minutes, so that this is about 700 attempts.
 	refusalsLast = 24 * time.Hour
-	// refusalsMost is how many are remembered, in two or three megabytes; then the oldest one is forgotten. A user who
-	// may write claims can have as many of them refused as he likes.
+	// refusalsMost is how many refusals are remembered, in two or three megabytes. Beyond that the oldest one is
+	// evicted. A user who may write claims can cause any number of refusals.
 	refusalsMost = 20_000
 )
 
-// Refusals remembers for a while which nodes gave a claim no volume: they have no room, no such folder, or do not
-// answer. The scheduler gets them (scheduler.Options), for it knows nothing of that and would choose the same node
-// again for as long as it likes that node best. It is kept in memory alone: a server that begins to lead asks each node
-// once more. It is safe for concurrent use, and nil remembers nothing.
+// Refusals remembers for a while which nodes made no volume for a claim: they lack space or the folder, or do not
+// answer. The scheduler reads it (scheduler.Options), since it would otherwise choose the node with the best score
+// again. It is in memory only: a new leader asks each node once more. It is safe for concurrent use. A nil Refusals
+// remembers nothing.
 type Refusals struct {
 	now func() time.Time
 
 	mu sync.Mutex
-	at map[refusal]time.Time // the last time
+	at map[refusal]time.Time // the time of the last refusal
 }
 
 // refusal is a claim and the node that refused it.
@@ -37,12 +37,12 @@ type refusal struct {
 	node  string
 }
 
-// NewRefusals begins with none; now is the clock.
+// NewRefusals returns empty Refusals. now is the clock.
 func NewRefusals(now func() time.Time) *Refusals {
 	return &Refusals{now: now, at: map[refusal]time.Time{}}
 }
 
-// add notes that a node has just refused a claim.
+// add records that a node has just refused a claim.
 func (r *Refusals) add(claim types.UID, node string) {
 	if r == nil {
 		return
@@ -64,7 +64,7 @@ func (r *Refusals) add(claim types.UID, node string) {
 	maps.DeleteFunc(r.at, func(_ refusal, at time.Time) bool { return now.Sub(at) >= refusalsLast })
 }
 
-// Since is how long ago a node refused a claim for the last time, and false if it did not lately.
+// Since returns the time since a node last refused a claim. It returns false if there was no refusal lately.
 func (r *Refusals) Since(claim types.UID, node string) (time.Duration, bool) {
 	if r == nil {
 		return 0, false
