@@ -15,16 +15,17 @@ import (
 const (
 	// ReasonPoolUsedUp says that no pool for the Service has an address left.
 	ReasonPoolUsedUp = "PoolUsedUp"
-	// ReasonNoPool says that there is no pool of the name that the Service asks for, or that it is for others.
+	// ReasonNoPool says that the pool which the Service names does not exist, or that its selectors exclude the
+	// Service.
 	ReasonNoPool = "NoPool"
-	// ReasonAddressNotFree says that the Service asks for an address that it cannot have.
+	// ReasonAddressNotFree says that the Service requests an address that it cannot have.
 	ReasonAddressNotFree = "AddressNotFree"
-	// ReasonAddressInUse says that a machine which is none of the cluster's answers for the Service's address.
+	// ReasonAddressInUse says that a machine outside of the cluster uses the Service's address.
 	ReasonAddressInUse = "AddressInUse"
 )
 
-// fromPool says whether a Service's addresses come from a pool: it asks for that, or has one already, or there is a
-// pool for it that need not be asked for.
+// fromPool reports whether a Service's addresses come from a pool: the Service requests that, or has such an address
+// already, or there is a pool for it that need not be requested.
 func (l *ledger) fromPool(svc *corev1.Service) bool {
 	if svc.Annotations[NodesAnnotation] == "true" {
 		return false
@@ -38,7 +39,7 @@ func (l *ledger) fromPool(svc *corev1.Service) bool {
 		slices.ContainsFunc(l.auto(svc), func(p *Pool) bool { return slices.ContainsFunc(svc.Spec.IPFamilies, p.hasFamily) })
 }
 
-// keep gives a Service what it has already, as far as it may keep it.
+// keep allocates to a Service the addresses that it has already, except those that it may not keep.
 func (l *ledger) keep(svc *corev1.Service) {
 	want := requestedAddresses(svc)
 	for _, a := range statusAddresses(svc) {
@@ -51,7 +52,7 @@ func (l *ledger) keep(svc *corev1.Service) {
 	}
 }
 
-// allocate gives a Service what it lacks.
+// allocate allocates the addresses that a Service lacks.
 func (l *ledger) allocate(svc *corev1.Service) Allocation {
 	v := Allocation{Ours: true, Pool: true, Reason: ReasonServed}
 	pools, why := l.choices(svc)
@@ -82,7 +83,7 @@ func (l *ledger) allocate(svc *corev1.Service) Allocation {
 	return v
 }
 
-// inUse says of a Service that has its addresses that another machine uses one of them.
+// inUse sets the reason and the message of a Service with all its addresses if another machine uses one of them.
 func (v *Allocation) inUse(used map[netip.Addr]string) {
 	var words []string
 	for _, a := range v.Addresses {
@@ -97,7 +98,7 @@ func (v *Allocation) inUse(used map[netip.Addr]string) {
 	}
 }
 
-// lacks gives a Service an address of a family that it has none of, or says why there is none for it.
+// lacks allocates an address of a family to a Service that has none. If there is none for it, lacks returns the reason.
 func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (reason, why string) {
 	asked := slices.DeleteFunc(requestedAddresses(svc), func(a netip.Addr) bool { return !of(f, a) })
 	switch {
@@ -110,8 +111,8 @@ func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (r
 				"the address is free", asked[0])
 		}
 		l.give(asked[0], svc)
-	case len(requestedAddresses(svc)) > 0: // the other family alone was asked for
-	case !slices.ContainsFunc(pools, func(p *Pool) bool { return p.hasFamily(f) }): // the other family alone is there
+	case len(requestedAddresses(svc)) > 0: // only the other family was requested
+	case !slices.ContainsFunc(pools, func(p *Pool) bool { return p.hasFamily(f) }): // only the other family is available
 	default:
 		a := l.next(f, svc, pools)
 		if !a.IsValid() {
@@ -123,7 +124,7 @@ func (l *ledger) lacks(svc *corev1.Service, f corev1.IPFamily, pools []*Pool) (r
 	return "", ""
 }
 
-// choices are the pools from which a Service that asks for no address gets one.
+// choices returns the pools from which a Service that requests no address gets one.
 func (l *ledger) choices(svc *corev1.Service) (pools []*Pool, why string) {
 	name := annotationOf(svc, PoolAnnotation)
 	if name == "" {

@@ -17,39 +17,38 @@ import (
 )
 
 const (
-	// livenessPoll is how often it is asked whether the nodes that answer for addresses are alive. At rest without such
-	// addresses nothing is asked.
+	// livenessPoll is the interval of checks whether the nodes that announce addresses are alive. Without such
+	// addresses there are no checks.
 	livenessPoll = 250 * time.Millisecond
-	// pauseThreshold is by how much a poll has to be late for this server to have been paused: it has received nothing
-	// meanwhile.
+	// pauseThreshold is how late a poll must be to show that this server was paused, and received nothing meanwhile.
 	pauseThreshold = 500 * time.Millisecond
-	// reread is how often the record is read again while there are such addresses: a client may have deleted it, and
-	// no node would answer any more.
+	// reread is the interval at which the record is read again while there are such addresses. If a client has deleted
+	// it, no node would announce them any more.
 	reread = 10 * time.Second
-	// settle is how long nodes get to be heard again after that.
+	// settle is the time after a pause of this server in which nodes can report to it again.
 	settle = time.Second
 )
 
-// holders is what the controller knows of who answers for which address. It belongs to the controller's goroutine.
+// holders is the controller's state of which node announces which address. The controller's goroutine owns it.
 type holders struct {
 	candidates map[netip.Addr][]string
 	said       said
-	have       *corev1.ConfigMap // as it was written or read last; nil: it has to be read
-	read       time.Time         // when it was
-	none       bool              // none was ever written
+	have       *corev1.ConfigMap // as last written or read; nil if it has to be read
+	read       time.Time         // the time of have
+	none       bool              // no record was ever written
 	record     loadbalancer.Holders
-	settled    bool // the last round wrote all it had to
+	settled    bool // the last round wrote everything
 	trustFrom  time.Time
 }
 
-// noteDelay notes that the controller woke too late.
+// noteDelay records that the controller woke too late.
 func (h *holders) noteDelay(by time.Duration) {
 	if by > pauseThreshold {
 		h.trustFrom = time.Now().Add(settle)
 	}
 }
 
-// assign writes down who answers for the addresses of the pool; false says that it has to be tried again.
+// assign writes which nodes announce the addresses of the pools. It returns false if it has to be tried again.
 func (c *Controller) assign(ctx context.Context) bool {
 	h := &c.holders
 	if len(h.candidates) == 0 && (h.none || h.have != nil && len(h.record) == 0) || time.Now().Before(h.trustFrom) {
@@ -86,7 +85,7 @@ func (c *Controller) assign(ctx context.Context) bool {
 	return true
 }
 
-// load reads the record, if that has to be. It is made when there is none and an address needs it.
+// load reads the record if that is necessary. It creates a missing record when an address needs one.
 func (c *Controller) load(ctx context.Context) error {
 	h := &c.holders
 	rests := len(h.candidates) == 0
@@ -106,7 +105,7 @@ func (c *Controller) load(ctx context.Context) error {
 		return err
 	}
 	record, err := loadbalancer.Read(have.Data)
-	if err != nil { // it was written by hand: all begins again
+	if err != nil { // a user wrote it: begin with an empty record
 		c.o.Logger.Warn("load balancer: what was noted of holders cannot be read, and is replaced", "error", err)
 		record = loadbalancer.Holders{}
 	}

@@ -40,42 +40,42 @@ import (
 )
 
 const (
-	// gather is how long is waited for more after something has changed: a rolling update comes as many changes.
+	// gather is the wait for further changes after a change: a rolling update consists of many changes.
 	gather = 50 * time.Millisecond
-	// retry is how long after a write that failed everything is looked at again.
+	// retry is the wait after a failed write before all objects are checked again.
 	retry = time.Second
 )
 
-// Options are all required but Part and Logger.
+// All fields of Options are required, except Pool, Dynamic, Networks, Barred, Alive, Joined, Disabled, Part and Logger.
 type Options struct {
-	// Client writes; Informers are the term's and are started after New.
+	// Client writes objects. Informers are the term's, and are started after New.
 	Client    kubernetes.Interface
 	Informers informers.SharedInformerFactory
 	Recorder  record.EventRecorder
-	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
+	// Reserved are the ports at nodes' addresses that the cluster itself needs, with their purposes.
 	Reserved map[Port]string
-	// NodePorts are the ports of which the API server gives out node ports.
+	// NodePorts is the range from which the API server allocates node ports.
 	NodePorts utilnet.PortRange
-	// Pool is what Services get instead of nodes' addresses, beside the AddressPools that Dynamic reads and writes;
-	// without Dynamic there are none. Networks are the cluster's own, in which no pool may lie.
+	// Pool are addresses that Services get instead of nodes' addresses, beside those of AddressPools. Dynamic reads and
+	// writes AddressPools; if nil, there are none. Networks are the cluster's own networks, in which no pool may be.
 	Pool     []loadbalancer.Range
 	Dynamic  dynamic.Interface
 	Networks []netip.Prefix
-	// Barred names addresses that have an owner. Alive says whether a node is heard of, which is asked several times a
-	// second while an address of a pool is in use. Both are required where there are pools.
+	// Barred returns addresses that have an owner; nil is for none. Alive reports whether a node responds. It is called
+	// several times a second while an address of a pool is in use, and is required where there are pools.
 	Barred func() []netip.Addr
 	Alive  func(node string) bool
-	// Joined reads from the API with which addresses machines have joined, those without a Node included. It is asked
-	// when a Service would get another address of a pool. Nil means that there are none.
+	// Joined reads from the API the addresses with which machines have joined, including those without a Node. It is
+	// called when a Service would get a new address of a pool. nil is for none.
 	Joined func(ctx context.Context) ([]netip.Addr, error)
-	// Disabled takes back what was given.
+	// Disabled removes the allocated addresses.
 	Disabled bool
-	// Part is the line in the status.
+	// Part is the status line.
 	Part   *status.Part
 	Logger *slog.Logger
 }
 
-// Controller keeps the Services' status for one term.
+// Controller syncs the Services' status for one term.
 type Controller struct {
 	o        Options
 	services corelisters.ServiceLister
@@ -83,17 +83,17 @@ type Controller struct {
 	pods     corelisters.PodLister
 	slices   discoverylisters.EndpointSliceLister
 	synced   []cache.InformerSynced
-	wake     timers.Signal // there is something to look at
+	wake     timers.Signal // an object has changed
 	holders  holders
 	written  written
 	unsure   unsure
 
 	namespaces corelisters.NamespaceLister
-	objects    *objects    // nil where there are no AddressPools
-	byLabels   atomic.Bool // a pool is for some namespaces only
+	objects    *objects    // nil if there are no AddressPools
+	byLabels   atomic.Bool // a pool is only for some namespaces
 }
 
-// New listens to the informers, which must not run yet.
+// New adds handlers to the informers, which must not run yet.
 func New(o Options) (*Controller, error) {
 	if o.Client == nil || o.Informers == nil || o.Recorder == nil {
 		return nil, errors.New("servicelb: Client, Informers and Recorder are required")
@@ -123,7 +123,7 @@ func New(o Options) (*Controller, error) {
 	return c, nil
 }
 
-// Nodes change all the time, by their heartbeats; pods hardly ever have ports here.
+// Nodes change all the time, by their heartbeats. Pods rarely have host ports.
 
 func nodeMatters(old, now any) bool {
 	a, was := old.(*corev1.Node)
@@ -162,13 +162,13 @@ func (c *Controller) sliceMatters(_, now any) bool {
 	return ok && c.localSlice(slice)
 }
 
-// localSlice says whether a slice belongs to a load balancer's Service that keeps to local endpoints.
+// localSlice reports whether a slice belongs to a load balancer's Service that uses local endpoints only.
 func (c *Controller) localSlice(slice *discoveryv1.EndpointSlice) bool {
 	svc, err := c.services.Services(slice.Namespace).Get(slice.Labels[discoveryv1.LabelServiceName])
 	return err == nil && svc.Spec.Type == corev1.ServiceTypeLoadBalancer && local(svc)
 }
 
-// Run gives Services their addresses until ctx is done.
+// Run allocates addresses to Services until ctx is done.
 func (c *Controller) Run(ctx context.Context) error {
 	var beside sync.WaitGroup
 	defer beside.Wait()
@@ -213,9 +213,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 }
 
-// round looks at everything once; false says that something could not be written.
+// round checks all objects once. It returns false if something could not be written.
 func (c *Controller) round(ctx context.Context) bool {
-	if err := c.load(ctx); err != nil { // who holds what says whose word about an address counts
+	if err := c.load(ctx); err != nil { // the holder of an address decides whose report about it counts
 		return c.failed(ctx, err)
 	}
 	if err := c.ask(ctx); err != nil {
@@ -225,7 +225,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		return false
 	}
 	s, objects, flaws, err := c.readState()
-	if err != nil { // of a cache: it cannot be
+	if err != nil { // never: it is a cache
 		c.o.Logger.Warn("load balancer: reading the caches failed", "error", err)
 		return false
 	}
@@ -267,7 +267,7 @@ func (c *Controller) round(ctx context.Context) bool {
 	return done
 }
 
-// isTransient says whether an error is but news that a cache has not heard yet.
+// isTransient reports whether an error only says that the cache is outdated.
 func isTransient(err error) bool { return apierrors.IsConflict(err) || apierrors.IsNotFound(err) }
 
 func (c *Controller) readState() (s *State, objects []*addresspool.AddressPool, flaws map[string]Flaw, err error) {
@@ -307,8 +307,8 @@ func (c *Controller) readState() (s *State, objects []*addresspool.AddressPool, 
 	return s, objects, flaws, errors.Join(errs[:]...)
 }
 
-// write makes a Service's status what it has to be, if the Service is still the one that was looked at. lost are
-// addresses that it had and that no pool gives out any more.
+// write writes a Service's status, if the Service has not changed since it was read. lost are its former addresses that
+// are in no pool any more.
 func (c *Controller) write(ctx context.Context, svc *corev1.Service, want *corev1.ServiceStatus, lost []netip.Addr) error {
 	changed := svc.DeepCopy()
 	changed.Status = *want
@@ -355,7 +355,7 @@ func ingressText(s corev1.LoadBalancerStatus) string {
 	return text
 }
 
-// show says in the status which Services lack something.
+// show sets the status line: how many Services have no address.
 func (c *Controller) show(plan map[types.NamespacedName]Allocation) {
 	if c.o.Disabled {
 		c.o.Part.Set(status.Disabled, "")

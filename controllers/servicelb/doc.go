@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package servicelb gives Services of type LoadBalancer their addresses, where no cloud does: those of the nodes.
+// Package servicelb allocates addresses to Services of type LoadBalancer where no cloud does: those of nodes or of
+// pools.
 //
-// It runs with leadership, as one of a term's parts. What a Service gets is a pure function of what the cluster holds
-// (Plan); the controller writes the differences into the Services' status. It owns the addresses and the condition
-// Condition in the status of those Services, and says by that condition which are its own. It opens no port itself:
-// every node's Service proxy does, for the addresses in the status. It never touches a Service whose class is another
+// It runs on the leader, as a part of a term. What a Service gets is a pure function of the cluster's objects (Plan),
+// and the controller writes the differences into the Services' status. It owns the addresses and the condition
+// Condition in the status of those Services. The condition marks the Services that it serves. It opens no port itself:
+// each node's Service proxy does, for the addresses in the status. It does not touch Services whose class is another
 // load balancer's.
 package servicelb

@@ -16,8 +16,9 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// Candidates are, for each address of a pool that a Service has, the nodes that could answer for it: those that serve,
-// that the pool selects, that are in the address's network, and that have endpoints of a Service that keeps to its own.
+// Candidates returns, for each address of a pool that a Service has, the nodes that could announce it. Such a node
+// serves, is selected by the pool, and is in the address's network. For a Service that uses local endpoints only, it
+// has endpoints of it.
 func Candidates(s *State, plan map[types.NamespacedName]Allocation) map[netip.Addr][]string {
 	out := map[netip.Addr][]string{}
 	nodes, endpoints := s.servingNodes(), withEndpoints(s.Slices)
@@ -27,7 +28,7 @@ func Candidates(s *State, plan map[types.NamespacedName]Allocation) map[netip.Ad
 			continue
 		}
 		for _, a := range v.Addresses {
-			if _, done := out[a]; done && !local(svc) { // those that share it have the same pods, or keep to none
+			if _, done := out[a]; done && !local(svc) { // Services that share it have the same pods, or do not use local endpoints only
 				continue
 			}
 			out[a] = nil
@@ -41,14 +42,14 @@ func Candidates(s *State, plan map[types.NamespacedName]Allocation) map[netip.Ad
 	return out
 }
 
-// reaches says whether a node may answer for an address of a pool, and is in its network.
+// reaches reports whether a node may announce an address of a pool, and is in its network.
 func (n node) reaches(a netip.Addr, p *Pool) bool {
 	return p != nil && (p.Nodes == nil || p.Nodes.Matches(n.labels)) &&
 		slices.ContainsFunc(n.networks, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// InUse are the addresses of which their holders say that another machine uses them. A node speaks for those alone that
-// it is to answer for.
+// InUse returns the addresses which their holders report as used by another machine. A node's report counts only for
+// addresses that it holds.
 func InUse(nodes []*corev1.Node, record loadbalancer.Holders) map[netip.Addr]string {
 	out := map[netip.Addr]string{}
 	for _, n := range nodes {
@@ -61,8 +62,8 @@ func InUse(nodes []*corev1.Node, record loadbalancer.Holders) map[netip.Addr]str
 	return out
 }
 
-// Proven are the addresses of which their holders say that they have proven them. A node speaks for its present holding
-// alone.
+// Proven returns the addresses which their holders report as proven. A node's report counts only for its present term
+// as holder.
 func Proven(nodes []*corev1.Node, record loadbalancer.Holders) loadbalancer.Proven {
 	out := loadbalancer.Proven{}
 	for _, n := range nodes {
@@ -75,22 +76,22 @@ func Proven(nodes []*corev1.Node, record loadbalancer.Holders) loadbalancer.Prov
 	return out
 }
 
-// said is what the nodes say of the addresses that they hold.
+// said is what the nodes report about the addresses that they hold.
 type said struct {
-	inUse  map[netip.Addr]string // by which Ethernet address
+	inUse  map[netip.Addr]string // the Ethernet address of the other machine, by address
 	proven loadbalancer.Proven
 }
 
-// has says whether an address was proven in a holding of it.
+// has reports whether an address was proven in a holder's term.
 func (s said) has(a netip.Addr, h loadbalancer.Holder) bool {
 	term, proven := s.proven[a]
 	return proven && term == h.Term
 }
 
-// Assign says who answers for which address. A holder stays while it can; an address that needs another one goes to the
-// live candidate with the fewest. One whose candidates are all silent stays where it is: then it is more probably this
-// server that hears nothing. term is a number that no earlier change has had. An address that is not proven yet, or
-// that is in use elsewhere, is new to its holder.
+// Assign returns which node announces which address. A holder stays while it is a live candidate. An address that needs
+// another holder gets the live candidate with the fewest addresses. If no candidate is alive, the address stays with
+// its holder: then this server is more probably the one that receives nothing. term is a number that no earlier change
+// has had. An address that is not proven yet, or that another machine uses, is new to its holder.
 func Assign(before loadbalancer.Holders, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool,
 	said said) loadbalancer.Holders {
 	out, load := loadbalancer.Holders{}, map[string]int{}
@@ -110,7 +111,7 @@ func Assign(before loadbalancer.Holders, term uint64, candidates map[netip.Addr]
 		could := slices.DeleteFunc(slices.Clone(candidates[a]), func(n string) bool { return !alive(n) })
 		if len(could) == 0 {
 			if h := before[a]; h.Node != "" {
-				out[a] = loadbalancer.Holder{Term: term, New: isNew(h, said, a)} // no holder, until there is a candidate
+				out[a] = loadbalancer.Holder{Term: term, New: isNew(h, said, a)} // no holder until there is a live candidate
 			} else {
 				out[a] = before[a]
 			}
@@ -123,12 +124,12 @@ func Assign(before loadbalancer.Holders, term uint64, candidates map[netip.Addr]
 	return out
 }
 
-// isNew says whether the network has to be asked for an address before the next holder answers.
+// isNew reports whether the next holder has to probe the network before it announces an address.
 func isNew(before loadbalancer.Holder, said said, a netip.Addr) bool {
 	return before.Term == 0 || said.inUse[a] != "" || before.New && !said.has(a, before)
 }
 
-// mix orders nodes differently for each address.
+// mix returns a key that orders nodes differently for each address.
 func mix(a netip.Addr, node string) string {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(node + "/" + a.String()))

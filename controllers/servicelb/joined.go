@@ -11,10 +11,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// withJoined is the plan once more where it gives an address of a pool that the Service has not had: a machine that has
-// joined, and whose Node was deleted, may come back with that, and could not register if a Service had it. What
-// Services have is not asked for, and not taken from them: a machine with a token may claim any address. An error says
-// that these machines are not known; then no Service may get a new address.
+// withJoined makes the plan again, without addresses of joined machines, if it allocates a new address of a pool to a
+// Service. A machine that has joined, and whose Node was deleted, may come back with its address. It could not register
+// if a Service had it. Addresses that Services have already are not checked and not removed: a machine with a token may
+// claim any address. An error says that these machines are unknown; then no Service may get a new address.
 func (c *Controller) withJoined(ctx context.Context, s *State,
 	plan map[types.NamespacedName]Allocation) (map[types.NamespacedName]Allocation, error) {
 	gets := func(svc *corev1.Service) bool {

@@ -10,23 +10,24 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// maxRange bounds what is looked through for a free address: an IPv6 network has more than anybody will give away.
+// maxRange limits how many addresses of a range are examined to find a free one. An IPv6 network has more than ever
+// needed.
 const maxRange = 1 << 16
 
-// ledger is who has which address of the pools while a plan is made.
+// ledger records the allocations of pools' addresses while a plan is made.
 type ledger struct {
 	*State
-	barred []netip.Addr // nodes' addresses, and other ones that have an owner
-	// named are addresses that Services have among their external IPs. They are given out last, and when a Service asks
-	// for them: a user who may write Services in one namespace must not keep addresses from others, or take them away.
-	// At such an address the proxies serve the load balancer.
+	barred []netip.Addr // nodes' addresses, and others that have an owner
+	// named are addresses in the external IPs of Services. They are allocated last, or when a Service requests them. A
+	// user who may write Services in one namespace must thus not block addresses, or take them from others. At such an
+	// address the proxies serve the load balancer.
 	named   map[netip.Addr]bool
 	holders map[netip.Addr][]*corev1.Service
 	has     map[*corev1.Service][]netip.Addr
-	// releasing are addresses that a Service has by its status alone, see releases.
+	// releasing are addresses that a Service has only by its status, see releases.
 	releasing map[netip.Addr]*corev1.Service
-	// searches are how far each pool's ranges were looked through: in one plan no Service gives an address back, so
-	// that what was taken once stays taken.
+	// searches are the positions of the searches in the pools' ranges. Within one plan no Service releases an address,
+	// so that an allocated one stays allocated.
 	searches map[rangeOf]*search
 }
 
@@ -36,7 +37,7 @@ type rangeOf struct {
 	i    int
 }
 
-// search is where the next one goes on, and which free addresses were passed over because Services name them.
+// search is the position of the next search, and the free addresses that were passed over because Services name them.
 type search struct {
 	next   netip.Addr
 	sweeps int
@@ -57,7 +58,7 @@ func (s *State) newLedger() *ledger {
 	return l
 }
 
-// cannot says why a Service cannot have an address; empty if it can.
+// cannot returns the reason for which a Service cannot have an address; "" if it can.
 func (l *ledger) cannot(svc *corev1.Service, a netip.Addr) (why string) {
 	p, name := l.poolOf(a), annotationOf(svc, PoolAnnotation)
 	switch {
@@ -81,8 +82,8 @@ func (l *ledger) cannot(svc *corev1.Service, a netip.Addr) (why string) {
 	return ""
 }
 
-// mayShare says what keeps two Services from having one address. With a policy of Local they need the same pods: the
-// address is on one node.
+// mayShare returns the reason for which two Services cannot share an address; "" if they can. With the policy Local
+// they need the same pods, since the address is on one node.
 func mayShare(a, b *corev1.Service) (why string) {
 	word := annotationOf(a, ShareAnnotation)
 	if word == "" || word != annotationOf(b, ShareAnnotation) || a.Namespace != b.Namespace {
@@ -106,13 +107,13 @@ func (l *ledger) give(a netip.Addr, svc *corev1.Service) {
 	l.has[svc] = append(l.has[svc], a)
 }
 
-// given are the addresses that a Service has in this plan.
+// given returns the addresses that a Service has in this plan.
 func (l *ledger) given(svc *corev1.Service) []netip.Addr {
 	return slices.Compact(slices.SortedFunc(slices.Values(l.has[svc]), netip.Addr.Compare))
 }
 
-// next is the first address of a family in one of the pools that a Service can have; the zero one if there is none. A
-// shared one comes first.
+// next returns the first address of a family in one of the pools that a Service can have. It returns the zero address
+// if there is none. A shared address has precedence.
 func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) netip.Addr {
 	var shared []netip.Addr
 	holders := l.holders
@@ -145,8 +146,8 @@ func (l *ledger) next(f corev1.IPFamily, svc *corev1.Service, pools []*Pool) net
 	return last
 }
 
-// free is the first address of a range that is neither used nor named, and the first one that only is named; the zero
-// one where there is none. Each address is looked at once in a plan, however many Services want one.
+// free returns the first address of a range that is neither used nor named, or else the first that is only named. It
+// returns zero addresses where there is none. It examines each address once in a plan, however many Services need one.
 func (l *ledger) free(r rangeOf) (free, named netip.Addr) {
 	s, of := l.searches[r], r.pool.Ranges[r.i]
 	if s == nil {
@@ -158,7 +159,7 @@ func (l *ledger) free(r rangeOf) (free, named netip.Addr) {
 		case !r.pool.has(a) || len(l.holders[a]) > 0 || l.releasing[a] != nil || slices.Contains(l.barred, a) ||
 			slices.Contains(l.Joined, a):
 		case !l.named[a]:
-			return a, netip.Addr{} // the next search looks at it again: it may not be taken after all
+			return a, netip.Addr{} // the next search examines it again, since it may not be allocated
 		default:
 			s.named = append(s.named, a)
 		}

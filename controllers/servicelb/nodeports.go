@@ -14,21 +14,21 @@ import (
 )
 
 const (
-	// NodePortCondition is in the status of a Service while a node port of it is not opened on any node, since another
+	// NodePortCondition is in the status of a Service while no node opens one of its node ports, because another
 	// Service has the port at nodes' addresses.
 	NodePortCondition = "coracle.dev/NodePort"
-	// ReasonNodePortInUse is its reason.
+	// ReasonNodePortInUse is the reason of that condition.
 	ReasonNodePortInUse = "NodePortInUse"
 )
 
-// refusal is a node port that is not opened, and who has it.
+// refusal is a node port that is not opened, with the Service that has it.
 type refusal struct {
 	port Port
 	has  types.NamespacedName
 }
 
-// refused are the node ports that came after a load balancer's Service had the port at some node's address. The proxies
-// read the same from the Services' status (loadbalancer.Held).
+// refused returns the node ports that are newer than a load balancer's Service with the same port at some node's
+// address. The proxies derive the same from the Services' status (loadbalancer.Held).
 func (s *State) refused(c priorOwners) map[types.NamespacedName][]refusal {
 	out, holders := map[types.NamespacedName][]refusal{}, c.ofPorts()
 	for _, svc := range s.Services {
@@ -45,15 +45,15 @@ func (s *State) refused(c priorOwners) map[types.NamespacedName][]refusal {
 	return out
 }
 
-// ofNodePorts says whether a port is of the node ports' range, and not this Service's own node port. A Service has none
-// of those at nodes' addresses: it would close a node port that the API server may have given out by then, and one
-// Service could close all of them. Its own ones are counted, by the API server and by quotas.
+// ofNodePorts reports whether a port is in the range of node ports, and is not this Service's own node port. No Service
+// gets such a port at nodes' addresses. It would close a node port that the API server may have allocated, and one
+// Service could close all of them. Its own node ports are counted by the API server and by quotas.
 func (s *State) ofNodePorts(svc *corev1.Service, port Port) bool {
 	return s.NodePorts.Contains(int(port.Number)) &&
 		!slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return loadbalancer.PortOf(p.Protocol, p.NodePort) == port })
 }
 
-// inNodePorts says which ports of a Service are of that kind, and what to do; empty if none is.
+// inNodePorts returns a message about the ports of a Service of that kind, and what to do; "" for none.
 func (s *State) inNodePorts(svc *corev1.Service) string {
 	ports := slices.DeleteFunc(portsOf(svc), func(p Port) bool { return !s.ofNodePorts(svc, p) })
 	if len(ports) == 0 {

@@ -18,16 +18,17 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// node is one that can serve, with its addresses.
+// node is a node that can serve, with its addresses.
 type node struct {
 	name      string
 	labels    labels.Set
 	addresses []netip.Addr
-	networks  []netip.Prefix // in which it can answer for addresses
+	networks  []netip.Prefix // in which it can announce addresses
 }
 
-// servingNodes are the nodes whose addresses Services may have, by name. Those that are not ready are left out, unless
-// none would remain: when all have gone at once, then more probably the one who says so is alone.
+// servingNodes returns the nodes whose addresses Services may have, ordered by name. It leaves out nodes that are not
+// ready, unless none would remain. If none is ready, this server is more probably the one that is cut off from
+// the network.
 func (s *State) servingNodes() []node {
 	trusted := s.trusted()
 	chosen := slices.ContainsFunc(s.Nodes, labelled)
@@ -54,10 +55,10 @@ func labelled(n *corev1.Node) bool {
 	return n.Labels[NodeLabel] == "true" || n.Labels[k3sNodeLabel] == "true"
 }
 
-// trusted are the nodes' addresses, by the nodes' names, as far as they are no others': a Node's status is that node's
-// own word, which the API server compares with the machine's join (docs/adr/0067-what-a-node-is-believed.md).
-// Who has an address keeps it: a Service that was given it from a pool, of two nodes the one that is heard of, then the
-// older one; and what is barred is for the nodes of servers alone.
+// trusted returns the trusted addresses of nodes, by the nodes' names. A Node's status is set by that node itself, and
+// the API server compares it with the machine's join (docs/adr/0067-what-a-node-is-believed.md). An address that a pool
+// has allocated to a Service stays with the Service. Of two nodes with an address, the responsive one has it, then the
+// older one. Only nodes of servers have barred addresses.
 func (s *State) trusted() map[string][]netip.Addr {
 	given, had, out := s.given(), map[netip.Addr]bool{}, map[string][]netip.Addr{}
 	for _, n := range slices.SortedFunc(slices.Values(s.Nodes), func(a, b *corev1.Node) int {
@@ -74,7 +75,7 @@ func (s *State) trusted() map[string][]netip.Addr {
 	return out
 }
 
-// silent is 1 for a node that is not heard of: a machine that takes a dead one's place has its address.
+// silent returns 1 for an unresponsive node: a machine that replaces a dead one has the same address.
 func silent(n *corev1.Node) int {
 	if _, c := componentutil.GetNodeCondition(&n.Status, corev1.NodeReady); c != nil && c.Status == corev1.ConditionUnknown {
 		return 1
@@ -82,7 +83,7 @@ func silent(n *corev1.Node) int {
 	return 0
 }
 
-// given are the addresses that Services have from a pool, by their status.
+// given returns the addresses that Services have from a pool, by their status.
 func (s *State) given() map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	for _, svc := range s.Services {
@@ -98,8 +99,8 @@ func (s *State) given() map[netip.Addr]bool {
 	return out
 }
 
-// addresses are a node's as it says, external ones first. The internal ones are in, too: what a router sends on from an
-// external one comes in for those.
+// addresses returns the addresses in a Node's status, external ones first. It includes internal ones: packets for an
+// external address that a router forwards arrive at an internal one.
 func addresses(n *corev1.Node) []netip.Addr {
 	out := clusterconfig.NodeAddresses(n, corev1.NodeExternalIP)
 	for _, a := range clusterconfig.NodeAddresses(n, corev1.NodeInternalIP) {
@@ -120,7 +121,7 @@ func networks(n *corev1.Node) []netip.Prefix {
 	return out
 }
 
-// ofFamilies are those of the addresses that a Service can have, in the order of its families.
+// ofFamilies returns the addresses that a Service can have, in the order of its families.
 func ofFamilies(all []netip.Addr, svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, f := range svc.Spec.IPFamilies {

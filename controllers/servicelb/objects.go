@@ -20,14 +20,14 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// objects are the cluster's AddressPools. They have an informer of their own, since it cannot list before there is the
-// kind.
+// objects are the cluster's AddressPools. They have an informer of their own, since it cannot list before the kind is
+// defined.
 type objects struct {
 	client   dynamic.Interface
 	log      *slog.Logger
 	informer cache.SharedIndexInformer
 	synced   cache.InformerSynced
-	absent   atomic.Bool // there is no such kind, and so no AddressPool
+	absent   atomic.Bool // the kind does not exist, and so no AddressPool
 }
 
 func newObjects(client dynamic.Interface, log *slog.Logger, changed cache.ResourceEventHandler) (*objects, error) {
@@ -45,10 +45,10 @@ func newObjects(client dynamic.Interface, log *slog.Logger, changed cache.Resour
 	return o, nil
 }
 
-// known says whether it is known which AddressPools there are. Before that no address may be given or taken away.
+// known reports whether the AddressPools are known. Before that no address may be allocated or removed.
 func (o *objects) known() bool { return o.absent.Load() || o.synced() }
 
-// run defines the kind and follows its objects until ctx is done.
+// run defines the kind and watches its objects until ctx is done.
 func (o *objects) run(ctx context.Context) {
 	definition.UntilDone(ctx, o.log, "load balancer: AddressPools cannot be used yet; it is tried again", func() error {
 		err := addresspool.Kind().Define(ctx, o.client)
@@ -65,7 +65,7 @@ func (o *objects) run(ctx context.Context) {
 	}
 }
 
-// removeKind takes the kind away, unless there are objects of it.
+// removeKind removes the kind, unless there are objects of it.
 func removeKind(ctx context.Context, client dynamic.Interface, log *slog.Logger) {
 	definition.UntilDone(ctx, log, "load balancer: the definition of AddressPools cannot be removed yet; it is tried again", func() error {
 		left, err := addresspool.Kind().Remove(ctx, client)
@@ -87,12 +87,12 @@ func (o *objects) list() []*unstructured.Unstructured {
 	return out
 }
 
-// pools are the objects as far as they can be read.
+// pools returns the AddressPools.
 func (o *objects) pools() ([]*addresspool.AddressPool, error) {
 	var out []*addresspool.AddressPool
 	for _, u := range o.list() {
 		p, err := addresspool.From(u)
-		if err != nil { // the API server has compared it with the definition: it cannot be
+		if err != nil { // never: the API server has validated it
 			return nil, err
 		}
 		out = append(out, p)
@@ -100,7 +100,7 @@ func (o *objects) pools() ([]*addresspool.AddressPool, error) {
 	return out, nil
 }
 
-// write makes the objects' status what it has to be.
+// write writes the objects' desired status.
 func (o *objects) write(ctx context.Context, want map[string]addresspool.Status) error {
 	for _, u := range o.list() {
 		p, err := addresspool.From(u)
@@ -122,7 +122,7 @@ func (o *objects) write(ctx context.Context, want map[string]addresspool.Status)
 	return nil
 }
 
-// objectMatters says whether an AddressPool has changed in more than its status.
+// objectMatters reports whether an AddressPool has changed in more than its status.
 func objectMatters(old, now any) bool {
 	a, was := old.(*unstructured.Unstructured)
 	b, is := now.(*unstructured.Unstructured)

@@ -14,36 +14,36 @@ import (
 
 // Reasons of the condition.
 const (
-	// ReasonServed is the one of a Service that has all it asks for.
+	// ReasonServed says that a Service has everything that it requests.
 	ReasonServed = "Served"
-	// ReasonPortInUse says that another Service or program has one of its ports, at some or all addresses.
+	// ReasonPortInUse says that another Service or program uses one of its ports, at some or all addresses.
 	ReasonPortInUse = "PortInUse"
-	// ReasonNodePortRange says that one of its ports is of the node ports' range, and not its own node port.
+	// ReasonNodePortRange says that one of its ports is in the range of node ports, and is not its own node port.
 	ReasonNodePortRange = "NodePortRange"
 	// ReasonNoNode says that no node can serve it.
 	ReasonNoNode = "NoNode"
 )
 
-// Allocation is what a Service gets.
+// Allocation is the result of a plan for one Service.
 type Allocation struct {
-	// Ours says that the Service is served here; else it has nothing from here.
+	// Ours says that coracle serves the Service. Otherwise nothing is allocated to it.
 	Ours bool
-	// Pool says that the addresses are of the pool, and have to be announced.
+	// Pool says that the addresses are of a pool, and have to be announced.
 	Pool      bool
 	Addresses []netip.Addr
-	// kept are places at nodes' addresses where it is not served at present, and that no other Service gets.
+	// kept are the ports at nodes' addresses where it is not served at present, and that no other Service gets.
 	kept []addressPort
-	// released is what its status says that it has, and what it has given up.
+	// released are the address ports that it still has by its status, and that are no longer allocated to it.
 	released []addressPort
-	// refused says of the Service's node ports which ones are not opened, and why; empty if all are. It may have some
-	// without being served here.
+	// refused is a message about the Service's node ports that are not opened; "" if all are open. A Service that
+	// coracle does not serve may have such ports, too.
 	refused string
 	Reason  string
-	// Message is for people: what is missing, and what to do about it.
+	// Message is text for users: what is missing, and what to do about it.
 	Message string
 }
 
-// Plan says what each Service gets. It depends on nothing but the state.
+// Plan returns the allocation of each Service. It depends only on the state.
 func Plan(s *State) map[types.NamespacedName]Allocation {
 	out := map[types.NamespacedName]Allocation{}
 	nodes, endpoints := s.servingNodes(), withEndpoints(s.Slices)
@@ -90,8 +90,8 @@ func Plan(s *State) map[types.NamespacedName]Allocation {
 	return out
 }
 
-// atNodes gives a Service the addresses of the nodes at which all its ports are free. endpoints are the nodes that have
-// some of it.
+// atNodes allocates to a Service the addresses of the nodes at which all its ports are free. endpoints are the nodes
+// with endpoints of it.
 func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]bool) Allocation {
 	v := Allocation{Ours: true}
 	var conflicts []string
@@ -128,7 +128,7 @@ func (p ports) atNodes(svc *corev1.Service, nodes []node, endpoints map[string]b
 	return v
 }
 
-// shownConflicts keeps a message readable.
+// shownConflicts limits the conflicts in a message.
 const shownConflicts = 3
 
 func conflictText(conflicts []string, some bool) string {

@@ -18,18 +18,19 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// DefaultPool is the name of the flag's pool. An AddressPool of that name takes its place.
+// DefaultPool is the name of the flag's pool. An AddressPool of that name replaces it.
 const DefaultPool = "default"
 
-// Pool is addresses for Services. No two pools have one in common.
+// Pool is a set of addresses for Services. No two pools have an address in common.
 type Pool struct {
 	Name   string
 	Ranges []loadbalancer.Range
-	// Auto pools are for Services that ask for none by its name.
+	// Auto pools are for Services that name no pool.
 	Auto bool
-	// AvoidBuggy leaves out IPv4 addresses that end in .0 or .255.
+	// AvoidBuggy excludes IPv4 addresses that end in .0 or .255.
 	AvoidBuggy bool
-	// Services, Namespaces and Nodes say by labels whom the pool is for and who answers for its addresses; nil is all.
+	// Services and Namespaces select the Services that the pool is for. Nodes selects the nodes that announce its
+	// addresses. nil is for all.
 	Services, Namespaces, Nodes labels.Selector
 }
 
@@ -45,7 +46,7 @@ func endsInZeroOr255(a netip.Addr) bool {
 	return a.Is4() && (a.As4()[3] == 0 || a.As4()[3] == 255)
 }
 
-// size is how many addresses are looked through for a Service that asks for none.
+// size returns how many addresses are examined for a Service that requests none.
 func (p *Pool) size() int {
 	n := 0
 	for _, r := range p.Ranges {
@@ -56,7 +57,7 @@ func (p *Pool) size() int {
 			first := int(binary.BigEndian.Uint32(bytes[:]))
 			end := first + size
 			n -= (end+255)/256 - (first+255)/256 // those that end in .0
-			n -= end/256 - first/256             // in .255
+			n -= end/256 - first/256             // those that end in .255
 		}
 	}
 	return n
@@ -64,7 +65,7 @@ func (p *Pool) size() int {
 
 func (p *Pool) selects() bool { return p.Services != nil || p.Namespaces != nil }
 
-// poolOf is the pool that an address is in; nil if there is none.
+// poolOf returns the pool that contains an address, or nil.
 func (s *State) poolOf(a netip.Addr) *Pool {
 	for i := range s.Pools {
 		if s.Pools[i].has(a) {
@@ -74,13 +75,13 @@ func (s *State) poolOf(a netip.Addr) *Pool {
 	return nil
 }
 
-// isFor says whether a Service may have addresses of a pool.
+// isFor reports whether a Service may have addresses of a pool.
 func (s *State) isFor(p *Pool, svc *corev1.Service) bool {
 	return (p.Services == nil || p.Services.Matches(labels.Set(svc.Labels))) &&
 		(p.Namespaces == nil || p.Namespaces.Matches(s.Namespaces[svc.Namespace]))
 }
 
-// auto are the pools for a Service that asks for none by its name.
+// auto returns the pools for a Service that names no pool.
 func (s *State) auto(svc *corev1.Service) []*Pool {
 	var out []*Pool
 	for i := range s.Pools {
@@ -91,27 +92,27 @@ func (s *State) auto(svc *corev1.Service) []*Pool {
 	return out
 }
 
-// Flaw says what of an AddressPool does not count; the zero one that all of it does.
+// Flaw is a problem of an AddressPool. The zero Flaw is for none.
 type Flaw struct{ Reason, Message string }
 
 // Reasons of an AddressPool's condition.
 const (
-	// ReasonReady is that of a pool without a flaw.
+	// ReasonReady is the reason of a pool without a flaw.
 	ReasonReady = "Ready"
 	// ReasonBadAddresses says that some of spec.addresses cannot be addresses of Services.
 	ReasonBadAddresses = "BadAddresses"
-	// ReasonBadSelector says that a selector cannot be understood. The pool is for no Service then.
+	// ReasonBadSelector says that a selector is invalid. The pool is for no Service then.
 	ReasonBadSelector = "BadSelector"
 	// ReasonOverlap says that another pool has some of the addresses.
 	ReasonOverlap = "Overlap"
-	// ReasonOutOfReach says that no node would answer for some of the addresses.
+	// ReasonOutOfReach says that no node can announce some of the addresses.
 	ReasonOutOfReach = "OutOfReach"
 )
 
-// Pools are the flag's addresses and those of objects, in the order in which they are looked through for a Service:
-// first those with a selector, then by name. An address in several is the older one's, and the flag is older than all.
-// What of an object cannot be given out is left out, so that a slip of the pen takes no address away but the one that
-// is concerned; flaws, by the objects' names, say which. networks are the cluster's own, where no Service may have
+// Pools returns the pools of the flag and of objects, in the order in which they are searched for a Service: first
+// those with a selector, then by name. An address in several belongs to the older pool, and the flag is older than all
+// objects. Invalid addresses of an object are left out, so that a typing error removes no other address. flaws are
+// these problems by the objects' names. networks are the cluster's own networks, in which no Service may have
 // addresses.
 func Pools(flag []loadbalancer.Range, objects []*addresspool.AddressPool, networks []netip.Prefix) (pools []Pool, flaws map[string]Flaw) {
 	flaws = map[string]Flaw{}
@@ -144,7 +145,7 @@ func Pools(flag []loadbalancer.Range, objects []*addresspool.AddressPool, networ
 	return pools, flaws
 }
 
-// fromObject is the pool that an object makes beside those that are older.
+// fromObject returns the pool of an object, without the addresses of older pools.
 func fromObject(o *addresspool.AddressPool, older []Pool, networks []netip.Prefix) (Pool, Flaw) {
 	p := Pool{Name: o.Name, Auto: o.Spec.AutoAssign == nil || *o.Spec.AutoAssign, AvoidBuggy: o.Spec.AvoidBuggyIPs}
 	var bad, taken, selectors []string
@@ -193,7 +194,7 @@ func fromObject(o *addresspool.AddressPool, older []Pool, networks []netip.Prefi
 	return p, Flaw{}
 }
 
-// usable says why addresses cannot be those of Services.
+// usable returns an error for addresses that Services cannot have.
 func usable(r loadbalancer.Range, networks []netip.Prefix) error {
 	for _, a := range []netip.Addr{r.First, r.Last} {
 		if !a.IsGlobalUnicast() || a.Is4In6() || a.Zone() != "" {
@@ -209,7 +210,7 @@ func usable(r loadbalancer.Range, networks []netip.Prefix) error {
 	return nil
 }
 
-// without is what is left of a range without the addresses of pools.
+// without returns the rest of a range without the addresses of pools.
 func without(r loadbalancer.Range, pools []Pool) []loadbalancer.Range {
 	left := []loadbalancer.Range{r}
 	for _, p := range pools {
@@ -232,10 +233,10 @@ func values(pools []*Pool) []Pool {
 	return out
 }
 
-// shownRanges keeps a message readable.
+// shownRanges limits the ranges in a message.
 const shownRanges = 4
 
-// poolsText names pools for people.
+// poolsText returns the pools as text for users.
 func poolsText(pools []Pool) string {
 	if len(pools) == 0 {
 		return "none"

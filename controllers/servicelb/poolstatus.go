@@ -16,7 +16,7 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 )
 
-// PoolStatus is the status that each AddressPool has to have.
+// PoolStatus returns the desired status of each AddressPool.
 func PoolStatus(s *State, plan map[types.NamespacedName]Allocation, objects []*addresspool.AddressPool,
 	flaws map[string]Flaw) map[string]addresspool.Status {
 	used := map[string]map[netip.Addr]bool{}
@@ -52,7 +52,7 @@ func PoolStatus(s *State, plan map[types.NamespacedName]Allocation, objects []*a
 	return out
 }
 
-// outOfReach says which addresses no node would answer for.
+// outOfReach returns a flaw with the ranges of which no node can announce some addresses.
 func (p *Pool) outOfReach(nodes []node) Flaw {
 	var far []string
 	for _, r := range p.Ranges {
@@ -69,8 +69,8 @@ func (p *Pool) outOfReach(nodes []node) Flaw {
 	return Flaw{ReasonOutOfReach, fmt.Sprintf("no node that may answer is in the network of %s", strings.Join(far, ", "))}
 }
 
-// withoutPool are those of a Service's addresses that it is losing and that are neither a node's nor in a pool any
-// more: it has not asked for that.
+// withoutPool returns the addresses that a Service loses without requesting that: they are in no pool any more, and
+// belong to no node.
 func (s *State) withoutPool(had, has []netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(had, func(a netip.Addr) bool {
 		return slices.Contains(has, a) || s.poolOf(a) != nil ||

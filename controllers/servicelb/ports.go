@@ -14,7 +14,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// addressPort is a port at an address. The zero address stands for all addresses of all nodes.
+// addressPort is a port at an address. The zero address is for all addresses of all nodes.
 type addressPort struct {
 	address netip.Addr
 	port    Port
@@ -22,11 +22,11 @@ type addressPort struct {
 
 // owner is the owner of an address port.
 type owner struct {
-	// service has it itself; the zero name if it is another program.
+	// service is the Service that owns it. The zero name is for another program.
 	service types.NamespacedName
-	// pod has it as a host port. A Service that leads to this very pod does not mind.
+	// pod is the pod that has it as a host port. It is no conflict for a Service that selects this pod.
 	pod *corev1.Pod
-	// what is how a message calls the owner.
+	// what is the owner's description in a message.
 	what string
 }
 
@@ -35,7 +35,7 @@ type ports map[addressPort][]owner
 
 func (p ports) reserve(at addressPort, by owner) { p[at] = append(p[at], by) }
 
-// other is another owner of the address port than the Service itself.
+// other returns an owner of the address port other than the Service itself.
 func (p ports) other(at addressPort, svc *corev1.Service) (owner, bool) {
 	for _, at := range []addressPort{at, {port: at.port}} {
 		for _, o := range p[at] {
@@ -53,8 +53,8 @@ func leadsTo(svc *corev1.Service, pod *corev1.Pod) bool {
 		labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(pod.Labels))
 }
 
-// reserved are the address ports that no load balancer gets: the cluster's own, node ports, those of health checks, and
-// host ports.
+// reserved returns the address ports that no load balancer gets: the cluster's own, node ports, those of health checks,
+// and host ports.
 func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map[Port][]types.NamespacedName) ports {
 	out := ports{}
 	for p, what := range s.Reserved {
@@ -77,7 +77,7 @@ func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map
 		for p := range hostPorts(pod) {
 			at := byName[pod.Spec.NodeName]
 			if ip, err := netip.ParseAddr(p.HostIP); err == nil && !ip.IsUnspecified() {
-				// what another node has is not the pod's
+				// an address of another node is not the pod's
 				at = slices.DeleteFunc(slices.Clone(at), func(a netip.Addr) bool { return a != ip.Unmap() })
 			}
 			for _, a := range at {
@@ -89,8 +89,8 @@ func (s *State) reserved(refused map[types.NamespacedName][]refusal, holders map
 	return out
 }
 
-// reserveHealthChecks takes the ports at which the nodes say whether they have endpoints of a Service, except those
-// that another Service has had before.
+// reserveHealthChecks reserves the ports at which nodes report whether they have endpoints of a Service. It leaves out
+// those that another Service had before.
 func (s *State) reserveHealthChecks(out ports, holders map[Port][]types.NamespacedName) {
 	for _, svc := range s.Services {
 		port := loadbalancer.PortOf(corev1.ProtocolTCP, svc.Spec.HealthCheckNodePort)
@@ -107,7 +107,7 @@ func protocolOf(p corev1.Protocol) corev1.Protocol {
 	return p
 }
 
-// holdsPorts says whether a pod has ports at its node's addresses.
+// holdsPorts reports whether a pod has ports at its node's addresses.
 func holdsPorts(pod *corev1.Pod) bool {
 	for range hostPorts(pod) {
 		return pod.Spec.NodeName != ""
@@ -127,7 +127,8 @@ func hostPorts(pod *corev1.Pod) func(yield func(corev1.ContainerPort) bool) {
 	}
 }
 
-// allocate gives a Service its ports at all of the addresses, or says who has one of them.
+// allocate allocates its ports at all of the addresses to a Service. If one has another owner, it allocates none and
+// returns the reason.
 func (p ports) allocate(svc *corev1.Service, at []netip.Addr) (why string) {
 	for _, a := range at {
 		for _, sp := range svc.Spec.Ports {

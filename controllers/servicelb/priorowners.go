@@ -16,16 +16,16 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// KeptCondition is in the status of a Service that has been served at a node's address and is not at present, while the
-// node is not ready or has no endpoint of it: it lists the ports that no other Service gets there meanwhile. It stands
-// in the status, like the ports of the addresses, because users cannot write that.
+// KeptCondition is in the status of a Service that was served at a node's address and is not at present, while the node
+// is not ready or has no endpoint of it. It lists the ports that no other Service gets there meanwhile. It is in the
+// status, as the ports of the addresses are, because users cannot write the status.
 const KeptCondition = loadbalancer.Kept
 
-// maxKept bounds the addresses that are listed, so that a status stays within what the API takes.
+// maxKept limits the listed addresses, so that a status stays within the API's limit.
 const maxKept = 512
 
-// priorOwners are the owners of address ports since an earlier plan. A Service keeps one until it is no load balancer,
-// gives up the port or asks for other addresses, or until no node has the address.
+// priorOwners are the owners of address ports since an earlier plan. A Service keeps an address port until it is no
+// load balancer, drops the port or requests other addresses, or until no node has the address.
 type priorOwners map[addressPort]types.NamespacedName
 
 func (s *State) priorOwners(l *ledger) priorOwners {
@@ -40,7 +40,8 @@ func (s *State) priorOwners(l *ledger) priorOwners {
 			continue
 		}
 		for _, p := range held(svc) {
-			if _, taken := out[p]; !taken && nodes[p.address] && !s.ofNodePorts(svc, p.port) { // two have one only after an upgrade
+			// two have the same one only after an upgrade
+			if _, taken := out[p]; !taken && nodes[p.address] && !s.ofNodePorts(svc, p.port) {
 				out[p] = key(svc)
 			}
 		}
@@ -48,7 +49,7 @@ func (s *State) priorOwners(l *ledger) priorOwners {
 	return out
 }
 
-// statusPorts are the address ports of a Service as its status says.
+// statusPorts returns the address ports in a Service's status.
 func statusPorts(svc *corev1.Service) []addressPort {
 	var out []addressPort
 	for _, in := range svc.Status.LoadBalancer.Ingress {
@@ -64,8 +65,8 @@ func statusPorts(svc *corev1.Service) []addressPort {
 	return out
 }
 
-// held are these without those that the Service has given up. A status of an earlier version names no ports: there it
-// is all that the Service has.
+// held returns the address ports in the status without those that the Service has dropped. A status of an earlier
+// version has no ports: at its addresses the Service holds all its ports.
 func held(svc *corev1.Service) []addressPort {
 	have, want := portsOf(svc), requestedAddresses(svc)
 	all := statusPorts(svc)
@@ -95,8 +96,8 @@ func portsOf(svc *corev1.Service) []Port {
 	return out
 }
 
-// all says whether a Service has each of its ports somewhere: then it comes before those that have not, wherever no
-// Service has an address port yet, as on a new node.
+// all reports whether a Service holds each of its ports at some address. Such a Service comes before the others for an
+// address port that no Service has yet, as on a new node.
 func (c priorOwners) all(svc *corev1.Service) bool {
 	somewhere := map[Port]bool{}
 	for _, p := range held(svc) {
@@ -105,7 +106,7 @@ func (c priorOwners) all(svc *corev1.Service) bool {
 	return !slices.ContainsFunc(portsOf(svc), func(p Port) bool { return !somewhere[p] })
 }
 
-// order is who is asked first: those that have what they ask for, then by age.
+// order returns the order of allocation: first the Services that hold all their ports, then the others, each by age.
 func (c priorOwners) order(services []*corev1.Service) []*corev1.Service {
 	first, rest := []*corev1.Service{}, []*corev1.Service{}
 	for _, svc := range byAge(services) {
@@ -118,7 +119,7 @@ func (c priorOwners) order(services []*corev1.Service) []*corev1.Service {
 	return append(first, rest...)
 }
 
-// kept are the address ports of a Service that it is not served at.
+// kept returns the address ports that a Service owns and is not served at.
 func (c priorOwners) kept(svc *corev1.Service, served []netip.Addr) []addressPort {
 	var out []addressPort
 	known := map[addressPort]bool{}
@@ -130,7 +131,7 @@ func (c priorOwners) kept(svc *corev1.Service, served []netip.Addr) []addressPor
 	return out
 }
 
-// ofPorts are the Services that have a port at some node's address.
+// ofPorts returns, by port, the Services that have it at some node's address.
 func (c priorOwners) ofPorts() map[Port][]types.NamespacedName {
 	out := map[Port][]types.NamespacedName{}
 	for p, who := range c {

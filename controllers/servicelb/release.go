@@ -19,12 +19,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// releases are what Services have by their status and not any more in this plan, since they or the cluster have given
-// it up: address ports, and with the zero port addresses of a pool. No other Service gets any of it before that status
-// was written. By its status a Service that takes one back has it still, and who had got it meanwhile would lose it.
+// releases are address ports, and addresses of a pool (with the zero port), that Services still have by their status
+// but not in this plan: they or the cluster have dropped them. No other Service gets them before that status is
+// written. Otherwise a Service that takes one back would still have it by its status, and the new owner would lose it.
 type releases map[types.NamespacedName][]addressPort
 
-// releases has to be asked when the Services have what they keep, and nothing new yet.
+// releases must be called after keep and before any new allocation.
 func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
 	out := releases{}
 	for _, svc := range services {
@@ -46,7 +46,7 @@ func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
 	return out
 }
 
-// with are the prior owners, and the address ports that are being released and that no other Service has.
+// with returns the prior owners, and the address ports that are being released and that no other Service has.
 func (c priorOwners) with(r releases) priorOwners {
 	out := maps.Clone(c)
 	for _, who := range slices.SortedFunc(maps.Keys(r), compareNames) {
@@ -59,7 +59,7 @@ func (c priorOwners) with(r releases) priorOwners {
 	return out
 }
 
-// pooled are the addresses in a Service's status that come from a pool: those without ports (StatusOf).
+// pooled returns the addresses in a Service's status that come from a pool: those without ports (StatusOf).
 func pooled(svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, in := range svc.Status.LoadBalancer.Ingress {
@@ -70,8 +70,9 @@ func pooled(svc *corev1.Service) []netip.Addr {
 	return out
 }
 
-// StatusWithoutReleased is a Service's status without what it has given up, and nothing new; nil if it has given up
-// nothing. It is for a Service so large that the status which it has to have does not fit beside its spec.
+// StatusWithoutReleased returns a Service's status without what the Service has released, and without anything new. It
+// returns nil if nothing was released. It is for a Service so large that the desired status does not fit beside its
+// spec.
 func StatusWithoutReleased(svc *corev1.Service, v Allocation) *corev1.ServiceStatus {
 	if len(v.released) == 0 {
 		return nil
@@ -102,8 +103,8 @@ func StatusWithoutReleased(svc *corev1.Service, v Allocation) *corev1.ServiceSta
 	return out
 }
 
-// shrinkStatus takes from a Service's status what the Service has given up, where the whole status could not be
-// written: others wait for that. It is tried again with the rest.
+// shrinkStatus removes released address ports from a Service's status when the whole status could not be written, since
+// other Services wait for them. The next round tries the whole status again.
 func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Allocation) {
 	less := StatusWithoutReleased(svc, v)
 	if less == nil {
@@ -121,14 +122,14 @@ func (c *Controller) shrinkStatus(ctx context.Context, svc *corev1.Service, v Al
 		c.written.record(answer)
 		c.o.Logger.Info("load balancer: what a Service has given up was taken from its status", "service", key(svc), "addresses",
 			ingressText(less.LoadBalancer))
-	case ctx.Err() == nil && !isTransient(err) && !apierrors.IsInvalid(err): // invalid: the status is another one by now
+	case ctx.Err() == nil && !isTransient(err) && !apierrors.IsInvalid(err): // invalid: the status has changed meanwhile
 		c.o.Logger.Warn("load balancer: what a Service has given up could not be taken from its status; no other Service gets it before that",
 			"service", key(svc), "error", err)
 	}
 }
 
-// statusPatch is the patch that makes of a Service's status another one. It compares the Service's UID and status, and
-// no resource version: who changes the Service's spec again and again does not keep it off.
+// statusPatch returns a patch that replaces a Service's status. It compares the Service's UID and status, and no
+// resource version. A client that changes the Service's spec again and again thus does not block it.
 func statusPatch(svc *corev1.Service, to *corev1.ServiceStatus) ([]byte, error) {
 	patch, err := json.Marshal([]map[string]any{
 		{"op": "test", "path": "/metadata/uid", "value": svc.UID},

@@ -11,26 +11,25 @@ import (
 )
 
 const (
-	// PoolAnnotation on a Service names the pool from which it gets its addresses.
+	// PoolAnnotation on a Service names the pool of its addresses.
 	PoolAnnotation = "coracle.dev/load-balancer-pool"
-	// AddressesAnnotation names the addresses that it wants, with commas in between; spec.loadBalancerIP names one.
+	// AddressesAnnotation lists the requested addresses, separated by commas. spec.loadBalancerIP names one.
 	AddressesAnnotation = "coracle.dev/load-balancer-ips"
-	// ShareAnnotation is a word: Services of a namespace that have the same may have one address, if their ports
+	// ShareAnnotation is a key. Services of one namespace with the same key may share an address, if their ports
 	// differ.
 	ShareAnnotation = "coracle.dev/load-balancer-share"
-	// NodesAnnotation, with the value "true", gives a Service addresses of nodes although there is a pool.
+	// NodesAnnotation, with the value "true", gives a Service nodes' addresses although there is a pool.
 	NodesAnnotation = "coracle.dev/load-balancer-nodes"
 )
 
-// metalLB are MetalLB's names of the same annotations, which people have in their charts: the present and the former
-// one.
+// metalLB are MetalLB's names of the same annotations, which many charts contain: the current and the former name.
 var metalLB = map[string][]string{
 	PoolAnnotation:      {"metallb.io/address-pool", "metallb.universe.tf/address-pool"},
 	AddressesAnnotation: {"metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"},
 	ShareAnnotation:     {"metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"},
 }
 
-// annotationOf is what a Service says in an annotation.
+// annotationOf returns the value of an annotation of a Service.
 func annotationOf(svc *corev1.Service, annotation string) string {
 	for _, name := range append([]string{annotation}, metalLB[annotation]...) {
 		if v := strings.TrimSpace(svc.Annotations[name]); v != "" {
@@ -40,7 +39,7 @@ func annotationOf(svc *corev1.Service, annotation string) string {
 	return ""
 }
 
-// requestedAddresses are the addresses that a Service asks for.
+// requestedAddresses returns the requested addresses of a Service.
 func requestedAddresses(svc *corev1.Service) []netip.Addr {
 	if text := annotationOf(svc, AddressesAnnotation); text != "" {
 		words := strings.Split(text, ",")
@@ -62,14 +61,14 @@ func parseAll(texts []string) []netip.Addr {
 	return out
 }
 
-// hasFamily says whether an address is of one of a Service's families.
+// hasFamily reports whether an address is of one of a Service's families.
 func hasFamily(svc *corev1.Service, a netip.Addr) bool {
 	return slices.ContainsFunc(svc.Spec.IPFamilies, func(f corev1.IPFamily) bool { return of(f, a) })
 }
 
 func of(f corev1.IPFamily, a netip.Addr) bool { return a.Is4() == (f == corev1.IPv4Protocol) }
 
-// statusAddresses are the addresses in a Service's status.
+// statusAddresses returns the addresses in a Service's status.
 func statusAddresses(svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, in := range svc.Status.LoadBalancer.Ingress {

@@ -19,54 +19,54 @@ import (
 )
 
 const (
-	// Class is the class of Services that are served here; those without a class are, too.
+	// Class is the class of the Services that coracle serves. It also serves those without a class.
 	Class = "coracle.dev/servicelb"
-	// Condition is in the status of each Service that is served here, and says how that goes.
+	// Condition is in the status of each Service that coracle serves, and describes its state.
 	Condition = loadbalancer.Condition
-	// NodeLabel, with the value "true" on one node at least, keeps Services to the nodes that have it.
+	// NodeLabel, with the value "true" on at least one node, restricts Services to the nodes that have it.
 	NodeLabel = clusterconfig.LoadBalancerLabel
-	// k3sNodeLabel is the same label as k3s has it.
+	// k3sNodeLabel is k3s' name of the same label.
 	k3sNodeLabel = clusterconfig.K3sLoadBalancerLabel
-	// serverLabel is on the nodes of servers, and no node can give it to itself.
+	// serverLabel is on the nodes of servers. A node cannot set it on itself.
 	serverLabel = "node-role.kubernetes.io/control-plane"
 )
 
 // Port is a port of one protocol.
 type Port = loadbalancer.Port
 
-// State is everything that Plan looks at.
+// State is the input of Plan.
 type State struct {
-	// Services are all of the cluster: those that are no load balancers' have node ports.
+	// Services are all Services of the cluster: those that are not load balancers may have node ports.
 	Services []*corev1.Service
 	Nodes    []*corev1.Node
-	// Pods are those with ports on their nodes' addresses that have not ended; others are passed over.
+	// Pods are the pods with ports on their nodes' addresses that have not ended. Others are ignored.
 	Pods []*corev1.Pod
-	// Slices are those of Services that send to local endpoints only; others are passed over.
+	// Slices are those of Services that use local endpoints only. Others are ignored.
 	Slices []*discoveryv1.EndpointSlice
-	// Reserved are the ports at nodes' addresses that the cluster itself needs, with what for.
+	// Reserved are the ports at nodes' addresses that the cluster itself needs, with their purposes.
 	Reserved map[Port]string
-	// NodePorts are the ports of which the API server gives out node ports. None where it is not set.
+	// NodePorts is the range from which the API server allocates node ports. It is empty if unset.
 	NodePorts utilnet.PortRange
-	// Pools are addresses for Services, in the order in which they are looked through; a Service that none is for gets
-	// those of nodes. Barred are addresses that have an owner.
+	// Pools are addresses for Services, in the order in which they are searched. A Service without a pool gets nodes'
+	// addresses. Barred are addresses that have an owner.
 	Pools  []Pool
 	Barred []netip.Addr
-	// Joined are addresses with which machines have joined. No Service gets one that it has not had.
+	// Joined are addresses with which machines have joined. No Service gets one that it did not have before.
 	Joined []netip.Addr
-	// InUse are addresses of a pool that another machine uses, with its Ethernet address, as their holders say.
+	// InUse are addresses of a pool that another machine uses, with its Ethernet address. Their holders report them.
 	InUse map[netip.Addr]string
-	// Namespaces are the labels of the namespaces, where a pool asks for them.
+	// Namespaces are the labels of the namespaces, if a pool selects by them.
 	Namespaces map[string]labels.Set
-	// Disabled is the load balancer that serves no Service, and takes back what it gave.
+	// Disabled says that no Service is served, and that allocated addresses are removed.
 	Disabled bool
 }
 
-// key is a Service's name.
+// key returns a Service's name.
 func key(s *corev1.Service) types.NamespacedName {
 	return types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
 }
 
-// serves says whether a Service is to have addresses from here.
+// serves reports whether coracle allocates addresses to a Service.
 func (s *State) serves(svc *corev1.Service) bool {
 	if s.Disabled || svc.Spec.Type != corev1.ServiceTypeLoadBalancer || svc.DeletionTimestamp != nil {
 		return false
@@ -74,12 +74,12 @@ func (s *State) serves(svc *corev1.Service) bool {
 	return svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == Class
 }
 
-// local says whether a Service's traffic from outside stays on the node where it arrives.
+// local reports whether a Service's external traffic stays on the node where it arrives.
 func local(svc *corev1.Service) bool {
 	return svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 
-// byAge sorts Services, the oldest first: it keeps what a younger one would like to have, too.
+// byAge returns Services sorted by age, the oldest first. An older one has precedence over younger ones.
 func byAge(services []*corev1.Service) []*corev1.Service {
 	return slices.SortedFunc(slices.Values(services), func(a, b *corev1.Service) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Namespace, b.Namespace),
@@ -87,8 +87,8 @@ func byAge(services []*corev1.Service) []*corev1.Service {
 	})
 }
 
-// withEndpoints are the nodes with endpoints of each Service: ready ones, or where there is none of those, ones that
-// end and still serve.
+// withEndpoints returns the nodes with endpoints of each Service: ready ones, or if there is none, terminating ones
+// that still serve.
 func withEndpoints(all []*discoveryv1.EndpointSlice) map[types.NamespacedName]map[string]bool {
 	ready, serving := map[types.NamespacedName]map[string]bool{}, map[types.NamespacedName]map[string]bool{}
 	for _, slice := range all {

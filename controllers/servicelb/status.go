@@ -9,16 +9,16 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// StatusOf is the status that a Service has to have, and whether that is another one than it has.
+// StatusOf returns the desired status of a Service, and whether it differs from the present one.
 func StatusOf(svc *corev1.Service, v Allocation) (*corev1.ServiceStatus, bool) {
 	have := meta.FindStatusCondition(svc.Status.Conditions, Condition)
 	if !v.Ours && have == nil && v.refused == "" && meta.FindStatusCondition(svc.Status.Conditions, NodePortCondition) == nil {
-		return &svc.Status, false // another controller's, as most are
+		return &svc.Status, false // another controller's Service, as most are
 	}
 	out := svc.Status.DeepCopy()
 	changed := nodePorts(&out.Conditions, v.refused)
 	if !v.Ours && have == nil {
-		return out, changed // another controller gave the addresses
+		return out, changed // another controller allocated the addresses
 	}
 	out.LoadBalancer = corev1.LoadBalancerStatus{}
 	if !v.Ours {
@@ -26,8 +26,8 @@ func StatusOf(svc *corev1.Service, v Allocation) (*corev1.ServiceStatus, bool) {
 		meta.RemoveStatusCondition(&out.Conditions, KeptCondition)
 		return out, true
 	}
-	mode := corev1.LoadBalancerIPModeVIP // every node's proxy takes what is for these addresses
-	var ports []corev1.PortStatus        // what it has at nodes' addresses; one of a pool is its own
+	mode := corev1.LoadBalancerIPModeVIP // each node's proxy accepts packets for these addresses
+	var ports []corev1.PortStatus        // only at nodes' addresses: one of a pool belongs to the Service
 	if !v.Pool {
 		for _, p := range portsOf(svc) {
 			ports = append(ports, corev1.PortStatus{Port: p.Number, Protocol: p.Protocol})
@@ -52,7 +52,7 @@ func StatusOf(svc *corev1.Service, v Allocation) (*corev1.ServiceStatus, bool) {
 	return out, changed || !apiequality.Semantic.DeepEqual(out.LoadBalancer, svc.Status.LoadBalancer)
 }
 
-// nodePorts says in a Service's conditions which node ports are not opened, and returns whether that is news.
+// nodePorts sets the condition about node ports that are not opened. It returns whether the condition has changed.
 func nodePorts(conditions *[]metav1.Condition, refused string) bool {
 	if refused == "" {
 		return meta.RemoveStatusCondition(conditions, NodePortCondition)
@@ -61,7 +61,8 @@ func nodePorts(conditions *[]metav1.Condition, refused string) bool {
 		Reason: ReasonNodePortInUse, Message: refused})
 }
 
-// observed is the generation of the Service's spec for which the condition was made: a new one alone is worth no write.
+// observed returns the generation of the Service's spec for the condition. A change of the generation alone causes no
+// write.
 func observed(have *metav1.Condition, svc *corev1.Service, v Allocation, status metav1.ConditionStatus) int64 {
 	if have != nil && have.Status == status && have.Reason == v.Reason && have.Message == v.Message {
 		return have.ObservedGeneration

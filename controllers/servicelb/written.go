@@ -15,22 +15,22 @@ import (
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 )
 
-// written are Services as the API answered to this term's writes of their status, until the cache has them so or newer.
-// A round that did not see what the one before has given could give it to an older Service that asks for it meanwhile.
+// written are the Services in the API's responses to this term's status writes, until the cache has the same or a newer
+// version. Otherwise a round could allocate an address again, to an older Service that requests it meanwhile.
 type written map[types.NamespacedName]*corev1.Service
 
-// unsure are Services of which the API has answered a write with an error that does not say that nothing was written,
-// as after a wait for a quorum.
+// unsure are Services whose last write failed with an error that does not exclude a successful write, as after a wait
+// for a quorum.
 type unsure map[types.NamespacedName]bool
 
-// record keeps whose write may have been done.
+// record records a Service whose write may have succeeded.
 func (u unsure) record(svc *corev1.Service, err error) {
 	if err != nil && !isTransient(err) && !apierrors.IsInvalid(err) {
 		u[key(svc)] = true
 	}
 }
 
-// ask reads the Services whose last write is not known to have succeeded, as if that had been the answer.
+// ask reads the Services whose last write may have succeeded. It records them as the API's response.
 func (c *Controller) ask(ctx context.Context) error {
 	for k := range c.unsure {
 		svc, err := c.o.Client.CoreV1().Services(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
@@ -45,10 +45,10 @@ func (c *Controller) ask(ctx context.Context) error {
 	return nil
 }
 
-// record keeps what the API answered.
+// record records the API's response.
 func (w written) record(answer *corev1.Service) { w[key(answer)] = answer }
 
-// over are the Services of a cache with those that are newer here in their place.
+// over returns the Services of a cache, with newer versions from written in their place.
 func (w written) over(cached []*corev1.Service) []*corev1.Service {
 	if len(w) == 0 {
 		return cached
@@ -63,7 +63,7 @@ func (w written) over(cached []*corev1.Service) []*corev1.Service {
 			out[i], left[key(svc)] = mine, mine
 		}
 	}
-	clear(w) // what is left out is known to the cache by now, or is gone
+	clear(w) // entries that are not in left are outdated or deleted
 	maps.Copy(w, left)
 	return out
 }

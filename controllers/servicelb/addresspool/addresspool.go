@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package addresspool is the kind AddressPool: addresses for Services of type LoadBalancer, as an object of the API.
+// Package addresspool has the kind AddressPool: addresses for Services of type LoadBalancer, as an object of the API.
 //
-// It owns the definition of that kind in the cluster. What is done with the addresses is controllers/servicelb's
-// matter.
+// It owns the definition of that kind in the cluster. controllers/servicelb uses the addresses.
 package addresspool
 
 import (
@@ -21,15 +20,15 @@ import (
 //go:embed addresspool.yaml
 var poolYAML []byte
 
-// Resource is how the API calls AddressPools.
+// Resource returns the API resource of AddressPools.
 func Resource() schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: "coracle.dev", Version: "v1alpha1", Resource: "addresspools"}
 }
 
-// Kind is the kind with its definition.
+// Kind returns the kind with its definition.
 func Kind() definition.Kind { return definition.Kind{Resource: Resource(), YAML: poolYAML} }
 
-// AddressPool is the object; addresspool.yaml says what its fields mean.
+// AddressPool is an object of that kind. addresspool.yaml describes its fields.
 type AddressPool struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -38,27 +37,27 @@ type AddressPool struct {
 	Status Status `json:"status,omitzero"`
 }
 
-// Spec is what an operator says.
+// Spec is the desired state.
 type Spec struct {
 	Addresses         []string              `json:"addresses"`
-	AutoAssign        *bool                 `json:"autoAssign,omitempty"` // the API server makes true of nothing
+	AutoAssign        *bool                 `json:"autoAssign,omitempty"` // the API server's default is true
 	AvoidBuggyIPs     bool                  `json:"avoidBuggyIPs,omitempty"`
 	ServiceSelector   *metav1.LabelSelector `json:"serviceSelector,omitempty"`
 	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
 	NodeSelector      *metav1.LabelSelector `json:"nodeSelector,omitempty"`
 }
 
-// Status is what has become of it.
+// Status is the status of a pool.
 type Status struct {
 	Total      int64              `json:"total"`
 	Used       int64              `json:"used"`
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// Ready is the condition that says whether all of a pool counts.
+// Ready is the condition that says whether all addresses of a pool can be used.
 const Ready = "Ready"
 
-// From reads an object of the API. It has a copy of all that is in it.
+// From reads an object of the API. The result is a deep copy.
 func From(u *unstructured.Unstructured) (*AddressPool, error) {
 	p := &AddressPool{}
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, p); err != nil {
@@ -67,7 +66,7 @@ func From(u *unstructured.Unstructured) (*AddressPool, error) {
 	return p, nil
 }
 
-// WithStatus is a copy of an object with another status.
+// WithStatus returns a copy of an object with another status.
 func WithStatus(u *unstructured.Unstructured, s Status) (*unstructured.Unstructured, error) {
 	status, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&s)
 	if err != nil {
