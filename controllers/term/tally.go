@@ -17,54 +17,53 @@ import (
 	"time"
 )
 
-// ErrStragglers says that goroutines of a term were still there when the wait for them ended.
+// ErrStragglers says that goroutines of a term were still running when the wait for them ended.
 var ErrStragglers = errors.New("goroutines outlived their term of leadership")
 
-// tallyLabel is the profiler label that every goroutine of a term carries: a goroutine inherits the labels of the one
-// that starts it. Upstream starts many without a handle to wait on (each binding cycle of the scheduler, for one), so
-// asking the runtime is the only way to know that none is left. Labels cost nothing while the term runs.
+// tallyLabel is the profiler label of each goroutine of a term. A goroutine inherits the labels of the goroutine that
+// starts it. Upstream starts many without a handle to wait for (for example each binding cycle of the scheduler). Only
+// the runtime can then report that none is left. Labels cost nothing while the term runs.
 const tallyLabel = "coracle.dev/term"
 
-// processWide are the goroutines of which a process has one, whichever part starts it first, by a function on their
-// stacks. They may carry a term's label and outlive it.
+// processWide are functions on the stacks of goroutines of which a process has only one, whichever part starts it
+// first. They may have a term's label and continue after the term.
 var processWide = []string{
-	"os/signal.loop", // the scheduler's cache debugger asks to hear of SIGUSR2
+	"os/signal.loop", // the scheduler's cache debugger registers for SIGUSR2
 }
 
-// inertLoops are a work queue's own two goroutines. A few of upstream's constructors and Run functions return early
-// without ending their queue (pkg/controller/nodeipam: an allocation that fails, an informer that had not synced),
-// which takes a term that ends within a fraction of a second of its beginning. Such a queue has no worker and acts on
-// nothing.
+// inertLoops are the two goroutines of a work queue itself. A few of upstream's constructors and Run functions return
+// early without ending their queue (pkg/controller/nodeipam: a failed allocation, an informer that has not synced).
+// That occurs in a term that ends within a fraction of a second. Such a queue has no worker and no effect.
 var inertLoops = []string{
 	"k8s.io/client-go/util/workqueue.(*Typed[...]).updateUnfinishedWorkLoop",
 	"k8s.io/client-go/util/workqueue.(*delayingType[...]).waitingLoop",
 }
 
-// inertPatience is how long to wait when only inert goroutines are left: those that end at all do at once.
+// inertPatience is the wait when only inert goroutines are left. Those that end at all end at once.
 const inertPatience = 500 * time.Millisecond
 
-// serial tells the terms of one process apart; the Raft term would not, in tests.
+// serial distinguishes the terms of one process. In tests the Raft term would not.
 var serial atomic.Uint64
 
-// tally accounts for the goroutines of one term.
+// tally counts the goroutines of one term.
 type tally struct {
 	value string
-	ctx   context.Context // holds the labels
-	// Round trips, whose goroutines do not carry the label meanwhile: how many have begun, and how many are running.
+	ctx   context.Context // with the labels
+	// Round trips, whose goroutines do not have the label meanwhile: the number begun, and the number running.
 	begun, running atomic.Int64
 }
 
-// newTally returns an account and the context that carries its label: a goroutine that calls pprof.SetGoroutineLabels
-// with it is counted, and so is every one that it starts.
+// newTally returns a tally and a context with its label. A goroutine that calls pprof.SetGoroutineLabels with the
+// context is counted, and so are all goroutines that it starts.
 func newTally(ctx context.Context) (*tally, context.Context) {
 	t := &tally{value: strconv.FormatUint(serial.Add(1), 10)}
 	t.ctx = pprof.WithLabels(ctx, pprof.Labels(tallyLabel, t.value))
 	return t, t.ctx
 }
 
-// exempt keeps the account to the client's side. A goroutine that begins below the transport (a connection's loops, or
-// the API server's own with the in-memory loopback) belongs to the owner of that side and may outlive the term. The
-// goroutine that waits for the answer is the term's: the round trip stands for it.
+// exempt limits the tally to the client's side. A goroutine that begins below the transport (a connection's loops, or
+// the API server's own with the in-memory loopback) belongs to the owner of that side and may continue after the term.
+// The goroutine that waits for the response is the term's. While it does, the round trip is counted in its place.
 func (t *tally) exempt(next http.RoundTripper) http.RoundTripper {
 	return exempting{next: next, tally: t}
 }
@@ -85,11 +84,11 @@ func (e exempting) RoundTrip(r *http.Request) (*http.Response, error) {
 	return e.next.RoundTrip(r)
 }
 
-// WrappedRoundTripper lets client-go find the transport below.
+// WrappedRoundTripper gives client-go access to the transport below.
 func (e exempting) WrappedRoundTripper() http.RoundTripper { return e.next }
 
-// wait returns nil as soon as no goroutine of the term is left, and an error that shows where they are when some remain
-// after patience. It returns the number of inert ones that it gave up on.
+// wait returns nil once no goroutine of the term is left. If some remain after patience, it returns an error with their
+// stacks. inert is the number of inert ones that are left.
 func (t *tally) wait(patience time.Duration) (inert int, err error) {
 	begin := time.Now()
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
@@ -107,17 +106,17 @@ func (t *tally) wait(patience time.Duration) (inert int, err error) {
 	}
 }
 
-// left is what count found.
+// left is the result of count.
 type left struct {
-	live, inert int      // live ones include those inside a round trip
-	stacks      []string // the first few of the live ones that carry the label
+	live, inert int      // live includes goroutines inside a round trip
+	stacks      []string // the first few labelled ones of live
 }
 
 var recordHead = regexp.MustCompile(`(?m)^(\d+) @ .*\n# labels: (.*)$`)
 
-// count reads the runtime's goroutine profile for goroutines that carry the term's label, and adds those that do not
-// because they are inside a round trip. One that went in or out while the profile was taken is counted at least once:
-// it was inside before, or its round trip has begun since.
+// count counts the goroutines with the term's label in the runtime's goroutine profile. It adds those without the label
+// that are inside a round trip. One that entered or left a round trip while the profile was taken is counted at least
+// once: it was inside before, or its round trip has begun since.
 func (t *tally) count() (left, error) {
 	begun, inside := t.begun.Load(), t.running.Load()
 	var b bytes.Buffer
@@ -147,7 +146,7 @@ func (t *tally) count() (left, error) {
 	return l, nil
 }
 
-// calls tells whether one of the functions is on a record's stack.
+// calls reports whether one of the functions is on a record's stack.
 func calls(record string, functions []string) bool {
 	return slices.ContainsFunc(functions, func(f string) bool { return strings.Contains(record, "\t"+f+"+") })
 }

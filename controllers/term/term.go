@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package term holds what the scheduler and the controllers share for one term of Raft leadership, and nothing else:
-// clients on the API server's in-memory loopback, one set of informers, and the account of every goroutine that the
-// term started.
+// Package term holds the resources that the scheduler and the controllers share for one term of Raft leadership:
+// clients on the API server's in-memory loopback, one set of informers, and a count of all goroutines that the term
+// started.
 //
-// It owns the informers: they are made when the term begins, run while it lasts and are gone when Run returns, so that
-// a second term in the same process starts from nothing. It never shares the API server's own informers, and it never
-// decides who leads.
+// It owns the informers. They are made when the term begins, run during the term, and have ended when Run returns, so
+// that a second term in the same process starts with none. It does not share the API server's own informers, and takes
+// no part in elections.
 package term
 
 import (
@@ -37,32 +37,33 @@ import (
 )
 
 const (
-	// resync is upstream's --min-resync-period; informers spread over one to two times that.
+	// resync is upstream's --min-resync-period. Informers take one to two times that.
 	resync = 12 * time.Hour
-	// defaultPatience is how long Run waits for goroutines that outlive the context.
+	// defaultPatience is how long Run waits for goroutines after the context is done.
 	defaultPatience = 20 * time.Second
 )
 
-// Options say what a term works with.
+// Options are the options of a term.
 type Options struct {
-	// Config reaches the API server with full rights, best over the in-memory loopback. It is copied.
+	// Config is a client configuration with all permissions, best over the in-memory loopback. It is copied.
 	Config *rest.Config
 	// Number is the Raft term, for messages.
 	Number uint64
-	// Patience bounds the wait for goroutines after the end of the term; 20 s when zero.
+	// Patience limits the wait for goroutines after the end of the term; 20 s when zero.
 	Patience time.Duration
 }
 
-// Term is the shared part of one term of leadership.
+// Term holds the shared resources of one term of leadership.
 type Term struct {
-	// Config is a copy of the given one whose goroutines on the server's side are not counted as the term's.
+	// Config is a copy of the given one. Goroutines on the server's side of its connections are not counted as the
+	// term's.
 	Config *rest.Config
-	// Client has the rights of Config; informers use it. Writers make a client of their own from Config.
+	// Client has the permissions of Config. Informers use it. Writers make clients of their own from Config.
 	Client kubernetes.Interface
-	// Metadata reads any resource's metadata, custom ones included.
+	// Metadata reads the metadata of any resource, including custom ones.
 	Metadata metadata.Interface
-	// Informers and MetadataInformers are shared by all parts. A part registers what it needs, then calls
-	// StartInformers, and never starts them itself before; Run stops them.
+	// Informers and MetadataInformers are shared by all parts. A part requests the informers that it needs, and then
+	// calls StartInformers. It never starts them itself before that. Run stops them.
 	Informers         informers.SharedInformerFactory
 	MetadataInformers metadatainformer.SharedInformerFactory
 
@@ -70,15 +71,15 @@ type Term struct {
 	patience time.Duration
 	tally    *tally
 	building atomic.Int32  // parts that have yet to call StartInformers
-	started  chan struct{} // closed when none has
+	started  chan struct{} // closed when building is 0
 }
 
-// Part is something that runs for a term: it returns when its context is done, with its own goroutines ended.
+// Part is a function that runs for a term. It returns when its context is done and its own goroutines have ended.
 type Part func(context.Context, *Term) error
 
-// Run makes a term, runs its parts side by side until ctx is done or one of them fails, and returns when every
-// goroutine that any of them started is gone. The error is nil after an ordinary end. ErrStragglers says that
-// goroutines outlived the wait: then no new term may begin in this process.
+// Run makes a term and runs its parts concurrently until ctx is done or one of them fails. It returns when all
+// goroutines that they started have ended. The error is nil after a normal end. ErrStragglers says that goroutines
+// continued after the wait: then no new term may begin in this process.
 func Run(ctx context.Context, o Options, parts ...Part) error {
 	t, ctx, err := start(ctx, o)
 	if err != nil {
@@ -92,7 +93,7 @@ func Run(ctx context.Context, o Options, parts ...Part) error {
 	errs := make([]error, len(parts))
 	for i, part := range parts {
 		wg.Go(func() {
-			defer cancel() // a term without one of its parts is no term
+			defer cancel() // a term needs all its parts
 			pprof.SetGoroutineLabels(ctx)
 			errs[i] = part(ctx, t)
 		})
@@ -109,7 +110,7 @@ func Run(ctx context.Context, o Options, parts ...Part) error {
 	select {
 	case <-stopped:
 	case <-time.After(t.patience):
-		// The parts still hold errs; what they are doing is in the stacks.
+		// The parts may still write errs. The stacks show what they are doing.
 		if _, err := t.tally.wait(0); err != nil {
 			return err
 		}
@@ -121,9 +122,9 @@ func Run(ctx context.Context, o Options, parts ...Part) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// StartInformers is called by each part once it has built everything that listens to informers. It returns true when
-// they run, which is when every part has called it, and false when the term ended before. Upstream relies on that:
-// constructors register handlers of objects that are not finished yet, and crash when an event comes early.
+// StartInformers has to be called by each part once it has built everything that uses informers. It returns true when
+// the informers run, which is when every part has called it. It returns false when the term ended before. Upstream
+// relies on this: its constructors register handlers of incomplete objects, which crash when an event arrives early.
 func (t *Term) StartInformers(ctx context.Context) bool {
 	if t.building.Add(-1) == 0 {
 		if err := emptyBuffers(t.Informers); err != nil {
@@ -141,8 +142,8 @@ func (t *Term) StartInformers(ctx context.Context) bool {
 	}
 }
 
-// emptyBuffers lets the listeners of informers that do not run yet buffer in what they need instead of in upstream's
-// 1,024 places, which are 16 KB each (docs/memory.md). A buffer grows as before.
+// emptyBuffers makes the listeners of informers that do not run yet begin with empty buffers in place of upstream's
+// 1,024 entries, which are 16 KB each (docs/memory.md). A buffer still grows as needed.
 func emptyBuffers(factory informers.SharedInformerFactory) error {
 	all, err := kubecompat.Field[map[reflect.Type]cache.SharedIndexInformer](factory, []string{"informers"})
 	if err != nil {
@@ -169,7 +170,7 @@ func emptyBuffers(factory informers.SharedInformerFactory) error {
 	return nil
 }
 
-// start makes the term's clients and informers and returns the context in which its parts have to run.
+// start makes the term's clients and informers. It returns the context in which the term's parts have to run.
 func start(ctx context.Context, o Options) (*Term, context.Context, error) {
 	if o.Config == nil {
 		return nil, nil, errors.New("term: no client configuration given")
@@ -204,15 +205,15 @@ func start(ctx context.Context, o Options) (*Term, context.Context, error) {
 	return t, ctx, nil
 }
 
-// NewMetadataInformer makes an informer of any resource's metadata that is not shared: its maker runs and ends it.
+// NewMetadataInformer makes an informer of any resource's metadata. It is not shared: the caller runs and ends it.
 func (t *Term) NewMetadataInformer(gvr schema.GroupVersionResource) informers.GenericInformer {
 	i := metadatainformer.NewFilteredMetadataInformer(t.Metadata, gvr, metav1.NamespaceAll, resync,
 		cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}, nil)
-	_ = i.Informer().SetTransform(Trim) // fails on an informer that runs, only
+	_ = i.Informer().SetTransform(Trim) // fails only on an informer that runs
 	return i
 }
 
-// Trim drops managed fields before an object enters an informer's store: no part reads them and they are often the
+// Trim removes managed fields before an object enters an informer's store. No part reads them, and they are often the
 // larger half of an object.
 func Trim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil && m.GetManagedFields() != nil {
