@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package definition brings kinds into a cluster that come with the program: it makes their CustomResourceDefinitions,
-// replaces those of an older version, and takes them away again where the part that reads them is disabled.
+// Package definition manages the CustomResourceDefinitions of kinds that belong to coracle. It makes them, replaces
+// those of an older version, and removes them where the part that reads them is disabled.
 //
-// It owns the definitions that it is given, and nothing that is defined by them. It runs nothing: callers say when.
+// It owns the definitions that it is given, and no objects of their kinds. It runs no goroutines: callers decide when.
 package definition
 
 import (
@@ -28,26 +28,26 @@ import (
 )
 
 const (
-	// managedBy and manager are on the definitions that coracle has made.
+	// managedBy and manager are the label of definitions that coracle has made.
 	managedBy = "app.kubernetes.io/managed-by"
 	manager   = "coracle"
-	// number is an annotation that goes up with each change of a definition.
+	// number is an annotation that increases with each change of a definition.
 	number = "coracle.dev/definition"
 
-	// served is for how long it is waited until the API server serves a kind that was just defined, servedPause how
-	// often it is asked.
+	// served is the time for which Define waits until the API server serves a newly defined kind. servedPause is the
+	// interval of the requests.
 	served      = time.Minute
 	servedPause = 200 * time.Millisecond
-	// pause is how long after a failure UntilDone tries again.
+	// pause is the wait of UntilDone after a failure.
 	pause = time.Second
-	// noNode is how long AwaitTurn waits for a node: a cluster may have none for a while.
+	// noNode is how long AwaitTurn waits for a node, since a cluster may have none for a while.
 	noNode = 15 * time.Second
 )
 
 // Kind is a kind with its definition.
 type Kind struct {
 	Resource schema.GroupVersionResource
-	// YAML is the CustomResourceDefinition, with the label and the annotation above.
+	// YAML is the CustomResourceDefinition, with the label managedBy and the annotation number.
 	YAML []byte
 }
 
@@ -55,7 +55,7 @@ func definitions(c dynamic.Interface) dynamic.ResourceInterface {
 	return c.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
 }
 
-// Read is the CustomResourceDefinition as an object.
+// Read returns the CustomResourceDefinition as an object.
 func (k Kind) Read() (*unstructured.Unstructured, error) {
 	u := &unstructured.Unstructured{}
 	if err := yaml.Unmarshal(k.YAML, &u.Object); err != nil {
@@ -64,9 +64,9 @@ func (k Kind) Read() (*unstructured.Unstructured, error) {
 	return u, nil
 }
 
-// Define has the cluster know the kind, and returns when its objects are served. A definition of this version or of a
-// later one is left as it is, so that servers of two versions do not replace each other's; so is one that another
-// client has made.
+// Define defines the kind in the cluster, and returns when its objects are served. It does not change a definition of
+// this version or of a later one, so that servers of two versions do not replace each other's. It does not change one
+// that another client has made, either.
 func (k Kind) Define(ctx context.Context, c dynamic.Interface) error {
 	want, err := k.Read()
 	if err != nil {
@@ -78,8 +78,8 @@ func (k Kind) Define(ctx context.Context, c dynamic.Interface) error {
 	return k.awaitServed(ctx, c)
 }
 
-// Put makes a definition that is missing, and puts it in place of one that coracle has made and that is older. One of
-// another client's is left as it is.
+// Put creates a missing definition. It replaces an older one that coracle has made, and does not change one of another
+// client.
 func Put(ctx context.Context, c dynamic.Interface, want *unstructured.Unstructured,
 	older func(have *unstructured.Unstructured) bool) error {
 	have, err := definitions(c).Get(ctx, want.GetName(), metav1.GetOptions{})
@@ -95,7 +95,7 @@ func Put(ctx context.Context, c dynamic.Interface, want *unstructured.Unstructur
 	return nil
 }
 
-// Remove removes a definition that coracle has made, if unused says so. It leaves one of another client's as it is.
+// Remove removes a definition that coracle has made, if unused returns true. It does not touch one of another client.
 func Remove(ctx context.Context, c dynamic.Interface, name string, unused func() (bool, error)) error {
 	have, err := definitions(c).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || err == nil && have.GetLabels()[managedBy] != manager {
@@ -116,7 +116,8 @@ func Remove(ctx context.Context, c dynamic.Interface, name string, unused func()
 	return nil
 }
 
-// renewed is a definition that there is, with what this version has to say. Labels and annotations of others stay.
+// renewed returns an existing definition with the content of this version. Labels and annotations of other clients
+// stay.
 func renewed(have, want *unstructured.Unstructured) *unstructured.Unstructured {
 	out := have.DeepCopy()
 	labels, annotations := out.GetLabels(), out.GetAnnotations()
@@ -135,7 +136,7 @@ func renewed(have, want *unstructured.Unstructured) *unstructured.Unstructured {
 }
 
 func numberOf(u *unstructured.Unstructured) int {
-	n, _ := strconv.Atoi(u.GetAnnotations()[number]) // 0 of one that another client has made
+	n, _ := strconv.Atoi(u.GetAnnotations()[number]) // 0 for one that another client has made
 	return n
 }
 
@@ -153,7 +154,7 @@ func (k Kind) awaitServed(ctx context.Context, c dynamic.Interface) error {
 	}
 }
 
-// Defined says whether the cluster has the kind, by coracle or by another client.
+// Defined reports whether the kind is defined in the cluster, by coracle or by another client.
 func (k Kind) Defined(ctx context.Context, c dynamic.Interface) (bool, error) {
 	want, err := k.Read()
 	if err != nil {
@@ -166,8 +167,8 @@ func (k Kind) Defined(ctx context.Context, c dynamic.Interface) (bool, error) {
 	return err == nil, err
 }
 
-// Remove takes the kind out of a cluster that does without it. While there are objects it stays: they would go with it,
-// and a client has written them. It returns how many there are.
+// Remove removes the kind from a cluster that does not use it. It keeps a kind with objects, which would be deleted
+// with it and which a client has written. It returns the number of objects.
 func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err error) {
 	want, err := k.Read()
 	if err != nil {
@@ -183,10 +184,9 @@ func (k Kind) Remove(ctx context.Context, c dynamic.Interface) (left int, err er
 	return left, err
 }
 
-// AwaitTurn returns when one of the nodes is ready, when wanted is sent, or after fifteen seconds: at its start a
-// server has more urgent things to do than to serve kinds of which there are no objects
-// (docs/adr/0145-start-of-a-node.md). It returns false when ctx is done before. The informer is one of nodes that has
-// been started.
+// AwaitTurn returns when one of the nodes is ready, when a value is sent on wanted, or after fifteen seconds. A
+// starting server has more urgent work than to serve kinds without objects (docs/adr/0145-start-of-a-node.md). It
+// returns false when ctx is done before. nodes is an informer of nodes that was started.
 func AwaitTurn(ctx context.Context, nodes cache.SharedIndexInformer, wanted <-chan struct{}) bool {
 	ready := timers.NewSignal()
 	seen := func(o any) {
@@ -195,7 +195,7 @@ func AwaitTurn(ctx context.Context, nodes cache.SharedIndexInformer, wanted <-ch
 		}
 	}
 	r, err := nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, o any) { seen(o) }})
-	if err != nil { // of an informer that has stopped
+	if err != nil { // the informer has stopped
 		return ctx.Err() == nil
 	}
 	defer func() { _ = nodes.RemoveEventHandler(r) }()
@@ -209,7 +209,7 @@ func AwaitTurn(ctx context.Context, nodes cache.SharedIndexInformer, wanted <-ch
 	return true
 }
 
-// UntilDone calls f until it succeeds or ctx is done, and says each new trouble once.
+// UntilDone calls f until it succeeds or ctx is done. It logs each new error once.
 func UntilDone(ctx context.Context, log *slog.Logger, trouble string, f func() error) {
 	timers.Retry(ctx, log, pause, trouble, f)
 }
