@@ -13,10 +13,10 @@ import (
 	"k8s.io/controller-manager/pkg/clientbuilder"
 )
 
-// clients gives every controller the identity that upstream's RBAC roles are bound to, the service account of its name
-// in kube-system, by impersonation over the loopback. Upstream's own builder has each controller request a token, which
-// the API server would sign and verify only to find out what this process knows already; rights and audit records are
-// the same. The service accounts need not exist.
+// clients gives each controller the identity to which upstream's RBAC roles are bound, the service account of its name
+// in kube-system, by impersonation over the loopback. Upstream's own builder makes each controller request a token,
+// which the API server would sign and verify only to learn what this process knows already. Permissions and audit
+// records are the same. The service accounts need not exist.
 type clients struct {
 	base      *rest.Config
 	discovery *discoveryCache
@@ -42,21 +42,22 @@ func (c clients) Client(name string) (kubernetes.Interface, error) {
 	return client, nil
 }
 
-// DiscoveryClient answers the two questions that controllers repeat every 30 s from the term's shared cache.
+// DiscoveryClient returns a client that answers the two requests which controllers repeat every 30 s from the term's
+// shared cache.
 func (c clients) DiscoveryClient(name string) (discovery.DiscoveryInterface, error) {
 	cfg, err := c.Config(name)
 	if err != nil {
 		return nil, err
 	}
-	client, err := discovery.NewDiscoveryClientForConfig(cfg) // a clientset would be sixty more clients
+	client, err := discovery.NewDiscoveryClientForConfig(cfg) // a clientset would contain sixty more clients
 	if err != nil {
 		return nil, fmt.Errorf("make a discovery client for %s: %w", name, err)
 	}
 	return cachedDiscovery{DiscoveryInterface: client, cache: c.discovery}, nil
 }
 
-// The OrDie forms exist for the interface. They panic only when a client cannot be made from a
-// configuration, and then the term's own clients, which are made from the same one, have failed before.
+// The OrDie methods exist for the interface. They panic only when no client can be made from a configuration. The
+// term's own clients are made from the same one, so they would have failed before.
 
 func (c clients) ConfigOrDie(name string) *rest.Config { return must(c.Config(name)) }
 

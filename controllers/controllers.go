@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package controllers runs upstream's complete set of controllers as a library for one term of Raft leadership: no
-// leader-election lease, no port, no exit when leadership goes.
+// Package controllers runs upstream's complete set of controllers as a library for one term of Raft leadership. It has
+// no leader-election lease and no port, and does not exit when leadership ends.
 //
-// It assembles them from kube-controller-manager's exported parts (NewControllerDescriptors, BuildController,
-// RunControllers) around a ControllerContext of its own, because upstream's Run would open a listener, register a
-// configz name that a second term trips over, and make informers that outlive it. It owns which controllers run, their
-// identities and their concurrency. It never decides who leads, and it implements no controller that upstream has.
+// It assembles them from kube-controller-manager's exported functions (NewControllerDescriptors, BuildController,
+// RunControllers) with its own ControllerContext. Upstream's Run would open a listener, register a configz name that
+// makes a second term fail, and make informers that are not ended with the term. The package owns which controllers
+// run, their identities and their concurrency. It takes no part in elections, and it implements no controller that
+// upstream has.
 package controllers
 
 import (
@@ -31,47 +32,47 @@ import (
 
 // Options configure the controllers. Paths are of PEM files that exist when Run is called.
 type Options struct {
-	// Term is the term of leadership to run for. Validate does not need it.
+	// Term is the term of leadership in which the controllers run. Validate does not need it.
 	Term *term.Term
 
-	// ClusterCIDR is the pods' address range, two comma-separated ones for dual stack. Every node gets
-	// a part of it.
+	// ClusterCIDR is the pods' address range, or two ranges separated by a comma for dual stack. Each node gets a
+	// subnet of it.
 	ClusterCIDR string
-	// ServiceCIDR is the Services' address range, likewise.
+	// ServiceCIDR is the Services' address range, in the same form.
 	ServiceCIDR string
 
-	// ClusterSigningCertFile and ClusterSigningKeyFile sign certificate requests for kubelets and users. Empty: none
-	// is signed.
+	// ClusterSigningCertFile and ClusterSigningKeyFile sign certificate requests for kubelets and users. If they are
+	// empty, none is signed.
 	ClusterSigningCertFile, ClusterSigningKeyFile string
 	// RootCAFile is published to every namespace as kube-root-ca.crt.
 	RootCAFile string
 	// ServiceAccountPrivateKeyFile signs the tokens of Secrets of the legacy token type.
 	ServiceAccountPrivateKeyFile string
-	// FlexVolumePluginDir is where FlexVolume drivers are looked for. Upstream makes it when it is not there;
-	// /usr/libexec/kubernetes/kubelet-plugins/volume/exec when empty.
+	// FlexVolumePluginDir is the folder of FlexVolume drivers. Upstream makes it when it does not exist. When empty it
+	// is /usr/libexec/kubernetes/kubelet-plugins/volume/exec.
 	FlexVolumePluginDir string
-	// VolumePlugins, when set, makes further plugins for the controllers that make, remove and expand volumes. It is
+	// VolumePlugins, when set, returns further plugins for the controllers that make, remove and expand volumes. It is
 	// called before the informers run.
 	VolumePlugins func() ([]volume.VolumePlugin, error)
 
-	// Unused, when set, says of a group of custom resources that there are no objects of it now. The garbage collector,
-	// the quota controller and the emptying of namespaces leave it out as long as that is so.
+	// Unused, when set, reports that there are no objects of a group of custom resources. Meanwhile the garbage
+	// collector, the quota controller and the deletion of namespaces' content ignore the group.
 	Unused func(group string) bool
 
-	// Small lowers the number of workers for a machine of few cores. Extra arguments still win.
+	// Small lowers the number of workers for a machine with few cores. ExtraArgs have precedence.
 	Small bool
-	// ExtraArgs are further kube-controller-manager arguments, name=value; they win over all of the above.
+	// ExtraArgs are further kube-controller-manager arguments, name=value. They have precedence over all other options.
 	ExtraArgs []string
 }
 
-// Validate finds mistakes in the options, above all in ExtraArgs, without starting anything.
+// Validate checks the options, above all ExtraArgs. It starts nothing.
 func (o Options) Validate() error {
 	_, err := o.upstream()
 	return err
 }
 
-// Run builds the controllers and runs them until ctx is done. Having returned nil, it has left no controller running;
-// goroutines that upstream does not wait for are the term's to wait for.
+// Run builds the controllers and runs them until ctx is done. When it returns nil, no controller runs any more. The
+// term waits for the goroutines that upstream does not wait for.
 func Run(ctx context.Context, o Options) error {
 	if o.Term == nil {
 		return errors.New("controllers: no term given")
@@ -93,13 +94,13 @@ func Run(ctx context.Context, o Options) error {
 	}
 	controllers, buildErr := build(ctx, cc, o)
 	if ctx.Err() != nil {
-		buildErr = nil // leadership went meanwhile, which is no fault of the configuration
+		buildErr = nil // leadership ended meanwhile, which is no fault of the configuration
 	}
 	if buildErr != nil {
 		cancel()
 	}
 	defer countFor(o.Term)()
-	// They are run even if ctx is done by now: only Run ends the work queues that their constructors started.
+	// Controllers are run even if ctx is done: only Run ends the work queues that their constructors started.
 	o.Term.StartInformers(ctx)
 	close(cc.InformersStarted)
 	klog.FromContext(ctx).Info("Running controllers", "count", len(controllers))
@@ -110,9 +111,9 @@ func Run(ctx context.Context, o Options) error {
 	return buildErr
 }
 
-// waitServed returns true once the API server tells what it serves, false when ctx is done before. Upstream's namespace
-// controller ends the process when its constructor gets no answer (deletion/namespaced_resources_deleter.go,
-// initOpCache).
+// waitServed returns true once the API server answers which resources it serves. It returns false when ctx is done
+// before. Upstream's namespace controller ends the process when its constructor gets no answer
+// (deletion/namespaced_resources_deleter.go, initOpCache).
 func waitServed(ctx context.Context, t *term.Term) bool {
 	server := discovery.ToServerResourcesInterfaceWithContext(t.Client.Discovery())
 	err := wait.PollUntilContextCancel(ctx, 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
@@ -125,7 +126,7 @@ func waitServed(ctx context.Context, t *term.Term) bool {
 	return err == nil
 }
 
-// newContext makes what upstream's constructors take their inputs from.
+// newContext makes the input of upstream's constructors.
 func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInformers,
 	unused func(group string) bool) (app.ControllerContext, error) {
 	mapper, answers, err := newDiscovery(ctx, t, unused)
@@ -147,7 +148,7 @@ func newContext(ctx context.Context, t *term.Term, u upstream, custom *customInf
 	return cc, nil
 }
 
-// ownConstructors take the place of upstream's.
+// ownConstructors returns the constructors that replace upstream's.
 func ownConstructors(ctx context.Context, cc app.ControllerContext, o Options) (map[string]func() (app.Controller, error), error) {
 	own := map[string]func() (app.Controller, error){
 		names.NamespaceController:     func() (app.Controller, error) { return newNamespaceController(ctx, cc, o.Unused) },
@@ -165,9 +166,9 @@ func ownConstructors(ctx context.Context, cc app.ControllerContext, o Options) (
 	return own, nil
 }
 
-// build constructs every enabled controller, the one that mints service account tokens first. Upstream's
-// BuildControllers would lose what it has built when one fails; this returns that beside the error, for its goroutines
-// to be ended.
+// build constructs each enabled controller, first the one that mints service account tokens. When one fails, it returns
+// those already built beside the error, so that their goroutines can be ended. Upstream's BuildControllers would lose
+// them.
 func build(ctx context.Context, cc app.ControllerContext, o Options) (built []app.Controller, err error) {
 	own, err := ownConstructors(ctx, cc, o)
 	if err != nil {

@@ -16,14 +16,14 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// unusedFor is how long an informer of custom resources outlives its last monitor. It only has to be longer than what
-// upstream takes from asking for an informer to asking for its controller, which is two lines.
+// unusedFor is the time for which an informer of custom resources is kept after its last monitor. It must only be
+// longer than upstream takes from requesting an informer to requesting its controller, which is two lines.
 const unusedFor = time.Minute
 
-// customInformers is where the garbage collector and the quota controller get their informers. Both drop the monitor of
-// a resource that is no longer served, but upstream's factories keep an informer for good: for every
-// CustomResourceDefinition that ever was it would go on listing without success, twice a minute, on six goroutines.
-// This one counts the monitors that run, and ends an informer of custom resources when it has none.
+// customInformers is the informer factory of the garbage collector and the quota controller. Both end their monitor of
+// a resource that is no longer served, but upstream's factories never end an informer. For each deleted
+// CustomResourceDefinition an informer would go on to fail a list twice a minute, with six goroutines. This factory
+// counts running monitors, and ends an informer of custom resources without any.
 type customInformers struct {
 	ctx   context.Context // the term's
 	term  *term.Term
@@ -39,7 +39,7 @@ func newCustomInformers(ctx context.Context, t *term.Term) *customInformers {
 	return &customInformers{ctx: ctx, term: t, custom: map[schema.GroupVersionResource]*customInformer{}}
 }
 
-// ForResource returns the term's informer of a built-in resource, and one from here for any other.
+// ForResource returns the term's informer of a built-in resource, and an informer of this factory for any other.
 func (f *customInformers) ForResource(gvr schema.GroupVersionResource) (informers.GenericInformer, error) {
 	if informer, err := f.term.Informers.ForResource(gvr); err == nil {
 		return informer, nil
@@ -59,7 +59,7 @@ func (f *customInformers) ForResource(gvr schema.GroupVersionResource) (informer
 	return i, nil
 }
 
-// Start runs what does not run yet.
+// Start runs the informers that do not run yet.
 func (f *customInformers) Start(stop <-chan struct{}) {
 	f.term.Informers.Start(stop)
 	f.term.MetadataInformers.Start(stop)
@@ -74,25 +74,26 @@ func (f *customInformers) Start(stop <-chan struct{}) {
 	}
 }
 
-// Wait returns when the informers have ended, which they do with the term.
+// Wait returns when the informers have ended. They end with the term.
 func (f *customInformers) Wait() { f.ended.Wait() }
 
-// customInformer is one informer and what uses it. Its fields are the factory's to guard.
+// customInformer is an informer with its users. The factory's mu guards its fields.
 type customInformer struct {
 	cache.SharedIndexInformer
 	generic informers.GenericInformer
 	factory *customInformers
 	gvr     schema.GroupVersionResource
 
-	monitors int       // that have its controller and have not ended
-	asked    time.Time // when it was last asked for
+	monitors int       // monitors that have its controller and have not ended
+	asked    time.Time // when it was last requested
 	cancel   context.CancelFunc
 }
 
 func (i *customInformer) Informer() cache.SharedIndexInformer { return i }
 func (i *customInformer) Lister() cache.GenericLister         { return i.generic.Lister() }
 
-// GetController counts a monitor: both controllers ask for it once for each, and run it while they have the monitor.
+// GetController counts a monitor. Both controllers call it once for each monitor, and run the result until the monitor
+// ends.
 func (i *customInformer) GetController() cache.Controller {
 	i.factory.mu.Lock()
 	defer i.factory.mu.Unlock()
@@ -100,8 +101,7 @@ func (i *customInformer) GetController() cache.Controller {
 	return &monitored{Controller: i.SharedIndexInformer.GetController(), informer: i}
 }
 
-// monitored is a controller that does nothing, as upstream's of a shared informer, but for as long as its monitor
-// lasts.
+// monitored is a controller that does nothing, as upstream's for a shared informer. It runs until its monitor ends.
 type monitored struct {
 	cache.Controller
 	informer *customInformer
@@ -114,7 +114,7 @@ func (m *monitored) Run(stop <-chan struct{}) {
 
 func (m *monitored) RunWithContext(ctx context.Context) { m.Run(ctx.Done()) }
 
-// release counts a monitor less, and looks a while later whether the informer is used again.
+// release subtracts a monitor. After unusedFor it checks whether the informer is used again.
 func (i *customInformer) release() {
 	i.factory.mu.Lock()
 	defer i.factory.mu.Unlock()

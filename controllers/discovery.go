@@ -24,21 +24,21 @@ import (
 )
 
 const (
-	// settle is how long after a change of the API's resources discovery is asked again each time: the API server's own
-	// view follows a CustomResourceDefinition or APIService with some delay.
+	// settle is the time after a change of the API's resources in which no discovery result is cached, since the API
+	// server's own view follows a CustomResourceDefinition or APIService with some delay.
 	settle = 90 * time.Second
-	// refresh bounds the age of an answer when nothing is seen to change.
+	// refresh limits the age of a cached result when no change was seen.
 	refresh = 10 * time.Minute
 )
 
-// apiSources are the resources whose changes alone change what the API serves while it runs.
+// apiSources are the resources whose changes change what the API serves while it runs. No other resources do.
 var apiSources = []schema.GroupVersionResource{
 	{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
 	{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"},
 }
 
-// discoveryCache keeps the list of resources that the garbage collector and the quota controller each ask for every
-// 30 s, some 100 KB of JSON to encode and decode, for as long as nothing could have changed it.
+// discoveryCache caches the list of resources while nothing can have changed it. The garbage collector and the quota
+// controller each request it every 30 s, which is some 100 KB of JSON to encode and decode.
 type discoveryCache struct {
 	now    func() time.Time
 	unused func(group string) bool // Options.Unused
@@ -65,7 +65,7 @@ func newDiscovery(ctx context.Context, t *term.Term,
 		DeleteFunc: func(any) { c.invalidate() },
 	}
 	for _, gvr := range apiSources {
-		// The garbage collector watches the same two, so this costs no watch of its own.
+		// The garbage collector watches the same two resources, so this needs no further watch.
 		if _, err := t.MetadataInformers.ForResource(gvr).Informer().AddEventHandler(handler); err != nil {
 			return nil, nil, fmt.Errorf("watch %s: %w", gvr.Resource, err)
 		}
@@ -84,14 +84,14 @@ func (c *discoveryCache) invalidate() {
 	c.changed = c.now()
 }
 
-// unsettled tells whether the API's resources may have changed lately.
+// unsettled reports whether the API's resources may have changed lately.
 func (c *discoveryCache) unsettled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.now().Sub(c.changed) < settle
 }
 
-// get returns the kept answer to a question, or asks. Partial answers are passed on and not kept.
+// get returns the cached answer to a question, or calls ask. Partial answers are returned and not cached.
 func (c *discoveryCache) get(question string, ask func() ([]*metav1.APIResourceList, error)) ([]*metav1.APIResourceList, error) {
 	c.mu.Lock()
 	kept, ok := c.cache[question]
@@ -110,7 +110,7 @@ func (c *discoveryCache) get(question string, ask func() ([]*metav1.APIResourceL
 	return lists, err
 }
 
-// cachedDiscovery answers from the shared cache what is asked periodically, and asks the server for the rest.
+// cachedDiscovery answers the periodic requests from the shared cache, and sends the others to the server.
 type cachedDiscovery struct {
 	discovery.DiscoveryInterface
 	cache *discoveryCache
@@ -126,8 +126,8 @@ func (d cachedDiscovery) ServerPreferredNamespacedResources() ([]*metav1.APIReso
 	return used(lists, d.cache.unused), err
 }
 
-// used leaves out groups of which there are no objects: who asks for resources in order to watch or to delete them has
-// nothing to do there, and the API server need not compile their rules.
+// used removes groups of which there are no objects. A controller that watches or deletes resources has nothing to do
+// there, and the API server need not compile their rules.
 func used(lists []*metav1.APIResourceList, unused func(group string) bool) []*metav1.APIResourceList {
 	if unused == nil {
 		return lists
@@ -141,7 +141,7 @@ func used(lists []*metav1.APIResourceList, unused func(group string) bool) []*me
 	return out
 }
 
-// newGraphBuilder returns nil when the garbage collector is switched off.
+// newGraphBuilder returns nil when the garbage collector is disabled.
 func newGraphBuilder(ctx context.Context, cc app.ControllerContext, t *term.Term) *garbagecollector.GraphBuilder {
 	o := cc.ComponentConfig.GarbageCollectorController
 	if !o.EnableGarbageCollector || !cc.IsControllerEnabled(app.NewControllerDescriptors()[names.GarbageCollectorController]) {

@@ -14,24 +14,24 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// lateRetry is the pause after a constructor that failed.
+// lateRetry is the pause after a failed constructor.
 const lateRetry = 10 * time.Second
 
-// lateWhen lists the controllers that are built only when something is there for them, with what they wait for. The
-// function is called before the informers start and returns the wait, which is false when the term ended first.
+// lateWhen lists the controllers that are built only when they have objects to work on, with functions that wait for
+// these. The outer function is called before the informers start. wait returns false when the term ends first.
 var lateWhen = map[string]func(app.ControllerContext) (wait func(context.Context) bool){
 	// Upstream's leaves a work queue behind when its context ends before nodes are listed.
 	names.NodeIpamController: func(cc app.ControllerContext) func(context.Context) bool {
 		nodes := cc.InformerFactory.Core().V1().Nodes().Informer().HasSyncedChecker()
 		return func(ctx context.Context) bool { return cache.WaitFor(ctx, "", nodes) }
 	},
-	// It holds a copy of all OpenAPI definitions, 4 MB, and most clusters have no such policy.
+	// The controller holds a copy of all OpenAPI definitions, 4 MB, and most clusters have no such policy.
 	names.ValidatingAdmissionPolicyStatusController: func(cc app.ControllerContext) func(context.Context) bool {
 		return anyOf(cc.InformerFactory.Admissionregistration().V1().ValidatingAdmissionPolicies().Informer())
 	},
 }
 
-// anyOf waits for an informer to see a first object.
+// anyOf waits until an informer has a first object.
 func anyOf(informer cache.SharedIndexInformer) func(context.Context) bool {
 	seen := timers.NewSignal()
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
@@ -39,7 +39,7 @@ func anyOf(informer cache.SharedIndexInformer) func(context.Context) bool {
 	}})
 	return func(ctx context.Context) bool {
 		if err != nil {
-			return true // better early than never
+			return true // too early is better than never
 		}
 		defer func() { _ = informer.RemoveEventHandler(registration) }()
 		select {
@@ -51,8 +51,8 @@ func anyOf(informer cache.SharedIndexInformer) func(context.Context) bool {
 	}
 }
 
-// late builds a controller when it runs. A constructor that fails is tried again: it may be one object's fault (a node
-// whose pod range lies outside the cluster's), for which upstream would end its process over and over.
+// late builds a controller when it runs. It tries a failed constructor again. One object may be the cause (a node whose
+// pod range lies outside the cluster's), for which upstream would end its process again and again.
 type late struct {
 	descriptor *app.ControllerDescriptor
 	cc         app.ControllerContext
@@ -70,7 +70,7 @@ func (l *late) Run(ctx context.Context) {
 	if !l.wait(ctx) {
 		return
 	}
-	for ctx.Err() == nil { // a wait may say yes because the informers have stopped
+	for ctx.Err() == nil { // wait may return true because the informers have stopped
 		controller, err := l.descriptor.BuildController(ctx, l.cc)
 		if err == nil {
 			if controller != nil {

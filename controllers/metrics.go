@@ -17,20 +17,21 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// Three of upstream's controllers register a metrics collector once per process that reads the informers of whichever
-// term came first: it would keep that term's objects for good and report them as if they were today's. So we use up
-// those registrations before any controller can, with stores that belong to the term that runs, if one does.
+// Three of upstream's controllers register, once per process, a metrics collector that reads the informers of the first
+// term. It would keep that term's objects in memory and report them as current. This file makes those registrations
+// before any controller does, with stores of the running term.
 //
-// What that costs is alpha metrics: attachdetach_controller_total_volumes, storage_count_attachable_volumes_in_use and
-// dynamic_resource_allocation_resource_claims are not reported, and pv_collector_total_pv_count knows no plugin names.
+// The cost is some alpha metrics: attachdetach_controller_total_volumes, storage_count_attachable_volumes_in_use and
+// dynamic_resource_allocation_resource_claims are not reported, and pv_collector_total_pv_count has no plugin names.
 
-// running is the term whose objects the collectors count, nil between terms. Upstream's registry is global, so this is.
+// running is the term whose objects the collectors count. It is nil between terms. It is global because upstream's
+// registry is.
 var running atomic.Pointer[term.Term]
 
-// countFor makes a term the one that is counted, until the returned function is called.
+// countFor makes the collectors count a term's objects, until done is called.
 func countFor(t *term.Term) (done func()) {
 	plugins := &volume.VolumePluginMgr{}
-	_ = plugins.InitPlugins(nil, nil, nil) // there is no plugin whose initialization could fail
+	_ = plugins.InitPlugins(nil, nil, nil) // there is no plugin that could fail
 	noPods := corelisters.NewPodLister(cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil))
 	attachdetachmetrics.Register(nil, nil, noPods,
 		attachdetachcache.NewActualStateOfWorld(plugins), attachdetachcache.NewDesiredStateOfWorld(plugins), plugins,
@@ -48,7 +49,7 @@ func countFor(t *term.Term) (done func()) {
 	return func() { running.CompareAndSwap(t, nil) }
 }
 
-// counted lists a store of the running term.
+// counted lists a store of the running term. Between terms its list is empty.
 type counted func(*term.Term) cache.Store
 
 func (c counted) List() []any {

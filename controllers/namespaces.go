@@ -16,7 +16,7 @@ import (
 	namespacecontroller "k8s.io/kubernetes/pkg/controller/namespace"
 )
 
-// namespaceController empties namespaces that are deleted.
+// namespaceController deletes the content of deleted namespaces.
 type namespaceController struct {
 	*namespacecontroller.NamespaceController
 	workers int
@@ -26,15 +26,15 @@ func (c namespaceController) Name() string { return names.NamespaceController }
 
 func (c namespaceController) Run(ctx context.Context) { c.NamespaceController.Run(ctx, c.workers) }
 
-// newNamespaceController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go). That
-// one's controller asks at once which resources there are, and ends the process when it hears of none; but a term may
-// end at that very moment.
+// newNamespaceController replaces upstream's constructor (cmd/kube-controller-manager/app/core.go). Upstream's
+// controller asks at once for the list of resources, and ends the process when the list is empty. But a term may end at
+// that very moment.
 func newNamespaceController(ctx context.Context, cc app.ControllerContext, unused func(group string) bool) (app.Controller, error) {
 	config, err := cc.ClientBuilder.Config("namespace-controller")
 	if err != nil {
 		return nil, fmt.Errorf("make a client for the namespace controller: %w", err)
 	}
-	config.QPS *= 20 // upstream's factors; they matter only where an operator sets limits
+	config.QPS *= 20 // upstream's factors; they have an effect only where an operator sets limits
 	config.Burst *= 100
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -53,8 +53,8 @@ func newNamespaceController(ctx context.Context, cc app.ControllerContext, unuse
 	return namespaceController{c, int(o.ConcurrentNamespaceSyncs)}, nil
 }
 
-// neverEmpty answers with a group that has no resources where there are none at all, and with an error: a namespace
-// whose content could not be found is not taken for empty.
+// neverEmpty returns a group without resources, and an error, when discovery returns none at all. A namespace whose
+// content could not be listed is thus not treated as empty.
 func neverEmpty(discover func() ([]*metav1.APIResourceList, error)) func() ([]*metav1.APIResourceList, error) {
 	return func() ([]*metav1.APIResourceList, error) {
 		lists, err := discover()

@@ -19,12 +19,12 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// taintPeriod is how often the node lifecycle controller looks for nodes that are to get a NoExecute taint. Upstream
-// does so ten times a second, which is more than anything else wakes a server at rest (docs/adr/0040). It queues such
-// nodes every five seconds.
+// taintPeriod is the interval at which the node lifecycle controller checks for nodes that need a NoExecute taint.
+// Upstream checks ten times a second, which wakes an idle server more often than anything else (docs/adr/0040). It
+// queues such nodes every five seconds.
 const taintPeriod = 500 * time.Millisecond
 
-// newNodeLifecycleController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go).
+// newNodeLifecycleController replaces upstream's constructor (cmd/kube-controller-manager/app/core.go).
 func newNodeLifecycleController(ctx context.Context, cc app.ControllerContext) (app.Controller, error) {
 	client, err := cc.ClientBuilder.Client("node-controller")
 	if err != nil {
@@ -44,11 +44,11 @@ func newNodeLifecycleController(ctx context.Context, cc app.ControllerContext) (
 	return loop{names.NodeLifecycleController, c.Run}, nil
 }
 
-// quietPods notify the node lifecycle controller of no pods. It makes pods that it sees for the first time not ready
-// where the Node is not, and at its start sees all: a new leader took pods from their Services while a kubelet reported
-// that its node was not ready, until that kubelet wrote the pods' status again, within ten seconds. Without a new
-// leader such pods stay as they are, since their kubelet answers for them. Dead nodes' pods are marked by
-// server/liveness.
+// quietPods notify the node lifecycle controller of no pods. It marks pods that it sees for the first time not ready if
+// the Node is not ready, and at its start it sees all pods. A new leader would thus remove pods from their Services
+// while a kubelet reports that its node is not ready. They would come back when that kubelet writes the pods' status
+// again, within ten seconds. Without a new leader such pods keep their status, since their kubelet reports it.
+// server/liveness marks the pods of dead nodes.
 type quietPods struct{ coreinformers.PodInformer }
 
 // Informer implements coreinformers.PodInformer.
@@ -63,8 +63,8 @@ func (i quietInformer) AddEventHandler(cache.ResourceEventHandler) (cache.Resour
 	return i.SharedIndexInformer.AddEventHandler(cache.ResourceEventHandlerFuncs{})
 }
 
-// slowTaints slows down the loop that taints, which asks the queues of all zones each time whether they may go on: that
-// of a zone without nodes may not, and takes its time to say so.
+// slowTaints slows down the taint loop, which calls the rate limiter of each zone's queue in each round. It adds a zone
+// without nodes, whose rate limiter waits and then refuses.
 func slowTaints(ctx context.Context, c *nodelifecycle.Controller) error {
 	zones, err := kubecompat.Field[map[string]*scheduler.RateLimitedTimedQueue](c, []string{"zoneNoExecuteTainter"})
 	if err != nil {
@@ -72,11 +72,11 @@ func slowTaints(ctx context.Context, c *nodelifecycle.Controller) error {
 	}
 	none := scheduler.NewRateLimitedTimedQueue(pause{done: ctx.Done()})
 	none.Add("", "")
-	(*zones)["pause"] = none // names of zones have two colons, or are empty
+	(*zones)["pause"] = none // no zone has this name: they have two colons, or are empty
 	return nil
 }
 
-// pause is a rate limiter that refuses, at the next moment of taintPeriod.
+// pause is a rate limiter that refuses each request after waiting until the next multiple of taintPeriod.
 type pause struct {
 	flowcontrol.RateLimiter
 	done <-chan struct{}

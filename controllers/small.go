@@ -4,8 +4,8 @@ package controllers
 
 import kcmoptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 
-// applySmall lowers upstream's worker counts, which are meant for clusters of thousands of nodes. A worker is a
-// goroutine that waits; what it saves is stacks, and bursts that a board of two to four cores cannot use.
+// applySmall lowers upstream's worker counts, which are for clusters of thousands of nodes. A worker is a waiting
+// goroutine. Fewer workers save stacks, and bursts that a board of two to four cores cannot use.
 func applySmall(s *kcmoptions.KubeControllerManagerOptions) {
 	const few, one = 2, 1
 	s.GarbageCollectorController.ConcurrentGCSyncs = few // each is two workers

@@ -20,8 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/controllers/term"
 )
 
-// tokenController fills Secrets of the service account token type. Upstream runs it with full rights, as it mints
-// credentials for others.
+// tokenController fills Secrets of the service account token type. Upstream runs it with full permissions, since it
+// mints credentials for others.
 type tokenController struct {
 	*serviceaccountcontroller.TokensController
 	workers int
@@ -31,7 +31,7 @@ func (c tokenController) Name() string { return names.ServiceAccountTokenControl
 
 func (c tokenController) Run(ctx context.Context) { c.TokensController.Run(ctx, c.workers) }
 
-// newTokenController returns nil when there is no key to sign with.
+// newTokenController returns nil when there is no signing key.
 func newTokenController(ctx context.Context, cc app.ControllerContext, t *term.Term) (app.Controller, error) {
 	o := cc.ComponentConfig.SAController
 	if o.ServiceAccountKeyFile == "" {

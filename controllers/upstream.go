@@ -20,22 +20,22 @@ import (
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
 
-// component is upstream's name for what this package assembles.
+// component is upstream's name for the program that this package runs.
 const component = "kube-controller-manager"
 
-// stopTimeout bounds the wait for controllers after the end of a term; they take a few milliseconds.
+// stopTimeout limits the wait for controllers after the end of a term. They take a few milliseconds.
 const stopTimeout = 15 * time.Second
 
-// terminatedPods is how many pods that have ended are kept. Upstream keeps 12,500, each some 8 KB of the store and of
-// each cache.
+// terminatedPods is the number of ended pods that are kept. Upstream keeps 12,500. Each takes some 8 KB of the store
+// and of each cache.
 const terminatedPods = 1000
 
-// upstream is what kube-controller-manager's own options become here.
+// upstream is the configuration made from kube-controller-manager's own options.
 type upstream struct {
 	config          config.KubeControllerManagerConfiguration
 	shutdownTimeout time.Duration
-	// qps and burst limit each controller's client; none unless an operator asked: the API server's priority and
-	// fairness already shares its time out, and it sees each controller by its own name.
+	// qps and burst limit each controller's client. By default there is no limit: the API server's priority and
+	// fairness distributes its capacity already, and identifies each controller by its own name.
 	qps   float32
 	burst int
 }
@@ -46,7 +46,7 @@ func (o Options) upstream() (upstream, error) {
 	if err != nil {
 		return upstream{}, fmt.Errorf("%s: make default options: %w", component, err)
 	}
-	// Not the process-wide registry: adding flags to that closes its feature gates, and they are the API server's.
+	// Not the process-wide registry: adding flags to it closes its feature gates, which belong to the API server.
 	s.ComponentGlobalsRegistry = basecompatibility.NewComponentGlobalsRegistry()
 	if err := s.ComponentGlobalsRegistry.Set(); err != nil {
 		return upstream{}, fmt.Errorf("%s: %w", component, err)
@@ -54,7 +54,7 @@ func (o Options) upstream() (upstream, error) {
 	all, off, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
 	cmd := kubecompat.Component{Name: component, Sets: s.Flags(all, off, aliases)}
 	cmd.Refused = kubecompat.RefusedInProcess(cmd.Sets)
-	o.apply(s) // after Flags, which puts some fields to upstream's defaults, and before the extra arguments
+	o.apply(s) // after Flags, which sets some fields to upstream's defaults, and before the extra arguments
 	if err := cmd.Parse(o.ExtraArgs); err != nil {
 		return upstream{}, err
 	}
@@ -76,8 +76,8 @@ func (o Options) upstream() (upstream, error) {
 	return u, nil
 }
 
-// checkRanges finds address ranges that upstream would complain of only when the node IPAM controller starts, or
-// ignore.
+// checkRanges returns an error for address ranges that upstream would ignore, or reject only when the node IPAM
+// controller starts.
 func checkRanges(c config.KubeControllerManagerConfiguration) error {
 	if c.KubeCloudShared.AllocateNodeCIDRs {
 		ranges, err := netutils.ParseCIDRs(strings.Split(c.KubeCloudShared.ClusterCIDR, ","))
@@ -96,8 +96,8 @@ func checkRanges(c config.KubeControllerManagerConfiguration) error {
 	return nil
 }
 
-// withBootstrap adds the two controllers for bootstrap tokens, which upstream leaves off by default and the join tokens
-// need, to a list that asks for the default ones and does not name them.
+// withBootstrap adds the two controllers for bootstrap tokens to a list that contains the default controllers and does
+// not name these two. Upstream disables them by default, and join tokens need them.
 func withBootstrap(list []string, aliases map[string]string) []string {
 	if !slices.Contains(list, "*") {
 		return list
@@ -114,7 +114,7 @@ func withBootstrap(list []string, aliases map[string]string) []string {
 	return list
 }
 
-// apply sets our values over upstream's defaults; extra arguments win over both.
+// apply sets coracle's values over upstream's defaults. Extra arguments have precedence over both.
 func (o Options) apply(s *kcmoptions.KubeControllerManagerOptions) {
 	s.SecureServing.BindPort = 0 // no listener
 	setAttachPeriod()

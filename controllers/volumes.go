@@ -19,16 +19,16 @@ import (
 	"k8s.io/kubernetes/pkg/volume/csimigration"
 )
 
-// attachPeriod is how often the controller that attaches volumes compares what is attached with what is wanted. It is
-// ten times a second upstream, a seventh of all that wakes a server at rest (docs/adr/0040). A volume of a driver that
-// attaches is attached at most so much later.
+// attachPeriod is the interval at which the controller that attaches volumes compares attached with desired volumes.
+// Upstream does so ten times a second, a seventh of all wake-ups of an idle server (docs/adr/0040). A volume whose
+// driver attaches it is attached at most that much later.
 const attachPeriod = 500 * time.Millisecond
 
 // setAttachPeriod has to be called before a term begins, when upstream's controller copies the configuration. It writes
 // once, since terms may overlap.
 var setAttachPeriod = sync.OnceFunc(func() { attachdetach.DefaultTimerConfig.ReconcilerLoopPeriod = attachPeriod })
 
-// loop is a controller of upstream's that a constructor of ours makes.
+// loop is an upstream controller that a constructor of this package makes.
 type loop struct {
 	name string
 	run  func(context.Context)
@@ -38,8 +38,8 @@ func (l loop) Name() string { return l.name }
 
 func (l loop) Run(ctx context.Context) { l.run(ctx) }
 
-// newVolumeController takes the place of upstream's constructor (cmd/kube-controller-manager/app/core.go) of what binds
-// claims to volumes, makes volumes and removes them.
+// newVolumeController replaces upstream's constructor (cmd/kube-controller-manager/app/core.go) of the controller that
+// binds claims to volumes, makes volumes and removes them.
 func newVolumeController(ctx context.Context, cc app.ControllerContext, more []volume.VolumePlugin) (app.Controller, error) {
 	o := cc.ComponentConfig.PersistentVolumeBinderController
 	plugins, err := app.ProbeProvisionableRecyclableVolumePlugins(klog.FromContext(ctx), o.VolumeConfiguration)
@@ -63,7 +63,7 @@ func newVolumeController(ctx context.Context, cc app.ControllerContext, more []v
 	return loop{names.PersistentVolumeBinderController, c.Run}, nil
 }
 
-// newExpandController does the same for what lets volumes grow.
+// newExpandController does the same for the controller that expands volumes.
 func newExpandController(ctx context.Context, cc app.ControllerContext, more []volume.VolumePlugin) (app.Controller, error) {
 	plugins, err := app.ProbeExpandableVolumePlugins(klog.FromContext(ctx),
 		cc.ComponentConfig.PersistentVolumeBinderController.VolumeConfiguration)
