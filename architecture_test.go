@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 var (
@@ -20,6 +22,9 @@ var (
 	paragraphEnd = regexp.MustCompile(`\n(?:\n|\||#|-|\d+\.)`)
 	nameIn       = regexp.MustCompile("`([\\w-]+(?:/[\\w-]+)+|[\\w/-]+\\.go)`(?:, | \\()`(\\w+)`") // a file or folder, and a name
 	qualified    = regexp.MustCompile("`(\\w+)\\.([A-Z]\\w*)`")
+	testNamed    = regexp.MustCompile("`(Test[^`]*)`") // with subtests: TestX/row
+	scriptNamed  = regexp.MustCompile(`[\w-]+\.txt`)
+	testDeclared = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
 )
 
 // TestArchitectureNamesWhatExists: files, folders and Go names in docs/architecture.md are those of the tree. A file
@@ -70,5 +75,39 @@ func TestArchitectureNamesWhatExists(t *testing.T) {
 		if !declares[m[1]+" "+m[2]] && !paths[m[2]] {
 			t.Errorf("docs/architecture.md: %s declares no %s", m[1], m[2])
 		}
+	}
+}
+
+// TestThreatModelNamesTestsThatExist: each test that docs/threat-model.md names is declared in some folder, whose test
+// files have each subtest as a string or as a script, and each script that it names is in some testdata.
+func TestThreatModelNamesTestsThatExist(t *testing.T) {
+	folders, scripts := map[string]string{}, map[string]bool{} // the text of a folder's test files; "slow-hub.txt"
+	testenv.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err == nil && d.IsDir() && (path == "build" || len(path) > 1 && path[0] == '.'):
+			return filepath.SkipDir
+		case err == nil && strings.HasSuffix(path, "_test.go"):
+			folders[filepath.Dir(path)] += string(testenv.Must(os.ReadFile(path))(t))
+		case strings.Contains(path, "testdata"):
+			scripts[filepath.Base(path)] = true
+		}
+		return err
+	}))
+	tests := map[string]string{} // the text of all folders that declare the test
+	for _, text := range folders {
+		for _, m := range testDeclared.FindAllStringSubmatch(text, -1) {
+			tests[m[1]] += text
+		}
+	}
+	page := string(testenv.Must(os.ReadFile("docs/threat-model.md"))(t))
+	for _, m := range testNamed.FindAllStringSubmatch(page, -1) {
+		names := strings.Split(m[1], "/")
+		testenv.True(t, tests[names[0]] != "", "docs/threat-model.md: there is no %s", names[0])
+		for _, row := range names[1:] {
+			testenv.True(t, strings.Contains(tests[names[0]], `"`+row+`"`) || scripts[row+".txt"], "docs/threat-model.md: there is no %s", m[1])
+		}
+	}
+	for _, name := range scriptNamed.FindAllString(page, -1) {
+		testenv.True(t, scripts[name], "docs/threat-model.md: there is no script %s", name)
 	}
 }
