@@ -58,21 +58,24 @@ func (rule) Authorize(_ context.Context, a authorizer.Attributes) (authorizer.De
 	return authorizer.DecisionNoOpinion, "", nil
 }
 
-// pluginWith has these Services, a node and a server.
-func pluginWith(t *testing.T, services cache.Indexer) *serviceExternalIPs {
+// pluginWith makes a plugin that knows these Services, which are in the store, a node and a server.
+func pluginWith(t *testing.T, services ...*corev1.Service) (p *serviceExternalIPs, store cache.Indexer) {
 	t.Helper()
-	nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	store, nodes := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}), cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	for _, s := range services {
+		testenv.NoError(t, store.Add(s))
+	}
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.7"}}
 	testenv.NoError(t, nodes.Add(n))
-	p := newServiceExternalIPs(&NodeClaims{
+	p = newServiceExternalIPs(&NodeClaims{
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd43::/112")},
 		Servers:  func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.6")} },
 	})
-	p.services, p.nodes = corelisters.NewServiceLister(services), corelisters.NewNodeLister(nodes)
+	p.services, p.nodes = corelisters.NewServiceLister(store), corelisters.NewNodeLister(nodes)
 	p.SetAuthorizer(rule{})
 	testenv.Check(t, p.ValidateInitialization())
-	return p
+	return p, store
 }
 
 // writeOf is a user's write of a Service; old is nil where it creates it.
@@ -84,87 +87,76 @@ func writeOf(who user.Info, now, old *core.Service, subresource string) admissio
 	return admission.NewAttributesRecord(now, old, kind, now.Namespace, now.Name, resource, subresource, admission.Update, &metav1.UpdateOptions{}, false, who)
 }
 
-// TestExternalIPsNeedPermission: the right to write Services gives no user an external IP that a Service has not got
-// already.
-func TestExternalIPsNeedPermission(t *testing.T) {
-	p := pluginWith(t, cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}))
-	jane := &user.DefaultInfo{Name: "jane"}
-	withoutPorts := wanting("mallory", "web", "203.0.113.9")
-	for what, c := range map[string]struct {
-		who      user.Info
-		now, old *core.Service
-		refused  string
-	}{
-		"an administrator's":          {who: asAdmin, now: wanting("mallory", "web", "203.0.113.9", 80)},
-		"none":                        {who: jane, now: wanting("mallory", "web", "", 80)},
-		"one that she may use":        {who: jane, now: wanting("mallory", "web", "203.0.113.1", 80)},
-		"in other words":              {who: jane, now: wanting("mallory", "web", "203.000.113.001", 80)},
-		"the same elsewhere":          {who: jane, now: wanting("alice", "web", "203.0.113.1", 80), refused: "203.0.113.1"},
-		"another one":                 {who: jane, now: wanting("mallory", "web", "203.0.113.1 203.0.113.9", 80), refused: "203.0.113.9"},
-		"IPv6":                        {who: jane, now: wanting("mallory", "web", "2001:db8::9", 80), refused: "2001:db8::9"},
-		"without a port for now":      {who: jane, now: withoutPorts, refused: "203.0.113.9"},
-		"added":                       {who: jane, now: wanting("mallory", "web", "203.0.113.9", 80), old: wanting("mallory", "web", "", 80), refused: "203.0.113.9"},
-		"what the Service has":        {who: jane, now: wanting("mallory", "web", "203.0.113.9", 80), old: wanting("mallory", "web", "203.0.113.9", 80)},
-		"a port there":                {who: jane, now: wanting("mallory", "web", "203.0.113.9", 80, 443), old: wanting("mallory", "web", "203.0.113.9", 80)},
-		"one beside what it has":      {who: jane, now: wanting("mallory", "web", "203.0.113.9 203.0.113.8", 80), old: wanting("mallory", "web", "203.0.113.9", 80), refused: "203.0.113.8"},
-		"one of two":                  {who: jane, now: wanting("mallory", "web", "203.0.113.9", 80), old: wanting("mallory", "web", "203.0.113.9 203.0.113.8", 80)},
-		"what it has in other words":  {who: jane, now: wanting("mallory", "web", "203.000.113.009", 80), old: wanting("mallory", "web", "203.0.113.9", 80)},
-		"another Service's by a copy": {who: jane, now: wanting("mallory", "copy", "203.0.113.9", 80), refused: "203.0.113.9"},
-	} {
-		err := p.Validate(t.Context(), writeOf(c.who, c.now, c.old, ""), nil)
-		if c.refused == "" && err != nil || c.refused != "" && (err == nil || !strings.Contains(err.Error(), `"jane" may not give a Service the external IP `+c.refused+",") ||
-			!strings.Contains(err.Error(), "kubectl create rolebinding external-ips -n "+c.now.Namespace+" --clusterrole="+clusterconfig.ExternalIPsRole+` --user="jane"`)) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-}
-
-// TestReservedExternalIPs: no user gives a Service an address of the cluster's own, or what another namespace has.
-func TestReservedExternalIPs(t *testing.T) {
-	store := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+// TestForeignExternalIPsAreRefused: jane may write the Services of the namespace mallory, and use one external IP
+// there; admin may use each. Jane must not give a Service another one that it has not got already, and neither of them
+// one of the cluster's own addresses, or what a Service of another namespace has. Rows without a refusal are allowed.
+func TestForeignExternalIPsAreRefused(t *testing.T) {
 	balanced := having("alice", "balanced", "", 80)
 	balanced.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "203.0.113.6"}}
-	for _, s := range []*corev1.Service{
-		having("alice", "web", "203.0.113.7 2001:db8::7", 80, 443), having("bob", "zeros", "203.000.113.005", 80), having("mallory", "own", "203.0.113.9", 80), balanced,
-	} {
-		testenv.NoError(t, store.Add(s))
-	}
-	p := pluginWith(t, store)
-	datagrams := wanting("mallory", "old", "203.0.113.7", 443)
+	p, _ := pluginWith(t, having("alice", "web", "203.0.113.7 2001:db8::7", 80, 443), having("bob", "zeros", "203.000.113.005", 80),
+		having("mallory", "own", "203.0.113.9", 80), balanced)
+	jane := &user.DefaultInfo{Name: "jane"}
+	web := func(ips string, ports ...int32) *core.Service { return wanting("mallory", "web", ips, ports...) }
+	datagrams := web("203.0.113.7", 443)
 	datagrams.Spec.Ports[0].Protocol = core.ProtocolUDP
-	const refused = "a Service of another namespace has the external IP "
-	for what, c := range map[string]struct {
-		now, old    *core.Service
+	forbidden := func(ip string) string { return `"jane" may not give a Service the external IP ` + ip + "," }
+	const taken = "a Service of another namespace has the external IP "
+	for _, c := range []struct {
+		name        string
+		who         user.Info
+		now, old    *core.Service // what is written, and what was there before
 		subresource string
-		want        string
+		refused     string
 	}{
-		"a free address":              {now: wanting("mallory", "old", "203.0.113.1", 80)},
-		"no external IP":              {now: wanting("mallory", "old", "", 80)},
-		"a pod's":                     {now: wanting("mallory", "old", "10.42.3.1", 80), want: "lies in 10.42.0.0/16, a network of pods or of Services"},
-		"a cluster IP":                {now: wanting("mallory", "old", "fd43::1", 80), want: "lies in fd43::/112"},
-		"a server's":                  {now: wanting("mallory", "old", "192.0.2.6", 80), want: "192.0.2.6 is the address of an API server"},
-		"a node's":                    {now: wanting("mallory", "old", "192.0.2.7", 80), want: "192.0.2.7 is the address of a node"},
-		"a node's, from before":       {now: wanting("mallory", "old", "192.0.2.7", 80, 81), old: wanting("mallory", "old", "192.0.2.7", 80)},
-		"a load balancer's":           {now: wanting("mallory", "old", "203.0.113.6", 8443), want: "203.0.113.6 is the load balancer address of a Service of another namespace"},
-		"its own load balancer's":     {now: wanting("alice", "more", "203.0.113.6", 8443)},
-		"another port":                {now: wanting("mallory", "old", "203.0.113.7", 8443)},
-		"another protocol":            {now: datagrams},
-		"its namespace's":             {now: wanting("alice", "more", "203.0.113.7", 443)},
-		"created":                     {now: wanting("mallory", "old", "203.0.113.1 203.0.113.7", 22, 443), want: refused + "203.0.113.7 with port 443/TCP:"},
-		"IPv6":                        {now: wanting("mallory", "old", "2001:db8:0::7", 443), want: refused + "2001:db8::7 with port 443/TCP:"},
-		"in other words":              {now: wanting("mallory", "old", "203.0.113.5", 80), want: refused},
-		"an address is added":         {now: wanting("mallory", "old", "203.0.113.1 203.0.113.7", 443), old: wanting("mallory", "old", "203.0.113.1", 443), want: refused},
-		"a port is added":             {now: wanting("mallory", "old", "203.0.113.7", 22, 443), old: wanting("mallory", "old", "203.0.113.7", 22), want: refused},
-		"a port becomes another":      {now: wanting("mallory", "old", "203.0.113.7", 443), old: wanting("mallory", "old", "203.0.113.7", 80), want: refused},
-		"it had that before":          {now: wanting("mallory", "old", "203.0.113.7", 443), old: wanting("mallory", "old", "203.0.113.7", 443)},
-		"it gives up some of that":    {now: wanting("mallory", "old", "203.0.113.7", 443), old: wanting("mallory", "old", "203.0.113.7 203.0.113.1", 80, 443)},
-		"another address beside that": {now: wanting("mallory", "old", "203.0.113.7 203.0.113.1", 443), old: wanting("mallory", "old", "203.0.113.7", 443)},
-		"a status":                    {now: wanting("mallory", "old", "203.0.113.7", 443), old: wanting("mallory", "old", "", 443), subresource: "status"},
+		{name: "none", who: jane, now: web("", 80)},
+		{name: "one that she may use", who: jane, now: web("203.0.113.1", 80)},
+		{name: "that one in other words", who: jane, now: web("203.000.113.001", 80)},
+		{name: "that one in another namespace", who: jane, now: wanting("alice", "web", "203.0.113.1", 80), refused: forbidden("203.0.113.1")},
+		{name: "another one beside it", who: jane, now: web("203.0.113.1 203.0.113.9", 80), refused: forbidden("203.0.113.9")},
+		{name: "one of IPv6", who: jane, now: web("2001:db8::9", 80), refused: forbidden("2001:db8::9")},
+		{name: "one without a port for now", who: jane, now: web("203.0.113.9"), refused: forbidden("203.0.113.9")},
+		{name: "one is added", who: jane, now: web("203.0.113.9", 80), old: web("", 80), refused: forbidden("203.0.113.9")},
+		{name: "what the Service has", who: jane, now: web("203.0.113.9", 80), old: web("203.0.113.9", 80)},
+		{name: "a port at what it has", who: jane, now: web("203.0.113.9", 80, 443), old: web("203.0.113.9", 80)},
+		{name: "one beside what it has", who: jane, now: web("203.0.113.9 203.0.113.8", 80), old: web("203.0.113.9", 80), refused: forbidden("203.0.113.8")},
+		{name: "one of two that it has", who: jane, now: web("203.0.113.9", 80), old: web("203.0.113.9 203.0.113.8", 80)},
+		{name: "what it has in other words", who: jane, now: web("203.000.113.009", 80), old: web("203.0.113.9", 80)},
+		{name: "another Service's by a copy", who: jane, now: wanting("mallory", "copy", "203.0.113.9", 80), refused: forbidden("203.0.113.9")},
+
+		{name: "an administrator's", who: asAdmin, now: web("203.0.113.1", 80)},
+		{name: "what a Service of its namespace has", who: asAdmin, now: web("203.0.113.9", 80)},
+		{name: "a pod's", who: asAdmin, now: web("10.42.3.1", 80), refused: "lies in 10.42.0.0/16, a network of pods or of Services"},
+		{name: "a cluster IP", who: asAdmin, now: web("fd43::1", 80), refused: "lies in fd43::/112"},
+		{name: "a server's", who: asAdmin, now: web("192.0.2.6", 80), refused: "192.0.2.6 is the address of an API server"},
+		{name: "a node's", who: asAdmin, now: web("192.0.2.7", 80), refused: "192.0.2.7 is the address of a node"},
+		{name: "a node's, from before", who: asAdmin, now: web("192.0.2.7", 80, 81), old: web("192.0.2.7", 80)},
+		{name: "a load balancer's", who: asAdmin, now: web("203.0.113.6", 8443), refused: "203.0.113.6 is the load balancer address of a Service of another namespace"},
+		{name: "its own load balancer's", who: asAdmin, now: wanting("alice", "more", "203.0.113.6", 8443)},
+		{name: "another port of one that is taken", who: asAdmin, now: web("203.0.113.7", 8443)},
+		{name: "another protocol of it", who: asAdmin, now: datagrams},
+		{name: "a port that its namespace has", who: asAdmin, now: wanting("alice", "more", "203.0.113.7", 443)},
+		{name: "a port that is taken", who: asAdmin, now: web("203.0.113.1 203.0.113.7", 22, 443), refused: taken + "203.0.113.7 with port 443/TCP:"},
+		{name: "a port that is taken, of IPv6", who: asAdmin, now: web("2001:db8:0::7", 443), refused: taken + "2001:db8::7 with port 443/TCP:"},
+		{name: "a port that is taken, in other words", who: asAdmin, now: web("203.0.113.5", 80), refused: taken},
+		{name: "an address is added", who: asAdmin, now: web("203.0.113.1 203.0.113.7", 443), old: web("203.0.113.1", 443), refused: taken},
+		{name: "a port is added", who: asAdmin, now: web("203.0.113.7", 22, 443), old: web("203.0.113.7", 22), refused: taken},
+		{name: "a port becomes another", who: asAdmin, now: web("203.0.113.7", 443), old: web("203.0.113.7", 80), refused: taken},
+		{name: "what is taken, from before", who: asAdmin, now: web("203.0.113.7", 443), old: web("203.0.113.7", 443)},
+		{name: "some of that is given up", who: asAdmin, now: web("203.0.113.7", 443), old: web("203.0.113.7 203.0.113.1", 80, 443)},
+		{name: "another address beside that", who: asAdmin, now: web("203.0.113.7 203.0.113.1", 443), old: web("203.0.113.7", 443)},
+		{name: "a status", who: asAdmin, now: web("203.0.113.7", 443), old: web("", 443), subresource: "status"},
 	} {
-		err := p.Validate(t.Context(), writeOf(asAdmin, c.now, c.old, c.subresource), nil)
-		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%s: %v, want %q", what, err, c.want)
-		}
+		t.Run(c.name, func(t *testing.T) {
+			err := p.Validate(t.Context(), writeOf(c.who, c.now, c.old, c.subresource), nil)
+			if c.refused == "" {
+				testenv.Check(t, err)
+				return
+			}
+			testenv.WantError(t, err, c.refused)
+			if c.who == jane {
+				testenv.WantError(t, err, fmt.Sprintf(`kubectl create rolebinding external-ips -n %s --clusterrole=%s --user="jane"`, c.now.Namespace, clusterconfig.ExternalIPsRole))
+			}
+		})
 	}
 }
 
@@ -184,8 +176,7 @@ func TestRandomExternalIPs(t *testing.T) {
 		*core.Service
 		pairs map[pair]bool
 	}
-	store := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
-	p := pluginWith(t, store)
+	p, store := pluginWith(t)
 	have := map[string]service{} // by namespace/name
 	random := func(namespace, name string) service {
 		s := service{wanting(namespace, name, ""), map[pair]bool{}}
