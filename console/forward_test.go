@@ -271,69 +271,6 @@ func TestForwardsAreBounded(t *testing.T) {
 	testenv.Equal(t, len(forwardsOf(t, s)), maxForwards, "forwards are kept:")
 }
 
-func TestForwardsAreRefused(t *testing.T) {
-	api := func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusForbidden)
-		_, _ = io.WriteString(w, `{"kind":"Status","code":403,"reason":"Forbidden","message":"you may not"}`)
-	}
-	const one = `{"path":"/api/v1/namespaces/a/pods/web","port":"80"}`
-	for name, c := range map[string]struct {
-		change  func(o *Options)
-		api     http.HandlerFunc
-		message string
-	}{
-		"read-only":            {func(o *Options) { o.ReadOnly = true }, noAPI(t), readOnly},
-		"a server":             {func(o *Options) { o.Mode = ModeServer }, noAPI(t), noForwards},
-		"a user without right": {func(*Options) {}, api, "you may not"},
-	} {
-		s := consoleOf(t, c.api, c.change)
-		code, text, _ := roundTrip(t, s, "POST", "/forward", one, "Authorization", bearer)
-		testenv.False(t, code != http.StatusForbidden || !strings.Contains(text, c.message), "%s: %d %s", name, code, text)
-	}
-	// Who may see the pod, and not forward to it.
-	pod := &podAPI{t: t}
-	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasSuffix(r.URL.Path, "portforward") {
-			api(w, r)
-			return
-		}
-		pod.ServeHTTP(w, r)
-	})
-	if code, text, _ := roundTrip(t, s, "POST", "/forward", one, "Authorization", bearer); code != http.StatusForbidden || !strings.Contains(text, "you may not") {
-		t.Errorf("without the right to forward: %d %s", code, text)
-	}
-}
-
-// A page behind a forward has another port of 127.0.0.1, so another origin of the same site. Even if it knew the token,
-// no request of its scripts is answered.
-func TestPagesBehindForwardsAreRefused(t *testing.T) {
-	s := consoleOf(t, noAPI(t))
-	const origin = "http://127.0.0.1:23456"
-	for _, route := range []struct{ method, path string }{
-		{"GET", "/"}, {"GET", "/mode"}, {"POST", "/login"}, {"GET", "/session"}, {"GET", "/object?path=/api/v1/namespaces/a"}, {"POST", "/apply"},
-		{"POST", "/edit"}, {"POST", "/forward"}, {"GET", "/forwards"}, {"DELETE", "/forward/1"}, {"GET", "/k8s/api/v1/pods"}, {"DELETE", "/k8s/api/v1/namespaces/a"},
-		{"GET", "/ws"},
-	} {
-		for name, headers := range map[string][]string{
-			"a script's request":         {"Origin", origin, "Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"},
-			"a request of no CORS":       {"Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "script"},
-			"a frame":                    {"Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "iframe"},
-			"a browser without Metadata": {"Origin", origin},
-		} {
-			code, text, _ := roundTrip(t, s, route.method, route.path, "", append(headers, "Authorization", bearer, "Content-Type", "application/json")...)
-			if code != http.StatusForbidden {
-				t.Errorf("%s %s by %s: %d %s", route.method, route.path, name, code, text)
-			}
-		}
-	}
-	if _, code := tab(t, s, "good", http.Header{"Origin": {origin}}); code != http.StatusForbidden {
-		t.Errorf("a WebSocket: %d", code)
-	}
-	if _, code := tab(t, s, "good", http.Header{"Sec-Fetch-Site": {"same-site"}, "Sec-Fetch-Dest": {"websocket"}}); code != http.StatusForbidden {
-		t.Errorf("a WebSocket without Origin: %d", code)
-	}
-}
-
 // What a pod's page leaves in a browser for its address must not be there for a console.
 func TestConsoleHasNoPortOfForwards(t *testing.T) {
 	inRange := testenv.Must(listenForward(t.Context()))(t)

@@ -74,48 +74,6 @@ const bearer = "Bearer good"
 
 var asUser = []string{"Authorization", bearer}
 
-func TestRequestsOfOtherSitesAreRefused(t *testing.T) {
-	s := consoleOf(t, noAPI(t))
-	for name, c := range map[string]struct {
-		method, path string
-		headers      []string
-		want         int
-	}{
-		"another name for our address (DNS rebinding)":   {"GET", "/", []string{"Host", "evil.example"}, 403},
-		"another port (ssh -L)":                          {"GET", "/", []string{"Host", "127.0.0.1:9"}, 200},
-		"another site's script":                          {"POST", "/login", []string{"Origin", "http://evil.example", "Content-Type", "application/json"}, 403},
-		"another port's page":                            {"POST", "/login", []string{"Origin", "http://127.0.0.1:1", "Content-Type", "application/json"}, 403},
-		"another site's image":                           {"GET", "/", []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Dest", "image"}, 403},
-		"a link on another site":                         {"GET", "/", []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Dest", "document"}, 200},
-		"a form, plain text":                             {"POST", "/login", []string{"Content-Type", "text/plain"}, 415},
-		"a form, as forms are":                           {"POST", "/login", []string{"Content-Type", "application/x-www-form-urlencoded"}, 415},
-		"a form with files":                              {"POST", "/login", []string{"Content-Type", "multipart/form-data"}, 415},
-		"a login without a type":                         {"POST", "/login", nil, 415},
-		"no credentials":                                 {"GET", "/k8s/api/v1/pods", nil, 401},
-		"a foreign token":                                {"GET", "/k8s/api/v1/pods", []string{"Authorization", "Bearer bad"}, 401},
-		"an empty token":                                 {"GET", "/k8s/api/v1/pods", []string{"Authorization", "Bearer "}, 401},
-		"a write without a type":                         {"POST", "/k8s/api/v1/pods", asUser, 415},
-		"the proxy of a pod":                             {"GET", "/k8s/api/v1/namespaces/a/pods/b/proxy/", asUser, 403},
-		"the proxy of a Service, with a path":            {"GET", "/k8s/api/v1/namespaces/a/services/b/proxy/c/d", asUser, 403},
-		"the proxy of a node":                            {"GET", "/k8s/api/v1/nodes/b/proxy/logs", asUser, 403},
-		"the older way to it":                            {"GET", "/k8s/api/v1/proxy/nodes/b", asUser, 403},
-		"the proxy, escaped":                             {"GET", "/k8s/api/v1/nodes/b/%70roxy/", asUser, 403},
-		"a slash that is escaped":                        {"GET", "/k8s/api/v1/nodes/b%2fproxy", asUser, 403},
-		"a path of the API server that is no resource's": {"GET", "/k8s/debug/pprof/", asUser, 403},
-		"a method that pages do not use":                 {"PROPFIND", "/k8s/api/v1/pods", asUser, 405},
-	} {
-		t.Run(name, func(t *testing.T) {
-			body := ""
-			if c.method == "POST" {
-				body = `{"code":"x"}`
-			}
-			if code, text, _ := roundTrip(t, s, c.method, c.path, body, c.headers...); code != c.want {
-				t.Errorf("%s %s: %d %s, want %d", c.method, c.path, code, text, c.want)
-			}
-		})
-	}
-}
-
 func TestEveryAnswerHasThePolicy(t *testing.T) {
 	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
@@ -152,25 +110,6 @@ func TestOnlyListedHeadersReachTheAPI(t *testing.T) {
 	}
 }
 
-func TestReadOnlyRefusesChanges(t *testing.T) {
-	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodGet && !strings.HasSuffix(r.URL.Path, "selfsubjectrulesreviews") {
-			t.Errorf("the API got %s %s", r.Method, r.URL)
-		}
-		_, _ = io.WriteString(w, "{}")
-	}, func(o *Options) { o.ReadOnly = true })
-	json := []string{"Authorization", bearer, "Content-Type", "application/json"}
-	for path, want := range map[string]int{
-		"/k8s/api/v1/namespaces/a/pods":                             403,
-		"/k8s/apis/authorization.k8s.io/v1/selfsubjectrulesreviews": 200,
-		"/apply": 403, "/edit": 403,
-	} {
-		if code, text, _ := roundTrip(t, s, "POST", path, "{}", json...); code != want {
-			t.Errorf("POST %s: %d %s, want %d", path, code, text, want)
-		}
-	}
-}
-
 func TestCodeIsGoodOnce(t *testing.T) {
 	l := &Loopback{token: "t", loggedIn: make(chan struct{}, 1)}
 	l.code, l.expires = "c", time.Now().Add(time.Minute)
@@ -192,39 +131,6 @@ func TestPathsOfTheAPI(t *testing.T) {
 		"/api/v1/nodes/a?x": false, "/coracle/ca": false, "/apis/a/v1/namespaces/b/things/c/proxy/d": false,
 	} {
 		testenv.Equal(t, (apiPath(http.MethodGet, path) == nil), good, "%q:", path)
-	}
-}
-
-// What a user whom the API does not know makes a server's console do is one question to the API.
-func TestUnknownUsersCostOneQuestion(t *testing.T) {
-	api := func(w http.ResponseWriter, r *http.Request) {
-		testenv.True(t, strings.HasSuffix(r.URL.Path, "selfsubjectreviews"), "the API got %s %s", r.Method, r.URL)
-		w.WriteHeader(http.StatusUnauthorized)
-		_, _ = io.WriteString(w, `{"kind":"Status","code":401,"reason":"Unauthorized","message":"Unauthorized"}`)
-	}
-	s := consoleOf(t, api, func(o *Options) {
-		known := o.User
-		o.Mode, o.Login, o.User = ModeServer, nil, func(string) (*rest.Config, bool) { config, _ := known("good"); return config, true }
-	})
-	for _, path := range []string{"/edit", "/apply"} {
-		if code, text, _ := roundTrip(t, s, "POST", path, "no JSON", "Authorization", "Bearer junk"); code != http.StatusUnauthorized {
-			t.Errorf("%s: %d %s", path, code, text)
-		}
-	}
-	for _, path := range []string{"/helm", "/helm/release?namespace=a&name=b", "/usedby?namespace=a&resource=secrets&name=b", "/schedule?schedule=@daily"} {
-		if code, text, _ := roundTrip(t, s, "GET", path, "", "Authorization", "Bearer junk"); code != http.StatusUnauthorized {
-			t.Errorf("%s: %d %s", path, code, text)
-		}
-	}
-	if _, code := tab(t, s, "junk", nil); code != http.StatusUnauthorized {
-		t.Errorf("a WebSocket: %d", code)
-	}
-	for _, token := range []string{" ", "a b", "a\tb", "\u00e4"} {
-		code, _, _ := roundTrip(t, s, "GET", "/session", "", "Authorization", "Bearer "+token)
-		testenv.False(t, code != http.StatusUnauthorized && code != http.StatusBadRequest, "the token %q: %d", token, code)
-	}
-	if code, _, _ := roundTrip(t, s, "POST", "/login", "{}", "Content-Type", "application/json"); code == http.StatusOK {
-		t.Error("a server's console has a login without the API")
 	}
 }
 

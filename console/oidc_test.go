@@ -286,15 +286,6 @@ func TestProviderIsAskedOnceForItself(t *testing.T) {
 	})
 }
 
-func TestConsoleWithoutAProviderHasNoLoginByIt(t *testing.T) {
-	s := consoleOf(t, noAPI(t))
-	for _, path := range []string{"/oidc/token", "/oidc/refresh"} {
-		if status, _, _ := roundTrip(t, s, "POST", path, "{}", "Content-Type", "application/json"); status == http.StatusOK {
-			t.Errorf("%s: %d", path, status)
-		}
-	}
-}
-
 // jwt is a token with claims, without a signature.
 func jwt(claims string) string {
 	return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2ln"

@@ -47,19 +47,6 @@ func next(t *testing.T, conn *websocket.Conn, kind string) map[string]any {
 	return m
 }
 
-func TestSocketsOfOthersAreRefused(t *testing.T) {
-	s := consoleOf(t, noAPI(t))
-	if _, code := tab(t, s, "bad", nil); code != http.StatusUnauthorized {
-		t.Errorf("a foreign token: %d", code)
-	}
-	if _, code := tab(t, s, "", nil); code != http.StatusUnauthorized {
-		t.Errorf("no token: %d", code)
-	}
-	if _, code := tab(t, s, "good", http.Header{"Origin": {"http://evil.example"}}); code != http.StatusForbidden {
-		t.Errorf("another site: %d", code)
-	}
-}
-
 func TestCloseEndsTabs(t *testing.T) {
 	h := testenv.Must(New(Options{Hosts: loopbackName, User: func(string) (*rest.Config, bool) { return &rest.Config{}, true }}))(t)
 	s := httptest.NewServer(h)
