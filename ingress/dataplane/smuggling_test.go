@@ -87,6 +87,7 @@ func TestUnreadBodyIsNotTheNextRequest(t *testing.T) {
 	}
 }
 
+// An attacker who is a client sends requests that servers read in different ways; no backend must get any of them.
 func TestMalformedRequestsReachNoBackend(t *testing.T) {
 	arrived := make(chan string, 100) // more than there are cases
 	backend := backendServer(t, func(_ http.ResponseWriter, r *http.Request) { arrived <- r.RequestURI })

@@ -261,6 +261,8 @@ spec: {gatewayClassName: coracle, listeners: [{name: l, port: 81, protocol: HTTP
 	}
 }
 
+// An attacker who writes routes has expressions that take seconds, or that mean something else inside another
+// expression; their routes must not be accepted.
 func TestExpressionsAreBounded(t *testing.T) {
 	for _, value := range []string{`(`, `a)|(?:b`, `\Qa`, strings.Repeat("(.*a){99}|", 90), strings.Repeat("a", 1025), `(?=a)`} {
 		for _, kind := range []string{"path", "header", "query parameter"} {
@@ -286,6 +288,7 @@ func TestExpressionsAreBounded(t *testing.T) {
 	}
 }
 
+// An attacker who writes Secrets has a chain of hundreds of certificates; a listener must not serve it.
 func TestCertificatesAreBounded(t *testing.T) {
 	w := load(t, `
 kind: Gateway

@@ -198,6 +198,8 @@ func TestOnlyChallengesAreOpen(t *testing.T) {
 	}
 }
 
+// An attacker who writes Ingresses names a cookie or its domain so that it is long, or has another attribute behind it;
+// the proxies must not send that.
 func TestCookiesNameAndDomainAreBounded(t *testing.T) {
 	for _, c := range []struct {
 		is   func(string) bool
