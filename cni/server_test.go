@@ -84,6 +84,7 @@ func TestPodsHaveAddressesOfBothFamilies(t *testing.T) {
 	expect(t, n.outside, "outside to host port", nodeAddr+":8080", "b "+outsideAddr)
 }
 
+// An attacker who has a pod gives it the address of another pod and sends from that; the datagram must not arrive.
 func TestSpoofedSourceIsDropped(t *testing.T) {
 	n := unguarded(t, "10.42.0.0/16").ready("10.42.7.0/24")
 	a, b := n.pod("aaa"), n.pod("bbb")

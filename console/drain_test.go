@@ -188,6 +188,7 @@ func TestDrainOptionsAreChecked(t *testing.T) {
 	}
 }
 
+// An attacker who has a read-only console's tab asks for a drain or a shell; the API must not get the request.
 func TestReadOnlyRefusesStreams(t *testing.T) {
 	s := consoleOf(t, noAPI(t), func(o *Options) { o.ReadOnly = true })
 	conn, _ := tab(t, s, "good", nil)

@@ -78,6 +78,7 @@ func TestEditWritesOnlyWhatTheUserChanged(t *testing.T) {
 	}
 }
 
+// An attacker who edits an object sends another object, or text that grows to gigabytes; the API must not get it.
 func TestEditRefusesWhatIsNoEdit(t *testing.T) {
 	const base = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"
 	s := consoleOf(t, noAPI(t))

@@ -255,6 +255,8 @@ func awaitRefusal(t *testing.T, f forwardState) {
 	})
 }
 
+// An attacker who is a user opens forwards without end; the console must not have more than its bound, and forwards
+// that ended make room.
 func TestForwardsAreBounded(t *testing.T) {
 	api := &podAPI{t: t}
 	s := consoleOf(t, api.ServeHTTP)

@@ -74,6 +74,8 @@ const bearer = "Bearer good"
 
 var asUser = []string{"Authorization", bearer}
 
+// An attacker who has a site frames the console or loads its files; no response must lack the policy that forbids it,
+// or have a header of the API that loosens it.
 func TestEveryAnswerHasThePolicy(t *testing.T) {
 	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
@@ -92,6 +94,7 @@ func TestEveryAnswerHasThePolicy(t *testing.T) {
 	}
 }
 
+// An attacker who is a user sends headers that name another user; the API must not get them.
 func TestOnlyListedHeadersReachTheAPI(t *testing.T) {
 	got := make(chan http.Header, 1)
 	s := consoleOf(t, func(_ http.ResponseWriter, r *http.Request) { got <- r.Header })
@@ -110,6 +113,8 @@ func TestOnlyListedHeadersReachTheAPI(t *testing.T) {
 	}
 }
 
+// An attacker who guesses the code of a login, or has one that was used or is too old, logs in with it; the console
+// must not give out its token.
 func TestCodeIsGoodOnce(t *testing.T) {
 	l := &Loopback{token: "t", loggedIn: make(chan struct{}, 1)}
 	l.code, l.expires = "c", time.Now().Add(time.Minute)
@@ -123,6 +128,8 @@ func TestCodeIsGoodOnce(t *testing.T) {
 	testenv.Fails(t, testenv.Err(l.login("c")), "a code that is too old was taken")
 }
 
+// An attacker who is a user asks for paths of the API that lead to a pod, a node or nowhere; the console must not send
+// them on.
 func TestPathsOfTheAPI(t *testing.T) {
 	for path, good := range map[string]bool{
 		"/api/v1/namespaces/a/configmaps/proxy": true, "/api/v1/namespaces/proxy/pods": true, "/apis/apps/v1/deployments": true, "/version": true,

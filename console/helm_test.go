@@ -75,6 +75,8 @@ func helmAPI(t *testing.T) http.HandlerFunc {
 	}
 }
 
+// An attacker who writes Secrets makes a release that unpacks to gigabytes, and one that is none; the console must not
+// read them whole, and the list must not have values.
 func TestReleasesAreListedWithinBounds(t *testing.T) {
 	s := consoleOf(t, helmAPI(t))
 	code, text, _ := roundTrip(t, s, "GET", "/helm?namespace=a", "", asUser...)
@@ -93,6 +95,8 @@ func TestReleasesAreListedWithinBounds(t *testing.T) {
 	testenv.False(t, strings.Contains(text, "hunter2"), "the list has values: %s", text)
 }
 
+// An attacker who is a user asks for a release by a name that is a selector or a path; the API must not be asked that,
+// and values must not be sent unless they are asked for.
 func TestReleaseIsReadByNameAndRevision(t *testing.T) {
 	s := consoleOf(t, helmAPI(t))
 	for query, want := range map[string]struct {

@@ -83,6 +83,7 @@ func TestForbiddenListEnds(t *testing.T) {
 	}
 }
 
+// An attacker who has a pod logs a line of 10 MB and bytes that are no text; the console must not send them to a tab.
 func TestLongLineOfALogIsCut(t *testing.T) {
 	s := consoleOf(t, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "first\n"+strings.Repeat("x", 10<<20)+"\n\xff\nlast")

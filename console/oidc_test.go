@@ -109,6 +109,8 @@ func TestLoginAtAProvider(t *testing.T) {
 	}
 }
 
+// An attacker who stole a code, guesses one or has a user finish another login sends it to the console; it must not get
+// a token.
 func TestForeignLoginsAreRefused(t *testing.T) {
 	s, p := consoleWith(t)
 	good := func() loginRequest {
@@ -144,6 +146,7 @@ func TestForeignLoginsAreRefused(t *testing.T) {
 	}
 }
 
+// An attacker who has a refresh token of one user renews the session of another with it; the session must not go on.
 func TestRenewalIsOfTheSameUser(t *testing.T) {
 	s, p := consoleWith(t)
 	_, got, _ := postLogin(t, s, "/oidc/token", loginRequest{Code: code(s, p, "v", "n"), Verifier: "v", Nonce: "n", Redirect: s.URL + "/"})
@@ -156,6 +159,8 @@ func TestRenewalIsOfTheSameUser(t *testing.T) {
 	}
 }
 
+// An attacker who is the provider, or answers for it, sends tokens and descriptions that are not good or have no end;
+// no user must be logged in by them.
 func TestOddAnswersOfAProvider(t *testing.T) {
 	day := 24 * time.Hour
 	claims := func(c map[string]any) func(*oidcprovider.Provider) {
@@ -228,6 +233,8 @@ func (i issuerIn) Write(text []byte) (int, error) {
 
 func (i issuerIn) WriteString(text string) (int, error) { return i.Write([]byte(text)) }
 
+// An attacker who is another site, or a client without a session, sends logins that are long or many; they must not be
+// read, and must not work beside more than their bound.
 func TestLoginsAreBounded(t *testing.T) {
 	s, p := consoleWith(t)
 	if status, text, _ := roundTrip(t, s, "POST", "/oidc/token", `{"code":"`+strings.Repeat("x", maxLogin)+`"}`, "Content-Type", "application/json"); status != http.StatusBadRequest {
@@ -270,6 +277,8 @@ func TestLoginsAreBounded(t *testing.T) {
 	testenv.Equal(t, <-answered, http.StatusOK, "with a place:")
 }
 
+// An attacker who is a client without a session asks for the provider again and again; the provider must not be asked
+// each time.
 func TestProviderIsAskedOnceForItself(t *testing.T) {
 	s, p := consoleWith(t)
 	asked := 0

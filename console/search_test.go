@@ -70,6 +70,8 @@ func searchFor(t *testing.T, conn *websocket.Conn, id int64, text string, paths 
 	}
 }
 
+// An attacker who is a user searches over everything; the API must not get more requests at once than the bound, nor
+// one for what is no list.
 func TestSearchIsBounded(t *testing.T) {
 	var most atomic.Int64
 	s := consoleOf(t, searchAPI(t, &most))

@@ -58,6 +58,7 @@ func TestCloseEndsTabs(t *testing.T) {
 	}
 }
 
+// An attacker who is a user opens a log without end and does not read it; another tab must not wait for that.
 func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
 	s := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasSuffix(r.URL.Path, "/log") {
@@ -78,6 +79,7 @@ func TestTabThatDoesNotReadCostsItselfAlone(t *testing.T) {
 	next(t, other, "columns")
 }
 
+// An attacker who is a user opens streams without end; the tab must not stay open.
 func TestTabWithTooManyStreamsIsClosed(t *testing.T) {
 	s := consoleOf(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	conn, _ := tab(t, s, "good", nil)
@@ -93,6 +95,8 @@ func TestTabWithTooManyStreamsIsClosed(t *testing.T) {
 	}
 }
 
+// An attacker who is a user opens tabs without end; they must not be more than the bound, and another user's must not
+// be refused.
 func TestUserHasABoundedNumberOfTabs(t *testing.T) {
 	l := newSocketLimit()
 	for range userSockets {

@@ -64,6 +64,7 @@ func TestStreamsGoOnWithARenewedToken(t *testing.T) {
 	testenv.Until(t, 2*time.Minute, "new streams use the later token", func() bool { id++; return log(id) == "two" })
 }
 
+// An attacker who has a tab of one user gives it a token of another user, or none; the tab must not stay open.
 func TestTokenOfAnotherUserEndsTheTab(t *testing.T) {
 	for name, token := range map[string]string{"another user": "eves", "nobody": "none", "no token": "", "a token that is none": "a b"} {
 		t.Run(name, func(t *testing.T) {
@@ -77,6 +78,7 @@ func TestTokenOfAnotherUserEndsTheTab(t *testing.T) {
 	}
 }
 
+// An attacker who has a tab goes on in it after its token has ended; the tab must not stay open.
 func TestTokenThatEndsEndsTheTab(t *testing.T) {
 	ended, good := jwt(`{"exp":1000}`), jwt(`{"exp":3000}`)
 	l := newSocketLogin(&Handler{o: Options{Mode: ModeServer}}, &user{config: &rest.Config{BearerToken: ended}}, "ada")

@@ -102,6 +102,8 @@ func (f *fixture) question() protocol.Question {
 	return protocol.Question{Address: f.address, Token: f.tokens.Agent, Request: protocol.Request{Role: token.RoleAgent, Time: time.Now(), Node: protocol.Node{Name: "n"}}}
 }
 
+// An attacker who has a token or a certificate for something else, an old one or another cluster's, asks to join; the
+// machine must not be admitted. Rows without a refusal are those that may join.
 func TestWhoMayJoin(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()

@@ -89,6 +89,8 @@ func newUserNamespaces(t *testing.T) *userNamespaces {
 	}
 }
 
+// An attacker who has few rights, or rights outside namespaces, asks for the names of namespaces; the response must not
+// have those in which the user has no right.
 func TestUsersNamespacesFollowRoleBindings(t *testing.T) {
 	u := newUserNamespaces(t)
 	every := []string{"a", "b", "c"}
