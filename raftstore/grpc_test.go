@@ -143,7 +143,7 @@ func collect(ctx context.Context, t testing.TB, watch clientv3.WatchChan, n int)
 	return events
 }
 
-func TestKV(t *testing.T) {
+func TestKVServesRangesAndTransactions(t *testing.T) {
 	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
 		mustPut(ctx, t, c, "/a/1", "one")
 		mustPut(ctx, t, c, "/a/2", "two")

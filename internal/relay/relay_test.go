@@ -23,9 +23,9 @@ func pair(t *testing.T) (near, far *net.TCPConn) {
 	return accepted.(*net.TCPConn), c.(*net.TCPConn)
 }
 
-// TestJoin: what is said arrives, the end of one way leaves the other open, and the call comes where the second one
-// ends first without a word.
-func TestJoin(t *testing.T) {
+// TestEndOfOneWayLeavesTheOtherOpen: what is said arrives, the end of one way leaves the other open, and the call comes
+// where the second one ends first without a word.
+func TestEndOfOneWayLeavesTheOtherOpen(t *testing.T) {
 	for name, test := range map[string]struct {
 		say    func(t *testing.T, cancel func(), client, server *net.TCPConn)
 		silent int
