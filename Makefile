@@ -115,7 +115,7 @@ e2e-ha: build $(if $(MIXED),older) ## the scenarios of several machines at their
 	@CORACLE_HA_WHOLE=$(if $(SHORT),short,1) $(if $(MIXED),CORACLE_OLDER_BIN=$(CURDIR)/bin/coracle-older) $(subst /report,/report -v,$(E2E)) -timeout 6h $(if $(RUN),-run '$(RUN)') ./test/ha/... ./test/nodes/...
 
 acme-test: build ## certificates by ACME from pebble, which is built from its module: an account that is refused, a leader that dies, full disks (root, the Go module proxy, minutes)
-	@CORACLE_HA_WHOLE=short $(subst /report,/report -v,$(E2E)) -timeout 40m -run '^TestACME$$' ./test/ha/
+	@CORACLE_HA_WHOLE=short $(subst /report,/report -v,$(E2E)) -timeout 40m -run '^TestACMEOrdersSurviveFaults$$' ./test/ha/
 
 # OLDER: another build to run beside this one, such as a release; without it this tree is built once more, and says that it is older.
 older: build
@@ -141,7 +141,7 @@ console-test: build ## the console in Debian's chromium, by keys alone, against 
 
 ingress-clients: build ## curl, nghttp, ngtcp2's client for HTTP/3, python-websockets and grpc-go through the ingress of a cluster (root, minutes)
 	@packaging/deps.sh build test ingress
-	@CORACLE_TEST_REQUIRE=root,embedded,http-clients $(E2E) -timeout 20m -run TestClients ./test/ingress/
+	@CORACLE_TEST_REQUIRE=root,embedded,http-clients $(E2E) -timeout 20m -run TestClientsOfEachProtocolAreServed ./test/ingress/
 
 ingress-soak: build ## a load through the ingress while routes, pods, versions and certificates change and a node's power is cut (root, a quarter of an hour)
 	@INGRESS_MARK=older $(MAKE) --no-print-directory build OUT=bin/coracle-older && $(MAKE) --no-print-directory embedded

@@ -37,8 +37,8 @@ const (
 //go:embed board.sh pods.yaml policy.yaml
 var files embed.FS
 
-// TestBoard boots the machine and reads what it says.
-func TestBoard(t *testing.T) {
+// TestClusterRunsOnArm64 boots the machine and reads what it says.
+func TestClusterRunsOnArm64(t *testing.T) {
 	guest, coracle := os.Getenv(guestVar), os.Getenv(binVar)
 	if guest == "" || coracle == "" {
 		testenv.Missing(t, testenv.Arm64Guest, "%s or %s names none (make arm64-test)", guestVar, binVar)

@@ -43,9 +43,9 @@ func (p *page) at(prefix string) {
 	})
 }
 
-// TestOIDC: a user logs in at a provider, works on while tokens are renewed, and logs out. The API server verifies the
-// provider's tokens.
-func TestOIDC(t *testing.T) {
+// TestOIDCSessionIsRenewed: a user logs in at a provider, works on while tokens are renewed, and logs out. The API
+// server verifies the provider's tokens.
+func TestOIDCSessionIsRenewed(t *testing.T) {
 	m := harness.NewMachine(t)
 	address := net.JoinHostPort(m.IP, "9443")
 	l := testenv.Must(m.Listen(address))(t)

@@ -150,8 +150,8 @@ func fewColors(full image.Image, most int) *image.Paletted {
 	return out
 }
 
-// TestPictures makes the pictures of docs/console.md, when CORACLE_TEST_SHOTS names a folder for them.
-func TestPictures(t *testing.T) {
+// TestEachPictureOfTheDocsIsMade makes the pictures of docs/console.md in the folder that CORACLE_TEST_SHOTS names.
+func TestEachPictureOfTheDocsIsMade(t *testing.T) {
 	if os.Getenv("CORACLE_TEST_SHOTS") == "" {
 		t.Skip("CORACLE_TEST_SHOTS names no folder for the pictures") // they are made by hand, for the docs
 	}

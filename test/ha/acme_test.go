@@ -42,10 +42,10 @@ spec:
   rules: [{host: %[1]s-0.example}, {host: %[1]s-1.example}, {host: %[1]s-2.example}]
 `
 
-// TestACME: three servers get certificates from pebble. The account is refused at first; a leader is killed when it has
-// just asked for a validation; a disk is full when the certificate arrives. Each certificate is of one order, and every
-// node serves it.
-func TestACME(t *testing.T) {
+// TestACMEOrdersSurviveFaults: three servers get certificates from pebble. The account is refused at first; a leader is
+// killed when it has just asked for a validation; a disk is full when the certificate arrives. Each certificate is of
+// one order, and every node serves it.
+func TestACMEOrdersSurviveFaults(t *testing.T) {
 	harness.ByHand(t)
 	a := newAuthority(t)
 	c := &Cluster{T: t, nodes: true, prepare: func(s *harness.Server) {

@@ -28,8 +28,9 @@ async def main(url, ca, ip):
 asyncio.run(main(*sys.argv[1:]))
 `
 
-// TestClients: clients that others have written, of each protocol, through the Service of the ingress.
-func TestClients(t *testing.T) {
+// TestClientsOfEachProtocolAreServed: clients that others have written, of each protocol, through the Service of the
+// ingress.
+func TestClientsOfEachProtocolAreServed(t *testing.T) {
 	m := harness.NewMachine(t)
 	for _, name := range []string{"curl", "nghttp", "gtlsclient", "python3"} {
 		if out, err := m.Run("which", name); err != nil {

@@ -113,9 +113,9 @@ func (c *vipCluster) by(machine int) *harness.Server {
 	return c.servers[i]
 }
 
-// TestVIP: the cluster's address leads to one live server, whatever happens to the one that has it, and never do two
-// answer for it. At last the cluster gets another one, and then none.
-func TestVIP(t *testing.T) {
+// TestVIPLeadsToOneLiveServer: the cluster's address leads to one live server, whatever happens to the one that has it,
+// and never do two answer for it. At last the cluster gets another one, and then none.
+func TestVIPLeadsToOneLiveServer(t *testing.T) {
 	harness.ByHand(t)
 	c := newVIPCluster(t)
 	w := watchAnswers(t, c.site, testVIP)
