@@ -68,10 +68,25 @@ var plainerMessages = map[string]string{"hung": "stalled, closed", "silent": "un
 // http.NoBody are other words.
 var plainerComments = regexp.MustCompile(`\b([Nn]obody|[Ss]omebody|[Ww]hoever|[Tt]old|[Aa]new|in vain)\b`)
 
+const (
+	benchmark = "a benchmark has the name of what it measures, and is asked for by it: make bench-net RUN=TestPods"
+	suite     = "what it runs has names of its own: scripts, upstream's tests, or the faults and the length of a run"
+)
+
+// oneWord are names of tests that may be one word, each with its reason.
+var oneWord = map[string]string{
+	"TestBench": benchmark, "TestBox": benchmark, "TestChurn": benchmark, "TestLimit": benchmark, // test/bench
+	"TestBetween": benchmark, "TestIngress": benchmark, "TestMachine": benchmark, "TestPods": benchmark, // test/benchnet
+	"TestPolicies": benchmark, "TestServices": benchmark,
+	"TestFailover": benchmark, "TestFleet": benchmark, "TestRest": benchmark, "TestWrites": benchmark, // test/ha
+	"TestChaos": suite, "TestConformance": suite, "TestScripts": suite, "TestSoak": suite,
+	"TestFlood": "it tests nothing: TestIngressTimes starts it as a child process",
+}
+
 var logMethod = regexp.MustCompile(`\.(Debug|Info|Warn|Error)$`)
 
 func TestIdentifiersAndCommentsUseWordsOfTheField(t *testing.T) {
-	files := token.NewFileSet()
+	files, excepted := token.NewFileSet(), map[string]bool{}
 	testenv.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -91,6 +106,7 @@ func TestIdentifiersAndCommentsUseWordsOfTheField(t *testing.T) {
 			}
 		}
 		checkDocComments(t, files, f)
+		checkTestNames(t, files, f, excepted)
 		for _, g := range f.Comments {
 			for _, c := range g.List {
 				if found := plainerComments.FindString(c.Text); found != "" && path != "words_test.go" {
@@ -104,6 +120,9 @@ func TestIdentifiersAndCommentsUseWordsOfTheField(t *testing.T) {
 		}
 		return nil
 	}))
+	for name := range oneWord {
+		testenv.True(t, excepted[name], "there is no test %s any more that may be one word", name)
+	}
 }
 
 // TestGlossaryAndWordsAgree: no word that identifiers may not have is one that the glossary asks for.
@@ -192,6 +211,25 @@ func checkDocComments(t *testing.T, files *token.FileSet, f *ast.File) {
 				}
 			}
 			check(d.Doc, all)
+		}
+	}
+}
+
+// checkTestNames fails where the name of a test is one word after Test, which is a subject and not what must be true of
+// it. Those of oneWord that it finds are added to excepted.
+func checkTestNames(t *testing.T, files *token.FileSet, f *ast.File, excepted map[string]bool) {
+	for _, d := range f.Decls {
+		fn, ok := d.(*ast.FuncDecl)
+		if !ok || len(fn.Type.Params.List) != 1 || types.ExprString(fn.Type.Params.List[0].Type) != "*testing.T" {
+			continue // no test; TestMain has a *testing.M
+		}
+		switch words := wordsOf(fn.Name.Name); {
+		case !fn.Name.IsExported() || words[0] != "test":
+		case oneWord[fn.Name.Name] != "":
+			excepted[fn.Name.Name] = true
+		default:
+			testenv.True(t, len(words) > 2, "%s: %s is one word: say what must be true, as in TestLeaseExpiresOnlyAfterTTL",
+				files.Position(fn.Pos()), fn.Name.Name)
 		}
 	}
 }
