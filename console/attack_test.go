@@ -3,9 +3,11 @@
 package console
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -117,6 +119,43 @@ func TestRequestsOfAttackersAreRefused(t *testing.T) {
 			if code != c.want || !strings.Contains(text, c.says) {
 				t.Errorf("%d %s, want %d %s", code, text, c.want, c.says)
 			}
+		})
+	}
+}
+
+// TestTabsOfAttackersAreClosed: an attacker who is a user sends by a tab what is too long or too much, or gives the tab
+// of one user another one's token; the tab must not stay open. A stream keeps its request for as long as it lives, so
+// that only a shell's input and a search may be long.
+func TestTabsOfAttackersAreClosed(t *testing.T) {
+	silent := consoleOf(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	server := consoleOf(t, usersAPI(map[string]string{"good": "ada", "eves": "eve"}, nil), asServer)
+	streams := make([]pageMessage, maxStreams+1)
+	for i := range streams {
+		streams[i] = pageMessage{ID: int64(i), Op: "list", Path: "/api/v1/pods"}
+	}
+	for _, c := range []struct {
+		name  string
+		at    *httptest.Server
+		sends []pageMessage
+	}{
+		{"a long request", silent, []pageMessage{{ID: 1, Op: "list", Path: "/api/v1/pods", Data: strings.Repeat("x", maxRequest)}}},
+		{"a longer search", silent, []pageMessage{{ID: 1, Op: "search", Data: strings.Repeat("x", maxMessage)}}},
+		{"too many streams", silent, streams},
+		{"a token of another user", server, []pageMessage{{Op: "token", Data: "eves"}}},
+		{"a token of no user", server, []pageMessage{{Op: "token", Data: "none"}}},
+		{"no token", server, []pageMessage{{Op: "token"}}},
+		{"a token that is none", server, []pageMessage{{Op: "token", Data: "a b"}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn, _ := tab(t, c.at, "good", nil)
+			for _, m := range c.sends {
+				_ = conn.WriteJSON(m) // the tab may be closed before all of it is written
+			}
+			var err error
+			for err == nil {
+				_, _, err = conn.ReadMessage()
+			}
+			testenv.False(t, errors.Is(err, os.ErrDeadlineExceeded), "the tab stays open")
 		})
 	}
 }
