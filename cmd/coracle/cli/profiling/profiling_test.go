@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package profiling
+package profiling_test
 
 import (
 	"compress/gzip"
@@ -13,13 +13,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli/profiling"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ask sends a question straight to the handler.
 func ask(ctx context.Context, path string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
-	Handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, path, nil))
+	profiling.Handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, path, nil))
 	return w
 }
 
@@ -44,10 +45,10 @@ func TestStacksAreListedAndGrouped(t *testing.T) {
 		go waitHere(c)
 	}
 	testenv.Until(t, 2*time.Minute, "the stacks of the three goroutines that wait", func() bool {
-		return strings.Count(ask(t.Context(), StacksPath).Body.String(), "[chan receive]:\ngithub.com/coracle-k8s/coracle/cmd/coracle/cli/profiling.waitHere") >= 3
+		return strings.Count(ask(t.Context(), profiling.StacksPath).Body.String(), "[chan receive]:\ngithub.com/coracle-k8s/coracle/cmd/coracle/cli/profiling_test.waitHere") >= 3
 	})
-	grouped := ask(t.Context(), StacksPath+"?grouped=true").Body.String()
-	if n := strings.Count(grouped, "profiling.waitHere+0x"); n != 1 || !strings.Contains(grouped, "\n3 @") {
+	grouped := ask(t.Context(), profiling.StacksPath+"?grouped=true").Body.String()
+	if n := strings.Count(grouped, "profiling_test.waitHere+0x"); n != 1 || !strings.Contains(grouped, "\n3 @") {
 		t.Errorf("%d groups of 1 with three goroutines in:\n%s", n, grouped)
 	}
 }
@@ -64,7 +65,7 @@ func allocate() {
 func TestHeapProfileNamesTheHolder(t *testing.T) {
 	allocate()
 	defer func() { held = nil }()
-	if text := unpacked(t, ask(t.Context(), HeapPath)); !strings.Contains(text, "profiling.allocate") || !strings.Contains(text, "inuse_space") {
+	if text := unpacked(t, ask(t.Context(), profiling.HeapPath)); !strings.Contains(text, "profiling_test.allocate") || !strings.Contains(text, "inuse_space") {
 		t.Error("the profile does not name the function that holds 64 MB")
 	}
 }
@@ -73,15 +74,15 @@ func TestHeapWithoutSamples(t *testing.T) {
 	rate := runtime.MemProfileRate
 	defer func() { runtime.MemProfileRate = rate }()
 	runtime.MemProfileRate = 0
-	if w := ask(t.Context(), HeapPath); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "GODEBUG=memprofilerate=0") {
+	if w := ask(t.Context(), profiling.HeapPath); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "GODEBUG=memprofilerate=0") {
 		t.Errorf("code %d: %s", w.Code, w.Body)
 	}
 }
 
 func TestProcessorProfileTakesOneToSixHundredSeconds(t *testing.T) {
-	testenv.True(t, strings.Contains(unpacked(t, ask(t.Context(), ProfilePath+"?seconds=1")), "nanoseconds"), "the profile has no processor time")
+	testenv.True(t, strings.Contains(unpacked(t, ask(t.Context(), profiling.ProfilePath+"?seconds=1")), "nanoseconds"), "the profile has no processor time")
 	for _, query := range []string{"", "?seconds=0", "?seconds=x", "?seconds=601", "?seconds=-3"} {
-		if w := ask(t.Context(), ProfilePath+query); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "from 1 to 600 seconds") {
+		if w := ask(t.Context(), profiling.ProfilePath+query); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "from 1 to 600 seconds") {
 			t.Errorf("%q: code %d, %s", query, w.Code, w.Body)
 		}
 	}
@@ -89,17 +90,17 @@ func TestProcessorProfileTakesOneToSixHundredSeconds(t *testing.T) {
 
 // One profile at a time; one whose asker has gone ends at once, and the next may be taken.
 func TestProfileEndsWithItsAsker(t *testing.T) {
-	srv := httptest.NewServer(Handler())
+	srv := httptest.NewServer(profiling.Handler())
 	defer srv.Close()
 	ctx, leave := context.WithCancel(t.Context())
 	defer leave()
-	req := testenv.Must(http.NewRequestWithContext(ctx, http.MethodGet, srv.URL+ProfilePath+"?seconds=600", nil))(t)
+	req := testenv.Must(http.NewRequestWithContext(ctx, http.MethodGet, srv.URL+profiling.ProfilePath+"?seconds=600", nil))(t)
 	first, err := srv.Client().Do(req) // returns when the profile has begun
 	testenv.NoError(t, err)
 	defer first.Body.Close()
-	if w := ask(t.Context(), ProfilePath+"?seconds=1"); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "another client") {
+	if w := ask(t.Context(), profiling.ProfilePath+"?seconds=1"); w.Code != http.StatusConflict || !strings.Contains(w.Body.String(), "another client") {
 		t.Errorf("a second profile while the first is taken: code %d, %s", w.Code, w.Body)
 	}
 	leave()
-	testenv.Until(t, 2*time.Minute, "the profile ends with its asker", func() bool { return ask(t.Context(), ProfilePath+"?seconds=1").Code == http.StatusOK })
+	testenv.Until(t, 2*time.Minute, "the profile ends with its asker", func() bool { return ask(t.Context(), profiling.ProfilePath+"?seconds=1").Code == http.StatusOK })
 }
