@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package config
+package config_test
 
 import (
 	"encoding/base64"
@@ -14,32 +14,33 @@ import (
 
 	"github.com/minio/minio-go/v7"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testca"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestParseS3NamesEveryMistake(t *testing.T) {
-	s, err := ParseS3(map[string]string{S3Bucket: "boats", S3Folder: "/a/b/"})
+	s, err := config.ParseS3(map[string]string{config.S3Bucket: "boats", config.S3Folder: "/a/b/"})
 	if err != nil || s.Endpoint != "s3.amazonaws.com" || s.Region != "us-east-1" || s.Timeout != 5*time.Minute || s.Retention != 5 || s.Folder != "a/b" || s.Lookup != "auto" {
 		t.Errorf("%+v, %v", s, err)
 	}
-	_, err = ParseS3(map[string]string{
-		S3Endpoint: "https://s3.example.com", S3Lookup: "virtual", S3AccessKey: "only", S3Insecure: "perhaps", S3Timeout: "5", S3Retention: "0", S3Proxy: "squid", S3EndpointCA: "/etc/ca.pem",
+	_, err = config.ParseS3(map[string]string{
+		config.S3Endpoint: "https://s3.example.com", config.S3Lookup: "virtual", config.S3AccessKey: "only", config.S3Insecure: "perhaps", config.S3Timeout: "5", config.S3Retention: "0", config.S3Proxy: "squid", config.S3EndpointCA: "/etc/ca.pem",
 	})
 	var wrong []string
-	for _, e := range S3Errors(err) {
+	for _, e := range config.S3Errors(err) {
 		wrong = append(wrong, e.Name)
 	}
 	slices.Sort(wrong)
-	want := []string{S3AccessKey, S3Bucket, S3Lookup, S3Endpoint, S3EndpointCA, S3Insecure, S3Proxy, S3Retention, S3Timeout}
+	want := []string{config.S3AccessKey, config.S3Bucket, config.S3Lookup, config.S3Endpoint, config.S3EndpointCA, config.S3Insecure, config.S3Proxy, config.S3Retention, config.S3Timeout}
 	slices.Sort(want)
 	testenv.EqualSlices(t, wrong, want, "wrong are")
 }
 
 // TestS3FromSecret: the keys of k3s' Secrets.
 func TestS3FromSecret(t *testing.T) {
-	got := S3FromSecret(map[string][]byte{"etcd-s3-bucket": []byte("k3s"), "snapshot-s3-bucket": []byte("boats"), "etcd-s3-access-key": []byte("a"), "other": []byte("x")})
-	if len(got) != 2 || got[S3Bucket] != "boats" || got[S3AccessKey] != "a" {
+	got := config.S3FromSecret(map[string][]byte{"etcd-s3-bucket": []byte("k3s"), "snapshot-s3-bucket": []byte("boats"), "etcd-s3-access-key": []byte("a"), "other": []byte("x")})
+	if len(got) != 2 || got[config.S3Bucket] != "boats" || got[config.S3AccessKey] != "a" {
 		t.Errorf("%q", got)
 	}
 }
@@ -49,7 +50,7 @@ func TestS3CertificateIsTakenAsPEMOrBase64(t *testing.T) {
 	testenv.Must(testca.New(dir))(t)
 	ca := testenv.Must(os.ReadFile(filepath.Join(dir, "ca.crt")))(t)
 	for _, text := range []string{string(ca), base64.StdEncoding.EncodeToString(ca)} {
-		if s, err := ParseS3(map[string]string{S3Bucket: "b", S3EndpointCA: text}); err != nil || s.CA == nil {
+		if s, err := config.ParseS3(map[string]string{config.S3Bucket: "b", config.S3EndpointCA: text}); err != nil || s.CA == nil {
 			t.Errorf("%.20q: %v", text, err)
 		}
 	}
@@ -61,10 +62,10 @@ func TestS3FolderIsCleanedAndStaysInTheBucket(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "", "/": "", ".": "", "a": "a", "a/b/": "a/b", "/a//b": "a/b", "./a": "a", "a/./b": "a/b", "a/../b": "b", "a/..": "", "..a/b..": "..a/b..",
 	} {
-		testenv.Equal(t, testenv.Must(ParseS3(map[string]string{S3Bucket: "b", S3Folder: text}))(t).Folder, want, "%q is the folder", text)
+		testenv.Equal(t, testenv.Must(config.ParseS3(map[string]string{config.S3Bucket: "b", config.S3Folder: text}))(t).Folder, want, "%q is the folder", text)
 	}
 	for _, text := range []string{"..", "../a", "a/../../b", "/../a", "a\x00b", "a\nb"} {
-		if _, err := ParseS3(map[string]string{S3Bucket: "b", S3Folder: text}); len(S3Errors(err)) != 1 || S3Errors(err)[0].Name != S3Folder {
+		if _, err := config.ParseS3(map[string]string{config.S3Bucket: "b", config.S3Folder: text}); len(config.S3Errors(err)) != 1 || config.S3Errors(err)[0].Name != config.S3Folder {
 			t.Errorf("%q as a folder: %v", text, err)
 		}
 	}
@@ -73,16 +74,16 @@ func TestS3FolderIsCleanedAndStaysInTheBucket(t *testing.T) {
 // TestS3RequestSettingsOverrideTheServers: what is given for one request goes before what the server has, and a session
 // token is that of its own keys.
 func TestS3RequestSettingsOverrideTheServers(t *testing.T) {
-	base := map[string]string{S3Bucket: "b", S3AccessKey: "a", S3SecretKey: "s", S3SessionToken: "t"}
+	base := map[string]string{config.S3Bucket: "b", config.S3AccessKey: "a", config.S3SecretKey: "s", config.S3SessionToken: "t"}
 	for _, c := range []struct{ over, want map[string]string }{
 		{nil, base},
-		{map[string]string{S3Bucket: "c", S3Folder: ""}, map[string]string{S3Bucket: "c", S3Folder: "", S3AccessKey: "a", S3SecretKey: "s", S3SessionToken: "t"}},
-		{map[string]string{S3AccessKey: "x", S3SecretKey: "y"}, map[string]string{S3Bucket: "b", S3AccessKey: "x", S3SecretKey: "y"}},
-		{map[string]string{S3AccessKey: "x", S3SecretKey: "y", S3SessionToken: "z"}, map[string]string{S3Bucket: "b", S3AccessKey: "x", S3SecretKey: "y", S3SessionToken: "z"}},
-		{map[string]string{S3SessionToken: "z"}, map[string]string{S3Bucket: "b", S3AccessKey: "a", S3SecretKey: "s", S3SessionToken: "z"}},
-		{map[string]string{S3AccessKey: "a"}, base},
+		{map[string]string{config.S3Bucket: "c", config.S3Folder: ""}, map[string]string{config.S3Bucket: "c", config.S3Folder: "", config.S3AccessKey: "a", config.S3SecretKey: "s", config.S3SessionToken: "t"}},
+		{map[string]string{config.S3AccessKey: "x", config.S3SecretKey: "y"}, map[string]string{config.S3Bucket: "b", config.S3AccessKey: "x", config.S3SecretKey: "y"}},
+		{map[string]string{config.S3AccessKey: "x", config.S3SecretKey: "y", config.S3SessionToken: "z"}, map[string]string{config.S3Bucket: "b", config.S3AccessKey: "x", config.S3SecretKey: "y", config.S3SessionToken: "z"}},
+		{map[string]string{config.S3SessionToken: "z"}, map[string]string{config.S3Bucket: "b", config.S3AccessKey: "a", config.S3SecretKey: "s", config.S3SessionToken: "z"}},
+		{map[string]string{config.S3AccessKey: "a"}, base},
 	} {
-		if got := OverlayS3(base, c.over); !maps.Equal(got, c.want) {
+		if got := config.OverlayS3(base, c.over); !maps.Equal(got, c.want) {
 			t.Errorf("%q over %q is %q, want %q", c.over, base, got, c.want)
 		}
 	}
@@ -92,19 +93,19 @@ func TestS3RequestSettingsOverrideTheServers(t *testing.T) {
 // TestS3ErrorsKeepSecrets: nothing of a key or a password is in an error, wherever it was put by mistake.
 func TestS3ErrorsKeepSecrets(t *testing.T) {
 	const secret = "hunter2"
-	for _, name := range []string{S3AccessKey, S3SecretKey, S3SessionToken} {
-		if _, err := ParseS3(map[string]string{name: secret}); err == nil || strings.Contains(err.Error(), secret) {
+	for _, name := range []string{config.S3AccessKey, config.S3SecretKey, config.S3SessionToken} {
+		if _, err := config.ParseS3(map[string]string{name: secret}); err == nil || strings.Contains(err.Error(), secret) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for name, text := range map[string]string{
-		S3Endpoint: "https://user:hunter2@s3.example.com/boats", S3Proxy: "http://user:hunter2@", S3EndpointCA: "hunter2",
+		config.S3Endpoint: "https://user:hunter2@s3.example.com/boats", config.S3Proxy: "http://user:hunter2@", config.S3EndpointCA: "hunter2",
 	} {
-		if _, err := ParseS3(map[string]string{S3Bucket: "b", name: text}); err == nil || strings.Contains(err.Error(), secret) {
+		if _, err := config.ParseS3(map[string]string{config.S3Bucket: "b", name: text}); err == nil || strings.Contains(err.Error(), secret) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := ParseS3(map[string]string{S3Bucket: "b", S3Endpoint: "user:hunter2@s3.example.com"}); err == nil || strings.Contains(err.Error(), secret) {
+	if _, err := config.ParseS3(map[string]string{config.S3Bucket: "b", config.S3Endpoint: "user:hunter2@s3.example.com"}); err == nil || strings.Contains(err.Error(), secret) {
 		t.Errorf("a user in the endpoint: %v", err)
 	}
 }
@@ -116,7 +117,7 @@ func TestS3EndpointsAreThoseMinioTakes(t *testing.T) {
 		"https://s3.example.com": false, "s3.example.com/boats": false, ":9000": false, "minio:": false, "minio:90000": false, "minio:http": false, "a b": false, "minio?x": false, "minio#x": false,
 		"fd00::9": false, "[fd00::9": false, "user@minio": false,
 	} {
-		s, err := ParseS3(map[string]string{S3Bucket: "b", S3Endpoint: text})
+		s, err := config.ParseS3(map[string]string{config.S3Bucket: "b", config.S3Endpoint: text})
 		if (err == nil) != good {
 			t.Errorf("%q: %v", text, err)
 		}
