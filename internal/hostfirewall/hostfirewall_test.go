@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package hostfirewall
+package hostfirewall_test
 
 import (
 	"fmt"
@@ -13,13 +13,14 @@ import (
 
 	"github.com/google/nftables"
 
+	"github.com/coracle-k8s/coracle/internal/hostfirewall"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
-func texts(chains []Chain) []string {
+func texts(chains []hostfirewall.Chain) []string {
 	var out []string
 	for _, c := range chains {
 		out = append(out, string(c.Program)+" "+string(c.Hook)+": "+c.String())
@@ -61,7 +62,7 @@ func TestBlockingFirewallChainsAreFound(t *testing.T) {
 			if out, err := exec.Command("nft", "flush ruleset; "+c.rules).CombinedOutput(); err != nil {
 				t.Fatalf("nft: %v: %s", err, out)
 			}
-			got, err := Find()
+			got, err := hostfirewall.Find()
 			if err != nil || !slices.Equal(texts(got), c.want) {
 				t.Errorf("got %q, %v, want %q", texts(got), err, c.want)
 			}
@@ -94,7 +95,7 @@ func TestFindNFTUnusual(t *testing.T) {
 			tried++
 		}
 	}
-	got, err := Find()
+	got, err := hostfirewall.Find()
 	if want := []string{"nftables forward: inet z f"}; err != nil || !slices.Equal(texts(got), want) {
 		t.Errorf("got %q, %v, want %q", texts(got), err, want)
 	}
@@ -118,13 +119,13 @@ func TestUnusualChainNamesAreNotInCommands(t *testing.T) {
 		conn.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
 	}
 	testenv.NoError(t, conn.Flush())
-	chains, err := Find()
+	chains, err := hostfirewall.Find()
 	if err != nil || len(chains) != 3 {
 		t.Fatalf("found %v, %v", chains, err)
 	}
-	got := Commands(chains, Needs{Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}})
+	got := hostfirewall.Commands(chains, hostfirewall.Needs{Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}})
 	testenv.EqualSlices(t, got, []string{"nft insert rule inet x f ip saddr 10.42.0.0/16 accept", "nft insert rule inet x f ip daddr 10.42.0.0/16 accept"}, "to be typed:")
-	if text := Describe(chains); !strings.Contains(text, `inet "x f; reboot" "f; reboot"`) || strings.Contains(text, "\n") {
+	if text := hostfirewall.Describe(chains); !strings.Contains(text, `inet "x f; reboot" "f; reboot"`) || strings.Contains(text, "\n") {
 		t.Errorf("said: %s", text)
 	}
 }
@@ -133,8 +134,8 @@ func TestUnusualChainNamesAreNotInCommands(t *testing.T) {
 // and nothing is opened there.
 func TestOnlyChainsOfPodFamiliesConcern(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")
-	all := []Chain{{IPTables, Forward, "ip", "filter", "FORWARD"}, {IPTables, Forward, "ip6", "filter", "FORWARD"}, {NFTables, Forward, "inet", "a", "f"},
-		{UFW, Forward, "", "", ""}, {IPTables, Input, "ip6", "filter", "INPUT"}}
+	all := []hostfirewall.Chain{{hostfirewall.IPTables, hostfirewall.Forward, "ip", "filter", "FORWARD"}, {hostfirewall.IPTables, hostfirewall.Forward, "ip6", "filter", "FORWARD"}, {hostfirewall.NFTables, hostfirewall.Forward, "inet", "a", "f"},
+		{hostfirewall.UFW, hostfirewall.Forward, "", "", ""}, {hostfirewall.IPTables, hostfirewall.Input, "ip6", "filter", "INPUT"}}
 	for name, c := range map[string]struct {
 		pods []netip.Prefix
 		want []int
@@ -143,58 +144,58 @@ func TestOnlyChainsOfPodFamiliesConcern(t *testing.T) {
 		"both": {[]netip.Prefix{four, six}, []int{0, 1, 2, 3, 4}}, "a server without pods": {nil, []int{4}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var want []Chain
+			var want []hostfirewall.Chain
 			for _, i := range c.want {
 				want = append(want, all[i])
 			}
-			testenv.EqualSlices(t, (Needs{Port: 6443, Pods: c.pods}).Concern(all), want, "")
+			testenv.EqualSlices(t, (hostfirewall.Needs{Port: 6443, Pods: c.pods}).Concern(all), want, "")
 		})
 	}
 }
 
 func TestCommandsOpenWhatIsNeeded(t *testing.T) {
-	needs := Needs{Port: 6443, Tunnel: 8472, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}}
-	chain := func(p Program, h Hook, family, name string) Chain {
-		return Chain{Program: p, Hook: h, Family: family, Table: "filter", Name: name}
+	needs := hostfirewall.Needs{Port: 6443, Tunnel: 8472, Pods: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")}}
+	chain := func(p hostfirewall.Program, h hostfirewall.Hook, family, name string) hostfirewall.Chain {
+		return hostfirewall.Chain{Program: p, Hook: h, Family: family, Table: "filter", Name: name}
 	}
 	for name, c := range map[string]struct {
-		chains  []Chain
-		needs   Needs
+		chains  []hostfirewall.Chain
+		needs   hostfirewall.Needs
 		want    []string
 		lasting bool
 	}{
-		"ufw": {[]Chain{chain(UFW, Input, "ip", "INPUT"), chain(UFW, Input, "ip6", "INPUT"), chain(UFW, Forward, "ip", "FORWARD")}, needs, []string{
+		"ufw": {[]hostfirewall.Chain{chain(hostfirewall.UFW, hostfirewall.Input, "ip", "INPUT"), chain(hostfirewall.UFW, hostfirewall.Input, "ip6", "INPUT"), chain(hostfirewall.UFW, hostfirewall.Forward, "ip", "FORWARD")}, needs, []string{
 			"ufw allow 6443", "ufw allow 8472/udp", "ufw allow from 10.42.0.0/16", "ufw allow from fd42::/56",
 			"ufw route allow from 10.42.0.0/16", "ufw route allow to 10.42.0.0/16", "ufw route allow from fd42::/56", "ufw route allow to fd42::/56"}, true},
-		"ufw that routes": {[]Chain{chain(UFW, Input, "ip", "INPUT")}, Needs{Port: 6443}, []string{"ufw allow 6443"}, true},
-		"firewalld": {[]Chain{{Firewalld, Forward, "inet", "firewalld", "filter_FORWARD"}}, needs, []string{
+		"ufw that routes": {[]hostfirewall.Chain{chain(hostfirewall.UFW, hostfirewall.Input, "ip", "INPUT")}, hostfirewall.Needs{Port: 6443}, []string{"ufw allow 6443"}, true},
+		"firewalld": {[]hostfirewall.Chain{{hostfirewall.Firewalld, hostfirewall.Forward, "inet", "firewalld", "filter_FORWARD"}}, needs, []string{
 			"firewall-cmd --permanent --add-port=6443/tcp --add-port=6443/udp --add-port=8472/udp",
 			"firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16", "firewall-cmd --permanent --zone=trusted --add-source=fd42::/56", "firewall-cmd --reload"}, true},
-		"Docker": {[]Chain{chain(Docker, Forward, "ip", "FORWARD"), chain(Docker, Forward, "ip6", "FORWARD")}, needs, []string{
+		"Docker": {[]hostfirewall.Chain{chain(hostfirewall.Docker, hostfirewall.Forward, "ip", "FORWARD"), chain(hostfirewall.Docker, hostfirewall.Forward, "ip6", "FORWARD")}, needs, []string{
 			"iptables -I DOCKER-USER -s 10.42.0.0/16 -j ACCEPT", "iptables -I DOCKER-USER -d 10.42.0.0/16 -j ACCEPT",
 			"ip6tables -I DOCKER-USER -s fd42::/56 -j ACCEPT", "ip6tables -I DOCKER-USER -d fd42::/56 -j ACCEPT"}, false},
-		"iptables": {[]Chain{chain(IPTables, Input, "ip", "INPUT")}, needs, []string{
+		"iptables": {[]hostfirewall.Chain{chain(hostfirewall.IPTables, hostfirewall.Input, "ip", "INPUT")}, needs, []string{
 			"iptables -I INPUT -p tcp --dport 6443 -j ACCEPT", "iptables -I INPUT -p udp --dport 6443 -j ACCEPT", "iptables -I INPUT -p udp --dport 8472 -j ACCEPT",
 			"iptables -I INPUT -s 10.42.0.0/16 -j ACCEPT"}, false},
-		"nftables": {[]Chain{chain(NFTables, Input, "inet", "input"), chain(NFTables, Forward, "inet", "forward")}, Needs{Port: 7443, Pods: needs.Pods}, []string{
+		"nftables": {[]hostfirewall.Chain{chain(hostfirewall.NFTables, hostfirewall.Input, "inet", "input"), chain(hostfirewall.NFTables, hostfirewall.Forward, "inet", "forward")}, hostfirewall.Needs{Port: 7443, Pods: needs.Pods}, []string{
 			"nft insert rule inet filter input tcp dport 7443 accept", "nft insert rule inet filter input udp dport 7443 accept",
 			"nft insert rule inet filter input ip saddr 10.42.0.0/16 accept", "nft insert rule inet filter input ip6 saddr fd42::/56 accept",
 			"nft insert rule inet filter forward ip saddr 10.42.0.0/16 accept", "nft insert rule inet filter forward ip daddr 10.42.0.0/16 accept",
 			"nft insert rule inet filter forward ip6 saddr fd42::/56 accept", "nft insert rule inet filter forward ip6 daddr fd42::/56 accept"}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := Commands(c.chains, c.needs); !slices.Equal(got, c.want) {
+			if got := hostfirewall.Commands(c.chains, c.needs); !slices.Equal(got, c.want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
 			}
-			testenv.True(t, Persistent(c.chains) == c.lasting, "lasting: %v", !c.lasting)
+			testenv.True(t, hostfirewall.Persistent(c.chains) == c.lasting, "lasting: %v", !c.lasting)
 		})
 	}
 }
 
 func TestChainsAreDescribedByProgram(t *testing.T) {
-	got := Describe([]Chain{
-		{UFW, Input, "ip", "filter", "INPUT"}, {UFW, Input, "ip6", "filter", "INPUT"}, {UFW, Forward, "ip", "filter", "FORWARD"},
-		{Docker, Forward, "ip", "filter", "FORWARD"},
+	got := hostfirewall.Describe([]hostfirewall.Chain{
+		{hostfirewall.UFW, hostfirewall.Input, "ip", "filter", "INPUT"}, {hostfirewall.UFW, hostfirewall.Input, "ip6", "filter", "INPUT"}, {hostfirewall.UFW, hostfirewall.Forward, "ip", "filter", "FORWARD"},
+		{hostfirewall.Docker, hostfirewall.Forward, "ip", "filter", "FORWARD"},
 	})
 	const want = "ufw drops what comes to this machine (ip filter INPUT, ip6 filter INPUT) and what pods send and receive (ip filter FORWARD), where no rule of its own accepts it; " +
 		"Docker drops what pods send and receive (ip filter FORWARD), where no rule of its own accepts it"
