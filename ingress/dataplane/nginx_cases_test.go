@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package dataplane
+package dataplane_test
 
 import (
 	"go/ast"
