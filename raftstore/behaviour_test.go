@@ -12,7 +12,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/goleak"
 	testingclock "k8s.io/utils/clock/testing"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -246,33 +245,4 @@ func testSlowWatcher(ctx context.Context, t *testing.T, s *Store) {
 		}
 	}
 	t.Fatal("a watcher that lost events was not sent an error")
-}
-
-func TestLeadershipIsReported(t *testing.T) {
-	ctx := testContext(t)
-	s := openStore(t, Options{Dir: t.TempDir()})
-	lead := s.Leadership()
-	if got := <-lead; !got.Leader || got.Term == 0 {
-		t.Fatalf("%+v", got)
-	}
-	testenv.NoError(t, s.Close(ctx))
-	for got := range lead {
-		if got.Leader {
-			t.Fatalf("%+v after closing", got)
-		}
-	}
-	testenv.Fails(t, testenv.Err(s.Client().Put(ctx, "/a", "1")), "a closed store took a write")
-}
-
-func TestCloseEndsEverything(t *testing.T) {
-	before := goleak.IgnoreCurrent()
-	ctx := testContext(t)
-	s := openStore(t, Options{Dir: t.TempDir()})
-	c := s.Client()
-	watch := c.Watch(ctx, "/", clientv3.WithPrefix())
-	testenv.NoError(t, s.Close(ctx))
-	if _, ok := <-watch; ok {
-		t.Error("a watch outlived the store")
-	}
-	testenv.NoGoroutineLeft(t, before)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package raftstore_test
 
 import (
 	"context"
@@ -9,6 +9,10 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+
+	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -16,7 +20,7 @@ import (
 // shut down; Close must not wait for those.
 func TestCloseUnderLoad(t *testing.T) {
 	for round := range 60 {
-		s := testenv.Must(Open(t.Context(), Options{Dir: t.TempDir(), NodeID: "one", Logger: testLog("one")}))(t)
+		s := testenv.Must(raftstore.Open(t.Context(), raftstore.Options{Dir: t.TempDir(), NodeID: "one", Logger: raftstore.TestLog("one")}))(t)
 		testenv.NoError(t, s.WaitReady(t.Context()))
 		var writers sync.WaitGroup
 		c := s.Client()
@@ -36,4 +40,17 @@ func TestCloseUnderLoad(t *testing.T) {
 		testenv.NoError(t, err, "round %d", round)
 		writers.Wait()
 	}
+}
+
+func TestCloseEndsEverything(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	ctx := raftstore.TestContext(t)
+	s := raftstore.OpenStore(t, raftstore.Options{Dir: t.TempDir()})
+	c := s.Client()
+	watch := c.Watch(ctx, "/", clientv3.WithPrefix())
+	testenv.NoError(t, s.Close(ctx))
+	if _, ok := <-watch; ok {
+		t.Error("a watch outlived the store")
+	}
+	testenv.NoGoroutineLeft(t, before)
 }

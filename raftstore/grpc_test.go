@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package raftstore_test
 
 import (
 	"bytes"
@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,99 +17,12 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
-
-// faces runs a test through both faces of a new store, the native client and
-// etcd's own: of the only server of a cluster, and of the leader and a follower
-// of three.
-func faces(t *testing.T, o Options, run func(ctx context.Context, t *testing.T, c *clientv3.Client)) {
-	t.Run("native", func(t *testing.T) {
-		o := o
-		o.Dir = t.TempDir()
-		run(testContext(t), t, openStore(t, o).Client().Client)
-	})
-	t.Run("grpc", func(t *testing.T) {
-		o := o
-		o.Dir = t.TempDir()
-		run(testContext(t), t, dial(t, openStore(t, o)))
-	})
-	onThree(t, o, func(ctx context.Context, t *testing.T, s *Store) {
-		client := s.Client().Client
-		defer func() { _ = client.Close() }() // its keep-alives
-		run(ctx, t, client)
-	})
-	// Not in a scenario: etcd's client waits for channels that are global, which
-	// stops a bubble's time. So the two share a cluster, and its forming.
-	stores := openClusterOf(t, 3, like(o))
-	for i, place := range []string{"leader", "follower"} {
-		t.Run(place+"/grpc", func(t *testing.T) {
-			ctx, c := testContext(t), dial(t, stores[i])
-			testenv.Must(c.Delete(ctx, "", clientv3.WithPrefix()))(t)
-			run(ctx, t, c)
-		})
-	}
-}
-
-// everywhere runs a test on the only server of a cluster, and on the leader and
-// a follower of three.
-func everywhere(t *testing.T, run func(ctx context.Context, t *testing.T, s *Store)) {
-	t.Run("one", func(t *testing.T) { run(testContext(t), t, openStore(t, Options{Dir: t.TempDir()})) })
-	onThree(t, Options{}, run)
-}
-
-// onThree runs a test on the leader and a follower of three, in a scenario's
-// time.
-func onThree(t *testing.T, o Options, run func(ctx context.Context, t *testing.T, s *Store)) {
-	for _, place := range []string{"leader", "follower"} {
-		t.Run(place+"/native", func(t *testing.T) {
-			stage(t, 1, 3, like(o), func(c *cluster) {
-				n := c.leader()
-				if place == "follower" {
-					n = c.others(n)[0]
-				}
-				run(testContext(c.T), c.T, n.store)
-				c.equal(c.nodes)
-			})
-		})
-	}
-}
-
-// like gives a cluster's servers a test's options.
-func like(o Options) func(*Options) {
-	return func(to *Options) { to.MaxRequestBytes, to.ProgressInterval = o.MaxRequestBytes, o.ProgressInterval }
-}
-
-// dial serves the store on a unix socket until the test ends, and connects
-// etcd's client to it.
-func dial(t testing.TB, s *Store) *clientv3.Client {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "s") // short: a socket's path has a limit
-	testenv.NoError(t, err)
-	socket := filepath.Join(dir, "store.sock")
-	l := testenv.Must(net.Listen("unix", socket))(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- s.ServeGRPC(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		testenv.Check(t, errors.Join(<-served, os.RemoveAll(dir)))
-	})
-	c := testenv.Must(
-		clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + socket}, DialTimeout: 2 * time.Minute, Logger: zap.NewNop()}))(t)
-	t.Cleanup(func() { testenv.Check(t, c.Close()) })
-	return c
-}
-
-func mustPut(ctx context.Context, t testing.TB, c *clientv3.Client, key, value string, opts ...clientv3.OpOption) int64 {
-	t.Helper()
-	resp := testenv.Must(c.Put(ctx, key, value, opts...))(t)
-	return resp.Header.Revision
-}
 
 // show writes events as text, one a word.
 func show(events []*clientv3.Event) string {
@@ -125,30 +37,12 @@ func show(events []*clientv3.Event) string {
 	return strings.Join(out, " ")
 }
 
-// collect reads a watch until it has n events.
-func collect(ctx context.Context, t testing.TB, watch clientv3.WatchChan, n int) []*clientv3.Event {
-	t.Helper()
-	var events []*clientv3.Event
-	for len(events) < n {
-		select {
-		case resp, ok := <-watch:
-			if !ok || resp.Err() != nil {
-				t.Fatalf("the watch ended with %d of %d events: %v", len(events), n, resp.Err())
-			}
-			events = append(events, resp.Events...)
-		case <-ctx.Done():
-			t.Fatalf("%d of %d events came", len(events), n)
-		}
-	}
-	return events
-}
-
 func TestKVServesRangesAndTransactions(t *testing.T) {
-	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
-		mustPut(ctx, t, c, "/a/1", "one")
-		mustPut(ctx, t, c, "/a/2", "two")
-		rev := mustPut(ctx, t, c, "/b", "b")
-		mustPut(ctx, t, c, "/a/1", "uno")
+	raftstore.Faces(t, raftstore.Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		raftstore.MustPut(ctx, t, c, "/a/1", "one")
+		raftstore.MustPut(ctx, t, c, "/a/2", "two")
+		rev := raftstore.MustPut(ctx, t, c, "/b", "b")
+		raftstore.MustPut(ctx, t, c, "/a/1", "uno")
 
 		got, err := c.Get(ctx, "/a/", clientv3.WithPrefix(), clientv3.WithLimit(1))
 		if err != nil || len(got.Kvs) != 1 || !got.More || got.Count != 2 || string(got.Kvs[0].Value) != "uno" || got.Kvs[0].Version != 2 {
@@ -185,9 +79,9 @@ func TestKVServesRangesAndTransactions(t *testing.T) {
 }
 
 func TestRequestErrors(t *testing.T) {
-	faces(t, Options{MaxRequestBytes: 64 << 10}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
-		rev := mustPut(ctx, t, c, "/a", "1")
-		mustPut(ctx, t, c, "/a", "2")
+	raftstore.Faces(t, raftstore.Options{MaxRequestBytes: 64 << 10}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		rev := raftstore.MustPut(ctx, t, c, "/a", "1")
+		raftstore.MustPut(ctx, t, c, "/a", "2")
 		testenv.Must(c.Compact(ctx, rev+1))(t)
 		for name, test := range map[string]struct {
 			do   func() error
@@ -242,17 +136,17 @@ func manyPuts(n int) []clientv3.Op {
 }
 
 func TestWatchThroughBothFaces(t *testing.T) {
-	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
-		first := mustPut(ctx, t, c, "/w/a", "1")
-		mustPut(ctx, t, c, "/other", "x")
+	raftstore.Faces(t, raftstore.Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+		first := raftstore.MustPut(ctx, t, c, "/w/a", "1")
+		raftstore.MustPut(ctx, t, c, "/other", "x")
 		all := c.Watch(ctx, "/w/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithPrevKV())
 		one := c.Watch(ctx, "/w/a", clientv3.WithRev(first), clientv3.WithFilterPut())
-		mustPut(ctx, t, c, "/w/a", "2")
+		raftstore.MustPut(ctx, t, c, "/w/a", "2")
 		testenv.Must(c.Txn(ctx).Then(clientv3.OpDelete("/w/a"), clientv3.OpPut("/w/b", "3")).Commit())(t)
 		want := fmt.Sprintf("PUT:/w/a=1@%d PUT:/w/a=2@%d(was 1@%d) DELETE:/w/a=@%d(was 2@%d) PUT:/w/b=3@%d",
 			first, first+2, first, first+3, first+2, first+3)
-		testenv.Equal(t, show(collect(ctx, t, all, 4)), want, "")
-		if got, want := show(collect(ctx, t, one, 1)), fmt.Sprintf("DELETE:/w/a=@%d", first+3); got != want {
+		testenv.Equal(t, show(raftstore.Collect(ctx, t, all, 4)), want, "")
+		if got, want := show(raftstore.Collect(ctx, t, one, 1)), fmt.Sprintf("DELETE:/w/a=@%d", first+3); got != want {
 			t.Errorf("filtered: got %s, want %s", got, want)
 		}
 
@@ -262,7 +156,7 @@ func TestWatchThroughBothFaces(t *testing.T) {
 		if resp := <-watch; !resp.Created {
 			t.Fatalf("%+v", resp)
 		}
-		rev := mustPut(ctx, t, c, "/w/c", "4")
+		rev := raftstore.MustPut(ctx, t, c, "/w/c", "4")
 		testenv.NoError(t, c.RequestProgress(quiet))
 		if resp := <-watch; !resp.IsProgressNotify() || resp.Header.Revision < rev {
 			t.Fatalf("%+v", resp)
@@ -277,25 +171,25 @@ func TestWatchThroughBothFaces(t *testing.T) {
 }
 
 func TestWatchFragments(t *testing.T) {
-	s := openStore(t, Options{Dir: t.TempDir(), MaxRequestBytes: 64 << 10})
-	c, ctx := dial(t, s), testContext(t)
-	first := mustPut(ctx, t, c, "/f/first", "")
+	s := raftstore.OpenStore(t, raftstore.Options{Dir: t.TempDir(), MaxRequestBytes: 64 << 10})
+	c, ctx := raftstore.Dial(t, s), raftstore.TestContext(t)
+	first := raftstore.MustPut(ctx, t, c, "/f/first", "")
 	const n = 20
 	for i := range n {
-		mustPut(ctx, t, c, fmt.Sprint("/f/", i), strings.Repeat("x", 30<<10))
+		raftstore.MustPut(ctx, t, c, fmt.Sprint("/f/", i), strings.Repeat("x", 30<<10))
 	}
 	watch := c.Watch(ctx, "/f/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithFragment())
-	if got := collect(ctx, t, watch, n+1); len(got) != n+1 || got[n].Kv.ModRevision != first+n {
+	if got := raftstore.Collect(ctx, t, watch, n+1); len(got) != n+1 || got[n].Kv.ModRevision != first+n {
 		t.Fatalf("%d events", len(got))
 	}
 }
 
 func TestLeasesThroughBothFaces(t *testing.T) {
-	faces(t, Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
+	raftstore.Faces(t, raftstore.Options{}, func(ctx context.Context, t *testing.T, c *clientv3.Client) {
 		lease := testenv.Must(c.Grant(ctx, 100))(t)
-		mustPut(ctx, t, c, "/l/1", "x", clientv3.WithLease(lease.ID))
-		mustPut(ctx, t, c, "/l/2", "x", clientv3.WithLease(lease.ID))
-		mustPut(ctx, t, c, "/l/1", "x") // no longer attached
+		raftstore.MustPut(ctx, t, c, "/l/1", "x", clientv3.WithLease(lease.ID))
+		raftstore.MustPut(ctx, t, c, "/l/2", "x", clientv3.WithLease(lease.ID))
+		raftstore.MustPut(ctx, t, c, "/l/1", "x") // no longer attached
 		info, err := c.TimeToLive(ctx, lease.ID, clientv3.WithAttachedKeys())
 		if err != nil || info.GrantedTTL != 100 || info.TTL < 90 || len(info.Keys) != 1 || string(info.Keys[0]) != "/l/2" {
 			t.Fatalf("%+v, %v", info, err)
@@ -324,17 +218,17 @@ func TestLeasesThroughBothFaces(t *testing.T) {
 }
 
 func TestMaintenanceOverGRPC(t *testing.T) {
-	ctx := testContext(t)
-	s := openStore(t, Options{Dir: t.TempDir()})
-	c := dial(t, s)
-	rev := mustPut(ctx, t, c, "/a", "1")
+	ctx := raftstore.TestContext(t)
+	s := raftstore.OpenStore(t, raftstore.Options{Dir: t.TempDir()})
+	c := raftstore.Dial(t, s)
+	rev := raftstore.MustPut(ctx, t, c, "/a", "1")
 	endpoint := c.Endpoints()[0]
 	info, err := c.Status(ctx, endpoint)
 	if err != nil || info.Version != "3.7.0" || info.Header.Revision != rev || info.Leader != info.Header.MemberId || info.DbSize == 0 {
 		t.Errorf("%+v, %v", info, err)
 	}
 	before := testenv.Must(c.HashKV(ctx, endpoint, 0))(t)
-	mustPut(ctx, t, c, "/a", "2")
+	raftstore.MustPut(ctx, t, c, "/a", "2")
 	then, err1 := c.HashKV(ctx, endpoint, rev)
 	now, err2 := c.HashKV(ctx, endpoint, 0)
 	if err := errors.Join(err1, err2); err != nil || then.Hash != before.Hash || now.Hash == before.Hash {
@@ -350,12 +244,12 @@ func TestMaintenanceOverGRPC(t *testing.T) {
 
 // TestDamagedBackupIsRefusedAndAWholeOneRestored takes a backup as etcdctl does, and starts a new store from it.
 func TestDamagedBackupIsRefusedAndAWholeOneRestored(t *testing.T) {
-	ctx := testContext(t)
-	s := openStore(t, Options{Dir: t.TempDir()})
-	c := dial(t, s)
+	ctx := raftstore.TestContext(t)
+	s := raftstore.OpenStore(t, raftstore.Options{Dir: t.TempDir()})
+	c := raftstore.Dial(t, s)
 	lease := testenv.Must(c.Grant(ctx, 100))(t)
-	mustPut(ctx, t, c, "/a", "1", clientv3.WithLease(lease.ID))
-	rev := mustPut(ctx, t, c, "/b", strings.Repeat("2", 200<<10))
+	raftstore.MustPut(ctx, t, c, "/a", "1", clientv3.WithLease(lease.ID))
+	rev := raftstore.MustPut(ctx, t, c, "/b", strings.Repeat("2", 200<<10))
 	r := testenv.Must(c.Snapshot(ctx))(t)
 	blob, err := io.ReadAll(r)
 	if err != nil || len(blob)%512 != 32 {
@@ -364,14 +258,14 @@ func TestDamagedBackupIsRefusedAndAWholeOneRestored(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "restored")
 	damaged := bytes.Clone(blob)
 	damaged[len(blob)/2] ^= 1
-	if err := Restore(Options{Dir: dir}, bytes.NewReader(damaged), 0); err == nil {
+	if err := raftstore.Restore(raftstore.Options{Dir: dir}, bytes.NewReader(damaged), 0); err == nil {
 		t.Fatal("a damaged backup was restored")
 	}
-	testenv.NoError(t, Restore(Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob), 0))
-	if err := Restore(Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob), 0); err == nil {
+	testenv.NoError(t, raftstore.Restore(raftstore.Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob), 0))
+	if err := raftstore.Restore(raftstore.Options{Dir: dir, NodeID: "two"}, bytes.NewReader(blob), 0); err == nil {
 		t.Fatal("restored over an existing store")
 	}
-	nc := openStore(t, Options{Dir: dir, NodeID: "two"}).Client().Client
+	nc := raftstore.OpenStore(t, raftstore.Options{Dir: dir, NodeID: "two"}).Client().Client
 	got, err := nc.Get(ctx, "/", clientv3.WithPrefix())
 	if err != nil || len(got.Kvs) != 2 || got.Kvs[1].ModRevision != rev || got.Header.Revision <= rev+1000 {
 		t.Fatalf("%v, %v", got.Header, err)
@@ -387,17 +281,17 @@ func TestDamagedBackupIsRefusedAndAWholeOneRestored(t *testing.T) {
 // A survivor that lacks the last writes is recovered. A client that saw those, and goes on watching where it was, is
 // gets from either API that this was compacted, and so lists again.
 func TestWatchFromBeforeARecovery(t *testing.T) {
-	ctx, lost, survivor := testContext(t), t.TempDir(), t.TempDir()
-	s := openStore(t, Options{Dir: lost})
-	mustPut(ctx, t, s.Client().Client, "/a", "both have it")
+	ctx, lost, survivor := raftstore.TestContext(t), t.TempDir(), t.TempDir()
+	s := raftstore.OpenStore(t, raftstore.Options{Dir: lost})
+	raftstore.MustPut(ctx, t, s.Client().Client, "/a", "both have it")
 	testenv.NoError(t, errors.Join(s.Close(ctx), os.CopyFS(survivor, os.DirFS(lost))))
-	s = openStore(t, Options{Dir: lost})
-	seen := mustPut(ctx, t, s.Client().Client, "/a", "the survivor lacks it")
+	s = raftstore.OpenStore(t, raftstore.Options{Dir: lost})
+	seen := raftstore.MustPut(ctx, t, s.Client().Client, "/a", "the survivor lacks it")
 	testenv.NoError(t, s.Close(ctx))
-	testenv.NoError(t, Recover(Options{Dir: survivor, NodeID: "one", Logger: slog.New(slog.DiscardHandler)}))
-	s = openStore(t, Options{Dir: survivor})
-	mustPut(ctx, t, s.Client().Client, "/a", "the first write after the recovery")
-	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": dial(t, s)} {
+	testenv.NoError(t, raftstore.Recover(raftstore.Options{Dir: survivor, NodeID: "one", Logger: slog.New(slog.DiscardHandler)}))
+	s = raftstore.OpenStore(t, raftstore.Options{Dir: survivor})
+	raftstore.MustPut(ctx, t, s.Client().Client, "/a", "the first write after the recovery")
+	for face, c := range map[string]*clientv3.Client{"native": s.Client().Client, "grpc": raftstore.Dial(t, s)} {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute) // or a watch without an answer would wait for ever
 		defer cancel()
 		r, ok := <-c.Watch(ctx, "/a", clientv3.WithRev(seen+1))

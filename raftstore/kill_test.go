@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package raftstore_test
 
 import (
 	"bufio"
@@ -17,6 +17,7 @@ import (
 
 	"go.etcd.io/etcd/client/v3/kubernetes"
 
+	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -29,7 +30,7 @@ func TestKilledProcessWriter(t *testing.T) {
 	if dir == "" {
 		t.Skip("runs only as a child of TestKilledProcess")
 	}
-	s := openStore(t, Options{Dir: dir})
+	s := raftstore.OpenStore(t, raftstore.Options{Dir: dir})
 	prefix := fmt.Sprintf("/%d/", os.Getpid())
 	var all sync.WaitGroup
 	for w := range 16 {
@@ -52,7 +53,7 @@ func TestKilledProcessWriter(t *testing.T) {
 // several times on the same directory. Whatever it said was acknowledged is
 // there, at the revision that it said.
 func TestKilledProcess(t *testing.T) {
-	ctx, dir := testContext(t), t.TempDir()
+	ctx, dir := raftstore.TestContext(t), t.TempDir()
 	acknowledged := map[string]int64{}
 	for range 5 {
 		cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestKilledProcessWriter$")
@@ -75,7 +76,7 @@ func TestKilledProcess(t *testing.T) {
 			t.Fatal("the writer ended by itself")
 		}
 	}
-	s := openStore(t, Options{Dir: dir})
+	s := raftstore.OpenStore(t, raftstore.Options{Dir: dir})
 	c := s.Client()
 	for key, rev := range acknowledged {
 		got, err := c.Kubernetes.Get(ctx, key, kubernetes.GetOptions{})

@@ -4,8 +4,13 @@ package raftstore
 
 import (
 	"context"
+	"errors"
+	"io"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -63,4 +68,79 @@ func TestReadyOnlyOnceTheLeaderIsKnown(t *testing.T) {
 	s.leader.refreshing.Unlock()
 	testenv.Check(t, s.WaitReady(t.Context()))
 	testenv.Check(t, s.api.LeaderRequired(t.Context()))
+}
+
+// Without a leader, clients that require one are refused at once, and their
+// streams end within seconds; what needs none goes on.
+func TestWithoutLeader(t *testing.T) {
+	// What waited for a leader instead of being refused would wait for longer than this test does.
+	ctx, stores := testContext(t), openClusterOf(t, 3, func(o *Options) { o.RequestTimeout = time.Hour })
+	clients := map[string]*clientv3.Client{"native": stores[2].Client().Client, "grpc": dial(t, stores[2])}
+	mustPut(ctx, t, clients["grpc"], "/a", "1")
+	leases, alive := map[string]clientv3.LeaseID{}, map[string]<-chan *clientv3.LeaseKeepAliveResponse{}
+	for face, c := range clients {
+		grant, err := c.Grant(ctx, 600)
+		testenv.NoError(t, err)
+		leases[face] = grant.ID
+		alive[face], err = c.KeepAlive(clientv3.WithRequireLeader(ctx), grant.ID)
+		testenv.NoError(t, err)
+		if resp := <-alive[face]; resp == nil {
+			t.Fatal("a lease is not kept alive")
+		}
+	}
+	for _, s := range stores[:2] {
+		testenv.NoError(t, s.Close(ctx))
+	}
+	until(ctx, t, "the leader is missed", func() bool { lead, _ := stores[2].leader.get(); return !lead.known() })
+	for face, c := range clients {
+		t.Run(face, func(t *testing.T) {
+			if resp := <-c.Watch(clientv3.WithRequireLeader(ctx), "/a"); !errors.Is(resp.Err(), rpctypes.ErrNoLeader) {
+				t.Errorf("a watch that requires a leader: %+v", resp)
+			}
+			// etcd's client drops the stream's status, and returns io.EOF, where the refusal arrives before it has sent
+			// the request.
+			err := io.EOF
+			for errors.Is(err, io.EOF) && ctx.Err() == nil {
+				_, err = c.KeepAliveOnce(clientv3.WithRequireLeader(ctx), leases[face])
+			}
+			testenv.ErrorIs(t, err, rpctypes.ErrNoLeader, "a keep-alive that requires a leader")
+			// The client asks again for some seconds before it gives up.
+			testenv.ErrorIs(t, testenv.Err(c.Get(clientv3.WithRequireLeader(ctx), "/a", clientv3.WithSerializable())), rpctypes.ErrNoLeader, "a read that requires a leader")
+			txn, err := c.Txn(ctx).If(clientv3.Compare(clientv3.Version("/a"), "=", 1)).
+				Then(clientv3.OpGet("/a", clientv3.WithSerializable())).Else(clientv3.OpGet("/b", clientv3.WithSerializable())).Commit()
+			if err != nil || !txn.Succeeded || len(txn.Responses[0].GetResponseRange().Kvs) != 1 {
+				t.Errorf("a transaction of serializable reads: %v, %v", txn, err)
+			}
+			short, stop := context.WithTimeout(ctx, 200*time.Millisecond)
+			defer stop()
+			if txn, err := c.Txn(short).Then(clientv3.OpGet("/a", clientv3.WithSerializable()), clientv3.OpGet("/a")).Commit(); err == nil {
+				t.Errorf("a transaction with one read that is not serializable: %v", txn)
+			}
+			for {
+				select {
+				case _, open := <-alive[face]:
+					if open {
+						continue
+					}
+				case <-ctx.Done():
+					t.Error("the keep-alive did not end")
+				}
+				break
+			}
+			testenv.Check(t, c.Lease.Close()) // or it tries again for as long as the process lives
+		})
+	}
+}
+
+// A leader may be asked to lead; another server is not the one to ask.
+func TestMoveLeader(t *testing.T) {
+	ctx := testContext(t)
+	standalone := openStore(t, Options{Dir: t.TempDir()})
+	testenv.Check(t, testenv.Err(dial(t, standalone).MoveLeader(ctx, standalone.replica.memberID)), "the only server to itself")
+	stores := openCluster(t, 3)
+	leader := dial(t, stores[0])
+	testenv.Check(t, testenv.Err(leader.MoveLeader(ctx, stores[0].replica.memberID)), "the leader to itself")
+	testenv.True(t, stores[0].Status().Leadership.Leader, "it leads no longer")
+	testenv.ErrorIs(t, testenv.Err(leader.MoveLeader(ctx, 99)), rpctypes.ErrBadLeaderTransferee, "to no member")
+	testenv.ErrorIs(t, testenv.Err(dial(t, stores[1]).MoveLeader(ctx, stores[0].replica.memberID)), rpctypes.ErrNotLeader, "a follower")
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -93,6 +94,37 @@ func TestEntriesBehindSnapshot(t *testing.T) {
 			case keep > 0 && (len(got) != 1 || !bytes.Equal(got[0].Data, last.Data)):
 				t.Errorf("with %d entries kept: %v", keep, got)
 			}
+		}
+	})
+}
+
+// The same of a follower that is cut off when it comes back.
+func TestScenarioRestartedFollowerIsNotReadTooEarly(t *testing.T) {
+	scenario(t, 1, 3, func(c *cluster) {
+		leader := c.leader()
+		away := c.others(leader)[0]
+		kv := leader.running().Client().KV
+		c.put(c.within(time.Second), leader.name, kv, "k", "old")
+		away.stop()
+		c.put(c.within(time.Second), leader.name, kv, "k", "new")
+		c.isolate(away)
+		away.start()
+		client := away.running().Client()
+		short := c.within(2 * time.Second)
+		if got, err := client.KV.Get(short, "k", clientv3.WithSerializable()); err == nil {
+			t.Errorf("cut off, it served revision %d", got.Header.Revision)
+		}
+		done := make(chan clientv3.WatchChan)
+		go func() { done <- client.Watch(c.ctx, "k") }()
+		c.pass(time.Second)
+		c.net.HealAll()
+		watch := <-done
+		if got, err := client.KV.Get(c.within(time.Minute), "k", clientv3.WithSerializable()); err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "new" {
+			t.Errorf("%v, %v", got, err)
+		}
+		c.put(c.within(time.Minute), leader.name, kv, "k", "newest")
+		if events := collect(c.within(time.Minute), t, watch, 1); string(events[0].Kv.Value) != "newest" {
+			t.Errorf("a watch from now on began with %q", events[0].Kv.Value)
 		}
 	})
 }
