@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -27,7 +28,7 @@ func bareNFTables(t testing.TB, families ...corev1.IPFamily) *nftables {
 	o := Options{Informers: shared}
 	for _, f := range families {
 		if f == corev1.IPv4Protocol {
-			o.NodeIPs, o.ClusterCIDRs = append(o.NodeIPs, netip.MustParseAddr(nodeAddr)), append(o.ClusterCIDRs, netip.MustParsePrefix("10.42.0.0/16"))
+			o.NodeIPs, o.ClusterCIDRs = append(o.NodeIPs, netip.MustParseAddr(netns.NodeIP)), append(o.ClusterCIDRs, netip.MustParsePrefix("10.42.0.0/16"))
 		} else {
 			o.NodeIPs, o.ClusterCIDRs = append(o.NodeIPs, netip.MustParseAddr(nodeAddr6)), append(o.ClusterCIDRs, netip.MustParsePrefix("fd42::/56"))
 		}
@@ -54,7 +55,7 @@ func ofProxier[T any](t *testing.T, b *nftables, family corev1.IPFamily, field s
 // untilTidy waits until upstream's proxier has deleted the chains that no Service needs any more.
 func untilTidy(t *testing.T, b *nftables) {
 	t.Helper()
-	eventually(t, "what no Service needs is deleted", func() error {
+	testenv.Eventually(t, 2*time.Minute, "what no Service needs is deleted", func() error {
 		left, age := 0, time.Hour
 		for _, f := range b.families {
 			for _, since := range *ofProxier[map[string]time.Time](t, b, f, "staleChains") {
@@ -87,5 +88,37 @@ func wantAsUpstream(t *testing.T, b *nftables, there []served) {
 	}
 	for _, line := range upstreamRules {
 		testenv.True(t, slices.Contains(ours, line), "missing: %s", line)
+	}
+}
+
+// TestHourlySyncRepairsTables: another program takes rules and elements out of the tables and leaves these. Only the
+// tables are polled; the full sync, which comes every hour, writes all of it again.
+func TestHourlySyncRepairsTables(t *testing.T) {
+	netns.RequireNFT(t)
+	for _, drift := range []string{
+		"flush table ip kube-proxy", "flush chain ip kube-proxy services", "insert rule ip kube-proxy services return",
+		"flush map ip kube-proxy service-ips", "flush set ip kube-proxy cluster-ips",
+	} {
+		t.Run(drift, func(t *testing.T) {
+			b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
+			all := anyServices(rand.New(rand.NewPCG(1, 2)), 5)
+			for _, s := range all {
+				b.OnServiceAdd(s.service)
+				for _, slice := range s.slices {
+					b.OnEndpointSliceAdd(slice)
+				}
+			}
+			testenv.NoError(t, b.sync(true))
+			netns.NFT(t, drift)
+			if ok, err := b.intact(); !ok || err != nil {
+				t.Errorf("tables that are there are not intact: %v, %v", ok, err)
+			}
+			testenv.NoError(t, b.sync(true))
+			untilTidy(t, b)
+			wantAsUpstream(t, b, all)
+			if ok, err := b.intact(); ok || err != nil {
+				t.Errorf("tables that are deleted are intact: %v, %v", ok, err)
+			}
+		})
 	}
 }

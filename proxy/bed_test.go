@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package proxy
+package proxy_test
 
 import (
 	"cmp"
-	"context"
 	"fmt"
-	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,14 +14,10 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/klog/v2/ktesting"
 
-	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/services"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -42,16 +36,16 @@ type testbed struct {
 	outside *netns.NS
 	pods    map[string]*netns.NS // by address
 	api     *watchapi.API
-	url     string // of api
-	proxy   *Proxy // not with kube-proxy
+	url     string       // of api
+	proxy   *proxy.Proxy // not with kube-proxy
 	record  string
 	mode    string
 	stop    func()
 	asked   []string // differences that the case has asked for
 
-	protocol corev1.Protocol // of endpoints; empty is TCP
-	options  func(*Options)  // changes what the proxy is made with
-	port     int32           // of endpoints; zero is 8080
+	protocol corev1.Protocol      // of endpoints; empty is TCP
+	options  func(*proxy.Options) // changes what the proxy is made with
+	port     int32                // of endpoints; zero is 8080
 }
 
 func newTestbed(t *testing.T, mode string) *testbed {
@@ -102,43 +96,17 @@ func (b *testbed) start(t *testing.T) {
 		b.startKubeProxy(t)
 		return
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	o := Options{
-		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr)},
-		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
-		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
-		RecordFile:   b.record,
-		Mode:         b.mode,
-	}
+	o := proxy.TestOptions(b.record)
+	o.Mode = b.mode
 	if b.options != nil {
 		b.options(&o)
 	}
-	client := testenv.Must(
-		kubernetes.NewForConfig(&rest.Config{Host: b.url, ContentConfig: rest.ContentConfig{ContentType: runtime.ContentTypeProtobuf}}))(t)
-	shared, p := newTestProxy(t, ctx, client, o)
-	p.guard = 100 * time.Millisecond
-	done := make(chan error, 2)
-	go func() { done <- shared.Run(ctx) }()
-	go func() { done <- p.Run(ctx) }()
+	p, stop := proxy.StartTestProxy(t, b.url, o)
 	b.proxy = p
 	b.stop = func() {
-		cancel()
-		for range 2 {
-			testenv.Check(t, <-done)
-		}
+		stop()
 		b.stop = func() {}
 	}
-}
-
-// newTestProxy makes the informers and the proxy; the caller runs both.
-func newTestProxy(t *testing.T, ctx context.Context, client kubernetes.Interface, o Options) (*netinformers.Informers, *Proxy) {
-	t.Helper()
-	shared, err := netinformers.New(netinformers.Options{Client: client, NodeName: "n1", AllNodes: true, Services: true, Names: true}) // as a node has them
-	testenv.NoError(t, err)
-	o.Informers = shared
-	o.Logger = ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
-	p := testenv.Must(New(ctx, o))(t)
-	return shared, p
 }
 
 func (b *testbed) service(t *testing.T, change func(*corev1.Service)) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package proxy
+package proxy_test
 
 import (
 	"fmt"
@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/uml"
 )
@@ -70,15 +71,15 @@ func TestServiceCases(t *testing.T) {
 			}
 		}
 	}
-	t.Run("nftables", all(ModeNFTables))
+	t.Run("nftables", all(proxy.ModeNFTables))
 	t.Run("kube-proxy", func(t *testing.T) {
 		requireKubeProxy(t)
 		all(kubeProxy)(t)
 	})
 	t.Run("ipvs", func(t *testing.T) {
 		if uml.Inside() {
-			all(ModeIPVS)(t)
-			for _, mode := range []string{ModeIPVS, ModeNFTables} {
+			all(proxy.ModeIPVS)(t)
+			for _, mode := range []string{proxy.ModeIPVS, proxy.ModeNFTables} {
 				t.Run("SCTP with "+mode, func(t *testing.T) { testSCTP(t, mode) })
 			}
 			return

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package proxy
+package proxy_test
 
 import (
 	"fmt"
@@ -14,6 +14,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/services"
 )
 
 // Cases of which endpoints a Service has.
@@ -44,7 +45,7 @@ func only(t *testing.T, from netns.Doer, addr string, want ...string) {
 
 // notServing is an endpoint of which that is said.
 func notServing(ip string) discoveryv1.Endpoint {
-	e := at(ip, "n1", "nt")
+	e := services.At(ip, "n1", "nt")
 	e.Conditions.Serving = ptr.To(false)
 	return e
 }
@@ -55,17 +56,17 @@ func testConditions(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	b.service(t, nil)
 	addr := clusterIP + ":80"
-	b.put(at(one, "n1", "nst"), at(two, "n1", "rs"))
+	b.put(services.At(one, "n1", "nst"), services.At(two, "n1", "rs"))
 	only(t, b.outside, addr, two) // one is on its way out, and another one is ready
-	b.put(at(one, "n1", "nst"), notServing(two))
+	b.put(services.At(one, "n1", "nst"), notServing(two))
 	only(t, b.outside, addr, one)
-	b.put(notServing(one), at(two, "n1", "nt")) // nothing is said of serving
+	b.put(notServing(one), services.At(two, "n1", "nt")) // nothing is said of serving
 	only(t, b.outside, addr, two)
 	b.put(notServing(one), notServing(two))
 	netns.Refused(t, b.outside, addr)
-	b.put(at(one, "n1", ""), at(two, "n1", "n")) // nothing is said of ready
+	b.put(services.At(one, "n1", ""), services.At(two, "n1", "n")) // nothing is said of ready
 	only(t, b.outside, addr, one)
-	b.put(at(one, "n1", "n"), at(two, "n1", "n"))
+	b.put(services.At(one, "n1", "n"), services.At(two, "n1", "n"))
 	netns.Refused(t, b.outside, addr)
 }
 
@@ -77,7 +78,7 @@ func testTerminatingHere(t *testing.T, mode string) {
 		balancer(s)
 		s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	})
-	b.put(at(one, "n1", "nst"), at(two, "n2", "rs"))
+	b.put(services.At(one, "n1", "nst"), services.At(two, "n2", "rs"))
 	only(t, b.outside, balancerIP+":80", one)
 	only(t, b.outside, nodeAddr+":30080", one)
 	only(t, b.outside, clusterIP+":80", two)
@@ -89,17 +90,17 @@ func testHints(t *testing.T, mode string) {
 		s.Spec.TrafficDistribution = ptr.To(corev1.ServiceTrafficDistributionPreferSameZone)
 	})
 	addr := clusterIP + ":80"
-	b.put(at(one, "n1", "rs", "east"), at(two, "n2", "rs", "west"))
+	b.put(services.At(one, "n1", "rs", "east"), services.At(two, "n2", "rs", "west"))
 	only(t, b.outside, addr, one)
-	b.put(at(one, "n1", "rs", "west"), at(two, "n2", "rs", "east"))
+	b.put(services.At(one, "n1", "rs", "west"), services.At(two, "n2", "rs", "east"))
 	only(t, b.outside, addr, two)
-	b.put(at(one, "n1", "rs", "west"), at(two, "n2", "rs", "west")) // none is meant for this zone
+	b.put(services.At(one, "n1", "rs", "west"), services.At(two, "n2", "rs", "west")) // none is meant for this zone
 	only(t, b.outside, addr, one, two)
-	b.put(at(one, "n1", "rs", "east"), at(two, "n2", "rs")) // one without a hint
+	b.put(services.At(one, "n1", "rs", "east"), services.At(two, "n2", "rs")) // one without a hint
 	only(t, b.outside, addr, one, two)
-	b.put(forNode(at(one, "n1", "rs", "east"), "n1"), forNode(at(two, "n2", "rs", "east"), "n2"))
+	b.put(services.ForNode(services.At(one, "n1", "rs", "east"), "n1"), services.ForNode(services.At(two, "n2", "rs", "east"), "n2"))
 	only(t, b.outside, addr, one)
-	b.put(forNode(at(one, "n1", "rs", "east"), "n2"), forNode(at(two, "n2", "rs", "east"), "n1"))
+	b.put(services.ForNode(services.At(one, "n1", "rs", "east"), "n2"), services.ForNode(services.At(two, "n2", "rs", "east"), "n1"))
 	only(t, b.outside, addr, two)
 }
 
@@ -107,7 +108,7 @@ func testHints(t *testing.T, mode string) {
 func testNodesZone(t *testing.T, mode string) {
 	b := newTestbed(t, mode)
 	b.service(t, nil)
-	b.put(at(one, "n1", "rs", "east"), at(two, "n2", "rs", "west"))
+	b.put(services.At(one, "n1", "rs", "east"), services.At(two, "n2", "rs", "west"))
 	only(t, b.outside, clusterIP+":80", one)
 	b.api.Put(bedNode("west"))
 	only(t, b.outside, clusterIP+":80", two)
@@ -118,12 +119,12 @@ func testInternalLocal(t *testing.T, mode string) {
 	b.service(t, func(s *corev1.Service) {
 		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
 	})
-	b.put(at(one, "n1", "rs"), at(two, "n2", "rs"))
+	b.put(services.At(one, "n1", "rs"), services.At(two, "n2", "rs"))
 	for _, from := range []netns.Doer{b.pods[two], here{}} {
 		only(t, from, clusterIP+":80", one)
 	}
 	only(t, b.outside, nodeAddr+":30080", one, two) // of which the policy says nothing
-	b.put(at(two, "n2", "rs"))
+	b.put(services.At(two, "n2", "rs"))
 	netns.Silent(t, b.pods[one], clusterIP+":80")
 	netns.Silent(t, here{}, clusterIP+":80")
 	only(t, b.outside, nodeAddr+":30080", two)
@@ -138,7 +139,7 @@ func testBothLocal(t *testing.T, mode string) {
 		s.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
 		s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	})
-	b.put(at(two, "n2", "rs"))
+	b.put(services.At(two, "n2", "rs"))
 	netns.Silent(t, b.outside, balancerIP+":80")
 	netns.Silent(t, b.pods[one], clusterIP+":80")
 	if b.differs(t, "with both policies Local pods are bound by the external one, too") {
@@ -146,7 +147,7 @@ func testBothLocal(t *testing.T, mode string) {
 	} else {
 		reaches(t, b.pods[one], "inside, elsewhere's endpoint does", balancerIP+":80")
 	}
-	b.put(at(one, "n1", "rs"), at(two, "n2", "rs"))
+	b.put(services.At(one, "n1", "rs"), services.At(two, "n2", "rs"))
 	only(t, b.outside, balancerIP+":80", one)
 	only(t, b.pods[two], clusterIP+":80", one)
 }
@@ -158,19 +159,19 @@ func testSlices(t *testing.T, mode string) {
 	netns.Serve(t, b.pods[two], "new", "tcp", ":8081")
 	b.service(t, nil)
 	addr := clusterIP + ":80"
-	b.put(at(one, "n1", "rs"))
+	b.put(services.At(one, "n1", "rs"))
 	other := func(port int32, endpoints ...discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
 		s := b.sliceWith(endpoints...)
 		s.Name, s.Ports[0].Port = "web-2", &port
 		return s
 	}
-	b.api.Put(other(8081, at(two, "n1", "rs")))
+	b.api.Put(other(8081, services.At(two, "n1", "rs")))
 	only(t, b.outside, addr, one, "new")
 	b.put()
 	only(t, b.outside, addr, "new")
-	b.put(at(two, "n1", "rs")) // the same pod at both ports
+	b.put(services.At(two, "n1", "rs")) // the same pod at both ports
 	only(t, b.outside, addr, two, "new")
-	b.api.Put(other(8080, at(two, "n1", "rs"))) // the same endpoint in both slices
+	b.api.Put(other(8080, services.At(two, "n1", "rs"))) // the same endpoint in both slices
 	only(t, b.outside, addr, two)
 	b.api.Remove(other(8080))
 	only(t, b.outside, addr, two)

@@ -8,6 +8,8 @@ import (
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/klog/v2/ktesting"
+
+	"github.com/coracle-k8s/coracle/test/netns"
 )
 
 // frontOf is a front without informers.
@@ -17,7 +19,7 @@ func frontOf(t *testing.T, b backend) *Proxy {
 	o.externals = newExternals(o, log)
 	o.externals.host = &hostNetwork{}
 	p := &Proxy{o: o, log: log, backend: b, reachable: newReachabilityFilter(b), wake: make(chan struct{}, 1)}
-	p.nodeAddresses("a", []netip.Addr{netip.MustParseAddr(nodeAddr)})
+	p.nodeAddresses("a", []netip.Addr{netip.MustParseAddr(netns.NodeIP)})
 	return p
 }
 

@@ -91,7 +91,7 @@ func TestNoServiceAtRoutersAddress(t *testing.T) {
 	}
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "mallory", Name: "dns"}}
 	svc.Spec.Ports = []corev1.ServicePort{{Port: 53, Protocol: corev1.ProtocolUDP}}
-	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "10.77.0.1"}, {IP: nodeAddr}, {IP: "10.77.0.53"}}
+	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "10.77.0.1"}, {IP: netns.NodeIP}, {IP: "10.77.0.53"}}
 	p.services(nil, svc)
 	testenv.True(t, x.judgesByHost(), "its load balancer addresses are not known")
 	for _, step := range []struct {
@@ -99,16 +99,16 @@ func TestNoServiceAtRoutersAddress(t *testing.T) {
 		routes []netlink.Route
 		want   []string
 	}{
-		{"no routes", nil, []string{"10.77.0.1", nodeAddr, "10.77.0.53"}},
-		{"a router", []netlink.Route{router("10.77.0.1"), router(nodeAddr)}, []string{nodeAddr, "10.77.0.53"}},
-		{"another router", []netlink.Route{router("10.77.0.2")}, []string{"10.77.0.1", nodeAddr, "10.77.0.53"}},
+		{"no routes", nil, []string{"10.77.0.1", netns.NodeIP, "10.77.0.53"}},
+		{"a router", []netlink.Route{router("10.77.0.1"), router(netns.NodeIP)}, []string{netns.NodeIP, "10.77.0.53"}},
+		{"another router", []netlink.Route{router("10.77.0.2")}, []string{"10.77.0.1", netns.NodeIP, "10.77.0.53"}},
 	} {
 		now = hostNetworkOf(step.routes, -1, []netip.Addr{netip.MustParseAddr("10.77.0.53")})
 		p.refreshHost()
 		testenv.Equal(t, fmt.Sprint(ingressOf(h.now["dns"])), fmt.Sprint(step.want), "%s", step.what)
 	}
 	svc = svc.DeepCopy()
-	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: nodeAddr, Ports: []corev1.PortStatus{{Port: 53, Protocol: corev1.ProtocolUDP}}}}
+	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: netns.NodeIP, Ports: []corev1.PortStatus{{Port: 53, Protocol: corev1.ProtocolUDP}}}}
 	p.services(h.now["dns"], svc)
 	testenv.False(t, x.judgesByHost(), "routes are read for a Service that has nodes' addresses alone")
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package proxy
+package proxy_test
 
 import (
 	"errors"
@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/proxy"
 	proxyipvs "github.com/coracle-k8s/coracle/proxy/ipvs"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -75,7 +76,7 @@ func (all longOnes) goOn(t *testing.T, when string, want bool) {
 func (b *testbed) becomes(t *testing.T, mode, asked, other string) {
 	t.Helper()
 	b.stop()
-	b.mode, b.options = mode, func(o *Options) { o.Mode = asked }
+	b.mode, b.options = mode, func(o *proxy.Options) { o.Mode = asked }
 	b.start(t)
 	if got, why := b.proxy.Backend(); got != mode {
 		t.Fatalf("%s: the back end is %s: %s", asked, got, why)
@@ -102,16 +103,16 @@ func TestServiceModeChanges(t *testing.T) {
 }
 
 func testModeChange(t *testing.T) {
-	b := newTestbed(t, ModeNFTables)
+	b := newTestbed(t, proxy.ModeNFTables)
 	serveLong(t, b.pods[one], one)
 	b.port = 9090
 	b.service(t, nil)
 	b.endpoints(t, one)
 	first := b.openLong(t)
-	b.becomes(t, ModeIPVS, ModeAuto, "kube-proxy")
+	b.becomes(t, proxy.ModeIPVS, proxy.ModeAuto, "kube-proxy")
 	first.goOn(t, "with IPVS instead of nftables", true)
 	second := b.openLong(t)
-	b.becomes(t, ModeNFTables, ModeNFTables, "coracle-ipvs")
+	b.becomes(t, proxy.ModeNFTables, proxy.ModeNFTables, "coracle-ipvs")
 	first.goOn(t, "with nftables again", true)
 	// A pod's connection to the cluster address has no source of the node's: conntrack picks it up, and nftables leads
 	// it to the only endpoint.
@@ -120,9 +121,9 @@ func testModeChange(t *testing.T) {
 	b.openLong(t)
 
 	// The kernel loses IPVS while a node uses it, and cannot load it again.
-	b.becomes(t, ModeIPVS, ModeAuto, "kube-proxy")
+	b.becomes(t, proxy.ModeIPVS, proxy.ModeAuto, "kube-proxy")
 	unloadIPVS(t)
-	b.becomes(t, ModeNFTables, ModeAuto, "coracle-ipvs")
+	b.becomes(t, proxy.ModeNFTables, proxy.ModeAuto, "coracle-ipvs")
 	if _, why := b.proxy.Backend(); !strings.Contains(why, "the module ip_vs") {
 		t.Errorf("the reason for nftables is %q", why)
 	}

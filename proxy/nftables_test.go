@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package proxy
+package proxy_test
 
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/netinformers"
 	"github.com/coracle-k8s/coracle/internal/nft"
+	"github.com/coracle-k8s/coracle/proxy"
 	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/testenv"
 	"github.com/coracle-k8s/coracle/test/uml"
@@ -100,7 +100,7 @@ func testSessionAffinity(t *testing.T, mode string) {
 }
 
 func TestServiceCIDRAddedLaterIsGuarded(t *testing.T) {
-	b := newTestbed(t, ModeNFTables)
+	b := newTestbed(t, proxy.ModeNFTables)
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.2")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
@@ -124,7 +124,7 @@ func TestDualStackServiceHasRulesOfBothFamilies(t *testing.T) {
 		},
 	})
 	record := filepath.Join(t.TempDir(), "service-proxy")
-	shared, p := newTestProxy(t, ctx, client, Options{
+	shared, p := proxy.NewTestProxy(t, ctx, client, proxy.Options{
 		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr), netip.MustParseAddr("2001:db8::1")},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd43::/112")},
@@ -156,7 +156,7 @@ func TestDualStackServiceHasRulesOfBothFamilies(t *testing.T) {
 
 // A kernel's refusal of the rules is reported, and the sync is tried again.
 func TestFailedSyncIsReported(t *testing.T) {
-	b := newTestbed(t, ModeNFTables)
+	b := newTestbed(t, proxy.ModeNFTables)
 	b.service(t, nil)
 	b.endpoints(t, "10.42.0.2")
 	reaches(t, b.outside, "cluster IP", clusterIP+":80")
@@ -196,43 +196,11 @@ func testFlushedRulesetHeals(t *testing.T, mode string) {
 	reaches(t, b.outside, "cluster IP after a flush", clusterIP+":80")
 }
 
-// TestHourlySyncRepairsTables: another program takes rules and elements out of the tables and leaves these. Only the
-// tables are polled; the full sync, which comes every hour, writes all of it again.
-func TestHourlySyncRepairsTables(t *testing.T) {
-	netns.RequireNFT(t)
-	for _, drift := range []string{
-		"flush table ip kube-proxy", "flush chain ip kube-proxy services", "insert rule ip kube-proxy services return",
-		"flush map ip kube-proxy service-ips", "flush set ip kube-proxy cluster-ips",
-	} {
-		t.Run(drift, func(t *testing.T) {
-			b := bareNFTables(t, corev1.IPv4Protocol, corev1.IPv6Protocol)
-			all := anyServices(rand.New(rand.NewPCG(1, 2)), 5)
-			for _, s := range all {
-				b.OnServiceAdd(s.service)
-				for _, slice := range s.slices {
-					b.OnEndpointSliceAdd(slice)
-				}
-			}
-			testenv.NoError(t, b.sync(true))
-			netns.NFT(t, drift)
-			if ok, err := b.intact(); !ok || err != nil {
-				t.Errorf("tables that are there are not intact: %v, %v", ok, err)
-			}
-			testenv.NoError(t, b.sync(true))
-			untilTidy(t, b)
-			wantAsUpstream(t, b, all)
-			if ok, err := b.intact(); ok || err != nil {
-				t.Errorf("tables that are deleted are intact: %v, %v", ok, err)
-			}
-		})
-	}
-}
-
 func TestStopLeavesNoGoroutine(t *testing.T) {
 	netns.Require(t)
 	before := goleak.IgnoreCurrent() // listeners of health check node ports, which are upstream's, may have to end yet
 	t.Run("run", func(t *testing.T) {
-		b := newTestbed(t, ModeNFTables)
+		b := newTestbed(t, proxy.ModeNFTables)
 		b.service(t, nil)
 		b.endpoints(t, "10.42.0.2")
 		reaches(t, b.outside, "cluster IP", clusterIP+":80")
@@ -244,7 +212,7 @@ func TestMissingNFTIsReported(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	shared, err := netinformers.New(netinformers.Options{Client: fake.NewClientset(), NodeName: "n1", Services: true})
 	testenv.NoError(t, err)
-	_, err = New(t.Context(), Options{
+	_, err = proxy.New(t.Context(), proxy.Options{
 		NodeIPs:      []netip.Addr{netip.MustParseAddr(nodeAddr)},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 		Informers:    shared,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package proxy
+package proxy_test
 
 import (
 	"bufio"
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/services"
 )
 
 // serveUntil answers each connection with a name until stop, which returns when the one that is being answered is.
@@ -156,7 +157,7 @@ func testRollingUpdate(t *testing.T, mode string) {
 			stop()
 		}
 	}()
-	b.put(at(one, "n1", "rs"))
+	b.put(services.At(one, "n1", "rs"))
 	all := askers{{from: b.outside, addr: clusterIP + ":80"}, {from: b.outside, addr: nodeAddr + ":30080"}, {from: here{}, addr: clusterIP + ":80"}}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -169,13 +170,13 @@ func testRollingUpdate(t *testing.T, mode string) {
 	old, next := one, two
 	for range 6 {
 		stopServing[next] = serveUntil(t, b.pods[next], next, ":9090")
-		b.put(at(old, "n1", "rs"), at(next, "n1", "rs"))
+		b.put(services.At(old, "n1", "rs"), services.At(next, "n1", "rs"))
 		all.hear(t, next+" answers, too", func(latest []string) bool { return slices.Contains(latest, next) })
-		b.put(at(old, "n1", "nst"), at(next, "n1", "rs"))
+		b.put(services.At(old, "n1", "nst"), services.At(next, "n1", "rs"))
 		all.hear(t, next+" alone answers", func(latest []string) bool { return len(slices.Compact(latest)) == 1 && latest[0] == next })
 		stopServing[old]()
 		delete(stopServing, old)
-		b.put(at(next, "n1", "rs"))
+		b.put(services.At(next, "n1", "rs"))
 		all.goOn(t)
 		old, next = next, old
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 	"github.com/coracle-k8s/coracle/test/netns"
+	"github.com/coracle-k8s/coracle/test/services"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -23,14 +24,14 @@ func TestStaleChainsAreDeletedAfterASecond(t *testing.T) {
 	b := bareNFTables(t, corev1.IPv4Protocol)
 	for i := range 3 {
 		b.OnServiceAdd(dualService(i))
-		b.OnEndpointSliceAdd(sliceOf(dualService(i), discoveryv1.AddressTypeIPv4, at("10.42.0.5", "n1", "rs")))
+		b.OnEndpointSliceAdd(sliceOf(dualService(i), discoveryv1.AddressTypeIPv4, services.At("10.42.0.5", "n1", "rs")))
 	}
 	way := testenv.Must(kubecompat.Field[map[string]time.Time](b.Provider, staleChainsField))(t)
 	syncs := 0
 	sync := func(full bool) map[string]time.Time {
 		t.Helper()
 		syncs++
-		endpoint := at([]string{"10.42.0.5", "10.42.0.6"}[syncs%2], "n1", "rs")
+		endpoint := services.At([]string{"10.42.0.5", "10.42.0.6"}[syncs%2], "n1", "rs")
 		b.OnEndpointSliceUpdate(nil, sliceOf(dualService(1), discoveryv1.AddressTypeIPv4, endpoint))
 		testenv.NoError(t, b.sync(full))
 		out := map[string]time.Time{} // by Services' names
@@ -55,7 +56,7 @@ func TestStaleChainsAreDeletedAfterASecond(t *testing.T) {
 		t.Errorf("a Service is gone again, since %v, as if it had not been back: %v", now["s2"], first["s2"])
 	}
 	b.OnServiceAdd(dualService(2))
-	eventually(t, "the chain of a Service that is gone is deleted", func() error {
+	testenv.Eventually(t, 2*time.Minute, "the chain of a Service that is gone is deleted", func() error {
 		switch since := sync(false)["s0"]; {
 		case !since.IsZero() && !since.Equal(first["s0"]):
 			t.Fatalf("after %d syncs a chain is to be deleted a second after %v, not %v", syncs, since, first["s0"])

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
+	"github.com/coracle-k8s/coracle/test/netns"
 	"github.com/coracle-k8s/coracle/test/services"
 )
 
@@ -41,39 +42,9 @@ func sliceOf(s *corev1.Service, family discoveryv1.AddressType, endpoints ...dis
 	return out
 }
 
-// at is an endpoint on a node, ready unless conditions say otherwise: r for ready, s for serving, t for terminating.
-func at(ip, node, conditions string, zones ...string) discoveryv1.Endpoint {
-	e := discoveryv1.Endpoint{Addresses: []string{ip}, NodeName: ptr.To(node), Zone: ptr.To("east")}
-	for _, z := range zones {
-		if e.Hints == nil {
-			e.Hints = &discoveryv1.EndpointHints{}
-		}
-		e.Hints.ForZones = append(e.Hints.ForZones, discoveryv1.ForZone{Name: z})
-	}
-	for _, c := range conditions {
-		switch c {
-		case 'r':
-			e.Conditions.Ready = ptr.To(true)
-		case 'n':
-			e.Conditions.Ready = ptr.To(false)
-		case 's':
-			e.Conditions.Serving = ptr.To(true)
-		case 't':
-			e.Conditions.Terminating = ptr.To(true)
-		}
-	}
-	return e
-}
-
-// forNode is an endpoint that is meant for the clients of a node.
-func forNode(e discoveryv1.Endpoint, node string) discoveryv1.Endpoint {
-	e.Hints.ForNodes = append(e.Hints.ForNodes, discoveryv1.ForNode{Name: node})
-	return e
-}
-
 func oneService(change func(*corev1.Service)) []served {
 	s := dualService(0, change)
-	return []served{{s, []*discoveryv1.EndpointSlice{sliceOf(s, discoveryv1.AddressTypeIPv4, at("10.42.0.5", "n1", "rs"), at("10.42.1.5", "n2", "rs"))}}}
+	return []served{{s, []*discoveryv1.EndpointSlice{sliceOf(s, discoveryv1.AddressTypeIPv4, services.At("10.42.0.5", "n1", "rs"), services.At("10.42.1.5", "n2", "rs"))}}}
 }
 
 func ingressAt(s *corev1.Service, ip string) {
@@ -107,7 +78,7 @@ func shapes(i int) []func(*corev1.Service) {
 			s.Status.LoadBalancer.Ingress[0].IPMode = ptr.To(corev1.LoadBalancerIPModeProxy)
 		},
 		func(s *corev1.Service) { // our own load balancer gives the node's address, and a port of it to one Service
-			ingressAt(s, nodeAddr)
+			ingressAt(s, netns.NodeIP)
 			s.Spec.Ports = []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: int32(10000 + i)}}
 		},
 		func(s *corev1.Service) {
@@ -149,17 +120,17 @@ func endpointsOf(i int) [][]discoveryv1.Endpoint {
 	here, there := fmt.Sprintf("10.42.0.%d", 10+i%200), fmt.Sprintf("10.42.1.%d", 10+i%200)
 	return [][]discoveryv1.Endpoint{
 		nil,
-		{at(here, "n1", "rs")},
-		{at(there, "n2", "rs")},
-		{at(here, "n1", "rs"), at(there, "n2", "rs")},
-		{at(here, "n1", "nst"), at(there, "n2", "rs")}, // one is on its way out
-		{at(here, "n1", "nst"), at(there, "n2", "nt")}, // both are, and one serves still
-		{at(here, "n1", "n"), at(there, "n2", "n")},
-		{at(here, "n1", "rs", "east"), at(there, "n2", "rs", "west")},
-		{at(here, "n1", "rs", "west"), at(there, "n2", "rs", "east")},
-		{at(here, "n1", "rs", "west"), at(there, "n2", "rs", "west")},
-		{at(here, "n1", ""), at(there, "n2", "rs", "east")},
-		{forNode(at(here, "n1", "rs", "east"), "n1"), forNode(at(there, "n2", "rs", "east"), "n2")},
+		{services.At(here, "n1", "rs")},
+		{services.At(there, "n2", "rs")},
+		{services.At(here, "n1", "rs"), services.At(there, "n2", "rs")},
+		{services.At(here, "n1", "nst"), services.At(there, "n2", "rs")}, // one is on its way out
+		{services.At(here, "n1", "nst"), services.At(there, "n2", "nt")}, // both are, and one serves still
+		{services.At(here, "n1", "n"), services.At(there, "n2", "n")},
+		{services.At(here, "n1", "rs", "east"), services.At(there, "n2", "rs", "west")},
+		{services.At(here, "n1", "rs", "west"), services.At(there, "n2", "rs", "east")},
+		{services.At(here, "n1", "rs", "west"), services.At(there, "n2", "rs", "west")},
+		{services.At(here, "n1", ""), services.At(there, "n2", "rs", "east")},
+		{services.ForNode(services.At(here, "n1", "rs", "east"), "n1"), services.ForNode(services.At(there, "n2", "rs", "east"), "n2")},
 	}
 }
 
@@ -172,7 +143,7 @@ func with(s *corev1.Service, endpoints []discoveryv1.Endpoint) served {
 		out.slices = append(out.slices, sliceOf(s, discoveryv1.AddressTypeIPv4, endpoints...))
 	}
 	if len(s.Spec.IPFamilies) > 1 {
-		out.slices = append(out.slices, sliceOf(s, discoveryv1.AddressTypeIPv6, at(fmt.Sprintf("fd42::%x", len(s.Name)+len(endpoints)), "n1", "rs")))
+		out.slices = append(out.slices, sliceOf(s, discoveryv1.AddressTypeIPv6, services.At(fmt.Sprintf("fd42::%x", len(s.Name)+len(endpoints)), "n1", "rs")))
 	}
 	return out
 }

@@ -48,22 +48,22 @@ func TestSameRulesAsKubeProxy(t *testing.T) {
 	}{
 		{"kinds of Services", kindsOfServices(), ""},
 		{"any Services", anyServices(rand.New(rand.NewPCG(seed, 0)), 150), ""},
-		{"a node's address as an external IP", oneService(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{nodeAddr} }),
+		{"a node's address as an external IP", oneService(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{netns.NodeIP} }),
 			"a user who may write Services could take the node's ports: ADR 0083"},
 		{"an external IP in the network of pods", oneService(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"10.42.0.77"} }), "it could take what goes to a pod"},
 		{"an external IP in the network of Services", oneService(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"10.43.0.77"} }), "it could take what goes to another Service"},
 		{"a reserved external IP", oneService(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{reservedIP} }), "it could take requests to the API"},
 		{"a load balancer's address in the network of pods", oneService(func(s *corev1.Service) { ingressAt(s, "10.42.0.77") }), "it could take what goes to a pod"},
 		{"a load balancer's address that is the node's, and a port on which nodes listen", oneService(func(s *corev1.Service) {
-			ingressAt(s, nodeAddr)
+			ingressAt(s, netns.NodeIP)
 			s.Spec.Ports[0].Port = reservedPort
 		}), "it could take requests to the API"},
 		{"a port that the status does not give at an address", oneService(func(s *corev1.Service) {
-			ingressAt(s, nodeAddr)
+			ingressAt(s, netns.NodeIP)
 			s.Status.LoadBalancer.Ingress[0].Ports = []corev1.PortStatus{{Port: s.Spec.Ports[0].Port + 1, Protocol: s.Spec.Ports[0].Protocol}}
 		}), "it could take the node's ports, and other Services', until the leader has looked"},
 		{"a port that the status gives", oneService(func(s *corev1.Service) {
-			ingressAt(s, nodeAddr)
+			ingressAt(s, netns.NodeIP)
 			s.Status.LoadBalancer.Ingress[0].Ports = []corev1.PortStatus{{Port: s.Spec.Ports[0].Port, Protocol: s.Spec.Ports[0].Protocol}}
 		}), ""},
 		{"a node port on which nodes listen", oneService(func(s *corev1.Service) {
@@ -124,22 +124,21 @@ func oursRules(t *testing.T, all []served) []string {
 			objects = append(objects, e.DeepCopy())
 		}
 	}
-	b := &testbed{api: watchapi.New(objects...), record: filepath.Join(t.TempDir(), "service-proxy"), options: func(o *Options) {
-		o.NodeIPs = append(o.NodeIPs, netip.MustParseAddr(nodeAddr6))
-		o.ClusterCIDRs = append(o.ClusterCIDRs, netip.MustParsePrefix("fd42::/56"))
-		o.ServiceCIDRs = append(o.ServiceCIDRs, netip.MustParsePrefix("fd43::/112"))
-		o.Reserved = Reserved{Addresses: []netip.Addr{netip.MustParseAddr(reservedIP)}, Ports: []uint16{reservedPort}}
-	}}
-	b.start(t)
-	eventually(t, "all is written", func() error {
-		if h := b.proxy.Health(); !h.Synced || h.Err != nil {
+	o := testOptions(filepath.Join(t.TempDir(), "service-proxy"))
+	o.NodeIPs = append(o.NodeIPs, netip.MustParseAddr(nodeAddr6))
+	o.ClusterCIDRs = append(o.ClusterCIDRs, netip.MustParsePrefix("fd42::/56"))
+	o.ServiceCIDRs = append(o.ServiceCIDRs, netip.MustParsePrefix("fd43::/112"))
+	o.Reserved = Reserved{Addresses: []netip.Addr{netip.MustParseAddr(reservedIP)}, Ports: []uint16{reservedPort}}
+	p, stop := startTestProxy(t, watchapi.New(objects...).Serve(t, netns.Own{}), o)
+	testenv.Eventually(t, 2*time.Minute, "all is written", func() error {
+		if h := p.Health(); !h.Synced || h.Err != nil {
 			return fmt.Errorf("%+v", h)
 		}
 		return nil
 	})
-	b.stop() // which waits for what is being written
+	stop() // which waits for what is being written
 	out := dumped(t)
-	testenv.Must(nft.RemoveServiceRules(b.record))(t)
+	testenv.Must(nft.RemoveServiceRules(o.RecordFile))(t)
 	return out
 }
 
@@ -148,14 +147,14 @@ func oursRules(t *testing.T, all []served) []string {
 func theirRules(t *testing.T, all []served) []string {
 	t.Helper()
 	conf := &kubeproxyconfig.KubeProxyConfiguration{
-		Mode: kubeproxyconfig.ProxyModeNFTables, NodePortAddresses: []string{nodeAddr + "/32", nodeAddr6 + "/128"}, // "primary", its default
+		Mode: kubeproxyconfig.ProxyModeNFTables, NodePortAddresses: []string{netns.NodeIP + "/32", nodeAddr6 + "/128"}, // "primary", its default
 		SyncPeriod: metav1.Duration{Duration: 30 * time.Second}, MinSyncPeriod: metav1.Duration{Duration: time.Second},
 	}
 	conf.NFTables.MasqueradeBit = ptr.To[int32](14)
 	ctx := klog.NewContext(t.Context(), ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true))))
 	p, err := upstreamnft.NewDualStackProxier(ctx, conf, map[corev1.IPFamily]proxyutil.LocalTrafficDetector{
 		corev1.IPv4Protocol: proxyutil.NewDetectLocalByCIDR("10.42.0.0/16"), corev1.IPv6Protocol: proxyutil.NewDetectLocalByCIDR("fd42::/56"),
-	}, "n1", map[corev1.IPFamily]net.IP{corev1.IPv4Protocol: net.ParseIP(nodeAddr), corev1.IPv6Protocol: net.ParseIP(nodeAddr6)}, nil,
+	}, "n1", map[corev1.IPFamily]net.IP{corev1.IPv4Protocol: net.ParseIP(netns.NodeIP), corev1.IPv6Protocol: net.ParseIP(nodeAddr6)}, nil,
 		healthcheck.NewProxyHealthServer("", time.Minute, nil), false)
 	testenv.NoError(t, err)
 	tellUpstream(p, all)

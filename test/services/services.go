@@ -59,3 +59,33 @@ func Slice(s *corev1.Service, node string, port int32, ips ...string) *discovery
 	}
 	return out
 }
+
+// At is an endpoint on a node, ready unless conditions say otherwise: r for ready, s for serving, t for terminating.
+func At(ip, node, conditions string, zones ...string) discoveryv1.Endpoint {
+	e := discoveryv1.Endpoint{Addresses: []string{ip}, NodeName: ptr.To(node), Zone: ptr.To("east")}
+	for _, z := range zones {
+		if e.Hints == nil {
+			e.Hints = &discoveryv1.EndpointHints{}
+		}
+		e.Hints.ForZones = append(e.Hints.ForZones, discoveryv1.ForZone{Name: z})
+	}
+	for _, c := range conditions {
+		switch c {
+		case 'r':
+			e.Conditions.Ready = ptr.To(true)
+		case 'n':
+			e.Conditions.Ready = ptr.To(false)
+		case 's':
+			e.Conditions.Serving = ptr.To(true)
+		case 't':
+			e.Conditions.Terminating = ptr.To(true)
+		}
+	}
+	return e
+}
+
+// ForNode is an endpoint that is meant for the clients of a node.
+func ForNode(e discoveryv1.Endpoint, node string) discoveryv1.Endpoint {
+	e.Hints.ForNodes = append(e.Hints.ForNodes, discoveryv1.ForNode{Name: node})
+	return e
+}
