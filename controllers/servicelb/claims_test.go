@@ -14,9 +14,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	nodeutil "k8s.io/kubernetes/pkg/util/node"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/services/lb"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -24,48 +26,39 @@ import (
 // that a younger one has at nodes' addresses, or names these addresses as its external IPs.
 func TestOlderServiceTakesNoPort(t *testing.T) {
 	thief := func(change ...func(*corev1.Service)) *corev1.Service {
-		return testService("thief", 0, append(change, func(s *corev1.Service) { s.Namespace = "mallory" })...)
+		return lb.Service("thief", 0, append(change, func(s *corev1.Service) { s.Namespace = "mallory" })...)
 	}
 	victim := func(change ...func(*corev1.Service)) *corev1.Service {
-		return testService("web", 1, append([]func(*corev1.Service){having("10.0.0.1", "10.0.0.2")}, change...)...)
+		return lb.Service("web", 1, append([]func(*corev1.Service){lb.Having("10.0.0.1", "10.0.0.2")}, change...)...)
 	}
 	for name, c := range map[string]struct {
 		victim, thief *corev1.Service
 		want, gets    string
 	}{
 		"a status without ports, of an earlier version": {victim(), thief(), "10.0.0.1 10.0.0.2", ""},
-		"a status with ports":                           {victim(withPorts), thief(), "10.0.0.1 10.0.0.2", ""},
-		"external IPs":                                  {victim(), thief(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"10.0.0.1", "10.0.0.2"} }, onPorts("443/TCP", "80/TCP")), "10.0.0.1 10.0.0.2", ""},
-		"another port":                                  {victim(withPorts), thief(onPorts("80/TCP")), "10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
-		"the victim gives the port up":                  {victim(withPorts, onPorts("80/TCP")), thief(), "10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
-		"the victim asks for one address":               {victim(withPorts, loadBalancerIP("10.0.0.1")), thief(), "10.0.0.1", "10.0.0.2"},
-		"the victim is no load balancer any more": {victim(withPorts, func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }), thief(),
+		"a status with ports":                           {victim(lb.WithPorts), thief(), "10.0.0.1 10.0.0.2", ""},
+		"external IPs":                                  {victim(), thief(func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"10.0.0.1", "10.0.0.2"} }, lb.OnPorts("443/TCP", "80/TCP")), "10.0.0.1 10.0.0.2", ""},
+		"another port":                                  {victim(lb.WithPorts), thief(lb.OnPorts("80/TCP")), "10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
+		"the victim gives the port up":                  {victim(lb.WithPorts, lb.OnPorts("80/TCP")), thief(), "10.0.0.1 10.0.0.2", "10.0.0.1 10.0.0.2"},
+		"the victim asks for one address":               {victim(lb.WithPorts, lb.LoadBalancerIP("10.0.0.1")), thief(), "10.0.0.1", "10.0.0.2"},
+		"the victim is no load balancer any more": {victim(lb.WithPorts, func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }), thief(),
 			"", "10.0.0.1 10.0.0.2"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			plan := Plan(&State{Services: []*corev1.Service{c.victim, c.thief}, Nodes: twoNodes()})
-			if v := plan[key(c.victim)]; text(v.Addresses) != c.want {
-				t.Errorf("the Service that had the port has %q now, want %q: %s", text(v.Addresses), c.want, v.Message)
+			plan := Plan(&State{Services: []*corev1.Service{c.victim, c.thief}, Nodes: lb.TwoNodes()})
+			if v := plan[key(c.victim)]; lb.Text(v.Addresses) != c.want {
+				t.Errorf("the Service that had the port has %q now, want %q: %s", lb.Text(v.Addresses), c.want, v.Message)
 			}
-			testenv.Equal(t, text(plan[key(c.thief)].Addresses), c.gets, "the other one has")
+			testenv.Equal(t, lb.Text(plan[key(c.thief)].Addresses), c.gets, "the other one has")
 		})
-	}
-}
-
-// withPorts has the status, which having has made, say which ports the Service has.
-func withPorts(s *corev1.Service) {
-	for i := range s.Status.LoadBalancer.Ingress {
-		for _, p := range portsOf(s) {
-			s.Status.LoadBalancer.Ingress[i].Ports = append(s.Status.LoadBalancer.Ingress[i].Ports, corev1.PortStatus{Port: p.Number, Protocol: p.Protocol})
-		}
 	}
 }
 
 // TestPortsAreKeptMeanwhile: a Service that is not served at a node for a while has its port there still.
 func TestPortsAreKeptMeanwhile(t *testing.T) {
-	web := testService("web", 1, localOnly)
-	thief := testService("thief", 0, func(s *corev1.Service) { s.Namespace = "mallory" })
-	s := &State{Services: []*corev1.Service{web}, Nodes: twoNodes(), Slices: []*discoveryv1.EndpointSlice{slice("web", "a")}}
+	web := lb.Service("web", 1, lb.LocalOnly)
+	thief := lb.Service("thief", 0, func(s *corev1.Service) { s.Namespace = "mallory" })
+	s := &State{Services: []*corev1.Service{web}, Nodes: lb.TwoNodes(), Slices: []*discoveryv1.EndpointSlice{lb.Slice("web", "a")}}
 	state := func() string {
 		t.Helper()
 		planAndWrite(s)
@@ -84,19 +77,19 @@ func TestPortsAreKeptMeanwhile(t *testing.T) {
 	expect("its pod restarts", "none")
 	s.Services = append(s.Services, thief)
 	expect("another Service wants the port meanwhile", "none, 10.0.0.2")
-	s.Slices = []*discoveryv1.EndpointSlice{slice("web", "a")}
+	s.Slices = []*discoveryv1.EndpointSlice{lb.Slice("web", "a")}
 	expect("it is back", "10.0.0.1, 10.0.0.2")
 	web.Spec.ExternalTrafficPolicy, thief.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyCluster
-	ready(s.Nodes[1], false) // it is a
+	lb.Ready(s.Nodes[1], false) // it is a
 	expect("its node is away", "none, 10.0.0.2")
-	ready(s.Nodes[1], true)
+	lb.Ready(s.Nodes[1], true)
 	expect("its node is back", "10.0.0.1, 10.0.0.2")
-	s.Nodes = append(s.Nodes, testNode("c", "10.0.0.3"))
+	s.Nodes = append(s.Nodes, lb.Node("c", "10.0.0.3"))
 	expect("a new node goes by age", "10.0.0.1, 10.0.0.2 10.0.0.3")
 	web.Spec.Ports[0].Port = 80
 	expect("it gives the port up", "10.0.0.1 10.0.0.2 10.0.0.3, 10.0.0.1 10.0.0.2 10.0.0.3")
 	testenv.True(t, len(web.Status.Conditions) == 1, "it keeps nothing any more, and says: %+v", web.Status.Conditions)
-	s.Nodes = append(s.Nodes, testNode("d", "10.0.0.4"))
+	s.Nodes = append(s.Nodes, lb.Node("d", "10.0.0.4"))
 	web.Spec.Ports[0].Port = 443
 	expect("it wants the port back", "none, 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4")
 }
@@ -108,7 +101,7 @@ func TestForeignPortsAreRefused(t *testing.T) {
 	seed := testenv.Seed(t)
 	w := &theft{r: rand.New(rand.NewPCG(seed, 0)), has: map[addressPort]types.NamespacedName{}}
 	for i := range 4 {
-		w.Nodes = append(w.Nodes, testNode(fmt.Sprint("n", i), fmt.Sprintf("10.0.0.%d", i+1), fmt.Sprintf("fd00::%d", i+1)))
+		w.Nodes = append(w.Nodes, lb.Node(fmt.Sprint("n", i), fmt.Sprintf("10.0.0.%d", i+1), fmt.Sprintf("fd00::%d", i+1)))
 	}
 	for step := range 1500 {
 		w.change(step)
@@ -204,7 +197,7 @@ type theft struct {
 func (w *theft) change(step int) {
 	pick := func() *corev1.Service {
 		if len(w.Services) == 0 {
-			return testService("nobody", 0)
+			return lb.Service("nobody", 0)
 		}
 		return w.Services[w.r.IntN(len(w.Services))]
 	}
@@ -215,12 +208,12 @@ func (w *theft) change(step int) {
 	switch what {
 	case 0, 1:
 		change := []func(*corev1.Service){
-			families([][]corev1.IPFamily{{v4}, {v6}, {v4, v6}}[w.r.IntN(3)]...), w.ports(), func(s *corev1.Service) { s.Namespace = fmt.Sprint("ns", w.r.IntN(3)) },
+			lb.Families([][]corev1.IPFamily{{lb.V4}, {lb.V6}, {lb.V4, lb.V6}}[w.r.IntN(3)]...), w.ports(), func(s *corev1.Service) { s.Namespace = fmt.Sprint("ns", w.r.IntN(3)) },
 		}
 		if w.r.IntN(2) == 0 {
-			change = append(change, localOnly)
+			change = append(change, lb.LocalOnly)
 		}
-		w.Services = append(w.Services, testService(fmt.Sprint("s", step), w.r.IntN(5000), change...))
+		w.Services = append(w.Services, lb.Service(fmt.Sprint("s", step), w.r.IntN(5000), change...))
 	case 2:
 		if i := w.r.IntN(len(w.Services) + 1); i < len(w.Services) {
 			w.Services = slices.Delete(w.Services, i, i+1)
@@ -232,13 +225,13 @@ func (w *theft) change(step int) {
 		s.Spec.Type = []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeLoadBalancer}[w.r.IntN(3)]
 	case 5:
 		n := w.Nodes[w.r.IntN(len(w.Nodes))]
-		ready(n, !nodeutil.IsNodeReady(n))
+		lb.Ready(n, !nodeutil.IsNodeReady(n))
 	case 6, 7:
 		w.endpoints()
 	case 8:
 		w.Pods = nil
 		if w.r.IntN(2) == 0 {
-			w.Pods = append(w.Pods, hostPortPod("p", fmt.Sprint("n", w.r.IntN(4)), "p", int32(80+w.r.IntN(3))))
+			w.Pods = append(w.Pods, lb.HostPortPod("p", fmt.Sprint("n", w.r.IntN(4)), "p", int32(80+w.r.IntN(3))))
 		}
 	case 10:
 		if s := pick(); s.Spec.Ports[0].NodePort == 0 {
@@ -249,7 +242,7 @@ func (w *theft) change(step int) {
 	case 9:
 		s := pick()
 		if s.Spec.ExternalTrafficPolicy = ""; w.r.IntN(2) == 0 {
-			localOnly(s)
+			lb.LocalOnly(s)
 		}
 	}
 	maps.DeleteFunc(w.has, func(at addressPort, who types.NamespacedName) bool {
@@ -264,7 +257,7 @@ func (w *theft) ports() func(*corev1.Service) {
 	for _, p := range w.r.Perm(3)[:1+w.r.IntN(2)] {
 		texts = append(texts, fmt.Sprintf("%d/TCP", 80+p))
 	}
-	return onPorts(texts...)
+	return lb.OnPorts(texts...)
 }
 
 func (w *theft) endpoints() {
@@ -276,14 +269,14 @@ func (w *theft) endpoints() {
 				at = append(at, n.Name)
 			}
 		}
-		sl := slice(s.Name, at...)
+		sl := lb.Slice(s.Name, at...)
 		sl.Namespace = s.Namespace
 		w.Slices = append(w.Slices, sl)
 	}
 }
 
 func at(address, port string) addressPort {
-	return addressPort{netip.MustParseAddr(address), portsOf(testService("x", 0, onPorts(port)))[0]}
+	return addressPort{netip.MustParseAddr(address), portsOf(lb.Service("x", 0, lb.OnPorts(port)))[0]}
 }
 
 func TestAddressPortsSurviveTheirText(t *testing.T) {
@@ -304,4 +297,48 @@ func TestAddressPortsSurviveTheirText(t *testing.T) {
 		many = append(many, addressPort{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), loadbalancer.PortOf(corev1.ProtocolTCP, 80)})
 	}
 	testenv.Equal(t, len(parseAddressPorts(addressPortsText(many))), maxKept, "places are written:")
+}
+
+// withNodePorts gives a Service's ports node ports, one after the other.
+func withNodePorts(numbers ...int32) func(*corev1.Service) {
+	return func(s *corev1.Service) {
+		for i, n := range numbers {
+			s.Spec.Ports[i].NodePort = n
+		}
+	}
+}
+
+// TestPortsOfNodePorts: at nodes' addresses a Service has a port of the node ports' range only if that is its own node
+// port, also if it has had it before.
+func TestPortsOfNodePorts(t *testing.T) {
+	const refused = "port 30080/TCP is of the range from which node ports are given out (30000-32767)"
+	had := []func(*corev1.Service){lb.Having("10.0.0.1", "10.0.0.2"), lb.WithPorts}
+	for name, c := range map[string]struct {
+		change []func(*corev1.Service)
+		pools  []Pool
+		want   string
+	}{
+		"no node port":                        {change: []func(*corev1.Service){lb.OnPorts("30080/TCP")}},
+		"another node port":                   {change: []func(*corev1.Service){lb.OnPorts("30080/TCP"), withNodePorts(30081)}},
+		"its own of another protocol":         {change: []func(*corev1.Service){lb.OnPorts("30080/TCP", "30081/UDP"), withNodePorts(0, 30080)}},
+		"one port of several":                 {change: []func(*corev1.Service){lb.OnPorts("443/TCP", "30080/TCP"), withNodePorts(30443, 30444)}},
+		"it has had it":                       {change: append([]func(*corev1.Service){lb.OnPorts("30080/TCP")}, had...)},
+		"its own node port":                   {change: []func(*corev1.Service){lb.OnPorts("30080/TCP"), withNodePorts(30080)}, want: "10.0.0.1 10.0.0.2"},
+		"its own node port of UDP":            {change: []func(*corev1.Service){lb.OnPorts("30080/UDP"), withNodePorts(30080)}, want: "10.0.0.1 10.0.0.2"},
+		"outside of the range, below":         {change: []func(*corev1.Service){lb.OnPorts("29999/TCP")}, want: "10.0.0.1 10.0.0.2"},
+		"outside of the range, above":         {change: []func(*corev1.Service){lb.OnPorts("32768/TCP"), withNodePorts(30080)}, want: "10.0.0.1 10.0.0.2"},
+		"an address of a pool is all its own": {change: []func(*corev1.Service){lb.OnPorts("30080/TCP")}, pools: flagged("10.0.0.200-10.0.0.200"), want: "10.0.0.200"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			web := lb.Service("web", 0, c.change...)
+			s := &State{Services: []*corev1.Service{web}, Nodes: lb.TwoNodes(), Pools: c.pools, NodePorts: utilnet.PortRange{Base: 30000, Size: 2768}}
+			v := Plan(s)[key(web)]
+			if lb.Text(v.Addresses) != c.want || len(v.kept) > 0 {
+				t.Errorf("it has %q, want %q; kept %v: %s", lb.Text(v.Addresses), c.want, v.kept, v.Message)
+			}
+			if c.want == "" && (v.Reason != ReasonNodePortRange || !strings.HasPrefix(v.Message, refused)) {
+				t.Errorf("it reads %s: %s", v.Reason, v.Message)
+			}
+		})
+	}
 }

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/coracle-k8s/coracle/test/services/lb"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -27,18 +28,18 @@ func TestDeletedNodesAddressIsNotAllocated(t *testing.T) {
 		want string
 		asks int
 	}{
-		{"a new Service", testService("web", 1), nil, "10.0.0.202", 1},
-		{"one that asks for the address", testService("web", 1, loadBalancerIP("10.0.0.201")), nil, "none", 1},
-		{"one that asks for another", testService("web", 1, loadBalancerIP("10.0.0.202")), nil, "10.0.0.202", 1},
-		{"one that has the address", testService("web", 1, having("10.0.0.201")), nil, "10.0.0.201", 0},
-		{"it is not known which machines there are", testService("web", 1), gone, "none", 1},
-		{"not known, and none is to get one", testService("web", 1, having("10.0.0.201")), gone, "10.0.0.201", 0},
+		{"a new Service", lb.Service("web", 1), nil, "10.0.0.202", 1},
+		{"one that asks for the address", lb.Service("web", 1, lb.LoadBalancerIP("10.0.0.201")), nil, "none", 1},
+		{"one that asks for another", lb.Service("web", 1, lb.LoadBalancerIP("10.0.0.202")), nil, "10.0.0.202", 1},
+		{"one that has the address", lb.Service("web", 1, lb.Having("10.0.0.201")), nil, "10.0.0.201", 0},
+		{"it is not known which machines there are", lb.Service("web", 1), gone, "none", 1},
+		{"not known, and none is to get one", lb.Service("web", 1, lb.Having("10.0.0.201")), gone, "10.0.0.201", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			asked = 0
-			client := fake.NewClientset(c.svc, testNode("a", "10.0.0.1"))
+			client := fake.NewClientset(c.svc, lb.Node("a", "10.0.0.1"))
 			controller, known := late(t, client, func(o *Options) {
-				o.Pool = ranges("10.0.0.200-10.0.0.202")
+				o.Pool = lb.Ranges("10.0.0.200-10.0.0.202")
 				o.Barred = func() []netip.Addr { return nil }
 				o.Alive = func(string) bool { return true }
 				o.Joined = func(context.Context) ([]netip.Addr, error) {

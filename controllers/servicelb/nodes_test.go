@@ -16,15 +16,16 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/utils/ptr"
 
+	"github.com/coracle-k8s/coracle/test/services/lb"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNodesClaimsAreNotTrusted: what a Service has from a pool, what another node has and what is a server's or the
 // API's is no node's because that says so.
 func TestNodesClaimsAreNotTrusted(t *testing.T) {
-	pooled := testService("pooled", 0, annotated(PoolAnnotation, "default"))
-	nodes := testService("nodes", 1, annotated(NodesAnnotation, "true"))
-	s := &State{Services: []*corev1.Service{pooled, nodes}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1"), testNode("b", "10.0.0.2")}, Pools: flagged("10.0.0.200-10.0.0.201"),
+	pooled := lb.Service("pooled", 0, lb.Annotated(PoolAnnotation, "default"))
+	nodes := lb.Service("nodes", 1, lb.Annotated(NodesAnnotation, "true"))
+	s := &State{Services: []*corev1.Service{pooled, nodes}, Nodes: []*corev1.Node{lb.Node("a", "10.0.0.1"), lb.Node("b", "10.0.0.2")}, Pools: flagged("10.0.0.200-10.0.0.201"),
 		Barred: []netip.Addr{netip.MustParseAddr("10.0.0.99"), netip.MustParseAddr("10.0.0.3")}}
 	state := func() string {
 		planAndWrite(s)
@@ -35,17 +36,17 @@ func TestNodesClaimsAreNotTrusted(t *testing.T) {
 		testenv.Equal(t, state(), want, "%s:", what)
 	}
 	expect("at first", "10.0.0.200, 10.0.0.1 10.0.0.2")
-	takenOver := testNode("c", "ext:10.0.0.200", "ext:10.0.0.1", "10.0.0.99", "10.0.0.4")
-	takenOver.CreationTimestamp = metav1.NewTime(epoch.Add(time.Hour))
+	takenOver := lb.Node("c", "ext:10.0.0.200", "ext:10.0.0.1", "10.0.0.99", "10.0.0.4")
+	takenOver.CreationTimestamp = metav1.NewTime(lb.Epoch.Add(time.Hour))
 	s.Nodes = append(s.Nodes, takenOver)
 	expect("a node says that it has others' addresses", "10.0.0.200, 10.0.0.1 10.0.0.2 10.0.0.4")
-	ready(s.Nodes[0], false)
+	lb.Ready(s.Nodes[0], false)
 	expect("a dead one's is who took its place", "10.0.0.200, 10.0.0.2 10.0.0.1 10.0.0.4")
-	ready(s.Nodes[0], true)
+	lb.Ready(s.Nodes[0], true)
 	pooled.Annotations[NodesAnnotation] = "true"
 	pooled.Spec.Ports[0].Port = 80
 	expect("it gives the address of the pool up", "10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4, 10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4")
-	server := with(testNode("server", "10.0.0.3"), serverLabel, "true")
+	server := lb.With(lb.Node("server", "10.0.0.3"), serverLabel, "true")
 	s.Nodes = append(s.Nodes, server)
 	expect("a server's own", "10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4 10.0.0.3, 10.0.0.1 10.0.0.2 10.0.0.200 10.0.0.4 10.0.0.3")
 	testenv.Equal(t, fmt.Sprint(s.trusted()["c"]), "[10.0.0.200 10.0.0.4]", "of c is trusted")
@@ -54,9 +55,9 @@ func TestNodesClaimsAreNotTrusted(t *testing.T) {
 // TestMappedAddressesEqualTheirShortForm: an address is the same in both its forms, and only the short one can be in a
 // Service's status.
 func TestMappedAddressesEqualTheirShortForm(t *testing.T) {
-	dual := testService("dual", 0, families(corev1.IPv4Protocol, corev1.IPv6Protocol))
+	dual := lb.Service("dual", 0, lb.Families(corev1.IPv4Protocol, corev1.IPv6Protocol))
 	s := &State{
-		Services: []*corev1.Service{dual}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1", "fd00::1"), testNode("c", "::ffff:10.0.0.4", "::ffff:10.0.0.1", "::ffff:10.0.0.99")},
+		Services: []*corev1.Service{dual}, Nodes: []*corev1.Node{lb.Node("a", "10.0.0.1", "fd00::1"), lb.Node("c", "::ffff:10.0.0.4", "::ffff:10.0.0.1", "::ffff:10.0.0.99")},
 		Barred: []netip.Addr{netip.MustParseAddr("10.0.0.99")},
 	}
 	testenv.Equal(t, fmt.Sprint(s.trusted()["c"]), "[10.0.0.4]", "of c is trusted")
@@ -71,14 +72,14 @@ func TestMappedAddressesEqualTheirShortForm(t *testing.T) {
 
 // TestHostIPOfAnotherNode: a pod has host ports at its own node's addresses, whatever host IP it names.
 func TestHostIPOfAnotherNode(t *testing.T) {
-	web := testService("web", 0)
-	s := &State{Services: []*corev1.Service{web}, Nodes: []*corev1.Node{testNode("a", "10.0.0.1"), testNode("c", "10.0.0.3", "10.0.0.4")}}
+	web := lb.Service("web", 0)
+	s := &State{Services: []*corev1.Service{web}, Nodes: []*corev1.Node{lb.Node("a", "10.0.0.1"), lb.Node("c", "10.0.0.3", "10.0.0.4")}}
 	for name, ip := range map[string]string{"elsewhere": "10.0.0.1", "here": "10.0.0.3"} {
-		pod := hostPortPod(name, "c", "x", 443)
+		pod := lb.HostPortPod(name, "c", "x", 443)
 		pod.Spec.Containers[0].Ports[0].HostIP = ip
 		s.Pods = append(s.Pods, pod)
 	}
-	waiting := hostPortPod("waiting", "", "x", 443)
+	waiting := lb.HostPortPod("waiting", "", "x", 443)
 	waiting.Spec.Containers[0].Ports[0].HostIP = "10.0.0.1"
 	s.Pods = append(s.Pods, waiting)
 	status, _ := StatusOf(web, Plan(s)[key(web)])
@@ -90,18 +91,34 @@ func TestHostIPOfAnotherNode(t *testing.T) {
 // TestHealthChecksKeepTheirPort: no Service gets the port at which nodes answer another Service's health checks, but
 // one that had it before keeps it.
 func TestHealthChecksKeepTheirPort(t *testing.T) {
-	checked := testService("checked", 0, localOnly, func(s *corev1.Service) {
+	checked := lb.Service("checked", 0, lb.LocalOnly, func(s *corev1.Service) {
 		s.Spec.HealthCheckNodePort, s.Spec.LoadBalancerClass = 31999, ptr.To("other.example/lb")
 	})
-	late := testService("late", 5, onPorts("31999/TCP"), func(s *corev1.Service) { s.Namespace = "mallory" })
-	s := &State{Services: []*corev1.Service{checked, late}, Nodes: twoNodes()}
+	late := lb.Service("late", 5, lb.OnPorts("31999/TCP"), func(s *corev1.Service) { s.Namespace = "mallory" })
+	s := &State{Services: []*corev1.Service{checked, late}, Nodes: lb.TwoNodes()}
 	status, _ := StatusOf(late, Plan(s)[key(late)])
 	testenv.Equal(t, ingressText(status.LoadBalancer), "none", "the port of another Service's health checks is given at")
 	if c := meta.FindStatusCondition(status.Conditions, Condition); c == nil || !strings.Contains(c.Message, "the health checks of the Service default/checked") {
 		t.Errorf("its condition is %v", c)
 	}
-	early := testService("early", 5, onPorts("31999/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
+	early := lb.Service("early", 5, lb.OnPorts("31999/TCP"), lb.Having("10.0.0.1", "10.0.0.2"), lb.WithPorts)
 	s.Services = []*corev1.Service{checked, early}
 	status, _ = StatusOf(early, Plan(s)[key(early)])
 	testenv.Equal(t, ingressText(status.LoadBalancer), "10.0.0.1 10.0.0.2", "who had the port before has it at")
+}
+
+func TestHeartbeatsWakeNoController(t *testing.T) {
+	old, now := lb.Node("a", "10.0.0.1"), lb.Node("a", "10.0.0.1")
+	now.Status.Conditions[0].LastHeartbeatTime = metav1.NewTime(lb.Epoch)
+	testenv.False(t, nodeMatters(old, now), "a heartbeat matters")
+	if !nodeMatters(old, lb.Ready(now.DeepCopy(), false)) || !nodeMatters(old, lb.With(now.DeepCopy(), NodeLabel, "true")) || !nodeMatters(old, lb.Node("a", "10.0.0.3")) {
+		t.Error("a change does not matter")
+	}
+	pod := lb.HostPortPod("p", "a", "p", 80)
+	if podMatters(pod, pod) || !podMatters(nil, pod) || podMatters(nil, &corev1.Pod{}) {
+		t.Error("pods")
+	}
+	ended := pod.DeepCopy()
+	ended.Status.Phase = corev1.PodSucceeded
+	testenv.True(t, podMatters(pod, ended), "a pod that has ended does not matter")
 }

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package servicelb
+package servicelb_test
 
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,8 +20,10 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/services/lb"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -75,30 +76,19 @@ func poolObject(name string, addresses ...any) *unstructured.Unstructured {
 	}}
 }
 
-// awaitWatch waits until a resource is watched: a fake tells of nothing that was before.
-func awaitWatch(t *testing.T, client interface{ Actions() []clienttesting.Action }, resource string) {
-	t.Helper()
-	testenv.Eventually(t, 2*time.Minute, resource+" are watched", func() error {
-		if !slices.ContainsFunc(client.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", resource) }) {
-			return errors.New("not yet")
-		}
-		return nil
-	})
-}
-
 func TestControllerFollowsAddressPools(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
-	ctx, node := t.Context(), testNode("a", "10.0.0.1")
+	ctx, node := t.Context(), lb.Node("a", "10.0.0.1")
 	node.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24"}
-	client, objects := fake.NewClientset(testService("web", 0), node), fakeObjects()
-	with := func(o *Options) { o.Dynamic, o.Alive = objects, func(string) bool { return true } }
-	events, stop := run(t, client, false, with)
-	awaitAddresses(t, client, "web", "10.0.0.1")
-	awaitWatch(t, objects, "addresspools")
+	client, objects := fake.NewClientset(lb.Service("web", 0), node), fakeObjects()
+	with := func(o *servicelb.Options) { o.Dynamic, o.Alive = objects, func(string) bool { return true } }
+	events, stop := servicelb.RunController(t, client, false, with)
+	servicelb.AwaitAddresses(t, client, "web", "10.0.0.1")
+	servicelb.AwaitWatch(t, objects, "addresspools")
 
 	pools := objects.Resource(addresspool.Resource())
 	testenv.Must(pools.Create(ctx, poolObject("office", "10.0.0.200"), metav1.CreateOptions{}))(t)
-	awaitAddresses(t, client, "web", "10.0.0.200")
+	servicelb.AwaitAddresses(t, client, "web", "10.0.0.200")
 	testenv.Eventually(t, 2*time.Minute, "the pool says that it is used", func() error {
 		u, err := pools.Get(ctx, "office", metav1.GetOptions{})
 		if err != nil {
@@ -111,7 +101,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 		return err
 	})
 	testenv.Must(pools.Update(ctx, poolObject("office", "10.0.0.205"), metav1.UpdateOptions{}))(t)
-	awaitAddresses(t, client, "web", "10.0.0.205")
+	servicelb.AwaitAddresses(t, client, "web", "10.0.0.205")
 	for said := false; !said; {
 		select {
 		case e := <-events:
@@ -123,13 +113,13 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 	stop()
 
 	// Disabled, the definition stays for the sake of the pool, and then goes.
-	_, stop = run(t, client, true, with)
-	awaitAddresses(t, client, "web", "none")
+	_, stop = servicelb.RunController(t, client, true, with)
+	servicelb.AwaitAddresses(t, client, "web", "none")
 	stop()
 	definition := testenv.Must(addresspool.Kind().Read())(t)
 	testenv.Check(t, testenv.Err(objects.Resource(definitions).Get(ctx, definition.GetName(), metav1.GetOptions{})), "the definition went, and the pool with it")
 	testenv.NoError(t, pools.Delete(ctx, "office", metav1.DeleteOptions{}))
-	_, stop = run(t, client, true, with)
+	_, stop = servicelb.RunController(t, client, true, with)
 	testenv.Eventually(t, 2*time.Minute, "the definition goes", func() error {
 		_, err := objects.Resource(definitions).Get(ctx, definition.GetName(), metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
@@ -145,7 +135,7 @@ func TestControllerFollowsAddressPools(t *testing.T) {
 func TestUnknownPoolsTakeNothingAway(t *testing.T) {
 	defer testenv.NoGoroutineLeft(t)
 	ctx := t.Context()
-	client, objects := fake.NewClientset(testService("web", 0, having("10.0.0.200")), testNode("a", "10.0.0.1")), fakeObjects()
+	client, objects := fake.NewClientset(lb.Service("web", 0, lb.Having("10.0.0.200")), lb.Node("a", "10.0.0.1")), fakeObjects()
 	testenv.NoError(t, addresspool.Kind().Define(ctx, objects))
 	testenv.Must(
 		objects.Resource(addresspool.Resource()).Create(ctx, poolObject("office", "10.0.0.200-10.0.0.201"), metav1.CreateOptions{}))(t)
@@ -162,13 +152,13 @@ func TestUnknownPoolsTakeNothingAway(t *testing.T) {
 		}
 		return false, nil, nil
 	})
-	_, stop := run(t, client, false, func(o *Options) { o.Dynamic, o.Alive = objects, func(string) bool { return true } })
+	_, stop := servicelb.RunController(t, client, false, func(o *servicelb.Options) { o.Dynamic, o.Alive = objects, func(string) bool { return true } })
 	awaitHolder(t, client, "10.0.0.200", "") // written after all of it, for no node: this one says nothing of its networks
 	for _, a := range client.Actions() {
 		if a.Matches("update", "services/status") || a.Matches("update", "services") {
 			u, _ := a.(clienttesting.UpdateAction)
-			if s, ok := u.GetObject().(*corev1.Service); ok && ingressText(s.Status.LoadBalancer) != "10.0.0.200" {
-				t.Errorf("the Service had %s meanwhile", ingressText(s.Status.LoadBalancer))
+			if s, ok := u.GetObject().(*corev1.Service); ok && servicelb.IngressText(s.Status.LoadBalancer) != "10.0.0.200" {
+				t.Errorf("the Service had %s meanwhile", servicelb.IngressText(s.Status.LoadBalancer))
 			}
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package servicelb
+package servicelb_test
 
 import (
 	"fmt"
@@ -14,9 +14,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/coracle-k8s/coracle/controllers/servicelb"
 	"github.com/coracle-k8s/coracle/controllers/servicelb/addresspool"
-
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/services/lb"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -24,7 +25,7 @@ import (
 func testPool(name string, age int, addresses string, change ...func(*addresspool.Spec)) *addresspool.AddressPool {
 	p := &addresspool.AddressPool{}
 	p.Name = name
-	p.CreationTimestamp = metav1.NewTime(testService(name, age).CreationTimestamp.Time)
+	p.CreationTimestamp = metav1.NewTime(lb.Service(name, age).CreationTimestamp.Time)
 	p.Spec.Addresses = strings.Fields(addresses)
 	for _, c := range change {
 		c(&p.Spec)
@@ -54,7 +55,7 @@ func withLabel(label, value string) func(*corev1.Service) {
 }
 
 // poolsAs writes pools as a text.
-func poolsAs(pools []Pool) string {
+func poolsAs(pools []servicelb.Pool) string {
 	var out []string
 	for _, p := range pools {
 		text := p.Name + ":"
@@ -89,7 +90,7 @@ func TestPoolsThatOverlapOrAreInvalidAreRefused(t *testing.T) {
 		"a selector that is none":       {objects: []*addresspool.AddressPool{testPool("a", 1, "10.0.0.1", forServices("x", "not a value"))}, want: "a: 10.0.0.1", flaws: "a BadSelector", says: "serviceSelector"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			pools, flaws := Pools(ranges(strings.Fields(c.flag)...), c.objects, networks)
+			pools, flaws := servicelb.Pools(lb.Ranges(strings.Fields(c.flag)...), c.objects, networks)
 			testenv.Equal(t, poolsAs(pools), c.want, "")
 			var got []string
 			for name, f := range flaws {
@@ -116,7 +117,7 @@ func TestNoAddressIsInTwoPools(t *testing.T) {
 			}
 			objects = append(objects, testPool(fmt.Sprint("p", i), r.IntN(3), strings.Join(addresses, " ")))
 		}
-		pools, _ := Pools(nil, objects, nil)
+		pools, _ := servicelb.Pools(nil, objects, nil)
 		for a := netip.MustParseAddr("10.0.0.1"); a != netip.MustParseAddr("10.0.0.50"); a = a.Next() {
 			in := 0
 			for _, p := range pools {
@@ -128,7 +129,7 @@ func TestNoAddressIsInTwoPools(t *testing.T) {
 			}
 			want := 0
 			for _, o := range objects {
-				if slices.ContainsFunc(ranges(o.Spec.Addresses...), func(q loadbalancer.Range) bool { return q.Has(a) }) {
+				if slices.ContainsFunc(lb.Ranges(o.Spec.Addresses...), func(q loadbalancer.Range) bool { return q.Has(a) }) {
 					want = 1
 				}
 			}
@@ -145,7 +146,7 @@ func TestPlanWithSeveralPools(t *testing.T) {
 		testPool("office", 0, "10.0.0.200-10.0.0.201"), testPool("public", 1, "10.0.0.210 fd00::210", manual),
 		testPool("gold", 2, "10.0.0.220", forServices("tier", "gold")), testPool("team", 3, "10.0.0.230", forNamespaces("team", "a")),
 	}
-	gold, old := withLabel("tier", "gold"), testService("old", 0)
+	gold, old := withLabel("tier", "gold"), lb.Service("old", 0)
 	in := func(namespace string) func(*corev1.Service) {
 		return func(s *corev1.Service) { s.Namespace = namespace }
 	}
@@ -155,57 +156,42 @@ func TestPlanWithSeveralPools(t *testing.T) {
 		reason string
 		says   string
 	}{
-		"one that need not be asked for":   {web: testService("web", 1), want: "10.0.0.201", reason: ReasonServed},
-		"that of its labels":               {web: testService("web", 1, gold), want: "10.0.0.220", reason: ReasonServed},
-		"that of its namespace":            {web: testService("web", 1, in("a")), want: "10.0.0.230", reason: ReasonServed},
-		"by its name":                      {web: testService("web", 1, annotated(PoolAnnotation, "public")), want: "10.0.0.210", reason: ReasonServed},
-		"by its name, as MetalLB has it":   {web: testService("web", 1, annotated("metallb.universe.tf/address-pool", "public")), want: "10.0.0.210", reason: ReasonServed},
-		"by its name, both families":       {web: testService("web", 1, annotated(PoolAnnotation, "public"), families(v4, v6)), want: "10.0.0.210 fd00::210", reason: ReasonServed},
-		"a name of no pool":                {web: testService("web", 1, annotated(PoolAnnotation, "pubic")), reason: ReasonNoPool, says: "asks for the pool pubic"},
-		"the name of a pool for others":    {web: testService("web", 1, annotated(PoolAnnotation, "gold")), reason: ReasonNoPool, says: "selectors"},
-		"an address of a pool":             {web: testService("web", 1, loadBalancerIP("10.0.0.210")), want: "10.0.0.210", reason: ReasonServed},
-		"an address of a pool for others":  {web: testService("web", 1, loadBalancerIP("10.0.0.220")), reason: ReasonAddressNotFree, says: "leave this Service out"},
-		"an address of another pool":       {web: testService("web", 1, loadBalancerIP("10.0.0.201"), annotated(PoolAnnotation, "public")), reason: ReasonAddressNotFree, says: "not in the pool public"},
-		"an address of no pool":            {web: testService("web", 1, loadBalancerIP("10.0.0.99")), reason: ReasonAddressNotFree, says: "in no pool"},
-		"an address, as MetalLB has it":    {web: testService("web", 1, annotated("metallb.io/loadBalancerIPs", "10.0.0.210")), want: "10.0.0.210", reason: ReasonServed},
-		"it keeps one that it has":         {web: testService("web", 1, having("10.0.0.210")), want: "10.0.0.210", reason: ReasonServed},
-		"not one of a pool for others":     {web: testService("web", 1, having("10.0.0.220")), want: "10.0.0.201", reason: ReasonServed},
-		"not one of another pool":          {web: testService("web", 1, having("10.0.0.201"), annotated(PoolAnnotation, "public")), want: "10.0.0.210", reason: ReasonServed},
-		"not one that is in no pool":       {web: testService("web", 1, having("10.0.0.99")), want: "10.0.0.201", reason: ReasonServed},
-		"the next pool when one is empty":  {web: testService("web", 1, gold, families(v4)), want: "10.0.0.201", reason: ReasonServed},
-		"the other family, where it is no": {web: testService("web", 1, families(v6)), want: "fd00::1 fd00::2", reason: ReasonServed},
+		"one that need not be asked for":   {web: lb.Service("web", 1), want: "10.0.0.201", reason: servicelb.ReasonServed},
+		"that of its labels":               {web: lb.Service("web", 1, gold), want: "10.0.0.220", reason: servicelb.ReasonServed},
+		"that of its namespace":            {web: lb.Service("web", 1, in("a")), want: "10.0.0.230", reason: servicelb.ReasonServed},
+		"by its name":                      {web: lb.Service("web", 1, lb.Annotated(servicelb.PoolAnnotation, "public")), want: "10.0.0.210", reason: servicelb.ReasonServed},
+		"by its name, as MetalLB has it":   {web: lb.Service("web", 1, lb.Annotated("metallb.universe.tf/address-pool", "public")), want: "10.0.0.210", reason: servicelb.ReasonServed},
+		"by its name, both families":       {web: lb.Service("web", 1, lb.Annotated(servicelb.PoolAnnotation, "public"), lb.Families(lb.V4, lb.V6)), want: "10.0.0.210 fd00::210", reason: servicelb.ReasonServed},
+		"a name of no pool":                {web: lb.Service("web", 1, lb.Annotated(servicelb.PoolAnnotation, "pubic")), reason: servicelb.ReasonNoPool, says: "asks for the pool pubic"},
+		"the name of a pool for others":    {web: lb.Service("web", 1, lb.Annotated(servicelb.PoolAnnotation, "gold")), reason: servicelb.ReasonNoPool, says: "selectors"},
+		"an address of a pool":             {web: lb.Service("web", 1, lb.LoadBalancerIP("10.0.0.210")), want: "10.0.0.210", reason: servicelb.ReasonServed},
+		"an address of a pool for others":  {web: lb.Service("web", 1, lb.LoadBalancerIP("10.0.0.220")), reason: servicelb.ReasonAddressNotFree, says: "leave this Service out"},
+		"an address of another pool":       {web: lb.Service("web", 1, lb.LoadBalancerIP("10.0.0.201"), lb.Annotated(servicelb.PoolAnnotation, "public")), reason: servicelb.ReasonAddressNotFree, says: "not in the pool public"},
+		"an address of no pool":            {web: lb.Service("web", 1, lb.LoadBalancerIP("10.0.0.99")), reason: servicelb.ReasonAddressNotFree, says: "in no pool"},
+		"an address, as MetalLB has it":    {web: lb.Service("web", 1, lb.Annotated("metallb.io/loadBalancerIPs", "10.0.0.210")), want: "10.0.0.210", reason: servicelb.ReasonServed},
+		"it keeps one that it has":         {web: lb.Service("web", 1, lb.Having("10.0.0.210")), want: "10.0.0.210", reason: servicelb.ReasonServed},
+		"not one of a pool for others":     {web: lb.Service("web", 1, lb.Having("10.0.0.220")), want: "10.0.0.201", reason: servicelb.ReasonServed},
+		"not one of another pool":          {web: lb.Service("web", 1, lb.Having("10.0.0.201"), lb.Annotated(servicelb.PoolAnnotation, "public")), want: "10.0.0.210", reason: servicelb.ReasonServed},
+		"not one that is in no pool":       {web: lb.Service("web", 1, lb.Having("10.0.0.99")), want: "10.0.0.201", reason: servicelb.ReasonServed},
+		"the next pool when one is empty":  {web: lb.Service("web", 1, gold, lb.Families(lb.V4)), want: "10.0.0.201", reason: servicelb.ReasonServed},
+		"the other family, where it is no": {web: lb.Service("web", 1, lb.Families(lb.V6)), want: "fd00::1 fd00::2", reason: servicelb.ReasonServed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &State{Services: []*corev1.Service{c.web, old}, Nodes: twoNodes(), Namespaces: map[string]labels.Set{"a": {"team": "a"}}}
+			s := &servicelb.State{Services: []*corev1.Service{c.web, old}, Nodes: lb.TwoNodes(), Namespaces: map[string]labels.Set{"a": {"team": "a"}}}
 			if strings.HasPrefix(name, "the next pool") {
-				s.Services = append(s.Services, testService("first", 0, gold))
+				s.Services = append(s.Services, lb.Service("first", 0, gold))
 			}
-			s.Pools, _ = Pools(nil, pools, nil)
-			v := Plan(s)[key(c.web)]
-			if text(v.Addresses) != c.want || v.Reason != c.reason || !strings.Contains(v.Message, c.says) {
-				t.Errorf("got %q, %s: %s; want %q, %s, %q", text(v.Addresses), v.Reason, v.Message, c.want, c.reason, c.says)
+			s.Pools, _ = servicelb.Pools(nil, pools, nil)
+			v := servicelb.Plan(s)[servicelb.Key(c.web)]
+			if lb.Text(v.Addresses) != c.want || v.Reason != c.reason || !strings.Contains(v.Message, c.says) {
+				t.Errorf("got %q, %s: %s; want %q, %s, %q", lb.Text(v.Addresses), v.Reason, v.Message, c.want, c.reason, c.says)
 			}
 		})
 	}
 }
 
-func TestPoolSizeCountsUsableAddresses(t *testing.T) {
-	for text, want := range map[string][2]int{ // without avoidBuggyIPs, and with it
-		"10.0.0.200": {1, 1}, "10.0.0.254-10.0.1.1": {4, 2}, "10.0.0.0-10.0.0.0": {1, 0}, "10.0.0.0-10.0.1.255": {512, 508}, "10.0.0.255": {1, 0},
-		"fd00::/120": {256, 256}, "fd00::/64": {maxRange, maxRange}, "10.0.0.5 fd00::ff-fd00::100": {3, 3},
-	} {
-		p := &Pool{Ranges: ranges(strings.Fields(text)...)}
-		plain := p.size()
-		p.AvoidBuggy = true
-		testenv.Equal(t, [2]int{plain, p.size()}, want, "%s:", text)
-		if a := netip.MustParseAddr("10.0.0.255"); p.has(a) {
-			t.Errorf("%s has %s", text, a)
-		}
-	}
-}
-
 func TestPoolStatusNamesCandidateNodes(t *testing.T) {
-	m, n := testNode("m", "10.0.0.1"), with(testNode("n", "10.0.0.2"), "rack", "2")
+	m, n := lb.Node("m", "10.0.0.1"), lb.With(lb.Node("n", "10.0.0.2"), "rack", "2")
 	for _, x := range []*corev1.Node{m, n} {
 		x.Annotations = map[string]string{loadbalancer.NetworksAnnotation: "10.0.0.0/24"}
 	}
@@ -214,29 +200,23 @@ func TestPoolStatusNamesCandidateNodes(t *testing.T) {
 		testPool("rack", 2, "10.0.0.210", manual, func(s *addresspool.Spec) { s.NodeSelector = selector("rack", "2") }),
 		testPool("none", 3, "10.0.0.220", manual, func(s *addresspool.Spec) { s.NodeSelector = selector("rack", "3") }),
 	}
-	share := annotated(ShareAnnotation, "x")
-	s := &State{Nodes: []*corev1.Node{m, n}, Services: []*corev1.Service{
-		testService("a", 0, share), testService("b", 1, share, onPorts("80/TCP")), testService("c", 2), testService("d", 3, annotated(PoolAnnotation, "rack")),
+	share := lb.Annotated(servicelb.ShareAnnotation, "x")
+	s := &servicelb.State{Nodes: []*corev1.Node{m, n}, Services: []*corev1.Service{
+		lb.Service("a", 0, share), lb.Service("b", 1, share, lb.OnPorts("80/TCP")), lb.Service("c", 2), lb.Service("d", 3, lb.Annotated(servicelb.PoolAnnotation, "rack")),
 	}}
-	var flaws map[string]Flaw
-	s.Pools, flaws = Pools(nil, objects, nil)
-	plan := Plan(s)
-	status := PoolStatus(s, plan, objects, flaws)
+	var flaws map[string]servicelb.Flaw
+	s.Pools, flaws = servicelb.Pools(nil, objects, nil)
+	plan := servicelb.Plan(s)
+	status := servicelb.PoolStatus(s, plan, objects, flaws)
 	for name, want := range map[string]string{"near": "2 of 4: Ready", "far": "0 of 1: OutOfReach", "rack": "1 of 1: Ready", "none": "0 of 1: OutOfReach"} {
 		st := status[name]
 		testenv.Equal(t, fmt.Sprintf("%d of %d: %s", st.Used, st.Total, st.Conditions[0].Reason), want, "%s:", name)
 	}
-	if got, want := fmt.Sprint(Candidates(s, plan)), "map[10.0.0.200:[m n] 10.0.0.201:[m n] 10.0.0.210:[n]]"; got != want {
+	if got, want := fmt.Sprint(servicelb.Candidates(s, plan)), "map[10.0.0.200:[m n] 10.0.0.201:[m n] 10.0.0.210:[n]]"; got != want {
 		t.Errorf("candidates %s, want %s", got, want)
 	}
 	for i, o := range objects { // written down, it is the same again
 		objects[i].Status = status[o.Name]
 	}
-	testenv.Equal(t, fmt.Sprint(PoolStatus(s, plan, objects, flaws)), fmt.Sprint(status), "%v became", status)
-}
-
-func TestAddressesOutsideAllPoolsAreFound(t *testing.T) {
-	s := &State{Nodes: twoNodes(), Pools: flagged("10.0.0.200")}
-	had := []netip.Addr{netip.MustParseAddr("10.0.0.200"), netip.MustParseAddr("10.0.0.201"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.9")}
-	testenv.Equal(t, text(s.withoutPool(had, had[3:])), "10.0.0.201", "")
+	testenv.Equal(t, fmt.Sprint(servicelb.PoolStatus(s, plan, objects, flaws)), fmt.Sprint(status), "%v became", status)
 }

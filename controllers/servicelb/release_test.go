@@ -19,6 +19,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/services/lb"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -59,25 +60,25 @@ func TestGivenUpByOneThatCannotBeWritten(t *testing.T) {
 		kept           bool // it is not served when it gives the ports up
 		refusesPatches bool
 	}{
-		"other ports":                        {gives: onPorts("81/TCP", "82/TCP", "83/TCP", "84/TCP", "85/TCP", "86/TCP", "87/TCP", "88/TCP")},
-		"other ports, and no patch succeeds": {gives: onPorts("81/TCP", "82/TCP", "83/TCP", "84/TCP", "85/TCP", "86/TCP", "87/TCP", "88/TCP"), refusesPatches: true},
+		"other ports":                        {gives: lb.OnPorts("81/TCP", "82/TCP", "83/TCP", "84/TCP", "85/TCP", "86/TCP", "87/TCP", "88/TCP")},
+		"other ports, and no patch succeeds": {gives: lb.OnPorts("81/TCP", "82/TCP", "83/TCP", "84/TCP", "85/TCP", "86/TCP", "87/TCP", "88/TCP"), refusesPatches: true},
 		"another type": {gives: func(s *corev1.Service) {
 			s.Spec.Type, s.Status.LoadBalancer = corev1.ServiceTypeClusterIP, corev1.LoadBalancerStatus{} // as the API server does
 		}, kept: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			other := testService("old", 0, onPorts("443/TCP", "30080/TCP"), func(s *corev1.Service) { s.Namespace = "other" })
-			s := &State{Services: []*corev1.Service{other}, Nodes: twoNodes()}
+			other := lb.Service("old", 0, lb.OnPorts("443/TCP", "30080/TCP"), func(s *corev1.Service) { s.Namespace = "other" })
+			s := &State{Services: []*corev1.Service{other}, Nodes: lb.TwoNodes()}
 			storing(s, false)
 			if c.kept {
-				localOnly(other)
+				lb.LocalOnly(other)
 				storing(s, false)
 			}
 			small := other.Spec.DeepCopy()
 			c.gives(other)
 			fill(other)
-			web := testService("web", 100, onPorts("443/TCP"))
-			ports := nodePortService("ports", 100, 30080)
+			web := lb.Service("web", 100, lb.OnPorts("443/TCP"))
+			ports := lb.NodePortService("ports", 100, 30080)
 			s.Services = append(s.Services, web, ports)
 			for range 3 {
 				storing(s, c.refusesPatches)
@@ -108,14 +109,14 @@ func TestGivenUpByOneThatCannotBeWritten(t *testing.T) {
 // TestAddressGivenUpByOneThatCannotBeWritten is the same with an address of a pool.
 func TestAddressGivenUpByOneThatCannotBeWritten(t *testing.T) {
 	for _, refusesPatches := range []bool{false, true} {
-		other := testService("old", 0, func(s *corev1.Service) { s.Namespace = "other" })
-		s := &State{Services: []*corev1.Service{other}, Nodes: twoNodes(), Pools: flagged("10.0.0.200-10.0.0.200")}
+		other := lb.Service("old", 0, func(s *corev1.Service) { s.Namespace = "other" })
+		s := &State{Services: []*corev1.Service{other}, Nodes: lb.TwoNodes(), Pools: flagged("10.0.0.200-10.0.0.200")}
 		storing(s, false)
 		small := other.DeepCopy()
-		annotated(NodesAnnotation, "true")(other)
-		onPorts("81/TCP", "82/TCP", "83/TCP", "84/TCP")(other)
+		lb.Annotated(NodesAnnotation, "true")(other)
+		lb.OnPorts("81/TCP", "82/TCP", "83/TCP", "84/TCP")(other)
 		fill(other)
-		web := testService("web", 100)
+		web := lb.Service("web", 100)
 		s.Services = append(s.Services, web)
 		for range 3 {
 			storing(s, refusesPatches)
@@ -133,8 +134,8 @@ func TestAddressGivenUpByOneThatCannotBeWritten(t *testing.T) {
 // TestTakesAwayWhatDoesNotFit: the controller patches the status of a Service that it cannot write, and only that of
 // the very Service that it saw.
 func TestTakesAwayWhatDoesNotFit(t *testing.T) {
-	old := testService("old", 0, onPorts("443/TCP", "80/TCP"))
-	client := fake.NewClientset(old, testNode("a", "10.0.0.1"))
+	old := lb.Service("old", 0, lb.OnPorts("443/TCP", "80/TCP"))
+	client := fake.NewClientset(old, lb.Node("a", "10.0.0.1"))
 	var full, patched atomic.Bool
 	client.PrependReactor("update", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		s := a.(clienttesting.UpdateAction).GetObject().(*corev1.Service)
@@ -150,10 +151,10 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 	testenv.False(t, patched.Load(), "a status that could be written was patched")
 	services := client.CoreV1().Services("default")
 	full.Store(true)
-	testenv.Must(services.Create(t.Context(), testService("web", 1), metav1.CreateOptions{}))(t)
+	testenv.Must(services.Create(t.Context(), lb.Service("web", 1), metav1.CreateOptions{}))(t)
 	now, err := services.Get(t.Context(), "old", metav1.GetOptions{})
 	testenv.NoError(t, err)
-	onPorts("80/TCP", "81/TCP")(now)
+	lb.OnPorts("80/TCP", "81/TCP")(now)
 	testenv.Must(services.Update(t.Context(), now, metav1.UpdateOptions{}))(t)
 	awaitAddresses(t, client, "web", "10.0.0.1")
 	now, err = services.Get(t.Context(), "old", metav1.GetOptions{})
@@ -178,7 +179,7 @@ func TestTakesAwayWhatDoesNotFit(t *testing.T) {
 
 // TestShrunkStatusKeepsTheRest: what is left of a status is what was there.
 func TestShrunkStatusKeepsTheRest(t *testing.T) {
-	s := testService("web", 0, onPorts("443/TCP", "80/TCP"), having("10.0.0.1", "10.0.0.2"), withPorts)
+	s := lb.Service("web", 0, lb.OnPorts("443/TCP", "80/TCP"), lb.Having("10.0.0.1", "10.0.0.2"), lb.WithPorts)
 	s.Status.Conditions = append(s.Status.Conditions, metav1.Condition{Type: KeptCondition, Message: "443/TCP,80/TCP at 10.0.0.3"})
 	testenv.True(t, StatusWithoutReleased(s, Allocation{}) == nil, "it has given up nothing, and is shrunk")
 	for _, c := range []struct {
@@ -215,15 +216,15 @@ func TestShrunkStatusKeepsTheRest(t *testing.T) {
 func TestDeletedGivesUpWithItsStatus(t *testing.T) {
 	for name, pools := range map[string][]Pool{"a port at nodes' addresses": nil, "an address of a pool": flagged("10.0.0.200-10.0.0.200")} {
 		t.Run(name, func(t *testing.T) {
-			old := testService("old", 0, onPorts("443/TCP"))
-			s := &State{Services: []*corev1.Service{old}, Nodes: twoNodes(), Pools: pools}
+			old := lb.Service("old", 0, lb.OnPorts("443/TCP"))
+			s := &State{Services: []*corev1.Service{old}, Nodes: lb.TwoNodes(), Pools: pools}
 			storing(s, false)
 			if len(statusPorts(old))+len(pooled(old)) == 0 {
 				t.Fatal("it got nothing")
 			}
 			now := metav1.Now()
 			old.DeletionTimestamp = &now
-			web := testService("web", 100, onPorts("443/TCP"))
+			web := lb.Service("web", 100, lb.OnPorts("443/TCP"))
 			s.Services = append(s.Services, web)
 			plan := Plan(s)
 			if want, _ := StatusOf(web, plan[key(web)]); len(want.LoadBalancer.Ingress) > 0 {

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/coracle-k8s/coracle/test/services/lb"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -43,7 +44,7 @@ func late(t *testing.T, client *fake.Clientset, change ...func(*Options)) (c *Co
 // TestOwnWritesAreSeen: what a round has given is not given to an older Service by the next one, whose cache has not
 // heard of it yet.
 func TestOwnWritesAreSeen(t *testing.T) {
-	client := fake.NewClientset(testNode("a", "10.0.0.1"))
+	client := fake.NewClientset(lb.Node("a", "10.0.0.1"))
 	revision := 10
 	client.PrependReactor("*", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		if with, ok := a.(interface{ GetObject() runtime.Object }); ok {
@@ -74,9 +75,9 @@ func TestOwnWritesAreSeen(t *testing.T) {
 			t.Fatal("something could not be written")
 		}
 	}
-	come(testService("web", 1))
+	come(lb.Service("web", 1))
 	round()
-	come(testService("old", 0))
+	come(lb.Service("old", 0))
 	round()
 	has("the cache has not heard of it", "10.0.0.1", "none")
 	round()
@@ -93,7 +94,7 @@ func TestOwnWritesAreSeen(t *testing.T) {
 // TestUnansweredWritesAreSeen: a status that was written, though its writer heard of an error, is not overlooked by the
 // next round, whose cache has not heard of it.
 func TestUnansweredWritesAreSeen(t *testing.T) {
-	client := fake.NewClientset(testNode("a", "10.0.0.1"))
+	client := fake.NewClientset(lb.Node("a", "10.0.0.1"))
 	revision, fails := 10, false
 	silent := apierrors.NewTimeoutError("the store has no quorum", 1)
 	client.PrependReactor("*", "services", func(a clienttesting.Action) (bool, runtime.Object, error) {
@@ -112,7 +113,7 @@ func TestUnansweredWritesAreSeen(t *testing.T) {
 	})
 	c, known := late(t, client)
 	for i, name := range []string{"web", "old"} {
-		made, err := client.CoreV1().Services("default").Create(t.Context(), testService(name, 1-i), metav1.CreateOptions{})
+		made, err := client.CoreV1().Services("default").Create(t.Context(), lb.Service(name, 1-i), metav1.CreateOptions{})
 		if err == nil {
 			err = known.Add(made.DeepCopy())
 		}
