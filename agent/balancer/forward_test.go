@@ -8,39 +8,40 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/test/echo"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestForwardedConnectionsGoToNamedServersOnly: another machine's connection goes to a server that the cluster has
 // named, and never to one that only the operator has.
 func TestForwardedConnectionsGoToNamedServersOnly(t *testing.T) {
-	named, given := newServer(t, "named", "127.0.0.1:0"), newServerOf(t, ours, "given", "127.0.0.1:0", "192.0.2.1") // an agent that passes on
+	named, given := echo.New(t, "named", "127.0.0.1:0"), echo.NewOf(t, echo.Ours, "given", "127.0.0.1:0", "192.0.2.1") // an agent that passes on
 	file := filepath.Join(t.TempDir(), "servers.json")
-	b := start(t, Options{Server: given.address, File: file})
+	b := start(t, Options{Server: given.Address, File: file})
 	at := forwarding(t, b)
 	ask := func() (string, error) {
 		c := testenv.Must(net.Dial("tcp", at))(t)
 		t.Cleanup(func() { c.Close() })
-		testenv.NoError(t, c.SetDeadline(time.Now().Add(patience)))
-		return newClient(c).ask()
+		testenv.NoError(t, c.SetDeadline(time.Now().Add(echo.Patience)))
+		return echo.NewClient(c).Ask()
 	}
 	if got, err := ask(); err == nil {
 		t.Errorf("passed on before any server is known: %q", got)
 	}
 	wantAnswer(t, b, "given") // this machine's own connections go there
-	testenv.NoError(t, b.Set([]string{named.address}))
+	testenv.NoError(t, b.Set([]string{named.Address}))
 	testenv.Equal(t, testenv.Must(ask())(t), "named hi\n", "")
 	// The address that was given turns out to be an agent's.
-	b.Exclude([]string{given.address})
+	b.Exclude([]string{given.Address})
 	wantAnswer(t, b, "named")
-	testenv.NoError(t, b.Set([]string{named.address}))
+	testenv.NoError(t, b.Set([]string{named.Address}))
 	testenv.Equal(t, len(b.Servers()), 1, "an agent is taken for a server:")
 	// With no server known at all the address that was given is better than none.
-	b.Exclude([]string{given.address, named.address})
+	b.Exclude([]string{given.Address, named.Address})
 	testenv.Equal(t, len(b.Servers()), 1, "nothing is left:")
 	// The next start has it from the file.
-	again := start(t, Options{Server: given.address, File: file})
-	if got := again.namedServers(); len(got) != 1 || got[0] != named.address {
+	again := start(t, Options{Server: given.Address, File: file})
+	if got := again.namedServers(); len(got) != 1 || got[0] != named.Address {
 		t.Errorf("named servers after a start: %v", got)
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
-
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/test/echo"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -57,19 +58,19 @@ func TestOwnAddressIsNeverDialled(t *testing.T) {
 		"the open port":     forwarding,
 	} {
 		t.Run(what, func(t *testing.T) {
-			one := newServer(t, "one", "127.0.0.1:0")
+			one := echo.New(t, "one", "127.0.0.1:0")
 			b := start(t, Options{Server: "127.0.0.1:1"})
 			at := own(t, b)
-			testenv.NoError(t, b.Set([]string{at, one.address}))
+			testenv.NoError(t, b.Set([]string{at, one.Address}))
 			const clients = 5
 			for range clients {
 				wantAnswer(t, b, "one")
-				if got := b.Servers()[0]; got != one.address {
-					t.Errorf("%s is the one in use, of %s and itself (%s)", got, one.address, at)
+				if got := b.Servers()[0]; got != one.Address {
+					t.Errorf("%s is the one in use, of %s and itself (%s)", got, one.Address, at)
 				}
 			}
 			b.Replied(at, true) // the node's own connection went this way to the server, whose certificate has the machine's own addresses too
-			one.stop()
+			one.Stop()
 			if n := mostConnections(t, b); n > clients+asking {
 				t.Errorf("%d connections are passed on for %d clients", n, clients+asking)
 			}
@@ -81,9 +82,9 @@ func TestOwnAddressIsNeverDialled(t *testing.T) {
 func TestOwnAddressAloneIsNoServer(t *testing.T) {
 	at := testenv.Address(t, "127.0.0.1:0")
 	b := testenv.Must(
-		New(t.Context(), Options{Address: at, Server: at, File: filepath.Join(t.TempDir(), "servers.json"), ServerCAFile: oursFile}))(t)
+		New(t.Context(), Options{Address: at, Server: at, File: filepath.Join(t.TempDir(), "servers.json"), ServerCAFile: echo.OursFile}))(t)
 	stop := testenv.Run(t, b.Run)
-	if got, err := connectTo(t, b).ask(); err == nil {
+	if got, err := connectTo(t, b).Ask(); err == nil {
 		t.Errorf("%q of no connection", got)
 	}
 	stop()
@@ -93,7 +94,7 @@ func TestOwnAddressAloneIsNoServer(t *testing.T) {
 // TestAgentsDoNotForwardInACircle: two agents have one another on their lists, as machines that were servers once, and
 // the server ends while they take one another for it. No connection goes round between them.
 func TestAgentsDoNotForwardInACircle(t *testing.T) {
-	one := newServerOf(t, ours, "one", "127.0.0.2:0", "127.0.0.2") // another address than that of the agents, for which its certificate is not
+	one := echo.NewOf(t, echo.Ours, "one", "127.0.0.2:0", "127.0.0.2") // another address than that of the agents, for which its certificate is not
 	var agents []*Balancer
 	var ports []string
 	for range 2 {
@@ -101,13 +102,13 @@ func TestAgentsDoNotForwardInACircle(t *testing.T) {
 		agents, ports = append(agents, b), append(ports, forwarding(t, b))
 	}
 	for i, b := range agents {
-		testenv.NoError(t, b.Set([]string{ports[1-i], one.address}))
+		testenv.NoError(t, b.Set([]string{ports[1-i], one.Address}))
 	}
 	for i, b := range agents {
 		findsAtLast(t, b, "one")
-		testenv.Eventually(t, patience, "the other agent is taken for a server", func() error { return b.prove(t.Context(), ports[1-i]) })
+		testenv.Eventually(t, echo.Patience, "the other agent is taken for a server", func() error { return b.prove(t.Context(), ports[1-i]) })
 	}
-	one.stop()
+	one.Stop()
 	for i, b := range agents {
 		b.Replied(ports[1-i], false) // the node's own connection, a moment ago
 	}

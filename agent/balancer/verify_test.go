@@ -11,32 +11,18 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/timers"
+	"github.com/coracle-k8s/coracle/test/echo"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
-
-// mute takes connections and says nothing: what a blocked process looks like, since its kernel accepts.
-func mute(t *testing.T, address string) string {
-	t.Helper()
-	l := testenv.Must(net.Listen("tcp", address))(t)
-	t.Cleanup(func() { l.Close() })
-	return l.Addr().String()
-}
-
-func ended(t *testing.T, c *client) {
-	t.Helper()
-	if _, err := c.lines.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("%v, want the connection's end", err)
-	}
-}
 
 // TestUnresponsiveServerIsLeftWithinTwoSeconds: pings and looks fall on the same moments. However long answers take, a
 // server that gives them is not left, and one that falls silent is two seconds later, while another one answers.
@@ -106,27 +92,16 @@ func TestDistantServersAreKept(t *testing.T) {
 	})
 }
 
-// TestForeignServersAreNotUsed: what accepts connections and is no server of this cluster is not used, wherever it
-// stands in the list.
-func TestForeignServersAreNotUsed(t *testing.T) {
-	foreign := newServerOf(t, others, "foreign", "127.0.0.1:0", "127.0.0.1")
-	real := newServer(t, "real", "127.0.0.1:0")
-	b := startUsual(t, Options{Server: foreign.address})
-	testenv.NoError(t, b.Set([]string{mute(t, "127.0.0.1:0"), foreign.address, real.address}))
-	findsAtLast(t, b, "real")
-	testenv.Equal(t, b.Servers()[0], real.address, "is the one in use:")
-}
-
 // TestUnresponsiveAddressesDelayAStartOnce: however many addresses are named at which nothing replies, the first
 // connection of a start need not wait for each.
 func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 	named := []string{}
 	for range most - 2 {
-		named = append(named, mute(t, "127.0.0.1:0"))
+		named = append(named, echo.Mute(t, "127.0.0.1:0"))
 	}
-	real := newServer(t, "real", "127.0.0.1:0")
-	b := startUsual(t, Options{Server: mute(t, "127.0.0.1:0")})
-	testenv.NoError(t, b.Set(append(named, real.address)))
+	real := echo.New(t, "real", "127.0.0.1:0")
+	b := startUsual(t, Options{Server: echo.Mute(t, "127.0.0.1:0")})
+	testenv.NoError(t, b.Set(append(named, real.Address)))
 	findsAtLast(t, b, "real")
 	synctest.Test(t, func(t *testing.T) {
 		b, _ := oneInUse(t)
@@ -143,33 +118,6 @@ func TestUnresponsiveAddressesDelayAStartOnce(t *testing.T) {
 			t.Errorf("%d addresses at which nothing replies cost %v", len(named), took)
 		}
 	})
-}
-
-// TestForeignServerAtKnownAddress: a server's address is another machine's by now, or the server does not answer. Its
-// connections are closed, and what comes then goes to another one.
-func TestForeignServerAtKnownAddress(t *testing.T) {
-	for what, move := range map[string]func(t *testing.T, address string){
-		"another cluster's server":   func(t *testing.T, address string) { newServerOf(t, others, "foreign", address, "127.0.0.1") },
-		"a server without an answer": func(t *testing.T, address string) { mute(t, address) },
-	} {
-		t.Run(what, func(t *testing.T) {
-			one, _, b := twoServersOf(t, startUsual)
-			var idle *client
-			testenv.Eventually(t, patience, "an answer of one", func() error {
-				b.Replied(one.address, true) // so that it need not show its certificate in the usual time
-				idle = connectTo(t, b)
-				got, err := idle.ask()
-				if err == nil && got != "one hi\n" {
-					err = errors.New(got)
-				}
-				return err
-			})
-			one.stopAccepting()
-			move(t, one.address)
-			ended(t, idle)
-			findsAtLast(t, b, "two")
-		})
-	}
 }
 
 // TestUnresponsiveServerIsLeftForResponsiveOne: a server that is blocked is left before it was asked twice, if the node
@@ -198,21 +146,6 @@ func TestUnresponsiveServerIsLeftForResponsiveOne(t *testing.T) {
 	})
 }
 
-// TestClosedConnectionMovesToResponsiveServer: a server that closes the node's own connection is left if another one
-// answers the node, and kept if none does.
-func TestClosedConnectionMovesToResponsiveServer(t *testing.T) {
-	one, two, b := twoServers(t)
-	idle := wantAnswer(t, b, "one")
-	b.Ended(one.address)
-	wantAnswer(t, b, "one")
-	for b.Servers()[0] == one.address { // what answered a moment ago may be too long ago on a busy machine
-		b.Replied(two.address, true)
-		b.Ended(one.address)
-	}
-	ended(t, idle)
-	wantAnswer(t, b, "two")
-}
-
 // reasons has the lines of a log.
 type reasons chan string
 
@@ -224,76 +157,40 @@ func (r reasons) Write(line []byte) (int, error) {
 // TestGossipCannotDisplaceProvedServers: who has the gossip key says that the cluster's server is an agent, and names
 // many that are none. What has shown itself to be a server stays, with one that is not in use.
 func TestGossipCannotDisplaceProvedServers(t *testing.T) {
-	one, two := newServer(t, "one", "127.0.0.1:0"), newServer(t, "two", "127.0.0.1:0")
+	one, two := echo.New(t, "one", "127.0.0.1:0"), echo.New(t, "two", "127.0.0.1:0")
 	b := start(t, Options{Server: "127.0.0.1:1"})
-	testenv.NoError(t, b.Set([]string{one.address, two.address}))
+	testenv.NoError(t, b.Set([]string{one.Address, two.Address}))
 	wantAnswer(t, b, "one")
-	b.Replied(two.address, true) // the node's own connection to it
+	b.Replied(two.Address, true) // the node's own connection to it
 	var invented []string
 	for i := range 3 * most {
 		invented = append(invented, fmt.Sprintf("192.0.2.%d:6443", i+1))
 	}
-	b.Exclude([]string{one.address, two.address})
+	b.Exclude([]string{one.Address, two.Address})
 	testenv.NoError(t, b.Set(invented))
-	b.Exclude([]string{one.address, two.address})
+	b.Exclude([]string{one.Address, two.Address})
 	got := b.Servers()
-	if len(got) > most || !slices.Contains(got, one.address) || !slices.Contains(got, two.address) {
+	if len(got) > most || !slices.Contains(got, one.Address) || !slices.Contains(got, two.Address) {
 		t.Errorf("%d are known: %q", len(got), got)
 	}
-	if got := b.candidates()[:2]; !slices.Contains(got, one.address) || !slices.Contains(got, two.address) {
+	if got := b.candidates()[:2]; !slices.Contains(got, one.Address) || !slices.Contains(got, two.Address) {
 		t.Errorf("these are tried first: %q", got)
 	}
-	one.stop()
+	one.Stop()
 	wantAnswer(t, b, "two")
-}
-
-// TestExcludedIsBetterThanNone: at a start nothing has shown itself yet. The only server that there is is said to be an
-// agent, and others are named that are none.
-func TestExcludedIsBetterThanNone(t *testing.T) {
-	one := newServer(t, "one", "127.0.0.1:0")
-	b := start(t, Options{Server: one.address})
-	b.Exclude([]string{one.address})
-	testenv.NoError(t, b.Set([]string{"127.0.0.1:1", "127.0.0.1:2"}))
-	b.Exclude([]string{one.address})
-	if got := b.Servers(); slices.Contains(got, one.address) {
-		t.Errorf("%q", got)
-	}
-	wantAnswer(t, b, "one")
-	if got := b.Servers(); !slices.Contains(got, one.address) {
-		t.Errorf("it has shown itself, and is left out: %q", got)
-	}
 }
 
 // TestResponsiveServerGetsNoHandshake: a server that answers over the node's connection to it sees no handshake of the
 // balancer's, neither for a new connection nor while one is open.
 func TestResponsiveServerGetsNoHandshake(t *testing.T) {
-	one := newServer(t, "one", "127.0.0.1:0")
-	b := startStill(t, Options{Server: one.address})
-	b.Replied(one.address, true) // over the node's connection
+	one := echo.New(t, "one", "127.0.0.1:0")
+	b := startStill(t, Options{Server: one.Address})
+	b.Replied(one.Address, true) // over the node's connection
 	wantAnswer(t, b, "one")
 	time.Sleep(2*checkEvery + probeEvery) // the balancer has looked, and would have asked, by then: what must not happen has no event to wait for
-	if got := len(one.conns); got != 1 {
+	if got := len(one.Conns); got != 1 {
 		t.Errorf("the server has had %d connections", got)
 	}
-}
-
-// TestStoppingServerCostsOneTry: one that still answers on the node's own connection and closes each connection to
-// its API costs one try.
-func TestStoppingServerCostsOneTry(t *testing.T) {
-	l := testenv.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer l.Close()
-	go testenv.Accept(l, func(c net.Conn) { _ = c.Close() })
-	two := newServer(t, "two", "127.0.0.1:0")
-	b := startStill(t, Options{Server: l.Addr().String()})
-	testenv.NoError(t, b.Set([]string{l.Addr().String(), two.address}))
-	b.Replied(l.Addr().String(), true)
-	if got, err := connectTo(t, b).ask(); err == nil {
-		t.Fatalf("%q", got)
-	}
-	b.Replied(l.Addr().String(), true) // which says nothing of its API
-	wantAnswer(t, b, "two")
-	b.Replied(l.Addr().String(), true)
-	wantAnswer(t, b, "two")
 }
 
 // sendPlaintext connects to an address, sends what is no TLS, and waits until the server closes the connection. With
@@ -302,7 +199,7 @@ func sendPlaintext(t *testing.T, address string, first bool) {
 	t.Helper()
 	c := testenv.Must(net.Dial("tcp", address))(t)
 	defer c.Close()
-	testenv.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+	testenv.NoError(t, c.SetDeadline(time.Now().Add(echo.Patience)))
 	testenv.Must(io.WriteString(c, "no TLS, is it?"))(t)
 	if first {
 		return
@@ -314,13 +211,13 @@ func sendPlaintext(t *testing.T, address string, first bool) {
 
 // wantKept has something done for as long as it takes to look after the servers some times, and wants a connection to
 // be there still.
-func wantKept(t *testing.T, c *client, do func()) {
+func wantKept(t *testing.T, c *echo.Client, do func()) {
 	t.Helper()
 	for end := time.Now().Add(3*checkEvery + checkEvery/2); time.Now().Before(end); {
 		do()
 		time.Sleep(checkEvery) // what must not happen has no event to wait for; what has been done is looked at once before it is done again
 	}
-	if got, err := c.ask(); err != nil {
+	if got, err := c.Ask(); err != nil {
 		t.Errorf("%q, %v: the connection to a server that is well was closed", got, err)
 	}
 }
@@ -340,7 +237,7 @@ func TestClientsWithoutTLSKeepTheirServer(t *testing.T) {
 				idle, at := wantAnswer(t, b, "one"), address(t, b)
 				connections := 1
 				wantKept(t, idle, func() { sendPlaintext(t, at, first); connections++ })
-				if got := len(one.conns) + len(two.conns); got != connections && where == "open port" {
+				if got := len(one.Conns) + len(two.Conns); got != connections && where == "open port" {
 					t.Errorf("the servers have had %d connections, want %d", got, connections)
 				}
 				wantAnswer(t, b, "one")
@@ -361,16 +258,38 @@ func TestPortProbesCostNoHandshake(t *testing.T) {
 		_ = c.Close()
 	}
 	wantAnswer(t, b, "one")
-	if got := len(one.conns); got != times+1 {
+	if got := len(one.Conns); got != times+1 {
 		t.Errorf("the server has had %d connections, want %d", got, times+1)
 	}
 }
 
-// TestNothingIsForwardedBeforeJoining: without the cluster's authority nothing is passed on.
-func TestNothingIsForwardedBeforeJoining(t *testing.T) {
-	one := newServer(t, "one", "127.0.0.1:0")
-	b := start(t, Options{Server: one.address, ServerCAFile: filepath.Join(t.TempDir(), "none")})
-	if got, err := connectTo(t, b).ask(); err == nil {
-		t.Errorf("%q", got)
+// TestStaleConnectionsCloseWhenMachineReturns: those from before a server's machine could not be reached are closed
+// when it can be again, and the server stays the one in use.
+func TestStaleConnectionsCloseWhenMachineReturns(t *testing.T) {
+	_, _, b := twoServers(t)
+	old := wantAnswer(t, b, "one")
+	b.dropStale(b.Servers()[0], &probeState{})
+	testenv.Check(t, testenv.Err(old.Ask()), "there always was a way to its server")
+	b.dropStale(b.Servers()[0], &probeState{cut: true})
+	echo.Ended(t, old)
+	wantAnswer(t, b, "one")
+}
+
+// TestDialFailureIsUnreachable: a machine whose kernel refuses, or accepts and whose server says nothing, is reached.
+func TestDialFailureIsUnreachable(t *testing.T) {
+	gone := echo.New(t, "gone", "127.0.0.1:0")
+	gone.Stop()
+	// As long as a busy machine needs to connect to itself; one that says nothing costs all of that.
+	b := startAs(t, Options{Server: gone.Address}, func(b *Balancer) { b.longer = 10 * time.Second })
+	for what, address := range map[string]string{"it refuses": gone.Address, "it says nothing": echo.Mute(t, "127.0.0.1:0")} {
+		if err := b.prove(t.Context(), address); err == nil || unreachable(err) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
+	late, cancel := context.WithTimeout(t.Context(), -time.Second)
+	defer cancel()
+	if err := b.prove(late, echo.Mute(t, "127.0.0.1:0")); !unreachable(err) {
+		t.Errorf("no server has answered within the time: %v", err)
+	}
+	testenv.True(t, unreachable(fmt.Errorf("a server: %w", error(&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}))), "there is no route")
 }
