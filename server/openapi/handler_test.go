@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package openapi
+package openapi_test
 
 import (
 	"bufio"
@@ -24,12 +24,13 @@ import (
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 
+	"github.com/coracle-k8s/coracle/server/openapi"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // world is what a Handler under test sees.
 type world struct {
-	*Handler
+	*openapi.Handler
 	crds  []*apiextensionsv1.CustomResourceDefinition
 	apis  []*apiregistrationv1.APIService
 	fetch func(path string) (int, string) // an aggregated server
@@ -41,7 +42,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{now: time.Unix(1e9, 0)}
 	var err error
-	w.Handler, err = New(Options{
+	w.Handler, err = openapi.New(openapi.Options{
 		ServedPaths: []string{"/api/v1", "/apis/apps/v1", "/apis/batch/v1", "/apis/metrics.k8s.io/v1beta1", "/version"},
 		CRDs:        func() ([]*apiextensionsv1.CustomResourceDefinition, error) { return w.crds, nil },
 		APIServices: func() ([]*apiregistrationv1.APIService, error) { return w.apis, nil },
@@ -111,8 +112,8 @@ func TestArtifactMatchesModule(t *testing.T) {
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
 		if fields := strings.Fields(s.Text()); len(fields) >= 2 && fields[0] == "k8s.io/kubernetes" {
-			if fields[1] != w.file.Index.Kubernetes {
-				t.Errorf("the documents are of %s, go.mod has %s: run go generate ./server/openapi", w.file.Index.Kubernetes, fields[1])
+			if fields[1] != w.File().Index.Kubernetes {
+				t.Errorf("the documents are of %s, go.mod has %s: run go generate ./server/openapi", w.File().Index.Kubernetes, fields[1])
 			}
 			return
 		}
@@ -123,15 +124,15 @@ func TestArtifactMatchesModule(t *testing.T) {
 // TestEveryDocumentIsWhole reads each embedded document in each form.
 func TestEveryDocumentIsWhole(t *testing.T) {
 	w := newWorld(t)
-	for name, doc := range w.file.Index.Documents {
-		data, err := w.file.Read(doc.JSON)
+	for name, doc := range w.File().Index.Documents {
+		data, err := w.File().Read(doc.JSON)
 		if err != nil || !json.Valid(data) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if got := contentHash(data); got != doc.Hash {
+		if got := openapi.ContentHash(data); got != doc.Hash {
 			t.Errorf("%s: content has hash %s, the index says %s", name, got, doc.Hash)
 		}
-		if data, err := w.file.Read(doc.Protobuf); err != nil || len(data) != doc.Protobuf.Size {
+		if data, err := w.File().Read(doc.Protobuf); err != nil || len(data) != doc.Protobuf.Size {
 			t.Errorf("%s as protobuf: %d bytes, %v", name, len(data), err)
 		}
 	}
@@ -304,7 +305,7 @@ func TestAggregatedAPIIsMergedAndCannotReplaceBuiltIns(t *testing.T) {
 	if len(w.asked) != asked {
 		t.Errorf("asked again within a minute: %v", w.asked[asked:])
 	}
-	w.now = w.now.Add(2 * remoteFresh)
+	w.now = w.now.Add(2 * openapi.RemoteFresh)
 	w.index(t)
 	testenv.True(t, len(w.asked) != asked, "not asked again after a while")
 	w.apis[0].Status.Conditions[0].Status = apiregistrationv1.ConditionFalse
@@ -339,7 +340,7 @@ func TestAggregatedThatFails(t *testing.T) {
 	}
 	w.v2(t)
 	w.fetch = func(string) (int, string) { return 200, "no JSON" }
-	w.now = w.now.Add(2 * remoteFresh)
+	w.now = w.now.Add(2 * openapi.RemoteFresh)
 	w.index(t)
 	w.v2(t)
 }
