@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package supervise
+package supervise_test
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -25,12 +26,12 @@ func TestGroupEndsWithTheFirstFailure(t *testing.T) {
 		return errors.New("a consequence of the end, and no news")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	g := NewGroup(ctx, board, slog.New(slog.DiscardHandler))
+	g := supervise.NewGroup(ctx, board, slog.New(slog.DiscardHandler))
 	g.Essential(board.Part("stopped"), until)
 	cancel()
 	testenv.Check(t, g.Wait(), "stopped")
 
-	g = NewGroup(t.Context(), board, slog.New(slog.DiscardHandler))
+	g = supervise.NewGroup(t.Context(), board, slog.New(slog.DiscardHandler))
 	g.Run("other", until)
 	cause := errors.New("no room")
 	g.Quiet("starter", func(context.Context) error { // a part that starts another
@@ -39,11 +40,11 @@ func TestGroupEndsWithTheFirstFailure(t *testing.T) {
 	})
 	testenv.ErrorIs(t, g.Wait(), cause)
 
-	g = NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+	g = supervise.NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
 	g.Essential(nil, func(context.Context) error { return fmt.Errorf("a request of its own: %w", context.Canceled) })
 	testenv.Fails(t, g.Wait(), "a failure by something that was canceled elsewhere is taken for an ordinary end")
 
-	g = NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+	g = supervise.NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
 	g.Stop(errors.Join(context.Canceled, cause)) // as a term's parts and what outlived them
 	testenv.WantError(t, g.Wait(), cause.Error())
 	states := map[string]status.State{}
@@ -55,35 +56,6 @@ func TestGroupEndsWithTheFirstFailure(t *testing.T) {
 	}
 }
 
-// TestFailedOptionalPartIsRestarted: a part that is not essential and fails ends neither the others nor the node, and
-// is started again.
-func TestFailedOptionalPartIsRestarted(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		board := status.NewBoard(time.Now)
-		ctx, cancel := context.WithCancel(t.Context())
-		g := NewGroup(ctx, board, slog.New(slog.DiscardHandler))
-		runs := 0
-		g.Run("cluster dns", func(ctx context.Context) error {
-			if runs++; runs < 3 {
-				return errors.New("couldn't initialize inotify: too many open files")
-			}
-			<-ctx.Done()
-			return nil
-		})
-		synctest.Wait()
-		if c := board.Components(); g.ctx.Err() != nil || c[0].State != status.Failed {
-			t.Errorf("the node's context: %v; the board says %+v", g.ctx.Err(), c)
-		}
-		time.Sleep(time.Minute) // fake time
-		synctest.Wait()
-		if c := board.Components(); runs != 3 || c[0].State != status.Running {
-			t.Errorf("%d runs, the board says %+v", runs, c)
-		}
-		cancel()
-		testenv.Check(t, g.Wait())
-	})
-}
-
 // TestGroupEndWaitsForAllParts: the end of a group waits for all of its parts, and the first reason for it counts.
 func TestGroupEndWaitsForAllParts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -93,7 +65,7 @@ func TestGroupEndWaitsForAllParts(t *testing.T) {
 			time.Sleep(time.Second) // fake time
 			ended++
 		}
-		g := NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+		g := supervise.NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
 		g.Go(slow)
 		g.Go(func(context.Context) {}) // which has nothing more to do, and ends nothing
 		synctest.Wait()
@@ -102,7 +74,7 @@ func TestGroupEndWaitsForAllParts(t *testing.T) {
 		testenv.Equal(t, ended, 1, "a part still runs:")
 
 		first := errors.New("no room")
-		g = NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
+		g = supervise.NewGroup(t.Context(), nil, slog.New(slog.DiscardHandler))
 		g.Go(slow)
 		g.Essential(nil, func(context.Context) error {
 			g.Stop(first)
@@ -118,7 +90,7 @@ func TestGroupEndWaitsForAllParts(t *testing.T) {
 func TestPanicEndsTheProcess(t *testing.T) {
 	const in = "CORACLE_TEST_PANIC"
 	if os.Getenv(in) != "" {
-		g := NewGroup(context.Background(), nil, slog.New(slog.DiscardHandler))
+		g := supervise.NewGroup(context.Background(), nil, slog.New(slog.DiscardHandler))
 		g.Quiet("relay", func(context.Context) error { panic("a damaged vote") })
 		_ = g.Wait() // the process ends before
 		return

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package supervise
+package supervise_test
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/internal/supervise"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -23,13 +24,13 @@ func TestFailedPartRestartsWithBackoff(t *testing.T) {
 		var starts []time.Duration
 		fail := make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
-		go Run(ctx, Part{Name: "relay", Board: board, Quiet: true, Run: func(ctx context.Context) error {
+		go supervise.Run(ctx, supervise.Part{Name: "relay", Board: board, Quiet: true, Run: func(ctx context.Context) error {
 			starts = append(starts, time.Since(began))
 			switch len(starts) {
 			case 1:
 				<-fail
 			case 9:
-				time.Sleep(2 * longest) // fake time
+				time.Sleep(2 * supervise.Longest) // fake time
 			case 10:
 				<-ctx.Done()
 				return ctx.Err()
@@ -39,7 +40,7 @@ func TestFailedPartRestartsWithBackoff(t *testing.T) {
 		synctest.Wait()
 		testenv.Equal(t, len(board.Components()), 0, "a line without trouble:")
 		close(fail)
-		time.Sleep(first / 2) // fake time
+		time.Sleep(supervise.First / 2) // fake time
 		synctest.Wait()
 		if c := board.Components(); len(c) != 1 || c[0].State != status.Failed || !strings.Contains(c[0].Message, "no room") {
 			t.Errorf("the board says %+v", c)
@@ -62,7 +63,7 @@ func TestFailedPartRestartsWithBackoff(t *testing.T) {
 // TestFinishedPartIsNotRestarted: a part that has nothing more to do is not started again.
 func TestFinishedPartIsNotRestarted(t *testing.T) {
 	board, runs := status.NewBoard(time.Now), 0
-	Run(t.Context(), Part{Name: "images", Board: board, Run: func(context.Context) error { runs++; return nil }})
+	supervise.Run(t.Context(), supervise.Part{Name: "images", Board: board, Run: func(context.Context) error { runs++; return nil }})
 	if c := board.Components(); runs != 1 || len(c) != 1 || c[0].State != status.Stopped {
 		t.Errorf("%d runs, the board says %+v", runs, c)
 	}
@@ -73,7 +74,7 @@ func TestFinishedPartIsNotRestarted(t *testing.T) {
 func TestKeepDoneAfterFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		board, runs := status.NewBoard(time.Now), 0
-		Run(t.Context(), Part{Name: "network", Board: board, Quiet: true, Run: func(context.Context) error {
+		supervise.Run(t.Context(), supervise.Part{Name: "network", Board: board, Quiet: true, Run: func(context.Context) error {
 			if runs++; runs == 1 {
 				return errors.New("no room")
 			}
