@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package memtransport
+package memtransport_test
 
 import (
 	"bufio"
@@ -16,15 +16,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 const patience = 2 * time.Minute
 
 // serve returns a client of a handler. At the end of the test every handler must have returned.
-func serve(t *testing.T, h http.HandlerFunc) (*http.Client, *Transport) {
+func serve(t *testing.T, h http.HandlerFunc) (*http.Client, *memtransport.Transport) {
 	t.Helper()
-	tr := New(Options{Logger: slog.New(slog.DiscardHandler)})
+	tr := memtransport.New(memtransport.Options{Logger: slog.New(slog.DiscardHandler)})
 	tr.SetHandler(h)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -131,7 +132,7 @@ func TestHandlerBlocksWhileClientDoesNotRead(t *testing.T) {
 	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/", nil))
 	testenv.Must(io.ReadFull(resp.Body, make([]byte, 1<<20)))(t)
 	resp.Body.Close()
-	if n := written.Load(); n > 1<<20+pipeBuffer+16<<10 {
+	if n := written.Load(); n > 1<<20+memtransport.PipeBuffer+16<<10 {
 		t.Errorf("%d bytes were written for one MiB that was read", n)
 	}
 }
@@ -202,9 +203,9 @@ func TestNoAnswerAfterCancel(t *testing.T) {
 	for range 50 { // which of two things that are ready is taken is left to chance
 		inner, cancel := context.WithCancel(t.Context())
 		client := &lateContext{Context: inner}
-		var tr *Transport
-		tr = New(Options{Context: func(ctx context.Context) context.Context {
-			client.check = tr.inFlight.Wait // from here on RoundTrip only waits for the answer
+		var tr *memtransport.Transport
+		tr = memtransport.New(memtransport.Options{Context: func(ctx context.Context) context.Context {
+			client.check = tr.WaitInFlight // from here on RoundTrip only waits for the answer
 			cancel()
 			return ctx
 		}})
@@ -333,7 +334,7 @@ func TestRequestBodyIsClosedOnce(t *testing.T) {
 	}
 	testenv.NoError(t, tr.Close(t.Context()))
 	body := &closer{strings.NewReader("x"), make(chan struct{})}
-	testenv.ErrorIs(t, testenv.Err(c.Do(request(t, t.Context(), http.MethodPost, "/", body))), ErrNotServing, "after Close")
+	testenv.ErrorIs(t, testenv.Err(c.Do(request(t, t.Context(), http.MethodPost, "/", body))), memtransport.ErrNotServing, "after Close")
 	within(t, "closing the body of a refused request", body.closed)
 }
 
@@ -352,7 +353,7 @@ func TestCloseEndsHandlers(t *testing.T) {
 }
 
 func TestRequestsWaitUntilServing(t *testing.T) {
-	tr := New(Options{})
+	tr := memtransport.New(memtransport.Options{})
 	c := &http.Client{Transport: tr}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancelled, served := make(chan error, 1), make(chan error, 1)
@@ -373,19 +374,19 @@ func TestRequestsWaitUntilServing(t *testing.T) {
 	testenv.Check(t, <-served, "a client that waits")
 	testenv.NoError(t, tr.Close(t.Context()))
 
-	never := New(Options{})
+	never := memtransport.New(memtransport.Options{})
 	go func() {
 		_, err := (&http.Client{Transport: never}).Do(request(t, context.Background(), http.MethodGet, "/", nil))
 		served <- err
 	}()
 	testenv.NoError(t, never.Close(t.Context()))
-	testenv.ErrorIs(t, <-served, ErrNotServing, "a server that never came")
+	testenv.ErrorIs(t, <-served, memtransport.ErrNotServing, "a server that never came")
 }
 
 // A transport's own values reach the handler, and the client's do not.
 func TestHandlerGetsOnlyTransportsContextValues(t *testing.T) {
 	type key string
-	tr := New(Options{Context: func(ctx context.Context) context.Context { return context.WithValue(ctx, key("term"), 7) }})
+	tr := memtransport.New(memtransport.Options{Context: func(ctx context.Context) context.Context { return context.WithValue(ctx, key("term"), 7) }})
 	tr.SetHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, r.Context().Value(key("term")), r.Context().Value(key("client")))
 		testenv.True(t, r.Context().Err() == nil, "cancelled")
