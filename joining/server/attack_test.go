@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package server_test
 
 import (
 	"bytes"
@@ -19,6 +19,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -175,7 +176,7 @@ func TestSilentConnectionsKeepNoMachineOut(t *testing.T) {
 	f := newFixture(t)
 	defer f.stop()
 	var first net.Conn
-	for range most + 50 {
+	for range server.Most + 50 {
 		c := testenv.Must(net.Dial("tcp", f.address))(t)
 		defer c.Close()
 		if first == nil {
@@ -183,7 +184,7 @@ func TestSilentConnectionsKeepNoMachineOut(t *testing.T) {
 		}
 	}
 	testenv.Check(t, testenv.Err(protocol.Ask(t.Context(), f.question())))
-	testenv.NoError(t, first.SetReadDeadline(time.Now().Add(identify/2)))
+	testenv.NoError(t, first.SetReadDeadline(time.Now().Add(server.Identify/2)))
 	if _, err := first.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("the one that has said nothing for longest is still connected")
 	}
@@ -242,12 +243,12 @@ func TestGuessesAreRateLimited(t *testing.T) {
 					testenv.ErrorIs(t, err, protocol.ErrUnreachable)
 				}
 			}
-			if most := sourceBurst + 2 + int(float64(perSource)*time.Since(begin).Seconds()); refused > most || refused < sourceBurst {
-				t.Errorf("%d of %d were answered, want %d to %d", refused, tries, sourceBurst, most)
+			if most := server.SourceBurst + 2 + int(float64(server.PerSource)*time.Since(begin).Seconds()); refused > most || refused < server.SourceBurst {
+				t.Errorf("%d of %d were answered, want %d to %d", refused, tries, server.SourceBurst, most)
 			}
 			f.stop()
 			lines := strings.Count(f.log.String(), "code="+string(tt.code))
-			testenv.True(t, lines > 0 && lines <= 1+int(time.Since(begin)/refusalLogs), "%d lines for %d refusals:\n%s", lines, refused, f.log)
+			testenv.True(t, lines > 0 && lines <= 1+int(time.Since(begin)/server.RefusalLogs), "%d lines for %d refusals:\n%s", lines, refused, f.log)
 		})
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package server_test
 
 import (
 	"bytes"
@@ -20,6 +20,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/version"
 	"github.com/coracle-k8s/coracle/joining/protocol"
+	"github.com/coracle-k8s/coracle/joining/server"
 	"github.com/coracle-k8s/coracle/joining/token"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -34,13 +35,13 @@ type fixture struct {
 	others    []token.Bootstrap // that are good for something else, or were
 	address   string
 	log       *bytes.Buffer // read after stop only
-	admitted  chan Machine
+	admitted  chan server.Machine
 	stop      func()
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{T: t, log: &bytes.Buffer{}, admitted: make(chan Machine, 10)}
+	f := &fixture{T: t, log: &bytes.Buffer{}, admitted: make(chan server.Machine, 10)}
 	logger := slog.New(slog.NewTextHandler(f.log, nil))
 	var err error
 	f.pki, err = pki.Open(pki.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
@@ -58,7 +59,7 @@ func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 	f.address = l.Addr().String()
 	clients := x509.NewCertPool()
 	clients.AppendCertsFromPEM(f.pki.CAPEM(pki.ClientCA))
-	s := New(Options{
+	s := server.New(server.Options{
 		Listener: l, ClientCA: clients, Tokens: func() token.Set { return f.tokens }, Logger: logger,
 		Certificate: func() (*tls.Certificate, error) { return certificate, nil },
 		Bootstrap: func(_ context.Context, id string) (token.Bootstrap, bool, error) {
@@ -69,7 +70,7 @@ func (f *fixture) serve(certificate *tls.Certificate, logger *slog.Logger) {
 			}
 			return token.Bootstrap{}, false, nil
 		},
-		Admit: func(_ context.Context, m Machine) (*protocol.Response, error) {
+		Admit: func(_ context.Context, m server.Machine) (*protocol.Response, error) {
 			f.admitted <- m
 			return &protocol.Response{ServerCA: f.pki.CAPEM(pki.ServerCA)}, nil
 		},

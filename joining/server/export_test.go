@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+// Bounds for the tests from outside.
+const (
+	Identify, Most, RefusalLogs = identify, most, refusalLogs
+	PerSource, SourceBurst      = perSource, sourceBurst
+)
