@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package storefiles
+package storefiles_test
 
 import (
 	"bytes"
@@ -15,12 +15,13 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"github.com/coracle-k8s/coracle/server/storefiles"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // trailed is data as Maintenance.Snapshot streams it.
 func trailed(data string) []byte {
-	out := append([]byte(data), make([]byte, -len(data)&(backupAlign-1))...)
+	out := append([]byte(data), make([]byte, -len(data)&(storefiles.BackupAlign-1))...)
 	sum := sha256.Sum256(out)
 	return append(out, sum[:]...)
 }
@@ -31,18 +32,18 @@ func TestDamagedBackupIsNotCopied(t *testing.T) {
 		"at once": bytes.NewReader(whole), "byte by byte": iotest.OneByteReader(bytes.NewReader(whole)),
 	} {
 		var out bytes.Buffer
-		if n, err := CopyBackup(&out, r); err != nil || n != int64(len(whole)) || !bytes.Equal(out.Bytes(), whole) {
+		if n, err := storefiles.CopyBackup(&out, r); err != nil || n != int64(len(whole)) || !bytes.Equal(out.Bytes(), whole) {
 			t.Errorf("%s: %d bytes, %v", name, n, err)
 		}
 	}
 	// Every place where it may end early, and a changed bit anywhere.
 	for n := range whole {
-		if _, err := CopyBackup(io.Discard, bytes.NewReader(whole[:n])); err == nil {
+		if _, err := storefiles.CopyBackup(io.Discard, bytes.NewReader(whole[:n])); err == nil {
 			t.Fatalf("the first %d bytes pass for a whole backup", n)
 		}
 		changed := bytes.Clone(whole)
 		changed[n] ^= 0x10
-		if _, err := CopyBackup(io.Discard, bytes.NewReader(changed)); err == nil {
+		if _, err := storefiles.CopyBackup(io.Discard, bytes.NewReader(changed)); err == nil {
 			t.Fatalf("a change of byte %d goes unnoticed", n)
 		}
 	}
@@ -52,16 +53,16 @@ func TestBrokenStreamLeavesNoBackup(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "backup")
 	broken := errors.New("the connection broke")
-	testenv.ErrorIs(t, testenv.Err(SaveBackup(path, io.MultiReader(strings.NewReader("half"), iotest.ErrReader(broken)))), broken, "a broken stream")
+	testenv.ErrorIs(t, testenv.Err(storefiles.SaveBackup(path, io.MultiReader(strings.NewReader("half"), iotest.ErrReader(broken)))), broken, "a broken stream")
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("a broken stream left %v, %v", left, err)
 	}
 	whole := trailed("state")
-	testenv.Must(SaveBackup(path, bytes.NewReader(whole)))(t)
+	testenv.Must(storefiles.SaveBackup(path, bytes.NewReader(whole)))(t)
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	testenv.Fails(t, testenv.Err(SaveBackup(path, bytes.NewReader(trailed("other")))), "it replaced a backup")
+	testenv.Fails(t, testenv.Err(storefiles.SaveBackup(path, bytes.NewReader(trailed("other")))), "it replaced a backup")
 	if data, err := os.ReadFile(path); err != nil || !bytes.Equal(data, whole) {
 		t.Errorf("the backup changed: %v", err)
 	}
@@ -75,7 +76,7 @@ func TestForeignFilesAreNamed(t *testing.T) {
 	} {
 		path := filepath.Join(t.TempDir(), "file")
 		testenv.NoError(t, os.WriteFile(path, []byte(data), 0o600))
-		testenv.WantError(t, testenv.Err(CheckBackup(path)), want, "Nothing was changed")
+		testenv.WantError(t, testenv.Err(storefiles.CheckBackup(path)), want, "Nothing was changed")
 	}
 }
 
@@ -91,11 +92,11 @@ func TestReplaceKeepsBoth(t *testing.T) {
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(at(name), "f")))(t)), want, "%s holds", name)
 	}
 	folder("made", "1")
-	if kept, err := Replace(at("store"), at("made"), at("kept")); err != nil || kept != "" {
+	if kept, err := storefiles.Replace(at("store"), at("made"), at("kept")); err != nil || kept != "" {
 		t.Fatalf("without an earlier store: %q, %v", kept, err)
 	}
 	folder("made", "2")
-	if kept, err := Replace(at("store"), at("made"), at("kept")); err != nil || kept != at("kept") {
+	if kept, err := storefiles.Replace(at("store"), at("made"), at("kept")); err != nil || kept != at("kept") {
 		t.Fatalf("kept %q, %v", kept, err)
 	}
 	holds("store", "2")
