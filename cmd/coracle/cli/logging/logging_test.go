@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package logging
+package logging_test
 
 import (
 	"bytes"
@@ -18,16 +18,17 @@ import (
 	"github.com/sirupsen/logrus"
 	"k8s.io/klog/v2"
 
+	"github.com/coracle-k8s/coracle/cmd/coracle/cli/logging"
 	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // setup starts a log of which the times are off, and returns what reads it.
-func setup(t *testing.T, c config.Logging) (*Log, func() string) {
+func setup(t *testing.T, c config.Logging) (*logging.Log, func() string) {
 	t.Helper()
 	t.Setenv("JOURNAL_STREAM", "8:1")
 	var b bytes.Buffer
-	l := testenv.Must(Setup(c, &b))(t)
+	l := testenv.Must(logging.Setup(c, &b))(t)
 	t.Cleanup(func() { testenv.Check(t, l.Close()) })
 	return l, func() string {
 		defer b.Reset()
@@ -43,7 +44,7 @@ func expect(t *testing.T, got string, want ...string) {
 func TestLinesAreFormattedWithoutControlCharacters(t *testing.T) {
 	l, read := setup(t, config.Logging{})
 	l.Debug("not asked for")
-	l.With(ComponentKey, "store").Info("became leader", "term", 2, "reason", "it is alone", "error", errors.New("none"))
+	l.With(logging.ComponentKey, "store").Info("became leader", "term", 2, "reason", "it is alone", "error", errors.New("none"))
 	l.WithGroup("disk").Warn("two\nlines", "free", 5, slog.Group("inodes", "free", 7))
 	l.Warn("clears \x1b[2J the screen", "name", "\x1b]0;title\a")
 	expect(t, read(),
@@ -56,12 +57,12 @@ func TestLinesAreFormattedWithoutControlCharacters(t *testing.T) {
 // thousand times does, cannot drive all other lines out of the log files.
 func TestLongTextsAreCut(t *testing.T) {
 	l, read := setup(t, config.Logging{})
-	long := strings.Repeat("ä", maxText)
+	long := strings.Repeat("ä", logging.MaxText)
 	l.With("first", long).Error("It failed", "err", errors.New(long), "after", 3)
-	kept := strings.Repeat("ä", maxText/2) + fmt.Sprintf("… (%d bytes in all)", 2*maxText)
+	kept := strings.Repeat("ä", logging.MaxText/2) + fmt.Sprintf("… (%d bytes in all)", 2*logging.MaxText)
 	expect(t, read(), fmt.Sprintf("ERROR It failed first=%q err=%q after=3", kept, kept))
 	l.Error(long[1:]) // half a character, and then whole ones
-	if got := read(); len(got) > maxText+100 || !strings.HasSuffix(got, fmt.Sprintf("ä… (%d bytes in all)\n", 2*maxText-1)) {
+	if got := read(); len(got) > logging.MaxText+100 || !strings.HasSuffix(got, fmt.Sprintf("ä… (%d bytes in all)\n", 2*logging.MaxText-1)) {
 		t.Errorf("a message of %d bytes: %d, …%s", len(long)-1, len(got), got[len(got)-40:])
 	}
 }
@@ -141,12 +142,12 @@ func TestHeldLinesAreReleasedOrDropped(t *testing.T) {
 	klog.Error("after")
 	expect(t, read(), "ERROR after")
 	l.Hold()
-	for i := range maxHeld + 5 {
+	for i := range logging.MaxHeld + 5 {
 		klog.Error(fmt.Sprint("line ", i))
 	}
 	l.Release(true)
 	lines := strings.Split(strings.TrimSpace(read()), "\n")
-	if len(lines) != maxHeld || lines[0] != "ERROR line 5" {
+	if len(lines) != logging.MaxHeld || lines[0] != "ERROR line 5" {
 		t.Errorf("%d lines, the first is %q", len(lines), lines[0])
 	}
 	verbose, read := setup(t, config.Logging{Verbosity: 1})
@@ -163,7 +164,7 @@ func TestLogFileAndStderrGetTheSame(t *testing.T) {
 	if got := read(); got != string(text) || !strings.HasSuffix(got, "Z INFO  hello\n") {
 		t.Errorf("file %q, standard error %q", text, got)
 	}
-	testenv.Fails(t, testenv.Err(Setup(config.Logging{File: "/proc/nothing/log"}, os.Stderr)), "a log file that cannot be made is accepted")
+	testenv.Fails(t, testenv.Err(logging.Setup(config.Logging{File: "/proc/nothing/log"}, os.Stderr)), "a log file that cannot be made is accepted")
 }
 
 // The kubelet ends the process by os.Exit after these words: they must not be kept back.

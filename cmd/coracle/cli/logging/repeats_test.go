@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package logging
+package logging_test
 
 import (
 	"errors"
