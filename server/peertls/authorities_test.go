@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package peertls
+package peertls_test
 
 import (
 	"crypto/ecdsa"
@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -70,17 +71,17 @@ func operators(t *testing.T) (p *pki.PKI, signers map[pki.Signer]*x509.Certifica
 }
 
 // neitherWay fails unless a server refuses a certificate, of who calls it and of whom it calls.
-func neitherWay(t *testing.T, server *Identity, what string, c *tls.Certificate) {
+func neitherWay(t *testing.T, server *peertls.Identity, what string, c *tls.Certificate) {
 	t.Helper()
-	config := &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{Protocol}}
+	config := &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{peertls.Protocol}}
 	testenv.Fails(t, call(t, server, config.Clone()), "%s opened a connection to a server's store", what)
 	testenv.Fails(t, answer(t, server, config.Clone()), "%s passed for a server's", what)
 }
 
 // bothWays fails unless a server takes a certificate.
-func bothWays(t *testing.T, server *Identity, what string, c *tls.Certificate) {
+func bothWays(t *testing.T, server *peertls.Identity, what string, c *tls.Certificate) {
 	t.Helper()
-	config := &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{Protocol}}
+	config := &tls.Config{Certificates: []tls.Certificate{*c}, NextProtos: []string{peertls.Protocol}}
 	testenv.Check(t, call(t, server, config.Clone()), "%s, calling", what)
 	testenv.Check(t, answer(t, server, config.Clone()), "%s, called", what)
 }
@@ -135,7 +136,7 @@ func TestNoSessionIsResumed(t *testing.T) {
 	server := identity(t, p, "one")
 	cert := leaf(t, p, p.Peer("two"))
 	for _, unchanged := range []string{"neither", "listener", "dialer"} {
-		foreign := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{Protocol}, Certificates: []tls.Certificate{*cert},
+		foreign := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{peertls.Protocol}, Certificates: []tls.Certificate{*cert},
 			ServerName: pki.PeerName, InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(8)}
 		l := listen(t)
 		in := tls.NewListener(l, foreign)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package peertls
+package peertls_test
 
 import (
 	"crypto/ecdsa"
@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/server/pki"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -38,9 +39,9 @@ func leaf(t *testing.T, p *pki.PKI, l pki.Leaf) *tls.Certificate {
 }
 
 // identity is a server's.
-func identity(t *testing.T, p *pki.PKI, id string) *Identity {
+func identity(t *testing.T, p *pki.PKI, id string) *peertls.Identity {
 	t.Helper()
-	i := testenv.Must(New(Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName}))(t)
+	i := testenv.Must(peertls.New(peertls.Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName}))(t)
 	l := p.Peer(id)
 	l.Use = i.Use
 	l.Path = filepath.Join(t.TempDir(), "peer.pem")
@@ -74,7 +75,7 @@ func listen(t *testing.T) net.Listener {
 }
 
 // call lets a foreign client, which trusts any server, call a server. The error is the server's.
-func call(t *testing.T, server *Identity, client *tls.Config) error {
+func call(t *testing.T, server *peertls.Identity, client *tls.Config) error {
 	t.Helper()
 	l := listen(t)
 	result := make(chan error, 1)
@@ -101,7 +102,7 @@ func call(t *testing.T, server *Identity, client *tls.Config) error {
 }
 
 // answer lets a server call a foreign server, which takes any client. The error is the server's.
-func answer(t *testing.T, server *Identity, client *tls.Config) error {
+func answer(t *testing.T, server *peertls.Identity, client *tls.Config) error {
 	t.Helper()
 	l := listen(t)
 	client.ClientAuth = tls.RequestClientCert
@@ -152,24 +153,24 @@ func TestOnlyServersGetIn(t *testing.T) {
 		{"for calling only", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.ExtKeyUsage = c.ExtKeyUsage[1:] }), "", "incompatible key usage"},
 		{"without a server's name", forged(t, p, pki.PeerCA, func(c *x509.Certificate) { c.DNSNames = []string{"n"} }), "not server.peer", "not server.peer"},
 	} {
-		for direction, do := range map[string]func(*testing.T, *Identity, *tls.Config) error{"calls": call, "is called": answer} {
+		for direction, do := range map[string]func(*testing.T, *peertls.Identity, *tls.Config) error{"calls": call, "is called": answer} {
 			want := c.call
 			if direction == "is called" {
 				want = c.back
 			}
-			err := do(t, server, &tls.Config{Certificates: []tls.Certificate{*c.cert}, NextProtos: []string{Protocol}})
+			err := do(t, server, &tls.Config{Certificates: []tls.Certificate{*c.cert}, NextProtos: []string{peertls.Protocol}})
 			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 				t.Errorf("%s %s: %v, want %q", c.name, direction, err, want)
 			}
 		}
 	}
-	testenv.WantError(t, call(t, server, &tls.Config{NextProtos: []string{Protocol}}), "didn't provide a certificate")
+	testenv.WantError(t, call(t, server, &tls.Config{NextProtos: []string{peertls.Protocol}}), "didn't provide a certificate")
 	good := *forged(t, p, pki.PeerCA, nil)
 	for name, config := range map[string]*tls.Config{
-		"without ALPN": {}, "with another's ALPN": {NextProtos: []string{"h2"}}, "TLS 1.2": {NextProtos: []string{Protocol}, MaxVersion: tls.VersionTLS12},
+		"without ALPN": {}, "with another's ALPN": {NextProtos: []string{"h2"}}, "TLS 1.2": {NextProtos: []string{peertls.Protocol}, MaxVersion: tls.VersionTLS12},
 	} {
 		config.Certificates = []tls.Certificate{good}
-		for direction, do := range map[string]func(*testing.T, *Identity, *tls.Config) error{"calls": call, "is called": answer} {
+		for direction, do := range map[string]func(*testing.T, *peertls.Identity, *tls.Config) error{"calls": call, "is called": answer} {
 			if err := do(t, server, config); err == nil || !strings.Contains(err.Error(), "tls: ") {
 				t.Errorf("%s, %s: %v", name, direction, err)
 			}
@@ -212,6 +213,6 @@ func TestRenewedCertificateServesNextConnection(t *testing.T) {
 	if a, b := <-serials, <-serials; a == "" || b == "" || a == b {
 		t.Errorf("serial numbers %q, %q", a, b)
 	}
-	none := testenv.Must(New(Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName}))(t)
-	testenv.ErrorIs(t, answer(t, none, &tls.Config{Certificates: []tls.Certificate{*forged(t, p, pki.PeerCA, nil)}, NextProtos: []string{Protocol}}), errNoCertificate, "without a certificate")
+	none := testenv.Must(peertls.New(peertls.Options{CA: p.CAPEM(pki.PeerCA), Name: pki.PeerName}))(t)
+	testenv.ErrorIs(t, answer(t, none, &tls.Config{Certificates: []tls.Certificate{*forged(t, p, pki.PeerCA, nil)}, NextProtos: []string{peertls.Protocol}}), peertls.ErrNoCertificate, "without a certificate")
 }

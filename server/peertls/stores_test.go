@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package peertls
+package peertls_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/server/peertls"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -25,7 +26,7 @@ func linesWith(log *testenv.Log, text string) (out []string) {
 	return out
 }
 
-func openStore(t *testing.T, i *Identity, name string, join []string) (*raftstore.Store, *testenv.Log, string) {
+func openStore(t *testing.T, i *peertls.Identity, name string, join []string) (*raftstore.Store, *testenv.Log, string) {
 	t.Helper()
 	l, log := listen(t), &testenv.Log{}
 	address := l.Addr().String()
