@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package appendfilter
+package appendfilter_test
 
 import (
 	"bytes"
@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/coracle-k8s/coracle/raftstore/appendfilter"
 )
 
 func entries(from, to uint64) []*raft.Log {
@@ -43,9 +45,9 @@ func TestEntriesCoveredByASnapshotAreCut(t *testing.T) {
 		"more committed than is proven": {message(15, 2, 99, nil), message(0, 0, 20, nil)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := Filter{Snapshot: func() (uint64, uint64) { return 20, 3 }}
+			f := appendfilter.Filter{Snapshot: func() (uint64, uint64) { return 20, 3 }}
 			received := test.received
-			got := f.after(&received)
+			got := f.After(&received)
 			if len(got.Entries) == 0 {
 				got.Entries = nil
 			}
@@ -53,7 +55,7 @@ func TestEntriesCoveredByASnapshotAreCut(t *testing.T) {
 				t.Errorf("got %+v, want %+v", *got, test.want)
 			}
 			f.Snapshot = func() (uint64, uint64) { return 0, 0 }
-			if got := f.after(&received); got != &received {
+			if got := f.After(&received); got != &received {
 				t.Errorf("without a snapshot it became %+v", got)
 			}
 		})
@@ -107,7 +109,7 @@ func TestSnapshotIsSkippedWhereRaftHasItsEntries(t *testing.T) {
 			r := &fake{append: func(*raft.AppendEntriesRequest) *raft.AppendEntriesResponse { return &test.raft }}
 			var tasks sync.WaitGroup
 			ended := 0
-			f := Filter{
+			f := appendfilter.Filter{
 				Snapshot: func() (uint64, uint64) { return 0, 0 }, Raft: r.take, Go: tasks.Go,
 				Install: func() (func(), error) { return func() { ended++ }, test.busy },
 			}
@@ -155,7 +157,7 @@ func TestInstallRefused(t *testing.T) {
 				return &raft.AppendEntriesResponse{Term: 7}
 			}
 			var tasks sync.WaitGroup
-			f := Filter{
+			f := appendfilter.Filter{
 				Snapshot: func() (uint64, uint64) { return 0, 0 }, Raft: r.take, Go: tasks.Go,
 				Install: func() (func(), error) { return func() {}, nil },
 			}
@@ -182,7 +184,7 @@ func TestInstallRefused(t *testing.T) {
 // A filter whose raft has ended does not wait for an answer.
 func TestFilterEndsWithItsRaft(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
-	f := Filter{Snapshot: func() (uint64, uint64) { return 0, 0 }, Raft: func(raft.RPC) bool { cancel(); return true }}
+	f := appendfilter.Filter{Snapshot: func() (uint64, uint64) { return 0, 0 }, Raft: func(raft.RPC) bool { cancel(); return true }}
 	if f.Handle(ctx, raft.RPC{Command: &raft.InstallSnapshotRequest{}}) {
 		t.Error("there is a raft")
 	}
