@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package acme
+package acme_test
 
 import (
 	"bytes"
@@ -23,6 +23,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/coracle-k8s/coracle/controllers/acme"
 )
 
 const directoryURL = "https://ca.example/directory"
@@ -125,7 +127,7 @@ func (p *problem) answer() (int, http.Header, []byte) {
 }
 
 func (p *problem) value() map[string]any {
-	return map[string]any{"type": urn + p.kind, "detail": p.detail, "status": p.status}
+	return map[string]any{"type": acme.URN + p.kind, "detail": p.detail, "status": p.status}
 }
 
 // payload reads what a JWS holds.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package acme
+package acme_test
 
 import (
 	"bufio"
@@ -36,6 +36,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/ptr"
 
+	"github.com/coracle-k8s/coracle/controllers/acme"
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -144,15 +145,15 @@ func (b *bed) dial(_ context.Context, _, address string) (net.Conn, error) {
 // lead has a manager work as a leader's does; what it returns ends the term.
 func (b *bed) lead() (end func()) {
 	ctx, cancel := context.WithCancel(b.Context())
-	return b.leadUntil(ctx, cancel, Options{Email: "a@example.org", Directory: directoryURL, Built: b.built})
+	return b.leadUntil(ctx, cancel, acme.Options{Email: "a@example.org", Directory: directoryURL, Built: b.built})
 }
 
-func (b *bed) leadUntil(ctx context.Context, cancel func(), o Options) (end func()) {
+func (b *bed) leadUntil(ctx context.Context, cancel func(), o acme.Options) (end func()) {
 	factory := informers.NewSharedInformerFactory(b.client, 0)
 	o.Client, o.Secrets, o.Slices = b.client, factory.Core().V1().Secrets().Lister(), factory.Discovery().V1().EndpointSlices().Lister()
 	o.Recorder, o.Dial, o.Transport = b.events, b.dial, b.ca
 	o.Logger = slog.New(slog.DiscardHandler)
-	m := New(o)
+	m := acme.New(o)
 	want := func(any) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -212,10 +213,10 @@ func (b *bed) certificate(namespace, name string) *x509.Certificate {
 // kept are the orders in the store.
 func (b *bed) kept() []string {
 	all := testenv.Must(
-		b.client.CoreV1().Secrets("kube-system").List(b.Context(), metav1.ListOptions{LabelSelector: orderLabel + "=true"}))(b)
+		b.client.CoreV1().Secrets("kube-system").List(b.Context(), metav1.ListOptions{LabelSelector: acme.OrderLabel + "=true"}))(b)
 	var out []string
 	for _, s := range all.Items {
-		out = append(out, s.Annotations[forAnnotation])
+		out = append(out, s.Annotations[acme.ForAnnotation])
 	}
 	return out
 }
@@ -247,7 +248,7 @@ func TestOrderedCertificateIsStoredInSecret(t *testing.T) {
 		if c == nil || !slices.Equal(c.DNSNames, []string{"a.example", "b.example"}) {
 			t.Fatalf("the certificate is %v; events: %s", c, b.said())
 		}
-		if s := b.secret("shop", "cert"); s.Type != corev1.SecretTypeTLS || !isOwned(s) {
+		if s := b.secret("shop", "cert"); s.Type != corev1.SecretTypeTLS || !acme.IsOwned(s) {
 			t.Errorf("the Secret is %v", s)
 		}
 		testenv.Equal(t, len(b.kept()), 0, "orders are left:")
@@ -255,7 +256,7 @@ func TestOrderedCertificateIsStoredInSecret(t *testing.T) {
 			t.Errorf("events: %s", got)
 		}
 		s := b.secret("kube-system", "ingress-acme")
-		if s.Annotations[accountAnnotation] != "https://ca.example/account/1" || s.Type != corev1.SecretTypeTLS || len(s.Data[corev1.TLSCertKey]) != 0 {
+		if s.Annotations[acme.AccountAnnotation] != "https://ca.example/account/1" || s.Type != corev1.SecretTypeTLS || len(s.Data[corev1.TLSCertKey]) != 0 {
 			t.Errorf("the account is %v", s)
 		}
 		before := len(b.ca.requests)
@@ -348,7 +349,7 @@ func TestNextLeaderContinuesInterruptedOrder(t *testing.T) {
 					}
 					return false, nil, nil
 				})
-				end := b.leadUntil(ctx, cancel, Options{Email: "a@example.org", Directory: directoryURL})
+				end := b.leadUntil(ctx, cancel, acme.Options{Email: "a@example.org", Directory: directoryURL})
 				b.pass(time.Minute)
 				end()
 				over = true
@@ -627,7 +628,7 @@ func TestRateLimitedOrderIsDelayed(t *testing.T) {
 		b.ca.noOrders = &problem{status: 429, kind: "rateLimited", detail: "too many new orders recently", retryAfter: 2 * time.Hour}
 		defer b.lead()()
 		b.pass(time.Hour)
-		if n := b.ca.did("/order"); n > most*7 {
+		if n := b.ca.did("/order"); n > acme.Most*7 {
 			t.Errorf("%d orders were asked for within an hour of limits", n)
 		}
 		testenv.Contains(t, b.said(), "the authority's limits are reached: too many new orders recently. It is tried again at 2000-01-01T02:00:0", "events:")

@@ -110,7 +110,7 @@ func (e *endless) Read(to []byte) (int, error) {
 
 func TestAuthoritysAnswersAreBounded(t *testing.T) {
 	e := &endless{}
-	c := &acme.Client{HTTPClient: New(Options{Transport: e}).http, DirectoryURL: directoryURL, RetryBackoff: func(int, *http.Request, *http.Response) time.Duration { return 0 }}
+	c := &acme.Client{HTTPClient: New(Options{Transport: e}).http, DirectoryURL: "https://ca.example/directory", RetryBackoff: func(int, *http.Request, *http.Response) time.Duration { return 0 }}
 	if _, err := c.Discover(t.Context()); err == nil || e.read > 2*maxResponse {
 		t.Errorf("%d bytes were read: %v", e.read, err)
 	}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package acme
+
+// What the tests from outside look for in Secrets and at the authority.
+const (
+	AccountAnnotation, ForAnnotation, OrderLabel = accountAnnotation, forAnnotation, orderLabel
+	Most, URN                                    = most, urn
+)
+
+var IsOwned = isOwned
