@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package config
+package config_test
 
 import (
 	"errors"
@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/coracle-k8s/coracle/internal/config"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
@@ -30,7 +31,7 @@ func (h host) Hostname() (string, error) { return h.name, nil }
 func (h host) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, a := range h.addrs {
-		if ip := netip.MustParseAddr(a); !within(ip, except) {
+		if ip := netip.MustParseAddr(a); !config.Within(ip, except) {
 			out = append(out, ip)
 		}
 	}
@@ -40,7 +41,7 @@ func (h host) Addresses(except []netip.Prefix) ([]netip.Addr, error) {
 func (h host) Owns(ip netip.Addr) (bool, error) { return slices.Contains(h.addrs, ip.String()), nil }
 
 // load parses flags over files, given by name and content, and environment.
-func load(t *testing.T, files map[string]string, environ []string, h Host, args ...string) (*Server, error) {
+func load(t *testing.T, files map[string]string, environ []string, h config.Host, args ...string) (*config.Server, error) {
 	t.Helper()
 	dir := t.TempDir()
 	files["config.yaml"] += ""
@@ -50,9 +51,9 @@ func load(t *testing.T, files map[string]string, environ []string, h Host, args 
 		testenv.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 	}
 	fs := pflag.NewFlagSet("server", pflag.ContinueOnError)
-	flags := Register(fs, ServerCommand)
+	flags := config.Register(fs, config.ServerCommand)
 	testenv.NoError(t, fs.Parse(append([]string{"--config", filepath.Join(dir, "config.yaml")}, args...)))
-	return LoadServer(Sources{Flags: flags, Environ: environ, Host: h})
+	return config.LoadServer(config.Sources{Flags: flags, Environ: environ, Host: h})
 }
 
 var board = host{"Board1", []string{"10.42.0.1", "192.0.2.7", "fd00::7"}}
@@ -68,10 +69,10 @@ func TestServerHasDefaultsWithoutFlags(t *testing.T) {
 		"kubelet":    {s.Paths.KubeletRoot, "/var/lib/kubelet"},
 		"dns":        {s.ClusterDNS.String(), "10.43.0.10"},
 		"pods":       {s.ClusterCIDRs[0].String(), "10.42.0.0/16"},
-		"mode":       {s.Kubeconfig, Kubeconfig{"/etc/coracle/coracle.yaml", 0o600, -1}},
+		"mode":       {s.Kubeconfig, config.Kubeconfig{"/etc/coracle/coracle.yaml", 0o600, -1}},
 		"encrypted":  {s.EncryptResources, []string{"secrets"}},
 		"run":        {s.Paths.RunDir, "/run/coracle"},
-		"node ports": {s.NodePorts, PortRange{30000, 32767}},
+		"node ports": {s.NodePorts, config.PortRange{30000, 32767}},
 		"back end":   {s.NetworkBackend, "vxlan"},
 	}
 	for name, c := range checks {
@@ -126,7 +127,7 @@ func TestTokenIsReadFromFile(t *testing.T) {
 
 func TestMachineWithoutAddressIsRefused(t *testing.T) {
 	_, err := load(t, map[string]string{}, nil, host{"a", []string{"10.42.0.1"}})
-	var p Problems
+	var p config.Problems
 	if !errors.As(err, &p) || len(p) != 1 || !strings.Contains(p[0], "--node-ip: this machine has no address but loopback") {
 		t.Errorf("got %v", err)
 	}
@@ -143,31 +144,14 @@ func TestUnknownProfileIsRefused(t *testing.T) {
 
 func TestAddressesAreThisMachines(t *testing.T) {
 	_, err := load(t, map[string]string{}, nil, board, "--node-ip=192.0.2.99", "--bind-address=192.0.2.98")
-	var p Problems
+	var p config.Problems
 	if !errors.As(err, &p) || len(p) != 2 || !strings.Contains(p[0], "--node-ip: 192.0.2.99 is not an address of this machine") || !strings.Contains(p[1], "--bind-address: 192.0.2.98") {
 		t.Errorf("got %v", err)
 	}
 	s, err := load(t, map[string]string{}, nil, board, "--node-ip=fd00::7,192.0.2.7", "--bind-address=0.0.0.0", "--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112")
 	testenv.False(t, err != nil || len(s.Node.IPs) != 2, "got %v", err)
-	if ok, err := (LocalHost{}).Owns(netip.MustParseAddr("127.0.0.1")); !ok || err != nil {
+	if ok, err := (config.LocalHost{}).Owns(netip.MustParseAddr("127.0.0.1")); !ok || err != nil {
 		t.Errorf("this machine has no loopback address: %v", err)
-	}
-}
-
-func TestEverySettingIsDescribed(t *testing.T) {
-	seen := map[string]bool{}
-	for i := range table {
-		s := &table[i]
-		for _, key := range []string{s.Name, s.EnvName()} {
-			testenv.False(t, seen[key], "%s is in the table twice", key)
-			seen[key] = true
-		}
-		if s.Help == "" || strings.HasSuffix(s.Help, ".") || s.Group == "" || s.Commands == 0 {
-			t.Errorf("--%s lacks help, group or command, or its help ends with a full stop", s.Name)
-		}
-		if s.Kind != Bool && s.Holder == "" {
-			t.Errorf("--%s has a value but no name for it", s.Name)
-		}
 	}
 }
 
@@ -195,22 +179,6 @@ func TestACMEOptionsAreCheckedAtStart(t *testing.T) {
 	}
 }
 
-// TestEverySettingIsRead guards against a row of the table that nothing looks at: a flag that does nothing.
-func TestEverySettingIsRead(t *testing.T) {
-	read := map[string]bool{"config": true}
-	for _, f := range []string{"server.go", "agent.go", "node.go", "snapshots.go", "ingress.go", "acme.go", "console.go"} {
-		text := testenv.Must(os.ReadFile(f))(t)
-		for _, s := range Table(nodeCommands) {
-			if strings.Contains(string(text), `"`+s.Name+`"`) {
-				read[s.Name] = true
-			}
-		}
-	}
-	for _, s := range Table(nodeCommands) {
-		testenv.False(t, !read[s.Name], "--%s is in the table, but nothing reads it", s.Name)
-	}
-}
-
 func TestK3sSettingsAreExplained(t *testing.T) {
 	page, err := os.ReadFile("../../docs/coming-from-k3s.md")
 	testenv.NoError(t, err)
@@ -221,14 +189,14 @@ func TestK3sSettingsAreExplained(t *testing.T) {
 			if strings.HasPrefix(flag[1], "cluster-reset") {
 				continue // a flag of the command alone: it has no place in a file
 			}
-			if Lookup(flag[1]) == nil && k3sHint(flag[1]) == "" {
+			if config.Lookup(flag[1]) == nil && config.K3sHint(flag[1]) == "" {
 				t.Errorf("k3s' --%s is on the page, but is no setting and has no hint", flag[1])
 			}
 		}
 	}
 	testenv.True(t, listed >= 80, "the page lists %d flags of k3s, too few: did its tables change?", listed)
-	for name := range k3sOnly {
-		testenv.True(t, Lookup(name) == nil, "--%s is in the table by now", name)
+	for name := range config.K3sOnly {
+		testenv.True(t, config.Lookup(name) == nil, "--%s is in the table by now", name)
 	}
 	_, err = load(t, map[string]string{"config.yaml": "flannel-backend: vxlan\n"}, nil, board)
 	testenv.WantError(t, err, `config.yaml:1: unknown key "flannel-backend"; coracle does not have this setting of k3s: it is called --network-backend here`)
@@ -255,16 +223,6 @@ func TestExternalNetworkNeedsExternalAddress(t *testing.T) {
 		if c.bad && (err == nil || !strings.Contains(err.Error(), "--network-external-ip")) || !c.bad && (err != nil || !s.Node.NetworkExternal) {
 			t.Errorf("%v: %v", c.args, err)
 		}
-	}
-}
-
-func TestNearestFlagIsSuggested(t *testing.T) {
-	candidates := names(Table(ServerCommand))
-	for typed, want := range map[string]string{
-		"cluster-cdir": "cluster-cidr", "clustercidr": "cluster-cidr", "kubelet_arg": "kubelet-arg", "data": "data-dir",
-		"tls-sans": "tls-san", "x": "", "zzzzzzzzzz": "", "kube-api-server-arg": "kube-apiserver-arg", "TOKEN": "token",
-	} {
-		testenv.Equal(t, Nearest(typed, candidates), want, "%q:", typed)
 	}
 }
 
@@ -296,7 +254,7 @@ func TestLocalStoragePathsAreParsed(t *testing.T) {
 		t.Errorf("%v, %v", err, s)
 	}
 	s, err = load(t, map[string]string{"config.yaml": "default-local-storage-path: [/srv/volumes/, /mnt/ssd/volumes, /srv/volumes]\ndisable: [local-storage]\n"}, nil, board)
-	if want := []string{"/srv/volumes", "/mnt/ssd/volumes"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || !s.Disabled(PartLocalStorage) {
+	if want := []string{"/srv/volumes", "/mnt/ssd/volumes"}; err != nil || !reflect.DeepEqual(s.Node.StoragePaths, want) || !s.Disabled(config.PartLocalStorage) {
 		t.Errorf("%v, %v", err, s)
 	}
 	// It would be closed to everybody else.
@@ -385,23 +343,17 @@ func TestNameWithID(t *testing.T) {
 		t.Fatalf("%v, %v", err, s)
 	}
 	dir := filepath.Join(t.TempDir(), "agent")
-	first, err := NameWithID("board1", dir)
+	first, err := config.NameWithID("board1", dir)
 	if err != nil || len(first) != len("board1-00000000") || !strings.HasPrefix(first, "board1-") {
 		t.Fatalf("%q, %v", first, err)
 	}
-	testenv.Equal(t, testenv.Must(NameWithID("board1", dir))(t), first, "a second start:")
-	if other, err := NameWithID("board1", t.TempDir()); err != nil || other == first {
+	testenv.Equal(t, testenv.Must(config.NameWithID("board1", dir))(t), first, "a second start:")
+	if other, err := config.NameWithID("board1", t.TempDir()); err != nil || other == first {
 		t.Errorf("another machine: %q, %v", other, err)
 	}
-	testenv.WantError(t, testenv.Err(NameWithID(strings.Repeat("a", 60), dir)), "--with-node-id")
+	testenv.WantError(t, testenv.Err(config.NameWithID(strings.Repeat("a", 60), dir)), "--with-node-id")
 	testenv.NoError(t, os.WriteFile(filepath.Join(dir, "node-id"), []byte("Not An Id"), 0o600))
-	testenv.WantError(t, testenv.Err(NameWithID("board1", dir)), "node-id")
-}
-
-func TestPermanentAddressesPrecedeTemporaryOnes(t *testing.T) {
-	a, b, c := netip.MustParseAddr("2001:db8::a"), netip.MustParseAddr("2001:db8::b"), netip.MustParseAddr("192.0.2.1")
-	got := lastingFirst([]netip.Addr{a, b, c}, map[netip.Addr]bool{a: true})
-	testenv.EqualSlices(t, got, []netip.Addr{b, c, a}, "")
+	testenv.WantError(t, testenv.Err(config.NameWithID("board1", dir)), "node-id")
 }
 
 func TestConsoleListenAddressIsChecked(t *testing.T) {

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+// For the tests from outside.
+var Within, K3sHint, K3sOnly = within, k3sHint, k3sOnly
