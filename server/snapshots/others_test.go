@@ -27,16 +27,16 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 	m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 	save := func(name string) string {
 		t.Helper()
-		m.put("a", name)
+		m.Put("a", name)
 		info := testenv.Must(m.Save(t.Context(), name))(t)
-		m.clock.Step(time.Second)
+		m.Clock.Step(time.Second)
 		return info.Name
 	}
 	scheduled := func() string {
 		t.Helper()
-		m.put("a", m.clock.Now().String())
+		m.Put("a", m.Clock.Now().String())
 		testenv.NoError(t, m.scheduled(t.Context()))
-		m.clock.Step(time.Second)
+		m.Clock.Step(time.Second)
 		newest, err := m.newest()
 		if err != nil || newest == nil {
 			t.Fatal(newest, err)
@@ -97,7 +97,7 @@ func TestSnapshotsAreFoundHoweverFolderIsSpelt(t *testing.T) {
 			values[config.S3Folder] = folder
 			settings := mustS3(t, values)
 			m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
-			m.mustSave()
+			m.MustSave()
 			if list, err := m.List(t.Context()); err != nil || len(list) != 2 || list[1].Problem != "" {
 				t.Errorf("listed are %+v, %v", list, err)
 			}
@@ -123,8 +123,8 @@ func TestPruneKeepsWhatS3ShouldKeep(t *testing.T) {
 			return config.ParseS3(config.OverlayS3(f.settings(), QueryOf(ctx).Values))
 		}
 		for i := range 4 {
-			m.put("a", fmt.Sprint(i))
-			m.mustSave()
+			m.Put("a", fmt.Sprint(i))
+			m.MustSave()
 		}
 		ctx := WithQuery(t.Context(), config.AskedS3{Values: c.asked})
 		if _, err := m.Prune(ctx, "", 1); err != nil || len(names(t, m.o.Dir)) != c.here || len(f.keys()) != c.onS3 {
@@ -136,7 +136,7 @@ func TestPruneKeepsWhatS3ShouldKeep(t *testing.T) {
 // TestS3ErrorsKeepSecrets: whatever goes wrong, neither a key nor a token nor the proxy's password is said.
 func TestS3ErrorsKeepSecrets(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
-	m.put("a", "1")
+	m.Put("a", "1")
 	closed := "127.0.0.1:1"
 	secrets := map[string]string{config.S3SecretKey: "sEcReTkEy", config.S3SessionToken: "tOkEn"}
 	for what, change := range map[string]map[string]string{
@@ -157,7 +157,7 @@ func TestS3ErrorsKeepSecrets(t *testing.T) {
 			settings.Timeout = 5 * time.Second // attempts go on until then
 			m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 			_, err = m.Save(t.Context(), "")
-			m.clock.Step(time.Second)
+			m.Clock.Step(time.Second)
 		}
 		testenv.False(t, err == nil && what != "what S3 does not allow", "%s: it works", what)
 		for _, secret := range []string{"sEcReTkEy", "tOkEn", "pAsSwOrD"} {

@@ -33,7 +33,7 @@ func TestOutageOfS3(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.withS3(f, nil)
 	board := m.scheduler()
-	change := func() { m.put("/registry/pods/a/one", m.clock.Now().String()) }
+	change := func() { m.Put("/registry/pods/a/one", m.Clock.Now().String()) }
 	for range 3 {
 		change()
 		m.pass(12 * time.Hour)
@@ -98,8 +98,8 @@ func TestTwoClustersInOneFolder(t *testing.T) {
 	f, first, second := newFakeS3(t), newMachine(t), newMachine(t)
 	first.withS3(f, nil)
 	second.withS3(f, nil)
-	first.put("/registry/pods/a/one", "1")
-	second.put("/registry/pods/a/one", "2")
+	first.Put("/registry/pods/a/one", "1")
+	second.Put("/registry/pods/a/one", "2")
 	testenv.NoError(t, first.scheduled(t.Context()))
 	key := f.keys()[0]
 	whole := f.objects[key]
@@ -129,7 +129,7 @@ func TestTwoClustersInOneFolder(t *testing.T) {
 func TestPartialS3ObjectIsUploadedAgain(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.withS3(f, nil)
-	m.put("/registry/pods/a/one", "1")
+	m.Put("/registry/pods/a/one", "1")
 	testenv.NoError(t, m.scheduled(t.Context()))
 	key := f.keys()[0]
 	whole := f.objects[key]
@@ -146,9 +146,9 @@ func TestPartialS3ObjectIsUploadedAgain(t *testing.T) {
 func TestManyObjectsOfOthers(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	m.withS3(f, nil)
-	m.mustSave()
-	second := m.mustSave()
-	third := m.mustSave()
+	m.MustSave()
+	second := m.MustSave()
+	third := m.MustSave()
 	for i := range 600 {
 		f.objects[fmt.Sprintf("a/b/other-%04d", i)] = []byte("another program's")
 		f.objects[fmt.Sprintf("a/b/on-demand-board1-%04d", i)] = []byte("another program's")
@@ -171,7 +171,7 @@ func TestRangesAreNotHeeded(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	settings := m.withS3(f, nil)
 	f.whole = true
-	info := m.mustSave()
+	info := m.MustSave()
 	f.objects["a/b/big"] = append(bytes.Clone(f.objects["a/b/"+info.Name]), make([]byte, 1<<20)...)
 	b := testenv.Must(openBucket(settings))(t)
 	defer b.close()
@@ -188,7 +188,7 @@ func TestRangesAreNotHeeded(t *testing.T) {
 func TestFetchIsAllOrNothing(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
 	settings := m.withS3(f, nil)
-	info := m.mustSave()
+	info := m.MustSave()
 	key := "a/b/" + info.Name
 	whole, dir := f.objects[key], t.TempDir()
 	changed := bytes.Clone(whole)

@@ -187,10 +187,10 @@ func (f *fakeS3) keys() []string {
 // and restored there.
 func TestSnapshotInS3IsListedFetchedAndPruned(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
-	m.put("a", "1")
+	m.Put("a", "1")
 	settings := mustS3(t, f.settings())
 	m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
-	info := m.mustSave()
+	info := m.MustSave()
 	f.objects["a/b/notes.txt"] = []byte("another program's")
 	f.objects["a/other"] = []byte("in another folder")
 	list, err := m.List(t.Context())
@@ -199,10 +199,10 @@ func TestSnapshotInS3IsListedFetchedAndPruned(t *testing.T) {
 	}
 	dir := t.TempDir()
 	path := testenv.Must(Fetch(t.Context(), settings, info.Name, dir))(t)
-	testenv.Check(t, testenv.Err(Restore(target(t), path, m.key)))
+	testenv.Check(t, testenv.Err(Restore(target(t), path, m.Key)))
 	testenv.WantError(t, testenv.Err(Fetch(t.Context(), settings, "nothing", dir)), "fetching nothing")
 	testenv.Equal(t, len(names(t, dir)), 1, "left over:")
-	second := m.mustSave()
+	second := m.MustSave()
 	if deleted, err := m.Prune(t.Context(), "", 1); err != nil || len(deleted) != 1 || deleted[0] != info.Name || slices.Contains(f.keys(), "a/b/"+info.Name) {
 		t.Errorf("pruned %q, %v; there are %q", deleted, err, f.keys())
 	}
@@ -215,7 +215,7 @@ func TestSnapshotInS3IsListedFetchedAndPruned(t *testing.T) {
 // TestS3ForOneRequest: a request may mean an object store of its own; the next one does not.
 func TestS3ForOneRequest(t *testing.T) {
 	f, m := newFakeS3(t), newMachine(t)
-	m.put("a", "1")
+	m.Put("a", "1")
 	m.o.S3 = func(ctx context.Context) (*config.S3, error) {
 		if a := QueryOf(ctx); a.On != nil && *a.On {
 			return config.ParseS3(a.Values)
@@ -236,7 +236,7 @@ func TestS3ForOneRequest(t *testing.T) {
 	}
 	var here, there Info
 	ask(http.MethodPost, Path, "", &here)
-	m.clock.Step(time.Second)
+	m.Clock.Step(time.Second)
 	if keys := f.keys(); len(keys) > 0 {
 		t.Errorf("the server's own request copied %q", keys)
 	}
@@ -288,7 +288,7 @@ func TestScheduleWithS3(t *testing.T) {
 	m.o.S3 = func(context.Context) (*config.S3, error) { return settings, nil }
 	f.deny = true
 	board := m.scheduler()
-	m.put("/registry/pods/a/one", "1")
+	m.Put("/registry/pods/a/one", "1")
 	m.pass(12 * time.Hour)
 	if c := board.Components()[0]; c.State != status.Degraded || !strings.Contains(c.Message, "is on this machine, but not elsewhere") ||
 		!strings.Contains(c.Message, "check the access key") || len(m.scheduledInFolder()) != 1 {
@@ -302,7 +302,7 @@ func TestScheduleWithS3(t *testing.T) {
 		t.Errorf("%+v; here %q, on S3 %q", c, m.scheduledInFolder(), f.keys())
 	}
 	for i := range 3 {
-		m.put("/registry/pods/a/one", strconv.Itoa(i))
+		m.Put("/registry/pods/a/one", strconv.Itoa(i))
 		m.pass(12 * time.Hour)
 	}
 	if len(m.scheduledInFolder()) != 4 || len(f.keys()) != 2 {
@@ -338,7 +338,7 @@ func TestS3ErrorsHaveHints(t *testing.T) {
 		values := f.settings()
 		maps.Copy(values, change)
 		m.o.S3 = func(context.Context) (*config.S3, error) { return config.ParseS3(values) }
-		m.clock.Step(time.Second)
+		m.Clock.Step(time.Second)
 		_, err := m.Save(t.Context(), "")
 		return err
 	}

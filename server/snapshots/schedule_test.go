@@ -53,7 +53,7 @@ func TestServersTakeTurnsOnSchedule(t *testing.T) {
 func (m *machine) scheduler() *status.Board {
 	m.t.Helper()
 	m.o.Schedule = schedule(m.t, "0 */12 * * *")
-	board := status.NewBoard(m.clock.Now)
+	board := status.NewBoard(m.Clock.Now)
 	m.o.Part = board.Part("snapshots")
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -66,12 +66,12 @@ func (m *machine) scheduler() *status.Board {
 // atRest waits until the schedule waits for the clock.
 func (m *machine) atRest() {
 	m.t.Helper()
-	testenv.Until(m.t, 2*time.Minute, "the schedule waits for the clock", m.clock.HasWaiters)
+	testenv.Until(m.t, 2*time.Minute, "the schedule waits for the clock", m.Clock.HasWaiters)
 }
 
 func (m *machine) pass(d time.Duration) {
 	m.t.Helper()
-	m.clock.Step(d)
+	m.Clock.Step(d)
 	m.atRest()
 }
 
@@ -89,10 +89,10 @@ func (m *machine) scheduledOnes() (out []string) {
 
 func TestScheduledSnapshotIsTakenOnlyAfterChanges(t *testing.T) {
 	m := newMachine(t)
-	m.put("/registry/pods/a/one", "1")
-	m.put("/registry/minions/board1", "1")
-	m.mustSave()
-	m.put("/registry/pods/a/one", "2")
+	m.Put("/registry/pods/a/one", "1")
+	m.Put("/registry/minions/board1", "1")
+	m.MustSave()
+	m.Put("/registry/pods/a/one", "2")
 	board := m.scheduler()
 	expect := func(n int, why string) {
 		t.Helper()
@@ -115,21 +115,21 @@ func TestScheduledSnapshotIsTakenOnlyAfterChanges(t *testing.T) {
 	for _, key := range []string{
 		"/registry/leases/kube-node-lease/board1", "/registry/events/a/e", "/registry/minions/board1", "compact_rev_key",
 	} {
-		m.put(key, "new")
+		m.Put(key, "new")
 	}
 	m.pass(half)
 	expect(1, "the cluster has only shown that it lives, and the store has marked what it compacts to")
-	m.put("/registry/minions/board2", "1")
+	m.Put("/registry/minions/board2", "1")
 	m.pass(half)
 	expect(2, "a node came")
-	testenv.Must(m.store.Client().Delete(t.Context(), "/registry/pods/a/one"))(t)
+	testenv.Must(m.Store.Client().Delete(t.Context(), "/registry/pods/a/one"))(t)
 	m.pass(half)
 	expect(3, "a pod went")
-	m.files = map[string][]byte{"key": []byte("new")}
+	m.Files = map[string][]byte{"key": []byte("new")}
 	m.pass(half)
 	expect(4, "a key was replaced")
 	for range 3 {
-		m.put("/registry/pods/a/one", m.clock.Now().String())
+		m.Put("/registry/pods/a/one", m.Clock.Now().String())
 		m.pass(half)
 	}
 	expect(5, "as many as are kept")
@@ -142,8 +142,8 @@ func TestScheduledSnapshotIsTakenOnlyAfterChanges(t *testing.T) {
 	if got := m.scheduledOnes(); got[len(got)-1] == newest {
 		t.Error("the newest one is damaged, and no other was taken")
 	}
-	m.clock.SetTime(start) // the clock is set back by days
-	m.put("/registry/pods/a/one", "after the clock was set")
+	m.Clock.SetTime(start) // the clock is set back by days
+	m.Put("/registry/pods/a/one", "after the clock was set")
 	m.pass(time.Minute)
 	before := len(m.scheduledOnes())
 	m.pass(half)
@@ -173,9 +173,9 @@ func TestFailedScheduledSnapshotIsRetried(t *testing.T) {
 // TestMissedSnapshotIsSavedAtStart: a board that is switched off at night saves when it is on.
 func TestMissedSnapshotIsSavedAtStart(t *testing.T) {
 	m := newMachine(t)
-	m.mustSave()
-	m.put("/registry/pods/a/one", "1")
-	m.clock.Step(13 * time.Hour)
+	m.MustSave()
+	m.Put("/registry/pods/a/one", "1")
+	m.Clock.Step(13 * time.Hour)
 	m.scheduler()
 	m.pass(4 * time.Minute)
 	testenv.Equal(t, len(m.scheduledOnes()), 0, "before the cluster came to rest:")
@@ -185,7 +185,7 @@ func TestMissedSnapshotIsSavedAtStart(t *testing.T) {
 
 func TestDisabledScheduleRemovesInterruptedSnapshots(t *testing.T) {
 	m := newMachine(t)
-	board := status.NewBoard(m.clock.Now)
+	board := status.NewBoard(m.Clock.Now)
 	m.o.Part = board.Part("snapshots")
 	testenv.NoError(t, errors.Join(os.Mkdir(m.o.Dir, 0o700), os.WriteFile(filepath.Join(m.o.Dir, half+"1"), nil, 0o600)))
 	m.Run(t.Context()) // ends at once

@@ -17,7 +17,7 @@ func TestSummaryCountsSnapshotsAndFailures(t *testing.T) {
 	m := newMachine(t)
 	testenv.Equal(t, testenv.Must(m.Summary())(t), (status.Snapshots{}), "before the first one:")
 	testenv.Must(m.Save(t.Context(), ""))(t)
-	m.clock.Step(time.Hour)
+	m.Clock.Step(time.Hour)
 	newest := testenv.Must(m.Save(t.Context(), ""))(t)
 	_ = m.count(errors.New("the disk is full"))
 	// What is no snapshot does not count.
