@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package ingress
+package ingress_test
 
 import (
 	"crypto/tls"
@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/coracle-k8s/coracle/controllers/ingress"
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -57,7 +58,7 @@ func TestDefaultCertificateIsKept(t *testing.T) {
 		wake()
 		now := b.defaultCertificate()
 		pair, err = tls.X509KeyPair(now.Data[corev1.TLSCertKey], now.Data[corev1.TLSPrivateKeyKey])
-		if err != nil || pair.Leaf.NotAfter.Before(time.Now().Add(defaultRest)) {
+		if err != nil || pair.Leaf.NotAfter.Before(time.Now().Add(ingress.DefaultRest)) {
 			t.Errorf("it was not renewed: %v", err)
 		}
 	})
@@ -91,5 +92,5 @@ func TestDefaultCertificateOfAUser(t *testing.T) {
 }
 
 func pairOf(t *testing.T) map[string][]byte {
-	return testenv.Must(newDefault(time.Now()))(t)
+	return testenv.Must(ingress.NewDefault(time.Now()))(t)
 }

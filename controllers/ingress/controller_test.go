@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package ingress
+package ingress_test
 
 import (
 	"context"
@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/ptr"
 
+	"github.com/coracle-k8s/coracle/controllers/ingress"
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/test/testenv"
@@ -83,17 +84,17 @@ func TestSlicesNameNodesThatServe(t *testing.T) {
 		{"with a forged annotation", []*corev1.Node{node("a", "http=0,https=70000,ssh=22,https=-1,=", true, "192.0.2.1")}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			testenv.Equal(t, slicesText(slicesOf(c.nodes)), c.want, "the slices are")
+			testenv.Equal(t, slicesText(ingress.SlicesOf(c.nodes)), c.want, "the slices are")
 			slices.Reverse(c.nodes)
-			testenv.Equal(t, slicesText(slicesOf(c.nodes)), c.want, "in another order they are")
+			testenv.Equal(t, slicesText(ingress.SlicesOf(c.nodes)), c.want, "in another order they are")
 		})
 	}
 	var many []*corev1.Node
 	for i := range 250 {
 		many = append(many, node(fmt.Sprintf("n%03d", i), usual, true, fmt.Sprintf("10.0.%d.%d", i/200, i%200+1)))
 	}
-	all := slicesOf(many)
-	if names := slices.Sorted(maps.Keys(all)); len(names) != 3 || len(all[names[0]].Endpoints) != perSlice || len(all[names[2]].Endpoints) != 50 {
+	all := ingress.SlicesOf(many)
+	if names := slices.Sorted(maps.Keys(all)); len(names) != 3 || len(all[names[0]].Endpoints) != ingress.PerSlice || len(all[names[2]].Endpoints) != 50 {
 		t.Errorf("250 nodes have the slices %v", names)
 	}
 }
@@ -115,7 +116,7 @@ func runPrepared(t *testing.T, prepare func(*fake.Clientset), test func(b bed)) 
 		b := bed{t, fake.NewClientset(), record.NewFakeRecorder(100)}
 		prepare(b.client)
 		factory := informers.NewSharedInformerFactory(b.client, 0)
-		c := testenv.Must(New(Options{Client: b.client, Informers: factory, Recorder: b.events}))(t)
+		c := testenv.Must(ingress.New(ingress.Options{Client: b.client, Informers: factory, Recorder: b.events}))(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		factory.Start(ctx.Done())
@@ -205,7 +206,7 @@ func TestServiceExistsWhileIngressesDo(t *testing.T) {
 		testenv.Equal(t, b.said(), "", "said again:")
 
 		testenv.NoError(b, b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}))
-		time.Sleep(unusedFor - time.Minute)
+		time.Sleep(ingress.UnusedFor - time.Minute)
 		testenv.True(t, b.service() != nil, "the Service has gone with its only Ingress, which may be replaced")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
@@ -270,7 +271,7 @@ func TestNodeWithOccupiedPortIsNoEndpoint(t *testing.T) {
 		const all = "IPv4 http=10054 https=10055 192.0.2.1@a 192.0.2.2@b 192.0.2.3@c"
 		testenv.Equal(t, b.slices(), two, "the slices are")
 		said := b.said()
-		if strings.Count(said, ReasonPortInUse) != 1 || !strings.Contains(said, "the node b is no address of Ingresses: another program there listens at TCP 80, 443") {
+		if strings.Count(said, ingress.ReasonPortInUse) != 1 || !strings.Contains(said, "the node b is no address of Ingresses: another program there listens at TCP 80, 443") {
 			t.Errorf("the events are %q", said)
 		}
 		addresses := func(ips ...string) {
@@ -287,7 +288,7 @@ func TestNodeWithOccupiedPortIsNoEndpoint(t *testing.T) {
 		addresses("198.51.100.7")
 		testenv.Equal(t, b.slices(), all, "with an address of a pool the slices are")
 		addresses("192.0.2.1", "192.0.2.3")
-		if got := b.slices(); got != two || !strings.Contains(b.said(), ReasonPortInUse) {
+		if got := b.slices(); got != two || !strings.Contains(b.said(), ingress.ReasonPortInUse) {
 			t.Errorf("with addresses of nodes again the slices are %s", got)
 		}
 		testenv.Must(nodes.Update(b.Context(), node("b", "http=10054,https=10055", true, "192.0.2.2"), metav1.UpdateOptions{}))(b)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package ingress
+package ingress_test
 
 import (
 	"sync/atomic"
@@ -16,34 +16,6 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 )
-
-// TestRefusedWritesAreTriedLessOften: a write that the API always refuses is tried 20 times in an hour and not 3,600
-// times, and at once when the object has changed.
-func TestRefusedWritesAreTriedLessOften(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r, n := newRefusals(), 0
-		refused := apierrors.NewForbidden(schema.GroupResource{Resource: "ingresses"}, "x", nil)
-		write := func() error {
-			n++
-			return refused
-		}
-		tried := map[string]bool{"a/x": true}
-		for end := time.Now().Add(time.Hour); time.Now().Before(end); time.Sleep(r.again(tried)) { // fake time
-			_ = r.try("a/x", "1", write)
-		}
-		if n < 12 || n > 25 {
-			t.Errorf("%d attempts within an hour", n)
-		}
-		before := n
-		_ = r.try("a/x", "2", write)
-		if n != before+1 || r.again(tried) > 2*retry {
-			t.Errorf("the changed object: %d attempts, the next after %s", n-before, r.again(tried))
-		}
-		if r.again(nil) != 0 || len(r.held) != 0 {
-			t.Error("a deleted object is still held")
-		}
-	})
-}
 
 // TestRefusedStatusIsNotWrittenEachSecond: by the controller, with an admission policy that refuses the status of an
 // Ingress.
