@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package images
+package images_test
 
 import (
 	"context"
@@ -20,6 +20,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/agent/images"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -85,8 +86,8 @@ func (x *fixture) logged() string {
 	return x.log.String()
 }
 
-func (x *fixture) folder() *Folder {
-	return &Folder{
+func (x *fixture) folder() *images.Folder {
+	return &images.Folder{
 		Dir: filepath.Join(x.dir, "images"), IndexFile: filepath.Join(x.dir, "record.json"), Store: x.store,
 		Logger: slog.New(slog.NewTextHandler(x, nil)), Settle: 20 * time.Millisecond,
 	}
@@ -178,7 +179,7 @@ func TestImagesAreImportedWithoutInotify(t *testing.T) {
 		x := newFixture(t)
 		x.put("first.tar", "images first:1")
 		folder := x.folder()
-		folder.newWatcher = func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE }
+		folder.SetNewWatcher(func() (*fsnotify.Watcher, error) { return nil, unix.EMFILE })
 		stop := testenv.Run(t, folder.Run)
 		synctest.Wait()
 		x.wantImports(1)
@@ -199,7 +200,7 @@ func TestRunWaitsForTheWriter(t *testing.T) {
 	path := x.put("slow.tar", "images ")
 	f := testenv.Must(os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0))(t)
 	probe := testenv.Must(os.Open(path))(t)
-	leases := beingWritten(probe)
+	leases := images.BeingWritten(probe)
 	probe.Close()
 	if !leases {
 		t.Skip("the file system of the temporary directory has no leases")
@@ -237,7 +238,7 @@ func TestUnchangedArchiveIsImportedOnce(t *testing.T) {
 	ctx := context.Background()
 	once := func(want int) {
 		t.Helper()
-		testenv.NoError(t, ImportOnce(ctx, x.store, path, "pause:1", record))
+		testenv.NoError(t, images.ImportOnce(ctx, x.store, path, "pause:1", record))
 		x.wantImports(want)
 	}
 	once(1)
@@ -248,7 +249,7 @@ func TestUnchangedArchiveIsImportedOnce(t *testing.T) {
 	once(3)
 	x.put("pause.tar", "images other:1")
 	x.store.images = map[string]bool{}
-	testenv.WantError(t, ImportOnce(ctx, x.store, path, "pause:1", record), "pause:1")
+	testenv.WantError(t, images.ImportOnce(ctx, x.store, path, "pause:1", record), "pause:1")
 }
 
 func TestUnnamedImageIsNamedAfterItsFile(t *testing.T) {
@@ -257,11 +258,11 @@ func TestUnnamedImageIsNamedAfterItsFile(t *testing.T) {
 		"My App_1.2.tar.zst": "docker.io/library/my-app_1.2",
 		"x.tgz":              "docker.io/library/x",
 	} {
-		testenv.Equal(t, FallbackName(file), want, "%s:", file)
+		testenv.Equal(t, images.FallbackName(file), want, "%s:", file)
 	}
 }
 
 func TestBareTagGetsTheFallbackName(t *testing.T) {
-	testenv.Equal(t, refName("v1", "docker.io/library/web"), "docker.io/library/web:v1", "")
-	testenv.Equal(t, refName("example.org/web:v1", "docker.io/library/web"), "example.org/web:v1", "")
+	testenv.Equal(t, images.RefName("v1", "docker.io/library/web"), "docker.io/library/web:v1", "")
+	testenv.Equal(t, images.RefName("example.org/web:v1", "docker.io/library/web"), "example.org/web:v1", "")
 }
