@@ -1,30 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package term
+package term_test
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
-	"runtime/pprof"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
-	"k8s.io/utils/buffer"
 
-	"github.com/coracle-k8s/coracle/internal/kubecompat"
+	"github.com/coracle-k8s/coracle/controllers/term"
 	"github.com/coracle-k8s/coracle/server/apiserver/memtransport"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -35,7 +27,7 @@ var nowhere = &rest.Config{Host: "http://192.0.2.1"}
 func TestRunWaitsForUnownedGoroutines(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	release, ended := make(chan struct{}), make(chan struct{})
-	part := func(ctx context.Context, _ *Term) error {
+	part := func(ctx context.Context, _ *term.Term) error {
 		go func() {
 			go func() { // a grandchild is the term's as well
 				defer close(ended)
@@ -46,7 +38,7 @@ func TestRunWaitsForUnownedGoroutines(t *testing.T) {
 		return nil
 	}
 	done := make(chan error)
-	go func() { done <- Run(ctx, Options{Config: nowhere}, part) }()
+	go func() { done <- term.Run(ctx, term.Options{Config: nowhere}, part) }()
 	select {
 	case err := <-done:
 		t.Fatalf("it returned %v while a goroutine ran", err)
@@ -61,12 +53,12 @@ func TestRunGivesUpOnStragglersAndShowsThem(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	release := make(chan struct{})
 	defer close(release)
-	err := Run(ctx, Options{Config: nowhere, Patience: 50 * time.Millisecond}, func(context.Context, *Term) error {
+	err := term.Run(ctx, term.Options{Config: nowhere, Patience: 50 * time.Millisecond}, func(context.Context, *term.Term) error {
 		go straggle(release)
 		cancel()
 		return nil
 	})
-	if !errors.Is(err, ErrStragglers) || !strings.Contains(err.Error(), "term.straggle") {
+	if !errors.Is(err, term.ErrStragglers) || !strings.Contains(err.Error(), "term_test.straggle") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -76,13 +68,13 @@ func straggle(release <-chan struct{}) { <-release }
 func TestRunGivesUpOnAStuckComponent(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	release := make(chan struct{})
-	err := Run(ctx, Options{Config: nowhere, Patience: 50 * time.Millisecond}, func(context.Context, *Term) error {
+	err := term.Run(ctx, term.Options{Config: nowhere, Patience: 50 * time.Millisecond}, func(context.Context, *term.Term) error {
 		cancel()
 		straggle(release)
 		return nil
 	})
-	testenv.ErrorIs(t, err, ErrStragglers)
-	_, _, err = start(t.Context(), Options{Config: nowhere})
+	testenv.ErrorIs(t, err, term.ErrStragglers)
+	_, _, err = term.Start(t.Context(), term.Options{Config: nowhere})
 	testenv.WantError(t, err, "previous term")
 	close(release)
 	informersAreFree(t)
@@ -91,7 +83,7 @@ func TestRunGivesUpOnAStuckComponent(t *testing.T) {
 // informersAreFree waits until a term that Run gave up on has ended nevertheless and let go of its informers.
 func informersAreFree(t *testing.T) {
 	for {
-		again, _, err := start(t.Context(), Options{Config: nowhere})
+		again, _, err := term.Start(t.Context(), term.Options{Config: nowhere})
 		if err == nil {
 			again.Informers.Shutdown()
 			return
@@ -102,9 +94,9 @@ func informersAreFree(t *testing.T) {
 
 func TestAFailingPartEndsTheTerm(t *testing.T) {
 	failure := errors.New("no rudder")
-	err := Run(t.Context(), Options{Config: nowhere},
-		func(context.Context, *Term) error { return failure },
-		func(ctx context.Context, t *Term) error {
+	err := term.Run(t.Context(), term.Options{Config: nowhere},
+		func(context.Context, *term.Term) error { return failure },
+		func(ctx context.Context, t *term.Term) error {
 			if t.StartInformers(ctx) {
 				return errors.New("the informers started, though a part never called for them")
 			}
@@ -119,7 +111,7 @@ func TestAFailingPartEndsTheTerm(t *testing.T) {
 func TestTermsFollowOneAnother(t *testing.T) {
 	for range 3 {
 		ctx, cancel := context.WithCancel(t.Context())
-		err := Run(ctx, Options{Config: nowhere}, func(ctx context.Context, t *Term) error {
+		err := term.Run(ctx, term.Options{Config: nowhere}, func(ctx context.Context, t *term.Term) error {
 			if !t.StartInformers(ctx) {
 				return errors.New("the informers did not start")
 			}
@@ -139,7 +131,7 @@ func handledBy(t *testing.T, h http.HandlerFunc) *rest.Config {
 }
 
 // list makes a request that does not end with the term, as some of upstream's do not.
-func list(t *Term) {
+func list(t *term.Term) {
 	_, _ = t.Client.CoreV1().Namespaces().List(context.Background(), metav1.ListOptions{})
 }
 
@@ -151,7 +143,7 @@ func TestRunWaitsForGoroutinesInsideRequests(t *testing.T) {
 	ended := make(chan struct{})
 	done := make(chan error)
 	go func() {
-		done <- Run(ctx, Options{Config: config}, func(_ context.Context, t *Term) error {
+		done <- term.Run(ctx, term.Options{Config: config}, func(_ context.Context, t *term.Term) error {
 			go func() {
 				defer close(ended)
 				list(t)
@@ -182,54 +174,16 @@ func TestRunGivesUpOnAPartInsideARequest(t *testing.T) {
 	config := handledBy(t, func(http.ResponseWriter, *http.Request) { close(inside); <-release })
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-inside; cancel() }()
-	err := Run(ctx, Options{Config: config, Patience: 50 * time.Millisecond}, func(_ context.Context, t *Term) error {
+	err := term.Run(ctx, term.Options{Config: config, Patience: 50 * time.Millisecond}, func(_ context.Context, t *term.Term) error {
 		list(t)
 		return nil
 	})
-	if !errors.Is(err, ErrStragglers) || !strings.Contains(err.Error(), "inside requests") {
+	if !errors.Is(err, term.ErrStragglers) || !strings.Contains(err.Error(), "inside requests") {
 		t.Errorf("got %v", err)
 	}
 	close(release)
 	informersAreFree(t)
 }
-
-// None of the goroutines that go in and out of requests is missed, whenever the count is taken.
-func TestCountMissesNoneThatMakesRequests(t *testing.T) {
-	term := &Term{}
-	var ctx context.Context
-	term.tally, ctx = newTally(t.Context())
-	round := term.tally.exempt(answersAtOnce{})
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		pprof.SetGoroutineLabels(ctx)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				_, _ = round.RoundTrip(nil)
-			}
-		}
-	})
-	for term.tally.begun.Load() == 0 {
-		runtime.Gosched()
-	}
-	for range 2000 {
-		if l, err := term.tally.count(); err != nil || l.live == 0 {
-			t.Fatalf("%+v, %v", l, err)
-		}
-	}
-	close(stop)
-	wg.Wait()
-	if l, err := term.tally.count(); err != nil || l.live > 0 {
-		t.Errorf("%+v, %v", l, err)
-	}
-}
-
-type answersAtOnce struct{}
-
-func (answersAtOnce) RoundTrip(*http.Request) (*http.Response, error) { return nil, errors.New("none") }
 
 // TestTheServersSideIsNotCounted keeps a connection open beyond the term, as a transport does.
 func TestTheServersSideIsNotCounted(t *testing.T) {
@@ -242,7 +196,7 @@ func TestTheServersSideIsNotCounted(t *testing.T) {
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
 	config := &rest.Config{Host: server.URL, Transport: transport}
-	err := Run(ctx, Options{Config: config, Patience: time.Minute}, func(ctx context.Context, t *Term) error {
+	err := term.Run(ctx, term.Options{Config: config, Patience: time.Minute}, func(ctx context.Context, t *term.Term) error {
 		defer cancel()
 		_, err := t.Client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 		return err
@@ -252,34 +206,7 @@ func TestTheServersSideIsNotCounted(t *testing.T) {
 
 func TestTrimDropsManagedFields(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "m"}}}}
-	if _, err := Trim(pod); err != nil || pod.ManagedFields != nil || pod.Name != "p" {
+	if _, err := term.Trim(pod); err != nil || pod.ManagedFields != nil || pod.Name != "p" {
 		t.Errorf("got %+v, %v", pod, err)
 	}
-}
-
-// TestListenersBuffersBeginEmpty: a buffer of upstream's size is 16 KB, and an idle server has some 200 of them.
-func TestListenersBuffersBeginEmpty(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const pods = 100
-		client := fake.NewClientset()
-		for i := range pods {
-			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint(i)}}
-			testenv.NoError(t, client.Tracker().Add(pod))
-		}
-		factory := informers.NewSharedInformerFactory(client, 0)
-		informer := factory.Core().V1().Pods().Informer()
-		seen := 0
-		listener := testenv.Must(informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { seen++ }}))(t)
-		testenv.NoError(t, emptyBuffers(factory))
-		pending := testenv.Must(kubecompat.Field[buffer.TypedRingGrowing[any]](listener, []string{"pendingNotifications"}))(t)
-		if pending.Cap() != 0 {
-			t.Errorf("a buffer of %d places", pending.Cap())
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		factory.StartWithContext(ctx)
-		synctest.Wait()
-		testenv.True(t, seen == pods, "the handler has seen %d of %d pods", seen, pods)
-		cancel()
-		factory.Shutdown()
-	})
 }
