@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package ipvs
+package ipvs_test
 
 import (
 	"os"
