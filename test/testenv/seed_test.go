@@ -1,26 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package testenv
+package testenv_test
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
 
 func TestSeedIsTheSameInEachRun(t *testing.T) {
-	t.Setenv(SeedVar, "")
-	t.Setenv(RandomVar, "")
-	if a, b := Seed(t), Seed(t); a != b {
+	t.Setenv(testenv.SeedVar, "")
+	t.Setenv(testenv.RandomVar, "")
+	if a, b := testenv.Seed(t), testenv.Seed(t); a != b {
 		t.Errorf("two seeds: %d and %d", a, b)
 	}
 	t.Run("part", func(part *testing.T) {
-		if Seed(part) == Seed(t) {
+		if testenv.Seed(part) == testenv.Seed(t) {
 			t.Error("two tests have one seed")
 		}
 	})
-	t.Setenv(RandomVar, "1")
-	if a, b := Seed(t), Seed(t); a == b {
-		t.Errorf("%s draws %d twice", RandomVar, a)
+	t.Setenv(testenv.RandomVar, "1")
+	if a, b := testenv.Seed(t), testenv.Seed(t); a == b {
+		t.Errorf("%s draws %d twice", testenv.RandomVar, a)
 	}
-	t.Setenv(SeedVar, "7")
-	if got := Seed(t); got != 7 {
+	t.Setenv(testenv.SeedVar, "7")
+	if got := testenv.Seed(t); got != 7 {
 		t.Errorf("got %d, want the seed that was given", got)
 	}
 }

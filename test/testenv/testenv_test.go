@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package testenv
+package testenv_test
 
 import (
 	"errors"
@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // recorder is a test whose end is observed. The methods that it lacks would panic.
@@ -44,10 +46,10 @@ func TestMissingRequirementFailsOrSkips(t *testing.T) {
 		require string
 		fails   bool
 	}{{"", false}, {"embedded", false}, {"root", true}, {"embedded,root", true}, {"rooted", false}} {
-		t.Setenv(RequireVar, tt.require)
-		r := record(func(t testing.TB) { Missing(t, Root, "it mounts %s", "things") })
+		t.Setenv(testenv.RequireVar, tt.require)
+		r := record(func(t testing.TB) { testenv.Missing(t, testenv.Root, "it mounts %s", "things") })
 		if r.failed != tt.fails || r.skipped == tt.fails {
-			t.Errorf("%s=%q: failed %t, skipped %t, said %q", RequireVar, tt.require, r.failed, r.skipped, r.wrote)
+			t.Errorf("%s=%q: failed %t, skipped %t, said %q", testenv.RequireVar, tt.require, r.failed, r.skipped, r.wrote)
 		}
 	}
 }
@@ -55,7 +57,7 @@ func TestMissingRequirementFailsOrSkips(t *testing.T) {
 func TestEventuallyWaitsAndSaysWhatFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		Eventually(t, time.Minute, "three seconds pass", func() error {
+		testenv.Eventually(t, time.Minute, "three seconds pass", func() error {
 			if time.Since(start) < 3*time.Second {
 				return errors.New("too early")
 			}
@@ -65,7 +67,7 @@ func TestEventuallyWaitsAndSaysWhatFailed(t *testing.T) {
 			t.Errorf("noticed after %v", took)
 		}
 		r := record(func(t testing.TB) {
-			Eventually(t, time.Second, "a miracle", func() error { return errors.New("no sign") })
+			testenv.Eventually(t, time.Second, "a miracle", func() error { return errors.New("no sign") })
 		})
 		if !r.failed || r.wrote != "a miracle: not within 1s: no sign" {
 			t.Errorf("failed %t, said %q", r.failed, r.wrote)
