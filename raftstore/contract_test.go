@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -179,4 +180,80 @@ func TestLeadershipIsReported(t *testing.T) {
 		}
 	}
 	testenv.Fails(t, testenv.Err(s.Client().Put(ctx, "/a", "1")), "a closed store took a write")
+}
+
+// TestCancelledWrites cancels writes at every moment. Each one either happened
+// or not, and an error other than the context's means that it did not.
+func TestCancelledWrites(t *testing.T) { raftstore.Everywhere(t, testCancelledWrites) }
+
+func testCancelledWrites(ctx context.Context, t *testing.T, s *raftstore.Store) {
+	var all sync.WaitGroup
+	for w := range 16 {
+		all.Go(func() {
+			c := s.Client()
+			for i := range 50 {
+				short, stop := context.WithTimeout(ctx, time.Duration(i*20)*time.Microsecond)
+				_, err := c.Put(short, fmt.Sprintf("/c/%d/%d", w, i), "x")
+				stop()
+				testenv.False(t, err != nil && !errors.Is(err, context.DeadlineExceeded), "%v", err)
+				if err != nil {
+					continue
+				}
+				if got, err := c.KV.Get(ctx, fmt.Sprintf("/c/%d/%d", w, i)); err != nil || len(got.Kvs) != 1 {
+					t.Errorf("an acknowledged write is not there: %v", err)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestSlowWatcher stalls one watcher while another is served, then lets it
+// catch up: nothing is missing. A stalled one whose history is compacted is
+// sent an error.
+func TestSlowWatcher(t *testing.T) { raftstore.Everywhere(t, testSlowWatcher) }
+
+func testSlowWatcher(ctx context.Context, t *testing.T, s *raftstore.Store) {
+	c := s.Client().Client
+	first := raftstore.MustPut(ctx, t, c, "/s/0", "0")
+	slow := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithPrevKV())
+	lost := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first))
+	fast := c.Watch(ctx, "/s/", clientv3.WithPrefix(), clientv3.WithRev(first))
+	<-lost         // it is being served
+	const n = 4096 // several times what a watcher's queue takes
+	var writers sync.WaitGroup
+	for w := range 32 {
+		writers.Go(func() {
+			for i := range n / 32 {
+				raftstore.MustPut(ctx, t, c, fmt.Sprintf("/s/%d", w), fmt.Sprint(i))
+			}
+		})
+	}
+	raftstore.Collect(ctx, t, fast, n+1)
+	writers.Wait()
+	for i, e := range raftstore.Collect(ctx, t, slow, n+1) {
+		if want := first + int64(i); e.Kv.ModRevision != want {
+			t.Fatalf("event %d has revision %d, want %d", i, e.Kv.ModRevision, want)
+		}
+		if e.IsModify() && e.PrevKv == nil {
+			t.Fatalf("event %d has no previous value", i)
+		}
+	}
+	testenv.Must(c.Compact(ctx, first+n))(t)
+	var last int64
+	for resp := range lost {
+		for _, e := range resp.Events {
+			if last != 0 && e.Kv.ModRevision != last+1 {
+				t.Fatalf("revision %d followed %d", e.Kv.ModRevision, last)
+			}
+			last = e.Kv.ModRevision
+		}
+		if err := resp.Err(); err != nil {
+			if !errors.Is(err, rpctypes.ErrCompacted) || resp.CompactRevision != first+n {
+				t.Fatalf("%+v", resp)
+			}
+			return
+		}
+	}
+	t.Fatal("a watcher that lost events was not sent an error")
 }

@@ -4,6 +4,7 @@ package raftstore
 
 // What the tests from outside have of the helpers that those inside need too.
 var (
-	Faces, OpenStore, Dial, TestContext = faces, openStore, dial, testContext
-	MustPut, Collect, Noise, TestLog    = mustPut, collect, noise, testLog
+	Faces, Everywhere, OpenStore, Dial = faces, everywhere, openStore, dial
+	MustPut, Collect                   = mustPut, collect
+	TestContext, TestLog, Noise        = testContext, testLog, noise
 )

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package raftstore_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,29 +13,9 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-k8s/coracle/raftstore"
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
-
-// TestFirstStartOnFullDisk: it waits for room, no longer than it is asked to,
-// and can be tried again.
-func TestFirstStartOnFullDisk(t *testing.T) {
-	stage(t, 1, 0, nil, func(c *cluster) {
-		n := c.add("new")
-		n.faults.FailWrites(unix.ENOSPC)
-		ctx, cancel := context.WithTimeout(c.ctx, 5*time.Second)
-		defer cancel()
-		start := time.Now()
-		if s, err := Open(ctx, n.options()); !errors.Is(err, context.DeadlineExceeded) {
-			c.Errorf("%v, %v", s, err)
-		}
-		if took := time.Since(start); took < 5*time.Second || took > 6*time.Second {
-			c.Errorf("it took %v", took)
-		}
-		n.faults.FailWrites(nil)
-		n.start()
-		c.ready(n)
-	})
-}
 
 // TestDiskFull fills the disk under a running store: writes are refused with
 // etcd's own error, reads go on, and when there is room again writes work
@@ -47,10 +26,10 @@ func TestDiskFull(t *testing.T) {
 		testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
 	}
 	t.Cleanup(func() { testenv.Check(t, unix.Unmount(path, 0)) })
-	ctx, dir := testContext(t), filepath.Join(path, "store")
-	s := openStore(t, Options{Dir: dir})
+	ctx, dir := raftstore.TestContext(t), filepath.Join(path, "store")
+	s := raftstore.OpenStore(t, raftstore.Options{Dir: dir})
 	c := s.Client()
-	value := noise(100 << 10)
+	value := raftstore.Noise(100 << 10)
 	var acknowledged []string
 	for i := 0; ; i++ {
 		key := fmt.Sprintf("/k/%04d", i)
@@ -80,7 +59,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	// A start on a full disk serves reads too.
 	testenv.NoError(t, s.Close(ctx))
-	s = openStore(t, Options{Dir: dir})
+	s = raftstore.OpenStore(t, raftstore.Options{Dir: dir})
 	c = s.Client()
 	if got, err := c.KV.Get(ctx, acknowledged[0]); err != nil || len(got.Kvs) != 1 {
 		t.Fatalf("read after a start on a full disk: %v, %v", got, err)
@@ -99,7 +78,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	testenv.NoError(t, err, "write with room again")
 	testenv.NoError(t, s.Close(ctx))
-	c = openStore(t, Options{Dir: dir}).Client()
+	c = raftstore.OpenStore(t, raftstore.Options{Dir: dir}).Client()
 	for _, key := range append(acknowledged, "/more") {
 		testenv.Equal(t, len(testenv.Must(c.KV.Get(ctx, key))(t).Kvs), 1, "%s is gone:", key)
 	}

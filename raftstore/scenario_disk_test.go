@@ -3,12 +3,15 @@
 package raftstore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -142,4 +145,25 @@ func TestScenarioDamageAlone(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestFirstStartOnFullDisk: it waits for room, no longer than it is asked to,
+// and can be tried again.
+func TestFirstStartOnFullDisk(t *testing.T) {
+	stage(t, 1, 0, nil, func(c *cluster) {
+		n := c.add("new")
+		n.faults.FailWrites(unix.ENOSPC)
+		ctx, cancel := context.WithTimeout(c.ctx, 5*time.Second)
+		defer cancel()
+		start := time.Now()
+		if s, err := Open(ctx, n.options()); !errors.Is(err, context.DeadlineExceeded) {
+			c.Errorf("%v, %v", s, err)
+		}
+		if took := time.Since(start); took < 5*time.Second || took > 6*time.Second {
+			c.Errorf("it took %v", took)
+		}
+		n.faults.FailWrites(nil)
+		n.start()
+		c.ready(n)
+	})
 }
