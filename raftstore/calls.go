@@ -33,7 +33,7 @@ const (
 	callStanding = "standing" // → standing, of a server that misses the leader
 )
 
-// errDiskStalled is the answer to a leader of a server whose disk has been stalled for so long that the leader should
+// errDiskStalled is the answer of a server whose disk has been stalled for so long that the leader, which asked, should
 // count the server as unresponsive.
 var errDiskStalled = status.Error(codes.Unavailable, "raftstore: this server's disk is stalled")
 
@@ -74,7 +74,7 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 	return nil, status.Errorf(codes.Unimplemented, "raftstore: this version has no call %q", method)
 }
 
-// A served function answers a call by a part that does not belong to clustered.
+// A served function answers the calls of one method. It belongs to a part of the store that is not in clustered.
 type served func(ctx context.Context, body []byte) ([]byte, error)
 
 // callsOf returns the calls that c and l answer, by name.

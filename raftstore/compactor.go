@@ -18,9 +18,9 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
 )
 
-// compactKey is written before each compaction by age. Its value is the revision that is compacted to. Its own
-// revision, the mark, is what the next compaction goes to. Upstream's API server has this key for the same purpose
-// (k8s.io/apiserver/pkg/storage/etcd3/compact.go), and its watch cache reads it.
+// compactKey is written before each compaction by age. Its value is the revision to which that compaction goes. The
+// revision of the write itself is the mark, to which the next compaction goes. Upstream's API server has this key for
+// the same purpose (k8s.io/apiserver/pkg/storage/etcd3/compact.go), and its watch cache reads it.
 const compactKey = "compact_rev_key"
 
 // compactor drops history by age and by size while this server leads. It works beside other compactors, such as the API
@@ -219,7 +219,7 @@ func pruned(view *mvcc.View, to int64) bool {
 	return len(history) == 0 || history[0].Revision() >= to
 }
 
-// leaving returns the revision to compact to so that at most so many bytes of history stay.
+// leaving returns the revision to which a compaction has to go to leave no more than bytes of history.
 func leaving(view *mvcc.View, bytes int64) int64 {
 	history := view.History(0)
 	var kept int64

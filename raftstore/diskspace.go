@@ -27,8 +27,9 @@ type room struct {
 	full   int    // number of voters that reported a full disk then
 }
 
-// checkRoom asks the voters for their disk space. It does nothing if nothing was written since the last time, unless
-// they had no room then.
+// checkRoom asks the voters for their disk space. While writes are refused for lack of space, it does so at each call.
+// Otherwise it does nothing if nothing was written since the last time, or if no disk was full then and roomTick has
+// not passed.
 func (s *steward) checkRoom(ctx context.Context, r *room) {
 	newest, was := s.raft.LastIndex(), s.quota.withoutRoom.Load()
 	if !was && (newest == r.newest || r.full == 0 && time.Since(r.asked) < roomTick) {

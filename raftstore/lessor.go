@@ -50,7 +50,7 @@ type lessor struct {
 	wake    timers.Signal // sent when a lease expires earlier than all others
 }
 
-// expiry is the expiry of a lease.
+// expiry is a lease with the time at which it expires.
 type expiry struct {
 	id    int64
 	ttl   int64 // in seconds

@@ -22,7 +22,7 @@ const newestLevel = 1
 // in raft's configuration: all servers know it from the same log entry on, also of members that are down. A server that
 // comes back with another version announces its new level as it announces a new address.
 
-// withLevel adds a level to an address for raft.
+// withLevel returns the raft address with the member's level of log entries, as ADDRESS@LEVEL. Level 1 is not written.
 func withLevel(address raft.ServerAddress, level int) raft.ServerAddress {
 	if level <= 1 {
 		return address

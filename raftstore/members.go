@@ -130,8 +130,8 @@ func (c *Cluster) serveRemove(ctx context.Context, r removeCall) (nothing, error
 	return nothing{}, contextError(ctx)
 }
 
-// removeOne removes the server v. It fails if members, which the entry at index at set, are not the newest any more. It
-// reports whether it removed v.
+// removeOne removes the server v, and reports whether it did. at is the index of the log entry that set members. If the
+// members have changed since, it returns false and no error.
 func (c *Cluster) removeOne(ctx context.Context, members []raft.Server, v raft.Server, at uint64) (bool, error) {
 	if v.ID == c.id && isOnlyVoter(members, v.ID) {
 		if err := c.replication.transferVote(ctx, members, at); err != nil {

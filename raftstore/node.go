@@ -17,7 +17,7 @@ const (
 	// diskStalledAfter is how long a follower's disk may stall before the leader should count it as unresponsive, and
 	// in time give its vote to another server.
 	diskStalledAfter = 10 * time.Second
-	// cachedBytes is how much of the log's end is kept in memory for followers.
+	// cachedBytes is how many bytes of the newest log entries are kept in memory for followers.
 	cachedBytes = 8 << 20
 	// readAtOnce is how many entries raft reads for a message to a follower that lags. A client's largest write is 1.5
 	// MB.

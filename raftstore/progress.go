@@ -12,10 +12,10 @@ import (
 // checks whether the others confirm its entries.
 
 const (
-	// stuckAfter is how long a leader's entries may wait for a majority before it makes way, in addition to the time
-	// that a large entry needs on a slow link. After each time that it made way this is doubled, up to mostStuck, since
-	// the cause may be the same for any leader. It is stuckAfter again once anything was committed. An entry that no
-	// link lets through is dropped when its leader makes way, and small entries are committed in between.
+	// stuckAfter is how long a leader's entries may wait for a majority before the leader makes way, in addition to the
+	// time that a large entry needs on a slow link. Each time that the leader makes way doubles this, up to mostStuck,
+	// since the cause may be the same for any leader. It is stuckAfter again once anything was committed. An entry that
+	// no link lets through is dropped when its leader makes way, and small entries are committed in between.
 	stuckAfter = 3 * time.Second
 	mostStuck  = 5 * time.Minute
 	// asideFor is how long a leader that makes way withholds the messages that keep or win leadership. In that time its

@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// maxEntryBytes bounds the commands that share a log entry. A single
-	// larger command gets an entry of its own.
+	// maxEntryBytes bounds the commands that share a log entry, in bytes. A single larger command gets an entry of its
+	// own.
 	maxEntryBytes = 512 << 10
 	// entriesInFlight is how many entries may be on their way to disk: while one is flushed, the next is gathered.
 	entriesInFlight = 2
@@ -106,7 +106,7 @@ func (p *proposer) stop() {
 	close(p.stopped)
 }
 
-// bounds end the wait for an answer, in addition to the answer and the context. A nil channel never ends it.
+// bounds end the wait for an answer early. A nil channel never ends it.
 type bounds struct {
 	moved <-chan struct{} // closed when the leadership that the command was sent in is over
 	late  <-chan struct{} // closed when the write has taken too long, see patience

@@ -13,24 +13,27 @@ import (
 )
 
 const (
-	// mostQuota is etcd's default.
+	// mostQuota is the largest quota that is computed, in bytes. It is etcd's default.
 	mostQuota = 2 << 30
-	// leastQuota is enough for the objects of a small cluster: those of a new cluster use 2 MB.
+	// leastQuota is the smallest such quota, in bytes. It is enough for a small cluster: the objects of a new one use 2
+	// MB.
 	leastQuota = 16 << 20
 	// besideStore is the memory that the process needs without the store, for an API server and a node, in bytes.
 	besideStore = 192 << 20
-	// perQuotaByte is how many bytes of memory a byte of the quota may use: a quarter more than is counted, as much
-	// again of garbage before it is collected under load, and what is read, sent and kept in raft's log.
+	// perQuotaByte is how many bytes of memory one byte of the quota may need. Data takes a quarter more than is
+	// counted. As much again is garbage, before it is collected under load. The rest is for what is read, sent and kept
+	// in raft's log.
 	perQuotaByte = 3
 )
 
-// quotaOf returns the quota for so much memory, in bytes. It is chosen so that writes are refused before the kernel
-// kills the process.
+// quotaOf returns the quota of a process that may use memory bytes. With that quota, writes are refused before the
+// kernel kills the process.
 func quotaOf(memory int64) int64 {
 	return min(max((memory-besideStore)/perQuotaByte, leastQuota), mostQuota)
 }
 
-// defaultQuota returns the quota for the memory that this process may use.
+// defaultQuota returns how large the store may become, in bytes. It is computed from the memory that this process may
+// use.
 func defaultQuota(log *slog.Logger) int64 {
 	limit, err := memory.Self()
 	if err != nil {

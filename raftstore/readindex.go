@@ -205,7 +205,8 @@ func (r *reads) committedCommand() (uint64, error) {
 	return applied, nil
 }
 
-// confirmTerm returns nil when missing of the servers have said that they are in the given term.
+// confirmTerm returns nil as soon as enough servers have replied that they are in the given term. missing is how many
+// are enough.
 func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Server, missing int) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*r.opts.ElectionTimeout)
 	defer cancel()

@@ -22,19 +22,19 @@ import (
 // writes a second for eleven days are fewer.
 const revisionLeap = 1_000_000_000
 
-// revisionsPerSecond, times the seconds since 1970, is the least revision of a restored store. So a backup that is
-// restored a second time, after the cluster has gone on from the first, gets a later revision than the first time. That
-// holds unless the cluster wrote more revisions a second than that, or its clock was set back. If the revision of the
-// replaced store is known, the new one is later whatever the clock says.
+// revisionsPerSecond, times the Unix time in seconds, is the least revision with which a restored store begins. So when
+// one backup is restored a second time, the store begins later than it did the first time, even if the cluster has
+// written in between. This fails only if more revisions than that were written per second, or if the clock was set
+// back. If the revision of the replaced store is known, the new one is later whatever the clock says.
 const revisionsPerSecond = 1000
 
-// revisionsAhead is how far that least revision has to be ahead of a store's own for the store to leap exactly there.
-// Had the store leapt by revisionLeap from its own revision, an older store that is recovered next would be behind it
-// for eleven days.
+// revisionsAhead decides where a restored or recovered store begins. If the least revision (revisionsPerSecond) is
+// further ahead of the store's own than this, the store begins exactly there. Otherwise it leaps by revisionLeap from
+// its own. After such a leap, an older store that is recovered next would be behind it for eleven days.
 const revisionsAhead = 1_000_000
 
-// seedIndex is the index of the snapshot that a restored store starts from. It is not 1: of a
-// snapshot's last entry disk.Log knows only the term, and raft would send entry 1 without a look-up before it.
+// seedIndex is the index of the snapshot that a restored store starts from. It is not 1: disk.Log knows only the term
+// of a snapshot's last entry, and raft would send entry 1 without a look-up before it.
 const seedIndex = 2
 
 // Restore makes a new store in o.Dir, which must be empty or missing, from a backup that Backup wrote. seen is the

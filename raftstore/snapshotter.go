@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// minLogBytes is how much the log grows at least before a snapshot is worthwhile. Replaying that much takes a
+	// minLogBytes is by how many bytes the log has to grow before a snapshot is worthwhile. Replaying them takes a
 	// fraction of a second, although the log may be packed to a quarter.
 	minLogBytes = 16 << 20
 	// trailingLogs is the least number of entries that stay in the log although a snapshot covers them. With one voter

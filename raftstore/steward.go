@@ -23,9 +23,9 @@ import (
 const (
 	// stewardTick is the interval at which the leader checks the members.
 	stewardTick = time.Second
-	// healthyWithin is how long ago a healthy member last stored at most.
+	// healthyWithin is how long after a member last stored it still counts as healthy.
 	healthyWithin = 3 * time.Second
-	// replaceAfter is how long a voter must not have stored before another server gets its vote.
+	// replaceAfter is how long a voter may store nothing before another server gets its vote.
 	replaceAfter = time.Minute
 	// probeAgainAfter is a pause after a storage probe. A server that was to be promoted, and did not store, is not
 	// promoted in that time. If too few voters stored, no vote is changed in that time. Without the pause, an entry
@@ -204,8 +204,8 @@ func (r *replica) othersVote() bool {
 	})
 }
 
-// carryOut makes a change to the members that the entry at index at set. It fails if the members have changed since, as
-// the change was decided without knowing that.
+// carryOut makes a change to the members. at is the index of the log entry that set them. It fails if the members have
+// changed since, as the change was decided without knowing that.
 func (s *steward) carryOut(change voters.Change, at uint64) error {
 	var future raft.IndexFuture
 	id := raft.ServerID(change.Member.ID)

@@ -9,7 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// standAfter is how long each voter waits for each voter ahead of it to stand for election, when there is no leader. It
+// standAfter is how long a voter waits, when there is no leader, for each voter ahead of it to become a candidate. It
 // is several times the duration of an election.
 const standAfter = 100 * time.Millisecond
 

@@ -25,8 +25,7 @@ import (
 // before it answers, and another write may be under way. A candidate that does not wait for that begins one new term
 // after the other, and is never elected.
 
-// candidateFor is the least number of election timeouts that a candidate waits for votes, and a follower for its
-// leader.
+// candidateFor is how many election timeouts a candidate waits for votes at least, and a follower for its leader.
 const candidateFor = 3
 
 // leaseFor is how many election timeouts a leader leads on without answers from a majority. Raft sends five to ten
@@ -68,7 +67,7 @@ type pace struct {
 	withoutThis time.Duration // the same without this server, for a majority that one of its members reaches; never if there is none
 }
 
-// never is far longer than anything takes.
+// never is a duration that is far longer than anything takes.
 const never = 1000 * time.Hour
 
 // paceOf returns the pace of the voters that answered; voters is the number of all. If too few answered for a majority
@@ -109,7 +108,7 @@ func (t *raftTimers) withholds() bool {
 	return stalled > stalledAfter && stalled > fasterBy*min(t.pace.Load().withoutThis, slowestFlush) || t.stepsAside()
 }
 
-// fasterBy is how many times faster than this server's disk the others' disks have to be for another leader to be worth
+// fasterBy is the factor by which the others' disks have to be faster than this server's for another leader to be worth
 // an election. The election itself takes several flushes.
 const fasterBy = 3
 

@@ -16,10 +16,10 @@ import (
 	"github.com/coracle-k8s/coracle/raftstore/peer"
 )
 
-// retryPause is how long to wait before the same leader is asked again.
+// retryPause is how long to wait before a request is sent to the same leader again.
 const retryPause = 10 * time.Millisecond
 
-// errNotLeader is the answer of a server that does not lead to a request that only the leader serves.
+// errNotLeader is the answer to a request that only the leader serves, from a server that does not lead.
 var errNotLeader = status.Error(codes.Unavailable, "raftstore: this server does not lead")
 
 // Write runs a checked command through the log, whichever server leads, and returns the state machine's answer. Errors

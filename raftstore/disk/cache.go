@@ -13,8 +13,9 @@ import (
 // cacheSize is the default size of CachedLog in bytes.
 const cacheSize = 8 << 20
 
-// unreadFraction sets when a cache drops all entries: when 1/unreadFraction of its size was written without a read.
-// What raft writes at a time is hardly ever that much, so readers that follow the log have read in between.
+// unreadFraction decides when a cache has no readers. When a quarter (1/unreadFraction) of the cache's size was written
+// and nothing was read, the cache drops all entries. It keeps no new ones until one is read. One write of raft is
+// almost always smaller, so a reader that follows the log reads in time.
 const unreadFraction = 4
 
 // CachedLog returns the log with its newest entries kept in memory, up to maxBytes; 0 means 8 MiB. A leader reads

@@ -39,8 +39,8 @@ const (
 const (
 	// recordEntry is one log entry.
 	recordEntry = 1
-	// recordCut makes the entries from its index on void, or all if that is 0. Its term is the index at which the
-	// newest snapshot ended at that time.
+	// recordCut makes all entries from its index on void. The index 0 means all entries of the log. Its field term
+	// holds the index at which the newest snapshot ended at that time.
 	recordCut = 2
 	// recordEnd is the last record of a segment that has a successor.
 	recordEnd = 3
@@ -49,7 +49,7 @@ const (
 // flagLast marks the last record of a batch.
 const flagLast = 1
 
-// maxPayload is far more than a log entry can have.
+// maxPayload is the largest payload of a record, in bytes. No log entry has nearly as much.
 const maxPayload = 64 << 20
 
 type record struct {

@@ -39,8 +39,8 @@ const (
 	segmentMagic  = "coracle log 1\n\x00\x00"
 	segmentHeader = 64
 	segmentSuffix = ".segment"
-	// defaultSegment is the size of a segment. It bounds what stays after a deletion of old entries, and is what an
-	// empty store uses.
+	// defaultSegment is the size of a segment, in bytes. An empty store uses that much disk. Only whole segments are
+	// removed, so up to one segment of deleted entries stays on the disk.
 	defaultSegment = 8 << 20
 	sector         = 512
 	// zeroAhead is how many zeros are sometimes written behind a small append. The first write to space that is only

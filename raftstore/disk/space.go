@@ -19,8 +19,9 @@ import (
 
 const (
 	reserveFile = "RESERVE"
-	// defaultReserve, in bytes, is more than what can be under way when the disk fills up: two log entries and raft's
-	// own variables, with bbolt's page copies. New writes are refused when less than half of that is free beside it.
+	// defaultReserve is the size of the reserve file, in bytes. Writes that are under way when the disk fills up need
+	// less: two log entries and raft's own variables, with bbolt's page copies. New writes are refused when less than
+	// half of the reserve's size is free beside it.
 	defaultReserve = 16 << 20
 	// checkEvery is how often the free space is checked while there are writes.
 	checkEvery = 100 * time.Millisecond

@@ -2,16 +2,16 @@
 
 package disk
 
-// A trail is how much of what a snapshot covers stays in the log: at least so many entries, and more if all of them
-// take no more than so many bytes on disk.
+// A trail says how many of the entries that a snapshot covers stay in the log: at least the number entries, and more if
+// all of them take no more than bytes on disk.
 type trail struct {
 	entries uint64
 	bytes   int64
 }
 
-// SetTrailing sets how much of what the newest snapshot covers stays in the log, for followers that lack only a little:
-// at least so many entries, and as many more as take no more than so many bytes on disk. Without SetTrailing nothing
-// stays.
+// SetTrailing sets how many of the entries that the newest snapshot covers stay in the log, for followers that lack
+// only a few: at least the number entries, and more if all of them take no more than bytes on disk. Without SetTrailing
+// none stay.
 //
 // Raft's own limit, Config.TrailingLogs, is counted from the end of the log (snapshot.go, compactLogsWithTrailing).
 // When a snapshot is complete, the log may have grown by more than that since the snapshot began. So raft's limit is
@@ -30,8 +30,8 @@ func (l *Log) beforeTrail(to uint64) uint64 {
 	return min(to, l.snapshot.index-min(l.snapshot.index, max(t.entries, l.entriesWithin(l.snapshot.index, t.bytes))))
 }
 
-// entriesWithin returns how many of the entries up to an index take no more than so many bytes on disk, counted from
-// the newest. The caller holds mu.
+// entriesWithin counts entries back from the index end for as long as they take no more than bytes on disk. The caller
+// holds mu.
 func (l *Log) entriesWithin(end uint64, bytes int64) uint64 {
 	if len(l.positions) == 0 || end < l.first {
 		return 0

@@ -64,7 +64,7 @@ func openBolt(path string) (*raftboltdb.BoltStore, error) {
 	})
 }
 
-// guard makes an error of bbolt's reaction to a damaged page, which is a panic or a memory fault.
+// guard turns bbolt's reaction to a damaged page into an error: bbolt panics, or causes a memory fault.
 func guard(path string, err *error) func() {
 	before := debug.SetPanicOnFault(true)
 	return func() {

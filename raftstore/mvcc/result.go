@@ -196,7 +196,8 @@ type errorText struct {
 	message string
 }
 
-// knownErrors are the errors that a write can end with, by code and message, which is what is encoded.
+// knownErrors has the errors that a write can end with. The key is an error's code and message, which is what is
+// encoded of an error.
 var knownErrors = sync.OnceValue(func() map[errorText]error {
 	known := make(map[errorText]error)
 	for _, err := range []error{

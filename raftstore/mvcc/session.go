@@ -13,15 +13,15 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// Errors that follow from a command's conditions. With any of the first three, this attempt had no effect.
+// Errors that follow from a command's conditions. With ErrFenced, ErrSession and ErrStale, this attempt had no effect.
 var (
 	// ErrFenced says that the command may run only in another leadership term.
 	ErrFenced = status.Error(codes.FailedPrecondition, "coracle: the write is fenced: it was for another leader's term, and was not done")
 	// ErrSession says that no session with this id is open. Earlier attempts of the same command may have been run
-	// while it was.
+	// while it was open.
 	ErrSession = status.Error(codes.Unavailable, "coracle: the session of the write is not open, and this attempt was not done")
-	// ErrStale says that the command's answer was already given up: because of its own session's floor, or because the
-	// session held too many answers.
+	// ErrStale says that the session holds the command's answer no longer: the command is below the session's floor, or
+	// the session held too many answers.
 	ErrStale = status.Error(codes.Aborted, staleText)
 	// ErrResultDropped is the answer to a repeated command that was run, but whose answer was too large to be
 	// remembered.
@@ -44,7 +44,7 @@ const (
 	maxResult       = 2 << 20  // bytes; a larger one is ErrResultDropped
 )
 
-// positionBits of a session's id distinguish the sessions opened by one entry.
+// positionBits is how many bits of a session's id distinguish the sessions that one entry opens.
 const positionBits = 12
 
 // A session remembers the results of a server's commands, so that a command that is in the log twice is run once.

@@ -28,8 +28,8 @@ const (
 	callIdle     = time.Minute // an unused connection is closed after this time
 	maxBackoff   = 150 * time.Millisecond
 	// movedPatience divides Options.Timeout, which is five election timeouts. A call to a leader that was replaced ends
-	// its connection if nothing has arrived on it for that fraction of Timeout: the voters miss a leader only after
-	// more than one election timeout.
+	// its connection if nothing has arrived on the connection for that fraction of Timeout, half an election timeout.
+	// The voters miss a leader only after more than one election timeout.
 	movedPatience = 10
 	maxDoublings  = 6 // of patience: beyond that it is longer than gRPC's keepalive
 )

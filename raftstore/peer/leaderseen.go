@@ -52,7 +52,7 @@ const (
 	gapWindow = 10 * time.Second
 )
 
-// gaps are the longest gaps of the present window and of the one before.
+// gaps has the longest times between two messages of a leader: in the present window (gapWindow) and in the one before.
 type gaps struct {
 	since   time.Time // when the present window began
 	longest [2]time.Duration

@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// patience is how long entries for a server that does not answer wait until it is back. Raft's own pause after a
-	// failure doubles each time, up to ten seconds. In such a pause a server that is back gets nothing.
+	// patience is how long entries wait until a server that does not answer is back. Raft's own pause after a failure
+	// doubles each time, up to ten seconds. In such a pause a server that is back would get nothing.
 	patience = 30 * time.Second
-	// patienceTick is how often that is checked.
+	// patienceTick is the interval of checks whether that server is back.
 	patienceTick = 50 * time.Millisecond
 )
 
