@@ -51,7 +51,7 @@ type (
 //
 // Only the leader knows which servers are alive, and only during its term. A leader that was paused knows of no other
 // server when it resumes, and would remove all others before it notices that its term is over. So every write carries
-// the term, and the store refuses it after that.
+// the number of its term, and the store refuses a write whose term has ended.
 type endpointReconciler struct {
 	client  kubernetes.Interface
 	servers func() ServersOfService
@@ -73,7 +73,8 @@ var _ reconcilers.EndpointReconciler = (*endpointReconciler)(nil)
 // serverList is the cluster's servers. Clients are sent to ready ones. Of unready ones only the addresses are known.
 type serverList struct{ ready, unready []netip.AddrPort }
 
-// sorted returns the list with each server once, in order, and with the port usual where a server has none.
+// sorted returns the list in order, with each server once. A server without a port gets the port usual. A ready server
+// is not among the unready ones.
 func (l serverList) sorted(usual uint16) serverList {
 	each := func(in, but []netip.AddrPort) []netip.AddrPort {
 		var out []netip.AddrPort
@@ -118,7 +119,8 @@ func newEndpointReconciler(config *rest.Config, transport *memtransport.Transpor
 	return r, nil
 }
 
-// marked is called by the requests of ReconcileEndpoints, in its goroutine.
+// marked adds the term of the servers that are being written to a request's context (mark). The requests of
+// ReconcileEndpoints call it, in its goroutine.
 func (r *endpointReconciler) marked(ctx context.Context) context.Context {
 	if r.mark == nil {
 		return ctx

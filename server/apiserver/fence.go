@@ -36,10 +36,10 @@ func (s *Server) TermConfig(mark func(context.Context) context.Context) (*rest.C
 	return config, transport.Close
 }
 
-// fenceTerms refuses writes of a term that is over before they have any effect. The store refuses them in any case. The
-// check is for the effects that a request has beside its own write in the store: calls of webhooks and other API
-// servers, tokens that it issues, and writes that upstream makes for it with an unrelated context, such as those to
-// quotas and allocators.
+// fenceTerms refuses a write whose term of leadership has ended, before the write has any effect. The store refuses
+// such a write in any case. The check is for the effects that a request has beside its own write in the store: calls of
+// webhooks and other API servers, tokens that it issues, and writes that upstream makes for it with an unrelated
+// context, such as those to quotas and allocators.
 func (s *Server) fenceTerms(c *genericapiserver.Config) {
 	fence := s.options.Fence
 	if fence == nil {

@@ -239,9 +239,9 @@ func needsWatchesEnd(name, value string) bool {
 //   - The watch cache's snapshots serve lists at an old revision, which the store can answer. Only they need the
 //     comparison of cache and store every five minutes (ADR 0072).
 //
-// It turns on APIServingWithRoutine, which frees the stack of a watch's filters, five times what serving needs. Filters
-// then see the watch end at its begin, so the gate is off if one has to act at the end (ADR 0072). Gates may be named
-// with or without a component, but upstream wants the same for all.
+// It turns on APIServingWithRoutine, which frees the stack of a watch's filters, five times what serving needs. To the
+// filters, a watch then seems to end when it begins. So the gate is off if a filter has to act at the end (ADR 0072).
+// Gates may be named with or without a component, but upstream wants the same form for all.
 func defaultFeatureGates(args []string) string {
 	prefix, above := "", true
 	for _, arg := range args {

@@ -30,7 +30,7 @@ import (
 // Service.
 var metricsAPIService = resourcemetrics.GroupVersion.Version + "." + resourcemetrics.GroupVersion.Group
 
-// metricsRetry is the pause after an APIService could not be written.
+// metricsRetry is how long to wait before a failed write of the APIService is tried again.
 const metricsRetry = 5 * time.Second
 
 // metricsAPI serves metrics.k8s.io and maintains its APIService. It does not use upstream's controller for APIServices
@@ -137,9 +137,9 @@ func (m *metricsAPI) run(ctx context.Context, ready <-chan struct{}) {
 	}
 }
 
-// sync creates the APIService if there is none. One that names a Service belongs to another provider and is left alone.
-// A server that is not to serve the group deletes, once, the APIService that a serving server left: servers with
-// different settings must not go on writing against each other.
+// sync creates the APIService if there is none. It leaves alone an APIService that names a Service: that belongs to
+// another provider. A server that is not to serve the group deletes, once, the APIService that a serving server left.
+// Otherwise servers with different settings would create and delete it again and again.
 func (m *metricsAPI) sync(ctx context.Context) error {
 	have, err := m.services.Get(metricsAPIService)
 	switch {

@@ -21,8 +21,8 @@ import (
 )
 
 // networkPods limits what the network identity, which every node has, can read of a pod: only the fields that the pod
-// network, NetworkPolicies and DNS need. It wraps the storage and its caches. It holds for every form of request: get,
-// list or watch, any encoding, tables and metadata only.
+// network, NetworkPolicies and DNS need. It wraps the storage and its caches. So the limit applies to every form of
+// request: get, list or watch, any encoding, tables and metadata only.
 type networkPods struct{ apigeneric.RESTOptionsGetter }
 
 // GetRESTOptions implements apigeneric.RESTOptionsGetter.

@@ -16,7 +16,8 @@ import (
 	"github.com/coracle-k8s/coracle/server/settings"
 )
 
-// installSettings serves clustersettings.Path beside the APIs.
+// installSettings adds the handler of clustersettings.Path, which streams the cluster settings to nodes. It is not part
+// of the Kubernetes API.
 func (ch *chain) installSettings(g *generic, o Options) error {
 	client, err := kubernetes.NewForConfig(g.config.LoopbackClientConfig)
 	if err != nil {
@@ -27,7 +28,8 @@ func (ch *chain) installSettings(g *generic, o Options) error {
 	return nil
 }
 
-// installIngress serves table.Path beside the APIs.
+// installIngress adds the handler of table.Path, which streams the table of Ingress routes to nodes. It is not part of
+// the Kubernetes API.
 func (ch *chain) installIngress(g *generic, o Options) error {
 	client, err := kubernetes.NewForConfig(g.config.LoopbackClientConfig)
 	if err != nil {

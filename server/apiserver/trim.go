@@ -29,9 +29,10 @@ func trim(obj any) (any, error) {
 	return term.Trim(obj)
 }
 
-// ownInformers are the API server's own informers. Upstream's admission policies would read their parameters, of any
-// kind, from them, and their expressions may use any field. For the kinds that trim reduces, the policies' plugin
-// therefore makes an informer of its own, as it does for custom resources, while a policy uses that kind.
+// ownInformers are the API server's own informers. For Pods and Nodes they hold reduced objects (trim). An admission
+// policy may have such an object as its parameter and use any field of it. So ForResource returns an error for these
+// kinds, and the policies' plugin makes an informer of its own while a policy uses the kind, as it does for custom
+// resources.
 type ownInformers struct {
 	informers.SharedInformerFactory
 }

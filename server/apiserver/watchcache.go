@@ -27,15 +27,15 @@ import (
 	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
-// cachedResources are the resources of which every node watches all objects, or all those of its own pods.
+// cachedResources has the resources that every node watches: all objects, or those that belong to its own pods.
 var cachedResources = []schema.GroupResource{
 	core.Resource("pods"), core.Resource("nodes"), core.Resource("services"), core.Resource("namespaces"),
 	discovery.Resource("endpointslices"), networking.Resource("networkpolicies"), networking.Resource("servicecidrs"),
 	storageapi.Resource("csidrivers"), node.Resource("runtimeclasses"), certificates.Resource("podcertificaterequests"),
 }
 
-// cachingStorage puts upstream's watch cache in front of the store for cachedResources. The watches of all other
-// resources read the store directly and are whole (watchWhole).
+// cachingStorage puts upstream's watch cache in front of the store for cachedResources. All other resources have no
+// cache: their watches read the store directly, and pass on every event without gaps (watchWhole).
 //
 // Without a cache every watch decodes and decrypts every event of its resource before it can tell whether its client
 // wants the event. With a thousand kubelets each change of a pod is decoded a thousand times. The cache decodes once,

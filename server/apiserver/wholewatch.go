@@ -80,8 +80,8 @@ func (w *wholeWatch) Stop() {
 	w.end.reader()
 }
 
-// watchEnd ends what a watch holds of its request's context. The runtime may keep a stopped timer for a while, so the
-// fields are cleared: the timer then refers to nothing.
+// watchEnd ends a watch, and releases what the watch holds of its request's context. The runtime may keep a stopped
+// timer for a while, so the fields are cleared: the timer then refers to nothing.
 type watchEnd struct {
 	mu     sync.Mutex
 	cancel context.CancelFunc // nil after the watch has ended

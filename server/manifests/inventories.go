@@ -41,7 +41,8 @@ type inventory struct {
 	stored *corev1.ConfigMap // as last read or written; nil before that
 }
 
-// inventoryName returns the ConfigMap's name for a file. It is valid for any file name, and always the same.
+// inventoryName returns the name of the ConfigMap that holds a file's inventory. Every file name gives a valid
+// ConfigMap name, and the same file name always gives the same one.
 func inventoryName(file string) string {
 	sum := sha256.Sum256([]byte(file))
 	return "coracle-manifest-" + hex.EncodeToString(sum[:8])

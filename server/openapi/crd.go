@@ -23,7 +23,8 @@ type crdGroup struct {
 	crds    []*apiextensionsv1.CustomResourceDefinition // ordered by name
 }
 
-// crdGroups returns the established CRDs, by the documents of their served versions.
+// crdGroups returns the established CRDs, grouped by group version. The key is the path of the group version's OpenAPI
+// document, such as apis/GROUP/VERSION. A CRD is in the group of each version that it serves.
 func (h *Handler) crdGroups() (map[string]*crdGroup, error) {
 	crds, err := h.options.CRDs()
 	if err != nil {

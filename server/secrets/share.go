@@ -23,9 +23,9 @@ func KeysShare(credDir string, log *slog.Logger) string {
 	return print
 }
 
-// AdmitMember refuses a server as a member if its encryption keys differ from this server's: these may have been
-// replaced after it got its keys. Until release is called they are not replaced. The next replacement includes the new
-// member.
+// AdmitMember refuses a joining server whose encryption keys differ from this server's. They differ when the keys were
+// replaced after the joining server received them. The keys are not replaced until release is called. The next
+// replacement includes the new member.
 func AdmitMember(credDir, share string, log *slog.Logger) (release func(), err error) {
 	still, err := encryption.HoldStill(credDir)
 	if err != nil {

@@ -59,7 +59,8 @@ func (o *Options) provider() (*console.OIDC, error) {
 }
 
 // fromAuthenticationConfig finds the issuer of a client in the API server's configuration file, and returns the CA
-// certificates for the issuer in PEM. Without a client's name the client is the only audience of the only issuer.
+// certificates for the issuer in PEM. If client is empty, the file must have exactly one issuer with exactly one
+// audience; that audience is the client.
 func fromAuthenticationConfig(out *console.OIDC, file, client string) (roots []byte, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

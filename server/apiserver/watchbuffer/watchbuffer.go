@@ -18,9 +18,9 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// Limit is how many bytes, in encoded form, are decoded for a watch while its reader has not taken earlier events. As
-// many again may wait before the decoder. One object is always allowed. Limit is a hundred objects of 2.6 KB, and
-// upstream's channels hold a hundred, so only watches of larger objects reach it.
+// Limit is how many bytes of events, in encoded form, may be decoded for a watch and wait for its reader. As many bytes
+// again may wait before the decoder. One object is always allowed. A hundred objects of 2.6 KB are that many bytes.
+// Upstream's channels hold a hundred events, so only watches of larger objects reach the limit.
 const Limit = 256 << 10
 
 // Bound limits the memory of one watch.
