@@ -109,7 +109,8 @@ func apply(ctx context.Context, nft knftables.Interface, rs ruleset) error {
 	return nil
 }
 
-// transaction empties the wanted objects, fills them, and removes all others.
+// transaction returns the commands that make the table equal to rs. They empty the chains, sets and maps of rs, fill
+// them again, and remove all others.
 func transaction(nft knftables.Interface, rs ruleset, have map[string][]string) *knftables.Transaction {
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})

@@ -34,7 +34,7 @@ type PortMapping struct {
 	HostIP        string `json:"hostIP,omitempty"`
 }
 
-// attachment is a container in a network (CNI's word). Its fields are what has to be known after a restart.
+// attachment is a container in a network (CNI's word). Its fields are stored, since they are needed after a restart.
 type attachment struct {
 	ContainerID string        `json:"containerID"`
 	IfName      string        `json:"ifName"`

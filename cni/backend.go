@@ -57,8 +57,8 @@ func (in waysInput) equal(old waysInput) bool {
 		in.sizes == old.sizes && in.checksumsBySoftware == old.checksumsBySoftware
 }
 
-// overhead returns the back end's overhead for the families that lead to the peers. A node without peers has the size
-// that it will have with peers.
+// overhead returns the most bytes that a back end adds to a packet, in the address families that lead to the peers. The
+// family of this node's first address always counts, so that the size stays the same when the first peer joins.
 func (in waysInput) overhead(b backend) int {
 	out := 0
 	if len(in.underlay.addresses) > 0 {
@@ -127,7 +127,7 @@ const (
 	minMTU4 = 576
 )
 
-// sizes are the sizes of pods' packets. It is pure.
+// sizes has the sizes of packets that pods may send.
 type sizes struct {
 	// mtu is the MTU of pods' devices and of the tunnel.
 	mtu int

@@ -15,8 +15,8 @@ import (
 // A UDP sender that does not pause keeps its conntrack entry alive, and the entry keeps the packets' destination: the
 // pod that had the host port before, or the host itself if no pod had it. TCP connections end by themselves.
 
-// staleFlows matches such entries of one pod's UDP host ports. It leaves alone other protocols, other ports, and
-// packets that are merely forwarded to the same port of another machine.
+// staleFlows matches the conntrack entries that send packets for one pod's UDP host ports to a wrong destination. It
+// leaves alone other protocols, other ports, and packets that are merely forwarded to the same port of another machine.
 type staleFlows struct {
 	ports []uint16
 	local map[netip.Addr]bool // the host's addresses; nil when the pod is removed

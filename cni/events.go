@@ -72,7 +72,7 @@ func (s *Server) listen(ctx context.Context, changes timers.Signal) error {
 	}
 }
 
-// news are the subscriptions. The channels are unbuffered: the sockets are the buffers.
+// news has the subscriptions to the kernel's events. The channels are unbuffered: the sockets are the buffers.
 type news struct {
 	links      chan netlink.LinkUpdate
 	addrs      chan netlink.AddrUpdate

@@ -18,9 +18,9 @@ import (
 // guardPeriod is the interval of checks for missing objects, beside the kernel's events.
 const guardPeriod = 30 * time.Second
 
-// heal repairs what another program removed: the nftables table, as a restart of a host firewall does, or anything of
-// the host's side. With whole it also checks whether the table's content is complete, and gives pods their MTU for
-// which that failed before.
+// heal repairs what another program removed: the nftables table, which a restart of a host firewall removes, or
+// anything of the host's side. With whole it also checks whether the table's content is complete, and sets the MTU of
+// the pods for which that failed before.
 func (s *Server) heal(ctx context.Context, whole bool) {
 	if s.network.Load() == nil {
 		return
@@ -128,8 +128,8 @@ func (s *Server) reportPods(trouble map[*attachment]error) {
 	s.podTrouble = now
 }
 
-// reserves reports whether a host port is the port for packets from other nodes, which no pod gets: the cluster may
-// have changed to this back end while the pod ran.
+// reserves reports whether a host port is the one at which the back end receives packets from other nodes. No new pod
+// gets that port. A running pod may have it if the cluster changed to this back end meanwhile.
 func (nw *network) reserves(p hostPort) bool {
 	return p.Protocol == "udp" && int(p.Port) == nw.backend.port()
 }

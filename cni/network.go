@@ -20,8 +20,8 @@ import (
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 )
 
-// network has what a pod's attachment and the host's side depend on, of this node and of the others. It is never
-// changed, only replaced.
+// network has everything that a pod's attachment and the host's side depend on: properties of this node and of the
+// other nodes. It is never changed, only replaced.
 type network struct {
 	podCIDRs []netip.Prefix
 	sizes
@@ -38,7 +38,7 @@ func (nw *network) equal(old *network) bool {
 // networkFile stores the nodes' pod networks, so that a restart can serve pods without the API.
 const networkFile = "network.json"
 
-// networkState is what is known from the API.
+// networkState is what this node last read from the API: its pod CIDRs, the other nodes, and the cluster's back end.
 type networkState struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	Peers    []Peer         `json:"peers,omitempty"`

@@ -67,9 +67,9 @@ func (vxlan) rules(rs *ruleset, in waysInput) {
 	}
 }
 
-// noTunnelsOfPods drops VXLAN datagrams that pods send. A pod's packet to another node has this node's address as its
-// source there, and so has a packet to a Service. So a pod's datagram would be taken for this node's, with any of its
-// pods as the sender.
+// noTunnelsOfPods drops VXLAN datagrams that a pod sends to an address outside the cluster's networks, directly or
+// through a Service. They are masqueraded to this node's address. So another node would accept them as this node's own,
+// and the pod could pretend to be any pod of this node.
 func (rs *ruleset) noTunnelsOfPods() {
 	rs.base(chainTunnelOut, knftables.FilterType, knftables.ForwardHook, knftables.FilterPriority)
 	for _, f := range ruleFamilies() {

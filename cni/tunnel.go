@@ -18,7 +18,9 @@ import (
 // netdev_features_strings).
 const txChecksum = "tx-checksum-ip-generic"
 
-// observeTunnel reads a tunnel device's objects beside addresses, routes and neighbours.
+// observeTunnel reads what the kernel has for a VXLAN device apart from addresses, routes and neighbours: its
+// forwarding entries, and whether checksums are computed in software. It passes each to put. Other devices have
+// neither.
 func observeTunnel(l netlink.Link, put func(object)) error {
 	if l.Type() != kindVXLAN {
 		return nil

@@ -46,8 +46,8 @@ func UnreachablePairs(nodes []*corev1.Node) []string {
 	return out
 }
 
-// whyUnreachable returns why a, whose machine is in networks, has no gateway to b's pods. It returns "" if a has one or
-// that is unknown.
+// whyUnreachable returns the reason why node a has no gateway to the pods of node b. machine is the Node of a, and
+// networks are those of a's interfaces. It returns "" if a has a gateway, or if that is unknown.
 func whyUnreachable(a, b Peer, machine *corev1.Node, networks []netip.Prefix) string {
 	for _, c := range b.PodCIDRs {
 		v4 := c.Addr().Is4()

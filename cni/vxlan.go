@@ -57,7 +57,8 @@ func vtepMAC(podCIDRs []netip.Prefix) string {
 	return mac.String()
 }
 
-// vtepIP returns the address of a node's end of the tunnel: the pod network's own, which no pod has.
+// vtepIP returns the address of a node's end of the tunnel: the first address of the node's pod network, which no pod
+// has.
 func vtepIP(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr() }
 
 func (vxlan) desired(in waysInput) (out []wanted, trouble []peerTrouble) {

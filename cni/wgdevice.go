@@ -61,8 +61,8 @@ func digest(d *wgtypes.Device) [sha256.Size]byte {
 	return sha256.Sum256(b)
 }
 
-// changed reports whether the device's configuration differs from the last observe. It does, too, after this node's own
-// changes. It returns false if the device cannot be asked.
+// changed reports whether the device's configuration differs from the one that observe last read, also if this node
+// itself has changed it. It returns false if the configuration cannot be read.
 func (d *wgDevice) changed() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -23,7 +23,8 @@ import (
 // waits for them.
 type wgUser struct{ dev *device.Device }
 
-// openWGUser makes the device and listens, in the calling thread's network namespace.
+// openWGUser starts WireGuard in this process (not in the kernel). It makes the tun device and the UDP socket in the
+// network namespace of the calling thread.
 func openWGUser(name string, mtu int, config wgtypes.Config, log klog.Logger) (*wgUser, error) {
 	t, err := tun.CreateTUN(name, mtu)
 	if err != nil {
