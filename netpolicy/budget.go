@@ -64,7 +64,8 @@ func (p *namespaceRules) adds(to *Ruleset) (n int) {
 	return n
 }
 
-// admit adds up the namespaces, the small ones first, so that the largest exceed the node's limit.
+// admit adds the rules of the namespaces to r, the smallest namespace first. Once the sum exceeds the node's limit, it
+// closes the restricted pods of that namespace and of all larger ones. r.OverBudget gets the reason for each namespace.
 func admit(namespaces []*namespaceRules, limits Limits, r Result) {
 	slices.SortFunc(namespaces, func(a, b *namespaceRules) int {
 		return cmp.Or(cmp.Compare(ruleWeight*a.rules+a.elements, ruleWeight*b.rules+b.elements), cmp.Compare(a.namespace, b.namespace))

@@ -256,7 +256,8 @@ func (p *namespaceRules) policyRules(policy *networkingv1.NetworkPolicy, d direc
 	return out
 }
 
-// once caches the rules: pods of one Deployment have the same.
+// once calls f for the rules that one rule of a policy gives for the ports g, and caches the result: all pods of a
+// Deployment have the same rules.
 func (p *namespaceRules) once(policy *networkingv1.NetworkPolicy, d direction, rule int, g map[string][]portSpan, f func() []Rule) []Rule {
 	k := fmt.Sprint(policy.Name, " ", d, " ", rule, " ", g) // maps are printed in order
 	if out, ok := p.memo[k]; ok {

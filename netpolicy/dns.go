@@ -21,7 +21,7 @@ type DNS struct {
 	Service []netip.Addr
 }
 
-// The namespace, the labels, the port and the names of ports that the pods of the DNS would have.
+// The namespace, the labels, the port and the port names that the DNS would have if it ran in pods.
 const (
 	dnsNamespace = "kube-system"
 	dnsPort      = 53
@@ -32,7 +32,7 @@ var (
 	dnsNames  = map[string]string{"udp": "dns", "tcp": "dns-tcp"}
 )
 
-// admits returns for which protocols of the DNS a rule's ports admit it.
+// admits returns the protocols of the DNS (tcp, udp) that a rule with these ports admits.
 func (d DNS) admits(all []networkingv1.NetworkPolicyPort) []string {
 	if len(all) == 0 {
 		return []string{"tcp", "udp"}
@@ -65,8 +65,8 @@ func (d DNS) in(spans []span) bool {
 		slices.ContainsFunc(d.Servers, func(a netip.AddrPort) bool { return contains(spans, a.Addr()) })
 }
 
-// elements returns the set elements that the kernel compares: address and port after translation, and the Service's for
-// clients without translation.
+// elements returns the set elements with which the kernel recognizes packets to the DNS: address and port of each
+// server, for translated packets, and those of the Service, for clients whose packets are not translated.
 func (d DNS) elements(v4 bool) map[string]bool {
 	out := map[string]bool{}
 	for _, a := range d.Servers {

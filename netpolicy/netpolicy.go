@@ -51,7 +51,7 @@ const (
 	minPause    = 20 * time.Millisecond
 	maxPause    = time.Second
 	pauseFactor = 9
-	// retryPause is the pause after a failure.
+	// retryPause is how long to wait after a failed sync before the next one.
 	retryPause = 2 * time.Second
 	// guardPeriod is the interval of checks whether another program has changed the table. The kernel reports a
 	// deletion at once.
@@ -82,7 +82,7 @@ type Enforcer struct {
 	loggedBudget string               // the last logged message about budgets
 }
 
-// waiter is a pod's start that waits for its rules.
+// waiter is the start of a pod, which waits until the pod's rules are in effect.
 type waiter struct {
 	done    chan struct{} // closed when they are in effect
 	unknown bool          // the API had not shown the pod at the last sync

@@ -44,11 +44,13 @@ var controllers = []controller{
 	}},
 }
 
-// setProxies is the set of the addresses from which ingress proxies connect to pods. 4 or 6 follows for the family.
+// setProxies begins the names of the two sets (4 or 6 follows) of the addresses from which ingress proxies connect to
+// pods.
 const setProxies = "proxies"
 
-// proxies returns those addresses by family. On other nodes it is an address that only the proxy uses. On this node it
-// is the address of all the node's programs, of which only the proxy's connections are filtered (frame).
+// proxies returns the addresses from which ingress proxies connect to pods, by family. On another node this is an
+// address that only the proxy uses. On this node it is the address of all the node's programs, and only the proxy's
+// connections are filtered (frame).
 func proxies(s State) map[int]map[string]bool {
 	out := map[int]map[string]bool{4: {}, 6: {}}
 	for node, networks := range podCIDRs(s.Node, s.Nodes) {

@@ -15,7 +15,8 @@ type RejectedNamespace struct {
 	Why  string
 }
 
-// refusedFor is how long a namespace counts as rejected. The cause may have been temporary.
+// refusedFor is how long rules of a namespace that nft or the kernel rejected are left out. Then they are tried again,
+// since the cause may have been temporary.
 const refusedFor = time.Minute
 
 // alone returns a table with only the rules of this namespace.
@@ -30,7 +31,7 @@ func (p *namespaceRules) alone() []byte {
 	return whole(r)
 }
 
-// closeThoseWithout makes the chain closed if it is named: that of pods for which nothing can be allowed.
+// closeThoseWithout adds the chain closed if a pod has it. It is the chain of pods for which nothing can be allowed.
 func (r *Ruleset) closeThoseWithout() {
 	for d := range r.Pods {
 		for _, chain := range r.Pods[d] {
@@ -79,7 +80,7 @@ type refusedAt struct {
 	at time.Time
 }
 
-// refusals returns the rejections that still count.
+// refusals returns the rejections that are not older than refusedFor, by namespace, and deletes the others.
 func (e *Enforcer) refusals() map[string]RejectedNamespace {
 	out := map[string]RejectedNamespace{}
 	for namespace, r := range e.refused {

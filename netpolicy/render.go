@@ -34,11 +34,11 @@ const (
 )
 
 // noAddress is the source of ICMP errors from a machine without an IPv4 address (RFC 7600), such as a rejection on a
-// node of which only the pods have some. No pod can use it: the pod network lets a pod send from its own addresses
+// node that has none although its pods have. No pod can use it: the pod network lets a pod send from its own addresses
 // only.
 const noAddress = "192.0.0.8"
 
-// midway matches a packet of a TCP connection that conntrack does not know, and that it does not open.
+// midway matches a TCP packet that belongs to no connection that conntrack knows, and that opens none.
 const midway = "ct state new tcp flags & (fin | syn | rst | ack) != syn"
 
 // frame are the chains that all packets pass. They do not depend on any policy.
@@ -139,7 +139,7 @@ func (s *script) elements(verb, set string, elems []string) {
 	}
 }
 
-// whole replaces any existing table: packets meet the old one or the new one.
+// whole returns the commands that replace any existing table. Each packet meets the old table or the new one.
 func whole(r *Ruleset) []byte {
 	var s script
 	s.line("add table %s", tableRef)
@@ -150,8 +150,8 @@ func whole(r *Ruleset) []byte {
 	return s.Bytes()
 }
 
-// fresh makes the table where there is none, and fails where there is one. It deletes nothing, so the kernel does not
-// wait until no processor uses the old table: a pod waits for this.
+// fresh returns the commands that make the table. They fail if there is one. They delete nothing, so the kernel does
+// not wait until no processor uses the old table: a pod waits for this.
 func fresh(r *Ruleset) []byte {
 	var s script
 	s.table("create", r)

@@ -53,7 +53,7 @@ type Rule struct {
 	Ports  string // a port, or @ and the name of a set of ports; needs Proto
 }
 
-// Set is a set in the kernel.
+// Set is an nftables set of addresses, intervals of addresses, ports, or addresses with a port.
 type Set struct {
 	Kind  setKind
 	Elems map[string]bool

@@ -31,7 +31,8 @@ func (e *Enforcer) save() error {
 	return nil
 }
 
-// reinstate writes the table that an earlier Enforcer has stored, if the kernel has none.
+// reinstate loads into the kernel the nftables table that an earlier Enforcer saved in StateFile, if the kernel has no
+// such table.
 func (e *Enforcer) reinstate(ctx context.Context) error {
 	if e.o.StateFile == "" {
 		return nil

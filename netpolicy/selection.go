@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// selection is by what a policy's peer selects pods.
+// selection has the parsed selectors with which a peer of a policy selects pods.
 type selection struct {
 	namespace  string          // when namespaces is nil
 	namespaces labels.Selector // or nil
@@ -33,8 +33,8 @@ func selectionOf(namespace string, peer networkingv1.NetworkPolicyPeer) selectio
 	return s
 }
 
-// costOf returns how many values a comparison with a selector may read. It is known before the selector is parsed, and
-// parsing costs reading times as much.
+// costOf returns how many values a comparison with a selector may read. It does not parse the selector, since that
+// costs much more (reading).
 func costOf(s *metav1.LabelSelector) int {
 	if s == nil {
 		return 0
@@ -46,7 +46,8 @@ func costOf(s *metav1.LabelSelector) int {
 	return cost
 }
 
-// reading is the cost of parsing a selector, which checks each of its values, relative to a comparison.
+// reading is how many times as much as one comparison it costs to parse a selector, since each of its values is
+// checked.
 const reading = 10
 
 // selector parses a selector. One that the API should have rejected selects nothing.

@@ -164,8 +164,8 @@ type network struct {
 	rank int
 }
 
-// podCIDRs returns the nodes' pod networks. Of two that overlap this node's own counts, and otherwise the older node's,
-// as for the connections to nodes (cni/).
+// podCIDRs returns the pod networks of the nodes. Where two of them overlap, it leaves out one, as for the connections
+// to nodes (cni/): this node's network is kept, and otherwise the older node's.
 func podCIDRs(own string, nodes []*corev1.Node) map[string][]netip.Prefix {
 	nodes = slices.SortedFunc(slices.Values(nodes), func(a, b *corev1.Node) int {
 		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
