@@ -29,8 +29,8 @@ type refusedError struct{ cause error }
 func (e *refusedError) Error() string { return e.cause.Error() }
 func (e *refusedError) Unwrap() error { return e.cause }
 
-// attempt continues or begins an order, until the certificate is in its Secret. issued is a sentence about the
-// certificate. It is empty if none was needed any more.
+// attempt begins or continues an order, and returns when the certificate is in its Secret. issued is the text of the
+// event about the certificate, or "" if none was needed any more.
 func (m *Manager) attempt(ctx context.Context, o compile.Order) (issued string, err error) {
 	target, err := m.o.Client.CoreV1().Secrets(o.Secret.Namespace).Get(ctx, o.Secret.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {

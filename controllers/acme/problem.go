@@ -23,7 +23,7 @@ const (
 	rateLimited = urn + "rateLimited"
 )
 
-// hints say what to do about a problem of the authority, by its type.
+// hints has, by the type of an error that an ACME server returns, what the user can do about it.
 var hints = map[string]string{
 	"dns":        "have the DNS name lead to the addresses of the Ingress (kubectl get ingress)",
 	"connection": "have the DNS name lead to the addresses of the Ingress, and let port 80 in there from the whole internet",

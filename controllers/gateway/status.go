@@ -24,7 +24,7 @@ type Object interface {
 	runtime.Object
 }
 
-// copied is an object with a deep copy of its own type.
+// copied is a Gateway API object whose DeepCopy returns the object's own type.
 type copied[T any] interface {
 	Object
 	DeepCopy() T

@@ -82,7 +82,7 @@ type reader struct {
 	leastCheck time.Duration
 }
 
-// inputs are the inputs of a chart's release.
+// inputs has everything that a chart's release is made from.
 type inputs struct {
 	request *helmjob.Request
 	// hash and key are the same as in View.
@@ -101,8 +101,9 @@ func problem(reason, format string, args ...any) error {
 	return problemError{Problem{Reason: reason, Message: fmt.Sprintf(format, args...)}}
 }
 
-// inputs reads the inputs of a chart's release. Where a digest replaces the chart's content, the result is the same,
-// but without the content. The chart is the cause of a [problemError], which stays until something changes.
+// inputs reads everything that a chart's release is made from. Where a digest replaces the chart's content, the result
+// is the same, but without the content. The chart is the cause of a [problemError], which stays until something
+// changes.
 func (r reader) inputs(ctx context.Context, c *kinds.HelmChart, config *kinds.HelmChartConfig) (*inputs, error) {
 	q := &helmjob.Request{
 		Operation: helmjob.Apply, Namespace: Target(c), Release: c.Name, CreateNamespace: c.Spec.CreateNamespace, Set: c.Spec.Set,

@@ -78,7 +78,7 @@ type Problem struct{ Reason, Message string }
 // View is the input of a decision.
 type View struct {
 	Chart *kinds.HelmChart
-	// Hash is the hash of the inputs of the release. Key also covers what else a try depends on.
+	// Hash is a hash of everything that the release is made from. Key also covers what else a try depends on.
 	Hash, Key string
 	Problem   *Problem
 	Release   Release

@@ -58,7 +58,7 @@ type work struct {
 	unwanted   bool // it was ended on purpose
 }
 
-// outcome is the end of an operation.
+// outcome is how an operation ended.
 type outcome struct {
 	name   types.NamespacedName
 	work   *work
@@ -116,7 +116,8 @@ func (c *Controller) round(ctx context.Context) (next time.Time) {
 	return next
 }
 
-// later logs an error of the API, each once.
+// later logs that the API refused a request for a chart, which is tried again later. It logs a repeated error of a
+// chart once.
 func (c *Controller) later(e *entry, err error) {
 	if apierrors.IsConflict(err) || errors.Is(err, context.Canceled) {
 		return // the watch brings the newer object, or the term ends
@@ -402,7 +403,7 @@ func (c *Controller) prepare(ctx context.Context, e *entry, w *work) (*helmjob.R
 	return in.request, nil
 }
 
-// longest is the longest timeout that has an effect.
+// longest limits the timeout of a chart. A longer one counts as this.
 const longest = 30 * 24 * time.Hour
 
 // limit returns the longest time that a child may run. Helm's own timeout is for each hook and each wait. This limit is

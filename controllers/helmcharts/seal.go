@@ -19,7 +19,8 @@ const (
 	sealKey  = "seal"
 )
 
-// seal returns the cluster's key for records of releases. The key is made before the first child starts.
+// seal returns the key with which the stored records of Helm releases are authenticated. The whole cluster has one key,
+// in the Secret sealName, and seal makes it if it is missing. This happens before the first child process starts.
 func (c *Controller) seal(ctx context.Context) ([]byte, error) {
 	if len(c.sealed) > 0 {
 		return c.sealed, nil

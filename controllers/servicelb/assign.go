@@ -22,8 +22,8 @@ const (
 	livenessPoll = 250 * time.Millisecond
 	// pauseThreshold is how late a poll must be to show that this server was paused, and received nothing meanwhile.
 	pauseThreshold = 500 * time.Millisecond
-	// reread is the interval at which the record is read again while there are such addresses. If a client has deleted
-	// it, no node would announce them any more.
+	// reread is the interval at which the record of holders is read again while pools' addresses are in use. If a
+	// client has deleted the record, no node would announce the addresses any more.
 	reread = 10 * time.Second
 	// settle is the time after a pause of this server in which nodes can report to it again.
 	settle = time.Second
@@ -41,7 +41,8 @@ type holders struct {
 	trustFrom  time.Time
 }
 
-// noteDelay records that the controller woke too late.
+// noteDelay notes by how much the controller woke too late. If that shows a pause of this server, assign writes nothing
+// until nodes had the time settle to report again.
 func (h *holders) noteDelay(by time.Duration) {
 	if by > pauseThreshold {
 		h.trustFrom = time.Now().Add(settle)

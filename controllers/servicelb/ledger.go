@@ -31,7 +31,7 @@ type ledger struct {
 	searches map[rangeOf]*search
 }
 
-// rangeOf is a range of a pool.
+// rangeOf identifies a range: its pool and its index there.
 type rangeOf struct {
 	pool *Pool
 	i    int

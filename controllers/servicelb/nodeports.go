@@ -17,7 +17,7 @@ const (
 	// NodePortCondition is in the status of a Service while no node opens one of its node ports, because another
 	// Service has the port at nodes' addresses.
 	NodePortCondition = "coracle.dev/NodePort"
-	// ReasonNodePortInUse is the reason of that condition.
+	// ReasonNodePortInUse is the reason of NodePortCondition.
 	ReasonNodePortInUse = "NodePortInUse"
 )
 
@@ -27,8 +27,8 @@ type refusal struct {
 	has  types.NamespacedName
 }
 
-// refused returns the node ports that are newer than a load balancer's Service with the same port at some node's
-// address. The proxies derive the same from the Services' status (loadbalancer.Held).
+// refused returns the node ports that no node opens, by Service: a load balancer's Service had the same port at some
+// node's address before. The proxies derive the same from the Services' status (loadbalancer.Held).
 func (s *State) refused(c priorOwners) map[types.NamespacedName][]refusal {
 	out, holders := map[types.NamespacedName][]refusal{}, c.ofPorts()
 	for _, svc := range s.Services {
@@ -53,7 +53,8 @@ func (s *State) ofNodePorts(svc *corev1.Service, port Port) bool {
 		!slices.ContainsFunc(svc.Spec.Ports, func(p corev1.ServicePort) bool { return loadbalancer.PortOf(p.Protocol, p.NodePort) == port })
 }
 
-// inNodePorts returns a message about the ports of a Service of that kind, and what to do; "" for none.
+// inNodePorts returns a message about the ports of a Service that it cannot get at nodes' addresses (ofNodePorts), and
+// what to do about them; "" if there are none.
 func (s *State) inNodePorts(svc *corev1.Service) string {
 	ports := slices.DeleteFunc(portsOf(svc), func(p Port) bool { return !s.ofNodePorts(svc, p) })
 	if len(ports) == 0 {

@@ -75,7 +75,8 @@ func (s *State) trusted() map[string][]netip.Addr {
 	return out
 }
 
-// silent returns 1 for an unresponsive node: a machine that replaces a dead one has the same address.
+// silent returns 1 for an unresponsive node and 0 for any other, to sort nodes with the same address: a machine that
+// replaces a dead one has that one's address.
 func silent(n *corev1.Node) int {
 	if _, c := componentutil.GetNodeCondition(&n.Status, corev1.NodeReady); c != nil && c.Status == corev1.ConditionUnknown {
 		return 1

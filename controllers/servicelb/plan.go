@@ -12,15 +12,16 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Reasons of the condition.
+// Reasons of Condition.
 const (
 	// ReasonServed says that a Service has everything that it requests.
 	ReasonServed = "Served"
-	// ReasonPortInUse says that another Service or program uses one of its ports, at some or all addresses.
+	// ReasonPortInUse says that another Service or program uses one of the Service's ports, at some or all addresses.
 	ReasonPortInUse = "PortInUse"
-	// ReasonNodePortRange says that one of its ports is in the range of node ports, and is not its own node port.
+	// ReasonNodePortRange says that one of the Service's ports is in the range of node ports, and is not its own node
+	// port.
 	ReasonNodePortRange = "NodePortRange"
-	// ReasonNoNode says that no node can serve it.
+	// ReasonNoNode says that no node can serve the Service.
 	ReasonNoNode = "NoNode"
 )
 

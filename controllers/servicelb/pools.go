@@ -46,7 +46,8 @@ func endsInZeroOr255(a netip.Addr) bool {
 	return a.Is4() && (a.As4()[3] == 0 || a.As4()[3] == 255)
 }
 
-// size returns how many addresses are examined for a Service that requests none.
+// size returns how many addresses of the pool a Service that requests none may get. Of each range, at most maxRange
+// count.
 func (p *Pool) size() int {
 	n := 0
 	for _, r := range p.Ranges {

@@ -52,7 +52,8 @@ func PoolStatus(s *State, plan map[types.NamespacedName]Allocation, objects []*a
 	return out
 }
 
-// outOfReach returns a flaw with the ranges of which no node can announce some addresses.
+// outOfReach returns a Flaw that names each range whose first or last address no node can announce. It returns the zero
+// Flaw if there is no such range.
 func (p *Pool) outOfReach(nodes []node) Flaw {
 	var far []string
 	for _, r := range p.Ranges {

@@ -20,7 +20,7 @@ type addressPort struct {
 	port    Port
 }
 
-// owner is the owner of an address port.
+// owner is the Service or the other program that has an address port.
 type owner struct {
 	// service is the Service that owns it. The zero name is for another program.
 	service types.NamespacedName
@@ -30,7 +30,7 @@ type owner struct {
 	what string
 }
 
-// ports are the owners of each address port.
+// ports has all owners of each address port.
 type ports map[addressPort][]owner
 
 func (p ports) reserve(at addressPort, by owner) { p[at] = append(p[at], by) }

@@ -24,8 +24,8 @@ const KeptCondition = loadbalancer.Kept
 // maxKept limits the listed addresses, so that a status stays within the API's limit.
 const maxKept = 512
 
-// priorOwners are the owners of address ports since an earlier plan. A Service keeps an address port until it is no
-// load balancer, drops the port or requests other addresses, or until no node has the address.
+// priorOwners has the Services that have owned an address port since an earlier plan. A Service keeps an address port
+// until it is no load balancer, drops the port or requests other addresses, or until no node has the address.
 type priorOwners map[addressPort]types.NamespacedName
 
 func (s *State) priorOwners(l *ledger) priorOwners {

@@ -19,12 +19,13 @@ import (
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 )
 
-// releases are address ports, and addresses of a pool (with the zero port), that Services still have by their status
-// but not in this plan: they or the cluster have dropped them. No other Service gets them before that status is
-// written. Otherwise a Service that takes one back would still have it by its status, and the new owner would lose it.
+// releases has, for each Service, the address ports that it has by its status but not in this plan: the Service or the
+// cluster has dropped them. An address of a pool has the zero port here. No other Service gets an address port before
+// that status is written. Otherwise a Service that takes one back would still have it by its status, and the new owner
+// would lose it.
 type releases map[types.NamespacedName][]addressPort
 
-// releases must be called after keep and before any new allocation.
+// releases returns what each Service loses. It must be called after keep and before any new allocation.
 func (l *ledger) releases(services []*corev1.Service, c priorOwners) releases {
 	out := releases{}
 	for _, svc := range services {

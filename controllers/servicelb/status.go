@@ -61,8 +61,8 @@ func nodePorts(conditions *[]metav1.Condition, refused string) bool {
 		Reason: ReasonNodePortInUse, Message: refused})
 }
 
-// observed returns the generation of the Service's spec for the condition. A change of the generation alone causes no
-// write.
+// observed returns the observedGeneration of a Service's condition. If the condition is otherwise unchanged, that is
+// the old one: a change of the generation alone causes no write.
 func observed(have *metav1.Condition, svc *corev1.Service, v Allocation, status metav1.ConditionStatus) int64 {
 	if have != nil && have.Status == status && have.Reason == v.Reason && have.Message == v.Message {
 		return have.ObservedGeneration

@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// Operation is an operation on a release.
+// Operation is what a child process does with a release.
 type Operation string
 
 const (

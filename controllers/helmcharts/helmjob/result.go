@@ -6,12 +6,12 @@ package helmjob
 type Action string
 
 const (
-	Nothing     Action = ""            // it failed before a change, or Abort left the release unchanged
+	Nothing     Action = ""            // the operation failed before a change, or Abort left the release unchanged
 	Installed   Action = "installed"   // there was no release
 	Upgraded    Action = "upgraded"    // there was a release; a new revision was made
 	Unchanged   Action = "unchanged"   // there was a release, and it matches the request
-	Recovered   Action = "recovered"   // it was incomplete or failed, or its objects were changed; see Result.Found
-	Uninstalled Action = "uninstalled" // it was removed, or there was none
+	Recovered   Action = "recovered"   // the release was incomplete or failed, or its objects were changed; see Result.Found
+	Uninstalled Action = "uninstalled" // the release was removed, or there was none
 )
 
 // Reason is the cause of a failed request in one word, for a condition or an event.
@@ -23,22 +23,22 @@ const (
 	InvalidChart          Reason = "InvalidChart"          // no archive, or no chart in it, or one that cannot be installed
 	ChartNotFound         Reason = "ChartNotFound"         // no such chart, version, file or repository
 	RepositoryUnreachable Reason = "RepositoryUnreachable" // no response, or an error of the server
-	RepositoryNotTrusted  Reason = "RepositoryNotTrusted"  // its certificate is not signed by a trusted authority, or names another host
+	RepositoryNotTrusted  Reason = "RepositoryNotTrusted"  // the server's certificate names another host, or no trusted authority signed it
 	Unauthorized          Reason = "Unauthorized"          // the repository requires other credentials
 	Incompatible          Reason = "Incompatible"          // the chart requires another version of Kubernetes
 	RenderFailed          Reason = "RenderFailed"          // a template failed, or its output is not a valid object
 	Conflict              Reason = "Conflict"              // an object exists that belongs to another owner
 	InstallFailed         Reason = "InstallFailed"         // the cluster refused a change after some had been made
-	UpgradeFailed         Reason = "UpgradeFailed"         // the same, for an upgrade
+	UpgradeFailed         Reason = "UpgradeFailed"         // the cluster refused a change of an upgrade after some had been made
 	UninstallFailed       Reason = "UninstallFailed"       // some object could not be removed
 	HookFailed            Reason = "HookFailed"            // a hook ended with an error
 	TimedOut              Reason = "TimedOut"              // a hook, or a wait, took longer than the timeout
-	Aborted               Reason = "Aborted"               // it failed before with the same chart and values, and the policy is Abort
+	Aborted               Reason = "Aborted"               // the same chart and values failed before, and the policy is Abort
 	ClusterUnreachable    Reason = "ClusterUnreachable"    // the API server does not answer
 	Failed                Reason = "Failed"                // any other failure
 )
 
-// Result is the result of a request. Reason is empty if it succeeded.
+// Result is what a child process writes when it has finished a request. Reason is empty if the request succeeded.
 type Result struct {
 	Action Action `json:"action,omitempty"`
 	Reason Reason `json:"reason,omitempty"`

@@ -112,7 +112,7 @@ const (
 	ChartAvailable = "ChartAvailable"
 )
 
-// Status is the status of a chart.
+// Status says what was made of a chart, and whether it is as the chart requests.
 type Status struct {
 	Revision   int64  `json:"revision,omitempty"`
 	ConfigHash string `json:"configHash,omitempty"`

@@ -47,7 +47,7 @@ type Spec struct {
 	NodeSelector      *metav1.LabelSelector `json:"nodeSelector,omitempty"`
 }
 
-// Status is the status of a pool.
+// Status says how many addresses a pool has, how many are used, and whether all can be used.
 type Status struct {
 	Total      int64              `json:"total"`
 	Used       int64              `json:"used"`
