@@ -121,7 +121,7 @@ type annotated struct {
 	options *options
 }
 
-// host is a host while its section is built.
+// host collects what a host's section is made from.
 type host struct {
 	namespace    string // of the Ingress that named it first
 	certificate  string
@@ -133,7 +133,7 @@ type host struct {
 	regex        bool // a quirk of ingress-nginx: all paths of the class nginx are expressions
 }
 
-// routeKey is what only one Ingress may have at a host.
+// routeKey identifies a route of a host. Only one Ingress may have it.
 type routeKey struct {
 	path     string
 	kind     table.PathKind

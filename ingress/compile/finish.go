@@ -70,7 +70,7 @@ func (r *route) challenge() bool {
 	return ok && (rest == "" || rest[0] == '/') && !strings.Contains(rest, "|")
 }
 
-// finish sets what in a host's routes depends on all of them, and sorts them.
+// finish sets those fields of a host's routes that depend on the other routes of the host, and sorts the routes.
 func (c *compiler) finish(name string, h *host) {
 	for _, r := range h.routes {
 		h.regex = h.regex || r.options.nginx && !r.fallback && (r.options.useRegex || r.rewrites())

@@ -45,7 +45,8 @@ func (o *options) redirects() {
 	}
 }
 
-// group matches a reference to a group of an expression, or a dollar sign without one.
+// group matches a reference to a capture group of the regular expression ($1 to $9). It also matches a $ that no such
+// digit follows.
 var group = regexp.MustCompile(`\$([1-9])?`)
 
 // rewrites reads the annotations that change requests to backends.

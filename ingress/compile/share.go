@@ -14,8 +14,8 @@ import (
 const (
 	// maxTable limits the estimated memory of the table in a proxy, in bytes. A namespace may have half of it.
 	maxTable = 96 << 20
-	// routeCost is the cost of a route without its policy, or of a Secret without its text. stepCost is that of a step
-	// of an expression, textFactor that of a byte of a policy, and secretFactor that of a byte of a Secret.
+	// routeCost, stepCost, textFactor and secretFactor are estimates, in bytes, of the memory for: a route without its
+	// policy or a Secret without its text; a step of an expression; a byte of a policy; a byte of a Secret.
 	routeCost, stepCost, textFactor, secretFactor = 2 << 10, 160, 8, 4
 	// maxFindings limits the findings of one object.
 	maxFindings = 20
@@ -32,8 +32,8 @@ func (c *compiler) room(namespace string, cost int) bool {
 	return true
 }
 
-// secretRoom reserves the memory of a Secret's section, once for all Ingresses that name it. It is called in the order
-// of their age.
+// secretRoom reserves the memory of a Secret's section, once for all Ingresses that name the Secret. It is called in
+// the order of the Ingresses' age.
 func (c *compiler) secretRoom(namespace, key string, size int) bool {
 	if _, known := c.secrets[key]; !known {
 		c.secrets[key] = c.room(namespace, routeCost+secretFactor*size)

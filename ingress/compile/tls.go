@@ -285,9 +285,9 @@ func (c *compiler) tlsTo(o *options) *table.BackendTLS {
 	return &out
 }
 
-// shareClients sets the settings for clients' certificates at all routes of the class nginx at a host whose namespace
-// has them at one route, since ingress-nginx has them for a whole server. It reports whether clients are asked for
-// certificates at all.
+// shareClients copies the settings for clients' certificates to those routes of the class nginx in the same namespace
+// that have none, from the oldest Ingress that has them: ingress-nginx has these settings for a whole server. It
+// reports whether any route asks clients for certificates.
 func (h *host) shareClients() (asks bool) {
 	first := map[string]*route{} // by namespace
 	for _, r := range h.routes {

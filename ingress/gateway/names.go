@@ -12,7 +12,6 @@ import (
 
 // dnsName matches the names of hosts, except "", which is for all hosts. A wildcard as the first label stands for one
 // label or more.
-
 var dnsName = regexp.MustCompile(`^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 
 // hostName returns a name in the form of the table. It returns false for invalid names, which CRDs of another version
