@@ -25,7 +25,7 @@ const editTries = 5
 // maxDiffLines limits the lines from the first to the last that differ.
 const maxDiffLines = 2000
 
-// errOther says that the path is that of another object than the edited text.
+// errOther says that the edited text is of another object than the one at the path.
 var errOther = errors.New("this is another object")
 
 // errConflict says that the user and another client changed the same field.

@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// forwardTarget is the target of a forward.
+// forwardTarget is the pod and the port to which a forward leads.
 type forwardTarget struct {
 	resource, name string // the object that the user chose
 	pod            *corev1.Pod

@@ -27,7 +27,7 @@ const (
 	// retryFirst and retryMost are the first and the longest wait of a stream before it asks the API again.
 	retryFirst = 500 * time.Millisecond
 	retryMost  = 3 * time.Second
-	// shortRound is the duration of a list with its watch below which the next one waits.
+	// shortRound is the least duration of a round (a list with its watch) after which the next one begins at once.
 	shortRound = time.Second
 	// maxEvent limits an event of a watch, in bytes.
 	maxEvent = 16 << 20

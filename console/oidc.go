@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	// maxLogin limits a login request, in bytes: a code or a refresh token, of which large ones have some KB.
+	// maxLogin limits a login request, in bytes. It holds a code or a refresh token; large ones have some KB.
 	maxLogin = 16 << 10
 	// maxExchanges limits the logins and renewals under way, and addressExchanges those of one address. Each waits for
 	// the provider, and its client has not logged in before.

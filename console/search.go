@@ -39,8 +39,9 @@ type foundObject struct {
 	Label string `json:"label,omitempty"`
 }
 
-// search sends the objects, in the lists at paths, whose name or labels contain a text, as it finds them. Lists that
-// the user may not read, and kinds that cannot be listed, give no results.
+// search looks for a text in the names and labels of objects, in the lists at paths. It sends each match to the page
+// when it finds it. It stops after maxFound matches, or after searchPatience. Lists that the user may not read, and
+// kinds that cannot be listed, give no results.
 func (st *stream) search(ctx context.Context, text string, paths []string) error {
 	text = strings.ToLower(strings.TrimSpace(text))
 	if text == "" || len(paths) > maxSearchPaths {
