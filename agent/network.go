@@ -40,8 +40,9 @@ const (
 	partFirewall = "host firewall"
 )
 
-// network is the pod network, the Service proxy and the cluster DNS. They use their own identity, since the node's
-// cannot read EndpointSlices, and share one set of informers.
+// network is the node's network parts: pod network, Service proxy, cluster DNS, NetworkPolicies, load balancer
+// addresses and ingress. They have credentials of their own, since the node's credentials cannot read EndpointSlices.
+// They share one set of informers.
 type network struct {
 	o         Options
 	informers *netinformers.Informers

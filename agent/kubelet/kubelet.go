@@ -83,7 +83,8 @@ type Options struct {
 	Args []string
 }
 
-// started guards the once-per-process rule of the package comment.
+// started is true once a kubelet was started in this process: upstream's kubelet cannot be started twice in one
+// process.
 var started atomic.Bool
 
 // Run runs the kubelet until ctx is done. It returns an error for mistakes in the options and usual obstacles on the

@@ -48,7 +48,8 @@ func (keys) Rotate(ctx context.Context, dir string, client *rest.Config,
 	})
 }
 
-// tokenPatience is how long to wait for servers that have not yet taken over a new token.
+// tokenPatience is how long a rotation waits until every server uses the new token. Then it reports the servers that do
+// not.
 const tokenPatience = 15 * time.Second
 
 func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, r token.RotationRequest) (token.Token, []string, error) {

@@ -16,8 +16,8 @@ import (
 // later, as they do anyway.
 const attempts = 20
 
-// ConsistentList calls a listing function of the netlink package, until a call returns a list during which nothing
-// changed.
+// ConsistentList calls list again while the kernel reports that something changed during the listing, at most 20 times
+// (attempts). After that it returns the error.
 func ConsistentList[T any](list func() ([]T, error)) ([]T, error) {
 	var out []T
 	var err error

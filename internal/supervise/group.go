@@ -22,7 +22,8 @@ type Group struct {
 	log    *slog.Logger
 }
 
-// NewGroup makes a group whose parts end when ctx is done, or before. The board may be nil.
+// NewGroup makes a group. Its parts end when ctx is done, when Stop is called, or when an essential part fails. board
+// may be nil.
 func NewGroup(ctx context.Context, board *status.Board, log *slog.Logger) *Group {
 	ctx, cancel := context.WithCancelCause(ctx)
 	return &Group{ctx: ctx, cancel: cancel, board: board, log: log}

@@ -28,7 +28,8 @@ type ledger struct {
 	touched touched
 }
 
-// touched are the touched keys of a state. A nil map means all.
+// touched has the virtual servers and set members that may have changed since the kernel last had the whole state. A
+// nil map means that all may have.
 type touched struct {
 	servers map[Key]bool
 	members map[member]bool

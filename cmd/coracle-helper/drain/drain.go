@@ -32,7 +32,8 @@ const (
 	DefaultStall = 2 * time.Second
 )
 
-// returnPoll is how often Out is polled for a reader while it has none. While there is a reader, nothing is polled.
+// returnPoll is the interval at which a Pipe that has no reader checks whether one has opened Options.Out. A Pipe with
+// a reader does not poll.
 const returnPoll = 100 * time.Millisecond
 
 // long is a deadline in the distant past. Setting it ends the current wait and each later one.

@@ -11,7 +11,8 @@ import (
 // repeatInterval is the minimum time between two lines with the same frequent message.
 const repeatInterval = 10 * time.Second
 
-// frequent are messages of upstream of which one line says as much as a hundred.
+// frequent has upstream's log messages that may repeat very often without new information. Each is logged at most once
+// every repeatInterval.
 var frequent = map[string]bool{
 	// Any client can cause these with each request that it sends, without an identity.
 	"Unable to authenticate the request":                 true, // by the API server
