@@ -27,8 +27,8 @@ const (
 	guestVar = "CORACLE_ARM64_GUEST"
 	// binVar names coracle for arm64.
 	binVar = "CORACLE_ARM64_BIN"
-	// said begins the lines by which the machine says how a step went, and over the last of these.
-	said, over = "board: ", "board: over: "
+	// over begins the last of the lines by which the machine says how a step went.
+	over = "board: over: "
 	// patience is for all steps together: they took four minutes on two cores that others wanted as well.
 	patience = 40 * time.Minute
 	diskSize = "6G"
