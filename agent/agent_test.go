@@ -33,9 +33,7 @@ func TestPartStartsWhenItsWaitEnds(t *testing.T) {
 	g = supervise.NewGroup(ctx, nil, slog.New(slog.DiscardHandler))
 	g.Essential(nil, after(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, func() { t.Error("it began at the end") }))
 	cancel()
-	if err := g.Wait(); err != nil {
-		t.Errorf("stopped while it waits: %v", err)
-	}
+	testenv.Check(t, g.Wait(), "stopped while it waits")
 }
 
 // TestKubeletWaitsForAPIServer: without a wait of its own the kubelet waits for the one WaitAPI, which is not called a

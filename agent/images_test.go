@@ -164,9 +164,7 @@ configs:
 		"example.org/foreign:1": true, // with a warning: there may be an emulator
 	} {
 		present, pinned := n.has(name)
-		if present != want || pinned != want {
-			t.Errorf("%s: present %t, pinned %t, want %t", name, present, pinned, want)
-		}
+		testenv.False(t, present != want || pinned != want, "%s: present %t, pinned %t, want %t", name, present, pinned, want)
 	}
 	for _, name := range []string{"plain.example.org/plain/app:1", "rewritten.example.org/team/app:1"} {
 		if _, err := n.images.PullImage(context.Background(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: name}}); err != nil {

@@ -114,9 +114,7 @@ func TestNodeIsNotReadyWhenItsKubeletLosesTheAPI(t *testing.T) {
 					t.Errorf("the kubelet is asked to report after %s", took)
 				}
 				within40s(t, again, all[2])
-				if t.Failed() {
-					t.Fatalf("lost after %s: %v", lost, all)
-				}
+				testenv.Require(t, !t.Failed(), "lost after %s: %v", lost, all)
 			}
 		})
 	}

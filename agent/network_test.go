@@ -8,6 +8,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/ingress/table"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestKubeletPortsAreReserved: neither pods nor Services get a port at which the kubelet listens, and pods none of the
@@ -15,9 +16,7 @@ import (
 func TestKubeletPortsAreReserved(t *testing.T) {
 	o := Options{NetworkBackend: clusterconfig.NetworkNone, Port: 7443, LocalPort: 6444, ConsolePort: 8443, kubeletPorts: []uint16{10350, 10248}}
 	services := slices.Concat([]uint16{7443, 6443, 10250, 10053, 10054, 10055}, table.GatewayPorts(), []uint16{10350, 10248, 8443})
-	if got := o.reserved().Ports; !slices.Equal(got, services) {
-		t.Errorf("of Services: %v, want %v", got, services)
-	}
+	testenv.EqualSlices(t, o.reserved().Ports, services, "of Services:")
 	if got, want := o.reservedHostPorts(), append(services, 6444); !slices.Equal(got, want) {
 		t.Errorf("host ports: %v, want %v", got, want)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestKernelWithoutNFTables: the log says it once and the board all the time, for the parts that need them, and the
@@ -54,20 +55,14 @@ func TestKernelWithoutNFTables(t *testing.T) {
 						failed = append(failed, part.Name)
 					}
 				}
-				if got := strings.Join(failed, ","); got != c.parts {
-					t.Errorf("failed are %q, want %q", got, c.parts)
-				}
+				testenv.Equal(t, strings.Join(failed, ","), c.parts, "failed are")
 				if n := strings.Count(log.String(), "level=ERROR"); n != 1 || !strings.Contains(log.String(), "modprobe") {
 					t.Errorf("the log has %d errors:\n%s", n, log.String())
 				}
 				loaded.Store(true)
-				if !<-done {
-					t.Error("the node does not go on")
-				}
+				testenv.True(t, <-done, "the node does not go on")
 				for _, part := range o.Board.Components() {
-					if part.State == status.Failed {
-						t.Errorf("%s has failed still", part.Name)
-					}
+					testenv.False(t, part.State == status.Failed, "%s has failed still", part.Name)
 				}
 			})
 		})
@@ -78,12 +73,8 @@ func TestKernelWithoutNFTables(t *testing.T) {
 // of the wait.
 func TestOtherReasonThanNFTables(t *testing.T) {
 	o := Options{Board: status.NewBoard(time.Now), Logger: slog.New(slog.DiscardHandler)}
-	if o.awaitNFTables(t.Context(), func() error { return nil }) {
-		t.Error("it is tried again, though the kernel has nftables")
-	}
+	testenv.False(t, o.awaitNFTables(t.Context(), func() error { return nil }), "it is tried again, though the kernel has nftables")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if o.awaitNFTables(ctx, func() error { return unix.EPROTONOSUPPORT }) {
-		t.Error("it is tried again at the end")
-	}
+	testenv.False(t, o.awaitNFTables(ctx, func() error { return unix.EPROTONOSUPPORT }), "it is tried again at the end")
 }

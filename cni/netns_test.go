@@ -25,9 +25,7 @@ func TestProcessStaysWhereItIs(t *testing.T) {
 	for i := range 1000 {
 		inside := ""
 		testenv.NoError(t, inNetns(pod, func() (err error) { inside, err = os.Readlink("/proc/thread-self/ns/net"); return err }))
-		if inside == before {
-			t.Fatal("the function does not run in the pod's namespace")
-		}
+		testenv.Require(t, inside != before, "the function does not run in the pod's namespace")
 		if now := where("/proc/self/ns/net"); now != before {
 			t.Fatalf("after %d calls the process is in the pod's namespace", i+1)
 		}

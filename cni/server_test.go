@@ -155,9 +155,7 @@ func TestRestartKeepsStateWithoutAPI(t *testing.T) {
 		return nil
 	})
 	b := n.pod("bbb")
-	if b.ips[0] == a.ips[0] {
-		t.Errorf("address %s given twice", b.ips[0])
-	}
+	testenv.False(t, b.ips[0] == a.ips[0], "address %s given twice", b.ips[0])
 	expect(t, b, "pod from before the restart", a.ips[0]+":80", "a "+b.ips[0])
 	testenv.True(t, n.server.attachments.get(key{"dead", "eth0"}) == nil, "the sandbox that died meanwhile is still known")
 	testenv.Fails(t, testenv.Err(os.Stat(filepath.Join(n.o.StateDir, "ipam", "10.42.7.0_24", dead.ips[0]))), "its address is still taken")
@@ -213,9 +211,7 @@ func TestPodNetworkWithoutFreeAddresses(t *testing.T) {
 	testenv.Fails(t, testenv.Err(netlink.LinkByName(deviceName(key{"late", "eth0"}))), "a failed ADD left a device")
 	pods[2].Close() // a crash of the runtime: no DEL ever comes
 	testenv.NoError(t, n.add(late), "the address of a dead sandbox was not collected")
-	if late.ips[0] != pods[2].ips[0] {
-		t.Errorf("got %s, want the dead sandbox's %s", late.ips[0], pods[2].ips[0])
-	}
+	testenv.False(t, late.ips[0] != pods[2].ips[0], "got %s, want the dead sandbox's %s", late.ips[0], pods[2].ips[0])
 }
 
 func TestGCRemovesLostPods(t *testing.T) {
@@ -227,16 +223,12 @@ func TestGCRemovesLostPods(t *testing.T) {
 	}
 	data := testenv.Must(json.Marshal(conf))(t)
 	resp, err := wire.Call(context.Background(), n.o.Socket, wire.Request{Command: wire.CommandGC, Config: data})
-	if err != nil || resp.Error != nil {
-		t.Fatal("GC:", err, resp.Error)
-	}
+	testenv.Require(t, err == nil && resp.Error == nil, "GC: %v %v", err, resp.Error)
 	testenv.Fails(t, testenv.Err(netlink.LinkByName(deviceName(key{"lost", "eth0"}))), "GC left a device")
 	testenv.False(t, strings.Contains(netns.NFT(t, "list table inet coracle"), lost.ips[0]), "GC left host ports")
 	testenv.Check(t, n.runtime.CheckNetworkList(context.Background(), n.conflist(), keep.rt), "GC harmed a valid attachment")
 	resp, err = wire.Call(context.Background(), n.o.Socket, wire.Request{Command: wire.CommandStatus, Config: data})
-	if err != nil || resp.Error != nil {
-		t.Error("STATUS:", err, resp.Error)
-	}
+	testenv.False(t, err != nil || resp.Error != nil, "STATUS: %v %v", err, resp.Error)
 }
 
 func TestCleanupRemovesAllNetworkObjects(t *testing.T) {
@@ -303,9 +295,7 @@ func TestSimultaneousPodsGetDistinctAddresses(t *testing.T) {
 	testenv.Equal(t, strings.Count(netns.NFT(t, "list map inet coracle ports4"), ". 80"), many, "not every host port is there:")
 	seen := map[netip.Addr]bool{}
 	for _, r := range n.server.attachments.list() {
-		if seen[r.IPs[0]] {
-			t.Errorf("address %s given twice", r.IPs[0])
-		}
+		testenv.False(t, seen[r.IPs[0]], "address %s given twice", r.IPs[0])
 		seen[r.IPs[0]] = true
 	}
 	each(func(p *pod) error { return n.runtime.DelNetworkList(context.Background(), list, p.rt) })

@@ -12,6 +12,7 @@ import (
 	"github.com/coracle-k8s/coracle/cni"
 	"github.com/coracle-k8s/coracle/internal/clusterconfig"
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestUnreachablePeersAreReported: Nodes say which peers host-gw would cut off. No peer is reported of which they say
@@ -57,9 +58,7 @@ func TestUnreachablePeersAreReported(t *testing.T) {
 		"apart in one":       {[]*corev1.Node{node("a", "10.42.0.0/24 fd42::/64", "192.0.2.1 fd00::1", "192.0.2.0/24,fd00::/64"), node("b", "10.42.1.0/24 fd42:0:0:1::/64", "192.0.2.2 fd01::2", "192.0.2.0/24,fd01::/64")}, "nodes a (fd00::1) and b (fd01::2) are not in one network"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := strings.Join(cni.UnreachablePairs(c.nodes), "; "); got != c.want {
-				t.Errorf("got %q, want %q", got, c.want)
-			}
+			testenv.Equal(t, strings.Join(cni.UnreachablePairs(c.nodes), "; "), c.want, "got")
 		})
 	}
 }

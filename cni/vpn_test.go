@@ -66,9 +66,7 @@ func (v *vpn) join(in netns.Doer, address string, mtu int, routes ...string) (le
 		}
 		return err
 	})
-	if err != nil {
-		v.t.Fatal("making a VPN's device: ", err)
-	}
+	testenv.Require(v.t, err == nil, "making a VPN's device: %v", err)
 	own := netip.MustParsePrefix(address).Addr()
 	v.mu.Lock()
 	v.members[own] = f

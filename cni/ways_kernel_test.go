@@ -65,9 +65,7 @@ func (s *segment) pass(i int) (did string) {
 	in := s.input(i)
 	desired := desiredHost(hostInput{bridge: Bridge, mtu: in.mtu, podCIDRs: in.podCIDRs})
 	ways, trouble := s.c.backend.desired(in)
-	if len(trouble) > 0 {
-		s.Fatal(trouble)
-	}
+	testenv.Require(s, len(trouble) == 0, "%v", trouble)
 	testenv.NoError(s, s.nodes[i-1].Do(func() error {
 		did = pass(s.T, Bridge, append(desired, ways...))
 		rs := desiredRules(in, s.c.backend)

@@ -274,8 +274,6 @@ func (c *conversation) echo(when string) {
 		if err == nil {
 			_, err = io.ReadFull(c.c, back)
 		}
-		if err != nil || !bytes.Equal(sent, back) {
-			c.t.Fatalf("%s, an open connection, %d bytes: %v", when, size, err)
-		}
+		testenv.Require(c.t, err == nil && bytes.Equal(sent, back), "%s, an open connection, %d bytes: %v", when, size, err)
 	}
 }

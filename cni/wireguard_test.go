@@ -166,9 +166,7 @@ func TestWireGuardKeyIsKept(t *testing.T) {
 	testenv.Equal(t, testenv.Must(wireGuardKey(dir, klog.Background()))(t), first, "the second time the key is")
 	testenv.NoError(t, os.WriteFile(path, []byte("half a k"), 0o600))
 	other, err := wireGuardKey(dir, klog.Background())
-	if err != nil || other == first || other == (wgtypes.Key{}) {
-		t.Errorf("after damage the key is %v, %v; want a new one", other, err)
-	}
+	testenv.False(t, err != nil || other == first || other == (wgtypes.Key{}), "after damage the key is %v, %v; want a new one", other, err)
 }
 
 func TestWireGuard(t *testing.T) { testWireGuard(t, false) }

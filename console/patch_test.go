@@ -112,9 +112,7 @@ func TestLongListIsPatchedWhole(t *testing.T) {
 		return "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers:\n" + strings.Repeat("  - {name: x, image: "+image+"}\n", longList+1)
 	}
 	p, err := newPatch(mustObject(t, list("a")), mustObject(t, list("b")))
-	if err != nil || p.schema != nil {
-		t.Errorf("a list of %d elements is patched by elements: %v", longList+1, err)
-	}
+	testenv.False(t, err != nil || p.schema != nil, "a list of %d elements is patched by elements: %v", longList+1, err)
 }
 
 func TestManyLinesAreNotCompared(t *testing.T) {

@@ -26,9 +26,7 @@ func tab(t *testing.T, s *httptest.Server, token string, header http.Header) (*w
 		defer response.Body.Close()
 	}
 	if err != nil {
-		if response == nil {
-			t.Fatal(err)
-		}
+		testenv.Require(t, response != nil, "%v", err)
 		return nil, response.StatusCode
 	}
 	t.Cleanup(func() { _ = conn.Close() })
@@ -41,9 +39,7 @@ func next(t *testing.T, conn *websocket.Conn, kind string) map[string]any {
 	t.Helper()
 	var m map[string]any
 	testenv.NoError(t, conn.ReadJSON(&m), "waiting for %s", kind)
-	if m["type"] != kind {
-		t.Fatalf("the message is %v, want one of type %s", m, kind)
-	}
+	testenv.Require(t, m["type"] == kind, "the message is %v, want one of type %s", m, kind)
 	return m
 }
 
@@ -92,9 +88,7 @@ func TestUserHasABoundedNumberOfTabs(t *testing.T) {
 		t.Error("one user has more tabs than are allowed")
 	}
 	release, ok := l.acquire("another")
-	if !ok {
-		t.Fatal("another user was refused")
-	}
+	testenv.Require(t, ok, "another user was refused")
 	if release(); len(l.each) != 1 {
 		t.Errorf("%d users are kept", len(l.each))
 	}

@@ -50,17 +50,13 @@ func TestInformerOfCustomResourcesEndsWithItsLastMonitor(t *testing.T) {
 		} else {
 			endFirst()
 			sleep(2 * unusedFor)
-			if informer.IsStopped() {
-				t.Fatal("the informer has ended while a monitor ran")
-			}
+			testenv.Require(t, !informer.IsStopped(), "the informer has ended while a monitor ran")
 			endSecond()
 		}
 		sleep(unusedFor / 2)
 		again, endThird := monitor(t, f)
 		sleep(2 * unusedFor)
-		if again != informer || informer.IsStopped() {
-			t.Fatal("the informer has ended although it was asked for again in time")
-		}
+		testenv.Require(t, again == informer && !informer.IsStopped(), "the informer has ended although it was asked for again in time")
 		endThird()
 		sleep(unusedFor)
 		testenv.True(t, informer.IsStopped(), "an informer without monitors still runs")

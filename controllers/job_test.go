@@ -59,9 +59,7 @@ func (c *cluster) job(t *testing.T, ns string) {
 		select {
 		case e := <-watch.ResultChan():
 			job, ok := e.Object.(*batchv1.Job)
-			if !ok {
-				t.Fatalf("%s %v", e.Type, e.Object)
-			}
+			testenv.Require(t, ok, "%s %v", e.Type, e.Object)
 			complete = complete || job.Status.Succeeded == 1
 			gone = e.Type == "DELETED"
 		case <-time.After(2 * time.Minute):

@@ -61,12 +61,8 @@ func TestTwentyTermsLeakNothing(t *testing.T) {
 		w.gone(t)
 		t.Logf("term %2d: worked after %3d ms with %d goroutines and %.1f MB live; stopped in %3d ms; %d and %.1f MB left",
 			i+2, worked.Milliseconds(), running, mb(used), stopped.Milliseconds(), left, mb(live))
-		if stopped > stopWithin {
-			t.Errorf("term %d took %s to stop", i+2, stopped)
-		}
-		if left > goroutines+leakedGoroutines {
-			t.Errorf("term %d left %d goroutines, %d more than before", i+2, left, left-goroutines)
-		}
+		testenv.False(t, stopped > stopWithin, "term %d took %s to stop", i+2, stopped)
+		testenv.False(t, left > goroutines+leakedGoroutines, "term %d left %d goroutines, %d more than before", i+2, left, left-goroutines)
 		if live > heap+heapGrowth {
 			t.Errorf("term %d left %.1f MB live, %.1f more than before", i+2, mb(live), mb(live-heap))
 		}

@@ -243,9 +243,7 @@ func TestSerialIsTheTimeOfTheLastChange(t *testing.T) {
 	s := run(t, a, nil)
 	wantAnswer(t, "web.default.svc.cluster.local", dns.TypeA, "10.43.0.9")
 	known, ok := clusters.Load(s.o.id)
-	if !ok {
-		t.Fatal("the server has no cluster")
-	}
+	testenv.Require(t, ok, "the server has no cluster")
 	c := known.(*cluster)
 	testenv.Eventually(t, 2*time.Minute, "the serial number is a time", func() error {
 		if at := c.Modified(0); at < time.Now().Add(-time.Hour).Unix() {

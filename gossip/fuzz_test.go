@@ -75,9 +75,7 @@ func FuzzMember(f *testing.F) {
 		events{m}.NotifyJoin(n)
 		events{m}.NotifyUpdate(n)
 		all := m.Members()
-		if len(all) != 3 {
-			t.Fatalf("%d members", len(all))
-		}
+		testenv.Require(t, len(all) == 3, "%d members", len(all))
 		for _, i := range all {
 			if checkName(i.Name) != nil || len(i.API) > maxAddresses || len(i.Addresses) > maxAddresses || len(i.PodSubnets) > maxPodSubnets ||
 				len(i.Version) > maxVersionText || visible(i.Version) != i.Version {

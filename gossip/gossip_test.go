@@ -127,9 +127,7 @@ func (g *group) within(d time.Duration, want string, of ...*Member) {
 		if bad == "" {
 			return
 		}
-		if time.Now().After(end) {
-			g.t.Fatalf("after %v %s", d, bad)
-		}
+		testenv.Require(g.t, !time.Now().After(end), "after %v %s", d, bad)
 		time.Sleep(100 * time.Millisecond)
 	}
 }

@@ -25,9 +25,7 @@ func TestIdleTrafficDoesNotGrowWithMembers(t *testing.T) {
 				}
 				time.Sleep(10 * time.Minute) // fake time: every member has been announced to every other
 				for _, m := range g.members {
-					if len(m.Members()) != n {
-						t.Fatalf("%s knows %d members", m.o.Name, len(m.Members()))
-					}
+					testenv.Require(t, len(m.Members()) == n, "%s knows %d members", m.o.Name, len(m.Members()))
 				}
 				count := func() (packets, bytes, streams int64) {
 					for _, m := range g.members {

@@ -62,9 +62,7 @@ func TestMetaAlwaysFits(t *testing.T) {
 	}
 	data := m.encode()
 	testenv.False(t, len(data) > memberlist.MetaMaxSize, "%d bytes", len(data))
-	if _, err := decodeMeta(data); err != nil {
-		t.Error(err)
-	}
+	testenv.Check(t, testenv.Err(decodeMeta(data)))
 }
 
 func FuzzMeta(f *testing.F) {

@@ -72,9 +72,7 @@ func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 		// Of two members each asks this one every two seconds, and waits for half a one.
 		time.Sleep(4 * time.Second)
 		for _, i := range m.Members() {
-			if i.Name == name(2) && i.State != Alive {
-				t.Errorf("memberlist says already that it is %s", i.State)
-			}
+			testenv.False(t, i.Name == name(2) && i.State != Alive, "memberlist says already that it is %s", i.State)
 		}
 		testenv.True(t, e.has("silent "+name(2)), "a member does not answer, and that was not reported")
 		time.Sleep(time.Minute) // fake time

@@ -38,9 +38,7 @@ func TestChangedSearchDatagramIsNotRead(t *testing.T) {
 	q := testenv.Must(newQuestion())(t)
 	question := testenv.Must(q.datagram(previous[0]))(t)
 	got, seal, err := openSearch(current, question)
-	if err != nil || !reflect.DeepEqual(got, q) {
-		t.Fatalf("%v, %v", got, err)
-	}
+	testenv.Require(t, err == nil && reflect.DeepEqual(got, q), "%v, %v", got, err)
 	a := searchText{kind: kindAnswer, challenge: q.challenge}
 	for i := range maxFound + 1 {
 		a.servers = append(a.servers, netip.AddrPortFrom(netip.MustParseAddr("2001:db8::1"), uint16(6443+i)))

@@ -99,9 +99,7 @@ func TestVolumeFolderIsMadeWithItsMode(t *testing.T) {
 
 func TestVolumeNamesAreSplitAndChecked(t *testing.T) {
 	long := Name("pvc-0a1b2c3d-0000-4000-8000-00000000abcd", strings.Repeat("n", 63), strings.Repeat("c", 253))
-	if len(long) != 255 || !isVolume(long) {
-		t.Errorf("a long name has %d bytes: %s", len(long), long)
-	}
+	testenv.False(t, len(long) != 255 || !isVolume(long), "a long name has %d bytes: %s", len(long), long)
 	testenv.Equal(t, Name("pvc-0a1b2c3d-0000-4000-8000-00000000abcd", "default", "data-web-0"), volume, "")
 	for _, path := range []string{"storage/" + volume, "/storage/../" + volume, "/storage/" + volume + "/", "/", "", "/etc", "/storage/" + volume + "/../x"} {
 		if folder, name, ok := Split(path); ok {
@@ -205,9 +203,7 @@ func TestRequestsAreServedOverAConnection(t *testing.T) {
 		return a, err
 	}
 	a, err := ask(t.Context(), Request{Op: Make, Name: volume})
-	if err != nil || a.Path != filepath.Join(folder, volume) {
-		t.Fatalf("%+v, %v", a, err)
-	}
+	testenv.Require(t, err == nil && a.Path == filepath.Join(folder, volume), "%+v, %v", a, err)
 	testenv.WantError(t, testenv.Err(ask(t.Context(), Request{Op: Make, Name: "x"})), "not the name")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -123,9 +123,7 @@ func testLimitRemoved(t *testing.T, folder string) {
 	do(t, f, Request{Op: Make, Name: name, Bytes: 4 << 20})
 	dir := open(t, folder)
 	project := projectOf(int(dir.Fd()), name)
-	if project == 0 {
-		t.Fatal("the volume has no project")
-	}
+	testenv.Require(t, project != 0, "the volume has no project")
 	do(t, f, Request{Op: Remove, Name: name})
 	testenv.Check(t, f.clean(t.Context()))
 	testenv.Eventually(t, 2*time.Minute, "nothing is left of the quota of a volume that was removed", func() error { // XFS counts what is gone a moment longer
@@ -212,9 +210,7 @@ func testFolderOfProject(t *testing.T, folder string) {
 func testNotEnforced(t *testing.T, folder string) {
 	f := newFolders(t, folder)
 	for _, r := range []Request{{Op: Make, Name: other("cccc"), Bytes: 4 << 20}, {Op: Grow, Name: volume, Bytes: 32 << 20}} {
-		if a := do(t, f, r); a.Quota {
-			t.Errorf("%s: the volume has a quota that is not enforced", r.Op)
-		}
+		testenv.False(t, do(t, f, r).Quota, "%s: the volume has a quota that is not enforced", r.Op)
 	}
 	if n, err := fill(t, filepath.Join(folder, other("cccc")), "8M"); err != nil {
 		t.Errorf("a volume without a quota took %d bytes, %v", n, err)

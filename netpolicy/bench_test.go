@@ -59,9 +59,7 @@ func BenchmarkAtTheLimit(b *testing.B) {
 				}
 				most = max(most, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)
 			}
-			if len(r.OverBudget) > 0 {
-				b.Error(r.OverBudget)
-			}
+			testenv.False(b, len(r.OverBudget) > 0, "%v", r.OverBudget)
 			b.ReportMetric(float64(most>>10), "MB-of-nft")
 			testenv.Check(b, Remove())
 		})

@@ -190,9 +190,7 @@ func TestRandomPoliciesMatchTheModel(t *testing.T) {
 			w.add(generate(r, fmt.Sprint("p", p)))
 		}
 		w.compare(t)
-		if t.Failed() {
-			t.Fatalf("case %d of seed %d", i, seed)
-		}
+		testenv.Require(t, !t.Failed(), "case %d of seed %d", i, seed)
 	}
 }
 

@@ -28,9 +28,7 @@ func (l *lab) flow(from netip.Addr, port uint16, to netip.Addr, toPort uint16) f
 	if err == nil {
 		err = ping(c)
 	}
-	if err != nil {
-		l.t.Fatal(err)
-	}
+	testenv.NoError(l.t, err)
 	l.t.Cleanup(func() { c.Close() })
 	return f
 }

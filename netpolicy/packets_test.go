@@ -227,9 +227,7 @@ func TestForeignTableChangesAreDetected(t *testing.T) {
 	} {
 		var tab table
 		l.apply(&tab)
-		if !tab.intact() {
-			t.Fatal("the table is not counted as whole")
-		}
+		testenv.Require(t, tab.intact(), "the table is not counted as whole")
 		testenv.NoError(t, run(t.Context(), []byte(change)))
 		testenv.False(t, tab.intact(), "not noticed: %s", change)
 		l.apply(&tab)
@@ -257,9 +255,7 @@ func TestKernelAcceptsGeneratedTables(t *testing.T) {
 		}
 		testenv.NoError(t, run(t.Context(), difference(changes.applied, to)), "case %d of seed %d, as a change", i, seed)
 		changes.applied = to
-		if !changes.intact() {
-			t.Fatalf("case %d of seed %d, as a change: it is not counted as whole", i, seed)
-		}
+		testenv.Require(t, changes.intact(), "case %d of seed %d, as a change: it is not counted as whole", i, seed)
 		whole := table{}
 		if err := whole.apply(t.Context(), to); err != nil || !whole.intact() {
 			t.Fatalf("case %d of seed %d, whole: %v, counted as such: %v", i, seed, err, whole.intact())

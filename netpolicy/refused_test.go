@@ -32,9 +32,7 @@ func TestRefusedRulesCloseTheirNamespace(t *testing.T) {
 		}
 		return nil
 	}
-	if !e.rejectedAmong(t.Context(), r, bad) || len(e.refused) != 1 {
-		t.Fatalf("refused are %v", e.refused)
-	}
+	testenv.Require(t, e.rejectedAmong(t.Context(), r, bad) && len(e.refused) == 1, "refused are %v", e.refused)
 	w.Refused = e.refusals()
 	r = Desired(w.State, DefaultLimits())
 	if why := r.OverBudget["x"]; !strings.Contains(why, "no such thing") || len(r.OverBudget) != 1 {

@@ -236,9 +236,7 @@ func FuzzTarget(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !to.IsValid() || to.Port() == 0 || to.Addr().Is4In6() || to.Addr().Zone() != "" {
-			t.Fatalf("%v was taken", to)
-		}
+		testenv.Require(t, to.IsValid() && to.Port() != 0 && !to.Addr().Is4In6() && to.Addr().Zone() == "", "%v was taken", to)
 		var again bytes.Buffer
 		testenv.NoError(t, writeMessage(&again, to.String()))
 		if back, err := readTarget(&again); err != nil || back != to {

@@ -111,9 +111,7 @@ func TestEachNodeIsAsked(t *testing.T) {
 		for _, n := range turn {
 			most = max(most, 4*len(liked)-n)
 		}
-		if most > len(liked)*3/2+10 {
-			t.Errorf("seed %d: of %d nodes one was not asked %d times in a row", seed, len(liked), most)
-		}
+		testenv.False(t, most > len(liked)*3/2+10, "seed %d: of %d nodes one was not asked %d times in a row", seed, len(liked), most)
 	}
 }
 
@@ -135,8 +133,6 @@ profiles:
 				n++
 			}
 		}
-		if n != 1 {
-			t.Errorf("profile %s has it %d times", p.SchedulerName, n)
-		}
+		testenv.False(t, n != 1, "profile %s has it %d times", p.SchedulerName, n)
 	}
 }

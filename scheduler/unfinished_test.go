@@ -76,13 +76,9 @@ func TestHandlersSeeOnlyUnfinishedPods(t *testing.T) {
 	_, err1 := informer.AddEventHandler(handlers[0].handler())
 	_, err2 := informer.AddEventHandlerWithResyncPeriod(handlers[1].handler(), period)
 	_, err3 := informer.AddEventHandlerWithOptions(handlers[2].handler(), cache.HandlerOptions{ResyncPeriod: &period})
-	if err1 != nil || err2 != nil || err3 != nil {
-		t.Fatal(err1, err2, err3)
-	}
+	testenv.Require(t, err1 == nil && err2 == nil && err3 == nil, "%v %v %v", err1, err2, err3)
 	factory.Start(t.Context().Done())
-	if !factory.waitSynced(t.Context()) {
-		t.Fatal("not synced")
-	}
+	testenv.Require(t, factory.waitSynced(t.Context()), "not synced")
 
 	r := rand.New(rand.NewPCG(testenv.Seed(t), 0))
 	pods := map[string]corev1.PodPhase{}
@@ -141,9 +137,7 @@ func TestHandlersSeeOnlyUnfinishedPods(t *testing.T) {
 	all, err1 := lister.List(labels.Everything())
 	inNamespace, err2 := lister.Pods("default").List(labels.Everything())
 	byIndex, err3 := informer.GetIndexer().ByIndex(cache.NamespaceIndex, "default")
-	if err1 != nil || err2 != nil || err3 != nil {
-		t.Fatal(err1, err2, err3)
-	}
+	testenv.Require(t, err1 == nil && err2 == nil && err3 == nil, "%v %v %v", err1, err2, err3)
 	for what, got := range map[string]string{"all": nameList(all), "in the namespace": nameList(inNamespace), "by index": nameList(podsOf(byIndex)), "of the store": nameList(podsOf(informer.GetStore().List()))} {
 		testenv.True(t, got == strings.Join(names, " "), "%s: %s, want %s", what, got, names)
 	}

@@ -134,9 +134,7 @@ func newClients(t *testing.T, o Options) *clients {
 func (c *clients) testBootstrap(t *testing.T) {
 	ctx := t.Context()
 	svc, err := c.kube.CoreV1().Services("kube-system").Get(ctx, "kube-dns", metav1.GetOptions{})
-	if err != nil || svc.Spec.ClusterIP != "10.43.0.10" {
-		t.Fatalf("%+v, %v", svc.Spec, err)
-	}
+	testenv.Require(t, err == nil && svc.Spec.ClusterIP == "10.43.0.10", "%+v, %v", svc.Spec, err)
 	c.versions["kube-dns"] = svc.ResourceVersion
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "boat"}}
 	_, err = c.kube.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
@@ -198,9 +196,7 @@ func testEncryption(t *testing.T, o Options, c *clients) {
 	stored := func(name string) []byte {
 		t.Helper()
 		r, err := store.Get(ctx, "/registry/secrets/default/"+name)
-		if err != nil || len(r.Kvs) != 1 {
-			t.Fatalf("%+v, %v", r, err)
-		}
+		testenv.Require(t, err == nil && len(r.Kvs) == 1, "%+v, %v", r, err)
 		return r.Kvs[0].Value
 	}
 	before := stored("treasure")
@@ -435,9 +431,7 @@ func documentedNetworkRules(t *testing.T) (common, inSystem []string) {
 	if len(said) == 4 {
 		path, isPath = strings.CutPrefix(said[2], "get the path `")
 	}
-	if !found || !isPath || said[3] != "write events" {
-		t.Fatalf("docs/security.md says of the network identity %q", row)
-	}
+	testenv.Require(t, found && isPath && said[3] == "write events", "docs/security.md says of the network identity %q", row)
 	read := func(what string) []string { return []string{"get " + what, "list " + what, "watch " + what} }
 	kinds := map[string]string{"nodes": "/nodes", "services": "/services", "endpoints": "/endpoints", "namespaces": "/namespaces", "pods": "/pods",
 		"endpoint slices": "discovery.k8s.io/endpointslices", "network policies": "networking.k8s.io/networkpolicies", "service CIDRs": "networking.k8s.io/servicecidrs"}

@@ -173,9 +173,7 @@ func TestProbeFindsAddressInUse(t *testing.T) {
 		address := netip.MustParseAddr(text)
 		err := Probe(t.Context(), n.place(t, address), address)
 		var used *InUseError
-		if !errors.As(err, &used) || used.Address != address || len(used.By) != 6 {
-			t.Errorf("%s: %v", text, err)
-		}
+		testenv.False(t, !errors.As(err, &used) || used.Address != address || len(used.By) != 6, "%s: %v", text, err)
 	}
 	for _, address := range []netip.Addr{v4, v6} {
 		testenv.Check(t, Probe(t.Context(), n.place(t, address), address))
@@ -224,9 +222,7 @@ func TestRedirectsArePruned(t *testing.T) {
 			for _, w := range want {
 				wanted = wanted || w == r
 			}
-			if err != nil || there != wanted {
-				t.Errorf("%v: the table for %s: %v, %v", want, r.Address, there, err)
-			}
+			testenv.False(t, err != nil || there != wanted, "%v: the table for %s: %v, %v", want, r.Address, there, err)
 		}
 	}
 }

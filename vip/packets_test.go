@@ -26,9 +26,7 @@ func TestARPOnTheWire(t *testing.T) {
 	question := testenv.Must(hex.DecodeString(strings.ReplaceAll("ffffffffffff 020000000002 0806 0001 0800 06 04 0001 020000000002 0a000002 000000000000 0a000064", " ", "")))(t)
 	want := testenv.Must(hex.DecodeString(strings.ReplaceAll("020000000002 020000000001 0806 0001 0800 06 04 0002 020000000001 0a000064 020000000002 0a000002", " ", "")))(t)
 	got := four.hear(question).answer
-	if len(got) != minFrame || !bytes.Equal(got[:arpLen], want) {
-		t.Errorf("answered\n%x, want\n%x", got, want)
-	}
+	testenv.False(t, len(got) != minFrame || !bytes.Equal(got[:arpLen], want), "answered\n%x, want\n%x", got, want)
 }
 
 func TestARPRequestsAreAnswered(t *testing.T) {
@@ -151,9 +149,7 @@ func FuzzFrames(f *testing.F) {
 			if h.answer == nil {
 				continue
 			}
-			if hw(h.answer[6:12]) != own || hw(h.answer[:6]) == own || len(h.answer) > 128 {
-				t.Errorf("answered %x", h.answer)
-			}
+			testenv.False(t, hw(h.answer[6:12]) != own || hw(h.answer[:6]) == own || len(h.answer) > 128, "answered %x", h.answer)
 			if to := hw(h.answer[:6]); !to.single() && to != groupHW(allNodes) {
 				t.Errorf("answered everybody: %x", h.answer)
 			}

@@ -36,16 +36,12 @@ func TestFatalEndsOneGoroutine(t *testing.T) {
 			logrus.WithError(cause).Fatal(message)
 			after = true
 		}()
-		if <-ended {
-			t.Error("the goroutine went on after Fatal")
-		}
+		testenv.False(t, <-ended, "the goroutine went on after Fatal")
 	}
 	give("Failed to run CRI service")
 	give("and then another")
 	err := <-trap.failed
-	if !errors.Is(err, cause) || !strings.Contains(err.Error(), "Failed to run CRI service") {
-		t.Errorf("heard %v", err)
-	}
+	testenv.False(t, !errors.Is(err, cause) || !strings.Contains(err.Error(), "Failed to run CRI service"), "heard %v", err)
 	trap.expectEnd()
 	give("serve failure")
 	select {
@@ -95,9 +91,7 @@ func TestContainerdConfigurationHasItsOptions(t *testing.T) {
 		var v any = c.Plugins
 		for _, p := range path {
 			m, ok := v.(map[string]any)
-			if !ok {
-				t.Fatalf("%v: no map at %s", path, p)
-			}
+			testenv.Require(t, ok, "%v: no map at %s", path, p)
 			v = m[p]
 		}
 		return v

@@ -140,9 +140,7 @@ func TestOnlyWhatTheArchiveHeldIsImported(t *testing.T) {
 				}
 			}
 			imported, blobs, err := s.read(ctx, bytes.NewReader(test.archive), "docker.io/library/private", s.Client.ImageService())
-			if err != nil || len(imported) != 1 {
-				t.Fatalf("imported %v: %v", imported, err)
-			}
+			testenv.Require(t, err == nil && len(imported) == 1, "imported %v: %v", imported, err)
 			testenv.NoError(t, s.label(ctx, imported[0], blobs))
 			testenv.Equal(t, s.Imported(ctx, digest.FromBytes(p.config).String()), test.want, "it is for every pod:")
 		})

@@ -85,9 +85,7 @@ func TestForeignLayersAreRefused(t *testing.T) {
 			q.descriptor = descriptorOf(ocispec.MediaTypeImageManifest, q.manifest)
 			files[digest.FromBytes(q.manifest).Encoded()] = q.manifest
 			imported, blobs, err := s.read(ctx, bytes.NewReader(q.layout(t, files)), "docker.io/library/private", s.Client.ImageService())
-			if err != nil || len(imported) != 1 {
-				t.Fatalf("imported %v: %v", imported, err)
-			}
+			testenv.Require(t, err == nil && len(imported) == 1, "imported %v: %v", imported, err)
 			err = s.label(ctx, imported[0], blobs)
 			if refused := errors.Is(err, errOtherLayer); refused != c.refused || err != nil && !refused {
 				t.Errorf("the archive's layers: %v", err)

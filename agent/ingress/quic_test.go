@@ -109,9 +109,7 @@ func TestRequestsOfHTTP3EndAfterTheTakeOver(t *testing.T) {
 	n.table = hello
 	n.install("next")
 	n.serve(k)
-	if k.now.PID == old {
-		t.Fatal("no other has taken over")
-	}
+	testenv.Require(t, k.now.PID != old, "no other has taken over")
 	for range 8 {
 		testenv.Check(t, ask(http3Client(t), k.http3URL()), "a request to the next process")
 	}
@@ -152,9 +150,7 @@ func TestHTTP3FollowsTheServicesPort(t *testing.T) {
 	}
 	res := testenv.Must(http3Client(t).Get(fmt.Sprintf("https://%s:%d/", machineIP, table.NodeHTTPSPort)))(t)
 	_ = res.Body.Close()
-	if res.StatusCode != http.StatusServiceUnavailable || res.ProtoMajor != 3 {
-		t.Errorf("answered with %s %s", res.Proto, res.Status)
-	}
+	testenv.False(t, res.StatusCode != http.StatusServiceUnavailable || res.ProtoMajor != 3, "answered with %s %s", res.Proto, res.Status)
 	change()
 	eventually(t, "the node serves HTTP/3 no more", func() bool { return a.annotation() == "http=10054,https=10055" })
 	testenv.Equal(t, announced(), "", "when the port has gone it is announced:")

@@ -92,9 +92,7 @@ func TestSocketsFollowGatewaySites(t *testing.T) {
 		return now.State == status.Degraded && strings.Contains(now.Message, "10062")
 	})
 	rules, err := nft.Count(NFTable())
-	if err != nil || len(rules.Rules) == 0 {
-		t.Errorf("the kernel guards nothing: %v", err)
-	}
+	testenv.False(t, err != nil || len(rules.Rules) == 0, "the kernel guards nothing: %v", err)
 	process := n.processes()[0]
 
 	// Another site, and one whose port becomes another one's: no process is started for it.

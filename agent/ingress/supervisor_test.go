@@ -109,12 +109,8 @@ func TestStartTakesOverEarlierRuns(t *testing.T) {
 			}
 			n.serve(k)
 			testenv.Check(t, ask(fresh(), k.url()))
-			if (k.now.PID == pid) != c.same {
-				t.Errorf("process %d serves after %d", k.now.PID, pid)
-			}
-			if k.url() != url && !c.others {
-				t.Errorf("it serves at %s, before at %s", k.url(), url)
-			}
+			testenv.False(t, (k.now.PID == pid) != c.same, "process %d serves after %d", k.now.PID, pid)
+			testenv.False(t, k.url() != url && !c.others, "it serves at %s, before at %s", k.url(), url)
 			eventually(t, "one process listens", func() bool { return slices.Equal(n.listening(), []int{k.now.PID}) })
 			if sockets := controlSockets(n.o.Dir); !slices.Contains(sockets, k.now.Socket) {
 				t.Errorf("its control socket %s is not among %v", k.now.Socket, sockets)
@@ -133,9 +129,7 @@ func TestFirstVersionIsReplaced(t *testing.T) {
 	k.held = nil
 	n.install("next")
 	n.serve(k)
-	if k.url() != url || k.now.PID == pid {
-		t.Errorf("process %d serves at %s, before %d at %s", k.now.PID, k.url(), pid, url)
-	}
+	testenv.False(t, k.url() != url || k.now.PID == pid, "process %d serves at %s, before %d at %s", k.now.PID, k.url(), pid, url)
 	testenv.Check(t, ask(fresh(), k.url()))
 	eventually(t, "one process is left", func() bool { return len(n.processes()) == 1 })
 }
@@ -151,9 +145,7 @@ func TestProxyFollowsChangedNodeAddresses(t *testing.T) {
 	if k.now.PID == pid || !k.held.serve(n.o.NodeIPs) {
 		t.Errorf("process %d listens at %v", k.now.PID, k.held.addresses())
 	}
-	if !maps.Equal(k.held.ports(), ports) {
-		t.Errorf("the ports are %v, and were %v", k.held.ports(), ports)
-	}
+	testenv.True(t, maps.Equal(k.held.ports(), ports), "the ports are %v, and were %v", k.held.ports(), ports)
 	for _, ip := range n.o.NodeIPs {
 		testenv.Check(t, ask(fresh(), strings.Replace(k.url(), "127.0.0.1", ip.String(), 1)))
 	}

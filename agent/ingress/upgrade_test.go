@@ -54,9 +54,7 @@ func (n *testNode) upgrade(k *supervisor, url func(*supervisor) string, ask func
 		if slices.Contains(pids, k.now.PID) || url(k) != at {
 			n.t.Fatalf("process %d serves at %s after %v at %s", k.now.PID, url(k), pids, at)
 		}
-		if !strings.HasSuffix(k.now.Program, fmt.Sprintf("-v%d", i+1)) {
-			n.t.Errorf("it runs %s", k.now.Program)
-		}
+		testenv.True(n.t, strings.HasSuffix(k.now.Program, fmt.Sprintf("-v%d", i+1)), "it runs %s", k.now.Program)
 		pids = append(pids, k.now.PID)
 		drained(k)
 	}
@@ -107,13 +105,9 @@ func TestFailedTakeOverKeepsOldProxy(t *testing.T) {
 			k := n.run()
 			pid, url := k.now.PID, k.url()
 			n.installFile("bad", []byte(program))
-			if !k.outdated() {
-				t.Fatal("the version counts as the same")
-			}
+			testenv.Require(t, k.outdated(), "the version counts as the same")
 			testenv.Fails(t, testenv.Err(k.takeOver(t.Context(), n.table)), "it has taken over")
-			if k.now.PID != pid || k.url() != url {
-				t.Errorf("process %d serves at %s, was %d at %s", k.now.PID, k.url(), pid, url)
-			}
+			testenv.False(t, k.now.PID != pid || k.url() != url, "process %d serves at %s, was %d at %s", k.now.PID, k.url(), pid, url)
 			testenv.Check(t, ask(fresh(), url))
 			testenv.Equal(t, len(testenv.Must(readProcesses(n.o.Dir))(t).Processes), 1, "the record holds")
 			n.install("good")
@@ -143,9 +137,7 @@ func TestConnectionsWaitWhileProxyRestarts(t *testing.T) {
 	for range cap(waiting) {
 		testenv.Check(t, <-waiting)
 	}
-	if k.url() != url || k.now.PID == pid {
-		t.Errorf("process %d at %s after %d at %s", k.now.PID, k.url(), pid, url)
-	}
+	testenv.False(t, k.url() != url || k.now.PID == pid, "process %d at %s after %d at %s", k.now.PID, k.url(), pid, url)
 }
 
 // killedAgent is what a step of the take-over throws to end the run there.
@@ -187,9 +179,7 @@ func TestInterruptedTakeOverLeavesOneProxy(t *testing.T) {
 					_, err := k.takeOver(t.Context(), n.table)
 					t.Log("take-over:", err)
 				}()
-				if !reached {
-					t.Fatal("the step was not reached")
-				}
+				testenv.Require(t, reached, "the step was not reached")
 				k.release()
 				k = n.run()
 				eventually(t, "one process of the record listens", func() bool {

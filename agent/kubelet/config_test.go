@@ -147,9 +147,7 @@ func TestMistakenKubeletConfigurationIsRefused(t *testing.T) {
 			o := testOptions()
 			tc.change(&o)
 			_, err := newServer(o)
-			if err == nil {
-				t.Fatal("no error")
-			}
+			testenv.Require(t, err != nil, "no error")
 			for _, want := range tc.want {
 				testenv.True(t, strings.Contains(err.Error(), want), "the message does not name %s: %v", want, err)
 			}
@@ -187,9 +185,7 @@ func TestPreflightNamesEveryObstacle(t *testing.T) {
 	o.RootDir = filepath.Join(dir, strings.Repeat("deep/", 30))
 	o.Args = []string{"address=127.0.0.1", "port=" + strconv.Itoa(l.Addr().(*net.TCPAddr).Port)}
 	err = preflight(mustServer(t, o))
-	if err == nil {
-		t.Fatal("no obstacle found")
-	}
+	testenv.Require(t, err != nil, "no obstacle found")
 	for _, want := range []string{"taken by another program", "shorter data directory", "its credentials", "its serving certificate"} {
 		testenv.True(t, strings.Contains(err.Error(), want), "%q is not mentioned: %v", want, err)
 	}

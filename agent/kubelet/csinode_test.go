@@ -146,9 +146,7 @@ func TestNodeThatReturnsIsReadyBeforeItsCSINodeIsWritten(t *testing.T) {
 		time.Sleep(2 * time.Minute) // of the bubble's clock: by then the object can be written
 		testenv.Must(host.client.StorageV1().CSINodes().Get(t.Context(), "one", metav1.GetOptions{}))(t)
 		for len(host.reported) > 0 {
-			if err := <-host.reported; err != nil {
-				t.Errorf("the node is not ready: %v", err)
-			}
+			testenv.Check(t, <-host.reported, "the node is not ready")
 		}
 	})
 }

@@ -119,9 +119,7 @@ func TestKernelDoesNotAnswerForAnnouncedAddresses(t *testing.T) {
 	}
 	now := map[netip.Addr]running{}
 	b.s.follow(t.Context(), now, loadbalancer.Holders{first: {Node: "here", Term: 1}, second: {Node: "there", Term: 1}})
-	if len(asked) != 2 || asked[0] != "eth0" || len(now) != 0 {
-		t.Errorf("asked %v, announced %v", asked, now)
-	}
+	testenv.False(t, len(asked) != 2 || asked[0] != "eth0" || len(now) != 0, "asked %v, announced %v", asked, now)
 	fail = nil
 	b.s.follow(t.Context(), now, loadbalancer.Holders{first: {Node: "here", Term: 1}})
 	testenv.True(t, len(now) == 1, "announced %v", now)
@@ -204,9 +202,7 @@ func TestNewAddressIsProven(t *testing.T) {
 		look()
 		time.Sleep(conflictShown + time.Second)
 		look()
-		if len(reported) != 5 || reported[3] == "" || reported[4] != "" {
-			t.Errorf("a machine that came later: said %q", reported)
-		}
+		testenv.False(t, len(reported) != 5 || reported[3] == "" || reported[4] != "", "a machine that came later: said %q", reported)
 		for _, r := range now {
 			r.stop()
 		}
@@ -235,9 +231,7 @@ func TestProofIsReported(t *testing.T) {
 		time.Sleep(loadbalancer.Wait) // fake time, in which a new holder is silent
 		look(unproven)
 		b.announces(first)
-		if len(reported) != 1 || reported[0] != first.String()+"=5" {
-			t.Errorf("the cluster heard %q", reported)
-		}
+		testenv.False(t, len(reported) != 1 || reported[0] != first.String()+"=5", "the cluster heard %q", reported)
 		running := now[first].holder
 		look(proven)
 		b.announces(first)

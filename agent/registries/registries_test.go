@@ -86,16 +86,12 @@ func TestWriteReplacesEarlierMirrors(t *testing.T) {
 	testenv.NoError(t, mustParse(t, "mirrors: {a.example.org: {endpoint: [b.example.org]}}").Write(dir, nil))
 	testenv.NoError(t, mustParse(t, "mirrors: {c.example.org: {endpoint: [b.example.org]}}").Write(dir, nil))
 	got, err := filepath.Glob(dir + "/*/hosts.toml")
-	if err != nil || len(got) != 1 || !strings.HasSuffix(got[0], "c.example.org/hosts.toml") {
-		t.Errorf("%v, %v", got, err)
-	}
+	testenv.False(t, err != nil || len(got) != 1 || !strings.HasSuffix(got[0], "c.example.org/hosts.toml"), "%v, %v", got, err)
 }
 
 func TestMissingFileIsEmpty(t *testing.T) {
 	c, err := Load(filepath.Join(t.TempDir(), "registries.yaml"))
-	if err != nil || len(c.Mirrors)+len(c.Configs)+len(c.files(nil)) != 0 {
-		t.Errorf("%v, %v", c, err)
-	}
+	testenv.False(t, err != nil || len(c.Mirrors)+len(c.Configs)+len(c.files(nil)) != 0, "%v, %v", c, err)
 }
 
 func TestMistakesInTheFileAreNamed(t *testing.T) {
@@ -120,13 +116,9 @@ func TestMistakesInTheFileAreNamed(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "registries.yaml")
 			testenv.NoError(t, os.WriteFile(path, []byte(tc.text), 0o600))
 			_, err := Load(path)
-			if err == nil {
-				t.Fatal("no error")
-			}
+			testenv.Require(t, err != nil, "no error")
 			for _, want := range append(tc.want, path) {
-				if !strings.Contains(err.Error(), want) {
-					t.Errorf("the message does not name %q: %v", want, err)
-				}
+				testenv.True(t, strings.Contains(err.Error(), want), "the message does not name %q: %v", want, err)
 			}
 			if strings.Contains(err.Error(), "registries.Config") || strings.Contains(err.Error(), "registries.Mirror") {
 				t.Errorf("the message names Go types: %v", err)

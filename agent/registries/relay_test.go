@@ -126,7 +126,5 @@ func get(t *testing.T, url, ranges string) (int, string) {
 
 func TestNoRelayWithoutRewrites(t *testing.T) {
 	relay, err := NewRelay(mustParse(t, "mirrors: {a.example.org: {endpoint: [b.example.org]}}"))
-	if relay != nil || err != nil {
-		t.Errorf("%v, %v", relay, err)
-	}
+	testenv.False(t, relay != nil || err != nil, "%v, %v", relay, err)
 }

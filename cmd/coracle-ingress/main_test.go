@@ -126,9 +126,7 @@ func TestProcessServesByTheAgentsTableAndDrains(t *testing.T) {
 		}
 	}
 	status := testenv.Must(os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid)))(t)
-	if !hasCgo() && !strings.Contains(string(status), "NoNewPrivs:\t1") {
-		t.Error("the process may gain privileges")
-	}
+	testenv.False(t, !hasCgo() && !strings.Contains(string(status), "NoNewPrivs:\t1"), "the process may gain privileges")
 	testenv.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	testenv.Check(t, p.cmd.Wait(), "SIGTERM ends the process with")
 }
@@ -247,9 +245,7 @@ func BenchmarkIdleWebsocket(b *testing.B) {
 		_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 		r := bufio.NewReader(conn)
 		res, err := http.ReadResponse(r, nil)
-		if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
-			b.Fatal(res, err)
-		}
+		testenv.Require(b, err == nil && res.StatusCode == http.StatusSwitchingProtocols, "%v %v", res, err)
 		_, _ = io.WriteString(conn, "twelve bytes")
 		testenv.Must(io.ReadFull(r, make([]byte, 12)))(b)
 	}

@@ -5,6 +5,8 @@ package main
 import (
 	"slices"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestProgramIsPickedByName(t *testing.T) {
@@ -16,8 +18,6 @@ func TestProgramIsPickedByName(t *testing.T) {
 		{nil, nil},
 	} {
 		run, got := pick(tt.args)
-		if !slices.Equal(got, tt.want) || (run != nil) != (tt.want != nil) {
-			t.Errorf("pick(%q) = %q, want %q", tt.args, got, tt.want)
-		}
+		testenv.False(t, !slices.Equal(got, tt.want) || (run != nil) != (tt.want != nil), "pick(%q) = %q, want %q", tt.args, got, tt.want)
 	}
 }

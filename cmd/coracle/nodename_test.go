@@ -27,9 +27,7 @@ func TestMachineKeepsItsNodeName(t *testing.T) {
 	}
 	// That name did not work, and was not kept: another one may be chosen.
 	got, keep, err := name(config.Node{Name: "boat", NameGiven: true})
-	if err != nil || got != "boat" {
-		t.Fatalf("%s, %v", got, err)
-	}
+	testenv.Require(t, err == nil && got == "boat", "%s, %v", got, err)
 	testenv.NoError(t, keep())
 	if _, _, err := name(config.Node{Name: "boat", NameGiven: true}); err != nil {
 		t.Error(err)

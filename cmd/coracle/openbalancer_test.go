@@ -42,9 +42,7 @@ func TestAgentWaitsForItsPort(t *testing.T) {
 		changed := board.Changed()
 		if c := board.Components(); len(c) == 1 && c[0].State == status.Failed {
 			for _, part := range []string{address, "process " + strconv.Itoa(os.Getpid()), "--lb-server-port"} {
-				if !strings.Contains(c[0].Message, part) {
-					t.Errorf("%q does not say %q", c[0].Message, part)
-				}
+				testenv.True(t, strings.Contains(c[0].Message, part), "%q does not say %q", c[0].Message, part)
 			}
 			break
 		}
@@ -58,9 +56,7 @@ func TestAgentWaitsForItsPort(t *testing.T) {
 	}
 	testenv.NoError(t, other.Close())
 	o := <-done
-	if o.err != nil {
-		t.Fatal(o.err)
-	}
+	testenv.NoError(t, o.err)
 	stop := startBalancing(ctx, o.servers)
 	c, err := net.Dial("tcp", address)
 	if err != nil {

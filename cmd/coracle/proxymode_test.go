@@ -27,15 +27,11 @@ func TestNoStartWithoutIPVS(t *testing.T) {
 		refused bool
 	}{{"ipvs", false, true}, {"ipvs", true, false}, {"auto", false, false}, {"nftables", false, false}} {
 		err := checkProxyMode(config.Node{ProxyMode: c.mode}, clusterconfig.Settings{NoServiceProxy: c.noProxy}, lacking)
-		if (err != nil) != c.refused {
-			t.Errorf("%+v: %v", c, err)
-		}
+		testenv.False(t, (err != nil) != c.refused, "%+v: %v", c, err)
 		for _, part := range []string{
 			"--proxy-mode=ipvs: the kernel lacks the module dummy", "modprobe -a ip_vs ip_vs_rr dummy", "--proxy-mode=auto",
 		} {
-			if err != nil && !strings.Contains(err.Error(), part) {
-				t.Errorf("%q does not say %q", err, part)
-			}
+			testenv.False(t, err != nil && !strings.Contains(err.Error(), part), "%q does not say %q", err, part)
 		}
 	}
 	found := func(string, string, []netip.Prefix) error { return nil }

@@ -60,16 +60,12 @@ func conf(version, socket string) string {
 func TestPluginForwardsCallToAgent(t *testing.T) {
 	socket, requests := agent(t, wire.Response{Result: json.RawMessage(`{"cniVersion":"1.0.0","ips":[]}`)})
 	code, out := call(t, conf("1.0.0", socket), env("ADD"))
-	if code != 0 || out["cniVersion"] != "1.0.0" {
-		t.Errorf("exit %d, printed %v", code, out)
-	}
+	testenv.False(t, code != 0 || out["cniVersion"] != "1.0.0", "exit %d, printed %v", code, out)
 	req := <-requests
 	want := wire.Request{Command: "ADD", ContainerID: "c1", Netns: "/run/netns/x", IfName: "eth0", Args: "K8S_POD_NAME=web"}
 	got := req
 	got.Config = nil
-	if fmt.Sprint(got) != fmt.Sprint(want) || string(req.Config) != conf("1.0.0", socket) {
-		t.Errorf("asked %+v", req)
-	}
+	testenv.False(t, fmt.Sprint(got) != fmt.Sprint(want) || string(req.Config) != conf("1.0.0", socket), "asked %+v", req)
 }
 
 func TestEmptyResultPrintsNothing(t *testing.T) {
@@ -118,9 +114,7 @@ func TestPluginPrintsErrorsAsCNIAsks(t *testing.T) {
 func TestPluginSaysItsVersions(t *testing.T) {
 	for _, stdin := range []string{"", `{"cniVersion":"1.0.0"}`} {
 		code, out := call(t, stdin, env("VERSION"))
-		if code != 0 || fmt.Sprint(out["supportedVersions"]) != "[1.0.0 1.1.0]" {
-			t.Errorf("exit %d, printed %v", code, out)
-		}
+		testenv.False(t, code != 0 || fmt.Sprint(out["supportedVersions"]) != "[1.0.0 1.1.0]", "exit %d, printed %v", code, out)
 	}
 }
 

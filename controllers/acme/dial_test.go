@@ -36,9 +36,7 @@ func TestAuthorityLeadsNowhereInside(t *testing.T) {
 	}})
 	defer m.http.CloseIdleConnections()
 	res, err := m.http.Get(directory.URL + "/dir")
-	if err != nil {
-		t.Fatalf("the directory at a local address cannot be asked: %v", err)
-	}
+	testenv.NoError(t, err, "the directory at a local address cannot be asked")
 	_ = res.Body.Close()
 	_, port, _ := strings.Cut(strings.TrimPrefix(other.URL, "http://"), ":")
 	for _, at := range []string{

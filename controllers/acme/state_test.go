@@ -31,7 +31,5 @@ func TestIntermediateOfUnknownCurve(t *testing.T) {
 	chain := slices.Concat(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other}))
 	l := readLeaf(&corev1.Secret{Data: map[string][]byte{corev1.TLSCertKey: chain}})
-	if !l.covers([]string{"shop.example"}) || !l.renew.After(time.Now()) {
-		t.Errorf("it is read as %+v", l)
-	}
+	testenv.False(t, !l.covers([]string{"shop.example"}) || !l.renew.After(time.Now()), "it is read as %+v", l)
 }

@@ -321,8 +321,6 @@ func TestForeignServiceIsNotAdopted(t *testing.T) {
 		for e := range b.events.Events {
 			said = append(said, e)
 		}
-		if len(said) != 1 || !strings.Contains(said[0], ReasonServiceExists) {
-			t.Errorf("the events are %q", said)
-		}
+		testenv.False(t, len(said) != 1 || !strings.Contains(said[0], ReasonServiceExists), "the events are %q", said)
 	})
 }

@@ -47,9 +47,7 @@ func (s shelf) put(folder int, name, text string, at time.Time) string {
 func (s shelf) mustSum(name string) string {
 	s.t.Helper()
 	sum, err := s.sum(name)
-	if err != nil || sum == "" {
-		s.t.Fatalf("%s is %q, %v", name, sum, err)
-	}
+	testenv.Require(s.t, err == nil && sum != "", "%s is %q, %v", name, sum, err)
 	return sum
 }
 

@@ -262,9 +262,7 @@ func TestFailedReleasesAreRetriedWithBackOff(t *testing.T) {
 		waits = append(waits, now.Next.Sub(testNow)/time.Second)
 	}
 	for i, want := range []time.Duration{5, 10, 20, 40, 80, 160, 300, 300, 300} {
-		if waits[i] != want {
-			t.Errorf("after %d failures: %d s, want %d s", i+1, waits[i], want)
-		}
+		testenv.False(t, waits[i] != want, "after %d failures: %d s, want %d s", i+1, waits[i], want)
 	}
 	for range 100 { // and no number gets too large for its type
 		now = After(now, "key", defaultBackOff, fails, Release{}, testNow, firstWait)

@@ -35,13 +35,9 @@ func TestDefaultCertificateIsKept(t *testing.T) {
 		b.create(web())
 		b.settle()
 		first := b.defaultCertificate()
-		if first == nil || first.Type != corev1.SecretTypeTLS {
-			t.Fatalf("the default certificate is %v", first)
-		}
+		testenv.Require(t, first != nil && first.Type == corev1.SecretTypeTLS, "the default certificate is %v", first)
 		pair, err := tls.X509KeyPair(first.Data[corev1.TLSCertKey], first.Data[corev1.TLSPrivateKeyKey])
-		if err != nil || pair.Leaf.VerifyHostname("ingress.local") != nil {
-			t.Errorf("it cannot be used: %v", err)
-		}
+		testenv.False(t, err != nil || pair.Leaf.VerifyHostname("ingress.local") != nil, "it cannot be used: %v", err)
 		wake := func() {
 			ing := testenv.Must(b.client.NetworkingV1().Ingresses("shop").Get(b.Context(), "web", metav1.GetOptions{}))(t)
 			if ing.Annotations == nil {

@@ -183,9 +183,7 @@ func TestServiceExistsWhileIngressesDo(t *testing.T) {
 		nodes := b.client.CoreV1().Nodes()
 		testenv.Must(nodes.Create(b.Context(), node("a", "http=10080,https=10443", true, "192.0.2.1"), metav1.CreateOptions{}))(b)
 		b.settle()
-		if b.service() != nil || b.slices() != "" {
-			t.Fatal("there is a Service without an Ingress")
-		}
+		testenv.Require(t, b.service() == nil && b.slices() == "", "there is a Service without an Ingress")
 		b.create(web())
 		b.settle()
 		svc := b.service()

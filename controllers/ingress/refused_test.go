@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestRefusedStatusIsNotWrittenEachSecond: by the controller, with an admission policy that refuses the status of an
@@ -32,9 +34,7 @@ func TestRefusedStatusIsNotWrittenEachSecond(t *testing.T) {
 		b.settle()
 		svc := b.service()
 		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "198.51.100.7"}}
-		if _, err := b.client.CoreV1().Services(svc.Namespace).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}); err != nil {
-			b.Fatal(err)
-		}
+		testenv.Must(b.client.CoreV1().Services(svc.Namespace).UpdateStatus(b.Context(), svc, metav1.UpdateOptions{}))(b)
 		time.Sleep(time.Hour) // fake time
 		synctest.Wait()
 		if n := attempts.Load(); n < 12 || n > 25 {

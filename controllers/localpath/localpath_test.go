@@ -376,9 +376,7 @@ func TestQuotaIsAnnotatedAndGrowsWithItsVolume(t *testing.T) {
 	}
 	f.nodes.quota = true
 	pv := f.made(t)
-	if pv.Annotations[QuotaAnnotation] != "project" {
-		t.Errorf("a volume with a limit does not say so: %v", pv.Annotations)
-	}
+	testenv.False(t, pv.Annotations[QuotaAnnotation] != "project", "a volume with a limit does not say so: %v", pv.Annotations)
 	spec, from := volume.NewSpecFromPersistentVolume(pv, false), resource.MustParse("5Mi")
 	size := testenv.Must(f.ExpandVolumeDevice(spec, resource.MustParse("6Mi"), from))(t)
 	testenv.Equal(t, size.String(), "6Mi", "it grew to")

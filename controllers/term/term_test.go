@@ -103,9 +103,7 @@ func TestAFailingPartEndsTheTerm(t *testing.T) {
 			<-ctx.Done()
 			return nil
 		})
-	if !errors.Is(err, failure) || strings.Contains(err.Error(), "informers started") {
-		t.Errorf("got %v", err)
-	}
+	testenv.False(t, !errors.Is(err, failure) || strings.Contains(err.Error(), "informers started"), "got %v", err)
 }
 
 func TestTermsFollowOneAnother(t *testing.T) {

@@ -41,9 +41,7 @@ func compareTable(t *testing.T, begin, end, want string) {
 	text := testenv.Must(os.ReadFile(file))(t)
 	before, rest, ok := strings.Cut(string(text), begin)
 	have, after, closed := strings.Cut(rest, end)
-	if !ok || !closed {
-		t.Fatalf("%s has no table between %s and %s", file, begin, end)
-	}
+	testenv.Require(t, ok && closed, "%s has no table between %s and %s", file, begin, end)
 	if have == want {
 		return
 	}

@@ -52,9 +52,7 @@ func TestTraefikPathMatcher(t *testing.T) {
 	i := ingress("a/x", 1, "h/foo=w:80")
 	i.Spec.IngressClassName, i.Spec.Rules[0].HTTP.Paths[0].PathType = ptr.To("traefik"), ptr.To(networkingv1.PathTypeImplementationSpecific)
 	i.Annotations[traefikPrefix+"router.pathmatcher"] = "Path"
-	if got := text(t, desired(t, State{Ingresses: []*networkingv1.Ingress{i}}).Sections); got != "h/foo Exact a/w/80\n" {
-		t.Error(got)
-	}
+	testenv.Equal(t, text(t, desired(t, State{Ingresses: []*networkingv1.Ingress{i}}).Sections), "h/foo Exact a/w/80\n", "")
 }
 
 func TestTraefikAnnotationsOfServices(t *testing.T) {
@@ -65,12 +63,8 @@ func TestTraefikAnnotationsOfServices(t *testing.T) {
 		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}},
 	}
 	r := desired(t, State{Ingresses: []*networkingv1.Ingress{i}, Service: func(_, _ string) *corev1.Service { return svc }})
-	if got := findings(r); got != "a/x Ignored" {
-		t.Error(got)
-	}
+	testenv.Equal(t, findings(r), "a/x Ignored", "")
 	for _, all := range r.Findings {
-		if !strings.Contains(all[0].Message, "service.serversscheme") {
-			t.Error(all[0].Message)
-		}
+		testenv.True(t, strings.Contains(all[0].Message, "service.serversscheme"), "%v", all[0].Message)
 	}
 }

@@ -129,9 +129,7 @@ func TestBadTableSectionsAreReported(t *testing.T) {
 		section(t, table.KindHost+"/nothing", 1),
 	})
 	for key, want := range wants {
-		if !strings.Contains(problems[key], want) {
-			t.Errorf("the problem of %s is %q, want %q in it", key, problems[key], want)
-		}
+		testenv.True(t, strings.Contains(problems[key], want), "the problem of %s is %q, want %q in it", key, problems[key], want)
 	}
 	testenv.True(t, len(problems) == len(wants), "%d problems, want %d: %v", len(problems), len(wants), problems)
 	for _, name := range []string{"odd", "newer", "text"} {

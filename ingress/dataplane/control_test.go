@@ -61,9 +61,7 @@ func TestFirstCommitReplacesTheTableAndLaterOnesChangeIt(t *testing.T) {
 	one := dialAgent(t, socket)
 	one.commit(a)
 	one.commit(b)
-	if !hasHost(p, "a") || !hasHost(p, "b") {
-		t.Fatal("a later commit does not add to the table")
-	}
+	testenv.Require(t, hasHost(p, "a") && hasHost(p, "b"), "a later commit does not add to the table")
 	kept := hostOf(p, "s", "b")
 	two := dialAgent(t, socket)
 	answer := two.commit(b, section(t, table.CertificateKey("n", "c"), table.Certificate{}))
@@ -90,9 +88,7 @@ func TestTableStaysWithoutAnAgent(t *testing.T) {
 		if rest, _ := io.ReadAll(two.r); len(rest) != 0 {
 			t.Errorf("%q is answered with %q", bad, rest)
 		}
-		if !hasHost(p, "a") {
-			t.Fatalf("the table is lost after %q", bad)
-		}
+		testenv.Require(t, hasHost(p, "a"), "the table is lost after %q", bad)
 	}
 }
 

@@ -238,9 +238,7 @@ func TestStreamsBeginWithTheWholeHello(t *testing.T) {
 	var hello bytes.Buffer
 	recorder := tls.Client(&recording{to: &hello}, &tls.Config{ServerName: "a.b.example"})
 	_ = recorder.Handshake() // fails without an answer
-	if hello.Len() < 100 {
-		t.Fatalf("the first message has %d bytes", hello.Len())
-	}
+	testenv.Require(t, hello.Len() >= 100, "the first message has %d bytes", hello.Len())
 	conn := testenv.Must(net.Dial("tcp", f.https))(t)
 	defer conn.Close()
 	sent := hello.String() + "what follows"

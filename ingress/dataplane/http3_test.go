@@ -114,9 +114,7 @@ func TestHTTP3ConnectionsAreBounded(t *testing.T) {
 	testenv.Must(dialQUIC(t, f.http3))(t)
 	_, err = dialQUIC(t, f.http3)
 	var refused *quic.TransportError
-	if !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
-		t.Errorf("a connection beyond the limit: %v", err)
-	}
+	testenv.False(t, !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused, "a connection beyond the limit: %v", err)
 	f.limit.mu.Lock()
 	counted := f.limit.all
 	f.limit.mu.Unlock()
@@ -301,9 +299,7 @@ func TestHTTP3WithoutMemory(t *testing.T) {
 	}
 	_, err := dialQUIC(t, p.http3)
 	var refused *quic.TransportError
-	if !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
-		t.Errorf("a new connection without memory: %v", err)
-	}
+	testenv.False(t, !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused, "a new connection without memory: %v", err)
 }
 
 // TestHTTP3ConnectionsAreShed: when memory is short, connections end on which much was sent, such as headers that do
@@ -385,9 +381,7 @@ func TestHTTP3RestrictsAsTCPDoes(t *testing.T) {
 	ask := func(server, host string, headers map[string]string, certificates ...tls.Certificate) int {
 		c := client(t, f.http3, "h3")
 		tr, ok := c.Transport.(*http3.Transport)
-		if !ok {
-			t.Fatal("the client is not one of HTTP/3")
-		}
+		testenv.Require(t, ok, "the client is not one of HTTP/3")
 		tr.TLSClientConfig.ServerName, tr.TLSClientConfig.Certificates = server, certificates
 		req := testenv.Must(http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/", nil))(t)
 		for name, value := range headers {

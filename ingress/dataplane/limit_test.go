@@ -31,9 +31,7 @@ func TestConnectionsAreLimitedByAddressAndInAll(t *testing.T) {
 	}
 	l.give(a)
 	l.give(c)
-	if l.all != 0 || len(l.of) != 0 {
-		t.Errorf("%d connections of %v are left", l.all, l.of)
-	}
+	testenv.False(t, l.all != 0 || len(l.of) != 0, "%d connections of %v are left", l.all, l.of)
 }
 
 func TestSourceOfAConnection(t *testing.T) {

@@ -127,9 +127,7 @@ func TestManySocketsAreHandedOver(t *testing.T) {
 	var answer table.Response
 	testenv.NoError(t, json.NewDecoder(r).Decode(&answer))
 	descriptors, err := r.Take(many)
-	if err != nil || !slices.Equal(answer.Sockets, want) {
-		t.Fatalf("%d sockets are named: %v", len(answer.Sockets), err)
-	}
+	testenv.Require(t, err == nil && slices.Equal(answer.Sockets, want), "%d sockets are named: %v", len(answer.Sockets), err)
 	for i, d := range descriptors {
 		s := testenv.Must(Inherit(answer.Sockets[i], d))(t)
 		_ = s.Listener.Close()

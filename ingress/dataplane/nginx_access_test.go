@@ -140,9 +140,7 @@ func TestChangedUsersTakeEffectAlone(t *testing.T) {
 		secrets:   map[string]map[string]string{"a/s": {"auth": "me:{SHA}O1hAcUlX7zkBbV+/3rmbDfUlbNM="}},
 	}.serve(t)
 	key := table.UsersKey("a", "s", "auth-file")
-	if r.Sections[key] == nil {
-		t.Fatal("there is no section of users")
-	}
+	testenv.Require(t, r.Sections[key] != nil, "there is no section of users")
 	exchanged{url: "http://h/", headers: login("me", "secret pass")}.check(t, f)
 	f.Apply([]table.Change{section(t, key, table.Users{Hashes: map[string]string{"me": "$1$xy$sCW6WZJsSz7hVuvH0BCaf."}})})
 	exchanged{url: "http://h/", headers: login("me", "secret pass"), status: http.StatusUnauthorized}.check(t, f)

@@ -62,7 +62,5 @@ func TestWebsocketToTLS(t *testing.T) {
 	f, _ := cluster{ingresses: []*networkingv1.Ingress{object("a/x", "nginx", annotations{"backend-protocol": "HTTPS"}, "h/=w")},
 		endpoints: map[string]string{"a/w": backend}}.serve(t)
 	got := exchangeRaw(t, f.http, "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello\n")
-	if !strings.HasPrefix(got, "HTTP/1.1 101") || !strings.HasSuffix(got, "got hello\n") {
-		t.Errorf("the tunnel gave %q", got)
-	}
+	testenv.False(t, !strings.HasPrefix(got, "HTTP/1.1 101") || !strings.HasSuffix(got, "got hello\n"), "the tunnel gave %q", got)
 }

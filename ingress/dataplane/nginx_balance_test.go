@@ -39,9 +39,7 @@ func TestAffinityKeepsClientAtItsEndpoint(t *testing.T) {
 			req.Header.Set("Cookie", cookie)
 			res := testenv.Must(client(t, f.http, "http1").Do(req))(t)
 			got := body(t, res)
-			if first != "" && first != got {
-				t.Errorf("the client went from %q to %q", first, got)
-			}
+			testenv.False(t, first != "" && first != got, "the client went from %q to %q", first, got)
 			if first = got; res.Header.Get("Set-Cookie") != "" {
 				t.Error("the client got another cookie")
 			}
@@ -101,9 +99,7 @@ func TestRankMovesFewKeys(t *testing.T) {
 		count[before[key]]++
 	}
 	for address, n := range count {
-		if n < 150 || n > 350 {
-			t.Errorf("%s has %d of 1000 keys", address, n)
-		}
+		testenv.False(t, n < 150 || n > 350, "%s has %d of 1000 keys", address, n)
 	}
 	s.set([]string{"10.0.0.1:80", "10.0.0.2:80", "10.0.0.4:80"})
 	s.all()[0].failed.Store(now.UnixNano())
@@ -197,9 +193,7 @@ func TestCanaryWeightSplitsRequests(t *testing.T) {
 				_, got := get(t, one, "http://h/")
 				seen[got]++
 			}
-			if seen["main /"] < 50 || seen["new /"] < 50 || len(seen) != 2 {
-				t.Errorf("the backends got %v", seen)
-			}
+			testenv.False(t, seen["main /"] < 50 || seen["new /"] < 50 || len(seen) != 2, "the backends got %v", seen)
 		})
 	}
 }

@@ -14,6 +14,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // authServer answers by the header X-Want, and says in headers what it was asked.
@@ -130,9 +131,7 @@ func TestExternalAuthenticationDecidesRequests(t *testing.T) {
 func TestAuthenticationServerAtLoopbackIsRefused(t *testing.T) {
 	var asked atomic.Int64
 	_, port, err := net.SplitHostPort(authServer(t, &asked))
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	for _, c := range []struct {
 		name, host string
 		refuse     func(netip.Addr) bool
@@ -153,9 +152,7 @@ func TestAuthenticationServerAtLoopbackIsRefused(t *testing.T) {
 			}.serve(t)
 			f.options.Refuse = c.refuse // after the endpoints have been taken
 			exchanged{url: "http://h/", status: c.status}.check(t, f)
-			if asked.Load() != c.asked {
-				t.Errorf("the server was asked %d times, want %d", asked.Load(), c.asked)
-			}
+			testenv.False(t, asked.Load() != c.asked, "the server was asked %d times, want %d", asked.Load(), c.asked)
 		})
 	}
 }

@@ -223,9 +223,7 @@ func TestChangedObjectsAreServedWithoutRestart(t *testing.T) {
 		if c.shown == nil && (shown == first[corev1.TLSCertKey] || shown == second[corev1.TLSCertKey]) || c.shown != nil && shown != c.shown[corev1.TLSCertKey] {
 			t.Errorf("%s: another certificate is served", c.name)
 		}
-		if t.Failed() {
-			t.Fatal("after: " + c.name)
-		}
+		testenv.Require(t, !t.Failed(), "after: %s", c.name)
 	}
 }
 
@@ -258,9 +256,7 @@ func TestEndpointsTakeTurns(t *testing.T) {
 		_, text := get(t, c, "http://h/")
 		count[text]++
 	}
-	if count["0 /"] != 10 || count["1 /"] != 10 || count["2 /"] != 10 {
-		t.Errorf("the endpoints got %v", count)
-	}
+	testenv.False(t, count["0 /"] != 10 || count["1 /"] != 10 || count["2 /"] != 10, "the endpoints got %v", count)
 	for _, c := range []struct {
 		endpoints []string
 		status    int

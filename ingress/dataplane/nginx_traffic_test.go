@@ -90,9 +90,7 @@ func TestLimiterRefillsAndEvictsClients(t *testing.T) {
 	for i := range 3 * maxClients {
 		l.acquire(fmt.Sprint(i), now.Add(time.Duration(i)*time.Millisecond))() // each with something owed for half a second
 	}
-	if len(l.clients) > maxClients {
-		t.Errorf("%d clients are remembered", len(l.clients))
-	}
+	testenv.False(t, len(l.clients) > maxClients, "%d clients are remembered", len(l.clients))
 }
 
 func TestConnectionsOfOneClientAreLimited(t *testing.T) {

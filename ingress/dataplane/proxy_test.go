@@ -108,9 +108,7 @@ func TestAnswersOfTheProxy(t *testing.T) {
 			t.Errorf("%s is answered with %d %q, want %d", path, status, text, want)
 		}
 	}
-	if f.Stats().DialFailures.Load() != 1 {
-		t.Errorf("%d dial failures, want one", f.Stats().DialFailures.Load())
-	}
+	testenv.False(t, f.Stats().DialFailures.Load() != 1, "%d dial failures, want one", f.Stats().DialFailures.Load())
 	res := testenv.Must(c.Get("http://A.example:80/r//x?a=1;b"))(t)
 	_ = body(t, res)
 	testenv.Equal(t, res.Header.Get("Location"), "https://a.example/r/x?a=1;b", "redirected to")

@@ -109,9 +109,7 @@ func TestProxyProtocolNeedsTrustedProxy(t *testing.T) {
 				if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 					got = closed
 				}
-				if got != want {
-					t.Errorf("the backend is sent %q, want %q (%v)", got, want, err)
-				}
+				testenv.False(t, got != want, "the backend is sent %q, want %q (%v)", got, want, err)
 			})
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/ingress/table"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // recorder is a backend that keeps the bytes of its first request, up to the end of its body in the way that the last
@@ -47,9 +48,7 @@ func TestAmbiguousLengthIsSentAsOneRequest(t *testing.T) {
 			backend, got := recorder(t)
 			f := newFixture(t, Options{}, site(t, "", backend)...)
 			answer := exchangeRaw(t, f.http, request)
-			if strings.Count(answer, "HTTP/1.1 ") != 1 {
-				t.Errorf("the client got %q", answer)
-			}
+			testenv.False(t, strings.Count(answer, "HTTP/1.1 ") != 1, "the client got %q", answer)
 			seen := <-got
 			head, text, _ := strings.Cut(seen, "\r\n\r\n")
 			if strings.Contains(head, "Content-Length") || !strings.Contains(head, "Transfer-Encoding: chunked") {
@@ -110,9 +109,7 @@ func TestMalformedRequestsReachNoBackend(t *testing.T) {
 		"HTTP/2 preface, broken": "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
 	} {
 		answer := exchangeRaw(t, f.http, request)
-		if strings.HasPrefix(answer, "HTTP/1.1 2") {
-			t.Errorf("%s: answered with %q", name, answer)
-		}
+		testenv.False(t, strings.HasPrefix(answer, "HTTP/1.1 2"), "%s: answered with %q", name, answer)
 		if len(arrived) != 0 {
 			t.Errorf("%s: the backend got %q", name, <-arrived)
 		}

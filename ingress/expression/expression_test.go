@@ -44,9 +44,7 @@ func TestPrefixMatchesFromTheBeginning(t *testing.T) {
 		{"/a|/b", false, "/bc", true}, {"/a|/b", false, "/c/b", false}, {"/a", true, "/A", true}, {"/a", false, "/A", false}, {"(?i)/a", false, "/A", true},
 	} {
 		r, _, err := expression.Prefix(c.text, c.fold)
-		if err != nil || r.MatchString(c.path) != c.match {
-			t.Errorf("%s and %s: %v", c.text, c.path, err)
-		}
+		testenv.False(t, err != nil || r.MatchString(c.path) != c.match, "%s and %s: %v", c.text, c.path, err)
 	}
 	for _, text := range []string{"/a)|(?:/", `/\Qa`, "(", "/a{999}b{999}c{999}"} {
 		if _, _, err := expression.Prefix(text, true); err == nil {
@@ -70,8 +68,6 @@ func FuzzCompile(f *testing.F) {
 		}
 		tree := testenv.Must(syntax.Parse(text, syntax.Perl))(t)
 		prog := testenv.Must(syntax.Compile(tree.Simplify()))(t)
-		if len(prog.Inst) > 3*n+16 {
-			t.Errorf("%q has %d instructions, and %d were estimated", text, len(prog.Inst), n)
-		}
+		testenv.False(t, len(prog.Inst) > 3*n+16, "%q has %d instructions, and %d were estimated", text, len(prog.Inst), n)
 	})
 }

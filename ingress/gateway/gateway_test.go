@@ -27,9 +27,7 @@ import (
 func worlds(t testing.TB) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("testdata/*.yaml")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no testdata: %v", err)
-	}
+	testenv.Require(t, err == nil && len(files) != 0, "no testdata: %v", err)
 	out := map[string]string{}
 	for _, f := range files {
 		text := testenv.Must(os.ReadFile(f))(t)
@@ -182,9 +180,7 @@ func TestConditionsThatHoldNoMoreGo(t *testing.T) {
 		return slices.ContainsFunc(must(t, w.State).GatewayStatus[nameOf(o)].Conditions, func(c metav1.Condition) bool { return c.Type == kind })
 	}
 	const insecure = string(gatewayv1.GatewayConditionInsecureFrontendValidationMode)
-	if !has(w.Gateways[0], insecure) {
-		t.Fatalf("the Gateway has no condition %s", insecure)
-	}
+	testenv.Require(t, has(w.Gateways[0], insecure), "the Gateway has no condition %s", insecure)
 	w.Gateways[0].Status.Conditions = append(w.Gateways[0].Status.Conditions, metav1.Condition{Type: "other.example/Own", Status: metav1.ConditionTrue})
 	w.Gateways[0].Spec.TLS = nil
 	testenv.False(t, has(w.Gateways[0], insecure), "the condition %s stays without a cause", insecure)
@@ -217,9 +213,7 @@ func TestGatewayWithoutItsAddressIsNotProgrammed(t *testing.T) {
 	if got := r.GatewayStatus[nameOf(w.Gateways[0])].Listeners[0].Conditions[1]; got.Reason != string(gatewayv1.ListenerReasonPending) {
 		t.Errorf("without a port of nodes the listener is %+v", got)
 	}
-	if len(r.Sections) != 0 {
-		t.Errorf("without a port of nodes the table has %v", r.Sections)
-	}
+	testenv.False(t, len(r.Sections) != 0, "without a port of nodes the table has %v", r.Sections)
 }
 
 func TestClassStatusNamesVersionAndFeatures(t *testing.T) {
@@ -246,9 +240,7 @@ func TestClassStatusNamesVersionAndFeatures(t *testing.T) {
 		if i > 0 && got[i-1].Name >= f.Name {
 			t.Errorf("the feature %s stands behind %s", f.Name, got[i-1].Name)
 		}
-		if !known.Has(features.FeatureName(f.Name)) {
-			t.Errorf("the API knows no feature %s", f.Name)
-		}
+		testenv.True(t, known.Has(features.FeatureName(f.Name)), "the API knows no feature %s", f.Name)
 	}
 }
 

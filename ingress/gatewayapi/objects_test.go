@@ -145,9 +145,7 @@ func TestObjectsAreFollowedWhileThereAreSome(t *testing.T) {
 		t.Fatalf("there are %v and %v of version %s", state.Gateways, state.Classes, state.CRDVersion)
 	}
 	g := state.Gateways[0]
-	if g.Name != "web" || len(g.ManagedFields) > 0 || len(g.Annotations) != 1 {
-		t.Errorf("the Gateway is %+v", g)
-	}
+	testenv.False(t, g.Name != "web" || len(g.ManagedFields) > 0 || len(g.Annotations) != 1, "the Gateway is %+v", g)
 	eventually(t, "both kinds are watched", func() bool { _, watches := a.now(); return watches == 2 })
 	testenv.NoError(t, client.UpdateStatus(t.Context(), gatewayapi.Gateways, g))
 	a.mu.Lock()

@@ -319,13 +319,9 @@ func FuzzHello(f *testing.F) {
 			}
 			return
 		}
-		if !bytes.Equal(read, sent[:len(sent)-r.Len()]) {
-			t.Fatalf("%d bytes were read and %d kept", len(sent)-r.Len(), len(read))
-		}
+		testenv.Require(t, bytes.Equal(read, sent[:len(sent)-r.Len()]), "%d bytes were read and %d kept", len(sent)-r.Len(), len(read))
 		all, _ := io.ReadAll(&conn{Conn: bytesConn{Reader: r}, read: read})
-		if !bytes.Equal(all, sent) {
-			t.Fatal("the route does not get what was sent")
-		}
+		testenv.Require(t, bytes.Equal(all, sent), "the route does not get what was sent")
 	})
 }
 

@@ -17,18 +17,12 @@ func TestWriteReplacesAndSetsMode(t *testing.T) {
 	for _, content := range []string{"one", "two"} {
 		testenv.NoError(t, atomicfile.Write(path, []byte(content), 0o600))
 		got, err := os.ReadFile(path)
-		if err != nil || string(got) != content {
-			t.Fatalf("read %q, %v; want %q", got, err, content)
-		}
+		testenv.Require(t, err == nil && string(got) == content, "read %q, %v; want %q", got, err, content)
 	}
 	fi, err := os.Stat(path)
-	if err != nil || fi.Mode().Perm() != 0o600 {
-		t.Fatalf("mode %v, %v", fi.Mode(), err)
-	}
+	testenv.Require(t, err == nil && fi.Mode().Perm() == 0o600, "mode %v, %v", fi.Mode(), err)
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 1 {
-		t.Fatalf("left behind: %v, %v", entries, err)
-	}
+	testenv.Require(t, err == nil && len(entries) == 1, "left behind: %v, %v", entries, err)
 }
 
 func TestFailedWriteKeepsTheOldFileAndNoRemains(t *testing.T) {
@@ -39,9 +33,7 @@ func TestFailedWriteKeepsTheOldFileAndNoRemains(t *testing.T) {
 		t.Fatal("replaced a folder by a file")
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 1 {
-		t.Fatalf("left behind: %v, %v", entries, err)
-	}
+	testenv.Require(t, err == nil && len(entries) == 1, "left behind: %v, %v", entries, err)
 }
 
 func TestWriteIfDifferent(t *testing.T) {
@@ -52,9 +44,7 @@ func TestWriteIfDifferent(t *testing.T) {
 		want    bool
 	}{{"a", 0o600, true}, {"a", 0o600, false}, {"a", 0o644, true}, {"b", 0o644, true}} {
 		wrote, err := atomicfile.WriteIfDifferent(path, []byte(step.content), step.mode)
-		if err != nil || wrote != step.want {
-			t.Fatalf("step %d: wrote %v, %v; want %v", i, wrote, err, step.want)
-		}
+		testenv.Require(t, err == nil && wrote == step.want, "step %d: wrote %v, %v; want %v", i, wrote, err, step.want)
 	}
 }
 

@@ -231,9 +231,7 @@ func TestStreamWithoutEventIsGivenUp(t *testing.T) {
 		time.Sleep(3 * (eventTimeout + 2*longestPause)) // fake time
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.streams < 4 {
-			t.Errorf("%d streams", b.streams)
-		}
+		testenv.False(t, b.streams < 4, "%d streams", b.streams)
 	})
 }
 

@@ -339,9 +339,7 @@ func TestLoadBalancerReservedPorts(t *testing.T) {
 // TestNameWithID: a machine's name stays what it is, and another machine of the same host name has another one.
 func TestNameWithID(t *testing.T) {
 	s, err := load(t, map[string]string{"config.yaml": "with-node-id: true\n"}, nil, board)
-	if err != nil || !s.Node.WithID {
-		t.Fatalf("%v, %v", err, s)
-	}
+	testenv.Require(t, err == nil && s.Node.WithID, "%v, %v", err, s)
 	dir := filepath.Join(t.TempDir(), "agent")
 	first, err := config.NameWithID("board1", dir)
 	if err != nil || len(first) != len("board1-00000000") || !strings.HasPrefix(first, "board1-") {

@@ -42,9 +42,7 @@ func TestOldestUnidentifiedConnectionMakesRoom(t *testing.T) {
 		return true
 	}
 	known := client()
-	if !ask(known, "token") {
-		t.Fatal("no answer")
-	}
+	testenv.Require(t, ask(known, "token"), "no answer")
 	var silent []net.Conn
 	for range 2 * most {
 		c := testenv.Must(net.Dial("tcp", inner.Addr().String()))(t)

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestTableDropsTheOldest(t *testing.T) {
@@ -20,9 +22,7 @@ func TestTableDropsTheOldest(t *testing.T) {
 		return ok
 	}
 	for n := range 5 {
-		if !add(n) {
-			t.Fatal("refused")
-		}
+		testenv.Require(t, add(n), "refused")
 	}
 	if want := []int{0, 1}; !slices.Equal(dropped, want) {
 		t.Errorf("closed %v, want %v", dropped, want)
@@ -39,9 +39,7 @@ func TestTableDropsTheOldest(t *testing.T) {
 	if want := []int{0, 1, 2, 4, 5, 6}; !slices.Equal(dropped, want) {
 		t.Errorf("at the end closed %v, want %v", dropped, want)
 	}
-	if add(7) {
-		t.Error("taken in after the end")
-	}
+	testenv.False(t, add(7), "taken in after the end")
 	done[4]() // is nothing any more
 }
 
@@ -76,9 +74,7 @@ func TestFloodClosesItsOwnConnections(t *testing.T) {
 			}
 			add(others[2])
 			for _, remote := range others {
-				if closed[remote] != 0 {
-					t.Errorf("a flood of another source closed the connection of %s", remote)
-				}
+				testenv.False(t, closed[remote] != 0, "a flood of another source closed the connection of %s", remote)
 			}
 			for n := range 100 {
 				if want := min(max(93-n, 0), 1); closed[flood(n)] != want {
@@ -99,9 +95,7 @@ func TestSourcesThatHaveEquallyMany(t *testing.T) {
 		leave, _ := table.Add(tcp(fmt.Sprintf("192.0.2.%d:1", n)), func() { closed = append(closed, n) })
 		done = append(done, leave)
 	}
-	if !slices.IsSorted(closed) || len(closed) != 17 {
-		t.Errorf("closed %v", closed)
-	}
+	testenv.False(t, !slices.IsSorted(closed) || len(closed) != 17, "closed %v", closed)
 	for _, leave := range done {
 		leave()
 		leave()

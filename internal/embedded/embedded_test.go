@@ -313,8 +313,6 @@ func TestEmbeddedProgramsRun(t *testing.T) {
 		{d.File("nftables/ld.so"), "--library-path", d.File("nftables"), "--argv0", "nft", d.File("nftables/nft"), "--version"},
 	} {
 		out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput()
-		if err != nil {
-			t.Errorf("%v: %v\n%s", cmd, err, out)
-		}
+		testenv.False(t, err != nil, "%v: %v\n%s", cmd, err, out)
 	}
 }

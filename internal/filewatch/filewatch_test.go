@@ -31,9 +31,7 @@ func TestFilesArePolledWithoutInotify(t *testing.T) {
 			for _, d := range dirs {
 				w.Add(d)
 			}
-			if w.Events() != nil || w.Errors() != nil {
-				t.Fatal("there are notices")
-			}
+			testenv.Require(t, w.Events() == nil && w.Errors() == nil, "there are notices")
 			began := time.Now()
 			<-w.Poll()
 			testenv.Equal(t, time.Since(began), filewatch.Every, "polled after")
@@ -59,9 +57,7 @@ func TestInotifyIsUsedAgainOncePossible(t *testing.T) {
 	defer w.Close()
 	testenv.Equal(t, len(board.Components()), 0, "a line without trouble:")
 	w.Add(dir)
-	if w.Poll() == nil {
-		t.Fatal("it does not poll")
-	}
+	testenv.Require(t, w.Poll() != nil, "it does not poll")
 	able = true
 	w.Add(dir)
 	w.Add(filepath.Join(dir, "missing"))
@@ -84,9 +80,7 @@ func TestNextWatcherIsNotStopped(t *testing.T) {
 	state := func() status.State {
 		t.Helper()
 		c := board.Components()
-		if len(c) != 1 {
-			t.Fatalf("the board says %+v", c)
-		}
+		testenv.Require(t, len(c) == 1, "the board says %+v", c)
 		return c[0].State
 	}
 	first := filewatch.New(o)

@@ -131,13 +131,9 @@ func TestCachesHoldTrimmedObjects(t *testing.T) {
 	i := testenv.Must(New(Options{Client: client, NodeName: "n1"}))(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	wait := run(t, ctx, i)
-	if !cache.WaitForCacheSync(t.Context().Done(), i.Nodes().Informer().HasSynced) {
-		t.Fatal("no nodes")
-	}
+	testenv.Require(t, cache.WaitForCacheSync(t.Context().Done(), i.Nodes().Informer().HasSynced), "no nodes")
 	node, err := i.Nodes().Lister().Get("n1")
-	if err != nil || node.Labels["a"] != "b" || node.Status.Images != nil {
-		t.Errorf("the cache holds %v, %v", node, err)
-	}
+	testenv.False(t, err != nil || node.Labels["a"] != "b" || node.Status.Images != nil, "the cache holds %v, %v", node, err)
 	cancel()
 	wait()
 	testenv.NoGoroutineLeft(t, before)

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestInterruptedDumpIsRepeated(t *testing.T) {
@@ -32,11 +34,7 @@ func TestInterruptedDumpIsRepeated(t *testing.T) {
 			}
 			return []int{1, 2}, c.then
 		})
-		if !errors.Is(err, c.want) || lists != c.lists {
-			t.Errorf("%s: %v after %d lists", what, err, lists)
-		}
-		if c.want == nil && !slices.Equal(got, []int{1, 2}) {
-			t.Errorf("%s: %v", what, got)
-		}
+		testenv.False(t, !errors.Is(err, c.want) || lists != c.lists, "%s: %v after %d lists", what, err, lists)
+		testenv.False(t, c.want == nil && !slices.Equal(got, []int{1, 2}), "%s: %v", what, got)
 	}
 }

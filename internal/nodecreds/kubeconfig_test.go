@@ -23,9 +23,7 @@ func TestKubeconfigIsRewrittenOnlyWhenNeeded(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	before, err := os.Stat(path)
-	if err != nil || before.Mode().Perm() != 0o600 {
-		t.Fatalf("%v, %v", before.Mode(), err)
-	}
+	testenv.Require(t, err == nil && before.Mode().Perm() == 0o600, "%v, %v", before.Mode(), err)
 	testenv.NoError(t, e.Write())
 	if same, err := os.Stat(path); err != nil || !os.SameFile(before, same) {
 		t.Errorf("rewritten without need, %v", err)

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // Who waits for the next moment meets all who wait for that period, whenever they began.
@@ -15,9 +17,7 @@ func TestWaitersOfAPeriodWakeAtOnce(t *testing.T) {
 		moments := map[time.Duration]bool{}
 		for i := range 100 {
 			wait := Until(period)
-			if wait <= 0 || wait > period {
-				t.Fatalf("the next moment is in %v", wait)
-			}
+			testenv.Require(t, wait > 0 && wait <= period, "the next moment is in %v", wait)
 			time.Sleep(wait) // fake time
 			moments[time.Since(began)%period] = true
 			if next := Until(period); next != period {
@@ -28,8 +28,6 @@ func TestWaitersOfAPeriodWakeAtOnce(t *testing.T) {
 			}
 			time.Sleep(time.Duration(i) * 7 * time.Millisecond) // fake time
 		}
-		if len(moments) != 1 {
-			t.Errorf("%d different moments of a period: %v", len(moments), moments)
-		}
+		testenv.False(t, len(moments) != 1, "%d different moments of a period: %v", len(moments), moments)
 	})
 }

@@ -2,7 +2,11 @@
 
 package version
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
 
 // TestNeighboringProtocolsAreUnderstood: a version and the one before it live in one cluster, whichever end asks.
 func TestNeighboringProtocolsAreUnderstood(t *testing.T) {
@@ -14,9 +18,7 @@ func TestNeighboringProtocolsAreUnderstood(t *testing.T) {
 	} {
 		protocol = own
 		for other, ok := range want {
-			if Understands(other) != ok {
-				t.Errorf("%s and %d: %t", own, other, !ok)
-			}
+			testenv.False(t, Understands(other) != ok, "%s and %d: %t", own, other, !ok)
 		}
 	}
 }

@@ -141,15 +141,11 @@ func (s *servers) options(dir string) node.Options {
 func TestJoinByTokenThenByCertificate(t *testing.T) {
 	s, dir := newServers(t), t.TempDir()
 	n := testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
-	if n.Settings.Domain != "cluster.local" || len(s.joins) != 1 || s.joins[0].Joined {
-		t.Errorf("%+v, %d", n.Settings, len(s.joins))
-	}
+	testenv.False(t, n.Settings.Domain != "cluster.local" || len(s.joins) != 1 || s.joins[0].Joined, "%+v, %d", n.Settings, len(s.joins))
 	f := nodecreds.In(filepath.Join(dir, "cred"))
 	for path, name := range map[string]string{f.KubeletPair: "system:node:n", f.KubeletServing: "system:node:n", f.NetworkPair: "system:coracle:network"} {
 		pair, err := tls.LoadX509KeyPair(path, path)
-		if err != nil || pair.Leaf.Subject.CommonName != name {
-			t.Errorf("%s: %v, want the certificate of %s", path, err, name)
-		}
+		testenv.False(t, err != nil || pair.Leaf.Subject.CommonName != name, "%s: %v, want the certificate of %s", path, err, name)
 		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", path, fi.Mode(), err)
 		}
@@ -159,9 +155,7 @@ func TestJoinByTokenThenByCertificate(t *testing.T) {
 		o := s.options(dir)
 		o.Token = s.tokens.Agent.String()[:len("CRC1")+64] + "::agent:replaced" // the secret was, and the node stays
 		testenv.Must(node.Join(t.Context(), o))(t)
-		if len(s.joins) != 2 || !s.joins[1].Joined {
-			t.Errorf("asked %d times", len(s.joins))
-		}
+		testenv.False(t, len(s.joins) != 2 || !s.joins[1].Joined, "asked %d times", len(s.joins))
 	})
 	t.Run("while no server answers", func(t *testing.T) {
 		s.stop()
@@ -274,9 +268,7 @@ func TestRestartedNodeKeepsItsFiles(t *testing.T) {
 		t.Errorf("after the serving certificate's addresses changed: %v, and before %v", moved, first)
 	}
 	s.servingSigner = pki.ServerCA
-	if of := serials(); of[1] == moved[1] {
-		t.Error("a certificate of another authority was not taken")
-	}
+	testenv.False(t, serials()[1] == moved[1], "a certificate of another authority was not taken")
 }
 
 // TestExpiredCertificatesNeedTheToken: a machine whose certificates have run out joins again with its token, and not
@@ -299,9 +291,7 @@ func TestExpiredCertificatesNeedTheToken(t *testing.T) {
 	}
 	testenv.Must(node.Join(t.Context(), s.options(dir)))(t)
 	pair, err := tls.LoadX509KeyPair(path, path)
-	if err != nil || time.Until(pair.Leaf.NotAfter) < 300*24*time.Hour {
-		t.Errorf("%v, %v", pair.Leaf.NotAfter, err)
-	}
+	testenv.False(t, err != nil || time.Until(pair.Leaf.NotAfter) < 300*24*time.Hour, "%v, %v", pair.Leaf.NotAfter, err)
 	if last := s.joins[len(s.joins)-1]; last.Joined || last.Node.Password != s.password {
 		t.Error("it did not join with its token, as the machine that it was")
 	}
@@ -335,15 +325,11 @@ func TestRenewedCertificateIsUsedWithoutRestart(t *testing.T) {
 		return string(text)
 	}
 	first := shown()
-	if first != serial(t, n.Credentials.KubeletPair) {
-		t.Fatalf("the client shows %s", first)
-	}
+	testenv.Require(t, first == serial(t, n.Credentials.KubeletPair), "the client shows %s", first)
 	s.pki = now
 	stop := testenv.Run(t, n.Run)
 	for deadline := time.Now().Add(2 * time.Minute); shown() == first; time.Sleep(50 * time.Millisecond) { // between two looks
-		if time.Now().After(deadline) {
-			t.Fatal("the client shows the certificate that runs out")
-		}
+		testenv.Require(t, !time.Now().After(deadline), "the client shows the certificate that runs out")
 	}
 	stop()
 	testenv.Equal(t, shown(), serial(t, n.Credentials.KubeletPair), "the client shows")

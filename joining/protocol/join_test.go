@@ -25,9 +25,7 @@ func TestRequestSurvivesTheWire(t *testing.T) {
 	var wire bytes.Buffer
 	testenv.NoError(t, write(&wire, maxRequest, want))
 	got, err := ReadRequest(&wire)
-	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("%+v, %v, want %+v", got, err, want)
-	}
+	testenv.False(t, err != nil || !reflect.DeepEqual(got, want), "%+v, %v, want %+v", got, err, want)
 }
 
 func TestTooLongMessagesAreRefused(t *testing.T) {
@@ -44,9 +42,7 @@ func FuzzReadRequest(f *testing.F) {
 	f.Add([]byte("\xff\xff\xff\xff"))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		q, err := ReadRequest(bytes.NewReader(body))
-		if err == nil && q == nil {
-			t.Error("neither a request nor an error")
-		}
+		testenv.False(t, err == nil && q == nil, "neither a request nor an error")
 	})
 }
 

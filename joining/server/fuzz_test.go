@@ -88,9 +88,7 @@ func FuzzAnswer(f *testing.F) {
 		if err != nil {
 			var log bytes.Buffer
 			a = &protocol.Response{Refusal: s.refusal(slog.New(slog.NewTextHandler(&log, nil)).With("node", short(q.Node.Name), "version", short(q.Program)), q, err)}
-			if log.Len() > 8<<10 {
-				t.Errorf("%d bytes in the log", log.Len())
-			}
+			testenv.False(t, log.Len() > 8<<10, "%d bytes in the log", log.Len())
 		}
 		testenv.Check(t, a.Write(io.Discard))
 	})

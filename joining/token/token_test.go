@@ -117,9 +117,7 @@ func TestFilesOfAnotherCluster(t *testing.T) {
 	dir := t.TempDir()
 	ensure(t, token.Options{Dir: dir, Root: foreignCA})
 	_, err := token.Ensure(token.Options{Dir: dir, Root: clusterCA, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if !errors.Is(err, token.ErrOtherCluster) || !strings.Contains(err.Error(), "mixed") {
-		t.Error(err)
-	}
+	testenv.False(t, !errors.Is(err, token.ErrOtherCluster) || !strings.Contains(err.Error(), "mixed"), "%v", err)
 }
 
 func TestBootstrapTokensAreListedAndExpire(t *testing.T) {
@@ -130,9 +128,7 @@ func TestBootstrapTokensAreListedAndExpire(t *testing.T) {
 	testenv.WantError(t, testenv.Err(token.Create(ctx, c, token.CreateOptions{Token: "zzzzzz.0123456789abcdef"})), "exists")
 	testenv.Fails(t, testenv.Err(token.Create(ctx, c, token.CreateOptions{Token: "wrong"})), "a wrong form was taken")
 	list, err := token.List(ctx, c)
-	if err != nil || len(list) != 2 {
-		t.Fatalf("%+v, %v", list, err)
-	}
+	testenv.Require(t, err == nil && len(list) == 2, "%+v, %v", list, err)
 	got := list[0]
 	if got.ID != a.ID || got.Secret != a.Secret || got.Description != "for the barge" || !got.Expires.Equal(now.Add(time.Hour)) ||
 		strings.Join(got.Usages, ",") != "authentication,signing" || got.Groups[0] != token.NodeGroup {
@@ -145,7 +141,5 @@ func TestBootstrapTokensAreListedAndExpire(t *testing.T) {
 	testenv.WantError(t, token.Delete(ctx, c, a.ID), "no token")
 	testenv.Fails(t, token.Delete(ctx, c, "nonsense"), "nonsense was deleted")
 	_, err = c.CoreV1().Secrets("kube-system").Get(ctx, "bootstrap-token-"+a.ID, metav1.GetOptions{})
-	if !apierrors.IsNotFound(err) {
-		t.Errorf("still there: %v", err)
-	}
+	testenv.True(t, apierrors.IsNotFound(err), "still there: %v", err)
 }

@@ -234,9 +234,7 @@ func abort(c *net.TCPConn) {
 func index(t *testing.T, addr string) int {
 	t.Helper()
 	i := slices.Index(podAddrs, addr)
-	if i < 0 {
-		t.Fatalf("%q is no pod", addr)
-	}
+	testenv.Require(t, i >= 0, "%q is no pod", addr)
 	return i
 }
 

@@ -286,9 +286,7 @@ func TestRemovedServersDoNotDrain(t *testing.T) {
 	m.reals[k][two].Connections = 1
 	apply(false, map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, []netip.AddrPort{one}}})
 	apply(true, map[Key]VirtualServer{k: {Server{Scheduler: "rr"}, []netip.AddrPort{one}}})
-	if len(a.draining) != 1 {
-		t.Fatalf("%d drain, want one", len(a.draining))
-	}
+	testenv.Require(t, len(a.draining) == 1, "%d drain, want one", len(a.draining))
 	clear(m.servers)
 	clear(m.reals)
 	apply(true, nil)
@@ -307,9 +305,7 @@ func TestApplyDrainsRemovedRealServers(t *testing.T) {
 	apply(false, one, two)
 	reads := m.reads
 	apply(false, one, two)
-	if m.reads != reads {
-		t.Errorf("nothing changed, and the kernel was asked %d times", m.reads-reads)
-	}
+	testenv.False(t, m.reads != reads, "nothing changed, and the kernel was asked %d times", m.reads-reads)
 	m.reals[k][one].Connections = 3
 	apply(false, two)
 	if r := m.reals[k][one]; r == nil || r.Weight != 0 || !a.draining[k] {
@@ -327,9 +323,7 @@ func TestApplyDrainsRemovedRealServers(t *testing.T) {
 	m.servers[k] = Server{Scheduler: "lc"} // what the refused call left is not known: the next looks
 	m.reals[k] = map[netip.AddrPort]*Real{}
 	apply(false, one)
-	if m.servers[k].Scheduler != "rr" || len(m.reals[k]) != 1 {
-		t.Errorf("after a refusal: %v %v", m.servers[k], m.reals[k])
-	}
+	testenv.False(t, m.servers[k].Scheduler != "rr" || len(m.reals[k]) != 1, "after a refusal: %v %v", m.servers[k], m.reals[k])
 }
 
 // TestKernelLacksAScheduler: one Service's wish is neither in the way of others, nor asked for again and again.
@@ -357,9 +351,7 @@ func TestKernelLacksAScheduler(t *testing.T) {
 	testenv.True(t, m.lacked == 1, "the kernel was asked %d times for a scheduler that it lacks", m.lacked)
 	reads := m.reads
 	apply(false, one)
-	if m.reads != reads || m.lacked != 1 {
-		t.Errorf("nothing changed, and the kernel was asked %d times", m.reads-reads+m.lacked-1)
-	}
+	testenv.False(t, m.reads != reads || m.lacked != 1, "nothing changed, and the kernel was asked %d times", m.reads-reads+m.lacked-1)
 	apply(false, one, two)
 	has("after a change", 2, "rr", "lc")
 	m.lacks = ""
@@ -419,9 +411,7 @@ func TestSubstitutesAreLoggedOnce(t *testing.T) {
 func logged(t *testing.T, l klog.Logger) string {
 	t.Helper()
 	sink, ok := l.GetSink().(ktesting.Underlier)
-	if !ok {
-		t.Fatal("the logger keeps nothing")
-	}
+	testenv.Require(t, ok, "the logger keeps nothing")
 	return sink.GetBuffer().String()
 }
 

@@ -355,9 +355,7 @@ func testLackingScheduler(t *testing.T, b *bed) {
 			s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.43.0.8", []string{"10.43.0.8"}
 		}
 		b.service(t, "wish", setDesired, 8080, 0, 1)
-		if got := all(t, b.outside, "10.43.0.8:80"); !slices.Equal(got, podAddrs) {
-			t.Errorf("the Service that asks for it is answered by %v, want both pods", got)
-		}
+		testenv.EqualSlices(t, all(t, b.outside, "10.43.0.8:80"), podAddrs, "the Service that asks for it is answered by")
 		testDatagrams(t, b)
 		b.delete("web")
 		b.sync(t)
@@ -461,9 +459,7 @@ func testThousand(t *testing.T, b *bed) {
 	b.sync(t)
 	t.Logf("%d Services with 2 endpoints and a node port each, written first: %v, %d calls", number, time.Since(start), len(b.calls.changes))
 	servers, err := b.calls.Table.Servers()
-	if err != nil || len(servers) != 2*number {
-		t.Errorf("the kernel has %d virtual servers, want %d (%v)", len(servers), 2*number, err)
-	}
+	testenv.False(t, err != nil || len(servers) != 2*number, "the kernel has %d virtual servers, want %d (%v)", len(servers), 2*number, err)
 	reaches(t, b.outside, "10.43.5.200:80")
 	b.calls.changes = nil
 	start = time.Now()

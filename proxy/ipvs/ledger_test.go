@@ -220,13 +220,9 @@ func wantKernel(t *testing.T, m *table, program *failing, want DesiredState) {
 				}
 			}
 		}
-		if len(elements) != len(want.Sets[name]) {
-			t.Fatalf("%s has %d elements, want %d", name, len(elements), len(want.Sets[name]))
-		}
+		testenv.Require(t, len(elements) == len(want.Sets[name]), "%s has %d elements, want %d", name, len(elements), len(want.Sets[name]))
 	}
-	if have.String() != want.String() {
-		t.Fatalf("the kernel has\n%s\nwant\n%s", have, want)
-	}
+	testenv.Require(t, have.String() == want.String(), "the kernel has\n%s\nwant\n%s", have, want)
 }
 
 // TestPodsAreNoOtherView: addresses that come with pods and those of the other family have no Service looked at again;

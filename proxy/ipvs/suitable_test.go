@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-k8s/coracle/proxy/ipvs"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestProbeNamesWhatTheKernelLacks(t *testing.T) {
@@ -39,9 +40,7 @@ func TestProbeNamesWhatTheKernelLacks(t *testing.T) {
 			continue
 		}
 		for _, part := range c.want {
-			if !strings.Contains(err.Error(), part) {
-				t.Errorf("%s: %q does not say %q", c.name, err, part)
-			}
+			testenv.True(t, strings.Contains(err.Error(), part), "%s: %q does not say %q", c.name, err, part)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/coracle-k8s/coracle/raftstore/appendfilter"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func entries(from, to uint64) []*raft.Log {
@@ -117,9 +118,7 @@ func TestSnapshotIsSkippedWhereRaftHasItsEntries(t *testing.T) {
 			reader := bytes.NewReader([]byte(data))
 			answer := make(chan raft.RPCResponse, 1)
 			m := &raft.InstallSnapshotRequest{RPCHeader: raft.RPCHeader{ID: []byte("l")}, Term: 7, LastLogIndex: 30, LastLogTerm: 4}
-			if !f.Handle(context.Background(), raft.RPC{Command: m, Reader: reader, RespChan: answer}) {
-				t.Fatal("there is no raft")
-			}
+			testenv.Require(t, f.Handle(context.Background(), raft.RPC{Command: m, Reader: reader, RespChan: answer}), "there is no raft")
 			tasks.Wait()
 			response := <-answer
 			if !errors.Is(response.Error, test.busy) {
@@ -164,19 +163,13 @@ func TestInstallRefused(t *testing.T) {
 			reader := strings.NewReader(strings.Repeat("x", 1000))
 			answer := make(chan raft.RPCResponse, 1)
 			m := &raft.InstallSnapshotRequest{Term: 7, LastLogIndex: 30, LastLogTerm: 4}
-			if !f.Handle(context.Background(), raft.RPC{Command: m, Reader: reader, RespChan: answer}) {
-				t.Fatal("there is no raft")
-			}
+			testenv.Require(t, f.Handle(context.Background(), raft.RPC{Command: m, Reader: reader, RespChan: answer}), "there is no raft")
 			tasks.Wait()
 			if got := <-answer; !errors.Is(got.Error, busy) {
 				t.Errorf("the answer is %+v, %v", got.Response, got.Error)
 			}
-			if len(r.got) != test.want {
-				t.Errorf("raft got %d messages, want %d: %+v", len(r.got), test.want, r.got)
-			}
-			if reader.Len() > 0 {
-				t.Errorf("%d bytes are left", reader.Len())
-			}
+			testenv.False(t, len(r.got) != test.want, "raft got %d messages, want %d: %+v", len(r.got), test.want, r.got)
+			testenv.False(t, reader.Len() > 0, "%d bytes are left", reader.Len())
 		})
 	}
 }

@@ -181,15 +181,11 @@ func TestUnreadLogIsNotCached(t *testing.T) {
 		for range most / unreadFraction / size * 3 / 4 {
 			store(t)
 		}
-		if len(cache.entries) == 0 {
-			t.Fatal("the cache was given up while a reader may only be late")
-		}
+		testenv.Require(t, len(cache.entries) != 0, "the cache was given up while a reader may only be late")
 		for range most / size {
 			store(t)
 		}
-		if cache.bytes != 0 || cache.entries != nil {
-			t.Fatalf("%d bytes of entries that are not read are kept", cache.bytes)
-		}
+		testenv.Require(t, cache.bytes == 0 && cache.entries == nil, "%d bytes of entries that are not read are kept", cache.bytes)
 	}
 }
 

@@ -197,7 +197,5 @@ func TestSnapshotIsReplaced(t *testing.T) {
 		}
 	}
 	files, err := os.ReadDir(d.Snapshots.dir)
-	if err != nil || len(files) != 1 {
-		t.Fatalf("%v, %v", files, err)
-	}
+	testenv.Require(t, err == nil && len(files) == 1, "%v, %v", files, err)
 }

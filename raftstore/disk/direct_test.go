@@ -34,9 +34,7 @@ func onDevice(t *testing.T, path string) []byte {
 	b := make([]byte, size+directAlign)
 	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
 	n, err := f.ReadAt(b[skip:skip+size], 0)
-	if int64(n) != info.Size() {
-		t.Fatal(n, err)
-	}
+	testenv.Require(t, int64(n) == info.Size(), "%v %v", n, err)
 	return b[skip : skip+n]
 }
 

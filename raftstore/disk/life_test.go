@@ -107,9 +107,7 @@ func (l *life) kinds(t *testing.T) map[string]string {
 			kinds["snapshot"] = name
 		}
 	}
-	if len(segments) < 4 {
-		t.Fatalf("segments: %v", segments)
-	}
+	testenv.Require(t, len(segments) >= 4, "segments: %v", segments)
 	kinds["first segment"], kinds["middle segment"] = segments[0], segments[len(segments)/2]
 	kinds["newest segment"] = segments[len(segments)-1]
 	return kinds

@@ -58,9 +58,7 @@ func TestStartOverKeepsKnownMembers(t *testing.T) {
 	for _, interrupted := range []bool{false, true} {
 		path := filled(t)
 		moved, err := StartOver(path, peers)
-		if err != nil || moved != path+".damaged-1" {
-			t.Fatal(moved, err)
-		}
+		testenv.Require(t, err == nil && moved == path+".damaged-1", "%v %v", moved, err)
 		if interrupted {
 			testenv.NoError(t, os.Rename(path, path+freshSuffix))
 		}

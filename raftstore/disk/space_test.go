@@ -49,9 +49,7 @@ func fillUp(t *testing.T, path string) (free func()) {
 func wait(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(checkEvery / 4) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never %s", what)
-		}
+		testenv.Require(t, !time.Now().After(deadline), "never %s", what)
 	}
 }
 

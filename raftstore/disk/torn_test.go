@@ -32,9 +32,7 @@ func randomEntry(r *rand.Rand, index uint64) *raft.Log {
 func checkEntries(t *testing.T, d *Dir, want []*raft.Log) uint64 {
 	t.Helper()
 	last, err := d.Log.LastIndex()
-	if err != nil || last > uint64(len(want)) {
-		t.Fatalf("last entry %d of %d, %v", last, len(want), err)
-	}
+	testenv.Require(t, err == nil && last <= uint64(len(want)), "last entry %d of %d, %v", last, len(want), err)
 	for i := uint64(1); i <= last; i++ {
 		var got raft.Log
 		if err := d.Log.GetLog(i, &got); err != nil || !bytes.Equal(got.Data, want[i-1].Data) || got.Term != 1 {
@@ -162,9 +160,7 @@ func TestLogMatchesModelOverRestarts(t *testing.T) {
 		first, _ := d.Log.FirstIndex()
 		last, _ := d.Log.LastIndex()
 		if len(want) == 0 {
-			if first != 0 || last != 0 {
-				t.Fatalf("%s: entries %d to %d in an empty log", what, first, last)
-			}
+			testenv.Require(t, first == 0 && last == 0, "%s: entries %d to %d in an empty log", what, first, last)
 			return
 		}
 		if first != want[0].Index || last != want[len(want)-1].Index {

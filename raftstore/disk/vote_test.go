@@ -53,9 +53,7 @@ func TestVoteIsNotMovedToLaterTerm(t *testing.T) {
 	vote(6, "y")
 	faults.Reached = nil
 	check()
-	if states[saved{6, "x"}] || !states[saved{5, "x"}] || !states[saved{6, "y"}] {
-		t.Fatalf("votes that a crash leaves: %v", states)
-	}
+	testenv.Require(t, !states[saved{6, "x"}] && states[saved{5, "x"}] && states[saved{6, "y"}], "votes that a crash leaves: %v", states)
 	if term, err := d.Vars.GetUint64([]byte("LastVoteTerm")); err != nil || term != 6 {
 		t.Fatalf("the vote is for term %d, %v", term, err)
 	}

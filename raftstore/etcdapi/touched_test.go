@@ -114,9 +114,7 @@ func TestTransactionsThatWriteTwice(t *testing.T) {
 			once++
 		}
 	})
-	if twice < 10 || once < 10 {
-		t.Errorf("%d transactions write a key twice, %d do not: the test says little", twice, once)
-	}
+	testenv.False(t, twice < 10 || once < 10, "%d transactions write a key twice, %d do not: the test says little", twice, once)
 }
 
 // manyOps nests transactions so that there are many operations and none too

@@ -36,9 +36,7 @@ func gather(t *testing.T, c *Counters, s Sample) map[string]*dto.MetricFamily {
 func number(t *testing.T, all map[string]*dto.MetricFamily, name string) float64 {
 	t.Helper()
 	f := all[name]
-	if f == nil {
-		t.Fatalf("there is no %s", name)
-	}
+	testenv.Require(t, f != nil, "there is no %s", name)
 	m := f.Metric[0]
 	if m.Gauge != nil {
 		return m.Gauge.GetValue()
@@ -106,9 +104,7 @@ func TestHistogramBucketsIncludeEtcds(t *testing.T) {
 	c.Flushed(time.Millisecond, 1)
 	c.Flushed(time.Hour, 1)
 	f := gather(t, c, Sample{})["etcd_disk_wal_fsync_duration_seconds"].Metric[0].Histogram
-	if f.GetSampleCount() != 2 || f.GetSampleSum() != 3600.001 {
-		t.Errorf("%d samples, sum %v", f.GetSampleCount(), f.GetSampleSum())
-	}
+	testenv.False(t, f.GetSampleCount() != 2 || f.GetSampleSum() != 3600.001, "%d samples, sum %v", f.GetSampleCount(), f.GetSampleSum())
 	at := map[float64]uint64{}
 	for _, b := range f.Bucket {
 		at[b.GetUpperBound()] = b.GetCumulativeCount()

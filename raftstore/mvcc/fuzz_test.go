@@ -28,14 +28,10 @@ func FuzzDecodeEntry(f *testing.F) {
 		count, countErr := CommandsOf(data)
 		commands, err := DecodeEntry(data)
 		if err != nil {
-			if !errors.Is(err, ErrFormat) {
-				t.Fatalf("an error of another kind: %v", err)
-			}
+			testenv.Require(t, errors.Is(err, ErrFormat), "an error of another kind: %v", err)
 			return
 		}
-		if countErr != nil || count != len(commands) {
-			t.Fatalf("%d commands were counted as %d: %v", len(commands), count, countErr)
-		}
+		testenv.Require(t, countErr == nil && count == len(commands), "%d commands were counted as %d: %v", len(commands), count, countErr)
 		// What decodes can be applied and encodes again.
 		s := sampleState()
 		results := s.ApplyEntry(s.applied+1, 1, commands)
@@ -49,13 +45,9 @@ func FuzzDecodeEntry(f *testing.F) {
 			}
 		}
 		again, err := DecodeEntry(entry)
-		if err != nil || len(again) != len(commands) {
-			t.Fatalf("%d commands became %d: %v", len(commands), len(again), err)
-		}
+		testenv.Require(t, err == nil && len(again) == len(commands), "%d commands became %d: %v", len(commands), len(again), err)
 		for i, c := range again {
-			if !proto.Equal(c.Request, commands[i].Request) {
-				t.Fatalf("%v became %v", commands[i].Request, c.Request)
-			}
+			testenv.Require(t, proto.Equal(c.Request, commands[i].Request), "%v became %v", commands[i].Request, c.Request)
 			if c.Request = commands[i].Request; c != commands[i] {
 				t.Fatalf("%+v became %+v", commands[i], c)
 			}
@@ -70,15 +62,11 @@ func resend(t *testing.T, results []Result) []byte {
 	t.Helper()
 	b := testenv.Must(EncodeResults(results))(t)
 	again, err := DecodeResults(b)
-	if err != nil || len(again) != len(results) {
-		t.Fatalf("%d results became %d: %v", len(results), len(again), err)
-	}
+	testenv.Require(t, err == nil && len(again) == len(results), "%d results became %d: %v", len(results), len(again), err)
 	for i, r := range again {
 		switch want := results[i]; {
 		case want.Err != nil:
-			if r.Response != nil || !errors.Is(r.Err, want.Err) {
-				t.Fatalf("%v became %+v", want.Err, r)
-			}
+			testenv.Require(t, r.Response == nil && errors.Is(r.Err, want.Err), "%v became %+v", want.Err, r)
 		case r.Err != nil || !proto.Equal(r.Response.(proto.Message), want.Response.(proto.Message)):
 			t.Fatalf("%v became %+v", want.Response, r)
 		}
@@ -93,9 +81,7 @@ func FuzzDecodeResults(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		results, err := DecodeResults(data)
 		if err != nil {
-			if !errors.Is(err, ErrFormat) {
-				t.Fatalf("an error of another kind: %v", err)
-			}
+			testenv.Require(t, errors.Is(err, ErrFormat), "an error of another kind: %v", err)
 			return
 		}
 		resend(t, results)
@@ -177,9 +163,7 @@ func FuzzRestore(f *testing.F) {
 		testenv.NoError(t, w.close())
 		s, err := Restore(&b)
 		if err != nil {
-			if !errors.Is(err, ErrDamaged) {
-				t.Fatalf("an error of another kind: %v", err)
-			}
+			testenv.Require(t, errors.Is(err, ErrDamaged), "an error of another kind: %v", err)
 			return
 		}
 		// What was restored works, and can be written again.

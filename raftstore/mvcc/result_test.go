@@ -20,9 +20,7 @@ func sendError(t *testing.T, err error) error {
 	t.Helper()
 	b := testenv.Must(EncodeResults([]Result{{Err: err}}))(t)
 	results, decodeErr := DecodeResults(b)
-	if decodeErr != nil || len(results) != 1 || results[0].Response != nil {
-		t.Fatalf("%v came as %v: %v", err, results, decodeErr)
-	}
+	testenv.Require(t, decodeErr == nil && len(results) == 1 && results[0].Response == nil, "%v came as %v: %v", err, results, decodeErr)
 	return results[0].Err
 }
 
@@ -37,9 +35,7 @@ func TestErrorsKeepTheirIdentity(t *testing.T) {
 		status.Error(codes.Code(999), "unheard of"), fmt.Errorf("around: %w", rpctypes.ErrGRPCNoSpace),
 	} {
 		got := sendError(t, err)
-		if got == nil || sendError(t, got).Error() != got.Error() {
-			t.Errorf("%v became %v", err, got)
-		}
+		testenv.False(t, got == nil || sendError(t, got).Error() != got.Error(), "%v became %v", err, got)
 	}
 	if got := sendError(t, fmt.Errorf("around: %w", rpctypes.ErrGRPCNoSpace)); status.Code(got) != codes.ResourceExhausted {
 		t.Errorf("a wrapped error lost its code: %v", got)
@@ -73,9 +69,7 @@ func TestBadResultsAreNotDecoded(t *testing.T) {
 	testenv.Fails(t, testenv.Err(EncodeResults([]Result{{Response: &pb.RangeResponse{}}})), "a range's response was encoded")
 	// A response always has a header to complete.
 	r, err := DecodeResults([]byte{resultsFormat, kindPut, 0})
-	if err != nil || r[0].Response.(*pb.PutResponse).Header == nil {
-		t.Errorf("got %v: %v", r, err)
-	}
+	testenv.False(t, err != nil || r[0].Response.(*pb.PutResponse).Header == nil, "got %v: %v", r, err)
 }
 
 func TestBadCommandsAreNotDecoded(t *testing.T) {

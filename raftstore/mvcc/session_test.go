@@ -29,9 +29,7 @@ func put(session, seq, floor uint64, value string) Command {
 func open(tb testing.TB, s *State, index uint64, name string) uint64 {
 	tb.Helper()
 	r := s.ApplyEntry(index, 1, []Command{{Request: wrapperspb.String(name)}})[0]
-	if r.Err != nil {
-		tb.Fatal(r.Err)
-	}
+	testenv.NoError(tb, r.Err)
 	return r.Response.(*wrapperspb.UInt64Value).Value
 }
 
@@ -80,9 +78,7 @@ func TestAnswersAreBounded(t *testing.T) {
 		s.ApplyEntry(2+seq, 1, []Command{put(id, seq, 0, "v")})
 	}
 	ses := s.session(id)
-	if len(ses.results) != maxRemembered || ses.floor != 100 {
-		t.Errorf("%d answers from %d on", len(ses.results), ses.floor)
-	}
+	testenv.False(t, len(ses.results) != maxRemembered || ses.floor != 100, "%d answers from %d on", len(ses.results), ses.floor)
 	got := s.ApplyEntry(1<<20, 1, []Command{put(id, 99, 0, "w"), put(id, 100, 0, "w"), put(id, last-1, 0, "w")})
 	if got[0].Err != ErrStale || got[1].Err != nil || got[2].Err != nil || s.rev != int64(last)+1 {
 		t.Errorf("got %+v at revision %d", got, s.rev)
@@ -138,9 +134,7 @@ func TestRepeatIsNobodysProperty(t *testing.T) {
 	id := open(t, s, 1, "server")
 	for i := range 4 {
 		r := s.ApplyEntry(uint64(i+2), 1, []Command{put(id, 1, 0, "v")})[0].Response.(*pb.PutResponse)
-		if r.PrevKv != nil || r.Header.Revision != 2 || r.Header.MemberId != 0 {
-			t.Fatalf("attempt %d got %v", i, r)
-		}
+		testenv.Require(t, r.PrevKv == nil && r.Header.Revision == 2 && r.Header.MemberId == 0, "attempt %d got %v", i, r)
 		r.Header.Revision, r.Header.MemberId, r.PrevKv = 99, 99, &mvccpb.KeyValue{}
 	}
 }
@@ -195,9 +189,7 @@ func viewBytes(t *testing.T, v *View) []byte {
 	if out.err == nil {
 		out.err = out.w.Flush()
 	}
-	if out.err != nil {
-		t.Error(out.err)
-	}
+	testenv.Check(t, out.err)
 	return b.Bytes()
 }
 
@@ -206,9 +198,7 @@ func restored(tb testing.TB, s *State) *State {
 	tb.Helper()
 	file := snapshotOf(tb, s)
 	again := testenv.Must(Restore(bytes.NewReader(file)))(tb)
-	if !bytes.Equal(snapshotOf(tb, again), file) {
-		tb.Fatal("it is written differently after it was read")
-	}
+	testenv.Require(tb, bytes.Equal(snapshotOf(tb, again), file), "it is written differently after it was read")
 	return again
 }
 

@@ -117,9 +117,7 @@ func TestCallsFailOver(t *testing.T) {
 				if err == nil {
 					break
 				}
-				if time.Since(back) > g.patience() {
-					t.Fatal(err)
-				}
+				testenv.Require(t, time.Since(back) <= g.patience(), "%v", err)
 				time.Sleep(time.Millisecond) // between two looks at a condition
 			}
 			t.Logf("answered %v after the restart", time.Since(back))

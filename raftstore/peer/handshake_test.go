@@ -102,9 +102,7 @@ func FuzzCall(f *testing.F) {
 			return
 		}
 		data, err := messages{}.Marshal(&m)
-		if err != nil || !bytes.Equal(data.Materialize(), b) {
-			t.Fatalf("%q became %q, %v", b, data.Materialize(), err)
-		}
+		testenv.Require(t, err == nil && bytes.Equal(data.Materialize(), b), "%q became %q, %v", b, data.Materialize(), err)
 	})
 }
 
@@ -125,9 +123,7 @@ func TestForeignProtocolsAreRefused(t *testing.T) {
 			c := testenv.Must(g.dial(0)(t.Context(), string(b.address)))(t)
 			testenv.Must(c.Write([]byte(say)))(t)
 			got, err := readReply(c)
-			if err != nil || got.reason != reason || got.id != "b.1" {
-				t.Errorf("%q: %+v, %v", say, got, err)
-			}
+			testenv.False(t, err != nil || got.reason != reason || got.id != "b.1", "%q: %+v, %v", say, got, err)
 			closeConn(c)
 		}
 		testenv.Must(a.beat(b, 1))(t)
@@ -165,9 +161,7 @@ func TestUnfinishedHandshakesAreClosed(t *testing.T) {
 		}
 		time.Sleep(b.handshakeTime()) // what is tested: the time that a handshake may take is over
 		for _, c := range slow {
-			if !closed(c) {
-				t.Fatal("not closed")
-			}
+			testenv.Require(t, closed(c), "not closed")
 			_ = c.Close()
 		}
 	})
@@ -192,9 +186,7 @@ func TestServerWithoutHandshakeIsUnavailable(t *testing.T) {
 			if took := time.Since(began); err == nil || took > a.opts.Timeout {
 				t.Fatalf("%q: %v after %v", s, err, took)
 			}
-			if !strings.Contains(err.Error(), "handshake with the server at "+address) {
-				t.Error(err)
-			}
+			testenv.True(t, strings.Contains(err.Error(), "handshake with the server at "+address), "%v", err)
 		}
 		testenv.NoError(t, l.Close())
 	})

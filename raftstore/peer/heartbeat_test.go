@@ -44,17 +44,13 @@ func TestLateVoteWinsNoLaterTerm(t *testing.T) {
 		a := &node{place: 0}
 		a.run(t, m, voters(m, 3))
 		defer a.stop(t)
-		if !a.t.Stand(t.Context()) {
-			t.Fatal("it does not stand for election")
-		}
+		testenv.Require(t, a.t.Stand(t.Context()), "it does not stand for election")
 		vote := <-votes
 		term := vote.Command.(*raft.RequestVoteRequest).Term
 		// The others have elected b meanwhile.
 		var answer raft.AppendEntriesResponse
 		err := b.AppendEntries("a.1", "a", &raft.AppendEntriesRequest{RPCHeader: b.header(), Term: term + 1}, &answer)
-		if err != nil || answer.Term != term+1 {
-			t.Fatalf("heartbeat: %+v, %v", answer, err)
-		}
+		testenv.Require(t, err == nil && answer.Term == term+1, "heartbeat: %+v, %v", answer, err)
 		vote.Respond(&raft.RequestVoteResponse{Term: term, Granted: true}, nil)
 		for range 50 {
 			synctest.Wait()
@@ -154,9 +150,7 @@ func TestNothingGathersAtAStalledDisk(t *testing.T) {
 					}
 				})
 				for range n {
-					if try() == nil {
-						t.Fatalf("%s were answered", what)
-					}
+					testenv.Require(t, try() != nil, "%s were answered", what)
 				}
 				cancel()
 				beating.Wait()

@@ -39,9 +39,7 @@ func (s *server) onlyConn(t *testing.T) net.Conn {
 	t.Helper()
 	s.Transport.mu.Lock()
 	defer s.Transport.mu.Unlock()
-	if len(s.conns) != 1 {
-		t.Fatalf("%d connections", len(s.conns))
-	}
+	testenv.Require(t, len(s.conns) == 1, "%d connections", len(s.conns))
 	for c := range s.conns {
 		return c.Conn
 	}
@@ -52,9 +50,7 @@ func (s *server) onlyConn(t *testing.T) net.Conn {
 func until(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for began := time.Now(); !is(); time.Sleep(time.Millisecond) { // between two looks at a condition
-		if time.Since(began) > 2*time.Minute {
-			t.Fatalf("not within two minutes: %s", what)
-		}
+		testenv.Require(t, time.Since(began) <= 2*time.Minute, "not within two minutes: %s", what)
 	}
 }
 

@@ -38,9 +38,7 @@ func TestRaftMessagesArrive(t *testing.T) {
 		const size = 9 << 20
 		var sr raft.InstallSnapshotResponse
 		err := a.InstallSnapshot(b.id, b.address, &raft.InstallSnapshotRequest{RPCHeader: a.header(), Term: 8, Size: size}, &sr, bytes.NewReader(make([]byte, size)))
-		if err != nil || !sr.Success || b.snapshot != size {
-			t.Fatalf("%+v, %v, %d bytes", sr, err, b.snapshot)
-		}
+		testenv.Require(t, err == nil && sr.Success && b.snapshot == size, "%+v, %v, %d bytes", sr, err, b.snapshot)
 		if got := b.DecodePeer(a.EncodePeer(a.id, a.address)); got != a.LocalAddr() || got != a.address {
 			t.Fatalf("address %q became %q", a.address, got)
 		}

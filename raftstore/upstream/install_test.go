@@ -37,15 +37,11 @@ func TestUpstreamTakesClientFromInstall(t *testing.T) {
 		func() runtime.Object { return &example.PodList{} }, "/pods/")
 	testenv.NoError(t, err)
 	defer destroy()
-	if made == 0 {
-		t.Fatal("upstream's factory built a storage without asking for our client")
-	}
+	testenv.Require(t, made != 0, "upstream's factory built a storage without asking for our client")
 	pod := &example.Pod{ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "ns"}}
 	testenv.NoError(t, build.Create(ctx, "/pods/ns/a", pod, &example.Pod{}, 0))
 	got, err := s.Client().Kubernetes.Get(ctx, "/registry/pods/ns/a", kubernetes.GetOptions{})
-	if err != nil || got.KV == nil {
-		t.Fatalf("the object is not in our store: %v, %v", got.KV, err)
-	}
+	testenv.Require(t, err == nil && got.KV != nil, "the object is not in our store: %v, %v", got.KV, err)
 
 	stop := make(chan struct{})
 	defer close(stop)
@@ -66,7 +62,5 @@ func exampleConfig() *storagebackend.ConfigForResource {
 func eventually(t *testing.T, ctx context.Context, what string, ok func() bool) {
 	t.Helper()
 	err := wait.PollUntilContextCancel(ctx, 10*time.Millisecond, true, func(context.Context) (bool, error) { return ok(), nil })
-	if err != nil {
-		t.Fatalf("never %s", what)
-	}
+	testenv.Require(t, err == nil, "never %s", what)
 }

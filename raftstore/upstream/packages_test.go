@@ -49,8 +49,6 @@ func command(t *testing.T, dir, name string, args ...string) string {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = dir
 	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
+	testenv.Require(t, err == nil, "%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	return strings.TrimSpace(string(out))
 }

@@ -244,9 +244,7 @@ func testStorageWatch(t *testing.T, setup setupFunc) {
 // checkStored is what upstream demands of an object as it is stored.
 func (f *fixture) checkStored(ctx context.Context, t *testing.T, key string) {
 	got, err := f.client.KV.Get(ctx, key)
-	if err != nil || len(got.Kvs) == 0 {
-		t.Fatalf("get %s: %v, %v", key, got, err)
-	}
+	testenv.Require(t, err == nil && len(got.Kvs) != 0, "get %s: %v, %v", key, got, err)
 	decoded := testenv.Must(runtime.Decode(f.codec, got.Kvs[0].Value[len(valuePrefix):]))(t)
 	if pod := decoded.(*example.Pod); pod.ResourceVersion != "" {
 		t.Errorf("stored with resource version %q", pod.ResourceVersion)
@@ -291,9 +289,7 @@ func corruptError(t *testing.T) error {
 	failing.fail.Store(true)
 	_, _, err := etcd3.WithCorruptObjErrorHandlingTransformer(failing).
 		TransformFromStorage(context.Background(), nil, value.DefaultContext("x"))
-	if err == nil {
-		t.Fatal("no error")
-	}
+	testenv.Require(t, err != nil, "no error")
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/coracle-k8s/coracle/raftstore/mvcc"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestOvertakenByCompaction makes the state jump, as a snapshot from the leader
@@ -35,9 +36,7 @@ func TestOvertakenByCompaction(t *testing.T) {
 			view = state.Freeze()
 			h.dispatch(view)
 			d, ok := w.poll()
-			if !ok || d.Compacted != 9 {
-				t.Fatalf("%+v, %v: the watcher does not know what it missed", d, ok)
-			}
+			testenv.Require(t, ok && d.Compacted == 9, "%+v, %v: the watcher does not know what it missed", d, ok)
 		})
 	}
 }
@@ -106,14 +105,10 @@ func TestOverflowAfterCompaction(t *testing.T) {
 	h.dispatch(view)
 	got := 0
 	for d, ok := w.poll(); ok; d, ok = w.poll() {
-		if d.Compacted > 0 {
-			t.Fatalf("it has to start over: %+v", d)
-		}
+		testenv.Require(t, d.Compacted <= 0, "it has to start over: %+v", d)
 		got += len(d.Events)
 	}
-	if got != maxQueued+1 {
-		t.Fatalf("%d events", got)
-	}
+	testenv.Require(t, got == maxQueued+1, "%d events", got)
 }
 
 // TestProgressOfAWatchOfTheFuture: a client that goes on with a server that is behind the one it comes from is not sent
@@ -173,20 +168,12 @@ func TestQueueIsBoundedInBytes(t *testing.T) {
 	for d, ok := w.poll(); ok; d, ok = w.poll() {
 		size := 0
 		for _, e := range d.Events {
-			if e.Kv.ModRevision != next {
-				t.Fatalf("revision %d came instead of %d", e.Kv.ModRevision, next)
-			}
+			testenv.Require(t, e.Kv.ModRevision == next, "revision %d came instead of %d", e.Kv.ModRevision, next)
 			next++
 			size += len(e.Kv.Value) + len(e.PrevKv.GetValue())
 		}
-		if size > maxQueuedBytes+2*each {
-			t.Fatalf("%d bytes at once", size)
-		}
+		testenv.Require(t, size <= maxQueuedBytes+2*each, "%d bytes at once", size)
 	}
-	if next != view.Revision()+1 {
-		t.Fatalf("it ends before revision %d of %d", next, view.Revision())
-	}
-	if !w.behind && w.bytes != 0 {
-		t.Fatalf("%d bytes are said to wait in an empty queue", w.bytes)
-	}
+	testenv.Require(t, next == view.Revision()+1, "it ends before revision %d of %d", next, view.Revision())
+	testenv.Require(t, w.behind || w.bytes == 0, "%d bytes are said to wait in an empty queue", w.bytes)
 }

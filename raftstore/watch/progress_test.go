@@ -181,9 +181,7 @@ func (w *notifiedWatch) hear(t *testing.T, written map[int64]string) bool {
 		return false
 	}
 	if d.Compacted > 0 {
-		if d.Compacted <= w.next {
-			t.Fatalf("a watch that needs revision %d ends, because all before %d is gone", w.next, d.Compacted)
-		}
+		testenv.Require(t, d.Compacted > w.next, "a watch that needs revision %d ends, because all before %d is gone", w.next, d.Compacted)
 		w.over = true
 		w.Close()
 		return false
@@ -200,9 +198,7 @@ func (w *notifiedWatch) hear(t *testing.T, written map[int64]string) bool {
 	if !slices.Equal(got, want) {
 		t.Fatalf("a watch of %q to %q that has all until revision %d is sent %v until %d, and not %v", w.key, w.end, w.next-1, got, d.Revision, want)
 	}
-	if d.Revision < w.progress {
-		t.Fatalf("it is sent progress %d after %d", d.Revision, w.progress)
-	}
+	testenv.Require(t, d.Revision >= w.progress, "it is sent progress %d after %d", d.Revision, w.progress)
 	w.next, w.progress = max(w.next, d.Revision+1), d.Revision
 	return true
 }

@@ -31,9 +31,7 @@ func TestClusterSettingsAreRequestedOnce(t *testing.T) {
 	peers := filepath.Join(dir, roster.PeersFile)
 	testenv.NoError(t, os.WriteFile(peers, []byte(`["10.0.0.1:6443"]`), 0o600))
 	got, err := Join(t.Context(), o, Request{Address: "127.0.0.1:1", Token: "x"})
-	if err != nil || fmt.Sprint(got) != fmt.Sprint(j) {
-		t.Errorf("%v, %v, want %v", got, err, j)
-	}
+	testenv.False(t, err != nil || fmt.Sprint(got) != fmt.Sprint(j), "%v, %v, want %v", got, err, j)
 	testenv.NoError(t, os.WriteFile(filepath.Join(dir, JoinedFile), []byte("{"), 0o600))
 	testenv.WantError(t, testenv.Err(Join(t.Context(), o, Request{})), "damaged")
 	testenv.NoError(t, os.Remove(filepath.Join(dir, JoinedFile)))

@@ -79,9 +79,7 @@ func bookmarkFrom(t *testing.T, w watch.Interface, version string) string {
 	for {
 		select {
 		case e, ok := <-w.ResultChan():
-			if !ok || e.Type != watch.Bookmark {
-				t.Fatalf("instead of a bookmark: %v %v", e, ok)
-			}
+			testenv.Require(t, ok && e.Type == watch.Bookmark, "instead of a bookmark: %v %v", e, ok)
 			at := testenv.Must(meta.NewAccessor().ResourceVersion(e.Object))(t)
 			var reported, want uint64
 			testenv.Must(fmt.Sscan(at+" "+version, &reported, &want))(t)

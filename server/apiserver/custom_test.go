@@ -112,9 +112,7 @@ func get(t *testing.T, s *running, path, accept string) []byte {
 	resp := testenv.Must((&http.Client{Transport: rt}).Do(req))(t)
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("GET %s as %s: %s, %v", path, accept, resp.Status, err)
-	}
+	testenv.Require(t, err == nil && resp.StatusCode == http.StatusOK, "GET %s as %s: %s, %v", path, accept, resp.Status, err)
 	return data
 }
 

@@ -143,9 +143,7 @@ func TestEndpointSlicesWithChangedLabelsAreRemoved(t *testing.T) {
 	both := []string{"endpoints 192.0.2.1:6443 192.0.2.4:7443", "kubernetes IPv4 192.0.2.1:6443", "kubernetes-ipv4-7443 IPv4 192.0.2.4:7443"}
 	reconcile(both...)
 	got, err := client.DiscoveryV1().EndpointSlices("default").Get(t.Context(), second.Name, metav1.GetOptions{})
-	if err != nil || got.Labels["mine"] != "yes" {
-		t.Fatalf("%v, %v", got, err)
-	}
+	testenv.Require(t, err == nil && got.Labels["mine"] == "yes", "%v, %v", got, err)
 	got.Labels = nil
 	testenv.Must(client.DiscoveryV1().EndpointSlices("default").Update(t.Context(), got, metav1.UpdateOptions{}))(t)
 	now = now.Add(endpointCheck)

@@ -42,9 +42,7 @@ func TestContinueTokensExpire(t *testing.T) {
 		create(fmt.Sprintf("m-%02d", i))
 	}
 	first, err := maps.List(ctx, metav1.ListOptions{Limit: page})
-	if err != nil || first.Continue == "" || *first.RemainingItemCount < count-page {
-		t.Fatalf("the first page: %v, %v", first, err)
-	}
+	testenv.Require(t, err == nil && first.Continue != "" && *first.RemainingItemCount >= count-page, "the first page: %v, %v", first, err)
 	// What is made meanwhile is not in a list that is consistent.
 	create("m-zz")
 
@@ -55,13 +53,9 @@ func TestContinueTokensExpire(t *testing.T) {
 	}
 	f.fiveMinutes(t, clock)
 	_, err = maps.List(ctx, metav1.ListOptions{Limit: page, Continue: second.Continue})
-	if !apierrors.IsResourceExpired(err) {
-		t.Fatalf("ten minutes later: %v, want 410", err)
-	}
+	testenv.Require(t, apierrors.IsResourceExpired(err), "ten minutes later: %v, want 410", err)
 	status, ok := err.(apierrors.APIStatus)
-	if !ok || status.Status().Continue == "" {
-		t.Fatalf("the error has no token to go on with: %#v", err)
-	}
+	testenv.Require(t, ok && status.Status().Continue != "", "the error has no token to go on with: %#v", err)
 	names, version := f.rest(ctx, t, maps, status.Status().Continue, page)
 	if version == first.ResourceVersion || len(names) < count-2*page+1 || names["m-19"] || !names["m-20"] || !names["m-39"] || !names["m-zz"] {
 		t.Errorf("the inconsistent list goes on at version %s with %v", version, names)

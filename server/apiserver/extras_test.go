@@ -69,13 +69,9 @@ func testEncryptionAndAudit(t *testing.T, s *running, auditLog string) {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "treasure"}, StringData: map[string]string{"where": "under the palm"}}
 	testenv.Must(c.CoreV1().Secrets("default").Create(t.Context(), secret, metav1.CreateOptions{}))(t)
 	got, err := c.CoreV1().Secrets("default").Get(t.Context(), "treasure", metav1.GetOptions{})
-	if err != nil || string(got.Data["where"]) != "under the palm" {
-		t.Errorf("Get: %q, %v", got.Data["where"], err)
-	}
+	testenv.False(t, err != nil || string(got.Data["where"]) != "under the palm", "Get: %q, %v", got.Data["where"], err)
 	resp, err := s.f.store.Client().Client.Get(t.Context(), "/registry/secrets/default/treasure")
-	if err != nil || len(resp.Kvs) != 1 {
-		t.Fatalf("%d keys in the store, %v", len(resp.Kvs), err)
-	}
+	testenv.Require(t, err == nil && len(resp.Kvs) == 1, "%d keys in the store, %v", len(resp.Kvs), err)
 	if value := resp.Kvs[0].Value; !bytes.HasPrefix(value, []byte("k8s:enc:secretbox:v1:one:")) || bytes.Contains(value, []byte("palm")) {
 		t.Errorf("in the store: %.60q", value)
 	}

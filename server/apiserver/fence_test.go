@@ -255,9 +255,7 @@ func objectsOf(t *testing.T, store *raftstore.Store, name string) map[string]int
 			out[string(kv.Key)] = kv.ModRevision
 		}
 	}
-	if len(out) < 10 {
-		t.Fatalf("%d keys of %s", len(out), name)
-	}
+	testenv.Require(t, len(out) >= 10, "%d keys of %s", len(out), name)
 	return out
 }
 
@@ -299,9 +297,7 @@ func TestWritesAfterTermEndAreRefused(t *testing.T) {
 				fence.off.Store(off)
 				count := old.refused.Load()
 				testenv.Check(t, isFenced(w.do(ctx, old, ns)), "%s", w.name)
-				if old.refused.Load() == count {
-					t.Errorf("%s: its refusal was not reported", w.name)
-				}
+				testenv.False(t, old.refused.Load() == count, "%s: its refusal was not reported", w.name)
 			}
 		}
 		for key, rev := range objectsOf(t, f.store, ns) {

@@ -166,9 +166,7 @@ func eventually(t testing.TB, what string, check func() error) {
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
+		testenv.Require(t, !time.Now().After(deadline), "%s: %v", what, err)
 		time.Sleep(20 * time.Millisecond) // between two looks, not a wait for luck
 	}
 }

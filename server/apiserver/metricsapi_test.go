@@ -42,9 +42,7 @@ func ownMetricsServer(t *testing.T, c kubernetes.Interface) (port string) {
 	testenv.NoError(t, err)
 	_, err = c.CoreV1().Services("default").Create(t.Context(), &corev1.Service{ObjectMeta: named("their-metrics"), Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeExternalName, ExternalName: "localhost", Ports: []corev1.ServicePort{{Port: 443}}}}, create)
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		t.Fatal(err)
-	}
+	testenv.Require(t, err == nil || apierrors.IsAlreadyExists(err), "%v", err)
 	return at.Port()
 }
 

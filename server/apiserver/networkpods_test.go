@@ -114,9 +114,7 @@ func checkServedPod(t *testing.T, c kubernetes.Interface, ns string, made *corev
 	got := testenv.Must(c.CoreV1().Pods(ns).Get(t.Context(), "p", metav1.GetOptions{}))(t)
 	same("get", *got)
 	list, err := c.CoreV1().Pods(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{LabelSelector: "app=web"})
-	if err != nil || len(list.Items) != 1 {
-		t.Fatal(list, err)
-	}
+	testenv.Require(t, err == nil && len(list.Items) == 1, "%v %v", list, err)
 	same("list", list.Items[0])
 	w := testenv.Must(c.CoreV1().Pods(ns).Watch(t.Context(), metav1.ListOptions{}))(t)
 	defer w.Stop()

@@ -60,9 +60,7 @@ func TestCISProfileAuditsAndRefuses(t *testing.T) {
 	testenv.Contains(t, string(testenv.Must(c.Discovery().RESTClient().Get().AbsPath("/flagz").Do(t.Context()).Raw())(t)), "audit-log-maxage", "/flagz says")
 	s.stop()
 	fi, err := os.Stat(o.AuditLog)
-	if err != nil || fi.Mode().Perm() != 0o600 {
-		t.Fatalf("the audit log: %v, %v", fi, err)
-	}
+	testenv.Require(t, err == nil && fi.Mode().Perm() == 0o600, "the audit log: %v, %v", fi, err)
 	data := testenv.Must(os.ReadFile(o.AuditLog))(t)
 	refused := false
 	for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
@@ -125,9 +123,7 @@ func TestOperatorsArgumentsOverrideProfile(t *testing.T) {
 		s := kubeoptions.NewServerRunOptions()
 		testenv.NoError(t, applyExtraArgs(s, append(args, o.ExtraArgs...)), "%s", test.own)
 		testenv.Equal(t, strings.Join(s.Admission.GenericAdmission.EnablePlugins, ","), test.wantPlugins, "%s: plugins", test.own)
-		if test.ok != nil && !test.ok(s) {
-			t.Errorf("%s has no effect", test.own)
-		}
+		testenv.False(t, test.ok != nil && !test.ok(s), "%s has no effect", test.own)
 	}
 	if args, err := profileArgs(Options{ConfigDir: t.TempDir()}); err != nil || len(args) > 0 {
 		t.Errorf("without a profile: %v, %v", args, err)

@@ -98,9 +98,7 @@ func TestStalledWatchHoldsLittle(t *testing.T) {
 				e := <-w.ResultChan()
 				taken.Add(1)
 				text, version, err := describe(e)
-				if err != nil || heard[version] {
-					t.Fatalf("event %d: %s, %v", i, text, err)
-				}
+				testenv.Require(t, err == nil && !heard[version], "event %d: %s, %v", i, text, err)
 				heard[version] = true
 			}
 			// The reader may have taken one, and another one be on its way to it, before these are noted.

@@ -161,16 +161,12 @@ func createWatchDelete(t *testing.T, c kubernetes.Interface) {
 		t.Errorf("an update of an old version: %v, want a conflict", err)
 	}
 	got, err := maps.Get(ctx, "boat", metav1.GetOptions{})
-	if err != nil || got.Data["big"] != big || got.Data["small"] != "y" {
-		t.Errorf("Get: %d bytes, %v", len(got.Data["big"]), err)
-	}
+	testenv.False(t, err != nil || got.Data["big"] != big || got.Data["small"] != "y", "Get: %d bytes, %v", len(got.Data["big"]), err)
 	testenv.NoError(t, maps.Delete(ctx, "boat", metav1.DeleteOptions{}))
 	for _, want := range []watch.EventType{watch.Added, watch.Modified, watch.Deleted} {
 		select {
 		case e, open := <-w.ResultChan():
-			if !open || e.Type != want {
-				t.Fatalf("watch: %v (open %v), want %v", e.Type, open, want)
-			}
+			testenv.Require(t, open && e.Type == want, "watch: %v (open %v), want %v", e.Type, open, want)
 			if m := e.Object.(*corev1.ConfigMap); m.Name != "boat" || len(m.Data["big"]) != len(big) {
 				t.Errorf("watch: %s with %d bytes", m.Name, len(m.Data["big"]))
 			}

@@ -219,9 +219,7 @@ func TestWatchEndsForWhoReadsOn(t *testing.T) {
 				end()
 			}
 		}
-		if !ended(w) {
-			t.Fatal("its request has ended long ago")
-		}
+		testenv.Require(t, ended(w), "its request has ended long ago")
 		w.Stop()
 	}
 }

@@ -118,9 +118,7 @@ func TestNodeIsDeletedWhenItsTimeIsUp(t *testing.T) {
 	l := newLeaving(t, "1m0s", corev1.ConditionTrue, plainPod("kept"))
 	l.refuse = apierrors.NewTooManyRequestsError("its disruption budget does not allow it")
 	for l.passed = 0; l.passed < time.Minute; l.passed += 10 * time.Second {
-		if !l.once(t.Context()) || l.node(t) == nil {
-			t.Fatalf("the node is gone after %s", l.passed)
-		}
+		testenv.Require(t, l.once(t.Context()) && l.node(t) != nil, "the node is gone after %s", l.passed)
 	}
 	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "the node is there after %s", l.passed)
 }
@@ -140,9 +138,7 @@ func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
 	l := newLeaving(t, "1h0m0s", "", plainPod("a"))
 	l.refuse = apierrors.NewTooManyRequestsError("not now")
 	for l.passed = 0; l.passed < departedAfter; l.passed += 20 * time.Second {
-		if !l.once(t.Context()) || l.node(t) == nil {
-			t.Fatalf("without a word, the node was deleted after %s", l.passed)
-		}
+		testenv.Require(t, l.once(t.Context()) && l.node(t) != nil, "without a word, the node was deleted after %s", l.passed)
 	}
 	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "without a word, the node is there")
 }
@@ -152,9 +148,7 @@ func TestDeadNodesPodsAreNotWaitedFor(t *testing.T) {
 func TestNewLeaderGoesOn(t *testing.T) {
 	l := newLeaving(t, "10m0s", corev1.ConditionTrue, plainPod("kept"))
 	l.refuse = apierrors.NewTooManyRequestsError("not now")
-	if !l.once(t.Context()) {
-		t.Fatal("it left at once")
-	}
+	testenv.Require(t, l.once(t.Context()), "it left at once")
 	l.successor(t, l.node(t))
 	l.passed = 10 * time.Minute
 	testenv.False(t, l.once(t.Context()) || l.node(t) != nil, "the node is there when its time is up under another leader")

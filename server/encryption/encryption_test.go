@@ -48,9 +48,7 @@ func TestEnsureKeepsTheKeyAndFollowsTheList(t *testing.T) {
 		t.Fatalf("%+v", more)
 	}
 	off := ensure(t, Options{Dir: dir, Established: true})
-	if len(off.active) != 0 || len(off.retired) != 5 {
-		t.Fatalf("%+v", off)
-	}
+	testenv.Require(t, len(off.active) == 0 && len(off.retired) == 5, "%+v", off)
 	less := ensure(t, Options{Dir: dir, Established: true, Resources: []string{"secrets", "widgets.example.com"}})
 	if !slices.Equal(less.active, []string{"secrets", "widgets.example.com"}) || !slices.Equal(less.retired, []string{"configmaps", "*.apps", "*.*"}) {
 		t.Fatalf("%+v", less)
@@ -204,9 +202,7 @@ func TestRotationRewritesAllObjectsWithTheNewKey(t *testing.T) {
 	testenv.NoError(t, r.Run(t.Context()))
 	s.done("key2")
 	status, err := ReadStatus(s.dirs[0])
-	if err != nil || status.Stage != StageDone || status.Key != "key2" || status.Finished.IsZero() {
-		t.Fatalf("%+v, %v", status, err)
-	}
+	testenv.Require(t, err == nil && status.Stage == StageDone && status.Key == "key2" && !status.Finished.IsZero(), "%+v, %v", status, err)
 	testenv.False(t, len(s.api.secrets) != 4 || objects < 5, "%d Secrets, %d written", len(s.api.secrets), objects)
 	if l := ensure(t, Options{Dir: s.dirs[0], Established: true, Resources: secrets}); l.keys[0].Secret == old.keys[0].Secret {
 		t.Error("the key has a new name and the old secret")
@@ -274,9 +270,7 @@ func TestMetricsNameLoadedEncryptionConfiguration(t *testing.T) {
 	c := newCluster(t, t.TempDir())
 	c.loaded = []byte("a configuration")
 	hashes, err := LoadedHashes(t.Context(), &rest.Config{Host: c.URL})
-	if err != nil || !slices.Equal(hashes, []string{contentHash(c.loaded)}) {
-		t.Errorf("%q, %v", hashes, err)
-	}
+	testenv.False(t, err != nil || !slices.Equal(hashes, []string{contentHash(c.loaded)}), "%q, %v", hashes, err)
 }
 
 func TestFingerprintChangesWithKeysOnly(t *testing.T) {

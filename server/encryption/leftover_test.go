@@ -50,9 +50,7 @@ func TestKeysThatAreStillNeeded(t *testing.T) {
 		t.Errorf("one stays: %v", err)
 	}
 	broken := errors.New("a webhook refuses")
-	if err := rewriteAll(t.Context(), kv, []string{"key1"}, func() error { return broken }); !errors.Is(err, broken) {
-		t.Error(err)
-	}
+	testenv.ErrorIs(t, rewriteAll(t.Context(), kv, []string{"key1"}, func() error { return broken }), broken)
 }
 
 // TestSharedRotationKeepsNeededKeys: a Secret that a server writes with the old key when all were written again

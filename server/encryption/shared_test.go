@@ -412,13 +412,9 @@ func TestSharedRotationLeaderDies(t *testing.T) {
 			}
 			s.done(want)
 			s.end()
-			if t.Failed() {
-				t.Fatalf("at call %d, after it: %t", n, after)
-			}
+			testenv.Require(t, !t.Failed(), "at call %d, after it: %t", n, after)
 			if !kv.Died() {
-				if n < 8 {
-					t.Errorf("a rotation had %d calls only", n-1)
-				}
+				testenv.False(t, n < 8, "a rotation had %d calls only", n-1)
 				break
 			}
 		}

@@ -96,9 +96,7 @@ func TestGatewayUseFollowsStoredKeys(t *testing.T) {
 		before := s.reads
 		s.event(route, true) // its status, say
 		synctest.Wait()
-		if s.reads != before {
-			t.Errorf("%d reads for a change of an object", s.reads-before)
-		}
+		testenv.False(t, s.reads != before, "%d reads for a change of an object", s.reads-before)
 		s.event(class, true)
 		s.event(route, false)
 		is("with another class", true)

@@ -37,9 +37,7 @@ func TestKeysAreFollowedFromAList(t *testing.T) {
 	})
 	m := &Member{o: Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}, first: make(chan struct{})}
 	testenv.NoError(t, m.watch(t.Context(), client))
-	if from != "900" || m.Keys() == nil {
-		t.Errorf("watched from %q, want the list's 900; keys %v", from, m.Keys())
-	}
+	testenv.False(t, from != "900" || m.Keys() == nil, "watched from %q, want the list's 900; keys %v", from, m.Keys())
 }
 
 // TestKeysOfAnotherServerAreAskedForAfterAPause: what exists when it is to be made, and is in no list all the same,

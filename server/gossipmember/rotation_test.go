@@ -135,12 +135,8 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 					t.Errorf("it took %s", took)
 				}
 				keys := testenv.Must(r.read(t.Context()))(t)
-				if tt.want != "" && !bytes.Equal(keys.Keys[0], first.Keys[0]) {
-					t.Error("the late member's key is not used any more")
-				}
-				if tt.want == "" && contains(keys, first.Keys[0]) {
-					t.Error("the old key is still understood")
-				}
+				testenv.False(t, tt.want != "" && !bytes.Equal(keys.Keys[0], first.Keys[0]), "the late member's key is not used any more")
+				testenv.False(t, tt.want == "" && contains(keys, first.Keys[0]), "the old key is still understood")
 			})
 		})
 	}
@@ -185,9 +181,7 @@ func TestTwoGossipRotations(t *testing.T) {
 			for range 2 {
 				if err := <-errs; err != nil {
 					failed++
-					if !strings.Contains(err.Error(), "another command changed the gossip keys") {
-						t.Error(err)
-					}
+					testenv.True(t, strings.Contains(err.Error(), "another command changed the gossip keys"), "%v", err)
 				}
 			}
 			end := testenv.Must(r.read(t.Context()))(t)
@@ -240,9 +234,7 @@ func TestGossipRotationLeaderDies(t *testing.T) {
 	for _, after := range []bool{false, true} {
 		for n, died := 1, true; died; n++ {
 			synctest.Test(t, func(t *testing.T) { died = gossipRotationAtWhichTheLeaderDies(t, n, after) })
-			if !died && n < 5 {
-				t.Errorf("a rotation had %d requests only", n-1)
-			}
+			testenv.False(t, !died && n < 5, "a rotation had %d requests only", n-1)
 		}
 	}
 }

@@ -91,9 +91,7 @@ func TestNoHighNumbersLeaveTheDescriptor(t *testing.T) {
 	allow(t, 2*first-1)
 	l, calls, called := pair(t)
 	before := openFiles(t)
-	if Conn(calls) != calls || Listener(l) != l {
-		t.Error("something was replaced")
-	}
+	testenv.False(t, Conn(calls) != calls || Listener(l) != l, "something was replaced")
 	if n := openFiles(t); n != before || numberOf(t, calls) >= first {
 		t.Errorf("%d files are open, before %d", n, before)
 	}
@@ -119,9 +117,7 @@ func TestNothingLeaksWhenLowNumbersAreTaken(t *testing.T) {
 	l, calls, _ := pair(t)
 	before := openFiles(t)
 	for range 10 {
-		if Conn(calls) != calls || Listener(l) != l {
-			t.Error("what had a high number already was replaced")
-		}
+		testenv.False(t, Conn(calls) != calls || Listener(l) != l, "what had a high number already was replaced")
 	}
 	if n := openFiles(t); n != before {
 		t.Errorf("%d files are open, before %d", n, before)

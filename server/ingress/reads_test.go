@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestReadsAreBounded: one namespace that names ten thousand missing Secrets costs little, and another's Secret is read
@@ -38,9 +40,7 @@ func TestReadsAreBounded(t *testing.T) {
 	for range 10 { // changes of Ingresses: only what was never read is
 		r.sync(at, names[:100], get)
 	}
-	if gets != maxReads {
-		t.Errorf("%d were read again at once", gets-maxReads)
-	}
+	testenv.False(t, gets != maxReads, "%d were read again at once", gets-maxReads)
 	r = reads[corev1.Secret]{}
 	clear(all)
 	for i := range len(names)/maxReads + 30 { // those of the good namespace every ten seconds, in between all of the bad one
@@ -51,11 +51,7 @@ func TestReadsAreBounded(t *testing.T) {
 			t.Errorf("after %d seconds the other namespace's was read %d times", i, all[good])
 		}
 	}
-	if len(all) != len(names) {
-		t.Errorf("%d of %d were ever read", len(all), len(names))
-	}
+	testenv.False(t, len(all) != len(names), "%d of %d were ever read", len(all), len(names))
 	r.sync(at, nil, get)
-	if r.get(good) != nil {
-		t.Error("what no object names any more is remembered")
-	}
+	testenv.False(t, r.get(good) != nil, "what no object names any more is remembered")
 }

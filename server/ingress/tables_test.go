@@ -260,9 +260,7 @@ func TestDefaultsOfIngresses(t *testing.T) {
 		f.mu.Lock()
 		got := string(f.now[table.HostKey(table.SiteIngress, "h")])
 		f.mu.Unlock()
-		if !strings.Contains(got, `"bodyLimit":1024`) || !strings.Contains(got, "X-Frame-Options") {
-			t.Errorf("the host is %s", got)
-		}
+		testenv.False(t, !strings.Contains(got, `"bodyLimit":1024`) || !strings.Contains(got, "X-Frame-Options"), "the host is %s", got)
 		f.end()
 		f.ended.Wait()
 	})

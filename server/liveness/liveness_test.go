@@ -226,9 +226,7 @@ func TestDeadNodeIsFoundInSeconds(t *testing.T) {
 	live(t, 5, func(w *world) {
 		time.Sleep(10 * time.Minute)
 		w.want("after ten quiet minutes", nil, nil)
-		if w.checked() > 0 {
-			t.Errorf("%d checks of nodes that speak", w.checked())
-		}
+		testenv.False(t, w.checked() > 0, "%d checks of nodes that speak", w.checked())
 		w.do(func() { w.silent["n2"] = true })
 		time.Sleep(3 * time.Second)
 		w.want("three seconds after a death", []string{"n2"}, []string{"n2"})
@@ -245,9 +243,7 @@ func TestDeadNodeIsFoundInSeconds(t *testing.T) {
 		}
 		checks := w.checked()
 		time.Sleep(time.Minute) // fake time
-		if w.checked() != checks {
-			t.Errorf("%d checks of a node that is dead already", w.checked()-checks)
-		}
+		testenv.False(t, w.checked() != checks, "%d checks of a node that is dead already", w.checked()-checks)
 		// It comes back, its kubelet reports, and it dies again.
 		w.do(func() { w.silent["n2"] = false })
 		time.Sleep(10 * time.Second)

@@ -35,9 +35,7 @@ func TestNewNodesAreProbedFirst(t *testing.T) {
 		if n%7 == 3 && !slices.Contains(batch, name) && n > len(behindRouters)/reachAtOnce {
 			t.Fatalf("a node that has just come is not tried, in round %d", n)
 		}
-		if len(batch) > reachAtOnce {
-			t.Fatalf("%d at a time", len(batch))
-		}
+		testenv.Require(t, len(batch) <= reachAtOnce, "%d at a time", len(batch))
 		for _, name := range batch {
 			tried[name]++
 		}
@@ -61,9 +59,7 @@ func TestNewNodesAreProbedFirst(t *testing.T) {
 		if i >= reachSoon-1 {
 			want = reachLater
 		}
-		if len(batch) != 1 || pause != want {
-			t.Fatalf("try %d: %q, then %v, want %v", i+1, batch, pause, want)
-		}
+		testenv.Require(t, len(batch) == 1 && pause == want, "try %d: %q, then %v, want %v", i+1, batch, pause, want)
 		if batch, rest := r.due(one, now.Add(pause/2), everyone); len(batch) != 0 || rest != pause/2 {
 			t.Fatalf("too early: %q, %v", batch, rest)
 		}

@@ -89,9 +89,7 @@ func TestScanFindsManifestsOnly(t *testing.T) {
 	found := testenv.Must(scan(dir))(t)
 	want := []string{"a.yaml", "b.yml", "broken.yaml", "c.json", "g.yaml", "sub/e.yaml"}
 	testenv.EqualSlices(t, slices.Sorted(maps.Keys(found)), want, "found")
-	if !found["g.yaml"].skip || found["a.yaml"].skip || found["broken.yaml"].err == nil {
-		t.Errorf("%+v", found)
-	}
+	testenv.False(t, !found["g.yaml"].skip || found["a.yaml"].skip || found["broken.yaml"].err == nil, "%+v", found)
 	testenv.Fails(t, testenv.Err(scan(filepath.Join(dir, "gone"))), "a folder that is gone counts as empty: everything would be deleted")
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/status"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestWaitWithoutNotices: without an inotify instance the folder is read again soon, and coracle status says so.
@@ -24,9 +25,7 @@ func TestWaitWithoutNotices(t *testing.T) {
 		for range 2 {
 			began := time.Now()
 			w.wait(t.Context(), resyncEvery)
-			if took := time.Since(began); took != filewatch.Every {
-				t.Errorf("waited for %s", took)
-			}
+			testenv.Equal(t, time.Since(began), filewatch.Every, "waited for")
 		}
 		if c := board.Components(); len(c) != 1 || c[0].State != status.Degraded {
 			t.Errorf("the board says %+v", c)

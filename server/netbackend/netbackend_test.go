@@ -68,9 +68,7 @@ func TestLastOfEarlierRun(t *testing.T) {
 	dir := t.TempDir()
 	testenv.NoError(t, clusterconfig.WriteBackend(dir, clusterconfig.NetworkWireGuard))
 	k, err := New(Options{Dir: dir, Own: clusterconfig.NetworkVXLAN})
-	if err != nil || k.Last() != clusterconfig.NetworkWireGuard {
-		t.Errorf("%v, it knows %q", err, k.Last())
-	}
+	testenv.False(t, err != nil || k.Last() != clusterconfig.NetworkWireGuard, "%v, it knows %q", err, k.Last())
 	var disabled *Setting
 	testenv.Equal(t, disabled.Last(), "", "none is known")
 }

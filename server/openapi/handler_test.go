@@ -216,9 +216,7 @@ func (w *world) v2(t *testing.T) *spec.Swagger {
 	testenv.NoError(t, proto.Unmarshal(rec.Body.Bytes(), &binary))
 	seen := map[string]bool{}
 	for _, d := range binary.Definitions.AdditionalProperties {
-		if seen[d.Name] {
-			t.Errorf("%s is there twice as protobuf", d.Name)
-		}
+		testenv.False(t, seen[d.Name], "%s is there twice as protobuf", d.Name)
 		seen[d.Name] = true
 	}
 	for name := range doc.Definitions {

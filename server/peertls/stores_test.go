@@ -62,9 +62,7 @@ func TestStoreOfAnotherClusterIsKeptOut(t *testing.T) {
 		return nil
 	}
 	for err := dialOther(); err != nil; err = dialOther() {
-		if ctx.Err() != nil {
-			t.Fatalf("%v; the store said:\n%s\nthe foreign end said:\n%s", err, log, otherLog)
-		}
+		testenv.Require(t, ctx.Err() == nil, "%v; the store said:\n%s\nthe foreign end said:\n%s", err, log, otherLog)
 		time.Sleep(20 * time.Millisecond) // between two looks
 	}
 	waiting, done := context.WithTimeout(ctx, time.Second)

@@ -17,9 +17,7 @@ import (
 func verifies(t *testing.T, trusted []byte, c *x509.Certificate, name string, at time.Time) bool {
 	t.Helper()
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(trusted) {
-		t.Fatal("no certificate to trust")
-	}
+	testenv.Require(t, roots.AppendCertsFromPEM(trusted), "no certificate to trust")
 	_, err := c.Verify(x509.VerifyOptions{Roots: roots, DNSName: name, CurrentTime: at})
 	return err == nil
 }

@@ -98,9 +98,7 @@ func TestSecondOpenChangesNothing(t *testing.T) {
 	o.Established = true
 	q := testenv.Must(Open(o))(t)
 	testenv.NoError(t, q.Ensure(apiServer(q)))
-	if !leafCert(t, l).Equal(before) || !q.Root().Equal(p.Root()) {
-		t.Error("a second start made new certificates")
-	}
+	testenv.False(t, !leafCert(t, l).Equal(before) || !q.Root().Equal(p.Root()), "a second start made new certificates")
 }
 
 func TestNewNamesReissue(t *testing.T) {
@@ -197,9 +195,7 @@ func TestOperatorsIntermediateAuthorityIsUsed(t *testing.T) {
 	l := apiServer(p)
 	testenv.NoError(t, p.Ensure(l))
 	pair, err := l.load()
-	if err != nil || len(pair.Chain) != 2 {
-		t.Fatalf("the leaf does not carry its intermediate: %d, %v", len(pair.Chain), err)
-	}
+	testenv.Require(t, err == nil && len(pair.Chain) == 2, "the leaf does not carry its intermediate: %d, %v", len(pair.Chain), err)
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	roots.AddCert(company.Root())
 	between.AddCert(pair.Chain[1])
@@ -256,9 +252,7 @@ func TestRenewsInPlace(t *testing.T) {
 	}
 	step(LeafLifetime - renewBefore - 2*backdate)
 	testenv.NoError(t, p.renew(false))
-	if !leafCert(t, l).Equal(first) {
-		t.Fatal("renewed early")
-	}
+	testenv.Require(t, leafCert(t, l).Equal(first), "renewed early")
 	step(4 * backdate)
 	waitFor(t, "the renewal", func() bool { return !leafCert(t, l).Equal(first) })
 	verify(t, p, l, c.Now())
@@ -306,9 +300,7 @@ func TestCertificateFilesAreClosed(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir, today)
 	files, err := filepath.Glob(filepath.Join(dir, "*.crt"))
-	if err != nil || len(files) < 5 {
-		t.Fatal(files, err)
-	}
+	testenv.Require(t, err == nil && len(files) >= 5, "%v %v", files, err)
 	for _, again := range []bool{false, true} {
 		for _, file := range files {
 			if fi, err := os.Stat(file); err != nil || fi.Mode().Perm() != 0o600 {

@@ -189,9 +189,7 @@ func TestKubeletsErrorsAreShortened(t *testing.T) {
 				if len(got) > 2*textLimit || strings.Contains(got, "\x1b") || !strings.Contains(got, "the kubelet of node one does not answer") {
 					t.Errorf("%d bytes: %.500q", len(got), got)
 				}
-				if len(w.line()) > 2*textLimit {
-					t.Errorf("the status has %d bytes", len(w.line()))
-				}
+				testenv.False(t, len(w.line()) > 2*textLimit, "the status has %d bytes", len(w.line()))
 			})
 		})
 	}

@@ -69,9 +69,7 @@ func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
 		expect(t, "at rest again", w.line(), "running: at rest until a client asks")
 		before := w.asked
 		time.Sleep(24 * time.Hour)
-		if w.asked != before {
-			t.Errorf("at rest a kubelet was asked %d times", w.asked-before)
-		}
+		testenv.False(t, w.asked != before, "at rest a kubelet was asked %d times", w.asked-before)
 		expect(t, "the next day", w.top(c, "one"), "one 250m 1000M 10s")
 		for range 40 { // an autoscaler
 			time.Sleep(period)
@@ -122,9 +120,7 @@ func TestBadKubeletDoesNotAffectOthers(t *testing.T) {
 						t.Errorf("%s: %q, want the node's name and %q", what, got, bad.want)
 					}
 				}
-				if !strings.HasPrefix(w.line(), "degraded: 1 of 2 kubelets") {
-					t.Errorf("status: %q", w.line())
-				}
+				testenv.True(t, strings.HasPrefix(w.line(), "degraded: 1 of 2 kubelets"), "status: %q", w.line())
 				w.change(func() { k.answer = nil })
 				time.Sleep(2 * period)
 				synctest.Wait()
@@ -223,9 +219,7 @@ func TestStuckKubeletDelaysNoOthers(t *testing.T) {
 		time.Sleep(time.Until(began.Add(period + patience + time.Second))) // fake time: the second round has shown what it has
 		expect(t, "the second round", w.top(c, "hung", "fine"), "fine 500m 1000M 10s")
 		expect(t, "the pod", w.topPod(t, c, "web"), "web/main 100m 10s")
-		if !strings.HasPrefix(w.line(), "degraded: 1 of 2 kubelets") {
-			t.Errorf("status: %q", w.line())
-		}
+		testenv.True(t, strings.HasPrefix(w.line(), "degraded: 1 of 2 kubelets"), "status: %q", w.line())
 
 		// One that has answered before has its old figures until it is given up.
 		w.change(func() { stalled.answer = nil })

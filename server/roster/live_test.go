@@ -4,11 +4,11 @@ package roster
 
 import (
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
 	"github.com/coracle-k8s/coracle/raftstore"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 func TestLiveServersHaveRecentContact(t *testing.T) {
@@ -24,9 +24,7 @@ func TestLiveServersHaveRecentContact(t *testing.T) {
 	expect := func(what string, want ...string) {
 		t.Helper()
 		live, unheard := l.Addresses(term, members, now)
-		if got := []string{fmt.Sprint(live), fmt.Sprint(unheard)}; !slices.Equal(got, want) {
-			t.Errorf("%s sees %v, want %v", what, got, want)
-		}
+		testenv.EqualSlices(t, []string{fmt.Sprint(live), fmt.Sprint(unheard)}, want, "%s sees", what)
 	}
 	expect("a leader that has just been elected", "[10.0.0.1:6443 10.0.0.2:7443 10.0.0.3:6443 10.0.0.9:6443 [fd00::4]:6443]", "[]")
 	now = now.Add(newLeaderWaits + 1)

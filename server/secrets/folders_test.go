@@ -44,9 +44,7 @@ func TestSharedFilesAreNotReplaced(t *testing.T) {
 	}
 	for name, content := range answer() {
 		fi := testenv.Must(os.Stat(filepath.Join(dir, name)))(t)
-		if fi.Mode().Perm() != 0o600 {
-			t.Errorf("%s has the mode %v", name, fi.Mode())
-		}
+		testenv.False(t, fi.Mode().Perm() != 0o600, "%s has the mode %v", name, fi.Mode())
 		testenv.Equal(t, string(testenv.Must(os.ReadFile(filepath.Join(dir, name)))(t)), string(content), "%s:", name)
 	}
 	files := answer()

@@ -52,9 +52,7 @@ func TestTokensAreTakenOver(t *testing.T) {
 	rotate := func(r token.RotationRequest) (token.Token, error) {
 		r.Now = time.Now()
 		next, behind, err := RotateToken(t.Context(), kv, dir, r, []string{"s1"}, time.Minute)
-		if err == nil && len(behind) > 0 {
-			t.Errorf("behind are %v", behind)
-		}
+		testenv.False(t, err == nil && len(behind) > 0, "behind are %v", behind)
 		return next, err
 	}
 	testenv.WantError(t, testenv.Err(rotate(token.RotationRequest{Role: token.RoleServer, Old: "guessed"})), "nothing was changed")
@@ -75,9 +73,7 @@ func TestTokensAreTakenOver(t *testing.T) {
 	<-followed
 	testenv.Must(s.Pull(t.Context()))(t)
 	last := s.Now()
-	if len(last.Former) != 0 || last.Server.Secret == "next" {
-		t.Errorf("at last it has %+v", last)
-	}
+	testenv.False(t, len(last.Former) != 0 || last.Server.Secret == "next", "at last it has %+v", last)
 	again, _ := newTokens(t, dir)
 	if now := again.Now(); now.Server != last.Server || now.Agent != agent {
 		t.Errorf("the next start goes by %+v, want %+v", now, last)
@@ -144,9 +140,7 @@ func TestRotateTokenLeaderDies(t *testing.T) {
 			again := fmt.Sprintf("again-%d-%t", n, after)
 			testenv.NoError(t, rotate(whole, again), "at call %d, after it: %t: given again", n, after)
 			if now = again; !kv.Died() {
-				if n < 3 {
-					t.Errorf("a replacement had %d calls only", n-1)
-				}
+				testenv.False(t, n < 3, "a replacement had %d calls only", n-1)
 				break
 			}
 		}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // fakeStore is a store with the given state.
@@ -79,9 +81,7 @@ func TestRunDrainsAndFailsOver(t *testing.T) {
 			time.Sleep(2 * diskPoll) // fake time
 			synctest.Wait()
 			did = slices.DeleteFunc(did, func(s string) bool { return s == "go away" }) // that is said again and again
-			if !slices.Equal(did, want) {
-				t.Errorf("%q, want %q", did, want)
-			}
+			testenv.True(t, slices.Equal(did, want), "%q, want %q", did, want)
 			did = nil
 		}
 		after()
@@ -98,9 +98,7 @@ func TestRunDrainsAndFailsOver(t *testing.T) {
 		targets = []string{"c"}
 		time.Sleep(3 * diskPoll) // fake time
 		synctest.Wait()
-		if !slices.Contains(did, "go away") {
-			t.Errorf("the node does not hear that another server answers: %q", did)
-		}
+		testenv.True(t, slices.Contains(did, "go away"), "the node does not hear that another server answers: %q", did)
 		cancel()
 		running.Wait()
 	})

@@ -115,9 +115,7 @@ type stream struct {
 func (b *bed) open(names ...string) *stream {
 	b.Helper()
 	answer := testenv.Must(http.Get(b.url + clustersettings.Path + "?" + url.Values{clustersettings.Parameter: names}.Encode()))(b)
-	if answer.StatusCode != http.StatusOK {
-		b.Fatal(answer.Status)
-	}
+	testenv.Require(b, answer.StatusCode == http.StatusOK, "%v", answer.Status)
 	s := &stream{b, make(chan string, 100)}
 	b.Cleanup(func() { answer.Body.Close() })
 	go func() { // ends with the answer's body
@@ -276,9 +274,7 @@ func TestUnusedSettingsReadNothing(t *testing.T) {
 	}()
 	cancel()
 	<-done
-	if len(c.Actions()) > 0 {
-		t.Errorf("it did %v", c.Actions())
-	}
+	testenv.False(t, len(c.Actions()) > 0, "it did %v", c.Actions())
 }
 
 // TestDeletedAtTheBeginning: the store is read before its watches have begun. What is deleted in between is heard of,
@@ -332,8 +328,6 @@ func TestUnreadStreamsShareOneText(t *testing.T) {
 		if first == nil {
 			first = text
 		}
-		if text != first {
-			t.Fatal("there is a text for each")
-		}
+		testenv.Require(t, text == first, "there is a text for each")
 	}
 }

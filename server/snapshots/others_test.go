@@ -38,9 +38,7 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 		testenv.NoError(t, m.scheduled(t.Context()))
 		m.Clock.Step(time.Second)
 		newest, err := m.newest()
-		if err != nil || newest == nil {
-			t.Fatal(newest, err)
-		}
+		testenv.Require(t, err == nil && newest != nil, "%v %v", newest, err)
 		return newest.Name
 	}
 	there := func() (here, onS3 []string) {
@@ -75,9 +73,7 @@ func TestForeignObjectsAreNotPruned(t *testing.T) {
 		stay = append(stay, name)
 	}
 	deleted, err := m.Prune(t.Context(), "nightly", 0)
-	if err != nil || !slices.Equal(deleted, []string{first}) {
-		t.Errorf("pruned %q, %v; want %q", deleted, err, first)
-	}
+	testenv.False(t, err != nil || !slices.Equal(deleted, []string{first}), "pruned %q, %v; want %q", deleted, err, first)
 	slices.Sort(stay)
 	for _, name := range []string{"notes.txt", "nightly-board1-20251121T000000Z", "empty", "a", "..", "../a", "../../etc/passwd", "a/b", "", ".", "b/../notes.txt"} {
 		deleted, err := m.Delete(t.Context(), []string{name})

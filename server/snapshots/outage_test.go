@@ -47,9 +47,7 @@ func TestOutageOfS3(t *testing.T) {
 	change()
 	m.pass(12 * time.Hour)
 	want := m.scheduledInFolder()
-	if len(want) != 4 {
-		t.Fatalf("here are %q", want)
-	}
+	testenv.Require(t, len(want) == 4, "here are %q", want)
 	for range 20 { // five hours
 		change()
 		m.pass(retry)

@@ -229,9 +229,7 @@ func TestS3ForOneRequest(t *testing.T) {
 		t.Helper()
 		w := httptest.NewRecorder()
 		m.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path+"?"+query, nil))
-		if w.Code != http.StatusOK {
-			t.Fatalf("%s %s: %d %s", method, path, w.Code, w.Body)
-		}
+		testenv.Require(t, w.Code == http.StatusOK, "%s %s: %d %s", method, path, w.Code, w.Body)
 		testenv.NoError(t, json.Unmarshal(w.Body.Bytes(), out))
 	}
 	var here, there Info
@@ -305,9 +303,7 @@ func TestScheduleWithS3(t *testing.T) {
 		m.Put("/registry/pods/a/one", strconv.Itoa(i))
 		m.pass(12 * time.Hour)
 	}
-	if len(m.scheduledInFolder()) != 4 || len(f.keys()) != 2 {
-		t.Errorf("here %q, on S3 %q", m.scheduledInFolder(), f.keys())
-	}
+	testenv.False(t, len(m.scheduledInFolder()) != 4 || len(f.keys()) != 2, "here %q, on S3 %q", m.scheduledInFolder(), f.keys())
 	f.mu.Lock()
 	before := len(f.seen)
 	f.mu.Unlock()

@@ -60,9 +60,7 @@ func TestClusterIsRestoredOnBlankMachine(t *testing.T) {
 	defer s.Close(context.Background())
 	testenv.NoError(t, s.WaitReady(t.Context()))
 	got, err := s.Client().KV.Get(t.Context(), "/registry/secrets/a/b")
-	if err != nil || len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "treasure" {
-		t.Fatalf("%v, %v", got, err)
-	}
+	testenv.Require(t, err == nil && len(got.Kvs) == 1 && string(got.Kvs[0].Value) == "treasure", "%v, %v", got, err)
 	testenv.True(t, got.Header.Revision > seen, "revision %d, and clients have seen %d", got.Header.Revision, seen)
 	testenv.Equal(t, len(snapshots.Names(t, to.DataDir)), 1, "left over:")
 }
@@ -191,7 +189,5 @@ func TestStateIsStreamed(t *testing.T) {
 	t.Logf("%d bytes allocated for a file of %d bytes, %d for a small one", large, size, small)
 	// It is 0.2 MB; under the race detector 7 MB, since sync.Pool then drops, at random, a quarter of the buffers that
 	// S2 gives back. A second copy of the state would be 20 MB.
-	if size < 20_000_000 || large-small > size*2/3 {
-		t.Errorf("%d bytes allocated for a file of %d bytes", large-small, size)
-	}
+	testenv.False(t, size < 20_000_000 || large-small > size*2/3, "%d bytes allocated for a file of %d bytes", large-small, size)
 }

@@ -138,9 +138,7 @@ func TestOnlyNodesMayConnectTheirTunnel(t *testing.T) {
 			t.Errorf("%s is not closed: %v", name, err)
 		}
 	}
-	if len(f.table.nodes) > 0 {
-		t.Errorf("connections were taken: %v", f.table.nodes)
-	}
+	testenv.False(t, len(f.table.nodes) > 0, "connections were taken: %v", f.table.nodes)
 }
 
 // What is a node's is reached through its connection, and through no other node's.

@@ -237,9 +237,7 @@ func shims(m *harness.Machine) []int {
 
 func benchUpstream(t *testing.T, script, load string, out *figures) {
 	dir := os.Getenv("CORACLE_PEER_DIR")
-	if dir == "" {
-		t.Fatal("CORACLE_PEER_DIR is not set: where upstream's processes are built")
-	}
+	testenv.Require(t, dir != "", "CORACLE_PEER_DIR is not set: where upstream's processes are built")
 	if _, err := os.Stat(filepath.Join(dir, "bin", "kube-apiserver")); err != nil {
 		c := exec.Command("bash", script, "build", dir)
 		c.Stdout, c.Stderr = os.Stdout, os.Stderr

@@ -191,9 +191,7 @@ func (l *proxyLab) begin(p *webProxy, name string, cmd *exec.Cmd) {
 func (l *proxyLab) version(name string, args ...string) string {
 	out, err := l.foreign(name, args...).CombinedOutput()
 	number := regexp.MustCompile(`\d+\.\d+(\.\d+)?`).Find(out)
-	if err != nil || number == nil {
-		l.t.Fatalf("%s %v: %v: %s", name, args, err, out)
-	}
+	testenv.Require(l.t, err == nil && number != nil, "%s %v: %v: %s", name, args, err, out)
 	return string(number)
 }
 

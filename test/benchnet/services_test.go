@@ -202,9 +202,7 @@ func changed(t *testing.T, sides []*side, changes int) []sample {
 			nft[i] += s.proc.children() - beforeNFT
 		}
 	}
-	if wrong > 0 {
-		t.Errorf("after %d of %d changes the Service did not lead where it should", wrong, changes*len(sides))
-	}
+	testenv.False(t, wrong > 0, "after %d of %d changes the Service did not lead where it should", wrong, changes*len(sides))
 	var out []sample
 	for i := range sides {
 		out = append(out, sample{

@@ -70,9 +70,7 @@ func buildNode(t testing.TB, dir string) string {
 	bin := filepath.Join(dir, "storenode")
 	out, err := exec.Command("go", "build", "-tags", "no_btrfs no_zfs no_devmapper grpcnotrace", "-o", bin,
 		"github.com/coracle-k8s/coracle/test/storenode").CombinedOutput()
-	if err != nil {
-		t.Fatalf("building storenode: %v\n%s", err, out)
-	}
+	testenv.Require(t, err == nil, "building storenode: %v\n%s", err, out)
 	return bin
 }
 

@@ -140,8 +140,6 @@ func (r run) suite(t testing.TB, s *harness.Server, p Programs, name string, pro
 	c.Stdout, c.Stderr = out, out
 	failed := c.Run() // whose meaning the report has
 	specs, err := readReport(filepath.Join(r.folder, report))
-	if err != nil {
-		t.Fatalf("%v; the suite ended with: %v", err, failed)
-	}
+	testenv.Require(t, err == nil, "%v; the suite ended with: %v", err, failed)
 	return specs
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // evil is text that a page would run that takes text for HTML.
@@ -224,9 +225,7 @@ func TestHostileContentIsShownAsText(t *testing.T) {
 	c := k.KubectlCommand(t.Context(), "create", "-f", "-")
 	c.Stdin = strings.NewReader("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: huge, namespace: empty}\ndata:\n  alpha: b\n  text: |\n" +
 		strings.Repeat("    "+line, 1_000_000/len(line)) + "  zend: the end\n")
-	if _, err := harness.Output(c); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(harness.Output(c))(t)
 	p.list("cm empty")
 	p.only("huge")
 	p.keys("y")
@@ -249,9 +248,7 @@ func TestHostileContentIsShownAsText(t *testing.T) {
 	p.saysNothing("metrics.k8s.io") // of a pod that has just begun
 
 	// A script that got into the page could ask no other host, and the browser says so.
-	if !eval[bool](p, `fetch("https://203.0.113.1/").then(() => false, () => true)`) {
-		t.Error("the page may ask another host")
-	}
+	testenv.True(t, eval[bool](p, `fetch("https://203.0.113.1/").then(() => false, () => true)`), "the page may ask another host")
 	p.until("the browser reports it", func(string) bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()

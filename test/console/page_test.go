@@ -20,6 +20,8 @@ import (
 	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // patience is how long a page may take for what takes a moment, on a machine that has much else to do.
@@ -59,9 +61,7 @@ func eval[T any](p *page, expression string) T {
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
 	out, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
-	if err != nil {
-		p.T.Fatalf("evaluating %.200s: %v", expression, err)
-	}
+	testenv.NoError(p.T, err, "evaluating %.200s", expression)
 	return out
 }
 

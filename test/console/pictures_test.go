@@ -111,9 +111,7 @@ func (p *page) picture(name string) {
 	full := testenv.Must(png.Decode(bytes.NewReader(shot)))(p.T)
 	var out bytes.Buffer
 	testenv.NoError(p.T, (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&out, fewColors(full, 160)))
-	if out.Len() > 60<<10 {
-		p.T.Errorf("%s has %d KB", name, out.Len()>>10)
-	}
+	testenv.False(p.T, out.Len() > 60<<10, "%s has %d KB", name, out.Len()>>10)
 	testenv.NoError(p.T, os.WriteFile(filepath.Join(folder, name+".png"), out.Bytes(), 0o644))
 }
 

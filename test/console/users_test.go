@@ -11,6 +11,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestUsersSeeWhatTheyMay: others than the admin log in to a server's console with a token. They see what they may see,
@@ -100,9 +101,7 @@ func asTenant(t *testing.T, b *browser, k *harness.Kube) {
 	p.focused("#edit-apply")
 	p.keys(kb.Enter)
 	p.shows("goods is changed")
-	if got := k.Kubectl("-n", "shop", "get", "configmap", "goods", "-o", "jsonpath={.data.a}"); got != "sold" {
-		t.Errorf("the edit has made %q", got)
-	}
+	testenv.Equal(t, k.Kubectl("-n", "shop", "get", "configmap", "goods", "-o", "jsonpath={.data.a}"), "sold", "the edit has made")
 	p.list("no")
 	p.shows("You may not list nodes.")
 	p.list("po *")

@@ -13,6 +13,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // workload is what the views show: pods that run, one that cannot, and objects of other kinds.
@@ -152,9 +153,7 @@ func TestViewsByKeyboard(t *testing.T) {
 	p.shows("4 lines are saved.")
 	harness.Eventually(t, harness.Soon, "the log is saved", func() error {
 		text, err := os.ReadFile(filepath.Join(folder, "talker.log"))
-		if err == nil && strings.Count(string(text), "a line of talker-") != 2 {
-			t.Fatalf("the file has %q", text)
-		}
+		testenv.Require(t, err != nil || strings.Count(string(text), "a line of talker-") == 2, "the file has %q", text)
 		return err
 	})
 	p.keys(kb.Escape)
@@ -225,8 +224,6 @@ func TestViewsByKeyboard(t *testing.T) {
 	k.Kubectl("delete", "pod", "broken", "--wait=false")
 	p.without("broken")
 	after := eval[map[string]int](p, `__types`)
-	if after["reset"] != 0 || after["rows"] != before["rows"] {
-		t.Errorf("the list was read again: before %v, after %v", before, after)
-	}
+	testenv.False(t, after["reset"] != 0 || after["rows"] != before["rows"], "the list was read again: before %v, after %v", before, after)
 	p.saysNothing("metrics.k8s.io") // of pods without any
 }

@@ -61,18 +61,14 @@ func targets(t *testing.T) map[string][]target {
 		}
 	}
 	testenv.NoError(t, json.Unmarshal(data, &d))
-	if d.UID != "coracle" || len(d.Panels) < 20 {
-		t.Errorf("the dashboard %q has %d panels", d.UID, len(d.Panels))
-	}
+	testenv.False(t, d.UID != "coracle" || len(d.Panels) < 20, "the dashboard %q has %d panels", d.UID, len(d.Panels))
 	ids, out := map[int]bool{}, map[string][]target{}
 	for _, p := range d.Panels {
 		if ids[p.ID] || p.GridPos.X+p.GridPos.W > 24 || p.GridPos.W == 0 || p.GridPos.H == 0 {
 			t.Errorf("the panel %q has number %d, as another one has, or no place: %+v", p.Title, p.ID, p.GridPos)
 		}
 		ids[p.ID] = true
-		if p.Type != "row" && len(p.Targets) == 0 {
-			t.Errorf("the panel %q shows nothing", p.Title)
-		}
+		testenv.False(t, p.Type != "row" && len(p.Targets) == 0, "the panel %q shows nothing", p.Title)
 		out[p.Title] = append(out[p.Title], p.Targets...)
 	}
 	return out

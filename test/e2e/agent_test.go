@@ -238,9 +238,7 @@ func TestRefusedAgentSaysWhy(t *testing.T) {
 			a.Args = append(append(a.Args, "--data-dir", a.DataDir), tt.args...)
 			before := s.InLog(tt.log)
 			a.Start()
-			if code := a.WaitExit(soon); code == 0 {
-				t.Error("it ended with exit code 0")
-			}
+			testenv.False(t, a.WaitExit(soon) == 0, "it ended with exit code 0")
 			harness.Says(t, a.LogTail(20), tt.want)
 			if tt.log != "" {
 				harness.Eventually(t, soon, "the server's log has a line more", func() error {

@@ -96,9 +96,7 @@ func TestDiskFull(t *testing.T) {
 			break
 		}
 	}
-	if refusedAt < 0 {
-		t.Fatal("forty megabytes of writes were acknowledged on a full disk")
-	}
+	testenv.Require(t, refusedAt >= 0, "forty megabytes of writes were acknowledged on a full disk")
 	k.Await(soon, "configmap/kept", "{.data.a}", "1")
 	for i := range refusedAt {
 		k.Kubectl("get", "configmap", "pad-"+strconv.Itoa(i), "-o", "name")

@@ -56,9 +56,7 @@ func newBrowser(k *harness.Kube, args ...string) *browser {
 			break
 		}
 	}
-	if code == "" {
-		k.T.Fatal("coracle console printed no link")
-	}
+	testenv.Require(k.T, code != "", "coracle console printed no link")
 	go func() { _, _ = io.Copy(io.Discard, out) }()
 	var login struct{ Token string }
 	b.post("/login", map[string]string{"code": code}, &login)
@@ -85,9 +83,7 @@ func (b *browser) try(method, path string, body any) (int, string) {
 func (b *browser) post(path string, body, out any) {
 	b.T.Helper()
 	code, text := b.try(http.MethodPost, path, body)
-	if code != http.StatusOK {
-		b.T.Fatalf("POST %s: %d %s", path, code, text)
-	}
+	testenv.Require(b.T, code == http.StatusOK, "POST %s: %d %s", path, code, text)
 	if err := json.Unmarshal([]byte(text), out); err != nil {
 		b.T.Fatalf("POST %s: %v: %s", path, err, text)
 	}
@@ -122,9 +118,7 @@ func (b *browser) until(conn *websocket.Conn, what string, f func(m map[string]a
 		fmt.Fprintf(&all, "%s\n", text)
 		var m map[string]any
 		testenv.NoError(b.T, json.Unmarshal(text, &m))
-		if m["type"] == "end" && m["code"] != 0.0 {
-			b.T.Fatalf("%s: the stream ended: %s", what, text)
-		}
+		testenv.Require(b.T, m["type"] != "end" || m["code"] == 0.0, "%s: the stream ended: %s", what, text)
 		if !f(m, string(text)) {
 			return fmt.Errorf("not yet: %s", text)
 		}

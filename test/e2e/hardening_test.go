@@ -37,9 +37,7 @@ func readHardening(t *testing.T) (functions string, controls []control) {
 	t.Helper()
 	data := testenv.Must(os.ReadFile("../../docs/hardening.md"))(t)
 	block := regexp.MustCompile("(?s)```sh\n(.*?)```").FindSubmatch(data)
-	if block == nil {
-		t.Fatal("docs/hardening.md has no block of shell functions")
-	}
+	testenv.Require(t, block != nil, "docs/hardening.md has no block of shell functions")
 	cell := func(s string) string {
 		return strings.ReplaceAll(strings.Trim(strings.TrimSpace(s), "`"), "\x00", "|")
 	}
@@ -52,9 +50,7 @@ func readHardening(t *testing.T) (functions string, controls []control) {
 		testenv.True(t, c.prints != "", "the command of %q prints nothing, as one would that cannot run", c.name)
 		controls = append(controls, c)
 	}
-	if len(controls) < 50 {
-		t.Fatalf("docs/hardening.md has %d controls with a command only", len(controls))
-	}
+	testenv.Require(t, len(controls) >= 50, "docs/hardening.md has %d controls with a command only", len(controls))
 	return string(block[1]), controls
 }
 

@@ -125,9 +125,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	args := c.s.Args
 	c.s.Args = append(append([]string{}, args...), "--network-backend", clusterconfig.NetworkVXLAN)
 	c.s.Start()
-	if code := c.s.WaitExit(soon); code == 0 {
-		t.Error("a server with another --network-backend starts")
-	}
+	testenv.False(t, c.s.WaitExit(soon) == 0, "a server with another --network-backend starts")
 	harness.Says(t, c.s.LogTail(20), `--network-backend: this server was given "vxlan", and the cluster that it belongs to has "host-gw"`)
 	c.s.Args = args
 	c.s.Start()
@@ -148,9 +146,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	c.s.Kubectl("patch", "configmap", "-n", "kube-system", clusterconfig.BackendConfigMap, "--type=merge", "-p", `{"data": {"`+clusterconfig.BackendData+`": "pigeons"}}`)
 	harness.Eventually(t, soon, "nonsense is no network back end", func() error { // a busy server may be too late with an answer
 		out, err := c.s.Run(c.s.Coracle(), "network-backend", "show", "--data-dir", c.s.DataDir)
-		if err == nil {
-			t.Fatalf("nonsense is shown as the cluster's: %s", out)
-		}
+		testenv.Require(t, err != nil, "nonsense is shown as the cluster's: %s", out)
 		if !strings.Contains(err.Error(), `says "pigeons", which is no network back end`) {
 			return err
 		}

@@ -195,9 +195,7 @@ func topAgrees(k *harness.Kube) {
 				continue
 			}
 			rate, err := resource.ParseQuantity(c.Usage.CPU) // of billionths, or of millionths where it is a number of these
-			if err != nil {
-				k.T.Fatalf("the pod uses %q of a processor: %v", c.Usage.CPU, err)
-			}
+			testenv.NoError(k.T, err, "the pod uses %q of a processor", c.Usage.CPU)
 			cpuTime := time.Duration(float64(rate.ScaledValue(resource.Nano)) * window.Seconds())
 			k.T.Logf("top: %s in %s, which is %v; its control group: %v to %v", c.Usage.CPU, window, cpuTime, least, most)
 			const late = 200 * time.Millisecond // a busy machine reads a counter later than it says

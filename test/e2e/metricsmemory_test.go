@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // burnerHolds is what a burner keeps in memory, in bytes: much more than its processes and those that look at it take.
@@ -46,9 +47,7 @@ func parseWorkingSet(out string, err error) (int64, error) {
 func memoryAgrees(k *harness.Kube, pod, said string) error {
 	k.T.Helper()
 	q, err := resource.ParseQuantity(said)
-	if err != nil {
-		k.T.Fatalf("the pod uses %q of memory: %v", said, err)
-	}
+	testenv.NoError(k.T, err, "the pod uses %q of memory", said)
 	read, err := parseWorkingSet(k.Try("exec", pod, "-c", "box", "--", "sh", "-c", workingSet))
 	if err != nil {
 		return err

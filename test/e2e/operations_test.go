@@ -187,9 +187,7 @@ func encryption(t *testing.T, s *harness.Server, do func(...string) string) {
 		defer cancel()
 		r, err := store.Get(ctx, "/registry/"+key)
 		testenv.NoError(t, err, "reading %s from the store", key)
-		if len(r.Kvs) != 1 {
-			t.Fatalf("reading %s from the store: %d keys", key, len(r.Kvs))
-		}
+		testenv.Require(t, len(r.Kvs) == 1, "reading %s from the store: %d keys", key, len(r.Kvs))
 		return string(r.Kvs[0].Value)
 	}
 	testenv.Contains(t, stored("configmaps/default/map"), word, "the ConfigMap is stored as")

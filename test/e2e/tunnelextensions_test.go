@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/util/cert"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // extenderYAML is a pod on the node %[1]s that is an admission webhook for the namespace default, and an API. %[2]s and
@@ -72,9 +73,7 @@ spec:
 func extendOn(t *testing.T, s, node *harness.Server) {
 	t.Helper()
 	chain, key, err := cert.GenerateSelfSignedCertKey("extend.default.svc", nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	s.InsistsOn(fmt.Sprintf(extenderYAML, node.NodeName(), base64.StdEncoding.EncodeToString(chain), base64.StdEncoding.EncodeToString(key)))
 	s.Insists("wait", "--for=condition=Ready", "pod/extend", "--timeout=180s") // a leader may have to be elected
 }

@@ -108,15 +108,11 @@ func interactive(k *harness.Kube) {
 	pipe := testenv.Must(logs.StdoutPipe())(k.T)
 	testenv.NoError(k.T, logs.Start())
 	lines := bufio.NewScanner(pipe)
-	if !lines.Scan() || !strings.Contains(lines.Text(), "serving on 8080") {
-		k.T.Errorf("the first followed line is %q", lines.Text())
-	}
+	testenv.False(k.T, !lines.Scan() || !strings.Contains(lines.Text(), "serving on 8080"), "the first followed line is %q", lines.Text())
 	go func() { // what follows sees whether it did
 		_ = harness.Reaching(func() error { return testenv.Err(k.Try("delete", "pod", "shell", "--wait=false")) })
 	}()
-	if !lines.Scan() || !strings.Contains(lines.Text(), "asked to stop") {
-		k.T.Errorf("the last followed line is %q", lines.Text())
-	}
+	testenv.False(k.T, !lines.Scan() || !strings.Contains(lines.Text(), "asked to stop"), "the last followed line is %q", lines.Text())
 	testenv.Check(k.T, logs.Wait(), "logs -f")
 
 	// kubectl port-forward ends at the first connection that is refused.
@@ -168,9 +164,7 @@ func watch(k *harness.Kube) {
 		if i > 0 {
 			k.Kubectl("patch", "configmap", "seen", "-p", `{"data":{"a":"`+want+`"}}`)
 		}
-		if !lines.Scan() || lines.Text() != want {
-			k.T.Fatalf("watch printed %q, want %q", lines.Text(), want)
-		}
+		testenv.Require(k.T, lines.Scan() && lines.Text() == want, "watch printed %q, want %q", lines.Text(), want)
 	}
 	cancel()
 	_ = w.Wait()

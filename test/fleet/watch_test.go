@@ -59,9 +59,7 @@ func TestWatchResumesAndRestarts(t *testing.T) {
 		return q
 	}
 	for i, want := range []url.Values{from(""), from("9"), from("12"), from("12"), from("")} {
-		if asked[i].Encode() != want.Encode() {
-			t.Errorf("watch %d asked for %v, want %v", i, asked[i], want)
-		}
+		testenv.False(t, asked[i].Encode() != want.Encode(), "watch %d asked for %v, want %v", i, asked[i], want)
 	}
 	testenv.Equal(t, s.revision, "20", "at")
 }
@@ -90,9 +88,7 @@ func aNode(revision string) *corev1.Node {
 func event(t *testing.T, kind watch.EventType, o runtime.Object) []byte {
 	t.Helper()
 	info, ok := runtime.SerializerInfoForMediaType(scheme.Codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
-	if !ok {
-		t.Fatal("no protobuf")
-	}
+	testenv.Require(t, ok, "no protobuf")
 	raw := testenv.Must(runtime.Encode(scheme.Codecs.EncoderForVersion(info.Serializer, corev1.SchemeGroupVersion), o))(t)
 	var one, framed bytes.Buffer
 	testenv.NoError(t, info.StreamSerializer.Encode(&metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Raw: raw}}, &one))

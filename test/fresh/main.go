@@ -45,9 +45,7 @@ func main() {
 		}
 		for name := range strings.SplitSeq(*which, ",") {
 			script, known := commands[name]
-			if !known {
-				t.Fatalf("there is no command %q", name)
-			}
+			testenv.Require(t, known, "there is no command %q", name)
 			fresh(t, name, script)
 		}
 	})

@@ -54,9 +54,7 @@ func TestAgentJoinsOnceClockIsSet(t *testing.T) {
 	agent := g.add(1, "agent", fmt.Sprintf("--server https://%s:6443 --token %s", server.IP, token))
 	lastLine := func() string {
 		data, err := os.ReadFile(agent.reads("log"))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
+		testenv.Require(t, err == nil || errors.Is(err, os.ErrNotExist), "%v", err)
 		return string(data)
 	}
 	no, step := time.Unix(100, 0), filepath.Join(g.shared, "step") // what a clock without a battery shows; what NTP says
@@ -122,9 +120,7 @@ func TestClusterReturnsAfter400DaysOff(t *testing.T) {
 
 	later := now.Add(400 * 24 * time.Hour)
 	for _, until := range ranOut {
-		if later.Before(until) {
-			t.Fatalf("a certificate is valid until %v: 400 days show nothing", until)
-		}
+		testenv.Require(t, !later.Before(until), "a certificate is valid until %v: 400 days show nothing", until)
 	}
 	began := time.Now()
 	server.boot(later)

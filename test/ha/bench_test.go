@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // times is how often each failover is measured.
@@ -213,9 +214,7 @@ func (s *subject) bind(t *testing.T, name string, api kubernetes.Interface) time
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
 	deployment := fmt.Sprintf("d-%d", time.Now().UnixNano())
-	if err := Bound(ctx, api, deployment); err != nil {
-		t.Errorf("%s: %v", name, err)
-	}
+	testenv.Check(t, Bound(ctx, api, deployment), "%s", name)
 	at := time.Now()
 	harness.Eventually(t, soon, "the Deployment is deleted", func() error {
 		err := api.AppsV1().Deployments("default").Delete(t.Context(), deployment, metav1.DeleteOptions{})

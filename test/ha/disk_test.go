@@ -127,9 +127,7 @@ func TestStalledDiskOfNode(t *testing.T) {
 		time.Sleep(lasts - time.Since(made)) // a stall has to last for a while, and no event ends that
 		list := testenv.Must(api.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{}))(t)
 		for _, n := range list.Items {
-			if Ready(&n) != corev1.ConditionTrue {
-				t.Errorf("node %s: %v", n.Name, n.Status.Conditions)
-			}
+			testenv.False(t, Ready(&n) != corev1.ConditionTrue, "node %s: %v", n.Name, n.Status.Conditions)
 		}
 		release()
 		back := time.Now()

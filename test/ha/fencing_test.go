@@ -83,15 +83,11 @@ func TestLeaderOfEndedTermChangesNothing(t *testing.T) {
 		for waiting := true; waiting; {
 			select {
 			case e, open := <-events.ResultChan():
-				if !open {
-					t.Fatal("the watch ended")
-				}
+				testenv.Require(t, open, "the watch ended")
 				t.Errorf("after a leader woke up whose term is over: %s of %T", e.Type, e.Object)
 			case e, open := <-behind.ResultChan():
 				slice, ok := e.Object.(*discoveryv1.EndpointSlice)
-				if !open || !ok {
-					t.Fatalf("the watch of the Service's servers: %v, %v", open, e.Object)
-				}
+				testenv.Require(t, open && ok, "the watch of the Service's servers: %v, %v", open, e.Object)
 				for _, s := range others {
 					if !readyIn(slice)[s.IP] {
 						t.Errorf("after a leader woke up whose term is over, server %d is not behind the Service kubernetes: %v", s.Number, slice.Endpoints)

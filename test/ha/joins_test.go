@@ -63,9 +63,7 @@ func (c *Cluster) startsUntil(s *harness.Server, lines int) (early bool) {
 	c.T.Helper()
 	has := func() int {
 		data, err := os.ReadFile(s.Log)
-		if err != nil && !os.IsNotExist(err) {
-			c.T.Fatal(err)
-		}
+		testenv.Require(c.T, err == nil || os.IsNotExist(err), "%v", err)
 		return strings.Count(string(data), "\n")
 	}
 	before := has()

@@ -18,6 +18,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/status"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // rotation is a command that replaces something on all machines.
@@ -71,9 +72,7 @@ func (c *Cluster) rotate(t *testing.T, r rotation, line int) bool {
 	if err == nil {
 		err = cmd.Start()
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	killed, at := false, "it began"
 	kill := func(said string) {
 		leader.Kill()
@@ -95,9 +94,7 @@ func (c *Cluster) rotate(t *testing.T, r rotation, line int) bool {
 	}
 	err = cmd.Wait()
 	if !killed {
-		if err != nil {
-			t.Errorf("with no server killed: %v", err)
-		}
+		testenv.Check(t, err, "with no server killed")
 		c.same(t, r, before)
 		return false
 	}

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestScheduledSnapshots: three servers save the cluster every minute, one after the other. While nothing changes none
@@ -57,9 +58,7 @@ func TestScheduledSnapshots(t *testing.T) {
 	var moments []time.Duration // in the minute
 	for number, names := range first {
 		at, err := time.Parse("20060102T150405Z", names[0][strings.LastIndex(names[0], "-")+1:])
-		if err != nil {
-			t.Fatalf("server %d: %v", number, err)
-		}
+		testenv.NoError(t, err, "server %d", number)
 		moments = append(moments, time.Duration(at.Second())*time.Second)
 	}
 	if slices.Sort(moments); moments[1]-moments[0] < 10*time.Second || moments[2]-moments[1] < 10*time.Second {
@@ -98,9 +97,7 @@ func TestScheduledSnapshots(t *testing.T) {
 func (c *Cluster) scheduled(t *testing.T, s *harness.Server) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(s.Seen("snapshots"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
-	}
+	testenv.Require(t, err == nil || errors.Is(err, os.ErrNotExist), "%v", err)
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "scheduled-") && !strings.Contains(e.Name(), ".") {
 			names = append(names, e.Name())

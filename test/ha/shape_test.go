@@ -171,9 +171,7 @@ func refused(t *testing.T, s *harness.Server, want string, args ...string) {
 	what := "coracle " + strings.Join(args, " ")
 	harness.Eventually(t, soon, fmt.Sprintf("%s is refused: %s", what, want), func() error {
 		out, err := s.Run(s.Coracle(), append(args, "--data-dir", s.DataDir)...)
-		if err == nil {
-			t.Fatalf("%s was done:\n%s", what, out)
-		}
+		testenv.Require(t, err != nil, "%s was done:\n%s", what, out)
 		if !strings.Contains(err.Error(), want) { // without a leader that is what is said
 			return err
 		}

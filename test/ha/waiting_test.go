@@ -98,7 +98,5 @@ func TestServerThatWaits(t *testing.T) {
 	visits := visit(waits.Machine, c.service())
 	harness.Eventually(t, soon, "the machine's own pod is reached", func() error { return visits(t.Context()) })
 	testenv.NoError(t, waits.Alive())
-	if err := waits.Stop(); err != nil {
-		t.Errorf("a server that waits cannot be stopped: %v", err)
-	}
+	testenv.Check(t, waits.Stop(), "a server that waits cannot be stopped")
 }

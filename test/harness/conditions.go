@@ -28,9 +28,7 @@ const BoxYAML = `{name: box, image: "` + BoxImage + `", imagePullPolicy: Never`
 func Says(t testing.TB, got string, want ...string) {
 	t.Helper()
 	for _, w := range want {
-		if !strings.Contains(got, w) {
-			t.Errorf("no %q in:\n%s", w, got)
-		}
+		testenv.True(t, strings.Contains(got, w), "no %q in:\n%s", w, got)
 	}
 }
 

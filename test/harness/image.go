@@ -43,9 +43,7 @@ func Box(t testing.TB) string {
 		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOPROXY=off") // TestSuiteLeavesRunningClusterAlone builds it where no module can be had: better an error than a wait
 		box.output, box.err = c.CombinedOutput()
 	})
-	if box.err != nil {
-		t.Fatalf("build testbox: %v\n%s", box.err, box.output)
-	}
+	testenv.Require(t, box.err == nil, "build testbox: %v\n%s", box.err, box.output)
 	return box.path
 }
 
@@ -85,9 +83,7 @@ func WriteBoxImage(t testing.TB, path string) {
 func packBoxImage(t testing.TB, path string) {
 	t.Helper()
 	list, err := exec.Command(busybox, "--list").Output()
-	if err != nil {
-		t.Fatalf("%s: %v (apt-get install busybox-static)", busybox, err)
-	}
+	testenv.Require(t, err == nil, "%s: %v (apt-get install busybox-static)", busybox, err)
 	files := []imagetar.File{
 		{Path: "/bin/busybox", Source: busybox, Mode: 0o755},
 		{Path: "/bin/testbox", Source: Box(t), Mode: 0o755},

@@ -94,9 +94,7 @@ func (k *Kube) Refused(want string, args ...string) {
 	k.T.Helper()
 	Eventually(k.T, Soon, fmt.Sprintf("kubectl %s says %q", strings.Join(args, " "), want), func() error {
 		out, err := k.Try(args...)
-		if err == nil {
-			k.T.Fatalf("kubectl %s succeeds, want an error that says %q: %s", strings.Join(args, " "), want, out)
-		}
+		testenv.Require(k.T, err != nil, "kubectl %s succeeds, want an error that says %q: %s", strings.Join(args, " "), want, out)
 		if strings.Contains(err.Error(), want) {
 			return nil
 		}

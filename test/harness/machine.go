@@ -78,9 +78,7 @@ func (s *Site) NewMachine() *Machine {
 	t := s.T
 	t.Helper()
 	number := len(s.machines) + 1
-	if number > maxMachines {
-		t.Fatalf("a site has room for %d machines", maxMachines)
-	}
+	testenv.Require(t, number <= maxMachines, "a site has room for %d machines", maxMachines)
 	m := &Machine{T: t, Site: s, Number: number, IP: fmt.Sprintf("10.77.0.%d", number+1), Dir: scratch(t)}
 	t.Cleanup(m.destroy)
 	s.machines = append(s.machines, m)

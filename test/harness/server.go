@@ -42,9 +42,7 @@ type Server struct {
 func (m *Machine) Coracle() string {
 	m.T.Helper()
 	bin := os.Getenv("CORACLE_BIN")
-	if bin == "" {
-		m.T.Fatal("CORACLE_BIN is not set: run `make e2e`, which builds the binary and says where it is")
-	}
+	testenv.Require(m.T, bin != "", "CORACLE_BIN is not set: run `make e2e`, which builds the binary and says where it is")
 	abs := testenv.Must(filepath.Abs(bin))(m.T)
 	return abs
 }
@@ -78,9 +76,7 @@ func (m *Machine) NewAgent(server *Server, args ...string) *Server {
 func (s *Server) FindIP() *Server {
 	s.T.Helper()
 	i := slices.Index(s.Args, "--node-ip")
-	if i < 0 {
-		s.T.Fatal("there is no --node-ip to leave out")
-	}
+	testenv.Require(s.T, i >= 0, "there is no --node-ip to leave out")
 	s.Args = slices.Delete(s.Args, i, i+2)
 	return s
 }

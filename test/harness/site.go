@@ -65,9 +65,7 @@ var siteScript string
 // NewSite makes an empty site that lives until the test ends.
 func NewSite(t testing.TB) *Site {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("a machine of namespaces needs root: run this as root")
-	}
+	testenv.Require(t, os.Geteuid() == 0, "a machine of namespaces needs root: run this as root")
 	s := &Site{T: t, faults: map[link]fault{}, delays: map[link]*delay{}}
 	t.Cleanup(s.destroy)
 	self := testenv.Must(os.Executable())(t)

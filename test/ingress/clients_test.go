@@ -96,7 +96,5 @@ func TestClientsOfEachProtocolAreServed(t *testing.T) {
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &r)
 	}
-	if err != nil || r.Done["grpc"] < 3 || len(r.Failed) > 0 {
-		t.Errorf("the load: %v\n%s", err, out)
-	}
+	testenv.False(t, err != nil || r.Done["grpc"] < 3 || len(r.Failed) > 0, "the load: %v\n%s", err, out)
 }

@@ -192,9 +192,7 @@ func TestSoak(t *testing.T) {
 	quiet(40 * time.Second)
 	r := s.since("the third node's power is cut")
 	t.Logf("failures began %.2f to %.2f s after the cut", r.FirstBad, r.LastBad)
-	if r.LastBad > 3 {
-		t.Errorf("requests that began %.2f s after the power's end failed", r.LastBad)
-	}
+	testenv.False(t, r.LastBad > 3, "requests that began %.2f s after the power's end failed", r.LastBad)
 	quiet(20 * time.Second)
 	s.calm("after it")
 	t.Logf("| while | s | answered | failed | renewed | p50 ms | p99 ms | longest ms |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n%s", strings.Join(s.rows, "\n"))

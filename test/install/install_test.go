@@ -152,9 +152,7 @@ func TestInstallerRefusesWhatCannotWork(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			h.write(sums, tt.sums)
 			out, err := h.install(tt.env, tt.args...)
-			if exitCode(err) == 0 || !strings.Contains(out, tt.want) {
-				t.Errorf("got %v and:\n%s\nwant %q", err, out, tt.want)
-			}
+			testenv.False(t, exitCode(err) == 0 || !strings.Contains(out, tt.want), "got %v and:\n%s\nwant %q", err, out, tt.want)
 		})
 	}
 	h.write(sums, string(good))

@@ -91,9 +91,7 @@ func (h *host) joins(printed, name string) {
 	h.t.Helper()
 	lines := strings.Split(strings.TrimSpace(printed), "\n")
 	line, found := strings.CutPrefix(strings.TrimSpace(lines[len(lines)-1]), "sudo ")
-	if !found || !strings.HasSuffix(line, "./install.sh") {
-		h.t.Fatalf("no line to paste:\n%s", printed)
-	}
+	testenv.Require(h.t, found && strings.HasSuffix(line, "./install.sh"), "no line to paste:\n%s", printed)
 	out, err := h.run("sh", "-c", fmt.Sprintf("cd %s && INSTALL_CORACLE_SERVICE=none INSTALL_CORACLE_SYMLINK=force CORACLE_NODE_NAME=%s %s", h.release, name, line))
 	testenv.NoError(h.t, err, "%s\n%s", out, h.log())
 	h.t.Log(out)

@@ -26,9 +26,7 @@ func newScript(t *testing.T) *script {
 	t.Helper()
 	b := testenv.Must(os.ReadFile("../../install.sh"))(t)
 	text, ok := strings.CutSuffix(string(b), "main \"$@\"\n")
-	if !ok {
-		t.Fatal("install.sh does not end with main")
-	}
+	testenv.Require(t, ok, "install.sh does not end with main")
 	s := &script{T: t, dir: t.TempDir()}
 	s.text = text + fmt.Sprintf("etc=%s changed=\nenv_file=$etc/service.env args_file=$etc/service.args unit_file=$etc/unit openrc_file=$etc/init\n", s.dir)
 	return s
@@ -55,9 +53,7 @@ func (s *script) has(name string, mode fs.FileMode, lines ...string) {
 	s.Helper()
 	path := filepath.Join(s.dir, name)
 	info := testenv.Must(os.Stat(path))(s)
-	if info.Mode().Perm() != mode {
-		s.Errorf("%s has mode %v, want %v", name, info.Mode(), mode)
-	}
+	testenv.False(s, info.Mode().Perm() != mode, "%s has mode %v, want %v", name, info.Mode(), mode)
 	got, err := os.ReadFile(path)
 	if want := strings.Join(lines, "\n") + "\n"; err != nil || lines != nil && string(got) != want {
 		s.Errorf("%s has %q (%v), want %q", name, got, err, want)
@@ -82,9 +78,7 @@ func TestSecretsAreMoved(t *testing.T) {
 	s = newScript(t)
 	testenv.NoError(t, os.WriteFile(filepath.Join(s.dir, "service.args"), []byte("server\n-t\none\n--agent-token=two\n--snapshot-s3-secret-key\nthree\n--tls-san\nx y\n"), 0o600))
 	out, err := s.run("save_settings")
-	if err != nil || strings.Contains(out, "two") {
-		t.Errorf("%v: %s", err, out)
-	}
+	testenv.False(t, err != nil || strings.Contains(out, "two"), "%v: %s", err, out)
 	s.has("service.args", 0o600, "server", "--tls-san", "x y")
 	s.has("service.env", 0o600, `CORACLE_AGENT_TOKEN="two"`, `CORACLE_SNAPSHOT_S3_SECRET_KEY="three"`, `CORACLE_TOKEN="one"`)
 	s.must("save_settings")
@@ -124,9 +118,7 @@ find_binary; if put "$binary" 755 "$bin_dir/coracle"; then echo written; else ec
 				testenv.Contains(t, again, "same", "a second run writes the program again")
 				return
 			}
-			if err == nil || !strings.Contains(out, tt.want) {
-				t.Errorf("%v: %s, want %q", err, out, tt.want)
-			}
+			testenv.False(t, err == nil || !strings.Contains(out, tt.want), "%v: %s, want %q", err, out, tt.want)
 			left := testenv.Must(filepath.Glob(filepath.Join(s.dir, "bin/*")))(t)
 			testenv.Equal(t, len(left), 0, "there is %v, installed files are", left)
 		})
@@ -155,9 +147,7 @@ func TestInstallerRefusesFoldersOthersMayChange(t *testing.T) {
 			testenv.NoError(t, os.Chmod(dir, mode))
 		}
 		out, err := s.run("trust " + inner)
-		if (err == nil) != (c.want == "") || !strings.Contains(out, c.want) {
-			t.Errorf("%s: %v: %q, want %q", c.name, err, out, c.want)
-		}
+		testenv.False(t, (err == nil) != (c.want == "") || !strings.Contains(out, c.want), "%s: %v: %q, want %q", c.name, err, out, c.want)
 	}
 	for mode, ok := range map[fs.FileMode]bool{0o755: true, 0o757: false} { // in a folder of one's own
 		program, link := filepath.Join(s.dir, fmt.Sprintf("program%o", mode)), filepath.Join(s.dir, fmt.Sprintf("link%o", mode))

@@ -91,9 +91,7 @@ func TestServiceKeepsItsUnitsPromises(t *testing.T) {
 	h.must("mkdir", "-p", "/var/lib/coracle/images")
 	harness.WriteBoxImage(t, filepath.Join(h.Dir, "places/var/lib/coracle/images/box.tar"))
 	out := h.mustInstall([]string{`CORACLE_NODE_LABEL=a=b`}, "--node-name", "board-1", "--node-label", "c=d")
-	if strings.Contains(out, "no systemd") {
-		t.Fatal("the installer did not find systemd")
-	}
+	testenv.Require(t, !strings.Contains(out, "no systemd"), "the installer did not find systemd")
 	testenv.Equal(t, h.property("ActiveState")+" "+h.property("UnitFileState"), "active enabled", "the service is")
 	h.write(filepath.Join(h.Dir, "web.yaml"), workload)
 	h.kubectl("apply", "-f", filepath.Join(h.Dir, "web.yaml"))

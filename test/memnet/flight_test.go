@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestBothEndsCountRetransmissions asks both ends, while nothing gets through one way or the other, how often they have
@@ -71,9 +73,7 @@ func TestRetransmitsAcknowledgedLater(t *testing.T) {
 		send(t, a, ", too")
 		time.Sleep(time.Minute) // fake time: the link is cut
 		want(t, b, "arrives, too")
-		if a.(*conn).Retransmits() < 5 {
-			t.Error("it was hardly sent again")
-		}
+		testenv.False(t, a.(*conn).Retransmits() < 5, "it was hardly sent again")
 		n.Heal("b", "a")
 		send(t, a, "later")
 		want(t, b, "later")

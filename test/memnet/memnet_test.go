@@ -47,9 +47,7 @@ func silent(t *testing.T, c net.Conn) {
 	testenv.NoError(t, c.SetReadDeadline(time.Now().Add(time.Minute)))
 	start := time.Now()
 	n, err := c.Read(make([]byte, 1))
-	if n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("read %d bytes, %v instead of running out of time", n, err)
-	}
+	testenv.Require(t, n == 0 && errors.Is(err, os.ErrDeadlineExceeded), "read %d bytes, %v instead of running out of time", n, err)
 	if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Timeout() {
 		t.Fatalf("%v is no timeout", err)
 	}
@@ -66,9 +64,7 @@ func TestWriteIntoFullBufferBlocks(t *testing.T) {
 		n.Cut("a", "b")
 		testenv.NoError(t, a.SetWriteDeadline(time.Now().Add(time.Second)))
 		wrote, err := a.Write(make([]byte, bufferBytes+1))
-		if wrote != bufferBytes || !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatalf("wrote %d bytes, %v", wrote, err)
-		}
+		testenv.Require(t, wrote == bufferBytes && errors.Is(err, os.ErrDeadlineExceeded), "wrote %d bytes, %v", wrote, err)
 		n.Heal("a", "b")
 		testenv.NoError(t, a.SetWriteDeadline(time.Time{}))
 		written := make(chan struct{})
@@ -182,9 +178,7 @@ func TestDelayAndJitter(t *testing.T) {
 		if took := time.Since(start); took < 100*time.Millisecond || took > 150*time.Millisecond {
 			t.Fatalf("took %v", took)
 		}
-		if !overtaken {
-			t.Fatal("jitter reordered nothing between connections")
-		}
+		testenv.Require(t, overtaken, "jitter reordered nothing between connections")
 	})
 }
 
@@ -280,9 +274,7 @@ func TestPartitionCutsAndHeals(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 					_, err := n.Host(from).Dial(ctx, to)
 					cancel()
-					if (err == nil) != (from == to || reachable[from+to]) {
-						t.Errorf("%s to %s: %v", from, to, err)
-					}
+					testenv.False(t, (err == nil) != (from == to || reachable[from+to]), "%s to %s: %v", from, to, err)
 				}
 			}
 		}

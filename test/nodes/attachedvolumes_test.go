@@ -221,9 +221,7 @@ func TestVolumesOfOutOfServiceNodeDetach(t *testing.T) {
 	s.Insists("taint", "--overwrite", "node", victim.NodeName(), "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
 	for _, name := range []string{"s", "f"} {
 		eventually(t, taintedAt, "the pod of "+name+" runs with its volume on the node that is left", func() error { return runningOn(s, name, left.NodeName()) })
-		if out := s.Insists("exec", name+"-0", "--", "cat", "/data/file"); out != "of "+name {
-			t.Errorf("the volume of %s has %q", name, out)
-		}
+		testenv.Equal(t, s.Insists("exec", name+"-0", "--", "cat", "/data/file"), "of "+name, "the volume of %s has", name)
 	}
 	eventually(t, taintedAt, "nothing is attached to the node that is off", func() error { return attachments(s, volumes, left.NodeName(), 2) })
 }

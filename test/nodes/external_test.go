@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestNetworkExternalAddresses: nodes that reach one another at addresses alone that another machine translates to
@@ -70,7 +71,5 @@ add rule inet here in ip saddr 10.78.0.0/24 udp dport { 8472, 51820 } counter na
 	if err == nil {
 		out, err = m.site.NFT(rules)
 	}
-	if err != nil {
-		m.Fatalf("%v\n%s", err, out)
-	}
+	testenv.Require(m, err == nil, "%v\n%s", err, out)
 }

@@ -70,9 +70,7 @@ func TestHostPortsLeaveTheNodeAlone(t *testing.T) {
 	agent.ReservedListeners()
 	own := slices.DeleteFunc(agent.Listeners(), func(at string) bool { return !strings.HasPrefix(at, harness.OwnLoopback) })
 	port, err := strconv.ParseUint(strings.TrimPrefix(strings.Join(own, " "), harness.OwnLoopback), 16, 16)
-	if err != nil {
-		t.Fatalf("listeners at 127.67.79.82: %q, want the streaming server's alone", own)
-	}
+	testenv.Require(t, err == nil, "listeners at 127.67.79.82: %q, want the streaming server's alone", own)
 	server.Apply(hostPortPod("victim", name, 18080) + hostPortPod("taker", name, int(port)) + hostPortPod("greedy", name, 6444) + hostPortPod("nosy", name, 10248))
 	many := `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "many"}, "spec": {"nodeName": "` + name + `", "containers": [{"name": "box", "image": "` + harness.BoxImage + `", "ports": [`
 	for i := range 257 {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/coracle-k8s/coracle/internal/loadbalancer"
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // ingressPath is a Service's first address, conditionPath the reason of what is said about it.
@@ -166,9 +167,7 @@ func TestLoadBalancerPool(t *testing.T) {
 	}
 	first, err := holderOf(s, poolFirst)
 	second, err2 := holderOf(s, poolLast)
-	if err != nil || err2 != nil {
-		t.Error(err, err2)
-	}
+	testenv.False(t, err != nil || err2 != nil, "%v %v", err, err2)
 	t.Logf("holders: %s, %s", first, second)
 
 	for _, fault := range []struct {

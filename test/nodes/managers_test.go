@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // manager is a program that has the machine's interfaces, as its makers ship it. It is given the addresses that the
@@ -155,9 +156,7 @@ func (m *mesh) managedBy(g manager) {
 			}
 			gap := m.longestGap()
 			m.Logf("%s, %s, %s: no request succeeded for at most %v", g.name, backend, step.what, gap)
-			if gap > 10*time.Second {
-				m.Errorf("%s, %s, %s: no request succeeded for %v", g.name, backend, step.what, gap)
-			}
+			testenv.False(m, gap > 10*time.Second, "%s, %s, %s: no request succeeded for %v", g.name, backend, step.what, gap)
 		}
 		m.Logf("%s says\n%s", g.name, tell(0, g.list))
 		m.allMeet()

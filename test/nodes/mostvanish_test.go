@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestMostNodesVanish: two of three nodes vanish together, and then all three at once, as when the server that leads is
@@ -34,9 +35,7 @@ func TestMostNodesVanish(t *testing.T) {
 	}
 	before := s.Insists("get", "pods", "-l", "app=d", "-o", "name")
 	was, err := pods()
-	if err != nil || strings.Count(before, "pod/") != 3 {
-		t.Fatalf("%v: %s", err, before)
-	}
+	testenv.Require(t, err == nil && strings.Count(before, "pod/") == 3, "%v: %s", err, before)
 	for _, tt := range []struct {
 		name   string
 		vanish func()

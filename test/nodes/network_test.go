@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // mesh is a cluster of a server and agents, with a pod and a Service for it on each.
@@ -107,9 +108,7 @@ ip link set %[1]s up`, second, i+2))
 func (m *mesh) run(i int, name string, args ...string) string {
 	m.Helper()
 	out, err := m.nodes[i].Run(name, args...)
-	if err != nil {
-		m.Fatalf("node %d: %v\n%s", i, err, out)
-	}
+	testenv.Require(m, err == nil, "node %d: %v\n%s", i, err, out)
 	return strings.TrimSpace(out)
 }
 
@@ -137,9 +136,7 @@ func (m *mesh) podAddresses(i int) {
 	m.Helper()
 	m.nodes[0].Kubectl("wait", "--for=condition=Ready", fmt.Sprintf("pod/box-%d", i), "--timeout=180s")
 	ips := strings.Fields(m.nodes[0].Kubectl("get", "pod", fmt.Sprintf("box-%d", i), "-o", "jsonpath={.status.podIPs[*].ip}"))
-	if len(ips) != m.count() {
-		m.Fatalf("pod %d has the addresses %v", i, ips)
-	}
+	testenv.Require(m, len(ips) == m.count(), "pod %d has the addresses %v", i, ips)
 	m.pods = append(m.pods, ips)
 }
 
@@ -215,9 +212,7 @@ func (m *mesh) allMeet() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		out, err := harness.Output(m.nodes[i].Outside(ctx, "sh", "-c", script(harness.Box(m), outside)))
 		cancel()
-		if err != nil {
-			m.Error(err)
-		}
+		testenv.Check(m, err)
 		m.judge(fmt.Sprintf("outside of %d", i), out, outside)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // What a pod meets at an address.
@@ -80,9 +81,7 @@ func (p policyPod) meets(m *mesh, want string, urls ...string) {
 func (p policyPod) urls(m *mesh) []string {
 	m.Helper()
 	ips := strings.Fields(m.nodes[0].Kubectl("get", "pod", "-n", p.namespace, p.name, "-o", "jsonpath={.status.podIPs[*].ip}"))
-	if len(ips) != 2 {
-		m.Fatalf("pod %s has the addresses %v", p.name, ips)
-	}
+	testenv.Require(m, len(ips) == 2, "pod %s has the addresses %v", p.name, ips)
 	return []string{"http://" + host(ips[0]) + ":8080/", "http://" + host(ips[1]) + ":8080/"}
 }
 
@@ -177,9 +176,7 @@ func TestNetworkPolicy(t *testing.T) {
 	outsider.meets(m, denied, toTarget...)
 	m.firstPacket(toTarget)
 
-	if err := agent.Stop(); err != nil {
-		t.Errorf("the agent's end: %v", err)
-	}
+	testenv.Check(t, agent.Stop(), "the agent's end")
 	foreignPod.meets(m, denied, toWeb...)
 	friend.meets(m, open, web.urls(m)...) // the Service may have learnt that the node is not ready
 	agent.Start()
@@ -285,7 +282,5 @@ func (m *mesh) firstPacket(closed []string) {
 		}
 		return err
 	})
-	if slices.Contains(met, open) || !slices.Contains(met, denied) {
-		m.Errorf("a new pod meets\n%s", out)
-	}
+	testenv.False(m, slices.Contains(met, open) || !slices.Contains(met, denied), "a new pod meets\n%s", out)
 }

@@ -21,9 +21,7 @@ func documented(t *testing.T, name, first string) string {
 	const indent = "    "
 	page := testenv.Must(os.ReadFile("../../docs/" + name))(t)
 	_, after, ok := strings.Cut(string(page), "\n"+indent+first+"\n")
-	if !ok {
-		t.Fatalf("the page has no example that begins with %q", first)
-	}
+	testenv.Require(t, ok, "the page has no example that begins with %q", first)
 	var example strings.Builder
 	fmt.Fprintln(&example, first)
 	for line := range strings.Lines(after) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coracle-k8s/coracle/test/harness"
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // traffic is requests without a pause, from pods and hosts, each with an account of what has become of it: who counts
@@ -151,9 +152,7 @@ func (x *traffic) end(what, whole string) {
 // served waits until a node's rules lead to an endpoint of a Service.
 func served(t testing.TB, node *harness.Server, url string) {
 	t.Helper()
-	if _, err := node.Run(harness.Box(t), "get", url, "120"); err != nil {
-		t.Fatal(err)
-	}
+	testenv.Must(node.Run(harness.Box(t), "get", url, "120"))(t)
 }
 
 // targets are two kinds for a mesh's pod: connections to its own addresses and to its Service's, one that stays open

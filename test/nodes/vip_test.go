@@ -31,14 +31,10 @@ func caOf(t *testing.T, s *harness.Server) *x509.CertPool {
 	t.Helper()
 	data := testenv.Must(os.ReadFile(s.Kubeconfig))(t)
 	found := regexp.MustCompile(`certificate-authority-data: "?([A-Za-z0-9+/=]+)`).FindSubmatch(data)
-	if found == nil {
-		t.Fatalf("no authority in %s", data)
-	}
+	testenv.Require(t, found != nil, "no authority in %s", data)
 	pem, err := base64.StdEncoding.DecodeString(string(found[1]))
 	pool := x509.NewCertPool()
-	if err != nil || !pool.AppendCertsFromPEM(pem) {
-		t.Fatalf("the authority: %v", err)
-	}
+	testenv.Require(t, err == nil && pool.AppendCertsFromPEM(pem), "the authority: %v", err)
 	return pool
 }
 
@@ -107,9 +103,7 @@ func (c *vipCluster) whole() {
 
 func (c *vipCluster) by(machine int) *harness.Server {
 	i := slices.IndexFunc(c.servers, func(s *harness.Server) bool { return s.Number == machine })
-	if i < 0 {
-		c.Fatalf("machine %d is no server", machine)
-	}
+	testenv.Require(c, i >= 0, "machine %d is no server", machine)
 	return c.servers[i]
 }
 

@@ -59,9 +59,7 @@ func (m *mesh) expectWay(backend string) {
 func (m *mesh) nft(i int, args ...string) string {
 	m.Helper()
 	out, err := m.nodes[i].NFT(args...)
-	if err != nil {
-		m.Fatalf("node %d: nft %v: %v\n%s", i, args, err, out)
-	}
+	testenv.Require(m, err == nil, "node %d: nft %v: %v\n%s", i, args, err, out)
 	return out
 }
 

@@ -36,9 +36,7 @@ func TestPowerCutLosesUnflushedWrites(t *testing.T) {
 		testenv.Fails(t, d.Write(block('d'), at), "a write went on after the cut")
 		testenv.Fails(t, d.Flush(), "a flush went on after the cut")
 		cached, err := d.Settle(rand.New(rand.NewPCG(1, 2)), loss)
-		if err != nil || cached != 3 {
-			t.Errorf("%d requests were in the cache, want 3: %v", cached, err)
-		}
+		testenv.False(t, err != nil || cached != 3, "%d requests were in the cache, want 3: %v", cached, err)
 		left := testenv.Must(os.ReadFile(path))(t)
 		checkLeft(t, loss, left[at:at+blockSize])
 	}

@@ -96,9 +96,7 @@ func TestReportLinesAreParsedBack(t *testing.T) {
 		Grant: 1, Revoke: 2, Compact: 3,
 	}
 	got, err := report.ParseSent(3, strings.TrimPrefix(w.Sent(), "s "))
-	if err != nil || !reflect.DeepEqual(got, w) {
-		t.Errorf("%v, %v, want %v", got, err, w)
-	}
+	testenv.False(t, err != nil || !reflect.DeepEqual(got, w), "%v, %v, want %v", got, err, w)
 	for _, v := range []report.Version{version(8, "4/1", 6, 3, 9, "3.4.5"), {Revision: 8, Key: "4/1", Deleted: true}} {
 		if got, err := report.ParseVersion(v.String()); err != nil || got != v {
 			t.Errorf("%v, %v, want %v", got, err, v)

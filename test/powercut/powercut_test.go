@@ -62,9 +62,7 @@ func TestPowerCuts(t *testing.T) {
 		}
 		r.sendGo(s)
 		r.settle(s, someLoss(r.random))
-		if len(s.lines.unknown) > 0 {
-			t.Fatalf("nothing was wrong, and writes failed: %v", s.lines.unknown)
-		}
+		testenv.Require(t, len(s.lines.unknown) == 0, "nothing was wrong, and writes failed: %v", s.lines.unknown)
 	}
 	testenv.NoError(t, r.check())
 	r.summary()
@@ -109,9 +107,7 @@ func TestLyingDiskLosesAcknowledgedWrites(t *testing.T) {
 	r.sendGo(s)
 	r.settle(s, Loss{})
 	err := r.check()
-	if err == nil {
-		t.Fatal("a disk that forgot everything went unnoticed")
-	}
+	testenv.Require(t, err != nil, "a disk that forgot everything went unnoticed")
 	t.Logf("as it should be: %v", err)
 }
 
@@ -164,9 +160,7 @@ func (r *rig) round(newDisks bool) {
 	if r.majority() {
 		within = patience
 	}
-	if !r.awaitReady(within, r.servers...) && r.majority() {
-		r.t.Fatal(errNotReady)
-	}
+	testenv.Require(r.t, r.awaitReady(within, r.servers...) || !r.majority(), "%v", errNotReady)
 	for _, s := range r.servers {
 		select {
 		case <-s.ready:

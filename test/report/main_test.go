@@ -41,9 +41,7 @@ func TestReportCountsPassedFailedAndSkipped(t *testing.T) {
 	for _, want := range []string{"it broke", "TestCut did not end", "the process ends here", "fail m/p 1.5 s"} {
 		testenv.Contains(t, out.String(), want, "")
 	}
-	if strings.Contains(out.String(), "chatter") {
-		t.Errorf("what a good test said is printed:\n%s", out.String())
-	}
+	testenv.False(t, strings.Contains(out.String(), "chatter"), "what a good test said is printed:\n%s", out.String())
 	want := "skipped: p TestNot: a_test.go:12: needs a moon\nslow: p TestLonger 301 s\nslow: p TestLong 60 s\n" +
 		"failed: p TestBad: a_test.go:9: it broke\n5 tests passed, 1 failed, 1 skipped in 1 packages"
 	testenv.Equal(t, c.summary(), want, "")

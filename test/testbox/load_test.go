@@ -35,9 +35,7 @@ func TestLongConnectionIsOpenedLate(t *testing.T) {
 	}
 	for range 2 { // the first one takes the room
 		c, _, err := syscall.Accept(fd)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 		defer syscall.Close(c)
 		go func() {
 			b := make([]byte, 4<<10)

@@ -92,6 +92,14 @@ func False(t Test, so bool, wrong string, args ...any) {
 	True(t, !so, wrong, args...)
 }
 
+// Require ends the test with a message, which says what is wrong, unless something is so.
+func Require(t Test, so bool, wrong string, args ...any) {
+	t.Helper()
+	if !so {
+		t.Fatal(fmt.Sprintf(wrong, args...))
+	}
+}
+
 // Equal fails the test unless got is want. what begins the message, which goes on with the two: "the key %s is".
 func Equal[T comparable](t Test, got, want T, what string, args ...any) {
 	t.Helper()

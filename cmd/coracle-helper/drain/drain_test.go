@@ -175,9 +175,7 @@ func TestOldestOutputIsDroppedWithAMarker(t *testing.T) {
 	for sc := bufio.NewScanner(bytes.NewReader(out)); sc.Scan(); {
 		var i, gap int
 		if _, err := fmt.Sscanf(sc.Text(), "line %d", &i); err == nil {
-			if markers == 0 && i != next {
-				t.Fatalf("line %d after %d without a marker", i, next-1)
-			}
+			testenv.Require(t, markers != 0 || i == next, "line %d after %d without a marker", i, next-1)
 			got, next = got+1, i+1
 			continue
 		}
@@ -185,20 +183,14 @@ func TestOldestOutputIsDroppedWithAMarker(t *testing.T) {
 			markers, missing = markers+1, gap
 			continue
 		}
-		if sc.Text() != "" && !strings.HasPrefix("line 000000000", sc.Text()) {
-			t.Fatalf("unexpected line %q", sc.Text())
-		}
+		testenv.Require(t, sc.Text() == "" || strings.HasPrefix("line 000000000", sc.Text()), "unexpected line %q", sc.Text())
 	}
-	if markers != 1 || next != n {
-		t.Fatalf("%d markers, last line %d of %d", markers, next-1, n-1)
-	}
+	testenv.Require(t, markers == 1 && next == n, "%d markers, last line %d of %d", markers, next-1, n-1)
 	marker := len("[coracle: this output was not read for a while and its buffer was full:  bytes are missing here]\n\n") + len(fmt.Sprint(missing))
 	if total := missing + len(out) - marker; total != n*15 {
 		t.Errorf("%d missing and %d delivered are not the %d bytes written", missing, len(out)-marker, n*15)
 	}
-	if len(out) < 1<<19 || len(out) > 1<<20+1<<18 {
-		t.Errorf("%d bytes were kept with a limit of 1 MiB", len(out))
-	}
+	testenv.False(t, len(out) < 1<<19 || len(out) > 1<<20+1<<18, "%d bytes were kept with a limit of 1 MiB", len(out))
 }
 
 func TestStuckReaderDoesNotStopTheContainer(t *testing.T) {

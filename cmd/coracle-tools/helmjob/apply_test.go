@@ -251,9 +251,7 @@ func TestNextChildGoesOnAfterAKilledOne(t *testing.T) {
 	}
 	r := testenv.Must(tt.child(t.Context(), tt.request(web("1.0.0"))))(t)
 	t.Log(r.Message)
-	if r.Action != helmjob.Recovered || r.Found != "pending-install" {
-		t.Fatalf("the next child's result is %+v", r)
-	}
+	testenv.Require(t, r.Action == helmjob.Recovered && r.Found == "pending-install", "the next child's result is %+v", r)
 	tt.wantGreeting("web", "hello")
 }
 

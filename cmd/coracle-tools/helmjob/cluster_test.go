@@ -199,9 +199,7 @@ func (t *tester) rewrite(change func(*release.Release)) {
 	cfg := action.NewConfiguration(action.ConfigurationSetLogger(slog.DiscardHandler))
 	testenv.NoError(t, cfg.Init(c, t.ns, cmp.Or(t.driver, "secret")))
 	history, err := (&job{req: t.removal(), cfg: cfg}).history()
-	if err != nil || len(history) == 0 {
-		t.Fatalf("no release: %v", err)
-	}
+	testenv.Require(t, err == nil && len(history) != 0, "no release: %v", err)
 	last := lastOf(history)
 	change(last)
 	testenv.NoError(t, cfg.Releases.Update(last))

@@ -40,15 +40,11 @@ func TestReleaseIsStoredInConfigMaps(t *testing.T) {
 func (t *tester) records() string {
 	t.Helper()
 	list, err := shared.client.CoreV1().ConfigMaps(t.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "owner=helm,name=web"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	var names []string
 	for _, m := range list.Items {
 		names = append(names, m.Name)
-		if len(m.Labels[sealLabel]) != 60 {
-			t.Errorf("the record %s has the seal %q", m.Name, m.Labels[sealLabel])
-		}
+		testenv.False(t, len(m.Labels[sealLabel]) != 60, "the record %s has the seal %q", m.Name, m.Labels[sealLabel])
 	}
 	return strings.Join(names, " ")
 }

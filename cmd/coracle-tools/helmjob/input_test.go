@@ -83,9 +83,7 @@ func TestValuesAndSetAreMerged(t *testing.T) {
 			"a.b": intstr.FromInt32(2), "g": text("1"), "h": text("true"), "i": text("null"), "d": text("x,y=z"), "j[0].k": text(`a\,b`), "l": text(""),
 		},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, err)
 	got, err := yaml.Marshal(values)
 	want := "a:\n  b: 2\n  c:\n  - 3\n  f: null\nd: x,y=z\ng: \"1\"\nh: true\ni: null\nj:\n- k: a,b\nl: \"\"\n"
 	testenv.False(t, err != nil || string(got) != want, "%v, values:\n%swant:\n%s", err, got, want)

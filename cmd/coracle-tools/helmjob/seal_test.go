@@ -39,9 +39,7 @@ func forgedRecord(t *testing.T, driver string) {
 		t.Helper()
 		_, err := shared.client.CoreV1().ConfigMaps(t.ns).Create(t.Context(),
 			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "prey"}, Data: map[string]string{"greeting": "mine"}}, metav1.CreateOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.NoError(t, err)
 	}
 	hooks := func(manifest string, events ...release.HookEvent) func(*release.Release) {
 		return func(r *release.Release) {

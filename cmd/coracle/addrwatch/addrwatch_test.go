@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // machine is one whose addresses the test says.
@@ -80,9 +82,7 @@ func TestLastingAddressChangeIsReported(t *testing.T) {
 					}
 				}()
 				got := Changed(ctx, m.options(tt.have...))
-				if !slices.Equal(got, tt.want) || len(m.gone) != tt.gone {
-					t.Errorf("%v, want %v; Gone %v times", got, tt.want, m.gone)
-				}
+				testenv.False(t, !slices.Equal(got, tt.want) || len(m.gone) != tt.gone, "%v, want %v; Gone %v times", got, tt.want, m.gone)
 			})
 		})
 	}

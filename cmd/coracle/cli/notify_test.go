@@ -28,9 +28,7 @@ func TestSystemdIsNotified(t *testing.T) {
 			testenv.NoError(t, n.send("READY=1"))
 			b := make([]byte, 100)
 			got, err := c.Read(b)
-			if err != nil || string(b[:got]) != "READY=1" {
-				t.Errorf("systemd got %q, %v", b[:got], err)
-			}
+			testenv.False(t, err != nil || string(b[:got]) != "READY=1", "systemd got %q, %v", b[:got], err)
 		})
 	}
 	testenv.Check(t, (notifier{}).send("READY=1"), "without systemd")

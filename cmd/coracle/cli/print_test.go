@@ -6,15 +6,15 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
 // TestTablesEscapeControlCharacters: what other machines said of themselves neither commands the terminal nor adds
 // rows.
 func TestTablesEscapeControlCharacters(t *testing.T) {
 	var out strings.Builder
-	if err := printTable(&out, []string{"MEMBER", "STATE"}, [][]string{{"a\x1b]0;owned\x07\nroot", "alive"}}); err != nil {
-		t.Fatal(err)
-	}
+	testenv.NoError(t, printTable(&out, []string{"MEMBER", "STATE"}, [][]string{{"a\x1b]0;owned\x07\nroot", "alive"}}))
 	if got, want := out.String(), "MEMBER              STATE\na?]0;owned??root    alive\n"; strings.ReplaceAll(got, " ", "") != strings.ReplaceAll(want, " ", "") {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -62,8 +62,6 @@ func TestStoreStatusOfOneAmongServers(t *testing.T) {
 	} {
 		var b strings.Builder
 		testenv.NoError(t, c.status.print(&b, time.Now()))
-		if !strings.HasSuffix(b.String(), c.want) {
-			t.Errorf("%s\nwant at its end %q", b.String(), c.want)
-		}
+		testenv.True(t, strings.HasSuffix(b.String(), c.want), "%s\nwant at its end %q", b.String(), c.want)
 	}
 }

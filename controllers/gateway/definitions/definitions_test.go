@@ -76,9 +76,7 @@ func TestDefineLeavesOthersAlone(t *testing.T) {
 				testenv.NoError(t, Define(t.Context(), client))
 			}
 			all, err := client.Resource(gvr).List(t.Context(), metav1.ListOptions{})
-			if err != nil || len(all.Items) != len(read(t)) {
-				t.Fatalf("there are %d definitions, %v", len(all.Items), err)
-			}
+			testenv.Require(t, err == nil && len(all.Items) == len(read(t)), "there are %d definitions, %v", len(all.Items), err)
 			have := testenv.Must(client.Resource(gvr).Get(t.Context(), name, metav1.GetOptions{}))(t)
 			_, replaced := have.Object["spec"]
 			testenv.Equal(t, replaced, c.replaced, "replaced:")
@@ -100,7 +98,5 @@ func TestKindsThatAreServed(t *testing.T) {
 	for _, u := range read(t) {
 		names = append(names, u.GetName())
 	}
-	if !slices.Contains(names, "httproutes.gateway.networking.k8s.io") || len(names) != 8 {
-		t.Errorf("the definitions are %v", names)
-	}
+	testenv.False(t, !slices.Contains(names, "httproutes.gateway.networking.k8s.io") || len(names) != 8, "the definitions are %v", names)
 }

@@ -32,9 +32,7 @@ func TestUnpackedChartsSumIgnoresLocation(t *testing.T) {
 	sum := func(name string) string {
 		t.Helper()
 		s, err := helmjob.SumFile(at(name))
-		if err != nil || len(s) != 64 {
-			t.Errorf("the sum of %s is %q: %v", name, s, err)
-		}
+		testenv.False(t, err != nil || len(s) != 64, "the sum of %s is %q: %v", name, s, err)
 		return s
 	}
 	for chart, image := range map[string]string{"app-1": "one", "app-2": "two", "copy-of-1": "one"} {

@@ -77,9 +77,7 @@ func request(namespace string) *helmjob.Request {
 func TestRunReturnsChildsResultOrFailure(t *testing.T) {
 	r, _ := runner(t)
 	got, err := r.Run(t.Context(), request("default"))
-	if err != nil || got.Failed() || got.Action != helmjob.Installed || got.Message != "a: <b>\n" {
-		t.Errorf("%v, %+v", err, got)
-	}
+	testenv.False(t, err != nil || got.Failed() || got.Action != helmjob.Installed || got.Message != "a: <b>\n", "%v, %+v", err, got)
 
 	r, log := runner(t)
 	_, err = r.Run(t.Context(), request("nonsense"))

@@ -17,12 +17,8 @@ func TestEncodedIndexIsParsedBack(t *testing.T) {
 		{Path: "nftables/nft", Mode: 0o555, Size: 12, SHA256: "ab"},
 	}
 	got := testenv.Must(index.Parse(x.Encode()))(t)
-	if !reflect.DeepEqual(got, x) {
-		t.Fatalf("got %+v, want %+v", got, x)
-	}
-	if got.Bytes() != 12 {
-		t.Errorf("Bytes() = %d, want 12", got.Bytes())
-	}
+	testenv.Require(t, reflect.DeepEqual(got, x), "got %+v, want %+v", got, x)
+	testenv.False(t, got.Bytes() != 12, "Bytes() = %d, want 12", got.Bytes())
 }
 
 func TestBadIndexIsRejected(t *testing.T) {

@@ -70,9 +70,7 @@ func TestRequestAsAServerSeesIt(t *testing.T) {
 	resp := do(t, c, r)
 	got, err := io.ReadAll(resp.Body)
 	want := "PUT /a/b /a/b?c=d host=memory q=c=d remote=127.0.0.1:0 len=3 body=xyz <nil> auth=Bearer t abs=false tls=false value=<nil>"
-	if err != nil || string(got) != want {
-		t.Errorf("got  %s, %v\nwant %s", got, err, want)
-	}
+	testenv.False(t, err != nil || string(got) != want, "got  %s, %v\nwant %s", got, err, want)
 	if resp.Header.Get("Content-Type") != "text/plain; charset=utf-8" || resp.StatusCode != http.StatusOK || resp.Status != "200 OK" {
 		t.Errorf("%s, %v", resp.Status, resp.Header)
 	}
@@ -95,9 +93,7 @@ func TestFlushedLineArrivesAtOnce(t *testing.T) {
 	for i := range 3 {
 		next <- struct{}{}
 		line, err := lines.ReadString('\n')
-		if err != nil || line != fmt.Sprintf("line %d\n", i) {
-			t.Fatalf("%q, %v", line, err)
-		}
+		testenv.Require(t, err == nil && line == fmt.Sprintf("line %d\n", i), "%q, %v", line, err)
 	}
 	if _, err := lines.ReadByte(); err != io.EOF {
 		t.Errorf("after the handler's end: %v", err)
@@ -111,9 +107,7 @@ func TestLargeBodiesPassWhole(t *testing.T) {
 	})
 	resp := do(t, c, request(t, t.Context(), http.MethodPost, "/", bytes.NewReader(data)))
 	got, err := io.ReadAll(resp.Body)
-	if err != nil || !bytes.Equal(got, data) {
-		t.Errorf("%d bytes of %d, %v", len(got), len(data), err)
-	}
+	testenv.False(t, err != nil || !bytes.Equal(got, data), "%d bytes of %d, %v", len(got), len(data), err)
 }
 
 // TestHandlerBlocksWhileClientDoesNotRead wants a handler to stand still while the client does not read.
@@ -222,9 +216,7 @@ func TestClientTimeoutEndsRequest(t *testing.T) {
 	c.Timeout = 10 * time.Millisecond
 	_, err := c.Do(request(t, t.Context(), http.MethodGet, "/", nil))
 	var timeout interface{ Timeout() bool }
-	if !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Errorf("%v, want a timeout", err)
-	}
+	testenv.False(t, !errors.As(err, &timeout) || !timeout.Timeout(), "%v, want a timeout", err)
 }
 
 func TestPanicOfHandlerIsTheClientsError(t *testing.T) {
@@ -248,9 +240,7 @@ func TestPanicOfHandlerIsTheClientsError(t *testing.T) {
 			}
 			defer resp.Body.Close()
 			got, err := io.ReadAll(resp.Body)
-			if !errors.Is(err, io.ErrUnexpectedEOF) || string(got) != "half" {
-				t.Errorf("%q, %v", got, err)
-			}
+			testenv.False(t, !errors.Is(err, io.ErrUnexpectedEOF) || string(got) != "half", "%q, %v", got, err)
 		})
 	}
 }
@@ -291,9 +281,7 @@ func TestHeaderIsASnapshot(t *testing.T) {
 		w.WriteHeader(http.StatusOK)
 	})
 	resp := do(t, c, request(t, t.Context(), http.MethodGet, "/", nil))
-	if resp.StatusCode != http.StatusTeapot || resp.Header.Get("A") != "1" {
-		t.Errorf("%d, %v", resp.StatusCode, resp.Header)
-	}
+	testenv.False(t, resp.StatusCode != http.StatusTeapot || resp.Header.Get("A") != "1", "%d, %v", resp.StatusCode, resp.Header)
 }
 
 func TestUpgradesAreRefused(t *testing.T) {

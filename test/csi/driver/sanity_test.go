@@ -29,13 +29,9 @@ kill $! && wait $! && exit $code`
 		t.Run("driver"+flag, func(t *testing.T) {
 			dir := t.TempDir()
 			out, err := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sanity", dir, programs, flag).CombinedOutput()
-			if err != nil || !bytes.Contains(out, []byte("| 0 Failed |")) {
-				t.Errorf("csi-sanity: %v\n%s", err, out)
-			}
+			testenv.False(t, err != nil || !bytes.Contains(out, []byte("| 0 Failed |")), "csi-sanity: %v\n%s", err, out)
 			left, err := filepath.Glob(filepath.Join(dir, "volumes", "[^.]*"))
-			if err != nil || len(left) > 0 {
-				t.Errorf("it leaves %v, %v", left, err)
-			}
+			testenv.False(t, err != nil || len(left) > 0, "it leaves %v, %v", left, err)
 		})
 	}
 }

@@ -88,9 +88,7 @@ func TestNoDescriptorForNewFile(t *testing.T) {
 	}
 	testenv.Must(unix.Write(std, []byte("panic\n")))(t)
 	old, err := os.ReadFile(l.path + ".1")
-	if err != nil || !strings.HasPrefix(string(old), string(text)) {
-		t.Errorf("FILE.1 has %q (%v)", old, err)
-	}
+	testenv.False(t, err != nil || !strings.HasPrefix(string(old), string(text)), "FILE.1 has %q (%v)", old, err)
 	rest, err := os.ReadFile(l.path)
 	if err != nil || strings.Count(string(old)+string(rest), forty) != 6 || !strings.HasSuffix(string(rest), "panic\n") {
 		t.Errorf("afterwards the log has %q (%v)", rest, err)
