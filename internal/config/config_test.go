@@ -56,6 +56,16 @@ func load(t *testing.T, files map[string]string, environ []string, h config.Host
 	return config.LoadServer(config.Sources{Flags: flags, Environ: environ, Host: h})
 }
 
+// refused fails the test unless each of these values of a flag is refused, with an error that names the flag.
+func refused(t *testing.T, flag string, values ...string) {
+	t.Helper()
+	for _, value := range values {
+		if _, err := load(t, map[string]string{}, nil, board, flag+"="+value); err == nil || !strings.Contains(err.Error(), flag) {
+			t.Errorf("%s=%s: %v", flag, value, err)
+		}
+	}
+}
+
 var board = host{"Board1", []string{"10.42.0.1", "192.0.2.7", "fd00::7"}}
 
 func TestServerHasDefaultsWithoutFlags(t *testing.T) {
@@ -229,11 +239,7 @@ func TestExternalNetworkNeedsExternalAddress(t *testing.T) {
 func TestBadExternalAddressesAreRefused(t *testing.T) {
 	s, err := load(t, map[string]string{}, []string{"CORACLE_NODE_EXTERNAL_IP=203.0.113.7,2001:db8::7"}, board)
 	testenv.False(t, err != nil || len(s.Node.ExternalIPs) != 2 || s.Node.ExternalIPs[1].String() != "2001:db8::7", "%v, %v", err, s)
-	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "203.0.113.7,203.0.113.8", "a"} {
-		if _, err := load(t, map[string]string{}, nil, board, "--node-external-ip="+bad); err == nil || !strings.Contains(err.Error(), "--node-external-ip") {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
+	refused(t, "--node-external-ip", "127.0.0.1", "10.42.0.9", "203.0.113.7,203.0.113.8", "a")
 }
 
 func TestBadNodeTaintsAreRefused(t *testing.T) {
@@ -241,11 +247,7 @@ func TestBadNodeTaintsAreRefused(t *testing.T) {
 	if err != nil || len(s.Node.Taints) != 2 || s.Node.Taints[0].ToString() != "a=b:NoSchedule" || s.Node.Taints[1].ToString() != "a:NoExecute" {
 		t.Errorf("%v, %v", err, s)
 	}
-	for _, bad := range []string{"a=b", "a=b:Never", "a b:NoSchedule", "a:NoSchedule-", "a-", "a=b:NoSchedule,a=c:NoSchedule"} {
-		if _, err := load(t, map[string]string{}, nil, board, "--node-taint="+bad); err == nil || !strings.Contains(err.Error(), "--node-taint") {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
+	refused(t, "--node-taint", "a=b", "a=b:Never", "a b:NoSchedule", "a:NoSchedule-", "a-", "a=b:NoSchedule,a=c:NoSchedule")
 }
 
 func TestLocalStoragePathsAreParsed(t *testing.T) {
@@ -258,21 +260,13 @@ func TestLocalStoragePathsAreParsed(t *testing.T) {
 		t.Errorf("%v, %v", err, s)
 	}
 	// It would be closed to everybody else.
-	for _, bad := range []string{"/", "/srv", "/srv/volumes,/home/", "/srv/.."} {
-		if _, err := load(t, map[string]string{}, nil, board, "--default-local-storage-path="+bad); err == nil || !strings.Contains(err.Error(), "--default-local-storage-path") {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
+	refused(t, "--default-local-storage-path", "/", "/srv", "/srv/volumes,/home/", "/srv/..")
 }
 
 func TestBadVirtualAddressesAreRefused(t *testing.T) {
 	s, err := load(t, map[string]string{"config.yaml": "vip: [192.0.2.100, fd00::100]\nvip-interface: eth1\n"}, nil, board)
 	testenv.False(t, err != nil || len(s.VIPs) != 2 || s.VIPs[1].String() != "fd00::100" || s.VIPInterface != "eth1", "%v, %v", err, s)
-	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "10.43.0.9", "224.0.0.1", "192.0.2.100,192.0.2.101", "192.0.2.100/24", "a"} {
-		if _, err := load(t, map[string]string{}, nil, board, "--vip="+bad); err == nil || !strings.Contains(err.Error(), "--vip") {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
+	refused(t, "--vip", "127.0.0.1", "10.42.0.9", "10.43.0.9", "224.0.0.1", "192.0.2.100,192.0.2.101", "192.0.2.100/24", "a")
 }
 
 func TestLoadBalancerPool(t *testing.T) {
@@ -280,11 +274,7 @@ func TestLoadBalancerPool(t *testing.T) {
 	if err != nil || len(s.LBPool) != 2 || s.LBPool[0].Last.String() != "192.0.2.210" || s.LBPool[1].First.String() != "fd00::100" {
 		t.Errorf("%v, %v", err, s)
 	}
-	for _, bad := range []string{"127.0.0.1", "10.42.0.9", "10.43.0.9-10.43.0.20", "10.0.0.0-10.255.0.0", "224.0.0.1", "192.0.2.9-192.0.2.5", "a"} {
-		if _, err := load(t, map[string]string{}, nil, board, "--load-balancer-pool="+bad); err == nil || !strings.Contains(err.Error(), "--load-balancer-pool") {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
+	refused(t, "--load-balancer-pool", "127.0.0.1", "10.42.0.9", "10.43.0.9-10.43.0.20", "10.0.0.0-10.255.0.0", "224.0.0.1", "192.0.2.9-192.0.2.5", "a")
 }
 
 func TestIngressFlagsAreParsed(t *testing.T) {
@@ -329,11 +319,7 @@ func TestLoadBalancerReservedPorts(t *testing.T) {
 			t.Errorf("%q: %v, want %s", given, err, want)
 		}
 	}
-	for _, bad := range []string{"ssh", "0", "22/ICMP", "none,22"} {
-		if _, err := load(t, map[string]string{}, nil, board, "--load-balancer-reserved-ports="+bad); err == nil || !strings.Contains(err.Error(), "--load-balancer-reserved-ports") {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
+	refused(t, "--load-balancer-reserved-ports", "ssh", "0", "22/ICMP", "none,22")
 }
 
 // TestNameWithID: a machine's name stays what it is, and another machine of the same host name has another one.
@@ -360,11 +346,7 @@ func TestConsoleListenAddressIsChecked(t *testing.T) {
 	}
 	_, err := load(t, map[string]string{}, nil, board, "--console-listen=:8443", "--disable=console")
 	testenv.WantError(t, err, "contradicts --disable console")
-	for _, bad := range []string{"8443", "192.0.2.1", ":0", ":65536", "example.com:8443", ":http"} {
-		if _, err := load(t, map[string]string{}, nil, board, "--console-listen="+bad); err == nil || !strings.Contains(err.Error(), "--console-listen") {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
+	refused(t, "--console-listen", "8443", "192.0.2.1", ":0", ":65536", "example.com:8443", ":http")
 }
 
 func TestConsoleOIDCOptionsAreChecked(t *testing.T) {
