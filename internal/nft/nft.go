@@ -61,15 +61,7 @@ func Exists(t Table) (bool, error) {
 
 // Ensure makes an empty table, unless it exists.
 func Ensure(t Table) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
-	}
-	conn.AddTable(&nftables.Table{Family: t.Family, Name: t.Name})
-	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("making the nftables table %s: %w", t.Name, err)
-	}
-	return nil
+	return t.change("making", func(c *nftables.Conn, table *nftables.Table) { c.AddTable(table) })
 }
 
 // Delete deletes the table and its content. A missing table is no error.
@@ -78,13 +70,17 @@ func Delete(t Table) error {
 	if err != nil || !ok {
 		return err
 	}
+	return t.change("deleting", (*nftables.Conn).DelTable)
+}
+
+func (t Table) change(doing string, how func(*nftables.Conn, *nftables.Table)) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
-	conn.DelTable(&nftables.Table{Family: t.Family, Name: t.Name})
+	how(conn, &nftables.Table{Family: t.Family, Name: t.Name})
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("deleting the nftables table %s: %w", t.Name, err)
+		return fmt.Errorf("%s the nftables table %s: %w", doing, t.Name, err)
 	}
 	return nil
 }
