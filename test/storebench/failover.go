@@ -26,10 +26,17 @@ const (
 
 // failover kills leaders, one after the other.
 func (b *bench) failover(ctx context.Context, voters int) error {
+	return b.eachSystem(ctx, voters, func(c *cluster) error {
+		return b.killLeaders(ctx, c, "kill -9 of the leader to next write on another server", pick(b, 20, 3))
+	})
+}
+
+// eachSystem calls f with a new cluster of each system.
+func (b *bench) eachSystem(ctx context.Context, voters int, f func(*cluster) error) error {
 	for _, sys := range b.systems {
 		c, err := b.newCluster(ctx, sys, voters)
 		if err == nil {
-			err = b.killLeaders(ctx, c, "kill -9 of the leader to next write on another server", pick(b, 20, 3))
+			err = f(c)
 			c.close()
 		}
 		if err != nil {
@@ -123,17 +130,7 @@ func (c *cluster) failover(ctx context.Context) (time.Duration, error) {
 // starved measures whether leaders last while other processes take the
 // processor, and how long a failover takes then.
 func (b *bench) starved(ctx context.Context, voters int) error {
-	for _, sys := range b.systems {
-		c, err := b.newCluster(ctx, sys, voters)
-		if err == nil {
-			err = b.starve(ctx, c)
-			c.close()
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", sys.name(), err)
-		}
-	}
-	return nil
+	return b.eachSystem(ctx, voters, func(c *cluster) error { return b.starve(ctx, c) })
 }
 
 func (b *bench) starve(ctx context.Context, c *cluster) error {
