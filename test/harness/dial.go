@@ -19,44 +19,34 @@ var errOff = errors.New("the machine is off")
 // Dial connects from this process as a program on the machine does. It may be called from any goroutine, as an HTTP
 // client's dialer too. While the machine is off it fails at once.
 func (m *Machine) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	namespace := m.network.Load()
-	if namespace == nil {
-		return nil, errOff
-	}
-	var c net.Conn
-	err := inNetwork(namespace, func() (err error) {
-		c, err = new(net.Dialer).DialContext(ctx, network, address)
-		return err
-	})
-	return c, err
+	return open(m, func() (net.Conn, error) { return new(net.Dialer).DialContext(ctx, network, address) })
 }
 
 // ListenPacket opens a UDP port on the machine.
 func (m *Machine) ListenPacket(address string) (net.PacketConn, error) {
-	namespace := m.network.Load()
-	if namespace == nil {
-		return nil, errOff
-	}
-	var c net.PacketConn
-	err := inNetwork(namespace, func() (err error) {
-		c, err = new(net.ListenConfig).ListenPacket(context.Background(), "udp", address)
-		return err
+	return open(m, func() (net.PacketConn, error) {
+		return new(net.ListenConfig).ListenPacket(context.Background(), "udp", address)
 	})
-	return c, err
 }
 
 // Listen opens a TCP port on the machine.
 func (m *Machine) Listen(address string) (net.Listener, error) {
+	return open(m, func() (net.Listener, error) {
+		return new(net.ListenConfig).Listen(context.Background(), "tcp", address)
+	})
+}
+
+// open runs f in a machine's network.
+func open[T any](m *Machine, f func() (T, error)) (socket T, err error) {
 	namespace := m.network.Load()
 	if namespace == nil {
-		return nil, errOff
+		return socket, errOff
 	}
-	var l net.Listener
-	err := inNetwork(namespace, func() (err error) {
-		l, err = new(net.ListenConfig).Listen(context.Background(), "tcp", address)
+	err = inNetwork(namespace, func() (err error) {
+		socket, err = f()
 		return err
 	})
-	return l, err
+	return socket, err
 }
 
 // inNetwork runs f on a thread in a network namespace. What f starts on other goroutines is not in it.

@@ -306,24 +306,21 @@ func Eventually(t testing.TB, within time.Duration, what string, f func() error)
 // leads out.
 func (m *Machine) OnlyIPv6(ip string) {
 	m.T.Helper()
-	const script = `set -e
-ip address flush dev eth0 scope global
-ip address add "$1/64" dev eth0 nodad
-ip -6 route replace default via "${1%:*}:1" dev eth0`
-	if out, err := m.Run("sh", "-c", script, "only-ipv6", ip); err != nil {
-		m.T.Fatalf("give machine %d the address %s: %v\n%s", m.Number, ip, err, out)
-	}
-	m.IP = ip
+	m.replaceAddress(ip, `ip address add "$1/64" dev eth0 nodad
+ip -6 route replace default via "${1%:*}:1" dev eth0`)
 }
 
 // Readdress takes the machine's address away and gives it another one, in a network of 24 bits whose first address
 // leads out.
 func (m *Machine) Readdress(ip string) {
 	m.T.Helper()
-	const script = `set -e
-ip address flush dev eth0 scope global
-ip address add "$1/24" dev eth0
-ip route replace default via "${1%.*}.1" dev eth0`
+	m.replaceAddress(ip, `ip address add "$1/24" dev eth0
+ip route replace default via "${1%.*}.1" dev eth0`)
+}
+
+func (m *Machine) replaceAddress(ip, how string) {
+	m.T.Helper()
+	script := "set -e\nip address flush dev eth0 scope global\n" + how
 	if out, err := m.Run("sh", "-c", script, "readdress", ip); err != nil {
 		m.T.Fatalf("give machine %d the address %s: %v\n%s", m.Number, ip, err, out)
 	}
