@@ -317,14 +317,7 @@ func TestScheduleWithS3(t *testing.T) {
 
 func (m *machine) scheduledInFolder() []string {
 	m.t.Helper()
-	list := testenv.Must(m.folder.list())(m.t)
-	var out []string
-	for _, i := range list {
-		if i.Scheduled {
-			out = append(out, i.Name)
-		}
-	}
-	return out
+	return scheduled(testenv.Must(m.folder.list())(m.t))
 }
 
 // TestS3ErrorsHaveHints: every answer that a user can do something about says what.

@@ -76,9 +76,12 @@ func (m *machine) pass(d time.Duration) {
 }
 
 // scheduledOnes are the names of the scheduled snapshots.
-func (m *machine) scheduledOnes() (out []string) {
+func (m *machine) scheduledOnes() []string {
 	m.t.Helper()
-	list := testenv.Must(m.List(m.t.Context()))(m.t)
+	return scheduled(testenv.Must(m.List(m.t.Context()))(m.t))
+}
+
+func scheduled(list []Info) (out []string) {
 	for _, i := range list {
 		if i.Scheduled {
 			out = append(out, i.Name)
