@@ -39,10 +39,15 @@ func TestCgroupsAreSweptRarely(t *testing.T) {
 	})
 }
 
+// wayBegins checks that upstream's kubelet has a field of this type where a way to what is in it begins.
+func wayBegins[T any](t *testing.T, way []string) {
+	t.Helper()
+	f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(way[0])
+	testenv.True(t, ok && f.Type == reflect.TypeFor[T](), "a kubelet's %s: %v", way[0], f.Type)
+}
+
 // Upstream's kubelet still has its manager of cgroups where sweepRarely expects it.
 func TestWayToTheCgroups(t *testing.T) {
-	if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(cgroupsAt[0]); !ok || f.Type != reflect.TypeFor[cm.ContainerManager]() {
-		t.Errorf("a kubelet's %s: %v", cgroupsAt[0], f.Type)
-	}
+	wayBegins[cm.ContainerManager](t, cgroupsAt)
 	testenv.Fails(t, sweepRarely(&struct{ containerManager int }{}), "there is no manager, and no error")
 }

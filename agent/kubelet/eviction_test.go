@@ -4,7 +4,6 @@ package kubelet
 
 import (
 	"context"
-	"reflect"
 	"testing"
 	"time"
 
@@ -12,7 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
-	upstream "k8s.io/kubernetes/pkg/kubelet"
 	"k8s.io/kubernetes/pkg/kubelet/cm"
 	"k8s.io/kubernetes/pkg/kubelet/eviction"
 	evictionapi "k8s.io/kubernetes/pkg/kubelet/eviction/api"
@@ -111,8 +109,6 @@ func TestEvictionHasPodsFiguresWhenItEvicts(t *testing.T) {
 
 // Upstream's kubelet still begins the ways to the eviction manager's figures as evictByNode does.
 func TestWayToTheEvictionManager(t *testing.T) {
-	if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(evictionStatsAt[0]); !ok || f.Type != reflect.TypeFor[eviction.Manager]() {
-		t.Errorf("a kubelet's %s: %v", evictionStatsAt[0], f.Type)
-	}
+	wayBegins[eviction.Manager](t, evictionStatsAt)
 	testenv.Fails(t, evictByNode(t.Context(), &struct{ evictionManager int }{}, &someNode{}), "there is no eviction manager, and no error")
 }

@@ -5,7 +5,6 @@ package kubelet
 import (
 	"context"
 	"errors"
-	"reflect"
 	"testing"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/credentialprovider"
-	upstream "k8s.io/kubernetes/pkg/kubelet"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	kubecontainer "k8s.io/kubernetes/pkg/kubelet/container"
 	"k8s.io/kubernetes/pkg/kubelet/images"
@@ -142,10 +140,7 @@ func credentialsOf(tenant string) *kubeletconfig.ImagePullCredentials {
 // Upstream's kubelet still begins the way to its manager of pulls as trustImported does. That the rest of the way is
 // right is seen with a whole kubelet (TestOneNode/imported).
 func TestWayToThePullManager(t *testing.T) {
-	field, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(pullManagerAt[0])
-	if !ok || field.Type != reflect.TypeFor[kubecontainer.Runtime]() {
-		t.Errorf("a kubelet's %s: %v", pullManagerAt[0], field.Type)
-	}
+	wayBegins[kubecontainer.Runtime](t, pullManagerAt)
 	for _, lost := range []any{struct{}{}, &struct{ containerRuntime int }{}, &struct{ containerRuntime kubecontainer.Runtime }{}} {
 		testenv.Fails(t, trustImported(lost, string(kubeletconfig.NeverVerifyPreloadedImages), func(context.Context, string) bool { return true }), "%T has no manager of pulls, and no error", lost)
 	}

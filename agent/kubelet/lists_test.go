@@ -5,7 +5,6 @@ package kubelet
 import (
 	"context"
 	"net"
-	"reflect"
 	"testing"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	remote "k8s.io/cri-client/pkg"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
-	upstream "k8s.io/kubernetes/pkg/kubelet"
 
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
@@ -83,8 +81,6 @@ func TestListsAreOurRuntimes(t *testing.T) {
 // Upstream's kubelet still begins the way to its client as askInProcess does; the rest of it is in
 // TestListsWithoutTheSocket.
 func TestWayToTheRuntimesClient(t *testing.T) {
-	if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(clientAt[0]); !ok || f.Type != reflect.TypeFor[internalapi.RuntimeService]() {
-		t.Errorf("a kubelet's %s: %v", clientAt[0], f.Type)
-	}
+	wayBegins[internalapi.RuntimeService](t, clientAt)
 	testenv.Fails(t, askInProcess(&struct{ runtimeService int }{}, someRuntime{}), "there is no client, and no error")
 }

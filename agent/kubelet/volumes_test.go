@@ -5,7 +5,6 @@ package kubelet
 import (
 	"context"
 	"math/rand/v2"
-	"reflect"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
-	upstream "k8s.io/kubernetes/pkg/kubelet"
 	"k8s.io/kubernetes/pkg/kubelet/config"
 	kubepod "k8s.io/kubernetes/pkg/kubelet/pod"
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager"
@@ -270,13 +268,6 @@ func TestVolumesNeverRestForLong(t *testing.T) {
 
 // Upstream's kubelet still begins the ways as restVolumes does; the rest of them is in TestVolumeLoopsRestBetweenPods.
 func TestWayToTheVolumeManager(t *testing.T) {
-	for _, c := range []struct {
-		way  []string
-		want reflect.Type
-	}{{volumesAt, reflect.TypeFor[volumemanager.VolumeManager]()}} {
-		if f, ok := reflect.TypeFor[upstream.Kubelet]().FieldByName(c.way[0]); !ok || f.Type != c.want {
-			t.Errorf("a kubelet's %s: %v", c.way[0], f.Type)
-		}
-	}
+	wayBegins[volumemanager.VolumeManager](t, volumesAt)
 	testenv.Fails(t, restVolumes(&struct{ volumeManager int }{}), "there is no volume manager, and no error")
 }
