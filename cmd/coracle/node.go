@@ -121,10 +121,16 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 	if err := os.Setenv("PATH", dir.Path+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
 		return fmt.Errorf("setting PATH: %w", err)
 	}
+	return agent.Run(ctx, n.options(dir, p, isReady))
+}
+
+// options are the agent's. isReady is called when the node is ready.
+func (n node) options(dir embedded.Dir, p *cli.Process, isReady func()) agent.Options {
 	o := agent.Options{
 		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable,
 		PauseTar: dir.File("pause.tar"), PauseImage: embedded.PauseImage,
 		NodeName: n.machine.Name, NodeIPs: n.machine.IPs, ExternalIPs: n.machine.ExternalIPs, Labels: n.machine.Labels,
+		Taints:            n.machine.Taints,
 		KubeletKubeconfig: n.credentials.KubeletKubeconfig, NetworkKubeconfig: n.credentials.NetworkKubeconfig,
 		KubeletServingCert: n.credentials.KubeletServing, KubeletServingKey: n.credentials.KubeletServing,
 		ClientCAFile:  n.credentials.ClientCAFile,
@@ -156,7 +162,7 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 	if n.cluster.DNS.IsValid() {
 		o.ClusterDNS = []netip.Addr{n.cluster.DNS}
 	}
-	return agent.Run(ctx, o)
+	return o
 }
 
 // newVolumes returns the folders for local volumes on this machine.
