@@ -284,23 +284,12 @@ func TestAuthorityNearItsEnd(t *testing.T) {
 	}
 }
 
-func TestOpenedKeyIsClosed(t *testing.T) {
-	dir := t.TempDir()
-	open(t, dir, today)
-	key := filepath.Join(dir, "client-ca.key")
-	testenv.NoError(t, os.Chmod(key, 0o644))
-	open(t, dir, today)
-	if fi, err := os.Stat(key); err != nil || fi.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v", fi.Mode(), err)
-	}
-}
-
-// TestCertificateFilesAreClosed: also those that an earlier version or an operator made for others to read.
+// TestCertificateFilesAreClosed: and keys, also those that an earlier version or an operator made for others to read.
 func TestCertificateFilesAreClosed(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir, today)
-	files, err := filepath.Glob(filepath.Join(dir, "*.crt"))
-	testenv.Require(t, err == nil && len(files) >= 5, "%v %v", files, err)
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	testenv.Require(t, err == nil && len(files) >= 11, "%v %v", files, err)
 	for _, again := range []bool{false, true} {
 		for _, file := range files {
 			if fi, err := os.Stat(file); err != nil || fi.Mode().Perm() != 0o600 {
