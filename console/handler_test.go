@@ -114,7 +114,7 @@ func TestOnlyListedHeadersReachTheAPI(t *testing.T) {
 // An attacker who guesses the code of a login, or has one that was used or is too old, logs in with it; the console
 // must not give out its token.
 func TestCodeIsGoodOnce(t *testing.T) {
-	l := &Loopback{token: "t", loggedIn: make(chan struct{}, 1)}
+	l := &Loopback{token: "t"}
 	l.code, l.expires = "c", time.Now().Add(time.Minute)
 	testenv.Fails(t, testenv.Err(l.login("wrong")), "another code was taken")
 	if token, err := l.login("c"); token != "t" || err != nil {

@@ -17,8 +17,6 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
-
-	"github.com/coracle-k8s/coracle/internal/timers"
 )
 
 const (
@@ -50,10 +48,9 @@ type Loopback struct {
 	handler  *Handler
 	token    string // 256 bits; a browser gets it for its code
 
-	mu       sync.Mutex
-	code     string    // "" once it was used
-	expires  time.Time // when the code expires
-	loggedIn timers.Signal
+	mu      sync.Mutex
+	code    string    // "" when it was taken
+	expires time.Time // when the code stops being good
 }
 
 // ListenLoopback opens the port.
@@ -63,7 +60,7 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	}
 	var key [32]byte
 	_, _ = rand.Read(key[:]) // never fails
-	l := &Loopback{o: o, token: hex.EncodeToString(key[:]), loggedIn: timers.NewSignal()}
+	l := &Loopback{o: o, token: hex.EncodeToString(key[:])}
 	var err error
 	l.handler, err = New(Options{
 		Mode: ModeLoopback, Login: l.login, User: l.user, Hosts: loopbackName, Context: o.Context, Namespace: o.Namespace,
@@ -114,10 +111,6 @@ func (l *Loopback) Link() string {
 	return fmt.Sprintf("http://127.0.0.1:%d/#code=%s", l.Port(), l.code)
 }
 
-// LoggedIn returns a channel that receives a value for each login. Its capacity is one, so that a waiting goroutine
-// learns that there was a login.
-func (l *Loopback) LoggedIn() <-chan struct{} { return l.loggedIn }
-
 func (l *Loopback) login(code string) (string, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -128,7 +121,6 @@ func (l *Loopback) login(code string) (string, error) {
 	if time.Now().After(l.expires) {
 		return "", errors.New("this link was good for a minute: press Enter where coracle console runs for a new one")
 	}
-	l.loggedIn.Send()
 	return l.token, nil
 }
 
