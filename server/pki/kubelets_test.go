@@ -58,9 +58,9 @@ func copied(t *testing.T, from string, names ...string) string {
 func TestKubeletCAOfAnOperator(t *testing.T) {
 	of, _ := open(t, t.TempDir(), today)
 	own := func(from string) string {
-		dir := copied(t, of.Dir(), "server-ca.crt", "server-ca.key")
+		dir := copied(t, of.dir, "server-ca.crt", "server-ca.key")
 		for _, ext := range []string{".crt", ".key"} {
-			testenv.NoError(t, os.WriteFile(filepath.Join(dir, "kubelet-ca"+ext), readFile(t, filepath.Join(of.Dir(), from+ext)), 0o600))
+			testenv.NoError(t, os.WriteFile(filepath.Join(dir, "kubelet-ca"+ext), readFile(t, filepath.Join(of.dir, from+ext)), 0o600))
 		}
 		return dir
 	}

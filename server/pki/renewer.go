@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 )
 
 // managedLeaf is a leaf that is renewed, with the content of its file when it was last read.
@@ -93,30 +92,4 @@ func (p *PKI) renew(all bool) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Info describes a certificate in status reports.
-type Info struct {
-	Name      string    `json:"name"`
-	File      string    `json:"file"`
-	Issuer    string    `json:"issuer,omitempty"`
-	Authority bool      `json:"authority,omitempty"`
-	NotBefore time.Time `json:"notBefore"`
-	NotAfter  time.Time `json:"notAfter"`
-}
-
-// Certificates lists the CAs and the leaves that are renewed.
-func (p *PKI) Certificates() []Info {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var out []Info
-	for _, s := range authorities {
-		c := p.authority(s).cert()
-		out = append(out, Info{Name: string(s), File: p.CAFile(s), Authority: true, NotBefore: c.NotBefore, NotAfter: c.NotAfter})
-	}
-	for _, m := range p.leaves {
-		c := m.pair.Chain[0]
-		out = append(out, Info{Name: m.Name, File: m.Path, Issuer: string(m.Signer), NotBefore: c.NotBefore, NotAfter: c.NotAfter})
-	}
-	return out
 }
