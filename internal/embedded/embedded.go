@@ -129,9 +129,8 @@ func readIndex(src fs.FS) (x index.Index, text []byte, err error) {
 	return x, text, err
 }
 
-// UnpackSome unpacks the files whose paths want accepts, and the files to which these are links, into the new folder
-// dir. It is for tests, which need a program or two. A node needs the whole set: see Unpack.
-func UnpackSome(dir string, want func(path string) bool) error {
+// UnpackNFT unpacks nft alone into the new folder dir. It is for tests. A node needs the whole set: see Unpack.
+func UnpackNFT(dir string) error {
 	sub, err := fs.Sub(embedded, embeddedRoot)
 	if err != nil {
 		return fmt.Errorf("open the embedded programs: %w", err)
@@ -140,16 +139,12 @@ func UnpackSome(dir string, want func(path string) bool) error {
 	if err != nil {
 		return err
 	}
+	want := func(path string) bool { return path == "nft" || filepath.Dir(path) == "nftables" }
 	linked := map[string]bool{}
 	for _, e := range x {
 		linked[e.Link] = linked[e.Link] || want(e.Path)
 	}
 	return write(sub, slices.DeleteFunc(x, func(e index.Entry) bool { return !want(e.Path) && !linked[e.Path] }), dir)
-}
-
-// ForNFT selects the embedded nft. It is an argument for UnpackSome.
-func ForNFT(path string) bool {
-	return path == "nft" || filepath.Dir(path) == "nftables"
 }
 
 // hold takes the shared lock. It returns false when the locked folder has been removed or replaced meanwhile.

@@ -281,7 +281,7 @@ func (s *Site) nft() string {
 	if s.dir == "" {
 		dir := testenv.Must(os.MkdirTemp("", "coracle-site-"))(s.T)
 		s.dir = dir
-		if err := embedded.UnpackSome(filepath.Join(dir, "bin"), embedded.ForNFT); err != nil {
+		if err := embedded.UnpackNFT(filepath.Join(dir, "bin")); err != nil {
 			testenv.Missing(s.T, testenv.Embedded, "%v", err)
 		}
 	}

@@ -81,7 +81,7 @@ func embeddedNFT() (path string, remove func(), err error) {
 	}
 	remove = func() { _ = os.RemoveAll(dir) }
 	bin := filepath.Join(dir, "bin")
-	err = embedded.UnpackSome(bin, embedded.ForNFT)
+	err = embedded.UnpackNFT(bin)
 	switch {
 	case errors.Is(err, embedded.ErrNotEmbedded):
 		return path, remove, nil
