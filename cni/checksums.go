@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,13 +31,10 @@ func hasDriver(classNet, device, driver string, depth int) bool {
 	if target, err := os.Readlink(filepath.Join(classNet, device, "device", "driver")); err == nil && filepath.Base(target) == driver {
 		return true
 	}
-	lower, _ := filepath.Glob(filepath.Join(classNet, device, "lower_*")) // the pattern is well-formed
-	for _, l := range lower {
-		if depth < deepest && hasDriver(classNet, filepath.Base(l)[len("lower_"):], driver, depth+1) {
-			return true
-		}
-	}
-	return false
+	lower, _ := filepath.Glob(filepath.Join(classNet, device, "lower_*")) // the pattern is no bad one
+	return depth < deepest && slices.ContainsFunc(lower, func(l string) bool {
+		return hasDriver(classNet, filepath.Base(l)[len("lower_"):], driver, depth+1)
+	})
 }
 
 // kernelRelease returns the output of uname -r, or "" if the kernel does not report it.

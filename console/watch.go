@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -65,9 +67,6 @@ type gathered struct {
 func (g *gathered) empty() bool { return len(g.set) == 0 && len(g.del) == 0 }
 
 func (g *gathered) message() message {
-	set := make([]row, 0, len(g.set))
-	for _, r := range g.set {
-		set = append(set, r)
-	}
+	set := slices.AppendSeq(make([]row, 0, len(g.set)), maps.Values(g.set)) // not nil
 	return message{"type": "changes", "set": set, "del": g.del, "rv": g.rv}
 }

@@ -5,6 +5,7 @@ package dataplane
 import (
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -61,9 +62,7 @@ func TestAnnotationsProxySSL(t *testing.T) {
 	with := func(more annotations) annotations {
 		out := annotations{}
 		for _, from := range []annotations{verified, more} {
-			for name, value := range from {
-				out[name] = value
-			}
+			maps.Copy(out, from)
 		}
 		return out
 	}

@@ -5,6 +5,7 @@ package ipvs
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -225,11 +226,7 @@ func newTable() *table {
 
 func (m *table) Servers() (map[Key]Server, error) {
 	m.reads++
-	out := map[Key]Server{}
-	for k, s := range m.servers {
-		out[k] = s
-	}
-	return out, nil
+	return maps.Clone(m.servers), nil
 }
 
 func (m *table) Reals(k Key) (out []Real, _ error) {

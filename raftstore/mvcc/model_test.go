@@ -5,6 +5,7 @@ package mvcc
 import (
 	"bytes"
 	"cmp"
+	"maps"
 	"slices"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -66,11 +67,7 @@ type change struct {
 }
 
 func (m *model) change() *change {
-	state := map[string]*mvccpb.KeyValue{}
-	for k, kv := range m.now() {
-		state[k] = kv
-	}
-	return &change{m: m, state: state, rev: m.rev() + 1}
+	return &change{m: m, state: maps.Clone(m.now()), rev: m.rev() + 1}
 }
 
 func (c *change) commit() {

@@ -4,6 +4,8 @@ package peer
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -39,10 +41,7 @@ type follower struct {
 // confirmed, and what is committed.
 func (t *Transport) Committed(term, index uint64) {
 	t.mu.Lock()
-	peers := make([]*peer, 0, len(t.peers))
-	for _, p := range t.peers {
-		peers = append(peers, p)
-	}
+	peers := slices.Collect(maps.Values(t.peers))
 	t.mu.Unlock()
 	for _, p := range peers {
 		p.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -324,12 +325,8 @@ func broken(err error) bool {
 	if _, op := errors.AsType[*net.OpError](err); op {
 		return true
 	}
-	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	ends := []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE}
+	return slices.ContainsFunc(ends, func(e error) bool { return errors.Is(err, e) })
 }
 
 // recordOutcome records whether a message was answered.

@@ -3,6 +3,7 @@
 package peer
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -47,10 +48,7 @@ type PeerStats struct {
 // Peers returns the statistics of the other servers, in the order of their ids.
 func (t *Transport) Peers() []PeerStats {
 	t.mu.Lock()
-	peers := make([]*peer, 0, len(t.peers))
-	for _, p := range t.peers {
-		peers = append(peers, p)
-	}
+	peers := slices.Collect(maps.Values(t.peers))
 	t.mu.Unlock()
 	stats := make([]PeerStats, 0, len(peers))
 	for _, p := range peers {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -219,12 +220,7 @@ func refuseStaleSecrets(client *fake.Clientset) {
 }
 
 func contains(k clusterconfig.GossipKeys, key []byte) bool {
-	for _, have := range k.Keys {
-		if bytes.Equal(have, key) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(k.Keys, func(have []byte) bool { return bytes.Equal(have, key) })
 }
 
 // TestGossipRotationLeaderDies: the store's leader dies at each request of a rotation in turn, before it has done what

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -189,10 +190,8 @@ func established(crd *unstructured.Unstructured) bool {
 	if err != nil {
 		return false
 	}
-	for _, c := range conditions {
-		if c, ok := c.(map[string]any); ok && c["type"] == "Established" && c["status"] == string(corev1.ConditionTrue) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(conditions, func(c any) bool {
+		m, _ := c.(map[string]any)
+		return m["type"] == "Established" && m["status"] == string(corev1.ConditionTrue)
+	})
 }

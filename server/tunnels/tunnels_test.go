@@ -82,12 +82,7 @@ func (f *fixture) node(name string, own ...string) (stop func()) {
 	var running sync.WaitGroup
 	n := nodetunnel.Node{
 		Allowed: func(to netip.AddrPort) bool {
-			for _, a := range own {
-				if netip.MustParseAddr(a) == to.Addr() {
-					return true
-				}
-			}
-			return false
+			return slices.ContainsFunc(own, func(a string) bool { return netip.MustParseAddr(a) == to.Addr() })
 		},
 		Dial: func(_ context.Context, _, address string) (net.Conn, error) {
 			a, b := net.Pipe()

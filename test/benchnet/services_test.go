@@ -7,6 +7,7 @@ package benchnet
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -164,9 +165,7 @@ func benchServices(t *testing.T, program string, n int) {
 	for i, s := range sides {
 		variants = append(variants, variant{s.name, func() (sample, error) {
 			out := first[i]
-			for k, v := range got[i] {
-				out[k] = v
-			}
+			maps.Copy(out, got[i])
 			cpu := s.proc.cpu()
 			time.Sleep(window) // idle means idle: nothing changes meanwhile
 			out["idle CPU ms/s"] = milliseconds(s.proc.cpu()-cpu) / window.Seconds()

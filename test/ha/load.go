@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -123,11 +125,7 @@ func brief(err error) string {
 func (w *Writer) Acked() ([]Ack, map[string]int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	errs := map[string]int{}
-	for k, v := range w.errors {
-		errs[k] = v
-	}
-	return append([]Ack(nil), w.acked...), errs
+	return slices.Clone(w.acked), maps.Clone(w.errors)
 }
 
 // Slow are the requests since a moment that failed or took long.

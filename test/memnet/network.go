@@ -5,6 +5,7 @@ package memnet
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -155,11 +156,7 @@ func (n *Network) Partition(groups ...[]string) {
 func (n *Network) HealAll() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	routes := make([]route, 0, len(n.links))
-	for r := range n.links {
-		routes = append(routes, r)
-	}
-	slices.SortFunc(routes, func(a, b route) int { // map order must not decide the jitter
+	routes := slices.SortedFunc(maps.Keys(n.links), func(a, b route) int { // map order must not decide the jitter
 		return slices.Compare([]string{a.from, a.to}, []string{b.from, b.to})
 	})
 	for _, r := range routes {
@@ -330,12 +327,7 @@ func (n *Network) wake(c *sync.Cond) {
 
 // sorted returns the host's connections in the order of their making.
 func (h *Host) sorted() []*conn {
-	conns := make([]*conn, 0, len(h.conns))
-	for c := range h.conns {
-		conns = append(conns, c)
-	}
-	slices.SortFunc(conns, func(a, b *conn) int { return int(a.number) - int(b.number) })
-	return conns
+	return slices.SortedFunc(maps.Keys(h.conns), func(a, b *conn) int { return int(a.number) - int(b.number) })
 }
 
 // listener is a host's open door.
