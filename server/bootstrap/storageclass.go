@@ -9,7 +9,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/ptr"
 
@@ -23,45 +25,61 @@ const (
 	defaultClass = "storageclass.kubernetes.io/is-default-class"
 )
 
-// applyStorageClass makes the class of local storage, or removes the one that it made. An existing one is not changed:
-// most fields of a class are immutable, and an administrator who has made another class the default does not want to
-// repeat that after every start.
+// applyStorageClass makes the class of local storage, or removes the one that it made.
 func applyStorageClass(ctx context.Context, c kubernetes.Interface, wanted bool) error {
-	classes := c.StorageV1().StorageClasses()
-	have, err := classes.Get(ctx, storageClassName, metav1.GetOptions{})
+	return applyClass(ctx, c.StorageV1().StorageClasses(), "StorageClass", defaultClass, wanted, &storagev1.StorageClass{
+		ObjectMeta:           metav1.ObjectMeta{Name: storageClassName},
+		Provisioner:          localpath.Provisioner,
+		ReclaimPolicy:        ptr.To(corev1.PersistentVolumeReclaimDelete),
+		VolumeBindingMode:    ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
+		AllowVolumeExpansion: ptr.To(true),
+	}, func(have *storagev1.StorageClass) bool { return have.Provisioner == localpath.Provisioner })
+}
+
+// classAPI is the client of a kind of classes.
+type classAPI[C metav1.Object, L runtime.Object] interface {
+	Get(ctx context.Context, name string, o metav1.GetOptions) (C, error)
+	List(ctx context.Context, o metav1.ListOptions) (L, error)
+	Create(ctx context.Context, class C, o metav1.CreateOptions) (C, error)
+	Delete(ctx context.Context, name string, o metav1.DeleteOptions) error
+}
+
+// applyClass makes a class, which is the default unless there is one, or removes the one that it made and that is still
+// served here. An existing one is not changed: most fields of a class are immutable, and an administrator who has made
+// another class the default does not want to repeat that after every start.
+func applyClass[C metav1.Object, L runtime.Object](ctx context.Context, classes classAPI[C, L], kind, isDefault string,
+	wanted bool, class C, served func(C) bool) error {
+	name := class.GetName()
+	have, err := classes.Get(ctx, name, metav1.GetOptions{})
 	switch {
-	case err == nil && !wanted && have.Labels[managedBy] == manager && have.Provisioner == localpath.Provisioner:
-		err = classes.Delete(ctx, storageClassName, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.UID))})
+	case err == nil && !wanted && have.GetLabels()[managedBy] == manager && served(have):
+		err = classes.Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(have.GetUID()))})
 		if err != nil && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("deleting the StorageClass %s: %w", storageClassName, err)
+			return fmt.Errorf("deleting the %s %s: %w", kind, name, err)
 		}
 		return nil
 	case err == nil || apierrors.IsNotFound(err) && !wanted:
 		return nil
 	case !apierrors.IsNotFound(err):
-		return wrap("StorageClass", storageClassName, err)
+		return wrap(kind, name, err)
 	}
+	class.SetLabels(map[string]string{managedBy: manager})
+	class.SetAnnotations(map[string]string{isDefault: "true"})
 	all, err := classes.List(ctx, metav1.ListOptions{})
+	if err == nil {
+		err = meta.EachListItem(all, func(other runtime.Object) error {
+			if o, err := meta.Accessor(other); err == nil && o.GetAnnotations()[isDefault] == "true" {
+				class.SetAnnotations(map[string]string{isDefault: "false"}) // of two defaults the younger one counts
+			}
+			return nil
+		})
+	}
 	if err != nil {
-		return wrap("StorageClass", storageClassName, err)
+		return wrap(kind, name, err)
 	}
-	isDefault := "true"
-	for _, other := range all.Items {
-		if other.Annotations[defaultClass] == "true" {
-			isDefault = "false" // with two defaults the younger one is used
-		}
-	}
-	_, err = classes.Create(ctx, &storagev1.StorageClass{
-		ObjectMeta: metav1.ObjectMeta{
-			Name: storageClassName, Labels: map[string]string{managedBy: manager}, Annotations: map[string]string{defaultClass: isDefault},
-		},
-		Provisioner:          localpath.Provisioner,
-		ReclaimPolicy:        ptr.To(corev1.PersistentVolumeReclaimDelete),
-		VolumeBindingMode:    ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
-		AllowVolumeExpansion: ptr.To(true),
-	}, metav1.CreateOptions{FieldManager: manager})
+	_, err = classes.Create(ctx, class, metav1.CreateOptions{FieldManager: manager})
 	if apierrors.IsAlreadyExists(err) { // another server was faster
 		return nil
 	}
-	return wrap("StorageClass", storageClassName, err)
+	return wrap(kind, name, err)
 }
