@@ -137,12 +137,17 @@ func tooLong(most int64) error {
 
 // read parses a response of the API: JSON of up to most bytes into v, or the error in it.
 func read(response *http.Response, v any, most int64) error {
+	return readBy(response, most, func(d *json.Decoder) error { return d.Decode(v) })
+}
+
+// readBy does the same as read, with a function that decodes the JSON.
+func readBy(response *http.Response, most int64, decode func(*json.Decoder) error) error {
 	defer response.Body.Close()
 	if response.StatusCode < 200 || response.StatusCode > 299 {
 		return statusError(response)
 	}
 	limited := &io.LimitedReader{R: response.Body, N: most}
-	if err := json.NewDecoder(limited).Decode(v); err != nil {
+	if err := decode(json.NewDecoder(limited)); err != nil {
 		if limited.N <= 0 {
 			return tooLong(most)
 		}

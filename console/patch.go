@@ -174,13 +174,17 @@ func (p *patch) between(from, to anyObject) changes {
 
 // maps adds the differences of two maps.
 func (c changes) maps(at string, from, to map[string]any, meta strategicpatch.LookupPatchMeta) {
+	c.each(at, from, to, func(at, k string, a, b any) { c.values(at, a, b, k, meta) })
+}
+
+// each adds the keys that only one of two maps has, and calls f for each key that both have.
+func (c changes) each(at string, from, to map[string]any, f func(at, k string, a, b any)) {
 	for k, a := range from {
-		b, has := to[k]
-		if !has {
+		if b, has := to[k]; has {
+			f(at+separator+k, k, a, b)
+		} else {
 			c[at+separator+k] = removed{}
-			continue
 		}
-		c.values(at+separator+k, a, b, k, meta)
 	}
 	for k, b := range to {
 		if _, had := from[k]; !had {
@@ -231,22 +235,13 @@ func (c changes) values(at string, a, b any, field string, meta strategicpatch.L
 	}
 }
 
-// elements adds the differences of the elements of two lists that are merged by a key.
+// elements adds the differences of the elements, which are maps, of two lists that are merged by a key.
 func (c changes) elements(at string, from, to map[string]any, meta strategicpatch.LookupPatchMeta) {
-	for k, a := range from {
+	c.each(at, from, to, func(at, _ string, a, b any) {
 		aMap, _ := a.(map[string]any)
-		bMap, has := to[k].(map[string]any)
-		if !has {
-			c[at+separator+k] = removed{}
-			continue
-		}
-		c.maps(at+separator+k, aMap, bMap, meta)
-	}
-	for k, b := range to {
-		if _, had := from[k]; !had {
-			c[at+separator+k] = b
-		}
-	}
+		bMap, _ := b.(map[string]any)
+		c.maps(at, aMap, bMap, meta)
+	})
 }
 
 // byKey returns the elements of a list by the value of a key. It returns false when an element lacks the key, or two

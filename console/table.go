@@ -5,8 +5,6 @@ package console
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -73,17 +71,9 @@ type table struct {
 // readTable parses a list of the API while it is received, a row at a time. It never holds the text of a page, which is
 // a megabyte.
 func readTable(response *http.Response) (*table, error) {
-	defer response.Body.Close()
-	if response.StatusCode < 200 || response.StatusCode > 299 {
-		return nil, statusError(response)
-	}
-	limited := &io.LimitedReader{R: response.Body, N: maxResponse}
 	t := &table{}
-	if err := t.decode(json.NewDecoder(limited)); err != nil {
-		if limited.N <= 0 {
-			return nil, tooLong(maxResponse)
-		}
-		return nil, fmt.Errorf("reading the API's answer: %w", err)
+	if err := readBy(response, maxResponse, t.decode); err != nil {
+		return nil, err
 	}
 	return t, nil
 }
