@@ -185,13 +185,8 @@ func (d *departures) begun(n *corev1.Node) time.Time {
 
 // cancel removes the record of a cancelled order.
 func (d *departures) cancel(ctx context.Context, n *corev1.Node) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID,
+	err := d.patch(ctx, n.Name, map[string]any{"metadata": map[string]any{"uid": n.UID,
 		"resourceVersion": n.ResourceVersion, "annotations": map[string]any{departureSince: nil}}})
-	if err != nil {
-		return err
-	}
-	_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch,
-		metav1.PatchOptions{FieldManager: "coracle"})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("forgetting when it was to leave: %w", err)
 	}
@@ -200,17 +195,21 @@ func (d *departures) cancel(ctx context.Context, n *corev1.Node) error {
 
 // cordon makes the node unschedulable and records when the order was seen.
 func (d *departures) cordon(ctx context.Context, n *corev1.Node, begun string) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": n.UID,
+	err := d.patch(ctx, n.Name, map[string]any{"metadata": map[string]any{"uid": n.UID,
 		"annotations": map[string]any{departureSince: begun}}, "spec": map[string]any{"unschedulable": true}})
-	if err != nil {
-		return err
-	}
-	_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, patch,
-		metav1.PatchOptions{FieldManager: "coracle"})
 	if err != nil {
 		return fmt.Errorf("keeping new pods away: %w", err)
 	}
 	return nil
+}
+
+func (d *departures) patch(ctx context.Context, node string, change map[string]any) error {
+	patch, err := json.Marshal(change)
+	if err == nil {
+		_, err = d.client.CoreV1().Nodes().Patch(ctx, node, types.StrategicMergePatchType, patch,
+			metav1.PatchOptions{FieldManager: "coracle"})
+	}
+	return err
 }
 
 // evict requests the eviction of the node's pods, and returns how many have not ended. The eviction of a pod whose
