@@ -90,53 +90,42 @@ type Conflicts map[netip.Addr]net.HardwareAddr
 const maxReported = 64
 
 // ReadConflicts parses the annotation. It ignores words that it cannot parse, because a node writes the annotation.
-func ReadConflicts(text string) Conflicts {
-	out := Conflicts{}
-	for word := range strings.SplitSeq(text, ",") {
-		address, by, _ := strings.Cut(word, "=")
-		a, err := netip.ParseAddr(address)
-		hw, hwErr := net.ParseMAC(by)
-		if err == nil && hwErr == nil && len(out) < maxReported {
-			out[a] = hw
-		}
-	}
-	return out
-}
+func ReadConflicts(text string) Conflicts { return readPairs(text, net.ParseMAC) }
 
 // String returns the value of the annotation.
-func (c Conflicts) String() string {
-	var words []string
-	for _, a := range slices.SortedFunc(maps.Keys(c), netip.Addr.Compare) {
-		if len(words) < maxReported {
-			words = append(words, a.String()+"="+c[a].String())
-		}
-	}
-	return strings.Join(words, ",")
-}
+func (c Conflicts) String() string { return pairs(c, net.HardwareAddr.String) }
 
 // Proven maps addresses that a node has proven to the term in which it holds them.
 type Proven map[netip.Addr]uint64
 
 // ReadProven parses the annotation. It ignores words that it cannot parse, because a node writes the annotation.
 func ReadProven(text string) Proven {
-	out := Proven{}
+	return readPairs(text, func(number string) (uint64, error) { return strconv.ParseUint(number, 10, 64) })
+}
+
+// String returns the value of the annotation.
+func (p Proven) String() string {
+	return pairs(p, func(term uint64) string { return strconv.FormatUint(term, 10) })
+}
+
+func readPairs[V any](text string, parse func(string) (V, error)) map[netip.Addr]V {
+	out := map[netip.Addr]V{}
 	for word := range strings.SplitSeq(text, ",") {
-		address, number, _ := strings.Cut(word, "=")
+		address, value, _ := strings.Cut(word, "=")
 		a, err := netip.ParseAddr(address)
-		term, termErr := strconv.ParseUint(number, 10, 64)
-		if err == nil && termErr == nil && len(out) < maxReported {
-			out[a] = term
+		v, valueErr := parse(value)
+		if err == nil && valueErr == nil && len(out) < maxReported {
+			out[a] = v
 		}
 	}
 	return out
 }
 
-// String returns the value of the annotation.
-func (p Proven) String() string {
+func pairs[V any](of map[netip.Addr]V, text func(V) string) string {
 	var words []string
-	for _, a := range slices.SortedFunc(maps.Keys(p), netip.Addr.Compare) {
+	for _, a := range slices.SortedFunc(maps.Keys(of), netip.Addr.Compare) {
 		if len(words) < maxReported {
-			words = append(words, a.String()+"="+strconv.FormatUint(p[a], 10))
+			words = append(words, a.String()+"="+text(of[a]))
 		}
 	}
 	return strings.Join(words, ",")
