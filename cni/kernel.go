@@ -414,7 +414,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 // hostNet returns the network that contains only a.
 func hostNet(a netip.Addr) *net.IPNet { return ipNet(netip.PrefixFrom(a, a.BitLen())) }
 
-// prefixOf converts a route's destination. It returns false for nil.
+// prefixOf converts a route's destination, or an address with its network. It returns false for nil.
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	if n == nil {
 		return netip.Prefix{}, false

@@ -73,7 +73,7 @@ func findUnderlay(nodeIPs []netip.Addr, pattern string) (underlay, error) {
 	var u underlay
 	for _, ip := range nodeIPs {
 		for _, a := range addrs {
-			p, ok := prefixOfAddr(a)
+			p, ok := prefixOf(a.IPNet)
 			if !ok || p.Addr() != ip {
 				continue
 			}
@@ -123,7 +123,7 @@ func underlayNamed(pattern string, links []netlink.Link, addrs []netlink.Addr) (
 		u := underlay{device: a.Name, mtu: a.MTU, bare: bare(a)}
 		for _, v4 := range []bool{true, false} {
 			for _, addr := range addrs {
-				if p, ok := prefixOfAddr(addr); ok && addr.LinkIndex == a.Index && p.Addr().Is4() == v4 && p.Addr().IsGlobalUnicast() {
+				if p, ok := prefixOf(addr.IPNet); ok && addr.LinkIndex == a.Index && p.Addr().Is4() == v4 && p.Addr().IsGlobalUnicast() {
 					u.addresses = append(u.addresses, p)
 					break
 				}
@@ -160,13 +160,4 @@ func linkOf(links []netlink.Link, index int) *netlink.LinkAttrs {
 		}
 	}
 	return nil
-}
-
-func prefixOfAddr(a netlink.Addr) (netip.Prefix, bool) {
-	if a.IPNet == nil {
-		return netip.Prefix{}, false
-	}
-	ip, ok := netip.AddrFromSlice(a.IP)
-	ones, _ := a.Mask.Size()
-	return netip.PrefixFrom(ip.Unmap(), ones), ok
 }
