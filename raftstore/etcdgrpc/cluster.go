@@ -21,24 +21,18 @@ type clusterServer struct {
 
 func (c *clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
 	resp, err := c.api.MemberList(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	c.addURL(resp.Header, resp.Members)
-	return resp, nil
+	c.addURL(resp.GetHeader(), resp.GetMembers())
+	return resp, err
 }
 
 // MemberRemove removes a server from the cluster for good.
 func (c *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
 	resp, err := c.api.MemberRemove(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	c.addURL(resp.Header, resp.Members)
-	return resp, nil
+	c.addURL(resp.GetHeader(), resp.GetMembers())
+	return resp, err
 }
 
-// addURL sets the URL at which this server's clients connect.
+// addURL sets the URL at which this server's clients connect. Without a response there are no members.
 func (c *clusterServer) addURL(h *pb.ResponseHeader, members []*pb.Member) {
 	for _, m := range members {
 		if m.ID == h.MemberId {
@@ -57,11 +51,8 @@ func (c *clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.Me
 // votes.
 func (c *clusterServer) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
 	resp, err := c.api.MemberPromote(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	c.addURL(resp.Header, resp.Members)
-	return resp, nil
+	c.addURL(resp.GetHeader(), resp.GetMembers())
+	return resp, err
 }
 
 // MemberUpdate is not needed: a server announces its address when it starts.
