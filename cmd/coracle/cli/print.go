@@ -53,22 +53,17 @@ func printTable(w io.Writer, heads []string, rows [][]string) error {
 
 // visible replaces non-printing characters, which would control a terminal or break a table, by question marks. Much of
 // the printed text comes from other machines.
-func visible(text string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, text)
-}
+func visible(text string) string { return printable(text, "") }
 
 // readable does the same as visible, but keeps lines and tabs. It is for texts such as an error that quotes another
 // machine's response.
-func readable(text string) string {
+func readable(text string) string { return printable(text, "\n\t") }
+
+func printable(text, except string) string {
 	return strings.Map(func(r rune) rune {
-		if r != '\n' && r != '\t' && !unicode.IsPrint(r) {
-			return '?'
+		if unicode.IsPrint(r) || strings.ContainsRune(except, r) {
+			return r
 		}
-		return r
+		return '?'
 	}, text)
 }
