@@ -5,7 +5,6 @@ package kubelet
 import (
 	"context"
 
-	upstream "k8s.io/kubernetes/pkg/kubelet"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/images/pullmanager"
 
@@ -49,13 +48,4 @@ func trustImported(kubelet any, policy string, imported func(ctx context.Context
 	}
 	*manager = importedImages{*manager, imported}
 	return nil
-}
-
-// trusting returns trustImported as an option of upstream, which runs on a new kubelet.
-func trusting(policy string, imported func(ctx context.Context, imageRef string) bool, failed func(error)) upstream.Option {
-	return func(k *upstream.Kubelet) {
-		if err := trustImported(k, policy, imported); err != nil {
-			failed(err)
-		}
-	}
 }

@@ -122,13 +122,17 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "It is not known how much memory there is; few unauthenticated connections may be open")
 	}
-	deps.Options = append(deps.Options, handing(made), trusting(server.ImagePullCredentialsVerificationPolicy, o.Imported, func(err error) {
-		klog.FromContext(ctx).Error(err, "While one pod fails to pull an imported image, other pods cannot use it")
-	}), resting(func(err error) {
-		klog.FromContext(ctx).Error(err, "The volume manager does not rest; a node at rest uses a little more of the processor")
-	}), asking(o.lists(server), func(err error) {
-		klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; a node at rest uses a little more of the processor")
-	}), func(k *upstream.Kubelet) {
+	deps.Options = append(deps.Options, func(k *upstream.Kubelet) {
+		made <- k
+		if err := trustImported(k, server.ImagePullCredentialsVerificationPolicy, o.Imported); err != nil {
+			klog.FromContext(ctx).Error(err, "While one pod fails to pull an imported image, other pods cannot use it")
+		}
+		if err := restVolumes(k); err != nil {
+			klog.FromContext(ctx).Error(err, "The volume manager does not rest; a node at rest uses a little more of the processor")
+		}
+		if err := askInProcess(k, o.lists(server)); err != nil {
+			klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; a node at rest uses a little more of the processor")
+		}
 		if err := serveBounded(k, server, deps, bound); err != nil {
 			klog.FromContext(ctx).Error(err, "The kubelet's port is served without a bound on unauthenticated connections")
 		}

@@ -8,7 +8,6 @@ import (
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
-	upstream "k8s.io/kubernetes/pkg/kubelet"
 
 	"github.com/coracle-k8s/coracle/internal/kubecompat"
 )
@@ -66,13 +65,4 @@ func askInProcess(kubelet any, lists Lists) error {
 	}
 	*client = listingClient{*client, lists}
 	return nil
-}
-
-// asking returns askInProcess as an option of upstream, which runs on a new kubelet.
-func asking(lists Lists, failed func(error)) upstream.Option {
-	return func(k *upstream.Kubelet) {
-		if err := askInProcess(k, lists); err != nil {
-			failed(err)
-		}
-	}
 }

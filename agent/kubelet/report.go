@@ -48,11 +48,6 @@ func hasten(ctx context.Context, k *upstream.Kubelet) {
 	}
 }
 
-// handing sends a new kubelet to a channel, which has capacity for it.
-func handing(to chan<- *upstream.Kubelet) upstream.Option {
-	return func(k *upstream.Kubelet) { to <- k }
-}
-
 // report makes the kubelet report the node's status for each value that asked receives, until ctx is done.
 func report(ctx context.Context, from <-chan *upstream.Kubelet, asked <-chan struct{}) {
 	var k *upstream.Kubelet

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	upstream "k8s.io/kubernetes/pkg/kubelet"
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager"
 	"k8s.io/kubernetes/pkg/kubelet/volumemanager/populator"
 	volumeutil "k8s.io/kubernetes/pkg/volume/util"
@@ -217,13 +216,4 @@ func restVolumes(kubelet any) error {
 	}
 	*volumes = restingVolumes{*volumes, pace}
 	return nil
-}
-
-// resting returns restVolumes as an option of upstream, which runs on a new kubelet.
-func resting(failed func(error)) upstream.Option {
-	return func(k *upstream.Kubelet) {
-		if err := restVolumes(k); err != nil {
-			failed(err)
-		}
-	}
 }
