@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -36,8 +35,7 @@ type LoopbackOptions struct {
 	Port               int    // 0 for any free port
 	ReadOnly           bool
 	// Idle ends the console after this time without use. 0 is for never.
-	Idle   time.Duration
-	Logger *slog.Logger
+	Idle time.Duration
 }
 
 // Loopback is the console of one user on a port of 127.0.0.1. Other users of the machine can connect to the port, too.
@@ -64,7 +62,7 @@ func ListenLoopback(ctx context.Context, o LoopbackOptions) (*Loopback, error) {
 	var err error
 	l.handler, err = New(Options{
 		Mode: ModeLoopback, Login: l.login, User: l.user, Hosts: loopbackName, Context: o.Context, Namespace: o.Namespace,
-		ReadOnly: o.ReadOnly, Logger: o.Logger,
+		ReadOnly: o.ReadOnly,
 	})
 	if err != nil {
 		return nil, err

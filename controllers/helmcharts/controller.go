@@ -84,7 +84,6 @@ type Controller struct {
 	objects    *objects
 	watches    *watches
 	namespaces corelisters.NamespaceLister
-	nodes      corelisters.NodeLister
 	synced     []cache.InformerSynced
 
 	wake  timers.Signal // an object or a file has to be checked
@@ -113,7 +112,7 @@ func New(o Options) (*Controller, error) {
 	core := o.Informers.Core().V1()
 	c := &Controller{
 		o: o, log: o.Logger, reader: reader{client: o.Client, files: &files{folders: o.Folders, read: map[string]cachedSum{}},
-			server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(), nodes: core.Nodes().Lister(),
+			server: o.Server, leastCheck: o.LeastCheck}, namespaces: core.Namespaces().Lister(),
 		wake: timers.NewSignal(), ended: make(chan outcome, AtOnce),
 		entries: map[types.NamespacedName]*entry{},
 	}

@@ -20,8 +20,7 @@ import (
 type route struct {
 	kind    gatewayv1.Kind
 	object  metav1.Object
-	hosts   []string // none is for all hosts
-	refs    []gatewayv1.ParentReference
+	hosts   []string // none stands for all
 	have    []gatewayv1.RouteParentStatus
 	parents []*parent
 	// passthrough says that backends are being resolved for connections whose TLS the proxy does not end. Policies do
@@ -102,7 +101,7 @@ func (c *compiler) newRoute(kind gatewayv1.Kind, object metav1.Object, hosts []g
 	if object.GetDeletionTimestamp() != nil {
 		return nil
 	}
-	r := &route{kind: kind, object: object, refs: refs, have: have, services: map[types.NamespacedName]bool{}}
+	r := &route{kind: kind, object: object, have: have, services: map[types.NamespacedName]bool{}}
 	for i, ref := range refs {
 		if slices.ContainsFunc(refs[:i], func(before gatewayv1.ParentReference) bool { return sameParent(before, ref) }) {
 			continue

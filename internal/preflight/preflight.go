@@ -33,7 +33,6 @@ type Result struct {
 // Needs are the settings with which coracle will be started, as far as the checks use them.
 type Needs struct {
 	DataDir string
-	RunDir  string
 	Ports   []Port
 	NodeIPs []netip.Addr
 	// Ingress are the TCP ports of the ingress at nodes' addresses, at which other programs may listen. There are none

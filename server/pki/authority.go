@@ -199,18 +199,19 @@ func (p *PKI) adviseAboutDates(s Signer, a *authority) {
 	}
 }
 
-func (p *PKI) loadOrCreateServiceAccountKey(established bool) (crypto.Signer, error) {
+func (p *PKI) ensureServiceAccountKey(established bool) error {
 	file := p.ServiceAccountKeyFile()
 	data, err := os.ReadFile(file)
 	if err := notMissing(err); err != nil {
-		return nil, fmt.Errorf("reading the ServiceAccount key: %w", err)
+		return fmt.Errorf("reading the ServiceAccount key: %w", err)
 	}
 	if err != nil && established {
-		return nil, fmt.Errorf("%s is missing, although this cluster has data. Nothing was changed. With another key "+
+		return fmt.Errorf("%s is missing, although this cluster has data. Nothing was changed. With another key "+
 			"every ServiceAccount token would stop working: restore the file from a backup, then start again (or, if "+
 			"it is lost for good, make a key there: openssl ecparam -name prime256v1 -genkey -noout -out %s)", file, file)
 	}
-	return p.loadOrCreateKey(file, data, err == nil)
+	_, err = p.loadOrCreateKey(file, data, err == nil)
+	return err
 }
 
 // restrictMode removes the permissions of group and others from an imported key.

@@ -22,7 +22,6 @@ package pki
 
 import (
 	"cmp"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -92,7 +91,6 @@ type PKI struct {
 	header  *authority
 	peer    *authority
 	kubelet *authority
-	sa      crypto.Signer
 	serving atomic.Pointer[tls.Certificate]
 
 	mu     sync.Mutex // guards leaves, and one issue at a time
@@ -123,7 +121,7 @@ func Open(o Options) (*PKI, error) {
 	p.header, errs[2] = p.loadOrCreateAuthority(RequestHeaderCA, o.Established)
 	p.peer, errs[3] = p.loadOrCreateAuthority(PeerCA, o.Established)
 	p.kubelet, errs[4] = p.loadOrCreateAuthority(KubeletCA, o.Established)
-	p.sa, errs[5] = p.loadOrCreateServiceAccountKey(o.Established)
+	errs[5] = p.ensureServiceAccountKey(o.Established)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}

@@ -64,7 +64,7 @@ const (
 // needsOf returns what a server with these settings needs. The settings may be incomplete when they are wrong.
 func needsOf(c *config.Server) preflight.Needs {
 	n := preflight.Needs{
-		DataDir: c.Paths.DataDir, RunDir: c.Paths.RunDir, NodeIPs: c.Node.IPs,
+		DataDir: c.Paths.DataDir, NodeIPs: c.Node.IPs,
 		Networks:    slices.Concat(c.ClusterCIDRs, c.ServiceCIDRs),
 		Snapshotter: c.Node.Snapshotter,
 		Running:     readPIDFile(c.Paths.PIDFile).alive,

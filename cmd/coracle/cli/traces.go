@@ -92,7 +92,7 @@ func startHint(t *config.Tool) []string {
 
 // space is the size and the free space of a file system.
 type space struct {
-	total, free, inodes, inodesFree uint64
+	free, inodes, inodesFree uint64
 }
 
 // spaceAt returns the space of the file system that holds path, or its nearest existing parent folder.
@@ -104,8 +104,7 @@ func spaceAt(path string) (space, error) {
 	if err := unix.Statfs(path, &st); err != nil {
 		return space{}, fmt.Errorf("looking at the file system of %s: %w", path, err)
 	}
-	size := uint64(st.Bsize)
-	return space{total: st.Blocks * size, free: st.Bavail * size, inodes: st.Files, inodesFree: st.Ffree}, nil
+	return space{free: st.Bavail * uint64(st.Bsize), inodes: st.Files, inodesFree: st.Ffree}, nil
 }
 
 func diskNote(path string) string {
