@@ -54,7 +54,7 @@ func (s *Store) openPeers() (*clustered, error) {
 	p.election.pace.Store(&pace{})
 	var err error
 	if p.membership.former, err = disk.ReadPeers(r.opts.Dir); err != nil {
-		r.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
+		r.log.Warn("the saved addresses of the other servers cannot be used", "err", err)
 	}
 	others.Transport, err = peer.New(peer.Options{
 		Cluster: r.dir.Identity.Cluster, ID: string(r.id), Address: string(r.address),

@@ -204,7 +204,7 @@ func (ms *membership) noteCutOff(ctx context.Context, informed infoReply) {
 	}
 	if before.address == "" {
 		ms.log.Warn(
-			"this server does not hear the store's leader, which another server reaches. Nothing is lost; check the network between the two",
+			"this server receives nothing from the store's leader, which another server reaches. Nothing is lost; check the network to the leader",
 			"leader", dialAddress(raft.ServerAddress(informed.Leader)), "reached by", informed.ID)
 	}
 }

@@ -46,10 +46,10 @@ func (s *steward) checkRoom(ctx context.Context, r *room) {
 	s.quota.withoutRoom.Store(is)
 	switch {
 	case is && !was:
-		s.log.Error("servers' disks are full, and those that store and have room are no majority: writes that add anything to the store are refused, "+
+		s.log.Error("too many servers' disks are full: no majority can store. Writes that add anything to the store are refused, "+
 			"reads and deletions are not. Free space on those disks", "full", full, "with room", roomy, "voters", len(servers))
 	case was && !is:
-		s.log.Info("the disks of a majority have room again: accepting writes")
+		s.log.Info("a majority of the servers has free disk space again: accepting writes")
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 
 // ErrShare is wrapped by an error of Options.Admit that refuses a server for what it shares (Options.Share). The server
 // may fetch that again (Options.Renew) and repeat its request.
-var ErrShare = errors.New("raftstore: it shares something else than the cluster has")
+var ErrShare = errors.New("raftstore: the joining server's keys are not those of the cluster")
 
 // renewEvery is the least time between two calls of Options.Renew.
 const renewEvery = 5 * time.Second
@@ -72,7 +72,7 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 		if disk.NodeOf(string(server.ID)) == disk.NodeOf(r.ID) && !ms.sameServer(server, id, address) &&
 			(server.ID == ms.id && id != ms.id || ms.responsive(server.ID, 3*ms.opts.ElectionTimeout)) {
 			return nothing{}, status.Errorf(codes.FailedPrecondition,
-				"raftstore: there is a server %q at %s already, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
+				"raftstore: the cluster already has a server %q, at %s, and it answers", disk.NodeOf(r.ID), dialAddress(server.Address))
 		}
 		if server.ID != id {
 			continue
@@ -104,7 +104,7 @@ func (ms *membership) serveJoin(_ context.Context, r joinCall) (nothing, error) 
 	if err := ms.await(add(id, address, at, 0)); err != nil {
 		return nothing{}, callError(err)
 	}
-	ms.log.Info("a server is in the store's cluster", "member", id, "address", address)
+	ms.log.Info("a server was added to the store's cluster, or has a new address", "member", id, "address", address)
 	return nothing{}, nil
 }
 
@@ -118,7 +118,7 @@ func (ms *membership) full(members []raft.Server, id raft.ServerID) error {
 		return nil
 	}
 	return status.Errorf(codes.FailedPrecondition,
-		"raftstore: there are %d servers, and there may not be more. This one is taken in when one of them was removed",
+		"raftstore: the cluster already has the maximum of %d servers. This server is admitted once one of them is removed",
 		len(members))
 }
 
@@ -132,23 +132,23 @@ func (ms *membership) announce(ctx context.Context) {
 		if err == nil && ms.joins {
 			ms.joined.Store(true)
 			if err := ms.dir.Joined(); err != nil { // if this fails, the next start asks again
-				ms.log.Warn("this server has joined the store's cluster", "err", err)
+				ms.log.Warn("this server has joined the store's cluster, but could not record that", "err", err)
 			}
 		}
 		if err == nil || ctx.Err() != nil {
 			return
 		}
 		if status.Code(err) == codes.Unauthenticated && ms.opts.Renew != nil && time.Since(renewed) >= renewEvery {
-			ms.log.Warn("the store's cluster has other keys than this server got when it asked to join; they are fetched again",
+			ms.log.Warn("the cluster's keys have changed since this server asked to join; fetching them again",
 				"reason", err)
 			if err := ms.opts.Renew(ctx); err != nil && ctx.Err() == nil {
-				ms.log.Warn("the cluster's keys could not be fetched again; the next try follows", "err", err)
+				ms.log.Warn("the cluster's keys could not be fetched again; retrying", "err", err)
 			}
 			renewed = time.Now()
 			continue
 		}
 		if failures == 50 || failures%600 == 599 {
-			ms.log.Warn("still not in the store's cluster; trying on", "err", err)
+			ms.log.Warn("this server could not yet register with the store's cluster; retrying", "err", err)
 		}
 		if !moments.Sleep(ctx, pause) {
 			return
@@ -338,7 +338,7 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 		return
 	}
 	if before == nil || !before.removed {
-		ms.log.Error("this server was removed from the store's cluster. What it holds is kept, but it does not count for a majority. "+
+		ms.log.Error("this server was removed from the store's cluster. Its data are kept, but it does not count for a majority. "+
 			"To let it join again, stop it, move the store's directory away, and start it with the address of another server",
 			"directory", ms.opts.Dir, "asked", best.ID)
 	}

@@ -136,7 +136,7 @@ func (d *duties) run(ctx context.Context) {
 			if lead, _ := d.leadership.get(); !lead.Leader || lead.Term != term {
 				continue
 			}
-			d.log.Warn("another server leads the store now: this one's disk did not keep up", "term", term)
+			d.log.Warn("another server leads the store now, because this server's disk was too slow", "term", term)
 		}
 		d.leadership.set(Leadership{Term: d.raft.CurrentTerm()})
 		stop()
@@ -158,7 +158,7 @@ func (d *duties) takeUp() (term uint64, ok bool) {
 		term = d.raft.CurrentTerm()
 		err := d.await(d.raft.Barrier(0))
 		if err != nil {
-			d.log.Warn("lost the leadership before taking it up", "term", term, "err", err)
+			d.log.Warn("lost the leadership before this server could serve as leader", "term", term, "err", err)
 		}
 		// Raft sent its notices of earlier terms before it accepted the barrier.
 		leads, more := newest(d.leadership.notices, true)

@@ -185,7 +185,7 @@ func (c *Cluster) canDoWithout(ctx context.Context, members []raft.Server, id ra
 		return errNotLeader
 	}
 	return status.Errorf(codes.FailedPrecondition,
-		"raftstore: without %q only %d of the %d voters that are left store anything at the moment, and the store would stand still. "+
+		"raftstore: without %q only %d of the %d remaining voters can store at the moment, so the store would lose its quorum. "+
 			"Nothing was changed. Bring the other servers back first, or remove those that are lost", id, stores.count(left), len(left))
 }
 

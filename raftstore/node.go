@@ -65,7 +65,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 	}
 	// It stands for election at once, since no leader exists whose heartbeat it could wait for.
 	if isOnlyVoter(r.raft.GetConfiguration().Configuration().Servers, r.id) && !s.replication.Stand(r.ctx) {
-		r.log.Debug("could not stand for election at once; will when its time comes")
+		r.log.Debug("could not start an election at once; the election timeout starts it")
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ func (e *election) checkProgress(ctx context.Context, seen *progress) {
 	if e.standings(ctx, "", 2*e.opts.ElectionTimeout); waited < fasterBy*e.pace.Load().withoutThis {
 		return
 	}
-	e.log.Warn("what this server has to replicate does not reach a majority, though its heartbeats do: another server is to lead the store",
+	e.log.Warn("a majority receives this leader's heartbeats but confirms no log entries: another server is to become the leader",
 		"for", waited.Round(time.Millisecond))
 	seen.patience = min(2*patience, mostStuck)
 	until := now.Add(asideFor)

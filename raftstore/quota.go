@@ -37,11 +37,11 @@ func quotaOf(memory int64) int64 {
 func defaultQuota(log *slog.Logger) int64 {
 	limit, err := memory.Self()
 	if err != nil {
-		log.Warn("the store's quota does not follow from the memory that there is", "quota", int64(mostQuota), "err", err)
+		log.Warn("the store's quota could not be derived from the available memory; using the largest one", "quota", int64(mostQuota), "err", err)
 		return mostQuota
 	}
 	quota := quotaOf(limit.Bytes)
-	log.Debug("the store's quota follows from the memory that there is", "quota", quota, "memory", limit.String())
+	log.Debug("derived the store's quota from the available memory", "quota", quota, "memory", limit.String())
 	return quota
 }
 

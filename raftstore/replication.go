@@ -107,7 +107,7 @@ func (l standalone) confirmLeading(_ context.Context, term uint64) error {
 }
 
 func (standalone) join(bool) error {
-	return errors.New("this server is to join others, and has no network to reach them")
+	return errors.New("this server is to join other servers, but has no network configured to reach them")
 }
 
 // Stand sends raft the message of a leadership transfer (TimeoutNow), which makes this server a candidate at once.

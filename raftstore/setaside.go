@@ -22,7 +22,7 @@ func (r *replica) setAside(ctx context.Context, damage error) error {
 	}
 	known, err := disk.ReadPeers(r.opts.Dir)
 	if err != nil {
-		r.log.Warn("the note of the other servers' addresses cannot be used", "err", err)
+		r.log.Warn("the saved addresses of the other servers cannot be used", "err", err)
 	}
 	for _, address := range r.opts.Join {
 		known = append(known, disk.Peer{Address: address})
@@ -31,13 +31,13 @@ func (r *replica) setAside(ctx context.Context, damage error) error {
 		return damage
 	}
 	if err := r.othersLead(ctx, known); err != nil {
-		return errors.Join(damage, fmt.Errorf("raftstore: the other servers could not be asked for a copy: %w", err))
+		return errors.Join(damage, fmt.Errorf("raftstore: no copy of the store could be requested from the other servers: %w", err))
 	}
 	to, err := disk.StartOver(r.opts.Dir, known)
 	if err != nil {
 		return errors.Join(damage, err)
 	}
-	r.log.Error("the store's directory is damaged and was moved away; this server starts again with a copy of what the others have",
+	r.log.Error("the store's directory was damaged and has been moved away; this server gets a copy of the store from the other servers",
 		"damage", damage, "moved", to)
 	return nil
 }

@@ -296,7 +296,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	if e.raft.State() != raft.Follower || e.raft.CurrentTerm() != own.Term || !e.missesLeader() {
 		return standAfter
 	}
-	e.log.Info("a majority misses the store's leader: standing for election", "leader", leader, "ended", own.Ended,
+	e.log.Info("a majority has no contact with the store's leader: starting an election", "leader", leader, "ended", own.Ended,
 		"silent", own.Silent.Round(time.Millisecond))
 	if !e.standNow(ctx) {
 		return standAfter

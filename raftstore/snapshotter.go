@@ -120,7 +120,7 @@ func (sn *snapshotter) once() error {
 }
 
 // errWrites says that a snapshot from the leader has to wait.
-var errWrites = errors.New("raftstore: this server is writing a snapshot of its own; send that again")
+var errWrites = errors.New("raftstore: this server is writing its own snapshot; send the leader's again later")
 
 // install prevents that a snapshot from the leader is received while this server writes one of its own. Raft allows
 // both at the same time, and each sets at its end what the newest snapshot is (snapshot.go, takeSnapshot; raft.go,

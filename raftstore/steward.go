@@ -145,7 +145,7 @@ func (s *steward) bearable(
 	} else {
 		known.failed = time.Now()
 	}
-	return fmt.Errorf("raftstore: of the %d servers that would vote, only %d store anything at the moment", len(after), stores.count(after))
+	return fmt.Errorf("raftstore: of the %d servers that would vote, only %d can store at the moment", len(after), stores.count(after))
 }
 
 // transferVote moves the vote of this server, the only voter, to another server that has everything, and transfers the
@@ -165,10 +165,10 @@ func (s *steward) transferVote(ctx context.Context, members []raft.Server, at ui
 	})
 	if heir < 0 {
 		return status.Errorf(codes.FailedPrecondition, "raftstore: %q is the only voter and cannot be removed: "+
-			"no other server answers that has everything and stores. Nothing was changed", s.id)
+			"no other server answers, is up to date and can store. Nothing was changed", s.id)
 	}
 	server := members[heir]
-	s.log.Info("the only voter of the store's cluster is to be removed: another server takes its place", "member", server.ID)
+	s.log.Info("the only voter of the store's cluster is being removed: its vote goes to another server", "member", server.ID)
 	if err := s.await(s.raft.AddVoter(server.ID, server.Address, at, 0)); err != nil {
 		return fmt.Errorf("raftstore: a vote for %s: %w", server.ID, err)
 	}
@@ -188,12 +188,12 @@ func (s *steward) handToRoom(ctx context.Context) {
 		return
 	}
 	for _, server := range canLead(ctx, s, room, len(room)) {
-		s.log.Warn("this server's disk is full: handing the store's leadership over", "to", server.ID)
+		s.log.Warn("this server's disk is full: transferring the store's leadership", "to", server.ID)
 		err := s.transferAt(ctx, server)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		s.log.Warn("could not hand the store's leadership over", "err", err)
+		s.log.Warn("could not transfer the store's leadership", "err", err)
 	}
 }
 
@@ -219,7 +219,7 @@ func (s *steward) carryOut(change voters.Change, at uint64) error {
 		s.log.Info("a server of the store's cluster loses its vote", "member", id)
 		future = s.raft.DemoteVoter(id, at, 0)
 	case voters.Remove:
-		s.log.Info("a server of the store's cluster lost its directory and is forgotten", "member", id)
+		s.log.Info("removing the former member of a server that lost its directory", "member", id)
 		future = s.raft.RemoveServer(id, at, 0)
 	}
 	if err := s.await(future); err != nil {

@@ -113,22 +113,22 @@ func (c *Cluster) servePromote(ctx context.Context, r promoteCall) (nothing, err
 		return nothing{}, errNotLeader
 	case stores.count(voters) == len(voters) && len(voters)%2 == 1:
 		return nothing{}, status.Errorf(codes.FailedPrecondition,
-			"raftstore: all %d voters answer and store. One more would make their number even, "+
-				"and that survives no more failures. %q gets a vote by itself when another server joins, or when a voter is gone",
+			"raftstore: all %d voters answer and can store. One more would make their number even, "+
+				"which survives no more failures. %q gets a vote automatically when another server joins, or when a voter is lost",
 			len(voters), r.Name)
 	case !stores(chosen.ID):
 		return nothing{}, status.Errorf(codes.FailedPrecondition,
-			"raftstore: %q does not answer, does not store, or does not have everything yet. Nothing was changed",
+			"raftstore: %q does not answer, cannot store, or is not up to date yet. Nothing was changed",
 			r.Name)
 	case !stores.majorityOf(after):
 		return nothing{}, status.Errorf(codes.FailedPrecondition,
-			"raftstore: with %q there would be %d voters, of which only %d store anything at the moment, and the store would stand still. "+
+			"raftstore: with %q there would be %d voters, of which only %d can store at the moment, so the store would lose its quorum. "+
 				"Nothing was changed", r.Name, len(after), stores.count(after))
 	}
 	// The steward takes the vote of a voter that is lost: the number does not stay even.
 	if err := c.await(c.raft.AddVoter(chosen.ID, chosen.Address, at, 0)); err != nil {
 		return nothing{}, callError(err)
 	}
-	c.log.Info("a server of the store's cluster gets a vote, as was asked for", "member", chosen.ID)
+	c.log.Info("a server of the store's cluster gets a vote, on request", "member", chosen.ID)
 	return nothing{}, nil
 }

@@ -192,6 +192,6 @@ func (t *raftTimers) setTimers() {
 	}
 	conf.HeartbeatTimeout, conf.ElectionTimeout = patience, candidacy
 	if err := t.raft.ReloadConfig(conf); err != nil {
-		t.log.Error("raft does not take its times", "patience", patience, "candidacy", candidacy, "err", err)
+		t.log.Error("raft rejected new timeouts", "patience", patience, "candidacy", candidacy, "err", err)
 	}
 }

@@ -65,7 +65,7 @@ func (c *Cluster) TransferLeadership(ctx context.Context) error {
 		return contextError(ctx)
 	}
 	return status.Error(codes.Unavailable,
-		"raftstore: no other voter stores anything and reaches a majority of the voters at the moment, so none can lead")
+		"raftstore: no other voter can store and reach a majority of the voters at the moment, so none can lead")
 }
 
 // prober finds the voters to which a leader can transfer its leadership.
@@ -134,8 +134,8 @@ func transferTo(ctx context.Context, r *replica, p prober, id uint64) error {
 			return rpctypes.ErrGRPCBadLeaderTransferee
 		}
 		if server.ID != r.id && len(canLead(ctx, p, []raft.Server{server}, 1)) == 0 {
-			return status.Errorf(codes.Unavailable, "raftstore: member %s does not store anything at the moment, "+
-				"or reaches no majority of the voters, so it cannot lead", server.ID)
+			return status.Errorf(codes.Unavailable, "raftstore: member %s cannot store at the moment, "+
+				"or does not reach a majority of the voters, so it cannot lead", server.ID)
 		}
 		return r.transferAt(ctx, server)
 	}

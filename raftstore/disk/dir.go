@@ -173,7 +173,7 @@ func open(o Options) (*Dir, error) {
 			"file", scanned.torn.path)
 	}
 	err = d.Log.fit(newest, false, func() {
-		o.Logger.Info("a snapshot from another server took the place of the log's entries", "index", newest.index)
+		o.Logger.Info("a snapshot from another server replaced the entries of the log", "index", newest.index)
 	})
 	if err == nil {
 		err = scanned.repair(d.Log)
@@ -184,7 +184,7 @@ func open(o Options) (*Dir, error) {
 	}
 	snapshots.admits, snapshots.completed = d.Log.admits, d.completed
 	if d.peers.saved, err = ReadPeers(o.Path); err != nil {
-		o.Logger.Warn("the note of where the other servers are cannot be used", "err", err)
+		o.Logger.Warn("the saved addresses of the other servers cannot be used", "err", err)
 	} else {
 		d.peers.known = true
 	}

@@ -82,7 +82,7 @@ func (l *Log) admits(s snapshotEnd) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	if s.index < l.snapshot.index {
-		return fmt.Errorf("a snapshot up to entry %d is refused: there is one up to entry %d", s.index, l.snapshot.index)
+		return fmt.Errorf("refused a snapshot up to entry %d: this server has a newer one, up to entry %d", s.index, l.snapshot.index)
 	}
 	return nil
 }

@@ -363,14 +363,14 @@ func (l *Log) sweep() error {
 		err := l.unlink(s.path)
 		l.mu.Lock()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove old parts of the log: %w", err)
+			return fmt.Errorf("remove old segments of the log: %w", err)
 		}
 		if l.closed {
 			break // the segment's file is closed as well
 		}
 		l.removed = l.removed[1:]
 		if err := s.close(); err != nil {
-			return fmt.Errorf("close old parts of the log: %w", err)
+			return fmt.Errorf("close old segments of the log: %w", err)
 		}
 	}
 	return nil

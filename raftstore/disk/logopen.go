@@ -181,7 +181,7 @@ func (l *scannedLog) repair(into *Log) error {
 	}
 	for _, path := range l.leftover {
 		if err := os.Remove(path); err != nil {
-			return fmt.Errorf("remove an old part of the log: %w", err)
+			return fmt.Errorf("remove an old segment of the log: %w", err)
 		}
 	}
 	if n := len(l.segments); n > 1 && !l.segments[n-2].sealed {

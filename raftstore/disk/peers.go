@@ -56,7 +56,7 @@ func ReadPeers(dir string) ([]Peer, error) {
 		}
 	}
 	if string(encodePeers(peers)) != string(data) {
-		return nil, fmt.Errorf("read %s: its checksum is wrong. It is not used, and written again when the other servers are known", path)
+		return nil, fmt.Errorf("read %s: its checksum is wrong. The file is ignored, and is written again once the other servers are known", path)
 	}
 	return peers, nil
 }
@@ -79,7 +79,7 @@ func (d *Dir) StartJoining(peers []Peer) error {
 // Joined removes the note of StartJoining.
 func (d *Dir) Joined() error {
 	if err := os.Remove(filepath.Join(d.path, joiningFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("take the note away that this server joins: %w", err)
+		return fmt.Errorf("remove the record that this server is joining: %w", err)
 	}
 	return atomicfile.SyncDir(d.path)
 }

@@ -44,8 +44,8 @@ func SetAside(dir string) (newPath string, err error) {
 		case errors.Is(err, fs.ErrExist):
 			continue
 		case errors.Is(err, unix.EBUSY):
-			return "", fmt.Errorf("the damaged directory %s is where something is mounted, so it cannot be renamed. "+
-				"Nothing was changed. Move its content away, all but the file %s, by which this server finds the others, and start it again",
+			return "", fmt.Errorf("the damaged directory %s is a mount point, so it cannot be renamed. "+
+				"Nothing was changed. Move its content away, except the file %s, which has the other servers' addresses, and start this server again",
 				dir, peersFile)
 		case err != nil:
 			return "", fmt.Errorf("set aside %s as %s: %w", dir, newPath, err)

@@ -48,7 +48,7 @@ func TestSetAsideMount(t *testing.T) {
 		testenv.Missing(t, testenv.Root, "it mounts a file system: %v", err)
 	}
 	defer func() { testenv.Check(t, unix.Unmount(path, 0)) }()
-	testenv.WantError(t, testenv.Err(SetAside(path)), "mounted")
+	testenv.WantError(t, testenv.Err(SetAside(path)), "mount point")
 }
 
 // TestStartOverKeepsKnownMembers leaves a directory that opens as a new one and knows the

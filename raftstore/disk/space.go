@@ -100,7 +100,7 @@ func (s *space) admit() error {
 		s.reserve()
 	}
 	if s.reserved && s.cause != nil {
-		s.log.Info("there is room on the store's disk again: accepting writes", "free", free)
+		s.log.Info("the store's disk has free space again: accepting writes", "free", free)
 		s.cause = nil
 	}
 	return s.cause
@@ -156,7 +156,7 @@ func (s *space) failed(err error) {
 	defer s.mu.Unlock()
 	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 	if !full {
-		s.log.Error("a write to the store's disk failed; trying again", "dir", s.dir, "err", err)
+		s.log.Error("a write to the store's disk failed; retrying", "dir", s.dir, "err", err)
 		s.refuse(ErrFailing)
 		return
 	}

@@ -56,7 +56,7 @@ func (a *API) Alarm(r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 			return nil, rpctypes.ErrGRPCNoSpace
 		}
 	default:
-		return nil, status.Error(codes.Unimplemented, "raftstore: alarms are not set from here: the one for lack of space follows the "+
+		return nil, status.Error(codes.Unimplemented, "raftstore: clients cannot set alarms: the store sets and clears NOSPACE itself, by the "+
 			"disk and the quota")
 	}
 	return resp, nil

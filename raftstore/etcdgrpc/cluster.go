@@ -43,8 +43,8 @@ func (c *clusterServer) addURL(h *pb.ResponseHeader, members []*pb.Member) {
 
 // MemberAdd is not needed: a server joins by itself.
 func (c *clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "raftstore: members are not added from here: start the new server with the address of "+
-		"one that is there, and it joins by itself")
+	return nil, status.Error(codes.Unimplemented, "raftstore: members are not added through this API: start the new server with the address of "+
+		"an existing one, and it joins by itself")
 }
 
 // MemberPromote gives a server a vote, in place of a voter that does not store. Without it, the leader assigns the
@@ -57,6 +57,6 @@ func (c *clusterServer) MemberPromote(ctx context.Context, r *pb.MemberPromoteRe
 
 // MemberUpdate is not needed: a server announces its address when it starts.
 func (c *clusterServer) MemberUpdate(context.Context, *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "raftstore: members are not updated from here: a server that starts at another address "+
-		"says so itself")
+	return nil, status.Error(codes.Unimplemented, "raftstore: members are not updated through this API: a server announces its "+
+		"new address when it starts")
 }

@@ -97,7 +97,7 @@ func (t *Transport) serveCalls() {
 	}, t)
 	t.tasks.Go(func() {
 		if err := t.server.Serve(t.callConns); err != nil && t.ctx.Err() == nil {
-			t.opts.Logger.Error("calls of other servers are no longer answered", "error", err)
+			t.opts.Logger.Error("this server no longer serves calls from other servers", "error", err)
 		}
 	})
 }
@@ -109,7 +109,7 @@ func handleCall(server any, ctx context.Context, decode func(any) error, _ grpc.
 		return nil, err
 	}
 	if t.opts.Handle == nil {
-		return nil, status.Errorf(codes.Unimplemented, "this server answers no calls, so not %s", m.method)
+		return nil, status.Errorf(codes.Unimplemented, "this server serves no calls, so it cannot serve %s", m.method)
 	}
 	from := ""
 	if p, ok := grpcpeer.FromContext(ctx); ok {
@@ -201,7 +201,7 @@ func (t *Transport) Call(ctx context.Context, address, method string, body []byt
 	}
 	switch code := status.Code(err); {
 	case c.closed.Load() && ctx.Err() == nil && code == codes.Canceled:
-		return nil, status.Errorf(codes.Unavailable, "the connection to the server at %s was given up; whether %s was handled is unknown",
+		return nil, status.Errorf(codes.Unavailable, "the connection to the server at %s was closed; whether it handled %s is unknown",
 			address, method)
 	case code == codes.Unavailable:
 		if p := c.peer.Load(); p != nil {

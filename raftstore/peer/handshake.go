@@ -112,7 +112,7 @@ func readHello(r io.Reader) (hello, error) {
 		return h, err
 	}
 	if !bytes.Equal(head[:len(magic)], []byte(magic)) {
-		return h, &badHello{"this port is for servers of a store only"}
+		return h, &badHello{"this port is only for coracle servers"}
 	}
 	if _, err := io.ReadFull(r, head[len(magic):]); err != nil {
 		return h, noEOF(err)
@@ -153,7 +153,7 @@ func readReply(r io.Reader) (reply, error) {
 		return a, noEOF(err)
 	}
 	if !bytes.Equal(head[:len(magic)], []byte(magic)) {
-		return a, errors.New("the other side is no server of a store")
+		return a, errors.New("the other end is not a coracle server")
 	}
 	var err error
 	if a.id, err = readShort(r); err != nil {
@@ -165,7 +165,7 @@ func readReply(r io.Reader) (reply, error) {
 	}
 	n := int(binary.LittleEndian.Uint16(length[:]))
 	if n > maxReason {
-		return a, fmt.Errorf("an answer of %d bytes", n)
+		return a, fmt.Errorf("a reply with %d bytes, which is too long", n)
 	}
 	reason := make([]byte, n)
 	if _, err := io.ReadFull(r, reason); err != nil {
@@ -174,7 +174,7 @@ func readReply(r io.Reader) (reply, error) {
 	a.reason = string(reason)
 	switch ok := head[headLength-1] == 0; {
 	case ok && a.reason != "":
-		return a, errors.New("an answer that accepts and refuses")
+		return a, errors.New("a malformed reply, which accepts and refuses the connection")
 	case !ok && a.reason == "":
 		a.reason = "no reason given"
 	}
@@ -206,13 +206,13 @@ func (o *Options) judge(h hello) string {
 	switch {
 	case h.receiver != "" && h.receiver != o.ID:
 		if o.ID == "" {
-			return fmt.Sprintf("I am not server %s: I have no identity yet", h.receiver)
+			return fmt.Sprintf("this is not server %s: this server has no identity yet", h.receiver)
 		}
-		return fmt.Sprintf("I am not server %s but %s", h.receiver, o.ID)
+		return fmt.Sprintf("this is not server %s but server %s", h.receiver, o.ID)
 	case h.cluster != "" && o.Cluster != "" && h.cluster != o.Cluster:
 		return fmt.Sprintf("%s belongs to cluster %s, this is cluster %s", nameOf(h.sender), h.cluster, o.Cluster)
 	case h.sender != "" && h.sender == o.ID:
-		return fmt.Sprintf("server %s called itself", h.sender)
+		return fmt.Sprintf("server %s connected to itself", h.sender)
 	case h.kind != kindCalls && (h.cluster == "" || h.sender == "" || h.receiver == ""):
 		return "raft needs to know the cluster and both servers"
 	case h.kind != kindCalls && (o.Cluster == "" || o.ID == ""):

@@ -110,13 +110,13 @@ func TestForeignProtocolsAreRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, g ground) {
 		a, b := start(t, g, 0, "a.1", nil), start(t, g, 1, "b.1", nil)
 		for say, reason := range map[string]string{
-			"GET / HTTP/1.1\r\nHost: x\r\n\r\n":        "this port is for servers of a store only",
+			"GET / HTTP/1.1\r\nHost: x\r\n\r\n":        "this port is only for coracle servers",
 			"CRPR\x07\x01":                             "speaks version 7 of the protocol between servers, this server speaks version 1",
 			"CRPR\x01\x09":                             "wants a connection of an unknown kind 9",
 			"CRPR\x01\x01\x00\x00\x00":                 "raft needs to know the cluster and both servers",
-			"CRPR\x01\x01\x02c1\x03a.1\x03x.1":         "I am not server x.1 but b.1",
+			"CRPR\x01\x01\x02c1\x03a.1\x03x.1":         "this is not server x.1 but server b.1",
 			"CRPR\x01\x02\x02c2\x00\x00":               "the caller belongs to cluster c2, this is cluster c1",
-			"CRPR\x01\x02\x02c1\x03b.1\x03b.1":         "server b.1 called itself",
+			"CRPR\x01\x02\x02c1\x03b.1\x03b.1":         "server b.1 connected to itself",
 			"CRPR\x01\x01\x02c1\x03a.1\x03b.1\x63\x63": "", // raft's garbage
 			"CRPR\x01\x02\x02c1\x03a.1\x03b.1\x63\x63": "", // gRPC's garbage
 		} {

@@ -42,7 +42,7 @@ func (t *Transport) accept() {
 				return
 			}
 			wait = min(max(2*wait, 5*time.Millisecond), maxAcceptWait)
-			t.opts.Logger.Warn("a connection of another server could not be accepted; trying on", "error", err)
+			t.opts.Logger.Warn("could not accept a connection from another server; retrying", "error", err)
 			if !timers.Sleep(t.ctx, wait) {
 				return
 			}
@@ -65,7 +65,7 @@ func (t *Transport) greet(c net.Conn, identified func()) {
 			if reason := tlsFailure(err); reason != "" {
 				err = errors.New(reason)
 			}
-			t.opts.Logger.Log(t.ctx, t.refusals.level(), "a connection from another server was not taken", "remote", remote, "error", err)
+			t.opts.Logger.Log(t.ctx, t.refusals.level(), "rejected a connection from another server", "remote", remote, "error", err)
 		}
 		closeConn(c)
 		return
@@ -162,7 +162,7 @@ func (t *Transport) connect(ctx context.Context, address string, h hello) (net.C
 // same for a machine that is off.
 func (t *Transport) logTLS(ctx context.Context, address string, err error) {
 	if reason := tlsFailure(err); reason != "" && t.ctx.Err() == nil {
-		t.opts.Logger.Log(ctx, t.untrusted.level(), "no connection to another server", "address", address, "error", reason)
+		t.opts.Logger.Log(ctx, t.untrusted.level(), "could not connect to another server", "address", address, "error", reason)
 	}
 }
 

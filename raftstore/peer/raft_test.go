@@ -66,11 +66,11 @@ func TestRaftMessagesToWrongServerAreRefused(t *testing.T) {
 			id       raft.ServerID
 			reason   string
 		}{
-			{a, b, "b.1", "I am not server b.1 but b.2"},
+			{a, b, "b.1", "this is not server b.1 but server b.2"},
 			{a, other, "d.1", "server a.1 belongs to cluster c1, this is cluster c2"},
-			{a, none, "e.1", "I am not server e.1: I have no identity yet"},
+			{a, none, "e.1", "this is not server e.1: this server has no identity yet"},
 			{none, a, "a.1", "raft needs to know the cluster and both servers"},
-			{a, a, "a.1", "server a.1 called itself"},
+			{a, a, "a.1", "server a.1 connected to itself"},
 		} {
 			_, err := c.from.beat(&server{id: c.id, address: c.to.address}, 1)
 			refused, ok := errors.AsType[*RefusedError](err)

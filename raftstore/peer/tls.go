@@ -17,17 +17,17 @@ func tlsFailure(err error) string {
 		return "the other server does not accept this server's certificate (" + op.Err.Error() + ")"
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "the other side's certificate is not of this cluster's authority for servers"
+		return "the other server's certificate was not signed by this cluster's authority for servers"
 	}
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return "the other side's certificate is not one of a server"
+		return "the other end's certificate is not a server's certificate"
 	}
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
 		switch invalid.Reason {
 		case x509.Expired:
-			return "the other side's certificate has expired or is not valid yet, or one of the two clocks is wrong: " + invalid.Detail
+			return "the other server's certificate has expired or is not valid yet, or one of the two clocks is wrong: " + invalid.Detail
 		case x509.IncompatibleUsage:
-			return "the other side's certificate is not for this end of a connection between servers"
+			return "the other server's certificate lacks the key usage for its end of the connection"
 		}
 	}
 	// crypto/tls has no types for the rest.

@@ -55,7 +55,7 @@ func (s *storeMembers) RemoveMember(_ context.Context, name string) error {
 }
 
 func TestNodesDeletionRemovesItsServer(t *testing.T) {
-	refused := status.Error(codes.FailedPrecondition, "raftstore: without it the store would stand still")
+	refused := status.Error(codes.FailedPrecondition, "raftstore: without it the store would lose its quorum")
 	for _, c := range []struct {
 		name       string
 		members    string

@@ -54,7 +54,7 @@ func TestStoreOfAnotherClusterIsKeptOut(t *testing.T) {
 	three, otherLog, _ := openStore(t, identity(t, other, "three"), "three", []string{address})
 	dialOther := func() error {
 		// Who dials checks first, and so is the one who refuses: the other reads an alert.
-		refused := linesWith(otherLog, "the other side's certificate is not of this cluster's authority for servers")
+		refused := linesWith(otherLog, "the other server's certificate was not signed by this cluster's authority for servers")
 		alert := linesWith(log, "the other server does not accept this server's certificate")
 		if len(refused) == 0 || len(alert) == 0 {
 			return fmt.Errorf("%d and %d lines", len(refused), len(alert))
@@ -70,7 +70,7 @@ func TestStoreOfAnotherClusterIsKeptOut(t *testing.T) {
 	testenv.Fails(t, three.WaitReady(waiting), "a store of another cluster joined")
 	testenv.Equal(t, len(one.Cluster().Members()), 2, "members:")
 	// One line in ten seconds, whatever is tried again meanwhile.
-	if n := len(linesWith(otherLog, "no connection to another server")); n > 1+int(patience/(10*time.Second)) {
+	if n := len(linesWith(otherLog, "could not connect to another server")); n > 1+int(patience/(10*time.Second)) {
 		t.Errorf("%d lines", n)
 	}
 }

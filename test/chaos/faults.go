@@ -313,7 +313,7 @@ func (n *nemesis) remove(victim *server, r *rand.Rand) error {
 	defer cancel()
 	for {
 		err := n.others(victim, r)[0].ask(ask, "remove", victim.name, nil)
-		if err == nil || !n.lossy || ask.Err() != nil || !strings.Contains(err.Error(), "would stand still") {
+		if err == nil || !n.lossy || ask.Err() != nil || !strings.Contains(err.Error(), "would lose its quorum") {
 			return err
 		}
 		n.logf("not yet: %v", err)

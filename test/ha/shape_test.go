@@ -144,7 +144,7 @@ func (c *Cluster) promote(t *testing.T, victim, late *harness.Server) {
 	t.Logf("promoted %v after the power of a voter was gone", time.Since(killedAt).Round(100*time.Millisecond))
 	asked := 0
 	for _, s := range c.Servers {
-		asked += s.InLog("a server of the store's cluster gets a vote, as was asked for")
+		asked += s.InLog("a server of the store's cluster gets a vote, on request")
 	}
 	testenv.True(t, asked == 1, "the servers say %d times that one got a vote because that was asked for", asked)
 	harness.Eventually(t, soon, "the vote of the one that is gone is the new one's", func() error {
