@@ -68,7 +68,7 @@ func (e events) NotifyJoin(n *memberlist.Node) {
 	before, after := e.m.saw(n)
 	if !after.Self {
 		e.m.wake()
-		e.m.o.Logger.Info("a member has come", "member", n.Name, "role", after.Role, "address", after.Address, "version", after.Version,
+		e.m.o.Logger.Info("a member has joined", "member", n.Name, "role", after.Role, "address", after.Address, "version", after.Version,
 			"before", before.State)
 	}
 }
@@ -85,7 +85,7 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 		e.m.o.Reach.NodeLeft(n.Name)
 		e.m.o.Logger.Info("a member has stopped", "member", n.Name, "role", after.Role, "address", after.Address)
 	default:
-		e.m.o.Logger.Warn("a member does not answer any more", "member", n.Name, "role", after.Role, "address", after.Address)
+		e.m.o.Logger.Warn("a member is unresponsive", "member", n.Name, "role", after.Role, "address", after.Address)
 		e.m.o.Reach.NodeLeft(n.Name) // its machine may fail next, and no member probes it any more
 		e.m.o.Reach.ProbeFailed(n.Name)
 		if e.m.o.Suspect != nil {
@@ -98,11 +98,11 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 func (m *Member) saw(n *memberlist.Node) (before, after Info) {
 	meta, err := decodeMeta(n.Meta)
 	if err != nil {
-		m.log.once(fmt.Sprintf("what the member %s says of itself is not understood: is it of another version?", n.Name), "error", err)
+		m.log.once(fmt.Sprintf("the metadata of the member %s cannot be read: it may run another version of coracle", n.Name), "error", err)
 	}
 	if err == nil && meta.Protocol < 1<<31 && !version.Understands(int(meta.Protocol)) {
-		m.log.once(fmt.Sprintf("the member %s runs coracle %s with protocol %d, and this machine has %d: only a version and the one "+
-			"before it live in one cluster; update the older one",
+		m.log.once(fmt.Sprintf("the member %s runs coracle %s with protocol %d, and this machine has %d: only versions with the same or neighbouring protocols "+
+			"can be in one cluster; update the older one",
 			n.Name, meta.Version, meta.Protocol, version.Protocol()))
 	}
 	ip, _ := netip.AddrFromSlice(n.Addr)
@@ -127,8 +127,8 @@ func (n names) NotifyAlive(member *memberlist.Node) error {
 		most = cmp.Or(n.m.o.Most(), maxMembers)
 	}
 	if !n.m.roster.room(member.Name, most) {
-		n.m.log.once("there are more members than the cluster has nodes; further ones are ignored: a machine with the gossip key may "+
-			"have invented them. To lock them out: coracle gossip rotate-key",
+		n.m.log.once("there are more members than the cluster has nodes; further members are ignored. A machine with the gossip key may "+
+			"have announced them falsely. To exclude it: coracle gossip rotate-key",
 			"most", most, "refused", member.Name)
 		return fmt.Errorf("gossip: there are %d members already", most)
 	}
@@ -139,7 +139,7 @@ func (n names) NotifyAlive(member *memberlist.Node) error {
 type conflicts struct{ m *Member }
 
 func (c conflicts) NotifyConflict(existing, other *memberlist.Node) {
-	words := fmt.Sprintf("two machines, at %s and %s, both say that they are the node %s; the second is no member until one of them has "+
+	words := fmt.Sprintf("two machines, at %s and %s, both claim to be the node %s; the second is no member until one of them has "+
 		"another --node-name",
 		existing.Address(), other.Address(), existing.Name)
 	c.m.log.once(words)

@@ -286,7 +286,7 @@ func (s *searcher) answer(closed <-chan struct{}, seal cipher.AEAD, c challenge,
 		_, err = s.m.o.Packets.WriteTo(datagram, to)
 	}
 	if err != nil {
-		s.m.o.Logger.Debug("gossip: a machine that searches for servers was not answered", "error", err)
+		s.m.o.Logger.Debug("gossip: could not reply to a machine that searches for servers", "error", err)
 	}
 }
 

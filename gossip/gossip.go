@@ -250,7 +250,7 @@ func (m *Member) Run(ctx context.Context) error {
 		case err = <-m.failed:
 		case <-m.metaChanged:
 			if err := m.list.UpdateNode(leaveTimeout); err != nil { // the next exchange sends it all the same
-				m.o.Logger.Debug("gossip: the news of this machine was not sent at once", "error", err)
+				m.o.Logger.Debug("gossip: this machine's new metadata could not be sent at once", "error", err)
 			}
 		}
 	}
@@ -274,7 +274,7 @@ func (m *Member) saveMembers(ctx context.Context) {
 		changed := m.MembersChanged()
 		if err := writeKnown(m.o.File, m.Members()); err != nil && err.Error() != last {
 			last = err.Error()
-			m.o.Logger.Warn("gossip: the list of members could not be kept", "error", err)
+			m.o.Logger.Warn("gossip: the list of members could not be saved", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -303,7 +303,7 @@ func (m *Member) find(ctx context.Context) {
 				return
 			}
 			_, err := m.list.Join([]string{address.String()})
-			m.o.Logger.Debug("gossip: asked a machine that is not heard of", "address", address, "error", err)
+			m.o.Logger.Debug("gossip: tried to join by a machine that is no member yet", "address", address, "error", err)
 			if err != nil {
 				m.search.drop(address)
 			}

@@ -279,7 +279,7 @@ func TestTwoOfOneName(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		g.within(0, "m0 alive, m1 alive", g.members[0])
 		testenv.Equal(t, g.members[0].Members()[1].Address, at(1), "m1 is at")
-		if n := strings.Count(log.String(), "both say that they are the node m1"); n != 1 {
+		if n := strings.Count(log.String(), "both claim to be the node m1"); n != 1 {
 			t.Errorf("%d lines about it:\n%s", n, log.String())
 		}
 	})

@@ -36,8 +36,8 @@ func visible(text string) string {
 
 // advice explains some of memberlist's lines. line is a substring of the log line.
 var advice = []struct{ line, words string }{
-	{"Decrypt packet failed", "a machine without the cluster's gossip key sends to this machine's gossip port; that is ignored. " +
-		"A machine of this cluster that was off while the key was rotated asks a server for the new one"},
+	{"Decrypt packet failed", "ignoring packets from a machine without the cluster's gossip key. " +
+		"A machine of this cluster that was off while the key was rotated fetches the new one from a server"},
 	{"over TCP but UDP probes failed",
 		"a member is reached by TCP and not by UDP: is UDP blocked between the machines on the cluster's port?"},
 }

@@ -97,7 +97,7 @@ func decodeMeta(data []byte) (Meta, error) {
 		return m, fmt.Errorf("gossip: %d bytes of metadata", len(data))
 	}
 	if len(data) == 0 || data[0] != metaFormat {
-		return m, errors.New("gossip: metadata of a form that this version does not know")
+		return m, errors.New("gossip: metadata in an unknown format")
 	}
 	for data = data[1:]; len(data) > 0; {
 		tag, n := protowire.ConsumeVarint(data)

@@ -54,7 +54,7 @@ func (m *Member) TellUnreachable(name string) {
 	message := append([]byte{failureMessage}, name...)
 	for _, n := range others[:min(len(others), failureFanout)] {
 		if err := m.list.SendBestEffort(n, message); err != nil {
-			m.o.Logger.Debug("gossip: a member could not be sent the members that this machine does not reach", "member", n.Name, "error",
+			m.o.Logger.Debug("gossip: the list of members that this machine does not reach could not be sent to a member", "member", n.Name, "error",
 				err)
 		}
 	}

@@ -104,7 +104,7 @@ func isSearch(b []byte) bool {
 	return len(b) >= len(searchMagic) && string(b[:len(searchMagic)]) == searchMagic
 }
 
-var errNoSearch = errors.New("gossip: no datagram of this cluster's")
+var errNoSearch = errors.New("gossip: not a datagram of this cluster")
 
 // openSearch decrypts a datagram, which may be any bytes, and returns the cipher of the key with which it was
 // encrypted.
