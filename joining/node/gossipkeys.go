@@ -31,7 +31,7 @@ func (n *Node) ReachedAtStart() bool { return !n.stale }
 func (n *Node) AskGossipKeys(ctx context.Context) error {
 	pair, root := n.own()
 	if pair == nil {
-		return errors.New("the node has no certificate that is valid")
+		return errors.New("the node has no valid certificate")
 	}
 	q := protocol.Question{
 		Dialer: net.Dialer{Timeout: dialTimeout}, Certificate: pair, Root: root,
@@ -47,7 +47,7 @@ func (n *Node) AskGossipKeys(ctx context.Context) error {
 		case err != nil:
 			errs = append(errs, err)
 		case a.Gossip == nil:
-			errs = append(errs, fmt.Errorf("the server at %s gives no gossip keys: it is of an earlier version", q.Address))
+			errs = append(errs, fmt.Errorf("the server at %s gives no gossip keys: its version is too old. Update it", q.Address))
 		default:
 			return n.keepGossipKeys(a.Gossip)
 		}

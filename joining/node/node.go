@@ -134,10 +134,10 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 		return nil, ctx.Err()
 	case err == nil:
 	case errors.As(err, &refusal) && !refusal.Passing() && refusal.Code != protocol.CodeClock:
-		return nil, fmt.Errorf("the cluster at %s does not take this machine as the node %s any more: %w", o.Server.Host, o.NodeName, err)
+		return nil, fmt.Errorf("the cluster at %s no longer accepts this machine as the node %s: %w", o.Server.Host, o.NodeName, err)
 	default:
 		n.stale = true
-		o.Logger.Warn("no news from the cluster; the node starts with what it knows", "server", o.Server.Host, "reason", err)
+		o.Logger.Warn("the cluster cannot be asked for its settings; the node starts with those it received last", "server", o.Server.Host, "reason", err)
 	}
 	return n, nil
 }
@@ -184,7 +184,7 @@ func (n *Node) askUntilAnswered(ctx context.Context) error {
 		}
 		if text := err.Error(); text != last {
 			last = text
-			n.o.Logger.Warn("the node cannot join yet; it is tried again", "server", n.o.Server.Host, "reason", text)
+			n.o.Logger.Warn("the node cannot join yet; retrying", "server", n.o.Server.Host, "reason", text)
 		}
 		if !timers.Sleep(ctx, pause) {
 			return ctx.Err()
@@ -250,7 +250,7 @@ func (n *Node) askAs(ctx context.Context, q protocol.Question) (*protocol.Respon
 		if err == nil || !errors.As(err, &refusal) || refusal.Code != protocol.CodeCertificate {
 			return a, err
 		}
-		n.o.Logger.Info("the node joins with its token, since its certificate is not accepted", "reason", refusal.Message)
+		n.o.Logger.Info("the node's certificate was rejected; joining with its token", "reason", refusal.Message)
 		q.Certificate, q.Root = nil, nil
 	}
 	q.Token = n.token
@@ -359,7 +359,7 @@ func (n *Node) Run(ctx context.Context) error {
 			n.stale, last = false, ""
 		case ctx.Err() == nil && !n.stale && err.Error() != last:
 			last = err.Error()
-			n.o.Logger.Warn("the node's certificates could not be renewed; it is tried again, after an hour at the latest", "error", err)
+			n.o.Logger.Warn("the node's certificates could not be renewed; retrying within an hour", "error", err)
 		}
 	}
 }

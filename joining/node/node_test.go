@@ -170,7 +170,7 @@ func TestJoinByTokenThenByCertificate(t *testing.T) {
 	t.Run("when it is not taken any more", func(t *testing.T) { // another machine has the name
 		s.refuse = protocol.Refuse(protocol.CodeName, "no")
 		defer func() { s.refuse = nil }()
-		testenv.WantError(t, testenv.Err(node.Join(t.Context(), s.options(dir))), "not take this machine")
+		testenv.WantError(t, testenv.Err(node.Join(t.Context(), s.options(dir))), "no longer accepts this machine")
 	})
 	t.Run("API at another address", func(t *testing.T) {
 		s.stop()

@@ -91,7 +91,7 @@ func Ask(ctx context.Context, q Question) (*Response, error) {
 		}
 		if !bytes.Equal(want, a.MAC) { // constant time is not needed: the server has received the proof already
 			return nil,
-				fmt.Errorf("the server at %s does not know the token itself: it is none of the cluster's. Nothing was taken from it",
+				fmt.Errorf("the server at %s could not prove that it knows the token, so it is not one of the cluster's. Nothing from it was used",
 					q.Address)
 		}
 	}
@@ -162,7 +162,7 @@ func passwordFor(root *x509.Certificate, password string) string {
 func (v *verifier) sameRoot(serverCA []byte) error {
 	chain, _ := cert.ParseCertsPEM(serverCA)
 	if !slices.ContainsFunc(chain, v.seen.Equal) {
-		return errors.New("the server's answer names another authority than its connection has. Nothing was taken from it")
+		return errors.New("the certificate authority in the server's response is not the one of its connection. Nothing from it was used")
 	}
 	return nil
 }
@@ -181,9 +181,9 @@ func explainHandshake(address string, err error) error {
 	case errors.As(err, &notTLS):
 		return fmt.Errorf("what answers at %s %w: it does not speak TLS", address, errNoServer)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
-		return fmt.Errorf("%w at %s, though a machine is there: it takes the connection and closes it, as a node does that reaches no "+
-			"server itself, "+
-			"or a server that is just starting or stopping: %w", ErrUnreachable, address, err)
+		return fmt.Errorf("%w at %s: the machine there accepts the connection and closes it again. It may be a node that reaches no "+
+			"server, "+
+			"or a server that is starting or stopping: %w", ErrUnreachable, address, err)
 	}
 	return fmt.Errorf("%w at %s: %w", ErrUnreachable, address, err)
 }

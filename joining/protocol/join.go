@@ -231,14 +231,14 @@ func read(r io.Reader, most uint32, v any) error {
 	}
 	n := binary.BigEndian.Uint32(length[:])
 	if n > most {
-		return fmt.Errorf("join: a message of %d bytes, at most %d are taken", n, most)
+		return fmt.Errorf("join: a message of %d bytes is too long: at most %d are accepted", n, most)
 	}
 	data := make([]byte, n)
 	if _, err := io.ReadFull(r, data); err != nil {
 		return err
 	}
 	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("join: a message that is not understood: %w", err)
+		return fmt.Errorf("join: a malformed message: %w", err)
 	}
 	return nil
 }
@@ -249,7 +249,7 @@ func write(w io.Writer, most int, v any) error {
 		return fmt.Errorf("join: encode a message: %w", err)
 	}
 	if len(data) > most {
-		return fmt.Errorf("join: a message of %d bytes, at most %d are taken", len(data), most)
+		return fmt.Errorf("join: a message of %d bytes is too long: at most %d are accepted", len(data), most)
 	}
 	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(data))), data...))
 	return err

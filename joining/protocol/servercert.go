@@ -34,7 +34,7 @@ func ServerTLS(caFile, protocol string, now func() time.Time) (*tls.Config, erro
 		InsecureSkipVerify: true,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if s.NegotiatedProtocol != protocol {
-				return errors.New("it is no server that nodes connect to")
+				return errors.New("it is not the certificate of a server for nodes")
 			}
 			return verifyServer(s.PeerCertificates, roots, now())
 		},

@@ -61,7 +61,7 @@ func TestServerCertificateIsVerified(t *testing.T) {
 	}{
 		"a server":                        {ca, protocol.ServerName, "", "", nil, file, ""},
 		"a server with the protocol":      {ca, protocol.ServerName, "p", "p", nil, file, ""},
-		"a server that knows no protocol": {ca, protocol.ServerName, "", "p", nil, file, "no server that nodes connect to"},
+		"a server that knows no protocol": {ca, protocol.ServerName, "", "p", nil, file, "not the certificate of a server for nodes"},
 		"a node":                          {ca, "system:node:n2", "", "", nil, file, "is that of system:node:n2"},
 		"another cluster's server":        {other, protocol.ServerName, "", "", nil, file, "unknown authority"},
 		"a certificate that has run out":  {ca, protocol.ServerName, "", "", later, file, "expired"},

@@ -47,7 +47,7 @@ func TestImpostorLearnsNothingAndIsNotTrusted(t *testing.T) {
 			})
 		}
 	}
-	const closed = "no server answers at ADDRESS, though a machine is there: it takes the connection and closes it"
+	const closed = "no server answers at ADDRESS: the machine there accepts the connection and closes it"
 	for _, tt := range []struct {
 		name string
 		at   func(*fixture) string // the address where the impostor is
@@ -71,7 +71,7 @@ func TestImpostorLearnsNothingAndIsNotTrusted(t *testing.T) {
 				}
 				_ = conn.Close()
 			})
-		}, bare: true, want: "does not know the token itself"},
+		}, bare: true, want: "could not prove that it knows the token"},
 		{name: "another service", at: func(f *fixture) string {
 			c := f.leaf(f.pki.NodeServing("", "n", nil))
 			return listener(f, func(raw net.Conn) {
@@ -95,7 +95,7 @@ func TestImpostorLearnsNothingAndIsNotTrusted(t *testing.T) {
 			if tt.is != nil {
 				testenv.ErrorIs(t, err, tt.is)
 			}
-			testenv.True(t, tt.want != "" || !strings.Contains(fmt.Sprint(err), "though a machine is there"), "no machine is there: %v", err)
+			testenv.True(t, tt.want != "" || !strings.Contains(fmt.Sprint(err), "the machine there accepts"), "no machine is there: %v", err)
 		})
 	}
 }

@@ -135,12 +135,12 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 	writeErr := a.Write(conn)
 	switch {
 	case writeErr != nil && err == nil:
-		s.rateLimited(log, raw).Warn("a machine that joins went away before it had its answer; it asks again", "error", writeErr)
+		s.rateLimited(log, raw).Warn("a joining machine disconnected before it received the response; it retries", "error", writeErr)
 	case err != nil || q.Reach != nil:
 	case q.Want == "":
 		log.Info("a machine has joined", "role", q.Role)
 	default:
-		log.Debug("a node was given what it wants", "what", q.Want)
+		log.Debug("sent a node what it requested", "what", q.Want)
 	}
 }
 
@@ -170,16 +170,16 @@ func (s *Server) config() *tls.Config {
 func (s *Server) refusal(log *slog.Logger, q *protocol.Request, err error) *protocol.Refusal {
 	var r *protocol.Refusal
 	if !errors.As(err, &r) {
-		r = protocol.Refuse(protocol.CodeInternal, "the server cannot let the machine in at present: %v", err)
+		r = protocol.Refuse(protocol.CodeInternal, "the server cannot admit the machine at present: %v", err)
 	}
 	reason := clip(r.Message, maxReason)
 	switch {
 	case q.Reach != nil:
-		log.Warn("a server is not reached at the address that it gives to the others", "address", short(q.Reach.Address), "reason", reason)
+		log.Warn("a server cannot be reached at its advertised address", "address", short(q.Reach.Address), "reason", reason)
 	case r.Passing():
-		log.Info("a machine that joins has to wait", "reason", reason)
+		log.Info("a joining machine has to wait", "reason", reason)
 	default:
-		log.Warn("a machine was not let in", "code", r.Code, "reason", reason)
+		log.Warn("rejected a joining machine", "code", r.Code, "reason", reason)
 	}
 	return r
 }
@@ -231,7 +231,7 @@ func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from net
 	case s.admitting <- struct{}{}:
 		defer func() { <-s.admitting }()
 	default:
-		return nil, protocol.Refuse(protocol.CodeBusy, "%d machines are being let in at this moment", admitted)
+		return nil, protocol.Refuse(protocol.CodeBusy, "%d machines are being admitted at this moment", admitted)
 	}
 	a, err := s.o.Admit(ctx, Machine{Request: q, Joined: known == nil, From: from})
 	if err != nil {
@@ -292,14 +292,14 @@ func mayBecome(q *protocol.Request, known *token.Token) error {
 	case q.Role == token.RoleServer && known != nil && known.Role == token.RoleServer:
 		return nil
 	case q.Role == token.RoleServer && known != nil:
-		return protocol.Refuse(protocol.CodeToken, "that is a token for agents, with which a machine becomes a node and no server. A "+
+		return protocol.Refuse(protocol.CodeToken, "that is a token for agents, which adds nodes only. A "+
 			"server joins with the one for "+
 			"servers: `coracle token print --server` on a server shows it")
 	case q.Role == token.RoleServer:
 		return protocol.Refuse(protocol.CodeToken, "a server joins with the token for servers; `coracle token print --server` on a "+
 			"server shows it")
 	case q.Role != token.RoleAgent:
-		return protocol.Refuse(protocol.CodeRequest, "a machine joins as a server or as an agent, and not as %q", q.Role)
+		return protocol.Refuse(protocol.CodeRequest, "a machine joins as a server or as an agent, not as %q", q.Role)
 	case known != nil && known.Role == token.RoleServer:
 		return protocol.Refuse(protocol.CodeToken, "that is the token for servers, with which a machine gets the cluster's keys. A node "+
 			"joins with the one for agents: "+
@@ -340,7 +340,7 @@ func (s *Server) checkCertificate(state tls.ConnectionState, name string) error 
 			". `coracle token create` on a server makes a token; with that the node joins again", args...)
 	}
 	if len(state.PeerCertificates) == 0 {
-		return refuse("none was shown")
+		return refuse("none was presented")
 	}
 	leaf := state.PeerCertificates[0]
 	o := x509.VerifyOptions{
@@ -355,7 +355,7 @@ func (s *Server) checkCertificate(state tls.ConnectionState, name string) error 
 	}
 	if user, ok := strings.CutPrefix(leaf.Subject.CommonName, nodeUser); !ok || user != name ||
 		!slices.Contains(leaf.Subject.Organization, nodeGroup) {
-		return refuse("it is that of %s, not of the node %s", leaf.Subject.CommonName, name)
+		return refuse("it belongs to %s, not to the node %s", leaf.Subject.CommonName, name)
 	}
 	return nil
 }

@@ -80,7 +80,7 @@ func (o Options) ensure(file string, role Role, given string) (Token, error) {
 			return Token{}, err
 		}
 		if !missing && want.Secret != t.Secret {
-			o.Logger.Info("the token was changed to the one given; machines that join later need it", "role", role, "file", path)
+			o.Logger.Info("replaced the token by the given one; machines that join later need it", "role", role, "file", path)
 		}
 		t = want
 	case missing:

@@ -79,7 +79,7 @@ func (r RotationRequest) Next(s Set) (Token, error) {
 	case given.CAHash != "" && given.CAHash != now.CAHash:
 		return Token{}, fmt.Errorf("--new-token: %w; nothing was changed", ErrOtherCluster)
 	case given.Secret == now.Secret:
-		return Token{}, errors.New("--new-token: that is the token that works now; nothing was changed")
+		return Token{}, errors.New("--new-token: that is the present token; nothing was changed")
 	case given.Secret == other.Secret:
 		return Token{}, errors.New("--new-token: the server token and the agent token cannot be the same: whoever may add a node could " +
 			"then take over the cluster. Nothing was changed")

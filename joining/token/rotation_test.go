@@ -24,7 +24,7 @@ func TestRotateReplacesOneSecret(t *testing.T) {
 		{"server", "wrong", "next", "not the cluster's token"},
 		{"server", s.Agent.String(), "next", "not the cluster's token"},
 		{"agent", token.Token{CAHash: other, Role: token.RoleAgent, Secret: "agent-now"}.String(), "next", "not the cluster's token"},
-		{"server", "", "server-now", "works now"},
+		{"server", "", "server-now", "present token"},
 		{"server", "", "agent-now", "cannot be the same"},
 		{"server", "", token.Token{CAHash: hash, Role: token.RoleAgent, Secret: "next"}.String(), "for the role"},
 		{"server", "", token.Token{CAHash: other, Role: token.RoleServer, Secret: "next"}.String(), "another cluster"},

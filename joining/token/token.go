@@ -122,7 +122,7 @@ func Parse(s string) (Token, error) {
 	role, secret, found := strings.Cut(rest, ":")
 	if !found {
 		if t.CAHash != "" {
-			return Token{}, fmt.Errorf("the token does not say what it is for: %q should be followed by server:, agent: or an id and a dot",
+			return Token{}, fmt.Errorf("the token does not name its role: %q should be followed by server:, agent: or an id and a dot",
 				separator)
 		}
 		secret = rest
@@ -130,7 +130,7 @@ func Parse(s string) (Token, error) {
 		return Token{}, fmt.Errorf("the token is for %q, which should be server or agent", role)
 	}
 	if !secretForm.MatchString(secret) {
-		return Token{}, errors.New("the token's secret is empty or has blanks or characters that cannot be typed in it")
+		return Token{}, errors.New("the token's secret is empty, or has blanks or unprintable characters in it")
 	}
 	t.Secret = secret
 	return t, nil
@@ -152,7 +152,7 @@ func (t Token) VerifyCA(root *x509.Certificate) error {
 		return nil
 	}
 	if got := Hash(root); subtle.ConstantTimeCompare([]byte(got), []byte(t.CAHash)) != 1 {
-		return fmt.Errorf("%w, or someone between answers in its place: it names the authority %.12s… and this one is %.12s…. "+
+		return fmt.Errorf("%w, or another machine intercepts the connection: the token names the authority %.12s…, and the server has %.12s…. "+
 			"Nothing was sent; get the token again with `coracle token` on a server of the cluster", ErrOtherCluster, t.CAHash, got)
 	}
 	return nil

@@ -47,7 +47,7 @@ func TestParseErrorsNameTheFault(t *testing.T) {
 		"CRC1abc::server:x":              "64 hex digits",
 		"CRC1" + hash:                    "cut off",
 		"CRC1" + hash[:40]:               "cut off",
-		"CRC1" + hash + "::":             "what it is for",
+		"CRC1" + hash + "::":             "name its role",
 		"CRC1" + hash + "::server:":      "empty",
 		"CRC1" + hash + "::node:x":       `"node"`,
 		"CRC1" + hash + "::server:a b":   "blanks",

@@ -63,7 +63,7 @@ func TestAgentJoinsAndRestartsWithoutItsServer(t *testing.T) {
 	testenv.NoError(t, a.Stop())
 	a.Start()
 	harness.Eventually(t, soon, "the agent starts with what it knows", func() error {
-		return a.LogSays("no news from the cluster")
+		return a.LogSays("the cluster cannot be asked for its settings")
 	})
 	s.Start()
 	s.WaitAPI()

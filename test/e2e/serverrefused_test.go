@@ -20,7 +20,7 @@ import (
 
 // What a server that is asked logs.
 const (
-	notLetIn = "a machine was not let in"
+	notLetIn = "rejected a joining machine"
 	letIn    = "a machine has joined"
 	// seldom stands for notLetIn, or nothing: another refusal of the same machine may have had its line within ten
 	// seconds.
@@ -89,7 +89,7 @@ func refusedTokens(t *testing.T, first, peer *harness.Server) {
 	}{
 		{"a wrong secret", notLetIn, []string{"--token", hash + "::server:wrong"}, []string{"the token is not the cluster's", "coracle token print"}},
 		{"agents' token", "", []string{"--token", agents}, []string{"this is a token for agents; it was not sent", "coracle token print --server"}},
-		{"agents' secret alone", seldom, []string{"--token", secret(agents)}, []string{"that is a token for agents", "no server", "coracle token print --server"}},
+		{"agents' secret alone", seldom, []string{"--token", secret(agents)}, []string{"that is a token for agents", "adds nodes only", "coracle token print --server"}},
 		{"a token that expires", "", []string{"--token", expires}, []string{"this is a token for agents; it was not sent"}},
 		{"another cluster's", "", []string{"--token", "CRC1" + strings.Repeat("0", 64) + "::server:" + secret(right)}, []string{"another cluster"}},
 		{"a token that was cut off", "", []string{"--token", hash[:20] + "::server:" + secret(right)}, []string{"--token", "was it cut off when copied?"}},
@@ -211,7 +211,9 @@ func joinsThroughNode(t *testing.T, first, a, peer *harness.Server) {
 	testenv.NoError(t, first.Stop())
 	peer.Args = append(peer.Args, "--server", "https://"+a.IP+":6443")
 	peer.Start()
-	harness.Eventually(t, soon, "it waits for a server", func() error { return peer.LogSays("no server answers at " + a.IP + ":6443, though a machine is there") })
+	harness.Eventually(t, soon, "it waits for a server", func() error {
+		return peer.LogSays("no server answers at " + a.IP + ":6443: the machine there accepts the connection")
+	})
 	first.Start()
 	first.WaitAPI()
 	peer.WaitAPI()

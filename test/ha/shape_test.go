@@ -108,7 +108,7 @@ func (x *clients) shape(t *testing.T) {
 // one line. It returns the machine.
 func (c *Cluster) oneTooMany(t *testing.T) *harness.Machine {
 	t.Helper()
-	const line = "a machine was not let in"
+	const line = "rejected a joining machine"
 	asked := c.Servers[0]
 	before := asked.InLog(line)
 	s := c.machine().NewPeer(asked, c.flags()...)
