@@ -59,7 +59,7 @@ func (c *Client) Do(ctx context.Context, method, path string, out any) error {
 		return nil
 	}
 	if err := json.Unmarshal(body, out); err != nil {
-		return fmt.Errorf("understanding the answer of the running coracle: %w", err)
+		return fmt.Errorf("decoding the answer of the running coracle: %w", err)
 	}
 	return nil
 }

@@ -119,44 +119,44 @@ func Failures(servers []ClusterServer) (words string, problems []string) {
 	majority := voters/2 + 1
 	spare := alive - majority
 	if len(silent) > 0 {
-		problem := fmt.Sprintf("%s: no answer at its address from this server. Is the machine on, does coracle run there, is the network "+
-			"in between whole?", listOf(silent))
+		problem := fmt.Sprintf("%s: unreachable from this server. Check that the machine is on, that coracle runs there, and that the network "+
+			"between them works.", listOf(silent))
 		if alive >= majority { // without a majority no member can be removed; the text below has the hint
 			problem += " If it will not come back: coracle member remove NAME"
 		}
 		problems = append(problems, problem)
 	}
 	if len(stalled) > 0 {
-		problem := fmt.Sprintf("%s: the disk of its store does not finish a write, so it answers and counts for no majority. "+
-			"Nothing is lost, and its pods run. Check the disk and the kernel's log there", listOf(stalled))
+		problem := fmt.Sprintf("%s: its store's disk is stalled, so it answers but does not count for the majority. "+
+			"Nothing is lost, and its pods keep running. Check the disk and the kernel's log there", listOf(stalled))
 		if alive >= majority {
 			problem += ". If it will not recover: coracle member remove NAME"
 		}
 		problems = append(problems, problem)
 	}
 	if leader == "" && alive >= majority {
-		problems = append(problems, "the servers answer, but this one knows of no leader at this moment; that passes within a second or "+
-			"two. If it does not, they do not reach this one, or not one another: the line of its store may say why")
+		problems = append(problems, "a majority of the servers answers, but this server knows no leader at this moment. An election takes a second or "+
+			"two. If this lasts, check the network between the servers; the line of this server's store may name the reason")
 	}
 	for _, s := range servers {
 		if s.Full {
-			problems = append(problems, fmt.Sprintf("%s: the disk of its store is full. Nothing is lost; make room", s.Name))
+			problems = append(problems, fmt.Sprintf("%s: the disk of its store is full. Nothing is lost; free some space there", s.Name))
 		}
 	}
 	switch {
 	case voters == 0:
-		return "not known yet: this server has not heard of any", problems
+		return "not known yet: this server does not know the cluster's servers yet", problems
 	case alive < majority:
-		return "none: the cluster stands still. " + fmt.Sprintf("%d of %d voters %s, and %d are needed. Pods keep running and nothing is "+
+		return "none: the cluster has no quorum. " + fmt.Sprintf("%d of %d voters %s, and %d are needed. Pods keep running and nothing is "+
 			"lost. Bring back one of the others; "+
 			"if none will come back: coracle store recover", alive, voters, work(stalled), majority), problems
 	case len(servers) == 1:
 		return "none: this is the only server. With three the cluster survives the loss of one: coracle token print --server", problems
 	case voters == 1 && len(servers) == 2:
-		return fmt.Sprintf("not that of %s, which alone has a vote. Add a third server and any one may fail: coracle token print --server",
+		return fmt.Sprintf("not %s, which is the only voter. With a third server any one may fail: coracle token print --server",
 			onlyVoter(servers)), problems
 	case spare <= 0:
-		return fmt.Sprintf("no further one: %d of %d voters %s, and %d are needed", alive, voters, work(stalled), majority), problems
+		return fmt.Sprintf("no further server: %d of %d voters %s, and %d are needed", alive, voters, work(stalled), majority), problems
 	case spare == 1:
 		return fmt.Sprintf("any one server%s", more(len(silent)+len(stalled))), problems
 	}
@@ -169,9 +169,9 @@ func countReachedByOthers(servers []ClusterServer) (out []ClusterServer, problem
 	for i, s := range out {
 		if !s.Answers && len(s.ReachedBy) > 0 {
 			out[i].Answers = true
-			problems = append(problems, fmt.Sprintf("%s: no answer at its address from this server, but %s can reach it: it works, and "+
-				"is to stay a member. "+
-				"The network between this machine and that one is not whole; check cables, switches and firewalls between them", s.Name,
+			problems = append(problems, fmt.Sprintf("%s: unreachable from this server, but %s can reach it: it works, and "+
+				"should stay a member. "+
+				"The network between the two machines is faulty; check cables, switches and firewalls between them", s.Name,
 				listOf(s.ReachedBy)))
 		}
 	}

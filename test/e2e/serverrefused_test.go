@@ -219,5 +219,5 @@ func joinsThroughNode(t *testing.T, first, a, peer *harness.Server) {
 	peer.WaitAPI()
 	peer.Kubectl("get", "configmap", "kept")
 	harness.Eventually(t, longer, "its node is ready", func() error { return first.NodeReady(peer) })
-	testenv.Contains(t, first.Members(0, "Add a third server and any one may fail"), peer.NodeName()+" ", "it is no member:")
+	testenv.Contains(t, first.Members(0, "With a third server any one may fail"), peer.NodeName()+" ", "it is no member:")
 }

@@ -138,7 +138,7 @@ func TestThreeServers(t *testing.T) {
 	for _, s := range rest {
 		testenv.Check(t, see(s))
 	}
-	rest[0].Members(1, "no further one: 2 of 3 voters answer")
+	rest[0].Members(1, "no further server: 2 of 3 voters answer")
 	// The agent restarts while the only server that it was given is dead: it knows the others.
 	a.Kill()
 	a.Start()
@@ -187,7 +187,7 @@ func TestThreeServers(t *testing.T) {
 	first.Members(0, gone.NodeName()+" ")
 	testenv.NoError(t, gone.Stop())
 	first.Insists("delete", "node", gone.NodeName(), "--ignore-not-found") // a leader may have to be elected
-	if out := first.Members(0, "Add a third server and any one may fail"); strings.Contains(out, gone.NodeName()+" ") {
+	if out := first.Members(0, "With a third server any one may fail"); strings.Contains(out, gone.NodeName()+" ") {
 		t.Errorf("after its node was deleted the server is a member still:\n%s", out)
 	}
 }

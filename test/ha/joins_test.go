@@ -45,7 +45,7 @@ func TestInterruptedJoins(t *testing.T) {
 			c.Agents = append(c.Agents, s)
 		}
 		c.WaitWhole()
-		if out := first.Members(0, "Add a third server and any one may fail"); strings.Count(out, ":6443 ") != 2 {
+		if out := first.Members(0, "With a third server any one may fail"); strings.Count(out, ":6443 ") != 2 {
 			t.Errorf("after the %s has joined there are not two servers:\n%s", role, out)
 		}
 	}
