@@ -45,7 +45,7 @@ const (
 // address.
 func runAgent(ctx context.Context, c *config.Agent, p *cli.Process) error {
 	if err := timers.Set(agentSlack); err != nil {
-		p.Log.Info("timers wake this node one by one; at rest it uses a little more of the processor", "error", err)
+		p.Log.Info("timers could not be aligned; this node uses slightly more CPU when idle", "error", err)
 	}
 	filewatch.RaiseLimits(p.Log.Logger)
 	return withAddresses(ctx, c.Node, nil, p, func(ctx context.Context, stopAll context.CancelCauseFunc) error {

@@ -52,7 +52,7 @@ type agentPort struct {
 func openAgentPort(ctx context.Context, port int, log *slog.Logger) (*agentPort, error) {
 	address := ":" + strconv.Itoa(port)
 	taken := func(network string, err error) error {
-		return fmt.Errorf("the cluster's %s port %d on this machine cannot be opened: %w. Stop what uses it, or choose another one with "+
+		return fmt.Errorf("the cluster's %s port %d on this machine cannot be opened: %w. Stop the program that uses it, or choose another port with "+
 			"--https-listen-port", network, port, err)
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
@@ -91,7 +91,7 @@ type agentMember struct {
 
 // run is a gossip member until ctx is done. Its failures do not affect the node: the API also reports the servers.
 func (a *agentMember) run(ctx context.Context) {
-	a.line.Set(status.Starting, "no key yet")
+	a.line.Set(status.Starting, "waiting for the gossip key")
 	for len(a.joined.GossipKeys().Keys) == 0 && ctx.Err() == nil {
 		if err := a.joined.AskGossipKeys(ctx); err != nil {
 			a.log.Debug("no gossip keys yet", "error", err)
@@ -113,7 +113,7 @@ func (a *agentMember) run(ctx context.Context) {
 	}
 	if err != nil {
 		a.line.Set(status.Degraded, err.Error()+". This machine learns of servers through the API only")
-		a.log.Error("this machine is no member of the gossip any more", "error", err)
+		a.log.Error("this machine is no longer a member of the gossip", "error", err)
 	}
 }
 
@@ -161,9 +161,9 @@ func (a *agentMember) lost() bool {
 
 // noServerHint returns the hint for a machine that finds no server.
 func noServerHint(tried []string) string {
-	return fmt.Sprintf("no server of the cluster is reached at the addresses that are known (%s), nor found on this machine's networks; "+
-		"it is tried on, and pods keep "+
-		"running. If the servers have other addresses by now, start coracle once with that of any machine of the cluster: --server "+
+	return fmt.Sprintf("no server of the cluster can be reached at its known addresses (%s), and none was found on this machine's networks; "+
+		"retrying; pods keep "+
+		"running. If the servers' addresses have changed, start coracle once with the address of any machine of the cluster: --server "+
 		"https://ADDRESS:6443",
 		strings.Join(tried, ", "))
 }
@@ -192,7 +192,7 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 			if err := a.joined.AskGossipKeys(ctx); err != nil {
 				a.log.Debug("the gossip keys could not be fetched", "error", err)
 			} else if a.keysReceived, err = time.Now(), member.SetKeys(a.joined.GossipKeys()); err != nil {
-				a.log.Error("the new gossip keys could not be taken over", "error", err)
+				a.log.Error("the new gossip keys could not be used", "error", err)
 			}
 			if alone(members) {
 				pause = aloneAsk
@@ -242,7 +242,7 @@ func (a *agentMember) balance(members []gossip.Info) {
 		return
 	}
 	if err := a.servers.Set(servers); err != nil {
-		a.log.Warn("the list of servers could not be kept; it is tried again", "error", err)
+		a.log.Warn("the list of servers could not be saved; retrying", "error", err)
 	}
 }
 

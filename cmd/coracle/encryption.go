@@ -64,7 +64,7 @@ func rotateToken(ctx context.Context, store *clientv3.Client, serverDir string, 
 func storeServers(ctx context.Context, store *clientv3.Client) ([]string, error) {
 	answer, err := store.MemberList(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("asking which servers there are: %w", err)
+		return nil, fmt.Errorf("listing the servers: %w", err)
 	}
 	var out []string
 	for _, m := range answer.Members {

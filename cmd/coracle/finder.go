@@ -50,7 +50,7 @@ func (f *finder) search(ctx context.Context, keys clusterconfig.GossipKeys) {
 	}
 	f.log.Info("servers were found on this machine's networks", "servers", found)
 	if err := f.servers.Set(texts(found)); err != nil {
-		f.log.Warn("the list of servers could not be kept; it is tried again", "error", err)
+		f.log.Warn("the list of servers could not be saved; retrying", "error", err)
 	}
 }
 

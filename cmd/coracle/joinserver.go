@@ -60,7 +60,7 @@ func joinedOptions(ctx context.Context, c *config.Server, o server.Options) (ser
 		o.LBReserved = joined.Settings.Balancer.ReservedPorts
 	}
 	if o.Cluster.NoConsole && o.ConsoleListen != "" {
-		return o, errors.New("--console-listen: the cluster that this server belongs to was given --disable console; leave it out")
+		return o, errors.New("--console-listen: this server's cluster has --disable console; remove --console-listen")
 	}
 	o.ManifestsDir = c.Paths.ManifestsDir
 	if o.Cluster.NoManifests {
@@ -90,10 +90,10 @@ func contradictions(c *config.Server, j *admission.Joined) error {
 		{"load-balancer-pool", strings.Join(own.Balancer.Pool, ","), strings.Join(j.Settings.Balancer.Pool, ",")},
 	} {
 		if s.own != s.cluster && slices.Contains(c.Given, s.flag) {
-			err := fmt.Errorf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", s.flag, s.own,
+			err := fmt.Errorf("--%s: this server was given %q, but its cluster has %q; remove the flag", s.flag, s.own,
 				s.cluster)
 			if s.flag == "load-balancer-pool" {
-				err = fmt.Errorf("%w. Other addresses are given out by AddressPools; one with the name default takes the flag's place", err)
+				err = fmt.Errorf("%w. AddressPools add other addresses; one with the name default replaces the flag", err)
 			}
 			errs = append(errs, err)
 		}
@@ -106,10 +106,10 @@ func backendContradiction(c *config.Server, has string) error {
 	if given := givenBackend(c); given == "" || given == has {
 		return nil
 	}
-	err := fmt.Errorf("--network-backend: this server was given %q, and the cluster that it belongs to has %q; leave it out",
+	err := fmt.Errorf("--network-backend: this server was given %q, but its cluster has %q; remove the flag",
 		c.NetworkBackend, has)
 	if running := clusterconfig.RunningBackends(); slices.Contains(running, has) && slices.Contains(running, c.NetworkBackend) {
-		err = fmt.Errorf("%w. The cluster's is changed while it runs: coracle network-backend set %s", err, c.NetworkBackend)
+		err = fmt.Errorf("%w. To change the cluster's back end while it runs: coracle network-backend set %s", err, c.NetworkBackend)
 	}
 	return err
 }

@@ -44,7 +44,7 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 	own.NetworkBackend = clusterconfig.NetworkHostGateway
 	testenv.Check(t, contradictions(own, joined))
 	own.Given = append(own.Given, "network-backend")
-	testenv.WantError(t, contradictions(own, joined), `--network-backend: this server was given "host-gw", and the cluster that it belongs to has "vxlan"`)
+	testenv.WantError(t, contradictions(own, joined), `--network-backend: this server was given "host-gw", but its cluster has "vxlan"`)
 	own.NetworkBackend = clusterconfig.NetworkVXLAN // the default, however it is said
 	if own.TolerationSeconds = 10; contradictions(own, joined) == nil {
 		t.Error("another toleration is taken")
@@ -54,12 +54,12 @@ func TestJoiningServerMustAgreeWithTheCluster(t *testing.T) {
 	testenv.WantError(t, contradictions(own, joined), "--secrets-encryption", "--disable")
 	own = c("10.42.0.0/16", "load-balancer-pool")
 	own.LBPool = []loadbalancer.Range{{First: netip.MustParseAddr("192.0.2.1"), Last: netip.MustParseAddr("192.0.2.9")}}
-	testenv.WantError(t, contradictions(own, joined), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", and the cluster that it belongs to has ""`)
+	testenv.WantError(t, contradictions(own, joined), `--load-balancer-pool: this server was given "192.0.2.1-192.0.2.9", but its cluster has ""`)
 	own.Given, own.Disable = []string{"disable"}, []string{config.PartServiceLB}
-	testenv.WantError(t, contradictions(own, joined), `--disable: this server was given "servicelb", and the cluster that it belongs to has ""`)
+	testenv.WantError(t, contradictions(own, joined), `--disable: this server was given "servicelb", but its cluster has ""`)
 	for _, part := range []string{config.PartMetrics, config.PartHelm, config.PartManifests, config.PartIngress, config.PartGateway, config.PartConsole} {
 		own.Disable = []string{part}
-		want := fmt.Sprintf(`--disable: this server was given %q, and the cluster that it belongs to has ""`, part)
+		want := fmt.Sprintf(`--disable: this server was given %q, but its cluster has ""`, part)
 		testenv.WantError(t, contradictions(own, joined), want)
 	}
 	own = c("10.42.0.0/16", "load-balancer-reserved-ports")
@@ -96,9 +96,9 @@ func TestClustersBackendOverridesRecordedOne(t *testing.T) {
 				switch {
 				case flag == has || !joined && (known == "" || flag == clusterconfig.NetworkNone):
 				case flag == clusterconfig.NetworkNone:
-					want = `has "` + has + `"; leave it out` // and no command changes it
+					want = `has "` + has + `"; remove the flag` // and no command changes it
 				default:
-					want = `has "` + has + `"; leave it out. The cluster's is changed while it runs: coracle network-backend set ` + flag
+					want = `has "` + has + `"; remove the flag. To change the cluster's back end while it runs: coracle network-backend set ` + flag
 				}
 				_, err := joinedOptions(t.Context(), &own, server.Options{ServerDir: serverDir})
 				if (want == "") != (err == nil) || err != nil && !strings.HasSuffix(err.Error(), want) {

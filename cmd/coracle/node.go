@@ -114,7 +114,7 @@ func (n node) run(ctx context.Context, p *cli.Process) error {
 		case <-time.After(toolsLatest):
 		}
 		if err := unpackRest(); err != nil {
-			p.Log.Error("kubectl, helm and ctr were not unpacked; each use of them tries it again", "error", err)
+			p.Log.Error("kubectl, helm and ctr were not unpacked; each use of them retries", "error", err)
 		}
 	})
 	// Upstream's libraries find the programs that they run (nft above all) only on the PATH.

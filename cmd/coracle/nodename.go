@@ -35,16 +35,16 @@ func nameNode(n *config.Node, p config.Paths, log *slog.Logger) (keep func() err
 	case was == "" || was == n.Name:
 	case n.NameGiven:
 		return nil, fmt.Errorf("--node-name: this machine is the node %s of its cluster and was now given the name %s. Nothing was "+
-			"changed. To go on as %[1]s, give that name. "+
+			"changed. To keep the name %[1]s, set --node-name to it. "+
 			"To make it another node: coracle kubectl drain %[1]s --ignore-daemonsets --delete-emptydir-data, coracle kubectl delete "+
 			"node %[1]s, then remove %[3]s and start again", was, n.Name, file)
 	default:
-		log.Warn("the host name has changed, or --with-node-id; the node keeps its name", "node", was, "now", n.Name)
+		log.Warn("the host name or --with-node-id has changed; the node keeps its name", "node", was, "now", n.Name)
 		n.Name = was
 	}
 	return func() error {
 		if err := os.MkdirAll(p.AgentDir, 0o755); err != nil {
-			return fmt.Errorf("keeping this node's name: %w", err)
+			return fmt.Errorf("saving this node's name: %w", err)
 		}
 		_, err := atomicfile.WriteIfDifferent(file, []byte(n.Name+"\n"), 0o644)
 		return err

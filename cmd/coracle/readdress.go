@@ -39,7 +39,7 @@ func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, 
 	following.Wait()
 	if restartProcess {
 		if err != nil && !errors.Is(err, cli.ErrRestart) && !errors.Is(err, context.Canceled) {
-			p.Log.Warn("not all ended as it should before coracle restarts", "error", err)
+			p.Log.Warn("some parts ended with an error before coracle restarts", "error", err)
 		}
 		return cli.ErrRestart
 	}
@@ -50,7 +50,7 @@ func withAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, 
 // lost an address and has no other one.
 func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix, p *cli.Process, stop context.CancelCauseFunc) {
 	failed := func(err error) {
-		p.Log.Warn("it cannot be noticed now whether this machine's address changes; that is tried again", "error", err)
+		p.Log.Warn("changes of this machine's address cannot be detected now; retrying", "error", err)
 	}
 	var host config.ReplacingHost
 	var err error
@@ -71,7 +71,7 @@ func followAddresses(ctx context.Context, n config.Node, networks []netip.Prefix
 	if ctx.Err() != nil {
 		return
 	}
-	p.Log.Warn("this machine has another address; coracle restarts with it", "before", n.IPs, "now", next)
+	p.Log.Warn("this machine's address has changed; coracle restarts with the new one", "before", n.IPs, "now", next)
 	stop(cli.ErrRestart)
 	time.AfterFunc(stopPatience, p.Restart)
 }
@@ -89,15 +89,15 @@ func reportLost(n config.Node, p *cli.Process, gone []netip.Addr) {
 	for _, ip := range gone {
 		texts = append(texts, ip.String())
 	}
-	why := strings.Join(texts, " and ") + " is no address of this machine any more. "
+	why := strings.Join(texts, " and ") + " is no longer an address of this machine. "
 	if n.IPsGiven {
 		why += "Correct --node-ip, or leave it out so that coracle finds the address by itself, and restart coracle"
 	} else {
-		why += "It has no other one yet: other machines do not reach it. coracle takes another one when there is one on the same link, " +
+		why += "The machine has no other address yet, so other machines cannot reach it. coracle uses another address when one appears on the same link, " +
 			"or on one with a default route"
 	}
 	line.Set(status.Degraded, why)
-	p.Log.Warn("the address is gone", "reason", why)
+	p.Log.Warn("this machine has lost its address", "reason", why)
 }
 
 // restartProcess replaces this process by the program's file as it is on the disk now.

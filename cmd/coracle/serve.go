@@ -133,7 +133,7 @@ func fitMemory(p *cli.Process) (start, idle, busy int) {
 		err = memory.Fit(l)
 	}
 	if err != nil {
-		p.Log.Warn("the process is not fitted to how much memory there is", "error", err)
+		p.Log.Warn("the process could not be adapted to the available memory", "error", err)
 	}
 	if memory.Tight(l) {
 		return gcPercentTight, gcPercentTight, gcPercentTightBusy
@@ -169,7 +169,7 @@ func announce(ctx context.Context, p *cli.Process, ready <-chan struct{}, pacer 
 		}
 		pacer.Rest()
 		if err := memory.Trim(pools); err != nil {
-			p.Log.Warn("memory that is not in use was not given back", "error", err)
+			p.Log.Warn("unused memory was not returned to the kernel", "error", err)
 			return
 		}
 	}

@@ -32,7 +32,7 @@ func checkVIPs(ctx context.Context, c *config.Server, o server.Options) error {
 		return err
 	}
 	if known && !slices.Equal(kept, c.VIPs) {
-		o.Logger.Warn("--vip is not the cluster's virtual address, which counts; leave it out. To change the cluster's while it runs: "+
+		o.Logger.Warn("--vip is ignored: the cluster has another virtual address. Remove the flag. To change the cluster's address while it runs: "+
 			"coracle vip set ADDRESS",
 			"given", virtualip.Format(c.VIPs), "cluster", virtualip.Format(kept))
 		return nil
@@ -67,7 +67,7 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 		has, err = virtualip.Parse(m.Data[clusterconfig.VIPData], nil)
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
-		return "", fmt.Errorf("asking for the present virtual address: %w", err)
+		return "", fmt.Errorf("reading the present virtual address: %w", err)
 	}
 	fresh := slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return slices.Contains(has, a) })
 	if err := roster.CheckNotNodes(ctx, client, fresh); err != nil {
@@ -80,11 +80,11 @@ func checkNewVIPs(ctx context.Context, client kubernetes.Interface, text, on str
 func clusterNetworks(ctx context.Context, client kubernetes.Interface) ([]netip.Prefix, error) {
 	services, err := client.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("asking for the networks of Services: %w", err)
+		return nil, fmt.Errorf("reading the networks of Services: %w", err)
 	}
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("asking for the networks of pods: %w", err)
+		return nil, fmt.Errorf("reading the networks of pods: %w", err)
 	}
 	var texts []string
 	for i := range services.Items {

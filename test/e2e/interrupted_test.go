@@ -126,7 +126,7 @@ func TestNetworkChangesWithoutAgent(t *testing.T) {
 	c.s.Args = append(append([]string{}, args...), "--network-backend", clusterconfig.NetworkVXLAN)
 	c.s.Start()
 	testenv.False(t, c.s.WaitExit(soon) == 0, "a server with another --network-backend starts")
-	harness.Says(t, c.s.LogTail(20), `--network-backend: this server was given "vxlan", and the cluster that it belongs to has "host-gw"`)
+	harness.Says(t, c.s.LogTail(20), `--network-backend: this server was given "vxlan", but its cluster has "host-gw"`)
 	c.s.Args = args
 	c.s.Start()
 	c.s.WaitAPI()

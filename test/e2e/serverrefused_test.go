@@ -117,7 +117,7 @@ func writeHello(l net.Listener) {
 func refusedSettings(t *testing.T, first, peer *harness.Server) {
 	t.Helper()
 	both := func(flag, own, cluster string) string {
-		return fmt.Sprintf("--%s: this server was given %q, and the cluster that it belongs to has %q; leave it out", flag, own, cluster)
+		return fmt.Sprintf("--%s: this server was given %q, but its cluster has %q; remove the flag", flag, own, cluster)
 	}
 	parts := "coredns,manifests,network-policy,local-storage,servicelb,metrics-server,helm-controller"
 	for _, tt := range []struct {

@@ -55,7 +55,7 @@ func TestStoreBackup(t *testing.T) {
 	k.Kubectl("create", "secret", "generic", "secret", "--from-literal=v=before")
 	backup := filepath.Join(m.Dir, "backup")
 	harness.Says(t, must("backup", backup), "Saved the store to "+backup)
-	harness.Says(t, must("verify", backup), "is a whole backup")
+	harness.Says(t, must("verify", backup), "is an undamaged backup")
 
 	k.Kubectl("patch", "configmap", "changed", "-p", `{"data":{"v":"after"}}`)
 	k.Kubectl("delete", "configmap", "deleted")
@@ -70,7 +70,7 @@ func TestStoreBackup(t *testing.T) {
 		harness.Says(t, err.Error(), "the server runs", "Nothing was changed")
 	}
 	testenv.NoError(t, s.Stop())
-	harness.Says(t, must("verify"), "is whole")
+	harness.Says(t, must("verify"), "is undamaged")
 	harness.Says(t, must("restore", backup), "Restored", "The earlier store is kept in "+filepath.Join(s.DataDir, "server", "store.before-"))
 	s.Start()
 	awaitAPI(t, s)

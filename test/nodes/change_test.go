@@ -57,7 +57,7 @@ func (m *mesh) refusesVXLAN(s *harness.Server) {
 	m.Helper()
 	s.Start()
 	testenv.True(m, s.WaitExit(harness.Soon) != 0, "a server with another --network-backend starts")
-	harness.Says(m, s.LogTail(20), `--network-backend: this server was given "vxlan", and the cluster that it belongs to has "host-gw"`)
+	harness.Says(m, s.LogTail(20), `--network-backend: this server was given "vxlan", but its cluster has "host-gw"`)
 }
 
 // changeBackend returns when all nodes that run have changed, with what the command says. It waits for a minute, which
@@ -69,7 +69,7 @@ func (m *mesh) changeBackend(to string) (out string) {
 		out, err = s.Run(s.Coracle(), "network-backend", "set", to, "--data-dir", s.DataDir)
 		return err
 	})
-	testenv.Contains(m, out, "All nodes that run go by "+to, "it says")
+	testenv.Contains(m, out, "All running nodes use "+to, "it says")
 	testenv.Equal(m, m.run(0, s.Coracle(), "network-backend", "show", "--data-dir", s.DataDir), to, "the cluster has")
 	return out
 }

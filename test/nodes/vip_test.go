@@ -255,7 +255,7 @@ func (c *vipCluster) changes() {
 	testenv.NoError(c, first.Stop()) // it was started with --vip and the first address
 	first.Start()
 	first.WaitAPI()
-	harness.Eventually(c, harness.Soon, "the server says which address counts", func() error { return first.LogSays("--vip is not the cluster's virtual address, which counts") })
+	harness.Eventually(c, harness.Soon, "the server says which address counts", func() error { return first.LogSays("--vip is ignored: the cluster has another virtual address") })
 	harness.Says(c, first.LogTail(1000), testVIP, next, "coracle vip set")
 	testenv.NoError(c, first.Stop())
 	first.Args = slices.DeleteFunc(first.Args, func(a string) bool { return a == "--vip" || a == testVIP })

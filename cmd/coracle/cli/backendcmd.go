@@ -35,7 +35,7 @@ const (
 func (a *App) backendCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "network-backend", GroupID: groupUse, Short: "Show or change how packets reach pods of other nodes",
-		Long: `"coracle server --network-backend" says it when a cluster begins; from then on it is the cluster's, and is changed here while the cluster runs.`,
+		Long: `"coracle server --network-backend" sets it when a cluster is created. Later it is a setting of the whole cluster, and this command changes it while the cluster runs.`,
 	}
 	show := &cobra.Command{Use: "show", Short: "Print the cluster's network back end", Args: noArgs}
 	flags := addLocations(show)
@@ -57,9 +57,9 @@ func (a *App) backendSetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "set NAME", Short: "Change the cluster's network back end", Args: cobra.ExactArgs(1), ValidArgs: names,
 		Long: `Changes all nodes of the cluster to another network back end: ` + strings.Join(names, ", ") +
-			`. Pods go on, and keep their addresses. Until the last node has
+			`. Pods keep running, and keep their addresses. Until the last node has
 changed, within seconds, pods of different nodes do not reach one another. The command waits until all nodes that run have changed; one that does not run
-changes when it starts. A server that is started with another --network-backend refuses to start from then on: take it out there.`,
+changes when it starts. From then on, a server that is started with another --network-backend refuses to start: remove the flag there.`,
 	}
 	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
@@ -81,9 +81,9 @@ changes when it starts. A server that is started with another --network-backend 
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(),
-				"All nodes that run go by %s. Servers that are started with --network-backend need the same, or none.\n", name)
+				"All running nodes use %s. Where servers are started with --network-backend, set it to the same value or remove it.\n", name)
 			if len(off) > 0 {
-				fmt.Fprintf(cmd.OutOrStdout(), "These do not run, and change when they start: %s\n", strings.Join(off, ", "))
+				fmt.Fprintf(cmd.OutOrStdout(), "These nodes do not run, and change when they start: %s\n", strings.Join(off, ", "))
 			}
 			return nil
 		})
@@ -94,11 +94,11 @@ changes when it starts. A server that is started with another --network-backend 
 func presentBackend(ctx context.Context, c kubernetes.Interface) (*corev1.ConfigMap, error) {
 	m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("there is no ConfigMap %s/%s: a server makes it when it starts, if it is not older than this command",
+		return nil, fmt.Errorf("there is no ConfigMap %s/%s: a server creates it at its start, unless its version is older than this command's. Update and restart a server",
 			metav1.NamespaceSystem, clusterconfig.BackendConfigMap)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("asking for the network back end: %w", err)
+		return nil, fmt.Errorf("reading the network back end: %w", err)
 	}
 	return m, nil
 }
@@ -112,7 +112,7 @@ func shownBackend(ctx context.Context, c kubernetes.Interface) (string, error) {
 	}
 	name := m.Data[clusterconfig.BackendData]
 	if !slices.Contains(clusterconfig.NetworkBackends, name) {
-		return "", fmt.Errorf("the ConfigMap %s/%s says %q, which is no network back end: nodes stay with what they have. Write it with: "+
+		return "", fmt.Errorf("the ConfigMap %s/%s says %q, which is no network back end: nodes keep their present one. Correct it with: "+
 			"coracle network-backend set NAME",
 			metav1.NamespaceSystem, clusterconfig.BackendConfigMap, name)
 	}
@@ -129,12 +129,12 @@ func setBackend(ctx context.Context, c kubernetes.Interface, name string) (befor
 	case name:
 		return before, nil
 	case clusterconfig.NetworkNone:
-		return before, errors.New("this cluster cannot change: its pod network is another plugin's (none). If that was written by hand, " +
-			"restart coracle on a server: it writes what the cluster had")
+		return before, errors.New("this cluster cannot change: its network back end is none, for another network plugin. If that was written by hand, " +
+			"restart coracle on a server: it restores the previous value")
 	}
 	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return before, fmt.Errorf("asking for the nodes: %w", err)
+		return before, fmt.Errorf("listing the nodes: %w", err)
 	}
 	if err := allCanChange(nodes.Items, name); err != nil {
 		return before, err
@@ -166,8 +166,8 @@ func allCanChange(nodes []corev1.Node, name string) error {
 		all = append(all, &nodes[i])
 	}
 	if len(old) > 0 {
-		return fmt.Errorf("these nodes do not say that they can change while they run: %s. Their coracle is older, or has never run for "+
-			"long enough: update and start it there, or delete the Nodes if they are gone",
+		return fmt.Errorf("these nodes do not report that they can change while they run: %s. Their coracle is older, or has never run for "+
+			"long enough: update and start it there, or delete the Nodes of machines that no longer exist",
 			strings.Join(old, ", "))
 	}
 	if name != clusterconfig.NetworkHostGateway {
@@ -181,7 +181,7 @@ func allCanChange(nodes []corev1.Node, name string) error {
 	if n := len(apart) - apartShown; n > 0 {
 		apart, more = apart[:apartShown], fmt.Sprintf("; and %d more", n)
 	}
-	return fmt.Errorf("nodes would not reach one another's pods with %s: %s%s. Delete those Nodes that are gone", name,
+	return fmt.Errorf("nodes would not reach one another's pods with %s: %s%s. Delete the Nodes of machines that no longer exist", name,
 		strings.Join(apart, "; "), more)
 }
 
@@ -195,7 +195,7 @@ func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 	pods, err := c.CoreV1().Pods(metav1.NamespaceAll).List(ctx,
 		metav1.ListOptions{FieldSelector: "status.phase!=Succeeded,status.phase!=Failed"})
 	if err != nil {
-		return fmt.Errorf("asking for pods that have the port %d: %w", port, err)
+		return fmt.Errorf("listing pods that have the port %d: %w", port, err)
 	}
 	for i := range pods.Items {
 		p := &pods.Items[i]
@@ -209,7 +209,7 @@ func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 	}
 	services, err := c.CoreV1().Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return fmt.Errorf("asking for Services that have the port %d: %w", port, err)
+		return fmt.Errorf("listing Services that have the port %d: %w", port, err)
 	}
 	for i := range services.Items {
 		s := &services.Items[i]
@@ -223,7 +223,7 @@ func portFree(ctx context.Context, c kubernetes.Interface, name string) error {
 }
 
 // errLate says that running nodes have not changed in time.
-var errLate = errors.New("they go on trying; coracle status says on each of them what is in the way")
+var errLate = errors.New("they keep trying; coracle status on each of them shows the reason")
 
 // waitForBackend waits until all running nodes use the back end. It returns the nodes that do not run and have another
 // one. It returns an error when the cluster's back end was changed to another one meanwhile.
@@ -233,7 +233,7 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 	err = wait.PollUntilContextTimeout(ctx, backendPoll, most, true, func(ctx context.Context) (bool, error) {
 		m, err := presentBackend(ctx, c)
 		if err == nil && m.Data[clusterconfig.BackendData] != name {
-			replaced = fmt.Errorf("another client has changed the cluster's network back end to %q meanwhile, which counts",
+			replaced = fmt.Errorf("meanwhile another client changed the cluster's network back end to %q, which is now in effect",
 				m.Data[clusterconfig.BackendData])
 			return false, replaced
 		}
@@ -272,6 +272,6 @@ func waitForBackend(ctx context.Context, c kubernetes.Interface, name string, mo
 			"have, their pods and those of other nodes may not reach one another; %w",
 			name, strings.Join(late, ", "), errLate)
 	}
-	return nil, fmt.Errorf("the cluster's network back end is %s now; which nodes have changed to it could not be found out: %w", name,
+	return nil, fmt.Errorf("the cluster's network back end is %s now; which nodes have changed to it is unknown: %w", name,
 		cmp.Or(asking, err))
 }

@@ -77,13 +77,13 @@ func TestBackendChangeNeedsEveryNode(t *testing.T) {
 		"as it is":          {fake.NewClientset(backendSetting("vxlan"), a, old), "vxlan", "", "vxlan"},
 		"an older node":     {fake.NewClientset(backendSetting("vxlan"), a, old), "host-gw", "can change while they run: c.", "vxlan"},
 		"older servers":     {fake.NewClientset(a), "host-gw", "there is no ConfigMap kube-system/network-backend.coracle", ""},
-		"another plugin's":  {fake.NewClientset(backendSetting("none"), a), "host-gw", "another plugin's (none). If that was written by hand, restart coracle on a server", "none"},
+		"another plugin's":  {fake.NewClientset(backendSetting("none"), a), "host-gw", "its network back end is none, for another network plugin. If that was written by hand, restart coracle on a server", "none"},
 		"a pod's port":      {fake.NewClientset(backendSetting("vxlan"), a, pod), "wireguard", "the pod games/p has the host port 51820 by UDP, which wireguard needs", "vxlan"},
 		"a pod's, unneeded": {fake.NewClientset(backendSetting("vxlan"), a, pod), "host-gw", "", "host-gw"},
 		"a Service's port":  {fake.NewClientset(backendSetting("vxlan"), a, service), "wireguard", "the Service games/s has the node port 51820 by UDP, which wireguard needs", "vxlan"},
 		"nonsense":          {fake.NewClientset(backendSetting("pigeons"), a), "host-gw", "", "host-gw"},
 		"one segment":       {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "192.0.2.2")), "host-gw", "", "host-gw"},
-		"a router":          {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "host-gw", "with host-gw: nodes d (192.0.2.1) and e (198.51.100.2) are not in one network. Delete those", "vxlan"},
+		"a router":          {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "host-gw", "with host-gw: nodes d (192.0.2.1) and e (198.51.100.2) are not in one network. Delete the Nodes", "vxlan"},
 		"routers": {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2"), at("f", 3, "203.0.113.3"), at("g", 4, "10.0.0.4")), "host-gw",
 			"d (192.0.2.1) and g (10.0.0.4) are not in one network; and 3 more. ", "vxlan"},
 		"a tunnel by routers": {fake.NewClientset(backendSetting("vxlan"), at("d", 1, "192.0.2.1"), at("e", 2, "198.51.100.2")), "wireguard", "", "wireguard"},
@@ -119,7 +119,7 @@ func TestWaitForBackend(t *testing.T) {
 func TestWaitEndsWhenBackendIsReplaced(t *testing.T) {
 	client := fake.NewClientset(backendSetting("vxlan"), backendNode("a", "host-gw", corev1.ConditionTrue))
 	off, err := waitForBackend(t.Context(), client, "host-gw", time.Minute)
-	if want := `another client has changed the cluster's network back end to "vxlan" meanwhile, which counts`; err == nil || err.Error() != want || errors.Is(err, errLate) {
+	if want := `meanwhile another client changed the cluster's network back end to "vxlan", which is now in effect`; err == nil || err.Error() != want || errors.Is(err, errLate) {
 		t.Errorf("%v, %v, want %s", off, err, want)
 	}
 }
@@ -133,7 +133,7 @@ func TestBackendOfSilentServer(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	off, err := waitForBackend(ctx, client, "host-gw", 100*time.Millisecond)
-	if err == nil || !strings.Contains(err.Error(), "which nodes have changed to it could not be found out") || ctx.Err() != nil {
+	if err == nil || !strings.Contains(err.Error(), "which nodes have changed to it is unknown") || ctx.Err() != nil {
 		t.Errorf("%v, %v; %v", off, err, ctx.Err())
 	}
 }

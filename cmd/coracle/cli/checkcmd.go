@@ -125,7 +125,7 @@ func printChecks(w io.Writer, results []preflight.Result) error {
 	}
 	switch {
 	case count[preflight.Fail] > 0:
-		fmt.Fprintf(&b, "\nCoracle cannot run here yet: %d to mend, %d to check.\n", count[preflight.Fail], count[preflight.Warn])
+		fmt.Fprintf(&b, "\nCoracle cannot run here yet: %d to fix, %d to check.\n", count[preflight.Fail], count[preflight.Warn])
 	case count[preflight.Warn] > 0:
 		fmt.Fprintf(&b, "\nCoracle runs here; %d to check.\n", count[preflight.Warn])
 	default:

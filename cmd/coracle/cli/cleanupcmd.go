@@ -18,7 +18,7 @@ import (
 func (a *App) cleanupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cleanup", GroupID: groupUse,
-		Short: "End all pods on this machine and remove what was set up for them; coracle has to be stopped",
+		Short: "Stop all pods on this machine and remove what was set up for them; coracle has to be stopped",
 		Long: `Ends the pods that a stopped coracle left running and removes their mounts, network devices, packet filter rules and
 cgroups. The next start of coracle starts the pods again. With --remove-data nothing is left: the cluster's data, its
 logs and the administrator's kubeconfig are removed too. coracle-uninstall runs this.`,

@@ -128,7 +128,7 @@ func withoutAddress(s *corev1.Service) string {
 			return fmt.Sprintf("the Service %s/%s of type LoadBalancer has no address: %s", s.Namespace, s.Name, c.Message)
 		}
 	}
-	return fmt.Sprintf("the Service %s/%s of type LoadBalancer has no address: its load balancer has given it none", s.Namespace, s.Name)
+	return fmt.Sprintf("the Service %s/%s of type LoadBalancer has no address: its load balancer has assigned none", s.Namespace, s.Name)
 }
 
 // nodeTrouble says what is wrong with a node. It returns "" when nothing is.
@@ -136,7 +136,7 @@ func nodeTrouble(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		switch {
 		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown: // LastHeartbeatTime may be half an hour older
-			return fmt.Sprintf("node %s has not been heard of since %s: is its machine on, and does coracle run there?", n.Name,
+			return fmt.Sprintf("node %s has been unreachable since %s: check that its machine is on and that coracle runs there", n.Name,
 				c.LastTransitionTime.Local().Format(time.DateTime))
 		case c.Type == corev1.NodeReady && c.Status == corev1.ConditionFalse:
 			return fmt.Sprintf("node %s is not ready: %s", n.Name, c.Message)
@@ -148,13 +148,13 @@ func nodeTrouble(n *corev1.Node) string {
 		}
 		switch c.Type {
 		case corev1.NodeDiskPressure:
-			return fmt.Sprintf("node %s has little disk left: images and then pods are removed. Make room, or see what takes it with "+
+			return fmt.Sprintf("node %s is low on disk space: images and then pods are removed. Free space, or see what uses it with "+
 				"coracle ctr images ls", n.Name)
 		case corev1.NodeMemoryPressure:
-			return fmt.Sprintf("node %s has little memory left: pods are removed. Give pods memory limits, or fewer pods to this node",
+			return fmt.Sprintf("node %s is low on memory: pods are evicted. Set memory limits for pods, or run fewer pods on this node",
 				n.Name)
 		case corev1.NodePIDPressure:
-			return fmt.Sprintf("node %s has few process numbers left: pods are removed. Find the pod that starts so many processes", n.Name)
+			return fmt.Sprintf("node %s is low on process ids: pods are evicted. Find the pod that starts so many processes", n.Name)
 		}
 	}
 	return ""
@@ -185,7 +185,7 @@ func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 	name := p.Namespace + "/" + p.Name
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && now.Sub(c.LastTransitionTime.Time) > podPatience/4 {
-			return fmt.Sprintf("pod %s finds no node: %s", name, c.Message)
+			return fmt.Sprintf("pod %s cannot be scheduled: %s", name, c.Message)
 		}
 	}
 	for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
@@ -206,7 +206,7 @@ func podTrouble(p *corev1.Pod, now time.Time, imagesDir string) string {
 	}
 	if p.DeletionTimestamp != nil {
 		if now.Sub(p.DeletionTimestamp.Time) > podPatience {
-			return fmt.Sprintf("pod %s should have been gone since %s: coracle kubectl describe pod -n %s %s", name,
+			return fmt.Sprintf("pod %s should have been deleted by %s: coracle kubectl describe pod -n %s %s", name,
 				p.DeletionTimestamp.Local().Format(time.DateTime), p.Namespace, p.Name)
 		}
 		return ""
@@ -222,11 +222,11 @@ func waitTrouble(p *corev1.Pod, c corev1.ContainerStatus, w *corev1.ContainerSta
 	case "CrashLoopBackOff":
 		return crashLoop(p, c, c.LastTerminationState.Terminated)
 	case "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull":
-		text := fmt.Sprintf("container %s does not get its image %s; without a registry, put an archive of it into %s", c.Name, c.Image,
+		text := fmt.Sprintf("container %s cannot get its image %s; without a registry, put an archive of the image into %s", c.Name, c.Image,
 			imagesDir)
 		if pullsAlways(p, c.Name) {
-			text += ". Its imagePullPolicy is Always, which is the default for an image without a tag, so an image that is here is asked " +
-				"for elsewhere all the same: set IfNotPresent"
+			text += ". Its imagePullPolicy is Always, which is the default for an image without a tag, so even an image on this node is requested " +
+				"from the registry: set IfNotPresent"
 		}
 		return text
 	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError":
@@ -253,7 +253,7 @@ func crashLoop(p *corev1.Pod, c corev1.ContainerStatus, last *corev1.ContainerSt
 			why = " because it needs more memory than its limit"
 		}
 	}
-	return fmt.Sprintf("container %s ends again and again%s (%d times): coracle kubectl logs -n %s %s -c %s --previous", c.Name, why,
+	return fmt.Sprintf("container %s keeps exiting%s (%d times): coracle kubectl logs -n %s %s -c %s --previous", c.Name, why,
 		c.RestartCount, p.Namespace, p.Name, c.Name)
 }
 

@@ -28,18 +28,18 @@ func TestStatusExplainsFailingPods(t *testing.T) {
 		want   string // "" for no trouble
 	}{
 		"crash": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 5, State: waiting("CrashLoopBackOff", ""), LastTerminationState: ended}}},
-			"pod shop/web: container c ends again and again with exit code 3 (5 times): coracle kubectl logs -n shop web -c c --previous"},
+			"pod shop/web: container c keeps exiting with exit code 3 (5 times): coracle kubectl logs -n shop web -c c --previous"},
 		"crash, most of the back-off": {corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{Name: "c", RestartCount: 5, State: ended}}},
-			"pod shop/web: container c ends again and again with exit code 3 (5 times): coracle kubectl logs -n shop web -c c --previous"},
+			"pod shop/web: container c keeps exiting with exit code 3 (5 times): coracle kubectl logs -n shop web -c c --previous"},
 		"first crash": {corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: ended}}}, ""},
 		"done at the second attempt": {corev1.PodStatus{Phase: corev1.PodRunning, InitContainerStatuses: []corev1.ContainerStatus{
 			{Name: "i", RestartCount: 1, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}}}, ""},
 		"memory": {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: waiting("CrashLoopBackOff", ""), LastTerminationState: killed}}},
 			"because it needs more memory than its limit"},
 		"image": {corev1.PodStatus{InitContainerStatuses: []corev1.ContainerStatus{{Name: "i", Image: "x/y:1", State: waiting("ImagePullBackOff", "")}}},
-			"container i does not get its image x/y:1; without a registry, put an archive of it into /images"},
+			"container i cannot get its image x/y:1; without a registry, put an archive of the image into /images"},
 		"config":        {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "c", State: waiting("CreateContainerConfigError", `secret "s" not found`)}}}, `cannot be started: secret "s" not found`},
-		"no node":       {corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "Insufficient memory.", LastTransitionTime: started}}}, "finds no node: Insufficient memory."},
+		"no node":       {corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "Insufficient memory.", LastTransitionTime: started}}}, "cannot be scheduled: Insufficient memory."},
 		"evicted":       {corev1.PodStatus{Phase: corev1.PodFailed, Reason: "Evicted", Message: "low on disk"}, "has failed: Evicted low on disk"},
 		"not ready":     {corev1.PodStatus{Phase: corev1.PodRunning, StartTime: &started}, "runs but is not ready"},
 		"on its way":    {corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{State: waiting("ContainerCreating", "")}}}, ""},
@@ -92,9 +92,9 @@ func TestStatusExplainsUnhealthyNodes(t *testing.T) {
 		want       string
 	}{
 		"well":    {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionTrue), cond(corev1.NodeDiskPressure, corev1.ConditionFalse)}, ""},
-		"silent":  {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionUnknown)}, "has not been heard of"},
+		"silent":  {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionUnknown)}, "has been unreachable since"},
 		"unready": {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionFalse)}, "is not ready: because"},
-		"disk":    {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionTrue), cond(corev1.NodeDiskPressure, corev1.ConditionTrue)}, "little disk"},
+		"disk":    {[]corev1.NodeCondition{cond(corev1.NodeReady, corev1.ConditionTrue), cond(corev1.NodeDiskPressure, corev1.ConditionTrue)}, "low on disk space"},
 	}
 	for name, c := range cases {
 		got := nodeTrouble(&corev1.Node{Status: corev1.NodeStatus{Conditions: c.conditions}})

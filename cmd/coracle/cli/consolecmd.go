@@ -40,7 +40,7 @@ func (a *App) consoleCommand() *cobra.Command {
 		Long: `Serves the web console on a port of 127.0.0.1, with the credentials of a kubeconfig, and opens it in the browser.
 
 It takes the kubeconfig of --kubeconfig or KUBECONFIG, this machine's cluster, or ~/.kube/config, as coracle kubectl
-does. Others on this machine can reach the port but cannot use it: the browser is let in by a link that is good once,
+does. Others on this machine can reach the port but cannot use it: the browser logs in by a link that works once,
 for a minute. On a machine without a browser it prints how to reach the console from another one by ssh.`,
 	}
 	shared := cmd.PersistentFlags()
@@ -50,8 +50,8 @@ for a minute. On a machine without a browser it prints how to reach the console 
 	flags.SortFlags = false
 	flags.IntVar(&f.port, "port", 0, "Port of 127.0.0.1 to serve on (a free one)")
 	flags.BoolVar(&f.noOpen, "no-open", false, "Print the link instead of opening the browser")
-	flags.BoolVar(&f.readOnly, "read-only", false, "Refuse whatever changes something, even when the user may do it")
-	flags.DurationVar(&f.idle, "idle", 12*time.Hour, "End when no page was open for so long; 0: never")
+	flags.BoolVar(&f.readOnly, "read-only", false, "Refuse all changes, even those that the user may make")
+	flags.DurationVar(&f.idle, "idle", 12*time.Hour, "End after no page was open for this time; 0: never")
 	_ = cmd.RegisterFlagCompletionFunc("context", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return a.contexts(&f), cobra.ShellCompDirectiveNoFileComp
 	}) // fails for a flag that does not exist
@@ -198,7 +198,7 @@ func (a *App) letBrowserIn(ctx context.Context, l *console.Loopback, f *consoleF
 
 // printLink prints a new link to the user's terminal, with the command to reach it from another machine.
 func (a *App) printLink(l *console.Loopback) {
-	fmt.Fprintf(a.Stdout, "\n  %s\n\nIt is good once, for a minute.", l.Link())
+	fmt.Fprintf(a.Stdout, "\n  %s\n\nIt works once, within a minute.", l.Link())
 	if getenv(a.Environ, "SSH_CONNECTION") != "" || getenv(a.Environ, "DISPLAY")+getenv(a.Environ, "WAYLAND_DISPLAY") == "" {
 		name, err := os.Hostname()
 		if err != nil {

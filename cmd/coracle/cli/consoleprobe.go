@@ -28,7 +28,7 @@ const (
 )
 
 // noStdin is what a login program of the kubeconfig gets as error when it wants to read from the terminal.
-const noStdin = "coracle console reads the terminal itself. Log in by coracle kubectl get namespaces first, if the program keeps the login"
+const noStdin = "coracle console reads the terminal itself. Log in by coracle kubectl get namespaces first, if the program saves the login"
 
 // probeConsole sends one request to the cluster before a browser is opened. It fails when the credentials are not
 // valid, when the address belongs to another cluster, and when the operator has disabled the console. A cluster that
@@ -115,7 +115,7 @@ func askForConsole(ctx context.Context, config *rest.Config, current string, wit
 	defer answer.Body.Close()
 	switch answer.StatusCode {
 	case http.StatusUnauthorized:
-		return fmt.Errorf("the cluster does not accept the credentials of context %s: they have ended, or are those of another cluster",
+		return fmt.Errorf("the cluster does not accept the credentials of context %s: they have expired, or belong to another cluster",
 			current)
 	case http.StatusOK:
 	default: // a cluster that is not coracle's, or one whose operator removed the role

@@ -47,10 +47,10 @@ func (a *App) consoleTokenCommand(k *consoleFlags) *cobra.Command {
 	var f consoleTokenFlags
 	cmd := &cobra.Command{
 		Use: "token", Short: "Make a token to log in to the console of a server", Args: noArgs,
-		Long: `Prints a token for the console that servers have with --console-listen. It is good for kubectl --token, too.
+		Long: `Prints a token for the console that servers have with --console-listen. It also works with kubectl --token.
 
-Each token has a service account of its own in the namespace coracle-console, and a binding of the role. It ends by
-itself. Deleting the account ends it earlier. The next token removes the accounts of those that have ended.
+Each token has a service account of its own in the namespace coracle-console, and a binding of the role. It expires
+by itself. Deleting the account revokes it earlier. Making the next token removes the accounts of expired ones.
 
   coracle console token                                 may see everything but Secrets, for an hour
   coracle console token --role edit --namespace shop    may change what is in the namespace shop`,
@@ -59,7 +59,7 @@ itself. Deleting the account ends it earlier. The next token removes the account
 	flags.SortFlags = false
 	flags.StringVar(&f.role, "role", "view", "ClusterRole that the token has, such as view, edit, admin or cluster-admin")
 	flags.StringVarP(&f.namespace, "namespace", "n", "", "Namespace in which it has the role (the whole cluster)")
-	flags.DurationVar(&f.ttl, "ttl", time.Hour, "How long the token is good")
+	flags.DurationVar(&f.ttl, "ttl", time.Hour, "How long the token is valid")
 	_ = cmd.RegisterFlagCompletionFunc("role", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return []string{"view", "edit", "admin", "cluster-admin"}, cobra.ShellCompDirectiveNoFileComp
 	}) // fails for a flag that does not exist

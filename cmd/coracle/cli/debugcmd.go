@@ -27,8 +27,8 @@ const debugTimeout = time.Minute
 func (a *App) debugCommand() *cobra.Command {
 	return holder(&cobra.Command{
 		Use: "debug", GroupID: groupUse, Short: "Take profiles of the coracle that runs on this machine",
-		Long: `Asks the coracle that runs on this machine, server or agent, what it does and what it keeps. The answers are for people who
-know Go programs, and for reports of bugs: names of functions, no content of the cluster.
+		Long: `Asks the coracle that runs on this machine, server or agent, what it does and what memory it holds. The output is for people
+who know Go programs, and for bug reports: names of functions, no content of the cluster.
 
 profile and heap are for "go tool pprof FILE"; stacks is text. Without FILE they go to standard output. A FILE that exists
 is not replaced; only its owner may read it. As for coracle status, only root may ask.`,

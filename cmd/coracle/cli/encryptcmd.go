@@ -48,7 +48,7 @@ func (a *App) encryptCommand() *cobra.Command {
 }
 
 func (a *App) encryptStatusCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "status", Short: "Say what is encrypted and with which key", Args: noArgs}
+	cmd := &cobra.Command{Use: "status", Short: "Show what is encrypted and with which key", Args: noArgs}
 	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
@@ -95,7 +95,7 @@ func encryptionText(s EncryptionStatus) string {
 func (a *App) encryptRotateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rotate", Aliases: []string{"rotate-keys"}, Short: "Replace the key and encrypt everything again", Args: noArgs,
-		Long: `Makes a new key, has everything written again with it, and forgets the old one. The cluster works on meanwhile. If it
+		Long: `Makes a new key, rewrites everything with it, and then removes the old one. The cluster works on meanwhile. If it
 is interrupted, everything stays readable, and running it again goes on, on any server. With several servers each
 has to run and to take the new key over before anything is written with it.`,
 	}

@@ -15,13 +15,13 @@ import (
 
 func (a *App) gossipCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "gossip", GroupID: groupUse, Short: "Rotate the key with which the cluster's machines talk about one another",
+		Use: "gossip", GroupID: groupUse, Short: "Rotate the key of the gossip between the cluster's machines",
 	}
 	rotate := &cobra.Command{
 		Use: "rotate-key", Short: "Replace the gossip key on all machines while they run", Args: noArgs,
-		Long: `Makes a new key, waits until all machines that are on know it, has them use it, and has them forget the old one. To be
-run on a server. If it is interrupted, all machines still understand one another, and running it again brings it to an
-end. A machine that is off meanwhile asks a server for the new key when it is on again.`,
+		Long: `Makes a new key, waits until all running machines have it, switches them to it, and then removes the old one. Run it
+on a server. If it is interrupted, all machines can still communicate, and running it again completes the rotation.
+A machine that is off meanwhile asks a server for the new key when it starts.`,
 	}
 	flags := addLocations(rotate)
 	rotate.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {

@@ -37,7 +37,7 @@ func (a *App) kubeconfigCommand() *cobra.Command {
 	merge := cmd.Flags().Bool("merge", false, "Add it to the kubeconfig of this user (the first file of KUBECONFIG, or ~/.kube/config) "+
 		"and make it current")
 	from := cmd.Flags().String("from", "", "Read the kubeconfig from this file instead of the server's; - for standard input")
-	all := cmd.Flags().Bool("all-servers", false, "Add a context for each server that lives now, NAME-1 and so on: any of them is good "+
+	all := cmd.Flags().Bool("all-servers", false, "Add a context for each server that runs now, NAME-1 and so on: any of them can be used "+
 		"for everything")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		if *server != "" {

@@ -19,7 +19,7 @@ func serverURLs(ctx context.Context, c kubernetes.Interface) ([]string, error) {
 	found, err := c.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx,
 		metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 	if err != nil {
-		return nil, fmt.Errorf("asking for the servers: %w", err)
+		return nil, fmt.Errorf("listing the servers: %w", err)
 	}
 	var out []string
 	for _, at := range clusterconfig.Ready(found.Items) {

@@ -38,8 +38,8 @@ func (e stillMember) Unwrap() error { return e.error }
 func (a *App) leaveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "leave", GroupID: groupUse, Short: "Take this machine out of the cluster that it joined",
-		Long: `Takes this machine out of its cluster while coracle still runs on it: new pods are kept away, those that it has are evicted, and
-its node is deleted; a server gives its place in the store to the others. After that, stop coracle and remove it.
+		Long: `Takes this machine out of its cluster while coracle still runs on it: its node is cordoned, its pods are evicted, and
+the node is deleted; a server is also removed from the store. After that, stop coracle and remove it.
 coracle-uninstall does all of this.
 
 It does nothing on a machine whose server is the only one of the cluster. An interruption does not stop what has begun. Arguments
@@ -74,11 +74,11 @@ func (a *App) leaveCluster(ctx context.Context, t *config.Tool, grace time.Durat
 	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir) && !exists(filepath.Join(t.Paths.ServerDir, "peers.json")):
 		return onlyServer, nil
 	case errors.Is(err, status.ErrNotRunning) && exists(t.Paths.ServerDir):
-		return "", stillMember{errors.New("coracle does not run, so this server cannot leave its cluster. Start it and leave, or say on " +
+		return "", stillMember{errors.New("coracle does not run, so this server cannot leave its cluster. Start it and leave, or run on " +
 			"another server: coracle node remove NAME, with this machine's node (coracle member remove NAME if it has none)")}
 	case errors.Is(err, status.ErrNotRunning):
 		return "", errors.New("coracle does not run, so this machine cannot leave its cluster by itself. If other machines are in it, " +
-			"say on a server: coracle node remove NAME, with this machine's node")
+			"run on a server: coracle node remove NAME, with this machine's node")
 	case errors.Is(err, fs.ErrPermission):
 		return "", errors.New("only root may do this; use: sudo coracle leave")
 	case err != nil:

@@ -24,7 +24,7 @@ import (
 func (a *App) memberCommand() *cobra.Command {
 	return holder(&cobra.Command{
 		Use: "member", Aliases: []string{"members"}, GroupID: groupUse, Short: "List the cluster's servers, remove or promote one",
-		Long: `The servers of a cluster hold its store together. An odd number of them vote, at most five: a majority of these has to work.
+		Long: `The servers of a cluster replicate its store. An odd number of them vote, at most five: a majority of these has to work.
 These commands ask the server that runs on this machine, and work on any of them. Nodes without a server are listed by
 "coracle kubectl get nodes".`,
 	}, a.memberListCommand(), a.memberRemoveCommand(), a.memberPromoteCommand())
@@ -32,7 +32,7 @@ These commands ask the server that runs on this machine, and work on any of them
 
 func (a *App) memberListCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List the servers, and say which failures the cluster can bear", Args: noArgs,
+		Use: "list", Aliases: []string{"ls"}, Short: "List the servers, and show which failures the cluster can survive", Args: noArgs,
 		Long: `Lists the servers: which one leads, which vote, which answer this server, how many entries of the store's log each has yet to
 apply, and their versions. It needs no majority. The exit code is 0 when everything is well, 1 when something is wrong.`,
 	}
@@ -54,10 +54,10 @@ apply, and their versions. It needs no majority. The exit code is 0 when everyth
 
 func (a *App) memberRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Take a server out of the cluster that will not come back",
+		Use: "remove NAME", Aliases: []string{"rm"}, Short: "Remove a server from the cluster that will not come back",
 		Args: cobra.ExactArgs(1),
-		Long: `Takes a server out of the cluster's store; it is given by its name, id or address as "coracle member list" shows it. It is
-refused when the other servers could not go on without it. Its node is another thing: "coracle kubectl delete node NAME"
+		Long: `Removes a server from the cluster's store. NAME is its name, id or address, as "coracle member list" shows it. The removal is
+refused when the other servers could not continue without it. The server's node stays: "coracle kubectl delete node NAME"
 removes both.
 
 What the server holds on its disk cannot be used again in this cluster. To let the machine join again, stop it and move
@@ -74,8 +74,8 @@ the store's folder away first.`,
 func (a *App) memberPromoteCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "promote NAME", Short: "Give a server the vote of one that does not answer, at once", Args: cobra.ExactArgs(1),
-		Long: `A server without a vote has everything that the others have. When a voter has been silent for a minute it gets that one's vote
-by itself; this does it at once. It is refused when all voters answer: one more would make their number even, and an even
+		Long: `A server without a vote has everything that the others have. When a voter has been unresponsive for a minute, it gets that voter's
+vote automatically; this command does so at once. It is refused when all voters answer: one more would make their number even, and an even
 number survives no more failures.`,
 	}
 	flags := addLocations(cmd)
@@ -136,7 +136,7 @@ func pickServer(servers []status.ClusterServer, name string) (status.ClusterServ
 		return status.ClusterServer{}, fmt.Errorf("there is no server %q. Nothing was changed. There are: %s", name,
 			strings.Join(names, ", "))
 	}
-	return status.ClusterServer{}, fmt.Errorf("there are %d servers %q. Nothing was changed. Give the id of the one that is meant: "+
+	return status.ClusterServer{}, fmt.Errorf("there are %d servers %q. Nothing was changed. Give the id instead: "+
 		"coracle member list", len(found), name)
 }
 
@@ -181,9 +181,9 @@ func printServerTable(w io.Writer, servers []status.ClusterServer, now time.Time
 		case m.Self:
 			state = "this server"
 		case !m.Answers && m.Heard.IsZero():
-			state = "never heard"
+			state = "never reached"
 		case !m.Answers:
-			state = "silent for " + age(now.Sub(m.Heard))
+			state = "unreachable for " + age(now.Sub(m.Heard))
 		}
 		lag := "-"
 		if m.Answers {

@@ -42,10 +42,10 @@ Nodes are listed by "coracle kubectl get nodes".`,
 
 func (a *App) nodeDrainCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "drain NAME", Short: "Move the pods off a node, and keep new ones away until it is uncordoned", Args: cobra.ExactArgs(1),
+		Use: "drain NAME", Short: "Evict the pods of a node, and keep new ones away until it is uncordoned", Args: cobra.ExactArgs(1),
 		Long: `Moves all pods off a node but those of DaemonSets, within what their disruption budgets allow; what they keep in emptyDir
 volumes is lost. It is "kubectl drain NAME --ignore-daemonsets --delete-emptydir-data", which takes more arguments.
-"coracle kubectl uncordon NAME" lets new pods come again.`,
+"coracle kubectl uncordon NAME" allows new pods again.`,
 	}
 	flags := addLocations(cmd)
 	timeout := cmd.Flags().Duration("timeout", 0, "How long to wait before giving up; 0: as long as it takes")
@@ -92,7 +92,7 @@ The leading server does all of it: an interruption of this command stops nothing
 }
 
 func addGrace(cmd *cobra.Command) *time.Duration {
-	return cmd.Flags().Duration("grace", leaveGrace, "How long the node's pods may take to end on their own terms; 0s: the node is "+
+	return cmd.Flags().Duration("grace", leaveGrace, "How long the eviction of the node's pods may take; 0s: the node is "+
 		"deleted at once")
 }
 
@@ -137,7 +137,7 @@ func awaitDeletion(ctx context.Context, c kubernetes.Interface, n *corev1.Node, 
 		last = err
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("interrupted; the leading server goes on with the removal of the node %s", n.Name)
+			return fmt.Errorf("interrupted; the leader continues to remove the node %s", n.Name)
 		case <-deadline.C:
 			return stillThere(n, last)
 		case <-poll.C:
@@ -149,11 +149,11 @@ func awaitDeletion(ctx context.Context, c kubernetes.Interface, n *corev1.Node, 
 func stillThere(n *corev1.Node, last error) error {
 	switch {
 	case last != nil:
-		return fmt.Errorf("the removal of the node %s was ordered, but whether it is done cannot be seen: %w", n.Name, last)
+		return fmt.Errorf("the removal of the node %s was requested, but its progress cannot be read: %w", n.Name, last)
 	case n.DeletionTimestamp == nil:
-		return fmt.Errorf("the removal of the node %s was ordered, but no server has done it. Is there a leading server (coracle "+
-			"status)? It is done as soon as there is one", n.Name)
+		return fmt.Errorf("the removal of the node %s was requested, but no server has done it. Is there a leader (coracle "+
+			"status)? The removal continues as soon as there is one", n.Name)
 	}
-	return fmt.Errorf("the node %s is being deleted and waits for %q: a server is removed from the store when the others can go on "+
-		"without it. coracle member list says how they are; nothing else is to be done", n.Name, n.Finalizers)
+	return fmt.Errorf("the node %s is being deleted and waits for %q: a server is removed from the store when the others can continue "+
+		"without it. coracle member list shows their state; nothing else needs to be done", n.Name, n.Finalizers)
 }

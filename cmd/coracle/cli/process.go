@@ -120,7 +120,7 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 		p.Log.Error("coracle stops because of an error; pods keep running", "error", bodyErr)
 		return errors.Join(bodyErr, adminErr)
 	case ctx.Err() == nil:
-		return errors.Join(errors.New("the "+p.role+" ended by itself, which it should not"), adminErr)
+		return errors.Join(errors.New("the "+p.role+" ended unexpectedly"), adminErr)
 	}
 	p.Log.Info("coracle has stopped; pods keep running", "after", time.Since(p.started).Round(time.Second))
 	return adminErr
@@ -130,10 +130,10 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 // it ends the process.
 func (p *Process) Restart() {
 	if p.stopping.Load() {
-		p.Log.Info("not all has stopped in time; coracle ends all the same, pods keep running and the store is safe")
+		p.Log.Info("some parts have not stopped in time; coracle exits without them, pods keep running and the store is safe")
 		os.Exit(0)
 	}
-	p.Log.Info("not all has stopped in time; coracle restarts all the same, pods keep running")
+	p.Log.Info("some parts have not stopped in time; coracle restarts without waiting for them, pods keep running")
 	p.Log.Error("coracle could not restart; the service manager starts it again", "error", p.app.Restart())
 	os.Exit(1)
 }
@@ -177,7 +177,7 @@ func (p *Process) untilSignal(parent context.Context) (context.Context, func()) 
 		select {
 		case s := <-signals:
 			p.stopping.Store(true)
-			p.Log.Info("stopping; once more to stop at once", "signal", s)
+			p.Log.Info("stopping; press Ctrl-C or send the signal again to stop at once", "signal", s)
 			if err := p.notify.send("STOPPING=1\nSTATUS=stopping"); err != nil {
 				p.Log.Warn("systemd could not be notified that coracle stops", "error", err)
 			}

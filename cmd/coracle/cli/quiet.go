@@ -42,7 +42,7 @@ func (q *quiet) run() {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	late := func() {
-		q.log.Warn("not ready yet; what was said meanwhile follows", "after", patience)
+		q.log.Warn("not ready yet; the messages logged so far follow", "after", patience)
 		q.log.Release(true)
 	}
 	for {
@@ -55,7 +55,7 @@ func (q *quiet) run() {
 			ready, stopping = nil, nil
 			q.log.Hold()
 			late = func() {
-				q.log.Warn("not stopped yet; what was said meanwhile follows", "after", patience)
+				q.log.Warn("not stopped yet; the messages logged so far follow", "after", patience)
 				q.log.Release(true)
 			}
 			timer.Reset(patience)

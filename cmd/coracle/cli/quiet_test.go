@@ -37,7 +37,7 @@ func (b *buffer) take() string {
 
 func TestUpstreamsComplaintsAreHeldWhileStarting(t *testing.T) {
 	t.Setenv("JOURNAL_STREAM", "8:1")
-	const complaint, late = "ERROR complaint\n", "WARN  not ready yet; what was said meanwhile follows after=20s\n"
+	const complaint, late = "ERROR complaint\n", "WARN  not ready yet; the messages logged so far follow after=20s\n"
 	cases := map[string]struct {
 		play func(q *quiet)
 		want string
@@ -55,7 +55,7 @@ func TestUpstreamsComplaintsAreHeldWhileStarting(t *testing.T) {
 			q.end(true)
 		}, ""},
 		"a slow stop": {func(q *quiet) { q.setStopping(); time.Sleep(patience + time.Second); q.end(true) },
-			"WARN  not stopped yet; what was said meanwhile follows after=20s\n" + complaint},
+			"WARN  not stopped yet; the messages logged so far follow after=20s\n" + complaint},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

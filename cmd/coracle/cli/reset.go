@@ -42,9 +42,9 @@ func (a *App) resetCluster(cmd *cobra.Command, c *config.Server, r *reset) error
 		return forRoot(err)
 	}
 	if done != "" {
-		return fmt.Errorf("it was done already: %s. Nothing was changed. Start the server without --cluster-reset and "+
+		return fmt.Errorf("the reset was done already: %s. Nothing was changed. Start the server without --cluster-reset and "+
 			"--cluster-reset-restore-path now. "+
-			"To do it once more before that, remove %s first", done, filepath.Join(c.Paths.ServerDir, datadir.ResetFile))
+			"To reset once more, remove %s first", done, filepath.Join(c.Paths.ServerDir, datadir.ResetFile))
 	}
 	tool := config.Tool{Paths: c.Paths}
 	if r.restorePath == "" {

@@ -50,11 +50,11 @@ func (a *App) agentCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "agent",
 		GroupID: groupRun,
-		Short:   "Run a node that belongs to a server elsewhere",
-		Long: `Runs pods on this machine for a cluster whose servers are elsewhere.
+		Short:   "Run a node of a cluster whose servers are other machines",
+		Long: `Runs pods on this machine for a cluster whose servers are other machines.
 
 At the first start it joins with a token, which "coracle token print" shows on a server, and gets credentials of its own;
-until a server answers it asks again. Later starts need no answer. SIGTERM and SIGINT end it cleanly; pods keep running.`,
+it retries until a server answers. Later starts do not need a server. SIGTERM and SIGINT end it cleanly; pods keep running.`,
 		Args: noArgs,
 	}
 	flags := addSettings(cmd, config.AgentCommand)

@@ -31,8 +31,8 @@ func (a *App) snapshotCommand() *cobra.Command {
 the server token a new machine becomes the cluster's server. A server takes snapshots by schedule; these commands take
 one at once, list and remove them, and restore one. docs/operations/snapshots.md has the procedures.
 
-With --snapshot-s3 and its further flags (or k3s' names for them, --s3…) save, list, delete and prune mean another object store than the server's settings do;
-what is not given is as in those.`,
+With --snapshot-s3 and its further flags (or k3s' names for them, --s3…) save, list, delete and prune select another object store than the server's settings;
+flags that are not given have the server's values.`,
 	}, a.snapshotSaveCommand(), a.snapshotListCommand(), a.snapshotDeleteCommand(), a.snapshotPruneCommand(),
 		a.snapshotRestoreCommand())
 }
@@ -71,7 +71,7 @@ func askSnapshots(ctx context.Context, t *config.Tool, flags *config.Flags, meth
 	case errors.Is(err, status.ErrNotRunning):
 		return fmt.Errorf("no server runs on this machine: nothing answers at %s. coracle status says more", t.Paths.AdminSocket)
 	case err != nil && strings.HasPrefix(err.Error(), "404 "):
-		return errors.New("an agent runs on this machine, and no server: snapshots are the servers' task")
+		return errors.New("this machine runs an agent, and snapshots are taken by servers: run this on a server")
 	case err != nil:
 		return forRoot(err)
 	}
@@ -82,10 +82,10 @@ func (a *App) snapshotSaveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "save", Short: "Save the cluster now", Args: noArgs,
 		Long: `Asks the server that runs on this machine to save the cluster to a new file in its folder for snapshots. The cluster works
-on meanwhile. The file's name is NAME-SERVER-TIME. It is kept until it is deleted: the schedule removes its own only.`,
+on meanwhile. The file's name is NAME-SERVER-TIME. The file stays until it is deleted: the schedule removes only its own snapshots.`,
 	}
 	flags := addS3(cmd)
-	name := cmd.Flags().String("name", snapshots.OnDemandName, "What the file's name begins with")
+	name := cmd.Flags().String("name", snapshots.OnDemandName, "Prefix of the file's name")
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		var info snapshots.Info
@@ -99,7 +99,7 @@ on meanwhile. The file's name is NAME-SERVER-TIME. It is kept until it is delete
 			bytesText(info.Size))
 		if info.Key == snapshots.TokenKey {
 			fmt.Fprintln(cmd.OutOrStdout(), "To restore it, the server token is needed (coracle token print --server). Keep both "+
-				"elsewhere, apart from one another.")
+				"on other machines, separately.")
 		}
 		return nil
 	})
@@ -144,7 +144,7 @@ func (a *App) snapshotPruneCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "prune", Short: "Delete this server's older snapshots", Args: noArgs,
 		Long: `Deletes all but the newest snapshots that this server has saved with the same --name. A file that was renamed
-stays. The schedule does this for its own each time it has saved one. On S3 as many stay as here, or --snapshot-s3-retention.`,
+stays. The schedule does so for its own snapshots after each one. On S3 the same number stays, or --snapshot-s3-retention.`,
 	}
 	flags := addS3(cmd)
 	name := cmd.Flags().String("name", snapshots.OnDemandName, "The --name that they were saved with")

@@ -23,10 +23,10 @@ const statusTimeout = 10 * time.Second
 
 func (a *App) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "status", GroupID: groupUse, Short: "Say what runs, since when, how much memory it takes, and what is wrong", Args: noArgs,
-		Long: `Asks the coracle that runs on this machine how it is. The exit code is 0 when everything is well, 1 when something is
-wrong or nothing runs. Lines that begin with "!" say what is wrong, each with what to do; those with "note:" what coracle
-does not do yet with something that the cluster has.`,
+		Use: "status", GroupID: groupUse, Short: "Show what runs, since when, how much memory it uses, and what is wrong", Args: noArgs,
+		Long: `Asks the coracle that runs on this machine for its state. The exit code is 0 when everything is well, 1 when something is
+wrong or nothing runs. Lines that begin with "!" say what is wrong, each with what to do; those with "note:" name features that
+the cluster uses and coracle does not support yet.`,
 	}
 	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
@@ -92,7 +92,7 @@ func askOthers(ctx context.Context, t *config.Tool, r *status.Report) {
 func addServers(r *status.Report, s *status.Servers, err error) {
 	if err != nil {
 		if !r.Ready.IsZero() {
-			r.Problems = append(r.Problems, fmt.Sprintf("this server does not say how the others are: %v", err))
+			r.Problems = append(r.Problems, fmt.Sprintf("this server cannot report the state of the other servers: %v", err))
 		}
 		return
 	}

@@ -42,7 +42,7 @@ directory without server/store: what is encrypted in the store cannot be read wi
 			defer stream.Close()
 			if path == "-" {
 				if _, err := storefiles.CopyBackup(out, stream); err != nil {
-					return fmt.Errorf("writing the backup: %w; what was written is of no use", plainWords(err))
+					return fmt.Errorf("writing the backup: %w; the written part cannot be used", plainWords(err))
 				}
 				return nil
 			}
@@ -59,8 +59,8 @@ directory without server/store: what is encrypted in the store cannot be read wi
 
 func (a *App) storeRestoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "restore FILE", Short: "Put a backup in the place of the store; the server has to be stopped", Args: cobra.ExactArgs(1),
-		Long: `Checks the backup, and puts it in the place of the store of this machine's server, which has to be stopped. Nothing is
+		Use: "restore FILE", Short: "Replace the store by a backup; the server has to be stopped", Args: cobra.ExactArgs(1),
+		Long: `Checks the backup, and replaces the store of this machine's server, which has to be stopped, by it. Nothing is
 deleted: the earlier store is kept beside it under another name. Afterwards the store is that of a cluster with one
 server; other servers join it again.`,
 	}
@@ -92,7 +92,7 @@ func (a *App) storeVerifyCommand() *cobra.Command {
 		Use: "verify [FOLDER|BACKUP]", Aliases: []string{"check"},
 		Short: "Check a stopped server's store, or a backup, without changing anything", Args: cobra.MaximumNArgs(1),
 		Long: `Reads every byte of the store of this machine's server, which has to be stopped, or of another store's folder, or of a
-backup, and says whether all of it is what was written. Nothing is changed.`,
+backup, and reports whether it is undamaged. Nothing is changed.`,
 	}
 	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")
@@ -126,12 +126,12 @@ type (
 )
 
 func (b *backupText) text() string {
-	return fmt.Sprintf("%s is a whole backup: %d keys, revision %d, %s.\n", b.Path, b.Keys, b.Revision, bytesText(b.Bytes))
+	return fmt.Sprintf("%s is an undamaged backup: %d keys, revision %d, %s.\n", b.Path, b.Keys, b.Revision, bytesText(b.Bytes))
 }
 
 func (c *checkedText) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s is whole.\n", c.Path)
+	fmt.Fprintf(&b, "%s is undamaged.\n", c.Path)
 	fmt.Fprintf(&b, "member    %s of cluster %s, format %d\n", c.Member, c.Cluster, c.Format)
 	if c.SnapshotIndex == 0 {
 		b.WriteString("snapshot  none\n")

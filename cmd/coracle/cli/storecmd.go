@@ -29,7 +29,7 @@ const storeTimeout = 15 * time.Second
 func (a *App) storeCommand() *cobra.Command {
 	return holder(&cobra.Command{
 		Use: "store", Aliases: []string{"etcd"}, GroupID: groupUse, Short: "Inspect, back up and restore the cluster's store",
-		Long: `The store holds everything that the API server knows. These commands inspect it, write backups, and put one back.
+		Long: `The store holds everything that the API server knows. These commands inspect it, write backups, and restore one.
 
 "status", "members", "remove" and "backup" ask the server that runs on this machine; "restore", "verify" and "recover" work
 on the files of one that is stopped. A backup is the store alone; "coracle snapshot" saves the whole cluster.

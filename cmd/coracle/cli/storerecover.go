@@ -17,11 +17,11 @@ import (
 func (a *App) storeRecoverCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "recover", Aliases: []string{"cluster-reset"},
-		Short: "Go on with this server alone, when a majority of the servers is lost for good", Args: noArgs,
+		Short: "Continue with this server alone, when a majority of the servers is lost for good", Args: noArgs,
 		Long: `When more than half of the voters are lost for good, no write can be agreed on any more. This makes a cluster of one server
 out of the store of this machine's server, which has to be stopped; other servers join it again.
 
-Writes that the lost servers acknowledged without this one are lost. Without --yes this shows what is here and changes
+Writes that the lost servers acknowledged without this one are lost. Without --yes this shows what this server has and changes
 nothing. A copy of the store is kept.`,
 	}
 	flags := addLocations(cmd)
@@ -34,7 +34,7 @@ nothing. A copy of the store is kept.`,
 				return forRoot(err)
 			}
 			printPlan(out, plan, time.Now())
-			fmt.Fprint(out, "Nothing was changed. To go on with what is here: coracle store recover --yes\n")
+			fmt.Fprint(out, "Nothing was changed. To continue with this server's data: coracle store recover --yes\n")
 			return errSilent
 		}
 		return recoverStore(out, t)
@@ -87,7 +87,7 @@ func printPlan(w io.Writer, p storefiles.Plan, now time.Time) {
 	fmt.Fprintf(w, `
 If at least %d of the %d voters can still be started, do that instead: then nothing is lost.
 
-Recovering goes on with what is here, and asks none of the others (%s).
+Recovering continues with this server's data, and asks none of the other servers (%s).
   May be lost: writes that were acknowledged without this server, that is, anything after entry %d.
   May appear: writes at the end of the log here that no client got an acknowledgement for.
 If another server's files can still be read, run this command there too, and recover where the term, and in the same

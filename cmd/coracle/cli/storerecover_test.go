@@ -28,7 +28,7 @@ func TestPlanNamesPossibleLoss(t *testing.T) {
 	}, now)
 	for _, want := range []string{
 		"7 keys, 1.5 kB, at revision 99", "newest log entry is 1234 of term 5, written 2026-01-02 02:04:05 (1h0m ago)",
-		"at least 2 of the 3 voters", "asks none of the others (two, three, four)", "anything after entry 1234", "this server",
+		"at least 2 of the 3 voters", "asks none of the other servers (two, three, four)", "anything after entry 1234", "this server",
 	} {
 		testenv.True(t, strings.Contains(out.String(), want), "no %q in:\n%s", want, out.String())
 	}

@@ -56,7 +56,7 @@ type storeMember struct {
 
 func (a *App) storeStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "status", Short: "Say how the store is: servers, leader, revision, sizes, last snapshot", Args: noArgs,
+		Use: "status", Short: "Show the state of the store: servers, leader, revision, sizes, last snapshot", Args: noArgs,
 		Long: `Asks the store of the server that runs on this machine. The exit code is 0 when everything is well, 1 when something is
 wrong.`,
 	}
@@ -104,7 +104,7 @@ func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeSt
 	if st.Leader != 0 {
 		s.Leader = hexID(st.Leader)
 	} else {
-		s.Problems = append(s.Problems, "there is no leader: fewer than half of the voters can be reached, or they are just electing one. "+
+		s.Problems = append(s.Problems, "there is no leader: no majority of the voters can be reached, or an election is under way. "+
 			"Nothing is lost; writes wait until a majority is back. If it never comes back: coracle store recover, and "+
 			"docs/operations/recover.md")
 	}
@@ -116,7 +116,7 @@ func askStore(ctx context.Context, c *clientv3.Client, p config.Paths) (*storeSt
 	case err == nil:
 		s.Keys = &keys
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-		s.Problems = append(s.Problems, "this server does not know yet what the others have written since it started, so it cannot be read")
+		s.Problems = append(s.Problems, "this server has not yet received what the other servers wrote since it started, so its store cannot be read")
 	default:
 		return nil, err
 	}

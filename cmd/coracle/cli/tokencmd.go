@@ -31,7 +31,7 @@ const apiTimeout = 15 * time.Second
 func (a *App) tokenCommand() *cobra.Command {
 	return holder(&cobra.Command{
 		Use: "token", GroupID: groupUse, Short: "Print, make, list, delete and replace the tokens with which machines join",
-		Long: `A machine joins with a token. Each cluster has two that last: the server token, which may add servers, and the agent
+		Long: `A machine joins with a token. Each cluster has two that do not expire: the server token, which may add servers, and the agent
 token, which may add nodes only. Further ones that expire are made with "coracle token create".`,
 	}, a.tokenPrintCommand(), a.tokenGenerateCommand(), a.tokenCreateCommand(), a.tokenListCommand(), a.tokenDeleteCommand(),
 		a.tokenRotateCommand())
@@ -73,8 +73,8 @@ func (a *App) tokenCreateCommand() *cobra.Command {
 		Use: "create [ID.SECRET]", Short: "Make a token with which nodes can join until it expires", Args: cobra.MaximumNArgs(1),
 	}
 	flags := addLocations(cmd)
-	ttl := cmd.Flags().Duration("ttl", defaultTTL, "How long it works; 0 for ever")
-	description := cmd.Flags().String("description", "", "What it is for")
+	ttl := cmd.Flags().Duration("ttl", defaultTTL, "How long it is valid; 0: it never expires")
+	description := cmd.Flags().String("description", "", "Description of the token, for the list")
 	quiet := addQuiet(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		// The tokens that the server made hold the hash of the cluster's authority.
@@ -165,7 +165,7 @@ func worksFor(t listedToken, now time.Time) string {
 }
 
 func (a *App) tokenDeleteCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "delete ID...", Short: "End tokens at once", Args: cobra.MinimumNArgs(1)}
+	cmd := &cobra.Command{Use: "delete ID...", Short: "Revoke tokens at once", Args: cobra.MinimumNArgs(1)}
 	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
@@ -183,17 +183,17 @@ func (a *App) tokenDeleteCommand() *cobra.Command {
 func (a *App) tokenRotateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rotate", Short: "Replace the token for servers or, with --agent, the one for nodes, on all servers", Args: noArgs,
-		Long: `Replaces the cluster's server token or, with --agent, its agent token. All servers take the new one over while they run, and one that is off does
-when it starts; the old one is no longer valid, at once or after --grace. Machines that have joined need nothing. What
---token or --agent-token say on a server does not count from then on.
+		Long: `Replaces the cluster's server token or, with --agent, its agent token. All running servers switch to the new one, and a server that is off does
+so when it starts; the old one becomes invalid, at once or after --grace. Machines that have joined need nothing. From then
+on, --token and --agent-token have no effect on a server.
 
 Snapshots are encrypted with the server token of their time: keep the old one for as long as you keep them.`,
 	}
 	flags := addLocations(cmd)
 	agent := cmd.Flags().Bool("agent", false, "Replace the token for nodes")
-	old := cmd.Flags().StringP("token", "t", "", "The token that works now; a wrong one changes nothing")
-	next := cmd.Flags().String("new-token", "", "The new one; without it one is made")
-	grace := cmd.Flags().Duration("grace", 0, "How long the old one works beside the new one")
+	old := cmd.Flags().StringP("token", "t", "", "The present token; with a wrong one nothing is changed")
+	next := cmd.Flags().String("new-token", "", "The new token; a random one if not given")
+	grace := cmd.Flags().Duration("grace", 0, "How long the old token stays valid beside the new one")
 	quiet := addQuiet(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
 		if *grace < 0 {
@@ -214,10 +214,10 @@ Snapshots are encrypted with the server token of their time: keep the old one fo
 			}
 			note := cmd.ErrOrStderr()
 			if len(behind) > 0 {
-				fmt.Fprintf(note, "These servers do not answer now, and take the token over when they do: %s\n", strings.Join(behind, ", "))
+				fmt.Fprintf(note, "These servers do not answer now, and switch to the new token when they do: %s\n", strings.Join(behind, ", "))
 			}
 			if r.Role == token.RoleServer {
-				fmt.Fprintln(note, "Snapshots made so far open with the token that was replaced: keep it as long as you keep them.")
+				fmt.Fprintln(note, "Snapshots made so far are encrypted with the old token: keep it as long as you keep them.")
 			}
 			printJoinLines(note, t, string(r.Role), tok.String())
 			return nil

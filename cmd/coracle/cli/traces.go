@@ -125,7 +125,7 @@ func diskProblems(p config.Paths) []string {
 	}
 	if s.free < leastFree {
 		return []string{fmt.Sprintf("the disk of %s is full: %s are left. Writes to the cluster fail or soon will, reads go on, nothing "+
-			"is lost. Make room: unused images go with coracle ctr images rm", p.DataDir, mb(int64(s.free)))}
+			"is lost. Free space: unused images are removed by coracle ctr images rm", p.DataDir, mb(int64(s.free)))}
 	}
 	if s.inodes > 0 && s.inodesFree < 1000 {
 		return []string{fmt.Sprintf("the file system of %s has only %d inodes left: no more files can be made. Remove files that are not needed", p.DataDir, s.inodesFree)}

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *App) versionCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "version", GroupID: groupUse, Short: "Say which version this is", Args: noArgs}
+	cmd := &cobra.Command{Use: "version", GroupID: groupUse, Short: "Print the version", Args: noArgs}
 	form := addOutput(cmd, "text", "json")
 	cmd.RunE = run(func(cmd *cobra.Command, _ []string) error {
 		v := version.Get()

@@ -20,8 +20,8 @@ import (
 func (a *App) vipCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "vip", GroupID: groupUse, Short: "Show, set or remove the cluster's virtual address",
-		Long: `A virtual address leads to whichever server of the cluster is alive. "coracle server --vip" sets it when a cluster has none yet; from then
-on it is the cluster's, and is changed here while the cluster runs.`,
+		Long: `A virtual address belongs to the server that leads, and moves when that fails. "coracle server --vip" sets it when a cluster has none yet.
+Later it is a setting of the whole cluster, and these commands change it while the cluster runs.`,
 	}
 	show := &cobra.Command{Use: "show", Short: "Print the cluster's virtual address", Args: noArgs}
 	flags := addLocations(show)
@@ -29,7 +29,7 @@ on it is the cluster's, and is changed here while the cluster runs.`,
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
 			m, err := c.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.VIPConfigMap, metav1.GetOptions{})
 			if err != nil && !apierrors.IsNotFound(err) {
-				return fmt.Errorf("asking for the virtual address: %w", err)
+				return fmt.Errorf("reading the virtual address: %w", err)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), cmp.Or(m.Data[clusterconfig.VIPData], "none"))
 			return nil
@@ -41,12 +41,12 @@ on it is the cluster's, and is changed here while the cluster runs.`,
 func (a *App) vipSetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "set ADDRESS[,ADDRESS]", Short: "Give the cluster a virtual address, or another one", Args: cobra.ExactArgs(1),
-		Long: `Gives the cluster a virtual address, or another one in place of the one that it has; two with a comma in between if they are of different
-families. To be run on a server: it first asks the network there whether the address is in use. All servers take it over within seconds, with their
-certificates and kubeconfigs. A server that is started with --vip and another address refuses to start: take it out there.`,
+		Long: `Gives the cluster a virtual address, or another one in place of the one that it has; two, separated by a comma, if they are of different
+families. Run it on a server: it first asks the network there whether the address is in use. All servers apply it within seconds, also to their
+certificates and kubeconfigs. A server that is started with --vip and another address refuses to start: remove the flag there.`,
 	}
 	flags := addLocations(cmd)
-	on := cmd.Flags().String("interface", "", "Interface on which to ask; left out, the one whose network holds the address")
+	on := cmd.Flags().String("interface", "", "Interface on which to ask; by default the one whose network contains the address")
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, args []string) error {
 		return a.withClient(cmd.Context(), t, func(ctx context.Context, c kubernetes.Interface) error {
 			text, err := a.CheckVIPs(ctx, c, args[0], *on)
@@ -57,7 +57,7 @@ certificates and kubeconfigs. A server that is started with --vip and another ad
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(),
-				"The cluster's virtual address is %s. Servers that are started with --vip need the same, or none.\n", text)
+				"The cluster's virtual address is %s. Where servers are started with --vip, set it to the same value or remove it.\n", text)
 			return nil
 		})
 	})
@@ -66,9 +66,9 @@ certificates and kubeconfigs. A server that is started with --vip and another ad
 
 func (a *App) vipRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "remove", Short: "Take the virtual address from the cluster", Args: noArgs,
-		Long: `Takes the virtual address from the cluster: no server answers for it any more. A server that is started with --vip refuses to start from then on:
-take it out there.`,
+		Use: "remove", Short: "Remove the cluster's virtual address", Args: noArgs,
+		Long: `Removes the cluster's virtual address: no server announces it any more. From then on, a server that is started with --vip refuses to start:
+remove the flag there.`,
 	}
 	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
@@ -77,7 +77,7 @@ take it out there.`,
 				return err
 			}
 			fmt.Fprintln(cmd.OutOrStdout(),
-				"The cluster has no virtual address any more. Take --vip out where servers are started with it.")
+				"The cluster no longer has a virtual address. Remove --vip where servers are started with it.")
 			return nil
 		})
 	})

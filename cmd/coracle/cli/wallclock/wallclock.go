@@ -77,9 +77,9 @@ func (c *Clock) Forward() {
 	log := c.Logger.With("clock", now.UTC().Format(time.DateTime), "known", floor.UTC().Format(time.DateTime), "because", what)
 	switch err := set(floor); {
 	case err == nil:
-		log.Warn("this machine's clock was behind, and was set forward to the newest time that is known; NTP sets it right")
+		log.Warn("this machine's clock was behind, and was set forward to the newest known time; NTP corrects it")
 	case errors.Is(err, unix.EPERM):
-		log.Warn("this machine's clock is behind, and coracle may not set it here, in a container perhaps. Set it on the host (NTP): " +
+		log.Warn("this machine's clock is behind, and coracle lacks the permission to set it, perhaps in a container. Set it on the host (NTP): " +
 			"until then other machines' " +
 			"certificates may not be valid yet")
 	default:
@@ -136,13 +136,13 @@ func (c *Clock) Run(ctx context.Context) {
 	steps, err := follow(ctx)
 	set := steps
 	if err != nil {
-		c.Logger.Warn("it is not noticed when this machine's clock is set; the time is noted twice a day", "error", err)
+		c.Logger.Warn("changes of this machine's clock cannot be detected; the time is saved twice a day only", "error", err)
 	}
 	last := ""
 	for {
 		if err := c.save(); err != nil && err.Error() != last {
 			last = err.Error()
-			c.Logger.Warn("the time could not be noted for a start with a clock that is behind", "error", err)
+			c.Logger.Warn("the time could not be saved for a later start with a clock that is behind", "error", err)
 		}
 		if ctx.Err() != nil {
 			break
