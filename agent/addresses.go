@@ -82,7 +82,7 @@ func (o Options) addresses() []corev1.NodeAddress {
 func setAddresses(ctx context.Context, nodes corev1client.NodeInterface, name string, want []corev1.NodeAddress) error {
 	node, err := nodes.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return fmt.Errorf("looking at the node's addresses: %w", err)
+		return fmt.Errorf("reading the node's addresses: %w", err)
 	}
 	if slices.Equal(node.Status.Addresses, want) {
 		return nil

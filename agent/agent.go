@@ -60,7 +60,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	if err := cni.ProtectOwnConnections(ctx, o.reservedHostPorts()); err != nil {
-		o.Logger.Warn("agent: host ports of running pods may get what this node sends to its own ports, until its network starts", "error",
+		o.Logger.Warn("agent: host ports of running pods may receive what this node sends to its own ports, until the pod network starts", "error",
 			err)
 	}
 	return runParts(ctx, o, parts{runtime, relay, folder})
@@ -103,7 +103,7 @@ func startRuntime(ctx context.Context, o Options, auths map[string]containerd.Re
 func prepareImages(ctx context.Context, o Options, runtime *containerd.Server) (*images.Folder, error) {
 	store := imageStore(o, runtime)
 	if err := store.Clean(ctx); err != nil {
-		o.Logger.Warn("agent: what an interrupted import left was not removed", "error", err)
+		o.Logger.Warn("agent: could not remove the remains of an interrupted import", "error", err)
 	}
 	if o.PauseTar != "" {
 		if err := images.ImportOnce(ctx, store, o.PauseTar, o.PauseImage, o.paths().pauseRecord); err != nil {

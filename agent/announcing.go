@@ -49,7 +49,7 @@ func restrictARP(device string) error {
 			continue
 		}
 		if err := os.WriteFile(path, []byte(value), 0); err != nil {
-			return fmt.Errorf("keeping the kernel from answering for the addresses of Services: %w", err)
+			return fmt.Errorf("preventing the kernel from answering ARP for the addresses of Services: %w", err)
 		}
 	}
 	return nil

@@ -66,7 +66,7 @@ func (k *kubeletAPI) run(ctx context.Context) {
 		}
 		if failed == nil {
 			if k.refused(false); reported {
-				k.log.Info("the kubelet has the API again")
+				k.log.Info("the kubelet reaches the API server again")
 				k.regain()
 			}
 			with, reported = time.Now(), false
@@ -74,7 +74,7 @@ func (k *kubeletAPI) run(ctx context.Context) {
 			continue
 		}
 		if refusals == refusedOften {
-			k.log.Error("the API server refuses the kubelet; the node's pods run on, and the node will not be ready until that ends",
+			k.log.Error("the API server rejects the kubelet's requests; the node's pods keep running, and the node is not ready until they are accepted",
 				"reason", failed)
 			k.refused(true)
 		}
@@ -82,11 +82,11 @@ func (k *kubeletAPI) run(ctx context.Context) {
 		case within(ctx, askTimeout, k.another) != nil: // no API server answers this machine
 			with = time.Now()
 		case !reported && left() == 0:
-			why := "the kubelet does not reach the API server, which answers this machine another way: " + failed.Error() +
+			why := "the kubelet does not reach the API server, although this machine reaches it in another way: " + failed.Error() +
 				". Check whether a firewall rule blocks it, and whether another program has that port (ss -lntp)"
 			err := within(ctx, askTimeout, func(ctx context.Context) error { return k.report(ctx, why) })
 			if reported = err == nil; reported {
-				k.log.Error("the node is not ready; its pods run on", "reason", why)
+				k.log.Error("the node is not ready; its pods keep running", "reason", why)
 			}
 			failed = nil // own is tried again before the next report
 		}

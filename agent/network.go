@@ -159,9 +159,9 @@ func newPods(ctx context.Context, o Options, nodes coreinformers.NodeInformer, b
 			}
 		},
 		Firewalls: func(found string) { // this line does not exist where no firewall was found
-			text := "there is no firewall any more that drops what no rule accepts"
+			text := "there is no longer a firewall that drops packets by default"
 			if found != "" {
-				text = found + "; which packets it accepts is not known: `coracle check` says which it has to accept"
+				text = found + "; its rules are not read: `coracle check` lists the packets that it has to accept"
 			}
 			o.part(partFirewall).Set(status.Running, text)
 		},
@@ -225,7 +225,7 @@ func removeServiceRules(o Options, record string) error {
 		return fmt.Errorf("agent: leave Services to another proxy: %w", err)
 	}
 	if backend != "" {
-		o.Logger.Info("agent: Services are left to another proxy; the rules that coracle had made for them are removed", "backend", backend)
+		o.Logger.Info("agent: Services are left to another proxy; removed coracle's rules for them", "backend", backend)
 	}
 	return nil
 }

@@ -38,7 +38,7 @@ func syncNetworks(ctx context.Context, o Options) error {
 			published, pause = now, networksCheck
 		} else if ctx.Err() == nil && err.Error() != complaint {
 			complaint = err.Error()
-			o.Logger.Debug("agent: the Node does not say yet in which networks this machine can announce addresses", "error", err)
+			o.Logger.Debug("agent: the networks in which this machine can announce addresses could not be written to the Node yet", "error", err)
 		}
 		if !timers.Sleep(ctx, pause) {
 			return nil

@@ -49,7 +49,7 @@ func (o Options) awaitNFTables(ctx context.Context, usable func() error) (again 
 			for _, part := range waiting {
 				part.Set(status.Starting, "")
 			}
-			o.Logger.Info("agent: the kernel has nftables now")
+			o.Logger.Info("agent: the kernel now supports nftables")
 			return true
 		}
 	}

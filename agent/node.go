@@ -63,7 +63,7 @@ func (o Options) nodeIsThere() func(bool) {
 		case !there:
 			o.part("node").Set(status.Degraded, fmt.Sprintf("the cluster has no node %s any more: it was deleted, or a snapshot was "+
 				"restored that is older than the node. "+
-				"Restart coracle here, and it joins again; if it shall not, stop it", o.NodeName))
+				"Restart coracle here to join again, or stop it to leave the cluster", o.NodeName))
 		case missing:
 			o.part("node").Set(status.Running, "")
 		}

@@ -35,7 +35,7 @@ func publishKeyAndBackend(ctx context.Context, o Options, pods *cni.Server, chan
 func annotate(ctx context.Context, nodes corev1client.NodeInterface, node, name, value string) error {
 	n, err := nodes.Get(ctx, node, metav1.GetOptions{})
 	if err != nil {
-		return fmt.Errorf("looking at the node's annotation %s: %w", name, err)
+		return fmt.Errorf("reading the node's annotation %s: %w", name, err)
 	}
 	if n.Annotations[name] == value {
 		return nil

@@ -69,7 +69,7 @@ func (o Options) underlay() (string, error) {
 	if o.NetworkInterface != "" {
 		var err error
 		if addrs, err = cni.UnderlayAddresses(o.NodeIPs, o.NetworkInterface); err != nil {
-			return "", fmt.Errorf("looking for the interface to other nodes: %w", err)
+			return "", fmt.Errorf("finding the interface to other nodes: %w", err)
 		}
 	}
 	addrs = replaceFamilies(addrs, o.networkExternal())

@@ -212,7 +212,7 @@ func (b *Balancer) Run(ctx context.Context) error {
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("the local address of the API: %w", err)
 		default:
-			b.o.Logger.Warn("a connection to the API could not be accepted; trying on", "error", err)
+			b.o.Logger.Warn("a connection to the API could not be accepted; retrying", "error", err)
 			timers.Sleep(ctx, acceptPause)
 		}
 	}
@@ -286,7 +286,7 @@ func (b *Balancer) logUnusable(err error) {
 	defer b.mu.Unlock()
 	if text := err.Error(); text != b.reason {
 		b.reason = text
-		b.o.Logger.Warn("the API cannot be reached; it is tried again", "reason", err)
+		b.o.Logger.Warn("the API cannot be reached; retrying", "reason", err)
 	}
 }
 

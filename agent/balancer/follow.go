@@ -41,7 +41,7 @@ func (b *Balancer) Follow(ctx context.Context, kubeconfig string) error {
 			metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
 		if err == nil {
 			if err := b.Set(clusterconfig.Ready(found.Items)); err != nil {
-				b.o.Logger.Warn("the list of servers could not be kept; it is tried again", "error", err)
+				b.o.Logger.Warn("the list of servers could not be saved; retrying", "error", err)
 			}
 		} else {
 			pause = listRetry

@@ -73,7 +73,7 @@ func (b *Balancer) forward(ctx context.Context, c net.Conn) {
 	b.join(ctx, c, up, server, nil) // no closedByServer: any program that can reach this port can make a server close connections
 }
 
-var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, and perhaps to " +
+var errPassedOn = errors.New("its certificate is not for this address: another program may forward connections there, perhaps to " +
 	"this machine")
 
 // reachesItself returns an error for an address at which another program than the server itself presented its

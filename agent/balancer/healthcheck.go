@@ -97,7 +97,7 @@ func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState
 		return
 	}
 	if other := b.otherResponsive(server); other != "" {
-		b.o.Logger.Warn("a server is unresponsive while another one answers; connections to it go there now", "server", server, "other",
+		b.o.Logger.Warn("a server is unresponsive while another one answers; moving its connections to the other one", "server", server, "other",
 			other)
 		b.drop(server)
 		return
@@ -149,7 +149,7 @@ func (b *Balancer) dropStale(server string, l *probeState) {
 		return
 	}
 	l.cut = false
-	b.o.Logger.Info("there is a way to a server again; its connections of before are closed, since they would wait for longer", "server",
+	b.o.Logger.Info("a server is reachable again; closing its old connections, which would stay blocked longer than new ones", "server",
 		server)
 	b.closeAll(server)
 }

@@ -14,7 +14,7 @@ import (
 // first of them that reaches a server would even get a server's certificate. Such a loop is detected by the
 // connections' addresses: the end that opened a connection and the end that accepted it have the same two addresses.
 
-var errItself = errors.New("it leads back to this program")
+var errItself = errors.New("its address leads back to this program itself")
 
 // addressPair has the addresses of a TCP connection. from is the end that opened it.
 type addressPair struct{ from, to string }

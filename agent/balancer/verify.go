@@ -82,7 +82,7 @@ func (b *Balancer) Replied(server string, itself bool) {
 // other one.
 func (b *Balancer) Ended(server string) {
 	if other := b.otherResponsive(server); other != "" {
-		b.o.Logger.Info("a server has drained the connections of this node; they go to another one now", "server", server, "other", other)
+		b.o.Logger.Info("a server has drained this node's connections; moving them to another server", "server", server, "other", other)
 		b.drop(server)
 	}
 }
@@ -192,9 +192,9 @@ func (b *Balancer) prove(ctx context.Context, server string) error {
 	notInTime := func(p *proving) error {
 		late := error(&net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded})
 		if p != nil && p.connected.Load() {
-			late = errors.New("it accepts connections and has shown no certificate yet")
+			late = errors.New("it accepts connections, but has presented no certificate yet")
 		}
-		return fmt.Errorf("%s does not show that it is a server of this cluster: %w", server, late)
+		return fmt.Errorf("%s could not be verified as a server of this cluster: %w", server, late)
 	}
 	if ctx.Err() != nil {
 		return notInTime(nil)
@@ -257,7 +257,7 @@ func (b *Balancer) endProving() {
 // handshake connects to the API server at an address.
 func (b *Balancer) handshake(ctx context.Context, server string, connected *atomic.Bool) (tls.ConnectionState, error) {
 	fail := func(err error) (tls.ConnectionState, error) {
-		return tls.ConnectionState{}, fmt.Errorf("%s does not show that it is a server of this cluster: %w", server, err)
+		return tls.ConnectionState{}, fmt.Errorf("%s could not be verified as a server of this cluster: %w", server, err)
 	}
 	config, err := protocol.ServerTLS(b.o.ServerCAFile, "", nil)
 	if err != nil {

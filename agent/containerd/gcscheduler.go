@@ -106,7 +106,7 @@ func (c *gcScheduler) run(ctx context.Context) {
 		}
 		removed = c.removed
 		if err := c.collect(ctx); err != nil && ctx.Err() == nil {
-			log.G(ctx).WithError(err).Error("unreferenced content and snapshots could not be collected; it is tried again")
+			log.G(ctx).WithError(err).Error("unreferenced content and snapshots could not be collected; retrying")
 			removed = nil
 			due.Reset(collectAgain)
 		}
@@ -154,7 +154,7 @@ func registerGCScheduler() {
 			}
 			s, ok := metadata.(store)
 			if !ok {
-				return nil, errors.New("containerd's metadata is not collected as before")
+				return nil, errors.New("containerd's metadata store lacks the methods for garbage collection")
 			}
 			c := newGCScheduler(s)
 			go c.run(ic.Context) // until containerd stops; it cannot be waited for, nor can upstream's

@@ -145,7 +145,7 @@ func (f *Folder) handle(ctx context.Context, name string) error {
 		time.Since(start).Round(time.Millisecond))
 	f.index[name] = e
 	if err := saveIndex(f.IndexFile, f.index); err != nil {
-		f.Logger.Warn("images: the archive will be imported again at the next start", "archive", name, "error", err)
+		f.Logger.Warn("images: the import could not be recorded; the next start imports the archive again", "archive", name, "error", err)
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func (h *heldBlobs) importer(c *client.Client, names images.Store) (*client.Clie
 }
 
 // errOtherLayer means that an archive's layer is not the one that the image's configuration names.
-var errOtherLayer = errors.New("a layer of the archive is not what the image's configuration says it is")
+var errOtherLayer = errors.New("a layer of the archive does not match the image's configuration")
 
 // whole reports whether the configuration of an image for this machine and all layers that it names were written. The
 // configuration names layers by their uncompressed content (diff IDs), and containers get these. The manifest may name

@@ -41,7 +41,7 @@ func (w *writtenNames) Update(ctx context.Context, im images.Image, fields ...st
 	if lease, ok := leases.FromContext(ctx); ok {
 		if err := w.leases.AddResource(ctx, leases.Lease{ID: lease}, leases.Resource{ID: was.Target.Digest.String(),
 			Type: "content"}); err != nil {
-			return images.Image{}, fmt.Errorf("keep what the image %s was: %w", im.Name, err)
+			return images.Image{}, fmt.Errorf("keep the previous image %s: %w", im.Name, err)
 		}
 	}
 	w.record(im, &was)
@@ -84,7 +84,7 @@ func (w *writtenNames) restore(ctx context.Context) error {
 			err = w.Delete(ctx, name)
 		}
 		if err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("give back the name of the unusable image %s: %w", name, err))
+			errs = append(errs, fmt.Errorf("restore the previous image of the name %s: %w", name, err))
 		}
 	}
 	return errors.Join(errs...)

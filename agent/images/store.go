@@ -168,12 +168,12 @@ func (s Containerd) label(ctx context.Context, im images.Image, blobs *heldBlobs
 		return nil // for another kind of machine: warnForeign logs it
 	}
 	if errors.Is(err, errOtherLayer) {
-		return fmt.Errorf("image %s is not imported, other images on the node are as they were; save it once more: %w", im.Name, err)
+		return fmt.Errorf("image %s was not imported, other images on the node are unchanged; create the archive again: %w", im.Name, err)
 	}
 	if err == nil && !whole {
 		if s.Logger != nil {
-			s.Logger.Warn("images: the archive does not hold all of an image, and the node had the rest: who may not pull that may not "+
-				"use the image either", "image", im.Name)
+			s.Logger.Warn("images: the archive lacks content of an image, which the node already had: pods that may not pull the image may not "+
+				"use it", "image", im.Name)
 		}
 		return nil
 	}

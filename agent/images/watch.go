@@ -47,7 +47,7 @@ func (f *Folder) Run(ctx context.Context) error {
 				due[name] = time.Now().Add(f.Settle)
 			}
 		case err := <-w.Errors():
-			f.Logger.Warn("images: events of the images folder were lost, reading it again", "error", err)
+			f.Logger.Warn("images: events of the images folder were lost; reading the folder again", "error", err)
 			if err := rescan(); err != nil && ctx.Err() == nil {
 				return err
 			}

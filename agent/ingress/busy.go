@@ -72,11 +72,11 @@ func (c *portOwners) annotation() string {
 func (c *portOwners) problem() string {
 	if them := c.among(false); len(them) > 0 {
 		return "this node is no address of Ingresses and Gateways, since another program listens at " + preflight.Programs(them) +
-			" and keeps it: stop it, or have it listen elsewhere"
+			" and holds that port: stop that program, or make it listen on another port"
 	}
 	if them := c.among(true); len(them) > 0 {
 		return "another program listens at " + preflight.Programs(them) +
-			", which the ingress had first: what comes from other machines does not reach it"
+			", which the ingress opened first: connections from other machines do not reach that program"
 	}
 	return ""
 }

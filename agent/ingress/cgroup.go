@@ -78,7 +78,7 @@ func (g groups) join(name string, pid int) error {
 
 func (h hierarchy) join(name string, pid int) error {
 	if _, err := os.Stat(filepath.Join(h.dir, "cgroup.procs")); err != nil {
-		return fmt.Errorf("looking for control groups: %w", err)
+		return fmt.Errorf("finding control groups: %w", err)
 	}
 	ours := filepath.Join(h.dir, cgroupName)
 	dir := filepath.Join(ours, name)

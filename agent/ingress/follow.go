@@ -32,7 +32,7 @@ func follow(ctx context.Context, stream func(context.Context) (io.ReadCloser, er
 		}
 		if text := fmt.Sprint(err); ctx.Err() == nil && !errors.Is(err, io.EOF) && text != complaint {
 			complaint = text
-			log.Info("ingress: the table cannot be had from the server; the proxy goes on with what it has, and it is tried again", "error",
+			log.Info("ingress: the routing table cannot be read from the server; the proxy uses the last one. Retrying", "error",
 				err)
 		}
 		timers.Sleep(ctx, pause)

@@ -80,7 +80,7 @@ func (k *supervisor) adopt(e entry) (*process, error) {
 	}
 	if err := k.groups.join(strconv.Itoa(e.PID), e.PID); err != nil && !k.ungrouped {
 		k.ungrouped = true
-		k.log("ingress: the proxy runs without a limit of its memory by the kernel", "error", err)
+		k.log("ingress: the proxy runs without a memory limit in its cgroup", "error", err)
 	}
 	k.step("connect")
 	p, err := connect(k.dir, e)

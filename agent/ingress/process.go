@@ -73,7 +73,7 @@ func adopt(dir string, e entry) (*process, *sockets, error) {
 }
 
 // errNoResponse means that a process did not reply within socketsWithin.
-var errNoResponse = errors.New("the ingress proxy does not hand over its sockets")
+var errNoResponse = errors.New("the ingress proxy does not pass on its sockets")
 
 // askSockets asks for the process' sockets. It has to be called first on a connection, before read.
 func (p *process) askSockets() (*sockets, error) {
@@ -98,7 +98,7 @@ func (p *process) askSockets() (*sockets, error) {
 			return nil, fmt.Errorf("taking the sockets of the ingress proxy: %w", err)
 		}
 		if line = append(line, text[:n]...); len(line) > maxResponse {
-			return nil, errors.New("taking the sockets of the ingress proxy: there is no end of them")
+			return nil, errors.New("taking the sockets of the ingress proxy: it sent too many")
 		}
 	}
 	var a table.Response
@@ -229,7 +229,7 @@ func (p *process) commit(ctx context.Context, changes []table.Change, stats bool
 	case err := <-p.ended:
 		return table.Response{}, err
 	case <-time.After(responseTimeout):
-		return table.Response{}, fmt.Errorf("it has not answered for %s: %w", responseTimeout, os.ErrDeadlineExceeded)
+		return table.Response{}, fmt.Errorf("it has been unresponsive for %s: %w", responseTimeout, os.ErrDeadlineExceeded)
 	case a := <-p.responses:
 		return a, nil
 	}

@@ -162,7 +162,7 @@ func stop(dir string) error {
 	}
 	for _, name := range append(controlSockets(dir), filepath.Base(processFile(dir))) {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("removing what is recorded of the ingress proxy: %w", err)
+			return fmt.Errorf("removing the record of the ingress proxy: %w", err)
 		}
 	}
 	return nil

@@ -200,7 +200,7 @@ func (n *Node) putHTTP3(to table.Sections) {
 		err = to.Put(table.HTTP3Key(table.SiteIngress), table.HTTP3{Port: port, Key: key})
 	}
 	if err != nil {
-		n.o.Logger.Warn("ingress: HTTP/3 is not announced", "error", err)
+		n.o.Logger.Warn("ingress: HTTP/3 is not advertised to clients", "error", err)
 	}
 }
 

@@ -76,10 +76,10 @@ func (n *Node) serve(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { follow(following, n.o.Stream, tables, n.o.Logger) })
 	nft.FollowDeletions(following, &wg, n.gone, func(err error) {
-		n.o.Logger.Info("ingress: the kernel does not say when another program deletes the proxy's nftables table; it comes back with "+
+		n.o.Logger.Info("ingress: a deletion of the proxy's nftables table by another program cannot be detected; the table is restored at "+
 			"the next change of a Node", "error", err)
 	}, NFTable())
-	n.o.Part.Set(status.Starting, "waiting for the table from a server")
+	n.o.Part.Set(status.Starting, "waiting for the routing table from a server")
 	probe := time.NewTicker(probeEvery)
 	defer probe.Stop()
 	s := &serving{Node: n, supervisor: k, look: true}
@@ -241,7 +241,7 @@ func (s *serving) put(ctx context.Context) (map[string]string, error) {
 		s.refused = err
 		wait := max(time.Second, s.takeOvers.next(0))
 		s.retry = time.After(wait)
-		s.o.Logger.Warn("ingress: the proxy that runs goes on, since another version could not take over; it is tried again", "after", wait,
+		s.o.Logger.Warn("ingress: the new version of the proxy could not take over, so the old one keeps running; retrying", "after", wait,
 			"error", err)
 	}
 	return problems, nil
@@ -255,8 +255,8 @@ func (s *serving) lost(cause error) {
 
 // failed reports that there is no proxy, and sets when the next attempt begins.
 func (s *serving) failed(err error, wait time.Duration) {
-	s.o.Logger.Error("ingress: another proxy is started; until then connections wait", "after", wait, "error", err)
-	s.o.Part.Set(status.Failed, fmt.Sprintf("another proxy is started after %s: %v", wait, err))
+	s.o.Logger.Error("ingress: the proxy is started again; until then connections wait", "after", wait, "error", err)
+	s.o.Part.Set(status.Failed, fmt.Sprintf("the proxy is started again after %s: %v", wait, err))
 	s.retry = nil
 	if wait > 0 {
 		s.retry = time.After(wait)
@@ -303,7 +303,7 @@ func (s *serving) findPortOwners(ctx context.Context) error {
 	}
 	programs, err := preflight.Listeners(ports, s.o.NodeIPs)
 	if err != nil {
-		s.o.Logger.Warn("ingress: other programs at its ports are not known; they may lose what comes from other machines", "error", err)
+		s.o.Logger.Warn("ingress: other programs at its ports could not be listed; they may not receive connections from other machines", "error", err)
 	}
 	before := s.portOwners.problem()
 	s.portOwners.update(ports, programs, said)
@@ -344,12 +344,12 @@ func (s *serving) show(problems map[string]string) {
 	text := fmt.Sprintf("%d hosts, process %d", hosts, s.supervisor.now.PID)
 	switch {
 	case s.refused != nil:
-		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; it goes on, since another version could not take over: %v", text, s.refused))
+		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; it keeps running, since the new version could not take over: %v", text, s.refused))
 	case s.portOwners.problem() != "":
 		s.o.Part.Set(status.Degraded, text+"; "+s.portOwners.problem())
 	case len(problems) > 0:
 		first := slices.Sorted(maps.Keys(problems))[0]
-		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; %d sections lack something, such as %s: %s", text, len(problems), first,
+		s.o.Part.Set(status.Degraded, fmt.Sprintf("%s; %d sections of the routing table are incomplete, such as %s: %s", text, len(problems), first,
 			problems[first]))
 	default:
 		s.o.Part.Set(status.Running, text)

@@ -147,8 +147,8 @@ func failedSites(failed map[string]error) map[string]string {
 	out := map[string]string{}
 	for name, err := range failed {
 		site, _, _ := strings.Cut(name, "/")
-		out[table.SiteKey(site)] = fmt.Sprintf("the node does not serve it: %v; if another program has the port, end it or have it "+
-			"listen elsewhere", err)
+		out[table.SiteKey(site)] = fmt.Sprintf("the node does not serve it: %v; if another program has the port, stop it or make it "+
+			"listen on another port", err)
 	}
 	return out
 }

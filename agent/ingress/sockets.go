@@ -84,7 +84,7 @@ func (s *sockets) check() error {
 		switch name.(type) {
 		case *unix.SockaddrInet4, *unix.SockaddrInet6:
 		default:
-			return fmt.Errorf("what the ingress proxy sends as its socket %.50q is none: %w", s.names[i], err)
+			return fmt.Errorf("the ingress proxy sent something other than a socket as %.50q: %w", s.names[i], err)
 		}
 	}
 	return nil

@@ -77,7 +77,7 @@ func (k *supervisor) begin() error {
 			continue
 		}
 		k.now, k.held = p, s
-		k.log("ingress: the proxy of the run before goes on", "pid", p.PID, "handsSockets", s != nil)
+		k.log("ingress: the proxy of the previous run keeps running", "pid", p.PID, "handsSockets", s != nil)
 		break
 	}
 	if err := k.processes.write(k.dir); err != nil {
@@ -191,7 +191,7 @@ func (k *supervisor) takeOver(ctx context.Context, t table.Sections) (map[string
 	}
 	s, err := k.held.at(k.at)
 	if err != nil {
-		k.log("ingress: the node's new addresses have not the ports free; others are taken", "error", err)
+		k.log("ingress: the ports are not free on the node's new addresses; listening on other addresses", "error", err)
 		s, err = listenAll(k.at, false)
 	}
 	if err != nil {

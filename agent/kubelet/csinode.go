@@ -39,7 +39,7 @@ func patient(plugins []volume.VolumePlugin, returns bool) error {
 		}
 		whole, ok := p.(csiPlugin)
 		if !ok {
-			return fmt.Errorf("volume plugin %s has lost a part of what a CSI plugin is", p.GetPluginName())
+			return fmt.Errorf("volume plugin %s lacks methods of upstream's CSI plugin", p.GetPluginName())
 		}
 		plugins[i] = patientCSI{whole, returns}
 		return nil

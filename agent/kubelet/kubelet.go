@@ -120,7 +120,7 @@ func Run(ctx context.Context, o Options) error {
 	reporting.Go(func() { report(ctx, made, o.Report) })
 	bound, err := connlimit.ByMemory()
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "It is not known how much memory there is; few unauthenticated connections may be open")
+		klog.FromContext(ctx).Error(err, "The available memory is unknown; the limit on unauthenticated connections is low")
 	}
 	deps.Options = append(deps.Options, func(k *upstream.Kubelet) {
 		made <- k
@@ -128,17 +128,17 @@ func Run(ctx context.Context, o Options) error {
 			klog.FromContext(ctx).Error(err, "While one pod fails to pull an imported image, other pods cannot use it")
 		}
 		if err := restVolumes(k); err != nil {
-			klog.FromContext(ctx).Error(err, "The volume manager does not rest; a node at rest uses a little more of the processor")
+			klog.FromContext(ctx).Error(err, "The volume manager keeps polling; an idle node uses slightly more CPU")
 		}
 		if err := askInProcess(k, o.lists(server)); err != nil {
-			klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; a node at rest uses a little more of the processor")
+			klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; an idle node uses slightly more CPU")
 		}
 		if err := serveBounded(k, server, deps, bound); err != nil {
-			klog.FromContext(ctx).Error(err, "The kubelet's port is served without a bound on unauthenticated connections")
+			klog.FromContext(ctx).Error(err, "The kubelet's port is served without a limit on unauthenticated connections")
 		}
 		for _, err := range []error{measureWhenAsked(k), evictByNode(ctx, k, k), sweepRarely(k)} {
 			if err != nil {
-				klog.FromContext(ctx).Error(err, "The kubelet measures as often as upstream's; a node at rest uses a little more of the processor")
+				klog.FromContext(ctx).Error(err, "The kubelet takes measurements as often as upstream's; an idle node uses slightly more CPU")
 			}
 		}
 	})

@@ -24,7 +24,7 @@ func permittedOOMScore(file string, want int32) (int32, error) {
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return want, fmt.Errorf("looking at the own OOM score: %w", err)
+		return want, fmt.Errorf("reading this process' OOM score: %w", err)
 	}
 	have, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 32)
 	if err != nil {

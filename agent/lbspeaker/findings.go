@@ -80,7 +80,7 @@ func (s *Speaker) prove(ctx context.Context, address netip.Addr, h loadbalancer.
 			pause = probeAgain
 			s.noteConflict(address, used.By)
 		case ctx.Err() == nil:
-			s.o.Logger.Warn("load balancer: the network cannot be asked who has an address; it is tried again", "address", address, "error",
+			s.o.Logger.Warn("load balancer: the network cannot be asked who has an address; retrying", "address", address, "error",
 				err)
 		}
 		if !timers.Sleep(ctx, pause) {

@@ -126,7 +126,7 @@ func (s *Speaker) Run(ctx context.Context) error {
 		if d := settingsData.Load(); d != nil {
 			var err error
 			if record, err = loadbalancer.Read(*d); err != nil {
-				s.o.Logger.Warn("load balancer: what the cluster says of holders cannot be read", "error", err)
+				s.o.Logger.Warn("load balancer: the ConfigMap with the holders of addresses cannot be read", "error", err)
 			}
 		}
 		s.follow(ctx, now, record)
@@ -210,7 +210,7 @@ func (s *Speaker) show(now map[netip.Addr]running, trouble []string) {
 	case len(now) == 0:
 		s.o.Part.Set(status.Running, "")
 	default:
-		s.o.Part.Set(status.Running, fmt.Sprintf("this node answers for %d addresses of Services", len(now)))
+		s.o.Part.Set(status.Running, fmt.Sprintf("this node announces %d addresses of Services", len(now)))
 	}
 }
 
@@ -226,7 +226,7 @@ func (s *Speaker) start(ctx context.Context, address netip.Addr, h loadbalancer.
 		if h.New && !s.prove(ctx, address, h, iface) {
 			return
 		}
-		s.o.Logger.Info("load balancer: this node answers for an address", "address", address, "interface", iface.Name)
+		s.o.Logger.Info("load balancer: this node announces an address", "address", address, "interface", iface.Name)
 		for ctx.Err() == nil {
 			err := s.o.Announce(ctx, vip.Announcement{
 				Address: address, Interface: iface, Logger: s.o.Logger,
@@ -236,7 +236,7 @@ func (s *Speaker) start(ctx context.Context, address netip.Addr, h loadbalancer.
 			if err == nil {
 				return
 			}
-			s.o.Logger.Warn("load balancer: an address is not announced any more; it is tried again", "address", address, "error", err)
+			s.o.Logger.Warn("load balancer: an address is no longer announced; retrying", "address", address, "error", err)
 			timers.Sleep(ctx, time.Second) // the cause may last
 		}
 	}()
@@ -265,7 +265,7 @@ func (s *Speaker) confirm(ctx context.Context, address netip.Addr, h loadbalance
 		s.asked, s.record = asked, record
 	}
 	if !s.record[address].Same(h) {
-		return 0, fmt.Errorf("the node %s is the holder now", s.record[address].Node)
+		return 0, fmt.Errorf("the node %s is now the holder", s.record[address].Node)
 	}
 	return s.asked.After(loadbalancer.Lease), nil
 }

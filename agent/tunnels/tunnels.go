@@ -139,7 +139,7 @@ func (o *Options) maintain(ctx context.Context, server string) {
 		}
 		if text := err.Error(); text != last {
 			last = text
-			o.Logger.Info("no connection to a server; it is tried again", "server", server, "reason", text)
+			o.Logger.Info("no connection to a server; retrying", "server", server, "reason", text)
 		}
 		timers.Sleep(ctx, pause/2+rand.N(pause/2)) // random: all nodes lose a server at the same moment
 	}

@@ -69,7 +69,7 @@ func TestGatewayServesThroughRestarts(t *testing.T) {
 	s.Start()
 	s.WaitReady()
 	harness.Eventually(t, soon, "the node has its proxy again", func() error {
-		return s.LogSays("the proxy of the run before goes on")
+		return s.LogSays("the proxy of the previous run keeps running")
 	})
 	testenv.Check(t, asks("web\n200", site...)(), "after coracle was killed and started again")
 	testenv.Equal(t, proxyPid(t, s), proxy, "the proxy was process %s and is", proxy)

@@ -112,7 +112,7 @@ func TestIngressServesThroughKillsAndRestarts(t *testing.T) {
 	s.Start()
 	s.WaitReady()
 	harness.Eventually(t, soon, "the node has its proxy again", func() error {
-		return s.LogSays("the proxy of the run before goes on")
+		return s.LogSays("the proxy of the previous run keeps running")
 	})
 	close(stop)
 	testenv.Check(t, <-failed, "while coracle was killed and started again")

@@ -159,13 +159,13 @@ func TestSoak(t *testing.T) {
 		for i, n := range nodes {
 			testenv.NoError(t, n.Stop())
 			n.Bin = bin
-			before := n.InLog("the proxy of the run before goes on")
+			before := n.InLog("the proxy of the previous run keeps running")
 			n.Start()
 			if i == 0 {
 				first.WaitAPI()
 			}
 			harness.Eventually(t, patient, "the proxy goes on", func() error {
-				if n.InLog("the proxy of the run before goes on") == before {
+				if n.InLog("the proxy of the previous run keeps running") == before {
 					return fmt.Errorf("%s does not say so", n.NodeName())
 				}
 				return nil

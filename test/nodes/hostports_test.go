@@ -127,7 +127,7 @@ func TestKubeletWithoutTheAPI(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out)
 			}
 		}
-		const says = "the node is not ready; its pods run on"
+		const says = "the node is not ready; its pods keep running"
 		before, began := cut.of.InLog(says), time.Now()
 		testenv.Until(t, patient, "a node whose packets to the API are "+cut.what+" is not ready",
 			func() bool { return ready(cut.of) == "False KubeletWithoutAPI" })
