@@ -15,7 +15,7 @@ import (
 func serveMetrics(c prometheus.Collector, log *slog.Logger) (stop func()) {
 	r := legacyregistry.Registerer()
 	if err := r.Register(c); err != nil {
-		log.Warn("the store's numbers are not shown at /metrics", "error", err)
+		log.Warn("the store's metrics are not shown at /metrics", "error", err)
 		return func() {}
 	}
 	return func() { r.Unregister(c) }

@@ -43,10 +43,10 @@ func (s *Server) serveNodes(ctx context.Context) {
 	running.Go(func() {
 		l := s.peers.ListenerFor(liveness.Protocol, s.port.Route(liveness.Protocol))
 		if err := liveness.Serve(ctx, l, finder.Find); err != nil {
-			s.log.Error("other servers' questions about nodes are not answered any more", "error", err)
+			s.log.Error("this server no longer answers other servers' questions about nodes", "error", err)
 		}
 	})
 	if err := s.tunnels.Run(ctx); err != nil {
-		s.log.Error("nodes cannot connect any more; those that the server can reach are reached directly", "error", err)
+		s.log.Error("nodes can no longer connect to this server; nodes that the server can reach are reached directly", "error", err)
 	}
 }

@@ -135,7 +135,7 @@ func New(ctx context.Context, o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	if err := errors.Join(s.data.ClearReset(), storefiles.Tidy(o.ServerDir), storefiles.Tidy(o.StoreDir)); err != nil {
-		s.log.Warn("what an earlier restore left was not tidied up", "error", err)
+		s.log.Warn("the remains of an earlier restore could not be removed", "error", err)
 	}
 	l, err := listen(ctx, o.BindAddress, o.Port)
 	if err != nil {
@@ -225,7 +225,7 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.Close()) }()
 	if err := s.data.RecordVersion(); err != nil {
-		return fmt.Errorf("noting this version in the data directory: %w", err)
+		return fmt.Errorf("recording this version in the data directory: %w", err)
 	}
 	s.vips.Clear()
 	// The API server and the loops need the store and the certificates until they have stopped. So these end after them
@@ -299,7 +299,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 // showCertificates writes the result of the last check of the certificates to the status.
 func (s *Server) showCertificates(err error) {
 	if err != nil {
-		s.board.certificates.Set(status.Degraded, "some could not be renewed, those in use stay: "+err.Error())
+		s.board.certificates.Set(status.Degraded, "some could not be renewed, the present ones stay in use: "+err.Error())
 		return
 	}
 	s.board.certificates.Set(status.Running, "")
@@ -447,7 +447,7 @@ func (s *Server) runAPI(ctx, outlasting context.Context, store *raftstore.Store,
 	apiErr := <-apiEnded
 	s.board.api.Set(status.Stopped, "")
 	if ctx.Err() == nil && apiErr == nil && leadErr == nil {
-		apiErr = errors.New("the API server ended by itself")
+		apiErr = errors.New("the API server exited unexpectedly")
 	}
 	return errors.Join(leadErr, apiErr)
 }
@@ -485,7 +485,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 	g.Essential(nil, func(ctx context.Context) error { return s.gossip.Follow(ctx, api.LoopbackConfig()) })
 	g.Essential(nil, func(ctx context.Context) error {
 		if !s.newLeader(api, store).Follow(ctx, g.Stop, store.Leadership()) {
-			return errors.New("the store has closed by itself; its last lines in the log say why")
+			return errors.New("the store closed unexpectedly; its last lines in the log say why")
 		}
 		return nil
 	})
@@ -495,7 +495,7 @@ func (s *Server) lead(ctx context.Context, api *apiserver.Server, store *raftsto
 // followBackend follows the cluster's network back end until ctx is done.
 func (s *Server) followBackend(ctx context.Context, api *rest.Config) {
 	if err := s.backend.Run(ctx, api); err != nil {
-		s.log.Error("the cluster's network back end is not followed: this server may start with the one of before", "error", err)
+		s.log.Error("changes of the cluster's network back end are not followed: this server may start with the previous one", "error", err)
 	}
 }
 

@@ -26,7 +26,7 @@ func serveStoreSocket(ctx context.Context, path string, store *raftstore.Store, 
 	go func() {
 		defer close(done)
 		if err := store.ServeGRPC(ctx, l); err != nil && ctx.Err() == nil {
-			log.Error("the store's socket is closed; the cluster works on, only etcdctl and the like cannot connect",
+			log.Error("the store's socket is closed; the cluster is not affected, but etcdctl and similar clients cannot connect",
 				"socket", path, "error", err)
 		}
 	}()

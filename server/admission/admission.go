@@ -102,7 +102,7 @@ func (a *Admission) Serve(ctx context.Context) (stop func()) {
 	go func() {
 		defer close(done)
 		if err := server.Run(ctx); err != nil && !errors.Is(err, net.ErrClosed) {
-			a.o.Logger.Error("machines cannot join any more", "error", err)
+			a.o.Logger.Error("machines can no longer join by this server", "error", err)
 		}
 	}()
 	return func() {
@@ -126,7 +126,7 @@ func (a *Admission) API() (kubernetes.Interface, error) {
 	if c := a.client.Load(); c != nil {
 		return c, nil
 	}
-	return nil, protocol.Refuse(protocol.CodeStarting, "the server is starting; it lets machines in when its API answers")
+	return nil, protocol.Refuse(protocol.CodeStarting, "the server is starting; it admits machines once its API answers")
 }
 
 func (a *Admission) bootstrapToken(ctx context.Context, id string) (token.Bootstrap, bool, error) {
@@ -207,7 +207,7 @@ func (a *Admission) settings(ctx context.Context, client kubernetes.Interface) (
 	s := a.o.Cluster
 	m, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, clusterconfig.BackendConfigMap, metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return s, fmt.Errorf("asking for the network back end: %w", err)
+		return s, fmt.Errorf("reading the network back end: %w", err)
 	}
 	said := ""
 	if err == nil {
@@ -220,7 +220,7 @@ func (a *Admission) settings(ctx context.Context, client kubernetes.Interface) (
 // checkNode returns a refusal for an invalid node. before are the addresses of the server that it replaces.
 func (a *Admission) checkNode(n protocol.Node, before []netip.Addr) error {
 	if len(n.Password) < minPassword {
-		return protocol.Refuse(protocol.CodeRequest, "the node's password has %d characters, at least %d are wanted", len(n.Password),
+		return protocol.Refuse(protocol.CodeRequest, "the node's password has %d characters, at least %d are required", len(n.Password),
 			minPassword)
 	}
 	return a.checkNames(n, before)
@@ -253,7 +253,7 @@ func (a *Admission) checkNames(n protocol.Node, before []netip.Addr) error {
 			return protocol.Refuse(protocol.CodeAddress, "%s cannot be a node's address: other machines could not reach it; give another "+
 				"with --node-ip", ip)
 		case taken:
-			return protocol.Refuse(protocol.CodeAddress, "%s is the address of a server; give this machine's with --node-ip", ip)
+			return protocol.Refuse(protocol.CodeAddress, "%s is the address of a server; give this machine's own with --node-ip", ip)
 		case inside:
 			return protocol.Refuse(protocol.CodeAddress, "%s lies in the cluster's network for pods or Services; give the machine's own "+
 				"address with --node-ip", ip)
@@ -276,7 +276,7 @@ func (a *Admission) gossipKeys(ctx context.Context, m joiningserver.Machine) (*p
 		return nil, a.noNode(ctx, client, m.Node.Name)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("looking for the node: %w", err)
+		return nil, fmt.Errorf("reading the node: %w", err)
 	}
 	keys := a.o.GossipKeys()
 	if keys == nil {
@@ -314,7 +314,7 @@ func (a *Admission) noNode(ctx context.Context, client kubernetes.Interface, nam
 	case err == nil && a.fresh(claim):
 		return protocol.Refuse(protocol.CodeStarting, "the node %s has joined and is not registered yet", name)
 	case err != nil && !apierrors.IsNotFound(err):
-		return fmt.Errorf("looking when the node %s joined: %w", name, err)
+		return fmt.Errorf("reading when the node %s joined: %w", name, err)
 	}
 	return protocol.Refuse(protocol.CodeCertificate, "the node %s was deleted from the cluster; it can join again with a token", name)
 }

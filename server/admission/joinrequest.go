@@ -60,7 +60,7 @@ func (j Request) checkFlags(has map[string]string) error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(has)) {
 		if own, known := j.Flags[name]; known && own != has[name] {
-			errs = append(errs, fmt.Errorf("--%s: this server has %q, and the one at %s has %q. Give all servers the same. Nothing was "+
+			errs = append(errs, fmt.Errorf("--%s: this server has %q, but the one at %s has %q. Set the same value on all servers. Nothing was "+
 				"changed on this machine", name, own, j.Address, has[name]))
 		}
 	}
@@ -167,7 +167,7 @@ func askToServe(ctx context.Context, o RequestOptions, j Request, t token.Token)
 		var refusal *protocol.Refusal
 		switch {
 		case err == nil && (a.Server == nil || a.Settings.Validate() != nil):
-			return nil, fmt.Errorf("the server at %s gave no keys, or settings that do not work", j.Address)
+			return nil, fmt.Errorf("the server at %s sent no keys, or invalid settings", j.Address)
 		case err == nil:
 			return a, nil
 		case ctx.Err() != nil:
@@ -178,7 +178,7 @@ func askToServe(ctx context.Context, o RequestOptions, j Request, t token.Token)
 		}
 		if err.Error() != last {
 			last = err.Error()
-			o.Logger.Warn("the server cannot join yet; it is tried again", "server", j.Address, "reason", err)
+			o.Logger.Warn("the server cannot join yet; retrying", "server", j.Address, "reason", err)
 		}
 		if !timers.Sleep(ctx, joinPause) {
 			return nil, ctx.Err()
@@ -207,7 +207,7 @@ func readJoined(file string) (*Joined, error) {
 func writeJoined(file string, j *Joined) error {
 	data, err := json.MarshalIndent(j, "", "  ")
 	if err != nil {
-		return fmt.Errorf("encoding what the cluster said: %w", err)
+		return fmt.Errorf("encoding the cluster's settings: %w", err)
 	}
 	_, err = atomicfile.WriteIfDifferent(file, append(data, '\n'), 0o600)
 	return err
@@ -227,7 +227,7 @@ func WasJoined(serverDir string) (*Joined, error) {
 		return j, err
 	}
 	if err := os.Remove(file); err != nil {
-		return nil, fmt.Errorf("forgetting what was said to a server that never came: %w", err)
+		return nil, fmt.Errorf("removing the settings that were sent to a server that never joined: %w", err)
 	}
 	return nil, nil
 }

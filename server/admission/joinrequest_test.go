@@ -64,5 +64,5 @@ func TestFlagsOfAServerThatJoins(t *testing.T) {
 		testenv.NoError(t, j.checkFlags(has))
 	}
 	testenv.WantError(t, j.checkFlags(map[string]string{"profile": "cis", "ingress-host-owner": "namespace"}),
-		`--profile: this server has "", and the one at 10.0.0.1:6443 has "cis"`, `--ingress-host-owner: this server has "path"`)
+		`--profile: this server has "", but the one at 10.0.0.1:6443 has "cis"`, `--ingress-host-owner: this server has "path"`)
 }

@@ -32,7 +32,7 @@ import (
 func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m joiningserver.Machine) error {
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return fmt.Errorf("looking for the node: %w", err)
+		return fmt.Errorf("reading the node: %w", err)
 	}
 	var node *corev1.Node
 	if i := slices.IndexFunc(nodes.Items, func(n corev1.Node) bool { return n.Name == m.Node.Name }); i >= 0 {
@@ -66,7 +66,7 @@ func (a *Admission) register(ctx context.Context, client kubernetes.Interface, m
 	case apierrors.IsNotFound(err):
 		have = nil
 	case err != nil:
-		return fmt.Errorf("looking for the node's password: %w", err)
+		return fmt.Errorf("reading the node's password: %w", err)
 	}
 	if err := mayMoveTo(m, node, have); err != nil {
 		return err
@@ -127,8 +127,8 @@ func mayTakeAddress(silent, own *corev1.Node, m joiningserver.Machine) error {
 	}
 	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
 		if roster.HasAddress(silent, ip) && !roster.HasAddress(own, ip) && ip != m.From {
-			return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s, which does not answer. This machine gets "+
-				"it when it asks for it from that address, "+
+			return protocol.Refuse(protocol.CodeBusy, "%s is still the address of the node %s, which does not answer. This machine can have "+
+				"it when it sends the request from that address, "+
 				"or when that node is deleted: kubectl delete node %s", ip, silent.Name, silent.Name)
 		}
 	}
@@ -149,9 +149,9 @@ func mayMoveTo(m joiningserver.Machine, own *corev1.Node, claim *corev1.Secret) 
 	}
 	for _, ip := range slices.Concat(m.Node.Addresses, m.Node.External) {
 		if ip != m.From && !slices.Contains(had, ip) && (own == nil || !roster.HasAddress(own, ip)) {
-			return protocol.Refuse(protocol.CodeCertificate, "%s is new for the node %s, and it does not ask from there (but from %s). "+
-				"With its certificate alone a node gets no address that it "+
-				"does not show to have; with a token that works it does", ip, m.Node.Name, m.From)
+			return protocol.Refuse(protocol.CodeCertificate, "%s is a new address for the node %s, and the request came from another one (%s). "+
+				"With its certificate alone a node gets only an address that it "+
+				"sends from; with a valid token it gets any", ip, m.Node.Name, m.From)
 		}
 	}
 	return nil
@@ -171,7 +171,7 @@ func writeRegistration(ctx context.Context, secrets corev1client.SecretInterface
 			strings.TrimSuffix(want.Name, roster.RegistrationSuffix))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("keeping the node's password: %w", err)
+		return nil, fmt.Errorf("saving the node's password: %w", err)
 	}
 	return have, nil
 }

@@ -59,7 +59,7 @@ func RunGC(ctx context.Context, t *term.Term, log *slog.Logger) error {
 		seen: map[string]orphan{}}
 	for {
 		if err := c.sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
-			c.log.Warn("what is kept of machines that are no nodes was not removed; it is tried again", "error", err)
+			c.log.Warn("the registrations of machines that have no Node could not be removed; retrying", "error", err)
 		}
 		if !timers.Sleep(ctx, sweepInterval) {
 			return nil
@@ -98,7 +98,7 @@ func (c *registrationGC) sweep(ctx context.Context, now time.Time) error {
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 			return fmt.Errorf("removing the Secret %s: %w", name, err)
 		}
-		c.log.Info("a machine that was let in is no node; what was kept of it is removed", "secret", name)
+		c.log.Info("removed the registration of an admitted machine that has no Node", "secret", name)
 		delete(c.seen, name)
 	}
 	return nil

@@ -31,7 +31,7 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 	if len(members) >= MaxServers {
 		return nil, protocol.Refuse(protocol.CodeRequest, "the cluster has %d servers, and more than %d make every write slower and "+
 			"nothing safer. Join as an agent, or "+
-			"remove a server that is gone", len(members), MaxServers)
+			"remove a server that is lost (coracle member remove NAME)", len(members), MaxServers)
 	}
 	if m.Node.Name != "" {
 		before, err := addressesBefore(ctx, client, m.Node.Name)
@@ -87,7 +87,7 @@ func addressesBefore(ctx context.Context, client kubernetes.Interface, name stri
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("looking for the node %s: %w", name, err)
+		return nil, fmt.Errorf("reading the node %s: %w", name, err)
 	}
 	if !roster.IsServer(n) {
 		return nil, nil

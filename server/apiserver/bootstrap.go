@@ -64,7 +64,7 @@ func untilDone(name string, tasks func(kubernetes.Interface) []func(context.Cont
 			}
 			if err.Error() != last {
 				last = err.Error()
-				logger.Warn("objects that every cluster has cannot be written yet; it is tried again", "hook", name, "missing", len(left),
+				logger.Warn("the objects that every cluster has cannot be written yet; retrying", "hook", name, "missing", len(left),
 					"error", err)
 			}
 			if !timers.Sleep(hook, bootstrapRetry) {

@@ -125,7 +125,7 @@ func (m *metricsAPI) run(ctx context.Context, ready <-chan struct{}) {
 		case err != nil && ctx.Err() == nil:
 			if err.Error() != last {
 				last = err.Error()
-				m.log.Warn("the APIService of metrics.k8s.io is not as it should be; it is tried again", "error", err)
+				m.log.Warn("the APIService of metrics.k8s.io could not be set up; retrying", "error", err)
 			}
 			retry = time.After(metricsRetry)
 		}

@@ -102,7 +102,7 @@ func (p *nodeClaims) SetExternalKubeInformerFactory(f informers.SharedInformerFa
 // ValidateInitialization implements admission.InitializationValidator.
 func (p *nodeClaims) ValidateInitialization() error {
 	if p.nodes == nil || p.services == nil {
-		return errors.New(nodeClaimsPlugin + " has no nodes and Services to compare with")
+		return errors.New(nodeClaimsPlugin + " lacks listers of nodes and Services")
 	}
 	return nil
 }
@@ -143,7 +143,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	}
 	if node.Annotations[clusterconfig.ServerIDAnnotation] != old.Annotations[clusterconfig.ServerIDAnnotation] ||
 		slices.Contains(node.Finalizers, clusterconfig.MemberFinalizer) != slices.Contains(old.Finalizers, clusterconfig.MemberFinalizer) {
-		return admission.NewForbidden(a, errors.New("only servers say which node is a server's"))
+		return admission.NewForbidden(a, errors.New("only servers may label a node as a server's"))
 	}
 	// A kubelet's credentials are not a server's: they alone must not suffice to remove a voter from the store. A Node
 	// that is being created may have the annotation, as it may become a server's.
@@ -157,7 +157,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 			"Give it with kubectl label node, or as --node-label when the machine joins", label))
 	}
 	if removesLabel(corev1.LabelNodeExcludeBalancers, node, old) {
-		return admission.NewForbidden(a, fmt.Errorf("the label %s keeps a node out of Services of type LoadBalancer: it is taken off by "+
+		return admission.NewForbidden(a, fmt.Errorf("the label %s excludes a node from Services of type LoadBalancer: it is removed by "+
 			"an administrator, with kubectl label node", corev1.LabelNodeExcludeBalancers))
 	}
 	if key := node.Annotations[clusterconfig.WireGuardAnnotation]; key != "" && key != old.Annotations[clusterconfig.WireGuardAnnotation] {
@@ -175,7 +175,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	}
 	if n := distinct(node); n > maxAddresses && n > distinct(old) {
 		return admission.NewForbidden(a, fmt.Errorf("a node has %d addresses at most, an internal and an external one of each family, "+
-			"and not %d. One that has moved gives up those before", maxAddresses, n))
+			"not %d. A node with a new address has to remove the old one", maxAddresses, n))
 	}
 	if !p.WaitForReady() {
 		return admission.NewForbidden(a, errors.New("the other nodes are not known yet"))
@@ -203,12 +203,12 @@ func (p *nodeClaims) mayShow(name, key string) error {
 	}
 	others, err := p.nodes.List(labels.Everything())
 	if err != nil {
-		return fmt.Errorf("looking for other nodes with the WireGuard key: %w", err)
+		return fmt.Errorf("finding other nodes with the WireGuard key: %w", err)
 	}
 	for _, other := range others {
 		its, err := base64.StdEncoding.DecodeString(other.Annotations[clusterconfig.WireGuardAnnotation])
 		if err == nil && other.Name != name && bytes.Equal(raw, its) {
-			return fmt.Errorf("the WireGuard key is that of the node %s. A machine that had that name keeps its key: delete the Node",
+			return fmt.Errorf("the WireGuard key is that of the node %s. If this machine had that name before, delete that Node",
 				other.Name)
 		}
 	}
@@ -292,7 +292,7 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 	}
 	others, err := p.nodes.List(labels.Everything())
 	if err != nil {
-		return fmt.Errorf("looking for other nodes with the address %s: %w", ip, err)
+		return fmt.Errorf("finding other nodes with the address %s: %w", ip, err)
 	}
 	for _, other := range others {
 		if other.Name != node.Name && roster.Lives(other) && roster.HasAddress(other, ip) {
@@ -300,7 +300,7 @@ func (p *nodeClaims) mayHave(ctx context.Context, node *core.Node, address core.
 		}
 	}
 	if mapped && routed {
-		return fmt.Errorf("%q is to be written as %s: a Service's status cannot have the other form", address.Address, ip)
+		return fmt.Errorf("%q has to be written as %s: a Service's status accepts only that form", address.Address, ip)
 	}
 	return nil
 }

@@ -66,7 +66,7 @@ func (p *nodeClaims) mayHaveBesideServices(ip netip.Addr) error {
 	}
 	services, err := p.services.List(labels.Everything())
 	if err != nil {
-		return fmt.Errorf("looking for Services with the address %s: %w", ip, err)
+		return fmt.Errorf("finding Services with the address %s: %w", ip, err)
 	}
 	for _, svc := range services {
 		if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || meta.FindStatusCondition(svc.Status.Conditions,
@@ -77,7 +77,7 @@ func (p *nodeClaims) mayHaveBesideServices(ip netip.Addr) error {
 			a, err := netip.ParseAddr(in.IP)
 			return err == nil && a.Unmap() == ip && len(in.Ports) == 0
 		}) {
-			return fmt.Errorf("%s is the address of the Service %s/%s, from a pool: take it off this machine, or out of the pool", ip,
+			return fmt.Errorf("%s is the address of the Service %s/%s, from a pool: remove it from this machine or from the pool", ip,
 				svc.Namespace, svc.Name)
 		}
 	}

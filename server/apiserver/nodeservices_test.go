@@ -96,7 +96,7 @@ func TestExcludedNodeCannotReturnByItself(t *testing.T) {
 		"removed by the node": {in, out, asNode, true}, "changed by the node": {labelled(label + "=no"), out, asNode, true}, "kept by the node": {out, out, asNode, false},
 		"added by the node": {out, in, asNode, false}, "removed by the administrator": {in, out, asAdmin, false},
 	} {
-		if err := p.Validate(t.Context(), change(c.now, c.old, c.by), nil); (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), label+" keeps a node out") {
+		if err := p.Validate(t.Context(), change(c.now, c.old, c.by), nil); (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), label+" excludes a node") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

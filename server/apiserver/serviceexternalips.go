@@ -82,7 +82,7 @@ func (p *serviceExternalIPs) SetAuthorizer(a authorizer.Authorizer) { p.authoriz
 // ValidateInitialization implements admission.InitializationValidator.
 func (p *serviceExternalIPs) ValidateInitialization() error {
 	if p.services == nil || p.nodes == nil || p.authorizer == nil {
-		return errors.New(serviceExternalIPsPlugin + " lacks Services, nodes or an authorizer")
+		return errors.New(serviceExternalIPsPlugin + " lacks listers of Services or nodes, or an authorizer")
 	}
 	return nil
 }
@@ -181,7 +181,7 @@ func (p *serviceExternalIPs) conflict(namespace string, r externalIPRequest) err
 			for _, sp := range s.Spec.Ports {
 				if port := loadbalancer.PortOf(sp.Protocol, sp.Port); r.adds(at, port) {
 					return fmt.Errorf("a Service of another namespace has the external IP %s with port %s: take another address or port, "+
-						"or have it given up there", at, port)
+						"or remove it from that Service", at, port)
 				}
 			}
 		}

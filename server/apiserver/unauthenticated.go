@@ -21,7 +21,7 @@ func boundUnauthenticated(o *Options) *connlimit.Listener {
 	}
 	bound, err := connlimit.ByMemory()
 	if err != nil {
-		o.Logger.Warn("it is not known how much memory there is; few unauthenticated connections may be open", "error", err)
+		o.Logger.Warn("the available memory is unknown; the limit on unauthenticated connections is low", "error", err)
 	}
 	l := connlimit.NewListener(o.Listener, cmp.Or(o.unauthenticated, bound))
 	o.Listener = l

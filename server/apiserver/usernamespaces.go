@@ -63,7 +63,7 @@ func (ch *chain) installNamespaces(g *generic) error {
 		kinds: func(ctx context.Context) ([]schema.GroupResource, error) {
 			_, lists, err := client.ServerGroupsAndResourcesWithContext(ctx)
 			if len(lists) == 0 {
-				return nil, fmt.Errorf("reading which kinds there are: %w", err)
+				return nil, fmt.Errorf("reading the API's resources: %w", err)
 			}
 			return namespacedResources(lists), nil // without the groups that do not answer
 		},

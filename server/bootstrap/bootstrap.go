@@ -245,7 +245,7 @@ func presentBackend(ctx context.Context, o Options) (string, error) {
 	}
 	nodes, err := o.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return "", fmt.Errorf("asking the Nodes for the network back end: %w", err)
+		return "", fmt.Errorf("reading the network back end from the Nodes: %w", err)
 	}
 	if len(nodes.Items) == 0 {
 		return o.LastBackend, nil
@@ -329,11 +329,11 @@ func checkAddress(ctx context.Context, c kubernetes.Interface, ip net.IP) error 
 	if p := a.Spec.ParentRef; p != nil {
 		owner = p.Resource + " " + p.Namespace + "/" + p.Name
 	}
-	return addressInUse(ip, fmt.Errorf("%s has it", owner))
+	return addressInUse(ip, fmt.Errorf("the address belongs to %s", owner))
 }
 
 func addressInUse(ip net.IP, why error) error {
-	return fmt.Errorf("%w: %s: %w. Names do not resolve there until that is deleted or another address is chosen with --cluster-dns",
+	return fmt.Errorf("%w: %s: %w. Names do not resolve there until that object is deleted or another address is chosen with --cluster-dns",
 		ErrDNSAddress, ip, why)
 }
 

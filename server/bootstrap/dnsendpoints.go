@@ -73,7 +73,7 @@ func (d *DNSEndpoints) Run(ctx context.Context) error {
 	}
 	d.changed.Rounds(ctx, 0, func() time.Duration {
 		if err := d.reconcile(ctx); err != nil && ctx.Err() == nil {
-			d.log.Warn("the endpoints of the cluster's DNS could not be put right; it is tried again", "error", err)
+			d.log.Warn("the endpoints of the cluster's DNS could not be updated; retrying", "error", err)
 			return retryAfter
 		}
 		return 0

@@ -44,7 +44,7 @@ func Run(ctx context.Context, options func() Options, part *status.Part, done fu
 		}
 		if err.Error() != last {
 			last = err.Error()
-			log.Warn("the cluster's own objects cannot be applied yet; it is tried again", "error", err)
+			log.Warn("the cluster's own objects cannot be applied yet; retrying", "error", err)
 		}
 		if !timers.Sleep(ctx, wait) {
 			return

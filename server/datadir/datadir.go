@@ -103,7 +103,7 @@ func Open(o Options) (_ *Dir, err error) {
 	}()
 	entries, err := os.ReadDir(o.StoreDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("looking into the store's folder: %w", err)
+		return nil, fmt.Errorf("reading the store's folder: %w", err)
 	}
 	d.Established = len(entries) > 0
 	if err := d.identify(&o); err != nil && o.Replace {
@@ -171,7 +171,7 @@ func (d *Dir) RecordVersion() error {
 // arguments would otherwise do it again at each start, and lose what was written since.
 func NoteReset(serverDir, what string) error {
 	if err := atomicfile.Write(filepath.Join(serverDir, ResetFile), []byte(what+"\n"), 0o600); err != nil {
-		return fmt.Errorf("noting that the reset was done: %w", err)
+		return fmt.Errorf("recording that the reset was done: %w", err)
 	}
 	return nil
 }
@@ -183,7 +183,7 @@ func WasReset(serverDir string) (string, error) {
 		return "", nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("looking whether a reset was done: %w", err)
+		return "", fmt.Errorf("reading whether a reset was done: %w", err)
 	}
 	return strings.TrimSpace(string(what)), nil
 }
@@ -191,7 +191,7 @@ func WasReset(serverDir string) (string, error) {
 // ClearReset removes the record of NoteReset, at a start without --cluster-reset.
 func (d *Dir) ClearReset() error {
 	if err := os.Remove(filepath.Join(d.path, ResetFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("clearing the mark of a reset: %w", err)
+		return fmt.Errorf("removing the record of a reset: %w", err)
 	}
 	return nil
 }

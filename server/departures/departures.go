@@ -112,7 +112,7 @@ func (d *departures) once(ctx context.Context) bool {
 	for _, n := range nodes {
 		if stays(n) {
 			if err := d.cancel(ctx, n); err != nil && ctx.Err() == nil {
-				d.log.Warn("a node is not to leave any more, and that could not be noted; it is tried again", "node", n.Name, "error", err)
+				d.log.Warn("the removal of a node was cancelled, but that could not be recorded; retrying", "node", n.Name, "error", err)
 				unfinished = true
 			}
 		}
@@ -122,12 +122,12 @@ func (d *departures) once(ctx context.Context) bool {
 		since, known := d.since[n.UID]
 		if !known {
 			since = d.begun(n)
-			d.log.Info("a node leaves the cluster", "node", n.Name, "grace", n.Annotations[clusterconfig.LeaveAnnotation])
+			d.log.Info("removing a node from the cluster", "node", n.Name, "grace", n.Annotations[clusterconfig.LeaveAnnotation])
 		}
 		leaving[n.UID] = since
 		gone, err := d.proceed(ctx, n, since)
 		if err != nil && ctx.Err() == nil {
-			d.log.Warn("a node is to leave the cluster; it is tried again", "node", n.Name, "error", err)
+			d.log.Warn("a node could not be removed from the cluster; retrying", "node", n.Name, "error", err)
 		}
 		unfinished = unfinished || !gone
 	}
@@ -163,7 +163,7 @@ func (d *departures) proceed(ctx context.Context, n *corev1.Node, since time.Tim
 	if err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("deleting the node: %w", err)
 	}
-	d.log.Info("a node that leaves is deleted", "node", n.Name)
+	d.log.Info("deleted a node that left the cluster", "node", n.Name)
 	return true, nil
 }
 
@@ -188,7 +188,7 @@ func (d *departures) cancel(ctx context.Context, n *corev1.Node) error {
 	err := d.patch(ctx, n.Name, map[string]any{"metadata": map[string]any{"uid": n.UID,
 		"resourceVersion": n.ResourceVersion, "annotations": map[string]any{departureSince: nil}}})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("forgetting when it was to leave: %w", err)
+		return fmt.Errorf("removing the record of its departure: %w", err)
 	}
 	return nil
 }
@@ -198,7 +198,7 @@ func (d *departures) cordon(ctx context.Context, n *corev1.Node, begun string) e
 	err := d.patch(ctx, n.Name, map[string]any{"metadata": map[string]any{"uid": n.UID,
 		"annotations": map[string]any{departureSince: begun}}, "spec": map[string]any{"unschedulable": true}})
 	if err != nil {
-		return fmt.Errorf("keeping new pods away: %w", err)
+		return fmt.Errorf("cordoning the node: %w", err)
 	}
 	return nil
 }

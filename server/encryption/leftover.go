@@ -33,7 +33,7 @@ func leftover(ctx context.Context, kv clientv3.KV, keys []string) (n int, exampl
 	for from := registry; ; {
 		page, err := kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(registry)), clientv3.WithLimit(leftoverPage))
 		if err != nil {
-			return 0, "", fmt.Errorf("looking for what is encrypted with an older key: %w", err)
+			return 0, "", fmt.Errorf("finding objects that are encrypted with an older key: %w", err)
 		}
 		for _, at := range page.Kvs {
 			if slices.ContainsFunc(marks, func(mark []byte) bool { return bytes.HasPrefix(at.Value, mark) }) {
@@ -63,5 +63,5 @@ func rewriteAll(ctx context.Context, kv clientv3.KV, keys []string, rewrite func
 		return err
 	}
 	return fmt.Errorf("%d objects are encrypted with an older key although all were written again, %s for example. Does the API server "+
-		"offer what they are (kubectl api-resources)?", n, example)
+		"serve their kinds (kubectl api-resources)?", n, example)
 }

@@ -63,11 +63,11 @@ func find(disco discovery.DiscoveryInterface, resources []string) ([]schema.Grou
 	if errors.As(err, &failed) {
 		for gv, why := range failed.Groups {
 			if matches(resources, schema.GroupResource{Group: gv.Group, Resource: "*"}) {
-				return nil, fmt.Errorf("what %s offers cannot be found out: %w", gv, why)
+				return nil, fmt.Errorf("the resources of %s cannot be listed: %w", gv, why)
 			}
 		}
 	} else if err != nil {
-		return nil, fmt.Errorf("finding out what the API server offers: %w", err)
+		return nil, fmt.Errorf("listing the API server's resources: %w", err)
 	}
 	var out []schema.GroupVersionResource
 	for _, list := range lists {

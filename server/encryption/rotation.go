@@ -143,7 +143,7 @@ func (o Rotation) step(ctx context.Context, r sharedKeys) (sharedKeys, error) {
 	case StageDrop:
 		next.State.Stage, next.State.Finished = StageDone, o.Clock.Now().UTC()
 	default:
-		return r, fmt.Errorf("the stage %q is unknown: was a newer version at work?", r.State.Stage)
+		return r, fmt.Errorf("the stage %q is unknown: a newer version may have started this rotation. Continue it with that version", r.State.Stage)
 	}
 	put, err := o.put(ctx, next)
 	if err != nil {
@@ -168,13 +168,13 @@ func (o Rotation) awaitServers(ctx context.Context, r sharedKeys) error {
 			if err != nil {
 				return err
 			}
-			return fmt.Errorf("these servers have not taken the keys over within %s: %s. Start coracle there, or update it if it is an "+
-				"older version, or take a server that "+
-				"is gone for good out of the cluster (coracle member list, coracle member remove)", o.Patience, last)
+			return fmt.Errorf("these servers have not loaded the keys within %s: %s. Start coracle there, or update it if it is an "+
+				"older version, or remove a server that "+
+				"is lost for good from the cluster (coracle member list, coracle member remove)", o.Patience, last)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for servers that have not taken the keys over (%s): %w", last, ctx.Err())
+			return fmt.Errorf("waiting for servers that have not loaded the keys (%s): %w", last, ctx.Err())
 		case <-o.Clock.After(o.Poll):
 		}
 	}

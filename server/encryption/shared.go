@@ -96,7 +96,7 @@ func (r sharedKeys) merged(have []key) []key {
 // Confirm records that a server's API server has loaded a generation.
 func (s Shared) Confirm(ctx context.Context, server string, generation uint64) error {
 	if _, err := s.KV.Put(ctx, sharedServers+server, strconv.FormatUint(generation, 10)); err != nil {
-		return fmt.Errorf("telling the other servers that this one has the encryption keys: %w", err)
+		return fmt.Errorf("recording that this server has the encryption keys: %w", err)
 	}
 	return nil
 }
@@ -105,7 +105,7 @@ func (s Shared) Confirm(ctx context.Context, server string, generation uint64) e
 func (s Shared) confirmed(ctx context.Context) (map[string]uint64, error) {
 	answer, err := s.KV.Get(ctx, sharedServers, clientv3.WithPrefix())
 	if err != nil {
-		return nil, fmt.Errorf("asking which servers have the encryption keys: %w", err)
+		return nil, fmt.Errorf("reading which servers have the encryption keys: %w", err)
 	}
 	out := map[string]uint64{}
 	for _, kv := range answer.Kvs {

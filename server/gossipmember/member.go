@@ -119,10 +119,10 @@ func closed(err error) error {
 
 // Run is a member of the gossip until ctx is done.
 func (m *Member) Run(ctx context.Context) {
-	m.o.Part.Set(status.Starting, "no key yet")
+	m.o.Part.Set(status.Starting, "waiting for the gossip key")
 	keys, ok, err := gossip.ReadKeys(m.keysFile())
 	if err != nil {
-		m.o.Logger.Warn("the gossip keys are fetched again", "error", err)
+		m.o.Logger.Warn("the saved gossip keys cannot be read; fetching them again", "error", err)
 	}
 	if ok {
 		m.useKeys(keys)
@@ -135,7 +135,7 @@ func (m *Member) Run(ctx context.Context) {
 	}
 	if err := m.join(ctx); err != nil {
 		m.o.Part.Set(status.Degraded, err.Error()+". Machines find one another through the API only")
-		m.o.Logger.Error("this server is no member of the gossip any more", "error", err)
+		m.o.Logger.Error("this server is no longer a member of the gossip", "error", err)
 		return
 	}
 	m.o.Part.Set(status.Stopped, "")
@@ -216,14 +216,14 @@ func (m *Member) useKeys(keys clusterconfig.GossipKeys) {
 	}
 	m.keys = keys
 	if err := gossip.WriteKeys(m.keysFile(), keys); err != nil {
-		m.o.Logger.Warn("the gossip keys could not be kept; they are fetched again at the next start", "error", err)
+		m.o.Logger.Warn("the gossip keys could not be saved; the next start fetches them again", "error", err)
 	}
 	if none {
 		close(m.first)
 	}
 	if member := m.member.Load(); member != nil {
 		if err := member.SetKeys(keys); err != nil {
-			m.o.Logger.Error("the new gossip keys could not be taken over", "error", err)
+			m.o.Logger.Error("the new gossip keys could not be used", "error", err)
 		}
 	}
 }
@@ -253,7 +253,7 @@ func (m *Member) Follow(ctx context.Context, config *rest.Config) error {
 		err := m.watch(ctx, client)
 		if err != nil && ctx.Err() == nil && err.Error() != last && !apierrors.IsNotFound(err) { // or the namespace, at a first start
 			last = err.Error()
-			m.o.Logger.Warn("the gossip keys cannot be read; it is tried again", "error", err)
+			m.o.Logger.Warn("the gossip keys cannot be read; retrying", "error", err)
 		}
 		timers.Sleep(ctx, keysRetry)
 	}
@@ -315,8 +315,8 @@ func keysIn(s *corev1.Secret) (clusterconfig.GossipKeys, error) {
 		err = keys.Validate()
 	}
 	if err != nil {
-		return clusterconfig.GossipKeys{}, fmt.Errorf("the Secret %s/%s does not hold the gossip keys: %w; delete it, and the servers "+
-			"make it again", s.Namespace, s.Name, err)
+		return clusterconfig.GossipKeys{}, fmt.Errorf("the Secret %s/%s does not hold the gossip keys: %w; delete it, and a server "+
+			"creates it again", s.Namespace, s.Name, err)
 	}
 	return keys, nil
 }

@@ -53,15 +53,17 @@ func (r Rotation) Run(ctx context.Context) error {
 		text string
 		next func(clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error)
 	}{
-		{"all machines learn a new key", clusterconfig.GossipKeys.WithNew},
-		{"all machines use the new key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) { return k.UsingLast(), nil }},
-		{"all machines forget the old key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) {
+		{"distributing the new key to all machines", clusterconfig.GossipKeys.WithNew},
+		{"switching all machines to the new key", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) {
+			return k.UsingLast(), nil
+		}},
+		{"removing the old key from all machines", func(k clusterconfig.GossipKeys) (clusterconfig.GossipKeys, error) {
 			return k.OnlyFirst(),
 				nil
 		}},
 	}
 	if len(now.Keys) > 1 {
-		r.Progress("a rotation that was interrupted is brought to an end first")
+		r.Progress("completing an interrupted rotation first")
 		if err := r.wait(ctx, now.Generation); err != nil {
 			return err
 		}
@@ -104,7 +106,7 @@ func (r Rotation) change(ctx context.Context, generation uint64, next func(clust
 		}
 		if keys.Generation != generation {
 			return fmt.Errorf("another command changed the gossip keys meanwhile, probably another rotation. This one stops; all "+
-				"machines still understand one another. "+
+				"machines can still communicate. "+
 				"When the other one has ended, run this again if the key is to be replaced once more (the keys' generation is %d, "+
 				"expected was %d)", keys.Generation, generation)
 		}
@@ -155,18 +157,18 @@ func (r Rotation) wait(ctx context.Context, generation uint64) error {
 			}
 			return nil
 		case waited >= rotationPatience:
-			return fmt.Errorf("these machines are alive and did not take the gossip key over within %s: %s. The rotation stops here, and "+
-				"all machines still understand one another. "+
-				"See there why no server answers (coracle status), or stop coracle there, or delete the node if the machine is not the "+
-				"cluster's any more "+
-				"(kubectl delete node NAME); then run the rotation again, and it goes on", rotationPatience, text)
+			return fmt.Errorf("these machines are alive and did not fetch the gossip key within %s: %s. The rotation stops here, and "+
+				"all machines can still communicate. "+
+				"Check on them why no server can be reached (coracle status), stop coracle there, or delete the node if the machine is no longer part of the "+
+				"cluster "+
+				"(kubectl delete node NAME); then run the rotation again, and it continues", rotationPatience, text)
 		case text != last:
 			last = text
 			r.Progress(fmt.Sprintf("  %d of %d have the keys; waiting for %s", alive-len(behind)-len(nodeless), alive,
 				text))
 		}
 		if !timers.Sleep(ctx, rotationPoll) {
-			return fmt.Errorf("the rotation was interrupted; all machines still understand one another. Run it again to bring it to an end: %w",
+			return fmt.Errorf("the rotation was interrupted; all machines can still communicate. Run it again to complete it: %w",
 				ctx.Err())
 		}
 	}
@@ -191,7 +193,7 @@ func membersBehind(members []status.Member, generation uint64) (behind []string,
 func (r Rotation) nodes(ctx context.Context) (map[string]bool, error) {
 	all, err := r.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("looking which nodes there are: %w", err)
+		return nil, fmt.Errorf("listing the nodes: %w", err)
 	}
 	out := map[string]bool{}
 	for i := range all.Items {

@@ -114,7 +114,7 @@ func TestGossipRotationOfLateMembers(t *testing.T) {
 	}{
 		"a machine whose Node was deleted": {[]runtime.Object{nodeNamed("a")}, ""},
 		"a node that cannot ask": {[]runtime.Object{nodeNamed("a"), nodeNamed("late")},
-			"did not take the gossip key over within 3m0s: late."},
+			"did not fetch the gossip key within 3m0s: late."},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

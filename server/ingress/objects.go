@@ -141,13 +141,13 @@ func (o *objects) compile(ctx context.Context, state compile.State, secret func(
 	}
 	r, err := compile.Desired(state)
 	if err != nil {
-		o.log.Error("ingress: the table cannot be made; the one before stays", "error", err)
+		o.log.Error("ingress: the routing table cannot be computed; the previous one stays in use", "error", err)
 		return again
 	}
 	if o.gateway != nil {
 		s, later, complete, err := o.gateway.sections(ctx, secret)
 		if err != nil {
-			o.log.Error("gateway: the table cannot be made; the one before stays", "error", err)
+			o.log.Error("gateway: the routing table cannot be computed; the previous one stays in use", "error", err)
 			return otherSecrets
 		}
 		if !complete { // with a table without the Gateways' sections nodes would close their sockets

@@ -193,11 +193,11 @@ func (t *Tables) stream(w http.ResponseWriter, r *http.Request) {
 	defer t.begin()()
 	flusher, ok := w.(http.Flusher)
 	if !ok {
-		http.Error(w, "this connection has no streams", http.StatusNotImplemented)
+		http.Error(w, "this connection does not support streaming", http.StatusNotImplemented)
 		return
 	}
 	if err := t.await(r.Context()); err != nil {
-		http.Error(w, "the table of the ingress is not known here yet: "+err.Error(), http.StatusServiceUnavailable)
+		http.Error(w, "the table of the ingress is not available on this server yet: "+err.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	over := time.NewTimer(t.lasts())

@@ -58,7 +58,7 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 		if !definition.AwaitTurn(ctx, t.Informers.Core().V1().Nodes().Informer(), l.gatewayWanted) {
 			return
 		}
-		definition.UntilDone(ctx, log, "gateway: the kinds of the Gateway API cannot be defined yet; it is tried again", func() error {
+		definition.UntilDone(ctx, log, "gateway: the kinds of the Gateway API cannot be defined yet; retrying", func() error {
 			if o.Disabled {
 				return gateway.Undefine(ctx, definitions, api, use)
 			}
@@ -68,5 +68,5 @@ func (l *Leader) gatewayPart(ctx context.Context, t *term.Term) error {
 	if !o.Disabled {
 		beside.Go(func() { objects.Run(ctx, use) })
 	}
-	return runUntilDone(ctx, controller.Run, "keeping the objects of the Gateway API")
+	return runUntilDone(ctx, controller.Run, "running the gateway controller")
 }

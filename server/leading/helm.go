@@ -46,5 +46,5 @@ func (l *Leader) helmPart(ctx context.Context, t *term.Term) error {
 	if !t.StartInformers(ctx) {
 		return nil
 	}
-	return runUntilDone(ctx, c.Run, "keeping Helm charts installed")
+	return runUntilDone(ctx, c.Run, "running the Helm controller")
 }

@@ -48,7 +48,7 @@ func (l *Leader) ingressPart(ctx context.Context, t *term.Term) error {
 			notLeading(l.line(ingressCertificates))
 		})
 	}
-	return runUntilDone(ctx, c.Run, "keeping the objects of the ingress")
+	return runUntilDone(ctx, c.Run, "running the ingress controller")
 }
 
 // newCertificates returns the Manager that orders certificates for a term, and sets it in o. It returns nil if none are

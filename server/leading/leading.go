@@ -45,7 +45,7 @@ const (
 )
 
 // ErrTermOver ends a term whose writes the store refuses. The term is not started again, since it is over for good.
-var ErrTermOver = errors.New("the store refused a write of this term: another one has begun")
+var ErrTermOver = errors.New("the store refused a write of this term, because another term has begun")
 
 // Options are a server's parameters for the parts. The options of a part lack the fields that the term sets: clients,
 // informers, recorders, status lines and loggers.
@@ -154,22 +154,22 @@ func (l *Leader) startTerm(ctx context.Context, fatal context.CancelCauseFunc, n
 			err := run(ctx, number)
 			switch {
 			case errors.Is(err, term.ErrStragglers):
-				fatal(fmt.Errorf("%w. This process must be started again, so that they do not act beside those of the next term", err))
+				fatal(fmt.Errorf("%w. coracle must be restarted, so that these controllers do not run beside those of the next term", err))
 				return
 			case ctx.Err() != nil:
 				if err != nil && !errors.Is(err, ErrTermOver) {
-					l.o.Logger.Warn("the loops of a leader ended with an error", "term", number, "error", err)
+					l.o.Logger.Warn("the leader's controllers stopped with an error", "term", number, "error", err)
 				}
 				return
 			case errors.Is(err, ErrTermOver):
-				l.o.Logger.Info("the loops of a leader have stopped", "term", number, "reason", err)
-				l.o.Part.Set(status.Waiting, "this server does not lead any more")
+				l.o.Logger.Info("the leader's controllers have stopped", "term", number, "reason", err)
+				l.o.Part.Set(status.Waiting, "this server is no longer the leader")
 				return
 			case err == nil:
-				err = errors.New("a loop ended by itself")
+				err = errors.New("a controller exited unexpectedly")
 			}
-			l.o.Logger.Error("the loops of a leader failed and are started again", "term", number, "after", termRetry, "error", err)
-			l.o.Part.Set(status.Degraded, "they failed and are started again every "+termRetry.String()+": "+err.Error())
+			l.o.Logger.Error("the leader's controllers failed; restarting them", "term", number, "after", termRetry, "error", err)
+			l.o.Part.Set(status.Degraded, "the controllers failed and are restarted every "+termRetry.String()+": "+err.Error())
 			timers.Sleep(ctx, termRetry)
 		}
 	}()
@@ -199,7 +199,7 @@ func RunTerm(ctx context.Context, api API, log *slog.Logger, number uint64, part
 	defer func() {
 		end(nil)
 		if closeErr := <-closed; closeErr != nil {
-			log.Warn("requests of a term that is over are still being served; the store refuses their writes",
+			log.Warn("requests of an ended term are still being served; the store refuses their writes",
 				"term", number, "error", closeErr)
 		}
 		if errors.Is(context.Cause(ctx), ErrTermOver) {

@@ -81,7 +81,7 @@ func runUntilDone(ctx context.Context, run func(context.Context) error, what str
 		return err
 	}
 	if ctx.Err() == nil {
-		return errors.New(what + " ended by itself")
+		return errors.New(what + " exited unexpectedly")
 	}
 	return nil
 }

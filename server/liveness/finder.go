@@ -108,7 +108,7 @@ func (f *Finder) authorities() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pem, err := os.ReadFile(f.KubeletCA)
 	if err != nil {
-		f.Logger.Warn("the authority of kubelets cannot be read; nodes count as not reached directly", "error", err)
+		f.Logger.Warn("the kubelets' certificate authority cannot be read; no node counts as reachable directly", "error", err)
 	}
 	pool.AppendCertsFromPEM(pem)
 	return pool

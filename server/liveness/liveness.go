@@ -182,7 +182,7 @@ func (j *Judge) noteDelay(by time.Duration) {
 	if by > stall {
 		now := j.o.Now()
 		j.awake.Store(&now)
-		j.o.Logger.Warn("this server was paused; what it has not heard of nodes meanwhile does not count", "for",
+		j.o.Logger.Warn("this server was paused; missed contacts with nodes during that time do not count", "for",
 			by.Round(time.Millisecond))
 	}
 }
@@ -354,7 +354,7 @@ func (j *Judge) revive(name string, s *state) {
 	if s.dead.IsZero() {
 		return
 	}
-	j.o.Logger.Info("a node that was dead is heard again", "node", name, "after", j.o.Now().Sub(s.dead).Round(time.Millisecond))
+	j.o.Logger.Info("a node that was dead is reachable again", "node", name, "after", j.o.Now().Sub(s.dead).Round(time.Millisecond))
 	_, connected := j.contact(name, s)
 	s.byLease, s.checked = !connected, false
 	s.dead, s.podsDone, s.nodeDone, s.holdNodeTo = time.Time{}, false, false, time.Time{}

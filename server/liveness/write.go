@@ -60,13 +60,13 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 		if !s.nodeDone && !j.o.Now().Before(s.holdNodeTo) && (!j.undecided || j.o.Now().Sub(s.dead) >= decided) {
 			err := j.markNode(ctx, n.Name)
 			if s.nodeDone = err == nil; err != nil && ctx.Err() == nil {
-				j.o.Logger.Warn("that a node is dead could not be written; it is tried again", "node", n.Name, "error", err)
+				j.o.Logger.Warn("a dead node's status could not be updated; retrying", "node", n.Name, "error", err)
 			}
 		}
 		if !s.podsDone {
 			err := j.markPods(ctx, n.Name, podsAtOnce)
 			if s.podsDone = err == nil; err != nil && ctx.Err() == nil {
-				j.o.Logger.Warn("a dead node's pods could not be marked; it is tried again", "node", n.Name, "error", err)
+				j.o.Logger.Warn("a dead node's pods could not be marked; retrying", "node", n.Name, "error", err)
 			}
 		}
 		if !s.podsDone || !s.nodeDone {
@@ -100,9 +100,9 @@ func (j *Judge) holdBack(nodes []*corev1.Node) {
 	for _, n := range nodes {
 		if s := j.nodes[n.Name]; lost(n) && !stops(n) && !s.nodeDone && s.holdNodeTo.IsZero() {
 			s.holdNodeTo = s.dead.Add(hold)
-			j.o.Logger.Warn("most nodes vanished at the same time; it may be this server that is cut off. Services do not use the node's "+
-				"pods any more, and "+
-				"they are not moved yet", "node", n.Name, "until", s.holdNodeTo)
+			j.o.Logger.Warn("most nodes became unreachable at the same time, so this server may be cut off. Services no longer use the node's "+
+				"pods, but "+
+				"the pods are not evicted yet", "node", n.Name, "until", s.holdNodeTo)
 		}
 	}
 }

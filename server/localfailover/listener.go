@@ -181,14 +181,14 @@ func (l *Listener) complain(ctx context.Context, err error) {
 	defer l.mu.Unlock()
 	if ctx.Err() == nil && !l.loggedNone {
 		l.loggedNone = true
-		l.o.Logger.Warn("no other server takes what the programs of this machine ask of the API, and this one cannot serve them; they try again",
+		l.o.Logger.Warn("no server can serve API requests of this machine's programs, neither this one nor another one; the programs retry",
 			"error", err)
 	}
 }
 
 // dial connects to the first of the other servers that accepts.
 func (l *Listener) dial(ctx context.Context) (net.Conn, error) {
-	errs := []error{errors.New("no server accepts")}
+	errs := []error{errors.New("no other server accepts a connection")}
 	for _, server := range l.o.Servers() {
 		c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", server)
 		if err == nil {

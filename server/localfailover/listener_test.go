@@ -198,7 +198,7 @@ func TestNoFailoverTargetClosesConnections(t *testing.T) {
 	for range 3 {
 		f.ends(f.connect())
 	}
-	if n := strings.Count(f.log.String(), "no other server takes"); n != 1 {
+	if n := strings.Count(f.log.String(), "no server can serve API requests"); n != 1 {
 		t.Errorf("said %d times:\n%s", n, f.log.String())
 	}
 	f.mu.Lock()

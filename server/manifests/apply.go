@@ -140,7 +140,7 @@ func (m *Manifests) apply(ctx context.Context, name string, u *unstructured.Unst
 		return fmt.Errorf("the cluster has no kind %s in %s (yet?): %w", u.GetKind(), u.GetAPIVersion(), err)
 	}
 	if err != nil {
-		return fmt.Errorf("finding out what the cluster has: %w", err)
+		return fmt.Errorf("listing the cluster's resources: %w", err)
 	}
 	setNamespace(u, mapping)
 	u = u.DeepCopy()

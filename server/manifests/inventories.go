@@ -159,7 +159,7 @@ func (m *Manifests) report(ctx context.Context, name string, f *file, reason str
 	r := m.inventoryOf(name)
 	r.status = err.Error()
 	if err := m.save(ctx, r); err != nil {
-		m.log.Warn("the trouble with a manifest could not be recorded", "error", err)
+		m.log.Warn("the error of a manifest could not be recorded", "error", err)
 		return
 	}
 	m.event(ctx, r, corev1.EventTypeWarning, reason, err.Error())

@@ -129,7 +129,7 @@ func (m *Manifests) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			m.log.Warn("what earlier manifests applied cannot be read yet; it is tried again", "error", err)
+			m.log.Warn("what earlier manifests applied cannot be read yet; retrying", "error", err)
 			timers.Sleep(ctx, firstRetry)
 		}
 	}

@@ -90,7 +90,7 @@ func (m *Manifests) pruneInventory(ctx context.Context, r *inventory, keep []ref
 	}
 	r.objects = left
 	if len(deleted) > 0 {
-		m.log.Info("deleted what a manifest no longer says", "file", r.file, "objects", deleted)
+		m.log.Info("deleted objects that a manifest no longer has", "file", r.file, "objects", deleted)
 	}
 	if removed && len(left) == 0 {
 		errs = append(errs, m.deleteInventory(ctx, r))
@@ -103,7 +103,7 @@ func (m *Manifests) pruneInventory(ctx context.Context, r *inventory, keep []ref
 	}
 	err := errors.Join(errs...)
 	if err != nil && ctx.Err() == nil {
-		m.log.Warn("what a manifest no longer says could not be deleted completely; it is tried again", "file", r.file, "error", err)
+		m.log.Warn("not all objects that a manifest no longer has could be deleted; retrying", "file", r.file, "error", err)
 	}
 	return err == nil
 }
@@ -119,7 +119,7 @@ func (m *Manifests) delete(ctx context.Context, file string, o ref) (bool, error
 		return false, nil // the kind does not exist any more, and neither do its objects
 	}
 	if err != nil {
-		return false, fmt.Errorf("%s: finding out what the cluster has: %w", o, err)
+		return false, fmt.Errorf("%s: listing the cluster's resources: %w", o, err)
 	}
 	api := m.client(mapping, o.Namespace)
 	got, err := api.Get(ctx, o.Name, metav1.GetOptions{})

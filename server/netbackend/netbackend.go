@@ -83,13 +83,13 @@ func (s *Setting) apply(setting string) {
 	s.present = setting
 	s.mu.Unlock()
 	if err := clusterconfig.WriteBackend(s.o.Dir, setting); err != nil {
-		s.o.Logger.Warn("this server may start with the network back end of before; the cluster's is written down at the next change, or "+
+		s.o.Logger.Warn("the cluster's network back end could not be saved: this server may start with the previous one. Retrying at the next change, or "+
 			"at the next start", "error", err)
 	}
 	trouble := ""
 	if s.o.Flag != "" && s.o.Flag != setting {
-		trouble = fmt.Sprintf("--network-backend: this server was given %q, and the cluster has %q now, which counts. Take it out of "+
-			"this server's configuration: it does not start with it any more", s.o.Flag, setting)
+		trouble = fmt.Sprintf("--network-backend: this server was given %q, but the cluster now uses %q. Remove the flag from "+
+			"this server's configuration: the server cannot start with it again", s.o.Flag, setting)
 	}
 	s.report(trouble)
 }

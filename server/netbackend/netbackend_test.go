@@ -86,10 +86,10 @@ func TestOutdatedBackendFlagIsReported(t *testing.T) {
 	for range 2 {
 		k.apply(clusterconfig.NetworkWireGuard)
 		c := board.Components()
-		if len(c) != 1 || c[0].State != status.Degraded || !strings.Contains(c[0].Message, `this server was given "vxlan", and the cluster has "wireguard" now`) {
+		if len(c) != 1 || c[0].State != status.Degraded || !strings.Contains(c[0].Message, `this server was given "vxlan", but the cluster now uses "wireguard"`) {
 			t.Errorf("it says %v", c)
 		}
-		if n := strings.Count(log.String(), "does not start with it any more"); n != 1 {
+		if n := strings.Count(log.String(), "the server cannot start with it again"); n != 1 {
 			t.Errorf("it logs it %d times", n)
 		}
 	}

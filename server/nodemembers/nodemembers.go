@@ -100,7 +100,7 @@ func (m *nodeMembers) once(ctx context.Context) bool {
 		}
 		if err := m.remove(ctx, n); err != nil && ctx.Err() == nil {
 			ok = false
-			m.log.Warn("a node is deleted, but its server could not be removed from the store; the node stays until it is",
+			m.log.Warn("a node is being deleted, but its server could not be removed from the store; the node stays until that succeeds",
 				"node", n.Name, "error", err)
 		}
 	}

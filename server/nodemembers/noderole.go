@@ -88,7 +88,7 @@ func (r *Role) Run(ctx context.Context) {
 			continue
 		}
 		if err := r.mark(ctx, item.(*corev1.Node).Annotations[clusterconfig.ServerIDAnnotation]); err != nil && ctx.Err() == nil {
-			r.log.Warn("this server's node could not be marked as one of the control plane; it is tried again",
+			r.log.Warn("this server's node could not be marked as one of the control plane; retrying",
 				"node", r.node, "error", err)
 			if !timers.Sleep(ctx, roleRetry) {
 				return
@@ -109,13 +109,13 @@ func (r *Role) complete(n *corev1.Node) bool {
 func (r *Role) mark(ctx context.Context, former string) error {
 	if former != r.id && roster.IsMember(r.store.Members(), former) {
 		if responsive(r.store.Survey(ctx), former) {
-			return fmt.Errorf("the node is that of the server %s, which lives: two machines have one node name, or the annotation %s was written by hand",
+			return fmt.Errorf("the node belongs to the server %s, which is alive: two machines have the same node name, or the annotation %s was written by hand",
 				former, clusterconfig.ServerIDAnnotation)
 		}
 		if err := r.store.RemoveMember(ctx, former); err != nil && status.Code(err) != codes.NotFound {
-			return fmt.Errorf("taking the server that this machine was before, %s, out of the store: %w", former, err)
+			return fmt.Errorf("removing this machine's former server %s from the store: %w", former, err)
 		}
-		r.log.Info("the server that this machine was before is no member of the store any more", "node", r.node, "member", former)
+		r.log.Info("removed this machine's former server from the store", "node", r.node, "member", former)
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
 		"labels": map[string]string{roster.RoleLabel: roster.RoleValue},

@@ -72,7 +72,7 @@ func (p *PKI) Run(ctx context.Context, report func(error)) {
 		}
 		err := p.renew(all)
 		if err != nil {
-			p.log.Error("renewing certificates failed; those in use stay, and it is tried again in a minute", "error", err)
+			p.log.Error("renewing certificates failed; the present ones stay in use. Retrying in a minute", "error", err)
 		}
 		if report != nil {
 			report(err)

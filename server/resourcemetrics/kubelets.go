@@ -73,7 +73,7 @@ func (k *kubelets) read(ctx context.Context, node *corev1.Node) (b *storage.Metr
 	defer cancel()
 	defer func() {
 		if r := recover(); r != nil {
-			b, err = nil, fmt.Errorf("what the kubelet answered makes no sense: %v", r)
+			b, err = nil, fmt.Errorf("the kubelet's response is malformed: %v", r)
 		}
 	}()
 	b, err = k.counters.GetMetrics(ctx, withMetricsPath(node))
@@ -151,7 +151,7 @@ func (k *kubelets) rates(ctx context.Context, node *corev1.Node) (*rates, error)
 	}
 	var s summary
 	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return nil, fmt.Errorf("understanding the kubelet's answer: %w", err)
+		return nil, fmt.Errorf("decoding the kubelet's response: %w", err)
 	}
 	r := &rates{node: s.Node.CPU.UsageNanoCores, containers: map[types.NamespacedName]map[string]*uint64{}}
 	for _, p := range s.Pods {

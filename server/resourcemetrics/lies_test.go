@@ -69,7 +69,7 @@ func TestKubeletsRatesAreBoundedByNode(t *testing.T) {
 		c := w.run(t)
 		expect(t, "the node", w.top(c, "one"), "")
 		expect(t, "the pod", w.topPod(t, c, "web"), "")
-		if odd := c.now.odd["one"]; !strings.HasPrefix(odd, "the node is said to use 18446744074 cores") {
+		if odd := c.now.odd["one"]; !strings.HasPrefix(odd, "the node reportedly uses 18446744074 CPU cores") {
 			t.Errorf("what is said of it: %q", odd)
 		}
 	})

@@ -231,7 +231,7 @@ func (c *Collector) logChanges(before, after *figures) {
 	}
 	for node, odd := range after.odd {
 		if before == nil || before.odd[node] == "" {
-			c.o.Logger.Warn("metrics: a kubelet says what cannot be; those figures are left out", "node", node, "example", odd)
+			c.o.Logger.Warn("metrics: a kubelet reports impossible figures; they are ignored", "node", node, "example", odd)
 		}
 	}
 	if before == nil {

@@ -28,7 +28,7 @@ func TestFirstRateIsTheKubelets(t *testing.T) {
 		k := w.node("one", true)
 		pod := w.pod(k, "one", "web")
 		c := w.run(t)
-		expect(t, "at rest", w.line(), "running: at rest until a client asks")
+		expect(t, "at rest", w.line(), "running: idle until a client requests metrics")
 		expect(t, "the first answer", w.top(c, "one"), "one 250m 1000M 10s")
 		expect(t, "the pod's first answer", w.topPod(t, c, "web"), "web/main 20m 10s")
 		expect(t, "asked", w.line(), "running: clients ask, so kubelets are asked every 15s")
@@ -66,7 +66,7 @@ func TestKubeletsArePolledOnlyOnDemand(t *testing.T) {
 		if want := int(interest/period) + 2; w.asked > want || w.asked < want-3 {
 			t.Errorf("a kubelet was asked %d times after one question, want about %d", w.asked, want)
 		}
-		expect(t, "at rest again", w.line(), "running: at rest until a client asks")
+		expect(t, "at rest again", w.line(), "running: idle until a client requests metrics")
 		before := w.asked
 		time.Sleep(24 * time.Hour)
 		testenv.False(t, w.asked != before, "at rest a kubelet was asked %d times", w.asked-before)
@@ -99,7 +99,7 @@ func TestBadKubeletDoesNotAffectOthers(t *testing.T) {
 		"refuses":            {func(*http.Request) (*http.Response, error) { return response(http.StatusForbidden, "no"), nil }, "Forbidden"},
 		"says nothing":       {answer(""), "without any figures"},
 		"is another server":  {answer("<html><body>welcome</body></html>\n"), "parsing"},
-		"names no container": {answer("container_cpu_usage_seconds_total 1\n"), "makes no sense"},
+		"names no container": {answer("container_cpu_usage_seconds_total 1\n"), "is malformed"},
 		"has broken labels":  {answer("container_cpu_usage_seconds_total{container=\"a\",namespace=\"b"), ""},
 		"never ends": {func(*http.Request) (*http.Response, error) {
 			r := response(http.StatusOK, "")
@@ -340,7 +340,7 @@ func TestOtherProviderIsReported(t *testing.T) {
 		c.SetOtherProvider("kube-system/metrics-server")
 		testenv.Contains(t, w.line(), "running: the Service kube-system/metrics-server answers", "")
 		c.SetOtherProvider("")
-		expect(t, "back", w.line(), "running: at rest until a client asks")
+		expect(t, "back", w.line(), "running: idle until a client requests metrics")
 	})
 }
 

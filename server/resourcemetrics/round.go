@@ -27,7 +27,7 @@ const (
 	parallel = 32
 )
 
-var errNoTime = errors.New("its turn did not come in time: too many other kubelets are slow")
+var errNoTime = errors.New("it was not asked in time: too many other kubelets are slow")
 
 // round requests figures from the kubelets of all nodes. Nodes that are not ready come last. The earlier figures of a
 // kubelet that does not answer are dropped: they would no longer be known to be true. After patience it passes the

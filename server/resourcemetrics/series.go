@@ -132,7 +132,7 @@ func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint
 		f = first(p, s.now, rate, known)
 	}
 	if f.rate > s.limits.rate {
-		s.recordImpossible(of, fmt.Sprintf("%.0f cores of a processor", float64(f.rate)/1e9))
+		s.recordImpossible(of, fmt.Sprintf("%.0f CPU cores", float64(f.rate)/1e9))
 		f.rate, f.window = 0, 0
 	}
 	return f
@@ -140,7 +140,7 @@ func (s *series) figure(of string, old figure, p storage.MetricsPoint, rate uint
 
 func (s *series) recordImpossible(of, odd string) {
 	if s.odd == "" {
-		s.odd = of + " is said to use " + odd
+		s.odd = of + " reportedly uses " + odd
 	}
 }
 
@@ -167,7 +167,7 @@ func limitsOf(n *corev1.Node) limits {
 func (l limits) exceeded(p storage.MetricsPoint) string {
 	switch {
 	case p.CumulativeCPUUsed >= 1<<63:
-		return "less than no time of a processor, or more than there ever was"
+		return "a negative or impossibly large CPU time"
 	case p.MemoryUsage > l.memory:
 		return fmt.Sprintf("%d bytes of memory", p.MemoryUsage)
 	}

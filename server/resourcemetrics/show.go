@@ -25,15 +25,15 @@ func (c *Collector) showLocked() {
 	switch f := c.now; {
 	case c.otherProvider != "":
 		c.o.Part.Set(status.Running, "the Service "+c.otherProvider+" answers, as the APIService "+GroupVersion.Version+"."+
-			GroupVersion.Group+" says; coracle does once that is deleted")
+			GroupVersion.Group+" says; coracle serves metrics once that APIService is deleted")
 	case f == nil:
-		c.o.Part.Set(status.Running, "at rest until a client asks")
+		c.o.Part.Set(status.Running, "idle until a client requests metrics")
 	case len(f.lost) > 0:
 		lost := map[string]error{}
 		for _, name := range f.lost {
 			lost[name] = f.failed[name]
 		}
-		c.o.Part.Set(status.Degraded, fmt.Sprintf("%d of %d kubelets do not answer, and kubectl top and autoscalers know nothing of "+
+		c.o.Part.Set(status.Degraded, fmt.Sprintf("%d of %d kubelets do not answer, so kubectl top and autoscalers have no metrics of "+
 			"their pods: %s",
 			len(lost), f.asked, describe(lost)))
 	default:

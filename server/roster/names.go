@@ -24,7 +24,7 @@ const (
 
 // PublishName writes this server's name to the store, until that has succeeded or ctx is done.
 func (r *Roster) PublishName(ctx context.Context) {
-	trouble := "this server's name could not be published to the other servers; it is tried again"
+	trouble := "this server's name could not be published to the other servers; retrying"
 	timers.Retry(ctx, r.o.Logger, nameRetry, trouble, func() error {
 		return writeName(ctx, r.o.KV(), r.o.ServerID, r.o.Name, r.o.Members)
 	})
@@ -46,7 +46,7 @@ func writeName(ctx context.Context, kv clientv3.KV, id, name string, members fun
 			there = string(has.Value) == name
 		case !IsMember(all, of):
 			if _, err := kv.Delete(ctx, string(has.Key)); err != nil {
-				return fmt.Errorf("removing the name of a server that is gone: %w", err)
+				return fmt.Errorf("removing the name of a removed server: %w", err)
 			}
 		}
 	}

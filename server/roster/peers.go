@@ -44,7 +44,7 @@ func (r *Roster) SyncPeers(ctx context.Context) {
 	for {
 		if err := savePeers(r.o.Dir, r.o.Members()); err != nil && err.Error() != last {
 			last = err.Error()
-			r.o.Logger.Warn("the other servers' addresses could not be saved; it is tried again", "error", err)
+			r.o.Logger.Warn("the other servers' addresses could not be saved; retrying", "error", err)
 		}
 		if !timers.Sleep(ctx, peersEvery) {
 			return
@@ -55,7 +55,7 @@ func (r *Roster) SyncPeers(ctx context.Context) {
 // SavePeers writes PeersFile at once.
 func (r *Roster) SavePeers() {
 	if err := savePeers(r.o.Dir, r.o.Members()); err != nil {
-		r.o.Logger.Warn("the other servers' addresses could not be saved; it is tried again", "error", err)
+		r.o.Logger.Warn("the other servers' addresses could not be saved; retrying", "error", err)
 	}
 }
 

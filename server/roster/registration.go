@@ -40,7 +40,7 @@ const (
 func Registrations(ctx context.Context, client kubernetes.Interface) ([]corev1.Secret, error) {
 	all, err := client.CoreV1().Secrets(metav1.NamespaceSystem).List(ctx, metav1.ListOptions{LabelSelector: ManagedBy + "=coracle"})
 	if err != nil {
-		return nil, fmt.Errorf("looking for machines that joined: %w", err)
+		return nil, fmt.Errorf("listing machines that joined: %w", err)
 	}
 	var out []corev1.Secret
 	for i := range all.Items {
@@ -94,7 +94,7 @@ func (r *Roster) registration(ctx context.Context, node string) (*corev1.Secret,
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading with what the node %s joined: %w", node, err)
+		return nil, fmt.Errorf("reading the registration of the node %s: %w", node, err)
 	}
 	return s, nil
 }

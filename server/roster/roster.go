@@ -221,7 +221,7 @@ func CheckNotNodes(ctx context.Context, client kubernetes.Interface, addresses [
 	}
 	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return fmt.Errorf("asking for the nodes' addresses: %w", err)
+		return fmt.Errorf("reading the nodes' addresses: %w", err)
 	}
 	for i := range nodes.Items {
 		for _, a := range clusterconfig.NodeAddresses(&nodes.Items[i], corev1.NodeInternalIP) {

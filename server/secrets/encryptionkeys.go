@@ -69,7 +69,7 @@ func PullEncryptionKeys(ctx context.Context, client *clientv3.Client, drain func
 
 // Run follows the keys and confirms when this API server has loaded them, until ctx is done.
 func (k *EncryptionKeys) Run(ctx context.Context, config *rest.Config) {
-	trouble := "the encryption keys cannot be compared with the other servers'; it is tried again"
+	trouble := "the encryption keys cannot be compared with the other servers'; retrying"
 	timers.Retry(ctx, k.log, keysTakeRetry, trouble, func() error {
 		return follow(ctx, k.shared.KV, k.watcher, encryption.SharedKey, func(ctx context.Context) error { return k.apply(ctx, config) })
 	})
@@ -98,7 +98,7 @@ func (k *EncryptionKeys) apply(ctx context.Context, config *rest.Config) error {
 		if err := k.shared.Confirm(ctx, k.serverID, generation); err != nil {
 			return err
 		}
-		k.log.Info("the API server goes by the cluster's encryption keys", "generation", generation)
+		k.log.Info("the API server uses the cluster's present encryption keys", "generation", generation)
 		return nil
 	}
 }
@@ -124,7 +124,7 @@ func (k *EncryptionKeys) settle(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if err := k.drain(ctx); err != nil {
-		return fmt.Errorf("waiting for writes of before the keys were loaded: %w", err)
+		return fmt.Errorf("waiting for writes that began before the keys were loaded: %w", err)
 	}
 	return nil
 }

@@ -98,7 +98,7 @@ func (f Folders) Write(files map[string][]byte, aside string) error {
 	var differ []string
 	for _, name := range names {
 		if !slices.Contains(required, name) && !slices.Contains(optional, name) {
-			return fmt.Errorf("the server's answer has a file that no server keeps: %q", name)
+			return fmt.Errorf("the server's response has an unknown file: %q", name)
 		}
 		have, err := os.ReadFile(f.Path(name))
 		if errors.Is(err, fs.ErrNotExist) && !replaced(name) {
@@ -113,7 +113,7 @@ func (f Folders) Write(files map[string][]byte, aside string) error {
 				"(coracle-uninstall), or give another --data-dir", f.Path(name))
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("looking for the files of an earlier cluster: %w", err)
+			return fmt.Errorf("checking for files of an earlier cluster: %w", err)
 		}
 	}
 	for _, name := range differ {
@@ -143,7 +143,7 @@ func setAside(path, suffix string) error {
 		err = atomicfile.Write(path+suffix, data, 0o600)
 	}
 	if err != nil {
-		return fmt.Errorf("keeping what is replaced by the cluster's: %w", err)
+		return fmt.Errorf("keeping the files that the cluster's replace: %w", err)
 	}
 	return nil
 }

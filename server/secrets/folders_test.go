@@ -32,7 +32,7 @@ func TestSharedFilesAreNotReplaced(t *testing.T) {
 	for _, name := range []string{"../evil", "tls/../../evil", "tls/admin.pem", "/etc/passwd", "store/log"} {
 		files := answer()
 		files[name] = []byte("x")
-		refused(files, "no server keeps")
+		refused(files, "unknown file")
 	}
 	for _, name := range required {
 		files := answer()

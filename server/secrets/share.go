@@ -33,9 +33,9 @@ func AdmitMember(credDir, share string, log *slog.Logger) (release func(), err e
 	}
 	if share != KeysShare(credDir, log) {
 		still()
-		return nil, fmt.Errorf("%w: the key that encrypts Secrets is another one than that which this server got when it asked to join, "+
-			"since it was replaced meanwhile. It fetches the "+
-			"present one by itself, with its --server and --token. If it cannot, nothing is lost: stop it, remove the folder server in "+
+		return nil, fmt.Errorf("%w: the key that encrypts Secrets was replaced after that server had asked to join. "+
+			"It fetches the "+
+			"new key by itself, with its --server and --token. If it cannot, nothing is lost: stop it, remove the folder server in "+
 			"its data directory, and start it again, so that it joins again", raftstore.ErrShare)
 	}
 	return still, nil

@@ -131,7 +131,7 @@ func NewTokens(given TokenOptions) (*Tokens, error) {
 		now  token.Token
 	}{{given.Server, set.Server}, {given.Agent, set.Agent}} {
 		if has, err := token.Parse(of.text); rotated && of.text != "" && (err != nil || has.Secret != of.now.Secret) {
-			given.Logger.Warn("a token that this server was given was replaced since by coracle token rotate; it is not used. Leave it out",
+			given.Logger.Warn("a token in this server's configuration was replaced by coracle token rotate and is ignored. Remove it from the configuration",
 				"role", of.now.Role)
 		}
 	}
@@ -241,7 +241,7 @@ func (t *Tokens) countHere(set *token.Set, r storedTokens) error {
 		return nil
 	}
 	if err := atomicfile.WriteJSON(file, next, 0o600); err != nil {
-		return fmt.Errorf("keeping when tokens were replaced: %w", err)
+		return fmt.Errorf("saving when tokens were replaced: %w", err)
 	}
 	return nil
 }
@@ -254,15 +254,15 @@ func (t *Tokens) putBack(ctx context.Context, r storedTokens, own uint64) error 
 	}
 	_, err = t.box.Put(ctx, storedTokens{Generation: own + 1, Server: now.Server.Secret, Agent: now.Agent.Secret}, r.revision)
 	if err == nil {
-		t.o.Logger.Warn("the store has tokens of before they were replaced, since it was set back to an earlier time; those that this "+
-			"server has count again", "generation", own+1)
+		t.o.Logger.Warn("the store was restored to a time before the cluster's tokens were replaced; writing the tokens of this "+
+			"server to it again", "generation", own+1)
 	}
 	return err
 }
 
 // Run follows the tokens in the store until ctx is done, and records the generation that this server has.
 func (t *Tokens) Run(ctx context.Context, watcher clientv3.Watcher) {
-	trouble := "the cluster's tokens cannot be compared with this server's; it is tried again"
+	trouble := "the cluster's tokens cannot be compared with this server's; retrying"
 	timers.Retry(ctx, t.o.Logger, tokensRetry, trouble, func() error { return follow(ctx, t.box.KV, watcher, TokensKey, t.apply) })
 }
 
@@ -273,9 +273,9 @@ func (t *Tokens) apply(ctx context.Context) error {
 		return err
 	}
 	if _, err := t.box.KV.Put(ctx, tokensServers+t.o.ServerID, strconv.FormatUint(generation, 10)); err != nil {
-		return fmt.Errorf("telling that this server has the cluster's tokens: %w", err)
+		return fmt.Errorf("recording that this server has the cluster's tokens: %w", err)
 	}
-	t.o.Logger.Info("this server goes by the cluster's tokens", "generation", generation)
+	t.o.Logger.Info("this server uses the cluster's present tokens", "generation", generation)
 	return nil
 }
 
@@ -376,7 +376,7 @@ func awaitTokens(ctx context.Context, kv clientv3.KV, servers []string, generati
 			return servers, nil
 		}
 		if !timers.Sleep(ctx, 200*time.Millisecond) {
-			return nil, fmt.Errorf("the token was replaced; which servers have taken it over is not known: %w", ctx.Err())
+			return nil, fmt.Errorf("the token was replaced; which servers already use it is unknown: %w", ctx.Err())
 		}
 	}
 }

@@ -69,7 +69,7 @@ func Run(ctx context.Context, o Options) {
 		case !before.unable:
 			o.Logger.Warn("the connections of nodes are drained until this server can serve them", "reason", why)
 		default:
-			o.Logger.Info("requests of this machine fail over to another server: that one leads now", "server", now.leader)
+			o.Logger.Info("requests of this machine fail over to another server, which leads now", "server", now.leader)
 		}
 		if now.unable != before.unable {
 			o.Drain(now.unable)
@@ -105,7 +105,7 @@ func (v state) next(store Store) (now state, why string) {
 	case store.Removed():
 		why = "it was removed from the cluster; stop it"
 	case store.CutOff():
-		why = "it does not hear the leader, which another server reaches"
+		why = "it receives nothing from the leader, which another server reaches"
 	default:
 		return state{}, ""
 	}

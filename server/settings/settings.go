@@ -95,7 +95,7 @@ func (s *Settings) Run(ctx context.Context) {
 			}
 		}
 		for err := s.poll(ctx); err != nil && ctx.Err() == nil; err = s.poll(ctx) {
-			s.log.Debug("the settings that nodes follow cannot be read; it is tried again", "error", err)
+			s.log.Debug("the settings that nodes follow cannot be read; retrying", "error", err)
 			timers.Sleep(ctx, readRetry)
 		}
 	}
@@ -247,7 +247,7 @@ func (s *Settings) refuses(r *http.Request, names []string) (code int, why strin
 		return http.StatusMethodNotAllowed, "settings are read only"
 	}
 	if len(names) == 0 {
-		return http.StatusBadRequest, "no setting is named"
+		return http.StatusBadRequest, "the request names no setting"
 	}
 	who, ok := request.UserFrom(r.Context())
 	if !ok {
@@ -279,7 +279,7 @@ func (s *Settings) stream(w http.ResponseWriter, r *http.Request, names []string
 	}
 	flusher, ok := w.(http.Flusher)
 	if !ok {
-		http.Error(w, "this way of asking has no streams", http.StatusNotImplemented)
+		http.Error(w, "this connection does not support streaming", http.StatusNotImplemented)
 		return
 	}
 	over := time.NewTimer(s.lasts())

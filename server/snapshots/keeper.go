@@ -104,7 +104,7 @@ func (k *Keeper) Save(ctx context.Context, name string) (Info, error) {
 		return info, err
 	}
 	if err := k.copyOut(ctx, info); err != nil {
-		return info, fmt.Errorf("the snapshot is saved in %s, but not elsewhere: %w", info.Location, err)
+		return info, fmt.Errorf("the snapshot is saved in %s, but not in the object store: %w", info.Location, err)
 	}
 	return info, nil
 }

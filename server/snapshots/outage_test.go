@@ -55,7 +55,7 @@ func TestOutageOfS3(t *testing.T) {
 	if got := m.scheduledInFolder(); !slices.Equal(got, want) {
 		t.Errorf("after an outage of five hours here are %q, before it there were %q", got, want)
 	}
-	if c := board.Components()[0]; c.State != status.Degraded || !strings.Contains(c.Message, want[3]+" is on this machine, but not elsewhere") {
+	if c := board.Components()[0]; c.State != status.Degraded || !strings.Contains(c.Message, want[3]+" is on this machine, but not in the object store") {
 		t.Errorf("%+v", c)
 	}
 	deny(false)

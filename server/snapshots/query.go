@@ -33,7 +33,7 @@ func queryInContext(next http.Handler) http.Handler {
 		if text := r.URL.Query().Get(S3Query); text != "" {
 			var a config.AskedS3
 			if err := json.Unmarshal([]byte(text), &a); err != nil {
-				http.Error(w, "the settings for S3 are not understood: "+err.Error(), http.StatusBadRequest)
+				http.Error(w, "the settings for S3 cannot be read: "+err.Error(), http.StatusBadRequest)
 				return
 			}
 			r = r.WithContext(WithQuery(r.Context(), a))

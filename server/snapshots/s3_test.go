@@ -288,7 +288,7 @@ func TestScheduleWithS3(t *testing.T) {
 	board := m.scheduler()
 	m.Put("/registry/pods/a/one", "1")
 	m.pass(12 * time.Hour)
-	if c := board.Components()[0]; c.State != status.Degraded || !strings.Contains(c.Message, "is on this machine, but not elsewhere") ||
+	if c := board.Components()[0]; c.State != status.Degraded || !strings.Contains(c.Message, "is on this machine, but not in the object store") ||
 		!strings.Contains(c.Message, "check the access key") || len(m.scheduledInFolder()) != 1 {
 		t.Errorf("%+v", c)
 	}

@@ -82,7 +82,7 @@ func (s slot) next(t time.Time) time.Time {
 // Run saves the cluster by schedule until ctx is done.
 func (k *Keeper) Run(ctx context.Context) {
 	if err := k.removeHalves(); err != nil {
-		k.log.Warn("what an interrupted snapshot left was not removed", "error", err)
+		k.log.Warn("the remains of an interrupted snapshot could not be removed", "error", err)
 	}
 	if k.o.Schedule == nil {
 		k.o.Part.Set(status.Disabled, "snapshots are taken only on request: coracle snapshot save")
@@ -125,9 +125,9 @@ func (k *Keeper) Run(ctx context.Context) {
 		stuck = nil
 		if err != nil && ctx.Err() == nil {
 			errors.As(err, &stuck)
-			k.log.Error("the scheduled snapshot failed; it is tried again", "after", retry, "error", err)
+			k.log.Error("the scheduled snapshot failed; retrying", "after", retry, "error", err)
 			k.o.Part.Set(status.Degraded, fmt.Sprintf(
-				"the scheduled snapshot failed, and is tried again every %v; earlier ones are kept: %v", retry, err))
+				"the scheduled snapshot failed, retrying every %v; earlier snapshots are kept: %v", retry, err))
 			due = k.o.Clock.Now().Add(retry)
 			continue
 		}
@@ -231,10 +231,10 @@ func (k *Keeper) scheduledInFolder(ctx context.Context) (*Info, error) {
 		if err != nil {
 			return nil, err
 		}
-		k.log.Info("the cluster was saved", "snapshot", saved.Name, "revision", saved.Revision, "bytes", saved.Size)
+		k.log.Info("took a snapshot of the cluster", "snapshot", saved.Name, "revision", saved.Revision, "bytes", saved.Size)
 		info = &saved
 	} else {
-		k.log.Info("nothing has changed since the newest snapshot, so that no other one is taken", "snapshot", info.Name)
+		k.log.Info("nothing has changed since the newest snapshot; skipping the scheduled one", "snapshot", info.Name)
 	}
 	_, err = k.prune(k.o.Retention, k.ownScheduled(), info.Name)
 	return info, err
@@ -242,13 +242,13 @@ func (k *Keeper) scheduledInFolder(ctx context.Context) (*Info, error) {
 
 func (k *Keeper) scheduledInS3(ctx context.Context, info Info) error {
 	if err := k.copyOut(ctx, info); err != nil {
-		return &notInS3{info, fmt.Errorf("%s is on this machine, but not elsewhere: %w", info.Name, err)}
+		return &notInS3{info, fmt.Errorf("%s is on this machine, but not in the object store: %w", info.Name, err)}
 	}
 	if err := k.withBucket(ctx, func(ctx context.Context, b *bucket) error {
 		_, err := b.prune(ctx, b.o.Retention, k.ownScheduled(), info.Name)
 		return err
 	}); err != nil {
-		return &notInS3{info, fmt.Errorf("%s is on this machine and elsewhere; older ones are not removed there: %w", info.Name, err)}
+		return &notInS3{info, fmt.Errorf("%s is on this machine and in the object store; older ones could not be removed there: %w", info.Name, err)}
 	}
 	return nil
 }

@@ -161,7 +161,7 @@ func TestFailedScheduledSnapshotIsRetried(t *testing.T) {
 	testenv.NoError(t, os.WriteFile(m.o.Dir, []byte("in the way"), 0o600))
 	m.pass(12 * time.Hour)
 	c := board.Components()[0]
-	if c.State != status.Degraded || !strings.Contains(c.Message, "not a directory") || !strings.Contains(c.Message, "tried again every 15m") || m.counts.failures.Load() != 1 {
+	if c.State != status.Degraded || !strings.Contains(c.Message, "not a directory") || !strings.Contains(c.Message, "retrying every 15m") || m.counts.failures.Load() != 1 {
 		t.Errorf("%+v", c)
 	}
 	testenv.NoError(t, os.Remove(m.o.Dir))

@@ -36,8 +36,8 @@ func (s *Starting) RetryUntilLeader(ctx context.Context, do func() error) error 
 		}
 		if err.Error() != last {
 			last = err.Error()
-			s.o.Part.Set(status.Degraded, "it does not answer any more; it is asked again: "+last)
-			s.o.Logger.Warn("the store does not answer any more; it is asked again", "error", err)
+			s.o.Part.Set(status.Degraded, "it no longer answers; retrying: "+last)
+			s.o.Logger.Warn("the store no longer answers; retrying", "error", err)
 		}
 		if !timers.Sleep(ctx, leaderlessRetry) {
 			return err

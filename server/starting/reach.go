@@ -84,7 +84,7 @@ func (s *Starting) WhyUnreached(ctx context.Context, others []string) string {
 			return ""
 		case errors.As(err, &refusal) && refusal.Code == protocol.CodeAddress:
 			return fmt.Sprintf(
-				"the server at %s does not reach this one at %s, the address by which the others know it (--advertise-address, --https-listen-port): %s",
+				"the server at %s cannot reach this server at its advertised address %s (--advertise-address, --https-listen-port): %s",
 				other, own, refusal.Message)
 		}
 		if text := err.Error(); !slices.ContainsFunc(errs, func(e error) bool { return strings.Contains(e.Error(), text) }) {
@@ -99,6 +99,6 @@ func (s *Starting) WhyUnreached(ctx context.Context, others []string) string {
 		texts = append(texts, err.Error())
 	}
 	return "no other server answers: " + strings.Join(texts, "; ") +
-		". Other servers are also searched for on this machine's networks. If they have other addresses by now and are elsewhere, start this one once with the address " +
+		". Other servers are also searched for on this machine's networks. If they have new addresses on other networks, start this server once with the address " +
 		"of one of them: --server https://ADDRESS:6443"
 }

@@ -262,5 +262,5 @@ func (s *Starting) why() string {
 		what = "its store waits for the cluster's other servers"
 	}
 	return "the server on this machine, at port " + strconv.Itoa(s.o.Port) +
-		", is starting: " + what + ". What runs in pods goes on. `coracle status` there says more"
+		", is starting: " + what + ". Pods keep running. `coracle status` there says more"
 }

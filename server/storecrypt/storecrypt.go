@@ -55,7 +55,7 @@ func (b Box) Get(ctx context.Context, v any) (revision int64, err error) {
 		err = json.Unmarshal(text, v)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%s in the store cannot be opened with this server's authority for servers: %w", b.Key, err)
+		return 0, fmt.Errorf("%s in the store cannot be decrypted with this server's authority for servers: %w", b.Key, err)
 	}
 	return answer.Kvs[0].ModRevision, nil
 }

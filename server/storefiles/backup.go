@@ -179,7 +179,7 @@ func (c *checksum) Write(p []byte) (int, error) {
 
 func (c *checksum) check() error {
 	if c.n%backupAlign != sha256.Size {
-		return fmt.Errorf("it is no backup of a store, or not a whole one: %d bytes", c.n)
+		return fmt.Errorf("it is no backup of a store, or an incomplete one: %d bytes", c.n)
 	}
 	if !bytes.Equal(c.sum.Sum(nil), c.tail) {
 		return errors.New("it is damaged, or no backup of a store: its checksum is wrong")

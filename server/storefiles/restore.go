@@ -41,7 +41,7 @@ func (s *Server) lock() (*datadir.Dir, error) {
 				"without one, start coracle server once and stop it: what is encrypted in the backup stays unreadable then", need.path,
 				need.what, s.ServerDir)
 		} else if err != nil {
-			return nil, fmt.Errorf("looking for the server's files: %w", err)
+			return nil, fmt.Errorf("checking the server's files: %w", err)
 		}
 	}
 	dir, err := datadir.Open(datadir.Options{DataDir: s.DataDir, ServerDir: s.ServerDir, StoreDir: s.StoreDir, Version: s.Version})
@@ -91,7 +91,7 @@ func (s *Server) Restore(backup string) (b *Backup, kept string, err error) {
 		return nil, "", errors.Join(err, Abandon(made))
 	}
 	if err := dir.RecordVersion(); err != nil {
-		return nil, "", errors.Join(fmt.Errorf("noting who this server is: %w", err), Abandon(made))
+		return nil, "", errors.Join(fmt.Errorf("saving this server's identity: %w", err), Abandon(made))
 	}
 	kept, err = Replace(s.StoreDir, made, s.StoreDir+".before-"+stamp)
 	if err != nil {
@@ -128,7 +128,7 @@ func Replace(dir, made, keep string) (kept string, err error) {
 		}
 		return keep, atomicfile.SyncDir(filepath.Dir(dir))
 	case errors.Is(err, unix.EBUSY):
-		return "", errors.Join(fmt.Errorf("%s is a mount point, so it cannot be put aside. Nothing was changed. Mount the disk "+
+		return "", errors.Join(fmt.Errorf("%s is a mount point, so it cannot be renamed. Nothing was changed. Mount the disk "+
 			"at %s instead, with everything that is there now and the store in it, and try again", dir,
 			filepath.Dir(dir)), os.RemoveAll(made))
 	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS):

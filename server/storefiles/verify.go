@@ -65,7 +65,7 @@ func (c *Checked) readState(in *disk.Inspection) error {
 	defer r.Close()
 	state, err := mvcc.Restore(r)
 	if err != nil {
-		return fmt.Errorf("the snapshot of entry %d in %s is what was written, and yet cannot be read: %w", c.SnapshotIndex, c.Path, err)
+		return fmt.Errorf("the snapshot of entry %d in %s is undamaged, but cannot be read: %w", c.SnapshotIndex, c.Path, err)
 	}
 	view := state.Freeze()
 	c.Revision, c.Keys = view.Revision(), view.Stats().Keys
@@ -86,7 +86,7 @@ func readEntries(in *disk.Inspection) error {
 			continue
 		}
 		if _, err := mvcc.DecodeEntry(entry.Data); err != nil {
-			return fmt.Errorf("log entry %d is what was written, and yet cannot be read by this version of coracle: %w", i, err)
+			return fmt.Errorf("log entry %d is undamaged, but cannot be read by this version of coracle: %w", i, err)
 		}
 	}
 	return nil

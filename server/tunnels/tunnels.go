@@ -110,7 +110,7 @@ func (t *Table) serve(ctx context.Context, raw net.Conn, identified func()) {
 	_ = raw.SetDeadline(time.Now().Add(identify)) // if deadlines fail, the handshake fails, too
 	conn := tls.Server(raw, t.config())
 	if err := conn.HandshakeContext(ctx); err != nil {
-		t.o.Logger.Debug("a connection that may have been a node's was not taken", "from", raw.RemoteAddr().String(), "reason", err)
+		t.o.Logger.Debug("rejected a connection that may have been a node's", "from", raw.RemoteAddr().String(), "reason", err)
 		return
 	}
 	node, err := nodeOf(conn.ConnectionState())

@@ -114,7 +114,7 @@ func (h *holder) run(ctx context.Context, leadership <-chan raftstore.Leadership
 			h.quiet()
 		case <-h.v.changed:
 		case err := <-h.ended:
-			h.log.Warn("a virtual address is not announced any more; it is tried again", "error", err)
+			h.log.Warn("a virtual address is no longer announced; retrying", "error", err)
 			h.quiet()
 			timers.Sleep(ctx, time.Second) // the cause may persist
 		case <-again:
@@ -164,10 +164,10 @@ func (h *holder) transfer(ctx context.Context) {
 		cancel()
 		if err == nil {
 			h.handed = time.Now()
-			h.log.Info("this server has no link for the cluster's virtual address; another one leads now", "other", m.Address)
+			h.log.Info("this server has no interface for the cluster's virtual address; transferred the leadership to another server", "other", m.Address)
 			return
 		}
-		h.log.Debug("a server cannot lead in place of this one, which has no link for the cluster's virtual address", "other", m.Address,
+		h.log.Debug("could not transfer the leadership from this server, which has no interface for the cluster's virtual address", "other", m.Address,
 			"error", err)
 	}
 }
@@ -184,7 +184,7 @@ func (h *holder) redirect(redirects []vip.Redirect) error {
 	}
 	err := h.v.o.Redirect(redirects)
 	if err != nil {
-		h.log.Warn("the translations for virtual addresses could not be set", "error", err)
+		h.log.Warn("the nftables translations for virtual addresses could not be set", "error", err)
 		return err
 	}
 	h.redirects = redirects
@@ -203,7 +203,7 @@ func (h *holder) find(addresses []netip.Addr) (map[netip.Addr]vip.Interface, []s
 	for _, a := range addresses {
 		p, err := vip.Find(links, a, h.v.o.Interface)
 		if err != nil {
-			trouble = append(trouble, err.Error()+". This server does not answer for it, also when it leads")
+			trouble = append(trouble, err.Error()+". This server cannot announce it, even when it leads")
 			continue
 		}
 		interfaces[a] = p
@@ -230,7 +230,7 @@ func (h *holder) start(ctx context.Context) (stop func()) {
 				}
 				return
 			}
-			h.log.Info("this server answers for a virtual address", "address", a, "interface", p.Name, "term", term)
+			h.log.Info("this server announces a virtual address", "address", a, "interface", p.Name, "term", term)
 			err := h.announce(ctx, vip.Announcement{
 				Address: a, Interface: p, Logger: h.log,
 				Confirm:  func(ctx context.Context) (vip.Moment, error) { return confirmLead(ctx, h.store, term) },
@@ -311,8 +311,8 @@ func (h *holder) show() {
 	h.mu.Lock()
 	for _, a := range h.v.Kept() {
 		if c, ok := h.conflict[a]; ok && time.Since(c.at) < conflictShown {
-			problems = append(problems, fmt.Sprintf("%s is used by another machine too, with the Ethernet address %s: take it off that "+
-				"one, or choose another address with coracle vip set", a, c.by))
+			problems = append(problems, fmt.Sprintf("%s is used by another machine too, with the Ethernet address %s: remove it from that "+
+				"machine, or choose another address with coracle vip set", a, c.by))
 		}
 	}
 	h.mu.Unlock()
@@ -326,11 +326,11 @@ func (h *holder) show() {
 	case len(problems) > 0:
 		line.Set(status.Degraded, strings.Join(problems, "; "))
 	case !kept && len(h.v.Current()) > 0:
-		line.Set(status.Starting, Format(h.v.Current())+": not agreed on yet")
+		line.Set(status.Starting, Format(h.v.Current())+": not confirmed by the cluster yet")
 	case !kept:
 		line.Set(status.Disabled, "the cluster has none")
 	case h.lead.Leader:
-		line.Set(status.Running, text+": this server answers for it")
+		line.Set(status.Running, text+": announced by this server")
 	default:
 		line.Set(status.Waiting, text+": "+h.leaderName()+" answers for it")
 	}

@@ -165,7 +165,7 @@ func (v *Addresses) Clear() {
 		return
 	}
 	if err := v.o.Redirect(nil); err != nil {
-		v.o.Logger.Warn("the translations for virtual addresses that an earlier process left could not be removed; it is tried again "+
+		v.o.Logger.Warn("the nftables translations for virtual addresses of an earlier process could not be removed; retrying "+
 			"when the API serves", "error", err)
 	}
 }
@@ -199,7 +199,7 @@ func (v *Addresses) fail(err error) {
 	v.trouble = err.Error()
 	v.mu.Unlock()
 	if !again {
-		v.o.Logger.Warn("the cluster's virtual addresses are not what they should be here; it is tried again", "error", err)
+		v.o.Logger.Warn("the cluster's virtual addresses could not be applied on this server; retrying", "error", err)
 		v.changed.Send()
 	}
 }
@@ -311,7 +311,7 @@ func (v *Addresses) apply(ctx context.Context, client kubernetes.Interface, m *c
 		return err
 	}
 	if own := v.o.Own; len(own) > 0 && !slices.Equal(own, addresses) {
-		v.fail(fmt.Errorf("--vip: this server was given %q, and the cluster that it belongs to has %q, which counts; leave it out",
+		v.fail(fmt.Errorf("--vip: this server was given %q, but its cluster has %q; remove the flag",
 			Format(own), Format(addresses)))
 		return nil
 	}

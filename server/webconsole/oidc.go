@@ -44,7 +44,7 @@ func (o *Options) provider() (*console.OIDC, error) {
 	}
 	switch {
 	case out.Issuer == "" && (o.OIDC.ClientID != "" || o.OIDC.ClientSecret != "" || len(o.OIDC.Scopes) > 0):
-		return nil, errors.New("--console-oidc-…: the API server takes no users of OIDC: " +
+		return nil, errors.New("--console-oidc-…: the API server does not authenticate users by OIDC: " +
 			"give it --kube-apiserver-arg=oidc-issuer-url=… and oidc-client-id=…, " +
 			"or name a client of its authentication-config by --console-oidc-client-id")
 	case out.Issuer == "" || out.ClientID == "":

@@ -38,7 +38,7 @@ const (
 )
 
 // errForeignService says that another owner has a Service of this name. It is not tried again until the next start.
-var errForeignService = errors.New("there is another Service kube-system/console, which is left alone: " +
+var errForeignService = errors.New("there is a Service kube-system/console that coracle did not create, and does not change: " +
 	"delete it and start the server again")
 
 // consoleService maintains the Service kube-system/console. It has no selector. Each server whose console serves
@@ -69,12 +69,12 @@ func (w *Console) SyncService(ctx context.Context, config *rest.Config) {
 		case err == nil || ctx.Err() != nil:
 			return
 		case errors.Is(err, errForeignService):
-			w.o.Logger.Warn("no Ingress can name the console", "error", err)
+			w.o.Logger.Warn("an Ingress cannot refer to the console", "error", err)
 			return
 		}
 		if text := level.String() + err.Error(); text != last {
 			last = text
-			w.o.Logger.Log(ctx, level, "the Service kube-system/console is not right yet; it is tried again", "error", err)
+			w.o.Logger.Log(ctx, level, "the Service kube-system/console could not be updated; retrying", "error", err)
 		}
 		if !timers.Sleep(ctx, consoleServiceRetry) {
 			return

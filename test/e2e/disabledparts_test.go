@@ -40,7 +40,7 @@ func withChart(t *testing.T, s *harness.Server) {
 func partsRun(t *testing.T, s *harness.Server) {
 	t.Helper()
 	k := s.In(t)
-	for part, want := range map[string]string{"metrics API": "running.*at rest until a client asks", "local storage": "running", "helm charts": "running"} {
+	for part, want := range map[string]string{"metrics API": "running.*idle until a client requests metrics", "local storage": "running", "helm charts": "running"} {
 		harness.Eventually(t, soon, part+": "+want, func() error { return statusLine(s, part, want) })
 	}
 	k.Await(soon, "apiservice/v1beta1.metrics.k8s.io", `{.status.conditions[?(@.type=="Available")].status}`, "True")

@@ -56,7 +56,7 @@ func TestRefusedServerSaysWhy(t *testing.T) {
 		s := *peer
 		s.Args = append(slices.Clone(peer.Args), "--server", "https://10.77.0.250:6443")
 		s.Start()
-		for _, want := range []string{"the server cannot join yet; it is tried again", "no server answers at 10.77.0.250:6443"} {
+		for _, want := range []string{"the server cannot join yet; retrying", "no server answers at 10.77.0.250:6443"} {
 			harness.Eventually(t, soon, "it says that it tries again, and why", func() error { return s.LogSays(want) })
 		}
 		testenv.Check(t, s.Stop())

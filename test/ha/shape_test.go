@@ -116,7 +116,7 @@ func (c *Cluster) oneTooMany(t *testing.T) *harness.Machine {
 	testenv.Equal(t, s.WaitExit(soon), 1, "it ended with exit code")
 	lastLog := s.LogTail(1)
 	t.Log(lastLog)
-	harness.Says(t, lastLog, "the cluster has 7 servers", "Join as an agent, or remove a server that is gone")
+	harness.Says(t, lastLog, "the cluster has 7 servers", "Join as an agent, or remove a server that is lost")
 	if n := asked.InLog(line) - before; n != 1 {
 		t.Errorf("the server that it asked has %d lines of it:\n%s", n, asked.LogTail(20))
 	}

@@ -170,7 +170,7 @@ func TestVIPLeadsToOneLiveServer(t *testing.T) {
 	} {
 		before, _, _ := w.state()
 		holder := before[len(before)-1]
-		const begins = "this server answers for a virtual address"
+		const begins = "this server announces a virtual address"
 		elected := c.by(holder).InLog(begins)
 		began := time.Now()
 		moved := make(chan time.Duration, 1) // one: it is sent once
