@@ -35,7 +35,7 @@ const noStdin = "coracle console reads the terminal itself. Log in by coracle ku
 // does not answer is no failure: the pages say so, and work once the cluster answers. After patience, a line says what
 // is waited for.
 func (a *App) probeConsole(ctx context.Context, config *rest.Config, current string, patience time.Duration) error {
-	answered := make(chan error, 1)                                 // one: its goroutine ends even after this function has returned
+	answered := make(chan error, 1)                                               // one: its goroutine ends even after this function has returned
 	go func() { answered <- askForConsole(ctx, config, current, probeTimeout) }() // a login program cannot be cancelled
 	slow := time.NewTimer(patience)
 	defer slow.Stop()
