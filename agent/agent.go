@@ -192,7 +192,7 @@ func runWithAPI(g *supervise.Group, o Options, podCIDRs *atomic.Pointer[func() [
 	if o.Servers != nil {
 		g.Go(func(ctx context.Context) { tunnels.Run(ctx, o.tunnels(podCIDRs)) })
 	}
-	if o.OtherWays != nil {
+	if o.FallbackConfigs != nil {
 		g.Quiet("kubelet's way to the API", func(ctx context.Context) error {
 			k, err := o.kubeletAPI(own)
 			if err == nil {

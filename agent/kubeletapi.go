@@ -140,7 +140,7 @@ func (o Options) kubeletAPI(own *readyUnknown) (*kubeletAPI, error) {
 // anotherWay calls f with each connection to the API in turn, except the kubelet's, until f succeeds.
 func (o Options) anotherWay(f func(*rest.Config) error) error {
 	errs := []error{errors.New("agent: no other way to the API server")}
-	for _, c := range o.OtherWays() {
+	for _, c := range o.FallbackConfigs() {
 		err := f(c)
 		if err == nil {
 			return nil

@@ -111,9 +111,9 @@ type Options struct {
 	ServerAnswered func(server string, itself bool)
 	// ServerEnded, when set, is called each time that one of Servers has ended its connection.
 	ServerEnded func(server string)
-	// OtherWays returns client configurations for the API beside the kubelet's. Their identity may write the node's
-	// status.
-	OtherWays func() []*rest.Config
+	// FallbackConfigs returns client configurations for the API beside the kubelet's. Their identity may write the
+	// node's status.
+	FallbackConfigs func() []*rest.Config
 	// NodePair and ServerCAFile are the credentials for the connections to Servers: the node's certificate with its
 	// key, and the servers' authority.
 	NodePair, ServerCAFile string

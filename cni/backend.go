@@ -19,9 +19,9 @@ type backend interface {
 	port() int
 	// desired returns the devices, routes and entries that lead to the peers' pods, in the order in which they have to
 	// be made. It also returns the problems of single peers.
-	desired(in waysInput) ([]wanted, []peerTrouble)
+	desired(in pathInput) ([]wanted, []unreachablePeer)
 	// rules adds the back end's rules to the nftables table.
-	rules(rs *ruleset, in waysInput)
+	rules(rs *ruleset, in pathInput)
 }
 
 // newBackend returns the back end for a name of clusterconfig.NetworkBackends, except none.
@@ -37,8 +37,8 @@ func (s *Server) newBackend(name string) (backend, error) {
 	return nil, fmt.Errorf("cni: there is no network back end that is called %q", name)
 }
 
-// waysInput is the whole input for computing the connections to other nodes.
-type waysInput struct {
+// pathInput is the whole input for computing the connections to other nodes.
+type pathInput struct {
 	// podCIDRs are this node's pod networks.
 	podCIDRs []netip.Prefix
 	peers    []Peer // as acceptable returns them
@@ -51,7 +51,7 @@ type waysInput struct {
 	checksumsBySoftware bool
 }
 
-func (in waysInput) equal(old waysInput) bool {
+func (in pathInput) equal(old pathInput) bool {
 	return slices.Equal(in.podCIDRs, old.podCIDRs) && slices.EqualFunc(in.peers, old.peers, Peer.equal) &&
 		in.underlay.equal(old.underlay) && slices.Equal(in.external, old.external) &&
 		in.sizes == old.sizes && in.checksumsBySoftware == old.checksumsBySoftware
@@ -59,7 +59,7 @@ func (in waysInput) equal(old waysInput) bool {
 
 // overhead returns the most bytes that a back end adds to a packet, in the address families that lead to the peers. The
 // family of this node's first address always counts, so that the size stays the same when the first peer joins.
-func (in waysInput) overhead(b backend) int {
+func (in pathInput) overhead(b backend) int {
 	out := 0
 	if len(in.underlay.addresses) > 0 {
 		out = b.overhead(in.underlay.addresses[0].Addr().Is4())
@@ -72,14 +72,14 @@ func (in waysInput) overhead(b backend) int {
 	return out
 }
 
-// peerTrouble is the reason why a peer's pods cannot be reached.
-type peerTrouble struct {
+// unreachablePeer is the reason why a peer's pods cannot be reached.
+type unreachablePeer struct {
 	peer, why string
 }
 
 // family returns the family of the addresses between this node and a peer: IPv4 where both have it. Both nodes get the
 // same result independently.
-func (in waysInput) family(p Peer) (v4, ok bool) {
+func (in pathInput) family(p Peer) (v4, ok bool) {
 	for _, v4 := range []bool{true, false} {
 		_, own := in.underlay.address(v4)
 		_, remote := p.underlay(v4)
@@ -92,9 +92,9 @@ func (in waysInput) family(p Peer) (v4, ok bool) {
 
 // acceptable removes pod networks that a Node must not have: those outside the cluster's networks, and those that
 // overlap this node's or an older peer's. It is pure.
-func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []peerTrouble) {
+func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []unreachablePeer) {
 	var out []Peer
-	var trouble []peerTrouble
+	var trouble []unreachablePeer
 	taken := slices.Clone(own)
 	for _, p := range peers {
 		var cidrs []netip.Prefix
@@ -102,10 +102,10 @@ func acceptable(peers []Peer, own, clusterCIDRs []netip.Prefix) ([]Peer, []peerT
 			c = c.Masked()
 			switch {
 			case !slices.ContainsFunc(clusterCIDRs, func(n netip.Prefix) bool { return n.Bits() <= c.Bits() && n.Contains(c.Addr()) }):
-				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its pod network %s is not in the cluster's %v", c,
+				trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("its pod network %s is not in the cluster's %v", c,
 					clusterCIDRs)})
 			case slices.ContainsFunc(taken, c.Overlaps):
-				trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its pod network %s is another node's, too", c)})
+				trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("its pod network %s is another node's, too", c)})
 			default:
 				cidrs = append(cidrs, c)
 			}

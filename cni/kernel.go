@@ -165,7 +165,7 @@ func (k *kernel) ensure(o object) error {
 	case forward:
 		err = k.on(o.device, func(l netlink.Link) error { return ensureForward(l, o) })
 	case checksums:
-		err = checksumsBySoftware(o.device)
+		err = disableTxChecksumOffload(o.device)
 	case blackhole:
 		err = netlink.RouteReplace(o.route())
 	case wgIdentity:

@@ -25,7 +25,7 @@ import (
 type network struct {
 	podCIDRs []netip.Prefix
 	sizes
-	ways waysInput
+	ways pathInput
 	// backend connects this node to other nodes. name is its name.
 	backend backend
 	name    string
@@ -205,10 +205,10 @@ func (s *Server) backendFor(next, have string) string {
 
 // desiredNetwork computes the network from the nodes and the underlay's current state. If the underlay cannot be found
 // it uses the last one: the underlay's address may return, and pods of this node do not need it.
-func (s *Server) desiredNetwork(st networkState) (*network, []peerTrouble, error) {
+func (s *Server) desiredNetwork(st networkState) (*network, []unreachablePeer, error) {
 	nw := &network{podCIDRs: st.PodCIDRs, name: cmp.Or(st.Backend, s.o.Backend)}
 	nw.ways.podCIDRs, nw.ways.external = st.PodCIDRs, s.o.External
-	var trouble []peerTrouble
+	var trouble []unreachablePeer
 	var err error
 	if nw.backend, err = s.newBackend(nw.name); err != nil {
 		return nil, nil, err

@@ -165,7 +165,7 @@ func TestDesiredWaysKeepInvariantsForRandomNodes(t *testing.T) {
 			}
 		}
 		for _, p := range in.peers {
-			lost := slices.ContainsFunc(trouble, func(x peerTrouble) bool { return x.peer == p.Name })
+			lost := slices.ContainsFunc(trouble, func(x unreachablePeer) bool { return x.peer == p.Name })
 			for _, cidr := range p.PodCIDRs {
 				if !routed[cidr] && !lost {
 					t.Fatalf("%s of %s has no way, and no error says so", cidr, p.Name)

@@ -30,7 +30,7 @@ func (s *Server) reportUnderlay(err error) {
 
 // reportPeers reports which nodes' pods cannot be reached for a reason that waiting does not remove, when that has
 // changed.
-func (s *Server) reportPeers(trouble []peerTrouble) {
+func (s *Server) reportPeers(trouble []unreachablePeer) {
 	var texts []string
 	for _, t := range trouble {
 		texts = append(texts, fmt.Sprintf("node %s: %s", t.peer, t.why))

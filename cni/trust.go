@@ -32,7 +32,7 @@ const (
 	atSource6 = (8 + 8 + 14 + 8) * 8
 )
 
-func (vxlan) rules(rs *ruleset, in waysInput) {
+func (vxlan) rules(rs *ruleset, in pathInput) {
 	if len(in.underlay.addresses) == 0 {
 		return
 	}

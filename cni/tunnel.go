@@ -155,7 +155,7 @@ func sendsSoftwareChecksums(device string) (bool, error) {
 	return value.on == 0, nil
 }
 
-func checksumsBySoftware(device string) error {
+func disableTxChecksumOffload(device string) error {
 	e, err := ethtool.NewEthtool()
 	if err != nil {
 		return fmt.Errorf("opening ethtool: %w", err)

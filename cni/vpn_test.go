@@ -167,7 +167,7 @@ func TestNodesReachOneAnotherOverVPN(t *testing.T) {
 			s.isMended()
 			s.c.backend = hostGateway{}
 			ways, trouble := s.c.backend.desired(s.input(1))
-			if len(ways) > 0 || !slices.ContainsFunc(trouble, func(p peerTrouble) bool {
+			if len(ways) > 0 || !slices.ContainsFunc(trouble, func(p unreachablePeer) bool {
 				return strings.Contains(p.why, "host-gw is for nodes of one segment, vxlan for others")
 			}) {
 				t.Errorf("packets for pods go nowhere by host-gw, and that is said of it: %v; its ways are\n%s", trouble, render(ways, nil))

@@ -47,7 +47,7 @@ func newSegment(t *testing.T, c wayCluster, nodes int) *segment {
 	return s
 }
 
-func (s *segment) input(i int) waysInput {
+func (s *segment) input(i int) pathInput {
 	in := waysOf(i, len(s.nodes), s.c)
 	if s.device != "" {
 		testenv.NoError(s, s.nodes[i-1].Do(func() (err error) { in.underlay, err = findUnderlay(nil, s.device); return err }))
@@ -84,7 +84,7 @@ func (s *segment) pass(i int) (did string) {
 	return did
 }
 
-func desiredRules(in waysInput, b backend) ruleset {
+func desiredRules(in pathInput, b backend) ruleset {
 	rs := desired(in.podCIDRs, prefixes("10.42.0.0/16", "fd42::/48"), nil, nil, nil)
 	b.rules(&rs, in)
 	return rs
@@ -355,7 +355,7 @@ func wrapped(from, to string, source, dst netip.Addr, text string) []byte {
 func TestChecksumsOfAnAdministrator(t *testing.T) {
 	s := newSegment(t, wayCluster{vxlan{}, dualPods, underlay4, 1500}, 2)
 	s.passAll()
-	testenv.NoError(t, s.nodes[0].Do(func() error { return checksumsBySoftware(deviceVXLAN4) }))
+	testenv.NoError(t, s.nodes[0].Do(func() error { return disableTxChecksumOffload(deviceVXLAN4) }))
 	for range 2 {
 		testenv.Equal(t, s.pass(1), "", "there is nothing to do, and done was")
 	}

@@ -36,8 +36,8 @@ func peerOf(i int, c wayCluster) Peer {
 }
 
 // waysOf is the input of node i in a cluster of n nodes.
-func waysOf(i, n int, c wayCluster) waysInput {
-	in := waysInput{podCIDRs: c.podCIDRs(i), underlay: underlay{device: "eth0", mtu: c.mtu}}
+func waysOf(i, n int, c wayCluster) pathInput {
+	in := pathInput{podCIDRs: c.podCIDRs(i), underlay: underlay{device: "eth0", mtu: c.mtu}}
 	for _, a := range c.underlay(i) {
 		in.underlay.addresses = append(in.underlay.addresses, netip.MustParsePrefix(a))
 	}
@@ -50,7 +50,7 @@ func waysOf(i, n int, c wayCluster) waysInput {
 	return in
 }
 
-func render(objects []wanted, trouble []peerTrouble) string {
+func render(objects []wanted, trouble []unreachablePeer) string {
 	var out []string
 	for _, w := range objects {
 		out = append(out, w.String())

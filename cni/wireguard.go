@@ -42,7 +42,7 @@ func (wireGuard) port() int { return clusterconfig.WireGuardPort }
 
 // desired makes no route to a node whose key is unknown. The blackholes drop packets that the default route would
 // otherwise send unencrypted: packets for pods that no node has, and packets for all pods while the device is missing.
-func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
+func (w wireGuard) desired(in pathInput) (out []wanted, trouble []unreachablePeer) {
 	add := func(o object) { out = append(out, wanted{object: o}) }
 	for _, c := range w.cluster {
 		if _, ok := sameFamily(in.podCIDRs, c.Addr()); ok {
@@ -61,14 +61,14 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 		key, err := wgtypes.ParseKey(p.WireGuardKey)
 		switch owner := keys[key.String()]; { // a key can be encoded in several ways
 		case p.WireGuardKey == "":
-			trouble = append(trouble, peerTrouble{p.Name, "it has not said its WireGuard key: its coracle is not running, or has another " +
+			trouble = append(trouble, unreachablePeer{p.Name, "it has not said its WireGuard key: its coracle is not running, or has another " +
 				"--network-backend"})
 			continue
 		case err != nil:
-			trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its WireGuard key is none: %v", err)})
+			trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("its WireGuard key is none: %v", err)})
 			continue
 		case owner != "":
-			trouble = append(trouble, peerTrouble{p.Name, fmt.Sprintf("its WireGuard key is that of %s", owner)})
+			trouble = append(trouble, unreachablePeer{p.Name, fmt.Sprintf("its WireGuard key is that of %s", owner)})
 			continue
 		}
 		keys[key.String()] = p.Name
@@ -82,7 +82,7 @@ func (w wireGuard) desired(in waysInput) (out []wanted, trouble []peerTrouble) {
 	return out, trouble
 }
 
-func (w wireGuard) peer(in waysInput, p Peer) (wgPeer, []route) {
+func (w wireGuard) peer(in pathInput, p Peer) (wgPeer, []route) {
 	peer := wgPeer{device: wireGuardDevice, name: p.Name}
 	var allowed []string
 	var routes []route
@@ -110,7 +110,7 @@ func (w wireGuard) peer(in waysInput, p Peer) (wgPeer, []route) {
 // A node whose external address is another machine's sends keepalives, too. Its packets may have another source port
 // there than the port that leads to it. Peers reply to the last source that they saw, even when the translator has
 // deleted that entry.
-func endpoint(in waysInput, p Peer) (at netip.AddrPort, every int) {
+func endpoint(in pathInput, p Peer) (at netip.AddrPort, every int) {
 	v4, ok := in.family(p)
 	if !ok {
 		return netip.AddrPort{}, 0
@@ -139,7 +139,7 @@ func private(a netip.Addr) bool {
 
 // rules drops unencrypted packets from the underlay whose source is a pod's address: such packets arrive by the tunnel
 // only.
-func (w wireGuard) rules(rs *ruleset, in waysInput) {
+func (w wireGuard) rules(rs *ruleset, in pathInput) {
 	rs.podsByTunnelOnly(in.underlay)
 }
 

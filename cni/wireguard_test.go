@@ -55,7 +55,7 @@ wireguard dev coracle-wg key OWN port 51820
 		cidrs    []netip.Prefix
 		peers    []Peer
 		want     string
-		trouble  []peerTrouble
+		trouble  []unreachablePeer
 	}{
 		{"alone", "192.168.1.2/24", prefixes("10.42.7.0/24"), nil, own, nil},
 		{"on one segment", "192.168.1.2/24", prefixes("10.42.7.0/24"), []Peer{peer("b", publicKey(2), b4, "192.168.1.3")}, own + `
@@ -99,7 +99,7 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 		}, own + `
 wireguard peer KEY2 dev coracle-wg endpoint 192.168.1.3:51820 allowed 10.42.8.0/24
 route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
-`, []peerTrouble{
+`, []unreachablePeer{
 			{"none", "it has not said its WireGuard key: its coracle is not running, or has another --network-backend"},
 			{"short", "its WireGuard key is none: wgtypes: incorrect key size: 3"},
 			{"thief", "its WireGuard key is that of b"},
@@ -108,7 +108,7 @@ route 10.42.8.0/24 dev coracle-wg src 10.42.7.1
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			in := waysInput{podCIDRs: c.cidrs, peers: c.peers, underlay: underlay{device: "eth0", mtu: 1500, addresses: prefixes(c.underlay)}, sizes: sizes{mtu: 1440}}
+			in := pathInput{podCIDRs: c.cidrs, peers: c.peers, underlay: underlay{device: "eth0", mtu: 1500, addresses: prefixes(c.underlay)}, sizes: sizes{mtu: 1440}}
 			in.underlay.addresses[0] = netip.MustParsePrefix(c.underlay)
 			out, trouble := wireGuard{publicKey(1), prefixes("10.42.0.0/16", "fd42::/56")}.desired(in)
 			var got []string
@@ -139,7 +139,7 @@ func TestPersistentKeepaliveFollowsAddresses(t *testing.T) {
 		{"both translators are within a larger network", "192.168.1.2/24", "10.1.0.2", other, other + ":51820", keepalive},
 		{"the translator's is of another family", "192.168.1.2/24", "2001:db8::2", away, away + ":51820", keepalive},
 	} {
-		in := waysInput{underlay: underlay{device: "eth0", addresses: []netip.Prefix{netip.MustParsePrefix(c.own)}}}
+		in := pathInput{underlay: underlay{device: "eth0", addresses: []netip.Prefix{netip.MustParsePrefix(c.own)}}}
 		if c.external != "" {
 			in.external = []netip.Addr{netip.MustParseAddr(c.external)}
 		}

@@ -52,7 +52,7 @@ func (l *list) run(ctx context.Context, rv string) error {
 		started := time.Now()
 		var err error
 		if rv == "" {
-			rv, err = l.readAll(ctx)
+			rv, err = l.sendAll(ctx)
 		}
 		if err == nil {
 			rv, err = l.watch(ctx, rv)
@@ -103,8 +103,8 @@ func temporary(err error) bool {
 	return code == 0 || code == http.StatusTooManyRequests || code >= http.StatusInternalServerError && code != http.StatusNotImplemented
 }
 
-// readAll sends the whole list, a page at a time, and returns its revision.
-func (l *list) readAll(ctx context.Context) (string, error) {
+// sendAll sends the whole list, a page at a time, and returns its revision.
+func (l *list) sendAll(ctx context.Context) (string, error) {
 	if l.sent {
 		if err := l.send(message{"type": "reset"}); err != nil {
 			return "", err

@@ -141,16 +141,16 @@ func (p *provider) bounded(f func(ctx context.Context, r *http.Request, in *logi
 		case errors.As(err, &refused):
 			refuse(w, refused.code, refused.message)
 		case err != nil:
-			p.silent(w, err)
+			p.respondUnavailable(w, err)
 		default:
 			respond(w, out)
 		}
 	}
 }
 
-// silent answers that the provider is unavailable. The reason is only in the log, since it may reveal more of the
-// network than a client that has not logged in should know.
-func (p *provider) silent(w http.ResponseWriter, err error) {
+// respondUnavailable answers that the provider is unavailable. The reason is only in the log, since it may reveal more
+// of the network than a client that has not logged in should know.
+func (p *provider) respondUnavailable(w http.ResponseWriter, err error) {
 	p.logger.Warn("no user can log in by OIDC at the moment", "issuer", p.o.Issuer, "error", err)
 	refuse(w, http.StatusBadGateway, p.o.Issuer+" does not answer this server as it should. The server's log says why")
 }
@@ -181,7 +181,7 @@ type providerResponse struct {
 func (p *provider) describe(w http.ResponseWriter, r *http.Request) {
 	d, err := p.discover(r.Context())
 	if err != nil {
-		p.silent(w, err)
+		p.respondUnavailable(w, err)
 		return
 	}
 	scopes := p.o.Scopes

@@ -79,7 +79,7 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	if e.m.ended.Load() {
 		return
 	}
-	switch after := e.m.roster.markSilent(n.Name); {
+	switch after := e.m.roster.markUnresponsive(n.Name); {
 	case after.Self:
 	case after.State == Left:
 		e.m.o.Reach.NodeLeft(n.Name)

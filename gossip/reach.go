@@ -39,8 +39,8 @@ const (
 	failureFanout = 16
 )
 
-// TellUnreachable reports to some other members that this machine does not reach one.
-func (m *Member) TellUnreachable(name string) {
+// ReportUnreachable reports to some other members that this machine does not reach one.
+func (m *Member) ReportUnreachable(name string) {
 	if m.ended.Load() {
 		return
 	}

@@ -64,7 +64,7 @@ func TestVanishedMemberIsReportedAndStoppedOneNot(t *testing.T) {
 		time.Sleep(spread)
 		testenv.True(t, e.has("stopped "+name(3)), "a member has stopped, and that was not reported")
 
-		g.members[1].TellUnreachable(name(2))
+		g.members[1].ReportUnreachable(name(2))
 		time.Sleep(time.Second)
 		testenv.True(t, e.has("told "+name(2)), "another member says that one does not answer, and that was not reported")
 

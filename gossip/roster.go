@@ -18,10 +18,10 @@ type State string
 // distinguish. Left means that it announced that it stops. Remembered means that it was a member in an earlier run,
 // without contact since.
 const (
-	Alive      State = "alive"
-	Silent     State = "silent"
-	Left       State = "left"
-	Remembered State = "remembered"
+	Alive        State = "alive"
+	Unresponsive State = "silent"
+	Left         State = "left"
+	Remembered   State = "remembered"
 )
 
 // Info is what is known of a member.
@@ -95,7 +95,7 @@ func (r *roster) noteLeaving(name string) {
 	defer r.mu.Unlock()
 	if m, ok := r.members[name]; ok {
 		m.bye = r.now()
-		if m.State == Silent && m.bye.Sub(m.Since) < byeLasts {
+		if m.State == Unresponsive && m.bye.Sub(m.Since) < byeLasts {
 			m.State = Left
 		}
 		r.members[name] = m
@@ -103,10 +103,10 @@ func (r *roster) noteLeaving(name string) {
 	}
 }
 
-// markSilent records that a member became unresponsive.
-func (r *roster) markSilent(name string) Info {
+// markUnresponsive records that a member became unresponsive.
+func (r *roster) markUnresponsive(name string) Info {
 	_, after := r.update(name, func(i *Info) {
-		i.State = Silent
+		i.State = Unresponsive
 		if !i.bye.IsZero() && r.now().Sub(i.bye) < byeLasts {
 			i.State = Left
 		}

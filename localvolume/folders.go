@@ -259,7 +259,7 @@ func (f *Folders) remove(r Request) (Response, error) {
 
 // asideName returns the name under which a volume's directory is removed.
 func asideName(name string, i int) string {
-	out := aside + strconv.Itoa(i) + "-" + name
+	out := removingPrefix + strconv.Itoa(i) + "-" + name
 	return out[:min(len(out), maxName)]
 }
 

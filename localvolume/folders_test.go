@@ -198,7 +198,7 @@ func TestRequestsAreServedOverAConnection(t *testing.T) {
 		here, there := net.Pipe()
 		done := make(chan struct{})
 		go func() { defer close(done); f.Serve(ctx, there) }()
-		a, err := Ask(ctx, here, r)
+		a, err := Call(ctx, here, r)
 		<-done
 		return a, err
 	}

@@ -61,11 +61,11 @@ type Response struct {
 	Error string `json:"error,omitempty"`
 }
 
-// ErrSilent means that a node did not reply.
-var ErrSilent = errors.New("the node does not answer")
+// ErrUnresponsive means that a node did not reply.
+var ErrUnresponsive = errors.New("the node does not answer")
 
-// Ask sends a request to a node over a connection, and closes it. The error is the node's, or wraps ErrSilent.
-func Ask(ctx context.Context, c net.Conn, r Request) (Response, error) {
+// Call sends a request to a node over a connection, and closes it. The error is the node's, or wraps ErrUnresponsive.
+func Call(ctx context.Context, c net.Conn, r Request) (Response, error) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience)) // fails only on a closed connection, and then so does the write
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
@@ -78,7 +78,7 @@ func Ask(ctx context.Context, c net.Conn, r Request) (Response, error) {
 	case ctx.Err() != nil:
 		return Response{}, ctx.Err()
 	case err != nil:
-		return Response{}, fmt.Errorf("%w: %w", ErrSilent, err)
+		return Response{}, fmt.Errorf("%w: %w", ErrUnresponsive, err)
 	case a.Error != "":
 		return a, errors.New(a.Error)
 	}

@@ -21,16 +21,16 @@ func TestUnresponsiveNodeTimesOut(t *testing.T) {
 		took time.Duration
 		want error
 	}{
-		"stopped before the question": {node: func(net.Conn) {}, took: patience, want: ErrSilent},
-		"stopped behind the question": {node: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, took: patience, want: ErrSilent},
+		"stopped before the question": {node: func(net.Conn) {}, took: patience, want: ErrUnresponsive},
+		"stopped behind the question": {node: func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, took: patience, want: ErrUnresponsive},
 		"stopped in the answer": {node: func(c net.Conn) {
 			_ = json.NewDecoder(c).Decode(&Request{})
 			_, _ = c.Write([]byte(`{"path":`))
-		}, took: patience, want: ErrSilent},
+		}, took: patience, want: ErrUnresponsive},
 		"gone behind the question": {node: func(c net.Conn) {
 			_ = json.NewDecoder(c).Decode(&Request{})
 			_ = c.Close()
-		}, want: ErrSilent},
+		}, want: ErrUnresponsive},
 		"woken in time": {node: func(c net.Conn) {
 			time.Sleep(patience - time.Second) // fake time
 			_ = json.NewDecoder(c).Decode(&Request{})
@@ -43,7 +43,7 @@ func TestUnresponsiveNodeTimesOut(t *testing.T) {
 					server, node := net.Pipe()
 					go tt.node(node)
 					began := time.Now()
-					a, err := Ask(t.Context(), server, Request{Op: op, Name: "x"})
+					a, err := Call(t.Context(), server, Request{Op: op, Name: "x"})
 					if !errors.Is(err, tt.want) || time.Since(began) != tt.took || err == nil && a.Path != "/storage/x" {
 						t.Errorf("after %v: %+v, %v", time.Since(began), a, err)
 					}
@@ -60,7 +60,7 @@ func TestAskEndsWithLeadership(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		began := time.Now()
-		if _, err := Ask(ctx, server, Request{Op: Space}); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrSilent) || time.Since(began) != time.Second {
+		if _, err := Call(ctx, server, Request{Op: Space}); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnresponsive) || time.Since(began) != time.Second {
 			t.Errorf("after %v: %v", time.Since(began), err)
 		}
 	})

@@ -29,14 +29,14 @@ func Name(persistentVolume, namespace, claim string) string {
 // checks.
 var names = regexp.MustCompile(`^pvc-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}_[a-z0-9]([-a-z0-9]*[a-z0-9])?_[a-z0-9][-.a-z0-9]*$`)
 
-// aside starts the name of a directory that is to be removed. No volume's name starts like that.
-const aside = ".removing-"
+// removingPrefix starts the name of a directory that is to be removed. No volume's name starts like that.
+const removingPrefix = ".removing-"
 
 // isVolume reports whether a directory's name is a volume's.
 func isVolume(name string) bool { return len(name) <= maxName && names.MatchString(name) }
 
 // isManaged reports whether this package makes such names.
-func isManaged(name string) bool { return isVolume(name) || strings.HasPrefix(name, aside) }
+func isManaged(name string) bool { return isVolume(name) || strings.HasPrefix(name, removingPrefix) }
 
 // Split splits a volume's path into the folder and the directory's name. It returns false for what cannot be a volume's
 // path.

@@ -107,7 +107,7 @@ func limits(folder *os.File) bool {
 // for removal. A pod can move its own files to any project (the kernel only checks a file's owner), and that must not
 // change another volume's limit.
 func isProjectOf(project uint32, name string) bool {
-	if rest, was := strings.CutPrefix(name, aside); was {
+	if rest, was := strings.CutPrefix(name, removingPrefix); was {
 		_, name, _ = strings.Cut(rest, "-")
 	}
 	return isOurProject(project) && (project-firstProjectOf(name))%projects < mostTaken

@@ -37,7 +37,7 @@ func removeAside(ctx context.Context, folder *os.File) error {
 			return err
 		}
 		for _, name := range entries {
-			if !strings.HasPrefix(name, aside) || failed[name] {
+			if !strings.HasPrefix(name, removingPrefix) || failed[name] {
 				continue
 			}
 			again = true
@@ -142,7 +142,7 @@ func (r *remover) empty(dir *os.File, depth int) error {
 // moveUp renames a directory for separate removal.
 func (r *remover) moveUp(dir int, name string) error {
 	for {
-		to := aside + "deep-" + strconv.Itoa(r.moved)
+		to := removingPrefix + "deep-" + strconv.Itoa(r.moved)
 		r.moved++
 		err := unix.Renameat(dir, name, r.folder, to)
 		switch {

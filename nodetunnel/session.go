@@ -19,7 +19,7 @@ const opening = 128
 // Session is the server's end.
 type Session struct {
 	yamux *yamux.Session
-	conn  *heardConn
+	conn  *contactConn
 }
 
 // ErrRefused means that the node does not open a stream: the address is not its own, or its connection fails.
@@ -27,7 +27,7 @@ var ErrRefused = errors.New("the node does not connect to it")
 
 // NewSession serves a connection that a node has opened.
 func NewSession(c net.Conn) (*Session, error) {
-	conn := newHeardConn(c)
+	conn := newContactConn(c)
 	y, err := yamux.Client(conn, config(opening))
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
@@ -35,8 +35,8 @@ func NewSession(c net.Conn) (*Session, error) {
 	return &Session{yamux: y, conn: conn}, nil
 }
 
-// Heard returns when the last bytes were received from the node.
-func (s *Session) Heard() time.Time { return *s.conn.at.Load() }
+// LastContact returns when the last bytes were received from the node.
+func (s *Session) LastContact() time.Time { return *s.conn.at.Load() }
 
 var errNodeOpened = errors.New("the node opened a stream; only servers do")
 

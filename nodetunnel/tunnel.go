@@ -55,25 +55,25 @@ func config(backlog int) *yamux.Config {
 	return c
 }
 
-// heardConn records when bytes were received. Read fails when the peer sends too many pings.
-type heardConn struct {
+// contactConn records when bytes were received. Read fails when the peer sends too many pings.
+type contactConn struct {
 	net.Conn
 	at    atomic.Pointer[time.Time]
 	pings pingLimit
 }
 
-func newHeardConn(c net.Conn) *heardConn {
-	h := &heardConn{Conn: c}
+func newContactConn(c net.Conn) *contactConn {
+	h := &contactConn{Conn: c}
 	h.hear()
 	return h
 }
 
-func (c *heardConn) hear() {
+func (c *contactConn) hear() {
 	now := time.Now()
 	c.at.Store(&now)
 }
 
-func (c *heardConn) Read(b []byte) (int, error) {
+func (c *contactConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
 		c.hear()

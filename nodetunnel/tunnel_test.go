@@ -129,8 +129,8 @@ func TestUnresponsiveServerIsLeft(t *testing.T) {
 	n.pingEvery = 100 * time.Millisecond // fewer than the limit
 	s := connect(t, n)
 	for range 5 {
-		last := s.Heard()
-		testenv.Until(t, 2*time.Minute, "the node is heard again", func() bool { return s.Heard().After(last) })
+		last := s.LastContact()
+		testenv.Until(t, 2*time.Minute, "the node is heard again", func() bool { return s.LastContact().After(last) })
 	}
 
 	a, b := net.Pipe()

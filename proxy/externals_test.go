@@ -148,7 +148,7 @@ func TestServersAddressIsNoExternalIP(t *testing.T) {
 	e.OnEndpointSliceAdd(one)
 	p.services(nil, svc)
 	want("two servers", []string{third, "203.0.113.7"}, []string{"203.0.113.8"})
-	if got := p.o.externals.neverLocal(); !slices.Equal(got, []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}) {
+	if got := p.o.externals.protected(); !slices.Equal(got, []netip.Addr{netip.MustParseAddr(first), netip.MustParseAddr(second)}) {
 		t.Errorf("none has because of a Service: %v", got)
 	}
 	other := servers("default", "kubernetes", "kubernetes-ipv4-7443", third)

@@ -59,7 +59,7 @@ func openIPVS(ctx context.Context, o Options) (backend, error) {
 		}
 	}
 	p, err := ipvs.New(ipvs.Options{
-		NodeName: o.Informers.NodeName(), ClusterCIDRs: o.ClusterCIDRs, NodePortAddresses: ports, NeverLocal: o.externals.neverLocal,
+		NodeName: o.Informers.NodeName(), ClusterCIDRs: o.ClusterCIDRs, NodePortAddresses: ports, Protected: o.externals.protected,
 		Scheduler: o.IPVSScheduler, Health: healthcheck.NewProxyHealthServer("", retryPause+maxPause, nil), Logger: o.Logger,
 	})
 	if err != nil {

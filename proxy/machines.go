@@ -65,9 +65,9 @@ func (p *Proxy) machine(in map[string][]netip.Addr, name string, addrs []netip.A
 	})
 }
 
-// neverLocal returns the addresses that no node may have because of a Service: the known addresses of machines, and the
+// protected returns the addresses that no node may have because of a Service: the known addresses of machines, and the
 // cluster's own.
-func (x *externals) neverLocal() []netip.Addr {
+func (x *externals) protected() []netip.Addr {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	out := slices.Clone(x.reserved.Addresses)

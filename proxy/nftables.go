@@ -66,7 +66,7 @@ func openNFTables(ctx context.Context, o Options) (backend, error) {
 		if err != nil {
 			return nil, fmt.Errorf("preparing the nftables proxier of %s: %w", f, err)
 		}
-		b.keepStaleDates(ctx, p)
+		b.trackStaleChains(ctx, p)
 		b.Provider, of[f] = p, p
 	}
 	if len(of) == 2 {

@@ -30,9 +30,9 @@ type staleChains struct {
 	since    map[string]time.Time
 }
 
-// keepStaleDates records a proxier's stale chains for the back end. Where the field is not found, chains are deleted as
-// upstream does it.
-func (b *nftables) keepStaleDates(ctx context.Context, p *upstreamnft.Proxier) {
+// trackStaleChains records a proxier's stale chains for the back end. Where the field is not found, chains are deleted
+// as upstream does it.
+func (b *nftables) trackStaleChains(ctx context.Context, p *upstreamnft.Proxier) {
 	chains, err := kubecompat.Field[map[string]time.Time](p, staleChainsField)
 	if err != nil {
 		klog.FromContext(ctx).Info("Chains that no Service needs stay in the kernel while Services change every second",

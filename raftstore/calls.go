@@ -29,8 +29,8 @@ const (
 	callRemove  = "remove"  // to the leader: removeCall
 	callPromote = "promote" // to the leader: promoteCall
 
-	callReach    = "reach"    // → reachReply
-	callStanding = "standing" // → standing, of a server that misses the leader
+	callReach         = "reach"    // → reachReply
+	callElectionState = "standing" // → standing, of a server that misses the leader
 )
 
 // errDiskStalled is the answer of a server whose disk has been stalled for so long that the leader, which asked, should
@@ -59,8 +59,8 @@ func (p *clustered) serveCall(ctx context.Context, from, method string, body []b
 			return nil, errDiskStalled
 		}
 		return append(binary.LittleEndian.AppendUint64(nil, p.peers.raft.CurrentTerm()), p.peers.id...), nil
-	case callStanding:
-		return serveJSON(ctx, body, p.election.serveStanding)
+	case callElectionState:
+		return serveJSON(ctx, body, p.election.serveElectionState)
 	case callReach:
 		return serveJSON(ctx, body, p.election.serveReach)
 	case callInfo:

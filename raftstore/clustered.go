@@ -61,7 +61,7 @@ func (s *Store) openPeers() (*clustered, error) {
 		Listener: r.opts.Network.Listener, Dial: r.dial, Logger: r.log,
 		Withhold: p.election.withholds,
 		Follows:  p.follows,
-		Stands:   p.election.handedOver,
+		Stands:   p.election.recordTransfer,
 		Next:     p.entriesBehind,
 		Snapshot: r.dir.Log.Snapshot, Install: s.snapshotter.install,
 		Handle:  p.handle,
@@ -93,12 +93,12 @@ func (p *clustered) linearizable(ctx context.Context) (*mvcc.View, error) {
 func (p *clustered) confirmLeading(ctx context.Context, term uint64) error {
 	return p.reads.confirmLeading(ctx, term)
 }
-func (p *clustered) hadPeers() bool                     { return len(p.membership.former) > 0 }
-func (p *clustered) join(noted bool) error              { return p.membership.join(noted) }
-func (p *clustered) reportRemoval(ctx context.Context)  { p.membership.reportRemoval(ctx) }
-func (p *clustered) Stand(ctx context.Context) bool     { return p.peers.Stand(ctx) }
-func (p *clustered) Contact(id raft.ServerID) time.Time { return p.peers.Contact(id) }
-func (p *clustered) CloseCalls(address string)          { p.peers.CloseCalls(address) }
+func (p *clustered) hadPeers() bool                         { return len(p.membership.former) > 0 }
+func (p *clustered) join(noted bool) error                  { return p.membership.join(noted) }
+func (p *clustered) reportRemoval(ctx context.Context)      { p.membership.reportRemoval(ctx) }
+func (p *clustered) StartElection(ctx context.Context) bool { return p.peers.StartElection(ctx) }
+func (p *clustered) Contact(id raft.ServerID) time.Time     { return p.peers.Contact(id) }
+func (p *clustered) CloseCalls(address string)              { p.peers.CloseCalls(address) }
 func (p *clustered) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, term uint64) {
 	return p.peers.LeaderSeen()
 }
@@ -122,7 +122,7 @@ func (p *clustered) transferVote(ctx context.Context, members []raft.Server, at 
 func (p *clustered) run() {
 	ctx, spawn := p.peers.ctx, p.peers.spawn
 	spawn(func() { p.membership.announce(ctx) })
-	spawn(func() { p.membership.notePeers(ctx) })
+	spawn(func() { p.membership.savePeersOnChange(ctx) })
 	spawn(func() { p.election.missLeader(ctx) })
 	close(p.peers.started)
 }

@@ -54,7 +54,7 @@ func (p *peers) reached(ctx context.Context, enough func([]raft.ServerID) bool) 
 			continue
 		}
 		asking.Go(func() {
-			if p.askTerm(ctx, server) > 0 {
+			if p.fetchTerm(ctx, server) > 0 {
 				mu.Lock()
 				defer mu.Unlock()
 				out = append(out, server.ID)
@@ -76,7 +76,7 @@ func (e *election) serveReach(ctx context.Context, q reachRequest) (reachReply, 
 	if e.dir.Stalled() > stalledAfter && !q.Majority {
 		return reachReply{}, errDiskStalled
 	}
-	made := e.aside.Load()
+	made := e.makesWayUntil.Load()
 	unfit := errors.Is(e.admit(), rpctypes.ErrGRPCNoSpace) || made != nil && time.Since(*made) < mostConnectivityPause
 	var enough func([]raft.ServerID) bool
 	if voters := votersOf(e.raft.GetConfiguration().Configuration().Servers); q.Majority {
@@ -179,11 +179,11 @@ type reportedLeader struct {
 	removed bool   // the others do not count this server as a member
 }
 
-// noteCutOff notes that another server hears a leader that this one does not. The first report is only remembered,
+// checkCutOff notes that another server hears a leader that this one does not. The first report is only remembered,
 // since the leader may be about to transfer its leadership to a server that this one hears. From the second report on,
 // the other server counts if it reaches the leader now: a server that only knows of a leader may be as cut off as this
 // one.
-func (ms *membership) noteCutOff(ctx context.Context, informed infoReply) {
+func (ms *membership) checkCutOff(ctx context.Context, informed infoReply) {
 	i := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.ID) == informed.ID })
 	leader := slices.IndexFunc(informed.Members, func(m raft.Server) bool { return string(m.Address) == informed.Leader })
 	before := ms.leader.without.Load()

@@ -31,7 +31,7 @@ func (s *Store) CheckTerm(ctx context.Context) error {
 	if term == 0 {
 		return nil
 	}
-	return tellRefused(ctx, s.leadership.leadsIn(term))
+	return endTermIfFenced(ctx, s.leadership.leadsIn(term))
 }
 
 // ConfirmTerm does what CheckTerm does, for effects outside the store, which the state machine cannot refuse. It asks a
@@ -42,7 +42,7 @@ func (s *Store) ConfirmTerm(ctx context.Context) error {
 	if term == 0 {
 		return nil
 	}
-	return tellRefused(ctx, s.replication.confirmLeading(ctx, term))
+	return endTermIfFenced(ctx, s.replication.confirmLeading(ctx, term))
 }
 
 // confirmLeading asks a majority of the voters whether this server still leads in a term.
@@ -65,8 +65,8 @@ func (l *leadership) leadsIn(term uint64) error {
 	return nil
 }
 
-// tellRefused returns err. If err says that the term is over, it first calls the refused function of the context.
-func tellRefused(ctx context.Context, err error) error {
+// endTermIfFenced returns err. If err says that the term is over, it first calls the refused function of the context.
+func endTermIfFenced(ctx context.Context, err error) error {
 	if errors.Is(err, mvcc.ErrFenced) {
 		fence.Refused(ctx)
 	}

@@ -187,7 +187,7 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 			return errNoReply
 		}
 		var err error
-		if leader, err = ms.askLeader(ctx, addresses, round); err != nil {
+		if leader, err = ms.findLeader(ctx, addresses, round); err != nil {
 			return err
 		}
 	}
@@ -210,10 +210,10 @@ func (ms *membership) announceOnce(ctx context.Context, round int) error {
 // askAtOnce is how many servers are asked for the leader at the same time.
 const askAtOnce = 8
 
-// askLeader asks the servers at some addresses for the leader, and returns the leader's address. It asks askAtOnce of
+// findLeader asks the servers at some addresses for the leader, and returns the leader's address. It asks askAtOnce of
 // them at once, others in each round. A server that answers has then been met at its address: that is how servers whose
 // addresses have all changed come to elect a leader.
-func (ms *membership) askLeader(ctx context.Context, addresses []string, round int) (string, error) {
+func (ms *membership) findLeader(ctx context.Context, addresses []string, round int) (string, error) {
 	n := min(len(addresses), askAtOnce)
 	type reply struct {
 		leader string
@@ -272,9 +272,9 @@ func (ms *membership) known() []string {
 // peersTick is how often a server checks whether its note of the other members is still right.
 const peersTick = 5 * time.Second
 
-// notePeers keeps the note of the other members' addresses up to date until ctx is done. Every server has that note,
-// whichever server leads: any directory may turn out to be damaged.
-func (ms *membership) notePeers(ctx context.Context) {
+// savePeersOnChange keeps the note of the other members' addresses up to date until ctx is done. Every server has that
+// note, whichever server leads: any directory may turn out to be damaged.
+func (ms *membership) savePeersOnChange(ctx context.Context) {
 	for moments.Sleep(ctx, peersTick) {
 		ms.savePeers()
 	}
@@ -311,7 +311,7 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 	}
 	defer ms.asking.Unlock()
 	own, since := ms.dir.Log.Members()
-	best, ok := ms.bestInformed(ms.askInfo(ctx, ms.known()))
+	best, ok := ms.bestInformed(ms.fetchInfo(ctx, ms.known()))
 	switch before := ms.leader.without.Load(); {
 	case ms.leader.hasLeader():
 		return
@@ -322,7 +322,7 @@ func (ms *membership) reportRemoval(ctx context.Context) {
 		return
 	case hasMember(best.Members, ms.id):
 		ms.leader.counted.Store(true)
-		ms.noteCutOff(ctx, best)
+		ms.checkCutOff(ctx, best)
 		return
 	case len(own.Servers) == 0:
 		return // its log is empty: the answer may be from before this server was added
@@ -348,8 +348,8 @@ func hasMember(members []raft.Server, id raft.ServerID) bool {
 	return slices.ContainsFunc(members, func(m raft.Server) bool { return m.ID == id })
 }
 
-// askInfo asks the servers at some addresses concurrently, and returns the answers.
-func (ms *membership) askInfo(ctx context.Context, addresses []string) []infoReply {
+// fetchInfo asks the servers at some addresses concurrently, and returns the answers.
+func (ms *membership) fetchInfo(ctx context.Context, addresses []string) []infoReply {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var mu sync.Mutex

@@ -144,16 +144,16 @@ func (d *duties) run(ctx context.Context) {
 		if !leads {
 			continue
 		}
-		if term, ok := d.takeUp(); ok {
+		if term, ok := d.awaitBarrier(); ok {
 			stop = d.start(ctx, term)
 			d.leadership.set(Leadership{Leader: true, Term: term})
 		}
 	}
 }
 
-// takeUp waits until this server has applied what earlier terms committed, and returns the term in which it leads. If
-// it returns false, the leadership is lost. It may also have been won again, and then another notice follows.
-func (d *duties) takeUp() (term uint64, ok bool) {
+// awaitBarrier waits until this server has applied what earlier terms committed, and returns the term in which it
+// leads. If it returns false, the leadership is lost. It may also have been won again, and then another notice follows.
+func (d *duties) awaitBarrier() (term uint64, ok bool) {
 	for {
 		term = d.raft.CurrentTerm()
 		err := d.await(d.raft.Barrier(0))

@@ -64,7 +64,7 @@ func (s *Store) openRaft(ctx context.Context) error {
 		return fmt.Errorf("raftstore: open the log and start raft: %w", err)
 	}
 	// It stands for election at once, since no leader exists whose heartbeat it could wait for.
-	if isOnlyVoter(r.raft.GetConfiguration().Configuration().Servers, r.id) && !s.replication.Stand(r.ctx) {
+	if isOnlyVoter(r.raft.GetConfiguration().Configuration().Servers, r.id) && !s.replication.StartElection(r.ctx) {
 		r.log.Debug("could not start an election at once; the election timeout starts it")
 	}
 	return nil

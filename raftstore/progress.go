@@ -48,14 +48,14 @@ func (e *election) checkProgress(ctx context.Context, seen *progress) {
 		return
 	}
 	// Servers that do not answer, or that are writing to a slow disk, would do no better.
-	if e.standings(ctx, "", 2*e.opts.ElectionTimeout); waited < fasterBy*e.pace.Load().withoutThis {
+	if e.pollVoters(ctx, "", 2*e.opts.ElectionTimeout); waited < fasterBy*e.pace.Load().withoutThis {
 		return
 	}
 	e.log.Warn("a majority receives this leader's heartbeats but confirms no log entries: another server is to become the leader",
 		"for", waited.Round(time.Millisecond))
 	seen.patience = min(2*patience, mostStuck)
 	until := now.Add(asideFor)
-	e.aside.Store(&until)
+	e.makesWayUntil.Store(&until)
 }
 
 // replicated returns the sum of the indexes up to which the other voters have confirmed the log to this leader of a
@@ -71,6 +71,6 @@ func (e *election) replicated(term, commit uint64) (confirmed uint64, transfer t
 
 // stepsAside says whether this server makes way for another leader.
 func (t *raftTimers) stepsAside() bool {
-	until := t.aside.Load()
+	until := t.makesWayUntil.Load()
 	return until != nil && time.Now().Before(*until)
 }

@@ -108,7 +108,7 @@ func (r *reads) find() (index uint64, err error) {
 		if err != nil {
 			return 0, err
 		}
-		index, err := r.ask(ctx, lead, moved)
+		index, err := r.leaderReadIndex(ctx, lead, moved)
 		if err == nil || !r.worthRetry(ctx, err) {
 			return index, proposeErrorOrNil(ctx, err)
 		}
@@ -116,7 +116,7 @@ func (r *reads) find() (index uint64, err error) {
 	}
 }
 
-func (r *reads) ask(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
+func (r *reads) leaderReadIndex(ctx context.Context, lead leader, moved <-chan struct{}) (uint64, error) {
 	// The timeout is what a leader needs: the leader may have ended without a message.
 	ctx, done := context.WithTimeout(ctx, 5*r.opts.ElectionTimeout)
 	defer done()
@@ -212,7 +212,7 @@ func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Ser
 	defer cancel()
 	terms := make(chan uint64, len(servers)) // room for each, since the last ones are not waited for
 	for _, server := range servers {
-		go func() { terms <- r.askTerm(ctx, server) }()
+		go func() { terms <- r.fetchTerm(ctx, server) }()
 	}
 	for range servers {
 		switch t := <-terms; {
@@ -228,9 +228,9 @@ func (r *reads) confirmTerm(ctx context.Context, term uint64, servers []raft.Ser
 	return errNotLeader
 }
 
-// askTerm returns a server's term, or 0 if it does not answer. The answer has the server's id, since another server may
-// be at that address by now.
-func (p *peers) askTerm(ctx context.Context, server raft.Server) uint64 {
+// fetchTerm returns a server's term, or 0 if it does not answer. The answer has the server's id, since another server
+// may be at that address by now.
+func (p *peers) fetchTerm(ctx context.Context, server raft.Server) uint64 {
 	answer, err := p.Call(ctx, string(server.Address), callTerm, nil)
 	if err != nil || len(answer) < 8 || string(answer[8:]) != string(server.ID) {
 		return 0

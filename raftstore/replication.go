@@ -25,10 +25,10 @@ type replication interface {
 	confirmLeading(ctx context.Context, term uint64) error
 
 	// Start and stop.
-	hadPeers() bool             // whether there were other servers at an earlier start
-	join(noted bool) error      // joins the other servers, instead of beginning a cluster
-	run()                       // is called once raft runs
-	Stand(context.Context) bool // makes this server a candidate at once
+	hadPeers() bool                     // whether there were other servers at an earlier start
+	join(noted bool) error              // joins the other servers, instead of beginning a cluster
+	run()                               // is called once raft runs
+	StartElection(context.Context) bool // makes this server a candidate at once
 	close()
 
 	// What this server and the others send to each other.
@@ -110,8 +110,9 @@ func (standalone) join(bool) error {
 	return errors.New("this server is to join other servers, but has no network configured to reach them")
 }
 
-// Stand sends raft the message of a leadership transfer (TimeoutNow), which makes this server a candidate at once.
-func (l standalone) Stand(context.Context) bool {
+// StartElection sends raft the message of a leadership transfer (TimeoutNow), which makes this server a candidate at
+// once.
+func (l standalone) StartElection(context.Context) bool {
 	_, from := raft.NewInmemTransport("")
 	from.Connect(l.address, l.transport)
 	defer from.DisconnectAll()

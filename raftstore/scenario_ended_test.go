@@ -28,7 +28,7 @@ func TestScenarioKilledBesideLoad(t *testing.T) {
 			c.pass(time.Second)
 			term := left[0].term()
 			c.tasks.Go(leader.crash)
-			took, most := c.untilLed(left, time.Minute), 2*standAfter+20*late // there are connections to be made
+			took, most := c.untilLed(left, time.Minute), 2*candidacyDelay+20*late // there are connections to be made
 			c.Logf("seed %d: answers take %v each way: a leader after %v", c.seed, late, took)
 			if terms := c.leader(left...).term() - term; took > most || terms > 1 {
 				c.Errorf("seed %d: answers take %v each way: no leader for %v of at most %v, %d elections", c.seed, late, took, most, terms)

@@ -21,7 +21,7 @@ import (
 // to three of them. Until the others miss the leader too, they refuse a candidate even its pre-votes, and it waits for
 // another one or two timeouts.
 //
-// So the voters check in addition, and at exact times. A voter that has not heard the leader for silentAfter asks the
+// So the voters check in addition, and at exact times. A voter that has not heard the leader for missAfter asks the
 // others at once. If a majority has not heard it either, the voter with the longest log stands for election, as in a
 // leadership transfer: then voters whose own timers have not run out vote too. Raft's timers still run, for the case
 // that a voter's version does not know that question.
@@ -32,28 +32,28 @@ type election struct {
 	*raftTimers
 	ended   atomic.Pointer[ended] // the last leader whose process was found to have ended
 	stood   atomic.Pointer[stand] // the last candidacy of this server
-	polling atomic.Bool           // the value of standing.Polling
+	polling atomic.Bool           // the value of electionState.Polling
 	missed  timers.Signal         // sent when another voter misses the leader, or the leader's process has ended
 }
 
-// silentAfter is how long a voter must not have heard the leader before it asks the others. agreeAfter is how long it
+// missAfter is how long a voter must not have heard the leader before it asks the others. agreeAfter is how long it
 // must not have heard the leader to agree when it is asked. It is shorter, since heartbeats reach the voters at
 // different times. A leader that has to wait for a processor now and then shows that by gaps between its messages. It
 // gets twice the longest recent gap, up to a limit at which raft's own timers have not run out yet. A leader in a
-// minority may lead for a moment longer than silentAfter. That is safe, since nothing relies on its lease.
-func (e *election) silentAfter() time.Duration {
+// minority may lead for a moment longer than missAfter. That is safe, since nothing relies on its lease.
+func (e *election) missAfter() time.Duration {
 	timeout := e.opts.ElectionTimeout
 	return min(max(timeout*3/2, 2*e.LeaderGap()), timeout*8/3)
 }
-func (e *election) agreeAfter() time.Duration { return e.silentAfter() - e.opts.ElectionTimeout/3 }
+func (e *election) agreeAfter() time.Duration { return e.missAfter() - e.opts.ElectionTimeout/3 }
 
 // lateBy is how late this voter may wake up and still trust the time of the leader's last message. If it wakes up
 // later, it gets too little processor time, and messages of the leader may not have been read yet. It then waits for
 // lateRest, once.
 const lateBy, lateRest = 50 * time.Millisecond, 100 * time.Millisecond
 
-// standing is a voter's answer about itself when there may be no leader.
-type standing struct {
+// electionState is a voter's answer about itself when there may be no leader.
+type electionState struct {
 	ID       string
 	Silent   time.Duration // time since it heard the leader
 	Follower bool          // it can become a candidate: it is none yet, does not lead, and waits for no pre-votes
@@ -72,8 +72,8 @@ type standing struct {
 	Reached []raft.ServerID `json:",omitempty"`
 }
 
-// standingQuestion is a voter's question to the others.
-type standingQuestion struct {
+// electionStateRequest is a voter's question to the others.
+type electionStateRequest struct {
 	// Within limits FlushDuration to writes that began at most so long ago.
 	Within time.Duration `json:",omitempty"`
 	// Reach asks for Reached.
@@ -81,29 +81,29 @@ type standingQuestion struct {
 }
 
 // reaches says whether voter a's log has all entries that b's log has, so that b could vote for a.
-func (a standing) reaches(b standing) bool {
+func (a electionState) reaches(b electionState) bool {
 	return cmp.Or(cmp.Compare(b.LogTerm, a.LogTerm), cmp.Compare(b.LogIndex, a.LogIndex)) <= 0
 }
 
 // ahead says whether a has precedence over b when both could become candidates.
-func (a standing) ahead(b standing) bool {
+func (a electionState) ahead(b electionState) bool {
 	return a.reaches(b) && (!b.reaches(a) || a.ID < b.ID)
 }
 
 // settles says whether the answer a leaves nothing to do for the voter that asked. That is so if a leader exists in
 // that voter's term. It is also so if an election is under way in which that voter will be asked for its vote, unless
 // it just was.
-func (a standing) settles(own standing) bool {
+func (a electionState) settles(own electionState) bool {
 	later := a.Term > own.Term && (a.Leads || a.Standing || own.Silent < stalledAfter) // otherwise that term's election has failed
 	return later || a.Term == own.Term && a.Leads || a.Standing && a.reaches(own)
 }
 
-func (e *election) standing() standing {
+func (e *election) ownState() electionState {
 	logTerm, _ := strconv.ParseUint(e.raft.Stats()["last_log_term"], 10, 64) // raft wrote it
 	state, term := e.raft.State(), e.raft.CurrentTerm()
-	out := standing{
-		ID: string(e.id), Silent: time.Since(e.LeaderHeard()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
-		Standing: e.stands(state, term), Polling: e.polling.Load(), Ended: e.leaderEnded(),
+	out := electionState{
+		ID: string(e.id), Silent: time.Since(e.LeaderContact()), Follower: state == raft.Follower, Leads: state == raft.Leader, Term: term,
+		Standing: e.candidacyPending(state, term), Polling: e.polling.Load(), Ended: e.leaderEnded(),
 		LogTerm: logTerm, LogIndex: e.raft.LastIndex(), FlushDuration: max(e.dir.FlushDuration(), e.dir.Stalled()),
 	}
 	if last := e.stood.Load(); last != nil {
@@ -112,13 +112,13 @@ func (e *election) standing() standing {
 	return out
 }
 
-// serveStanding answers another voter that misses the leader. It also makes this voter check at once.
-func (e *election) serveStanding(ctx context.Context, q standingQuestion) (standing, error) {
+// serveElectionState answers another voter that misses the leader. It also makes this voter check at once.
+func (e *election) serveElectionState(ctx context.Context, q electionStateRequest) (electionState, error) {
 	if e.diskStalled() {
-		return standing{}, errDiskStalled
+		return electionState{}, errDiskStalled
 	}
 	e.checkLeaderNow()
-	out := e.standing()
+	out := e.ownState()
 	if q.Within > 0 {
 		out.FlushDuration = e.flushDurationNow(ctx, q.Within)
 	}
@@ -134,32 +134,32 @@ func (e *election) serveStanding(ctx context.Context, q standingQuestion) (stand
 func (e *election) checkLeaderNow() { e.missed.Send() }
 
 // misses says whether the voter that gave the answer a, or this one, misses the leader.
-func (e *election) misses(a standing) bool { return a.Ended || a.Silent >= e.agreeAfter() }
+func (e *election) misses(a electionState) bool { return a.Ended || a.Silent >= e.agreeAfter() }
 
 // missesLeader says whether this voter misses the leader.
 func (e *election) missesLeader() bool {
-	return e.misses(standing{Ended: e.leaderEnded(), Silent: time.Since(e.LeaderHeard())})
+	return e.misses(electionState{Ended: e.leaderEnded(), Silent: time.Since(e.LeaderContact())})
 }
 
-// standings asks the other voters, except but, for their standing. It returns the answers that arrive in time. With
-// only, it asks only the voters that gave these answers before: an unresponsive voter delays the result until the
+// pollVoters asks the other voters, except but, for their election state. It returns the answers that arrive in time.
+// With only, it asks only the voters that gave these answers before: an unresponsive voter delays the result until the
 // answers of the others are old.
-func (e *election) standings(
-	ctx context.Context, but raft.ServerID, within time.Duration, only ...standing,
-) []standing {
+func (e *election) pollVoters(
+	ctx context.Context, but raft.ServerID, within time.Duration, only ...electionState,
+) []electionState {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	question := e.question()
 	var mu sync.Mutex
 	var all sync.WaitGroup
-	var out []standing
+	var out []electionState
 	for _, server := range e.raft.GetConfiguration().Configuration().Servers {
 		if server.Suffrage != raft.Voter || server.ID == e.id || server.ID == but ||
-			len(only) > 0 && !slices.ContainsFunc(only, func(a standing) bool { return a.ID == string(server.ID) }) {
+			len(only) > 0 && !slices.ContainsFunc(only, func(a electionState) bool { return a.ID == string(server.ID) }) {
 			continue
 		}
 		all.Go(func() {
-			answer, err := callAt[standing](ctx, e.Call, string(server.Address), callStanding, question)
+			answer, err := callAt[electionState](ctx, e.Call, string(server.Address), callElectionState, question)
 			if err != nil || answer.ID != string(server.ID) { // another member may have this address now
 				return
 			}
@@ -181,10 +181,10 @@ func (e *election) standings(
 
 // missLeader makes this server a candidate when a majority of the voters misses the leader. It runs until ctx is done.
 func (e *election) missLeader(ctx context.Context) {
-	timer := time.NewTimer(e.silentAfter())
+	timer := time.NewTimer(e.missAfter())
 	defer timer.Stop()
 	var rest time.Time // until then it does not ask again, even if it is asked: each question makes others check, and ask
-	tries, due, excused := 0, time.Now().Add(e.silentAfter()), false
+	tries, due, excused := 0, time.Now().Add(e.missAfter()), false
 	var seen progress // while this server leads
 	for {
 		select {
@@ -193,7 +193,7 @@ func (e *election) missLeader(ctx context.Context) {
 		case <-e.missed:
 		case <-timer.C:
 		}
-		wait := e.silentAfter() - time.Since(e.LeaderHeard())
+		wait := e.missAfter() - time.Since(e.LeaderContact())
 		if e.leaderEnded() {
 			wait, excused = 0, true
 		}
@@ -201,7 +201,7 @@ func (e *election) missLeader(ctx context.Context) {
 		case e.raft.State() == raft.Leader:
 			e.compareDisks(ctx)
 			e.checkProgress(ctx, &seen)
-			rest, tries, excused, wait = time.Time{}, 0, false, e.silentAfter()
+			rest, tries, excused, wait = time.Time{}, 0, false, e.missAfter()
 			if !e.othersVote() { // nor could another server lead: there is no leader to miss, and no disk to compare with
 				e.pace.Store(&pace{withThis: e.pace.Load().withThis, withoutThis: never})
 				rests := timers.Until(stewardTick) // another server may get a vote
@@ -225,7 +225,7 @@ func (e *election) missLeader(ctx context.Context) {
 		}
 		// It checks as often while it rests: a leader that was heard in the meantime may be missed again before the
 		// rest is over.
-		wait = min(wait, e.silentAfter())
+		wait = min(wait, e.missAfter())
 		due = time.Now().Add(wait)
 		timer.Reset(wait)
 	}
@@ -254,52 +254,52 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 	}
 	state := e.raft.State()
 	if !voter || state == raft.Leader || state == raft.Shutdown || e.withholds() || e.diskStalled() {
-		return standAfter
+		return candidacyDelay
 	}
 	if seen == 0 || state != raft.Follower {
 		// Raft decides who stands for election here. But it needs to know how long the other voters' disks take. Right
 		// after a start none has said so yet. A server with a fast disk would then begin a new term each time before
 		// the others have stored their votes for the last one.
-		e.standings(ctx, "", standAfter)
-		return standAfter
+		e.pollVoters(ctx, "", candidacyDelay)
+		return candidacyDelay
 	}
-	own := e.standing()
+	own := e.ownState()
 	e.polling.Store(true)
 	defer e.polling.Store(false)
 	but := leader // not asked, as it may not answer
-	answers := e.standings(ctx, but, standAfter)
+	answers := e.pollVoters(ctx, but, candidacyDelay)
 	agreed, ahead, settled := e.tally(ctx, own, answers)
 	if !settled && agreed == e.voters()/2 && e.leaderMissedFor(stalledAfter) {
 		// A former leader that reached too few voters follows by now and can vote.
-		but, answers = "", e.standings(ctx, "", standAfter)
+		but, answers = "", e.pollVoters(ctx, "", candidacyDelay)
 		agreed, ahead, settled = e.tally(ctx, own, answers)
 	}
 	if settled {
-		return standAfter
+		return candidacyDelay
 	}
 	if agreed <= e.voters()/2 {
 		if own.Ended { // the others are about to notice that too
-			return askAgain
+			return repollAfter
 		}
-		return standAfter
+		return candidacyDelay
 	}
-	if ahead > 0 && !sleepUnless(ctx, time.Duration(ahead)*standAfter, func() bool {
+	if ahead > 0 && !sleepUnless(ctx, time.Duration(ahead)*candidacyDelay, func() bool {
 		return e.raft.CurrentTerm() != own.Term || !e.missesLeader()
 	}) {
-		return standAfter // another voter has begun an election, or the leader is back
+		return candidacyDelay // another voter has begun an election, or the leader is back
 	}
-	if ahead > 0 && slices.ContainsFunc(e.standings(ctx, but, standAfter, answers...), func(a standing) bool {
+	if ahead > 0 && slices.ContainsFunc(e.pollVoters(ctx, but, candidacyDelay, answers...), func(a electionState) bool {
 		return e.settled(ctx, own, a, answers) || yields && a.Polling && a.Follower && a.ahead(own)
 	}) {
-		return standAfter // another voter has begun an election, though its new term is not on its disk yet
+		return candidacyDelay // another voter has begun an election, though its new term is not on its disk yet
 	}
 	if e.raft.State() != raft.Follower || e.raft.CurrentTerm() != own.Term || !e.missesLeader() {
-		return standAfter
+		return candidacyDelay
 	}
 	e.log.Info("a majority has no contact with the store's leader: starting an election", "leader", leader, "ended", own.Ended,
 		"silent", own.Silent.Round(time.Millisecond))
-	if !e.standNow(ctx) {
-		return standAfter
+	if !e.startElection(ctx) {
+		return candidacyDelay
 	}
 	// An election needs every voter's disk. If this server stood again before the election has ended, it would hinder
 	// it.
@@ -308,7 +308,7 @@ func (e *election) replaceLeader(ctx context.Context, yields bool) time.Duration
 
 // tally counts the voters that miss the leader, including this server (agreed), and those of them that are ahead of
 // this server. settled is true if one of the answers leaves nothing to do.
-func (e *election) tally(ctx context.Context, own standing, answers []standing) (agreed, ahead int, settled bool) {
+func (e *election) tally(ctx context.Context, own electionState, answers []electionState) (agreed, ahead int, settled bool) {
 	agreed = 1
 	for _, a := range answers {
 		if e.settled(ctx, own, a, answers) {
@@ -326,16 +326,16 @@ func (e *election) tally(ctx context.Context, own standing, answers []standing) 
 
 // settled says whether the answer a leaves nothing to do for this server: another one leads, or will be elected soon
 // enough.
-func (e *election) settled(ctx context.Context, own, a standing, answers []standing) bool {
+func (e *election) settled(ctx context.Context, own, a electionState, answers []electionState) bool {
 	return a.settles(own) && !e.faster(ctx, own, a, answers)
 }
 
-// askAgain is how soon a voter asks again if its leader's process has ended and the others have not noticed yet.
-const askAgain = 10 * time.Millisecond
+// repollAfter is how soon a voter asks again if its leader's process has ended and the others have not noticed yet.
+const repollAfter = 10 * time.Millisecond
 
-// standWithin bounds how long raft may take to accept that this server stands. If raft's loop is busy for longer, it
-// may be giving another candidate its vote, and a candidacy after that would depose the winner.
-const standWithin = 5 * time.Millisecond
+// candidacyTimeout bounds how long raft may take to accept that this server stands. If raft's loop is busy for longer,
+// it may be giving another candidate its vote, and a candidacy after that would depose the winner.
+const candidacyTimeout = 5 * time.Millisecond
 
 // stand is a candidacy of this server. It was begun by the server, by its raft, or by a leader that transferred the
 // leadership.
@@ -343,24 +343,24 @@ type stand struct {
 	at        time.Time
 	term      uint64        // raft's term before
 	measured  time.Duration // the newest measurement of measureVotes; only missLeader's goroutine uses it
-	voteFlush atomic.Int64  // standing.VoteFlush
+	voteFlush atomic.Int64  // electionState.VoteFlush
 }
 
-// standNow makes this server a candidate. It returns false if raft was busy with something else.
-func (e *election) standNow(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, standWithin)
+// startElection makes this server a candidate. It returns false if raft was busy with something else.
+func (e *election) startElection(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, candidacyTimeout)
 	defer cancel()
 	e.stood.Store(&stand{at: time.Now(), term: e.raft.CurrentTerm()})
-	if e.Stand(ctx) {
+	if e.StartElection(ctx) {
 		return true
 	}
 	e.stood.Store(nil)
 	return false
 }
 
-// handedOver notes that a leader makes this server a candidate, to transfer the leadership. If the disk is slow, the
-// other voters miss a leader before they are asked for their votes.
-func (e *election) handedOver() {
+// recordTransfer notes that a leader makes this server a candidate, to transfer the leadership. If the disk is slow,
+// the other voters miss a leader before they are asked for their votes.
+func (e *election) recordTransfer() {
 	select {
 	case <-e.started:
 		e.stood.Store(&stand{at: time.Now(), term: e.raft.CurrentTerm()})
@@ -374,14 +374,15 @@ func (e *election) newTerm() {
 	select {
 	case <-e.started:
 		if e.raft.State() == raft.Candidate {
-			e.handedOver()
+			e.recordTransfer()
 		}
 	default:
 	}
 }
 
-// stands says whether a candidacy of this server has begun and may still be under way. state and term are raft's.
-func (e *election) stands(state raft.RaftState, term uint64) bool {
+// candidacyPending says whether a candidacy of this server has begun and may still be under way. state and term are
+// raft's.
+func (e *election) candidacyPending(state raft.RaftState, term uint64) bool {
 	last := e.stood.Load()
 	if last == nil || state == raft.Leader || state == raft.Follower && term > last.term {
 		return false

@@ -10,40 +10,40 @@ import (
 
 // What another voter answers to one that misses the leader in term 5, with a log up to 9 of term 4.
 func TestStandingSettles(t *testing.T) {
-	own := standing{ID: "b", Term: 5, LogTerm: 4, LogIndex: 9, Follower: true}
+	own := electionState{ID: "b", Term: 5, LogTerm: 4, LogIndex: 9, Follower: true}
 	for what, c := range map[string]struct {
-		answer standing
+		answer electionState
 		want   bool
 	}{
-		"a follower":                           {standing{Term: 5, LogTerm: 4, LogIndex: 9, Follower: true}, false},
-		"waits for pre-votes":                  {standing{Term: 5, LogTerm: 4, LogIndex: 9}, false},
-		"leads in this term":                   {standing{Term: 5, LogTerm: 4, LogIndex: 9, Leads: true}, true},
-		"led before, and knows of no other":    {standing{Term: 4, LogTerm: 4, LogIndex: 9, Leads: true}, false},
-		"in a later term":                      {standing{Term: 6, LogTerm: 4, LogIndex: 1, Follower: true}, true},
-		"stands":                               {standing{Term: 5, LogTerm: 4, LogIndex: 9, Standing: true}, true},
-		"stands, with a longer log":            {standing{Term: 5, LogTerm: 4, LogIndex: 10, Standing: true}, true},
-		"stands, with a log of a later term":   {standing{Term: 5, LogTerm: 5, LogIndex: 3, Standing: true}, true},
-		"stands, and cannot have this one's":   {standing{Term: 5, LogTerm: 4, LogIndex: 8, Standing: true}, false},
-		"stands, with a log of an older term":  {standing{Term: 5, LogTerm: 3, LogIndex: 20, Standing: true}, false},
-		"stood before, and is in an old term":  {standing{Term: 4, LogTerm: 4, LogIndex: 9, Follower: true}, false},
-		"begins to stand, its term is not new": {standing{Term: 5, LogTerm: 4, LogIndex: 9, Standing: true, Follower: true}, true},
+		"a follower":                           {electionState{Term: 5, LogTerm: 4, LogIndex: 9, Follower: true}, false},
+		"waits for pre-votes":                  {electionState{Term: 5, LogTerm: 4, LogIndex: 9}, false},
+		"leads in this term":                   {electionState{Term: 5, LogTerm: 4, LogIndex: 9, Leads: true}, true},
+		"led before, and knows of no other":    {electionState{Term: 4, LogTerm: 4, LogIndex: 9, Leads: true}, false},
+		"in a later term":                      {electionState{Term: 6, LogTerm: 4, LogIndex: 1, Follower: true}, true},
+		"stands":                               {electionState{Term: 5, LogTerm: 4, LogIndex: 9, Standing: true}, true},
+		"stands, with a longer log":            {electionState{Term: 5, LogTerm: 4, LogIndex: 10, Standing: true}, true},
+		"stands, with a log of a later term":   {electionState{Term: 5, LogTerm: 5, LogIndex: 3, Standing: true}, true},
+		"stands, and cannot have this one's":   {electionState{Term: 5, LogTerm: 4, LogIndex: 8, Standing: true}, false},
+		"stands, with a log of an older term":  {electionState{Term: 5, LogTerm: 3, LogIndex: 20, Standing: true}, false},
+		"stood before, and is in an old term":  {electionState{Term: 4, LogTerm: 4, LogIndex: 9, Follower: true}, false},
+		"begins to stand, its term is not new": {electionState{Term: 5, LogTerm: 4, LogIndex: 9, Standing: true, Follower: true}, true},
 	} {
 		testenv.Equal(t, c.answer.settles(own), c.want, "%s:", what)
 	}
 }
 
 func TestStandingAhead(t *testing.T) {
-	b := standing{ID: "b", LogTerm: 4, LogIndex: 9}
+	b := electionState{ID: "b", LogTerm: 4, LogIndex: 9}
 	for what, c := range map[string]struct {
-		a    standing
+		a    electionState
 		want bool
 	}{
-		"the same log, the least id":  {standing{ID: "a", LogTerm: 4, LogIndex: 9}, true},
-		"the same log, a greater id":  {standing{ID: "c", LogTerm: 4, LogIndex: 9}, false},
-		"a longer log":                {standing{ID: "c", LogTerm: 4, LogIndex: 10}, true},
-		"a shorter log":               {standing{ID: "a", LogTerm: 4, LogIndex: 8}, false},
-		"a log of a later term":       {standing{ID: "c", LogTerm: 5, LogIndex: 2}, true},
-		"a long log of an older term": {standing{ID: "a", LogTerm: 3, LogIndex: 20}, false},
+		"the same log, the least id":  {electionState{ID: "a", LogTerm: 4, LogIndex: 9}, true},
+		"the same log, a greater id":  {electionState{ID: "c", LogTerm: 4, LogIndex: 9}, false},
+		"a longer log":                {electionState{ID: "c", LogTerm: 4, LogIndex: 10}, true},
+		"a shorter log":               {electionState{ID: "a", LogTerm: 4, LogIndex: 8}, false},
+		"a log of a later term":       {electionState{ID: "c", LogTerm: 5, LogIndex: 2}, true},
+		"a long log of an older term": {electionState{ID: "a", LogTerm: 3, LogIndex: 20}, false},
 	} {
 		testenv.Equal(t, c.a.ahead(b), c.want, "%s:", what)
 		testenv.True(t, c.want != b.ahead(c.a), "%s: both or neither come first", what)

@@ -69,7 +69,7 @@ func (sn *snapshotter) run(ctx context.Context) {
 		now, stats := sn.appended.Load(), sn.fsm.view().Stats()
 		wait := worthSnapshot(stats, packed)
 		if now >= last+wait {
-			if err := sn.take(ctx); err != nil {
+			if err := sn.snapshotUntilDone(ctx); err != nil {
 				return
 			}
 			last = now
@@ -87,8 +87,8 @@ func worthSnapshot(st mvcc.Stats, packed float64) int64 {
 	return max(minLogBytes, int64(packed*float64(max(2*st.LiveBytes, st.TotalBytes))))
 }
 
-// take takes a snapshot, and repeats that until it succeeds or ctx is done. It returns ctx's error.
-func (sn *snapshotter) take(ctx context.Context) error {
+// snapshotUntilDone takes a snapshot, and repeats that until it succeeds or ctx is done. It returns ctx's error.
+func (sn *snapshotter) snapshotUntilDone(ctx context.Context) error {
 	for retry := snapshotRetry; ; retry = min(2*retry, snapshotPatience) {
 		err := sn.once()
 		if err == nil {

@@ -13,19 +13,19 @@ import (
 // for them. So a candidate measures how long a write takes on the disks whose votes it needs. A voter that needs only
 // votes of faster disks does not wait for that candidate.
 
-// measureVotes measures standing.VoteFlush while this server is a candidate. It takes the smaller of two measurements:
-// an answer may be late, and a disk that has not flushed since the leader was heard seems slow the first time. A voter
-// that stands beside this server takes a newer term than this server's. So nothing is measured until that term is on
-// this server's disk, unless the disk stalls.
+// measureVotes measures electionState.VoteFlush while this server is a candidate. It takes the smaller of two
+// measurements: an answer may be late, and a disk that has not flushed since the leader was heard seems slow the first
+// time. A voter that stands beside this server takes a newer term than this server's. So nothing is measured until that
+// term is on this server's disk, unless the disk stalls.
 func (e *election) measureVotes(ctx context.Context) {
-	last, own := e.stood.Load(), e.standing()
+	last, own := e.stood.Load(), e.ownState()
 	if last == nil || !own.Standing {
 		return
 	}
 	now := e.dir.Stalled()
 	switch {
 	case own.Term > last.term:
-		now = e.voteFlushOf(ctx, own, e.standings(ctx, "", standAfter))
+		now = e.voteFlushOf(ctx, own, e.pollVoters(ctx, "", candidacyDelay))
 	case now < stalledAfter:
 		return
 	}
@@ -35,9 +35,9 @@ func (e *election) measureVotes(ctx context.Context) {
 
 // voteFlushOf returns how long a write takes now on the disks that this server needs to be elected. It returns never if
 // too few voters have answered that may vote for this server.
-func (e *election) voteFlushOf(ctx context.Context, own standing, answers []standing) time.Duration {
+func (e *election) voteFlushOf(ctx context.Context, own electionState, answers []electionState) time.Duration {
 	voters := e.voters()
-	votes := slices.DeleteFunc(slices.Clone(answers), func(a standing) bool {
+	votes := slices.DeleteFunc(slices.Clone(answers), func(a electionState) bool {
 		return !own.reaches(a) || own.Standing && a.Standing && a.Term == own.Term // that voter has voted for itself
 	})
 	if len(votes) < voters/2 {
@@ -47,10 +47,10 @@ func (e *election) voteFlushOf(ctx context.Context, own standing, answers []stan
 }
 
 // faster says whether this voter would be elected much sooner than a candidate for which others wait.
-func (e *election) faster(ctx context.Context, own, candidate standing, answers []standing) bool {
+func (e *election) faster(ctx context.Context, own, candidate electionState, answers []electionState) bool {
 	return candidate.Standing && candidate.Term <= own.Term && candidate.VoteFlush > 0 &&
 		e.leaderMissedFor(stalledAfter) && candidate.VoteFlush > fasterBy*e.voteFlushOf(ctx, own, answers)
 }
 
 // leaderMissedFor says whether this voter has heard no leader for longer than d.
-func (e *election) leaderMissedFor(d time.Duration) bool { return time.Since(e.LeaderHeard()) > d }
+func (e *election) leaderMissedFor(d time.Duration) bool { return time.Since(e.LeaderContact()) > d }

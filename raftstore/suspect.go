@@ -9,9 +9,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// standAfter is how long a voter waits, when there is no leader, for each voter ahead of it to become a candidate. It
-// is several times the duration of an election.
-const standAfter = 100 * time.Millisecond
+// candidacyDelay is how long a voter waits, when there is no leader, for each voter ahead of it to become a candidate.
+// It is several times the duration of an election.
+const candidacyDelay = 100 * time.Millisecond
 
 // ended is a leader whose process this server has found to have ended.
 type ended struct {
@@ -33,14 +33,14 @@ func (e *election) leaderGone(id raft.ServerID) {
 }
 
 // leaderEnded says whether the leader's process has ended. A message that the process sent before may still arrive up
-// to standAfter later.
+// to candidacyDelay later.
 func (e *election) leaderEnded() bool {
 	found := e.ended.Load()
 	if found == nil {
 		return false
 	}
 	leader, _, term := e.LeaderSeen()
-	return leader == found.leader && term == found.term && e.LeaderHeard().Before(found.at.Add(standAfter))
+	return leader == found.leader && term == found.term && e.LeaderContact().Before(found.at.Add(candidacyDelay))
 }
 
 // rank returns this server's position among the voters, by id. It reports false if this server has no vote.

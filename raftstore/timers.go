@@ -39,10 +39,10 @@ const flushesOfVote = 4
 // raftTimers sets raft's timeouts by how long the voters' disks take.
 type raftTimers struct {
 	*peers
-	pace     atomic.Pointer[pace]      // of the other voters' disks, as last reported
-	flushing atomic.Bool               // this server flushes a few bytes, since another voter asks how long that takes
-	aside    atomic.Pointer[time.Time] // until then this server makes way for another leader
-	setting  sync.Mutex                // held while raft's timeouts are set
+	pace          atomic.Pointer[pace]      // of the other voters' disks, as last reported
+	flushing      atomic.Bool               // this server flushes a few bytes, since another voter asks how long that takes
+	makesWayUntil atomic.Pointer[time.Time] // until then this server makes way for another leader
+	setting       sync.Mutex                // held while raft's timeouts are set
 }
 
 // candidacy returns how long a candidate waits for votes at least. Raft waits for a random time between that and twice
@@ -72,7 +72,7 @@ const never = 1000 * time.Hour
 
 // paceOf returns the pace of the voters that answered; voters is the number of all. If too few answered for a majority
 // without this server, or none of them reaches such a majority, no other server could do better.
-func paceOf(answers []standing, voters int) *pace {
+func paceOf(answers []electionState, voters int) *pace {
 	majority, out := voters/2+1, &pace{withoutThis: never}
 	all := flushesOf(answers, nil)
 	if n := min(majority-1, len(all)); n > 0 {
@@ -89,7 +89,7 @@ func paceOf(answers []standing, voters int) *pace {
 // flushesOf returns the flush durations of the voters that answered, the shortest first. If among is not nil, it
 // returns only those of voters in among. A duration counts as slowestFlush at most, also that of a disk that stalled
 // for minutes.
-func flushesOf(answers []standing, among []raft.ServerID) []time.Duration {
+func flushesOf(answers []electionState, among []raft.ServerID) []time.Duration {
 	var out []time.Duration
 	for _, a := range answers {
 		if among == nil || slices.Contains(among, raft.ServerID(a.ID)) {
@@ -121,7 +121,7 @@ const flushWait = 50 * time.Millisecond
 // flush nothing while they wait for the leader's entries. The leader also asks which members they reach: only a server
 // that reaches enough of the fast ones could do better. A candidate asks for flushes since it last heard the leader, as
 // does a voter that has missed the leader for longer than an election takes: a fast disk may have stalled a moment ago.
-func (e *election) question() (q standingQuestion) {
+func (e *election) question() (q electionStateRequest) {
 	switch {
 	case e.raft.State() == raft.Leader:
 		q.Reach = true
@@ -129,7 +129,7 @@ func (e *election) question() (q standingQuestion) {
 			q.Within = stuckAfter
 		}
 	case e.raft.State() == raft.Candidate || e.leaderMissedFor(stalledAfter):
-		q.Within = time.Since(e.LeaderHeard())
+		q.Within = time.Since(e.LeaderContact())
 	}
 	return q
 }
@@ -164,7 +164,7 @@ func (t *raftTimers) flushDurationNow(ctx context.Context, within time.Duration)
 // its slow disk. The others have to wait for one another, too.
 func (e *election) compareDisks(ctx context.Context) {
 	if e.dir.Stalled() > stalledAfter/4 && !e.diskStalled() {
-		e.standings(ctx, "", 2*e.opts.ElectionTimeout)
+		e.pollVoters(ctx, "", 2*e.opts.ElectionTimeout)
 	}
 }
 

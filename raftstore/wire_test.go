@@ -26,8 +26,8 @@ func TestNamesOfCalls(t *testing.T) {
 		{etcdapi.Lease{}, "Exists Granted Left Keys"},
 		{reachRequest{}, "Majority"},
 		{reachReply{}, "Reached Unfit"},
-		{standing{}, "ID Silent Follower Leads Standing Polling Ended Term LogTerm LogIndex FlushTakes VoteFlush Reached"},
-		{standingQuestion{}, "Within Reach"},
+		{electionState{}, "ID Silent Follower Leads Standing Polling Ended Term LogTerm LogIndex FlushTakes VoteFlush Reached"},
+		{electionStateRequest{}, "Within Reach"},
 	} {
 		var names []string
 		of := reflect.TypeOf(test.of)

@@ -37,7 +37,7 @@ func (s *Store) Write(ctx context.Context, req mvcc.Request) (any, error) {
 	c := mvcc.Command{Request: req}
 	if term := fence.TermOf(ctx); term != 0 {
 		res, err := s.writer.inTerm(ctx, c, term, s.writer.patience.over())
-		return res, tellRefused(ctx, err)
+		return res, endTermIfFenced(ctx, err)
 	}
 	return s.replication.write(ctx, c)
 }

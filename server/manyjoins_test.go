@@ -37,7 +37,7 @@ func joinAs(t *testing.T, s *Server, name, ip string, now time.Time) (*protocol.
 	if err != nil {
 		return nil, err
 	}
-	return protocol.Ask(t.Context(), protocol.Question{
+	return protocol.Send(t.Context(), protocol.Call{
 		Address: net.JoinHostPort("127.0.0.1", s.openPort()), Token: s.tokens.Now().Agent,
 		Request: protocol.Request{Role: token.RoleAgent, Time: now, Node: protocol.Node{
 			Name: name, Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Password: name + strings.Repeat("x", 16),

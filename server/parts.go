@@ -92,8 +92,8 @@ func (s *Server) newStarting() *starting.Starting {
 	return starting.New(starting.Options{
 		Begin: s.localFailover.Begin, PKI: func() *pki.PKI { return s.pki }, ServerName: localcreds.EveryServer,
 		Address: s.peerAddress, Port: s.o.Port, Opened: &s.opened, Answered: &s.store,
-		Question: func() protocol.Question {
-			return protocol.Question{Token: s.tokens.Now().Server, Request: protocol.Request{
+		Question: func() protocol.Call {
+			return protocol.Call{Token: s.tokens.Now().Server, Request: protocol.Request{
 				Role: token.RoleServer, Program: s.o.Version, Time: s.o.Clock.Now(),
 				Reach: &protocol.Reach{Address: s.peerAddress(), ServerID: s.data.ServerID()},
 			}}

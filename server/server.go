@@ -93,7 +93,7 @@ type Server struct {
 	// tunnels are the connections that nodes keep open.
 	tunnels *tunnels.Table
 	// judge decides which nodes are dead while this server leads.
-	judge atomic.Pointer[liveness.Judge]
+	judge atomic.Pointer[liveness.NodeMonitor]
 	// gatewayUse says whether the cluster has objects of the Gateway API. It is set when the API server is made.
 	gatewayUse atomic.Pointer[gatewayuse.Use]
 	console    *webconsole.Console

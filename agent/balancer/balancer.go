@@ -242,7 +242,7 @@ func (b *Balancer) join(ctx context.Context, c, up net.Conn, server string, clos
 func (b *Balancer) dial(ctx context.Context, servers []string, proving *sync.WaitGroup,
 	may func(server string) error) (net.Conn, string, error) {
 	errs := []error{errors.New("no server can be used")}
-	ensure := func(server string) error { return b.ensureProven(ctx, server) }
+	ensure := func(server string) error { return b.ensureVerified(ctx, server) }
 	for i, server := range servers {
 		err := ensure(server)
 		if err == nil {
@@ -275,7 +275,7 @@ func (b *Balancer) proveAll(ctx context.Context, servers []string, proving *sync
 	for _, server := range servers {
 		outcome := make(chan error, 1) // buffered: the caller may not wait for it any more
 		outcomes[server] = outcome
-		proving.Go(func() { outcome <- b.ensureProven(ctx, server) })
+		proving.Go(func() { outcome <- b.ensureVerified(ctx, server) })
 	}
 	return func(server string) error { return <-outcomes[server] }
 }

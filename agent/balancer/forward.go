@@ -14,10 +14,11 @@ import (
 // maxForwarded is how many connections from other machines are forwarded at a time.
 const maxForwarded = 256
 
-// Exclude sets the addresses that are said to be agents', and so no servers', although the operator may have named one
-// of them: an agent forwards connections as long as it has a server. Such an address is used only if there is no other
-// one. An address that has presented a server's certificate for itself is no agent, whatever other sources say.
-func (b *Balancer) Exclude(agents []string) {
+// SetLastResort sets the addresses that are said to be agents', and so no servers', although the operator may have
+// named one of them: an agent forwards connections as long as it has a server. Such an address is used only if there is
+// no other one. An address that has presented a server's certificate for itself is no agent, whatever other sources
+// say.
+func (b *Balancer) SetLastResort(agents []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	clear(b.excluded)

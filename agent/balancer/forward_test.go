@@ -32,12 +32,12 @@ func TestForwardedConnectionsGoToNamedServersOnly(t *testing.T) {
 	testenv.NoError(t, b.Set([]string{named.Address}))
 	testenv.Equal(t, testenv.Must(ask())(t), "named hi\n", "")
 	// The address that was given turns out to be an agent's.
-	b.Exclude([]string{given.Address})
+	b.SetLastResort([]string{given.Address})
 	wantAnswer(t, b, "named")
 	testenv.NoError(t, b.Set([]string{named.Address}))
 	testenv.Equal(t, len(b.Servers()), 1, "an agent is taken for a server:")
 	// With no server known at all the address that was given is better than none.
-	b.Exclude([]string{given.Address, named.Address})
+	b.SetLastResort([]string{given.Address, named.Address})
 	testenv.Equal(t, len(b.Servers()), 1, "nothing is left:")
 	// The next start has it from the file.
 	again := start(t, Options{Server: given.Address, File: file})

@@ -86,7 +86,7 @@ func (b *Balancer) watch(ctx context.Context) {
 
 // checkServer checks whether a server with connections responds, and closes them if it does not.
 func (b *Balancer) checkServer(ctx context.Context, server string, l *probeState) {
-	yes, last := b.heard(server)
+	yes, last := b.lastContact(server)
 	again := !last.Equal(l.heard)
 	l.heard = last
 	if yes {

@@ -75,9 +75,9 @@ func TestClosedConnectionMovesToResponsiveServer(t *testing.T) {
 func TestExcludedIsBetterThanNone(t *testing.T) {
 	one := echo.New(t, "one", "127.0.0.1:0")
 	b := balancer.Start(t, balancer.Options{Server: one.Address})
-	b.Exclude([]string{one.Address})
+	b.SetLastResort([]string{one.Address})
 	testenv.NoError(t, b.Set([]string{"127.0.0.1:1", "127.0.0.1:2"}))
-	b.Exclude([]string{one.Address})
+	b.SetLastResort([]string{one.Address})
 	if got := b.Servers(); slices.Contains(got, one.Address) {
 		t.Errorf("%q", got)
 	}

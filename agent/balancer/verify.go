@@ -107,9 +107,9 @@ func (b *Balancer) recordProof(server string, p proof) {
 	}
 }
 
-// heard reports whether a server replies over the node's own connection, or has just presented its certificate, and
-// when it last did.
-func (b *Balancer) heard(server string) (yes bool, last time.Time) {
+// lastContact reports whether a server replies over the node's own connection, or has just presented its certificate,
+// and when it last did.
+func (b *Balancer) lastContact(server string) (yes bool, last time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.proved[server]
@@ -175,8 +175,8 @@ func (b *Balancer) candidates() []string {
 	return out
 }
 
-// ensureProven returns an error if a server has not proved, now or a moment ago, that it belongs to the cluster.
-func (b *Balancer) ensureProven(ctx context.Context, server string) error {
+// ensureVerified returns an error if a server has not proved, now or a moment ago, that it belongs to the cluster.
+func (b *Balancer) ensureVerified(ctx context.Context, server string) error {
 	b.mu.Lock()
 	known := b.responsive(server, sureFor) && !b.proved[server].doubted
 	b.mu.Unlock()

@@ -18,9 +18,9 @@ func TestFirstOwnerKeepsItsPort(t *testing.T) {
 	}
 	both := []int{80, 443}
 	for _, c := range []struct {
-		name, said   string
-		observations []look
-		problem      string
+		name, annotation string
+		observations     []look
+		problem          string
 	}{
 		{"no other program", "", []look{{both, nil, ""}}, ""},
 		{"a program that was first", "", []look{{both, nginx, ",busy=80"}, {both, nginx, ",busy=80"}},
@@ -38,7 +38,7 @@ func TestFirstOwnerKeepsItsPort(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var all portOwners
 			for i, l := range c.observations {
-				all.update(l.ports, l.programs, c.said)
+				all.update(l.ports, l.programs, c.annotation)
 				testenv.Equal(t, all.annotation(), l.annotation, "look %d: the annotation has", i)
 			}
 			testenv.Equal(t, all.problem(), c.problem, "the problem is")

@@ -81,8 +81,8 @@ type Node struct {
 	table table.Sections
 	// backends are those of the table. nil means that they were not read yet.
 	backends map[string]table.Backend
-	// said is the last known value of the Node's annotation.
-	said string
+	// annotation is the last known value of the Node's annotation.
+	annotation string
 }
 
 // New adds handlers to the caches, which must not run yet.
@@ -185,7 +185,7 @@ func (n *Node) stop(ctx context.Context) error {
 	if err := n.o.Annotate(ctx, ""); err != nil && ctx.Err() == nil {
 		return err
 	}
-	n.rules, n.said = "", ""
+	n.rules, n.annotation = "", ""
 	return remove(n.o.Dir, n.groups())
 }
 

@@ -273,13 +273,13 @@ func (s *serving) say(ctx context.Context) error {
 		return err
 	}
 	word += s.portOwners.annotation()
-	if word == s.said {
+	if word == s.annotation {
 		return nil
 	}
 	if err := s.o.Annotate(ctx, word); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("ingress: %w", err)
 	}
-	s.said = word
+	s.annotation = word
 	return nil
 }
 

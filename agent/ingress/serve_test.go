@@ -31,13 +31,13 @@ import (
 // agentRun is a whole Node, with a stream that sends the table, and what send gives.
 type agentRun struct {
 	*testNode
-	client *fake.Clientset
-	node   *Node
-	board  *status.Board
-	mu     sync.Mutex
-	said   string // the Node's annotation
-	stop   func()
-	more   chan table.Sections
+	client  *fake.Clientset
+	node    *Node
+	board   *status.Board
+	mu      sync.Mutex
+	written string // the Node's annotation
+	stop    func()
+	more    chan table.Sections
 }
 
 func startAgent(n *testNode) *agentRun {
@@ -76,7 +76,7 @@ func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
 	o.Annotate = func(_ context.Context, value string) error {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.said = value
+		a.written = value
 		return nil
 	}
 	o.Annotation = func(context.Context) (string, error) { return a.annotation(), nil }
@@ -98,7 +98,7 @@ func startAgentWith(n *testNode, service *corev1.Service) *agentRun {
 func (a *agentRun) annotation() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.said
+	return a.written
 }
 
 // TestNodeServesUntilTheLastIngressGoes: a node's ingress through the end of its proxy, a deleted table of the kernel,

@@ -31,8 +31,8 @@ type patientCSI struct {
 	returns bool // see Options
 }
 
-// patient replaces upstream's plugin by the patient one.
-func patient(plugins []volume.VolumePlugin, returns bool) error {
+// replaceCSIPlugin replaces upstream's plugin by the patient one.
+func replaceCSIPlugin(plugins []volume.VolumePlugin, returns bool) error {
 	for i, p := range plugins {
 		if p.GetPluginName() != csi.CSIPluginName {
 			continue

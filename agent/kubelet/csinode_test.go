@@ -35,7 +35,7 @@ import (
 func TestPatientPluginIsAllThatUpstreamsIs(t *testing.T) {
 	plugins := testenv.Must(app.ProbeVolumePlugins(t.Context(), utilfeature.DefaultFeatureGate))(t)
 	before := len(plugins)
-	testenv.NoError(t, patient(plugins, false))
+	testenv.NoError(t, replaceCSIPlugin(plugins, false))
 	found := 0
 	for _, p := range plugins {
 		ours, ok := p.(patientCSI)

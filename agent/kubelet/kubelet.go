@@ -109,7 +109,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("kubelet: set up: %w", err)
 	}
-	if err := patient(deps.VolumePlugins, o.Returns); err != nil {
+	if err := replaceCSIPlugin(deps.VolumePlugins, o.Returns); err != nil {
 		return fmt.Errorf("kubelet: set up: %w", err)
 	}
 	made := make(chan *upstream.Kubelet, 1) // one: there is one kubelet
@@ -130,7 +130,7 @@ func Run(ctx context.Context, o Options) error {
 		if err := restVolumes(k); err != nil {
 			klog.FromContext(ctx).Error(err, "The volume manager keeps polling; an idle node uses slightly more CPU")
 		}
-		if err := askInProcess(k, o.lists(server)); err != nil {
+		if err := useInProcessClient(k, o.lists(server)); err != nil {
 			klog.FromContext(ctx).Error(err, "The kubelet asks containerd over its socket; an idle node uses slightly more CPU")
 		}
 		if err := serveBounded(k, server, deps, bound); err != nil {

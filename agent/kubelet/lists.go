@@ -54,8 +54,9 @@ func (o Options) lists(server *options.KubeletServer) Lists {
 // clientAt is the path of the field with a kubelet's client of the runtime. Upstream has no function that returns it.
 var clientAt = []string{"runtimeService", "runtimeClient"}
 
-// askInProcess makes a kubelet that is not running yet use a listingClient. After an error the kubelet is unchanged.
-func askInProcess(kubelet any, lists Lists) error {
+// useInProcessClient makes a kubelet that is not running yet use a listingClient. After an error the kubelet is
+// unchanged.
+func useInProcessClient(kubelet any, lists Lists) error {
 	if lists == nil {
 		return nil
 	}

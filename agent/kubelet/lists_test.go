@@ -56,9 +56,9 @@ func TestListsWithoutTheSocket(t *testing.T) {
 	service := testenv.Must(
 		remote.NewRemoteRuntimeServiceBuilder().WithEndpoint(runtimeEndpoint(socket)).WithConnectionTimeout(time.Minute).Build(t.Context()))(t)
 	k := &struct{ runtimeService internalapi.RuntimeService }{service}
-	testenv.NoError(t, askInProcess(k, nil))
+	testenv.NoError(t, useInProcessClient(k, nil))
 	testenv.Equal(t, testenv.Must(service.ListPodSandbox(t.Context(), nil))(t)[0].Id, "socket", "without lists in this process:")
-	testenv.NoError(t, askInProcess(k, someRuntime{name: "process"}))
+	testenv.NoError(t, useInProcessClient(k, someRuntime{name: "process"}))
 	pods, err := service.ListPodSandbox(t.Context(), nil)
 	testenv.False(t, err != nil || pods[0].Id != "process", "pods: %v, %v", pods, err)
 	containers, err := service.ListContainers(t.Context(), nil)
@@ -78,9 +78,9 @@ func TestListsAreOurRuntimes(t *testing.T) {
 	testenv.True(t, o.lists(server) == nil, "our own runtime is asked about another one's pods")
 }
 
-// Upstream's kubelet still begins the way to its client as askInProcess does; the rest of it is in
+// Upstream's kubelet still begins the way to its client as useInProcessClient does; the rest of it is in
 // TestListsWithoutTheSocket.
 func TestWayToTheRuntimesClient(t *testing.T) {
 	wayBegins[internalapi.RuntimeService](t, clientAt)
-	testenv.Fails(t, askInProcess(&struct{ runtimeService int }{}, someRuntime{}), "there is no client, and no error")
+	testenv.Fails(t, useInProcessClient(&struct{ runtimeService int }{}, someRuntime{}), "there is no client, and no error")
 }

@@ -33,9 +33,9 @@ const (
 	hastenTries = 100
 )
 
-// hasten reports a starting node as ready when it is. It calls no other function of the kubelet before all its modules
-// run, which the first round of its loop shows.
-func hasten(ctx context.Context, k *upstream.Kubelet) {
+// reportReadySoon reports a starting node as ready when it is. It calls no other function of the kubelet before all its
+// modules run, which the first round of its loop shows.
+func reportReadySoon(ctx context.Context, k *upstream.Kubelet) {
 	for range hastenTries {
 		if !k.LatestLoopEntryTime().IsZero() {
 			if _, err := k.GetNode(ctx); err == nil && fastNodeStatusUpdate(k, ctx, false) {
@@ -56,7 +56,7 @@ func report(ctx context.Context, from <-chan *upstream.Kubelet, asked <-chan str
 		return
 	case k = <-from:
 	}
-	hasten(ctx, k)
+	reportReadySoon(ctx, k)
 	for {
 		select {
 		case <-ctx.Done():

@@ -35,8 +35,8 @@ import (
 )
 
 const (
-	// again is how often the machine's interfaces are checked while this node is a holder.
-	again = 10 * time.Second
+	// checkInterval is how often the machine's interfaces are checked while this node is a holder.
+	checkInterval = 10 * time.Second
 	// probeAgain is how long after another machine replied for a new address the network is probed again.
 	probeAgain = 15 * time.Second
 	// conflictShown is how long another machine's use of an address is reported after it was last observed.
@@ -132,7 +132,7 @@ func (s *Speaker) Run(ctx context.Context) error {
 		s.follow(ctx, now, record)
 		var poll <-chan time.Time
 		if slices.ContainsFunc(slices.Collect(maps.Values(record)), func(h loadbalancer.Holder) bool { return h.Node == s.o.NodeName }) {
-			poll = time.After(again)
+			poll = time.After(checkInterval)
 		}
 		select {
 		case <-ctx.Done():

@@ -71,7 +71,7 @@ func NewRelay(c *Config) (*Relay, error) {
 			return nil, fmt.Errorf("registries: mirrors: %s: %w", name, err)
 		}
 		for _, e := range m.Endpoints {
-			to, err := c.route(e, rewrites)
+			to, err := c.newRoute(e, rewrites)
 			if err != nil {
 				return nil, fmt.Errorf("registries: mirrors: %s: %w", name, err)
 			}
@@ -104,7 +104,7 @@ func compile(m map[string]string) ([]rewrite, error) {
 	return out, nil
 }
 
-func (c *Config) route(endpoint string, rewrites []rewrite) (*route, error) {
+func (c *Config) newRoute(endpoint string, rewrites []rewrite) (*route, error) {
 	u, err := endpointURL(endpoint)
 	if err != nil {
 		return nil, err

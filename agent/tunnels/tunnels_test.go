@@ -153,7 +153,7 @@ func TestTunnelFollowsServersAndCertificates(t *testing.T) {
 
 	// A server asks for volumes inside the connection, and there is no other way to ask.
 	c = testenv.Must(s.Dial(t.Context(), localvolume.Target))(t)
-	testenv.Equal(t, testenv.Must(localvolume.Ask(t.Context(), c, localvolume.Request{Op: localvolume.Space}))(t).Path, storage, "")
+	testenv.Equal(t, testenv.Must(localvolume.Call(t.Context(), c, localvolume.Request{Op: localvolume.Space}))(t).Path, storage, "")
 	beside := netip.AddrPortFrom(localvolume.Target.Addr(), localvolume.Target.Port()+1)
 	testenv.ErrorIs(t, testenv.Err(s.Dial(t.Context(), beside)), nodetunnel.ErrRefused, "another port of that address")
 

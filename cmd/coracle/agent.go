@@ -125,8 +125,8 @@ func joinAndRun(ctx context.Context, stopAll context.CancelCauseFunc, c *config.
 	ready := make(chan struct{})
 	n := node{
 		machine: c.Node, paths: c.Paths, cluster: joined.Settings, credentials: joined.Credentials, servers: servers.Servers,
-		otherWays: directWays(joined.Credentials.KubeletKubeconfig, local, servers.Servers),
-		answered:  servers.Replied, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
+		fallbackConfigs: directWays(joined.Credentials.KubeletKubeconfig, local, servers.Servers),
+		answered:        servers.Replied, ended: servers.Ended, port: c.Port, localPort: c.LocalPort,
 		waitAPI: func(ctx context.Context) error {
 			err := waitAPI(ctx, joined.Credentials.KubeletKubeconfig)
 			if err == nil {

@@ -93,7 +93,7 @@ type agentMember struct {
 func (a *agentMember) run(ctx context.Context) {
 	a.line.Set(status.Starting, "waiting for the gossip key")
 	for len(a.joined.GossipKeys().Keys) == 0 && ctx.Err() == nil {
-		if err := a.joined.AskGossipKeys(ctx); err != nil {
+		if err := a.joined.RefreshGossipKeys(ctx); err != nil {
 			a.log.Debug("no gossip keys yet", "error", err)
 			timers.Sleep(ctx, keysAsk)
 		}
@@ -103,7 +103,7 @@ func (a *agentMember) run(ctx context.Context) {
 	}
 	member, err := a.member()
 	if err == nil {
-		a.reach.OnUnreachable(member.TellUnreachable)
+		a.reach.OnUnreachable(member.ReportUnreachable)
 		a.line.Set(status.Running, "")
 		a.show(func() []status.Member { return statusMembers(member.Members()) })
 		var beside sync.WaitGroup
@@ -189,7 +189,7 @@ func (a *agentMember) follow(ctx context.Context, member *gossip.Member) {
 		pause := aloneAsk
 		if a.outdated(members, time.Now()) {
 			pause = keysAsk
-			if err := a.joined.AskGossipKeys(ctx); err != nil {
+			if err := a.joined.RefreshGossipKeys(ctx); err != nil {
 				a.log.Debug("the gossip keys could not be fetched", "error", err)
 			} else if a.keysReceived, err = time.Now(), member.SetKeys(a.joined.GossipKeys()); err != nil {
 				a.log.Error("the new gossip keys could not be used", "error", err)
@@ -237,7 +237,7 @@ func (a *agentMember) balance(members []gossip.Info) {
 			agents = append(agents, m.Address.String())
 		}
 	}
-	a.servers.Exclude(agents)
+	a.servers.SetLastResort(agents)
 	if len(servers) == 0 {
 		return
 	}

@@ -43,8 +43,8 @@ type node struct {
 	waitAPI, waitServing func(context.Context) error
 	// servers returns the servers to which the node keeps a connection.
 	servers func() []string
-	// otherWays is agent.Options.OtherWays.
-	otherWays func() []*rest.Config
+	// fallbackConfigs is agent.Options.FallbackConfigs.
+	fallbackConfigs func() []*rest.Config
 	// answered, when set, is called each time that one of the servers has answered.
 	answered func(server string, itself bool)
 	// ended, when set, is called each time that one of the servers has ended the node's connection.
@@ -61,7 +61,7 @@ type node struct {
 func ownNode(c *config.Server, settings clusterconfig.Settings, s *server.Server) (node, error) {
 	files, err := s.AgentCredentials(c.Node.Name, netIPs(c.Node.IPs...))
 	return node{
-		servers: s.Roster().OtherAddresses, otherWays: s.APIConfigs,
+		servers: s.Roster().OtherAddresses, fallbackConfigs: s.APIConfigs,
 		machine: c.Node, paths: c.Paths, cluster: settings, credentials: files, port: c.HTTPSPort, consolePort: portOf(c.ConsoleListen),
 		waitAPI: waitFor(s, s.Ready()), waitServing: waitFor(s, s.Serving()),
 	}, err
@@ -142,7 +142,7 @@ func (n node) options(dir embedded.Dir, p *cli.Process, isReady func()) agent.Op
 		Snapshotter: n.machine.Snapshotter, KubeletArgs: n.machine.KubeletArgs,
 		WaitAPI:     n.waitAPI,
 		WaitServing: n.waitServing,
-		Servers:     n.servers, OtherWays: n.otherWays, ServerAnswered: n.answered, ServerEnded: n.ended,
+		Servers:     n.servers, FallbackConfigs: n.fallbackConfigs, ServerAnswered: n.answered, ServerEnded: n.ended,
 		NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,

@@ -111,7 +111,7 @@ func (m *Manager) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c := &acme.Client{Key: key, HTTPClient: m.http, DirectoryURL: m.o.Directory, UserAgent: m.o.UserAgent, RetryBackoff: again}
+	c := &acme.Client{Key: key, HTTPClient: m.http, DirectoryURL: m.o.Directory, UserAgent: m.o.UserAgent, RetryBackoff: retryDelay}
 	registered := s.Annotations[directoryAnnotation] == m.o.Directory && s.Annotations[emailAnnotation] == m.o.Email
 	if url := s.Annotations[accountAnnotation]; registered && url != "" {
 		c.KID = acme.KeyID(url)
@@ -171,9 +171,9 @@ func newAccount() (*corev1.Secret, error) {
 	}, nil
 }
 
-// again returns the wait before a failed request is sent once more, since nonces expire and servers fail for a moment.
-// 0 is for never: a request that exceeds the authority's limits is not sent again.
-func again(n int, _ *http.Request, res *http.Response) time.Duration {
+// retryDelay returns the wait before a failed request is sent once more, since nonces expire and servers fail for a
+// moment. 0 is for never: a request that exceeds the authority's limits is not sent again.
+func retryDelay(n int, _ *http.Request, res *http.Response) time.Duration {
 	const mostTries = 5
 	if n > mostTries || res.StatusCode == http.StatusTooManyRequests {
 		return 0

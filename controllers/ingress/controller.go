@@ -84,13 +84,13 @@ type Controller struct {
 	synced    []cache.InformerSynced
 	wake      timers.Signal // an object has changed
 
-	ofDefaults map[compile.Finding]bool                          // events of the ConfigMap
-	said       map[types.NamespacedName]map[compile.Finding]bool // events of this term
-	memory     compile.Memory
-	refusals   *refusals
-	busy       map[string]string // ports that other programs use, by the node's name
-	unused     time.Time         // since when no Ingress is served; zero while there is one
-	judged     *corev1.Secret    // the last checked version of a user's default certificate
+	ofDefaults     map[compile.Finding]bool                          // events of the ConfigMap
+	recordedEvents map[types.NamespacedName]map[compile.Finding]bool // events of this term
+	memory         compile.Memory
+	refusals       *refusals
+	busy           map[string]string // ports that other programs use, by the node's name
+	unused         time.Time         // since when no Ingress is served; zero while there is one
+	judged         *corev1.Secret    // the last checked version of a user's default certificate
 }
 
 // New adds handlers to the informers, which must not run yet.
@@ -104,7 +104,7 @@ func New(o Options) (*Controller, error) {
 		o: o, ingresses: networking.Ingresses().Lister(), classes: networking.IngressClasses().Lister(), services: core.Services().Lister(),
 		secrets: core.Secrets().Lister(), configs: core.ConfigMaps().Lister(), nodes: core.Nodes().Lister(),
 		slices: discovery.EndpointSlices().Lister(),
-		wake:   timers.NewSignal(), refusals: newRefusals(), said: map[types.NamespacedName]map[compile.Finding]bool{},
+		wake:   timers.NewSignal(), refusals: newRefusals(), recordedEvents: map[types.NamespacedName]map[compile.Finding]bool{},
 	}
 	var err error
 	c.synced, err = netinformers.Follow(func(any) { c.wake.Send() }, []netinformers.Source{
@@ -408,12 +408,12 @@ func (c *Controller) recordEvents(r compile.Result) {
 				said[key] = map[compile.Finding]bool{}
 			}
 			said[key][f] = true
-			if !c.said[key][f] {
+			if !c.recordedEvents[key][f] {
 				c.o.Recorder.Event(ing, corev1.EventTypeWarning, f.Reason, f.Message)
 			}
 		}
 	}
-	c.said = said
+	c.recordedEvents = said
 }
 
 // show sets the status line: how many Ingresses are served.

@@ -39,8 +39,8 @@ func (l *ledger) fromPool(svc *corev1.Service) bool {
 		slices.ContainsFunc(l.auto(svc), func(p *Pool) bool { return slices.ContainsFunc(svc.Spec.IPFamilies, p.hasFamily) })
 }
 
-// keep allocates to a Service the addresses that it has already, except those that it may not keep.
-func (l *ledger) keep(svc *corev1.Service) {
+// retainCurrent allocates to a Service the addresses that it has already, except those that it may not keep.
+func (l *ledger) retainCurrent(svc *corev1.Service) {
 	want := requestedAddresses(svc)
 	for _, a := range statusAddresses(svc) {
 		switch {

@@ -32,7 +32,7 @@ const (
 // holders is the controller's state of which node announces which address. The controller's goroutine owns it.
 type holders struct {
 	candidates map[netip.Addr][]string
-	said       said
+	reports    reports
 	have       *corev1.ConfigMap // as last written or read; nil if it has to be read
 	read       time.Time         // the time of have
 	none       bool              // no record was ever written
@@ -62,7 +62,7 @@ func (c *Controller) assign(ctx context.Context) bool {
 		return true
 	}
 	serial, _ := strconv.ParseUint(h.have.ResourceVersion, 10, 64)
-	next := Assign(h.record, serial, h.candidates, c.o.Alive, h.said)
+	next := Assign(h.record, serial, h.candidates, c.o.Alive, h.reports)
 	if maps.Equal(next, h.record) {
 		return true
 	}

@@ -218,7 +218,7 @@ func (c *Controller) round(ctx context.Context) bool {
 	if err := c.load(ctx); err != nil { // the holder of an address decides whose report about it counts
 		return c.failed(ctx, err)
 	}
-	if err := c.ask(ctx); err != nil {
+	if err := c.resolveUncertainWrites(ctx); err != nil {
 		if ctx.Err() == nil {
 			c.o.Logger.Warn("load balancer: nothing is given before it is tried again", "error", err)
 		}
@@ -262,7 +262,7 @@ func (c *Controller) round(ctx context.Context) bool {
 		}
 	}
 	c.show(plan)
-	c.holders.candidates, c.holders.said = Candidates(s, plan), said{inUse: s.InUse, proven: Proven(s.Nodes, c.holders.record)}
+	c.holders.candidates, c.holders.reports = Candidates(s, plan), reports{inUse: s.InUse, proven: Proven(s.Nodes, c.holders.record)}
 	c.holders.settled = done
 	return done
 }

@@ -76,14 +76,14 @@ func Proven(nodes []*corev1.Node, record loadbalancer.Holders) loadbalancer.Prov
 	return out
 }
 
-// said is what the nodes report about the addresses that they hold.
-type said struct {
+// reports is what the nodes report about the addresses that they hold.
+type reports struct {
 	inUse  map[netip.Addr]string // the Ethernet address of the other machine, by address
 	proven loadbalancer.Proven
 }
 
 // has reports whether an address was proven in a holder's term.
-func (s said) has(a netip.Addr, h loadbalancer.Holder) bool {
+func (s reports) has(a netip.Addr, h loadbalancer.Holder) bool {
 	term, proven := s.proven[a]
 	return proven && term == h.Term
 }
@@ -93,7 +93,7 @@ func (s said) has(a netip.Addr, h loadbalancer.Holder) bool {
 // its holder: then this server is more probably the one that receives nothing. term is a number that no earlier change
 // has had. An address that is not proven yet, or that another machine uses, is new to its holder.
 func Assign(before loadbalancer.Holders, term uint64, candidates map[netip.Addr][]string, alive func(node string) bool,
-	said said) loadbalancer.Holders {
+	said reports) loadbalancer.Holders {
 	out, load := loadbalancer.Holders{}, map[string]int{}
 	var homeless []netip.Addr
 	for _, a := range slices.SortedFunc(maps.Keys(candidates), netip.Addr.Compare) {
@@ -125,7 +125,7 @@ func Assign(before loadbalancer.Holders, term uint64, candidates map[netip.Addr]
 }
 
 // isNew reports whether the next holder has to probe the network before it announces an address.
-func isNew(before loadbalancer.Holder, said said, a netip.Addr) bool {
+func isNew(before loadbalancer.Holder, said reports, a netip.Addr) bool {
 	return before.Term == 0 || said.inUse[a] != "" || before.New && !said.has(a, before)
 }
 

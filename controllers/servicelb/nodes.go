@@ -62,7 +62,8 @@ func labelled(n *corev1.Node) bool {
 func (s *State) trusted() map[string][]netip.Addr {
 	given, had, out := s.given(), map[netip.Addr]bool{}, map[string][]netip.Addr{}
 	for _, n := range slices.SortedFunc(slices.Values(s.Nodes), func(a, b *corev1.Node) int {
-		return cmp.Or(silent(a)-silent(b), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+		return cmp.Or(unresponsive(a)-unresponsive(b), a.CreationTimestamp.Compare(b.CreationTimestamp.Time),
+			strings.Compare(a.Name, b.Name))
 	}) {
 		_, server := n.Labels[serverLabel]
 		for _, a := range addresses(n) {
@@ -75,9 +76,9 @@ func (s *State) trusted() map[string][]netip.Addr {
 	return out
 }
 
-// silent returns 1 for an unresponsive node and 0 for any other, to sort nodes with the same address: a machine that
-// replaces a dead one has that one's address.
-func silent(n *corev1.Node) int {
+// unresponsive returns 1 for an unresponsive node and 0 for any other, to sort nodes with the same address: a machine
+// that replaces a dead one has that one's address.
+func unresponsive(n *corev1.Node) int {
 	if _, c := componentutil.GetNodeCondition(&n.Status, corev1.NodeReady); c != nil && c.Status == corev1.ConditionUnknown {
 		return 1
 	}

@@ -51,7 +51,7 @@ func Plan(s *State) map[types.NamespacedName]Allocation {
 	services, addresses := byAge(s.Services), s.newLedger()
 	for _, svc := range services {
 		if s.serves(svc) && addresses.fromPool(svc) {
-			addresses.keep(svc)
+			addresses.retainCurrent(svc)
 		}
 	}
 	claims := s.priorOwners(addresses)

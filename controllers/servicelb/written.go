@@ -30,8 +30,8 @@ func (u unsure) record(svc *corev1.Service, err error) {
 	}
 }
 
-// ask reads the Services whose last write may have succeeded. It records them as the API's response.
-func (c *Controller) ask(ctx context.Context) error {
+// resolveUncertainWrites reads the Services whose last write may have succeeded. It records them as the API's response.
+func (c *Controller) resolveUncertainWrites(ctx context.Context) error {
 	for k := range c.unsure {
 		svc, err := c.o.Client.CoreV1().Services(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
 		switch {

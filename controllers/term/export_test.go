@@ -3,4 +3,4 @@
 package term
 
 // Start is for the tests from outside.
-var Start = start
+var Start = newTerm

@@ -81,7 +81,7 @@ type Part func(context.Context, *Term) error
 // goroutines that they started have ended. The error is nil after a normal end. ErrStragglers says that goroutines
 // continued after the wait: then no new term may begin in this process.
 func Run(ctx context.Context, o Options, parts ...Part) error {
-	t, ctx, err := start(ctx, o)
+	t, ctx, err := newTerm(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -170,8 +170,8 @@ func emptyBuffers(factory informers.SharedInformerFactory) error {
 	return nil
 }
 
-// start makes the term's clients and informers. It returns the context in which the term's parts have to run.
-func start(ctx context.Context, o Options) (*Term, context.Context, error) {
+// newTerm makes the term's clients and informers. It returns the context in which the term's parts have to run.
+func newTerm(ctx context.Context, o Options) (*Term, context.Context, error) {
 	if o.Config == nil {
 		return nil, nil, errors.New("term: no client configuration given")
 	}

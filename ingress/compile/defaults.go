@@ -56,7 +56,7 @@ func defaultsOf(m *corev1.ConfigMap, rules Rules) *defaults {
 			unknown = append(unknown, key)
 		case value == "" || k.Support == Refused && (value == "false" || value == "off" || value == "0"): // no setting
 		case k.Support == Refused:
-			d.refuse("the key %s of the ConfigMap %s is not served: all Ingresses answer 503, for it may restrict who gets in or change "+
+			d.refuseAllIngresses("the key %s of the ConfigMap %s is not served: all Ingresses answer 503, for it may restrict who gets in or change "+
 				"what they get. %s",
 				key, Defaults, k.Note)
 		case strings.HasPrefix(key, "global-auth-"):
@@ -126,10 +126,10 @@ func (d *defaults) key(key, value string, rules Rules) {
 		case err != nil:
 			d.bad(key, value, "which is neither true nor false")
 		case on && key == "use-proxy-protocol" && !rules.ProxyProtocol:
-			d.refuse("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-proxy-protocol: all "+
+			d.refuseAllIngresses("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-proxy-protocol: all "+
 				"Ingresses answer 503", key, Defaults)
 		case on && len(rules.TrustedProxies) == 0:
-			d.refuse("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-trusted-proxies: all "+
+			d.refuseAllIngresses("the key %s of the ConfigMap %s has no effect while the servers are not given --ingress-trusted-proxies: all "+
 				"Ingresses answer 503", key, Defaults)
 		}
 	}
@@ -146,11 +146,11 @@ func (d *defaults) configMap(key, value string) types.NamespacedName {
 }
 
 func (d *defaults) bad(key, value, why string) {
-	d.refuse("the key %s of the ConfigMap %s is %.100q, %s: all Ingresses answer 503", key, Defaults, value, why)
+	d.refuseAllIngresses("the key %s of the ConfigMap %s is %.100q, %s: all Ingresses answer 503", key, Defaults, value, why)
 }
 
-// refuse closes the routes of all Ingresses.
-func (d *defaults) refuse(format string, args ...any) {
+// refuseAllIngresses closes the routes of all Ingresses.
+func (d *defaults) refuseAllIngresses(format string, args ...any) {
 	f := Finding{ReasonUnsupported, strings.TrimSpace(fmt.Sprintf(format, args...))}
 	d.findings = append(d.findings, f)
 	d.refused = cmp.Or(d.refused, f.Message)
@@ -163,7 +163,7 @@ func (d *defaults) try() {
 	o.inherit(d)
 	o.read()
 	if o.fallbackOf(""); o.refused != "" {
-		d.refuse("a key of the ConfigMap %s is not understood, and all Ingresses answer 503, as one does for an annotation of the same "+
+		d.refuseAllIngresses("a key of the ConfigMap %s is not understood, and all Ingresses answer 503, as one does for an annotation of the same "+
 			"meaning: %s",
 			Defaults, o.refused)
 	}

@@ -29,7 +29,7 @@ func (p *Proxy) Replace(sections table.Sections) (problems map[string]string) {
 }
 
 func (p *Proxy) apply(changes []table.Change) map[string]string {
-	next := &edit{routing: &routing{sites: p.current.Load().sites, accounts: p.current.Load().accounts, trusted: p.trusted,
+	next := &routingBuilder{routing: &routing{sites: p.current.Load().sites, accounts: p.current.Load().accounts, trusted: p.trusted,
 		proxied: p.proxied, cluster: p.cluster}, owned: map[string]bool{}}
 	for _, c := range changes {
 		if c.Commit {
@@ -76,7 +76,7 @@ func (p *Proxy) apply(changes []table.Change) map[string]string {
 }
 
 // applyHost replaces one host in next.
-func (p *Proxy) applyHost(next *edit, key string, value json.RawMessage, present bool) error {
+func (p *Proxy) applyHost(next *routingBuilder, key string, value json.RawMessage, present bool) error {
 	site, name, ok := table.HostOf(key)
 	switch {
 	case !present:

@@ -17,7 +17,7 @@ import (
 var token = regexp.MustCompile(`^[-_A-Za-z0-9]{1,256}$`)
 
 // applyChallenges replaces the account that answers challenges for one host.
-func applyChallenges(next *edit, key string, value json.RawMessage, present bool) error {
+func applyChallenges(next *routingBuilder, key string, value json.RawMessage, present bool) error {
 	host := strings.TrimPrefix(key, table.KindChallenges+"/")
 	accounts := next.writableAccounts()
 	delete(accounts, host)

@@ -105,8 +105,8 @@ func (s *siteRoutes) count(h *host, by int) {
 	}
 }
 
-// edit is a routing that is being made. The sites in owned are copies that may be changed.
-type edit struct {
+// routingBuilder is a routing that is being made. The sites in owned are copies that may be changed.
+type routingBuilder struct {
 	*routing
 	owned   map[string]bool
 	touched bool
@@ -115,7 +115,7 @@ type edit struct {
 }
 
 // writableAccounts returns a copy of the accounts that may be changed.
-func (e *edit) writableAccounts() map[string]string {
+func (e *routingBuilder) writableAccounts() map[string]string {
 	if !e.accountsOwned {
 		e.accountsOwned = true
 		if e.accounts = maps.Clone(e.accounts); e.accounts == nil {
@@ -126,7 +126,7 @@ func (e *edit) writableAccounts() map[string]string {
 }
 
 // site returns a copy of a site that may be changed.
-func (e *edit) site(name string) *siteRoutes {
+func (e *routingBuilder) site(name string) *siteRoutes {
 	if !e.touched {
 		e.touched = true
 		e.sites = maps.Clone(e.sites)
@@ -144,7 +144,7 @@ func (e *edit) site(name string) *siteRoutes {
 }
 
 // put adds or replaces a host.
-func (e *edit) put(h *host) {
+func (e *routingBuilder) put(h *host) {
 	s := e.site(h.site)
 	s.count(s.hosts[h.name], -1)
 	s.count(h, 1)
@@ -152,7 +152,7 @@ func (e *edit) put(h *host) {
 }
 
 // remove removes a host.
-func (e *edit) remove(site, name string) {
+func (e *routingBuilder) remove(site, name string) {
 	s := e.site(site)
 	s.count(s.hosts[name], -1)
 	delete(s.hosts, name)
@@ -160,7 +160,7 @@ func (e *edit) remove(site, name string) {
 }
 
 // removeEmpty removes a site that has neither a host nor a section.
-func (e *edit) removeEmpty(name string) {
+func (e *routingBuilder) removeEmpty(name string) {
 	if s := e.sites[name]; s != nil && len(s.hosts) == 0 && !s.present {
 		delete(e.sites, name)
 		delete(e.owned, name)
@@ -168,7 +168,7 @@ func (e *edit) removeEmpty(name string) {
 }
 
 // applySite replaces the settings of a site in next.
-func (p *Proxy) applySite(next *edit, key string, value json.RawMessage, present bool) error {
+func (p *Proxy) applySite(next *routingBuilder, key string, value json.RawMessage, present bool) error {
 	name := strings.TrimPrefix(key, table.KindSite+"/")
 	s := next.site(name)
 	s.present, s.closed, s.clients, s.listeners = present, "", nil, nil

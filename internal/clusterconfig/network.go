@@ -58,7 +58,7 @@ const (
 	ExternalIPsResource = "serviceexternalips"
 	ExternalIPsVerb     = "use"
 	StatusRole          = "coracle:status"  // allows requests to status.ClusterPath
-	ConsoleRole         = "coracle:console" // allows all users requests to status.ConsolePath and NamespacesPath
+	ConsoleRole         = "coracle:console" // allows all users requests to status.ConsoleSettingPath and NamespacesPath
 	ExternalIPsRole     = "coracle:service-external-ips"
 )
 

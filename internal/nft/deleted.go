@@ -18,15 +18,15 @@ import (
 )
 
 // Deletions receives the kernel's events of deleted tables, also of tables deleted by `nft flush ruleset`. Make one
-// with HearDeletions.
+// with WatchDeletions.
 type Deletions struct {
 	socket *os.File
 	tables []Table
 }
 
-// HearDeletions opens a socket for the kernel's events. From then on no deletion of one of the tables is missed; Run
+// WatchDeletions opens a socket for the kernel's events. From then on no deletion of one of the tables is missed; Run
 // reports them.
-func HearDeletions(tables ...Table) (*Deletions, error) {
+func WatchDeletions(tables ...Table) (*Deletions, error) {
 	fd, err := listen()
 	if err != nil {
 		return nil, err
@@ -85,14 +85,14 @@ func (d *Deletions) Run(ctx context.Context, deleted func()) error {
 			deleted()
 		case err != nil:
 			return fmt.Errorf("listening to nftables' news: %w", err)
-		case d.concern(buf[:n]):
+		case d.affects(buf[:n]):
 			deleted()
 		}
 	}
 }
 
-// concern says whether one of the messages is about the deletion of one of the tables.
-func (d *Deletions) concern(messages []byte) bool {
+// affects says whether one of the messages is about the deletion of one of the tables.
+func (d *Deletions) affects(messages []byte) bool {
 	for len(messages) > 0 {
 		kind, m, rest, ok := cut(messages)
 		if !ok {
@@ -147,7 +147,7 @@ func (d *Deletions) names(m []byte) bool {
 // from the moment when it returns, in a goroutine of wg. It calls failed when it cannot receive events, or not any
 // more.
 func FollowDeletions(ctx context.Context, wg *sync.WaitGroup, wake timers.Signal, failed func(error), tables ...Table) {
-	d, err := HearDeletions(tables...)
+	d, err := WatchDeletions(tables...)
 	if err != nil {
 		failed(err)
 		return

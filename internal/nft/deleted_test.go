@@ -18,7 +18,7 @@ import (
 // hear runs what listens until the test ends.
 func hear(t *testing.T, gone func(), tables ...nft.Table) {
 	t.Helper()
-	d := testenv.Must(nft.HearDeletions(tables...))(t)
+	d := testenv.Must(nft.WatchDeletions(tables...))(t)
 	testenv.Run(t, func(ctx context.Context) error { return d.Run(ctx, gone) })
 }
 
@@ -63,7 +63,7 @@ func TestDeletionsAreHeard(t *testing.T) {
 // TestUnheardDeletions: after too many messages at once the table is read.
 func TestUnheardDeletions(t *testing.T) {
 	netns.RequireNFT(t)
-	d := testenv.Must(nft.HearDeletions(nft.Table{nft.INet, "ours"}))(t)
+	d := testenv.Must(nft.WatchDeletions(nft.Table{nft.INet, "ours"}))(t)
 	var text strings.Builder
 	for i := range 3000 { // while they are not read
 		fmt.Fprintf(&text, "add table inet x%d\nadd chain inet x%d c\nadd rule inet x%d c drop\n", i, i, i)

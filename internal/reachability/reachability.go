@@ -32,12 +32,12 @@ const (
 	// ownGap and reportedGap are the least times between the end of a check and the next one. ownGap applies when this
 	// machine's own probe failed, and reportedGap when another member reported a failure.
 	ownGap, reportedGap = 250 * time.Millisecond, 5 * time.Second
-	// afterBye is how long a node is checked that has left gossip, or that gossip has declared dead. Its machine may be
-	// about to stop.
-	afterBye = 20 * time.Second
-	// afterReturn is how long a node is checked after it is reached again, or until gossip has received something from
-	// it. Before that no member probes the node.
-	afterReturn = time.Minute
+	// checkAfterLeave is how long a node is checked that has left gossip, or that gossip has declared dead. Its machine
+	// may be about to stop.
+	checkAfterLeave = 20 * time.Second
+	// checkAfterReturn is how long a node is checked after it is reached again, or until gossip has received something
+	// from it. Before that no member probes the node.
+	checkAfterReturn = time.Minute
 	// verifyWithin is the time after a node appears within which it is tried for the first time, so that not all
 	// machines connect to a new one at once. verifyAgain is the wait after the first failure, which doubles. verifyMost
 	// is the number of tries.
@@ -149,7 +149,7 @@ func (w *Watch) NodeLeft(node string) {
 	defer w.mu.Unlock()
 	if s := w.nodes[node]; s != nil && s.verified {
 		now := time.Now()
-		s.until = timers.Later(s.until, now.Add(afterBye))
+		s.until = timers.Later(s.until, now.Add(checkAfterLeave))
 		if s.due.IsZero() {
 			s.due = now.Add(recheck)
 		}
@@ -353,7 +353,7 @@ func (w *Watch) decide(c call, trip time.Duration, ok, void bool) (found bool) {
 			w.o.Logger.Info("a node is reached again; Services use it", "node", c.node, "after", now.Sub(s.down).Round(10*time.Millisecond))
 			s.down = time.Time{}
 			if !c.heard && !s.heard {
-				s.until = now.Add(afterReturn)
+				s.until = now.Add(checkAfterReturn)
 			}
 			w.publish()
 		}

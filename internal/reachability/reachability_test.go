@@ -195,7 +195,7 @@ func TestDeathRightAfterReturn(t *testing.T) {
 		time.Sleep(5 * time.Second) // fake time
 		w.want(t, "after its death unheard of", "n1")
 		w.kill()
-		time.Sleep(afterReturn + 5*time.Second) // fake time
+		time.Sleep(checkAfterReturn + 5*time.Second) // fake time
 		w.want(t, "after its second return")
 		w.checked("n1")
 		time.Sleep(time.Hour) // fake time
@@ -251,7 +251,7 @@ func TestDeathAfterAReturnThatGossipMissed(t *testing.T) {
 		time.Sleep(firstPatience + recheck) // fake time
 		w.NodeLeft("n1")
 		w.ProbeFailed("n1")
-		time.Sleep(afterBye + 5*time.Second) // fake time
+		time.Sleep(checkAfterLeave + 5*time.Second) // fake time
 		w.kill("n1")
 		time.Sleep(3 * time.Second) // fake time
 		w.want(t, "after its second death", "n1")

@@ -2,9 +2,9 @@
 
 package status
 
-// ConsolePath is the path at which a server's API says whether the cluster's operator allows the web console. Each user
-// of the cluster may read it. The response is a Console in JSON.
-const ConsolePath = "/coracle/console"
+// ConsoleSettingPath is the path at which a server's API says whether the cluster's operator allows the web console.
+// Each user of the cluster may read it. The response is a Console in JSON.
+const ConsoleSettingPath = "/coracle/console"
 
 // Console is the operator's setting for the web console.
 type Console struct {

@@ -26,14 +26,14 @@ func (n *Node) GossipKeys() clusterconfig.GossipKeys {
 // called before Run.
 func (n *Node) ReachedAtStart() bool { return !n.stale }
 
-// AskGossipKeys requests the current gossip keys from the servers, one after the other, with the node's certificate,
-// and stores them.
-func (n *Node) AskGossipKeys(ctx context.Context) error {
+// RefreshGossipKeys requests the current gossip keys from the servers, one after the other, with the node's
+// certificate, and stores them.
+func (n *Node) RefreshGossipKeys(ctx context.Context) error {
 	pair, root := n.own()
 	if pair == nil {
 		return errors.New("the node has no valid certificate")
 	}
-	q := protocol.Question{
+	q := protocol.Call{
 		Dialer: net.Dialer{Timeout: dialTimeout}, Certificate: pair, Root: root,
 		Request: protocol.Request{
 			Role: token.RoleAgent, Want: protocol.WantGossipKeys, Program: n.o.Program, Time: n.o.Now(),
@@ -42,7 +42,7 @@ func (n *Node) AskGossipKeys(ctx context.Context) error {
 	}
 	var errs []error
 	for _, q.Address = range n.servers() {
-		a, err := protocol.Ask(ctx, q)
+		a, err := protocol.Send(ctx, q)
 		switch {
 		case err != nil:
 			errs = append(errs, err)

@@ -125,9 +125,9 @@ func Join(ctx context.Context, o Options) (*Node, error) {
 			"A node joins with the one for agents: `coracle token print` on a server shows it")
 	}
 	if !n.load() || n.repoint() != nil { // a response provides all that is missing
-		return n, n.askUntilAnswered(ctx)
+		return n, n.joinUntilAccepted(ctx)
 	}
-	err = n.askFor(ctx, atStart)
+	err = n.joinWithin(ctx, atStart)
 	var refusal *protocol.Refusal
 	switch {
 	case ctx.Err() != nil:
@@ -155,18 +155,18 @@ func (n *Node) repoint() error {
 	return n.Credentials.Publish(nodecreds.Cluster{URL: n.o.API, ServerCA: serverCA, ClientCA: clientCA})
 }
 
-// askFor asks once and waits at most patience for the response.
-func (n *Node) askFor(ctx context.Context, patience time.Duration) error {
+// joinWithin asks once and waits at most patience for the response.
+func (n *Node) joinWithin(ctx context.Context, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return n.ask(ctx)
+	return n.joinOnce(ctx)
 }
 
-// askUntilAnswered asks until there is a final response.
-func (n *Node) askUntilAnswered(ctx context.Context) error {
+// joinUntilAccepted asks until there is a final response.
+func (n *Node) joinUntilAccepted(ctx context.Context) error {
 	last := ""
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		err := n.ask(ctx)
+		err := n.joinOnce(ctx)
 		var refusal *protocol.Refusal
 		switch {
 		case err == nil:
@@ -192,15 +192,15 @@ func (n *Node) askUntilAnswered(ctx context.Context) error {
 	}
 }
 
-// ask asks a server once and stores the response. A machine with a node's certificate presents that first: tokens
+// joinOnce asks a server once and stores the response. A machine with a node's certificate presents that first: tokens
 // expire, and nodes stay.
-func (n *Node) ask(ctx context.Context) error {
+func (n *Node) joinOnce(ctx context.Context) error {
 	password, err := Password(n.o.StateDir)
 	if err != nil {
 		return err
 	}
 	keys := &keys{}
-	q := protocol.Question{
+	q := protocol.Call{
 		Dialer: net.Dialer{Timeout: dialTimeout},
 		Request: protocol.Request{
 			Role: token.RoleAgent, Program: n.o.Program, Time: n.o.Now(),
@@ -215,9 +215,9 @@ func (n *Node) ask(ctx context.Context) error {
 	}
 	var errs []error
 	for _, q.Address = range n.servers() {
-		a, err := n.askAs(ctx, q)
+		a, err := n.sendWithIdentity(ctx, q)
 		if err == nil {
-			return n.keep(a, keys)
+			return n.saveResponse(a, keys)
 		}
 		var refusal *protocol.Refusal
 		if errors.As(err, &refusal) || ctx.Err() != nil {
@@ -242,10 +242,10 @@ func (n *Node) servers() []string {
 	return out
 }
 
-func (n *Node) askAs(ctx context.Context, q protocol.Question) (*protocol.Response, error) {
+func (n *Node) sendWithIdentity(ctx context.Context, q protocol.Call) (*protocol.Response, error) {
 	if pair, root := n.own(); pair != nil {
 		q.Certificate, q.Root = pair, root
-		a, err := protocol.Ask(ctx, q)
+		a, err := protocol.Send(ctx, q)
 		var refusal *protocol.Refusal
 		if err == nil || !errors.As(err, &refusal) || refusal.Code != protocol.CodeCertificate {
 			return a, err
@@ -254,7 +254,7 @@ func (n *Node) askAs(ctx context.Context, q protocol.Question) (*protocol.Respon
 		q.Certificate, q.Root = nil, nil
 	}
 	q.Token = n.token
-	return protocol.Ask(ctx, q)
+	return protocol.Send(ctx, q)
 }
 
 // own returns the node's certificate and the root of its cluster. It returns nil if there are none, or the token is of
@@ -271,9 +271,9 @@ func (n *Node) own() (*tls.Certificate, *x509.Certificate) {
 	return &pair, chain[len(chain)-1]
 }
 
-// keep stores a response. It stores the settings last: once they exist, everything does. Before it stores credentials
-// of another cluster it removes the state of the old one.
-func (n *Node) keep(a *protocol.Response, k *keys) error {
+// saveResponse stores a response. It stores the settings last: once they exist, everything does. Before it stores
+// credentials of another cluster it removes the state of the old one.
+func (n *Node) saveResponse(a *protocol.Response, k *keys) error {
 	if err := a.Settings.Validate(); err != nil {
 		return fmt.Errorf("the cluster's settings as the server gave them: %w", err)
 	}
@@ -354,7 +354,7 @@ func (n *Node) Run(ctx context.Context) error {
 		if !n.stale && !n.due() {
 			continue
 		}
-		switch err := n.ask(ctx); {
+		switch err := n.joinOnce(ctx); {
 		case err == nil:
 			n.stale, last = false, ""
 		case ctx.Err() == nil && !n.stale && err.Error() != last:

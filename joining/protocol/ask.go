@@ -28,8 +28,8 @@ import (
 // ErrUnreachable means that no server replied, or that the connection broke. The caller may try again.
 var ErrUnreachable = errors.New("no server answers")
 
-// Question is the input of Ask.
-type Question struct {
+// Call is the input of Ask.
+type Call struct {
 	// Address is host:port of a server.
 	Address string
 	// Token is the cluster's token. Its hash pins the cluster's authority. A bare secret has none; then only the
@@ -44,8 +44,8 @@ type Question struct {
 	Dialer net.Dialer
 }
 
-// Ask asks one server. The error is a *Refusal if that is the response, and wraps ErrUnreachable if there was none.
-func Ask(ctx context.Context, q Question) (*Response, error) {
+// Send asks one server. The error is a *Refusal if that is the response, and wraps ErrUnreachable if there was none.
+func Send(ctx context.Context, q Call) (*Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
 	raw, err := q.Dialer.DialContext(ctx, "tcp", q.Address)
@@ -98,7 +98,7 @@ func Ask(ctx context.Context, q Question) (*Response, error) {
 	return a, v.sameRoot(a.ServerCA)
 }
 
-func (q *Question) config(v *verifier) *tls.Config {
+func (q *Call) config(v *verifier) *tls.Config {
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{Protocol},

@@ -90,7 +90,7 @@ func TestImpostorLearnsNothingAndIsNotTrusted(t *testing.T) {
 			if tt.bare {
 				q.Token = bare(q.Token)
 			}
-			_, err := protocol.Ask(t.Context(), q)
+			_, err := protocol.Send(t.Context(), q)
 			testenv.WantError(t, err, strings.ReplaceAll(tt.want, "ADDRESS", q.Address))
 			if tt.is != nil {
 				testenv.ErrorIs(t, err, tt.is)
@@ -183,7 +183,7 @@ func TestSilentConnectionsKeepNoMachineOut(t *testing.T) {
 			first = c
 		}
 	}
-	testenv.Check(t, testenv.Err(protocol.Ask(t.Context(), f.question())))
+	testenv.Check(t, testenv.Err(protocol.Send(t.Context(), f.question())))
 	testenv.NoError(t, first.SetReadDeadline(time.Now().Add(server.Identify/2)))
 	if _, err := first.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("the one that has said nothing for longest is still connected")
@@ -204,7 +204,7 @@ func TestGarbageEndsTheConnectionAlone(t *testing.T) {
 		}
 		c.Close()
 	}
-	testenv.Check(t, testenv.Err(protocol.Ask(t.Context(), f.question())), "after all that")
+	testenv.Check(t, testenv.Err(protocol.Send(t.Context(), f.question())), "after all that")
 }
 
 // TestGuessesAreRateLimited: machines without a token must get few answers, on however many connections, and cause one
@@ -212,15 +212,15 @@ func TestGarbageEndsTheConnectionAlone(t *testing.T) {
 func TestGuessesAreRateLimited(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		ask  func(f *fixture) protocol.Question
+		ask  func(f *fixture) protocol.Call
 		code protocol.Code
 	}{
-		{"a wrong token", func(f *fixture) protocol.Question {
+		{"a wrong token", func(f *fixture) protocol.Call {
 			q := f.question()
 			q.Token.Secret = "wrong"
 			return q
 		}, protocol.CodeToken},
-		{"neither a token nor a certificate", func(f *fixture) protocol.Question {
+		{"neither a token nor a certificate", func(f *fixture) protocol.Call {
 			q := f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
 			q.Certificate = &tls.Certificate{}
 			return q
@@ -232,7 +232,7 @@ func TestGuessesAreRateLimited(t *testing.T) {
 			begin := time.Now()
 			answers := make(chan error, tries)
 			for range tries {
-				go func() { answers <- testenv.Err(protocol.Ask(t.Context(), tt.ask(f))) }()
+				go func() { answers <- testenv.Err(protocol.Send(t.Context(), tt.ask(f))) }()
 			}
 			refused := 0
 			for range tries {

@@ -128,7 +128,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, identified func()) {
 		return
 	}
 	log := s.o.Logger.With("from", raw.RemoteAddr().String(), "node", short(q.Node.Name), "version", short(q.Program))
-	a, err := s.answer(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
+	a, err := s.decide(ctx, conn.ConnectionState(), addressOf(raw), q, identified)
 	if err != nil {
 		a = &protocol.Response{Refusal: s.refusal(s.rateLimited(log, raw), q, err)}
 	}
@@ -203,8 +203,8 @@ func addressOf(c net.Conn) netip.Addr {
 	return at.Addr().Unmap()
 }
 
-// answer decides about a request.
-func (s *Server) answer(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *protocol.Request,
+// decide decides about a request.
+func (s *Server) decide(ctx context.Context, state tls.ConnectionState, from netip.Addr, q *protocol.Request,
 	identified func()) (*protocol.Response, error) {
 	now := s.o.Now()
 	if skew := q.Time.Sub(now); skew.Abs() > maxSkew {

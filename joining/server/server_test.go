@@ -99,8 +99,8 @@ func (f *fixture) leaf(l pki.Leaf) *tls.Certificate {
 	return &c
 }
 
-func (f *fixture) question() protocol.Question {
-	return protocol.Question{Address: f.address, Token: f.tokens.Agent, Request: protocol.Request{Role: token.RoleAgent, Time: time.Now(), Node: protocol.Node{Name: "n"}}}
+func (f *fixture) question() protocol.Call {
+	return protocol.Call{Address: f.address, Token: f.tokens.Agent, Request: protocol.Request{Role: token.RoleAgent, Time: time.Now(), Node: protocol.Node{Name: "n"}}}
 }
 
 // An attacker who has a token or a certificate for something else, an old one or another cluster's, asks to join; the
@@ -117,63 +117,63 @@ func TestWhoMayJoin(t *testing.T) {
 	f.others = []token.Bootstrap{expired, foreign, signing}
 	for _, tt := range []struct {
 		name   string
-		change func(q *protocol.Question)
+		change func(q *protocol.Call)
 		code   protocol.Code // of the refusal; empty if it may
 		want   string        // of another error, or in the refusal
 	}{
-		{name: "agent token", change: func(*protocol.Question) {}},
-		{name: "its secret alone", change: func(q *protocol.Question) { q.Token = bare(q.Token) }},
-		{name: "token that expires", change: func(q *protocol.Question) { q.Token = f.bootstrap.Token(q.Token.CAHash) }},
-		{name: "certificate", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root()) }},
+		{name: "agent token", change: func(*protocol.Call) {}},
+		{name: "its secret alone", change: func(q *protocol.Call) { q.Token = bare(q.Token) }},
+		{name: "token that expires", change: func(q *protocol.Call) { q.Token = f.bootstrap.Token(q.Token.CAHash) }},
+		{name: "certificate", change: func(q *protocol.Call) { *q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root()) }},
 
-		{name: "the version before", change: func(q *protocol.Question) { q.Request.Protocol = version.Protocol() - 1 }},
-		{name: "the next version", change: func(q *protocol.Question) { q.Request.Protocol = version.Protocol() + 1 }},
-		{name: "a version that is too new", change: func(q *protocol.Question) { q.Request.Protocol = version.Protocol() + 2 }, code: protocol.CodeVersion},
-		{name: "a version that is too old", change: func(q *protocol.Question) { q.Request.Protocol = -1 }, code: protocol.CodeVersion},
+		{name: "the version before", change: func(q *protocol.Call) { q.Request.Protocol = version.Protocol() - 1 }},
+		{name: "the next version", change: func(q *protocol.Call) { q.Request.Protocol = version.Protocol() + 1 }},
+		{name: "a version that is too new", change: func(q *protocol.Call) { q.Request.Protocol = version.Protocol() + 2 }, code: protocol.CodeVersion},
+		{name: "a version that is too old", change: func(q *protocol.Call) { q.Request.Protocol = -1 }, code: protocol.CodeVersion},
 
-		{name: "wrong secret", change: func(q *protocol.Question) { q.Token.Secret = "other" }, code: protocol.CodeToken, want: "`coracle token print` on a server"},
-		{name: "wrong secret, to be a server", change: func(q *protocol.Question) {
+		{name: "wrong secret", change: func(q *protocol.Call) { q.Token.Secret = "other" }, code: protocol.CodeToken, want: "`coracle token print` on a server"},
+		{name: "wrong secret, to be a server", change: func(q *protocol.Call) {
 			q.Request.Role, q.Token = token.RoleServer, f.tokens.Server
 			q.Token.Secret = "other"
 		}, code: protocol.CodeToken, want: "`coracle token print --server` on a server"},
-		{name: "empty secret", change: func(q *protocol.Question) { q.Token.Secret = "" }, code: protocol.CodeToken},
-		{name: "server token", change: func(q *protocol.Question) { q.Token = f.tokens.Server }, code: protocol.CodeToken},
-		{name: "server token's secret alone", change: func(q *protocol.Question) { q.Token = bare(f.tokens.Server) }, code: protocol.CodeToken},
-		{name: "unknown token that expires", change: func(q *protocol.Question) {
+		{name: "empty secret", change: func(q *protocol.Call) { q.Token.Secret = "" }, code: protocol.CodeToken},
+		{name: "server token", change: func(q *protocol.Call) { q.Token = f.tokens.Server }, code: protocol.CodeToken},
+		{name: "server token's secret alone", change: func(q *protocol.Call) { q.Token = bare(f.tokens.Server) }, code: protocol.CodeToken},
+		{name: "unknown token that expires", change: func(q *protocol.Call) {
 			q.Token = token.Bootstrap{ID: "zzzzzz", Secret: f.bootstrap.Secret}.Token(q.Token.CAHash)
 		}, code: protocol.CodeToken},
-		{name: "wrong secret of a token that expires", change: func(q *protocol.Question) {
+		{name: "wrong secret of a token that expires", change: func(q *protocol.Call) {
 			q.Token = token.Bootstrap{ID: f.bootstrap.ID, Secret: "x"}.Token(q.Token.CAHash)
 		}, code: protocol.CodeToken},
-		{name: "token that has expired", change: func(q *protocol.Question) { q.Token = expired.Token(q.Token.CAHash) }, code: protocol.CodeToken, want: "expired at"},
-		{name: "token for other machines", change: func(q *protocol.Question) { q.Token = foreign.Token(q.Token.CAHash) }, code: protocol.CodeToken, want: "is not for"},
-		{name: "token to sign with", change: func(q *protocol.Question) { q.Token = signing.Token(q.Token.CAHash) }, code: protocol.CodeToken, want: "there is no token"},
-		{name: "another cluster's token", change: func(q *protocol.Question) { q.Token = other.tokens.Agent }, want: "another cluster"},
-		{name: "server token, to be a server", change: func(q *protocol.Question) { q.Request.Role, q.Token = token.RoleServer, f.tokens.Server }},
-		{name: "its secret alone, to be a server", change: func(q *protocol.Question) { q.Request.Role, q.Token = token.RoleServer, bare(f.tokens.Server) }},
-		{name: "agent token, to be a server", change: func(q *protocol.Question) { q.Request.Role = token.RoleServer }, code: protocol.CodeToken},
-		{name: "its secret alone, to be a server, too", change: func(q *protocol.Question) { q.Request.Role, q.Token = token.RoleServer, bare(q.Token) }, code: protocol.CodeToken},
-		{name: "token that expires, to be a server", change: func(q *protocol.Question) {
+		{name: "token that has expired", change: func(q *protocol.Call) { q.Token = expired.Token(q.Token.CAHash) }, code: protocol.CodeToken, want: "expired at"},
+		{name: "token for other machines", change: func(q *protocol.Call) { q.Token = foreign.Token(q.Token.CAHash) }, code: protocol.CodeToken, want: "is not for"},
+		{name: "token to sign with", change: func(q *protocol.Call) { q.Token = signing.Token(q.Token.CAHash) }, code: protocol.CodeToken, want: "there is no token"},
+		{name: "another cluster's token", change: func(q *protocol.Call) { q.Token = other.tokens.Agent }, want: "another cluster"},
+		{name: "server token, to be a server", change: func(q *protocol.Call) { q.Request.Role, q.Token = token.RoleServer, f.tokens.Server }},
+		{name: "its secret alone, to be a server", change: func(q *protocol.Call) { q.Request.Role, q.Token = token.RoleServer, bare(f.tokens.Server) }},
+		{name: "agent token, to be a server", change: func(q *protocol.Call) { q.Request.Role = token.RoleServer }, code: protocol.CodeToken},
+		{name: "its secret alone, to be a server, too", change: func(q *protocol.Call) { q.Request.Role, q.Token = token.RoleServer, bare(q.Token) }, code: protocol.CodeToken},
+		{name: "token that expires, to be a server", change: func(q *protocol.Call) {
 			q.Request.Role, q.Token = token.RoleServer, f.bootstrap.Token(q.Token.CAHash)
 		}, code: protocol.CodeToken},
-		{name: "certificate, to be a server", change: func(q *protocol.Question) {
+		{name: "certificate, to be a server", change: func(q *protocol.Call) {
 			*q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
 			q.Request.Role = token.RoleServer
 		}, code: protocol.CodeToken},
-		{name: "to be something else", change: func(q *protocol.Question) { q.Request.Role = "king" }, code: protocol.CodeRequest},
-		{name: "clock behind", change: func(q *protocol.Question) { q.Request.Time = time.Unix(0, 0) }, code: protocol.CodeClock},
-		{name: "clock ahead", change: func(q *protocol.Question) { q.Request.Time = time.Now().Add(time.Hour) }, code: protocol.CodeClock},
-		{name: "no clock", change: func(q *protocol.Question) { q.Request.Time = time.Time{} }, code: protocol.CodeClock},
+		{name: "to be something else", change: func(q *protocol.Call) { q.Request.Role = "king" }, code: protocol.CodeRequest},
+		{name: "clock behind", change: func(q *protocol.Call) { q.Request.Time = time.Unix(0, 0) }, code: protocol.CodeClock},
+		{name: "clock ahead", change: func(q *protocol.Call) { q.Request.Time = time.Now().Add(time.Hour) }, code: protocol.CodeClock},
+		{name: "no clock", change: func(q *protocol.Call) { q.Request.Time = time.Time{} }, code: protocol.CodeClock},
 
-		{name: "certificate of another node", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.Node("", "m"), f.pki.Root()) }, code: protocol.CodeCertificate},
-		{name: "certificate of a node's network", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.Network(""), f.pki.Root()) }, code: protocol.CodeCertificate},
-		{name: "certificate of an administrator", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.Admin(), f.pki.Root()) }, code: protocol.CodeCertificate},
-		{name: "certificate of a listener", change: func(q *protocol.Question) { *q = f.byCertificate(f.pki.NodeServing("", "n", nil), f.pki.Root()) }, code: protocol.CodeCertificate},
-		{name: "another cluster's certificate", change: func(q *protocol.Question) {
+		{name: "certificate of another node", change: func(q *protocol.Call) { *q = f.byCertificate(f.pki.Node("", "m"), f.pki.Root()) }, code: protocol.CodeCertificate},
+		{name: "certificate of a node's network", change: func(q *protocol.Call) { *q = f.byCertificate(f.pki.Network(""), f.pki.Root()) }, code: protocol.CodeCertificate},
+		{name: "certificate of an administrator", change: func(q *protocol.Call) { *q = f.byCertificate(f.pki.Admin(), f.pki.Root()) }, code: protocol.CodeCertificate},
+		{name: "certificate of a listener", change: func(q *protocol.Call) { *q = f.byCertificate(f.pki.NodeServing("", "n", nil), f.pki.Root()) }, code: protocol.CodeCertificate},
+		{name: "another cluster's certificate", change: func(q *protocol.Call) {
 			*q = other.byCertificate(other.pki.Node("", "n"), f.pki.Root())
 			q.Address = f.address
 		}, code: protocol.CodeCertificate},
-		{name: "certificate, at another cluster", change: func(q *protocol.Question) {
+		{name: "certificate, at another cluster", change: func(q *protocol.Call) {
 			*q = f.byCertificate(f.pki.Node("", "n"), f.pki.Root())
 			q.Address = other.address
 		}, want: "another cluster"},
@@ -181,7 +181,7 @@ func TestWhoMayJoin(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			q := f.question()
 			tt.change(&q)
-			_, err := protocol.Ask(t.Context(), q)
+			_, err := protocol.Send(t.Context(), q)
 			var refusal *protocol.Refusal
 			switch {
 			case tt.code != "":
@@ -205,7 +205,7 @@ func TestWhoMayJoin(t *testing.T) {
 // bare is what a user has who copied a token's secret alone.
 func bare(t token.Token) token.Token { return token.Token{Secret: t.Secret} }
 
-func (f *fixture) byCertificate(l pki.Leaf, root *x509.Certificate) protocol.Question {
+func (f *fixture) byCertificate(l pki.Leaf, root *x509.Certificate) protocol.Call {
 	q := f.question()
 	q.Token, q.Certificate, q.Root = token.Token{}, f.leaf(l), root
 	return q

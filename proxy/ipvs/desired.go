@@ -21,9 +21,9 @@ type View struct {
 	Topology map[string]string
 	// NodePortAddrs are the local addresses that serve node ports.
 	NodePortAddrs []netip.Addr
-	// NeverLocal are addresses that this node must not get because of a Service: those of this node's own devices, and
+	// Protected are addresses that this node must not get because of a Service: those of this node's own devices, and
 	// those of other nodes, which could not be reached any more.
-	NeverLocal map[netip.Addr]bool
+	Protected map[netip.Addr]bool
 	// Scheduler is the scheduler for Services that name none.
 	Scheduler string
 }
@@ -152,7 +152,7 @@ func (v View) serve(p *portState, svc *ServicePort, k Key, t target) *candidate 
 		p.candidates = append(p.candidates, o)
 	}
 	*o = candidate{key: k, server: VirtualServer{Server: Server{Scheduler: v.schedulerOf(svc)}, Reals: t.reals},
-		local: !v.NeverLocal[k.Addr]}
+		local: !v.Protected[k.Addr]}
 	if svc.SessionAffinityType() == corev1.ServiceAffinityClientIP {
 		o.server.Affinity = uint32(svc.StickyMaxAgeSeconds())
 	}

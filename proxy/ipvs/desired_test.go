@@ -60,7 +60,7 @@ func viewOf(change func(*corev1.Service), endpoints ...endpoint) View {
 	v := View{
 		Services: upstream.ServicePortMap{}, Endpoints: upstream.EndpointsMap{}, NodeName: "n1", Topology: map[string]string{corev1.LabelTopologyZone: "a"},
 		NodePortAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Scheduler: DefaultScheduler,
-		NeverLocal: map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true, netip.MustParseAddr("192.0.2.2"): true},
+		Protected: map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true, netip.MustParseAddr("192.0.2.2"): true},
 	}
 	services := upstream.NewServiceChangeTracker(corev1.IPv4Protocol, newServicePort, nil)
 	services.Update(nil, svc)

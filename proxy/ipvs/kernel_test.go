@@ -292,8 +292,8 @@ func testNodeAddress(t *testing.T, b *bed) {
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: nodeAddr}, {IP: outsideAddr}}
 	}
 	netns.Serve(t, netns.Own{}, "the node", "tcp", ":2222")
-	b.proxier.o.NeverLocal = func() []netip.Addr { return []netip.Addr{netip.MustParseAddr(outsideAddr)} }
-	defer func() { b.proxier.o.NeverLocal = nil }()
+	b.proxier.o.Protected = func() []netip.Addr { return []netip.Addr{netip.MustParseAddr(outsideAddr)} }
+	defer func() { b.proxier.o.Protected = nil }()
 	b.service(t, "web", lb, 8080, 0, 1)
 	reaches(t, b.outside, nodeAddr+":80")
 	testenv.Equal(t, reaches(t, b.outside, nodeAddr+":2222"), "the", "a port of the node's own is answered by")

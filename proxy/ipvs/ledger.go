@@ -78,7 +78,7 @@ func (l *ledger) update(v View, changed sets.Set[types.NamespacedName]) {
 // equal reports whether everything except Services and endpoints is the same.
 func (v View) equal(w View) bool {
 	return v.NodeName == w.NodeName && v.Scheduler == w.Scheduler && maps.Equal(v.Topology, w.Topology) &&
-		slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.NeverLocal, w.NeverLocal)
+		slices.Equal(v.NodePortAddrs, w.NodePortAddrs) && maps.Equal(v.Protected, w.Protected)
 }
 
 // replace replaces a Service port's last state by the new one. nil means none.

@@ -115,7 +115,7 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 		f.ledger = newLedger()
 		v := View{
 			Services: f.services, Endpoints: f.endpoints, NodeName: "n1", Scheduler: DefaultScheduler, Topology: map[string]string{corev1.LabelTopologyZone: "a"},
-			NodePortAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, NeverLocal: map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true},
+			NodePortAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Protected: map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true},
 		}
 		const pool = 8
 		var services [pool]*corev1.Service
@@ -164,8 +164,8 @@ func TestLedgerIsLikeDesired(t *testing.T) {
 			case 1:
 				v.NodePortAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.9")}[:1+r.IntN(2)]
 			case 2:
-				v.NeverLocal = maps.Clone(v.NeverLocal)
-				v.NeverLocal[netip.MustParseAddr([]string{"203.0.113.7", "198.51.100.7"}[r.IntN(2)])] = r.IntN(2) == 0
+				v.Protected = maps.Clone(v.Protected)
+				v.Protected[netip.MustParseAddr([]string{"203.0.113.7", "198.51.100.7"}[r.IntN(2)])] = r.IntN(2) == 0
 			}
 			for _, reals := range m.reals {
 				for _, real := range reals {
@@ -241,8 +241,8 @@ func TestPodsAreNoOtherView(t *testing.T) {
 		local := map[netip.Addr]bool{netip.MustParseAddr(nodeAddr): true}
 		before := p.view(f, nil, local)
 		local[netip.MustParseAddr(c.more)] = true
-		if after := p.view(f, nil, local); before.equal(after) != c.equal || after.NeverLocal[netip.MustParseAddr(c.more)] == c.equal {
-			t.Errorf("with %s the view of %s is alike: %v\n%v", c.more, c.family, !c.equal, after.NeverLocal)
+		if after := p.view(f, nil, local); before.equal(after) != c.equal || after.Protected[netip.MustParseAddr(c.more)] == c.equal {
+			t.Errorf("with %s the view of %s is alike: %v\n%v", c.more, c.family, !c.equal, after.Protected)
 		}
 	}
 }

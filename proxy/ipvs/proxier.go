@@ -35,9 +35,9 @@ type Options struct {
 	ClusterCIDRs []netip.Prefix
 	// NodePortAddresses are CIDRs of the local addresses that serve node ports.
 	NodePortAddresses []string
-	// NeverLocal returns addresses that this node must not get because of a Service: the known addresses of the
+	// Protected returns addresses that this node must not get because of a Service: the known addresses of the
 	// cluster's other nodes, and the API's virtual address. It may be nil.
-	NeverLocal func() []netip.Addr
+	Protected func() []netip.Addr
 	// Scheduler is the scheduler for Services that name none, or one that does not exist. Empty means DefaultScheduler.
 	Scheduler string
 	// Health reports for health check node ports whether this proxy works.
@@ -229,21 +229,21 @@ func (p *Proxier) Sync(ctx context.Context, full bool) error {
 
 func (p *Proxier) view(f *family, topology map[string]string, local map[netip.Addr]bool) View {
 	v := View{
-		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, NeverLocal: map[netip.Addr]bool{},
+		Services: f.services, Endpoints: f.endpoints, NodeName: p.o.NodeName, Topology: topology, Protected: map[netip.Addr]bool{},
 		Scheduler: p.o.Scheduler,
 	}
 	neverLocal := func(a netip.Addr) {
 		// A pod's device may have a link-local address. It is no Service's, and must not make the view differ from the
 		// last one.
 		if a.Is6() == (f.name == corev1.IPv6Protocol) && !(a.Is6() && a.IsLinkLocalUnicast()) {
-			v.NeverLocal[a] = true
+			v.Protected[a] = true
 		}
 	}
 	for a := range local {
 		neverLocal(a)
 	}
-	if p.o.NeverLocal != nil {
-		for _, a := range p.o.NeverLocal() {
+	if p.o.Protected != nil {
+		for _, a := range p.o.Protected() {
 			neverLocal(a)
 		}
 	}

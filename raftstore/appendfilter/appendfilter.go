@@ -98,7 +98,7 @@ func (f *Filter) install(ctx context.Context, rpc raft.RPC, m *raft.InstallSnaps
 		RPCHeader: m.RPCHeader, Term: m.Term, Leader: m.Leader, //nolint:staticcheck // passed on as it came
 		PrevLogEntry: m.LastLogIndex, PrevLogTerm: m.LastLogTerm, LeaderCommitIndex: m.LastLogIndex,
 	}
-	said, ok := f.ask(ctx, raft.RPC{Command: f.after(question)})
+	said, ok := f.deliver(ctx, raft.RPC{Command: f.after(question)})
 	if !ok {
 		return false
 	}
@@ -116,15 +116,15 @@ func (f *Filter) install(ctx context.Context, rpc raft.RPC, m *raft.InstallSnaps
 		return true
 	}
 	defer done()
-	said, ok = f.ask(ctx, raft.RPC{Command: m, Reader: rpc.Reader})
+	said, ok = f.deliver(ctx, raft.RPC{Command: m, Reader: rpc.Reader})
 	if ok { // raft has read the snapshot, unless it did not take the message
 		f.discard(rpc, said.Response, said.Error)
 	}
 	return ok
 }
 
-// ask sends raft a message and returns the answer.
-func (f *Filter) ask(ctx context.Context, rpc raft.RPC) (raft.RPCResponse, bool) {
+// deliver sends raft a message and returns the answer.
+func (f *Filter) deliver(ctx context.Context, rpc raft.RPC) (raft.RPCResponse, bool) {
 	answer := make(chan raft.RPCResponse, 1) // capacity 1, since raft does not wait for a reader
 	rpc.RespChan = answer
 	if !f.Raft(rpc) {

@@ -163,7 +163,7 @@ func (c *boltChecker) page(id uint64, kinds uint16) ([]byte, error) {
 // bounds limit the keys of a page: from low, and before high unless that is nil.
 type bounds struct{ low, high []byte }
 
-func (b bounds) hold(key []byte) bool {
+func (b bounds) contains(key []byte) bool {
 	return bytes.Compare(key, b.low) >= 0 && (b.high == nil || bytes.Compare(key, b.high) < 0)
 }
 
@@ -216,7 +216,7 @@ func (c *boltChecker) elements(p []byte, id uint64, b bounds) ([]child, error) {
 			return nil, damaged(c.path, "element %d of page %d lies outside the page", i, id)
 		}
 		key := p[start : start+ksize]
-		if i > 0 && bytes.Compare(key, last) <= 0 || (leaf || i > 0) && !b.hold(key) {
+		if i > 0 && bytes.Compare(key, last) <= 0 || (leaf || i > 0) && !b.contains(key) {
 			return nil, damaged(c.path, "element %d of page %d is out of order", i, id)
 		}
 		last = key

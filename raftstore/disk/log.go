@@ -175,7 +175,7 @@ func (l *Log) store(entries []*raft.Log) (dropped bool, err error) {
 			l.first = e.Index
 		}
 		l.positions = append(l.positions, recordPosition{uint32(tail.number), uint32(at)})
-		l.noteMembers(e)
+		l.recordConfiguration(e)
 		at += recordHeader + align(int64(len(e.Data)+len(e.Extensions)))
 	}
 	tail.appended(buf)

@@ -28,8 +28,8 @@ func (l *Log) Members() (raft.Configuration, uint64) {
 	return newest.all.Clone(), newest.index
 }
 
-// noteMembers adds a new entry's members, if it changes them. The caller holds mu.
-func (l *Log) noteMembers(e *raft.Log) {
+// recordConfiguration adds a new entry's members, if it changes them. The caller holds mu.
+func (l *Log) recordConfiguration(e *raft.Log) {
 	if e.Type == raft.LogConfiguration {
 		l.members = append(l.members, members{e.Index, raft.DecodeConfiguration(e.Data)})
 	}
@@ -47,7 +47,7 @@ func (l *Log) readMembers(indexes []uint64) error {
 		if err := l.GetLog(index, &e); err != nil {
 			return err
 		}
-		l.noteMembers(&e)
+		l.recordConfiguration(&e)
 	}
 	return nil
 }

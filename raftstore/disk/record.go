@@ -120,7 +120,7 @@ func appendEntry(to []byte, l *raft.Log, r record) []byte {
 	to = append(to, l.Extensions...)
 	to = append(to, l.Data...)
 	payload := to[start+recordHeader:]
-	mask(payload, l.Index)
+	scramble(payload, l.Index)
 	r.sum = crc32.Checksum(payload, castagnoli)
 	r.encode(to[:start])
 	for len(to)%recordAlign != 0 {
@@ -131,7 +131,7 @@ func appendEntry(to []byte, l *raft.Log, r record) []byte {
 
 // entry decodes a log entry from a record and its verified payload. The entry keeps and changes payload.
 func (r *record) entry(payload []byte, l *raft.Log) {
-	mask(payload, r.index)
+	scramble(payload, r.index)
 	*l = raft.Log{Index: r.index, Term: r.term, Type: raft.LogType(r.logType), Data: payload[r.extensions:]}
 	if r.extensions > 0 {
 		l.Extensions = payload[:r.extensions:r.extensions]
@@ -141,8 +141,9 @@ func (r *record) entry(payload []byte, l *raft.Log) {
 	}
 }
 
-// mask XORs p with the stream of numbers for a seed (splitmix64, Steele, Lea and Flood 2014). A second call restores p.
-func mask(p []byte, seed uint64) {
+// scramble XORs p with the stream of numbers for a seed (splitmix64, Steele, Lea and Flood 2014). A second call
+// restores p.
+func scramble(p []byte, seed uint64) {
 	var word [8]byte
 	for state := seed; len(p) > 0; {
 		state += 0x9e3779b97f4a7c15

@@ -211,7 +211,7 @@ func (f *follower) run(notify bool, created *pb.WatchResponse) {
 func (f *follower) pass(d watch.Delivery) bool {
 	rest := d.Events
 	for f.pace.Wait != nil && len(rest) > 0 {
-		n := f.sendable(rest)
+		n := f.waitSendable(rest)
 		if n == len(rest) {
 			break
 		}
@@ -224,8 +224,8 @@ func (f *follower) pass(d watch.Delivery) bool {
 	return f.send(clientv3.WatchResponse{Header: f.api.HeaderAt(d.Revision), Events: rest})
 }
 
-// sendable returns how many of the events may be sent now. If these reach Bytes, it first calls Wait.
-func (f *follower) sendable(events []*mvccpb.Event) int {
+// waitSendable returns how many of the events may be sent now. If these reach Bytes, it first calls Wait.
+func (f *follower) waitSendable(events []*mvccpb.Event) int {
 	for i, e := range events {
 		f.passed += len(e.Kv.Value) + len(e.PrevKv.GetValue())
 		if f.passed < f.pace.Bytes {

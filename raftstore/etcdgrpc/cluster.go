@@ -21,19 +21,19 @@ type clusterServer struct {
 
 func (c *clusterServer) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
 	resp, err := c.api.MemberList(ctx, r)
-	c.addURL(resp.GetHeader(), resp.GetMembers())
+	c.setOwnClientURLs(resp.GetHeader(), resp.GetMembers())
 	return resp, err
 }
 
 // MemberRemove removes a server from the cluster for good.
 func (c *clusterServer) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
 	resp, err := c.api.MemberRemove(ctx, r)
-	c.addURL(resp.GetHeader(), resp.GetMembers())
+	c.setOwnClientURLs(resp.GetHeader(), resp.GetMembers())
 	return resp, err
 }
 
-// addURL sets the URL at which this server's clients connect. Without a response there are no members.
-func (c *clusterServer) addURL(h *pb.ResponseHeader, members []*pb.Member) {
+// setOwnClientURLs sets the URL at which this server's clients connect. Without a response there are no members.
+func (c *clusterServer) setOwnClientURLs(h *pb.ResponseHeader, members []*pb.Member) {
 	for _, m := range members {
 		if m.ID == h.MemberId {
 			m.ClientURLs = []string{c.url}
@@ -51,7 +51,7 @@ func (c *clusterServer) MemberAdd(context.Context, *pb.MemberAddRequest) (*pb.Me
 // votes.
 func (c *clusterServer) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
 	resp, err := c.api.MemberPromote(ctx, r)
-	c.addURL(resp.GetHeader(), resp.GetMembers())
+	c.setOwnClientURLs(resp.GetHeader(), resp.GetMembers())
 	return resp, err
 }
 

@@ -74,7 +74,7 @@ func (l *sessionLoader) load(in *recordReader, tag byte) {
 		}
 		if in.err == nil {
 			l.results--
-			l.answer(in, &s.sessions[len(s.sessions)-1], seq, body)
+			l.loadResult(in, &s.sessions[len(s.sessions)-1], seq, body)
 		}
 	}
 }
@@ -95,7 +95,7 @@ func (l *sessionLoader) fits(ses *session) bool {
 	return true
 }
 
-func (l *sessionLoader) answer(in *recordReader, ses *session, seq uint64, body []byte) {
+func (l *sessionLoader) loadResult(in *recordReader, ses *session, seq uint64, body []byte) {
 	from := frame{rest: body}
 	res, err := decodeResult(&from)
 	if err != nil || len(from.rest) > 0 {

@@ -83,9 +83,9 @@ func (t *Transport) refuses(address string) bool {
 	return false
 }
 
-// Stand makes this server a candidate now, as a leadership transfer to it would. It reports whether raft took the
-// message.
-func (t *Transport) Stand(ctx context.Context) bool {
+// StartElection makes this server a candidate now, as a leadership transfer to it would. It reports whether raft took
+// the message.
+func (t *Transport) StartElection(ctx context.Context) bool {
 	answer := make(chan raft.RPCResponse, 1) // capacity 1, since raft does not wait for a reader
 	rpc := raft.RPC{RespChan: answer, Command: &raft.TimeoutNowRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, Addr: []byte(t.opts.Address)},

@@ -44,7 +44,7 @@ func TestLateVoteWinsNoLaterTerm(t *testing.T) {
 		a := &node{place: 0}
 		a.run(t, m, voters(m, 3))
 		defer a.stop(t)
-		testenv.Require(t, a.t.Stand(t.Context()), "it does not stand for election")
+		testenv.Require(t, a.t.StartElection(t.Context()), "it does not stand for election")
 		vote := <-votes
 		term := vote.Command.(*raft.RequestVoteRequest).Term
 		// The others have elected b meanwhile.

@@ -29,9 +29,9 @@ func (t *Transport) LeaderSeen() (id raft.ServerID, address raft.ServerAddress, 
 	return l.id, l.address, l.term
 }
 
-// LeaderHeard returns when the last message arrived from the leader that LeaderSeen returns. It is zero if there was
+// LeaderContact returns when the last message arrived from the leader that LeaderSeen returns. It is zero if there was
 // none.
-func (t *Transport) LeaderHeard() time.Time {
+func (t *Transport) LeaderContact() time.Time {
 	l := &t.leader
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -233,16 +233,16 @@ func (t *Transport) RequestPreVote(id raft.ServerID, a raft.ServerAddress, args 
 // disk should give up its leadership.
 func (t *Transport) TimeoutNow(id raft.ServerID, a raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
 	if string(id) == t.opts.ID {
-		return t.standNow(args, resp)
+		return t.handleTimeoutNow(args, resp)
 	}
 	return t.send(id, a, classBeats, func(to raft.ServerAddress) error {
 		return t.beats.TimeoutNow(id, to, args, resp)
 	})
 }
 
-// standNow passes the message to this server's own raft: the only voter of a store need not wait for a leader that
-// cannot exist.
-func (t *Transport) standNow(args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+// handleTimeoutNow passes the message to this server's own raft: the only voter of a store need not wait for a leader
+// that cannot exist.
+func (t *Transport) handleTimeoutNow(args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
 	ctx, cancel := context.WithTimeout(t.ctx, t.opts.Timeout)
 	defer cancel()
 	answers := make(chan raft.RPCResponse, 1) // capacity 1, since raft does not wait for a reader

@@ -108,7 +108,7 @@ func Join(ctx context.Context, o RequestOptions, j Request) (*Joined, error) {
 		return nil, errors.New("--token: this is a token for agents; it was not sent. A server joins with the one for servers: `coracle " +
 			"token print --server` on a server shows it")
 	}
-	a, err := askToServe(ctx, o, j, t)
+	a, err := requestServerJoin(ctx, o, j, t)
 	if err != nil {
 		return nil, err
 	}
@@ -150,17 +150,17 @@ func Renew(ctx context.Context, o RequestOptions, j Request) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, renewPatience)
 	defer cancel()
-	a, err := askToServe(ctx, o, j, t)
+	a, err := requestServerJoin(ctx, o, j, t)
 	if err != nil {
 		return err
 	}
 	return o.Folders.Write(a.Server.Files, "")
 }
 
-func askToServe(ctx context.Context, o RequestOptions, j Request, t token.Token) (*protocol.Response, error) {
+func requestServerJoin(ctx context.Context, o RequestOptions, j Request, t token.Token) (*protocol.Response, error) {
 	last := ""
 	for {
-		a, err := protocol.Ask(ctx, protocol.Question{Address: j.Address, Token: t, Request: protocol.Request{
+		a, err := protocol.Send(ctx, protocol.Call{Address: j.Address, Token: t, Request: protocol.Request{
 			Role: token.RoleServer, Program: o.Version, Time: o.Clock.Now(), Node: protocol.Node{Name: j.NodeName, Addresses: j.Addresses,
 				Password: j.Password},
 		}})

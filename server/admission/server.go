@@ -49,7 +49,7 @@ func (a *Admission) admitServer(ctx context.Context, m joiningserver.Machine) (*
 	if err != nil {
 		return nil, err
 	}
-	release, err := encryption.HoldStill(a.o.Folders.Cred) // for the reads; secrets.AdmitMember compares them later
+	release, err := encryption.LockRotation(a.o.Folders.Cred) // for the reads; secrets.AdmitMember compares them later
 	if err != nil {
 		return nil, protocol.Refuse(protocol.CodeBusy, "%v", err)
 	}

@@ -93,7 +93,7 @@ func buildChain(opts kubeoptions.CompletedOptions, g *generic, o Options) (*chai
 		return nil, err
 	}
 	if o.Console != nil {
-		ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(status.ConsolePath, o.Console)
+		ch.aggregator.GenericAPIServer.Handler.NonGoRestfulMux.UnlistedHandle(status.ConsoleSettingPath, o.Console)
 	}
 	if err := ch.dropOldSeries(g, o.seriesKept); err != nil {
 		return nil, err

@@ -161,7 +161,7 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 			"an administrator, with kubectl label node", corev1.LabelNodeExcludeBalancers))
 	}
 	if key := node.Annotations[clusterconfig.WireGuardAnnotation]; key != "" && key != old.Annotations[clusterconfig.WireGuardAnnotation] {
-		if err := p.mayShow(node.Name, key); err != nil {
+		if err := p.checkWireGuardKey(node.Name, key); err != nil {
 			return admission.NewForbidden(a, err)
 		}
 	}
@@ -191,9 +191,9 @@ func (p *nodeClaims) Validate(ctx context.Context, a admission.Attributes, _ adm
 	return nil
 }
 
-// mayShow says whether a node may publish a WireGuard key. A node that publishes another node's key cannot read what is
-// sent to it, but the other node does not receive it either.
-func (p *nodeClaims) mayShow(name, key string) error {
+// checkWireGuardKey says whether a node may publish a WireGuard key. A node that publishes another node's key cannot
+// read what is sent to it, but the other node does not receive it either.
+func (p *nodeClaims) checkWireGuardKey(name, key string) error {
 	raw, err := base64.StdEncoding.DecodeString(key) // one key has several encodings
 	if err != nil || len(raw) != wireGuardKeyBytes {
 		return fmt.Errorf("%q is no WireGuard key", key)

@@ -94,7 +94,7 @@ type Options struct {
 
 	// Status, when set, serves status.ClusterPath.
 	Status http.Handler
-	// Console, when set, serves status.ConsolePath.
+	// Console, when set, serves status.ConsoleSettingPath.
 	Console http.Handler
 
 	// Dial, when set, makes the connections to nodes and pods: to kubelets, to webhooks and API servers in the cluster,

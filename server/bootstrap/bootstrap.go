@@ -123,7 +123,7 @@ func roles(ctx context.Context, c kubernetes.Interface) []func() error {
 			return applyURLRole(ctx, c, clusterconfig.StatusRole, status.ClusterPath)
 		},
 		func() error {
-			return applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsolePath, clusterconfig.NamespacesPath)
+			return applyURLRole(ctx, c, clusterconfig.ConsoleRole, status.ConsoleSettingPath, clusterconfig.NamespacesPath)
 		},
 	}
 	for _, b := range bindings {

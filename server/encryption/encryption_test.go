@@ -301,9 +301,9 @@ func TestFingerprintChangesWithKeysOnly(t *testing.T) {
 func TestRotationAndAdmissionExcludeEachOther(t *testing.T) {
 	dir := t.TempDir()
 	ensure(t, Options{Dir: dir, Resources: []string{"secrets"}})
-	release := testenv.Must(HoldStill(dir))(t)
+	release := testenv.Must(LockRotation(dir))(t)
 	testenv.WantError(t, Rotation{Shared: Shared{Dir: dir}}.Run(t.Context()), "a server is joining")
 	release()
 	testenv.NoError(t, (state{Stage: StageReencrypt, NewKey: "key2"}).write(dir))
-	testenv.ErrorIs(t, testenv.Err(HoldStill(dir)), errChanging, "a server is admitted in the middle of a rotation")
+	testenv.ErrorIs(t, testenv.Err(LockRotation(dir)), errChanging, "a server is admitted in the middle of a rotation")
 }

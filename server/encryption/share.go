@@ -47,9 +47,9 @@ const holdPatience = 300 * time.Millisecond
 var errChanging = errors.New("the key that encrypts Secrets is being replaced; a server can join when that is done: coracle " +
 	"secrets-encrypt status")
 
-// HoldStill keeps the keys in dir from being replaced until release is called. It fails with errChanging during a
+// LockRotation keeps the keys in dir from being replaced until release is called. It fails with errChanging during a
 // rotation, or after an interrupted one.
-func HoldStill(dir string) (release func(), err error) {
+func LockRotation(dir string) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), holdPatience)
 	defer cancel()
 	f, err := lock(ctx, filepath.Join(dir, rotationLock), true)

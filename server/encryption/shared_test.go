@@ -268,14 +268,14 @@ func TestSharedRotationWaitsForAll(t *testing.T) {
 	}
 	testenv.True(t, slices.Contains(waited, "server1"), "it said that it waits for %v", waited)
 	testenv.Equal(t, s.api.secrets["a"], "key1", "something was written with the new key:")
-	testenv.ErrorIs(t, testenv.Err(HoldStill(s.dirs[0])), errChanging, "a server may join meanwhile")
+	testenv.ErrorIs(t, testenv.Err(LockRotation(s.dirs[0])), errChanging, "a server may join meanwhile")
 	s.mu.Lock()
 	s.off[1] = false
 	s.mu.Unlock()
 	testenv.NoError(t, s.rotation(0).Run(t.Context()))
 	s.done("key2")
 	s.take(t.Context(), 0) // which is how the server learns that the rotation is done
-	release, err := HoldStill(s.dirs[0])
+	release, err := LockRotation(s.dirs[0])
 	testenv.NoError(t, err, "no server may join afterwards")
 	release()
 }

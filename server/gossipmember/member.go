@@ -173,7 +173,7 @@ func (m *Member) join(ctx context.Context) error {
 	if err == nil {
 		m.member.Store(member)
 		if m.o.Reach != nil {
-			m.o.Reach.OnUnreachable(member.TellUnreachable)
+			m.o.Reach.OnUnreachable(member.ReportUnreachable)
 		}
 		close(m.changed)
 	}

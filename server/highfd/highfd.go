@@ -89,7 +89,7 @@ func move[T io.Closer](from socket, to func(*os.File) (T, error)) (moved T, err 
 	}
 	defer f.Close()
 	for range tries {
-		release, err := hold()
+		release, err := reserveLowFDs()
 		defer release() // at the end: the next attempt needs other numbers
 		if err != nil {
 			return moved, err
@@ -130,8 +130,8 @@ func unblock(s socket) error {
 	return errors.Join(err, set)
 }
 
-// hold takes all free numbers below first until release is called. release must be called even after an error.
-func hold() (release func(), err error) {
+// reserveLowFDs takes all free numbers below first until release is called. release must be called even after an error.
+func reserveLowFDs() (release func(), err error) {
 	var held []int
 	release = func() {
 		for _, fd := range held {

@@ -122,7 +122,7 @@ func TestNothingLeaksWhenLowNumbersAreTaken(t *testing.T) {
 	if n := openFiles(t); n != before {
 		t.Errorf("%d files are open, before %d", n, before)
 	}
-	release, err := hold()
+	release, err := reserveLowFDs()
 	testenv.Check(t, err)
 	release()
 	if n := openFiles(t); n != before {

@@ -61,8 +61,8 @@ type Options struct {
 	// Manifests without a folder disable that part.
 	Manifests manifests.Options
 	Liveness  liveness.Options
-	// Judge is set while this server judges nodes.
-	Judge *atomic.Pointer[liveness.Judge]
+	// NodeMonitor is set while this server judges nodes.
+	Judge *atomic.Pointer[liveness.NodeMonitor]
 	// Members are the members of the store.
 	Members   nodemembers.Members
 	ServiceLB servicelb.Options

@@ -58,24 +58,24 @@ func readName(c net.Conn) (string, error) {
 	return string(line[:len(line)-1]), nil
 }
 
-// Ask asks one server about a node. It returns Silent if the server does not answer.
-func Ask(ctx context.Context, dial func(context.Context) (net.Conn, error), node string) Finding {
+// QueryPeer asks one server about a node. It returns Silent if the server does not answer.
+func QueryPeer(ctx context.Context, dial func(context.Context) (net.Conn, error), node string) Finding {
 	c, err := dial(ctx)
 	if err != nil {
-		return Silent
+		return Unresponsive
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	if _, err := c.Write([]byte(node + "\n")); err != nil {
-		return Silent
+		return Unresponsive
 	}
 	var answer [1]byte
 	if _, err := c.Read(answer[:]); err != nil {
-		return Silent
+		return Unresponsive
 	}
 	switch f := Finding(answer[0]); f {
-	case Reachable, Heard:
+	case Reachable, Connected:
 		return f
 	}
-	return Silent
+	return Unresponsive
 }

@@ -31,7 +31,7 @@ func TestAskReturnsOtherServersFinding(t *testing.T) {
 		done <- Serve(ctx, l, func(ctx context.Context, node string) Finding {
 			switch node {
 			case "heard":
-				return Heard
+				return Connected
 			case "reachable":
 				return Reachable
 			case "slow":
@@ -39,7 +39,7 @@ func TestAskReturnsOtherServersFinding(t *testing.T) {
 			case "from the future":
 				return 7
 			}
-			return Silent
+			return Unresponsive
 		})
 	}()
 	defer func() {
@@ -53,15 +53,15 @@ func TestAskReturnsOtherServersFinding(t *testing.T) {
 	testenv.NoError(t, err)
 	defer idle.Close()
 	for node, want := range map[string]Finding{
-		"heard": Heard, "reachable": Reachable, "another": Silent, "from the future": Silent, "": Silent, strings.Repeat("x", 300): Silent,
+		"heard": Connected, "reachable": Reachable, "another": Unresponsive, "from the future": Unresponsive, "": Unresponsive, strings.Repeat("x", 300): Unresponsive,
 	} {
-		testenv.Equal(t, Ask(ctx, dial, node), want, "%q:", node)
+		testenv.Equal(t, QueryPeer(ctx, dial, node), want, "%q:", node)
 	}
 	short, cancelShort := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancelShort()
-	testenv.Equal(t, Ask(short, dial, "slow"), Silent, "a server that does not answer in time:")
+	testenv.Equal(t, QueryPeer(short, dial, "slow"), Unresponsive, "a server that does not answer in time:")
 	unreachable := func(context.Context) (net.Conn, error) { return nil, errors.New("nobody") }
-	testenv.Equal(t, Ask(ctx, unreachable, "heard"), Silent, "a server that is not there:")
+	testenv.Equal(t, QueryPeer(ctx, unreachable, "heard"), Unresponsive, "a server that is not there:")
 }
 
 // A machine that refuses connections lives as well as one that takes them.

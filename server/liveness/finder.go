@@ -77,16 +77,16 @@ func (f *Finder) ReachNodes(ctx context.Context) {
 // Find returns what this server by itself finds out about a node.
 func (f *Finder) Find(ctx context.Context, name string) Finding {
 	if name == f.Own {
-		return Heard
+		return Connected
 	}
 	if c, ok := f.Tunnels.Contact(name); ok && time.Since(c.Last) < Quick {
-		return Heard
+		return Connected
 	}
 	ctx, cancel := context.WithTimeout(ctx, CheckTimeout)
 	defer cancel()
 	n := f.Roster.Node(name)
 	if n == nil {
-		return Silent
+		return Unresponsive
 	}
 	// This node was connected and has never proved its identity at its address. A router or another machine may answer
 	// there.
@@ -95,12 +95,12 @@ func (f *Finder) Find(ctx context.Context, name string) Finding {
 			f.Tunnels.Reached(name)
 			return Reachable
 		}
-		return Silent
+		return Unresponsive
 	}
 	if Reach(ctx, n) {
 		return Reachable
 	}
-	return Silent
+	return Unresponsive
 }
 
 // authorities returns the CA certificates of kubelets.
@@ -123,14 +123,14 @@ func (f *Finder) Check(ctx context.Context, n *corev1.Node) Finding {
 	go func() { findings <- f.Find(ctx, n.Name) }()
 	for _, address := range others {
 		go func() {
-			findings <- Ask(ctx, func(ctx context.Context) (net.Conn, error) {
+			findings <- QueryPeer(ctx, func(ctx context.Context) (net.Conn, error) {
 				return f.Dial(ctx, address)
 			}, n.Name)
 		}()
 	}
-	best := Silent
+	best := Unresponsive
 	for range cap(findings) { // each ends with ctx
-		if best = max(best, <-findings); best == Heard {
+		if best = max(best, <-findings); best == Connected {
 			cancel()
 		}
 	}

@@ -68,9 +68,9 @@ type Finding int
 
 // The findings.
 const (
-	Silent    Finding = iota
-	Reachable         // the machine accepts or refuses connections: its kernel works
-	Heard             // a server has contact with the node itself
+	Unresponsive Finding = iota
+	Reachable            // the machine accepts or refuses connections: its kernel works
+	Connected            // a server has contact with the node itself
 )
 
 // All fields of Options are required, except Own, Now and Logger.
@@ -90,8 +90,8 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Judge decides which nodes are dead, during one term of leadership.
-type Judge struct {
+// NodeMonitor decides which nodes are dead, during one term of leadership.
+type NodeMonitor struct {
 	o     Options
 	began time.Time
 	// awake is when the judge last noticed that this process had been paused, nil for never.
@@ -133,17 +133,17 @@ type state struct {
 }
 
 // New returns a Judge.
-func New(o Options) *Judge {
+func New(o Options) *NodeMonitor {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Judge{o: o, nodes: map[string]*state{}, deletedNodes: map[string]time.Time{}, suspect: make(chan string, parallel)}
+	return &NodeMonitor{o: o, nodes: map[string]*state{}, deletedNodes: map[string]time.Time{}, suspect: make(chan string, parallel)}
 }
 
 // Suspect reports that a node may be dead. The judge checks it at once. Suspect never blocks: a report for which the
 // channel has no space is dropped, and the judge notices a dead node itself a second later.
-func (j *Judge) Suspect(node string) {
+func (j *NodeMonitor) Suspect(node string) {
 	select {
 	case j.suspect <- node:
 	default:
@@ -151,7 +151,7 @@ func (j *Judge) Suspect(node string) {
 }
 
 // Run runs rounds until ctx is done, at once after each Suspect.
-func (j *Judge) Run(ctx context.Context) {
+func (j *NodeMonitor) Run(ctx context.Context) {
 	j.began = j.o.Now()
 	for ctx.Err() == nil {
 		pause := j.round(ctx)
@@ -170,15 +170,15 @@ func (j *Judge) Run(ctx context.Context) {
 		}
 		if late := j.o.Now().Sub(due); late > lateBy { // pings of nodes may not have been read yet
 			timers.Sleep(ctx, settle)
-			j.noteDelay(late)
+			j.handlePause(late)
 		}
 	}
 }
 
-// noteDelay records by how much an operation exceeded its longest possible duration. A process that was paused as a
+// handlePause records by how much an operation exceeded its longest possible duration. A process that was paused as a
 // whole has received nothing in the meantime, and nodes have closed their connections to it. All nodes then get their
 // time again.
-func (j *Judge) noteDelay(by time.Duration) {
+func (j *NodeMonitor) handlePause(by time.Duration) {
 	if by > stall {
 		now := j.o.Now()
 		j.awake.Store(&now)
@@ -188,7 +188,7 @@ func (j *Judge) noteDelay(by time.Duration) {
 }
 
 // lastPause returns when this process was last found to have been paused, or zero.
-func (j *Judge) lastPause() time.Time {
+func (j *NodeMonitor) lastPause() time.Time {
 	if at := j.awake.Load(); at != nil {
 		return *at
 	}
@@ -196,7 +196,7 @@ func (j *Judge) lastPause() time.Time {
 }
 
 // round examines all nodes once and returns the pause until the next round.
-func (j *Judge) round(ctx context.Context) (pause time.Duration) {
+func (j *NodeMonitor) round(ctx context.Context) (pause time.Duration) {
 	nodes, err := j.o.Nodes.List(labels.Everything())
 	if err != nil { // a cache's lister returns no error
 		return retry
@@ -255,10 +255,10 @@ func (j *Judge) round(ctx context.Context) (pause time.Duration) {
 }
 
 // firstOf returns the nodes to check now. These are all nodes that were not checked yet, those with the shortest limit
-// first, so that nodes that vanished at the same time are judged in one round (holdBack). Up to a total of parallel the
-// others follow, the longest waiting first. They are limited because hundreds of nodes without contact whose machines
-// answer are checked again and again, and another node that dies would have to wait for all of them.
-func (j *Judge) firstOf(doubtful []*corev1.Node) []*corev1.Node {
+// first, so that nodes that vanished at the same time are judged in one round (suppressMassFailure). Up to a total of
+// parallel the others follow, the longest waiting first. They are limited because hundreds of nodes without contact
+// whose machines answer are checked again and again, and another node that dies would have to wait for all of them.
+func (j *NodeMonitor) firstOf(doubtful []*corev1.Node) []*corev1.Node {
 	again := func(n *corev1.Node) bool { return j.nodes[n.Name].checked }
 	slices.SortStableFunc(doubtful, func(a, b *corev1.Node) int {
 		x, y := j.nodes[a.Name], j.nodes[b.Name]
@@ -280,7 +280,7 @@ func (j *Judge) firstOf(doubtful []*corev1.Node) []*corev1.Node {
 }
 
 // observe updates a node's state from its Node object.
-func (j *Judge) observe(n *corev1.Node, now time.Time) *state {
+func (j *NodeMonitor) observe(n *corev1.Node, now time.Time) *state {
 	s := j.nodes[n.Name]
 	if s == nil || s.uid != n.UID {
 		earlier := j.deletedNodes[n.Name]
@@ -301,7 +301,7 @@ func (j *Judge) observe(n *corev1.Node, now time.Time) *state {
 
 // contact returns this server's contact with a node. ok is false if there was none with this Node, even if there was
 // with an earlier Node of its name.
-func (j *Judge) contact(name string, s *state) (c tunnels.Contact, ok bool) {
+func (j *NodeMonitor) contact(name string, s *state) (c tunnels.Contact, ok bool) {
 	c, ok = j.o.Contact(name)
 	if !ok || !c.Last.After(s.since) {
 		return tunnels.Contact{}, false
@@ -311,7 +311,7 @@ func (j *Judge) contact(name string, s *state) (c tunnels.Contact, ok bool) {
 
 // timeSinceHeard returns the time since the last contact with a node, and how long that may be before the node is
 // checked.
-func (j *Judge) timeSinceHeard(name string, s *state, now time.Time) (silence, limit time.Duration) {
+func (j *NodeMonitor) timeSinceHeard(name string, s *state, now time.Time) (silence, limit time.Duration) {
 	c, connected := j.contact(name, s)
 	heard := latest(c.Last, s.posted)
 	last := latest(heard, j.lastPause())
@@ -344,13 +344,13 @@ func (j *Judge) timeSinceHeard(name string, s *state, now time.Time) (silence, l
 }
 
 // waited returns for how long this judge has had no contact with a node.
-func (j *Judge) waited(name string, s *state, now time.Time) time.Duration {
+func (j *NodeMonitor) waited(name string, s *state, now time.Time) time.Duration {
 	c, _ := j.contact(name, s)
 	return now.Sub(latest(latest(c.Last, s.posted), latest(s.first, j.lastPause())))
 }
 
 // revive clears the death of a node that has had contact since.
-func (j *Judge) revive(name string, s *state) {
+func (j *NodeMonitor) revive(name string, s *state) {
 	if s.dead.IsZero() {
 		return
 	}
@@ -362,7 +362,7 @@ func (j *Judge) revive(name string, s *state) {
 
 // check finds out which of the nodes are dead. A check during which this server was short of CPU does not count, except
 // for a node that has had no contact for so long that it is dead even if its machine answers.
-func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
+func (j *NodeMonitor) check(ctx context.Context, doubtful []*corev1.Node) {
 	each(parallel, doubtful, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
 		_, connected := j.contact(n.Name, s)
@@ -377,7 +377,7 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 		}
 		now := j.o.Now()
 		late := now.Sub(began) - CheckTimeout
-		j.noteDelay(late)
+		j.handlePause(late)
 		silence, limit := j.timeSinceHeard(n.Name, s, now)
 		s.nominated, s.checked, s.answers, s.late = time.Time{}, true, finding == Reachable, false
 		s.next = now.Add(recheck)
@@ -386,10 +386,10 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 			s.next, patience = now.Add(recheckFar), max(slow, s.leaseLasts*5/4)
 		}
 		switch {
-		case finding == Heard, silence < limit:
+		case finding == Connected, silence < limit:
 		case late > lateBy && j.waited(n.Name, s, now) <= patience: // after that the result of a check does not matter
 			s.next, s.late = time.Time{}, true
-		case finding == Silent, j.waited(n.Name, s, now) > patience:
+		case finding == Unresponsive, j.waited(n.Name, s, now) > patience:
 			s.dead, s.doubted = now, began
 			j.o.Logger.Warn("a node is dead", "node", n.Name, "silent", silence.Round(10*time.Millisecond), "machine answers",
 				finding == Reachable)
@@ -399,9 +399,9 @@ func (j *Judge) check(ctx context.Context, doubtful []*corev1.Node) {
 
 // leaseRenewed reads the lease of a node that has no connection to this server. It says whether the lease was renewed
 // since the last call. The first call counts as a renewal, since it has nothing to compare with.
-func (j *Judge) leaseRenewed(ctx context.Context, node string, s *state) bool {
+func (j *NodeMonitor) leaseRenewed(ctx context.Context, node string, s *state) bool {
 	began := j.o.Now()
-	defer func() { j.noteDelay(j.o.Now().Sub(began) - writeTimeout) }()
+	defer func() { j.handlePause(j.o.Now().Sub(began) - writeTimeout) }()
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	lease, err := j.o.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node, metav1.GetOptions{})

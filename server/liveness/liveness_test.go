@@ -39,7 +39,7 @@ import (
 type world struct {
 	t      *testing.T
 	client *fake.Clientset
-	judge  *Judge
+	judge  *NodeMonitor
 
 	mu       sync.Mutex
 	contacts map[string]tunnels.Contact
@@ -266,7 +266,7 @@ func TestNodeHeardByOthersIsNotDead(t *testing.T) {
 		before  time.Duration // it lives so long after its last word
 		after   time.Duration // and is dead then; 0: never
 	}{
-		{name: "others hear it", finding: Heard, contact: tunnels.Contact{Direct: true}, before: time.Hour},
+		{name: "others hear it", finding: Connected, contact: tunnels.Contact{Direct: true}, before: time.Hour},
 		{name: "its machine answers", finding: Reachable, contact: tunnels.Contact{Direct: true}, before: slow - time.Second, after: slow + 3*time.Second},
 		{name: "no server could ever connect to it", before: quickFar - 100*time.Millisecond, after: quickFar + 2*time.Second},
 	} {
@@ -442,7 +442,7 @@ func TestNewJudgeAndLongDead(t *testing.T) {
 				setUnknown(n, metav1.NewTime(now.Add(-tt.since)))
 			}
 		}
-		j.holdBack(nodes)
+		j.suppressMassFailure(nodes)
 		if held := !j.nodes["n8"].holdNodeTo.IsZero(); held != tt.holds {
 			t.Errorf("with a zone that has been dead %s, the Nodes of another one that vanishes are held back: %v", tt.name, held)
 		}
@@ -688,7 +688,7 @@ func TestFarDeathAmidManySilent(t *testing.T) {
 	live(t, many+1, func(w *world) {
 		far := fmt.Sprintf("n%d", many+1)
 		w.do(func() {
-			w.silent[far], w.finding[far] = true, Heard
+			w.silent[far], w.finding[far] = true, Connected
 			c := w.contacts[far]
 			c.Direct = false
 			w.contacts[far] = c
@@ -702,7 +702,7 @@ func TestFarDeathAmidManySilent(t *testing.T) {
 		})
 		time.Sleep(10 * time.Second)
 		w.want("while many are silent", nil, nil)
-		w.do(func() { w.finding[far] = Silent })
+		w.do(func() { w.finding[far] = Unresponsive })
 		time.Sleep(recheck + 8*(CheckTimeout+100*time.Millisecond)) // it is checked once in each turn
 		w.want("after the death", []string{far}, []string{far})
 	})

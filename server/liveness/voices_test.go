@@ -155,7 +155,7 @@ func TestMassFailureWhileShortOfCPU(t *testing.T) {
 	for i := range 6 {
 		inBubble(t, fmt.Sprint(i), func(t *testing.T) {
 			v := newVoices(t, r, 8, func(i int) string { return fmt.Sprint(i / 3) }, func(string) (time.Duration, Finding) {
-				return CheckTimeout + time.Duration(r.IntN(2))*(lateBy+time.Millisecond), Silent
+				return CheckTimeout + time.Duration(r.IntN(2))*(lateBy+time.Millisecond), Unresponsive
 			})
 			defer v.stop()
 			gone := v.names[2:]
@@ -170,7 +170,7 @@ func TestMassFailureWhileShortOfCPU(t *testing.T) {
 // has died again.
 func TestBackForAMoment(t *testing.T) {
 	inBubble(t, "in fake time", func(t *testing.T) {
-		v := newVoices(t, rand.New(rand.NewPCG(1, 0)), 1, eachItsOwn, func(string) (time.Duration, Finding) { return CheckTimeout, Silent })
+		v := newVoices(t, rand.New(rand.NewPCG(1, 0)), 1, eachItsOwn, func(string) (time.Duration, Finding) { return CheckTimeout, Unresponsive })
 		defer v.stop()
 		v.mute("n1")
 		time.Sleep(4 * time.Second) // fake time

@@ -40,8 +40,8 @@ const (
 var conditions = []corev1.NodeConditionType{corev1.NodeReady, corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure}
 
 // write writes the deaths that are not written yet. It says whether nothing is left.
-func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
-	j.holdBack(nodes)
+func (j *NodeMonitor) write(ctx context.Context, nodes []*corev1.Node) bool {
+	j.suppressMassFailure(nodes)
 	var todo []*corev1.Node
 	for _, n := range nodes {
 		if s := j.nodes[n.Name]; s != nil && !s.dead.IsZero() && (!s.podsDone || !s.nodeDone) {
@@ -53,7 +53,7 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 	each(parallel, todo, func(n *corev1.Node) {
 		s := j.nodes[n.Name]
 		began := j.o.Now()
-		defer func() { j.noteDelay(j.o.Now().Sub(began) - writeTimeout) }()
+		defer func() { j.handlePause(j.o.Now().Sub(began) - writeTimeout) }()
 		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 		defer cancel()
 		// The Node first: the controllers read the Node when its pods become not ready.
@@ -76,11 +76,11 @@ func (j *Judge) write(ctx context.Context, nodes []*corev1.Node) bool {
 	return !left.Load()
 }
 
-// holdBack delays the writes to Nodes when most have vanished at the same time: then it is likelier that this server is
-// cut off. The pods are marked, which a living node undoes, but no pod is evicted. While it is not yet certain that
-// most have vanished, the writes to all Nodes that were found dead last are delayed (undecided). In some zones upstream
-// stops evictions by itself (upstreamStops). holdBack is for the others.
-func (j *Judge) holdBack(nodes []*corev1.Node) {
+// suppressMassFailure delays the writes to Nodes when most have vanished at the same time: then it is likelier that
+// this server is cut off. The pods are marked, which a living node undoes, but no pod is evicted. While it is not yet
+// certain that most have vanished, the writes to all Nodes that were found dead last are delayed (undecided). In some
+// zones upstream stops evictions by itself (upstreamStops). suppressMassFailure is for the others.
+func (j *NodeMonitor) suppressMassFailure(nodes []*corev1.Node) {
 	now, living, simultaneous := j.o.Now(), 0, 0
 	lost := func(n *corev1.Node) bool { return !j.vanished(n).IsZero() }
 	for _, n := range nodes {
@@ -111,7 +111,7 @@ func (j *Judge) holdBack(nodes []*corev1.Node) {
 // These have had no contact since the judge began to doubt that one. Either no check of them has counted yet, or their
 // machines answer, which soon does not keep them alive any more. Each node sends pings at its own moments, so some are
 // missed up to a second before others.
-func (j *Judge) mayHaveVanished(nodes []*corev1.Node) (count int) {
+func (j *NodeMonitor) mayHaveVanished(nodes []*corev1.Node) (count int) {
 	var doubted time.Time
 	now := j.o.Now()
 	for _, n := range nodes {
@@ -139,7 +139,7 @@ func (j *Judge) mayHaveVanished(nodes []*corev1.Node) (count int) {
 
 // vanished returns when a node was lost, or zero if it was not. A node that an earlier judge has found dead counts as
 // lost since then: it does not belong to the nodes that vanish at the same time, nor to the living ones.
-func (j *Judge) vanished(n *corev1.Node) time.Time {
+func (j *NodeMonitor) vanished(n *corev1.Node) time.Time {
 	s := j.nodes[n.Name]
 	if s == nil || s.dead.IsZero() {
 		return time.Time{}
@@ -185,7 +185,7 @@ func upstreamStops(nodes []*corev1.Node, lost func(*corev1.Node) bool) func(*cor
 }
 
 // markNode writes that the node's conditions are unknown. LastHeartbeatTime stays, as upstream leaves it.
-func (j *Judge) markNode(ctx context.Context, name string) error {
+func (j *NodeMonitor) markNode(ctx context.Context, name string) error {
 	for {
 		node, err := j.o.Client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
@@ -226,7 +226,7 @@ func setUnknown(node *corev1.Node, now metav1.Time) {
 
 // markPods makes a node's pods not ready, atOnce of them concurrently. A disk takes many writes in the time of one, and
 // a slow disk would take seconds for a hundred, one after the other.
-func (j *Judge) markPods(ctx context.Context, node string, atOnce int) error {
+func (j *NodeMonitor) markPods(ctx context.Context, node string, atOnce int) error {
 	pods, err := j.o.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(),
 	})

@@ -41,7 +41,7 @@ func (l *Listener) await(b *begun, answer func(net.Conn)) {
 		}
 		over := b.isOver()
 		if over || !l.fromHere(c) {
-			b.holdOpen(c)
+			b.queue(c)
 		} else if mine := l.accept(c); mine != nil {
 			l.answer(mine, answer)
 		}
@@ -67,8 +67,8 @@ func (l *Listener) answer(c net.Conn, answer func(net.Conn)) {
 	})
 }
 
-// holdOpen queues a connection for the API server.
-func (b *begun) holdOpen(c net.Conn) {
+// queue queues a connection for the API server.
+func (b *begun) queue(c net.Conn) {
 	for {
 		select {
 		case b.conns <- c:

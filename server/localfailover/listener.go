@@ -168,15 +168,15 @@ func (l *Listener) pass(ctx context.Context, c net.Conn) {
 	}()
 	up, err := l.dial(ctx)
 	if err != nil {
-		l.complain(ctx, err)
+		l.logNoServer(ctx, err)
 		return
 	}
 	defer up.Close()
 	relay.Join(ctx, c, up, nil)
 }
 
-// complain logs once that no other server is available.
-func (l *Listener) complain(ctx context.Context, err error) {
+// logNoServer logs once that no other server is available.
+func (l *Listener) logNoServer(ctx context.Context, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if ctx.Err() == nil && !l.loggedNone {

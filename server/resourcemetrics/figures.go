@@ -98,7 +98,7 @@ func (c *Collector) GetNodeMetrics(nodes ...*corev1.Node) ([]metrics.NodeMetrics
 // answer, it waits for these.
 func awaitFigures[T any](c *Collector, take func(*figures) (found []T, silent map[string]error)) ([]T, error) {
 	for {
-		f, err := c.ask()
+		f, err := c.latest()
 		if err != nil {
 			return nil, err
 		}

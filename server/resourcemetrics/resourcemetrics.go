@@ -177,10 +177,10 @@ func (c *Collector) rest() bool {
 
 var errStopping = errors.New("this server is stopping")
 
-// ask returns the newest figures. The first request waits for them, at most for the time patience.
-func (c *Collector) ask() (*figures, error) {
+// latest returns the newest figures. The first request waits for them, at most for the time patience.
+func (c *Collector) latest() (*figures, error) {
 	for {
-		now, first := c.asking()
+		now, first := c.noteRequest()
 		if now != nil {
 			return now, nil
 		}
@@ -192,8 +192,8 @@ func (c *Collector) ask() (*figures, error) {
 	}
 }
 
-// asking records a client's request. It returns the figures, and a channel that is closed when there are some.
-func (c *Collector) asking() (*figures, <-chan struct{}) {
+// noteRequest records a client's request. It returns the figures, and a channel that is closed when there are some.
+func (c *Collector) noteRequest() (*figures, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.asked = time.Now()

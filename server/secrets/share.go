@@ -27,7 +27,7 @@ func KeysShare(credDir string, log *slog.Logger) string {
 // replaced after the joining server received them. The keys are not replaced until release is called. The next
 // replacement includes the new member.
 func AdmitMember(credDir, share string, log *slog.Logger) (release func(), err error) {
-	still, err := encryption.HoldStill(credDir)
+	still, err := encryption.LockRotation(credDir)
 	if err != nil {
 		return nil, err
 	}

@@ -31,8 +31,8 @@ type Info struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-// half is the prefix of the names of files that are being written.
-const half = ".half-"
+// partialPrefix is the prefix of the names of files that are being written.
+const partialPrefix = ".half-"
 
 // folder is the path of the folder with this server's files.
 type folder string
@@ -49,7 +49,7 @@ func (d folder) save(name string, fill func(io.Writer) error) (info Info, err er
 	if _, err := os.Lstat(path); err == nil {
 		return info, fmt.Errorf("there is a snapshot %s already. Nothing was changed; choose another name", name)
 	}
-	f, err := os.CreateTemp(string(d), half+"*") // mode 0600
+	f, err := os.CreateTemp(string(d), partialPrefix+"*") // mode 0600
 	if err != nil {
 		return info, fmt.Errorf("writing the snapshot: %w", err)
 	}
@@ -162,7 +162,7 @@ func (d folder) delete(name string) error {
 
 // removeHalves removes incomplete files of an interrupted process.
 func (d folder) removeHalves() error {
-	paths, err := filepath.Glob(filepath.Join(string(d), half+"*"))
+	paths, err := filepath.Glob(filepath.Join(string(d), partialPrefix+"*"))
 	for _, p := range paths {
 		err = errors.Join(err, os.Remove(p))
 	}

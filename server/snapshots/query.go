@@ -13,17 +13,17 @@ import (
 // S3Query is the query parameter with a request's own S3 settings: a config.AskedS3 in JSON.
 const S3Query = "s3"
 
-type queryKey struct{}
+type s3ContextKey struct{}
 
 // WithQuery returns a context that carries the S3 settings of one request, for Options.S3.
 func WithQuery(ctx context.Context, a config.AskedS3) context.Context {
-	return context.WithValue(ctx, queryKey{}, a)
+	return context.WithValue(ctx, s3ContextKey{}, a)
 }
 
 // QueryOf returns the S3 settings that ctx carries. It returns the zero value for a request without any, and for the
 // schedule.
 func QueryOf(ctx context.Context) config.AskedS3 {
-	a, _ := ctx.Value(queryKey{}).(config.AskedS3)
+	a, _ := ctx.Value(s3ContextKey{}).(config.AskedS3)
 	return a
 }
 

@@ -253,7 +253,7 @@ func Fetch(ctx context.Context, o *config.S3, name, dir string) (file string, er
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("making the folder for snapshots: %w", err)
 	}
-	f, err := os.CreateTemp(dir, half+"*")
+	f, err := os.CreateTemp(dir, partialPrefix+"*")
 	if err != nil {
 		return "", fmt.Errorf("fetching %s: %w", name, err)
 	}

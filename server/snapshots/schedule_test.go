@@ -190,7 +190,7 @@ func TestDisabledScheduleRemovesInterruptedSnapshots(t *testing.T) {
 	m := newMachine(t)
 	board := status.NewBoard(m.Clock.Now)
 	m.o.Part = board.Part("snapshots")
-	testenv.NoError(t, errors.Join(os.Mkdir(m.o.Dir, 0o700), os.WriteFile(filepath.Join(m.o.Dir, half+"1"), nil, 0o600)))
+	testenv.NoError(t, errors.Join(os.Mkdir(m.o.Dir, 0o700), os.WriteFile(filepath.Join(m.o.Dir, partialPrefix+"1"), nil, 0o600)))
 	m.Run(t.Context()) // ends at once
 	if left := names(t, m.o.Dir); len(left) > 0 {
 		t.Errorf("what an interrupted snapshot left stays: %q", left)

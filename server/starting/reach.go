@@ -77,7 +77,7 @@ func (s *Starting) WhyUnreached(ctx context.Context, others []string) string {
 		}
 		q := s.o.Question()
 		q.Address, q.Dialer.Timeout = other, askReachPatience
-		_, err := protocol.Ask(ctx, q)
+		_, err := protocol.Send(ctx, q)
 		var refusal *protocol.Refusal
 		switch {
 		case err == nil:

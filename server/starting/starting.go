@@ -61,9 +61,9 @@ type Options struct {
 	Port    int
 	// Opened is the store once it is open. Answered is the same store once it has answered.
 	Opened, Answered *atomic.Pointer[raftstore.Store]
-	// Question returns the request by which another server checks whether it can connect to this one. Its Address is
+	// Call returns the request by which another server checks whether it can connect to this one. Its Address is
 	// not set.
-	Question func() protocol.Question
+	Question func() protocol.Call
 	Now      func() time.Time
 	// Part, when set, shows why the store waits.
 	Part   *status.Part

@@ -192,7 +192,7 @@ func (t *Table) add(node string, s *nodetunnel.Session, from string) (remove fun
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		e.sessions = slices.DeleteFunc(e.sessions, func(other *nodetunnel.Session) bool { return other == s })
-		if h := s.Heard(); h.After(e.last) {
+		if h := s.LastContact(); h.After(e.last) {
 			e.last = h
 		}
 	}
@@ -219,7 +219,7 @@ func (t *Table) Contact(node string) (c Contact, ok bool) {
 	}
 	c = Contact{Last: e.last, Open: len(e.sessions) > 0, Direct: e.direct}
 	for _, s := range e.sessions {
-		if h := s.Heard(); h.After(c.Last) {
+		if h := s.LastContact(); h.After(c.Last) {
 			c.Last = h
 		}
 	}

@@ -37,8 +37,8 @@ func (v Volumes) AskVolumes(ctx context.Context, node string, r localvolume.Requ
 	case err != nil: // a connection whose other end has ended
 		return localvolume.Response{}, fmt.Errorf("%w: %w", localpath.ErrAway, err)
 	}
-	a, err := localvolume.Ask(ctx, c, r)
-	if errors.Is(err, localvolume.ErrSilent) {
+	a, err := localvolume.Call(ctx, c, r)
+	if errors.Is(err, localvolume.ErrUnresponsive) {
 		err = fmt.Errorf("%w: %w", localpath.ErrAway, err)
 	}
 	return a, err

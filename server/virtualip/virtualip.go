@@ -315,7 +315,7 @@ func (v *Addresses) apply(ctx context.Context, client kubernetes.Interface, m *c
 			Format(own), Format(addresses)))
 		return nil
 	}
-	v.well()
+	v.clearError()
 	return nil
 }
 
@@ -399,8 +399,8 @@ func (v *Addresses) set(addresses []netip.Addr, known bool) error {
 	return nil
 }
 
-// well clears the error that fail has shown.
-func (v *Addresses) well() {
+// clearError clears the error that fail has shown.
+func (v *Addresses) clearError() {
 	v.mu.Lock()
 	was := v.trouble != ""
 	v.trouble = ""

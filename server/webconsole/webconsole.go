@@ -86,7 +86,7 @@ func (c *Console) Close() {
 	}
 }
 
-// StatusHandler serves status.ConsolePath.
+// StatusHandler serves status.ConsoleSettingPath.
 func (c *Console) StatusHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -58,12 +58,12 @@ func (j *job) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return j.bring(ctx, w, ch, history)
+	return j.installOrUpgrade(ctx, w, ch, history)
 }
 
-// bring installs, upgrades or recovers the release, whatever state it was found in, so that it gets to the desired
-// state.
-func (j *job) bring(ctx context.Context, w *desired, ch *chart.Chart, history []*release.Release) error {
+// installOrUpgrade installs, upgrades or recovers the release, whatever state it was found in, so that it gets to the
+// desired state.
+func (j *job) installOrUpgrade(ctx context.Context, w *desired, ch *chart.Chart, history []*release.Release) error {
 	last := lastOf(history)
 	if last == nil || last.Info.Status == common.StatusUninstalled {
 		return j.install(ctx, w, ch, history, helmjob.Installed)
@@ -107,7 +107,7 @@ func (j *job) install(ctx context.Context, w *desired, ch *chart.Chart, history 
 	if last := lastOf(history); last != nil {
 		revision = last.Version + 1
 	}
-	j.cluster.coming = definedBy(ch)
+	j.cluster.ownKinds = definedBy(ch)
 	i := action.NewInstall(j.cfg)
 	i.ReleaseName, i.Namespace, i.CreateNamespace = j.req.Release, j.req.Namespace, j.req.CreateNamespace
 	i.Replace = len(history) > 0

@@ -27,8 +27,8 @@ type cluster struct {
 	config    *rest.Config
 	discovery discovery.CachedDiscoveryInterface
 	mapper    *restmapper.DeferredDiscoveryRESTMapper
-	// coming are the kinds that the chart itself defines.
-	coming map[schema.GroupKind]bool
+	// ownKinds are the kinds that the chart itself defines.
+	ownKinds map[schema.GroupKind]bool
 }
 
 // comingWithin is how long to wait for a newly defined kind to appear in the API server's discovery data.
@@ -76,7 +76,7 @@ type patientMapper struct {
 func (m patientMapper) RESTMapping(gk schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
 	for deadline := time.Now().Add(comingWithin); ; {
 		mapping, err := m.DeferredDiscoveryRESTMapper.RESTMapping(gk, versions...)
-		if err == nil || !meta.IsNoMatchError(err) || !m.c.coming[gk] || time.Now().After(deadline) {
+		if err == nil || !meta.IsNoMatchError(err) || !m.c.ownKinds[gk] || time.Now().After(deadline) {
 			return mapping, err
 		}
 		time.Sleep(200 * time.Millisecond) // between two attempts

@@ -23,8 +23,9 @@ const (
 	// settle is how long an address has to be gone. A DHCP client, or a link that goes down and up, may restore it
 	// before.
 	settle = 3 * time.Second
-	// again is the pause before the subscription to the kernel's events is renewed, after some of them were lost.
-	again = time.Second
+	// resubscribePause is the pause before the subscription to the kernel's events is renewed, after some of them were
+	// lost.
+	resubscribePause = time.Second
 	// patience is how long to wait for an event while an address is gone or could not be checked. The kernel reports
 	// addresses only, and a new address may be unusable until its link has a route.
 	patience = 10 * time.Second
@@ -88,7 +89,7 @@ func Changed(ctx context.Context, o Options) []netip.Addr {
 			case <-overdue:
 			}
 		}
-		wait := again
+		wait := resubscribePause
 		if err != nil {
 			wait = patience
 		}

@@ -120,8 +120,8 @@ join it with "coracle agent".`,
 	return root
 }
 
-// holder makes cmd a command that only has subcommands.
-func holder(cmd *cobra.Command, others ...*cobra.Command) *cobra.Command {
+// commandGroup makes cmd a command that only has subcommands.
+func commandGroup(cmd *cobra.Command, others ...*cobra.Command) *cobra.Command {
 	cmd.Args, cmd.RunE = subcommand, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.AddCommand(others...)
 	return cmd

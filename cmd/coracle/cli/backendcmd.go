@@ -49,7 +49,7 @@ func (a *App) backendCommand() *cobra.Command {
 			return nil
 		})
 	})
-	return holder(cmd, show, a.backendSetCommand())
+	return commandGroup(cmd, show, a.backendSetCommand())
 }
 
 func (a *App) backendSetCommand() *cobra.Command {

@@ -35,14 +35,15 @@ const noStdin = "coracle console reads the terminal itself. Log in by coracle ku
 // does not answer is no failure: the pages say so, and work once the cluster answers. After patience, a line says what
 // is waited for.
 func (a *App) probeConsole(ctx context.Context, config *rest.Config, current string, patience time.Duration) error {
-	answered := make(chan error, 1)                                               // one: its goroutine ends even after this function has returned
+	// A place for one: the goroutine ends even after this function has returned.
+	answered := make(chan error, 1)
 	go func() { answered <- askForConsole(ctx, config, current, probeTimeout) }() // a login program cannot be cancelled
 	slow := time.NewTimer(patience)
 	defer slow.Stop()
 	for {
 		select {
 		case err := <-answered:
-			if silent, ok := errors.AsType[silentCluster](err); ok {
+			if silent, ok := errors.AsType[unresponsiveCluster](err); ok {
 				fmt.Fprintf(a.Stdout, "The cluster of context %s does not answer at the moment: %v. The console waits for it.\n", current,
 					silent.error)
 				return nil
@@ -61,8 +62,8 @@ func (a *App) probeConsole(ctx context.Context, config *rest.Config, current str
 	}
 }
 
-// silentCluster wraps the error of a cluster that did not answer.
-type silentCluster struct{ error }
+// unresponsiveCluster wraps the error of a cluster that did not answer.
+type unresponsiveCluster struct{ error }
 
 // answerWithin bounds requests in time, with the first bytes of their answers. It is below the transport that runs a
 // login program, which may take as long as a user needs.
@@ -95,7 +96,7 @@ func askForConsole(ctx context.Context, config *rest.Config, current string, wit
 	if err != nil {
 		return fmt.Errorf("the address of the API: %w", err)
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, base.JoinPath(status.ConsolePath).String(), nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, base.JoinPath(status.ConsoleSettingPath).String(), nil)
 	if err != nil {
 		return fmt.Errorf("making a request: %w", err)
 	}
@@ -110,7 +111,7 @@ func askForConsole(ctx context.Context, config *rest.Config, current string, wit
 	case err != nil && strings.Contains(err.Error(), "getting credentials"): // client-go marks this error by its text only
 		return fmt.Errorf("the login program of context %s: %w", current, err)
 	case err != nil:
-		return silentCluster{err}
+		return unresponsiveCluster{err}
 	}
 	defer answer.Body.Close()
 	switch answer.StatusCode {

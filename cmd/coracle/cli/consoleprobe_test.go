@@ -41,7 +41,7 @@ func TestProbeOfTheCluster(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path != status.ConsolePath || r.Header.Get("Authorization") != "Bearer mine" {
+				if r.URL.Path != status.ConsoleSettingPath || r.Header.Get("Authorization") != "Bearer mine" {
 					t.Errorf("the cluster got %s of %q", r.URL, r.Header.Get("Authorization"))
 				}
 				w.WriteHeader(c.code)

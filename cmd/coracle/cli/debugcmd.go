@@ -25,7 +25,7 @@ import (
 const debugTimeout = time.Minute
 
 func (a *App) debugCommand() *cobra.Command {
-	return holder(&cobra.Command{
+	return commandGroup(&cobra.Command{
 		Use: "debug", GroupID: groupUse, Short: "Take profiles of the coracle that runs on this machine",
 		Long: `Asks the coracle that runs on this machine, server or agent, what it does and what memory it holds. The output is for people
 who know Go programs, and for bug reports: names of functions, no content of the cluster.

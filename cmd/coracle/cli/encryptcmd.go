@@ -42,7 +42,7 @@ type EncryptionStatus struct {
 }
 
 func (a *App) encryptCommand() *cobra.Command {
-	return holder(&cobra.Command{
+	return commandGroup(&cobra.Command{
 		Use: "secrets-encrypt", GroupID: groupUse, Short: "Show and rotate the key that encrypts Secrets in the store",
 	}, a.encryptStatusCommand(), a.encryptRotateCommand())
 }

@@ -40,5 +40,5 @@ A machine that is off meanwhile asks a server for the new key when it starts.`,
 			return err
 		})
 	})
-	return holder(cmd, rotate)
+	return commandGroup(cmd, rotate)
 }

@@ -22,7 +22,7 @@ import (
 )
 
 func (a *App) memberCommand() *cobra.Command {
-	return holder(&cobra.Command{
+	return commandGroup(&cobra.Command{
 		Use: "member", Aliases: []string{"members"}, GroupID: groupUse, Short: "List the cluster's servers, remove or promote one",
 		Long: `The servers of a cluster replicate its store. An odd number of them vote, at most five: a majority of these has to work.
 These commands ask the server that runs on this machine, and work on any of them. Nodes without a server are listed by

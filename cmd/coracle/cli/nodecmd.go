@@ -33,7 +33,7 @@ const (
 )
 
 func (a *App) nodeCommand() *cobra.Command {
-	return holder(&cobra.Command{
+	return commandGroup(&cobra.Command{
 		Use: "node", Aliases: []string{"nodes"}, GroupID: groupUse, Short: "Move the pods off a node, or remove a node from the cluster",
 		Long: `These commands are for a server, and for any node of the cluster. A machine that leaves the cluster itself uses "coracle leave".
 Nodes are listed by "coracle kubectl get nodes".`,

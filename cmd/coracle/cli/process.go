@@ -86,13 +86,13 @@ func (p *Process) run(parent context.Context, logs config.Logging, warnings []st
 	}
 	defer func() { err = errors.Join(err, p.Log.Close()) }()
 	v := version.Get()
-	defer p.keepClock(v)()
+	defer p.maintainClock(v)()
 	p.Log.Info("coracle starts", "role", p.role, "version", v.Coracle, "kubernetes", v.Kubernetes, "go", v.Go, "data", p.Paths.DataDir,
 		"pid", os.Getpid())
 	for _, w := range warnings {
 		p.Log.Warn(w)
 	}
-	p.quiet = keepQuiet(p.Log)
+	p.quiet = startQuiet(p.Log)
 	defer func() { p.quiet.end(err == nil) }()
 	p.Board = status.NewBoard(time.Now)
 	p.Admin = status.NewServer(p.Paths.AdminSocket, status.Identity{
@@ -138,9 +138,9 @@ func (p *Process) Restart() {
 	os.Exit(1)
 }
 
-// keepClock sets a clock that is behind forward, before any certificate is checked. It records the time for the next
-// start until the function that it returns is called.
-func (p *Process) keepClock(v version.Info) (stop func()) {
+// maintainClock sets a clock that is behind forward, before any certificate is checked. It records the time for the
+// next start until the function that it returns is called.
+func (p *Process) maintainClock(v version.Info) (stop func()) {
 	clock := wallclock.Clock{
 		File: filepath.Join(p.Paths.DataDir, "clock"), Logger: p.Log.Logger,
 		Patterns: []string{

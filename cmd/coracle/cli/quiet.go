@@ -23,8 +23,8 @@ type quiet struct {
 	done            chan struct{}
 }
 
-// keepQuiet starts the goroutine that end stops.
-func keepQuiet(l *logging.Log) *quiet {
+// startQuiet starts the goroutine that end stops.
+func startQuiet(l *logging.Log) *quiet {
 	q := &quiet{log: l, ready: make(chan struct{}), stopping: make(chan struct{}), ended: make(chan bool), done: make(chan struct{})}
 	l.Hold()
 	go q.run()

@@ -62,7 +62,7 @@ func TestUpstreamsComplaintsAreHeldWhileStarting(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var out buffer
 				l := testenv.Must(logging.Setup(config.Logging{}, &out))(t)
-				q := keepQuiet(l)
+				q := startQuiet(l)
 				klog.Error("complaint")
 				c.play(q)
 				testenv.Equal(t, out.take(), c.want, "")

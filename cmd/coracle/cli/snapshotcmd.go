@@ -24,7 +24,7 @@ import (
 )
 
 func (a *App) snapshotCommand() *cobra.Command {
-	return holder(&cobra.Command{
+	return commandGroup(&cobra.Command{
 		Use: "snapshot", Aliases: []string{"snapshots", "etcd-snapshot"}, GroupID: groupUse,
 		Short: "Save the whole cluster to a file, and restore it",
 		Long: `A snapshot is the whole cluster in one encrypted file: the store, the authorities, the keys and the settings. With it and

@@ -25,8 +25,8 @@ func (a *App) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", GroupID: groupUse, Short: "Show what runs, since when, how much memory it uses, and what is wrong", Args: noArgs,
 		Long: `Asks the coracle that runs on this machine for its state. The exit code is 0 when everything is well, 1 when something is
-wrong or nothing runs. Lines that begin with "!" say what is wrong, each with what to do; those with "note:" name features that
-the cluster uses and coracle does not support yet.`,
+wrong or nothing runs. Lines that begin with "!" say what is wrong, each with what to do; those with "note:" name Services
+that wait for an address.`,
 	}
 	flags := addLocations(cmd)
 	form := addOutput(cmd, "text", "json")

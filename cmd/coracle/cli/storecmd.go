@@ -27,7 +27,7 @@ import (
 const storeTimeout = 15 * time.Second
 
 func (a *App) storeCommand() *cobra.Command {
-	return holder(&cobra.Command{
+	return commandGroup(&cobra.Command{
 		Use: "store", Aliases: []string{"etcd"}, GroupID: groupUse, Short: "Inspect, back up and restore the cluster's store",
 		Long: `The store holds everything that the API server knows. These commands inspect it, write backups, and restore one.
 

@@ -29,7 +29,7 @@ const defaultTTL = 24 * time.Hour
 const apiTimeout = 15 * time.Second
 
 func (a *App) tokenCommand() *cobra.Command {
-	return holder(&cobra.Command{
+	return commandGroup(&cobra.Command{
 		Use: "token", GroupID: groupUse, Short: "Print, make, list, delete and replace the tokens with which machines join",
 		Long: `A machine joins with a token. Each cluster has two that do not expire: the server token, which may add servers, and the agent
 token, which may add nodes only. Further ones that expire are made with "coracle token create".`,

@@ -35,7 +35,7 @@ Later it is a setting of the whole cluster, and these commands change it while t
 			return nil
 		})
 	})
-	return holder(cmd, show, a.vipSetCommand(), a.vipRemoveCommand())
+	return commandGroup(cmd, show, a.vipSetCommand(), a.vipRemoveCommand())
 }
 
 func (a *App) vipSetCommand() *cobra.Command {
@@ -43,7 +43,7 @@ func (a *App) vipSetCommand() *cobra.Command {
 		Use: "set ADDRESS[,ADDRESS]", Short: "Give the cluster a virtual address, or another one", Args: cobra.ExactArgs(1),
 		Long: `Gives the cluster a virtual address, or another one in place of the one that it has; two, separated by a comma, if they are of different
 families. Run it on a server: it first asks the network there whether the address is in use. All servers apply it within seconds, also to their
-certificates and kubeconfigs. A server that is started with --vip and another address refuses to start: remove the flag there.`,
+certificates and kubeconfigs. A server that is started with another --vip logs a warning and uses the cluster's address: remove the flag there.`,
 	}
 	flags := addLocations(cmd)
 	on := cmd.Flags().String("interface", "", "Interface on which to ask; by default the one whose network contains the address")
@@ -67,8 +67,8 @@ certificates and kubeconfigs. A server that is started with --vip and another ad
 func (a *App) vipRemoveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "remove", Short: "Remove the cluster's virtual address", Args: noArgs,
-		Long: `Removes the cluster's virtual address: no server announces it any more. From then on, a server that is started with --vip refuses to start:
-remove the flag there.`,
+		Long: `Removes the cluster's virtual address: no server announces it any more. A server that is started with --vip
+after that logs a warning and announces none: remove the flag there.`,
 	}
 	flags := addLocations(cmd)
 	cmd.RunE = a.runTool(flags, func(cmd *cobra.Command, t *config.Tool, _ []string) error {
