@@ -31,7 +31,7 @@ func Dialer(timeout time.Duration, refuse func(netip.Addr) bool) *net.Dialer {
 	}}
 }
 
-// Local reports whether an address is valid only on the machine itself or on its link.
+// Local reports whether an address is loopback, unspecified, link-local or multicast: none leads to one other machine.
 func Local(a netip.Addr) bool {
 	return a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast()
 }
