@@ -35,7 +35,7 @@ func TestRequestsOfAttackersAreRefused(t *testing.T) {
 	loopback := consoleOf(t, noAPI(t))
 	server := consoleOf(t, refusing(t, "/selfsubjectreviews", 401, noAPI(t)), asServer)
 	shows := consoleOf(t, func(w http.ResponseWriter, r *http.Request) {
-		testenv.True(t, r.Method == "GET" || strings.HasSuffix(r.URL.Path, "/selfsubjectrulesreviews"), "the API got %s %s", r.Method, r.URL)
+		testenv.True(t, r.Method == http.MethodGet || strings.HasSuffix(r.URL.Path, "/selfsubjectrulesreviews"), "the API got %s %s", r.Method, r.URL)
 	}, func(o *Options) { o.ReadOnly = true })
 	noPods := consoleOf(t, refusing(t, "", 403, nil))
 	noForward := consoleOf(t, refusing(t, "/portforward", 403, (&podAPI{t: t}).ServeHTTP))
@@ -107,7 +107,9 @@ func TestRequestsOfAttackersAreRefused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			method, path, _ := strings.Cut(c.request, " ")
-			headers, code, text := slices.Clone(c.headers), 0, ""
+			headers := slices.Clone(c.headers)
+			var code int
+			var text string
 			if path == "/ws" {
 				_, code = tab(t, c.at, c.token, http.Header{"Origin": headers})
 			} else {

@@ -35,9 +35,6 @@ const (
 	KubeletCA       Signer = "kubelet-ca"
 )
 
-// authorities are all CAs, in the order of listings.
-var authorities = []Signer{ServerCA, ClientCA, RequestHeaderCA, PeerCA, KubeletCA}
-
 // authority is a loaded CA. chain[0] signs. The other certificates lead to the root.
 type authority struct {
 	chain []*x509.Certificate
