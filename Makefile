@@ -57,7 +57,7 @@ debs-lock: ## write packaging/debs.lock again: which Debian packages a release c
 build: embedded ## bin/coracle for this machine (or ARCH=arm64)
 	@echo 'building $(or $(OUT),bin/coracle) $(VERSION) for $(ARCH)'
 	@GO='$(GO)' packaging/overlay.sh $(BUILD)/$(ARCH)/overlay
-	@GOROOT=$(CURDIR)/$(BUILD)/$(ARCH)/overlay/goroot GOOS=linux GOARCH=$(ARCH) $(GOBUILD) -overlay $(BUILD)/$(ARCH)/overlay/overlay.json $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
+	@GOROOT='$(CURDIR)/$(BUILD)/$(ARCH)/overlay/goroot' GOOS=linux GOARCH=$(ARCH) $(GOBUILD) -overlay $(BUILD)/$(ARCH)/overlay/overlay.json $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
 
 embedded: ## the programs embedded in coracle, into internal/embedded/files/ARCH
 	@GO='$(GO)' TAGS='$(TAGS)' TOOLS_LDFLAGS='$(STABLE_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' TRIMPATH='$(TRIMPATH)' packaging/embedded.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)

@@ -204,7 +204,7 @@ func TestServiceExistsWhileIngressesDo(t *testing.T) {
 		testenv.Equal(t, b.said(), "", "said again:")
 
 		testenv.NoError(b, b.client.NetworkingV1().Ingresses("shop").Delete(b.Context(), "web", metav1.DeleteOptions{}))
-		time.Sleep(ingress.UnusedFor - time.Minute)
+		time.Sleep(ingress.UnusedFor - time.Minute) // fake time
 		testenv.True(t, b.service() != nil, "the Service has gone with its only Ingress, which may be replaced")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()

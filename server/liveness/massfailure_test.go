@@ -61,6 +61,7 @@ func TestMassFailureWheneverLastHeartbeat(t *testing.T) {
 					ticks := (until.Sub(began) - phase[name]).Truncate(time.Second) // it speaks every second
 					return tunnels.Contact{Last: began.Add(phase[name] + ticks), Open: true, Direct: direct[name]}, true
 				},
+				// Fake time: how long a check takes.
 				Check: func(context.Context, *corev1.Node) Finding { time.Sleep(checkFor); return Unresponsive },
 			})
 			ctx, cancel := context.WithCancel(t.Context())

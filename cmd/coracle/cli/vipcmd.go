@@ -20,8 +20,8 @@ import (
 func (a *App) vipCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "vip", GroupID: groupUse, Short: "Show, set or remove the cluster's virtual address",
-		Long: `A virtual address belongs to the server that leads, and moves when that fails. "coracle server --vip" sets it when a cluster has none yet.
-Later it is a setting of the whole cluster, and these commands change it while the cluster runs.`,
+		Long: `A virtual address belongs to the server that leads, and moves when that fails. "coracle server --vip" sets it when a
+cluster has none yet. Later it is a setting of the whole cluster, and these commands change it while the cluster runs.`,
 	}
 	show := &cobra.Command{Use: "show", Short: "Print the cluster's virtual address", Args: noArgs}
 	flags := addLocations(show)
@@ -41,9 +41,10 @@ Later it is a setting of the whole cluster, and these commands change it while t
 func (a *App) vipSetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "set ADDRESS[,ADDRESS]", Short: "Give the cluster a virtual address, or another one", Args: cobra.ExactArgs(1),
-		Long: `Gives the cluster a virtual address, or another one in place of the one that it has; two, separated by a comma, if they are of different
-families. Run it on a server: it first asks the network there whether the address is in use. All servers apply it within seconds, also to their
-certificates and kubeconfigs. A server that is started with another --vip logs a warning and uses the cluster's address: remove the flag there.`,
+		Long: `Gives the cluster a virtual address, or another one in place of the one that it has; two, separated by a comma, if they
+are of different families. Run it on a server: it first asks the network there whether the address is in use. All
+servers apply it within seconds, also to their certificates and kubeconfigs. A server that is started with another --vip
+logs a warning and uses the cluster's address: remove the flag there.`,
 	}
 	flags := addLocations(cmd)
 	on := cmd.Flags().String("interface", "", "Interface on which to ask; by default the one whose network contains the address")
