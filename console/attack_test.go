@@ -98,7 +98,8 @@ func TestRequestsOfAttackersAreRefused(t *testing.T) {
 
 		// A user without the right.
 		{"a write, read-only", shows, good, "POST /k8s/api/v1/namespaces/a/pods", typed, 403, ""},
-		{"a question of what one may do, read-only", shows, good, "POST /k8s/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", typed, 200, ""},
+		{"a question of what one may do, read-only", shows, good,
+			"POST /k8s/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", typed, 200, ""},
 		{"applying, read-only", shows, good, "POST /apply", typed, 403, ""},
 		{"an edit, read-only", shows, good, "POST /edit", typed, 403, ""},
 		{"a forward, read-only", shows, good, "POST /forward", nil, 403, readOnly},
@@ -169,7 +170,8 @@ func TestPagesBehindForwardsAreRefused(t *testing.T) {
 	const origin = "http://127.0.0.1:23456"
 	for _, route := range []struct{ method, path string }{
 		{"GET", "/"}, {"GET", "/mode"}, {"POST", "/login"}, {"GET", "/session"}, {"GET", "/object?path=/api/v1/namespaces/a"}, {"POST", "/apply"},
-		{"POST", "/edit"}, {"POST", "/forward"}, {"GET", "/forwards"}, {"DELETE", "/forward/1"}, {"GET", "/k8s/api/v1/pods"}, {"DELETE", "/k8s/api/v1/namespaces/a"},
+		{"POST", "/edit"}, {"POST", "/forward"}, {"GET", "/forwards"}, {"DELETE", "/forward/1"},
+		{"GET", "/k8s/api/v1/pods"}, {"DELETE", "/k8s/api/v1/namespaces/a"},
 		{"GET", "/ws"},
 	} {
 		for name, headers := range map[string][]string{

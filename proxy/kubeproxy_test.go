@@ -37,12 +37,14 @@ var differences = []difference{
 	{kubeProxy, "a server that is away", "a server's address is served as an external IP", "a user who may write Services could keep a server off: docs/adr/0086"},
 	{proxy.ModeIPVS, "where a policy meets a packet", "a policy meets a packet in the output hook",
 		"IPVS sends from there; netpolicy has its rules in both: docs/adr/0021"},
-	{proxy.ModeIPVS, "both policies Local", "with both policies Local pods are bound by the external one, too", "there is no address of the whole cluster to send them to"},
+	{proxy.ModeIPVS, "both policies Local", "with both policies Local pods are bound by the external one, too",
+		"there is no address of the whole cluster to send them to"},
 	{proxy.ModeIPVS, "affinity ends", "affinity outlasts its time, as long as the kernel remembers the client's last connection",
 		"IPVS keeps a client's place while it has connections of that client, which TCP's are for two minutes after their end"},
 	{proxy.ModeIPVS, "a load balancer's address that is another node's", "a load balancer's address that is another node's leads to that node",
 		"on the device of Services it would make that node unreachable from here"},
-	{proxy.ModeIPVS, "a Service goes while a connection is open", "a Service that goes ends its connections", "IPVS knows them by the virtual server, which goes with the Service"},
+	{proxy.ModeIPVS, "a Service goes while a connection is open", "a Service that goes ends its connections",
+		"IPVS knows them by the virtual server, which goes with the Service"},
 }
 
 // differs says that in this bed's mode it is so. What it asks for has to be listed, for the case that asks.

@@ -77,9 +77,12 @@ func TestS3RequestSettingsOverrideTheServers(t *testing.T) {
 	base := map[string]string{config.S3Bucket: "b", config.S3AccessKey: "a", config.S3SecretKey: "s", config.S3SessionToken: "t"}
 	for _, c := range []struct{ over, want map[string]string }{
 		{nil, base},
-		{map[string]string{config.S3Bucket: "c", config.S3Folder: ""}, map[string]string{config.S3Bucket: "c", config.S3Folder: "", config.S3AccessKey: "a", config.S3SecretKey: "s", config.S3SessionToken: "t"}},
-		{map[string]string{config.S3AccessKey: "x", config.S3SecretKey: "y"}, map[string]string{config.S3Bucket: "b", config.S3AccessKey: "x", config.S3SecretKey: "y"}},
-		{map[string]string{config.S3AccessKey: "x", config.S3SecretKey: "y", config.S3SessionToken: "z"}, map[string]string{config.S3Bucket: "b", config.S3AccessKey: "x", config.S3SecretKey: "y", config.S3SessionToken: "z"}},
+		{map[string]string{config.S3Bucket: "c", config.S3Folder: ""},
+			map[string]string{config.S3Bucket: "c", config.S3Folder: "", config.S3AccessKey: "a", config.S3SecretKey: "s", config.S3SessionToken: "t"}},
+		{map[string]string{config.S3AccessKey: "x", config.S3SecretKey: "y"},
+			map[string]string{config.S3Bucket: "b", config.S3AccessKey: "x", config.S3SecretKey: "y"}},
+		{map[string]string{config.S3AccessKey: "x", config.S3SecretKey: "y", config.S3SessionToken: "z"},
+			map[string]string{config.S3Bucket: "b", config.S3AccessKey: "x", config.S3SecretKey: "y", config.S3SessionToken: "z"}},
 		{map[string]string{config.S3SessionToken: "z"}, map[string]string{config.S3Bucket: "b", config.S3AccessKey: "a", config.S3SecretKey: "s", config.S3SessionToken: "z"}},
 		{map[string]string{config.S3AccessKey: "a"}, base},
 	} {

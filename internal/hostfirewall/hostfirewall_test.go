@@ -194,7 +194,8 @@ func TestCommandsOpenWhatIsNeeded(t *testing.T) {
 
 func TestChainsAreDescribedByProgram(t *testing.T) {
 	got := hostfirewall.Describe([]hostfirewall.Chain{
-		{hostfirewall.UFW, hostfirewall.Input, "ip", "filter", "INPUT"}, {hostfirewall.UFW, hostfirewall.Input, "ip6", "filter", "INPUT"}, {hostfirewall.UFW, hostfirewall.Forward, "ip", "filter", "FORWARD"},
+		{hostfirewall.UFW, hostfirewall.Input, "ip", "filter", "INPUT"},
+		{hostfirewall.UFW, hostfirewall.Input, "ip6", "filter", "INPUT"}, {hostfirewall.UFW, hostfirewall.Forward, "ip", "filter", "FORWARD"},
 		{hostfirewall.Docker, hostfirewall.Forward, "ip", "filter", "FORWARD"},
 	})
 	const want = "ufw drops what comes to this machine (ip filter INPUT, ip6 filter INPUT) and what pods send and receive (ip filter FORWARD), where no rule of its own accepts it; " +

@@ -61,7 +61,8 @@ func TestImpostorLearnsNothingAndIsNotTrusted(t *testing.T) {
 			l.Signer = pki.ServerCA
 			return server(f, l)
 		}, want: "system:node:n"},
-		{name: "another cluster", at: func(f *fixture) string { return newFixture(f.T).address }, bare: true, want: "`coracle token print` on a server"},
+		{name: "another cluster", at: func(f *fixture) string { return newFixture(f.T).address }, bare: true,
+			want: "`coracle token print` on a server"},
 		{name: "a server that lets every machine in", at: func(f *fixture) string {
 			c := f.leaf(f.pki.APIServer(pki.APIServerNames{NodeName: "a", Domain: "cluster.local"}))
 			return listener(f, func(raw net.Conn) { // it knows no token

@@ -128,10 +128,12 @@ func TestWhoMayJoin(t *testing.T) {
 
 		{name: "the version before", change: func(q *protocol.Call) { q.Request.Protocol = version.Protocol() - 1 }},
 		{name: "the next version", change: func(q *protocol.Call) { q.Request.Protocol = version.Protocol() + 1 }},
-		{name: "a version that is too new", change: func(q *protocol.Call) { q.Request.Protocol = version.Protocol() + 2 }, code: protocol.CodeVersion},
+		{name: "a version that is too new", change: func(q *protocol.Call) { q.Request.Protocol = version.Protocol() + 2 },
+			code: protocol.CodeVersion},
 		{name: "a version that is too old", change: func(q *protocol.Call) { q.Request.Protocol = -1 }, code: protocol.CodeVersion},
 
-		{name: "wrong secret", change: func(q *protocol.Call) { q.Token.Secret = "other" }, code: protocol.CodeToken, want: "`coracle token print` on a server"},
+		{name: "wrong secret", change: func(q *protocol.Call) { q.Token.Secret = "other" }, code: protocol.CodeToken,
+			want: "`coracle token print` on a server"},
 		{name: "wrong secret, to be a server", change: func(q *protocol.Call) {
 			q.Request.Role, q.Token = token.RoleServer, f.tokens.Server
 			q.Token.Secret = "other"
@@ -145,9 +147,12 @@ func TestWhoMayJoin(t *testing.T) {
 		{name: "wrong secret of a token that expires", change: func(q *protocol.Call) {
 			q.Token = token.Bootstrap{ID: f.bootstrap.ID, Secret: "x"}.Token(q.Token.CAHash)
 		}, code: protocol.CodeToken},
-		{name: "token that has expired", change: func(q *protocol.Call) { q.Token = expired.Token(q.Token.CAHash) }, code: protocol.CodeToken, want: "expired at"},
-		{name: "token for other machines", change: func(q *protocol.Call) { q.Token = foreign.Token(q.Token.CAHash) }, code: protocol.CodeToken, want: "is not for"},
-		{name: "token to sign with", change: func(q *protocol.Call) { q.Token = signing.Token(q.Token.CAHash) }, code: protocol.CodeToken, want: "there is no token"},
+		{name: "token that has expired", change: func(q *protocol.Call) { q.Token = expired.Token(q.Token.CAHash) },
+			code: protocol.CodeToken, want: "expired at"},
+		{name: "token for other machines", change: func(q *protocol.Call) { q.Token = foreign.Token(q.Token.CAHash) },
+			code: protocol.CodeToken, want: "is not for"},
+		{name: "token to sign with", change: func(q *protocol.Call) { q.Token = signing.Token(q.Token.CAHash) },
+			code: protocol.CodeToken, want: "there is no token"},
 		{name: "another cluster's token", change: func(q *protocol.Call) { q.Token = other.tokens.Agent }, want: "another cluster"},
 		{name: "server token, to be a server", change: func(q *protocol.Call) { q.Request.Role, q.Token = token.RoleServer, f.tokens.Server }},
 		{name: "its secret alone, to be a server", change: func(q *protocol.Call) { q.Request.Role, q.Token = token.RoleServer, bare(f.tokens.Server) }},

@@ -89,7 +89,8 @@ func refusedTokens(t *testing.T, first, peer *harness.Server) {
 	}{
 		{"a wrong secret", notLetIn, []string{"--token", hash + "::server:wrong"}, []string{"the token is not the cluster's", "coracle token print"}},
 		{"agents' token", "", []string{"--token", agents}, []string{"this is a token for agents; it was not sent", "coracle token print --server"}},
-		{"agents' secret alone", seldom, []string{"--token", secret(agents)}, []string{"that is a token for agents", "adds nodes only", "coracle token print --server"}},
+		{"agents' secret alone", seldom, []string{"--token", secret(agents)},
+			[]string{"that is a token for agents", "adds nodes only", "coracle token print --server"}},
 		{"a token that expires", "", []string{"--token", expires}, []string{"this is a token for agents; it was not sent"}},
 		{"another cluster's", "", []string{"--token", "CRC1" + strings.Repeat("0", 64) + "::server:" + secret(right)}, []string{"another cluster"}},
 		{"a token that was cut off", "", []string{"--token", hash[:20] + "::server:" + secret(right)}, []string{"--token", "was it cut off when copied?"}},
