@@ -14,10 +14,10 @@ mkdir -p "$stage"
 exec 9> "$work/../lock"
 flock 9 # two builds at once would write the same files
 
-# go_program NAME PACKAGE LDFLAGS: one of our static programs.
+# go_program NAME PACKAGE LDFLAGS FLAG...: one of our static programs.
 go_program() {
   [ -d "$2" ] || die "$2 is missing: this tree has no sources for $1"
-  CGO_ENABLED=0 GOOS=linux GOARCH=$arch "$GO" build -buildvcs=false ${TRIMPATH:+-trimpath} -tags "$TAGS" -ldflags "-s -w $3" -o "$stage/$1" "./$2"
+  CGO_ENABLED=0 GOOS=linux GOARCH=$arch "$GO" build -buildvcs=false ${TRIMPATH:+-trimpath} -tags "$TAGS" -ldflags "-s -w $3" "${@:4}" -o "$stage/$1" "./$2"
 }
 
 # build_runc: runc speaks to libseccomp, a C library, and enters namespaces in C: the one program with cgo.
@@ -60,7 +60,8 @@ say "building the programs embedded in coracle for $arch: runc, shim, kubectl, h
 go_program coracle-helper cmd/coracle-helper ""
 go_program coracle-ingress cmd/coracle-ingress ""
 [ -z "${INGRESS_MARK:-}" ] || printf %s "$INGRESS_MARK" >>"$stage/coracle-ingress" # another version for tests of upgrades
-go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS"
+packaging/overlay.sh "$work/tools-overlay" packaging/template-methods.txt
+GOROOT=$(realpath "$work")/tools-overlay/goroot go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS" -overlay "$work/tools-overlay/overlay.json"
 (build_runc)
 build_small "$work/pause" cmd/pause/pause.c
 build_small "$stage/nft" cmd/nft/nft.c
