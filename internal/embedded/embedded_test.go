@@ -135,6 +135,22 @@ func TestNodesProgramsAreUnpackedFirst(t *testing.T) {
 	}
 }
 
+func TestFileIsUnpackedWithItsDictionary(t *testing.T) {
+	program := strings.Repeat("a dictionary of several blocks, ", 50_000)
+	src := setOf(t, program, "helper", "runc")
+	x := testenv.Must(index.Parse(src[index.FileName].Data))(t)
+	x[2].Dictionary = "helper"
+	src[index.FileName].Data = x.Encode()
+	var z bytes.Buffer
+	w := testenv.Must(zstd.NewWriter(&z, zstd.WithEncoderDictRaw(0, []byte(program))))(t)
+	testenv.Must(w.Write([]byte(program)))(t)
+	testenv.NoError(t, w.Close())
+	src["runc"+index.Suffix] = &fstest.MapFile{Data: z.Bytes()}
+	d := mustUnpack(t, src, filepath.Join(t.TempDir(), "bin"))
+	got := testenv.Must(os.ReadFile(d.File("runc")))(t)
+	testenv.False(t, string(got) != program, "%d bytes, want %d", len(got), len(program))
+}
+
 func TestUnpackWithoutProgramsReturnsErrNotEmbedded(t *testing.T) {
 	if _, err := unpackAll(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotEmbedded) {
 		t.Fatalf("got %v, want ErrNotEmbedded", err)

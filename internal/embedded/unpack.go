@@ -76,7 +76,7 @@ func add(src fs.FS, x index.Index, bin, set string) error {
 	defer os.RemoveAll(tmp)
 	for _, e := range x {
 		file := filepath.Join(tmp, "new")
-		if err := writeEntry(src, e, file); err != nil {
+		if err := writeEntry(src, e, set, file); err != nil {
 			return err
 		}
 		if err := os.Rename(file, filepath.Join(set, e.Path)); err != nil {
@@ -132,6 +132,28 @@ func write(src fs.FS, x index.Index, dir string) error {
 			return err
 		}
 	}
+	var first, second index.Index // those with a dictionary come after it
+	for _, e := range x {
+		if e.Dictionary == "" {
+			first = append(first, e)
+		} else {
+			second = append(second, e)
+		}
+	}
+	for _, x := range []index.Index{first, second} {
+		if err := writeEntries(src, x, dir); err != nil {
+			return err
+		}
+	}
+	for d := range dirs {
+		if err := atomicfile.SyncDir(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeEntries(src fs.FS, x index.Index, dir string) error {
 	todo := make(chan index.Entry, len(x)) // has room for all entries, so that sending never blocks
 	for _, e := range x {
 		todo <- e
@@ -142,25 +164,18 @@ func write(src fs.FS, x index.Index, dir string) error {
 	for i := range workers {
 		wg.Go(func() {
 			for e := range todo {
-				if errs[i] = writeEntry(src, e, filepath.Join(dir, e.Path)); errs[i] != nil {
+				if errs[i] = writeEntry(src, e, dir, filepath.Join(dir, e.Path)); errs[i] != nil {
 					return
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	for d := range dirs {
-		if err := atomicfile.SyncDir(d); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
-func writeEntry(src fs.FS, e index.Entry, dst string) error {
+// writeEntry unpacks one file to dst. Its dictionary lies in dir.
+func writeEntry(src fs.FS, e index.Entry, dir, dst string) error {
 	if e.Link != "" {
 		return os.Symlink(e.Link, dst)
 	}
@@ -169,7 +184,16 @@ func writeEntry(src fs.FS, e index.Entry, dst string) error {
 		return fmt.Errorf("embedded file %s: %w", e.Path, err)
 	}
 	defer in.Close()
-	z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	options := []zstd.DOption{zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true)}
+	if e.Dictionary != "" {
+		dictionary, err := mapFile(filepath.Join(dir, e.Dictionary))
+		if err != nil {
+			return fmt.Errorf("the dictionary of embedded file %s: %w", e.Path, err)
+		}
+		defer unix.Munmap(dictionary) //nolint:errcheck // of a mapping that is one
+		options = append(options, zstd.WithDecoderDictRaw(0, dictionary))
+	}
+	z, err := zstd.NewReader(in, options...)
 	if err != nil {
 		return fmt.Errorf("embedded file %s: %w", e.Path, err)
 	}
@@ -179,6 +203,20 @@ func writeEntry(src fs.FS, e index.Entry, dst string) error {
 		return err
 	}
 	return errors.Join(fill(out, z, e), out.Close())
+}
+
+// mapFile maps a file, so that its pages are the kernel's and not this process' memory.
+func mapFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
 }
 
 // fill copies the file, sets its mode regardless of the umask, and flushes it. It refuses a file that zstd finds

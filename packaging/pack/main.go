@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"github.com/coracle-k8s/coracle/internal/embedded/index"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
@@ -52,6 +53,9 @@ func pauseImage(program, name, arch, dst string) error {
 	return errors.Join(err, f.Close())
 }
 
+// dictionaries names the file that a file is compressed with. A third of these Go programs is in coracle-helper too.
+var dictionaries = map[string]string{"coracle-ingress": "coracle-helper", "runc": "coracle-helper"}
+
 // pack compresses what is new, removes what is gone, and writes the index last.
 func pack(stage, out, cache string, level int) error {
 	for _, dir := range []string{out, cache} {
@@ -70,8 +74,14 @@ func pack(stage, out, cache string, level int) error {
 		}
 		dst := filepath.Join(out, e.Path+index.Suffix)
 		want[dst] = true
-		compressed := filepath.Join(cache, fmt.Sprintf("%d-%s%s", level, e.SHA256, index.Suffix))
-		if err := compress(filepath.Join(stage, e.Path), compressed, level); err != nil {
+		name, options := fmt.Sprintf("%d-%s", level, e.SHA256), []string{fmt.Sprintf("-%d", level)}
+		if e.Dictionary != "" {
+			i := slices.IndexFunc(x, func(d index.Entry) bool { return d.Path == e.Dictionary })
+			name += "-" + x[i].SHA256
+			options = append(options, "-D", filepath.Join(stage, e.Dictionary))
+		}
+		compressed := filepath.Join(cache, name+index.Suffix)
+		if err := compress(filepath.Join(stage, e.Path), compressed, options); err != nil {
 			return fmt.Errorf("compress %s: %w", e.Path, err)
 		}
 		if err := copyIfDifferent(compressed, dst); err != nil {
@@ -94,7 +104,7 @@ func list(stage string) (index.Index, error) {
 		if err != nil {
 			return err
 		}
-		e := index.Entry{Path: filepath.ToSlash(rel)}
+		e := index.Entry{Path: filepath.ToSlash(rel), Dictionary: dictionaries[rel]}
 		if d.Type() == fs.ModeSymlink {
 			e.Link, err = os.Readlink(p)
 		} else {
@@ -129,12 +139,12 @@ func describe(p string, e *index.Entry) error {
 	return nil
 }
 
-func compress(src, dst string, level int) error {
+func compress(src, dst string, options []string) error {
 	if _, err := os.Stat(dst); err == nil {
 		return nil
 	}
 	tmp := dst + ".tmp"
-	cmd := exec.Command("zstd", fmt.Sprintf("-%d", level), "--check", "--quiet", "--force", "-T0", "-o", tmp, src)
+	cmd := exec.Command("zstd", append(options, "--check", "--quiet", "--force", "-T0", "-o", tmp, src)...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%v: %w (Debian's package is zstd)", cmd.Args, err)

@@ -33,6 +33,8 @@ type Entry struct {
 	// Size is the length in bytes of the uncompressed file, SHA256 its hash in hex.
 	Size   int64
 	SHA256 string
+	// Dictionary is the path of another file of the set, which this one is compressed with, or "".
+	Dictionary string
 }
 
 // Index lists a set in path order.
@@ -46,7 +48,7 @@ func (x Index) Encode() []byte {
 			fmt.Fprintf(&b, "link %s %s\n", e.Link, e.Path)
 			continue
 		}
-		fmt.Fprintf(&b, "file %04o %d %s %s\n", e.Mode.Perm(), e.Size, e.SHA256, e.Path)
+		fmt.Fprintln(&b, strings.TrimSpace(fmt.Sprintf("file %04o %d %s %s %s", e.Mode.Perm(), e.Size, e.SHA256, e.Path, e.Dictionary)))
 	}
 	return []byte(b.String())
 }
@@ -93,7 +95,7 @@ func parseLine(f []string) (Entry, error) {
 		if !fs.ValidPath(path.Join(path.Dir(e.Path), e.Link)) || path.IsAbs(e.Link) {
 			return Entry{}, fmt.Errorf("link target %q leads out of the set", e.Link)
 		}
-	case len(f) == 5 && f[0] == "file":
+	case (len(f) == 5 || len(f) == 6) && f[0] == "file":
 		mode, err := strconv.ParseUint(f[1], 8, 9)
 		if err != nil {
 			return Entry{}, fmt.Errorf("mode: %w", err)
@@ -103,10 +105,13 @@ func parseLine(f []string) (Entry, error) {
 			return Entry{}, fmt.Errorf("size: %w", err)
 		}
 		e = Entry{Mode: fs.FileMode(mode), Size: int64(size), SHA256: f[3], Path: f[4]}
+		if len(f) == 6 {
+			e.Dictionary = f[5]
+		}
 	default:
 		return Entry{}, fmt.Errorf("neither a file nor a link: %q", strings.Join(f, " "))
 	}
-	if !fs.ValidPath(e.Path) || e.Path == "." {
+	if !fs.ValidPath(e.Path) || e.Path == "." || !fs.ValidPath(path.Clean(e.Dictionary)) {
 		return Entry{}, fmt.Errorf("path %q is not a path inside the set", e.Path)
 	}
 	return e, nil

@@ -15,10 +15,11 @@ func TestEncodedIndexIsParsedBack(t *testing.T) {
 	x := index.Index{
 		{Path: "ctr", Link: "coracle-tools"},
 		{Path: "nftables/nft", Mode: 0o555, Size: 12, SHA256: "ab"},
+		{Path: "runc", Mode: 0o555, Size: 12, SHA256: "ab", Dictionary: "coracle-helper"},
 	}
 	got := testenv.Must(index.Parse(x.Encode()))(t)
 	testenv.Require(t, reflect.DeepEqual(got, x), "got %+v, want %+v", got, x)
-	testenv.False(t, got.Bytes() != 12, "Bytes() = %d, want 12", got.Bytes())
+	testenv.False(t, got.Bytes() != 24, "Bytes() = %d, want 24", got.Bytes())
 }
 
 func TestBadIndexIsRejected(t *testing.T) {
@@ -28,6 +29,7 @@ func TestBadIndexIsRejected(t *testing.T) {
 		{"file 0555 1 ab /bin/runc", "inside the set"},
 		{"file 0999 1 ab runc", "mode"},
 		{"file 0555 -1 ab runc", "size"},
+		{"file 0555 1 ab runc ../sh", "inside the set"},
 		{"link ../../etc/passwd ctr", "leads out"},
 		{"link /etc/passwd ctr", "leads out"},
 		{"directory x", "neither"},
