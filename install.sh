@@ -148,7 +148,7 @@ unpack() {
 
 # build runs as the user who called sudo, so that the clone stays theirs.
 build() {
-  say "building coracle from $here; on two cores and for the first time that takes about nine minutes"
+  say "building coracle from $here; on two cores and for the first time that takes about eight minutes"
   "$here/packaging/deps.sh" build console
   owner=$(stat -c %u "$here")
   if [ "$owner" != 0 ] && [ "$owner" = "${SUDO_UID:-}" ] && command -v runuser >/dev/null; then
