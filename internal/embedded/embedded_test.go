@@ -148,7 +148,7 @@ func TestFileIsUnpackedWithItsDictionary(t *testing.T) {
 	src["runc"+index.Suffix] = &fstest.MapFile{Data: z.Bytes()}
 	d := mustUnpack(t, src, filepath.Join(t.TempDir(), "bin"))
 	got := testenv.Must(os.ReadFile(d.File("runc")))(t)
-	testenv.False(t, string(got) != program, "%d bytes, want %d", len(got), len(program))
+	testenv.True(t, string(got) == program, "%d bytes, want %d", len(got), len(program))
 }
 
 func TestUnpackWithoutProgramsReturnsErrNotEmbedded(t *testing.T) {

@@ -190,7 +190,7 @@ func writeEntry(src fs.FS, e index.Entry, dir, dst string) error {
 		if err != nil {
 			return fmt.Errorf("the dictionary of embedded file %s: %w", e.Path, err)
 		}
-		defer unix.Munmap(dictionary) //nolint:errcheck // of a mapping that is one
+		defer unix.Munmap(dictionary) //nolint:errcheck // it fails only for what is not mapped
 		options = append(options, zstd.WithDecoderDictRaw(0, dictionary))
 	}
 	z, err := zstd.NewReader(in, options...)

@@ -52,10 +52,10 @@ func TestEveryMethodThatATemplateMayCallIsLinked(t *testing.T) {
 	}
 	have := strings.Fields(string(testenv.Must(os.ReadFile(templateMethods))(t)))
 	for name := range c.names {
-		testenv.False(t, !slices.Contains(have, name), "a template may call a method %s, which %s does not name", name, templateMethods)
+		testenv.True(t, slices.Contains(have, name), "a template may call a method %s, which %s does not name", name, templateMethods)
 	}
 	for _, name := range have {
-		testenv.False(t, !c.names[name], "%s names %s, which no template calls", templateMethods, name)
+		testenv.True(t, c.names[name], "%s names %s, which no template calls", templateMethods, name)
 	}
 }
 
