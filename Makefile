@@ -60,10 +60,10 @@ build embedded: export GOGC := $(or $(GOGC),400)
 build: embedded ## bin/coracle for this machine (or ARCH=arm64)
 	@echo 'building $(or $(OUT),bin/coracle) $(VERSION) for $(ARCH)'
 	@GO='$(GO)' packaging/overlay.sh $(BUILD)/$(ARCH)/overlay
-	@GOROOT='$(CURDIR)/$(BUILD)/$(ARCH)/overlay/goroot' GOOS=linux GOARCH=$(ARCH) $(GOBUILD) -overlay $(BUILD)/$(ARCH)/overlay/overlay.json $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
+	@GOROOT='$(CURDIR)/$(BUILD)/$(ARCH)/overlay/goroot' GOOS=linux GOARCH=$(ARCH) $(GOBUILD) -overlay $(BUILD)/$(ARCH)/overlay/overlay.json $(if $(TRIMPATH),-trimpath) -ldflags '-s -w $(STABLE_X) $(COMMIT_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' -o $(or $(OUT),bin/coracle) ./cmd/coracle
 
 embedded: ## the programs embedded in coracle, into internal/embedded/files/ARCH
-	@GO='$(GO)' TAGS='$(TAGS)' TOOLS_LDFLAGS='$(STABLE_X) -X helm.sh/helm/v4/internal/version.version=$(HELM)' TRIMPATH='$(TRIMPATH)' packaging/embedded.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
+	@GO='$(GO)' TAGS='$(TAGS)' TRIMPATH='$(TRIMPATH)' packaging/embedded.sh $(ARCH) $(BUILD)/$(ARCH)$(if $(TRIMPATH),-release)
 
 release: ## dist/: binaries for amd64 and arm64, packed, and checksums of both forms
 	@rm -rf dist && mkdir -p dist
@@ -215,7 +215,7 @@ soak: ## the random tests of the store with SEEDS seeds, those of other packages
 	@$(MAKE) --no-print-directory chaos DURATION=30m
 
 # Packages with concurrency of their own; everything would be all of Kubernetes once more.
-RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./controllers/helmcharts ./controllers/ingress ./controllers/localpath ./agent/lbspeaker ./agent/balancer ./agent/images/... ./agent/ingress ./agent/tunnels ./server/localfailover ./server/ingress ./server/liveness ./server/resourcemetrics ./server/settings ./server/tunnels ./gossip/... ./ingress/dataplane ./ingress/gatewayapi ./console ./cni/... ./dns/... ./proxy/... ./internal/... ./cmd/coracle-helper/... ./cmd/coracle-tools/cleanup/...
+RACE ?= ./raftstore/... ./netpolicy ./controllers/servicelb ./controllers/helmcharts ./controllers/ingress ./controllers/localpath ./agent/lbspeaker ./agent/balancer ./agent/images/... ./agent/ingress ./agent/tunnels ./server/localfailover ./server/ingress ./server/liveness ./server/resourcemetrics ./server/settings ./server/tunnels ./gossip/... ./ingress/dataplane ./ingress/gatewayapi ./console ./cni/... ./dns/... ./proxy/... ./internal/... ./cmd/coracle-helper/... ./cmd/coracle/tools/cleanup
 
 race: ## go test -race of the packages with concurrency of their own, or of RACE; RUN=… of some tests (needs gcc)
 	@CGO_ENABLED=1 $(GO) run ./test/report $(GO) test -json -race -vet=off -p 4 -timeout 60m -tags '$(TAGS)' -ldflags '$(STABLE_X)' $(if $(RUN),-run '$(RUN)') $(RACE)

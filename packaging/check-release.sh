@@ -26,8 +26,7 @@ for arch in amd64 arm64; do
   check "$binary" "$arch" static
   [ "$(stat -c %s "$binary")" -lt 205000000 ] || die "$binary has methods that nothing calls: see packaging/overlay.sh"
   stage=build/$arch-release/stage
-  [ "$(stat -c %s "$stage/coracle-tools")" -lt 75000000 ] || die "$stage/coracle-tools has methods that nothing calls: see packaging/overlay.sh"
-  for program in runc coracle-helper coracle-tools nft; do check "$stage/$program" "$arch" static; done
+  for program in runc coracle-helper coracle-ingress nft; do check "$stage/$program" "$arch" static; done
   for file in "$stage"/nftables/nft "$stage"/nftables/ld.so "$stage"/nftables/protocols.so "$stage"/nftables/*.so.*; do check "$file" "$arch" any; done
   check "build/$arch-release/pause" "$arch" static
   # What was packed is what lies there: the index names the hash of each.

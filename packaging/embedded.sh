@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds the programs embedded in coracle and packs them into internal/embedded/files/ARCH. Run through `make embedded`,
-# which sets what is used here: GO, TAGS, TOOLS_LDFLAGS, TRIMPATH.
+# which sets what is used here: GO, TAGS, TRIMPATH.
 #
 #   embedded.sh ARCH WORK
 set -euo pipefail
@@ -13,11 +13,12 @@ pause_image=$(sed -n 's/^const PauseImage = "\(.*\)"$/\1/p' internal/embedded/em
 mkdir -p "$stage"
 exec 9> "$work/../lock"
 flock 9 # two builds at once would write the same files
+rm -f "$stage"/{coracle-tools,kubectl,ctr,helm} # of an older version's build
 
-# go_program NAME PACKAGE LDFLAGS FLAG...: one of our static programs.
+# go_program NAME PACKAGE: one of our static programs.
 go_program() {
   [ -d "$2" ] || die "$2 is missing: this tree has no sources for $1"
-  CGO_ENABLED=0 GOOS=linux GOARCH=$arch "$GO" build -buildvcs=false ${TRIMPATH:+-trimpath} -tags "$TAGS" -ldflags "-s -w $3" "${@:4}" -o "$stage/$1" "./$2"
+  CGO_ENABLED=0 GOOS=linux GOARCH=$arch "$GO" build -buildvcs=false ${TRIMPATH:+-trimpath} -tags "$TAGS" -ldflags '-s -w' -o "$stage/$1" "./$2"
 }
 
 # build_runc: runc speaks to libseccomp, a C library, and enters namespaces in C: the one program with cgo.
@@ -56,19 +57,16 @@ fi
 
 packaging/console.sh "$work/.."
 
-say "building the programs embedded in coracle for $arch: runc, shim, kubectl, helm and others"
-go_program coracle-helper cmd/coracle-helper ""
-go_program coracle-ingress cmd/coracle-ingress ""
+say "building the programs embedded in coracle for $arch: runc, shim, ingress proxy and others"
+go_program coracle-helper cmd/coracle-helper
+go_program coracle-ingress cmd/coracle-ingress
 [ -z "${INGRESS_MARK:-}" ] || printf %s "$INGRESS_MARK" >>"$stage/coracle-ingress" # another version for tests of upgrades
-packaging/overlay.sh "$work/tools-overlay" packaging/template-methods.txt
-GOROOT=$(realpath "$work")/tools-overlay/goroot go_program coracle-tools cmd/coracle-tools "$TOOLS_LDFLAGS" -overlay "$work/tools-overlay/overlay.json"
 (build_runc)
 build_small "$work/pause" cmd/pause/pause.c
 build_small "$stage/nft" cmd/nft/nft.c
 packaging/nft-bundle.sh "$arch" "$work/nft" "$stage/nftables"
 build_shared "$stage/nftables/protocols.so" cmd/nft/protocols.c
 for link in containerd-shim-runc-v2 coracle-cni; do ln -sfn coracle-helper "$stage/$link"; done
-for link in kubectl ctr helm; do ln -sfn coracle-tools "$stage/$link"; done
 
 # Level 19 takes a minute of two processors: releases only.
 level=12

@@ -134,8 +134,8 @@ type Options struct {
 
 	// IngressRules are the rules by which Ingresses are served.
 	IngressRules compile.Rules
-	// HelmProgram returns the path of coracle-tools, which contains Helm. It is called when a chart is to be installed.
-	HelmProgram func() (string, error)
+	// HelmProgram is the path of coracle, which is also the child process that installs a chart. Charts fail without it.
+	HelmProgram string
 	// ChartFolders are the folders with charts that a HelmChart names by file. They need not exist.
 	ChartFolders []string
 
@@ -162,9 +162,6 @@ func (o *Options) setDefaults() {
 		o.Clock = clock.RealClock{}
 	}
 	o.Logger = cmp.Or(o.Logger, slog.Default())
-	if o.HelmProgram == nil {
-		o.HelmProgram = func() (string, error) { return "", errors.New("this server was given no program for Helm charts") }
-	}
 }
 
 // validate finds mistakes in the options before anything is changed.

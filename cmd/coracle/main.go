@@ -13,9 +13,10 @@ import (
 	"github.com/coracle-k8s/coracle/agent/kubelet"
 	"github.com/coracle-k8s/coracle/cmd/coracle/argv"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
+	"github.com/coracle-k8s/coracle/cmd/coracle/tools"
+	_ "github.com/coracle-k8s/coracle/cmd/coracle/tools/translations" // for its init
 	"github.com/coracle-k8s/coracle/cmd/coracle/workqueuemetrics"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/server"
 	"github.com/coracle-k8s/coracle/server/secrets"
 )
@@ -35,6 +36,9 @@ const (
 )
 
 func main() {
+	if tools.IsHelmJob(os.Args) {
+		tools.RunHelmJob()
+	}
 	os.Args = argv.Hide(os.Args)
 	environ := os.Environ() // before any variable is changed
 	if os.Getenv("GOGC") == "" {
@@ -49,7 +53,7 @@ func main() {
 		RunAgent:         runAgent,
 		CheckServerArgs:  checkServerArgs,
 		CheckKubeletArgs: kubelet.CheckArgs,
-		Unpack:           unpack,
+		Become:           tools.Run,
 		Libraries:        libraryVersions,
 		Encryption:       keys{},
 		SnapshotFiles:    server.SnapshotFiles,
@@ -66,9 +70,4 @@ func main() {
 		Host:             config.LocalHost{},
 	}
 	os.Exit(app.Main(context.Background(), os.Args))
-}
-
-func unpack(dataDir string) (string, error) {
-	dir, err := embedded.Unpack(dataDir)
-	return dir.Path, err
 }

@@ -9,8 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-	"sync"
-	"time"
 
 	"k8s.io/client-go/rest"
 
@@ -89,43 +87,22 @@ func portOf(listen string) uint16 {
 	return uint16(number)
 }
 
-// toolsLatest is how long the unpacking of kubectl, helm and ctr waits for a node that does not become ready. Root does
-// not have to wait: coracle kubectl unpacks what is missing.
-const toolsLatest = time.Minute
-
 // run unpacks the embedded programs and runs the node until ctx is done. Only the node needs the programs, so a server
-// starts while they are unpacked. Programs that the node itself does not need are unpacked when it is ready.
+// starts while they are unpacked.
 func (n node) run(ctx context.Context, p *cli.Process) error {
-	dir, unpackRest, err := embedded.UnpackFirst(n.paths.DataDir)
+	dir, err := embedded.Unpack(n.paths.DataDir)
 	if err != nil {
 		return err
 	}
-	running, stop := context.WithCancel(ctx)
-	ready := make(chan struct{})
-	isReady := sync.OnceFunc(func() { close(ready) })
-	var beside sync.WaitGroup
-	defer beside.Wait()
-	defer stop()
-	beside.Go(func() {
-		select {
-		case <-running.Done():
-			return
-		case <-ready:
-		case <-time.After(toolsLatest):
-		}
-		if err := unpackRest(); err != nil {
-			p.Log.Error("kubectl, helm and ctr were not unpacked; each use of them retries", "error", err)
-		}
-	})
 	// Upstream's libraries find the programs that they run (nft above all) only on the PATH.
 	if err := os.Setenv("PATH", dir.Path+string(os.PathListSeparator)+os.Getenv("PATH")); err != nil {
 		return fmt.Errorf("setting PATH: %w", err)
 	}
-	return agent.Run(ctx, n.options(dir, p, isReady))
+	return agent.Run(ctx, n.options(dir, p))
 }
 
-// options are the agent's. isReady is called when the node is ready.
-func (n node) options(dir embedded.Dir, p *cli.Process, isReady func()) agent.Options {
+// options are the agent's.
+func (n node) options(dir embedded.Dir, p *cli.Process) agent.Options {
 	o := agent.Options{
 		DataDir: n.paths.DataDir, RunDir: n.paths.RunDir, BinDir: dir.Stable,
 		PauseTar: dir.File("pause.tar"), PauseImage: embedded.PauseImage,
@@ -146,11 +123,8 @@ func (n node) options(dir embedded.Dir, p *cli.Process, isReady func()) agent.Op
 		NodePair: n.credentials.KubeletPair, ServerCAFile: n.credentials.ServerCAFile,
 		DisablePolicies: n.cluster.NoNetworkPolicy, DisableIngress: n.cluster.NoIngress && n.cluster.NoGateway,
 		DisableProxy: n.cluster.NoServiceProxy, NodePortAddresses: n.machine.NodePortAddresses,
-		PodSubnets: func(subnets []netip.Prefix) {
-			isReady() // the subnets are known for certain only to a node that is ready
-			n.podSubnets(subnets)
-		},
-		Reach: n.reach, Volumes: n.volumes,
+		PodSubnets: n.podSubnets,
+		Reach:      n.reach, Volumes: n.volumes,
 		NetworkBackend: n.cluster.Backend(), NetworkInterface: n.machine.NetworkInterface, NetworkExternal: n.machine.NetworkExternal,
 		ProxyMode: n.machine.ProxyMode, IPVSScheduler: n.machine.IPVSScheduler,
 		ReservedAddresses: n.cluster.VIPs, Port: n.port, LocalPort: n.localPort, ConsolePort: n.consolePort,

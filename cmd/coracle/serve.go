@@ -10,14 +10,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/coracle-k8s/coracle/agent"
 	"github.com/coracle-k8s/coracle/cmd/coracle/cli"
 	"github.com/coracle-k8s/coracle/ingress/compile"
 	"github.com/coracle-k8s/coracle/internal/config"
-	"github.com/coracle-k8s/coracle/internal/embedded"
 	"github.com/coracle-k8s/coracle/internal/filewatch"
 	"github.com/coracle-k8s/coracle/internal/memory"
 	"github.com/coracle-k8s/coracle/internal/reachability"
@@ -205,7 +203,7 @@ func serverOptions(c *config.Server) server.Options {
 		ConsoleOIDC:         c.ConsoleOIDC,
 		IngressRules:        ingressRules(c.Ingress),
 		ChartFolders:        c.Paths.ChartFolders,
-		HelmProgram:         helmProgram(c.Paths.DataDir),
+		HelmProgram:         "/proc/self/exe",
 		ACME:                c.ACME,
 		Small:               runtime.NumCPU() <= smallMachine,
 		Version:             v.Coracle,
@@ -217,24 +215,6 @@ func serverOptions(c *config.Server) server.Options {
 		o.ManifestsDir = ""
 	}
 	return o
-}
-
-// helmProgram returns a function that returns the path of the program with Helm. A server that runs no pods needs it,
-// too. The function unpacks the embedded programs once, at the first chart.
-func helmProgram(dataDir string) func() (string, error) {
-	var mu sync.Mutex
-	var dir embedded.Dir
-	return func() (string, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if dir.Path == "" {
-			var err error
-			if dir, err = embedded.Unpack(dataDir); err != nil {
-				return "", err
-			}
-		}
-		return dir.File("coracle-tools"), nil
-	}
 }
 
 // checkServerArgs returns an error for mistakes in the arguments for API server, controllers and scheduler.

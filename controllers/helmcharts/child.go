@@ -37,8 +37,8 @@ const childMemory = "GOMEMLIMIT=160MiB"
 type Children struct {
 	// Config is the term's client configuration. The store refuses writes over it after the end of the term.
 	Config *rest.Config
-	// Program returns the path of coracle-tools. It is called for each child.
-	Program func() (string, error)
+	// Program is the path of the program whose child process this is, with helmjob.Name as its argument.
+	Program string
 	// Dir is a folder for sockets. Empty is for the system's folder of temporary files.
 	Dir    string
 	Logger *slog.Logger
@@ -46,9 +46,8 @@ type Children struct {
 
 // Do is an [Engine].
 func (c Children) Do(ctx context.Context, q *helmjob.Request) (*helmjob.Result, error) {
-	program, err := c.Program()
-	if err != nil {
-		return nil, fmt.Errorf("finding the program for helm: %w", err)
+	if c.Program == "" {
+		return nil, errors.New("this server was given no program for Helm charts")
 	}
 	api, err := c.open(ctx)
 	if err != nil {
@@ -56,7 +55,7 @@ func (c Children) Do(ctx context.Context, q *helmjob.Request) (*helmjob.Result, 
 	}
 	defer api.close()
 	q.Socket = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), api.socket.Fd())
-	return helmjob.Runner{Program: program, Env: append(childEnvironment(), childMemory), Log: logged{c.Logger}}.Run(ctx, q)
+	return helmjob.Runner{Program: c.Program, Env: append(childEnvironment(), childMemory), Log: logged{c.Logger}}.Run(ctx, q)
 }
 
 // childEnvironment returns the environment variables that children inherit: proxies, certificate authorities, TZ and

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -26,7 +28,7 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// TestMain is the child, too: it is called as coracle-tools would be.
+// TestMain is the child, too: it is called as coracle would be.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == helmjob.Name {
 		os.Exit(beChild())
@@ -42,6 +44,7 @@ func beChild() int {
 		err = json.Unmarshal(line, q)
 	}
 	if err == nil && q.Release == "hangs" {
+		fmt.Fprintln(os.Stderr, "begun")
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		time.Sleep(time.Hour) // this is the child: it is ended
 	}
@@ -107,7 +110,7 @@ func children(t *testing.T) (c Children, listeners func() []string) {
 	}))
 	t.Cleanup(s.Close)
 	return Children{
-		Config: &rest.Config{Host: s.URL, BearerToken: "ours", Transport: s.Client().Transport}, Program: os.Executable, Dir: t.TempDir(),
+		Config: &rest.Config{Host: s.URL, BearerToken: "ours", Transport: s.Client().Transport}, Program: testenv.Must(os.Executable())(t), Dir: t.TempDir(),
 	}, func() []string { return *during.Load() }
 }
 
@@ -128,6 +131,11 @@ func TestChildReachesAPIOnlyByItsSocket(t *testing.T) {
 	}
 }
 
+// onWrite is a writer that calls a function.
+type onWrite func()
+
+func (f onWrite) Write(p []byte) (int, error) { f(); return len(p), nil }
+
 // TestChildEndsWithTerm: the child ends with the term, whatever it does.
 func TestChildEndsWithTerm(t *testing.T) {
 	before := goleak.IgnoreCurrent()
@@ -135,8 +143,7 @@ func TestChildEndsWithTerm(t *testing.T) {
 	c, _ := children(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	begun := make(chan struct{})
-	program := c.Program
-	c.Program = func() (string, error) { close(begun); return program() }
+	c.Logger = slog.New(slog.NewTextHandler(onWrite(sync.OnceFunc(func() { close(begun) })), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	done := make(chan error, 1)
 	go func() {
 		_, err := c.Do(ctx, &helmjob.Request{Operation: helmjob.Uninstall, Seal: []byte("seal"), Namespace: "a", Release: "hangs"})

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package embedded holds the programs embedded in coracle: runc, the shim and CNI helper, kubectl, helm and ctr, a
-// packet filter program and the pause image. They are compressed inside the binary, and unpacked once into the data
+// Package embedded holds the programs embedded in coracle: runc, the shim and CNI helper, the ingress proxy, a packet
+// filter program and the pause image. They are compressed inside the binary, and unpacked once into the data
 // directory, in a folder named by their content hash.
 //
 // It owns the folder bin/ of the data directory and nothing else. It starts no program and needs no network. `make
@@ -28,8 +28,7 @@ const PauseImage = "docker.io/coracle/pause:1"
 var ErrNotEmbedded = errors.New("this binary was built without its embedded programs; build it with: make build")
 
 // Dir is an unpacked set of programs. It has runc, coracle-helper (also by the names containerd-shim-runc-v2 and
-// coracle-cni), coracle-tools (also kubectl, ctr and helm) and pause.tar. It also has nft, with the folder nftables/
-// from which nft runs.
+// coracle-cni), coracle-ingress and pause.tar. It also has nft, with the folder nftables/ from which nft runs.
 type Dir struct {
 	// Path is <data directory>/bin/<content hash>. Programs at this path do not change while they run.
 	Path string
@@ -49,58 +48,33 @@ func (d Dir) File(name string) string { return filepath.Join(d.Path, name) }
 // Close releases the set, from which this process starts no more programs. Exiting has the same effect.
 func (d Dir) Close() error { return unix.Close(d.use) }
 
-// forPeople is the file that a node does not need for its start: kubectl, helm and ctr. It is most of the set.
-const forPeople = "coracle-tools"
-
 // Unpack unpacks the embedded programs below dataDir/bin, unless they are there, and removes sets of other versions
-// that no process uses. It checks each file's checksum while unpacking. The programs that a node needs appear all at
-// once or not at all, and coracle-tools after them. That holds also after a power cut, and when several processes
-// unpack at once. When the set is complete already, nothing is written, so any user who may read the folder can call
-// Unpack.
+// that no process uses. It checks each file's checksum while unpacking. They appear all at once or not at all. That
+// holds also after a power cut, and when several processes unpack at once. When the set is there already, nothing is
+// written.
 func Unpack(dataDir string) (Dir, error) {
-	d, rest, err := UnpackFirst(dataDir)
-	if err != nil {
-		return Dir{}, err
-	}
-	if err := rest(); err != nil {
-		return Dir{}, errors.Join(err, d.Close())
-	}
-	return d, nil
-}
-
-// UnpackFirst does the same as Unpack without coracle-tools. The function rest adds that, best when the node has
-// started.
-func UnpackFirst(dataDir string) (d Dir, rest func() error, err error) {
 	sub, err := fs.Sub(embedded, embeddedRoot)
 	if err != nil {
-		return Dir{}, nil, fmt.Errorf("open the embedded programs: %w", err)
+		return Dir{}, fmt.Errorf("open the embedded programs: %w", err)
 	}
 	return unpack(sub, filepath.Join(dataDir, "bin"), "/proc")
 }
 
-func unpack(src fs.FS, bin, proc string) (d Dir, rest func() error, err error) {
-	all, text, err := readIndex(src)
+func unpack(src fs.FS, bin, proc string) (Dir, error) {
+	x, text, err := readIndex(src)
 	if err != nil {
-		return Dir{}, nil, err
+		return Dir{}, err
 	}
-	var x, later index.Index
-	for _, e := range all {
-		if e.Path == forPeople {
-			later = append(later, e)
-		} else {
-			x = append(x, e)
-		}
-	}
-	d = Dir{Path: filepath.Join(bin, index.Hash(text)), Stable: filepath.Join(bin, "current")}
+	d := Dir{Path: filepath.Join(bin, index.Hash(text)), Stable: filepath.Join(bin, "current")}
 	for {
 		if !complete(x, d.Path) || !pointsTo(d.Stable, d.Path) {
 			if err := install(src, x, bin, d); err != nil {
-				return Dir{}, nil, explain(err, bin, all.Bytes())
+				return Dir{}, explain(err, bin, x.Bytes())
 			}
 		}
 		held, err := d.hold()
 		if err != nil {
-			return Dir{}, nil, explain(err, bin, all.Bytes())
+			return Dir{}, explain(err, bin, x.Bytes())
 		}
 		if held {
 			break
@@ -108,12 +82,7 @@ func unpack(src fs.FS, bin, proc string) (d Dir, rest func() error, err error) {
 	}
 	// An error of prune is ignored: an old set wastes space only, but a failed start would cost a node.
 	_ = prune(bin, filepath.Base(d.Path), proc)
-	return d, func() error {
-		if err := add(src, later, bin, d.Path); err != nil {
-			return explain(err, bin, later.Bytes())
-		}
-		return nil
-	}, nil
+	return d, nil
 }
 
 // readIndex returns the index of the set, and its text, whose hash names the set.

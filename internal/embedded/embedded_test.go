@@ -44,18 +44,9 @@ func setOf(t *testing.T, program string, files ...string) fstest.MapFS {
 	return out
 }
 
-// unpackAll unpacks a whole set.
-func unpackAll(src fs.FS, bin, proc string) (Dir, error) {
-	d, rest, err := unpack(src, bin, proc)
-	if err != nil {
-		return Dir{}, err
-	}
-	return d, rest()
-}
-
 func mustUnpack(t *testing.T, src fs.FS, bin string) *Dir {
 	t.Helper()
-	d := testenv.Must(unpackAll(src, bin, "/proc"))(t)
+	d := testenv.Must(unpack(src, bin, "/proc"))(t)
 	t.Cleanup(func() { letGo(t, &d) })
 	return &d
 }
@@ -99,42 +90,6 @@ func TestUnpackWritesOnce(t *testing.T) {
 	}
 }
 
-// TestNodesProgramsAreUnpackedFirst: a node has its programs before coracle-tools, which comes into the same set
-// without a change of the others, once, whichever process unpacks it.
-func TestNodesProgramsAreUnpackedFirst(t *testing.T) {
-	src, bin := setOf(t, "one", "runc", forPeople), filepath.Join(t.TempDir(), "bin")
-	var first os.FileInfo
-	for range 2 { // a process that ended before it unpacked the rest, and the next
-		d, _, err := unpack(src, bin, "/proc")
-		testenv.NoError(t, err)
-		fi, err := os.Stat(filepath.Join(d.Stable, "alias"))
-		if err != nil || first != nil && !os.SameFile(first, fi) {
-			t.Errorf("the node's program was written again, or is not there: %v", err)
-		}
-		first = fi
-		testenv.ErrorIs(t, testenv.Err(os.Stat(d.File(forPeople))), fs.ErrNotExist, "%s", forPeople)
-		letGo(t, &d)
-	}
-	testenv.NoError(t, os.Mkdir(filepath.Join(bin, tempPrefix+"123"), 0o700)) // of a process that was killed meanwhile
-	var tools os.FileInfo
-	for range 2 {
-		d := mustUnpack(t, src, bin)
-		fi, err := os.Stat(d.File(forPeople))
-		testenv.False(t, err != nil || tools != nil && !os.SameFile(tools, fi), "%s was written again, or is not there: %v", forPeople, err)
-		tools = fi
-		if fi, err := os.Stat(d.File("runc")); err != nil || !os.SameFile(first, fi) {
-			t.Errorf("the node's program was written again: %v", err)
-		}
-	}
-	if got := sets(t, bin); len(got) != 1 {
-		t.Errorf("bin holds %v, want one set", got)
-	}
-	src[forPeople+index.Suffix] = &fstest.MapFile{}
-	if _, err := unpackAll(src, filepath.Join(t.TempDir(), "bin"), "/proc"); err == nil || !strings.Contains(err.Error(), "install it again") {
-		t.Errorf("a damaged %s: %v", forPeople, err)
-	}
-}
-
 func TestFileIsUnpackedWithItsDictionary(t *testing.T) {
 	program := strings.Repeat("a dictionary of several blocks, ", 50_000)
 	src := setOf(t, program, "helper", "runc")
@@ -152,7 +107,7 @@ func TestFileIsUnpackedWithItsDictionary(t *testing.T) {
 }
 
 func TestUnpackWithoutProgramsReturnsErrNotEmbedded(t *testing.T) {
-	if _, err := unpackAll(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotEmbedded) {
+	if _, err := unpack(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotEmbedded) {
 		t.Fatalf("got %v, want ErrNotEmbedded", err)
 	}
 }
@@ -199,7 +154,7 @@ func TestDamagedBinaryIsNotUnpacked(t *testing.T) {
 			src := set(t, "one")
 			src[file] = &fstest.MapFile{Data: data}
 			bin := filepath.Join(t.TempDir(), "bin")
-			testenv.WantError(t, testenv.Err(unpackAll(src, bin, "/proc")), "install it again")
+			testenv.WantError(t, testenv.Err(unpack(src, bin, "/proc")), "install it again")
 			if got := sets(t, bin); len(got) != 0 {
 				t.Errorf("bin holds %v after a failure", got)
 			}
@@ -212,7 +167,7 @@ func TestConcurrentUnpacksMakeOneSet(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			d, err := unpackAll(src, bin, "/proc")
+			d, err := unpack(src, bin, "/proc")
 			if err != nil {
 				t.Error(err)
 				return
@@ -254,7 +209,7 @@ func TestPruneByProcess(t *testing.T) {
 		testenv.NoError(t, os.MkdirAll(filepath.Join(proc, pid), 0o755))
 		testenv.NoError(t, os.Symlink(exe, filepath.Join(proc, pid, "exe")))
 	}
-	d := testenv.Must(unpackAll(set(t, "new"), bin, proc))(t)
+	d := testenv.Must(unpack(set(t, "new"), bin, proc))(t)
 	t.Cleanup(func() { letGo(t, &d) })
 	if got := sets(t, bin); len(got) != 2 {
 		t.Fatalf("bin holds %v: a program runs from the old set", got)
@@ -283,7 +238,7 @@ func TestUnpackOntoFullDiskFails(t *testing.T) {
 	testenv.NoError(t, mount(0))
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // the mount namespace ends anyway
 	bin := filepath.Join(dir, "bin")
-	_, err := unpackAll(set(t, strings.Repeat("x", 200_000)), bin, "/proc")
+	_, err := unpack(set(t, strings.Repeat("x", 200_000)), bin, "/proc")
 	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(fmt.Sprint(err), "free some space") {
 		t.Fatalf("got %v, want a full disk with advice", err)
 	}
@@ -297,7 +252,7 @@ func TestUnpackOntoFullDiskFails(t *testing.T) {
 	letGo(t, d)
 	testenv.NoError(t, mount(unix.MS_REMOUNT|unix.MS_RDONLY))
 	mustUnpack(t, small, bin)
-	testenv.ErrorIs(t, testenv.Err(unpackAll(set(t, "other"), bin, "/proc")), unix.EROFS)
+	testenv.ErrorIs(t, testenv.Err(unpack(set(t, "other"), bin, "/proc")), unix.EROFS)
 }
 
 // TestEmbeddedProgramsRun checks what this tree's make embedded built, by unpacking it as a server does.
@@ -309,7 +264,7 @@ func TestEmbeddedProgramsRun(t *testing.T) {
 	testenv.NoError(t, err)
 	t.Cleanup(func() { letGo(t, &d) })
 	for _, name := range []string{
-		"runc", "coracle-helper", "containerd-shim-runc-v2", "coracle-cni", "nft", "coracle-tools", "kubectl", "ctr", "helm",
+		"runc", "coracle-helper", "containerd-shim-runc-v2", "coracle-cni", "nft", "coracle-ingress",
 		"nftables/nft", "nftables/ld.so", "nftables/protocols.so",
 	} {
 		fi, err := os.Stat(d.File(name))
@@ -322,9 +277,6 @@ func TestEmbeddedProgramsRun(t *testing.T) {
 	}
 	for _, cmd := range [][]string{
 		{d.File("runc"), "--version"},
-		{d.File("kubectl"), "version", "--client"},
-		{d.File("ctr"), "--version"},
-		{d.File("helm"), "version"},
 		{d.File("nft"), "--version"},
 		{d.File("nftables/ld.so"), "--library-path", d.File("nftables"), "--argv0", "nft", d.File("nftables/nft"), "--version"},
 	} {

@@ -53,39 +53,6 @@ func install(src fs.FS, x index.Index, bin string, d Dir) error {
 	return point(d.Stable, filepath.Base(d.Path))
 }
 
-// add unpacks files into an existing set, unless they are in it. Each file appears when it is complete.
-func add(src fs.FS, x index.Index, bin, set string) error {
-	if complete(x, set) {
-		return nil
-	}
-	lock, err := lockBin(bin)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	if complete(x, set) { // another process has added them
-		return nil
-	}
-	if err := removeTemps(bin); err != nil {
-		return err
-	}
-	tmp, err := os.MkdirTemp(bin, tempPrefix)
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(tmp)
-	for _, e := range x {
-		file := filepath.Join(tmp, "new")
-		if err := writeEntry(src, e, set, file); err != nil {
-			return err
-		}
-		if err := os.Rename(file, filepath.Join(set, e.Path)); err != nil {
-			return err
-		}
-	}
-	return atomicfile.SyncDir(set)
-}
-
 // lockBin waits until no other process writes to bin. The kernel releases the lock of a process that dies.
 func lockBin(bin string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(bin, lockName), os.O_RDWR|os.O_CREATE, 0o600)

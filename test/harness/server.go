@@ -210,15 +210,9 @@ func (s *Server) LogTail(n int) string {
 	return string(bytes.Join(lines[max(0, len(lines)-n):], []byte("\n")))
 }
 
-// KubectlCommand prepares kubectl (the one that coracle carries) with the admin's credentials. Where the server has
-// unpacked it, it runs without "coracle kubectl", which only starts it and takes as much of a processor again.
+// KubectlCommand prepares coracle's kubectl with the admin's credentials.
 func (s *Server) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
-	args = append([]string{"--kubeconfig", s.Kubeconfig}, args...)
-	unpacked := filepath.Join(s.DataDir, "bin", "current", "kubectl")
-	if _, err := os.Stat(unpacked); err == nil {
-		return s.Command(ctx, unpacked, args...)
-	}
-	return s.Command(ctx, s.Coracle(), append([]string{"kubectl"}, args...)...)
+	return s.Command(ctx, s.Coracle(), append([]string{"kubectl", "--kubeconfig", s.Kubeconfig}, args...)...)
 }
 
 // TryKubectl runs kubectl and returns its output.

@@ -32,8 +32,9 @@ type App struct {
 	// anything. The error joins one error for each mistake.
 	CheckServerArgs  func(c *config.Server) error
 	CheckKubeletArgs func(args []string) error
-	// Unpack unpacks the embedded programs below the data directory and returns the folder in which they are.
-	Unpack func(dataDir string) (string, error)
+	// Become makes this process kubectl, ctr, helm or the cleaning of the host, with environment variables. It does not
+	// return.
+	Become func(name string, args, env []string)
 	// Libraries returns the versions of the libraries that coracle is built with, by name.
 	Libraries func() map[string]string
 	// Encryption manages the store's keys.

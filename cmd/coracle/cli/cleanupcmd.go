@@ -4,7 +4,6 @@ package cli
 
 import (
 	"errors"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,8 +11,7 @@ import (
 	"github.com/coracle-k8s/coracle/internal/config"
 )
 
-// cleanupCommand finds the folders and starts the embedded tools, which do the work (cmd/coracle-tools/cleanup). So
-// that work is not in the server's memory. The command takes the arguments of coracle server and ignores those that
+// cleanupCommand finds the folders. The package cmd/coracle/tools/cleanup does the work. The command takes the arguments of coracle server and ignores those that
 // name no folder, so that coracle-uninstall can pass it the arguments of the service.
 func (a *App) cleanupCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -43,16 +41,13 @@ logs and the administrator's kubeconfig are removed too. coracle-uninstall runs 
 		if *kubeconfig != "" {
 			t.Kubeconfig = *kubeconfig
 		}
-		dir, err := a.Unpack(t.Paths.DataDir)
-		if err != nil {
-			return err
-		}
-		argv := []string{"cleanup", "--data-dir", t.Paths.DataDir, "--run-dir", t.Paths.RunDir, "--kubeconfig", t.Kubeconfig, "--grace",
+		argv := []string{"--data-dir", t.Paths.DataDir, "--run-dir", t.Paths.RunDir, "--kubeconfig", t.Kubeconfig, "--grace",
 			grace.String()}
 		if *removeData {
 			argv = append(argv, "--remove-data")
 		}
-		return execve(filepath.Join(dir, "coracle-tools"), argv, a.Environ)
+		a.Become("cleanup", argv, a.Environ)
+		return nil
 	})
 	return cmd
 }

@@ -55,7 +55,8 @@ volumes is lost. It is "kubectl drain NAME --ignore-daemonsets --delete-emptydir
 		if err != nil {
 			return err
 		}
-		return a.execTool(t, "kubectl", drain, env)
+		a.Become("kubectl", drain, env)
+		return nil
 	})
 	return cmd
 }

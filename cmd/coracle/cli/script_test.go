@@ -121,7 +121,7 @@ func testApp() *App {
 		RunAgent:         fakeAgent,
 		CheckServerArgs:  func(c *config.Server) error { return fakeArgs(c.APIServerArgs) },
 		CheckKubeletArgs: fakeArgs,
-		Unpack:           fakeUnpack,
+		Become:           fakeTool,
 		Libraries:        func() map[string]string { return map[string]string{"runc": "1.2.3"} },
 		Restart:          func() error { return errors.New("a restart was tried") },
 		Encryption:       fakeKeys{},
@@ -257,17 +257,10 @@ func fakeArgs(args []string) error {
 	return errors.Join(errs...)
 }
 
-// fakeUnpack makes programs that say how they were called.
-func fakeUnpack(dataDir string) (string, error) {
-	dir := filepath.Join(dataDir, "bin", "hash")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
+// fakeTool says how a tool was called.
+func fakeTool(name string, args, env []string) {
+	fmt.Println(strings.Join(append([]string{name}, args...), " "))
+	for _, v := range []string{"KUBECONFIG", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE", "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS"} {
+		fmt.Println(v + "=" + getenv(env, v))
 	}
-	for _, name := range []string{"kubectl", "ctr", "helm"} {
-		script := "#!/bin/sh\necho " + name + " \"$@\"\necho KUBECONFIG=$KUBECONFIG CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE QUIET=$CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS\n"
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
-			return "", err
-		}
-	}
-	return dir, nil
 }

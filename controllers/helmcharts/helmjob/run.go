@@ -17,12 +17,12 @@ import (
 	"time"
 )
 
-// Name is the child program's first argument, by which coracle-tools selects the program to run.
+// Name is the child's only argument, by which coracle knows what it is to be.
 const Name = "helmjob"
 
 // Runner starts children.
 type Runner struct {
-	// Program is the path of coracle-tools.
+	// Program is the path of coracle.
 	Program string
 	// Log receives the child's log: lines of text. nil discards it.
 	Log io.Writer
@@ -51,6 +51,7 @@ func (r Runner) Run(ctx context.Context, req *Request) (*Result, error) {
 	var tail bytes.Buffer
 	last := &lastLines{to: r.Log, keep: &tail}
 	c := exec.CommandContext(ctx, r.Program, Name)
+	c.Args[0] = "coracle" // the path may be that of a link in /proc
 	c.Stdin, c.Stdout, c.Stderr, c.Env = stdin, out, last, r.Env
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // only this process handles a Ctrl-C at its terminal
 	c.WaitDelay = 10 * time.Second

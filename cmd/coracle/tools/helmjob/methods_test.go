@@ -21,8 +21,8 @@ import (
 	"github.com/coracle-k8s/coracle/test/testenv"
 )
 
-// templateMethods names the methods that templates in coracle-tools can call (packaging/overlay.sh).
-const templateMethods = "../../../packaging/template-methods.txt"
+// templateMethods names the methods that templates can call (packaging/overlay.sh).
+const templateMethods = "../../../../packaging/template-methods.txt"
 
 func TestEveryMethodThatATemplateMayCallIsLinked(t *testing.T) {
 	c := callable{names: map[string]bool{}, seen: map[reflect.Type]bool{}}

@@ -25,7 +25,7 @@ func (a *App) kubectlCommand() *cobra.Command { return a.clientCommand(kubectl()
 
 func (a *App) helmCommand() *cobra.Command { return a.clientCommand(helm()) }
 
-// client is an embedded program that is a client of the API server.
+// client is a program that is a client of the API server.
 type client struct {
 	name, short string
 	choosing    []string // flags that select a cluster
@@ -62,7 +62,8 @@ func (a *App) clientCommand(c client) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.execTool(t, c.name, args, env)
+			a.Become(c.name, args, env)
+			return nil
 		}),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 			return a.completeClient(c, args, toComplete)
@@ -82,7 +83,8 @@ func (a *App) ctrCommand() *cobra.Command {
 			// ctr warns of what containerd's next version drops, such as cgroup v1. These warnings are for those who
 			// embed containerd: a user of coracle can do nothing about them.
 			env = setDefault(env, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS", "true")
-			return a.execTool(t, "ctr", args, env)
+			a.Become("ctr", args, env)
+			return nil
 		}),
 	}
 }
@@ -117,35 +119,8 @@ func (a *App) tool() *config.Tool {
 	return t
 }
 
-// execTool replaces this process with an embedded program.
-func (a *App) execTool(t *config.Tool, name string, args, env []string) error {
-	dir, err := a.unpackForUser(t)
-	if err != nil {
-		return err
-	}
-	return execve(filepath.Join(dir, name), append([]string{name}, args...), env)
-}
-
 func execve(path string, argv, env []string) error {
 	return fmt.Errorf("starting %s: %w", path, syscall.Exec(path, argv, env))
-}
-
-// unpackForUser returns the folder with the embedded programs that the server unpacked. When the user may not read or
-// write that folder, the programs are unpacked below the user's own cache folder.
-func (a *App) unpackForUser(t *config.Tool) (string, error) {
-	dir, err := a.Unpack(t.Paths.DataDir)
-	if err == nil || !errors.Is(err, fs.ErrPermission) {
-		return dir, err
-	}
-	cache, cacheErr := os.UserCacheDir()
-	if cacheErr != nil {
-		return "", fmt.Errorf("%w; and this user has no cache folder to unpack to (%w). Run it with sudo, or set HOME", err, cacheErr)
-	}
-	if dir, cacheErr = a.Unpack(filepath.Join(cache, "coracle")); cacheErr != nil {
-		return "", fmt.Errorf("%w; unpacking for this user alone failed too: %w. Run it with sudo, or make the folder %s readable for "+
-			"everyone (chmod 755)", err, cacheErr, t.Paths.BinDir)
-	}
-	return dir, nil
 }
 
 // clientEnv returns the environment in which a program uses this machine's cluster, unless the user has selected a
@@ -197,18 +172,14 @@ func (c client) withoutCluster(args []string) bool {
 		slices.Contains(c.without, args[0])
 }
 
-// completeClient returns the completions of the embedded program.
+// completeClient returns the completions of the program, which completes in a process of its own.
 func (a *App) completeClient(c client, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 	t := a.tool()
 	env, err := a.clientEnv(t, c, args)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	dir, err := a.unpackForUser(t)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	cmd := exec.Command(filepath.Join(dir, c.name), append(append([]string{"__complete"}, args...), toComplete)...)
+	cmd := exec.Command("/proc/self/exe", append(append([]string{"__complete"}, args...), toComplete)...)
 	cmd.Args[0], cmd.Env = c.name, env
 	out, err := cmd.Output()
 	if err != nil {
@@ -257,12 +228,13 @@ func getenv(environ []string, name string) string {
 	return ""
 }
 
-// setDefault adds a variable to the environment, unless it has a value.
+// setDefault sets a variable of the environment, unless it has a value.
 func setDefault(environ []string, name, value string) []string {
 	if getenv(environ, name) != "" {
 		return environ
 	}
-	return append(slices.Clip(environ), name+"="+value)
+	without := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
+	return append(without, name+"="+value)
 }
 
 func exists(path string) bool {

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Coracle-tools is kubectl, ctr, helm, the child process of the controller of Helm charts and the cleaning of a host in
-// one program. It is embedded inside coracle, so that none of these is in the server's memory. The name by which it is
-// called, or its first argument, selects the command. kubectl, ctr and helm are unmodified upstream code. Coracle
-// starts this program, and sets environment variables that say which cluster and which containerd to use.
-package main
+// Package tools is what a process of coracle can become: kubectl, ctr and helm, which are unmodified upstream code, the
+// child process of the controller of Helm charts, and the cleaning of a host.
+package tools
 
 import (
 	"context"
@@ -12,7 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	ctr "github.com/containerd/containerd/v2/cmd/ctr/app"
@@ -25,8 +23,8 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
 
-	"github.com/coracle-k8s/coracle/cmd/coracle-tools/cleanup"
-	"github.com/coracle-k8s/coracle/cmd/coracle-tools/helmjob"
+	"github.com/coracle-k8s/coracle/cmd/coracle/tools/cleanup"
+	"github.com/coracle-k8s/coracle/cmd/coracle/tools/helmjob"
 	job "github.com/coracle-k8s/coracle/controllers/helmcharts/helmjob"
 )
 
@@ -34,30 +32,30 @@ var tools = map[string]func(){
 	"kubectl": runKubectl,
 	"ctr":     runCtr,
 	"helm":    runHelm,
-	job.Name:  func() { os.Exit(helmjob.Main()) },
 	"cleanup": func() { os.Exit(cleanup.Main(os.Args[1:])) },
 }
 
-func main() {
-	run, args := pick(os.Args)
-	if run == nil {
-		fmt.Fprintln(os.Stderr, "usage: coracle-tools kubectl|ctr|helm|helmjob|cleanup [arguments]")
-		os.Exit(2)
+// Run makes this process the tool of that name, with args and the environment variables env, and ends it with the
+// tool's exit code.
+func Run(name string, args, env []string) {
+	os.Clearenv()
+	for _, kv := range env {
+		key, value, _ := strings.Cut(kv, "=")
+		_ = os.Setenv(key, value) // it was this process' own variable, or is one of coracle's
 	}
-	os.Args = args // the commands read their arguments there
-	run()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(100) // Go's own: a tool ends soon
+	}
+	os.Args = append([]string{name}, args...) // the commands read their arguments there
+	tools[name]()
+	os.Exit(0)
 }
 
-// pick returns the tool that args select and its arguments, its own name first.
-func pick(args []string) (func(), []string) {
-	for i := 0; i < len(args) && i < 2; i++ {
-		name := filepath.Base(args[i])
-		if run, ok := tools[name]; ok {
-			return run, append([]string{name}, args[i+1:]...)
-		}
-	}
-	return nil, nil
-}
+// IsHelmJob says whether args, with the program's name first, start the child process of the controller of Helm charts.
+func IsHelmJob(args []string) bool { return len(args) == 2 && args[1] == job.Name }
+
+// RunHelmJob is that process. It ends when its job is done.
+func RunHelmJob() { os.Exit(helmjob.Main()) }
 
 // runKubectl does what the main function of upstream's kubectl does.
 func runKubectl() {

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tools
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/coracle-k8s/coracle/test/testenv"
+)
+
+// TestMain is also the process that becomes a tool.
+func TestMain(m *testing.M) {
+	if name := os.Getenv("CORACLE_TEST_TOOL"); name != "" {
+		Run(name, os.Args[1:], []string{"HOME=" + os.Getenv("HOME"), "HELM_CACHE_HOME=of this tool"})
+	}
+	os.Exit(m.Run())
+}
+
+func TestProcessBecomesTool(t *testing.T) {
+	for _, tt := range []struct{ name, args, want string }{
+		{"kubectl", "version --client", "Client Version: "},
+		{"kubectl", "no-such-command", "unknown command \"no-such-command\" for \"kubectl\""},
+		{"helm", "version", "version.BuildInfo"},
+		{"helm", "env HELM_CACHE_HOME", "of this tool"},
+		{"ctr", "--version", "ctr github.com/containerd/containerd/v2 "},
+		{"cleanup", "--data-dir relative", "not an absolute path"},
+	} {
+		c := exec.Command(os.Args[0], strings.Fields(tt.args)...)
+		c.Env = []string{"CORACLE_TEST_TOOL=" + tt.name, "HOME=" + t.TempDir(), "SECRET=x"}
+		out, _ := c.CombinedOutput() // some fail, as they are to
+		testenv.Contains(t, string(out), tt.want, "%s %s", tt.name, tt.args)
+	}
+}
+
+func TestOnlyItsOneArgumentStartsHelmJob(t *testing.T) {
+	for args, want := range map[string]bool{"coracle": false, "coracle helmjob": true, "coracle helm helmjob": false, "coracle server": false} {
+		testenv.Equal(t, IsHelmJob(strings.Fields(args)), want, "%s", args)
+	}
+}

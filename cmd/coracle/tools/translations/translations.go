@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package translations keeps kubectl's translations out of processes that are not kubectl. Its init runs before those
+// of kubectl's commands, which translate their texts: Go orders packages by their paths, and this one imports nothing
+// that takes longer. Without it, every start of coracle takes 13 ms and 4 MB for them.
+package translations
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+
+	"k8s.io/kubectl/pkg/util/i18n"
+)
+
+func init() {
+	if !isKubectl(os.Args) {
+		_ = i18n.SetLoadTranslationsFunc(func() error { return nil }) // it fails only when they are loaded already
+	}
+}
+
+// isKubectl says whether a process with these arguments is kubectl.
+func isKubectl(args []string) bool {
+	return slices.ContainsFunc(args[:min(len(args), 2)], func(a string) bool { return filepath.Base(a) == "kubectl" })
+}
