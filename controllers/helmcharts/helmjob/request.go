@@ -2,8 +2,8 @@
 
 // Package helmjob is the protocol between the controller of Helm charts and the child process that does its work. A
 // Request is sent to the child's standard input, and a Result is read from its standard output, both as JSON. The
-// child's log is its standard error. Only the child program links Helm (cmd/coracle-tools), so that Helm takes memory
-// only while a chart is installed. Nothing in this package imports Helm.
+// child's log is its standard error. Helm runs in the child alone (cmd/coracle/tools/helmjob). Nothing in this package
+// imports it.
 package helmjob
 
 import (

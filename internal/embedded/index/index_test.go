@@ -13,7 +13,7 @@ import (
 
 func TestEncodedIndexIsParsedBack(t *testing.T) {
 	x := index.Index{
-		{Path: "ctr", Link: "coracle-tools"},
+		{Path: "coracle-cni", Link: "coracle-helper"},
 		{Path: "nftables/nft", Mode: 0o555, Size: 12, SHA256: "ab"},
 		{Path: "runc", Mode: 0o555, Size: 12, SHA256: "ab", Dictionary: "coracle-helper"},
 	}

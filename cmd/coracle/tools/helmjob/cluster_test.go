@@ -38,7 +38,7 @@ var shared struct {
 	client kubernetes.Interface
 }
 
-// TestMain also makes this binary the child process, as coracle-tools is one.
+// TestMain also makes this binary the child process, as coracle is one.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == helmjob.Name {
 		os.Exit(Main())
