@@ -320,5 +320,6 @@ shellcheck: ## the shell scripts
 cross: ## everything has the right types for the other processor; make release compiles it
 	@$(GO) run ./packaging/typecheck -arch $(if $(filter arm64,$(ARCH)),amd64,arm64) -tags '$(TAGS)' ./...
 
-clean: ## remove what the build wrote, compressed and fetched parts included
-	rm -rf bin dist $(BUILD) $(foreach a,amd64 arm64,internal/embedded/files/$a/INDEX internal/embedded/files/$a/nftables) internal/embedded/files/*/*.zst
+clean: ## remove what the build wrote, fetched parts included
+	rm -rf bin dist $(BUILD)
+	find internal/embedded/files -mindepth 2 ! -name README -delete

@@ -34,7 +34,7 @@ user_mode_linux() { # for the tests of power cuts and of IPVS, which say so when
 packages() {
   for group in "$@"; do
     case $group in
-      build) echo gcc libc6-dev make pkg-config libseccomp-dev zstd binutils ca-certificates git; go_package ;;
+      build) echo gcc libc6-dev make pkg-config libseccomp-dev binutils ca-certificates git; go_package ;;
       cross) case $(dpkg --print-architecture) in
           amd64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross xz-utils ;;
           arm64) echo gcc-x86-64-linux-gnu libc6-dev-amd64-cross xz-utils ;;
@@ -56,7 +56,7 @@ packages() {
 installed() { dpkg-query --show --showformat '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 
 command -v dpkg-query >/dev/null || {
-  echo "error: this script knows Debian and Ubuntu. Needed here: a C compiler, make, pkg-config, static libseccomp, zstd, binutils, git and Go" >&2
+  echo "error: this script knows Debian and Ubuntu. Needed here: a C compiler, make, pkg-config, static libseccomp, binutils, git and Go" >&2
   exit 1
 }
 wanted=$(packages "$@")

@@ -68,8 +68,5 @@ packaging/nft-bundle.sh "$arch" "$work/nft" "$stage/nftables"
 build_shared "$stage/nftables/protocols.so" cmd/nft/protocols.c
 for link in containerd-shim-runc-v2 coracle-cni; do ln -sfn coracle-helper "$stage/$link"; done
 
-# Level 19 takes a minute of two processors: releases only.
-level=12
-[ -z "${TRIMPATH:-}" ] || level=19
-"$GO" run -buildvcs=false ./packaging/pack -level "$level" -stage "$stage" -out "internal/embedded/files/$arch" \
-  -cache "$work/../zst" -pause "$work/pause" -pause-image "$pause_image" -arch "$arch"
+"$GO" run -buildvcs=false ./packaging/pack -stage "$stage" -out "internal/embedded/files/$arch" -pause "$work/pause" \
+  -pause-image "$pause_image" -arch "$arch"

@@ -134,7 +134,7 @@ type Options struct {
 
 	// IngressRules are the rules by which Ingresses are served.
 	IngressRules compile.Rules
-	// HelmProgram is the path of coracle, which is also the child process that installs a chart. Charts fail without it.
+	// HelmProgram is the path of coracle, which is the child process that installs a chart too. Charts fail without it.
 	HelmProgram string
 	// ChartFolders are the folders with charts that a HelmChart names by file. They need not exist.
 	ChartFolders []string

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package embedded holds the programs embedded in coracle: runc, the shim and CNI helper, the ingress proxy, a packet
-// filter program and the pause image. They are compressed inside the binary, and unpacked once into the data
-// directory, in a folder named by their content hash.
+// filter program and the pause image. They are unpacked once into the data directory, in a folder named by their
+// content hash.
 //
 // It owns the folder bin/ of the data directory and nothing else. It starts no program and needs no network. `make
 // embedded` (packaging/embedded.sh) builds the programs. In a coracle built without them, unpacking returns

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"testing/fstest"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/embedded/index"
@@ -25,23 +24,15 @@ import (
 )
 
 // set builds an embedded set of a program and a link to it.
-func set(t *testing.T, program string) fstest.MapFS { return setOf(t, program, "lib/program") }
-
-// setOf builds one of files with the same content and of a link to the first.
-func setOf(t *testing.T, program string, files ...string) fstest.MapFS {
+func set(t *testing.T, program string) fstest.MapFS {
 	t.Helper()
-	var z bytes.Buffer
-	w := testenv.Must(zstd.NewWriter(&z))(t)
-	testenv.Must(w.Write([]byte(program)))(t)
-	testenv.NoError(t, w.Close())
+	const file = "lib/program"
 	sum := sha256.Sum256([]byte(program))
-	x, out := index.Index{{Path: "alias", Link: files[0]}}, fstest.MapFS{}
-	for _, file := range files {
-		x = append(x, index.Entry{Path: file, Mode: 0o555, Size: int64(len(program)), SHA256: hex.EncodeToString(sum[:])})
-		out[file+index.Suffix] = &fstest.MapFile{Data: z.Bytes()}
+	x := index.Index{
+		{Path: "alias", Link: file},
+		{Path: file, Mode: 0o555, Size: int64(len(program)), SHA256: hex.EncodeToString(sum[:])},
 	}
-	out[index.FileName] = &fstest.MapFile{Data: x.Encode()}
-	return out
+	return fstest.MapFS{file: {Data: []byte(program)}, index.FileName: {Data: x.Encode()}}
 }
 
 func mustUnpack(t *testing.T, src fs.FS, bin string) *Dir {
@@ -90,22 +81,6 @@ func TestUnpackWritesOnce(t *testing.T) {
 	}
 }
 
-func TestFileIsUnpackedWithItsDictionary(t *testing.T) {
-	program := strings.Repeat("a dictionary of several blocks, ", 50_000)
-	src := setOf(t, program, "helper", "runc")
-	x := testenv.Must(index.Parse(src[index.FileName].Data))(t)
-	x[2].Dictionary = "helper"
-	src[index.FileName].Data = x.Encode()
-	var z bytes.Buffer
-	w := testenv.Must(zstd.NewWriter(&z, zstd.WithEncoderDictRaw(0, []byte(program))))(t)
-	testenv.Must(w.Write([]byte(program)))(t)
-	testenv.NoError(t, w.Close())
-	src["runc"+index.Suffix] = &fstest.MapFile{Data: z.Bytes()}
-	d := mustUnpack(t, src, filepath.Join(t.TempDir(), "bin"))
-	got := testenv.Must(os.ReadFile(d.File("runc")))(t)
-	testenv.True(t, string(got) == program, "%d bytes, want %d", len(got), len(program))
-}
-
 func TestUnpackWithoutProgramsReturnsErrNotEmbedded(t *testing.T) {
 	if _, err := unpack(fstest.MapFS{}, t.TempDir(), "/proc"); !errors.Is(err, ErrNotEmbedded) {
 		t.Fatalf("got %v, want ErrNotEmbedded", err)
@@ -142,7 +117,7 @@ func TestInterruptedUnpackIsRepaired(t *testing.T) {
 }
 
 func TestDamagedBinaryIsNotUnpacked(t *testing.T) {
-	const file = "lib/program" + index.Suffix
+	const file = "lib/program"
 	whole := set(t, "one")[file].Data
 	for name, data := range map[string][]byte{
 		"another bit":    bytes.Replace(whole, []byte("one"), []byte("onf"), 1),

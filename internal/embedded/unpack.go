@@ -3,6 +3,8 @@
 package embedded
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +13,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-k8s/coracle/internal/atomicfile"
@@ -25,11 +26,7 @@ const (
 	tempPrefix = ".tmp-"
 )
 
-// maxWindow limits the decoder's memory, in bytes. The files are compressed with windows of 8 MiB.
-const maxWindow = 8 << 20
-
-// workers is how many files are unpacked at the same time. One program is far larger than the rest, so a second worker
-// can unpack the rest meanwhile.
+// workers is how many files are unpacked at the same time.
 const workers = 2
 
 // install unpacks the set next to its final path and renames it to that. d.Path may exist with a damaged set.
@@ -99,18 +96,8 @@ func write(src fs.FS, x index.Index, dir string) error {
 			return err
 		}
 	}
-	var first, second index.Index // those with a dictionary come after it
-	for _, e := range x {
-		if e.Dictionary == "" {
-			first = append(first, e)
-		} else {
-			second = append(second, e)
-		}
-	}
-	for _, x := range []index.Index{first, second} {
-		if err := writeEntries(src, x, dir); err != nil {
-			return err
-		}
+	if err := writeEntries(src, x, dir); err != nil {
+		return err
 	}
 	for d := range dirs {
 		if err := atomicfile.SyncDir(d); err != nil {
@@ -131,7 +118,7 @@ func writeEntries(src fs.FS, x index.Index, dir string) error {
 	for i := range workers {
 		wg.Go(func() {
 			for e := range todo {
-				if errs[i] = writeEntry(src, e, dir, filepath.Join(dir, e.Path)); errs[i] != nil {
+				if errs[i] = writeEntry(src, e, filepath.Join(dir, e.Path)); errs[i] != nil {
 					return
 				}
 			}
@@ -141,65 +128,32 @@ func writeEntries(src fs.FS, x index.Index, dir string) error {
 	return errors.Join(errs...)
 }
 
-// writeEntry unpacks one file to dst. Its dictionary lies in dir.
-func writeEntry(src fs.FS, e index.Entry, dir, dst string) error {
+// writeEntry unpacks one file to dst.
+func writeEntry(src fs.FS, e index.Entry, dst string) error {
 	if e.Link != "" {
 		return os.Symlink(e.Link, dst)
 	}
-	in, err := src.Open(e.Path + index.Suffix)
+	in, err := src.Open(e.Path)
 	if err != nil {
 		return fmt.Errorf("embedded file %s: %w", e.Path, err)
 	}
 	defer in.Close()
-	options := []zstd.DOption{zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true)}
-	if e.Dictionary != "" {
-		dictionary, err := mapFile(filepath.Join(dir, e.Dictionary))
-		if err != nil {
-			return fmt.Errorf("the dictionary of embedded file %s: %w", e.Path, err)
-		}
-		defer unix.Munmap(dictionary) //nolint:errcheck // it fails only for what is not mapped
-		options = append(options, zstd.WithDecoderDictRaw(0, dictionary))
-	}
-	z, err := zstd.NewReader(in, options...)
-	if err != nil {
-		return fmt.Errorf("embedded file %s: %w", e.Path, err)
-	}
-	defer z.Close()
 	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	return errors.Join(fill(out, z, e), out.Close())
+	return errors.Join(fill(out, in, e), out.Close())
 }
 
-// mapFile maps a file, so that its pages are the kernel's and not this process' memory.
-func mapFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	return unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
-}
-
-// fill copies the file, sets its mode regardless of the umask, and flushes it. It refuses a file that zstd finds
-// damaged, by the checksum at the file's end, or that has another length. It does not compute the SHA-256 again, which
-// took a twentieth of a node's start: an attacker who can replace a file in this program can replace its hash too.
-func fill(out *os.File, z io.Reader, e index.Entry) error {
-	n, err := io.Copy(out, z)
-	var writing *fs.PathError
-	if errors.As(err, &writing) {
+// fill copies the file, sets its mode regardless of the umask, and flushes it. It refuses a file that is not the one in
+// the index.
+func fill(out *os.File, in io.Reader, e index.Entry) error {
+	sum := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(out, sum), in); err != nil {
 		return fmt.Errorf("unpack %s: %w", e.Path, err)
 	}
-	if err == nil && n != e.Size {
-		err = fmt.Errorf("%d bytes instead of %d", n, e.Size)
-	}
-	if err != nil {
-		return fmt.Errorf("embedded file %s is damaged (%w): this coracle binary is not what was built, install it again", e.Path, err)
+	if got := hex.EncodeToString(sum.Sum(nil)); got != e.SHA256 {
+		return fmt.Errorf("embedded file %s is damaged: this coracle binary is not what was built, install it again", e.Path)
 	}
 	if err := out.Chmod(e.Mode); err != nil {
 		return err

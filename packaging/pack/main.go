@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Pack turns a folder of built programs into the compressed set that coracle embeds: a .zst per file and an index. It
-// runs on the building machine only (packaging/embedded.sh) and needs the zstd program, whose strongest levels the Go
-// encoder does not have. A file that was compressed before, as its hash tells, comes from the cache.
+// Pack turns a folder of built programs into the set that coracle embeds: the files and an index. It runs on the
+// building machine only (packaging/embedded.sh).
 package main
 
 import (
@@ -14,9 +13,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 
 	"github.com/coracle-k8s/coracle/internal/embedded/index"
 	"github.com/coracle-k8s/coracle/internal/imagetar"
@@ -25,15 +22,13 @@ import (
 func main() {
 	stage := flag.String("stage", "", "folder with the programs")
 	out := flag.String("out", "", "folder to write the set to")
-	cache := flag.String("cache", "", "folder that keeps compressed files by level and hash")
-	level := flag.Int("level", 19, "zstd's level; 19 is the strongest whose window the unpacking side's memory bound allows")
 	pause := flag.String("pause", "", "the pause program, to be put into an image as STAGE/pause.tar")
 	name := flag.String("pause-image", "", "the image's name")
 	arch := flag.String("arch", "", "the image's processor, in Go's words")
 	flag.Parse()
 	err := pauseImage(*pause, *name, *arch, filepath.Join(*stage, "pause.tar"))
 	if err == nil {
-		err = pack(*stage, *out, *cache, *level)
+		err = pack(*stage, *out)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "pack:", err)
@@ -53,38 +48,20 @@ func pauseImage(program, name, arch, dst string) error {
 	return errors.Join(err, f.Close())
 }
 
-// dictionaries names the file that a file is compressed with. A third of these Go programs is in coracle-helper too.
-var dictionaries = map[string]string{"coracle-ingress": "coracle-helper", "runc": "coracle-helper"}
-
-// pack compresses what is new, removes what is gone, and writes the index last.
-func pack(stage, out, cache string, level int) error {
-	for _, dir := range []string{out, cache} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
+// pack copies what is new, removes what is gone, and writes the index last.
+func pack(stage, out string) error {
 	x, err := list(stage)
 	if err != nil {
 		return err
 	}
-	want := map[string]bool{}
+	want := map[string]bool{filepath.Join(out, "README"): true, filepath.Join(out, index.FileName): true}
 	for _, e := range x {
 		if e.Link != "" {
 			continue
 		}
-		dst := filepath.Join(out, e.Path+index.Suffix)
+		dst := filepath.Join(out, e.Path)
 		want[dst] = true
-		name, options := fmt.Sprintf("%d-%s", level, e.SHA256), []string{fmt.Sprintf("-%d", level)}
-		if e.Dictionary != "" {
-			i := slices.IndexFunc(x, func(d index.Entry) bool { return d.Path == e.Dictionary })
-			name += "-" + x[i].SHA256
-			options = append(options, "-D", filepath.Join(stage, e.Dictionary))
-		}
-		compressed := filepath.Join(cache, name+index.Suffix)
-		if err := compress(filepath.Join(stage, e.Path), compressed, options); err != nil {
-			return fmt.Errorf("compress %s: %w", e.Path, err)
-		}
-		if err := copyIfDifferent(compressed, dst); err != nil {
+		if err := copyIfDifferent(filepath.Join(stage, e.Path), dst); err != nil {
 			return err
 		}
 	}
@@ -104,7 +81,7 @@ func list(stage string) (index.Index, error) {
 		if err != nil {
 			return err
 		}
-		e := index.Entry{Path: filepath.ToSlash(rel), Dictionary: dictionaries[rel]}
+		e := index.Entry{Path: filepath.ToSlash(rel)}
 		if d.Type() == fs.ModeSymlink {
 			e.Link, err = os.Readlink(p)
 		} else {
@@ -139,19 +116,6 @@ func describe(p string, e *index.Entry) error {
 	return nil
 }
 
-func compress(src, dst string, options []string) error {
-	if _, err := os.Stat(dst); err == nil {
-		return nil
-	}
-	tmp := dst + ".tmp"
-	cmd := exec.Command("zstd", append(options, "--check", "--quiet", "--force", "-T0", "-o", tmp, src)...)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%v: %w (Debian's package is zstd)", cmd.Args, err)
-	}
-	return os.Rename(tmp, dst)
-}
-
 func copyIfDifferent(src, dst string) error {
 	data, err := os.ReadFile(src)
 	if err != nil {
@@ -174,7 +138,7 @@ func writeIfDifferent(dst string, data []byte) error {
 
 func removeOthers(out string, want map[string]bool) error {
 	return filepath.WalkDir(out, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || want[p] || filepath.Ext(p) != index.Suffix {
+		if err != nil || d.IsDir() || want[p] {
 			return err
 		}
 		return os.Remove(p)

@@ -16,11 +16,8 @@ import (
 	"strings"
 )
 
-// FileName is the name of the index among the embedded files. Suffix ends the name of each compressed file.
-const (
-	FileName = "INDEX"
-	Suffix   = ".zst"
-)
+// FileName is the name of the index among the embedded files.
+const FileName = "INDEX"
 
 // Entry is one file or symbolic link of the set.
 type Entry struct {
@@ -30,11 +27,9 @@ type Entry struct {
 	Link string
 	// Mode holds the permission bits.
 	Mode fs.FileMode
-	// Size is the length in bytes of the uncompressed file, SHA256 its hash in hex.
+	// Size is the length of the file in bytes, SHA256 its hash in hex.
 	Size   int64
 	SHA256 string
-	// Dictionary is the path of another file of the set, which this one is compressed with, or "".
-	Dictionary string
 }
 
 // Index lists a set in path order.
@@ -48,12 +43,12 @@ func (x Index) Encode() []byte {
 			fmt.Fprintf(&b, "link %s %s\n", e.Link, e.Path)
 			continue
 		}
-		fmt.Fprintln(&b, strings.TrimSpace(fmt.Sprintf("file %04o %d %s %s %s", e.Mode.Perm(), e.Size, e.SHA256, e.Path, e.Dictionary)))
+		fmt.Fprintf(&b, "file %04o %d %s %s\n", e.Mode.Perm(), e.Size, e.SHA256, e.Path)
 	}
 	return []byte(b.String())
 }
 
-// Bytes returns the sum of the lengths of the uncompressed files.
+// Bytes returns the sum of the lengths of the files.
 func (x Index) Bytes() (n int64) {
 	for _, e := range x {
 		n += e.Size
@@ -95,7 +90,7 @@ func parseLine(f []string) (Entry, error) {
 		if !fs.ValidPath(path.Join(path.Dir(e.Path), e.Link)) || path.IsAbs(e.Link) {
 			return Entry{}, fmt.Errorf("link target %q leads out of the set", e.Link)
 		}
-	case (len(f) == 5 || len(f) == 6) && f[0] == "file":
+	case len(f) == 5 && f[0] == "file":
 		mode, err := strconv.ParseUint(f[1], 8, 9)
 		if err != nil {
 			return Entry{}, fmt.Errorf("mode: %w", err)
@@ -105,13 +100,10 @@ func parseLine(f []string) (Entry, error) {
 			return Entry{}, fmt.Errorf("size: %w", err)
 		}
 		e = Entry{Mode: fs.FileMode(mode), Size: int64(size), SHA256: f[3], Path: f[4]}
-		if len(f) == 6 {
-			e.Dictionary = f[5]
-		}
 	default:
 		return Entry{}, fmt.Errorf("neither a file nor a link: %q", strings.Join(f, " "))
 	}
-	if !fs.ValidPath(e.Path) || e.Path == "." || !fs.ValidPath(path.Clean(e.Dictionary)) {
+	if !fs.ValidPath(e.Path) || e.Path == "." {
 		return Entry{}, fmt.Errorf("path %q is not a path inside the set", e.Path)
 	}
 	return e, nil
